@@ -1,0 +1,1 @@
+"""Evaluation: protocols, grounding, blind baseline, intervals, the gate and the page."""

@@ -1,0 +1,1 @@
+"""Radiographs with questions: the rendered benchmark and readers of published sets."""

@@ -1,0 +1,119 @@
+"""Boxes on images: one unit everywhere, normalised xyxy in [0, 1] of the unpadded image.
+
+Conversions to pixels, and to and from the text a policy writes, live here and nowhere else.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+Unit = Annotated[float, Field(ge=0.0, le=1.0, allow_inf_nan=False)]
+
+# What a policy writes when it names a region itself: percent of width/height, "[12, 30, 37, 55]".
+_BOX_TEXT = re.compile(r"\[\s*(\d{1,3})\s*,\s*(\d{1,3})\s*,\s*(\d{1,3})\s*,\s*(\d{1,3})\s*\]")
+
+
+class Box(BaseModel):
+    """A rectangle, normalised xyxy: 0 <= x0 < x1 <= 1 from the left, 0 <= y0 < y1 <= 1 from the top."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    x0: Unit
+    y0: Unit
+    x1: Unit
+    y1: Unit
+
+    @model_validator(mode="after")
+    def _has_area(self) -> Box:
+        if self.x1 <= self.x0 or self.y1 <= self.y0:
+            raise ValueError(f"a box needs x0 < x1 and y0 < y1, got {self.xyxy}")
+        return self
+
+    @property
+    def xyxy(self) -> tuple[float, float, float, float]:
+        return (self.x0, self.y0, self.x1, self.y1)
+
+    @property
+    def area(self) -> float:
+        """Share of the image's area, in (0, 1]."""
+        return (self.x1 - self.x0) * (self.y1 - self.y0)
+
+    @property
+    def centre(self) -> tuple[float, float]:
+        return ((self.x0 + self.x1) / 2, (self.y0 + self.y1) / 2)
+
+
+WHOLE = Box(x0=0.0, y0=0.0, x1=1.0, y1=1.0)
+
+
+def box_of(xyxy: tuple[float, float, float, float]) -> Box:
+    """A Box of four numbers, rounded to 4 decimals so that its text and its id do not depend on the platform."""
+    x0, y0, x1, y1 = (round(float(v), 4) for v in xyxy)
+    return Box(x0=x0, y0=y0, x1=x1, y1=y1)
+
+
+def box_from_pixels(x0: float, y0: float, x1: float, y1: float, *, width: int, height: int) -> Box:
+    """Pixel edges (x1, y1 exclusive) to a normalised box."""
+    return box_of((x0 / width, y0 / height, x1 / width, y1 / height))
+
+
+def box_to_pixels(box: Box, *, width: int, height: int) -> tuple[int, int, int, int]:
+    """Whole-pixel edges (x1, y1 exclusive), at least one pixel wide and high, inside the image."""
+    x0 = min(int(box.x0 * width), width - 1)
+    y0 = min(int(box.y0 * height), height - 1)
+    x1 = max(x0 + 1, min(width, round(box.x1 * width)))
+    y1 = max(y0 + 1, min(height, round(box.y1 * height)))
+    return x0, y0, x1, y1
+
+
+def intersection_over_union(a: Box, b: Box) -> float:
+    width = min(a.x1, b.x1) - max(a.x0, b.x0)
+    height = min(a.y1, b.y1) - max(a.y0, b.y0)
+    if width <= 0 or height <= 0:
+        return 0.0
+    shared = width * height
+    return shared / (a.area + b.area - shared)
+
+
+def covered(target: Box, by: Box) -> float:
+    """Share of target's area inside `by`, in [0, 1]."""
+    width = min(target.x1, by.x1) - max(target.x0, by.x0)
+    height = min(target.y1, by.y1) - max(target.y0, by.y0)
+    return max(width, 0.0) * max(height, 0.0) / target.area
+
+
+def crop_square(box: Box, *, min_side: float, aspect: float = 1.0) -> Box:
+    """The square to show for a region: half = max(half_w, half_h, M), shifted inward at the borders.
+
+    UV-CoT's geometry (kesenzhao/UV-CoT): there M is 168 px (generation) or 112 px (evaluation) of a 336 px
+    input, so here `min_side` is a fraction of the image's shorter side. `aspect` = width / height in pixels;
+    the square is square in *pixels*. A square larger than the image is cut to the image.
+    """
+    if not 0 < min_side <= 1:
+        raise ValueError(f"min_side is a fraction of the image in (0, 1], got {min_side}")
+    shorter = min(aspect, 1.0)  # both sides in units of the image's height
+    side = max((box.x1 - box.x0) * aspect, box.y1 - box.y0, min_side * shorter)
+    width, height = min(side / aspect, 1.0), min(side, 1.0)
+    cx, cy = box.centre
+    x0 = min(max(cx - width / 2, 0.0), 1.0 - width)
+    y0 = min(max(cy - height / 2, 0.0), 1.0 - height)
+    return box_of((x0, y0, x0 + width, y0 + height))
+
+
+def box_to_text(box: Box) -> str:
+    """The text form a policy reads and writes: integer percent, for instance "[12, 30, 37, 55]"."""
+    return "[" + ", ".join(str(round(v * 100)) for v in box.xyxy) + "]"
+
+
+def box_from_text(text: str) -> Box | None:
+    """The first well-formed box in a policy's own words, or None: never a guess at other units."""
+    found = _BOX_TEXT.search(text)
+    if found is None:
+        return None
+    x0, y0, x1, y1 = (int(v) for v in found.groups())
+    if not (0 <= x0 < x1 <= 100 and 0 <= y0 < y1 <= 100):
+        return None
+    return box_of((x0 / 100, y0 / 100, x1 / 100, y1 / 100))

@@ -1,0 +1,1 @@
+"""From candidate answers to scores (panel, calibration) and from scores to preference pairs."""

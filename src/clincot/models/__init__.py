@@ -1,0 +1,1 @@
+"""Policies and judges: protocols, in-process checkpoints and OpenAI-compatible endpoints."""

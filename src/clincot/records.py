@@ -1,0 +1,250 @@
+"""What flows between the stages: frozen records with content-hash ids.
+
+A round makes, in this order: Study and Question (with the answer key, Reference, in a file of its own) ->
+Region -> Candidate -> Judgement -> PanelScore -> PreferencePair -> Checkpoint -> Outcome -> Decision.
+
+An id hashes *content only* (inputs, texts, scores, config); where and when a record was made is provenance
+beside it, so the same work has the same id on a laptop and on a cluster. Children carry their parents' ids:
+from any pair one can walk back to the image (`clincot show <id>`).
+
+The answer key is a separate record in a separate file on purpose: the stages propose, answer, judge and pair
+are never given that file, so truth cannot leak into preference data.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from typing import Annotated, Any, ClassVar, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from clincot.geometry import Box, Unit
+
+Text = Annotated[str, Field(min_length=1)]
+Finite = Annotated[float, Field(allow_inf_nan=False)]
+
+
+def digest_of(content: Any) -> str:
+    """sha256 (hex) of canonical JSON: sorted keys, no spaces, no NaN."""
+    text = json.dumps(content, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+class Record(BaseModel):
+    """A frozen record. `id` is filled in when left out and checked when given."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    prefix: ClassVar[str] = "record"
+    provenance: ClassVar[frozenset[str]] = frozenset()  # fields that do not enter the id
+
+    version: Literal[1] = 1
+    id: str = ""
+
+    @model_validator(mode="after")
+    def _content_id(self) -> Self:
+        content = self.model_dump(mode="json", exclude={"id", *self.provenance})
+        expected = f"{self.prefix}-{digest_of(content)[:20]}"
+        if self.id == "":
+            object.__setattr__(self, "id", expected)
+        elif self.id != expected:
+            raise ValueError(f"id {self.id!r} does not match the record's content ({expected!r})")
+        return self
+
+
+class Study(Record):
+    """One image. `image` is its path relative to the data set's folder."""
+
+    prefix: ClassVar[str] = "study"
+    provenance: ClassVar[frozenset[str]] = frozenset({"image", "split", "source_id"})
+
+    image: Text
+    sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]  # of the image file's bytes
+    width: Annotated[int, Field(ge=1)]  # pixels
+    height: Annotated[int, Field(ge=1)]
+    modality: str = ""
+    patient: str = ""  # grouping key for splits and intervals; never an identity
+    split: str = ""
+    source_id: str = ""
+
+
+class Question(Record):
+    """A question about a study, without its answer (see Reference)."""
+
+    prefix: ClassVar[str] = "question"
+    provenance: ClassVar[frozenset[str]] = frozenset({"source_id"})
+
+    study: Text
+    text: Annotated[str, Field(min_length=1, pattern=r"\S")]
+    kind: Literal["closed", "open"]
+    topic: str = ""
+    source_id: str = ""
+
+
+class Reference(Record):
+    """The answer key of one question. Read by evaluation and calibration only."""
+
+    prefix: ClassVar[str] = "reference"
+
+    question: Text
+    answer: Annotated[str, Field(min_length=1, pattern=r"\S")]
+    boxes: tuple[Box, ...] = ()  # where the answer can be seen; empty: unknown, or an absent finding
+    finding: str = ""
+
+
+class Region(Record):
+    """A place to look: a hypothesis about a question, grounded in the image."""
+
+    prefix: ClassVar[str] = "region"
+
+    question: Text
+    hypothesis: Text  # "pneumonia", "normal", …; "whole image" for the region that is always there
+    box: Box
+    confidence: Unit
+    grounder: Text  # "windows", "relevance", "written", "http", "oracle", "random", "whole"
+
+
+class Candidate(Record):
+    """A policy's answer from one region; with `region_written`, the policy wrote that region itself."""
+
+    prefix: ClassVar[str] = "candidate"
+
+    question: Text
+    region: Text
+    text: str  # may be empty: an empty answer is an answer, and judged so
+    token_logprobs: tuple[Finite, ...]  # nats, of the answer's tokens as sampled
+    region_text: str = ""  # the box as it stands in the conversation
+    region_written: bool = False
+    step: Annotated[int, Field(ge=0)] = 0
+    parent: str = ""  # the candidate of the step before that this one continues; "" at the chain's start
+    policy: Text  # the policy's digest
+    prompt: Text  # digest of the prompt wording
+    seed: int
+    temperature: Annotated[float, Field(ge=0)]
+
+
+class Judgement(Record):
+    """One judge's probability that a candidate is right; None (with a reason) where it could not be read."""
+
+    prefix: ClassVar[str] = "judgement"
+
+    candidate: Text
+    judge: Text  # the judge's digest
+    prompt: Text
+    score: Unit | None
+    reason: str = ""
+
+    @model_validator(mode="after")
+    def _unscored_has_reason(self) -> Self:
+        if self.score is None and not self.reason:
+            raise ValueError("a judgement without a score must say why in `reason`")
+        return self
+
+
+class PanelScore(Record):
+    """The panel's calibrated score of a candidate, and how far its judges were apart."""
+
+    prefix: ClassVar[str] = "score"
+
+    candidate: Text
+    score: Unit | None
+    spread: Annotated[float, Field(ge=0, allow_inf_nan=False)]  # standard deviation across judges
+    judges: Annotated[int, Field(ge=0)]  # how many gave a score
+    reason: str = ""
+
+
+class PreferencePair(Record):
+    """Two candidates of one question and step, the better first. The margin is computed in train."""
+
+    prefix: ClassVar[str] = "pair"
+
+    question: Text
+    chosen: Text
+    rejected: Text
+    chosen_region: Text
+    rejected_region: Text
+    chosen_score: Finite  # s_cur + gamma * s_next
+    rejected_score: Finite
+    spread: Annotated[float, Field(ge=0, allow_inf_nan=False)]  # mean of the two sides' spreads
+    step: Annotated[int, Field(ge=0)] = 0
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Self:
+        if self.chosen_score <= self.rejected_score:
+            raise ValueError(f"chosen must score above rejected, got {self.chosen_score} <= {self.rejected_score}")
+        return self
+
+    @property
+    def gap(self) -> float:
+        return self.chosen_score - self.rejected_score
+
+
+class Checkpoint(Record):
+    """A trained policy: its digest is its identity, where it lies is provenance."""
+
+    prefix: ClassVar[str] = "checkpoint"
+    provenance: ClassVar[frozenset[str]] = frozenset({"uri", "git", "created"})
+
+    uri: Text
+    sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+    parent: str = ""  # digest of the policy it was trained from; "" for a base model
+    pairs: str = ""  # digest of the preference data; "" for a base model
+    config: str = ""  # digest of the train section
+    round: Annotated[int, Field(ge=0)] = 0
+    git: str = ""
+    created: str = ""
+
+
+class Outcome(Record):
+    """One benchmark question answered by one policy looking at one kind of region."""
+
+    prefix: ClassVar[str] = "outcome"
+
+    question: Text
+    policy: Text
+    arm: Text  # where the region came from: "written", "windows", "random", "oracle", "whole", …
+    box: Box
+    answer: str
+    reference: Text  # the Reference's id
+    correct: bool | None  # strict protocol; None: no answer could be read
+    hit: bool | None = None  # None: the question has no reference box
+    iou: Unit | None = None
+    off_format: bool = False
+
+
+class Interval(BaseModel):
+    """A value with its 95 % interval (cluster bootstrap); None where it cannot be computed."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    value: Finite | None
+    low: Finite | None = None
+    high: Finite | None = None
+    n: Annotated[int, Field(ge=0)]
+    n_unscored: Annotated[int, Field(ge=0)] = 0
+    clusters: Annotated[int, Field(ge=0)] = 0
+
+
+class BenchmarkReport(Record):
+    """A policy's metrics on a benchmark: {arm: {metric: interval}}."""
+
+    prefix: ClassVar[str] = "report"
+
+    benchmark: Text  # digest of questions and references
+    policy: Text
+    protocol: Text
+    metrics: dict[str, dict[str, Interval]]
+
+
+class Decision(Record):
+    """Whether the challenger takes the champion's place, with the numbers that say so."""
+
+    prefix: ClassVar[str] = "decision"
+
+    champion: Text
+    challenger: Text
+    benchmark: Text
+    metric: Text
+    difference: Interval  # challenger - champion, paired by question
+    verdict: Literal["promote", "keep", "blocked"]
+    reasons: tuple[Text, ...]

@@ -1,0 +1,1 @@
+"""Training: vision pre-training, supervised fine-tuning and margin-aware DPO."""
