@@ -1,0 +1,175 @@
+"""What a model is shown and asked. Every prompt of the project is worded here and nowhere else.
+
+A visual chain of thought is one conversation:
+
+    user       the whole image, the question
+    assistant  the region to look at            written by the policy, or given by a grounding tool
+    user       that region at full resolution
+    assistant  the answer
+
+The wording and the sizes belong to the checkpoint that was trained with them (`Views`, stored beside the
+weights as clincot.json); a checkpoint from elsewhere gets the defaults, which spell everything out.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from clincot.geometry import WHOLE, Box, box_of, box_to_text, crop_square
+from clincot.jsonl import BadRecord, explain
+from clincot.records import Study, digest_of
+
+VIEWS_FILE = "clincot.json"
+
+
+class Views(BaseModel):
+    """How a checkpoint wants to be shown images, and in which wording it is asked."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    wording: Literal["full", "brief"] = "full"
+    whole_grid: Annotated[int, Field(ge=1, le=8)] = 1  # the whole image as whole_grid x whole_grid pictures
+    whole_px: Annotated[int, Field(ge=16)] | None = None  # longest side of each; None: as the image is
+    crop_px: Annotated[int, Field(ge=16)] | None = None
+    min_crop: Annotated[float, Field(gt=0, le=1)] = 0.25  # M of UV-CoT's crop, as a share of the shorter side
+
+
+@dataclass(frozen=True)
+class Picture:
+    """An image, or a box of it, at the size at which a model sees it. Read only when a model needs it."""
+
+    path: str
+    sha256: str  # of the image file
+    box: Box | None = None  # None: all of it
+    side_px: int | None = None
+
+    @property
+    def key(self) -> str:
+        box = "" if self.box is None else ",".join(f"{v:.4f}" for v in self.box.xyxy)
+        return f"{self.sha256}:{box}:{self.side_px}"
+
+
+@dataclass(frozen=True)
+class Turn:
+    """One turn. `action` marks what the policy itself wrote, the only tokens that a loss may count."""
+
+    role: Literal["user", "assistant"]
+    text: str
+    pictures: tuple[Picture, ...] = ()
+    action: bool = False
+
+
+Conversation = tuple[Turn, ...]
+
+
+@dataclass(frozen=True)
+class Wording:
+    """The sentences around a question. {question}, {answer} and {finding} are filled in."""
+
+    look: str
+    crop: str
+    judge: str
+    finding: str
+
+    @property
+    def digest(self) -> str:
+        return digest_of([self.look, self.crop, self.judge, self.finding])[:20]
+
+
+WORDINGS: dict[str, Wording] = {
+    "full": Wording(
+        look="{question}\nFirst name the region of the image to look at, as [x0, y0, x1, y1] in percent of its "
+        "width and height.",
+        crop="This is that region at full resolution. Answer the question in a few words: {question}",
+        judge="The second image is a region of the first at full resolution.\nQuestion: {question}\n"
+        "Proposed answer: {answer}\nIs the proposed answer right? Answer yes or no.",
+        finding="Does this region of a medical image show {finding}? Answer yes or no.",
+    ),
+    # For the small models, which were trained on it: every further word would cost them a token a question.
+    "brief": Wording(look="{question}", crop="", judge="{question} {answer}?", finding="Is there {finding}?"),
+}
+
+
+def load_views(checkpoint: Path) -> Views:
+    """The Views stored beside a checkpoint's weights; the defaults where there are none."""
+    path = checkpoint / VIEWS_FILE
+    if not path.is_file():
+        return Views()
+    try:
+        return Views.model_validate(json.loads(path.read_text(encoding="utf-8")))
+    except ValidationError as error:
+        raise BadRecord(f"{path}: not a description of views: {explain(error)}") from None
+    except json.JSONDecodeError as error:
+        raise BadRecord(f"{path}:{error.lineno}: not JSON ({error.msg})") from None
+
+
+def save_views(checkpoint: Path, views: Views) -> None:
+    (checkpoint / VIEWS_FILE).write_text(views.model_dump_json(indent=2) + "\n", encoding="utf-8")
+
+
+def whole_pictures(study: Study, folder: Path, views: Views) -> tuple[Picture, ...]:
+    """The whole image as the checkpoint wants it: one picture, or a grid of them in reading order."""
+    path, n = str(folder / study.image), views.whole_grid
+    if n == 1:
+        return (Picture(path, study.sha256, None, views.whole_px),)
+    cells = [box_of((c / n, r / n, (c + 1) / n, (r + 1) / n)) for r in range(n) for c in range(n)]
+    return tuple(Picture(path, study.sha256, cell, views.whole_px) for cell in cells)
+
+
+def crop_picture(study: Study, folder: Path, views: Views, box: Box) -> Picture:
+    """The square that shows a region (geometry.crop_square), at the checkpoint's crop size."""
+    shown = box if box == WHOLE else crop_square(box, min_side=views.min_crop, aspect=study.width / study.height)
+    return Picture(str(folder / study.image), study.sha256, shown, views.crop_px)
+
+
+def look(study: Study, folder: Path, views: Views, question: str) -> Conversation:
+    """The opening: the whole image and the question. What the policy writes next is a region."""
+    text = WORDINGS[views.wording].look.format(question=question)
+    return (Turn("user", text, whole_pictures(study, folder, views)),)
+
+
+def look_closer(
+    opening: Conversation, study: Study, folder: Path, views: Views, *, question: str, box: Box, written: str | None
+) -> Conversation:
+    """The opening continued by a region and its crop; `written` is the policy's own text of the region, if it is."""
+    region = Turn("assistant", written if written is not None else box_to_text(box), action=written is not None)
+    text = WORDINGS[views.wording].crop.format(question=question)
+    return (*opening, region, Turn("user", text, (crop_picture(study, folder, views, box),)))
+
+
+def answered(conversation: Conversation, answer: str, *, action: bool = True) -> Conversation:
+    """The conversation ended by an answer."""
+    return (*conversation, Turn("assistant", answer, action=action))
+
+
+def follow_up(conversation: Conversation, views: Views, question: str) -> Conversation:
+    """The next step of a chain: the same image, everything said so far, and the next question."""
+    return (*conversation, Turn("user", WORDINGS[views.wording].look.format(question=question)))
+
+
+def judgement(study: Study, folder: Path, views: Views, *, question: str, answer: str, box: Box) -> Conversation:
+    """What a judge is asked about a candidate: image, crop, question and proposed answer, nothing else."""
+    text = WORDINGS[views.wording].judge.format(question=question, answer=answer)
+    pictures = (*whole_pictures(study, folder, views), crop_picture(study, folder, views, box))
+    return (Turn("user", text, pictures),)
+
+
+def finding_in(study: Study, folder: Path, views: Views, *, finding: str, box: Box) -> Conversation:
+    """Does this region show the finding? (the question behind the sliding-window grounder)"""
+    text = WORDINGS[views.wording].finding.format(finding=finding)
+    return (Turn("user", text, (crop_picture(study, folder, views, box),)),)
+
+
+def prompt_digest(views: Views) -> str:
+    """Names the wording and the sizes that a record was made with."""
+    return digest_of([WORDINGS[views.wording].digest, views.model_dump(mode="json")])[:20]
+
+
+def pictures_of(conversation: Sequence[Turn]) -> list[Picture]:
+    return [picture for turn in conversation for picture in turn.pictures]

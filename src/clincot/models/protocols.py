@@ -1,0 +1,74 @@
+"""What a policy, a judge and a grounder are, whoever implements them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from clincot.conversation import Conversation, Views
+from clincot.geometry import Box
+from clincot.records import Question, Study
+
+
+class ModelFailed(RuntimeError):
+    """A model or endpoint gave no usable reply at all (unreachable, timeout, HTTP error, no log-probs)."""
+
+
+@dataclass(frozen=True)
+class Generation:
+    text: str  # as decoded, without the end-of-turn token, stripped
+    token_logprobs: tuple[float, ...]  # nats, at temperature 1, of every generated token with the end of turn
+
+
+class Policy(Protocol):
+    """A vision-language model that looks and answers."""
+
+    @property
+    def digest(self) -> str: ...
+    @property
+    def views(self) -> Views: ...
+
+    def write(
+        self, conversations: Sequence[Conversation], *, max_new_tokens: int, temperature: float, seeds: Sequence[int]
+    ) -> list[Generation]:
+        """The next assistant turn of each conversation; temperature 0 is greedy. One seed a conversation."""
+        ...
+
+    def p_yes(self, conversations: Sequence[Conversation]) -> list[float | None]:
+        """P(yes) / (P(yes) + P(no)) of the next token; None where neither has a probability to speak of."""
+        ...
+
+
+class Judge(Protocol):
+    """A model that says how likely a candidate is right. Raises ModelFailed when a whole call failed."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def digest(self) -> str: ...
+    @property
+    def views(self) -> Views: ...
+
+    def p_yes(self, conversations: Sequence[Conversation]) -> list[float | None]: ...
+
+
+@dataclass(frozen=True)
+class Grounded:
+    """A place that a grounder found for a hypothesis."""
+
+    hypothesis: str
+    box: Box
+    confidence: float  # in [0, 1]
+
+
+class Grounder(Protocol):
+    """Finds where a hypothesis would be seen. One list a question, best first; an empty list is an answer."""
+
+    @property
+    def name(self) -> str: ...
+
+    def ground(
+        self, study: Study, folder: Path, questions: Sequence[Question], hypotheses: Sequence[Sequence[str]]
+    ) -> list[list[Grounded]]: ...
