@@ -124,7 +124,9 @@ def whole_pictures(study: Study, folder: Path, views: Views) -> tuple[Picture, .
 
 def crop_picture(study: Study, folder: Path, views: Views, box: Box) -> Picture:
     """The square that shows a region (geometry.crop_square), at the checkpoint's crop size."""
-    shown = box if box == WHOLE else crop_square(box, min_side=views.min_crop, aspect=study.width / study.height)
+    shown = (
+        box if box == WHOLE else crop_square(box, min_side=views.min_crop, aspect=study.width / study.height)
+    )
     return Picture(str(folder / study.image), study.sha256, shown, views.crop_px)
 
 
@@ -135,10 +137,19 @@ def look(study: Study, folder: Path, views: Views, question: str) -> Conversatio
 
 
 def look_closer(
-    opening: Conversation, study: Study, folder: Path, views: Views, *, question: str, box: Box, written: str | None
+    opening: Conversation,
+    study: Study,
+    folder: Path,
+    views: Views,
+    *,
+    question: str,
+    box: Box,
+    written: str | None,
 ) -> Conversation:
     """The opening continued by a region and its crop; `written` is the policy's own text of the region, if it is."""
-    region = Turn("assistant", written if written is not None else box_to_text(box), action=written is not None)
+    region = Turn(
+        "assistant", written if written is not None else box_to_text(box), action=written is not None
+    )
     text = WORDINGS[views.wording].crop.format(question=question)
     return (*opening, region, Turn("user", text, (crop_picture(study, folder, views, box),)))
 
@@ -153,7 +164,9 @@ def follow_up(conversation: Conversation, views: Views, question: str) -> Conver
     return (*conversation, Turn("user", WORDINGS[views.wording].look.format(question=question)))
 
 
-def judgement(study: Study, folder: Path, views: Views, *, question: str, answer: str, box: Box) -> Conversation:
+def judgement(
+    study: Study, folder: Path, views: Views, *, question: str, answer: str, box: Box
+) -> Conversation:
     """What a judge is asked about a candidate: image, crop, question and proposed answer, nothing else."""
     text = WORDINGS[views.wording].judge.format(question=question, answer=answer)
     pictures = (*whole_pictures(study, folder, views), crop_picture(study, folder, views, box))

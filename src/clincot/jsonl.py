@@ -54,7 +54,9 @@ def read_records(path: Path, kind: type[R]) -> Iterator[R]:
         record = parse_record(line, kind, where=f"{path}:{number}")
         key = hashlib.blake2b(record.id.encode(), digest_size=8).digest()
         if key in seen:
-            raise BadRecord(f"{path}:{number}: duplicate id {record.id!r}; every {kind.__name__} may occur once")
+            raise BadRecord(
+                f"{path}:{number}: duplicate id {record.id!r}; every {kind.__name__} may occur once"
+            )
         seen.add(key)
         yield record
 
@@ -83,7 +85,9 @@ def read_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
         try:
             row = json.loads(line)
         except json.JSONDecodeError as error:
-            raise BadRecord(f"{path}:{number}: not JSON ({error.msg} at column {error.colno}): {line[:80]!r}") from None
+            raise BadRecord(
+                f"{path}:{number}: not JSON ({error.msg} at column {error.colno}): {line[:80]!r}"
+            ) from None
         if not isinstance(row, dict):
             raise BadRecord(f"{path}:{number}: expected a JSON object, got {type(row).__name__}")
         yield number, row
@@ -97,11 +101,15 @@ def _lines(path: Path) -> Iterator[tuple[int, str]]:
             if not raw.strip():
                 continue
             if not raw.endswith(b"\n"):
-                raise BadRecord(f"{path}:{number}: the file ends in the middle of a line; it was cut off: {raw[:80]!r}")
+                raise BadRecord(
+                    f"{path}:{number}: the file ends in the middle of a line; it was cut off: {raw[:80]!r}"
+                )
             try:
                 yield number, raw.decode("utf-8")
             except UnicodeDecodeError as error:
-                raise BadRecord(f"{path}:{number}: not UTF-8 ({error.reason} at byte {error.start})") from None
+                raise BadRecord(
+                    f"{path}:{number}: not UTF-8 ({error.reason} at byte {error.start})"
+                ) from None
 
 
 def file_digest(*paths: Path) -> str:

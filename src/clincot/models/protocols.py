@@ -31,7 +31,12 @@ class Policy(Protocol):
     def views(self) -> Views: ...
 
     def write(
-        self, conversations: Sequence[Conversation], *, max_new_tokens: int, temperature: float, seeds: Sequence[int]
+        self,
+        conversations: Sequence[Conversation],
+        *,
+        max_new_tokens: int,
+        temperature: float,
+        seeds: Sequence[int],
     ) -> list[Generation]:
         """The next assistant turn of each conversation; temperature 0 is greedy. One seed a conversation."""
         ...

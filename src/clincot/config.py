@@ -1,0 +1,258 @@
+"""Configuration: one frozen section a stage. params.yaml holds the defaults a researcher sweeps.
+
+Unknown keys are refused; every field says what it does and, where its default is not obvious, where it is from.
+Sources: [ClinCoT] arXiv 2603.01124, [UV-CoT] arXiv 2504.18397, [MMedPO] arXiv 2412.06141, [ODPO] arXiv 2402.10571.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from clincot.jsonl import BadRecord, explain
+from clincot.records import digest_of
+
+Positive = Annotated[int, Field(ge=1)]
+Share = Annotated[float, Field(ge=0, le=1)]
+GrounderName = Literal["windows", "relevance", "written", "http", "random", "whole"]
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    @property
+    def digest(self) -> str:
+        return digest_of(self.model_dump(mode="json"))
+
+
+class PrepareSection(Section):
+    """Which questions this round asks: X_1 … X_m are disjoint, split by image [ClinCoT]."""
+
+    rounds: Annotated[
+        Positive, Field(description="m, into how many disjoint subsets the questions are split [ClinCoT: 4]")
+    ] = 4
+    round: Annotated[int, Field(ge=0, description="which subset (0-based) this round takes")] = 0
+    limit: Annotated[int, Field(ge=0, description="at most so many questions; 0: all of the subset")] = 0
+    seed: Annotated[int, Field(description="of the split")] = 0
+
+
+class ProposeSection(Section):
+    """From questions to regions."""
+
+    grounders: Annotated[
+        dict[GrounderName, Positive],
+        Field(description="how many regions each grounder gives a question; the whole image is always added"),
+    ] = {"windows": 2, "written": 4}  # noqa: RUF012 - pydantic copies defaults
+    hypotheses: Annotated[
+        Positive, Field(description="findings asked about a question, 'normal' included")
+    ] = 4
+    window_sides: Annotated[
+        tuple[float, ...], Field(description="sides of the sliding windows, as shares of the image")
+    ] = (0.25, 0.5)
+    window_stride: Annotated[
+        float, Field(gt=0, le=1, description="step of a window, as a share of its side")
+    ] = 0.75
+    merge_iou: Annotated[
+        Share, Field(description="regions of a question that overlap more are one region")
+    ] = 0.7
+    temperature: Annotated[
+        float, Field(ge=0, description="of regions that the policy writes [UV-CoT: 0.7]")
+    ] = 1.0
+    relevance_quantile: Annotated[
+        Share, Field(description="threshold of a relevance map before masks are cut")
+    ] = 0.9
+    http_url: Annotated[str, Field(description="endpoint of the 'http' grounder")] = ""
+    seed: int = 0
+
+
+class AnswerSection(Section):
+    """From regions to candidates: one answer a region."""
+
+    temperature: Annotated[float, Field(ge=0, description="of sampled answers [UV-CoT: 0.7]")] = 0.7
+    max_new_tokens: Annotated[Positive, Field(description="an answer that is longer is cut")] = 16
+    steps: Annotated[
+        tuple[str, ...],
+        Field(
+            description="questions of a chain; {question} is the data set's. More than one: the best is kept as context"
+        ),
+    ] = ("{question}",)
+    batch_size: Positive = 128
+    seed: int = 0
+
+
+class JudgeSpec(Section):
+    """One evaluator: a checkpoint in this process, or an OpenAI-compatible endpoint with log-probs."""
+
+    name: Annotated[str, Field(min_length=1)]
+    path: Annotated[str, Field(description="folder or hub name of a checkpoint")] = ""
+    url: Annotated[str, Field(description="base URL of an endpoint, …/v1")] = ""
+    model: Annotated[str, Field(description="model name at the endpoint")] = ""
+    api_key_env: Annotated[str, Field(description="environment variable that holds the key")] = ""
+    rating: Annotated[bool, Field(description="no log-probs there: let it write 'n/10' instead")] = False
+    timeout_s: Annotated[float, Field(gt=0)] = 60.0
+    weight: Annotated[float, Field(gt=0)] = 1.0
+
+    @model_validator(mode="after")
+    def _one_place(self) -> JudgeSpec:
+        if bool(self.path) == bool(self.url):
+            raise ValueError(f"judge {self.name!r} needs either path or url, not both and not neither")
+        return self
+
+
+class JudgeSection(Section):
+    """The panel. Every judge scores every candidate."""
+
+    judges: tuple[JudgeSpec, ...] = ()
+    calibration: Annotated[Literal["identity", "platt", "isotonic"], Field(description="per judge")] = "platt"
+    calibration_file: Annotated[str, Field(description="what `clincot calibrate` wrote; empty: identity")] = (
+        ""
+    )
+    quorum: Annotated[Positive, Field(description="judges that must have scored; fewer: the stage fails")] = 2
+    retries: Annotated[int, Field(ge=0, description="of a judge that fails")] = 3
+    retry_delay_s: Annotated[float, Field(ge=0, description="before the first retry; doubles each time")] = (
+        1.0
+    )
+    batch_size: Positive = 128
+
+
+class PairSection(Section):
+    """From scores to preference pairs."""
+
+    min_gap: Annotated[float, Field(gt=0, description="least score gap of a pair")] = 0.3
+    per_question: Annotated[Positive, Field(description="k pairs kept a question [UV-CoT code: 2]")] = 2
+    pick: Annotated[Literal["random", "top"], Field(description="random [ClinCoT] or the largest gaps")] = (
+        "random"
+    )
+    gamma: Annotated[float, Field(ge=0, description="weight of the next step's score [UV-CoT]")] = 1.0
+    same_region_share: Annotated[
+        Share, Field(description="at most this share of pairs differ in the answer alone, from one region")
+    ] = 0.5
+    length_auc_tolerance: Annotated[
+        float, Field(ge=0, le=0.5, description="'longer = rejected' may tell the sides apart by 0.5 ± this")
+    ] = 0.05
+    seed: int = 0
+
+
+class TrainSection(Section):
+    """Margin-aware DPO, or SFT on the chosen answers. `recipe` sets the loss as a source has it."""
+
+    recipe: Annotated[
+        Literal["ours", "paper", "code"],
+        Field(
+            description="margin: ours λ·clip(gap/(τ+spread), 0, c); paper [UV-CoT] g(s_w)-g(s_l); code [ClinCoT] s_w-s_l"
+        ),
+    ] = "ours"
+    loss: Annotated[
+        Literal["margin_dpo", "odpo", "sft"], Field(description="sft: on the chosen side only")
+    ] = "margin_dpo"
+    beta: Annotated[float, Field(gt=0, description="strength of the reference [ClinCoT code: 0.1]")] = 0.1
+    margin_lambda: Annotated[float, Field(ge=0, description="λ; 0 is plain DPO")] = 0.5
+    margin_tau: Annotated[float, Field(gt=0, description="τ, in score units")] = 0.5
+    margin_cap: Annotated[float, Field(gt=0, description="c, in logits before λ")] = 2.0
+    odpo_alpha: Annotated[float, Field(ge=0, description="α of ODPO's α·log(gap)")] = 1.0
+    nll_weight: Annotated[float, Field(ge=0, description="weight of the chosen side's NLL, the anchor")] = 0.2
+    image_pair_weight: Annotated[
+        float,
+        Field(ge=0, description="weight of pairs whose rejected side sees a blanked crop [mDPO, MMedPO]"),
+    ] = 0.0
+    lr: Annotated[
+        float, Field(gt=0, description="peak learning rate [1e-7 … 1e-5 for billions of parameters]")
+    ] = 1e-4
+    epochs: Annotated[float, Field(gt=0)] = 1.0
+    batch_size: Annotated[Positive, Field(description="pairs a step and device")] = 32
+    grad_accumulation: Positive = 1
+    warmup_ratio: Share = 0.1
+    max_grad_norm: Annotated[float, Field(gt=0)] = 1.0
+    freeze_vision: Annotated[
+        bool, Field(description="the vision tower stays as it is, its features are reused")
+    ] = True
+    lora_r: Annotated[int, Field(ge=0, description="0: full fine-tuning [MMedPO: 128]")] = 0
+    lora_alpha: Positive = 256
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    save_steps: Annotated[
+        int, Field(ge=0, description="a resumable checkpoint every n steps; 0: at the end only")
+    ] = 0
+    seed: int = 0
+
+
+class EvaluateSection(Section):
+    """Which regions a policy looks at when it is measured, and how intervals are drawn."""
+
+    arms: tuple[Literal["written", "windows", "relevance", "http", "random", "oracle", "whole"], ...] = (
+        "written", "windows", "random", "oracle", "whole",
+    )  # fmt: skip
+    limit: Annotated[int, Field(ge=0, description="at most so many questions; 0: all")] = 0
+    max_new_tokens: Positive = 16
+    resamples: Annotated[Positive, Field(description="of the cluster bootstrap")] = 2000
+    seed: int = 0
+
+
+class DecideSection(Section):
+    """When the challenger takes the champion's place."""
+
+    arm: str = "written"
+    min_gain: Annotated[float, Field(description="the interval's lower end must be above this")] = 0.0
+    max_off_format: Share = 0.02
+    resamples: Positive = 2000
+    seed: int = 0
+
+
+class Params(Section):
+    """params.yaml, whole."""
+
+    prepare: PrepareSection = PrepareSection()
+    propose: ProposeSection = ProposeSection()
+    answer: AnswerSection = AnswerSection()
+    judge: JudgeSection = JudgeSection()
+    pair: PairSection = PairSection()
+    train: TrainSection = TrainSection()
+    evaluate: EvaluateSection = EvaluateSection()
+    decide: DecideSection = DecideSection()
+
+
+S = TypeVar("S", bound=BaseModel)
+
+
+def load_params(path: Path | None, overrides: tuple[str, ...] = ()) -> Params:
+    """params.yaml with `section.field=value` overrides; unknown keys and wrong values are refused by name."""
+    content: dict[str, Any] = {}
+    if path is not None:
+        try:
+            content = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+        except FileNotFoundError:
+            raise BadRecord(f"{path}: no such file; expected the parameters (params.yaml)") from None
+        except yaml.YAMLError as error:
+            raise BadRecord(f"{path}: not YAML: {error}") from None
+    for override in overrides:
+        name, equals, value = override.partition("=")
+        keys = name.split(".")
+        if not equals or len(keys) < 2:
+            raise BadRecord(f"--set {override!r}: expected section.field=value, for instance train.lr=1e-5")
+        place = content
+        for key in keys[:-1]:
+            place = place.setdefault(key, {})
+            if not isinstance(place, dict):
+                raise BadRecord(f"--set {override!r}: {key!r} is not a section")
+        place[keys[-1]] = _scalar(value)
+    return parse_section(Params, content, where=str(path or "parameters"))
+
+
+def parse_section(kind: type[S], content: dict[str, Any], *, where: str) -> S:
+    try:
+        return kind.model_validate(content)
+    except ValidationError as error:
+        raise BadRecord(f"{where}: {explain(error)}") from None
+
+
+def _scalar(value: str) -> Any:
+    """YAML reads 1e-5 as text (YAML 1.1 wants 1.0e-5); a number is a number here."""
+    parsed = yaml.safe_load(value)
+    if isinstance(parsed, str):
+        try:
+            return float(parsed)
+        except ValueError:
+            return parsed
+    return parsed

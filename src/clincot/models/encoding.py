@@ -1,0 +1,192 @@
+"""Conversations to token ids and tensors, the same way for answering, judging and training.
+
+A conversation is rendered by the checkpoint's own chat template, cut at the picture placeholders and at the
+turns that are actions, and tokenised piece by piece. So what was generated is token by token what is trained
+on, each picture is processed once however many conversations show it, and the pieces that count in a loss are
+known by construction rather than searched for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+
+from clincot.conversation import Conversation, Picture, pictures_of
+from clincot.images import open_image, view
+
+# Shape suffixes: B conversations, T tokens.
+
+
+@dataclass(frozen=True)
+class EncodedPicture:
+    ids: tuple[int, ...]  # the placeholder as the processor expands it
+    tensors: dict[str, torch.Tensor]  # the processor's image tensors for this picture alone
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """One conversation: token ids, which of them the policy wrote, and its pictures in order."""
+
+    ids: tuple[int, ...]
+    actions: tuple[bool, ...]
+    pictures: tuple[Picture, ...]
+
+
+class TemplateError(ValueError):
+    """The checkpoint's chat template or processor cannot express the conversation."""
+
+
+def read_picture(picture: Picture) -> Image.Image:
+    return view(_opened(picture.path), picture.box, picture.side_px)
+
+
+@lru_cache(maxsize=16)
+def _opened(path: str) -> Image.Image:
+    return open_image(Path(path))  # a question's crops all come from the same file
+
+
+class Encoder:
+    """Tokenises conversations for one processor (tokenizer + image processor + chat template)."""
+
+    def __init__(self, processor: Any, *, pictures_kept: int = 4096) -> None:
+        self.processor = processor
+        self.tokenizer = processor.tokenizer
+        self.placeholder: str = getattr(processor, "boi_token", None) or processor.image_token
+        self.end_ids = _end_ids(self.tokenizer)
+        self.pad_id: int = (
+            self.tokenizer.pad_token_id if self.tokenizer.pad_token_id is not None else min(self.end_ids)
+        )
+        self._text = lru_cache(maxsize=65536)(self._tokenise)
+        self._pictures: Callable[[Picture], EncodedPicture] = lru_cache(maxsize=pictures_kept)(self._process)
+
+    def picture(self, picture: Picture) -> EncodedPicture:
+        return self._pictures(picture)
+
+    def encode(self, conversation: Conversation, *, reply: bool = False) -> Encoded:
+        """Token ids of a conversation; with `reply` it ends where the assistant's next turn begins."""
+        ids: list[int] = []
+        actions: list[bool] = []
+        pictures = pictures_of(conversation)
+        waiting = iter(pictures)
+        for text, action in self._pieces(conversation, reply=reply):
+            for position, part in enumerate(text.split(self.placeholder)):
+                if position:
+                    expanded = self.picture(_next(waiting, conversation)).ids
+                    ids.extend(expanded)
+                    actions.extend([False] * len(expanded))
+                tokens = self._text(part)
+                ids.extend(tokens)
+                actions.extend([action] * len(tokens))
+        if next(waiting, None) is not None:
+            raise TemplateError(
+                f"the chat template shows fewer pictures than the {len(pictures)} of the conversation"
+            )
+        return Encoded(tuple(ids), tuple(actions), tuple(pictures))
+
+    def _pieces(self, conversation: Conversation, *, reply: bool) -> list[tuple[str, bool]]:
+        """(text, is action) pieces whose concatenation is the rendered conversation."""
+        pieces: list[tuple[str, bool]] = []
+        done = 0  # characters of the rendering already in pieces
+        whole = self._render(conversation, reply=reply)
+        for position, turn in enumerate(conversation):
+            if turn.role != "assistant":
+                continue
+            before = self._render(conversation[:position], reply=True)
+            after = self._render(conversation[: position + 1], reply=False)
+            if not (whole.startswith(before) and after.startswith(before)):
+                raise TemplateError("the chat template rewrites earlier turns when later ones are added")
+            spoken = after[len(before) :]
+            # what follows the end-of-turn token (a newline, mostly) is the template's, not the policy's
+            end = max(
+                (spoken.find(e) + len(e) for e in self._end_texts() if e in spoken), default=len(spoken)
+            )
+            pieces += [(whole[done : len(before)], False), (spoken[:end], turn.action)]
+            done = len(before) + end
+        return [*pieces, (whole[done:], False)]
+
+    @lru_cache(maxsize=1)  # noqa: B019 - an encoder lives as long as its model
+    def _end_texts(self) -> tuple[str, ...]:
+        return tuple(self.tokenizer.convert_ids_to_tokens(sorted(self.end_ids)))
+
+    def _render(self, conversation: Conversation, *, reply: bool) -> str:
+        messages = [
+            {
+                "role": turn.role,
+                "content": [*({"type": "image"} for _ in turn.pictures), {"type": "text", "text": turn.text}],
+            }
+            for turn in conversation
+        ]
+        rendered: str = self.processor.apply_chat_template(
+            messages, add_generation_prompt=reply, tokenize=False
+        )
+        return rendered
+
+    def _tokenise(self, text: str) -> tuple[int, ...]:
+        return tuple(self.tokenizer(text, add_special_tokens=False)["input_ids"]) if text else ()
+
+    def _process(self, picture: Picture) -> EncodedPicture:
+        out = self.processor(
+            text=[self.placeholder],
+            images=[[read_picture(picture)]],
+            return_tensors="pt",
+            add_special_tokens=False,
+        )
+        ids = tuple(out.pop("input_ids")[0].tolist())
+        tensors = {k: v for k, v in out.items() if isinstance(v, torch.Tensor) and k not in _TEXT_TENSORS}
+        return EncodedPicture(ids, tensors)
+
+
+_TEXT_TENSORS = {"attention_mask", "token_type_ids", "mm_token_type_ids"}
+
+
+def _next(waiting: Any, conversation: Conversation) -> Picture:
+    picture: Picture | None = next(waiting, None)
+    if picture is None:
+        raise TemplateError(
+            f"the rendered conversation has more picture placeholders than its {len(pictures_of(conversation))} pictures; "
+            "a question or answer may contain the placeholder's text"
+        )
+    return picture
+
+
+def _end_ids(tokenizer: Any) -> frozenset[int]:
+    ids = {tokenizer.eos_token_id, tokenizer.convert_tokens_to_ids("<end_of_utterance>")}
+    return frozenset(i for i in ids if isinstance(i, int) and i != tokenizer.unk_token_id)
+
+
+def pad(
+    rows: Sequence[Sequence[int | bool]], value: int | bool, *, side: str, dtype: torch.dtype = torch.long
+) -> torch.Tensor:
+    """Rows of differing length to one (B, T) tensor, padded on the given side."""
+    longest = max(len(row) for row in rows)
+    fill = [[value] * (longest - len(row)) for row in rows]
+    return torch.tensor(
+        [[*f, *row] if side == "left" else [*row, *f] for f, row in zip(fill, rows, strict=True)], dtype=dtype
+    )
+
+
+def stack_pictures(pictures: Sequence[EncodedPicture], counts: Sequence[int]) -> dict[str, torch.Tensor]:
+    """The image tensors of a batch. `counts`: pictures of each conversation, in order.
+
+    Idefics-style processors give (1, frames, C, H, W) a picture and want (B, most frames, C, H, W), padded with
+    zeros; the others give rows that are simply concatenated.
+    """
+    if not pictures:
+        return {}
+    first = pictures[0].tensors
+    if first["pixel_values"].ndim != 5 or "pixel_attention_mask" not in first:
+        return {name: torch.cat([p.tensors[name] for p in pictures]) for name in first}
+    batch: dict[str, torch.Tensor] = {}
+    for name in first:
+        rows, at = [], 0
+        for count in counts:
+            rows.append(torch.cat([p.tensors[name][0] for p in pictures[at : at + count]]))
+            at += count
+        batch[name] = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)
+    return batch

@@ -1,0 +1,262 @@
+"""Any Hugging Face image-text-to-text checkpoint as policy and as judge, in this process.
+
+Each picture goes through the vision encoder once and is reused by every conversation that shows it
+(`mm_encoder_outputs` of transformers), where the family's features allow; elsewhere it is encoded again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections import OrderedDict
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+from tqdm import tqdm
+from transformers import AutoModelForImageTextToText, AutoProcessor, LogitsProcessor, LogitsProcessorList
+from transformers.modeling_outputs import BaseModelOutputWithPooling
+
+from clincot.conversation import Conversation, Picture, Views, load_views
+from clincot.jsonl import file_digest
+from clincot.models.encoding import Encoded, Encoder, pad, stack_pictures
+from clincot.models.protocols import Generation
+
+# Shape suffixes: B conversations, T tokens, V vocabulary, F frames, H hidden size.
+
+# Families whose features of one picture are one (F, T, H) tensor, whatever else is in the batch.
+_SHARED_FEATURES = {"idefics3", "smolvlm"}
+_YES, _NO = ("yes", "Yes", " yes", " Yes", "YES"), ("no", "No", " no", " No", "NO")
+T = TypeVar("T")
+
+
+class UnsupportedCheckpoint(ValueError):
+    """The checkpoint cannot be used here; says why and what would mend it."""
+
+
+def checkpoint_digest(path: Path) -> str:
+    """sha256 over names and bytes of everything that decides what a checkpoint says."""
+    names = sorted(
+        p.name for p in path.iterdir() if p.suffix in {".safetensors", ".json", ".jinja", ".model", ".txt"}
+    )
+    names = [n for n in names if n not in {"record.json", "train_log.json"}]
+    if not any(n.endswith(".safetensors") for n in names):
+        raise UnsupportedCheckpoint(f"{path}: no *.safetensors in this folder; pickled weights are not read")
+    total = hashlib.sha256()
+    for name in names:
+        total.update(f"{name}:{file_digest(path / name)}\n".encode())
+    return total.hexdigest()
+
+
+class VisionLanguageModel:
+    """A checkpoint loaded for inference. Implements the Policy and the Judge protocol."""
+
+    def __init__(
+        self, path: str | Path, *, name: str = "", device: str = "cpu", dtype: str = "float32", batch_size: int = 64,
+        features_kept: int = 20_000, progress: bool = False,
+    ) -> None:  # fmt: skip
+        self.path = Path(path)
+        self.name = name or self.path.name
+        self.digest = checkpoint_digest(self.path) if self.path.is_dir() else f"hub:{path}"
+        self.views: Views = load_views(self.path)
+        self.batch_size = batch_size
+        self.progress = progress
+        self.model, processor = load_checkpoint(str(path), dtype=dtype, device=device)
+        self.model.eval()
+        self.encoder = Encoder(processor)
+        self._shares = self.model.config.model_type in _SHARED_FEATURES
+        self._features: OrderedDict[str, torch.Tensor] = OrderedDict()
+        self._features_kept = features_kept
+        self._yes, self._no = yes_no_ids(self.encoder.tokenizer, self.path)
+
+    def write(
+        self,
+        conversations: Sequence[Conversation],
+        *,
+        max_new_tokens: int,
+        temperature: float,
+        seeds: Sequence[int],
+    ) -> list[Generation]:
+        """See protocols.Policy. Each conversation samples from its own seed, whatever batch it falls into."""
+        if len(seeds) != len(conversations):
+            raise ValueError(
+                f"one seed a conversation: {len(conversations)} conversations, {len(seeds)} seeds"
+            )
+        out: list[Generation] = []
+        pairs = list(zip(conversations, seeds, strict=True))
+        for batch in self._batches(pairs, "writing"):
+            out += self._write_batch(
+                [c for c, _ in batch], [s for _, s in batch], max_new_tokens, temperature
+            )
+        return out
+
+    def p_yes(self, conversations: Sequence[Conversation]) -> list[float | None]:
+        """See protocols.Policy: one forward pass a batch, nothing is generated."""
+        out: list[float | None] = []
+        for batch in self._batches(conversations, "scoring"):
+            logp_BV = self.next_token_logprobs([self.encoder.encode(c, reply=True) for c in batch])
+            yes_B = torch.logsumexp(logp_BV[:, self._yes], dim=-1)
+            no_B = torch.logsumexp(logp_BV[:, self._no], dim=-1)
+            odds = torch.sigmoid((yes_B - no_B).double()).tolist()
+            out += [round(p, 6) if math.isfinite(p) else None for p in odds]
+        return out
+
+    def answer_logprobs(self, conversations: Sequence[Conversation]) -> list[float]:
+        """Sum of log-probabilities (nats) of the action tokens of each conversation."""
+        out: list[float] = []
+        for batch in self._batches(conversations, "scoring"):
+            encoded = [self.encoder.encode(c) for c in batch]
+            inputs = self._inputs(encoded, side="right")
+            with torch.inference_mode():
+                logits_BTV = self.model(**inputs).logits
+            actions_BT = pad([e.actions for e in encoded], False, side="right", dtype=torch.bool)
+            logp_BT = token_logprobs(logits_BTV, inputs["input_ids"])
+            out += (logp_BT * actions_BT[:, 1:].to(logp_BT.device)).sum(-1).tolist()
+        return out
+
+    def next_token_logprobs(self, encoded: Sequence[Encoded]) -> torch.Tensor:
+        """(B, V) log-probabilities of the token that follows each conversation."""
+        inputs = self._inputs(encoded, side="left")
+        with torch.inference_mode():
+            logits_BTV = self.model(**inputs, logits_to_keep=1).logits
+        return torch.log_softmax(logits_BTV[:, -1].float(), dim=-1)
+
+    def _write_batch(
+        self,
+        conversations: Sequence[Conversation],
+        seeds: Sequence[int],
+        max_new_tokens: int,
+        temperature: float,
+    ) -> list[Generation]:
+        encoded = [self.encoder.encode(c, reply=True) for c in conversations]
+        inputs = self._inputs(encoded, side="left")
+        processors = LogitsProcessorList()
+        if temperature > 0:
+            processors.append(_SampleBySeed(seeds, temperature))
+        with torch.inference_mode():
+            out = self.model.generate(
+                **inputs, max_new_tokens=max_new_tokens, do_sample=False, logits_processor=processors,
+                output_logits=True, return_dict_in_generate=True, pad_token_id=self.encoder.pad_id,
+                eos_token_id=sorted(self.encoder.end_ids),
+            )  # fmt: skip
+        new_BT = out.sequences[:, inputs["input_ids"].shape[1] :]
+        logp_BT = torch.stack(
+            [
+                torch.log_softmax(step_BV.float(), -1).gather(-1, new_BT[:, t : t + 1])[:, 0]
+                for t, step_BV in enumerate(out.logits)
+            ],
+            dim=1,
+        )
+        return [
+            self._generation(ids, logps) for ids, logps in zip(new_BT.tolist(), logp_BT.tolist(), strict=True)
+        ]
+
+    def _generation(self, ids: list[int], logps: list[float]) -> Generation:
+        end = next((i for i, token in enumerate(ids) if token in self.encoder.end_ids), len(ids) - 1) + 1
+        text = self.encoder.tokenizer.decode(ids[:end], skip_special_tokens=True).strip()
+        return Generation(text, tuple(round(value, 6) for value in logps[:end]))
+
+    def _inputs(self, encoded: Sequence[Encoded], *, side: str) -> dict[str, Any]:
+        device = self.model.device
+        inputs: dict[str, Any] = {
+            "input_ids": pad([e.ids for e in encoded], self.encoder.pad_id, side=side).to(device),
+            "attention_mask": pad([[1] * len(e.ids) for e in encoded], 0, side=side).to(device),
+        }
+        pictures = [p for e in encoded for p in e.pictures]
+        if pictures and self._shares:
+            features_FTH = self.features(pictures)
+            inputs["mm_encoder_outputs"] = {"image": BaseModelOutputWithPooling(pooler_output=features_FTH)}
+        elif pictures:
+            tensors = stack_pictures(
+                [self.encoder.picture(p) for p in pictures], [len(e.pictures) for e in encoded]
+            )
+            inputs |= {k: v.to(device) for k, v in tensors.items()}
+        return inputs
+
+    def features(self, pictures: Sequence[Picture]) -> torch.Tensor:
+        """(F, T, H) features of the pictures' frames, in order; each distinct picture is encoded once."""
+        missing = list({p.key: p for p in pictures if p.key not in self._features}.values())
+        for at in range(0, len(missing), 256):
+            chunk = missing[at : at + 256]
+            encoded = [self.encoder.picture(p) for p in chunk]
+            frames = [e.tensors["pixel_values"].shape[1] for e in encoded]
+            tensors = {k: torch.cat([e.tensors[k] for e in encoded], dim=1) for k in encoded[0].tensors}
+            with torch.inference_mode():
+                inputs = {k: v.to(self.model.device) for k, v in tensors.items()}
+                features_FTH = self.model.get_image_features(**inputs).pooler_output
+            if features_FTH.shape[0] != sum(frames):
+                raise ValueError(f"{chunk[0].path}: a picture of a single grey value cannot be encoded")
+            for picture, feature in zip(chunk, features_FTH.split(frames), strict=True):
+                self._features[picture.key] = feature
+        out = []
+        for picture in pictures:
+            self._features.move_to_end(picture.key)
+            out.append(self._features[picture.key])
+        while len(self._features) > self._features_kept:
+            self._features.popitem(last=False)
+        return torch.cat(out)
+
+    def _batches(self, items: Sequence[T], what: str) -> Iterator[Sequence[T]]:
+        starts = range(0, len(items), self.batch_size)
+        for start in tqdm(
+            starts, desc=f"{self.name}: {what}", disable=not self.progress or len(starts) < 4, leave=False
+        ):
+            yield items[start : start + self.batch_size]
+
+
+def load_checkpoint(path: str, *, dtype: str = "float32", device: str = "cpu") -> tuple[Any, Any]:
+    """(model, processor) of any installed image-text-to-text family; UnsupportedCheckpoint says what is missing."""
+    try:
+        processor = AutoProcessor.from_pretrained(path, backend="pil", trust_remote_code=False)
+        model = AutoModelForImageTextToText.from_pretrained(
+            path, dtype=getattr(torch, dtype), trust_remote_code=False, use_safetensors=True
+        )
+    except ImportError as error:
+        raise UnsupportedCheckpoint(
+            f"{path}: its processor needs a package that is not installed here: {error}. Families that run without "
+            "torchvision: Idefics3, Llava, LlavaNext, Gemma3, PaliGemma"
+        ) from error
+    except (OSError, ValueError, KeyError) as error:
+        raise UnsupportedCheckpoint(
+            f"{path}: not an image-text-to-text checkpoint that can be read: {error}"
+        ) from error
+    if getattr(processor, "chat_template", None) is None:
+        raise UnsupportedCheckpoint(f"{path}: the processor has no chat template (chat_template.jinja)")
+    return model.to(device), processor
+
+
+def yes_no_ids(tokenizer: Any, where: object) -> tuple[list[int], list[int]]:
+    """Token ids that stand for yes and for no: every casing that is one token."""
+
+    def ids(words: tuple[str, ...]) -> list[int]:
+        tokens = [tokenizer(word, add_special_tokens=False)["input_ids"] for word in words]
+        return sorted({t[0] for t in tokens if len(t) == 1 and t[0] != tokenizer.unk_token_id})
+
+    yes, no = ids(_YES), ids(_NO)
+    if not yes or not no or set(yes) & set(no):
+        raise UnsupportedCheckpoint(
+            f"{where}: the tokenizer has no single token for {'yes' if not yes else 'no'!r}, so P(yes) cannot be read; "
+            "use a checkpoint whose tokenizer knows yes and no"
+        )
+    return yes, no
+
+
+def token_logprobs(logits_BTV: torch.Tensor, ids_BT: torch.Tensor) -> torch.Tensor:
+    """(B, T-1) log-probability (nats) of every token but the first, given those before it."""
+    logp_BTV = torch.log_softmax(logits_BTV[:, :-1].float(), dim=-1)
+    return logp_BTV.gather(-1, ids_BT[:, 1:, None])[..., 0]
+
+
+class _SampleBySeed(LogitsProcessor):
+    """Gumbel-max sampling: argmax(logits / temperature + noise), the noise of each row from its own seed."""
+
+    def __init__(self, seeds: Sequence[int], temperature: float) -> None:
+        self.generators = [np.random.default_rng(seed) for seed in seeds]
+        self.temperature = temperature
+
+    def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor) -> torch.FloatTensor:
+        noise = np.stack([g.gumbel(size=scores.shape[-1]) for g in self.generators]).astype(np.float32)
+        sampled: Any = scores.float() / self.temperature + torch.from_numpy(noise).to(scores.device)
+        return sampled
