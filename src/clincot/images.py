@@ -81,8 +81,9 @@ def view(image: Image.Image, box: Box | None, side_px: int | None) -> Image.Imag
     """What a model sees: the whole image (box None or WHOLE) or its crop, longest side `side_px`.
 
     With `side_px` None it keeps its size; a smaller image is enlarged to `side_px`. The crop is cut before it
-    is resized, so no pixel outside the box enters the view. Resizing is Pillow's bicubic filter, whose support
-    grows with the scale: shrinking is antialiased. Proportions are kept to the nearest pixel. Always a new image.
+    is resized, so no pixel outside the box enters the view. Resizing is Pillow's bicubic filter, whose
+    support grows with the scale: shrinking is antialiased. Proportions are kept to the nearest pixel. Always
+    a new image.
     """
     if image.mode != "RGB":
         raise ValueError(f"view expects an RGB image, as open_image returns it, got mode {image.mode!r}")
@@ -102,8 +103,8 @@ def view(image: Image.Image, box: Box | None, side_px: int | None) -> Image.Imag
 def cached_view(path: Path, box: Box | None, side_px: int | None) -> Image.Image:
     """`view(open_image(path), box, side_px)` from a bounded cache.
 
-    Kept are the last 4 decoded files and the last 256 resized views. A file that changed on disk is read again.
-    The image is shared with later callers: copy it before drawing.
+    Kept are the last 4 decoded files and the last 256 resized views. A file that changed on disk is read
+    again. The image is shared with later callers: copy it before drawing.
     """
     try:
         stat = path.stat()
@@ -186,6 +187,8 @@ def _opened(path: Path, encoded: bytes, limits: ImageLimits) -> Image.Image:
             raise BadImage(
                 f"{path}: expected at most {limits.max_pixels} pixels, got far more ({error})"
             ) from error
+        except UnidentifiedImageError as error:  # its own message names a memory address
+            raise BadImage(f"{path}: expected a whole PNG or JPEG file, but its header is damaged") from error
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
