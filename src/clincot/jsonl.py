@@ -54,9 +54,7 @@ def read_records(path: Path, kind: type[R]) -> Iterator[R]:
         record = parse_record(line, kind, where=f"{path}:{number}")
         key = hashlib.blake2b(record.id.encode(), digest_size=8).digest()
         if key in seen:
-            raise BadRecord(
-                f"{path}:{number}: duplicate id {record.id!r}; every {kind.__name__} may occur once"
-            )
+            raise BadRecord(f"{path}:{number}: duplicate id {record.id!r}; every {kind.__name__} may occur once")
         seen.add(key)
         yield record
 
@@ -79,18 +77,34 @@ def explain(error: ValidationError) -> str:
     return "; ".join(parts)
 
 
-def read_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Stream (line number, object) of somebody else's JSONL, before it becomes records."""
-    for number, line in _lines(path):
-        try:
-            row = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise BadRecord(
-                f"{path}:{number}: not JSON ({error.msg} at column {error.colno}): {line[:80]!r}"
-            ) from None
-        if not isinstance(row, dict):
-            raise BadRecord(f"{path}:{number}: expected a JSON object, got {type(row).__name__}")
-        yield number, row
+def parse_row(line: bytes, *, where: str) -> dict[str, Any]:
+    """One line of somebody else's JSONL as an object, before it becomes records; raises BadRecord."""
+    try:
+        row = json.loads(line.decode("utf-8-sig"), object_pairs_hook=_each_key_once)
+    except json.JSONDecodeError as error:
+        came = line[:80].decode("utf-8", errors="replace")
+        raise BadRecord(f"{where}: not JSON ({error.msg} at column {error.colno}): {came!r}") from None
+    except UnicodeDecodeError as error:
+        raise BadRecord(f"{where}: not UTF-8 ({error.reason} at byte {error.start})") from None
+    except RecursionError:
+        raise BadRecord(f"{where}: nested too deeply to be a row") from None
+    except _RepeatedKey as error:
+        raise BadRecord(f"{where}: the field {error.args[0]!r} occurs twice in one row") from None
+    if not isinstance(row, dict):
+        raise BadRecord(f"{where}: expected a JSON object, got {type(row).__name__}")
+    return row
+
+
+class _RepeatedKey(Exception):
+    pass
+
+
+def _each_key_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    row = dict(pairs)
+    if len(row) < len(pairs):  # json would keep the last one in silence
+        keys = [key for key, _ in pairs]
+        raise _RepeatedKey(next(key for key in keys if keys.count(key) > 1))
+    return row
 
 
 def _lines(path: Path) -> Iterator[tuple[int, str]]:
@@ -101,15 +115,11 @@ def _lines(path: Path) -> Iterator[tuple[int, str]]:
             if not raw.strip():
                 continue
             if not raw.endswith(b"\n"):
-                raise BadRecord(
-                    f"{path}:{number}: the file ends in the middle of a line; it was cut off: {raw[:80]!r}"
-                )
+                raise BadRecord(f"{path}:{number}: the file ends in the middle of a line; it was cut off: {raw[:80]!r}")
             try:
                 yield number, raw.decode("utf-8")
             except UnicodeDecodeError as error:
-                raise BadRecord(
-                    f"{path}:{number}: not UTF-8 ({error.reason} at byte {error.start})"
-                ) from None
+                raise BadRecord(f"{path}:{number}: not UTF-8 ({error.reason} at byte {error.start})") from None
 
 
 def file_digest(*paths: Path) -> str:
