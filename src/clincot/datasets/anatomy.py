@@ -18,6 +18,7 @@ import tempfile
 import zipfile
 from dataclasses import dataclass, fields
 from pathlib import Path
+from typing import Literal
 
 import nibabel
 import numpy as np
@@ -42,6 +43,9 @@ _SOURCE_MM = 1800.0  # x-ray source to detector
 _CONTROL = (5, 4, 5)  # control points of the elastic field along x, y, z
 
 Film = NDArray[np.float32]  # (SIDE_PX, SIDE_PX)
+Side = Literal["left", "right"]
+SIDES: tuple[Side, Side] = ("left", "right")
+LOBES_OF: dict[str, tuple[int, ...]] = {"left": (0, 1), "right": (2, 3, 4)}  # indices into LOBES
 
 
 @dataclass(frozen=True)
@@ -70,6 +74,10 @@ class Warp:
     lung: Film
     lobes: NDArray[np.float32]
     heart: Film
+
+    def lung_cm(self, side: str) -> Film:
+        """Thickness of one lung along the rays, cm."""
+        return np.asarray(self.lobes[list(LOBES_OF[side])].sum(axis=0), np.float32)
 
 
 class AnatomyUnavailable(RuntimeError):
@@ -139,8 +147,9 @@ def _reduce(ct_path: Path, mask_path: Path) -> dict[str, NDArray[np.generic]]:
 
     density = np.clip((hounsfield + 1000.0) / 1000.0, 0.0, None)
     bone = labels == _BONE
-    # Contrast agent in heart and veins is no bone: cap everything unlabelled at soft tissue.
-    density[~bone] = np.minimum(density[~bone], 1.06)
+    # Contrast agent in heart and veins is no bone: cap it, and all that is unlabelled, at soft tissue.
+    agent = ~bone | (density > 2.0)
+    density[agent] = np.minimum(density[agent], 1.06)
     x, y, z = density.shape
     density = density.reshape(x // 2, 2, y // 2, 2, z).mean(axis=(1, 3))
     labels = labels[::2, ::2]
@@ -156,8 +165,8 @@ def _reduce(ct_path: Path, mask_path: Path) -> dict[str, NDArray[np.generic]]:
     return {"density": density.astype(np.float16), "labels": labels, "spacing_mm": spacing}
 
 
-def warp_path(warp_seed: int, cache_dir: Path) -> Path:
-    return cache_dir / f"warp-{_WARP_VERSION}-{warp_seed}.npz"
+def warp_path(warp_seed: int, cache_dir: Path | None = None) -> Path:
+    return (cache_dir or default_cache()) / f"warp-{_WARP_VERSION}-{warp_seed}.npz"
 
 
 def prepare_warp(anatomy: Anatomy | None, warp_seed: int, cache_dir: Path | None = None) -> Warp:
@@ -165,7 +174,7 @@ def prepare_warp(anatomy: Anatomy | None, warp_seed: int, cache_dir: Path | None
 
     `anatomy` None: it is fetched, and only when the warp is not in the cache yet.
     """
-    path = warp_path(warp_seed, cache_dir or default_cache())
+    path = warp_path(warp_seed, cache_dir)
     if not path.exists():
         warp = project(anatomy or fetch_anatomy(cache_dir), warp_seed)
         _save(

@@ -1,0 +1,191 @@
+"""Findings as local changes of the line integral: each function returns centimetres of water to add.
+
+Nothing is projected again: what a lesion does to the rays follows from the thickness maps of the warp. Pixel
+coordinates are (row, column); sizes are millimetres on the detector plane.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from scipy import ndimage
+
+from clincot.datasets.anatomy import LOBES, LOBES_OF, PIXEL_MM, SIDE_PX, Film
+from clincot.datasets.film import WHOLE_FILM, ZONES, Patient, Window, grey_per_cm, px
+
+Finding = Literal["nodule", "pleural effusion", "consolidation", "pneumothorax", "cardiomegaly"]
+FINDINGS: tuple[Finding, ...] = ("nodule", "pleural effusion", "consolidation", "pneumothorax", "cardiomegaly")
+MARGINS = ("smooth", "spiculated", "cavitating")
+_WATER_OVER_LUNG = 0.75  # what a cm of lung gains when its air turns into fluid
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """A finding to draw; what is None is drawn at random. `zone` and `margin` are for nodules, `lobe` for a
+    consolidation (and recorded for nodules)."""
+
+    finding: str
+    side: str | None = None
+    zone: str | None = None
+    lobe: str | None = None
+    margin: str | None = None
+
+
+@dataclass(frozen=True)
+class Change:
+    """What a finding adds to the line integral (cm of water) inside `window`, and what it turned out to be."""
+
+    wanted: Wanted
+    window: Window
+    added: Film
+    size_mm: float | None = None  # None: measured from the changed pixels
+
+
+class NoRoom(Exception):
+    """The finding does not fit where it was wanted, this time; the image is drawn again."""
+
+
+def nodule(patient: Patient, wanted: Wanted, so_far: Film, rng: np.random.Generator, *, crowded: bool) -> Change:
+    """A ball of soft tissue in clear lung. Its margin is detail finer than 2 px by construction: whatever survives
+    a blur of that size is taken out again, so that a film downsampled by two does not show it."""
+    side, zone = wanted.side or "left", wanted.zone or "middle"
+    radius = px(float(rng.uniform(5.0, 11.0)))
+    row, column = _place(patient, side, zone, radius, so_far, rng, crowded=crowded)
+    half = int(np.ceil(2 * radius)) + 6
+    rows = slice(max(0, int(row) - half), min(SIDE_PX, int(row) + half + 1))
+    columns = slice(max(0, int(column) - half), min(SIDE_PX, int(column) + half + 1))
+    window = (rows, columns)
+    down = np.arange(rows.start, rows.stop, dtype=np.float32)[:, None] - np.float32(row)
+    across = np.arange(columns.start, columns.stop, dtype=np.float32)[None, :] - np.float32(column)
+    distance = np.hypot(down, across)
+    shape = 1 + 0.06 * np.cos(2 * (np.arctan2(down, across) - rng.uniform(0, np.pi)))
+    body = np.sqrt(np.clip(1 - (distance / (radius * shape)) ** 2, 0, None))
+    body = ndimage.gaussian_filter(body, 0.7)
+    detail = _margin(wanted.margin or "smooth", distance, np.arctan2(down, across), radius, rng)
+    detail = detail - ndimage.gaussian_filter(detail, 1.8)
+    contrast, relief = rng.uniform((0.16, 0.16), (0.26, 0.20))
+    slope = max(grey_per_cm(patient, float(patient.grey[int(row), int(column)])), 0.35 * grey_per_cm(patient, 0.5))
+    added = (contrast * body + relief * detail) / slope
+    thickness = patient.warp.lobes[list(LOBES_OF[side]), int(row), int(column)]
+    lobe = LOBES[LOBES_OF[side][int(rng.choice(len(thickness), p=thickness / thickness.sum()))]]
+    found = Wanted("nodule", side, zone, lobe, wanted.margin or "smooth")
+    return Change(found, window, np.asarray(added, np.float32), 2 * radius * PIXEL_MM)
+
+
+def _place(
+    patient: Patient, side: str, zone: str, radius: float, so_far: Film, rng: np.random.Generator, *, crowded: bool
+) -> tuple[float, float]:
+    """A centre (row, column) inside clear lung by the radius, away from what is already there."""
+    first, upper_end, middle_end, last = patient.zone_rows[side]
+    top, bottom = {"upper": (first, upper_end), "middle": (upper_end, middle_end), "lower": (middle_end, last)}[zone]
+    distance = patient.clear[side][top:bottom]
+    rows, columns = np.nonzero(distance > 0.7 * radius + 1)
+    if len(rows) == 0:
+        raise NoRoom(f"no clear lung for a nodule of {radius:.1f} px in the {side} {zone} zone")
+    reach = int(np.ceil(1.5 * radius)) + 4
+    for _ in range(20):
+        chosen = int(rng.integers(len(rows)))
+        row, column = int(rows[chosen]) + top, int(columns[chosen])
+        around = so_far[max(0, row - reach) : row + reach + 1, max(0, column - reach) : column + reach + 1]
+        if crowded or np.abs(around).max() < 0.3:
+            return row + float(rng.uniform(-0.5, 0.5)), column + float(rng.uniform(-0.5, 0.5))
+    raise NoRoom(f"the {side} {zone} zone is taken by other findings")
+
+
+def _margin(margin: str, distance: Film, angle: Film, radius: float, rng: np.random.Generator) -> Film:
+    """Fine structure of a nodule, about one unit high."""
+    if margin == "smooth":
+        return np.zeros_like(distance)
+    if margin == "cavitating":
+        pit = np.exp(-0.5 * (distance / max(1.1, 0.22 * radius)) ** 2)
+        return np.asarray(-1.6 * pit, np.float32)
+    count = int(rng.integers(9, 13))
+    directions = (np.arange(count) + rng.uniform(-0.25, 0.25, count)) * (2 * np.pi / count) + rng.uniform(0, 2 * np.pi)
+    lengths = radius * rng.uniform(1.4, 1.8, count)
+    rays = np.zeros_like(distance)
+    for direction, length in zip(directions, lengths, strict=True):
+        turn = np.angle(np.exp(1j * (angle - direction)))
+        aside = distance * np.sin(turn)
+        ahead = distance * np.cos(turn)
+        along = np.clip((ahead - 0.55 * radius) / 2, 0, 1) * np.clip((length - ahead) / (0.5 * radius), 0, 1)
+        rays = np.maximum(rays, along * np.exp(-0.5 * (aside / 0.55) ** 2))
+    return np.asarray(rays, np.float32)
+
+
+def effusion(patient: Patient, wanted: Wanted, rng: np.random.Generator) -> Change:
+    """Lung below a level turned to fluid; the level rises towards the lateral wall (meniscus)."""
+    side = wanted.side or "left"
+    lung = patient.lung_cm[side]
+    seen = lung > 1.0
+    columns = np.flatnonzero(seen.any(axis=0))
+    lateral, medial = (columns[-1], columns[0]) if side == "left" else (columns[0], columns[-1])
+    outward = np.clip((np.arange(SIDE_PX) - medial) / (lateral - medial), 0, 1)  # 0 medial, 1 lateral
+    outer = seen[:, (outward > 0.75) & (outward < 0.97)]
+    angle_row = float(np.flatnonzero(outer.any(axis=1))[-1])  # the costophrenic angle
+    height = px(float(rng.uniform(45, 95)))
+    level = angle_row - height * (0.62 + 0.1 * (1 - outward) ** 4 + 0.38 * outward**3 + 0.25 * outward**12)
+    depth = (np.arange(SIDE_PX)[:, None] - level[None, :]) / float(rng.uniform(2.5, 4.5))
+    filled = 1 / (1 + np.exp(-np.clip(depth, -30, 30)))
+    added = float(rng.uniform(0.8, 1.0)) * filled * _WATER_OVER_LUNG * lung
+    return Change(Wanted("pleural effusion", side), WHOLE_FILM, np.asarray(added, np.float32))
+
+
+def consolidation(patient: Patient, wanted: Wanted, rng: np.random.Generator) -> Change:
+    """One lobe raised towards soft tissue through smoothed noise."""
+    lobe = wanted.lobe or LOBES[0]
+    index = LOBES.index(lobe)
+    coarse = ndimage.zoom(rng.normal(size=(12, 12)), SIDE_PX / 12, order=1)
+    fine = ndimage.zoom(rng.normal(size=(48, 48)), SIDE_PX / 48, order=1)
+    patchy = np.clip(0.75 + 0.22 * coarse + 0.16 * fine, 0.15, 1.2)
+    added = float(rng.uniform(0.35, 0.7)) * patchy * _WATER_OVER_LUNG * patient.warp.lobes[index]
+    return Change(Wanted("consolidation", lobe.split()[0], None, lobe), WHOLE_FILM, np.asarray(added, np.float32))
+
+
+def pneumothorax(patient: Patient, wanted: Wanted, rng: np.random.Generator) -> Change:
+    """Air without markings between chest wall and a thin pleural line, widest at the apex; the lung inside the line
+    is denser where it is pressed together."""
+    side = wanted.side or "left"
+    relative, reach, elevation = patient.radial[side]
+    lung = patient.warp.lung * (patient.lung_cm[side] > 0.3)
+    gap = float(rng.uniform(0.16, 0.34)) * np.clip(0.35 + 0.65 * elevation, 0.0, 1.0)
+    beyond = (relative - (1 - gap)) * reach  # px outside the pleural line
+    open_gap = np.clip(gap * reach / 6, 0, 1)
+    inside_lung = np.clip(patient.lung_cm[side] / 2.0, 0, 1)
+    air = np.clip(beyond + 0.5, 0, 1) * open_gap
+    pressed = np.exp(-np.clip(-beyond, 0, None) / 5) * (beyond < 0) * open_gap
+    line = np.exp(-0.5 * (beyond / 0.8) ** 2) * open_gap * inside_lung
+    line_cm = float(rng.uniform(0.10, 0.15)) / grey_per_cm(patient, 0.35)
+    added = -0.85 * lung * air + 0.3 * lung * pressed + line_cm * line
+    return Change(Wanted("pneumothorax", side), WHOLE_FILM, np.asarray(added, np.float32))
+
+
+def cardiomegaly(patient: Patient, wanted: Wanted, rng: np.random.Generator) -> Change:
+    """The heart scaled about its centroid; lung gives way to the ring that is new."""
+    heart = patient.warp.heart
+    weight = heart / heart.sum()
+    row = float((weight.sum(axis=1) * np.arange(SIDE_PX)).sum())
+    column = float((weight.sum(axis=0) * np.arange(SIDE_PX)).sum())
+    tall, wide = rng.uniform((1.08, 1.25), (1.2, 1.5))
+    zoom = np.array([1 / tall, 1 / wide])
+    offset = np.array([row, column]) * (1 - zoom)
+    larger = ndimage.affine_transform(heart, zoom, offset, order=1) * 0.5 * (tall + wide)
+    lung = sum(patient.lung_cm.values())
+    added = np.minimum(np.clip(larger - heart, 0, None), np.asarray(lung)) * _WATER_OVER_LUNG
+    return Change(Wanted("cardiomegaly"), WHOLE_FILM, np.asarray(added, np.float32))
+
+
+def completed(wanted: Wanted, rng: np.random.Generator) -> Wanted:
+    """What was left open, drawn at random: side first, then zone or lobe, then margin."""
+    if wanted.finding not in FINDINGS:
+        raise ValueError(f"expected one of {FINDINGS}, got {wanted.finding!r}")
+    if wanted.finding == "cardiomegaly":
+        return Wanted("cardiomegaly")
+    side = wanted.side or (wanted.lobe.split()[0] if wanted.lobe else str(rng.choice(("left", "right"))))
+    if wanted.finding == "consolidation":
+        lobe = wanted.lobe or LOBES[int(rng.choice(LOBES_OF[side]))]
+        return Wanted("consolidation", side, None, lobe)
+    if wanted.finding == "nodule":
+        return Wanted("nodule", side, wanted.zone or str(rng.choice(ZONES)), None, wanted.margin or str(rng.choice(MARGINS)))
+    return Wanted(wanted.finding, side)
