@@ -1,0 +1,143 @@
+"""A data set on disk: a folder of records and images, the same whatever the questions came from.
+
+    FOLDER/studies.jsonl      Study, one an image
+    FOLDER/questions.jsonl    Question
+    FOLDER/references.jsonl   Reference: the answer key, for evaluation and calibration only
+    FOLDER/images/            what Study.image names, relative to FOLDER
+
+Questions are streamed. Studies are looked up by id through an index of file offsets, so that a data set larger
+than memory can be read.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict
+
+from clincot.jsonl import BadRecord, parse_record, read_records
+from clincot.records import Question, Reference, Study
+
+STUDIES, QUESTIONS, REFERENCES, IMAGES = "studies.jsonl", "questions.jsonl", "references.jsonl", "images"
+
+
+def load_questions(folder: Path) -> Iterator[Question]:
+    """The folder's questions, in their order; raises BadRecord at the line that is none."""
+    return read_records(_part(folder, QUESTIONS), Question)
+
+
+def load_references(folder: Path) -> Iterator[Reference]:
+    """The answer key. Evaluation and calibration only."""
+    return read_records(_part(folder, REFERENCES), Reference)
+
+
+class StudyIndex(Mapping[str, Study]):
+    """The folder's studies by id. Keeps a file offset a study and reads the study itself when asked for."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._path = _part(folder, STUDIES)
+        starts = _line_starts(self._path)  # (byte offset, line number)
+        self._lines = {study.id: start for study, start in zip(read_records(self._path, Study), starts, strict=True)}
+
+    def __getitem__(self, study_id: str) -> Study:
+        try:
+            offset, number = self._lines[study_id]
+        except KeyError:
+            raise KeyError(f"no study {study_id!r} in {self._path}") from None
+        with self._path.open("rb") as file:
+            file.seek(offset)
+            return parse_record(file.readline().decode(), Study, where=f"{self._path}:{number}")
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._lines)
+
+    def __len__(self) -> int:
+        return len(self._lines)
+
+    def image_path(self, study_id: str) -> Path:
+        """Where the study's image lies; raises BadRecord where a record points outside the folder."""
+        study = self[study_id]
+        if Path(study.image).is_absolute() or ".." in Path(study.image).parts:
+            raise BadRecord(f"{self._path}: {study.id}: expected a path inside the folder, got {study.image!r}")
+        return self.folder / study.image
+
+
+def round_of(study_id: str, *, rounds: int, seed: int) -> int:
+    """The round (0-based) that a study's questions belong to: a seeded hash, the same in every data set.
+
+    It depends on nothing but the study and the seed, so studies that are added later move no other: what a
+    round has asked stays that round's. Subsets are therefore equal in size only on average.
+    """
+    if rounds < 1:
+        raise ValueError(f"questions are split into at least 1 round, got {rounds}")
+    return int.from_bytes(hashlib.sha256(f"round:{seed}:{study_id}".encode()).digest()[:8]) % rounds
+
+
+def split_rounds(questions: Iterable[Question], *, rounds: int, seed: int) -> Iterator[tuple[int, Question]]:
+    """Disjoint subsets X_0 ... X_{rounds-1} [ClinCoT: one a round], as (round, question) in the order given.
+
+    All questions of a study are in one subset, so no round trains on an image that an earlier one has seen.
+    """
+    return ((round_of(question.study, rounds=rounds, seed=seed), question) for question in questions)
+
+
+class LeakReport(BaseModel):
+    """How much of a test set has been seen in training, by the bytes of the images and by patient."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    train_images: int
+    test_images: int
+    shared_images: int
+    shared_patients: int
+    examples: tuple[str, ...] = ()  # at most 5 of the shared images, by their name at the source
+
+    def summary(self) -> str:
+        return (
+            f"{self.shared_images} of {self.test_images} test images also occur in train"
+            f" ({self.train_images} images); {self.shared_patients} patients occur in both"
+        )
+
+
+def leaks(train: Path, test: Path) -> LeakReport:
+    """Compare two dataset folders by image sha256 and by patient (where the records name one)."""
+    images, patients = set[str](), set[str]()
+    for study in read_records(_part(train, STUDIES), Study):
+        images.add(study.sha256)
+        patients.add(study.patient)
+    test_images, shared_patients = dict[str, str](), set[str]()
+    for study in read_records(_part(test, STUDIES), Study):
+        test_images.setdefault(study.sha256, study.source_id or study.image)
+        if study.patient and study.patient in patients:
+            shared_patients.add(study.patient)
+    shared = [name for sha256, name in test_images.items() if sha256 in images]
+    return LeakReport(
+        train_images=len(images),
+        test_images=len(test_images),
+        shared_images=len(shared),
+        shared_patients=len(shared_patients),
+        examples=tuple(shared[:5]),
+    )
+
+
+def _part(folder: Path, name: str) -> Path:
+    path = folder / name
+    if not path.is_file():
+        raise BadRecord(
+            f"{path}: there is no such file; a dataset folder has {STUDIES}, {QUESTIONS}, {REFERENCES} and"
+            f" {IMAGES}/ and is made by `clincot ingest`"
+        )
+    return path
+
+
+def _line_starts(path: Path) -> Iterator[tuple[int, int]]:
+    """(byte offset, line number) of the lines that read_records reads."""
+    offset = 0
+    with path.open("rb") as file:
+        for number, raw in enumerate(file, start=1):
+            if raw.strip():
+                yield offset, number
+            offset += len(raw)

@@ -1,0 +1,243 @@
+"""Ingest of VQA-RAD: the official JSON and its images, as published at osf.io/89kps.
+
+    Lau, Gayen, Ben Abacha and Demner-Fushman: A dataset of clinically generated visual questions and answers
+    about radiology images. Scientific Data 5:180251 (2018). CC0 1.0.
+
+Two splits. The official test set is the rows whose `phrase_type` starts with "test_"; nearly all of its images
+occur in the training rows too, so it says nothing about new images. The image-disjoint split keeps together all
+that may be one patient: rows of one image, of one file content, of one `qid_linked_id`, of one MedPix case.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from tqdm import tqdm
+
+from clincot.datasets.folder import leaks
+from clincot.datasets.report import REPORT, SHOWN, IngestReport, Refusals, in_order
+from clincot.datasets.writing import Row, RowRefused, Seen, SourceImages, dataset_folder
+from clincot.images import DEFAULT_LIMITS
+from clincot.jsonl import BadRecord, explain, written_aside
+
+LICENCE = "CC0 1.0 Universal"
+CITATION = (
+    "Lau, J. J., Gayen, S., Ben Abacha, A., Demner-Fushman, D. A dataset of clinically generated visual questions"
+    " and answers about radiology images. Scientific Data 5, 180251 (2018). https://osf.io/89kps"
+)
+Split = Literal["official", "image-disjoint"]
+
+# As in the archive and as OSF shows them.
+_QUESTION_FILES = ("VQA_RAD_Dataset_Public.json", "VQA_RAD Dataset Public.json")
+_IMAGE_FOLDERS = ("images", "VQA_RAD Image Folder")
+# Lau et al. 2018: "head axial single-slice CTs or MRIs, chest x-rays, and abdominal axial CTs".
+_MODALITIES = {"CHEST": "chest x-ray", "ABD": "abdominal CT", "HEAD": "head CT or MR"}
+
+
+def _stripped(value: object) -> object:
+    return value.strip() if isinstance(value, str) else value
+
+
+class VqaRadRow(BaseModel):
+    """A row of the official JSON. Outer spaces are cut off everywhere; whole numbers stand where texts should."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", str_strip_whitespace=True, coerce_numbers_to_str=True)
+
+    qid: str
+    phrase_type: Literal["freeform", "para", "test_freeform", "test_para"]
+    qid_linked_id: str
+    image_case_url: str
+    image_name: str = Field(pattern=r"^[^/\\]+$")
+    image_organ: Literal["HEAD", "CHEST", "ABD"]
+    evaluation: str
+    question: str = Field(min_length=1)
+    question_rephrase: str = "NULL"  # missing from two rows
+    question_relation: str
+    question_frame: str
+    question_type: str
+    answer: str = Field(min_length=1)
+    answer_type: Annotated[Literal["CLOSED", "OPEN"], BeforeValidator(_stripped)]  # "CLOSED " in two rows
+
+    @property
+    def official_test(self) -> bool:
+        return self.phrase_type.startswith("test_")
+
+
+def ingest_vqa_rad(
+    source: Path,
+    out: Path,
+    *,
+    split: Split = "official",
+    allow_refused: int = 0,
+    test_share: float = 0.2,
+    seed: int = 0,
+) -> IngestReport:
+    """Read the folder `source` into the dataset folders out/train and out/test; raises BadRecord, TooManyRefused.
+
+    `test_share` and `seed` are the image-disjoint split's: the expected share of image groups in test, and the
+    hash that picks them. Images that both folders show are stored once (hard link) where the file system can.
+    """
+    if split not in ("official", "image-disjoint"):
+        raise ValueError(f'split is "official" or "image-disjoint", got {split!r}')
+    if not 0 < test_share < 1:
+        raise ValueError(f"test_share is a share of the images in (0, 1), got {test_share}")
+    questions, images = _one_of(source, _QUESTION_FILES, "file"), _one_of(source, _IMAGE_FOLDERS, "folder")
+    raw = _load(questions)
+    refusals, pictures = Refusals(allow_refused), SourceImages(DEFAULT_LIMITS)
+    rows = dict(_parsed(raw, questions.name, refusals))
+    refusals.settle()  # before the images, which take the time
+    groups = _groups(rows.values(), images, pictures)
+    tests = {
+        number: row.official_test if split == "official" else _share_of(groups[row.image_name], seed) < test_share
+        for number, row in rows.items()
+    }
+    repeats: list[str] = []
+    seen = Seen()
+    with (
+        dataset_folder(out / "test", pictures, seen) as test,
+        dataset_folder(out / "train", pictures, seen, beside=test) as train,
+    ):
+        # Test rows first: a row that is in both is kept there and dropped from train, as in the published
+        # counts (1793 + 451 of 1797 + 451 rows).
+        for number in tqdm(sorted(rows, key=lambda n: (not tests[n], n)), desc="ingest VQA-RAD", disable=None):
+            folder, name = (test, "test") if tests[number] else (train, "train")
+            row = _row(number, rows[number], images, patient=groups[rows[number].image_name], split=name)
+            try:
+                first = folder.add(row)
+            except RowRefused as error:
+                refusals.add(questions.name, number, str(error))
+                continue
+            if first is not None:
+                repeats.append(f"{questions.name}:{number} repeats row {first}")
+        refused = refusals.settle()
+        for folder in (train, test):
+            if folder.kinds.total() == 0:
+                raise BadRecord(f"{questions}: no row for {folder.folder} in the {split} split of {len(raw)} rows")
+        test.flush()  # train is renamed first, and both should be on disk by then
+    report = IngestReport(
+        source=str(source),
+        split=split,
+        licence=LICENCE,
+        citation=CITATION,
+        rows_read=len(raw),
+        rows_kept=train.kinds.total() + test.kinds.total(),
+        rows_duplicate=len(repeats),
+        rows_refused=len(refused),
+        refused=refused,
+        duplicates=tuple(repeats[:SHOWN]),
+        images=len(train.modality_of | test.modality_of),
+        images_by_modality=in_order(Counter((train.modality_of | test.modality_of).values())),
+        folders=(train.counts("train"), test.counts("test")),
+        leak=leaks(out / "train", out / "test"),
+        notes=tuple(_notes(raw, rows.values(), images)),
+    )
+    with written_aside(out / REPORT) as file:
+        file.write(report.model_dump_json(indent=2) + "\n")
+    return report
+
+
+def _one_of(source: Path, names: tuple[str, ...], what: str) -> Path:
+    for name in names:
+        if (source / name).exists():
+            return source / name
+    raise BadRecord(f"{source}: expected the {what} {' or '.join(map(repr, names))} in it; get it from osf.io/89kps")
+
+
+def _load(path: Path) -> list[object]:
+    try:
+        raw = json.loads(path.read_bytes().decode("utf-8-sig"))
+    except UnicodeDecodeError as error:
+        raise BadRecord(f"{path}: not UTF-8 ({error.reason} at byte {error.start})") from None
+    except json.JSONDecodeError as error:
+        raise BadRecord(
+            f"{path}:{error.lineno}: not JSON ({error.msg} at column {error.colno}); fetch it again"
+        ) from None
+    if not isinstance(raw, list) or not raw:
+        raise BadRecord(f"{path}: expected a list of questions, got {type(raw).__name__} {str(raw)[:80]!r}")
+    return raw
+
+
+def _parsed(raw: list[object], file: str, refusals: Refusals) -> Iterator[tuple[int, VqaRadRow]]:
+    first = dict[str, int]()
+    for number, fields in enumerate(raw, start=1):
+        try:
+            row = VqaRadRow.model_validate(fields)
+        except ValidationError as error:
+            refusals.add(file, number, f"{explain(error)}. The fields are {', '.join(VqaRadRow.model_fields)}")
+            continue
+        if first.setdefault(row.qid, number) != number:
+            refusals.add(file, number, f"qid: duplicate id {row.qid!r}, first at row {first[row.qid]}")
+            continue
+        yield number, row
+
+
+def _groups(rows: Iterable[VqaRadRow], images: Path, pictures: SourceImages) -> dict[str, str]:
+    """Image name -> the group of images that may be one patient, named by the first image in it."""
+    above = dict[str, str]()
+
+    def top(node: str) -> str:
+        while above.setdefault(node, node) != node:
+            node = above[node]
+        return node
+
+    names = set[str]()
+    for row in rows:
+        shared = [f"linked {row.qid_linked_id}", f"case {row.image_case_url}"]
+        if row.image_name not in names:
+            # A missing or broken image shares no bytes; its rows are refused when they are added.
+            with contextlib.suppress(RowRefused):
+                shared.append(f"bytes {pictures.facts(images / row.image_name).sha256}")
+        names.add(row.image_name)
+        for key in shared:
+            if not key.endswith((" NULL", " ")):
+                above[top(key)] = top(f"image {row.image_name}")
+    first = dict[str, str]()
+    for name in sorted(names):
+        first.setdefault(top(f"image {name}"), name)
+    return {name: f"vqa-rad-{Path(first[top(f'image {name}')]).stem}" for name in names}
+
+
+def _share_of(group: str, seed: int) -> float:
+    """A number in [0, 1) that depends on nothing but the group and the seed."""
+    return int.from_bytes(hashlib.sha256(f"vqa-rad:{seed}:{group}".encode()).digest()[:8]) / 2**64
+
+
+def _row(number: int, row: VqaRadRow, images: Path, *, patient: str, split: str) -> Row:
+    return Row(
+        number=number,
+        image=images / row.image_name,
+        image_name=row.image_name,
+        question=row.question,
+        answer=row.answer,
+        kind="closed" if row.answer_type == "CLOSED" else "open",
+        modality=_MODALITIES[row.image_organ],
+        patient=patient,
+        split=split,
+        topic=row.question_type.upper(),
+        source_id=row.qid,
+    )
+
+
+def _notes(raw: list[object], rows: Iterable[VqaRadRow], images: Path) -> Iterator[str]:
+    """What was put right, and what the source leaves unused."""
+    objects = [fields for fields in raw if isinstance(fields, dict)]
+    asked = {row.image_name for row in rows}
+    counts = {
+        "outer spaces cut off answer_type": sum(
+            str(fields.get("answer_type")) != str(fields.get("answer_type")).strip() for fields in objects
+        ),
+        "answers that were numbers, now text": sum(isinstance(fields.get("answer"), int | float) for fields in objects),
+        "rows without question_rephrase, taken as NULL": sum("question_rephrase" not in fields for fields in objects),
+        "rows with a character lost in the source (U+FFFD), kept as they are": sum(
+            "\ufffd" in f"{fields.get('question')}{fields.get('answer')}" for fields in objects
+        ),
+        "images that no question is about, not taken over": sum(path.name not in asked for path in images.iterdir()),
+    }
+    return (f"{what}: {count}" for what, count in counts.items() if count)
