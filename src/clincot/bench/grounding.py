@@ -1,0 +1,41 @@
+"""Did the policy look at the right place? Hit and intersection over union against the reference boxes.
+
+A hit is stricter than the pointing game (Zhang et al. 2016, where a point inside the reference is enough): the crop
+has to *show* the finding. The whole image always hits, so a hit-rate is read beside IoU and beside the random region
+of equal area.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from clincot.geometry import Box, covered, intersection_over_union
+
+HIT_COVERED = 0.5
+HIT_IOU = 0.3
+
+
+def hit(shown: Box, references: Sequence[Box]) -> bool | None:
+    """Whether the crop shown to the policy shows one of the reference boxes; None without references.
+
+    It does if the reference's centre lies in the crop and
+    - the crop covers at least half of the reference's area, or
+    - for a reference larger than the crop, which it could not cover: their IoU is at least 0.3.
+    """
+    return any(_shows(shown, reference) for reference in references) if references else None
+
+
+def best_iou(region: Box, references: Sequence[Box]) -> float | None:
+    """The highest IoU with any reference box, in [0, 1]; None without references."""
+    if not references:
+        return None
+    return max(intersection_over_union(region, reference) for reference in references)
+
+
+def _shows(shown: Box, reference: Box) -> bool:
+    x, y = reference.centre
+    if not (shown.x0 <= x <= shown.x1 and shown.y0 <= y <= shown.y1):
+        return False
+    if reference.area > shown.area:
+        return intersection_over_union(shown, reference) >= HIT_IOU
+    return covered(reference, by=shown) >= HIT_COVERED

@@ -1,0 +1,121 @@
+"""95 % intervals from a cluster bootstrap: patients are drawn, not questions.
+
+Questions about one patient share an image, and so their errors; treating them as independent makes every interval
+too narrow. A resample draws as many clusters as there are, with replacement, and takes all their questions along:
+the statistic is the ratio  sum of cluster sums / sum of cluster counts.
+
+The interval is the percentile interval with Hesterberg's small-sample expansion (The American Statistician 69, 2015):
+for C clusters the tail is Φ(-√(C/(C-1)) · t_{.975, C-1}) instead of 2.5 %, since the plain percentile interval is too
+narrow by √((C-1)/C) and knows nothing of t. In simulation this moves the coverage of a nominal 95 % at 8 clusters
+from 90 % to 95 %. It stays approximate below about 40 clusters, says nothing where all clusters agree (its width is
+then 0: 10 of 10 right gives [1, 1]), and is not computed (None) from a single cluster.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.special import ndtr, stdtrit
+
+from clincot.records import Interval
+
+APPROXIMATE_BELOW = 40  # clusters
+_DRAWS_AT_ONCE = 2_000_000  # cluster draws held in memory: 16 MB of indices
+_DECIMALS = 6  # so that a report's id does not depend on the order of floating-point sums
+
+
+@dataclass
+class ClusterSums:
+    """Sum and count of the scored values of each cluster: all that the bootstrap needs, however many questions."""
+
+    sums: dict[str, float] = field(default_factory=dict)
+    counts: dict[str, int] = field(default_factory=dict)
+    n_unscored: int = 0
+
+    def add(self, value: float | None, cluster: str) -> None:
+        """Count a value in; None is unscored. A NaN, or a value without a cluster, raises ValueError."""
+        if not cluster:
+            raise ValueError("every value needs a cluster (patient or study), got an empty key")
+        if value is None:
+            self.n_unscored += 1
+            return
+        if not math.isfinite(value):
+            raise ValueError(f"a value of cluster {cluster!r} is {value}; an unscored value is None")
+        self.sums[cluster] = self.sums.get(cluster, 0.0) + float(value)
+        self.counts[cluster] = self.counts.get(cluster, 0) + 1
+
+    def interval(self, *, seed: int, resamples: int = 2000) -> Interval:
+        """The mean over all values with its 95 % interval; value None where nothing was scored."""
+        clusters = sorted(self.counts)  # the same interval in whatever order the values came
+        n = sum(self.counts.values())
+        if n == 0:
+            return Interval(value=None, n=0, n_unscored=self.n_unscored, clusters=0)
+        sum_C = np.array([self.sums[cluster] for cluster in clusters])
+        count_C = np.array([self.counts[cluster] for cluster in clusters], dtype=np.float64)
+        value = _rounded(float(sum_C.sum() / n))
+        low = high = None
+        if len(clusters) > 1:
+            mean_R = _resampled_means(sum_C, count_C, seed=seed, resamples=resamples)
+            tail = percentile_tail(len(clusters))
+            low, high = (_rounded(float(v)) for v in np.quantile(mean_R, [tail, 1 - tail]))
+        return Interval(value=value, low=low, high=high, n=n, n_unscored=self.n_unscored, clusters=len(clusters))
+
+
+def cluster_bootstrap(
+    values: Iterable[float | None], clusters: Iterable[str], *, seed: int, resamples: int = 2000
+) -> Interval:
+    """The mean of `values` with its 95 % interval, resampling whole clusters.
+
+    values, clusters: one entry a question; None is unscored (left out, counted). The same arguments give the same
+    interval, in any order of questions. Raises ValueError on different lengths, NaN or an empty cluster key.
+    """
+    sums = ClusterSums()
+    for value, cluster in zip(values, clusters, strict=True):
+        sums.add(value, cluster)
+    return sums.interval(seed=seed, resamples=resamples)
+
+
+def paired_difference(
+    a: Sequence[float | None],
+    b: Sequence[float | None],
+    clusters: Iterable[str],
+    *,
+    seed: int,
+    resamples: int = 2000,
+) -> Interval:
+    """The mean of a - b over the same questions, with its 95 % interval; a pair with a None is unscored."""
+    if len(a) != len(b):
+        raise ValueError(f"paired values must be of the same questions, got {len(a)} and {len(b)}")
+    pairs = zip(a, b, strict=True)
+    differences = [None if x is None or y is None else float(x) - float(y) for x, y in pairs]
+    return cluster_bootstrap(differences, clusters, seed=seed, resamples=resamples)
+
+
+def percentile_tail(clusters: int) -> float:
+    """The share cut off at each end for a 95 % interval from that many (>= 2) clusters; 2.5 % in the limit."""
+    return float(ndtr(-math.sqrt(clusters / (clusters - 1)) * stdtrit(clusters - 1, 0.975)))
+
+
+def _resampled_means(
+    sum_C: NDArray[np.float64], count_C: NDArray[np.float64], *, seed: int, resamples: int
+) -> NDArray[np.float64]:
+    """Means of `resamples` draws of clusters. C: clusters, R: resamples, B: resamples held at once."""
+    if resamples < 1:
+        raise ValueError(f"resamples must be at least 1, got {resamples}")
+    random = np.random.default_rng(seed)
+    clusters = len(sum_C)
+    mean_R = np.empty(resamples)
+    step = max(1, _DRAWS_AT_ONCE // clusters)
+    for start in range(0, resamples, step):
+        stop = min(start + step, resamples)
+        drawn_BC = random.integers(clusters, size=(stop - start, clusters))
+        mean_R[start:stop] = sum_C[drawn_BC].sum(axis=1) / count_C[drawn_BC].sum(axis=1)
+    return mean_R
+
+
+def _rounded(value: float) -> float:
+    return round(value, _DECIMALS) + 0.0  # never -0.0
