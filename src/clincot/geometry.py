@@ -61,9 +61,12 @@ def box_from_pixels(x0: float, y0: float, x1: float, y1: float, *, width: int, h
 
 
 def box_to_pixels(box: Box, *, width: int, height: int) -> tuple[int, int, int, int]:
-    """Whole-pixel edges (x1, y1 exclusive), at least one pixel wide and high, inside the image."""
-    x0 = min(int(box.x0 * width), width - 1)
-    y0 = min(int(box.y0 * height), height - 1)
+    """The nearest whole-pixel edges (x1, y1 exclusive), at least one pixel wide and high, inside the image.
+
+    Undoes box_from_pixels for sides up to 5000 px, beyond which 4 decimals are coarser than a pixel.
+    """
+    x0 = min(round(box.x0 * width), width - 1)
+    y0 = min(round(box.y0 * height), height - 1)
     x1 = max(x0 + 1, min(width, round(box.x1 * width)))
     y1 = max(y0 + 1, min(height, round(box.y1 * height)))
     return x0, y0, x1, y1
