@@ -71,9 +71,7 @@ def open_image(path: Path, *, limits: ImageLimits = DEFAULT_LIMITS) -> Image.Ima
     except BadImage:
         raise
     except _DAMAGE as error:
-        raise BadImage(
-            f"{path}: expected a whole PNG or JPEG file, but it is damaged or cut off ({error})"
-        ) from error
+        raise BadImage(f"{path}: expected a whole PNG or JPEG file, but it is damaged or cut off ({error})") from error
     return rgb if upright is None else rgb.transpose(upright)
 
 
@@ -144,11 +142,7 @@ def _read(path: Path, limits: ImageLimits) -> bytes:
 
 
 def _reason(error: OSError) -> str:
-    return (
-        "there is no such file"
-        if isinstance(error, FileNotFoundError)
-        else f"it cannot be read ({error.strerror})"
-    )
+    return "there is no such file" if isinstance(error, FileNotFoundError) else f"it cannot be read ({error.strerror})"
 
 
 def _format_of(encoded: bytes) -> str:
@@ -162,20 +156,23 @@ def _header(path: Path, encoded: bytes, limits: ImageLimits) -> Image.Image:
     """The image with its header read and checked, nothing decoded yet."""
     image = _opened(path, encoded, limits)
     if image.width * image.height > limits.max_pixels:
-        raise BadImage(
-            f"{path}: expected at most {limits.max_pixels} pixels, got {image.width} x {image.height}"
-        )
+        raise BadImage(f"{path}: expected at most {limits.max_pixels} pixels, got {image.width} x {image.height}")
     if image.format == "PNG":
         if getattr(image, "n_frames", 1) > 1:
             raise BadImage(f"{path}: expected one picture, got an animation")
         # IHDR's bit depth (offset 24) and colour type (25; 0 is grey) of the PNG specification.
         if encoded[24] == 16 and encoded[25] != 0:
-            raise BadImage(
-                f"{path}: expected 8-bit colour or 16-bit grey without alpha, got 16-bit colour or alpha"
-            )
+            raise BadImage(f"{path}: expected 8-bit colour or 16-bit grey without alpha, got 16-bit colour or alpha")
         image.verify()  # the checksum of every chunk; Pillow does not look at them while decoding
         image = _opened(path, encoded, limits)  # a verified image cannot be decoded
     return image
+
+
+def _check_size(path: Path, width: int, height: int, limits: ImageLimits) -> None:
+    if width == 0 or height == 0:
+        raise BadImage(f"{path}: expected at least one pixel, got {width} x {height}")
+    if width * height > limits.max_pixels:
+        raise BadImage(f"{path}: expected at most {limits.max_pixels} pixels, got {width} x {height}")
 
 
 def _opened(path: Path, encoded: bytes, limits: ImageLimits) -> Image.Image:
@@ -184,9 +181,7 @@ def _opened(path: Path, encoded: bytes, limits: ImageLimits) -> Image.Image:
         try:
             return Image.open(io.BytesIO(encoded), formats=("PNG", "JPEG"))
         except Image.DecompressionBombError as error:
-            raise BadImage(
-                f"{path}: expected at most {limits.max_pixels} pixels, got far more ({error})"
-            ) from error
+            raise BadImage(f"{path}: expected at most {limits.max_pixels} pixels, got far more ({error})") from error
         except UnidentifiedImageError as error:  # its own message names a memory address
             raise BadImage(f"{path}: expected a whole PNG or JPEG file, but its header is damaged") from error
 
