@@ -124,9 +124,7 @@ def whole_pictures(study: Study, folder: Path, views: Views) -> tuple[Picture, .
 
 def crop_picture(study: Study, folder: Path, views: Views, box: Box) -> Picture:
     """The square that shows a region (geometry.crop_square), at the checkpoint's crop size."""
-    shown = (
-        box if box == WHOLE else crop_square(box, min_side=views.min_crop, aspect=study.width / study.height)
-    )
+    shown = box if box == WHOLE else crop_square(box, min_side=views.min_crop, aspect=study.width / study.height)
     return Picture(str(folder / study.image), study.sha256, shown, views.crop_px)
 
 
@@ -147,26 +145,39 @@ def look_closer(
     written: str | None,
 ) -> Conversation:
     """The opening continued by a region and its crop; `written` is the policy's own text of the region, if it is."""
-    region = Turn(
-        "assistant", written if written is not None else box_to_text(box), action=written is not None
-    )
+    region = Turn("assistant", written if written is not None else box_to_text(box), action=written is not None)
     text = WORDINGS[views.wording].crop.format(question=question)
     return (*opening, region, Turn("user", text, (crop_picture(study, folder, views, box),)))
 
 
-def answered(conversation: Conversation, answer: str, *, action: bool = True) -> Conversation:
-    """The conversation ended by an answer."""
-    return (*conversation, Turn("assistant", answer, action=action))
+@dataclass(frozen=True)
+class Step:
+    """One step of a visual chain: what was asked, where was looked, what was answered (None: not yet)."""
+
+    question: str
+    box: Box
+    written: bool  # the policy wrote the region itself
+    answer: str | None = None
 
 
-def follow_up(conversation: Conversation, views: Views, question: str) -> Conversation:
-    """The next step of a chain: the same image, everything said so far, and the next question."""
-    return (*conversation, Turn("user", WORDINGS[views.wording].look.format(question=question)))
+def chain(study: Study, folder: Path, views: Views, steps: Sequence[Step]) -> Conversation:
+    """The conversation of a chain. Only the last step's turns are actions: what came before is context."""
+    conversation: Conversation = ()
+    for position, step in enumerate(steps):
+        last = position == len(steps) - 1
+        if position == 0:
+            conversation = look(study, folder, views, step.question)
+        else:
+            conversation = (*conversation, Turn("user", WORDINGS[views.wording].look.format(question=step.question)))
+        conversation = look_closer(
+            conversation, study, folder, views, question=step.question, box=step.box, written=step.written and last
+        )
+        if step.answer is not None:
+            conversation = (*conversation, Turn("assistant", step.answer, action=last))
+    return conversation
 
 
-def judgement(
-    study: Study, folder: Path, views: Views, *, question: str, answer: str, box: Box
-) -> Conversation:
+def judgement(study: Study, folder: Path, views: Views, *, question: str, answer: str, box: Box) -> Conversation:
     """What a judge is asked about a candidate: image, crop, question and proposed answer, nothing else."""
     text = WORDINGS[views.wording].judge.format(question=question, answer=answer)
     pictures = (*whole_pictures(study, folder, views), crop_picture(study, folder, views, box))

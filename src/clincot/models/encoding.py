@@ -59,9 +59,7 @@ class Encoder:
         self.tokenizer = processor.tokenizer
         self.placeholder: str = getattr(processor, "boi_token", None) or processor.image_token
         self.end_ids = _end_ids(self.tokenizer)
-        self.pad_id: int = (
-            self.tokenizer.pad_token_id if self.tokenizer.pad_token_id is not None else min(self.end_ids)
-        )
+        self.pad_id: int = self.tokenizer.pad_token_id if self.tokenizer.pad_token_id is not None else min(self.end_ids)
         self._text = lru_cache(maxsize=65536)(self._tokenise)
         self._pictures: Callable[[Picture], EncodedPicture] = lru_cache(maxsize=pictures_kept)(self._process)
 
@@ -84,9 +82,7 @@ class Encoder:
                 ids.extend(tokens)
                 actions.extend([action] * len(tokens))
         if next(waiting, None) is not None:
-            raise TemplateError(
-                f"the chat template shows fewer pictures than the {len(pictures)} of the conversation"
-            )
+            raise TemplateError(f"the chat template shows fewer pictures than the {len(pictures)} of the conversation")
         return Encoded(tuple(ids), tuple(actions), tuple(pictures))
 
     def _pieces(self, conversation: Conversation, *, reply: bool) -> list[tuple[str, bool]]:
@@ -103,9 +99,7 @@ class Encoder:
                 raise TemplateError("the chat template rewrites earlier turns when later ones are added")
             spoken = after[len(before) :]
             # what follows the end-of-turn token (a newline, mostly) is the template's, not the policy's
-            end = max(
-                (spoken.find(e) + len(e) for e in self._end_texts() if e in spoken), default=len(spoken)
-            )
+            end = max((spoken.find(e) + len(e) for e in self._end_texts() if e in spoken), default=len(spoken))
             pieces += [(whole[done : len(before)], False), (spoken[:end], turn.action)]
             done = len(before) + end
         return [*pieces, (whole[done:], False)]
@@ -122,9 +116,7 @@ class Encoder:
             }
             for turn in conversation
         ]
-        rendered: str = self.processor.apply_chat_template(
-            messages, add_generation_prompt=reply, tokenize=False
-        )
+        rendered: str = self.processor.apply_chat_template(messages, add_generation_prompt=reply, tokenize=False)
         return rendered
 
     def _tokenise(self, text: str) -> tuple[int, ...]:

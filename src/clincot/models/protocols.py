@@ -7,6 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+import numpy as np
+import numpy.typing as npt
+
 from clincot.conversation import Conversation, Views
 from clincot.geometry import Box
 from clincot.records import Question, Study
@@ -77,3 +80,11 @@ class Grounder(Protocol):
     def ground(
         self, study: Study, folder: Path, questions: Sequence[Question], hypotheses: Sequence[Sequence[str]]
     ) -> list[list[Grounded]]: ...
+
+
+class RelevancePolicy(Policy, Protocol):
+    """A policy in this process, whose gradients can be read."""
+
+    def relevance(self, conversations: Sequence[Conversation]) -> list[npt.NDArray[np.float32]]:
+        """For each conversation a (rows, columns) map over the whole image: gradient x feature of log P(yes)/P(no)."""
+        ...

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from tqdm import tqdm
 from transformers import AutoModelForImageTextToText, AutoProcessor, LogitsProcessor, LogitsProcessorList
@@ -38,9 +39,7 @@ class UnsupportedCheckpoint(ValueError):
 
 def checkpoint_digest(path: Path) -> str:
     """sha256 over names and bytes of everything that decides what a checkpoint says."""
-    names = sorted(
-        p.name for p in path.iterdir() if p.suffix in {".safetensors", ".json", ".jinja", ".model", ".txt"}
-    )
+    names = sorted(p.name for p in path.iterdir() if p.suffix in {".safetensors", ".json", ".jinja", ".model", ".txt"})
     names = [n for n in names if n not in {"record.json", "train_log.json"}]
     if not any(n.endswith(".safetensors") for n in names):
         raise UnsupportedCheckpoint(f"{path}: no *.safetensors in this folder; pickled weights are not read")
@@ -81,15 +80,11 @@ class VisionLanguageModel:
     ) -> list[Generation]:
         """See protocols.Policy. Each conversation samples from its own seed, whatever batch it falls into."""
         if len(seeds) != len(conversations):
-            raise ValueError(
-                f"one seed a conversation: {len(conversations)} conversations, {len(seeds)} seeds"
-            )
+            raise ValueError(f"one seed a conversation: {len(conversations)} conversations, {len(seeds)} seeds")
         out: list[Generation] = []
         pairs = list(zip(conversations, seeds, strict=True))
         for batch in self._batches(pairs, "writing"):
-            out += self._write_batch(
-                [c for c, _ in batch], [s for _, s in batch], max_new_tokens, temperature
-            )
+            out += self._write_batch([c for c, _ in batch], [s for _, s in batch], max_new_tokens, temperature)
         return out
 
     def p_yes(self, conversations: Sequence[Conversation]) -> list[float | None]:
@@ -114,6 +109,29 @@ class VisionLanguageModel:
             actions_BT = pad([e.actions for e in encoded], False, side="right", dtype=torch.bool)
             logp_BT = token_logprobs(logits_BTV, inputs["input_ids"])
             out += (logp_BT * actions_BT[:, 1:].to(logp_BT.device)).sum(-1).tolist()
+        return out
+
+    def relevance(self, conversations: Sequence[Conversation]) -> list[npt.NDArray[np.float32]]:
+        """See protocols.RelevancePolicy. Needs a family whose picture features are a square grid of tokens."""
+        if not self._shares:
+            raise UnsupportedCheckpoint(
+                f"{self.path}: relevance maps are read from {sorted(_SHARED_FEATURES)} checkpoints, this one is "
+                f"{self.model.config.model_type!r}; use the windows, written or http grounder"
+            )
+        grid = self.views.whole_grid
+        out = []
+        for conversation in conversations:
+            encoded = self.encoder.encode(conversation, reply=True)
+            inputs = self._inputs([encoded], side="left")
+            features_FTH = inputs["mm_encoder_outputs"]["image"].pooler_output.clone().requires_grad_(True)
+            inputs["mm_encoder_outputs"] = {"image": BaseModelOutputWithPooling(pooler_output=features_FTH)}
+            logits_V = self.model(**inputs, logits_to_keep=1).logits[0, -1]
+            odds = torch.logsumexp(logits_V[self._yes], 0) - torch.logsumexp(logits_V[self._no], 0)
+            (gradient_FTH,) = torch.autograd.grad(odds, features_FTH)
+            relevance_FT = (gradient_FTH * features_FTH).sum(-1).detach()[: grid * grid]
+            side = math.isqrt(relevance_FT.shape[1])
+            rows = relevance_FT.reshape(grid, grid, side, side).permute(0, 2, 1, 3).reshape(grid * side, grid * side)
+            out.append(rows.float().cpu().numpy())
         return out
 
     def next_token_logprobs(self, encoded: Sequence[Encoded]) -> torch.Tensor:
@@ -149,9 +167,7 @@ class VisionLanguageModel:
             ],
             dim=1,
         )
-        return [
-            self._generation(ids, logps) for ids, logps in zip(new_BT.tolist(), logp_BT.tolist(), strict=True)
-        ]
+        return [self._generation(ids, logps) for ids, logps in zip(new_BT.tolist(), logp_BT.tolist(), strict=True)]
 
     def _generation(self, ids: list[int], logps: list[float]) -> Generation:
         end = next((i for i, token in enumerate(ids) if token in self.encoder.end_ids), len(ids) - 1) + 1
@@ -169,9 +185,7 @@ class VisionLanguageModel:
             features_FTH = self.features(pictures)
             inputs["mm_encoder_outputs"] = {"image": BaseModelOutputWithPooling(pooler_output=features_FTH)}
         elif pictures:
-            tensors = stack_pictures(
-                [self.encoder.picture(p) for p in pictures], [len(e.pictures) for e in encoded]
-            )
+            tensors = stack_pictures([self.encoder.picture(p) for p in pictures], [len(e.pictures) for e in encoded])
             inputs |= {k: v.to(device) for k, v in tensors.items()}
         return inputs
 

@@ -1,0 +1,108 @@
+"""Candidates: the policy's answer from every region of a question, step by step of a chain.
+
+With one step (the default) a candidate is a region and an answer. With more, the best candidate of a step is kept as
+context of the next [ClinCoT], and every other candidate is continued once as well, since a region is worth what it does
+for what follows: s = s_cur + gamma * s_next [UV-CoT], computed in judge/pairs.py from Candidate.parent.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+
+from clincot.config import AnswerSection
+from clincot.conversation import Conversation, Step, chain, prompt_digest
+from clincot.models.protocols import Policy
+from clincot.propose.grounders import seed_of
+from clincot.records import Candidate, Question, Region, Study
+
+
+@dataclass(frozen=True)
+class Ask:
+    """One candidate to be written: a question, a region, and what came before in its chain."""
+
+    study: Study
+    question: Question
+    region: Region
+    before: tuple[tuple[Region, Candidate], ...] = ()
+
+    def conversation(self, folder: Path, policy: Policy, steps: Sequence[str]) -> Conversation:
+        done = [Step(worded(steps[c.step], self.question), r.box, c.region_written, c.text) for r, c in self.before]
+        now = Step(worded(steps[len(done)], self.question), self.region.box, is_written(self.region))
+        return chain(self.study, folder, policy.views, [*done, now])
+
+
+def worded(step: str, question: Question) -> str:
+    """A step's question; {question} stands for the data set's."""
+    return step.replace("{question}", question.text)
+
+
+def is_written(region: Region) -> bool:
+    """Whether the policy wrote the region itself, which makes it an action and not an input."""
+    return region.grounder == "written"
+
+
+def answer_regions(asks: Iterable[Ask], folder: Path, policy: Policy, section: AnswerSection) -> Iterator[Candidate]:
+    """One candidate an ask, streaming, in order. Each samples from a seed of its own content."""
+    prompt = prompt_digest(policy.views)
+    waiting = iter(asks)
+    while batch := list(islice(waiting, section.batch_size)):
+        parents = [ask.before[-1][1].id if ask.before else "" for ask in batch]
+        seeds = [seed_of(section.seed, ask.region.id, parent) for ask, parent in zip(batch, parents, strict=True)]
+        replies = policy.write(
+            [ask.conversation(folder, policy, section.steps) for ask in batch],
+            max_new_tokens=section.max_new_tokens,
+            temperature=section.temperature,
+            seeds=seeds,
+        )
+        for ask, parent, seed, reply in zip(batch, parents, seeds, replies, strict=True):
+            yield Candidate(
+                question=ask.question.id,
+                region=ask.region.id,
+                text=reply.text,
+                token_logprobs=reply.token_logprobs,
+                region_written=is_written(ask.region),
+                step=len(ask.before),
+                parent=parent,
+                policy=policy.digest,
+                prompt=prompt,
+                seed=seed,
+                temperature=section.temperature,
+            )
+
+
+def first_step(questions: Iterable[Question], studies: Mapping[str, Study], regions: Iterable[Region]) -> Iterator[Ask]:
+    """An ask for every region, given in the questions' order."""
+    waiting = iter(questions)
+    question = None
+    for region in regions:
+        while question is None or question.id != region.question:
+            question = next(waiting, None)
+            if question is None:
+                raise ValueError(
+                    f"region {region.id} is of question {region.question}, which is not among the questions or out of "
+                    "order; regions must come from the same questions file"
+                )
+        yield Ask(studies[question.study], question, region)
+
+
+def next_step(
+    asks: Sequence[Ask], candidates: Sequence[Candidate], scores: Mapping[str, float | None]
+) -> Iterator[Ask]:
+    """The asks of a question's next step, from this step's asks, candidates and scores by candidate id.
+
+    Every candidate is continued from its own region (its next score); the best one from every other region too.
+    Unscored candidates end here.
+    """
+    scored = [(ask, c) for ask, c in zip(asks, candidates, strict=True) if scores.get(c.id) is not None]
+    if not scored:
+        return
+    best = max(scored, key=lambda pair: (scores[pair[1].id] or 0.0, pair[1].id))
+    for ask, candidate in scored:
+        yield Ask(ask.study, ask.question, ask.region, (*ask.before, (ask.region, candidate)))
+    ask, candidate = best
+    for other in asks:
+        if other.region.id != ask.region.id:
+            yield Ask(ask.study, ask.question, other.region, (*ask.before, (ask.region, candidate)))
