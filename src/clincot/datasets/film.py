@@ -15,7 +15,8 @@ MU_PER_CM = 0.2  # water at about 60 keV
 NOISE = 0.012  # standard deviation of the detector noise; grey levels run from 0 to 1
 _FLATTEN = 0.55  # share of the slow brightness changes taken out, as processing consoles do
 _FLATTEN_PX = 20.0
-_STEEPNESS = 4.2  # of the film's S-shaped response
+_STEEPNESS = 5.5  # of the film's S-shaped response
+_DIRECTIONS = 180  # in which the lung's edge is looked for, from the hilum
 _CLEAR_GREY = 0.62  # lung brighter than this lies behind the heart, the mediastinum or the diaphragm
 ZONES = ("upper", "middle", "lower")
 
@@ -100,7 +101,7 @@ class Patient:
     @cached_property
     def radial(self) -> dict[str, tuple[Film, Film, Film]]:
         """Per side, seen from the hilum: distance relative to the lung's edge (1 at the pleura), the distance of
-        that edge (px), and the elevation of the direction (1 apex, 0 lateral, -1 base)."""
+        that edge (px), and how freely air gathers in that direction (1 at the apex, 0 medially and at the base)."""
         return {side: _radial(thickness > 0.5) for side, thickness in self.lung_cm.items()}
 
 
@@ -127,17 +128,16 @@ def _radial(lung: Mask) -> tuple[Film, Film, Film]:
     down, across = np.indices((SIDE_PX, SIDE_PX), dtype=np.float32)
     down, across = down - hilum_row, across - hilum_column
     distance = np.hypot(down, across)
-    angle = np.arctan2(down, across)
-    bins = np.round((angle + np.pi) / (2 * np.pi) * 180).astype(int) % 180
-    edge = np.zeros(180, np.float32)
+    turns = (np.arctan2(down, across) + np.pi) / (2 * np.pi) * _DIRECTIONS
+    bins = np.floor(turns).astype(int) % _DIRECTIONS
+    edge = np.zeros(_DIRECTIONS, np.float32)
     np.maximum.at(edge, bins[lung], distance[lung])
-    edge = ndimage.gaussian_filter1d(np.maximum(edge, 1.0), 1.5, mode="wrap")
-    reach = edge[bins]
-    return (
-        np.asarray(distance / reach, np.float32),
-        np.asarray(reach, np.float32),
-        np.asarray(-down / np.maximum(distance, 1e-3), np.float32),
-    )
+    edge = ndimage.gaussian_filter1d(np.maximum(edge, 1.0), 2.5, mode="wrap")
+    reach = ndimage.map_coordinates(edge, (turns - 0.5)[None], order=1, mode="grid-wrap")
+    elevation = -down / np.maximum(distance, 1e-3)  # 1 up, -1 down
+    outward = across / np.maximum(distance, 1e-3) * (-1 if medial_is_right else 1)
+    free = np.clip(0.35 + 0.65 * elevation, 0, 1) * np.clip(1.0 + 1.4 * outward, 0, 1)
+    return tuple(np.asarray(m, np.float32) for m in (distance / reach, reach, free))  # type: ignore[return-value]
 
 
 def px(mm: float) -> float:

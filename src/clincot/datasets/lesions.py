@@ -10,14 +10,15 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
-from scipy import ndimage
+from scipy import ndimage, special
 
-from clincot.datasets.anatomy import LOBES, LOBES_OF, PIXEL_MM, SIDE_PX, Film
+from clincot.datasets.anatomy import LOBES, LOBES_OF, PIXEL_MM, SIDE_PX, Film, spline_weights
 from clincot.datasets.film import WHOLE_FILM, ZONES, Patient, Window, grey_per_cm, px
 
 Finding = Literal["nodule", "pleural effusion", "consolidation", "pneumothorax", "cardiomegaly"]
 FINDINGS: tuple[Finding, ...] = ("nodule", "pleural effusion", "consolidation", "pneumothorax", "cardiomegaly")
 MARGINS = ("smooth", "spiculated", "cavitating")
+_FINE_PX = 2.75  # wavelength of a margin's detail: below the 4 px that a film downsampled by two can show
 _WATER_OVER_LUNG = 0.75  # what a cm of lung gains when its air turns into fluid
 
 
@@ -63,9 +64,9 @@ def nodule(patient: Patient, wanted: Wanted, so_far: Film, rng: np.random.Genera
     shape = 1 + 0.06 * np.cos(2 * (np.arctan2(down, across) - rng.uniform(0, np.pi)))
     body = np.sqrt(np.clip(1 - (distance / (radius * shape)) ** 2, 0, None))
     body = ndimage.gaussian_filter(body, 0.7)
+    contrast, relief = rng.uniform((0.16, 0.12), (0.26, 0.16))
     detail = _margin(wanted.margin or "smooth", distance, np.arctan2(down, across), radius, rng)
-    detail = detail - ndimage.gaussian_filter(detail, 1.8)
-    contrast, relief = rng.uniform((0.16, 0.16), (0.26, 0.20))
+    detail = detail - ndimage.gaussian_filter(detail, 1.2)
     slope = max(grey_per_cm(patient, float(patient.grey[int(row), int(column)])), 0.35 * grey_per_cm(patient, 0.5))
     added = (contrast * body + relief * detail) / slope
     thickness = patient.warp.lobes[list(LOBES_OF[side]), int(row), int(column)]
@@ -95,23 +96,23 @@ def _place(
 
 
 def _margin(margin: str, distance: Film, angle: Film, radius: float, rng: np.random.Generator) -> Film:
-    """Fine structure of a nodule, about one unit high."""
+    """Fine structure of a nodule, about one unit high, with nearly all of its power at wavelengths of 2.5-4 px.
+
+    A cavity is a dark spot with a bright wall: the Bessel function J0, whose spectrum is a ring at one wavelength.
+    Spicules are rays as close together as that wavelength where they leave the body.
+    """
     if margin == "smooth":
         return np.zeros_like(distance)
     if margin == "cavitating":
-        pit = np.exp(-0.5 * (distance / max(1.1, 0.22 * radius)) ** 2)
-        return np.asarray(-1.6 * pit, np.float32)
-    count = int(rng.integers(9, 13))
-    directions = (np.arange(count) + rng.uniform(-0.25, 0.25, count)) * (2 * np.pi / count) + rng.uniform(0, 2 * np.pi)
-    lengths = radius * rng.uniform(1.4, 1.8, count)
-    rays = np.zeros_like(distance)
-    for direction, length in zip(directions, lengths, strict=True):
-        turn = np.angle(np.exp(1j * (angle - direction)))
-        aside = distance * np.sin(turn)
-        ahead = distance * np.cos(turn)
-        along = np.clip((ahead - 0.55 * radius) / 2, 0, 1) * np.clip((length - ahead) / (0.5 * radius), 0, 1)
-        rays = np.maximum(rays, along * np.exp(-0.5 * (aside / 0.55) ** 2))
-    return np.asarray(rays, np.float32)
+        wave = special.j0(2 * np.pi * distance / _FINE_PX)
+        return np.asarray(-1.9 * wave * np.exp(-0.5 * (distance / 2.6) ** 2), np.float32)
+    count = round(2 * np.pi * 1.1 * radius / _FINE_PX)
+    lengths = rng.uniform(1.25, 1.6, count) * radius
+    turns = (angle / (2 * np.pi) + rng.uniform()) * count + 0.12 * np.sin(3 * angle + rng.uniform(0, 2 * np.pi))
+    spicule = np.floor(turns).astype(int) % count
+    reach, strength = lengths[spicule], rng.uniform(0.6, 1.0, count)[spicule]
+    along = np.clip((distance - 0.7 * radius) / 2, 0, 1) * np.clip((reach - distance) / 2 + 0.5, 0, 1)
+    return np.asarray(-strength * along * np.cos(2 * np.pi * turns), np.float32)
 
 
 def effusion(patient: Patient, wanted: Wanted, rng: np.random.Generator) -> Change:
@@ -124,56 +125,69 @@ def effusion(patient: Patient, wanted: Wanted, rng: np.random.Generator) -> Chan
     outward = np.clip((np.arange(SIDE_PX) - medial) / (lateral - medial), 0, 1)  # 0 medial, 1 lateral
     outer = seen[:, (outward > 0.75) & (outward < 0.97)]
     angle_row = float(np.flatnonzero(outer.any(axis=1))[-1])  # the costophrenic angle
-    height = px(float(rng.uniform(45, 95)))
-    level = angle_row - height * (0.62 + 0.1 * (1 - outward) ** 4 + 0.38 * outward**3 + 0.25 * outward**12)
-    depth = (np.arange(SIDE_PX)[:, None] - level[None, :]) / float(rng.uniform(2.5, 4.5))
+    height = px(float(rng.uniform(35, 90)))  # of the meniscus at the lateral wall
+    medial_share = float(rng.uniform(0.35, 0.6))
+    rise = medial_share + 0.06 * (1 - outward) ** 4 + (1 - medial_share) * outward ** float(rng.uniform(1.8, 3.5))
+    level = angle_row - height * rise
+    depth = (np.arange(SIDE_PX)[:, None] - level[None, :]) / float(rng.uniform(2.0, 4.0))
     filled = 1 / (1 + np.exp(-np.clip(depth, -30, 30)))
     added = float(rng.uniform(0.8, 1.0)) * filled * _WATER_OVER_LUNG * lung
     return Change(Wanted("pleural effusion", side), WHOLE_FILM, np.asarray(added, np.float32))
 
 
 def consolidation(patient: Patient, wanted: Wanted, rng: np.random.Generator) -> Change:
-    """One lobe raised towards soft tissue through smoothed noise."""
+    """Part of one lobe raised towards soft tissue, patchy through smoothed noise, cut off at the fissure."""
     lobe = wanted.lobe or LOBES[0]
     index = LOBES.index(lobe)
-    coarse = ndimage.zoom(rng.normal(size=(12, 12)), SIDE_PX / 12, order=1)
-    fine = ndimage.zoom(rng.normal(size=(48, 48)), SIDE_PX / 48, order=1)
-    patchy = np.clip(0.75 + 0.22 * coarse + 0.16 * fine, 0.15, 1.2)
-    added = float(rng.uniform(0.35, 0.7)) * patchy * _WATER_OVER_LUNG * patient.warp.lobes[index]
+    thickness = patient.warp.lobes[index]
+    rows, columns = np.nonzero(thickness > 0.6 * thickness.max())
+    chosen = int(rng.integers(len(rows)))
+    tall, wide = px(float(rng.uniform(32, 60))), px(float(rng.uniform(32, 60)))
+    down = (np.arange(SIDE_PX, dtype=np.float32) - rows[chosen]) / tall
+    across = (np.arange(SIDE_PX, dtype=np.float32) - columns[chosen]) / wide
+    focus = np.exp(-((down[:, None] ** 2 + across[None, :] ** 2) ** 2))  # flat inside, soft at the rim
+    patchy = 0.8 + 0.2 * _noise(14, rng) + 0.12 * _noise(40, rng)
+    added = float(rng.uniform(0.55, 0.9)) * np.clip(patchy, 0.2, 1.1) * focus * _WATER_OVER_LUNG * thickness
     return Change(Wanted("consolidation", lobe.split()[0], None, lobe), WHOLE_FILM, np.asarray(added, np.float32))
+
+
+def _noise(cells: int, rng: np.random.Generator) -> Film:
+    """Smooth noise of unit variance at its nodes, `cells` nodes a side."""
+    weights = spline_weights(np.linspace(0, 1, SIDE_PX), cells)
+    return np.asarray(weights @ rng.normal(size=(cells, cells)) @ weights.T, np.float32)
 
 
 def pneumothorax(patient: Patient, wanted: Wanted, rng: np.random.Generator) -> Change:
     """Air without markings between chest wall and a thin pleural line, widest at the apex; the lung inside the line
     is denser where it is pressed together."""
     side = wanted.side or "left"
-    relative, reach, elevation = patient.radial[side]
+    relative, reach, free = patient.radial[side]
     lung = patient.warp.lung * (patient.lung_cm[side] > 0.3)
-    gap = float(rng.uniform(0.16, 0.34)) * np.clip(0.35 + 0.65 * elevation, 0.0, 1.0)
+    gap = float(rng.uniform(0.2, 0.38)) * free
     beyond = (relative - (1 - gap)) * reach  # px outside the pleural line
     open_gap = np.clip(gap * reach / 6, 0, 1)
     inside_lung = np.clip(patient.lung_cm[side] / 2.0, 0, 1)
     air = np.clip(beyond + 0.5, 0, 1) * open_gap
     pressed = np.exp(-np.clip(-beyond, 0, None) / 5) * (beyond < 0) * open_gap
-    line = np.exp(-0.5 * (beyond / 0.8) ** 2) * open_gap * inside_lung
-    line_cm = float(rng.uniform(0.10, 0.15)) / grey_per_cm(patient, 0.35)
-    added = -0.85 * lung * air + 0.3 * lung * pressed + line_cm * line
+    line = np.exp(-0.5 * (beyond / 0.75) ** 2) * open_gap * inside_lung
+    line_cm = float(rng.uniform(0.13, 0.2)) / grey_per_cm(patient, 0.3)
+    # A little more than the lung's own tissue goes: the chest wall gives way to the air's pressure.
+    added = -(lung + 0.06 * patient.lung_cm[side]) * air + 0.45 * lung * pressed + line_cm * line
     return Change(Wanted("pneumothorax", side), WHOLE_FILM, np.asarray(added, np.float32))
 
 
 def cardiomegaly(patient: Patient, wanted: Wanted, rng: np.random.Generator) -> Change:
-    """The heart scaled about its centroid; lung gives way to the ring that is new."""
+    """The heart scaled about its middle and the diaphragm; lung gives way to the ring that is new."""
     heart = patient.warp.heart
-    weight = heart / heart.sum()
-    row = float((weight.sum(axis=1) * np.arange(SIDE_PX)).sum())
-    column = float((weight.sum(axis=0) * np.arange(SIDE_PX)).sum())
-    tall, wide = rng.uniform((1.08, 1.25), (1.2, 1.5))
+    rows = np.flatnonzero(heart.max(axis=1) > 0.5)
+    column = float((heart.sum(axis=0) * np.arange(SIDE_PX)).sum() / heart.sum())
+    tall, wide = rng.uniform((1.05, 1.25), (1.15, 1.5))
     zoom = np.array([1 / tall, 1 / wide])
-    offset = np.array([row, column]) * (1 - zoom)
+    offset = np.array([rows[-1], column]) * (1 - zoom)  # the diaphragm, on which the heart lies, stays
     larger = ndimage.affine_transform(heart, zoom, offset, order=1) * 0.5 * (tall + wide)
-    lung = sum(patient.lung_cm.values())
-    added = np.minimum(np.clip(larger - heart, 0, None), np.asarray(lung)) * _WATER_OVER_LUNG
-    return Change(Wanted("cardiomegaly"), WHOLE_FILM, np.asarray(added, np.float32))
+    lung = np.asarray(sum(patient.lung_cm.values()))
+    added = np.minimum(np.clip(larger - heart, 0, None), 0.9 * lung) * _WATER_OVER_LUNG
+    return Change(Wanted("cardiomegaly"), WHOLE_FILM, ndimage.uniform_filter(added.astype(np.float32), 3))
 
 
 def completed(wanted: Wanted, rng: np.random.Generator) -> Wanted:
@@ -187,5 +201,20 @@ def completed(wanted: Wanted, rng: np.random.Generator) -> Wanted:
         lobe = wanted.lobe or LOBES[int(rng.choice(LOBES_OF[side]))]
         return Wanted("consolidation", side, None, lobe)
     if wanted.finding == "nodule":
-        return Wanted("nodule", side, wanted.zone or str(rng.choice(ZONES)), None, wanted.margin or str(rng.choice(MARGINS)))
+        zone = wanted.zone or str(rng.choice(ZONES))
+        return Wanted("nodule", side, zone, None, wanted.margin or str(rng.choice(MARGINS)))
     return Wanted(wanted.finding, side)
+
+
+def any_findings(rng: np.random.Generator) -> tuple[Wanted, ...]:
+    """Findings at random: one image in eight is normal; nodules lead, one to three of them."""
+    if rng.random() < 0.125:
+        return ()
+    types = 1 + int(rng.choice(3, p=(0.55, 0.33, 0.12)))
+    weights = np.array([0.5, 0.125, 0.125, 0.125, 0.125])
+    chosen = rng.choice(FINDINGS, size=types, replace=False, p=weights)
+    wanted: list[Wanted] = []
+    for finding in chosen:
+        times = 1 + int(rng.choice(3, p=(0.7, 0.18, 0.12))) if finding == "nodule" else 1
+        wanted.extend(Wanted(str(finding)) for _ in range(times))
+    return tuple(wanted)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,10 +12,10 @@ from numpy.typing import NDArray
 from clincot.datasets.anatomy import PIXEL_MM, SIDE_PX, Film, Warp, fetch_anatomy, prepare_warp, warp_path
 from clincot.datasets.film import NOISE, Exposure, Mask, Patient, film
 from clincot.datasets.lesions import (
-    FINDINGS,
     Change,
     NoRoom,
     Wanted,
+    any_findings,
     cardiomegaly,
     completed,
     consolidation,
@@ -27,7 +27,7 @@ from clincot.geometry import Box, box_from_pixels
 
 VERSION = 1  # raise it when the bytes of an image change
 CHANGED = 0.025  # a pixel belongs to a lesion when the lesion alone moves its noise-free grey level by this much
-CNR_FLOOR = 1.0
+CNR_FLOOR = 1.25
 MIN_CHANGED_PX = 12
 _ATTEMPTS = 30
 _CROWDED_AFTER = 10  # attempts after which a nodule may lie on another finding (the CNR floor still holds)
@@ -63,20 +63,6 @@ class Unrenderable(RuntimeError):
     """The wanted findings could not be drawn visibly in this patient."""
 
 
-def drawn_findings(rng: np.random.Generator) -> tuple[Wanted, ...]:
-    """Findings at random: one image in eight is normal; nodules lead, one to three of them."""
-    if rng.random() < 0.125:
-        return ()
-    types = 1 + int(rng.choice(3, p=(0.55, 0.33, 0.12)))
-    weights = np.array([0.5, 0.125, 0.125, 0.125, 0.125])
-    chosen = rng.choice(FINDINGS, size=types, replace=False, p=weights)
-    wanted: list[Wanted] = []
-    for finding in chosen:
-        times = 1 + int(rng.choice(3, p=(0.7, 0.18, 0.12))) if finding == "nodule" else 1
-        wanted.extend(Wanted(str(finding)) for _ in range(times))
-    return tuple(wanted)
-
-
 def render(
     patient: Patient | Warp, seed: int | Sequence[int], findings: Sequence[str | Wanted] | None = None
 ) -> Radiograph:
@@ -92,11 +78,8 @@ def render(
     rng = np.random.default_rng([*parts, VERSION, 0])
     detector = np.random.default_rng([*parts, VERSION, 1])
     exposure = Exposure.drawn(detector)
-    if findings is None:
-        wanted = drawn_findings(rng)
-    else:
-        wanted = tuple(Wanted(f) if isinstance(f, str) else f for f in findings)
-    wanted = tuple(completed(w, rng) for w in wanted)
+    asked = any_findings(rng) if findings is None else findings
+    wanted = tuple(completed(Wanted(one) if isinstance(one, str) else one, rng) for one in asked)
     for attempt in range(_ATTEMPTS):
         try:
             changes = _changes(patient, wanted, rng, crowded=attempt >= _CROWDED_AFTER)
@@ -162,21 +145,7 @@ def _seen(patient: Patient, change: Change, integral: Film, clean: Film, exposur
 
 
 def patients(warp_seeds: Sequence[int], cache_dir: Path | None = None) -> list[Patient]:
-    """Prepare (or read from the cache) the warps; about 3 MB of memory each once rendered from."""
+    """Prepare (or read from the cache) the warps; about 6 MB of memory each once rendered from."""
     missing = [seed for seed in warp_seeds if not warp_path(seed, cache_dir).exists()]
     anatomy = fetch_anatomy(cache_dir) if missing else None
     return [Patient(prepare_warp(anatomy, seed, cache_dir)) for seed in warp_seeds]
-
-
-def stream(
-    warp_seeds: Sequence[int],
-    count: int,
-    seed: int,
-    cache_dir: Path | None = None,
-    findings: Sequence[str | Wanted] | None = None,
-) -> Iterator[Radiograph]:
-    """`count` radiographs, each of a patient drawn at random; image i depends on (seed, i) only."""
-    group = patients(warp_seeds, cache_dir)
-    for index in range(count):
-        chosen = int(np.random.default_rng([seed, VERSION, index, 2]).integers(len(group)))
-        yield render(group[chosen], (seed, index), findings)
