@@ -177,6 +177,11 @@ def chain(study: Study, folder: Path, views: Views, steps: Sequence[Step]) -> Co
     return conversation
 
 
+def answered(conversation: Conversation, answer: str) -> Conversation:
+    """The conversation ended by an answer that counts in a loss."""
+    return (*conversation, Turn("assistant", answer, action=True))
+
+
 def judgement(study: Study, folder: Path, views: Views, *, question: str, answer: str, box: Box) -> Conversation:
     """What a judge is asked about a candidate: image, crop, question and proposed answer, nothing else."""
     text = WORDINGS[views.wording].judge.format(question=question, answer=answer)

@@ -48,7 +48,7 @@ def policy_lessons(
     for lesson in lessons:
         study, text, answer = lesson.study, lesson.question.text, lesson.reference.answer
         opening = look(study, folder, views, text)
-        box = _region(lesson, rng, sides, truth=region_truth, whole=0.0)
+        box = _region(lesson, rng, sides, truth=region_truth, whole=0.0, grid=SNAP)
         closer = look_closer(opening, study, folder, views, question=text, box=box, written=True)
         yield answered(closer, answer)
         box = _region(lesson, rng, sides, truth=0.6, whole=0.2)
@@ -88,21 +88,23 @@ def _finding_lesson(
     yield answered(asked, "yes" if there else "no")
 
 
-def _region(lesson: Lesson, rng: np.random.Generator, sides: Sequence[float], *, truth: float, whole: float) -> Box:
+def _region(
+    lesson: Lesson, rng: np.random.Generator, sides: Sequence[float], *, truth: float, whole: float, grid: float = 0.01
+) -> Box:
     draw = rng.random()
     if draw < whole:
         return WHOLE
     if lesson.reference.boxes and draw < whole + truth:
-        return _true_region(lesson.reference.boxes, rng)
-    return random_square(rng, float(rng.choice(sides)))
+        return _true_region(lesson.reference.boxes, rng, grid)
+    return random_square(rng, float(rng.choice(sides)), grid)
 
 
-def _true_region(boxes: Sequence[Box], rng: np.random.Generator) -> Box:
+def _true_region(boxes: Sequence[Box], rng: np.random.Generator, grid: float = 0.01) -> Box:
     """The square around one of the boxes, off its centre by up to a fifth of a side."""
     box = boxes[int(rng.integers(len(boxes)))]
     side = _side(box)
     cx, cy = (c + rng.uniform(-0.2, 0.2) * side for c in box.centre)
-    return snapped(cx, cy, side)
+    return snapped(cx, cy, side, grid)
 
 
 def _elsewhere(boxes: Sequence[Box], rng: np.random.Generator, sides: Sequence[float]) -> Box:
@@ -123,14 +125,14 @@ def _side(box: Box) -> float:
     return min(1.0, round(max(shown.x1 - shown.x0, shown.y1 - shown.y0) / SNAP + 0.49) * SNAP)
 
 
-def random_square(rng: np.random.Generator, side: float) -> Box:
+def random_square(rng: np.random.Generator, side: float, grid: float = 0.01) -> Box:
     cx, cy = rng.uniform(side / 2, 1 - side / 2, 2) if side < 1 else (0.5, 0.5)
-    return snapped(float(cx), float(cy), side)
+    return snapped(float(cx), float(cy), side, grid)
 
 
-def snapped(cx: float, cy: float, side: float) -> Box:
-    """A square of the given side around a centre, inside the image, its corner on the grid of SNAP."""
-    x0, y0 = (round(min(max(c - side / 2, 0.0), 1.0 - side) / SNAP) * SNAP for c in (cx, cy))
+def snapped(cx: float, cy: float, side: float, grid: float) -> Box:
+    """A square of the given side around a centre, inside the image, its corner on a grid of that spacing."""
+    x0, y0 = (round(min(max(c - side / 2, 0.0), 1.0 - side) / grid) * grid for c in (cx, cy))
     return box_of((x0, y0, min(x0 + side, 1.0), min(y0 + side, 1.0)))
 
 

@@ -1,0 +1,85 @@
+"""How the shipped small models came to be: `clincot small-models` repeats it.
+
+Three checkpoints, each from scratch on patients (warps of the CT) of its own, none of which any round or evaluation
+uses: the base policy, and two judges that differ from it and from each other in seed, size and training data.
+About half an hour a model on one core.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from clincot.config import TrainSection
+from clincot.conversation import WORDINGS
+from clincot.datasets.folder import StudyIndex, load_questions, load_references
+from clincot.datasets.frames import dense_frames
+from clincot.datasets.radiographs import build, stream
+from clincot.models.small import SmallSpec, build_small
+from clincot.propose.hypotheses import vocabulary
+from clincot.train.lessons import join, judge_lessons, policy_lessons
+from clincot.train.vision import DenseFrames, pretrain_vision
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What one small model is made of."""
+
+    name: str
+    role: str  # "policy" or "judge"
+    spec: SmallSpec
+    warps: range  # patients of its lessons
+    dense_images: int  # radiographs for the dense pre-training
+    lesson_images: int  # radiographs with questions for the supervised lessons
+    epochs: float
+
+
+EVALUATION_WARPS = range(0, 1000)  # kept free for rounds, calibration and benchmarks
+RECIPES = (
+    Recipe("policy", "policy", SmallSpec(seed=1), range(1000, 1040), 18_000, 6_000, 3),
+    Recipe("judge-a", "judge", SmallSpec(seed=2, text_layers=2), range(2000, 2040), 18_000, 6_000, 3),
+    Recipe(
+        "judge-b", "judge", SmallSpec(seed=3, vision_hidden=96, vision_layers=4, text_layers=2), range(3000, 3040),
+        18_000, 6_000, 3,
+    ),
+)  # fmt: skip
+
+
+def make_towers(recipe: Recipe, work: Path) -> Path:
+    """Data for the lessons, an untrained checkpoint, and the dense pre-training of its vision side."""
+    lessons = work / f"{recipe.name}-lessons"
+    if not lessons.is_dir():
+        build(lessons, warp_seeds=recipe.warps, images=recipe.lesson_images, questions_per_image=3,
+              seed=recipe.spec.seed, split=f"lessons of {recipe.name}")  # fmt: skip
+    checkpoint = work / f"{recipe.name}-tower"
+    build_small(checkpoint, recipe.spec, corpus(lessons))
+    losses = pretrain_vision(
+        checkpoint, _dense(recipe), images_total=recipe.dense_images, images_a_step=12, seed=recipe.spec.seed
+    )
+    (checkpoint / "train_log.json").write_text(json.dumps({"dense_loss": losses}) + "\n", encoding="utf-8")
+    return checkpoint
+
+
+def _dense(recipe: Recipe) -> Iterator[DenseFrames]:
+    for index, radiograph in enumerate(stream(recipe.warps, recipe.dense_images, recipe.spec.seed)):
+        rng = np.random.default_rng([recipe.spec.seed, index, 9])
+        yield DenseFrames(*dense_frames(radiograph, rng))
+
+
+def corpus(folder: Path) -> Iterator[str]:
+    """What the tokenizer learns its words from: the lessons' questions and answers, reports, prompts, findings."""
+    for question in load_questions(folder):
+        yield question.text
+    for reference in load_references(folder):
+        yield reference.answer
+        yield f" {reference.answer}?"
+    for line in (folder / "reports.jsonl").read_text(encoding="utf-8").splitlines():
+        yield json.loads(line)["text"]
+    for finding in vocabulary():
+        yield from [f"Is there {finding}?", finding] * 5
+    for wording in WORDINGS.values():
+        yield from [wording.look, wording.crop, wording.judge, wording.finding] * 5
