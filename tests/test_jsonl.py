@@ -106,6 +106,7 @@ def test_nothing_under_its_name_before_the_block_ends(tmp_path: Path) -> None:
 def test_parse_row() -> None:
     assert parse_row(b'{"answer": 2}\r\n', where="x:1") == {"answer": 2}
     assert parse_row('\ufeff{"answer": "sí"}'.encode(), where="x:1") == {"answer": "sí"}  # a byte order mark
+    assert parse_row(rb'{"answer": "\uD83D\uDE00"}', where="x:1") == {"answer": "😀"}  # a whole surrogate pair
 
 
 @pytest.mark.parametrize(
@@ -115,6 +116,7 @@ def test_parse_row() -> None:
         (b'["yes"]', "x:7: expected a JSON object, got list"),
         (b'{"answer": "\xff"}', "x:7: not UTF-8"),
         (b'{"answer": "yes", "answer": "no"}', "x:7: the field 'answer' occurs twice in one row"),
+        (b'{"\\uD83D": "yes"}', "x:7: half of a surrogate pair"),
         (b"[" * 100_000, "x:7: nested too deeply"),
     ],
 )

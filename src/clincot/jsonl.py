@@ -82,7 +82,7 @@ def parse_row(line: bytes, *, where: str) -> dict[str, Any]:
     try:
         row = json.loads(line.decode("utf-8-sig"), object_pairs_hook=_each_key_once)
     except json.JSONDecodeError as error:
-        came = line[:80].decode("utf-8", errors="replace")
+        came = line.rstrip()[:80].decode("utf-8", errors="replace")
         raise BadRecord(f"{where}: not JSON ({error.msg} at column {error.colno}): {came!r}") from None
     except UnicodeDecodeError as error:
         raise BadRecord(f"{where}: not UTF-8 ({error.reason} at byte {error.start})") from None
@@ -92,6 +92,12 @@ def parse_row(line: bytes, *, where: str) -> dict[str, Any]:
         raise BadRecord(f"{where}: the field {error.args[0]!r} occurs twice in one row") from None
     if not isinstance(row, dict):
         raise BadRecord(f"{where}: expected a JSON object, got {type(row).__name__}")
+    if b"\\ud" in line.lower():  # an escaped surrogate; half of a pair is no text and could not be written again
+        try:
+            json.dumps(row, ensure_ascii=False).encode()
+        except UnicodeEncodeError as error:
+            half = error.object[error.start : error.end]
+            raise BadRecord(f"{where}: half of a surrogate pair, {half!r}, is not text") from None
     return row
 
 

@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints, ValidationError
 from tqdm import tqdm
 
 from clincot.datasets.report import REPORT, SHOWN, IngestReport, Refusals, in_order
@@ -34,13 +34,9 @@ _MEND = {
 }
 
 
-def _stripped(value: Any) -> Any:
-    return value.strip() if isinstance(value, str) else value
-
-
 def _number_as_text(value: Any) -> Any:
     # true is an int to Python, and 2.50 would lose its last digit: those stay what they are, and are refused
-    return str(value) if type(value) is int else _stripped(value)
+    return str(value) if type(value) is int else value
 
 
 def _kind(value: Any) -> Any:
@@ -48,13 +44,13 @@ def _kind(value: Any) -> Any:
 
 
 def _corners(value: Any) -> Any:
-    if isinstance(value, list) and len(value) == 4:
+    if isinstance(value, list) and len(value) == 4 and all(type(edge) in (int, float) for edge in value):
         return dict(zip(("x0", "y0", "x1", "y1"), value, strict=True))
     raise ValueError("expected a box of four numbers [x0, y0, x1, y1]")
 
 
-Words = Annotated[str, BeforeValidator(_stripped), Field(min_length=1)]
-Label = Annotated[str, BeforeValidator(_stripped)]
+Label = Annotated[str, StringConstraints(strip_whitespace=True)]
+Words = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1)]
 
 
 class JsonlRow(BaseModel):
@@ -64,15 +60,15 @@ class JsonlRow(BaseModel):
 
     image: Words
     question: Words
-    answer: Annotated[str, BeforeValidator(_number_as_text), Field(min_length=1)]
+    answer: Annotated[Words, BeforeValidator(_number_as_text)]
     kind: Annotated[Literal["closed", "open"] | None, BeforeValidator(_kind)] = None
     boxes: Annotated[tuple[Annotated[Box, BeforeValidator(_corners)], ...], Field(strict=False)] = ()
     modality: Label = ""
-    patient: Annotated[str, BeforeValidator(_number_as_text)] = ""
+    patient: Annotated[Label, BeforeValidator(_number_as_text)] = ""
     split: Label = ""
     topic: Label = ""
     finding: Label = ""
-    id: Annotated[str, BeforeValidator(_number_as_text)] = ""
+    id: Annotated[Label, BeforeValidator(_number_as_text)] = ""
 
     @property
     def question_kind(self) -> Literal["closed", "open"]:

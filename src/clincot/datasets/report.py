@@ -53,6 +53,7 @@ class Refusals:
 
     def settle(self) -> tuple[RefusedRow, ...]:
         """Call after the last row: more refusals than allowed raise TooManyRefused."""
+        self.rows.sort(key=lambda refused: refused.row)
         if len(self.rows) > self.allowed:
             raise TooManyRefused(self.rows, self.allowed)
         return tuple(self.rows)

@@ -1,0 +1,365 @@
+import hashlib
+import json
+import os
+import struct
+import zlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from clincot.datasets.folder import StudyIndex, load_questions, load_references
+from clincot.datasets.jsonl_vqa import ingest_jsonl
+from clincot.datasets.report import IngestReport, TooManyRefused
+from clincot.images import ImageLimits, open_image
+from clincot.jsonl import BadRecord
+
+ROW = {"image": "a.png", "question": "Is there an effusion?", "answer": "yes"}
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Path:
+    """A folder with two small radiographs, and room for rows."""
+    folder = tmp_path / "source"
+    folder.mkdir()
+    for number, name in enumerate(("a.png", "b.png")):
+        shade = np.arange(12 * 8, dtype=np.uint8).reshape(8, 12) + number
+        Image.fromarray(shade).save(folder / name)
+    return folder
+
+
+def rows(source: Path, *given: dict[str, Any] | str) -> Path:
+    path = source / "rows.jsonl"
+    lines = [row if isinstance(row, str) else json.dumps(row, ensure_ascii=False) for row in given]
+    path.write_text("".join(line + "\n" for line in lines), encoding="utf-8")
+    return path
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def refusal(source: Path, row: dict[str, Any] | str) -> str:
+    """Why this row, the second of two, is refused; the first must be kept."""
+    report = ingest_jsonl(rows(source, {**ROW, "image": "b.png"}, row), source / "out", allow_refused=1)
+    assert (report.rows_kept, report.rows_refused) == (1, 1)
+    assert report.refused[0].row == 2
+    assert report.refused[0].file == str(source / "rows.jsonl")
+    return report.refused[0].reason
+
+
+# What is kept
+
+
+def test_a_full_row(source: Path, tmp_path: Path) -> None:
+    row = {
+        "image": "a.png",
+        "question": "  Where is the effusion? ",
+        "answer": "left base ",
+        "kind": "open",
+        "boxes": [[0.5, 0.25, 1, 1.0]],
+        "modality": "chest x-ray",
+        "patient": "p17",
+        "split": "train",
+        "topic": "zone",
+        "finding": "effusion",
+        "id": "17-1",
+    }
+    out = tmp_path / "out"
+    ingest_jsonl(rows(source, row), out)
+    (question,) = load_questions(out)
+    (reference,) = load_references(out)
+    studies = StudyIndex(out)
+    study = studies[question.study]
+    assert (question.text, question.kind, question.topic) == ("Where is the effusion?", "open", "zone")
+    assert question.source_id == "17-1"
+    assert (reference.question, reference.answer, reference.finding) == (question.id, "left base", "effusion")
+    assert [box.xyxy for box in reference.boxes] == [(0.5, 0.25, 1.0, 1.0)]
+    assert (study.width, study.height, study.modality, study.patient) == (12, 8, "chest x-ray", "p17")
+    assert (study.split, study.source_id) == ("train", "a.png")
+    original = (source / "a.png").read_bytes()
+    assert study.sha256 == hashlib.sha256(original).hexdigest()
+    assert studies.image_path(study.id).read_bytes() == original
+
+
+def test_the_answer_is_in_no_file_that_a_policy_reads(source: Path, tmp_path: Path) -> None:
+    ingest_jsonl(rows(source, {**ROW, "answer": "xylophone", "finding": "zeppelin"}), tmp_path / "out")
+    for name in ("studies.jsonl", "questions.jsonl"):
+        text = (tmp_path / "out" / name).read_text()
+        assert "xylophone" not in text
+        assert "zeppelin" not in text
+
+
+@pytest.mark.parametrize(
+    ("answer", "kind"),
+    [("yes", "closed"), ("No.", "closed"), ("left lung", "open"), ("not seen", "open"), (2, "open")],
+)
+def test_kind_where_the_row_has_none(source: Path, tmp_path: Path, answer: str | int, kind: str) -> None:
+    ingest_jsonl(rows(source, {**ROW, "answer": answer}), tmp_path / "out")
+    assert [question.kind for question in load_questions(tmp_path / "out")] == [kind]
+
+
+def test_integer_answers_become_text(source: Path, tmp_path: Path) -> None:
+    ingest_jsonl(rows(source, {**ROW, "answer": 2, "id": 17, "patient": 4}), tmp_path / "out")
+    assert [reference.answer for reference in load_references(tmp_path / "out")] == ["2"]
+    assert [question.source_id for question in load_questions(tmp_path / "out")] == ["17"]
+
+
+def test_trailing_spaces_are_cut_off(source: Path, tmp_path: Path) -> None:
+    ingest_jsonl(rows(source, {**ROW, "answer": "yes \n", "kind": "CLOSED "}), tmp_path / "out")
+    assert [question.kind for question in load_questions(tmp_path / "out")] == ["closed"]
+    assert [reference.answer for reference in load_references(tmp_path / "out")] == ["yes"]
+
+
+def test_non_english_text_is_kept_letter_by_letter(source: Path, tmp_path: Path) -> None:
+    row = {**ROW, "question": "胸腔积液在哪一侧？", "answer": "izquierda – يسار"}
+    ingest_jsonl(rows(source, row), tmp_path / "out")
+    assert [question.text for question in load_questions(tmp_path / "out")] == ["胸腔积液在哪一侧？"]
+    assert [reference.answer for reference in load_references(tmp_path / "out")] == ["izquierda – يسار"]
+
+
+def test_sixteen_bit_and_cmyk_images_are_taken_over_as_they_are(source: Path, tmp_path: Path) -> None:
+    Image.fromarray(np.array([[0, 4095]], dtype=np.uint16)).save(source / "deep.png")
+    Image.new("CMYK", (8, 8)).save(source / "print.jpg")
+    path = rows(source, {**ROW, "image": "deep.png"}, {**ROW, "image": "print.jpg"})
+    ingest_jsonl(path, tmp_path / "out")
+    studies = StudyIndex(tmp_path / "out")
+    for study in studies.values():
+        copied = studies.image_path(study.id)
+        assert copied.read_bytes() == (source / study.source_id).read_bytes()
+        assert copied.suffix == Path(study.source_id).suffix
+        assert open_image(copied).size == (study.width, study.height)
+
+
+def test_questions_of_one_image_share_a_study(source: Path, tmp_path: Path) -> None:
+    (source / "copy of a.png").write_bytes((source / "a.png").read_bytes())
+    path = rows(
+        source,
+        ROW,
+        {**ROW, "question": "Where?", "answer": "left"},
+        {**ROW, "image": "copy of a.png", "question": "How many?", "answer": 1},
+        {**ROW, "image": "b.png"},
+    )
+    report = ingest_jsonl(path, tmp_path / "out")
+    assert (report.rows_kept, report.images) == (4, 2)
+    assert [counts.studies for counts in report.folders] == [2]
+    assert len(list((tmp_path / "out" / "images").iterdir())) == 2
+
+
+def test_images_may_be_linked(source: Path, tmp_path: Path) -> None:
+    ingest_jsonl(rows(source, ROW), tmp_path / "out", link_images=True)
+    (taken,) = (tmp_path / "out" / "images").iterdir()
+    assert os.path.samefile(taken, source / "a.png")
+    ingest_jsonl(rows(source, ROW), tmp_path / "copied")
+    (taken,) = (tmp_path / "copied" / "images").iterdir()
+    assert not os.path.samefile(taken, source / "a.png")
+
+
+def test_last_line_may_lack_its_newline(source: Path, tmp_path: Path) -> None:
+    path = rows(source, ROW)
+    path.write_text(path.read_text().rstrip("\n"))
+    assert ingest_jsonl(path, tmp_path / "out").rows_kept == 1
+
+
+def test_same_rows_same_bytes_and_a_second_run_changes_nothing(source: Path, tmp_path: Path) -> None:
+    path = rows(source, ROW, {**ROW, "image": "b.png"}, {**ROW, "question": "Where?", "answer": "left"})
+    ingest_jsonl(path, tmp_path / "one")
+    ingest_jsonl(path, tmp_path / "two")
+    assert contents(tmp_path / "one") == contents(tmp_path / "two")
+    before = contents(tmp_path / "one")
+    ingest_jsonl(path, tmp_path / "one")
+    assert contents(tmp_path / "one") == before
+
+
+def test_images_of_an_earlier_ingest_do_not_stay_behind(source: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    ingest_jsonl(rows(source, ROW, {**ROW, "image": "b.png"}), out)
+    (out / "images" / "README").write_text("not ours")
+    (out / "images" / ("0" * 32 + ".png.partial")).write_text("left by a killed run")
+    ingest_jsonl(rows(source, ROW), out)
+    kept = hashlib.sha256((source / "a.png").read_bytes()).hexdigest()[:32]
+    assert {path.name for path in (out / "images").iterdir()} == {f"{kept}.png", "README"}
+
+
+# The report
+
+
+def test_report_counts_every_row_once(source: Path, tmp_path: Path) -> None:
+    path = rows(
+        source,
+        {**ROW, "modality": "chest x-ray"},
+        {**ROW, "modality": "chest x-ray"},  # repeats row 1
+        {**ROW, "modality": "chest x-ray", "question": " Is there an  EFFUSION? ", "answer": "Yes"},  # and so does this
+        {**ROW, "image": "b.png", "modality": "abdominal CT"},
+        {**ROW, "image": "gone.png"},
+    )
+    report = ingest_jsonl(path, tmp_path / "out", allow_refused=1)
+    assert (report.rows_read, report.rows_kept, report.rows_duplicate, report.rows_refused) == (5, 2, 2, 1)
+    assert report.duplicates == (f"{path}:2 repeats row 1", f"{path}:3 repeats row 1")
+    assert report.images_by_modality == {"abdominal CT": 1, "chest x-ray": 1}
+    assert report.folders[0].questions_by_kind == {"closed": 2}
+    written = IngestReport.model_validate_json((tmp_path / "out" / "ingest_report.json").read_text())
+    assert written == report
+    assert "5 rows read, 2 kept, 2 duplicates dropped, 1 refused" in report.summary()
+    assert "gone.png" in report.summary()
+
+
+def test_a_report_that_does_not_add_up_is_refused(source: Path, tmp_path: Path) -> None:
+    fields = ingest_jsonl(rows(source, ROW), tmp_path / "out").model_dump()
+    with pytest.raises(ValueError, match="3 rows read, but 1 kept"):
+        IngestReport.model_validate({**fields, "rows_read": 3})
+
+
+# What is refused, and how it is said
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"question": ""}, "question: String should have at least 1 character (got '')"),
+        ({"question": "  "}, "question: String should have at least 1 character"),
+        ({"question": None}, "question: Input should be a valid string (got None). Write the question as text"),
+        ({"answer": " "}, "answer: String should have at least 1 character"),
+        ({"answer": True}, "answer: Input should be a valid string (got True). Write the answer as text"),
+        ({"answer": 2.5}, "answer: Input should be a valid string (got 2.5)"),
+        ({"answer": ["yes"]}, "answer: Input should be a valid string (got ['yes'])"),
+        ({"kind": "multiple"}, """kind: Input should be 'closed' or 'open' (got 'multiple'). Write "closed" or"""),
+        (
+            {"colour": "red"},
+            "colour: Extra inputs are not permitted (got 'red'). The fields are image, question, answer",
+        ),
+        ({"modality": 3}, "modality: Input should be a valid string (got 3). Write modality as text"),
+        ({"boxes": [[0.1, 0.2, 1.3, 0.4]]}, "boxes.0.x1: Input should be less than or equal to 1 (got 1.3)"),
+        ({"boxes": [[-0.1, 0.2, 0.3, 0.4]]}, "boxes.0.x0: Input should be greater than or equal to 0 (got -0.1)"),
+        ({"boxes": [[120, 30, 370, 255]]}, "pixels divided by the image's width or height"),
+        ({"boxes": [[0.5, 0.2, 0.4, 0.3]]}, "a box needs x0 < x1 and y0 < y1, got (0.5, 0.2, 0.4, 0.3)"),
+        ({"boxes": [[0.1, 0.2, 0.3]]}, "expected a box of four numbers [x0, y0, x1, y1] (got [0.1, 0.2, 0.3])"),
+        ({"boxes": [0.1, 0.2, 0.3, 0.4]}, "expected a box of four numbers [x0, y0, x1, y1] (got 0.1)"),
+        ({"boxes": [["0", "0", "1", "1"]]}, "expected a box of four numbers"),
+        ({"image": "gone.png"}, "gone.png: expected a PNG or JPEG file, but there is no such file. Mend or replace"),
+        ({"image": "."}, "expected a PNG or JPEG file, got something that is not a regular file"),
+    ],
+)
+def test_bad_field(source: Path, change: dict[str, Any], reason: str) -> None:
+    assert reason in refusal(source, {**ROW, **change})
+
+
+@pytest.mark.parametrize("field", ["image", "question", "answer"])
+def test_missing_field(source: Path, field: str) -> None:
+    row = {name: value for name, value in ROW.items() if name != field}
+    assert f"{field}: Field required" in refusal(source, row)
+
+
+def test_half_a_character_is_refused(source: Path) -> None:
+    half = '{"image": "a.png", "question": "\\ud83d?", "answer": "yes"}'
+    assert "this line: half of a surrogate pair, '\\ud83d', is not text" in refusal(source, half)
+
+
+def test_not_json_in_the_middle_is_one_refused_row(source: Path, tmp_path: Path) -> None:
+    report = ingest_jsonl(rows(source, ROW, "<html>", {**ROW, "image": "b.png"}), tmp_path / "out", allow_refused=1)
+    assert report.rows_kept == 2
+    assert str(report.refused[0]) == (
+        f"{source / 'rows.jsonl'}:2: this line: not JSON (Expecting value at column 1): '<html>'."
+        " Write one JSON object a line"
+    )
+
+
+def test_corrupt_image(source: Path) -> None:
+    (source / "bad.png").write_bytes((source / "a.png").read_bytes()[:60])
+    assert "bad.png: expected a whole PNG or JPEG file, but it is damaged or cut off" in refusal(
+        source, {**ROW, "image": "bad.png"}
+    )
+
+
+def test_zero_size_image(source: Path) -> None:
+    (source / "empty.png").touch()
+    assert "empty.png: expected a PNG or JPEG file, got an empty file (0 bytes)" in refusal(
+        source, {**ROW, "image": "empty.png"}
+    )
+
+
+def test_huge_image_is_refused_from_its_header(source: Path) -> None:
+    body = b"IHDR" + struct.pack(">IIBBBBB", 60_000, 60_000, 8, 0, 0, 0, 0)
+    header = b"\x89PNG\r\n\x1a\n" + struct.pack(">I", 13) + body + struct.pack(">I", zlib.crc32(body))
+    (source / "huge.png").write_bytes(header)
+    reason = refusal(source, {**ROW, "image": "huge.png"})
+    assert "huge.png: expected at most 50000000 pixels, got 60000 x 60000" in reason
+
+
+def test_limits_of_the_caller(source: Path, tmp_path: Path) -> None:
+    with pytest.raises(TooManyRefused, match="expected at most 95 pixels, got 12 x 8"):
+        ingest_jsonl(rows(source, ROW), tmp_path / "out", limits=ImageLimits(max_pixels=95))
+
+
+def test_every_row_of_a_bad_image_is_refused(source: Path, tmp_path: Path) -> None:
+    path = rows(source, {**ROW, "image": "gone.png"}, ROW, {**ROW, "image": "gone.png", "question": "Where?"})
+    report = ingest_jsonl(path, tmp_path / "out", allow_refused=2)
+    assert [row.row for row in report.refused] == [1, 3]
+
+
+def test_duplicate_id(source: Path, tmp_path: Path) -> None:
+    path = rows(source, {**ROW, "id": "q1"}, {**ROW, "image": "b.png", "id": "q1"})
+    with pytest.raises(TooManyRefused, match=r"rows\.jsonl:2: id: duplicate id 'q1', first at row 1\. Give every row"):
+        ingest_jsonl(path, tmp_path / "out")
+
+
+def test_two_answers_to_one_question(source: Path, tmp_path: Path) -> None:
+    with pytest.raises(TooManyRefused, match=r"rows\.jsonl:2: answer: row 1 asks the same of the same image"):
+        ingest_jsonl(rows(source, ROW, {**ROW, "answer": "no"}), tmp_path / "out")
+
+
+def test_one_image_with_two_patients(source: Path, tmp_path: Path) -> None:
+    path = rows(source, {**ROW, "patient": "p1"}, {**ROW, "question": "Where?", "patient": "p2"})
+    with pytest.raises(TooManyRefused, match=r"\('', 'p2'\), but row 1, with the same image, has \('', 'p1'\)"):
+        ingest_jsonl(path, tmp_path / "out")
+
+
+def test_one_image_in_two_splits(source: Path, tmp_path: Path) -> None:
+    path = rows(source, {**ROW, "split": "train"}, {**ROW, "question": "Where?", "split": "test"})
+    with pytest.raises(TooManyRefused, match=r"An image in two splits leaks"):
+        ingest_jsonl(path, tmp_path / "out")
+
+
+# What stops everything, and what stays
+
+
+def test_truncated_file_stops_whatever_may_be_refused(source: Path, tmp_path: Path) -> None:
+    path = rows(source, ROW, {**ROW, "image": "b.png"})
+    path.write_bytes(path.read_bytes()[:-20])
+    with pytest.raises(
+        BadRecord, match=r"rows\.jsonl:2: not JSON .* the file ends in the middle of a line; it was cut"
+    ):
+        ingest_jsonl(path, tmp_path / "out", allow_refused=100)
+    assert not (tmp_path / "out" / "questions.jsonl").exists()
+
+
+def test_more_refused_than_allowed_keeps_the_old_folder(source: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    ingest_jsonl(rows(source, ROW), out)
+    before = {name: content for name, content in contents(out).items() if name.endswith((".jsonl", ".json"))}
+    bad = {**ROW, "answer": ""}
+    path = rows(source, {**ROW, "image": "b.png"}, bad, bad, bad)
+    with pytest.raises(TooManyRefused, match="3 rows were refused, 2 allowed; no record was written") as caught:
+        ingest_jsonl(path, out, allow_refused=2)
+    assert [row.row for row in caught.value.refused] == [2, 3, 4]  # all of them, to be mended in one go
+    assert {name: content for name, content in contents(out).items() if name.endswith((".jsonl", ".json"))} == before
+
+
+def test_a_file_of_other_things_is_left_early(source: Path, tmp_path: Path) -> None:
+    path = rows(source, *["<html>"] * 1000)
+    with pytest.raises(TooManyRefused, match="25 rows were refused, 5 allowed"):
+        ingest_jsonl(path, tmp_path / "out", allow_refused=5)
+
+
+def test_nothing_kept_is_no_data_set(source: Path, tmp_path: Path) -> None:
+    with pytest.raises(BadRecord, match=r"rows\.jsonl: expected rows, but none was kept of 0 read"):
+        ingest_jsonl(rows(source), tmp_path / "out")
+    with pytest.raises(BadRecord, match=r"none was kept of 1 read"):
+        ingest_jsonl(rows(source, {**ROW, "answer": ""}), tmp_path / "out", allow_refused=1)
+
+
+def test_missing_source(tmp_path: Path) -> None:
+    with pytest.raises(BadRecord, match=r"rows\.jsonl: expected a JSONL file, but there is no such file"):
+        ingest_jsonl(tmp_path / "rows.jsonl", tmp_path / "out")
