@@ -1,0 +1,230 @@
+"""The panel: every judge scores every candidate, then the calibrated scores become one score and a spread.
+
+Two passes, so that the expensive one (asking models) leaves a file that the cheap one (combining) can be
+repeated on, for instance with another calibration:
+
+    Panel.judgements(asks)      -> judgements.jsonl   one Judgement per candidate and judge, in that order
+    Combination.scores(…)       -> scores.jsonl       one PanelScore per candidate, in the candidates' order
+
+A call that fails is retried. A judge that still fails is left out *of all candidates*, those it scored before
+included: otherwise two candidates of one question could be scored by different panels and their gap would
+partly be a gap between judges. Fewer judges than the quorum: the stage fails. A missing score is None with a
+reason, and counted; it is never a number.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from numbers import Real
+from pathlib import Path
+
+from clincot.config import JudgeSection
+from clincot.conversation import judgement, prompt_digest
+from clincot.geometry import Box
+from clincot.jsonl import read_records, write_records
+from clincot.judge.calibration import Calibration, Method, identity_calibration
+from clincot.judge.combination import Combination, PanelReport, QuorumLost, Seat
+from clincot.models.protocols import Judge, ModelFailed
+from clincot.records import Judgement, Question, Study
+
+_log = logging.getLogger(__name__)
+
+NO_PROBABILITY = "neither yes nor no has a probability to speak of"
+
+
+@dataclass(frozen=True)
+class Ask:
+    """What a judge needs to know of a candidate: the image, the region's box, the question, the answer."""
+
+    candidate: str  # the candidate's id
+    study: Study
+    question: Question
+    box: Box
+    answer: str
+
+
+@dataclass(frozen=True)
+class LeftOut:
+    """A judge that failed after all its retries, and from which candidate (0-based) on."""
+
+    name: str
+    digest: str
+    at: int
+    calls: int
+    error: str
+
+
+class Panel:
+    """Judges that answer the same questions. `left_out` is final once `judgements` is exhausted.
+
+    quorum: judges that must be left; retries of a failed call, the first after retry_delay_s, doubling.
+    """
+
+    def __init__(
+        self,
+        judges: Sequence[Judge],
+        *,
+        quorum: int,
+        retries: int,
+        retry_delay_s: float,
+        batch_size: int,
+        sleep: Callable[[float], None] = time.sleep,
+    ) -> None:
+        if len({j.digest for j in judges}) < len(judges) or len({j.name for j in judges}) < len(judges):
+            names = ", ".join(f"{judge.name} ({judge.digest[:12]})" for judge in judges)
+            raise ValueError(f"every judge needs a name and a digest of its own, got {names}")
+        if len(judges) < quorum:
+            raise ValueError(f"the quorum is {quorum} judges, but the panel has {len(judges)}")
+        self.judges = tuple(judges)
+        self.quorum = quorum
+        self.left_out: dict[str, LeftOut] = {}
+        self._calls = retries + 1
+        self._delay_s = retry_delay_s
+        self._batch = batch_size
+        self._sleep = sleep
+
+    def judgements(self, asks: Iterable[Ask], folder: Path) -> Iterator[Judgement]:
+        """One Judgement per ask and judge, streaming; images are below `folder`.
+
+        Raises QuorumLost as soon as too few judges are left, ValueError when there is nothing to judge.
+        """
+        waiting, done = iter(asks), 0
+        while batch := list(islice(waiting, self._batch)):
+            columns = [self._column(judge, batch, folder, at=done) for judge in self.judges]
+            for row in zip(*columns, strict=True):
+                yield from row
+            done += len(batch)
+        if done == 0:
+            raise ValueError("no candidates to judge: the candidates file is empty")
+
+    def _column(self, judge: Judge, batch: Sequence[Ask], folder: Path, *, at: int) -> list[Judgement]:
+        """One judge's judgements of a batch."""
+        replies: list[float | str]
+        if judge.digest not in self.left_out:
+            replies = self._ask(judge, batch, folder, at=at)
+        if judge.digest in self.left_out:
+            replies = [f"judge left out: {self.left_out[judge.digest].error}"] * len(batch)
+        prompt = prompt_digest(judge.views)
+        return [
+            Judgement(candidate=ask.candidate, judge=judge.digest, prompt=prompt, score=None, reason=reply)
+            if isinstance(reply, str)
+            else Judgement(candidate=ask.candidate, judge=judge.digest, prompt=prompt, score=reply)
+            for ask, reply in zip(batch, replies, strict=True)
+        ]
+
+    def _ask(self, judge: Judge, batch: Sequence[Ask], folder: Path, *, at: int) -> list[float | str]:
+        """Scores or reasons; on lasting failure the judge goes to left_out and the list is empty."""
+        conversations = [
+            judgement(a.study, folder, judge.views, question=a.question.text, answer=a.answer, box=a.box) for a in batch
+        ]
+        error = ""
+        for call in range(self._calls):
+            if call > 0:
+                delay_s = self._delay_s * 2 ** (call - 1)
+                _log.warning("judge %s failed (%s); again in %g s", judge.name, error, delay_s)
+                self._sleep(delay_s)
+            try:
+                replies = judge.p_yes(conversations)
+            except ModelFailed as failure:
+                error = str(failure) or type(failure).__name__
+                continue
+            if len(replies) == len(batch):
+                return [_score_or_reason(reply) for reply in replies]
+            error = f"gave {len(replies)} scores for {len(batch)} candidates"
+        self._leave_out(LeftOut(judge.name, judge.digest, at=at, calls=self._calls, error=error))
+        return []
+
+    def _leave_out(self, failed: LeftOut) -> None:
+        self.left_out[failed.digest] = failed
+        left = len(self.judges) - len(self.left_out)
+        if left < self.quorum:
+            errors = "; ".join(
+                f"{out.name} at candidate {out.at} after {out.calls} calls: {out.error}"
+                for out in self.left_out.values()
+            )
+            raise QuorumLost(f"{left} of {len(self.judges)} judges left, the quorum is {self.quorum}: {errors}")
+        _log.warning(
+            "judge %s left out after %d calls: %s; %d judges go on", failed.name, failed.calls, failed.error, left
+        )
+
+
+def _score_or_reason(reply: float | None) -> float | str:
+    """A probability as it came, or why it is none: nothing is clipped into range."""
+    if reply is None:
+        return NO_PROBABILITY
+    if isinstance(reply, bool) or not isinstance(reply, Real):
+        return f"the judge gave a {type(reply).__name__} where a probability was expected"
+    score = float(reply)
+    if not math.isfinite(score):
+        return "the judge gave a number that is not finite"
+    if not 0.0 <= score <= 1.0:
+        return "the judge gave a number outside [0, 1]"
+    return score
+
+
+def read_calibrations(path: Path, judges: Sequence[Judge], *, method: Method) -> dict[str, Calibration]:
+    """{digest: calibration} of a calibration file (JSONL); every judge of the panel must be in it, once."""
+    found: dict[str, Calibration] = {}
+    for calibration in read_records(path, Calibration):
+        if calibration.judge in found:
+            raise ValueError(f"{path}: two calibrations of judge {calibration.judge}, expected one")
+        if calibration.method != method:
+            raise ValueError(
+                f"{path}: the calibration of judge {calibration.judge} is {calibration.method}, "
+                f"but judge.calibration asks for {method}"
+            )
+        found[calibration.judge] = calibration
+    missing = [f"{judge.name} ({judge.digest})" for judge in judges if judge.digest not in found]
+    if missing:
+        raise ValueError(
+            f"{path}: no calibration of {', '.join(missing)}; it has {sorted(found)}. Fit it for this panel, "
+            "or leave judge.calibration_file empty to use raw probabilities"
+        )
+    return found
+
+
+def judge_candidates(
+    judges: Sequence[Judge],
+    asks: Iterable[Ask],
+    section: JudgeSection,
+    *,
+    folder: Path,
+    judgements_path: Path,
+    scores_path: Path,
+    sleep: Callable[[float], None] = time.sleep,
+) -> PanelReport:
+    """Both passes over files. Weights come from section.judges by name; a judge not named there weighs 1.
+
+    Raises QuorumLost (no scores are written then), and what Panel, Combination and read_calibrations raise.
+    """
+    if section.calibration_file:
+        calibrations = read_calibrations(Path(section.calibration_file), judges, method=section.calibration)
+    else:
+        calibrations = {judge.digest: identity_calibration(judge.digest) for judge in judges}
+    panel = Panel(
+        judges,
+        quorum=section.quorum,
+        retries=section.retries,
+        retry_delay_s=section.retry_delay_s,
+        batch_size=section.batch_size,
+        sleep=sleep,
+    )
+    write_records(judgements_path, panel.judgements(asks, folder))
+    weights = {spec.name: spec.weight for spec in section.judges}
+    seats = [
+        Seat(
+            name=judge.name,
+            weight=weights.get(judge.name, 1.0),
+            calibration=calibrations[judge.digest],
+            left_out=panel.left_out[judge.digest].error if judge.digest in panel.left_out else "",
+        )
+        for judge in judges
+    ]
+    combination = Combination(seats, quorum=section.quorum)
+    write_records(scores_path, combination.scores(read_records(judgements_path, Judgement)))
+    return combination.report()
