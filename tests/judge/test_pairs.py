@@ -329,6 +329,21 @@ def test_balancing_length_does_not_carry_the_share_over_its_limit():
     assert accounted(report)
 
 
+@pytest.mark.parametrize("seed", range(20))
+def test_no_more_is_dropped_for_two_limits_than_for_one_where_that_is_possible(seed):
+    """Rejected longer: 10 of two regions and 5 of one; shorter: 5 of two. Length needs 5 and 5, so 10 are dropped;
+    the share of one region (5/20, the limit) is kept by taking enough of them from the 5."""
+    scored = []
+    kinds = [("no", "yes", RIGHT), ("no", "yes", RIGHT), ("yes", "no", RIGHT), ("no", "yes", LEFT)] * 5
+    for n, (good, bad, bad_box) in enumerate(kinds):
+        question = f"question-{n:03}"
+        scored += [(candidate(good, question=question), 0.9), (candidate(bad, question=question, box=bad_box), 0.1)]
+    pairs, report = pairs_of(scored, same_region_share=0.25, length_auc_tolerance=0.0, seed=seed)
+    assert len(pairs) == 10
+    assert report.same_region <= 2
+    assert report.dropped == {"length balance": 10}
+
+
 def test_random_picks_differ_between_questions():
     """Forty questions with the same candidates: no position in the file is preferred everywhere."""
     scored = [
