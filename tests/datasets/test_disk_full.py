@@ -92,3 +92,19 @@ def test_disk_full_while_writing_records(tmp_path: Path) -> None:
     assert "File too large" in failed.stderr
     assert [record.text for record in read_records(path, Question)] == ["Old?"]
     assert [file.name for file in tmp_path.iterdir()] == ["questions.jsonl"]
+
+
+def test_disk_full_at_the_last_flush_renames_nothing(tmp_path: Path) -> None:
+    """Studies are renamed before questions: without all being on disk first, new studies met old questions."""
+    Image.new("L", (8, 8), 1).save(tmp_path / "old.png")
+    Image.new("L", (8, 8), 2).save(tmp_path / "new.png")
+    (tmp_path / "old.jsonl").write_text(json.dumps({"image": "old.png", "question": "Old?", "answer": "yes"}) + "\n")
+    lines = (json.dumps({"image": "new.png", "question": f"{n}?", "answer": "no"}) + "\n" for n in range(20))
+    (tmp_path / "new.jsonl").write_text("".join(lines))
+    out = tmp_path / "out"
+    ingest_jsonl(tmp_path / "old.jsonl", out)
+    old = contents(out)
+    # 20 questions are about 3 kB: less than a write buffer (8 kB), more than the limit; the one study fits in it.
+    assert run(INGEST, tmp_path / "new.jsonl", out, 1_000).returncode == 1
+    assert {name: content for name, content in contents(out).items() if name in old} == old
+    assert [question.text for question in load_questions(out)] == ["Old?"]
