@@ -45,25 +45,15 @@ class ProposeSection(Section):
     grounders: Annotated[
         dict[GrounderName, Positive],
         Field(description="how many regions each grounder gives a question; the whole image is always added"),
-    ] = {"windows": 2, "written": 4}  # noqa: RUF012 - pydantic copies defaults
-    hypotheses: Annotated[
-        Positive, Field(description="findings asked about a question, 'normal' included")
-    ] = 4
+    ] = {"windows": 2, "written": 4}
+    hypotheses: Annotated[Positive, Field(description="findings asked about a question, 'normal' included")] = 4
     window_sides: Annotated[
         tuple[float, ...], Field(description="sides of the sliding windows, as shares of the image")
     ] = (0.25, 0.5)
-    window_stride: Annotated[
-        float, Field(gt=0, le=1, description="step of a window, as a share of its side")
-    ] = 0.75
-    merge_iou: Annotated[
-        Share, Field(description="regions of a question that overlap more are one region")
-    ] = 0.7
-    temperature: Annotated[
-        float, Field(ge=0, description="of regions that the policy writes [UV-CoT: 0.7]")
-    ] = 1.0
-    relevance_quantile: Annotated[
-        Share, Field(description="threshold of a relevance map before masks are cut")
-    ] = 0.9
+    window_stride: Annotated[float, Field(gt=0, le=1, description="step of a window, as a share of its side")] = 0.75
+    merge_iou: Annotated[Share, Field(description="regions of a question that overlap more are one region")] = 0.7
+    temperature: Annotated[float, Field(ge=0, description="of regions that the policy writes [UV-CoT: 0.7]")] = 1.0
+    relevance_quantile: Annotated[Share, Field(description="threshold of a relevance map before masks are cut")] = 0.9
     http_url: Annotated[str, Field(description="endpoint of the 'http' grounder")] = ""
     seed: int = 0
 
@@ -107,14 +97,10 @@ class JudgeSection(Section):
 
     judges: tuple[JudgeSpec, ...] = ()
     calibration: Annotated[Literal["identity", "platt", "isotonic"], Field(description="per judge")] = "platt"
-    calibration_file: Annotated[str, Field(description="what `clincot calibrate` wrote; empty: identity")] = (
-        ""
-    )
+    calibration_file: Annotated[str, Field(description="what `clincot calibrate` wrote; empty: identity")] = ""
     quorum: Annotated[Positive, Field(description="judges that must have scored; fewer: the stage fails")] = 2
     retries: Annotated[int, Field(ge=0, description="of a judge that fails")] = 3
-    retry_delay_s: Annotated[float, Field(ge=0, description="before the first retry; doubles each time")] = (
-        1.0
-    )
+    retry_delay_s: Annotated[float, Field(ge=0, description="before the first retry; doubles each time")] = 1.0
     batch_size: Positive = 128
 
 
@@ -123,9 +109,7 @@ class PairSection(Section):
 
     min_gap: Annotated[float, Field(gt=0, description="least score gap of a pair")] = 0.3
     per_question: Annotated[Positive, Field(description="k pairs kept a question [UV-CoT code: 2]")] = 2
-    pick: Annotated[Literal["random", "top"], Field(description="random [ClinCoT] or the largest gaps")] = (
-        "random"
-    )
+    pick: Annotated[Literal["random", "top"], Field(description="random [ClinCoT] or the largest gaps")] = "random"
     gamma: Annotated[float, Field(ge=0, description="weight of the next step's score [UV-CoT]")] = 1.0
     same_region_share: Annotated[
         Share, Field(description="at most this share of pairs differ in the answer alone, from one region")
@@ -142,12 +126,12 @@ class TrainSection(Section):
     recipe: Annotated[
         Literal["ours", "paper", "code"],
         Field(
-            description="margin: ours λ·clip(gap/(τ+spread), 0, c); paper [UV-CoT] g(s_w)-g(s_l); code [ClinCoT] s_w-s_l"
+            description="margin: ours λ·clip(gap/(τ+spread), 0, c); paper [UV-CoT]: g(s_w)-g(s_l); code: s_w-s_l"
         ),
     ] = "ours"
-    loss: Annotated[
-        Literal["margin_dpo", "odpo", "sft"], Field(description="sft: on the chosen side only")
-    ] = "margin_dpo"
+    loss: Annotated[Literal["margin_dpo", "odpo", "sft"], Field(description="sft: on the chosen side only")] = (
+        "margin_dpo"
+    )
     beta: Annotated[float, Field(gt=0, description="strength of the reference [ClinCoT code: 0.1]")] = 0.1
     margin_lambda: Annotated[float, Field(ge=0, description="λ; 0 is plain DPO")] = 0.5
     margin_tau: Annotated[float, Field(gt=0, description="τ, in score units")] = 0.5
@@ -158,30 +142,26 @@ class TrainSection(Section):
         float,
         Field(ge=0, description="weight of pairs whose rejected side sees a blanked crop [mDPO, MMedPO]"),
     ] = 0.0
-    lr: Annotated[
-        float, Field(gt=0, description="peak learning rate [1e-7 … 1e-5 for billions of parameters]")
-    ] = 1e-4
+    lr: Annotated[float, Field(gt=0, description="peak learning rate [1e-7 … 1e-5 for billions of parameters]")] = 1e-4
     epochs: Annotated[float, Field(gt=0)] = 1.0
     batch_size: Annotated[Positive, Field(description="pairs a step and device")] = 32
     grad_accumulation: Positive = 1
     warmup_ratio: Share = 0.1
     max_grad_norm: Annotated[float, Field(gt=0)] = 1.0
-    freeze_vision: Annotated[
-        bool, Field(description="the vision tower stays as it is, its features are reused")
-    ] = True
+    freeze_vision: Annotated[bool, Field(description="the vision tower stays as it is, its features are reused")] = True
     lora_r: Annotated[int, Field(ge=0, description="0: full fine-tuning [MMedPO: 128]")] = 0
     lora_alpha: Positive = 256
     dtype: Literal["float32", "bfloat16"] = "float32"
-    save_steps: Annotated[
-        int, Field(ge=0, description="a resumable checkpoint every n steps; 0: at the end only")
-    ] = 0
+    save_steps: Annotated[int, Field(ge=0, description="a resumable checkpoint every n steps; 0: at the end only")] = 0
     seed: int = 0
 
 
 class EvaluateSection(Section):
     """Which regions a policy looks at when it is measured, and how intervals are drawn."""
 
-    arms: tuple[Literal["written", "windows", "relevance", "http", "random", "oracle", "whole"], ...] = (
+    arms: tuple[
+        Literal["written", "windows", "relevance", "http", "random", "wrong", "oracle", "shuffled", "whole"], ...
+    ] = (
         "written", "windows", "random", "oracle", "whole",
     )  # fmt: skip
     limit: Annotated[int, Field(ge=0, description="at most so many questions; 0: all")] = 0

@@ -54,17 +54,24 @@ def _opened(path: str) -> Image.Image:
 class Encoder:
     """Tokenises conversations for one processor (tokenizer + image processor + chat template)."""
 
-    def __init__(self, processor: Any, *, pictures_kept: int = 4096) -> None:
+    def __init__(self, processor: Any, *, pictures_kept: int = 128) -> None:
         self.processor = processor
         self.tokenizer = processor.tokenizer
         self.placeholder: str = getattr(processor, "boi_token", None) or processor.image_token
         self.end_ids = _end_ids(self.tokenizer)
         self.pad_id: int = self.tokenizer.pad_token_id if self.tokenizer.pad_token_id is not None else min(self.end_ids)
         self._text = lru_cache(maxsize=65536)(self._tokenise)
+        # pixels are large and needed once, placeholders are small and needed by every conversation
         self._pictures: Callable[[Picture], EncodedPicture] = lru_cache(maxsize=pictures_kept)(self._process)
+        self._picture_ids = lru_cache(maxsize=200_000)(lambda picture: self.picture(picture).ids)
 
     def picture(self, picture: Picture) -> EncodedPicture:
         return self._pictures(picture)
+
+    def picture_ids(self, picture: Picture) -> tuple[int, ...]:
+        """The tokens that stand for a picture, without keeping its pixels."""
+        ids: tuple[int, ...] = self._picture_ids(picture)
+        return ids
 
     def encode(self, conversation: Conversation, *, reply: bool = False) -> Encoded:
         """Token ids of a conversation; with `reply` it ends where the assistant's next turn begins."""
@@ -75,7 +82,7 @@ class Encoder:
         for text, action in self._pieces(conversation, reply=reply):
             for position, part in enumerate(text.split(self.placeholder)):
                 if position:
-                    expanded = self.picture(_next(waiting, conversation)).ids
+                    expanded = self.picture_ids(_next(waiting, conversation))
                     ids.extend(expanded)
                     actions.extend([False] * len(expanded))
                 tokens = self._text(part)
@@ -141,8 +148,8 @@ def _next(waiting: Any, conversation: Conversation) -> Picture:
     picture: Picture | None = next(waiting, None)
     if picture is None:
         raise TemplateError(
-            f"the rendered conversation has more picture placeholders than its {len(pictures_of(conversation))} pictures; "
-            "a question or answer may contain the placeholder's text"
+            "the rendered conversation has more picture placeholders than its "
+            f"{len(pictures_of(conversation))} pictures; a question or answer may contain the placeholder's text"
         )
     return picture
 

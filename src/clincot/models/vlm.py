@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -23,12 +22,11 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling
 from clincot.conversation import Conversation, Picture, Views, load_views
 from clincot.jsonl import file_digest
 from clincot.models.encoding import Encoded, Encoder, pad, stack_pictures
+from clincot.models.features import KEPT_BYTES, SHARED_FEATURES, PictureFeatures
 from clincot.models.protocols import Generation
 
 # Shape suffixes: B conversations, T tokens, V vocabulary, F frames, H hidden size.
 
-# Families whose features of one picture are one (F, T, H) tensor, whatever else is in the batch.
-_SHARED_FEATURES = {"idefics3", "smolvlm"}
 _YES, _NO = ("yes", "Yes", " yes", " Yes", "YES"), ("no", "No", " no", " No", "NO")
 T = TypeVar("T")
 
@@ -54,7 +52,7 @@ class VisionLanguageModel:
 
     def __init__(
         self, path: str | Path, *, name: str = "", device: str = "cpu", dtype: str = "float32", batch_size: int = 64,
-        features_kept: int = 20_000, progress: bool = False,
+        features_mb: int = 256, progress: bool = False,
     ) -> None:  # fmt: skip
         self.path = Path(path)
         self.name = name or self.path.name
@@ -65,9 +63,9 @@ class VisionLanguageModel:
         self.model, processor = load_checkpoint(str(path), dtype=dtype, device=device)
         self.model.eval()
         self.encoder = Encoder(processor)
-        self._shares = self.model.config.model_type in _SHARED_FEATURES
-        self._features: OrderedDict[str, torch.Tensor] = OrderedDict()
-        self._features_kept = features_kept
+        self.shares_features = self.model.config.model_type in SHARED_FEATURES
+        self._features = _features_of(self.model) if self.shares_features else OrderedDict()
+        self._features_bytes = features_mb << 20
         self._yes, self._no = yes_no_ids(self.encoder.tokenizer, self.path)
 
     def write(
@@ -113,9 +111,9 @@ class VisionLanguageModel:
 
     def relevance(self, conversations: Sequence[Conversation]) -> list[npt.NDArray[np.float32]]:
         """See protocols.RelevancePolicy. Needs a family whose picture features are a square grid of tokens."""
-        if not self._shares:
+        if not self.shares_features:
             raise UnsupportedCheckpoint(
-                f"{self.path}: relevance maps are read from {sorted(_SHARED_FEATURES)} checkpoints, this one is "
+                f"{self.path}: relevance maps are read from {sorted(SHARED_FEATURES)} checkpoints, this one is "
                 f"{self.model.config.model_type!r}; use the windows, written or http grounder"
             )
         grid = self.views.whole_grid
@@ -181,7 +179,7 @@ class VisionLanguageModel:
             "attention_mask": pad([[1] * len(e.ids) for e in encoded], 0, side=side).to(device),
         }
         pictures = [p for e in encoded for p in e.pictures]
-        if pictures and self._shares:
+        if pictures and self.shares_features:
             features_FTH = self.features(pictures)
             inputs["mm_encoder_outputs"] = {"image": BaseModelOutputWithPooling(pooler_output=features_FTH)}
         elif pictures:
@@ -191,26 +189,7 @@ class VisionLanguageModel:
 
     def features(self, pictures: Sequence[Picture]) -> torch.Tensor:
         """(F, T, H) features of the pictures' frames, in order; each distinct picture is encoded once."""
-        missing = list({p.key: p for p in pictures if p.key not in self._features}.values())
-        for at in range(0, len(missing), 256):
-            chunk = missing[at : at + 256]
-            encoded = [self.encoder.picture(p) for p in chunk]
-            frames = [e.tensors["pixel_values"].shape[1] for e in encoded]
-            tensors = {k: torch.cat([e.tensors[k] for e in encoded], dim=1) for k in encoded[0].tensors}
-            with torch.inference_mode():
-                inputs = {k: v.to(self.model.device) for k, v in tensors.items()}
-                features_FTH = self.model.get_image_features(**inputs).pooler_output
-            if features_FTH.shape[0] != sum(frames):
-                raise ValueError(f"{chunk[0].path}: a picture of a single grey value cannot be encoded")
-            for picture, feature in zip(chunk, features_FTH.split(frames), strict=True):
-                self._features[picture.key] = feature
-        out = []
-        for picture in pictures:
-            self._features.move_to_end(picture.key)
-            out.append(self._features[picture.key])
-        while len(self._features) > self._features_kept:
-            self._features.popitem(last=False)
-        return torch.cat(out)
+        return self._features(pictures)
 
     def _batches(self, items: Sequence[T], what: str) -> Iterator[Sequence[T]]:
         starts = range(0, len(items), self.batch_size)
@@ -218,6 +197,22 @@ class VisionLanguageModel:
             starts, desc=f"{self.name}: {what}", disable=not self.progress or len(starts) < 4, leave=False
         ):
             yield items[start : start + self.batch_size]
+
+
+_FEATURES: dict[str, OrderedDict[str, torch.Tensor]] = {}
+
+
+def _features_of(model: Any) -> OrderedDict[str, torch.Tensor]:
+    """The cache of picture features, one for every model in this process whose vision side is the same.
+
+    A round trains the language side and leaves the tower as it is, so champion and challenger share it.
+    """
+    total = hashlib.sha256(str(model.dtype).encode())
+    for part in (model.model.vision_model, model.model.connector):
+        for name, tensor in sorted(part.state_dict().items()):
+            total.update(name.encode())
+            total.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+    return _FEATURES.setdefault(total.hexdigest(), OrderedDict())
 
 
 def load_checkpoint(path: str, *, dtype: str = "float32", device: str = "cpu") -> tuple[Any, Any]:

@@ -1,0 +1,138 @@
+"""A policy answers a benchmark, looking where each arm tells it to; every answer becomes an Outcome.
+
+Arms by where the region comes from: `written` (the policy's own), `windows`, `relevance`, `http` (grounders); controls:
+`whole` (no place in particular), `random` (anywhere, equal area), `wrong` (a place that does not show the finding),
+`oracle` (the answer key's box) and `shuffled` (the oracle's place, on another patient's image). Answers are greedy.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import groupby, islice
+from pathlib import Path
+
+from clincot.bench.benchmark import Benchmark
+from clincot.bench.grounding import best_iou, hit
+from clincot.bench.vqa import is_correct, normalise
+from clincot.config import EvaluateSection, ProposeSection
+from clincot.conversation import Step, chain
+from clincot.geometry import WHOLE, Box, covered, crop_square
+from clincot.models.protocols import Generation, RelevancePolicy
+from clincot.propose.grounders import Written, random_square, seed_of
+from clincot.propose.hypotheses import hypotheses
+from clincot.propose.regions import grounder_named
+from clincot.records import Outcome, Question, Reference, Study
+
+GROUNDED = ("windows", "relevance", "http")
+SMALL_ANSWER_SPACE = 20  # a topic with at most so many answers has a format: one of them
+_BATCH = 128
+
+
+@dataclass(frozen=True)
+class _Look:
+    """A question, the image shown for it, and where the policy looks."""
+
+    question: Question
+    shown: Study  # the question's study, but for the shuffled control
+    box: Box | None  # None: the policy wrote no region that can be read
+
+
+def evaluate(
+    policy: RelevancePolicy, benchmark: Benchmark, studies: Mapping[str, Study], folder: Path, section: EvaluateSection,
+    propose: ProposeSection,
+) -> Iterator[Outcome]:  # fmt: skip
+    """Outcomes arm by arm, each in the benchmark's order, streaming."""
+    questions = list(islice(benchmark.questions.values(), section.limit or None))
+    spaces = answer_spaces(benchmark)
+    for arm in section.arms:
+        looks = _looks(arm, questions, benchmark, policy, studies, folder, section, propose)
+        while batch := list(islice(looks, _BATCH)):
+            steps = [[Step(k.question.text, k.box or WHOLE, written=arm == "written")] for k in batch]
+            replies = policy.write(
+                [chain(k.shown, folder, policy.views, s) for k, s in zip(batch, steps, strict=True)],
+                max_new_tokens=section.max_new_tokens, temperature=0.0, seeds=[0] * len(batch),
+            )  # fmt: skip
+            for one, reply in zip(batch, replies, strict=True):
+                reference = benchmark.references[one.question.id]
+                cut_off = len(reply.token_logprobs) >= section.max_new_tokens
+                space = spaces.get(one.question.topic, frozenset())
+                off = cut_off or not _in_format(reply, one.question, space) or one.box is None
+                yield _outcome(one, arm, reply.text, reference, policy, off_format=off)
+
+
+def answer_spaces(benchmark: Benchmark) -> dict[str, frozenset[str]]:
+    """The normalised answers of every topic that has few: an answer outside them is off format."""
+    answers: dict[str, set[str]] = {}
+    for question in benchmark.questions.values():
+        answers.setdefault(question.topic, set()).add(normalise(benchmark.references[question.id].answer))
+    return {topic: frozenset(a) for topic, a in answers.items() if topic and len(a) <= SMALL_ANSWER_SPACE}
+
+
+def _in_format(reply: Generation, question: Question, space: frozenset[str]) -> bool:
+    """One of the topic's few answers; else yes or no to a closed question; else anything that says something."""
+    answer = normalise(reply.text)
+    if space:
+        return answer in space
+    if question.kind == "closed":
+        return answer in {"yes", "no"}
+    return bool(answer)
+
+
+def _outcome(
+    one: _Look, arm: str, answer: str, reference: Reference, policy: RelevancePolicy, *, off_format: bool
+) -> Outcome:
+    box = one.box or WHOLE
+    aspect = one.shown.width / one.shown.height
+    shown = box if box == WHOLE else crop_square(box, min_side=policy.views.min_crop, aspect=aspect)
+    # IoU of what is shown with what would be shown of the reference: a crop is never smaller than min_crop
+    squares = [crop_square(b, min_side=policy.views.min_crop, aspect=aspect) for b in reference.boxes]
+    iou = best_iou(shown, squares)
+    return Outcome(
+        question=one.question.id,
+        policy=policy.digest,
+        arm=arm,
+        box=box,
+        answer=answer,
+        reference=reference.id,
+        correct=is_correct(answer, reference.answer, one.question.kind),
+        hit=False if one.box is None and reference.boxes else hit(shown, reference.boxes),
+        iou=None if iou is None else (0.0 if one.box is None else round(iou, 6)),
+        off_format=off_format,
+    )
+
+
+def _looks(
+    arm: str, questions: Sequence[Question], benchmark: Benchmark, policy: RelevancePolicy,
+    studies: Mapping[str, Study], folder: Path, section: EvaluateSection, propose: ProposeSection,
+) -> Iterator[_Look]:  # fmt: skip
+    if arm == "written" or arm in GROUNDED:
+        if arm == "written":
+            grounder = Written(policy, samples=1, temperature=0.0, seed=section.seed)
+        else:
+            grounder = grounder_named(arm, propose, policy, 1)
+        for study_id, run in groupby(questions, key=lambda q: q.study):
+            asked, study = list(run), studies[study_id]
+            listed = [hypotheses(q.text, modality=study.modality, limit=propose.hypotheses) for q in asked]
+            for question, found in zip(asked, grounder.ground(study, folder, asked, listed), strict=True):
+                fallback = None if arm == "written" else WHOLE  # a tool that finds nothing leaves the whole image
+                yield _Look(question, study, found[0].box if found else fallback)
+        return
+    others = list(dict.fromkeys(q.study for q in questions))
+    following = dict(zip(others, others[1:] + others[:1], strict=True))
+    for question in questions:
+        boxes = benchmark.references[question.id].boxes
+        shown = studies[following[question.study] if arm == "shuffled" else question.study]
+        yield _Look(question, shown, _control(arm, question, boxes, policy.views.min_crop, section.seed))
+
+
+def _control(arm: str, question: Question, boxes: Sequence[Box], min_crop: float, seed: int) -> Box:
+    """A control's region. Where the key has no box (an absent finding) every control looks anywhere."""
+    if arm == "whole":
+        return WHOLE
+    shown = [crop_square(box, min_side=min_crop) for box in boxes]
+    side = max(shown[0].x1 - shown[0].x0, shown[0].y1 - shown[0].y0) if shown else min_crop
+    if arm in ("oracle", "shuffled") and shown:
+        return shown[0]
+    draws = [random_square(seed_of(seed, question.id, arm, n), side) for n in range(20 if arm == "wrong" else 1)]
+    return min(draws, key=lambda draw: sum(covered(box, by=draw) for box in boxes))
