@@ -17,7 +17,9 @@ _FLATTEN = 0.55  # share of the slow brightness changes taken out, as processing
 _FLATTEN_PX = 20.0
 _STEEPNESS = 5.5  # of the film's S-shaped response
 _DIRECTIONS = 180  # in which the lung's edge is looked for, from the hilum
-_CLEAR_GREY = 0.62  # lung brighter than this lies behind the heart, the mediastinum or the diaphragm
+# Lung is clear where the ray has half as much lung (cm) as tissue (cm of water), and the film is not bright: not
+# behind the heart, the mediastinum or the diaphragm.
+_CLEAR_SHARE, _CLEAR_GREY = 0.5, 0.55
 ZONES = ("upper", "middle", "lower")
 
 Mask = NDArray[np.bool_]
@@ -76,7 +78,7 @@ class Patient:
         """Per side: distance (px) of every pixel of clear lung to the border of the clear lung; 0 outside."""
         maps = {}
         for side, thickness in self.lung_cm.items():
-            open_lung = (thickness > 2.0) & (self.grey < _CLEAR_GREY)
+            open_lung = (thickness > _CLEAR_SHARE * self.warp.integral) & (self.grey < _CLEAR_GREY) & (thickness > 2.0)
             parts, count = ndimage.label(open_lung)
             if count > 1:
                 open_lung = parts == np.bincount(parts.ravel())[1:].argmax() + 1
@@ -85,12 +87,15 @@ class Patient:
 
     @cached_property
     def zone_rows(self) -> dict[str, tuple[int, int, int, int]]:
-        """Per side: the rows that bound upper, middle and lower zone (thirds of the clear lung's height)."""
+        """Per side: the rows that bound upper, middle and lower zone. Thirds of the clear lung's height, measured
+        down to where it is less than 0.4 of its greatest width; the wedge of the costophrenic angle below that
+        belongs to the lower zone."""
         bounds = {}
         for side, distance in self.clear.items():
-            rows = np.flatnonzero((distance > 0).any(axis=1))
-            first, last = int(rows[0]), int(rows[-1]) + 1
-            third = (last - first) / 3
+            widths = (distance > 0).sum(axis=1)
+            rows, broad = np.flatnonzero(widths), np.flatnonzero(widths >= 0.4 * widths.max())
+            first, end, last = int(rows[0]), int(broad[-1]) + 1, int(rows[-1]) + 1
+            third = (end - first) / 3
             bounds[side] = (first, round(first + third), round(first + 2 * third), last)
         return bounds
 

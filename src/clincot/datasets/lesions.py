@@ -7,6 +7,7 @@ coordinates are (row, column); sizes are millimetres on the detector plane.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Literal
 
 import numpy as np
@@ -123,9 +124,8 @@ def effusion(patient: Patient, wanted: Wanted, rng: np.random.Generator) -> Chan
     columns = np.flatnonzero(seen.any(axis=0))
     lateral, medial = (columns[-1], columns[0]) if side == "left" else (columns[0], columns[-1])
     outward = np.clip((np.arange(SIDE_PX) - medial) / (lateral - medial), 0, 1)  # 0 medial, 1 lateral
-    outer = seen[:, (outward > 0.75) & (outward < 0.97)]
-    angle_row = float(np.flatnonzero(outer.any(axis=1))[-1])  # the costophrenic angle
-    height = px(float(rng.uniform(35, 90)))  # of the meniscus at the lateral wall
+    angle_row = patient.zone_rows[side][3]  # of the costophrenic angle, as far as it can be seen
+    height = px(float(rng.uniform(30, 80)))  # of the meniscus at the lateral wall
     medial_share = float(rng.uniform(0.35, 0.6))
     rise = medial_share + 0.06 * (1 - outward) ** 4 + (1 - medial_share) * outward ** float(rng.uniform(1.8, 3.5))
     level = angle_row - height * rise
@@ -153,8 +153,14 @@ def consolidation(patient: Patient, wanted: Wanted, rng: np.random.Generator) ->
 
 def _noise(cells: int, rng: np.random.Generator) -> Film:
     """Smooth noise of unit variance at its nodes, `cells` nodes a side."""
-    weights = spline_weights(np.linspace(0, 1, SIDE_PX), cells)
-    return np.asarray(weights @ rng.normal(size=(cells, cells)) @ weights.T, np.float32)
+    weights = _upsampling(cells)
+    nodes = rng.standard_normal((cells, cells), dtype=np.float32)
+    return np.asarray(weights @ (nodes @ weights.T), np.float32)
+
+
+@lru_cache(maxsize=8)
+def _upsampling(cells: int) -> Film:
+    return spline_weights(np.linspace(0, 1, SIDE_PX), cells).astype(np.float32)
 
 
 def pneumothorax(patient: Patient, wanted: Wanted, rng: np.random.Generator) -> Change:
@@ -186,7 +192,7 @@ def cardiomegaly(patient: Patient, wanted: Wanted, rng: np.random.Generator) -> 
     offset = np.array([rows[-1], column]) * (1 - zoom)  # the diaphragm, on which the heart lies, stays
     larger = ndimage.affine_transform(heart, zoom, offset, order=1) * 0.5 * (tall + wide)
     lung = np.asarray(sum(patient.lung_cm.values()))
-    added = np.minimum(np.clip(larger - heart, 0, None), 0.9 * lung) * _WATER_OVER_LUNG
+    added = np.minimum(np.clip(larger - heart, 0, None), 0.8 * lung) * _WATER_OVER_LUNG
     return Change(Wanted("cardiomegaly"), WHOLE_FILM, ndimage.uniform_filter(added.astype(np.float32), 3))
 
 
