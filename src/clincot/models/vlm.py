@@ -22,7 +22,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling
 from clincot.conversation import Conversation, Picture, Views, load_views
 from clincot.jsonl import file_digest
 from clincot.models.encoding import Encoded, Encoder, pad, stack_pictures
-from clincot.models.features import KEPT_BYTES, SHARED_FEATURES, PictureFeatures
+from clincot.models.features import SHARED_FEATURES, PictureFeatures
 from clincot.models.protocols import Generation
 
 # Shape suffixes: B conversations, T tokens, V vocabulary, F frames, H hidden size.
@@ -63,9 +63,8 @@ class VisionLanguageModel:
         self.model, processor = load_checkpoint(str(path), dtype=dtype, device=device)
         self.model.eval()
         self.encoder = Encoder(processor)
-        self.shares_features = self.model.config.model_type in SHARED_FEATURES
-        self._features = _features_of(self.model) if self.shares_features else OrderedDict()
-        self._features_bytes = features_mb << 20
+        self.shares_features: bool = self.model.config.model_type in SHARED_FEATURES
+        self._features = PictureFeatures(self.model, self.encoder, kept_mb=features_mb)
         self._yes, self._no = yes_no_ids(self.encoder.tokenizer, self.path)
 
     def write(
@@ -197,22 +196,6 @@ class VisionLanguageModel:
             starts, desc=f"{self.name}: {what}", disable=not self.progress or len(starts) < 4, leave=False
         ):
             yield items[start : start + self.batch_size]
-
-
-_FEATURES: dict[str, OrderedDict[str, torch.Tensor]] = {}
-
-
-def _features_of(model: Any) -> OrderedDict[str, torch.Tensor]:
-    """The cache of picture features, one for every model in this process whose vision side is the same.
-
-    A round trains the language side and leaves the tower as it is, so champion and challenger share it.
-    """
-    total = hashlib.sha256(str(model.dtype).encode())
-    for part in (model.model.vision_model, model.model.connector):
-        for name, tensor in sorted(part.state_dict().items()):
-            total.update(name.encode())
-            total.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
-    return _FEATURES.setdefault(total.hexdigest(), OrderedDict())
 
 
 def load_checkpoint(path: str, *, dtype: str = "float32", device: str = "cpu") -> tuple[Any, Any]:

@@ -1,0 +1,98 @@
+"""What of a policy is trained, and how a trained policy becomes a checkpoint folder."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from clincot.config import TrainSection
+from clincot.conversation import Views, save_views
+from clincot.jsonl import written_aside
+
+LOG_FILE = "train_log.json"
+_TOWERS = ("vision_model", "vision_tower", "visual")  # what transformers' families call it
+
+
+class NotFinite(RuntimeError):
+    """The loss or its gradient became NaN or infinite; names the pairs or rows."""
+
+
+def freeze(model: Any, *, vision: bool, connector: bool) -> None:
+    """Freeze the vision tower and the connector (projector) as told; everything else is trained."""
+    inner = getattr(model, "model", model)
+    towers = [getattr(inner, name) for name in _TOWERS if isinstance(getattr(inner, name, None), nn.Module)]
+    if not towers:
+        raise ValueError(f"{type(model).__name__} has none of {_TOWERS}, so its vision tower cannot be told apart")
+    model.requires_grad_(not connector)  # what is left over is the connector, whatever a family calls it
+    for tower in towers:
+        tower.requires_grad_(not vision)
+    model.get_decoder().requires_grad_(True)
+    model.get_output_embeddings().requires_grad_(True)
+
+
+def lora_config(model: Any, section: TrainSection) -> Any:
+    """A LoRA on every linear layer of what is trained, without the output head (TRL reads its weight directly)."""
+    from peft import LoraConfig
+
+    head = model.get_output_embeddings()
+    targets = [
+        name
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Linear) and module is not head and module.weight.requires_grad
+    ]
+    return LoraConfig(
+        r=section.lora_r, lora_alpha=section.lora_alpha, lora_dropout=0.0, target_modules=targets, task_type="CAUSAL_LM"
+    )
+
+
+def partial_folder(out_dir: Path) -> Path:
+    """Where a checkpoint is made before it appears under its own name."""
+    return out_dir.with_name(out_dir.name + ".partial")
+
+
+def open_partial(out_dir: Path, run: str) -> Path:
+    """The partial folder of this run (named by a digest); what another run left there is thrown away, not resumed."""
+    folder = partial_folder(out_dir)
+    marker = folder / "run"
+    if folder.exists() and (not marker.is_file() or marker.read_text(encoding="utf-8") != run):
+        shutil.rmtree(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    marker.write_text(run, encoding="utf-8")
+    return folder
+
+
+def publish(
+    model: Any, processor: Any, views: Views, out_dir: Path, *, dtype: str, log: Sequence[Mapping[str, float]]
+) -> None:
+    """Write weights, processor, views and training log aside, then put the folder in place of `out_dir`.
+
+    A LoRA is merged into the weights, so that the next round's reference is simply this checkpoint.
+    """
+    making = partial_folder(out_dir) / "checkpoint"
+    shutil.rmtree(making, ignore_errors=True)
+    making.mkdir(parents=True)
+    if hasattr(model, "merge_and_unload"):
+        model = model.merge_and_unload()
+    model.to(getattr(torch, dtype)).save_pretrained(making, safe_serialization=True)
+    processor.save_pretrained(making)
+    save_views(making, views)
+    with written_aside(making / LOG_FILE) as file:
+        json.dump(list(log), file, indent=1)
+        file.write("\n")
+    if out_dir.exists():
+        shutil.rmtree(out_dir)
+    making.rename(out_dir)
+    shutil.rmtree(partial_folder(out_dir))
+
+
+def tail_means(log: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """Every metric averaged over the last tenth of the steps (at least one)."""
+    tail = log[-max(1, len(log) // 10) :]
+    names = [name for name in tail[-1] if name not in {"step", "epoch", "learning_rate"}]
+    return {name: sum(entry[name] for entry in tail) / len(tail) for name in names}
