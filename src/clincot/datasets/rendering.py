@@ -68,13 +68,14 @@ def render(
 ) -> Radiograph:
     """The radiograph of (warp, seed): the same bytes every time.
 
+    A bare Warp is taken too, but its maps are then made for this image alone (60 ms): use `patients` for more.
     `findings`: what to draw (names, or Wanted with some attributes fixed), None to draw them at random, () for a
     normal film. Exposure and noise depend on the seed alone, so films of one seed differ by their lesions only.
     Raises Unrenderable when the findings do not reach the CNR floor in 30 attempts.
     """
     if isinstance(patient, Warp):
         patient = Patient(patient)
-    parts = [seed] if isinstance(seed, int) else list(seed)
+    parts = list(seed) if isinstance(seed, Sequence) else [int(seed)]
     rng = np.random.default_rng([*parts, VERSION, 0])
     detector = np.random.default_rng([*parts, VERSION, 1])
     exposure = Exposure.drawn(detector)
