@@ -108,7 +108,9 @@ def crop_square(box: Box, *, min_side: float, aspect: float = 1.0) -> Box:
 
 def box_to_text(box: Box) -> str:
     """The text form a policy reads and writes: integer percent, for instance "[12, 30, 37, 55]"."""
-    return "[" + ", ".join(str(round(v * 100)) for v in box.xyxy) + "]"
+    x0, y0 = (min(round(v * 100), 99) for v in (box.x0, box.y0))
+    x1, y1 = max(round(box.x1 * 100), x0 + 1), max(round(box.y1 * 100), y0 + 1)  # never thinner than 1 %
+    return f"[{x0}, {y0}, {x1}, {y1}]"
 
 
 def box_from_text(text: str) -> Box | None:

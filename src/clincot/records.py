@@ -113,7 +113,6 @@ class Candidate(Record):
     region: Text
     text: str  # may be empty: an empty answer is an answer, and judged so
     token_logprobs: tuple[Finite, ...]  # nats, of the answer's tokens as sampled
-    region_text: str = ""  # the box as it stands in the conversation
     region_written: bool = False
     step: Annotated[int, Field(ge=0)] = 0
     parent: str = ""  # the candidate of the step before that this one continues; "" at the chain's start

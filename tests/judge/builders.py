@@ -111,7 +111,6 @@ def candidate(
         region=f"region-{box_to_text(box)}",
         text=text,
         token_logprobs=(-0.5,) * (len(text.split()) + 1),
-        region_text=box_to_text(box),
         region_written=written,
         step=step,
         parent=parent,

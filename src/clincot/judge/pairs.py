@@ -20,7 +20,7 @@ from typing import Annotated
 from pydantic import BaseModel, ConfigDict, Field
 
 from clincot.config import PairSection
-from clincot.geometry import Box, Unit, box_from_text
+from clincot.geometry import Box, Unit
 from clincot.records import Candidate, PanelScore, PreferencePair, digest_of
 
 Count = Annotated[int, Field(ge=0)]
@@ -73,15 +73,14 @@ class _Side:
     score: float | None  # s_cur + gamma * s_next
     spread: float
     judges: int
-    place: Box | str  # where it looks: the box as the conversation has it, else the region's id
 
     @property
     def context(self) -> tuple[str, str]:
         return (self.candidate.parent, self.candidate.prompt)
 
     @property
-    def action(self) -> tuple[str, Box | str]:
-        return (self.candidate.text.strip(), self.place)
+    def action(self) -> tuple[str, str]:
+        return (self.candidate.text.strip(), self.candidate.region)
 
 
 @dataclass(frozen=True)
@@ -193,8 +192,7 @@ def _sides(question: str, scored: Sequence[tuple[Candidate, PanelScore]], gamma:
         if gamma > 0 and score is not None and continued[key] == len(siblings[key]):
             following = [s for s in children[candidate.id] if s is not None]
             score = score + gamma * sum(following) / len(following) if following else None
-        place = box_from_text(candidate.region_text) or candidate.region
-        sides.append(_Side(candidate, score, panel.spread, panel.judges, place))
+        sides.append(_Side(candidate, score, panel.spread, panel.judges))
         tally.unscored += score is None
     tally.questions += 1
     tally.candidates += len(scored)
@@ -209,7 +207,7 @@ def _group(candidate: Candidate) -> tuple[object, ...]:
 def _eligible(sides: Sequence[_Side], min_gap: float, tally: _Tally) -> list[_Kept]:
     """Every pair that the candidates of one question allow, in file order; what is dropped is counted."""
     found = []
-    taken: set[frozenset[tuple[str, Box | str]]] = set()
+    taken: set[frozenset[tuple[str, str]]] = set()
     for one, other in combinations(sides, 2):
         if one.candidate.step != other.candidate.step:
             continue
@@ -264,7 +262,7 @@ def _pair(chosen: _Side, rejected: _Side, chosen_score: float, rejected_score: f
     )
     return _Kept(
         pair,
-        same_region=chosen.place == rejected.place,
+        same_region=chosen.candidate.region == rejected.candidate.region,
         written=better.region_written,
         chars=(len(better.text), len(worse.text)),
         tokens=(len(better.token_logprobs), len(worse.token_logprobs)),
