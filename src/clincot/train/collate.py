@@ -15,13 +15,15 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from clincot.conversation import Conversation, Picture
 from clincot.models.encoding import Encoded, Encoder, pad, stack_pictures
+from clincot.models.features import SHARED_FEATURES
+from clincot.train.packing import PADDING, attention, pack
 from clincot.train.rows import TrainingRow
 
-# Shape suffixes: B pairs, S conversations (B chosen, B rejected and, with image pairs, B blanked), T tokens,
-# K kept positions, V vocabulary, F frames, P patches, H hidden size.
+# Shape suffixes: B pairs, N conversations (B chosen, B rejected and, with image pairs, B blanked), S sequences (N, or
+# fewer packs), T tokens, K kept positions, A action tokens, V vocabulary, F frames, H hidden size.
 
 Batch = dict[str, torch.Tensor]
-PictureTensors = Callable[[Sequence[Encoded]], Batch]
+PictureTensors = Callable[[Sequence[Sequence[Picture]]], Batch]  # the pictures of each sequence
 
 
 class LostPictures(ValueError):
@@ -29,46 +31,69 @@ class LostPictures(ValueError):
 
 
 class ConversationCollator:
-    """Conversations to input_ids_ST, attention_mask_ST, actions_ST and picture tensors, padded on the right."""
+    """Conversations to the tensors of one forward pass, padded on the right.
 
-    def __init__(self, encoder: Encoder, pictures: PictureTensors) -> None:
-        self.encoder = encoder
-        self.pictures = pictures
+    Emits input_ids (S, T), attention_mask, picture tensors and `owners` (S, T): the index of the conversation whose
+    action a token is, -1 for every token that is no action. With `packed`, each group of conversations is one sequence
+    that holds their common beginning once (see packing), with position_ids (S, T) and a mask of (S, 1, T, T).
+    """
+
+    def __init__(self, encoder: Encoder, pictures: PictureTensors, *, packed: bool = False) -> None:
+        self.encoder, self.pictures, self.packed = encoder, pictures, packed
         self.image_id: int = encoder.tokenizer.convert_tokens_to_ids(encoder.processor.image_token)
+        self._image_tokens: dict[Picture, int] = {}
 
     def encode(self, conversation: Conversation, name: str) -> Encoded:
-        """Raises LostPictures where image tokens and pictures disagree, ValueError where nothing could be learned."""
+        """Raises ValueError where nothing could be learned."""
         encoded = self.encoder.encode(conversation)
         if not any(encoded.actions):
             raise ValueError(f"{name}: no token of the conversation is the policy's own, so there is nothing to learn")
         return encoded
 
-    def __call__(self, encoded: Sequence[Encoded], names: Sequence[str]) -> Batch:
-        ids_ST = pad([e.ids for e in encoded], self.encoder.pad_id, side="right")
-        batch = {
-            "input_ids": ids_ST,
-            "attention_mask": pad([[1] * len(e.ids) for e in encoded], 0, side="right"),
-            "actions": pad([e.actions for e in encoded], False, side="right", dtype=torch.bool),
-        }
-        self._check_image_tokens(ids_ST, encoded, names)
-        if any(e.pictures for e in encoded):
-            batch |= self.pictures(encoded)
+    def __call__(self, encoded: Sequence[Encoded], names: Sequence[str], groups: Sequence[Sequence[int]]) -> Batch:
+        """`groups`: the conversations (indices) that begin alike; raises LostPictures naming a conversation."""
+        for one, name in zip(encoded, names, strict=True):
+            self._check(one.ids, one.pictures, name)
+        groups = groups if self.packed else [[index] for index in range(len(encoded))]
+        packs = [pack([encoded[i] for i in group], self.image_id, self.image_tokens) for group in groups]
+        owners = [
+            [group[segment] if action else -1 for segment, action in zip(one.segments, one.actions, strict=True)]
+            for group, one in zip(groups, packs, strict=True)
+        ]
+        ids_ST = pad([one.ids for one in packs], self.encoder.pad_id, side="right")
+        batch = {"input_ids": ids_ST, "owners": pad(owners, -1, side="right")}
+        if self.packed:
+            batch["position_ids"] = pad([one.positions for one in packs], 0, side="right")
+            batch["attention_mask"] = attention(pad([one.segments for one in packs], PADDING, side="right"))
+        else:
+            batch["attention_mask"] = pad([[1] * len(one.ids) for one in packs], 0, side="right")
+        for ids_T, one, group in zip(ids_ST.tolist(), packs, groups, strict=True):
+            self._check(ids_T, one.pictures, ", ".join(names[i] for i in group))
+        if any(one.pictures for one in packs):
+            batch |= self.pictures([one.pictures for one in packs])
         return batch
 
-    def _check_image_tokens(self, ids_ST: torch.Tensor, encoded: Sequence[Encoded], names: Sequence[str]) -> None:
-        found_S = (ids_ST == self.image_id).sum(1).tolist()
-        for found, one, name in zip(found_S, encoded, names, strict=True):
-            expected = sum(self.encoder.picture_ids(p).count(self.image_id) for p in one.pictures)
-            if found != expected:
-                raise LostPictures(f"{name}: its {len(one.pictures)} pictures are {expected} image tokens, got {found}")
+    def image_tokens(self, picture: Picture) -> int:
+        """How many image tokens stand for a picture."""
+        count = self._image_tokens.get(picture)
+        if count is None:
+            count = self._image_tokens[picture] = self.encoder.picture_ids(picture).count(self.image_id)
+        return count
+
+    def _check(self, ids: Sequence[int], pictures: Sequence[Picture], name: str) -> None:
+        found, expected = ids.count(self.image_id), sum(self.image_tokens(p) for p in pictures)
+        if found != expected:
+            raise LostPictures(
+                f"{name}: {len(pictures)} pictures are {expected} image tokens, the sequence has {found}"
+            )
 
 
 class PairCollator:
     """Rows of a data set (`row`, reference log-probabilities) to a batch of pairs.
 
-    The order of the S conversations is chosen 1…B, rejected 1…B and, with `blanked`, the chosen texts on a blanked crop
+    The order of the N conversations is chosen 1…B, rejected 1…B and, with `blanked`, the chosen texts on a blanked crop
     1…B. Emits what ConversationCollator emits, `margin` (B, logits), `row` (B, indices into `rows`) and, where the rows
-    have them, `ref_logps` (S, nats).
+    have them, `ref_logps` (N, nats).
     """
 
     def __init__(
@@ -86,12 +111,13 @@ class PairCollator:
     def __call__(self, examples: Sequence[Mapping[str, Any]]) -> Batch:
         indices = [int(example["row"]) for example in examples]
         sides = [(side, index) for side in range(self.sides) for index in indices]
-        batch = self.collator([self._side(*s) for s in sides], [self.rows[index].pair for _, index in sides])
+        names = [f"pair {self.rows[index].pair}" for _, index in sides]
+        pairs = [list(range(at, len(sides), len(indices))) for at in range(len(indices))]
+        batch = self.collator([self._side(*s) for s in sides], names, pairs)
         batch["margin"] = torch.tensor([self.margins[index] for index in indices], dtype=torch.float32)
         batch["row"] = torch.tensor(indices)
-        if "ref_logps" in examples[0]:
-            ref_BS = torch.tensor([example["ref_logps"] for example in examples], dtype=torch.float32)
-            batch["ref_logps"] = ref_BS.T.reshape(-1)
+        if "ref_logps" in examples[0]:  # one value a side and row
+            batch["ref_logps"] = torch.tensor([example["ref_logps"] for example in examples]).T.reshape(-1)
         return batch
 
     def _side(self, side: int, index: int) -> Encoded:
@@ -107,23 +133,28 @@ class PairCollator:
 def pixels(encoder: Encoder) -> PictureTensors:
     """Pictures as the processor's image tensors, for models whose vision tower is trained or cannot be shared."""
 
-    def tensors(encoded: Sequence[Encoded]) -> Batch:
-        pictures = [encoder.picture(p) for e in encoded for p in e.pictures]
-        return stack_pictures(pictures, [len(e.pictures) for e in encoded])
+    def tensors(pictures: Sequence[Sequence[Picture]]) -> Batch:
+        encoded = [encoder.picture(p) for of_one in pictures for p in of_one]
+        return stack_pictures(encoded, [len(of_one) for of_one in pictures])
 
     return tensors
 
 
 def features(features_of: Callable[[Sequence[Picture]], torch.Tensor]) -> PictureTensors:
-    """Pictures as features_FTH of a frozen tower (models.vlm.VisionLanguageModel.features)."""
+    """Pictures as features (F, T, H) of a frozen tower (models.features.PictureFeatures)."""
 
-    def tensors(encoded: Sequence[Encoded]) -> Batch:
-        return {"features": features_of([p for e in encoded for p in e.pictures])}
+    def tensors(pictures: Sequence[Sequence[Picture]]) -> Batch:
+        return {"features": features_of([p for of_one in pictures for p in of_one])}
 
     return tensors
 
 
-_NOT_FOR_THE_MODEL = {"actions", "margin", "row", "ref_logps", "features"}
+def may_pack(model: Any) -> bool:
+    """Whether the model takes packs: image tokens placed by ids alone, and an attention that reads a boolean mask."""
+    return model.config.model_type in SHARED_FEATURES and model.config.get_text_config()._attn_implementation == "sdpa"
+
+
+_NOT_FOR_THE_MODEL = {"owners", "margin", "row", "ref_logps", "features"}
 
 
 def model_inputs(batch: Mapping[str, torch.Tensor]) -> dict[str, Any]:
@@ -134,15 +165,19 @@ def model_inputs(batch: Mapping[str, torch.Tensor]) -> dict[str, Any]:
     return inputs
 
 
-def action_logprobs(model: Any, batch: Mapping[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
-    """(logps_SK, actions_SK): log-probabilities (nats) at the K positions where some conversation has an action.
+def action_logprobs(
+    model: Any, batch: Mapping[str, torch.Tensor], conversations: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """(logps_N, tokens_N): log-probability (nats) of each conversation's action tokens, summed, and how many they are.
 
-    0 where actions_SK is False. The vocabulary is projected at these positions only, in fp32 after the projection.
+    The vocabulary is projected only at positions where some sequence has an action; fp32 after the projection.
     """
-    actions_ST = batch["actions"]
-    kept_K = actions_ST[:, 1:].any(0).nonzero()[:, 0]  # position p predicts token p + 1
+    owners_ST = batch["owners"]
+    kept_K = (owners_ST[:, 1:] >= 0).any(0).nonzero()[:, 0]  # position p predicts token p + 1
     logits_SKV = model(**model_inputs(batch), logits_to_keep=kept_K, use_cache=False).logits
-    targets_SK = batch["input_ids"][:, kept_K + 1]
-    logps_SK = torch.log_softmax(logits_SKV.float(), -1).gather(-1, targets_SK[..., None])[..., 0]
-    actions_SK = actions_ST[:, kept_K + 1]
-    return logps_SK.masked_fill(~actions_SK, 0.0), actions_SK
+    owners_SK = owners_ST[:, kept_K + 1]
+    acting_SK = owners_SK >= 0
+    owners_A, ids_A = owners_SK[acting_SK], batch["input_ids"][:, kept_K + 1][acting_SK]
+    logps_A = torch.log_softmax(logits_SKV[acting_SK].float(), -1).gather(-1, ids_A[:, None])[:, 0]
+    logps_N = logps_A.new_zeros(conversations).index_add(0, owners_A, logps_A)
+    return logps_N, torch.bincount(owners_A, minlength=conversations)

@@ -26,13 +26,13 @@ from clincot.config import TrainSection
 from clincot.models.vlm import VisionLanguageModel
 from clincot.records import digest_of
 from clincot.train.blanked import blank_crops
-from clincot.train.collate import Batch, ConversationCollator, PairCollator, action_logprobs, features, pixels
+from clincot.train.collate import Batch, ConversationCollator, PairCollator, action_logprobs, features, may_pack, pixels
 from clincot.train.margin import margin_dpo_loss, margin_logits, margin_nats
 from clincot.train.publish import NotFinite, freeze, lora_config, open_partial, publish, tail_means
 from clincot.train.rows import TrainingRow, chosen_rows
 from clincot.train.sft import train_on_rows
 
-# Shape suffixes: B pairs, S conversations (see PairCollator), K kept positions.
+# Shape suffixes: B pairs, N conversations (see PairCollator).
 
 COMPLETE = "complete"  # a file in a resumable checkpoint: it was written to its end
 
@@ -77,7 +77,9 @@ class MarginDPOTrainer(DPOTrainer):  # type: ignore[misc]
         freeze(policy.model, vision=section.freeze_vision, connector=section.freeze_vision)
         shared = section.freeze_vision and policy.shares_features
         conversations = ConversationCollator(
-            policy.encoder, features(policy.features) if shared else pixels(policy.encoder)
+            policy.encoder,
+            features(policy.features) if shared else pixels(policy.encoder),
+            packed=shared and may_pack(policy.model),
         )
         blanked = [blank_crops(row.chosen, folder / "blank") for row in rows] if section.image_pair_weight else []
         margins = [margin_logits(row.gap, row.spread, section) for row in rows]
@@ -111,8 +113,8 @@ class MarginDPOTrainer(DPOTrainer):  # type: ignore[misc]
         model.eval()
         base = getattr(model, "disable_adapter", torch.no_grad)
         with torch.no_grad(), base(), self.accelerator.autocast():
-            logps_SK, _ = action_logprobs(model, batch)
-        return logps_SK.sum(1).reshape(-1, len(batch["row"])).T.contiguous()
+            logps_N, _ = action_logprobs(model, batch, self.data_collator.sides * len(batch["row"]))
+        return logps_N.reshape(-1, len(batch["row"])).T.contiguous()
 
     def compute_loss(
         self, model: Any, inputs: Batch, return_outputs: bool = False, num_items_in_batch: Any = None
@@ -121,12 +123,11 @@ class MarginDPOTrainer(DPOTrainer):  # type: ignore[misc]
         if return_outputs:
             raise NotImplementedError("margin-DPO is trained, not evaluated, by this trainer")
         section, pairs = self.section, len(inputs["row"])
-        logps_SK, actions_SK = action_logprobs(model, inputs)
-        sides = logps_SK.sum(1).split(pairs)
-        refs = inputs["ref_logps"].split(pairs)
+        logps_N, tokens_N = action_logprobs(model, inputs, self.data_collator.sides * pairs)
+        sides, refs = logps_N.reshape(-1, pairs), inputs["ref_logps"].reshape(-1, pairs)
         margin_B = inputs["margin"]
         loss_B = margin_dpo_loss(sides[0], sides[1], refs[0], refs[1], margin_B, section.beta)
-        nll_B = -sides[0] / actions_SK[:pairs].sum(1)
+        nll_B = -sides[0] / tokens_N[:pairs]
         total_B = loss_B + section.nll_weight * nll_B
         if section.image_pair_weight:
             image_B = margin_dpo_loss(sides[0], sides[2], refs[0], refs[2], torch.zeros_like(margin_B), section.beta)

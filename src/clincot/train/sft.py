@@ -1,7 +1,7 @@
 """Supervised fine-tuning on conversations: the small models' lessons, and SFT-on-chosen as a baseline of DPO.
 
 A plain loop in one process. The vision tower stays frozen by default and each picture goes through it once; batches
-hold conversations of similar length.
+hold conversations of similar length, those about one image packed into one sequence.
 """
 
 from __future__ import annotations
@@ -21,14 +21,17 @@ from clincot.models.encoding import Encoded
 from clincot.models.features import PictureFeatures
 from clincot.models.vlm import VisionLanguageModel
 from clincot.records import digest_of
-from clincot.train.collate import Batch, ConversationCollator, action_logprobs, features, pixels
+from clincot.train.collate import Batch, ConversationCollator, action_logprobs, features, may_pack, pixels
 from clincot.train.publish import NotFinite, freeze, lora_config, open_partial, publish, tail_means
 from clincot.train.rows import SFTRow
 
 LOG_EVERY = 10  # steps
 TOWER_MB = 2048  # of tower states kept; the small tower needs 0.16 MB an image
 BUCKET = 50  # batches whose rows are sorted by length together
+PACK = 8  # conversations that share their beginning in one sequence, at most
 RESUME_FILE = "resume.pt"
+
+Packs = list[list[int]]
 
 
 def train_on_rows(
@@ -84,7 +87,8 @@ class _Loop:
             if train_connector:
                 states = PictureFeatures(model, policy.encoder, output="last_hidden_state", kept_mb=TOWER_MB)
                 source, self.connector = features(states), model.model.connector
-        self.collator = ConversationCollator(policy.encoder, source)
+        packed = section.freeze_vision and policy.shares_features and may_pack(model)
+        self.collator = ConversationCollator(policy.encoder, source, packed=packed)
         if section.lora_r:
             from peft import get_peft_model
 
@@ -101,17 +105,14 @@ class _Loop:
             self.collator.encode(row.conversation, row.name)
             for row in tqdm(rows, desc="encoding", unit="row", disable=not progress)
         ]
-        a_step = section.batch_size * section.grad_accumulation
-        steps = max(1, round(section.epochs * math.ceil(len(rows) / a_step)))
+        steps = max(1, round(section.epochs * len(epoch_steps(encoded, section, 0))))
         schedule = get_cosine_schedule_with_warmup(self.optimiser, math.ceil(section.warmup_ratio * steps), steps)
         if resume.is_file():
             self._resume(resume, schedule)
         self.model.train()
         bar = tqdm(total=steps, initial=self.step, desc="SFT", unit="step", mininterval=1, disable=not progress)
-        for chosen in _batches([len(e.ids) for e in encoded], section, start=self.step, stop=steps):
-            loss = self._step(
-                [[encoded[i] for i in part] for part in chosen], [[rows[i].name for i in p] for p in chosen]
-            )
+        for parts in steps_from(encoded, section, start=self.step, stop=steps):
+            loss = self._step(parts, encoded, rows)
             schedule.step()
             self.step += 1
             self.log.append({"step": self.step, "loss": loss, "learning_rate": schedule.get_last_lr()[0]})
@@ -123,49 +124,54 @@ class _Loop:
         bar.close()
 
     def loss_of(self, rows: Sequence[SFTRow]) -> float:
-        """Mean negative log-probability (nats) of the rows' action tokens, nothing is learned."""
+        """Mean negative log-probability (nats) of the rows' action tokens; nothing is learned."""
         self.model.eval()
         total, count = 0.0, 0
         for at in range(0, len(rows), self.section.batch_size):
             part = rows[at : at + self.section.batch_size]
+            names = [row.name for row in part]
             with torch.no_grad():
                 encoded = [self.collator.encode(row.conversation, row.name) for row in part]
-                logps_SK, actions_SK = self._forward(encoded, [row.name for row in part])
-            total -= float(logps_SK.sum())
-            count += int(actions_SK.sum())
+                logps_N, tokens_N = self._forward(encoded, names, [[i] for i in range(len(part))])
+            total -= float(logps_N.sum())
+            count += int(tokens_N.sum())
         return total / count
 
-    def _step(self, parts: Sequence[Sequence[Encoded]], names: Sequence[Sequence[str]]) -> float:
+    def _step(self, parts: Sequence[Packs], encoded: Sequence[Encoded], rows: Sequence[SFTRow]) -> float:
         """One optimiser step over its micro-batches; the mean is over the action tokens of all of them."""
-        tokens = sum(sum(e.actions[1:]) for part in parts for e in part)
+        tokens = sum(sum(encoded[i].actions) for part in parts for packed in part for i in packed)
         total = 0.0
         self.optimiser.zero_grad(set_to_none=True)
-        for part, part_names in zip(parts, names, strict=True):
-            logps_SK, _ = self._forward(part, part_names)
-            bad_S = ~torch.isfinite(logps_SK).all(1)
-            if bad_S.any():
-                bad = [name for name, is_bad in zip(part_names, bad_S.tolist(), strict=True) if is_bad]
+        for part in parts:
+            members = [i for packed in part for i in packed]
+            places = {i: place for place, i in enumerate(members)}
+            names = [rows[i].name for i in members]
+            groups = [[places[i] for i in packed] for packed in part]
+            logps_N, _ = self._forward([encoded[i] for i in members], names, groups)
+            bad = [name for name, logp in zip(names, logps_N.tolist(), strict=True) if not math.isfinite(logp)]
+            if bad:
                 raise NotFinite(
                     f"step {self.step + 1}: the loss is not finite for {', '.join(bad)}; nothing was published"
                 )
-            loss = -logps_SK.sum() / tokens
+            loss = -logps_N.sum() / tokens
             loss.backward()
             total += float(loss.detach())
         norm = torch.nn.utils.clip_grad_norm_(self.trained, self.section.max_grad_norm)
         if not torch.isfinite(norm):
-            raise NotFinite(
-                f"step {self.step + 1}: the gradient is not finite, with {', '.join(n for part in names for n in part)}"
-            )
+            names = [rows[i].name for part in parts for packed in part for i in packed]
+            raise NotFinite(f"step {self.step + 1}: the gradient is not finite, with {', '.join(names)}")
         self.optimiser.step()
         return total
 
-    def _forward(self, encoded: Sequence[Encoded], names: Sequence[str]) -> tuple[torch.Tensor, torch.Tensor]:
+    def _forward(
+        self, encoded: Sequence[Encoded], names: Sequence[str], groups: Sequence[Sequence[int]]
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         device = self.trained[0].device
-        batch: Batch = {k: v.to(device) for k, v in self.collator(encoded, names).items()}
+        batch: Batch = {k: v.to(device) for k, v in self.collator(encoded, names, groups).items()}
         with torch.autocast(device.type, torch.bfloat16, enabled=self.section.dtype == "bfloat16"):
             if self.connector is not None and "features" in batch:
                 batch["features"] = self.connector(batch["features"])
-            return action_logprobs(self.model, batch)
+            return action_logprobs(self.model, batch, len(encoded))
 
     def _save(self, path: Path, schedule: Any) -> None:
         aside = path.with_suffix(".writing")
@@ -183,26 +189,36 @@ class _Loop:
         torch.set_rng_state(state["random"].cpu())
 
 
-def _batches(lengths: Sequence[int], section: TrainSection, *, start: int, stop: int) -> Iterator[list[list[int]]]:
-    """Micro-batches of row indices, step by step from `start`: a function of the seed and the step alone."""
+def steps_from(encoded: Sequence[Encoded], section: TrainSection, *, start: int, stop: int) -> Iterator[list[Packs]]:
+    """Each step's micro-batches of packs of row indices, from step `start`: a function of the seed and the step."""
     step, epoch = 0, 0
     while step < stop:
-        for micro in _epoch(lengths, section, epoch):
-            if step >= stop:
-                return
+        for parts in epoch_steps(encoded, section, epoch)[: stop - step]:
             if step >= start:
-                yield micro
+                yield parts
             step += 1
         epoch += 1
 
 
-def _epoch(lengths: Sequence[int], section: TrainSection, epoch: int) -> list[list[list[int]]]:
+def epoch_steps(encoded: Sequence[Encoded], section: TrainSection, epoch: int) -> list[list[Packs]]:
+    """Every row once: rows that show the same picture first are packed, packs of similar length share a step."""
     rng = np.random.default_rng([section.seed, epoch])
-    a_step = section.batch_size * section.grad_accumulation
-    order = rng.permutation(len(lengths)).tolist()
-    steps = []
-    for at in range(0, len(order), BUCKET * a_step):
-        bucket = sorted(order[at : at + BUCKET * a_step], key=lambda i: lengths[i])
-        steps += [bucket[i : i + a_step] for i in range(0, len(bucket), a_step)]
-    rng.shuffle(steps)
-    return [[s[i : i + section.batch_size] for i in range(0, len(s), section.batch_size)] for s in steps]
+    by_picture: dict[str, list[int]] = {}
+    for i in rng.permutation(len(encoded)).tolist():
+        pictures = encoded[i].pictures
+        by_picture.setdefault(pictures[0].key if pictures else "", []).append(i)
+    size = min(PACK, section.batch_size)
+    packs = [rows[at : at + size] for rows in by_picture.values() for at in range(0, len(rows), size)]
+    packs = [packs[i] for i in rng.permutation(len(packs)).tolist()]
+    bucket = max(1, BUCKET * section.batch_size * section.grad_accumulation // size)
+    parts: list[Packs] = []
+    for at in range(0, len(packs), bucket):
+        waiting: Packs = []
+        for packed in sorted(packs[at : at + bucket], key=lambda p: sum(len(encoded[i].ids) for i in p)):
+            if waiting and sum(map(len, waiting)) + len(packed) > section.batch_size:
+                parts.append(waiting)
+                waiting = []
+            waiting.append(packed)
+        parts.append(waiting)
+    parts = [parts[i] for i in rng.permutation(len(parts)).tolist()]
+    return [parts[i : i + section.grad_accumulation] for i in range(0, len(parts), section.grad_accumulation)]
