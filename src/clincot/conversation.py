@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -94,6 +94,13 @@ WORDINGS: dict[str, Wording] = {
     # For the small models, which were trained on it: every further word would cost them a token a question.
     "brief": Wording(look="{question}", crop="", judge="{question} {answer}?", finding="Is there {finding}?"),
 }
+
+
+# For judges without log-probabilities: said after the question that asks for yes or no.
+RATING = (
+    "Instead of yes or no, write how sure you are that it is right, from 0 (surely wrong) to 10 (surely right), in the "
+    "form n/10 and nothing else."
+)
 
 
 def load_views(checkpoint: Path) -> Views:
@@ -187,6 +194,12 @@ def judgement(study: Study, folder: Path, views: Views, *, question: str, answer
     text = WORDINGS[views.wording].judge.format(question=question, answer=answer)
     pictures = (*whole_pictures(study, folder, views), crop_picture(study, folder, views, box))
     return (Turn("user", text, pictures),)
+
+
+def rated(conversation: Conversation) -> Conversation:
+    """The conversation whose last turn asks for a rating instead of yes or no."""
+    *before, last = conversation
+    return (*before, replace(last, text=f"{last.text}\n{RATING}"))
 
 
 def finding_in(study: Study, folder: Path, views: Views, *, finding: str, box: Box) -> Conversation:

@@ -1,0 +1,240 @@
+"""An OpenAI-compatible chat-completions endpoint as policy and as judge.
+
+Every conversation is one request; pictures travel as PNG data URIs. P(yes) is read from the log-probabilities of
+the first token, so the endpoint has to return them: vLLM and the OpenAI API do, `transformers serve` does not. A
+judge without them can be asked for a rating ("8/10") instead, and only when the configuration says so.
+
+Who an endpoint is can only be known by asking it: `digest` names the model that /v1/models reports. Other weights
+under the same name are not noticed.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable, Sequence
+from functools import cached_property, lru_cache
+from pathlib import Path
+from typing import Annotated, Any, TypeVar
+
+import httpx
+from pydantic import BaseModel, ConfigDict, Field
+
+from clincot.config import JudgeSpec
+from clincot.conversation import RATING, Conversation, Picture, Turn, Views, prompt_digest, rated
+from clincot.http_json import JsonClient, checked_url, in_order, png_base64, read_key
+from clincot.images import cached_view
+from clincot.models.protocols import Generation
+from clincot.records import digest_of
+
+TOP_LOGPROBS = 20  # the most that the OpenAI API gives, and vLLM's default limit
+_RATING_TOKENS = 16  # "10/10" in any tokenizer, and room to see that more was written
+_RATING = re.compile(r"\s*(\d{1,2}(?:\.\d+)?)\s*/\s*10\s*\.?\s*")
+_SPACES = " \t\r\n▁Ġ"  # leading space as text, in SentencePiece and in byte-level BPE
+_WITH_LOGPROBS = "a chat completion with log-probabilities"
+_SERVE_LOGPROBS = "serve the model with something that returns them (vLLM does, `transformers serve` does not)"
+
+T = TypeVar("T")
+_Asked = tuple[Conversation, dict[str, Any]]  # with the options of its request
+
+
+class _Reply(BaseModel):
+    """What endpoints add beyond the fields below is ignored; a number written as text is not a number."""
+
+    model_config = ConfigDict(strict=True)
+
+
+class _Logprob(_Reply):
+    token: str
+    logprob: float
+
+
+class _TokenLogprob(_Logprob):
+    top_logprobs: list[_Logprob] | None = None
+
+
+class _Logprobs(_Reply):
+    content: list[_TokenLogprob] | None = None
+
+
+class _Message(_Reply):
+    content: str | None = None  # null where a reasoning model did not come to its answer
+
+
+class _Choice(_Reply):
+    message: _Message
+    logprobs: _Logprobs | None = None
+
+
+class _Completion(_Reply):
+    choices: Annotated[list[_Choice], Field(min_length=1)]
+
+
+class _ServedModel(_Reply):
+    id: Annotated[str, Field(min_length=1)]
+
+
+class _ServedModels(_Reply):
+    data: list[_ServedModel]
+
+
+class EndpointModel:
+    """Implements the Policy and the Judge protocol. Raises ModelFailed when any conversation's request failed.
+
+    url: base address, …/v1. model: name there; "" takes the only one served. The key comes from the environment
+    variable `api_key_env` or the file `api_key_file`. timeout_s: of each request, connecting included. At most
+    `concurrency` requests are under way at once. rating: ask for "n/10" instead of reading log-probabilities.
+    """
+
+    def __init__(
+        self, url: str, *, name: str = "", model: str = "", api_key_env: str = "", api_key_file: Path | None = None,
+        views: Views | None = None, rating: bool = False, timeout_s: float = 60.0, concurrency: int = 8,
+    ) -> None:  # fmt: skip
+        if concurrency < 1 or timeout_s <= 0:
+            raise ValueError(f"expected concurrency >= 1 and timeout_s > 0, got {concurrency} and {timeout_s}")
+        what = f"endpoint {name or model!r}"
+        self.url = checked_url(url, what=what)
+        self.name = name or model or httpx.URL(self.url).host
+        self.views = views or Views()
+        self.rating = rating
+        self._model = model
+        self._key = read_key(env=api_key_env, file=api_key_file, what=what)
+        self._timeout_s = timeout_s
+        self._concurrency = concurrency
+
+    @cached_property
+    def model(self) -> str:
+        """The id under which the endpoint serves the model; asked once, again after a failure."""
+        asked, expected = f"{self.url}/models", "the list of served models"
+        with self._client() as client:
+            served = client.exchange("GET", asked, _ServedModels, expected=expected)
+            names = [model.id for model in served.data]
+            if self._model in names:
+                return self._model
+            if not self._model and len(names) == 1:
+                return names[0]
+            wanted = f"a model called {self._model!r}" if self._model else "one model, since none was named (`model`)"
+            raise client.failed(f"GET {asked}", wanted, f"{names}")
+
+    @cached_property
+    def digest(self) -> str:
+        """Names the served model and how it is asked; raises ModelFailed when the endpoint cannot be asked."""
+        wording = [prompt_digest(self.views), RATING if self.rating else ""]
+        return digest_of(["endpoint", self.model, self.name, wording])
+
+    def write(
+        self,
+        conversations: Sequence[Conversation],
+        *,
+        max_new_tokens: int,
+        temperature: float,
+        seeds: Sequence[int],
+    ) -> list[Generation]:
+        """See protocols.Policy. Whether log-probabilities are those of temperature 1, and whether the end of turn is
+        among the tokens, is the endpoint's custom."""
+        if len(seeds) != len(conversations):
+            raise ValueError(f"one seed a conversation: {len(conversations)} conversations, {len(seeds)} seeds")
+        options = {"max_tokens": max_new_tokens, "temperature": temperature, "logprobs": True}
+        asked = [(c, {**options, "seed": seed}) for c, seed in zip(conversations, seeds, strict=True)]
+        return self._each(asked, _WITH_LOGPROBS, _generation)
+
+    def p_yes(self, conversations: Sequence[Conversation]) -> list[float | None]:
+        """P(yes) / (P(yes) + P(no)) over every casing of yes and no among the 20 likeliest first tokens, each with or
+        without a leading space; one that is not among them counts as 0. None where neither is.
+
+        With `rating`: the written n/10 as n / 10, None where something else was written.
+        """
+        if self.rating:
+            options: dict[str, Any] = {"max_tokens": _RATING_TOKENS, "temperature": 0}
+            return self._each([(rated(c), options) for c in conversations], "a chat completion", _rated)
+        options = {"max_tokens": 1, "temperature": 0, "logprobs": True, "top_logprobs": TOP_LOGPROBS}
+        return self._each([(c, options) for c in conversations], _WITH_LOGPROBS, _odds)
+
+    def _each(self, asked: Sequence[_Asked], expected: str, read: Callable[[_Choice], T]) -> list[T]:
+        """What `read` makes of the reply to each conversation with its options, in order."""
+        if not asked:
+            return []
+        model, address = self.model, f"{self.url}/chat/completions"
+
+        def one(conversation_and_options: _Asked) -> T:
+            conversation, options = conversation_and_options
+            payload = {"model": model, "messages": messages_of(conversation), **options}
+            completion = client.exchange("POST", address, _Completion, expected=expected, payload=payload)
+            try:
+                return read(completion.choices[0])
+            except _Unusable as error:
+                raise client.failed(f"POST {address} (model {model!r})", expected, str(error)) from None
+
+        workers = min(self._concurrency, len(asked))
+        with self._client(connections=workers) as client:
+            return in_order(one, asked, workers=workers)
+
+    def _client(self, connections: int = 1) -> JsonClient:
+        return JsonClient(timeout_s=self._timeout_s, key=self._key, connections=connections)
+
+
+def endpoint_judge(spec: JudgeSpec, *, views: Views | None = None, concurrency: int = 8) -> EndpointModel:
+    """The judge that params.yaml describes by its url. Raises ValueError when its key cannot be found."""
+    return EndpointModel(
+        spec.url, name=spec.name, model=spec.model, api_key_env=spec.api_key_env, rating=spec.rating,
+        timeout_s=spec.timeout_s, views=views, concurrency=concurrency,
+    )  # fmt: skip
+
+
+def messages_of(conversation: Conversation) -> list[dict[str, Any]]:
+    """The conversation as the API's messages, the pictures of a turn before its text, as in-process models see it."""
+    return [{"role": turn.role, "content": _content(turn)} for turn in conversation]
+
+
+def _content(turn: Turn) -> str | list[dict[str, Any]]:
+    if not turn.pictures:
+        return turn.text
+    pictures = [{"type": "image_url", "image_url": {"url": _data_uri(picture)}} for picture in turn.pictures]
+    return [*pictures, {"type": "text", "text": turn.text}] if turn.text else pictures
+
+
+@lru_cache(maxsize=8)  # the candidates of a question show the same whole image, one after the other
+def _data_uri(picture: Picture) -> str:
+    return "data:image/png;base64," + png_base64(cached_view(Path(picture.path), picture.box, picture.side_px))
+
+
+class _Unusable(Exception):
+    """A well-formed completion that lacks what was asked for."""
+
+
+def _generation(choice: _Choice) -> Generation:
+    if choice.message.content is None:
+        raise _Unusable("a completion without text (content is null)")
+    if choice.logprobs is None or choice.logprobs.content is None:
+        raise _Unusable(f"none; {_SERVE_LOGPROBS}")
+    logps = tuple(round(_checked(token.logprob), 6) for token in choice.logprobs.content)
+    if choice.message.content and not logps:
+        raise _Unusable(f"text, but an empty list of them; {_SERVE_LOGPROBS}")
+    if not all(map(math.isfinite, logps)):
+        raise _Unusable("a written token with probability 0")
+    return Generation(choice.message.content.strip(), logps)
+
+
+def _odds(choice: _Choice) -> float | None:
+    if choice.logprobs is None or not choice.logprobs.content or not choice.logprobs.content[0].top_logprobs:
+        raise _Unusable(f"none; {_SERVE_LOGPROBS}, or set `rating: true` for this judge to let it write n/10 instead")
+    mass = {"yes": 0.0, "no": 0.0}
+    for token in choice.logprobs.content[0].top_logprobs:
+        word = token.token.lstrip(_SPACES).lower()
+        if word in mass:
+            mass[word] += math.exp(_checked(token.logprob))  # vLLM writes -9999 for minus infinity: 0
+    total = mass["yes"] + mass["no"]
+    return round(mass["yes"] / total, 6) if total > 0 else None
+
+
+def _checked(logprob: float) -> float:
+    if math.isnan(logprob) or logprob > 1e-3:  # rounding may lift a certain token's a little above 0
+        raise _Unusable(f"{logprob} as a log-probability; natural logarithms are never above 0")
+    return logprob
+
+
+def _rated(choice: _Choice) -> float | None:
+    found = _RATING.fullmatch(choice.message.content or "")
+    if found is None or float(found[1]) > 10:
+        return None
+    return round(float(found[1]) / 10, 6)
