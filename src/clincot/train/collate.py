@@ -52,8 +52,8 @@ class ConversationCollator:
 
     def __call__(self, encoded: Sequence[Encoded], names: Sequence[str], groups: Sequence[Sequence[int]]) -> Batch:
         """`groups`: the conversations (indices) that begin alike; raises LostPictures naming a conversation."""
-        for one, name in zip(encoded, names, strict=True):
-            self._check(one.ids, one.pictures, name)
+        for conversation, name in zip(encoded, names, strict=True):
+            self._check(conversation.ids, conversation.pictures, name)
         groups = groups if self.packed else [[index] for index in range(len(encoded))]
         packs = [pack([encoded[i] for i in group], self.image_id, self.image_tokens) for group in groups]
         owners = [

@@ -28,7 +28,7 @@ from clincot.records import digest_of
 from clincot.train.blanked import blank_crops
 from clincot.train.collate import Batch, ConversationCollator, PairCollator, action_logprobs, features, may_pack, pixels
 from clincot.train.margin import margin_dpo_loss, margin_logits, margin_nats
-from clincot.train.publish import NotFinite, freeze, lora_config, open_partial, publish, tail_means
+from clincot.train.publish import NotFinite, cosine_schedule, freeze, lora_config, open_partial, publish, tail_means
 from clincot.train.rows import TrainingRow, chosen_rows
 from clincot.train.sft import train_on_rows
 
@@ -105,7 +105,16 @@ class MarginDPOTrainer(DPOTrainer):  # type: ignore[misc]
         )
         batches = tqdm(loader, desc="reference log-probabilities", disable=not self.progress)
         found = [self.accelerator.gather_for_metrics(self.reference_logps(batch)).cpu() for batch in batches]
-        return dataset.add_column("ref_logps", torch.cat(found).tolist())
+        ref_BS = torch.cat(found)
+        bad = [
+            row.pair for row, fine in zip(self.rows, torch.isfinite(ref_BS).all(1).tolist(), strict=True) if not fine
+        ]
+        if bad:
+            raise NotFinite(
+                f"reference log-probabilities are not finite for {len(bad)} of {len(self.rows)} pairs: "
+                f"{', '.join(bad)}; the policy cannot express these answers, or its weights are damaged"
+            )
+        return dataset.add_column("ref_logps", ref_BS.tolist())
 
     def reference_logps(self, batch: Batch) -> torch.Tensor:
         """(B, sides) log-probabilities (nats) under the starting policy: this model, before any step, adapters off."""
@@ -142,6 +151,13 @@ class MarginDPOTrainer(DPOTrainer):  # type: ignore[misc]
         )  # fmt: skip
         return total_B.mean()
 
+    def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
+        if self.lr_scheduler is None:  # type: ignore[has-type]
+            self.lr_scheduler = cosine_schedule(
+                optimizer or self.optimizer, self.section.warmup_ratio, num_training_steps
+            )
+        return self.lr_scheduler
+
     def _note(self, **metrics: Any) -> None:
         """Keep a step's means for the next log line; `reward_margin` and `accuracy` are without the added margin."""
         for name, value_B in metrics.items():
@@ -173,18 +189,14 @@ class MarginDPOTrainer(DPOTrainer):  # type: ignore[misc]
 
     def history(self) -> list[dict[str, float]]:
         """One entry a step: what train_log.json holds."""
-        keep = {"step", "epoch", "learning_rate", "grad_norm", "loss"}
-        return [
-            {k: v for k, v in entry.items() if k in keep or k in _METRICS}
-            for entry in self.state.log_history
-            if "dpo_loss" in entry
-        ]
+        entries = [entry for entry in self.state.log_history if "dpo_loss" in entry]
+        return [{name: entry[name] for name in _LOGGED if name in entry} for entry in entries]
 
 
-_METRICS = {
-    "dpo_loss", "nll", "reward_margin", "accuracy", "chosen_logps", "rejected_logps", "margin_logits", "margin_nats",
-    "image_pair_loss",
-}  # fmt: skip
+_LOGGED = (
+    "step", "epoch", "loss", "dpo_loss", "nll", "image_pair_loss", "reward_margin", "accuracy", "chosen_logps",
+    "rejected_logps", "margin_logits", "margin_nats", "grad_norm", "learning_rate",
+)  # fmt: skip
 
 
 class _Bar(TrainerCallback):  # type: ignore[misc]
@@ -213,8 +225,6 @@ def _arguments(section: TrainSection, folder: Path) -> DPOConfig:
         output_dir=str(folder),
         beta=section.beta,
         learning_rate=section.lr,
-        lr_scheduler_type="cosine",
-        warmup_steps=section.warmup_ratio,  # below 1 it is a share of the steps
         num_train_epochs=section.epochs,
         per_device_train_batch_size=section.batch_size,
         gradient_accumulation_steps=section.grad_accumulation,

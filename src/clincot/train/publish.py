@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -49,6 +50,21 @@ def lora_config(model: Any, section: TrainSection) -> Any:
     return LoraConfig(
         r=section.lora_r, lora_alpha=section.lora_alpha, lora_dropout=0.0, target_modules=targets, task_type="CAUSAL_LM"
     )
+
+
+def cosine_schedule(optimiser: torch.optim.Optimizer, warmup_ratio: float, steps: int) -> Any:
+    """Linear warm-up over a share of the steps, then a half cosine down to 0 after the last one.
+
+    No step is taken at a rate of 0 (transformers' own starts there, so that a run of one step would learn nothing).
+    """
+    warm = round(warmup_ratio * steps)
+
+    def rate(step: int) -> float:
+        if step < warm:
+            return (step + 1) / warm
+        return 0.5 * (1 + math.cos(math.pi * min(1.0, (step - warm) / max(1, steps - warm))))
+
+    return torch.optim.lr_scheduler.LambdaLR(optimiser, rate)
 
 
 def partial_folder(out_dir: Path) -> Path:

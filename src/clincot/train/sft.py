@@ -14,7 +14,6 @@ from typing import Any
 import numpy as np
 import torch
 from tqdm import tqdm
-from transformers import get_cosine_schedule_with_warmup
 
 from clincot.config import TrainSection
 from clincot.models.encoding import Encoded
@@ -22,7 +21,7 @@ from clincot.models.features import PictureFeatures
 from clincot.models.vlm import VisionLanguageModel
 from clincot.records import digest_of
 from clincot.train.collate import Batch, ConversationCollator, action_logprobs, features, may_pack, pixels
-from clincot.train.publish import NotFinite, freeze, lora_config, open_partial, publish, tail_means
+from clincot.train.publish import NotFinite, cosine_schedule, freeze, lora_config, open_partial, publish, tail_means
 from clincot.train.rows import SFTRow
 
 LOG_EVERY = 10  # steps
@@ -106,16 +105,17 @@ class _Loop:
             for row in tqdm(rows, desc="encoding", unit="row", disable=not progress)
         ]
         steps = max(1, round(section.epochs * len(epoch_steps(encoded, section, 0))))
-        schedule = get_cosine_schedule_with_warmup(self.optimiser, math.ceil(section.warmup_ratio * steps), steps)
+        schedule = cosine_schedule(self.optimiser, section.warmup_ratio, steps)
         if resume.is_file():
             self._resume(resume, schedule)
         self.model.train()
         bar = tqdm(total=steps, initial=self.step, desc="SFT", unit="step", mininterval=1, disable=not progress)
         for parts in steps_from(encoded, section, start=self.step, stop=steps):
+            rate = schedule.get_last_lr()[0]
             loss = self._step(parts, encoded, rows)
             schedule.step()
             self.step += 1
-            self.log.append({"step": self.step, "loss": loss, "learning_rate": schedule.get_last_lr()[0]})
+            self.log.append({"step": self.step, "loss": loss, "learning_rate": rate})
             bar.update()
             if self.step % LOG_EVERY == 0:
                 bar.set_postfix(loss=f"{sum(e['loss'] for e in self.log[-LOG_EVERY:]) / LOG_EVERY:.4f}")
@@ -154,7 +154,7 @@ class _Loop:
                     f"step {self.step + 1}: the loss is not finite for {', '.join(bad)}; nothing was published"
                 )
             loss = -logps_N.sum() / tokens
-            loss.backward()
+            loss.backward()  # type: ignore[no-untyped-call]
             total += float(loss.detach())
         norm = torch.nn.utils.clip_grad_norm_(self.trained, self.section.max_grad_norm)
         if not torch.isfinite(norm):
@@ -215,10 +215,12 @@ def epoch_steps(encoded: Sequence[Encoded], section: TrainSection, epoch: int) -
     for at in range(0, len(packs), bucket):
         waiting: Packs = []
         for packed in sorted(packs[at : at + bucket], key=lambda p: sum(len(encoded[i].ids) for i in p)):
-            if waiting and sum(map(len, waiting)) + len(packed) > section.batch_size:
+            room = section.batch_size - sum(map(len, waiting))
+            waiting.append(packed[:room])
+            if len(packed) >= room:
                 parts.append(waiting)
-                waiting = []
-            waiting.append(packed)
-        parts.append(waiting)
+                waiting = [packed[room:]] if packed[room:] else []
+        if waiting:
+            parts.append(waiting)
     parts = [parts[i] for i in rng.permutation(len(parts)).tolist()]
     return [parts[i : i + section.grad_accumulation] for i in range(0, len(parts), section.grad_accumulation)]
