@@ -125,9 +125,7 @@ class TrainSection(Section):
 
     recipe: Annotated[
         Literal["ours", "paper", "code"],
-        Field(
-            description="margin: ours λ·clip(gap/(τ+spread), 0, c); paper [UV-CoT]: g(s_w)-g(s_l); code: s_w-s_l"
-        ),
+        Field(description="margin: ours λ·clip(gap/(τ+spread), 0, c); paper [UV-CoT]: g(s_w)-g(s_l); code: s_w-s_l"),
     ] = "ours"
     loss: Annotated[Literal["margin_dpo", "odpo", "sft"], Field(description="sft: on the chosen side only")] = (
         "margin_dpo"
@@ -164,6 +162,9 @@ class EvaluateSection(Section):
     ] = (
         "written", "windows", "random", "oracle", "whole",
     )  # fmt: skip
+    propose: Annotated[ProposeSection, Field(description="settings of the grounders; `rounds` takes the round's")] = (
+        ProposeSection()
+    )
     limit: Annotated[int, Field(ge=0, description="at most so many questions; 0: all")] = 0
     max_new_tokens: Positive = 16
     resamples: Annotated[Positive, Field(description="of the cluster bootstrap")] = 2000

@@ -149,10 +149,10 @@ def look_closer(
     *,
     question: str,
     box: Box,
-    written: str | None,
+    written: bool = False,
 ) -> Conversation:
-    """The opening continued by a region and its crop; `written` is the policy's own text of the region, if it is."""
-    region = Turn("assistant", written if written is not None else box_to_text(box), action=written is not None)
+    """The opening continued by a region and its crop; `written`: the policy wrote the region itself."""
+    region = Turn("assistant", box_to_text(box), action=written)
     text = WORDINGS[views.wording].crop.format(question=question)
     return (*opening, region, Turn("user", text, (crop_picture(study, folder, views, box),)))
 

@@ -15,10 +15,10 @@ from pathlib import Path
 from clincot.bench.benchmark import Benchmark
 from clincot.bench.grounding import best_iou, hit
 from clincot.bench.vqa import is_correct, normalise
-from clincot.config import EvaluateSection, ProposeSection
+from clincot.config import EvaluateSection
 from clincot.conversation import Step, chain
 from clincot.geometry import WHOLE, Box, covered, crop_square
-from clincot.models.protocols import Generation, RelevancePolicy
+from clincot.models.protocols import Generation, Grounder, RelevancePolicy
 from clincot.propose.grounders import Written, random_square, seed_of
 from clincot.propose.hypotheses import hypotheses
 from clincot.propose.regions import grounder_named
@@ -39,14 +39,13 @@ class _Look:
 
 
 def evaluate(
-    policy: RelevancePolicy, benchmark: Benchmark, studies: Mapping[str, Study], folder: Path, section: EvaluateSection,
-    propose: ProposeSection,
+    policy: RelevancePolicy, benchmark: Benchmark, studies: Mapping[str, Study], folder: Path, section: EvaluateSection
 ) -> Iterator[Outcome]:  # fmt: skip
     """Outcomes arm by arm, each in the benchmark's order, streaming."""
     questions = list(islice(benchmark.questions.values(), section.limit or None))
     spaces = answer_spaces(benchmark)
     for arm in section.arms:
-        looks = _looks(arm, questions, benchmark, policy, studies, folder, section, propose)
+        looks = _looks(arm, questions, benchmark, policy, studies, folder, section)
         while batch := list(islice(looks, _BATCH)):
             steps = [[Step(k.question.text, k.box or WHOLE, written=arm == "written")] for k in batch]
             replies = policy.write(
@@ -104,16 +103,16 @@ def _outcome(
 
 def _looks(
     arm: str, questions: Sequence[Question], benchmark: Benchmark, policy: RelevancePolicy,
-    studies: Mapping[str, Study], folder: Path, section: EvaluateSection, propose: ProposeSection,
+    studies: Mapping[str, Study], folder: Path, section: EvaluateSection,
 ) -> Iterator[_Look]:  # fmt: skip
     if arm == "written" or arm in GROUNDED:
         if arm == "written":
-            grounder = Written(policy, samples=1, temperature=0.0, seed=section.seed)
+            grounder: Grounder = Written(policy, samples=1, temperature=0.0, seed=section.seed)
         else:
-            grounder = grounder_named(arm, propose, policy, 1)
+            grounder = grounder_named(arm, section.propose, policy, 1)
         for study_id, run in groupby(questions, key=lambda q: q.study):
             asked, study = list(run), studies[study_id]
-            listed = [hypotheses(q.text, modality=study.modality, limit=propose.hypotheses) for q in asked]
+            listed = [hypotheses(q.text, modality=study.modality, limit=section.propose.hypotheses) for q in asked]
             for question, found in zip(asked, grounder.ground(study, folder, asked, listed), strict=True):
                 fallback = None if arm == "written" else WHOLE  # a tool that finds nothing leaves the whole image
                 yield _Look(question, study, found[0].box if found else fallback)

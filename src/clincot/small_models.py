@@ -15,14 +15,19 @@ from pathlib import Path
 import numpy as np
 
 from clincot.config import TrainSection
-from clincot.conversation import WORDINGS
+from clincot.conversation import WORDINGS, load_views
 from clincot.datasets.folder import StudyIndex, load_questions, load_references
 from clincot.datasets.frames import dense_frames
 from clincot.datasets.radiographs import build, stream
 from clincot.models.small import SmallSpec, build_small
-from clincot.propose.hypotheses import vocabulary
+from clincot.propose.hypotheses import FINDINGS
 from clincot.train.lessons import join, judge_lessons, policy_lessons
+from clincot.train.rows import SFTRow
+from clincot.train.sft import train_on_rows
 from clincot.train.vision import DenseFrames, pretrain_vision
+
+REGION_TRUTH = 0.3  # of the regions that the policy is taught to write: leaves room for rounds to improve them
+LESSON_LR = 1e-3
 
 
 @dataclass(frozen=True)
@@ -38,13 +43,13 @@ class Recipe:
     epochs: float
 
 
-EVALUATION_WARPS = range(0, 1000)  # kept free for rounds, calibration and benchmarks
+EVALUATION_WARPS = range(1000)  # kept free for rounds, calibration and benchmarks
 RECIPES = (
-    Recipe("policy", "policy", SmallSpec(seed=1), range(1000, 1040), 18_000, 6_000, 3),
-    Recipe("judge-a", "judge", SmallSpec(seed=2, text_layers=2), range(2000, 2040), 18_000, 6_000, 3),
+    Recipe("policy", "policy", SmallSpec(seed=1), range(1000, 1040), 14_000, 5_000, 3),
+    Recipe("judge-a", "judge", SmallSpec(seed=2, text_layers=2), range(2000, 2040), 14_000, 5_000, 3),
     Recipe(
         "judge-b", "judge", SmallSpec(seed=3, vision_hidden=96, vision_layers=4, text_layers=2), range(3000, 3040),
-        18_000, 6_000, 3,
+        14_000, 5_000, 3,
     ),
 )  # fmt: skip
 
@@ -64,6 +69,32 @@ def make_towers(recipe: Recipe, work: Path) -> Path:
     return checkpoint
 
 
+def teach(
+    role: str, data: Path, start: Path, out: Path, section: TrainSection, *, region_truth: float = REGION_TRUTH
+) -> dict[str, float]:
+    """Supervised lessons (train/lessons.py) from a data set with its key; the checkpoint appears at `out`."""
+    views = load_views(start)
+    references = {reference.question: reference for reference in load_references(data)}
+    lessons = join(StudyIndex(data), load_questions(data), references)
+    made = (
+        policy_lessons(lessons, data, views, region_truth=region_truth, seed=section.seed)
+        if role == "policy"
+        else judge_lessons(lessons, data, views, seed=section.seed)
+    )
+    rows = [SFTRow(f"lesson {number}", conversation) for number, conversation in enumerate(made)]
+    return train_on_rows(rows, start, out, section, train_connector=True)
+
+
+def make(recipe: Recipe, work: Path, out: Path) -> Path:
+    """The whole recipe of one model; returns its folder below `out`."""
+    tower = work / f"{recipe.name}-tower"
+    if not (tower / "train_log.json").is_file():
+        make_towers(recipe, work)
+    section = TrainSection(loss="sft", lr=LESSON_LR, epochs=recipe.epochs, batch_size=64, seed=recipe.spec.seed)
+    teach(recipe.role, work / f"{recipe.name}-lessons", tower, out / recipe.name, section)
+    return out / recipe.name
+
+
 def _dense(recipe: Recipe) -> Iterator[DenseFrames]:
     for index, radiograph in enumerate(stream(recipe.warps, recipe.dense_images, recipe.spec.seed)):
         rng = np.random.default_rng([recipe.spec.seed, index, 9])
@@ -79,7 +110,7 @@ def corpus(folder: Path) -> Iterator[str]:
         yield f" {reference.answer}?"
     for line in (folder / "reports.jsonl").read_text(encoding="utf-8").splitlines():
         yield json.loads(line)["text"]
-    for finding in vocabulary():
+    for finding in FINDINGS:
         yield from [f"Is there {finding}?", finding] * 5
     for wording in WORDINGS.values():
         yield from [wording.look, wording.crop, wording.judge, wording.finding] * 5

@@ -121,15 +121,6 @@ def test_the_same_text_and_region_is_no_pair(written):
     assert nothing.value.report.dropped == {"same text, same region": 1}
 
 
-def test_one_box_under_two_region_ids_is_one_place():
-    """Two hypotheses grounded at one place: the policy sees the same crop."""
-    fields = candidate("yes").model_dump(exclude={"id"})
-    scored = [(Candidate(**{**fields, "region": f"region-{n}"}), s) for n, s in ((1, 0.9), (2, 0.1))]
-    with pytest.raises(NoPairs) as nothing:
-        pairs_of(scored)
-    assert nothing.value.report.dropped == {"same text, same region": 1}
-
-
 def test_two_equal_actions_do_not_make_two_equal_pairs():
     """ "yes" was sampled twice from one region: (yes, no) is one training row, not two."""
     scored = [(candidate("yes", seed=1), 0.9), (candidate("yes", seed=2), 0.9), (candidate("no"), 0.1)]

@@ -20,7 +20,7 @@ from typing import Annotated
 from pydantic import BaseModel, ConfigDict, Field
 
 from clincot.config import PairSection
-from clincot.geometry import Box, Unit
+from clincot.geometry import Unit
 from clincot.records import Candidate, PanelScore, PreferencePair, digest_of
 
 Count = Annotated[int, Field(ge=0)]

@@ -241,7 +241,7 @@ def token_logprobs(logits_BTV: torch.Tensor, ids_BT: torch.Tensor) -> torch.Tens
     return logp_BTV.gather(-1, ids_BT[:, 1:, None])[..., 0]
 
 
-class _SampleBySeed(LogitsProcessor):
+class _SampleBySeed(LogitsProcessor):  # type: ignore[misc]
     """Gumbel-max sampling: argmax(logits / temperature + noise), the noise of each row from its own seed."""
 
     def __init__(self, seeds: Sequence[int], temperature: float) -> None:
@@ -250,5 +250,5 @@ class _SampleBySeed(LogitsProcessor):
 
     def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor) -> torch.FloatTensor:
         noise = np.stack([g.gumbel(size=scores.shape[-1]) for g in self.generators]).astype(np.float32)
-        sampled: Any = scores.float() / self.temperature + torch.from_numpy(noise).to(scores.device)
+        sampled: torch.FloatTensor = scores.float() / self.temperature + torch.from_numpy(noise).to(scores.device)  # type: ignore[assignment]
         return sampled

@@ -88,21 +88,27 @@ def first_step(questions: Iterable[Question], studies: Mapping[str, Study], regi
         yield Ask(studies[question.study], question, region)
 
 
-def next_step(
-    asks: Sequence[Ask], candidates: Sequence[Candidate], scores: Mapping[str, float | None]
-) -> Iterator[Ask]:
-    """The asks of a question's next step, from this step's asks, candidates and scores by candidate id.
+def next_step(asked: Sequence[tuple[Ask, Candidate, float | None]]) -> Iterator[Ask]:
+    """The asks of one question's next step, from every ask so far with its candidate and score.
 
-    Every candidate is continued from its own region (its next score); the best one from every other region too.
-    Unscored candidates end here.
+    Every candidate of the last step is continued from its own region (its next score), the best one from every other
+    region too. Unscored candidates end here.
     """
-    scored = [(ask, c) for ask, c in zip(asks, candidates, strict=True) if scores.get(c.id) is not None]
-    if not scored:
+    last = max((candidate.step for _, candidate, _ in asked), default=0)
+    by_id = {candidate.id: (ask, candidate) for ask, candidate, _ in asked}
+    ending = [(ask, c, score) for ask, c, score in asked if c.step == last and score is not None]
+    if not ending:
         return
-    best = max(scored, key=lambda pair: (scores[pair[1].id] or 0.0, pair[1].id))
-    for ask, candidate in scored:
-        yield Ask(ask.study, ask.question, ask.region, (*ask.before, (ask.region, candidate)))
-    ask, candidate = best
-    for other in asks:
-        if other.region.id != ask.region.id:
-            yield Ask(ask.study, ask.question, other.region, (*ask.before, (ask.region, candidate)))
+    _, best, _ = max(ending, key=lambda one: (one[2], one[1].id))
+    regions = {ask.region.id: ask.region for ask, _, _ in asked}
+    for ask, candidate, _ in ending:
+        chosen = [ask.region] + [r for r in regions.values() if candidate is best and r.id != ask.region.id]
+        for region in chosen:
+            yield Ask(ask.study, ask.question, region, _line(candidate, by_id))
+
+
+def _line(candidate: Candidate, by_id: Mapping[str, tuple[Ask, Candidate]]) -> tuple[tuple[Region, Candidate], ...]:
+    """The chain that ends in a candidate, first step first."""
+    ask, _ = by_id[candidate.id]
+    before = _line(by_id[candidate.parent][1], by_id) if candidate.parent else ()
+    return (*before, (ask.region, candidate))

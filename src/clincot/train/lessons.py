@@ -57,22 +57,45 @@ def policy_lessons(
         yield from _finding_lesson(lesson, folder, views, rng, sides)
 
 
-def judge_lessons(lessons: Sequence[Lesson], folder: Path, views: Views, *, seed: int) -> Iterator[Conversation]:
-    """One right and one wrong answer a question, on a crop that shows the finding in two of three cases.
+@dataclass(frozen=True)
+class Proposal:
+    """An answer that a judge is asked about, with the truth about it."""
 
-    On the other crops a judge cannot know, and learns to say so: its P(yes) goes towards one half.
+    lesson: Lesson
+    answer: str
+    box: Box
+    right: bool
+
+
+def proposals(
+    lessons: Sequence[Lesson], *, seed: int, region_truth: float = 0.65, both: bool = True
+) -> Iterator[Proposal]:
+    """The right and a wrong answer of every question (with `both` False: one of them), each from a region of its own.
+
+    Wrong answers are other answers to the same topic, now and then of another. `region_truth`: share of the regions
+    that show the finding; one in ten is the whole image, the others lie anywhere.
     """
     rng = np.random.default_rng([seed, 2])
     sides = [_side(b) for lesson in lessons for b in lesson.reference.boxes] or [0.25]
     answers = _answers_by_topic(lessons)
     everything = sorted({a for group in answers.values() for a in group})
     for lesson in lessons:
+        truth = lesson.reference.answer
         group = answers[lesson.question.topic] if rng.random() < 0.95 else everything
-        wrong = [a for a in group if a != lesson.reference.answer]
-        for proposed in (lesson.reference.answer, *([str(rng.choice(wrong))] if wrong else [])):
-            box = _region(lesson, rng, sides, truth=0.65, whole=0.1)
-            asked = judgement(lesson.study, folder, views, question=lesson.question.text, answer=proposed, box=box)
-            yield answered(asked, "yes" if proposed == lesson.reference.answer else "no")
+        wrong = [answer for answer in group if answer != truth]
+        choices = [truth, *([str(rng.choice(wrong))] if wrong else [])]
+        for answer in choices if both else [str(rng.choice(choices))]:
+            box = _region(lesson, rng, sides, truth=region_truth, whole=0.1)
+            yield Proposal(lesson, answer, box, answer == truth)
+
+
+def judge_lessons(lessons: Sequence[Lesson], folder: Path, views: Views, *, seed: int) -> Iterator[Conversation]:
+    """Is the proposed answer right? From a crop that does not show the finding a judge cannot know, and its P(yes)
+    learns to go towards one half."""
+    for proposal in proposals(lessons, seed=seed):
+        study, text = proposal.lesson.study, proposal.lesson.question.text
+        asked = judgement(study, folder, views, question=text, answer=proposal.answer, box=proposal.box)
+        yield answered(asked, "yes" if proposal.right else "no")
 
 
 def _finding_lesson(

@@ -65,7 +65,7 @@ def pretrain_vision(
             head(hidden_NTH), wanted_NTC, weight=weight_NT1.expand_as(wanted_NTC)
         )
         optimiser.zero_grad(set_to_none=True)
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         nn.utils.clip_grad_norm_(parameters, 1.0)
         optimiser.step()
         schedule.step()

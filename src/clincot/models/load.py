@@ -1,0 +1,39 @@
+"""Policies and judges by where they are: a folder, a hub name, or an endpoint's URL."""
+
+from __future__ import annotations
+
+import os
+from functools import lru_cache
+from pathlib import Path
+
+from clincot.config import JudgeSpec
+from clincot.models.endpoint import endpoint_judge
+from clincot.models.protocols import Judge
+from clincot.models.vlm import VisionLanguageModel
+
+
+def load_policy(path: Path | str) -> VisionLanguageModel:
+    """The policy of a checkpoint folder, kept until another one is asked for or `forget` is called."""
+    return _load(str(path), "")
+
+
+def load_judge(spec: JudgeSpec) -> Judge:
+    if spec.url:
+        return endpoint_judge(spec)
+    return _load(spec.path, spec.name)
+
+
+def forget() -> None:
+    """Drop the models held, so that training has the memory to itself."""
+    _load.cache_clear()
+
+
+@lru_cache(maxsize=4)
+def _load(path: str, name: str) -> VisionLanguageModel:
+    return VisionLanguageModel(path, name=name, device=_device(), dtype=os.environ.get("CLINCOT_DTYPE", "float32"))
+
+
+def _device() -> str:
+    import torch
+
+    return "cuda" if torch.cuda.is_available() else "cpu"

@@ -1,0 +1,266 @@
+"""Whole rounds in succession: propose, answer, judge, pair, train, evaluate, decide, and again with what came out.
+
+A run folder holds everything a run made, and a run that was interrupted goes on where it was (stages.run_stage):
+
+    run.json  params.yaml            what it was started with
+    base/                            the base policy's outcomes and report: the round-0 champion
+    round-01/                        questions, regions, candidates, judgements, scores, pairs, policy/, outcomes,
+                                     report.json, decision.json
+    round-01/sft/  round-01/dpo/     comparisons: trained on the same pairs, SFT-on-chosen and plain DPO
+    champion.json                    who is champion, and every promotion so far
+    results.json                     the table
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+
+from clincot.config import Params, TrainSection
+from clincot.jsonl import BadRecord, read_records, written_aside
+from clincot.records import BenchmarkReport, Decision
+from clincot.stages import Metrics, read_benchmark, run_stage
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a run is made of."""
+
+    run: Path
+    data: Path  # the data set whose questions the rounds ask; its answer key is never opened
+    benchmark: Path  # held-out questions with their key
+    policy: Path  # the base policy
+    params: Params
+    count: int
+    start_from: Literal["challenger", "champion"] = "challenger"  # [ClinCoT]: f^{i+1} is the challenger
+    comparisons: tuple[Literal["sft", "dpo"], ...] = ()
+    blind_from: Path | None = None  # a data set whose answers the blind baseline knows; None: the benchmark's own
+
+
+def run_rounds(plan: Plan) -> dict[str, Any]:
+    """Run the plan, or what is left of it; returns what results.json holds."""
+    plan.run.mkdir(parents=True, exist_ok=True)
+    _same_start(plan)
+    _evaluate(plan, plan.policy, plan.run / "base")
+    champion: dict[str, Any] = {
+        "round": 0,
+        "policy": str(plan.policy),
+        "outcomes": str(plan.run / "base" / "outcomes.jsonl"),
+    }
+    promotions: list[dict[str, Any]] = []
+    challenger = plan.policy
+    rivals = dict.fromkeys(plan.comparisons, plan.policy)
+    for number in range(1, plan.count + 1):
+        folder = plan.run / f"round-{number:02d}"
+        start = challenger if plan.start_from == "challenger" else Path(champion["policy"])
+        rivals = _round(plan, number, folder, start, rivals)
+        challenger = folder / "policy"
+        decision = _decide(plan, folder, Path(champion["outcomes"]))
+        if decision.verdict == "promote":
+            champion = {"round": number, "policy": str(challenger), "outcomes": str(folder / "outcomes.jsonl")}
+            promotions.append({"round": number, "decision": decision.id})
+        _write_json(plan.run / "champion.json", {**champion, "promotions": promotions})
+    results = collect(plan)
+    _write_json(plan.run / "results.json", results)
+    return results
+
+
+def _round(plan: Plan, number: int, folder: Path, start: Path, rivals: dict[Any, Path]) -> dict[Any, Path]:
+    """One round from the policy `start`; returns where the comparisons' policies of this round are."""
+    folder.mkdir(exist_ok=True)
+    params, at = plan.params, {"data": plan.data, "questions": folder / "questions.jsonl"}
+    prepare = params.prepare.model_copy(update={"round": number - 1, "rounds": max(params.prepare.rounds, plan.count)})
+    run_stage("prepare", prepare, {"data": plan.data}, {"questions": at["questions"]})
+    at["regions"] = folder / "regions.jsonl"
+    questions = {"data": plan.data, "questions": at["questions"]}
+    run_stage("propose", params.propose, {**questions, "policy": start}, {"regions": at["regions"]})
+    at["candidates"], scores = _chain(plan, folder, start, at)
+    at["pairs"] = folder / "pairs.jsonl"
+    run_stage(
+        "pair", params.pair, {"candidates": at["candidates"], "scores": scores},
+        {"pairs": at["pairs"], "pair_report": folder / "pairs.report.json"},
+    )  # fmt: skip
+    if len(params.answer.steps) > 1:
+        at["steps"] = folder / "steps.json"
+        _write_json(at["steps"], list(params.answer.steps))
+    _train_and_evaluate(plan, params.train, at, start, folder, folder / "policy")
+    trained: dict[Any, Path] = {}
+    for name, policy in rivals.items():
+        update: dict[str, Any] = {"loss": "sft"} if name == "sft" else {"loss": "margin_dpo", "margin_lambda": 0.0}
+        if name == "dpo":
+            update["recipe"] = "ours"
+        trained[name] = folder / name / "policy"
+        _train_and_evaluate(plan, params.train.model_copy(update=update), at, policy, folder / name, trained[name])
+    return trained
+
+
+def _chain(plan: Plan, folder: Path, policy: Path, at: dict[str, Path]) -> tuple[Path, Path]:
+    """Answer and judge, step by step of the chain; returns the candidates and scores of all steps."""
+    before: dict[str, Path] = {}
+    for step in range(len(plan.params.answer.steps)):
+        last = step == len(plan.params.answer.steps) - 1
+        stem = "" if last else f"step-{step}."
+        candidates, scores = folder / f"{stem}candidates.jsonl", folder / f"{stem}scores.jsonl"
+        run_stage("answer", plan.params.answer, {**at, "policy": policy, **before}, {"candidates": candidates})
+        run_stage(
+            "judge", plan.params.judge, {**at, "candidates": candidates},
+            {"judgements": folder / f"{stem}judgements.jsonl", "scores": scores,
+             "panel_report": folder / f"{stem}panel.report.json"},
+        )  # fmt: skip
+        before = {"candidates_before": candidates, "scores_before": scores}
+    return candidates, scores
+
+
+def _train_and_evaluate(
+    plan: Plan, section: TrainSection, at: dict[str, Path], start: Path, folder: Path, checkpoint: Path
+) -> None:
+    folder.mkdir(exist_ok=True)
+    run_stage("train", section, {**at, "policy": start}, {"checkpoint": checkpoint})
+    _evaluate(plan, checkpoint, folder)
+
+
+def _evaluate(plan: Plan, policy: Path, folder: Path) -> Metrics:
+    folder.mkdir(exist_ok=True)
+    section = plan.params.evaluate.model_copy(update={"propose": plan.params.propose})
+    outputs = {"outcomes": folder / "outcomes.jsonl", "report": folder / "report.json"}
+    return run_stage("evaluate", section, {"benchmark": plan.benchmark, "policy": policy}, outputs)
+
+
+def _decide(plan: Plan, folder: Path, champion: Path) -> Decision:
+    path = folder / "decision.json"
+    inputs = {"benchmark": plan.benchmark, "champion": champion, "challenger": folder / "outcomes.jsonl"}
+    if plan.blind_from is not None:
+        inputs["blind"] = plan.blind_from
+    run_stage("decide", plan.params.decide, inputs, {"decision": path})
+    (decision,) = read_records(path, Decision)
+    return decision
+
+
+def collect(plan: Plan) -> dict[str, Any]:
+    """The results table: one row a policy, with every arm's metrics; paired differences to the base; the blind row."""
+    folders = {"base": plan.run / "base"}
+    for number in range(1, plan.count + 1):
+        folder = plan.run / f"round-{number:02d}"
+        folders[f"round {number}"] = folder
+        folders |= {f"{_LABELS[name]}, round {number}": folder / name for name in plan.comparisons}
+    rows = [{"row": row, **_metrics(folder / "report.json")} for row, folder in folders.items()]
+    decisions = [
+        next(read_records(plan.run / f"round-{n:02d}" / "decision.json", Decision)).model_dump(mode="json")
+        for n in range(1, plan.count + 1)
+    ]
+    return {
+        "rows": rows,
+        "blind": _blind(plan),
+        "gains": [{"row": row, **_gains(plan, folder)} for row, folder in folders.items() if row != "base"],
+        "decisions": decisions,
+    }
+
+
+_LABELS = {"sft": "SFT on chosen", "dpo": "plain DPO"}
+
+
+def _metrics(path: Path) -> dict[str, Any]:
+    report = BenchmarkReport.model_validate_json(path.read_text(encoding="utf-8"))
+    return {"policy": report.policy, "arms": report.model_dump(mode="json")["metrics"]}
+
+
+def _blind(plan: Plan) -> dict[str, Any]:
+    from clincot.bench.blind import BlindBaseline
+    from clincot.bench.report import benchmark_reports
+    from clincot.datasets.folder import load_questions, load_references
+
+    benchmark = read_benchmark(plan.benchmark, limit=plan.params.evaluate.limit)
+    key = plan.blind_from or plan.benchmark
+    blind = BlindBaseline.fit(load_questions(key), load_references(key))
+    section = plan.params.evaluate
+    (report,) = benchmark_reports(blind.outcomes(benchmark), benchmark, seed=section.seed, resamples=section.resamples)
+    return {"fitted_on": "the benchmark itself" if plan.blind_from is None else "other data",
+            "arms": report.model_dump(mode="json")["metrics"]}  # fmt: skip
+
+
+def _gains(plan: Plan, folder: Path) -> dict[str, Any]:
+    """Paired differences to the base policy, with 95 % intervals clustered by patient."""
+    from clincot.bench.paired import compare
+    from clincot.records import Outcome
+
+    benchmark = read_benchmark(plan.benchmark, limit=plan.params.evaluate.limit)
+    gains: dict[str, Any] = {}
+    for arm in plan.params.evaluate.arms:
+        old, new = (
+            [o for o in read_records(at / "outcomes.jsonl", Outcome) if o.arm == arm]
+            for at in (plan.run / "base", folder)
+        )
+        for metric in ("correct", "hit"):
+            gains.setdefault(arm, {})[metric] = compare(
+                new,
+                old,
+                benchmark.clusters,
+                metric=metric,
+                seed=plan.params.evaluate.seed,  # type: ignore[arg-type]
+            ).model_dump(mode="json")
+    return gains
+
+
+def _same_start(plan: Plan) -> None:
+    """Write run.json and params.yaml, or check that the run folder was started with the same."""
+    start = {
+        "data": str(plan.data), "benchmark": str(plan.benchmark), "policy": str(plan.policy),
+        "start_from": plan.start_from, "comparisons": list(plan.comparisons),
+        "blind_from": None if plan.blind_from is None else str(plan.blind_from),
+        "judges": [spec.model_dump(mode="json") for spec in plan.params.judge.judges],
+    }  # fmt: skip
+    path = plan.run / "run.json"
+    if path.is_file():
+        before = json.loads(path.read_text(encoding="utf-8"))
+        changed = sorted(key for key in start if before.get(key) != start[key])
+        if changed:
+            raise BadRecord(
+                f"{path}: this run was started with another {', '.join(changed)}; "
+                "choose another --run folder or delete this one"
+            )
+    _write_json(path, start)
+    with written_aside(plan.run / "params.yaml") as file:
+        yaml.safe_dump(plan.params.model_dump(mode="json"), file, sort_keys=False)
+
+
+def table(results: dict[str, Any], *, arms: Sequence[str] = ("written", "windows", "random", "oracle", "whole")) -> str:
+    """The results as Markdown: accuracy of every arm, and of the policy's own regions hit-rate and IoU."""
+    header = [
+        "policy",
+        *(f"accuracy: {_ARMS.get(arm, arm)}" for arm in arms),
+        "own region: hit-rate",
+        "IoU",
+        "off format",
+    ]
+    rows = []
+    for row in results["rows"]:
+        cells = [_cell(row["arms"].get(arm, {}).get("accuracy")) for arm in arms]
+        own = row["arms"].get("written", {})
+        rows.append([row["row"], *cells, *(_cell(own.get(m)) for m in ("hit_rate", "iou", "off_format"))])
+    blind = results["blind"]["arms"]["blind"]["accuracy"]
+    rows.append(["blind (no image)", _cell(blind), *["–"] * (len(arms) + 2)])
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+_ARMS = {"written": "own region", "windows": "grounder", "random": "random region", "oracle": "oracle region",
+         "whole": "whole image"}  # fmt: skip
+
+
+def _cell(interval: dict[str, Any] | None) -> str:
+    if interval is None or interval["value"] is None:
+        return "–"
+    if interval["low"] is None:
+        return f"{interval['value']:.3f}"
+    return f"{interval['value']:.3f} [{interval['low']:.3f}, {interval['high']:.3f}]"
+
+
+def _write_json(path: Path, content: object) -> None:
+    with written_aside(path) as file:
+        json.dump(content, file, indent=2, sort_keys=True, allow_nan=False)
+        file.write("\n")

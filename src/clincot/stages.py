@@ -1,0 +1,340 @@
+"""The only list of stages. A stage is a library function over files; everything that runs one reads this list.
+
+The command line, the loop of rounds and the pipelines call `run_stage(name, …)`. It skips a stage whose inputs,
+configuration and version are those of an earlier run that finished, so an interrupted run goes on where it was. Heavy
+imports happen inside the functions: importing this module brings in neither torch nor kfp.
+
+No stage before `evaluate` is given the answer key (references.jsonl); they run where there is none.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from itertools import groupby
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
+
+from tqdm import tqdm
+
+from clincot import __version__, config
+from clincot.config import Section
+from clincot.jsonl import BadRecord, file_digest, read_records, write_records, written_aside
+from clincot.records import Candidate, Checkpoint, Outcome, PanelScore, Question, Region, digest_of
+
+if TYPE_CHECKING:
+    from clincot.bench.benchmark import Benchmark
+    from clincot.propose.candidates import Ask
+
+Metrics = dict[str, float]
+Paths = Mapping[str, Path]
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One step of a round. `run(section, inputs, outputs)` reads and writes exactly the named paths."""
+
+    name: str
+    run: Callable[[Any, Paths, Paths], Metrics]
+    config: type[Section]
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+    device: Literal["cpu", "gpu"]
+    about: str
+    optional: tuple[str, ...] = ()  # inputs that may be left out
+
+
+def prepare(section: config.PrepareSection, inputs: Paths, outputs: Paths) -> Metrics:
+    from clincot.datasets.folder import load_questions, split_rounds
+
+    def chosen() -> Iterator[Question]:
+        subset = split_rounds(load_questions(inputs["data"]), rounds=section.rounds, seed=section.seed)
+        mine = (question for number, question in subset if number == section.round)
+        for taken, question in enumerate(mine):
+            if section.limit and taken == section.limit:
+                return
+            yield question
+
+    count = write_records(outputs["questions"], chosen())
+    if count == 0:
+        outputs["questions"].unlink()
+        raise ValueError(f"{inputs['data']}: no question falls into round {section.round} of {section.rounds}")
+    return {"questions": count}
+
+
+def propose(section: config.ProposeSection, inputs: Paths, outputs: Paths) -> Metrics:
+    from clincot.datasets.folder import StudyIndex
+    from clincot.models.load import load_policy
+    from clincot.propose.grounders import Written
+    from clincot.propose.regions import grounders_of, propose_regions
+
+    grounders = grounders_of(section, load_policy(inputs["policy"]))
+    questions = _progress(read_records(inputs["questions"], Question), "regions", "questions")
+    regions = propose_regions(questions, StudyIndex(inputs["data"]), inputs["data"], grounders, section)
+    count = write_records(outputs["regions"], regions)
+    return {"regions": count, "off_format": sum(g.off_format for g, _ in grounders if isinstance(g, Written))}
+
+
+def answer(section: config.AnswerSection, inputs: Paths, outputs: Paths) -> Metrics:
+    from clincot.models.load import load_policy
+    from clincot.propose.candidates import answer_regions
+
+    policy = load_policy(inputs["policy"])
+    asks = _next_asks(inputs, section) if "candidates_before" in inputs else _first_asks(inputs)
+    made = answer_regions(_progress(asks, "answers", "candidates"), inputs["data"], policy, section)
+    if "candidates_before" in inputs:
+        made = _merged(read_records(inputs["candidates_before"], Candidate), made)
+    return {"candidates": write_records(outputs["candidates"], made)}
+
+
+def judge(section: config.JudgeSection, inputs: Paths, outputs: Paths) -> Metrics:
+    from clincot.judge.panel import Ask, judge_candidates
+    from clincot.models.load import load_judge
+
+    asks = (
+        Ask(candidate.id, ask.study, ask.question, ask.region.box, candidate.text)
+        for ask, candidate in _asked_and_answered(inputs)
+    )
+    report = judge_candidates(
+        [load_judge(spec) for spec in section.judges], _progress(asks, "judgements", "candidates"), section,
+        folder=inputs["data"], judgements_path=outputs["judgements"], scores_path=outputs["scores"],
+    )  # fmt: skip
+    _write_json(outputs["panel_report"], report.model_dump(mode="json"))
+    alpha = {} if report.alpha_calibrated.value is None else {"alpha": report.alpha_calibrated.value}
+    return {"candidates": report.candidates, "scored": report.scored, **alpha}
+
+
+def pair(section: config.PairSection, inputs: Paths, outputs: Paths) -> Metrics:
+    from clincot.judge.pairs import make_pairs
+
+    candidates = read_records(inputs["candidates"], Candidate)
+    pairs, report = make_pairs(candidates, read_records(inputs["scores"], PanelScore), section)
+    write_records(outputs["pairs"], pairs)
+    _write_json(outputs["pair_report"], report.model_dump(mode="json"))
+    return {"pairs": len(pairs)}
+
+
+def train(section: config.TrainSection, inputs: Paths, outputs: Paths) -> Metrics:
+    from clincot.conversation import load_views
+    from clincot.models.load import forget
+    from clincot.models.vlm import checkpoint_digest
+    from clincot.train.margin_dpo import train_on_pairs
+    from clincot.train.rows import read_training_rows
+
+    steps = tuple(json.loads(inputs["steps"].read_text())) if "steps" in inputs else ("{question}",)
+    rows = read_training_rows(
+        pairs=inputs["pairs"], candidates=inputs["candidates"], regions=inputs["regions"],
+        questions=inputs["questions"], studies=inputs["data"] / "studies.jsonl", folder=inputs["data"],
+        views=load_views(inputs["policy"]), steps=steps,
+    )  # fmt: skip
+    forget()  # a policy held for answering would double the memory of a large one
+    metrics = train_on_pairs(list(rows), inputs["policy"], outputs["checkpoint"], section)
+    record = Checkpoint(
+        uri=str(outputs["checkpoint"]),
+        sha256=checkpoint_digest(outputs["checkpoint"]),
+        parent=checkpoint_digest(inputs["policy"]),
+        pairs=file_digest(inputs["pairs"]),
+        config=section.digest,
+    )
+    write_records(outputs["checkpoint"] / "record.json", [record])
+    return metrics
+
+
+def evaluate(section: config.EvaluateSection, inputs: Paths, outputs: Paths) -> Metrics:
+    from clincot.bench.report import benchmark_reports
+    from clincot.datasets.folder import StudyIndex
+    from clincot.evaluation import evaluate as answer_benchmark
+    from clincot.models.load import load_policy
+
+    benchmark = read_benchmark(inputs["benchmark"], limit=section.limit)
+    studies = StudyIndex(inputs["benchmark"])
+    outcomes = answer_benchmark(load_policy(inputs["policy"]), benchmark, studies, inputs["benchmark"], section)
+    total = len(section.arms) * len(benchmark.questions)
+    write_records(outputs["outcomes"], _progress(outcomes, "benchmark", "answers", total))
+    (report,) = benchmark_reports(
+        read_records(outputs["outcomes"], Outcome), benchmark, seed=section.seed, resamples=section.resamples
+    )
+    _write_json(outputs["report"], report.model_dump(mode="json"))
+    values = {arm: metrics["accuracy"].value for arm, metrics in report.metrics.items()}
+    return {f"accuracy_{arm}": value for arm, value in values.items() if value is not None}
+
+
+def decide(section: config.DecideSection, inputs: Paths, outputs: Paths) -> Metrics:
+    from clincot.bench import gate
+    from clincot.bench.blind import BlindBaseline
+    from clincot.datasets.folder import load_questions, load_references
+
+    asked = {outcome.question for outcome in read_records(inputs["challenger"], Outcome)}
+    benchmark = read_benchmark(inputs["benchmark"], only=asked)
+    key = inputs.get("blind", inputs["benchmark"])  # whose answers the baseline knows by heart
+    blind = BlindBaseline.fit(load_questions(key), load_references(key))
+    champion, challenger = (_policy_of(inputs[side]) for side in ("champion", "challenger"))
+    decision = gate.decide(
+        read_records(inputs["champion"], Outcome), read_records(inputs["challenger"], Outcome), benchmark.clusters,
+        blind_outcomes=blind.outcomes(benchmark), champion=champion, challenger=challenger,
+        benchmark=benchmark.digest, arm=section.arm, min_gain=section.min_gain,
+        max_off_format=section.max_off_format, seed=section.seed, resamples=section.resamples,
+    )  # fmt: skip
+    write_records(outputs["decision"], [decision])
+    return {"promote": float(decision.verdict == "promote")}
+
+
+STAGES: tuple[Stage, ...] = (
+    Stage("prepare", prepare, config.PrepareSection, ("data",), ("questions",), "cpu",
+          "take the questions of one round: disjoint subsets, split by image"),
+    Stage("propose", propose, config.ProposeSection, ("data", "questions", "policy"), ("regions",), "gpu",
+          "hypotheses about every question, grounded as regions; the whole image is always one"),
+    Stage("answer", answer, config.AnswerSection, ("data", "questions", "regions", "policy"), ("candidates",), "gpu",
+          "the policy answers from every region", ("candidates_before", "scores_before")),
+    Stage("judge", judge, config.JudgeSection, ("data", "questions", "regions", "candidates"),
+          ("judgements", "scores", "panel_report"), "gpu", "every judge scores every candidate"),
+    Stage("pair", pair, config.PairSection, ("candidates", "scores"), ("pairs", "pair_report"), "cpu",
+          "ranked candidates become preference pairs with their score gaps"),
+    Stage("train", train, config.TrainSection, ("data", "questions", "regions", "candidates", "pairs", "policy"),
+          ("checkpoint",), "gpu", "margin-aware DPO on the pairs; reference: the policy it starts from", ("steps",)),
+    Stage("evaluate", evaluate, config.EvaluateSection, ("benchmark", "policy"), ("outcomes", "report"), "gpu",
+          "the policy answers the benchmark from each kind of region, controls included"),
+    Stage("decide", decide, config.DecideSection, ("benchmark", "champion", "challenger"), ("decision",), "cpu",
+          "does the challenger take the champion's place? (the outcomes of both)", ("blind",)),
+)  # fmt: skip
+
+
+def stage_named(name: str) -> Stage:
+    for stage in STAGES:
+        if stage.name == name:
+            return stage
+    raise ValueError(f"no stage is called {name!r}; there are {', '.join(stage.name for stage in STAGES)}")
+
+
+def run_stage(name: str, section: Section, inputs: Paths, outputs: Paths) -> Metrics:
+    """Run a stage unless its outputs are already those of the same inputs, section and version; returns its metrics.
+
+    Beside the first output lies a stamp, <output>.stage.json, written when the stage ended well. Raises BadRecord where
+    a path is missing or not one of the stage's.
+    """
+    stage = stage_named(name)
+    _check_paths(stage, inputs, outputs)
+    key = digest_of(
+        [name, __version__, section.model_dump(mode="json"), {n: path_digest(p) for n, p in sorted(inputs.items())}]
+    )
+    stamp = outputs[stage.outputs[0]].with_name(outputs[stage.outputs[0]].name + ".stage.json")
+    done = _read_stamp(stamp)
+    if done is not None and done["key"] == key and _unchanged(done["outputs"], outputs):
+        metrics: Metrics = done["metrics"]
+        return metrics
+    stamp.unlink(missing_ok=True)
+    metrics = stage.run(section, inputs, outputs)
+    written = {n: path_digest(p) for n, p in sorted(outputs.items())}
+    _write_json(stamp, {"stage": name, "key": key, "outputs": written, "metrics": metrics})
+    return metrics
+
+
+def path_digest(path: Path) -> str:
+    """sha256 of a file, or of a folder's names and files; images count by the digests in studies.jsonl."""
+    if path.is_file():
+        return file_digest(path)
+    if (path / "studies.jsonl").is_file():
+        parts = [path / name for name in ("studies.jsonl", "questions.jsonl", "references.jsonl")]
+        return digest_of([[p.name, file_digest(p)] for p in parts if p.is_file()])
+    files = sorted(p for p in path.rglob("*") if p.is_file() and p.name not in {"record.json", "train_log.json"})
+    return digest_of([[str(p.relative_to(path)), file_digest(p)] for p in files])
+
+
+def read_benchmark(folder: Path, *, limit: int = 0, only: Iterable[str] | None = None) -> Benchmark:
+    """Questions with their answer key, cut to the first `limit` or to the ids in `only`."""
+    from clincot.bench.benchmark import Benchmark
+    from clincot.datasets.folder import StudyIndex, load_questions, load_references
+
+    kept = None if only is None else set(only)
+    questions = [q for q in load_questions(folder) if kept is None or q.id in kept]
+    questions = questions[: limit or None]
+    ids = {q.id for q in questions}
+    references = [r for r in load_references(folder) if r.question in ids]
+    return Benchmark.of(questions, references, StudyIndex(folder).values())
+
+
+def _first_asks(inputs: Paths) -> Iterator[Ask]:
+    from clincot.datasets.folder import StudyIndex
+    from clincot.propose.candidates import first_step
+
+    questions, regions = read_records(inputs["questions"], Question), read_records(inputs["regions"], Region)
+    return first_step(questions, StudyIndex(inputs["data"]), regions)
+
+
+def _asked_and_answered(inputs: Paths) -> Iterator[tuple[Ask, Candidate]]:
+    """Every candidate with its question, study and region; both files are in the questions' order."""
+    candidates = groupby(read_records(inputs["candidates"], Candidate), key=lambda c: c.question)
+    asks = groupby(_first_asks(inputs), key=lambda ask: ask.question.id)
+    for (question, asked), (answered, group) in zip(asks, candidates, strict=True):
+        if question != answered:
+            raise BadRecord(f"{inputs['candidates']}: expected candidates of {question}, got {answered}")
+        by_region = {ask.region.id: ask for ask in asked}
+        for candidate in group:
+            if candidate.region not in by_region:
+                raise BadRecord(f"{inputs['candidates']}: {candidate.id} names {candidate.region}, not a region given")
+            yield by_region[candidate.region], candidate
+
+
+def _next_asks(inputs: Paths, section: config.AnswerSection) -> Iterator[Ask]:
+    """The asks of the step after the last one in `candidates_before`."""
+    from clincot.propose.candidates import next_step
+
+    scores = iter(read_records(inputs["scores_before"], PanelScore))
+    before = {**inputs, "candidates": inputs["candidates_before"]}
+    for _, group in groupby(_asked_and_answered(before), key=lambda pair: pair[1].question):
+        asked = [(ask, candidate, next(scores).score) for ask, candidate in group]
+        yield from next_step(asked)
+
+
+def _merged(before: Iterator[Candidate], made: Iterator[Candidate]) -> Iterator[Candidate]:
+    """Candidates of the earlier steps and of this one, question by question."""
+    following = groupby(made, key=lambda candidate: candidate.question)
+    waiting = next(following, None)
+    for question, group in groupby(before, key=lambda candidate: candidate.question):
+        yield from group
+        if waiting is not None and waiting[0] == question:
+            yield from waiting[1]
+            waiting = next(following, None)
+
+
+def _policy_of(outcomes: Path) -> str:
+    for outcome in read_records(outcomes, Outcome):
+        return outcome.policy
+    return f"unknown ({outcomes.name} is empty)"
+
+
+def _check_paths(stage: Stage, inputs: Paths, outputs: Paths) -> None:
+    known = {*stage.inputs, *stage.optional}
+    wrong = sorted({*inputs} - known) + sorted({*outputs} ^ set(stage.outputs)) + sorted(set(stage.inputs) - {*inputs})
+    if wrong:
+        raise BadRecord(
+            f"stage {stage.name}: inputs are {stage.inputs} (optional {stage.optional}), outputs {stage.outputs}; "
+            f"missing or unknown: {', '.join(wrong)}"
+        )
+    for name, path in inputs.items():
+        if not path.exists():
+            raise BadRecord(f"stage {stage.name}: input {name!r}: {path} does not exist")
+
+
+def _read_stamp(stamp: Path) -> dict[str, Any] | None:
+    try:
+        content: dict[str, Any] = json.loads(stamp.read_text(encoding="utf-8"))
+    except (FileNotFoundError, json.JSONDecodeError):
+        return None
+    return content
+
+
+def _unchanged(written: Mapping[str, str], outputs: Paths) -> bool:
+    return all(path.exists() and written.get(name) == path_digest(path) for name, path in outputs.items())
+
+
+def _write_json(path: Path, content: object) -> None:
+    with written_aside(path) as file:
+        json.dump(content, file, indent=2, sort_keys=True, allow_nan=False)
+        file.write("\n")
+
+
+def _progress(items: Iterable[T], what: str, unit: str, total: int | None = None) -> Iterator[T]:
+    return iter(tqdm(items, desc=what, unit=f" {unit}", total=total, mininterval=2.0, disable=None))
