@@ -147,7 +147,7 @@ def collect(plan: Plan) -> dict[str, Any]:
     for number in range(1, plan.count + 1):
         folder = plan.run / f"round-{number:02d}"
         folders[f"round {number}"] = folder
-        folders |= {f"{_LABELS[name]}, round {number}": folder / name for name in plan.comparisons}
+        folders |= {f"{LABELS[name]}, round {number}": folder / name for name in plan.comparisons}
     rows = [{"row": row, **_metrics(folder / "report.json")} for row, folder in folders.items()]
     decisions = [
         next(read_records(plan.run / f"round-{n:02d}" / "decision.json", Decision)).model_dump(mode="json")
@@ -161,7 +161,7 @@ def collect(plan: Plan) -> dict[str, Any]:
     }
 
 
-_LABELS = {"sft": "SFT on chosen", "dpo": "plain DPO"}
+LABELS = {"sft": "SFT on chosen", "dpo": "plain DPO"}
 
 
 def _metrics(path: Path) -> dict[str, Any]:
@@ -239,11 +239,11 @@ def table(results: dict[str, Any], *, arms: Sequence[str] = ("written", "windows
     ]
     rows = []
     for row in results["rows"]:
-        cells = [_cell(row["arms"].get(arm, {}).get("accuracy")) for arm in arms]
+        cells = [show_interval(row["arms"].get(arm, {}).get("accuracy")) for arm in arms]
         own = row["arms"].get("written", {})
-        rows.append([row["row"], *cells, *(_cell(own.get(m)) for m in ("hit_rate", "iou", "off_format"))])
+        rows.append([row["row"], *cells, *(show_interval(own.get(m)) for m in ("hit_rate", "iou", "off_format"))])
     blind = results["blind"]["arms"]["blind"]["accuracy"]
-    rows.append(["blind (no image)", _cell(blind), *["–"] * (len(arms) + 2)])
+    rows.append(["blind (no image)", show_interval(blind), *["–"] * (len(arms) + 2)])
     lines = [header, ["---"] * len(header), *rows]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
@@ -252,7 +252,7 @@ _ARMS = {"written": "own region", "windows": "grounder", "random": "random regio
          "whole": "whole image"}  # fmt: skip
 
 
-def _cell(interval: dict[str, Any] | None) -> str:
+def show_interval(interval: dict[str, Any] | None) -> str:
     if interval is None or interval["value"] is None:
         return "–"
     if interval["low"] is None:

@@ -87,7 +87,7 @@ class RunRecords:
         """Every file of records, in a fixed order."""
         for name, kind in FILES.items():
             inside = sorted(p for p in self.run.rglob(f"*{name}") if p.name == name or p.name.endswith(f".{name}"))
-            folders = (self.benchmark,) if kind is Reference else (self.data, self.benchmark)
+            folders = (self.data, self.benchmark)
             for path in dict.fromkeys([*inside, *(folder / name for folder in folders)]):
                 if path.is_file():
                     yield path, kind

@@ -68,12 +68,12 @@ class Proposal:
 
 
 def proposals(
-    lessons: Sequence[Lesson], *, seed: int, region_truth: float = 0.65, both: bool = True
+    lessons: Sequence[Lesson], *, seed: int, region_truth: float = 0.65, whole: float = 0.1, both: bool = True
 ) -> Iterator[Proposal]:
     """The right and a wrong answer of every question (with `both` False: one of them), each from a region of its own.
 
     Wrong answers are other answers to the same topic, now and then of another. `region_truth`: share of the regions
-    that show the finding; one in ten is the whole image, the others lie anywhere.
+    that show the finding, `whole`: of those that are the whole image; the others lie anywhere.
     """
     rng = np.random.default_rng([seed, 2])
     sides = [_side(b) for lesson in lessons for b in lesson.reference.boxes] or [0.25]
@@ -85,7 +85,7 @@ def proposals(
         wrong = [answer for answer in group if answer != truth]
         choices = [truth, *([str(rng.choice(wrong))] if wrong else [])]
         for answer in choices if both else [str(rng.choice(choices))]:
-            box = _region(lesson, rng, sides, truth=region_truth, whole=0.1)
+            box = _region(lesson, rng, sides, truth=region_truth, whole=whole)
             yield Proposal(lesson, answer, box, answer == truth)
 
 
