@@ -86,9 +86,12 @@ class RunRecords:
     def _files(self) -> Iterator[tuple[Path, type[Record]]]:
         """Every file of records, in a fixed order."""
         for name, kind in FILES.items():
-            inside = sorted(p for p in self.run.rglob(f"*{name}") if p.name == name or p.name.endswith(f".{name}"))
-            folders = (self.data, self.benchmark)
-            for path in dict.fromkeys([*inside, *(folder / name for folder in folders)]):
+            if kind is Reference:  # a data set may lie inside the run folder, so the run is not searched for keys
+                places = [self.benchmark / name]
+            else:
+                inside = sorted(p for p in self.run.rglob(f"*{name}") if p.name == name or p.name.endswith(f".{name}"))
+                places = [*inside, self.data / name, self.benchmark / name]
+            for path in dict.fromkeys(places):
                 if path.is_file():
                     yield path, kind
         for name, kind in run_folder.SINGLE.items():
