@@ -54,7 +54,7 @@ def sha(name: str) -> str:
     return hashlib.sha256(name.encode()).hexdigest()
 
 
-def write_films(folder: Path, *, films: int, seed: int, split: str) -> None:
+def write_films(folder: Path, *, films: int, seed: int, split: str, modality: str = "squares") -> None:
     """A data set of noisy films with one bright square each; the question is on which side it lies."""
     rng = np.random.default_rng(seed)
     (folder / "images").mkdir(parents=True)
@@ -67,7 +67,7 @@ def write_films(folder: Path, *, films: int, seed: int, split: str) -> None:
         Image.fromarray(pixels).save(folder / name)
         studies.append(
             Study(
-                image=name, sha256=file_digest(folder / name), width=WIDTH, height=HEIGHT, modality="squares",
+                image=name, sha256=file_digest(folder / name), width=WIDTH, height=HEIGHT, modality=modality,
                 patient=f"{split}-{number // 2}", split=split,
             )
         )  # fmt: skip

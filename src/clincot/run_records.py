@@ -43,8 +43,8 @@ FILES: dict[str, type[Record]] = {
 def lines_naming(path: Path, words: Collection[str]) -> Iterator[tuple[int, bytes]]:
     """Numbered lines of a file on which one of `words` (ids, or beginnings of ids) stands anywhere.
 
-    Other lines are passed over unread, which is what makes a scan of a whole run take seconds; so a bad line
-    that names none of the words is not noticed here.
+    For a few words, since each is tried on every line. Other lines are passed over unread, which is what makes a scan
+    of a whole run take seconds; so a bad line that names none of the words is not noticed here.
     """
     if not words:
         return

@@ -14,8 +14,8 @@ from PIL import Image
 from clincot.bench.gallery import Pictures, Round, asked, benchmarked, drawn, pairs, shares
 from clincot.bench.page import write_page
 from clincot.images import BadImage
-from clincot.jsonl import BadRecord, read_records
-from clincot.records import Decision, Judgement, PreferencePair, Study
+from clincot.jsonl import BadRecord, read_records, write_records
+from clincot.records import Decision, Judgement, PreferencePair, Reference, Study
 from clincot.run_folder import judge_names
 from tests.runs import VIEWS, write_films, write_run
 
@@ -163,23 +163,22 @@ def test_decisions_curves_digests_and_the_statement_are_there(page: Read, root: 
     assert "not clinical evidence" in page.text
 
 
-def test_rendered_radiographs_are_called_one_anatomy(root: Path, copy: Path, tmp_path: Path) -> None:
+def test_rendered_radiographs_are_called_one_anatomy_and_other_films_are_not(page: Read, tmp_path: Path) -> None:
+    for name, seed in (("data", 1), ("benchmark", 2)):
+        write_films(tmp_path / name, films=20, seed=seed, split=name, modality="rendered radiograph")
+    write_run(tmp_path / "run", tmp_path / "data", tmp_path / "benchmark", rounds=1, limit=20)
+    write_page(tmp_path / "run", tmp_path / "page.html", title="t")
+    text = Read((tmp_path / "page.html").read_text()).text
+    assert "One anatomy, controlled; not clinical evidence." in text
+    assert "One anatomy" not in page.text
+
+
+def test_a_record_that_is_missing_is_named(root: Path, copy: Path, tmp_path: Path) -> None:
+    shutil.copytree(root / "data", tmp_path / "data")
+    (tmp_path / "data" / "studies.jsonl").write_text("")
     run = json.loads((copy / "run.json").read_text())
-    for name in ("data", "benchmark"):
-        shutil.copytree(root / name, tmp_path / name)
-        path = tmp_path / name / "studies.jsonl"
-        studies = [json.loads(line) for line in path.read_text().splitlines()]
-        ids = {}
-        for study in studies:
-            study["modality"] = "rendered radiograph"
-            old = study.pop("id")
-            ids[old] = Study.model_validate(study).id
-        path.write_text("".join(Study.model_validate(s).model_dump_json() + "\n" for s in studies))
-        assert len(set(ids.values())) == len(studies)
-        run[name] = str(tmp_path / name)
-    # the questions name the old studies, so nothing but the results can be shown: films are what matters here
-    (copy / "run.json").write_text(json.dumps(run))
-    with pytest.raises(BadRecord, match=r"studies\.jsonl: expected study-"):
+    (copy / "run.json").write_text(json.dumps(run | {"data": str(tmp_path / "data")}))
+    with pytest.raises(BadRecord, match=r"data/studies\.jsonl: expected study-[0-9a-f]{20}, which another record"):
         write_page(copy, tmp_path / "page.html", title="t")
     assert not (tmp_path / "page.html").exists()
 
@@ -305,9 +304,18 @@ def test_benchmark_examples_show_every_policy_and_the_key(root: Path) -> None:
     assert len(shown) == len({one.question.study for one in shown}) == 6
     for one in shown:
         assert [tried.policy for tried in one.tried] == ["base", "round 1"]
-        assert all(tried.outcome.question == one.question.id for tried in one.tried)
+        assert {(tried.outcome.question, tried.outcome.arm) for tried in one.tried} == {(one.question.id, "written")}
         assert [mark.label for mark in one.film.marks] == ["base", "round 1", "answer key"]
     assert benchmarked(policies, root / "benchmark", "relevance", Pictures(), 6) == []
+
+
+def test_without_boxes_in_the_key_there_are_benchmark_examples_all_the_same(root: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(root / "benchmark", tmp_path / "benchmark"))
+    key = [r.model_copy(update={"boxes": ()}) for r in read_records(folder / "references.jsonl", Reference)]
+    rows = [Reference.model_validate(r.model_dump(exclude={"id"})) for r in key]
+    write_records(folder / "references.jsonl", rows)
+    shown = benchmarked([("base", root / "run" / "base" / "outcomes.jsonl", VIEWS)], folder, "written", Pictures(), 6)
+    assert [[mark.label for mark in one.film.marks] for one in shown] == [["base"]] * 6
 
 
 def test_an_image_outside_the_data_folder_is_refused(root: Path, tmp_path: Path) -> None:

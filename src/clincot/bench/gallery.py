@@ -252,9 +252,10 @@ class _Found:
 def benchmarked(
     policies: Sequence[tuple[str, Path, Views]], folder: Path, arm: str, pictures: Pictures, count: int
 ) -> list[Benchmarked]:
-    """Benchmark questions with boxes in the answer key: where each policy (name, outcomes file, views) looked.
+    """Benchmark questions: where each policy (name, outcomes file, views) looked, and what it answered.
 
-    Only questions that all of the policies answered in this arm, at most one a film.
+    Only questions that all of the policies answered in this arm, with boxes in the answer key if it has any, and at
+    most one a film.
     """
     asked_by = [
         {outcome.question for outcome in read_records(path, Outcome) if outcome.arm == arm} for _, path, _ in policies
@@ -262,8 +263,10 @@ def benchmarked(
     common = set.intersection(*asked_by) if asked_by else set()
     boxed = {r.question for r in read_records(folder / "references.jsonl", Reference) if r.boxes}
     of_study: dict[str, list[str]] = {}
-    for question in records_naming(folder / "questions.jsonl", Question, common & boxed):
-        of_study.setdefault(question.study, []).append(question.id)
+    kept = common & boxed or common
+    for question in read_records(folder / "questions.jsonl", Question):
+        if question.id in kept:
+            of_study.setdefault(question.study, []).append(question.id)
     ids = drawn((drawn(questions, 1)[0] for questions in of_study.values()), count)
 
     questions = _in_order(records_naming(folder / "questions.jsonl", Question, ids), ids)
@@ -282,7 +285,9 @@ def benchmarked(
             tried.append(Tried(name, style, crop, box_to_text(outcome.box), outcome))
             marks.append(Mark(outcome.box, style, name))
         marks += [Mark(box, "key", "answer key") for box in reference.boxes]
-        text = f"Radiograph; the answer key's region and where {len(tried)} policies looked"
+        text = f"Radiograph; where {len(tried)} policies looked" + (
+            ", and the answer key's region" * bool(reference.boxes)
+        )
         on_film = film(pictures.film(study, folder), (study.width, study.height), marks, text)
         shown.append(Benchmarked(question, reference, on_film, tuple(tried)))
     return shown

@@ -35,6 +35,7 @@ DATA_STATEMENT = (
 )
 _EXAMPLES = 6
 _GAINS = {"gain": "correct", "hit_gain": "hit"}  # column -> metric of results.json's paired differences
+_NEEDS = {"gain": "accuracy", "hit_gain": "hit_rate"}
 _METRIC_OF = {"accuracy": "correct", "hit_rate": "hit"}
 
 
@@ -129,7 +130,7 @@ def _content(run: Path, title: str) -> dict[str, Any]:
         "facts": _facts(folders, results, main_arm),
         "main_arm": main_arm,
         "results": _groups(results, names, main_arm, params.evaluate.arms),
-        "columns": [column for column in MAIN_COLUMNS if column.signed or column.name in names],
+        "columns": [column for column in MAIN_COLUMNS if _NEEDS.get(column.name, column.name) in names],
         "more_columns": [Column(name, HEADINGS[name]) for name in names],
         "blind": None if line is None else line.value,
         "notes": _notes(results),
