@@ -150,6 +150,12 @@ def test_the_table_shows_the_results(page: Read, root: Path) -> None:
     assert places == sorted(places)
 
 
+def test_few_patients_and_a_well_informed_blind_baseline_are_said_so(page: Read) -> None:
+    """24 benchmark films are of 12 patients; the fixture's blind baseline is fitted on the benchmark itself."""
+    assert "Intervals from fewer than 40 patients are approximate; here there are 12." in page.text
+    assert "knows the answers of the benchmark itself" in page.text
+
+
 def test_decisions_curves_digests_and_the_statement_are_there(page: Read, root: Path) -> None:
     for number in (1, 2):
         (decision,) = read_records(root / "run" / f"round-{number:02d}" / "decision.json", Decision)

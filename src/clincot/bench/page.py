@@ -201,10 +201,13 @@ def _asked_n(arms: Mapping[str, Mapping[str, Interval]]) -> str:
 
 
 def _notes(results: Results) -> list[str]:
-    clusters = {m.clusters for row in results.rows for arm in row.arms.values() for m in arm.values() if m.n}
+    accuracies = [arm["accuracy"] for row in results.rows for arm in row.arms.values() if "accuracy" in arm]
+    clusters = {accuracy.clusters for accuracy in accuracies if accuracy.n}
     notes = ["“vs base” is the paired difference to the base policy looking at the same kind of region."]
     if clusters and min(clusters) < APPROXIMATE_BELOW:
-        notes.append(f"Intervals from fewer than {APPROXIMATE_BELOW} patients are approximate; here {min(clusters)}.")
+        notes.append(
+            f"Intervals from fewer than {APPROXIMATE_BELOW} patients are approximate; here there are {min(clusters)}."
+        )
     knows = results.blind.fitted_on
     return [*notes, f"The blind baseline knows the answers of {knows}, by question, and never sees an image."]
 
