@@ -17,7 +17,7 @@ from clincot.bench.grounding import best_iou, hit
 from clincot.bench.vqa import is_correct, normalise
 from clincot.config import EvaluateSection
 from clincot.conversation import Step, chain
-from clincot.geometry import WHOLE, Box, covered, crop_square
+from clincot.geometry import WHOLE, Box, covered, crop_square, look_side, look_square
 from clincot.models.protocols import Generation, Grounder, RelevancePolicy
 from clincot.propose.grounders import Written, random_square, seed_of
 from clincot.propose.hypotheses import hypotheses
@@ -85,8 +85,7 @@ def _outcome(
     aspect = one.shown.width / one.shown.height
     shown = box if box == WHOLE else crop_square(box, min_side=policy.views.min_crop, aspect=aspect)
     # IoU of what is shown with what would be shown of the reference: a crop is never smaller than min_crop
-    squares = [crop_square(b, min_side=policy.views.min_crop, aspect=aspect) for b in reference.boxes]
-    iou = best_iou(shown, squares)
+    iou = best_iou(shown, [look_square(b) for b in reference.boxes])
     return Outcome(
         question=one.question.id,
         policy=policy.digest,
@@ -119,19 +118,30 @@ def _looks(
         return
     others = list(dict.fromkeys(q.study for q in questions))
     following = dict(zip(others, others[1:] + others[:1], strict=True))
+    sides = look_sides(benchmark)
     for question in questions:
-        boxes = benchmark.references[question.id].boxes
+        reference = benchmark.references[question.id]
         shown = studies[following[question.study] if arm == "shuffled" else question.study]
-        yield _Look(question, shown, _control(arm, question, boxes, policy.views.min_crop, section.seed))
+        yield _Look(question, shown, _control(arm, question, reference, sides, section.seed))
 
 
-def _control(arm: str, question: Question, boxes: Sequence[Box], min_crop: float, seed: int) -> Box:
-    """A control's region. Where the key has no box (an absent finding) every control looks anywhere."""
+def look_sides(benchmark: Benchmark) -> dict[str, float]:
+    """The median side of the squares that look at each finding, for controls where the finding is absent."""
+    sides: dict[str, list[float]] = {}
+    for reference in benchmark.references.values():
+        for box in reference.boxes:
+            sides.setdefault(reference.finding, []).append(look_side(box))
+    return {finding: sorted(found)[len(found) // 2] for finding, found in sides.items()}
+
+
+def _control(arm: str, question: Question, reference: Reference, sides: Mapping[str, float], seed: int) -> Box:
+    """A control's region. Where the key has no box (an absent finding) every control looks anywhere, at as large a
+    square as for the finding when present: its size must not tell."""
     if arm == "whole":
         return WHOLE
-    shown = [crop_square(box, min_side=min_crop) for box in boxes]
-    side = max(shown[0].x1 - shown[0].x0, shown[0].y1 - shown[0].y0) if shown else min_crop
-    if arm in ("oracle", "shuffled") and shown:
-        return shown[0]
+    boxes = reference.boxes
+    if arm in ("oracle", "shuffled") and boxes:
+        return look_square(boxes[0])
+    side = look_side(boxes[0]) if boxes else sides.get(reference.finding, 0.25)
     draws = [random_square(seed_of(seed, question.id, arm, n), side) for n in range(20 if arm == "wrong" else 1)]
     return min(draws, key=lambda draw: sum(covered(box, by=draw) for box in boxes))

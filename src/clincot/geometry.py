@@ -106,6 +106,18 @@ def crop_square(box: Box, *, min_side: float, aspect: float = 1.0) -> Box:
     return box_of((x0, y0, x0 + width, y0 + height))
 
 
+def look_side(box: Box) -> float:
+    """Side of the square that looks at a box: a quarter of the image, or half of it for what is larger."""
+    return 0.25 if max(box.x1 - box.x0, box.y1 - box.y0) < 0.35 else 0.5
+
+
+def look_square(box: Box) -> Box:
+    """The square of that side around a box's centre, inside the image."""
+    side = look_side(box)
+    x0, y0 = (min(max(c - side / 2, 0.0), 1.0 - side) for c in box.centre)
+    return box_of((x0, y0, x0 + side, y0 + side))
+
+
 def box_to_text(box: Box) -> str:
     """The text form a policy reads and writes: integer percent, for instance "[12, 30, 37, 55]"."""
     x0, y0 = (min(round(v * 100), 99) for v in (box.x0, box.y0))

@@ -27,7 +27,7 @@ from clincot.train.sft import train_on_rows
 from clincot.train.vision import DenseFrames, pretrain_vision
 
 REGION_TRUTH = 0.3  # of the regions that the policy is taught to write: leaves room for rounds to improve them
-LESSON_LR = 1e-3
+LESSON_LR = 2e-3
 
 
 @dataclass(frozen=True)

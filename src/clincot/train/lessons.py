@@ -13,10 +13,21 @@ from pathlib import Path
 
 import numpy as np
 
-from clincot.conversation import Conversation, Views, answered, finding_in, judgement, look, look_closer
-from clincot.geometry import WHOLE, Box, box_of, crop_square
+from clincot.conversation import (
+    Conversation,
+    Turn,
+    Views,
+    answered,
+    crop_picture,
+    finding_in,
+    judgement,
+    look,
+    look_closer,
+)
+from clincot.geometry import WHOLE, Box, box_of, look_side
 from clincot.records import Question, Reference, Study
 
+CROP_TOPICS = ("margin", "presence", "which finding")  # a crop is enough to answer these
 SNAP = 0.05  # written regions start on a grid of 5 %: fewer words to learn
 
 
@@ -39,22 +50,33 @@ def join(
 def policy_lessons(
     lessons: Sequence[Lesson], folder: Path, views: Views, *, region_truth: float, seed: int
 ) -> Iterator[Conversation]:
-    """Three conversations a question: writing a region and answering, answering from a given region, finding in a crop.
+    """Writing a region and answering, answering from a given region, and (short, so many) naming what a crop shows.
 
     `region_truth`: share of the written regions that are where the finding is; the others lie anywhere.
     """
     rng = np.random.default_rng([seed, 1])
-    sides = [_side(b) for lesson in lessons for b in lesson.reference.boxes] or [0.25]
+    sides = sides_by_finding(lessons)
     for lesson in lessons:
         study, text, answer = lesson.study, lesson.question.text, lesson.reference.answer
         opening = look(study, folder, views, text)
         box = _region(lesson, rng, sides, truth=region_truth, whole=0.0, grid=SNAP)
         closer = look_closer(opening, study, folder, views, question=text, box=box, written=True)
         yield answered(closer, answer)
-        box = _region(lesson, rng, sides, truth=0.6, whole=0.2)
-        closer = look_closer(opening, study, folder, views, question=text, box=box)
-        yield answered(closer, answer)
-        yield from _finding_lesson(lesson, folder, views, rng, sides)
+        box = _region(lesson, rng, sides, truth=0.65, whole=0.1)
+        yield answered(look_closer(opening, study, folder, views, question=text, box=box), answer)
+        yield from _crop_lessons(lesson, folder, views, rng, sides)
+
+
+def _crop_lessons(
+    lesson: Lesson, folder: Path, views: Views, rng: np.random.Generator, sides: Mapping[str, float]
+) -> Iterator[Conversation]:
+    """The question about a crop alone, where a crop is enough to answer it, and whether the crop shows the finding."""
+    if lesson.question.topic in CROP_TOPICS:
+        for _ in range(2):
+            box = _region(lesson, rng, sides, truth=1.0, whole=0.0)
+            crop = crop_picture(lesson.study, folder, views, box)
+            yield answered((Turn("user", lesson.question.text, (crop,)),), lesson.reference.answer)
+    yield from _finding_lesson(lesson, folder, views, rng, sides)
 
 
 @dataclass(frozen=True)
@@ -68,15 +90,15 @@ class Proposal:
 
 
 def proposals(
-    lessons: Sequence[Lesson], *, seed: int, region_truth: float = 0.65, whole: float = 0.1, both: bool = True
+    lessons: Sequence[Lesson], *, seed: int, region_truth: float, whole: float = 0.1, both: bool = True
 ) -> Iterator[Proposal]:
-    """The right and a wrong answer of every question (with `both` False: one of them), each from a region of its own.
+    """The right and a wrong answer of every question (with `both` False: one of them), seen from one region.
 
     Wrong answers are other answers to the same topic, now and then of another. `region_truth`: share of the regions
     that show the finding, `whole`: of those that are the whole image; the others lie anywhere.
     """
     rng = np.random.default_rng([seed, 2])
-    sides = [_side(b) for lesson in lessons for b in lesson.reference.boxes] or [0.25]
+    sides = sides_by_finding(lessons)
     answers = _answers_by_topic(lessons)
     everything = sorted({a for group in answers.values() for a in group})
     for lesson in lessons:
@@ -84,68 +106,86 @@ def proposals(
         group = answers[lesson.question.topic] if rng.random() < 0.95 else everything
         wrong = [answer for answer in group if answer != truth]
         choices = [truth, *([str(rng.choice(wrong))] if wrong else [])]
+        box = _region(lesson, rng, sides, truth=region_truth, whole=whole)
         for answer in choices if both else [str(rng.choice(choices))]:
-            box = _region(lesson, rng, sides, truth=region_truth, whole=whole)
             yield Proposal(lesson, answer, box, answer == truth)
 
 
 def judge_lessons(lessons: Sequence[Lesson], folder: Path, views: Views, *, seed: int) -> Iterator[Conversation]:
-    """Is the proposed answer right? From a crop that does not show the finding a judge cannot know, and its P(yes)
-    learns to go towards one half."""
-    for proposal in proposals(lessons, seed=seed):
-        study, text = proposal.lesson.study, proposal.lesson.question.text
-        asked = judgement(study, folder, views, question=text, answer=proposal.answer, box=proposal.box)
-        yield answered(asked, "yes" if proposal.right else "no")
+    """Is the proposed answer right? Asked from a region that shows the finding and from one that may not.
+
+    From a crop that does not show it a judge cannot know, and its P(yes) learns to go towards one half. To match words
+    with what is seen is hard to learn from yes and no alone, so a judge answers questions too, and names what it sees.
+    """
+    rng = np.random.default_rng([seed, 3])
+    sides = sides_by_finding(lessons)
+    for truth, number in ((0.95, seed), (0.35, seed + 1)):
+        for proposal in proposals(lessons, seed=number, region_truth=truth, whole=0.05):
+            study, text = proposal.lesson.study, proposal.lesson.question.text
+            asked = judgement(study, folder, views, question=text, answer=proposal.answer, box=proposal.box)
+            yield answered(asked, "yes" if proposal.right else "no")
+            if proposal.right:
+                yield answered((Turn("user", text, asked[0].pictures),), proposal.answer)
+    for lesson in lessons:
+        yield from _crop_lessons(lesson, folder, views, rng, sides)
 
 
 def _finding_lesson(
-    lesson: Lesson, folder: Path, views: Views, rng: np.random.Generator, sides: Sequence[float]
+    lesson: Lesson, folder: Path, views: Views, rng: np.random.Generator, sides: Mapping[str, float]
 ) -> Iterator[Conversation]:
     """Is the finding in this crop? Only where the key says where it is, so that a "no" is known to be one."""
     finding, boxes = lesson.reference.finding, lesson.reference.boxes
     if not finding or not boxes:
         return
-    there = rng.random() < 0.5
-    box = _true_region(boxes, rng) if there else _elsewhere(boxes, rng, sides)
-    asked = finding_in(lesson.study, folder, views, finding=finding, box=box)
-    yield answered(asked, "yes" if there else "no")
+    for there in (True, False):
+        box = _true_region(boxes, rng) if there else _elsewhere(boxes, rng, sides[finding])
+        asked = finding_in(lesson.study, folder, views, finding=finding, box=box)
+        yield answered(asked, "yes" if there else "no")
 
 
 def _region(
-    lesson: Lesson, rng: np.random.Generator, sides: Sequence[float], *, truth: float, whole: float, grid: float = 0.01
-) -> Box:
+    lesson: Lesson, rng: np.random.Generator, sides: Mapping[str, float], *, truth: float, whole: float,
+    grid: float = 0.01,
+) -> Box:  # fmt: skip
+    """Where a lesson looks. Elsewhere is as large as the finding would be, so that size tells nothing of the answer;
+    where the finding is the answer, any finding's size."""
     draw = rng.random()
     if draw < whole:
         return WHOLE
     if lesson.reference.boxes and draw < whole + truth:
         return _true_region(lesson.reference.boxes, rng, grid)
-    return random_square(rng, float(rng.choice(sides)), grid)
+    named = lesson.reference.finding if lesson.reference.answer != lesson.reference.finding else ""
+    side = sides.get(named) or float(rng.choice(sorted(sides.values())))
+    return random_square(rng, side, grid)
 
 
 def _true_region(boxes: Sequence[Box], rng: np.random.Generator, grid: float = 0.01) -> Box:
     """The square around one of the boxes, off its centre by up to a fifth of a side."""
     box = boxes[int(rng.integers(len(boxes)))]
-    side = _side(box)
+    side = look_side(box)
     cx, cy = (c + rng.uniform(-0.2, 0.2) * side for c in box.centre)
     return snapped(cx, cy, side, grid)
 
 
-def _elsewhere(boxes: Sequence[Box], rng: np.random.Generator, sides: Sequence[float]) -> Box:
-    """A square that shows none of the boxes' centres, nor much of them (the best of 20 draws)."""
-    draws = [random_square(rng, float(rng.choice(sides))) for _ in range(20)]
+def _elsewhere(boxes: Sequence[Box], rng: np.random.Generator, side: float) -> Box:
+    """A square that shows as little of the boxes as the best of 20 draws."""
+    draws = [random_square(rng, side) for _ in range(20)]
     return min(draws, key=lambda d: sum(_overlap(b, d) for b in boxes))
+
+
+def sides_by_finding(lessons: Sequence[Lesson]) -> dict[str, float]:
+    """The median side of the squares that show each finding."""
+    sides: dict[str, list[float]] = {}
+    for lesson in lessons:
+        for box in lesson.reference.boxes:
+            sides.setdefault(lesson.reference.finding, []).append(look_side(box))
+    return {finding: sorted(found)[len(found) // 2] for finding, found in sorted(sides.items())} or {"": 0.25}
 
 
 def _overlap(a: Box, b: Box) -> float:
     width = min(a.x1, b.x1) - max(a.x0, b.x0)
     height = min(a.y1, b.y1) - max(a.y0, b.y0)
     return max(width, 0.0) * max(height, 0.0) / a.area
-
-
-def _side(box: Box) -> float:
-    """Side of the square that shows a box, at least a quarter of the image, in steps of SNAP."""
-    shown = crop_square(box, min_side=0.25)
-    return min(1.0, round(max(shown.x1 - shown.x0, shown.y1 - shown.y0) / SNAP + 0.49) * SNAP)
 
 
 def random_square(rng: np.random.Generator, side: float, grid: float = 0.01) -> Box:
