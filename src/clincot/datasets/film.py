@@ -130,8 +130,8 @@ def _radial(lung: Mask) -> tuple[Film, Film, Film]:
     # The hilum: mid-height, at the lung's medial border.
     hilum_row = (rows.min() + rows.max()) / 2
     hilum_column = np.percentile(columns, 88 if medial_is_right else 12)
-    down, across = np.indices((SIDE_PX, SIDE_PX), dtype=np.float32)
-    down, across = down - hilum_row, across - hilum_column
+    row, column = np.indices((SIDE_PX, SIDE_PX), dtype=np.float32)
+    down, across = row - hilum_row, column - hilum_column
     distance = np.hypot(down, across)
     turns = (np.arctan2(down, across) + np.pi) / (2 * np.pi) * _DIRECTIONS
     bins = np.floor(turns).astype(int) % _DIRECTIONS
