@@ -17,7 +17,7 @@ import numpy as np
 from clincot.config import TrainSection
 from clincot.conversation import WORDINGS, load_views
 from clincot.datasets.folder import StudyIndex, load_questions, load_references
-from clincot.datasets.frames import dense_frames
+from clincot.datasets.frames import dense_frames, nodule_frames
 from clincot.datasets.radiographs import build, stream
 from clincot.models.small import SmallSpec, build_small
 from clincot.propose.hypotheses import FINDINGS
@@ -45,11 +45,11 @@ class Recipe:
 
 EVALUATION_WARPS = range(1000)  # kept free for rounds, calibration and benchmarks
 RECIPES = (
-    Recipe("policy", "policy", SmallSpec(seed=1), range(1000, 1040), 14_000, 5_000, 1),
-    Recipe("judge-a", "judge", SmallSpec(seed=2, text_layers=2), range(2000, 2040), 14_000, 5_000, 1),
+    Recipe("policy", "policy", SmallSpec(seed=1), range(1000, 1040), 6_000, 5_000, 2),
+    Recipe("judge-a", "judge", SmallSpec(seed=2, text_layers=2), range(2000, 2040), 6_000, 5_000, 2),
     Recipe(
         "judge-b", "judge", SmallSpec(seed=3, vision_hidden=96, vision_layers=4, text_layers=2), range(3000, 3040),
-        12_000, 5_000, 1,
+        6_000, 5_000, 2,
     ),
 )  # fmt: skip
 
@@ -63,7 +63,7 @@ def make_towers(recipe: Recipe, work: Path) -> Path:
     checkpoint = work / f"{recipe.name}-tower"
     build_small(checkpoint, recipe.spec, corpus(lessons))
     losses = pretrain_vision(
-        checkpoint, _dense(recipe), images_total=recipe.dense_images, images_a_step=12, seed=recipe.spec.seed
+        checkpoint, _dense(recipe), images_total=recipe.dense_images, images_a_step=8, seed=recipe.spec.seed
     )
     (checkpoint / "train_log.json").write_text(json.dumps({"dense_loss": losses}) + "\n", encoding="utf-8")
     return checkpoint
@@ -96,9 +96,14 @@ def make(recipe: Recipe, work: Path, out: Path) -> Path:
 
 
 def _dense(recipe: Recipe) -> Iterator[DenseFrames]:
-    for index, radiograph in enumerate(stream(recipe.warps, recipe.dense_images, recipe.spec.seed)):
-        rng = np.random.default_rng([recipe.spec.seed, index, 9])
-        yield DenseFrames(*dense_frames(radiograph, rng))
+    """Every other radiograph has three nodules, seen from near: margins are fine and nodules small."""
+    half, seed = recipe.dense_images // 2, recipe.spec.seed
+    anything = stream(recipe.warps, half, seed)
+    nodules = stream(recipe.warps, half, seed + 100, findings=["nodule"] * 3)
+    for index, (one, other) in enumerate(zip(anything, nodules, strict=True)):
+        rng = np.random.default_rng([seed, index, 9])
+        yield DenseFrames(*dense_frames(one, rng))
+        yield DenseFrames(*nodule_frames(other, rng))
 
 
 def corpus(folder: Path) -> Iterator[str]:

@@ -27,7 +27,10 @@ def dense_frames(
     radiograph: Radiograph, rng: np.random.Generator, *, crops: int = 3
 ) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.float32]]:
     """(N, 64, 64) pixels and (N, 8, 8, 7) shares of CLASSES: the 2 x 2 grid, then `crops` crops."""
-    boxes = whole_boxes() + [_crop(radiograph, rng) for _ in range(crops)]
+    return _frames(radiograph, whole_boxes() + [_crop(radiograph, rng) for _ in range(crops)])
+
+
+def _frames(radiograph: Radiograph, boxes: list[Box]) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.float32]]:
     image = Image.fromarray(radiograph.pixels).convert("RGB")
     frames = [np.asarray(view(image, box, FRAME_PX).convert("L").resize((FRAME_PX, FRAME_PX))) for box in boxes]
     size = radiograph.pixels.shape[0]
@@ -39,6 +42,19 @@ def dense_frames(
     return np.stack(frames), np.stack([_shares(masks, box) for box in boxes])
 
 
+def nodule_frames(
+    radiograph: Radiograph, rng: np.random.Generator
+) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.float32]]:
+    """As dense_frames, but two full-resolution crops a nodule and one of the grid's: margins are a few pixels wide and
+    hardly weigh among the larger findings."""
+    boxes = [whole_boxes()[rng.integers(4)], _square(*rng.uniform(0.1, 0.9, 2), 0.25, radiograph.pixels.shape[0])]
+    for lesion in radiograph.lesions:
+        for _ in range(2 if lesion.finding == "nodule" else 1):
+            cx, cy = (c + rng.uniform(-0.07, 0.07) for c in lesion.box.centre)
+            boxes.append(_square(cx, cy, 0.25, radiograph.pixels.shape[0]))
+    return _frames(radiograph, boxes)
+
+
 def _crop(radiograph: Radiograph, rng: np.random.Generator) -> Box:
     size = radiograph.pixels.shape[0]
     side = rng.choice([0.25, 0.25, 0.5])
@@ -47,6 +63,11 @@ def _crop(radiograph: Radiograph, rng: np.random.Generator) -> Box:
         cx, cy = (c + rng.uniform(-0.08, 0.08) for c in lesion.box.centre)
     else:
         cx, cy = rng.uniform(0.1, 0.9, 2)
+    return _square(cx, cy, float(side), size)
+
+
+def _square(cx: float, cy: float, side: float, size: int) -> Box:
+    """A square around a centre, inside the image, its corner on a pixel."""
     x0, y0 = (round(min(max(c - side / 2, 0.0), 1.0 - side) * size) / size for c in (cx, cy))
     return box_of((x0, y0, x0 + side, y0 + side))
 
