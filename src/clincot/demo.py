@@ -16,7 +16,8 @@ from clincot.bench.page import write_page
 from clincot.config import load_params
 from clincot.datasets.radiographs import build
 from clincot.datasets.vqa_rad import ingest_vqa_rad
-from clincot.jsonl import BadRecord
+from clincot.jsonl import BadRecord, read_records
+from clincot.records import PreferencePair
 from clincot.rounds import Plan, run_rounds, table
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -55,9 +56,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     page = args.run / "page.html"
     write_page(args.run, page, title="ClinCoT on VQA-RAD" if args.vqa_rad else "ClinCoT on rendered radiographs")
     print(f"\n{table(results)}\n\ntable  {args.run / 'results.json'}\npage   {page}")
-    with (args.run / "round-01" / "pairs.jsonl").open(encoding="utf-8") as pairs:
-        pair = pairs.readline().split('"id":"')[1].split('"')[0]
-    print(NEXT.format(pair=pair, run=args.run, data=plan.data, benchmark=plan.benchmark))
+    pair = next(read_records(args.run / "round-01" / "pairs.jsonl", PreferencePair))
+    print(NEXT.format(pair=pair.id, run=args.run, data=plan.data, benchmark=plan.benchmark))
     return 0
 
 

@@ -47,11 +47,13 @@ def nodule_frames(
 ) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.float32]]:
     """As dense_frames, but two full-resolution crops a nodule and one of the grid's: margins are a few pixels wide and
     hardly weigh among the larger findings."""
-    boxes = [whole_boxes()[rng.integers(4)], _square(*rng.uniform(0.1, 0.9, 2), 0.25, radiograph.pixels.shape[0])]
+    size = radiograph.pixels.shape[0]
+    x, y = rng.uniform(0.1, 0.9, 2)
+    boxes = [whole_boxes()[int(rng.integers(4))], _square(x, y, 0.25, size)]
     for lesion in radiograph.lesions:
         for _ in range(2 if lesion.finding == "nodule" else 1):
             cx, cy = (c + rng.uniform(-0.07, 0.07) for c in lesion.box.centre)
-            boxes.append(_square(cx, cy, 0.25, radiograph.pixels.shape[0]))
+            boxes.append(_square(cx, cy, 0.25, size))
     return _frames(radiograph, boxes)
 
 
