@@ -61,15 +61,22 @@ class Encoder:
         self.end_ids = _end_ids(self.tokenizer)
         self.pad_id: int = self.tokenizer.pad_token_id if self.tokenizer.pad_token_id is not None else min(self.end_ids)
         self._text = lru_cache(maxsize=65536)(self._tokenise)
+        self._template = lru_cache(maxsize=16384)(self._apply_template)
         # pixels are large and needed once, placeholders are small and needed by every conversation
         self._pictures: Callable[[Picture], EncodedPicture] = lru_cache(maxsize=pictures_kept)(self._process)
         self._picture_ids = lru_cache(maxsize=200_000)(lambda picture: self.picture(picture).ids)
+        # Idefics3 without splitting makes one frame of any picture, so one picture's placeholder is every picture's
+        self._one_frame = getattr(processor.image_processor, "do_image_splitting", None) is False
+        self._frame_ids: tuple[int, ...] = ()
 
     def picture(self, picture: Picture) -> EncodedPicture:
         return self._pictures(picture)
 
     def picture_ids(self, picture: Picture) -> tuple[int, ...]:
         """The tokens that stand for a picture, without keeping its pixels."""
+        if self._one_frame:
+            self._frame_ids = self._frame_ids or self.picture(picture).ids
+            return self._frame_ids
         ids: tuple[int, ...] = self._picture_ids(picture)
         return ids
 
@@ -116,12 +123,13 @@ class Encoder:
         return tuple(self.tokenizer.convert_ids_to_tokens(sorted(self.end_ids)))
 
     def _render(self, conversation: Conversation, *, reply: bool) -> str:
+        # what is rendered depends on how many pictures a turn has, not on which: the same words come again and again
+        return self._template(tuple((turn.role, len(turn.pictures), turn.text) for turn in conversation), reply)
+
+    def _apply_template(self, turns: tuple[tuple[str, int, str], ...], reply: bool) -> str:
         messages = [
-            {
-                "role": turn.role,
-                "content": [*({"type": "image"} for _ in turn.pictures), {"type": "text", "text": turn.text}],
-            }
-            for turn in conversation
+            {"role": role, "content": [*({"type": "image"} for _ in range(pictures)), {"type": "text", "text": text}]}
+            for role, pictures, text in turns
         ]
         rendered: str = self.processor.apply_chat_template(messages, add_generation_prompt=reply, tokenize=False)
         return rendered
