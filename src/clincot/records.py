@@ -170,9 +170,7 @@ class PreferencePair(Record):
     @model_validator(mode="after")
     def _ordered(self) -> Self:
         if self.chosen_score <= self.rejected_score:
-            raise ValueError(
-                f"chosen must score above rejected, got {self.chosen_score} <= {self.rejected_score}"
-            )
+            raise ValueError(f"chosen must score above rejected, got {self.chosen_score} <= {self.rejected_score}")
         return self
 
     @property
