@@ -17,15 +17,20 @@ from clincot.records import digest_of
 
 Positive = Annotated[int, Field(ge=1)]
 Share = Annotated[float, Field(ge=0, le=1)]
-GrounderName = Literal["windows", "relevance", "written", "http", "random", "whole"]
+GrounderName = Literal["windows", "relevance", "written", "http", "random"]
 
 
 class Section(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     @property
     def digest(self) -> str:
         return digest_of(self.model_dump(mode="json"))
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """Files and folders that the section names: what is in them decides a stage's result too."""
+        return ()
 
 
 class PrepareSection(Section):
@@ -48,7 +53,8 @@ class ProposeSection(Section):
     ] = {"windows": 2, "written": 4}
     hypotheses: Annotated[Positive, Field(description="findings asked about a question, 'normal' included")] = 4
     window_sides: Annotated[
-        tuple[float, ...], Field(description="sides of the sliding windows, as shares of the image")
+        tuple[Annotated[float, Field(gt=0, le=1)], ...],
+        Field(min_length=1, description="sides of the sliding windows, as shares of the image"),
     ] = (0.25, 0.5)
     window_stride: Annotated[float, Field(gt=0, le=1, description="step of a window, as a share of its side")] = 0.75
     merge_iou: Annotated[Share, Field(description="regions of a question that overlap more are one region")] = 0.7
@@ -66,7 +72,8 @@ class AnswerSection(Section):
     steps: Annotated[
         tuple[str, ...],
         Field(
-            description="questions of a chain; {question} is the data set's. More than one: the best is kept as context"
+            min_length=1,
+            description="questions of a chain; {question} is the data set's. More than one: the best is kept as context",
         ),
     ] = ("{question}",)
     batch_size: Positive = 128
@@ -102,6 +109,11 @@ class JudgeSection(Section):
     retries: Annotated[int, Field(ge=0, description="of a judge that fails")] = 3
     retry_delay_s: Annotated[float, Field(ge=0, description="before the first retry; doubles each time")] = 1.0
     batch_size: Positive = 128
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        places = [*(spec.path for spec in self.judges), self.calibration_file]
+        return tuple(Path(place) for place in places if place)
 
 
 class PairSection(Section):
@@ -207,6 +219,8 @@ def load_params(path: Path | None, overrides: tuple[str, ...] = ()) -> Params:
             raise BadRecord(f"{path}: no such file; expected the parameters (params.yaml)") from None
         except yaml.YAMLError as error:
             raise BadRecord(f"{path}: not YAML: {error}") from None
+        if not isinstance(content, dict):
+            raise BadRecord(f"{path}: expected parameters by section, got a {type(content).__name__}")
     for override in overrides:
         name, equals, value = override.partition("=")
         keys = name.split(".")
@@ -217,7 +231,10 @@ def load_params(path: Path | None, overrides: tuple[str, ...] = ()) -> Params:
             place = place.setdefault(key, {})
             if not isinstance(place, dict):
                 raise BadRecord(f"--set {override!r}: {key!r} is not a section")
-        place[keys[-1]] = _scalar(value)
+        try:
+            place[keys[-1]] = _scalar(value)
+        except yaml.YAMLError as error:
+            raise BadRecord(f"--set {override!r}: the value is not YAML: {error}") from None
     return parse_section(Params, content, where=str(path or "parameters"))
 
 

@@ -216,9 +216,11 @@ def run_stage(name: str, section: Section, inputs: Paths, outputs: Paths) -> Met
     """
     stage = stage_named(name)
     _check_paths(stage, inputs, outputs)
+    named = {str(path): path_digest(path) for path in section.files if path.exists()}
     key = digest_of(
-        [name, __version__, section.model_dump(mode="json"), {n: path_digest(p) for n, p in sorted(inputs.items())}]
-    )
+        [name, __version__, section.model_dump(mode="json"), named,
+         {n: path_digest(p) for n, p in sorted(inputs.items())}]
+    )  # fmt: skip
     stamp = outputs[stage.outputs[0]].with_name(outputs[stage.outputs[0]].name + ".stage.json")
     done = _read_stamp(stamp)
     if done is not None and done["key"] == key and _unchanged(done["outputs"], outputs):
