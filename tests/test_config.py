@@ -38,6 +38,7 @@ def test_without_a_file_the_defaults_hold() -> None:
         ("propose: {window_sides: [0.0]}", "propose.window_sides"),
         ("propose: {window_sides: [1.5]}", "propose.window_sides"),
         ("answer: {steps: []}", "answer.steps"),
+        ("propose: {hypotheses: 1}", "propose.hypotheses"),  # 'normal' alone, which is nowhere
         ("propose: {grounders: {whole: 1}}", "propose.grounders.whole"),
         ("- train", "parameters by section"),
         ("train: [", "not YAML"),

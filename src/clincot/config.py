@@ -51,7 +51,7 @@ class ProposeSection(Section):
         dict[GrounderName, Positive],
         Field(description="how many regions each grounder gives a question; the whole image is always added"),
     ] = {"windows": 2, "written": 4}
-    hypotheses: Annotated[Positive, Field(description="findings asked about a question, 'normal' included")] = 4
+    hypotheses: Annotated[int, Field(ge=2, description="findings asked about a question, 'normal' included")] = 4
     window_sides: Annotated[
         tuple[Annotated[float, Field(gt=0, le=1)], ...],
         Field(min_length=1, description="sides of the sliding windows, as shares of the image"),
@@ -73,7 +73,7 @@ class AnswerSection(Section):
         tuple[str, ...],
         Field(
             min_length=1,
-            description="questions of a chain; {question} is the data set's. More than one: the best is kept as context",
+            description="questions of a chain; {question} is the data set's. Several: the best is kept as context",
         ),
     ] = ("{question}",)
     batch_size: Positive = 128

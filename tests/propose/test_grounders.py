@@ -1,0 +1,124 @@
+"""Grounders find the bright square of a black film, with a policy that really looks at the crops it is shown."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from clincot.geometry import WHOLE, covered, intersection_over_union
+from clincot.propose.grounders import Random, Relevance, Windows, Written, random_square, seed_of
+from tests.propose.bright import BrightPolicy, ask, film
+
+
+def test_windows_lie_a_stride_apart_and_touch_every_border() -> None:
+    """Side .5, stride .5: corners at 0, .25 and .5 in both directions, in reading order."""
+    boxes = Windows(BrightPolicy(), sides=[0.5], stride=0.5).boxes
+    corners = [(x, y) for y in (0.0, 0.25, 0.5) for x in (0.0, 0.25, 0.5)]
+    assert [(b.x0, b.y0) for b in boxes] == corners
+    assert all((b.x1 - b.x0, b.y1 - b.y0) == (0.5, 0.5) for b in boxes)
+
+
+@pytest.mark.parametrize(("side", "stride"), [(0.25, 0.75), (0.3, 1.0), (0.33, 0.6), (0.9, 0.1)])
+def test_windows_leave_no_place_out(side: float, stride: float) -> None:
+    boxes = Windows(BrightPolicy(), sides=[side], stride=stride).boxes
+    grid = (np.arange(40) + 0.5) / 40
+    seen = [any(b.x0 <= x <= b.x1 and b.y0 <= y <= b.y1 for b in boxes) for x in grid for y in grid]
+    assert all(seen)
+    assert Windows(BrightPolicy(), sides=[1.0], stride=stride).boxes == [WHOLE]
+
+
+def test_windows_find_the_bright_square(tmp_path: Path) -> None:
+    """The square is 32 px = .25 of the film, on the corner (64, 32) px: window (.5, .25) of the grid of side .25 and
+    stride 1 is exactly it, P(yes) = 1. Every other window is black."""
+    study, square = film(tmp_path, "a.png", 64, 32)
+    grounder = Windows(BrightPolicy(), sides=[0.25], stride=1.0)
+    ((best, *others),) = grounder.ground(study, tmp_path, [ask(study)], [["nodule", "normal"]])
+    assert best.box == square
+    assert best.confidence == 1.0
+    assert best.hypothesis == "nodule"
+    assert len(others) == 15
+    assert {g.confidence for g in others} == {0.0}
+
+
+def test_a_finding_that_two_questions_share_is_asked_once(tmp_path: Path) -> None:
+    study, _ = film(tmp_path, "a.png", 0, 0)
+    policy = BrightPolicy()
+    questions = [ask(study), ask(study, "Where is the nodule?"), ask(study, "Is all well?")]
+    lists = Windows(policy, sides=[0.5], stride=1.0).ground(
+        study, tmp_path, questions, [["nodule", "normal"], ["nodule", "mass"], ["normal"]]
+    )
+    assert len(policy.asked) == 2 * 4  # nodule and mass, 4 windows each; normal is nowhere
+    assert [len(found) for found in lists] == [4, 8, 0]
+
+
+def test_a_window_without_a_probability_is_left_out(tmp_path: Path) -> None:
+    class Silent(BrightPolicy):
+        def p_yes(self, conversations):  # type: ignore[no-untyped-def]
+            return [None if n == 0 else p for n, p in enumerate(super().p_yes(conversations))]
+
+    study, square = film(tmp_path, "a.png", 0, 0, side=64)
+    (found,) = Windows(Silent(), sides=[0.5], stride=1.0).ground(study, tmp_path, [ask(study)], [["nodule"]])
+    assert len(found) == 3
+    assert square not in [g.box for g in found]
+
+
+def test_relevance_finds_the_bright_square(tmp_path: Path) -> None:
+    """32 px on a multiple of 8 px are 4 x 4 of the 16 x 16 patches, 1/16 of them: the quantile .9 keeps just these."""
+    study, square = film(tmp_path, "a.png", 64, 32)
+    policy = BrightPolicy()
+    ((one,), ()) = Relevance(policy, quantile=0.9).ground(
+        study, tmp_path, [ask(study), ask(study, "All well?")], [["nodule"], ["normal"]]
+    )
+    assert one.box == square
+    assert one.confidence == 1.0
+    assert len(policy.asked) == 1
+
+
+def test_written_regions_are_read_and_what_is_no_box_is_counted(tmp_path: Path) -> None:
+    """Confidence: the tokens' probability, exp(-.5 - .25)."""
+    study, _ = film(tmp_path, "a.png", 0, 0)
+    policy = BrightPolicy(["[10, 20, 30, 40]", "nowhere", "[50, 50, 20, 60]"])
+    grounder = Written(policy, samples=12, temperature=1.0, seed=0)
+    questions = [ask(study), ask(study, "Where?")]
+    lists = grounder.ground(study, tmp_path, questions, [["nodule"], []])
+    seeds = [[seed_of(0, q.id, n) % 3 for n in range(12)] for q in questions]
+    assert [len(found) for found in lists] == [s.count(0) for s in seeds]
+    assert grounder.off_format == sum(s.count(1) + s.count(2) for s in seeds) > 0
+    one = lists[0][0]
+    assert one.box.xyxy == (0.1, 0.2, 0.3, 0.4)
+    assert one.confidence == pytest.approx(math.exp(-0.75), abs=1e-6)
+    assert {g.hypothesis for g in lists[0]} == {"nodule"}
+    assert {g.hypothesis for g in lists[1]} == {"normal"}
+
+
+def test_a_question_draws_the_same_whatever_stands_beside_it(tmp_path: Path) -> None:
+    study, _ = film(tmp_path, "a.png", 0, 0)
+    words = [f"[{n}, 0, {n + 20}, 20]" for n in range(70)]
+    one, other = ask(study), ask(study, "Where?")
+    alone, beside, again = (
+        grounder.ground(study, tmp_path, asked, [["nodule"]] * len(asked))[-1]
+        for grounder, asked in (
+            (Written(BrightPolicy(words), samples=3, temperature=1.0, seed=0), [one]),
+            (Written(BrightPolicy(words), samples=3, temperature=1.0, seed=0), [other, one]),
+            (Written(BrightPolicy(words), samples=3, temperature=1.0, seed=1), [one]),
+        )
+    )
+    assert alone == beside
+    assert alone != again
+    assert len({g.box for g in alone}) > 1  # samples of a question differ
+
+
+def test_random_squares_are_inside_of_the_side_asked_for_and_anywhere(tmp_path: Path) -> None:
+    study, square = film(tmp_path, "a.png", 64, 32)
+    (found,) = Random(count=200, side=0.25, seed=0).ground(study, tmp_path, [ask(study)], [["nodule"]])
+    for g in found:
+        assert (g.box.x1 - g.box.x0, g.box.y1 - g.box.y0) == pytest.approx((0.25, 0.25), abs=2e-4)
+    centres = np.array([g.box.centre for g in found])
+    # uniform in [.125, .875]: mean .5, standard deviation .75 / sqrt(12) = .2165, of the mean of 200: .0153
+    assert centres.mean(0) == pytest.approx((0.5, 0.5), abs=4 * 0.0153)
+    assert min(intersection_over_union(square, g.box) for g in found) == 0
+    assert max(covered(square, by=g.box) for g in found) > 0.5
+    assert random_square(3, 1.0) == WHOLE
