@@ -44,6 +44,7 @@ class Plan:
 
 def run_rounds(plan: Plan) -> dict[str, Any]:
     """Run the plan, or what is left of it; returns what results.json holds."""
+    _can_start(plan)
     plan.run.mkdir(parents=True, exist_ok=True)
     _same_start(plan)
     _evaluate(plan, plan.policy, plan.run / "base")
@@ -204,6 +205,16 @@ def _gains(plan: Plan, folder: Path) -> dict[str, Any]:
                 seed=plan.params.evaluate.seed,  # type: ignore[arg-type]
             ).model_dump(mode="json")
     return gains
+
+
+def _can_start(plan: Plan) -> None:
+    """What would be found out hours later, or only after run.json has been written."""
+    arms = plan.params.evaluate.arms
+    if plan.params.decide.arm not in arms:
+        raise ValueError(f"decide.arm is {plan.params.decide.arm!r}, which evaluate.arms {arms} does not measure")
+    for name, path in (("data", plan.data), ("benchmark", plan.benchmark), ("policy", plan.policy)):
+        if not path.exists():
+            raise BadRecord(f"{name}: {path} does not exist")
 
 
 def _same_start(plan: Plan) -> None:

@@ -12,7 +12,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from itertools import groupby
+from itertools import groupby, zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
@@ -269,7 +269,8 @@ def _asked_and_answered(inputs: Paths) -> Iterator[tuple[Ask, Candidate]]:
     """Every candidate with its question, study and region; both files are in the questions' order."""
     candidates = groupby(read_records(inputs["candidates"], Candidate), key=lambda c: c.question)
     asks = groupby(_first_asks(inputs), key=lambda ask: ask.question.id)
-    for (question, asked), (answered, group) in zip(asks, candidates, strict=True):
+    nothing: tuple[str, Iterator[Any]] = ("the end of the file", iter(()))
+    for (question, asked), (answered, group) in zip_longest(asks, candidates, fillvalue=nothing):
         if question != answered:
             raise BadRecord(f"{inputs['candidates']}: expected candidates of {question}, got {answered}")
         by_region = {ask.region.id: ask for ask in asked}
@@ -283,11 +284,15 @@ def _next_asks(inputs: Paths, section: config.AnswerSection) -> Iterator[Ask]:
     """The asks of the step after the last one in `candidates_before`."""
     from clincot.propose.candidates import next_step
 
-    scores = iter(read_records(inputs["scores_before"], PanelScore))
+    scores = read_records(inputs["scores_before"], PanelScore)
     before = {**inputs, "candidates": inputs["candidates_before"]}
     for _, group in groupby(_asked_and_answered(before), key=lambda pair: pair[1].question):
-        asked = [(ask, candidate, next(scores).score) for ask, candidate in group]
-        yield from next_step(asked)
+        scored = [(ask, candidate, next(scores, None)) for ask, candidate in group]
+        for _, candidate, score in scored:
+            if score is None or score.candidate != candidate.id:
+                came = "the end of the file" if score is None else f"the one of {score.candidate}"
+                raise BadRecord(f"{inputs['scores_before']}: expected the score of {candidate.id}, got {came}")
+        yield from next_step([(ask, candidate, score.score) for ask, candidate, score in scored if score is not None])
 
 
 def _merged(before: Iterator[Candidate], made: Iterator[Candidate]) -> Iterator[Candidate]:

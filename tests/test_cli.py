@@ -1,0 +1,158 @@
+"""The command line: help for everything, exit codes, and messages that name what is wrong."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from clincot import __version__
+from clincot.cli import main
+from clincot.config import Params
+from clincot.stages import STAGES
+from tests import tiny
+
+COMMANDS = [
+    *(stage.name for stage in STAGES), "rounds", "ingest", "render", "small-models", "sft", "calibrate", "show", "page",
+    "blind",
+]  # fmt: skip
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A working folder without a params.yaml, with a data set."""
+    monkeypatch.chdir(tmp_path)
+    tiny.write_set(tmp_path / "data", key=False)
+    return tmp_path
+
+
+def prepare(*more: str) -> list[str]:
+    return ["prepare", "--data", "data", "--questions", "q.jsonl", *more]
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_explains_itself(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as left:
+        main([command, "--help"])
+    assert left.value.code == 0
+    assert f"usage: clincot {command}" in capsys.readouterr().out
+
+
+def test_the_help_lists_every_command(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as left:
+        main(["--help"])
+    assert left.value.code == 0
+    text = capsys.readouterr().out
+    assert [command for command in COMMANDS if f"\n    {command}" not in text] == []
+
+
+@pytest.mark.parametrize("stage", STAGES, ids=lambda stage: stage.name)
+def test_a_stages_help_shows_its_paths_and_every_parameter_with_its_default(
+    stage, capsys: pytest.CaptureFixture[str]  # type: ignore[no-untyped-def]
+) -> None:  # fmt: skip
+    with pytest.raises(SystemExit):
+        main([stage.name, "--help"])
+    text = capsys.readouterr().out
+    for name in (*stage.inputs, *stage.optional, *stage.outputs):
+        assert f"--{name.replace('_', '-')}" in text
+    for name, value in getattr(Params(), stage.name):
+        assert f"{stage.name}.{name} = {value!r}" in text
+
+
+def test_a_stage_runs_and_prints_its_metrics(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(prepare("--set", "prepare.rounds=1", "--set", "prepare.limit=5")) == 0
+    assert json.loads(capsys.readouterr().out) == {"questions": 5}
+    assert len((here / "q.jsonl").read_text().splitlines()) == 5
+
+
+def test_params_yaml_of_the_working_folder_is_read_unless_another_is_named(
+    here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (here / "params.yaml").write_text("prepare: {rounds: 1, limit: 2}")
+    (here / "other.yaml").write_text("prepare: {rounds: 1, limit: 3}")
+    counts = []
+    for more in ([], ["--params", "other.yaml"], ["--set", "prepare.limit=4"]):
+        assert main(prepare(*more)) == 0
+        counts.append(json.loads(capsys.readouterr().out)["questions"])
+    assert counts == [2, 3, 4]
+
+
+@pytest.mark.parametrize(
+    ("override", "named"),
+    [
+        ("prepare.round_s=1", "prepare.round_s"),
+        ("prepair.rounds=1", "prepair"),
+        ("prepare.rounds=0", "prepare.rounds"),
+        ("prepare.rounds=many", "prepare.rounds"),
+        ("prepare.rounds", "expected section.field=value"),
+        ("train.lr=[", "--set 'train.lr=['"),
+    ],
+)
+def test_a_wrong_parameter_is_named_and_nothing_is_run(
+    override: str, named: str, here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(prepare("--set", override)) == 1
+    error = capsys.readouterr().err
+    assert error.startswith("clincot prepare: ")
+    assert named in error
+    assert not (here / "q.jsonl").exists()
+
+
+def test_a_learning_rate_without_a_point_is_taken(here: Path) -> None:
+    """Every section is checked whatever the stage; YAML alone would have read 1e-5 as text."""
+    assert main(prepare("--set", "train.lr=1e-5", "--set", "prepare.rounds=1")) == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["prepare", "--data", "nowhere", "--questions", "q.jsonl"], "nowhere does not exist"),
+        (["prepare", "--data", "data", "--questions", "q.jsonl", "--params", "no.yaml"], "no.yaml: no such file"),
+        (["ingest", "jsonl", "no.jsonl", "--out", "out"], "no.jsonl"),
+        (["show", "pair-0", "--run", "no-run"], "no-run"),
+        (["page", "--run", "no-run"], "no-run"),
+        (["blind", "--train", "data", "--test", "data"], "references.jsonl"),
+        (["rounds", "--run", "r", "--data", "data", "--benchmark", "data", "--policy", "p", "--count", "0"], "--count"),
+        (
+            ["rounds", "--run", "r", "--data", "data", "--benchmark", "data", "--policy", "p"],
+            "policy: p does not exist",
+        ),
+    ],
+)
+def test_what_cannot_be_done_is_said_in_one_line(
+    arguments: list[str], says: str, here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(arguments) == 1
+    error = capsys.readouterr().err
+    assert error.startswith(f"clincot {arguments[0]}: ")
+    assert says in error
+    assert "Traceback" not in error
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        ([], "COMMAND"),
+        (["trian"], "'trian'"),
+        (["prepare", "--data", "data"], "--questions"),
+        (["render", "--out", "o", "--images", "3", "--warps", "5:2"], "FROM < TO"),
+        (["render", "--out", "o", "--images", "3", "--warps", "5"], "FROM:TO"),
+        (["render", "--out", "o", "--images", "many", "--warps", "0:2"], "--images"),
+        (["rounds", "--run", "r"], "--data"),
+    ],
+)
+def test_wrong_usage_ends_with_2(arguments: list[str], says: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as left:
+        main(arguments)
+    assert left.value.code == 2
+    assert says in capsys.readouterr().err
+
+
+def test_the_module_is_the_command(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "clincot.cli", "--version"], capture_output=True, text=True, timeout=60, cwd=tmp_path
+    )
+    assert (done.returncode, done.stdout) == (0, f"clincot {__version__}\n")
