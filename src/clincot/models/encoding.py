@@ -8,6 +8,7 @@ known by construction rather than searched for.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -60,6 +61,14 @@ class Encoder:
         self.placeholder: str = getattr(processor, "boi_token", None) or processor.image_token
         self.end_ids = _end_ids(self.tokenizer)
         self.pad_id: int = self.tokenizer.pad_token_id if self.tokenizer.pad_token_id is not None else min(self.end_ids)
+        # A control word in a question or an answer is text: it is hidden behind a private character while the template
+        # is rendered and cut, and then spelled out, so that no data set ends a turn or shows a picture.
+        self._hidden = {
+            word: chr(0xF0000 + n) for n, word in enumerate(_control_words(self.tokenizer, self.placeholder))
+        }
+        self._words = {hidden: word for word, hidden in self._hidden.items()}
+        self._control = re.compile("|".join(re.escape(word) for word in self._hidden))
+        self._spelled = re.compile(f"([{''.join(self._words)}])")
         self._text = lru_cache(maxsize=65536)(self._tokenise)
         self._template = lru_cache(maxsize=16384)(self._apply_template)
         # pixels are large and needed once, placeholders are small and needed by every conversation
@@ -124,7 +133,10 @@ class Encoder:
 
     def _render(self, conversation: Conversation, *, reply: bool) -> str:
         # what is rendered depends on how many pictures a turn has, not on which: the same words come again and again
-        return self._template(tuple((turn.role, len(turn.pictures), turn.text) for turn in conversation), reply)
+        return self._template(tuple((t.role, len(t.pictures), self._as_text(t.text)) for t in conversation), reply)
+
+    def _as_text(self, text: str) -> str:
+        return self._control.sub(lambda found: self._hidden[found[0]], text)
 
     def _apply_template(self, turns: tuple[tuple[str, int, str], ...], reply: bool) -> str:
         messages = [
@@ -135,7 +147,14 @@ class Encoder:
         return rendered
 
     def _tokenise(self, text: str) -> tuple[int, ...]:
-        return tuple(self.tokenizer(text, add_special_tokens=False)["input_ids"]) if text else ()
+        ids: list[int] = []
+        for part in self._spelled.split(text):
+            spelled = part in self._words
+            if part:
+                options = {"split_special_tokens": True} if spelled else {}
+                said = self._words[part] if spelled else part
+                ids += self.tokenizer(said, add_special_tokens=False, **options)["input_ids"]
+        return tuple(ids)
 
     def _process(self, picture: Picture) -> EncodedPicture:
         out = self.processor(
@@ -157,9 +176,15 @@ def _next(waiting: Any, conversation: Conversation) -> Picture:
     if picture is None:
         raise TemplateError(
             "the rendered conversation has more picture placeholders than its "
-            f"{len(pictures_of(conversation))} pictures; a question or answer may contain the placeholder's text"
+            f"{len(pictures_of(conversation))} pictures"
         )
     return picture
+
+
+def _control_words(tokenizer: Any, placeholder: str) -> list[str]:
+    """The tokenizer's special tokens as text, the longest first."""
+    special = {token.content for token in tokenizer.added_tokens_decoder.values() if token.special}
+    return sorted(special | {placeholder}, key=lambda word: (-len(word), word))
 
 
 def _end_ids(tokenizer: Any) -> frozenset[int]:

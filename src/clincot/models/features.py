@@ -24,9 +24,9 @@ class PictureFeatures:
     """Features by picture, of which the most recently used `kept_mb` are kept.
 
     `output` names what is kept: "pooler_output", the image tokens as the language model gets them, or
-    "last_hidden_state", what the tower gives to the connector. Models in this process whose weights up to there are the
-    same share them: a round trains the language side, so champion and challenger see through one tower. Right only
-    while these weights do not change.
+    "last_hidden_state", what the tower gives to the connector. Models in this process whose weights up to there and
+    whose image processors are the same share them: a round trains the language side, so champion and challenger see
+    through one tower. Right only while these weights do not change.
     """
 
     def __init__(self, model: Any, encoder: Encoder, *, output: Output = "pooler_output", kept_mb: int = 256) -> None:
@@ -37,7 +37,8 @@ class PictureFeatures:
     def __call__(self, pictures: Sequence[Picture]) -> torch.Tensor:
         """(F, T, H) features of the pictures' frames, in order; each distinct picture is encoded once."""
         if self._features is None:
-            self._features = _STORES.setdefault(_weights_digest(self.model, self.output), OrderedDict())
+            seen_as = self.encoder.processor.image_processor.to_json_string()
+            self._features = _STORES.setdefault(_weights_digest(self.model, self.output, seen_as), OrderedDict())
         kept = self._features
         missing = list({p.key: p for p in pictures if p.key not in kept}.values())
         for at in range(0, len(missing), 256):
@@ -67,9 +68,9 @@ class PictureFeatures:
 _STORES: dict[str, OrderedDict[str, torch.Tensor]] = {}
 
 
-def _weights_digest(model: Any, output: Output) -> str:
-    """Names the weights, dtype and device that features come from."""
-    total = hashlib.sha256(f"{model.dtype} {model.device} {output}".encode())
+def _weights_digest(model: Any, output: Output, seen_as: str) -> str:
+    """Names the weights, dtype, device and image processor (`seen_as`) that features come from."""
+    total = hashlib.sha256(f"{model.dtype} {model.device} {output} {seen_as}".encode())
     connector = (model.model.connector,) if output == "pooler_output" else ()
     for part in (model.model.vision_model, *connector):
         for name, tensor in sorted(part.state_dict().items()):

@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 import numpy as np
 import numpy.typing as npt
 import torch
+from safetensors import SafetensorError
 from tqdm import tqdm
 from transformers import AutoModelForImageTextToText, AutoProcessor, LogitsProcessor, LogitsProcessorList
 from transformers.modeling_outputs import BaseModelOutputWithPooling
@@ -210,7 +211,7 @@ def load_checkpoint(path: str, *, dtype: str = "float32", device: str = "cpu") -
             f"{path}: its processor needs a package that is not installed here: {error}. Families that run without "
             "torchvision: Idefics3, Llava, LlavaNext, Gemma3, PaliGemma"
         ) from error
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, SafetensorError) as error:
         raise UnsupportedCheckpoint(
             f"{path}: not an image-text-to-text checkpoint that can be read: {error}"
         ) from error
@@ -227,7 +228,9 @@ def yes_no_ids(tokenizer: Any, where: object) -> tuple[list[int], list[int]]:
         return sorted({t[0] for t in tokens if len(t) == 1 and t[0] != tokenizer.unk_token_id})
 
     yes, no = ids(_YES), ids(_NO)
-    if not yes or not no or set(yes) & set(no):
+    if set(yes) & set(no):
+        raise UnsupportedCheckpoint(f"{where}: the tokenizer has one token for yes and no, so P(yes) cannot be read")
+    if not yes or not no:
         raise UnsupportedCheckpoint(
             f"{where}: the tokenizer has no single token for {'yes' if not yes else 'no'!r}, so P(yes) cannot be read; "
             "use a checkpoint whose tokenizer knows yes and no"

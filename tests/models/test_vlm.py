@@ -1,0 +1,297 @@
+"""A checkpoint in this process as policy and judge."""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoTokenizer
+
+from clincot.config import JudgeSpec
+from clincot.conversation import Conversation, Step, Turn, Views, answered, chain, finding_in, look
+from clincot.geometry import WHOLE, box_of
+from clincot.models.load import forget, load_judge, load_policy
+from clincot.models.vlm import (
+    UnsupportedCheckpoint,
+    VisionLanguageModel,
+    checkpoint_digest,
+    token_logprobs,
+    yes_no_ids,
+)
+from clincot.records import Study
+from tests import tiny
+
+LEFT = box_of((0.05, 0.1, 0.4, 0.45))
+QUESTION = "Is there a nodule in the left lung?"
+
+
+def openings(model: VisionLanguageModel, shown: list[Study], films: Path) -> list[Conversation]:
+    """Of differing length and numbers of pictures."""
+    made: list[Conversation] = []
+    for number, study in enumerate(shown[:4]):
+        text = QUESTION * (1 + number % 3)
+        made.append(chain(study, films, model.views, [Step(text, LEFT, False)]))
+        made.append(look(study, films, model.views, text))
+    return [*made, finding_in(shown[0], films, model.views, finding="a nodule", box=LEFT)]
+
+
+def write(
+    model: VisionLanguageModel, asked: list[Conversation], seeds: list[int], temperature: float = 1.0
+) -> list[str]:
+    replies = model.write(asked, max_new_tokens=8, temperature=temperature, seeds=seeds)
+    return [reply.text for reply in replies]
+
+
+def test_a_seed_says_the_same_alone_and_in_any_batch(
+    small: VisionLanguageModel, small_dir: Path, shown: list[Study], films: Path
+) -> None:
+    asked = openings(small, shown, films)
+    seeds = list(range(10, 10 + len(asked)))
+    together = write(small, asked, seeds)
+    assert [write(small, [c], [s])[0] for c, s in zip(asked, seeds, strict=True)] == together
+    assert write(small, asked[::-1], seeds[::-1])[::-1] == together
+    assert write(VisionLanguageModel(small_dir, batch_size=2), asked, seeds) == together
+    assert write(small, asked, [s + 100 for s in seeds]) != together
+
+
+def test_without_temperature_a_seed_says_nothing(small: VisionLanguageModel, shown: list[Study], films: Path) -> None:
+    asked = openings(small, shown, films)
+    first = write(small, asked, [0] * len(asked), temperature=0.0)
+    assert write(small, asked, list(range(len(asked))), temperature=0.0) == first
+
+
+def test_log_probabilities_are_the_models_own_at_temperature_1(
+    small: VisionLanguageModel, shown: list[Study], films: Path
+) -> None:
+    """Whatever the temperature of sampling: the first token's stands among the next token's log-probabilities."""
+    asked = openings(small, shown, films)
+    for temperature in (0.0, 0.5, 1.5):
+        replies = small.write(asked, max_new_tokens=4, temperature=temperature, seeds=[3] * len(asked))
+        for conversation, reply in zip(asked, replies, strict=True):
+            encoded = small.encoder.encode(conversation, reply=True)
+            assert 1 <= len(reply.token_logprobs) <= 4
+            with torch.inference_mode():
+                first = small.next_token_logprobs([encoded])[0]
+            assert min((first - reply.token_logprobs[0]).abs()) < 1e-4
+
+
+def test_answers_score_as_the_sum_over_their_tokens(
+    small: VisionLanguageModel, shown: list[Study], films: Path
+) -> None:
+    """log P(answer) = sum of log P(token | before), token by token through next_token_logprobs."""
+    opening = openings(small, shown, films)[0]
+    whole = small.encoder.encode(answered(opening, "upper yes"))
+    start = len(small.encoder.encode(opening, reply=True).ids)
+    expected = 0.0
+    for at in range(start, len(whole.ids)):
+        before = type(whole)(whole.ids[:at], whole.actions[:at], whole.pictures)
+        expected += float(small.next_token_logprobs([before])[0, whole.ids[at]])
+    other = answered(openings(small, shown, films)[1], "no")  # another length beside it: padding must not count
+    score, _ = small.answer_logprobs([answered(opening, "upper yes"), other])
+    assert score == pytest.approx(expected, abs=1e-3)
+    assert small.answer_logprobs([other])[0] == pytest.approx(small.answer_logprobs([answered(opening, "a"), other])[1])
+
+
+def test_p_yes_is_the_softmax_over_both_words(small: VisionLanguageModel, shown: list[Study], films: Path) -> None:
+    """P(yes) / (P(yes) + P(no)), every casing that is one token counted."""
+    asked = openings(small, shown, films)
+    tokenizer = small.encoder.tokenizer
+    encoded = [small.encoder.encode(c, reply=True) for c in asked]
+    for p, one in zip(small.p_yes(asked), encoded, strict=True):
+        probabilities = small.next_token_logprobs([one])[0].exp()
+        mass = {}
+        for word in ("yes", "no"):
+            forms = {tuple(tokenizer(f + c, add_special_tokens=False)["input_ids"])
+                     for f in ("", " ") for c in (word, word.title(), word.upper())}  # fmt: skip
+            mass[word] = sum(float(probabilities[form[0]]) for form in forms if len(form) == 1)
+        assert p == pytest.approx(mass["yes"] / (mass["yes"] + mass["no"]), abs=2e-6)
+
+
+def test_shared_features_and_plain_pixels_say_the_same(
+    small_dir: Path, small: VisionLanguageModel, shown: list[Study], films: Path
+) -> None:
+    asked = openings(small, shown, films)
+    plain = VisionLanguageModel(small_dir)
+    plain.shares_features = False
+    assert small.shares_features
+    assert small.p_yes(asked) == pytest.approx(plain.p_yes(asked), abs=1e-5)
+    said = [answered(c, "upper yes") for c in asked]
+    assert small.answer_logprobs(said) == pytest.approx(plain.answer_logprobs(said), abs=1e-4)
+
+
+def test_the_picture_matters(small: VisionLanguageModel, shown: list[Study], films: Path) -> None:
+    asked = [finding_in(s, films, small.views, finding="a nodule", box=LEFT) for s in shown[:3]]
+    assert len(set(small.p_yes(asked))) == 3
+
+
+def test_as_many_seeds_as_conversations(small: VisionLanguageModel) -> None:
+    with pytest.raises(ValueError, match="1 conversations, 2 seeds"):
+        small.write([(Turn("user", "a"),)], max_new_tokens=1, temperature=0, seeds=[1, 2])
+
+
+def test_relevance_is_gradient_times_feature_over_the_whole_image(
+    small: VisionLanguageModel, shown: list[Study], films: Path
+) -> None:
+    """A grid of 2 x 2 pictures with 2 x 2 tokens each: 4 x 4. A nudge of all features of one picture by a share e of
+    themselves changes log P(yes)/P(no) by e times the sum of its relevance (a derivative, by finite differences)."""
+    asked = look(shown[0], films, small.views, QUESTION)
+    (relevance,) = small.relevance([asked])
+    assert relevance.shape == (4, 4)
+    encoded = small.encoder.encode(asked, reply=True)
+    features = small.features(encoded.pictures)
+
+    def odds(scale: torch.Tensor) -> float:
+        inputs = small._inputs([encoded], side="left")
+        inputs["mm_encoder_outputs"]["image"].pooler_output = features * scale
+        with torch.inference_mode():
+            logits = small.model(**inputs, logits_to_keep=1).logits[0, -1].double()
+        return float(torch.logsumexp(logits[small._yes], 0) - torch.logsumexp(logits[small._no], 0))
+
+    e = 0.02
+    for picture, quarter in enumerate([relevance[:2, :2], relevance[:2, 2:], relevance[2:, :2], relevance[2:, 2:]]):
+        up, down = torch.ones(4, 1, 1), torch.ones(4, 1, 1)
+        up[picture] += e
+        down[picture] -= e
+        assert (odds(up) - odds(down)) / (2 * e) == pytest.approx(float(quarter.sum()), rel=0.05, abs=2e-4)
+
+
+def test_log_probabilities_of_tokens_by_hand() -> None:
+    """Two words with logits (0, ln 3): P = 1/4 and 3/4. Ids 1, 0, 1: the first is given, then 1/4, then 3/4."""
+    logits = torch.tensor([[[0.0, math.log(3.0)]] * 3])
+    logp = token_logprobs(logits, torch.tensor([[1, 0, 1]]))
+    assert logp.tolist()[0] == pytest.approx([math.log(0.25), math.log(0.75)], abs=1e-6)
+
+
+def test_a_tokenizer_without_yes_is_refused(small_dir: Path) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(small_dir)
+    yes, no = yes_no_ids(tokenizer, "here")
+    assert {tokenizer.decode([i]).strip().lower() for i in yes} == {"yes"}
+    assert {tokenizer.decode([i]).strip().lower() for i in no} == {"no"}
+
+    class Without:
+        """The tokenizer with "yes" (or "no") in two tokens each."""
+
+        unk_token_id = None
+
+        def __init__(self, missing: str) -> None:
+            self.missing = missing
+
+        def __call__(self, text: str, **options: object) -> dict[str, list[int]]:
+            return {"input_ids": [1, 2] if text.strip().lower() == self.missing else [7]}
+
+    for missing in ("yes", "no"):
+        with pytest.raises(UnsupportedCheckpoint, match=f"here: the tokenizer has no single token for '{missing}'"):
+            yes_no_ids(Without(missing), "here")
+
+
+def test_yes_and_no_in_one_token_are_refused_as_what_they_are() -> None:
+    """A tokenizer that makes one and the same token of both (an unknown-word token without a name)."""
+
+    class Same:
+        unk_token_id = None
+
+        def __call__(self, text: str, **options: object) -> dict[str, list[int]]:
+            return {"input_ids": [7]}
+
+    with pytest.raises(UnsupportedCheckpoint, match="one token for yes and no"):
+        yes_no_ids(Same(), "here")
+
+
+def copied(small_dir: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(small_dir, tmp_path / "model"))
+
+
+def test_pickled_weights_are_not_read(small_dir: Path, tmp_path: Path) -> None:
+    folder = copied(small_dir, tmp_path)
+    (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
+    with pytest.raises(UnsupportedCheckpoint, match=r"model: no \*\.safetensors in this folder; pickled weights"):
+        VisionLanguageModel(folder)
+
+
+def test_a_folder_without_a_chat_template_is_refused(small_dir: Path, tmp_path: Path) -> None:
+    folder = copied(small_dir, tmp_path)
+    (folder / "chat_template.jinja").unlink()
+    with pytest.raises(UnsupportedCheckpoint, match="no chat template"):
+        VisionLanguageModel(folder)
+
+
+def test_a_model_of_text_alone_is_refused(small_dir: Path, tmp_path: Path) -> None:
+    folder = copied(small_dir, tmp_path)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config["text_config"], "architectures": ["LlamaForCausalLM"]}))
+    with pytest.raises(UnsupportedCheckpoint, match="not an image-text-to-text checkpoint"):
+        VisionLanguageModel(folder)
+
+
+def test_cut_off_weights_are_refused(small_dir: Path, tmp_path: Path) -> None:
+    folder = copied(small_dir, tmp_path)
+    weights = folder / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:5000])
+    with pytest.raises(UnsupportedCheckpoint, match=str(folder)):
+        VisionLanguageModel(folder)
+
+
+def test_a_name_that_is_nowhere_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    with pytest.raises(UnsupportedCheckpoint, match="nowhere"):
+        VisionLanguageModel(tmp_path / "nowhere")
+
+
+def test_qwen_without_torchvision_says_so(small_dir: Path, tmp_path: Path) -> None:
+    """Its video processor needs torchvision, which is not installed; the message says so and what runs without."""
+    folder = copied(small_dir, tmp_path)
+    (folder / "config.json").write_text(json.dumps({"model_type": "qwen2_5_vl"}))
+    (folder / "processor_config.json").unlink()
+    (folder / "preprocessor_config.json").write_text(
+        json.dumps({"image_processor_type": "Qwen2VLImageProcessor", "processor_class": "Qwen2_5_VLProcessor"})
+    )
+    with pytest.raises(UnsupportedCheckpoint, match=r"(?s)needs a package that is not installed.*[Tt]orchvision"):
+        VisionLanguageModel(folder)
+
+
+def test_the_digest_follows_weights_and_views_and_not_logs(small_dir: Path, tmp_path: Path) -> None:
+    folder = copied(small_dir, tmp_path)
+    before = checkpoint_digest(folder)
+    assert before == checkpoint_digest(small_dir)
+    (folder / "train_log.json").write_text("[]")
+    (folder / "record.json").write_text("{}")
+    assert checkpoint_digest(folder) == before
+    (folder / "clincot.json").write_text(Views().model_dump_json())
+    assert checkpoint_digest(folder) != before
+
+
+def test_a_model_is_held_until_it_is_forgotten_and_a_judge_has_its_own_name(small_dir: Path) -> None:
+    forget()
+    policy = load_policy(small_dir)
+    assert load_policy(str(small_dir)) is policy
+    judge = load_judge(JudgeSpec(name="a judge", path=str(small_dir)))
+    assert judge.name == "a judge"
+    assert judge.digest == policy.digest
+    forget()
+    assert load_policy(small_dir) is not policy
+
+
+def test_features_are_those_of_the_processor_that_asks(
+    small: VisionLanguageModel, small_dir: Path, shown: list[Study], films: Path, tmp_path: Path
+) -> None:
+    """Two checkpoints with one tower and other image statistics: what one has seen is not what the other would."""
+    folder = copied(small_dir, tmp_path)
+    path = folder / "processor_config.json"
+    config = json.loads(path.read_text())
+    config["image_processor"]["image_std"] = [0.5] * 3
+    path.write_text(json.dumps(config))
+    asked = [chain(shown[0], films, small.views, [Step(QUESTION, WHOLE, False)])]
+    first = small.p_yes(asked)
+    plain = VisionLanguageModel(folder)
+    plain.shares_features = False
+    other = VisionLanguageModel(folder)
+    assert other.p_yes(asked) == pytest.approx(plain.p_yes(asked), abs=1e-5)
+    assert other.p_yes(asked) != first
+
+
+def test_the_smallest_models_of_the_tests_have_digests_of_their_own(small_dir: Path, tmp_path: Path) -> None:
+    assert checkpoint_digest(tiny.write_model(tmp_path / "b", seed=1)) != checkpoint_digest(small_dir)
