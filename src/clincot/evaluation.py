@@ -54,9 +54,8 @@ def evaluate(
             )  # fmt: skip
             for one, reply in zip(batch, replies, strict=True):
                 reference = benchmark.references[one.question.id]
-                cut_off = len(reply.token_logprobs) >= section.max_new_tokens
                 space = spaces.get(one.question.topic, frozenset())
-                off = cut_off or not _in_format(reply, one.question, space) or one.box is None
+                off = reply.cut_off or not _in_format(reply, one.question, space) or one.box is None
                 yield _outcome(one, arm, reply.text, reference, policy, off_format=off)
 
 
@@ -116,13 +115,26 @@ def _looks(
                 fallback = None if arm == "written" else WHOLE  # a tool that finds nothing leaves the whole image
                 yield _Look(question, study, found[0].box if found else fallback)
         return
-    others = list(dict.fromkeys(q.study for q in questions))
-    following = dict(zip(others, others[1:] + others[:1], strict=True))
+    following = _other_patients(questions, benchmark) if arm == "shuffled" else {}
     sides = look_sides(benchmark)
     for question in questions:
         reference = benchmark.references[question.id]
         shown = studies[following[question.study] if arm == "shuffled" else question.study]
         yield _Look(question, shown, _control(arm, question, reference, sides, section.seed))
+
+
+def _other_patients(questions: Sequence[Question], benchmark: Benchmark) -> dict[str, str]:
+    """{study: the next study, in the benchmark's order and round its end, of another patient}."""
+    patients = {q.study: benchmark.clusters[q.id] for q in questions}
+    order = list(patients)
+    following = {}
+    for at, study in enumerate(order):
+        later = (other for other in order[at + 1 :] + order[:at] if patients[other] != patients[study])
+        other = next(later, None)
+        if other is None:
+            raise ValueError(f"the arm 'shuffled' needs images of two patients, all are of {patients[study]!r}")
+        following[study] = other
+    return following
 
 
 def look_sides(benchmark: Benchmark) -> dict[str, float]:

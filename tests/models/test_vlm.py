@@ -295,3 +295,14 @@ def test_features_are_those_of_the_processor_that_asks(
 
 def test_the_smallest_models_of_the_tests_have_digests_of_their_own(small_dir: Path, tmp_path: Path) -> None:
     assert checkpoint_digest(tiny.write_model(tmp_path / "b", seed=1)) != checkpoint_digest(small_dir)
+
+
+def test_a_reply_says_whether_it_was_cut_off(small_dir: Path, shown: list[Study], films: Path) -> None:
+    """With every token an end of turn nothing is cut off; with the padding token alone everything is."""
+    model = VisionLanguageModel(small_dir)
+    asked = openings(model, shown, films)[:3]
+    every = frozenset(range(len(model.encoder.tokenizer)))
+    for ends, cut_off, tokens in ((every, False, 1), (frozenset({0}), True, 4)):
+        model.encoder.end_ids = ends
+        replies = model.write(asked, max_new_tokens=4, temperature=1.0, seeds=[1, 2, 3])
+        assert {(reply.cut_off, len(reply.token_logprobs)) for reply in replies} == {(cut_off, tokens)}

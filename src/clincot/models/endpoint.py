@@ -64,6 +64,7 @@ class _Message(_Reply):
 class _Choice(_Reply):
     message: _Message
     logprobs: _Logprobs | None = None
+    finish_reason: str | None = None
 
 
 class _Completion(_Reply):
@@ -212,7 +213,7 @@ def _generation(choice: _Choice) -> Generation:
         raise _Unusable(f"text, but an empty list of them; {_SERVE_LOGPROBS}")
     if not all(map(math.isfinite, logps)):
         raise _Unusable("a written token with probability 0")
-    return Generation(choice.message.content.strip(), logps)
+    return Generation(choice.message.content.strip(), logps, cut_off=choice.finish_reason == "length")
 
 
 def _odds(choice: _Choice) -> float | None:

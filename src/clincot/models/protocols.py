@@ -23,6 +23,7 @@ class ModelFailed(RuntimeError):
 class Generation:
     text: str  # as decoded, without the end-of-turn token, stripped
     token_logprobs: tuple[float, ...]  # nats, at temperature 1, of every generated token with the end of turn
+    cut_off: bool = False  # max_new_tokens came before the end of turn
 
 
 class Policy(Protocol):

@@ -168,9 +168,10 @@ class VisionLanguageModel:
         return [self._generation(ids, logps) for ids, logps in zip(new_BT.tolist(), logp_BT.tolist(), strict=True)]
 
     def _generation(self, ids: list[int], logps: list[float]) -> Generation:
-        end = next((i for i, token in enumerate(ids) if token in self.encoder.end_ids), len(ids) - 1) + 1
+        ended = next((i for i, token in enumerate(ids) if token in self.encoder.end_ids), None)
+        end = len(ids) if ended is None else ended + 1
         text = self.encoder.tokenizer.decode(ids[:end], skip_special_tokens=True).strip()
-        return Generation(text, tuple(round(value, 6) for value in logps[:end]))
+        return Generation(text, tuple(round(value, 6) for value in logps[:end]), cut_off=ended is None)
 
     def _inputs(self, encoded: Sequence[Encoded], *, side: str) -> dict[str, Any]:
         device = self.model.device
