@@ -310,6 +310,13 @@ def test_an_empty_answer_is_an_answer() -> None:
     assert write_with(completion("", None, tokens=[-0.75])) == [Generation("", (-0.75,))]
 
 
+@pytest.mark.parametrize(("reason", "cut_off"), [("stop", False), ("length", True), (None, False)])
+def test_a_reply_says_whether_it_was_cut_off(reason: str | None, cut_off: bool) -> None:
+    reply = completion("left of", None, tokens=[-0.75, -0.5])
+    reply["choices"][0]["finish_reason"] = reason
+    assert write_with(reply) == [Generation("left of", (-0.75, -0.5), cut_off=cut_off)]
+
+
 @pytest.mark.parametrize(
     ("reply", "came"),
     [

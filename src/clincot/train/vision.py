@@ -44,6 +44,8 @@ def pretrain_vision(
 ) -> list[float]:  # fmt: skip
     """Train the tower in place (the folder's weights are replaced); returns the loss, averaged every so many steps.
 
+    Raises ValueError where `images` are fewer than `images_total`, or than a single step needs.
+
     Loss: binary cross-entropy of every patch and finding, against the share of the patch that shows it; where any
     finding is shown it counts 8-fold, since nine in ten patches show none.
     """
@@ -52,6 +54,8 @@ def pretrain_vision(
     tower, connector = model.model.vision_model, model.model.connector
     stream = iter(images)
     seen = list(islice(stream, WHITEN_ON))
+    if not seen:
+        raise ValueError("expected images to learn from, got none")
     mean, std = (processor.image_processor.image_mean[0], processor.image_processor.image_std[0])
     whiten_patches(tower, (np.concatenate([image.pixels_NSS for image in seen]) / 255.0 - mean) / std)
     block = model.config.scale_factor  # a token stands for block x block patches
@@ -60,11 +64,17 @@ def pretrain_vision(
     parameters = [*tower.parameters(), *connector.parameters(), *head.parameters()]
     optimiser = torch.optim.AdamW(parameters, lr=lr, weight_decay=0.01)
     steps = images_total // images_a_step
+    if steps < 1:
+        raise ValueError(f"{images_total} images are not enough for one step of {images_a_step}")
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, max_lr=lr, total_steps=steps + 1, pct_start=0.1)
     losses: list[float] = []
+    done = 0
     recent: list[float] = []
     bar = tqdm(
-        _steps(chain(seen, stream), images_a_step), total=steps, desc="pre-training the vision tower", mininterval=5
+        islice(_steps(chain(seen, stream), images_a_step), steps),
+        total=steps,
+        desc="pre-training the vision tower",
+        mininterval=5,
     )
     for pixels_NSS, shares_NPPC in bar:
         scaled_NSS = (pixels_NSS.float() / 255.0 - mean) / std
@@ -81,11 +91,14 @@ def pretrain_vision(
         nn.utils.clip_grad_norm_(parameters, 1.0)
         optimiser.step()
         schedule.step()
+        done += 1
         recent.append(loss.item())
         if len(recent) == report_every:
             losses.append(round(sum(recent) / len(recent), 5))
             recent.clear()
             bar.set_postfix(loss=losses[-1])
+    if done < steps:
+        raise ValueError(f"expected images for {steps} steps of {images_a_step}, they ended after {done}")
     model.save_pretrained(checkpoint, safe_serialization=True)
     return losses
 
@@ -111,6 +124,8 @@ def whiten_patches(tower: Any, frames_NSS: npt.NDArray[np.float64]) -> None:
     cosine = dct(np.eye(side), norm="ortho", axis=0)
     basis = np.einsum("ai,bj->abij", cosine, cosine).reshape(side * side, side * side)
     spread = (patches.reshape(-1, side * side) @ basis.T).std(0)
+    if spread.min() < 1e-6:
+        raise ValueError("the first images have patches without some frequency; expected images of some texture")
     coarse_first = np.argsort([row + column for row in range(side) for column in range(side)], kind="stable")
     filters = (basis / spread[:, None])[coarse_first]
     filters = np.concatenate([filters, -filters[1:]])[: embedding.out_channels]
