@@ -50,10 +50,10 @@ def write_set(folder: Path, *, studies: int = 6, key: bool = True, seed: int = 0
     return folder
 
 
-def write_model(folder: Path, seed: int) -> Path:
+def write_model(folder: Path, seed: int, *, text_layers: int = 1) -> Path:
     """An untrained checkpoint of its own digest."""
     spec = SmallSpec(
-        vision_hidden=32, vision_layers=1, text_hidden=32, text_layers=1, patch_px=16, tokens_per_side=2,
+        vision_hidden=32, vision_layers=1, text_hidden=32, text_layers=text_layers, patch_px=16, tokens_per_side=2,
         vocabulary=700, seed=seed,
     )  # fmt: skip
     build_small(folder, spec, CORPUS)

@@ -15,21 +15,21 @@ from clincot.models.vlm import checkpoint_digest
 from tests import tiny
 
 
-def test_the_same_spec_and_corpus_give_the_same_bytes(small_dir: Path, tmp_path: Path) -> None:
+def test_the_same_spec_and_corpus_give_the_same_bytes(untrained_dir: Path, tmp_path: Path) -> None:
     again, other = tiny.write_model(tmp_path / "again", seed=0), tiny.write_model(tmp_path / "other", seed=1)
-    names = sorted(p.name for p in small_dir.iterdir())
+    names = sorted(p.name for p in untrained_dir.iterdir())
     assert sorted(p.name for p in again.iterdir()) == names
-    assert [n for n in names if (again / n).read_bytes() != (small_dir / n).read_bytes()] == []
-    assert checkpoint_digest(again) == checkpoint_digest(small_dir) != checkpoint_digest(other)
+    assert [n for n in names if (again / n).read_bytes() != (untrained_dir / n).read_bytes()] == []
+    assert checkpoint_digest(again) == checkpoint_digest(untrained_dir) != checkpoint_digest(other)
 
 
-def test_stock_transformers_loads_the_folder(small_dir: Path) -> None:
-    model = AutoModelForImageTextToText.from_pretrained(small_dir)
-    processor = AutoProcessor.from_pretrained(small_dir, backend="pil")
+def test_stock_transformers_loads_the_folder(untrained_dir: Path) -> None:
+    model = AutoModelForImageTextToText.from_pretrained(untrained_dir)
+    processor = AutoProcessor.from_pretrained(untrained_dir, backend="pil")
     assert type(model).__name__ == "Idefics3ForConditionalGeneration"
     assert model.get_input_embeddings().weight.shape[0] == len(processor.tokenizer)
     assert processor.chat_template
-    assert load_views(small_dir) == Views(wording="brief", whole_grid=2, whole_px=64, crop_px=64)
+    assert load_views(untrained_dir) == Views(wording="brief", whole_grid=2, whole_px=64, crop_px=64)
 
 
 def test_the_sizes_hang_together() -> None:
@@ -73,7 +73,7 @@ def test_every_percentage_of_a_box_is_one_token() -> None:
     assert lengths == {9}
 
 
-def test_the_tokenizer_of_the_folder_is_the_one_built(small_dir: Path) -> None:
-    stored = json.loads((small_dir / "tokenizer.json").read_text())
+def test_the_tokenizer_of_the_folder_is_the_one_built(untrained_dir: Path) -> None:
+    stored = json.loads((untrained_dir / "tokenizer.json").read_text())
     assert stored["model"]["type"] == "BPE"
     assert "<fake_token_around_image>" in {token["content"] for token in stored["added_tokens"]}

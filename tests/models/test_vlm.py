@@ -151,12 +151,13 @@ def test_relevance_is_gradient_times_feature_over_the_whole_image(
             logits = small.model(**inputs, logits_to_keep=1).logits[0, -1].double()
         return float(torch.logsumexp(logits[small._yes], 0) - torch.logsumexp(logits[small._no], 0))
 
-    e = 0.02
+    e = 0.05
     for picture, quarter in enumerate([relevance[:2, :2], relevance[:2, 2:], relevance[2:, :2], relevance[2:, 2:]]):
         up, down = torch.ones(4, 1, 1), torch.ones(4, 1, 1)
         up[picture] += e
         down[picture] -= e
-        assert (odds(up) - odds(down)) / (2 * e) == pytest.approx(float(quarter.sum()), rel=0.05, abs=2e-4)
+        assert (odds(up) - odds(down)) / (2 * e) == pytest.approx(float(quarter.sum()), rel=0.05, abs=3e-4)
+    assert abs(relevance).max() > 0.01  # far above the tolerance
 
 
 def test_log_probabilities_of_tokens_by_hand() -> None:
