@@ -70,7 +70,7 @@ Conversation = tuple[Turn, ...]
 
 @dataclass(frozen=True)
 class Wording:
-    """The sentences around a question. {question}, {answer} and {finding} are filled in."""
+    """The sentences around a question. {question}, {answer}, {region} and {finding} are filled in."""
 
     look: str
     crop: str
@@ -87,12 +87,13 @@ WORDINGS: dict[str, Wording] = {
         look="{question}\nFirst name the region of the image to look at, as [x0, y0, x1, y1] in percent of its "
         "width and height.",
         crop="This is that region at full resolution. Answer the question in a few words: {question}",
-        judge="The second image is a region of the first at full resolution.\nQuestion: {question}\n"
+        judge="The second image is the region {region} of the first (percent of its width and height) at full "
+        "resolution.\nQuestion: {question}\n"
         "Proposed answer: {answer}\nIs the proposed answer right? Answer yes or no.",
         finding="Does this region of a medical image show {finding}? Answer yes or no.",
     ),
     # For the small models, which were trained on it: every further word would cost them a token a question.
-    "brief": Wording(look="{question}", crop="", judge="{question} {answer}?", finding="Is there {finding}?"),
+    "brief": Wording(look="{question}", crop="", judge="{region} {question} {answer}?", finding="Is there {finding}?"),
 }
 
 
@@ -191,7 +192,7 @@ def answered(conversation: Conversation, answer: str) -> Conversation:
 
 def judgement(study: Study, folder: Path, views: Views, *, question: str, answer: str, box: Box) -> Conversation:
     """What a judge is asked about a candidate: image, crop, question and proposed answer, nothing else."""
-    text = WORDINGS[views.wording].judge.format(question=question, answer=answer)
+    text = WORDINGS[views.wording].judge.format(question=question, answer=answer, region=box_to_text(box))
     pictures = (*whole_pictures(study, folder, views), crop_picture(study, folder, views, box))
     return (Turn("user", text, pictures),)
 

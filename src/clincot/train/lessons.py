@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from clincot.conversation import (
+    WORDINGS,
     Conversation,
     Turn,
     Views,
@@ -23,11 +24,13 @@ from clincot.conversation import (
     judgement,
     look,
     look_closer,
+    whole_pictures,
 )
-from clincot.geometry import WHOLE, Box, box_of, look_side
+from clincot.geometry import WHOLE, Box, box_of, box_to_text, look_side
 from clincot.records import Question, Reference, Study
 
 CROP_TOPICS = ("margin", "presence", "which finding")  # a crop is enough to answer these
+PLACE_TOPICS = ("side", "zone")  # the region's numbers are enough to answer these
 SNAP = 0.05  # written regions start on a grid of 5 %: fewer words to learn
 
 
@@ -65,6 +68,7 @@ def policy_lessons(
         box = _region(lesson, rng, sides, truth=0.65, whole=0.1)
         yield answered(look_closer(opening, study, folder, views, question=text, box=box), answer)
         yield from _crop_lessons(lesson, folder, views, rng, sides)
+        yield from _policy_place_lessons(lesson, rng)
 
 
 def _crop_lessons(
@@ -111,23 +115,51 @@ def proposals(
             yield Proposal(lesson, answer, box, answer == truth)
 
 
-def judge_lessons(lessons: Sequence[Lesson], folder: Path, views: Views, *, seed: int) -> Iterator[Conversation]:
-    """Is the proposed answer right? Asked from a region that shows the finding and from one that may not.
+def judge_lessons(
+    lessons: Sequence[Lesson], folder: Path, views: Views, *, seed: int, part: int = 2
+) -> Iterator[Conversation]:
+    """Lessons of a judge, in two parts, since to match words with what is seen is hard to learn from yes and no alone:
+    from scratch a judge stays at AUC 0.5.
 
-    From a crop that does not show it a judge cannot know, and its P(yes) learns to go towards one half. To match words
-    with what is seen is hard to learn from yes and no alone, so a judge answers questions too, and names what it sees.
+    Part 1: it answers questions itself, and names what a crop shows. Part 2: is a proposed answer right? From the
+    finding's own crop, and from places that may not show it, where it cannot know and learns P(yes) towards one half.
     """
     rng = np.random.default_rng([seed, 3])
     sides = sides_by_finding(lessons)
-    for truth, number in ((0.95, seed), (0.35, seed + 1)):
-        for proposal in proposals(lessons, seed=number, region_truth=truth, whole=0.05):
-            study, text = proposal.lesson.study, proposal.lesson.question.text
-            asked = judgement(study, folder, views, question=text, answer=proposal.answer, box=proposal.box)
-            yield answered(asked, "yes" if proposal.right else "no")
-            if proposal.right:
-                yield answered((Turn("user", text, asked[0].pictures),), proposal.answer)
-    for lesson in lessons:
-        yield from _crop_lessons(lesson, folder, views, rng, sides)
+    if part == 1:
+        for lesson in lessons:
+            box = _region(lesson, rng, sides, truth=0.8, whole=0.05)
+            pictures = (*whole_pictures(lesson.study, folder, views), crop_picture(lesson.study, folder, views, box))
+            yield answered((Turn("user", lesson.question.text, pictures),), lesson.reference.answer)
+            yield from _crop_lessons(lesson, folder, views, rng, sides)
+        return
+    for proposal in (
+        *proposals(lessons, seed=seed, region_truth=1.0, whole=0.0),
+        *proposals(lessons[::2], seed=seed + 1, region_truth=0.2, whole=0.1),
+    ):
+        study, text = proposal.lesson.study, proposal.lesson.question.text
+        asked = judgement(study, folder, views, question=text, answer=proposal.answer, box=proposal.box)
+        yield answered(asked, "yes" if proposal.right else "no")
+    yield from _place_lessons(lessons, views, seed=seed)
+
+
+def _place_lessons(lessons: Sequence[Lesson], views: Views, *, seed: int) -> Iterator[Conversation]:
+    """To read a place from a region's numbers: a judge's question about side or zone, without any picture."""
+    placed = [one for one in lessons if one.question.topic in PLACE_TOPICS and one.reference.boxes]
+    for number in range(4):
+        for proposal in proposals(placed, seed=seed + 10 + number, region_truth=1.0, whole=0.0):
+            text = WORDINGS[views.wording].judge.format(
+                question=proposal.lesson.question.text, answer=proposal.answer, region=box_to_text(proposal.box)
+            )
+            yield answered((Turn("user", text),), "yes" if proposal.right else "no")
+
+
+def _policy_place_lessons(lesson: Lesson, rng: np.random.Generator) -> Iterator[Conversation]:
+    """The same for a policy: question, region, answer, without any picture."""
+    if lesson.question.topic in PLACE_TOPICS and lesson.reference.boxes:
+        for _ in range(4):
+            region = Turn("assistant", box_to_text(_true_region(lesson.reference.boxes, rng)))
+            yield answered((Turn("user", lesson.question.text), region, Turn("user", "")), lesson.reference.answer)
 
 
 def _finding_lesson(
