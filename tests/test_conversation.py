@@ -90,7 +90,7 @@ def test_only_the_last_step_of_a_chain_is_action() -> None:
 
 def test_a_judge_sees_image_crop_question_and_answer_and_nothing_else() -> None:
     (turn,) = judgement(STUDY, FOLDER, BRIEF, question="Which side?", answer="left", box=BOX)
-    assert turn.text == "Which side? left?"
+    assert turn.text == "[10, 20, 30, 40] Which side? left?"
     assert turn.pictures == (*whole_pictures(STUDY, FOLDER, BRIEF), crop_picture(STUDY, FOLDER, BRIEF, BOX))
     assert not turn.action
 
@@ -104,7 +104,7 @@ def test_a_finding_is_asked_of_the_crop_alone() -> None:
 def test_a_rating_is_asked_in_the_last_turn_and_an_answer_ends_a_conversation() -> None:
     asked = judgement(STUDY, FOLDER, BRIEF, question="Which side?", answer="left", box=BOX)
     (turn,) = rated(asked)
-    assert turn.text.startswith("Which side? left?\n")
+    assert turn.text.startswith("[10, 20, 30, 40] Which side? left?\n")
     assert "n/10" in turn.text
     assert turn.pictures == asked[0].pictures
     assert answered(asked, "yes") == (*asked, Turn("assistant", "yes", action=True))

@@ -62,11 +62,8 @@ def measure(section: JudgeSection, data: Path, *, limit: int) -> list[dict[str, 
     """Each judge on labelled answers that nothing else uses: AUC from the finding's own crop and from random crops, and
     expected calibration error (10 bins) over both, raw and calibrated."""
     references = {r.question: r for r in load_references(data)}
-    lessons = [
-        lesson
-        for lesson in join(StudyIndex(data), islice(load_questions(data), limit), references)
-        if lesson.reference.boxes
-    ]
+    everything = join(StudyIndex(data), islice(load_questions(data), limit), references)
+    lessons = [lesson for lesson in everything if lesson.reference.boxes]
     judges = [load_judge(spec) for spec in section.judges]
     curves = {judge.digest: identity_calibration(judge.digest) for judge in judges}
     if section.calibration_file:
@@ -74,7 +71,9 @@ def measure(section: JudgeSection, data: Path, *, limit: int) -> list[dict[str, 
     rows = []
     for judge in judges:
         scored = {
-            where: _scores(judge, list(proposals(lessons, seed=1, region_truth=truth, whole=0.0)), data)
+            where: _scores(
+                judge, list(proposals(lessons, seed=1, region_truth=truth, whole=0.0, among=everything)), data
+            )
             for where, truth in (("oracle", 1.0), ("random", 0.0))
         }
         p, right = (np.concatenate([scored[where][i] for where in scored]) for i in (0, 1))

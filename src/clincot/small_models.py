@@ -27,7 +27,7 @@ from clincot.train.sft import train_on_rows
 from clincot.train.vision import DenseFrames, pretrain_vision
 
 REGION_TRUTH = 0.3  # of the regions that the policy is taught to write: leaves room for rounds to improve them
-LESSON_LR = 2e-3
+LESSON_LR = {1: 2e-3, 2: 1e-3, 3: 1e-3}  # by part of the lessons
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,14 @@ def make_towers(recipe: Recipe, work: Path) -> Path:
 
 
 def teach(
-    role: str, data: Path, start: Path, out: Path, section: TrainSection, *, region_truth: float = REGION_TRUTH
+    role: str,
+    data: Path,
+    start: Path,
+    out: Path,
+    section: TrainSection,
+    *,
+    region_truth: float = REGION_TRUTH,
+    part: int = 3,
 ) -> dict[str, float]:
     """Supervised lessons (train/lessons.py) from a data set with its key; the checkpoint appears at `out`."""
     views = load_views(start)
@@ -79,7 +86,7 @@ def teach(
     made = (
         policy_lessons(lessons, data, views, region_truth=region_truth, seed=section.seed)
         if role == "policy"
-        else judge_lessons(lessons, data, views, seed=section.seed)
+        else judge_lessons(lessons, data, views, seed=section.seed, part=part)
     )
     rows = [SFTRow(f"lesson {number}", conversation) for number, conversation in enumerate(made)]
     return train_on_rows(rows, start, out, section, train_connector=True)
@@ -90,9 +97,16 @@ def make(recipe: Recipe, work: Path, out: Path) -> Path:
     tower = work / f"{recipe.name}-tower"
     if not (tower / "train_log.json").is_file():
         make_towers(recipe, work)
-    section = TrainSection(loss="sft", lr=LESSON_LR, epochs=recipe.epochs, batch_size=64, seed=recipe.spec.seed)
-    teach(recipe.role, work / f"{recipe.name}-lessons", tower, out / recipe.name, section)
-    return out / recipe.name
+    lessons, start = work / f"{recipe.name}-lessons", tower
+    parts = (3,) if recipe.role == "policy" else (1, 2, 3)
+    for part in parts:
+        section = TrainSection(
+            loss="sft", lr=LESSON_LR[part], epochs=recipe.epochs, batch_size=64, seed=recipe.spec.seed
+        )
+        done = out / recipe.name if part == 3 else work / f"{recipe.name}-part-{part}"
+        teach(recipe.role, lessons, start, done, section, part=part)
+        start = done
+    return start
 
 
 def _dense(recipe: Recipe) -> Iterator[DenseFrames]:

@@ -136,20 +136,24 @@ def test_the_written_regions_are_right_in_the_share_asked_for(region_truth: floa
 def test_a_policy_learns_regions_and_answers_where_it_wrote_and_answers_alone_where_it_did_not() -> None:
     kinds: dict[tuple[int, tuple[bool, ...]], int] = {}
     for conversation in policy_lessons(LESSONS, FOLDER, VIEWS, region_truth=0.3, seed=0):
-        one = about(conversation)
         assert conversation[-1].role == "assistant"
         kinds[len(pictures_of(conversation)), tuple(t.action for t in conversation)] = 1 + kinds.get(
             (len(pictures_of(conversation)), tuple(t.action for t in conversation)), 0
         )
         asked = conversation[0].text
+        if not pictures_of(conversation):  # a place is read from the region's numbers
+            assert (asked, conversation[-1].text) in {("Which side?", "left"), ("Which side?", "right")}
+            continue
+        one = about(conversation)
         if asked == one.question.text:
             assert conversation[-1].text == one.reference.answer
         else:
             assert asked == f"Is there {one.reference.finding}?"
             assert conversation[-1].text == ("yes" if shows(one.reference.boxes, crop(conversation)) else "no")
     # of 240 questions: each once with a region of its own and once with a given one; 180 of topics that a crop answers,
-    # twice each; and of the 180 with a box twice, whether a crop shows the finding
+    # twice each; and of the 180 with a box twice, whether a crop shows the finding; 60 sides read from numbers, 4 times
     assert kinds == {
+        (0, (False, False, False, True)): 240,
         (5, (False, True, False, True)): 240, (5, (False, False, False, True)): 240, (1, (False, True)): 360 + 360,
     }  # fmt: skip
 
@@ -158,6 +162,8 @@ def test_where_a_crop_looks_its_size_tells_nothing_of_presence() -> None:
     """Of questions whether there is a nodule: crops of yes and of no are of one size, whether they show it or not."""
     sizes: dict[str, set[float]] = {}
     for conversation in policy_lessons(LESSONS, FOLDER, VIEWS, region_truth=0.3, seed=0):
+        if not pictures_of(conversation):
+            continue
         one = about(conversation)
         if (
             one.question.topic == "presence"
@@ -216,17 +222,33 @@ def test_a_single_answer_has_no_wrong_one() -> None:
     assert [(p.answer, p.right) for p in made] == [("yes", True)]
 
 
-def test_a_judge_is_asked_of_both_answers_and_says_yes_to_the_right_one() -> None:
-    yes_no = {True: 0, False: 0}
-    for conversation in judge_lessons(LESSONS, FOLDER, VIEWS, seed=0):
-        one, asked, said = about(conversation), conversation[0].text, conversation[-1]
-        assert said.action
-        assert [t.action for t in conversation[:-1]] == [False] * (len(conversation) - 1)
-        if len(pictures_of(conversation)) == 5 and asked != one.question.text:
-            right = asked == f"{one.question.text} {one.reference.answer}?"
-            assert said.text == ("yes" if right else "no")
-            yes_no[right] += 1
-    assert yes_no == {True: 480, False: 480}  # from a region likely to show it, and from one that likely does not
+@pytest.mark.parametrize(("part", "each"), [(2, 2 * 120), (3, 240 + 120)])
+def test_a_judge_is_asked_of_both_answers_and_says_yes_to_the_right_one(part: int, each: int) -> None:
+    """Part 2: the 120 questions that their finding's crop decides, twice. Part 3: all 240, every other once more."""
+    yes_no = {"yes": 0, "no": 0}
+    for conversation in judge_lessons(LESSONS, FOLDER, VIEWS, seed=0, part=part):
+        asked, said = conversation[0].text, conversation[-1]
+        assert [t.action for t in conversation] == [False, True]
+        if not pictures_of(conversation):
+            assert part == 3  # sides, read from the region's numbers
+            continue
+        one = about(conversation)
+        region = box_from_text(asked)
+        assert region is not None  # a judge is told where the crop lies
+        right = asked.endswith(f" {one.question.text} {one.reference.answer}?")
+        assert said.text == ("yes" if right else "no")
+        assert part == 3 or shows(one.reference.boxes, region)
+        yes_no[said.text] += 1
+    assert yes_no == {"yes": each, "no": each}
+
+
+def test_a_judge_first_answers_questions_itself() -> None:
+    for conversation in judge_lessons(LESSONS, FOLDER, VIEWS, seed=0, part=1):
+        one = about(conversation)
+        if conversation[0].text == one.question.text:
+            assert conversation[-1].text == one.reference.answer
+        else:
+            assert conversation[0].text == f"Is there {one.reference.finding}?"
 
 
 def test_lessons_are_drawn_from_their_seed() -> None:

@@ -94,16 +94,18 @@ class Proposal:
 
 
 def proposals(
-    lessons: Sequence[Lesson], *, seed: int, region_truth: float, whole: float = 0.1, both: bool = True
-) -> Iterator[Proposal]:
+    lessons: Sequence[Lesson], *, seed: int, region_truth: float, whole: float = 0.1, both: bool = True,
+    among: Sequence[Lesson] = (),
+) -> Iterator[Proposal]:  # fmt: skip
     """The right and a wrong answer of every question (with `both` False: one of them), seen from one region.
 
-    Wrong answers are other answers to the same topic, now and then of another. `region_truth`: share of the regions
-    that show the finding, `whole`: of those that are the whole image; the others lie anywhere.
+    Wrong answers are other answers to the same topic, now and then of another, out of the lessons `among` (default:
+    these). `region_truth`: share of the regions that show the finding, `whole`: of those that are the whole image; the
+    others lie anywhere.
     """
     rng = np.random.default_rng([seed, 2])
-    sides = sides_by_finding(lessons)
-    answers = _answers_by_topic(lessons)
+    sides = sides_by_finding(among or lessons)
+    answers = _answers_by_topic(among or lessons)
     everything = sorted({a for group in answers.values() for a in group})
     for lesson in lessons:
         truth = lesson.reference.answer
@@ -116,13 +118,14 @@ def proposals(
 
 
 def judge_lessons(
-    lessons: Sequence[Lesson], folder: Path, views: Views, *, seed: int, part: int = 2
+    lessons: Sequence[Lesson], folder: Path, views: Views, *, seed: int, part: int = 3
 ) -> Iterator[Conversation]:
-    """Lessons of a judge, in two parts, since to match words with what is seen is hard to learn from yes and no alone:
+    """Lessons of a judge in three parts, since to match words with what is seen is hard to learn from yes and no alone:
     from scratch a judge stays at AUC 0.5.
 
-    Part 1: it answers questions itself, and names what a crop shows. Part 2: is a proposed answer right? From the
-    finding's own crop, and from places that may not show it, where it cannot know and learns P(yes) towards one half.
+    Part 1: it answers questions itself, and names what a crop shows. Part 2: is a proposed answer right? Only where the
+    finding's own crop decides. Part 3: everything, also from places that may not show the finding, where it cannot know
+    and learns P(yes) towards one half.
     """
     rng = np.random.default_rng([seed, 3])
     sides = sides_by_finding(lessons)
@@ -133,14 +136,20 @@ def judge_lessons(
             yield answered((Turn("user", lesson.question.text, pictures),), lesson.reference.answer)
             yield from _crop_lessons(lesson, folder, views, rng, sides)
         return
+    decided = [one for one in lessons if one.question.topic in CROP_TOPICS and one.reference.boxes]
     for proposal in (
-        *proposals(lessons, seed=seed, region_truth=1.0, whole=0.0),
-        *proposals(lessons[::2], seed=seed + 1, region_truth=0.2, whole=0.1),
+        *proposals(decided if part == 2 else lessons, seed=seed, region_truth=1.0, whole=0.0, among=lessons),
+        *(
+            proposals(decided, seed=seed + 1, region_truth=1.0, whole=0.0, among=lessons)
+            if part == 2
+            else proposals(lessons[::2], seed=seed + 1, region_truth=0.2, among=lessons)
+        ),
     ):
         study, text = proposal.lesson.study, proposal.lesson.question.text
         asked = judgement(study, folder, views, question=text, answer=proposal.answer, box=proposal.box)
         yield answered(asked, "yes" if proposal.right else "no")
-    yield from _place_lessons(lessons, views, seed=seed)
+    if part == 3:
+        yield from _place_lessons(lessons, views, seed=seed)
 
 
 def _place_lessons(lessons: Sequence[Lesson], views: Views, *, seed: int) -> Iterator[Conversation]:
