@@ -61,7 +61,7 @@ class WordJudge:
         self.views = Views(wording="brief")
 
     def p_yes(self, conversations: Sequence[Conversation]) -> list[float | None]:
-        answers = [conversation[0].text.removeprefix("Is it bright? ") for conversation in conversations]
+        answers = [conversation[0].text.partition("Is it bright? ")[2] for conversation in conversations]
         return [{"yes?": 0.9, "no?": 0.2}.get(answer) for answer in answers]
 
 
