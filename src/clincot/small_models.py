@@ -27,7 +27,7 @@ from clincot.train.sft import train_on_rows
 from clincot.train.vision import DenseFrames, pretrain_vision
 
 REGION_TRUTH = 0.3  # of the regions that the policy is taught to write: leaves room for rounds to improve them
-LESSON_LR = {1: 2e-3, 2: 1e-3, 3: 1e-3}  # by part of the lessons
+LESSON_LR = {1: 2e-3, 2: 1e-3}  # by part of a judge's lessons; the policy's are one part, at the first rate
 
 
 @dataclass(frozen=True)
@@ -77,7 +77,7 @@ def teach(
     section: TrainSection,
     *,
     region_truth: float = REGION_TRUTH,
-    part: int = 3,
+    part: int = 2,
 ) -> dict[str, float]:
     """Supervised lessons (train/lessons.py) from a data set with its key; the checkpoint appears at `out`."""
     views = load_views(start)
@@ -98,13 +98,14 @@ def make(recipe: Recipe, work: Path, out: Path) -> Path:
     if not (tower / "train_log.json").is_file():
         make_towers(recipe, work)
     lessons, start = work / f"{recipe.name}-lessons", tower
-    parts = (3,) if recipe.role == "policy" else (1, 2, 3)
+    parts = (1,) if recipe.role == "policy" else (1, 2)
     for part in parts:
         section = TrainSection(
             loss="sft", lr=LESSON_LR[part], epochs=recipe.epochs, batch_size=64, seed=recipe.spec.seed
         )
-        done = out / recipe.name if part == 3 else work / f"{recipe.name}-part-{part}"
-        teach(recipe.role, lessons, start, done, section, part=part)
+        done = out / recipe.name if part == parts[-1] else work / f"{recipe.name}-part-{part}"
+        if not (done / "config.json").is_file():
+            teach(recipe.role, lessons, start, done, section, part=part)
         start = done
     return start
 

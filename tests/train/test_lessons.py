@@ -222,33 +222,59 @@ def test_a_single_answer_has_no_wrong_one() -> None:
     assert [(p.answer, p.right) for p in made] == [("yes", True)]
 
 
-@pytest.mark.parametrize(("part", "each"), [(2, 2 * 120), (3, 240 + 120)])
-def test_a_judge_is_asked_of_both_answers_and_says_yes_to_the_right_one(part: int, each: int) -> None:
-    """Part 2: the 120 questions that their finding's crop decides, twice. Part 3: all 240, every other once more."""
+def test_a_judge_is_asked_of_both_answers_and_says_yes_to_the_right_one() -> None:
+    """Part 2: all 240 questions, every other once more, each with its right and a wrong answer: 360 of either."""
     yes_no = {"yes": 0, "no": 0}
-    for conversation in judge_lessons(LESSONS, FOLDER, VIEWS, seed=0, part=part):
+    for conversation in judge_lessons(LESSONS, FOLDER, VIEWS, seed=0, part=2):
+        if not pictures_of(conversation):
+            continue  # sides, read from the region's numbers
         asked, said = conversation[0].text, conversation[-1]
         assert [t.action for t in conversation] == [False, True]
-        if not pictures_of(conversation):
-            assert part == 3  # sides, read from the region's numbers
-            continue
+        assert len(pictures_of(conversation)) == 5  # the whole image as 2 x 2 and the crop, as the panel shows it
         one = about(conversation)
-        region = box_from_text(asked)
-        assert region is not None  # a judge is told where the crop lies
+        assert box_from_text(asked) is not None  # a judge is told where the crop lies
         right = asked.endswith(f" {one.question.text} {one.reference.answer}?")
         assert said.text == ("yes" if right else "no")
-        assert part == 3 or shows(one.reference.boxes, region)
         yes_no[said.text] += 1
-    assert yes_no == {"yes": each, "no": each}
+    assert yes_no == {"yes": 240 + 120, "no": 240 + 120}
 
 
-def test_a_judge_first_answers_questions_itself() -> None:
+def test_a_judge_first_learns_from_near() -> None:
+    """Part 1 shows a single crop. The 180 questions that a crop answers: twice a right and a wrong answer, once the
+    answer; of the 180 questions with a box (120 of these topics, 60 sides) twice whether a crop shows the finding."""
+    kinds = {"answer": 0, "yes": 0, "no": 0, "finding": 0}
     for conversation in judge_lessons(LESSONS, FOLDER, VIEWS, seed=0, part=1):
-        one = about(conversation)
-        if conversation[0].text == one.question.text:
-            assert conversation[-1].text == one.reference.answer
+        if not pictures_of(conversation):
+            continue
+        assert len(pictures_of(conversation)) == 1
+        one, asked, said = about(conversation), conversation[0].text, conversation[-1].text
+        if box_from_text(asked) is not None:
+            assert said == ("yes" if asked.endswith(f" {one.question.text} {one.reference.answer}?") else "no")
+            assert not one.reference.boxes or shows(one.reference.boxes, box_from_text(asked) or WHOLE)
+            kinds[said] += 1
+        elif asked == one.question.text:
+            assert said == one.reference.answer
+            kinds["answer"] += 1
         else:
-            assert conversation[0].text == f"Is there {one.reference.finding}?"
+            assert asked == f"Is there {one.reference.finding}?"
+            kinds["finding"] += 1
+    assert kinds == {"answer": 180, "yes": 360, "no": 360, "finding": 360}
+
+
+@pytest.mark.parametrize(("part", "repeats"), [(1, 4), (2, 2)])
+def test_a_judge_reads_sides_from_the_regions_numbers(part: int, repeats: int) -> None:
+    """60 questions of the side, each time with the answer and with a right and a wrong one to judge."""
+    said: dict[str, int] = {}
+    for conversation in judge_lessons(LESSONS, FOLDER, VIEWS, seed=0, part=part):
+        if pictures_of(conversation):
+            continue
+        box = box_from_text(conversation[0].text)
+        assert box is not None
+        answer = conversation[-1].text
+        said[answer] = said.get(answer, 0) + 1
+    assert said.pop("yes") == said.pop("no") == 60 * repeats
+    assert sum(said.values()) == 60 * repeats
+    assert set(said) == {"left", "right"}
 
 
 def test_lessons_are_drawn_from_their_seed() -> None:

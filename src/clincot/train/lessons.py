@@ -8,13 +8,12 @@ right only in a stated share of lessons and anywhere else otherwise, as region a
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
 from clincot.conversation import (
-    WORDINGS,
     Conversation,
     Turn,
     Views,
@@ -24,7 +23,6 @@ from clincot.conversation import (
     judgement,
     look,
     look_closer,
-    whole_pictures,
 )
 from clincot.geometry import WHOLE, Box, box_of, box_to_text, look_side
 from clincot.records import Question, Reference, Study
@@ -118,49 +116,65 @@ def proposals(
 
 
 def judge_lessons(
-    lessons: Sequence[Lesson], folder: Path, views: Views, *, seed: int, part: int = 3
+    lessons: Sequence[Lesson], folder: Path, views: Views, *, seed: int, part: int = 2
 ) -> Iterator[Conversation]:
-    """Lessons of a judge in three parts, since to match words with what is seen is hard to learn from yes and no alone:
-    from scratch a judge stays at AUC 0.5.
+    """Lessons of a judge in two parts: matching an answer with what is seen is hard to learn from yes and no alone, and
+    a judge that is shown everything from the start stays at AUC 0.5.
 
-    Part 1: it answers questions itself, and names what a crop shows. Part 2: is a proposed answer right? Only where the
-    finding's own crop decides. Part 3: everything, also from places that may not show the finding, where it cannot know
-    and learns P(yes) towards one half.
+    Part 1, from near: the finding's own crop alone. It answers the question itself, says whether that answer and a
+    wrong one are right, and names what a crop shows; sides and zones it reads from the region's numbers, without any
+    picture. Part 2, as a panel asks: image, crop and proposed answer, a third of them from places that mostly do not
+    show the finding, where it cannot know and learns P(yes) towards one half.
     """
+    if part == 1:
+        yield from _near_lessons(lessons, folder, views, seed=seed)
+        yield from _place_lessons(lessons, folder, views, seed=seed, repeats=4)
+        return
+    for proposal in (
+        *proposals(lessons, seed=seed, region_truth=1.0, whole=0.0),
+        *proposals(lessons[::2], seed=seed + 1, region_truth=0.2, among=lessons),
+    ):
+        yield _judged(proposal, folder, views)
+    yield from _place_lessons(lessons, folder, views, seed=seed + 20, repeats=2)
+
+
+def _near_lessons(lessons: Sequence[Lesson], folder: Path, views: Views, *, seed: int) -> Iterator[Conversation]:
+    """What a crop alone decides: answers, proposed answers, and whether the crop shows the finding."""
     rng = np.random.default_rng([seed, 3])
     sides = sides_by_finding(lessons)
-    if part == 1:
-        for lesson in lessons:
-            box = _region(lesson, rng, sides, truth=0.8, whole=0.05)
-            pictures = (*whole_pictures(lesson.study, folder, views), crop_picture(lesson.study, folder, views, box))
-            yield answered((Turn("user", lesson.question.text, pictures),), lesson.reference.answer)
-            yield from _crop_lessons(lesson, folder, views, rng, sides)
-        return
-    decided = [one for one in lessons if one.question.topic in CROP_TOPICS and one.reference.boxes]
-    for proposal in (
-        *proposals(decided if part == 2 else lessons, seed=seed, region_truth=1.0, whole=0.0, among=lessons),
-        *(
-            proposals(decided, seed=seed + 1, region_truth=1.0, whole=0.0, among=lessons)
-            if part == 2
-            else proposals(lessons[::2], seed=seed + 1, region_truth=0.2, among=lessons)
-        ),
-    ):
-        study, text = proposal.lesson.study, proposal.lesson.question.text
-        asked = judgement(study, folder, views, question=text, answer=proposal.answer, box=proposal.box)
-        yield answered(asked, "yes" if proposal.right else "no")
-    if part == 3:
-        yield from _place_lessons(lessons, views, seed=seed)
+    near = [one for one in lessons if one.question.topic in CROP_TOPICS]
+    for repeat in range(2):
+        for proposal in proposals(near, seed=seed + 30 + repeat, region_truth=1.0, whole=0.0, among=lessons):
+            yield _judged(proposal, folder, views, pictures=1)
+            if proposal.right and repeat == 0:
+                crop = crop_picture(proposal.lesson.study, folder, views, proposal.box)
+                yield answered((Turn("user", proposal.lesson.question.text, (crop,)),), proposal.answer)
+    for lesson in lessons:
+        yield from _finding_lesson(lesson, folder, views, rng, sides)
 
 
-def _place_lessons(lessons: Sequence[Lesson], views: Views, *, seed: int) -> Iterator[Conversation]:
-    """To read a place from a region's numbers: a judge's question about side or zone, without any picture."""
+def _place_lessons(
+    lessons: Sequence[Lesson], folder: Path, views: Views, *, seed: int, repeats: int
+) -> Iterator[Conversation]:
+    """To read a side or a zone from a region's numbers: the answer, and whether a proposed one is right."""
     placed = [one for one in lessons if one.question.topic in PLACE_TOPICS and one.reference.boxes]
-    for number in range(4):
-        for proposal in proposals(placed, seed=seed + 10 + number, region_truth=1.0, whole=0.0):
-            text = WORDINGS[views.wording].judge.format(
-                question=proposal.lesson.question.text, answer=proposal.answer, region=box_to_text(proposal.box)
-            )
-            yield answered((Turn("user", text),), "yes" if proposal.right else "no")
+    for repeat in range(repeats):
+        for proposal in proposals(placed, seed=seed + 10 + repeat, region_truth=1.0, whole=0.0):
+            yield _judged(proposal, folder, views, pictures=0)
+            if proposal.right:
+                text = f"{box_to_text(proposal.box)} {proposal.lesson.question.text}"
+                yield answered((Turn("user", text),), proposal.answer)
+
+
+def _judged(proposal: Proposal, folder: Path, views: Views, *, pictures: int | None = None) -> Conversation:
+    """The judge's question about a proposal and the truth about it; `pictures`: only so many, the crop first."""
+    lesson = proposal.lesson
+    (asked,) = judgement(
+        lesson.study, folder, views, question=lesson.question.text, answer=proposal.answer, box=proposal.box
+    )
+    if pictures is not None:
+        asked = replace(asked, pictures=asked.pictures[len(asked.pictures) - pictures :])
+    return answered((asked,), "yes" if proposal.right else "no")
 
 
 def _policy_place_lessons(lesson: Lesson, rng: np.random.Generator) -> Iterator[Conversation]:
