@@ -34,7 +34,9 @@ lint: $(READY)  ## ruff and mypy
 results: $(READY)  ## three seeds of everything, with intervals (SEEDS="0 1 2")
 	$(BIN)/python -m clincot.results --run runs/results --seeds $(or $(SEEDS),0 1 2)
 
-small-models: $(READY)  ## train the shipped policy and judges again from scratch
+small-models: $(READY)  ## train the shipped policy and judges again from scratch (about 40 minutes)
+	printf '%s\n' judge-a judge-b policy | OMP_NUM_THREADS=1 xargs -P 2 -I NAME \
+		$(BIN)/clincot small-models --work runs/small-models --out runs/small-models/out --only NAME
 	$(BIN)/clincot small-models --work runs/small-models --out runs/small-models/out
 
 vqa-rad: $(READY)  ## one whole round on real VQA-RAD questions (VQA_RAD=folder of the release)

@@ -196,7 +196,8 @@ def _add_models(commands: Any) -> None:
                      _run_small_models)  # fmt: skip
     small.add_argument("--out", type=Path, required=True)
     small.add_argument("--work", type=Path, required=True, help="folder for data and intermediate checkpoints")
-    small.add_argument("--only", choices=["policy", "judge-a", "judge-b"])
+    small.add_argument("--only", choices=["policy", "judge-a", "judge-b"],
+                       help="train one alone; without it the judges are calibrated at the end")  # fmt: skip
     sft = _command(commands, "sft", "supervised lessons from a data set with its answer key", _run_sft)
     sft.add_argument("role", choices=["policy", "judge"])
     sft.add_argument("--data", type=Path, required=True)
@@ -217,11 +218,13 @@ def _add_models(commands: Any) -> None:
 
 
 def _run_small_models(args: argparse.Namespace) -> int:
-    from clincot.small_models import RECIPES, make
+    from clincot.small_models import RECIPES, calibrate_judges, make
 
     for recipe in RECIPES:
         if args.only in (None, recipe.name):
             print(make(recipe, args.work, args.out))
+    if args.only is None:
+        print(calibrate_judges(args.work, args.out))
     return 0
 
 

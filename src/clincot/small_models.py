@@ -2,19 +2,22 @@
 
 Three checkpoints, each from scratch on patients (warps of the CT) of its own, none of which any round or evaluation
 uses: the base policy, and two judges that differ from it and from each other in seed, size and training data.
-About half an hour a model on one core.
+Then the judges are calibrated, on yet other patients. Half an hour a model on one core.
 """
 
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from safetensors.torch import load_file, save_file
 
-from clincot.config import TrainSection
+from clincot.calibrate import calibrate
+from clincot.config import JudgeSection, JudgeSpec, TrainSection
 from clincot.conversation import WORDINGS, load_views
 from clincot.datasets.folder import StudyIndex, load_questions, load_references
 from clincot.datasets.frames import dense_frames, nodule_frames
@@ -44,6 +47,8 @@ class Recipe:
 
 
 EVALUATION_WARPS = range(1000)  # kept free for rounds, calibration and benchmarks
+CALIBRATION_WARPS = range(400, 424)  # of those, used for the judges' calibration alone
+CALIBRATION_QUESTIONS = 1200
 RECIPES = (
     Recipe("policy", "policy", SmallSpec(seed=1), range(1000, 1040), 6_000, 5_000, 1),
     Recipe("judge-a", "judge", SmallSpec(seed=2, text_layers=2), range(2000, 2040), 6_000, 5_000, 1),
@@ -93,21 +98,48 @@ def teach(
 
 
 def make(recipe: Recipe, work: Path, out: Path) -> Path:
-    """The whole recipe of one model; returns its folder below `out`."""
+    """The whole recipe of one model, or what is left of it; returns its folder below `out`."""
     tower = work / f"{recipe.name}-tower"
     if not (tower / "train_log.json").is_file():
         make_towers(recipe, work)
-    lessons, start = work / f"{recipe.name}-lessons", tower
-    parts = (1,) if recipe.role == "policy" else (1, 2)
-    for part in parts:
-        section = TrainSection(
-            loss="sft", lr=LESSON_LR[part], epochs=recipe.epochs, batch_size=64, seed=recipe.spec.seed
-        )
-        done = out / recipe.name if part == parts[-1] else work / f"{recipe.name}-part-{part}"
-        if not (done / "config.json").is_file():
-            teach(recipe.role, lessons, start, done, section, part=part)
+    start = tower
+    for part in (1,) if recipe.role == "policy" else (1, 2):
+        done = work / f"{recipe.name}-part-{part}"
+        if not done.is_dir():
+            section = TrainSection(
+                loss="sft", lr=LESSON_LR[part], epochs=recipe.epochs, batch_size=64, seed=recipe.spec.seed
+            )
+            teach(recipe.role, work / f"{recipe.name}-lessons", start, done, section, part=part)
         start = done
-    return start
+    ship(start, out / recipe.name)
+    return out / recipe.name
+
+
+def ship(trained: Path, out: Path) -> None:
+    """The checkpoint with its weights in half precision, which is how it lies in assets/: half the bytes."""
+    making = out.with_name(out.name + ".partial")
+    shutil.rmtree(making, ignore_errors=True)
+    shutil.copytree(trained, making)
+    for shard in making.glob("*.safetensors"):
+        weights = {name: tensor.half() for name, tensor in load_file(shard).items()}
+        save_file(weights, shard, metadata={"format": "pt"})
+    config = json.loads((making / "config.json").read_text(encoding="utf-8"))
+    (making / "config.json").write_text(json.dumps({**config, "dtype": "float16"}, indent=2) + "\n", encoding="utf-8")
+    shutil.rmtree(out, ignore_errors=True)
+    making.rename(out)
+
+
+def calibrate_judges(work: Path, out: Path) -> str:
+    """Fit the calibration of the judges below `out` on patients of its own; returns its table.
+
+    The curves (`out`/calibration.jsonl) name the judges by their digests, so that they fit no other weights.
+    """
+    questions = work / "calibration-questions"
+    if not questions.is_dir():
+        build(questions, warp_seeds=CALIBRATION_WARPS, images=400, questions_per_image=3, seed=5,
+              split="calibration of the judges")  # fmt: skip
+    judges = tuple(JudgeSpec(name=r.name, path=str(out / r.name)) for r in RECIPES if r.role == "judge")
+    return calibrate(JudgeSection(judges=judges), questions, out / "calibration.jsonl", limit=CALIBRATION_QUESTIONS)
 
 
 def _dense(recipe: Recipe) -> Iterator[DenseFrames]:
