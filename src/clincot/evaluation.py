@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import groupby, islice
+from itertools import islice
 from pathlib import Path
 
 from clincot.bench.benchmark import Benchmark
@@ -20,8 +20,7 @@ from clincot.conversation import Step, chain
 from clincot.geometry import WHOLE, Box, covered, crop_square, look_side, look_square
 from clincot.models.protocols import Generation, Grounder, RelevancePolicy
 from clincot.propose.grounders import Written, random_square, seed_of
-from clincot.propose.hypotheses import hypotheses
-from clincot.propose.regions import grounder_named
+from clincot.propose.regions import BATCH, grounder_named, sought_for
 from clincot.records import Outcome, Question, Reference, Study
 
 GROUNDED = ("windows", "relevance", "http")
@@ -108,12 +107,12 @@ def _looks(
             grounder: Grounder = Written(policy, samples=1, temperature=0.0, seed=section.seed)
         else:
             grounder = grounder_named(arm, section.propose, policy, 1)
-        for study_id, run in groupby(questions, key=lambda q: q.study):
-            asked, study = list(run), studies[study_id]
-            listed = [hypotheses(q.text, modality=study.modality, limit=section.propose.hypotheses) for q in asked]
-            for question, found in zip(asked, grounder.ground(study, folder, asked, listed), strict=True):
-                fallback = None if arm == "written" else WHOLE  # a tool that finds nothing leaves the whole image
-                yield _Look(question, study, found[0].box if found else fallback)
+        fallback = None if arm == "written" else WHOLE  # a tool that finds nothing leaves the whole image
+        for at in range(0, len(questions), BATCH):
+            limit = section.propose.hypotheses
+            sought = [sought_for(q, studies[q.study], limit=limit) for q in questions[at : at + BATCH]]
+            for one, found in zip(sought, grounder.ground(sought, folder), strict=True):
+                yield _Look(one.question, one.study, found[0].box if found else fallback)
         return
     following = _other_patients(questions, benchmark) if arm == "shuffled" else {}
     sides = look_sides(benchmark)

@@ -53,6 +53,21 @@ def test_the_pieces_are_what_the_processor_makes_of_the_whole(
     assert list(small.encoder.encode(opening, reply=True).ids) == by_processor(small.encoder, opening, reply=True)
 
 
+def test_later_frames_are_processed_as_the_processor_would(
+    small: VisionLanguageModel, shown: list[Study], films: Path
+) -> None:
+    """Once a frame's tokens are known only its pixels are made; they are those of the whole processor."""
+    encoder = Encoder(small.encoder.processor)
+    pictures = pictures_of(talks(small, shown, films)["two steps"])
+    encoder.picture_ids(pictures[0])
+    for picture in pictures[1:]:
+        whole = encoder.processor(text=[encoder.placeholder], images=[[read_picture(picture)]], return_tensors="pt")
+        made = encoder.picture(picture)
+        assert list(made.ids) == whole["input_ids"][0].tolist()
+        assert made.tensors.keys() == {"pixel_values", "pixel_attention_mask"} <= set(whole)
+        assert all(torch.equal(tensor, whole[name]) for name, tensor in made.tensors.items())
+
+
 def test_a_reply_begins_where_the_answer_was_generated(
     small: VisionLanguageModel, shown: list[Study], films: Path
 ) -> None:

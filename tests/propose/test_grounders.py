@@ -9,8 +9,18 @@ import numpy as np
 import pytest
 
 from clincot.geometry import WHOLE, covered, intersection_over_union
+from clincot.models.protocols import Grounded, Grounder, Sought
 from clincot.propose.grounders import Random, Relevance, Windows, Written, random_square, seed_of
+from clincot.records import Question, Study
 from tests.propose.bright import BrightPolicy, ask, film
+
+
+def ground(
+    grounder: Grounder, study: Study, folder: Path, questions: list[Question], hypotheses: list[list[str]]
+) -> list[list[Grounded]]:
+    """All questions about one image."""
+    pairs = zip(questions, hypotheses, strict=True)
+    return grounder.ground([Sought(study, question, tuple(listed)) for question, listed in pairs], folder)
 
 
 def test_windows_lie_a_stride_apart_and_touch_every_border() -> None:
@@ -35,7 +45,7 @@ def test_windows_find_the_bright_square(tmp_path: Path) -> None:
     stride 1 is exactly it, P(yes) = 1. Every other window is black."""
     study, square = film(tmp_path, "a.png", 64, 32)
     grounder = Windows(BrightPolicy(), sides=[0.25], stride=1.0)
-    ((best, *others),) = grounder.ground(study, tmp_path, [ask(study)], [["nodule", "normal"]])
+    ((best, *others),) = ground(grounder, study, tmp_path, [ask(study)], [["nodule", "normal"]])
     assert best.box == square
     assert best.confidence == 1.0
     assert best.hypothesis == "nodule"
@@ -47,11 +57,20 @@ def test_a_finding_that_two_questions_share_is_asked_once(tmp_path: Path) -> Non
     study, _ = film(tmp_path, "a.png", 0, 0)
     policy = BrightPolicy()
     questions = [ask(study), ask(study, "Where is the nodule?"), ask(study, "Is all well?")]
-    lists = Windows(policy, sides=[0.5], stride=1.0).ground(
-        study, tmp_path, questions, [["nodule", "normal"], ["nodule", "mass"], ["normal"]]
-    )
+    lists = ground(
+        Windows(policy, sides=[0.5], stride=1.0), study, tmp_path, questions,
+        [["nodule", "normal"], ["nodule", "mass"], ["normal"]],
+    )  # fmt: skip
     assert len(policy.asked) == 2 * 4  # nodule and mass, 4 windows each; normal is nowhere
     assert [len(found) for found in lists] == [4, 8, 0]
+
+
+def test_windows_of_several_images_are_asked_together(tmp_path: Path) -> None:
+    """Each image gets its own square; the policy is called once for both."""
+    (one, first), (other, second) = film(tmp_path, "a.png", 64, 32), film(tmp_path, "b.png", 0, 96)
+    sought = [Sought(study, ask(study), ("nodule",)) for study in (one, other)]
+    found = Windows(BrightPolicy(), sides=[0.25], stride=1.0).ground(sought, tmp_path)
+    assert [lists[0].box for lists in found] == [first, second]
 
 
 def test_a_window_without_a_probability_is_left_out(tmp_path: Path) -> None:
@@ -60,7 +79,7 @@ def test_a_window_without_a_probability_is_left_out(tmp_path: Path) -> None:
             return [None if n == 0 else p for n, p in enumerate(super().p_yes(conversations))]
 
     study, square = film(tmp_path, "a.png", 0, 0, side=64)
-    (found,) = Windows(Silent(), sides=[0.5], stride=1.0).ground(study, tmp_path, [ask(study)], [["nodule"]])
+    (found,) = ground(Windows(Silent(), sides=[0.5], stride=1.0), study, tmp_path, [ask(study)], [["nodule"]])
     assert len(found) == 3
     assert square not in [g.box for g in found]
 
@@ -69,8 +88,12 @@ def test_relevance_finds_the_bright_square(tmp_path: Path) -> None:
     """32 px on a multiple of 8 px are 4 x 4 of the 16 x 16 patches, 1/16 of them: the quantile .9 keeps just these."""
     study, square = film(tmp_path, "a.png", 64, 32)
     policy = BrightPolicy()
-    ((one,), ()) = Relevance(policy, quantile=0.9).ground(
-        study, tmp_path, [ask(study), ask(study, "All well?")], [["nodule"], ["normal"]]
+    ((one,), ()) = ground(
+        Relevance(policy, quantile=0.9),
+        study,
+        tmp_path,
+        [ask(study), ask(study, "All well?")],
+        [["nodule"], ["normal"]],
     )
     assert one.box == square
     assert one.confidence == 1.0
@@ -83,7 +106,7 @@ def test_written_regions_are_read_and_what_is_no_box_is_counted(tmp_path: Path) 
     policy = BrightPolicy(["[10, 20, 30, 40]", "nowhere", "[50, 50, 20, 60]"])
     grounder = Written(policy, samples=12, temperature=1.0, seed=0)
     questions = [ask(study), ask(study, "Where?")]
-    lists = grounder.ground(study, tmp_path, questions, [["nodule"], []])
+    lists = ground(grounder, study, tmp_path, questions, [["nodule"], []])
     seeds = [[seed_of(0, q.id, n) % 3 for n in range(12)] for q in questions]
     assert [len(found) for found in lists] == [s.count(0) for s in seeds]
     assert grounder.off_format == sum(s.count(1) + s.count(2) for s in seeds) > 0
@@ -99,7 +122,7 @@ def test_a_question_draws_the_same_whatever_stands_beside_it(tmp_path: Path) -> 
     words = [f"[{n}, 0, {n + 20}, 20]" for n in range(70)]
     one, other = ask(study), ask(study, "Where?")
     alone, beside, again = (
-        grounder.ground(study, tmp_path, asked, [["nodule"]] * len(asked))[-1]
+        ground(grounder, study, tmp_path, asked, [["nodule"]] * len(asked))[-1]
         for grounder, asked in (
             (Written(BrightPolicy(words), samples=3, temperature=1.0, seed=0), [one]),
             (Written(BrightPolicy(words), samples=3, temperature=1.0, seed=0), [other, one]),
@@ -113,7 +136,7 @@ def test_a_question_draws_the_same_whatever_stands_beside_it(tmp_path: Path) -> 
 
 def test_random_squares_are_inside_of_the_side_asked_for_and_anywhere(tmp_path: Path) -> None:
     study, square = film(tmp_path, "a.png", 64, 32)
-    (found,) = Random(count=200, side=0.25, seed=0).ground(study, tmp_path, [ask(study)], [["nodule"]])
+    (found,) = ground(Random(count=200, side=0.25, seed=0), study, tmp_path, [ask(study)], [["nodule"]])
     for g in found:
         assert (g.box.x1 - g.box.x0, g.box.y1 - g.box.y0) == pytest.approx((0.25, 0.25), abs=2e-4)
     centres = np.array([g.box.centre for g in found])

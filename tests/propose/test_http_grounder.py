@@ -17,7 +17,7 @@ from PIL import Image
 
 from clincot.geometry import box_of
 from clincot.jsonl import file_digest
-from clincot.models.protocols import Grounded, ModelFailed
+from clincot.models.protocols import Grounded, ModelFailed, Sought
 from clincot.propose.http_grounder import HttpGrounder
 from clincot.records import Question, Study
 from tests.http_server import Reply, Request, Server, free_port, serving
@@ -37,7 +37,8 @@ def study(tmp_path: Path) -> Study:
 
 def ground(server: Server, study: Study, folder: Path, *hypotheses: Sequence[str], **options: Any) -> Any:
     questions = [Question(study=study.id, text=f"Question {n}?", kind="open") for n in range(len(hypotheses))]
-    return HttpGrounder(f"{server.url}/ground", **options).ground(study, folder, questions, hypotheses)
+    sought = [Sought(study, question, tuple(h)) for question, h in zip(questions, hypotheses, strict=True)]
+    return HttpGrounder(f"{server.url}/ground", **options).ground(sought, folder)
 
 
 def png(pixels_HW: npt.NDArray[Any], mode: str = "L") -> str:

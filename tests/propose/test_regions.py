@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from itertools import groupby
 from pathlib import Path
 
@@ -9,9 +10,9 @@ import pytest
 
 from clincot.config import ProposeSection
 from clincot.geometry import WHOLE, intersection_over_union
-from clincot.models.protocols import Grounded
-from clincot.propose.regions import grounder_named, grounders_of, propose_regions
-from clincot.records import Question, Region, Study
+from clincot.models.protocols import Grounded, Sought
+from clincot.propose.regions import BATCH, grounder_named, grounders_of, propose_regions
+from clincot.records import Region
 from tests.propose.bright import BrightPolicy, ask, film
 
 
@@ -69,28 +70,24 @@ def test_a_second_tool_gives_only_what_the_first_has_not(tmp_path: Path) -> None
     assert [(r.grounder, r.confidence) for r in found] == [("relevance", 1.0), ("windows", 0.0), ("whole", 0.0)]
 
 
-def test_regions_stream_study_by_study(tmp_path: Path) -> None:
-    """Only the studies read so far have been looked at."""
-    asked: list[str] = []
+def test_regions_stream_batch_by_batch(tmp_path: Path) -> None:
+    """Of one question more than a batch, only the first batch has been looked at when its regions are read."""
+    asked: list[int] = []
 
     class Watching:
         name = "watching"
 
-        def ground(
-            self, study: Study, folder: Path, questions: list[Question], hypotheses: list[list[str]]
-        ) -> list[list[Grounded]]:
-            asked.append(study.image)
-            return [[] for _ in questions]
+        def ground(self, sought: Sequence[Sought], folder: Path) -> list[list[Grounded]]:
+            asked.append(len(sought))
+            return [[] for _ in sought]
 
-    one, _ = film(tmp_path, "a.png", 0, 0)
-    other, _ = film(tmp_path, "b.png", 0, 64)
-    stream = propose_regions(
-        [ask(one), ask(other)], {s.id: s for s in (one, other)}, tmp_path, [(Watching(), 1)], ProposeSection()
-    )
+    study, _ = film(tmp_path, "a.png", 0, 0)
+    questions = [ask(study, f"Question {n}?") for n in range(BATCH + 1)]
+    stream = propose_regions(questions, {study.id: study}, tmp_path, [(Watching(), 1)], ProposeSection())
     next(stream)
-    assert asked == ["a.png"]
-    assert len(list(stream)) == 1
-    assert asked == ["a.png", "b.png"]
+    assert asked == [BATCH]
+    assert len(list(stream)) == BATCH  # the whole image of every other question
+    assert asked == [BATCH, 1]
 
 
 def test_an_unknown_grounder_is_named() -> None:

@@ -157,6 +157,9 @@ class Encoder:
         return tuple(ids)
 
     def _process(self, picture: Picture) -> EncodedPicture:
+        if self._frame_ids:  # known: tokenising the same placeholder again would double the time
+            out = self.processor.image_processor([[read_picture(picture)]], return_tensors="pt")
+            return EncodedPicture(self._frame_ids, {k: v for k, v in out.items() if isinstance(v, torch.Tensor)})
         out = self.processor(
             text=[self.placeholder],
             images=[[read_picture(picture)]],

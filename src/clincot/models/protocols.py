@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
 from typing import Protocol
 
@@ -72,15 +73,37 @@ class Grounded:
     confidence: float  # in [0, 1]
 
 
+@dataclass(frozen=True)
+class Sought:
+    """A question about an image, and the hypotheses whose places are sought for it."""
+
+    study: Study
+    question: Question
+    hypotheses: tuple[str, ...]
+
+
+def by_study(sought: Sequence[Sought]) -> Iterator[tuple[Study, list[Sought]]]:
+    """Each image with its questions, which stand together."""
+    for _, group in groupby(sought, key=lambda one: one.study.id):
+        asked = list(group)
+        yield asked[0].study, asked
+
+
+def findings_of(asked: Sequence[Sought]) -> list[str]:
+    """The hypotheses of questions about one image, each once; "normal" is nowhere in particular."""
+    return sorted({h for one in asked for h in one.hypotheses if h != "normal"})
+
+
 class Grounder(Protocol):
-    """Finds where a hypothesis would be seen. One list a question, best first; an empty list is an answer."""
+    """Finds where a hypothesis would be seen, for many questions at once; images are below `folder`.
+
+    One list a question, best first; an empty list is an answer.
+    """
 
     @property
     def name(self) -> str: ...
 
-    def ground(
-        self, study: Study, folder: Path, questions: Sequence[Question], hypotheses: Sequence[Sequence[str]]
-    ) -> list[list[Grounded]]: ...
+    def ground(self, sought: Sequence[Sought], folder: Path) -> list[list[Grounded]]: ...
 
 
 class RelevancePolicy(Policy, Protocol):

@@ -17,9 +17,9 @@ import numpy as np
 
 from clincot.conversation import finding_in, look, look_closer
 from clincot.geometry import WHOLE, Box, box_from_text, box_of
-from clincot.models.protocols import Grounded, Policy, RelevancePolicy
+from clincot.models.protocols import Grounded, Policy, RelevancePolicy, Sought, by_study, findings_of
 from clincot.propose.masks import regions_of_map
-from clincot.records import Question, Study, digest_of
+from clincot.records import digest_of
 
 REGION_TOKENS = 24  # enough for "[100, 100, 100, 100]" in any tokenizer seen
 
@@ -38,23 +38,25 @@ class Windows:
         self.policy = policy
         self.boxes = [box for side in sides for box in _windows(side, stride)]
 
-    def ground(
-        self, study: Study, folder: Path, questions: Sequence[Question], hypotheses: Sequence[Sequence[str]]
-    ) -> list[list[Grounded]]:
-        findings = sorted({h for listed in hypotheses for h in listed if h != "normal"})
-        asked = [
-            finding_in(study, folder, self.policy.views, finding=finding, box=box)
-            for finding in findings
+    def ground(self, sought: Sequence[Sought], folder: Path) -> list[list[Grounded]]:
+        views = self.policy.views
+        places = [
+            (study, finding, box)
+            for study, asked in by_study(sought)
+            for finding in findings_of(asked)
             for box in self.boxes
         ]
-        p_yes = iter(self.policy.p_yes(asked))
-        found: dict[str, list[Grounded]] = {}
-        for finding in findings:
-            scored = [Grounded(finding, box, p) for box in self.boxes if (p := next(p_yes)) is not None]
-            found[finding] = sorted(scored, key=lambda g: (-g.confidence, g.box.xyxy))
+        p_yes = self.policy.p_yes([finding_in(s, folder, views, finding=f, box=box) for s, f, box in places])
+        found: dict[tuple[str, str], list[Grounded]] = {}
+        for (study, finding, box), p in zip(places, p_yes, strict=True):
+            if p is not None:
+                found.setdefault((study.id, finding), []).append(Grounded(finding, box, p))
         return [
-            sorted((g for h in listed for g in found.get(h, [])), key=lambda g: (-g.confidence, g.box.xyxy))
-            for listed in hypotheses
+            sorted(
+                (g for h in one.hypotheses for g in found.get((one.study.id, h), [])),
+                key=lambda g: (-g.confidence, g.box.xyxy),
+            )
+            for one in sought
         ]
 
 
@@ -67,28 +69,27 @@ class Relevance:
         self.policy = policy
         self.quantile = quantile
 
-    def ground(
-        self, study: Study, folder: Path, questions: Sequence[Question], hypotheses: Sequence[Sequence[str]]
-    ) -> list[list[Grounded]]:
-        findings = sorted({h for listed in hypotheses for h in listed if h != "normal"})
+    def ground(self, sought: Sequence[Sought], folder: Path) -> list[list[Grounded]]:
         views = self.policy.views
-        openings = [look(study, folder, views, f"Is there {finding}?") for finding in findings]
-        asked = [
-            look_closer(opening, study, folder, views, question=f"Is there {finding}?", box=WHOLE)
-            for opening, finding in zip(openings, findings, strict=True)
-        ]
-        maps = dict(zip(findings, self.policy.relevance(asked), strict=True))
+        looked = [(study, finding) for study, asked in by_study(sought) for finding in findings_of(asked)]
+        asked = []
+        for study, finding in looked:
+            text = f"Is there {finding}?"
+            opening = look(study, folder, views, text)
+            asked.append(look_closer(opening, study, folder, views, question=text, box=WHOLE))
+        names = [(study.id, finding) for study, finding in looked]
+        maps = dict(zip(names, self.policy.relevance(asked), strict=True))
         return [
             sorted(
                 (
                     Grounded(h, box, confidence)
-                    for h in listed
-                    if h in maps
-                    for box, confidence in regions_of_map(maps[h], quantile=self.quantile)
+                    for h in one.hypotheses
+                    if (one.study.id, h) in maps
+                    for box, confidence in regions_of_map(maps[one.study.id, h], quantile=self.quantile)
                 ),
                 key=lambda g: (-g.confidence, g.box.xyxy),
             )
-            for listed in hypotheses
+            for one in sought
         ]
 
 
@@ -104,25 +105,23 @@ class Written:
         self.seed = seed
         self.off_format = 0
 
-    def ground(
-        self, study: Study, folder: Path, questions: Sequence[Question], hypotheses: Sequence[Sequence[str]]
-    ) -> list[list[Grounded]]:
-        asked = [q for q in questions for _ in range(self.samples)]
-        seeds = [seed_of(self.seed, q.id, n) for q in questions for n in range(self.samples)]
+    def ground(self, sought: Sequence[Sought], folder: Path) -> list[list[Grounded]]:
+        asked = [one for one in sought for _ in range(self.samples)]
+        seeds = [seed_of(self.seed, one.question.id, n) for one in sought for n in range(self.samples)]
         replies = iter(
             self.policy.write(
-                [look(study, folder, self.policy.views, q.text) for q in asked],
+                [look(one.study, folder, self.policy.views, one.question.text) for one in asked],
                 max_new_tokens=REGION_TOKENS,
                 temperature=self.temperature,
                 seeds=seeds,
             )
         )
         out = []
-        for listed in hypotheses:
+        for one in sought:
             written = [next(replies) for _ in range(self.samples)]
             boxes = [(box_from_text(reply.text), reply) for reply in written]
             self.off_format += sum(box is None for box, _ in boxes)
-            named = listed[0] if listed else "normal"
+            named = one.hypotheses[0] if one.hypotheses else "normal"
             out.append(
                 [Grounded(named, box, _probability(reply.token_logprobs)) for box, reply in boxes if box is not None]
             )
@@ -139,15 +138,13 @@ class Random:
         self.side = side
         self.seed = seed
 
-    def ground(
-        self, study: Study, folder: Path, questions: Sequence[Question], hypotheses: Sequence[Sequence[str]]
-    ) -> list[list[Grounded]]:
+    def ground(self, sought: Sequence[Sought], folder: Path) -> list[list[Grounded]]:
         return [
             [
-                Grounded("anywhere", random_square(seed_of(self.seed, q.id, "random", n), self.side), 0.0)
+                Grounded("anywhere", random_square(seed_of(self.seed, one.question.id, "random", n), self.side), 0.0)
                 for n in range(self.count)
             ]
-            for q in questions
+            for one in sought
         ]
 
 

@@ -33,9 +33,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from clincot.geometry import Box, box_of
 from clincot.http_json import JsonClient, checked_url, png_base64, read_key
 from clincot.images import DEFAULT_LIMITS, cached_view
-from clincot.models.protocols import Grounded
+from clincot.models.protocols import Grounded, Sought, by_study, findings_of
 from clincot.propose.masks import MIN_AREA, best_first, regions_of_mask
-from clincot.records import Question, Study
+from clincot.records import Study
 
 _EXPECTED = "regions for the hypotheses"
 _INSIDE = 128  # the first grey that is at least half of 255
@@ -82,11 +82,17 @@ class HttpGrounder:
         self._side_px = side_px
         self._min_area = min_area
 
-    def ground(
-        self, study: Study, folder: Path, questions: Sequence[Question], hypotheses: Sequence[Sequence[str]]
+    def ground(self, sought: Sequence[Sought], folder: Path) -> list[list[Grounded]]:
+        """One request an image, for all its questions; "normal" is nowhere and not sent."""
+        return [
+            found
+            for study, asked in by_study(sought)
+            for found in self._ground_image(study, findings_of(asked), [one.hypotheses for one in asked], folder)
+        ]
+
+    def _ground_image(
+        self, study: Study, findings: list[str], hypotheses: Sequence[Sequence[str]], folder: Path
     ) -> list[list[Grounded]]:
-        """One request for all questions of the image; "normal" is nowhere and not sent."""
-        findings = sorted({h for listed in hypotheses for h in listed if h != "normal"})
         if not findings:
             return [[] for _ in hypotheses]
         image = cached_view(folder / study.image, None, self._side_px)

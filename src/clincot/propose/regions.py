@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from itertools import groupby
+from itertools import islice
 from pathlib import Path
 
 from clincot.config import ProposeSection
 from clincot.geometry import WHOLE
-from clincot.models.protocols import Grounded, Grounder, Policy, RelevancePolicy
+from clincot.models.protocols import Grounded, Grounder, Policy, RelevancePolicy, Sought
 from clincot.propose.grounders import Random, Relevance, Windows, Written
 from clincot.propose.http_grounder import HttpGrounder
 from clincot.propose.hypotheses import hypotheses
 from clincot.propose.masks import deduplicate
 from clincot.records import Question, Region, Study
+
+BATCH = 64  # questions whose regions are sought together
 
 
 def grounders_of(section: ProposeSection, policy: RelevancePolicy) -> list[tuple[Grounder, int]]:
@@ -47,13 +49,17 @@ def propose_regions(
     Regions that the policy wrote are actions of a trajectory, regions of tools are inputs, so near-duplicates are
     merged among each kind and not across.
     """
-    for study_id, run in groupby(questions, key=lambda question: question.study):
-        asked = list(run)
-        study = studies[study_id]
-        listed = [hypotheses(q.text, modality=study.modality, limit=section.hypotheses) for q in asked]
-        found = [(g.name, count, g.ground(study, folder, asked, listed)) for g, count in grounders]
-        for position, question in enumerate(asked):
+    waiting = iter(questions)
+    while batch := list(islice(waiting, BATCH)):
+        sought = [sought_for(q, studies[q.study], limit=section.hypotheses) for q in batch]
+        found = [(g.name, count, g.ground(sought, folder)) for g, count in grounders]
+        for position, question in enumerate(batch):
             yield from _regions_of(question, [(name, n, lists[position]) for name, n, lists in found], section)
+
+
+def sought_for(question: Question, study: Study, *, limit: int) -> Sought:
+    """The question with its hypotheses, at most `limit`."""
+    return Sought(study, question, tuple(hypotheses(question.text, modality=study.modality, limit=limit)))
 
 
 def _regions_of(
