@@ -121,59 +121,36 @@ def judge_lessons(
     """Lessons of a judge in two parts: matching an answer with what is seen is hard to learn from yes and no alone, and
     a judge that is shown everything from the start stays at AUC 0.5.
 
-    Part 1, from near: the finding's own crop alone. It answers the question itself, says whether that answer and a
-    wrong one are right, and names what a crop shows; sides and zones it reads from the region's numbers, without any
-    picture. Part 2, as a panel asks: image, crop and proposed answer, a third of them from places that mostly do not
-    show the finding, where it cannot know and learns P(yes) towards one half.
+    Part 1, from near: a single crop. It answers questions itself and names what a crop shows, and from the finding's
+    own crop says whether a right and a wrong answer are right. Part 2, as a panel asks: image, crop and proposed
+    answer, a third of them from places that mostly do not show the finding, where it cannot know and learns P(yes)
+    towards one half.
     """
     if part == 1:
-        yield from _near_lessons(lessons, folder, views, seed=seed)
-        yield from _place_lessons(lessons, folder, views, seed=seed, repeats=4)
+        rng = np.random.default_rng([seed, 33])
+        sides = sides_by_finding(lessons)
+        for lesson in lessons:
+            yield from _crop_lessons(lesson, folder, views, rng, sides)
+        decided = [one for one in lessons if one.question.topic in CROP_TOPICS and one.reference.boxes]
+        for repeat in range(2):
+            for proposal in proposals(decided, seed=seed + 50 + repeat, region_truth=1.0, whole=0.0, among=lessons):
+                yield _judged(proposal, folder, views, near=True)
         return
     for proposal in (
         *proposals(lessons, seed=seed, region_truth=1.0, whole=0.0),
         *proposals(lessons[::2], seed=seed + 1, region_truth=0.2, among=lessons),
     ):
         yield _judged(proposal, folder, views)
-    yield from _place_lessons(lessons, folder, views, seed=seed + 20, repeats=2)
 
 
-def _near_lessons(lessons: Sequence[Lesson], folder: Path, views: Views, *, seed: int) -> Iterator[Conversation]:
-    """What a crop alone decides: answers, proposed answers, and whether the crop shows the finding."""
-    rng = np.random.default_rng([seed, 3])
-    sides = sides_by_finding(lessons)
-    near = [one for one in lessons if one.question.topic in CROP_TOPICS]
-    for repeat in range(2):
-        for proposal in proposals(near, seed=seed + 30 + repeat, region_truth=1.0, whole=0.0, among=lessons):
-            yield _judged(proposal, folder, views, pictures=1)
-            if proposal.right and repeat == 0:
-                crop = crop_picture(proposal.lesson.study, folder, views, proposal.box)
-                yield answered((Turn("user", proposal.lesson.question.text, (crop,)),), proposal.answer)
-    for lesson in lessons:
-        yield from _finding_lesson(lesson, folder, views, rng, sides)
-
-
-def _place_lessons(
-    lessons: Sequence[Lesson], folder: Path, views: Views, *, seed: int, repeats: int
-) -> Iterator[Conversation]:
-    """To read a side or a zone from a region's numbers: the answer, and whether a proposed one is right."""
-    placed = [one for one in lessons if one.question.topic in PLACE_TOPICS and one.reference.boxes]
-    for repeat in range(repeats):
-        for proposal in proposals(placed, seed=seed + 10 + repeat, region_truth=1.0, whole=0.0):
-            yield _judged(proposal, folder, views, pictures=0)
-            if proposal.right:
-                text = f"{box_to_text(proposal.box)} {proposal.lesson.question.text}"
-                yield answered((Turn("user", text),), proposal.answer)
-
-
-def _judged(proposal: Proposal, folder: Path, views: Views, *, pictures: int | None = None) -> Conversation:
-    """The judge's question about a proposal and the truth about it; `pictures`: only so many, the crop first."""
+def _judged(proposal: Proposal, folder: Path, views: Views, *, near: bool = False) -> Conversation:
+    """The judge's question about a proposal and the truth about it; `near`: it is shown the crop alone."""
     lesson = proposal.lesson
     (asked,) = judgement(
         lesson.study, folder, views, question=lesson.question.text, answer=proposal.answer, box=proposal.box
     )
-    if pictures is not None:
-        asked = replace(asked, pictures=asked.pictures[len(asked.pictures) - pictures :])
+    if near:
+        asked = replace(asked, pictures=asked.pictures[-1:])
     return answered((asked,), "yes" if proposal.right else "no")
 
 
