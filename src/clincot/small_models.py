@@ -30,7 +30,9 @@ from clincot.train.sft import train_on_rows
 from clincot.train.vision import DenseFrames, pretrain_vision
 
 REGION_TRUTH = 0.3  # of the regions that the policy is taught to write: leaves room for rounds to improve them
-LESSON_LR = {1: 2e-3, 2: 1e-3}  # by part of a judge's lessons; the policy's are one part, at the first rate
+# By part of a judge's lessons; the policy's are one part. In the second part presence is learned last.
+LESSON_LR = {1: 2e-3, 2: 1e-3}
+LESSON_EPOCHS = {1: 1.0, 2: 2.0}
 
 
 @dataclass(frozen=True)
@@ -43,18 +45,17 @@ class Recipe:
     warps: range  # patients of its lessons
     dense_images: int  # radiographs for the dense pre-training
     lesson_images: int  # radiographs with questions for the supervised lessons
-    epochs: float
 
 
 EVALUATION_WARPS = range(1000)  # kept free for rounds, calibration and benchmarks
 CALIBRATION_WARPS = range(400, 424)  # of those, used for the judges' calibration alone
 CALIBRATION_QUESTIONS = 1200
 RECIPES = (
-    Recipe("policy", "policy", SmallSpec(seed=1), range(1000, 1040), 6_000, 5_000, 1),
-    Recipe("judge-a", "judge", SmallSpec(seed=2, text_layers=2), range(2000, 2040), 6_000, 5_000, 1),
+    Recipe("policy", "policy", SmallSpec(seed=1), range(1000, 1040), 6_000, 5_000),
+    Recipe("judge-a", "judge", SmallSpec(seed=2, text_layers=2), range(2000, 2040), 6_000, 5_000),
     Recipe(
         "judge-b", "judge", SmallSpec(seed=3, vision_hidden=96, vision_layers=4, text_layers=2), range(3000, 3040),
-        6_000, 5_000, 1,
+        6_000, 5_000,
     ),
 )  # fmt: skip
 
@@ -107,7 +108,7 @@ def make(recipe: Recipe, work: Path, out: Path) -> Path:
         done = work / f"{recipe.name}-part-{part}"
         if not done.is_dir():
             section = TrainSection(
-                loss="sft", lr=LESSON_LR[part], epochs=recipe.epochs, batch_size=64, seed=recipe.spec.seed
+                loss="sft", lr=LESSON_LR[part], epochs=LESSON_EPOCHS[part], batch_size=64, seed=recipe.spec.seed
             )
             teach(recipe.role, work / f"{recipe.name}-lessons", start, done, section, part=part)
         start = done
