@@ -51,7 +51,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--short", action="store_true", help="a few images only: does it run, not what does it learn")
     parser.add_argument("--vqa-rad", type=Path, help="one round on this release of VQA-RAD instead")
     args = parser.parse_args(argv)
-    plan = vqa_rad_plan(args.run, args.vqa_rad) if args.vqa_rad else radiograph_plan(args.run, short=args.short)
+    plan = (
+        vqa_rad_plan(args.run, args.vqa_rad)
+        if args.vqa_rad
+        else radiograph_plan(args.run, short=args.short, beside=True)
+    )
     results = run_rounds(plan)
     page = args.run / "page.html"
     write_page(args.run, page, title="ClinCoT on VQA-RAD" if args.vqa_rad else "ClinCoT on rendered radiographs")
@@ -61,7 +65,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def radiograph_plan(run: Path, *, short: bool = False, seed: int = 0) -> Plan:
+def radiograph_plan(run: Path, *, short: bool = False, seed: int = 0, beside: bool = False) -> Plan:
     """Render the data sets (patients of the rounds, of the benchmark, all apart from the lessons') and plan the run."""
     size = SHORT if short else FULL
     data, benchmark = run / "data", run / "benchmark"
@@ -71,7 +75,7 @@ def radiograph_plan(run: Path, *, short: bool = False, seed: int = 0) -> Plan:
                  f"pair.seed={seed}")  # fmt: skip
     params = load_params(ROOT / "params.yaml", overrides)
     return Plan(run, data, benchmark, ROOT / "assets" / "policy", params, size.rounds, comparisons=("sft", "dpo"),
-                blind_from=data)  # fmt: skip
+                beside=beside, blind_from=data)  # fmt: skip
 
 
 def vqa_rad_plan(run: Path, release: Path) -> Plan:

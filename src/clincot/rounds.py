@@ -15,12 +15,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import yaml
 
+from clincot.beside import Beside, worker
 from clincot.config import Params, TrainSection
 from clincot.jsonl import BadRecord, read_records, written_aside
 from clincot.records import BenchmarkReport, Decision
@@ -39,6 +41,7 @@ class Plan:
     count: int
     start_from: Literal["challenger", "champion"] = "challenger"  # [ClinCoT]: f^{i+1} is the challenger
     comparisons: tuple[Literal["sft", "dpo"], ...] = ()
+    beside: bool = False  # train and measure the comparisons in a second process, while the rounds go on
     blind_from: Path | None = None  # a data set whose answers the blind baseline knows; None: the benchmark's own
 
 
@@ -56,23 +59,25 @@ def run_rounds(plan: Plan) -> dict[str, Any]:
     promotions: list[dict[str, Any]] = []
     challenger = plan.policy
     rivals = dict.fromkeys(plan.comparisons, plan.policy)
-    for number in range(1, plan.count + 1):
-        folder = plan.run / f"round-{number:02d}"
-        start = challenger if plan.start_from == "challenger" else Path(champion["policy"])
-        rivals = _round(plan, number, folder, start, rivals)
-        challenger = folder / "policy"
-        decision = _decide(plan, folder, Path(champion["outcomes"]))
-        if decision.verdict == "promote":
-            champion = {"round": number, "policy": str(challenger), "outcomes": str(folder / "outcomes.jsonl")}
-            promotions.append({"round": number, "decision": decision.id})
-        _write_json(plan.run / "champion.json", {**champion, "promotions": promotions})
+    with worker(plan.run / "comparisons.log") if plan.beside else nullcontext() as beside:
+        for number in range(1, plan.count + 1):
+            folder = plan.run / f"round-{number:02d}"
+            start = challenger if plan.start_from == "challenger" else Path(champion["policy"])
+            at = _round(plan, number, folder, start)
+            rivals = _compare(plan, folder, at, rivals, beside)
+            challenger = folder / "policy"
+            decision = _decide(plan, folder, Path(champion["outcomes"]))
+            if decision.verdict == "promote":
+                champion = {"round": number, "policy": str(challenger), "outcomes": str(folder / "outcomes.jsonl")}
+                promotions.append({"round": number, "decision": decision.id})
+            _write_json(plan.run / "champion.json", {**champion, "promotions": promotions})
     results = collect(plan)
     _write_json(plan.run / "results.json", results)
     return results
 
 
-def _round(plan: Plan, number: int, folder: Path, start: Path, rivals: dict[Any, Path]) -> dict[Any, Path]:
-    """One round from the policy `start`; returns where the comparisons' policies of this round are."""
+def _round(plan: Plan, number: int, folder: Path, start: Path) -> dict[str, Path]:
+    """One round from the policy `start`; returns where its preference data is, as the train stage's inputs."""
     folder.mkdir(exist_ok=True)
     params, at = plan.params, {"data": plan.data, "questions": folder / "questions.jsonl"}
     prepare = params.prepare.model_copy(update={"round": number - 1, "rounds": max(params.prepare.rounds, plan.count)})
@@ -90,13 +95,25 @@ def _round(plan: Plan, number: int, folder: Path, start: Path, rivals: dict[Any,
         at["steps"] = folder / "steps.json"
         _write_json(at["steps"], list(params.answer.steps))
     _train_and_evaluate(plan, params.train, at, start, folder, folder / "policy")
+    return at
+
+
+def _compare(
+    plan: Plan, folder: Path, at: dict[str, Path], rivals: dict[Any, Path], beside: Beside | None
+) -> dict[Any, Path]:
+    """Train the comparisons on the round's pairs and measure them; returns where their policies are, or will be."""
     trained: dict[Any, Path] = {}
     for name, policy in rivals.items():
         update: dict[str, Any] = {"loss": "sft"} if name == "sft" else {"loss": "margin_dpo", "margin_lambda": 0.0}
         if name == "dpo":
             update["recipe"] = "ours"
         trained[name] = folder / name / "policy"
-        _train_and_evaluate(plan, params.train.model_copy(update=update), at, policy, folder / name, trained[name])
+        section = plan.params.train.model_copy(update=update)
+        work = (plan, section, at, policy, folder / name, trained[name])
+        if beside is None:
+            _train_and_evaluate(*work)
+        else:
+            beside.add(_train_and_evaluate, *work)
     return trained
 
 
