@@ -29,8 +29,8 @@ from clincot.train.rows import SFTRow
 from clincot.train.sft import train_on_rows
 from clincot.train.vision import DenseFrames, pretrain_vision
 
-REGION_TRUTH = 0.3  # of the regions that the policy is taught to write: leaves room for rounds to improve them
-# By part of a judge's lessons; the policy's are one part. In the second part presence is learned last.
+REGION_TRUTH = 0.6  # of the regions that the policy is taught to write: leaves room for rounds to improve them
+# By part of the lessons. In a judge's second part presence is learned last, in a policy's where to look.
 LESSON_LR = {1: 2e-3, 2: 1e-3}
 LESSON_EPOCHS = {1: 1.0, 2: 2.0}
 
@@ -90,7 +90,7 @@ def teach(
     references = {reference.question: reference for reference in load_references(data)}
     lessons = join(StudyIndex(data), load_questions(data), references)
     made = (
-        policy_lessons(lessons, data, views, region_truth=region_truth, seed=section.seed)
+        policy_lessons(lessons, data, views, region_truth=region_truth, seed=section.seed, part=part)
         if role == "policy"
         else judge_lessons(lessons, data, views, seed=section.seed, part=part)
     )
@@ -104,7 +104,7 @@ def make(recipe: Recipe, work: Path, out: Path) -> Path:
     if not (tower / "train_log.json").is_file():
         make_towers(recipe, work)
     start = tower
-    for part in (1,) if recipe.role == "policy" else (1, 2):
+    for part in (1, 2):
         done = work / f"{recipe.name}-part-{part}"
         if not done.is_dir():
             section = TrainSection(

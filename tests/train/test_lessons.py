@@ -67,6 +67,15 @@ def about(conversation: Conversation) -> Lesson:
     return BY_IMAGE[pictures_of(conversation)[0].path]
 
 
+def policy(region_truth: float = 0.3, seed: int = 0) -> list[Conversation]:
+    """Both parts of a policy's lessons."""
+    return [
+        conversation
+        for part in (1, 2)
+        for conversation in policy_lessons(LESSONS, FOLDER, VIEWS, region_truth=region_truth, seed=seed, part=part)
+    ]
+
+
 def shows(boxes: Sequence[Box], place: Box) -> bool:
     return any(covered(box, by=place) > 0.5 for box in boxes)
 
@@ -112,11 +121,7 @@ def test_the_written_regions_are_right_in_the_share_asked_for(region_truth: floa
     """A share `region_truth` of the written regions lies on the box; the others may by chance: a square of side .25
     centred uniformly in [.125, .875]² shows half of a box in about (.25 / .75)² = .11 of draws. One of side .5 nearly
     always shows a box of .4 in the middle, so nodules are counted alone. Four deviations of 90 draws: .2."""
-    written = [
-        c
-        for c in policy_lessons(LESSONS, FOLDER, VIEWS, region_truth=region_truth, seed=0)
-        if len(c) == 4 and c[1].action
-    ]
+    written = [c for c in policy(region_truth) if len(c) == 4 and c[1].action]
     assert len(written) == len(LESSONS)
     hits = []
     for conversation in written:
@@ -135,33 +140,38 @@ def test_the_written_regions_are_right_in_the_share_asked_for(region_truth: floa
 
 def test_a_policy_learns_regions_and_answers_where_it_wrote_and_answers_alone_where_it_did_not() -> None:
     kinds: dict[tuple[int, tuple[bool, ...]], int] = {}
-    for conversation in policy_lessons(LESSONS, FOLDER, VIEWS, region_truth=0.3, seed=0):
+    for conversation in policy():
+        kind = len(pictures_of(conversation)), tuple(t.action for t in conversation)
+        kinds[kind] = 1 + kinds.get(kind, 0)
         assert conversation[-1].role == "assistant"
-        kinds[len(pictures_of(conversation)), tuple(t.action for t in conversation)] = 1 + kinds.get(
-            (len(pictures_of(conversation)), tuple(t.action for t in conversation)), 0
-        )
-        asked = conversation[0].text
+        asked, said = conversation[0].text, conversation[-1].text
+        if kind == (0, (False, True)):  # what a region is
+            box = box_from_text(said)
+            assert box is not None
+            assert side(box) in {0.25, 0.5}
+            continue
         if not pictures_of(conversation):  # a place is read from the region's numbers
-            assert (asked, conversation[-1].text) in {("Which side?", "left"), ("Which side?", "right")}
+            assert (asked, said) in {("Which side?", "left"), ("Which side?", "right")}
             continue
         one = about(conversation)
         if asked == one.question.text:
-            assert conversation[-1].text == one.reference.answer
+            assert said == one.reference.answer
         else:
             assert asked == f"Is there {one.reference.finding}?"
-            assert conversation[-1].text == ("yes" if shows(one.reference.boxes, crop(conversation)) else "no")
-    # of 240 questions: each once with a region of its own and once with a given one; 180 of topics that a crop answers,
-    # twice each; and of the 180 with a box twice, whether a crop shows the finding; 60 sides read from numbers, 4 times
+            assert said == ("yes" if shows(one.reference.boxes, crop(conversation)) else "no")
+    # Part 1: of 240 questions the shape of a region, twice; 60 sides read from numbers, 4 times; 180 of topics that a
+    # crop answers, twice each; and of the 180 with a box twice, whether a crop shows the finding.
+    # Part 2: each question once with a region of its own and once with a given one.
     assert kinds == {
-        (0, (False, False, False, True)): 240,
-        (5, (False, True, False, True)): 240, (5, (False, False, False, True)): 240, (1, (False, True)): 360 + 360,
+        (0, (False, True)): 480, (0, (False, False, False, True)): 240, (1, (False, True)): 360 + 360,
+        (5, (False, True, False, True)): 240, (5, (False, False, False, True)): 240,
     }  # fmt: skip
 
 
 def test_where_a_crop_looks_its_size_tells_nothing_of_presence() -> None:
     """Of questions whether there is a nodule: crops of yes and of no are of one size, whether they show it or not."""
     sizes: dict[str, set[float]] = {}
-    for conversation in policy_lessons(LESSONS, FOLDER, VIEWS, region_truth=0.3, seed=0):
+    for conversation in policy():
         if not pictures_of(conversation):
             continue
         one = about(conversation)
@@ -259,7 +269,7 @@ def test_a_judge_first_learns_from_near() -> None:
 
 def test_lessons_are_drawn_from_their_seed() -> None:
     for make in (
-        lambda seed: list(policy_lessons(LESSONS, FOLDER, VIEWS, region_truth=0.3, seed=seed)),
+        lambda seed: policy(seed=seed),
         lambda seed: list(judge_lessons(LESSONS, FOLDER, VIEWS, seed=seed)),
     ):
         assert make(1) == make(1) != make(2)

@@ -49,24 +49,33 @@ def join(
 
 
 def policy_lessons(
-    lessons: Sequence[Lesson], folder: Path, views: Views, *, region_truth: float, seed: int
+    lessons: Sequence[Lesson], folder: Path, views: Views, *, region_truth: float, seed: int, part: int = 2
 ) -> Iterator[Conversation]:
-    """Writing a region and answering, answering from a given region, and (short, so many) naming what a crop shows.
+    """Lessons of a policy in two parts.
+
+    Part 1, short and many: naming what a crop shows, reading a place from a region's numbers, and what a region is: a
+    square of a quarter or a half, without any picture to find it in. Part 2: the whole image, writing a region and
+    answering from it, and answering from a given region.
 
     `region_truth`: share of the written regions that are where the finding is; the others lie anywhere.
     """
-    rng = np.random.default_rng([seed, 1])
+    rng = np.random.default_rng([seed, part])
     sides = sides_by_finding(lessons)
     for lesson in lessons:
         study, text, answer = lesson.study, lesson.question.text, lesson.reference.answer
+        if part == 1:
+            yield from _crop_lessons(lesson, folder, views, rng, sides)
+            yield from _place_lessons(lesson, rng)
+            for _ in range(2):
+                box = _region(lesson, rng, sides, truth=region_truth, whole=0.0, grid=SNAP)
+                yield (Turn("user", text), Turn("assistant", box_to_text(box), action=True))
+            continue
         opening = look(study, folder, views, text)
         box = _region(lesson, rng, sides, truth=region_truth, whole=0.0, grid=SNAP)
         closer = look_closer(opening, study, folder, views, question=text, box=box, written=True)
         yield answered(closer, answer)
         box = _region(lesson, rng, sides, truth=0.65, whole=0.1)
         yield answered(look_closer(opening, study, folder, views, question=text, box=box), answer)
-        yield from _crop_lessons(lesson, folder, views, rng, sides)
-        yield from _policy_place_lessons(lesson, rng)
 
 
 def _crop_lessons(
@@ -154,8 +163,8 @@ def _judged(proposal: Proposal, folder: Path, views: Views, *, near: bool = Fals
     return answered((asked,), "yes" if proposal.right else "no")
 
 
-def _policy_place_lessons(lesson: Lesson, rng: np.random.Generator) -> Iterator[Conversation]:
-    """The same for a policy: question, region, answer, without any picture."""
+def _place_lessons(lesson: Lesson, rng: np.random.Generator) -> Iterator[Conversation]:
+    """A side or a zone from a region's numbers: question, region, answer, without any picture."""
     if lesson.question.topic in PLACE_TOPICS and lesson.reference.boxes:
         for _ in range(4):
             region = Turn("assistant", box_to_text(_true_region(lesson.reference.boxes, rng)))
