@@ -30,9 +30,7 @@ from clincot.train.sft import train_on_rows
 from clincot.train.vision import DenseFrames, pretrain_vision
 
 REGION_TRUTH = 0.6  # of the regions that the policy is taught to write: leaves room for rounds to improve them
-# By part of the lessons. In a judge's second part presence is learned last, in a policy's where to look.
-LESSON_LR = {1: 2e-3, 2: 1e-3}
-LESSON_EPOCHS = {1: 1.0, 2: 2.0}
+LESSON_LR = (2e-3, 1e-3)  # of either part of the lessons
 
 
 @dataclass(frozen=True)
@@ -45,17 +43,19 @@ class Recipe:
     warps: range  # patients of its lessons
     dense_images: int  # radiographs for the dense pre-training
     lesson_images: int  # radiographs with questions for the supervised lessons
+    epochs: tuple[float, float]  # of either part of the lessons
+    near_batch: int = 64  # of the first part; smaller where matching answers with what is seen sets in late
 
 
 EVALUATION_WARPS = range(1000)  # kept free for rounds, calibration and benchmarks
 CALIBRATION_WARPS = range(400, 424)  # of those, used for the judges' calibration alone
 CALIBRATION_QUESTIONS = 1200
 RECIPES = (
-    Recipe("policy", "policy", SmallSpec(seed=1), range(1000, 1040), 6_000, 5_000),
-    Recipe("judge-a", "judge", SmallSpec(seed=2, text_layers=2), range(2000, 2040), 6_000, 5_000),
+    Recipe("policy", "policy", SmallSpec(seed=1), range(1000, 1040), 6_000, 5_000, (1, 2)),
+    Recipe("judge-a", "judge", SmallSpec(seed=2, text_layers=2), range(2000, 2040), 6_000, 5_000, (1, 2)),
     Recipe(
         "judge-b", "judge", SmallSpec(seed=3, vision_hidden=96, vision_layers=4, text_layers=2), range(3000, 3040),
-        6_000, 5_000,
+        6_000, 5_000, (1.5, 2), near_batch=32,
     ),
 )  # fmt: skip
 
@@ -108,8 +108,9 @@ def make(recipe: Recipe, work: Path, out: Path) -> Path:
         done = work / f"{recipe.name}-part-{part}"
         if not done.is_dir():
             section = TrainSection(
-                loss="sft", lr=LESSON_LR[part], epochs=LESSON_EPOCHS[part], batch_size=64, seed=recipe.spec.seed
-            )
+                loss="sft", lr=LESSON_LR[part - 1], epochs=recipe.epochs[part - 1],
+                batch_size=recipe.near_batch if part == 1 else 64, seed=recipe.spec.seed,
+            )  # fmt: skip
             teach(recipe.role, work / f"{recipe.name}-lessons", start, done, section, part=part)
         start = done
     ship(start, out / recipe.name)
