@@ -21,7 +21,7 @@ $(READY): pyproject.toml constraints.txt
 	touch $@
 
 demo: $(READY)  ## two rounds on rendered radiographs, a table and a page (about 15 minutes)
-	$(BIN)/python -m clincot.demo --run runs/demo
+	$(BIN)/python -m clincot.demo --run runs/demo $(DEMO)
 
 test: $(READY)  ## the whole test suite
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests

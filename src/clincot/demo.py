@@ -40,7 +40,7 @@ class Size:
     rounds: int
 
 
-FULL = Size(images=720, benchmark_images=240, rounds=2)
+FULL = Size(images=720, benchmark_images=160, rounds=2)
 SHORT = Size(images=80, benchmark_images=48, rounds=2)
 DATA_WARPS, BENCHMARK_WARPS = range(24), range(100, 124)
 

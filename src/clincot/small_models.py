@@ -44,18 +44,18 @@ class Recipe:
     dense_images: int  # radiographs for the dense pre-training
     lesson_images: int  # radiographs with questions for the supervised lessons
     epochs: tuple[float, float]  # of either part of the lessons
-    near_batch: int = 64  # of the first part; smaller where matching answers with what is seen sets in late
+    batch_size: int = 32  # matching answers with what is seen sets in after so many steps, not after so many lessons
 
 
 EVALUATION_WARPS = range(1000)  # kept free for rounds, calibration and benchmarks
 CALIBRATION_WARPS = range(400, 424)  # of those, used for the judges' calibration alone
 CALIBRATION_QUESTIONS = 1200
 RECIPES = (
-    Recipe("policy", "policy", SmallSpec(seed=1), range(1000, 1040), 6_000, 5_000, (1, 2)),
-    Recipe("judge-a", "judge", SmallSpec(seed=2, text_layers=2), range(2000, 2040), 6_000, 5_000, (1, 2)),
+    Recipe("policy", "policy", SmallSpec(seed=1), range(1000, 1040), 6_000, 5_000, (1, 2), batch_size=64),
+    Recipe("judge-a", "judge", SmallSpec(seed=2, text_layers=2), range(2000, 2040), 6_000, 5_000, (1.5, 1.5)),
     Recipe(
         "judge-b", "judge", SmallSpec(seed=3, vision_hidden=96, vision_layers=4, text_layers=2), range(3000, 3040),
-        6_000, 5_000, (1.5, 2), near_batch=32,
+        6_000, 5_000, (1.5, 1.5),
     ),
 )  # fmt: skip
 
@@ -109,7 +109,7 @@ def make(recipe: Recipe, work: Path, out: Path) -> Path:
         if not done.is_dir():
             section = TrainSection(
                 loss="sft", lr=LESSON_LR[part - 1], epochs=recipe.epochs[part - 1],
-                batch_size=recipe.near_batch if part == 1 else 64, seed=recipe.spec.seed,
+                batch_size=recipe.batch_size, seed=recipe.spec.seed,
             )  # fmt: skip
             teach(recipe.role, work / f"{recipe.name}-lessons", start, done, section, part=part)
         start = done

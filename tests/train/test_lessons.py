@@ -249,14 +249,14 @@ def test_a_judge_is_asked_of_both_answers_and_says_yes_to_the_right_one() -> Non
 
 def test_a_judge_first_learns_from_near() -> None:
     """Part 1 shows a single crop. The 180 questions that a crop answers, twice each; of the 180 with a box (120 of
-    these topics, 60 sides) twice whether a crop shows the finding; the 120 with a right and a wrong answer, twice."""
+    these topics, 60 sides) twice whether a crop shows the finding; and the 180 with a right and a wrong answer, twice."""
     kinds = {"answer": 0, "yes": 0, "no": 0, "finding": 0}
     for conversation in judge_lessons(LESSONS, FOLDER, VIEWS, seed=0, part=1):
         assert len(pictures_of(conversation)) == 1
         one, asked, said = about(conversation), conversation[0].text, conversation[-1].text
         if (region := box_from_text(asked)) is not None:
             assert said == ("yes" if asked.endswith(f" {one.question.text} {one.reference.answer}?") else "no")
-            assert shows(one.reference.boxes, region)
+            assert not one.reference.boxes or shows(one.reference.boxes, region)
             kinds[said] += 1
         elif asked == one.question.text:
             assert said == one.reference.answer
@@ -264,7 +264,7 @@ def test_a_judge_first_learns_from_near() -> None:
         else:
             assert asked == f"Is there {one.reference.finding}?"
             kinds["finding"] += 1
-    assert kinds == {"answer": 360, "yes": 240, "no": 240, "finding": 360}
+    assert kinds == {"answer": 360, "yes": 360, "no": 360, "finding": 360}
 
 
 def test_lessons_are_drawn_from_their_seed() -> None:

@@ -130,8 +130,8 @@ def judge_lessons(
     """Lessons of a judge in two parts: matching an answer with what is seen is hard to learn from yes and no alone, and
     a judge that is shown everything from the start stays at AUC 0.5.
 
-    Part 1, from near: a single crop. It answers questions itself and names what a crop shows, and from the finding's
-    own crop says whether a right and a wrong answer are right. Part 2, as a panel asks: image, crop and proposed
+    Part 1, from near: a single crop, the finding's own or, where it is absent, any. It answers questions itself,
+    names what a crop shows, and says whether a right and a wrong answer are right. Part 2, as a panel asks: image, crop and proposed
     answer, a third of them from places that mostly do not show the finding, where it cannot know and learns P(yes)
     towards one half.
     """
@@ -140,9 +140,9 @@ def judge_lessons(
         sides = sides_by_finding(lessons)
         for lesson in lessons:
             yield from _crop_lessons(lesson, folder, views, rng, sides)
-        decided = [one for one in lessons if one.question.topic in CROP_TOPICS and one.reference.boxes]
+        near = [one for one in lessons if one.question.topic in CROP_TOPICS]
         for repeat in range(2):
-            for proposal in proposals(decided, seed=seed + 50 + repeat, region_truth=1.0, whole=0.0, among=lessons):
+            for proposal in proposals(near, seed=seed + 50 + repeat, region_truth=1.0, whole=0.0, among=lessons):
                 yield _judged(proposal, folder, views, near=True)
         return
     for proposal in (
