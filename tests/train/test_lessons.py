@@ -249,7 +249,7 @@ def test_a_judge_is_asked_of_both_answers_and_says_yes_to_the_right_one() -> Non
 
 def test_a_judge_first_learns_from_near() -> None:
     """Part 1 shows a single crop. The 180 questions that a crop answers, twice each; of the 180 with a box (120 of
-    these topics, 60 sides) twice whether a crop shows the finding; and the 180 with a right and a wrong answer, twice."""
+    these topics, 60 sides) twice whether a crop shows the finding; and the 180 twice with a right and a wrong one."""
     kinds = {"answer": 0, "yes": 0, "no": 0, "finding": 0}
     for conversation in judge_lessons(LESSONS, FOLDER, VIEWS, seed=0, part=1):
         assert len(pictures_of(conversation)) == 1

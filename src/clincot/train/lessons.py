@@ -131,9 +131,9 @@ def judge_lessons(
     a judge that is shown everything from the start stays at AUC 0.5.
 
     Part 1, from near: a single crop, the finding's own or, where it is absent, any. It answers questions itself,
-    names what a crop shows, and says whether a right and a wrong answer are right. Part 2, as a panel asks: image, crop and proposed
-    answer, a third of them from places that mostly do not show the finding, where it cannot know and learns P(yes)
-    towards one half.
+    names what a crop shows, and says whether a right and a wrong answer are right. Part 2, as a panel asks: image, crop
+    and proposed answer, a third of them from places that mostly do not show the finding, where it cannot know and
+    learns P(yes) towards one half.
     """
     if part == 1:
         rng = np.random.default_rng([seed, 33])
