@@ -43,7 +43,7 @@ class Recipe:
     warps: range  # patients of its lessons
     dense_images: int  # radiographs for the dense pre-training
     lesson_images: int  # radiographs with questions for the supervised lessons
-    epochs: tuple[float, ...]  # of each part of the lessons; a third is the second once more, on other draws
+    epochs: tuple[float, float]  # of either part of the lessons
     batch_size: int = 32  # matching answers with what is seen sets in after so many steps, not after so many lessons
 
 
@@ -54,8 +54,8 @@ RECIPES = (
     Recipe("policy", "policy", SmallSpec(seed=1), range(1000, 1040), 6_000, 5_000, (1, 2), batch_size=64),
     Recipe("judge-a", "judge", SmallSpec(seed=2, text_layers=2), range(2000, 2040), 6_000, 5_000, (1.5, 1.5)),
     Recipe(
-        "judge-b", "judge", SmallSpec(seed=3, vision_hidden=96, vision_layers=4, text_layers=2), range(3000, 3040),
-        6_000, 5_000, (1.5, 1.5, 1.5),
+        "judge-b", "judge", SmallSpec(seed=3, text_hidden=160, text_layers=2), range(3000, 3040), 6_000, 5_000,
+        (1.5, 1.5),
     ),
 )  # fmt: skip
 
@@ -104,13 +104,13 @@ def make(recipe: Recipe, work: Path, out: Path) -> Path:
     if not (tower / "train_log.json").is_file():
         make_towers(recipe, work)
     start = tower
-    for part, epochs in enumerate(recipe.epochs, start=1):
+    for part, (rate, epochs) in enumerate(zip(LESSON_LR, recipe.epochs, strict=True), start=1):
         done = work / f"{recipe.name}-part-{part}"
         if not done.is_dir():
-            seed = recipe.spec.seed + 1000 * max(0, part - 2)
-            rate = LESSON_LR[min(part, 2) - 1]
-            section = TrainSection(loss="sft", lr=rate, epochs=epochs, batch_size=recipe.batch_size, seed=seed)
-            teach(recipe.role, work / f"{recipe.name}-lessons", start, done, section, part=min(part, 2))
+            section = TrainSection(
+                loss="sft", lr=rate, epochs=epochs, batch_size=recipe.batch_size, seed=recipe.spec.seed
+            )
+            teach(recipe.role, work / f"{recipe.name}-lessons", start, done, section, part=part)
         start = done
     ship(start, out / recipe.name)
     return out / recipe.name
