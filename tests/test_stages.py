@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from clincot import stages
-from clincot.config import Params
+from clincot.config import JudgeSpec, Params
 from clincot.jsonl import BadRecord, read_records
 from clincot.records import (
     Candidate,
@@ -25,8 +25,10 @@ from clincot.records import (
     Record,
     Region,
 )
+from clincot.run_folder import judge_names
 from clincot.stages import STAGES, Metrics, path_digest, run_stage, stage_named
 from tests import tiny
+from tests.http_server import free_port
 
 MADE = ("questions", "regions", "candidates", "judgements", "scores", "pairs")
 
@@ -213,6 +215,22 @@ def test_an_interrupted_stage_leaves_nothing_behind_and_goes_on_to_the_same_byte
     assert not list(copy.glob("*.partial"))
     shop.run(name, copy)
     assert (copy / f"{output}.jsonl").read_bytes() == (done / f"{output}.jsonl").read_bytes()
+
+
+def test_an_endpoint_that_is_down_costs_its_votes_and_not_the_stage(shop: Workshop, copy: Path) -> None:
+    """Two judges in this process, quorum 2, and an endpoint on a port where nothing listens."""
+    dead = JudgeSpec(name="dead", url=f"http://127.0.0.1:{free_port()}/v1")
+    update = {"judges": (*shop.params.judge.judges, dead), "retries": 1, "retry_delay_s": 0.0}
+    before = (copy / "scores.jsonl").read_bytes()
+    params = shop.params.model_copy(update={"judge": shop.params.judge.model_copy(update=update)})
+    shop.run("judge", copy, params)
+    assert (copy / "scores.jsonl").read_bytes() == before
+    report = json.loads((copy / "panel_report.json").read_text())
+    assert [(judge["name"], "ConnectError" in judge["left_out"]) for judge in report["judges"]] == [
+        ("a", False), ("b", False), ("dead", True)
+    ]  # fmt: skip
+    (copy / "panel_report.json").rename(copy / "panel.report.json")
+    assert set(judge_names(copy).values()) == {"a", "b"}
 
 
 def test_an_interrupted_run_again_does_not_pass_for_done(

@@ -47,14 +47,22 @@ class JudgeReport(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     name: str
-    digest: str
+    digest: str  # "" for an endpoint that never said which model it serves; it has no judgements then
     weight: Annotated[float, Field(gt=0)]
-    calibration: str  # the calibration's id
+    calibration: str  # the calibration's id; "" without a digest
     scored: Count
     unscored: dict[str, int]  # reason -> candidates
     mean_raw: Unit | None  # None: it scored nothing
     mean_calibrated: Unit | None
     left_out: str = ""
+
+
+def absent(name: str, *, weight: float, error: str, candidates: int) -> JudgeReport:
+    """The report on a judge that could not even be asked who it is, about so many candidates."""
+    return JudgeReport(
+        name=name, digest="", weight=weight, calibration="", scored=0, unscored={error: candidates}, mean_raw=None,
+        mean_calibrated=None, left_out=error,
+    )  # fmt: skip
 
 
 class PanelReport(BaseModel):
