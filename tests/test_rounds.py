@@ -5,15 +5,18 @@ from __future__ import annotations
 import json
 import shutil
 from dataclasses import dataclass, replace
-from itertools import groupby
+from itertools import groupby, islice
 from pathlib import Path
 from statistics import mean
 from typing import Any
 
 import pytest
 
+from clincot.conversation import judgement
+from clincot.datasets.folder import StudyIndex
 from clincot.jsonl import BadRecord, read_records
-from clincot.records import Candidate, Checkpoint, PanelScore, PreferencePair, Question, Study
+from clincot.models.vlm import VisionLanguageModel
+from clincot.records import Candidate, Checkpoint, Judgement, PanelScore, PreferencePair, Question, Region, Study
 from clincot.rounds import Plan, run_rounds, show_interval, table
 from tests import tiny
 
@@ -195,6 +198,42 @@ def test_a_chain_of_two_steps_continues_every_candidate_and_the_best_from_everyw
         assert all(len(f) == 1 and f[0].region == c.region for c in opening if c is not best for f in [continued[c.id]])
     for name, score in before.items():
         assert scores[name] == score  # judged the same again
+
+
+def test_a_candidate_is_judged_on_the_question_of_its_step(base: Plan, chained: Path) -> None:
+    """Candidates of the first step were judged on the data set's question, which they had never been asked.
+
+    Asked again here by hand, of one judge: what it says of a first step's answer to "What is seen?" is in the file."""
+    spec = base.params.judge.judges[0]
+    judge = VisionLanguageModel(spec.path)
+    questions = {q.id: q for q in read_records(chained / "questions.jsonl", Question)}
+    boxes = {r.id: r.box for r in read_records(chained / "regions.jsonl", Region)}
+    studies = StudyIndex(base.data)
+    for name, count in (("step-0.", 0), ("", 1)):
+        given = {
+            j.candidate: j.score for j in read_records(chained / f"{name}judgements.jsonl", Judgement)
+            if j.judge == judge.digest
+        }  # fmt: skip
+        some = list(islice(read_records(chained / f"{name}candidates.jsonl", Candidate), 12))
+        assert max(c.step for c in some) == count
+        said = {
+            asked: judge.p_yes(
+                [
+                    judgement(
+                        studies[questions[c.question].study], base.data, judge.views, question=asked(c),
+                        answer=c.text, box=boxes[c.region],
+                    )
+                    for c in some
+                ]
+            )
+            for asked in (
+                lambda c: "What is seen?" if c.step == 0 else questions[c.question].text,
+                lambda c: questions[c.question].text,
+            )
+        }  # fmt: skip
+        of_the_step, of_the_data_set = said.values()
+        assert [given[c.id] for c in some] == pytest.approx(of_the_step, abs=2e-6)
+        assert of_the_step != of_the_data_set
 
 
 def test_pairs_of_the_first_step_weigh_what_follows(chained: Path) -> None:

@@ -12,7 +12,7 @@ import pytest
 
 from clincot import stages
 from clincot.config import JudgeSpec, Params
-from clincot.jsonl import BadRecord, read_records
+from clincot.jsonl import BadRecord, read_records, write_records
 from clincot.records import (
     Candidate,
     Checkpoint,
@@ -327,6 +327,35 @@ def test_the_list_of_stages_hangs_together() -> None:
         assert Params.model_fields[stage.name].annotation is stage.config
         given |= set(stage.outputs)
     assert [stage.name for stage in STAGES] == list(Params.model_fields)
+
+
+def test_judging_again_follows_the_chains_questions(shop: Workshop, copy: Path) -> None:
+    """With other steps a stage that had ended is not taken for done; without a word of them nothing changes."""
+    before = (copy / "judgements.jsonl").read_bytes()
+    steps = copy / "steps.json"
+    steps.write_text('["{question}"]')
+    shop.run("judge", copy, steps=steps)
+    assert (copy / "judgements.jsonl").read_bytes() == before
+    steps.write_text('["What is seen?"]')
+    shop.run("judge", copy, steps=steps)
+    assert (copy / "judgements.jsonl").read_bytes() != before
+
+
+def test_steps_that_do_not_fit_the_candidates_are_refused(shop: Workshop, copy: Path) -> None:
+    first, *rest = read_records(copy / "candidates.jsonl", Candidate)
+    later = first.model_copy(update={"id": "", "step": 1, "parent": rest[0].id})
+    write_records(copy / "longer.jsonl", [Candidate.model_validate(later.model_dump()), *rest])
+    with pytest.raises(BadRecord, match=r"candidate-\w+ is of step 1, but the chain has 1 step\(s\); give the steps"):
+        shop.run("judge", copy, candidates=copy / "longer.jsonl")
+    for wrong, came in (
+        ("[", r"steps\.json:1: expected a JSON list .*got no JSON"),
+        ('"?"', "got '\\?'"),
+        ("[]", "got"),
+    ):
+        (copy / "steps.json").write_text(wrong)
+        for stage in ("judge", "train"):
+            with pytest.raises(BadRecord, match=came):
+                shop.run(stage, copy, steps=copy / "steps.json", candidates=copy / "longer.jsonl")
 
 
 def test_scores_that_are_not_those_of_the_candidates_are_refused(shop: Workshop, copy: Path) -> None:

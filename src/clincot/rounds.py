@@ -80,15 +80,17 @@ def _round(plan: Plan, number: int, folder: Path, start: Path, rivals: dict[Any,
     at["regions"] = folder / "regions.jsonl"
     questions = {"data": plan.data, "questions": at["questions"]}
     run_stage("propose", params.propose, {**questions, "policy": start}, {"regions": at["regions"]})
-    at["candidates"], scores = _chain(plan, folder, start, at)
+    steps: dict[str, Path] = {}  # judges and training need to know what each step of a chain asked
+    if len(params.answer.steps) > 1:
+        steps["steps"] = folder / "steps.json"
+        _write_json(steps["steps"], list(params.answer.steps))
+    at["candidates"], scores = _chain(plan, folder, start, at, steps)
     at["pairs"] = folder / "pairs.jsonl"
     run_stage(
         "pair", params.pair, {"candidates": at["candidates"], "scores": scores},
         {"pairs": at["pairs"], "pair_report": folder / "pairs.report.json"},
     )  # fmt: skip
-    if len(params.answer.steps) > 1:
-        at["steps"] = folder / "steps.json"
-        _write_json(at["steps"], list(params.answer.steps))
+    at |= steps
     _train_and_evaluate(plan, params.train, at, start, folder, folder / "policy")
     trained: dict[Any, Path] = {}
     for name, policy in rivals.items():
@@ -100,7 +102,7 @@ def _round(plan: Plan, number: int, folder: Path, start: Path, rivals: dict[Any,
     return trained
 
 
-def _chain(plan: Plan, folder: Path, policy: Path, at: dict[str, Path]) -> tuple[Path, Path]:
+def _chain(plan: Plan, folder: Path, policy: Path, at: dict[str, Path], steps: dict[str, Path]) -> tuple[Path, Path]:
     """Answer and judge, step by step of the chain; returns the candidates and scores of all steps."""
     before: dict[str, Path] = {}
     for step in range(len(plan.params.answer.steps)):
@@ -109,7 +111,7 @@ def _chain(plan: Plan, folder: Path, policy: Path, at: dict[str, Path]) -> tuple
         candidates, scores = folder / f"{stem}candidates.jsonl", folder / f"{stem}scores.jsonl"
         run_stage("answer", plan.params.answer, {**at, "policy": policy, **before}, {"candidates": candidates})
         run_stage(
-            "judge", plan.params.judge, {**at, "candidates": candidates},
+            "judge", plan.params.judge, {**at, **steps, "candidates": candidates},
             {"judgements": folder / f"{stem}judgements.jsonl", "scores": scores,
              "panel_report": folder / f"{stem}panel.report.json"},
         )  # fmt: skip

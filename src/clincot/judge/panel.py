@@ -32,7 +32,7 @@ from clincot.jsonl import read_records, write_records
 from clincot.judge.calibration import Calibration, Method, identity_calibration
 from clincot.judge.combination import Combination, PanelReport, QuorumLost, Seat, absent
 from clincot.models.protocols import Judge, ModelFailed
-from clincot.records import Judgement, Question, Study
+from clincot.records import Judgement, Study
 
 _log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -46,7 +46,7 @@ class Ask:
 
     candidate: str  # the candidate's id
     study: Study
-    question: Question
+    question: str  # as the candidate's step asked it
     box: Box
     answer: str
 
@@ -159,7 +159,7 @@ class Panel:
 def _asked(judge: Judge, batch: Sequence[Ask], folder: Path) -> list[float | str]:
     """Scores or reasons; raises ModelFailed."""
     replies = judge.p_yes(
-        [judgement(a.study, folder, judge.views, question=a.question.text, answer=a.answer, box=a.box) for a in batch]
+        [judgement(a.study, folder, judge.views, question=a.question, answer=a.answer, box=a.box) for a in batch]
     )
     if len(replies) != len(batch):
         raise ModelFailed(f"gave {len(replies)} scores for {len(batch)} candidates")
