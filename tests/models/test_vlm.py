@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer
 
 from clincot.config import JudgeSpec
@@ -109,6 +110,39 @@ def test_p_yes_is_the_softmax_over_both_words(small: VisionLanguageModel, shown:
                      for f in ("", " ") for c in (word, word.title(), word.upper())}  # fmt: skip
             mass[word] = sum(float(probabilities[form[0]]) for form in forms if len(form) == 1)
         assert p == pytest.approx(mass["yes"] / (mass["yes"] + mass["no"]), abs=2e-6)
+
+
+@pytest.mark.parametrize(("share", "scored"), [(1.1e-3, True), (0.9e-3, False)])
+def test_p_yes_is_none_where_yes_and_no_together_are_below_a_thousandth(
+    share: float, scored: bool, small_dir: Path, small: VisionLanguageModel, shown: list[Study], films: Path,
+    tmp_path: Path,
+) -> None:  # fmt: skip
+    """A checkpoint that is about to say another word w: its row of the output head is set along the last hidden state.
+
+    Every other word is to keep the share s = share / (P(yes) + P(no)) of its probability, so that w gets the rest,
+    1 - s (1 - P(w)). Its logit rises by the logarithm of (1 - s (1 - P(w))) / (s P(w)). The ratio of yes and no stays.
+    """
+    asked = [finding_in(shown[0], films, small.views, finding="a nodule", box=LEFT)]
+    encoded = small.encoder.encode(asked[0], reply=True)
+    inputs = small._inputs([encoded], side="left")
+    with torch.inference_mode():
+        out = small.model(**inputs, output_hidden_states=True)
+    hidden, logits = out.hidden_states[-1][0, -1], out.logits[0, -1]
+    before = torch.softmax(logits.double(), -1)
+    mass = float(before[small._yes].sum() + before[small._no].sum())
+    word = max({*range(len(logits))} - {*encoded.ids, *small._yes, *small._no})  # the head is the embedding, too
+    kept, said = share / mass, float(before[word])
+    wanted = float(logits[word]) + math.log((1 - kept * (1 - said)) / (kept * said))
+    folder = copied(small_dir, tmp_path)
+    weights = load_file(folder / "model.safetensors")
+    (head,) = [name for name in weights if name.endswith("embed_tokens.weight")]
+    weights[head][word] = hidden * wanted / hidden.dot(hidden)
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    model = VisionLanguageModel(folder)
+    after = model.next_token_logprobs([encoded])[0].exp()
+    assert float(after[model._yes].sum() + after[model._no].sum()) == pytest.approx(share, rel=1e-3)
+    expected = small.p_yes(asked)[0] if scored else None
+    assert model.p_yes(asked)[0] == (pytest.approx(expected, abs=1e-4) if scored else None)
 
 
 def test_shared_features_and_plain_pixels_say_the_same(

@@ -14,6 +14,11 @@ from clincot.conversation import Conversation, Views
 from clincot.geometry import Box
 from clincot.records import Question, Study
 
+# Least P(yes) + P(no) from which their ratio is read. Below it a model would say yes or no less than once in a thousand
+# replies: it is about to say something else, and the ratio of what is left over is noise. Endpoints list the 20
+# likeliest tokens only; what they leave out makes the sum smaller, so it can cost a score here and never make one.
+LEAST_YES_NO = 1e-3
+
 
 class ModelFailed(RuntimeError):
     """A model or endpoint gave no usable reply at all (unreachable, timeout, HTTP error, no log-probs)."""
@@ -46,7 +51,7 @@ class Policy(Protocol):
         ...
 
     def p_yes(self, conversations: Sequence[Conversation]) -> list[float | None]:
-        """P(yes) / (P(yes) + P(no)) of the next token; None where neither has a probability to speak of."""
+        """P(yes) / (P(yes) + P(no)) of the next token; None where the two together have less than LEAST_YES_NO."""
         ...
 
 

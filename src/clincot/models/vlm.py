@@ -24,7 +24,7 @@ from clincot.conversation import Conversation, Picture, Views, load_views
 from clincot.jsonl import file_digest
 from clincot.models.encoding import Encoded, Encoder, pad, stack_pictures
 from clincot.models.features import SHARED_FEATURES, PictureFeatures
-from clincot.models.protocols import Generation
+from clincot.models.protocols import LEAST_YES_NO, Generation
 
 # Shape suffixes: B conversations, T tokens, V vocabulary, F frames, H hidden size.
 
@@ -92,8 +92,10 @@ class VisionLanguageModel:
             logp_BV = self.next_token_logprobs([self.encoder.encode(c, reply=True) for c in batch])
             yes_B = torch.logsumexp(logp_BV[:, self._yes], dim=-1)
             no_B = torch.logsumexp(logp_BV[:, self._no], dim=-1)
-            odds = torch.sigmoid((yes_B - no_B).double()).tolist()
-            out += [round(p, 6) if math.isfinite(p) else None for p in odds]
+            mass_B = yes_B.exp() + no_B.exp()  # NaN where the weights are broken, which is no probability either
+            odds_B = torch.sigmoid((yes_B - no_B).double())
+            read = zip(odds_B.tolist(), mass_B.tolist(), strict=True)
+            out += [round(p, 6) if mass >= LEAST_YES_NO else None for p, mass in read]
         return out
 
     def answer_logprobs(self, conversations: Sequence[Conversation]) -> list[float]:
