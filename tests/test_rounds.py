@@ -15,7 +15,7 @@ import pytest
 from clincot.conversation import judgement
 from clincot.datasets.folder import StudyIndex
 from clincot.jsonl import BadRecord, read_records
-from clincot.models.vlm import VisionLanguageModel
+from clincot.models.vlm import UnsupportedCheckpoint, VisionLanguageModel
 from clincot.records import Candidate, Checkpoint, Judgement, PanelScore, PreferencePair, Question, Region, Study
 from clincot.rounds import Plan, run_rounds, show_interval, table
 from tests import tiny
@@ -124,7 +124,10 @@ def test_a_run_that_lost_something_comes_to_the_same_end(lost: str, one: Finishe
 @pytest.mark.parametrize("changed", ["data", "benchmark", "policy", "comparisons", "start_from"])
 def test_a_run_folder_belongs_to_what_it_was_started_with(changed: str, one: Finished, tmp_path: Path) -> None:
     other: dict[str, Any] = {"comparisons": ("sft",), "start_from": "champion"}
-    (tmp_path / "other").mkdir()
+    if changed == "policy":
+        shutil.copytree(one.plan.policy, tmp_path / "other")
+    else:
+        (tmp_path / "other").mkdir()
     before = files(one.plan.run)
     with pytest.raises(BadRecord, match=f"this run was started with another {changed}; choose another --run folder"):
         run_rounds(replace(one.plan, **{changed: other.get(changed, tmp_path / "other")}))
@@ -140,7 +143,31 @@ def test_an_arm_to_decide_on_that_is_not_measured_is_refused_before_the_first_ro
     assert not (tmp_path / "run").exists()
 
 
-@pytest.mark.parametrize("missing", ["data", "benchmark", "policy"])
+@pytest.mark.parametrize("wrong", ["mistyped", "no checkpoint", "no weights"])
+def test_a_mistyped_judge_starts_no_run_and_the_right_one_then_does(wrong: str, base: Plan, tmp_path: Path) -> None:
+    """run.json held it already: the corrected path was refused as that of "another judges"."""
+    judge = tmp_path / "nowhere"
+    if wrong == "no checkpoint":
+        judge.mkdir()
+    if wrong == "no weights":
+        shutil.copytree(base.params.judge.judges[0].path, judge, ignore=shutil.ignore_patterns("*.safetensors"))
+    specs = (base.params.judge.judges[0].model_copy(update={"path": str(judge)}), *base.params.judge.judges[1:])
+    params = base.params.model_copy(update={"judge": base.params.judge.model_copy(update={"judges": specs})})
+    said = "does not exist, and as the name of a checkpoint" if wrong == "mistyped" else "holds no checkpoint"
+    with pytest.raises(UnsupportedCheckpoint, match=f"judge 'a': {judge} {said}"):
+        run_rounds(replace(base, run=tmp_path / "run", params=params))
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_mistyped_calibration_starts_no_run(base: Plan, tmp_path: Path) -> None:
+    judge = base.params.judge.model_copy(update={"calibration_file": str(tmp_path / "nowhere.jsonl")})
+    params = base.params.model_copy(update={"judge": judge})
+    with pytest.raises(BadRecord, match=r"judge\.calibration_file: .*nowhere\.jsonl does not exist"):
+        run_rounds(replace(base, run=tmp_path / "run", params=params))
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("missing", ["data", "benchmark", "policy", "blind_from"])
 def test_a_mistyped_path_starts_no_run(missing: str, base: Plan, tmp_path: Path) -> None:
     """run.json held it already, so that the run with the right path was refused as another one."""
     with pytest.raises(BadRecord, match=rf"{missing}: .*nowhere does not exist"):

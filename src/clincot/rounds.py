@@ -211,12 +211,21 @@ def _gains(plan: Plan, folder: Path) -> dict[str, Any]:
 
 def _can_start(plan: Plan) -> None:
     """What would be found out hours later, or only after run.json has been written."""
+    from clincot.models.load import check_checkpoint
+
     arms = plan.params.evaluate.arms
     if plan.params.decide.arm not in arms:
         raise ValueError(f"decide.arm is {plan.params.decide.arm!r}, which evaluate.arms {arms} does not measure")
-    for name, path in (("data", plan.data), ("benchmark", plan.benchmark), ("policy", plan.policy)):
-        if not path.exists():
+    named = {"data": plan.data, "benchmark": plan.benchmark, "policy": plan.policy, "blind_from": plan.blind_from}
+    if plan.params.judge.calibration_file:
+        named["judge.calibration_file"] = Path(plan.params.judge.calibration_file)
+    for name, path in named.items():
+        if path is not None and not path.exists():
             raise BadRecord(f"{name}: {path} does not exist")
+    check_checkpoint(str(plan.policy), what="policy")
+    for spec in plan.params.judge.judges:
+        if spec.path:
+            check_checkpoint(spec.path, what=f"judge {spec.name!r}")
 
 
 def _same_start(plan: Plan) -> None:
