@@ -22,6 +22,7 @@ from typing import Any, Literal
 import yaml
 
 from clincot.config import Params, TrainSection
+from clincot.errors import BadInput
 from clincot.jsonl import BadRecord, read_records, written_aside
 from clincot.records import BenchmarkReport, Decision
 from clincot.stages import Metrics, read_benchmark, run_stage
@@ -215,7 +216,7 @@ def _can_start(plan: Plan) -> None:
 
     arms = plan.params.evaluate.arms
     if plan.params.decide.arm not in arms:
-        raise ValueError(f"decide.arm is {plan.params.decide.arm!r}, which evaluate.arms {arms} does not measure")
+        raise BadInput(f"decide.arm is {plan.params.decide.arm!r}, which evaluate.arms {arms} does not measure")
     named = {"data": plan.data, "benchmark": plan.benchmark, "policy": plan.policy, "blind_from": plan.blind_from}
     if plan.params.judge.calibration_file:
         named["judge.calibration_file"] = Path(plan.params.judge.calibration_file)

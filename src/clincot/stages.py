@@ -20,6 +20,7 @@ from tqdm import tqdm
 
 from clincot import __version__, config
 from clincot.config import Section
+from clincot.errors import BadInput
 from clincot.jsonl import BadRecord, file_digest, read_records, write_records, written_aside
 from clincot.records import Candidate, Checkpoint, Outcome, PanelScore, Question, Region, digest_of
 
@@ -60,7 +61,7 @@ def prepare(section: config.PrepareSection, inputs: Paths, outputs: Paths) -> Me
     count = write_records(outputs["questions"], chosen())
     if count == 0:
         outputs["questions"].unlink()
-        raise ValueError(f"{inputs['data']}: no question falls into round {section.round} of {section.rounds}")
+        raise BadInput(f"{inputs['data']}: no question falls into round {section.round} of {section.rounds}")
     return {"questions": count}
 
 
@@ -205,7 +206,7 @@ def stage_named(name: str) -> Stage:
     for stage in STAGES:
         if stage.name == name:
             return stage
-    raise ValueError(f"no stage is called {name!r}; there are {', '.join(stage.name for stage in STAGES)}")
+    raise BadInput(f"no stage is called {name!r}; there are {', '.join(stage.name for stage in STAGES)}")
 
 
 def run_stage(name: str, section: Section, inputs: Paths, outputs: Paths) -> Metrics:

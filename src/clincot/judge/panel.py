@@ -27,6 +27,7 @@ from typing import TypeVar
 
 from clincot.config import JudgeSection
 from clincot.conversation import judgement, prompt_digest
+from clincot.errors import BadInput
 from clincot.geometry import Box
 from clincot.jsonl import read_records, write_records
 from clincot.judge.calibration import Calibration, Method, identity_calibration
@@ -85,9 +86,9 @@ class Panel:
     ) -> None:
         names = [judge.name for judge in judges]
         if len(set(names)) < len(names):
-            raise ValueError(f"every judge needs a name of its own, got {', '.join(names)}")
+            raise BadInput(f"every judge needs a name of its own, got {', '.join(names)}")
         if len(judges) < quorum:
-            raise ValueError(f"the quorum is {quorum} judges, but the panel has {len(judges)}")
+            raise BadInput(f"the quorum is {quorum} judges, but the panel has {len(judges)}")
         self.quorum = quorum
         self.left_out: dict[str, LeftOut] = {}
         self._size = len(judges)
@@ -98,7 +99,7 @@ class Panel:
         self.judges = tuple(judge for judge in judges if self._says_who_it_is(judge))
         if len({judge.digest for judge in self.judges}) < len(self.judges):
             known = ", ".join(f"{judge.name} ({judge.digest[:12]})" for judge in self.judges)
-            raise ValueError(f"every judge needs a digest of its own, else it counts twice, got {known}")
+            raise BadInput(f"every judge needs a digest of its own, else it counts twice, got {known}")
 
     def judgements(self, asks: Iterable[Ask], folder: Path) -> Iterator[Judgement]:
         """One Judgement per ask and judge, streaming; images are below `folder`.
@@ -112,7 +113,7 @@ class Panel:
                 yield from row
             done += len(batch)
         if done == 0:
-            raise ValueError("no candidates to judge: the candidates file is empty")
+            raise BadInput("no candidates to judge: the candidates file is empty")
 
     def _says_who_it_is(self, judge: Judge) -> bool:
         return self._retried(judge, lambda: judge.digest, at=None) is not None
@@ -185,16 +186,16 @@ def read_calibrations(path: Path, judges: Sequence[Judge], *, method: Method) ->
     found: dict[str, Calibration] = {}
     for calibration in read_records(path, Calibration):
         if calibration.judge in found:
-            raise ValueError(f"{path}: two calibrations of judge {calibration.judge}, expected one")
+            raise BadInput(f"{path}: two calibrations of judge {calibration.judge}, expected one")
         if calibration.method != method:
-            raise ValueError(
+            raise BadInput(
                 f"{path}: the calibration of judge {calibration.judge} is {calibration.method}, "
                 f"but judge.calibration asks for {method}"
             )
         found[calibration.judge] = calibration
     missing = [f"{judge.name} ({judge.digest})" for judge in judges if judge.digest not in found]
     if missing:
-        raise ValueError(
+        raise BadInput(
             f"{path}: no calibration of {', '.join(missing)}; it has {sorted(found)}. Fit it for this panel, "
             "or leave judge.calibration_file empty to use raw probabilities"
         )

@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from clincot.conversation import Conversation, Views
+from clincot.errors import ForTheUser
 from clincot.geometry import Box
 from clincot.records import Question, Study
 
@@ -20,7 +21,7 @@ from clincot.records import Question, Study
 LEAST_YES_NO = 1e-3
 
 
-class ModelFailed(RuntimeError):
+class ModelFailed(ForTheUser, RuntimeError):
     """A model or endpoint gave no usable reply at all (unreachable, timeout, HTTP error, no log-probs)."""
 
 

@@ -21,6 +21,7 @@ from transformers import AutoModelForImageTextToText, AutoProcessor, LogitsProce
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from clincot.conversation import Conversation, Picture, Views, load_views
+from clincot.errors import BadInput
 from clincot.jsonl import file_digest
 from clincot.models.encoding import Encoded, Encoder, pad, stack_pictures
 from clincot.models.features import SHARED_FEATURES, PictureFeatures
@@ -32,7 +33,7 @@ _YES, _NO = ("yes", "Yes", " yes", " Yes", "YES"), ("no", "No", " no", " No", "N
 T = TypeVar("T")
 
 
-class UnsupportedCheckpoint(ValueError):
+class UnsupportedCheckpoint(BadInput):
     """The checkpoint cannot be used here; says why and what would mend it."""
 
 
