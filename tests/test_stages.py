@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import resource
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -231,6 +232,29 @@ def test_an_endpoint_that_is_down_costs_its_votes_and_not_the_stage(shop: Worksh
     ]  # fmt: skip
     (copy / "panel_report.json").rename(copy / "panel.report.json")
     assert set(judge_names(copy).values()) == {"a", "b"}
+
+
+@pytest.mark.parametrize("name", ["propose", "answer", "judge"])
+def test_a_disk_that_is_full_half_way_spoils_nothing_and_a_second_run_goes_on(
+    name: str, shop: Workshop, copy: Path, done: Path
+) -> None:
+    """A real limit on the size of files (RLIMIT_FSIZE), at half of what the stage writes first."""
+    first = _file(stage_named(name).outputs[0])
+    whole = (done / first).stat().st_size
+    for made in stage_named(name).outputs:
+        (copy / _file(made)).unlink()
+    before = {path.name: path.read_bytes() for path in copy.iterdir() if not path.name.endswith(".stage.json")}
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (whole // 2, hard))
+    try:
+        with pytest.raises(OSError, match="File too large"):
+            shop.run(name, copy)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    after = {path.name: path.read_bytes() for path in copy.iterdir() if not path.name.endswith(".stage.json")}
+    assert after == before
+    shop.run(name, copy)
+    assert (copy / first).read_bytes() == (done / first).read_bytes()
 
 
 def test_an_interrupted_run_again_does_not_pass_for_done(
