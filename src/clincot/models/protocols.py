@@ -93,5 +93,6 @@ class RelevancePolicy(Policy, Protocol):
     """A policy in this process, whose gradients can be read."""
 
     def relevance(self, conversations: Sequence[Conversation]) -> list[npt.NDArray[np.float32]]:
-        """For each conversation a (rows, columns) map over the whole image: gradient x feature of log P(yes)/P(no)."""
+        """For each conversation a (rows, columns) map of its last picture: how much each part of it adds to
+        log P(yes)/P(no) (nats), beside a part that looks like the mean of all last pictures given."""
         ...
