@@ -9,10 +9,19 @@ from pathlib import Path
 
 import pytest
 
-from clincot import __version__
+from clincot import __version__, cli
 from clincot.cli import main
 from clincot.config import Params
+from clincot.datasets.anatomy import AnatomyUnavailable
+from clincot.datasets.folder import UnknownStudy
+from clincot.datasets.rendering import Unrenderable
+from clincot.images import BadImage
+from clincot.jsonl import BadRecord
+from clincot.judge.combination import QuorumLost
+from clincot.models.protocols import ModelFailed
+from clincot.models.vlm import UnsupportedCheckpoint
 from clincot.stages import STAGES
+from clincot.train.publish import NotFinite
 from tests import tiny
 
 COMMANDS = [
@@ -130,6 +139,44 @@ def test_what_cannot_be_done_is_said_in_one_line(
     assert error.startswith(f"clincot {arguments[0]}: ")
     assert says in error
     assert "Traceback" not in error
+
+
+@pytest.mark.parametrize("fault", [RuntimeError("shapes differ"), KeyError("answer"), ValueError("bad axis")])
+def test_a_fault_of_the_program_keeps_its_traceback(
+    fault: Exception, here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """They were told in one line, as what a user could mend: "clincot prepare: 'answer'"."""
+
+    def broken(*stage: object) -> None:
+        raise fault
+
+    monkeypatch.setattr(cli, "run_stage", broken)
+    with pytest.raises(type(fault)) as raised:
+        main(prepare())
+    assert raised.value is fault
+    assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        BadRecord("a.jsonl:3: not a Question"), ModelFailed("HTTP 500"), QuorumLost("1 of 2 judges left"),
+        UnsupportedCheckpoint("no chat template"), BadImage("a.png: damaged"), NotFinite("pair-1: NaN"),
+        AnatomyUnavailable("no network"), Unrenderable("no room"), UnknownStudy("no study 's' in studies.jsonl"),
+        OSError(28, "No space left on device", "out.jsonl"),
+    ],
+    ids=lambda error: type(error).__name__,
+)  # fmt: skip
+def test_what_a_user_can_mend_is_told_in_one_line(
+    error: Exception, here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def refusing(*stage: object) -> None:
+        raise error
+
+    monkeypatch.setattr(cli, "run_stage", refusing)
+    assert main(prepare()) == 1
+    assert capsys.readouterr().err == f"clincot prepare: {error}\n"
+    assert "no study" not in str(error) or str(error)[0] != "'"  # a KeyError quotes its message
 
 
 @pytest.mark.parametrize(

@@ -5,15 +5,18 @@ from __future__ import annotations
 import json
 import shutil
 from dataclasses import dataclass, replace
-from itertools import groupby
+from itertools import groupby, islice
 from pathlib import Path
 from statistics import mean
 from typing import Any
 
 import pytest
 
+from clincot.conversation import judgement
+from clincot.datasets.folder import StudyIndex
 from clincot.jsonl import BadRecord, read_records
-from clincot.records import Candidate, Checkpoint, PanelScore, PreferencePair, Question, Study
+from clincot.models.vlm import UnsupportedCheckpoint, VisionLanguageModel
+from clincot.records import Candidate, Checkpoint, Judgement, PanelScore, PreferencePair, Question, Region, Study
 from clincot.rounds import Plan, run_rounds, show_interval, table
 from tests import tiny
 
@@ -121,7 +124,10 @@ def test_a_run_that_lost_something_comes_to_the_same_end(lost: str, one: Finishe
 @pytest.mark.parametrize("changed", ["data", "benchmark", "policy", "comparisons", "start_from"])
 def test_a_run_folder_belongs_to_what_it_was_started_with(changed: str, one: Finished, tmp_path: Path) -> None:
     other: dict[str, Any] = {"comparisons": ("sft",), "start_from": "champion"}
-    (tmp_path / "other").mkdir()
+    if changed == "policy":
+        shutil.copytree(one.plan.policy, tmp_path / "other")
+    else:
+        (tmp_path / "other").mkdir()
     before = files(one.plan.run)
     with pytest.raises(BadRecord, match=f"this run was started with another {changed}; choose another --run folder"):
         run_rounds(replace(one.plan, **{changed: other.get(changed, tmp_path / "other")}))
@@ -137,7 +143,31 @@ def test_an_arm_to_decide_on_that_is_not_measured_is_refused_before_the_first_ro
     assert not (tmp_path / "run").exists()
 
 
-@pytest.mark.parametrize("missing", ["data", "benchmark", "policy"])
+@pytest.mark.parametrize("wrong", ["mistyped", "no checkpoint", "no weights"])
+def test_a_mistyped_judge_starts_no_run_and_the_right_one_then_does(wrong: str, base: Plan, tmp_path: Path) -> None:
+    """run.json held it already: the corrected path was refused as that of "another judges"."""
+    judge = tmp_path / "nowhere"
+    if wrong == "no checkpoint":
+        judge.mkdir()
+    if wrong == "no weights":
+        shutil.copytree(base.params.judge.judges[0].path, judge, ignore=shutil.ignore_patterns("*.safetensors"))
+    specs = (base.params.judge.judges[0].model_copy(update={"path": str(judge)}), *base.params.judge.judges[1:])
+    params = base.params.model_copy(update={"judge": base.params.judge.model_copy(update={"judges": specs})})
+    said = "does not exist, and as the name of a checkpoint" if wrong == "mistyped" else "holds no checkpoint"
+    with pytest.raises(UnsupportedCheckpoint, match=f"judge 'a': {judge} {said}"):
+        run_rounds(replace(base, run=tmp_path / "run", params=params))
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_mistyped_calibration_starts_no_run(base: Plan, tmp_path: Path) -> None:
+    judge = base.params.judge.model_copy(update={"calibration_file": str(tmp_path / "nowhere.jsonl")})
+    params = base.params.model_copy(update={"judge": judge})
+    with pytest.raises(BadRecord, match=r"judge\.calibration_file: .*nowhere\.jsonl does not exist"):
+        run_rounds(replace(base, run=tmp_path / "run", params=params))
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("missing", ["data", "benchmark", "policy", "blind_from"])
 def test_a_mistyped_path_starts_no_run(missing: str, base: Plan, tmp_path: Path) -> None:
     """run.json held it already, so that the run with the right path was refused as another one."""
     with pytest.raises(BadRecord, match=rf"{missing}: .*nowhere does not exist"):
@@ -195,6 +225,42 @@ def test_a_chain_of_two_steps_continues_every_candidate_and_the_best_from_everyw
         assert all(len(f) == 1 and f[0].region == c.region for c in opening if c is not best for f in [continued[c.id]])
     for name, score in before.items():
         assert scores[name] == score  # judged the same again
+
+
+def test_a_candidate_is_judged_on_the_question_of_its_step(base: Plan, chained: Path) -> None:
+    """Candidates of the first step were judged on the data set's question, which they had never been asked.
+
+    Asked again here by hand, of one judge: what it says of a first step's answer to "What is seen?" is in the file."""
+    spec = base.params.judge.judges[0]
+    judge = VisionLanguageModel(spec.path)
+    questions = {q.id: q for q in read_records(chained / "questions.jsonl", Question)}
+    boxes = {r.id: r.box for r in read_records(chained / "regions.jsonl", Region)}
+    studies = StudyIndex(base.data)
+    for name, count in (("step-0.", 0), ("", 1)):
+        given = {
+            j.candidate: j.score for j in read_records(chained / f"{name}judgements.jsonl", Judgement)
+            if j.judge == judge.digest
+        }  # fmt: skip
+        some = list(islice(read_records(chained / f"{name}candidates.jsonl", Candidate), 12))
+        assert max(c.step for c in some) == count
+        said = {
+            asked: judge.p_yes(
+                [
+                    judgement(
+                        studies[questions[c.question].study], base.data, judge.views, question=asked(c),
+                        answer=c.text, box=boxes[c.region],
+                    )
+                    for c in some
+                ]
+            )
+            for asked in (
+                lambda c: "What is seen?" if c.step == 0 else questions[c.question].text,
+                lambda c: questions[c.question].text,
+            )
+        }  # fmt: skip
+        of_the_step, of_the_data_set = said.values()
+        assert [given[c.id] for c in some] == pytest.approx(of_the_step, abs=2e-6)
+        assert of_the_step != of_the_data_set
 
 
 def test_pairs_of_the_first_step_weigh_what_follows(chained: Path) -> None:

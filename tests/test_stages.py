@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import resource
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -11,8 +12,8 @@ from pathlib import Path
 import pytest
 
 from clincot import stages
-from clincot.config import Params
-from clincot.jsonl import BadRecord, read_records
+from clincot.config import JudgeSpec, Params
+from clincot.jsonl import BadRecord, read_records, write_records
 from clincot.records import (
     Candidate,
     Checkpoint,
@@ -25,8 +26,10 @@ from clincot.records import (
     Record,
     Region,
 )
+from clincot.run_folder import judge_names
 from clincot.stages import STAGES, Metrics, path_digest, run_stage, stage_named
 from tests import tiny
+from tests.http_server import free_port
 
 MADE = ("questions", "regions", "candidates", "judgements", "scores", "pairs")
 
@@ -215,6 +218,45 @@ def test_an_interrupted_stage_leaves_nothing_behind_and_goes_on_to_the_same_byte
     assert (copy / f"{output}.jsonl").read_bytes() == (done / f"{output}.jsonl").read_bytes()
 
 
+def test_an_endpoint_that_is_down_costs_its_votes_and_not_the_stage(shop: Workshop, copy: Path) -> None:
+    """Two judges in this process, quorum 2, and an endpoint on a port where nothing listens."""
+    dead = JudgeSpec(name="dead", url=f"http://127.0.0.1:{free_port()}/v1")
+    update = {"judges": (*shop.params.judge.judges, dead), "retries": 1, "retry_delay_s": 0.0}
+    before = (copy / "scores.jsonl").read_bytes()
+    params = shop.params.model_copy(update={"judge": shop.params.judge.model_copy(update=update)})
+    shop.run("judge", copy, params)
+    assert (copy / "scores.jsonl").read_bytes() == before
+    report = json.loads((copy / "panel_report.json").read_text())
+    assert [(judge["name"], "ConnectError" in judge["left_out"]) for judge in report["judges"]] == [
+        ("a", False), ("b", False), ("dead", True)
+    ]  # fmt: skip
+    (copy / "panel_report.json").rename(copy / "panel.report.json")
+    assert set(judge_names(copy).values()) == {"a", "b"}
+
+
+@pytest.mark.parametrize("name", ["propose", "answer", "judge"])
+def test_a_disk_that_is_full_half_way_spoils_nothing_and_a_second_run_goes_on(
+    name: str, shop: Workshop, copy: Path, done: Path
+) -> None:
+    """A real limit on the size of files (RLIMIT_FSIZE), at half of what the stage writes first."""
+    first = _file(stage_named(name).outputs[0])
+    whole = (done / first).stat().st_size
+    for made in stage_named(name).outputs:
+        (copy / _file(made)).unlink()
+    before = {path.name: path.read_bytes() for path in copy.iterdir() if not path.name.endswith(".stage.json")}
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (whole // 2, hard))
+    try:
+        with pytest.raises(OSError, match="File too large"):
+            shop.run(name, copy)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    after = {path.name: path.read_bytes() for path in copy.iterdir() if not path.name.endswith(".stage.json")}
+    assert after == before
+    shop.run(name, copy)
+    assert (copy / first).read_bytes() == (done / first).read_bytes()
+
+
 def test_an_interrupted_run_again_does_not_pass_for_done(
     shop: Workshop, copy: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -309,6 +351,35 @@ def test_the_list_of_stages_hangs_together() -> None:
         assert Params.model_fields[stage.name].annotation is stage.config
         given |= set(stage.outputs)
     assert [stage.name for stage in STAGES] == list(Params.model_fields)
+
+
+def test_judging_again_follows_the_chains_questions(shop: Workshop, copy: Path) -> None:
+    """With other steps a stage that had ended is not taken for done; without a word of them nothing changes."""
+    before = (copy / "judgements.jsonl").read_bytes()
+    steps = copy / "steps.json"
+    steps.write_text('["{question}"]')
+    shop.run("judge", copy, steps=steps)
+    assert (copy / "judgements.jsonl").read_bytes() == before
+    steps.write_text('["What is seen?"]')
+    shop.run("judge", copy, steps=steps)
+    assert (copy / "judgements.jsonl").read_bytes() != before
+
+
+def test_steps_that_do_not_fit_the_candidates_are_refused(shop: Workshop, copy: Path) -> None:
+    first, *rest = read_records(copy / "candidates.jsonl", Candidate)
+    later = first.model_copy(update={"id": "", "step": 1, "parent": rest[0].id})
+    write_records(copy / "longer.jsonl", [Candidate.model_validate(later.model_dump()), *rest])
+    with pytest.raises(BadRecord, match=r"candidate-\w+ is of step 1, but the chain has 1 step\(s\); give the steps"):
+        shop.run("judge", copy, candidates=copy / "longer.jsonl")
+    for wrong, came in (
+        ("[", r"steps\.json:1: expected a JSON list .*got no JSON"),
+        ('"?"', "got '\\?'"),
+        ("[]", "got"),
+    ):
+        (copy / "steps.json").write_text(wrong)
+        for stage in ("judge", "train"):
+            with pytest.raises(BadRecord, match=came):
+                shop.run(stage, copy, steps=copy / "steps.json", candidates=copy / "longer.jsonl")
 
 
 def test_scores_that_are_not_those_of_the_candidates_are_refused(shop: Workshop, copy: Path) -> None:

@@ -12,6 +12,7 @@ import numpy.typing as npt
 from clincot.config import JudgeSection
 from clincot.conversation import judgement
 from clincot.datasets.folder import StudyIndex, load_questions, load_references
+from clincot.errors import BadInput
 from clincot.jsonl import write_records
 from clincot.judge.calibration import fit_calibration, identity_calibration, reliability
 from clincot.judge.panel import read_calibrations
@@ -29,7 +30,7 @@ def calibrate(section: JudgeSection, data: Path, out: Path, *, limit: int) -> st
     that is what a panel gets to see. Raises CalibrationRefused where a judge cannot tell right from wrong.
     """
     if section.calibration == "identity":
-        raise ValueError("judge.calibration is identity: there is nothing to fit; set it to platt or isotonic")
+        raise BadInput("judge.calibration is identity: there is nothing to fit; set it to platt or isotonic")
     references = {r.question: r for r in load_references(data)}
     studies = StudyIndex(data)
     lessons = join(studies, islice(load_questions(data), limit), references)
@@ -101,5 +102,5 @@ def _scores(judge: Judge, asked: list[Proposal], data: Path) -> tuple[Floats, Fl
     )
     missing = sum(score is None for score in scores)
     if missing:
-        raise ValueError(f"judge {judge.name}: {missing} of {len(scores)} labelled answers got no score")
+        raise BadInput(f"judge {judge.name}: {missing} of {len(scores)} labelled answers got no score")
     return np.array(scores, dtype=np.float64), np.array([p.right for p in asked], dtype=np.float64)

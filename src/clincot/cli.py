@@ -1,6 +1,6 @@
 """`clincot`: one command, a subcommand a stage, and what surrounds them.
 
-Exit codes: 0 done, 1 a stage said why it could not, 2 wrong usage.
+Exit codes: 0 done, 1 a stage said why it could not (or, with a traceback, a fault of the program), 2 wrong usage.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from pydantic.fields import FieldInfo
 
 from clincot import __version__
 from clincot.config import Params, load_params
+from clincot.errors import BadInput, ForTheUser
 from clincot.stages import STAGES, Stage, run_stage
 
 GUIDE = """\
@@ -33,17 +34,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = _parser().parse_args(argv)
     try:
         code: int = args.run_command(args)
-    except _expected_errors() as error:
+    except (ForTheUser, OSError) as error:  # OSError: a full disk, a missing file, no permission
         print(f"clincot {args.command}: {error}", file=sys.stderr)
         return 1
     return code
-
-
-def _expected_errors() -> tuple[type[Exception], ...]:
-    """Errors whose message is for the user; anything else is a bug and keeps its traceback."""
-    from clincot.models.protocols import ModelFailed
-
-    return (ValueError, OSError, ModelFailed, RuntimeError, KeyError)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -135,7 +129,7 @@ def _run_rounds(args: argparse.Namespace) -> int:
     from clincot.rounds import Plan, run_rounds, table
 
     if args.count < 1:
-        raise ValueError(f"--count must be at least 1, got {args.count}")
+        raise BadInput(f"--count must be at least 1, got {args.count}")
     plan = Plan(
         run=args.run, data=args.data, benchmark=args.benchmark, policy=args.policy, params=_params(args),
         count=args.count, start_from=args.start_from, comparisons=tuple(args.compare), blind_from=args.blind_from,

@@ -17,6 +17,7 @@ from clincot.bench.grounding import best_iou, hit
 from clincot.bench.vqa import is_correct, normalise
 from clincot.config import EvaluateSection
 from clincot.conversation import Step, chain
+from clincot.errors import BadInput
 from clincot.geometry import WHOLE, Box, covered, crop_square, look_side, look_square
 from clincot.models.protocols import Generation, Grounder, RelevancePolicy
 from clincot.propose.grounders import Written, random_square, seed_of
@@ -131,7 +132,7 @@ def _other_patients(questions: Sequence[Question], benchmark: Benchmark) -> dict
         later = (other for other in order[at + 1 :] + order[:at] if patients[other] != patients[study])
         other = next(later, None)
         if other is None:
-            raise ValueError(f"the arm 'shuffled' needs images of two patients, all are of {patients[study]!r}")
+            raise BadInput(f"the arm 'shuffled' needs images of two patients, all are of {patients[study]!r}")
         following[study] = other
     return following
 

@@ -21,6 +21,7 @@ import httpx
 from PIL import Image
 from pydantic import BaseModel, ValidationError
 
+from clincot.errors import BadInput
 from clincot.models.protocols import ModelFailed
 
 MAX_REPLY_BYTES = 64 << 20  # a reply with masks of a few large films; far above any chat completion
@@ -36,40 +37,40 @@ def checked_url(url: str, *, what: str) -> str:
     try:
         parsed = httpx.URL(url)
     except httpx.InvalidURL:
-        raise ValueError(f"{what}: expected an address like http://127.0.0.1:8000/v1, got a malformed one") from None
+        raise BadInput(f"{what}: expected an address like http://127.0.0.1:8000/v1, got a malformed one") from None
     if "@" in url or parsed.query or parsed.fragment:  # what lies before an @ may parse as host or path
-        raise ValueError(
+        raise BadInput(
             f"{what}: the address holds a user, password, query or fragment; addresses are logged, so name an "
             "environment variable or a file that holds the key instead"
         )
     if parsed.scheme not in ("http", "https") or not parsed.host:
-        raise ValueError(f"{what}: expected an address like http://127.0.0.1:8000/v1, got {url!r}")
+        raise BadInput(f"{what}: expected an address like http://127.0.0.1:8000/v1, got {url!r}")
     return url.rstrip("/")
 
 
 def read_key(*, env: str = "", file: Path | None = None, what: str) -> str:
     """The key held by an environment variable or a file, "" where neither is named; ValueError never quotes it."""
     if env and file is not None:
-        raise ValueError(f"{what}: name an environment variable ({env}) or a file ({file}) for the key, not both")
+        raise BadInput(f"{what}: name an environment variable ({env}) or a file ({file}) for the key, not both")
     if file is not None:
         place = f"the file {file}"
         try:
             key = file.read_text(encoding="utf-8").strip()
         except OSError as error:
-            raise ValueError(f"{what}: {place} should hold the key, but cannot be read ({error.strerror})") from None
+            raise BadInput(f"{what}: {place} should hold the key, but cannot be read ({error.strerror})") from None
         except UnicodeDecodeError:
-            raise ValueError(f"{what}: {place} should hold the key as text, but is not UTF-8") from None
+            raise BadInput(f"{what}: {place} should hold the key as text, but is not UTF-8") from None
     elif env:
         place = f"the environment variable {env}"
         key = os.environ.get(env, "").strip()
     else:
         return ""
     if not key:
-        raise ValueError(
+        raise BadInput(
             f"{what}: {place} should hold the key, but is {'empty' if file or env in os.environ else 'unset'}"
         )
     if not (key.isascii() and key.isprintable() and " " not in key):  # else the HTTP client quotes it in its error
-        raise ValueError(f"{what}: {place} holds more than one word of printable ASCII; expected the key alone")
+        raise BadInput(f"{what}: {place} holds more than one word of printable ASCII; expected the key alone")
     return key
 
 

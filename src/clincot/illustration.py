@@ -10,6 +10,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from clincot import run_folder
 from clincot.conversation import Views, crop_picture, load_views
+from clincot.errors import BadInput
 from clincot.geometry import Box, box_to_pixels, box_to_text
 from clincot.images import open_image, view
 from clincot.records import (
@@ -36,7 +37,7 @@ _PAD, _LINE_PX, _CAPTION_PX, _TEXT_PX = 14, 3, 17, 14
 Colour = tuple[int, int, int]
 
 
-class NoPicture(ValueError):
+class NoPicture(BadInput):
     """The record is of something that cannot be seen."""
 
 

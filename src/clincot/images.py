@@ -23,10 +23,11 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
+from clincot.errors import BadInput
 from clincot.geometry import WHOLE, Box, box_to_pixels
 
 
-class BadImage(ValueError):
+class BadImage(BadInput):
     """An image file that cannot be used: says which, what was expected and what came."""
 
 

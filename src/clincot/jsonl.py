@@ -12,12 +12,13 @@ from typing import IO, Any, TypeVar
 
 from pydantic import ValidationError
 
+from clincot.errors import BadInput
 from clincot.records import Record
 
 R = TypeVar("R", bound=Record)
 
 
-class BadRecord(ValueError):
+class BadRecord(BadInput):
     """A line that is not the record it should be: says file:line, what was expected and what came."""
 
 

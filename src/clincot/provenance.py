@@ -15,6 +15,7 @@ from PIL import Image
 
 from clincot import run_folder
 from clincot.config import load_params
+from clincot.errors import BadInput
 from clincot.geometry import box_to_text
 from clincot.illustration import Illustrator
 from clincot.jsonl import file_digest
@@ -40,11 +41,11 @@ _LISTED = 20
 _DATA_STAGES = ("propose", "answer", "judge", "pair")  # whose configuration a pair depends on
 
 
-class NoSuchRecord(ValueError):
+class NoSuchRecord(BadInput):
     """No record of the run begins with what was given."""
 
 
-class AmbiguousId(ValueError):
+class AmbiguousId(BadInput):
     """Several records begin with what was given; the message lists them."""
 
 

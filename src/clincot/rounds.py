@@ -24,6 +24,7 @@ import yaml
 
 from clincot.beside import Beside, worker
 from clincot.config import Params, TrainSection
+from clincot.errors import BadInput
 from clincot.jsonl import BadRecord, read_records, written_aside
 from clincot.records import BenchmarkReport, Decision
 from clincot.stages import Metrics, read_benchmark, run_stage
@@ -85,15 +86,17 @@ def _round(plan: Plan, number: int, folder: Path, start: Path) -> dict[str, Path
     at["regions"] = folder / "regions.jsonl"
     questions = {"data": plan.data, "questions": at["questions"]}
     run_stage("propose", params.propose, {**questions, "policy": start}, {"regions": at["regions"]})
-    at["candidates"], scores = _chain(plan, folder, start, at)
+    steps: dict[str, Path] = {}  # judges and training need to know what each step of a chain asked
+    if len(params.answer.steps) > 1:
+        steps["steps"] = folder / "steps.json"
+        _write_json(steps["steps"], list(params.answer.steps))
+    at["candidates"], scores = _chain(plan, folder, start, at, steps)
     at["pairs"] = folder / "pairs.jsonl"
     run_stage(
         "pair", params.pair, {"candidates": at["candidates"], "scores": scores},
         {"pairs": at["pairs"], "pair_report": folder / "pairs.report.json"},
     )  # fmt: skip
-    if len(params.answer.steps) > 1:
-        at["steps"] = folder / "steps.json"
-        _write_json(at["steps"], list(params.answer.steps))
+    at |= steps
     _train_and_evaluate(plan, params.train, at, start, folder, folder / "policy")
     return at
 
@@ -117,7 +120,7 @@ def _compare(
     return trained
 
 
-def _chain(plan: Plan, folder: Path, policy: Path, at: dict[str, Path]) -> tuple[Path, Path]:
+def _chain(plan: Plan, folder: Path, policy: Path, at: dict[str, Path], steps: dict[str, Path]) -> tuple[Path, Path]:
     """Answer and judge, step by step of the chain; returns the candidates and scores of all steps."""
     before: dict[str, Path] = {}
     for step in range(len(plan.params.answer.steps)):
@@ -126,7 +129,7 @@ def _chain(plan: Plan, folder: Path, policy: Path, at: dict[str, Path]) -> tuple
         candidates, scores = folder / f"{stem}candidates.jsonl", folder / f"{stem}scores.jsonl"
         run_stage("answer", plan.params.answer, {**at, "policy": policy, **before}, {"candidates": candidates})
         run_stage(
-            "judge", plan.params.judge, {**at, "candidates": candidates},
+            "judge", plan.params.judge, {**at, **steps, "candidates": candidates},
             {"judgements": folder / f"{stem}judgements.jsonl", "scores": scores,
              "panel_report": folder / f"{stem}panel.report.json"},
         )  # fmt: skip
@@ -226,12 +229,21 @@ def _gains(plan: Plan, folder: Path) -> dict[str, Any]:
 
 def _can_start(plan: Plan) -> None:
     """What would be found out hours later, or only after run.json has been written."""
+    from clincot.models.load import check_checkpoint
+
     arms = plan.params.evaluate.arms
     if plan.params.decide.arm not in arms:
-        raise ValueError(f"decide.arm is {plan.params.decide.arm!r}, which evaluate.arms {arms} does not measure")
-    for name, path in (("data", plan.data), ("benchmark", plan.benchmark), ("policy", plan.policy)):
-        if not path.exists():
+        raise BadInput(f"decide.arm is {plan.params.decide.arm!r}, which evaluate.arms {arms} does not measure")
+    named = {"data": plan.data, "benchmark": plan.benchmark, "policy": plan.policy, "blind_from": plan.blind_from}
+    if plan.params.judge.calibration_file:
+        named["judge.calibration_file"] = Path(plan.params.judge.calibration_file)
+    for name, path in named.items():
+        if path is not None and not path.exists():
             raise BadRecord(f"{name}: {path} does not exist")
+    check_checkpoint(str(plan.policy), what="policy")
+    for spec in plan.params.judge.judges:
+        if spec.path:
+            check_checkpoint(spec.path, what=f"judge {spec.name!r}")
 
 
 def _same_start(plan: Plan) -> None:

@@ -115,9 +115,11 @@ def policies(run: Path) -> dict[str, Path]:
 
 
 def judge_names(folder: Path) -> dict[str, str]:
-    """{digest: name} of the judges that scored a round, in the panel's order; empty before they did."""
+    """{digest: name} of the judges that scored a round, in the panel's order; empty before they did. An endpoint that
+    was never reached has no digest and no judgements, so it is not among them."""
     path = folder / PANEL_REPORT
-    return {judge.digest: judge.name for judge in read_model(path, _Panel).judges} if path.is_file() else {}
+    judges = read_model(path, _Panel).judges if path.is_file() else ()
+    return {judge.digest: judge.name for judge in judges if judge.digest}
 
 
 class _Seat(BaseModel):

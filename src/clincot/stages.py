@@ -10,7 +10,7 @@ No stage before `evaluate` is given the answer key (references.jsonl); they run 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby, zip_longest
 from pathlib import Path
@@ -20,6 +20,7 @@ from tqdm import tqdm
 
 from clincot import __version__, config
 from clincot.config import Section
+from clincot.errors import BadInput
 from clincot.jsonl import BadRecord, file_digest, read_records, write_records, written_aside
 from clincot.records import Candidate, Checkpoint, Outcome, PanelScore, Question, Region, digest_of
 
@@ -60,7 +61,7 @@ def prepare(section: config.PrepareSection, inputs: Paths, outputs: Paths) -> Me
     count = write_records(outputs["questions"], chosen())
     if count == 0:
         outputs["questions"].unlink()
-        raise ValueError(f"{inputs['data']}: no question falls into round {section.round} of {section.rounds}")
+        raise BadInput(f"{inputs['data']}: no question falls into round {section.round} of {section.rounds}")
     return {"questions": count}
 
 
@@ -93,8 +94,9 @@ def judge(section: config.JudgeSection, inputs: Paths, outputs: Paths) -> Metric
     from clincot.judge.panel import Ask, judge_candidates
     from clincot.models.load import load_judge
 
+    steps = _steps(inputs)
     asks = (
-        Ask(candidate.id, ask.study, ask.question, ask.region.box, candidate.text)
+        Ask(candidate.id, ask.study, _question_of(candidate, ask.question, steps), ask.region.box, candidate.text)
         for ask, candidate in _asked_and_answered(inputs)
     )
     report = judge_candidates(
@@ -123,11 +125,10 @@ def train(section: config.TrainSection, inputs: Paths, outputs: Paths) -> Metric
     from clincot.train.margin_dpo import train_on_pairs
     from clincot.train.rows import read_training_rows
 
-    steps = tuple(json.loads(inputs["steps"].read_text())) if "steps" in inputs else ("{question}",)
     rows = read_training_rows(
         pairs=inputs["pairs"], candidates=inputs["candidates"], regions=inputs["regions"],
         questions=inputs["questions"], studies=inputs["data"] / "studies.jsonl", folder=inputs["data"],
-        views=load_views(inputs["policy"]), steps=steps,
+        views=load_views(inputs["policy"]), steps=_steps(inputs),
     )  # fmt: skip
     forget()  # a policy held for answering would double the memory of a large one
     metrics = train_on_pairs(list(rows), inputs["policy"], outputs["checkpoint"], section)
@@ -189,7 +190,7 @@ STAGES: tuple[Stage, ...] = (
     Stage("answer", answer, config.AnswerSection, ("data", "questions", "regions", "policy"), ("candidates",), "gpu",
           "the policy answers from every region", ("candidates_before", "scores_before")),
     Stage("judge", judge, config.JudgeSection, ("data", "questions", "regions", "candidates"),
-          ("judgements", "scores", "panel_report"), "gpu", "every judge scores every candidate"),
+          ("judgements", "scores", "panel_report"), "gpu", "every judge scores every candidate", ("steps",)),
     Stage("pair", pair, config.PairSection, ("candidates", "scores"), ("pairs", "pair_report"), "cpu",
           "ranked candidates become preference pairs with their score gaps"),
     Stage("train", train, config.TrainSection, ("data", "questions", "regions", "candidates", "pairs", "policy"),
@@ -205,7 +206,7 @@ def stage_named(name: str) -> Stage:
     for stage in STAGES:
         if stage.name == name:
             return stage
-    raise ValueError(f"no stage is called {name!r}; there are {', '.join(stage.name for stage in STAGES)}")
+    raise BadInput(f"no stage is called {name!r}; there are {', '.join(stage.name for stage in STAGES)}")
 
 
 def run_stage(name: str, section: Section, inputs: Paths, outputs: Paths) -> Metrics:
@@ -263,6 +264,32 @@ def _first_asks(inputs: Paths) -> Iterator[Ask]:
 
     questions, regions = read_records(inputs["questions"], Question), read_records(inputs["regions"], Region)
     return first_step(questions, StudyIndex(inputs["data"]), regions)
+
+
+def _steps(inputs: Paths) -> tuple[str, ...]:
+    """The questions of a chain (answer.steps, as a JSON list in the input `steps`); without it there is one step."""
+    if "steps" not in inputs:
+        return ("{question}",)
+    path, expected = inputs["steps"], 'expected a JSON list of the chain\'s questions, such as ["What is seen?", …]'
+    try:
+        steps = json.loads(path.read_text(encoding="utf-8"))
+    except json.JSONDecodeError as error:
+        raise BadRecord(f"{path}:{error.lineno}: {expected}, got no JSON ({error.msg})") from None
+    if not isinstance(steps, list) or not steps or not all(isinstance(step, str) for step in steps):
+        raise BadRecord(f"{path}: {expected}, got {steps!r}")
+    return tuple(steps)
+
+
+def _question_of(candidate: Candidate, question: Question, steps: Sequence[str]) -> str:
+    """What the candidate's step of the chain asked; raises BadRecord where the chain has no such step."""
+    from clincot.propose.candidates import worded
+
+    if candidate.step >= len(steps):
+        raise BadRecord(
+            f"{candidate.id} is of step {candidate.step}, but the chain has {len(steps)} step(s); give the steps it "
+            "was answered with (answer.steps as a JSON list) as the input `steps`"
+        )
+    return worded(steps[candidate.step], question)
 
 
 def _asked_and_answered(inputs: Paths) -> Iterator[tuple[Ask, Candidate]]:

@@ -13,7 +13,7 @@ from clincot.geometry import Box, box_of, box_to_pixels, box_to_text
 from clincot.jsonl import file_digest
 from clincot.judge.panel import Ask
 from clincot.models.protocols import ModelFailed
-from clincot.records import Candidate, PanelScore, Question, Study
+from clincot.records import Candidate, PanelScore, Study
 
 SIDE = 96
 DARK = box_of((0.0, 0.0, 0.25, 0.25))
@@ -30,8 +30,7 @@ def half_and_half(folder: Path) -> Study:
 
 
 def ask(study: Study, box: Box, answer: str, number: int = 0) -> Ask:
-    question = Question(study=study.id, text="Is it bright?", kind="closed")
-    return Ask(candidate=f"candidate-{number}", study=study, question=question, box=box, answer=answer)
+    return Ask(candidate=f"candidate-{number}", study=study, question="Is it bright?", box=box, answer=answer)
 
 
 class BrightnessJudge:

@@ -13,7 +13,9 @@ from clincot.jsonl import read_records, write_records
 from clincot.judge.calibration import Calibration, identity_calibration
 from clincot.judge.combination import BadJudgements, Combination, QuorumLost, Seat, combine
 from clincot.judge.panel import NO_PROBABILITY, Ask, Panel, judge_candidates
+from clincot.models.endpoint import EndpointModel
 from clincot.records import Judgement, PanelScore
+from tests.http_server import Reply, Request, free_port, serving
 from tests.judge.builders import (
     BRIGHT,
     DARK,
@@ -25,6 +27,7 @@ from tests.judge.builders import (
     ask,
     half_and_half,
 )
+from tests.models.chat_endpoint import MODELS, completion
 
 SOURCE = str(Path(clincot.__file__).parents[1])
 
@@ -158,6 +161,60 @@ def test_too_few_judges_left_fails_the_stage_and_leaves_no_file(tmp_path, asks):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["half.png"]
 
 
+def test_an_endpoint_that_is_down_is_retried_and_left_out(tmp_path, asks):
+    """The panel failed while it was put together: an endpoint's digest is the model that it says it serves."""
+    slept: list[float] = []
+    port = free_port()
+    dead = EndpointModel(f"http://127.0.0.1:{port}/v1", name="dead")
+    write_records(tmp_path / "c.jsonl", [Calibration(judge=j, method="platt") for j in ("brightness-1", "words-1")])
+    report, judgements, scores = run(
+        [BrightnessJudge(), dead, WordJudge()], asks, tmp_path, sleep=slept.append, retries=2, retry_delay_s=1.0,
+        calibration_file=str(tmp_path / "c.jsonl"),
+    )  # fmt: skip
+    assert slept == [1.0, 2.0]
+    assert [s.score for s in scores] == pytest.approx([0.95, 0.45, 0.35])  # as with brightness and words alone
+    assert {j.judge for j in judgements} == {"brightness-1", "words-1"}
+    assert [(j.name, j.digest, j.scored) for j in report.judges] == [
+        ("brightness", "brightness-1", 3), ("words", "words-1", 3), ("dead", "", 0),
+    ]  # fmt: skip
+    said = report.judges[2].left_out
+    assert said.startswith(f"GET http://127.0.0.1:{port}/v1/models: expected the list of served models, got no reply")
+    assert report.judges[2].unscored == {said: 3}
+
+
+def test_an_endpoint_that_comes_up_in_time_is_a_judge_like_any_other(tmp_path, asks):
+    """Down for the first request, then it serves: P(yes) = .8 / (.8 + .2)."""
+    up = False
+
+    def starting(request: Request) -> Reply:
+        if not up:
+            return 503, b"loading the model"
+        return (200, MODELS) if request.path == "/v1/models" else (200, answer)
+
+    def wait(delay_s: float) -> None:
+        nonlocal up
+        up = True
+
+    answer = completion("yes", {"yes": math.log(0.8), "no": math.log(0.2)})
+    with serving(starting) as server:
+        served = EndpointModel(f"{server.url}/v1", name="served")
+        report, _, scores = run([WordJudge(), served], asks, tmp_path, sleep=wait, retries=1)
+    assert [(j.name, j.scored, j.left_out) for j in report.judges] == [("words", 3, ""), ("served", 3, "")]
+    assert [s.score for s in scores] == pytest.approx([0.85, 0.85, 0.5])
+
+
+def test_dead_endpoints_below_the_quorum_fail_the_stage_with_every_error(tmp_path, asks):
+    """Three judges, quorum 2: one was never there, another fails at the first candidate."""
+    port = free_port()
+    dead = EndpointModel(f"http://127.0.0.1:{port}/v1", name="dead")
+    with pytest.raises(QuorumLost) as lost:
+        run([dead, FailingJudge(fails=range(9)), WordJudge()], asks, tmp_path, retries=1)
+    told = str(lost.value)
+    assert told.startswith("1 of 3 judges left, the quorum is 2: dead when asked who it is after 2 calls: GET http://")
+    assert told.endswith("; failing at candidate 0 after 2 calls: HTTP 500 from failing")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["half.png"]
+
+
 @pytest.mark.parametrize("replies", [[], [0.5], [0.5, 0.5, 0.5, 0.5]])
 def test_the_wrong_number_of_scores_is_a_failure(tmp_path, asks, replies):
     report, _, scores = run([BrightnessJudge(), WordJudge(), FixedJudge(replies)], asks, tmp_path, retries=1)
@@ -222,8 +279,12 @@ def test_a_fault_in_a_judge_is_not_taken_for_an_outage(tmp_path, asks):
 def test_panels_that_make_no_sense_are_refused(tmp_path, asks):
     with pytest.raises(ValueError, match="the quorum is 2 judges, but the panel has 1"):
         run([WordJudge()], asks, tmp_path)
-    with pytest.raises(ValueError, match=r"a name and a digest of its own, got words \(words-1\), words \(words-1\)"):
+    with pytest.raises(ValueError, match="every judge needs a name of its own, got words, words"):
         run([WordJudge(), WordJudge()], asks, tmp_path)
+    again = WordJudge("again")
+    again.digest = "words-1"
+    with pytest.raises(ValueError, match=r"a digest of its own, .*got words \(words-1\), again \(words-1\)"):
+        run([WordJudge(), again], asks, tmp_path)
     with pytest.raises(ValueError, match="no candidates to judge"):
         run([WordJudge(), BrightnessJudge()], [], tmp_path)
 

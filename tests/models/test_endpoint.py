@@ -56,6 +56,13 @@ def test_p_yes_is_none_where_neither_is_among_the_top() -> None:
     assert odds({"Maybe": -0.1, "The": -3.0}) is None
 
 
+def test_p_yes_is_none_where_both_together_are_below_a_thousandth() -> None:
+    """The same limit as in this process: .0006 + .0005 counts, .0005 + .0004 does not."""
+    rest = {"Maybe": math.log(0.9)}
+    assert odds(rest | {"yes": math.log(6e-4), "no": math.log(5e-4)}) == pytest.approx(6 / 11, abs=1e-6)
+    assert odds(rest | {"yes": math.log(5e-4), "no": math.log(4e-4)}) is None
+
+
 def test_p_yes_is_none_where_both_have_probability_zero() -> None:
     """vLLM writes -9999 for minus infinity; the ratio of two such would look like 0.5."""
     assert odds({"Maybe": 0.0, "yes": -9999.0, "no": -9999.0}) is None

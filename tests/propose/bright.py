@@ -48,16 +48,15 @@ class BrightPolicy:
         return [round(brightness(conversation[-1].pictures[-1]), 6) for conversation in conversations]
 
     def relevance(self, conversations: Sequence[Conversation]) -> list[npt.NDArray[np.float32]]:
-        """16 x 16 patches of the whole image: how far each is above the image's mean."""
+        """8 x 8 patches of each last picture: how far each is above the mean of all pictures asked about."""
         self.asked += conversations
-        maps = []
-        for conversation in conversations:
-            image = (
-                open_image(Path(conversation[0].pictures[0].path)).convert("L").resize((16, 16), Image.Resampling.BOX)
-            )
-            patches = np.asarray(image, dtype=np.float32)
-            maps.append(patches - patches.mean())
-        return maps
+        patches = [_patches(conversation[-1].pictures[-1]) for conversation in conversations]
+        return [one - np.mean(patches) for one in patches]
+
+
+def _patches(picture: Picture) -> npt.NDArray[np.float32]:
+    shown = view(open_image(Path(picture.path)), picture.box, picture.side_px).convert("L")
+    return np.asarray(shown.resize((8, 8), Image.Resampling.BOX), dtype=np.float32)
 
 
 def film(folder: Path, name: str, x: int, y: int, side: int = 32) -> tuple[Study, Box]:

@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from clincot.geometry import WHOLE, covered, intersection_over_union
+from clincot.geometry import WHOLE, box_of, covered, intersection_over_union
 from clincot.models.protocols import Grounded, Grounder, Sought
-from clincot.propose.grounders import Random, Relevance, Windows, Written, random_square, seed_of
+from clincot.propose.grounders import Random, Relevance, Windows, Written, mosaic, random_square, seed_of
 from clincot.records import Question, Study
 from tests.propose.bright import BrightPolicy, ask, film
 
@@ -85,7 +85,8 @@ def test_a_window_without_a_probability_is_left_out(tmp_path: Path) -> None:
 
 
 def test_relevance_finds_the_bright_square(tmp_path: Path) -> None:
-    """32 px on a multiple of 8 px are 4 x 4 of the 16 x 16 patches, 1/16 of them: the quantile .9 keeps just these."""
+    """32 px at (64, 32) px of 128 are exactly one of the 4 x 4 tiles: P(yes) 1 there and 0 elsewhere. The map has 1/16
+    of its cells at 1, so the quantile .9 keeps just these."""
     study, square = film(tmp_path, "a.png", 64, 32)
     policy = BrightPolicy()
     ((one,), ()) = ground(
@@ -97,7 +98,47 @@ def test_relevance_finds_the_bright_square(tmp_path: Path) -> None:
     )
     assert one.box == square
     assert one.confidence == 1.0
-    assert len(policy.asked) == 1
+    assert len(policy.asked) == 2 * 16  # P(yes) and the map of every tile
+
+
+def test_relevance_is_finer_than_its_tiles(tmp_path: Path) -> None:
+    """A square of 16 px in the corner of the tile at (64, 32): 4 x 4 of its 8 x 8 patches are bright. P(yes) of the
+    tile is 1/4, and so is the confidence; a square across two tiles is found as one region."""
+    study, square = film(tmp_path, "a.png", 64, 32, side=16)
+    ((one,),) = ground(Relevance(BrightPolicy(), quantile=0.9), study, tmp_path, [ask(study)], [["nodule"]])
+    assert one.box == square
+    assert one.confidence == pytest.approx(0.25, abs=0.01)
+    study, square = film(tmp_path, "b.png", 56, 40, side=16)
+    ((one,),) = ground(Relevance(BrightPolicy(), quantile=0.9), study, tmp_path, [ask(study)], [["nodule"]])
+    assert one.box == square
+
+
+def test_relevance_compares_hypotheses_by_what_the_policy_says_of_them(tmp_path: Path) -> None:
+    """The best place of each hypothesis counted as 1, and the leftmost of them came first."""
+
+    class Doubtful(BrightPolicy):
+        def p_yes(self, conversations):  # type: ignore[no-untyped-def]
+            doubt = [0.2 if "mass" in c[-1].text else 1.0 for c in conversations]
+            return [d * (p or 0.0) for d, p in zip(doubt, super().p_yes(conversations), strict=True)]
+
+    study, square = film(tmp_path, "a.png", 64, 32)
+    (found,) = ground(Relevance(Doubtful(), quantile=0.9), study, tmp_path, [ask(study)], [["mass", "nodule"]])
+    assert [(g.hypothesis, g.box) for g in found] == [("nodule", square), ("mass", square)]
+    assert [g.confidence for g in found] == pytest.approx([1.0, 0.2])
+
+
+def test_a_film_that_is_the_same_everywhere_has_no_relevant_place(tmp_path: Path) -> None:
+    study, _ = film(tmp_path, "a.png", 0, 0, side=128)
+    assert ground(Relevance(BrightPolicy(), quantile=0.9), study, tmp_path, [ask(study)], [["nodule"]]) == [[]]
+
+
+def test_a_mosaic_puts_parts_where_they_lie_and_averages_where_they_overlap() -> None:
+    """Left half 2, right half from 1/4 on 4: in columns 16 to 31 of 64 their mean, 3; below 1/2 nothing is known: 0."""
+    made = mosaic([(box_of((0, 0, 0.5, 0.5)), np.full((2, 2), 2.0)), (box_of((0.25, 0, 1, 0.5)), np.full((4, 4), 4.0))])
+    assert made.shape == (64, 64)
+    assert made[0].tolist() == [2.0] * 16 + [3.0] * 16 + [4.0] * 32
+    assert made[31].tolist() == made[0].tolist()
+    assert made[32].tolist() == [0.0] * 64
 
 
 def test_written_regions_are_read_and_what_is_no_box_is_counted(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import resource
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from clincot.models.small import SmallSpec, build_small
@@ -104,6 +106,23 @@ def test_too_few_images_are_an_error_and_leave_the_weights(
     with pytest.raises(ValueError, match=says):
         pretrain_vision(folder, images(given), images_total=8, images_a_step=4)
     assert (folder / "model.safetensors").read_bytes() == (checkpoint / "model.safetensors").read_bytes()
+
+
+@pytest.mark.parametrize("kept_bytes", [1_000, 100_000])
+def test_a_disk_that_is_full_half_way_leaves_the_old_weights(kept_bytes: int, checkpoint: Path, tmp_path: Path) -> None:
+    """They were written over in place: a real limit on the size of files (RLIMIT_FSIZE) left the beginning of them."""
+    folder = Path(shutil.copytree(checkpoint, tmp_path / "model"))
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    assert len(before["model.safetensors"]) > kept_bytes
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (kept_bytes, hard))
+    try:
+        with pytest.raises((OSError, SafetensorError)):
+            pretrain_vision(folder, images(8), images_total=8, images_a_step=4)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
 
 
 def test_fewer_images_than_a_step_are_refused(checkpoint: Path) -> None:

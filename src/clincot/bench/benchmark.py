@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
+from clincot.errors import BadInput
 from clincot.records import Question, Reference, Study, digest_of
 
 
-class BadBenchmark(ValueError):
+class BadBenchmark(BadInput):
     """Questions, references, studies or outcomes that do not belong together; names the record."""
 
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 from clincot.bench.benchmark import Benchmark
 from clincot.bench.vqa import is_correct, normalise
+from clincot.errors import BadInput
 from clincot.geometry import WHOLE
 from clincot.records import Outcome, Question, Reference, digest_of
 
@@ -35,13 +36,13 @@ class BlindBaseline:
         overall: Counter[str] = Counter()
         for question in questions:
             if question.id not in answers:
-                raise ValueError(f"question {question.id} has no reference to fit the blind baseline on")
+                raise BadInput(f"question {question.id} has no reference to fit the blind baseline on")
             answer = answers[question.id]
             by_text[normalise(question.text)][answer] += 1
             by_kind[question.kind][answer] += 1
             overall[answer] += 1
         if not overall:
-            raise ValueError("the blind baseline needs at least one question with its reference, got none")
+            raise BadInput("the blind baseline needs at least one question with its reference, got none")
         return cls(
             by_text={text: _majority(counts) for text, counts in by_text.items()},
             by_kind={kind: _majority(counts) for kind, counts in by_kind.items()},

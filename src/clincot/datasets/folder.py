@@ -17,6 +17,7 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict
 
+from clincot.errors import ForTheUser
 from clincot.jsonl import BadRecord, parse_record, read_records
 from clincot.records import Question, Reference, Study
 
@@ -33,6 +34,13 @@ def load_references(folder: Path) -> Iterator[Reference]:
     return read_records(_part(folder, REFERENCES), Reference)
 
 
+class UnknownStudy(ForTheUser, KeyError):
+    """A question names a study that its data set does not have."""
+
+    def __str__(self) -> str:  # KeyError would quote the message
+        return str(self.args[0])
+
+
 class StudyIndex(Mapping[str, Study]):
     """The folder's studies by id. Keeps a file offset a study and reads the study itself when asked for."""
 
@@ -46,7 +54,7 @@ class StudyIndex(Mapping[str, Study]):
         try:
             offset, number = self._lines[study_id]
         except KeyError:
-            raise KeyError(f"no study {study_id!r} in {self._path}") from None
+            raise UnknownStudy(f"no study {study_id!r} in {self._path}") from None
         with self._path.open("rb") as file:
             file.seek(offset)
             return parse_record(file.readline().decode(), Study, where=f"{self._path}:{number}")

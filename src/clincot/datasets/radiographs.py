@@ -25,6 +25,7 @@ from clincot.datasets.folder import IMAGES, QUESTIONS, REFERENCES, STUDIES
 from clincot.datasets.lesions import FINDINGS, MARGINS, Wanted
 from clincot.datasets.rendering import VERSION, Lesion, Radiograph, Unrenderable, patients, render
 from clincot.datasets.scenes import ANY, HELD_OUT, Combination, Composition, examples, stream
+from clincot.errors import BadInput
 from clincot.jsonl import written_aside
 from clincot.records import Question, Reference, Study
 
@@ -77,7 +78,7 @@ def build(
     something already. `reports.jsonl` has one {"study", "text"} a line.
     """
     if images < 1 or questions_per_image < 1:
-        raise ValueError(f"expected at least 1 image and 1 question an image, got {images} and {questions_per_image}")
+        raise BadInput(f"expected at least 1 image and 1 question an image, got {images} and {questions_per_image}")
     if out_dir.exists() and any(out_dir.iterdir()):
         raise FileExistsError(f"{out_dir} is not empty; remove it or choose another folder")
     aside = out_dir.with_name(f"{out_dir.name}.{os.getpid()}.partial")

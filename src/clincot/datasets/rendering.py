@@ -23,6 +23,7 @@ from clincot.datasets.lesions import (
     nodule,
     pneumothorax,
 )
+from clincot.errors import ForTheUser
 from clincot.geometry import Box, box_from_pixels
 
 VERSION = 1  # raise it when the bytes of an image change
@@ -59,7 +60,7 @@ class Radiograph:
     seed: int
 
 
-class Unrenderable(RuntimeError):
+class Unrenderable(ForTheUser, RuntimeError):
     """The wanted findings could not be drawn visibly in this patient."""
 
 

@@ -8,6 +8,7 @@ from typing import Self
 from pydantic import BaseModel, ConfigDict, model_validator
 
 from clincot.datasets.folder import LeakReport
+from clincot.errors import BadInput
 
 REPORT = "ingest_report.json"
 SHOWN = 20  # how many refusals and duplicates are listed one by one
@@ -24,7 +25,7 @@ class RefusedRow(BaseModel):
         return f"{self.file}:{self.row}: {self.reason}"
 
 
-class TooManyRefused(ValueError):
+class TooManyRefused(BadInput):
     """More rows are bad than allowed: names each, and what mends it. No record was written."""
 
     def __init__(self, refused: list[RefusedRow], allowed: int) -> None:
@@ -42,7 +43,7 @@ class Refusals:
 
     def __init__(self, allowed: int) -> None:
         if allowed < 0:
-            raise ValueError(f"at least 0 rows may be refused, got {allowed}")
+            raise BadInput(f"at least 0 rows may be refused, got {allowed}")
         self.allowed = allowed
         self.rows: list[RefusedRow] = []
 

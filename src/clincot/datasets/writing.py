@@ -18,6 +18,7 @@ from pydantic import ValidationError
 
 from clincot.datasets.folder import IMAGES, QUESTIONS, REFERENCES, STUDIES
 from clincot.datasets.report import FolderCounts, in_order
+from clincot.errors import BadInput
 from clincot.geometry import Box
 from clincot.images import BadImage, ImageLimits, open_image
 from clincot.jsonl import explain, file_digest, written_aside
@@ -46,7 +47,7 @@ class Row:
     source_id: str = ""
 
 
-class RowRefused(ValueError):
+class RowRefused(BadInput):
     """Why a row cannot be taken, and what mends it."""
 
 

@@ -20,6 +20,7 @@ from scipy.special import expit
 from sklearn.isotonic import isotonic_regression
 from sklearn.metrics import roc_auc_score
 
+from clincot.errors import BadInput
 from clincot.geometry import Unit
 from clincot.records import Finite, Record, Text
 
@@ -31,7 +32,7 @@ _ECE_BINS = 10
 _FOLDS = 5
 
 
-class CalibrationRefused(ValueError):
+class CalibrationRefused(BadInput):
     """The labelled set does not support a calibration of this judge: says why, and what would."""
 
 

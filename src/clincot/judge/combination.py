@@ -11,6 +11,7 @@ from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from clincot.errors import BadInput, ForTheUser
 from clincot.geometry import Unit
 from clincot.judge.agreement import Alpha, IntervalAlpha
 from clincot.judge.calibration import Calibration
@@ -19,11 +20,11 @@ from clincot.records import Judgement, PanelScore
 Count = Annotated[int, Field(ge=0)]
 
 
-class QuorumLost(RuntimeError):
+class QuorumLost(ForTheUser, RuntimeError):
     """Too few judges gave a score: says which judges failed, and how."""
 
 
-class BadJudgements(ValueError):
+class BadJudgements(BadInput):
     """A judgements file that is not one judgement per candidate and judge, candidate by candidate."""
 
 
@@ -47,14 +48,22 @@ class JudgeReport(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     name: str
-    digest: str
+    digest: str  # "" for an endpoint that never said which model it serves; it has no judgements then
     weight: Annotated[float, Field(gt=0)]
-    calibration: str  # the calibration's id
+    calibration: str  # the calibration's id; "" without a digest
     scored: Count
     unscored: dict[str, int]  # reason -> candidates
     mean_raw: Unit | None  # None: it scored nothing
     mean_calibrated: Unit | None
     left_out: str = ""
+
+
+def absent(name: str, *, weight: float, error: str, candidates: int) -> JudgeReport:
+    """The report on a judge that could not even be asked who it is, about so many candidates."""
+    return JudgeReport(
+        name=name, digest="", weight=weight, calibration="", scored=0, unscored={error: candidates}, mean_raw=None,
+        mean_calibrated=None, left_out=error,
+    )  # fmt: skip
 
 
 class PanelReport(BaseModel):
@@ -123,7 +132,7 @@ class Combination:
             seen.add(candidate)
             yield self._score(candidate, list(group))
         if not seen:
-            raise ValueError("no judgements to combine: the judgements file is empty")
+            raise BadInput("no judgements to combine: the judgements file is empty")
         if self._unscored.total() == self._candidates:
             judges = "; ".join(f"{self._seats[d].name}: {dict(t.unscored)}" for d, t in self._tallies.items())
             raise QuorumLost(f"none of {self._candidates} candidates reached the quorum of {self._quorum}: {judges}")

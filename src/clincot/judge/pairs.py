@@ -20,13 +20,14 @@ from typing import Annotated
 from pydantic import BaseModel, ConfigDict, Field
 
 from clincot.config import PairSection
+from clincot.errors import BadInput
 from clincot.geometry import Unit
 from clincot.records import Candidate, PanelScore, PreferencePair, digest_of
 
 Count = Annotated[int, Field(ge=0)]
 
 
-class BadPairInput(ValueError):
+class BadPairInput(BadInput):
     """Candidates and scores that do not belong together, or do not stand in question order."""
 
 
@@ -54,7 +55,7 @@ class PairReport(BaseModel):
     gaps_kept: dict[str, int]
 
 
-class NoPairs(ValueError):
+class NoPairs(BadInput):
     """Not one pair is left; `report` says where they went."""
 
     def __init__(self, report: PairReport) -> None:

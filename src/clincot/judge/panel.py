@@ -8,8 +8,9 @@ repeated on, for instance with another calibration:
 
 A call that fails is retried. A judge that still fails is left out *of all candidates*, those it scored before
 included: otherwise two candidates of one question could be scored by different panels and their gap would
-partly be a gap between judges. Fewer judges than the quorum: the stage fails. A missing score is None with a
-reason, and counted; it is never a number.
+partly be a gap between judges. So is an endpoint that cannot even be asked which model it serves: without a digest
+it has no judgements at all, and the report says why. Fewer judges than the quorum: the stage fails. A missing score
+is None with a reason, and counted; it is never a number.
 """
 
 from __future__ import annotations
@@ -22,17 +23,20 @@ from dataclasses import dataclass
 from itertools import islice
 from numbers import Real
 from pathlib import Path
+from typing import TypeVar
 
 from clincot.config import JudgeSection
 from clincot.conversation import judgement, prompt_digest
+from clincot.errors import BadInput
 from clincot.geometry import Box
 from clincot.jsonl import read_records, write_records
 from clincot.judge.calibration import Calibration, Method, identity_calibration
-from clincot.judge.combination import Combination, PanelReport, QuorumLost, Seat
+from clincot.judge.combination import Combination, PanelReport, QuorumLost, Seat, absent
 from clincot.models.protocols import Judge, ModelFailed
-from clincot.records import Judgement, Question, Study
+from clincot.records import Judgement, Study
 
 _log = logging.getLogger(__name__)
+T = TypeVar("T")
 
 NO_PROBABILITY = "neither yes nor no has a probability to speak of"
 
@@ -43,26 +47,31 @@ class Ask:
 
     candidate: str  # the candidate's id
     study: Study
-    question: Question
+    question: str  # as the candidate's step asked it
     box: Box
     answer: str
 
 
 @dataclass(frozen=True)
 class LeftOut:
-    """A judge that failed after all its retries, and from which candidate (0-based) on."""
+    """A judge that failed after all its retries, and from when on."""
 
     name: str
-    digest: str
-    at: int
+    at: int | None  # the candidate (0-based); None: it never said who it is
     calls: int
     error: str
 
+    def __str__(self) -> str:
+        when = "when asked who it is" if self.at is None else f"at candidate {self.at}"
+        return f"{self.name} {when} after {self.calls} calls: {self.error}"
+
 
 class Panel:
-    """Judges that answer the same questions. `left_out` is final once `judgements` is exhausted.
+    """Judges that answer the same questions. `judges` are those that said who they are (their digest) when the panel
+    was made; `left_out`, by name, has the others too and is final once `judgements` is exhausted.
 
-    quorum: judges that must be left; retries of a failed call, the first after retry_delay_s, doubling.
+    quorum: judges that must be left; retries of a failed call, the first after retry_delay_s, doubling. Raises
+    QuorumLost where too few judges say who they are, ValueError where the judges given cannot be a panel.
     """
 
     def __init__(
@@ -75,18 +84,22 @@ class Panel:
         batch_size: int,
         sleep: Callable[[float], None] = time.sleep,
     ) -> None:
-        if len({j.digest for j in judges}) < len(judges) or len({j.name for j in judges}) < len(judges):
-            names = ", ".join(f"{judge.name} ({judge.digest[:12]})" for judge in judges)
-            raise ValueError(f"every judge needs a name and a digest of its own, got {names}")
+        names = [judge.name for judge in judges]
+        if len(set(names)) < len(names):
+            raise BadInput(f"every judge needs a name of its own, got {', '.join(names)}")
         if len(judges) < quorum:
-            raise ValueError(f"the quorum is {quorum} judges, but the panel has {len(judges)}")
-        self.judges = tuple(judges)
+            raise BadInput(f"the quorum is {quorum} judges, but the panel has {len(judges)}")
         self.quorum = quorum
         self.left_out: dict[str, LeftOut] = {}
+        self._size = len(judges)
         self._calls = retries + 1
         self._delay_s = retry_delay_s
         self._batch = batch_size
         self._sleep = sleep
+        self.judges = tuple(judge for judge in judges if self._says_who_it_is(judge))
+        if len({judge.digest for judge in self.judges}) < len(self.judges):
+            known = ", ".join(f"{judge.name} ({judge.digest[:12]})" for judge in self.judges)
+            raise BadInput(f"every judge needs a digest of its own, else it counts twice, got {known}")
 
     def judgements(self, asks: Iterable[Ask], folder: Path) -> Iterator[Judgement]:
         """One Judgement per ask and judge, streaming; images are below `folder`.
@@ -100,15 +113,18 @@ class Panel:
                 yield from row
             done += len(batch)
         if done == 0:
-            raise ValueError("no candidates to judge: the candidates file is empty")
+            raise BadInput("no candidates to judge: the candidates file is empty")
+
+    def _says_who_it_is(self, judge: Judge) -> bool:
+        return self._retried(judge, lambda: judge.digest, at=None) is not None
 
     def _column(self, judge: Judge, batch: Sequence[Ask], folder: Path, *, at: int) -> list[Judgement]:
         """One judge's judgements of a batch."""
-        replies: list[float | str]
-        if judge.digest not in self.left_out:
-            replies = self._ask(judge, batch, folder, at=at)
-        if judge.digest in self.left_out:
-            replies = [f"judge left out: {self.left_out[judge.digest].error}"] * len(batch)
+        replies: list[float | str] | None = None
+        if judge.name not in self.left_out:
+            replies = self._retried(judge, lambda: _asked(judge, batch, folder), at=at)
+        if replies is None:
+            replies = [f"judge left out: {self.left_out[judge.name].error}"] * len(batch)
         prompt = prompt_digest(judge.views)
         return [
             Judgement(candidate=ask.candidate, judge=judge.digest, prompt=prompt, score=None, reason=reply)
@@ -117,40 +133,38 @@ class Panel:
             for ask, reply in zip(batch, replies, strict=True)
         ]
 
-    def _ask(self, judge: Judge, batch: Sequence[Ask], folder: Path, *, at: int) -> list[float | str]:
-        """Scores or reasons; on lasting failure the judge goes to left_out and the list is empty."""
-        conversations = [
-            judgement(a.study, folder, judge.views, question=a.question.text, answer=a.answer, box=a.box) for a in batch
-        ]
+    def _retried(self, judge: Judge, call: Callable[[], T], *, at: int | None) -> T | None:
+        """What the call returns; None where it fails to the last, and then the judge is in left_out."""
         error = ""
-        for call in range(self._calls):
-            if call > 0:
-                delay_s = self._delay_s * 2 ** (call - 1)
+        for number in range(self._calls):
+            if number > 0:
+                delay_s = self._delay_s * 2 ** (number - 1)
                 _log.warning("judge %s failed (%s); again in %g s", judge.name, error, delay_s)
                 self._sleep(delay_s)
             try:
-                replies = judge.p_yes(conversations)
+                return call()
             except ModelFailed as failure:
                 error = str(failure) or type(failure).__name__
-                continue
-            if len(replies) == len(batch):
-                return [_score_or_reason(reply) for reply in replies]
-            error = f"gave {len(replies)} scores for {len(batch)} candidates"
-        self._leave_out(LeftOut(judge.name, judge.digest, at=at, calls=self._calls, error=error))
-        return []
+        self._leave_out(LeftOut(judge.name, at=at, calls=self._calls, error=error))
+        return None
 
     def _leave_out(self, failed: LeftOut) -> None:
-        self.left_out[failed.digest] = failed
-        left = len(self.judges) - len(self.left_out)
+        self.left_out[failed.name] = failed
+        left = self._size - len(self.left_out)
         if left < self.quorum:
-            errors = "; ".join(
-                f"{out.name} at candidate {out.at} after {out.calls} calls: {out.error}"
-                for out in self.left_out.values()
-            )
-            raise QuorumLost(f"{left} of {len(self.judges)} judges left, the quorum is {self.quorum}: {errors}")
-        _log.warning(
-            "judge %s left out after %d calls: %s; %d judges go on", failed.name, failed.calls, failed.error, left
-        )
+            errors = "; ".join(str(out) for out in self.left_out.values())
+            raise QuorumLost(f"{left} of {self._size} judges left, the quorum is {self.quorum}: {errors}")
+        _log.warning("judge %s left out; %d judges go on", failed, left)
+
+
+def _asked(judge: Judge, batch: Sequence[Ask], folder: Path) -> list[float | str]:
+    """Scores or reasons; raises ModelFailed."""
+    replies = judge.p_yes(
+        [judgement(a.study, folder, judge.views, question=a.question, answer=a.answer, box=a.box) for a in batch]
+    )
+    if len(replies) != len(batch):
+        raise ModelFailed(f"gave {len(replies)} scores for {len(batch)} candidates")
+    return [_score_or_reason(reply) for reply in replies]
 
 
 def _score_or_reason(reply: float | None) -> float | str:
@@ -172,16 +186,16 @@ def read_calibrations(path: Path, judges: Sequence[Judge], *, method: Method) ->
     found: dict[str, Calibration] = {}
     for calibration in read_records(path, Calibration):
         if calibration.judge in found:
-            raise ValueError(f"{path}: two calibrations of judge {calibration.judge}, expected one")
+            raise BadInput(f"{path}: two calibrations of judge {calibration.judge}, expected one")
         if calibration.method != method:
-            raise ValueError(
+            raise BadInput(
                 f"{path}: the calibration of judge {calibration.judge} is {calibration.method}, "
                 f"but judge.calibration asks for {method}"
             )
         found[calibration.judge] = calibration
     missing = [f"{judge.name} ({judge.digest})" for judge in judges if judge.digest not in found]
     if missing:
-        raise ValueError(
+        raise BadInput(
             f"{path}: no calibration of {', '.join(missing)}; it has {sorted(found)}. Fit it for this panel, "
             "or leave judge.calibration_file empty to use raw probabilities"
         )
@@ -202,10 +216,6 @@ def judge_candidates(
 
     Raises QuorumLost (no scores are written then), and what Panel, Combination and read_calibrations raise.
     """
-    if section.calibration_file:
-        calibrations = read_calibrations(Path(section.calibration_file), judges, method=section.calibration)
-    else:
-        calibrations = {judge.digest: identity_calibration(judge.digest) for judge in judges}
     panel = Panel(
         judges,
         quorum=section.quorum,
@@ -214,6 +224,10 @@ def judge_candidates(
         batch_size=section.batch_size,
         sleep=sleep,
     )
+    if section.calibration_file:
+        calibrations = read_calibrations(Path(section.calibration_file), panel.judges, method=section.calibration)
+    else:
+        calibrations = {judge.digest: identity_calibration(judge.digest) for judge in panel.judges}
     write_records(judgements_path, panel.judgements(asks, folder))
     weights = {spec.name: spec.weight for spec in section.judges}
     seats = [
@@ -221,10 +235,16 @@ def judge_candidates(
             name=judge.name,
             weight=weights.get(judge.name, 1.0),
             calibration=calibrations[judge.digest],
-            left_out=panel.left_out[judge.digest].error if judge.digest in panel.left_out else "",
+            left_out=panel.left_out[judge.name].error if judge.name in panel.left_out else "",
         )
-        for judge in judges
+        for judge in panel.judges
     ]
     combination = Combination(seats, quorum=section.quorum)
     write_records(scores_path, combination.scores(read_records(judgements_path, Judgement)))
-    return combination.report()
+    report = combination.report()
+    missing = tuple(
+        absent(out.name, weight=weights.get(out.name, 1.0), error=out.error, candidates=report.candidates)
+        for out in panel.left_out.values()
+        if out.at is None
+    )
+    return report.model_copy(update={"judges": (*report.judges, *missing)})

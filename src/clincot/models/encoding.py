@@ -19,6 +19,7 @@ import torch
 from PIL import Image
 
 from clincot.conversation import Conversation, Picture, pictures_of
+from clincot.errors import BadInput
 from clincot.images import open_image, view
 
 # Shape suffixes: B conversations, T tokens.
@@ -39,7 +40,7 @@ class Encoded:
     pictures: tuple[Picture, ...]
 
 
-class TemplateError(ValueError):
+class TemplateError(BadInput):
     """The checkpoint's chat template or processor cannot express the conversation."""
 
 

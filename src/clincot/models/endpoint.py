@@ -24,7 +24,7 @@ from clincot.config import JudgeSpec
 from clincot.conversation import RATING, Conversation, Picture, Turn, Views, prompt_digest, rated
 from clincot.http_json import JsonClient, checked_url, in_order, png_base64, read_key
 from clincot.images import cached_view
-from clincot.models.protocols import Generation
+from clincot.models.protocols import LEAST_YES_NO, Generation
 from clincot.records import digest_of
 
 TOP_LOGPROBS = 20  # the most that the OpenAI API gives, and vLLM's default limit
@@ -141,7 +141,7 @@ class EndpointModel:
 
     def p_yes(self, conversations: Sequence[Conversation]) -> list[float | None]:
         """P(yes) / (P(yes) + P(no)) over every casing of yes and no among the 20 likeliest first tokens, each with or
-        without a leading space; one that is not among them counts as 0. None where neither is.
+        without a leading space; one that is not among them counts as 0. None where they come to less than LEAST_YES_NO.
 
         With `rating`: the written n/10 as n / 10, None where something else was written.
         """
@@ -225,7 +225,7 @@ def _odds(choice: _Choice) -> float | None:
         if word in mass:
             mass[word] += math.exp(_checked(token.logprob))  # vLLM writes -9999 for minus infinity: 0
     total = mass["yes"] + mass["no"]
-    return round(mass["yes"] / total, 6) if total > 0 else None
+    return round(mass["yes"] / total, 6) if total >= LEAST_YES_NO else None
 
 
 def _checked(logprob: float) -> float:

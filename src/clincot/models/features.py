@@ -10,6 +10,7 @@ from typing import Any, Literal
 import torch
 
 from clincot.conversation import Picture
+from clincot.errors import BadInput
 from clincot.models.encoding import Encoder
 
 # Shape suffixes: F frames, T tokens of a frame, H hidden size.
@@ -60,7 +61,7 @@ class PictureFeatures:
             inputs = {k: v.to(self.model.device) for k, v in tensors.items()}
             features_FTH = getattr(self.model.get_image_features(**inputs), self.output)
         if features_FTH.shape[0] != sum(frames):
-            raise ValueError(f"{pictures[0].path}: a picture of a single grey value cannot be encoded")
+            raise BadInput(f"{pictures[0].path}: a picture of a single grey value cannot be encoded")
         # cloned: a view would keep the whole chunk alive after its neighbours are dropped
         return {p.key: f.clone() for p, f in zip(pictures, features_FTH.split(frames), strict=True)}
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from clincot.config import JudgeSpec
 from clincot.models.endpoint import endpoint_judge
 from clincot.models.protocols import Judge
-from clincot.models.vlm import VisionLanguageModel
+from clincot.models.vlm import UnsupportedCheckpoint, VisionLanguageModel
 
 
 def load_policy(path: Path | str) -> VisionLanguageModel:
@@ -21,6 +21,26 @@ def load_judge(spec: JudgeSpec) -> Judge:
     if spec.url:
         return endpoint_judge(spec)
     return _load(spec.path, spec.name)
+
+
+def check_checkpoint(path: str, *, what: str) -> None:
+    """Raise UnsupportedCheckpoint, naming `what`, unless there is a checkpoint of that folder or hub name. Nothing of
+    its weights is read."""
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+
+    folder = Path(path)
+    if folder.exists():
+        if not (folder / "config.json").is_file() or not any(folder.glob("*.safetensors")):
+            raise UnsupportedCheckpoint(f"{what}: {path} holds no checkpoint (config.json and *.safetensors)")
+        return
+    try:
+        hf_hub_download(path, "config.json")  # a few hundred bytes; from the cache where it is there or offline
+    except (HFValidationError, HfHubHTTPError, OSError) as error:
+        reason = str(error).partition("\n")[0]
+        raise UnsupportedCheckpoint(
+            f"{what}: {path} does not exist, and as the name of a checkpoint on the hub it cannot be had: {reason}"
+        ) from error
 
 
 def forget() -> None:

@@ -12,11 +12,17 @@ import numpy as np
 import numpy.typing as npt
 
 from clincot.conversation import Conversation, Views
+from clincot.errors import ForTheUser
 from clincot.geometry import Box
 from clincot.records import Question, Study
 
+# Least P(yes) + P(no) from which their ratio is read. Below it a model would say yes or no less than once in a thousand
+# replies: it is about to say something else, and the ratio of what is left over is noise. Endpoints list the 20
+# likeliest tokens only; what they leave out makes the sum smaller, so it can cost a score here and never make one.
+LEAST_YES_NO = 1e-3
 
-class ModelFailed(RuntimeError):
+
+class ModelFailed(ForTheUser, RuntimeError):
     """A model or endpoint gave no usable reply at all (unreachable, timeout, HTTP error, no log-probs)."""
 
 
@@ -47,7 +53,7 @@ class Policy(Protocol):
         ...
 
     def p_yes(self, conversations: Sequence[Conversation]) -> list[float | None]:
-        """P(yes) / (P(yes) + P(no)) of the next token; None where neither has a probability to speak of."""
+        """P(yes) / (P(yes) + P(no)) of the next token; None where the two together have less than LEAST_YES_NO."""
         ...
 
 
@@ -110,5 +116,6 @@ class RelevancePolicy(Policy, Protocol):
     """A policy in this process, whose gradients can be read."""
 
     def relevance(self, conversations: Sequence[Conversation]) -> list[npt.NDArray[np.float32]]:
-        """For each conversation a (rows, columns) map over the whole image: gradient x feature of log P(yes)/P(no)."""
+        """For each conversation a (rows, columns) map of its last picture: how much each part of it adds to
+        log P(yes)/P(no) (nats), beside a part that looks like the mean of all last pictures given."""
         ...

@@ -21,18 +21,21 @@ from transformers import AutoModelForImageTextToText, AutoProcessor, LogitsProce
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from clincot.conversation import Conversation, Picture, Views, load_views
+from clincot.errors import BadInput
 from clincot.jsonl import file_digest
 from clincot.models.encoding import Encoded, Encoder, pad, stack_pictures
 from clincot.models.features import SHARED_FEATURES, PictureFeatures
-from clincot.models.protocols import Generation
+from clincot.models.protocols import LEAST_YES_NO, Generation
 
 # Shape suffixes: B conversations, T tokens, V vocabulary, F frames, H hidden size.
 
 _YES, _NO = ("yes", "Yes", " yes", " Yes", "YES"), ("no", "No", " no", " No", "NO")
 T = TypeVar("T")
 
+_PATH_STEPS = 8  # of the integral over gradients
 
-class UnsupportedCheckpoint(ValueError):
+
+class UnsupportedCheckpoint(BadInput):
     """The checkpoint cannot be used here; says why and what would mend it."""
 
 
@@ -92,8 +95,10 @@ class VisionLanguageModel:
             logp_BV = self.next_token_logprobs([self.encoder.encode(c, reply=True) for c in batch])
             yes_B = torch.logsumexp(logp_BV[:, self._yes], dim=-1)
             no_B = torch.logsumexp(logp_BV[:, self._no], dim=-1)
-            odds = torch.sigmoid((yes_B - no_B).double()).tolist()
-            out += [round(p, 6) if math.isfinite(p) else None for p in odds]
+            mass_B = yes_B.exp() + no_B.exp()  # NaN where the weights are broken, which is no probability either
+            odds_B = torch.sigmoid((yes_B - no_B).double())
+            read = zip(odds_B.tolist(), mass_B.tolist(), strict=True)
+            out += [round(p, 6) if mass >= LEAST_YES_NO else None for p, mass in read]
         return out
 
     def answer_logprobs(self, conversations: Sequence[Conversation]) -> list[float]:
@@ -110,27 +115,43 @@ class VisionLanguageModel:
         return out
 
     def relevance(self, conversations: Sequence[Conversation]) -> list[npt.NDArray[np.float32]]:
-        """See protocols.RelevancePolicy. Needs a family whose picture features are a square grid of tokens."""
+        """See protocols.RelevancePolicy. Needs a family whose picture features are a square grid of tokens.
+
+        Integrated gradients (Sundararajan et al. 2017, arXiv 1703.01365) along the straight path from the mean feature
+        of all pictures of the call, at the middles of 8 equal parts of it.
+        """
         if not self.shares_features:
             raise UnsupportedCheckpoint(
                 f"{self.path}: relevance maps are read from {sorted(SHARED_FEATURES)} checkpoints, this one is "
                 f"{self.model.config.model_type!r}; use the windows, written or http grounder"
             )
-        grid = self.views.whole_grid
-        out = []
-        for conversation in conversations:
-            encoded = self.encoder.encode(conversation, reply=True)
-            inputs = self._inputs([encoded], side="left")
-            features_FTH = inputs["mm_encoder_outputs"]["image"].pooler_output.clone().requires_grad_(True)
-            inputs["mm_encoder_outputs"] = {"image": BaseModelOutputWithPooling(pooler_output=features_FTH)}
-            logits_V = self.model(**inputs, logits_to_keep=1).logits[0, -1]
-            odds = torch.logsumexp(logits_V[self._yes], 0) - torch.logsumexp(logits_V[self._no], 0)
-            (gradient_FTH,) = torch.autograd.grad(odds, features_FTH)
-            relevance_FT = (gradient_FTH * features_FTH).sum(-1).detach()[: grid * grid]
-            side = math.isqrt(relevance_FT.shape[1])
-            rows = relevance_FT.reshape(grid, grid, side, side).permute(0, 2, 1, 3).reshape(grid * side, grid * side)
-            out.append(rows.float().cpu().numpy())
+        encoded = [self.encoder.encode(conversation, reply=True) for conversation in conversations]
+        # a picture that is split into frames is whole in the last of them
+        last_BTH = torch.cat([self.features(one.pictures[-1:])[-1:] for one in encoded])
+        common_H = last_BTH.mean((0, 1))
+        side = math.isqrt(last_BTH.shape[1])
+        out: list[npt.NDArray[np.float32]] = []
+        for at in range(0, len(encoded), self.batch_size):
+            here = slice(at, at + self.batch_size)
+            evidence_BT = self._evidence(encoded[here], last_BTH[here], common_H)
+            out += list(evidence_BT.reshape(-1, side, side).float().cpu().numpy())
         return out
+
+    def _evidence(self, encoded: Sequence[Encoded], last_BTH: torch.Tensor, common_H: torch.Tensor) -> torch.Tensor:
+        """(B, T) integrated gradients of log P(yes)/P(no) from the common feature to each last picture's own."""
+        inputs = self._inputs(encoded, side="left")
+        features_FTH = inputs["mm_encoder_outputs"]["image"].pooler_output
+        last = torch.tensor([len(self.features(one.pictures)) for one in encoded], device=features_FTH.device)
+        gradient_BTH = torch.zeros_like(last_BTH)
+        for step in range(_PATH_STEPS):
+            share = (step + 0.5) / _PATH_STEPS
+            between_BTH = (common_H + share * (last_BTH - common_H)).requires_grad_(True)
+            moved_FTH = features_FTH.index_copy(0, last.cumsum(0) - 1, between_BTH)
+            inputs["mm_encoder_outputs"] = {"image": BaseModelOutputWithPooling(pooler_output=moved_FTH)}
+            logits_BV = self.model(**inputs, logits_to_keep=1).logits[:, -1]
+            odds_B = torch.logsumexp(logits_BV[:, self._yes], -1) - torch.logsumexp(logits_BV[:, self._no], -1)
+            gradient_BTH += torch.autograd.grad(odds_B.sum(), between_BTH)[0] / _PATH_STEPS
+        return ((last_BTH - common_H) * gradient_BTH).sum(-1)
 
     def next_token_logprobs(self, encoded: Sequence[Encoded]) -> torch.Tensor:
         """(B, V) log-probabilities of the token that follows each conversation."""

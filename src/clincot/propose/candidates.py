@@ -14,6 +14,7 @@ from pathlib import Path
 
 from clincot.config import AnswerSection
 from clincot.conversation import Conversation, Step, chain, prompt_digest
+from clincot.errors import BadInput
 from clincot.models.protocols import Policy
 from clincot.propose.grounders import seed_of
 from clincot.records import Candidate, Question, Region, Study
@@ -81,7 +82,7 @@ def first_step(questions: Iterable[Question], studies: Mapping[str, Study], regi
         while question is None or question.id != region.question:
             question = next(waiting, None)
             if question is None:
-                raise ValueError(
+                raise BadInput(
                     f"region {region.id} is of question {region.question}, which is not among the questions or out of "
                     "order; regions must come from the same questions file"
                 )

@@ -1,7 +1,7 @@
 """Where would a hypothesis be seen? Grounders that need no other model than the policy, and controls.
 
 `windows`   asks the policy about square crops, "is there a nodule?", and keeps those with the highest P(yes)
-`relevance` gradient x feature of the policy's own yes/no over the patches of the whole image
+`relevance` integrated gradients of the policy's own yes/no over the patches of the image, tile by tile
 `written`   the policy writes the region itself, as in UV-CoT
 `random`    a square anywhere: the control that a grounder has to beat
 `whole`     all of the image
@@ -14,13 +14,15 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 
-from clincot.conversation import finding_in, look, look_closer
+from clincot.conversation import finding_in, look
 from clincot.geometry import WHOLE, Box, box_from_text, box_of
 from clincot.models.protocols import Grounded, Policy, RelevancePolicy, Sought, by_study, findings_of
 from clincot.propose.masks import regions_of_map
-from clincot.records import digest_of
+from clincot.records import Study, digest_of
 
+MAP_SIDE = 64  # cells a side of a relevance map of the whole image
 REGION_TOKENS = 24  # enough for "[100, 100, 100, 100]" in any tokenizer seen
 
 
@@ -61,36 +63,67 @@ class Windows:
 
 
 class Relevance:
-    """What in the image speaks for the hypothesis: gradient x feature of log P(yes)/P(no), thresholded into boxes."""
+    """What in the image speaks for the hypothesis, patch by patch, thresholded into boxes.
+
+    The image is shown tile by tile, each as large as the smallest crop that the policy is used to, with the question
+    that the windows ask. A patch counts P(yes) of its tile times what it adds to log P(yes)/P(no) (policy.relevance),
+    as a share of the most that any patch of the image adds. So places can be compared across tiles, and hypotheses.
+
+    Measured with the first shipped policy (bench/relevance.py does it again): the first region shows the finding in .41
+    of 73 questions about 36 films of unseen patients, random squares of its size in .09, the likeliest tile alone in
+    .48; sliding windows in .57 of 115 questions about 60 films. So it looks, but a tile of 2 x 2 patches leaves little
+    to place more finely, and the windows are better and cheaper there. Asked about the whole image at once, which is
+    nothing that policy was taught, maps hardly beat random squares (.06): gradient x feature .03, integrated gradients
+    .05, occluded patches .10, attention of the last token .14 (mean of the heads, the best of three layers).
+    """
 
     name = "relevance"
 
     def __init__(self, policy: RelevancePolicy, *, quantile: float) -> None:
         self.policy = policy
         self.quantile = quantile
+        self.tiles = _windows(policy.views.min_crop, 1.0)
 
     def ground(self, sought: Sequence[Sought], folder: Path) -> list[list[Grounded]]:
-        views = self.policy.views
-        looked = [(study, finding) for study, asked in by_study(sought) for finding in findings_of(asked)]
-        asked = []
-        for study, finding in looked:
-            text = f"Is there {finding}?"
-            opening = look(study, folder, views, text)
-            asked.append(look_closer(opening, study, folder, views, question=text, box=WHOLE))
-        names = [(study.id, finding) for study, finding in looked]
-        maps = dict(zip(names, self.policy.relevance(asked), strict=True))
+        found = {
+            (study.id, finding): self._find(study, folder, finding)
+            for study, asked in by_study(sought)
+            for finding in findings_of(asked)
+        }
         return [
             sorted(
-                (
-                    Grounded(h, box, confidence)
-                    for h in one.hypotheses
-                    if (one.study.id, h) in maps
-                    for box, confidence in regions_of_map(maps[one.study.id, h], quantile=self.quantile)
-                ),
+                (g for h in one.hypotheses for g in found.get((one.study.id, h), [])),
                 key=lambda g: (-g.confidence, g.box.xyxy),
             )
             for one in sought
         ]
+
+    def _find(self, study: Study, folder: Path, finding: str) -> list[Grounded]:
+        asked = [finding_in(study, folder, self.policy.views, finding=finding, box=tile) for tile in self.tiles]
+        shown = [conversation[-1].pictures[-1].box or WHOLE for conversation in asked]
+        speaking = [np.maximum(one, 0).astype(np.float64) for one in self.policy.relevance(asked)]
+        most = max(float(one.max()) for one in speaking)
+        if most == 0:
+            return []
+        p_yes = [p or 0.0 for p in self.policy.p_yes(asked)]
+        map_HW = mosaic([(box, p * one / most) for box, p, one in zip(shown, p_yes, speaking, strict=True)])
+        peak = float(map_HW.max())  # regions_of_map gives shares of it
+        return [
+            Grounded(finding, box, round(share * peak, 6))
+            for box, share in regions_of_map(map_HW, quantile=self.quantile)
+        ]
+
+
+def mosaic(tiles: Sequence[tuple[Box, npt.NDArray[np.float64]]]) -> npt.NDArray[np.float64]:
+    """One (MAP_SIDE, MAP_SIDE) map of the whole image from maps of its parts; the mean where parts overlap."""
+    sum_HW, count_HW = np.zeros((MAP_SIDE, MAP_SIDE)), np.zeros((MAP_SIDE, MAP_SIDE))
+    for box, part_HW in tiles:
+        rows = np.rint(np.linspace(box.y0, box.y1, part_HW.shape[0] + 1) * MAP_SIDE).astype(np.int64)
+        columns = np.rint(np.linspace(box.x0, box.x1, part_HW.shape[1] + 1) * MAP_SIDE).astype(np.int64)
+        drawn_HW = part_HW.repeat(np.diff(rows), 0).repeat(np.diff(columns), 1)
+        sum_HW[rows[0] : rows[-1], columns[0] : columns[-1]] += drawn_HW
+        count_HW[rows[0] : rows[-1], columns[0] : columns[-1]] += 1
+    return sum_HW / np.maximum(count_HW, 1)
 
 
 class Written:

@@ -14,6 +14,7 @@ import torch
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from clincot.conversation import Conversation, Picture
+from clincot.errors import BadInput
 from clincot.models.encoding import Encoded, Encoder, pad, stack_pictures
 from clincot.models.features import SHARED_FEATURES
 from clincot.train.packing import PADDING, attention, pack
@@ -26,7 +27,7 @@ Batch = dict[str, torch.Tensor]
 PictureTensors = Callable[[Sequence[Sequence[Picture]]], Batch]  # the pictures of each sequence
 
 
-class LostPictures(ValueError):
+class LostPictures(BadInput):
     """A batch whose image tokens are not those of its pictures."""
 
 
@@ -47,7 +48,7 @@ class ConversationCollator:
         """Raises ValueError where nothing could be learned."""
         encoded = self.encoder.encode(conversation)
         if not any(encoded.actions):
-            raise ValueError(f"{name}: no token of the conversation is the policy's own, so there is nothing to learn")
+            raise BadInput(f"{name}: no token of the conversation is the policy's own, so there is nothing to learn")
         return encoded
 
     def __call__(self, encoded: Sequence[Encoded], names: Sequence[str], groups: Sequence[Sequence[int]]) -> Batch:

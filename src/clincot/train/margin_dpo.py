@@ -23,6 +23,7 @@ from transformers import PrinterCallback, ProgressCallback, Trainer, TrainerCall
 from trl import DPOConfig, DPOTrainer
 
 from clincot.config import TrainSection
+from clincot.errors import BadInput
 from clincot.models.vlm import VisionLanguageModel
 from clincot.records import digest_of
 from clincot.train.blanked import blank_crops
@@ -47,7 +48,7 @@ def train_on_pairs(
     last checkpoint of `section.save_steps`. Same rows, policy and section: same bytes (on one machine's CPU).
     """
     if not rows:
-        raise ValueError("no pairs to train on; lower pair.min_gap or ask more questions")
+        raise BadInput("no pairs to train on; lower pair.min_gap or ask more questions")
     if section.loss == "sft":
         return train_on_rows(chosen_rows(rows), policy_dir, out_dir, section, train_connector=False, progress=progress)
     policy = _load(policy_dir, section)

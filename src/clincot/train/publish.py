@@ -14,13 +14,14 @@ from torch import nn
 
 from clincot.config import TrainSection
 from clincot.conversation import Views, save_views
+from clincot.errors import BadInput, ForTheUser
 from clincot.jsonl import written_aside
 
 LOG_FILE = "train_log.json"
 _TOWERS = ("vision_model", "vision_tower", "visual")  # what transformers' families call it
 
 
-class NotFinite(RuntimeError):
+class NotFinite(ForTheUser, RuntimeError):
     """The loss or its gradient became NaN or infinite; names the pairs or rows."""
 
 
@@ -29,7 +30,7 @@ def freeze(model: Any, *, vision: bool, connector: bool) -> None:
     inner = getattr(model, "model", model)
     towers = [getattr(inner, name) for name in _TOWERS if isinstance(getattr(inner, name, None), nn.Module)]
     if not towers:
-        raise ValueError(f"{type(model).__name__} has none of {_TOWERS}, so its vision tower cannot be told apart")
+        raise BadInput(f"{type(model).__name__} has none of {_TOWERS}, so its vision tower cannot be told apart")
     model.requires_grad_(not connector)  # what is left over is the connector, whatever a family calls it
     for tower in towers:
         tower.requires_grad_(not vision)

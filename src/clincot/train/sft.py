@@ -16,6 +16,7 @@ import torch
 from tqdm import tqdm
 
 from clincot.config import TrainSection
+from clincot.errors import BadInput
 from clincot.models.encoding import Encoded
 from clincot.models.features import PictureFeatures
 from clincot.models.vlm import VisionLanguageModel
@@ -53,7 +54,7 @@ def train_on_rows(
     Returns the last tenth's mean loss, rows, steps and, with `held_out`, their loss.
     """
     if not rows:
-        raise ValueError("no rows to train on")
+        raise BadInput("no rows to train on")
     gpu = torch.cuda.is_available()
     policy = VisionLanguageModel(
         policy_dir, device="cuda" if gpu else "cpu", dtype=section.dtype if section.lora_r else "float32"

@@ -8,6 +8,8 @@ tower is left as it is.
 
 from __future__ import annotations
 
+import os
+import shutil
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import chain, islice
@@ -42,7 +44,7 @@ def pretrain_vision(
     checkpoint: Path, images: Iterable[DenseFrames], *, images_total: int, lr: float = 1e-3, images_a_step: int = 16,
     seed: int = 0, report_every: int = 100,
 ) -> list[float]:  # fmt: skip
-    """Train the tower in place (the folder's weights are replaced); returns the loss, averaged every so many steps.
+    """Train the tower; returns the loss, averaged every so many steps. The folder's weights are replaced at the end.
 
     Raises ValueError where `images` are fewer than `images_total`, or than a single step needs.
 
@@ -99,8 +101,19 @@ def pretrain_vision(
             bar.set_postfix(loss=losses[-1])
     if done < steps:
         raise ValueError(f"expected images for {steps} steps of {images_a_step}, they ended after {done}")
-    model.save_pretrained(checkpoint, safe_serialization=True)
+    _replace_weights(model, checkpoint)
     return losses
+
+
+def _replace_weights(model: Any, checkpoint: Path) -> None:
+    """Write the weights aside and rename them: a run that is killed meanwhile leaves the old ones whole."""
+    aside = checkpoint.with_name(f"{checkpoint.name}.{os.getpid()}.partial")
+    try:
+        model.save_pretrained(aside, safe_serialization=True)
+        (weights,) = aside.glob("*.safetensors")  # small checkpoints have one file; their config stays as it is
+        weights.replace(checkpoint / weights.name)
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
 
 
 def by_token(shares_NPPC: torch.Tensor, block: int) -> torch.Tensor:
