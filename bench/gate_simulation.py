@@ -14,6 +14,7 @@ import math
 import os
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass, field
@@ -23,16 +24,16 @@ from typing import Any, Literal
 import gate_coverage
 import numpy as np
 from scipy.stats import beta, norm
-from simulated_rounds import Setting, draw_benchmark, fresh_round, repeated_round
+from simulated_rounds import Round, Setting, draw_benchmark, fresh_round, repeated_round
 from tqdm import tqdm
 
-from clincot.bench.cluster_tests import mean_test
+from clincot.bench.cluster_tests import Row, mean_test
 from clincot.bench.gate import demands
 from clincot.bench.spending import next_test
-from clincot.bench.verdict import Evidence, promotes, weigh
+from clincot.bench.verdict import promotes, weigh_gain, weigh_rest
 from clincot.config import DecideSection
 from clincot.jsonl import written_aside
-from clincot.records import Budget
+from clincot.records import Budget, Totals
 
 ROUNDS = 50
 SECTION = DecideSection()
@@ -54,7 +55,6 @@ class Scenario:
     at_least: float | None = None
 
 
-WHOLE = Setting(images=300, questions=1000)
 SCENARIOS = (
     Scenario("equal, new questions", "a new challenger each round, as good as the champion", Setting()),
     Scenario("equal, one benchmark", "a new challenger each round, always the same questions", Setting(), reused=True),
@@ -84,7 +84,33 @@ class Entry:
     pair: tuple[str, str]
     budget: Budget
     promoted: bool
-    evidence: Evidence = field(repr=False, default=None)  # type: ignore[assignment]
+
+
+@dataclass
+class Looks:
+    """All rounds of one challenger so far, pooled."""
+
+    gain: Totals = field(default_factory=Totals)
+    rows: tuple[Row, ...] = ()
+    rounds: list[Round] = field(default_factory=list)
+
+    def add(self, one: Round) -> Totals:
+        gain, rows = one.gain()
+        self.gain, self.rows = self.gain + gain, merged(self.rows, rows)
+        self.rounds.append(one)
+        return gain
+
+    def rest(self) -> tuple[dict[str, Totals], Totals]:
+        parts = [one.rest() for one in self.rounds]
+        guards = {name: sum((guards[name] for guards, _ in parts), Totals()) for name in parts[0][0]}
+        return guards, sum((blind for _, blind in parts), Totals())
+
+
+def merged(rows: Sequence[Row], more: Sequence[Row]) -> tuple[Row, ...]:
+    """The clusters of both, those of one (sum, count) in one row; only shorter than the one behind the other."""
+    counts = Counter({(s, m): count for s, m, count in rows})
+    counts.update({(s, m): count for s, m, count in more})
+    return tuple((s, m, count) for (s, m), count in counts.items())
 
 
 def pipeline(scenario: Scenario, seed: np.random.SeedSequence) -> dict[str, int]:
@@ -93,40 +119,37 @@ def pipeline(scenario: Scenario, seed: np.random.SeedSequence) -> dict[str, int]
     benchmark = draw_benchmark(scenario.setting, rng) if scenario.reused else None
     first = dict.fromkeys(GATES, 0)
     spent: list[Entry] = []
-    number = 0
-    again = False
+    looks, number = Looks(), 1
     for at in range(1, scenario.rounds + 1):
         if benchmark is None:
-            look, gain_N = fresh_round(scenario.setting, rng)
+            one = fresh_round(scenario.setting, rng)
         else:
-            look, gain_N = repeated_round(benchmark, scenario.setting, rng)
-        number += not again
-        entry, p = _test(spent, ("champion", f"challenger-{number}"), look)
+            one = repeated_round(benchmark, scenario.setting, rng)
+        gain = looks.add(one)
+        entry, p = _test(spent, ("champion", f"challenger-{number}"), looks)
         spent.append(entry)
-        promoted = {"gate": entry.promoted, "fixed 0.05": _fixed(look), "naive": float(gain_N.sum()) > 0}
+        promoted = {"gate": entry.promoted, "fixed 0.05": _fixed(gain), "naive": gain.total > 0}
         for name, yes in promoted.items():
             first[name] = first[name] or at * yes
-        again = scenario.tested == "same" or (scenario.tested == "adaptive" and p < 0.3)
         if all(first.values()) or (first["gate"] and scenario.at_least is not None):
             break
+        if not (scenario.tested == "same" or (scenario.tested == "adaptive" and p < 0.3)):
+            looks, number = Looks(), number + 1
     return first
 
 
-def _test(spent: Sequence[Entry], pair: tuple[str, str], look: Evidence) -> tuple[Entry, float]:
+def _test(spent: Sequence[Entry], pair: tuple[str, str], looks: Looks) -> tuple[Entry, float]:
     """The decide stage's own steps (clincot.bench.gate): the level, earlier looks pooled, the verdict."""
     budget = next_test(spent, pair, lifetime=SECTION.lifetime_error)
-    pooled = look
-    for earlier in spent:
-        if earlier.pair == pair:
-            pooled = earlier.evidence + pooled
-    checks = weigh(pooled, demands(SECTION), level=budget.level)
-    p = checks[0].p
-    return Entry(pair, budget, promotes(checks), look), 1.0 if p is None else p
+    asked = demands(SECTION)
+    gain = weigh_gain(looks.gain, looks.rows, asked, level=budget.level)
+    promoted = gain.passed and promotes([gain, *weigh_rest(*looks.rest(), asked, level=budget.level)])
+    return Entry(pair, budget, promoted), 1.0 if gain.p is None else gain.p
 
 
-def _fixed(look: Evidence) -> bool:
+def _fixed(gain: Totals) -> bool:
     """What many would do: a paired, clustered test of accuracy alone at 0.05, every round anew."""
-    test = mean_test(look.gain, 0.0)
+    test = mean_test(gain, 0.0)
     return test is not None and test.p <= 0.05
 
 

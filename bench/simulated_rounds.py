@@ -1,4 +1,4 @@
-"""One simulated round: what a champion and a challenger answer to clustered questions, as the gate's evidence.
+"""One simulated round: what a champion and a challenger answer to clustered questions, as the gate's sums.
 
 Every question of an image copies, with probability √ρ, one draw that the image's questions share, and is drawn by
 itself otherwise: any two questions of an image then have intra-cluster correlation exactly ρ, in every metric, and
@@ -7,13 +7,13 @@ in the *differences* between the two models, which is the harder case for a pair
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from clincot.bench.cluster_tests import table_of, totals_of
-from clincot.bench.verdict import Evidence
+from clincot.bench.cluster_tests import Row, table_of, totals_of
+from clincot.records import Totals
 
 Floats = NDArray[np.float64]
 
@@ -38,9 +38,6 @@ class Setting:
     discordance: float = 0.15  # share of questions on which exactly one of the two is right
     gain: float = 0.0  # the challenger's true gain in accuracy
     hit_gain: float = 0.0
-
-    def equal(self) -> Setting:
-        return replace(self, gain=0.0, hit_gain=0.0)
 
 
 def image_of(setting: Setting, rng: np.random.Generator) -> NDArray[np.intp]:
@@ -78,71 +75,79 @@ def given_champion(
 
 @dataclass(frozen=True)
 class Benchmark:
-    """Questions that may be asked again: their images, kinds, and what the champion answers to them."""
+    """Questions that are asked every round: their images, and the seed of everything else about them."""
 
     image_N: NDArray[np.intp]
-    closed_N: NDArray[np.bool_]
-    probe_N: NDArray[np.bool_]
-    boxed_N: NDArray[np.bool_]
     champion_N: NDArray[np.bool_]
-    hits_N: NDArray[np.bool_]
-    blind_N: NDArray[np.bool_]
+    seed: int
+
+
+@dataclass
+class Round:
+    """The challenger's gain, and the other checks' sums, which are drawn when the gain is large enough to ask for them.
+
+    `promotes` asks for all checks, so a round whose gain is not shown is decided without them.
+    """
+
+    gain_N: Floats
+    image_N: NDArray[np.intp]
+    challenger_N: NDArray[np.bool_]
+    champion_N: NDArray[np.bool_]
+    setting: Setting
+    seed: int  # of what this round draws
+    benchmark_seed: int  # of what belongs to the questions
+
+    def gain(self) -> tuple[Totals, tuple[Row, ...]]:
+        return totals_of(self.gain_N, self.image_N), table_of(self.gain_N, self.image_N)
+
+    def rest(self) -> tuple[dict[str, Totals], Totals]:
+        """(guards, the blind baseline): sums of differences, higher is better, as clincot.bench.evidence makes them."""
+        rng, of = np.random.default_rng(self.seed), np.random.default_rng(self.benchmark_seed)
+        n = len(self.gain_N)
+        closed, blind = of.random(n) < CLOSED, of.random(n) < BLIND
+        probe, boxed = closed & (of.random(n) < PROBES), of.random(n) < BOXED
+        old_hit = uniforms(self.image_N, self.setting, of) < HIT
+        new_hit = given_champion(old_hit, uniforms(self.image_N, self.setting, rng), HIT, HIT_DISCORDANCE,
+                                 self.setting.hit_gain)  # fmt: skip
+        near = 0.5 * (of.random(n) < 0.3)  # a wrong open answer may share words with the key
+        f1 = np.where(self.challenger_N, 1.0, near) - np.where(self.champion_N, 1.0, near)
+        silent_2N = (rng.random((2, n)) < ABSTAINS).astype(np.float64)
+        words_2N = 1.0 + ~closed * rng.poisson(0.5, (2, n))
+        everywhere = np.ones(n, dtype=np.bool_)
+        guards = {
+            "closed_accuracy": (self.gain_N, closed),
+            "open_f1": (f1, ~closed),
+            "hit_rate": (new_hit.astype(np.float64) - old_hit, boxed),
+            "hallucination": (self.gain_N, probe),  # a wrong answer to a probe is a hallucination
+            "abstention": (silent_2N[0] - silent_2N[1], everywhere),
+            "answer_length": (words_2N[0] - words_2N[1], everywhere),
+        }
+        sums = {name: totals_of(values[on], self.image_N[on]) for name, (values, on) in guards.items()}
+        return sums, totals_of(self.challenger_N.astype(np.float64) - blind, self.image_N)
 
 
 def draw_benchmark(setting: Setting, rng: np.random.Generator) -> Benchmark:
     image_N = image_of(setting, rng)
-    closed_N = rng.random(len(image_N)) < CLOSED
-    return Benchmark(
-        image_N,
-        closed_N,
-        closed_N & (rng.random(len(image_N)) < PROBES),
-        rng.random(len(image_N)) < BOXED,
-        uniforms(image_N, setting, rng) < SKILL,
-        uniforms(image_N, setting, rng) < HIT,
-        rng.random(len(image_N)) < BLIND,
-    )
+    return Benchmark(image_N, uniforms(image_N, setting, rng) < SKILL, int(rng.integers(1 << 62)))
 
 
-def fresh_round(setting: Setting, rng: np.random.Generator) -> tuple[Evidence, Floats]:
-    """A round on new questions: its evidence, and the accuracy differences themselves."""
-    b = draw_benchmark(setting, rng)
-    champion, challenger = paired(uniforms(b.image_N, setting, rng), SKILL, setting.discordance, setting.gain)
-    old_hit, new_hit = paired(uniforms(b.image_N, setting, rng), HIT, HIT_DISCORDANCE, setting.hit_gain)
-    return _evidence(b, champion, challenger, old_hit, new_hit, rng)
+def fresh_round(setting: Setting, rng: np.random.Generator) -> Round:
+    """A round on new questions."""
+    image_N = image_of(setting, rng)
+    champion, challenger = paired(uniforms(image_N, setting, rng), SKILL, setting.discordance, setting.gain)
+    return _round(image_N, champion, challenger, setting, rng, benchmark_seed=int(rng.integers(1 << 62)))
 
 
-def repeated_round(b: Benchmark, setting: Setting, rng: np.random.Generator) -> tuple[Evidence, Floats]:
+def repeated_round(b: Benchmark, setting: Setting, rng: np.random.Generator) -> Round:
     """A round of a new challenger on questions that have been asked before."""
-    u_N, v_N = (uniforms(b.image_N, setting, rng) for _ in range(2))
+    u_N = uniforms(b.image_N, setting, rng)
     challenger = given_champion(b.champion_N, u_N, SKILL, setting.discordance, setting.gain)
-    new_hit = given_champion(b.hits_N, v_N, HIT, HIT_DISCORDANCE, setting.hit_gain)
-    return _evidence(b, b.champion_N, challenger, b.hits_N, new_hit, rng)
+    return _round(b.image_N, b.champion_N, challenger, setting, rng, benchmark_seed=b.seed)
 
 
-def _evidence(
-    b: Benchmark, champion: NDArray[np.bool_], challenger: NDArray[np.bool_], old_hit: NDArray[np.bool_],
-    new_hit: NDArray[np.bool_], rng: np.random.Generator,
-) -> tuple[Evidence, Floats]:  # fmt: skip
+def _round(
+    image_N: NDArray[np.intp], champion: NDArray[np.bool_], challenger: NDArray[np.bool_], setting: Setting,
+    rng: np.random.Generator, *, benchmark_seed: int,
+) -> Round:  # fmt: skip
     gain_N = challenger.astype(np.float64) - champion
-    near_N = 0.5 * (rng.random(len(gain_N)) < 0.3)  # a wrong open answer may share words with the key
-    f1_N = np.where(challenger, 1.0, near_N) - np.where(champion, 1.0, near_N)
-    silent_2N = (rng.random((2, len(gain_N))) < ABSTAINS).astype(np.float64)
-    words_2N = 1.0 + ~b.closed_N * rng.poisson(0.5, (2, len(gain_N)))
-
-    def sums(values_N: Floats, on_N: NDArray[np.bool_] | None = None):  # type: ignore[no-untyped-def]
-        return totals_of(values_N, b.image_N) if on_N is None else totals_of(values_N[on_N], b.image_N[on_N])
-
-    evidence = Evidence(
-        gain=sums(gain_N),
-        gain_rows=table_of(gain_N, b.image_N),
-        guards={
-            "closed_accuracy": sums(gain_N, b.closed_N),
-            "open_f1": sums(f1_N, ~b.closed_N),
-            "hit_rate": sums(new_hit.astype(np.float64) - old_hit, b.boxed_N),
-            "hallucination": sums(gain_N, b.probe_N),  # a wrong answer to a probe is a hallucination
-            "abstention": sums(silent_2N[0] - silent_2N[1]),
-            "answer_length": sums(words_2N[0] - words_2N[1]),
-        },
-        blind=sums(challenger.astype(np.float64) - b.blind_N),
-    )
-    return evidence, gain_N
+    return Round(gain_N, image_N, challenger, champion, setting, int(rng.integers(1 << 62)), benchmark_seed)

@@ -45,7 +45,7 @@ class Stage:
     about: str
     optional: tuple[str, ...] = ()  # inputs that may be left out
     may_lack: tuple[str, ...] = ()  # inputs that may be missing on disk: what that means is for the stage to say
-    appends_to: tuple[str, ...] = ()  # inputs that the stage adds to: a repeated run counts them by their path
+    appends_to: tuple[str, ...] = ()  # inputs that the stage adds to; given one, it is run again even if it is done
 
 
 def prepare(section: config.PrepareSection, inputs: Paths, outputs: Paths) -> Metrics:
@@ -219,11 +219,12 @@ def run_stage(name: str, section: Section, inputs: Paths, outputs: Paths) -> Met
     named = {str(path): path_digest(path) for path in section.files if path.exists()}
     key = digest_of(
         [name, __version__, section.model_dump(mode="json"), named,
-         {n: str(p) if n in stage.appends_to else _digest_or_missing(p) for n, p in sorted(inputs.items())}]
+         {n: "" if n in stage.appends_to else _digest_or_missing(p) for n, p in sorted(inputs.items())}]
     )  # fmt: skip
     stamp = outputs[stage.outputs[0]].with_name(outputs[stage.outputs[0]].name + ".stage.json")
     done = _read_stamp(stamp)
-    if done is not None and done["key"] == key and _unchanged(done["outputs"], outputs):
+    appends = bool({*inputs} & {*stage.appends_to})  # it knows what it has entered before, and where it has not
+    if not appends and done is not None and done["key"] == key and _unchanged(done["outputs"], outputs):
         metrics: Metrics = done["metrics"]
         return metrics
     stamp.unlink(missing_ok=True)

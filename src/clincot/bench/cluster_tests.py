@@ -81,8 +81,9 @@ def totals_of(values_N: Floats, cluster_N: NDArray[np.intp]) -> Totals:
 def table_of(values_N: Floats, cluster_N: NDArray[np.intp]) -> tuple[Row, ...]:
     """All clusters as (s, m, how many): what a sign-flip test needs, in the order of (s, m)."""
     s, m = cluster_sums(values_N, cluster_N)
-    rows, counts = np.unique(np.stack([np.round(s, 6), m], axis=1), axis=0, return_counts=True)
-    return tuple((float(a), int(b), int(count)) for (a, b), count in zip(rows, counts, strict=True))
+    pairs, counts = np.unique(np.round(s, 6) + 1j * m, return_counts=True)  # sorts by (s, m)
+    rows = zip(pairs.real.tolist(), pairs.imag.tolist(), counts.tolist(), strict=True)
+    return tuple((a + 0.0, int(b), count) for a, b, count in rows)
 
 
 def mean_test(totals: Totals, null: float, *, least_variance: float = 0.0) -> MeanTest | None:

@@ -66,14 +66,20 @@ class Weighed:
 
 
 def weigh(evidence: Evidence, demands: Demands, *, level: float) -> tuple[Weighed, ...]:
-    """Every check, the gain first; `promotes` says what follows. A guard without any question is not a check."""
-    checks = [_gain(evidence.gain, evidence.gain_rows, demands.min_gain, level)]
+    """Every check, the gain first; `promotes` says what follows."""
+    gain = weigh_gain(evidence.gain, evidence.gain_rows, demands, level=level)
+    return (gain, *weigh_rest(evidence.guards, evidence.blind, demands, level=level))
+
+
+def weigh_rest(guards: Mapping[str, Totals], blind: Totals, demands: Demands, *, level: float) -> tuple[Weighed, ...]:
+    """The guards and the blind baseline. A guard without any question is not a check."""
+    checks = []
     for name, floor in demands.floors.items():
-        totals = evidence.guards.get(name, Totals())
+        totals = guards.get(name, Totals())
         if totals.n or totals.n_unscored:
             least = 0.0 if name in demands.unbounded else share_variance(floor)
             checks.append(_above(name, "guard", totals, -floor, level, least_variance=least))
-    checks.append(_above("beats_blind", "blind", evidence.blind, 0.0, level))
+    checks.append(_above("beats_blind", "blind", blind, 0.0, level))
     return tuple(checks)
 
 
@@ -81,7 +87,9 @@ def promotes(checks: Sequence[Weighed]) -> bool:
     return bool(checks) and all(check.passed for check in checks)
 
 
-def _gain(totals: Totals, rows: Sequence[Row], null: float, level: float) -> Weighed:
+def weigh_gain(totals: Totals, rows: Sequence[Row], demands: Demands, *, level: float) -> Weighed:
+    """Better than the champion by more than min_gain: by the t and by the sign-flip test."""
+    null = demands.min_gain
     check = _above("accuracy", "gain", totals, null, level, least_variance=share_variance(null))
     if check.test is None or check.p is None:
         return check
