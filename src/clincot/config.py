@@ -193,7 +193,7 @@ class Floors(Section):
     open_f1: Floor = 0.05  # token-set F1 of open questions
     hit_rate: Floor = 0.1  # of the regions looked at, where the key has boxes
     hallucination: Floor = 0.1  # absent findings called present
-    abstention: Floor = 0.02  # answers that are empty, unreadable or say that they do not know
+    abstention: Floor = 0.05  # answers that are empty, unreadable or say that they do not know
     answer_length: Floor = 3.0  # words
 
     @property
