@@ -42,7 +42,8 @@ def decide(made: Path, out: Path, *more: str, challenger: str = "new", champion:
     return main(
         ["decide", "--benchmark", f"{made}/benchmark", "--champion", f"{made}/{champion}.jsonl",
          "--challenger", f"{made}/{challenger}.jsonl", "--blind", f"{made}/blind", "--decision", f"{out}/decision.json",
-         "--evidence", f"{out}/evidence.jsonl", "--summary", f"{out}/decision.md", "--set", "decide.resamples=50", *more]
+         "--evidence", f"{out}/evidence.jsonl", "--summary", f"{out}/decision.md", "--set", "decide.resamples=50",
+         *more]
     )  # fmt: skip
 
 

@@ -24,7 +24,8 @@ SECTION = DecideSection(resamples=200)
 
 
 def answers(
-    policy: str, right: int, *, unread: int = 0, arm: str = "written", off_format: int = 0, benchmark: Benchmark = BENCHMARK
+    policy: str, right: int, *, unread: int = 0, arm: str = "written", off_format: int = 0,
+    benchmark: Benchmark = BENCHMARK,
 ) -> list[Outcome]:  # fmt: skip
     """Right on the first `right` patients, wrong on the others, but for the last `unread`, which cannot be read."""
     questions = list(benchmark.questions)
@@ -177,7 +178,7 @@ class TestAdversaries:
     def test_every_answer_word_at_once(self) -> None:
         """llava-med's open recall is 1 for this one; strict accuracy is what the gate asks about."""
         words = "left lung right x yes no"
-        new = said("new", dict.fromkeys(HALF, [words]))
+        new = said("new", {text: [words] for text in HALF})
         decision = gated(said("old", HALF), new, benchmark=MIXED, blind=MIXED_BLIND).decision
         assert decision.verdict != "promote"
 
@@ -370,8 +371,9 @@ class TestText:
     def test_power_by_hand(self) -> None:
         """z(.0131) = 2.224, z(.8) = .8416: (2.224 + .8416) · .04 = .1226 from 100 questions, a half of it from 400."""
         check = Check(
-            name="accuracy", role="gain", better="higher", challenger=0.6, other=0.5, difference=Interval(value=0.1, n=100),
-            threshold=0.0, pooled=0.1, error=0.04, bound=0.0, p=0.02, n=100, clusters=100, passed=False, reason="r",
+            name="accuracy", role="gain", better="higher", challenger=0.6, other=0.5,
+            difference=Interval(value=0.1, n=100), threshold=0.0, pooled=0.1, error=0.04, bound=0.0, p=0.02, n=100,
+            clusters=100, passed=False, reason="r",
         )  # fmt: skip
         assert smallest_gain(check, 0.0131, 100) == pytest.approx(0.1226, abs=2e-4)
         assert smallest_gain(check, 0.0131, 400) == pytest.approx(0.0613, abs=2e-4)

@@ -12,6 +12,7 @@ need no shares; it was not chosen since for the usual single look it needs z = 2
 long as promotions follow each other (the online fallback of the same paper; Bretz et al. 2009). That is free: if the
 promotion was right, no null hypothesis used that level; if it was wrong, the error has already been counted. A
 challenger that is kept, or dropped after one look, gives nothing back, and neither does rolling a promotion back.
+All this holds for questions that did not help to breed the challenger; those that did are counted in the other ledger.
 """
 
 from __future__ import annotations
