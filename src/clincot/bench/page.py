@@ -271,10 +271,10 @@ def _summary(
         next(outcome.policy for outcome in jsonl.read_records(outcomes, Outcome)): (outcomes, views)
         for _, outcomes, views in _policies(run, run_folder.round_folders(run), about)
     }
-    sides = [
-        (name, *by_digest[digest])
-        for name, digest in (("champion", decision.champion), ("challenger", decision.challenger))
-    ]
+    named = {"champion": decision.champion, "challenger": decision.challenger}
+    sides = [(name, *by_digest[digest]) for name, digest in named.items() if digest in by_digest]
+    if len(sides) < len(named):  # the champion is of another run: its outcomes, and so its regions, are not here
+        return RoundSummary(number, decision, made, explained=explained)
     shown, won, lost = gallery.discordant(evidence, sides, benchmark, arm, pictures, _DISCORDANT)
     return RoundSummary(number, decision, made, tuple(shown), won, lost, explained)
 
