@@ -18,7 +18,7 @@ from PIL import Image
 
 from clincot.bench.benchmark import Benchmark
 from clincot.bench.blind import BlindBaseline
-from clincot.bench.gate import decide
+from clincot.bench.gate import Case, decide
 from clincot.bench.grounding import best_iou, hit
 from clincot.bench.report import benchmark_reports
 from clincot.bench.vqa import is_correct
@@ -162,13 +162,17 @@ def write_run(run: Path, data: Path, benchmark: Path, *, rounds: int = 2, seed: 
         skill += 0.15
         _evaluate(folder, tested, board, policy, skill, rng)
         before = run / "base" if number == 1 else run / f"round-{number - 1:02d}"
-        decision = decide(
-            read_records(before / "outcomes.jsonl", Outcome), read_records(folder / "outcomes.jsonl", Outcome),
-            board.clusters, blind_outcomes=blind.outcomes(board), champion=champion, challenger=policy,
-            benchmark=board.digest, arm="written", resamples=50,
+        case = Case(
+            champion=champion, challenger=policy,
+            champion_outcomes=read_records(before / "outcomes.jsonl", Outcome),
+            challenger_outcomes=read_records(folder / "outcomes.jsonl", Outcome),
+            blind_outcomes=blind.outcomes(board),
         )  # fmt: skip
+        gated = decide(case, board, params.decide)
+        assert gated.sides is not None
+        write_records(folder / "evidence.jsonl", gated.sides.rows())
         assert len(pairs) > 3
-        write_records(folder / "decision.json", [decision])
+        write_records(folder / "decision.json", [gated.decision])
     _json(run / "results.json", collect(plan))
 
 

@@ -97,6 +97,9 @@ def test_the_answer_key_is_read_by_evaluation_and_teaching_alone() -> None:
         function.name
         for function in ast.walk(stages)
         if isinstance(function, ast.FunctionDef)
-        and any(isinstance(n, ast.Name) and n.id in {"load_references", "read_benchmark"} for n in ast.walk(function))
+        and any(
+            isinstance(n, ast.Name) and n.id in {"load_references", "read_benchmark", "deciding"}
+            for n in ast.walk(function)
+        )
     }
     assert readers == {"evaluate", "decide", "read_benchmark"}

@@ -124,10 +124,11 @@ def test_a_whole_round_to_its_decision(shop: Workshop, copy: Path) -> None:
     assert len(outcomes) == 3 * 6  # arms x questions
     assert {o.policy for o in outcomes} == {record.sha256}
     inputs = {"champion": base / "outcomes.jsonl", "challenger": copy / "outcomes.jsonl"}
-    assert shop.run("decide", copy, **inputs) == {"promote": 0.0}
+    assert shop.run("decide", copy, **inputs) == {"promote": 0.0, "keep": 0.0, "blocked": 1.0}
     (decision,) = read_records(copy / "decision.json", Decision)
     assert (decision.champion, decision.challenger) == (record.parent, record.sha256)
     assert decision.verdict == "blocked"  # 3 patients are too few to decide on
+    assert (copy / "summary.jsonl").read_text().startswith("# blocked\n")
 
 
 def test_the_same_work_is_the_same_bytes_in_another_folder(shop: Workshop, done: Path, tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """`clincot`: one command, a subcommand a stage, and what surrounds them.
 
-Exit codes: 0 done, 1 a stage said why it could not (or, with a traceback, a fault of the program), 2 wrong usage.
+Exit codes: 0 done, 1 a stage said why it could not (or, with a traceback, a fault of the program), 2 wrong usage;
+`decide --exit-code`: 0 promote, 3 keep, 4 blocked.
 """
 
 from __future__ import annotations
@@ -17,7 +18,8 @@ from pydantic.fields import FieldInfo
 from clincot import __version__
 from clincot.config import Params, load_params
 from clincot.errors import BadInput, ForTheUser
-from clincot.stages import STAGES, Stage, run_stage
+from clincot.records import Decision
+from clincot.stages import STAGES, Metrics, Stage, run_stage
 
 GUIDE = """\
 a first round, by hand (every stage reads params.yaml and says what it wrote):
@@ -89,6 +91,10 @@ def _add_stage(commands: Any, stage: Stage) -> None:
                             help="input" + (" (optional)" if optional else ""))  # fmt: skip
     for name in stage.outputs:
         parser.add_argument(f"--{_dashed(name)}", dest=name, type=Path, required=True, metavar="PATH", help="output")
+    if stage.name == "decide":
+        parser.add_argument("--exit-code", action="store_true", help="end with 0 promote, 3 keep or 4 blocked")
+        parser.add_argument("--explain", action="store_true", help="say what would have to change for a promotion")
+        parser.set_defaults(run_command=_run_decide)
     _add_params(parser)
 
 
@@ -97,15 +103,33 @@ def _described(section: str, name: str, field: FieldInfo) -> str:
     return f"  {section}.{name} = {field.get_default(call_default_factory=True)!r}{about}"
 
 
+VERDICT_CODES = {"promote": 0, "keep": 3, "blocked": 4}
+
+
+def _run_decide(args: argparse.Namespace) -> int:
+    from clincot.bench.decision_text import explain, markdown
+    from clincot.run_folder import read_model
+
+    if not args.explain and not args.exit_code:
+        return _run_stage(args)
+    _stage_metrics(args)
+    decision = read_model(args.decision, Decision)
+    print(explain(decision) if args.explain else markdown(decision))
+    return VERDICT_CODES[decision.verdict] if args.exit_code else 0
+
+
 def _run_stage(args: argparse.Namespace) -> int:
+    print(json.dumps(_stage_metrics(args), indent=2, sort_keys=True))
+    return 0
+
+
+def _stage_metrics(args: argparse.Namespace) -> Metrics:
     stage: Stage = args.stage
     given = vars(args)
     inputs = {name: given[name] for name in (*stage.inputs, *stage.optional) if given[name] is not None}
-    metrics = run_stage(
+    return run_stage(
         stage.name, getattr(_params(args), stage.name), inputs, {name: given[name] for name in stage.outputs}
     )
-    print(json.dumps(metrics, indent=2, sort_keys=True))
-    return 0
 
 
 def _add_rounds(commands: Any) -> None:
@@ -120,6 +144,7 @@ def _add_rounds(commands: Any) -> None:
     parser.add_argument("--compare", action="append", default=[], choices=["sft", "dpo"],
                         help="also train SFT-on-chosen / plain DPO on the same pairs")  # fmt: skip
     parser.add_argument("--blind-from", type=Path, help="data set whose answers the blind baseline knows")
+    parser.add_argument("--calibrated-on", type=Path, help="data set the judges were calibrated on, to look for leaks")
     parser.add_argument("--no-page", action="store_true", help="leave out page.html")
     _add_params(parser)
 
@@ -133,6 +158,7 @@ def _run_rounds(args: argparse.Namespace) -> int:
     plan = Plan(
         run=args.run, data=args.data, benchmark=args.benchmark, policy=args.policy, params=_params(args),
         count=args.count, start_from=args.start_from, comparisons=tuple(args.compare), blind_from=args.blind_from,
+        calibration=args.calibrated_on,
     )  # fmt: skip
     results = run_rounds(plan)
     print(table(results))
@@ -247,6 +273,11 @@ def _add_looking(commands: Any) -> None:
     show.add_argument("--picture", type=Path, metavar="OUT.png", help="also draw it")
     page = _command(commands, "page", "write a run's HTML page again", _run_page)
     page.add_argument("--run", type=Path, default=Path("runs/demo"))
+    power = _command(commands, "power", "what size of benchmark a decision needs, from what one has seen", _run_power)
+    power.add_argument("decision", type=Path, help="decision.json of a tested round")
+    power.add_argument("--questions", type=int, help="what so many questions can show (default: as many as were asked)")
+    power.add_argument("--gain", type=float, default=0.03, help="and how many this gain needs (default 0.03)")
+    power.add_argument("--power", type=float, default=0.8, help="probability of showing it (default 0.8)")
     blind = _command(commands, "blind", "the image-blind baseline of a data set", _run_blind)
     blind.add_argument("--train", type=Path, required=True, help="data set whose answers it knows")
     blind.add_argument("--test", type=Path, required=True)
@@ -268,6 +299,20 @@ def _run_page(args: argparse.Namespace) -> int:
 
     write_page(args.run, args.run / "page.html", title=f"ClinCoT: {args.run.name}")
     print(args.run / "page.html")
+    return 0
+
+
+def _run_power(args: argparse.Namespace) -> int:
+    from clincot.bench.power import table
+    from clincot.run_folder import read_model
+
+    decision = read_model(args.decision, Decision)
+    seen = decision.checks[0].n if decision.checks else 0
+    if args.questions is not None and args.questions < 1:
+        raise BadInput(f"--questions must be at least 1, got {args.questions}")
+    if not 0 < args.power < 1:
+        raise BadInput(f"--power must be in (0, 1), got {args.power}")
+    print(table(decision, questions=args.questions or seen, gain=args.gain, power=args.power))
     return 0
 
 

@@ -183,13 +183,58 @@ class EvaluateSection(Section):
     seed: int = 0
 
 
+Floor = Annotated[float, Field(gt=0)] | None
+
+
+class Floors(Section):
+    """How much worse than the champion's each guarded metric may be; a promotion shows that none is. null: no guard."""
+
+    closed_accuracy: Floor = 0.05
+    open_f1: Floor = 0.05  # token-set F1 of open questions
+    hit_rate: Floor = 0.1  # of the regions looked at, where the key has boxes
+    hallucination: Floor = 0.1  # absent findings called present
+    abstention: Floor = 0.05  # answers that are empty, unreadable or say that they do not know
+    answer_length: Floor = 3.0  # words
+
+    @property
+    def given(self) -> dict[str, float]:
+        return {name: floor for name, floor in self.model_dump().items() if floor is not None}
+
+
 class DecideSection(Section):
     """When the challenger takes the champion's place."""
 
     arm: str = "written"
-    min_gain: Annotated[float, Field(description="the interval's lower end must be above this")] = 0.0
-    max_off_format: Share = 0.02
-    resamples: Positive = 2000
+    lifetime_error: Annotated[
+        float,
+        Field(gt=0, lt=0.5, description="probability of ever promoting wrongly, over all rounds [bench/spending.py]"),
+    ] = 0.05
+    min_gain: Annotated[float, Field(description="a promotion shows a gain in accuracy above this")] = 0.0
+    floors: Annotated[
+        Floors, Field(description="how much worse than the champion each guarded metric may be, at most (see Floors)")
+    ] = Floors()
+    max_off_format: Annotated[Share, Field(description="of the challenger's answers; more: it is kept out")] = 0.02
+    max_unscored: Annotated[Share, Field(description="of either side's answers, or of the judges' candidates")] = 0.05
+    slices: Annotated[
+        Positive, Field(description="the benchmark's patients are split into so many slices; decisions take turns")
+    ] = 1
+    max_uses: Annotated[
+        Positive, Field(description="decisions that a benchmark question may serve, then it is worn")
+    ] = 20
+    max_near_duplicates: Annotated[
+        Share, Field(description="of the benchmark's images with a near-duplicate in training; more blocks, any warns")
+    ] = 0.0
+    min_alpha: Annotated[
+        float, Field(le=1, description="the judges' agreement (Krippendorff) below which it blocks")
+    ] = 0.1
+    max_shift: Annotated[
+        float,
+        Field(gt=0, description="population stability index of the panel's scores to the last round's; more warns"),
+    ] = 0.25
+    length_auc_tolerance: Annotated[
+        float, Field(ge=0, le=0.5, description="'longer = rejected' of the pairs may be 0.5 ± this; outside it blocks")
+    ] = 0.05
+    resamples: Annotated[Positive, Field(description="of the intervals' cluster bootstrap")] = 2000
     seed: int = 0
 
 

@@ -72,7 +72,8 @@ def radiograph_plan(run: Path, *, short: bool = False, seed: int = 0, beside: bo
     render(data, DATA_WARPS, size.images, seed=1000 + seed)
     render(benchmark, BENCHMARK_WARPS, size.benchmark_images, seed=2000 + seed)
     overrides = (f"prepare.rounds={size.rounds}", f"train.seed={seed}", f"propose.seed={seed}", f"answer.seed={seed}",
-                 f"pair.seed={seed}")  # fmt: skip
+                 f"pair.seed={seed}",
+                 "decide.max_near_duplicates=1")  # every film is one anatomy: they look alike  # fmt: skip
     params = load_params(ROOT / "params.yaml", overrides)
     return Plan(run, data, benchmark, ROOT / "assets" / "policy", params, size.rounds, comparisons=("sft", "dpo"),
                 beside=beside, blind_from=data)  # fmt: skip

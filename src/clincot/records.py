@@ -235,6 +235,89 @@ class BenchmarkReport(Record):
     metrics: dict[str, dict[str, Interval]]
 
 
+class Totals(BaseModel):
+    """Sums over the clusters (patients) of one compared metric; those of disjoint patients add up.
+
+    s is a cluster's sum of values (differences, higher is better), m how many questions it has scored.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    clusters: Annotated[int, Field(ge=0)] = 0
+    n: Annotated[int, Field(ge=0)] = 0  # sum of m
+    total: Finite = 0.0  # sum of s
+    squares: Finite = 0.0  # sum of s^2
+    cross: Finite = 0.0  # sum of s m
+    sizes: Finite = 0.0  # sum of m^2
+    n_unscored: Annotated[int, Field(ge=0)] = 0
+
+    def __add__(self, other: Totals) -> Totals:
+        return Totals(**{name: getattr(self, name) + getattr(other, name) for name in Totals.model_fields})
+
+
+class Check(BaseModel):
+    """One condition of a promotion: a paired, clustered, one-sided test of the challenger against something."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: Text  # "accuracy", "closed_accuracy", …
+    role: Literal["gain", "guard", "blind"]
+    better: Literal["higher", "lower"]
+    challenger: Finite | None  # its mean over the questions compared
+    other: Finite | None  # the champion's, or the blind baseline's
+    difference: Interval  # challenger - other, of this look's questions
+    threshold: Finite  # the challenger must be shown to be better than other + threshold (lower is better: below it)
+    pooled: Finite | None  # challenger - other over all looks of this challenger; without earlier looks `difference`
+    error: Finite | None  # standard error of `pooled`
+    bound: Finite | None  # one-sided confidence bound of `pooled` at the test's level
+    p: Unit | None
+    n: Annotated[int, Field(ge=0)]  # questions, over all looks
+    clusters: Annotated[int, Field(ge=0)]  # patients, over all looks
+    passed: bool
+    reason: Text
+
+
+class Finding(BaseModel):
+    """What a look at the data or the judges found."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: Text
+    severity: Literal["ok", "warn", "block"]
+    value: Finite | None
+    threshold: Finite | None
+    reason: Text
+
+
+class Budget(BaseModel):
+    """Where this decision stands in the lifetime budget of promotion errors (bench/spending.py)."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    lifetime: Unit  # the probability of ever promoting wrongly that the pipeline may have
+    number: Annotated[int, Field(ge=1)]  # of this decision in the ledger
+    challenger_number: Annotated[int, Field(ge=1)]
+    look: Annotated[int, Field(ge=1)]  # of this challenger at this champion
+    challenger_level: Unit  # for all looks of this challenger together
+    passed_on: Unit = 0.0  # how much of it comes from challengers promoted just before
+    level: Unit  # of this look: every check is tested at it
+    spent_before: Annotated[float, Field(ge=0)] = 0.0
+
+
+class Reuse(BaseModel):
+    """How often the benchmark's questions have been decided on, this decision included."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    slice: Annotated[int, Field(ge=1)]
+    slices: Annotated[int, Field(ge=1)]
+    questions: Annotated[int, Field(ge=0)]
+    fresh: Annotated[int, Field(ge=0)]  # never decided on before
+    worn: Annotated[int, Field(ge=0)]  # left out: decided on as often as allowed
+    most_uses: Annotated[int, Field(ge=0)]
+    allowed: Annotated[int, Field(ge=1)]
+
+
 class Decision(Record):
     """Whether the challenger takes the champion's place, with the numbers that say so."""
 
@@ -247,3 +330,11 @@ class Decision(Record):
     difference: Interval  # challenger - champion, paired by question
     verdict: Literal["promote", "keep", "blocked"]
     reasons: tuple[Text, ...]
+    checks: tuple[Check, ...] = ()
+    findings: tuple[Finding, ...] = ()
+    budget: Budget | None = None  # None: nothing was tested, nothing is spent
+    reuse: Reuse | None = None
+    base: Interval | None = None  # challenger - base policy, reported beside the test
+    inputs: dict[str, str] = {}  # {input: sha256}
+    settings: dict[str, Any] = {}  # the decide section
+    evidence: str = ""  # digest of what was compared; the same evidence is decided on once

@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from clincot.bench.intervals import cluster_bootstrap, paired_difference
+from clincot.bench.intervals import cluster_share, paired_difference
 from clincot.bench.paired import Metric
 from clincot.datasets.folder import StudyIndex, load_questions, load_references
 from clincot.demo import radiograph_plan
@@ -42,7 +42,7 @@ class Measured:
 
     def mean(self, arm: str, metric: Metric) -> Interval:
         rows = self.outcomes[arm]
-        return cluster_bootstrap([_value(o, metric) for o in rows], [self.patients[o.question] for o in rows], seed=0)
+        return cluster_share([_value(o, metric) for o in rows], [self.patients[o.question] for o in rows])
 
     def minus(self, other: Measured, arm: str, metric: Metric, *, other_arm: str = "") -> Interval:
         """Paired by question: this policy in `arm` minus the other in `other_arm` (default: the same)."""
@@ -207,7 +207,7 @@ def _blind_and_chance(run: Path, seeds: Sequence[int]) -> tuple[Interval, float]
             group = answers.setdefault((question.topic, ""), set())
             group.add(benchmark.references[question.id].answer)
         chances += [1 / len(answers[q.topic, ""]) for q in benchmark.questions.values()]
-    return cluster_bootstrap(values, clusters, seed=0), float(np.mean(chances))
+    return cluster_share(values, clusters), float(np.mean(chances))
 
 
 def render(report: Mapping[str, Any]) -> str:

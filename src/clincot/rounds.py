@@ -5,9 +5,10 @@ A run folder holds everything a run made, and a run that was interrupted goes on
     run.json  params.yaml            what it was started with
     base/                            the base policy's outcomes and report: the round-0 champion
     round-01/                        questions, regions, candidates, judgements, scores, pairs, policy/, outcomes,
-                                     report.json, decision.json
+                                     report.json, decision.json, decision.md, evidence.jsonl (who answered what)
     round-01/sft/  round-01/dpo/     comparisons: trained on the same pairs, SFT-on-chosen and plain DPO
     champion.json                    who is champion, and every promotion so far
+    ledger/                          what the decisions spent of the lifetime budget, and the questions they used
     results.json                     the table
 """
 
@@ -44,6 +45,7 @@ class Plan:
     comparisons: tuple[Literal["sft", "dpo"], ...] = ()
     beside: bool = False  # train and measure the comparisons in a second process, while the rounds go on
     blind_from: Path | None = None  # a data set whose answers the blind baseline knows; None: the benchmark's own
+    calibration: Path | None = None  # the labelled data set that the judges were calibrated on, to look for leaks
 
 
 def run_rounds(plan: Plan) -> dict[str, Any]:
@@ -67,7 +69,7 @@ def run_rounds(plan: Plan) -> dict[str, Any]:
             at = _round(plan, number, folder, start)
             rivals = _compare(plan, folder, at, rivals, beside)
             challenger = folder / "policy"
-            decision = _decide(plan, folder, Path(champion["outcomes"]))
+            decision = _decide(plan, number, folder, Path(champion["outcomes"]))
             if decision.verdict == "promote":
                 champion = {"round": number, "policy": str(challenger), "outcomes": str(folder / "outcomes.jsonl")}
                 promotions.append({"round": number, "decision": decision.id})
@@ -152,13 +154,23 @@ def _evaluate(plan: Plan, policy: Path, folder: Path) -> Metrics:
     return run_stage("evaluate", section, {"benchmark": plan.benchmark, "policy": policy}, outputs)
 
 
-def _decide(plan: Plan, folder: Path, champion: Path) -> Decision:
-    path = folder / "decision.json"
-    inputs = {"benchmark": plan.benchmark, "champion": champion, "challenger": folder / "outcomes.jsonl"}
-    if plan.blind_from is not None:
-        inputs["blind"] = plan.blind_from
-    run_stage("decide", plan.params.decide, inputs, {"decision": path})
-    (decision,) = read_records(path, Decision)
+def _decide(plan: Plan, number: int, folder: Path, champion: Path) -> Decision:
+    """The gate, with the run's ledgers: what the rounds before spent is not to be had again."""
+    ledger, before = plan.run / "ledger", plan.run / f"round-{number - 1:02d}" / "panel.report.json"
+    ledger.mkdir(exist_ok=True)
+    inputs = {
+        "benchmark": plan.benchmark, "champion": champion, "challenger": folder / "outcomes.jsonl",
+        "base": plan.run / "base" / "outcomes.jsonl", "data": plan.data, "panel_report": folder / "panel.report.json",
+        "pair_report": folder / "pairs.report.json", "ledger": ledger,
+    }  # fmt: skip
+    optional = {"blind": plan.blind_from, "calibration": plan.calibration}
+    inputs |= {name: path for name, path in optional.items() if path is not None}
+    if number > 1:
+        inputs["panel_report_before"] = before
+    outputs = {"decision": folder / "decision.json", "evidence": folder / "evidence.jsonl",
+               "summary": folder / "decision.md"}  # fmt: skip
+    run_stage("decide", plan.params.decide, inputs, outputs)
+    (decision,) = read_records(outputs["decision"], Decision)
     return decision
 
 

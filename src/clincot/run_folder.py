@@ -5,6 +5,7 @@ params.yaml              the configuration
 results.json             the results table
 base/                    outcomes of the base policy
 round-01/, round-02/ …   a round: its records, its policy, its outcomes and its decision
+ledger/                  what the decisions spent of the lifetime budget, and the benchmark questions they used
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from clincot.records import BenchmarkReport, Checkpoint, Decision, Interval, Rec
 
 RUN, PARAMS, RESULTS = "run.json", "params.yaml", "results.json"
 CHECKPOINT, TRAIN_LOG, DECISION, REPORT = "record.json", "train_log.json", "decision.json", "report.json"
+EVIDENCE = "evidence.jsonl"
 PANEL_REPORT, PAIRS_REPORT = "panel.report.json", "pairs.report.json"
 # The records that stand alone in a JSON file, by the file's name.
 SINGLE: dict[str, type[Record]] = {CHECKPOINT: Checkpoint, DECISION: Decision, REPORT: BenchmarkReport}

@@ -45,6 +45,8 @@ class Stage:
     device: Literal["cpu", "gpu"]
     about: str
     optional: tuple[str, ...] = ()  # inputs that may be left out
+    may_lack: tuple[str, ...] = ()  # inputs that may be missing on disk: what that means is for the stage to say
+    appends_to: tuple[str, ...] = ()  # inputs that the stage adds to; given one, it is run again even if it is done
 
 
 def prepare(section: config.PrepareSection, inputs: Paths, outputs: Paths) -> Metrics:
@@ -163,23 +165,18 @@ def evaluate(section: config.EvaluateSection, inputs: Paths, outputs: Paths) -> 
 
 
 def decide(section: config.DecideSection, inputs: Paths, outputs: Paths) -> Metrics:
-    from clincot.bench import gate
-    from clincot.bench.blind import BlindBaseline
-    from clincot.datasets.folder import load_questions, load_references
+    from clincot import deciding
+    from clincot.bench.decision_text import markdown
+    from clincot.bench.ledger import enter
 
-    asked = {outcome.question for outcome in read_records(inputs["challenger"], Outcome)}
-    benchmark = read_benchmark(inputs["benchmark"], only=asked)
-    key = inputs.get("blind", inputs["benchmark"])  # whose answers the baseline knows by heart
-    blind = BlindBaseline.fit(load_questions(key), load_references(key))
-    champion, challenger = (_policy_of(inputs[side]) for side in ("champion", "challenger"))
-    decision = gate.decide(
-        read_records(inputs["champion"], Outcome), read_records(inputs["challenger"], Outcome), benchmark.clusters,
-        blind_outcomes=blind.outcomes(benchmark), champion=champion, challenger=challenger,
-        benchmark=benchmark.digest, arm=section.arm, min_gain=section.min_gain,
-        max_off_format=section.max_off_format, seed=section.seed, resamples=section.resamples,
-    )  # fmt: skip
-    write_records(outputs["decision"], [decision])
-    return {"promote": float(decision.verdict == "promote")}
+    gated = deciding.decide(section, inputs, {name: _digest_or_missing(path) for name, path in sorted(inputs.items())})
+    write_records(outputs["evidence"], iter(()) if gated.sides is None else gated.sides.rows())
+    with written_aside(outputs["summary"]) as file:
+        file.write(markdown(gated.decision))
+    if gated.spending is not None and gated.asked is not None and "ledger" in inputs:
+        enter(inputs["ledger"], gated.spending, gated.asked)  # before the decision: it is never acted on unspent
+    write_records(outputs["decision"], [gated.decision])
+    return {name: float(gated.decision.verdict == name) for name in ("promote", "keep", "blocked")}
 
 
 STAGES: tuple[Stage, ...] = (
@@ -197,8 +194,11 @@ STAGES: tuple[Stage, ...] = (
           ("checkpoint",), "gpu", "margin-aware DPO on the pairs; reference: the policy it starts from", ("steps",)),
     Stage("evaluate", evaluate, config.EvaluateSection, ("benchmark", "policy"), ("outcomes", "report"), "gpu",
           "the policy answers the benchmark from each kind of region, controls included"),
-    Stage("decide", decide, config.DecideSection, ("benchmark", "champion", "challenger"), ("decision",), "cpu",
-          "does the challenger take the champion's place? (the outcomes of both)", ("blind",)),
+    Stage("decide", decide, config.DecideSection, ("benchmark", "champion", "challenger"),
+          ("decision", "evidence", "summary"), "cpu",
+          "does the challenger take the champion's place? (the outcomes of both)",
+          ("blind", "base", "data", "calibration", "panel_report", "panel_report_before", "pair_report", "ledger"),
+          may_lack=("champion", "challenger"), appends_to=("ledger",)),
 )  # fmt: skip
 
 
@@ -220,11 +220,12 @@ def run_stage(name: str, section: Section, inputs: Paths, outputs: Paths) -> Met
     named = {str(path): path_digest(path) for path in section.files if path.exists()}
     key = digest_of(
         [name, __version__, section.model_dump(mode="json"), named,
-         {n: path_digest(p) for n, p in sorted(inputs.items())}]
+         {n: "" if n in stage.appends_to else _digest_or_missing(p) for n, p in sorted(inputs.items())}]
     )  # fmt: skip
     stamp = outputs[stage.outputs[0]].with_name(outputs[stage.outputs[0]].name + ".stage.json")
     done = _read_stamp(stamp)
-    if done is not None and done["key"] == key and _unchanged(done["outputs"], outputs):
+    appends = bool({*inputs} & {*stage.appends_to})  # it knows what it has entered before, and where it has not
+    if not appends and done is not None and done["key"] == key and _unchanged(done["outputs"], outputs):
         metrics: Metrics = done["metrics"]
         return metrics
     stamp.unlink(missing_ok=True)
@@ -243,6 +244,10 @@ def path_digest(path: Path) -> str:
         return digest_of([[p.name, file_digest(p)] for p in parts if p.is_file()])
     files = sorted(p for p in path.rglob("*") if p.is_file() and p.name not in {"record.json", "train_log.json"})
     return digest_of([[str(p.relative_to(path)), file_digest(p)] for p in files])
+
+
+def _digest_or_missing(path: Path) -> str:
+    return path_digest(path) if path.exists() else "missing"
 
 
 def read_benchmark(folder: Path, *, limit: int = 0, only: Iterable[str] | None = None) -> Benchmark:
@@ -333,12 +338,6 @@ def _merged(before: Iterator[Candidate], made: Iterator[Candidate]) -> Iterator[
             waiting = next(following, None)
 
 
-def _policy_of(outcomes: Path) -> str:
-    for outcome in read_records(outcomes, Outcome):
-        return outcome.policy
-    return f"unknown ({outcomes.name} is empty)"
-
-
 def _check_paths(stage: Stage, inputs: Paths, outputs: Paths) -> None:
     known = {*stage.inputs, *stage.optional}
     wrong = sorted({*inputs} - known) + sorted({*outputs} ^ set(stage.outputs)) + sorted(set(stage.inputs) - {*inputs})
@@ -348,7 +347,7 @@ def _check_paths(stage: Stage, inputs: Paths, outputs: Paths) -> None:
             f"missing or unknown: {', '.join(wrong)}"
         )
     for name, path in inputs.items():
-        if not path.exists():
+        if not path.exists() and name not in stage.may_lack:
             raise BadRecord(f"stage {stage.name}: input {name!r}: {path} does not exist")
 
 

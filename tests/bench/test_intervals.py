@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from clincot.bench.intervals import ClusterSums, cluster_bootstrap, paired_difference, percentile_tail
+from clincot.bench.intervals import ClusterSums, cluster_bootstrap, cluster_share, paired_difference, percentile_tail
 from clincot.records import Interval
 
 
@@ -190,3 +190,31 @@ def test_questions_taken_as_independent_would_cover_too_little() -> None:
         assert interval.high is not None
         inside += interval.low <= 0.6 <= interval.high
     assert inside / 300 < 0.85
+
+
+def test_a_share_of_one_question_a_patient_is_wilsons_interval_with_t() -> None:
+    """12 of 40. n_eff = p(1-p)/var = 40·39/40 = 39, since var has 40/39; t(.975, 39) = 2.0227."""
+    interval = cluster_share([i < 12 for i in range(40)], [str(i) for i in range(40)])
+    t, n, p = stats.t.ppf(0.975, 39), 39, 0.3
+    centre, half = (p + t * t / 2 / n), t * math.sqrt(p * (1 - p) / n + (t / 2 / n) ** 2)
+    assert interval.low == pytest.approx((centre - half) / (1 + t * t / n), abs=1e-6)
+    assert interval.high == pytest.approx((centre + half) / (1 + t * t / n), abs=1e-6)
+
+
+def test_ten_of_ten_right_is_not_certainty() -> None:
+    """The bootstrap gave [1, 1]. t(.975, 9) = 2.262: (1 + 5.117/20 - …) = .6615, by hand."""
+    interval = cluster_share([True] * 10, [str(i) for i in range(10)])
+    assert (interval.low, interval.high) == (pytest.approx(0.6615, abs=1e-4), 1.0)
+
+
+def test_answers_of_one_patient_widen_a_share() -> None:
+    values = [i % 10 < 6 for i in range(100)]
+    apart = cluster_share(values, [str(i) for i in range(100)])
+    together = cluster_share(sorted(values), [str(i // 10) for i in range(100)])  # patients all right or all wrong
+    assert apart.low is not None and together.low is not None  # noqa: PT018
+    assert together.low < apart.low - 0.1
+
+
+def test_a_share_above_one_is_refused() -> None:
+    with pytest.raises(ValueError, match="values of a share are in"):
+        cluster_share([1.5, 0.0], ["a", "b"])

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from clincot.bench.evidence import EvidenceRow
 from clincot.bench.gallery import Pictures, Round, asked, benchmarked, drawn, pairs, shares
 from clincot.bench.page import write_page
 from clincot.images import BadImage
@@ -162,6 +163,12 @@ def test_decisions_curves_digests_and_the_statement_are_there(page: Read, root: 
         assert f"Round {number} {decision.verdict}" in page.text
         for reason in decision.reasons:
             assert reason in page.text
+        rows = read_records(root / "run" / f"round-{number:02d}" / "evidence.jsonl", EvidenceRow)
+        right = [(row.sides["champion"].correct, row.sides["challenger"].correct) for row in rows]
+        won, lost = right.count((False, True)), right.count((True, False))
+        assert won + lost > 0
+        said = f"the challenger alone was right on {won}, the champion alone on {lost}; {min(4, won + lost)} of them"
+        assert said in page.text
     for title in ("Preference loss", "Reward accuracy", "Reward margin", "Chosen answer's NLL"):
         assert title in page.text
     for judge in judge_names(root / "run" / "round-01"):

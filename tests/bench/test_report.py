@@ -82,9 +82,10 @@ def test_every_metric_of_an_arm_by_hand() -> None:
 def test_intervals_are_clustered_by_patient_and_by_study_where_the_patient_is_unknown() -> None:
     metrics = metrics_of(ANSWERS)
     assert metrics["accuracy"].clusters == 2  # p and film c, of three films
-    # p: 1 of 3, film c: 1 of 2, and every resample lies between the two
-    assert metrics["accuracy"].low == pytest.approx(1 / 3, abs=1e-6)
-    assert metrics["accuracy"].high == 0.5
+    # p: 1 of 3, film c: 1 of 2; residuals 1 - .4·3 = -.2 and 1 - .4·2 = .2, variance 2·.08/25 = .0064, so that
+    # n_eff = .24/.0064 = 37.5; Wilson with t = 12.706 on one degree of freedom: .4812 ∓ .4488
+    assert metrics["accuracy"].low == pytest.approx(0.0324, abs=1e-4)
+    assert metrics["accuracy"].high == pytest.approx(0.9300, abs=2e-4)
     # both boxes are patient p's: a value, but no interval from one patient
     assert (metrics["hit_rate"].value, metrics["hit_rate"].low, metrics["hit_rate"].clusters) == (0.5, None, 1)
 
@@ -176,7 +177,7 @@ class TestTable:
         head, row = self.rows(text)
         cells = dict(zip(head, row, strict=True))
         assert (cells["policy"], cells["region"], cells["n"]) == ("base", "written", "5")
-        assert cells["accuracy (strict)"] == "0.400 [0.333, 0.500]"
+        assert cells["accuracy (strict)"] == "0.400 [0.032, 0.930]"
         assert cells["open recall (llava-med)"] == "0.750 (1)"  # one question, one patient: no interval
         assert cells["region hit-rate"] == "0.500 (2)"
         assert "closed (llava-med)" in cells

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from clincot.bench.evidence import EvidenceRow
 from clincot.bench.figures import Film, Mark, film, inline
 from clincot.conversation import Views, crop_picture, load_views
 from clincot.geometry import WHOLE, box_to_text
@@ -269,6 +270,30 @@ def benchmarked(
             of_study.setdefault(question.study, []).append(question.id)
     ids = drawn((drawn(questions, 1)[0] for questions in of_study.values()), count)
 
+    return _shown(ids, policies, folder, arm, pictures)
+
+
+def discordant(
+    evidence: Path, policies: Sequence[tuple[str, Path, Views]], folder: Path, arm: str, pictures: Pictures, count: int
+) -> tuple[list[Benchmarked], int, int]:
+    """Questions of a decision on which exactly one of champion and challenger was right, in equal parts where there are
+    enough; and how many the challenger won and lost.
+
+    policies: champion and challenger, as for `benchmarked`.
+    """
+    sides: dict[bool, list[str]] = {True: [], False: []}  # {the challenger was right: questions}
+    for row in read_records(evidence, EvidenceRow):
+        old, new = row.sides["champion"].correct, row.sides["challenger"].correct
+        if old is not None and new is not None and old != new:
+            sides[new].append(row.question)
+    lost = drawn(sides[False], count // 2)
+    ids = [*drawn(sides[True], count - len(lost)), *lost]
+    return _shown(ids, policies, folder, arm, pictures), len(sides[True]), len(sides[False])
+
+
+def _shown(
+    ids: Sequence[str], policies: Sequence[tuple[str, Path, Views]], folder: Path, arm: str, pictures: Pictures
+) -> list[Benchmarked]:
     questions = _in_order(records_naming(folder / "questions.jsonl", Question, ids), ids)
     references = {r.question: r for r in records_naming(folder / "references.jsonl", Reference, ids)}
     studies = {s.id: s for s in records_naming(folder / "studies.jsonl", Study, {q.study for q in questions})}

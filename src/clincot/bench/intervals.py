@@ -1,14 +1,23 @@
-"""95 % intervals from a cluster bootstrap: patients are drawn, not questions.
+"""95 % intervals clustered by patient: a Wilson interval for shares, a cluster bootstrap for everything else.
 
 Questions about one patient share an image, and so their errors; treating them as independent makes every interval
-too narrow. A resample draws as many clusters as there are, with replacement, and takes all their questions along:
-the statistic is the ratio  sum of cluster sums / sum of cluster counts.
+too narrow.
 
-The interval is the percentile interval with Hesterberg's small-sample expansion (The American Statistician 69, 2015):
-for C clusters the tail is Φ(-√(C/(C-1)) · t_{.975, C-1}) instead of 2.5 %, since the plain percentile interval is too
+*Shares* (accuracy, recall, F1, hit-rate, hallucination rate: every value in [0, 1]) get Wilson's interval with an
+effective number of questions, p(1 - p) / var(p), var(p) the linearised variance over C clusters, and Student's t on
+C - 1 degrees of freedom (Korn & Graubard 1998; Dean & Pagano 2015). A rare event makes the plain bootstrap and the t
+too short: at a hallucination rate of 10 % from 40 patients they cover 93 % and 91 %, this 96 %
+(`make bench-gate` measures it). Where all values agree nothing is known of the clusters, and every question counts as
+one: 10 of 10 right gives [0.66, 1].
+
+*Differences* and other means: patients are drawn, not questions. A resample draws as many clusters as there are, with
+replacement, and takes all their questions along: the statistic is the ratio  sum of cluster sums / sum of counts. The
+interval is the percentile interval with Hesterberg's small-sample expansion (The American Statistician 69, 2015): for
+C clusters the tail is Φ(-√(C/(C-1)) · t_{.975, C-1}) instead of 2.5 %, since the plain percentile interval is too
 narrow by √((C-1)/C) and knows nothing of t. In simulation this moves the coverage of a nominal 95 % at 8 clusters
-from 90 % to 95 %. It stays approximate below about 40 clusters, says nothing where all clusters agree (its width is
-then 0: 10 of 10 right gives [1, 1]), and is not computed (None) from a single cluster.
+from 90 % to 95 %. It says nothing where all clusters agree (its width is then 0).
+
+Both stay approximate below about 40 clusters and are not computed (None) from a single one.
 """
 
 from __future__ import annotations
@@ -35,6 +44,7 @@ class ClusterSums:
     sums: dict[str, float] = field(default_factory=dict)
     counts: dict[str, int] = field(default_factory=dict)
     n_unscored: int = 0
+    share: bool = False  # every value is in [0, 1]: Wilson instead of the bootstrap
 
     def add(self, value: float | None, cluster: str) -> None:
         """Count a value in; None is unscored. A NaN, or a value without a cluster, raises ValueError."""
@@ -45,6 +55,8 @@ class ClusterSums:
             return
         if not math.isfinite(value):
             raise ValueError(f"a value of cluster {cluster!r} is {value}; an unscored value is None")
+        if self.share and not 0 <= value <= 1:
+            raise ValueError(f"a value of cluster {cluster!r} is {value}; the values of a share are in [0, 1]")
         self.sums[cluster] = self.sums.get(cluster, 0.0) + float(value)
         self.counts[cluster] = self.counts.get(cluster, 0) + 1
 
@@ -58,7 +70,9 @@ class ClusterSums:
         count_C = np.array([self.counts[cluster] for cluster in clusters], dtype=np.float64)
         value = _rounded(float(sum_C.sum() / n))
         low = high = None
-        if len(clusters) > 1:
+        if len(clusters) > 1 and self.share:
+            low, high = (_rounded(v) for v in _wilson(sum_C, count_C))
+        elif len(clusters) > 1:
             mean_R = _resampled_means(sum_C, count_C, seed=seed, resamples=resamples)
             tail = percentile_tail(len(clusters))
             low, high = (_rounded(float(v)) for v in np.quantile(mean_R, [tail, 1 - tail]))
@@ -77,6 +91,14 @@ def cluster_bootstrap(
     for value, cluster in zip(values, clusters, strict=True):
         sums.add(value, cluster)
     return sums.interval(seed=seed, resamples=resamples)
+
+
+def cluster_share(values: Iterable[float | None], clusters: Iterable[str]) -> Interval:
+    """The mean of values in [0, 1] with its 95 % Wilson interval, clustered; otherwise like `cluster_bootstrap`."""
+    sums = ClusterSums(share=True)
+    for value, cluster in zip(values, clusters, strict=True):
+        sums.add(value, cluster)
+    return sums.interval(seed=0)
 
 
 def paired_difference(
@@ -98,6 +120,20 @@ def paired_difference(
 def percentile_tail(clusters: int) -> float:
     """The share cut off at each end for a 95 % interval from that many (>= 2) clusters; 2.5 % in the limit."""
     return float(ndtr(-math.sqrt(clusters / (clusters - 1)) * stdtrit(clusters - 1, 0.975)))
+
+
+def _wilson(sum_C: NDArray[np.float64], count_C: NDArray[np.float64]) -> tuple[float, float]:
+    """Wilson's limits with n_eff = p(1 - p) / var(p) questions; n where all values agree."""
+    clusters, n = len(sum_C), float(count_C.sum())
+    p = float(sum_C.sum()) / n
+    residual_C = sum_C - p * count_C
+    variance = clusters / (clusters - 1) * float(residual_C @ residual_C) / n**2
+    effective = p * (1 - p) / variance if variance > 1e-12 else n
+    t = float(stdtrit(clusters - 1, 0.975))
+    scale = 1 + t * t / effective
+    centre = (p + t * t / (2 * effective)) / scale
+    half = t / scale * math.sqrt(max(0.0, p * (1 - p)) / effective + (t / (2 * effective)) ** 2)
+    return max(0.0, centre - half), min(1.0, centre + half)
 
 
 def _resampled_means(

@@ -15,12 +15,14 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from clincot import __version__, jsonl, run_folder
 from clincot.bench import blind, figures, gallery
+from clincot.bench.decision_text import explain
 from clincot.bench.intervals import APPROXIMATE_BELOW
 from clincot.bench.report import HEADINGS
+from clincot.bench.weighed import NAMES
 from clincot.config import Params, load_params
 from clincot.conversation import Views
 from clincot.jsonl import BadRecord
-from clincot.records import BenchmarkReport, Checkpoint, Decision, Interval
+from clincot.records import BenchmarkReport, Checkpoint, Decision, Interval, Outcome
 from clincot.run_folder import Results, RunFile
 
 STATEMENT = (
@@ -34,6 +36,7 @@ DATA_STATEMENT = (
     "not clinical evidence, and these models are not clinical models."
 )
 _EXAMPLES = 6
+_DISCORDANT = 4  # a round
 _GAINS = {"gain": "correct", "hit_gain": "hit"}  # column -> metric of results.json's paired differences
 _NEEDS = {"gain": "accuracy", "hit_gain": "hit_rate"}
 _METRIC_OF = {"accuracy": "correct", "hit_rate": "hit"}
@@ -86,6 +89,10 @@ class RoundSummary:
     number: int
     decision: Decision | None
     made: str
+    discordant: tuple[gallery.Benchmarked, ...] = ()  # some of the questions that only one of the two got right
+    won: int = 0  # by the challenger
+    lost: int = 0
+    explained: str = ""  # what would have to change
 
 
 def write_page(run_dir: Path, out: Path, *, title: str) -> None:
@@ -120,6 +127,7 @@ def _content(run: Path, title: str) -> dict[str, Any]:
     rounds = _rounds(run, folders)
     asked = gallery.asked(rounds, data, pictures, _EXAMPLES)
     pairs = gallery.pairs(rounds, data, pictures, _EXAMPLES)
+    decisions = [_summary(run, folder, about, benchmark, main_arm, pictures) for folder in folders]
     rendered = all(study.modality == "rendered radiograph" for _, study in pictures.films.values())
     logs = {_named(folder): log for folder in folders if (log := _log(folder / "policy"))}
     return {
@@ -134,7 +142,8 @@ def _content(run: Path, title: str) -> dict[str, Any]:
         "more_columns": [Column(name, HEADINGS[name]) for name in names],
         "blind": None if line is None else line.value,
         "notes": _notes(results),
-        "rounds": [_summary(folder) for folder in folders],
+        "rounds": decisions,
+        "check_names": NAMES,
         "benchmarked": benchmarked,
         "asked": asked,
         "grounders": sorted({answer.grounder for one in asked for answer in one.answers}),
@@ -246,13 +255,28 @@ def _named(folder: Path) -> str:
     return f"round {run_folder.round_number(folder)}"
 
 
-def _summary(folder: Path) -> RoundSummary:
-    decision = folder / run_folder.DECISION
-    return RoundSummary(
-        number=run_folder.round_number(folder),
-        decision=run_folder.read_model(decision, Decision) if decision.is_file() else None,
-        made=_made(_report(folder, run_folder.PANEL_REPORT), _report(folder, run_folder.PAIRS_REPORT)),
-    )
+def _summary(
+    run: Path, folder: Path, about: RunFile, benchmark: Path, arm: str, pictures: gallery.Pictures
+) -> RoundSummary:
+    number, path = run_folder.round_number(folder), folder / run_folder.DECISION
+    made = _made(_report(folder, run_folder.PANEL_REPORT), _report(folder, run_folder.PAIRS_REPORT))
+    if not path.is_file():
+        return RoundSummary(number, None, made)
+    decision = run_folder.read_model(path, Decision)
+    explained = "" if decision.verdict == "promote" else explain(decision)
+    evidence = folder / run_folder.EVIDENCE
+    if not evidence.is_file() or evidence.stat().st_size == 0:  # nothing could be compared
+        return RoundSummary(number, decision, made, explained=explained)
+    by_digest = {
+        next(outcome.policy for outcome in jsonl.read_records(outcomes, Outcome)): (outcomes, views)
+        for _, outcomes, views in _policies(run, run_folder.round_folders(run), about)
+    }
+    named = {"champion": decision.champion, "challenger": decision.challenger}
+    sides = [(name, *by_digest[digest]) for name, digest in named.items() if digest in by_digest]
+    if len(sides) < len(named):  # the champion is of another run: its outcomes, and so its regions, are not here
+        return RoundSummary(number, decision, made, explained=explained)
+    shown, won, lost = gallery.discordant(evidence, sides, benchmark, arm, pictures, _DISCORDANT)
+    return RoundSummary(number, decision, made, tuple(shown), won, lost, explained)
 
 
 def _made(panel: Mapping[str, Any], pairs: Mapping[str, Any]) -> str:

@@ -99,7 +99,7 @@ def _check(outcome: Outcome, benchmark: Benchmark) -> None:
 def _count(sums: _Sums, question_id: str, outcome: Outcome | None, benchmark: Benchmark, *, looks: bool) -> None:
     question, reference = benchmark.questions[question_id], benchmark.references[question_id]
     for name, value in _values(question, reference, outcome, looks=looks):
-        sums.setdefault(name, ClusterSums()).add(value, benchmark.clusters[question_id])
+        sums.setdefault(name, ClusterSums(share=name != "answer_length")).add(value, benchmark.clusters[question_id])
 
 
 def _values(
@@ -124,13 +124,13 @@ def _values(
     if reference.boxes and looks:
         yield "hit_rate", None if outcome is None else outcome.hit
         yield "iou", None if outcome is None else outcome.iou
-    if _asks_for_absent_finding(question, reference):
+    if asks_for_absent_finding(question, reference):
         yield "hallucination", None if answer is None else says_yes(answer)
     yield "off_format", None if outcome is None else outcome.off_format
     yield "answer_length", None if answer is None else answer_length(answer)
 
 
-def _asks_for_absent_finding(question: Question, reference: Reference) -> bool:
+def asks_for_absent_finding(question: Question, reference: Reference) -> bool:
     return (
         question.kind == "closed" and question.topic.lower() in PRESENCE_TOPICS and normalise(reference.answer) == "no"
     )
@@ -186,7 +186,7 @@ def _footnote(reports: Sequence[BenchmarkReport]) -> str:
     fewest = min((metric.clusters for metric in scored), default=0)
     most = max((metric.clusters for metric in scored), default=0)
     patients = f"{fewest}" if fewest == most else f"{fewest} to {most}"
-    note = f"95 % intervals from a bootstrap clustered by patient ({patients} patients)."
+    note = f"95 % intervals clustered by patient ({patients} patients)."
     if fewest < APPROXIMATE_BELOW:
         note += f" Below {APPROXIMATE_BELOW} patients they are approximate."
     if not any(blind.ARM in report.metrics for report in reports):

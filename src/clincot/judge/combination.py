@@ -55,6 +55,7 @@ class JudgeReport(BaseModel):
     unscored: dict[str, int]  # reason -> candidates
     mean_raw: Unit | None  # None: it scored nothing
     mean_calibrated: Unit | None
+    sd_raw: Annotated[float, Field(ge=0)] | None = None  # of its raw scores; 0: it says the same to everything
     left_out: str = ""
 
 
@@ -79,6 +80,7 @@ class PanelReport(BaseModel):
     alpha_raw: Alpha
     alpha_calibrated: Alpha
     mean_spread: Annotated[float, Field(ge=0)] | None
+    scores: dict[str, int] = {}  # panel scores: lower edge of a bin 0.1 wide -> candidates
 
 
 @dataclass
@@ -87,8 +89,25 @@ class _Tally:
 
     scored: int = 0
     raw_sum: float = 0.0
+    raw_squares: float = 0.0  # of distances from the first score, so that a constant has exactly 0
+    raw_shift: float = 0.0
+    raw_first: float | None = None
     calibrated_sum: float = 0.0
     unscored: Counter[str] = field(default_factory=Counter)
+
+    def add(self, raw: float, calibrated: float) -> None:
+        self.raw_first = raw if self.raw_first is None else self.raw_first
+        self.scored += 1
+        self.raw_sum += raw
+        self.raw_shift += raw - self.raw_first
+        self.raw_squares += (raw - self.raw_first) ** 2
+        self.calibrated_sum += calibrated
+
+    @property
+    def sd_raw(self) -> float | None:
+        if self.scored == 0:
+            return None
+        return math.sqrt(max(0.0, self.raw_squares / self.scored - (self.raw_shift / self.scored) ** 2))
 
 
 def combine(scores: Sequence[float], weights: Sequence[float]) -> tuple[float, float]:
@@ -118,6 +137,7 @@ class Combination:
         self._unscored: Counter[str] = Counter()
         self._alpha_raw, self._alpha_calibrated = IntervalAlpha(), IntervalAlpha()
         self._spread_sum = 0.0
+        self._histogram: Counter[str] = Counter()
 
     def scores(self, judgements: Iterable[Judgement]) -> Iterator[PanelScore]:
         """One PanelScore per candidate, in the order of the judgements.
@@ -152,9 +172,7 @@ class Combination:
             raw.append(one.score)
             calibrated.append(seat.calibration.apply(one.score))
             weights.append(seat.weight)
-            tally.scored += 1
-            tally.raw_sum += raw[-1]
-            tally.calibrated_sum += calibrated[-1]
+            tally.add(raw[-1], calibrated[-1])
         self._candidates += 1
         self._alpha_raw.add(raw)
         self._alpha_calibrated.add(calibrated)
@@ -164,6 +182,7 @@ class Combination:
             return PanelScore(candidate=candidate, score=None, spread=0.0, judges=len(raw), reason=reason)
         score, spread = combine(calibrated, weights)
         self._spread_sum += spread
+        self._histogram[f"{min(9, int(score * 10)) / 10:.1f}"] += 1
         return PanelScore(candidate=candidate, score=score, spread=spread, judges=len(raw))
 
     def report(self) -> PanelReport:
@@ -177,6 +196,7 @@ class Combination:
             alpha_raw=self._alpha_raw.result(),
             alpha_calibrated=self._alpha_calibrated.result(),
             mean_spread=self._spread_sum / scored if scored else None,
+            scores=dict(sorted(self._histogram.items())),
         )
 
     def _judge_report(self, seat: Seat) -> JudgeReport:
@@ -190,5 +210,6 @@ class Combination:
             unscored=dict(sorted(tally.unscored.items())),
             mean_raw=tally.raw_sum / tally.scored if tally.scored else None,
             mean_calibrated=tally.calibrated_sum / tally.scored if tally.scored else None,
+            sd_raw=tally.sd_raw,
             left_out=seat.left_out,
         )

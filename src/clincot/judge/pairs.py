@@ -51,6 +51,7 @@ class PairReport(BaseModel):
     longer_rejected_auc_tokens: Unit | None  # of the pairs kept, in tokens of the answer; reported, not balanced
     mean_chosen_chars: float | None
     mean_rejected_chars: float | None
+    contradictions: Count = 0  # pairs whose two texts another pair of the question has the other way round
     gaps_considered: dict[str, int]  # lower edge of a bin 0.1 wide -> combinations of comparable candidates
     gaps_kept: dict[str, int]
 
@@ -93,6 +94,7 @@ class _Kept:
     written: bool
     chars: tuple[int, int]  # chosen, rejected
     tokens: tuple[int, int]
+    texts: tuple[str, str]
 
     @property
     def longer(self) -> int:
@@ -267,6 +269,7 @@ def _pair(chosen: _Side, rejected: _Side, chosen_score: float, rejected_score: f
         written=better.region_written,
         chars=(len(better.text), len(worse.text)),
         tokens=(len(better.token_logprobs), len(worse.token_logprobs)),
+        texts=(better.text.strip(), worse.text.strip()),
     )
 
 
@@ -353,9 +356,18 @@ class _Tally:
             longer_rejected_auc_tokens=_longer_rejected([one.tokens for one in kept]),
             mean_chosen_chars=sum(one.chars[0] for one in kept) / len(kept) if kept else None,
             mean_rejected_chars=sum(one.chars[1] for one in kept) / len(kept) if kept else None,
+            contradictions=_contradictions(kept),
             gaps_considered=_in_order(self.gaps),
             gaps_kept=_in_order(gaps_kept),
         )
+
+
+def _contradictions(kept: Sequence[_Kept]) -> int:
+    """Two regions may give one text different scores, so a few are no error; many leave no answer to be learnt."""
+    orders = {(one.pair.question, one.pair.step, *one.texts) for one in kept}
+    return sum(
+        (one.pair.question, one.pair.step, *reversed(one.texts)) in orders for one in kept if len(set(one.texts)) > 1
+    )
 
 
 def _in_order(bins: Counter[str]) -> dict[str, int]:
