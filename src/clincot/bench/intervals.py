@@ -123,6 +123,25 @@ class ClusterTotals:
         return _rounded(float(low)), _rounded(float(high))
 
 
+Sums = dict[str, ClusterSums | ClusterTotals]  # by metric
+
+
+def add_mean(sums: Sums, name: str, value: float | None, cluster: str) -> None:
+    """Count a value into the mean called `name`, begun where it is new."""
+    mean = sums.setdefault(name, ClusterSums())
+    if not isinstance(mean, ClusterSums):
+        raise TypeError(f"metric {name!r} is a statistic of totals, not a mean")
+    mean.add(value, cluster)
+
+
+def add_totals(sums: Sums, name: str, statistic: Statistic, row: Sequence[float] | None, cluster: str) -> None:
+    """Count an item's totals into the statistic called `name`, begun where it is new."""
+    totals = sums.setdefault(name, ClusterTotals(statistic))
+    if not isinstance(totals, ClusterTotals):
+        raise TypeError(f"metric {name!r} is a mean, not a statistic of totals")
+    totals.add(row, cluster)
+
+
 def cluster_bootstrap(
     values: Iterable[float | None], clusters: Iterable[str], *, seed: int, resamples: int = 2000
 ) -> Interval:

@@ -6,8 +6,8 @@ The packages do the scoring; here is what they are given and how their scores be
   interval draws clusters of reports and scores their n-gram counts again;
 - rouge_l: rouge-score's F1 of the longest common subsequence, the mean over reports. Under r2gen also rouge_l_beta_1.2,
   pycocoevalcap's weighting of the same precision and recall, which R2Gen's tables print;
-- meteor: NLTK's (alpha .9, beta 3, gamma .5; exact, stem and WordNet synonyms), the mean over reports. It is not the Java
-  METEOR 1.5 of pycocoevalcap, whose numbers differ. Without WordNet it is absent.
+- meteor: NLTK's (alpha .9, beta 3, gamma .5; exact, stem and WordNet synonyms), the mean over reports. It is not the
+  Java METEOR 1.5 of pycocoevalcap, whose numbers differ. Without WordNet it is absent.
 """
 
 from __future__ import annotations
@@ -21,13 +21,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from clincot.bench.intervals import ClusterSums, ClusterTotals
+from clincot.bench.intervals import Sums, add_mean, add_totals
 from clincot.bench.report_protocols import R2GenVocabulary
 from clincot.bench.wordnet import WordNetMissing, load_wordnet
 
 ORDERS = (1, 2, 3, 4)
 COCO_BETA = 1.2
-Sums = dict[str, ClusterSums | ClusterTotals]  # by metric
 Tokens = list[str]
 
 
@@ -55,14 +54,9 @@ class TextProtocol:
         if generated is not None:
             counts, values = self._scores(self.generated(generated), self.reference(reference))
         for order in ORDERS:
-            name = f"{self.name}/bleu_{order}"
-            totals = sums.setdefault(name, ClusterTotals(partial(corpus_bleu, order=order)))
-            assert isinstance(totals, ClusterTotals)
-            totals.add(counts, cluster)
+            add_totals(sums, f"{self.name}/bleu_{order}", partial(corpus_bleu, order=order), counts, cluster)
         for name, value in values.items():
-            mean = sums.setdefault(name, ClusterSums())
-            assert isinstance(mean, ClusterSums)
-            mean.add(value, cluster)
+            add_mean(sums, name, value, cluster)
 
     def _scores(self, generated: Tokens, reference: Tokens) -> tuple[list[float], dict[str, float | None]]:
         precision, recall, f1 = self.rouge(" ".join(reference), " ".join(generated))

@@ -19,7 +19,7 @@ _LEXNAMES = (
     "noun.substance noun.time verb.body verb.change verb.cognition verb.communication verb.competition "
     "verb.consumption verb.contact verb.creation verb.emotion verb.motion verb.perception verb.possession verb.social "
     "verb.stative verb.weather adj.ppl"
-).split()
+)
 
 
 class WordNetMissing(LookupError):
@@ -65,7 +65,7 @@ def _reader(folder: Path) -> Any:
 
         def open(self, file: str) -> IO[str]:
             if file == "lexnames" and not (folder / file).is_file():
-                return io.StringIO("".join(f"{at:02d}\t{name}\t0\n" for at, name in enumerate(_LEXNAMES)))
+                return io.StringIO("".join(f"{at:02d}\t{name}\t0\n" for at, name in enumerate(_LEXNAMES.split())))
             opened: IO[str] = super().open(file)
             return opened
 
