@@ -76,7 +76,7 @@ class Question(Record):
 
     study: Text
     text: Annotated[str, Field(min_length=1, pattern=r"\S")]
-    kind: Literal["closed", "open"]
+    kind: Literal["closed", "open", "report"]  # report: the answer is a whole report
     topic: str = ""
     source_id: str = ""
 

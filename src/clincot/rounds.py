@@ -253,7 +253,7 @@ def table(results: dict[str, Any], *, arms: Sequence[str] = ("written", "windows
         cells = [show_interval(row["arms"].get(arm, {}).get("accuracy")) for arm in arms]
         own = row["arms"].get("written", {})
         rows.append([row["row"], *cells, *(show_interval(own.get(m)) for m in ("hit_rate", "iou", "off_format"))])
-    blind = results["blind"]["arms"]["blind"]["accuracy"]
+    blind = results["blind"]["arms"]["blind"].get("accuracy")
     rows.append(["blind (no image)", show_interval(blind), *["–"] * (len(arms) + 2)])
     lines = [header, ["---"] * len(header), *rows]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)

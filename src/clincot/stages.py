@@ -22,6 +22,7 @@ from clincot import __version__, config
 from clincot.config import Section
 from clincot.jsonl import BadRecord, file_digest, read_records, write_records, written_aside
 from clincot.records import Candidate, Checkpoint, Outcome, PanelScore, Question, Region, digest_of
+from clincot.report_file import read_reports
 
 if TYPE_CHECKING:
     from clincot.bench.benchmark import Benchmark
@@ -144,21 +145,31 @@ def train(section: config.TrainSection, inputs: Paths, outputs: Paths) -> Metric
 
 def evaluate(section: config.EvaluateSection, inputs: Paths, outputs: Paths) -> Metrics:
     from clincot.bench.report import benchmark_reports
+    from clincot.bench.report_metrics import report_metrics
     from clincot.datasets.folder import StudyIndex
     from clincot.evaluation import evaluate as answer_benchmark
     from clincot.models.load import load_policy
 
     benchmark = read_benchmark(inputs["benchmark"], limit=section.limit)
+    reports = None
+    if any(question.kind == "report" for question in benchmark.questions.values()):
+        training = inputs.get("train_reports")  # R2Gen's vocabulary
+        reports = report_metrics(None if training is None else (row.text for row in read_reports(training)))
     studies = StudyIndex(inputs["benchmark"])
     outcomes = answer_benchmark(load_policy(inputs["policy"]), benchmark, studies, inputs["benchmark"], section)
     total = len(section.arms) * len(benchmark.questions)
     write_records(outputs["outcomes"], _progress(outcomes, "benchmark", "answers", total))
     (report,) = benchmark_reports(
-        read_records(outputs["outcomes"], Outcome), benchmark, seed=section.seed, resamples=section.resamples
-    )
+        read_records(outputs["outcomes"], Outcome), benchmark, reports=reports, seed=section.seed,
+        resamples=section.resamples,
+    )  # fmt: skip
     _write_json(outputs["report"], report.model_dump(mode="json"))
-    values = {arm: metrics["accuracy"].value for arm, metrics in report.metrics.items()}
-    return {f"accuracy_{arm}": value for arm, value in values.items() if value is not None}
+    metrics = {}
+    for arm, measured in report.metrics.items():
+        for name, called in (("accuracy", "accuracy"), ("raw/rouge_l", "rouge_l"), ("finding_f1", "finding_f1")):
+            if name in measured and (value := measured[name].value) is not None:
+                metrics[f"{called}_{arm}"] = value
+    return metrics
 
 
 def decide(section: config.DecideSection, inputs: Paths, outputs: Paths) -> Metrics:
@@ -195,7 +206,7 @@ STAGES: tuple[Stage, ...] = (
     Stage("train", train, config.TrainSection, ("data", "questions", "regions", "candidates", "pairs", "policy"),
           ("checkpoint",), "gpu", "margin-aware DPO on the pairs; reference: the policy it starts from", ("steps",)),
     Stage("evaluate", evaluate, config.EvaluateSection, ("benchmark", "policy"), ("outcomes", "report"), "gpu",
-          "the policy answers the benchmark from each kind of region, controls included"),
+          "the policy answers the benchmark from each kind of region, controls included", ("train_reports",)),
     Stage("decide", decide, config.DecideSection, ("benchmark", "champion", "challenger"), ("decision",), "cpu",
           "does the challenger take the champion's place? (the outcomes of both)", ("blind",)),
 )  # fmt: skip

@@ -87,12 +87,12 @@ def report_metrics(
         raise ValueError(f"no clinical metric is called {', '.join(unknown)}; there are {', '.join(CLINICAL)}")
     absent: dict[str, str] = {}
     by = implementations()
-    wordnet, where = wordnet_or_reason()
+    wordnet, told = wordnet_or_reason()
     if wordnet is None:
-        absent["meteor"] = where
+        absent["meteor"] = told
         del by["meteor"]
     else:
-        by["meteor"] += f", {where}"
+        by["meteor"] += f", {told}"
     texts = [raw_protocol(wordnet)]
     if training_reports is None:
         absent["r2gen"] = _NO_TRAINING

@@ -1,8 +1,8 @@
 """How a report becomes tokens before it is compared: as it is, or as R2Gen has it.
 
 `raw`: the text as written. `r2gen` (Chen et al., EMNLP 2020; the preparation behind most tables on IU-Xray): lower
-case, numbers of lists and punctuation removed, sentences joined by " . ", words that occur fewer than 3 times in the training
-reports replaced by <unk>, cut to 60 tokens. Its traps, kept because its numbers are to be compared:
+case, numbers of lists and punctuation removed, sentences joined by " . ", words that occur fewer than 3 times in the
+training reports replaced by <unk>, cut to 60 tokens. Its traps, kept because its numbers are to be compared:
 
 - of the reference, the mark that begins a report counts among the 60: 59 words are left, of the generated report 60;
 - <unk> in a report matches <unk> in the other, whatever the words were;

@@ -99,7 +99,7 @@ def r2gen_protocol(vocabulary: R2GenVocabulary, wordnet: Any | None) -> TextProt
 
 
 def wordnet_or_reason() -> tuple[Any | None, str]:
-    """(WordNet's reader, where it is), or (None, why there is none)."""
+    """(WordNet's reader, its version), or (None, why there is none)."""
     try:
         return load_wordnet()
     except WordNetMissing as missing:
@@ -113,7 +113,7 @@ def implementations() -> dict[str, str]:
         "rouge_l": f"rouge-score {version('rouge-score')}, F1 of the longest common subsequence, no stemming",
         "rouge_l_beta_1.2": f"rouge-score {version('rouge-score')}'s precision and recall, weighted as pycocoevalcap "
         f"does (beta {COCO_BETA})",
-        "meteor": f"NLTK {version('nltk')} METEOR, alpha 0.9, beta 3, gamma 0.5, WordNet synonyms (not METEOR 1.5)",
+        "meteor": f"NLTK {version('nltk')} METEOR, alpha 0.9, beta 3, gamma 0.5, synonyms (not METEOR 1.5)",
     }
 
 

@@ -28,9 +28,9 @@ class WordNetMissing(LookupError):
 
 @lru_cache(maxsize=1)
 def load_wordnet() -> tuple[Any, str]:
-    """(reader, where it was found). Looked for in $CLINCOT_WORDNET, NLTK's data, /usr/share/wordnet; never downloaded.
+    """(reader, "WordNet" and its version). Looked for in $CLINCOT_WORDNET, NLTK's data and /usr/share/wordnet.
 
-    Raises WordNetMissing. Reading takes some seconds, so the reader is kept.
+    Never downloaded. Raises WordNetMissing. Reading takes some seconds, so the reader is kept.
     """
     import nltk
 
@@ -38,22 +38,26 @@ def load_wordnet() -> tuple[Any, str]:
     if named:
         if not (Path(named) / "data.noun").is_file():
             raise WordNetMissing(f"WordNet not found: {VARIABLE} is {named}, which has no file data.noun")
-        return _reader(Path(named)), named
+        return _named(_reader(Path(named)))
     for name in ("corpora/wordnet", "corpora/wordnet.zip"):
         try:
-            found = nltk.data.find(name)
+            nltk.data.find(name)
         except LookupError:
             continue
         from nltk.corpus import wordnet
 
         wordnet.ensure_loaded()
-        return wordnet, str(found)
+        return _named(wordnet)
     if (DEBIAN / "data.noun").is_file():
-        return _reader(DEBIAN), str(DEBIAN)
+        return _named(_reader(DEBIAN))
     raise WordNetMissing(
         f"WordNet not found in NLTK's data folders or {DEBIAN}: `apt-get install wordnet-base`, or name a folder with "
         f"its files in {VARIABLE}"
     )
+
+
+def _named(reader: Any) -> tuple[Any, str]:
+    return reader, f"WordNet {reader.get_version()}"
 
 
 def _reader(folder: Path) -> Any:

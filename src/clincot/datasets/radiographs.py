@@ -27,8 +27,7 @@ from clincot.datasets.rendering import VERSION, Lesion, Radiograph, Unrenderable
 from clincot.datasets.scenes import ANY, HELD_OUT, Combination, Composition, examples, stream
 from clincot.jsonl import written_aside
 from clincot.records import Question, Reference, Study
-
-REPORTS = "reports.jsonl"
+from clincot.report_file import REPORTS
 
 __all__ = [
     "ANY",

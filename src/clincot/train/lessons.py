@@ -61,12 +61,13 @@ def policy_lessons(
     sides = sides_by_finding(lessons)
     for lesson in lessons:
         study, text, answer = lesson.study, lesson.question.text, lesson.reference.answer
+        report = lesson.question.kind == "report"
         opening = look(study, folder, views, text)
         box = _region(lesson, rng, sides, truth=region_truth, whole=0.0, grid=SNAP)
-        closer = look_closer(opening, study, folder, views, question=text, box=box, written=True)
+        closer = look_closer(opening, study, folder, views, question=text, box=box, written=True, report=report)
         yield answered(closer, answer)
         box = _region(lesson, rng, sides, truth=0.65, whole=0.1)
-        yield answered(look_closer(opening, study, folder, views, question=text, box=box), answer)
+        yield answered(look_closer(opening, study, folder, views, question=text, box=box, report=report), answer)
         yield from _crop_lessons(lesson, folder, views, rng, sides)
         yield from _policy_place_lessons(lesson, rng)
 
