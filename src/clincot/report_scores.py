@@ -68,8 +68,8 @@ def score_reports(
     """Score the generated reports (reports.jsonl) study by study.
 
     training: the training reports, for the r2gen protocol. studies: a studies.jsonl that names the patients, by whom
-    the bootstrap is then clustered. A reference without a generated report is unscored in every metric, and counted. Raises
-    BadRecord on a generated report of a study without a reference, an empty reference, or an unknown study.
+    the bootstrap is then clustered. A reference without a generated report is unscored in every metric, and
+    counted. Raises BadRecord on a generated report of a study without a reference, an empty reference, or an unknown study.
     """
     texts = {row.study: row for row in tqdm(read_reports(generated), desc="generated", unit=" reports", disable=None)}
     patients = {} if studies is None else {s.id: s.patient or s.id for s in read_records(studies, Study)}

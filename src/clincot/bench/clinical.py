@@ -1,7 +1,7 @@
 """RadGraph F1, CheXbert F1 and RaTEScore: metrics of neural readers, from the packages of their authors.
 
-Each needs a package (the extra `clinical`) and weights that no package carries. What is missing makes the metric
-absent, with the reason; it is never 0. Nothing is downloaded here but by RaTEScore's own loading where a hub is on
+Each needs a package (the extra `clinical`; RaTEScore an environment of its own) and weights that no package carries.
+What is missing makes the metric absent, with the reason; it is never 0. Nothing is downloaded here but by RaTEScore's own loading where a hub is on
 line.
 
 - radgraph_f1: entities and relations that agree, reward level `partial`, model radgraph-xl, the mean over reports;
@@ -14,14 +14,13 @@ from __future__ import annotations
 import importlib.util
 from collections.abc import Callable
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from clincot.bench.findings import f1
 from clincot.bench.intervals import Statistic, Sums, add_mean, add_totals
 
-_EXTRA = "`pip install 'clincot[clinical]'`"
 _ONCE = "Load it once where the hub can be reached"
 
 
@@ -101,8 +100,8 @@ def chexbert_f1() -> ClinicalMetric:
 
 def ratescore() -> ClinicalMetric:
     """Raises ClinicalUnavailable."""
-    _package("RaTEScore", "RaTEScore")
-    _package("medspacy", "RaTEScore")
+    for name in ("RaTEScore", "medspacy"):
+        _package(name, "RaTEScore", f"it needs {name} in an environment with numpy < 2, as its spaCy < 3.8 does")
     try:
         import torch
         from RaTEScore import RaTEScore
@@ -133,13 +132,9 @@ def label_counts(stated: list[int], wanted: list[int]) -> list[float]:
     return [float(both), float(sum(map(bool, stated))), float(sum(map(bool, wanted)))]
 
 
-def _package(name: str, metric: str) -> None:
+def _package(name: str, metric: str, how: str = "`pip install 'clincot[clinical]'`") -> None:
     if importlib.util.find_spec(name) is None:
-        raise ClinicalUnavailable(f"{metric}: the package {name} is not installed: {_EXTRA}")
-    try:
-        version(name)
-    except PackageNotFoundError:
-        raise ClinicalUnavailable(f"{metric}: {name} is there, but not as an installed package: {_EXTRA}") from None
+        raise ClinicalUnavailable(f"{metric}: the package {name} is not installed: {how}")
 
 
 def _first_line(error: Exception) -> str:

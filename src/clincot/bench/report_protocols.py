@@ -6,7 +6,7 @@ training reports replaced by <unk>, cut to 60 tokens. Its traps, kept because it
 
 - of the reference, the mark that begins a report counts among the 60: 59 words are left, of the generated report 60;
 - <unk> in a report matches <unk> in the other, whatever the words were;
-- digits stay, but the characters from ":" to "[" in ASCII go, "<", "=", ">" and "@" among them.
+- the hyphen stays, and the characters from ":" to "[" in ASCII go instead, "<", "=", ">" and "@" among them.
 
 Half of the protocol is no text: its models see both views of a study, and a report is scored once, not once a view.
 """
