@@ -1,7 +1,8 @@
 """Real texts and reference implementations that the repository may not carry: fetched into the cache, or skipped.
 
-torchxrayvision's wheel has the reports of Indiana University's chest radiographs (CC BY-NC-ND: read where they lie, and
-nothing of them is copied here); pycocoevalcap's has the scorers behind published tables; Debian's wordnet-base has WordNet.
+torchxrayvision's wheel has the reports of Indiana University's chest radiographs (CC BY-NC-ND: read where they lie,
+and nothing of them is copied here); pycocoevalcap's has the scorers behind published tables; Debian's wordnet-base has
+WordNet.
 """
 
 from __future__ import annotations

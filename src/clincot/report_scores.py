@@ -69,7 +69,8 @@ def score_reports(
 
     training: the training reports, for the r2gen protocol. studies: a studies.jsonl that names the patients, by whom
     the bootstrap is then clustered. A reference without a generated report is unscored in every metric, and
-    counted. Raises BadRecord on a generated report of a study without a reference, an empty reference, or an unknown study.
+    counted. Raises BadRecord on a generated report of a study without a reference, an empty reference, or an unknown
+    study.
     """
     texts = {row.study: row for row in tqdm(read_reports(generated), desc="generated", unit=" reports", disable=None)}
     patients = {} if studies is None else {s.id: s.patient or s.id for s in read_records(studies, Study)}

@@ -36,9 +36,6 @@ def test_missing_weights_are_named_with_their_place(
 def test_what_is_missing_is_absent_from_the_metrics_with_its_reason(monkeypatch: pytest.MonkeyPatch) -> None:
     """A WordNet that is not there, no training reports, and clinical metrics that were not asked for."""
     monkeypatch.setenv("CLINCOT_WORDNET", "/nowhere")
-    from clincot.bench.wordnet import load_wordnet
-
-    load_wordnet.cache_clear()
     metrics = report_metrics()
     assert metrics.absent["meteor"] == "WordNet not found: CLINCOT_WORDNET is /nowhere, which has no file data.noun"
     assert "none were given" in metrics.absent["r2gen"]

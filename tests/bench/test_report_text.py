@@ -114,7 +114,7 @@ def test_meteor_is_nltks_mean(pairs: list[tuple[str, str]]) -> None:
     assert ours["raw/meteor"] == pytest.approx(np.mean(theirs), abs=1e-6)
     assert 0.1 < ours["raw/meteor"] < 0.6
     # fluid/liquid are synonyms and effusions/effusion share a stem: 2 of 2 words in one chunk, penalty .5 * (1/2)³
-    assert theirs != [] and meteor_score([["effusion", "fluid"]], ["effusions", "liquid"], wordnet=wordnet) == (
+    assert meteor_score([["effusion", "fluid"]], ["effusions", "liquid"], wordnet=wordnet) == (
         pytest.approx(1 - 0.5 / 8)
     )
 

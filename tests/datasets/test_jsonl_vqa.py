@@ -227,7 +227,7 @@ def test_a_report_that_does_not_add_up_is_refused(source: Path, tmp_path: Path) 
         ({"answer": ["yes"]}, "answer: Input should be a valid string (got ['yes'])"),
         (
             {"kind": "multiple"},
-            """kind: Input should be 'closed', 'open' or 'report' (got 'multiple'). Write "closed",""",
+            """kind: Input should be 'closed', 'open' or 'report' (got 'multiple'). Write """,
         ),
         (
             {"colour": "red"},

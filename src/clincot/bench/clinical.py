@@ -1,8 +1,8 @@
 """RadGraph F1, CheXbert F1 and RaTEScore: metrics of neural readers, from the packages of their authors.
 
 Each needs a package (the extra `clinical`; RaTEScore an environment of its own) and weights that no package carries.
-What is missing makes the metric absent, with the reason; it is never 0. Nothing is downloaded here but by RaTEScore's own loading where a hub is on
-line.
+What is missing makes the metric absent, with the reason; it is never 0. Nothing is downloaded here but by RaTEScore's
+own loading where a hub is on line.
 
 - radgraph_f1: entities and relations that agree, reward level `partial`, model radgraph-xl, the mean over reports;
 - chexbert_f1_14, chexbert_f1_5: micro F1 over 14 (5) observations, uncertain counted as positive, as the package does;

@@ -26,15 +26,18 @@ class WordNetMissing(LookupError):
     """WordNet is in none of the places looked at; the message says how to get it."""
 
 
-@lru_cache(maxsize=1)
 def load_wordnet() -> tuple[Any, str]:
     """(reader, "WordNet" and its version). Looked for in $CLINCOT_WORDNET, NLTK's data and /usr/share/wordnet.
 
     Never downloaded. Raises WordNetMissing. Reading takes some seconds, so the reader is kept.
     """
+    return _load(os.environ.get(VARIABLE, ""))
+
+
+@lru_cache(maxsize=1)
+def _load(named: str) -> tuple[Any, str]:
     import nltk
 
-    named = os.environ.get(VARIABLE)
     if named:
         if not (Path(named) / "data.noun").is_file():
             raise WordNetMissing(f"WordNet not found: {VARIABLE} is {named}, which has no file data.noun")
