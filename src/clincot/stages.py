@@ -26,6 +26,7 @@ from clincot.report_file import read_reports
 
 if TYPE_CHECKING:
     from clincot.bench.benchmark import Benchmark
+    from clincot.bench.report_metrics import ReportMetrics
     from clincot.propose.candidates import Ask
 
 Metrics = dict[str, float]
@@ -145,23 +146,18 @@ def train(section: config.TrainSection, inputs: Paths, outputs: Paths) -> Metric
 
 def evaluate(section: config.EvaluateSection, inputs: Paths, outputs: Paths) -> Metrics:
     from clincot.bench.report import benchmark_reports
-    from clincot.bench.report_metrics import report_metrics
     from clincot.datasets.folder import StudyIndex
     from clincot.evaluation import evaluate as answer_benchmark
     from clincot.models.load import load_policy
 
     benchmark = read_benchmark(inputs["benchmark"], limit=section.limit)
-    reports = None
-    if any(question.kind == "report" for question in benchmark.questions.values()):
-        training = inputs.get("train_reports")  # R2Gen's vocabulary
-        reports = report_metrics(None if training is None else (row.text for row in read_reports(training)))
     studies = StudyIndex(inputs["benchmark"])
     outcomes = answer_benchmark(load_policy(inputs["policy"]), benchmark, studies, inputs["benchmark"], section)
     total = len(section.arms) * len(benchmark.questions)
     write_records(outputs["outcomes"], _progress(outcomes, "benchmark", "answers", total))
     (report,) = benchmark_reports(
-        read_records(outputs["outcomes"], Outcome), benchmark, reports=reports, seed=section.seed,
-        resamples=section.resamples,
+        read_records(outputs["outcomes"], Outcome), benchmark, seed=section.seed, resamples=section.resamples,
+        reports=metrics_of_reports(benchmark, inputs.get("train_reports")),
     )  # fmt: skip
     _write_json(outputs["report"], report.model_dump(mode="json"))
     metrics = {}
@@ -266,6 +262,15 @@ def read_benchmark(folder: Path, *, limit: int = 0, only: Iterable[str] | None =
     ids = {q.id for q in questions}
     references = [r for r in load_references(folder) if r.question in ids]
     return Benchmark.of(questions, references, StudyIndex(folder).values())
+
+
+def metrics_of_reports(benchmark: Benchmark, training: Path | None) -> ReportMetrics | None:
+    """What scores the benchmark's reports; None where it asks for none. training: reports.jsonl, R2Gen's vocabulary."""
+    from clincot.bench.report_metrics import report_metrics
+
+    if all(question.kind != "report" for question in benchmark.questions.values()):
+        return None
+    return report_metrics(None if training is None else (row.text for row in read_reports(training)))
 
 
 def _first_asks(inputs: Paths) -> Iterator[Ask]:
