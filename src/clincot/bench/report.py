@@ -79,7 +79,7 @@ def benchmark_reports(
             )
         seen.add(outcome.question)
         sums = policies.setdefault(outcome.policy, {}).setdefault(outcome.arm, {})
-        _count(sums, outcome.question, outcome, benchmark, reports)
+        _count(sums, outcome.question, outcome, benchmark, reports, looks=outcome.arm != blind.ARM)
     for (policy, arm), seen in answered.items():
         for question in benchmark.questions:
             if question not in seen:
@@ -116,11 +116,10 @@ def _check(outcome: Outcome, benchmark: Benchmark) -> None:
 
 def _count(
     sums: Sums, question_id: str, outcome: Outcome | None, benchmark: Benchmark, reports: ReportMetrics | None,
-    *, looks: bool = True,
+    *, looks: bool,
 ) -> None:  # fmt: skip
     question, reference = benchmark.questions[question_id], benchmark.references[question_id]
     cluster = benchmark.clusters[question_id]
-    looks = looks if outcome is None else outcome.arm != blind.ARM
     if question.kind == "report":
         assert reports is not None
         reports.count(sums, None if outcome is None else outcome.answer, reference.answer, cluster)
