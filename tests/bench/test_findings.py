@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib.util
+
 import numpy as np
 import pytest
 
@@ -9,10 +11,7 @@ from clincot.bench import findings
 from clincot.bench.findings import finding_counts, mentions
 from tests import material
 
-pytest.importorskip("nltk")
-needs_radlabels = pytest.mark.skipif(
-    findings.importlib.util.find_spec("radlabels") is None, reason="radlabels is not installed"
-)
+needs_radlabels = pytest.mark.skipif(importlib.util.find_spec("radlabels") is None, reason="radlabels is not installed")
 
 
 @needs_radlabels

@@ -38,7 +38,7 @@ class ReportQuestions(BaseModel):
     def summary(self) -> str:
         lines = [
             f"{self.questions} questions, one a report ({self.with_boxes} with boxes); "
-            f"{self.studies_without_report} studies have no report; {len(self.refused)} rows refused",
+            f"{self.studies_without_report} studies without; {len(self.refused)} rows refused",
             *map(str, self.refused),
         ]
         return "\n".join(lines)
@@ -78,7 +78,7 @@ def make_report_questions(
         if kept == 0:
             raise BadRecord(f"{path}: expected reports, but not one was kept")
     return ReportQuestions(
-        questions=kept, studies_without_report=len(studies) - kept - len(refused), with_boxes=boxed, refused=refused
+        questions=kept, studies_without_report=len(studies) - kept, with_boxes=boxed, refused=refused
     )
 
 
