@@ -26,7 +26,7 @@ from tests import tiny
 
 COMMANDS = [
     *(stage.name for stage in STAGES), "rounds", "ingest", "render", "small-models", "sft", "calibrate", "show", "page",
-    "blind", "power",
+    "blind", "power", "report-questions", "report-metrics",
 ]  # fmt: skip
 
 
@@ -124,6 +124,8 @@ def test_a_learning_rate_without_a_point_is_taken(here: Path) -> None:
         (["show", "pair-0", "--run", "no-run"], "no-run"),
         (["page", "--run", "no-run"], "no-run"),
         (["blind", "--train", "data", "--test", "data"], "references.jsonl"),
+        (["report-questions", "data", "--out", "out"], "data/reports.jsonl: no such file"),
+        (["report-metrics", "--references", "no.jsonl", "--hypotheses", "no.jsonl"], "no.jsonl: no such file"),
         (["rounds", "--run", "r", "--data", "data", "--benchmark", "data", "--policy", "p", "--count", "0"], "--count"),
         (
             ["rounds", "--run", "r", "--data", "data", "--benchmark", "data", "--policy", "p"],

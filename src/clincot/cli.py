@@ -55,6 +55,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_data(commands)
     _add_models(commands)
     _add_looking(commands)
+    _add_reports(commands)
     return parser
 
 
@@ -326,6 +327,54 @@ def _run_blind(args: argparse.Namespace) -> int:
     blind = BlindBaseline.fit(load_questions(args.train), load_references(args.train))
     reports = benchmark_reports(blind.outcomes(benchmark), benchmark)
     print(table(reports, names={blind.digest: "blind"}))
+    return 0
+
+
+def _add_reports(commands: Any) -> None:
+    questions = _command(commands, "report-questions", "a data set that asks for reports, from one with reports.jsonl",
+                         _run_report_questions)  # fmt: skip
+    questions.add_argument("source", type=Path, help="data set with reports.jsonl: {study, text} a line")
+    questions.add_argument("--out", type=Path, required=True)
+    questions.add_argument("--question", default="Describe the findings.", help="what is asked (default: %(default)s)")
+    questions.add_argument("--allow-refused", type=int, default=0, metavar="N", help="go on with up to N bad rows")
+    metrics = _command(commands, "report-metrics", "score generated reports against references", _run_report_metrics)
+    metrics.add_argument("--references", type=Path, required=True, help="reports.jsonl: {study, text} a line")
+    metrics.add_argument("--hypotheses", type=Path, required=True,
+                         help="the generated reports, likewise; a row may say from how many `views`")  # fmt: skip
+    metrics.add_argument("--train", type=Path, help="training reports: the vocabulary of the r2gen protocol")
+    metrics.add_argument("--studies", type=Path, help="studies.jsonl: intervals are then clustered by patient")
+    metrics.add_argument("--clinical", action="append", default=[], choices=["radgraph", "chexbert", "ratescore"],
+                         help="also this metric; fails where its package or weights are missing")  # fmt: skip
+    metrics.add_argument("--label", default="", help="what the table is called")
+    metrics.add_argument("--out", type=Path, help="also write everything as JSON")
+    metrics.add_argument("--resamples", type=int, default=2000, help="of the bootstrap (default 2000)")
+    metrics.add_argument("--seed", type=int, default=0)
+
+
+def _run_report_questions(args: argparse.Namespace) -> int:
+    from clincot.datasets.report_questions import make_report_questions
+
+    made = make_report_questions(
+        args.source, args.out, question=args.question, allow_refused=args.allow_refused
+    )  # fmt: skip
+    print(made.summary())
+    return 0
+
+
+def _run_report_metrics(args: argparse.Namespace) -> int:
+    """Everything that can be computed is printed and written; a clinical metric that cannot ends it with 1."""
+    from clincot.report_scores import score_reports, write_scores
+
+    scores = score_reports(
+        args.references, args.hypotheses, training=args.train, studies=args.studies, clinical=args.clinical,
+        label=args.label, seed=args.seed, resamples=args.resamples,
+    )  # fmt: skip
+    print(scores.table())
+    if args.out is not None:
+        write_scores(args.out, scores)
+        print(f"\n{args.out}")
+    if missing := [name for name in args.clinical if name in scores.absent]:
+        raise BadInput("not computed: " + "; ".join(scores.absent[name] for name in missing))
     return 0
 
 

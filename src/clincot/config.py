@@ -69,6 +69,7 @@ class AnswerSection(Section):
 
     temperature: Annotated[float, Field(ge=0, description="of sampled answers [UV-CoT: 0.7]")] = 0.7
     max_new_tokens: Annotated[Positive, Field(description="an answer that is longer is cut")] = 16
+    report_max_new_tokens: Annotated[Positive, Field(description="the same of a report")] = 160
     steps: Annotated[
         tuple[str, ...],
         Field(
@@ -78,6 +79,10 @@ class AnswerSection(Section):
     ] = ("{question}",)
     batch_size: Positive = 128
     seed: int = 0
+
+    def longest(self, kind: str) -> int:
+        """The most tokens of an answer to a question of that kind."""
+        return self.report_max_new_tokens if kind == "report" else self.max_new_tokens
 
 
 class JudgeSpec(Section):
@@ -179,8 +184,13 @@ class EvaluateSection(Section):
     )
     limit: Annotated[int, Field(ge=0, description="at most so many questions; 0: all")] = 0
     max_new_tokens: Positive = 16
+    report_max_new_tokens: Annotated[Positive, Field(description="of the questions that ask for a report")] = 160
     resamples: Annotated[Positive, Field(description="of the cluster bootstrap")] = 2000
     seed: int = 0
+
+    def longest(self, kind: str) -> int:
+        """The most tokens of an answer to a question of that kind."""
+        return self.report_max_new_tokens if kind == "report" else self.max_new_tokens
 
 
 Floor = Annotated[float, Field(gt=0)] | None

@@ -74,6 +74,7 @@ class Wording:
 
     look: str
     crop: str
+    report: str  # in place of `crop` where a whole report is asked for
     judge: str
     finding: str
 
@@ -87,13 +88,17 @@ WORDINGS: dict[str, Wording] = {
         look="{question}\nFirst name the region of the image to look at, as [x0, y0, x1, y1] in percent of its "
         "width and height.",
         crop="This is that region at full resolution. Answer the question in a few words: {question}",
+        report="This is that region at full resolution. {question} Write a report of the whole image in a few "
+        "sentences: what is seen, on which side, and what is not.",
         judge="The second image is the region {region} of the first (percent of its width and height) at full "
         "resolution.\nQuestion: {question}\n"
         "Proposed answer: {answer}\nIs the proposed answer right? Answer yes or no.",
         finding="Does this region of a medical image show {finding}? Answer yes or no.",
     ),
     # For the small models, which were trained on it: every further word would cost them a token a question.
-    "brief": Wording(look="{question}", crop="", judge="{region} {question} {answer}?", finding="Is there {finding}?"),
+    "brief": Wording(
+        look="{question}", crop="", report="", judge="{region} {question} {answer}?", finding="Is there {finding}?"
+    ),
 }
 
 
@@ -151,10 +156,13 @@ def look_closer(
     question: str,
     box: Box,
     written: bool = False,
+    report: bool = False,
 ) -> Conversation:
-    """The opening continued by a region and its crop; `written`: the policy wrote the region itself."""
+    """The opening continued by a region and its crop. `written`: the policy wrote the region itself; `report`: what is
+    to follow is a whole report."""
     region = Turn("assistant", box_to_text(box), action=written)
-    text = WORDINGS[views.wording].crop.format(question=question)
+    wording = WORDINGS[views.wording]
+    text = (wording.report if report else wording.crop).format(question=question)
     return (*opening, region, Turn("user", text, (crop_picture(study, folder, views, box),)))
 
 
@@ -166,6 +174,7 @@ class Step:
     box: Box
     written: bool  # the policy wrote the region itself
     answer: str | None = None
+    report: bool = False  # a whole report is asked for
 
 
 def chain(study: Study, folder: Path, views: Views, steps: Sequence[Step]) -> Conversation:
@@ -178,8 +187,9 @@ def chain(study: Study, folder: Path, views: Views, steps: Sequence[Step]) -> Co
         else:
             conversation = (*conversation, Turn("user", WORDINGS[views.wording].look.format(question=step.question)))
         conversation = look_closer(
-            conversation, study, folder, views, question=step.question, box=step.box, written=step.written and last
-        )
+            conversation, study, folder, views, question=step.question, box=step.box, written=step.written and last,
+            report=step.report,
+        )  # fmt: skip
         if step.answer is not None:
             conversation = (*conversation, Turn("assistant", step.answer, action=last))
     return conversation
@@ -209,9 +219,10 @@ def finding_in(study: Study, folder: Path, views: Views, *, finding: str, box: B
     return (Turn("user", text, (crop_picture(study, folder, views, box),)),)
 
 
-def prompt_digest(views: Views) -> str:
-    """Names the wording and the sizes that a record was made with."""
-    return digest_of([WORDINGS[views.wording].digest, views.model_dump(mode="json")])[:20]
+def prompt_digest(views: Views, *, report: bool = False) -> str:
+    """Names the wording and the sizes that a record was made with; `report`: an answer that is a whole report."""
+    wording = WORDINGS[views.wording]
+    return digest_of([wording.digest, views.model_dump(mode="json"), *[wording.report] * report])[:20]
 
 
 def pictures_of(conversation: Sequence[Turn]) -> list[Picture]:

@@ -7,14 +7,14 @@ Arms by where the region comes from: `written` (the policy's own), `windows`, `r
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import islice
+from itertools import groupby, islice
 from pathlib import Path
 
 from clincot.bench.benchmark import Benchmark
 from clincot.bench.grounding import best_iou, hit
-from clincot.bench.vqa import is_correct, normalise
+from clincot.bench.vqa import normalise, verdict
 from clincot.config import EvaluateSection
 from clincot.conversation import Step, chain
 from clincot.errors import BadInput
@@ -46,11 +46,15 @@ def evaluate(
     spaces = answer_spaces(benchmark)
     for arm in section.arms:
         looks = _looks(arm, questions, benchmark, policy, studies, folder, section)
-        while batch := list(islice(looks, _BATCH)):
-            steps = [[Step(k.question.text, k.box or WHOLE, written=arm == "written")] for k in batch]
+        for batch in _batches(looks):
+            kind = batch[0].question.kind
+            steps = [
+                [Step(k.question.text, k.box or WHOLE, written=arm == "written", report=kind == "report")]
+                for k in batch
+            ]
             replies = policy.write(
                 [chain(k.shown, folder, policy.views, s) for k, s in zip(batch, steps, strict=True)],
-                max_new_tokens=section.max_new_tokens, temperature=0.0, seeds=[0] * len(batch),
+                max_new_tokens=section.longest(kind), temperature=0.0, seeds=[0] * len(batch),
             )  # fmt: skip
             for one, reply in zip(batch, replies, strict=True):
                 reference = benchmark.references[one.question.id]
@@ -59,18 +63,26 @@ def evaluate(
                 yield _outcome(one, arm, reply.text, reference, policy, off_format=off)
 
 
+def _batches(looks: Iterable[_Look]) -> Iterator[list[_Look]]:
+    """In order; those of a batch all ask for reports, or none does: a report may be longer."""
+    for _, run in groupby(looks, key=lambda look: look.question.kind == "report"):
+        while batch := list(islice(run, _BATCH)):
+            yield batch
+
+
 def answer_spaces(benchmark: Benchmark) -> dict[str, frozenset[str]]:
     """The normalised answers of every topic that has few: an answer outside them is off format."""
     answers: dict[str, set[str]] = {}
     for question in benchmark.questions.values():
-        answers.setdefault(question.topic, set()).add(normalise(benchmark.references[question.id].answer))
+        if question.kind != "report":
+            answers.setdefault(question.topic, set()).add(normalise(benchmark.references[question.id].answer))
     return {topic: frozenset(a) for topic, a in answers.items() if topic and len(a) <= SMALL_ANSWER_SPACE}
 
 
 def _in_format(reply: Generation, question: Question, space: frozenset[str]) -> bool:
     """One of the topic's few answers; else yes or no to a closed question; else anything that says something."""
     answer = normalise(reply.text)
-    if space:
+    if space and question.kind != "report":
         return answer in space
     if question.kind == "closed":
         return answer in {"yes", "no"}
@@ -92,7 +104,7 @@ def _outcome(
         box=box,
         answer=answer,
         reference=reference.id,
-        correct=is_correct(answer, reference.answer, one.question.kind),
+        correct=verdict(answer, one.question, reference),
         hit=False if one.box is None and reference.boxes else hit(shown, reference.boxes),
         iou=None if iou is None else (0.0 if one.box is None else round(iou, 6)),
         off_format=off_format,

@@ -76,7 +76,7 @@ class Question(Record):
 
     study: Text
     text: Annotated[str, Field(min_length=1, pattern=r"\S")]
-    kind: Literal["closed", "open"]
+    kind: Literal["closed", "open", "report"]  # report: the answer is a whole report
     topic: str = ""
     source_id: str = ""
 
@@ -205,7 +205,7 @@ class Outcome(Record):
     box: Box
     answer: str
     reference: Text  # the Reference's id
-    correct: bool | None  # strict protocol; None: no answer could be read
+    correct: bool | None  # strict protocol; None: no answer could be read, or it is a report
     hit: bool | None = None  # None: the question has no reference box
     iou: Unit | None = None
     off_format: bool = False

@@ -28,7 +28,8 @@ from clincot.config import Params, TrainSection
 from clincot.errors import BadInput
 from clincot.jsonl import BadRecord, read_records, written_aside
 from clincot.records import BenchmarkReport, Decision
-from clincot.stages import Metrics, read_benchmark, run_stage
+from clincot.report_file import REPORTS
+from clincot.stages import Metrics, metrics_of_reports, read_benchmark, run_stage
 
 
 @dataclass(frozen=True)
@@ -151,7 +152,19 @@ def _evaluate(plan: Plan, policy: Path, folder: Path) -> Metrics:
     folder.mkdir(exist_ok=True)
     section = plan.params.evaluate.model_copy(update={"propose": plan.params.propose})
     outputs = {"outcomes": folder / "outcomes.jsonl", "report": folder / "report.json"}
-    return run_stage("evaluate", section, {"benchmark": plan.benchmark, "policy": policy}, outputs)
+    inputs = {"benchmark": plan.benchmark, "policy": policy}
+    if (training := _training_reports(plan)) is not None:
+        inputs["train_reports"] = training
+    return run_stage("evaluate", section, inputs, outputs)
+
+
+def _training_reports(plan: Plan) -> Path | None:
+    """The data set's reports, where the benchmark asks for reports: R2Gen's protocol takes its vocabulary from them."""
+    from clincot.datasets.folder import load_questions
+
+    if all(question.kind != "report" for question in load_questions(plan.benchmark)):
+        return None
+    return plan.data / REPORTS if (plan.data / REPORTS).is_file() else None
 
 
 def _decide(plan: Plan, number: int, folder: Path, champion: Path) -> Decision:
@@ -211,7 +224,10 @@ def _blind(plan: Plan) -> dict[str, Any]:
     key = plan.blind_from or plan.benchmark
     blind = BlindBaseline.fit(load_questions(key), load_references(key))
     section = plan.params.evaluate
-    (report,) = benchmark_reports(blind.outcomes(benchmark), benchmark, seed=section.seed, resamples=section.resamples)
+    (report,) = benchmark_reports(
+        blind.outcomes(benchmark), benchmark, reports=metrics_of_reports(benchmark, _training_reports(plan)),
+        seed=section.seed, resamples=section.resamples,
+    )  # fmt: skip
     return {"fitted_on": "the benchmark itself" if plan.blind_from is None else "other data",
             "arms": report.model_dump(mode="json")["metrics"]}  # fmt: skip
 
@@ -281,21 +297,23 @@ def _same_start(plan: Plan) -> None:
 
 
 def table(results: dict[str, Any], *, arms: Sequence[str] = ("written", "windows", "random", "oracle", "whole")) -> str:
-    """The results as Markdown: accuracy of every arm, and of the policy's own regions hit-rate and IoU."""
+    """The results as Markdown: accuracy of every arm (ROUGE-L where all questions ask for reports), and of the policy's
+    own regions hit-rate and IoU."""
+    blind = results["blind"]["arms"]["blind"]
+    metric, called = ("accuracy", "accuracy") if "accuracy" in blind else ("raw/rouge_l", "ROUGE-L")
     header = [
         "policy",
-        *(f"accuracy: {_ARMS.get(arm, arm)}" for arm in arms),
+        *(f"{called}: {_ARMS.get(arm, arm)}" for arm in arms),
         "own region: hit-rate",
         "IoU",
         "off format",
     ]
     rows = []
     for row in results["rows"]:
-        cells = [show_interval(row["arms"].get(arm, {}).get("accuracy")) for arm in arms]
+        cells = [show_interval(row["arms"].get(arm, {}).get(metric)) for arm in arms]
         own = row["arms"].get("written", {})
         rows.append([row["row"], *cells, *(show_interval(own.get(m)) for m in ("hit_rate", "iou", "off_format"))])
-    blind = results["blind"]["arms"]["blind"]["accuracy"]
-    rows.append(["blind (no image)", show_interval(blind), *["–"] * (len(arms) + 2)])
+    rows.append(["blind (no image)", show_interval(blind.get(metric)), *["–"] * (len(arms) + 2)])
     lines = [header, ["---"] * len(header), *rows]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 

@@ -23,9 +23,11 @@ from clincot.config import Section
 from clincot.errors import BadInput
 from clincot.jsonl import BadRecord, file_digest, read_records, write_records, written_aside
 from clincot.records import Candidate, Checkpoint, Outcome, PanelScore, Question, Region, digest_of
+from clincot.report_file import read_reports
 
 if TYPE_CHECKING:
     from clincot.bench.benchmark import Benchmark
+    from clincot.bench.report_metrics import ReportMetrics
     from clincot.propose.candidates import Ask
 
 Metrics = dict[str, float]
@@ -157,11 +159,16 @@ def evaluate(section: config.EvaluateSection, inputs: Paths, outputs: Paths) -> 
     total = len(section.arms) * len(benchmark.questions)
     write_records(outputs["outcomes"], _progress(outcomes, "benchmark", "answers", total))
     (report,) = benchmark_reports(
-        read_records(outputs["outcomes"], Outcome), benchmark, seed=section.seed, resamples=section.resamples
-    )
+        read_records(outputs["outcomes"], Outcome), benchmark, seed=section.seed, resamples=section.resamples,
+        reports=metrics_of_reports(benchmark, inputs.get("train_reports")),
+    )  # fmt: skip
     _write_json(outputs["report"], report.model_dump(mode="json"))
-    values = {arm: metrics["accuracy"].value for arm, metrics in report.metrics.items()}
-    return {f"accuracy_{arm}": value for arm, value in values.items() if value is not None}
+    metrics = {}
+    for arm, measured in report.metrics.items():
+        for name, called in (("accuracy", "accuracy"), ("raw/rouge_l", "rouge_l"), ("finding_f1", "finding_f1")):
+            if name in measured and (value := measured[name].value) is not None:
+                metrics[f"{called}_{arm}"] = value
+    return metrics
 
 
 def decide(section: config.DecideSection, inputs: Paths, outputs: Paths) -> Metrics:
@@ -193,7 +200,7 @@ STAGES: tuple[Stage, ...] = (
     Stage("train", train, config.TrainSection, ("data", "questions", "regions", "candidates", "pairs", "policy"),
           ("checkpoint",), "gpu", "margin-aware DPO on the pairs; reference: the policy it starts from", ("steps",)),
     Stage("evaluate", evaluate, config.EvaluateSection, ("benchmark", "policy"), ("outcomes", "report"), "gpu",
-          "the policy answers the benchmark from each kind of region, controls included"),
+          "the policy answers the benchmark from each kind of region, controls included", ("train_reports",)),
     Stage("decide", decide, config.DecideSection, ("benchmark", "champion", "challenger"),
           ("decision", "evidence", "summary"), "cpu",
           "does the challenger take the champion's place? (the outcomes of both)",
@@ -261,6 +268,15 @@ def read_benchmark(folder: Path, *, limit: int = 0, only: Iterable[str] | None =
     ids = {q.id for q in questions}
     references = [r for r in load_references(folder) if r.question in ids]
     return Benchmark.of(questions, references, StudyIndex(folder).values())
+
+
+def metrics_of_reports(benchmark: Benchmark, training: Path | None) -> ReportMetrics | None:
+    """What scores the benchmark's reports; None where it asks for none. training: reports.jsonl, R2Gen's vocabulary."""
+    from clincot.bench.report_metrics import report_metrics
+
+    if all(question.kind != "report" for question in benchmark.questions.values()):
+        return None
+    return report_metrics(None if training is None else (row.text for row in read_reports(training)))
 
 
 def _first_asks(inputs: Paths) -> Iterator[Ask]:

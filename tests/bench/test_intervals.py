@@ -7,7 +7,17 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from clincot.bench.intervals import ClusterSums, cluster_bootstrap, cluster_share, paired_difference, percentile_tail
+from clincot.bench.intervals import (
+    ClusterSums,
+    ClusterTotals,
+    Sums,
+    add_mean,
+    add_totals,
+    cluster_bootstrap,
+    cluster_share,
+    paired_difference,
+    percentile_tail,
+)
 from clincot.records import Interval
 
 
@@ -218,3 +228,53 @@ def test_answers_of_one_patient_widen_a_share() -> None:
 def test_a_share_above_one_is_refused() -> None:
     with pytest.raises(ValueError, match="values of a share are in"):
         cluster_share([1.5, 0.0], ["a", "b"])
+
+
+class TestTotals:
+    """A statistic of summed totals: here the ratio of two, which ClusterSums knows as a mean."""
+
+    @staticmethod
+    def ratio(totals: np.ndarray) -> float | None:
+        return float(totals[0] / totals[1]) if totals[1] else None
+
+    def test_the_statistic_is_of_the_sums_and_not_the_mean_of_the_clusters(self) -> None:
+        """a: 1 of 1, b: 0 of 3: 1/4. Resamples aa = 1, ab = 1/4, bb = 0, and two clusters reach to both ends."""
+        totals = ClusterTotals(self.ratio)
+        totals.add([1, 1], "a")
+        totals.add([0, 2], "b")
+        totals.add([0, 1], "b")
+        totals.add(None, "c")
+        interval = totals.interval(seed=0)
+        assert (interval.value, interval.low, interval.high) == (0.25, 0.0, 1.0)
+        assert (interval.n, interval.n_unscored, interval.clusters) == (3, 1, 2)
+
+    def test_it_is_the_interval_of_the_mean_where_the_statistic_is_one(self) -> None:
+        values = [random.Random(n).random() for n in range(60)]
+        clusters = [f"p{n % 20}" for n in range(60)]
+        totals = ClusterTotals(self.ratio)
+        for value, cluster in zip(values, clusters, strict=True):
+            totals.add([value, 1], cluster)
+        assert totals.interval(seed=3, resamples=500) == cluster_bootstrap(values, clusters, seed=3, resamples=500)
+
+    def test_an_undefined_statistic_has_no_value(self) -> None:
+        totals = ClusterTotals(self.ratio)
+        totals.add([0, 0], "a")
+        totals.add([0, 0], "b")
+        assert totals.interval(seed=0) == Interval(value=None, n=2, clusters=2)
+        assert ClusterTotals(self.ratio).interval(seed=0) == Interval(value=None, n=0)
+
+    def test_nan_and_a_missing_cluster_are_refused(self) -> None:
+        with pytest.raises(ValueError, match="an unscored item is None"):
+            ClusterTotals(self.ratio).add([math.nan, 1], "a")
+        with pytest.raises(ValueError, match="empty key"):
+            ClusterTotals(self.ratio).add([1, 1], "")
+
+    def test_a_name_is_a_mean_or_a_statistic(self) -> None:
+        sums: Sums = {}
+        add_mean(sums, "a", 1.0, "p")
+        add_totals(sums, "b", self.ratio, [1, 2], "p")
+        assert {name: metric.interval(seed=0).value for name, metric in sums.items()} == {"a": 1.0, "b": 0.5}
+        with pytest.raises(TypeError, match="'a' is a mean"):
+            add_totals(sums, "a", self.ratio, [1, 2], "p")
+        with pytest.raises(TypeError, match="'b' is a statistic"):
+            add_mean(sums, "b", 1.0, "p")

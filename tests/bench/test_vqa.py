@@ -8,7 +8,9 @@ from clincot.bench.vqa import (
     normalise,
     says_yes,
     token_set_f1,
+    verdict,
 )
+from tests.bench.builders import asked, study_of
 
 
 @pytest.mark.parametrize(
@@ -74,6 +76,12 @@ class TestStrict:
     def test_unknown_kind(self) -> None:
         with pytest.raises(ValueError, match="'closed' or 'open', got 'CLOSED'"):
             is_correct("yes", "yes", "CLOSED")  # type: ignore[arg-type]
+
+    def test_a_report_is_neither_right_nor_wrong(self) -> None:
+        question, reference = asked(study_of("film"), "Describe the findings.", "No effusion.", kind="report")
+        assert verdict("No effusion.", question, reference) is None
+        closed, key = asked(study_of("film"), "Is there an effusion?", "no")
+        assert verdict("No.", closed, key) is True
 
     def test_token_set_f1(self) -> None:
         # {left, lung} and {left, upper, lobe}: one word shared, 2*1 / (2+3)
@@ -149,6 +157,11 @@ class TestLlavaMed:
     def test_quirk_a_right_answer_that_is_neither_yes_nor_no_is_wrong(self) -> None:
         assert not llava_med_closed("left", "left")
         assert is_correct("left", "left", "closed")
+
+    def test_quirk_the_reference_need_only_be_part_of_a_word(self) -> None:
+        """ "left" is in "cleft", and a yes stands beside it."""
+        assert llava_med_closed("yes, a cleft", "left")
+        assert llava_med_closed("yes", "ye")
 
     def test_quirk_such_an_answer_counts_once_a_yes_or_no_stands_beside_it(self) -> None:
         assert llava_med_closed("no, left", "left")

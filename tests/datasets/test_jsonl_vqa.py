@@ -225,7 +225,10 @@ def test_a_report_that_does_not_add_up_is_refused(source: Path, tmp_path: Path) 
         ({"answer": True}, "answer: Input should be a valid string (got True). Write the answer as text"),
         ({"answer": 2.5}, "answer: Input should be a valid string (got 2.5)"),
         ({"answer": ["yes"]}, "answer: Input should be a valid string (got ['yes'])"),
-        ({"kind": "multiple"}, """kind: Input should be 'closed' or 'open' (got 'multiple'). Write "closed" or"""),
+        (
+            {"kind": "multiple"},
+            """kind: Input should be 'closed', 'open' or 'report' (got 'multiple'). Write """,
+        ),
         (
             {"colour": "red"},
             "colour: Extra inputs are not permitted (got 'red'). The fields are image, question, answer",

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from clincot.bench.benchmark import Benchmark
-from clincot.bench.vqa import is_correct, normalise
+from clincot.bench.vqa import normalise, verdict
 from clincot.errors import BadInput
 from clincot.geometry import WHOLE
 from clincot.records import Outcome, Question, Reference, digest_of
@@ -21,7 +21,8 @@ ARM = "blind"
 
 @dataclass(frozen=True)
 class BlindBaseline:
-    """Majority answers, normalised; of equally frequent ones the alphabetically first."""
+    """Majority answers, normalised; of equally frequent ones the alphabetically first. Of reports, the most frequent
+    one as it is written: always to report what most reports say."""
 
     by_text: dict[str, str]  # {normalised question text: answer}
     by_kind: dict[str, str]  # for a question never asked before
@@ -30,7 +31,7 @@ class BlindBaseline:
     @classmethod
     def fit(cls, questions: Iterable[Question], references: Iterable[Reference]) -> BlindBaseline:
         """Count the answers of a training split; raises ValueError when it is empty or lacks a reference."""
-        answers = {reference.question: normalise(reference.answer) for reference in references}
+        answers = {reference.question: reference.answer for reference in references}
         by_text: defaultdict[str, Counter[str]] = defaultdict(Counter)
         by_kind: defaultdict[str, Counter[str]] = defaultdict(Counter)
         overall: Counter[str] = Counter()
@@ -38,6 +39,7 @@ class BlindBaseline:
             if question.id not in answers:
                 raise BadInput(f"question {question.id} has no reference to fit the blind baseline on")
             answer = answers[question.id]
+            answer = answer.strip() if question.kind == "report" else normalise(answer)
             by_text[normalise(question.text)][answer] += 1
             by_kind[question.kind][answer] += 1
             overall[answer] += 1
@@ -70,7 +72,7 @@ class BlindBaseline:
                 box=WHOLE,
                 answer=answer,
                 reference=reference.id,
-                correct=is_correct(answer, reference.answer, question.kind),
+                correct=verdict(answer, question, reference),
             )
 
 

@@ -23,7 +23,7 @@ Both stay approximate below about 40 clusters and are not computed (None) from a
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -77,6 +77,83 @@ class ClusterSums:
             tail = percentile_tail(len(clusters))
             low, high = (_rounded(float(v)) for v in np.quantile(mean_R, [tail, 1 - tail]))
         return Interval(value=value, low=low, high=high, n=n, n_unscored=self.n_unscored, clusters=len(clusters))
+
+
+Statistic = Callable[[NDArray[np.float64]], float | None]  # totals (K,) -> value; None where it is undefined
+
+
+@dataclass
+class ClusterTotals:
+    """K running totals of each cluster, for a statistic that is no mean: corpus BLEU, micro F1.
+
+    A resample draws clusters, adds up their totals and computes the statistic from the sums again, so that the interval
+    is one of the corpus statistic itself. Resamples in which it is undefined (a precision of nothing) are left out.
+    """
+
+    statistic: Statistic
+    totals: dict[str, NDArray[np.float64]] = field(default_factory=dict)
+    n: int = 0
+    n_unscored: int = 0
+
+    def add(self, row: Sequence[float] | None, cluster: str) -> None:
+        """Count one item's totals (K,) in; None is unscored. A NaN, or a row without a cluster, raises ValueError."""
+        if not cluster:
+            raise ValueError("every value needs a cluster (patient or study), got an empty key")
+        if row is None:
+            self.n_unscored += 1
+            return
+        row_K = np.array(row, dtype=np.float64)
+        if not np.isfinite(row_K).all():
+            raise ValueError(f"totals of cluster {cluster!r} are {list(row)}; an unscored item is None")
+        self.totals[cluster] = self.totals[cluster] + row_K if cluster in self.totals else row_K
+        self.n += 1
+
+    def interval(self, *, seed: int, resamples: int = 2000) -> Interval:
+        """The statistic of all totals with its 95 % interval; value None where it is undefined."""
+        clusters = sorted(self.totals)
+        value = low = high = None
+        if clusters:
+            totals_CK = np.stack([self.totals[cluster] for cluster in clusters])
+            value = self.statistic(totals_CK.sum(axis=0))
+            if value is not None and len(clusters) > 1:
+                low, high = self._bounds(totals_CK, seed=seed, resamples=resamples)
+        return Interval(
+            value=None if value is None else _rounded(value), low=low, high=high, n=self.n,
+            n_unscored=self.n_unscored, clusters=len(clusters),
+        )  # fmt: skip
+
+    def _bounds(
+        self, totals_CK: NDArray[np.float64], *, seed: int, resamples: int
+    ) -> tuple[float | None, float | None]:
+        if resamples < 1:
+            raise ValueError(f"resamples must be at least 1, got {resamples}")
+        random, clusters = np.random.default_rng(seed), len(totals_CK)
+        drawn = (self.statistic(totals_CK[random.integers(clusters, size=clusters)].sum(0)) for _ in range(resamples))
+        defined = [value for value in drawn if value is not None]
+        if not defined:
+            return None, None
+        tail = percentile_tail(clusters)
+        low, high = np.quantile(defined, [tail, 1 - tail])
+        return _rounded(float(low)), _rounded(float(high))
+
+
+Sums = dict[str, ClusterSums | ClusterTotals]  # by metric
+
+
+def add_mean(sums: Sums, name: str, value: float | None, cluster: str, *, share: bool = False) -> None:
+    """Count a value into the mean called `name`, begun where it is new; `share`: its values are in [0, 1]."""
+    mean = sums.setdefault(name, ClusterSums(share=share))
+    if not isinstance(mean, ClusterSums):
+        raise TypeError(f"metric {name!r} is a statistic of totals, not a mean")
+    mean.add(value, cluster)
+
+
+def add_totals(sums: Sums, name: str, statistic: Statistic, row: Sequence[float] | None, cluster: str) -> None:
+    """Count an item's totals into the statistic called `name`, begun where it is new."""
+    totals = sums.setdefault(name, ClusterTotals(statistic))
+    if not isinstance(totals, ClusterTotals):
+        raise TypeError(f"metric {name!r} is a mean, not a statistic of totals")
+    totals.add(row, cluster)
 
 
 def cluster_bootstrap(

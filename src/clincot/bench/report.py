@@ -11,7 +11,9 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from clincot.bench import blind
 from clincot.bench.benchmark import BadBenchmark, Benchmark
-from clincot.bench.intervals import APPROXIMATE_BELOW, ClusterSums
+from clincot.bench.intervals import APPROXIMATE_BELOW, Sums, add_mean
+from clincot.bench.report_metrics import HEADINGS as REPORT_HEADINGS
+from clincot.bench.report_metrics import ReportMetrics
 from clincot.bench.vqa import (
     answer_length,
     llava_med_closed,
@@ -37,26 +39,36 @@ HEADINGS = {
     "hallucination": "hallucination",
     "off_format": "off format",
     "answer_length": "answer words",
+    **REPORT_HEADINGS,
 }
 
-_Sums = dict[str, ClusterSums]  # by metric
+_WHOLE = ("accuracy", "report_words")  # one of these counts every question of an arm
 
 
 def benchmark_reports(
-    outcomes: Iterable[Outcome], benchmark: Benchmark, *, seed: int = 0, resamples: int = 2000
+    outcomes: Iterable[Outcome],
+    benchmark: Benchmark,
+    *,
+    reports: ReportMetrics | None = None,
+    seed: int = 0,
+    resamples: int = 2000,
 ) -> list[BenchmarkReport]:
     """One report a policy, policies and arms in order of appearance; outcomes are streamed, not kept.
 
     Metrics of an arm, each the mean over questions with a 95 % interval clustered by patient:
     accuracy, accuracy/<topic>, closed_accuracy, open_accuracy, token_f1 (strict protocol); llava_med_closed_accuracy,
     llava_med_open_recall; hit_rate and iou (questions with reference boxes, arms that look); hallucination (presence
-    questions about an absent finding: share answered yes); off_format; answer_length (words). A metric that applies
-    to no question is absent. Raises BadBenchmark on an empty benchmark, an unknown or repeated question, or an
-    outcome scored with another answer key.
+    questions about an absent finding: share answered yes); off_format; answer_length (words). Questions that
+    ask for a report have the metrics of `reports` instead, and hit_rate, iou and off_format. A metric that applies to
+    no question is absent. Raises BadBenchmark on an empty benchmark, an unknown or repeated question, an outcome scored
+    with another answer key, or a question that asks for a report without `reports`.
     """
     if not benchmark.questions:
         raise BadBenchmark("the benchmark has no questions; there is nothing to report")
-    policies: dict[str, dict[str, _Sums]] = {}
+    kinds: set[str] = {question.kind for question in benchmark.questions.values()}
+    if "report" in kinds and reports is None:
+        raise BadBenchmark("questions of the benchmark ask for reports, and no metrics of reports were given")
+    policies: dict[str, dict[str, Sums]] = {}
     answered: dict[tuple[str, str], set[str]] = {}
     for outcome in outcomes:
         _check(outcome, benchmark)
@@ -67,16 +79,16 @@ def benchmark_reports(
             )
         seen.add(outcome.question)
         sums = policies.setdefault(outcome.policy, {}).setdefault(outcome.arm, {})
-        _count(sums, outcome.question, outcome, benchmark, looks=outcome.arm != blind.ARM)
+        _count(sums, outcome.question, outcome, benchmark, reports, looks=outcome.arm != blind.ARM)
     for (policy, arm), seen in answered.items():
         for question in benchmark.questions:
             if question not in seen:
-                _count(policies[policy][arm], question, None, benchmark, looks=arm != blind.ARM)
+                _count(policies[policy][arm], question, None, benchmark, reports, looks=arm != blind.ARM)
     return [
         BenchmarkReport(
             benchmark=benchmark.digest,
             policy=policy,
-            protocol=PROTOCOL,
+            protocol=_protocol(kinds, reports),
             metrics={
                 arm: {name: metric.interval(seed=seed, resamples=resamples) for name, metric in sums.items()}
                 for arm, sums in arms.items()
@@ -84,6 +96,12 @@ def benchmark_reports(
         )
         for policy, arms in policies.items()
     ]
+
+
+def _protocol(kinds: set[str], reports: ReportMetrics | None) -> str:
+    """The protocols of the kinds of questions there are; of reports, by what each metric is computed."""
+    parts = [PROTOCOL] if kinds - {"report"} else []
+    return "; ".join([*parts, reports.described()] if "report" in kinds and reports is not None else parts)
 
 
 def _check(outcome: Outcome, benchmark: Benchmark) -> None:
@@ -96,16 +114,28 @@ def _check(outcome: Outcome, benchmark: Benchmark) -> None:
         )
 
 
-def _count(sums: _Sums, question_id: str, outcome: Outcome | None, benchmark: Benchmark, *, looks: bool) -> None:
+def _count(
+    sums: Sums, question_id: str, outcome: Outcome | None, benchmark: Benchmark, reports: ReportMetrics | None,
+    *, looks: bool,
+) -> None:  # fmt: skip
     question, reference = benchmark.questions[question_id], benchmark.references[question_id]
-    for name, value in _values(question, reference, outcome, looks=looks):
-        sums.setdefault(name, ClusterSums(share=name != "answer_length")).add(value, benchmark.clusters[question_id])
+    cluster = benchmark.clusters[question_id]
+    if question.kind == "report":
+        assert reports is not None
+        reports.count(sums, None if outcome is None else outcome.answer, reference.answer, cluster)
+    else:
+        for name, value in _values(question, reference, outcome):
+            add_mean(sums, name, value, cluster, share=name != "answer_length")
+    if reference.boxes and looks:
+        add_mean(sums, "hit_rate", None if outcome is None else outcome.hit, cluster, share=True)
+        add_mean(sums, "iou", None if outcome is None else outcome.iou, cluster, share=True)
+    add_mean(sums, "off_format", None if outcome is None else outcome.off_format, cluster, share=True)
 
 
 def _values(
-    question: Question, reference: Reference, outcome: Outcome | None, *, looks: bool
-) -> Iterator[tuple[str, float | None]]:
-    """Every metric that applies to the question, with its value; None where there is no (readable) outcome."""
+    question: Question, reference: Reference, outcome: Outcome | None
+) -> Iterator[tuple[str, float | None]]:  # fmt: skip
+    """Every metric of its answer that applies to the question, with its value; None without a (readable) outcome."""
     read = outcome is not None and outcome.correct is not None
     answer = outcome.answer if outcome is not None and read else None
 
@@ -121,12 +151,8 @@ def _values(
     else:
         recall = None if answer is None else llava_med_open(answer, reference.answer).recall
         yield "llava_med_open_recall", recall
-    if reference.boxes and looks:
-        yield "hit_rate", None if outcome is None else outcome.hit
-        yield "iou", None if outcome is None else outcome.iou
     if asks_for_absent_finding(question, reference):
         yield "hallucination", None if answer is None else says_yes(answer)
-    yield "off_format", None if outcome is None else outcome.off_format
     yield "answer_length", None if answer is None else answer_length(answer)
 
 
@@ -156,7 +182,7 @@ def table(
     rows = [["policy", "region", "n", *(HEADINGS.get(name, name) for name in columns)]]
     for report in reports:
         for arm, values in report.metrics.items():
-            whole = values.get("accuracy")
+            whole = next((values[name] for name in _WHOLE if name in values), None)
             policy = (names or {}).get(report.policy, report.policy[:16])
             cells = [_cell(values.get(name), whole) for name in columns]
             rows.append([policy, arm, _counts(whole), *cells])

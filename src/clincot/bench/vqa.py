@@ -20,6 +20,8 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import Literal
 
+from clincot.records import Question, Reference
+
 _ARTICLES = frozenset({"a", "an", "the"})
 _NUMBER_WORDS = {
     word: str(number)
@@ -61,9 +63,14 @@ def is_correct(prediction: str, answer: str, kind: Literal["closed", "open"]) ->
     The same rule holds for closed and open questions ("yes, clearly" is not "yes": an answer in another form is
     counted off format, not guessed at); an unknown `kind` raises ValueError.
     """
-    if kind not in ("closed", "open"):
+    if kind not in ("closed", "open"):  # a report is not right or wrong: clincot.bench.report_metrics
         raise ValueError(f"a question is 'closed' or 'open', got {kind!r}")
     return normalise(prediction) == normalise(answer)
+
+
+def verdict(prediction: str, question: Question, reference: Reference) -> bool | None:
+    """is_correct of an answer to a question; None for a report, which is scored as a text and by its findings."""
+    return None if question.kind == "report" else is_correct(prediction, reference.answer, question.kind)
 
 
 def token_set_f1(prediction: str, answer: str) -> float:

@@ -5,7 +5,8 @@
      "split": "train", "topic": "presence", "finding": "effusion", "id": "17-1"}
 
 Only the first three are needed. `image` is relative to the JSONL file. `boxes` are normalised xyxy of the
-upright image. Without `kind`, a question whose answer is yes or no is closed and any other open.
+upright image. Without `kind`, a question whose answer is yes or no is closed and any other open;
+kind "report" asks for a whole report.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ _MEND = {
     "image": "Name a PNG or JPEG file, relative to the JSONL file",
     "question": "Write the question as text",
     "answer": "Write the answer as text or a whole number",
-    "kind": 'Write "closed" or "open", or leave it out',
+    "kind": 'Write "closed", "open" or "report", or leave it out',
     "boxes": "Write a list of [x0, y0, x1, y1], each from 0 to 1: pixels divided by the image's width or height",
 }
 
@@ -61,7 +62,7 @@ class JsonlRow(BaseModel):
     image: Words
     question: Words
     answer: Annotated[Words, BeforeValidator(_number_as_text)]
-    kind: Annotated[Literal["closed", "open"] | None, BeforeValidator(_kind)] = None
+    kind: Annotated[Literal["closed", "open", "report"] | None, BeforeValidator(_kind)] = None
     boxes: Annotated[tuple[Annotated[Box, BeforeValidator(_corners)], ...], Field(strict=False)] = ()
     modality: Label = ""
     patient: Annotated[Label, BeforeValidator(_number_as_text)] = ""
@@ -71,7 +72,7 @@ class JsonlRow(BaseModel):
     id: Annotated[Label, BeforeValidator(_number_as_text)] = ""
 
     @property
-    def question_kind(self) -> Literal["closed", "open"]:
+    def question_kind(self) -> Literal["closed", "open", "report"]:
         if self.kind is not None:
             return self.kind
         return "closed" if self.answer.lower().rstrip(".") in ("yes", "no") else "open"

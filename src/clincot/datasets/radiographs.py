@@ -28,8 +28,7 @@ from clincot.datasets.scenes import ANY, HELD_OUT, Combination, Composition, exa
 from clincot.errors import BadInput
 from clincot.jsonl import written_aside
 from clincot.records import Question, Reference, Study
-
-REPORTS = "reports.jsonl"
+from clincot.report_file import REPORTS
 
 __all__ = [
     "ANY",

@@ -37,7 +37,7 @@ class Row:
     image_name: str  # as the source calls it
     question: str
     answer: str
-    kind: Literal["closed", "open"]
+    kind: Literal["closed", "open", "report"]
     boxes: tuple[Box, ...] = ()
     modality: str = ""
     patient: str = ""

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import islice
+from itertools import groupby, islice
 from pathlib import Path
 
 from clincot.config import AnswerSection
@@ -30,8 +30,12 @@ class Ask:
     before: tuple[tuple[Region, Candidate], ...] = ()
 
     def conversation(self, folder: Path, policy: Policy, steps: Sequence[str]) -> Conversation:
-        done = [Step(worded(steps[c.step], self.question), r.box, c.region_written, c.text) for r, c in self.before]
-        now = Step(worded(steps[len(done)], self.question), self.region.box, is_written(self.region))
+        report = self.question.kind == "report"
+        done = [
+            Step(worded(steps[c.step], self.question), r.box, c.region_written, c.text, report=report)
+            for r, c in self.before
+        ]
+        now = Step(worded(steps[len(done)], self.question), self.region.box, is_written(self.region), report=report)
         return chain(self.study, folder, policy.views, [*done, now])
 
 
@@ -47,14 +51,13 @@ def is_written(region: Region) -> bool:
 
 def answer_regions(asks: Iterable[Ask], folder: Path, policy: Policy, section: AnswerSection) -> Iterator[Candidate]:
     """One candidate an ask, streaming, in order. Each samples from a seed of its own content."""
-    prompt = prompt_digest(policy.views)
-    waiting = iter(asks)
-    while batch := list(islice(waiting, section.batch_size)):
+    for batch in _batches(asks, section):
+        prompt = prompt_digest(policy.views, report=batch[0].question.kind == "report")
         parents = [ask.before[-1][1].id if ask.before else "" for ask in batch]
         seeds = [seed_of(section.seed, ask.region.id, parent) for ask, parent in zip(batch, parents, strict=True)]
         replies = policy.write(
             [ask.conversation(folder, policy, section.steps) for ask in batch],
-            max_new_tokens=section.max_new_tokens,
+            max_new_tokens=section.longest(batch[0].question.kind),
             temperature=section.temperature,
             seeds=seeds,
         )
@@ -72,6 +75,13 @@ def answer_regions(asks: Iterable[Ask], folder: Path, policy: Policy, section: A
                 seed=seed,
                 temperature=section.temperature,
             )
+
+
+def _batches(asks: Iterable[Ask], section: AnswerSection) -> Iterator[list[Ask]]:
+    """Asks in their order; those of a batch all ask for reports, or none does: a report may be longer."""
+    for _, run in groupby(asks, key=lambda ask: ask.question.kind == "report"):
+        while batch := list(islice(run, section.batch_size)):
+            yield batch
 
 
 def first_step(questions: Iterable[Question], studies: Mapping[str, Study], regions: Iterable[Region]) -> Iterator[Ask]:

@@ -70,12 +70,13 @@ def policy_lessons(
                 box = _region(lesson, rng, sides, truth=region_truth, whole=0.0, grid=SNAP)
                 yield (Turn("user", text), Turn("assistant", box_to_text(box), action=True))
             continue
+        report = lesson.question.kind == "report"
         opening = look(study, folder, views, text)
         box = _region(lesson, rng, sides, truth=region_truth, whole=0.0, grid=SNAP)
-        closer = look_closer(opening, study, folder, views, question=text, box=box, written=True)
+        closer = look_closer(opening, study, folder, views, question=text, box=box, written=True, report=report)
         yield answered(closer, answer)
         box = _region(lesson, rng, sides, truth=0.65, whole=0.1)
-        yield answered(look_closer(opening, study, folder, views, question=text, box=box), answer)
+        yield answered(look_closer(opening, study, folder, views, question=text, box=box, report=report), answer)
 
 
 def _crop_lessons(

@@ -58,12 +58,13 @@ def conversation_of(
     `folder` is the data set's, `steps` AnswerSection.steps. Earlier steps of a chain are context, not actions. Raises
     BadRecord where a record is missing or the candidate was written with another wording or other picture sizes.
     """
-    if candidate.prompt != prompt_digest(views):
+    question = _find(sources.questions, candidate.question, "question", candidate.id)
+    report = question.kind == "report"
+    if candidate.prompt != (prompt := prompt_digest(views, report=report)):
         raise BadRecord(
             f"candidate {candidate.id} was written with prompts {candidate.prompt}, the policy to be trained has "
-            f"{prompt_digest(views)}; train the policy that wrote the candidates, or write them anew"
+            f"{prompt}; train the policy that wrote the candidates, or write them anew"
         )
-    question = _find(sources.questions, candidate.question, "question", candidate.id)
     study = _find(sources.studies, question.study, "study", question.id)
     done: list[Step] = []
     for step in _lineage(candidate, sources.candidates):
@@ -71,7 +72,7 @@ def conversation_of(
             raise BadRecord(f"candidate {step.id} is of step {step.step}, but the chain has {len(steps)} steps")
         box = _find(sources.regions, step.region, "region", step.id).box
         asked = steps[step.step].replace("{question}", question.text)
-        done.append(Step(asked, box, step.region_written, step.text))
+        done.append(Step(asked, box, step.region_written, step.text, report=report))
     return chain(study, folder, views, done)
 
 

@@ -1,0 +1,49 @@
+"""reports.jsonl: one {"study": id, "text": report} a line; a report that was generated may say from how many views."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from clincot.jsonl import BadRecord, explain, parse_row
+
+REPORTS = "reports.jsonl"
+
+
+class ReportRow(BaseModel):
+    """The report of one study. `views`: images of it that a model saw; 0: not said."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    study: Annotated[str, Field(min_length=1)]
+    text: str
+    views: Annotated[int, Field(ge=0)] = 0
+
+
+def read_reports(path: Path) -> Iterator[ReportRow]:
+    """Stream reports; a bad line, a cut-off last line or a study's second report raises BadRecord naming file:line."""
+    if not path.is_file():
+        raise BadRecord(f'{path}: no such file; expected reports, one {{"study": …, "text": …}} a line')
+    seen: set[bytes] = set()
+    with path.open("rb") as file:
+        for number, line in enumerate(file, start=1):
+            if not line.strip():
+                continue
+            where = f"{path}:{number}"
+            if not line.endswith(b"\n"):
+                raise BadRecord(f"{where}: the file ends in the middle of a line; it was cut off: {line[:80]!r}")
+            try:
+                row = ReportRow.model_validate(parse_row(line, where=where))
+            except ValidationError as error:
+                raise BadRecord(
+                    f'{where}: not a report: {explain(error)}. Write {{"study": …, "text": …}}'
+                ) from None  # fmt: skip
+            key = hashlib.blake2b(row.study.encode(), digest_size=8).digest()
+            if key in seen:
+                raise BadRecord(f"{where}: a second report of study {row.study!r}; every study may have one")
+            seen.add(key)
+            yield row
