@@ -8,15 +8,18 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pydantic.fields import FieldInfo
 
 from clincot import __version__
 from clincot.config import Params, load_params
 from clincot.stages import STAGES, Stage, run_stage
+
+if TYPE_CHECKING:
+    from clincot.datasets.report import IngestReport
 
 GUIDE = """\
 a first round, by hand (every stage reads params.yaml and says what it wrote):
@@ -150,13 +153,7 @@ def _run_rounds(args: argparse.Namespace) -> int:
 
 
 def _add_data(commands: Any) -> None:
-    ingest = _command(commands, "ingest", "a data set in its published layout to a data-set folder", _run_ingest)
-    ingest.add_argument("format", choices=["vqa-rad", "jsonl"])
-    ingest.add_argument("source", type=Path, help="vqa-rad: the release's folder; jsonl: the file")
-    ingest.add_argument("--out", type=Path, required=True)
-    ingest.add_argument("--split", choices=["official", "image-disjoint"], default="image-disjoint",
-                        help="vqa-rad: the official split leaks 202 of 203 test images into train")  # fmt: skip
-    ingest.add_argument("--allow-refused", type=int, default=0, metavar="N", help="go on with up to N bad rows")
+    _add_ingest(commands)
     render = _command(commands, "render", "radiographs with questions, rendered from the benchmark's CT", _run_render)
     render.add_argument("--out", type=Path, required=True)
     render.add_argument("--warps", type=_range, required=True, metavar="FROM:TO", help="patients (warps of the CT)")
@@ -168,14 +165,63 @@ def _add_data(commands: Any) -> None:
                         help="combinations of finding and place: all, all but those held out, those alone")  # fmt: skip
 
 
+# What `ingest` reads: {format: (what SOURCE is, splits, the first of which is the default)}
+_FORMATS: dict[str, tuple[str, tuple[str, ...]]] = {
+    "vqa-rad": ("the release's folder; its official split leaks 202 of 203 test images into train",
+                ("image-disjoint", "official")),
+    "slake": ("the release's folder, with train.json and imgs/", ("official", "image-disjoint")),
+    "iu-xray": ("R2Gen's folder, with annotation.json and images/", ("official", "patient-disjoint")),
+    "dicom": ("a folder of DICOM files, at any depth", ("given", "patient-disjoint")),
+    "jsonl": ("a file with one question a line, images beside it", ("given", "patient-disjoint")),
+}  # fmt: skip
+
+
+def _add_ingest(commands: Any) -> None:
+    ingest = _command(commands, "ingest", "a data set in its published layout to a data-set folder", _run_ingest)
+    formats = ingest.add_subparsers(dest="format", required=True, metavar="FORMAT")
+    for name, (about, splits) in _FORMATS.items():
+        one = formats.add_parser(name, help=about)
+        one.add_argument("source", type=Path, metavar="SOURCE", help=about)
+        one.add_argument("--out", type=Path, required=True)
+        one.add_argument("--split", choices=splits, default=splits[0], help=f"(default: {splits[0]})")
+        one.add_argument("--test-share", type=float, default=0.2, help="of a disjoint split (default 0.2)")
+        one.add_argument("--seed", type=int, default=0, help="of a disjoint split (default 0)")
+        one.add_argument("--workers", type=int, metavar="N", help="processes that read images (default: all cores)")
+        one.add_argument("--allow-refused", type=int, default=0, metavar="N",
+                         help="exit 0 with up to N bad rows; the good ones are kept in any case")  # fmt: skip
+        if name == "slake":
+            one.add_argument("--language", choices=["en", "zh"], default="en")
+            one.add_argument("--box-format", choices=["xywh", "xyxy"], default="xywh",
+                             help="what the four numbers of detection.json are; the masks have to agree")  # fmt: skip
+        if name == "iu-xray":
+            one.add_argument("--placeholders", choices=["keep", "drop"], default="keep", help='the word "XXXX"')
+        if name == "dicom":
+            one.add_argument("--questions", type=Path, metavar="JSONL",
+                             help="questions whose `image` is a file's path in SOURCE; without it images only")  # fmt: skip
+            one.add_argument("--salt-file", type=Path, default=Path("~/.config/clincot/patient-salt").expanduser(),
+                             help="secret that patient keys are made with; made at the first use (default: %(default)s)")  # fmt: skip
+
+
 def _run_ingest(args: argparse.Namespace) -> int:
+    from clincot.datasets.dicom import ingest_dicom
+    from clincot.datasets.iu_xray import ingest_iu_xray
     from clincot.datasets.jsonl_vqa import ingest_jsonl
+    from clincot.datasets.report import TooManyRefused
+    from clincot.datasets.slake import ingest_slake
     from clincot.datasets.vqa_rad import ingest_vqa_rad
 
-    if args.format == "vqa-rad":
-        report = ingest_vqa_rad(args.source, args.out, split=args.split, allow_refused=args.allow_refused)
-    else:
-        report = ingest_jsonl(args.source, args.out, allow_refused=args.allow_refused)
+    common = ("command", "run_command", "format", "source", "out")
+    options: dict[str, Any] = {name: value for name, value in vars(args).items() if name not in common}
+    ingests: dict[str, Callable[..., IngestReport]] = {
+        "vqa-rad": ingest_vqa_rad, "slake": ingest_slake, "iu-xray": ingest_iu_xray, "dicom": ingest_dicom,
+        "jsonl": ingest_jsonl,
+    }  # fmt: skip
+    try:
+        report = ingests[args.format](args.source, args.out, **options)
+    except TooManyRefused as error:
+        print(error.report.summary())
+        print(f"clincot ingest: {error.verdict}", file=sys.stderr)
+        return 1
     print(report.summary())
     return 0
 
