@@ -197,33 +197,46 @@ def _add_ingest(commands: Any) -> None:
             one.add_argument("--placeholders", choices=["keep", "drop"], default="keep", help='the word "XXXX"')
         if name == "dicom":
             one.add_argument("--questions", type=Path, metavar="JSONL",
-                             help="questions whose `image` is a file's path in SOURCE; without it images only")  # fmt: skip
+                             help="questions whose `image` is a path in SOURCE; without it images only")  # fmt: skip
             one.add_argument("--salt-file", type=Path, default=Path("~/.config/clincot/patient-salt").expanduser(),
-                             help="secret that patient keys are made with; made at the first use (default: %(default)s)")  # fmt: skip
+                             help="the patient keys' secret; made at the first use (default: %(default)s)")  # fmt: skip
 
 
 def _run_ingest(args: argparse.Namespace) -> int:
-    from clincot.datasets.dicom import ingest_dicom
-    from clincot.datasets.iu_xray import ingest_iu_xray
-    from clincot.datasets.jsonl_vqa import ingest_jsonl
     from clincot.datasets.report import TooManyRefused
-    from clincot.datasets.slake import ingest_slake
-    from clincot.datasets.vqa_rad import ingest_vqa_rad
 
     common = ("command", "run_command", "format", "source", "out")
     options: dict[str, Any] = {name: value for name, value in vars(args).items() if name not in common}
-    ingests: dict[str, Callable[..., IngestReport]] = {
-        "vqa-rad": ingest_vqa_rad, "slake": ingest_slake, "iu-xray": ingest_iu_xray, "dicom": ingest_dicom,
-        "jsonl": ingest_jsonl,
-    }  # fmt: skip
     try:
-        report = ingests[args.format](args.source, args.out, **options)
+        report = _ingest_of(args.format)(args.source, args.out, **options)
     except TooManyRefused as error:
         print(error.report.summary())
         print(f"clincot ingest: {error.verdict}", file=sys.stderr)
         return 1
     print(report.summary())
     return 0
+
+
+def _ingest_of(name: str) -> Callable[..., IngestReport]:
+    if name == "dicom":
+        from clincot.datasets.dicom import ingest_dicom
+
+        return ingest_dicom
+    if name == "slake":
+        from clincot.datasets.slake import ingest_slake
+
+        return ingest_slake
+    if name == "iu-xray":
+        from clincot.datasets.iu_xray import ingest_iu_xray
+
+        return ingest_iu_xray
+    if name == "vqa-rad":
+        from clincot.datasets.vqa_rad import ingest_vqa_rad
+
+        return ingest_vqa_rad
+    from clincot.datasets.jsonl_vqa import ingest_jsonl
+
+    return ingest_jsonl
 
 
 def _run_render(args: argparse.Namespace) -> int:

@@ -216,7 +216,8 @@ def _check_format(source: Path, detections: dict[str, Detections], box_format: B
         raise BadRecord(
             f"{source}/imgs: {checked} boxes of detection.json can be held against mask.png. Read as {box_format},"
             f" {fits[box_format]} agree with it (IoU at least {AGREES}); read as {other}, {fits[other]}. If more agree"
-            f" so, pass --box-format {other}; if neither fits, the masks are not those of these images: fetch imgs again"
+            f" so, pass --box-format {other}; if neither fits, the masks are not those of these images: fetch imgs"
+            " again"
         )
 
 
