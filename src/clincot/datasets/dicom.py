@@ -28,6 +28,7 @@ from pathlib import Path
 from typing import Literal
 
 from pydantic import ValidationError
+from pydantic_core import ErrorDetails
 from tqdm import tqdm
 
 from clincot.datasets.dicom_image import NotAnImage, Unusable, render
@@ -39,7 +40,8 @@ from clincot.datasets.splits import check_share, side_of
 from clincot.datasets.writing import FolderWriter, Picture, Row, dataset_folder, leaks_between, studies_of
 from clincot.jsonl import BadRecord, parse_row
 
-FILES = "DICOM folder"  # how reports and messages call SOURCE, whose own name may name somebody
+# How reports and messages call what is read: its own names may name somebody.
+FILES, ROWS = "DICOM folder", "questions"
 Split = Literal["given", "patient-disjoint"]
 
 
@@ -110,7 +112,7 @@ def ingest_dicom(
             if questions is None:
                 _take_images(chosen, converted, place, tally, notes)
             else:
-                _take_questions(rows, questions.name, converted, place, tally)
+                _take_questions(rows, converted, place, tally)
                 notes["files that no question names, not read"] = len(listing) - len(chosen)
             if tally.kept == 0:
                 raise tally.nothing(Path(FILES), "rows")
@@ -172,7 +174,7 @@ def _to_png(job: tuple[Path, Path], salt: bytes) -> Converted | Unusable:
         one = render(path, salt)
     except Unusable as error:
         return error
-    one.image.save(png, format="PNG", compress_level=6)
+    one.image.save(png, format="PNG", compress_level=2)
     return Converted(
         png, one.patient, one.source_id, one.modality, one.burned_in, one.recognizable, one.shown, one.no_patient_id
     )
@@ -205,7 +207,6 @@ def _take_images(
 
 def _take_questions(
     rows: Sequence[tuple[int, JsonlRow]],
-    file: str,
     converted: dict[str, Converted | Unusable],
     place: Place,
     tally: Tally,
@@ -219,15 +220,18 @@ def _take_questions(
             return folder.add(
                 Row(
                     picture, row.question, row.answer, row.question_kind, boxes=row.boxes, topic=row.topic,
-                    finding=row.finding, source_id=row.id or f"row {number}",
+                    finding=row.finding, source_id=f"row {number}",
                 )
             )  # fmt: skip
 
-        tally.take(file, number, add)
+        tally.take(ROWS, number, add)
 
 
 def _question_rows(path: Path, tally: Tally) -> Iterator[tuple[int, JsonlRow]]:
-    """The questions that can be read. Messages repeat no value: an `image` may be named after somebody."""
+    """The questions that can be read. Messages repeat nothing of a row: an `image` may be named after somebody.
+
+    For the same reason a row's `id` is looked at but not kept; records name the row.
+    """
     if not path.is_file():
         raise BadRecord(f"{path}: expected a JSONL file of questions, but there is no such file")
     first = dict[str, int]()
@@ -238,20 +242,26 @@ def _question_rows(path: Path, tally: Tally) -> Iterator[tuple[int, JsonlRow]]:
             try:
                 row = JsonlRow.model_validate(parse_row(line, where=""))
             except ValidationError as error:
-                wrong = "; ".join(f"{'.'.join(map(str, item['loc']))}: {item['msg']}" for item in error.errors())
+                wrong = "; ".join(dict.fromkeys(_wrong(item) for item in error.errors()))
                 tally.refuse(
-                    path.name, number, f"{wrong}. The fields are {', '.join(_FIELDS)}; write them as `jsonl` has them"
+                    ROWS, number, f"{wrong}. The fields are {', '.join(_FIELDS)}; write them as `jsonl` has them"
                 )
                 continue
             except BadRecord:
-                tally.refuse(path.name, number, "no JSON object with every field once, in UTF-8. Write one a line")
+                tally.refuse(ROWS, number, "no JSON object with every field once, in UTF-8. Write one a line")
                 continue
             if row.patient or row.modality:
-                tally.refuse(path.name, number, "patient and modality come from the DICOM file. Leave them out")
+                tally.refuse(ROWS, number, "patient and modality come from the DICOM file. Leave them out")
             elif row.id and first.setdefault(row.id, number) != number:
-                tally.refuse(path.name, number, f"id: the same as row {first[row.id]}'s. Give every row its own")
+                tally.refuse(ROWS, number, f"id: the same as row {first[row.id]}'s. Give every row its own")
             else:
                 yield number, row
+
+
+def _wrong(item: ErrorDetails) -> str:
+    if item["type"] == "extra_forbidden":
+        return "a field that is none of those"
+    return f"{'.'.join(map(str, item['loc']))}: {item['msg']}"
 
 
 _FIELDS = tuple(name for name in JsonlRow.model_fields if name not in ("patient", "modality"))
