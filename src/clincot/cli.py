@@ -172,8 +172,10 @@ _FORMATS: dict[str, tuple[str, tuple[str, ...]]] = {
     "slake": ("the release's folder, with train.json and imgs/", ("official", "image-disjoint")),
     "iu-xray": ("R2Gen's folder, with annotation.json and images/", ("official", "patient-disjoint")),
     "dicom": ("a folder of DICOM files, at any depth", ("given", "patient-disjoint")),
-    "jsonl": ("a file with one question a line, images beside it", ("given", "patient-disjoint")),
+    "jsonl": ("a file with one question a line, images beside it", ("given", "by-row", "patient-disjoint")),
 }  # fmt: skip
+
+_ONE_FOLDER = ", all in one folder"
 
 
 def _add_ingest(commands: Any) -> None:
@@ -183,7 +185,8 @@ def _add_ingest(commands: Any) -> None:
         one = formats.add_parser(name, help=about)
         one.add_argument("source", type=Path, metavar="SOURCE", help=about)
         one.add_argument("--out", type=Path, required=True)
-        one.add_argument("--split", choices=splits, default=splits[0], help=f"(default: {splits[0]})")
+        one.add_argument("--split", choices=splits, default=splits[0],
+                         help=f"(default: {splits[0]}{_ONE_FOLDER if splits[0] == 'given' else ''})")  # fmt: skip
         one.add_argument("--test-share", type=float, default=0.2, help="of a disjoint split (default 0.2)")
         one.add_argument("--seed", type=int, default=0, help="of a disjoint split (default 0)")
         one.add_argument("--workers", type=int, metavar="N", help="processes that read images (default: all cores)")
@@ -310,8 +313,9 @@ def _add_looking(commands: Any) -> None:
     page = _command(commands, "page", "write a run's HTML page again", _run_page)
     page.add_argument("--run", type=Path, default=Path("runs/demo"))
     blind = _command(commands, "blind", "the image-blind baseline of a data set", _run_blind)
-    blind.add_argument("--train", type=Path, required=True, help="data set whose answers it knows")
-    blind.add_argument("--test", type=Path, required=True)
+    blind.add_argument("--data", type=Path, help="what `ingest` wrote, with train/ and test/ in it")
+    blind.add_argument("--train", type=Path, help="instead: data set whose answers it knows")
+    blind.add_argument("--test", type=Path)
 
 
 def _run_show(args: argparse.Namespace) -> int:
@@ -339,8 +343,17 @@ def _run_blind(args: argparse.Namespace) -> int:
     from clincot.datasets.folder import load_questions, load_references
     from clincot.stages import read_benchmark
 
-    benchmark = read_benchmark(args.test)
-    blind = BlindBaseline.fit(load_questions(args.train), load_references(args.train))
+    given = [args.train, args.test]
+    if given.count(None) != (0 if args.data is None else 2):
+        raise ValueError("expected either --data or both --train and --test")
+    train, test = given if args.data is None else (args.data / "train", args.data / "test")
+    if args.data is not None and not (train.is_dir() and test.is_dir()):
+        raise ValueError(
+            f"{args.data}: expected the folders train and test in it. Ingest it with a split (--split by-row or"
+            " patient-disjoint), or name --train and --test"
+        )
+    benchmark = read_benchmark(test)
+    blind = BlindBaseline.fit(load_questions(train), load_references(train))
     reports = benchmark_reports(blind.outcomes(benchmark), benchmark)
     print(table(reports, names={blind.digest: "blind"}))
     return 0

@@ -381,6 +381,25 @@ def test_images_without_a_patient_are_patients_of_their_own(source: Path, tmp_pa
         ingest_jsonl(rows(source, ROW), tmp_path / "one", split="patient-disjoint")
 
 
+def test_a_folder_for_each_split_that_the_rows_name(source: Path, tmp_path: Path) -> None:
+    path = rows(
+        source,
+        {**ROW, "split": "test"},
+        {**ROW, "image": "b.png", "split": "train"},
+        {**ROW, "question": "Where?", "answer": "left", "split": "train"},  # a.png, which is in test as well
+        {**ROW, "question": "Why?"},
+        {**ROW, "question": "How?", "split": "../test"},
+    )
+    report = ingest_jsonl(path, tmp_path / "out", split="by-row", allow_refused=2)
+    assert [(counts.folder, counts.questions) for counts in report.folders] == [("train", 2), ("test", 1)]
+    assert len(list(load_questions(tmp_path / "out" / "train"))) == 2
+    assert [(leak.train, leak.test, leak.shared_images) for leak in report.leaks] == [("train", "test", 1)]
+    assert [(row.row, row.reason) for row in report.refused] == [
+        (4, "split: expected a name such as train or test, got ''. Give the row one"),
+        (5, "split: expected a name such as train or test, got '../test'. Give the row one"),
+    ]
+
+
 def test_leaks_between_the_splits_that_the_rows_name(source: Path, tmp_path: Path) -> None:
     """c.png is a.png with other bytes and another split; patient p1 is on both sides of train and test."""
     with Image.open(source / "a.png") as image:

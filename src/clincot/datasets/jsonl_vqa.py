@@ -12,12 +12,13 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import re
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints, ValidationError
 from tqdm import tqdm
@@ -26,13 +27,13 @@ from clincot.datasets.ledger import Ledger
 from clincot.datasets.pictures import SourceImages, Workers
 from clincot.datasets.report import IngestReport, RowRefused, Tally, finish
 from clincot.datasets.splits import check_share, side_of
-from clincot.datasets.writing import Picture, Row, dataset_folder, leaks_between, studies_of
+from clincot.datasets.writing import FolderWriter, Picture, Row, dataset_folder, leaks_between, studies_of
 from clincot.geometry import Box
 from clincot.images import DEFAULT_LIMITS, ImageLimits
 from clincot.jsonl import BadRecord, explain, parse_row
 from clincot.records import Study
 
-Split = Literal["given", "patient-disjoint"]
+Split = Literal["given", "by-row", "patient-disjoint"]
 _BATCH = 512  # rows parsed ahead, so that their images are decoded in parallel
 
 _MEND = {
@@ -101,15 +102,16 @@ def ingest_jsonl(
 ) -> IngestReport:
     """Read `source` (JSONL) into the dataset folder `out`; streams, so its size is bounded by the disk only.
 
-    With split "patient-disjoint" into out/train and out/test: a patient's images are all on one side, and an
+    With split "by-row" into a folder for each split that the rows name, out/train for "train". With
+    "patient-disjoint" into out/train and out/test: a patient's images are all on one side, and an
     image whose row names no patient is a patient of its own; the rows' own `split` is then not used.
 
     Bad rows are left out and listed in the report; more of them than `allow_refused` raise TooManyRefused when
     the others are in place. A file that was cut off raises BadRecord; then `out` keeps what it had. `link_images`
     hard-links images where the file system can, and copies otherwise.
     """
-    if split not in ("given", "patient-disjoint"):
-        raise ValueError(f'split is "given" or "patient-disjoint", got {split!r}')
+    if split not in get_args(Split):
+        raise ValueError(f"split is one of {', '.join(get_args(Split))}, got {split!r}")
     check_share(test_share)
     if not source.is_file():
         raise BadRecord(f"{source}: expected a JSONL file, but there is no such file")
@@ -117,17 +119,24 @@ def ingest_jsonl(
     with Ledger() as ledger, Workers(workers) as pool:
         images = SourceImages(ledger, pool, limits)
         with contextlib.ExitStack() as stack:
-            folders = {
-                name: stack.enter_context(dataset_folder(out / name, images, ledger, link_images=link_images))
-                for name in (("test", "train") if split == "patient-disjoint" else (".",))
-            }
+            folders = dict[str, FolderWriter]()
 
             def add(row: Row) -> str | None:
-                if split == "given":
-                    return folders["."].add(row)
-                group = row.picture.patient or images.facts(row.picture.image).sha256
-                side = side_of(group, salt="jsonl", seed=seed, test_share=test_share)
-                return folders[side].add(replace(row, picture=replace(row.picture, split=side)))
+                name = "."
+                if split == "by-row":
+                    name = row.picture.split
+                    if not re.fullmatch(r"\w[\w-]*", name):
+                        raise RowRefused(
+                            f"split: expected a name such as train or test, got {name!r}. Give the row one"
+                        )
+                elif split == "patient-disjoint":
+                    group = row.picture.patient or images.facts(row.picture.image).sha256
+                    name = side_of(group, salt="jsonl", seed=seed, test_share=test_share)
+                    row = replace(row, picture=replace(row.picture, split=name))
+                if name not in folders:
+                    folder = dataset_folder(out / name, images, ledger, link_images=link_images)
+                    folders[name] = stack.enter_context(folder)
+                return folders[name].add(row)
 
             for batch in _batches(_lines(source), _BATCH):
                 parsed = [(number, _parse(line, number, source, ledger)) for number, line in batch]
@@ -139,25 +148,31 @@ def ingest_jsonl(
                         tally.take(str(source), number, partial(add, row))
             if tally.kept == 0:
                 raise tally.nothing(source)
-            for name, folder in folders.items():
-                if folder.kinds.total() == 0:
-                    raise BadRecord(f"{source}: no row for {out / name} in the {split} split; try another seed")
+            empty = {"train", "test"} - set(folders) if split == "patient-disjoint" else set()
+            empty |= {name for name, folder in folders.items() if folder.kinds.total() == 0}
+            if empty:
+                raise BadRecord(
+                    f"{source}: no row for {', '.join(sorted(empty))} in the {split} split; try another seed"
+                )
+            for folder in folders.values():
                 folder.flush()
         return finish(
             out, tally, ledger, source=source, split=split,
-            folders=[folder.counts(name) for name, folder in sorted(folders.items(), reverse=True)],
-            leaks=leaks_between(_splits(out, split), ledger),
+            folders=[folders[name].counts(name) for name in sorted(folders, key=_order)],
+            leaks=leaks_between(_splits(out, split, folders), ledger),
         )  # fmt: skip
 
 
-def _splits(out: Path, split: Split) -> dict[str, Callable[[], Iterable[Study]]]:
-    if split == "patient-disjoint":
-        return {name: partial(studies_of, out / name) for name in ("train", "test")}
+def _splits(out: Path, split: Split, folders: Iterable[str]) -> dict[str, Callable[[], Iterable[Study]]]:
+    if split != "given":
+        return {name: partial(studies_of, out / name) for name in sorted(folders, key=_order)}
     named = {study.split for study in studies_of(out)} - {""}
-    order = sorted(
-        named, key=lambda name: (name.lower().startswith("test"), not name.lower().startswith("train"), name)
-    )
-    return {name: partial(studies_of, out, name) for name in order}
+    return {name: partial(studies_of, out, name) for name in sorted(named, key=_order)}
+
+
+def _order(split: str) -> tuple[bool, bool, str]:
+    """Splits in the order of use: train first, test last."""
+    return (split.lower().startswith("test"), not split.lower().startswith("train"), split)
 
 
 def _batches(lines: Iterator[tuple[int, bytes]], size: int) -> Iterator[list[tuple[int, bytes]]]:
