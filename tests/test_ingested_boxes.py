@@ -83,7 +83,7 @@ def test_blind_in_one_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]
     assert main(["blind", "--data", str(tmp_path / "out")]) == 0
     one = capsys.readouterr().out
     assert "blind" in one
-    assert "50.0" in one
+    assert "0.500 [" in one
     assert main(["blind", "--train", str(tmp_path / "out/train"), "--test", str(tmp_path / "out/test")]) == 0
     assert capsys.readouterr().out == one
 
