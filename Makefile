@@ -7,7 +7,7 @@ export OMP_NUM_THREADS ?= 2
 export TOKENIZERS_PARALLELISM := false
 export HF_HUB_OFFLINE ?= 1
 
-.PHONY: help setup demo test lint results small-models vqa-rad bench bench-gate clean
+.PHONY: help setup demo test lint results small-models vqa-rad bench bench-gate bench-ingest clean
 
 help:  ## what there is
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -48,6 +48,9 @@ bench: $(READY)  ## images a second of the renderer
 
 bench-gate: $(READY)  ## thousands of simulated pipelines: does the gate keep its word? (SEED=0; under 10 minutes)
 	OMP_NUM_THREADS=1 $(BIN)/python bench/gate_simulation.py --seed $(or $(SEED),0)
+
+bench-ingest: $(READY)  ## memory while 100,000 rows are ingested
+	OMP_NUM_THREADS=1 $(BIN)/python bench/ingest_memory.py
 
 clean:  ## runs and caches of tools, not the environment
 	rm -rf runs .pytest_cache .mypy_cache .ruff_cache

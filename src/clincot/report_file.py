@@ -1,9 +1,11 @@
-"""reports.jsonl: one {"study": id, "text": report} a line; a report that was generated may say from how many views."""
+"""reports.jsonl: one {"study": id, "text": report} a line. A report on several images names them all as "studies"; one
+that was generated may say from how many views."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+import json
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -22,6 +24,15 @@ class ReportRow(BaseModel):
     study: Annotated[str, Field(min_length=1)]
     text: str
     views: Annotated[int, Field(ge=0)] = 0
+    studies: tuple[str, ...] = ()  # all images of the report, where there are several; `study` is the first
+
+
+def report_line(studies: Sequence[str], text: str) -> str:
+    """A line of reports.jsonl for a report on these studies."""
+    line: dict[str, object] = {"study": studies[0], "text": text}
+    if len(studies) > 1:
+        line["studies"] = list(studies)
+    return json.dumps(line, ensure_ascii=False) + "\n"
 
 
 def read_reports(path: Path) -> Iterator[ReportRow]:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import hashlib
 import io
-import json
 import os
 import shutil
 from collections.abc import Sequence
@@ -28,7 +27,7 @@ from clincot.datasets.scenes import ANY, HELD_OUT, Combination, Composition, exa
 from clincot.errors import BadInput
 from clincot.jsonl import written_aside
 from clincot.records import Question, Reference, Study
-from clincot.report_file import REPORTS
+from clincot.report_file import REPORTS, report_line
 
 __all__ = [
     "ANY",
@@ -101,7 +100,7 @@ def build(
                     files[QUESTIONS].write(question.model_dump_json() + "\n")
                     files[REFERENCES].write(reference.model_dump_json() + "\n")
                 text = report(radiograph, np.random.default_rng([seed, VERSION, index, 4]))
-                files[REPORTS].write(json.dumps({"study": study.id, "text": text}) + "\n")
+                files[REPORTS].write(report_line([study.id], text))
                 counts["studies"] += 1
                 counts["questions"] += len(asked)
         if out_dir.exists():
