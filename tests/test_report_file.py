@@ -7,13 +7,25 @@ from pathlib import Path
 import pytest
 
 from clincot.jsonl import BadRecord
-from clincot.report_file import ReportRow, read_reports
+from clincot.report_file import ReportRow, numbered_reports, read_reports, report_line
 
 
 def test_rows_come_in_order(tmp_path: Path) -> None:
     path = tmp_path / "reports.jsonl"
     path.write_text('{"study": "a", "text": "Clear."}\n\n{"study": "b", "text": "", "views": 2}\n')
     assert list(read_reports(path)) == [ReportRow(study="a", text="Clear."), ReportRow(study="b", text="", views=2)]
+    assert [number for number, _ in numbered_reports(path)] == [1, 3]
+
+
+def test_a_report_is_one_line_that_names_all_its_images(tmp_path: Path) -> None:
+    path = tmp_path / "reports.jsonl"
+    lines = [report_line(["study-1"], "Normal – no effusion."), report_line(["study-2", "study-3"], "x")]
+    assert lines[0] == '{"study": "study-1", "text": "Normal – no effusion."}\n'
+    path.write_text("".join(lines), encoding="utf-8")
+    assert list(read_reports(path)) == [
+        ReportRow(study="study-1", text="Normal – no effusion."),
+        ReportRow(study="study-2", text="x", studies=("study-2", "study-3")),
+    ]
 
 
 @pytest.mark.parametrize(

@@ -227,15 +227,20 @@ def _add_ingest(commands: Any) -> None:
 
 
 def _run_ingest(args: argparse.Namespace) -> int:
-    from clincot.datasets.report import TooManyRefused
-
     common = ("command", "run_command", "format", "source", "out")
     options: dict[str, Any] = {name: value for name, value in vars(args).items() if name not in common}
+    return _tell(args.command, lambda: _ingest_of(args.format)(args.source, args.out, **options))
+
+
+def _tell(command: str, ingest: Callable[[], IngestReport]) -> int:
+    """Print the report; 1 where more rows were refused than allowed (the good ones are in place all the same)."""
+    from clincot.datasets.report import TooManyRefused
+
     try:
-        report = _ingest_of(args.format)(args.source, args.out, **options)
+        report = ingest()
     except TooManyRefused as error:
         print(error.report.summary())
-        print(f"clincot ingest: {error.verdict}", file=sys.stderr)
+        print(f"clincot {command}: {error.verdict}", file=sys.stderr)
         return 1
     print(report.summary())
     return 0
@@ -388,10 +393,10 @@ def _run_blind(args: argparse.Namespace) -> int:
 
     given = [args.train, args.test]
     if given.count(None) != (0 if args.data is None else 2):
-        raise ValueError("expected either --data or both --train and --test")
+        raise BadInput("expected either --data or both --train and --test")
     train, test = given if args.data is None else (args.data / "train", args.data / "test")
     if args.data is not None and not (train.is_dir() and test.is_dir()):
-        raise ValueError(
+        raise BadInput(
             f"{args.data}: expected the folders train and test in it. Ingest it with a split (--split by-row or"
             " patient-disjoint), or name --train and --test"
         )
@@ -408,7 +413,9 @@ def _add_reports(commands: Any) -> None:
     questions.add_argument("source", type=Path, help="data set with reports.jsonl: {study, text} a line")
     questions.add_argument("--out", type=Path, required=True)
     questions.add_argument("--question", default="Describe the findings.", help="what is asked (default: %(default)s)")
-    questions.add_argument("--allow-refused", type=int, default=0, metavar="N", help="go on with up to N bad rows")
+    questions.add_argument("--workers", type=int, metavar="N", help="processes that read images (default: all cores)")
+    questions.add_argument("--allow-refused", type=int, default=0, metavar="N",
+                           help="exit 0 with up to N bad rows; the good ones are kept in any case")  # fmt: skip
     metrics = _command(commands, "report-metrics", "score generated reports against references", _run_report_metrics)
     metrics.add_argument("--references", type=Path, required=True, help="reports.jsonl: {study, text} a line")
     metrics.add_argument("--hypotheses", type=Path, required=True,
@@ -426,11 +433,12 @@ def _add_reports(commands: Any) -> None:
 def _run_report_questions(args: argparse.Namespace) -> int:
     from clincot.datasets.report_questions import make_report_questions
 
-    made = make_report_questions(
-        args.source, args.out, question=args.question, allow_refused=args.allow_refused
-    )  # fmt: skip
-    print(made.summary())
-    return 0
+    return _tell(
+        args.command,
+        lambda: make_report_questions(
+            args.source, args.out, question=args.question, allow_refused=args.allow_refused, workers=args.workers
+        ),
+    )
 
 
 def _run_report_metrics(args: argparse.Namespace) -> int:

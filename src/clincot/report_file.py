@@ -37,6 +37,11 @@ def report_line(studies: Sequence[str], text: str) -> str:
 
 def read_reports(path: Path) -> Iterator[ReportRow]:
     """Stream reports; a bad line, a cut-off last line or a study's second report raises BadRecord naming file:line."""
+    return (row for _, row in numbered_reports(path))
+
+
+def numbered_reports(path: Path) -> Iterator[tuple[int, ReportRow]]:
+    """As read_reports, each with the number of its line."""
     if not path.is_file():
         raise BadRecord(f'{path}: no such file; expected reports, one {{"study": …, "text": …}} a line')
     seen: set[bytes] = set()
@@ -57,4 +62,4 @@ def read_reports(path: Path) -> Iterator[ReportRow]:
             if key in seen:
                 raise BadRecord(f"{where}: a second report of study {row.study!r}; every study may have one")
             seen.add(key)
-            yield row
+            yield number, row

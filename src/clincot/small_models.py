@@ -24,6 +24,7 @@ from clincot.datasets.frames import dense_frames, nodule_frames
 from clincot.datasets.radiographs import build, stream
 from clincot.models.small import SmallSpec, build_small
 from clincot.propose.hypotheses import FINDINGS
+from clincot.report_file import REPORTS, read_reports
 from clincot.train.lessons import join, judge_lessons, policy_lessons
 from clincot.train.rows import SFTRow
 from clincot.train.sft import train_on_rows
@@ -161,8 +162,8 @@ def corpus(folder: Path) -> Iterator[str]:
     for reference in load_references(folder):
         yield reference.answer
         yield f" {reference.answer}?"
-    for line in (folder / "reports.jsonl").read_text(encoding="utf-8").splitlines():
-        yield json.loads(line)["text"]
+    for report in read_reports(folder / REPORTS):
+        yield report.text
     for finding in FINDINGS:
         yield from [f"Is there {finding}?", finding] * 5
     for wording in WORDINGS.values():

@@ -1,5 +1,4 @@
 import hashlib
-import json
 from collections import Counter
 from pathlib import Path
 
@@ -10,7 +9,6 @@ from clincot.datasets.folder import (
     leaks,
     load_questions,
     load_references,
-    report_line,
     round_of,
     split_rounds,
 )
@@ -170,11 +168,3 @@ def test_leaks_are_counted_by_looks() -> None:
 def test_no_leak() -> None:
     report = leaks([study(1)], [study(2)], apart)
     assert (report.shared_images, report.near_images, report.shared_patients, report.examples) == (0, 0, 0, ())
-
-
-def test_a_report_is_one_line_with_all_its_views() -> None:
-    assert json.loads(report_line(["study-1"], "Normal – no effusion.")) == {
-        "study": "study-1",
-        "text": "Normal – no effusion.",
-    }
-    assert json.loads(report_line(["study-1", "study-2"], "x"))["views"] == ["study-1", "study-2"]

@@ -12,6 +12,7 @@ from clincot.datasets.folder import StudyIndex, load_questions
 from clincot.datasets.iu_xray import ingest_iu_xray
 from clincot.datasets.report import TooManyRefused
 from clincot.jsonl import BadRecord
+from clincot.report_file import read_reports
 
 TEXT = "The heart is normal in size. The lungs are clear."
 
@@ -53,7 +54,7 @@ def test_both_views_are_studies_of_one_patient_and_the_report_names_them(tmp_pat
     assert {study.patient for study in studies.values()} == {"iu-CXR1"}
     assert {study.modality for study in studies.values()} == {"chest x-ray"}
     (line,) = reports(tmp_path / "out" / "train")
-    assert line == {"study": next(iter(studies)), "text": TEXT, "views": list(studies)}
+    assert line == {"study": next(iter(studies)), "text": TEXT, "studies": list(studies)}
     assert all(studies.image_path(one).is_file() for one in studies)
     assert list(load_questions(tmp_path / "out" / "train")) == []
     assert [(counts.folder, counts.studies, counts.reports) for counts in report.folders] == [
@@ -74,9 +75,9 @@ def test_one_view_is_enough_and_the_same_picture_twice_is_one_view(tmp_path: Pat
     (copied / "1.png").write_bytes((copied / "0.png").read_bytes())
     report = ingest_iu_xray(source, tmp_path / "out")
     one, same, three = reports(tmp_path / "out" / "train")
-    assert "views" not in one
-    assert "views" not in same
-    assert len(three["views"]) == 3
+    assert "studies" not in one
+    assert "studies" not in same
+    assert len(three["studies"]) == 3
     assert {"reports on 1 views: 1", "reports on 2 views: 3", "reports on 3 views: 1"} <= set(report.notes)
 
 
@@ -110,6 +111,17 @@ def test_a_report_with_a_broken_view_is_refused_whole(tmp_path: Path) -> None:
         ingest_iu_xray(source, tmp_path / "out")
     assert len(StudyIndex(tmp_path / "out" / "train")) == 2
     assert len(reports(tmp_path / "out" / "train")) == 1
+
+
+@pytest.mark.parametrize(("text", "counts"), [(TEXT, (4, 3, 1, 0)), ("Clear.", (4, 3, 0, 1))])
+def test_a_second_report_that_starts_with_the_same_image(text: str, counts: tuple[int, ...], tmp_path: Path) -> None:
+    """A report goes by its first image: two of one image would be a file that nothing reads."""
+    again = entry(1, report=text) | {"id": "CXR1_IM-9999"}
+    report = ingest_iu_xray(release(tmp_path / "iu", entry(1), again), tmp_path / "out", allow_refused=1)
+    assert (report.rows_read, report.rows_kept, report.rows_duplicate, report.rows_refused) == counts
+    assert [row.text for row in read_reports(tmp_path / "out" / "train" / "reports.jsonl")] == [TEXT]
+    if report.refused:
+        assert str(report.refused[0]).startswith("annotation.json:2: report: row 1 starts with the same image and has")
 
 
 def test_patient_disjoint_split(tmp_path: Path) -> None:

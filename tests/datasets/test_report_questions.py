@@ -7,11 +7,12 @@ from pathlib import Path
 
 import pytest
 
+from clincot.cli import main
 from clincot.datasets.folder import StudyIndex, load_questions, load_references
-from clincot.datasets.report import TooManyRefused
+from clincot.datasets.report import IngestReport, TooManyRefused
 from clincot.datasets.report_questions import make_report_questions
 from clincot.jsonl import BadRecord
-from clincot.report_file import read_reports
+from clincot.report_file import ReportRow, read_reports, report_line
 from tests import tiny
 
 
@@ -26,7 +27,9 @@ def with_reports(folder: Path, texts: list[str], **more: str) -> Path:
 def test_one_question_a_report_with_the_boxes_that_the_key_knows(tmp_path: Path) -> None:
     source = with_reports(tmp_path / "source", ["A nodule on the left.", "Clear lungs. ", "Two\nlines."])
     made = make_report_questions(source, tmp_path / "out")
-    assert (made.questions, made.studies_without_report, made.with_boxes, made.refused) == (3, 1, 3, ())
+    assert (made.rows_read, made.rows_kept, made.rows_refused) == (3, 3, 0)
+    assert made.notes == ("questions with boxes: 3", "studies that no question is about, not taken over: 1")
+    assert "./: 3 questions (3 report) and 3 reports on 3 images" in made.summary()
     questions, references = list(load_questions(tmp_path / "out")), list(load_references(tmp_path / "out"))
     assert {(q.text, q.kind, q.topic) for q in questions} == {("Describe the findings.", "report", "report")}
     assert [r.answer for r in references] == ["A nodule on the left.", "Clear lungs.", "Two\nlines."]
@@ -44,20 +47,65 @@ def test_without_an_answer_key_there_are_no_boxes(tmp_path: Path) -> None:
     source = with_reports(tmp_path / "source", ["Clear."] * 4)
     (source / "references.jsonl").unlink()
     made = make_report_questions(source, tmp_path / "out", question="Write a report.")
-    assert (made.questions, made.with_boxes) == (4, 0)
+    assert made.notes == ("questions without boxes: 4",)
     assert {q.text for q in load_questions(tmp_path / "out")} == {"Write a report."}
 
 
-def test_bad_rows_are_refused_with_what_mends_them(tmp_path: Path) -> None:
+def test_a_report_on_several_images_is_asked_about_its_first(tmp_path: Path) -> None:
+    source = tiny.write_set(tmp_path / "source", studies=3)
+    one, two, three = StudyIndex(source)
+    (source / "reports.jsonl").write_text(report_line([two, one], "Clear.") + report_line([three], "A nodule."))
+    made = make_report_questions(source, tmp_path / "out")
+    assert [question.study for question in load_questions(tmp_path / "out")] == [two, three]
+    assert list(StudyIndex(tmp_path / "out")) == [two, three]
+    assert list(read_reports(tmp_path / "out" / "reports.jsonl")) == [
+        ReportRow(study=two, text="Clear."),
+        ReportRow(study=three, text="A nodule."),
+    ]
+    assert "reports on several images, asked about the first: 1" in made.notes
+
+
+def test_bad_rows_are_refused_with_what_mends_them_and_the_others_kept(tmp_path: Path) -> None:
     source = with_reports(tmp_path / "source", ["Clear.", " "], **{"study-0": "Of another set."})
     with pytest.raises(TooManyRefused) as refused:
         make_report_questions(source, tmp_path / "out")
     assert "reports.jsonl:2: the report is empty. Leave the row out" in str(refused.value)
     assert "reports.jsonl:3: study 'study-0' is not in" in str(refused.value)
-    assert not (tmp_path / "out" / "questions.jsonl").exists()
-    assert not (tmp_path / "out" / "reports.jsonl").exists()
+    assert "2 rows were refused, 0 allowed; the 1 others were kept" in str(refused.value)
+    assert [reference.answer for reference in load_references(tmp_path / "out")] == ["Clear."]
+    assert [row.text for row in read_reports(tmp_path / "out" / "reports.jsonl")] == ["Clear."]
+    written = IngestReport.model_validate_json((tmp_path / "out" / "ingest_report.json").read_text())
+    assert written == refused.value.report
     made = make_report_questions(source, tmp_path / "out", allow_refused=2)
-    assert (made.questions, len(made.refused)) == (1, 2)
+    assert made == written
+
+
+def test_a_broken_image_refuses_its_report(tmp_path: Path) -> None:
+    source = with_reports(tmp_path / "source", ["Clear.", "A nodule."])
+    studies = StudyIndex(source)
+    broken = studies.image_path(next(iter(studies)))
+    broken.write_bytes(broken.read_bytes()[:40])
+    made = make_report_questions(source, tmp_path / "out", allow_refused=1)
+    assert [row.row for row in made.refused] == [1]
+    assert made.refused[0].reason.startswith(f"image: {broken}")
+    assert [reference.answer for reference in load_references(tmp_path / "out")] == ["A nodule."]
+
+
+def test_where_no_report_can_be_kept_the_folder_stays_as_it_was(tmp_path: Path) -> None:
+    make_report_questions(with_reports(tmp_path / "source", ["Clear."]), tmp_path / "out")
+    before = (tmp_path / "out" / "questions.jsonl").read_bytes()
+    with pytest.raises(BadRecord, match=r"expected reports, but none was kept of 1 read\n.*jsonl:1: the report is"):
+        make_report_questions(with_reports(tmp_path / "empty", [" "]), tmp_path / "out")
+    assert (tmp_path / "out" / "questions.jsonl").read_bytes() == before
+
+
+def test_the_command_ends_with_1_where_rows_were_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    source, out = with_reports(tmp_path / "source", ["Clear.", " "]), tmp_path / "out"
+    assert main(["report-questions", str(source), "--out", str(out)]) == 1
+    said = capsys.readouterr()
+    assert said.err.splitlines()[-1].startswith("clincot report-questions: 1 row was refused, 0 allowed; the 1 others")
+    assert "reports.jsonl:2: the report is empty" in said.out
+    assert main(["report-questions", str(source), "--out", str(out), "--allow-refused", "1"]) == 0
 
 
 def test_the_source_is_not_written_over(tmp_path: Path) -> None:

@@ -38,6 +38,7 @@ from clincot.datasets.pictures import SourceImages, Workers
 from clincot.datasets.report import IngestReport, RowRefused, Tally, finish
 from clincot.datasets.splits import check_share, side_of
 from clincot.datasets.writing import FolderWriter, Picture, Row, dataset_folder, leaks_between, studies_of
+from clincot.errors import BadInput
 from clincot.jsonl import BadRecord, parse_row
 
 # How reports and messages call what is read: its own names may name somebody.
@@ -80,7 +81,7 @@ def ingest_dicom(
     Raises BadRecord, and TooManyRefused, when the others are in place, where more rows are bad than `allow_refused`.
     """
     if split not in ("given", "patient-disjoint"):
-        raise ValueError(f'split is "given" or "patient-disjoint", got {split!r}')
+        raise BadInput(f'split is "given" or "patient-disjoint", got {split!r}')
     check_share(test_share)
     tally, notes = Tally(allow_refused), Counter[str]()
     salt, listing = read_salt(salt_file, out), list_files(source)

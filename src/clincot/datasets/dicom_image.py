@@ -29,6 +29,7 @@ from pydicom.pixels.decoders.base import get_decoder
 from pydicom.pixels.processing import apply_color_lut, apply_modality_lut, apply_voi
 from pydicom.uid import UID, MediaStorageDirectoryStorage
 
+from clincot.errors import BadInput
 from clincot.images import DEFAULT_LIMITS, ImageLimits
 
 SOFT_TISSUE = (40.0, 400.0)  # centre and width in Hounsfield units
@@ -51,7 +52,7 @@ _DAMAGE = (
 Values = npt.NDArray[Any]
 
 
-class Unusable(ValueError):
+class Unusable(BadInput):
     """Why a file cannot be taken, and what mends it; says nothing that identifies."""
 
 

@@ -5,7 +5,8 @@
     (R2Gen), EMNLP 2020: 2069 / 296 / 590 reports in train / val / test.
 
 Every view is a study. The views of a report share the patient (the CXR number, one patient each in this collection) and
-the report is one line of reports.jsonl that names the studies of all its views. Questions there are none.
+the report is one line of reports.jsonl that names the studies of all its views. Questions there are none;
+`clincot report-questions` asks for the reports.
 
 De-identification left the word XXXX (and longer runs of X) in place of names, dates and whatever looked like them. It
 is kept by default, because published metrics are computed with it; `placeholders="drop"` takes it out for training.
@@ -29,6 +30,7 @@ from clincot.datasets.pictures import SourceImages, Workers
 from clincot.datasets.report import IngestReport, Published, RowRefused, Tally, finish
 from clincot.datasets.splits import check_share, side_of
 from clincot.datasets.writing import Picture, dataset_folder, leaks_between, studies_of
+from clincot.errors import BadInput
 from clincot.jsonl import BadRecord, explain
 
 PUBLISHED = Published(
@@ -76,7 +78,7 @@ def ingest_iu_xray(
     A row of the report is an entry of annotation.json, all its views with it. Raises BadRecord, TooManyRefused.
     """
     if split not in ("official", "patient-disjoint"):
-        raise ValueError(f'split is "official" or "patient-disjoint", got {split!r}')
+        raise BadInput(f'split is "official" or "patient-disjoint", got {split!r}')
     check_share(test_share)
     path = source / "annotation.json"
     raw, tally, notes = _load(path), Tally(allow_refused), Counter[str]()
@@ -103,10 +105,11 @@ def ingest_iu_xray(
                     for name in entry.image_path
                 ]  # fmt: skip
 
-                def add(entry: IuXrayEntry = entry, pictures: list[Picture] = pictures, part: str = part) -> None:
+                def add(entry: IuXrayEntry = entry, pictures: list[Picture] = pictures, part: str = part) -> str | None:
                     text = _text(entry.report, placeholders, notes)
-                    folders[part].add_report(pictures, text)
-                    notes[f"reports on {len(pictures)} views"] += 1
+                    first = folders[part].add_report(pictures, text)
+                    notes[f"reports on {len(pictures)} views"] += first is None
+                    return first
 
                 tally.take(path.name, number, add)
             for part, folder in folders.items():
@@ -117,7 +120,7 @@ def ingest_iu_xray(
             out, tally, ledger, source=source, split=split, published=PUBLISHED,
             folders=[folders[part].counts(part) for part in parts],
             leaks=leaks_between({part: partial(studies_of, out / part) for part in parts}, ledger),
-            notes=[*(f"{what}: {count}" for what, count in sorted(notes.items())), *_other_counts(raw)],
+            notes=[*(f"{what}: {count}" for what, count in sorted(notes.items()) if count), *_other_counts(raw)],
         )  # fmt: skip
 
 

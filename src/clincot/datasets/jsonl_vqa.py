@@ -29,6 +29,7 @@ from clincot.datasets.pictures import SourceImages, Workers
 from clincot.datasets.report import IngestReport, RowRefused, Tally, finish
 from clincot.datasets.splits import check_share, side_of
 from clincot.datasets.writing import FolderWriter, Picture, Row, dataset_folder, leaks_between, studies_of
+from clincot.errors import BadInput
 from clincot.geometry import Box
 from clincot.images import DEFAULT_LIMITS, ImageLimits
 from clincot.jsonl import BadRecord, explain, parse_row
@@ -112,7 +113,7 @@ def ingest_jsonl(
     hard-links images where the file system can, and copies otherwise.
     """
     if split not in get_args(Split):
-        raise ValueError(f"split is one of {', '.join(get_args(Split))}, got {split!r}")
+        raise BadInput(f"split is one of {', '.join(get_args(Split))}, got {split!r}")
     check_share(test_share)
     if not source.is_file():
         raise BadRecord(f"{source}: expected a JSONL file, but there is no such file")

@@ -15,6 +15,7 @@ from tqdm import tqdm
 from clincot.datasets.ledger import ImageFacts, Ledger
 from clincot.datasets.near_duplicates import image_hash
 from clincot.datasets.report import RowRefused
+from clincot.errors import BadInput
 from clincot.images import DEFAULT_LIMITS, BadImage, ImageLimits, open_image
 from clincot.jsonl import file_digest
 
@@ -26,7 +27,7 @@ class Workers:
 
     def __init__(self, count: int | None = None) -> None:
         if count is not None and count < 1:
-            raise ValueError(f"expected at least 1 worker, got {count}")
+            raise BadInput(f"expected at least 1 worker, got {count}")
         self._count = count or len(os.sched_getaffinity(0))
         self._pool: ProcessPoolExecutor | None = None
 

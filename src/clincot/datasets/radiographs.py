@@ -34,7 +34,6 @@ __all__ = [
     "FINDINGS",
     "HELD_OUT",
     "MARGINS",
-    "REPORTS",
     "Anatomy",
     "AnatomyUnavailable",
     "Asked",

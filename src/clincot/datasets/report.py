@@ -121,7 +121,7 @@ class Tally:
 
     def __init__(self, allow_refused: int) -> None:
         if allow_refused < 0:
-            raise ValueError(f"at least 0 rows may be refused, got {allow_refused}")
+            raise BadInput(f"at least 0 rows may be refused, got {allow_refused}")
         self.allow_refused = allow_refused
         self.kept = self.duplicate = 0
         self.refused: list[RefusedRow] = []

@@ -1,85 +1,83 @@
-"""A data set of report questions from a data set with reports.jsonl: one question a study, its report the answer.
+"""A data set of report questions from a data set with reports.jsonl: one question a report, the report its answer.
 
-The question goes through the same loop as any other: regions, one report a region, judges, pairs. Its reference's boxes
-are those that the folder's own answer key gives for the study, so that the oracle and the hit-rate have something to go
-by; a study whose key has none has none.
+The question goes through the same loop as any other: regions, one report a region, judges, pairs. It is asked about the
+report's first image; the further images of a report on several are not taken over. Its reference's boxes are those that
+the folder's own answer key gives for that image, so that the oracle and the hit-rate have something to go by; an image
+whose key has none has none.
 """
 
 from __future__ import annotations
 
-import json
+from collections import Counter
+from functools import partial
+from itertools import islice
 from pathlib import Path
 
-from pydantic import BaseModel, ConfigDict
 from tqdm import tqdm
 
 from clincot.datasets.folder import QUESTIONS, REFERENCES, StudyIndex, load_questions, load_references
-from clincot.datasets.report import Refusals, RefusedRow
-from clincot.datasets.writing import Row, RowRefused, Seen, SourceImages, dataset_folder
+from clincot.datasets.ledger import Ledger
+from clincot.datasets.pictures import SourceImages, Workers
+from clincot.datasets.report import IngestReport, Published, RowRefused, Tally, finish
+from clincot.datasets.writing import FolderWriter, Picture, Row, dataset_folder
 from clincot.geometry import Box
-from clincot.images import DEFAULT_LIMITS
-from clincot.jsonl import BadRecord, written_aside
-from clincot.report_file import REPORTS, ReportRow, read_reports
+from clincot.jsonl import BadRecord
+from clincot.report_file import REPORTS, ReportRow, numbered_reports
 
 QUESTION = "Describe the findings."
 TOPIC = "report"
-
-
-class ReportQuestions(BaseModel):
-    """What became of the rows of reports.jsonl."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    questions: int
-    studies_without_report: int
-    with_boxes: int
-    refused: tuple[RefusedRow, ...]
-
-    def summary(self) -> str:
-        lines = [
-            f"{self.questions} questions, one a report ({self.with_boxes} with boxes); "
-            f"{self.studies_without_report} studies without; {len(self.refused)} rows refused",
-            *map(str, self.refused),
-        ]
-        return "\n".join(lines)
+_BATCH = 512  # reports read ahead, so that their images are decoded in parallel
 
 
 def make_report_questions(
-    source: Path, out: Path, *, question: str = QUESTION, allow_refused: int = 0
-) -> ReportQuestions:  # fmt: skip
+    source: Path, out: Path, *, question: str = QUESTION, allow_refused: int = 0, workers: int | None = None
+) -> IngestReport:
     """Write the data set of report questions; images are hard-linked where the file system can.
 
-    `source` is a dataset folder with reports.jsonl, which is copied too: of a training set, it is the vocabulary of the
-    r2gen protocol. A row without text or of a study that the folder does not have is refused; more than `allow_refused`
-    raise TooManyRefused. Raises BadRecord where no row is left, or out is source.
+    `source` is a dataset folder with reports.jsonl. The reports that are asked for are written to `out` too: of a
+    training set, they are the vocabulary of the r2gen protocol. A row without text or on a study that the folder does
+    not have is refused; more than `allow_refused` raise TooManyRefused when the others are in place. Raises BadRecord
+    where reports.jsonl has a line that is no report, where no row is left, or where out is source.
     """
     if out.resolve() == source.resolve():
         raise BadRecord(f"{out}: the report questions need a folder of their own, not the one they are made from")
+    path, tally, notes = source / REPORTS, Tally(allow_refused), Counter[str]()
     studies, boxes = StudyIndex(source), _boxes(source)
-    refusals, kept, boxed = Refusals(allow_refused), 0, 0
-    path = source / REPORTS
-    rows = tqdm(read_reports(path), desc=f"reports of {source.name}", unit=" reports", total=len(studies), disable=None)
-    with (
-        dataset_folder(out, SourceImages(DEFAULT_LIMITS), Seen(), link_images=True) as folder,
-        written_aside(out / REPORTS) as reports,
-    ):
-        for number, row in enumerate(rows, start=1):
-            try:
-                first = folder.add(_row(row, number, studies, boxes.get(row.study, ()), question))
-                if first is not None:
-                    raise RowRefused(f"it repeats row {first}: the same image, the same report. Leave one out")
-            except RowRefused as error:
-                refusals.add(str(path), number, str(error))
-                continue
-            reports.write(json.dumps({"study": row.study, "text": row.text}, ensure_ascii=False) + "\n")
-            kept += 1
-            boxed += bool(boxes.get(row.study))
-        refused = refusals.settle()
-        if kept == 0:
-            raise BadRecord(f"{path}: expected reports, but not one was kept")
-    return ReportQuestions(
-        questions=kept, studies_without_report=len(studies) - kept, with_boxes=boxed, refused=refused
-    )
+    rows = iter(tqdm(numbered_reports(path), desc=f"reports of {source.name}", unit=" reports", disable=None))
+    with Ledger() as ledger, Workers(workers) as pool:
+        images = SourceImages(ledger, pool)
+        with dataset_folder(out, images, ledger, reports=True, link_images=True) as folder:
+            while batch := list(islice(rows, _BATCH)):
+                images.check(studies.image_path(row.study) for _, row in batch if row.study in studies)
+                for number, row in batch:
+                    known = boxes.get(row.study, ())
+                    tally.take(str(path), number, partial(_take, folder, row, number, studies, known, question, notes))
+            if tally.kept == 0:
+                raise tally.nothing(path, "reports")
+        notes["studies that no question is about, not taken over"] = len(studies) - tally.kept
+        return finish(
+            out, tally, ledger, source=path, folders=[folder.counts(".")],
+            published=Published(licence=f"that of {source}"),
+            notes=[f"{what}: {count}" for what, count in sorted(notes.items()) if count],
+        )  # fmt: skip
+
+
+def _take(
+    folder: FolderWriter,
+    row: ReportRow,
+    number: int,
+    studies: StudyIndex,
+    boxes: tuple[Box, ...],
+    question: str,
+    notes: Counter[str],
+) -> str | None:
+    """The place of the row that this one repeats, None where it is new; raises RowRefused."""
+    asked = _row(row, number, studies, boxes, question)
+    first = folder.add(asked) or folder.add_report([asked.picture], row.text)
+    if first is None:
+        notes["questions with boxes" if boxes else "questions without boxes"] += 1
+        notes["reports on several images, asked about the first"] += len(row.studies) > 1
+    return first
 
 
 def _row(row: ReportRow, number: int, studies: StudyIndex, boxes: tuple[Box, ...], question: str) -> Row:
@@ -91,18 +89,19 @@ def _row(row: ReportRow, number: int, studies: StudyIndex, boxes: tuple[Box, ...
         raise RowRefused("the report is empty. Leave the row out, or write its text")
     study = studies[row.study]
     return Row(
-        number=number,
-        image=studies.image_path(row.study),
-        image_name=study.source_id or study.image,
+        picture=Picture(
+            place=f"row {number}",
+            image=studies.image_path(row.study),
+            image_name=study.source_id or study.image,
+            modality=study.modality,
+            patient=study.patient,
+            split=study.split,
+        ),
         question=question,
         answer=row.text.strip(),
         kind="report",
         boxes=boxes,
-        modality=study.modality,
-        patient=study.patient,
-        split=study.split,
         topic=TOPIC,
-        finding="",
         source_id=study.id,
     )
 

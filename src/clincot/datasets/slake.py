@@ -38,6 +38,7 @@ from clincot.datasets.slake_boxes import (
 )
 from clincot.datasets.splits import check_share, side_of, together
 from clincot.datasets.writing import Picture, Row, dataset_folder, leaks_between, studies_of
+from clincot.errors import BadInput
 from clincot.geometry import Box
 from clincot.jsonl import BadRecord, explain
 
@@ -110,7 +111,7 @@ def ingest_slake(
     masks; TooManyRefused, when the others are in place, where more rows are bad than `allow_refused`.
     """
     if split not in ("official", "image-disjoint"):
-        raise ValueError(f'split is "official" or "image-disjoint", got {split!r}')
+        raise BadInput(f'split is "official" or "image-disjoint", got {split!r}')
     check_share(test_share)
     tally, notes = Tally(allow_refused), Counter[str]()
     rows = dict(_rows(source, language, tally, notes))

@@ -20,6 +20,7 @@ from PIL import Image
 from scipy import ndimage
 
 from clincot.geometry import Box, box_from_pixels, intersection_over_union
+from clincot.jsonl import BadRecord
 
 BoxFormat = Literal["xywh", "xyxy"]
 AGREES = 0.75  # IoU of a detection with its region of the mask; a box near the corner read the wrong way has up to 0.65
@@ -70,7 +71,7 @@ def read_detections(folder: Path, values: dict[str, int]) -> Detections:
             mask_HW = np.asarray(image if image.mode in ("L", "P", "I", "I;16") else image.convert("L")).astype(
                 np.int64
             )
-    except (OSError, SyntaxError, ValueError) as error:
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         return Detections(
             refused=f"{mask_path}: expected a PNG ({error}). Fetch it again, or remove it to take the boxes unchecked"
         )
@@ -85,10 +86,14 @@ def read_detections(folder: Path, values: dict[str, int]) -> Detections:
 
 
 def mask_values(path: Path) -> dict[str, int]:
-    """mask.txt: {label in lower case: pixel value}; empty where there is no such file."""
+    """mask.txt: {label in lower case: pixel value}; empty where there is no such file. Raises BadRecord."""
     if not path.is_file():
         return {}
-    lines = (line.split(":", 1) for line in path.read_text(encoding="utf-8-sig").splitlines() if ":" in line)
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise BadRecord(f"{path}: not UTF-8 ({error.reason} at byte {error.start}); fetch it again") from None
+    lines = (line.split(":", 1) for line in text.splitlines() if ":" in line)
     return {name.strip().casefold(): int(value) for value, name in lines if value.strip().isdigit()}
 
 

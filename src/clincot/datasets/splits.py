@@ -6,6 +6,8 @@ import hashlib
 from collections.abc import Hashable, Iterable, Sequence
 from typing import Literal, TypeVar
 
+from clincot.errors import BadInput
+
 K = TypeVar("K", bound=Hashable)
 Side = Literal["train", "test"]
 
@@ -22,7 +24,7 @@ def side_of(group: str, *, salt: str, seed: int, test_share: float) -> Side:
 
 def check_share(test_share: float) -> None:
     if not 0 < test_share < 1:
-        raise ValueError(f"test_share is a share of the images in (0, 1), got {test_share}")
+        raise BadInput(f"test_share is a share of the images in (0, 1), got {test_share}")
 
 
 def together(bonds: Iterable[tuple[K, K]], members: Sequence[K]) -> dict[K, K]:

@@ -24,6 +24,7 @@ from clincot.datasets.pictures import SourceImages, Workers
 from clincot.datasets.report import SHOWN, IngestReport, Published, RowRefused, Tally, finish
 from clincot.datasets.splits import Side, check_share, side_of, together
 from clincot.datasets.writing import Picture, Row, dataset_folder, leaks_between, studies_of
+from clincot.errors import BadInput
 from clincot.jsonl import BadRecord, explain
 
 PUBLISHED = Published(
@@ -85,7 +86,7 @@ def ingest_vqa_rad(
     hash that picks them. Images that both folders show are stored once (hard link) where the file system can.
     """
     if split not in ("official", "image-disjoint"):
-        raise ValueError(f'split is "official" or "image-disjoint", got {split!r}')
+        raise BadInput(f'split is "official" or "image-disjoint", got {split!r}')
     check_share(test_share)
     questions, images = _one_of(source, _QUESTION_FILES, "file"), _one_of(source, _IMAGE_FOLDERS, "folder")
     raw, tally = _load(questions), Tally(allow_refused)

@@ -114,8 +114,12 @@ class FolderWriter:
         self._take(study, picture)
         return None
 
-    def add_report(self, pictures: Sequence[Picture], text: str) -> None:
-        """Take all views of one report, the same picture once; or none of them: raises RowRefused."""
+    def add_report(self, pictures: Sequence[Picture], text: str) -> str | None:
+        """Take all views of one report, the same picture once; or none of them: raises RowRefused.
+
+        Returns the place of the report that it repeats, None where it is new. A report goes by its first image, so a
+        second one that starts with the same is refused.
+        """
         views = dict[str, Study]()
         fresh = list[tuple[Study, Picture]]()
         for picture in pictures:
@@ -123,11 +127,20 @@ class FolderWriter:
             if is_new and study.sha256 not in views:
                 fresh.append((study, picture))
             views.setdefault(study.sha256, study)
+        ids = [study.id for study in views.values()]
+        place, answer = pictures[0].place, _digest(_plain(text), *ids)
+        known, first = self._ledger.first_answer(_digest("report", self._key, ids[0]), answer, place)
+        if known != answer:
+            raise RowRefused(
+                f"report: {first} starts with the same image and has another text or other views. Keep one of the two"
+            )
+        if first != place:
+            return first
         for study, picture in fresh:
             self._take(study, picture)
-        ids = [study.id for study in views.values()]
         self._files[REPORTS].write(report_line(ids, text))
         self.reports += 1
+        return None
 
     def counts(self, name: str) -> FolderCounts:
         return FolderCounts(
