@@ -39,15 +39,17 @@ def test_the_judges_differ_from_the_policy_and_from_each_other() -> None:
 
 def test_a_recipe_goes_on_where_it_was_interrupted(tmp_path: Path) -> None:
     """Two parts of a judge's lessons: with the second part gone, the first is kept and the second comes out again."""
-    recipe = Recipe("judge", "judge", SPEC, range(1000, 1002), dense_images=16, lesson_images=12, epochs=(1, 1))
+    recipe = Recipe(
+        "judge", "judge", SPEC, range(1000, 1002), dense_images=16, lesson_images=12, lessons=((1, 1), (2, 1))
+    )
     work, out = tmp_path / "work", tmp_path / "out"
     make(recipe, work, out)
-    first = (work / "judge-part-1" / "model.safetensors").stat().st_mtime_ns
+    first = (work / "judge-1" / "model.safetensors").stat().st_mtime_ns
     made = (out / "judge" / "model.safetensors").read_bytes()
-    for gone in (work / "judge-part-2", out / "judge"):
+    for gone in (work / "judge-2", out / "judge"):
         gone.rename(tmp_path / f"{gone.parent.name}-{gone.name}-before")
     make(recipe, work, out)
-    assert (work / "judge-part-1" / "model.safetensors").stat().st_mtime_ns == first
+    assert (work / "judge-1" / "model.safetensors").stat().st_mtime_ns == first
     assert (out / "judge" / "model.safetensors").read_bytes() == made
 
 

@@ -31,7 +31,7 @@ from clincot.train.sft import train_on_rows
 from clincot.train.vision import DenseFrames, pretrain_vision
 
 REGION_TRUTH = 0.6  # of the regions that the policy is taught to write: leaves room for rounds to improve them
-LESSON_LR = (2e-3, 1e-3)  # of either part of the lessons
+LESSON_LR = {1: 2e-3, 2: 1e-3, 3: 1e-3}  # by part of the lessons
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class Recipe:
     warps: range  # patients of its lessons
     dense_images: int  # radiographs for the dense pre-training
     lesson_images: int  # radiographs with questions for the supervised lessons
-    epochs: tuple[float, float]  # of either part of the lessons
+    lessons: tuple[tuple[int, float], ...]  # (part, epochs), one after the other; every one on other draws
     batch_size: int = 32  # matching answers with what is seen sets in after so many steps, not after so many lessons
 
 
@@ -52,11 +52,13 @@ EVALUATION_WARPS = range(1000)  # kept free for rounds, calibration and benchmar
 CALIBRATION_WARPS = range(400, 424)  # of those, used for the judges' calibration alone
 CALIBRATION_QUESTIONS = 1200
 RECIPES = (
-    Recipe("policy", "policy", SmallSpec(seed=1), range(1000, 1040), 6_000, 5_000, (1, 2), batch_size=64),
-    Recipe("judge-a", "judge", SmallSpec(seed=2, text_layers=2), range(2000, 2040), 6_000, 5_000, (1.5, 1.5)),
+    Recipe("policy", "policy", SmallSpec(seed=1), range(1000, 1040), 6_000, 5_000, ((1, 1), (2, 2)), batch_size=64),
     Recipe(
-        "judge-b", "judge", SmallSpec(seed=3, text_hidden=160, text_layers=2), range(3000, 3040), 6_000, 5_000,
-        (1.5, 1.5),
+        "judge-a", "judge", SmallSpec(seed=2, text_layers=2), range(2000, 2040), 6_000, 5_000, ((1, 1.5), (2, 1.5)),
+    ),
+    Recipe(
+        "judge-b", "judge", SmallSpec(seed=3, vision_hidden=96, vision_layers=4, text_layers=2), range(3000, 3040),
+        6_000, 5_000, ((1, 1.5), (2, 1.5), (2, 1.5), (3, 1)),
     ),
 )  # fmt: skip
 
@@ -105,11 +107,12 @@ def make(recipe: Recipe, work: Path, out: Path) -> Path:
     if not (tower / "train_log.json").is_file():
         make_towers(recipe, work)
     start = tower
-    for part, (rate, epochs) in enumerate(zip(LESSON_LR, recipe.epochs, strict=True), start=1):
-        done = work / f"{recipe.name}-part-{part}"
+    for number, (part, epochs) in enumerate(recipe.lessons, start=1):
+        done = work / f"{recipe.name}-{number}"
         if not done.is_dir():
+            seed = recipe.spec.seed + 1000 * max(0, number - 2)
             section = TrainSection(
-                loss="sft", lr=rate, epochs=epochs, batch_size=recipe.batch_size, seed=recipe.spec.seed
+                loss="sft", lr=LESSON_LR[part], epochs=epochs, batch_size=recipe.batch_size, seed=seed
             )
             teach(recipe.role, work / f"{recipe.name}-lessons", start, done, section, part=part)
         start = done

@@ -273,3 +273,8 @@ def test_lessons_are_drawn_from_their_seed() -> None:
         lambda seed: list(judge_lessons(LESSONS, FOLDER, VIEWS, seed=seed)),
     ):
         assert make(1) == make(1) != make(2)
+
+
+def test_a_judges_third_part_is_both_together() -> None:
+    parts = [list(judge_lessons(LESSONS, FOLDER, VIEWS, seed=0, part=part)) for part in (1, 2, 3)]
+    assert parts[2] == parts[0] + parts[1]

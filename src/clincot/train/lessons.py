@@ -128,29 +128,33 @@ def proposals(
 def judge_lessons(
     lessons: Sequence[Lesson], folder: Path, views: Views, *, seed: int, part: int = 2
 ) -> Iterator[Conversation]:
-    """Lessons of a judge in two parts: matching an answer with what is seen is hard to learn from yes and no alone, and
+    """Lessons of a judge in parts: matching an answer with what is seen is hard to learn from yes and no alone, and
     a judge that is shown everything from the start stays at AUC 0.5.
 
     Part 1, from near: a single crop, the finding's own or, where it is absent, any. It answers questions itself,
     names what a crop shows, and says whether a right and a wrong answer are right. Part 2, as a panel asks: image, crop
     and proposed answer, a third of them from places that mostly do not show the finding, where it cannot know and
-    learns P(yes) towards one half.
+    learns P(yes) towards one half. Part 3: both together.
     """
-    if part == 1:
-        rng = np.random.default_rng([seed, 33])
-        sides = sides_by_finding(lessons)
-        for lesson in lessons:
-            yield from _crop_lessons(lesson, folder, views, rng, sides)
-        near = [one for one in lessons if one.question.topic in CROP_TOPICS]
-        for repeat in range(2):
-            for proposal in proposals(near, seed=seed + 50 + repeat, region_truth=1.0, whole=0.0, among=lessons):
-                yield _judged(proposal, folder, views, near=True)
-        return
-    for proposal in (
-        *proposals(lessons, seed=seed, region_truth=1.0, whole=0.0),
-        *proposals(lessons[::2], seed=seed + 1, region_truth=0.2, among=lessons),
-    ):
-        yield _judged(proposal, folder, views)
+    if part in (1, 3):
+        yield from _near_lessons(lessons, folder, views, seed=seed)
+    if part in (2, 3):
+        for proposal in (
+            *proposals(lessons, seed=seed, region_truth=1.0, whole=0.0),
+            *proposals(lessons[::2], seed=seed + 1, region_truth=0.2, among=lessons),
+        ):
+            yield _judged(proposal, folder, views)
+
+
+def _near_lessons(lessons: Sequence[Lesson], folder: Path, views: Views, *, seed: int) -> Iterator[Conversation]:
+    rng = np.random.default_rng([seed, 33])
+    sides = sides_by_finding(lessons)
+    for lesson in lessons:
+        yield from _crop_lessons(lesson, folder, views, rng, sides)
+    near = [one for one in lessons if one.question.topic in CROP_TOPICS]
+    for repeat in range(2):
+        for proposal in proposals(near, seed=seed + 50 + repeat, region_truth=1.0, whole=0.0, among=lessons):
+            yield _judged(proposal, folder, views, near=True)
 
 
 def _judged(proposal: Proposal, folder: Path, views: Views, *, near: bool = False) -> Conversation:
