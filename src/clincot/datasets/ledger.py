@@ -6,6 +6,7 @@ unnamed one, in the folder for temporary files) and is gone when it is closed, h
 
 from __future__ import annotations
 
+import errno
 import sqlite3
 from dataclasses import astuple, dataclass
 from pathlib import Path
@@ -21,6 +22,7 @@ _TABLES = """
     CREATE TABLE studies (sha256 TEXT, folder TEXT, modality TEXT, patient TEXT, split TEXT, place TEXT,
         PRIMARY KEY (sha256, folder)) WITHOUT ROWID;
 """
+_DISK = {sqlite3.SQLITE_FULL: errno.ENOSPC, sqlite3.SQLITE_IOERR: errno.EIO}
 
 
 @dataclass(frozen=True)
@@ -45,7 +47,7 @@ class TakenStudy:
 
 
 class Ledger:
-    """Use as a context manager; one ingest, one ledger."""
+    """Use as a context manager; one ingest, one ledger. A full disk under it ends the block with OSError."""
 
     def __init__(self) -> None:
         self._db = sqlite3.connect("", isolation_level=None)
@@ -54,8 +56,15 @@ class Ledger:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         self._db.close()
+        code = getattr(error, "sqlite_errorcode", 0) & 0xFF  # the higher bits say more
+        if code in _DISK:
+            raise OSError(
+                _DISK[code],
+                f"{error} in the folder for temporary files, where an ingest keeps what it has seen. Make room there,"
+                " or name another with SQLITE_TMPDIR, and run the same command again",
+            ) from error
 
     def file(self, path: Path) -> ImageFacts | str | None:
         """What was found out about an image file: its facts, why it is refused, or nothing yet."""
