@@ -34,6 +34,10 @@ def test_a_report_is_one_line_that_names_all_its_images(tmp_path: Path) -> None:
         ('{"study": "a", "text": "x"}\n{"study": "a", "text": "y"}\n', "reports.jsonl:2: a second report of study 'a'"),
         ('{"study": "a"}\n', r"reports.jsonl:1: not a report: text: Field required .* Write \{\"study\""),
         ('{"study": "a", "text": "x", "extra": 1}\n', "reports.jsonl:1: not a report: extra"),
+        (
+            '{"study": "a", "text": "x", "studies": ["b", "a"]}\n',
+            "reports.jsonl:1: not a report: .*expected 'a'.*got 'b'",
+        ),
         ("nonsense\n", "reports.jsonl:1: not JSON"),
         ('{"study": "a", "text": "x"}', "reports.jsonl:1: the file ends in the middle of a line"),
     ],

@@ -7,9 +7,9 @@ import hashlib
 import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from clincot.jsonl import BadRecord, explain, parse_row
 
@@ -25,6 +25,12 @@ class ReportRow(BaseModel):
     text: str
     views: Annotated[int, Field(ge=0)] = 0
     studies: tuple[str, ...] = ()  # all images of the report, where there are several; `study` is the first
+
+    @model_validator(mode="after")
+    def _first_is_study(self) -> Self:
+        if self.studies and self.studies[0] != self.study:
+            raise ValueError(f"studies: expected {self.study!r}, the report's study, first, got {self.studies[0]!r}")
+        return self
 
 
 def report_line(studies: Sequence[str], text: str) -> str:
