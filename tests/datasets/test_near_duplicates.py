@@ -1,5 +1,4 @@
 import io
-import time
 from pathlib import Path
 
 import numpy as np
@@ -72,16 +71,14 @@ def test_pairs_of_two_lists_and_of_one() -> None:
         list(near_pairs([1], within=65))
 
 
-def test_blocks_miss_no_pair_and_ten_thousand_are_quick() -> None:
+def test_blocks_of_ten_thousand_miss_no_pair() -> None:
     rng = np.random.default_rng(0)
     hashes = [int(v) for v in rng.integers(0, 2**64, 10_000, dtype=np.uint64)]
     planted = {(10, 9_990), (4_999, 5_000), (0, 9_999)}  # within a block, across blocks, at both ends
     for a, b in planted:
         hashes[b] = hashes[a] ^ 0b10101
-    started = time.perf_counter()
     # By chance 64 random bits are within 6 of another's with probability 5e-12 (83 million / 2^64), a pair of 5e7
     assert {(pair.first, pair.second) for pair in near_pairs(hashes)} == planted
-    assert time.perf_counter() - started < 10
 
 
 @pytest.mark.skipif(not REAL.is_dir(), reason=f"VQA-RAD is not at {REAL}")
