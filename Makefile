@@ -3,6 +3,8 @@ PYTHON ?= python3.11
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+FULL := $(VENV)/.ready-full
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 export OMP_NUM_THREADS ?= 2
 export TOKENIZERS_PARALLELISM := false
 export HF_HUB_OFFLINE ?= 1
@@ -12,21 +14,27 @@ export HF_HUB_OFFLINE ?= 1
 help:  ## what there is
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
 
-setup: $(READY)  ## the environment (about 2 minutes)
+setup: $(FULL)  ## the whole environment (about 5 minutes)
 
+# what the demo needs: training and serving
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check torch==2.13.0
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	$(PIP) torch==2.13.0
+	$(PIP) -c constraints.txt -e '.[serve]'
+	touch $@
+
+# what development and a cluster need as well
+$(FULL): $(READY)
+	$(PIP) -c constraints.txt -e '.[dev,serve,cluster]'
 	touch $@
 
 demo: $(READY)  ## two rounds on rendered radiographs, a table and a page (about 15 minutes)
 	$(BIN)/python -m clincot.demo --run runs/demo
 
-test: $(READY)  ## the whole test suite
+test: $(FULL)  ## the whole test suite
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests
 
-lint: $(READY)  ## ruff and mypy
+lint: $(FULL)  ## ruff and mypy
 	$(BIN)/ruff check src tests bench
 	$(BIN)/ruff format --check src tests bench
 	$(BIN)/mypy
