@@ -205,9 +205,13 @@ class PublishSection(Section):
         Literal["merge", "keep"],
         Field(description="of a checkpoint trained as LoRA: merged into the base's weights, or the adapter alone"),
     ] = "merge"
-    golden: Annotated[int, Field(ge=0, description="questions kept with their answers and regions, for smoke tests")] = 8
+    golden: Annotated[
+        int, Field(ge=0, description="questions kept with their answers and regions, for smoke tests")
+    ] = 8
     max_new_tokens: Annotated[Positive, Field(description="of a golden answer")] = 16
-    licence: Annotated[str, Field(min_length=1, description="SPDX name; a derivative carries its base's")] = "Apache-2.0"
+    licence: Annotated[str, Field(min_length=1, description="SPDX name; a derivative carries its base's")] = (
+        "Apache-2.0"
+    )
 
 
 class DeploySection(Section):
@@ -218,9 +222,9 @@ class DeploySection(Section):
         Field(min_length=1, description="shares of the traffic in percent, rising, the last one 100"),
     ] = (10, 50, 100)
     step_s: Annotated[float, Field(ge=0, description="how long each share is watched")] = 60.0
-    ready_s: Annotated[float, Field(gt=0, description="until the new revision must be ready; large models load long")] = (
-        1800.0
-    )
+    ready_s: Annotated[
+        float, Field(gt=0, description="until the new revision must be ready; large models load long")
+    ] = 1800.0
     poll_s: Annotated[float, Field(gt=0, description="between two looks at the cluster")] = 2.0
     request_s: Annotated[float, Field(gt=0, description="deadline of one smoke request")] = 60.0
     max_error_rate: Annotated[Share, Field(description="share of the new revision's requests that may fail")] = 0.02
@@ -275,10 +279,7 @@ def load_params(path: Path | None, overrides: tuple[str, ...] = ()) -> Params:
             place = place.setdefault(key, {})
             if not isinstance(place, dict):
                 raise BadRecord(f"--set {override!r}: {key!r} is not a section")
-        try:
-            place[keys[-1]] = _scalar(value)
-        except yaml.YAMLError as error:
-            raise BadRecord(f"--set {override!r}: the value is not YAML: {error}") from None
+        place[keys[-1]] = parse_value(value, where=f"--set {override!r}")
     return parse_section(Params, content, where=str(path or "parameters"))
 
 
@@ -289,9 +290,12 @@ def parse_section(kind: type[S], content: dict[str, Any], *, where: str) -> S:
         raise BadRecord(f"{where}: {explain(error)}") from None
 
 
-def _scalar(value: str) -> Any:
-    """YAML reads 1e-5 as text (YAML 1.1 wants 1.0e-5); a number is a number here."""
-    parsed = yaml.safe_load(value)
+def parse_value(value: str, *, where: str) -> Any:
+    """A value as written on the command line. YAML reads 1e-5 as text (YAML 1.1 wants 1.0e-5); here it is a number."""
+    try:
+        parsed = yaml.safe_load(value)
+    except yaml.YAMLError as error:
+        raise BadRecord(f"{where}: the value is not YAML: {error}") from None
     if isinstance(parsed, str):
         try:
             return float(parsed)
