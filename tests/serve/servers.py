@@ -21,7 +21,7 @@ import uvicorn
 from clincot.conversation import Conversation, Views
 from clincot.models.protocols import Generation, Policy
 from clincot.serve.answering import Answering
-from clincot.serve.app import application
+from clincot.serve.app import application, hush
 from clincot.serve.batching import Batcher
 from clincot.serve.fetching import Fetcher
 from clincot.serve.gate import Gate
@@ -85,6 +85,7 @@ def serving_here(
     policy: Policy, settings: ServeSettings, *, keys: ApiKeys | None = None, fetcher: Fetcher | None = None
 ) -> Iterator[str]:
     """The address of a server in this process; ended when what it accepted is answered."""
+    hush()
     answering = Answering(Held(policy, settings), settings, fetcher)
     app = Gate(application("policy", answering), settings, keys)
     with socket.socket() as listener:

@@ -54,8 +54,7 @@ class ServePlan:
 def serve(plan: ServePlan) -> None:
     """Serve until SIGTERM or SIGINT, then finish what was accepted. Raises what a checkpoint is refused for."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
-    for noisy in ("httpx", "kserve.trace", "uvicorn.error"):
-        logging.getLogger(noisy).setLevel(logging.WARNING)
+    hush()
     keys = None if plan.api_keys is None else ApiKeys(plan.api_keys)
     with ExitStack() as stack:
         folder = stack.enter_context(checkpoint_folder(plan.checkpoint, views_only=bool(plan.predictor_host)))
@@ -69,6 +68,12 @@ def serve(plan: ServePlan) -> None:
         _LOG.info("ready: http://%s:%d serves %s", plan.host, plan.port, answering.backend.digest[:12])
         uvicorn.Server(config).run()
         _LOG.info("stopped; what was accepted is answered")
+
+
+def hush() -> None:
+    """Turn off loggers of libraries that quote addresses with their queries; the gate has a line for every request."""
+    for name in ("uvicorn.access", "uvicorn.error", "httpx", "httpcore", "kserve", "kserve.trace"):
+        logging.getLogger(name).setLevel(logging.WARNING)
 
 
 def open_backend(plan: ServePlan, folder: Path) -> Backend:
