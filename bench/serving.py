@@ -84,7 +84,9 @@ def server(checkpoint: Path, overrides: Sequence[str]) -> Iterator[tuple[str, in
         process.wait(timeout=120)
 
 
-async def load(url: str, requests: Sequence[dict[str, Any]], *, clients: int, seconds: float) -> list[tuple[float, int, Any]]:
+async def load(
+    url: str, requests: Sequence[dict[str, Any]], *, clients: int, seconds: float
+) -> list[tuple[float, int, Any]]:
     """(latency in s, which request, prediction) of every answer that came within `seconds`."""
     done: list[tuple[float, int, Any]] = []
     until = time.monotonic() + seconds
@@ -165,7 +167,9 @@ def main() -> None:
         for name in SHAPES:
             row = table[f"{name}/{count}"]
             ratio = table[f"batched/{count}"]["rate"] / row["rate"]
-            print(f"{count:>7}  {name:<11} {row['rate']:>9.1f} {row['p50_ms']:>8.0f} {row['p99_ms']:>8.0f}  {ratio:.2f}x")
+            print(
+                f"{count:>7}  {name:<11} {row['rate']:>9.1f} {row['p50_ms']:>8.0f} {row['p99_ms']:>8.0f}  {ratio:.2f}x"
+            )
 
 
 if __name__ == "__main__":

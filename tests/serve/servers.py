@@ -44,7 +44,7 @@ class Parrot:
     asked: threading.Event = field(default_factory=threading.Event)
     batches: list[int] = field(default_factory=list)
     digest: str = "parrot"
-    views: Views = Views()
+    views: Views = field(default_factory=Views)
 
     def write(
         self, conversations: Sequence[Conversation], *, max_new_tokens: int, temperature: float, seeds: Sequence[int]
@@ -65,9 +65,7 @@ class Held:
     """A backend around any policy in this process."""
 
     def __init__(self, policy: Policy, settings: ServeSettings) -> None:
-        self._batcher = Batcher(
-            policy, max_batch=settings.max_batch, gather_s=settings.gather_s, observe=observe_batch
-        )
+        self._batcher = Batcher(policy, max_batch=settings.max_batch, gather_s=settings.gather_s, observe=observe_batch)
         self.digest = policy.digest
 
     def policy(self, ticket: Ticket) -> Any:

@@ -47,7 +47,9 @@ def write(batcher: Batcher, texts: list[str], ticket: Ticket | None = None) -> l
     return [reply.text for reply in replies]
 
 
-def held(batcher: Batcher, threads: ThreadPoolExecutor, parrot: Parrot, calls: list[Callable[[], object]]) -> list[object]:
+def held(
+    batcher: Batcher, threads: ThreadPoolExecutor, parrot: Parrot, calls: list[Callable[[], object]]
+) -> list[object]:
     """Futures of calls that all wait while the model is busy with a first one."""
     first = threads.submit(write, batcher, ["first"])
     assert parrot.asked.wait(30)

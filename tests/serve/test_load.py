@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import socket
 from collections.abc import Sequence
 from pathlib import Path
@@ -41,7 +42,7 @@ def test_a_full_queue_says_when_to_come_again(film: str) -> None:
 
         async def ten() -> list[httpx.Response]:
             asked = asyncio.create_task(posts(url, [v1("Is there a nodule?", film)] * 10))
-            while refused(url) < 5 or metric(url, "clincot_queue_length") < before + 3:  # noqa: ASYNC110
+            while refused(url) < 5 or metric(url, "clincot_queue_length") < before + 3:
                 await asyncio.sleep(0.02)
             parrot.go.set()
             return await asked
@@ -68,14 +69,16 @@ def test_past_the_deadline_it_is_504_whether_it_ran_or_waited(film: str) -> None
 
 
 def test_a_client_that_goes_away_frees_its_place(film: str) -> None:
-    """One place in all, none to wait. The model stays busy with the lost request; the place is free before that ends."""
+    """One place in all. The model stays busy with the lost request, and the place is free before that ends."""
     parrot = Parrot()
     settings = ServeSettings.model_validate({"propose": LOOK_ONCE, "running": 1, "waiting": 0})
     with serving_here(parrot, settings) as url:
         address = httpx.URL(url)
         body = httpx.Request("POST", url, json=v1("Is there a nodule?", film)).content
         with socket.create_connection((address.host, address.port)) as connection:
-            head = f"POST {PREDICT} HTTP/1.1\r\nHost: a\r\nContent-Type: application/json\r\nContent-Length: {len(body)}"
+            head = (
+                f"POST {PREDICT} HTTP/1.1\r\nHost: a\r\nContent-Type: application/json\r\nContent-Length: {len(body)}"
+            )
             connection.sendall(head.encode() + b"\r\n\r\n" + body)
             assert parrot.asked.wait(60)
             assert httpx.post(url + PREDICT, json=v1("Is there a nodule?", film)).status_code == 429
@@ -119,7 +122,7 @@ def same(one: dict[str, Any], other: dict[str, Any]) -> bool:
         return False
     places = [[(r["box"], r["answer"]) for r in a["regions"]] for a in (one, other)]
     found = sorted(r["found"] for r in one["regions"])
-    ties = any(b - a < 1e-4 for a, b in zip(found, found[1:], strict=False))
+    ties = any(b - a < 1e-4 for a, b in itertools.pairwise(found))
     return one["answer"] == other["answer"] and (places[0] == places[1] or ties)
 
 

@@ -44,7 +44,10 @@ def bomb() -> bytes:
 
     header = struct.pack(">IIBBBBB", 40_000, 40_000, 8, 0, 0, 0, 0)
     return (
-        b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(bytes(10_000))) + chunk(b"IEND", b"")
+        b"\x89PNG\r\n\x1a\n"
+        + chunk(b"IHDR", header)
+        + chunk(b"IDAT", zlib.compress(bytes(10_000)))
+        + chunk(b"IEND", b"")
     )
 
 
@@ -175,7 +178,14 @@ def test_headers_that_are_refused(url: str, path: str) -> None:
 
 
 def test_probes_and_metrics_need_no_key_and_the_rest_does(url: str) -> None:
-    for path in ("/", "/metrics", "/v2/health/live", "/v2/health/ready", "/v1/models/policy", "/v2/models/policy/ready"):
+    for path in (
+        "/",
+        "/metrics",
+        "/v2/health/live",
+        "/v2/health/ready",
+        "/v1/models/policy",
+        "/v2/models/policy/ready",
+    ):
         assert httpx.get(url + path).status_code == 200, path
     for path in ("/openai/v1/models", "/v1/models", "/v2", "/v2/models/policy", "/openapi.json"):
         assert httpx.get(url + path).status_code == 401, path

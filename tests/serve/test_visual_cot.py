@@ -72,7 +72,9 @@ def test_under_the_threshold_it_abstains_and_still_shows_the_chain(films: Path) 
     asked = Asked(study, films, "Is there a nodule?")
     given = {
         limit: answer_question(
-            asked, parrot, ServeSettings.model_validate({"abstain_below": limit, "propose": {"grounders": {"random": 1}}})
+            asked,
+            parrot,
+            ServeSettings.model_validate({"abstain_below": limit, "propose": {"grounders": {"random": 1}}}),
         )
         for limit in (0.47, 0.48)  # exp(-0.75) = 0.4724
     }

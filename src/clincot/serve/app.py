@@ -131,7 +131,7 @@ def _add_handlers(app: FastAPI) -> None:
         return _reply(request, Refused(500, "internal_error", "the server failed; its log says where"))
 
     not_ready = saying(503, "not_ready", "the model is not ready")
-    unsupported = saying(501, "not_supported", "this is not supported")
+    unknown = saying(404, "model_not_found", "no such model (or no such version of it) is served here")
     handlers: dict[Any, Any] = {
         Refused: refused,
         Cancelled: saying(503, "cancelled", "the request was cancelled"),  # nobody is there to read it
@@ -139,12 +139,11 @@ def _add_handlers(app: FastAPI) -> None:
         HTTPException: http,
         ModelFailed: predictor,
         errors.InvalidInput: saying(400, "invalid_request", "expected a JSON body as the protocol has it"),
-        errors.ModelNotFound: saying(404, "model_not_found", "no such model is served here"),
+        errors.ModelNotFound: unknown,
         errors.ModelNotReady: not_ready,
         errors.ServerNotReady: not_ready,
         errors.ServerNotLive: not_ready,
-        NotImplementedError: unsupported,
-        errors.UnsupportedProtocol: unsupported,
+        NotImplementedError: unknown,  # the SDK's word for a model's version
         errors.InferenceError: bug,
         Exception: bug,  # raised on after it: the gate logs its place
     }

@@ -14,7 +14,7 @@ _REF = "#/components/schemas/{model}"
 _REFUSALS = {
     "400": "malformed, or not a request that this server answers", "401": "no valid API key", "403": "not allowed",
     "404": "no such model or route", "408": "the body came too slowly", "413": "too large", "415": "unsupported type",
-    "422": "not as the protocol has it", "429": "the queue is full; see Retry-After", "501": "not supported",
+    "422": "not as the protocol has it", "429": "the queue is full; see Retry-After",
     "502": "the predictor failed", "503": "not ready", "504": "not answered in time",
 }  # fmt: skip
 _V1_PATH = "/v1/models/{model_name}:predict"
