@@ -9,7 +9,7 @@ export OMP_NUM_THREADS ?= 2
 export TOKENIZERS_PARALLELISM := false
 export HF_HUB_OFFLINE ?= 1
 
-.PHONY: help setup demo test lint results small-models vqa-rad bench clean
+.PHONY: help setup demo test lint results small-models vqa-rad bench bench-ingest clean
 
 help:  ## what there is
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -52,6 +52,9 @@ vqa-rad: $(READY)  ## one whole round on real VQA-RAD questions (VQA_RAD=folder 
 
 bench: $(READY)  ## images a second of the renderer
 	OMP_NUM_THREADS=1 $(BIN)/python bench/render_rate.py
+
+bench-ingest: $(READY)  ## memory while 100,000 rows are ingested
+	OMP_NUM_THREADS=1 $(BIN)/python bench/ingest_memory.py
 
 clean:  ## runs and caches of tools, not the environment
 	rm -rf runs .pytest_cache .mypy_cache .ruff_cache

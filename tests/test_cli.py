@@ -151,6 +151,31 @@ def test_wrong_usage_ends_with_2(arguments: list[str], says: str, capsys: pytest
     assert says in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("name", ["vqa-rad", "slake", "iu-xray", "dicom", "jsonl"])
+def test_every_format_of_ingest_explains_itself(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as left:
+        main(["ingest", name, "--help"])
+    assert left.value.code == 0
+    text = capsys.readouterr().out
+    assert all(option in text for option in ("SOURCE", "--split", "--allow-refused", "--workers"))
+
+
+def test_ingest_keeps_the_rest_and_exits_1_unless_it_is_allowed(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    image = next((here / "data" / "images").iterdir()).relative_to(here)
+    rows = [
+        {"image": str(image), "question": "?", "answer": "yes"},
+        {"image": "gone.png", "question": "?", "answer": "no"},
+    ]
+    (here / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert main(["ingest", "jsonl", "rows.jsonl", "--out", "out"]) == 1
+    said = capsys.readouterr()
+    assert "2 rows read, 1 kept, 0 duplicates dropped, 1 refused" in said.out
+    assert "rows.jsonl:2: image: gone.png" in said.out
+    assert said.err.startswith("clincot ingest: 1 row was refused, 0 allowed; the 1 others were kept. Mend")
+    assert len((here / "out" / "questions.jsonl").read_text().splitlines()) == 1
+    assert main(["ingest", "jsonl", "rows.jsonl", "--out", "out", "--allow-refused", "1"]) == 0
+
+
 def test_the_module_is_the_command(tmp_path: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-m", "clincot.cli", "--version"], capture_output=True, text=True, timeout=60, cwd=tmp_path

@@ -36,7 +36,8 @@ def test_the_probe_sees_a_heavy_import(tmp_path: Path) -> None:
         "import clincot.stages",
         "import clincot.cli; clincot.cli._parser(); clincot.cli._expected_errors()",
         "import clincot.rounds, clincot.bench.page, clincot.provenance",
-        "import clincot.judge.panel, clincot.judge.pairs, clincot.datasets.vqa_rad, clincot.bench.gate",
+        "import clincot.judge.panel, clincot.judge.pairs, clincot.bench.gate",
+        "import clincot.datasets.vqa_rad, clincot.datasets.slake, clincot.datasets.iu_xray, clincot.datasets.jsonl_vqa",
     ],
 )
 def test_nothing_heavy_comes_along(statement: str) -> None:

@@ -8,15 +8,18 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pydantic.fields import FieldInfo
 
 from clincot import __version__
 from clincot.config import Params, load_params
 from clincot.stages import STAGES, Stage, run_stage
+
+if TYPE_CHECKING:
+    from clincot.datasets.report import IngestReport
 
 GUIDE = """\
 a first round, by hand (every stage reads params.yaml and says what it wrote):
@@ -161,13 +164,7 @@ def _run_rounds(args: argparse.Namespace) -> int:
 
 
 def _add_data(commands: Any) -> None:
-    ingest = _command(commands, "ingest", "a data set in its published layout to a data-set folder", _run_ingest)
-    ingest.add_argument("format", choices=["vqa-rad", "jsonl"])
-    ingest.add_argument("source", type=Path, help="vqa-rad: the release's folder; jsonl: the file")
-    ingest.add_argument("--out", type=Path, required=True)
-    ingest.add_argument("--split", choices=["official", "image-disjoint"], default="image-disjoint",
-                        help="vqa-rad: the official split leaks 202 of 203 test images into train")  # fmt: skip
-    ingest.add_argument("--allow-refused", type=int, default=0, metavar="N", help="go on with up to N bad rows")
+    _add_ingest(commands)
     render = _command(commands, "render", "radiographs with questions, rendered from the benchmark's CT", _run_render)
     render.add_argument("--out", type=Path, required=True)
     render.add_argument("--warps", type=_range, required=True, metavar="FROM:TO", help="patients (warps of the CT)")
@@ -179,16 +176,81 @@ def _add_data(commands: Any) -> None:
                         help="combinations of finding and place: all, all but those held out, those alone")  # fmt: skip
 
 
-def _run_ingest(args: argparse.Namespace) -> int:
-    from clincot.datasets.jsonl_vqa import ingest_jsonl
-    from clincot.datasets.vqa_rad import ingest_vqa_rad
+# What `ingest` reads: {format: (what SOURCE is, splits, the first of which is the default)}
+_FORMATS: dict[str, tuple[str, tuple[str, ...]]] = {
+    "vqa-rad": ("the release's folder; its official split leaks 202 of 203 test images into train",
+                ("image-disjoint", "official")),
+    "slake": ("the release's folder, with train.json and imgs/", ("official", "image-disjoint")),
+    "iu-xray": ("R2Gen's folder, with annotation.json and images/", ("official", "patient-disjoint")),
+    "dicom": ("a folder of DICOM files, at any depth", ("given", "patient-disjoint")),
+    "jsonl": ("a file with one question a line, images beside it", ("given", "by-row", "patient-disjoint")),
+}  # fmt: skip
 
-    if args.format == "vqa-rad":
-        report = ingest_vqa_rad(args.source, args.out, split=args.split, allow_refused=args.allow_refused)
-    else:
-        report = ingest_jsonl(args.source, args.out, allow_refused=args.allow_refused)
+_ONE_FOLDER = ", all in one folder"
+
+
+def _add_ingest(commands: Any) -> None:
+    ingest = _command(commands, "ingest", "a data set in its published layout to a data-set folder", _run_ingest)
+    formats = ingest.add_subparsers(dest="format", required=True, metavar="FORMAT")
+    for name, (about, splits) in _FORMATS.items():
+        one = formats.add_parser(name, help=about)
+        one.add_argument("source", type=Path, metavar="SOURCE", help=about)
+        one.add_argument("--out", type=Path, required=True)
+        one.add_argument("--split", choices=splits, default=splits[0],
+                         help=f"(default: {splits[0]}{_ONE_FOLDER if splits[0] == 'given' else ''})")  # fmt: skip
+        one.add_argument("--test-share", type=float, default=0.2, help="of a disjoint split (default 0.2)")
+        one.add_argument("--seed", type=int, default=0, help="of a disjoint split (default 0)")
+        one.add_argument("--workers", type=int, metavar="N", help="processes that read images (default: all cores)")
+        one.add_argument("--allow-refused", type=int, default=0, metavar="N",
+                         help="exit 0 with up to N bad rows; the good ones are kept in any case")  # fmt: skip
+        if name == "slake":
+            one.add_argument("--language", choices=["en", "zh"], default="en")
+            one.add_argument("--box-format", choices=["xywh", "xyxy"], default="xywh",
+                             help="what the four numbers of detection.json are; the masks have to agree")  # fmt: skip
+        if name == "iu-xray":
+            one.add_argument("--placeholders", choices=["keep", "drop"], default="keep", help='the word "XXXX"')
+        if name == "dicom":
+            one.add_argument("--questions", type=Path, metavar="JSONL",
+                             help="questions whose `image` is a path in SOURCE; without it images only")  # fmt: skip
+            one.add_argument("--salt-file", type=Path, default=Path("~/.config/clincot/patient-salt").expanduser(),
+                             help="the patient keys' secret; made at the first use (default: %(default)s)")  # fmt: skip
+
+
+def _run_ingest(args: argparse.Namespace) -> int:
+    from clincot.datasets.report import TooManyRefused
+
+    common = ("command", "run_command", "format", "source", "out")
+    options: dict[str, Any] = {name: value for name, value in vars(args).items() if name not in common}
+    try:
+        report = _ingest_of(args.format)(args.source, args.out, **options)
+    except TooManyRefused as error:
+        print(error.report.summary())
+        print(f"clincot ingest: {error.verdict}", file=sys.stderr)
+        return 1
     print(report.summary())
     return 0
+
+
+def _ingest_of(name: str) -> Callable[..., IngestReport]:
+    if name == "dicom":
+        from clincot.datasets.dicom import ingest_dicom
+
+        return ingest_dicom
+    if name == "slake":
+        from clincot.datasets.slake import ingest_slake
+
+        return ingest_slake
+    if name == "iu-xray":
+        from clincot.datasets.iu_xray import ingest_iu_xray
+
+        return ingest_iu_xray
+    if name == "vqa-rad":
+        from clincot.datasets.vqa_rad import ingest_vqa_rad
+
+        return ingest_vqa_rad
+    from clincot.datasets.jsonl_vqa import ingest_jsonl
+
+    return ingest_jsonl
 
 
 def _run_render(args: argparse.Namespace) -> int:
@@ -265,8 +327,9 @@ def _add_looking(commands: Any) -> None:
     page = _command(commands, "page", "write a run's HTML page again", _run_page)
     page.add_argument("--run", type=Path, default=Path("runs/demo"))
     blind = _command(commands, "blind", "the image-blind baseline of a data set", _run_blind)
-    blind.add_argument("--train", type=Path, required=True, help="data set whose answers it knows")
-    blind.add_argument("--test", type=Path, required=True)
+    blind.add_argument("--data", type=Path, help="what `ingest` wrote, with train/ and test/ in it")
+    blind.add_argument("--train", type=Path, help="instead: data set whose answers it knows")
+    blind.add_argument("--test", type=Path)
 
 
 def _run_show(args: argparse.Namespace) -> int:
@@ -294,8 +357,17 @@ def _run_blind(args: argparse.Namespace) -> int:
     from clincot.datasets.folder import load_questions, load_references
     from clincot.stages import read_benchmark
 
-    benchmark = read_benchmark(args.test)
-    blind = BlindBaseline.fit(load_questions(args.train), load_references(args.train))
+    given = [args.train, args.test]
+    if given.count(None) != (0 if args.data is None else 2):
+        raise ValueError("expected either --data or both --train and --test")
+    train, test = given if args.data is None else (args.data / "train", args.data / "test")
+    if args.data is not None and not (train.is_dir() and test.is_dir()):
+        raise ValueError(
+            f"{args.data}: expected the folders train and test in it. Ingest it with a split (--split by-row or"
+            " patient-disjoint), or name --train and --test"
+        )
+    benchmark = read_benchmark(test)
+    blind = BlindBaseline.fit(load_questions(train), load_references(train))
     reports = benchmark_reports(blind.outcomes(benchmark), benchmark)
     print(table(reports, names={blind.digest: "blind"}))
     return 0

@@ -1,10 +1,19 @@
 import hashlib
+import json
 from collections import Counter
 from pathlib import Path
 
 import pytest
 
-from clincot.datasets.folder import StudyIndex, leaks, load_questions, load_references, round_of, split_rounds
+from clincot.datasets.folder import (
+    StudyIndex,
+    leaks,
+    load_questions,
+    load_references,
+    report_line,
+    round_of,
+    split_rounds,
+)
 from clincot.jsonl import BadRecord, write_records
 from clincot.records import Question, Reference, Study
 
@@ -129,20 +138,43 @@ def test_no_rounds_is_refused() -> None:
 # Leaks
 
 
-def test_leaks_are_counted_by_content_and_by_patient(tmp_path: Path) -> None:
-    train = folder_of(tmp_path / "train", [study(1, patient="a"), study(2, patient="b"), study(3)])
+def apart(one: Study) -> int:
+    """A hash that is far from every other study's."""
+    return int(one.sha256[:16], 16)
+
+
+def test_leaks_are_counted_by_content_and_by_patient() -> None:
+    train = [study(1, patient="a"), study(2, patient="b"), study(3)]
     # 2 is in both under another name, 4 is new but of patient a; no patient is not a shared patient
     renamed = study(2, patient="b", image="images/other.png")
-    test = folder_of(tmp_path / "test", [renamed, study(4, patient="a"), study(5), study(6, patient="c")])
-    report = leaks(train, test)
+    report = leaks(train, [renamed, study(4, patient="a"), study(5), study(6, patient="c")], apart)
     assert (report.train_images, report.test_images) == (3, 4)
-    assert (report.shared_images, report.shared_patients) == (1, 2)
+    assert (report.shared_images, report.near_images, report.shared_patients) == (1, 0, 2)
     assert report.examples == ("2.png",)
-    assert report.summary() == ("1 of 4 test images also occur in train (3 images); 2 patients occur in both")
+    assert report.summary() == (
+        "1 of 4 test images also occur in train (3 images), 0 more look nearly the same; 2 patients occur in both"
+    )
 
 
-def test_no_leak(tmp_path: Path) -> None:
-    train = folder_of(tmp_path / "train", [study(1)])
-    test = folder_of(tmp_path / "test", [study(2)])
-    report = leaks(train, test)
-    assert (report.shared_images, report.shared_patients, report.examples) == (0, 0, ())
+def test_leaks_are_counted_by_looks() -> None:
+    """4 looks like 1 but for six bits, 5 differs in seven, and 2 itself is a shared image already."""
+    hashes = {1: 0, 2: 1 << 40, 4: 0b111111, 5: 0b1111111, 3: (1 << 64) - 1}
+    near = {study(number).sha256: value for number, value in hashes.items()}
+    report = leaks(
+        [study(1), study(2), study(3)], [study(2), study(4), study(5)], lambda one: near[one.sha256], names=("a", "b")
+    )
+    assert (report.shared_images, report.near_images, report.near_examples) == (1, 1, (("4.png", "1.png"),))
+    assert "1 of 3 b images also occur in a (3 images), 1 more look nearly the same" in report.summary()
+
+
+def test_no_leak() -> None:
+    report = leaks([study(1)], [study(2)], apart)
+    assert (report.shared_images, report.near_images, report.shared_patients, report.examples) == (0, 0, 0, ())
+
+
+def test_a_report_is_one_line_with_all_its_views() -> None:
+    assert json.loads(report_line(["study-1"], "Normal – no effusion.")) == {
+        "study": "study-1",
+        "text": "Normal – no effusion.",
+    }
+    assert json.loads(report_line(["study-1", "study-2"], "x"))["views"] == ["study-1", "study-2"]

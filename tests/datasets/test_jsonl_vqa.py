@@ -1,3 +1,4 @@
+import contextlib
 import hashlib
 import json
 import os
@@ -289,7 +290,7 @@ def test_huge_image_is_refused_from_its_header(source: Path) -> None:
 
 
 def test_limits_of_the_caller(source: Path, tmp_path: Path) -> None:
-    with pytest.raises(TooManyRefused, match="expected at most 95 pixels, got 12 x 8"):
+    with pytest.raises(BadRecord, match=r"none was kept of 1 read\n.*expected at most 95 pixels, got 12 x 8"):
         ingest_jsonl(rows(source, ROW), tmp_path / "out", limits=ImageLimits(max_pixels=95))
 
 
@@ -322,6 +323,101 @@ def test_one_image_in_two_splits(source: Path, tmp_path: Path) -> None:
         ingest_jsonl(path, tmp_path / "out")
 
 
+def test_every_reason_says_how_to_mend_it(source: Path, tmp_path: Path) -> None:
+    """A sentence that begins with an imperative stands in every reason."""
+    bad: list[dict[str, Any] | str] = [
+        "<html>",
+        "[]",
+        {**ROW, "image": "gone.png"},
+        {**ROW, "question": ""},
+        {**ROW, "boxes": [[1, 2, 3, 4]]},
+        {**ROW, "answer": "no"},
+        {**ROW, "question": "1", "patient": "other"},
+        {**ROW, "question": "2", "split": "test"},
+        {**ROW, "image": "b.png", "id": "q1"},
+        {**ROW, "topic": 3},
+        {**ROW, "colour": 3},
+    ]
+    report = ingest_jsonl(rows(source, {**ROW, "id": "q1"}, *bad), tmp_path / "out", allow_refused=len(bad))
+    assert [row.row for row in report.refused] == list(range(2, len(bad) + 2))
+    mends = ("Write ", "Mend ", "Keep ", "Give ", "The fields are ", "put all")
+    assert [row.reason for row in report.refused if not any(mend in row.reason for mend in mends)] == []
+
+
+# Splits
+
+
+def patients(folder: Path) -> set[str]:
+    return {study.patient for study in StudyIndex(folder).values()}
+
+
+def test_patient_disjoint_split(source: Path, tmp_path: Path) -> None:
+    """40 images of 20 patients, with a fifth of the patients in test on average: 4 with a deviation of 1.8."""
+    for number in range(40):
+        Image.fromarray(np.full((8, 8), number, dtype=np.uint8)).save(source / f"{number}.png")
+    path = rows(source, *({**ROW, "image": f"{n}.png", "patient": f"p{n % 20}", "split": "test"} for n in range(40)))
+    report = ingest_jsonl(path, tmp_path / "out", split="patient-disjoint")
+    train, test = (patients(tmp_path / "out" / name) for name in ("train", "test"))
+    assert not train & test
+    assert train | test == {f"p{n}" for n in range(20)}
+    assert 1 <= len(test) <= 11
+    assert {study.split for study in StudyIndex(tmp_path / "out" / "test").values()} == {"test"}
+    assert [(leak.train, leak.test, leak.shared_patients) for leak in report.leaks] == [("train", "test", 0)]
+    again = ingest_jsonl(path, tmp_path / "again", split="patient-disjoint")
+    assert again.folders == report.folders
+    other = ingest_jsonl(path, tmp_path / "other", split="patient-disjoint", seed=1)
+    assert patients(tmp_path / "other" / "test") != test or other.folders != report.folders
+
+
+def test_images_without_a_patient_are_patients_of_their_own(source: Path, tmp_path: Path) -> None:
+    path = rows(source, *({**ROW, "image": name, "question": f"{n}?"} for n in range(3) for name in ("a.png", "b.png")))
+    kept = set()
+    for seed in range(12):
+        with contextlib.suppress(BadRecord):  # both images on one side: refused, see below
+            report = ingest_jsonl(path, tmp_path / "out", split="patient-disjoint", test_share=0.5, seed=seed)
+            kept.add(tuple(counts.questions for counts in report.folders))
+    assert kept == {(3, 3)}  # never an image on both sides
+    with pytest.raises(BadRecord, match=r"no row for .* in the patient-disjoint split; try another seed"):
+        ingest_jsonl(rows(source, ROW), tmp_path / "one", split="patient-disjoint")
+
+
+def test_a_folder_for_each_split_that_the_rows_name(source: Path, tmp_path: Path) -> None:
+    path = rows(
+        source,
+        {**ROW, "split": "test"},
+        {**ROW, "image": "b.png", "split": "train"},
+        {**ROW, "question": "Where?", "answer": "left", "split": "train"},  # a.png, which is in test as well
+        {**ROW, "question": "Why?"},
+        {**ROW, "question": "How?", "split": "../test"},
+    )
+    report = ingest_jsonl(path, tmp_path / "out", split="by-row", allow_refused=2)
+    assert [(counts.folder, counts.questions) for counts in report.folders] == [("train", 2), ("test", 1)]
+    assert len(list(load_questions(tmp_path / "out" / "train"))) == 2
+    assert [(leak.train, leak.test, leak.shared_images) for leak in report.leaks] == [("train", "test", 1)]
+    assert [(row.row, row.reason) for row in report.refused] == [
+        (4, "split: expected a name such as train or test, got ''. Give the row one"),
+        (5, "split: expected a name such as train or test, got '../test'. Give the row one"),
+    ]
+
+
+def test_leaks_between_the_splits_that_the_rows_name(source: Path, tmp_path: Path) -> None:
+    """c.png is a.png with other bytes and another split; patient p1 is on both sides of train and test."""
+    with Image.open(source / "a.png") as image:
+        image.save(source / "c.png", compress_level=0)
+    path = rows(
+        source,
+        {**ROW, "split": "test", "patient": "p1"},
+        {**ROW, "split": "train", "image": "b.png", "patient": "p1"},
+        {**ROW, "split": "dev", "image": "c.png"},
+    )
+    report = ingest_jsonl(path, tmp_path / "out")
+    assert [(leak.train, leak.test, leak.near_images, leak.shared_patients) for leak in report.leaks] == [
+        ("train", "dev", 1, 0),
+        ("train", "test", 1, 1),
+        ("dev", "test", 1, 0),
+    ]
+
+
 # What stops everything, and what stays
 
 
@@ -335,28 +431,46 @@ def test_truncated_file_stops_whatever_may_be_refused(source: Path, tmp_path: Pa
     assert not (tmp_path / "out" / "questions.jsonl").exists()
 
 
-def test_more_refused_than_allowed_keeps_the_old_folder(source: Path, tmp_path: Path) -> None:
+def test_more_refused_than_allowed_keeps_the_rest_and_then_says_so(source: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
-    ingest_jsonl(rows(source, ROW), out)
-    before = {name: content for name, content in contents(out).items() if name.endswith((".jsonl", ".json"))}
     bad = {**ROW, "answer": ""}
     path = rows(source, {**ROW, "image": "b.png"}, bad, bad, bad)
-    with pytest.raises(TooManyRefused, match="3 rows were refused, 2 allowed; no record was written") as caught:
+    with pytest.raises(TooManyRefused, match="3 rows were refused, 2 allowed; the 1 others were kept") as caught:
         ingest_jsonl(path, out, allow_refused=2)
-    assert [row.row for row in caught.value.refused] == [2, 3, 4]  # all of them, to be mended in one go
-    assert {name: content for name, content in contents(out).items() if name.endswith((".jsonl", ".json"))} == before
+    assert [row.row for row in caught.value.report.refused] == [2, 3, 4]  # all of them, to be mended in one go
+    assert len(list(load_questions(out))) == 1
+    assert IngestReport.model_validate_json((out / "ingest_report.json").read_text()) == caught.value.report
+    assert ingest_jsonl(path, out, allow_refused=3) == caught.value.report
 
 
-def test_a_file_of_other_things_is_left_early(source: Path, tmp_path: Path) -> None:
-    path = rows(source, *["<html>"] * 1000)
-    with pytest.raises(TooManyRefused, match="25 rows were refused, 5 allowed"):
-        ingest_jsonl(path, tmp_path / "out", allow_refused=5)
+def test_a_folder_with_one_per_cent_of_damaged_files(source: Path, tmp_path: Path) -> None:
+    """200 images of which 2 are cut off: 198 are kept, by one process or by two."""
+    names = [f"{number}.png" for number in range(200)]
+    for number, name in enumerate(names):
+        Image.fromarray(np.full((8, 8), number, dtype=np.uint8)).save(source / name)
+    for name in ("17.png", "170.png"):
+        (source / name).write_bytes((source / name).read_bytes()[:50])
+    path = rows(source, *({**ROW, "image": name} for name in names))
+    for workers in (1, 2):
+        with pytest.raises(TooManyRefused, match="2 rows were refused, 0 allowed; the 198 others were kept"):
+            ingest_jsonl(path, tmp_path / str(workers), workers=workers)
+    assert contents(tmp_path / "1") == contents(tmp_path / "2")
+    report = ingest_jsonl(path, tmp_path / "1", allow_refused=2, workers=1)
+    assert (report.rows_kept, [row.row for row in report.refused]) == (198, [18, 171])
+    assert all("is damaged or cut off" in row.reason and "Mend or replace" in row.reason for row in report.refused)
+
+
+def test_refusals_are_all_in_the_report_and_the_first_of_them_on_the_terminal(source: Path, tmp_path: Path) -> None:
+    report = ingest_jsonl(rows(source, ROW, *["<html>"] * 30), tmp_path / "out", allow_refused=30)
+    assert len(report.refused) == 30
+    assert report.summary().count("Write one JSON object a line") == 20
+    assert "refused: 10 more, all of them in ingest_report.json" in report.summary()
 
 
 def test_nothing_kept_is_no_data_set(source: Path, tmp_path: Path) -> None:
     with pytest.raises(BadRecord, match=r"rows\.jsonl: expected rows, but none was kept of 0 read"):
         ingest_jsonl(rows(source), tmp_path / "out")
-    with pytest.raises(BadRecord, match=r"none was kept of 1 read"):
+    with pytest.raises(BadRecord, match=r"none was kept of 1 read\n  .*rows\.jsonl:1: answer: String should have"):
         ingest_jsonl(rows(source, {**ROW, "answer": ""}), tmp_path / "out", allow_refused=1)
 
 

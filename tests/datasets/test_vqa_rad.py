@@ -58,8 +58,8 @@ def test_official_split_follows_phrase_type(tmp_path: Path) -> None:
     report = ingest_vqa_rad(release(tmp_path / "rad", rows), tmp_path / "out")
     assert [question.source_id for question in load_questions(tmp_path / "out" / "train")] == ["1", "3"]
     assert [question.source_id for question in load_questions(tmp_path / "out" / "test")] == ["2", "4"]
-    assert report.leak is not None
-    assert report.leak.examples == ("a.jpg",)
+    assert report.leaks
+    assert report.leaks[0].examples == ("a.jpg",)
     assert "1 of 2 test images also occur in train" in report.summary()
 
 
@@ -110,7 +110,9 @@ def test_missing_image(tmp_path: Path) -> None:
 def test_corrupt_image(tmp_path: Path) -> None:
     source = release(tmp_path / "rad", [TRAIN, TEST])
     (source / "images" / "a.jpg").write_bytes((source / "images" / "a.jpg").read_bytes()[:100])
-    with pytest.raises(TooManyRefused, match=r"json:1: image: .*a\.jpg: expected a whole PNG or JPEG file"):
+    with pytest.raises(
+        BadRecord, match=r"no row for .*train in the official split of 2 rows\n.*json:1: image: .*a\.jpg"
+    ):
         ingest_vqa_rad(source, tmp_path / "out")
 
 
@@ -159,8 +161,8 @@ def disjoint_test_images(tmp_path: Path, rows: list[dict[str, Any]], seed: int) 
     if not source.exists():
         release(source, rows)
     report = ingest_vqa_rad(source, out, split="image-disjoint", test_share=0.5, seed=seed)
-    assert report.leak is not None
-    assert (report.leak.shared_images, report.leak.shared_patients) == (0, 0)
+    assert report.leaks
+    assert (report.leaks[0].shared_images, report.leaks[0].shared_patients) == (0, 0)
     return {study.source_id for study in StudyIndex(out / "test").values()}
 
 
@@ -269,8 +271,8 @@ def test_real_official_counts(official: tuple[Path, IngestReport]) -> None:
 @real
 def test_real_official_split_leaks(official: tuple[Path, IngestReport]) -> None:
     _, report = official
-    assert report.leak is not None
-    assert (report.leak.shared_images, report.leak.test_images) == (202, 203)
+    assert report.leaks
+    assert (report.leaks[0].shared_images, report.leaks[0].test_images) == (202, 203)
     assert "202 of 203 test images also occur in train" in report.summary()
 
 
@@ -289,11 +291,11 @@ def test_real_traps(official: tuple[Path, IngestReport]) -> None:
 @real
 def test_real_disjoint_split_does_not_leak(disjoint: tuple[Path, IngestReport]) -> None:
     out, report = disjoint
-    assert report.leak is not None
-    assert (report.leak.shared_images, report.leak.shared_patients) == (0, 0)
-    assert report.leak.train_images + report.leak.test_images == 314
+    assert report.leaks
+    assert (report.leaks[0].shared_images, report.leaks[0].shared_patients) == (0, 0)
+    assert report.leaks[0].train_images + report.leaks[0].test_images == 314
     # A fifth of 312 groups, binomial: 62 with a standard deviation of 7
-    assert 62 - 4 * 7 < report.leak.test_images < 62 + 4 * 7
+    assert 62 - 4 * 7 < report.leaks[0].test_images < 62 + 4 * 7
     raw = {
         str(one["qid"]): one["qid_linked_id"]
         for one in json.loads((REAL / "VQA_RAD_Dataset_Public.json").read_text(encoding="utf-8"))

@@ -3,8 +3,12 @@
     FOLDER/studies.jsonl      Study, one an image
     FOLDER/questions.jsonl    Question
     FOLDER/references.jsonl   Reference: the answer key, for evaluation and calibration only
+    FOLDER/reports.jsonl      where the source has reports: {"study", "text"} a line, and for a report on more than
+                              one image "views", the studies of all of them in the source's order; "study" is the
+                              first of them, so that every report is there once
     FOLDER/images/            what Study.image names, relative to FOLDER
 
+A folder of images without questions has empty files of questions and references.
 Questions are streamed. Studies are looked up by id through an index of file offsets, so that a data set larger
 than memory can be read.
 """
@@ -12,15 +16,18 @@ than memory can be read.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator, Mapping
+import json
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict
 
+from clincot.datasets.near_duplicates import near_pairs
 from clincot.jsonl import BadRecord, parse_record, read_records
 from clincot.records import Question, Reference, Study
 
 STUDIES, QUESTIONS, REFERENCES, IMAGES = "studies.jsonl", "questions.jsonl", "references.jsonl", "images"
+REPORTS = "reports.jsonl"
 
 
 def load_questions(folder: Path) -> Iterator[Question]:
@@ -84,43 +91,74 @@ def split_rounds(questions: Iterable[Question], *, rounds: int, seed: int) -> It
     return ((round_of(question.study, rounds=rounds, seed=seed), question) for question in questions)
 
 
+def report_line(studies: Sequence[str], text: str) -> str:
+    """A line of reports.jsonl for a report on these studies."""
+    line: dict[str, object] = {"study": studies[0], "text": text}
+    if len(studies) > 1:
+        line["views"] = list(studies)
+    return json.dumps(line, ensure_ascii=False) + "\n"
+
+
 class LeakReport(BaseModel):
-    """How much of a test set has been seen in training, by the bytes of the images and by patient."""
+    """How much of one split has been seen in another: by the images' bytes, by their looks and by patient."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
+    train: str = "train"  # the names of the two splits
+    test: str = "test"
     train_images: int
     test_images: int
     shared_images: int
+    near_images: int  # further test images that look nearly like one of train (clincot.datasets.near_duplicates)
     shared_patients: int
     examples: tuple[str, ...] = ()  # at most 5 of the shared images, by their name at the source
+    near_examples: tuple[tuple[str, str], ...] = ()  # at most 5, (in test, in train)
 
     def summary(self) -> str:
         return (
-            f"{self.shared_images} of {self.test_images} test images also occur in train"
-            f" ({self.train_images} images); {self.shared_patients} patients occur in both"
+            f"{self.shared_images} of {self.test_images} {self.test} images also occur in {self.train}"
+            f" ({self.train_images} images), {self.near_images} more look nearly the same;"
+            f" {self.shared_patients} patients occur in both"
         )
 
 
-def leaks(train: Path, test: Path) -> LeakReport:
-    """Compare two dataset folders by image sha256 and by patient (where the records name one)."""
-    images, patients = set[str](), set[str]()
-    for study in read_records(_part(train, STUDIES), Study):
-        images.add(study.sha256)
+def leaks(
+    train: Iterable[Study],
+    test: Iterable[Study],
+    near: Callable[[Study], int],
+    *,
+    names: tuple[str, str] = ("train", "test"),
+) -> LeakReport:
+    """Compare two splits by image sha256, by perceptual hash (`near`) and by patient where the studies name one."""
+    trained, patients = dict[str, Study](), set[str]()
+    for study in train:
+        trained.setdefault(study.sha256, study)
         patients.add(study.patient)
-    test_images, shared_patients = dict[str, str](), set[str]()
-    for study in read_records(_part(test, STUDIES), Study):
-        test_images.setdefault(study.sha256, study.source_id or study.image)
+    tested, shared_patients = dict[str, Study](), set[str]()
+    for study in test:
+        tested.setdefault(study.sha256, study)
         if study.patient and study.patient in patients:
             shared_patients.add(study.patient)
-    shared = [name for sha256, name in test_images.items() if sha256 in images]
+    shared = [study for sha256, study in tested.items() if sha256 in trained]
+    fresh, known = [study for sha256, study in tested.items() if sha256 not in trained], list(trained.values())
+    alike = dict[str, tuple[str, str]]()
+    for pair in near_pairs([near(study) for study in fresh], [near(study) for study in known]):
+        alike.setdefault(fresh[pair.first].sha256, (_named(fresh[pair.first]), _named(known[pair.second])))
     return LeakReport(
-        train_images=len(images),
-        test_images=len(test_images),
+        train=names[0],
+        test=names[1],
+        train_images=len(trained),
+        test_images=len(tested),
         shared_images=len(shared),
+        near_images=len(alike),
         shared_patients=len(shared_patients),
-        examples=tuple(shared[:5]),
+        examples=tuple(_named(study) for study in shared[:5]),
+        near_examples=tuple(alike.values())[:5],
     )
+
+
+def _named(study: Study) -> str:
+    return study.source_id or study.image
 
 
 def _part(folder: Path, name: str) -> Path:

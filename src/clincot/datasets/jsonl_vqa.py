@@ -10,20 +10,31 @@ upright image. Without `kind`, a question whose answer is yes or no is closed an
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
-from collections import Counter
-from collections.abc import Iterator
+import re
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
+from functools import partial
+from itertools import islice
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints, ValidationError
 from tqdm import tqdm
 
-from clincot.datasets.report import REPORT, SHOWN, IngestReport, Refusals, in_order
-from clincot.datasets.writing import Row, RowRefused, Seen, SourceImages, dataset_folder
+from clincot.datasets.ledger import Ledger
+from clincot.datasets.pictures import SourceImages, Workers
+from clincot.datasets.report import IngestReport, RowRefused, Tally, finish
+from clincot.datasets.splits import check_share, side_of
+from clincot.datasets.writing import FolderWriter, Picture, Row, dataset_folder, leaks_between, studies_of
 from clincot.geometry import Box
 from clincot.images import DEFAULT_LIMITS, ImageLimits
-from clincot.jsonl import BadRecord, explain, parse_row, written_aside
+from clincot.jsonl import BadRecord, explain, parse_row
+from clincot.records import Study
+
+Split = Literal["given", "by-row", "patient-disjoint"]
+_BATCH = 512  # rows parsed ahead, so that their images are decoded in parallel
 
 _MEND = {
     "image": "Name a PNG or JPEG file, relative to the JSONL file",
@@ -81,54 +92,103 @@ def ingest_jsonl(
     source: Path,
     out: Path,
     *,
+    split: Split = "given",
     allow_refused: int = 0,
+    test_share: float = 0.2,
+    seed: int = 0,
     link_images: bool = False,
     limits: ImageLimits = DEFAULT_LIMITS,
+    workers: int | None = None,
 ) -> IngestReport:
     """Read `source` (JSONL) into the dataset folder `out`; streams, so its size is bounded by the disk only.
 
-    Up to `allow_refused` bad rows are left out and listed in the report. More raise TooManyRefused, and a file
-    that was cut off raises BadRecord; then `out` keeps what it had. `link_images` hard-links images where the
-    file system can, and copies otherwise.
+    With split "by-row" into a folder for each split that the rows name, out/train for "train". With
+    "patient-disjoint" into out/train and out/test: a patient's images are all on one side, and an
+    image whose row names no patient is a patient of its own; the rows' own `split` is then not used.
+
+    Bad rows are left out and listed in the report; more of them than `allow_refused` raise TooManyRefused when
+    the others are in place. A file that was cut off raises BadRecord; then `out` keeps what it had. `link_images`
+    hard-links images where the file system can, and copies otherwise.
     """
+    if split not in get_args(Split):
+        raise ValueError(f"split is one of {', '.join(get_args(Split))}, got {split!r}")
+    check_share(test_share)
     if not source.is_file():
         raise BadRecord(f"{source}: expected a JSONL file, but there is no such file")
-    refusals, ids = Refusals(allow_refused), dict[bytes, int]()
-    read = duplicate = 0
-    repeats: list[str] = []
-    with dataset_folder(out, SourceImages(limits), Seen(), link_images=link_images) as folder:
-        for number, line in _lines(source):
-            read += 1
-            try:
-                first = folder.add(_parse(line, number, source, ids))
-            except RowRefused as error:
-                refusals.add(str(source), number, str(error))
-                continue
-            if first is not None:
-                duplicate += 1
-                repeats.append(f"{source}:{number} repeats row {first}")
-                del repeats[SHOWN:]
-        refused = refusals.settle()
-        if folder.kinds.total() == 0:
-            raise BadRecord(f"{source}: expected rows, but none was kept of {read} read")
-    report = IngestReport(
-        source=str(source),
-        rows_read=read,
-        rows_kept=folder.kinds.total(),
-        rows_duplicate=duplicate,
-        rows_refused=len(refused),
-        refused=refused,
-        duplicates=tuple(repeats),
-        images=len(folder.modality_of),
-        images_by_modality=in_order(Counter(folder.modality_of.values())),
-        folders=(folder.counts("."),),
-    )
-    with written_aside(out / REPORT) as file:
-        file.write(report.model_dump_json(indent=2) + "\n")
-    return report
+    tally = Tally(allow_refused)
+    with Ledger() as ledger, Workers(workers) as pool:
+        images = SourceImages(ledger, pool, limits)
+        with contextlib.ExitStack() as stack:
+            folders = dict[str, FolderWriter]()
+
+            def add(row: Row) -> str | None:
+                name = "."
+                if split == "by-row":
+                    name = row.picture.split
+                    if not re.fullmatch(r"\w[\w-]*", name):
+                        raise RowRefused(
+                            f"split: expected a name such as train or test, got {name!r}. Give the row one"
+                        )
+                elif split == "patient-disjoint":
+                    group = row.picture.patient or images.facts(row.picture.image).sha256
+                    name = side_of(group, salt="jsonl", seed=seed, test_share=test_share)
+                    row = replace(row, picture=replace(row.picture, split=name))
+                if name not in folders:
+                    folder = dataset_folder(out / name, images, ledger, link_images=link_images)
+                    folders[name] = stack.enter_context(folder)
+                return folders[name].add(row)
+
+            for batch in _batches(_lines(source), _BATCH):
+                parsed = [(number, _parse(line, number, source, ledger)) for number, line in batch]
+                images.check(row.picture.image for _, row in parsed if isinstance(row, Row))
+                for number, row in parsed:
+                    if isinstance(row, RowRefused):
+                        tally.refuse(str(source), number, str(row))
+                    else:
+                        tally.take(str(source), number, partial(add, row))
+            if tally.kept == 0:
+                raise tally.nothing(source)
+            empty = {"train", "test"} - set(folders) if split == "patient-disjoint" else set()
+            empty |= {name for name, folder in folders.items() if folder.kinds.total() == 0}
+            if empty:
+                raise BadRecord(
+                    f"{source}: no row for {', '.join(sorted(empty))} in the {split} split; try another seed"
+                )
+            for folder in folders.values():
+                folder.flush()
+        return finish(
+            out, tally, ledger, source=source, split=split,
+            folders=[folders[name].counts(name) for name in sorted(folders, key=_order)],
+            leaks=leaks_between(_splits(out, split, folders), ledger),
+        )  # fmt: skip
 
 
-def _parse(line: bytes, number: int, source: Path, ids: dict[bytes, int]) -> Row:
+def _splits(out: Path, split: Split, folders: Iterable[str]) -> dict[str, Callable[[], Iterable[Study]]]:
+    if split != "given":
+        return {name: partial(studies_of, out / name) for name in sorted(folders, key=_order)}
+    named = {study.split for study in studies_of(out)} - {""}
+    return {name: partial(studies_of, out, name) for name in sorted(named, key=_order)}
+
+
+def _order(split: str) -> tuple[bool, bool, str]:
+    """Splits in the order of use: train first, test last."""
+    return (split.lower().startswith("test"), not split.lower().startswith("train"), split)
+
+
+def _batches(lines: Iterator[tuple[int, bytes]], size: int) -> Iterator[list[tuple[int, bytes]]]:
+    while batch := list(islice(lines, size)):
+        yield batch
+
+
+def _parse(line: bytes, number: int, source: Path, ledger: Ledger) -> Row | RowRefused:
+    try:
+        return _row(line, number, source, ledger)
+    except RowRefused as error:
+        return error
+
+
+def _row(line: bytes, number: int, source: Path, ledger: Ledger) -> Row:
+    place = f"row {number}"
     try:
         row = JsonlRow.model_validate(parse_row(line, where="this line"))
     except ValidationError as error:
@@ -138,20 +198,22 @@ def _parse(line: bytes, number: int, source: Path, ids: dict[bytes, int]) -> Row
     except BadRecord as error:
         raise RowRefused(f"{error}. Write one JSON object a line") from None
     if row.id:
-        first = ids.setdefault(hashlib.blake2b(row.id.encode(), digest_size=8).digest(), number)
-        if first != number:
-            raise RowRefused(f"id: duplicate id {row.id!r}, first at row {first}. Give every row its own")
+        first = ledger.first_with_id(hashlib.blake2b(row.id.encode(), digest_size=8).digest(), place)
+        if first != place:
+            raise RowRefused(f"id: duplicate id {row.id!r}, first at {first}. Give every row its own")
     return Row(
-        number=number,
-        image=source.parent / row.image,
-        image_name=row.image,
+        picture=Picture(
+            place=place,
+            image=source.parent / row.image,
+            image_name=row.image,
+            modality=row.modality,
+            patient=row.patient,
+            split=row.split,
+        ),
         question=row.question,
         answer=row.answer,
         kind=row.question_kind,
         boxes=row.boxes,
-        modality=row.modality,
-        patient=row.patient,
-        split=row.split,
         topic=row.topic,
         finding=row.finding,
         source_id=row.id or f"{source.name}:{number}",

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import hashlib
 import io
-import json
 import os
 import shutil
 from collections.abc import Sequence
@@ -21,14 +20,12 @@ from tqdm import tqdm
 from clincot.datasets.anatomy import Anatomy, AnatomyUnavailable, Warp, fetch_anatomy, prepare_warp
 from clincot.datasets.asking import Asked, Balance, ask, report
 from clincot.datasets.film import Patient
-from clincot.datasets.folder import IMAGES, QUESTIONS, REFERENCES, STUDIES
+from clincot.datasets.folder import IMAGES, QUESTIONS, REFERENCES, REPORTS, STUDIES, report_line
 from clincot.datasets.lesions import FINDINGS, MARGINS, Wanted
 from clincot.datasets.rendering import VERSION, Lesion, Radiograph, Unrenderable, patients, render
 from clincot.datasets.scenes import ANY, HELD_OUT, Combination, Composition, examples, stream
 from clincot.jsonl import written_aside
 from clincot.records import Question, Reference, Study
-
-REPORTS = "reports.jsonl"
 
 __all__ = [
     "ANY",
@@ -101,7 +98,7 @@ def build(
                     files[QUESTIONS].write(question.model_dump_json() + "\n")
                     files[REFERENCES].write(reference.model_dump_json() + "\n")
                 text = report(radiograph, np.random.default_rng([seed, VERSION, index, 4]))
-                files[REPORTS].write(json.dumps({"study": study.id, "text": text}) + "\n")
+                files[REPORTS].write(report_line([study.id], text))
                 counts["studies"] += 1
                 counts["questions"] += len(asked)
         if out_dir.exists():

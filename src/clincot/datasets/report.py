@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Self
 
 from pydantic import BaseModel, ConfigDict, model_validator
 
 from clincot.datasets.folder import LeakReport
+from clincot.datasets.ledger import Ledger
+from clincot.jsonl import BadRecord, written_aside
 
 REPORT = "ingest_report.json"
 SHOWN = 20  # how many refusals and duplicates are listed one by one
@@ -24,39 +29,23 @@ class RefusedRow(BaseModel):
         return f"{self.file}:{self.row}: {self.reason}"
 
 
+class RowRefused(ValueError):
+    """Why a row cannot be taken, and what mends it."""
+
+
 class TooManyRefused(ValueError):
-    """More rows are bad than allowed: names each, and what mends it. No record was written."""
+    """More rows were bad than allowed. The others were kept: `report` says what is where."""
 
-    def __init__(self, refused: list[RefusedRow], allowed: int) -> None:
-        listed = "\n  ".join(map(str, refused))
-        rows = "row was" if len(refused) == 1 else "rows were"
-        super().__init__(
-            f"{len(refused)} {rows} refused, {allowed} allowed; no record was written. Mend them, or pass"
-            f" --allow-refused N to leave out up to N:\n  {listed}"
+    def __init__(self, report: IngestReport, allowed: int) -> None:
+        listed = "\n  ".join(map(str, report.refused[:SHOWN]))
+        rows = "row was" if len(report.refused) == 1 else "rows were"
+        self.verdict = (
+            f"{len(report.refused)} {rows} refused, {allowed} allowed; the {report.rows_kept} others were kept. Mend"
+            f" the refused rows and run the same command again, or pass --allow-refused {len(report.refused)} to do"
+            " without them"
         )
-        self.refused = tuple(refused)
-
-
-class Refusals:
-    """Counts bad rows; raises when there are so many more than allowed that reading on is idle."""
-
-    def __init__(self, allowed: int) -> None:
-        if allowed < 0:
-            raise ValueError(f"at least 0 rows may be refused, got {allowed}")
-        self.allowed = allowed
-        self.rows: list[RefusedRow] = []
-
-    def add(self, file: str, row: int, reason: str) -> None:
-        self.rows.append(RefusedRow(file=file, row=row, reason=reason))
-        if len(self.rows) >= self.allowed + SHOWN:
-            self.settle()
-
-    def settle(self) -> tuple[RefusedRow, ...]:
-        """Call after the last row: more refusals than allowed raise TooManyRefused."""
-        self.rows.sort(key=lambda refused: refused.row)
-        if len(self.rows) > self.allowed:
-            raise TooManyRefused(self.rows, self.allowed)
-        return tuple(self.rows)
+        super().__init__(f"{self.verdict}:\n  {listed}")
+        self.report = report
 
 
 class FolderCounts(BaseModel):
@@ -69,6 +58,12 @@ class FolderCounts(BaseModel):
     questions: int
     questions_by_kind: dict[str, int]
     images_by_modality: dict[str, int]  # "" where the source does not say
+    reports: int = 0
+
+    def summary(self) -> str:
+        has = [f"{self.questions} questions ({counted(self.questions_by_kind)})"] if self.questions else []
+        has += [f"{self.reports} reports"] if self.reports else []
+        return f"{' and '.join(has) or 'no questions'} on {self.studies} images"
 
 
 class IngestReport(BaseModel):
@@ -89,7 +84,7 @@ class IngestReport(BaseModel):
     images: int  # distinct, over all folders
     images_by_modality: dict[str, int]
     folders: tuple[FolderCounts, ...]
-    leak: LeakReport | None = None
+    leaks: tuple[LeakReport, ...] = ()  # of every two splits
     notes: tuple[str, ...] = ()  # what was put right on the way in, and how often
 
     @model_validator(mode="after")
@@ -108,18 +103,107 @@ class IngestReport(BaseModel):
             f" {self.rows_duplicate} duplicates dropped, {self.rows_refused} refused",
             f"{self.images} images: {counted(self.images_by_modality)}",
         ]
-        lines += [
-            f"{counts.folder}/: {counts.questions} questions ({counted(counts.questions_by_kind)})"
-            f" on {counts.studies} images"
-            for counts in self.folders
-        ]
-        if self.leak is not None:
-            lines.append(f"leak ({self.split} split): {self.leak.summary()}")
+        lines += [f"{counts.folder}/: {counts.summary()}" for counts in self.folders]
+        lines += [f"leak ({self.split or 'given'} split): {leak.summary()}" for leak in self.leaks]
         lines += [f"refused: {row}" for row in self.refused[:SHOWN]]
+        if len(self.refused) > SHOWN:
+            lines.append(f"refused: {len(self.refused) - SHOWN} more, all of them in {REPORT}")
         lines += [f"note: {note}" for note in self.notes]
-        if self.licence:
-            lines.append(f"licence: {self.licence}; cite: {self.citation}")
+        lines.append(f"licence: {self.licence or 'the source does not say'}")
+        if self.citation:
+            lines.append(f"cite: {self.citation}")
         return "\n".join(lines)
+
+
+class Tally:
+    """Counts what becomes of every row while an ingest runs."""
+
+    def __init__(self, allow_refused: int) -> None:
+        if allow_refused < 0:
+            raise ValueError(f"at least 0 rows may be refused, got {allow_refused}")
+        self.allow_refused = allow_refused
+        self.kept = self.duplicate = 0
+        self.refused: list[RefusedRow] = []
+        self.repeats: list[str] = []  # the first of them
+
+    @property
+    def read(self) -> int:
+        return self.kept + self.duplicate + len(self.refused)
+
+    def take(self, file: str, row: int, add: Callable[[], str | None]) -> None:
+        """`add` takes the row in, returns the place of the row that it repeats, or raises RowRefused."""
+        try:
+            first = add()
+        except RowRefused as error:
+            self.refuse(file, row, str(error))
+            return
+        if first is None:
+            self.kept += 1
+            return
+        self.duplicate += 1
+        if len(self.repeats) < SHOWN:
+            self.repeats.append(f"{file}:{row} repeats {first}")
+
+    def refuse(self, file: str, row: int, reason: str) -> None:
+        self.refused.append(RefusedRow(file=file, row=row, reason=reason))
+
+    def nothing(self, source: Path, what: str = "rows") -> BadRecord:
+        """The error for a source of which no row can be kept, with the first reasons."""
+        why = "".join(f"\n  {row}" for row in self.in_order()[:SHOWN])
+        return BadRecord(f"{source}: expected {what}, but none was kept of {self.read} read{why}")
+
+    def in_order(self) -> tuple[RefusedRow, ...]:
+        """By file, in the order in which the files were first refused a row, then by row."""
+        files = {name: place for place, name in enumerate(dict.fromkeys(row.file for row in self.refused))}
+        return tuple(sorted(self.refused, key=lambda row: (files[row.file], row.row)))
+
+
+@dataclass(frozen=True)
+class Published:
+    """What a data set says of itself."""
+
+    licence: str = ""
+    citation: str = ""
+
+
+UNPUBLISHED = Published()
+
+
+def finish(
+    out: Path,
+    tally: Tally,
+    ledger: Ledger,
+    *,
+    source: Path,
+    folders: Sequence[FolderCounts],
+    split: str = "",
+    published: Published = UNPUBLISHED,
+    leaks: Sequence[LeakReport] = (),
+    notes: Sequence[str] = (),
+) -> IngestReport:
+    """Write the report beside the data, and return it; raises TooManyRefused where more rows were bad than allowed."""
+    report = IngestReport(
+        source=str(source),
+        split=split,
+        licence=published.licence,
+        citation=published.citation,
+        rows_read=tally.read,
+        rows_kept=tally.kept,
+        rows_duplicate=tally.duplicate,
+        rows_refused=len(tally.refused),
+        refused=tally.in_order(),
+        duplicates=tuple(tally.repeats),
+        images=ledger.images(),
+        images_by_modality=ledger.modalities(),
+        folders=tuple(folders),
+        leaks=tuple(leaks),
+        notes=tuple(notes),
+    )
+    with written_aside(out / REPORT) as file:
+        file.write(report.model_dump_json(indent=2) + "\n")
+    if report.rows_refused > tally.allow_refused:
+        raise TooManyRefused(report, tally.allow_refused)
+    return report
 
 
 def counted(counts: dict[str, int]) -> str:

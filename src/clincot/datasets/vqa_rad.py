@@ -11,26 +11,25 @@ that may be one patient: rows of one image, of one file content, of one `qid_lin
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
-from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
-from tqdm import tqdm
 
-from clincot.datasets.folder import leaks
-from clincot.datasets.report import REPORT, SHOWN, IngestReport, Refusals, in_order
-from clincot.datasets.writing import Row, RowRefused, Seen, SourceImages, dataset_folder
-from clincot.images import DEFAULT_LIMITS
-from clincot.jsonl import BadRecord, explain, written_aside
+from clincot.datasets.ledger import Ledger
+from clincot.datasets.pictures import SourceImages, Workers
+from clincot.datasets.report import SHOWN, IngestReport, Published, RowRefused, Tally, finish
+from clincot.datasets.splits import Side, check_share, side_of, together
+from clincot.datasets.writing import Picture, Row, dataset_folder, leaks_between, studies_of
+from clincot.jsonl import BadRecord, explain
 
-LICENCE = "CC0 1.0 Universal"
-CITATION = (
-    "Lau, J. J., Gayen, S., Ben Abacha, A., Demner-Fushman, D. A dataset of clinically generated visual questions"
-    " and answers about radiology images. Scientific Data 5, 180251 (2018). https://osf.io/89kps"
+PUBLISHED = Published(
+    licence="CC0 1.0 Universal",
+    citation="Lau, J. J., Gayen, S., Ben Abacha, A., Demner-Fushman, D. A dataset of clinically generated visual"
+    " questions and answers about radiology images. Scientific Data 5, 180251 (2018). https://osf.io/89kps",
 )
 Split = Literal["official", "image-disjoint"]
 
@@ -78,6 +77,7 @@ def ingest_vqa_rad(
     allow_refused: int = 0,
     test_share: float = 0.2,
     seed: int = 0,
+    workers: int | None = None,
 ) -> IngestReport:
     """Read the folder `source` into the dataset folders out/train and out/test; raises BadRecord, TooManyRefused.
 
@@ -86,61 +86,44 @@ def ingest_vqa_rad(
     """
     if split not in ("official", "image-disjoint"):
         raise ValueError(f'split is "official" or "image-disjoint", got {split!r}')
-    if not 0 < test_share < 1:
-        raise ValueError(f"test_share is a share of the images in (0, 1), got {test_share}")
+    check_share(test_share)
     questions, images = _one_of(source, _QUESTION_FILES, "file"), _one_of(source, _IMAGE_FOLDERS, "folder")
-    raw = _load(questions)
-    refusals, pictures = Refusals(allow_refused), SourceImages(DEFAULT_LIMITS)
-    rows = dict(_parsed(raw, questions.name, refusals))
-    refusals.settle()  # before the images, which take the time
-    groups = _groups(rows.values(), images, pictures)
-    tests = {
-        number: row.official_test if split == "official" else _share_of(groups[row.image_name], seed) < test_share
-        for number, row in rows.items()
-    }
-    repeats: list[str] = []
-    seen = Seen()
-    with (
-        dataset_folder(out / "test", pictures, seen) as test,
-        dataset_folder(out / "train", pictures, seen, beside=test) as train,
-    ):
-        # Test rows first: a row that is in both is kept there and dropped from train, as in the published
-        # counts (1793 + 451 of 1797 + 451 rows).
-        for number in tqdm(sorted(rows, key=lambda n: (not tests[n], n)), desc="ingest VQA-RAD", disable=None):
-            folder, name = (test, "test") if tests[number] else (train, "train")
-            row = _row(number, rows[number], images, patient=groups[rows[number].image_name], split=name)
-            try:
-                first = folder.add(row)
-            except RowRefused as error:
-                refusals.add(questions.name, number, str(error))
-                continue
-            if first is not None:
-                repeats.append(f"{questions.name}:{number} repeats row {first}")
-        refused = refusals.settle()
-        for folder in (train, test):
-            if folder.kinds.total() == 0:
-                raise BadRecord(f"{questions}: no row for {folder.folder} in the {split} split of {len(raw)} rows")
-        test.flush()  # train is renamed first, and both should be on disk by then
-    report = IngestReport(
-        source=str(source),
-        split=split,
-        licence=LICENCE,
-        citation=CITATION,
-        rows_read=len(raw),
-        rows_kept=train.kinds.total() + test.kinds.total(),
-        rows_duplicate=len(repeats),
-        rows_refused=len(refused),
-        refused=refused,
-        duplicates=tuple(repeats[:SHOWN]),
-        images=len(train.modality_of | test.modality_of),
-        images_by_modality=in_order(Counter((train.modality_of | test.modality_of).values())),
-        folders=(train.counts("train"), test.counts("test")),
-        leak=leaks(out / "train", out / "test"),
-        notes=tuple(_notes(raw, rows.values(), images)),
-    )
-    with written_aside(out / REPORT) as file:
-        file.write(report.model_dump_json(indent=2) + "\n")
-    return report
+    raw, tally = _load(questions), Tally(allow_refused)
+    rows = dict(_parsed(raw, questions.name, tally))
+    with Ledger() as ledger, Workers(workers) as pool:
+        pictures = SourceImages(ledger, pool)
+        pictures.check((images / row.image_name for row in rows.values()), label="VQA-RAD images")
+        groups = _groups(list(rows.values()), images, pictures)
+        sides: dict[int, Side] = {
+            number: ("test" if row.official_test else "train")
+            if split == "official"
+            else side_of(groups[row.image_name], salt="vqa-rad", seed=seed, test_share=test_share)
+            for number, row in rows.items()
+        }
+        with (
+            dataset_folder(out / "test", pictures, ledger) as test,
+            dataset_folder(out / "train", pictures, ledger, beside=test) as train,
+        ):
+            folders = {"test": test, "train": train}
+            # Test rows first: a row that is in both is kept there and dropped from train, as in the published
+            # counts (1793 + 451 of 1797 + 451 rows).
+            for number in sorted(rows, key=lambda n: (sides[n] != "test", n)):
+                row, side = rows[number], sides[number]
+                taken = _row(number, row, images, patient=groups[row.image_name], split=side)
+                tally.take(questions.name, number, partial(folders[side].add, taken))
+            for folder in (train, test):
+                if folder.kinds.total() == 0:
+                    why = "".join(f"\n  {refused}" for refused in tally.in_order()[:SHOWN])
+                    raise BadRecord(
+                        f"{questions}: no row for {folder.folder} in the {split} split of {len(raw)} rows{why}"
+                    )
+            test.flush()  # train is renamed first, and both should be on disk by then
+        return finish(
+            out, tally, ledger, source=source, split=split, published=PUBLISHED,
+            folders=(train.counts("train"), test.counts("test")),
+            leaks=leaks_between({name: partial(studies_of, out / name) for name in ("train", "test")}, ledger),
+            notes=tuple(_notes(raw, rows.values(), images)),
+        )  # fmt: skip
 
 
 def _one_of(source: Path, names: tuple[str, ...], what: str) -> Path:
@@ -164,62 +147,50 @@ def _load(path: Path) -> list[object]:
     return raw
 
 
-def _parsed(raw: list[object], file: str, refusals: Refusals) -> Iterator[tuple[int, VqaRadRow]]:
+def _parsed(raw: list[object], file: str, tally: Tally) -> Iterator[tuple[int, VqaRadRow]]:
     first = dict[str, int]()
     for number, fields in enumerate(raw, start=1):
         try:
             row = VqaRadRow.model_validate(fields)
         except ValidationError as error:
-            refusals.add(file, number, f"{explain(error)}. The fields are {', '.join(VqaRadRow.model_fields)}")
+            tally.refuse(file, number, f"{explain(error)}. The fields are {', '.join(VqaRadRow.model_fields)}")
             continue
         if first.setdefault(row.qid, number) != number:
-            refusals.add(file, number, f"qid: duplicate id {row.qid!r}, first at row {first[row.qid]}")
+            reason = f"qid: duplicate id {row.qid!r}, first at row {first[row.qid]}. Give every row its own"
+            tally.refuse(file, number, reason)
             continue
         yield number, row
 
 
-def _groups(rows: Iterable[VqaRadRow], images: Path, pictures: SourceImages) -> dict[str, str]:
+def _groups(rows: Sequence[VqaRadRow], images: Path, pictures: SourceImages) -> dict[str, str]:
     """Image name -> the group of images that may be one patient, named by the first image in it."""
-    above = dict[str, str]()
-
-    def top(node: str) -> str:
-        while above.setdefault(node, node) != node:
-            node = above[node]
-        return node
-
-    names = set[str]()
+    bonds = list[tuple[str, str]]()
+    names = sorted({row.image_name for row in rows})
     for row in rows:
-        shared = [f"linked {row.qid_linked_id}", f"case {row.image_case_url}"]
-        if row.image_name not in names:
-            # A missing or broken image shares no bytes; its rows are refused when they are added.
-            with contextlib.suppress(RowRefused):
-                shared.append(f"bytes {pictures.facts(images / row.image_name).sha256}")
-        names.add(row.image_name)
-        for key in shared:
+        for key in (f"linked {row.qid_linked_id}", f"case {row.image_case_url}"):
             if not key.endswith((" NULL", " ")):
-                above[top(key)] = top(f"image {row.image_name}")
-    first = dict[str, str]()
-    for name in sorted(names):
-        first.setdefault(top(f"image {name}"), name)
-    return {name: f"vqa-rad-{Path(first[top(f'image {name}')]).stem}" for name in names}
-
-
-def _share_of(group: str, seed: int) -> float:
-    """A number in [0, 1) that depends on nothing but the group and the seed."""
-    return int.from_bytes(hashlib.sha256(f"vqa-rad:{seed}:{group}".encode()).digest()[:8]) / 2**64
+                bonds.append((key, f"image {row.image_name}"))
+    for name in names:
+        # A missing or broken image shares no bytes; its rows are refused when they are added.
+        with contextlib.suppress(RowRefused):
+            bonds.append((f"bytes {pictures.facts(images / name).sha256}", f"image {name}"))
+    first = together(bonds, [f"image {name}" for name in names])
+    return {name: f"vqa-rad-{Path(first[f'image {name}'].removeprefix('image ')).stem}" for name in names}
 
 
 def _row(number: int, row: VqaRadRow, images: Path, *, patient: str, split: str) -> Row:
     return Row(
-        number=number,
-        image=images / row.image_name,
-        image_name=row.image_name,
+        picture=Picture(
+            place=f"row {number}",
+            image=images / row.image_name,
+            image_name=row.image_name,
+            modality=_MODALITIES[row.image_organ],
+            patient=patient,
+            split=split,
+        ),
         question=row.question,
         answer=row.answer,
         kind="closed" if row.answer_type == "CLOSED" else "open",
-        modality=_MODALITIES[row.image_organ],
-        patient=patient,
-        split=split,
         topic=row.question_type.upper(),
         source_id=row.qid,
     )

@@ -9,18 +9,29 @@ import os
 import re
 import shutil
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import combinations
 from pathlib import Path
 from typing import IO, Literal
 
 from pydantic import ValidationError
 
-from clincot.datasets.folder import IMAGES, QUESTIONS, REFERENCES, STUDIES
-from clincot.datasets.report import FolderCounts, in_order
+from clincot.datasets.folder import (
+    IMAGES,
+    QUESTIONS,
+    REFERENCES,
+    REPORTS,
+    STUDIES,
+    LeakReport,
+    leaks,
+    report_line,
+)
+from clincot.datasets.ledger import Ledger, TakenStudy
+from clincot.datasets.pictures import SourceImages
+from clincot.datasets.report import FolderCounts, RowRefused, in_order
 from clincot.geometry import Box
-from clincot.images import BadImage, ImageLimits, open_image
-from clincot.jsonl import explain, file_digest, written_aside
+from clincot.jsonl import explain, file_digest, read_records, written_aside
 from clincot.records import Question, Record, Reference, Study
 
 _NO_LINKS_HERE = (errno.EXDEV, errno.EPERM, errno.EACCES, errno.EMLINK, errno.EOPNOTSUPP)
@@ -28,92 +39,29 @@ _NO_ROOM = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT)
 
 
 @dataclass(frozen=True)
-class Row:
-    """One question of a source, parsed; `number` is its place in that source, from 1."""
+class Picture:
+    """An image of a source, as a row names it."""
 
-    number: int
+    place: str  # of the row, for messages: "row 3", "train.json:3"
     image: Path
     image_name: str  # as the source calls it
+    modality: str = ""
+    patient: str = ""
+    split: str = ""
+
+
+@dataclass(frozen=True)
+class Row:
+    """One question of a source, parsed."""
+
+    picture: Picture
     question: str
     answer: str
     kind: Literal["closed", "open"]
     boxes: tuple[Box, ...] = ()
-    modality: str = ""
-    patient: str = ""
-    split: str = ""
     topic: str = ""
     finding: str = ""
     source_id: str = ""
-
-
-class RowRefused(ValueError):
-    """Why a row cannot be taken, and what mends it."""
-
-
-@dataclass(frozen=True)
-class ImageFacts:
-    sha256: str
-    width: int  # pixels, upright
-    height: int
-    suffix: str
-
-
-class SourceImages:
-    """The source's image files, each decoded to its end once, however many rows name it."""
-
-    def __init__(self, limits: ImageLimits) -> None:
-        self._limits = limits
-        self._checked: dict[Path, ImageFacts | str] = {}  # the facts, or why the file is refused
-
-    def facts(self, path: Path) -> ImageFacts:
-        if path not in self._checked:
-            try:
-                size = open_image(path, limits=self._limits).size
-            except BadImage as error:
-                self._checked[path] = str(error)
-            else:
-                with path.open("rb") as file:
-                    suffix = ".png" if file.read(1) == b"\x89" else ".jpg"  # open_image takes nothing else
-                self._checked[path] = ImageFacts(file_digest(path), *size, suffix)
-        found = self._checked[path]
-        if isinstance(found, str):
-            raise RowRefused(f"image: {found}. Mend or replace the file, or remove the row")
-        return found
-
-
-class Seen:
-    """Which images and questions were taken, over all folders of an ingest. Digests only, never the texts."""
-
-    def __init__(self) -> None:
-        self._studies: dict[str, tuple[tuple[str, str], int]] = {}  # sha256 -> modality and patient, row
-        self._answers: dict[bytes, tuple[bytes, int]] = {}  # question -> its reference, row
-
-    def check_study(self, study: Study, row: int) -> None:
-        came = (study.modality, study.patient)
-        known, first = self._studies.setdefault(study.sha256, (came, row))
-        if known != came:
-            raise RowRefused(
-                f"image: {study.source_id!r} has modality and patient {came}, but row {first}, with the same"
-                f" image, has {known}. Give all rows of an image the same"
-            )
-
-    def first_row(self, question: Question, reference: Reference, row: int) -> int | None:
-        """The row that this one repeats, or None; another answer to the same question is refused.
-
-        Questions and answers are compared without case and spacing, and whatever kind and topic they are given.
-        """
-        key = _digest(question.study, _plain(question.text))
-        boxes = [str(box.xyxy) for box in reference.boxes]
-        answer = _digest(_plain(reference.answer), _plain(reference.finding), *boxes)
-        known, first = self._answers.setdefault(key, (answer, row))
-        if first == row:
-            return None
-        if known != answer:
-            raise RowRefused(
-                f"answer: row {first} asks the same of the same image and has another answer, box or finding."
-                " Keep one of the two"
-            )
-        return first
 
 
 class FolderWriter:
@@ -122,70 +70,74 @@ class FolderWriter:
     def __init__(
         self,
         folder: Path,
-        files: dict[type[Record], IO[str]],
-        source: SourceImages,
-        seen: Seen,
+        files: dict[str, IO[str]],
+        images: SourceImages,
+        ledger: Ledger,
         *,
         link_images: bool,
         beside: FolderWriter | None,
     ) -> None:
         self.folder = folder
         self._files = files
-        self._source = source
-        self._seen = seen
+        self._images = images
+        self._ledger = ledger
+        self._key = str(folder)  # of this folder in the ledger
         self._link_images = link_images
         self._beside = beside  # a folder of the same ingest, whose images are shared by hard link
-        self._splits: dict[str, tuple[str, int]] = {}  # study id -> split, first row
         self.kinds = Counter[str]()
-        self.modality_of: dict[str, str] = {}  # image sha256 -> modality
+        self.reports = 0
 
-    def add(self, row: Row) -> int | None:
-        """Take a row. Returns the number of the row that it repeats, None where it is new; raises RowRefused."""
-        facts = self._source.facts(row.image)
+    def add(self, row: Row) -> str | None:
+        """Take a question. Returns the place of the row that it repeats, None where it is new; raises RowRefused."""
+        study, is_new = self._study(row.picture)
         try:
-            study = Study(
-                image=f"{IMAGES}/{facts.sha256[:32]}{facts.suffix}",  # by content: no clashes, no odd names
-                sha256=facts.sha256,
-                width=facts.width,
-                height=facts.height,
-                modality=row.modality,
-                patient=row.patient,
-                split=row.split,
-                source_id=row.image_name,
-            )
             question = Question(
                 study=study.id, text=row.question, kind=row.kind, topic=row.topic, source_id=row.source_id
             )
             reference = Reference(question=question.id, answer=row.answer, boxes=row.boxes, finding=row.finding)
         except ValidationError as error:
             raise RowRefused(explain(error)) from None
-        self._seen.check_study(study, row.number)
-        split, first = self._splits.get(study.id, (row.split, row.number))
-        if split != row.split:
-            raise RowRefused(
-                f"split: {row.split!r}, but row {first}, with the same image, is in {split!r}."
-                " An image in two splits leaks"
-            )
-        repeated = self._seen.first_row(question, reference, row.number)
+        repeated = self._repeats(question, reference, row.picture.place)
         if repeated is not None:
             return repeated
-        if study.id not in self._splits:
-            self._take_image(row.image, study)
-            self._write(study)
-            self._splits[study.id] = (row.split, row.number)
-            self.modality_of[study.sha256] = study.modality
-        self._write(question)
-        self._write(reference)
+        if is_new:
+            self._take(study, row.picture)
+        self._write(QUESTIONS, question)
+        self._write(REFERENCES, reference)
         self.kinds[question.kind] += 1
         return None
+
+    def add_image(self, picture: Picture) -> str | None:
+        """Take an image without a question. Returns the place of the row that brought it before; raises RowRefused."""
+        study, is_new = self._study(picture)
+        if not is_new:
+            return self._ledger.studies(study.sha256)[self._key].place
+        self._take(study, picture)
+        return None
+
+    def add_report(self, pictures: Sequence[Picture], text: str) -> None:
+        """Take all views of one report, the same picture once; or none of them: raises RowRefused."""
+        views = dict[str, Study]()
+        fresh = list[tuple[Study, Picture]]()
+        for picture in pictures:
+            study, is_new = self._study(picture)
+            if is_new and study.sha256 not in views:
+                fresh.append((study, picture))
+            views.setdefault(study.sha256, study)
+        for study, picture in fresh:
+            self._take(study, picture)
+        ids = [study.id for study in views.values()]
+        self._files[REPORTS].write(report_line(ids, text))
+        self.reports += 1
 
     def counts(self, name: str) -> FolderCounts:
         return FolderCounts(
             folder=name,
-            studies=len(self._splits),
+            studies=self._ledger.images(self._key),
             questions=self.kinds.total(),
             questions_by_kind=in_order(self.kinds),
-            images_by_modality=in_order(Counter(self.modality_of.values())),
+            images_by_modality=self._ledger.modalities(self._key),
+            reports=self.reports,
         )
 
     def flush(self) -> None:
@@ -196,14 +148,70 @@ class FolderWriter:
     def remove_strangers(self) -> None:
         """Remove images of an earlier ingest, and halves of a killed one: images/ holds what the studies name."""
         ours = re.compile(r"([0-9a-f]{32})\.(png|jpg)(\.partial)?")
-        kept = {sha256[:32] for sha256 in self.modality_of}
-        for path in (self.folder / IMAGES).iterdir():
+        images = self.folder / IMAGES
+        for path in images.iterdir() if images.is_dir() else ():
             name = ours.fullmatch(path.name)
-            if name is not None and (name[3] or name[1] not in kept):
+            if name is not None and (name[3] or not self._ledger.holds(self._key, name[1])):
                 path.unlink()
 
-    def _write(self, record: Record) -> None:
-        self._files[type(record)].write(record.model_dump_json() + "\n")
+    def _study(self, picture: Picture) -> tuple[Study, bool]:
+        """The picture's study, and whether this folder does not have it yet; raises RowRefused."""
+        facts = self._images.facts(picture.image)
+        try:
+            study = Study(
+                image=f"{IMAGES}/{facts.sha256[:32]}{facts.suffix}",  # by content: no clashes, no odd names
+                sha256=facts.sha256,
+                width=facts.width,
+                height=facts.height,
+                modality=picture.modality,
+                patient=picture.patient,
+                split=picture.split,
+                source_id=picture.image_name,
+            )
+        except ValidationError as error:
+            raise RowRefused(explain(error)) from None
+        taken = self._ledger.studies(facts.sha256)
+        came = (study.modality, study.patient)
+        for known in taken.values():
+            if (known.modality, known.patient) != came:
+                raise RowRefused(
+                    f"image: {study.source_id!r} has modality and patient {came}, but {known.place}, with the same"
+                    f" image, has {(known.modality, known.patient)}. Give all rows of an image the same"
+                )
+        here = taken.get(self._key)
+        if here is not None and here.split != picture.split:
+            raise RowRefused(
+                f"split: {picture.split!r}, but {here.place}, with the same image, is in {here.split!r}."
+                " An image in two splits leaks: put all its rows into one"
+            )
+        return study, here is None
+
+    def _repeats(self, question: Question, reference: Reference, place: str) -> str | None:
+        """The place of the row that this one repeats, or None; another answer to the same question is refused.
+
+        Questions and answers are compared without case and spacing, and whatever kind and topic they are given.
+        """
+        key = _digest(question.study, _plain(question.text))
+        boxes = [str(box.xyxy) for box in reference.boxes]
+        answer = _digest(_plain(reference.answer), _plain(reference.finding), *boxes)
+        known, first = self._ledger.first_answer(key, answer, place)
+        if first == place:
+            return None
+        if known != answer:
+            raise RowRefused(
+                f"answer: {first} asks the same of the same image and has another answer, box or finding."
+                " Keep one of the two"
+            )
+        return first
+
+    def _take(self, study: Study, picture: Picture) -> None:
+        self._take_image(picture.image, study)
+        self._write(STUDIES, study)
+        taken = TakenStudy(study.modality, study.patient, picture.split, picture.place)
+        self._ledger.take_study(study.sha256, self._key, taken)
+
+    def _write(self, name: str, record: Record) -> None:
+        self._files[name].write(record.model_dump_json() + "\n")
 
     def _take_image(self, source: Path, study: Study) -> None:
         target = self.folder / study.image
@@ -226,9 +234,10 @@ class FolderWriter:
 @contextlib.contextmanager
 def dataset_folder(
     folder: Path,
-    source: SourceImages,
-    seen: Seen,
+    images: SourceImages,
+    ledger: Ledger,
     *,
+    reports: bool = False,
     link_images: bool = False,
     beside: FolderWriter | None = None,
 ) -> Iterator[FolderWriter]:
@@ -236,18 +245,17 @@ def dataset_folder(
 
     The questions are renamed last: a folder with questions is whole. Images are named by their content, so
     those that a broken-off run took over are right and are not copied again. Images of an earlier ingest that
-    no study names any more are removed at the end.
+    no study names any more are removed at the end. `reports` opens the file of reports beside the others.
     """
+    names = (QUESTIONS, REFERENCES, *((REPORTS,) if reports else ()), STUDIES)
     try:
-        with (
-            written_aside(folder / QUESTIONS) as questions,
-            written_aside(folder / REFERENCES) as references,
-            written_aside(folder / STUDIES) as studies,
-        ):
-            files: dict[type[Record], IO[str]] = {Study: studies, Question: questions, Reference: references}
-            writer = FolderWriter(folder, files, source, seen, link_images=link_images, beside=beside)
+        with contextlib.ExitStack() as stack:  # renamed in the opposite order
+            files = {name: stack.enter_context(written_aside(folder / name)) for name in names}
+            writer = FolderWriter(folder, files, images, ledger, link_images=link_images, beside=beside)
             yield writer
             writer.flush()  # all on disk before the first is renamed
+            if not reports:
+                (folder / REPORTS).unlink(missing_ok=True)  # of an earlier ingest
     except OSError as error:
         if error.errno in _NO_ROOM:
             raise OSError(
@@ -257,6 +265,19 @@ def dataset_folder(
             ) from error
         raise
     writer.remove_strangers()
+
+
+def leaks_between(splits: Mapping[str, Callable[[], Iterable[Study]]], ledger: Ledger) -> tuple[LeakReport, ...]:
+    """Every two of the splits, the earlier as the one that is trained on. Call after the folders are written."""
+    return tuple(
+        leaks(splits[a](), splits[b](), lambda study: ledger.near(study.sha256), names=(a, b))
+        for a, b in combinations(splits, 2)
+    )
+
+
+def studies_of(folder: Path, split: str | None = None) -> Iterator[Study]:
+    """The studies of a folder, all or those of one split."""
+    return (study for study in read_records(folder / STUDIES, Study) if split is None or study.split == split)
 
 
 def _holds(path: Path, sha256: str) -> bool:

@@ -1,0 +1,312 @@
+"""One DICOM file as a radiologist would see it: 8-bit grey (or colour), without any of its header.
+
+In this order: stored values -> modality LUT or rescale -> VOI LUT, or else the first window -> MONOCHROME1 inverted ->
+padding black -> square pixels. Overlays are not drawn. Where a file has neither VOI LUT nor window, 8-bit values are
+shown as they are, CT in a soft-tissue window, and anything else between its 0.5th and 99.5th percentile.
+
+Nothing that a header says leaves this module but what `Rendered` has; messages name no header value that could
+identify, and what pydicom would log or warn is not let out, because it quotes values.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hmac
+import logging
+import struct
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pydicom
+from PIL import Image
+from pydicom.errors import InvalidDicomError
+from pydicom.pixels.decoders.base import get_decoder
+from pydicom.pixels.processing import apply_color_lut, apply_modality_lut, apply_voi
+from pydicom.uid import UID, MediaStorageDirectoryStorage
+
+from clincot.images import DEFAULT_LIMITS, ImageLimits
+
+SOFT_TISSUE = (40.0, 400.0)  # centre and width in Hounsfield units
+_NO_IMAGES = ("SEG", "RTDOSE", "RTSTRUCT", "RTPLAN", "SR", "PR", "KO", "REG", "FID")
+_MODALITIES = {
+    "CR": "x-ray", "DX": "x-ray", "CT": "CT", "MR": "MR", "US": "ultrasound", "MG": "mammogram", "PT": "PET",
+    "NM": "scintigram", "XA": "angiogram", "RF": "fluoroscopy",
+}  # fmt: skip
+# The only body parts that are passed on: the field is free text at some sites.
+_BODY_PARTS = (
+    "ABDOMEN", "ANKLE", "ARM", "BRAIN", "BREAST", "CHEST", "CSPINE", "ELBOW", "EXTREMITY", "FOOT", "HAND", "HEAD",
+    "HEART", "HIP", "KNEE", "LEG", "LSPINE", "NECK", "PANCREAS", "PELVIS", "SHOULDER", "SKULL", "SPINE", "WRIST",
+)  # fmt: skip
+# What pydicom raises on damaged files, besides its own errors.
+_DAMAGE = (
+    AttributeError, EOFError, IndexError, KeyError, NotImplementedError, OSError, OverflowError, RuntimeError,
+    TypeError, ValueError, struct.error,
+)  # fmt: skip
+
+Values = npt.NDArray[Any]
+
+
+class Unusable(ValueError):
+    """Why a file cannot be taken, and what mends it; says nothing that identifies."""
+
+
+class NotAnImage(Unusable):
+    """An index of other files: nothing to take, and nothing wrong."""
+
+
+@dataclass(frozen=True)
+class Rendered:
+    """What is kept of a DICOM file."""
+
+    image: Image.Image  # mode L or RGB
+    patient: str  # keyed hash
+    source_id: str  # keyed hash of the file's own UID
+    modality: str
+    burned_in: str  # "YES", "NO" or "" where the file does not say
+    recognizable: bool  # the file says that a face could be recognised
+    shown: str  # how the grey values came about
+    no_patient_id: bool  # `patient` is the study instead
+
+
+def render(path: Path, salt: bytes, limits: ImageLimits = DEFAULT_LIMITS) -> Rendered:
+    """Read and show one file; raises Unusable."""
+    with _quiet():
+        header = _read(path, limits)
+        try:
+            _check(header, limits)
+            pixels, shown = _pixels(header)
+            image = _square(Image.fromarray(pixels), header)
+            return Rendered(
+                image=image,
+                patient=_patient(header, salt),
+                source_id="dicom-" + _keyed(salt, "instance", str(header.get("SOPInstanceUID", path))),
+                modality=_modality(header),
+                burned_in=_code(header, "BurnedInAnnotation"),
+                recognizable=_code(header, "RecognizableVisualFeatures") == "YES",
+                shown=shown,
+                no_patient_id=not str(header.get("PatientID", "")).strip(),
+            )
+        except Unusable:
+            raise
+        except _DAMAGE as error:  # its text may quote the header
+            raise Unusable(
+                f"the file is damaged or not what its header says ({type(error).__name__} while its pixels were read)."
+                " Fetch it again, or remove it"
+            ) from None
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    logger = logging.getLogger("pydicom")
+    was, logger.disabled = logger.disabled, True
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.disabled = was
+
+
+def _read(path: Path, limits: ImageLimits) -> pydicom.Dataset:
+    try:
+        size = path.stat().st_size
+        if size > limits.max_bytes:
+            raise Unusable(f"expected at most {limits.max_bytes} bytes, got {size}. Export single images")
+        return pydicom.dcmread(path)
+    except Unusable:
+        raise
+    except InvalidDicomError:
+        raise Unusable(
+            "no DICOM file: there is no DICM at byte 128. Remove it from the folder; if it is a data set without its"
+            " file header, write one (dcmconv of DCMTK does)"
+        ) from None
+    except _DAMAGE as error:
+        raise Unusable(
+            f"the header cannot be read ({type(error).__name__}). Fetch the file again, or remove it"
+        ) from None
+
+
+def _check(header: pydicom.Dataset, limits: ImageLimits) -> None:
+    meta = getattr(header, "file_meta", None)
+    if meta is not None and meta.get("MediaStorageSOPClassUID") == MediaStorageDirectoryStorage:
+        raise NotAnImage("an index of other files (DICOMDIR)")
+    modality = _code(header, "Modality")
+    if modality in _NO_IMAGES or not any(
+        name in header for name in ("PixelData", "FloatPixelData", "DoubleFloatPixelData")
+    ):
+        raise Unusable(f"it holds no image to look at (modality {_plain(modality)}). Remove it from the folder")
+    frames = int(header.get("NumberOfFrames", 1) or 1)
+    if frames > 1:
+        raise Unusable(
+            f"it has {frames} frames, and a question is about one picture. Export the frame that is meant as a file of"
+            " its own (dcmtk: dcm2img +F N; dcm4che: dcmframe)"
+        )
+    rows, columns = int(header.Rows), int(header.Columns)
+    if rows < 1 or columns < 1 or rows * columns > limits.max_pixels:
+        raise Unusable(f"expected 1 to {limits.max_pixels} pixels, got {columns} x {rows}. Export it smaller")
+    syntax = UID(str(meta.get("TransferSyntaxUID", "") or "")) if meta is not None else UID("")
+    if not syntax:
+        raise Unusable("it does not say how its pixels are written (TransferSyntaxUID). Export it again")
+    _check_decoder(syntax)
+
+
+def _check_decoder(syntax: UID) -> None:
+    try:
+        decoder = get_decoder(syntax)
+    except NotImplementedError:
+        raise Unusable(
+            f"its compression ({syntax.name}) cannot be read by pydicom. Export it uncompressed (dcmtk: dcmconv +te)"
+        ) from None
+    if not decoder.is_available:
+        raise Unusable(
+            f"its compression ({syntax.name}) needs a plugin of pydicom: {_plugins(syntax)}. Install one with"
+            " pip, or export the file uncompressed"
+        )
+
+
+def _decoded(header: pydicom.Dataset) -> Values:
+    try:
+        return np.asarray(header.pixel_array)
+    except RuntimeError:  # every decoder that is installed gave up
+        syntax = UID(header.file_meta.TransferSyntaxUID)
+        more = _plugins(syntax) or "another decoder"
+        raise Unusable(
+            f"the decoders at hand cannot read its {header.BitsStored}-bit pixels ({syntax.name}). Where the file is"
+            f" whole, {more} may: install one with pip, or export the file uncompressed"
+        ) from None
+
+
+def _plugins(syntax: UID) -> str:
+    """The plugins that would read a compression and are not installed."""
+    return "; or ".join(plugin.split(" - requires ")[-1] for plugin in get_decoder(syntax).missing_dependencies)
+
+
+def _pixels(header: pydicom.Dataset) -> tuple[npt.NDArray[np.uint8], str]:
+    """8-bit pixels, (H, W) or (H, W, 3), and how they came about."""
+    stored = _decoded(header)
+    kind = str(header.PhotometricInterpretation)
+    if kind == "PALETTE COLOR":
+        colours = apply_color_lut(stored, header)
+        return _full_range(colours[..., :3], 8 * colours.itemsize), "colour"
+    if int(header.get("SamplesPerPixel", 1)) == 3:
+        return _full_range(stored, int(header.BitsStored)), "colour"
+    if kind not in ("MONOCHROME1", "MONOCHROME2"):
+        raise Unusable(f"expected grey or colour pixels, got {_plain(kind)}. Export it again as MONOCHROME2 or RGB")
+    padding_HW = _padding(stored, header)
+    grey_HW, shown = _grey(stored, header, padding_HW)
+    if kind == "MONOCHROME1":
+        grey_HW = 255 - grey_HW
+    grey_HW[padding_HW] = 0
+    return grey_HW, shown
+
+
+def _grey(
+    stored_HW: Values, header: pydicom.Dataset, padding_HW: npt.NDArray[np.bool_]
+) -> tuple[npt.NDArray[np.uint8], str]:
+    values_HW = np.asarray(apply_modality_lut(stored_HW, header))
+    if header.get("VOILUTSequence"):
+        bits = int(header.VOILUTSequence[0].LUTDescriptor[2])
+        return _full_range(apply_voi(values_HW, header), bits), "VOI LUT"
+    window = _window(header)
+    if window is not None:
+        return windowed(values_HW, *window, _code(header, "VOILUTFunction") or "LINEAR"), "window of the file"
+    rescaled = "ModalityLUTSequence" in header or float(header.get("RescaleSlope", 1)) != 1
+    if int(header.BitsStored) == 8 and not rescaled and not float(header.get("RescaleIntercept", 0)):
+        return _full_range(values_HW, 8), "8 bits as they are"
+    if _code(header, "Modality") == "CT":
+        return windowed(values_HW, *SOFT_TISSUE, "LINEAR"), "no window: soft tissue (centre 40, width 400)"
+    seen = values_HW[~padding_HW]
+    low, high = np.percentile(seen if seen.size else values_HW, (0.5, 99.5))
+    if high <= low:
+        low, high = float(values_HW.min()), float(values_HW.max())
+    return windowed(
+        values_HW, (low + high) / 2, max(high - low, 1e-9), "LINEAR_EXACT"
+    ), "no window: percentiles 0.5-99.5"
+
+
+def windowed(values: Values, centre: float, width: float, function: str) -> npt.NDArray[np.uint8]:
+    """Grey levels 0-255 of a window [DICOM PS3.3 C.11.2.1.2 and C.11.2.1.3]: LINEAR, LINEAR_EXACT or SIGMOID."""
+    x = values.astype(np.float64)
+    if function == "LINEAR":
+        level = (x - (centre - 0.5)) / max(width - 1, 1e-9) + 0.5
+    elif function == "LINEAR_EXACT":
+        level = (x - centre) / width + 0.5
+    elif function == "SIGMOID":
+        level = 1 / (1 + np.exp(np.clip(-4 * (x - centre) / width, -700, 700)))
+    else:
+        raise Unusable(f"its VOI LUT function {_plain(function)} is none of the standard's. Export it again")
+    return np.asarray(np.rint(np.clip(level, 0, 1) * 255), dtype=np.uint8)
+
+
+def _window(header: pydicom.Dataset) -> tuple[float, float] | None:
+    """Centre and width, the first where a file has several; None where there is none, or one of no width."""
+    first = []
+    for name in ("WindowCenter", "WindowWidth"):
+        value = header.get(name)
+        if value is None or value == "":
+            return None
+        first.append(float(value[0] if isinstance(value, pydicom.multival.MultiValue) else value))
+    return (first[0], first[1]) if first[1] > 0 else None
+
+
+def _padding(stored_HW: Values, header: pydicom.Dataset) -> npt.NDArray[np.bool_]:
+    """Where the picture is not: stored values in the padding range."""
+    first = header.get("PixelPaddingValue")
+    if first is None:
+        return np.zeros(stored_HW.shape, dtype=np.bool_)
+    last = header.get("PixelPaddingRangeLimit", first)
+    low, high = sorted((int(first), int(last)))
+    return np.asarray((stored_HW >= low) & (stored_HW <= high), dtype=np.bool_)
+
+
+def _full_range(values: Values, bits: int) -> npt.NDArray[np.uint8]:
+    """Unsigned values of so many bits to 8."""
+    if bits == 8:
+        return np.clip(values, 0, 255).astype(np.uint8)
+    level = values.astype(np.float64) / (2**bits - 1)
+    return np.asarray(np.rint(np.clip(level, 0, 1) * 255), dtype=np.uint8)
+
+
+def _square(image: Image.Image, header: pydicom.Dataset) -> Image.Image:
+    """Pixels that are higher than wide are stretched upright, and the other way round."""
+    pair = header.get("PixelAspectRatio") or header.get("PixelSpacing") or (1, 1)
+    vertical, horizontal = (float(value) for value in pair)
+    if vertical <= 0 or horizontal <= 0 or abs(vertical / horizontal - 1) < 0.01:
+        return image
+    if vertical > horizontal:
+        size = (image.width, round(image.height * vertical / horizontal))
+    else:
+        size = (round(image.width * horizontal / vertical), image.height)
+    return image.resize(size, Image.Resampling.BICUBIC)
+
+
+def _patient(header: pydicom.Dataset, salt: bytes) -> str:
+    """One patient, one key; without a patient's number, one study, one key."""
+    number = str(header.get("PatientID", "")).strip()
+    if number:
+        return _keyed(salt, "patient", str(header.get("IssuerOfPatientID", "")).strip(), number)
+    return _keyed(salt, "study", str(header.get("StudyInstanceUID") or header.get("SOPInstanceUID", "")))
+
+
+def _keyed(salt: bytes, *parts: str) -> str:
+    return hmac.new(salt, "\0".join(parts).encode(), "sha256").hexdigest()[:16]
+
+
+def _modality(header: pydicom.Dataset) -> str:
+    kind = _MODALITIES.get(_code(header, "Modality"), "")
+    part = _code(header, "BodyPartExamined")
+    return f"{part.lower()} {kind}" if kind and part in _BODY_PARTS else kind
+
+
+def _code(header: pydicom.Dataset, name: str) -> str:
+    return str(header.get(name, "") or "").strip().upper()
+
+
+def _plain(code: str) -> str:
+    """A coded value for a message; anything that is no code is not repeated."""
+    return code if len(code) <= 16 and code.replace("_", "").replace(" ", "").isalnum() else "not stated"

@@ -1,0 +1,189 @@
+"""Ingest of IU X-Ray as R2Gen distributes it: annotation.json and images/CXRn_IM-n/{0,1}.png.
+
+    Demner-Fushman et al.: Preparing a collection of radiology examinations for distribution and retrieval. JAMIA
+    23(2), 2016. Splits: Chen, Song, Chang and Wan: Generating radiology reports via memory-driven transformer
+    (R2Gen), EMNLP 2020: 2069 / 296 / 590 reports in train / val / test.
+
+Every view is a study. The views of a report share the patient (the CXR number, one patient each in this collection) and
+the report is one line of reports.jsonl that names the studies of all its views. Questions there are none.
+
+De-identification left the word XXXX (and longer runs of X) in place of names, dates and whatever looked like them. It
+is kept by default, because published metrics are computed with it; `placeholders="drop"` takes it out for training.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import re
+from collections import Counter
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from clincot.datasets.ledger import Ledger
+from clincot.datasets.pictures import SourceImages, Workers
+from clincot.datasets.report import IngestReport, Published, RowRefused, Tally, finish
+from clincot.datasets.splits import check_share, side_of
+from clincot.datasets.writing import Picture, dataset_folder, leaks_between, studies_of
+from clincot.jsonl import BadRecord, explain
+
+PUBLISHED = Published(
+    licence="CC BY-NC-ND 4.0 (Open-i, National Library of Medicine)",
+    citation="Demner-Fushman, D. et al. Preparing a collection of radiology examinations for distribution and"
+    " retrieval. JAMIA 23(2), 304-310 (2016). Splits: Chen, Z. et al. Generating radiology reports via memory-driven"
+    " transformer. EMNLP 2020.",
+)
+PARTS = ("train", "val", "test")
+PUBLISHED_REPORTS = {"train": 2069, "val": 296, "test": 590}
+Split = Literal["official", "patient-disjoint"]
+Placeholders = Literal["keep", "drop"]
+
+_PLACEHOLDER = re.compile(r"\bX{4,}(?:'s)?\b", re.IGNORECASE)
+
+
+class IuXrayEntry(BaseModel):
+    """An entry of annotation.json."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", str_strip_whitespace=True)
+
+    id: str = Field(pattern=r"^CXR\d+\S*$")  # "CXR2384_IM-0942"
+    report: str = Field(min_length=1)
+    image_path: tuple[str, ...] = Field(min_length=1)  # relative to images/
+    split: Literal["train", "val", "test"]
+
+    @property
+    def patient(self) -> str:
+        return "iu-" + self.id.partition("_")[0]
+
+
+def ingest_iu_xray(
+    source: Path,
+    out: Path,
+    *,
+    split: Split = "official",
+    placeholders: Placeholders = "keep",
+    allow_refused: int = 0,
+    test_share: float = 0.2,
+    seed: int = 0,
+    workers: int | None = None,
+) -> IngestReport:
+    """Read the folder `source` into out/train, out/val and out/test (patient-disjoint: train and test).
+
+    A row of the report is an entry of annotation.json, all its views with it. Raises BadRecord, TooManyRefused.
+    """
+    if split not in ("official", "patient-disjoint"):
+        raise ValueError(f'split is "official" or "patient-disjoint", got {split!r}')
+    check_share(test_share)
+    path = source / "annotation.json"
+    raw, tally, notes = _load(path), Tally(allow_refused), Counter[str]()
+    entries = list(_entries(raw, tally))
+    parts = PARTS if split == "official" else ("train", "test")
+    with Ledger() as ledger, Workers(workers) as pool:
+        images = SourceImages(ledger, pool)
+        views = (source / "images" / name for _, entry in entries for name in entry.image_path)
+        images.check(views, label="IU X-Ray images")
+        with contextlib.ExitStack() as stack:
+            folders = {
+                part: stack.enter_context(dataset_folder(out / part, images, ledger, reports=True))
+                for part in reversed(parts)
+            }
+            for number, entry in entries:
+                part: str = entry.split
+                if split == "patient-disjoint":
+                    part = side_of(entry.patient, salt="iu-xray", seed=seed, test_share=test_share)
+                pictures = [
+                    Picture(
+                        place=f"row {number}", image=source / "images" / name, image_name=name,
+                        modality="chest x-ray", patient=entry.patient, split=part,
+                    )
+                    for name in entry.image_path
+                ]  # fmt: skip
+
+                def add(entry: IuXrayEntry = entry, pictures: list[Picture] = pictures, part: str = part) -> None:
+                    text = _text(entry.report, placeholders, notes)
+                    folders[part].add_report(pictures, text)
+                    notes[f"reports on {len(pictures)} views"] += 1
+
+                tally.take(path.name, number, add)
+            for part, folder in folders.items():
+                if folder.reports == 0:
+                    raise tally.nothing(path, f"reports for {part} ({split} split)")
+                folder.flush()
+        return finish(
+            out, tally, ledger, source=source, split=split, published=PUBLISHED,
+            folders=[folders[part].counts(part) for part in parts],
+            leaks=leaks_between({part: partial(studies_of, out / part) for part in parts}, ledger),
+            notes=[*(f"{what}: {count}" for what, count in sorted(notes.items())), *_other_counts(raw)],
+        )  # fmt: skip
+
+
+def _load(path: Path) -> dict[str, list[object]]:
+    try:
+        raw = json.loads(path.read_bytes().decode("utf-8-sig"))
+    except FileNotFoundError:
+        raise BadRecord(
+            f"{path}: there is no such file; expected R2Gen's folder iu_xray with annotation.json and images/"
+            " (the link is in the README of github.com/zhjohnchan/R2Gen)"
+        ) from None
+    except UnicodeDecodeError as error:
+        raise BadRecord(f"{path}: not UTF-8 ({error.reason} at byte {error.start}); fetch it again") from None
+    except json.JSONDecodeError as error:
+        raise BadRecord(
+            f"{path}:{error.lineno}: not JSON ({error.msg} at column {error.colno}); fetch it again"
+        ) from None
+    if not isinstance(raw, dict) or set(raw) != set(PARTS) or not all(isinstance(raw[part], list) for part in PARTS):
+        raise BadRecord(f"{path}: expected an object of three lists, {', '.join(PARTS)}, got {str(raw)[:80]!r}")
+    return raw
+
+
+def _entries(raw: dict[str, list[object]], tally: Tally) -> Iterator[tuple[int, IuXrayEntry]]:
+    """Entries with their numbers from 1, counted through train, val and test."""
+    number, first = 0, dict[str, int]()
+    for part in PARTS:
+        for fields in raw[part]:
+            number += 1
+            try:
+                entry = IuXrayEntry.model_validate(fields)
+            except ValidationError as error:
+                reason = f"{explain(error)}. The fields are {', '.join(IuXrayEntry.model_fields)}"
+                tally.refuse("annotation.json", number, f"{reason}; fetch the file again or mend the entry")
+                continue
+            if any(Path(name).is_absolute() or ".." in Path(name).parts for name in entry.image_path):
+                reason = f"image_path: expected paths inside images/, got {list(entry.image_path)}. Mend the entry"
+            elif entry.split != part:
+                reason = f"split: {entry.split!r}, but the entry stands in the list {part!r}. Make the two the same"
+            elif first.setdefault(entry.id, number) != number:
+                reason = f"id: duplicate id {entry.id!r}, first at row {first[entry.id]}. Keep one of the two"
+            else:
+                yield number, entry
+                continue
+            tally.refuse("annotation.json", number, reason)
+
+
+def _text(report: str, placeholders: Placeholders, notes: Counter[str]) -> str:
+    found = len(_PLACEHOLDER.findall(report))
+    if not found:
+        return report
+    notes["reports with the placeholder XXXX"] += 1
+    notes[f"placeholders XXXX {'kept' if placeholders == 'keep' else 'dropped'}"] += found
+    if placeholders == "keep":
+        return report
+    text = _PLACEHOLDER.sub("", report)
+    text = re.sub(r"\s+([.,;:])", r"\1", " ".join(text.split()))  # " ." -> "."
+    text = re.sub(r"(?<=[.,;:])[.,;:]+|^[.,;:\s]+", "", text)  # a sentence that was nothing else
+    if not re.search(r"\w", text):
+        raise RowRefused("report: nothing is left without its placeholders XXXX. Keep them, or remove the entry")
+    return text
+
+
+def _other_counts(raw: dict[str, list[object]]) -> list[str]:
+    """Where this annotation.json is not as large as the published one."""
+    return [
+        f"{part} has {len(raw[part])} entries; published are {published}"
+        for part, published in PUBLISHED_REPORTS.items()
+        if len(raw[part]) != published
+    ]

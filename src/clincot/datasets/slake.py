@@ -1,0 +1,290 @@
+"""Ingest of SLAKE in its official layout: train.json, validate.json, test.json, mask.txt and imgs/xmlabN/.
+
+    Liu, Zhan, Xu, Ma, Yang and Wu: SLAKE: A semantically-labeled knowledge-enhanced dataset for medical visual
+    question answering. ISBI 2021, arXiv 2102.09542. CC BY 4.0. https://www.med-vqa.com/slake/
+
+Questions are English or Chinese, one language an ingest. Boxes come from detection.json, held against mask.png
+(slake_boxes.py). The official split shares no image between its parts, but slices of one scan may stand on both sides:
+the report counts images that look alike. The image-disjoint split keeps those together as well.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from tqdm import tqdm
+
+from clincot.datasets.ledger import ImageFacts, Ledger
+from clincot.datasets.near_duplicates import near_pairs
+from clincot.datasets.pictures import SourceImages, Workers
+from clincot.datasets.report import IngestReport, Published, RowRefused, Tally, finish
+from clincot.datasets.slake_boxes import (
+    AGREES,
+    BoxFormat,
+    Detections,
+    about,
+    base_of,
+    mask_values,
+    read_detections,
+    to_box,
+)
+from clincot.datasets.splits import check_share, side_of, together
+from clincot.datasets.writing import Picture, Row, dataset_folder, leaks_between, studies_of
+from clincot.geometry import Box
+from clincot.jsonl import BadRecord, explain
+
+PUBLISHED = Published(
+    licence="CC BY 4.0",
+    citation="Liu, B., Zhan, L.-M., Xu, L., Ma, L., Yang, Y., Wu, X.-M. SLAKE: A semantically-labeled"
+    " knowledge-enhanced dataset for medical visual question answering. ISBI 2021. https://www.med-vqa.com/slake/",
+)
+PARTS = ("train", "validate", "test")
+PUBLISHED_ROWS = {"en": {"train": 4919, "validate": 1053, "test": 1061}}
+Split = Literal["official", "image-disjoint"]
+Language = Literal["en", "zh"]
+
+_MODALITIES = {"X-RAY": "x-ray", "CT": "CT", "MRI": "MR"}
+
+
+def _stripped(value: object) -> object:
+    return value.strip() if isinstance(value, str) else value
+
+
+class SlakeRow(BaseModel):
+    """A row of the official JSON. Outer spaces are cut off everywhere; whole numbers may stand where texts should."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", str_strip_whitespace=True, coerce_numbers_to_str=True)
+
+    img_id: int
+    img_name: str = Field(pattern=r"^[A-Za-z0-9]\w*/\w[\w.]*$")  # "xmlab102/source.jpg"
+    question: str = Field(min_length=1)
+    answer: str = Field(min_length=1)
+    q_lang: Language
+    location: str
+    modality: str
+    answer_type: Annotated[Literal["OPEN", "CLOSED"], BeforeValidator(_stripped)]
+    base_type: str
+    content_type: str
+    triple: tuple[str, ...]
+    qid: int
+
+
+@dataclass(frozen=True)
+class _Place:
+    """Where a row stands in the release."""
+
+    part: str
+    number: int  # from 1
+
+    @property
+    def file(self) -> str:
+        return f"{self.part}.json"
+
+    def __str__(self) -> str:
+        return f"{self.file}:{self.number}"
+
+
+def ingest_slake(
+    source: Path,
+    out: Path,
+    *,
+    language: Language = "en",
+    split: Split = "official",
+    box_format: BoxFormat = "xywh",
+    allow_refused: int = 0,
+    test_share: float = 0.2,
+    seed: int = 0,
+    workers: int | None = None,
+) -> IngestReport:
+    """Read the folder `source` into out/train, out/validate and out/test (image-disjoint: train and test).
+
+    Raises BadRecord where a file is missing or the boxes of detection.json, read as `box_format`, contradict the
+    masks; TooManyRefused, when the others are in place, where more rows are bad than `allow_refused`.
+    """
+    if split not in ("official", "image-disjoint"):
+        raise ValueError(f'split is "official" or "image-disjoint", got {split!r}')
+    check_share(test_share)
+    tally, notes = Tally(allow_refused), Counter[str]()
+    rows = dict(_rows(source, language, tally, notes))
+    names = list(dict.fromkeys(row.img_name for row in rows.values()))
+    with Ledger() as ledger, Workers(workers) as pool:
+        images = SourceImages(ledger, pool)
+        images.check((source / "imgs" / name for name in names), label="SLAKE images")
+        detections = _detections(source, names, pool)
+        _check_format(source, detections, box_format)
+        facts = dict(_facts(source, names, images))
+        boxes = {name: _boxes(detections[name], facts[name], box_format, notes) for name in facts}
+        bases = {base_of(label) for found in detections.values() for label, _ in found.found}
+        groups = _groups(names, facts, alike=split == "image-disjoint")
+        parts = PARTS if split == "official" else ("train", "test")
+        with contextlib.ExitStack() as stack:
+            folders = {
+                part: stack.enter_context(dataset_folder(out / part, images, ledger)) for part in reversed(parts)
+            }
+            # The test rows first: a row that is in two parts is kept there.
+            for place, row in sorted(rows.items(), key=lambda pair: (-PARTS.index(pair[0].part), pair[0].number)):
+                part = place.part
+                if split == "image-disjoint":
+                    part = side_of(groups[row.img_name], salt="slake", seed=seed, test_share=test_share)
+
+                def add(place: _Place = place, row: SlakeRow = row, part: str = part) -> str | None:
+                    if detections[row.img_name].refused:
+                        raise RowRefused(detections[row.img_name].refused)
+                    found = about(row.question, row.answer, boxes.get(row.img_name, ()), bases)
+                    notes["questions with boxes" if found[1] else "questions without boxes"] += 1
+                    return folders[part].add(_row(place, row, source, part, found, group=groups[row.img_name]))
+
+                tally.take(place.file, place.number, add)
+            for part, folder in folders.items():
+                if folder.kinds.total() == 0:
+                    raise tally.nothing(source, f"rows in {language!r} for {part} ({split} split)")
+                folder.flush()
+        return finish(
+            out, tally, ledger, source=source, split=split, published=PUBLISHED,
+            folders=[folders[part].counts(part) for part in parts],
+            leaks=leaks_between({part: partial(studies_of, out / part) for part in parts}, ledger),
+            notes=[*(f"{what}: {count}" for what, count in sorted(notes.items())), *_other_counts(rows, language)],
+        )  # fmt: skip
+
+
+def _rows(source: Path, language: Language, tally: Tally, notes: Counter[str]) -> Iterator[tuple[_Place, SlakeRow]]:
+    if not (source / "imgs").is_dir():
+        raise BadRecord(
+            f"{source}: expected the folder 'imgs' in it, beside {', '.join(f'{part}.json' for part in PARTS)};"
+            " get SLAKE from https://www.med-vqa.com/slake/ and give the folder it unpacks to"
+        )
+    for part in PARTS:
+        for number, fields in enumerate(_load(source / f"{part}.json"), start=1):
+            place = _Place(part, number)
+            try:
+                row = SlakeRow.model_validate(fields)
+            except ValidationError as error:
+                fields_are = f"The fields are {', '.join(SlakeRow.model_fields)}; fetch the file again or mend the row"
+                tally.refuse(place.file, number, f"{explain(error)}. {fields_are}")
+                continue
+            if row.q_lang == language:
+                yield place, row
+            else:
+                notes[f"questions in the other language ({row.q_lang}), not taken"] += 1
+
+
+def _load(path: Path) -> list[object]:
+    try:
+        raw = json.loads(path.read_bytes().decode("utf-8-sig"))
+    except FileNotFoundError:
+        raise BadRecord(f"{path}: there is no such file; SLAKE has {', '.join(f'{p}.json' for p in PARTS)}") from None
+    except UnicodeDecodeError as error:
+        raise BadRecord(f"{path}: not UTF-8 ({error.reason} at byte {error.start}); fetch it again") from None
+    except json.JSONDecodeError as error:
+        raise BadRecord(
+            f"{path}:{error.lineno}: not JSON ({error.msg} at column {error.colno}); fetch it again"
+        ) from None
+    if not isinstance(raw, list) or not raw:
+        raise BadRecord(f"{path}: expected a list of questions, got {type(raw).__name__} {str(raw)[:80]!r}")
+    return raw
+
+
+def _detections(source: Path, names: Sequence[str], pool: Workers) -> dict[str, Detections]:
+    read = partial(read_detections, values=mask_values(source / "mask.txt"))
+    folders = [(source / "imgs" / name).parent for name in names]
+    workers = pool.pool(len(folders))
+    found = map(read, folders) if workers is None else workers.map(read, folders, chunksize=4)
+    shown = tqdm(found, total=len(folders), desc="SLAKE boxes", unit="image", disable=None)
+    return dict(zip(names, shown, strict=True))
+
+
+def _check_format(source: Path, detections: dict[str, Detections], box_format: BoxFormat) -> None:
+    """The masks decide: boxes that fit better when read the other way are not what they are said to be.
+
+    A tenth has to agree at all: hand-drawn boxes may be loose, and lesions may have no mask of their own.
+    """
+    checked = sum(one.checked for one in detections.values())
+    fits = {
+        "xywh": sum(one.as_xywh for one in detections.values()),
+        "xyxy": sum(one.as_xyxy for one in detections.values()),
+    }
+    other: BoxFormat = "xyxy" if box_format == "xywh" else "xywh"
+    if checked and (fits[box_format] * 10 < checked or fits[other] > fits[box_format]):
+        raise BadRecord(
+            f"{source}/imgs: {checked} boxes of detection.json can be held against mask.png. Read as {box_format},"
+            f" {fits[box_format]} agree with it (IoU at least {AGREES}); read as {other}, {fits[other]}. If more agree"
+            f" so, pass --box-format {other}; if neither fits, the masks are not those of these images: fetch imgs"
+            " again"
+        )
+
+
+def _facts(source: Path, names: Sequence[str], images: SourceImages) -> Iterator[tuple[str, ImageFacts]]:
+    for name in names:
+        with contextlib.suppress(RowRefused):  # the image's rows are refused with the reason when they are added
+            yield name, images.facts(source / "imgs" / name)
+
+
+def _boxes(
+    found: Detections, facts: ImageFacts, box_format: BoxFormat, notes: Counter[str]
+) -> tuple[tuple[str, Box], ...]:
+    boxes = []
+    for label, numbers in found.found:
+        box = to_box(numbers, box_format, width=facts.width, height=facts.height)
+        if box is None:
+            notes["boxes outside their image, not taken"] += 1
+        else:
+            boxes.append((label, box))
+    notes["boxes in detection.json"] += len(found.found)
+    notes[f"boxes that mask.png confirms (IoU at least {AGREES})"] += (
+        found.as_xywh if box_format == "xywh" else found.as_xyxy
+    )
+    notes["boxes that mask.png could not be held against"] += len(found.found) - found.checked
+    if not found.found and not found.refused:
+        notes["images without boxes"] += 1
+    return tuple(boxes)
+
+
+def _groups(names: Sequence[str], facts: dict[str, ImageFacts], *, alike: bool) -> dict[str, str]:
+    """{image: the first image that it equals, or with `alike` looks like, through any chain}."""
+    known = [name for name in names if name in facts]
+    bonds = [(name, facts[name].sha256) for name in known]
+    if alike:
+        pairs = near_pairs([facts[name].near for name in known])
+        bonds += [(known[pair.first], known[pair.second]) for pair in pairs]
+    return together(bonds, list(names))
+
+
+def _row(
+    place: _Place, row: SlakeRow, source: Path, part: str, found: tuple[str, tuple[Box, ...]], *, group: str
+) -> Row:
+    finding, where = found
+    return Row(
+        picture=Picture(
+            place=str(place),
+            image=source / "imgs" / row.img_name,
+            image_name=row.img_name,
+            modality=_MODALITIES.get(row.modality.upper(), row.modality),
+            patient=f"slake-{group.partition('/')[0]}",  # whose scans they are is not published
+            split=part,
+        ),
+        question=row.question,
+        answer=row.answer,
+        kind="closed" if row.answer_type == "CLOSED" else "open",
+        boxes=where,
+        topic=row.content_type,
+        finding=finding,
+        source_id=f"{place.part}:{row.qid}",
+    )
+
+
+def _other_counts(rows: dict[_Place, SlakeRow], language: Language) -> list[str]:
+    """Where this release is not as large as the published one."""
+    counts = Counter(place.part for place in rows)
+    return [
+        f"{part}.json has {counts[part]} questions in {language!r}; published are {published}"
+        for part, published in PUBLISHED_ROWS.get(language, {}).items()
+        if counts[part] != published
+    ]
