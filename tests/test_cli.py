@@ -17,7 +17,7 @@ from tests import tiny
 
 COMMANDS = [
     *(stage.name for stage in STAGES), "rounds", "ingest", "render", "small-models", "sft", "calibrate", "show", "page",
-    "blind",
+    "blind", "serve",
 ]  # fmt: skip
 
 

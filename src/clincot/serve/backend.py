@@ -10,7 +10,7 @@ import json
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Protocol
 
@@ -34,18 +34,13 @@ class Backend(Protocol):
     @property
     def digest(self) -> str: ...
 
-    def policy(self, ticket: Ticket) -> _Lent:
-        """The policy as one request sees it, as a context manager."""
+    def policy(self, ticket: Ticket) -> AbstractContextManager[Policy]:
+        """The policy as one request sees it."""
         ...
 
     def healthy(self) -> bool: ...
 
     def close(self) -> None: ...
-
-
-class _Lent(Protocol):
-    def __enter__(self) -> Policy: ...
-    def __exit__(self, *error: object) -> bool | None: ...
 
 
 class Embedded:
@@ -59,8 +54,8 @@ class Embedded:
         self.digest = model.digest
         self._batcher = Batcher(model, max_batch=settings.max_batch, gather_s=settings.gather_s, observe=observe)
 
-    def policy(self, ticket: Ticket) -> _Lent:
-        return self._batcher.policy(ticket)  # type: ignore[return-value]
+    def policy(self, ticket: Ticket) -> AbstractContextManager[Policy]:
+        return self._batcher.policy(ticket)
 
     def healthy(self) -> bool:
         return True
@@ -93,11 +88,8 @@ class Endpoint:
         return self._model.digest
 
     @contextmanager
-    def _policy(self, ticket: Ticket) -> Iterator[Policy]:
+    def policy(self, ticket: Ticket) -> Iterator[Policy]:
         yield _Checked(self._model, ticket, self._observe)
-
-    def policy(self, ticket: Ticket) -> _Lent:
-        return self._policy(ticket)  # type: ignore[return-value]
 
     def healthy(self) -> bool:
         """Whether the predictor lists its models."""

@@ -94,19 +94,8 @@ class VisualCotModel(Model):  # type: ignore[misc]
         most = self.answering.settings.max_instances
         if len(orders) > most:
             raise Refused(413, "too_many_instances", f"expected at most {most} questions a request, got {len(orders)}")
-        async with asyncio.TaskGroup() as group:
-            tasks = [group.create_task(self._one(order)) for order in orders]
-        results = [task.result() for task in tasks]
-        for result in results:
-            if isinstance(result, Refused):
-                raise result
-        return [result for result in results if isinstance(result, VisualAnswer)]
-
-    async def _one(self, order: Order) -> VisualAnswer | Refused:
-        try:
-            return await self.answering.answer(order)
-        except Refused as refused:  # the others are finished first: a task group would wrap it
-            return refused
+        # the first failure is the request's; the gate then cancels what is left of it
+        return list(await asyncio.gather(*(self.answering.answer(order) for order in orders)))
 
 
 def places_of(error: ValidationError | RequestValidationError) -> str:
