@@ -4,12 +4,13 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 FULL := $(VENV)/.ready-full
+VLLM := .venv-vllm
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 export OMP_NUM_THREADS ?= 2
 export TOKENIZERS_PARALLELISM := false
 export HF_HUB_OFFLINE ?= 1
 
-.PHONY: help setup demo test lint results small-models vqa-rad bench bench-ingest clean
+.PHONY: help setup demo test test-vllm lint results small-models vqa-rad bench bench-serving bench-ingest clean
 
 help:  ## what there is
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -32,7 +33,15 @@ demo: $(READY)  ## two rounds on rendered radiographs, a table and a page (about
 	$(BIN)/python -m clincot.demo --run runs/demo
 
 test: $(FULL)  ## the whole test suite
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests --ignore=tests/serve_vllm
+
+test-vllm: $(FULL) $(VLLM)/.ready  ## the cluster shape on vLLM (its own environment, about 2 GB)
+	OMP_NUM_THREADS=1 CLINCOT_VLLM=$(CURDIR)/$(VLLM)/bin/python $(BIN)/python -m pytest tests/serve_vllm -s
+
+$(VLLM)/.ready: requirements-vllm.txt
+	$(PYTHON) -m venv $(VLLM)
+	$(VLLM)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps -r requirements-vllm.txt
+	touch $@
 
 lint: $(FULL)  ## ruff and mypy
 	$(BIN)/ruff check src tests bench
@@ -49,6 +58,9 @@ small-models: $(READY)  ## train the shipped policy and judges again from scratc
 
 vqa-rad: $(READY)  ## one whole round on real VQA-RAD questions (VQA_RAD=folder of the release)
 	$(BIN)/python -m clincot.demo --run runs/vqa-rad --vqa-rad $(or $(VQA_RAD),../shared/data/vqa-rad)
+
+bench-serving: $(FULL)  ## the server at 1, 4, 16, 64 clients (SOAK=600: ten minutes at 16, RSS at both ends)
+	OMP_NUM_THREADS=1 $(BIN)/python bench/serving.py $(if $(SOAK),--soak $(SOAK))
 
 bench: $(READY)  ## images a second of the renderer
 	OMP_NUM_THREADS=1 $(BIN)/python bench/render_rate.py

@@ -66,7 +66,7 @@ def server(checkpoint: Path, overrides: Sequence[str]) -> Iterator[tuple[str, in
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     command = [sys.executable, "-m", "clincot.cli", "serve", "--checkpoint", str(checkpoint), "--port", str(port)]
-    command += ["--model-name", "policy", *itertools.chain.from_iterable(("--set", one) for one in overrides)]
+    command += ["--model-name", "policy", "--set", "deadline_s=600", *itertools.chain.from_iterable(("--set", one) for one in overrides)]
     environment = {**os.environ, "PYTHONPATH": str(ROOT / "src"), "TQDM_DISABLE": "1"}
     process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
@@ -101,7 +101,7 @@ async def load(
             done.append((time.monotonic() - began, which, reply.json()["predictions"][0]))
 
     limits = httpx.Limits(max_connections=clients, max_keepalive_connections=clients)
-    async with httpx.AsyncClient(timeout=120, limits=limits) as http, asyncio.TaskGroup() as group:
+    async with httpx.AsyncClient(timeout=600, limits=limits) as http, asyncio.TaskGroup() as group:
         for _ in range(clients):
             group.create_task(client(http))
     return done

@@ -33,6 +33,8 @@ from tests.http_server import free_port
 
 ROOT = Path(__file__).resolve().parents[2]
 PREDICT, INFER, CHAT = "/v1/models/policy:predict", "/v2/models/policy/infer", "/openai/v1/chat/completions"
+# a machine that is busy with something else must not fail a test
+PATIENT = [word for one in ("deadline_s=600", "body_s=120", "grace_s=300") for word in ("--set", one)]
 LOOK_ONCE: dict[str, Any] = {"grounders": {"written": 1}, "temperature": 0.0}
 
 
@@ -50,7 +52,7 @@ class Parrot:
         self, conversations: Sequence[Conversation], *, max_new_tokens: int, temperature: float, seeds: Sequence[int]
     ) -> list[Generation]:
         self.asked.set()
-        self.go.wait(timeout=60)
+        self.go.wait(timeout=300)
         self.batches.append(len(conversations))
         if any("bad" in turn.text for c in conversations for turn in c):
             raise ValueError("cannot encode")
@@ -88,7 +90,7 @@ def serving_here(
     app = Gate(application("policy", answering), settings, keys)
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
-        config = uvicorn.Config(app, log_config=None, access_log=False, timeout_graceful_shutdown=30)
+        config = uvicorn.Config(app, log_config=None, access_log=False, timeout_graceful_shutdown=300)
         server = uvicorn.Server(config)
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
         thread.start()
@@ -107,7 +109,7 @@ class Served:
     process: subprocess.Popen[bytes]
     log: Path
 
-    def wait_ready(self, timeout_s: float = 120) -> None:
+    def wait_ready(self, timeout_s: float = 300) -> None:
         def ready() -> bool:
             assert self.process.poll() is None, self.log.read_text()
             with contextlib.suppress(httpx.HTTPError):
@@ -121,7 +123,8 @@ class Served:
 def serving(log: Path, *options: str, port: int = 0) -> Iterator[Served]:
     """`clincot serve` with options, killed in the end if the test has not ended it."""
     port = port or free_port()
-    command = [sys.executable, "-m", "clincot.cli", "serve", "--port", str(port), "--model-name", "policy", *options]
+    command = [sys.executable, "-m", "clincot.cli", "serve", "--port", str(port), "--model-name", "policy", *PATIENT]
+    command += options
     environment = {
         **os.environ, "PYTHONPATH": str(ROOT / "src"), "OMP_NUM_THREADS": "1", "TQDM_DISABLE": "1",
         "HF_HUB_OFFLINE": "1",
@@ -135,7 +138,7 @@ def serving(log: Path, *options: str, port: int = 0) -> Iterator[Served]:
         process.wait(timeout=30)
 
 
-def until(done: Any, timeout_s: float = 60) -> None:
+def until(done: Any, timeout_s: float = 300) -> None:
     """Wait for a condition that another thread or process brings about."""
     deadline = time.monotonic() + timeout_s
     while not done():

@@ -26,7 +26,7 @@ QUESTION = "Is there a nodule?"
 def prediction(served: Served, film: str) -> dict[str, Any]:
     """What V1 answers: the others have to say the same."""
     headers = {"Authorization": f"Bearer {KEY}"}
-    reply = httpx.post(f"{served.url}/v1/models/policy:predict", json=v1(QUESTION, film), headers=headers, timeout=120)
+    reply = httpx.post(f"{served.url}/v1/models/policy:predict", json=v1(QUESTION, film), headers=headers, timeout=600)
     assert reply.status_code == 200, reply.text
     answer: dict[str, Any] = reply.json()["predictions"][0]
     return answer
@@ -47,7 +47,7 @@ def test_the_chain_is_whole(prediction: dict[str, Any]) -> None:
 
 
 def test_openai(served: Served, film: str, prediction: dict[str, Any]) -> None:
-    client = OpenAI(base_url=f"{served.url}/openai/v1", api_key=KEY, max_retries=0, timeout=120)
+    client = OpenAI(base_url=f"{served.url}/openai/v1", api_key=KEY, max_retries=0, timeout=600)
     assert [model.id for model in client.models.list()] == ["policy"]
     completion = client.chat.completions.create(**chat(QUESTION, film))
     assert completion.choices[0].message.content == prediction["answer"]
@@ -56,7 +56,7 @@ def test_openai(served: Served, film: str, prediction: dict[str, Any]) -> None:
 
 
 def test_openai_streaming(served: Served, film: str, prediction: dict[str, Any]) -> None:
-    client = OpenAI(base_url=f"{served.url}/openai/v1", api_key=KEY, max_retries=0, timeout=120)
+    client = OpenAI(base_url=f"{served.url}/openai/v1", api_key=KEY, max_retries=0, timeout=600)
     chunks = list(client.chat.completions.create(**chat(QUESTION, film), stream=True))
     assert "".join(chunk.choices[0].delta.content or "" for chunk in chunks) == prediction["answer"]
     assert chunks[-1].choices[0].finish_reason == "stop"
@@ -65,7 +65,7 @@ def test_openai_streaming(served: Served, film: str, prediction: dict[str, Any])
 
 
 def test_openai_refusals(served: Served, film: str) -> None:
-    client = OpenAI(base_url=f"{served.url}/openai/v1", api_key=KEY, max_retries=0, timeout=120)
+    client = OpenAI(base_url=f"{served.url}/openai/v1", api_key=KEY, max_retries=0, timeout=600)
     with pytest.raises(BadRequestError, match="temperature"):
         client.chat.completions.create(**chat(QUESTION, film), temperature=1.0)
     with pytest.raises(AuthenticationError):
@@ -73,7 +73,7 @@ def test_openai_refusals(served: Served, film: str) -> None:
 
 
 def test_the_overlay_is_a_picture(served: Served, film: str) -> None:
-    client = OpenAI(base_url=f"{served.url}/openai/v1", api_key=KEY, max_retries=0, timeout=120)
+    client = OpenAI(base_url=f"{served.url}/openai/v1", api_key=KEY, max_retries=0, timeout=600)
     completion = client.chat.completions.create(
         **chat(QUESTION, film), extra_body={"clincot": {"return_overlay": True}}
     )
@@ -89,9 +89,9 @@ def test_kserves_own_client_v1_and_v2(served: Served, film: str, prediction: dic
     headers = {"Authorization": f"Bearer {KEY}"}
 
     async def ask() -> tuple[Any, Any]:
-        first = InferenceRESTClient(RESTConfig(protocol="v1", timeout=120))
+        first = InferenceRESTClient(RESTConfig(protocol="v1", timeout=600))
         one = await first.infer(served.url, v1(QUESTION, film), model_name="policy", headers=headers)
-        second = InferenceRESTClient(RESTConfig(protocol="v2", timeout=120))
+        second = InferenceRESTClient(RESTConfig(protocol="v2", timeout=600))
         assert await second.is_server_ready(served.url)
         assert await second.is_model_ready(served.url, "policy")
         inputs = [InferInput(n, [1], "BYTES", data=[t]) for n, t in (("question", QUESTION), ("image", film))]
@@ -109,11 +109,11 @@ def test_kserves_own_client_v1_and_v2(served: Served, film: str, prediction: dic
 def test_curl(served: Served, film: str, prediction: dict[str, Any], tmp_path: Path) -> None:
     (tmp_path / "request.json").write_text(json.dumps(v1(QUESTION, film)))
     command = [
-        "curl", "--silent", "--show-error", "--fail-with-body", "--max-time", "120",
+        "curl", "--silent", "--show-error", "--fail-with-body", "--max-time", "600",
         f"{served.url}/v1/models/policy:predict", "-H", "Content-Type: application/json",
         "-H", f"Authorization: Bearer {KEY}", "-d", f"@{tmp_path / 'request.json'}",
     ]  # fmt: skip
-    done = subprocess.run(command, capture_output=True, text=True, timeout=180)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stdout + done.stderr
     assert near(json.loads(done.stdout)["predictions"][0], prediction)
 

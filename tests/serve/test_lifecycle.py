@@ -25,7 +25,7 @@ def running(server: Served) -> float:
 def in_the_background(server: Served, film: str, kept: list[object]) -> threading.Thread:
     def ask() -> None:
         try:
-            kept.append(httpx.post(server.url + PREDICT, json=v1(QUESTION, film), timeout=180).status_code)
+            kept.append(httpx.post(server.url + PREDICT, json=v1(QUESTION, film), timeout=600).status_code)
         except httpx.HTTPError as error:
             kept.append(type(error).__name__)
 
@@ -49,7 +49,7 @@ def test_killed_mid_request_it_serves_again_when_restarted(film: str, tmp_path: 
     assert answers[0] not in (200, 500)  # lost, and the client was told by the connection
     with serving(tmp_path / "log", "--checkpoint", str(POLICY), port=port) as again:
         again.wait_ready()
-        assert httpx.post(again.url + PREDICT, json=v1(QUESTION, film), timeout=180).status_code == 200
+        assert httpx.post(again.url + PREDICT, json=v1(QUESTION, film), timeout=600).status_code == 200
 
 
 def test_told_to_stop_it_finishes_what_it_accepted_and_takes_nothing_new(film: str, tmp_path: Path) -> None:
@@ -62,11 +62,11 @@ def test_told_to_stop_it_finishes_what_it_accepted_and_takes_nothing_new(film: s
         server.process.send_signal(signal.SIGTERM)
         for thread in threads:
             thread.join()
-        assert server.process.wait(timeout=120) in (0, -signal.SIGTERM)  # uvicorn raises the signal again at its end
+        assert server.process.wait(timeout=300) == 0
         with pytest.raises(httpx.ConnectError):
             httpx.get(server.url, timeout=10)
     assert answers == [200, 200, 200]
-    assert "what was accepted is answered" in (tmp_path / "log").read_text() or server.process.returncode != 0
+    assert "what was accepted is answered" in (tmp_path / "log").read_text()
 
 
 def metric(server: Served, name: str) -> float:

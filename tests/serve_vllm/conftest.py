@@ -44,7 +44,7 @@ def films(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def adapter(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    """(a LoRA adapter on the shipped policy, the same merged into its weights). Random, and large enough to be heard."""
+    """(a LoRA adapter on the shipped policy, the same merged into its weights). Random, large enough to be heard."""
     folder = tmp_path_factory.mktemp("lora")
     model, processor = load_checkpoint(str(POLICY))
     targets = r"model\.text_model\.layers\.\d+\.self_attn\.(q_proj|v_proj)"
@@ -69,8 +69,8 @@ def vllm(adapter: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory) -
         pytest.skip(f"{PYTHON} is not there: `make test-vllm` makes vLLM's environment")
     folder, port = tmp_path_factory.mktemp("vllm"), free_port()
     command = [
-        str(PYTHON), "-m", "vllm.entrypoints.openai.api_server", "--model", str(POLICY), "--served-model-name", "policy",
-        "--host", "127.0.0.1", "--port", str(port), "--dtype", "float32", "--max-model-len", "1024", "--enforce-eager",
+        str(PYTHON), "-m", "vllm.entrypoints.openai.api_server", "--model", str(POLICY),
+        "--served-model-name", "policy", "--host", "127.0.0.1", "--port", str(port), "--dtype", "float32", "--max-model-len", "1024", "--enforce-eager",
         "--limit-mm-per-prompt", '{"image": 5}', "--block-size", str(BLOCK), "--enable-prefix-caching",
         "--enable-lora", "--max-lora-rank", "8", "--lora-modules", f"tuned={adapter[0]}", "--max-logprobs", "20",
     ]  # fmt: skip

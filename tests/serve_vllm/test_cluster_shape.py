@@ -1,4 +1,4 @@
-"""The cluster shape for real: the same answers as embedded, from a checkpoint and from an adapter, with the prefix cached."""
+"""The cluster shape for real: the same answers as embedded, from checkpoint and adapter, with the prefix cached."""
 
 from __future__ import annotations
 

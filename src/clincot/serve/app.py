@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import signal
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -66,6 +67,8 @@ def serve(plan: ServePlan) -> None:
             timeout_graceful_shutdown=round(plan.settings.grace_s), timeout_keep_alive=65,
         )  # fmt: skip
         _LOG.info("ready: http://%s:%d serves %s", plan.host, plan.port, answering.backend.digest[:12])
+        for number in (signal.SIGTERM, signal.SIGINT):  # uvicorn raises them again at its end; we still have to tidy up
+            signal.signal(number, lambda *_: None)
         uvicorn.Server(config).run()
         _LOG.info("stopped; what was accepted is answered")
 
