@@ -47,7 +47,8 @@ def adapter(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """(a LoRA adapter on the shipped policy, the same merged into its weights). Random, large enough to be heard."""
     folder = tmp_path_factory.mktemp("lora")
     model, processor = load_checkpoint(str(POLICY))
-    targets = r"model\.text_model\.layers\.\d+\.self_attn\.(q_proj|v_proj)"
+    targets = [n for n, _ in model.named_modules() if "text_model" in n and n.endswith((".q_proj", ".v_proj"))]
+    assert targets
     model = get_peft_model(model, LoraConfig(r=8, lora_alpha=16, target_modules=targets))
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
