@@ -31,7 +31,7 @@ class Vllm:
 
     def metric(self, name: str) -> float:
         """The sum of a counter over its labels."""
-        lines = httpx.get(f"http://{self.host}/metrics", timeout=60).text.splitlines()
+        lines = httpx.get(f"http://{self.host}/metrics", timeout=600).text.splitlines()
         found = [float(line.rsplit(" ", 1)[1]) for line in lines if line.startswith((f"{name}{{", f"{name} "))]
         assert found, f"vLLM has no metric {name}"
         return sum(found)
@@ -86,16 +86,16 @@ def vllm(adapter: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory) -
     def ready() -> bool:
         assert process.poll() is None, found.log.read_text(errors="replace")[-5000:]
         try:
-            return httpx.get(f"http://{found.host}/v1/models", timeout=5).status_code == 200
+            return httpx.get(f"http://{found.host}/v1/models", timeout=60).status_code == 200
         except httpx.HTTPError:
             return False
 
     try:
-        until(ready, 420)
+        until(ready, 1800)
         yield found
     finally:
         process.terminate()
-        process.wait(timeout=60)
+        process.wait(timeout=600)
 
 
 @pytest.fixture(scope="session")

@@ -23,7 +23,7 @@ TIE = 1e-4  # nats: two tokens, or two places, that are nearer to each other may
 
 
 def prediction(server: Served, question: str, image: str) -> dict[str, Any]:
-    reply = httpx.post(server.url + PREDICT, json=v1(question, image), timeout=300)
+    reply = httpx.post(server.url + PREDICT, json=v1(question, image), timeout=900)
     assert reply.status_code == 200, reply.text
     found: dict[str, Any] = reply.json()["predictions"][0]
     return found
@@ -139,11 +139,11 @@ def test_a_transformer_without_its_predictor_is_not_ready_and_says_502(films: Pa
 
         def live() -> bool:
             try:
-                return httpx.get(f"{server.url}/v2/health/live", timeout=5).status_code == 200
+                return httpx.get(f"{server.url}/v2/health/live", timeout=60).status_code == 200
             except httpx.HTTPError:
                 return False
 
         until(live, 120)
         assert httpx.get(f"{server.url}/v2/health/ready", timeout=30).status_code == 503
-        reply = httpx.post(server.url + PREDICT, json=v1("Is there a nodule?", image), timeout=60)
+        reply = httpx.post(server.url + PREDICT, json=v1("Is there a nodule?", image), timeout=600)
         assert (reply.status_code, reply.json()["code"]) in ((502, "model_failed"), (503, "not_ready"))
