@@ -66,7 +66,13 @@ def server(checkpoint: Path, overrides: Sequence[str]) -> Iterator[tuple[str, in
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     command = [sys.executable, "-m", "clincot.cli", "serve", "--checkpoint", str(checkpoint), "--port", str(port)]
-    command += ["--model-name", "policy", "--set", "deadline_s=600", *itertools.chain.from_iterable(("--set", one) for one in overrides)]
+    command += [
+        "--model-name",
+        "policy",
+        "--set",
+        "deadline_s=600",
+        *itertools.chain.from_iterable(("--set", one) for one in overrides),
+    ]
     environment = {**os.environ, "PYTHONPATH": str(ROOT / "src"), "TQDM_DISABLE": "1"}
     process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
