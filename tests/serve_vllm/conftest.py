@@ -21,7 +21,7 @@ from tests.serve.conftest import POLICY
 from tests.serve.servers import ROOT, Served, serving, until
 
 PYTHON = Path(os.environ.get("CLINCOT_VLLM", ROOT / ".venv-vllm" / "bin" / "python"))
-BLOCK = 16  # tokens of a block of the prefix cache: a small prompt has to fill some
+BLOCK = 32  # tokens of a block of the prefix cache: the smallest that vLLM has on the processor
 
 
 @dataclass(frozen=True)
