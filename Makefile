@@ -3,31 +3,48 @@ PYTHON ?= python3.11
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+FULL := $(VENV)/.ready-full
+VLLM := .venv-vllm
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 export OMP_NUM_THREADS ?= 2
 export TOKENIZERS_PARALLELISM := false
 export HF_HUB_OFFLINE ?= 1
 
-.PHONY: help setup demo test lint results small-models vqa-rad bench bench-gate bench-ingest clean
+.PHONY: help setup demo test test-vllm lint results small-models vqa-rad bench bench-serving bench-gate bench-ingest clean
 
 help:  ## what there is
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
 
-setup: $(READY)  ## the environment (about 2 minutes)
+setup: $(FULL)  ## the whole environment (about 5 minutes)
 
+# what the demo needs: rounds, without serving
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check torch==2.13.0
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt --no-deps radlabels  # its names alone: it asks for an older torch
+	$(PIP) torch==2.13.0
+	$(PIP) -c constraints.txt -e .
+	$(PIP) -c constraints.txt --no-deps radlabels  # its names alone: it asks for an older torch
+	touch $@
+
+# what serving, development and a cluster need as well
+$(FULL): $(READY)
+	$(PIP) -c constraints.txt -e '.[dev,serve,cluster]'
 	touch $@
 
 demo: $(READY)  ## two rounds on rendered radiographs, a table and a page (about 15 minutes)
 	$(BIN)/python -m clincot.demo --run runs/demo $(DEMO)
 
-test: $(READY)  ## the whole test suite
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests
+test: $(FULL)  ## the whole test suite
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests --ignore=tests/serve_vllm
 
-lint: $(READY)  ## ruff and mypy
+test-vllm: $(FULL) $(VLLM)/.ready  ## the cluster shape on vLLM (its own environment, about 2 GB)
+	OMP_NUM_THREADS=1 CLINCOT_VLLM=$(CURDIR)/$(VLLM)/bin/python $(BIN)/python -m pytest tests/serve_vllm -s
+
+$(VLLM)/.ready: requirements-vllm.txt
+	$(PYTHON) -m venv $(VLLM)
+	$(VLLM)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps -r requirements-vllm.txt
+	touch $@
+
+lint: $(FULL)  ## ruff and mypy
 	$(BIN)/ruff check src tests bench
 	$(BIN)/ruff format --check src tests bench
 	$(BIN)/mypy
@@ -42,6 +59,9 @@ small-models: $(READY)  ## train the shipped policy and judges again from scratc
 
 vqa-rad: $(READY)  ## one whole round on real VQA-RAD questions (VQA_RAD=folder of the release)
 	$(BIN)/python -m clincot.demo --run runs/vqa-rad --vqa-rad $(or $(VQA_RAD),../shared/data/vqa-rad)
+
+bench-serving: $(FULL)  ## the server at 1, 4, 16, 64 clients (SOAK=600: ten minutes at 16, RSS at both ends)
+	OMP_NUM_THREADS=1 $(BIN)/python bench/serving.py $(if $(SOAK),--soak $(SOAK))
 
 bench: $(READY)  ## images a second of the renderer
 	OMP_NUM_THREADS=1 $(BIN)/python bench/render_rate.py

@@ -26,7 +26,7 @@ from tests import tiny
 
 COMMANDS = [
     *(stage.name for stage in STAGES), "rounds", "ingest", "render", "small-models", "sft", "calibrate", "show", "page",
-    "blind", "power", "report-questions", "report-metrics",
+    "blind", "power", "report-questions", "report-metrics", "serve",
 ]  # fmt: skip
 
 

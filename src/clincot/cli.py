@@ -34,6 +34,16 @@ a first round, by hand (every stage reads params.yaml and says what it wrote):
 """
 
 
+SERVE = """\
+then, from another shell:
+
+  curl -s localhost:8080/v1/models/policy:predict -H 'Content-Type: application/json' -d '{"instances": [
+    {"question": "Is there a nodule?", "image": "data:image/png;base64,'$(base64 -w0 film.png)'"}]}'
+
+settings are listed in src/clincot/serve/settings.py; the request formats in serve/model.py and serve/chat.py
+"""
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """The command's entry point; returns the exit code."""
     args = _parser().parse_args(argv)
@@ -59,6 +69,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_models(commands)
     _add_looking(commands)
     _add_reports(commands)
+    _add_serve(commands)
     return parser
 
 
@@ -455,6 +466,42 @@ def _run_report_metrics(args: argparse.Namespace) -> int:
         print(f"\n{args.out}")
     if missing := [name for name in args.clinical if name in scores.absent]:
         raise BadInput("not computed: " + "; ".join(scores.absent[name] for name in missing))
+    return 0
+
+
+def _add_serve(commands: Any) -> None:
+    parser = _command(commands, "serve", "a checkpoint as a server (OpenAI, KServe V1 and V2)", _run_serve, SERVE)
+    parser.add_argument("--checkpoint", required=True, metavar="PATH_OR_S3_URI")
+    parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default 127.0.0.1)")
+    parser.add_argument("--port", "--http_port", type=int, default=8080)
+    parser.add_argument("--model-name", "--model_name", default="", help="default: the checkpoint folder's name")
+    parser.add_argument("--api-keys", type=Path, metavar="PATH", help="file or folder of keys (a mounted secret)")
+    parser.add_argument("--abstain-below", type=float, metavar="CONFIDENCE", help="the same as --set abstain_below=…")
+    parser.add_argument("--predictor_host", "--predictor-host", default="",
+                        help="host[:port] of a vLLM predictor; without it: in this process")  # fmt: skip
+    parser.add_argument("--predictor-path", default="/v1", help="of its OpenAI routes (default /v1)")
+    parser.add_argument("--predictor-model", default="", help="name there (default: the only one served)")
+    parser.add_argument("--predictor-key-env", default="", metavar="NAME", help="variable that holds its API key")
+    parser.add_argument("--set", dest="overrides", action="append", default=[], metavar="FIELD=VALUE",
+                        help="one setting, as often as needed: --set running=16")  # fmt: skip
+
+
+def _run_serve(args: argparse.Namespace) -> int:
+    try:
+        from clincot.serve.app import ServePlan, serve
+    except ModuleNotFoundError as error:
+        raise BadInput(f"serving needs the extra 'serve': pip install 'clincot[serve]' ({error})") from None
+    from clincot.serve.settings import load_settings
+
+    overrides = tuple(args.overrides)
+    if args.abstain_below is not None:
+        overrides = (*overrides, f"abstain_below={args.abstain_below}")
+    serve(ServePlan(
+        checkpoint=args.checkpoint, settings=load_settings(overrides), name=args.model_name, host=args.host,
+        port=args.port, api_keys=args.api_keys, predictor_host=args.predictor_host,
+        predictor_path=args.predictor_path, predictor_model=args.predictor_model,
+        predictor_key_env=args.predictor_key_env,
+    ))  # fmt: skip
     return 0
 
 

@@ -17,6 +17,7 @@ from clincot.records import digest_of
 
 Positive = Annotated[int, Field(ge=1)]
 Share = Annotated[float, Field(ge=0, le=1)]
+_LINE = r"^[a-z]([-a-z0-9]{0,38}[a-z0-9])?$"  # also the name of a Kubernetes service, with suffixes
 GrounderName = Literal["windows", "relevance", "written", "http", "random"]
 
 
@@ -248,6 +249,51 @@ class DecideSection(Section):
     seed: int = 0
 
 
+class PublishSection(Section):
+    """A checkpoint into the store, under a name of its own that is never used again."""
+
+    store: Annotated[str, Field(description="folder or s3://bucket/prefix; S3 is configured by AWS_… variables")] = ""
+    name: Annotated[str, Field(pattern=_LINE, description="the model line: its checkpoints succeed one another")] = (
+        "clincot"
+    )
+    adapter: Annotated[
+        Literal["merge", "keep"],
+        Field(description="of a checkpoint trained as LoRA: merged into the base's weights, or the adapter alone"),
+    ] = "merge"
+    golden: Annotated[
+        int, Field(ge=0, description="questions kept with their answers and regions, for smoke tests")
+    ] = 8
+    max_new_tokens: Annotated[Positive, Field(description="of a golden answer")] = 16
+    licence: Annotated[str, Field(min_length=1, description="SPDX name; a derivative carries its base's")] = (
+        "Apache-2.0"
+    )
+
+
+class DeploySection(Section):
+    """From a published checkpoint to an endpoint. What decides a rollout; nothing secret stands here."""
+
+    steps: Annotated[
+        tuple[Annotated[int, Field(ge=1, le=100)], ...],
+        Field(min_length=1, description="shares of the traffic in percent, rising, the last one 100"),
+    ] = (10, 50, 100)
+    step_s: Annotated[float, Field(ge=0, description="how long each share is watched")] = 60.0
+    ready_s: Annotated[
+        float, Field(gt=0, description="until the new revision must be ready; large models load long")
+    ] = 1800.0
+    poll_s: Annotated[float, Field(gt=0, description="between two looks at the cluster")] = 2.0
+    request_s: Annotated[float, Field(gt=0, description="deadline of one smoke request")] = 60.0
+    max_error_rate: Annotated[Share, Field(description="share of the new revision's requests that may fail")] = 0.02
+    smoke_iou: Annotated[Share, Field(description="a golden region is met from this IoU on")] = 0.5
+    smoke_misses: Annotated[int, Field(ge=0, description="golden questions that may be answered otherwise")] = 0
+    approval: Annotated[bool, Field(description="wait for `clincot approve` before anything is started")] = False
+
+    @model_validator(mode="after")
+    def _rising(self) -> DeploySection:
+        if list(self.steps) != sorted(set(self.steps)) or self.steps[-1] != 100:
+            raise ValueError(f"deploy.steps must rise and end at 100, got {self.steps}")
+        return self
+
+
 class Params(Section):
     """params.yaml, whole."""
 
@@ -259,6 +305,8 @@ class Params(Section):
     train: TrainSection = TrainSection()
     evaluate: EvaluateSection = EvaluateSection()
     decide: DecideSection = DecideSection()
+    publish: PublishSection = PublishSection()
+    deploy: DeploySection = DeploySection()
 
 
 S = TypeVar("S", bound=BaseModel)
@@ -286,10 +334,7 @@ def load_params(path: Path | None, overrides: tuple[str, ...] = ()) -> Params:
             place = place.setdefault(key, {})
             if not isinstance(place, dict):
                 raise BadRecord(f"--set {override!r}: {key!r} is not a section")
-        try:
-            place[keys[-1]] = _scalar(value)
-        except yaml.YAMLError as error:
-            raise BadRecord(f"--set {override!r}: the value is not YAML: {error}") from None
+        place[keys[-1]] = parse_value(value, where=f"--set {override!r}")
     return parse_section(Params, content, where=str(path or "parameters"))
 
 
@@ -300,9 +345,12 @@ def parse_section(kind: type[S], content: dict[str, Any], *, where: str) -> S:
         raise BadRecord(f"{where}: {explain(error)}") from None
 
 
-def _scalar(value: str) -> Any:
-    """YAML reads 1e-5 as text (YAML 1.1 wants 1.0e-5); a number is a number here."""
-    parsed = yaml.safe_load(value)
+def parse_value(value: str, *, where: str) -> Any:
+    """A value as written on the command line. YAML reads 1e-5 as text (YAML 1.1 wants 1.0e-5); here it is a number."""
+    try:
+        parsed = yaml.safe_load(value)
+    except yaml.YAMLError as error:
+        raise BadRecord(f"{where}: the value is not YAML: {error}") from None
     if isinstance(parsed, str):
         try:
             return float(parsed)

@@ -8,7 +8,8 @@ import pytest
 
 from clincot.conversation import Step, answered, chain, finding_in
 from clincot.geometry import box_of
-from clincot.models.vlm import UnsupportedCheckpoint, VisionLanguageModel
+from clincot.models.checkpoint import UnsupportedCheckpoint
+from clincot.models.vlm import VisionLanguageModel
 from clincot.records import Study
 from tests.train.test_other_families import llava
 

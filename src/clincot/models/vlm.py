@@ -6,7 +6,6 @@ Each picture goes through the vision encoder once and is reused by every convers
 
 from __future__ import annotations
 
-import hashlib
 import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -21,8 +20,7 @@ from transformers import AutoModelForImageTextToText, AutoProcessor, LogitsProce
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from clincot.conversation import Conversation, Picture, Views, load_views
-from clincot.errors import BadInput
-from clincot.jsonl import file_digest
+from clincot.models.checkpoint import UnsupportedCheckpoint, checkpoint_digest
 from clincot.models.encoding import Encoded, Encoder, pad, stack_pictures
 from clincot.models.features import SHARED_FEATURES, PictureFeatures
 from clincot.models.protocols import LEAST_YES_NO, Generation
@@ -33,22 +31,6 @@ _YES, _NO = ("yes", "Yes", " yes", " Yes", "YES"), ("no", "No", " no", " No", "N
 T = TypeVar("T")
 
 _PATH_STEPS = 8  # of the integral over gradients
-
-
-class UnsupportedCheckpoint(BadInput):
-    """The checkpoint cannot be used here; says why and what would mend it."""
-
-
-def checkpoint_digest(path: Path) -> str:
-    """sha256 over names and bytes of everything that decides what a checkpoint says."""
-    names = sorted(p.name for p in path.iterdir() if p.suffix in {".safetensors", ".json", ".jinja", ".model", ".txt"})
-    names = [n for n in names if n not in {"record.json", "train_log.json"}]
-    if not any(n.endswith(".safetensors") for n in names):
-        raise UnsupportedCheckpoint(f"{path}: no *.safetensors in this folder; pickled weights are not read")
-    total = hashlib.sha256()
-    for name in names:
-        total.update(f"{name}:{file_digest(path / name)}\n".encode())
-    return total.hexdigest()
 
 
 class VisionLanguageModel:

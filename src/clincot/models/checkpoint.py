@@ -1,0 +1,50 @@
+"""A checkpoint folder as files: what its digest covers, and what may not lie in it. Imports nothing heavy."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+
+from clincot.errors import BadInput
+from clincot.jsonl import file_digest
+
+WEIGHTS_INDEX = "model.safetensors.index.json"
+MANIFEST = "manifest.json"  # of a published checkpoint
+ABOUT = frozenset({"record.json", "train_log.json", MANIFEST})  # told about a checkpoint, without a say in its answers
+_DECIDING = frozenset({".safetensors", ".json", ".jinja", ".model", ".txt"})
+_PICKLED = frozenset({".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt"})  # loading one runs what is in it
+
+
+class UnsupportedCheckpoint(BadInput):
+    """The checkpoint cannot be used here; says why and what would mend it."""
+
+
+def checkpoint_digest(path: Path) -> str:
+    """sha256 over names and bytes of everything that decides what a checkpoint says."""
+    names = deciding_files(path)
+    if not any(n.endswith(".safetensors") for n in names):
+        raise UnsupportedCheckpoint(f"{path}: no *.safetensors in this folder; pickled weights are not read")
+    total = hashlib.sha256()
+    for name in names:
+        total.update(f"{name}:{file_digest(path / name)}\n".encode())
+    return total.hexdigest()
+
+
+def deciding_files(path: Path) -> list[str]:
+    """Names of the files that the digest covers, sorted."""
+    return sorted(p.name for p in path.iterdir() if p.suffix in _DECIDING and p.name not in ABOUT and p.is_file())
+
+
+def check_whole(path: Path) -> None:
+    """Raise UnsupportedCheckpoint, naming the file, where a shard is missing or pickled weights lie in the folder."""
+    pickled = sorted(p.name for p in path.iterdir() if p.suffix in _PICKLED)
+    if pickled:
+        raise UnsupportedCheckpoint(f"{path}: {', '.join(pickled)} is pickled; expected safetensors alone")
+    index = path / WEIGHTS_INDEX
+    if not index.is_file():
+        return
+    shards = set(json.loads(index.read_text(encoding="utf-8")).get("weight_map", {}).values())
+    missing = sorted(shard for shard in shards if not (path / shard).is_file())
+    if missing:
+        raise UnsupportedCheckpoint(f"{path}: {WEIGHTS_INDEX} names {', '.join(missing)}, which is not in the folder")

@@ -1,0 +1,162 @@
+"""OpenAI chat completions over the chain: one question, one image, one answer.
+
+What would change an answer and is not done here (sampling, tools, several choices) is refused, not ignored. The chain
+comes in the extension `clincot` of the completion, or of the last chunk of a stream.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+import uuid
+from collections.abc import Iterator
+from typing import Annotated, Any, Literal
+
+from fastapi import APIRouter
+from fastapi.responses import JSONResponse, Response, StreamingResponse
+from pydantic import BaseModel, ConfigDict, Field
+
+from clincot.serve.answering import Answering, Order
+from clincot.serve.refusals import Refused
+from clincot.serve.visual_cot import VisualAnswer
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+
+class TextPart(_Part):
+    type: Literal["text"]
+    text: str
+
+
+class ImageUrl(_Part):
+    url: Annotated[
+        str, Field(description="data:image/png;base64,… (or an address, where the operator allows its host)")
+    ]
+    detail: Literal["auto", "low", "high"] = "auto"  # the checkpoint decides how it is shown
+
+
+class ImagePart(_Part):
+    type: Literal["image_url"]
+    image_url: ImageUrl
+
+
+class UserMessage(_Part):
+    role: Literal["user"]
+    content: Annotated[list[TextPart | ImagePart], Field(min_length=1, max_length=16)]
+    name: str = ""
+
+
+class StreamOptions(_Part):
+    include_usage: bool = False
+
+
+class Extension(_Part):
+    """What a client may ask for beyond OpenAI's protocol (`extra_body={"clincot": …}`)."""
+
+    return_overlay: bool = False
+
+
+class ChatRequest(_Part):
+    """A chat completion's request. Answers are greedy."""
+
+    model: str
+    messages: Annotated[list[UserMessage], Field(min_length=1, max_length=1, description="one question, no history")]
+    stream: bool = False
+    stream_options: StreamOptions | None = None
+    temperature: Annotated[float, Field(ge=0, le=0, description="greedy: 0")] = 0.0
+    top_p: Annotated[float, Field(ge=0, le=1)] = 1.0  # greedy answers do not depend on it
+    n: Annotated[int, Field(ge=1, le=1)] = 1
+    max_tokens: Annotated[int | None, Field(ge=1, description="the server's own limit may be lower")] = None
+    max_completion_tokens: Annotated[int | None, Field(ge=1)] = None
+    seed: int | None = None  # nothing is drawn
+    user: str = ""
+    clincot: Extension = Extension()
+
+    @property
+    def order(self) -> Order:
+        """Raises Refused unless there is one image and a text."""
+        parts = self.messages[0].content
+        images = [part.image_url.url for part in parts if isinstance(part, ImagePart)]
+        if len(images) != 1:
+            raise Refused(400, "one_image", f"expected one image, got {len(images)}", param="messages")
+        question = "\n".join(part.text for part in parts if isinstance(part, TextPart))
+        return Order(question, images[0], self.clincot.return_overlay)
+
+
+class Message(BaseModel):
+    role: Literal["assistant"] = "assistant"
+    content: str
+
+
+class Choice(BaseModel):
+    index: int = 0
+    message: Message
+    finish_reason: Literal["stop"] = "stop"
+    logprobs: None = None
+
+
+class Completion(BaseModel):
+    """A chat completion with the chain behind it."""
+
+    id: str
+    object: Literal["chat.completion"] = "chat.completion"
+    created: int
+    model: str
+    choices: list[Choice]
+    clincot: VisualAnswer
+
+
+class ServedModel(BaseModel):
+    id: str
+    object: Literal["model"] = "model"
+    created: int
+    owned_by: str = "clincot"
+
+
+class ServedModels(BaseModel):
+    object: Literal["list"] = "list"
+    data: list[ServedModel]
+
+
+def chat_router(answering: Answering, name: str) -> APIRouter:
+    """The routes under /openai/v1 for the model `name`."""
+    router = APIRouter(prefix="/openai/v1", tags=["OpenAI"])
+    started = int(time.time())
+
+    @router.get("/models")
+    async def models() -> ServedModels:
+        return ServedModels(data=[ServedModel(id=name, created=started)])
+
+    @router.post("/chat/completions", response_model=Completion)
+    async def chat(request: ChatRequest) -> Response:
+        if request.model != name:
+            raise Refused(404, "model_not_found", f"the model served here is {name!r}", param="model")
+        answer = await answering.answer(request.order)
+        about: dict[str, Any] = {"id": f"chatcmpl-{uuid.uuid4().hex}", "created": int(time.time()), "model": name}
+        if request.stream:
+            usage = bool(request.stream_options and request.stream_options.include_usage)
+            return StreamingResponse(_chunks(about, answer, usage), media_type="text/event-stream")
+        completion = Completion(**about, choices=[Choice(message=Message(content=answer.answer))], clincot=answer)
+        return JSONResponse(completion.model_dump(mode="json"))
+
+    return router
+
+
+def _chunks(about: dict[str, Any], answer: VisualAnswer, usage: bool) -> Iterator[str]:
+    """The answer word by word. It is known as a whole only once all regions are, so the stream begins then."""
+    head = {**about, "object": "chat.completion.chunk"}
+
+    def event(delta: dict[str, str], finish: str | None = None, **extra: Any) -> str:
+        choice = {"index": 0, "delta": delta, "finish_reason": finish, "logprobs": None}
+        return f"data: {json.dumps({**head, 'choices': [choice], **extra})}\n\n"
+
+    yield event({"role": "assistant", "content": ""})
+    words = answer.answer.split(" ")
+    for position, word in enumerate(words):
+        yield event({"content": word if position == 0 else f" {word}"})
+    yield event({}, "stop", clincot=answer.model_dump(mode="json"))
+    if usage:  # tokens are the predictor's to count; the protocol wants the chunk
+        yield f"data: {json.dumps({**head, 'choices': [], 'usage': None})}\n\n"
+    yield "data: [DONE]\n\n"
