@@ -95,6 +95,8 @@ def _add_stage(commands: Any, stage: Stage) -> None:
                             help="input" + (" (optional)" if optional else ""))  # fmt: skip
     for name in stage.outputs:
         parser.add_argument(f"--{_dashed(name)}", dest=name, type=Path, required=True, metavar="PATH", help="output")
+    for name in stage.flags:
+        parser.add_argument(f"--{_dashed(name)}", dest=f"flag_{name}", metavar="VALUE", help=f"{stage.name}.{name}")
     _add_params(parser)
 
 
@@ -106,6 +108,7 @@ def _described(section: str, name: str, field: FieldInfo) -> str:
 def _run_stage(args: argparse.Namespace) -> int:
     stage: Stage = args.stage
     given = vars(args)
+    args.overrides += [f"{stage.name}.{name}={given[f'flag_{name}']}" for name in stage.flags if given[f"flag_{name}"]]
     inputs = {name: given[name] for name in (*stage.inputs, *stage.optional) if given[name] is not None}
     metrics = run_stage(
         stage.name, getattr(_params(args), stage.name), inputs, {name: given[name] for name in stage.outputs}

@@ -66,6 +66,7 @@ class Manifest(Record):
 
     line: Text
     sha256: Sha256  # the checkpoint's digest (models/checkpoint.py), under which it lies
+    measured: Sha256  # digest of the whole checkpoint that was evaluated: sha256 itself, unless this is its adapter
     kind: Literal["full", "adapter"]
     base: str = ""  # digest of the checkpoint that an adapter goes on; "" for a full one
     parent: str = ""  # digest of the policy it was trained from; "" for a base model

@@ -88,12 +88,14 @@ def publish(
 ) -> None:
     """Write weights, processor, views and training log aside, then put the folder in place of `out_dir`.
 
-    A LoRA is merged into the weights, so that the next round's reference is simply this checkpoint.
+    A LoRA is merged into the weights, so that the next round's reference is simply this checkpoint; the adapter is kept
+    beside them, in adapter/, for servers that load it onto the base (`clincot publish --adapter keep`).
     """
     making = partial_folder(out_dir) / "checkpoint"
     shutil.rmtree(making, ignore_errors=True)
     making.mkdir(parents=True)
     if hasattr(model, "merge_and_unload"):
+        _save_adapter(model, making / "adapter")
         model = model.merge_and_unload()
     model.to(getattr(torch, dtype)).save_pretrained(making, safe_serialization=True)
     processor.save_pretrained(making)
@@ -105,6 +107,14 @@ def publish(
         shutil.rmtree(out_dir)
     making.rename(out_dir)
     shutil.rmtree(partial_folder(out_dir))
+
+
+def _save_adapter(model: Any, folder: Path) -> None:
+    """PEFT's two files. The base's path is left out: it is another one on every machine."""
+    for config in model.peft_config.values():
+        config.base_model_name_or_path = None
+    model.save_pretrained(folder, safe_serialization=True)
+    (folder / "README.md").unlink(missing_ok=True)
 
 
 def tail_means(log: Sequence[Mapping[str, float]]) -> dict[str, float]:
