@@ -17,7 +17,7 @@ GROUP, VERSION, PLURAL = "serving.kserve.io", "v1beta1", "inferenceservices"
 CRD = f"{PLURAL}.{GROUP}"
 MODE = "serving.kserve.io/deploymentMode"
 TAGS = "serving.kserve.io/enable-tag-routing"
-DIGEST = "clincot/checkpoint"  # annotation
+DIGEST = "clincot/checkpoint"  # annotation, set when a rollout is finished: what has all of the traffic
 MODELS = "/mnt/models"  # where KServe's storage initialiser puts a checkpoint
 PORT, VLLM_PORT = 8080, 8085
 _PERIOD_S = 10
@@ -32,14 +32,14 @@ def revision_name(digest: str) -> str:
 
 def inference_service(settings: ServiceSettings, digest: str, uri: str, *, name: str = "", mode: str) -> Json:
     """The whole object with one predictor. mode: Standard or Knative, as KServe writes them."""
-    annotations = {MODE: mode, DIGEST: digest}
+    annotations = {MODE: mode}
     if mode == "Knative":
         annotations[TAGS] = "true"  # gives a revision without traffic an address for its smoke requests
     spec: Json = {"predictor": predictor(settings, digest, uri, mode=mode)}
     if settings.transformer == "separate":
         spec["transformer"] = {
             "minReplicas": settings.replicas,
-            "containers": [_transformer(settings, f"--model_name={name or settings.name}", named="kserve-container")],
+            "containers": [_transformer(settings, named="kserve-container")],
             **_pod(settings),
         }
     return {
@@ -103,11 +103,12 @@ def _transformer(settings: ServiceSettings, *args: str, named: str) -> Json:
     keys = []
     if settings.api_keys_secret:
         mounts.append({"name": "api-keys", "mountPath": "/etc/clincot/keys", "readOnly": True})
-        keys = ["--api-keys=/etc/clincot/keys/keys"]
+        keys = ["--api-keys=/etc/clincot/keys"]
     return {
         "name": named,
         "image": settings.image,
-        "args": ["serve", f"--checkpoint={MODELS}", "--host=0.0.0.0", f"--port={PORT}", *args, *keys],
+        "args": ["serve", f"--checkpoint={MODELS}", "--host=0.0.0.0", f"--port={PORT}",
+                 f"--model_name={settings.name}", *args, *keys],
         "ports": [{"containerPort": PORT, "protocol": "TCP"}],
         "resources": {kind: dict(sizes) for kind, sizes in settings.transformer_resources.items()},
         "readinessProbe": _probe("/v2/health/ready", PORT, failures=3),

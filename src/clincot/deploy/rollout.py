@@ -44,6 +44,20 @@ class Counts(NamedTuple):
     failed: int
 
 
+def counts_of(metrics: str) -> Counts | None:
+    """From a server's Prometheus metrics (clincot_requests_total by status); None where it does not count."""
+    from prometheus_client.parser import text_string_to_metric_families
+
+    samples = [
+        sample for family in text_string_to_metric_families(metrics) for sample in family.samples
+        if sample.name == "clincot_requests_total"
+    ]  # fmt: skip
+    if not samples:
+        return None
+    failed = sum(sample.value for sample in samples if sample.labels.get("status", "").startswith("5"))
+    return Counts(int(sum(sample.value for sample in samples)), int(failed))
+
+
 class Target(Server, Protocol):
     """Where revisions run. Every method may raise TargetFailed, and may be called again after it was interrupted."""
 
@@ -86,9 +100,9 @@ def roll_out(
     Raises RolledBack; RolloutTaken (another process goes on with it, and nothing is undone here); TargetFailed where
     the way back failed too: then the rollout is open, and the next `clincot deploy` resumes it.
     """
-    started = any(event.kind == "started" for event in journal.events)
-    journal.add("resumed" if started else "started", target.start() if not started else _again(target))
+    begun = any(event.kind == "started" for event in journal.events)
     try:
+        journal.add("resumed" if begun else "started", target.start())
         _wait_ready(target, journal.plan.settings, wait)
         journal.add("ready")
         journal.add("smoke", smoke(target, manifest, images, journal.plan.settings))
@@ -104,10 +118,6 @@ def roll_out(
         raise RolledBack(f"{journal.plan.id} was rolled back: {error}") from error
     target.finish()
     journal.add("finished", percent=100)
-
-
-def _again(target: Target) -> str:
-    return f"{target.start()} (again, after an interruption)"
 
 
 def _wait_ready(target: Target, settings: DeploySection, wait: Callable[[float], None]) -> None:

@@ -18,7 +18,7 @@ Name = Annotated[str, Field(pattern=r"^[a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?$")]
 class ServiceSettings(Section):
     """values of a service (`clincot deploy --service service.yaml`)."""
 
-    name: Annotated[str, Field(pattern=r"^[a-z]([-a-z0-9]{0,38}[a-z0-9])?$", description="of the InferenceService")] = (
+    name: Annotated[str, Field(pattern=r"^[a-z]([-a-z0-9]{0,36}[a-z0-9])?$", description="of the InferenceService")] = (
         "clincot"
     )
     namespace: Name = "default"
