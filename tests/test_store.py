@@ -72,9 +72,7 @@ def test_of_sixteen_racers_one_wins(store: Store) -> None:
     assert store.read("pointer.json").content == b"racer %d" % won[0]
 
 
-def test_files_come_back_as_they_were_sent(
-    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_files_come_back_as_they_were_sent(store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Parts of 5 MiB, the least that S3 allows: 5 + 5 + 1 MiB."""
     monkeypatch.setattr(store_s3, "PART_BYTES", 5 << 20)
     big, small = tmp_path / "big", tmp_path / "small"

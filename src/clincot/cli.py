@@ -15,6 +15,7 @@ from typing import Any
 from pydantic.fields import FieldInfo
 
 from clincot import __version__
+from clincot.cli_deploy import add_deploying
 from clincot.config import Params, load_params
 from clincot.stages import STAGES, Stage, run_stage
 
@@ -25,6 +26,8 @@ a first round, by hand (every stage reads params.yaml and says what it wrote):
   clincot render --out data/train --warps 0:24 --images 400     or the controlled benchmark
   clincot rounds --run runs/mine --data data/train --benchmark data/test --policy assets/policy --count 2
   clincot show pair-1a2b --run runs/mine                 from a pair to everything behind it
+  clincot publish --checkpoint runs/mine/round-01/policy --store DIR_OR_S3 --published published.json
+  clincot deploy --store DIR_OR_S3 --target local        an endpoint, checked before it gets traffic
 """
 
 
@@ -59,6 +62,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_data(commands)
     _add_models(commands)
     _add_looking(commands)
+    add_deploying(commands, _command, _add_params, _params)
     return parser
 
 

@@ -208,8 +208,12 @@ class PublishSection(Section):
     round: Annotated[
         int, Field(ge=0, description="of the checkpoint; 0: as recorded, or one after its published parent's")
     ] = 0
-    golden: Annotated[int, Field(ge=0, description="questions kept with their answers and regions, for smoke tests")] = 8
-    licence: Annotated[str, Field(min_length=1, description="SPDX name; a derivative carries its base's")] = "Apache-2.0"
+    golden: Annotated[
+        int, Field(ge=0, description="questions kept with their answers and regions, for smoke tests")
+    ] = 8
+    licence: Annotated[str, Field(min_length=1, description="SPDX name; a derivative carries its base's")] = (
+        "Apache-2.0"
+    )
 
 
 class DeploySection(Section):
@@ -220,9 +224,9 @@ class DeploySection(Section):
         Field(min_length=1, description="shares of the traffic in percent, rising, the last one 100"),
     ] = (10, 50, 100)
     step_s: Annotated[float, Field(ge=0, description="how long each share is watched")] = 60.0
-    ready_s: Annotated[float, Field(gt=0, description="until the new revision must be ready; large models load long")] = (
-        1800.0
-    )
+    ready_s: Annotated[
+        float, Field(gt=0, description="until the new revision must be ready; large models load long")
+    ] = 1800.0
     poll_s: Annotated[float, Field(gt=0, description="between two looks at the cluster")] = 2.0
     request_s: Annotated[float, Field(gt=0, description="deadline of one smoke request")] = 60.0
     max_error_rate: Annotated[Share, Field(description="share of the new revision's requests that may fail")] = 0.02

@@ -12,8 +12,8 @@ from clincot.datasets.folder import StudyIndex, load_questions
 from clincot.deploy.manifest import Golden, JudgeLine, Manifest
 from clincot.deploy.publish import Evidence, golden_image, publish
 from clincot.geometry import Box
-from clincot.judge.combination import PanelReport
 from clincot.jsonl import read_records
+from clincot.judge.combination import PanelReport
 from clincot.records import BenchmarkReport, Decision, Question, Study
 from clincot.run_folder import read_model
 from clincot.store import open_store

@@ -122,8 +122,8 @@ def pair(section: config.PairSection, inputs: Paths, outputs: Paths) -> Metrics:
 
 def train(section: config.TrainSection, inputs: Paths, outputs: Paths) -> Metrics:
     from clincot.conversation import load_views
-    from clincot.models.load import forget
     from clincot.models.checkpoint import checkpoint_digest
+    from clincot.models.load import forget
     from clincot.train.margin_dpo import train_on_pairs
     from clincot.train.rows import read_training_rows
 

@@ -116,9 +116,7 @@ class S3Store:
                     number = len(parts) + 1
                     tag = self._s3.upload_part(**at, UploadId=upload, PartNumber=number, Body=block)["ETag"]
                     parts.append({"ETag": tag, "PartNumber": number})
-            self._s3.complete_multipart_upload(
-                **at, UploadId=upload, MultipartUpload={"Parts": parts}, IfNoneMatch="*"
-            )
+            self._s3.complete_multipart_upload(**at, UploadId=upload, MultipartUpload={"Parts": parts}, IfNoneMatch="*")
         except BaseException:
             with contextlib.suppress(ClientError, BotoCoreError):  # the first error is the one to tell
                 self._s3.abort_multipart_upload(**at, UploadId=upload)

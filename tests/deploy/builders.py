@@ -60,9 +60,13 @@ def golden(folder: Path, answers: tuple[str, ...] = ("yes", "no")) -> list[Golde
     return made
 
 
-def published(store: Store, folder: Path, value: float, *, over: Manifest | None = None, verdict: str = "promote") -> Manifest:
+def published(
+    store: Store, folder: Path, value: float, *, over: Manifest | None = None, verdict: str = "promote"
+) -> Manifest:
     """A published checkpoint; `over`: trained from that one and decided against it."""
-    checkpoint = write_checkpoint(folder / f"checkpoint-{value}", value, parent=over.sha256 if over else "", round_=1 if over else 0)
+    checkpoint = write_checkpoint(
+        folder / f"checkpoint-{value}", value, parent=over.sha256 if over else "", round_=1 if over else 0
+    )
     decision = decided(over.measured, checkpoint_digest(checkpoint), verdict) if over else None
     evidence = Evidence(decision=decision, golden=golden(folder / f"golden-{value}"), images=folder / f"golden-{value}")
     return publish(store, checkpoint, PublishSection(name=LINE), evidence)

@@ -63,10 +63,11 @@ def test_publishing_again_changes_nothing_and_other_evidence_is_refused(store: S
     first = publish(store, checkpoint, SECTION, Evidence())
     again = publish(store, checkpoint, SECTION, Evidence(git="another commit"))
     assert again == first
+    images = tmp_path / "g"
+    decision = decided("0" * 64, first.sha256)
+    other = Evidence(decision=decision, golden=golden(images), images=images)
     with pytest.raises(AlreadyPublished, match="with another decision, golden, files"):
-        images = tmp_path / "g"
-        publish(store, checkpoint, SECTION, Evidence(
-            decision=decided("0" * 64, first.sha256), golden=golden(images), images=images))  # fmt: skip
+        publish(store, checkpoint, SECTION, other)
     assert read_manifest(store, LINE, first.sha256) == first
 
 
@@ -174,8 +175,12 @@ def test_the_card_says_what_was_measured_and_what_it_is_not_for(tmp_path: Path) 
     checkpoint = write_checkpoint(tmp_path / "c", 1.0)
     digest = checkpoint_digest(checkpoint)
     accuracy = Interval(value=0.7123, low=0.65, high=0.77, n=198, n_unscored=2, clusters=24)
-    report = BenchmarkReport(benchmark="bench", policy=digest, protocol="strict", metrics={"written": {"accuracy": accuracy}})
-    manifest = publish(store, checkpoint, SECTION, Evidence(report=report, decision=decided("0" * 64, digest), agreement=0.61))
+    report = BenchmarkReport(
+        benchmark="bench", policy=digest, protocol="strict", metrics={"written": {"accuracy": accuracy}}
+    )
+    manifest = publish(
+        store, checkpoint, SECTION, Evidence(report=report, decision=decided("0" * 64, digest), agreement=0.61)
+    )
     card = store.read(f"{folder_of(LINE, manifest.sha256)}/README.md").content.decode()
     assert "| own region | 198 + 2 unscored | 0.712 [0.650, 0.770] |" in card
     assert "**promote**" in card

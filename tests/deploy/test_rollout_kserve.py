@@ -128,7 +128,7 @@ def test_a_challenger_takes_the_traffic_in_steps_and_then_the_crown(world: World
     [
         (Script(ready_after=0), "was not ready within 0.3 s"),
         (Script(failure="CUDA out of memory"), "BlockedByFailedLoad: CUDA out of memory"),
-        (Script(gone_after=3), "no longer"),
+        (Script(gone_after=2), "no longer"),
         (Script(chat=lambda _: (200, {"choices": []})), "2 of 2 golden questions missed"),
         (Script(chat=lambda _: (503, {"error": "overloaded"})), "2 of 2 golden questions missed"),
         (Script(), "2 of 2 golden questions missed"),
@@ -197,9 +197,14 @@ def test_one_wrong_answer_under_traffic_is_too_many(world: World) -> None:
 
 
 def test_a_region_elsewhere_is_a_miss(world: World) -> None:
-    moved = tuple(g.model_copy(update={"box": g.box and g.box.model_copy(update={"x0": 0.5, "x1": 0.9})}) for g in world.base.golden)
+    moved = tuple(
+        g.model_copy(update={"box": g.box and g.box.model_copy(update={"x0": 0.5, "x1": 0.9})})
+        for g in world.base.golden
+    )
     world.server.scripts[world.base.sha256].chat = answering(moved)
-    with pytest.raises(RolledBack, match=r"expected a region at \(0\.1, 0\.2, 0\.4, 0\.6\), the nearest of 1 has IoU 0\.00"):
+    with pytest.raises(
+        RolledBack, match=r"expected a region at \(0\.1, 0\.2, 0\.4, 0\.6\), the nearest of 1 has IoU 0\.00"
+    ):
         world.deploy(world.base)
     assert not any("inferenceservices/" in path for path in world.server.objects)  # made for nothing, taken away
 
@@ -258,7 +263,7 @@ def test_an_interrupted_rollout_is_resumed(world: World) -> None:
     with pytest.raises(KeyboardInterrupt):
         go(world.store, journal, world.target(world.challenger), wait=wait)
     assert world.shares()[-1] == 10
-    with pytest.raises(ValueError, match="rollout 2 of .* is open"):
+    with pytest.raises(ValueError, match=r"rollout 2 of .* is open"):
         begin(world.store, world.base, FAST, target="kserve", service=SERVICE, by="bo")
     again = world.deploy(world.challenger)
     assert "resumed" in kinds(again)
@@ -340,7 +345,13 @@ def test_knative_takes_its_share_by_percent(world: World) -> None:
     ("groups", "config", "settings", "mode", "why"),
     [
         ({"gateway.networking.k8s.io/v1"}, {"enableGatewayApi": True}, {}, "canary", "routes through the Gateway API"),
-        ({"gateway.networking.k8s.io/v1"}, {"enableGatewayApi": False}, {}, "blue-green", "enableGatewayApi is not true"),
+        (
+            {"gateway.networking.k8s.io/v1"},
+            {"enableGatewayApi": False},
+            {},
+            "blue-green",
+            "enableGatewayApi is not true",
+        ),
         (set(), {}, {}, "blue-green", "the cluster has no Gateway API"),
         ({"serving.knative.dev/v1"}, {}, {}, "knative", "Knative mode"),
         (set(), {}, {"gateway_api": "yes"}, "canary", "gateway_api is set to yes"),
@@ -362,7 +373,7 @@ def test_the_way_is_chosen_by_what_the_cluster_has(
 def test_a_way_that_would_do_nothing_is_refused(world: World) -> None:
     with pytest.raises(TargetFailed, match=r"spec\.canary\[\] would do nothing here: the cluster has no Gateway API"):
         choose_mode(world.cluster, SERVICE.model_copy(update={"mode": "standard"}))
-    with pytest.raises(TargetFailed, match="does not serve serving.knative.dev/v1"):
+    with pytest.raises(TargetFailed, match=r"does not serve serving\.knative\.dev/v1"):
         choose_mode(world.cluster, SERVICE.model_copy(update={"mode": "knative"}))
 
 

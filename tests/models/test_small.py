@@ -10,8 +10,8 @@ import pytest
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from clincot.conversation import Views, load_views
-from clincot.models.small import SmallSpec, build_tokenizer
 from clincot.models.checkpoint import checkpoint_digest
+from clincot.models.small import SmallSpec, build_tokenizer
 from tests import tiny
 
 

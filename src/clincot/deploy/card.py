@@ -67,7 +67,11 @@ def _benchmark(report: BenchmarkReport | None) -> str:
     rows = [["looks at", "n", *(_METRICS[name] for name in names)], ["---"] * (len(names) + 2)]
     for arm, metrics in report.metrics.items():
         counted = metrics.get("accuracy")
-        count = "" if counted is None else f"{counted.n}" + (f" + {counted.n_unscored} unscored" if counted.n_unscored else "")
+        count = (
+            ""
+            if counted is None
+            else f"{counted.n}" + (f" + {counted.n_unscored} unscored" if counted.n_unscored else "")
+        )
         rows.append([_ARMS.get(arm, arm), count, *(_cell(metrics.get(name)) for name in names)])
     table = "\n".join("| " + " | ".join(row) + " |" for row in rows)
     return (

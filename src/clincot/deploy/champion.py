@@ -87,7 +87,9 @@ def read_champion(store: Store, line: str) -> Champion:
 
 def start(store: Store, base: Manifest, *, by: str, reason: str = "the base model is the round-0 champion") -> Champion:
     """The pointer of a new line. Raises ChampionMoved where it has one already, unless that names this very model."""
-    move = Move(number=0, kind="base", sha256=base.sha256, round=base.round, reason=reason, uri=base.uri, by=by, at=_now())
+    move = Move(
+        number=0, kind="base", sha256=base.sha256, round=base.round, reason=reason, uri=base.uri, by=by, at=_now()
+    )
     champion = Champion(line=base.line, moves=(move,))
     try:
         store.write_new(key_of(base.line), _encoded(champion))

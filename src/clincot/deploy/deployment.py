@@ -69,7 +69,9 @@ def _decision(store: Store, manifest: Manifest, now: str) -> str:
         return "" if decision is None else decision.id
     if decision is None or decision.verdict != "promote":
         said = "has no decision" if decision is None else f"was decided {decision.verdict!r}: {decision.reasons[0]}"
-        raise NotToBeDeployed(f"{manifest.line} {manifest.sha256[:12]} {said}; only a promoted checkpoint is rolled out")
+        raise NotToBeDeployed(
+            f"{manifest.line} {manifest.sha256[:12]} {said}; only a promoted checkpoint is rolled out"
+        )
     against = read_manifest(store, manifest.line, now).measured
     if decision.champion != against:
         raise NotToBeDeployed(
@@ -108,7 +110,9 @@ def approve(store: Store, given: str, *, by: str, reason: str) -> Journal:
     if not by.strip() or not reason.strip():
         raise ValueError("an approval carries a name and a reason (--by, --reason)")
     waiting = [journal for journal in _open(store, by) if journal.awaits_approval]
-    found = [j for j in waiting if (j.plan.decision and j.plan.decision.startswith(given)) or j.plan.id.startswith(given)]
+    found = [
+        j for j in waiting if (j.plan.decision and j.plan.decision.startswith(given)) or j.plan.id.startswith(given)
+    ]
     if len(found) != 1:
         ids = ", ".join(f"{j.plan.decision or j.plan.id} ({j.plan.line})" for j in waiting) or "none"
         raise ValueError(f"{given} names {len(found)} rollouts that await approval; waiting: {ids}")

@@ -33,6 +33,7 @@ from clincot.deploy.inference_service import (
     predictor,
     revision_name,
 )
+from clincot.deploy.manifest import Manifest
 from clincot.deploy.rollout import Counts, NotReady, TargetFailed, counts_of
 from clincot.deploy.service import ServiceSettings
 from clincot.deploy.smoke import RequestFailed
@@ -42,12 +43,29 @@ SERVICE, BEFORE = "clincot/service", "clincot/before"  # a label; an annotation 
 _FAILED = {"BlockedByFailedLoad", "InvalidSpec"}
 
 
+def kserve_target(
+    cluster: Cluster, settings: ServiceSettings, manifest: Manifest, steps: tuple[int, ...],
+    validator: Draft202012Validator | None = None,
+) -> KServeTarget:  # fmt: skip
+    """The target for a checkpoint, as the cluster can. Raises TargetFailed."""
+    if not manifest.uri.startswith("s3://"):
+        raise TargetFailed(
+            f"a cluster cannot read {manifest.uri}; publish to an S3 store, or deploy with --target local"
+        )
+    mode, why = choose_mode(cluster, settings)
+    return TARGETS[mode](
+        cluster, settings, manifest.sha256, manifest.uri, steps, validator=validator, how=f"{mode}, {why}"
+    )
+
+
 def choose_mode(cluster: Cluster, settings: ServiceSettings) -> tuple[Mode, str]:
     """How traffic is moved here, and why so. Raises TargetFailed where what was asked for cannot be had."""
     with _told():
         knative = cluster.has_api("serving.knative.dev", "v1")
     separate = settings.transformer == "separate"
-    if settings.mode == "knative" or (settings.mode == "auto" and knative and _default_mode(cluster, settings) == "Knative"):
+    if settings.mode == "knative" or (
+        settings.mode == "auto" and knative and _default_mode(cluster, settings) == "Knative"
+    ):
         if not knative:
             raise TargetFailed("mode knative was asked for, but the cluster does not serve serving.knative.dev/v1")
         if separate:
@@ -105,8 +123,9 @@ class KServeTarget:
 
     def __init__(
         self, cluster: Cluster, settings: ServiceSettings, digest: str, uri: str, steps: tuple[int, ...],
-        validator: Draft202012Validator | None = None,
+        *, validator: Draft202012Validator | None = None, how: str = "as asked for",
     ) -> None:  # fmt: skip
+        self.how = how
         self.cluster, self.settings, self.digest, self.uri = cluster, settings, digest, uri
         self.revision = revision_name(digest)
         self._steps, self._validator = steps, validator
@@ -161,7 +180,9 @@ class KServeTarget:
         """Ready or not; NotReady where it never will be, or no longer is."""
         failure = model_status.get("lastFailureInfo") or {}
         if model_status.get("transitionStatus") in _FAILED:
-            raise NotReady(f"{what}: {model_status['transitionStatus']}: {failure.get('message') or failure.get('reason')}")
+            raise NotReady(
+                f"{what}: {model_status['transitionStatus']}: {failure.get('message') or failure.get('reason')}"
+            )
         if self._ready and not ready:
             raise NotReady(f"{what} was ready and is no longer; {failure.get('message') or 'its pods say why'}")
         self._ready = self._ready or ready
@@ -251,7 +272,9 @@ class CanaryTarget(KServeTarget):
         def shared(now: Json) -> Json:
             others = [one["predictor"]["name"] for one in now["spec"].get("canary", ())]
             if any(name != self.revision for name in others):
-                raise TargetFailed(f"InferenceService {self.settings.name} has the canary {others[0]} of another rollout")
+                raise TargetFailed(
+                    f"InferenceService {self.settings.name} has the canary {others[0]} of another rollout"
+                )
             now["spec"]["canary"] = [self._entry(percent)]
             return now
 
@@ -277,7 +300,9 @@ class KnativeTarget(KServeTarget):
             self._alone = _served(now) in (None, self.digest)
             if not self._alone:
                 self.cluster.change(self.path(), beside)
-        return f"a revision of InferenceService {self.settings.name}" + ("" if self._alone else ", canaryTrafficPercent 0")
+        return f"a revision of InferenceService {self.settings.name}" + (
+            "" if self._alone else ", canaryTrafficPercent 0"
+        )
 
     def check(self) -> bool:
         with _told():
@@ -402,7 +427,10 @@ class BlueGreenTarget(KServeTarget):
         """What served before the one before is taken away."""
         with _told():
             front = self._front() or {}
-            kept = {f"isvc.{self.backend}", json.loads(front["metadata"]["annotations"].get(BEFORE, "{}")).get("app", "")}
+            kept = {
+                f"isvc.{self.backend}",
+                json.loads(front["metadata"]["annotations"].get(BEFORE, "{}")).get("app", ""),
+            }
             at = kubernetes.resource_path(GROUP, VERSION, self.settings.namespace, PLURAL)
             for one in self.cluster.get(at).get("items", ()):
                 name, labels = one["metadata"]["name"], one["metadata"].get("labels", {})

@@ -65,6 +65,8 @@ class Running(BaseModel):
 class LocalTarget:
     """Servers on ports of 127.0.0.1 behind one address. One object is one rollout of one checkpoint."""
 
+    how = "local processes behind one address"
+
     def __init__(
         self, state: Path, store: Store, manifest: Manifest, steps: tuple[int, ...],
         *, command: Sequence[str] = SERVE, port: int = 0,
@@ -114,7 +116,9 @@ class LocalTarget:
         except httpx.HTTPError:
             ready = False
         if self._was_ready and not ready:
-            raise NotReady(f"the server was ready and is no longer; the end of {running.log}: {_tail(Path(running.log))}")
+            raise NotReady(
+                f"the server was ready and is no longer; the end of {running.log}: {_tail(Path(running.log))}"
+            )
         self._was_ready = self._was_ready or ready
         return ready
 

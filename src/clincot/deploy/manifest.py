@@ -1,10 +1,10 @@
 """What is published under a digest, and how it is found again.
 
-    models/<line>/<digest>/…            the checkpoint's files, README.md (the model card), golden/ (images)
-    models/<line>/<digest>/manifest.json    written last: what has no manifest does not exist
-    champions/<line>.json               the pointer (deploy/champion.py)
-    rollouts/<line>/000001.jsonl        every rollout's events (deploy/journal.py)
-    approvals/<line>/<id>.json          who approved what
+models/<line>/<digest>/…            the checkpoint's files, README.md (the model card), golden/ (images)
+models/<line>/<digest>/manifest.json    written last: what has no manifest does not exist
+champions/<line>.json               the pointer (deploy/champion.py)
+rollouts/<line>/000001.jsonl        every rollout's events (deploy/journal.py)
+approvals/<line>/<id>.json          who approved what
 """
 
 from __future__ import annotations

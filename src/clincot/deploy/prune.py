@@ -60,7 +60,10 @@ def _holds(manifest: Manifest) -> Sequence[tuple[str, str]]:
     short = manifest.sha256[:12]
     held = [(manifest.base, f"the base of {short}")]
     if manifest.decision is not None:
-        held += [(manifest.decision.champion, f"{manifest.decision.id}"), (manifest.decision.challenger, f"{manifest.decision.id}")]
+        held += [
+            (manifest.decision.champion, f"{manifest.decision.id}"),
+            (manifest.decision.challenger, f"{manifest.decision.id}"),
+        ]
     return [(digest, why) for digest, why in held if digest]
 
 

@@ -62,6 +62,11 @@ class Target(Server, Protocol):
     """Where revisions run. Every method may raise TargetFailed, and may be called again after it was interrupted."""
 
     @property
+    def how(self) -> str:
+        """How traffic is moved here, and why so, in words."""
+        ...
+
+    @property
     def steps(self) -> tuple[int, ...]:
         """The shares of traffic that can be had here, in percent, the last one 100."""
         ...
@@ -102,7 +107,7 @@ def roll_out(
     """
     begun = any(event.kind == "started" for event in journal.events)
     try:
-        journal.add("resumed" if begun else "started", target.start())
+        journal.add("resumed" if begun else "started", f"{target.how}; {target.start()}")
         _wait_ready(target, journal.plan.settings, wait)
         journal.add("ready")
         journal.add("smoke", smoke(target, manifest, images, journal.plan.settings))

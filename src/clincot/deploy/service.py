@@ -43,7 +43,8 @@ class ServiceSettings(Section):
     vllm_args: tuple[str, ...] = ()
     service_account: Annotated[str, Field(description="whose annotated Secret holds the store's keys")] = ""
     storage_container: Annotated[
-        str, Field(description="a ClusterStorageContainer with memory enough for the checkpoint; KServe's default has 1 Gi")
+        str,
+        Field(description="a ClusterStorageContainer with memory enough for the checkpoint; KServe's default has 1 Gi"),
     ] = ""
     replicas: Annotated[int, Field(ge=1)] = 1
     resources: dict[Literal["requests", "limits"], dict[str, str]] = {
