@@ -116,9 +116,8 @@ def _list(args: argparse.Namespace, params: Params) -> int:
         for manifest in manifests(store, line):
             decided = manifest.decision.verdict if manifest.decision else "no decision"
             mark = "champion" if manifest.sha256 == now else ""
-            print(
-                f"{line:16} {manifest.sha256[:12]}  round {manifest.round:<3} {manifest.kind:8} {decided:12} {mark}".rstrip()
-            )
+            about = f"round {manifest.round:<3} {manifest.kind:8} {decided:12} {mark}"
+            print(f"{line:16} {manifest.sha256[:12]}  {about}".rstrip())
     return 0
 
 

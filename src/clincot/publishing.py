@@ -1,4 +1,4 @@
-"""A round's files into a publication: report, decision, panel and golden questions, each checked to be of this policy."""
+"""A round's files into a publication: report, decision, panel and golden questions, all of this very policy."""
 
 from __future__ import annotations
 

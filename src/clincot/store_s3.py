@@ -140,7 +140,7 @@ class S3Store:
 
     @contextlib.contextmanager
     def _named(self, what: str) -> Iterator[None]:
-        """Errors of S3 as errors of the store. Messages of botocore hold no keys, but may hold signed headers' names."""
+        """Errors of S3 as errors of the store. Messages of botocore hold no keys."""
         try:
             yield
         except ClientError as error:

@@ -20,6 +20,7 @@ FULL = ServiceSettings(
     name="chest", namespace="serving", service_account="clincot-models", storage_container="large", replicas=2,
     runtime="kserve-vllmserver", node_selector={"pool": "gpu"}, tolerations=({"key": "gpu", "operator": "Exists"},),
     ca_config_map="corporate-ca", proxies={"HTTPS_PROXY": "http://proxy:3128"}, api_keys_secret="clincot-keys",
+    service_url="http://{service}.{namespace}.svc.cluster.local",
 )  # fmt: skip
 
 

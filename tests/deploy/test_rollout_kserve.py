@@ -202,9 +202,7 @@ def test_a_region_elsewhere_is_a_miss(world: World) -> None:
         for g in world.base.golden
     )
     world.server.scripts[world.base.sha256].chat = answering(moved)
-    with pytest.raises(
-        RolledBack, match=r"expected a region at \(0\.1, 0\.2, 0\.4, 0\.6\), the nearest of 1 has IoU 0\.00"
-    ):
+    with pytest.raises(RolledBack, match=r"expected a region at \(0\.1, 0\.2, 0\.4, 0\.6\), got .* \(IoU 0\.00\)"):
         world.deploy(world.base)
     assert not any("inferenceservices/" in path for path in world.server.objects)  # made for nothing, taken away
 

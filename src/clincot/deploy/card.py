@@ -1,4 +1,4 @@
-"""The model card of a published checkpoint, from its manifest: what it is, what it was measured to be, what it is for."""
+"""The model card of a published checkpoint, from its manifest: what it is, what was measured, what it is for."""
 
 from __future__ import annotations
 
@@ -31,8 +31,8 @@ def model_card(manifest: Manifest) -> str:
     if manifest.golden:
         parts.append(
             "## Golden questions\n\n"
-            f"{len(manifest.golden)} questions with their answers and regions stand in `manifest.json`, their images in "
-            "`golden/`. A server of this checkpoint answers them the same; `clincot deploy` checks it.\n"
+            f"{len(manifest.golden)} questions with their answers and regions stand in `manifest.json`, their images "
+            "in `golden/`. A server of this checkpoint answers them the same; `clincot deploy` checks it.\n"
         )
     return "\n".join(parts)
 
@@ -75,8 +75,8 @@ def _benchmark(report: BenchmarkReport | None) -> str:
         rows.append([_ARMS.get(arm, arm), count, *(_cell(metrics.get(name)) for name in names)])
     table = "\n".join("| " + " | ".join(row) + " |" for row in rows)
     return (
-        f"## Benchmark\n\nBenchmark `{report.benchmark[:20]}`, protocol {report.protocol}; 95 % intervals, clustered by "
-        f"patient.\n\n{table}\n"
+        f"## Benchmark\n\nBenchmark `{report.benchmark[:20]}`, protocol {report.protocol}; 95 % intervals, clustered "
+        f"by patient.\n\n{table}\n"
     )
 
 

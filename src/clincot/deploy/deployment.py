@@ -39,7 +39,7 @@ def begin(
     store: Store, manifest: Manifest, settings: DeploySection, *, target: Literal["kserve", "local"],
     service: ServiceSettings | None, by: str,
 ) -> Journal:  # fmt: skip
-    """A new rollout of the line, or the open one of this checkpoint. Raises NotToBeDeployed, RolloutTaken, ValueError."""
+    """A new rollout of the line, or this checkpoint's open one. Raises NotToBeDeployed, RolloutTaken, ValueError."""
     before = last_journal(store, manifest.line, by=by)
     if before is not None and not before.ended:
         plan = before.plan

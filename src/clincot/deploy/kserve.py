@@ -15,7 +15,6 @@ import json
 from collections.abc import Iterator, Mapping
 from typing import Any, Literal
 
-import httpx
 from jsonschema import Draft202012Validator
 
 from clincot import cluster as kubernetes
@@ -36,7 +35,7 @@ from clincot.deploy.inference_service import (
 from clincot.deploy.manifest import Manifest
 from clincot.deploy.rollout import Counts, NotReady, TargetFailed, counts_of
 from clincot.deploy.service import ServiceSettings
-from clincot.deploy.smoke import RequestFailed
+from clincot.deploy.smoke import RequestFailed, post_json
 
 Mode = Literal["canary", "knative", "blue-green"]
 SERVICE, BEFORE = "clincot/service", "clincot/before"  # a label; an annotation of the front: what it selected before
@@ -189,6 +188,9 @@ class KServeTarget:
         return ready
 
     def _proxied(self, service: str, path: str, payload: Mapping[str, Any], timeout_s: float) -> Any:
+        if self.settings.service_url:
+            url = self.settings.service_url.format(service=service, namespace=self.settings.namespace)
+            return post_json(url, path, payload, timeout_s)
         try:
             return self.cluster.request("POST", self._at(service, path), dict(payload), timeout_s=timeout_s)
         except ClusterFailed as error:
@@ -323,12 +325,7 @@ class KnativeTarget(KServeTarget):
         url = tagged or (status.get("url", "") if self._alone else "")
         if not url:
             raise RequestFailed(f"the new revision has no address of its own; expected the tag that {TAG_HINT} gives")
-        try:
-            reply = httpx.post(url.rstrip("/") + path, json=dict(payload), timeout=timeout_s)
-            reply.raise_for_status()
-            return reply.json()
-        except (httpx.HTTPError, ValueError) as error:
-            raise RequestFailed(f"POST {url}{path}: {type(error).__name__}: {error}") from None
+        return post_json(url, path, payload, timeout_s)
 
     def shift(self, percent: int) -> None:
         if not self._alone:

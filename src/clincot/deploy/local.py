@@ -27,7 +27,7 @@ from pydantic import BaseModel, ConfigDict
 from clincot.deploy.front import COUNTS, ROUTE, Backend, Route, read_route
 from clincot.deploy.manifest import Manifest, fetch
 from clincot.deploy.rollout import Counts, NotReady, TargetFailed
-from clincot.deploy.smoke import RequestFailed
+from clincot.deploy.smoke import RequestFailed, post_json, smoke_headers
 from clincot.jsonl import written_aside
 from clincot.models.checkpoint import checkpoint_digest
 from clincot.store import Store
@@ -87,7 +87,11 @@ class LocalTarget:
         """As the server names it (/openai/v1/models)."""
         if not self._model:
             try:
-                found = httpx.get(f"{self._server().url}/openai/v1/models", timeout=30).raise_for_status().json()
+                found = (
+                    httpx.get(f"{self._server().url}/openai/v1/models", headers=smoke_headers(), timeout=30)
+                    .raise_for_status()
+                    .json()
+                )
                 self._model = str(found["data"][0]["id"])
             except (httpx.HTTPError, ValueError, LookupError) as error:
                 raise RequestFailed(f"GET /openai/v1/models: expected a model, got {type(error).__name__}") from None
@@ -123,12 +127,7 @@ class LocalTarget:
         return ready
 
     def post(self, path: str, payload: Mapping[str, Any], timeout_s: float) -> Any:
-        try:
-            reply = httpx.post(self._server().url + path, json=dict(payload), timeout=timeout_s)
-            reply.raise_for_status()
-            return reply.json()
-        except (httpx.HTTPError, ValueError) as error:
-            raise RequestFailed(f"POST {path}: {type(error).__name__}: {error}") from None
+        return post_json(self._server().url, path, payload, timeout_s)
 
     def counts(self) -> Counts | None:
         front = _read(self.state / "front.json", Running)

@@ -28,7 +28,7 @@ def prune(store: Store, line: str, *, keep: int, really: bool) -> Pruning:
     if keep < 0:
         raise ValueError(f"keep must not be negative, got {keep}")
     found = list(manifests(store, line))
-    kept = {digest: why for digest, why in named_checkpoints(store, line).items()}
+    kept = named_checkpoints(store, line)
     kept |= {m.sha256: "one of the newest" for m in found[len(found) - min(keep, len(found)) :] if m.sha256 not in kept}
     measured = {m.measured: m.sha256 for m in found}
     waiting = [m for m in found if m.sha256 in kept]

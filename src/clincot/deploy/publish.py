@@ -112,7 +112,8 @@ def _adapter_of(checkpoint: Path, record: Checkpoint | None) -> Path:
     folder = checkpoint / ADAPTER
     if not (folder / ADAPTER_CONFIG).is_file() or record is None:
         raise UnsupportedCheckpoint(
-            f"{checkpoint}: has no {ADAPTER}/{ADAPTER_CONFIG} to keep; train with train.lora_r above 0, or publish it merged"
+            f"{checkpoint}: has no {ADAPTER}/{ADAPTER_CONFIG} to keep; train with train.lora_r above 0, or "
+            "publish it merged"
         )
     return folder
 

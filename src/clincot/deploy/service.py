@@ -7,11 +7,12 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import yaml
-from pydantic import Field, ValidationError
+from pydantic import Field, ValidationError, model_validator
 
 from clincot.config import Section
 from clincot.jsonl import BadRecord, explain
 
+Resources = dict[Literal["requests", "limits"], dict[str, str]]
 Name = Annotated[str, Field(pattern=r"^[a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?$")]
 
 
@@ -47,21 +48,36 @@ class ServiceSettings(Section):
         Field(description="a ClusterStorageContainer with memory enough for the checkpoint; KServe's default has 1 Gi"),
     ] = ""
     replicas: Annotated[int, Field(ge=1)] = 1
-    resources: dict[Literal["requests", "limits"], dict[str, str]] = {
-        "requests": {"cpu": "4", "memory": "32Gi"}, "limits": {"memory": "32Gi", "nvidia.com/gpu": "1"},
-    }  # fmt: skip
-    transformer_resources: dict[Literal["requests", "limits"], dict[str, str]] = {
-        "requests": {"cpu": "1", "memory": "2Gi"}, "limits": {"memory": "4Gi"},
-    }  # fmt: skip
+    resources: Resources = Field(
+        default={"requests": {"cpu": "4", "memory": "32Gi"}, "limits": {"memory": "32Gi", "nvidia.com/gpu": "1"}}
+    )
+    transformer_resources: Resources = Field(
+        default={"requests": {"cpu": "1", "memory": "2Gi"}, "limits": {"memory": "4Gi"}}
+    )
     shm: Annotated[str, Field(description="size of /dev/shm")] = "8Gi"
     startup_s: Annotated[int, Field(ge=60, description="until vLLM must answer /v1/models")] = 1800
-    node_selector: dict[str, str] = {}
+    node_selector: dict[str, str] = Field(default={})
     tolerations: tuple[dict[str, str | int], ...] = ()
     ca_config_map: Annotated[str, Field(description="ConfigMap whose key ca.crt is trusted too")] = ""
-    proxies: Annotated[
-        dict[Literal["HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY"], str], Field(description="without credentials")
-    ] = {}
-    api_keys_secret: Annotated[str, Field(description="Secret mounted as the server's API keys")] = ""
+    proxies: dict[Literal["HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY"], str] = Field(
+        default={}, description="without credentials"
+    )
+    api_keys_secret: Annotated[
+        str, Field(description="Secret mounted as the server's API keys; smoke requests carry $CLINCOT_SMOKE_KEY")
+    ] = ""
+    service_url: Annotated[
+        str,
+        Field(
+            description="how smoke requests reach a Service, from a pod http://{service}.{namespace}.svc.cluster.local; "
+            "empty: through the API server, which needs no other address, but passes no API key on"
+        ),
+    ] = ""
+
+    @model_validator(mode="after")
+    def _key_arrives(self) -> ServiceSettings:
+        if self.api_keys_secret and not self.service_url:
+            raise ValueError("with api_keys_secret, smoke requests need service_url: the API server passes no key on")
+        return self
 
 
 def load_service(path: Path | None) -> ServiceSettings:

@@ -115,6 +115,12 @@ def _save_adapter(model: Any, folder: Path) -> None:
         config.base_model_name_or_path = None
     model.save_pretrained(folder, safe_serialization=True)
     (folder / "README.md").unlink(missing_ok=True)
+    path = folder / "adapter_config.json"
+    content = json.loads(path.read_text(encoding="utf-8"))
+    content["target_modules"] = sorted(content["target_modules"])  # a set: in another order in every process
+    with written_aside(path) as file:
+        json.dump(content, file, indent=2, sort_keys=True)
+        file.write("\n")
 
 
 def tail_means(log: Sequence[Mapping[str, float]]) -> dict[str, float]:
