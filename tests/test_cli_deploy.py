@@ -9,6 +9,7 @@ from pathlib import Path
 
 import httpx
 import pytest
+import yaml
 
 from clincot.cli import main
 from clincot.config import PublishSection
@@ -77,8 +78,26 @@ def test_from_a_published_base_to_an_endpoint_and_back(tmp_path: Path, capsys: p
     assert stopped.count("(pid ") == 2
 
 
+def test_what_would_be_applied_can_be_read_first(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = FolderStore(tmp_path / "store")
+    base = published(store, tmp_path, 1.0)
+    service = tmp_path / "service.yaml"
+    service.write_text("name: chest\nservice_account: reader\nreplicas: 2\n")
+    monkeypatch.setenv("AWS_ENDPOINT_URL_S3", "http://s3.local:8333")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "hunter2")
+    at = ("--store", store.url, "--name", LINE, "--checkpoint", base.sha256[:8], "--service", service)
+    said = run(capsys, "deploy", *at, "--show-manifests", "--storage-secret", "keys")
+    secret, account, inference = yaml.safe_load_all(said)
+    assert secret["metadata"]["annotations"]["serving.kserve.io/s3-endpoint"] == "s3.local:8333"
+    assert account["metadata"]["name"] == inference["spec"]["predictor"]["serviceAccountName"] == "reader"
+    assert inference["spec"]["predictor"]["minReplicas"] == 2
+    assert "hunter2" not in said
+
+
 def test_golden_questions_are_the_surest_one_an_image(tmp_path: Path) -> None:
-    """Of 8 films tried for 2 golden questions, those with the highest confidence; wrong answers are kept as they are."""
+    """Of 8 films tried for 2 golden questions, those with the highest confidence; wrong answers are kept."""
     data = tmp_path / "data"
     write_films(data, films=12, seed=0, split="test")
     seen: list[str] = []

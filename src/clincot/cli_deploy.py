@@ -40,6 +40,9 @@ def add_deploying(
     deploy = add("deploy", "roll a published checkpoint out, checked before it gets traffic, or back", _run_deploy)
     deploy.add_argument("--checkpoint", default="", metavar="DIGEST", help="default: the champion")
     deploy.add_argument("--approval", action="store_true", help="wait for `clincot approve` before anything is started")
+    deploy.add_argument("--show-manifests", action="store_true", help="kserve: print what would be applied, and stop")
+    deploy.add_argument("--storage-secret", default="", metavar="NAME",
+                        help="with --show-manifests: the Secret that will hold the store's keys")  # fmt: skip
     deploy.add_argument("--abandon", metavar="REASON", default="", help="give the line's open rollout up")
     deploy.add_argument("--stop", action="store_true", help="local: stop the servers and the address in front of them")
     _add_target(deploy)
@@ -205,9 +208,38 @@ def _run_deploy(args: argparse.Namespace, params: Params) -> int:
         manifest = read_manifest(store, line, read_champion(store, line).now.sha256)
     settings = params.deploy.model_copy(update={"approval": params.deploy.approval or args.approval})
     service = load_service(args.service) if args.target == "kserve" else None
+    if args.show_manifests:
+        return _show_manifests(args, manifest, service)
     target = _target(args, store, manifest, args.target, service, settings.steps)  # refused here, nothing is begun
     journal = begin(store, manifest, settings, target=args.target, service=service, by=by)
     return _go(args, store, journal, target)
+
+
+def _show_manifests(args: argparse.Namespace, manifest: Manifest, service: ServiceSettings | None) -> int:
+    """The InferenceService, and the Secret (without its keys) and ServiceAccount by which KServe reads the store."""
+    import os
+
+    import yaml
+
+    from clincot.deploy.crd import check, read_crd, validator_of
+    from clincot.deploy.inference_service import VERSION, inference_service, storage_secret
+
+    if service is None:
+        raise ValueError("--show-manifests is of --target kserve")
+    mode = "Knative" if service.mode == "knative" else "Standard"
+    shown = [inference_service(service, manifest.sha256, manifest.uri, mode=mode)]
+    if args.crd:
+        check(shown[0], validator_of(read_crd(args.crd), VERSION))
+    if args.storage_secret:
+        if not service.service_account:
+            raise ValueError("--storage-secret needs service_account in the service's settings, which carries it")
+        endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get(
+            "AWS_ENDPOINT_URL", "https://s3.amazonaws.com"
+        )
+        region = os.environ.get("AWS_REGION", "us-east-1")
+        shown = [*storage_secret(service, secret=args.storage_secret, endpoint=endpoint, region=region), *shown]
+    print(yaml.safe_dump_all(shown, sort_keys=False))
+    return 0
 
 
 def _abandon(args: argparse.Namespace, store: Store, line: str, by: str) -> int:

@@ -215,14 +215,22 @@ def test_conflicts_are_read_again(world: World) -> None:
 
 
 def test_endless_conflicts_end(world: World) -> None:
+    """From the first smoke request on nothing can be written, not even the way back: the rollout stays open."""
     world.deploy(world.base)
-    world.server.conflicts = 1000
-    with pytest.raises(TargetFailed, match="HTTP 409"):  # and the way back fails as well: the rollout stays open
+    right = answering(world.challenger.golden)
+
+    def chat(body: dict[str, Any]) -> tuple[int, dict[str, Any]]:
+        world.server.conflicts = 1000
+        return right(body)
+
+    world.server.scripts[world.challenger.sha256].chat = chat
+    with pytest.raises(TargetFailed, match="HTTP 409"):
         world.deploy(world.challenger)
     journal = last_journal(world.store, LINE)
     assert journal is not None
     assert not journal.ended
     world.server.conflicts = 0
+    world.server.scripts[world.challenger.sha256].chat = right
     assert kinds(world.deploy(world.challenger))[-1] == "finished"
 
 

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 import torch
-from peft import PeftModel
 from datasets import Dataset
+from peft import PeftModel
 from safetensors.torch import load_file
 from trl import DPOConfig, DPOTrainer
 

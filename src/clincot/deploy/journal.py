@@ -146,7 +146,7 @@ def last_journal(store: Store, line: str, *, by: str = "") -> Journal | None:
 
 
 def _line(event: RolloutEvent) -> bytes:
-    return (event.model_dump_json(exclude_defaults=True, exclude={"version"}) + "\n").encode()
+    return (event.model_dump_json(exclude_none=True) + "\n").encode()
 
 
 def _now() -> str:
