@@ -155,6 +155,22 @@ def test_what_goes_wrong_is_rolled_back(world: World, mode: Mode, script: Script
     assert kinds(world.deploy(world.challenger, mode))[-1] == "finished"  # mended, the next rollout goes through
 
 
+@pytest.mark.parametrize("mode", ["canary", "knative", "blue-green"])
+def test_the_champion_can_be_deployed_again_and_stays_where_it_is_if_that_fails(world: World, mode: Mode) -> None:
+    """After a challenger that failed, and then with a smoke request that fails: the base has the traffic throughout."""
+    world.deploy(world.base, mode)
+    world.server.scripts[world.challenger.sha256].chat = None
+    with pytest.raises(RolledBack):
+        world.deploy(world.challenger, mode)
+    before = json.dumps(front_of(world, mode))
+    world.deploy(world.base, mode)
+    assert json.dumps(front_of(world, mode)) == before
+    world.server.scripts[world.base.sha256].chat = None
+    with pytest.raises(RolledBack):
+        world.deploy(world.base, mode)
+    assert json.dumps(front_of(world, mode)) == before
+
+
 def front_of(world: World, mode: Mode) -> object:
     """What decides where users' requests go."""
     if mode == "blue-green":

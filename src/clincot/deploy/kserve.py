@@ -299,7 +299,7 @@ class KnativeTarget(KServeTarget):
             now = self._read()
             if now is None:
                 now = self.cluster.create(self.path(), self.manifest())
-            self._alone = _served(now) in (None, self.digest)
+            self._alone = _served(now) is None or (_served(now) == self.digest and _uri(now) == self.uri)
             if not self._alone:
                 self.cluster.change(self.path(), beside)
         return f"a revision of InferenceService {self.settings.name}" + (
@@ -337,7 +337,7 @@ class KnativeTarget(KServeTarget):
     def undo(self) -> None:
         with _told():
             now = self._read()
-        if now is None or now["spec"]["predictor"].get("model", {}).get("storageUri") != self.uri:
+        if now is None or _uri(now) != self.uri:
             return
         if _served(now) is None:  # made by this rollout
             with _told():
@@ -347,7 +347,7 @@ class KnativeTarget(KServeTarget):
 
     def _set(self, percent: int | None) -> None:
         def shared(now: Json) -> Json:
-            if now["spec"]["predictor"].get("model", {}).get("storageUri") != self.uri:
+            if _uri(now) != self.uri:
                 raise TargetFailed(f"InferenceService {self.settings.name} was given another checkpoint meanwhile")
             now["spec"]["predictor"].pop("canaryTrafficPercent", None)
             if percent is None:
@@ -422,8 +422,13 @@ class BlueGreenTarget(KServeTarget):
 
     def finish(self) -> None:
         """What served before the one before is taken away."""
+
+        def marked(front: Json) -> Json:
+            front["metadata"].setdefault("annotations", {})[DIGEST] = self.digest
+            return front
+
         with _told():
-            front = self._front() or {}
+            front = self.cluster.change(self._front_path(), marked)
             kept = {
                 f"isvc.{self.backend}",
                 json.loads(front["metadata"]["annotations"].get(BEFORE, "{}")).get("app", ""),
@@ -444,6 +449,8 @@ class BlueGreenTarget(KServeTarget):
 
         with _told():
             front = self._front()
+            if front is not None and _served(front) == self.digest:
+                return  # it had all of the traffic before this rollout
             if front is not None:
                 front = self.cluster.change(self._front_path(), back)
                 if front["spec"]["selector"] == {"app": f"isvc.{self.backend}"}:  # nothing was served before
@@ -478,6 +485,10 @@ def _served(now: Json) -> str | None:
     """The checkpoint whose rollout was finished; None where none ever was."""
     found: str | None = now["metadata"].get("annotations", {}).get(DIGEST)
     return found
+
+
+def _uri(now: Json) -> str:
+    return str(now["spec"]["predictor"].get("model", {}).get("storageUri", ""))
 
 
 def _stable(now: Json) -> str:

@@ -68,8 +68,8 @@ class ServiceSettings(Section):
     service_url: Annotated[
         str,
         Field(
-            description="how smoke requests reach a Service: in a pod, "
-            "http://{service}.{namespace}.svc.cluster.local; empty: through the API server, which needs no other address, but passes no API key on"
+            description="how smoke requests reach a Service, in a pod http://{service}.{namespace}.svc.cluster.local; "
+            "empty: through the API server, which needs no other address but passes no API key on"
         ),
     ] = ""
 
