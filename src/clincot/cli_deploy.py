@@ -293,7 +293,7 @@ def _target(
     from clincot.cluster import connect
     from clincot.deploy.crd import read_crd, validator_of
     from clincot.deploy.inference_service import VERSION
-    from clincot.deploy.kserve import kserve_target
+    from clincot.deploy.modes import kserve_target
 
     if service is None:
         raise ValueError("a rollout to kserve needs the settings of its service")

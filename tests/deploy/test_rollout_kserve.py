@@ -19,8 +19,9 @@ from clincot.deploy import champion, crd, deployment
 from clincot.deploy.deployment import NotToBeDeployed, approve, begin, go
 from clincot.deploy.inference_service import CRD, DIGEST
 from clincot.deploy.journal import Journal, RolloutTaken, last_journal, read_journal
-from clincot.deploy.kserve import TARGETS, KServeTarget, Mode, choose_mode
+from clincot.deploy.kserve import KServeTarget
 from clincot.deploy.manifest import Golden, Manifest
+from clincot.deploy.modes import TARGETS, Mode
 from clincot.deploy.rollout import RolledBack, TargetFailed
 from clincot.deploy.service import ServiceSettings
 from clincot.store import FolderStore
@@ -29,7 +30,6 @@ from tests.deploy.builders import LINE, published
 
 FAST = DeploySection(steps=(10, 50, 100), step_s=0, poll_s=0.001, ready_s=20, request_s=10)
 SERVICE = ServiceSettings(name=LINE, namespace="serving")
-CONFIG = "/api/v1/namespaces/kserve/configmaps/inferenceservice-config"
 OPEN = {"type": "object", "x-kubernetes-preserve-unknown-fields": True}
 
 
@@ -361,42 +361,6 @@ def test_knative_takes_its_share_by_percent(world: World) -> None:
     world.deploy(world.challenger, "knative")
     shares = [one["spec"]["predictor"].get("canaryTrafficPercent") for one in world.server.history]
     assert shares == [0, 10, 50, 100, None]
-
-
-@pytest.mark.parametrize(
-    ("groups", "config", "settings", "mode", "why"),
-    [
-        ({"gateway.networking.k8s.io/v1"}, {"enableGatewayApi": True}, {}, "canary", "routes through the Gateway API"),
-        (
-            {"gateway.networking.k8s.io/v1"},
-            {"enableGatewayApi": False},
-            {},
-            "blue-green",
-            "enableGatewayApi is not true",
-        ),
-        (set(), {}, {}, "blue-green", "the cluster has no Gateway API"),
-        ({"serving.knative.dev/v1"}, {}, {}, "knative", "Knative mode"),
-        (set(), {}, {"gateway_api": "yes"}, "canary", "gateway_api is set to yes"),
-        (set(), {}, {"gateway_api": "yes", "transformer": "separate"}, "blue-green", "past a transformer of its own"),
-    ],
-)
-def test_the_way_is_chosen_by_what_the_cluster_has(
-    world: World, groups: set[str], config: dict[str, Any], settings: dict[str, Any], mode: str, why: str
-) -> None:
-    world.server.groups = groups
-    default = "Knative" if "serving.knative.dev/v1" in groups else "Standard"
-    data = {"ingress": json.dumps(config), "deploy": json.dumps({"defaultDeploymentMode": default})}
-    world.server.objects[CONFIG] = {"kind": "ConfigMap", "metadata": {}, "data": data}
-    found, said = choose_mode(world.cluster, SERVICE.model_copy(update=settings))
-    assert found == mode
-    assert why in said
-
-
-def test_a_way_that_would_do_nothing_is_refused(world: World) -> None:
-    with pytest.raises(TargetFailed, match=r"spec\.canary\[\] would do nothing here: the cluster has no Gateway API"):
-        choose_mode(world.cluster, SERVICE.model_copy(update={"mode": "standard"}))
-    with pytest.raises(TargetFailed, match=r"does not serve serving\.knative\.dev/v1"):
-        choose_mode(world.cluster, SERVICE.model_copy(update={"mode": "knative"}))
 
 
 def test_the_manifest_is_checked_against_the_clusters_own_crd(world: World) -> None:
