@@ -104,6 +104,7 @@ def test_the_stores_keys_stand_in_no_manifest() -> None:
     secret, account = storage_secret(FULL, secret="store", endpoint="https://s3.example:9000", region="eu-1")
     assert secret["metadata"]["annotations"]["serving.kserve.io/s3-endpoint"] == "s3.example:9000"
     assert secret["metadata"]["annotations"]["serving.kserve.io/s3-usehttps"] == "1"
+    assert secret["metadata"]["annotations"]["serving.kserve.io/s3-cabundle-configmap"] == "corporate-ca"
     assert "data" not in secret
     assert "stringData" not in secret
     assert account["secrets"] == [{"name": "store"}]

@@ -140,7 +140,7 @@ def _pod(settings: ServiceSettings) -> Json:
 def _environment(settings: ServiceSettings) -> list[Json]:
     env = [{"name": name, "value": value} for name, value in sorted(settings.proxies.items())]
     if settings.ca_config_map:
-        env.append({"name": "SSL_CERT_FILE", "value": "/etc/clincot/ca/ca.crt"})
+        env.append({"name": "SSL_CERT_FILE", "value": "/etc/clincot/ca/cabundle.crt"})
     return env
 
 
@@ -164,7 +164,7 @@ def storage_secret(
     }  # fmt: skip
     if settings.ca_config_map:
         annotations["serving.kserve.io/s3-cabundle-configmap"] = settings.ca_config_map
-        annotations["serving.kserve.io/s3-cabundle"] = "/etc/ssl/custom-certs/ca.crt"
+        annotations["serving.kserve.io/s3-cabundle"] = "/etc/ssl/custom-certs/cabundle.crt"
     at = {"namespace": settings.namespace}
     return (
         {"apiVersion": "v1", "kind": "Secret", "metadata": {"name": secret, **at, "annotations": annotations},

@@ -58,7 +58,9 @@ class ServiceSettings(Section):
     startup_s: Annotated[int, Field(ge=60, description="until vLLM must answer /v1/models")] = 1800
     node_selector: dict[str, str] = Field(default={})
     tolerations: tuple[dict[str, str | int], ...] = ()
-    ca_config_map: Annotated[str, Field(description="ConfigMap whose key ca.crt is trusted too")] = ""
+    ca_config_map: Annotated[
+        str, Field(description="ConfigMap with cabundle.crt (KServe's name): all CAs to trust")
+    ] = ""
     proxies: dict[Literal["HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY"], str] = Field(
         default={}, description="without credentials"
     )
