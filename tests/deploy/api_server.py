@@ -55,6 +55,7 @@ class ApiServer:
     url: str = ""
     _lock: threading.RLock = field(default_factory=threading.RLock)
     _version: int = 0
+    _revisions: list[str] = field(default_factory=list)  # what each revision of Knative serves
 
     def handle(self, method: str, path: str, body: Json | None) -> tuple[int, Json | str]:
         with self._lock:
@@ -83,8 +84,9 @@ class ApiServer:
             return 200, self.objects.pop(path)
         if method == "PUT":
             return self._put(path, body or {})
+        seen = copy.deepcopy(self.objects[path])  # as the controller left it: a status lags behind its spec by a look
         self._reconcile(self.objects[path])
-        return 200, self.objects[path]
+        return 200, seen
 
     def _put(self, path: str, body: Json) -> tuple[int, Json]:
         if self.conflicts:
@@ -110,17 +112,21 @@ class ApiServer:
         if thing.get("kind") != "InferenceService":
             return
         status, spec = thing["status"], thing["spec"]
-        status["observedGeneration"] = thing["metadata"]["generation"]
+        status["observedGeneration"] = 1  # the Deployment's, as KServe has it
         ready, model_status = self._state(spec["predictor"])
         status["conditions"] = [{"type": "Ready", "status": "True" if ready else "False"}]
         status["modelStatus"] = model_status
         status["canaryStatuses"] = [self._canary(one) for one in spec.get("canary", ())]
         uri = spec["predictor"]["model"]["storageUri"]
-        name = f"{thing['metadata']['name']}-{uri[-5:]}"
+        if self._revisions[-1:] != [uri]:
+            self._revisions.append(uri)
+        name = f"{thing['metadata']['name']}-{len(self._revisions):05d}"
         part = status.setdefault("components", {}).setdefault("predictor", {})
         part["latestCreatedRevision"] = name
         if ready:
             part["latestReadyRevision"] = name
+            if spec["predictor"].get("canaryTrafficPercent", 100) == 100:
+                part["latestRolledoutRevision"] = name
         part["traffic"] = [{"latestRevision": True, "tag": "latest", "url": f"{self.url}/knative/{uri[-64:]}"}]
 
     def _state(self, predictor: Json) -> tuple[bool, Json]:

@@ -18,7 +18,9 @@ SERVICE, BEFORE = "clincot/service", "clincot/before"  # a label; an annotation 
 class BlueGreenTarget(KServeTarget):
     """A second InferenceService and a Service in front. The one before is kept until the next rollout."""
 
-    steps = property(lambda self: (100,))
+    @property
+    def steps(self) -> tuple[int, ...]:
+        return (100,)
 
     @property
     def own(self) -> str:
@@ -41,7 +43,7 @@ class BlueGreenTarget(KServeTarget):
             try:
                 self.cluster.create(self.path(self.own), self.manifest())
             except Conflict:  # an attempt of ours before this one: the name holds the digest
-                return f"InferenceService {self.own} is there already"
+                return f"InferenceService {self.own}, there already, its settings left as they are"
         before = "" if front is None else f" beside {front['spec']['selector'].get('app', '')}"
         return f"InferenceService {self.own}{before}"
 

@@ -48,8 +48,13 @@ class KServeTarget:
         self._ready = False
         self._alone = False  # no other revision is there to share the traffic with
 
-    steps = property(lambda self: (100,) if self._alone else self._steps)
-    model = property(lambda self: self.settings.name)
+    @property
+    def steps(self) -> tuple[int, ...]:
+        return (100,) if self._alone else self._steps
+
+    @property
+    def model(self) -> str:
+        return self.settings.name
 
     def path(self, name: str = "") -> str:
         return kubernetes.resource_path(GROUP, VERSION, self.settings.namespace, PLURAL, name or self.settings.name)
@@ -131,7 +136,7 @@ class CanaryTarget(KServeTarget):
                 now = self.cluster.create(self.path(), self.manifest())
             self._alone = _stable(now) == self.revision
             if self._alone:
-                return f"InferenceService {self.settings.name} with {self.revision} alone"
+                return f"InferenceService {self.settings.name} with {self.revision} alone{_as_it_is(now)}"
             self._set_share(0)
         return f"{self.revision} beside {_stable(now)} of InferenceService {self.settings.name}, as spec.canary"
 
@@ -219,9 +224,8 @@ class KnativeTarget(KServeTarget):
             self._alone = served(now) is None or (served(now) == self.digest and _uri(now) == self.uri)
             if not self._alone:
                 self.cluster.change(self.path(), beside)
-        return f"a revision of InferenceService {self.settings.name}" + (
-            "" if self._alone else ", canaryTrafficPercent 0"
-        )
+        how = _as_it_is(now) if self._alone else ", canaryTrafficPercent 0"
+        return f"a revision of InferenceService {self.settings.name}{how}"
 
     def check(self) -> bool:
         with told():
@@ -230,9 +234,11 @@ class KnativeTarget(KServeTarget):
             raise NotReady(f"InferenceService {self.settings.name} is gone")
         status = now.get("status", {})
         part = status.get("components", {}).get("predictor", {})
-        seen = status.get("observedGeneration", 0) >= now["metadata"].get("generation", 0)  # else it speaks of the old
-        newest = part.get("latestCreatedRevision") and part["latestCreatedRevision"] == part.get("latestReadyRevision")
-        return self._judge(bool(seen and newest and is_ready(now)), status.get("modelStatus", {}), self.settings.name)
+        newest = part.get("latestCreatedRevision", "")
+        # Until the status speaks of the new revision it calls the old one, which has all of the traffic, the newest.
+        new = self._alone or self._ready or newest != part.get("latestRolledoutRevision")
+        ready = bool(newest and new and newest == part.get("latestReadyRevision") and is_ready(now))
+        return self._judge(ready, status.get("modelStatus", {}), self.settings.name)
 
     def post(self, path: str, payload: Mapping[str, Any], timeout_s: float) -> Any:
         with told():
@@ -283,6 +289,11 @@ def served(now: Json) -> str | None:
     return found
 
 
+def _as_it_is(now: Json) -> str:
+    """A rollout moves checkpoints; other settings of what is served already are `kubectl apply`'s (--show-manifests)."""
+    return "" if served(now) is None else ", served already, its settings left as they are"
+
+
 def _uri(now: Json) -> str:
     return str(now["spec"]["predictor"].get("model", {}).get("storageUri", ""))
 
@@ -292,8 +303,8 @@ def _stable(now: Json) -> str:
 
 
 def is_ready(now: Json) -> bool:
-    seen = now.get("status", {}).get("observedGeneration", 0) >= now["metadata"].get("generation", 0)
-    return bool(seen and kubernetes.conditions(now).get("Ready", {}).get("status") == "True")
+    """KServe's own word. Its observedGeneration is the Deployment's, so it does not tell a status that lags behind."""
+    return bool(kubernetes.conditions(now).get("Ready", {}).get("status") == "True")
 
 
 @contextlib.contextmanager
