@@ -290,7 +290,7 @@ def served(now: Json) -> str | None:
 
 
 def _as_it_is(now: Json) -> str:
-    """A rollout moves checkpoints; other settings of what is served already are `kubectl apply`'s (--show-manifests)."""
+    """A rollout moves checkpoints. Other settings of what is served already are `kubectl`'s (--show-manifests)."""
     return "" if served(now) is None else ", served already, its settings left as they are"
 
 
