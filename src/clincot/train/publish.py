@@ -110,13 +110,12 @@ def publish(
 
 
 def _save_adapter(model: Any, folder: Path) -> None:
-    """PEFT's two files. The base's path is left out: it is another one on every machine."""
-    for config in model.peft_config.values():
-        config.base_model_name_or_path = None
+    """PEFT's two files, their bytes the same in every process and on every machine."""
     model.save_pretrained(folder, safe_serialization=True)
     (folder / "README.md").unlink(missing_ok=True)
     path = folder / "adapter_config.json"
     content = json.loads(path.read_text(encoding="utf-8"))
+    content["base_model_name_or_path"] = None  # a path of this machine; the checkpoint's record names the parent
     content["target_modules"] = sorted(content["target_modules"])  # a set: in another order in every process
     with written_aside(path) as file:
         json.dump(content, file, indent=2, sort_keys=True)
