@@ -6,6 +6,7 @@ Every change is a read, a change of what is ours, and a write over what was read
 from __future__ import annotations
 
 import contextlib
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -34,7 +35,7 @@ from clincot.deploy.smoke import RequestFailed, post_json
 _FAILED = {"BlockedByFailedLoad", "InvalidSpec"}
 
 
-class KServeTarget:
+class KServeTarget(ABC):
     """What the three ways have in common. One object is one rollout of one checkpoint."""
 
     def __init__(
@@ -59,9 +60,27 @@ class KServeTarget:
     def path(self, name: str = "") -> str:
         return kubernetes.resource_path(GROUP, VERSION, self.settings.namespace, PLURAL, name or self.settings.name)
 
+    @abstractmethod
     def manifest(self) -> Json:
         """What will be applied where nothing is yet."""
-        raise NotImplementedError
+
+    @abstractmethod
+    def start(self) -> str: ...
+
+    @abstractmethod
+    def check(self) -> bool: ...
+
+    @abstractmethod
+    def post(self, path: str, payload: Mapping[str, Any], timeout_s: float) -> Any: ...
+
+    @abstractmethod
+    def shift(self, percent: int) -> None: ...
+
+    @abstractmethod
+    def finish(self) -> None: ...
+
+    @abstractmethod
+    def undo(self) -> None: ...
 
     def validate(self) -> None:
         """Against the CRD of the cluster, or the one given. Raises crd.InvalidManifest, TargetFailed."""
@@ -147,7 +166,9 @@ class CanaryTarget(KServeTarget):
             raise NotReady(f"InferenceService {self.settings.name} is gone")
         if self._alone:
             return self._judge(is_ready(now), now.get("status", {}).get("modelStatus", {}), self.settings.name)
-        found = next((c for c in now.get("status", {}).get("canaryStatuses", ()) if c["name"] == self.revision), {})
+        found: Json = next(
+            (c for c in now.get("status", {}).get("canaryStatuses", ()) if c["name"] == self.revision), {}
+        )
         return self._judge(bool(found.get("ready")), found.get("modelStatus", {}), f"canary {self.revision}")
 
     @property
