@@ -18,15 +18,15 @@ from clincot.datasets.rendering import Unrenderable
 from clincot.images import BadImage
 from clincot.jsonl import BadRecord
 from clincot.judge.combination import QuorumLost
+from clincot.models.checkpoint import UnsupportedCheckpoint
 from clincot.models.protocols import ModelFailed
-from clincot.models.vlm import UnsupportedCheckpoint
 from clincot.stages import STAGES
 from clincot.train.publish import NotFinite
 from tests import tiny
 
 COMMANDS = [
     *(stage.name for stage in STAGES), "rounds", "ingest", "render", "small-models", "sft", "calibrate", "show", "page",
-    "blind", "power", "report-questions", "report-metrics", "serve",
+    "blind", "power", "report-questions", "report-metrics", "serve", "models", "deploy", "approve",
 ]  # fmt: skip
 
 

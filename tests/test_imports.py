@@ -13,7 +13,7 @@ import pytest
 import clincot
 
 SOURCE = Path(clincot.__file__).parent
-SIBLINGS = ("datasets", "propose", "judge", "train", "bench")
+SIBLINGS = ("datasets", "propose", "judge", "train", "bench", "deploy")
 HEAVY = ("torch", "transformers", "kfp", "kubernetes")
 
 
@@ -38,6 +38,7 @@ def test_the_probe_sees_a_heavy_import(tmp_path: Path) -> None:
         "import clincot.rounds, clincot.bench.page, clincot.provenance",
         "import clincot.judge.panel, clincot.judge.pairs, clincot.bench.gate",
         "import clincot.datasets.vqa_rad, clincot.datasets.slake, clincot.datasets.iu_xray, clincot.datasets.jsonl_vqa",
+        "import clincot.deploy.publish, clincot.deploy.deployment, clincot.deploy.local, clincot.deploy.prune",
     ],
 )
 def test_nothing_heavy_comes_along(statement: str) -> None:
@@ -70,13 +71,24 @@ def test_siblings_do_not_import_siblings(package: str) -> None:
     assert len(files) > 1
     others = {f"clincot.{other}" for other in SIBLINGS if other != package}
     above = {"clincot.stages", "clincot.rounds", "clincot.cli", "clincot.evaluation", "clincot.calibrate",
-             "clincot.small_models", "clincot.demo"}  # fmt: skip
+             "clincot.small_models", "clincot.demo", "clincot.publishing"}  # fmt: skip
     for path in files:
         for module in imported(path):
             top = ".".join(module.split(".")[:2])
             assert top not in others, f"{path.relative_to(SOURCE)} imports its sibling {module}"
             if path.name not in {"page.py", "gallery.py", "figures.py"}:  # a run's page reads what a run is made of
                 assert top not in above, f"{path.relative_to(SOURCE)} imports {module}, which stands above it"
+
+
+def test_kubernetes_is_imported_by_the_cluster_module_alone() -> None:
+    found = [
+        path.relative_to(SOURCE).as_posix()
+        for path in sorted(SOURCE.rglob("*.py"))
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if (isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "kubernetes")
+        or (isinstance(node, ast.Import) and any(alias.name.split(".")[0] == "kubernetes" for alias in node.names))
+    ]
+    assert set(found) == {"cluster.py"}
 
 
 @pytest.mark.parametrize("package", ["datasets", "propose", "judge", "bench"])

@@ -15,7 +15,8 @@ import pytest
 from clincot.conversation import judgement
 from clincot.datasets.folder import StudyIndex
 from clincot.jsonl import BadRecord, read_records
-from clincot.models.vlm import UnsupportedCheckpoint, VisionLanguageModel
+from clincot.models.checkpoint import UnsupportedCheckpoint
+from clincot.models.vlm import VisionLanguageModel
 from clincot.records import Candidate, Checkpoint, Judgement, PanelScore, PreferencePair, Question, Region, Study
 from clincot.rounds import Plan, run_rounds, show_interval, table
 from tests import tiny

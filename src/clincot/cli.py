@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic.fields import FieldInfo
 
 from clincot import __version__
+from clincot.cli_deploy import add_deploying
 from clincot.config import Params, load_params
 from clincot.errors import BadInput, ForTheUser
 from clincot.records import Decision
@@ -31,6 +32,8 @@ a first round, by hand (every stage reads params.yaml and says what it wrote):
   clincot render --out data/train --warps 0:24 --images 400     or the controlled benchmark
   clincot rounds --run runs/mine --data data/train --benchmark data/test --policy assets/policy --count 2
   clincot show pair-1a2b --run runs/mine                 from a pair to everything behind it
+  clincot publish --checkpoint runs/mine/round-01/policy --store DIR_OR_S3 --published published.json
+  clincot deploy --store DIR_OR_S3 --target local        an endpoint, checked before it gets traffic
 """
 
 
@@ -70,6 +73,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_looking(commands)
     _add_reports(commands)
     _add_serve(commands)
+    add_deploying(commands, _command, _add_params, _params)
     return parser
 
 
@@ -110,6 +114,8 @@ def _add_stage(commands: Any, stage: Stage) -> None:
         parser.add_argument("--exit-code", action="store_true", help="end with 0 promote, 3 keep or 4 blocked")
         parser.add_argument("--explain", action="store_true", help="say what would have to change for a promotion")
         parser.set_defaults(run_command=_run_decide)
+    for name in stage.flags:
+        parser.add_argument(f"--{_dashed(name)}", dest=f"flag_{name}", metavar="VALUE", help=f"{stage.name}.{name}")
     _add_params(parser)
 
 
@@ -141,6 +147,7 @@ def _run_stage(args: argparse.Namespace) -> int:
 def _stage_metrics(args: argparse.Namespace) -> Metrics:
     stage: Stage = args.stage
     given = vars(args)
+    args.overrides += [f"{stage.name}.{name}={given[f'flag_{name}']}" for name in stage.flags if given[f"flag_{name}"]]
     inputs = {name: given[name] for name in (*stage.inputs, *stage.optional) if given[name] is not None}
     return run_stage(
         stage.name, getattr(_params(args), stage.name), inputs, {name: given[name] for name in stage.outputs}

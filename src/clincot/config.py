@@ -260,10 +260,12 @@ class PublishSection(Section):
         Literal["merge", "keep"],
         Field(description="of a checkpoint trained as LoRA: merged into the base's weights, or the adapter alone"),
     ] = "merge"
+    round: Annotated[
+        int, Field(ge=0, description="of the checkpoint; 0: as recorded, or one after its published parent's")
+    ] = 0
     golden: Annotated[
         int, Field(ge=0, description="questions kept with their answers and regions, for smoke tests")
     ] = 8
-    max_new_tokens: Annotated[Positive, Field(description="of a golden answer")] = 16
     licence: Annotated[str, Field(min_length=1, description="SPDX name; a derivative carries its base's")] = (
         "Apache-2.0"
     )

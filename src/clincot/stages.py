@@ -4,6 +4,9 @@ The command line, the loop of rounds and the pipelines call `run_stage(name, …
 configuration and version are those of an earlier run that finished, so an interrupted run goes on where it was. Heavy
 imports happen inside the functions: importing this module brings in neither torch nor kfp.
 
+A rollout is no stage: what it makes is the state of a cluster, which others change too, so a stamp beside a file would
+say "done" where it is undone (`clincot deploy`, deploy/rollout.py).
+
 No stage before `evaluate` is given the answer key (references.jsonl); they run where there is none.
 """
 
@@ -49,6 +52,7 @@ class Stage:
     optional: tuple[str, ...] = ()  # inputs that may be left out
     may_lack: tuple[str, ...] = ()  # inputs that may be missing on disk: what that means is for the stage to say
     appends_to: tuple[str, ...] = ()  # inputs that the stage adds to; given one, it is run again even if it is done
+    flags: tuple[str, ...] = ()  # fields of the section that the command line also takes as --field
 
 
 def prepare(section: config.PrepareSection, inputs: Paths, outputs: Paths) -> Metrics:
@@ -186,6 +190,14 @@ def decide(section: config.DecideSection, inputs: Paths, outputs: Paths) -> Metr
     return {name: float(gated.decision.verdict == name) for name in ("promote", "keep", "blocked")}
 
 
+def publish(section: config.PublishSection, inputs: Paths, outputs: Paths) -> Metrics:
+    from clincot.publishing import publish_files
+
+    manifest = publish_files(section, inputs)
+    _write_json(outputs["published"], manifest.model_dump(mode="json"))
+    return {"files": len(manifest.files), "bytes": sum(f.size for f in manifest.files), "golden": len(manifest.golden)}
+
+
 STAGES: tuple[Stage, ...] = (
     Stage("prepare", prepare, config.PrepareSection, ("data",), ("questions",), "cpu",
           "take the questions of one round: disjoint subsets, split by image"),
@@ -206,6 +218,9 @@ STAGES: tuple[Stage, ...] = (
           "does the challenger take the champion's place? (the outcomes of both)",
           ("blind", "base", "data", "calibration", "panel_report", "panel_report_before", "pair_report", "ledger"),
           may_lack=("champion", "challenger"), appends_to=("ledger",)),
+    Stage("publish", publish, config.PublishSection, ("checkpoint",), ("published",), "gpu",
+          "a checkpoint into the store, under its digest, with manifest, model card and golden questions",
+          ("report", "decision", "panel_report", "golden"), ("store", "name", "adapter")),
 )  # fmt: skip
 
 

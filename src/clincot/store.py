@@ -23,26 +23,28 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
+from clincot.errors import BadInput, ForTheUser
+
 _KEY = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._=+-]*(/[A-Za-z0-9_][A-Za-z0-9._=+-]*)*")
 BLOCK = 1 << 20
 
 
-class StoreFailed(RuntimeError):
+class StoreFailed(ForTheUser, RuntimeError):
     """The store could not be reached or refused; says which, and what would mend it."""
 
 
-class NotStored(KeyError):
+class NotStored(ForTheUser, KeyError):
     """Nothing lies under this key."""
 
     def __str__(self) -> str:
         return str(self.args[0])
 
 
-class AlreadyStored(ValueError):
+class AlreadyStored(BadInput):
     """Something lies under this key already, and is not overwritten."""
 
 
-class Moved(ValueError):
+class Moved(BadInput):
     """What was read has been replaced by someone else since."""
 
 
@@ -93,12 +95,12 @@ class Store(Protocol):
 def open_store(url: str) -> Store:
     """The store of a folder, `file:` or `s3://bucket/prefix` address."""
     if not url:
-        raise ValueError("no store is named; expected a folder or s3://bucket/prefix (--store)")
+        raise BadInput("no store is named; expected a folder or s3://bucket/prefix (--store)")
     scheme, separator, rest = url.partition("://")
     if not separator:
         return FolderStore(Path(url))
     if scheme != "s3" or "@" in rest or not rest.strip("/"):
-        raise ValueError(
+        raise BadInput(
             f"a store is a folder or s3://bucket/prefix (credentials come from the environment), got {_shown(url)!r}"
         )
     from clincot.store_s3 import S3Store
@@ -110,7 +112,7 @@ def open_store(url: str) -> Store:
 def checked_key(key: str) -> str:
     """The key; ValueError where it could leave the store or means different things in a folder and in S3."""
     if not _KEY.fullmatch(key):
-        raise ValueError(f"not a key of a store: {key!r}; expected names of letters, digits and ._=+- joined by /")
+        raise BadInput(f"not a key of a store: {key!r}; expected names of letters, digits and ._=+- joined by /")
     return key
 
 

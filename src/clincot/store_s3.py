@@ -110,7 +110,7 @@ class S3Store:
         part_bytes = max(PART_BYTES, -(-size // MOST_PARTS))
         upload = self._s3.create_multipart_upload(**at)["UploadId"]
         try:
-            parts = []
+            parts: list[dict[str, Any]] = []
             with path.open("rb") as file:
                 while block := file.read(part_bytes):
                     number = len(parts) + 1
@@ -140,7 +140,7 @@ class S3Store:
 
     @contextlib.contextmanager
     def _named(self, what: str) -> Iterator[None]:
-        """Errors of S3 as errors of the store. Messages of botocore hold no keys, but may hold signed headers' names."""
+        """Errors of S3 as errors of the store. Messages of botocore hold no keys."""
         try:
             yield
         except ClientError as error:

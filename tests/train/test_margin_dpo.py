@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from datasets import Dataset
+from peft import PeftModel
 from safetensors.torch import load_file
 from trl import DPOConfig, DPOTrainer
 
@@ -32,7 +33,7 @@ def _log(checkpoint: Path) -> list[dict[str, float]]:
 
 
 def _bytes(folder: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
+    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
 
 
 def _messages(conversation: Conversation) -> list[dict[str, Any]]:
@@ -189,7 +190,14 @@ def test_the_published_checkpoint_is_whole_and_prefers_the_chosen_side(
         rejected = policy.answer_logprobs([row.rejected for row in rows])
         return sum(chosen) - sum(rejected)
 
-    assert delta(VisionLanguageModel(tmp_path / "out")) > delta(VisionLanguageModel(policy_dir)) + 0.1
+    merged = delta(VisionLanguageModel(tmp_path / "out"))
+    assert merged > delta(VisionLanguageModel(policy_dir)) + 0.1
+    assert (tmp_path / "out" / "adapter").exists() == (lora_r > 0)
+    if lora_r:  # the adapter beside the merged weights, on the policy that was trained from, says the same
+        base = VisionLanguageModel(policy_dir)
+        PeftModel.from_pretrained(base.model, tmp_path / "out" / "adapter").merge_and_unload()
+        assert delta(base) == pytest.approx(merged, abs=1e-3)
+        assert str(policy_dir) not in (tmp_path / "out" / "adapter" / "adapter_config.json").read_text()
 
 
 def test_the_reference_is_the_policy_that_the_round_starts_from(

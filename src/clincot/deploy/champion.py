@@ -12,16 +12,17 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from clincot.deploy.manifest import Manifest, Sha256
+from clincot.errors import BadInput
 from clincot.jsonl import BadRecord, explain
 from clincot.records import Record, Text
 from clincot.store import AlreadyStored, Moved, NotStored, Store
 
 
-class ChampionMoved(ValueError):
+class ChampionMoved(BadInput):
     """Someone else moved the pointer first; names the one who won."""
 
 
-class NoChampion(ValueError):
+class NoChampion(BadInput):
     """The line has no pointer yet."""
 
 
@@ -109,12 +110,12 @@ def promote(store: Store, to: Manifest, *, over: str, by: str, reason: str, deci
 def rollback(store: Store, to: Manifest, *, over: str, by: str, reason: str) -> Champion:
     """Go back from `over` to an earlier champion (one of `standing`). Raises ChampionMoved, ValueError."""
     if not reason.strip():
-        raise ValueError("a rollback needs a reason; it stays in the pointer's history")
+        raise BadInput("a rollback needs a reason; it stays in the pointer's history")
     champion = read_champion(store, to.line)
     earlier = [move.sha256 for move in champion.standing[:-1]]
     if to.sha256 not in earlier:
         known = ", ".join(digest[:12] for digest in earlier) or "none: only the base model was champion"
-        raise ValueError(f"{to.line}: {to.sha256[:12]} is no earlier champion; one can go back to {known}")
+        raise BadInput(f"{to.line}: {to.sha256[:12]} is no earlier champion; one can go back to {known}")
     return _move(store, to, "rollback", over=over, by=by, reason=reason, decision="")
 
 

@@ -15,6 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from clincot.config import DeploySection
 from clincot.deploy.manifest import Sha256
 from clincot.deploy.service import ServiceSettings
+from clincot.errors import BadInput
 from clincot.jsonl import BadRecord, parse_record
 from clincot.records import Record, Text, digest_of
 from clincot.store import AlreadyStored, Moved, Store
@@ -61,7 +62,7 @@ class RolloutEvent(Record):
     by: str = ""
 
 
-class RolloutTaken(ValueError):
+class RolloutTaken(BadInput):
     """Another process drives this rollout, or began another one of the line; names it."""
 
 
@@ -146,7 +147,7 @@ def last_journal(store: Store, line: str, *, by: str = "") -> Journal | None:
 
 
 def _line(event: RolloutEvent) -> bytes:
-    return (event.model_dump_json(exclude_defaults=True, exclude={"version"}) + "\n").encode()
+    return (event.model_dump_json(exclude_none=True) + "\n").encode()
 
 
 def _now() -> str:

@@ -15,6 +15,7 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from clincot.errors import BadInput
 from clincot.geometry import Box
 from clincot.jsonl import BadRecord, explain, file_digest
 from clincot.models.checkpoint import MANIFEST
@@ -66,6 +67,7 @@ class Manifest(Record):
 
     line: Text
     sha256: Sha256  # the checkpoint's digest (models/checkpoint.py), under which it lies
+    measured: Sha256  # digest of the whole checkpoint that was evaluated: sha256 itself, unless this is its adapter
     kind: Literal["full", "adapter"]
     base: str = ""  # digest of the checkpoint that an adapter goes on; "" for a full one
     parent: str = ""  # digest of the policy it was trained from; "" for a base model
@@ -84,11 +86,11 @@ class Manifest(Record):
     created: str = ""  # UTC
 
 
-class NotPublished(ValueError):
+class NotPublished(BadInput):
     """No checkpoint of this digest is published; names what is."""
 
 
-class Corrupt(ValueError):
+class Corrupt(BadInput):
     """What lies in the store is not what the manifest says; names the file."""
 
 
@@ -135,14 +137,14 @@ def manifests(store: Store, line: str) -> Iterator[Manifest]:
 def find_manifest(store: Store, line: str, given: str) -> Manifest:
     """The checkpoint whose digest begins with `given` (at least 6 characters). Raises NotPublished, ValueError."""
     if len(given) < 6:
-        raise ValueError(f"{given!r} is too short to name a checkpoint; give at least 6 characters of its digest")
+        raise BadInput(f"{given!r} is too short to name a checkpoint; give at least 6 characters of its digest")
     digests = published_digests(store, line)
     found = [digest for digest in digests if digest.startswith(given)]
     if not found:
         known = ", ".join(digest[:12] for digest in digests) or "none"
         raise NotPublished(f"{store.url}: no checkpoint of {line} begins with {given}; published: {known}")
     if len(found) > 1:
-        raise ValueError(f"{given} could be {' or '.join(d[:16] for d in found)}; give more of the digest")
+        raise BadInput(f"{given} could be {' or '.join(d[:16] for d in found)}; give more of the digest")
     return read_manifest(store, line, found[0])
 
 

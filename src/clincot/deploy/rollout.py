@@ -19,21 +19,22 @@ from clincot.deploy.champion import ChampionMoved
 from clincot.deploy.journal import Journal
 from clincot.deploy.manifest import Manifest
 from clincot.deploy.smoke import RequestFailed, Server, SmokeFailed, ask, miss, smoke
+from clincot.errors import ForTheUser
 
 
-class NotReady(RuntimeError):
+class NotReady(ForTheUser, RuntimeError):
     """The new revision did not become ready, or ceased to be; says what is known of why."""
 
 
-class TooManyErrors(RuntimeError):
+class TooManyErrors(ForTheUser, RuntimeError):
     """The new revision failed more of its requests than allowed."""
 
 
-class TargetFailed(RuntimeError):
+class TargetFailed(ForTheUser, RuntimeError):
     """Where the revision should run refused or could not be reached."""
 
 
-class RolledBack(RuntimeError):
+class RolledBack(ForTheUser, RuntimeError):
     """The rollout failed and the traffic is where it was; says why."""
 
 
@@ -44,8 +45,27 @@ class Counts(NamedTuple):
     failed: int
 
 
+def counts_of(metrics: str) -> Counts | None:
+    """From a server's Prometheus metrics (clincot_requests_total by status); None where it does not count."""
+    from prometheus_client.parser import text_string_to_metric_families
+
+    samples = [
+        sample for family in text_string_to_metric_families(metrics) for sample in family.samples
+        if sample.name == "clincot_requests_total"
+    ]  # fmt: skip
+    if not samples:
+        return None
+    failed = sum(sample.value for sample in samples if sample.labels.get("status", "").startswith("5"))
+    return Counts(int(sum(sample.value for sample in samples)), int(failed))
+
+
 class Target(Server, Protocol):
     """Where revisions run. Every method may raise TargetFailed, and may be called again after it was interrupted."""
+
+    @property
+    def how(self) -> str:
+        """How traffic is moved here, and why so, in words."""
+        ...
 
     @property
     def steps(self) -> tuple[int, ...]:
@@ -86,9 +106,9 @@ def roll_out(
     Raises RolledBack; RolloutTaken (another process goes on with it, and nothing is undone here); TargetFailed where
     the way back failed too: then the rollout is open, and the next `clincot deploy` resumes it.
     """
-    started = any(event.kind == "started" for event in journal.events)
-    journal.add("resumed" if started else "started", target.start() if not started else _again(target))
+    begun = any(event.kind == "started" for event in journal.events)
     try:
+        journal.add("resumed" if begun else "started", f"{target.how}; {target.start()}")
         _wait_ready(target, journal.plan.settings, wait)
         journal.add("ready")
         journal.add("smoke", smoke(target, manifest, images, journal.plan.settings))
@@ -104,10 +124,6 @@ def roll_out(
         raise RolledBack(f"{journal.plan.id} was rolled back: {error}") from error
     target.finish()
     journal.add("finished", percent=100)
-
-
-def _again(target: Target) -> str:
-    return f"{target.start()} (again, after an interruption)"
 
 
 def _wait_ready(target: Target, settings: DeploySection, wait: Callable[[float], None]) -> None:

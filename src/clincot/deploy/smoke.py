@@ -6,26 +6,31 @@ They are sent as any client would send them, over the OpenAI chat completions of
 from __future__ import annotations
 
 import base64
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+import httpx
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from clincot.config import DeploySection
 from clincot.deploy.manifest import Golden, Manifest, folder_of
+from clincot.errors import BadInput, ForTheUser
 from clincot.geometry import Box, intersection_over_union
+from clincot.http_json import read_key
 from clincot.jsonl import explain
 from clincot.store import Store
 
+KEY_ENV = "CLINCOT_SMOKE_KEY"
 CHAT = "/openai/v1/chat/completions"
 
 
-class RequestFailed(RuntimeError):
+class RequestFailed(ForTheUser, RuntimeError):
     """A request got no usable reply: refused, timed out, an HTTP error, another shape."""
 
 
-class SmokeFailed(RuntimeError):
+class SmokeFailed(ForTheUser, RuntimeError):
     """The new revision answers golden questions otherwise; names them."""
 
 
@@ -53,6 +58,7 @@ class _Chain(BaseModel):
     model_config = ConfigDict(extra="ignore")
 
     regions: tuple[_Region, ...] = ()
+    winner: int = 0
 
 
 class _Message(BaseModel):
@@ -71,7 +77,23 @@ class _Completion(BaseModel):
 @dataclass(frozen=True)
 class Reply:
     answer: str
-    boxes: tuple[Box, ...]
+    box: Box | None  # of the region that the answer was seen in; None: the server says none
+
+
+def smoke_headers() -> dict[str, str]:
+    """The API key of smoke requests, where the server wants one."""
+    key = read_key(env=KEY_ENV, what="smoke requests") if KEY_ENV in os.environ else ""
+    return {"Authorization": f"Bearer {key}"} if key else {}
+
+
+def post_json(url: str, path: str, payload: Mapping[str, Any], timeout_s: float) -> Any:
+    """POST to a server that is reached by its own address; the reply's JSON. Raises RequestFailed."""
+    try:
+        reply = httpx.post(url.rstrip("/") + path, json=dict(payload), headers=smoke_headers(), timeout=timeout_s)
+        reply.raise_for_status()
+        return reply.json()
+    except (httpx.HTTPError, ValueError) as error:
+        raise RequestFailed(f"POST {path}: {type(error).__name__}: {error}") from None
 
 
 def ask(server: Server, golden: Golden, image: bytes, settings: DeploySection) -> Reply:
@@ -97,7 +119,9 @@ def ask(server: Server, golden: Golden, image: bytes, settings: DeploySection) -
         raise RequestFailed(f"POST {CHAT}: expected a chat completion: {explain(error)}") from None
     if not completion.choices or completion.choices[0].message.content is None:
         raise RequestFailed(f"POST {CHAT}: the completion holds no answer")
-    return Reply(completion.choices[0].message.content, tuple(region.box for region in completion.clincot.regions))
+    chain = completion.clincot
+    box = chain.regions[chain.winner].box if 0 <= chain.winner < len(chain.regions) else None
+    return Reply(completion.choices[0].message.content, box)
 
 
 def miss(golden: Golden, reply: Reply, settings: DeploySection) -> str:
@@ -106,20 +130,20 @@ def miss(golden: Golden, reply: Reply, settings: DeploySection) -> str:
         return f"{golden.id}: expected the answer {golden.answer!r}, got {reply.answer[:80]!r}"
     if golden.box is None:
         return ""
-    best = max((intersection_over_union(golden.box, box) for box in reply.boxes), default=0.0)
-    if best < settings.smoke_iou:
-        return (
-            f"{golden.id}: expected a region at {golden.box.xyxy}, the nearest of {len(reply.boxes)} has IoU {best:.2f}"
-        )
+    if reply.box is None:
+        return f"{golden.id}: expected a region at {golden.box.xyxy}, got none"
+    overlap = intersection_over_union(golden.box, reply.box)
+    if overlap < settings.smoke_iou:
+        return f"{golden.id}: expected a region at {golden.box.xyxy}, got {reply.box.xyxy} (IoU {overlap:.2f})"
     return ""
 
 
 def golden_images(store: Store, manifest: Manifest) -> dict[str, bytes]:
     """{golden id: image file}. Raises ValueError where the checkpoint was published without golden questions."""
     if not manifest.golden:
-        raise ValueError(
-            f"{manifest.line} {manifest.sha256[:12]} was published without golden questions, so no rollout of it can be "
-            "checked; publish with questions (--golden-data, publish.golden above 0)"
+        raise BadInput(
+            f"{manifest.line} {manifest.sha256[:12]} was published without golden questions, so no rollout of it can "
+            "be checked; publish with questions (--golden-data, publish.golden above 0)"
         )
     at = folder_of(manifest.line, manifest.sha256)
     return {golden.id: store.read(f"{at}/{golden.image}").content for golden in manifest.golden}

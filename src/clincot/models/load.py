@@ -7,9 +7,10 @@ from functools import lru_cache
 from pathlib import Path
 
 from clincot.config import JudgeSpec
+from clincot.models.checkpoint import UnsupportedCheckpoint
 from clincot.models.endpoint import endpoint_judge
 from clincot.models.protocols import Judge
-from clincot.models.vlm import UnsupportedCheckpoint, VisionLanguageModel
+from clincot.models.vlm import VisionLanguageModel
 
 
 def load_policy(path: Path | str) -> VisionLanguageModel:

@@ -7,6 +7,7 @@ import hmac
 import logging
 from pathlib import Path
 
+from clincot.errors import BadInput
 from clincot.serve.refusals import Refused
 
 _LOG = logging.getLogger("clincot.serve")
@@ -27,7 +28,7 @@ class ApiKeys:
         self._digests: tuple[bytes, ...] = ()
         self._refresh()
         if not self._digests:
-            raise ValueError(f"{path}: holds no API key; expected one a line (or a folder of such files)")
+            raise BadInput(f"{path}: holds no API key; expected one a line (or a folder of such files)")
 
     def check(self, authorization: str | None) -> None:
         """Raises Refused (401) unless it is `Bearer KEY` of a key that counts now."""

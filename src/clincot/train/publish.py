@@ -89,12 +89,14 @@ def publish(
 ) -> None:
     """Write weights, processor, views and training log aside, then put the folder in place of `out_dir`.
 
-    A LoRA is merged into the weights, so that the next round's reference is simply this checkpoint.
+    A LoRA is merged into the weights, so that the next round's reference is simply this checkpoint; the adapter is kept
+    beside them, in adapter/, for servers that load it onto the base (`clincot publish --adapter keep`).
     """
     making = partial_folder(out_dir) / "checkpoint"
     shutil.rmtree(making, ignore_errors=True)
     making.mkdir(parents=True)
     if hasattr(model, "merge_and_unload"):
+        _save_adapter(model, making / "adapter")
         model = model.merge_and_unload()
     model.to(getattr(torch, dtype)).save_pretrained(making, safe_serialization=True)
     processor.save_pretrained(making)
@@ -106,6 +108,19 @@ def publish(
         shutil.rmtree(out_dir)
     making.rename(out_dir)
     shutil.rmtree(partial_folder(out_dir))
+
+
+def _save_adapter(model: Any, folder: Path) -> None:
+    """PEFT's two files, their bytes the same in every process and on every machine."""
+    model.save_pretrained(folder, safe_serialization=True)
+    (folder / "README.md").unlink(missing_ok=True)
+    path = folder / "adapter_config.json"
+    content = json.loads(path.read_text(encoding="utf-8"))
+    content["base_model_name_or_path"] = None  # a path of this machine; the checkpoint's record names the parent
+    content["target_modules"] = sorted(content["target_modules"])  # a set: in another order in every process
+    with written_aside(path) as file:
+        json.dump(content, file, indent=2, sort_keys=True)
+        file.write("\n")
 
 
 def tail_means(log: Sequence[Mapping[str, float]]) -> dict[str, float]:

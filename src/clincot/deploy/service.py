@@ -1,0 +1,105 @@
+"""What an operator says about a service on a cluster: names, sizes, accounts. Secrets are named, never held."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Annotated, Literal
+
+import yaml
+from pydantic import Field, ValidationError, model_validator
+
+from clincot.config import Section
+from clincot.jsonl import BadRecord, explain
+
+Resources = dict[Literal["requests", "limits"], dict[str, str]]
+Name = Annotated[str, Field(pattern=r"^[a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?$")]
+
+
+class ServiceSettings(Section):
+    """values of a service (`clincot deploy --service service.yaml`)."""
+
+    name: Annotated[str, Field(pattern=r"^[a-z]([-a-z0-9]{0,36}[a-z0-9])?$", description="of the InferenceService")] = (
+        "clincot"
+    )
+    namespace: Name = "default"
+    mode: Annotated[
+        Literal["auto", "standard", "knative", "blue-green"],
+        Field(description="how traffic is moved; auto looks at what the cluster has"),
+    ] = "auto"
+    gateway_api: Annotated[
+        Literal["auto", "yes", "no"],
+        Field(description="does KServe route through the Gateway API? auto reads its ConfigMap, where that is allowed"),
+    ] = "auto"
+    kserve_namespace: Name = "kserve"
+    image: Annotated[str, Field(min_length=1, description="of `clincot serve`, the transformer")] = "clincot:latest"
+    transformer: Annotated[
+        Literal["collocated", "separate"],
+        Field(
+            description="collocated: in the predictor's pod, so that both turns of a chain meet the same vLLM; "
+            "separate: a component of its own, scaled apart"
+        ),
+    ] = "collocated"
+    runtime: Annotated[str, Field(description="a (Cluster)ServingRuntime; empty: KServe picks one for vLLM")] = ""
+    vllm_args: tuple[str, ...] = ()
+    service_account: Annotated[str, Field(description="whose annotated Secret holds the store's keys")] = ""
+    storage_container: Annotated[
+        str,
+        Field(description="a ClusterStorageContainer with memory enough for the checkpoint; KServe's default has 1 Gi"),
+    ] = ""
+    replicas: Annotated[int, Field(ge=1)] = 1
+    resources: Resources = Field(
+        default={"requests": {"cpu": "4", "memory": "32Gi"}, "limits": {"memory": "32Gi", "nvidia.com/gpu": "1"}}
+    )
+    transformer_resources: Resources = Field(
+        default={"requests": {"cpu": "1", "memory": "2Gi"}, "limits": {"memory": "4Gi"}}
+    )
+    shm: Annotated[str, Field(description="size of /dev/shm")] = "8Gi"
+    startup_s: Annotated[int, Field(ge=60, description="until vLLM must answer /v1/models")] = 1800
+    node_selector: dict[str, str] = Field(default={})
+    tolerations: tuple[dict[str, str | int], ...] = ()
+    ca_config_map: Annotated[
+        str, Field(description="ConfigMap with cabundle.crt (KServe's name): all CAs to trust")
+    ] = ""
+    proxies: dict[Literal["HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY"], str] = Field(
+        default={}, description="without credentials"
+    )
+    api_keys_secret: Annotated[
+        str, Field(description="Secret mounted as the server's API keys; smoke requests carry $CLINCOT_SMOKE_KEY")
+    ] = ""
+    service_url: Annotated[
+        str,
+        Field(
+            description="how smoke requests reach a Service, in a pod http://{service}.{namespace}.svc.cluster.local; "
+            "empty: through the API server, which needs no other address but passes no API key on"
+        ),
+    ] = ""
+
+    @model_validator(mode="after")
+    def _key_arrives(self) -> ServiceSettings:
+        if self.api_keys_secret and not self.service_url:
+            raise ValueError("with api_keys_secret, smoke requests need service_url: the API server passes no key on")
+        return self
+
+
+def load_service(path: Path | None) -> ServiceSettings:
+    """The settings of a YAML file; raises BadRecord naming the file and the field."""
+    if path is None:
+        return ServiceSettings()
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+    except yaml.YAMLError as error:
+        raise BadRecord(f"{path}: not YAML: {error}") from None
+    try:
+        settings = ServiceSettings.model_validate(content)
+    except ValidationError as error:
+        raise BadRecord(f"{path}: {explain(error)}") from None
+    held = [name for name, url in settings.proxies.items() if "@" in url]
+    if held:
+        raise BadRecord(f"{path}: proxies.{held[0]} holds credentials; they would stand in manifests and records")
+    return settings
+
+
+def who() -> str:
+    """The name that records carry: $CLINCOT_USER, or the user of this machine."""
+    return os.environ.get("CLINCOT_USER") or os.environ.get("USER") or "unknown"

@@ -1,0 +1,121 @@
+"""From a checkpoint to an endpoint by the command line alone, as a user would type it."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import sys
+from pathlib import Path
+
+import httpx
+import pytest
+import yaml
+
+from clincot.cli import main
+from clincot.config import PublishSection
+from clincot.deploy.manifest import Manifest, published_digests
+from clincot.geometry import Box
+from clincot.models.checkpoint import checkpoint_digest
+from clincot.publishing import golden_questions, publish_files
+from clincot.records import Study
+from clincot.store import FolderStore
+from tests.deploy.builders import LINE, decided, published, write_checkpoint
+from tests.runs import write_films
+
+SERVER = Path(__file__).parent / "deploy" / "small_server.py"
+BOX = Box(x0=0.1, y0=0.1, x1=0.5, y1=0.5)
+
+
+def run(capsys: pytest.CaptureFixture[str], *words: object, code: int = 0) -> str:
+    assert main([str(word) for word in words]) == code
+    out, error = capsys.readouterr()
+    return error if code else out
+
+
+def test_publish_is_a_stage_like_the_others(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    checkpoint, store, out = write_checkpoint(tmp_path / "c", 1.0), tmp_path / "store", tmp_path / "published.json"
+    command = ("publish", "--checkpoint", checkpoint, "--published", out, "--store", store, "--name", LINE)
+    assert json.loads(run(capsys, *command)) == {"bytes": pytest.approx(2000, abs=1500), "files": 4, "golden": 0}
+    manifest = Manifest.model_validate_json(out.read_text())
+    assert published_digests(FolderStore(store), LINE) == [manifest.sha256] == [checkpoint_digest(checkpoint)]
+    assert run(capsys, *command)  # again: nothing to do
+    (checkpoint / "pytorch_model.bin").write_bytes(b"x")
+    assert "pytorch_model.bin is pickled" in run(capsys, *command, "--set", "publish.licence=MIT", code=1)
+    assert "no store is named" in run(capsys, *command[:5], code=1)
+
+
+def test_from_a_published_base_to_an_endpoint_and_back(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    store = FolderStore(tmp_path / "store")
+    base = published(store, tmp_path, 1.0)
+    won = published(store, tmp_path, 2.0, over=base)
+    at = ("--store", store.url, "--name", LINE, "--by", "ann")
+    local = ("--target", "local", "--state", tmp_path / "state", "--serve-command",
+             f"{shlex.quote(sys.executable)} {shlex.quote(str(SERVER))} {{checkpoint}} {{port}}",
+             "--set", "deploy.step_s=0", "--set", "deploy.poll_s=0.05")  # fmt: skip
+    assert "has no champion yet" in run(capsys, "deploy", *at, *local, code=1)
+    assert "champion " + base.sha256[:12] in run(capsys, "models", "start", base.sha256[:10], *at)
+    try:
+        said = run(capsys, "deploy", *at, *local)
+        address = said.rpartition("endpoint ")[2].split()[0]
+        assert httpx.get(f"{address}/models", timeout=30).json()["data"][0]["id"] == "small"
+        run(capsys, "deploy", *at, *local, "--checkpoint", won.sha256[:10], "--approval")
+        assert won.decision is not None
+        said = run(capsys, "approve", won.decision.id, *at, *local, "--reason", "looks where it should")
+        assert "approved: ann: looks where it should" in said
+        assert "finished 100 %" in said
+        listed = run(capsys, "models", "list", *at).splitlines()
+        assert [line.split()[1:4] + line.split()[-1:] for line in listed] == [
+            [base.sha256[:12], "round", "0", "decision"], [won.sha256[:12], "round", "1", "champion"],
+        ]  # fmt: skip
+        assert "by the pointer" not in run(capsys, "models", "show", "champion", *at)
+        assert "# chest, round 1" in run(capsys, "models", "show", won.sha256[:8], "--card", *at)
+        said = run(capsys, "models", "rollback", *at, "--reason", "too slow at night")
+        assert f"champion {base.sha256[:12]} (round 0) in the place of {won.sha256[:12]}" in said
+        assert "finished 100 %" in run(capsys, "deploy", *at, *local)
+        assert "stays: the champion pointer" in run(capsys, "models", "prune", *at, "--keep", "0")
+    finally:
+        stopped = run(capsys, "deploy", *at, *local, "--stop")
+    assert stopped.count("(pid ") == 2
+
+
+def test_what_would_be_applied_can_be_read_first(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = FolderStore(tmp_path / "store")
+    base = published(store, tmp_path, 1.0)
+    service = tmp_path / "service.yaml"
+    service.write_text("name: chest\nservice_account: reader\nreplicas: 2\n")
+    monkeypatch.setenv("AWS_ENDPOINT_URL_S3", "http://s3.local:8333")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "hunter2")
+    at = ("--store", store.url, "--name", LINE, "--checkpoint", base.sha256[:8], "--service", service)
+    said = run(capsys, "deploy", *at, "--show-manifests", "--storage-secret", "keys")
+    secret, account, inference = yaml.safe_load_all(said)
+    assert secret["metadata"]["annotations"]["serving.kserve.io/s3-endpoint"] == "s3.local:8333"
+    assert account["metadata"]["name"] == inference["spec"]["predictor"]["serviceAccountName"] == "reader"
+    assert inference["spec"]["predictor"]["minReplicas"] == 2
+    assert "hunter2" not in said
+
+
+def test_golden_questions_are_the_surest_one_an_image(tmp_path: Path) -> None:
+    """Of 8 films tried for 2 golden questions, those with the highest confidence; wrong answers are kept."""
+    data = tmp_path / "data"
+    write_films(data, films=12, seed=0, split="test")
+    seen: list[str] = []
+
+    def look(study: Study, folder: Path, question: str) -> tuple[str, Box, float]:
+        assert (folder / study.image).is_file()
+        seen.append(study.id)
+        return "left", BOX, 0.9 if len(seen) in (3, 6) else 0.5
+
+    golden = golden_questions(look, data, tmp_path / "out", 2)
+    assert len(seen) == len(set(seen)) == 8
+    assert [one.answer for one in golden] == ["left", "left"]
+    assert all((tmp_path / "out" / one.image).is_file() for one in golden)
+    checkpoint = write_checkpoint(tmp_path / "c", 1.0)
+    decision = tmp_path / "decision.json"
+    decision.write_text(decided("0" * 64, checkpoint_digest(checkpoint)).model_dump_json() + "\n")
+    section = PublishSection(store=str(tmp_path / "store"), name=LINE, golden=2)
+    inputs = {"checkpoint": checkpoint, "golden": data, "decision": decision}
+    manifest = publish_files(section, inputs, look=look)
+    assert [one.box for one in manifest.golden] == [BOX, BOX]
+    assert manifest.decision is not None
