@@ -220,7 +220,7 @@ STAGES: tuple[Stage, ...] = (
           may_lack=("champion", "challenger"), appends_to=("ledger",)),
     Stage("publish", publish, config.PublishSection, ("checkpoint",), ("published",), "gpu",
           "a checkpoint into the store, under its digest, with manifest, model card and golden questions",
-          ("report", "decision", "panel_report", "golden"), ("store", "name", "adapter")),
+          ("report", "decision", "panel_report", "golden"), flags=("store", "name", "adapter")),
 )  # fmt: skip
 
 
