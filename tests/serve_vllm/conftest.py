@@ -71,8 +71,8 @@ def vllm(adapter: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory) -
     folder, port = tmp_path_factory.mktemp("vllm"), free_port()
     command = [
         str(PYTHON), "-m", "vllm.entrypoints.openai.api_server", "--model", str(POLICY),
-        "--served-model-name", "policy", "--host", "127.0.0.1", "--port", str(port),
-        "--dtype", "float32", "--max-model-len", "1024", "--enforce-eager",
+        "--served-model-name", "policy", "--host", "127.0.0.1", "--port", str(port), "--dtype", "float32",
+        "--max-model-len", "1024", "--enforce-eager",
         "--limit-mm-per-prompt", '{"image": 5}', "--block-size", str(BLOCK), "--enable-prefix-caching",
         "--enable-lora", "--max-lora-rank", "8", "--lora-modules", f"tuned={adapter[0]}", "--max-logprobs", "20",
     ]  # fmt: skip

@@ -9,11 +9,12 @@ from typing import Any
 import httpx
 import pytest
 
-from clincot.conversation import Conversation, Step, chain, load_views, look
+from clincot.conversation import Conversation, Step, chain, finding_in, load_views, look
 from clincot.datasets.folder import StudyIndex
 from clincot.models.encoding import Encoder
 from clincot.models.endpoint import EndpointModel
 from clincot.models.vlm import VisionLanguageModel
+from tests import tiny
 from tests.serve.conftest import POLICY
 from tests.serve.servers import PREDICT, Served, data_uri, v1
 from tests.serve_vllm.conftest import BLOCK, Vllm
@@ -87,7 +88,12 @@ def test_greedy_tokens_and_their_log_probabilities_agree(
     assert [o.text for o in other] == [o.text for o in one]
     for a, b in zip(one, other, strict=True):
         assert b.token_logprobs == pytest.approx(a.token_logprobs, abs=1e-3)
-    assert there.p_yes(asked) == pytest.approx(here.p_yes(asked), abs=1e-3)
+    # what windows are asked: elsewhere "no" may be none of the 20 tokens whose log-probabilities an endpoint gives
+    windows = [
+        finding_in(study, films, here.views, finding="a nodule", box=box_of_corner())
+        for study in StudyIndex(films).values()
+    ]
+    assert there.p_yes(windows) == pytest.approx(here.p_yes(windows), abs=1e-3)
 
 
 def test_the_adapter_is_heard(adapter: tuple[Path, Path], films: Path) -> None:
@@ -97,11 +103,12 @@ def test_the_adapter_is_heard(adapter: tuple[Path, Path], films: Path) -> None:
     assert max(abs(a - b) for a, b in zip(base, tuned, strict=True) if a is not None and b is not None) > 0.01
 
 
-def test_the_second_turn_finds_image_and_question_in_the_prefix_cache(vllm: Vllm, films: Path) -> None:
+def test_the_second_turn_finds_image_and_question_in_the_prefix_cache(vllm: Vllm, tmp_path: Path) -> None:
     """From vLLM's own counters: of the second turn's tokens, all full blocks of the first turn are hits."""
     views, encoder = load_views(POLICY), Encoder(VisionLanguageModel(POLICY).encoder.processor)
     there = EndpointModel(f"http://{vllm.host}/v1", model="policy", views=views)
     question = "Is there a nodule in the upper zone of the right lung, and does it look calcified?"
+    films = tiny.write_set(tmp_path / "films", studies=1, seed=7)  # nobody has asked about this one
     study = next(iter(StudyIndex(films).values()))
     opening = look(study, films, views, question)
 
@@ -110,7 +117,7 @@ def test_the_second_turn_finds_image_and_question_in_the_prefix_cache(vllm: Vllm
         there.write([conversation], max_new_tokens=4, temperature=0.0, seeds=[0])
         return vllm.metric("vllm:prefix_cache_hits_total") - before
 
-    assert hits(opening) == 0  # asked here for the first time
+    assert hits(opening) == 0
     tokens = len(encoder.encode(opening).ids)
     assert tokens >= 2 * BLOCK
     second = chain(study, films, views, [Step(question, box_of_corner(), False)])
@@ -143,7 +150,7 @@ def test_a_transformer_without_its_predictor_is_not_ready_and_says_502(films: Pa
             except httpx.HTTPError:
                 return False
 
-        until(live, 120)
+        until(live, 900)
         assert httpx.get(f"{server.url}/v2/health/ready", timeout=30).status_code == 503
         reply = httpx.post(server.url + PREDICT, json=v1("Is there a nodule?", image), timeout=600)
         assert (reply.status_code, reply.json()["code"]) in ((502, "model_failed"), (503, "not_ready"))

@@ -66,7 +66,9 @@ def serve(plan: ServePlan) -> None:
             app, host=plan.host, port=plan.port, log_config=None, access_log=False, server_header=False,
             timeout_graceful_shutdown=round(plan.settings.grace_s), timeout_keep_alive=65,
         )  # fmt: skip
-        _LOG.info("ready: http://%s:%d serves %s", plan.host, plan.port, answering.backend.digest[:12])
+        # a predictor may still be starting: who it is, is asked with the first question
+        where = f"the predictor {plan.predictor_host}" if plan.predictor_host else "this process"
+        _LOG.info("http://%s:%d serves %s from %s", plan.host, plan.port, plan.checkpoint, where)
         for number in (signal.SIGTERM, signal.SIGINT):  # uvicorn raises them again at its end; we still have to tidy up
             signal.signal(number, lambda *_: None)
         uvicorn.Server(config).run()
