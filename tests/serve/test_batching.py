@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from clincot.conversation import Conversation, Turn
-from clincot.serve.batching import Batcher
+from clincot.serve.batching import Batcher, _Work
 from clincot.serve.refusals import Cancelled, Refused
 from clincot.serve.tickets import Ticket
 from tests.serve.servers import Parrot, until
@@ -89,6 +89,32 @@ def test_calls_of_different_kinds_do_not_share(batcher: Batcher, parrot: Parrot,
     assert futures[0].result(timeout=300) == ["1 turns: x"]  # type: ignore[attr-defined]
     assert futures[1].result(timeout=300) == [0.003, 0.006]  # type: ignore[attr-defined]
     assert parrot.batches == [1, 1, 2]
+
+
+def test_the_kind_that_most_wait_for_comes_next(batcher: Batcher, parrot: Parrot, threads: ThreadPoolExecutor) -> None:
+    """The oldest wants two probabilities, three others a text each: the texts go first, together."""
+
+    def score() -> list[float | None]:
+        with batcher.policy(Ticket(600)) as policy:
+            return policy.p_yes([said("a"), said("b")])
+
+    calls = [score, *(lambda: write(batcher, ["x"]) for _ in range(3))]
+    for future in held(batcher, threads, parrot, calls):  # type: ignore[arg-type]
+        future.result(timeout=300)  # type: ignore[attr-defined]
+    assert parrot.batches == [1, 3, 2]
+
+
+def test_nobody_is_passed_over_more_than_three_times(batcher: Batcher) -> None:
+    """One probability against two texts that are new each time: the fourth batch is the probability's."""
+    taken = []
+    with batcher._changed:  # the worker takes nothing meanwhile
+        late = _Work(Ticket(600), ("p_yes",), [(said("late"), 0)])
+        for _ in range(4):
+            fresh = [_Work(Ticket(600), ("write", 4, 0.0), [(said("new"), 0)]) for _ in range(2)]
+            batcher._waiting = [late, *fresh]
+            taken.append([work.call[0] for work, _ in batcher._taken()])
+        batcher._waiting = []
+    assert taken == [["write", "write"]] * 3 + [["p_yes"]]
 
 
 def test_a_request_that_fails_does_not_take_its_neighbours(

@@ -16,7 +16,13 @@ import numpy.typing as npt
 import torch
 from safetensors import SafetensorError
 from tqdm import tqdm
-from transformers import AutoModelForImageTextToText, AutoProcessor, LogitsProcessor, LogitsProcessorList
+from transformers import (
+    AutoModelForImageTextToText,
+    AutoProcessor,
+    GenerationConfig,
+    LogitsProcessor,
+    LogitsProcessorList,
+)
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from clincot.conversation import Conversation, Picture, Views, load_views
@@ -154,12 +160,13 @@ class VisionLanguageModel:
         processors = LogitsProcessorList()
         if temperature > 0:
             processors.append(_SampleBySeed(seeds, temperature))
+        # as an object: given as keywords, every call compares the model's whole configuration with its defaults (20 ms)
+        how = GenerationConfig(
+            max_new_tokens=max_new_tokens, do_sample=False, output_logits=True, return_dict_in_generate=True,
+            pad_token_id=self.encoder.pad_id, eos_token_id=sorted(self.encoder.end_ids),
+        )  # fmt: skip
         with torch.inference_mode():
-            out = self.model.generate(
-                **inputs, max_new_tokens=max_new_tokens, do_sample=False, logits_processor=processors,
-                output_logits=True, return_dict_in_generate=True, pad_token_id=self.encoder.pad_id,
-                eos_token_id=sorted(self.encoder.end_ids),
-            )  # fmt: skip
+            out = self.model.generate(**inputs, logits_processor=processors, generation_config=how)
         new_BT = out.sequences[:, inputs["input_ids"].shape[1] :]
         logp_BT = torch.stack(
             [

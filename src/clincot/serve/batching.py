@@ -3,14 +3,16 @@
 Each request runs its chain in a thread of its own and asks a `Policy` as if it were alone. That policy hands the
 conversations to one worker, the only thread that touches the model, which takes together whatever waits: what gathers
 while a batch runs is the next batch. It waits `gather_s` longer only while requests are under way that have not asked
-yet. The oldest request comes first; work whose client has gone, or whose deadline has passed, is dropped before it
-costs a forward pass.
+yet. Calls of one kind share a batch; the kind that most requests wait for comes next, so that requests fall into step
+and batches grow, but no request is passed over more than `_PASSED_OVER` times. Of one kind the oldest comes first. Work
+whose client has gone, or whose deadline has passed, is dropped before it costs a forward pass.
 """
 
 from __future__ import annotations
 
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, InvalidStateError
 from contextlib import contextmanager, suppress
@@ -21,6 +23,7 @@ from clincot.models.protocols import Generation, Policy
 from clincot.serve.refusals import Cancelled, too_late
 from clincot.serve.tickets import Ticket
 
+_PASSED_OVER = 3
 _Call = tuple[Any, ...]  # what conversations of one batch have in common
 
 
@@ -30,6 +33,7 @@ class _Work:
     def __init__(self, ticket: Ticket, call: _Call, items: Sequence[tuple[Conversation, int]]) -> None:
         self.ticket, self.call, self.items = ticket, call, items
         self.taken = 0
+        self.passed_over = 0
         self.results: list[Any] = []
         self.future: Future[list[Any]] = Future()
 
@@ -158,8 +162,12 @@ class Batcher:
 
     def _taken(self) -> list[tuple[_Work, int]]:
         self._waiting.sort(key=lambda w: w.ticket.number)
-        call, room = self._waiting[0].call, self._max_batch
+        asked = Counter(work.call for work in self._waiting)
+        late = next((work.call for work in self._waiting if work.passed_over >= _PASSED_OVER), None)
+        call, room = late or max(asked, key=lambda one: asked[one]), self._max_batch
         batch: list[tuple[_Work, int]] = []
+        for work in self._waiting:
+            work.passed_over += work.call != call
         for work in [w for w in self._waiting if w.call == call]:
             count = min(room, len(work.items) - work.taken)
             if count == 0:
