@@ -61,7 +61,7 @@ vqa-rad: $(READY)  ## one whole round on real VQA-RAD questions (VQA_RAD=folder 
 	$(BIN)/python -m clincot.demo --run runs/vqa-rad --vqa-rad $(or $(VQA_RAD),../shared/data/vqa-rad)
 
 bench-serving: $(FULL)  ## the server at 1, 4, 16, 64 clients (SOAK=600: ten minutes at 16, RSS at both ends)
-	OMP_NUM_THREADS=1 $(BIN)/python bench/serving.py $(if $(SOAK),--soak $(SOAK))
+	$(BIN)/python bench/serving.py $(if $(SOAK),--soak $(SOAK))
 
 bench: $(READY)  ## images a second of the renderer
 	OMP_NUM_THREADS=1 $(BIN)/python bench/render_rate.py
