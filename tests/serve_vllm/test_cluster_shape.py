@@ -34,10 +34,8 @@ def differs(one: dict[str, Any], other: dict[str, Any]) -> str:
     """Why two chains are not the same; "" where they are, or where a tie lets them differ."""
     if len(one["regions"]) != len(other["regions"]):
         return f"{len(one['regions'])} and {len(other['regions'])} regions"
-    found = sorted(r["found"] for r in one["regions"])
-    tied = any(b - a < TIE for a, b in itertools.pairwise(found))
     for a, b in zip(one["regions"], other["regions"], strict=True):
-        if a["box"] != b["box"] and not tied:
+        if a["box"] != b["box"] and abs(a["found"] - b["found"]) > TIE:  # else two places that score the same
             return f"{a['grounder']} looked at {a['box']} and {b['box']}"
         if a["box"] == b["box"] and (a["answer"] != b["answer"] or abs(a["likelihood"] - b["likelihood"]) > 1e-3):
             return f"{a['answer']!r} ({a['likelihood']}) and {b['answer']!r} ({b['likelihood']}) from one place"

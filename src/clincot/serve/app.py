@@ -50,6 +50,7 @@ class ServePlan:
     predictor_path: str = "/v1"
     predictor_model: str = ""
     predictor_key_env: str = ""
+    predictor_logprobs: int = 20
 
 
 def serve(plan: ServePlan) -> None:
@@ -85,7 +86,8 @@ def open_backend(plan: ServePlan, folder: Path) -> Backend:
     if plan.predictor_host:
         return Endpoint(
             plan.predictor_host, path=plan.predictor_path, model=plan.predictor_model, views=views_of(folder),
-            api_key_env=plan.predictor_key_env, timeout_s=plan.settings.deadline_s, observe=observe_batch,
+            api_key_env=plan.predictor_key_env, timeout_s=plan.settings.deadline_s,
+            top_logprobs=plan.predictor_logprobs, observe=observe_batch,
         )  # fmt: skip
     return Embedded(folder, plan.settings, observe_batch)
 
