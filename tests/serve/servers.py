@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import contextlib
+import logging
 import os
 import socket
 import subprocess
@@ -21,7 +22,7 @@ import uvicorn
 from clincot.conversation import Conversation, Views
 from clincot.models.protocols import Generation, Policy
 from clincot.serve.answering import Answering
-from clincot.serve.app import application, hush
+from clincot.serve.app import HUSHED, application, hush
 from clincot.serve.batching import Batcher
 from clincot.serve.fetching import Fetcher
 from clincot.serve.gate import Gate
@@ -85,6 +86,7 @@ def serving_here(
     policy: Policy, settings: ServeSettings, *, keys: ApiKeys | None = None, fetcher: Fetcher | None = None
 ) -> Iterator[str]:
     """The address of a server in this process; ended when what it accepted is answered."""
+    levels = {name: logging.getLogger(name).level for name in HUSHED}  # other tests listen to these loggers
     hush()
     answering = Answering(Held(policy, settings), settings, fetcher)
     app = Gate(application("policy", answering), settings, keys)
@@ -101,6 +103,8 @@ def serving_here(
             server.should_exit = True
             thread.join()
             answering.close()
+            for name, level in levels.items():
+                logging.getLogger(name).setLevel(level)
 
 
 @dataclass

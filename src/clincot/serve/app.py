@@ -34,6 +34,7 @@ from clincot.serve.refusals import Cancelled, Refused
 from clincot.serve.settings import ServeSettings
 
 _LOG = logging.getLogger("clincot.serve")
+HUSHED = ("uvicorn.access", "uvicorn.error", "httpx", "httpcore", "kserve", "kserve.trace")
 
 
 @dataclass(frozen=True)
@@ -78,7 +79,7 @@ def serve(plan: ServePlan) -> None:
 
 def hush() -> None:
     """Turn off loggers of libraries that quote addresses with their queries; the gate has a line for every request."""
-    for name in ("uvicorn.access", "uvicorn.error", "httpx", "httpcore", "kserve", "kserve.trace"):
+    for name in HUSHED:
         logging.getLogger(name).setLevel(logging.WARNING)
 
 
