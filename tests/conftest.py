@@ -1,11 +1,14 @@
-"""Servers that several test files share: one S3 server a session, if a test asks for it."""
+"""What several test files share: one S3 server a session, if a test asks for it, and stores of both kinds."""
 
 from __future__ import annotations
 
+import uuid
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
+from clincot.store import Store, open_store
 from tests.s3_server import S3Server, s3_server
 
 
@@ -13,3 +16,15 @@ from tests.s3_server import S3Server, s3_server
 def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
     with s3_server(tmp_path_factory.mktemp("s3")) as server:
         yield server
+
+
+@pytest.fixture(params=["folder", "s3"])
+def store(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Store:
+    if request.param == "folder":
+        return open_store(str(tmp_path / "store"))
+    server: S3Server = request.getfixturevalue("s3")
+    for name, value in server.environment.items():
+        monkeypatch.setenv(name, value)
+    bucket = f"b-{uuid.uuid4().hex[:12]}"
+    server.bucket(bucket)
+    return open_store(f"s3://{bucket}/some/prefix")

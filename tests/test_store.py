@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import uuid
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from threading import Barrier
@@ -23,18 +22,6 @@ from clincot.store import (
     sha256_of,
 )
 from tests.s3_server import SECRET, S3Server
-
-
-@pytest.fixture(params=["folder", "s3"])
-def store(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Store:
-    if request.param == "folder":
-        return open_store(str(tmp_path / "store"))
-    server: S3Server = request.getfixturevalue("s3")
-    for name, value in server.environment.items():
-        monkeypatch.setenv(name, value)
-    bucket = f"b-{uuid.uuid4().hex[:12]}"
-    server.bucket(bucket)
-    return open_store(f"s3://{bucket}/some/prefix")
 
 
 def test_what_is_written_once_is_never_overwritten(store: Store) -> None:

@@ -38,6 +38,16 @@ def written_aside(path: Path) -> Iterator[IO[str]]:
         raise
 
 
+def write_json(path: Path, content: object) -> None:
+    """A JSON document, written aside and then renamed; keys sorted, so that the same content is the same bytes.
+
+    Raises ValueError for NaN and infinity.
+    """
+    with written_aside(path) as file:
+        json.dump(content, file, indent=2, sort_keys=True, allow_nan=False)
+        file.write("\n")
+
+
 def write_records(path: Path, records: Iterable[Record]) -> int:
     """Write one record a line, aside and then renamed; returns how many."""
     count = 0

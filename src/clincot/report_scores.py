@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -12,7 +11,7 @@ from tqdm import tqdm
 
 from clincot.bench.intervals import APPROXIMATE_BELOW, Sums
 from clincot.bench.report_metrics import HEADINGS, report_metrics
-from clincot.jsonl import BadRecord, read_records, written_aside
+from clincot.jsonl import BadRecord, read_records, write_json
 from clincot.records import Interval, Study
 from clincot.report_file import ReportRow, read_reports
 
@@ -104,9 +103,7 @@ def score_reports(
 
 
 def write_scores(path: Path, scores: ReportScores) -> None:
-    with written_aside(path) as file:
-        json.dump(scores.as_json(), file, indent=2, sort_keys=True, allow_nan=False)
-        file.write("\n")
+    write_json(path, scores.as_json())
 
 
 def _with_text(rows: Iterable[ReportRow], path: Path) -> Iterable[ReportRow]:

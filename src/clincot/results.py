@@ -8,7 +8,6 @@ are clustered by patient (warp), over all seeds together. Everything is printed 
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import subprocess
 import sys
@@ -24,7 +23,7 @@ from clincot.bench.intervals import cluster_share, paired_difference
 from clincot.bench.paired import Metric
 from clincot.datasets.folder import StudyIndex, load_questions, load_references
 from clincot.demo import radiograph_plan
-from clincot.jsonl import read_records, written_aside
+from clincot.jsonl import read_records, write_json, written_aside
 from clincot.records import Interval, Outcome
 from clincot.rounds import LABELS, run_rounds, show_interval
 
@@ -69,9 +68,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     with ThreadPoolExecutor(args.jobs) as pool:
         list(pool.map(lambda seed: _run_seed(args.run, seed), args.seeds))
     report = collect(args.run, args.seeds)
-    with written_aside(args.run / "results.json") as file:
-        json.dump(report, file, indent=2, sort_keys=True, allow_nan=False)
-        file.write("\n")
+    write_json(args.run / "results.json", report)
     text = render(report)
     with written_aside(args.run / "results.md") as file:
         file.write(text)
@@ -132,7 +129,7 @@ def _checks(
     base: Measured, last: Measured, policies: Mapping[str, Measured], judges: list[dict[str, Any]], blind: Interval,
     chance: float,
 ) -> list[dict[str, Any]]:  # fmt: skip
-    """What issue and README claim, each with its number and whether it held."""
+    """What must hold, each with its number and whether it did."""
     oracle = base.minus(base, "oracle", "correct", other_arm="whole")
     grounder = base.minus(base, "windows", "correct", other_arm="random")
     hits = last.minus(base, "written", "hit")

@@ -26,7 +26,7 @@ import yaml
 from clincot.beside import Beside, worker
 from clincot.config import Params, TrainSection
 from clincot.errors import BadInput
-from clincot.jsonl import BadRecord, read_records, written_aside
+from clincot.jsonl import BadRecord, read_records, write_json, written_aside
 from clincot.records import BenchmarkReport, Decision
 from clincot.report_file import REPORTS
 from clincot.stages import Metrics, metrics_of_reports, read_benchmark, run_stage
@@ -74,9 +74,9 @@ def run_rounds(plan: Plan) -> dict[str, Any]:
             if decision.verdict == "promote":
                 champion = {"round": number, "policy": str(challenger), "outcomes": str(folder / "outcomes.jsonl")}
                 promotions.append({"round": number, "decision": decision.id})
-            _write_json(plan.run / "champion.json", {**champion, "promotions": promotions})
+            write_json(plan.run / "champion.json", {**champion, "promotions": promotions})
     results = collect(plan)
-    _write_json(plan.run / "results.json", results)
+    write_json(plan.run / "results.json", results)
     return results
 
 
@@ -92,7 +92,7 @@ def _round(plan: Plan, number: int, folder: Path, start: Path) -> dict[str, Path
     steps: dict[str, Path] = {}  # judges and training need to know what each step of a chain asked
     if len(params.answer.steps) > 1:
         steps["steps"] = folder / "steps.json"
-        _write_json(steps["steps"], list(params.answer.steps))
+        write_json(steps["steps"], list(params.answer.steps))
     at["candidates"], scores = _chain(plan, folder, start, at, steps)
     at["pairs"] = folder / "pairs.jsonl"
     run_stage(
@@ -291,7 +291,7 @@ def _same_start(plan: Plan) -> None:
                 f"{path}: this run was started with another {', '.join(changed)}; "
                 "choose another --run folder or delete this one"
             )
-    _write_json(path, start)
+    write_json(path, start)
     with written_aside(plan.run / "params.yaml") as file:
         yaml.safe_dump(plan.params.model_dump(mode="json"), file, sort_keys=False)
 
@@ -328,9 +328,3 @@ def show_interval(interval: dict[str, Any] | None) -> str:
     if interval["low"] is None:
         return f"{interval['value']:.3f}"
     return f"{interval['value']:.3f} [{interval['low']:.3f}, {interval['high']:.3f}]"
-
-
-def _write_json(path: Path, content: object) -> None:
-    with written_aside(path) as file:
-        json.dump(content, file, indent=2, sort_keys=True, allow_nan=False)
-        file.write("\n")

@@ -24,7 +24,7 @@ from tqdm import tqdm
 from clincot import __version__, config
 from clincot.config import Section
 from clincot.errors import BadInput
-from clincot.jsonl import BadRecord, file_digest, read_records, write_records, written_aside
+from clincot.jsonl import BadRecord, file_digest, read_records, write_json, write_records, written_aside
 from clincot.records import Candidate, Checkpoint, Outcome, PanelScore, Question, Region, digest_of
 from clincot.report_file import read_reports
 
@@ -111,7 +111,7 @@ def judge(section: config.JudgeSection, inputs: Paths, outputs: Paths) -> Metric
         [load_judge(spec) for spec in section.judges], _progress(asks, "judgements", "candidates"), section,
         folder=inputs["data"], judgements_path=outputs["judgements"], scores_path=outputs["scores"],
     )  # fmt: skip
-    _write_json(outputs["panel_report"], report.model_dump(mode="json"))
+    write_json(outputs["panel_report"], report.model_dump(mode="json"))
     alpha = {} if report.alpha_calibrated.value is None else {"alpha": report.alpha_calibrated.value}
     return {"candidates": report.candidates, "scored": report.scored, **alpha}
 
@@ -122,7 +122,7 @@ def pair(section: config.PairSection, inputs: Paths, outputs: Paths) -> Metrics:
     candidates = read_records(inputs["candidates"], Candidate)
     pairs, report = make_pairs(candidates, read_records(inputs["scores"], PanelScore), section)
     write_records(outputs["pairs"], pairs)
-    _write_json(outputs["pair_report"], report.model_dump(mode="json"))
+    write_json(outputs["pair_report"], report.model_dump(mode="json"))
     return {"pairs": len(pairs)}
 
 
@@ -166,7 +166,7 @@ def evaluate(section: config.EvaluateSection, inputs: Paths, outputs: Paths) -> 
         read_records(outputs["outcomes"], Outcome), benchmark, seed=section.seed, resamples=section.resamples,
         reports=metrics_of_reports(benchmark, inputs.get("train_reports")),
     )  # fmt: skip
-    _write_json(outputs["report"], report.model_dump(mode="json"))
+    write_json(outputs["report"], report.model_dump(mode="json"))
     metrics = {}
     for arm, measured in report.metrics.items():
         for name, called in (("accuracy", "accuracy"), ("raw/rouge_l", "rouge_l"), ("finding_f1", "finding_f1")):
@@ -194,7 +194,7 @@ def publish(section: config.PublishSection, inputs: Paths, outputs: Paths) -> Me
     from clincot.publishing import publish_files
 
     manifest = publish_files(section, inputs)
-    _write_json(outputs["published"], manifest.model_dump(mode="json"))
+    write_json(outputs["published"], manifest.model_dump(mode="json"))
     return {"files": len(manifest.files), "bytes": sum(f.size for f in manifest.files), "golden": len(manifest.golden)}
 
 
@@ -253,7 +253,7 @@ def run_stage(name: str, section: Section, inputs: Paths, outputs: Paths) -> Met
     stamp.unlink(missing_ok=True)
     metrics = stage.run(section, inputs, outputs)
     written = {n: path_digest(p) for n, p in sorted(outputs.items())}
-    _write_json(stamp, {"stage": name, "key": key, "outputs": written, "metrics": metrics})
+    write_json(stamp, {"stage": name, "key": key, "outputs": written, "metrics": metrics})
     return metrics
 
 
@@ -392,12 +392,6 @@ def _read_stamp(stamp: Path) -> dict[str, Any] | None:
 
 def _unchanged(written: Mapping[str, str], outputs: Paths) -> bool:
     return all(path.exists() and written.get(name) == path_digest(path) for name, path in outputs.items())
-
-
-def _write_json(path: Path, content: object) -> None:
-    with written_aside(path) as file:
-        json.dump(content, file, indent=2, sort_keys=True, allow_nan=False)
-        file.write("\n")
 
 
 def _progress(items: Iterable[T], what: str, unit: str, total: int | None = None) -> Iterator[T]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import uuid
 from pathlib import Path
 
 import pytest
@@ -25,22 +24,10 @@ from clincot.deploy.publish import AlreadyPublished, Evidence, publish
 from clincot.jsonl import file_digest
 from clincot.models.checkpoint import UnsupportedCheckpoint, checkpoint_digest
 from clincot.records import BenchmarkReport, Interval
-from clincot.store import FolderStore, Store, open_store
+from clincot.store import FolderStore, Store
 from tests.deploy.builders import LINE, decided, golden, published, write_checkpoint
-from tests.s3_server import S3Server
 
 SECTION = PublishSection(name=LINE)
-
-
-@pytest.fixture(params=["folder", "s3"])
-def store(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Store:
-    if request.param == "folder":
-        return open_store(str(tmp_path / "store"))
-    server: S3Server = request.getfixturevalue("s3")
-    for name, value in server.environment.items():
-        monkeypatch.setenv(name, value)
-    server.bucket(bucket := f"p-{uuid.uuid4().hex[:12]}")
-    return open_store(f"s3://{bucket}/clincot")
 
 
 def test_what_is_published_comes_back_whole(store: Store, tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from torch import nn
 from clincot.config import TrainSection
 from clincot.conversation import Views, save_views
 from clincot.errors import BadInput, ForTheUser
-from clincot.jsonl import written_aside
+from clincot.jsonl import write_json, written_aside
 
 LOG_FILE = "train_log.json"
 _TOWERS = ("vision_model", "vision_tower", "visual")  # what transformers' families call it
@@ -118,9 +118,7 @@ def _save_adapter(model: Any, folder: Path) -> None:
     content = json.loads(path.read_text(encoding="utf-8"))
     content["base_model_name_or_path"] = None  # a path of this machine; the checkpoint's record names the parent
     content["target_modules"] = sorted(content["target_modules"])  # a set: in another order in every process
-    with written_aside(path) as file:
-        json.dump(content, file, indent=2, sort_keys=True)
-        file.write("\n")
+    write_json(path, content)
 
 
 def tail_means(log: Sequence[Mapping[str, float]]) -> dict[str, float]:
