@@ -52,6 +52,7 @@ class Stage:
     optional: tuple[str, ...] = ()  # inputs that may be left out
     may_lack: tuple[str, ...] = ()  # inputs that may be missing on disk: what that means is for the stage to say
     appends_to: tuple[str, ...] = ()  # inputs that the stage adds to; given one, it is run again even if it is done
+    always: bool = False  # run again even if it is done: what it looks at or changes lies outside its files
     flags: tuple[str, ...] = ()  # fields of the section that the command line also takes as --field
 
 
@@ -246,8 +247,8 @@ def run_stage(name: str, section: Section, inputs: Paths, outputs: Paths) -> Met
     )  # fmt: skip
     stamp = outputs[stage.outputs[0]].with_name(outputs[stage.outputs[0]].name + ".stage.json")
     done = _read_stamp(stamp)
-    appends = bool({*inputs} & {*stage.appends_to})  # it knows what it has entered before, and where it has not
-    if not appends and done is not None and done["key"] == key and _unchanged(done["outputs"], outputs):
+    again = stage.always or bool({*inputs} & {*stage.appends_to})  # it knows itself what it has done before
+    if not again and done is not None and done["key"] == key and _unchanged(done["outputs"], outputs):
         metrics: Metrics = done["metrics"]
         return metrics
     stamp.unlink(missing_ok=True)
