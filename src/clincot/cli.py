@@ -18,6 +18,7 @@ from pydantic.fields import FieldInfo
 from clincot import __version__
 from clincot.cli_data import add_data
 from clincot.cli_deploy import add_deploying
+from clincot.cli_pipeline import add_pipeline
 from clincot.config import Params, load_params
 from clincot.errors import BadInput, ForTheUser
 from clincot.records import Decision
@@ -71,6 +72,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_looking(commands)
     _add_serve(commands)
     add_deploying(commands, _command, _add_params, _params)
+    add_pipeline(commands, _command, _add_params, _params)
     return parser
 
 
