@@ -56,6 +56,12 @@ class Stage:
     flags: tuple[str, ...] = ()  # fields of the section that the command line also takes as --field
 
 
+def preflight(section: config.PreflightSection, inputs: Paths, outputs: Paths) -> Metrics:
+    from clincot.preflight.running import look
+
+    return look(section, inputs, outputs)
+
+
 def prepare(section: config.PrepareSection, inputs: Paths, outputs: Paths) -> Metrics:
     from clincot.datasets.folder import load_questions, split_rounds
 
@@ -200,6 +206,9 @@ def publish(section: config.PublishSection, inputs: Paths, outputs: Paths) -> Me
 
 
 STAGES: tuple[Stage, ...] = (
+    Stage("preflight", preflight, config.PreflightSection, (), ("report", "table", "champion"), "cpu",
+          "stores, judges, champion, cluster and disk, looked at before anything is asked for; all failures at once",
+          ("service", "train_job"), always=True, flags=("base",)),
     Stage("prepare", prepare, config.PrepareSection, ("data",), ("questions",), "cpu",
           "take the questions of one round: disjoint subsets, split by image"),
     Stage("propose", propose, config.ProposeSection, ("data", "questions", "policy"), ("regions",), "gpu",
