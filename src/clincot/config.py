@@ -138,6 +138,20 @@ class PairSection(Section):
     seed: int = 0
 
 
+class VersionSection(Section):
+    """Where a round's preference data is kept. No credentials stand here: see data_repository/git.py."""
+
+    repository: Annotated[
+        str, Field(description="git address of the data repository; empty: the round's data is kept as no version")
+    ] = ""
+    branch: Annotated[str, Field(description="empty: the repository's default branch")] = ""
+    round: Annotated[
+        int, Field(ge=0, description="number of the tag preferences/round-NNNN; 0: the next one that is free")
+    ] = 0
+    attempts: Annotated[Positive, Field(description="pushes, where others push at the same time")] = 8
+    timeout_s: Annotated[float, Field(gt=0, description="of one git or dvc command")] = 1800.0
+
+
 class TrainSection(Section):
     """Margin-aware DPO, or SFT on the chosen answers. `recipe` sets the loss as a source has it."""
 
@@ -304,6 +318,7 @@ class Params(Section):
     answer: AnswerSection = AnswerSection()
     judge: JudgeSection = JudgeSection()
     pair: PairSection = PairSection()
+    version: VersionSection = VersionSection()
     train: TrainSection = TrainSection()
     evaluate: EvaluateSection = EvaluateSection()
     decide: DecideSection = DecideSection()
