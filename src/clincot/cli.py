@@ -19,6 +19,7 @@ from clincot import __version__
 from clincot.cli_data import add_data
 from clincot.cli_deploy import add_deploying
 from clincot.cli_preflight import run_preflight
+from clincot.cli_versions import add_versions
 from clincot.config import Params, load_params
 from clincot.errors import BadInput, ForTheUser
 from clincot.records import Decision
@@ -68,6 +69,7 @@ def _parser() -> argparse.ArgumentParser:
         _add_stage(commands, stage)
     _add_rounds(commands)
     add_data(commands, _command)
+    add_versions(commands, _command, _add_params, _params)
     _add_models(commands)
     _add_looking(commands)
     _add_serve(commands)
