@@ -327,10 +327,10 @@ class PreflightSection(Section):
     ] = "auto"
     namespace: Annotated[str, Field(description="of the rollout; empty: as the input `service` says")] = ""
     free_gb: Annotated[float, Field(ge=0, description="free space of the work folder and of TMPDIR, 10^9 bytes")] = 5.0
-    timeout_s: Annotated[float, Field(gt=0, description="of each check; one that hangs has failed")] = 30.0
-    verify_s: Annotated[
-        float, Field(gt=0, description="of reading the champion's files again; 15 GB take minutes")
-    ] = 900.0
+    timeout_s: Annotated[float, Field(gt=0, description="of each check; one that hangs has failed")] = 60.0
+    verify_s: Annotated[float, Field(gt=0, description="of reading the champion's files again; 15 GB take minutes")] = (
+        900.0
+    )
     judge: JudgeSection = JudgeSection()
     publish: PublishSection = PublishSection()
     version: VersionSection = VersionSection()
@@ -363,9 +363,7 @@ class Params(Section):
         """The stage's section; preflight's with the judges, the store and the data repository that it looks at."""
         section: Section = getattr(self, stage)
         if isinstance(section, PreflightSection):
-            return section.model_copy(
-                update={"judge": self.judge, "publish": self.publish, "version": self.version}
-            )
+            return section.model_copy(update={"judge": self.judge, "publish": self.publish, "version": self.version})
         return section
 
 
