@@ -140,7 +140,11 @@ def _checks(
         _check("oracle region - whole image, base: at least .20", oracle, lambda i: i.value >= 0.20),
         _check("grounder - random region, base: at least .05", grounder, lambda i: i.value >= 0.05),
         _check("own-region hit-rate, last round - base: interval above 0", hits, lambda i: i.low > 0),
-        {"check": "off-format answers, worst of base and margin-DPO: under 2 %", "value": f"{worst:.3f}", "holds": worst < 0.02},
+        {
+            "check": "off-format answers, worst of base and margin-DPO: under 2 %",
+            "value": f"{worst:.3f}",
+            "holds": worst < 0.02,
+        },
         *(
             {
                 "check": f"AUC of {judge['name']} on oracle crops: at least .85",

@@ -58,7 +58,8 @@ def policy_lessons(
 
     Part 1, short and many: naming what a crop shows, reading a place from a region's numbers, and what a region is: a
     square of a quarter or a half, without any picture to find it in. Part 2: the whole image, writing a region and
-    answering from it, and answering from a given region.
+    answering from it, answering from a given region, and now and then naming what a crop shows, lest it be forgotten:
+    the sliding windows ask just that.
 
     `region_truth`: share of the written regions that are where the finding is; the others of part 1 lie anywhere,
     those of part 2 in the middle.
@@ -81,6 +82,7 @@ def policy_lessons(
         yield answered(closer, answer)
         box = _region(lesson, rng, sides, truth=0.65, whole=0.1)
         yield answered(look_closer(opening, study, folder, views, question=text, box=box, report=report), answer)
+        yield from list(_finding_lesson(lesson, folder, views, rng, sides))[int(rng.integers(2)) :][:1]
 
 
 def _crop_lessons(
