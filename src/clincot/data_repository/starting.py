@@ -57,7 +57,6 @@ def _bare(folder: Path) -> None:
 
 def _first_commit(git: Git, remote: str, endpoint: str, timeout_s: float) -> None:
     dvc(git.folder, "init", "--quiet", timeout_s=timeout_s)
-    dvc(git.folder, "config", "core.analytics", "false", timeout_s=timeout_s)
     dvc(git.folder, "remote", "add", "--default", "data", remote, timeout_s=timeout_s)
     if endpoint:
         dvc(git.folder, "remote", "modify", "data", "endpointurl", endpoint, timeout_s=timeout_s)
