@@ -23,7 +23,20 @@ def write_round(
     folder: Path, questions: int, *, seed: int = 0, judges: Sequence[str] = ("judge-a", "judge-b"), doubt: float = 0.0
 ) -> dict[str, Path]:
     """The version stage's inputs: two pairs a question. `doubt` takes that much from every score of a right answer."""
-    at = {name: folder / file for name, file in NAMES.items() if name != "steps"}
+    write_judged(folder, questions, seed=seed, judges=judges, doubt=doubt)
+    make_pairs_of(folder)
+    return paths_in(folder)
+
+
+def paths_in(folder: Path) -> dict[str, Path]:
+    return {name: folder / file for name, file in NAMES.items() if name != "steps"}
+
+
+def write_judged(
+    folder: Path, questions: int, *, seed: int = 0, judges: Sequence[str] = ("judge-a", "judge-b"), doubt: float = 0.0
+) -> None:
+    """Everything before the pairs."""
+    at = paths_in(folder)
     write_records(at["questions"], (_question(seed, number) for number in range(questions)))
     write_records(at["regions"], (region for region, _ in _answered(at["questions"], seed)))
     write_records(at["candidates"], (candidate for _, candidate in _answered(at["questions"], seed)))
@@ -31,11 +44,14 @@ def write_round(
     panel = Combination([Seat(name, 1.0, identity_calibration(_digest(name))) for name in judges], quorum=1)
     write_records(at["scores"], panel.scores(read_records(at["judgements"], Judgement)))
     write_json(at["panel_report"], panel.report().model_dump(mode="json"))
+
+
+def make_pairs_of(folder: Path) -> None:
+    at = paths_in(folder)
     run_stage(
         "pair", PAIRING, {name: at[name] for name in ("candidates", "scores")},
         {name: at[name] for name in ("pairs", "pair_report")},
     )  # fmt: skip
-    return at
 
 
 def _question(seed: int, number: int) -> Question:

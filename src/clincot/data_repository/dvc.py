@@ -94,15 +94,6 @@ def missing(folder: Path, objects: Mapping[str, int | None]) -> list[str]:
         return absent
 
 
-def send(folder: Path, objects: Mapping[str, Path]) -> None:
-    """Send files {digest: file} that a push left out: where a folder's listing is, DVC takes its files to be too."""
-    with _remote(folder) as odb:
-        from dvc.fs import LocalFileSystem
-
-        for digest, path in objects.items():
-            odb.add(str(path), LocalFileSystem(), digest, check_exists=False)
-
-
 def fetched(folder: Path, revision: str, path: str, to: Path) -> Path:
     """A file of the data repository as it was at a revision, from the remote. Raises DvcFailed."""
     to.parent.mkdir(parents=True, exist_ok=True)
@@ -111,6 +102,15 @@ def fetched(folder: Path, revision: str, path: str, to: Path) -> Path:
 
         DVCFileSystem(str(folder), rev=revision).get_file(path, str(to))
     return to
+
+
+def send(folder: Path, objects: Mapping[str, Path]) -> None:
+    """Send files {digest: file} that a push left out: where a folder's listing is, DVC takes its files to be too."""
+    with _remote(folder) as odb:
+        from dvc.fs import LocalFileSystem
+
+        for digest, path in objects.items():
+            odb.add(str(path), LocalFileSystem(), digest, check_exists=False)
 
 
 @contextmanager
