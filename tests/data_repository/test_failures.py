@@ -55,13 +55,13 @@ def test_a_wrong_secret_and_a_missing_bucket_are_told(
 def test_a_server_that_stops_after_the_push_is_not_taken_at_its_word(
     repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A server of its own, stopped between `dvc push` and the look for the objects."""
+    """A server of its own, stopped between `dvc push` and the look for the objects; the next run finds one up."""
     made = make_round(tmp_path / "round", seed=41)
-    with ExitStack() as stack:
+    with ExitStack() as stack, monkeypatch.context() as stopped:
         server = stack.enter_context(s3_server(tmp_path / "s3"))
         server.bucket(BUCKET)
-        monkeypatch.setenv("AWS_ENDPOINT_URL_S3", server.url)
-        monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
+        stopped.setenv("AWS_ENDPOINT_URL_S3", server.url)
+        stopped.setenv("AWS_MAX_ATTEMPTS", "1")
         before, dvc = references(repository), keeping.dvc
 
         def stopping(folder: Path, *arguments: str, timeout_s: float) -> str:
@@ -70,10 +70,14 @@ def test_a_server_that_stops_after_the_push_is_not_taken_at_its_word(
                 stack.close()
             return said
 
-        monkeypatch.setattr(keeping, "dvc", stopping)
+        stopped.setattr(keeping, "dvc", stopping)
         with pytest.raises(DvcFailed, match=r"the DVC remote cannot be asked: .*[Cc]onnect"):
             made.keep(repository)
     nothing_came_of_it(made, repository, before)
+    made.keep(repository)
+    assert references(repository).endswith(
+        f"refs/heads/main {made.kept.revision}\nrefs/tags/{made.kept.tag} {git(repository, 'rev-parse', made.kept.tag)}"
+    )
 
 
 def test_an_object_that_did_not_land_is_named(
@@ -149,6 +153,12 @@ def test_what_is_no_data_repository_is_told(tmp_path: Path) -> None:
         made.keep(tmp_path / "plain.git")
     with pytest.raises(GitFailed, match=r"could not be cloned: .*[Bb]ranch releases not found"):
         made.keep(tmp_path / "plain.git", branch="releases")
+
+
+def test_a_tag_is_no_branch(repository: Path, tmp_path: Path) -> None:
+    git(repository, "tag", "v1", "main")
+    with pytest.raises(BadInput, match=r"version\.branch must name a branch, and 'v1' is a tag"):
+        make_round(tmp_path / "round", seed=47).keep(repository, branch="v1")
 
 
 def test_addresses_with_secrets_are_refused_without_showing_them(tmp_path: Path) -> None:

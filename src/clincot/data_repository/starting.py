@@ -33,6 +33,8 @@ def start_repository(address: str, remote: str, *, endpoint: str = "", timeout_s
     checked_address(address)
     if "@" in remote.partition("://")[2]:
         raise BadInput("the remote's address holds credentials; they come from the environment (AWS_… variables)")
+    if "://" not in remote:
+        remote = str(Path(remote).absolute())
     if "://" not in address and ":" not in address and not Path(address).exists():
         _bare(Path(address))
     with tempfile.TemporaryDirectory() as scratch:
