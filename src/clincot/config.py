@@ -310,9 +310,36 @@ class DeploySection(Section):
         return self
 
 
+class PreflightSection(Section):
+    """What is looked at before a round asks for a GPU. The round's own judges, store and data repository are looked at:
+    `judge`, `publish` and `version` are filled in by Params.section_of, and are not set here."""
+
+    base: Annotated[
+        str,
+        Field(
+            description="what a line without a champion starts from, as round 0: a checkpoint's folder, or the "
+            "beginning of the digest of a published one"
+        ),
+    ] = ""
+    cluster: Annotated[
+        Literal["auto", "yes", "no"],
+        Field(description="look at KServe and permissions? auto: in a pod, or where KUBECONFIG is set"),
+    ] = "auto"
+    namespace: Annotated[str, Field(description="of the rollout; empty: as the input `service` says")] = ""
+    free_gb: Annotated[float, Field(ge=0, description="free space of the work folder and of TMPDIR, 10^9 bytes")] = 5.0
+    timeout_s: Annotated[float, Field(gt=0, description="of each check; one that hangs has failed")] = 60.0
+    verify_s: Annotated[float, Field(gt=0, description="of reading the champion's files again; 15 GB take minutes")] = (
+        900.0
+    )
+    judge: JudgeSection = JudgeSection()
+    publish: PublishSection = PublishSection()
+    version: VersionSection = VersionSection()
+
+
 class Params(Section):
     """params.yaml, whole."""
 
+    preflight: PreflightSection = PreflightSection()
     prepare: PrepareSection = PrepareSection()
     propose: ProposeSection = ProposeSection()
     answer: AnswerSection = AnswerSection()
@@ -324,6 +351,20 @@ class Params(Section):
     decide: DecideSection = DecideSection()
     publish: PublishSection = PublishSection()
     deploy: DeploySection = DeploySection()
+
+    @model_validator(mode="after")
+    def _looked_at_is_used(self) -> Params:
+        for name in ("judge", "publish", "version"):
+            if getattr(self.preflight, name) != getattr(PreflightSection(), name):
+                raise ValueError(f"preflight.{name} is the round's own; set {name} instead")
+        return self
+
+    def section_of(self, stage: str) -> Section:
+        """The stage's section; preflight's with the judges, the store and the data repository that it looks at."""
+        section: Section = getattr(self, stage)
+        if isinstance(section, PreflightSection):
+            return section.model_copy(update={"judge": self.judge, "publish": self.publish, "version": self.version})
+        return section
 
 
 S = TypeVar("S", bound=BaseModel)

@@ -27,6 +27,7 @@ from clincot.errors import BadInput
 from clincot.jsonl import BadRecord, file_digest, read_records, write_json, write_records, written_aside
 from clincot.records import Candidate, Checkpoint, DataVersion, Outcome, PanelScore, Question, digest_of
 from clincot.report_file import read_reports
+from clincot.units import in_units
 
 if TYPE_CHECKING:
     from clincot.bench.benchmark import Benchmark
@@ -54,6 +55,12 @@ class Stage:
     always: bool = False  # run again even if it is done: what it looks at or changes lies outside its files
     beside: tuple[str, ...] = ()  # optional inputs that are provenance alone: another one makes no work undone
     flags: tuple[str, ...] = ()  # fields of the section that the command line also takes as --field
+
+
+def preflight(section: config.PreflightSection, inputs: Paths, outputs: Paths) -> Metrics:
+    from clincot.preflight.running import look
+
+    return look(section, inputs, outputs)
 
 
 def prepare(section: config.PrepareSection, inputs: Paths, outputs: Paths) -> Metrics:
@@ -105,8 +112,8 @@ def judge(section: config.JudgeSection, inputs: Paths, outputs: Paths) -> Metric
 
     steps = steps_of(inputs)
     asks = (
-        Ask(candidate.id, ask.study, question_of(candidate, ask.question, steps), ask.region.box, candidate.text)
-        for ask, candidate in asked_and_answered(inputs)
+        Ask(candidate.id, ask.study, question_of(candidate, ask.question, steps), ask.region.box, candidate.text, unit)
+        for unit, (ask, candidate) in in_units(asked_and_answered(inputs), lambda pair: pair[1].question)
     )
     report = judge_candidates(
         [load_judge(spec) for spec in section.judges], _progress(asks, "judgements", "candidates"), section,
@@ -211,6 +218,9 @@ def publish(section: config.PublishSection, inputs: Paths, outputs: Paths) -> Me
 
 
 STAGES: tuple[Stage, ...] = (
+    Stage("preflight", preflight, config.PreflightSection, (), ("report", "table", "champion"), "cpu",
+          "stores, judges, champion, cluster and disk, looked at before anything is asked for; all failures at once",
+          ("service", "train_job"), always=True, flags=("base",)),
     Stage("prepare", prepare, config.PrepareSection, ("data",), ("questions",), "cpu",
           "take the questions of one round: disjoint subsets, split by image"),
     Stage("propose", propose, config.ProposeSection, ("data", "questions", "policy"), ("regions",), "gpu",

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -92,6 +93,21 @@ def missing(folder: Path, objects: Mapping[str, int | None]) -> list[str]:
             if size is not None and found != size:
                 absent.append(digest)
         return absent
+
+
+def try_remote(folder: Path) -> str:
+    """Write, read and delete a small object of its own name in the remote; its address. Raises DvcFailed."""
+    with _remote(folder) as odb:
+        place, written = odb.fs.join(odb.path, "preflight", uuid.uuid4().hex), b"preflight\n"
+        odb.fs.makedirs(odb.fs.parent(place), exist_ok=True)
+        odb.fs.pipe_file(place, written)
+        try:
+            found = odb.fs.cat_file(place)
+        finally:
+            odb.fs.rm_file(place)
+        if found != written:
+            raise DvcFailed(f"the DVC remote gave back {found[:40]!r} for {written!r}; {_HINT}")
+        return str(odb.fs.unstrip_protocol(odb.path))
 
 
 def fetched(folder: Path, revision: str, path: str, to: Path) -> Path:
