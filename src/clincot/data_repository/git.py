@@ -42,7 +42,7 @@ class Git:
         return done.stdout
 
     def tried(self, *arguments: str) -> str:
-        """ "" if the command went well, else what git said."""
+        """What git said where the command failed; nothing ("") where it went well."""
         done = self._run(arguments, "")
         return "" if done.returncode == 0 else said(done)
 
@@ -50,8 +50,8 @@ class Git:
         command = ["git", *_helper(), *arguments]
         try:
             return subprocess.run(
-                command, cwd=self.folder, env=environment(), input=given, capture_output=True, text=True,
-                timeout=self.timeout_s, check=False,
+                command, cwd=self.folder, env=environment(), input=given, capture_output=True, encoding="utf-8",
+                errors="replace", timeout=self.timeout_s, check=False,
             )  # fmt: skip
         except FileNotFoundError:
             raise GitFailed("git is not installed; the data repository needs it") from None

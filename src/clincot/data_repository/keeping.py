@@ -57,6 +57,7 @@ def keep_version(section: VersionSection, inputs: Mapping[str, Path], output: Pa
 @contextmanager
 def cloned(section: VersionSection, folder: Path) -> Iterator[Git]:
     """A clone of the data repository that is gone afterwards; one that a killed run left there is thrown away."""
+    folder = folder.absolute()
     shutil.rmtree(folder, ignore_errors=True)
     folder.parent.mkdir(parents=True, exist_ok=True)
     try:
