@@ -42,6 +42,9 @@ ERRORS = "CLINCOT_TASK_ERRORS"  # file to which a failing task appends its messa
 class MetricsArtifact(Protocol):
     """kfp.dsl.Metrics, without kfp."""
 
+    @property
+    def path(self) -> str: ...
+
     def log_metric(self, metric: str, value: float) -> None: ...
 
 
@@ -97,6 +100,10 @@ def run(
 
 
 def log(metrics: MetricsArtifact | None, values: Metrics) -> None:
+    """The values for the Kubeflow UI, and as a file: kfp.local takes an artifact without one for lost, and its task for
+    not done."""
+    if metrics is not None:
+        write_json(Path(metrics.path), dict(values))
     for name, value in values.items():
         print(f"{name} {value:g}")
         if metrics is not None:
