@@ -273,3 +273,11 @@ def page(
             sections, number=int(number), data=data, benchmark=benchmark, blind_from=blind_from, policy=policy,
             made=made, champion=champion, page=Path(page), results=Path(results),
         )  # fmt: skip
+
+
+def standing(
+    verdict: str, champion: Mapping[str, str], challenger: Mapping[str, str], outputs: Mapping[str, str]
+) -> None:
+    """The files of whoever is champion after a decision."""
+    for name, path in (challenger if verdict == "promote" else champion).items():
+        shutil.copyfile(path, outputs[name])
