@@ -226,29 +226,15 @@ def _one_round(plan: RoundPlan, given: Values, generate: Any, ahead: int = 0) ->
     champion = {name: given[name] for name in ("champion_outcomes", "champion_report")}
     sections = {name: given[name] for name in SECTIONS if name not in ("preflight", "deploy")}
     shown = page(
-        **sections, **number, data=given["data"], benchmark=given["benchmark"], blind_from=given["blind_from"],
+        **sections, **number, **on, **tested, blind_from=given["blind_from"],
         policy=given["policy"], **files, **scored, **pairs, checkpoint=learnt["checkpoint"],
         outcomes=measured["outcomes"], report=measured["report"], decision=decided["decision"],
         evidence=decided["evidence"], **champion, **{name: given[name] for name in ("trained",) if name in given},
     )  # fmt: skip
     place(shown, "page", plan.cluster)
-    with dsl.If(decided["Output"] == "promote", name="promoted"):
-        published = place(
-            publish(
-                publish=given["publish"], **number, benchmark=given["benchmark"], image=_image(plan, "publish"),
-                checkpoint=learnt["checkpoint"], report=measured["report"], decision=decided["decision"],
-                panel_report=made["panel_report"],
-            ),
-            "publish", plan.cluster,
-        ).outputs  # fmt: skip
-        if plan.deploys:
-            place(
-                deploy(
-                    deploy=given["deploy"], publish=given["publish"], service=given["service"],
-                    digest=published["Output"], target=plan.target, state=plan.state,
-                ),
-                "deploy", plan.cluster,
-            ).set_caching_options(False)  # fmt: skip
+    evidence = {"checkpoint": learnt["checkpoint"], "report": measured["report"], "decision": decided["decision"],
+                "panel_report": made["panel_report"]}  # fmt: skip
+    _promoted(plan, given, decided["Output"], {**number, **tested, **evidence})
     if plan.rounds == 1:
         return None
     stands = place(
@@ -259,6 +245,22 @@ def _one_round(plan: RoundPlan, given: Values, generate: Any, ahead: int = 0) ->
         "standing", plan.cluster,
     ).outputs  # fmt: skip
     return Rounded(learnt["checkpoint"], learnt["Output"], made["panel_report"], stands["outcomes"], stands["report"])
+
+
+def _promoted(plan: RoundPlan, given: Values, verdict: Any, challenger: Values) -> None:
+    """If it was promoted: published, and rolled out."""
+    with dsl.If(verdict == "promote", name="promoted"):
+        published = place(
+            publish(publish=given["publish"], image=_image(plan, "publish"), **challenger), "publish", plan.cluster
+        ).outputs
+        if plan.deploys:
+            place(
+                deploy(
+                    deploy=given["deploy"], publish=given["publish"], service=given["service"],
+                    digest=published["Output"], target=plan.target, state=plan.state,
+                ),
+                "deploy", plan.cluster,
+            ).set_caching_options(False)  # fmt: skip
 
 
 def _part(name: str, about: str, inputs: Mapping[str, Any], outputs: Any, body: Callable[[Values], Any]) -> Any:

@@ -22,7 +22,7 @@ RECURRING = {
 
 
 class PipelinesStub:
-    """token: the only one that is let in; break_before: from which change (1, 2, …) on there is no answer, 0: always."""
+    """token: the only one that is let in; break_before: from this change (1, 2, …) on there is no answer."""
 
     def __init__(self, *, token: str = "", multi_user: bool = False) -> None:
         self.token, self.multi_user = token, multi_user
@@ -86,7 +86,8 @@ class PipelinesStub:
             return self.runs[-1]
         if path == "/recurringruns":
             assert set(body) <= RECURRING, set(body) - RECURRING
-            assert body["mode"] == "ENABLE" and body["no_catchup"] is True and body["max_concurrency"] in (1, "1")
+            assert (body["mode"], body["no_catchup"]) == ("ENABLE", True)
+            assert body["max_concurrency"] in (1, "1")
             version = body["pipeline_version_reference"]
             assert _named(self.versions, "pipeline_version_id", version["pipeline_version_id"])
             made = {"recurring_run_id": self.new_id("recurring"), "status": "ENABLED"}
@@ -128,10 +129,12 @@ class _Handler(BaseHTTPRequestHandler):
         raw = self.rfile.read(int(self.headers.get("Content-Length") or 0))
         stub = self.stub
         if stub.token and self.headers.get("Authorization") != f"Bearer {stub.token}":
-            return self._send(401, {"error": "token is expired"})
+            self._send(401, {"error": "token is expired"})
+            return
         if self.command != "GET":
             if stub.break_before and len(stub.changes) + 1 >= stub.break_before:  # the client tries some things again
-                return self.connection.close()
+                self.connection.close()
+                return
             stub.changes.append(f"{self.command} {path}")
         try:
             if self.command == "GET":
@@ -142,10 +145,11 @@ class _Handler(BaseHTTPRequestHandler):
                 body = raw if "upload" in path else json.loads(raw or b"{}")
                 reply = stub.post(path, query, body)
         except (KeyError, StopIteration):
-            return self._send(404, {"error": f"nothing at {self.path}"})
+            self._send(404, {"error": f"nothing at {self.path}"})
         except AssertionError as error:
-            return self._send(400, {"error": f"refused: {error}"})
-        self._send(200, reply)
+            self._send(400, {"error": f"refused: {error}"})
+        else:
+            self._send(200, reply)
 
     do_GET = do_POST = do_DELETE = _answer
 

@@ -163,7 +163,7 @@ def test_an_expired_token_is_told(
 
 
 def test_a_wrong_endpoint_is_told(stub: PipelinesStub) -> None:
-    with pytest.raises(PipelinesFailed, match="is --endpoint .* right"):
+    with pytest.raises(PipelinesFailed, match=r"is --endpoint .* right"):
         connect("http://127.0.0.1:9")
     with pytest.raises(PipelinesFailed, match="HTTP 404, not what Kubeflow Pipelines answers"):
         connect(f"{stub.url}/pipeline")
