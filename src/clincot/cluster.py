@@ -92,7 +92,7 @@ class Cluster:
         return True
 
     def may(self, permission: Permission) -> bool:
-        """Would the API server let this account do that? (SelfSubjectAccessReview: everyone may ask about themselves)"""
+        """Would the API server let this account do that? (SelfSubjectAccessReview: everyone may ask of themselves)"""
         resource, _, subresource = permission.resource.partition("/")
         about = {
             "verb": permission.verb, "group": permission.group, "resource": resource, "subresource": subresource,

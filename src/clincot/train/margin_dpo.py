@@ -173,8 +173,9 @@ class MarginDPOTrainer(DPOTrainer):  # type: ignore[misc]
         self._refuse_not_finite(total_B, inputs["row"])
         reward_B = section.beta * ((sides[0] - refs[0]) - (sides[1] - refs[1]))
         self._note(
-            inputs, dpo_loss=loss_B, nll=nll_B, reward_margin=reward_B, accuracy=(reward_B > 0).float(), chosen_logps=sides[0],
-            rejected_logps=sides[1], margin_logits=margin_B, margin_nats=margin_nats(margin_B, section.beta),
+            inputs, dpo_loss=loss_B, nll=nll_B, reward_margin=reward_B, accuracy=(reward_B > 0).float(),
+            chosen_logps=sides[0], rejected_logps=sides[1], margin_logits=margin_B,
+            margin_nats=margin_nats(margin_B, section.beta),
         )  # fmt: skip
         return batch_mean(total_B, inputs)
 

@@ -50,7 +50,7 @@ class Team:
         if self.size > 1:
             distributed.barrier()
 
-    def once(self, work: Callable[[], None]) -> None:
+    def once(self, work: Callable[[], object]) -> None:
         """Done by the first process; the others wait."""
         if self.first:
             work()
