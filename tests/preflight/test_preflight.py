@@ -28,7 +28,7 @@ from clincot.preflight import cluster_checks, judges, repository, running, start
 from clincot.preflight.report import Check, PreflightFailed, PreflightReport, StartingPolicy, failed, passed, table
 from clincot.preflight.running import Probe, run_probes
 from clincot.stages import run_stage
-from clincot.store import FolderStore, Store, StoreFailed, open_store
+from clincot.store import FolderStore, Store, StoreFailed
 from tests.deploy.api_server import ApiServer, api_server
 from tests.deploy.builders import LINE, published, write_checkpoint
 from tests.http_server import Reply, Request, free_port, serving

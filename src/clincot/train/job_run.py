@@ -30,9 +30,9 @@ STRICT = "?fieldValidation=Strict"  # a field that the cluster does not know is 
 def run_job(cluster: Cluster, manifest: Json, settings: TrainJobSettings) -> None:
     """Start the job unless it is there already, and wait until it is complete.
 
-    A job of this name that failed is deleted and started again. Whatever ends the waiting deletes the job (an
-    interruption, SIGTERM, a time limit), but for an API server that does not answer: then the job goes on, and the
-    next call finds it. Raises TrainingFailed, ClusterFailed.
+    A job that failed stays, to be looked at, and makes place for a new one when it is asked for again. Whoever gives up
+    waiting (an interruption, SIGTERM, a time limit) deletes the job, but for an API server that does not answer: then
+    the job goes on, and the next call finds it. Raises TrainingFailed, ClusterFailed.
     """
     group, version = manifest["apiVersion"].split("/")
     path = kubernetes.resource_path(
@@ -41,12 +41,14 @@ def run_job(cluster: Cluster, manifest: Json, settings: TrainJobSettings) -> Non
     _start(cluster, path, manifest, settings.poll_s)
     with _interruptible():
         try:
-            _watch(cluster, path, settings)
+            failure = _watch(cluster, path, settings)
         except ClusterFailed:
             raise
         except BaseException:
             cluster.delete(path)
             raise
+    if failure:
+        raise TrainingFailed(failure)
 
 
 def _start(cluster: Cluster, path: str, manifest: Json, poll_s: float) -> None:
@@ -71,7 +73,8 @@ def _start(cluster: Cluster, path: str, manifest: Json, poll_s: float) -> None:
             time.sleep(poll_s)
 
 
-def _watch(cluster: Cluster, path: str, settings: TrainJobSettings) -> None:
+def _watch(cluster: Cluster, path: str, settings: TrainJobSettings) -> str:
+    """Until the job is complete (""), or failed: why. Raises TrainingFailed where it is to be given up."""
     name, began, heard = path.rpartition("/")[2], time.monotonic(), time.monotonic()
     running = False
     with tqdm(desc=f"TrainJob {name}", unit=" looks", disable=None) as bar:
@@ -88,11 +91,9 @@ def _watch(cluster: Cluster, path: str, settings: TrainJobSettings) -> None:
                 continue
             bar.update()
             if _is(job, "Complete"):
-                return
+                return ""
             if _is(job, "Failed"):
-                raise TrainingFailed(
-                    f"TrainJob {name} failed: {_said(job, 'Failed')}{_pods_said(cluster, settings, name)}"
-                )
+                return f"TrainJob {name} failed: {_said(job, 'Failed')}{_pods_said(cluster, settings, name)}"
             running = running or _runs(job)
             if not running and now - began > settings.schedule_s:
                 raise TrainingFailed(

@@ -24,11 +24,13 @@ def run_training(work: Work, launch: LaunchSettings) -> dict[str, float]:
     Run again after it was interrupted, it goes on from the last resumable checkpoint, on any number of processes.
     Raises TrainingFailed, and what training in this process raises.
     """
+    processes = _processes(launch)
+    if work.section.loss == "sft" and (launch.job is not None or processes > 1):
+        raise BadInput("train.loss sft learns in one process; launch it as how: here")
     if launch.job is not None:
         from clincot.train.train_job import train_on_nodes
 
         return train_on_nodes(work.model_copy(update={"sharding": launch.sharding}), launch.job)
-    processes = _processes(launch)
     if processes == 1:
         from clincot.train.worker import train
 
@@ -44,7 +46,7 @@ def _processes(launch: LaunchSettings) -> int:
         raise BadInput(f"one process was asked for, but sees {gpus} GPUs; set CUDA_VISIBLE_DEVICES to one of them")
     if launch.how == "torchrun" and gpus and launch.processes > gpus:
         raise BadInput(f"launch.processes is {launch.processes}, but there are {gpus} GPUs; it is one process a GPU")
-    if launch.how == "here":
+    if launch.how in ("here", "train-job"):
         return 1
     if launch.how == "torchrun" and launch.processes:
         return launch.processes

@@ -14,7 +14,7 @@ import torch
 from accelerate import PartialState
 
 from clincot.conversation import load_views
-from clincot.errors import BadInput, ForTheUser
+from clincot.errors import ForTheUser
 from clincot.jsonl import write_json, written_aside
 from clincot.run_folder import read_model
 from clincot.train.launch import end_with_parent
@@ -26,8 +26,6 @@ from clincot.train.work import Work, failure_file
 
 def train(work: Work) -> dict[str, float]:
     """Train in this process, or as one of its team; the metrics of margin_dpo.train_on_pairs."""
-    if work.section.loss == "sft" and Team.here().size > 1:
-        raise BadInput("train.loss sft learns in one process; launch it as how: here")
     rows = read_training_rows(
         pairs=work.pairs, candidates=work.candidates, regions=work.regions, questions=work.questions,
         studies=work.data / "studies.jsonl", folder=work.data, views=load_views(work.policy), steps=work.steps,
