@@ -106,7 +106,7 @@ def test_two_processes_killed_and_started_again_have_the_loss_curve_of_one(
 
 
 def test_a_loss_that_is_not_finite_stops_both_processes_by_name(tmp_path: Path) -> None:
-    """A learning rate of 1e30: the first step is fine, the second one's loss is NaN on both, and both name the pairs."""
+    """A learning rate of 1e30: the first step is fine, the second one's loss is NaN on both; they name the pairs."""
     section = TrainSection(batch_size=4, epochs=2, lr=1e30, warmup_ratio=0.0, max_grad_norm=1e30)
     work = write_work(tmp_path, section, studies=3, extra=0)
     with pytest.raises(TrainingFailed, match=r"step 2: the loss is not finite for 4 of 4 pairs: pair-.*Lower train.lr"):

@@ -66,9 +66,9 @@ def torchrun(work: Work, processes: int) -> dict[str, float]:
     if code != 0:
         said = "; ".join(failures(work)) or (
             f"a training process ended without a word (torchrun: {code}; what it printed stands above): killed, or out "
-            "of memory"
+            "of memory. Run it again: it goes on from the last checkpoint of train.save_steps"
         )
-        raise TrainingFailed(f"{said}. Run it again: it goes on from the last checkpoint of train.save_steps")
+        raise TrainingFailed(said)
     metrics: dict[str, float] = read_json(work.result)
     shutil.rmtree(work.folder)
     return metrics

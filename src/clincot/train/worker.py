@@ -20,6 +20,7 @@ from clincot.run_folder import read_model
 from clincot.train.launch import end_with_parent
 from clincot.train.margin_dpo import train_on_pairs
 from clincot.train.rows import read_training_rows
+from clincot.train.sharding import split_models
 from clincot.train.team import Team
 from clincot.train.work import Work, failure_file
 
@@ -40,6 +41,8 @@ def main() -> None:
     work = read_model(Path(sys.argv[1]), Work)
     if torch.cuda.is_available():
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
+    if work.sharding == "fsdp":
+        split_models()
     PartialState(cpu=not torch.cuda.is_available())  # joins the team, if there is one
     team = Team.here()
     try:
