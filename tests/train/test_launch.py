@@ -144,6 +144,12 @@ def test_sft_is_refused_in_several_processes(work: Work) -> None:
         run_training(sft, TWO)
 
 
+def test_a_lora_is_not_split(work: Work) -> None:
+    lora = work.model_copy(update={"section": work.section.model_copy(update={"lora_r": 4})})
+    with pytest.raises(BadInput, match="set sharding: none"):
+        run_training(lora, TWO.model_copy(update={"sharding": "fsdp"}))
+
+
 def test_torchrun_without_a_gpu_has_to_be_told_how_many(work: Work) -> None:
     with pytest.raises(BadInput, match="say `processes`"):
         run_training(work, LaunchSettings(how="torchrun"))

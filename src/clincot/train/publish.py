@@ -103,7 +103,8 @@ def publish(
     if weights is None:
         model.to(getattr(torch, dtype)).save_pretrained(making, safe_serialization=True)
     else:
-        whole = {name: tensor.to(getattr(torch, dtype)) for name, tensor in weights.items()}
+        made = {id(tensor): tensor.to(getattr(torch, dtype)) for tensor in weights.values()}  # tied ones stay tied
+        whole = {name: made[id(tensor)] for name, tensor in weights.items()}
         model.save_pretrained(making, state_dict=whole, safe_serialization=True)
     processor.save_pretrained(making)
     save_views(making, views)

@@ -43,4 +43,9 @@ def gathered_weights(trainer: Any) -> dict[str, torch.Tensor] | None:
     if not split_model():
         return None
     weights: dict[str, torch.Tensor] = trainer.accelerator.get_state_dict(trainer.model_wrapped)
+    first: dict[int, str] = {}
+    for name, parameter in trainer.model.named_parameters(remove_duplicate=False):
+        kept = first.setdefault(id(parameter), name)
+        if name in weights and kept in weights:
+            weights[name] = weights[kept]  # tied weights are one tensor again, and written once
     return weights

@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
+from datetime import timedelta
 from pathlib import Path
 
 import torch
@@ -23,6 +24,8 @@ from clincot.train.rows import read_training_rows
 from clincot.train.sharding import split_models
 from clincot.train.team import Team
 from clincot.train.work import Work, failure_file
+
+PATIENCE = timedelta(hours=1)  # while the first process writes a large checkpoint; NCCL's own is ten minutes
 
 
 def train(work: Work) -> dict[str, float]:
@@ -43,7 +46,7 @@ def main() -> None:
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
     if work.sharding == "fsdp":
         split_models()
-    PartialState(cpu=not torch.cuda.is_available())  # joins the team, if there is one
+    PartialState(cpu=not torch.cuda.is_available(), timeout=PATIENCE)  # joins the team, if there is one
     team = Team.here()
     try:
         metrics = train(work)
