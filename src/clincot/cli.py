@@ -18,6 +18,7 @@ from pydantic.fields import FieldInfo
 from clincot import __version__
 from clincot.cli_data import add_data
 from clincot.cli_deploy import add_deploying
+from clincot.cli_pipeline import add_pipeline
 from clincot.cli_preflight import run_preflight
 from clincot.cli_versions import add_versions
 from clincot.config import Params, load_params
@@ -74,6 +75,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_looking(commands)
     _add_serve(commands)
     add_deploying(commands, _command, _add_params, _params)
+    add_pipeline(commands, _command, _add_params, _params)
     return parser
 
 
@@ -207,8 +209,9 @@ def _add_models(commands: Any) -> None:
     sft.add_argument("--out", type=Path, required=True)
     sft.add_argument("--region-truth", type=float, default=0.6,
                      help="share of the written regions that lie where the finding is (default 0.6)")  # fmt: skip
-    sft.add_argument("--part", type=int, choices=[1, 2, 3], default=2,
-                     help="of the lessons: 1 from near, 2 the whole image, 3 (judges) both (default 2)")  # fmt: skip
+    sft.add_argument("--part", type=int, choices=[1, 2, 3, 4], default=2,
+                     help="of the lessons: 1 from near, 2 the whole image; judges: 3 both, 4 answers off topic too "
+                     "(default 2)")  # fmt: skip
     _add_params(sft)
     calibrate = _command(commands, "calibrate", "fit the judges' calibration on a small labelled set", _run_calibrate)
     calibrate.add_argument(

@@ -27,6 +27,7 @@ from clincot.errors import BadInput
 from clincot.jsonl import BadRecord, file_digest, read_records, write_json, write_records, written_aside
 from clincot.records import Candidate, Checkpoint, DataVersion, Outcome, PanelScore, Question, digest_of
 from clincot.report_file import read_reports
+from clincot.units import in_units
 
 if TYPE_CHECKING:
     from clincot.bench.benchmark import Benchmark
@@ -111,8 +112,8 @@ def judge(section: config.JudgeSection, inputs: Paths, outputs: Paths) -> Metric
 
     steps = steps_of(inputs)
     asks = (
-        Ask(candidate.id, ask.study, question_of(candidate, ask.question, steps), ask.region.box, candidate.text)
-        for ask, candidate in asked_and_answered(inputs)
+        Ask(candidate.id, ask.study, question_of(candidate, ask.question, steps), ask.region.box, candidate.text, unit)
+        for unit, (ask, candidate) in in_units(asked_and_answered(inputs), lambda pair: pair[1].question)
     )
     report = judge_candidates(
         [load_judge(spec) for spec in section.judges], _progress(asks, "judgements", "candidates"), section,
