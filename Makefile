@@ -10,7 +10,7 @@ export OMP_NUM_THREADS ?= 2
 export TOKENIZERS_PARALLELISM := false
 export HF_HUB_OFFLINE ?= 1
 
-.PHONY: help setup demo test test-vllm lint results small-models vqa-rad bench bench-serving bench-gate bench-ingest clean
+.PHONY: help setup demo test test-vllm lint results small-models vqa-rad bench bench-serving bench-gate bench-ingest bench-processes clean
 
 help:  ## what there is
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -71,6 +71,9 @@ bench-gate: $(READY)  ## thousands of simulated pipelines: does the gate keep it
 
 bench-ingest: $(READY)  ## memory while 100,000 rows are ingested
 	OMP_NUM_THREADS=1 $(BIN)/python bench/ingest_memory.py
+
+bench-processes: $(READY)  ## training in two processes against one, and with the model split among them
+	OMP_NUM_THREADS=1 $(BIN)/python bench/several_processes.py
 
 clean:  ## runs and caches of tools, not the environment
 	rm -rf runs .pytest_cache .mypy_cache .ruff_cache
