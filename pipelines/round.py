@@ -39,6 +39,8 @@ from clincot.config import Params
 from clincot.deploy.service import ServiceSettings
 from clincot.pipelines.cluster_settings import ClusterSettings
 from clincot.pipelines.scheduling import pipeline_config, place
+from clincot.tasks import encoded
+from clincot.train.launch_settings import LaunchSettings
 
 SECTIONS = (
     "preflight", "prepare", "propose", "answer", "judge", "pair", "version", "train", "evaluate", "decide", "publish",
@@ -65,7 +67,7 @@ class Rounded(NamedTuple):
 _START = ("policy", "policy_digest", "policy_round", "number", "data_digest", "benchmark_digest", "panel_digest")
 _ROUND: dict[str, Any] = {  # what a round is given, with its type
     **dict.fromkeys(("data", "benchmark", "blind_from", "calibrated_on"), str), "shards": int,
-    **{name: dict for name in SECTIONS if name != "preflight"}, "service": dict,
+    **{name: dict for name in SECTIONS if name != "preflight"}, "service": dict, "launch": dict,
     **dict.fromkeys(_START, str), "policy_round": int, "number": int,
     "champion_outcomes": dsl.Input[dsl.Dataset], "champion_report": dsl.Input[dsl.Artifact],
 }  # fmt: skip
@@ -79,6 +81,7 @@ class RoundPlan:
     params: Params = field(default_factory=Params)
     cluster: ClusterSettings = field(default_factory=ClusterSettings)
     service: ServiceSettings = field(default_factory=ServiceSettings)
+    launch: LaunchSettings = field(default_factory=LaunchSettings)
     data: str = ""
     benchmark: str = ""
     blind_from: str = ""
@@ -94,13 +97,13 @@ class RoundPlan:
     def arguments(self) -> dict[str, Any]:
         """The pipeline's parameters with their defaults."""
         sections = {name: getattr(self.params, name).model_dump(mode="json") for name in SECTIONS}
-        sections["preflight"] = {  # the round's own sections are given beside it
-            name: value for name, value in sections["preflight"].items() if name not in ("judge", "publish", "version")
-        }
+        for name in ("judge", "publish", "version"):  # the round's own, given beside it
+            del sections["preflight"][name]
+        sections |= {name: getattr(self, name).model_dump(mode="json") for name in ("service", "launch")}
         return {
             "data": self.data, "benchmark": self.benchmark, "blind_from": self.blind_from, "calibrated_on": "",
-            "number": self.number, "shards": self.shards, **sections,
-            "service": self.service.model_dump(mode="json"),
+            "number": self.number, "shards": self.shards,
+            **{name: encoded(content) for name, content in sections.items()},
         }  # fmt: skip
 
 
@@ -123,6 +126,7 @@ def round_pipeline(plan: RoundPlan) -> Any:
         train: dict = defaults["train"], evaluate: dict = defaults["evaluate"],  # type: ignore[type-arg]
         decide: dict = defaults["decide"], publish: dict = defaults["publish"],  # type: ignore[type-arg]
         deploy: dict = defaults["deploy"], service: dict = defaults["service"],  # type: ignore[type-arg]
+        launch: dict = defaults["launch"],  # type: ignore[type-arg]
     ) -> None:  # fmt: skip
         values = {name: value for name, value in locals().items() if name in defaults}
         ending = place(finish(publish=publish), "finish", plan.cluster)
@@ -144,7 +148,8 @@ def _rounds(plan: RoundPlan, values: Values, rounds: Sequence[Any]) -> None:
     looked = place(
         preflight(
             preflight=values["preflight"], judge=values["judge"], publish=values["publish"], version=values["version"],
-            service=values["service"], data=values["data"], benchmark=values["benchmark"], number=values["number"],
+            service=values["service"], launch=values["launch"], data=values["data"], benchmark=values["benchmark"],
+            number=values["number"],
         ),
         "preflight", plan.cluster,
     ).set_caching_options(False)  # fmt: skip
@@ -208,7 +213,7 @@ def _one_round(plan: RoundPlan, given: Values, generate: Any, ahead: int = 0) ->
     learnt = place(
         train(
             train=given["train"], answer=given["answer"], **on, **policy, pairs_digest=paired["Output"],
-            image=_image(plan, "train"), version=kept["Output"], **files, pairs=paired["pairs"],
+            image=_image(plan, "train"), version=kept["Output"], launch=given["launch"], **files, pairs=paired["pairs"],
         ),
         "train", plan.cluster,
     ).outputs  # fmt: skip
