@@ -12,11 +12,13 @@ policy, section and image.
 """
 
 import inspect
+import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import yaml
 from kfp import compiler, dsl
 
 from clincot.components.answer.component import answer
@@ -37,6 +39,7 @@ from clincot.components.train.component import train
 from clincot.components.version.component import version
 from clincot.config import Params
 from clincot.deploy.service import ServiceSettings
+from clincot.jsonl import written_aside
 from clincot.pipelines.cluster_settings import ClusterSettings
 from clincot.pipelines.scheduling import pipeline_config, place
 from clincot.tasks import encoded
@@ -138,9 +141,15 @@ def round_pipeline(plan: RoundPlan) -> Any:
 
 
 def compile_round(plan: RoundPlan, out: Path) -> None:
-    """Write the pipeline as YAML."""
+    """Write the pipeline as YAML: the same bytes for the same plan (kfp's own differ in the order of keys)."""
     out.parent.mkdir(parents=True, exist_ok=True)
-    compiler.Compiler().compile(round_pipeline(plan), str(out))
+    with tempfile.TemporaryDirectory() as made:
+        path = Path(made) / "round.yaml"
+        compiler.Compiler().compile(round_pipeline(plan), str(path))
+        parts = list(yaml.safe_load_all(path.read_text(encoding="utf-8")))
+    with written_aside(out) as file:
+        file.write("# A round of ClinCoT for Kubeflow Pipelines, made by `clincot pipeline compile`.\n")
+        yaml.safe_dump_all(parts, file, sort_keys=True, width=120)
 
 
 def _rounds(plan: RoundPlan, values: Values, rounds: Sequence[Any]) -> None:
