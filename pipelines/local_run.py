@@ -11,8 +11,10 @@ kfp's loops leak state, so a process runs one pipeline.
 from __future__ import annotations
 
 import json
+import logging
 import os
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -42,6 +44,8 @@ HERE = ClusterSettings(
     cpu=Profile(requests=_ANYWHERE, limits=_ANYWHERE, retries=Retries(count=0)),
     gpu=Profile(requests=_ANYWHERE, limits=_ANYWHERE, retries=Retries(count=0)),
 )
+PAUSES_S = (10.0, 20.0, 40.0)
+PASSING = ("StoreFailed", "RemoteFailed", "GitFailed", "PushFailed", "OSError")  # errors of what may be back in a while
 
 
 class RunFailed(ForTheUser, RuntimeError):
@@ -74,22 +78,30 @@ def run_local(plan: RoundPlan, run: Path, *, policy: Path | None = None) -> str:
 
 
 def _go(plan: RoundPlan, run: Path) -> None:
-    errors = run / "errors.txt"
-    errors.unlink(missing_ok=True)
+    """Run it; again, where the store or the data repository was away for a while, as Kubeflow's retries would."""
+    errors = run / "errors.jsonl"
     os.environ[ERRORS] = str(errors)
     os.environ.setdefault("CLINCOT_CACHE", str(run / "cache"))
     local.init(
         runner=local.SubprocessRunner(use_venv=False), pipeline_root=str(run / "kfp"), raise_on_error=True,
         enable_caching=True, cache_root=str(run / "cache" / "kfp"),
     )  # fmt: skip
-    try:
-        with warm_python() as python, _python_is(str(python)):
-            round_pipeline(plan)()
-    except RuntimeError as error:  # kfp.local's own, when a task has failed
-        said = errors.read_text(encoding="utf-8").strip() if errors.is_file() else ""
-        if not said:
-            raise
-        raise RunFailed(f"{said} ({error})") from None
+    with warm_python() as python, _python_is(str(python)):
+        for pause_s in (*PAUSES_S, None):
+            errors.unlink(missing_ok=True)
+            try:
+                round_pipeline(plan)()
+                return
+            except RuntimeError as error:  # kfp.local's own, when a task has failed
+                said = errors.read_text(encoding="utf-8").splitlines() if errors.is_file() else []
+                if not said:
+                    raise
+                told = [json.loads(line) for line in said]
+                passing = any(one["error"] in PASSING for one in told)
+                if not passing or pause_s is None:
+                    raise RunFailed(f"{'; '.join(one['message'] for one in told)} ({error})") from None
+                logging.warning("%s; again in %g s", told[0]["message"], pause_s)
+                time.sleep(pause_s)
 
 
 @contextmanager

@@ -7,6 +7,7 @@ Kubeflow gives them (sections as dicts whose whole numbers may be floats), data 
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import sys
@@ -37,7 +38,7 @@ from clincot.store import open_store
 
 Content = Mapping[str, Any]
 NULL = "null"
-ERRORS = "CLINCOT_TASK_ERRORS"  # file to which a failing task appends its message, for whoever runs tasks on a machine
+ERRORS = "CLINCOT_TASK_ERRORS"  # file to which a failing task appends its error, for whoever runs tasks on a machine
 
 
 class MetricsArtifact(Protocol):
@@ -76,7 +77,7 @@ def told(task: str) -> Iterator[None]:
         message = f"clincot {task}: {error}"
         if os.environ.get(ERRORS):
             with Path(os.environ[ERRORS]).open("a", encoding="utf-8") as file:
-                file.write(message.replace("\n", " ") + "\n")
+                file.write(json.dumps({"error": type(error).__name__, "message": message}) + "\n")
         sys.exit(message)
 
 
