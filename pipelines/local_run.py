@@ -1,17 +1,16 @@
 """The pipeline's tasks on this machine, one process each (kfp.local), as they would run in a cluster's pods.
 
-    RUN/run.json     which round this is: given again, the folder goes on with it, and ends where it would have ended
-    RUN/store/       where checkpoints, pointer and records lie, unless publish.store names a place
-    RUN/kfp/         what the tasks wrote, a folder a run of a task
-    RUN/cache/       kfp's cache: a task that ended well is not run again on the same inputs
-
-kfp's loops leak state, so a process runs one pipeline.
+RUN/run.json     which round this is: given again, the folder goes on with it, and ends where it would have ended
+RUN/store/       where checkpoints, pointer and records lie, unless publish.store names a place
+RUN/kfp/         what the tasks wrote, a folder a run of a task
+RUN/cache/       kfp's cache: a task that ended well is not run again on the same inputs
 """
 
 from __future__ import annotations
 
 import json
 import logging
+import multiprocessing
 import os
 import sys
 import time
@@ -45,7 +44,7 @@ HERE = ClusterSettings(
     gpu=Profile(requests=_ANYWHERE, limits=_ANYWHERE, retries=Retries(count=0)),
 )
 PAUSES_S = (10.0, 20.0, 40.0)
-PASSING = ("StoreFailed", "RemoteFailed", "GitFailed", "PushFailed", "OSError")  # errors of what may be back in a while
+PASSING = ("StoreFailed", "GitFailed", "DvcFailed")  # errors of what may be back in a while
 
 
 class RunFailed(ForTheUser, RuntimeError):
@@ -89,19 +88,33 @@ def _go(plan: RoundPlan, run: Path) -> None:
     with warm_python() as python, _python_is(str(python)):
         for pause_s in (*PAUSES_S, None):
             errors.unlink(missing_ok=True)
-            try:
-                round_pipeline(plan)()
+            process = multiprocessing.get_context("fork").Process(target=_once, args=(plan, errors))
+            process.start()  # a process of its own each time: kfp's loops leak state
+            process.join()
+            if process.exitcode == 0:
                 return
-            except RuntimeError as error:  # kfp.local's own, when a task has failed
-                said = errors.read_text(encoding="utf-8").splitlines() if errors.is_file() else []
-                if not said:
-                    raise
-                told = [json.loads(line) for line in said]
-                passing = any(one["error"] in PASSING for one in told)
-                if not passing or pause_s is None:
-                    raise RunFailed(f"{'; '.join(one['message'] for one in told)} ({error})") from None
-                logging.warning("%s; again in %g s", told[0]["message"], pause_s)
-                time.sleep(pause_s)
+            told = _told(errors)
+            if not told:
+                raise RunFailed("the pipeline failed with a fault of the program; its traceback stands above")
+            message = "; ".join(one["message"] for one in told)
+            if pause_s is None or not any(one["error"] in PASSING for one in told):
+                raise RunFailed(message)
+            logging.warning("%s; again in %g s", message, pause_s)
+            time.sleep(pause_s)
+
+
+def _once(plan: RoundPlan, errors: Path) -> None:
+    try:
+        round_pipeline(plan)()
+    except RuntimeError:  # kfp.local's own, when a task has failed
+        if not errors.is_file():
+            raise
+        sys.exit(1)
+
+
+def _told(errors: Path) -> list[dict[str, str]]:
+    lines = errors.read_text(encoding="utf-8").splitlines() if errors.is_file() else []
+    return [json.loads(line) for line in lines]
 
 
 @contextmanager
