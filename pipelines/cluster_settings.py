@@ -22,7 +22,7 @@ Image = Annotated[str, Field(pattern=r"^[a-z0-9][-\w./:]*(@sha256:[0-9a-f]{64})?
 Quantity = Annotated[str, Field(pattern=r"^\d+(\.\d+)?(m|[kMGTPE]i?)?$")]
 Variable = Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")]
 Seconds = Annotated[int, Field(ge=1)]
-OTHERS = ("merge", "deploy", "finish")  # tasks of a round that are no stages; all of them run on CPUs
+OTHERS = ("merge", "page", "standing", "deploy", "finish")  # tasks that are no stages; all run on CPUs
 TASKS = (*(stage.name for stage in STAGES), *OTHERS)
 _SECRET = re.compile(r"(?i)(secret|token|passw|_key$|credential)")
 
@@ -167,14 +167,6 @@ class ClusterSettings(Section):
         _tasks(tuple(stages))
         return stages
 
-    @field_validator("env")
-    @classmethod
-    def _no_secret(cls, env: dict[str, str]) -> dict[str, str]:
-        for name, value in env.items():
-            if _SECRET.search(name) or ("://" in value and "@" in value):
-                raise ValueError(f"{name} looks like a secret; it would stand in every manifest: name a Secret instead")
-        return env
-
     def profile(self, task: str) -> Profile:
         """What the task asks for: its device's profile, with its stage's changes."""
         device = next((stage.device for stage in STAGES if stage.name == task), "cpu")
@@ -206,4 +198,10 @@ def load_cluster(path: Path | None) -> ClusterSettings:
         raise BadRecord(f"{path}: not YAML: {error}") from None
     if not isinstance(content, dict):
         raise BadRecord(f"{path}: expected settings by name, got a {type(content).__name__}")
-    return parse_section(ClusterSettings, content, where=str(path))
+    settings = parse_section(ClusterSettings, content, where=str(path))
+    for name, value in settings.env.items():
+        if _SECRET.search(name) or ("://" in value and "@" in value):
+            raise BadRecord(
+                f"{path}: env.{name} looks like a secret; it would stand in manifests: name a Secret instead"
+            )
+    return settings
