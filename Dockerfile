@@ -166,7 +166,8 @@ COPY --from=cuda-dependencies /opt/venv /opt/venv
 COPY params.yaml /app/
 COPY assets /app/assets
 COPY --from=cuda-project /project /
-ENV NVIDIA_VISIBLE_DEVICES=all \
+ENV VLLM_NO_USAGE_STATS=1 \
+    NVIDIA_VISIBLE_DEVICES=all \
     NVIDIA_DRIVER_CAPABILITIES=compute,utility
 ARG VERSION=0.1.0
 ARG REVISION=unknown
