@@ -14,7 +14,7 @@ export HF_HUB_OFFLINE ?= 1
 .PHONY: help setup demo test test-vllm test-image e2e-kind lint lint-workflows results small-models vqa-rad bench bench-serving bench-gate bench-ingest clean
 
 help:  ## what there is
-	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
+	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
 
 setup: $(FULL)  ## the whole environment (about 5 minutes)
 

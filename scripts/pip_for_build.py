@@ -9,6 +9,7 @@ from __future__ import annotations
 import shlex
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 PLACES = ("find-links", "index-url", "extra-index-url")
@@ -54,5 +55,7 @@ def flags(settings: dict[str, str], work: Path) -> list[str]:
 
 
 if __name__ == "__main__":
-    listed = subprocess.run([sys.executable, "-m", "pip", "config", "list"], check=True, capture_output=True, text=True)
-    print(*flags(pip_settings(listed.stdout), Path(sys.argv[1])), sep="\n")
+    if find_spec("pip"):  # a Python without pip has no settings of it either
+        said = subprocess.run([sys.executable, "-m", "pip", "config", "list"], check=True, capture_output=True, text=True)
+        for flag in flags(pip_settings(said.stdout), Path(sys.argv[1])):
+            print(flag)

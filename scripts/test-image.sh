@@ -58,7 +58,8 @@ make_base() {
 build() { # build TARGET
   local begun=$SECONDS pip
   say "$1: build"
-  mapfile -t pip < <("$PYTHON" scripts/pip_for_build.py "$WORK")
+  "$PYTHON" scripts/pip_for_build.py "$WORK" > "$WORK/pip.flags"
+  mapfile -t pip < "$WORK/pip.flags"
   buildah "${STORAGE[@]}" bud --isolation chroot --network host --layers --format docker \
     --target "$1" --tag "localhost/clincot-$1:$VERSION" --build-arg BASE_IMAGE=localhost/clincot-base \
     --build-arg "VERSION=$VERSION" --build-arg "REVISION=$(git rev-parse HEAD 2> /dev/null || echo unknown)" \
