@@ -56,6 +56,8 @@ def flags(settings: dict[str, str], work: Path) -> list[str]:
 
 if __name__ == "__main__":
     if find_spec("pip"):  # a Python without pip has no settings of it either
-        said = subprocess.run([sys.executable, "-m", "pip", "config", "list"], check=True, capture_output=True, text=True)
+        said = subprocess.run(
+            [sys.executable, "-m", "pip", "config", "list"], check=True, capture_output=True, text=True
+        )
         for flag in flags(pip_settings(said.stdout), Path(sys.argv[1])):
             print(flag)
