@@ -132,14 +132,6 @@ kserve() {
     --set kserve.controller.gateway.disableIngressCreation=true --wait --timeout 10m
 }
 
-platform() {
-  say "the chart"
-  helm install "$RELEASE" charts/clincot --namespace "$NAMESPACE" --create-namespace --values "$VALUES" --timeout 20m
-  say "the first model, to the endpoint"
-  job_done "$RELEASE-rollout-1" 1800
-  helm test "$RELEASE" --namespace "$NAMESPACE" --logs --timeout 15m
-}
-
 # Films of noise with a bright square, drawn by the tests' own code in the cpu image: enough for every stage to have
 # something to do, while the judges' scores are hardly apart (pair.min_gap, below).
 draw='from pathlib import Path
@@ -147,9 +139,12 @@ from tests.tiny import write_set
 write_set(Path("/work/data"), studies=16, seed=1)
 write_set(Path("/work/benchmark"), studies=8, seed=2)'
 
-round() {
+store() { # the chart with its store, then a data set and a benchmark in it: $DATA and $BENCHMARK
+  say "the chart"
+  helm install "$RELEASE" charts/clincot --namespace "$NAMESPACE" --create-namespace --values "$VALUES" --timeout 20m \
+    --set server.first.enabled=false
+  kubectl -n "$NAMESPACE" rollout status "statefulset/$RELEASE-seaweedfs" --timeout=300s
   say "a data set and a benchmark"
-  local file
   install -d -m 0777 "$LOGS/work"
   docker run --rm --volume "$LOGS/work:/work" --volume "$PWD/tests:/checkout/tests:ro" --env PYTHONPATH=/checkout \
     --entrypoint python "clincot-cpu:$VERSION" -c "$draw"
@@ -157,16 +152,27 @@ round() {
   AWS_SECRET_ACCESS_KEY=$(secret AWS_SECRET_ACCESS_KEY)
   export AWS_ACCESS_KEY_ID AWS_SECRET_ACCESS_KEY
   forward "$NAMESPACE" "$RELEASE-seaweedfs" 8333 8333
+  DATA=$(clincot pipeline put /work/data s3://clincot/e2e)
+  BENCHMARK=$(clincot pipeline put /work/benchmark s3://clincot/e2e)
+}
+
+endpoint() { # the first model, served and asked the benchmark's golden questions
+  say "the first model, to the endpoint"
+  helm upgrade "$RELEASE" charts/clincot --namespace "$NAMESPACE" --values "$VALUES" --timeout 20m \
+    --set "pipeline.data=$DATA" --set "pipeline.benchmark=$BENCHMARK"
+  job_done "$RELEASE-rollout-2" 1800
+  helm test "$RELEASE" --namespace "$NAMESPACE" --logs --timeout 15m
+}
+
+round() {
+  say "a round"
+  local file
   for file in params cluster service; do
     kubectl -n "$NAMESPACE" get configmap "$RELEASE" -o "jsonpath={.data.$file\.yaml}" > "$LOGS/work/$file.yaml"
   done
-  local data benchmark
-  data=$(clincot pipeline put /work/data "s3://clincot/e2e")
-  benchmark=$(clincot pipeline put /work/benchmark "s3://clincot/e2e")
-  say "a round"
   forward kubeflow ml-pipeline 8888 8888
   clincot pipeline submit --endpoint http://127.0.0.1:8888 --params /work/params.yaml --cluster /work/cluster.yaml \
-    --service /work/service.yaml --data "$data" --benchmark "$benchmark" --run-name e2e --wait 3600 \
+    --service /work/service.yaml --data "$DATA" --benchmark "$BENCHMARK" --run-name e2e --wait 3600 \
     --set prepare.rounds=1 --set pair.min_gap=0.001 --set pair.length_auc_tolerance=0.5
 }
 
@@ -183,6 +189,7 @@ kind create cluster --name "$CLUSTER" --image "$NODE" --wait 300s
 images
 kubeflow_pipelines
 kserve
-platform
+store
+endpoint
 round
 say "all well"
