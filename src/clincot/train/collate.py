@@ -8,7 +8,7 @@ features computed once a picture.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from transformers.modeling_outputs import BaseModelOutputWithPooling
@@ -166,12 +166,20 @@ def model_inputs(batch: Mapping[str, torch.Tensor]) -> dict[str, Any]:
     return inputs
 
 
-def action_logprobs(
-    model: Any, batch: Mapping[str, torch.Tensor], conversations: int
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """(logps_N, tokens_N): log-probability (nats) of each conversation's action tokens, summed, and how many they are.
+class ActionLogprobs(NamedTuple):
+    """Of each conversation's action tokens."""
 
-    The vocabulary is projected only at positions where some sequence has an action; fp32 after the projection.
+    sum_N: torch.Tensor  # log-probability, nats
+    tokens_N: torch.Tensor
+    nll_N: torch.Tensor  # nats a token, averaged over a turn's tokens and then over its turns
+
+
+def action_logprobs(model: Any, batch: Mapping[str, torch.Tensor], conversations: int) -> ActionLogprobs:
+    """How probable the model finds what each conversation did.
+
+    `nll_N` counts a turn of one word as much as one of ten: a region has many tokens, the answer after it one or two,
+    and an average over tokens would anchor the region alone. The vocabulary is projected only at positions where some
+    sequence has an action; fp32 after the projection.
     """
     owners_ST = batch["owners"]
     kept_K = (owners_ST[:, 1:] >= 0).any(0).nonzero()[:, 0]  # position p predicts token p + 1
@@ -180,5 +188,16 @@ def action_logprobs(
     acting_SK = owners_SK >= 0
     owners_A, ids_A = owners_SK[acting_SK], batch["input_ids"][:, kept_K + 1][acting_SK]
     logps_A = torch.log_softmax(logits_SKV[acting_SK].float(), -1).gather(-1, ids_A[:, None])[:, 0]
-    logps_N = logps_A.new_zeros(conversations).index_add(0, owners_A, logps_A)
-    return logps_N, torch.bincount(owners_A, minlength=conversations)
+    sum_N = logps_A.new_zeros(conversations).index_add(0, owners_A, logps_A)
+    turns_A = _turns(owners_ST)[:, kept_K + 1][acting_SK]
+    lengths_T = torch.bincount(turns_A)  # T turns here; a turn belongs to one conversation
+    turns_N = torch.zeros_like(sum_N).index_add(0, owners_A, 1 / lengths_T[turns_A])
+    nll_N = torch.zeros_like(sum_N).index_add(0, owners_A, -logps_A / lengths_T[turns_A]) / turns_N
+    return ActionLogprobs(sum_N, torch.bincount(owners_A, minlength=conversations), nll_N)
+
+
+def _turns(owners_ST: torch.Tensor) -> torch.Tensor:
+    """(S, T) a number for each run of tokens that one conversation acts, counted through the batch."""
+    before_ST = torch.nn.functional.pad(owners_ST, (1, 0), value=-1)[:, :-1]
+    starts_ST = (owners_ST >= 0) & (owners_ST != before_ST)
+    return (starts_ST.flatten().cumsum(0) - 1).reshape(owners_ST.shape)

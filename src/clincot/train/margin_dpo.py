@@ -161,7 +161,7 @@ class MarginDPOTrainer(DPOTrainer):  # type: ignore[misc]
         model.eval()
         base = getattr(model, "disable_adapter", torch.no_grad)
         with torch.no_grad(), base(), self.accelerator.autocast():
-            logps_N, _ = action_logprobs(model, batch, self.data_collator.sides * len(batch["row"]))
+            logps_N = action_logprobs(model, batch, self.data_collator.sides * len(batch["row"])).sum_N
         return logps_N.reshape(-1, len(batch["row"])).T.contiguous()
 
     def compute_loss(
@@ -171,11 +171,11 @@ class MarginDPOTrainer(DPOTrainer):  # type: ignore[misc]
         if return_outputs:
             raise NotImplementedError("margin-DPO is trained, not evaluated, by this trainer")
         section, pairs = self.section, len(inputs["row"])
-        logps_N, tokens_N = action_logprobs(model, inputs, self.data_collator.sides * pairs)
-        sides, refs = logps_N.reshape(-1, pairs), inputs["ref_logps"].reshape(-1, pairs)
+        acted = action_logprobs(model, inputs, self.data_collator.sides * pairs)
+        sides, refs = acted.sum_N.reshape(-1, pairs), inputs["ref_logps"].reshape(-1, pairs)
         margin_B = inputs["margin"]
         loss_B = margin_dpo_loss(sides[0], sides[1], refs[0], refs[1], margin_B, section.beta)
-        nll_B = -sides[0] / tokens_N[:pairs]
+        nll_B = acted.nll_N[:pairs]
         total_B = loss_B + section.nll_weight * nll_B
         if section.image_pair_weight:
             image_B = margin_dpo_loss(sides[0], sides[2], refs[0], refs[2], torch.zeros_like(margin_B), section.beta)

@@ -172,7 +172,8 @@ class _Loop:
         with torch.autocast(device.type, torch.bfloat16, enabled=self.section.dtype == "bfloat16"):
             if self.connector is not None and "features" in batch:
                 batch["features"] = self.connector(batch["features"])
-            return action_logprobs(self.model, batch, len(encoded))
+            acted = action_logprobs(self.model, batch, len(encoded))
+            return acted.sum_N, acted.tokens_N
 
     def _save(self, path: Path, schedule: Any) -> None:
         aside = path.with_suffix(".writing")

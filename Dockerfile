@@ -1,0 +1,183 @@
+# Three images from one file: cpu (the pipeline's steps that need no GPU, data versions, rollouts), serve (the
+# transformer and the model server) and cuda (steps on GPUs, TrainJobs, vLLM).
+#
+#   docker build --target cpu --tag clincot-cpu .
+#
+# Every version comes from constraints.txt (cuda: requirements-cuda.txt). They run as uid 10001 and write nowhere but
+# under /tmp: with a read-only root a volume belongs there. A private package index and its certificate come as build
+# secrets, of which nothing stays in the image (in that pip.conf: cert = /run/secrets/pip_cert):
+#
+#   docker build --secret id=pip_conf,src=pip.conf --secret id=pip_cert,src=ca.pem --target cpu .
+#
+# The base needs apt and python3.11 with venv. An image is as reproducible as its base: production pins that by digest.
+ARG BASE_IMAGE=docker.io/library/python:3.11-slim-bookworm
+
+# ---- what all three run on: the user, and where it may write
+FROM ${BASE_IMAGE} AS base
+RUN groupadd --gid 10001 clincot \
+ && useradd --uid 10001 --gid 10001 --no-log-init --no-create-home --home-dir /tmp --shell /usr/sbin/nologin clincot
+# TOKENIZERS_PARALLELISM is no secret:
+# hadolint ignore=DL3064
+ENV PATH=/opt/venv/bin:$PATH \
+    HOME=/tmp \
+    TMPDIR=/tmp \
+    XDG_CACHE_HOME=/tmp/.cache \
+    HF_HOME=/tmp/.cache/huggingface \
+    MPLCONFIGDIR=/tmp/.cache/matplotlib \
+    DVC_SITE_CACHE_DIR=/tmp/.cache/dvc \
+    CLINCOT_CACHE=/tmp/.cache/clincot \
+    DVC_NO_ANALYTICS=1 \
+    HF_HUB_DISABLE_TELEMETRY=1 \
+    TOKENIZERS_PARALLELISM=false \
+    PYTHONDONTWRITEBYTECODE=1 \
+    PYTHONUNBUFFERED=1
+
+# ---- pip, setuptools and the writer of the SBOM, which stay behind; an environment without pip
+FROM base AS tools
+ENV PIP_NO_CACHE_DIR=1 \
+    PIP_DISABLE_PIP_VERSION_CHECK=1 \
+    PIP_ROOT_USER_ACTION=ignore \
+    PIP_CONSTRAINT=/build/constraints.txt
+WORKDIR /build
+COPY constraints.txt ./
+RUN --mount=type=secret,id=pip_conf,target=/etc/pip.conf \
+    --mount=type=secret,id=pip_cert,target=/run/secrets/pip_cert \
+    python3.11 -m venv /opt/tools \
+ && /opt/tools/bin/pip install --quiet cyclonedx-bom setuptools \
+ && python3.11 -m venv --without-pip /opt/venv
+
+# ---- dependencies, before any source: a change of the source leaves these layers alone, and cpu and serve share theirs
+FROM tools AS dependencies
+# PyPI's torch for Linux is the CUDA build. Empty: torch comes from pip's own index.
+ARG TORCH_INDEX=https://download.pytorch.org/whl/cpu
+RUN --mount=type=secret,id=pip_conf,target=/etc/pip.conf \
+    --mount=type=secret,id=pip_cert,target=/run/secrets/pip_cert \
+    /opt/tools/bin/pip --python /opt/venv/bin/python install --quiet --no-compile \
+      ${TORCH_INDEX:+--extra-index-url "$TORCH_INDEX"} torch
+COPY pyproject.toml scripts/image/requirements.py scripts/image/dependencies.sh scripts/image/bytecode.sh ./
+RUN --mount=type=secret,id=pip_conf,target=/etc/pip.conf \
+    --mount=type=secret,id=pip_cert,target=/run/secrets/pip_cert \
+    ./dependencies.sh
+
+FROM dependencies AS cluster-dependencies
+RUN --mount=type=secret,id=pip_conf,target=/etc/pip.conf \
+    --mount=type=secret,id=pip_cert,target=/run/secrets/pip_cert \
+    ./dependencies.sh cluster
+
+FROM dependencies AS serve-dependencies
+RUN --mount=type=secret,id=pip_conf,target=/etc/pip.conf \
+    --mount=type=secret,id=pip_cert,target=/run/secrets/pip_cert \
+    ./dependencies.sh serve
+
+FROM tools AS cuda-dependencies
+COPY requirements-cuda.txt scripts/image/bytecode.sh ./
+# A whole lock, with torch's CUDA build from PyPI: nothing comes along that it does not name.
+RUN --mount=type=secret,id=pip_conf,target=/etc/pip.conf \
+    --mount=type=secret,id=pip_cert,target=/run/secrets/pip_cert \
+    PIP_CONSTRAINT=/build/requirements-cuda.txt /opt/tools/bin/pip --python /opt/venv/bin/python install --quiet \
+      --no-compile --no-deps --requirement requirements-cuda.txt \
+ && ./bytecode.sh /opt/venv
+
+# ---- the project: one wheel; what it adds to each environment, and the SBOM of the whole
+FROM tools AS wheel
+COPY . /source
+RUN /opt/tools/bin/pip wheel --quiet --no-index --no-deps --no-build-isolation --wheel-dir /wheel /source
+
+FROM cluster-dependencies AS cpu-project
+ARG VERSION=0.1.0
+COPY --from=wheel /wheel /wheel
+COPY pyproject.toml scripts/image/project.sh ./
+RUN ./project.sh "$VERSION"
+
+FROM serve-dependencies AS serve-project
+ARG VERSION=0.1.0
+COPY --from=wheel /wheel /wheel
+COPY pyproject.toml scripts/image/project.sh ./
+RUN ./project.sh "$VERSION"
+
+FROM cuda-dependencies AS cuda-project
+ARG VERSION=0.1.0
+COPY --from=wheel /wheel /wheel
+COPY pyproject.toml scripts/image/project.sh ./
+RUN ./project.sh "$VERSION"
+
+# ---- what cpu and serve share
+FROM base AS common
+# The base decides which Debian these come from.
+# hadolint ignore=DL3008
+RUN apt-get update \
+ && apt-get install --yes --no-install-recommends ca-certificates \
+ && rm -rf /var/lib/apt/lists/* /var/cache/apt /var/cache/debconf /var/log/apt /var/log/dpkg.log
+COPY --from=dependencies /opt/venv /opt/venv
+
+# ---- cpu
+FROM common AS cpu
+# hadolint ignore=DL3008
+RUN apt-get update \
+ && apt-get install --yes --no-install-recommends git \
+ && rm -rf /var/lib/apt/lists/* /var/cache/apt /var/cache/debconf /var/log/apt /var/log/dpkg.log
+COPY --from=cluster-dependencies /added /
+COPY params.yaml /app/
+COPY assets /app/assets
+COPY --from=cpu-project /project /
+ARG VERSION=0.1.0
+ARG REVISION=unknown
+LABEL org.opencontainers.image.title="clincot-cpu" \
+      org.opencontainers.image.description="ClinCoT: pipeline steps that need no GPU, data versions, rollouts" \
+      org.opencontainers.image.version="$VERSION" \
+      org.opencontainers.image.revision="$REVISION" \
+      org.opencontainers.image.licenses="Apache-2.0" \
+      io.clincot.sbom="/opt/venv/share/sbom/clincot.cdx.json"
+WORKDIR /app
+USER 10001:10001
+ENTRYPOINT ["clincot"]
+CMD ["--help"]
+
+# ---- serve
+FROM common AS serve
+COPY --from=serve-dependencies /added /
+COPY params.yaml /app/
+COPY assets /app/assets
+COPY --from=serve-project /project /
+ARG VERSION=0.1.0
+ARG REVISION=unknown
+LABEL org.opencontainers.image.title="clincot-serve" \
+      org.opencontainers.image.description="ClinCoT: the model server, and the transformer before a predictor" \
+      org.opencontainers.image.version="$VERSION" \
+      org.opencontainers.image.revision="$REVISION" \
+      org.opencontainers.image.licenses="Apache-2.0" \
+      io.clincot.sbom="/opt/venv/share/sbom/clincot.cdx.json"
+WORKDIR /app
+USER 10001:10001
+EXPOSE 8080
+ENTRYPOINT ["clincot"]
+CMD ["serve", "--help"]
+
+# ---- cuda
+FROM base AS cuda
+# A C compiler is the one thing kept: Triton, under torch and vLLM, compiles its launchers when a kernel first runs.
+# The headers are the Python's own, so the base must have them (docker.io/library/python has).
+# hadolint ignore=DL3008
+RUN apt-get update \
+ && apt-get install --yes --no-install-recommends ca-certificates gcc git libc6-dev \
+ && rm -rf /var/lib/apt/lists/* /var/cache/apt /var/cache/debconf /var/log/apt /var/log/dpkg.log \
+ && test -f "$(python3.11 -c 'import sysconfig; print(sysconfig.get_paths()["include"])')/Python.h"
+COPY --from=cuda-dependencies /opt/venv /opt/venv
+COPY params.yaml /app/
+COPY assets /app/assets
+COPY --from=cuda-project /project /
+ENV VLLM_NO_USAGE_STATS=1 \
+    NVIDIA_VISIBLE_DEVICES=all \
+    NVIDIA_DRIVER_CAPABILITIES=compute,utility
+ARG VERSION=0.1.0
+ARG REVISION=unknown
+LABEL org.opencontainers.image.title="clincot-cuda" \
+      org.opencontainers.image.description="ClinCoT: pipeline steps on GPUs, distributed training, vLLM" \
+      org.opencontainers.image.version="$VERSION" \
+      org.opencontainers.image.revision="$REVISION" \
+      org.opencontainers.image.licenses="Apache-2.0" \
+      io.clincot.sbom="/opt/venv/share/sbom/clincot.cdx.json"
+WORKDIR /app
+USER 10001:10001
+ENTRYPOINT ["clincot"]
+CMD ["--help"]

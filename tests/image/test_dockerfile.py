@@ -1,0 +1,169 @@
+"""The images, as far as reading the Dockerfile shows. `make test-image` builds and runs them."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).parents[2]
+IMAGES = ("cpu", "serve", "cuda")
+Stage = list[tuple[str, str]]  # (instruction, arguments)
+
+
+def tool(name: str) -> str:
+    """A linter from the extra `dev`, beside this interpreter."""
+    return str(Path(sys.executable).parent / name)
+
+
+def read_stages(text: str) -> dict[str, tuple[str, Stage]]:
+    """Every stage's parent and instructions. Comments go, continued lines are joined."""
+    lines = [line for line in text.splitlines() if not line.lstrip().startswith("#")]
+    stages: dict[str, tuple[str, Stage]] = {}
+    name = ""
+    for line in re.sub(r"\\\n\s*", " ", "\n".join(lines)).splitlines():
+        instruction, _, arguments = line.strip().partition(" ")
+        if instruction == "FROM":
+            parent, _, name = arguments.partition(" AS ")
+            stages[name] = (parent, [])
+        elif instruction and name:
+            stages[name][1].append((instruction, arguments))
+    return stages
+
+
+STAGES = read_stages((ROOT / "Dockerfile").read_text())
+
+
+def lineage(name: str) -> Stage:
+    """The instructions of a stage after those of the stages that it is built on."""
+    parent, own = STAGES[name]
+    return [*(lineage(parent) if parent in STAGES else []), *own]
+
+
+def of(stage: Stage, instruction: str) -> list[str]:
+    return [arguments for name, arguments in stage if name == instruction]
+
+
+def project_version() -> str:
+    version: str = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
+    return version
+
+
+def test_there_is_an_image_of_each_kind_on_a_base_that_the_builder_chooses() -> None:
+    assert STAGES["base"][0] == "${BASE_IMAGE}"
+    for image in IMAGES:
+        assert ("FROM", image) not in STAGES[image][1]
+        assert lineage(image)[0] == STAGES["base"][1][0]
+
+
+def test_the_version_is_the_projects_everywhere() -> None:
+    defaults = [value for _, own in STAGES.values() for value in of(own, "ARG") if value.startswith("VERSION")]
+    assert set(defaults) == {f"VERSION={project_version()}"}
+    assert len(defaults) == 2 * len(IMAGES)  # the project's stage and the image, of each
+    chart = ROOT / "charts" / "clincot" / "Chart.yaml"
+    if not chart.exists():
+        pytest.skip("no chart in this tree")
+    assert yaml.safe_load(chart.read_text())["appVersion"] == project_version()
+
+
+@pytest.mark.parametrize("image", IMAGES)
+def test_an_image_runs_as_a_user_who_is_not_root(image: str) -> None:
+    assert of(STAGES[image][1], "USER") == ["10001:10001"]
+    after = [name for name, _ in STAGES[image][1]]
+    assert "RUN" not in after[after.index("USER") :]
+    assert "COPY" not in after[after.index("USER") :]
+    made = " ".join(of(lineage(image), "RUN"))
+    assert "groupadd --gid 10001" in made
+    assert "useradd --uid 10001 --gid 10001" in made
+
+
+@pytest.mark.parametrize("image", IMAGES)
+def test_an_image_writes_under_tmp_alone(image: str) -> None:
+    words = " ".join(of(lineage(image), "ENV")).split()
+    env = dict(word.split("=", 1) for word in words)
+    places = ["HOME", "TMPDIR", "XDG_CACHE_HOME", "HF_HOME", "MPLCONFIGDIR", "DVC_SITE_CACHE_DIR", "CLINCOT_CACHE"]
+    assert {name: env[name] for name in places if not f"{env[name]}/".startswith("/tmp/")} == {}
+    assert env["PATH"].startswith("/opt/venv/bin:")
+    assert of(STAGES[image][1], "WORKDIR") == ["/app"]  # params.yaml names assets/… from there
+
+
+@pytest.mark.parametrize("image", IMAGES)
+def test_an_image_holds_nothing_of_its_making(image: str) -> None:
+    """pip and its caches are in stages that the image is not built on; apt leaves no lists."""
+    runs = of(lineage(image), "RUN")
+    assert not any("pip" in run for run in runs)
+    assert all("rm -rf /var/lib/apt/lists/*" in run for run in runs if "apt-get" in run)
+    packages = {word for run in runs if "apt-get" in run for word in run.split()}
+    compilers = packages & {"build-essential", "clang", "g++", "gcc", "make", "python3-dev"}
+    assert compilers == ({"gcc"} if image == "cuda" else set())  # Triton compiles launchers where it runs
+
+
+@pytest.mark.parametrize("image", IMAGES)
+def test_an_image_is_labelled_and_says_where_its_sbom_is(image: str) -> None:
+    labels = " ".join(of(STAGES[image][1], "LABEL"))
+    names = re.findall(r"([\w.]+)=", labels)
+    oci = [f"org.opencontainers.image.{name}" for name in ("title", "description", "version", "revision", "licenses")]
+    assert set(names) == {*oci, "io.clincot.sbom"}
+    assert 'version="$VERSION"' in labels
+    assert 'revision="$REVISION"' in labels
+    assert "/opt/venv/share/sbom/clincot.cdx.json" in labels
+    assert "sbom/clincot.cdx.json" in (ROOT / "scripts" / "image" / "project.sh").read_text()
+
+
+def test_dependencies_come_before_source() -> None:
+    """A layer of dependencies has seen nothing of the source, and is copied before anything that has."""
+    about_dependencies = {"constraints.txt", "pyproject.toml", "requirements-cuda.txt"}
+    for name in ("cluster-dependencies", "serve-dependencies", "cuda-dependencies"):
+        copied = {word for words in of(lineage(name), "COPY") for word in words.split()[:-1]}
+        assert {path for path in copied if not path.startswith("scripts/image/")} <= about_dependencies
+    for image in IMAGES:
+        copies = of(lineage(image), "COPY")
+        dependencies = [number for number, copy in enumerate(copies) if "-dependencies " in copy]
+        assert dependencies
+        assert max(dependencies) < copies.index("params.yaml /app/")
+        assert copies[-1] == f"--from={image}-project /project /"
+
+
+def test_every_installation_is_pinned() -> None:
+    """pip only ever runs with a file of pins in force; nothing is added from an address."""
+    assert "PIP_CONSTRAINT=/build/constraints.txt" in " ".join(of(STAGES["tools"][1], "ENV"))
+    installing = [(name, run) for name, (_, own) in STAGES.items() for run in of(own, "RUN") if "pip install" in run]
+    assert {name for name, _ in installing} <= {"tools"}
+    assert all("tools" in (name, *ancestors(name)) for name, _ in installing)
+    assert "PIP_CONSTRAINT=/build/requirements-cuda.txt" in " ".join(of(STAGES["cuda-dependencies"][1], "RUN"))
+    assert not [words for _, own in STAGES.values() for words in of(own, "ADD")]
+
+
+def ancestors(name: str) -> list[str]:
+    parent = STAGES[name][0]
+    return [parent, *ancestors(parent)] if parent in STAGES else []
+
+
+def test_nothing_enters_a_build_but_what_it_needs() -> None:
+    lines = [line for line in (ROOT / ".dockerignore").read_text().splitlines() if line and line[0] != "#"]
+    assert lines[0] == "*"
+    let_in = {line[1:] for line in lines if line.startswith("!")}
+    context = [
+        word
+        for _, own in STAGES.values()
+        for words in of(own, "COPY")
+        if not words.startswith("--from")
+        for word in words.split()[:-1]
+        if word != "."
+    ]
+    # what the wheel is made of, and what the Dockerfile names
+    assert let_in == {"README.md", "src", "components", "pipelines", *(_let_in_by(word) for word in context)}
+
+
+def _let_in_by(path: str) -> str:
+    return "scripts/image" if path.startswith("scripts/image/") else path
+
+
+def test_hadolint_finds_nothing() -> None:
+    done = subprocess.run([tool("hadolint"), ROOT / "Dockerfile"], capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout
