@@ -329,8 +329,6 @@ def _add_serve(commands: Any) -> None:
     parser.add_argument("--predictor-path", default="/v1", help="of its OpenAI routes (default /v1)")
     parser.add_argument("--predictor-model", default="", help="name there (default: the only one served)")
     parser.add_argument("--predictor-key-env", default="", metavar="NAME", help="variable that holds its API key")
-    parser.add_argument("--predictor-logprobs", type=int, default=20, metavar="N",
-                        help="asked for P(yes); above 20, start vLLM with --max-logprobs N")  # fmt: skip
     parser.add_argument("--set", dest="overrides", action="append", default=[], metavar="FIELD=VALUE",
                         help="one setting, as often as needed: --set running=16")  # fmt: skip
 
@@ -349,7 +347,7 @@ def _run_serve(args: argparse.Namespace) -> int:
         checkpoint=args.checkpoint, settings=load_settings(overrides), name=args.model_name, host=args.host,
         port=args.port, api_keys=args.api_keys, predictor_host=args.predictor_host,
         predictor_path=args.predictor_path, predictor_model=args.predictor_model,
-        predictor_key_env=args.predictor_key_env, predictor_logprobs=args.predictor_logprobs,
+        predictor_key_env=args.predictor_key_env,
     ))  # fmt: skip
     return 0
 
