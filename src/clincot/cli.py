@@ -19,7 +19,7 @@ from clincot import __version__
 from clincot.cli_data import add_data
 from clincot.cli_deploy import add_deploying
 from clincot.config import Params, load_params
-from clincot.errors import BadInput, ForTheUser
+from clincot.errors import BadInput, ForTheUser, extra
 from clincot.records import Decision
 from clincot.stages import STAGES, Metrics, Stage, run_stage
 
@@ -334,10 +334,8 @@ def _add_serve(commands: Any) -> None:
 
 
 def _run_serve(args: argparse.Namespace) -> int:
-    try:
+    with extra("serve", "serving"):
         from clincot.serve.app import ServePlan, serve
-    except ModuleNotFoundError as error:
-        raise BadInput(f"serving needs the extra 'serve': pip install 'clincot[serve]' ({error})") from None
     from clincot.serve.settings import load_settings
 
     overrides = tuple(args.overrides)

@@ -23,7 +23,7 @@ from clincot.deploy.deployment import abandon
 from clincot.deploy.journal import last_journal
 from clincot.deploy.local import LocalTarget, Running, stop_all
 from clincot.deploy.manifest import Golden, Manifest, folder_of, read_manifest
-from clincot.errors import BadInput, ForTheUser
+from clincot.errors import ForTheUser, extra
 from clincot.jsonl import write_json
 from clincot.publishing import publish_files
 from clincot.rounds import Plan
@@ -68,13 +68,9 @@ class Endpoint:
 
 def check_serving() -> None:
     """Raise BadInput where what serving needs is not installed: said before the rounds, not after them."""
-    try:
+    with extra("serve", "the demo ends in an endpoint, which"):
         import kserve  # noqa: F401
         import uvicorn  # noqa: F401
-    except ModuleNotFoundError as error:
-        raise BadInput(
-            f"the demo ends in an endpoint, which needs the extra 'serve': pip install 'clincot[serve]' ({error})"
-        ) from None
 
 
 def end_in_endpoint(plan: Plan) -> Endpoint:
