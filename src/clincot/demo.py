@@ -72,7 +72,8 @@ def _demonstrate(args: argparse.Namespace) -> None:
     page = args.run / "page.html"
     write_page(args.run, page, title="ClinCoT on VQA-RAD" if args.vqa_rad else "ClinCoT on rendered radiographs")
     print(f"\n{table(results)}\n\ntable  {args.run / 'results.json'}\npage   {page}")
-    print(f"\n{end_in_endpoint(plan).told()}")
+    print("\nthe champion is published, rolled out and asked …", flush=True)
+    print(end_in_endpoint(plan).told())
     pair = next(read_records(args.run / "round-01" / "pairs.jsonl", PreferencePair))
     print(NEXT.format(pair=pair.id, run=args.run, data=plan.data, benchmark=plan.benchmark))
 

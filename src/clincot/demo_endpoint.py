@@ -21,7 +21,7 @@ from clincot.config import PublishSection
 from clincot.deploy import champion
 from clincot.deploy.deployment import abandon
 from clincot.deploy.journal import last_journal
-from clincot.deploy.local import LocalTarget, Running, stop_all
+from clincot.deploy.local import SERVE, LocalTarget, Running, stop_all
 from clincot.deploy.manifest import Golden, Manifest, folder_of, read_manifest
 from clincot.errors import ForTheUser, extra
 from clincot.jsonl import write_json
@@ -88,15 +88,15 @@ def end_in_endpoint(plan: Plan) -> Endpoint:
     try:
         deploy = ""
         for manifest in line[[one.sha256 for one in line].index(now) :]:
+            which = [] if manifest.sha256 == now else ["--checkpoint", manifest.sha256[:12]]
             deploy = _run(_clincot(
-                "deploy", "--target", "local", "--store", str(plan.run / "store"), "--name", LINE,
-                "--checkpoint", manifest.sha256[:12], "--state", str(state), "--port", str(port),
-                "--serve-command", shlex.join(_server()), "--set", "deploy.step_s=0", "--set", "deploy.poll_s=0.2",
+                "deploy", "--target", "local", "--store", str(plan.run / "store"), "--name", LINE, *which,
+                "--state", str(state), "--port", str(port), "--set", "deploy.step_s=0",
             ))[0]  # fmt: skip
         manifest = line[-1]
         golden = manifest.golden[0]
         image = plan.run / "store" / folder_of(LINE, manifest.sha256) / golden.image
-        write_json(plan.run / "question.json", _question(golden, image))
+        write_json(plan.run / "question.json", _question(manifest, golden, image))
         served = Running.model_validate_json((state / "servers" / f"{manifest.sha256}.json").read_bytes())
         answer = _ask(served.url, plan.run / "question.json")[1]
         ask, through = _ask(f"http://127.0.0.1:{port}", plan.run / "question.json")
@@ -107,7 +107,8 @@ def end_in_endpoint(plan: Plan) -> Endpoint:
     finally:
         stop_all(state)
     folder = _near(state.absolute() / "checkpoints" / LINE / manifest.sha256)
-    serve = shlex.join(_server()).format(checkpoint=folder, port=served.url.rpartition(":")[2])
+    python, *words = (word.format(checkpoint=folder, port=served.url.rpartition(":")[2]) for word in SERVE)
+    serve = shlex.join([_near(Path(python)), *words])
     return Endpoint(serve, deploy, ask, through, golden.question, stop)
 
 
@@ -153,10 +154,6 @@ def _clincot(*args: str) -> list[str]:
     return [_near(script), *args] if script.is_file() else [_near(Path(sys.executable)), "-m", "clincot.cli", *args]
 
 
-def _server() -> list[str]:
-    return _clincot("serve", "--checkpoint", "{checkpoint}", "--model-name", LINE, "--port", "{port}")
-
-
 def _near(path: Path) -> str:
     """As one would type it here."""
     here = Path.cwd()
@@ -184,12 +181,12 @@ def _ask(url: str, request: Path) -> tuple[str, dict[str, Any]]:
     return line, chain
 
 
-def _question(golden: Golden, image: Path) -> dict[str, Any]:
-    """A chat completion's request, as any client of OpenAI's protocol sends it."""
+def _question(manifest: Manifest, golden: Golden, image: Path) -> dict[str, Any]:
+    """A chat completion's request, as any client of OpenAI's protocol sends it. A server's model is its checkpoint."""
     kind = "jpeg" if image.suffix in (".jpg", ".jpeg") else "png"
     uri = f"data:image/{kind};base64," + base64.b64encode(image.read_bytes()).decode("ascii")
     parts = [{"type": "image_url", "image_url": {"url": uri}}, {"type": "text", "text": golden.question}]
-    return {"model": LINE, "messages": [{"role": "user", "content": parts}]}
+    return {"model": manifest.sha256, "messages": [{"role": "user", "content": parts}]}
 
 
 def _port() -> int:

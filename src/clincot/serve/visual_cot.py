@@ -128,6 +128,21 @@ def combine(seen: Sequence[RegionAnswer]) -> tuple[str, int, float, float]:
     return seen[winner].answer, winner, min(1.0, round(mass[best], 6)), round(len(groups[best]) / len(seen), 6)
 
 
+def leads(answer: VisualAnswer) -> tuple[float, float]:
+    """How far others are behind: the next answer in confidence, and the next region that says the same in likelihood.
+
+    What leads by less than sums round differently elsewhere (another batch, another machine) may not lead there.
+    """
+    best = normalise(answer.answer)
+    mass: dict[str, float] = {}
+    for region in answer.regions:
+        said = normalise(region.answer)
+        mass[said] = mass.get(said, 0.0) + region.likelihood / len(answer.regions)
+    others = [r.likelihood for i, r in enumerate(answer.regions) if i != answer.winner and normalise(r.answer) == best]
+    next_answer = max((m for said, m in mass.items() if said != best), default=0.0)
+    return mass[best] - next_answer, answer.regions[answer.winner].likelihood - max(others, default=0.0)
+
+
 def _seen(region: Region, reply: Generation) -> RegionAnswer:
     likelihood = math.exp(min(0.0, sum(reply.token_logprobs)))
     return RegionAnswer(**_place(region), answer=reply.text, likelihood=round(likelihood, 6))
