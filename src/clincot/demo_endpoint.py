@@ -56,7 +56,7 @@ class Endpoint:
         box = ", ".join(f"{100 * seen['box'][side]:.0f}" for side in ("x0", "y0", "x1", "y1"))
         return (
             "an endpoint (all of this was run just now, and is stopped again)\n"
-            f"  the server alone\n    $ {self.serve}\n"
+            f"  the server alone (asked at its own port, it said the same)\n    $ {self.serve}\n"
             "  or rolled out: published, checked by its golden questions, behind an address that stays\n"
             f"    $ {self.deploy}\n"
             f"  {self.question}\n    $ {self.ask}\n"
@@ -83,11 +83,15 @@ def end_in_endpoint(plan: Plan) -> Endpoint:
     line = [_publish(plan, store, number) for number in (0, *_promoted(plan))]
     _start(store, line[0])
     _give_up(store, state)
-    now = champion.read_champion(store, LINE).now.sha256
+    now, digests = champion.read_champion(store, LINE).now.sha256, [one.sha256 for one in line]
+    if now not in digests:
+        raise EndpointFailed(
+            f"{store.url}: the champion is {now[:12]}, which this run neither began with nor promoted; remove it"
+        )
     port = _port()
     try:
         deploy = ""
-        for manifest in line[[one.sha256 for one in line].index(now) :]:
+        for manifest in line[digests.index(now) :]:
             which = [] if manifest.sha256 == now else ["--checkpoint", manifest.sha256[:12]]
             deploy = _run(_clincot(
                 "deploy", "--target", "local", "--store", str(plan.run / "store"), "--name", LINE, *which,

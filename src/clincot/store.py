@@ -103,7 +103,7 @@ def open_store(url: str) -> Store:
         raise BadInput(
             f"a store is a folder or s3://bucket/prefix (credentials come from the environment), got {_shown(url)!r}"
         )
-    with extra("cluster", f"{_shown(url)}"):
+    with extra("cluster", _shown(url)):
         from clincot.store_s3 import S3Store
     bucket, _, prefix = rest.strip("/").partition("/")
     return S3Store(bucket, prefix)
