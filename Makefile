@@ -18,20 +18,20 @@ help:  ## what there is
 
 setup: $(FULL)  ## the whole environment (about 5 minutes)
 
-# what the demo needs: rounds, without serving
+# what the demo needs: rounds, and the server that it ends in
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(PIP) torch==2.13.0
-	$(PIP) -c constraints.txt -e .
+	$(PIP) -c constraints.txt -e '.[serve]'
 	$(PIP) -c constraints.txt --no-deps radlabels  # its names alone: it asks for an older torch
 	touch $@
 
-# what serving, development and a cluster need as well
+# what development and a cluster need as well
 $(FULL): $(READY)
 	$(PIP) -c constraints.txt -e '.[dev,serve,cluster]'
 	touch $@
 
-demo: $(READY)  ## two rounds on rendered radiographs, a table and a page (about 15 minutes)
+demo: $(READY)  ## two rounds on rendered radiographs: a table, a page, an endpoint (about 15 minutes)
 	$(BIN)/python -m clincot.demo --run runs/demo $(DEMO)
 
 test: $(FULL)  ## the whole test suite
@@ -42,6 +42,7 @@ test-vllm: $(FULL) $(VLLM)/.ready  ## the cluster shape on vLLM (its own environ
 
 $(VLLM)/.ready: requirements-vllm.txt
 	$(PYTHON) -m venv $(VLLM)
+	$(VLLM)/bin/python -m pip install --quiet --disable-pip-version-check -c requirements-vllm.txt torch==2.13.0
 	$(VLLM)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps -r requirements-vllm.txt
 	touch $@
 

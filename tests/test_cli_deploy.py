@@ -96,8 +96,11 @@ def test_what_would_be_applied_can_be_read_first(
     assert "hunter2" not in said
 
 
-def test_golden_questions_are_the_surest_one_an_image(tmp_path: Path) -> None:
-    """Of 8 films tried for 2 golden questions, those with the highest confidence; wrong answers are kept."""
+def test_golden_questions_are_the_clearest_one_an_image(tmp_path: Path) -> None:
+    """Of 8 films tried for 2 golden questions, those farthest from another answer; wrong answers are kept.
+
+    The surest had regions of nearly one likelihood, and a rollout failed because another of them won in its batch.
+    """
     data = tmp_path / "data"
     write_films(data, films=12, seed=0, split="test")
     seen: list[str] = []

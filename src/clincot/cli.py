@@ -22,7 +22,7 @@ from clincot.cli_pipeline import add_pipeline
 from clincot.cli_preflight import run_preflight
 from clincot.cli_versions import add_versions
 from clincot.config import Params, load_params
-from clincot.errors import BadInput, ForTheUser
+from clincot.errors import BadInput, ForTheUser, extra
 from clincot.records import Decision
 from clincot.stages import STAGES, Metrics, Stage, run_stage
 
@@ -337,17 +337,13 @@ def _add_serve(commands: Any) -> None:
     parser.add_argument("--predictor-path", default="/v1", help="of its OpenAI routes (default /v1)")
     parser.add_argument("--predictor-model", default="", help="name there (default: the only one served)")
     parser.add_argument("--predictor-key-env", default="", metavar="NAME", help="variable that holds its API key")
-    parser.add_argument("--predictor-logprobs", type=int, default=20, metavar="N",
-                        help="asked for P(yes); above 20, start vLLM with --max-logprobs N")  # fmt: skip
     parser.add_argument("--set", dest="overrides", action="append", default=[], metavar="FIELD=VALUE",
                         help="one setting, as often as needed: --set running=16")  # fmt: skip
 
 
 def _run_serve(args: argparse.Namespace) -> int:
-    try:
+    with extra("serve", "serving"):
         from clincot.serve.app import ServePlan, serve
-    except ModuleNotFoundError as error:
-        raise BadInput(f"serving needs the extra 'serve': pip install 'clincot[serve]' ({error})") from None
     from clincot.serve.settings import load_settings
 
     overrides = tuple(args.overrides)
@@ -357,7 +353,7 @@ def _run_serve(args: argparse.Namespace) -> int:
         checkpoint=args.checkpoint, settings=load_settings(overrides), name=args.model_name, host=args.host,
         port=args.port, api_keys=args.api_keys, predictor_host=args.predictor_host,
         predictor_path=args.predictor_path, predictor_model=args.predictor_model,
-        predictor_key_env=args.predictor_key_env, predictor_logprobs=args.predictor_logprobs,
+        predictor_key_env=args.predictor_key_env,
     ))  # fmt: skip
     return 0
 

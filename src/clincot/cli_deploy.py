@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from clincot.config import Params
-from clincot.errors import BadInput
+from clincot.errors import BadInput, extra
 
 if TYPE_CHECKING:
     from clincot.deploy.journal import Journal
@@ -222,9 +222,9 @@ def _show_manifests(args: argparse.Namespace, manifest: Manifest, service: Servi
 
     import yaml
 
-    from clincot.deploy.crd import check, read_crd, validator_of
-    from clincot.deploy.inference_service import VERSION, inference_service, storage_secret
-
+    with extra("cluster", "--show-manifests"):
+        from clincot.deploy.crd import check, read_crd, validator_of
+        from clincot.deploy.inference_service import VERSION, inference_service, storage_secret
     if service is None:
         raise BadInput("--show-manifests is of --target kserve")
     mode = "Knative" if service.mode == "knative" else "Standard"
@@ -291,11 +291,11 @@ def _target(
 
         command = shlex.split(args.serve_command) if args.serve_command else SERVE
         return LocalTarget(args.state, store, manifest, steps, command=command, port=args.port)
-    from clincot.cluster import connect
-    from clincot.deploy.crd import read_crd, validator_of
-    from clincot.deploy.inference_service import VERSION
-    from clincot.deploy.modes import kserve_target
-
+    with extra("cluster", "a rollout to kserve"):
+        from clincot.cluster import connect
+        from clincot.deploy.crd import read_crd, validator_of
+        from clincot.deploy.inference_service import VERSION
+        from clincot.deploy.modes import kserve_target
     if service is None:
         raise BadInput("a rollout to kserve needs the settings of its service")
     validator = validator_of(read_crd(args.crd), VERSION) if args.crd else None

@@ -16,6 +16,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -49,8 +50,9 @@ class Picture:
     box: Box | None = None  # None: all of it
     side_px: int | None = None
 
-    @property
+    @cached_property
     def key(self) -> str:
+        """Names what is seen: the same wherever the file lies."""
         box = "" if self.box is None else ",".join(f"{v:.4f}" for v in self.box.xyxy)
         return f"{self.sha256}:{box}:{self.side_px}"
 

@@ -1,4 +1,4 @@
-"""`make demo`: whole ClinCoT rounds on the rendered benchmark, from nothing to a table and a page.
+"""`make demo`: whole ClinCoT rounds on the rendered benchmark, from nothing to a table, a page and an endpoint.
 
 Run again after an interruption it goes on where it was and ends in the same table (stages.run_stage).
 """
@@ -16,6 +16,8 @@ from clincot.bench.page import write_page
 from clincot.config import load_params
 from clincot.datasets.radiographs import build
 from clincot.datasets.vqa_rad import ingest_vqa_rad
+from clincot.demo_endpoint import check_serving, end_in_endpoint
+from clincot.errors import ForTheUser
 from clincot.jsonl import BadRecord, read_records
 from clincot.records import PreferencePair
 from clincot.rounds import Plan, run_rounds, table
@@ -51,6 +53,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--short", action="store_true", help="a few images only: does it run, not what does it learn")
     parser.add_argument("--vqa-rad", type=Path, help="one round on this release of VQA-RAD instead")
     args = parser.parse_args(argv)
+    try:
+        _demonstrate(args)
+    except ForTheUser as error:
+        print(f"clincot demo: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def _demonstrate(args: argparse.Namespace) -> None:
+    check_serving()
     plan = (
         vqa_rad_plan(args.run, args.vqa_rad)
         if args.vqa_rad
@@ -60,9 +72,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     page = args.run / "page.html"
     write_page(args.run, page, title="ClinCoT on VQA-RAD" if args.vqa_rad else "ClinCoT on rendered radiographs")
     print(f"\n{table(results)}\n\ntable  {args.run / 'results.json'}\npage   {page}")
+    print("\nthe champion is published, rolled out and asked …", flush=True)
+    print(end_in_endpoint(plan).told())
     pair = next(read_records(args.run / "round-01" / "pairs.jsonl", PreferencePair))
     print(NEXT.format(pair=pair.id, run=args.run, data=plan.data, benchmark=plan.benchmark))
-    return 0
 
 
 def radiograph_plan(run: Path, *, short: bool = False, seed: int = 0, beside: bool = False) -> Plan:

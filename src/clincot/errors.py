@@ -6,6 +6,9 @@ traceback, whatever its type: a bare ValueError or KeyError tells a user nothing
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 
 class ForTheUser(Exception):
     """Marks the errors that the command line tells without a traceback."""
@@ -13,3 +16,12 @@ class ForTheUser(Exception):
 
 class BadInput(ForTheUser, ValueError):
     """A file, a setting or a checkpoint that cannot be worked with."""
+
+
+@contextmanager
+def extra(name: str, what: str) -> Iterator[None]:
+    """Around imports of what an optional extra of the package brings: BadInput says which one `what` needs."""
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        raise BadInput(f"{what} needs the extra {name!r}: pip install 'clincot[{name}]' ({error})") from None

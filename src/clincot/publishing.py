@@ -19,8 +19,10 @@ from clincot.records import BenchmarkReport, Decision, Question, Study
 from clincot.run_folder import read_model
 from clincot.store import open_store
 
-Look = Callable[[Study, Path, str], tuple[str, Box, float]]  # a question about an image: answer, region, confidence
-TRIED = 4  # golden questions are the surest of so many times their number: a near tie may fall either way elsewhere
+# A question about an image: answer, region (None: others are as likely), and how far both are from being another.
+Look = Callable[[Study, Path, str], tuple[str, Box | None, float]]
+TRIED = 4  # golden questions are the clearest of so many times their number: a near tie may fall either way elsewhere
+CLEAR = 1e-3  # lead of a region in likelihood
 
 
 def publish_files(section: PublishSection, inputs: Mapping[str, Path], *, look: Look | None = None) -> Manifest:
@@ -43,7 +45,7 @@ def publish_files(section: PublishSection, inputs: Mapping[str, Path], *, look: 
 
 
 def golden_questions(look: Look, data: Path, out: Path, count: int) -> list[Golden]:
-    """The surest of the first questions, one an image, with the policy's own answers; their images copied to `out`.
+    """The clearest of the first questions, one an image, with the policy's own answers; their images copied to `out`.
 
     The answer key is not read: a golden answer is what this checkpoint says, right or wrong.
     """
@@ -55,8 +57,8 @@ def golden_questions(look: Look, data: Path, out: Path, count: int) -> list[Gold
     found = []
     for position, question in enumerate(asked):
         study = studies[question.study]
-        answer, box, confidence = look(study, data, question.text)
-        found.append((-confidence, position, question.text, study, answer, box))
+        answer, box, lead = look(study, data, question.text)
+        found.append((-lead, position, question.text, study, answer, box))
     if not found:
         raise BadInput(f"{data}: has no question to keep as golden")
     golden = []
@@ -70,13 +72,15 @@ def served_look(checkpoint: Path) -> Look:
     """As the server answers, by the server's own code and default settings."""
     from clincot.models.load import load_policy
     from clincot.serve.settings import ServeSettings
-    from clincot.serve.visual_cot import Asked, answer_question
+    from clincot.serve.visual_cot import Asked, answer_question, leads
 
     policy, settings = load_policy(checkpoint), ServeSettings()
 
-    def look(study: Study, folder: Path, question: str) -> tuple[str, Box, float]:
+    def look(study: Study, folder: Path, question: str) -> tuple[str, Box | None, float]:
         answered = answer_question(Asked(study, folder, question), policy, settings)
-        return answered.answer, answered.box, answered.confidence
+        answer_leads, region_leads = leads(answered)
+        box = answered.box if region_leads >= CLEAR else None
+        return answered.answer, box, min(answer_leads, region_leads)
 
     return look
 

@@ -23,7 +23,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
-from clincot.errors import BadInput, ForTheUser
+from clincot.errors import BadInput, ForTheUser, extra
 
 _KEY = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._=+-]*(/[A-Za-z0-9_][A-Za-z0-9._=+-]*)*")
 BLOCK = 1 << 20
@@ -103,8 +103,8 @@ def open_store(url: str) -> Store:
         raise BadInput(
             f"a store is a folder or s3://bucket/prefix (credentials come from the environment), got {_shown(url)!r}"
         )
-    from clincot.store_s3 import S3Store
-
+    with extra("cluster", _shown(url)):
+        from clincot.store_s3 import S3Store
     bucket, _, prefix = rest.strip("/").partition("/")
     return S3Store(bucket, prefix)
 

@@ -103,6 +103,16 @@ def test_a_judge_asks_for_one_token_with_its_log_probabilities_and_shows_the_pic
     assert sorted(texts) == sorted(about(box)[0].text for box in (LEFT, RIGHT))
 
 
+def test_yes_and_no_are_asked_for_by_name_where_their_tokens_are_known() -> None:
+    """P(yes) = 0.001 / (0.001 + 0.004): neither is among the 20 likeliest."""
+    with serving(chat(completion("?", {"yes": math.log(0.001), "no": math.log(0.004)}))) as server:
+        assert p_yes_of(server, yes_no=(7, 9, 12)) == [0.2]
+        (named,) = [r.body["logprob_token_ids"] for r in server.requests if r.method == "POST"]
+        p_yes_of(server)
+        assert "logprob_token_ids" not in server.requests[-1].body
+    assert named == [7, 9, 12]
+
+
 def test_pictures_travel_pixel_by_pixel(study: Study, tmp_path: Path) -> None:
     """Whole image as it is, the crop of the right half at 32 px; PNG loses nothing."""
     conversation = judgement(study, tmp_path, Views(crop_px=32), question="Q", answer="A", box=RIGHT)

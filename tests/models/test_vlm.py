@@ -21,8 +21,8 @@ from clincot.models.vlm import (
     VisionLanguageModel,
     checkpoint_digest,
     token_logprobs,
-    yes_no_ids,
 )
+from clincot.models.yes_no import yes_no_ids, yes_no_of
 from clincot.records import Study
 from tests import tiny
 
@@ -216,6 +216,9 @@ def test_a_tokenizer_without_yes_is_refused(small_dir: Path) -> None:
     yes, no = yes_no_ids(tokenizer, "here")
     assert {tokenizer.decode([i]).strip().lower() for i in yes} == {"yes"}
     assert {tokenizer.decode([i]).strip().lower() for i in no} == {"no"}
+
+    assert yes_no_of(small_dir) == (*yes, *no)  # what a transformer, without the model, asks vLLM for
+    assert yes_no_of(small_dir.parent) == ()
 
     class Without:
         """The tokenizer with "yes" (or "no") in two tokens each."""

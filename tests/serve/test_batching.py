@@ -6,10 +6,11 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 
-from clincot.conversation import Conversation, Turn
+from clincot.conversation import Conversation, Picture, Turn
 from clincot.serve.batching import Batcher, _Work
 from clincot.serve.refusals import Cancelled, Refused
 from clincot.serve.tickets import Ticket
@@ -89,6 +90,24 @@ def test_calls_of_different_kinds_do_not_share(batcher: Batcher, parrot: Parrot,
     assert futures[0].result(timeout=300) == ["1 turns: x"]  # type: ignore[attr-defined]
     assert futures[1].result(timeout=300) == [0.003, 0.006]  # type: ignore[attr-defined]
     assert parrot.batches == [1, 1, 2]
+
+
+def test_a_window_that_two_requests_ask_about_is_looked_at_once(
+    batcher: Batcher, parrot: Parrot, threads: ThreadPoolExecutor, tmp_path: Path
+) -> None:
+    """Two uploads of one image lie in two places. abc, abcdef and abc again: 2 of 3 conversations are scored."""
+
+    def shown(text: str, folder: str) -> Conversation:
+        return (Turn("user", text, (Picture(str(tmp_path / folder / "film.png"), "f" * 64, None, 64),)),)
+
+    def score(folder: str, *texts: str) -> list[float | None]:
+        with batcher.policy(Ticket(600)) as policy:
+            return policy.p_yes([shown(text, folder) for text in texts])
+
+    calls = [lambda: score("one", "abc", "abcdef"), lambda: score("two", "abc")]
+    futures = held(batcher, threads, parrot, calls)  # type: ignore[arg-type]
+    assert [f.result(timeout=300) for f in futures] == [[0.003, 0.006], [0.003]]  # type: ignore[attr-defined]
+    assert parrot.batches == [1, 2]
 
 
 def test_the_kind_that_most_wait_for_comes_next(batcher: Batcher, parrot: Parrot, threads: ThreadPoolExecutor) -> None:

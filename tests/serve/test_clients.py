@@ -59,6 +59,10 @@ def test_openai_streaming(served: Served, film: str, prediction: dict[str, Any])
     client = OpenAI(base_url=f"{served.url}/openai/v1", api_key=KEY, max_retries=0, timeout=600)
     chunks = list(client.chat.completions.create(**chat(QUESTION, film), stream=True))
     assert "".join(chunk.choices[0].delta.content or "" for chunk in chunks) == prediction["answer"]
+    assert chunks[0].model_extra is not None
+    places = [{k: r[k] for k in ("hypothesis", "grounder", "box", "found")} for r in prediction["regions"]]
+    assert [r["box"] for r in chunks[0].model_extra["clincot"]["regions"]] == [p["box"] for p in places]
+    assert chunks[0].model_extra["clincot"]["regions"][-1] == places[-1]
     assert chunks[-1].choices[0].finish_reason == "stop"
     assert chunks[-1].model_extra is not None
     assert near(chunks[-1].model_extra["clincot"], prediction)

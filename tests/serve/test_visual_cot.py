@@ -10,7 +10,7 @@ from clincot.datasets.folder import StudyIndex
 from clincot.geometry import WHOLE, box_of
 from clincot.models.vlm import VisionLanguageModel
 from clincot.serve.settings import ServeSettings
-from clincot.serve.visual_cot import Asked, RegionAnswer, answer_question, combine
+from clincot.serve.visual_cot import Asked, RegionAnswer, VisualAnswer, answer_question, combine, leads
 from tests.serve.conftest import POLICY
 from tests.serve.servers import Parrot
 
@@ -47,6 +47,22 @@ def test_confidence_never_exceeds_the_mixture_it_stands_for() -> None:
 def test_nothing_seen_is_refused() -> None:
     with pytest.raises(ValueError, match="no region"):
         combine([])
+
+
+def answered(*regions: RegionAnswer) -> VisualAnswer:
+    answer, winner, confidence, agreement = combine(regions)
+    return VisualAnswer(answer=answer, confidence=confidence, agreement=agreement, abstained=False, hypotheses=(),
+                        regions=regions, winner=winner, policy="p", prompt="p")  # fmt: skip
+
+
+def test_how_far_an_answer_and_its_place_are_from_another() -> None:
+    """yes: (0.9 + 0.8) / 3, no: 0.5 / 3, so 1.2 / 3 = 0.4 ahead; of the two that say yes the first leads by 0.1.
+
+    Alone of its mind, a region leads by all of its likelihood; two that are equally sure lead by nothing.
+    """
+    assert leads(answered(seen("yes", 0.9), seen("no", 0.5), seen("Yes.", 0.8))) == pytest.approx((0.4, 0.1))
+    assert leads(answered(seen("yes", 0.9), seen("no", 0.3))) == pytest.approx((0.3, 0.9))
+    assert leads(answered(seen("yes", 1.0), seen("yes", 1.0))) == (1.0, 0.0)
 
 
 def test_the_whole_image_is_always_looked_at(films: Path) -> None:

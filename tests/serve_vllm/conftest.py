@@ -21,8 +21,6 @@ from tests.serve.conftest import POLICY
 from tests.serve.servers import ROOT, Served, serving, until
 
 PYTHON = Path(os.environ.get("CLINCOT_VLLM", ROOT / ".venv-vllm" / "bin" / "python"))
-# Of 20, as OpenAI has them, "no" may be none where the small policy is sure: P(yes) would be 1 there and not here.
-LOGPROBS = 200
 BLOCK = 32  # tokens of a block of the prefix cache: the smallest that vLLM has on the processor
 
 
@@ -77,7 +75,6 @@ def vllm(adapter: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory) -
         "--max-model-len", "1024", "--enforce-eager",
         "--limit-mm-per-prompt", '{"image": 5}', "--block-size", str(BLOCK), "--enable-prefix-caching",
         "--enable-lora", "--max-lora-rank", "8", "--lora-modules", f"tuned={adapter[0]}",
-        "--max-logprobs", str(LOGPROBS),
     ]  # fmt: skip
     environment = {
         **{k: v for k, v in os.environ.items() if k != "PYTHONPATH"}, "VLLM_CPU_KVCACHE_SPACE": "1",
@@ -107,7 +104,6 @@ def transformer(vllm: Vllm, tmp_path_factory: pytest.TempPathFactory) -> Iterato
     """`clincot serve` in front of the predictor, as KServe starts it."""
     log = tmp_path_factory.mktemp("transformer") / "log"
     options = ["--checkpoint", str(POLICY), "--predictor_host", vllm.host, "--predictor-model", "policy"]
-    options += ["--predictor-logprobs", str(LOGPROBS)]
     with serving(log, *options) as server:
         server.wait_ready()
         yield server

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,8 @@ from clincot.datasets.folder import StudyIndex
 from clincot.models.encoding import Encoder
 from clincot.models.endpoint import EndpointModel
 from clincot.models.vlm import VisionLanguageModel
+from clincot.models.yes_no import yes_no_of
+from clincot.propose.grounders import Windows
 from tests import tiny
 from tests.serve.conftest import POLICY
 from tests.serve.servers import PREDICT, Served, data_uri, v1
@@ -86,12 +89,33 @@ def test_greedy_tokens_and_their_log_probabilities_agree(
     assert [o.text for o in other] == [o.text for o in one]
     for a, b in zip(one, other, strict=True):
         assert b.token_logprobs == pytest.approx(a.token_logprobs, abs=1e-3)
-    # what windows are asked: elsewhere "no" may be none of the 20 tokens whose log-probabilities an endpoint gives
+
+
+def test_windows_are_scored_alike_however_unlikely_yes_or_no_is(vllm: Vllm, films: Path) -> None:
+    """Of the 20 likeliest tokens alone, P(yes) would be another where "no" is none of them."""
+    here = VisionLanguageModel(POLICY)
+    boxes = Windows(here, sides=(0.25, 0.5), stride=0.5).boxes
     windows = [
-        finding_in(study, films, here.views, finding="a nodule", box=box_of_corner())
-        for study in StudyIndex(films).values()
+        finding_in(study, films, here.views, finding=finding, box=box)
+        for study, finding in zip(
+            StudyIndex(films).values(), ("a nodule", "an effusion", "a pneumothorax"), strict=False
+        )
+        for box in boxes
     ]
-    assert there.p_yes(windows) == pytest.approx(here.p_yes(windows), abs=1e-3)
+    one = here.p_yes(windows)
+    named, likeliest = (
+        EndpointModel(f"http://{vllm.host}/v1", model="policy", views=here.views, yes_no=ids).p_yes(windows)
+        for ids in (yes_no_of(POLICY), ())
+    )
+    off = [difference(one, other) for other in (named, likeliest)]
+    print(f"P(yes) of {len(windows)} windows: off by {off[0]:.1e} at most, of the 20 likeliest tokens by {off[1]:.1e}")
+    assert off[0] < 2e-4
+    assert off[1] > 1e-3
+
+
+def difference(one: Sequence[float | None], other: Sequence[float | None]) -> float:
+    """The largest; a score that only one of them has counts 1."""
+    return max(float(a is not b) if a is None or b is None else abs(a - b) for a, b in zip(one, other, strict=True))
 
 
 def test_the_adapter_is_heard(adapter: tuple[Path, Path], films: Path) -> None:

@@ -46,7 +46,7 @@ class Golden(Record):
     image: Text  # path in the checkpoint's folder
     sha256: Sha256  # of the image file
     answer: str
-    box: Box | None  # None: the policy wrote no region
+    box: Box | None  # None: no region was clearly where it was seen
 
 
 class JudgeLine(BaseModel):

@@ -85,13 +85,14 @@ class EndpointModel:
     url: base address, …/v1. model: name there; "" takes the only one served. The key comes from the environment
     variable `api_key_env` or the file `api_key_file`. timeout_s: of each request, connecting included. At most
     `concurrency` requests are under way at once. rating: ask for "n/10" instead of reading log-probabilities.
-    top_logprobs: how many are asked for P(yes); more than 20 is vLLM's alone, started with --max-logprobs.
+    yes_no: ids of the tokens that mean yes or no (models/yes_no.py). vLLM is asked for these by name, however unlikely
+    they are; who does not know its `logprob_token_ids` gives the 20 likeliest.
     """
 
     def __init__(
         self, url: str, *, name: str = "", model: str = "", api_key_env: str = "", api_key_file: Path | None = None,
         views: Views | None = None, rating: bool = False, timeout_s: float = 60.0, concurrency: int = 8,
-        top_logprobs: int = TOP_LOGPROBS,
+        yes_no: Sequence[int] = (),
     ) -> None:  # fmt: skip
         if concurrency < 1 or timeout_s <= 0:
             raise ValueError(f"expected concurrency >= 1 and timeout_s > 0, got {concurrency} and {timeout_s}")
@@ -103,7 +104,7 @@ class EndpointModel:
         self._model = model
         self._key = read_key(env=api_key_env, file=api_key_file, what=what)
         self._timeout_s = timeout_s
-        self._top_logprobs = top_logprobs
+        self._named = {"logprob_token_ids": list(yes_no)} if yes_no else {}
         self._concurrency = concurrency
 
     @cached_property
@@ -144,14 +145,15 @@ class EndpointModel:
 
     def p_yes(self, conversations: Sequence[Conversation]) -> list[float | None]:
         """P(yes) / (P(yes) + P(no)) over every casing of yes and no among the 20 likeliest first tokens, each with or
-        without a leading space; one that is not among them counts as 0. None where they come to less than LEAST_YES_NO.
+        without a leading space; one that is not among them counts as 0. With `yes_no` over these tokens. None where
+        they come to less than LEAST_YES_NO.
 
         With `rating`: the written n/10 as n / 10, None where something else was written.
         """
         if self.rating:
             options: dict[str, Any] = {"max_tokens": _RATING_TOKENS, "temperature": 0}
             return self._each([(rated(c), options) for c in conversations], "a chat completion", _rated)
-        options = {"max_tokens": 1, "temperature": 0, "logprobs": True, "top_logprobs": self._top_logprobs}
+        options = {"max_tokens": 1, "temperature": 0, "logprobs": True, "top_logprobs": TOP_LOGPROBS, **self._named}
         return self._each([(c, options) for c in conversations], _WITH_LOGPROBS, _odds)
 
     def _each(self, asked: Sequence[_Asked], expected: str, read: Callable[[_Choice], T]) -> list[T]:

@@ -30,10 +30,10 @@ from clincot.models.checkpoint import UnsupportedCheckpoint, checkpoint_digest
 from clincot.models.encoding import Encoded, Encoder, pad, stack_pictures
 from clincot.models.features import SHARED_FEATURES, PictureFeatures
 from clincot.models.protocols import LEAST_YES_NO, Generation
+from clincot.models.yes_no import yes_no_ids
 
 # Shape suffixes: B conversations, T tokens, V vocabulary, F frames, H hidden size.
 
-_YES, _NO = ("yes", "Yes", " yes", " Yes", "YES"), ("no", "No", " no", " No", "NO")
 T = TypeVar("T")
 
 _PATH_STEPS = 8  # of the integral over gradients
@@ -229,24 +229,6 @@ def load_checkpoint(path: str, *, dtype: str = "float32", device: str = "cpu") -
     if getattr(processor, "chat_template", None) is None:
         raise UnsupportedCheckpoint(f"{path}: the processor has no chat template (chat_template.jinja)")
     return model.to(device), processor
-
-
-def yes_no_ids(tokenizer: Any, where: object) -> tuple[list[int], list[int]]:
-    """Token ids that stand for yes and for no: every casing that is one token."""
-
-    def ids(words: tuple[str, ...]) -> list[int]:
-        tokens = [tokenizer(word, add_special_tokens=False)["input_ids"] for word in words]
-        return sorted({t[0] for t in tokens if len(t) == 1 and t[0] != tokenizer.unk_token_id})
-
-    yes, no = ids(_YES), ids(_NO)
-    if set(yes) & set(no):
-        raise UnsupportedCheckpoint(f"{where}: the tokenizer has one token for yes and no, so P(yes) cannot be read")
-    if not yes or not no:
-        raise UnsupportedCheckpoint(
-            f"{where}: the tokenizer has no single token for {'yes' if not yes else 'no'!r}, so P(yes) cannot be read; "
-            "use a checkpoint whose tokenizer knows yes and no"
-        )
-    return yes, no
 
 
 def token_logprobs(logits_BTV: torch.Tensor, ids_BT: torch.Tensor) -> torch.Tensor:

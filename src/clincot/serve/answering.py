@@ -6,7 +6,7 @@ import asyncio
 import base64
 import io
 import tempfile
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -21,7 +21,9 @@ from clincot.serve.refusals import too_late
 from clincot.serve.settings import ServeSettings
 from clincot.serve.tickets import Ticket, current
 from clincot.serve.uploads import check_question, read_image, store_image
-from clincot.serve.visual_cot import Asked, VisualAnswer, answer_question
+from clincot.serve.visual_cot import Asked, Looking, VisualAnswer, answer_question
+
+Tell = Callable[[Looking], None]
 
 
 @dataclass(frozen=True)
@@ -44,14 +46,14 @@ class Answering:
         self._turns = asyncio.Semaphore(settings.running)
         self._threads = ThreadPoolExecutor(max_workers=settings.running, thread_name_prefix="chain")
 
-    async def answer(self, order: Order) -> VisualAnswer:
-        """Raises Refused, Cancelled or ModelFailed."""
+    async def answer(self, order: Order, tell: Tell = lambda _: None) -> VisualAnswer:
+        """`tell` is called, in another thread, when the regions are known. Raises Refused, Cancelled or ModelFailed."""
         question = check_question(order.question, self.settings)
         ticket = current.get()
         async with self._turn(ticket):
             loop = asyncio.get_running_loop()
             try:
-                given = await loop.run_in_executor(self._threads, self._work, question, order, ticket)
+                given = await loop.run_in_executor(self._threads, self._work, question, order, ticket, tell)
             except asyncio.CancelledError:
                 ticket.cancel()
                 raise
@@ -81,13 +83,13 @@ class Answering:
             metrics.RUNNING.dec()
             self._turns.release()
 
-    def _work(self, question: str, order: Order, ticket: Ticket) -> VisualAnswer:
+    def _work(self, question: str, order: Order, ticket: Ticket, tell: Tell) -> VisualAnswer:
         ticket.check()
         with tempfile.TemporaryDirectory(prefix="clincot-") as name:
             folder = Path(name)
             study = store_image(read_image(order.image, self.settings, self._fetcher), folder, self.settings)
             with self.backend.policy(ticket) as policy:
-                answer = answer_question(Asked(study, folder, question), policy, self.settings)
+                answer = answer_question(Asked(study, folder, question), policy, self.settings, tell=tell)
             if not order.overlay:
                 return answer
             return answer.model_copy(update={"overlay": _overlay(folder / study.image, answer)})

@@ -21,6 +21,7 @@ from starlette.exceptions import HTTPException
 
 from clincot import __version__
 from clincot.models.protocols import ModelFailed
+from clincot.models.yes_no import yes_no_of
 from clincot.serve import metrics
 from clincot.serve.answering import Answering
 from clincot.serve.backend import Backend, Embedded, Endpoint, checkpoint_folder, explain_failure, views_of
@@ -51,7 +52,6 @@ class ServePlan:
     predictor_path: str = "/v1"
     predictor_model: str = ""
     predictor_key_env: str = ""
-    predictor_logprobs: int = 20
 
 
 def serve(plan: ServePlan) -> None:
@@ -88,7 +88,7 @@ def open_backend(plan: ServePlan, folder: Path) -> Backend:
         return Endpoint(
             plan.predictor_host, path=plan.predictor_path, model=plan.predictor_model, views=views_of(folder),
             api_key_env=plan.predictor_key_env, timeout_s=plan.settings.deadline_s,
-            top_logprobs=plan.predictor_logprobs, observe=observe_batch,
+            yes_no=yes_no_of(folder), observe=observe_batch,
         )  # fmt: skip
     return Embedded(folder, plan.settings, observe_batch)
 

@@ -19,7 +19,7 @@ import httpx
 from clincot.conversation import Conversation, Views, load_views
 from clincot.jsonl import BadRecord, file_digest
 from clincot.models.checkpoint import MANIFEST, WEIGHTS_INDEX, UnsupportedCheckpoint, check_whole
-from clincot.models.endpoint import TOP_LOGPROBS, EndpointModel
+from clincot.models.endpoint import EndpointModel
 from clincot.models.protocols import Generation, ModelFailed, Policy
 from clincot.serve.batching import Batcher
 from clincot.serve.settings import ServeSettings
@@ -72,13 +72,13 @@ class Endpoint:
 
     def __init__(
         self, host: str, *, path: str = "/v1", model: str = "", views: Views, api_key_env: str = "",
-        timeout_s: float = 60.0, top_logprobs: int = TOP_LOGPROBS, observe: Callable[[str, int], None],
+        timeout_s: float = 60.0, yes_no: Sequence[int] = (), observe: Callable[[str, int], None],
     ) -> None:  # fmt: skip
         base = host if "://" in host else f"http://{host}"
         self.url = base.rstrip("/") + "/" + path.strip("/")
         self._model = EndpointModel(
             self.url, name="predictor", model=model, api_key_env=api_key_env, views=views, timeout_s=timeout_s,
-            concurrency=16, top_logprobs=top_logprobs,
+            concurrency=16, yes_no=yes_no,
         )  # fmt: skip
         self._observe = observe
         self._health: tuple[float, bool] = (-_HEALTH_S, False)

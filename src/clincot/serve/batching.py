@@ -24,6 +24,7 @@ from clincot.serve.refusals import Cancelled, too_late
 from clincot.serve.tickets import Ticket
 
 _PASSED_OVER = 3
+_Content = tuple[tuple[str, str, tuple[str, ...]], ...]
 _Call = tuple[Any, ...]  # what conversations of one batch have in common
 
 
@@ -128,7 +129,7 @@ class Batcher:
         conversations = [conversation for conversation, _ in items]
         results: list[Any]
         if kind == "p_yes":
-            results = list(self.model.p_yes(conversations))
+            results = self._p_yes(conversations)
         else:
             results = list(
                 self.model.write(
@@ -139,6 +140,13 @@ class Batcher:
         for work, count in batch:
             work.give(results[at : at + count])
             at += count
+
+    def _p_yes(self, conversations: Sequence[Conversation]) -> list[float | None]:
+        """Every window once, however many of the requests ask about it: questions about one image often do."""
+        asked = [_content(conversation) for conversation in conversations]
+        distinct = dict(zip(asked, conversations, strict=True))
+        odds = dict(zip(distinct, self.model.p_yes(list(distinct.values())), strict=True))
+        return [odds[content] for content in asked]
 
     def _next_batch(self) -> list[tuple[_Work, int]] | None:
         """(work, how many of its conversations) of one call's kind, oldest request first; None once closed."""
@@ -178,6 +186,11 @@ class Batcher:
             if work.taken == len(work.items):
                 self._waiting.remove(work)
         return batch
+
+
+def _content(conversation: Conversation) -> _Content:
+    """What a model sees of a conversation: two requests' copies of an image are one."""
+    return tuple((turn.role, turn.text, tuple(p.key for p in turn.pictures)) for turn in conversation)
 
 
 class _Shared:

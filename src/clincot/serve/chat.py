@@ -1,24 +1,29 @@
 """OpenAI chat completions over the chain: one question, one image, one answer.
 
 What would change an answer and is not done here (sampling, tools, several choices) is refused, not ignored. The chain
-comes in the extension `clincot` of the completion, or of the last chunk of a stream.
+comes in the extension `clincot` of the completion, or of the last chunk of a stream; the first chunk of a stream has
+the hypotheses and regions in it, and is sent before they are looked at.
 """
 
 from __future__ import annotations
 
+import asyncio
 import json
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import AsyncIterator
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter
 from fastapi.responses import JSONResponse, Response, StreamingResponse
 from pydantic import BaseModel, ConfigDict, Field
 
+from clincot.models.protocols import ModelFailed
+from clincot.serve import metrics
 from clincot.serve.answering import Answering, Order
-from clincot.serve.refusals import Refused
-from clincot.serve.visual_cot import VisualAnswer
+from clincot.serve.gate import CHAT, log_bug
+from clincot.serve.refusals import Cancelled, Refused
+from clincot.serve.visual_cot import Looking, VisualAnswer
 
 
 class _Part(BaseModel):
@@ -133,30 +138,76 @@ def chat_router(answering: Answering, name: str) -> APIRouter:
     async def chat(request: ChatRequest) -> Response:
         if request.model != name:
             raise Refused(404, "model_not_found", f"the model served here is {name!r}", param="model")
-        answer = await answering.answer(request.order)
         about: dict[str, Any] = {"id": f"chatcmpl-{uuid.uuid4().hex}", "created": int(time.time()), "model": name}
         if request.stream:
             usage = bool(request.stream_options and request.stream_options.include_usage)
-            return StreamingResponse(_chunks(about, answer, usage), media_type="text/event-stream")
+            return await _stream(answering, request.order, about, usage=usage)
+        answer = await answering.answer(request.order)
         completion = Completion(**about, choices=[Choice(message=Message(content=answer.answer))], clincot=answer)
         return JSONResponse(completion.model_dump(mode="json"))
 
     return router
 
 
-def _chunks(about: dict[str, Any], answer: VisualAnswer, usage: bool) -> Iterator[str]:
-    """The answer word by word. It is known as a whole only once all regions are, so the stream begins then."""
+async def _stream(answering: Answering, order: Order, about: dict[str, Any], *, usage: bool) -> Response:
+    """A stream that begins when the regions are known. What is wrong before then is refused by its status."""
+    loop = asyncio.get_running_loop()
+    found: asyncio.Future[Looking] = loop.create_future()
+
+    def tell(looking: Looking) -> None:  # in the chain's thread
+        loop.call_soon_threadsafe(found.set_result, looking)
+
+    work = asyncio.create_task(answering.answer(order, tell))
+    either: set[asyncio.Future[Any]] = {work, found}
+    try:
+        await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
+    except asyncio.CancelledError:
+        work.cancel()
+        raise
+    if not found.done():
+        work.result()  # raises why
+    return StreamingResponse(_chunks(about, found.result(), work, usage), media_type="text/event-stream")
+
+
+async def _chunks(
+    about: dict[str, Any], looking: Looking, work: asyncio.Task[VisualAnswer], usage: bool
+) -> AsyncIterator[str]:
+    """The regions at once, then the answer word by word: it is known as a whole when all regions have been looked at.
+
+    A failure after the first chunk is an event `error` in its place, as OpenAI's clients understand it.
+    """
     head = {**about, "object": "chat.completion.chunk"}
 
     def event(delta: dict[str, str], finish: str | None = None, **extra: Any) -> str:
         choice = {"index": 0, "delta": delta, "finish_reason": finish, "logprobs": None}
         return f"data: {json.dumps({**head, 'choices': [choice], **extra})}\n\n"
 
-    yield event({"role": "assistant", "content": ""})
-    words = answer.answer.split(" ")
-    for position, word in enumerate(words):
-        yield event({"content": word if position == 0 else f" {word}"})
-    yield event({}, "stop", clincot=answer.model_dump(mode="json"))
-    if usage:  # tokens are the predictor's to count; the protocol wants the chunk
-        yield f"data: {json.dumps({**head, 'choices': [], 'usage': None})}\n\n"
-    yield "data: [DONE]\n\n"
+    try:
+        yield event({"role": "assistant", "content": ""}, clincot=looking.model_dump(mode="json"))
+        try:
+            answer = await work
+        except Cancelled:
+            return
+        except Exception as error:  # the status is sent already
+            refused = _failure(error)
+            metrics.REFUSED.labels(refused.code).inc()
+            yield f"data: {json.dumps(refused.body(CHAT))}\n\n"
+            return
+        for position, word in enumerate(answer.answer.split(" ")):
+            yield event({"content": word if position == 0 else f" {word}"})
+        yield event({}, "stop", clincot=answer.model_dump(mode="json"))
+        if usage:  # tokens are the predictor's to count; the protocol wants the chunk
+            yield f"data: {json.dumps({**head, 'choices': [], 'usage': None})}\n\n"
+        yield "data: [DONE]\n\n"
+    finally:
+        work.cancel()
+
+
+def _failure(error: Exception) -> Refused:
+    """As it would have been told by its status."""
+    if isinstance(error, Refused):
+        return error
+    if isinstance(error, ModelFailed):
+        return Refused(502, "model_failed", "the model behind this server gave no usable answer")
+    log_bug(error)
+    return Refused(500, "internal_error", "the server failed; its log says where")

@@ -15,10 +15,10 @@ cannot be compared across grounders (propose/masks.py). `agreement` is the plain
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -46,13 +46,18 @@ class _Part(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
-class RegionAnswer(_Part):
-    """What the policy answers from one region."""
+class Place(_Part):
+    """A region that is looked at."""
 
     hypothesis: str  # what was looked for there
     grounder: str  # "written": by the policy itself; "windows", "http", …; "whole": all of the image
     box: Box  # normalised x0, y0, x1, y1 of the upright image
     found: Annotated[Unit, Field(description="the grounder's confidence; says nothing across grounders")]
+
+
+class RegionAnswer(Place):
+    """What the policy answers from one region."""
+
     answer: str
     likelihood: Annotated[Unit, Field(description="the policy's probability of its answer, looking there")]
 
@@ -76,12 +81,24 @@ class VisualAnswer(_Part):
         return self.regions[self.winner].box
 
 
-def answer_question(asked: Asked, policy: Policy, settings: ServeSettings) -> VisualAnswer:
-    """The whole chain of one question. Raises what the policy raises."""
+class Looking(_Part):
+    """Where an answer will be looked for: known before the answer is. A stream's extension until then."""
+
+    hypotheses: tuple[str, ...]
+    regions: tuple[Place, ...]  # the whole image last
+
+
+def answer_question(
+    asked: Asked, policy: Policy, settings: ServeSettings, *, tell: Callable[[Looking], None] = lambda _: None
+) -> VisualAnswer:
+    """The whole chain of one question; `tell` hears of the regions before they are looked at. Raises what the policy
+    raises."""
     question = Question(study=asked.study.id, text=asked.text, kind="open")
     section = settings.propose
     grounders = [(grounder_named(name, section, policy, n), n) for name, n in section.grounders.items()]
     regions = list(propose_regions([question], {asked.study.id: asked.study}, asked.folder, grounders, section))
+    sought = hypotheses(asked.text, modality=asked.study.modality, limit=section.hypotheses)
+    tell(Looking(hypotheses=sought, regions=tuple(Place.model_validate(_place(region)) for region in regions)))
     steps = [Step(asked.text, region.box, is_written(region)) for region in regions]
     replies = policy.write(
         [chain(asked.study, asked.folder, policy.views, [step]) for step in steps],
@@ -91,8 +108,7 @@ def answer_question(asked: Asked, policy: Policy, settings: ServeSettings) -> Vi
     answer, winner, confidence, agreement = combine(seen)
     return VisualAnswer(
         answer=answer, confidence=confidence, agreement=agreement, abstained=confidence < settings.abstain_below,
-        hypotheses=hypotheses(asked.text, modality=asked.study.modality, limit=section.hypotheses),
-        regions=tuple(seen), winner=winner, policy=policy.digest, prompt=prompt_digest(policy.views),
+        hypotheses=sought, regions=tuple(seen), winner=winner, policy=policy.digest, prompt=prompt_digest(policy.views),
     )  # fmt: skip
 
 
@@ -112,9 +128,25 @@ def combine(seen: Sequence[RegionAnswer]) -> tuple[str, int, float, float]:
     return seen[winner].answer, winner, min(1.0, round(mass[best], 6)), round(len(groups[best]) / len(seen), 6)
 
 
+def leads(answer: VisualAnswer) -> tuple[float, float]:
+    """How far others are behind: the next answer in confidence, and the next region that says the same in likelihood.
+
+    What leads by less than sums round differently elsewhere (another batch, another machine) may not lead there.
+    """
+    best = normalise(answer.answer)
+    mass: dict[str, float] = {}
+    for region in answer.regions:
+        said = normalise(region.answer)
+        mass[said] = mass.get(said, 0.0) + region.likelihood / len(answer.regions)
+    others = [r.likelihood for i, r in enumerate(answer.regions) if i != answer.winner and normalise(r.answer) == best]
+    next_answer = max((m for said, m in mass.items() if said != best), default=0.0)
+    return mass[best] - next_answer, answer.regions[answer.winner].likelihood - max(others, default=0.0)
+
+
 def _seen(region: Region, reply: Generation) -> RegionAnswer:
     likelihood = math.exp(min(0.0, sum(reply.token_logprobs)))
-    return RegionAnswer(
-        hypothesis=region.hypothesis, grounder=region.grounder, box=region.box, found=region.confidence,
-        answer=reply.text, likelihood=round(likelihood, 6),
-    )  # fmt: skip
+    return RegionAnswer(**_place(region), answer=reply.text, likelihood=round(likelihood, 6))
+
+
+def _place(region: Region) -> dict[str, Any]:
+    return {"hypothesis": region.hypothesis, "grounder": region.grounder, "box": region.box, "found": region.confidence}
