@@ -168,7 +168,9 @@ class TrainSection(Section):
     margin_tau: Annotated[float, Field(gt=0, description="τ, in score units")] = 0.5
     margin_cap: Annotated[float, Field(gt=0, description="c, in logits before λ")] = 2.0
     odpo_alpha: Annotated[float, Field(ge=0, description="α of ODPO's α·log(gap)")] = 1.0
-    nll_weight: Annotated[float, Field(ge=0, description="weight of the chosen side's NLL, the anchor")] = 0.2
+    nll_weight: Annotated[
+        float, Field(ge=0, description="weight of the chosen side's NLL, the anchor, averaged over tokens and turns")
+    ] = 0.2
     image_pair_weight: Annotated[
         float,
         Field(ge=0, description="weight of pairs whose rejected side sees a blanked crop [mDPO, MMedPO]"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -132,11 +133,10 @@ def test_loss_on_differing_crops_by_hand(
     after = VisionLanguageModel(tmp_path / "work" / "checkpoint-1")
     after.encoder = before.encoder
     pi_w, pi_l = after.answer_logprobs([row.chosen, row.rejected])
-    # m = 0.2 / (0.5 + 0.1) = 1/3; L = log(1 + exp(-(0.5 Δ - 1/3))) + 0.2 · NLL / tokens
+    # m = 0.2 / (0.5 + 0.1) = 1/3; L = log(1 + exp(-(0.5 Δ - 1/3))) + 0.2 · NLL
     delta = (pi_w - ref_w) - (pi_l - ref_l)
-    tokens = sum(before.encoder.encode(row.chosen).actions)
-    expected = math.log1p(math.exp(-(0.5 * delta - 1 / 3))) + 0.2 * -pi_w / tokens
     second = trainer.history()[1]
+    expected = math.log1p(math.exp(-(0.5 * delta - 1 / 3))) + 0.2 * mean_turn_nll(after, row.chosen)
     assert second["loss"] == pytest.approx(expected, abs=2e-5)
     assert second["reward_margin"] == pytest.approx(0.5 * delta, abs=2e-5)
     assert second["chosen_logps"] == pytest.approx(pi_w, abs=2e-4)
@@ -159,18 +159,29 @@ def test_image_pairs_add_a_dpo_loss_against_the_blanked_crop(
     assert last["image_pair_loss"] != pytest.approx(math.log(2), abs=1e-5)  # the blanked side is another input
 
 
-def test_the_anchor_is_the_chosen_sides_mean_token_nll(
+def mean_turn_nll(policy: VisionLanguageModel, conversation: Conversation) -> float:
+    """Nats a token, over a turn's tokens and then over the turns: each turn alone, the other's tokens no actions."""
+    acting = [index for index, turn in enumerate(conversation) if turn.action]
+    means = []
+    for index in acting:
+        alone = tuple(replace(turn, action=at == index) for at, turn in enumerate(conversation))
+        (logp,) = policy.answer_logprobs([alone])
+        means.append(-logp / sum(policy.encoder.encode(alone).actions))
+    return sum(means) / len(means)
+
+
+def test_the_anchor_is_the_chosen_sides_mean_turn_nll(
     policy_dir: Path, studies: list[Study], folder: Path, views: Views, tmp_path: Path
 ) -> None:
     (row,) = differing_crops(studies[:1], folder, views)
     policy = VisionLanguageModel(policy_dir)
-    (logp,) = policy.answer_logprobs([row.chosen])
-    tokens = sum(policy.encoder.encode(row.chosen).actions)
+    assert sum(turn.action for turn in row.chosen) == 2  # a region of many tokens and an answer of few
+    nll = mean_turn_nll(policy, row.chosen)
     section = TrainSection(lr=1e-30, batch_size=1, nll_weight=0.3, margin_lambda=0.0)
     train_on_pairs([row], policy_dir, tmp_path / "out", section, progress=False)
     (entry,) = _log(tmp_path / "out")
-    assert entry["nll"] == pytest.approx(-logp / tokens, abs=1e-5)
-    assert entry["loss"] == pytest.approx(math.log(2) + 0.3 * -logp / tokens, abs=1e-5)
+    assert entry["nll"] == pytest.approx(nll, abs=1e-5)
+    assert entry["loss"] == pytest.approx(math.log(2) + 0.3 * nll, abs=1e-5)
 
 
 @pytest.mark.parametrize("lora_r", [0, 4])
