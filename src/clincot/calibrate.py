@@ -68,7 +68,8 @@ def measure(section: JudgeSection, data: Path, *, limit: int) -> list[dict[str, 
     judges = [load_judge(spec) for spec in section.judges]
     curves = {judge.digest: identity_calibration(judge.digest) for judge in judges}
     if section.calibration_file:
-        curves = read_calibrations(Path(section.calibration_file), judges, method=section.calibration)
+        names = {judge.digest: judge.name for judge in judges}
+        curves = read_calibrations(Path(section.calibration_file), names, method=section.calibration)
     rows = []
     for judge in judges:
         scored = {

@@ -18,6 +18,9 @@ from pydantic.fields import FieldInfo
 from clincot import __version__
 from clincot.cli_data import add_data
 from clincot.cli_deploy import add_deploying
+from clincot.cli_pipeline import add_pipeline
+from clincot.cli_preflight import run_preflight
+from clincot.cli_versions import add_versions
 from clincot.config import Params, load_params
 from clincot.errors import BadInput, ForTheUser
 from clincot.records import Decision
@@ -67,10 +70,12 @@ def _parser() -> argparse.ArgumentParser:
         _add_stage(commands, stage)
     _add_rounds(commands)
     add_data(commands, _command)
+    add_versions(commands, _command, _add_params, _params)
     _add_models(commands)
     _add_looking(commands)
     _add_serve(commands)
     add_deploying(commands, _command, _add_params, _params)
+    add_pipeline(commands, _command, _add_params, _params)
     return parser
 
 
@@ -111,6 +116,8 @@ def _add_stage(commands: Any, stage: Stage) -> None:
         parser.add_argument("--exit-code", action="store_true", help="end with 0 promote, 3 keep or 4 blocked")
         parser.add_argument("--explain", action="store_true", help="say what would have to change for a promotion")
         parser.set_defaults(run_command=_run_decide)
+    if stage.name == "preflight":
+        parser.set_defaults(run_command=lambda args: run_preflight(args, _stage_metrics))
     for name in stage.flags:
         parser.add_argument(f"--{_dashed(name)}", dest=f"flag_{name}", metavar="VALUE", help=f"{stage.name}.{name}")
     _add_params(parser)
@@ -147,7 +154,7 @@ def _stage_metrics(args: argparse.Namespace) -> Metrics:
     args.overrides += [f"{stage.name}.{name}={given[f'flag_{name}']}" for name in stage.flags if given[f"flag_{name}"]]
     inputs = {name: given[name] for name in (*stage.inputs, *stage.optional) if given[name] is not None}
     return run_stage(
-        stage.name, getattr(_params(args), stage.name), inputs, {name: given[name] for name in stage.outputs}
+        stage.name, _params(args).section_of(stage.name), inputs, {name: given[name] for name in stage.outputs}
     )
 
 

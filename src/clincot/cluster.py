@@ -9,7 +9,7 @@ import json
 import os
 import time
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 from kubernetes import client, config
 from kubernetes.client.exceptions import ApiException
@@ -45,6 +45,21 @@ class Forbidden(ClusterFailed):
     """The account may not do this; names verb and resource, for its Role."""
 
 
+class Permission(NamedTuple):
+    """What an account may have to do. namespace "": in the whole cluster; name "": whatever the object is called."""
+
+    verb: str
+    group: str
+    resource: str  # "services", or with a subresource "services/proxy"
+    namespace: str
+    name: str = ""
+
+    def __str__(self) -> str:
+        resource = f"{self.resource}.{self.group}" if self.group else self.resource
+        of = f" {self.name}" if self.name else ""
+        return f"{self.verb} {resource}{of} in {self.namespace or 'the cluster'}"
+
+
 def connect(context: str = "") -> Cluster:
     """The cluster of the pod we run in, or of the kubeconfig's (current) context."""
     configuration = client.Configuration()
@@ -75,6 +90,20 @@ class Cluster:
         except Missing:
             return False
         return True
+
+    def may(self, permission: Permission) -> bool:
+        """Would the API server let this account do that? (SelfSubjectAccessReview: everyone may ask about themselves)"""
+        resource, _, subresource = permission.resource.partition("/")
+        about = {
+            "verb": permission.verb, "group": permission.group, "resource": resource, "subresource": subresource,
+            "namespace": permission.namespace, "name": permission.name,
+        }  # fmt: skip
+        review = {
+            "apiVersion": "authorization.k8s.io/v1", "kind": "SelfSubjectAccessReview",
+            "spec": {"resourceAttributes": {key: value for key, value in about.items() if value}},
+        }  # fmt: skip
+        answer = self.request("POST", "/apis/authorization.k8s.io/v1/selfsubjectaccessreviews", review)
+        return answer.get("status", {}).get("allowed") is True
 
     def create(self, path: str, manifest: Json) -> Json:
         """Raises Conflict where the object exists."""

@@ -138,6 +138,20 @@ class PairSection(Section):
     seed: int = 0
 
 
+class VersionSection(Section):
+    """Where a round's preference data is kept. No credentials stand here: see data_repository/git.py."""
+
+    repository: Annotated[
+        str, Field(description="git address of the data repository; empty: the round's data is kept as no version")
+    ] = ""
+    branch: Annotated[str, Field(description="empty: the repository's default branch")] = ""
+    round: Annotated[
+        int, Field(ge=0, description="number of the tag preferences/round-NNNN; 0: the next one that is free")
+    ] = 0
+    attempts: Annotated[Positive, Field(description="pushes, where others push at the same time")] = 8
+    timeout_s: Annotated[float, Field(gt=0, description="of one git or dvc command")] = 1800.0
+
+
 class TrainSection(Section):
     """Margin-aware DPO, or SFT on the chosen answers. `recipe` sets the loss as a source has it."""
 
@@ -296,19 +310,61 @@ class DeploySection(Section):
         return self
 
 
+class PreflightSection(Section):
+    """What is looked at before a round asks for a GPU. The round's own judges, store and data repository are looked at:
+    `judge`, `publish` and `version` are filled in by Params.section_of, and are not set here."""
+
+    base: Annotated[
+        str,
+        Field(
+            description="what a line without a champion starts from, as round 0: a checkpoint's folder, or the "
+            "beginning of the digest of a published one"
+        ),
+    ] = ""
+    cluster: Annotated[
+        Literal["auto", "yes", "no"],
+        Field(description="look at KServe and permissions? auto: in a pod, or where KUBECONFIG is set"),
+    ] = "auto"
+    namespace: Annotated[str, Field(description="of the rollout; empty: as the input `service` says")] = ""
+    free_gb: Annotated[float, Field(ge=0, description="free space of the work folder and of TMPDIR, 10^9 bytes")] = 5.0
+    timeout_s: Annotated[float, Field(gt=0, description="of each check; one that hangs has failed")] = 60.0
+    verify_s: Annotated[float, Field(gt=0, description="of reading the champion's files again; 15 GB take minutes")] = (
+        900.0
+    )
+    judge: JudgeSection = JudgeSection()
+    publish: PublishSection = PublishSection()
+    version: VersionSection = VersionSection()
+
+
 class Params(Section):
     """params.yaml, whole."""
 
+    preflight: PreflightSection = PreflightSection()
     prepare: PrepareSection = PrepareSection()
     propose: ProposeSection = ProposeSection()
     answer: AnswerSection = AnswerSection()
     judge: JudgeSection = JudgeSection()
     pair: PairSection = PairSection()
+    version: VersionSection = VersionSection()
     train: TrainSection = TrainSection()
     evaluate: EvaluateSection = EvaluateSection()
     decide: DecideSection = DecideSection()
     publish: PublishSection = PublishSection()
     deploy: DeploySection = DeploySection()
+
+    @model_validator(mode="after")
+    def _looked_at_is_used(self) -> Params:
+        for name in ("judge", "publish", "version"):
+            if getattr(self.preflight, name) != getattr(PreflightSection(), name):
+                raise ValueError(f"preflight.{name} is the round's own; set {name} instead")
+        return self
+
+    def section_of(self, stage: str) -> Section:
+        """The stage's section; preflight's with the judges, the store and the data repository that it looks at."""
+        section: Section = getattr(self, stage)
+        if isinstance(section, PreflightSection):
+            return section.model_copy(update={"judge": self.judge, "publish": self.publish, "version": self.version})
+        return section
 
 
 S = TypeVar("S", bound=BaseModel)

@@ -21,8 +21,9 @@ from clincot.errors import BadInput
 from clincot.geometry import WHOLE, Box, covered, crop_square, look_side, look_square
 from clincot.models.protocols import Generation, Grounder, RelevancePolicy
 from clincot.propose.grounders import Written, random_square, seed_of
-from clincot.propose.regions import BATCH, grounder_named, sought_for
+from clincot.propose.regions import grounder_named, sought_for
 from clincot.records import Outcome, Question, Reference, Study
+from clincot.units import UNIT
 
 GROUNDED = ("windows", "relevance", "http")
 SMALL_ANSWER_SPACE = 20  # a topic with at most so many answers has a format: one of them
@@ -121,9 +122,9 @@ def _looks(
         else:
             grounder = grounder_named(arm, section.propose, policy, 1)
         fallback = None if arm == "written" else WHOLE  # a tool that finds nothing leaves the whole image
-        for at in range(0, len(questions), BATCH):
+        for at in range(0, len(questions), UNIT):
             limit = section.propose.hypotheses
-            sought = [sought_for(q, studies[q.study], limit=limit) for q in questions[at : at + BATCH]]
+            sought = [sought_for(q, studies[q.study], limit=limit) for q in questions[at : at + UNIT]]
             for one, found in zip(sought, grounder.ground(sought, folder), strict=True):
                 yield _Look(one.question, one.study, found[0].box if found else fallback)
         return

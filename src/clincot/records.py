@@ -1,7 +1,7 @@
 """What flows between the stages: frozen records with content-hash ids.
 
 A round makes, in this order: Study and Question (with the answer key, Reference, in a file of its own) ->
-Region -> Candidate -> Judgement -> PanelScore -> PreferencePair -> Checkpoint -> Outcome -> Decision.
+Region -> Candidate -> Judgement -> PanelScore -> PreferencePair -> DataVersion -> Checkpoint -> Outcome -> Decision.
 
 An id hashes *content only* (inputs, texts, scores, config); where and when a record was made is provenance
 beside it, so the same work has the same id on a laptop and on a cluster. Children carry their parents' ids:
@@ -178,11 +178,57 @@ class PreferencePair(Record):
         return self.chosen_score - self.rejected_score
 
 
+class DataFile(BaseModel):
+    """One file of a version of preference data."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: Text
+    sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+    md5: Annotated[str, Field(pattern=r"^[0-9a-f]{32}$")]  # the name of its object in a DVC remote
+    size: Annotated[int, Field(ge=0)]  # bytes
+
+
+class DataVersion(Record):
+    """A round's preference data: what it is, and the revision of the data repository that keeps it.
+
+    `revision` is "" where it was kept nowhere; `unversioned` then says why.
+    """
+
+    prefix: ClassVar[str] = "data"
+    provenance: ClassVar[frozenset[str]] = frozenset({"repository", "revision", "tag", "round", "unversioned"})
+
+    sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]  # of the files' names and digests
+    files: tuple[DataFile, ...]  # by name
+    pairs: Annotated[int, Field(ge=0)]  # how many
+    questions: Annotated[int, Field(ge=0)]
+    candidates: Annotated[int, Field(ge=0)]
+    policies: tuple[Text, ...]  # digests of the policies that answered
+    judges: dict[str, str]  # {name: digest}
+    alpha: Finite | None  # the judges' agreement (Krippendorff, calibrated scores); None: not to be had
+    repository: str = ""  # its address, without credentials
+    revision: str = ""  # the commit
+    tag: str = ""  # preferences/round-0001
+    round: Annotated[int, Field(ge=0)] = 0
+    unversioned: str = ""
+
+    @property
+    def size(self) -> int:
+        """Bytes of all files."""
+        return sum(file.size for file in self.files)
+
+    @model_validator(mode="after")
+    def _kept_or_says_why(self) -> Self:
+        if bool(self.revision) and bool(self.unversioned):
+            raise ValueError("a version has a revision, or says why it has none, not both")
+        return self
+
+
 class Checkpoint(Record):
     """A trained policy: its digest is its identity, where it lies is provenance."""
 
     prefix: ClassVar[str] = "checkpoint"
-    provenance: ClassVar[frozenset[str]] = frozenset({"uri", "git", "created"})
+    provenance: ClassVar[frozenset[str]] = frozenset({"uri", "git", "created", "data", "data_revision"})
 
     uri: Text
     sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
@@ -190,6 +236,8 @@ class Checkpoint(Record):
     pairs: str = ""  # digest of the preference data; "" for a base model
     config: str = ""  # digest of the train section
     round: Annotated[int, Field(ge=0)] = 0
+    data: str = ""  # sha256 of the DataVersion that holds the pairs; "" where none was named
+    data_revision: str = ""  # the commit of the data repository that keeps it; "" where none does
     git: str = ""
     created: str = ""
 

@@ -13,25 +13,25 @@ No stage before `evaluate` is given the answer key (references.jsonl); they run 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from itertools import groupby, zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from tqdm import tqdm
 
 from clincot import __version__, config
+from clincot.asks import asked_and_answered, first_asks, merged, next_asks, question_of, steps_of
 from clincot.config import Section
 from clincot.errors import BadInput
 from clincot.jsonl import BadRecord, file_digest, read_records, write_json, write_records, written_aside
-from clincot.records import Candidate, Checkpoint, Outcome, PanelScore, Question, Region, digest_of
+from clincot.records import Candidate, Checkpoint, DataVersion, Outcome, PanelScore, Question, digest_of
 from clincot.report_file import read_reports
+from clincot.units import in_units
 
 if TYPE_CHECKING:
     from clincot.bench.benchmark import Benchmark
     from clincot.bench.report_metrics import ReportMetrics
-    from clincot.propose.candidates import Ask
 
 Metrics = dict[str, float]
 Paths = Mapping[str, Path]
@@ -53,7 +53,14 @@ class Stage:
     may_lack: tuple[str, ...] = ()  # inputs that may be missing on disk: what that means is for the stage to say
     appends_to: tuple[str, ...] = ()  # inputs that the stage adds to; given one, it is run again even if it is done
     always: bool = False  # run again even if it is done: what it looks at or changes lies outside its files
+    beside: tuple[str, ...] = ()  # optional inputs that are provenance alone: another one makes no work undone
     flags: tuple[str, ...] = ()  # fields of the section that the command line also takes as --field
+
+
+def preflight(section: config.PreflightSection, inputs: Paths, outputs: Paths) -> Metrics:
+    from clincot.preflight.running import look
+
+    return look(section, inputs, outputs)
 
 
 def prepare(section: config.PrepareSection, inputs: Paths, outputs: Paths) -> Metrics:
@@ -92,10 +99,10 @@ def answer(section: config.AnswerSection, inputs: Paths, outputs: Paths) -> Metr
     from clincot.propose.candidates import answer_regions
 
     policy = load_policy(inputs["policy"])
-    asks = _next_asks(inputs, section) if "candidates_before" in inputs else _first_asks(inputs)
+    asks = next_asks(inputs, section) if "candidates_before" in inputs else first_asks(inputs)
     made = answer_regions(_progress(asks, "answers", "candidates"), inputs["data"], policy, section)
     if "candidates_before" in inputs:
-        made = _merged(read_records(inputs["candidates_before"], Candidate), made)
+        made = merged(read_records(inputs["candidates_before"], Candidate), made)
     return {"candidates": write_records(outputs["candidates"], made)}
 
 
@@ -103,10 +110,10 @@ def judge(section: config.JudgeSection, inputs: Paths, outputs: Paths) -> Metric
     from clincot.judge.panel import Ask, judge_candidates
     from clincot.models.load import load_judge
 
-    steps = _steps(inputs)
+    steps = steps_of(inputs)
     asks = (
-        Ask(candidate.id, ask.study, _question_of(candidate, ask.question, steps), ask.region.box, candidate.text)
-        for ask, candidate in _asked_and_answered(inputs)
+        Ask(candidate.id, ask.study, question_of(candidate, ask.question, steps), ask.region.box, candidate.text, unit)
+        for unit, (ask, candidate) in in_units(asked_and_answered(inputs), lambda pair: pair[1].question)
     )
     report = judge_candidates(
         [load_judge(spec) for spec in section.judges], _progress(asks, "judgements", "candidates"), section,
@@ -127,6 +134,14 @@ def pair(section: config.PairSection, inputs: Paths, outputs: Paths) -> Metrics:
     return {"pairs": len(pairs)}
 
 
+def version(section: config.VersionSection, inputs: Paths, outputs: Paths) -> Metrics:
+    from clincot.data_repository.keeping import keep_version
+
+    kept = keep_version(section, inputs, outputs["version"])
+    write_records(outputs["version"], [kept])
+    return {"versioned": float(bool(kept.revision)), "pairs": kept.pairs, "files": len(kept.files), "bytes": kept.size}
+
+
 def train(section: config.TrainSection, inputs: Paths, outputs: Paths) -> Metrics:
     from clincot.conversation import load_views
     from clincot.models.checkpoint import checkpoint_digest
@@ -134,10 +149,11 @@ def train(section: config.TrainSection, inputs: Paths, outputs: Paths) -> Metric
     from clincot.train.margin_dpo import train_on_pairs
     from clincot.train.rows import read_training_rows
 
+    data, revision = _kept_as(inputs)
     rows = read_training_rows(
         pairs=inputs["pairs"], candidates=inputs["candidates"], regions=inputs["regions"],
         questions=inputs["questions"], studies=inputs["data"] / "studies.jsonl", folder=inputs["data"],
-        views=load_views(inputs["policy"]), steps=_steps(inputs),
+        views=load_views(inputs["policy"]), steps=steps_of(inputs),
     )  # fmt: skip
     forget()  # a policy held for answering would double the memory of a large one
     metrics = train_on_pairs(list(rows), inputs["policy"], outputs["checkpoint"], section)
@@ -147,6 +163,8 @@ def train(section: config.TrainSection, inputs: Paths, outputs: Paths) -> Metric
         parent=checkpoint_digest(inputs["policy"]),
         pairs=file_digest(inputs["pairs"]),
         config=section.digest,
+        data=data,
+        data_revision=revision,
     )
     write_records(outputs["checkpoint"] / "record.json", [record])
     return metrics
@@ -200,6 +218,9 @@ def publish(section: config.PublishSection, inputs: Paths, outputs: Paths) -> Me
 
 
 STAGES: tuple[Stage, ...] = (
+    Stage("preflight", preflight, config.PreflightSection, (), ("report", "table", "champion"), "cpu",
+          "stores, judges, champion, cluster and disk, looked at before anything is asked for; all failures at once",
+          ("service", "train_job"), always=True, flags=("base",)),
     Stage("prepare", prepare, config.PrepareSection, ("data",), ("questions",), "cpu",
           "take the questions of one round: disjoint subsets, split by image"),
     Stage("propose", propose, config.ProposeSection, ("data", "questions", "policy"), ("regions",), "gpu",
@@ -210,8 +231,13 @@ STAGES: tuple[Stage, ...] = (
           ("judgements", "scores", "panel_report"), "gpu", "every judge scores every candidate", ("steps",)),
     Stage("pair", pair, config.PairSection, ("candidates", "scores"), ("pairs", "pair_report"), "cpu",
           "ranked candidates become preference pairs with their score gaps"),
+    Stage("version", version, config.VersionSection,
+          ("questions", "regions", "candidates", "judgements", "scores", "panel_report", "pairs", "pair_report"),
+          ("version",), "cpu", "the preference data into the data repository: pushed, verified, committed, tagged",
+          ("steps",), always=True, flags=("repository", "round")),
     Stage("train", train, config.TrainSection, ("data", "questions", "regions", "candidates", "pairs", "policy"),
-          ("checkpoint",), "gpu", "margin-aware DPO on the pairs; reference: the policy it starts from", ("steps",)),
+          ("checkpoint",), "gpu", "margin-aware DPO on the pairs; reference: the policy it starts from",
+          ("steps", "version"), beside=("version",)),
     Stage("evaluate", evaluate, config.EvaluateSection, ("benchmark", "policy"), ("outcomes", "report"), "gpu",
           "the policy answers the benchmark from each kind of region, controls included", ("train_reports",)),
     Stage("decide", decide, config.DecideSection, ("benchmark", "champion", "challenger"),
@@ -243,7 +269,8 @@ def run_stage(name: str, section: Section, inputs: Paths, outputs: Paths) -> Met
     named = {str(path): path_digest(path) for path in section.files if path.exists()}
     key = digest_of(
         [name, __version__, section.model_dump(mode="json"), named,
-         {n: "" if n in stage.appends_to else _digest_or_missing(p) for n, p in sorted(inputs.items())}]
+         {n: "" if n in stage.appends_to else _digest_or_missing(p)
+          for n, p in sorted(inputs.items()) if n not in stage.beside}]
     )  # fmt: skip
     stamp = outputs[stage.outputs[0]].with_name(outputs[stage.outputs[0]].name + ".stage.json")
     done = _read_stamp(stamp)
@@ -273,6 +300,17 @@ def _digest_or_missing(path: Path) -> str:
     return path_digest(path) if path.exists() else "missing"
 
 
+def _kept_as(inputs: Paths) -> tuple[str, str]:
+    """Which version of preference data the pairs are, for the checkpoint's record: its digest and its revision."""
+    if "version" not in inputs:
+        return "", ""
+    (kept,) = read_records(inputs["version"], DataVersion)
+    pairs = file_digest(inputs["pairs"])
+    if pairs not in {file.sha256 for file in kept.files}:
+        raise BadRecord(f"{inputs['version']}: is a version of other pairs than {inputs['pairs']} (sha256 {pairs})")
+    return kept.sha256, kept.revision
+
+
 def read_benchmark(folder: Path, *, limit: int = 0, only: Iterable[str] | None = None) -> Benchmark:
     """Questions with their answer key, cut to the first `limit` or to the ids in `only`."""
     from clincot.bench.benchmark import Benchmark
@@ -293,81 +331,6 @@ def metrics_of_reports(benchmark: Benchmark, training: Path | None) -> ReportMet
     if all(question.kind != "report" for question in benchmark.questions.values()):
         return None
     return report_metrics(None if training is None else (row.text for row in read_reports(training)))
-
-
-def _first_asks(inputs: Paths) -> Iterator[Ask]:
-    from clincot.datasets.folder import StudyIndex
-    from clincot.propose.candidates import first_step
-
-    questions, regions = read_records(inputs["questions"], Question), read_records(inputs["regions"], Region)
-    return first_step(questions, StudyIndex(inputs["data"]), regions)
-
-
-def _steps(inputs: Paths) -> tuple[str, ...]:
-    """The questions of a chain (answer.steps, as a JSON list in the input `steps`); without it there is one step."""
-    if "steps" not in inputs:
-        return ("{question}",)
-    path, expected = inputs["steps"], 'expected a JSON list of the chain\'s questions, such as ["What is seen?", …]'
-    try:
-        steps = json.loads(path.read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
-        raise BadRecord(f"{path}:{error.lineno}: {expected}, got no JSON ({error.msg})") from None
-    if not isinstance(steps, list) or not steps or not all(isinstance(step, str) for step in steps):
-        raise BadRecord(f"{path}: {expected}, got {steps!r}")
-    return tuple(steps)
-
-
-def _question_of(candidate: Candidate, question: Question, steps: Sequence[str]) -> str:
-    """What the candidate's step of the chain asked; raises BadRecord where the chain has no such step."""
-    from clincot.propose.candidates import worded
-
-    if candidate.step >= len(steps):
-        raise BadRecord(
-            f"{candidate.id} is of step {candidate.step}, but the chain has {len(steps)} step(s); give the steps it "
-            "was answered with (answer.steps as a JSON list) as the input `steps`"
-        )
-    return worded(steps[candidate.step], question)
-
-
-def _asked_and_answered(inputs: Paths) -> Iterator[tuple[Ask, Candidate]]:
-    """Every candidate with its question, study and region; both files are in the questions' order."""
-    candidates = groupby(read_records(inputs["candidates"], Candidate), key=lambda c: c.question)
-    asks = groupby(_first_asks(inputs), key=lambda ask: ask.question.id)
-    nothing: tuple[str, Iterator[Any]] = ("the end of the file", iter(()))
-    for (question, asked), (answered, group) in zip_longest(asks, candidates, fillvalue=nothing):
-        if question != answered:
-            raise BadRecord(f"{inputs['candidates']}: expected candidates of {question}, got {answered}")
-        by_region = {ask.region.id: ask for ask in asked}
-        for candidate in group:
-            if candidate.region not in by_region:
-                raise BadRecord(f"{inputs['candidates']}: {candidate.id} names {candidate.region}, not a region given")
-            yield by_region[candidate.region], candidate
-
-
-def _next_asks(inputs: Paths, section: config.AnswerSection) -> Iterator[Ask]:
-    """The asks of the step after the last one in `candidates_before`."""
-    from clincot.propose.candidates import next_step
-
-    scores = read_records(inputs["scores_before"], PanelScore)
-    before = {**inputs, "candidates": inputs["candidates_before"]}
-    for _, group in groupby(_asked_and_answered(before), key=lambda pair: pair[1].question):
-        scored = [(ask, candidate, next(scores, None)) for ask, candidate in group]
-        for _, candidate, score in scored:
-            if score is None or score.candidate != candidate.id:
-                came = "the end of the file" if score is None else f"the one of {score.candidate}"
-                raise BadRecord(f"{inputs['scores_before']}: expected the score of {candidate.id}, got {came}")
-        yield from next_step([(ask, candidate, score.score) for ask, candidate, score in scored if score is not None])
-
-
-def _merged(before: Iterator[Candidate], made: Iterator[Candidate]) -> Iterator[Candidate]:
-    """Candidates of the earlier steps and of this one, question by question."""
-    following = groupby(made, key=lambda candidate: candidate.question)
-    waiting = next(following, None)
-    for question, group in groupby(before, key=lambda candidate: candidate.question):
-        yield from group
-        if waiting is not None and waiting[0] == question:
-            yield from waiting[1]
-            waiting = next(following, None)
 
 
 def _check_paths(stage: Stage, inputs: Paths, outputs: Paths) -> None:

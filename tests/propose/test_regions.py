@@ -11,8 +11,9 @@ import pytest
 from clincot.config import ProposeSection
 from clincot.geometry import WHOLE, intersection_over_union
 from clincot.models.protocols import Grounded, Sought
-from clincot.propose.regions import BATCH, grounder_named, grounders_of, propose_regions
+from clincot.propose.regions import grounder_named, grounders_of, propose_regions
 from clincot.records import Region
+from clincot.units import UNIT
 from tests.propose.bright import BrightPolicy, ask, film
 
 
@@ -82,12 +83,12 @@ def test_regions_stream_batch_by_batch(tmp_path: Path) -> None:
             return [[] for _ in sought]
 
     study, _ = film(tmp_path, "a.png", 0, 0)
-    questions = [ask(study, f"Question {n}?") for n in range(BATCH + 1)]
+    questions = [ask(study, f"Question {n}?") for n in range(UNIT + 1)]
     stream = propose_regions(questions, {study.id: study}, tmp_path, [(Watching(), 1)], ProposeSection())
     next(stream)
-    assert asked == [BATCH]
-    assert len(list(stream)) == BATCH  # the whole image of every other question
-    assert asked == [BATCH, 1]
+    assert asked == [UNIT]
+    assert len(list(stream)) == UNIT  # the whole image of every other question
+    assert asked == [UNIT, 1]
 
 
 def test_an_unknown_grounder_is_named() -> None:

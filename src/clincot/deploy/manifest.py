@@ -18,7 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from clincot.errors import BadInput
 from clincot.geometry import Box
 from clincot.jsonl import BadRecord, explain, file_digest
-from clincot.models.checkpoint import MANIFEST
+from clincot.models.checkpoint import MANIFEST, digest_of_files
 from clincot.records import BenchmarkReport, Decision, Record, Text
 from clincot.store import NotStored, Store, download, sha256_of
 
@@ -158,6 +158,11 @@ def verify(store: Store, manifest: Manifest) -> None:
             raise Corrupt(f"{store.url}/{key}: is in the manifest, but not in the store") from None
         if found != file.sha256:
             raise Corrupt(f"{store.url}/{key}: has sha256 {found}, the manifest says {file.sha256}")
+
+
+def published_files_digest(manifest: Manifest) -> str:
+    """What the checkpoint's digest is by the manifest's files: `sha256`, in a manifest that was not tampered with."""
+    return digest_of_files({file.path: file.sha256 for file in manifest.files})
 
 
 def fetch(store: Store, manifest: Manifest, folder: Path) -> Path:

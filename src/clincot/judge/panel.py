@@ -18,9 +18,9 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import islice
+from itertools import groupby, islice
 from numbers import Real
 from pathlib import Path
 from typing import TypeVar
@@ -50,6 +50,7 @@ class Ask:
     question: str  # as the candidate's step asked it
     box: Box
     answer: str
+    unit: int = 0  # of units.py: those of one unit are judged together
 
 
 @dataclass(frozen=True)
@@ -106,12 +107,13 @@ class Panel:
 
         Raises QuorumLost as soon as too few judges are left, ValueError when there is nothing to judge.
         """
-        waiting, done = iter(asks), 0
-        while batch := list(islice(waiting, self._batch)):
-            columns = [self._column(judge, batch, folder, at=done) for judge in self.judges]
-            for row in zip(*columns, strict=True):
-                yield from row
-            done += len(batch)
+        done = 0
+        for _, unit in groupby(asks, key=lambda ask: ask.unit):
+            while batch := list(islice(unit, self._batch)):
+                columns = [self._column(judge, batch, folder, at=done) for judge in self.judges]
+                for row in zip(*columns, strict=True):
+                    yield from row
+                done += len(batch)
         if done == 0:
             raise BadInput("no candidates to judge: the candidates file is empty")
 
@@ -181,8 +183,8 @@ def _score_or_reason(reply: float | None) -> float | str:
     return score
 
 
-def read_calibrations(path: Path, judges: Sequence[Judge], *, method: Method) -> dict[str, Calibration]:
-    """{digest: calibration} of a calibration file (JSONL); every judge of the panel must be in it, once."""
+def read_calibrations(path: Path, judges: Mapping[str, str], *, method: Method) -> dict[str, Calibration]:
+    """{digest: calibration} of a calibration file (JSONL); every judge ({digest: name}) must be in it, once."""
     found: dict[str, Calibration] = {}
     for calibration in read_records(path, Calibration):
         if calibration.judge in found:
@@ -193,7 +195,7 @@ def read_calibrations(path: Path, judges: Sequence[Judge], *, method: Method) ->
                 f"but judge.calibration asks for {method}"
             )
         found[calibration.judge] = calibration
-    missing = [f"{judge.name} ({judge.digest})" for judge in judges if judge.digest not in found]
+    missing = [f"{name} ({digest})" for digest, name in judges.items() if digest not in found]
     if missing:
         raise BadInput(
             f"{path}: no calibration of {', '.join(missing)}; it has {sorted(found)}. Fit it for this panel, "
@@ -224,27 +226,65 @@ def judge_candidates(
         batch_size=section.batch_size,
         sleep=sleep,
     )
-    if section.calibration_file:
-        calibrations = read_calibrations(Path(section.calibration_file), panel.judges, method=section.calibration)
-    else:
-        calibrations = {judge.digest: identity_calibration(judge.digest) for judge in panel.judges}
+    seated = {judge.digest: judge.name for judge in panel.judges}
+    if section.calibration_file:  # before anything is asked: a judge without one is found at once
+        read_calibrations(Path(section.calibration_file), seated, method=section.calibration)
     write_records(judgements_path, panel.judgements(asks, folder))
+    left_out = {out.name: out.error for out in panel.left_out.values()}
+    return _combined(section, seated, left_out, judgements_path, scores_path)
+
+
+def _combined(
+    section: JudgeSection, seated: Mapping[str, str], left_out: Mapping[str, str], judgements_path: Path,
+    scores_path: Path,
+) -> PanelReport:  # fmt: skip
+    """Write the scores. seated: {digest: name}; left_out: {name: why}, of judges without a digest too."""
+    if section.calibration_file:
+        calibrations = read_calibrations(Path(section.calibration_file), seated, method=section.calibration)
+    else:
+        calibrations = {digest: identity_calibration(digest) for digest in seated}
     weights = {spec.name: spec.weight for spec in section.judges}
     seats = [
         Seat(
-            name=judge.name,
-            weight=weights.get(judge.name, 1.0),
-            calibration=calibrations[judge.digest],
-            left_out=panel.left_out[judge.name].error if judge.name in panel.left_out else "",
+            name=name, weight=weights.get(name, 1.0), calibration=calibrations[digest], left_out=left_out.get(name, "")
         )
-        for judge in panel.judges
+        for digest, name in seated.items()
     ]
     combination = Combination(seats, quorum=section.quorum)
     write_records(scores_path, combination.scores(read_records(judgements_path, Judgement)))
     report = combination.report()
     missing = tuple(
-        absent(out.name, weight=weights.get(out.name, 1.0), error=out.error, candidates=report.candidates)
-        for out in panel.left_out.values()
-        if out.at is None
+        absent(name, weight=weights.get(name, 1.0), error=error, candidates=report.candidates)
+        for name, error in left_out.items()
+        if name not in seated.values()
     )
     return report.model_copy(update={"judges": (*report.judges, *missing)})
+
+
+def combine_panel(
+    section: JudgeSection, reports: Sequence[PanelReport], judgements: Iterable[Judgement],
+    judgements_path: Path, scores_path: Path,
+) -> PanelReport:  # fmt: skip
+    """The second pass over the judgements of a panel that sat once a shard, with a report of each.
+
+    A judge that was left out of one shard is left out of all of them. Raises QuorumLost naming the shards.
+    """
+    left_out: dict[str, str] = {}
+    named: dict[str, str] = {}  # {digest: name}, in the order in which they sit
+    for number, report in enumerate(reports, start=1):
+        for one in report.judges:
+            where = f" (in shard {number} of {len(reports)})" if len(reports) > 1 else ""
+            if one.left_out:
+                left_out.setdefault(one.name, one.left_out + where)
+            if one.digest:
+                named.setdefault(one.digest, one.name)
+    unknown = {one.name for report in reports for one in report.judges if not one.digest}  # never said who they are
+    seated = {digest: name for digest, name in named.items() if name not in unknown}
+    if len(set(seated.values())) < len(seated):
+        raise BadInput(f"a judge was another model in one shard than in another: {seated}; judge all shards again")
+    left = len({one.name for report in reports for one in report.judges} - set(left_out))
+    if left < section.quorum:
+        errors = "; ".join(f"{name}: {error}" for name, error in left_out.items())
+        raise QuorumLost(f"{left} judges answered in all shards, the quorum is {section.quorum}: {errors}")
+    write_records(judgements_path, (one for one in judgements if one.judge in seated))
+    return _combined(section, seated, left_out, judgements_path, scores_path)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping
 from pathlib import Path
 
 from clincot.errors import BadInput
@@ -25,15 +26,24 @@ def checkpoint_digest(path: Path) -> str:
     names = deciding_files(path)
     if not any(n.endswith(".safetensors") for n in names):
         raise UnsupportedCheckpoint(f"{path}: no *.safetensors in this folder; pickled weights are not read")
+    return digest_of_files({name: file_digest(path / name) for name in names})
+
+
+def digest_of_files(sha256: Mapping[str, str]) -> str:
+    """checkpoint_digest of a folder whose files, by their paths in it, have these digests."""
     total = hashlib.sha256()
-    for name in names:
-        total.update(f"{name}:{file_digest(path / name)}\n".encode())
+    for name in sorted(filter(_decides, sha256)):
+        total.update(f"{name}:{sha256[name]}\n".encode())
     return total.hexdigest()
 
 
 def deciding_files(path: Path) -> list[str]:
     """Names of the files that the digest covers, sorted."""
-    return sorted(p.name for p in path.iterdir() if p.suffix in _DECIDING and p.name not in ABOUT and p.is_file())
+    return sorted(p.name for p in path.iterdir() if _decides(p.name) and p.is_file())
+
+
+def _decides(name: str) -> bool:
+    return "/" not in name and Path(name).suffix in _DECIDING and name not in ABOUT
 
 
 def check_whole(path: Path) -> None:

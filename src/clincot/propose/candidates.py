@@ -18,6 +18,7 @@ from clincot.errors import BadInput
 from clincot.models.protocols import Policy
 from clincot.propose.grounders import seed_of
 from clincot.records import Candidate, Question, Region, Study
+from clincot.units import in_units
 
 
 @dataclass(frozen=True)
@@ -78,9 +79,10 @@ def answer_regions(asks: Iterable[Ask], folder: Path, policy: Policy, section: A
 
 
 def _batches(asks: Iterable[Ask], section: AnswerSection) -> Iterator[list[Ask]]:
-    """Asks in their order; those of a batch all ask for reports, or none does: a report may be longer."""
-    for _, run in groupby(asks, key=lambda ask: ask.question.kind == "report"):
-        while batch := list(islice(run, section.batch_size)):
+    """Asks in their order, of one unit; those of a batch all ask for reports, or none does: a report may be longer."""
+    numbered = in_units(asks, lambda ask: ask.question.id)
+    for _, run in groupby(numbered, key=lambda one: (one[0], one[1].question.kind == "report")):
+        while batch := [ask for _, ask in islice(run, section.batch_size)]:
             yield batch
 
 

@@ -14,8 +14,7 @@ from clincot.propose.http_grounder import HttpGrounder
 from clincot.propose.hypotheses import hypotheses
 from clincot.propose.masks import deduplicate
 from clincot.records import Question, Region, Study
-
-BATCH = 64  # questions whose regions are sought together
+from clincot.units import UNIT
 
 
 def grounders_of(section: ProposeSection, policy: RelevancePolicy) -> list[tuple[Grounder, int]]:
@@ -50,7 +49,7 @@ def propose_regions(
     merged among each kind and not across.
     """
     waiting = iter(questions)
-    while batch := list(islice(waiting, BATCH)):
+    while batch := list(islice(waiting, UNIT)):
         sought = [sought_for(q, studies[q.study], limit=section.hypotheses) for q in batch]
         found = [(g.name, count, g.ground(sought, folder)) for g, count in grounders]
         for position, question in enumerate(batch):

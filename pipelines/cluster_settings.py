@@ -1,0 +1,209 @@
+"""cluster.yaml: what an operator says about where the tasks of a round run. Names of Secrets stand here, no secrets.
+
+Every key is described at its field; `cluster.yaml` beside this file is a commented example of all of them. A task takes
+the profile `gpu` or `cpu` by its stage's device (stages.py), and then what `stages` says of that very stage.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import Field, field_validator, model_validator
+
+from clincot.config import Section, parse_section
+from clincot.jsonl import BadRecord
+from clincot.stages import STAGES
+
+Name = Annotated[str, Field(pattern=r"^[a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?$")]
+Image = Annotated[str, Field(pattern=r"^[a-z0-9][-\w./:]*(@sha256:[0-9a-f]{64})?$")]
+Quantity = Annotated[str, Field(pattern=r"^\d+(\.\d+)?(m|[kMGTPE]i?)?$")]
+Variable = Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")]
+Seconds = Annotated[int, Field(ge=1)]
+OTHERS = ("merge", "deploy", "finish")  # tasks of a round that are no stages; all of them run on CPUs
+TASKS = (*(stage.name for stage in STAGES), *OTHERS)
+_SECRET = re.compile(r"(?i)(secret|token|passw|_key$|credential)")
+
+
+class Images(Section):
+    """The images of the tasks; by digest (…@sha256:…) a run is what it says, by tag it is what the registry says."""
+
+    cpu: Annotated[Image, Field(description="of tasks without a GPU")] = "clincot-cpu:latest"
+    gpu: Annotated[Image, Field(description="of the stages whose device is gpu")] = "clincot-cuda:latest"
+    pull_policy: Literal["Always", "IfNotPresent", "Never"] = "IfNotPresent"
+    pull_secrets: Annotated[tuple[Name, ...], Field(description="Secrets with registry credentials")] = ()
+
+
+class Resources(Section):
+    """Of one container."""
+
+    cpu: Annotated[str, Field(pattern=r"^\d+(\.\d+)?m?$")]
+    memory: Quantity
+
+
+class Toleration(Section):
+    """As in a pod's spec."""
+
+    key: str = ""
+    operator: Literal["Equal", "Exists"] = "Equal"
+    value: str = ""
+    effect: Literal["", "NoSchedule", "PreferNoSchedule", "NoExecute"] = ""
+    seconds: Annotated[int | None, Field(ge=0, description="tolerationSeconds, of NoExecute")] = None
+
+
+class Retries(Section):
+    """Of a task that failed; the pause grows by the factor each time."""
+
+    count: Annotated[int, Field(ge=0)] = 2
+    backoff_s: Seconds = 30
+    factor: Annotated[float, Field(ge=1)] = 2.0
+    max_s: Seconds = 600
+
+
+class Profile(Section):
+    """What a task asks for."""
+
+    requests: Resources
+    limits: Resources
+    accelerator: Annotated[str, Field(description="resource name, such as nvidia.com/gpu; with count 0: none")] = ""
+    count: Annotated[int, Field(ge=0, description="accelerators")] = 0
+    node_selector: dict[str, str] = Field(default={})
+    tolerations: tuple[Toleration, ...] = ()
+    shm: Annotated[Quantity | Literal[""], Field(description="size of /dev/shm; empty: the runtime's 64Mi")] = ""
+    timeout_s: Annotated[Seconds, Field(description="a task that takes longer is ended, and counts as failed")] = 3600
+    retries: Retries = Retries()
+
+    @model_validator(mode="after")
+    def _accelerator_named(self) -> Profile:
+        if self.count and not self.accelerator:
+            raise ValueError(f"count is {self.count}, but accelerator names no resource (nvidia.com/gpu)")
+        return self
+
+
+class StageChanges(Section):
+    """What one stage asks for otherwise than its profile; what is left out stays as in the profile."""
+
+    requests: Resources | None = None
+    limits: Resources | None = None
+    accelerator: str | None = None
+    count: Annotated[int | None, Field(ge=0)] = None
+    node_selector: dict[str, str] | None = None
+    tolerations: tuple[Toleration, ...] | None = None
+    shm: Quantity | Literal[""] | None = None
+    timeout_s: Seconds | None = None
+    retries: Retries | None = None
+
+
+class Cache(Section):
+    """A claim where data sets and checkpoints stay between tasks. Without it every task fetches what it needs."""
+
+    claim: Annotated[
+        Name | Literal[""], Field(description="PersistentVolumeClaim in the run namespace; empty: none")
+    ] = ""
+    mount: Annotated[str, Field(pattern=r"^/[-\w./]+$")] = "/cache"
+    sub_path: str = ""
+
+
+class SecretEnv(Section):
+    """Keys of a Secret (in the run namespace) as environment variables."""
+
+    name: Name
+    env: Annotated[dict[str, Variable], Field(min_length=1, description="{key of the Secret: variable}")]
+    optional: Annotated[bool, Field(description="the pod starts without it, too")] = False
+    stages: Annotated[tuple[str, ...], Field(description="tasks that see it; empty: all")] = ()
+
+    @field_validator("stages")
+    @classmethod
+    def _known(cls, stages: tuple[str, ...]) -> tuple[str, ...]:
+        return _tasks(stages)
+
+
+class PodSecurity(Section):
+    """As far as Kubeflow Pipelines can say it. Read-only root, dropped capabilities and seccomp it cannot: those are
+    set by the namespace's Pod Security level or an admission policy, and the image runs with them."""
+
+    user: Annotated[int, Field(ge=1)] = 1000
+    group: Annotated[int, Field(ge=1)] = 1000
+    non_root: Literal[True] = True
+
+
+class ClusterSettings(Section):
+    """cluster.yaml, whole."""
+
+    namespace: Annotated[Name, Field(description="of run pods: that of Kubeflow Pipelines, or a profile's")] = (
+        "kubeflow"
+    )
+    service_account: Annotated[Name | Literal[""], Field(description="of run pods; empty: KFP's default")] = ""
+    images: Images = Images()
+    cpu: Profile = Profile(
+        requests=Resources(cpu="2", memory="8Gi"), limits=Resources(cpu="4", memory="16Gi"), timeout_s=3600
+    )
+    gpu: Profile = Profile(
+        requests=Resources(cpu="4", memory="32Gi"), limits=Resources(cpu="8", memory="64Gi"), timeout_s=86400,
+        accelerator="nvidia.com/gpu", count=1, shm="8Gi",
+        tolerations=(Toleration(key="nvidia.com/gpu", operator="Exists", effect="NoSchedule"),),
+    )  # fmt: skip
+    stages: Annotated[dict[str, StageChanges], Field(description="{task: what it asks for otherwise}")] = Field(
+        default={}
+    )
+    cache: Cache = Cache()
+    env: Annotated[dict[Variable, str], Field(description="of every task: endpoints, CA bundles, proxies")] = Field(
+        default={}
+    )
+    secrets: tuple[SecretEnv, ...] = ()
+    security: PodSecurity = PodSecurity()
+    labels: Annotated[dict[str, str], Field(description="of every pod")] = Field(default={})
+    annotations: Annotated[dict[str, str], Field(description="of every pod")] = Field(default={})
+    queue: Annotated[str, Field(description="Kueue's LocalQueue for the pods; empty: none")] = ""
+    parallel_shards: Annotated[int, Field(ge=0, description="shards that run at once; 0: all")] = 0
+    deadline_s: Annotated[Seconds, Field(description="of a whole run")] = 7 * 86400
+    keep_s: Annotated[int, Field(ge=0, description="how long a finished run's workflow object is kept")] = 7 * 86400
+
+    @field_validator("stages")
+    @classmethod
+    def _known(cls, stages: dict[str, StageChanges]) -> dict[str, StageChanges]:
+        _tasks(tuple(stages))
+        return stages
+
+    @field_validator("env")
+    @classmethod
+    def _no_secret(cls, env: dict[str, str]) -> dict[str, str]:
+        for name, value in env.items():
+            if _SECRET.search(name) or ("://" in value and "@" in value):
+                raise ValueError(f"{name} looks like a secret; it would stand in every manifest: name a Secret instead")
+        return env
+
+    def profile(self, task: str) -> Profile:
+        """What the task asks for: its device's profile, with its stage's changes."""
+        device = next((stage.device for stage in STAGES if stage.name == task), "cpu")
+        base: Profile = self.gpu if device == "gpu" else self.cpu
+        changes = self.stages.get(task, StageChanges()).model_dump(exclude_none=True)
+        return Profile.model_validate(base.model_dump() | changes)
+
+    def image(self, task: str) -> str:
+        device = next((stage.device for stage in STAGES if stage.name == task), "cpu")
+        return self.images.gpu if device == "gpu" else self.images.cpu
+
+
+def _tasks(names: tuple[str, ...]) -> tuple[str, ...]:
+    strange = [name for name in names if name not in TASKS]
+    if strange:
+        raise ValueError(f"no task is called {', '.join(strange)}; there are {', '.join(TASKS)}")
+    return names
+
+
+def load_cluster(path: Path | None) -> ClusterSettings:
+    """cluster.yaml; None: the defaults. Raises BadRecord naming the file and the key."""
+    if path is None:
+        return ClusterSettings()
+    try:
+        content: Any = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+    except FileNotFoundError:
+        raise BadRecord(f"{path}: no such file; expected the cluster's settings (cluster.yaml)") from None
+    except yaml.YAMLError as error:
+        raise BadRecord(f"{path}: not YAML: {error}") from None
+    if not isinstance(content, dict):
+        raise BadRecord(f"{path}: expected settings by name, got a {type(content).__name__}")
+    return parse_section(ClusterSettings, content, where=str(path))

@@ -1,0 +1,19 @@
+"""What a rollout asks of the API server, one permission each: for preflight, and for the Role of its account."""
+
+from __future__ import annotations
+
+from clincot.cluster import Permission
+from clincot.deploy.inference_service import GROUP, PLURAL
+from clincot.deploy.service import ServiceSettings
+
+
+def rollout_permissions(settings: ServiceSettings) -> list[Permission]:
+    """Everything that deploy/kserve.py, blue_green.py and modes.py may have to do in the service's namespace."""
+    here = settings.namespace
+    needed = [Permission(verb, GROUP, PLURAL, here) for verb in ("get", "list", "create", "update", "delete")]
+    needed += [Permission(verb, "", "services", here) for verb in ("get", "create", "update", "delete")]
+    if not settings.service_url:  # smoke requests and counters go through the API server
+        needed += [Permission(verb, "", "services/proxy", here) for verb in ("get", "create")]
+    if settings.mode == "auto" or settings.gateway_api == "auto":
+        needed.append(Permission("get", "", "configmaps", settings.kserve_namespace, "inferenceservice-config"))
+    return needed

@@ -1,0 +1,64 @@
+"""Is KServe there, and may this account do what a rollout (and a TrainJob) does? Asked, not tried: nothing is made."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from clincot.config import PreflightSection
+from clincot.preflight.report import Check, failed, passed, skipped
+from clincot.preflight.running import Probe
+
+if TYPE_CHECKING:
+    from clincot.cluster import Cluster, Permission
+    from clincot.deploy.service import ServiceSettings
+
+_WHAT = "KServe's InferenceService, and what the account may do"
+
+
+def probes(section: PreflightSection, inputs: Mapping[str, Path]) -> list[Probe]:
+    def run() -> Iterator[Check]:
+        if section.cluster == "no" or (section.cluster == "auto" and not in_reach()):
+            why = "preflight.cluster is no" if section.cluster == "no" else "no cluster here (no pod, no KUBECONFIG)"
+            yield skipped("cluster", _WHAT, why)
+            return
+        from clincot.cluster import connect
+        from clincot.deploy.service import load_service
+
+        service = load_service(inputs.get("service"))
+        if section.namespace:
+            service = service.model_copy(update={"namespace": section.namespace})
+        yield from look(connect(), service)
+
+    mend = "check KUBECONFIG or the pod's service account, and that the API server can be reached from here"
+    return [Probe("cluster", _WHAT, mend, section.timeout_s, run)]
+
+
+def in_reach() -> bool:
+    """Is there a cluster that one would mean: that of the pod we run in, or of a kubeconfig named outright?"""
+    return bool(os.environ.get("KUBERNETES_SERVICE_HOST") or os.environ.get("KUBECONFIG"))
+
+
+def look(cluster: Cluster, service: ServiceSettings) -> Iterator[Check]:
+    """KServe's API and the account's permissions. Raises ClusterFailed where the API server does not answer."""
+    from clincot.deploy.inference_service import GROUP, VERSION
+    from clincot.deploy.permissions import rollout_permissions
+
+    name, tried = "cluster: KServe", f"does the cluster serve {GROUP}/{VERSION}?"
+    if cluster.has_api(GROUP, VERSION):
+        yield passed(name, tried, "yes")
+    else:
+        yield failed(name, tried, "no: its CustomResourceDefinitions are not there", "install KServe 0.20 or later")
+    yield allowed("cluster: permissions", cluster, rollout_permissions(service))
+
+
+def allowed(name: str, cluster: Cluster, needed: Sequence[Permission]) -> Check:
+    """Asks about every permission (SelfSubjectAccessReview); one check, which names all that are missing."""
+    refused = [permission for permission in needed if not cluster.may(permission)]
+    tried = f"SelfSubjectAccessReview of {len(needed)} permissions in {needed[0].namespace}"
+    if not refused:
+        return passed(name, tried, "all allowed")
+    missing = ", ".join(map(str, refused))
+    return failed(name, tried, f"not allowed: {missing}", "add these to the Role of the account that runs the round")
