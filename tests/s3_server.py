@@ -59,7 +59,8 @@ def s3_server(folder: Path) -> Iterator[S3Server]:
     master, volume, filer, s3 = _free_ports(4)
     command = [
         weed(), "server", f"-dir={folder / 'data'}", "-ip=127.0.0.1", "-ip.bind=127.0.0.1", "-filer", "-s3",
-        f"-s3.port={s3}", "-s3.ip.bind=127.0.0.1", f"-s3.config={config}", "-s3.port.iceberg=0", "-volume.max=500",
+        f"-s3.port={s3}", "-s3.ip.bind=127.0.0.1", f"-s3.config={config}", "-s3.port.iceberg=0", "-s3.port.lance=0",
+        "-volume.max=500",
         "-volume.preStopSeconds=1", "-master.volumeSizeLimitMB=64", f"-master.port={master}",
         f"-volume.port={volume}", f"-filer.port={filer}", f"-master.port.grpc={master + 10000}",
         f"-volume.port.grpc={volume + 10000}", f"-filer.port.grpc={filer + 10000}", f"-s3.port.grpc={s3 + 10000}",
