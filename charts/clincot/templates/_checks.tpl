@@ -38,6 +38,15 @@
 {{- if and .Values.server.apiKeysSecret (not .Values.server.smokeKeySecret) -}}
 {{- $found = printf "%s\n- with server.apiKeysSecret, smoke requests need a key: set server.smokeKeySecret" $found -}}
 {{- end -}}
+{{- if and .Values.seaweedfs.enabled (not (and .Values.store.accessKey .Values.store.secretKey)) -}}
+{{- $found = printf "%s\n- seaweedfs.enabled makes its identity from store.accessKey and store.secretKey: set both" $found -}}
+{{- end -}}
+{{- if not (or .Values.servingRuntime.create .Values.servingRuntime.name) -}}
+{{- $found = printf "%s\n- servingRuntime.create is false: set servingRuntime.name to the one that is there" $found -}}
+{{- end -}}
+{{- if and .Values.quota.enabled (eq .Values.kfp.runNamespace .Values.kfp.namespace) -}}
+{{- $found = printf "%s\n- quota.enabled would limit Kubeflow Pipelines itself in %s: give runs a namespace of their own (kfp.runNamespace)" $found .Values.kfp.namespace -}}
+{{- end -}}
 {{- if $found -}}
 {{- fail (printf "\nclincot cannot be installed like this:%s" $found) -}}
 {{- end -}}

@@ -449,3 +449,19 @@ keep_s: {{ int .Values.pipeline.keepSeconds }}
   volumeMounts:
     {{- include "clincot.mounts" .root | nindent 4 }}
 {{- end }}
+
+{{/* Of the policy's pods; through the ServingRuntime, since a rollout's InferenceService says nothing of it. YAML. */}}
+{{- define "clincot.serverAffinity" -}}
+{{- if .Values.server.affinity -}}
+{{- toYaml .Values.server.affinity -}}
+{{- else if gt (int .Values.server.replicas) 1 -}}
+podAntiAffinity:
+  preferredDuringSchedulingIgnoredDuringExecution:
+    - weight: 100
+      podAffinityTerm:
+        topologyKey: kubernetes.io/hostname
+        labelSelector:
+          matchLabels:
+            clincot/service: {{ .Values.server.name }}
+{{- end -}}
+{{- end }}
