@@ -75,7 +75,7 @@ def settings_of(objects: Sequence[Json], namespace: str = "clincot") -> dict[str
 
 
 def pods(objects: Sequence[Json]) -> Iterator[tuple[str, Json]]:
-    """(what it is, pod spec) of everything that becomes a pod, InferenceServices with their runtime as KServe joins them."""
+    """(what it is, pod spec) of all that becomes a pod; InferenceServices with their runtimes, as KServe joins them."""
     runtimes = {one["metadata"]["name"]: one for one in of_kind(objects, "ServingRuntime")}
     for one in objects:
         name = f"{one['kind']} {one['metadata']['name']}"

@@ -21,7 +21,7 @@ WRONG = [
     ("--set-string", "server.replicas=two", "server.replicas: Invalid type. Expected: integer, given: string",
      "at '/server/replicas': got string, want integer"),
     ("--set", "server.engine=tgi", "server.engine: server.engine must be one of", "at '/server/engine': value must be"),
-    ("--set", "server.mode=canary", "server.mode: server.mode must be one of", "at '/server/mode': value must be one of"),
+    ("--set", "server.mode=canary", "server.mode: server.mode must be one of", "at '/server/mode': value must be"),
     ("--set", "server.name=Chest", "server.name: Does not match pattern", "at '/server/name': 'Chest' does not match"),
     ("--set", "server.resources.limits.memory=48GB", "server.resources.limits.memory: Does not match pattern",
      "at '/server/resources/limits/memory': '48GB' does not match"),
