@@ -53,7 +53,7 @@ def run_rounds(plan: Plan) -> dict[str, Any]:
     """Run the plan, or what is left of it; returns what results.json holds."""
     _can_start(plan)
     plan.run.mkdir(parents=True, exist_ok=True)
-    _same_start(plan)
+    start_run(plan)
     _evaluate(plan, plan.policy, plan.run / "base")
     champion: dict[str, Any] = {
         "round": 0,
@@ -274,7 +274,7 @@ def _can_start(plan: Plan) -> None:
             check_checkpoint(spec.path, what=f"judge {spec.name!r}")
 
 
-def _same_start(plan: Plan) -> None:
+def start_run(plan: Plan) -> None:
     """Write run.json and params.yaml, or check that the run folder was started with the same."""
     start = {
         "data": str(plan.data), "benchmark": str(plan.benchmark), "policy": str(plan.policy),

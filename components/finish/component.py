@@ -1,0 +1,14 @@
+"""How the run ended, for the store's records; what it left behind is taken away."""
+
+from kfp import dsl
+
+from clincot.components import IMAGE
+
+
+@dsl.component(base_image=IMAGE, install_kfp_package=False)
+def finish(publish: dict, status: dsl.PipelineTaskFinalStatus) -> str:
+    from clincot import tasks
+
+    return tasks.finish(
+        publish, state=status.state, run_name=status.pipeline_job_resource_name, error=status.error_message or ""
+    )

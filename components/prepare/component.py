@@ -1,0 +1,21 @@
+"""The questions of one round, and the shards that they are worked on in."""
+
+from kfp import dsl
+
+from clincot.components import IMAGE
+
+
+@dsl.component(base_image=IMAGE, install_kfp_package=False)
+def prepare(
+    prepare: dict, data: str, data_digest: str, number: int, rounds: int, shards: int,
+    questions: dsl.Output[dsl.Dataset], metrics: dsl.Output[dsl.Metrics],
+) -> list[str]:  # fmt: skip
+    from pathlib import Path
+
+    from clincot import shards as sharding
+    from clincot import tasks
+
+    with tasks.told("prepare"):
+        section = tasks.prepare_section(prepare, number, int(rounds))
+        tasks.run("prepare", section, {"data": data}, {"questions": questions.path}, metrics=metrics)
+        return sharding.shard_names(Path(questions.path), int(shards))

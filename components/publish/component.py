@@ -1,0 +1,24 @@
+"""The promoted checkpoint into the store, under its digest."""
+
+from kfp import dsl
+
+from clincot.components import IMAGE
+
+
+@dsl.component(base_image=IMAGE, install_kfp_package=False)
+def publish(
+    publish: dict, number: int, benchmark: str, image: str, checkpoint: dsl.Input[dsl.Model],
+    report: dsl.Input[dsl.Artifact], decision: dsl.Input[dsl.Artifact], panel_report: dsl.Input[dsl.Artifact],
+    published: dsl.Output[dsl.Artifact], metrics: dsl.Output[dsl.Metrics],
+) -> str:  # fmt: skip
+    import json
+    from pathlib import Path
+
+    from clincot import tasks
+
+    with tasks.told("publish"):
+        section = tasks.publish_section(publish, number)
+    inputs = {"checkpoint": checkpoint.path, "report": report.path, "decision": decision.path}
+    inputs |= {"panel_report": panel_report.path, "golden": benchmark}
+    tasks.run("publish", section, inputs, {"published": published.path}, metrics=metrics)
+    return json.loads(Path(published.path).read_text(encoding="utf-8"))["sha256"]

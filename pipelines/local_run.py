@@ -1,0 +1,129 @@
+"""The pipeline's tasks on this machine, one process each (kfp.local), as they would run in a cluster's pods.
+
+    RUN/run.json     which round this is: given again, the folder goes on with it, and ends where it would have ended
+    RUN/store/       where checkpoints, pointer and records lie, unless publish.store names a place
+    RUN/kfp/         what the tasks wrote, a folder a run of a task
+    RUN/cache/       kfp's cache: a task that ended well is not run again on the same inputs
+
+kfp's loops leak state, so a process runs one pipeline.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import replace
+from pathlib import Path
+
+from kfp import local
+
+import clincot
+from clincot import round_records
+from clincot.config import PublishSection
+from clincot.deploy.champion import NoChampion, read_champion, start
+from clincot.deploy.publish import Evidence, publish
+from clincot.deploy.service import who
+from clincot.errors import BadInput, ForTheUser
+from clincot.jsonl import BadRecord, write_json
+from clincot.pipelines.cluster_settings import ClusterSettings, Profile, Resources, Retries
+from clincot.pipelines.round import RoundPlan, round_pipeline
+from clincot.publishing import golden_questions, served_look
+from clincot.records import digest_of
+from clincot.round_records import Made
+from clincot.stages import file_digest
+from clincot.store import Store, open_store
+from clincot.tasks import ERRORS
+
+_ANYWHERE = Resources(cpu="1", memory="1Gi")
+HERE = ClusterSettings(
+    cpu=Profile(requests=_ANYWHERE, limits=_ANYWHERE, retries=Retries(count=0)),
+    gpu=Profile(requests=_ANYWHERE, limits=_ANYWHERE, retries=Retries(count=0)),
+)
+
+
+class RunFailed(ForTheUser, RuntimeError):
+    """A task failed; says which, and what it said."""
+
+
+def run_local(plan: RoundPlan, run: Path, *, policy: Path | None = None) -> str:
+    """Run the pipeline of the plan in the folder `run`, or what is left of it; returns a summary of what it made.
+
+    policy: the base policy, published and made round-0 champion where the line has none. Raises RunFailed, BadInput.
+    """
+    run = run.absolute()
+    run.mkdir(parents=True, exist_ok=True)
+    section = plan.params.publish
+    if not section.store:
+        section = section.model_copy(update={"store": str(run / "store")})
+    store = open_store(section.store)
+    if policy is not None:
+        _base_champion(store, section, policy, Path(_absolute(plan.benchmark)))
+    number = _number(run, store, section)
+    here = replace(
+        plan, params=plan.params.model_copy(update={"publish": section}), cluster=HERE, number=number,
+        data=_absolute(plan.data), benchmark=_absolute(plan.benchmark), blind_from=_absolute(plan.blind_from),
+        image=f"clincot-{_code_digest()}", target="local", state=str(run / "serving"),
+    )  # fmt: skip
+    _go(here, run)
+    return "\n".join(
+        _summary(round_records.read_made(store, section.name, number + more)) for more in range(plan.rounds)
+    )
+
+
+def _go(plan: RoundPlan, run: Path) -> None:
+    errors = run / "errors.txt"
+    errors.unlink(missing_ok=True)
+    os.environ[ERRORS] = str(errors)
+    os.environ.setdefault("CLINCOT_CACHE", str(run / "cache"))
+    local.init(
+        runner=local.SubprocessRunner(use_venv=False), pipeline_root=str(run / "kfp"), raise_on_error=True,
+        enable_caching=True, cache_root=str(run / "cache" / "kfp"),
+    )  # fmt: skip
+    try:
+        round_pipeline(plan)()
+    except RuntimeError as error:  # kfp.local's own, when a task has failed
+        said = errors.read_text(encoding="utf-8").strip() if errors.is_file() else ""
+        if not said:
+            raise
+        raise RunFailed(f"{said} ({error})") from None
+
+
+def _base_champion(store: Store, section: PublishSection, policy: Path, benchmark: Path) -> None:
+    """Publish the base policy and make it champion, where there is none."""
+    try:
+        read_champion(store, section.name)
+    except NoChampion:
+        manifest = publish(store, policy, section, Evidence())
+        start(store, manifest, by=who())
+
+
+def _number(run: Path, store: Store, section: PublishSection) -> int:
+    """Which round the folder's run is; decided when it is run for the first time."""
+    path, where = run / "run.json", {"store": section.store, "line": section.name}
+    if path.is_file():
+        try:
+            before = json.loads(path.read_text(encoding="utf-8"))
+        except json.JSONDecodeError as error:
+            raise BadRecord(f"{path}: not JSON: {error}") from None
+        if {name: before.get(name) for name in where} != where:
+            raise BadInput(f"{path}: this run was started on {before}, not on {where}; choose another --run folder")
+        return int(before["number"])
+    number = round_records.next_round(store, section.name)
+    write_json(path, {**where, "number": number})
+    return number
+
+
+def _code_digest() -> str:
+    """Of the library's source: another version of it does its work again."""
+    package = Path(clincot.__file__).parent
+    files = sorted(path for path in package.rglob("*.py") if "pipelines" not in path.parts)
+    return digest_of([[path.name, file_digest(path)] for path in files])[:16]
+
+
+def _absolute(place: str) -> str:
+    return place if "://" in place or not place else str(Path(place).absolute())
+
+
+def _summary(made: Made) -> str:
+    digests = "\n".join(f"  {name:13} {digest}" for name, digest in made.digests.items())
+    return f"round {made.number}: {made.verdict} ({made.decision})\n{digests}"

@@ -1,0 +1,143 @@
+"""The rounds of a model line in its store: which began from what, what they made, and how they ended.
+
+rounds/<line>/0001/begun.json     where it starts from, resolved once: an interrupted round goes on from there
+rounds/<line>/0001/made.json      digests of what it made, and its decision
+rounds/<line>/0001/ended.json     written when its run succeeded; the next round is the one after the last of these
+rounds/<line>/0001/failed.json    how the last run of it failed
+"""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import Annotated, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from clincot.deploy.champion import NoChampion, read_champion
+from clincot.errors import BadInput
+from clincot.jsonl import BadRecord, explain
+from clincot.preflight.report import StartingPolicy
+from clincot.store import AlreadyStored, NotStored, Store
+
+M = TypeVar("M", bound=BaseModel)
+Number = Annotated[int, Field(ge=1)]
+
+
+class Begun(BaseModel):
+    """A round that was begun."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    number: Number
+    start: StartingPolicy
+
+
+class Made(BaseModel):
+    """What a round made."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    number: Number
+    digests: dict[str, str]  # {questions, regions, …, checkpoint, decision: sha256 of the file or folder}
+    decision: str  # the decision's id
+    verdict: str
+
+
+class Ended(BaseModel):
+    """How a run of a round ended."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    number: Number
+    state: str  # as Kubeflow Pipelines has it: SUCCEEDED, FAILED, CANCELLED
+    run: str = ""
+    error: str = ""
+    at: str  # UTC
+
+
+def begin_round(store: Store, start: StartingPolicy, number: int = 0) -> Begun:
+    """The round that this run is (of): `number`, or with 0 the next one.
+
+    A round that began and has not ended is taken up where it began, also when it moved the champion pointer itself in
+    the meantime; the next one begins anew where someone else moved it.
+    """
+    given, number = number, number or next_round(store, start.line)
+    fresh = Begun(number=number, start=start)
+    key = _key(start.line, number, "begun")
+    try:
+        store.write_new(key, _bytes(fresh))
+        return fresh
+    except AlreadyStored:
+        content, tag = store.read(key)
+    begun = _parsed(Begun, content, f"{store.url}/{key}")
+    if given or begun.start.id == start.id or _moved_by(store, begun):
+        return begun
+    store.replace(key, _bytes(fresh), tag)
+    return fresh
+
+
+def next_round(store: Store, line: str) -> int:
+    """The number after the last round that ended well."""
+    ended = [key for key in store.keys(f"rounds/{line}/") if key.endswith("/ended.json")]
+    return 1 + max((int(key.split("/")[2]) for key in ended), default=0)
+
+
+def record_made(store: Store, line: str, made: Made) -> None:
+    """Keep what a round made."""
+    _keep(store, _key(line, made.number, "made"), made)
+
+
+def read_made(store: Store, line: str, number: int) -> Made:
+    """Raises BadInput where the round has not come so far."""
+    key = _key(line, number, "made")
+    try:
+        return _parsed(Made, store.read(key).content, f"{store.url}/{key}")
+    except NotStored:
+        raise BadInput(f"{store.url}: round {number} of {line} has not made anything yet") from None
+
+
+def end_round(store: Store, line: str, *, state: str, run: str = "", error: str = "") -> Ended:
+    """Record how the run of the line's open round ended."""
+    number = next_round(store, line)
+    ended = Ended(number=number, state=state, run=run, error=error, at=datetime.now(UTC).isoformat(timespec="seconds"))
+    try:
+        store.read(_key(line, number, "begun"))
+    except NotStored:  # it failed before a round began: nothing is recorded of a round that is not
+        return ended
+    _keep(store, _key(line, number, "ended" if state == "SUCCEEDED" else "failed"), ended)
+    return ended
+
+
+def _moved_by(store: Store, begun: Begun) -> bool:
+    """Did this round's own decision make the champion that is there now?"""
+    line = begun.start.line
+    try:
+        made = read_made(store, line, begun.number)
+        now = read_champion(store, line).now
+    except (BadInput, NoChampion):
+        return False
+    return now.decision == made.decision and now.previous == begun.start.sha256
+
+
+def _keep(store: Store, key: str, record: BaseModel) -> None:
+    try:
+        store.write_new(key, _bytes(record))
+    except AlreadyStored:
+        content, tag = store.read(key)
+        if content != _bytes(record):
+            store.replace(key, _bytes(record), tag)
+
+
+def _key(line: str, number: int, what: str) -> str:
+    return f"rounds/{line}/{number:04d}/{what}.json"
+
+
+def _bytes(record: BaseModel) -> bytes:
+    return (record.model_dump_json(indent=1) + "\n").encode()
+
+
+def _parsed(kind: type[M], content: bytes, where: str) -> M:
+    try:
+        return kind.model_validate_json(content)
+    except ValidationError as error:
+        raise BadRecord(f"{where}: {explain(error)}") from None

@@ -1,0 +1,268 @@
+"""What the Kubeflow components call: a stage, or what surrounds the stages, over the paths and parameters of a task.
+
+A component's body is a call of these functions and nothing else (components/<task>/component.py). Parameters come as
+Kubeflow gives them (sections as dicts whose whole numbers may be floats), data sets and policies as addresses
+(located.py), everything between tasks as files.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Protocol
+
+from clincot import round_records
+from clincot.config import (
+    AnswerSection,
+    EvaluateSection,
+    JudgeSection,
+    Params,
+    PrepareSection,
+    ProposeSection,
+    PublishSection,
+    Section,
+    parse_section,
+)
+from clincot.errors import BadInput, ForTheUser
+from clincot.jsonl import read_records, write_json
+from clincot.located import abandoned_fetches, digest_at, fetch
+from clincot.records import digest_of
+from clincot.stages import Metrics, path_digest, run_stage, stage_named
+from clincot.store import open_store
+
+Content = Mapping[str, Any]
+ERRORS = "CLINCOT_TASK_ERRORS"  # file to which a failing task appends its message, for whoever runs tasks on a machine
+
+
+class MetricsArtifact(Protocol):
+    """kfp.dsl.Metrics, without kfp."""
+
+    def log_metric(self, metric: str, value: float) -> None: ...
+
+
+@contextmanager
+def told(task: str) -> Iterator[None]:
+    """Errors for the user end the task with their message alone; faults of the program keep their traceback."""
+    try:
+        yield
+    except (ForTheUser, OSError) as error:
+        message = f"clincot {task}: {error}"
+        if os.environ.get(ERRORS):
+            with Path(os.environ[ERRORS]).open("a", encoding="utf-8") as file:
+                file.write(message.replace("\n", " ") + "\n")
+        sys.exit(message)
+
+
+def section_of(stage: str, content: Content) -> Section:
+    """A stage's section of the pipeline's parameter; raises BadRecord naming the parameter and the key."""
+    return parse_section(stage_named(stage).config, dict(content), where=f"pipeline parameter {stage!r}")
+
+
+def run(
+    stage: str, section: Content | Section, inputs: Mapping[str, str], outputs: Mapping[str, str],
+    *, metrics: MetricsArtifact | None = None, shard: str = "", answer: Content | None = None,
+    documents: Mapping[str, Any] | None = None,
+) -> str:  # fmt: skip
+    """Run a stage; returns the digest of its first output.
+
+    inputs: paths, or addresses; those that are empty are left out. shard: of the questions, all that the stage is
+    given. answer: its section, for the stages that need the questions of a chain. documents: inputs by their content,
+    written as JSON.
+    """
+    with told(stage), tempfile.TemporaryDirectory() as made:
+        parsed = section if isinstance(section, Section) else section_of(stage, section)
+        at = {name: _path(place) for name, place in inputs.items() if place}
+        if shard:
+            from clincot.shards import write_shard
+
+            write_shard(at["questions"], shard, Path(made) / "questions.jsonl")
+            at["questions"] = Path(made) / "questions.jsonl"
+        given = dict(documents or {})
+        if answer is not None and len(steps := parse_section(AnswerSection, dict(answer), where="answer").steps) > 1:
+            given["steps"] = list(steps)
+        for name, content in given.items():
+            at[name] = Path(made) / f"{name}.json"
+            if isinstance(content, str):
+                at[name].write_text(content, encoding="utf-8")
+            else:
+                write_json(at[name], content)
+        places = {name: Path(path) for name, path in outputs.items()}
+        log(metrics, run_stage(stage, _with_local_judges(parsed), at, places))
+        return path_digest(places[stage_named(stage).outputs[0]])
+
+
+def log(metrics: MetricsArtifact | None, values: Metrics) -> None:
+    for name, value in values.items():
+        print(f"{name} {value:g}")
+        if metrics is not None:
+            metrics.log_metric(name, value)
+
+
+def preflight(
+    params: Mapping[str, Content], service: Content, outputs: Mapping[str, str], *, data: str, benchmark: str,
+    number: int, metrics: MetricsArtifact | None = None,
+) -> tuple[str, str, int, int, str, str, str]:  # fmt: skip
+    """Look at everything, and resolve what the round starts from and works on.
+
+    params: sections preflight, judge, publish and version. Returns policy address, digest and round; the number of this
+    round; the digests of data, benchmark and of the judges' files.
+    """
+    from clincot.preflight.report import StartingPolicy
+
+    with told("preflight"):
+        parsed = parse_section(Params, {name: dict(one) for name, one in params.items()}, where="pipeline parameters")
+        judge = _with_local_judges(parsed.judge)
+        assert isinstance(judge, JudgeSection)
+        section = parsed.model_copy(update={"judge": judge}).section_of("preflight")
+        digests = [digest_at(address) for address in (data, benchmark)]
+        panel = digest_of([[path.name, path_digest(path)] for path in judge.files if path.exists()])
+        try:
+            run("preflight", section, {}, outputs, metrics=metrics, documents={"service": dict(service)})
+        finally:
+            table = Path(outputs["table"])
+            print(table.read_text(encoding="utf-8") if table.is_file() else "")
+        (start,) = read_records(Path(outputs["champion"]), StartingPolicy)
+        if parsed.publish.store:
+            store = open_store(parsed.publish.store)
+            begun = round_records.begin_round(store, start, number)
+            start, number = begun.start, begun.number
+        return start.uri, start.sha256, start.round, number or start.round + 1, *digests, panel  # type: ignore[return-value]
+
+
+def prepare_section(content: Content, number: int, rounds: int) -> PrepareSection:
+    """The section of round `number` (1, 2, …), `rounds` of which are in this run; after the last subset the first."""
+    section = parse_section(PrepareSection, dict(content), where="pipeline parameter 'prepare'")
+    subsets = max(section.rounds, rounds)
+    return section.model_copy(update={"rounds": subsets, "round": (section.round + int(number) - 1) % subsets})
+
+
+def evaluate_section(content: Content, propose: Content) -> EvaluateSection:
+    """The section with the grounders of the round."""
+    section = parse_section(EvaluateSection, dict(content), where="pipeline parameter 'evaluate'")
+    grounders = parse_section(ProposeSection, dict(propose), where="pipeline parameter 'propose'")
+    return section.model_copy(update={"propose": grounders})
+
+
+def publish_section(content: Content, number: int) -> PublishSection:
+    """The section with the checkpoint's round, unless it says one."""
+    section = parse_section(PublishSection, dict(content), where="pipeline parameter 'publish'")
+    return section if section.round else section.model_copy(update={"round": int(number)})
+
+
+def training_reports(data: str, benchmark: str) -> str:
+    """The data set's reports where the benchmark asks for reports, else ""."""
+    from clincot.datasets.folder import load_questions
+    from clincot.report_file import REPORTS
+
+    asked = any(question.kind == "report" for question in load_questions(fetch(benchmark)))
+    place = fetch(data) / REPORTS if asked else None
+    return str(place) if place is not None and place.is_file() else ""
+
+
+def merge(
+    judge: Content, questions: str, parts: Mapping[str, Sequence[str]], outputs: Mapping[str, str],
+    *, metrics: MetricsArtifact | None = None,
+) -> str:  # fmt: skip
+    """Put the shards together (shards.merge_shards); returns the digest of the candidates."""
+    from clincot.shards import merge_shards
+
+    with told("merge"):
+        section = parse_section(JudgeSection, dict(judge), where="pipeline parameter 'judge'")
+        places = {name: Path(path) for name, path in outputs.items()}
+        files = {name: [Path(path) for path in paths] for name, paths in parts.items()}
+        log(metrics, merge_shards(section, Path(questions), files, places))
+        return path_digest(places["candidates"])
+
+
+def decide(
+    section: Content, publish: Content, inputs: Mapping[str, str], outputs: Mapping[str, str],
+    *, metrics: MetricsArtifact | None = None,
+) -> str:  # fmt: skip
+    """The gate, with the line's ledger from the store; returns the verdict."""
+    from clincot.ledger_store import ledger_of
+    from clincot.records import Decision
+
+    with told("decide"), tempfile.TemporaryDirectory() as made:
+        where = parse_section(PublishSection, dict(publish), where="pipeline parameter 'publish'")
+        if where.store:
+            with ledger_of(open_store(where.store), where.name, Path(made) / "ledger") as ledger:
+                run("decide", section, {**inputs, "ledger": str(ledger)}, outputs, metrics=metrics)
+        else:
+            run("decide", section, inputs, outputs, metrics=metrics)
+        (decision,) = read_records(Path(outputs["decision"]), Decision)
+        print(f"{decision.verdict}: {'; '.join(decision.reasons)}")
+        return decision.verdict
+
+
+def finish(publish: Content, *, state: str, run_name: str, error: str) -> str:
+    """Record how a run ended, and take away what fetches left behind; returns what was recorded, in words."""
+    with told("finish"):
+        where = parse_section(PublishSection, dict(publish), where="pipeline parameter 'publish'")
+        for folder in abandoned_fetches():
+            shutil.rmtree(folder, ignore_errors=True)
+            print(f"removed {folder}")
+        if not where.store:
+            return f"{state}: no store is named (publish.store), so nothing is recorded"
+        ended = round_records.end_round(open_store(where.store), where.name, state=state, run=run_name, error=error)
+        return f"round {ended.number} of {where.name}: {state}{': ' * bool(error)}{error}"
+
+
+def _path(place: str) -> Path:
+    return fetch(place) if "://" in place else Path(place)
+
+
+def _with_local_judges(section: Section) -> Section:
+    """Judges whose checkpoints lie in a store, fetched."""
+    if not isinstance(section, JudgeSection):
+        return section
+    specs = tuple(
+        spec.model_copy(update={"path": str(fetch(spec.path))}) if "://" in spec.path else spec
+        for spec in section.judges
+    )
+    return section.model_copy(update={"judges": specs})
+
+
+def checked_steps(answer: Content, compiled: int) -> None:
+    """Raise BadInput where the answer section asks for another number of steps than the pipeline was compiled for."""
+    steps = parse_section(AnswerSection, dict(answer), where="pipeline parameter 'answer'").steps
+    if len(steps) != int(compiled):
+        raise BadInput(
+            f"answer.steps has {len(steps)} questions, the pipeline was compiled for {int(compiled)}: compile it with "
+            "these parameters (`clincot pipeline compile --params …`)"
+        )
+
+
+def deploy(section: Content, publish: Content, service: Content, *, digest: str, target: str, state: str) -> str:
+    """Roll a published checkpoint out; returns how it ended."""
+    from clincot.config import DeploySection
+    from clincot.deploy.service import ServiceSettings
+    from clincot.deploying import roll_out_published
+
+    with told("deploy"):
+        if target not in ("kserve", "local"):
+            raise BadInput(f"a rollout's target is kserve or local, got {target!r}")
+        return roll_out_published(
+            parse_section(DeploySection, dict(section), where="pipeline parameter 'deploy'"),
+            parse_section(PublishSection, dict(publish), where="pipeline parameter 'publish'"),
+            parse_section(ServiceSettings, dict(service), where="pipeline parameter 'service'"),
+            digest, target=target, state=Path(state or "serving"),  # type: ignore[arg-type]
+        )  # fmt: skip
+
+
+def page(
+    sections: Mapping[str, Content], *, number: int, data: str, benchmark: str, blind_from: str, policy: str,
+    made: Mapping[str, str], champion: Mapping[str, str], page: str, results: str,
+) -> None:  # fmt: skip
+    """The round's page and benchmark table (round_page.show_round)."""
+    from clincot.round_page import show_round
+
+    with told("page"):
+        show_round(
+            sections, number=int(number), data=data, benchmark=benchmark, blind_from=blind_from, policy=policy,
+            made=made, champion=champion, page=Path(page), results=Path(results),
+        )  # fmt: skip
