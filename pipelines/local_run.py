@@ -27,7 +27,6 @@ from clincot.errors import BadInput, ForTheUser
 from clincot.jsonl import BadRecord, write_json
 from clincot.pipelines.cluster_settings import ClusterSettings, Profile, Resources, Retries
 from clincot.pipelines.round import RoundPlan, round_pipeline
-from clincot.publishing import golden_questions, served_look
 from clincot.records import digest_of
 from clincot.round_records import Made
 from clincot.stages import file_digest

@@ -42,10 +42,12 @@ SECTIONS = (
     "preflight", "prepare", "propose", "answer", "judge", "pair", "version", "train", "evaluate", "decide", "publish",
     "deploy",
 )  # fmt: skip
-Generated = NamedTuple(
-    "Generated", [("regions", dsl.Dataset), ("candidates", dsl.Dataset), ("judgements", dsl.Dataset),
-                  ("scores", dsl.Dataset), ("panel_report", dsl.Artifact)],
-)  # fmt: skip
+class Generated(NamedTuple):
+    regions: dsl.Dataset
+    candidates: dsl.Dataset
+    judgements: dsl.Dataset
+    scores: dsl.Dataset
+    panel_report: dsl.Artifact  # fmt: skip
 Values = Mapping[str, Any]  # the pipeline's parameters, by name
 
 

@@ -13,10 +13,12 @@ import yaml
 
 from clincot.cli import main
 from clincot.config import PublishSection
+from clincot.datasets.folder import StudyIndex, load_questions
+from clincot.deploy.champion import read_champion
 from clincot.deploy.manifest import Manifest, published_digests
 from clincot.geometry import Box
 from clincot.models.checkpoint import checkpoint_digest
-from clincot.publishing import golden_questions, publish_files
+from clincot.publishing import golden_questions, publish_files, start_line
 from clincot.records import Study
 from clincot.store import FolderStore
 from tests.deploy.builders import LINE, decided, published, write_checkpoint
@@ -119,3 +121,24 @@ def test_golden_questions_are_the_surest_one_an_image(tmp_path: Path) -> None:
     manifest = publish_files(section, inputs, look=look)
     assert [one.box for one in manifest.golden] == [BOX, BOX]
     assert manifest.decision is not None
+
+
+def test_a_line_without_a_champion_starts_from_a_base_and_only_once(tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    write_films(data, films=12, seed=0, split="test")
+    store = FolderStore(tmp_path / "store")
+    section = PublishSection(store=store.url, name=LINE, golden=2)
+    base = write_checkpoint(tmp_path / "base", 1.0)
+    said = start_line(section, store, str(base), golden=str(data), by="ann", look=lambda *_: ("left", BOX, 0.9))
+    digest = checkpoint_digest(base)
+    assert said == f"{LINE}: champion {digest[:12]}, published from {base}"
+    assert read_champion(store, LINE).now.sha256 == digest
+    again = start_line(section, store, "s3://not/looked-at", golden="", by="bob")
+    assert again == f"{LINE}: champion {digest[:12]} (round 0), there already"
+
+
+def test_the_films_that_a_trial_starts_with_are_a_data_set() -> None:
+    golden = Path(__file__).parents[1] / "assets" / "golden"
+    asked = list(load_questions(golden))
+    assert len({one.study for one in asked}) == 8
+    assert all((golden / study.image).is_file() for study in StudyIndex(golden).values())

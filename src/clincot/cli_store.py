@@ -1,4 +1,4 @@
-"""`clincot store create`: the bucket of an S3 store, where one does not exist yet."""
+"""`clincot store`: the bucket of an S3 store, and what Prometheus sees of the rounds recorded in it."""
 
 from __future__ import annotations
 
@@ -9,12 +9,19 @@ from typing import Any
 
 def add_store(commands: Any, command: Callable[..., argparse.ArgumentParser]) -> None:
     """Add `store` to the parser's commands."""
-    store = command(commands, "store", "the object store: create its bucket", None)
+    store = command(commands, "store", "the object store: create its bucket, watch its rounds", None)
     parts = store.add_subparsers(dest="part", required=True, metavar="WHAT")
     about = "make the bucket of s3://bucket/prefix, unless it is there"
     create = parts.add_parser("create", help=about, description=about)
     create.add_argument("url", metavar="s3://BUCKET/PREFIX")
     create.set_defaults(run_command=_create)
+    about = "metrics for Prometheus of a line's rounds: failed, without promotion, agreement of the judges"
+    watch = parts.add_parser("watch", help=about, description=about)
+    watch.add_argument("url", metavar="STORE", help="folder or s3://bucket/prefix")
+    watch.add_argument("--name", default="clincot", help="the model line (default clincot)")
+    watch.add_argument("--host", default="127.0.0.1", help="address to listen on (default 127.0.0.1)")
+    watch.add_argument("--port", type=int, default=9090)
+    watch.set_defaults(run_command=_watch)
 
 
 def _create(args: argparse.Namespace) -> int:
@@ -26,4 +33,12 @@ def _create(args: argparse.Namespace) -> int:
     if not isinstance(store, S3Store):
         raise BadInput(f"{args.url}: expected s3://bucket/prefix; a folder needs no bucket")
     print(f"{store.bucket}: {'made' if store.create_bucket() else 'there already'}")
+    return 0
+
+
+def _watch(args: argparse.Namespace) -> int:
+    from clincot.round_metrics import serve
+    from clincot.store import open_store
+
+    serve(open_store(args.url), args.name, host=args.host, port=args.port)
     return 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import re
 import tarfile
 import tomllib
@@ -10,7 +11,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from tests.chart.rendering import CHART, GIVEN, HELMS, PROFILES, ROOT, rendered, run, template
+from tests.chart.rendering import CHART, GIVEN, HELMS, PROFILES, ROOT, of_kind, rendered, run, template
 
 # (--set, --set-json or --set-string; the value; what Helm 3 says of it; what Helm 4 says of it)
 WRONG = [
@@ -167,3 +168,34 @@ def test_values_that_contradict_each_other(values: str, message: str) -> None:
     done = template("--set", values)
     assert done.returncode != 0
     assert message in done.stderr
+
+
+NOTES = """extraObjects:
+  - apiVersion: v1
+    kind: ConfigMap
+    metadata: {name: notes}
+    data: {notes: '{{ include "clincot.notes" . | b64enc }}'}
+"""
+
+
+def notes(profile: str, folder: Path) -> str:
+    """What `helm install` would print."""
+    (folder / "more.yaml").write_text(NOTES)
+    (found,) = of_kind(rendered(profile, "--values", str(folder / "more.yaml")), "ConfigMap", "notes")
+    return base64.b64decode(found["data"]["notes"]).decode()
+
+
+def test_the_notes_say_how_it_stands_and_what_is_next(tmp_path: Path) -> None:
+    said = notes("production", tmp_path)
+    assert "its runs in clincot-runs" in said
+    assert "judges      med-a, med-b, general" in said
+    assert "every 0 0 2 * * 6" in said
+    assert "annotate --overwrite secret clincot-s3" in said
+    assert "serving.kserve.io/s3-endpoint=s3.hospital.example" in said
+    assert "helm test clincot -n clincot --logs" in said
+    assert "job/clincot-rollout-1" in said
+    trial = notes("trial", tmp_path)
+    assert "for trials, not for production" in trial
+    assert "pipeline.data and pipeline.benchmark are empty" in trial
+    assert "annotate" not in trial
+    assert "hunter2" not in trial

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import re
 from pathlib import Path
 
 import kubernetes_validate
@@ -15,8 +16,10 @@ from clincot.config import Params, load_params, parse_section
 from clincot.deploy.crd import check, read_crd, validator_of
 from clincot.deploy.inference_service import canary, inference_service
 from clincot.deploy.service import ServiceSettings, load_service
-from clincot.pipelines.cluster_settings import ClusterSettings, load_cluster
+from clincot.pipelines.cluster_settings import TASKS, ClusterSettings, load_cluster
+from clincot.serve.metrics import REQUESTS
 from tests.chart.rendering import (
+    CHART,
     PROFILES,
     ROOT,
     Json,
@@ -163,6 +166,22 @@ def test_judges_are_where_params_say() -> None:
     assert general["minReplicas"] == 1
     spread = services["clincot-judge-med-a"]["spec"]["predictor"]["topologySpreadConstraints"]
     assert spread[0]["labelSelector"]["matchLabels"] == {"serving.kserve.io/inferenceservice": "clincot-judge-med-a"}
+
+
+def test_the_tasks_that_values_may_change_are_those_of_a_round() -> None:
+    schema = json.loads((CHART / "values.schema.json").read_text())
+    assert set(schema["properties"]["pipeline"]["properties"]["stages"]["properties"]) == set(TASKS)
+    assert set(schema["properties"]["pipeline"]["properties"]["params"]["properties"]) == set(Params.model_fields)
+
+
+def test_alerts_ask_for_metrics_that_there_are() -> None:
+    (rule,) = of_kind(rendered("production"), "PrometheusRule")
+    expressions = " ".join(one["expr"] for group in rule["spec"]["groups"] for one in group["rules"])
+    server = {family.name + "_total" for family in REQUESTS.collect()}
+    asked = set(re.findall(r"clincot_\w+", expressions))
+    assert asked == server | {
+        "clincot_round_failed", "clincot_rounds_since_promotion", "clincot_judge_agreement", "clincot_store_readable",
+    }  # fmt: skip
 
 
 def test_names_that_belong_together_are_the_same() -> None:

@@ -39,7 +39,7 @@ def test_every_pod_is_restricted(tmp_path: Path) -> None:
     allowed = {"configMap", "downwardAPI", "emptyDir", "ephemeral", "persistentVolumeClaim", "projected", "secret"}
     found = every_pod(tmp_path)
     assert {name.partition(": ")[2].split()[0] for name, _ in found} == {
-        "InferenceService", "Job", "Pod", "StatefulSet", "policy",
+        "Deployment", "InferenceService", "Job", "Pod", "StatefulSet", "policy",
     }  # fmt: skip
     for name, pod in found:
         of_pod = pod.get("securityContext", {})

@@ -386,6 +386,7 @@ env:
   {{- range $name, $value := .Values.pipeline.env }}
   {{ $name }}: {{ $value | quote }}
   {{- end }}
+ca_config_map: {{ .Values.customCA.configMap | quote }}
 secrets:
   - name: {{ include "clincot.storeSecret" . }}
     env: {AWS_ACCESS_KEY_ID: AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY: AWS_SECRET_ACCESS_KEY}
