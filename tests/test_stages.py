@@ -288,7 +288,9 @@ def test_unknown_and_missing_paths_are_named(shop: Workshop, tmp_path: Path) -> 
         run_stage("prepare", section, {"data": shop.data}, {})
     with pytest.raises(BadRecord, match=r"input 'data': .*nowhere does not exist"):
         run_stage("prepare", section, {"data": tmp_path / "nowhere"}, questions)
-    with pytest.raises(ValueError, match=r"'trian'.*prepare, propose, answer, judge, pair, version, train, evaluate, decide"):
+    with pytest.raises(
+        ValueError, match=r"'trian'.*prepare, propose, answer, judge, pair, version, train, evaluate, decide"
+    ):
         stage_named("trian")
     assert list(tmp_path.iterdir()) == []
 

@@ -67,7 +67,10 @@ def connect(context: str = "") -> Cluster:
         if not context and os.environ.get("KUBERNETES_SERVICE_HOST") and "KUBECONFIG" not in os.environ:
             config.load_incluster_config(client_configuration=configuration)
         else:
-            config.load_kube_config(context=context or None, client_configuration=configuration)
+            config.load_kube_config(
+                config_file=os.environ.get("KUBECONFIG"),  # the client itself looks at it once, when it is imported
+                context=context or None, client_configuration=configuration,
+            )  # fmt: skip
     except (ConfigException, OSError) as error:
         raise ClusterFailed(f"no cluster to connect to: {error}; set KUBECONFIG or run in a pod") from None
     return Cluster(client.ApiClient(configuration))
@@ -92,7 +95,7 @@ class Cluster:
         return True
 
     def may(self, permission: Permission) -> bool:
-        """Would the API server let this account do that? (SelfSubjectAccessReview: everyone may ask about themselves)"""
+        """Would the API server let this account do that? (SelfSubjectAccessReview: everyone may ask of themselves)"""
         resource, _, subresource = permission.resource.partition("/")
         about = {
             "verb": permission.verb, "group": permission.group, "resource": resource, "subresource": subresource,

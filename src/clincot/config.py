@@ -174,7 +174,7 @@ class TrainSection(Section):
     ] = 0.0
     lr: Annotated[float, Field(gt=0, description="peak learning rate [1e-7 … 1e-5 for billions of parameters]")] = 1e-4
     epochs: Annotated[float, Field(gt=0)] = 1.0
-    batch_size: Annotated[Positive, Field(description="pairs a step and device")] = 32
+    batch_size: Annotated[Positive, Field(description="pairs a step, over all devices together")] = 32
     grad_accumulation: Positive = 1
     warmup_ratio: Share = 0.1
     max_grad_norm: Annotated[float, Field(gt=0)] = 1.0

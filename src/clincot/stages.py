@@ -143,20 +143,21 @@ def version(section: config.VersionSection, inputs: Paths, outputs: Paths) -> Me
 
 
 def train(section: config.TrainSection, inputs: Paths, outputs: Paths) -> Metrics:
-    from clincot.conversation import load_views
     from clincot.models.checkpoint import checkpoint_digest
     from clincot.models.load import forget
-    from clincot.train.margin_dpo import train_on_pairs
-    from clincot.train.rows import read_training_rows
+    from clincot.train.launch import run_training
+    from clincot.train.launch_settings import load_launch
+    from clincot.train.work import Work
 
+    launch = load_launch(inputs.get("launch"))
     data, revision = _kept_as(inputs)
-    rows = read_training_rows(
-        pairs=inputs["pairs"], candidates=inputs["candidates"], regions=inputs["regions"],
-        questions=inputs["questions"], studies=inputs["data"] / "studies.jsonl", folder=inputs["data"],
-        views=load_views(inputs["policy"]), steps=steps_of(inputs),
+    work = Work(
+        section=section, data=inputs["data"], questions=inputs["questions"], regions=inputs["regions"],
+        candidates=inputs["candidates"], pairs=inputs["pairs"], policy=inputs["policy"], steps=steps_of(inputs),
+        checkpoint=outputs["checkpoint"],
     )  # fmt: skip
     forget()  # a policy held for answering would double the memory of a large one
-    metrics = train_on_pairs(list(rows), inputs["policy"], outputs["checkpoint"], section)
+    metrics = run_training(work, launch)
     record = Checkpoint(
         uri=str(outputs["checkpoint"]),
         sha256=checkpoint_digest(outputs["checkpoint"]),
@@ -220,7 +221,7 @@ def publish(section: config.PublishSection, inputs: Paths, outputs: Paths) -> Me
 STAGES: tuple[Stage, ...] = (
     Stage("preflight", preflight, config.PreflightSection, (), ("report", "table", "champion"), "cpu",
           "stores, judges, champion, cluster and disk, looked at before anything is asked for; all failures at once",
-          ("service", "train_job"), always=True, flags=("base",)),
+          ("service", "launch"), always=True, flags=("base",)),
     Stage("prepare", prepare, config.PrepareSection, ("data",), ("questions",), "cpu",
           "take the questions of one round: disjoint subsets, split by image"),
     Stage("propose", propose, config.ProposeSection, ("data", "questions", "policy"), ("regions",), "gpu",
@@ -237,7 +238,7 @@ STAGES: tuple[Stage, ...] = (
           ("steps",), always=True, flags=("repository", "round")),
     Stage("train", train, config.TrainSection, ("data", "questions", "regions", "candidates", "pairs", "policy"),
           ("checkpoint",), "gpu", "margin-aware DPO on the pairs; reference: the policy it starts from",
-          ("steps", "version"), beside=("version",)),
+          ("steps", "version", "launch"), beside=("version", "launch")),
     Stage("evaluate", evaluate, config.EvaluateSection, ("benchmark", "policy"), ("outcomes", "report"), "gpu",
           "the policy answers the benchmark from each kind of region, controls included", ("train_reports",)),
     Stage("decide", decide, config.DecideSection, ("benchmark", "champion", "challenger"),

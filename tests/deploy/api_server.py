@@ -47,6 +47,8 @@ class ApiServer:
     objects: dict[str, Json] = field(default_factory=dict)  # by path
     groups: set[str] = field(default_factory=set)  # "group/version" beside KServe's own
     forbidden: set[tuple[str, str]] = field(default_factory=set)  # (method, part of the path)
+    denied: set[tuple[str, str]] = field(default_factory=set)  # (verb, resource) that access reviews say no to
+    strict: dict[str, Callable[[Json], str]] = field(default_factory=dict)  # {plural: what strict validation says}
     conflicts: int = 0  # so many writes find the object changed by someone else
     broken: int = 0  # so many reads get a 503
     slow_s: float = 0.0
@@ -57,7 +59,7 @@ class ApiServer:
     _version: int = 0
     _revisions: list[str] = field(default_factory=list)  # what each revision of Knative serves
 
-    def handle(self, method: str, path: str, body: Json | None) -> tuple[int, Json | str]:
+    def handle(self, method: str, path: str, body: Json | None, query: str = "") -> tuple[int, Json | str]:
         with self._lock:
             self.requests.append((method, path))
             if any(method == m and part in path for m, part in self.forbidden):
@@ -67,7 +69,21 @@ class ApiServer:
                 return 503, {"message": "etcd is electing a leader"}
             if proxied := PROXY.fullmatch(path):
                 return self._proxy(proxied[1], proxied[2], body or {})
+            if path.endswith("/selfsubjectaccessreviews"):
+                return 201, self._review(body or {})
+            if method == "POST" and "fieldValidation=Strict" in query:
+                plural = path.rpartition("/")[2]
+                wrong = self.strict[plural](body or {}) if plural in self.strict else ""
+                if wrong:
+                    return 400, {"message": f"strict decoding error: {wrong}"}
+            if "dryRun=All" in query:
+                return 201, body or {}
             return self._api(method, path, body)
+
+    def _review(self, body: Json) -> Json:
+        asked = body["spec"]["resourceAttributes"]
+        resource = "/".join(filter(None, (asked["resource"], asked.get("subresource", ""))))
+        return body | {"status": {"allowed": (asked["verb"], resource) not in self.denied}}
 
     def _api(self, method: str, path: str, body: Json | None) -> tuple[int, Json]:
         if path in {f"/apis/{group}" for group in self.groups}:
@@ -172,7 +188,7 @@ def api_server(server: ApiServer) -> Iterator[Cluster]:
             body = json.loads(self.rfile.read(length)) if length else None
             if server.slow_s:
                 stopping.wait(server.slow_s)
-            path = self.path.split("?")[0]
+            path, _, query = self.path.partition("?")
             if path.startswith("/knative/"):
                 _, _, digest, rest = path.split("/", 3)
                 status, reply = server.answer(digest, f"/{rest}", body or {})
@@ -180,7 +196,7 @@ def api_server(server: ApiServer) -> Iterator[Cluster]:
                 _, _, service, rest = path.split("/", 3)
                 status, reply = server.reached(service, f"/{rest}", body or {})
             else:
-                status, reply = server.handle(self.command, path, body)
+                status, reply = server.handle(self.command, path, body, query)
             content = (reply if isinstance(reply, str) else json.dumps(reply)).encode()
             with contextlib.suppress(ConnectionError):
                 self.send_response(status)

@@ -14,6 +14,7 @@ from clincot.preflight.running import Probe
 if TYPE_CHECKING:
     from clincot.cluster import Cluster, Permission
     from clincot.deploy.service import ServiceSettings
+    from clincot.train.launch_settings import TrainJobSettings
 
 _WHAT = "KServe's InferenceService, and what the account may do"
 
@@ -26,11 +27,17 @@ def probes(section: PreflightSection, inputs: Mapping[str, Path]) -> list[Probe]
             return
         from clincot.cluster import connect
         from clincot.deploy.service import load_service
+        from clincot.train.launch_settings import load_launch
 
-        service = load_service(inputs.get("service"))
+        service, job = load_service(inputs.get("service")), load_launch(inputs.get("launch")).job
         if section.namespace:
             service = service.model_copy(update={"namespace": section.namespace})
-        yield from look(connect(), service)
+        cluster = connect()
+        yield from look(cluster, service)
+        if job is None:
+            yield skipped("cluster: TrainJob", "Kubeflow Trainer", "training is not launched as a TrainJob (`launch`)")
+        else:
+            yield from look_at_job(cluster, job)
 
     mend = "check KUBECONFIG or the pod's service account, and that the API server can be reached from here"
     return [Probe("cluster", _WHAT, mend, section.timeout_s, run)]
@@ -52,6 +59,30 @@ def look(cluster: Cluster, service: ServiceSettings) -> Iterator[Check]:
     else:
         yield failed(name, tried, "no: its CustomResourceDefinitions are not there", "install KServe 0.20 or later")
     yield allowed("cluster: permissions", cluster, rollout_permissions(service))
+
+
+def look_at_job(cluster: Cluster, job: TrainJobSettings) -> Iterator[Check]:
+    """Kubeflow Trainer's API, the account's permissions, and a dry run of a job such as training will start."""
+    from clincot.cluster import ClusterFailed, resource_path
+    from clincot.train.train_job import GROUP, PLURAL, VERSION, job_permissions, train_job
+
+    name, tried = "cluster: TrainJob", f"does the cluster serve {GROUP}/{VERSION}?"
+    if not cluster.has_api(GROUP, VERSION):
+        yield failed(name, tried, "no: its CustomResourceDefinitions are not there", "install Kubeflow Trainer v2")
+        return
+    yield passed(name, tried, "yes")
+    yield allowed("cluster: TrainJob permissions", cluster, job_permissions(job))
+    name, tried = "cluster: TrainJob dry run", f"to create a TrainJob of the runtime {job.runtime} without keeping it"
+    at = resource_path(GROUP, VERSION, job.namespace, PLURAL) + "?dryRun=All&fieldValidation=Strict"
+    try:
+        cluster.request("POST", at, train_job(f"{job.prefix}-preflight", job.mount / "work.json", job))
+    except ClusterFailed as error:
+        mend = (
+            f"check the runtime {job.runtime_kind} {job.runtime}, and that Kubeflow Trainer knows spec.runtimePatches"
+        )
+        yield failed(name, tried, str(error), mend)
+    else:
+        yield passed(name, tried, "accepted")
 
 
 def allowed(name: str, cluster: Cluster, needed: Sequence[Permission]) -> Check:

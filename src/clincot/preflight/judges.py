@@ -84,11 +84,11 @@ def probe_conversation(folder: Path, views: Views) -> Conversation:
 
 def checkpoint(spec: JudgeSpec) -> Iterator[Check]:
     """The folder's files: all there, safetensors alone, their headers whole, and the digest that records will carry."""
-    from clincot.models.load import check_checkpoint
-
-    check_checkpoint(spec.path, what=f"judge {spec.name!r}")
     name, folder = f"judge {spec.name}: checkpoint", Path(spec.path)
     if not folder.is_dir():
+        from clincot.models.load import check_checkpoint  # torch comes with it: seconds that a folder need not wait
+
+        check_checkpoint(spec.path, what=f"judge {spec.name!r}")
         why = "a checkpoint of the hub's, whose weights come when it is loaded"
         yield skipped(name, f"{spec.path}: config.json can be had; its weights", why)
         return

@@ -12,7 +12,7 @@ from clincot.records import Record, Text
 
 
 class PreflightFailed(ForTheUser, RuntimeError):
-    """Something that the round needs is not there; names every check that failed. The report and the table have more."""
+    """Something that the round needs is not there; names every check that failed. More is in the table."""
 
 
 class Check(BaseModel):

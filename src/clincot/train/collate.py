@@ -155,7 +155,7 @@ def may_pack(model: Any) -> bool:
     return model.config.model_type in SHARED_FEATURES and model.config.get_text_config()._attn_implementation == "sdpa"
 
 
-_NOT_FOR_THE_MODEL = {"owners", "margin", "row", "ref_logps", "features"}
+_NOT_FOR_THE_MODEL = {"owners", "margin", "row", "ref_logps", "features", "weight"}
 
 
 def model_inputs(batch: Mapping[str, torch.Tensor]) -> dict[str, Any]:

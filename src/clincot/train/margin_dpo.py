@@ -29,9 +29,19 @@ from clincot.records import digest_of
 from clincot.train.blanked import blank_crops
 from clincot.train.collate import Batch, ConversationCollator, PairCollator, action_logprobs, features, may_pack, pixels
 from clincot.train.margin import margin_dpo_loss, margin_logits, margin_nats
-from clincot.train.publish import NotFinite, cosine_schedule, freeze, lora_config, open_partial, publish, tail_means
+from clincot.train.publish import (
+    NotFinite,
+    cosine_schedule,
+    freeze,
+    lora_config,
+    open_partial,
+    partial_folder,
+    publish,
+    tail_means,
+)
 from clincot.train.rows import TrainingRow, chosen_rows
 from clincot.train.sft import train_on_rows
+from clincot.train.team import SharingCollator, Team, batch_mean
 
 # Shape suffixes: B pairs, N conversations (see PairCollator).
 
@@ -51,12 +61,15 @@ def train_on_pairs(
         raise BadInput("no pairs to train on; lower pair.min_gap or ask more questions")
     if section.loss == "sft":
         return train_on_rows(chosen_rows(rows), policy_dir, out_dir, section, train_connector=False, progress=progress)
-    policy = _load(policy_dir, section)
-    partial = open_partial(out_dir, digest_of([policy.digest, section.digest, [repr(row) for row in rows]]))
-    trainer = MarginDPOTrainer(policy, rows, section, partial, progress=progress)
+    policy, team, partial = _load(policy_dir, section), Team.here(), partial_folder(out_dir)
+    run = digest_of([policy.digest, section.digest, [repr(row) for row in rows]])
+    team.once(lambda: open_partial(out_dir, run))
+    trainer = MarginDPOTrainer(policy, rows, section, partial, progress=progress and team.first)
     trainer.train(resume_from_checkpoint=_last_complete(partial))
     log = trainer.history()
-    publish(trainer.model, policy.encoder.processor, policy.views, out_dir, dtype=section.dtype, log=log)
+    team.once(
+        lambda: publish(trainer.model, policy.encoder.processor, policy.views, out_dir, dtype=section.dtype, log=log)
+    )
     return {**tail_means(log), "pairs": float(len(rows)), "steps": float(trainer.state.global_step)}
 
 
@@ -72,7 +85,8 @@ class MarginDPOTrainer(DPOTrainer):  # type: ignore[misc]
         *,
         progress: bool = False,
     ) -> None:
-        self.section, self.rows, self.progress = section, rows, progress
+        self.section, self.rows, self.progress, self.team = section, rows, progress, Team.here()
+        self.team.share_of(section.batch_size)
         self._sums: defaultdict[str, list[float]] = defaultdict(list)
         self._in_step: list[str] = []  # pairs since the last log line
         freeze(policy.model, vision=section.freeze_vision, connector=section.freeze_vision)
@@ -82,12 +96,16 @@ class MarginDPOTrainer(DPOTrainer):  # type: ignore[misc]
             features(policy.features) if shared else pixels(policy.encoder),
             packed=shared and may_pack(policy.model),
         )
-        blanked = [blank_crops(row.chosen, folder / "blank") for row in rows] if section.image_pair_weight else []
+        blanked = (
+            [blank_crops(row.chosen, folder / f"blank-{self.team.rank}") for row in rows]
+            if section.image_pair_weight
+            else []
+        )
         margins = [margin_logits(row.gap, row.spread, section) for row in rows]
         super().__init__(
             model=policy.model,
             args=_arguments(section, folder),
-            data_collator=PairCollator(rows, margins, conversations, blanked=blanked),
+            data_collator=SharingCollator(PairCollator(rows, margins, conversations, blanked=blanked), self.team),
             train_dataset=Dataset.from_dict({"row": list(range(len(rows)))}),
             processing_class=policy.encoder.processor,
             peft_config=lora_config(policy.model, section) if section.lora_r else None,
@@ -99,10 +117,18 @@ class MarginDPOTrainer(DPOTrainer):  # type: ignore[misc]
     def _prepare_dataset(self, dataset: Dataset, *_: Any, **__: Any) -> Dataset:
         return dataset  # nothing to tokenise: the collator encodes conversations
 
+    def get_train_dataloader(self) -> DataLoader[Any]:
+        return self.team.whole_batches(super().get_train_dataloader())
+
     def _precompute_ref_logps(self, dataset: Dataset, name: str, batch_size: int) -> Dataset:
         """The data set with `ref_logps`, one value (nats) a side. Called by TRL before the first step."""
         loader = self.accelerator.prepare(
-            DataLoader(dataset, batch_size=batch_size, collate_fn=self.data_collator, shuffle=False)
+            DataLoader(
+                dataset,
+                batch_size=self.team.share_of(batch_size),
+                collate_fn=self.data_collator.collator,
+                shuffle=False,
+            )
         )
         batches = tqdm(loader, desc="reference log-probabilities", disable=not self.progress)
         found = [self.accelerator.gather_for_metrics(self.reference_logps(batch)).cpu() for batch in batches]
@@ -142,15 +168,16 @@ class MarginDPOTrainer(DPOTrainer):  # type: ignore[misc]
         if section.image_pair_weight:
             image_B = margin_dpo_loss(sides[0], sides[2], refs[0], refs[2], torch.zeros_like(margin_B), section.beta)
             total_B = total_B + section.image_pair_weight * image_B
-            self._note(image_pair_loss=image_B)
+            self._note(inputs, image_pair_loss=image_B)
         self._in_step += [self.rows[int(index)].pair for index in inputs["row"]]
         self._refuse_not_finite(total_B, inputs["row"])
         reward_B = section.beta * ((sides[0] - refs[0]) - (sides[1] - refs[1]))
         self._note(
-            dpo_loss=loss_B, nll=nll_B, reward_margin=reward_B, accuracy=(reward_B > 0).float(), chosen_logps=sides[0],
-            rejected_logps=sides[1], margin_logits=margin_B, margin_nats=margin_nats(margin_B, section.beta),
+            inputs, dpo_loss=loss_B, nll=nll_B, reward_margin=reward_B, accuracy=(reward_B > 0).float(),
+            chosen_logps=sides[0], rejected_logps=sides[1], margin_logits=margin_B,
+            margin_nats=margin_nats(margin_B, section.beta),
         )  # fmt: skip
-        return total_B.mean()
+        return batch_mean(total_B, inputs)
 
     def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
         if self.lr_scheduler is None:  # type: ignore[has-type]
@@ -159,13 +186,13 @@ class MarginDPOTrainer(DPOTrainer):  # type: ignore[misc]
             )
         return self.lr_scheduler
 
-    def _note(self, **metrics: Any) -> None:
+    def _note(self, batch: Batch, **metrics: Any) -> None:
         """Keep a step's means for the next log line; `reward_margin` and `accuracy` are without the added margin."""
         for name, value_B in metrics.items():
-            self._sums[name].append(float(value_B.detach().float().mean()))
+            self._sums[name].append(float(batch_mean(value_B.detach().float(), batch)))
 
     def _refuse_not_finite(self, total_B: torch.Tensor, row_B: torch.Tensor) -> None:
-        bad = [self.rows[int(index)].pair for index in row_B[~torch.isfinite(total_B)]]
+        bad = self.team.union([self.rows[int(index)].pair for index in row_B[~torch.isfinite(total_B)]])
         if bad:
             raise NotFinite(
                 f"step {self.state.global_step + 1}: the loss is not finite for {len(bad)} of {len(row_B)} pairs: "
@@ -178,7 +205,7 @@ class MarginDPOTrainer(DPOTrainer):  # type: ignore[misc]
                 f"step {self.state.global_step}: the gradient is not finite, with {', '.join(self._in_step)}; nothing "
                 "was published. Lower train.lr or look at these pairs (clincot show <id>)"
             )
-        logs |= {name: sum(values) / len(values) for name, values in self._sums.items()}
+        logs |= self.team.mean({name: sum(values) / len(values) for name, values in self._sums.items()})
         self._sums.clear()
         self._in_step.clear()
         super().log(logs, start_time)
@@ -186,7 +213,8 @@ class MarginDPOTrainer(DPOTrainer):  # type: ignore[misc]
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         """Without TRL's model card, which says nothing about a half-trained policy; marked once it is complete."""
         Trainer._save_checkpoint(self, model, trial)
-        (Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}" / COMPLETE).touch()
+        self.team.wait()  # every process has written its part
+        self.team.once((Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}" / COMPLETE).touch)
 
     def history(self) -> list[dict[str, float]]:
         """One entry a step: what train_log.json holds."""

@@ -1,0 +1,95 @@
+"""Starts a training run: in this process, in several of this machine (torchrun), or on several nodes (a TrainJob)."""
+
+from __future__ import annotations
+
+import ctypes
+import shutil
+import signal
+import subprocess
+import sys
+
+from clincot.errors import BadInput
+from clincot.jsonl import write_json
+from clincot.run_folder import read_json
+from clincot.train.launch_settings import LaunchSettings
+from clincot.train.work import TrainingFailed, Work, failures
+
+STOP_S = 30.0  # for torchrun to end its workers
+_PR_SET_PDEATHSIG = 1
+
+
+def run_training(work: Work, launch: LaunchSettings) -> dict[str, float]:
+    """Train as launched; the checkpoint is at `work.checkpoint` when it returns. The metrics of the training.
+
+    Run again after it was interrupted, it goes on from the last resumable checkpoint, on any number of processes.
+    Raises TrainingFailed, and what training in this process raises.
+    """
+    processes = _processes(launch)
+    if work.section.loss == "sft" and (launch.job is not None or processes > 1):
+        raise BadInput("train.loss sft learns in one process; launch it as how: here")
+    if launch.job is not None:
+        from clincot.train.train_job import train_on_nodes
+
+        return train_on_nodes(work.model_copy(update={"sharding": launch.sharding}), launch.job)
+    if processes == 1:
+        from clincot.train.worker import train
+
+        return train(work)
+    return torchrun(work.model_copy(update={"sharding": launch.sharding}), processes)
+
+
+def _processes(launch: LaunchSettings) -> int:
+    import torch
+
+    gpus = torch.cuda.device_count()
+    if launch.how == "here" and gpus > 1:
+        raise BadInput(f"one process was asked for, but sees {gpus} GPUs; set CUDA_VISIBLE_DEVICES to one of them")
+    if launch.how == "torchrun" and gpus and launch.processes > gpus:
+        raise BadInput(f"launch.processes is {launch.processes}, but there are {gpus} GPUs; it is one process a GPU")
+    if launch.how in ("here", "train-job"):
+        return 1
+    if launch.how == "torchrun" and launch.processes:
+        return launch.processes
+    if launch.how == "torchrun" and not gpus:
+        raise BadInput("no GPU is visible, so torchrun does not know how many processes to start; say `processes`")
+    return max(1, gpus)
+
+
+def torchrun(work: Work, processes: int) -> dict[str, float]:
+    """Train in so many processes of this machine. If one of them dies, all end, and TrainingFailed says why."""
+    shutil.rmtree(work.folder, ignore_errors=True)
+    write_json(work.folder / "work.json", work.model_dump(mode="json"))
+    code = _ended(
+        [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}",
+         "-m", "clincot.train.worker", str(work.folder / "work.json")]
+    )  # fmt: skip
+    if code != 0:
+        said = "; ".join(failures(work)) or (
+            f"a training process ended without a word (torchrun: {code}; what it printed stands above): killed, or out "
+            "of memory"
+        )
+        raise TrainingFailed(f"{said}. Run it again: it goes on from the last checkpoint of train.save_steps")
+    metrics: dict[str, float] = read_json(work.result)
+    shutil.rmtree(work.folder)
+    return metrics
+
+
+def _ended(command: list[str]) -> int:
+    """The exit code of a command that does not outlive this process, however that ends."""
+    process = subprocess.Popen(command, preexec_fn=end_with_parent)
+    try:
+        return process.wait()
+    finally:
+        if process.poll() is None:
+            process.terminate()
+            try:
+                process.wait(timeout=STOP_S)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+
+
+def end_with_parent(how: signal.Signals = signal.SIGTERM) -> None:
+    """Linux: this process is sent a signal when the thread that started it ends, a SIGKILL of it included."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, int(how))

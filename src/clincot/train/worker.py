@@ -1,0 +1,57 @@
+"""One process of a training run: `python -m clincot.train.worker WORK.json`, alone or started by torchrun.
+
+What a process cannot do it says in a file beside the work's result (train/work.py), for whoever started it.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from pathlib import Path
+
+import torch
+from accelerate import PartialState
+
+from clincot.conversation import load_views
+from clincot.errors import ForTheUser
+from clincot.jsonl import write_json, written_aside
+from clincot.run_folder import read_model
+from clincot.train.launch import end_with_parent
+from clincot.train.margin_dpo import train_on_pairs
+from clincot.train.rows import read_training_rows
+from clincot.train.team import Team
+from clincot.train.work import Work, failure_file
+
+
+def train(work: Work) -> dict[str, float]:
+    """Train in this process, or as one of its team; the metrics of margin_dpo.train_on_pairs."""
+    rows = read_training_rows(
+        pairs=work.pairs, candidates=work.candidates, regions=work.regions, questions=work.questions,
+        studies=work.data / "studies.jsonl", folder=work.data, views=load_views(work.policy), steps=work.steps,
+    )  # fmt: skip
+    return train_on_pairs(list(rows), work.policy, work.checkpoint, work.section)
+
+
+def main() -> None:
+    """Exit code 1 where a process says why it cannot go on; torchrun then ends the others."""
+    if "RANK" in os.environ:
+        end_with_parent(signal.SIGKILL)
+    work = read_model(Path(sys.argv[1]), Work)
+    if torch.cuda.is_available():
+        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
+    PartialState(cpu=not torch.cuda.is_available())  # joins the team, if there is one
+    team = Team.here()
+    try:
+        metrics = train(work)
+    except (ForTheUser, OSError) as error:
+        with written_aside(failure_file(work, team.rank)) as file:
+            file.write(str(error))
+        raise SystemExit(1) from None
+    team.once(lambda: write_json(work.result, metrics))
+    if team.size > 1:
+        torch.distributed.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main()
