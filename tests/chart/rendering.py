@@ -25,6 +25,7 @@ SERVED = (  # by a cluster with all that the chart can use
     "argoproj.io/v1alpha1/Workflow",
     "monitoring.coreos.com/v1/ServiceMonitor",
     "monitoring.coreos.com/v1/PrometheusRule",
+    "trainer.kubeflow.org/v1alpha1/TrainJob",
 )
 # what a profile leaves to the person who installs it
 GIVEN = {

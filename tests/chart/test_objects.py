@@ -41,7 +41,7 @@ FLAGS: tuple[tuple[str, ...], ...] = (
     ("--set", "kfp.runNamespace=team-a,kfp.multiUser=true,kfp.extraClusterRole=kubeflow-edit"),
     ("--set", "pipeline.enabled=false"),
     ("--set", "pipeline.schedule.enabled=true,pipeline.deploys=false,pipeline.queue=gpus"),
-    ("--set", "pipeline.cache.create=false"),
+    ("--set", "pipeline.cache.create=false,pipeline.trainJobs=true"),
     ("--set", "pipeline.cache.existingClaim=mine,pipeline.cache.storageClass=fast"),
     ("--set", "servingRuntime.create=false,servingRuntime.name=kserve-vllmserver,server.engine=vllm"),
     ("--set-json", f'judges=[{JUDGE},{{"name":"far","url":"https://j.example/v1","apiKeySecret":"far-key"}}]'),

@@ -21,6 +21,8 @@ from clincot.deploy.permissions import rollout_permissions
 from clincot.deploy.rollout import RolledBack
 from clincot.deploy.service import ServiceSettings, load_service
 from clincot.store import FolderStore
+from clincot.train.launch_settings import TrainJobSettings
+from clincot.train.train_job import job_permissions
 from tests.chart.rendering import PROFILES, Json, of_kind, rendered, settings_of
 from tests.deploy.api_server import ApiServer, Script, api_server
 from tests.deploy.builders import published
@@ -158,6 +160,13 @@ def test_the_runner_may_what_argo_and_the_launcher_need_and_deploy_if_runs_do() 
     without = rendered("trial", "--set", "pipeline.deploys=false")
     assert granted(without, "clincot-runner") == DOCUMENTED
     assert granted(without, "clincot-deployer") == deploying
+
+
+def test_the_runner_may_have_train_jobs_where_runs_do() -> None:
+    job = TrainJobSettings(image="clincot-cuda:0.1.0", claim="cache", mount=Path("/cache"), namespace="kubeflow")
+    objects = rendered("trial", "--set", "pipeline.trainJobs=true")
+    before = granted(rendered("trial"), "clincot-runner")
+    assert granted(objects, "clincot-runner") - before == set(job_permissions(job))
 
 
 def test_kserves_configuration_is_read_only_where_something_is_auto() -> None:

@@ -17,6 +17,9 @@
 {{- if .Values.pipeline.enabled -}}
 {{- $found = printf "%s%s" $found (include "clincot.needs" (merge (dict "kind" "argoproj.io/v1alpha1/Workflow" "why" "Kubeflow Pipelines 2.15 or later; or pipeline.enabled=false") $need)) -}}
 {{- end -}}
+{{- if .Values.pipeline.trainJobs -}}
+{{- $found = printf "%s%s" $found (include "clincot.needs" (merge (dict "kind" "trainer.kubeflow.org/v1alpha1/TrainJob" "why" "Kubeflow Trainer 2; or pipeline.trainJobs=false") $need)) -}}
+{{- end -}}
 {{- if .Values.monitoring.serviceMonitor -}}
 {{- $found = printf "%s%s" $found (include "clincot.needs" (merge (dict "kind" "monitoring.coreos.com/v1/ServiceMonitor" "why" "the Prometheus operator; or monitoring.serviceMonitor=false") $need)) -}}
 {{- end -}}
