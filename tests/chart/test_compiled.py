@@ -1,4 +1,4 @@
-"""The settings that the chart renders make a pipeline: compiled by the command that the hook runs, read task by task."""
+"""The settings that the chart renders make a pipeline: compiled by the hook's own arguments, read task by task."""
 
 from __future__ import annotations
 
