@@ -12,7 +12,7 @@ export OMP_NUM_THREADS ?= 2
 export TOKENIZERS_PARALLELISM := false
 export HF_HUB_OFFLINE ?= 1
 
-.PHONY: help setup demo test test-vllm manifests lint results small-models vqa-rad bench bench-serving bench-gate bench-ingest clean
+.PHONY: help setup demo test test-vllm manifests lint results small-models vqa-rad bench bench-serving bench-gate bench-ingest bench-processes bench-version bench-pipeline bench-kills pipelines clean
 
 help:  ## what there is
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -58,8 +58,8 @@ manifests: $(FULL)  ## after a change of the chart: manifests/ and the table in 
 	$(BIN)/python -m tests.chart.readme --write
 
 lint: $(FULL)  ## ruff and mypy
-	$(BIN)/ruff check src tests bench
-	$(BIN)/ruff format --check src tests bench
+	$(BIN)/ruff check src tests bench components pipelines
+	$(BIN)/ruff format --check src tests bench components pipelines
 	$(BIN)/mypy
 
 results: $(READY)  ## three seeds of everything, with intervals (SEEDS="0 1 2")
@@ -84,6 +84,22 @@ bench-gate: $(READY)  ## thousands of simulated pipelines: does the gate keep it
 
 bench-ingest: $(READY)  ## memory while 100,000 rows are ingested
 	OMP_NUM_THREADS=1 $(BIN)/python bench/ingest_memory.py
+
+bench-processes: $(READY)  ## training in two processes against one, and with the model split among them
+	OMP_NUM_THREADS=1 $(BIN)/python bench/several_processes.py
+
+bench-version: $(FULL)  ## memory of 100,000 pairs through pair, version and back
+	OMP_NUM_THREADS=1 $(BIN)/python -m bench.version_memory
+
+bench-pipeline: $(FULL)  ## a local pipeline's wall time against the plain command's (SIZE=full: the demo's)
+	OMP_NUM_THREADS=1 $(BIN)/python bench/pipeline_overhead.py --size $(or $(SIZE),short)
+
+bench-kills: $(FULL)  ## a local pipeline, killed at ten random moments and with its S3 away for 20 s (SEED=0)
+	OMP_NUM_THREADS=1 $(BIN)/python -m bench.pipeline_kills --seed $(or $(SEED),0)
+
+pipelines: $(FULL)  ## write pipelines/compiled/ again
+	$(BIN)/clincot pipeline compile --cluster pipelines/cluster.yaml --out pipelines/compiled/round.yaml
+	$(BIN)/clincot pipeline compile --cluster pipelines/cluster.yaml --rounds 3 --out pipelines/compiled/three-rounds.yaml
 
 clean:  ## runs and caches of tools, not the environment
 	rm -rf runs .pytest_cache .mypy_cache .ruff_cache

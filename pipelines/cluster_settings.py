@@ -22,7 +22,7 @@ Image = Annotated[str, Field(pattern=r"^[a-z0-9][-\w./:]*(@sha256:[0-9a-f]{64})?
 Quantity = Annotated[str, Field(pattern=r"^\d+(\.\d+)?(m|[kMGTPE]i?)?$")]
 Variable = Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")]
 Seconds = Annotated[int, Field(ge=1)]
-OTHERS = ("merge", "page", "deploy", "finish")  # tasks of a round that are no stages; all of them run on CPUs
+OTHERS = ("merge", "page", "standing", "deploy", "finish")  # tasks that are no stages; all run on CPUs
 TASKS = (*(stage.name for stage in STAGES), *OTHERS)
 _SECRET = re.compile(r"(?i)(secret|token|passw|_key$|credential)")
 

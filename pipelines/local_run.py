@@ -12,6 +12,9 @@ from __future__ import annotations
 
 import json
 import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -27,6 +30,7 @@ from clincot.errors import BadInput, ForTheUser
 from clincot.jsonl import BadRecord, write_json
 from clincot.pipelines.cluster_settings import ClusterSettings, Profile, Resources, Retries
 from clincot.pipelines.round import RoundPlan, round_pipeline
+from clincot.pipelines.warm import warm_python
 from clincot.records import digest_of
 from clincot.round_records import Made
 from clincot.stages import file_digest
@@ -79,12 +83,23 @@ def _go(plan: RoundPlan, run: Path) -> None:
         enable_caching=True, cache_root=str(run / "cache" / "kfp"),
     )  # fmt: skip
     try:
-        round_pipeline(plan)()
+        with warm_python() as python, _python_is(str(python)):
+            round_pipeline(plan)()
     except RuntimeError as error:  # kfp.local's own, when a task has failed
         said = errors.read_text(encoding="utf-8").strip() if errors.is_file() else ""
         if not said:
             raise
         raise RunFailed(f"{said} ({error})") from None
+
+
+@contextmanager
+def _python_is(executable: str) -> Iterator[None]:
+    """kfp.local runs its tasks with sys.executable."""
+    before, sys.executable = sys.executable, executable
+    try:
+        yield
+    finally:
+        sys.executable = before
 
 
 def _base_champion(store: Store, section: PublishSection, policy: Path, benchmark: Path) -> None:

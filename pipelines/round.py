@@ -11,7 +11,8 @@ policy, section and image.
 (kfp reads annotations as types: no `from __future__ import annotations` here.)
 """
 
-from collections.abc import Mapping
+import inspect
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -31,6 +32,7 @@ from clincot.components.preflight.component import preflight
 from clincot.components.prepare.component import prepare
 from clincot.components.propose.component import propose
 from clincot.components.publish.component import publish
+from clincot.components.standing.component import standing
 from clincot.components.train.component import train
 from clincot.components.version.component import version
 from clincot.config import Params
@@ -42,12 +44,31 @@ SECTIONS = (
     "preflight", "prepare", "propose", "answer", "judge", "pair", "version", "train", "evaluate", "decide", "publish",
     "deploy",
 )  # fmt: skip
+
+
 class Generated(NamedTuple):
     regions: dsl.Dataset
     candidates: dsl.Dataset
     judgements: dsl.Dataset
     scores: dsl.Dataset
     panel_report: dsl.Artifact  # fmt: skip
+
+
+class Rounded(NamedTuple):
+    trained: dsl.Model
+    trained_digest: str
+    panel_report: dsl.Artifact
+    champion_outcomes: dsl.Dataset
+    champion_report: dsl.Artifact  # fmt: skip
+
+
+_START = ("policy", "policy_digest", "policy_round", "number", "data_digest", "benchmark_digest", "panel_digest")
+_ROUND: dict[str, Any] = {  # what a round is given, with its type
+    **dict.fromkeys(("data", "benchmark", "blind_from", "calibrated_on"), str), "shards": int,
+    **{name: dict for name in SECTIONS if name != "preflight"}, "service": dict,
+    **dict.fromkeys(_START, str), "policy_round": int, "number": int,
+    "champion_outcomes": dsl.Input[dsl.Dataset], "champion_report": dsl.Input[dsl.Artifact],
+}  # fmt: skip
 Values = Mapping[str, Any]  # the pipeline's parameters, by name
 
 
@@ -86,7 +107,7 @@ class RoundPlan:
 def round_pipeline(plan: RoundPlan) -> Any:
     """The pipeline of a plan, as kfp has it: to be compiled, or to be called under kfp.local."""
     defaults = plan.arguments
-    generate = _generation(plan)  # kfp makes no pipeline while it makes another
+    rounds = _round_parts(plan)  # kfp makes no pipeline while it makes another
 
     @dsl.pipeline(
         name="clincot-round", description="Look before you answer: one ClinCoT round.",
@@ -107,7 +128,7 @@ def round_pipeline(plan: RoundPlan) -> Any:
         ending = place(finish(publish=publish), "finish", plan.cluster)
         ending.set_caching_options(False)
         with dsl.ExitHandler(ending, name="round"):
-            _rounds(plan, values, generate)
+            _rounds(plan, values, rounds)
 
     return clincot_round
 
@@ -118,8 +139,8 @@ def compile_round(plan: RoundPlan, out: Path) -> None:
     compiler.Compiler().compile(round_pipeline(plan), str(out))
 
 
-def _rounds(plan: RoundPlan, values: Values, generate: Any) -> None:
-    """Preflight once, then the rounds, each from the last one's challenger."""
+def _rounds(plan: RoundPlan, values: Values, rounds: Sequence[Any]) -> None:
+    """Preflight once, then the rounds, each from the last one's challenger. One alone lies flat in the pipeline."""
     looked = place(
         preflight(
             preflight=values["preflight"], judge=values["judge"], publish=values["publish"], version=values["version"],
@@ -127,100 +148,145 @@ def _rounds(plan: RoundPlan, values: Values, generate: Any) -> None:
         ),
         "preflight", plan.cluster,
     ).set_caching_options(False)  # fmt: skip
-    start = looked.outputs
-    standing = _evaluated(plan, values, start, policy=start["policy"], digest=start["policy_digest"])
-    _one_round(plan, values, generate, start, standing)
+    start = {name: looked.outputs[name] for name in _START}
+    base = _evaluated(plan, values, start, policy=start["policy"], digest=start["policy_digest"])
+    champion = {"champion_outcomes": base["outcomes"], "champion_report": base["report"]}
+    if len(rounds) == 1:
+        _one_round(plan, {**values, **start, **champion}, rounds[0])
+        return
+    given = {name: values[name] for name in _ROUND if name in values} | start
+    before: dict[str, Any] = {}
+    for one in rounds:
+        made = one(**given, **champion, **before).outputs
+        champion = {"champion_outcomes": made["champion_outcomes"], "champion_report": made["champion_report"]}
+        before = {"trained": made["trained"], "panel_report_before": made["panel_report"], "base": base["outcomes"]}
+        given["policy_digest"] = made["trained_digest"]
 
 
-def _one_round(plan: RoundPlan, values: Values, generate: Any, start: Values, standing: Values) -> None:
-    """One round. start: what preflight resolved; standing: the champion's outcomes and report."""
-    policy = {"policy": start["policy"], "policy_digest": start["policy_digest"]}
-    on = {"data": values["data"], "data_digest": start["data_digest"]}
+def _round_parts(plan: RoundPlan) -> list[Any]:
+    """The rounds of a run as pipelines in the pipeline; of one round alone, its generation."""
+    if plan.rounds == 1:
+        return [_generation(plan)]
+    generations = [_generation(plan, continued=again) for again in (False, True)]
+    parts = []
+    for ahead in range(plan.rounds):
+        more = {"trained": dsl.Input[dsl.Model], "panel_report_before": dsl.Input[dsl.Artifact],
+                "base": dsl.Input[dsl.Dataset]}  # fmt: skip
+
+        def body(given: Values, ahead: int = ahead) -> Any:
+            return _one_round(plan, given, generations[ahead > 0], ahead)
+
+        about = f"Round {ahead + 1} of {plan.rounds}"
+        inputs = {**_ROUND, **(more if ahead else {})}
+        parts.append(_part(f"round-{ahead + 1}", about, inputs, Rounded, body))
+    return parts
+
+
+def _one_round(plan: RoundPlan, given: Values, generate: Any, ahead: int = 0) -> Any:
+    """One round, from its inputs by name (_ROUND); returns what the next round of the run starts from (Rounded)."""
+    number = {"number": given["number"], "ahead": ahead}
+    policy = {name: given[name] for name in ("policy", "policy_digest", "trained") if name in given}
+    on = {"data": given["data"], "data_digest": given["data_digest"]}
+    tested = {"benchmark": given["benchmark"], "benchmark_digest": given["benchmark_digest"]}
     prepared = place(
-        prepare(prepare=values["prepare"], **on, number=start["number"], rounds=plan.rounds, shards=values["shards"]),
+        prepare(prepare=given["prepare"], **on, **number, rounds=plan.rounds, shards=given["shards"]),
         "prepare", plan.cluster,
-    )  # fmt: skip
+    ).outputs  # fmt: skip
     made = generate(
-        propose=values["propose"], answer=values["answer"], judge=values["judge"], **on, **policy,
-        panel_digest=start["panel_digest"], shards=prepared.outputs["Output"], questions=prepared.outputs["questions"],
+        propose=given["propose"], answer=given["answer"], judge=given["judge"], **on, **policy,
+        panel_digest=given["panel_digest"], shards=prepared["Output"], questions=prepared["questions"],
     ).outputs  # fmt: skip
     paired = place(
-        pair(pair=values["pair"], candidates=made["candidates"], scores=made["scores"]), "pair", plan.cluster
+        pair(pair=given["pair"], candidates=made["candidates"], scores=made["scores"]), "pair", plan.cluster
     ).outputs
-    files = {"questions": prepared.outputs["questions"], "regions": made["regions"], "candidates": made["candidates"]}
+    files = {"questions": prepared["questions"], "regions": made["regions"], "candidates": made["candidates"]}
     scored = {name: made[name] for name in ("judgements", "scores", "panel_report")}
     pairs = {"pairs": paired["pairs"], "pair_report": paired["pair_report"]}
     kept = place(
-        version(version=values["version"], answer=values["answer"], **files, **scored, **pairs), "version", plan.cluster
+        version(version=given["version"], answer=given["answer"], **files, **scored, **pairs), "version", plan.cluster
     ).outputs
-    trained = place(
+    learnt = place(
         train(
-            train=values["train"], answer=values["answer"], **on, **policy, pairs_digest=paired["Output"],
+            train=given["train"], answer=given["answer"], **on, **policy, pairs_digest=paired["Output"],
             image=_image(plan, "train"), version=kept["Output"], **files, pairs=paired["pairs"],
         ),
         "train", plan.cluster,
     ).outputs  # fmt: skip
-    measured = _evaluated(plan, values, start, policy="", digest=trained["Output"], trained=trained["checkpoint"])
+    measured = _evaluated(plan, given, given, policy="", digest=learnt["Output"], trained=learnt["checkpoint"])
+    earlier = {name: given[name] for name in ("panel_report_before", "base") if name in given}
     decided = place(
         decide(
-            decide=values["decide"], publish=values["publish"], **on, benchmark=values["benchmark"],
-            benchmark_digest=start["benchmark_digest"], blind=values["blind_from"], calibration=values["calibrated_on"],
-            champion_round=start["policy_round"], champion=standing["outcomes"], challenger=measured["outcomes"],
-            panel_report=made["panel_report"], pair_report=paired["pair_report"],
+            decide=given["decide"], publish=given["publish"], **on, **tested, blind=given["blind_from"],
+            calibration=given["calibrated_on"], champion_round=given["policy_round"],
+            champion=given["champion_outcomes"], challenger=measured["outcomes"], panel_report=made["panel_report"],
+            pair_report=paired["pair_report"], **earlier,
         ),
         "decide", plan.cluster,
     ).outputs  # fmt: skip
+    champion = {name: given[name] for name in ("champion_outcomes", "champion_report")}
+    sections = {name: given[name] for name in SECTIONS if name not in ("preflight", "deploy")}
     shown = page(
-        **{name: values[name] for name in SECTIONS if name not in ("preflight", "deploy")}, number=start["number"],
-        data=values["data"], benchmark=values["benchmark"], blind_from=values["blind_from"], policy=start["policy"],
-        **files, **scored, **pairs, checkpoint=trained["checkpoint"], outcomes=measured["outcomes"],
-        report=measured["report"], decision=decided["decision"], evidence=decided["evidence"],
-        champion_outcomes=standing["outcomes"], champion_report=standing["report"],
+        **sections, **number, **on, **tested, blind_from=given["blind_from"],
+        policy=given["policy"], **files, **scored, **pairs, checkpoint=learnt["checkpoint"],
+        outcomes=measured["outcomes"], report=measured["report"], decision=decided["decision"],
+        evidence=decided["evidence"], **champion, **{name: given[name] for name in ("trained",) if name in given},
     )  # fmt: skip
     place(shown, "page", plan.cluster)
-    with dsl.If(decided["Output"] == "promote", name="promoted"):
+    evidence = {"checkpoint": learnt["checkpoint"], "report": measured["report"], "decision": decided["decision"],
+                "panel_report": made["panel_report"]}  # fmt: skip
+    _promoted(plan, given, decided["Output"], {**number, **tested, **evidence})
+    if plan.rounds == 1:
+        return None
+    stands = place(
+        standing(
+            verdict=decided["Output"], challenger_outcomes=measured["outcomes"], challenger_report=measured["report"],
+            **champion,
+        ),
+        "standing", plan.cluster,
+    ).outputs  # fmt: skip
+    return Rounded(learnt["checkpoint"], learnt["Output"], made["panel_report"], stands["outcomes"], stands["report"])
+
+
+def _promoted(plan: RoundPlan, given: Values, verdict: Any, challenger: Values) -> None:
+    """If it was promoted: published, and rolled out."""
+    with dsl.If(verdict == "promote", name="promoted"):
         published = place(
-            publish(
-                publish=values["publish"], number=start["number"], benchmark=values["benchmark"],
-                image=_image(plan, "publish"), checkpoint=trained["checkpoint"], report=measured["report"],
-                decision=decided["decision"], panel_report=made["panel_report"],
-            ),
-            "publish", plan.cluster,
-        ).outputs  # fmt: skip
+            publish(publish=given["publish"], image=_image(plan, "publish"), **challenger), "publish", plan.cluster
+        ).outputs
         if plan.deploys:
             place(
                 deploy(
-                    deploy=values["deploy"], publish=values["publish"], service=values["service"],
+                    deploy=given["deploy"], publish=given["publish"], service=given["service"],
                     digest=published["Output"], target=plan.target, state=plan.state,
                 ),
                 "deploy", plan.cluster,
             ).set_caching_options(False)  # fmt: skip
 
 
+def _part(name: str, about: str, inputs: Mapping[str, Any], outputs: Any, body: Callable[[Values], Any]) -> Any:
+    """A pipeline in the pipeline: inputs by name and type, outputs a NamedTuple, the tasks made by `body`."""
+
+    def part(*given: Any, **named: Any) -> Any:
+        return body(part.__signature__.bind(*given, **named).arguments)  # type: ignore[attr-defined]
+
+    kind = inspect.Parameter.POSITIONAL_OR_KEYWORD
+    part.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
+        [inspect.Parameter(one, kind, annotation=annotation) for one, annotation in inputs.items()],
+        return_annotation=outputs,
+    )
+    return dsl.pipeline(name=name, description=about)(part)
+
+
 def _generation(plan: RoundPlan, *, continued: bool = False) -> Any:
-    """What every shard makes, put together: a pipeline in the pipeline. continued: from a policy that this run trained.
+    """What every shard makes, put together. continued: from a policy that this run trained.
 
     (In a loop kfp.local takes every parameter that comes from another task for the loop's item. Here they are inputs.)
     """
-    if continued:
-
-        @dsl.pipeline(name="generation", description="What every shard makes, and all of it together.")
-        def generation(
-            propose: dict, answer: dict, judge: dict, data: str, data_digest: str, policy: str,  # type: ignore[type-arg]
-            policy_digest: str, panel_digest: str, shards: list, questions: dsl.Input[dsl.Dataset],  # type: ignore[type-arg]
-            trained: dsl.Input[dsl.Model],
-        ) -> Generated:  # fmt: skip
-            return _generated(plan, locals())
-    else:
-
-        @dsl.pipeline(name="generation", description="What every shard makes, and all of it together.")
-        def generation(
-            propose: dict, answer: dict, judge: dict, data: str, data_digest: str, policy: str,  # type: ignore[type-arg]
-            policy_digest: str, panel_digest: str, shards: list, questions: dsl.Input[dsl.Dataset],  # type: ignore[type-arg]
-        ) -> Generated:  # fmt: skip
-            return _generated(plan, locals())
-
-    return generation
+    texts = ("data", "data_digest", "policy", "policy_digest", "panel_digest")
+    inputs = {"propose": dict, "answer": dict, "judge": dict, **dict.fromkeys(texts, str), "shards": list}
+    inputs |= {"questions": dsl.Input[dsl.Dataset], **({"trained": dsl.Input[dsl.Model]} if continued else {})}
+    about = "What every shard makes, and all of it together."
+    return _part("generation", about, inputs, Generated, lambda given: _generated(plan, given))
 
 
 def _generated(plan: RoundPlan, given: Values) -> Any:

@@ -96,8 +96,8 @@ def test_a_bad_override_is_shown(override: str, says: str, tmp_path: Path) -> No
 
 
 def test_the_projects_own_file_parses_and_says_the_defaults_but_where_it_says_why() -> None:
-    """Different on purpose: the shipped judges, one finding list, the controls that the results table shows, and a
-    training for models a thousandth of the usual size."""
+    """Different on purpose: the shipped judges, one finding list, the controls that the results table shows, the
+    benchmark's grounders set like the round's, and a training for models a thousandth of the usual size."""
     path = ROOT / "params.yaml"
     params, defaults = load_params(path).model_dump(), Params().model_dump()
     different = {
@@ -107,7 +107,7 @@ def test_the_projects_own_file_parses_and_says_the_defaults_but_where_it_says_wh
         if value != defaults[section][field]
     }
     assert different == {
-        "judge.judges", "judge.calibration_file", "propose.hypotheses", "evaluate.arms",
+        "judge.judges", "judge.calibration_file", "propose.hypotheses", "evaluate.arms", "evaluate.propose",
         "train.lr", "train.batch_size", "train.nll_weight",
     }  # fmt: skip
 

@@ -19,7 +19,7 @@ def decide(
     inputs = {"benchmark": benchmark, "data": data, "blind": blind, "calibration": calibration}
     inputs |= {"champion": champion.path, "challenger": challenger.path}
     inputs |= {"panel_report": panel_report.path, "pair_report": pair_report.path}
-    if base or int(champion_round) == 0:  # in the first round the champion is the base policy
+    if int(champion_round) == 0:  # the run began at the base policy
         inputs["base"] = base.path if base else champion.path
     inputs["panel_report_before"] = panel_report_before.path if panel_report_before else ""
     outputs = {"decision": decision.path, "evidence": evidence.path, "summary": summary.path}

@@ -7,7 +7,7 @@ from clincot.components import IMAGE
 
 @dsl.component(base_image=IMAGE, install_kfp_package=False)
 def prepare(
-    prepare: dict, data: str, data_digest: str, number: int, rounds: int, shards: int,
+    prepare: dict, data: str, data_digest: str, number: int, ahead: int, rounds: int, shards: int,
     questions: dsl.Output[dsl.Dataset], metrics: dsl.Output[dsl.Metrics],
 ) -> list[str]:  # fmt: skip
     from pathlib import Path
@@ -16,6 +16,6 @@ def prepare(
     from clincot import tasks
 
     with tasks.told("prepare"):
-        section = tasks.prepare_section(prepare, number, int(rounds))
+        section = tasks.prepare_section(prepare, int(number) + int(ahead), int(rounds))
         tasks.run("prepare", section, {"data": data}, {"questions": questions.path}, metrics=metrics)
         return sharding.shard_names(Path(questions.path), int(shards))

@@ -7,7 +7,8 @@ from clincot.components import IMAGE
 
 @dsl.component(base_image=IMAGE, install_kfp_package=False)
 def publish(
-    publish: dict, number: int, benchmark: str, image: str, checkpoint: dsl.Input[dsl.Model],
+    publish: dict, number: int, ahead: int, benchmark: str, benchmark_digest: str, image: str,
+    checkpoint: dsl.Input[dsl.Model],
     report: dsl.Input[dsl.Artifact], decision: dsl.Input[dsl.Artifact], panel_report: dsl.Input[dsl.Artifact],
     published: dsl.Output[dsl.Artifact], metrics: dsl.Output[dsl.Metrics],
 ) -> str:  # fmt: skip
@@ -17,7 +18,7 @@ def publish(
     from clincot import tasks
 
     with tasks.told("publish"):
-        section = tasks.publish_section(publish, number)
+        section = tasks.publish_section(publish, int(number) + int(ahead))
     inputs = {"checkpoint": checkpoint.path, "report": report.path, "decision": decision.path}
     inputs |= {"panel_report": panel_report.path, "golden": benchmark}
     tasks.run("publish", section, inputs, {"published": published.path}, metrics=metrics)

@@ -211,8 +211,9 @@ def _add_models(commands: Any) -> None:
     sft.add_argument("--out", type=Path, required=True)
     sft.add_argument("--region-truth", type=float, default=0.6,
                      help="share of the written regions that lie where the finding is (default 0.6)")  # fmt: skip
-    sft.add_argument("--part", type=int, choices=[1, 2, 3], default=2,
-                     help="of the lessons: 1 from near, 2 the whole image, 3 (judges) both (default 2)")  # fmt: skip
+    sft.add_argument("--part", type=int, choices=[1, 2, 3, 4], default=2,
+                     help="of the lessons: 1 from near, 2 the whole image; judges: 3 both, 4 answers off topic too "
+                     "(default 2)")  # fmt: skip
     _add_params(sft)
     calibrate = _command(commands, "calibrate", "fit the judges' calibration on a small labelled set", _run_calibrate)
     calibrate.add_argument(

@@ -7,10 +7,10 @@ Sources: [ClinCoT] arXiv 2603.01124, [UV-CoT] arXiv 2504.18397, [MMedPO] arXiv 2
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar, get_args
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from clincot.jsonl import BadRecord, explain
 from clincot.records import digest_of
@@ -50,8 +50,9 @@ class ProposeSection(Section):
 
     grounders: Annotated[
         dict[GrounderName, Positive],
+        AfterValidator(lambda given: {name: given[name] for name in get_args(GrounderName) if name in given}),
         Field(description="how many regions each grounder gives a question; the whole image is always added"),
-    ] = {"windows": 2, "written": 4}
+    ] = {"windows": 2, "written": 4}  # in one order, whatever the order of the keys: what comes first is kept of two
     hypotheses: Annotated[int, Field(ge=2, description="findings asked about a question, 'normal' included")] = 4
     window_sides: Annotated[
         tuple[Annotated[float, Field(gt=0, le=1)], ...],

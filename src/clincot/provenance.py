@@ -23,6 +23,7 @@ from clincot.records import (
     BenchmarkReport,
     Candidate,
     Checkpoint,
+    DataVersion,
     Decision,
     Interval,
     Judgement,
@@ -133,6 +134,8 @@ class _Tree:
                 return Node(_reference_text(record), [self.question_named(record.question)])
             case Checkpoint():
                 return self.checkpoint(record)
+            case DataVersion():
+                return _version_node(record)
             case Decision():
                 return self.decision(record)
             case BenchmarkReport():
@@ -235,6 +238,8 @@ class _Tree:
         for path, kind in self.records.files:
             if kind is PreferencePair and checkpoint.pairs == file_digest(path):
                 below.append(Node(f"pairs {self._short(path)}  sha256 {checkpoint.pairs}"))
+        if checkpoint.data_revision:
+            below.append(Node(f"kept at revision {checkpoint.data_revision} of the data repository"))
         train = load_params(self.run / run_folder.PARAMS).train.digest
         as_run = (
             "params.yaml's" if checkpoint.config == train else "not params.yaml's: a comparison's, or it was changed"
@@ -305,6 +310,16 @@ def _brief(record: Record) -> str:
         case Reference():
             return record.answer
     return type(record).__name__
+
+
+def _version_node(version: DataVersion) -> Node:
+    where = f"{version.tag} of {version.repository}, revision {version.revision}"
+    below = [
+        Node(where if version.revision else f"not versioned: {version.unversioned}"),
+        Node(f"sha256 {version.sha256}, {version.size} bytes"),
+        *(Node(f"{file.name}  sha256 {file.sha256}") for file in version.files),
+    ]
+    return Node(f"{version.id}  preference data: {version.pairs} pairs of {version.candidates} candidates", below)
 
 
 def _region_text(region: Region) -> str:

@@ -98,15 +98,26 @@ def read_made(store: Store, line: str, number: int) -> Made:
 
 
 def end_round(store: Store, line: str, *, state: str, run: str = "", error: str = "") -> Ended:
-    """Record how the run of the line's open round ended."""
+    """Record how the run of the line's open round ended; of one with several rounds, all that were made.
+
+    Returns the record of the last of them.
+    """
     number = next_round(store, line)
     ended = Ended(number=number, state=state, run=run, error=error, at=datetime.now(UTC).isoformat(timespec="seconds"))
     try:
         store.read(_key(line, number, "begun"))
     except NotStored:  # it failed before a round began: nothing is recorded of a round that is not
         return ended
-    _keep(store, _key(line, number, "ended" if state == "SUCCEEDED" else "failed"), ended)
-    return ended
+    if state != "SUCCEEDED":
+        _keep(store, _key(line, number, "failed"), ended)
+        return ended
+    made = {int(key.split("/")[2]) for key in store.keys(f"rounds/{line}/") if key.endswith("/made.json")}
+    while True:
+        _keep(store, _key(line, number, "ended"), ended)
+        if number + 1 not in made:
+            return ended
+        number += 1
+        ended = ended.model_copy(update={"number": number})
 
 
 def _moved_by(store: Store, begun: Begun) -> bool:

@@ -1,11 +1,12 @@
-"""Whole rounds in succession: propose, answer, judge, pair, train, evaluate, decide, and again with what came out.
+"""Whole rounds in succession: from propose to decide (stages.py), and again with what came out.
 
 A run folder holds everything a run made, and a run that was interrupted goes on where it was (stages.run_stage):
 
     run.json  params.yaml            what it was started with
     base/                            the base policy's outcomes and report: the round-0 champion
-    round-01/                        questions, regions, candidates, judgements, scores, pairs, policy/, outcomes,
-                                     report.json, decision.json, decision.md, evidence.jsonl (who answered what)
+    round-01/                        questions, regions, candidates, judgements, scores, pairs, version.json, policy/,
+                                     outcomes, report.json, decision.json, decision.md,
+                                     evidence.jsonl (who answered what)
     round-01/sft/  round-01/dpo/     comparisons: trained on the same pairs, SFT-on-chosen and plain DPO
     champion.json                    who is champion, and every promotion so far
     ledger/                          what the decisions spent of the lifetime budget, and the questions they used
@@ -29,6 +30,7 @@ from clincot.errors import BadInput
 from clincot.jsonl import BadRecord, read_records, write_json, written_aside
 from clincot.records import BenchmarkReport, Decision
 from clincot.report_file import REPORTS
+from clincot.run_folder import PAIRS_REPORT, PANEL_REPORT, VERSION
 from clincot.stages import Metrics, metrics_of_reports, read_benchmark, run_stage
 
 
@@ -100,8 +102,24 @@ def _round(plan: Plan, number: int, folder: Path, start: Path) -> dict[str, Path
         {"pairs": at["pairs"], "pair_report": folder / "pairs.report.json"},
     )  # fmt: skip
     at |= steps
+    at["version"] = _version(plan, number, folder, at, scores)
     _train_and_evaluate(plan, params.train, at, start, folder, folder / "policy")
     return at
+
+
+def _version(plan: Plan, number: int, folder: Path, at: dict[str, Path], scores: Path) -> Path:
+    """Keep the round's preference data as a version; returns the record that says where."""
+    section, version = plan.params.version, folder / VERSION
+    if section.round:  # of the first round of this run
+        section = section.model_copy(update={"round": section.round + number - 1})
+    files = {name: path for name, path in at.items() if name not in {"data", "policy"}}
+    run_stage(
+        "version", section,
+        {**files, "scores": scores, "judgements": folder / "judgements.jsonl",
+         "panel_report": folder / PANEL_REPORT, "pair_report": folder / PAIRS_REPORT},
+        {"version": version},
+    )  # fmt: skip
+    return version
 
 
 def _compare(

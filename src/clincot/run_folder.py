@@ -18,14 +18,16 @@ from typing import Any, TypeVar
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from clincot.jsonl import BadRecord, explain
-from clincot.records import BenchmarkReport, Checkpoint, Decision, Interval, Record
+from clincot.records import BenchmarkReport, Checkpoint, DataVersion, Decision, Interval, Record
 
 RUN, PARAMS, RESULTS = "run.json", "params.yaml", "results.json"
 CHECKPOINT, TRAIN_LOG, DECISION, REPORT = "record.json", "train_log.json", "decision.json", "report.json"
-EVIDENCE = "evidence.jsonl"
+EVIDENCE, VERSION = "evidence.jsonl", "version.json"
 PANEL_REPORT, PAIRS_REPORT = "panel.report.json", "pairs.report.json"
 # The records that stand alone in a JSON file, by the file's name.
-SINGLE: dict[str, type[Record]] = {CHECKPOINT: Checkpoint, DECISION: Decision, REPORT: BenchmarkReport}
+SINGLE: dict[str, type[Record]] = {
+    CHECKPOINT: Checkpoint, DECISION: Decision, REPORT: BenchmarkReport, VERSION: DataVersion,
+}  # fmt: skip
 
 M = TypeVar("M", bound=BaseModel)
 

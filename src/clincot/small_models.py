@@ -31,7 +31,7 @@ from clincot.train.sft import train_on_rows
 from clincot.train.vision import DenseFrames, pretrain_vision
 
 REGION_TRUTH = 0.6  # of the regions that the policy is taught to write: leaves room for rounds to improve them
-LESSON_LR = {1: 2e-3, 2: 1e-3, 3: 1e-3}  # by part of the lessons
+LESSON_LR = {1: 2e-3, 2: 1e-3, 3: 1e-3, 4: 5e-4}  # by part of the lessons
 
 
 @dataclass(frozen=True)
@@ -54,11 +54,12 @@ CALIBRATION_QUESTIONS = 1200
 RECIPES = (
     Recipe("policy", "policy", SmallSpec(seed=1), range(1000, 1040), 6_000, 5_000, ((1, 1), (2, 2)), batch_size=64),
     Recipe(
-        "judge-a", "judge", SmallSpec(seed=2, text_layers=2), range(2000, 2040), 6_000, 5_000, ((1, 1.5), (2, 1.5)),
+        "judge-a", "judge", SmallSpec(seed=2, text_layers=2), range(2000, 2040), 6_000, 5_000,
+        ((1, 1.5), (2, 1.5), (4, 1)),
     ),
     Recipe(
         "judge-b", "judge", SmallSpec(seed=3, vision_hidden=96, vision_layers=4, text_layers=2), range(3000, 3040),
-        6_000, 5_000, ((1, 1.5), (2, 1.5), (2, 1.5), (3, 1)),
+        6_000, 5_000, ((1, 1.5), (2, 1.5), (2, 1.5), (3, 1), (4, 1.5)),
     ),
 )  # fmt: skip
 

@@ -42,6 +42,9 @@ ERRORS = "CLINCOT_TASK_ERRORS"  # file to which a failing task appends its messa
 class MetricsArtifact(Protocol):
     """kfp.dsl.Metrics, without kfp."""
 
+    @property
+    def path(self) -> str: ...
+
     def log_metric(self, metric: str, value: float) -> None: ...
 
 
@@ -97,6 +100,10 @@ def run(
 
 
 def log(metrics: MetricsArtifact | None, values: Metrics) -> None:
+    """The values for the Kubeflow UI, and as a file: kfp.local takes an artifact without one for lost, and its task for
+    not done."""
+    if metrics is not None:
+        write_json(Path(metrics.path), dict(values))
     for name, value in values.items():
         print(f"{name} {value:g}")
         if metrics is not None:
@@ -266,3 +273,11 @@ def page(
             sections, number=int(number), data=data, benchmark=benchmark, blind_from=blind_from, policy=policy,
             made=made, champion=champion, page=Path(page), results=Path(results),
         )  # fmt: skip
+
+
+def standing(
+    verdict: str, champion: Mapping[str, str], challenger: Mapping[str, str], outputs: Mapping[str, str]
+) -> None:
+    """The files of whoever is champion after a decision."""
+    for name, path in (challenger if verdict == "promote" else champion).items():
+        shutil.copyfile(path, outputs[name])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import uuid
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -89,6 +91,39 @@ def test_of_two_racers_one_wins_and_the_other_is_told_who(
     assert digests(champion.read_champion(store, "chest")) == [BASE.sha256, winner.sha256]
     assert f"it is {winner.sha256[:12]} (round {winner.round}, promote" in told[loser]
     assert f"by racer {winner.round}" in told[loser]
+
+
+def test_of_two_rounds_that_have_both_read_the_pointer_one_wins(
+    s3: S3Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two processes on S3. Both have read the base as champion before either writes: only the write itself decides."""
+    for name, value in s3.environment.items():
+        monkeypatch.setenv(name, value)
+    s3.bucket(bucket := f"race-{uuid.uuid4().hex[:8]}")
+    store = open_store(f"s3://{bucket}/models")
+    champion.start(store, BASE, by="ann")
+    racers = []
+    for to in (ONE, TWO):
+        (tmp_path / to.sha256).write_text(to.model_dump_json())
+        command = [sys.executable, "-m", "tests.deploy.racer", store.url, str(tmp_path / to.sha256), BASE.sha256,
+                   f"round {to.round}"]  # fmt: skip
+        racers.append(subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+                                       cwd=Path(__file__).parents[2]))  # fmt: skip
+    for racer in racers:
+        assert racer.stdout is not None
+        assert racer.stdout.readline() == "read\n"
+    for racer in racers:
+        assert racer.stdin is not None
+        racer.stdin.write("go\n")
+        racer.stdin.flush()
+    told = [racer.communicate(timeout=60)[0].strip() for racer in racers]
+    assert told.count("won") == 1
+    winner, loser = (ONE, TWO) if told[0] == "won" else (TWO, ONE)
+    assert digests(champion.read_champion(store, "chest")) == [BASE.sha256, winner.sha256]
+    (lost,) = [line for line in told if line != "won"]
+    assert f"it is {winner.sha256[:12]} (round {winner.round}, promote" in lost
+    assert f"by round {winner.round})" in lost
+    assert loser.sha256 not in {move.sha256 for move in champion.read_champion(store, "chest").moves}
 
 
 def test_a_pointer_with_a_break_is_refused(tmp_path: Path) -> None:

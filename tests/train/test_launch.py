@@ -106,7 +106,7 @@ def test_two_processes_killed_and_started_again_have_the_loss_curve_of_one(
 
 
 def test_a_loss_that_is_not_finite_stops_both_processes_by_name(tmp_path: Path) -> None:
-    """A learning rate of 1e30: the first step is fine, the second one's loss is NaN on both, and both name the pairs."""
+    """A learning rate of 1e30: the first step is fine, the second one's loss is NaN on both; they name the pairs."""
     section = TrainSection(batch_size=4, epochs=2, lr=1e30, warmup_ratio=0.0, max_grad_norm=1e30)
     work = write_work(tmp_path, section, studies=3, extra=0)
     with pytest.raises(TrainingFailed, match=r"step 2: the loss is not finite for 4 of 4 pairs: pair-.*Lower train.lr"):
@@ -142,6 +142,12 @@ def test_sft_is_refused_in_several_processes(work: Work) -> None:
     sft = work.model_copy(update={"section": work.section.model_copy(update={"loss": "sft"})})
     with pytest.raises(BadInput, match="learns in one process"):
         run_training(sft, TWO)
+
+
+def test_a_lora_is_not_split(work: Work) -> None:
+    lora = work.model_copy(update={"section": work.section.model_copy(update={"lora_r": 4})})
+    with pytest.raises(BadInput, match="set sharding: none"):
+        run_training(lora, TWO.model_copy(update={"sharding": "fsdp"}))
 
 
 def test_torchrun_without_a_gpu_has_to_be_told_how_many(work: Work) -> None:

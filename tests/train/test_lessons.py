@@ -138,6 +138,13 @@ def test_the_written_regions_are_right_in_the_share_asked_for(region_truth: floa
         assert all(hits)
 
 
+def test_a_written_region_that_is_not_right_is_the_middle() -> None:
+    """The base policy's default, which rounds have something to improve on: (.375, .375) on a grid of .05 is .4."""
+    for conversation in policy(region_truth=0.0):
+        if len(conversation) == 4 and conversation[1].action:
+            assert conversation[1].text in {"[40, 40, 65, 65]", "[25, 25, 75, 75]"}
+
+
 def test_a_policy_learns_regions_and_answers_where_it_wrote_and_answers_alone_where_it_did_not() -> None:
     kinds: dict[tuple[int, tuple[bool, ...]], int] = {}
     for conversation in policy():
@@ -161,9 +168,10 @@ def test_a_policy_learns_regions_and_answers_where_it_wrote_and_answers_alone_wh
             assert said == ("yes" if shows(one.reference.boxes, crop(conversation)) else "no")
     # Part 1: of 240 questions the shape of a region, twice; 60 sides read from numbers, 4 times; 180 of topics that a
     # crop answers, twice each; and of the 180 with a box twice, whether a crop shows the finding.
-    # Part 2: each question once with a region of its own and once with a given one.
+    # Part 2: each question once with a region of its own and once with a given one, and the 180 with a box once more
+    # whether a crop shows the finding.
     assert kinds == {
-        (0, (False, True)): 480, (0, (False, False, False, True)): 240, (1, (False, True)): 360 + 360,
+        (0, (False, True)): 480, (0, (False, False, False, True)): 240, (1, (False, True)): 360 + 360 + 180,
         (5, (False, True, False, True)): 240, (5, (False, False, False, True)): 240,
     }  # fmt: skip
 
@@ -245,6 +253,22 @@ def test_a_judge_is_asked_of_both_answers_and_says_yes_to_the_right_one() -> Non
         assert said.text == ("yes" if right else "no")
         yes_no[said.text] += 1
     assert yes_no == {"yes": 240 + 120, "no": 240 + 120}
+
+
+def test_a_judge_hears_answers_to_other_questions_in_the_end() -> None:
+    """Part 4: a quarter of the wrong answers is drawn from all topics, in part 2 a twentieth; of those some are of the
+    topic by chance, so fewer are off it. 480 wrong answers: four deviations of .25 are .08."""
+
+    def off_topic(part: int) -> float:
+        wrong = [c[0].text for c in judge_lessons(LESSONS, FOLDER, VIEWS, seed=0, part=part) if c[-1].text == "no"]
+        topics: dict[str, set[str]] = {}
+        for one in LESSONS:
+            topics.setdefault(one.question.text, set()).add(one.reference.answer)
+        return float(
+            np.mean([not any(f" {q} {a}?" in text for q, group in topics.items() for a in group) for text in wrong])
+        )
+
+    assert off_topic(2) < 0.08 < off_topic(4) < 0.33
 
 
 def test_a_judge_first_learns_from_near() -> None:

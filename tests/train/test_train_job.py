@@ -303,7 +303,7 @@ def test_what_is_refused_before_a_job_is_made(work: Work, tmp_path: Path) -> Non
 
 def test_inputs_are_copied_to_the_volume_unless_they_are_on_it(work: Work, tmp_path: Path) -> None:
     there = shared(work, tmp_path / "jobs" / "x", tmp_path)
-    assert there.pairs == tmp_path / "jobs" / "x" / "inputs" / "pairs.jsonl"
+    assert there.pairs == tmp_path / "jobs" / "x" / "inputs" / "pairs"
     assert there.pairs.read_bytes() == work.pairs.read_bytes()
     assert checkpoint_digest(there.policy) == checkpoint_digest(work.policy)
     assert there.digest == work.digest  # so is the job's name

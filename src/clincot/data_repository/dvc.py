@@ -43,8 +43,14 @@ def dvc(folder: Path, *arguments: str, timeout_s: float) -> str:
     if done.returncode != 0:
         if "No module named dvc" in done.stderr:
             raise DvcFailed(f"{_EXTRA} (DVC is missing)")
-        raise DvcFailed(f"dvc {arguments[0]} failed: {said(done)}; {_HINT}")
+        raise DvcFailed(f"dvc {arguments[0]} failed: {_error(done)}; {_HINT}")
     return done.stdout
+
+
+def _error(done: subprocess.CompletedProcess[str]) -> str:
+    """What DVC calls the error, without its courtesies."""
+    lines = [line for line in done.stderr.splitlines() if line.startswith("ERROR: ")]
+    return " / ".join(line.removeprefix("ERROR: ").removeprefix("unexpected error - ") for line in lines) or said(done)
 
 
 def quieted(folder: Path) -> None:
@@ -112,6 +118,15 @@ def fetched(folder: Path, revision: str, path: str, to: Path) -> Path:
 
         DVCFileSystem(str(folder), rev=revision).get_file(path, str(to))
     return to
+
+
+def send(folder: Path, objects: Mapping[str, Path]) -> None:
+    """Send files {digest: file} that a push left out: where a folder's listing is, DVC takes its files to be too."""
+    with _remote(folder) as odb:
+        from dvc.fs import LocalFileSystem
+
+        for digest, path in objects.items():
+            odb.add(str(path), LocalFileSystem(), digest, check_exists=False)
 
 
 @contextmanager

@@ -42,7 +42,7 @@ class Git:
         return done.stdout
 
     def tried(self, *arguments: str) -> str:
-        """ "" if the command went well, else what git said."""
+        """What git said where the command failed; nothing ("") where it went well."""
         done = self._run(arguments, "")
         return "" if done.returncode == 0 else said(done)
 
@@ -50,8 +50,8 @@ class Git:
         command = ["git", *_helper(), *arguments]
         try:
             return subprocess.run(
-                command, cwd=self.folder, env=environment(), input=given, capture_output=True, text=True,
-                timeout=self.timeout_s, check=False,
+                command, cwd=self.folder, env=environment(), input=given, capture_output=True, encoding="utf-8",
+                errors="replace", timeout=self.timeout_s, check=False,
             )  # fmt: skip
         except FileNotFoundError:
             raise GitFailed("git is not installed; the data repository needs it") from None
@@ -62,9 +62,9 @@ class Git:
 def clone(address: str, folder: Path, *, branch: str, timeout_s: float) -> Git:
     """A clone of the data repository in `folder`, which is made. Raises BadInput, GitFailed."""
     checked_address(address)
-    here = Git(folder.parent, timeout_s)
     options = ["--branch", branch] if branch else []
-    wrong = here.tried("clone", "--quiet", *options, "--", address, folder.name)
+    here = Git(Path.cwd(), timeout_s)  # where a relative address starts from
+    wrong = here.tried("clone", "--quiet", *options, "--", address, str(folder.absolute()))
     if wrong:
         raise GitFailed(
             f"{address}: could not be cloned: {wrong}; check version.repository and version.branch, and for https "
@@ -74,6 +74,8 @@ def clone(address: str, folder: Path, *, branch: str, timeout_s: float) -> Git:
     if git.tried("config", "user.email"):  # a container has no identity of its own
         git("config", "user.name", os.environ.get("GIT_AUTHOR_NAME", "clincot"))
         git("config", "user.email", os.environ.get("GIT_AUTHOR_EMAIL", "clincot@localhost"))
+    if git.tried("symbolic-ref", "--quiet", "HEAD"):
+        raise BadInput(f"{address}: version.branch must name a branch, and {branch!r} is a tag")
     return git
 
 

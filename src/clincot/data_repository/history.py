@@ -109,7 +109,7 @@ def compare(a: Iterable[PreferencePair], b: Iterable[PreferencePair]) -> PairDif
         if first != now:  # seen from the candidate that A has chosen
             turned += 1
             now_first, now_second = now_second, now_first
-        changes = (now_first - now_second - score_first + score_second, now_first - score_first,
+        changes = ((now_first - now_second) - (score_first - score_second), now_first - score_first,
                    now_second - score_second, spread_now - spread)  # fmt: skip
         unchanged += not any(changes)
         for name, change in zip(moved, changes, strict=True):

@@ -21,7 +21,7 @@ from pathlib import Path
 
 from clincot.config import VersionSection
 from clincot.data_repository.describing import NAMES, describe
-from clincot.data_repository.dvc import FOLDER, POINTER, DvcFailed, dvc, missing, pointed_at, quieted
+from clincot.data_repository.dvc import FOLDER, POINTER, DvcFailed, dvc, missing, pointed_at, quieted, send
 from clincot.data_repository.git import Git, GitFailed, clone
 from clincot.errors import BadInput
 from clincot.jsonl import BadRecord, parse_record
@@ -57,6 +57,7 @@ def keep_version(section: VersionSection, inputs: Mapping[str, Path], output: Pa
 @contextmanager
 def cloned(section: VersionSection, folder: Path) -> Iterator[Git]:
     """A clone of the data repository that is gone afterwards; one that a killed run left there is thrown away."""
+    folder = folder.absolute()
     shutil.rmtree(folder, ignore_errors=True)
     folder.parent.mkdir(parents=True, exist_ok=True)
     try:
@@ -131,9 +132,12 @@ def _into_remote(git: Git, section: VersionSection, described: DataVersion, inpu
             "they were changed while they were being read"
         )
     dvc(git.folder, "push", POINTER, timeout_s=section.timeout_s)
+    names = {file.md5: file.name for file in described.files}
     absent = missing(git.folder, _objects(described, listing))
+    if lost := {digest: folder / names[digest] for digest in absent if digest in names}:
+        send(git.folder, lost)
+        absent = missing(git.folder, _objects(described, listing))
     if absent:
-        names = {file.md5: file.name for file in described.files}
         told = ", ".join(f"{names.get(digest, 'the listing')} ({digest})" for digest in absent)
         raise DvcFailed(f"pushed, but not in the DVC remote: {told}; nothing was committed. Run the stage again")
 

@@ -33,6 +33,8 @@ def start_repository(address: str, remote: str, *, endpoint: str = "", timeout_s
     checked_address(address)
     if "@" in remote.partition("://")[2]:
         raise BadInput("the remote's address holds credentials; they come from the environment (AWS_… variables)")
+    if "://" not in remote:
+        remote = str(Path(remote).absolute())
     if "://" not in address and ":" not in address and not Path(address).exists():
         _bare(Path(address))
     with tempfile.TemporaryDirectory() as scratch:
@@ -57,7 +59,6 @@ def _bare(folder: Path) -> None:
 
 def _first_commit(git: Git, remote: str, endpoint: str, timeout_s: float) -> None:
     dvc(git.folder, "init", "--quiet", timeout_s=timeout_s)
-    dvc(git.folder, "config", "core.analytics", "false", timeout_s=timeout_s)
     dvc(git.folder, "remote", "add", "--default", "data", remote, timeout_s=timeout_s)
     if endpoint:
         dvc(git.folder, "remote", "modify", "data", "endpointurl", endpoint, timeout_s=timeout_s)

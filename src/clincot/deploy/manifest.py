@@ -63,7 +63,7 @@ class Manifest(Record):
     """A published checkpoint: all files with their digests, where it comes from and what it was measured to be."""
 
     prefix: ClassVar[str] = "model"
-    provenance: ClassVar[frozenset[str]] = frozenset({"uri", "git", "created"})
+    provenance: ClassVar[frozenset[str]] = frozenset({"uri", "git", "created", "data", "data_revision"})
 
     line: Text
     sha256: Sha256  # the checkpoint's digest (models/checkpoint.py), under which it lies
@@ -82,6 +82,8 @@ class Manifest(Record):
     golden: tuple[Golden, ...] = ()
     files: tuple[StoredFile, ...]
     uri: str = ""
+    data: str = ""  # sha256 of the version of preference data
+    data_revision: str = ""  # the commit of the data repository that keeps it
     git: str = ""
     created: str = ""  # UTC
 

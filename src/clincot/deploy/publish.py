@@ -143,6 +143,7 @@ def _manifest(
         config=record.config if record else "", judges=evidence.judges, agreement=evidence.agreement,
         report=evidence.report, decision=evidence.decision, licence=section.licence, golden=tuple(evidence.golden),
         files=(), uri=uri_of(store, section.name, digest), git=evidence.git,
+        data=record.data if record else "", data_revision=record.data_revision if record else "",
         created=datetime.now(UTC).isoformat(timespec="seconds"),
     )  # fmt: skip
 

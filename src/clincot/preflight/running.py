@@ -34,13 +34,14 @@ def look(section: PreflightSection, inputs: Mapping[str, Path], outputs: Mapping
 
     Raises PreflightFailed, naming all checks that failed; the report and the table are there by then.
     """
+    outputs["champion"].unlink(missing_ok=True)  # of an earlier look, when all was well
+    outputs["report"].parent.mkdir(parents=True, exist_ok=True)
     start: list[StartingPolicy] = []
     found = run_probes(probes(section, inputs, outputs["report"].parent, start))
     report = PreflightReport(checks=tuple(found))
     write_json(outputs["report"], report.model_dump(mode="json"))
     with written_aside(outputs["table"]) as file:
         file.write(table(report.checks))
-    outputs["champion"].unlink(missing_ok=True)  # of an earlier look, when all was well
     if report.failed:
         raise PreflightFailed(
             f"{len(report.failed)} of {len(report.checks)} checks failed: "

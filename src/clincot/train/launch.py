@@ -27,6 +27,8 @@ def run_training(work: Work, launch: LaunchSettings) -> dict[str, float]:
     processes = _processes(launch)
     if work.section.loss == "sft" and (launch.job is not None or processes > 1):
         raise BadInput("train.loss sft learns in one process; launch it as how: here")
+    if work.section.lora_r and launch.sharding != "none":
+        raise BadInput("a LoRA is merged into a whole model; set sharding: none, or train.lora_r: 0")
     if launch.job is not None:
         from clincot.train.train_job import train_on_nodes
 
@@ -66,9 +68,9 @@ def torchrun(work: Work, processes: int) -> dict[str, float]:
     if code != 0:
         said = "; ".join(failures(work)) or (
             f"a training process ended without a word (torchrun: {code}; what it printed stands above): killed, or out "
-            "of memory"
+            "of memory. Run it again: it goes on from the last checkpoint of train.save_steps"
         )
-        raise TrainingFailed(f"{said}. Run it again: it goes on from the last checkpoint of train.save_steps")
+        raise TrainingFailed(said)
     metrics: dict[str, float] = read_json(work.result)
     shutil.rmtree(work.folder)
     return metrics

@@ -2,7 +2,9 @@
 
 Only base models and judges are taught this way, on patients that no round and no evaluation uses. The base policy is
 left improvable on purpose: it answers well from the right region, but the regions that it is taught to *write* are
-right only in a stated share of lessons and anywhere else otherwise, as region annotations of mixed quality would be.
+right only in a stated share of lessons and the middle of the image otherwise, as region annotations of mixed quality
+would be: half of them drawn with care, half of them the default box. So it looks at the middle unless something tells
+it that looking pays.
 """
 
 from __future__ import annotations
@@ -29,6 +31,7 @@ from clincot.records import Question, Reference, Study
 
 CROP_TOPICS = ("margin", "presence", "which finding")  # a crop is enough to answer these
 PLACE_TOPICS = ("side", "zone")  # the region's numbers are enough to answer these
+OFF_TOPIC = 0.05  # share of the wrong answers that answer no question of this kind ("smooth" to "how many?")
 SNAP = 0.05  # written regions start on a grid of 5 %: fewer words to learn
 
 
@@ -55,9 +58,11 @@ def policy_lessons(
 
     Part 1, short and many: naming what a crop shows, reading a place from a region's numbers, and what a region is: a
     square of a quarter or a half, without any picture to find it in. Part 2: the whole image, writing a region and
-    answering from it, and answering from a given region.
+    answering from it, answering from a given region, and now and then naming what a crop shows, lest it be forgotten:
+    the sliding windows ask just that.
 
-    `region_truth`: share of the written regions that are where the finding is; the others lie anywhere.
+    `region_truth`: share of the written regions that are where the finding is; the others of part 1 lie anywhere,
+    those of part 2 in the middle.
     """
     rng = np.random.default_rng([seed, part])
     sides = sides_by_finding(lessons)
@@ -72,11 +77,12 @@ def policy_lessons(
             continue
         report = lesson.question.kind == "report"
         opening = look(study, folder, views, text)
-        box = _region(lesson, rng, sides, truth=region_truth, whole=0.0, grid=SNAP)
+        box = _written_region(lesson, rng, sides, truth=region_truth)
         closer = look_closer(opening, study, folder, views, question=text, box=box, written=True, report=report)
         yield answered(closer, answer)
         box = _region(lesson, rng, sides, truth=0.65, whole=0.1)
         yield answered(look_closer(opening, study, folder, views, question=text, box=box, report=report), answer)
+        yield from list(_finding_lesson(lesson, folder, views, rng, sides))[int(rng.integers(2)) :][:1]
 
 
 def _crop_lessons(
@@ -103,13 +109,13 @@ class Proposal:
 
 def proposals(
     lessons: Sequence[Lesson], *, seed: int, region_truth: float, whole: float = 0.1, both: bool = True,
-    among: Sequence[Lesson] = (),
+    among: Sequence[Lesson] = (), off_topic: float = OFF_TOPIC,
 ) -> Iterator[Proposal]:  # fmt: skip
     """The right and a wrong answer of every question (with `both` False: one of them), seen from one region.
 
-    Wrong answers are other answers to the same topic, now and then of another, out of the lessons `among` (default:
-    these). `region_truth`: share of the regions that show the finding, `whole`: of those that are the whole image; the
-    others lie anywhere.
+    Wrong answers are other answers to the same topic, `off_topic` of them of another, out of the lessons `among`
+    (default: these). `region_truth`: share of the regions that show the finding, `whole`: of those that are the whole
+    image; the others lie anywhere.
     """
     rng = np.random.default_rng([seed, 2])
     sides = sides_by_finding(among or lessons)
@@ -117,7 +123,7 @@ def proposals(
     everything = sorted({a for group in answers.values() for a in group})
     for lesson in lessons:
         truth = lesson.reference.answer
-        group = answers[lesson.question.topic] if rng.random() < 0.95 else everything
+        group = answers[lesson.question.topic] if rng.random() >= off_topic else everything
         wrong = [answer for answer in group if answer != truth]
         choices = [truth, *([str(rng.choice(wrong))] if wrong else [])]
         box = _region(lesson, rng, sides, truth=region_truth, whole=whole)
@@ -134,14 +140,16 @@ def judge_lessons(
     Part 1, from near: a single crop, the finding's own or, where it is absent, any. It answers questions itself,
     names what a crop shows, and says whether a right and a wrong answer are right. Part 2, as a panel asks: image, crop
     and proposed answer, a third of them from places that mostly do not show the finding, where it cannot know and
-    learns P(yes) towards one half. Part 3: both together.
+    learns P(yes) towards one half. Part 3: both together. Part 4: as part 2, with many wrong answers off topic: a
+    policy in training drifts that way, and a judge that never heard such an answer shrugs at it.
     """
     if part in (1, 3):
         yield from _near_lessons(lessons, folder, views, seed=seed)
-    if part in (2, 3):
+    if part in (2, 3, 4):
+        off_topic = 0.25 if part == 4 else OFF_TOPIC
         for proposal in (
-            *proposals(lessons, seed=seed, region_truth=1.0, whole=0.0),
-            *proposals(lessons[::2], seed=seed + 1, region_truth=0.2, among=lessons),
+            *proposals(lessons, seed=seed, region_truth=1.0, whole=0.0, off_topic=off_topic),
+            *proposals(lessons[::2], seed=seed + 1, region_truth=0.2, among=lessons, off_topic=off_topic),
         ):
             yield _judged(proposal, folder, views)
 
@@ -203,6 +211,13 @@ def _region(
     named = lesson.reference.finding if lesson.reference.answer != lesson.reference.finding else ""
     side = sides.get(named) or float(rng.choice(sorted(sides.values())))
     return random_square(rng, side, grid)
+
+
+def _written_region(lesson: Lesson, rng: np.random.Generator, sides: Mapping[str, float], *, truth: float) -> Box:
+    """Where the finding is, or else the middle of the image, as large as the finding would be."""
+    if lesson.reference.boxes and rng.random() < truth:
+        return _true_region(lesson.reference.boxes, rng, SNAP)
+    return snapped(0.5, 0.5, sides.get(lesson.reference.finding) or float(rng.choice(sorted(sides.values()))), SNAP)
 
 
 def _true_region(boxes: Sequence[Box], rng: np.random.Generator, grid: float = 0.01) -> Box:

@@ -41,6 +41,7 @@ from clincot.train.publish import (
 )
 from clincot.train.rows import TrainingRow, chosen_rows
 from clincot.train.sft import train_on_rows
+from clincot.train.sharding import check_split, gathered_weights, split_model
 from clincot.train.team import SharingCollator, Team, batch_mean
 
 # Shape suffixes: B pairs, N conversations (see PairCollator).
@@ -67,8 +68,17 @@ def train_on_pairs(
     trainer = MarginDPOTrainer(policy, rows, section, partial, progress=progress and team.first)
     trainer.train(resume_from_checkpoint=_last_complete(partial))
     log = trainer.history()
+    weights = gathered_weights(trainer)
     team.once(
-        lambda: publish(trainer.model, policy.encoder.processor, policy.views, out_dir, dtype=section.dtype, log=log)
+        lambda: publish(
+            trainer.model,
+            policy.encoder.processor,
+            policy.views,
+            out_dir,
+            dtype=section.dtype,
+            log=log,
+            weights=weights,
+        )
     )
     return {**tail_means(log), "pairs": float(len(rows)), "steps": float(trainer.state.global_step)}
 
@@ -90,7 +100,8 @@ class MarginDPOTrainer(DPOTrainer):  # type: ignore[misc]
         self._sums: defaultdict[str, list[float]] = defaultdict(list)
         self._in_step: list[str] = []  # pairs since the last log line
         freeze(policy.model, vision=section.freeze_vision, connector=section.freeze_vision)
-        shared = section.freeze_vision and policy.shares_features
+        # the tower of a model that is split among processes is whole only inside the model's forward pass
+        shared = section.freeze_vision and policy.shares_features and not split_model()
         conversations = ConversationCollator(
             policy.encoder,
             features(policy.features) if shared else pixels(policy.encoder),
@@ -110,6 +121,7 @@ class MarginDPOTrainer(DPOTrainer):  # type: ignore[misc]
             processing_class=policy.encoder.processor,
             peft_config=lora_config(policy.model, section) if section.lora_r else None,
         )
+        check_split(self)
         self.remove_callback(PrinterCallback)
         self.remove_callback(ProgressCallback)
         self.add_callback(_Bar(progress))
@@ -194,8 +206,9 @@ class MarginDPOTrainer(DPOTrainer):  # type: ignore[misc]
     def _refuse_not_finite(self, total_B: torch.Tensor, row_B: torch.Tensor) -> None:
         bad = self.team.union([self.rows[int(index)].pair for index in row_B[~torch.isfinite(total_B)]])
         if bad:
+            asked = self.team.union([self.rows[int(index)].pair for index in row_B])
             raise NotFinite(
-                f"step {self.state.global_step + 1}: the loss is not finite for {len(bad)} of {len(row_B)} pairs: "
+                f"step {self.state.global_step + 1}: the loss is not finite for {len(bad)} of {len(asked)} pairs: "
                 f"{', '.join(bad)}; nothing was published. Lower train.lr or look at these pairs (clincot show <id>)"
             )
 

@@ -85,12 +85,14 @@ def open_partial(out_dir: Path, run: str) -> Path:
 
 
 def publish(
-    model: Any, processor: Any, views: Views, out_dir: Path, *, dtype: str, log: Sequence[Mapping[str, float]]
-) -> None:
+    model: Any, processor: Any, views: Views, out_dir: Path, *, dtype: str, log: Sequence[Mapping[str, float]],
+    weights: Mapping[str, torch.Tensor] | None = None,
+) -> None:  # fmt: skip
     """Write weights, processor, views and training log aside, then put the folder in place of `out_dir`.
 
     A LoRA is merged into the weights, so that the next round's reference is simply this checkpoint; the adapter is kept
-    beside them, in adapter/, for servers that load it onto the base (`clincot publish --adapter keep`).
+    beside them, in adapter/, for servers that load it onto the base (`clincot publish --adapter keep`). `weights` are
+    the model's where its own are split among processes (train/sharding.py).
     """
     making = partial_folder(out_dir) / "checkpoint"
     shutil.rmtree(making, ignore_errors=True)
@@ -98,7 +100,12 @@ def publish(
     if hasattr(model, "merge_and_unload"):
         _save_adapter(model, making / "adapter")
         model = model.merge_and_unload()
-    model.to(getattr(torch, dtype)).save_pretrained(making, safe_serialization=True)
+    if weights is None:
+        model.to(getattr(torch, dtype)).save_pretrained(making, safe_serialization=True)
+    else:
+        made = {id(tensor): tensor.to(getattr(torch, dtype)) for tensor in weights.values()}  # tied ones stay tied
+        whole = {name: made[id(tensor)] for name, tensor in weights.items()}
+        model.save_pretrained(making, state_dict=whole, safe_serialization=True)
     processor.save_pretrained(making)
     save_views(making, views)
     with written_aside(making / LOG_FILE) as file:

@@ -56,7 +56,7 @@ def train_on_nodes(work: Work, settings: TrainJobSettings) -> dict[str, float]:
     if not there.result.is_file():
         raise TrainingFailed(
             f"TrainJob {name} is complete, but {there.result} is not there; do the job's pods mount {settings.claim} "
-            f"at {settings.mount}?"
+            f"at {settings.mount}? If it was removed since, delete the TrainJob and run this again"
         )
     metrics: dict[str, float] = read_json(there.result)
     _copied(there.checkpoint, work.checkpoint)
@@ -73,8 +73,9 @@ def shared(work: Work, folder: Path, mount: Path) -> Work:
     places = {name: getattr(work, name) for name in INPUTS}
     for name, path in places.items():
         if not path.resolve().is_relative_to(mount.resolve()):
-            places[name] = folder / "inputs" / path.name
-            _copied(path, places[name])
+            places[name] = folder / "inputs" / name
+            if not places[name].exists():  # whole since it is there, and the folder is of this content alone
+                _copied(path, places[name])
     there = work.model_copy(update={**places, "checkpoint": folder / "checkpoint"})
     for old in there.folder.glob("failure.*"):
         old.unlink()

@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
+from datetime import timedelta
 from pathlib import Path
 
 import torch
@@ -20,8 +21,11 @@ from clincot.run_folder import read_model
 from clincot.train.launch import end_with_parent
 from clincot.train.margin_dpo import train_on_pairs
 from clincot.train.rows import read_training_rows
+from clincot.train.sharding import split_models
 from clincot.train.team import Team
 from clincot.train.work import Work, failure_file
+
+PATIENCE = timedelta(hours=1)  # while the first process writes a large checkpoint; NCCL's own is ten minutes
 
 
 def train(work: Work) -> dict[str, float]:
@@ -40,7 +44,9 @@ def main() -> None:
     work = read_model(Path(sys.argv[1]), Work)
     if torch.cuda.is_available():
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
-    PartialState(cpu=not torch.cuda.is_available())  # joins the team, if there is one
+    if work.sharding == "fsdp":
+        split_models()
+    PartialState(cpu=not torch.cuda.is_available(), timeout=PATIENCE)  # joins the team, if there is one
     team = Team.here()
     try:
         metrics = train(work)

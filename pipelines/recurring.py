@@ -1,0 +1,118 @@
+"""The recurring run, kept as it is described. Kubeflow cannot change one in place: a new one takes an old one's.
+
+It is named by a hash of all that it is (pipeline, timing, account). The new one is created first, then the old ones are
+disabled and deleted: interrupted anywhere, there is a recurring run, and the next call goes on. Twice changes nothing.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from clincot.errors import BadInput
+from clincot.pipelines.client import Connection, told
+from clincot.pipelines.round import RoundPlan
+from clincot.pipelines.submitting import check_runs, upload
+from clincot.records import digest_of
+
+_FIELDS = 6  # of a cron expression with seconds
+
+
+@dataclass(frozen=True)
+class Timing:
+    """When it runs: a cron expression with seconds, or every so many seconds."""
+
+    cron: str = ""
+    interval_s: int = 0
+
+    def __post_init__(self) -> None:
+        if bool(self.cron) == bool(self.interval_s):
+            raise BadInput("a schedule has either --cron or --interval, not both and not neither")
+        if self.cron and len(self.cron.split()) != _FIELDS:
+            raise BadInput(
+                f"--cron {self.cron!r}: expected six fields, seconds first (Kubeflow's cron): '0 0 2 * * *' is every "
+                "night at two"
+            )
+        if self.interval_s < 0:
+            raise BadInput(f"--interval must be above 0, got {self.interval_s}")
+
+    def __str__(self) -> str:
+        return f"cron {self.cron}" if self.cron else f"every {self.interval_s} s"
+
+
+def reconcile(connection: Connection, plan: RoundPlan, timing: Timing) -> list[str]:
+    """Make the recurring run what plan and timing say; returns what was done, a line each. Raises PipelinesFailed."""
+    check_runs(plan)
+    version = upload(connection, plan)
+    account = plan.cluster.service_account
+    digest = digest_of([version.name, timing.cron, timing.interval_s, account])[:12]
+    name, experiment = f"{connection.pipeline}-{digest}", connection.experiment_id()
+    before = recurring_runs(connection, experiment)
+    same = sorted(
+        (one for one in before if one.display_name == name), key=lambda one: (one.created_at, one.recurring_run_id)
+    )
+    done = []
+    client = connection.client
+    with told(connection.endpoint):
+        if not same:
+            same = [
+                client.create_recurring_run(
+                    experiment, name, description=str(timing), cron_expression=timing.cron or None,
+                    interval_second=timing.interval_s or None, max_concurrency=1, no_catchup=True,
+                    pipeline_id=version.pipeline_id, version_id=version.id, enabled=True,
+                    service_account=account or None,
+                )
+            ]  # fmt: skip
+            done.append(f"created {name}: {timing}")
+        elif _disabled(same[0]):
+            client.enable_recurring_run(same[0].recurring_run_id)
+            done.append(f"enabled {name}")
+    kept = same[0].recurring_run_id
+    done += _retire(connection, [one for one in before if one.recurring_run_id != kept])
+    return done or [f"{name} is as it should be: {timing}"]
+
+
+def remove(connection: Connection) -> list[str]:
+    """Disable and delete every recurring run of the line; returns what was done."""
+    return _retire(connection, recurring_runs(connection, connection.experiment_id()))
+
+
+def recurring_runs(connection: Connection, experiment: str) -> list[Any]:
+    """The line's recurring runs: those of the experiment that are named by this module."""
+    ours = re.compile(re.escape(connection.pipeline) + r"-[0-9a-f]{12}")
+    found: list[Any] = []
+    token = ""
+    with told(connection.endpoint):
+        while True:
+            page = connection.client.list_recurring_runs(page_token=token, page_size=100, experiment_id=experiment)
+            found += [one for one in page.recurring_runs or [] if ours.fullmatch(one.display_name or "")]
+            token = page.next_page_token
+            if not token:
+                return found
+
+
+def timing_of(one: Any) -> str:
+    """When a recurring run runs, in words."""
+    trigger = one.trigger
+    if trigger is not None and trigger.cron_schedule is not None:
+        return f"cron {trigger.cron_schedule.cron}"
+    if trigger is not None and trigger.periodic_schedule is not None:
+        return f"every {trigger.periodic_schedule.interval_second} s"
+    return "no trigger"
+
+
+def _retire(connection: Connection, old: Sequence[Any]) -> list[str]:
+    done = []
+    for one in old:
+        with told(connection.endpoint):
+            if not _disabled(one):  # a run that is due while it is being deleted would still start
+                connection.client.disable_recurring_run(one.recurring_run_id)
+            connection.client.delete_recurring_run(one.recurring_run_id)
+        done.append(f"removed {one.display_name} ({one.recurring_run_id})")
+    return done
+
+
+def _disabled(one: Any) -> bool:
+    return str(one.status or one.mode) in ("DISABLED", "DISABLE")
