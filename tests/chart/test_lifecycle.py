@@ -58,7 +58,13 @@ def test_from_install_to_uninstall(helm: Helm, server: KubeServer) -> None:
     before = copy.deepcopy(server.objects[POLICY])
     server.ran.clear()
     server.written.clear()
-    scheduled = ("--set", "pipeline.schedule.enabled=true,server.resources.limits.memory=64Gi,line=chest")
+    data = "pipeline.data=s3://data/train,pipeline.benchmark=s3://data/test"
+    scheduled = (
+        "--set",
+        data,
+        "--set",
+        "pipeline.schedule.enabled=true,server.resources.limits.memory=64Gi,line=chest",
+    )
     done = helm("upgrade", "clincot", str(CHART), *TRIAL, *scheduled)
     assert done.returncode == 0, done.stderr
     assert told(server) == ["deploy", BUCKET, "pipeline upload", "pipeline schedule"]

@@ -161,6 +161,7 @@ def test_what_the_cluster_lacks_is_said_at_once_and_can_be_said_offline() -> Non
         ("store.existingSecret=s3,seaweedfs.enabled=true", "seaweedfs.enabled makes its identity from"),
         ("store.existingSecret=s3,servingRuntime.create=false", "set servingRuntime.name"),
         ("store.existingSecret=s3,git.existingSecret=g,git.password=p", "git.existingSecret and git.password"),
+        ("store.existingSecret=s3,pipeline.schedule.enabled=true", "needs pipeline.data and pipeline.benchmark"),
         ("store.existingSecret=s3,kfp.runNamespace=kubeflow,quota.enabled=true", "quota.enabled would limit"),
     ],
 )

@@ -34,13 +34,14 @@ CUSTOM = {"InferenceService", "ServingRuntime", "ServiceMonitor", "PrometheusRul
 JUDGE = '{"name":"med","modelUri":"s3://m/med"}'
 BLOCK = '{"ipBlock":{"cidr":"10.1.0.0/16"}}'
 MORE = '{"apiVersion":"v1","kind":"ConfigMap","metadata":{"name":"{{ .Release.Name }}-more"}}'
+DATA = "pipeline.data=s3://data/train,pipeline.benchmark=s3://data/test"
 # every flag that changes objects, and what one would give with it
 FLAGS: tuple[tuple[str, ...], ...] = (
     (),
     ("--set", "kfp.runNamespace=clincot"),  # one namespace for all
     ("--set", "kfp.runNamespace=team-a,kfp.multiUser=true,kfp.extraClusterRole=kubeflow-edit"),
     ("--set", "pipeline.enabled=false"),
-    ("--set", "pipeline.schedule.enabled=true,pipeline.deploys=false,pipeline.queue=gpus"),
+    ("--set", f"pipeline.schedule.enabled=true,{DATA},pipeline.deploys=false,pipeline.queue=gpus"),
     ("--set", "pipeline.cache.create=false,pipeline.trainJobs=true"),
     ("--set", "pipeline.cache.existingClaim=mine,pipeline.cache.storageClass=fast"),
     ("--set", "servingRuntime.create=false,servingRuntime.name=kserve-vllmserver,server.engine=vllm"),

@@ -180,7 +180,14 @@ def test_the_scheduler_may_keep_recurring_runs_and_the_others_nothing() -> None:
     may = granted(objects, "clincot-scheduler")
     assert {one.group for one in may} == {"pipelines.kubeflow.org"}
     assert {one.namespace for one in may} == {"clincot-runs"}
-    assert {one.verb for one in may if one.resource == "jobs"} == {"get", "list", "create", "enable", "disable", "delete"}
+    assert {one.verb for one in may if one.resource == "jobs"} == {
+        "get",
+        "list",
+        "create",
+        "enable",
+        "disable",
+        "delete",
+    }
     assert granted(rendered("trial"), "clincot-scheduler") == set()
     for account in ("clincot-server", "clincot-store"):
         assert granted(rendered("trial"), account) == set()

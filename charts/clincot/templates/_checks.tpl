@@ -47,6 +47,9 @@
 {{- if not (or .Values.servingRuntime.create .Values.servingRuntime.name) -}}
 {{- $found = printf "%s\n- servingRuntime.create is false: set servingRuntime.name to the one that is there" $found -}}
 {{- end -}}
+{{- if and .Values.pipeline.enabled .Values.pipeline.schedule.enabled (not (and .Values.pipeline.data .Values.pipeline.benchmark)) -}}
+{{- $found = printf "%s\n- pipeline.schedule.enabled: a recurring run needs pipeline.data and pipeline.benchmark (clincot pipeline put prints such addresses)" $found -}}
+{{- end -}}
 {{- if and .Values.quota.enabled (eq .Values.kfp.runNamespace .Values.kfp.namespace) -}}
 {{- $found = printf "%s\n- quota.enabled would limit Kubeflow Pipelines itself in %s: give runs a namespace of their own (kfp.runNamespace)" $found .Values.kfp.namespace -}}
 {{- end -}}
