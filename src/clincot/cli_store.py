@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import time
 from collections.abc import Callable
 from typing import Any
+
+PAUSE_S = 2.0  # between two tries at a server that is not up yet
 
 
 def add_store(commands: Any, command: Callable[..., argparse.ArgumentParser]) -> None:
@@ -14,6 +17,7 @@ def add_store(commands: Any, command: Callable[..., argparse.ArgumentParser]) ->
     about = "make the bucket of s3://bucket/prefix, unless it is there"
     create = parts.add_parser("create", help=about, description=about)
     create.add_argument("url", metavar="s3://BUCKET/PREFIX")
+    create.add_argument("--wait", type=float, default=0, metavar="SECONDS", help="for a server that is not up yet")
     create.set_defaults(run_command=_create)
     about = "metrics for Prometheus of a line's rounds: failed, without promotion, agreement of the judges"
     watch = parts.add_parser("watch", help=about, description=about)
@@ -26,14 +30,21 @@ def add_store(commands: Any, command: Callable[..., argparse.ArgumentParser]) ->
 
 def _create(args: argparse.Namespace) -> int:
     from clincot.errors import BadInput
-    from clincot.store import open_store
+    from clincot.store import StoreFailed, open_store
     from clincot.store_s3 import S3Store
 
     store = open_store(args.url)
     if not isinstance(store, S3Store):
         raise BadInput(f"{args.url}: expected s3://bucket/prefix; a folder needs no bucket")
-    print(f"{store.bucket}: {'made' if store.create_bucket() else 'there already'}")
-    return 0
+    until = time.monotonic() + args.wait
+    while True:
+        try:
+            print(f"{store.bucket}: {'made' if store.create_bucket() else 'there already'}")
+            return 0
+        except StoreFailed:
+            if time.monotonic() >= until:
+                raise
+            time.sleep(PAUSE_S)
 
 
 def _watch(args: argparse.Namespace) -> int:

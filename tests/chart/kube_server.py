@@ -215,8 +215,9 @@ def kube_server(server: KubeServer, folder: Path) -> Iterator[Path]:
             self.send_header("Content-Length", str(len(reply)))
             if self.close_connection:
                 self.send_header("Connection", "close")
-            self.end_headers()
-            self.wfile.write(reply)
+            with contextlib.suppress(ConnectionError):  # whoever asked has gone
+                self.end_headers()
+                self.wfile.write(reply)
 
         do_POST = do_PUT = do_PATCH = do_DELETE = do_GET
 

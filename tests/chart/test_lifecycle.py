@@ -16,7 +16,7 @@ from tests.chart.rendering import CHART, GIVEN, HELMS, run
 
 Helm = Callable[..., subprocess.CompletedProcess[str]]
 TRIAL = ("--values", str(CHART / "values-trial.yaml"), *GIVEN["trial"])
-BUCKET = "store create s3://clincot/platform"
+BUCKET = "store create s3://clincot/platform"  # by the rollout before it begins, and by a hook
 POLICY = "/apis/serving.kserve.io/v1beta1/namespaces/clincot/inferenceservices/clincot"
 
 
@@ -67,7 +67,7 @@ def test_from_install_to_uninstall(helm: Helm, server: KubeServer) -> None:
     )
     done = helm("upgrade", "clincot", str(CHART), *TRIAL, *scheduled)
     assert done.returncode == 0, done.stderr
-    assert told(server) == ["deploy", BUCKET, "pipeline upload", "pipeline schedule"]
+    assert told(server) == [BUCKET, "deploy", BUCKET, "pipeline upload", "pipeline schedule"]
     assert server.objects[POLICY] == before
     assert not [path for _, path in server.written if path.startswith(POLICY)]
     assert server.names("jobs") == {"clincot-rollout-2"}  # the hooks' are gone, the first revision's too

@@ -11,13 +11,13 @@ import pytest
 from clincot.cli import main
 from clincot.store import open_store
 from tests.chart.rendering import Json, of_kind, rendered, settings_of
-from tests.s3_server import S3Server, _free_ports, _wait, weed
+from tests.s3_server import S3Server, _free_ports, weed
 
 
 def test_the_containers_arguments_start_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """With its folders and ports moved, since this machine is shared; then the bucket's Job."""
+    """With its folders and ports moved, since this machine is shared; the bucket's Job waits until it is up."""
     keys = {"AWS_ACCESS_KEY_ID": "test-access", "AWS_SECRET_ACCESS_KEY": "test-secret-0123456789"}
     flags = ("--set", f"store.accessKey={keys['AWS_ACCESS_KEY_ID']},store.secretKey={keys['AWS_SECRET_ACCESS_KEY']}")
     objects = rendered("trial", *flags)
@@ -29,11 +29,10 @@ def test_the_containers_arguments_start_it(
     with log.open("wb") as out:
         process = subprocess.Popen(_moved(objects, tmp_path, port), stdout=out, stderr=subprocess.STDOUT, cwd=tmp_path)
     try:
-        _wait(server, process, log)
         for name, value in {**server.environment, **keys}.items():
             monkeypatch.setenv(name, value)
         (job,) = of_kind(objects, "Job", "clincot-bucket")
-        assert main(job["spec"]["template"]["spec"]["containers"][0]["args"]) == 0
+        assert main(job["spec"]["template"]["spec"]["containers"][0]["args"]) == 0, log.read_text(errors="replace")
         assert capsys.readouterr().out == "clincot: made\n"
         open_store("s3://clincot/platform").write_new("a", b"1")
     finally:
