@@ -42,12 +42,7 @@ def told(server: KubeServer) -> list[str]:
 def test_from_install_to_uninstall(helm: Helm, server: KubeServer) -> None:
     done = helm("install", "clincot", str(CHART), "--create-namespace", *TRIAL)
     assert done.returncode == 0, done.stderr
-    assert told(server) == [
-        "deploy",
-        "store create s3://clincot/platform",
-        "pipeline upload",
-        "pipeline schedule --remove",
-    ]
+    assert told(server) == [BUCKET, "deploy", BUCKET, "pipeline upload", "pipeline schedule --remove"]
     assert "helm test clincot -n clincot --logs" in done.stdout
 
     # a round deploys: the InferenceService is its own, with a canary under way
