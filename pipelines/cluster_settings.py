@@ -170,14 +170,6 @@ class ClusterSettings(Section):
         _tasks(tuple(stages))
         return stages
 
-    @field_validator("env")
-    @classmethod
-    def _no_secret(cls, env: dict[str, str]) -> dict[str, str]:
-        for name, value in env.items():
-            if _SECRET.search(name) or ("://" in value and "@" in value):
-                raise ValueError(f"{name} looks like a secret; it would stand in every manifest: name a Secret instead")
-        return env
-
     def profile(self, task: str) -> Profile:
         """What the task asks for: its device's profile, with its stage's changes."""
         device = next((stage.device for stage in STAGES if stage.name == task), "cpu")
@@ -209,4 +201,10 @@ def load_cluster(path: Path | None) -> ClusterSettings:
         raise BadRecord(f"{path}: not YAML: {error}") from None
     if not isinstance(content, dict):
         raise BadRecord(f"{path}: expected settings by name, got a {type(content).__name__}")
-    return parse_section(ClusterSettings, content, where=str(path))
+    settings = parse_section(ClusterSettings, content, where=str(path))
+    for name, value in settings.env.items():
+        if _SECRET.search(name) or ("://" in value and "@" in value):
+            raise BadRecord(
+                f"{path}: env.{name} looks like a secret; it would stand in manifests: name a Secret instead"
+            )
+    return settings

@@ -1,18 +1,19 @@
 """The pipeline's tasks on this machine, one process each (kfp.local), as they would run in a cluster's pods.
 
-    RUN/run.json     which round this is: given again, the folder goes on with it, and ends where it would have ended
-    RUN/store/       where checkpoints, pointer and records lie, unless publish.store names a place
-    RUN/kfp/         what the tasks wrote, a folder a run of a task
-    RUN/cache/       kfp's cache: a task that ended well is not run again on the same inputs
-
-kfp's loops leak state, so a process runs one pipeline.
+RUN/run.json     which round this is: given again, the folder goes on with it, and ends where it would have ended
+RUN/store/       where checkpoints, pointer and records lie, unless publish.store names a place
+RUN/kfp/         what the tasks wrote, a folder a run of a task
+RUN/cache/       kfp's cache: a task that ended well is not run again on the same inputs
 """
 
 from __future__ import annotations
 
 import json
+import logging
+import multiprocessing
 import os
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -27,13 +28,12 @@ from clincot.deploy.champion import NoChampion, read_champion, start
 from clincot.deploy.publish import Evidence, publish
 from clincot.deploy.service import who
 from clincot.errors import BadInput, ForTheUser
-from clincot.jsonl import BadRecord, write_json
+from clincot.jsonl import BadRecord, file_digest, write_json
 from clincot.pipelines.cluster_settings import ClusterSettings, Profile, Resources, Retries
 from clincot.pipelines.round import RoundPlan, round_pipeline
 from clincot.pipelines.warm import warm_python
 from clincot.records import digest_of
 from clincot.round_records import Made
-from clincot.stages import file_digest
 from clincot.store import Store, open_store
 from clincot.tasks import ERRORS
 
@@ -42,6 +42,8 @@ HERE = ClusterSettings(
     cpu=Profile(requests=_ANYWHERE, limits=_ANYWHERE, retries=Retries(count=0)),
     gpu=Profile(requests=_ANYWHERE, limits=_ANYWHERE, retries=Retries(count=0)),
 )
+PAUSES_S = (10.0, 20.0, 40.0)
+PASSING = ("StoreFailed", "GitFailed", "DvcFailed")  # errors of what may be back in a while
 
 
 class RunFailed(ForTheUser, RuntimeError):
@@ -60,7 +62,7 @@ def run_local(plan: RoundPlan, run: Path, *, policy: Path | None = None) -> str:
         section = section.model_copy(update={"store": str(run / "store")})
     store = open_store(section.store)
     if policy is not None:
-        _base_champion(store, section, policy, Path(_absolute(plan.benchmark)))
+        _base_champion(store, section, policy)
     number = _number(run, store, section)
     here = replace(
         plan, params=plan.params.model_copy(update={"publish": section}), cluster=HERE, number=number,
@@ -74,22 +76,44 @@ def run_local(plan: RoundPlan, run: Path, *, policy: Path | None = None) -> str:
 
 
 def _go(plan: RoundPlan, run: Path) -> None:
-    errors = run / "errors.txt"
-    errors.unlink(missing_ok=True)
+    """Run it; again, where the store or the data repository was away for a while, as Kubeflow's retries would."""
+    errors = run / "errors.jsonl"
     os.environ[ERRORS] = str(errors)
     os.environ.setdefault("CLINCOT_CACHE", str(run / "cache"))
     local.init(
         runner=local.SubprocessRunner(use_venv=False), pipeline_root=str(run / "kfp"), raise_on_error=True,
         enable_caching=True, cache_root=str(run / "cache" / "kfp"),
     )  # fmt: skip
+    with warm_python() as python, _python_is(str(python)):
+        for pause_s in (*PAUSES_S, None):
+            errors.unlink(missing_ok=True)
+            process = multiprocessing.get_context("fork").Process(target=_once, args=(plan, errors))
+            process.start()  # a process of its own each time: kfp's loops leak state
+            process.join()
+            if process.exitcode == 0:
+                return
+            told = _told(errors)
+            if not told:
+                raise RunFailed("the pipeline failed with a fault of the program; its traceback stands above")
+            message = "; ".join(one["message"] for one in told)
+            if pause_s is None or not any(one["error"] in PASSING for one in told):
+                raise RunFailed(message)
+            logging.warning("%s; again in %g s", message, pause_s)
+            time.sleep(pause_s)
+
+
+def _once(plan: RoundPlan, errors: Path) -> None:
     try:
-        with warm_python() as python, _python_is(str(python)):
-            round_pipeline(plan)()
-    except RuntimeError as error:  # kfp.local's own, when a task has failed
-        said = errors.read_text(encoding="utf-8").strip() if errors.is_file() else ""
-        if not said:
+        round_pipeline(plan)()
+    except RuntimeError:  # kfp.local's own, when a task has failed
+        if not errors.is_file():
             raise
-        raise RunFailed(f"{said} ({error})") from None
+        sys.exit(1)
+
+
+def _told(errors: Path) -> list[dict[str, str]]:
+    lines = errors.read_text(encoding="utf-8").splitlines() if errors.is_file() else []
+    return [json.loads(line) for line in lines]
 
 
 @contextmanager
@@ -102,7 +126,7 @@ def _python_is(executable: str) -> Iterator[None]:
         sys.executable = before
 
 
-def _base_champion(store: Store, section: PublishSection, policy: Path, benchmark: Path) -> None:
+def _base_champion(store: Store, section: PublishSection, policy: Path) -> None:
     """Publish the base policy and make it champion, where there is none."""
     try:
         read_champion(store, section.name)

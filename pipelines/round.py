@@ -12,11 +12,13 @@ policy, section and image.
 """
 
 import inspect
+import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import yaml
 from kfp import compiler, dsl
 
 from clincot.components.answer.component import answer
@@ -37,8 +39,11 @@ from clincot.components.train.component import train
 from clincot.components.version.component import version
 from clincot.config import Params
 from clincot.deploy.service import ServiceSettings
+from clincot.jsonl import written_aside
 from clincot.pipelines.cluster_settings import ClusterSettings
 from clincot.pipelines.scheduling import pipeline_config, place
+from clincot.tasks import encoded
+from clincot.train.launch_settings import LaunchSettings
 
 SECTIONS = (
     "preflight", "prepare", "propose", "answer", "judge", "pair", "version", "train", "evaluate", "decide", "publish",
@@ -65,7 +70,7 @@ class Rounded(NamedTuple):
 _START = ("policy", "policy_digest", "policy_round", "number", "data_digest", "benchmark_digest", "panel_digest")
 _ROUND: dict[str, Any] = {  # what a round is given, with its type
     **dict.fromkeys(("data", "benchmark", "blind_from", "calibrated_on"), str), "shards": int,
-    **{name: dict for name in SECTIONS if name != "preflight"}, "service": dict,
+    **{name: dict for name in SECTIONS if name != "preflight"}, "service": dict, "launch": dict,
     **dict.fromkeys(_START, str), "policy_round": int, "number": int,
     "champion_outcomes": dsl.Input[dsl.Dataset], "champion_report": dsl.Input[dsl.Artifact],
 }  # fmt: skip
@@ -79,6 +84,7 @@ class RoundPlan:
     params: Params = field(default_factory=Params)
     cluster: ClusterSettings = field(default_factory=ClusterSettings)
     service: ServiceSettings = field(default_factory=ServiceSettings)
+    launch: LaunchSettings = field(default_factory=LaunchSettings)
     data: str = ""
     benchmark: str = ""
     blind_from: str = ""
@@ -94,13 +100,13 @@ class RoundPlan:
     def arguments(self) -> dict[str, Any]:
         """The pipeline's parameters with their defaults."""
         sections = {name: getattr(self.params, name).model_dump(mode="json") for name in SECTIONS}
-        sections["preflight"] = {  # the round's own sections are given beside it
-            name: value for name, value in sections["preflight"].items() if name not in ("judge", "publish", "version")
-        }
+        for name in ("judge", "publish", "version"):  # the round's own, given beside it
+            del sections["preflight"][name]
+        sections |= {name: getattr(self, name).model_dump(mode="json") for name in ("service", "launch")}
         return {
             "data": self.data, "benchmark": self.benchmark, "blind_from": self.blind_from, "calibrated_on": "",
-            "number": self.number, "shards": self.shards, **sections,
-            "service": self.service.model_dump(mode="json"),
+            "number": self.number, "shards": self.shards,
+            **{name: encoded(content) for name, content in sections.items()},
         }  # fmt: skip
 
 
@@ -116,13 +122,14 @@ def round_pipeline(plan: RoundPlan) -> Any:
     def clincot_round(
         data: str = defaults["data"], benchmark: str = defaults["benchmark"], blind_from: str = defaults["blind_from"],
         calibrated_on: str = defaults["calibrated_on"], number: int = defaults["number"],
-        shards: int = defaults["shards"], preflight: dict = defaults["preflight"],  # type: ignore[type-arg]
-        prepare: dict = defaults["prepare"], propose: dict = defaults["propose"],  # type: ignore[type-arg]
-        answer: dict = defaults["answer"], judge: dict = defaults["judge"],  # type: ignore[type-arg]
-        pair: dict = defaults["pair"], version: dict = defaults["version"],  # type: ignore[type-arg]
-        train: dict = defaults["train"], evaluate: dict = defaults["evaluate"],  # type: ignore[type-arg]
-        decide: dict = defaults["decide"], publish: dict = defaults["publish"],  # type: ignore[type-arg]
-        deploy: dict = defaults["deploy"], service: dict = defaults["service"],  # type: ignore[type-arg]
+        shards: int = defaults["shards"], preflight: dict = defaults["preflight"],
+        prepare: dict = defaults["prepare"], propose: dict = defaults["propose"],
+        answer: dict = defaults["answer"], judge: dict = defaults["judge"],
+        pair: dict = defaults["pair"], version: dict = defaults["version"],
+        train: dict = defaults["train"], evaluate: dict = defaults["evaluate"],
+        decide: dict = defaults["decide"], publish: dict = defaults["publish"],
+        deploy: dict = defaults["deploy"], service: dict = defaults["service"],
+        launch: dict = defaults["launch"],
     ) -> None:  # fmt: skip
         values = {name: value for name, value in locals().items() if name in defaults}
         ending = place(finish(publish=publish), "finish", plan.cluster)
@@ -134,9 +141,15 @@ def round_pipeline(plan: RoundPlan) -> Any:
 
 
 def compile_round(plan: RoundPlan, out: Path) -> None:
-    """Write the pipeline as YAML."""
+    """Write the pipeline as YAML: the same bytes for the same plan (kfp's own differ in the order of keys)."""
     out.parent.mkdir(parents=True, exist_ok=True)
-    compiler.Compiler().compile(round_pipeline(plan), str(out))
+    with tempfile.TemporaryDirectory() as made:
+        path = Path(made) / "round.yaml"
+        compiler.Compiler().compile(round_pipeline(plan), str(path))
+        parts = list(yaml.safe_load_all(path.read_text(encoding="utf-8")))
+    with written_aside(out) as file:
+        file.write("# A round of ClinCoT for Kubeflow Pipelines, made by `clincot pipeline compile`.\n")
+        yaml.safe_dump_all(parts, file, sort_keys=True, width=120)
 
 
 def _rounds(plan: RoundPlan, values: Values, rounds: Sequence[Any]) -> None:
@@ -144,7 +157,8 @@ def _rounds(plan: RoundPlan, values: Values, rounds: Sequence[Any]) -> None:
     looked = place(
         preflight(
             preflight=values["preflight"], judge=values["judge"], publish=values["publish"], version=values["version"],
-            service=values["service"], data=values["data"], benchmark=values["benchmark"], number=values["number"],
+            service=values["service"], launch=values["launch"], data=values["data"], benchmark=values["benchmark"],
+            number=values["number"],
         ),
         "preflight", plan.cluster,
     ).set_caching_options(False)  # fmt: skip
@@ -208,7 +222,7 @@ def _one_round(plan: RoundPlan, given: Values, generate: Any, ahead: int = 0) ->
     learnt = place(
         train(
             train=given["train"], answer=given["answer"], **on, **policy, pairs_digest=paired["Output"],
-            image=_image(plan, "train"), version=kept["Output"], **files, pairs=paired["pairs"],
+            image=_image(plan, "train"), version=kept["Output"], launch=given["launch"], **files, pairs=paired["pairs"],
         ),
         "train", plan.cluster,
     ).outputs  # fmt: skip
@@ -329,7 +343,7 @@ def _generated(plan: RoundPlan, given: Values) -> Any:
 
 def _evaluated(plan: RoundPlan, values: Values, start: Values, *, policy: Any, digest: Any, **trained: Any) -> Values:
     """A policy's outcomes and report on the benchmark."""
-    return place(
+    measured: Values = place(
         evaluate(
             evaluate=values["evaluate"], propose=values["propose"], data=values["data"],
             data_digest=start["data_digest"], benchmark=values["benchmark"],
@@ -338,6 +352,7 @@ def _evaluated(plan: RoundPlan, values: Values, start: Values, *, policy: Any, d
         ),
         "evaluate", plan.cluster,
     ).outputs  # fmt: skip
+    return measured
 
 
 def _image(plan: RoundPlan, task: str) -> str:

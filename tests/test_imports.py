@@ -91,6 +91,18 @@ def test_kubernetes_is_imported_by_the_cluster_module_alone() -> None:
     assert set(found) == {"cluster.py"}
 
 
+def test_kfp_is_imported_by_pipelines_and_components_alone() -> None:
+    """And by the command that runs them, when it is run (cli_pipeline.py)."""
+    found = {
+        path.relative_to(SOURCE).parts[0]
+        for path in sorted(SOURCE.rglob("*.py"))
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if (isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0].startswith("kfp"))
+        or (isinstance(node, ast.Import) and any(alias.name.split(".")[0].startswith("kfp") for alias in node.names))
+    }
+    assert found <= {"pipelines", "components", "cli_pipeline.py"}
+
+
 @pytest.mark.parametrize("package", ["datasets", "propose", "judge", "bench"])
 def test_only_training_knows_more_of_models_than_the_protocols(package: str) -> None:
     for path in sorted((SOURCE / package).rglob("*.py")):

@@ -9,7 +9,8 @@ from clincot.components import IMAGE
 
 @dsl.component(base_image=IMAGE, install_kfp_package=False)
 def preflight(
-    preflight: dict, judge: dict, publish: dict, version: dict, service: dict, data: str, benchmark: str, number: int,
+    preflight: dict, judge: dict, publish: dict, version: dict, service: dict, launch: dict, data: str,
+    benchmark: str, number: int,
     report: dsl.Output[dsl.Artifact], table: dsl.Output[dsl.Markdown], champion: dsl.Output[dsl.Artifact],
     metrics: dsl.Output[dsl.Metrics],
 ) -> NamedTuple(
@@ -19,7 +20,7 @@ def preflight(
     from clincot import tasks
 
     return tasks.preflight(
-        {"preflight": preflight, "judge": judge, "publish": publish, "version": version}, service,
+        {"preflight": preflight, "judge": judge, "publish": publish, "version": version}, service, launch,
         {"report": report.path, "table": table.path, "champion": champion.path},
         data=data, benchmark=benchmark, number=int(number), metrics=metrics,
     )  # fmt: skip

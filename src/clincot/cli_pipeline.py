@@ -65,6 +65,7 @@ def add_pipeline(
 def _add_plan(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--cluster", type=Path, help="where the tasks run (pipelines/cluster.yaml has all keys)")
     parser.add_argument("--service", type=Path, help="settings of the service (deploy/service.py), YAML")
+    parser.add_argument("--launch", type=Path, help="how training is started (train/launch_settings.py), YAML")
     parser.add_argument("--data", default="", help="data set of the rounds: folder or s3://bucket/prefix")
     parser.add_argument("--benchmark", default="", help="held-out data set with its answer key")
     parser.add_argument("--blind-from", default="", help="data set whose answers the blind baseline knows")
@@ -95,11 +96,13 @@ def _plan(args: argparse.Namespace) -> RoundPlan:
     from clincot.deploy.service import load_service
     from clincot.pipelines.cluster_settings import load_cluster
     from clincot.pipelines.round import RoundPlan
+    from clincot.train.launch_settings import load_launch
 
     if args.rounds < 1 or args.shards < 1:
         raise BadInput(f"--rounds and --shards must be at least 1, got {args.rounds} and {args.shards}")
     return RoundPlan(
         params=args.read_params(args), cluster=load_cluster(args.cluster), service=load_service(args.service),
+        launch=load_launch(args.launch),
         data=args.data, benchmark=args.benchmark, blind_from=args.blind_from, shards=args.shards, rounds=args.rounds,
         deploys=not args.no_deploy,
     )  # fmt: skip

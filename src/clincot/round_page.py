@@ -38,7 +38,9 @@ def show_round(
     made: paths by the names above; champion: paths of the outcomes and report of the policy that it is held against;
     policy: address of the policy that it started from.
     """
-    parsed = parse_section(Params, {name: dict(one) for name, one in params.items()}, where="pipeline parameters")
+    from clincot.tasks import decoded
+
+    parsed = parse_section(Params, {name: decoded(one) for name, one in params.items()}, where="pipeline parameters")
     with tempfile.TemporaryDirectory() as place:
         run = Path(place) / "run"
         plan = Plan(

@@ -7,6 +7,7 @@ Kubeflow gives them (sections as dicts whose whole numbers may be floats), data 
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import sys
@@ -36,7 +37,8 @@ from clincot.stages import Metrics, path_digest, run_stage, stage_named
 from clincot.store import open_store
 
 Content = Mapping[str, Any]
-ERRORS = "CLINCOT_TASK_ERRORS"  # file to which a failing task appends its message, for whoever runs tasks on a machine
+NULL = "null"
+ERRORS = "CLINCOT_TASK_ERRORS"  # file to which a failing task appends its error, for whoever runs tasks on a machine
 
 
 class MetricsArtifact(Protocol):
@@ -48,6 +50,24 @@ class MetricsArtifact(Protocol):
     def log_metric(self, metric: str, value: float) -> None: ...
 
 
+def encoded(content: Content) -> dict[str, Any]:
+    """A section as kfp takes it for a default: it knows no null, so "null" stands for it."""
+    return {name: _replaced(value, None, NULL) for name, value in content.items()}
+
+
+def decoded(content: Content) -> dict[str, Any]:
+    """The section again."""
+    return {name: _replaced(value, NULL, None) for name, value in content.items()}
+
+
+def _replaced(value: Any, old: Any, new: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {name: _replaced(one, old, new) for name, one in value.items()}
+    if isinstance(value, list):
+        return [_replaced(one, old, new) for one in value]
+    return new if value == old and type(value) is type(old) else value
+
+
 @contextmanager
 def told(task: str) -> Iterator[None]:
     """Errors for the user end the task with their message alone; faults of the program keep their traceback."""
@@ -57,13 +77,13 @@ def told(task: str) -> Iterator[None]:
         message = f"clincot {task}: {error}"
         if os.environ.get(ERRORS):
             with Path(os.environ[ERRORS]).open("a", encoding="utf-8") as file:
-                file.write(message.replace("\n", " ") + "\n")
+                file.write(json.dumps({"error": type(error).__name__, "message": message}) + "\n")
         sys.exit(message)
 
 
 def section_of(stage: str, content: Content) -> Section:
     """A stage's section of the pipeline's parameter; raises BadRecord naming the parameter and the key."""
-    return parse_section(stage_named(stage).config, dict(content), where=f"pipeline parameter {stage!r}")
+    return parse_section(stage_named(stage).config, decoded(content), where=f"pipeline parameter {stage!r}")
 
 
 def run(
@@ -86,14 +106,14 @@ def run(
             write_shard(at["questions"], shard, Path(made) / "questions.jsonl")
             at["questions"] = Path(made) / "questions.jsonl"
         given = dict(documents or {})
-        if answer is not None and len(steps := parse_section(AnswerSection, dict(answer), where="answer").steps) > 1:
+        if answer is not None and len(steps := parse_section(AnswerSection, decoded(answer), where="answer").steps) > 1:
             given["steps"] = list(steps)
         for name, content in given.items():
             at[name] = Path(made) / f"{name}.json"
             if isinstance(content, str):
                 at[name].write_text(content, encoding="utf-8")
             else:
-                write_json(at[name], content)
+                write_json(at[name], decoded(content) if isinstance(content, Mapping) else content)
         places = {name: Path(path) for name, path in outputs.items()}
         log(metrics, run_stage(stage, _with_local_judges(parsed), at, places))
         return path_digest(places[stage_named(stage).outputs[0]])
@@ -111,8 +131,8 @@ def log(metrics: MetricsArtifact | None, values: Metrics) -> None:
 
 
 def preflight(
-    params: Mapping[str, Content], service: Content, outputs: Mapping[str, str], *, data: str, benchmark: str,
-    number: int, metrics: MetricsArtifact | None = None,
+    params: Mapping[str, Content], service: Content, launch: Content, outputs: Mapping[str, str],
+    *, data: str, benchmark: str, number: int, metrics: MetricsArtifact | None = None,
 ) -> tuple[str, str, int, int, str, str, str]:  # fmt: skip
     """Look at everything, and resolve what the round starts from and works on.
 
@@ -122,14 +142,17 @@ def preflight(
     from clincot.preflight.report import StartingPolicy
 
     with told("preflight"):
-        parsed = parse_section(Params, {name: dict(one) for name, one in params.items()}, where="pipeline parameters")
+        parsed = parse_section(
+            Params, {name: decoded(one) for name, one in params.items()}, where="pipeline parameters"
+        )
         judge = _with_local_judges(parsed.judge)
         assert isinstance(judge, JudgeSection)
         section = parsed.model_copy(update={"judge": judge}).section_of("preflight")
         digests = [digest_at(address) for address in (data, benchmark)]
         panel = digest_of([[path.name, path_digest(path)] for path in judge.files if path.exists()])
         try:
-            run("preflight", section, {}, outputs, metrics=metrics, documents={"service": dict(service)})
+            documents = {"service": decoded(service), "launch": decoded(launch)}
+            run("preflight", section, {}, outputs, metrics=metrics, documents=documents)
         finally:
             table = Path(outputs["table"])
             print(table.read_text(encoding="utf-8") if table.is_file() else "")
@@ -143,21 +166,21 @@ def preflight(
 
 def prepare_section(content: Content, number: int, rounds: int) -> PrepareSection:
     """The section of round `number` (1, 2, …), `rounds` of which are in this run; after the last subset the first."""
-    section = parse_section(PrepareSection, dict(content), where="pipeline parameter 'prepare'")
+    section = parse_section(PrepareSection, decoded(content), where="pipeline parameter 'prepare'")
     subsets = max(section.rounds, rounds)
     return section.model_copy(update={"rounds": subsets, "round": (section.round + int(number) - 1) % subsets})
 
 
 def evaluate_section(content: Content, propose: Content) -> EvaluateSection:
     """The section with the grounders of the round."""
-    section = parse_section(EvaluateSection, dict(content), where="pipeline parameter 'evaluate'")
-    grounders = parse_section(ProposeSection, dict(propose), where="pipeline parameter 'propose'")
+    section = parse_section(EvaluateSection, decoded(content), where="pipeline parameter 'evaluate'")
+    grounders = parse_section(ProposeSection, decoded(propose), where="pipeline parameter 'propose'")
     return section.model_copy(update={"propose": grounders})
 
 
 def publish_section(content: Content, number: int) -> PublishSection:
     """The section with the checkpoint's round, unless it says one."""
-    section = parse_section(PublishSection, dict(content), where="pipeline parameter 'publish'")
+    section = parse_section(PublishSection, decoded(content), where="pipeline parameter 'publish'")
     return section if section.round else section.model_copy(update={"round": int(number)})
 
 
@@ -179,7 +202,7 @@ def merge(
     from clincot.shards import merge_shards
 
     with told("merge"):
-        section = parse_section(JudgeSection, dict(judge), where="pipeline parameter 'judge'")
+        section = parse_section(JudgeSection, decoded(judge), where="pipeline parameter 'judge'")
         places = {name: Path(path) for name, path in outputs.items()}
         files = {name: [Path(path) for path in paths] for name, paths in parts.items()}
         log(metrics, merge_shards(section, Path(questions), files, places))
@@ -195,7 +218,7 @@ def decide(
     from clincot.records import Decision
 
     with told("decide"), tempfile.TemporaryDirectory() as made:
-        where = parse_section(PublishSection, dict(publish), where="pipeline parameter 'publish'")
+        where = parse_section(PublishSection, decoded(publish), where="pipeline parameter 'publish'")
         if where.store:
             with ledger_of(open_store(where.store), where.name, Path(made) / "ledger") as ledger:
                 run("decide", section, {**inputs, "ledger": str(ledger)}, outputs, metrics=metrics)
@@ -209,7 +232,7 @@ def decide(
 def finish(publish: Content, *, state: str, run_name: str, error: str) -> str:
     """Record how a run ended, and take away what fetches left behind; returns what was recorded, in words."""
     with told("finish"):
-        where = parse_section(PublishSection, dict(publish), where="pipeline parameter 'publish'")
+        where = parse_section(PublishSection, decoded(publish), where="pipeline parameter 'publish'")
         for folder in abandoned_fetches():
             shutil.rmtree(folder, ignore_errors=True)
             print(f"removed {folder}")
@@ -236,7 +259,7 @@ def _with_local_judges(section: Section) -> Section:
 
 def checked_steps(answer: Content, compiled: int) -> None:
     """Raise BadInput where the answer section asks for another number of steps than the pipeline was compiled for."""
-    steps = parse_section(AnswerSection, dict(answer), where="pipeline parameter 'answer'").steps
+    steps = parse_section(AnswerSection, decoded(answer), where="pipeline parameter 'answer'").steps
     if len(steps) != int(compiled):
         raise BadInput(
             f"answer.steps has {len(steps)} questions, the pipeline was compiled for {int(compiled)}: compile it with "
@@ -254,9 +277,9 @@ def deploy(section: Content, publish: Content, service: Content, *, digest: str,
         if target not in ("kserve", "local"):
             raise BadInput(f"a rollout's target is kserve or local, got {target!r}")
         return roll_out_published(
-            parse_section(DeploySection, dict(section), where="pipeline parameter 'deploy'"),
-            parse_section(PublishSection, dict(publish), where="pipeline parameter 'publish'"),
-            parse_section(ServiceSettings, dict(service), where="pipeline parameter 'service'"),
+            parse_section(DeploySection, decoded(section), where="pipeline parameter 'deploy'"),
+            parse_section(PublishSection, decoded(publish), where="pipeline parameter 'publish'"),
+            parse_section(ServiceSettings, decoded(service), where="pipeline parameter 'service'"),
             digest, target=target, state=Path(state or "serving"),  # type: ignore[arg-type]
         )  # fmt: skip
 

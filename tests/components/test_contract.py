@@ -19,7 +19,7 @@ from clincot.stages import STAGES, Stage
 FOLDER = Path(clincot.components.__file__).parent
 MOST_LINES = 25  # of a body
 ADDRESSES = {"data", "benchmark", "policy", "blind", "calibration"}  # of data sets and policies: parameters
-SECTIONS = {"answer": {"steps"}, "service": {"service"}}  # inputs that are made from a section, by its parameter
+SECTIONS = {"answer": {"steps"}}  # inputs that are made from a section, by its parameter
 # What a component calls otherwise than its stage, and why.
 RENAMED = {
     ("version", "version"): "version_record",  # its section has the name
@@ -27,7 +27,6 @@ RENAMED = {
     ("evaluate", "train_reports"): "data",  # in the data set's folder
 }
 NOT_IN_A_PIPELINE = {
-    ("preflight", "train_job"),  # where training runs is looked at by whoever sets it up
     ("decide", "ledger"),  # the store's, see ledger_store.py
 }
 

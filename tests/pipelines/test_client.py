@@ -148,12 +148,12 @@ def test_an_expired_token_is_told(
 ) -> None:
     monkeypatch.delenv("KFP_TOKEN", raising=False)
     with serving(PipelinesStub(token="new")) as stub:
-        (tmp_path / "token").write_text("old\n")
+        (tmp_path / "token").write_text("stale-5f3\n")
         arguments = ["pipeline", "status", "--endpoint", stub.url, "--token-file", str(tmp_path / "token")]
         assert cli.main(arguments) == 1
         said = capsys.readouterr().err
         assert f"the token of {tmp_path / 'token'} has expired" in said
-        assert "old" not in said.replace("token is expired", "")
+        assert "stale-5f3" not in said
         (tmp_path / "token").write_text("new\n")
         assert cli.main(arguments) == 0
         connection = connect(stub.url, token_file=tmp_path / "token")

@@ -1,0 +1,67 @@
+"""What orchestration costs: a local pipeline's wall time against `clincot rounds` on the demo's first round.
+
+    make bench-pipeline            the short demo
+    make bench-pipeline SIZE=full  the demo
+
+Both run the same round on the same data, one after the other, each in a folder of its own, and must end in the same
+digests. The bound is 1.25.
+"""
+
+from __future__ import annotations
+
+import argparse
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import yaml
+
+from clincot import round_records
+from clincot.demo import radiograph_plan
+from clincot.stages import path_digest
+from clincot.store import open_store
+
+BOUND = 1.25
+ROOT = Path(__file__).resolve().parents[1]
+CHECKED = {"candidates": "candidates.jsonl", "scores": "scores.jsonl", "pairs": "pairs.jsonl", "checkpoint": "policy",
+           "outcomes": "outcomes.jsonl", "decision": "decision.json"}  # fmt: skip
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--size", choices=["short", "full"], default="short")
+    size = parser.parse_args().size
+    with tempfile.TemporaryDirectory(prefix="clincot-overhead-") as made:
+        folder = Path(made)
+        plan = radiograph_plan(folder, short=size == "short")
+        sections = plan.params.model_dump(mode="json")
+        del sections["preflight"]
+        (folder / "params.yaml").write_text(yaml.safe_dump(sections), encoding="utf-8")
+        common = ["--data", str(plan.data), "--benchmark", str(plan.benchmark), "--policy", str(plan.policy),
+                  "--blind-from", str(plan.data), "--params", str(folder / "params.yaml")]  # fmt: skip
+        plain = _timed("rounds", "--run", str(folder / "plain"), *common)
+        local = _timed("pipeline", "run-local", "--run", str(folder / "local"), "--no-deploy", *common)
+        again = _timed("pipeline", "run-local", "--run", str(folder / "local"), "--no-deploy", *common)
+        digests = round_records.read_made(open_store(str(folder / "local" / "store")), "clincot", 1).digests
+        round_folder = folder / "plain" / "round-01"
+        other = [name for name, file in CHECKED.items() if digests[name] != path_digest(round_folder / file)]
+    print(f"plain command line   {plain:7.1f} s   ({size} demo, one round)")
+    print(f"local pipeline       {local:7.1f} s   ratio {local / plain:.2f} (bound {BOUND})")
+    print(f"the same again       {again:7.1f} s   nothing but preflight and the records")
+    print(f"digests              {'the same' if not other else 'other: ' + ', '.join(other)}")
+    return 1 if other or local > BOUND * plain else 0
+
+
+def _timed(*arguments: str) -> float:
+    """Wall seconds of a `clincot` command."""
+    began = time.monotonic()
+    done = subprocess.run([sys.executable, "-m", "clincot.cli", *arguments], capture_output=True, text=True, cwd=ROOT)
+    if done.returncode != 0:
+        raise SystemExit(f"clincot {' '.join(arguments[:2])} failed: {done.stderr[-3000:]}")
+    return time.monotonic() - began
+
+
+if __name__ == "__main__":
+    sys.exit(main())
