@@ -143,7 +143,7 @@ def test_a_line_without_a_champion_starts_from_a_base_and_only_once(tmp_path: Pa
 def test_the_films_that_a_trial_starts_with_are_a_data_set() -> None:
     golden = Path(__file__).parents[1] / "assets" / "golden"
     asked = list(load_questions(golden))
-    assert len({one.study for one in asked}) == 8
+    assert len({one.study for one in asked}) == 7
     assert all((golden / study.image).is_file() for study in StudyIndex(golden).values())
 
 
