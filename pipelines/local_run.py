@@ -28,13 +28,12 @@ from clincot.deploy.champion import NoChampion, read_champion, start
 from clincot.deploy.publish import Evidence, publish
 from clincot.deploy.service import who
 from clincot.errors import BadInput, ForTheUser
-from clincot.jsonl import BadRecord, write_json
+from clincot.jsonl import BadRecord, file_digest, write_json
 from clincot.pipelines.cluster_settings import ClusterSettings, Profile, Resources, Retries
 from clincot.pipelines.round import RoundPlan, round_pipeline
 from clincot.pipelines.warm import warm_python
 from clincot.records import digest_of
 from clincot.round_records import Made
-from clincot.stages import file_digest
 from clincot.store import Store, open_store
 from clincot.tasks import ERRORS
 
@@ -63,7 +62,7 @@ def run_local(plan: RoundPlan, run: Path, *, policy: Path | None = None) -> str:
         section = section.model_copy(update={"store": str(run / "store")})
     store = open_store(section.store)
     if policy is not None:
-        _base_champion(store, section, policy, Path(_absolute(plan.benchmark)))
+        _base_champion(store, section, policy)
     number = _number(run, store, section)
     here = replace(
         plan, params=plan.params.model_copy(update={"publish": section}), cluster=HERE, number=number,
@@ -127,7 +126,7 @@ def _python_is(executable: str) -> Iterator[None]:
         sys.executable = before
 
 
-def _base_champion(store: Store, section: PublishSection, policy: Path, benchmark: Path) -> None:
+def _base_champion(store: Store, section: PublishSection, policy: Path) -> None:
     """Publish the base policy and make it champion, where there is none."""
     try:
         read_champion(store, section.name)

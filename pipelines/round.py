@@ -122,14 +122,14 @@ def round_pipeline(plan: RoundPlan) -> Any:
     def clincot_round(
         data: str = defaults["data"], benchmark: str = defaults["benchmark"], blind_from: str = defaults["blind_from"],
         calibrated_on: str = defaults["calibrated_on"], number: int = defaults["number"],
-        shards: int = defaults["shards"], preflight: dict = defaults["preflight"],  # type: ignore[type-arg]
-        prepare: dict = defaults["prepare"], propose: dict = defaults["propose"],  # type: ignore[type-arg]
-        answer: dict = defaults["answer"], judge: dict = defaults["judge"],  # type: ignore[type-arg]
-        pair: dict = defaults["pair"], version: dict = defaults["version"],  # type: ignore[type-arg]
-        train: dict = defaults["train"], evaluate: dict = defaults["evaluate"],  # type: ignore[type-arg]
-        decide: dict = defaults["decide"], publish: dict = defaults["publish"],  # type: ignore[type-arg]
-        deploy: dict = defaults["deploy"], service: dict = defaults["service"],  # type: ignore[type-arg]
-        launch: dict = defaults["launch"],  # type: ignore[type-arg]
+        shards: int = defaults["shards"], preflight: dict = defaults["preflight"],
+        prepare: dict = defaults["prepare"], propose: dict = defaults["propose"],
+        answer: dict = defaults["answer"], judge: dict = defaults["judge"],
+        pair: dict = defaults["pair"], version: dict = defaults["version"],
+        train: dict = defaults["train"], evaluate: dict = defaults["evaluate"],
+        decide: dict = defaults["decide"], publish: dict = defaults["publish"],
+        deploy: dict = defaults["deploy"], service: dict = defaults["service"],
+        launch: dict = defaults["launch"],
     ) -> None:  # fmt: skip
         values = {name: value for name, value in locals().items() if name in defaults}
         ending = place(finish(publish=publish), "finish", plan.cluster)
@@ -343,7 +343,7 @@ def _generated(plan: RoundPlan, given: Values) -> Any:
 
 def _evaluated(plan: RoundPlan, values: Values, start: Values, *, policy: Any, digest: Any, **trained: Any) -> Values:
     """A policy's outcomes and report on the benchmark."""
-    return place(
+    measured: Values = place(
         evaluate(
             evaluate=values["evaluate"], propose=values["propose"], data=values["data"],
             data_digest=start["data_digest"], benchmark=values["benchmark"],
@@ -352,6 +352,7 @@ def _evaluated(plan: RoundPlan, values: Values, start: Values, *, policy: Any, d
         ),
         "evaluate", plan.cluster,
     ).outputs  # fmt: skip
+    return measured
 
 
 def _image(plan: RoundPlan, task: str) -> str:

@@ -6,6 +6,8 @@ from kfp import dsl, kubernetes
 
 from clincot.pipelines.cluster_settings import ClusterSettings, Profile, Toleration
 
+CA_FOLDER = "/etc/clincot/ca"
+CA_VARIABLES = ("SSL_CERT_FILE", "REQUESTS_CA_BUNDLE", "AWS_CA_BUNDLE", "GIT_SSL_CAINFO")
 KUEUE = "kueue.x-k8s.io/queue-name"
 
 
@@ -56,6 +58,10 @@ def _pod(task: dsl.PipelineTask, name: str, cluster: ClusterSettings) -> None:
             kubernetes.use_secret_as_env(task, secret.name, dict(secret.env), optional=secret.optional)
     for variable, value in cluster.env.items():
         task.set_env_variable(variable, value)
+    if cluster.ca_config_map:
+        kubernetes.use_config_map_as_volume(task, cluster.ca_config_map, mount_path=CA_FOLDER)
+        for variable in CA_VARIABLES:
+            task.set_env_variable(variable, f"{CA_FOLDER}/cabundle.crt")
     if cluster.cache.claim:
         kubernetes.mount_pvc(
             task, pvc_name=cluster.cache.claim, mount_path=cluster.cache.mount, sub_path=cluster.cache.sub_path

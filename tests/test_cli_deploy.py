@@ -13,14 +13,19 @@ import yaml
 
 from clincot.cli import main
 from clincot.config import PublishSection
+from clincot.datasets.folder import StudyIndex, load_questions
+from clincot.deploy.champion import read_champion, start
 from clincot.deploy.manifest import Manifest, published_digests
 from clincot.geometry import Box
 from clincot.models.checkpoint import checkpoint_digest
-from clincot.publishing import golden_questions, publish_files
+from clincot.publishing import golden_questions, publish_files, start_line
 from clincot.records import Study
-from clincot.store import FolderStore
+from clincot.store import FolderStore, open_store
+from tests.deploy.api_server import ApiServer, Script, api_server
 from tests.deploy.builders import LINE, decided, published, write_checkpoint
+from tests.deploy.test_rollout_kserve import answering
 from tests.runs import write_films
+from tests.s3_server import S3Server
 
 SERVER = Path(__file__).parent / "deploy" / "small_server.py"
 BOX = Box(x0=0.1, y0=0.1, x1=0.5, y1=0.5)
@@ -122,3 +127,59 @@ def test_golden_questions_are_the_clearest_one_an_image(tmp_path: Path) -> None:
     manifest = publish_files(section, inputs, look=look)
     assert [one.box for one in manifest.golden] == [BOX, BOX]
     assert manifest.decision is not None
+
+
+def test_a_line_without_a_champion_starts_from_a_base_and_only_once(tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    write_films(data, films=12, seed=0, split="test")
+    store = FolderStore(tmp_path / "store")
+    section = PublishSection(store=store.url, name=LINE, golden=2)
+    base = write_checkpoint(tmp_path / "base", 1.0)
+    said = start_line(section, store, str(base), golden=str(data), by="ann", look=lambda *_: ("left", BOX, 0.9))
+    digest = checkpoint_digest(base)
+    assert said == f"{LINE}: champion {digest[:12]}, published from {base}"
+    assert read_champion(store, LINE).now.sha256 == digest
+    again = start_line(section, store, "s3://not/looked-at", golden="", by="bob")
+    assert again == f"{LINE}: champion {digest[:12]} (round 0), there already"
+
+
+def test_the_films_that_a_trial_starts_with_are_a_data_set() -> None:
+    golden = Path(__file__).parents[1] / "assets" / "golden"
+    asked = list(load_questions(golden))
+    assert len({one.study for one in asked}) == 7
+    assert all((golden / study.image).is_file() for study in StudyIndex(golden).values())
+
+
+def test_what_is_served_is_asked_the_champions_golden_questions(
+    s3: S3Server, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As `helm test` does, in a cluster that serves the champion; then one whose answers have changed."""
+    for name, value in s3.environment.items():
+        monkeypatch.setenv(name, value)
+    s3.bucket("asked")
+    store = open_store("s3://asked/platform")
+    base = published(store, tmp_path, 1.0)
+    start(store, base, by="ann")
+    server = ApiServer(scripts={base.sha256: Script(chat=answering(base.golden))})
+    with api_server(server):
+        kubeconfig = tmp_path / "kubeconfig"
+        kubeconfig.write_text(KUBECONFIG.replace("URL", server.url))
+        monkeypatch.setenv("KUBECONFIG", str(kubeconfig))
+        service = tmp_path / "service.yaml"
+        said = f"name: {LINE}\nmode: standard\ngateway_api: 'yes'\nservice_url: {server.url}/own/{{service}}\n"
+        service.write_text(said)
+        server.groups.add("gateway.networking.k8s.io/v1")
+        command = ("deploy", "--ask", "--store", store.url, "--name", LINE, "--service", service)
+        assert run(capsys, *command) == "2 of 2 golden questions met\n"
+        server.scripts[base.sha256].chat = answering(base.golden, wrong=1)
+        assert "1 of 2 golden questions missed" in run(capsys, *command, code=1)
+
+
+KUBECONFIG = """
+apiVersion: v1
+kind: Config
+current-context: it
+clusters: [{name: it, cluster: {server: "URL"}}]
+contexts: [{name: it, context: {cluster: it, user: it}}]
+users: [{name: it, user: {}}]
+"""

@@ -20,6 +20,7 @@ from clincot.cli_data import add_data
 from clincot.cli_deploy import add_deploying
 from clincot.cli_pipeline import add_pipeline
 from clincot.cli_preflight import run_preflight
+from clincot.cli_store import add_store
 from clincot.cli_versions import add_versions
 from clincot.config import Params, load_params
 from clincot.errors import BadInput, ForTheUser, extra
@@ -75,6 +76,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_looking(commands)
     _add_serve(commands)
     add_deploying(commands, _command, _add_params, _params)
+    add_store(commands, _command)
     add_pipeline(commands, _command, _add_params, _params)
     return parser
 

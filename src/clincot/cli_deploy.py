@@ -44,6 +44,10 @@ def add_deploying(
     deploy.add_argument("--show-manifests", action="store_true", help="kserve: print what would be applied, and stop")
     deploy.add_argument("--storage-secret", default="", metavar="NAME",
                         help="with --show-manifests: the Secret that will hold the store's keys")  # fmt: skip
+    deploy.add_argument("--base", metavar="CHECKPOINT", default="", help="published, and made the round-0 champion, "
+                        "where the line has none yet: a folder, or its address in a store")  # fmt: skip
+    deploy.add_argument("--golden", metavar="DATA", default="", help="with --base: data set of its golden questions")
+    deploy.add_argument("--ask", action="store_true", help="kserve: ask what is served the champion's golden questions")
     deploy.add_argument("--abandon", metavar="REASON", default="", help="give the line's open rollout up")
     deploy.add_argument("--stop", action="store_true", help="local: stop the servers and the address in front of them")
     _add_target(deploy)
@@ -203,6 +207,11 @@ def _run_deploy(args: argparse.Namespace, params: Params) -> int:
     store, line, by = _opened(args, params)
     if args.abandon:
         return _abandon(args, store, line, by)
+    if args.base:
+        from clincot.publishing import start_line
+
+        section = params.publish.model_copy(update={"store": store.url, "name": line})
+        print(start_line(section, store, args.base, golden=args.golden, by=by))
     if args.checkpoint:
         manifest = find_manifest(store, line, args.checkpoint)
     else:
@@ -211,6 +220,12 @@ def _run_deploy(args: argparse.Namespace, params: Params) -> int:
     service = load_service(args.service) if args.target == "kserve" else None
     if args.show_manifests:
         return _show_manifests(args, manifest, service)
+    if args.ask:
+        from clincot.deploy.smoke import golden_images, smoke
+
+        asked = _target(args, store, manifest, "kserve", service, settings.steps, checked=False)
+        print(smoke(asked, manifest, golden_images(store, manifest), settings))
+        return 0
     target = _target(args, store, manifest, args.target, service, settings.steps)  # refused here, nothing is begun
     journal = begin(store, manifest, settings, target=args.target, service=service, by=by)
     return _go(args, store, journal, target)

@@ -9,15 +9,17 @@ from pathlib import Path
 
 from clincot.config import PublishSection
 from clincot.datasets.folder import StudyIndex, load_questions
+from clincot.deploy import champion
 from clincot.deploy.manifest import Golden, JudgeLine, Manifest
 from clincot.deploy.publish import Evidence, golden_image, publish
 from clincot.errors import BadInput
 from clincot.geometry import Box
 from clincot.jsonl import read_records
 from clincot.judge.combination import PanelReport
+from clincot.located import fetch
 from clincot.records import BenchmarkReport, Decision, Question, Study
 from clincot.run_folder import read_model
-from clincot.store import open_store
+from clincot.store import Store, open_store
 
 # A question about an image: answer, region (None: others are as likely), and how far both are from being another.
 Look = Callable[[Study, Path, str], tuple[str, Box | None, float]]
@@ -42,6 +44,27 @@ def publish_files(section: PublishSection, inputs: Mapping[str, Path], *, look: 
             judges=judges, agreement=agreement, golden=golden, images=Path(made),
         )  # fmt: skip
         return publish(store, inputs["checkpoint"], section, evidence)
+
+
+def start_line(
+    section: PublishSection, store: Store, base: str, *, golden: str, by: str, look: Look | None = None
+) -> str:
+    """Publish `base` and make it the round-0 champion, where the line has none; says what was done.
+
+    base, golden: folders, or addresses in a store. Nothing is fetched where there is a champion already.
+    """
+    try:
+        found = champion.read_champion(store, section.name)
+    except champion.NoChampion:
+        pass
+    else:
+        return f"{section.name}: champion {found.now.sha256[:12]} (round {found.now.round}), there already"
+    inputs = {"checkpoint": fetch(base)}
+    if golden:
+        inputs["golden"] = fetch(golden)
+    manifest = publish_files(section, inputs, look=look)
+    champion.start(store, manifest, by=by)
+    return f"{section.name}: champion {manifest.sha256[:12]}, published from {base}"
 
 
 def golden_questions(look: Look, data: Path, out: Path, count: int) -> list[Golden]:

@@ -12,9 +12,11 @@ from clincot import round_records
 from clincot.bench.page import write_page
 from clincot.config import Params, parse_section
 from clincot.jsonl import read_records, write_json, written_aside
+from clincot.judge.combination import PanelReport
 from clincot.located import fetch
 from clincot.records import Decision
 from clincot.rounds import Plan, collect, start_run, table
+from clincot.run_folder import read_model
 from clincot.stages import path_digest
 from clincot.store import open_store
 
@@ -59,7 +61,11 @@ def show_round(
         file.write(table(gathered) + "\n")
     (decision,) = read_records(Path(made["decision"]), Decision)
     digests = {name: path_digest(Path(path)) for name, path in sorted(made.items())}
-    kept = round_records.Made(number=number, digests=digests, decision=decision.id, verdict=decision.verdict)
+    panel = read_model(Path(made["panel_report"]), PanelReport) if "panel_report" in made else None
+    kept = round_records.Made(
+        number=number, digests=digests, decision=decision.id, verdict=decision.verdict,
+        agreement=panel.alpha_calibrated.value if panel else None,
+    )  # fmt: skip
     if parsed.publish.store:
         round_records.record_made(open_store(parsed.publish.store), parsed.publish.name, kept)
     return kept

@@ -41,6 +41,7 @@ class Made(BaseModel):
     digests: dict[str, str]  # {questions, regions, …, checkpoint, decision: sha256 of the file or folder}
     decision: str  # the decision's id
     verdict: str
+    agreement: float | None = None  # of the judges: Krippendorff's alpha of their calibrated scores
 
 
 class Ended(BaseModel):

@@ -43,6 +43,20 @@ class S3Store:
     def url(self) -> str:
         return f"s3://{self.bucket}/{self.prefix}".rstrip("/")
 
+    def create_bucket(self) -> bool:
+        """Make the bucket; False where it is ours already. Raises StoreFailed, also where it is somebody else's."""
+        with self._named(f"make the bucket {self.bucket}"):
+            try:
+                self._s3.create_bucket(Bucket=self.bucket)
+            except ClientError as error:
+                if _code(error) != "BucketAlreadyOwnedByYou":
+                    with contextlib.suppress(ClientError):  # SeaweedFS says BucketAlreadyExists of one's own, too
+                        self._s3.head_bucket(Bucket=self.bucket)
+                        return False
+                    raise
+                return False
+        return True
+
     def read(self, key: str) -> Version:
         with self._named(f"read {key}"), self._absent(key):
             found = self._s3.get_object(Bucket=self.bucket, Key=self._key(key))

@@ -110,6 +110,26 @@ def test_the_stores_keys_stand_in_no_manifest() -> None:
     assert account["secrets"] == [{"name": "store"}]
 
 
+def test_without_vllm_the_server_is_the_models_container(kserve: Draft202012Validator) -> None:
+    """On a cluster without GPUs: the chart's ServingRuntime of `clincot serve`, and no second container."""
+    small = FULL.model_copy(update={"engine": "clincot", "runtime": "clincot-serve"})
+    for mode in ("Standard", "Knative"):
+        check(inference_service(small, DIGEST, URI, mode=mode), kserve)
+    predictor = inference_service(small, DIGEST, URI, mode="Standard")["spec"]["predictor"]
+    assert "containers" not in predictor
+    assert predictor["model"]["modelFormat"] == {"name": "clincot"}
+    assert predictor["model"]["runtime"] == "clincot-serve"
+    assert predictor["model"]["args"][0] == "--checkpoint=/mnt/models"
+    assert predictor["model"]["readinessProbe"]["httpGet"] == {"path": "/v2/health/ready", "port": 8080}
+    stable = inference_service(small, DIGEST, URI, mode="Standard")
+    stable["spec"]["canary"] = [canary(small, "5e" * 32, URI, 10)]
+    check(stable, kserve)
+    with pytest.raises(ValueError, match="engine clincot needs runtime"):
+        ServiceSettings(engine="clincot")
+    with pytest.raises(ValueError, match="no transformer of its own"):
+        ServiceSettings(engine="clincot", runtime="clincot-serve", transformer="separate")
+
+
 def test_settings_name_their_mistakes(tmp_path: Path) -> None:
     path = tmp_path / "service.yaml"
     path.write_text("replicass: 2\n")

@@ -24,6 +24,7 @@ from clincot.deploy.manifest import Golden, Manifest
 from clincot.deploy.modes import TARGETS, Mode
 from clincot.deploy.rollout import RolledBack, TargetFailed
 from clincot.deploy.service import ServiceSettings
+from clincot.deploy.smoke import golden_images, smoke
 from clincot.store import FolderStore
 from tests.deploy.api_server import ApiServer, Script, api_server
 from tests.deploy.builders import LINE, published
@@ -385,3 +386,16 @@ def test_a_create_that_lost_is_a_conflict(world: World) -> None:
     with pytest.raises(Conflict, match="HTTP 409: already exists"):
         world.cluster.create(path, thing)
     assert deployment.named_checkpoints(world.store, LINE) == {world.base.sha256: "the champion pointer"}
+
+
+def test_requests_and_counters_at_the_services_own_address(world: World) -> None:
+    """With service_url nothing goes through the API server's proxy, so the account needs no right to it."""
+    settings = SERVICE.model_copy(update={"service_url": world.server.url + "/own/{service}"})
+    world.server.scripts[world.base.sha256].metrics = lambda: 'clincot_requests_total{status="200"} 7\n'
+    target = TARGETS["canary"](world.cluster, settings, world.base.sha256, world.base.uri, FAST.steps)
+    target.start()
+    assert target.counts() == (7, 0)
+    assert "2 golden questions" in smoke(target, world.base, golden_images(world.store, world.base), FAST)
+    assert not [path for _, path in world.server.requests if "/proxy/" in path]
+    away = settings.model_copy(update={"service_url": "http://127.0.0.1:9/{service}"})
+    assert TARGETS["canary"](world.cluster, away, world.base.sha256, world.base.uri, FAST.steps).counts() is None

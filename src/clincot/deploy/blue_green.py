@@ -8,11 +8,11 @@ from typing import Any
 
 from clincot import cluster as kubernetes
 from clincot.cluster import Conflict, Missing
-from clincot.deploy.inference_service import DIGEST, GROUP, PLURAL, VERSION, Json, inference_service
+from clincot.deploy.inference_service import DIGEST, GROUP, PLURAL, SERVICE, VERSION, Json, inference_service, labels
 from clincot.deploy.kserve import KServeTarget, is_ready, served, told
 from clincot.deploy.rollout import Counts, NotReady, TargetFailed
 
-SERVICE, BEFORE = "clincot/service", "clincot/before"  # a label; an annotation of the front: what it selected before
+BEFORE = "clincot/before"  # annotation of the front: what it selected before
 
 
 class BlueGreenTarget(KServeTarget):
@@ -34,7 +34,6 @@ class BlueGreenTarget(KServeTarget):
     def manifest(self) -> Json:
         manifest = inference_service(self.settings, self.digest, self.uri, name=self.own, mode="Standard")
         manifest["spec"]["predictor"].pop("name", None)
-        manifest["metadata"]["labels"][SERVICE] = self.settings.name
         return manifest
 
     def start(self) -> str:
@@ -127,6 +126,6 @@ class BlueGreenTarget(KServeTarget):
         return {
             "apiVersion": "v1", "kind": "Service",
             "metadata": {"name": self.settings.name, "namespace": self.settings.namespace, "annotations": {},
-                         "labels": {"app.kubernetes.io/managed-by": "clincot"}},
+                         "labels": labels(self.settings)},
             "spec": {"selector": selector, "ports": [{"name": "http", "port": 80, "targetPort": 8080}]},
         }  # fmt: skip

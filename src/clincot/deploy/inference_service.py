@@ -17,6 +17,7 @@ GROUP, VERSION, PLURAL = "serving.kserve.io", "v1beta1", "inferenceservices"
 CRD = f"{PLURAL}.{GROUP}"
 MODE = "serving.kserve.io/deploymentMode"
 TAGS = "serving.kserve.io/enable-tag-routing"
+SERVICE = "clincot/service"  # label of everything that serves one service, its pods too
 DIGEST = "clincot/checkpoint"  # annotation, set when a rollout is finished: what has all of the traffic
 MODELS = "/mnt/models"  # where KServe's storage initialiser puts a checkpoint
 PORT, VLLM_PORT = 8080, 8085
@@ -46,9 +47,15 @@ def inference_service(settings: ServiceSettings, digest: str, uri: str, *, name:
         "apiVersion": f"{GROUP}/{VERSION}",
         "kind": "InferenceService",
         "metadata": {"name": name or settings.name, "namespace": settings.namespace, "annotations": annotations,
-                     "labels": {"app.kubernetes.io/managed-by": "clincot"}},
+                     "labels": labels(settings)},
         "spec": spec,
     }  # fmt: skip
+
+
+def labels(settings: ServiceSettings) -> dict[str, str]:
+    """KServe hands them on to pods and Services: the chart's network policies, budgets and monitors select by them."""
+    return {"app.kubernetes.io/managed-by": "clincot", "app.kubernetes.io/part-of": "clincot",
+            "app.kubernetes.io/component": "server", SERVICE: settings.name}  # fmt: skip
 
 
 def canary(settings: ServiceSettings, digest: str, uri: str, percent: int) -> Json:
@@ -64,9 +71,32 @@ def canary(settings: ServiceSettings, digest: str, uri: str, percent: int) -> Js
 
 def predictor(settings: ServiceSettings, digest: str, uri: str, *, mode: str) -> Json:
     """spec.predictor; in Standard mode with a name of its own."""
-    collocated = settings.transformer == "collocated"
-    port = VLLM_PORT if collocated else PORT
-    model: Json = {
+    if settings.engine == "clincot":
+        model, front = _embedded(settings, uri), []
+    else:
+        collocated = settings.transformer == "collocated"
+        model = _vllm(settings, uri, VLLM_PORT if collocated else PORT)
+        host = f"--predictor_host=localhost:{VLLM_PORT}"
+        front = [_transformer(settings, host, named="transformer-container")] if collocated else []
+    if settings.runtime:
+        model["runtime"] = settings.runtime
+    out: Json = {"minReplicas": settings.replicas, "model": model, **_pod(settings)}
+    out["volumes"] = [
+        {"name": "devshm", "emptyDir": {"medium": "Memory", "sizeLimit": settings.shm}},
+        *out.get("volumes", ()),
+    ]
+    if mode == "Standard":
+        out["name"] = revision_name(digest)  # promotion keeps the running pods: only this name moves
+        out["securityContext"] = {"seccompProfile": {"type": "RuntimeDefault"}}  # Knative allows it on containers alone
+    if front:
+        out["containers"] = front
+    if settings.storage_container:
+        out["storageContainerName"] = settings.storage_container
+    return out
+
+
+def _vllm(settings: ServiceSettings, uri: str, port: int) -> Json:
+    return {
         "modelFormat": {"name": "vLLM"},
         "storageUri": uri,
         "args": [f"--port={port}", *settings.vllm_args],  # after the runtime's own; vLLM takes the last
@@ -78,21 +108,15 @@ def predictor(settings: ServiceSettings, digest: str, uri: str, *, mode: str) ->
         "volumeMounts": [{"name": "devshm", "mountPath": "/dev/shm"}],
         "env": _environment(settings),
     }
-    if settings.runtime:
-        model["runtime"] = settings.runtime
-    out: Json = {"minReplicas": settings.replicas, "model": model, **_pod(settings)}
-    out["volumes"] = [
-        {"name": "devshm", "emptyDir": {"medium": "Memory", "sizeLimit": settings.shm}},
-        *out.get("volumes", ()),
-    ]
-    if mode == "Standard":
-        out["name"] = revision_name(digest)  # promotion keeps the running pods: only this name moves
-    if collocated:
-        out["containers"] = [
-            _transformer(settings, f"--predictor_host=localhost:{VLLM_PORT}", named="transformer-container")
-        ]
-    if settings.storage_container:
-        out["storageContainerName"] = settings.storage_container
+
+
+def _embedded(settings: ServiceSettings, uri: str) -> Json:
+    """`clincot serve` as the model's container. Its command is the runtime's; KServe adds these arguments to it."""
+    served = _transformer(settings, named="")
+    keep = ("resources", "readinessProbe", "startupProbe", "securityContext", "env", "volumeMounts")
+    out = {"modelFormat": {"name": "clincot"}, "storageUri": uri, **{key: served[key] for key in keep}}
+    out["resources"] = {kind: dict(sizes) for kind, sizes in settings.resources.items()}
+    out["args"] = served["args"][1:]  # without the subcommand, which the runtime gives
     return out
 
 
@@ -114,7 +138,8 @@ def _transformer(settings: ServiceSettings, *args: str, named: str) -> Json:
         "readinessProbe": _probe("/v2/health/ready", PORT, failures=3),
         "startupProbe": _probe("/v2/health/ready", PORT, failures=-(-settings.startup_s // _PERIOD_S)),
         "securityContext": {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]},
-                            "readOnlyRootFilesystem": True, "runAsNonRoot": True},
+                            "readOnlyRootFilesystem": True, "runAsNonRoot": True,
+                            "seccompProfile": {"type": "RuntimeDefault"}},
         "env": _environment(settings),
         "volumeMounts": [*mounts, {"name": "tmp", "mountPath": "/tmp"}],
     }  # fmt: skip
@@ -127,7 +152,7 @@ def _pod(settings: ServiceSettings) -> Json:
         volumes.append({"name": "ca", "configMap": {"name": settings.ca_config_map}})
     if settings.api_keys_secret:
         volumes.append({"name": "api-keys", "secret": {"secretName": settings.api_keys_secret}})
-    pod: Json = {"volumes": volumes}
+    pod: Json = {"volumes": volumes, "automountServiceAccountToken": False}  # a server asks the API server nothing
     if settings.service_account:
         pod["serviceAccountName"] = settings.service_account
     if settings.node_selector:

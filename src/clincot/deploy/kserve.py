@@ -30,8 +30,9 @@ from clincot.deploy.inference_service import (
 )
 from clincot.deploy.rollout import Counts, NotReady, TargetFailed, counts_of
 from clincot.deploy.service import ServiceSettings
-from clincot.deploy.smoke import RequestFailed, post_json
+from clincot.deploy.smoke import RequestFailed, get_text, post_json
 
+_METRICS_S = 10.0
 _FAILED = {"BlockedByFailedLoad", "InvalidSpec"}
 
 
@@ -103,12 +104,17 @@ class KServeTarget(ABC):
         if self.settings.replicas > 1:
             return None
         try:
+            if self.settings.service_url:
+                return counts_of(get_text(self._own_url(service), "/metrics", _METRICS_S))
             return counts_of(self.cluster.text("GET", self._at(service, "/metrics")))
-        except ClusterFailed:  # a revision that cannot say how it does is no worse than one that does not count
+        except (ClusterFailed, RequestFailed):  # one that cannot say it is no worse than one that does not count
             return None
 
     def _at(self, service: str, path: str) -> str:
         return kubernetes.service_proxy_path(self.settings.namespace, service, path)
+
+    def _own_url(self, service: str) -> str:
+        return self.settings.service_url.format(service=service, namespace=self.settings.namespace)
 
     def _read(self, name: str = "") -> Json | None:
         try:
@@ -130,8 +136,7 @@ class KServeTarget(ABC):
 
     def _proxied(self, service: str, path: str, payload: Mapping[str, Any], timeout_s: float) -> Any:
         if self.settings.service_url:
-            url = self.settings.service_url.format(service=service, namespace=self.settings.namespace)
-            return post_json(url, path, payload, timeout_s)
+            return post_json(self._own_url(service), path, payload, timeout_s)
         try:
             return self.cluster.request("POST", self._at(service, path), dict(payload), timeout_s=timeout_s)
         except ClusterFailed as error:

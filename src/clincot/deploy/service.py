@@ -33,6 +33,13 @@ class ServiceSettings(Section):
     ] = "auto"
     kserve_namespace: Name = "kserve"
     image: Annotated[str, Field(min_length=1, description="of `clincot serve`, the transformer")] = "clincot:latest"
+    engine: Annotated[
+        Literal["vllm", "clincot"],
+        Field(
+            description="vllm: `clincot serve` in front of it; clincot: `clincot serve` alone, the model in its "
+            "process, for small models without a GPU (runtime names its ServingRuntime)"
+        ),
+    ] = "vllm"
     transformer: Annotated[
         Literal["collocated", "separate"],
         Field(
@@ -76,7 +83,11 @@ class ServiceSettings(Section):
     ] = ""
 
     @model_validator(mode="after")
-    def _key_arrives(self) -> ServiceSettings:
+    def _fits_together(self) -> ServiceSettings:
+        if self.engine == "clincot" and not self.runtime:
+            raise ValueError("engine clincot needs runtime: a ServingRuntime of `clincot serve` (the chart has one)")
+        if self.engine == "clincot" and self.transformer == "separate":
+            raise ValueError("engine clincot has no transformer of its own; leave transformer: collocated")
         if self.api_keys_secret and not self.service_url:
             raise ValueError("with api_keys_secret, smoke requests need service_url: the API server passes no key on")
         return self

@@ -96,6 +96,16 @@ def post_json(url: str, path: str, payload: Mapping[str, Any], timeout_s: float)
         raise RequestFailed(f"POST {path}: {type(error).__name__}: {error}") from None
 
 
+def get_text(url: str, path: str, timeout_s: float) -> str:
+    """GET from a server that is reached by its own address. Raises RequestFailed."""
+    try:
+        reply = httpx.get(url.rstrip("/") + path, headers=smoke_headers(), timeout=timeout_s)
+        reply.raise_for_status()
+    except httpx.HTTPError as error:
+        raise RequestFailed(f"GET {path}: {type(error).__name__}: {error}") from None
+    return reply.text
+
+
 def ask(server: Server, golden: Golden, image: bytes, settings: DeploySection) -> Reply:
     """One golden question, greedy. Raises RequestFailed."""
     url = "data:image/png;base64," + base64.b64encode(image).decode("ascii")

@@ -1,0 +1,468 @@
+{{/* Names, labels and what all pods share. */}}
+
+{{- define "clincot.fullname" -}}
+{{- if .Values.fullnameOverride -}}
+{{- .Values.fullnameOverride | trunc 40 | trimSuffix "-" -}}
+{{- else if contains .Chart.Name .Release.Name -}}
+{{- .Release.Name | trunc 40 | trimSuffix "-" -}}
+{{- else -}}
+{{- printf "%s-%s" .Release.Name .Chart.Name | trunc 40 | trimSuffix "-" -}}
+{{- end -}}
+{{- end }}
+
+{{- define "clincot.selector" -}}
+app.kubernetes.io/name: clincot
+app.kubernetes.io/instance: {{ .Release.Name }}
+{{- end }}
+
+{{- define "clincot.labels" -}}
+helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version }}
+app.kubernetes.io/version: {{ .Chart.AppVersion | quote }}
+app.kubernetes.io/managed-by: {{ .Release.Service }}
+app.kubernetes.io/part-of: clincot
+{{ include "clincot.selector" . }}
+{{- end }}
+
+{{/* The namespaces in which secrets and settings are needed: the release's, and the run pods' where it is another. */}}
+{{- define "clincot.namespaces" -}}
+{{- list .Release.Namespace .Values.kfp.runNamespace | uniq | toJson -}}
+{{- end }}
+
+{{/* {root, image}: registry/repository:tag or @digest; the global registry takes the place of the image's own. */}}
+{{- define "clincot.image" -}}
+{{- $repository := .image.repository -}}
+{{- if .root.Values.global.imageRegistry -}}
+{{- $first := first (splitList "/" $repository) -}}
+{{- if and (contains "/" $repository) (or (contains "." $first) (contains ":" $first)) -}}
+{{- $repository = trimPrefix (printf "%s/" $first) $repository -}}
+{{- end -}}
+{{- $repository = printf "%s/%s" (trimSuffix "/" .root.Values.global.imageRegistry) $repository -}}
+{{- end -}}
+{{- if .image.digest -}}
+{{- printf "%s@%s" $repository .image.digest -}}
+{{- else -}}
+{{- printf "%s:%s" $repository (default .root.Chart.AppVersion .image.tag) -}}
+{{- end -}}
+{{- end }}
+
+{{- define "clincot.pullSecrets" -}}
+{{- with .Values.global.imagePullSecrets }}
+imagePullSecrets:
+{{- range . }}
+  - name: {{ . }}
+{{- end }}
+{{- end }}
+{{- end }}
+
+{{- define "clincot.storeUrl" -}}
+{{- printf "s3://%s/%s" .Values.store.bucket .Values.store.prefix -}}
+{{- end }}
+
+{{- define "clincot.storeSecret" -}}
+{{- default (printf "%s-store" (include "clincot.fullname" .)) .Values.store.existingSecret -}}
+{{- end }}
+
+{{- define "clincot.storeEndpoint" -}}
+{{- if .Values.store.endpoint -}}
+{{- .Values.store.endpoint -}}
+{{- else if .Values.seaweedfs.enabled -}}
+{{- printf "http://%s-seaweedfs.%s.svc.cluster.local:8333" (include "clincot.fullname" .) .Release.Namespace -}}
+{{- else -}}
+{{- printf "https://s3.%s.amazonaws.com" .Values.store.region -}}
+{{- end -}}
+{{- end }}
+
+{{- define "clincot.gitSecret" -}}
+{{- if .Values.git.existingSecret -}}
+{{- .Values.git.existingSecret -}}
+{{- else if .Values.git.password -}}
+{{- printf "%s-git" (include "clincot.fullname" .) -}}
+{{- end -}}
+{{- end }}
+
+{{- define "clincot.kfpEndpoint" -}}
+{{- default (printf "http://ml-pipeline.%s.svc.cluster.local:8888" .Values.kfp.namespace) .Values.kfp.endpoint -}}
+{{- end }}
+
+{{- define "clincot.account" -}}
+{{- printf "%s-%s" (include "clincot.fullname" .root) .which -}}
+{{- end }}
+
+{{- define "clincot.cacheClaim" -}}
+{{- if .Values.pipeline.cache.existingClaim -}}
+{{- .Values.pipeline.cache.existingClaim -}}
+{{- else if .Values.pipeline.cache.create -}}
+{{- printf "%s-cache" (include "clincot.fullname" .) -}}
+{{- end -}}
+{{- end }}
+
+{{/* "https://host:9000" -> "host:9000" */}}
+{{- define "clincot.hostOf" -}}
+{{- trimSuffix "/" (last (splitList "://" .)) -}}
+{{- end }}
+
+{{- define "clincot.noProxy" -}}
+{{- compact (list .Values.proxy.noProxy "localhost" "127.0.0.1" ".svc" ".svc.cluster.local") | join "," -}}
+{{- end }}
+
+{{- define "clincot.podSecurity" -}}
+runAsNonRoot: true
+runAsUser: 10001
+runAsGroup: 10001
+fsGroup: 10001
+seccompProfile: {type: RuntimeDefault}
+{{- end }}
+
+{{- define "clincot.containerSecurity" -}}
+allowPrivilegeEscalation: false
+readOnlyRootFilesystem: true
+runAsNonRoot: true
+capabilities: {drop: [ALL]}
+seccompProfile: {type: RuntimeDefault}
+{{- end }}
+
+{{/* Environment of every pod of ours: the store by reference, proxies, CAs. No value of it is secret. */}}
+{{- define "clincot.env" -}}
+- {name: HOME, value: /tmp}
+- {name: AWS_ENDPOINT_URL_S3, value: {{ include "clincot.storeEndpoint" . | quote }}}
+- {name: AWS_REGION, value: {{ .Values.store.region | quote }}}
+- {name: AWS_DEFAULT_REGION, value: {{ .Values.store.region | quote }}}
+{{- range $name := list "AWS_ACCESS_KEY_ID" "AWS_SECRET_ACCESS_KEY" }}
+- name: {{ $name }}
+  valueFrom: {secretKeyRef: {name: {{ include "clincot.storeSecret" $ }}, key: {{ $name }}}}
+{{- end }}
+{{- include "clincot.surroundings" . }}
+{{- end }}
+
+{{- define "clincot.surroundings" -}}
+{{- if .Values.customCA.configMap }}
+{{- range $name := list "SSL_CERT_FILE" "REQUESTS_CA_BUNDLE" "AWS_CA_BUNDLE" "GIT_SSL_CAINFO" }}
+- {name: {{ $name }}, value: /etc/clincot/ca/cabundle.crt}
+{{- end }}
+{{- end }}
+{{- if .Values.proxy.http }}
+- {name: HTTP_PROXY, value: {{ .Values.proxy.http | quote }}}
+{{- end }}
+{{- if .Values.proxy.https }}
+- {name: HTTPS_PROXY, value: {{ .Values.proxy.https | quote }}}
+{{- end }}
+{{- if or .Values.proxy.http .Values.proxy.https }}
+- {name: NO_PROXY, value: {{ include "clincot.noProxy" . | quote }}}
+{{- end }}
+{{- end }}
+
+{{/* What the chart's own pods share: where they run and as whom. {root, account, token} */}}
+{{- define "clincot.pod" -}}
+{{- $root := .root -}}
+serviceAccountName: {{ include "clincot.account" (dict "root" $root "which" .account) }}
+automountServiceAccountToken: {{ .token }}
+securityContext:
+  {{- include "clincot.podSecurity" $root | nindent 2 }}
+{{- include "clincot.pullSecrets" $root }}
+{{- with $root.Values.podDefaults }}
+{{- with .priorityClassName }}
+priorityClassName: {{ . }}
+{{- end }}
+{{- with .nodeSelector }}
+nodeSelector: {{ toJson . }}
+{{- end }}
+{{- with .tolerations }}
+tolerations: {{ toJson . }}
+{{- end }}
+{{- with .affinity }}
+affinity: {{ toJson . }}
+{{- end }}
+{{- end }}
+{{- end }}
+
+{{- define "clincot.mounts" -}}
+- {name: tmp, mountPath: /tmp}
+- {name: settings, mountPath: /etc/clincot/settings, readOnly: true}
+{{- if .Values.customCA.configMap }}
+- {name: ca, mountPath: /etc/clincot/ca, readOnly: true}
+{{- end }}
+{{- end }}
+
+{{- define "clincot.volumes" -}}
+- name: tmp
+  emptyDir: {sizeLimit: 4Gi}
+- name: settings
+  configMap: {name: {{ include "clincot.fullname" . }}}
+{{- if .Values.customCA.configMap }}
+- name: ca
+  configMap: {name: {{ .Values.customCA.configMap }}}
+{{- end }}
+{{- end }}
+
+{{/* How KServe's storage initialiser reaches the store: annotations of the Secret that the server's account names. */}}
+{{- define "clincot.storeAnnotations" -}}
+{{- $endpoint := include "clincot.storeEndpoint" . -}}
+serving.kserve.io/s3-endpoint: {{ include "clincot.hostOf" $endpoint | quote }}
+serving.kserve.io/s3-usehttps: {{ ternary "1" "0" (hasPrefix "https://" $endpoint) | quote }}
+serving.kserve.io/s3-region: {{ .Values.store.region | quote }}
+serving.kserve.io/s3-verifyssl: {{ ternary "1" "0" .Values.store.verifyTLS | quote }}
+{{- if .Values.customCA.configMap }}
+serving.kserve.io/s3-cabundle-configmap: {{ .Values.customCA.configMap | quote }}
+serving.kserve.io/s3-cabundle: /etc/ssl/custom-certs/cabundle.crt
+{{- end }}
+{{- end }}
+
+{{- define "clincot.judgeName" -}}
+{{- printf "%s-judge-%s" (include "clincot.fullname" .root) .judge.name -}}
+{{- end }}
+
+{{/* The section `judge` of params.yaml: where each judge is. JSON. */}}
+{{- define "clincot.judgeSpecs" -}}
+{{- $specs := list -}}
+{{- range $judge := .Values.judges -}}
+{{- $spec := dict "name" $judge.name "weight" (default 1.0 $judge.weight | float64) -}}
+{{- if $judge.modelUri -}}
+{{- $service := include "clincot.judgeName" (dict "root" $ "judge" $judge) -}}
+{{- $spec = merge $spec (dict "url" (printf "http://%s-predictor.%s.svc.cluster.local/v1" $service $.Release.Namespace) "model" $service) -}}
+{{- else if $judge.url -}}
+{{- $spec = merge $spec (dict "url" $judge.url "model" (default "" $judge.model)) -}}
+{{- if $judge.apiKeySecret -}}
+{{- $spec = set $spec "api_key_env" (include "clincot.judgeKeyEnv" $judge) -}}
+{{- end -}}
+{{- else -}}
+{{- $spec = set $spec "path" $judge.path -}}
+{{- end -}}
+{{- $specs = append $specs $spec -}}
+{{- end -}}
+{{- toJson $specs -}}
+{{- end }}
+
+{{- define "clincot.judgeKeyEnv" -}}
+{{- printf "JUDGE_KEY_%s" (.name | upper | replace "-" "_") -}}
+{{- end }}
+
+{{/* params.yaml: pipeline.params, and what follows from other values. YAML. */}}
+{{- define "clincot.params" -}}
+{{- $params := deepCopy .Values.pipeline.params -}}
+{{- $judge := deepCopy (default dict $params.judge) -}}
+{{- if .Values.judges -}}
+{{- $judge = set $judge "judges" (include "clincot.judgeSpecs" . | fromJsonArray) -}}
+{{- end -}}
+{{- $publish := merge (deepCopy (default dict $params.publish)) (dict "store" (include "clincot.storeUrl" .) "name" .Values.line) -}}
+{{- $params = set $params "publish" $publish -}}
+{{- if $judge }}{{- $params = set $params "judge" $judge -}}{{- end -}}
+{{- if .Values.git.url -}}
+{{- $version := merge (deepCopy (default dict $params.version)) (dict "repository" .Values.git.url "branch" .Values.git.branch) -}}
+{{- $params = set $params "version" $version -}}
+{{- end -}}
+{{- if .Values.server.first.checkpoint -}}
+{{- $preflight := merge (deepCopy (default dict $params.preflight)) (dict "base" .Values.server.first.checkpoint) -}}
+{{- $params = set $params "preflight" $preflight -}}
+{{- end -}}
+{{- toYaml $params -}}
+{{- end }}
+
+{{/* service.yaml: src/clincot/deploy/service.py. YAML. */}}
+{{- define "clincot.service" -}}
+{{- with .Values.server -}}
+name: {{ .name }}
+namespace: {{ $.Release.Namespace }}
+engine: {{ .engine }}
+mode: {{ .mode }}
+gateway_api: {{ .gatewayApi | quote }}
+kserve_namespace: {{ .kserveNamespace }}
+image: {{ include "clincot.image" (dict "root" $ "image" $.Values.image.serve) }}
+runtime: {{ include "clincot.runtime" (dict "root" $ "engine" .engine) }}
+service_account: {{ include "clincot.account" (dict "root" $ "which" "server") }}
+{{- with .storageContainer }}
+storage_container: {{ . }}
+{{- end }}
+replicas: {{ .replicas }}
+resources:
+  {{- if eq .engine "vllm" }}
+  {{- include "clincot.withGpus" (dict "resources" .resources "type" $.Values.pipeline.gpu.type "gpus" .gpus) | nindent 2 }}
+  {{- else }}
+  {{- toYaml .resources | nindent 2 }}
+  {{- end }}
+transformer_resources:
+  {{- toYaml .frontResources | nindent 2 }}
+shm: {{ $.Values.servingRuntime.shm }}
+startup_s: {{ $.Values.servingRuntime.startupSeconds }}
+node_selector: {{ toJson .nodeSelector }}
+tolerations: {{ toJson (ternary .tolerations list (eq .engine "vllm")) }}
+{{- with $.Values.customCA.configMap }}
+ca_config_map: {{ . }}
+{{- end }}
+{{- if or $.Values.proxy.http $.Values.proxy.https }}
+proxies:
+  {{- with $.Values.proxy.http }}
+  HTTP_PROXY: {{ . | quote }}
+  {{- end }}
+  {{- with $.Values.proxy.https }}
+  HTTPS_PROXY: {{ . | quote }}
+  {{- end }}
+  NO_PROXY: {{ include "clincot.noProxy" $ | quote }}
+{{- end }}
+{{- with .apiKeysSecret }}
+api_keys_secret: {{ . }}
+{{- end }}
+service_url: "http://{service}.{namespace}.svc.cluster.local"
+{{- end }}
+{{- end }}
+
+{{- define "clincot.withGpus" -}}
+{{- $resources := deepCopy .resources -}}
+{{- if gt (int .gpus) 0 -}}
+{{- $resources = set $resources "limits" (set (default dict $resources.limits) .type (int .gpus | toString)) -}}
+{{- end -}}
+{{- toYaml $resources -}}
+{{- end }}
+
+{{- define "clincot.runtime" -}}
+{{- if .root.Values.servingRuntime.create -}}
+{{- printf "%s-%s" (include "clincot.fullname" .root) (ternary "vllm" "serve" (eq .engine "vllm")) -}}
+{{- else -}}
+{{- .root.Values.servingRuntime.name -}}
+{{- end -}}
+{{- end }}
+
+{{- define "clincot.probe" -}}
+httpGet: {path: {{ .path }}, port: 8080}
+periodSeconds: 10
+timeoutSeconds: 5
+failureThreshold: {{ .failures }}
+{{- end }}
+
+{{/* Tolerations as cluster.yaml has them. JSON. */}}
+{{- define "clincot.clusterTolerations" -}}
+{{- $out := list -}}
+{{- range . -}}
+{{- $one := omit . "tolerationSeconds" -}}
+{{- if hasKey . "tolerationSeconds" }}{{- $one = set $one "seconds" .tolerationSeconds -}}{{- end -}}
+{{- $out = append $out $one -}}
+{{- end -}}
+{{- toJson $out -}}
+{{- end }}
+
+{{/* cluster.yaml: pipelines/cluster_settings.py. YAML. */}}
+{{- define "clincot.cluster" -}}
+{{- $cpu := .Values.pipeline.cpu -}}
+{{- $gpu := .Values.pipeline.gpu -}}
+namespace: {{ .Values.kfp.runNamespace }}
+service_account: {{ include "clincot.account" (dict "root" . "which" "runner") }}
+images:
+  cpu: {{ include "clincot.image" (dict "root" . "image" .Values.image.cpu) }}
+  gpu: {{ include "clincot.image" (dict "root" . "image" (ternary .Values.image.cuda .Values.image.cpu (gt (int $gpu.count) 0))) }}
+  pull_policy: {{ .Values.image.pullPolicy }}
+  pull_secrets: {{ toJson .Values.global.imagePullSecrets }}
+cpu:
+  requests: {{ toJson $cpu.resources.requests }}
+  limits: {{ toJson $cpu.resources.limits }}
+  node_selector: {{ toJson $cpu.nodeSelector }}
+  tolerations: {{ include "clincot.clusterTolerations" $cpu.tolerations }}
+  timeout_s: {{ int $cpu.timeoutSeconds }}
+  retries: {{ toJson .Values.pipeline.retries }}
+gpu:
+  requests: {{ toJson $gpu.resources.requests }}
+  limits: {{ toJson $gpu.resources.limits }}
+  accelerator: {{ ternary $gpu.type "" (gt (int $gpu.count) 0) | quote }}
+  count: {{ int $gpu.count }}
+  node_selector: {{ toJson $gpu.nodeSelector }}
+  tolerations: {{ include "clincot.clusterTolerations" $gpu.tolerations }}
+  shm: {{ $gpu.shm | quote }}
+  timeout_s: {{ int $gpu.timeoutSeconds }}
+  retries: {{ toJson .Values.pipeline.retries }}
+stages: {{ toJson .Values.pipeline.stages }}
+cache:
+  claim: {{ include "clincot.cacheClaim" . | quote }}
+env:
+  AWS_ENDPOINT_URL_S3: {{ include "clincot.storeEndpoint" . | quote }}
+  AWS_REGION: {{ .Values.store.region | quote }}
+  AWS_DEFAULT_REGION: {{ .Values.store.region | quote }}
+  {{- with .Values.proxy.http }}
+  HTTP_PROXY: {{ . | quote }}
+  {{- end }}
+  {{- with .Values.proxy.https }}
+  HTTPS_PROXY: {{ . | quote }}
+  {{- end }}
+  {{- if or .Values.proxy.http .Values.proxy.https }}
+  NO_PROXY: {{ include "clincot.noProxy" . | quote }}
+  {{- end }}
+  {{- range $name, $value := .Values.pipeline.env }}
+  {{ $name }}: {{ $value | quote }}
+  {{- end }}
+ca_config_map: {{ .Values.customCA.configMap | quote }}
+secrets:
+  - name: {{ include "clincot.storeSecret" . }}
+    env: {AWS_ACCESS_KEY_ID: AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY: AWS_SECRET_ACCESS_KEY}
+  {{- with include "clincot.gitSecret" . }}
+  - name: {{ . }}
+    env: {username: CLINCOT_GIT_USER, password: CLINCOT_GIT_TOKEN}
+    stages: [preflight, version]
+  {{- end }}
+  {{- range .Values.judges }}
+  {{- if .apiKeySecret }}
+  - name: {{ .apiKeySecret }}
+    env: {key: {{ include "clincot.judgeKeyEnv" . }}}
+    stages: [preflight, judge]
+  {{- end }}
+  {{- end }}
+  {{- with .Values.server.smokeKeySecret }}
+  - name: {{ . }}
+    env: {key: CLINCOT_SMOKE_KEY}
+    stages: [deploy]
+  {{- end }}
+security: {user: 10001, group: 10001}
+labels: {{ toJson (merge (dict "app.kubernetes.io/part-of" "clincot" "app.kubernetes.io/instance" .Release.Name "app.kubernetes.io/component" "run") .Values.pipeline.podLabels) }}
+annotations: {{ toJson .Values.pipeline.podAnnotations }}
+queue: {{ .Values.pipeline.queue | quote }}
+parallel_shards: {{ int .Values.pipeline.parallelShards }}
+deadline_s: {{ int .Values.pipeline.deadlineSeconds }}
+keep_s: {{ int .Values.pipeline.keepSeconds }}
+{{- end }}
+
+{{/* A container that runs `clincot` with the store at hand. {root, name, args, resources, smoke, git} */}}
+{{- define "clincot.step" -}}
+- name: {{ .name }}
+  image: {{ include "clincot.image" (dict "root" .root "image" .root.Values.image.cpu) }}
+  imagePullPolicy: {{ .root.Values.image.pullPolicy }}
+  args: {{ toJson .args }}
+  env:
+    {{- include "clincot.env" .root | nindent 4 }}
+    - {name: CLINCOT_USER, value: {{ printf "%s/%s" .root.Release.Namespace .root.Release.Name | quote }}}
+    {{- if and .smoke .root.Values.server.smokeKeySecret }}
+    - name: CLINCOT_SMOKE_KEY
+      valueFrom: {secretKeyRef: {name: {{ .root.Values.server.smokeKeySecret }}, key: key}}
+    {{- end }}
+    {{- if .git }}
+    {{- with include "clincot.gitSecret" .root }}
+    - name: CLINCOT_GIT_USER
+      valueFrom: {secretKeyRef: {name: {{ . }}, key: username}}
+    - name: CLINCOT_GIT_TOKEN
+      valueFrom: {secretKeyRef: {name: {{ . }}, key: password}}
+    {{- end }}
+    {{- range .root.Values.judges }}
+    {{- if .apiKeySecret }}
+    - name: {{ include "clincot.judgeKeyEnv" . }}
+      valueFrom: {secretKeyRef: {name: {{ .apiKeySecret }}, key: key}}
+    {{- end }}
+    {{- end }}
+    {{- end }}
+  resources:
+    {{- toYaml .resources | nindent 4 }}
+  securityContext:
+    {{- include "clincot.containerSecurity" .root | nindent 4 }}
+  volumeMounts:
+    {{- include "clincot.mounts" .root | nindent 4 }}
+{{- end }}
+
+{{/* Of the policy's pods; through the ServingRuntime, since a rollout's InferenceService says nothing of it. YAML. */}}
+{{- define "clincot.serverAffinity" -}}
+{{- if .Values.server.affinity -}}
+{{- toYaml .Values.server.affinity -}}
+{{- else if gt (int .Values.server.replicas) 1 -}}
+podAntiAffinity:
+  preferredDuringSchedulingIgnoredDuringExecution:
+    - weight: 100
+      podAffinityTerm:
+        topologyKey: kubernetes.io/hostname
+        labelSelector:
+          matchLabels:
+            clincot/service: {{ .Values.server.name }}
+{{- end -}}
+{{- end }}

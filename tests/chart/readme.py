@@ -1,0 +1,84 @@
+"""The table of values in the chart's README, out of the comments of values.yaml (written as helm-docs has them).
+
+    python -m tests.chart.readme --write
+
+A comment "# -- …" over a key describes it, with all that is in it; "# @default -- …" says the default in words.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import yaml
+
+from tests.chart.rendering import CHART
+
+BEGIN, END = "<!-- values: begin -->", "<!-- values: end -->"
+README, VALUES = CHART / "README.md", CHART / "values.yaml"
+
+
+class Row(NamedTuple):
+    key: str
+    default: str
+    about: str
+
+
+def rows() -> Iterator[Row]:
+    """Every described key, in the file's order. Raises ValueError for a value that nothing describes."""
+    text = VALUES.read_text(encoding="utf-8")
+    root = yaml.compose(text)
+    assert isinstance(root, yaml.MappingNode)
+    yield from _below(root, "", text.splitlines())
+
+
+def _below(node: yaml.MappingNode, path: str, lines: list[str]) -> Iterator[Row]:
+    for key, value in node.value:
+        name = f"{path}{key.value}"
+        about, default = _comment(lines, key.start_mark.line)
+        if about:
+            shown = default or json.dumps(yaml.safe_load(yaml.serialize(value)), ensure_ascii=False)
+            yield Row(name, shown, about)
+        elif isinstance(value, yaml.MappingNode) and value.value:
+            yield from _below(value, f"{name}.", lines)
+        else:
+            raise ValueError(f"{VALUES}:{key.start_mark.line + 1}: nothing describes {name} (# -- …)")
+
+
+def _comment(lines: list[str], line: int) -> tuple[str, str]:
+    """(description, default in words) of the comment right above a line."""
+    above = []
+    while line > 0 and lines[line - 1].lstrip().startswith("#"):
+        line -= 1
+        above.insert(0, lines[line].strip().removeprefix("#").strip())
+    start = next((n for n, text in enumerate(above) if text.startswith("-- ")), None)
+    if start is None:
+        return "", ""
+    default = next((text.partition("-- ")[2] for text in above if text.startswith("@default")), "")
+    about = " ".join(text for text in above[start:] if not text.startswith("@default"))
+    return about.removeprefix("-- "), default
+
+
+def table() -> str:
+    out = ["| value | default | meaning |", "|---|---|---|"]
+    for row in rows():
+        cells = (f"`{row.key}`", row.default if " " in row.default and "{" not in row.default else f"`{row.default}`",
+                 row.about)  # fmt: skip
+        out.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
+    return "\n".join(out)
+
+
+def readme() -> str:
+    """The README with the table as it should be."""
+    text = README.read_text(encoding="utf-8")
+    before, _, rest = text.partition(BEGIN)
+    return f"{before}{BEGIN}\n{table()}\n{END}{rest.partition(END)[2]}"
+
+
+if __name__ == "__main__":
+    if "--write" in sys.argv:
+        README.write_text(readme(), encoding="utf-8")
+    else:
+        print(table())

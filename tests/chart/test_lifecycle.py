@@ -1,0 +1,87 @@
+"""The chart's life with a real Helm against a stub of a cluster: install, a rollout, upgrade, test, uninstall."""
+
+from __future__ import annotations
+
+import copy
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from clincot.deploy.inference_service import inference_service
+from clincot.deploy.service import ServiceSettings
+from tests.chart.kube_server import KubeServer, kube_server
+from tests.chart.rendering import CHART, GIVEN, HELMS, run
+
+Helm = Callable[..., subprocess.CompletedProcess[str]]
+TRIAL = ("--values", str(CHART / "values-trial.yaml"), *GIVEN["trial"])
+BUCKET = "store create s3://clincot/platform"  # by the rollout before it begins, and by a hook
+POLICY = "/apis/serving.kserve.io/v1beta1/namespaces/clincot/inferenceservices/clincot"
+
+
+@pytest.fixture
+def server() -> KubeServer:
+    return KubeServer()
+
+
+@pytest.fixture(params=HELMS)
+def helm(request: pytest.FixtureRequest, server: KubeServer, tmp_path: Path) -> Iterator[Helm]:
+    with kube_server(server, tmp_path) as config:
+        yield lambda *words: run(
+            "helm", request.param, *words, "--namespace", "clincot", "--kubeconfig", str(config), "--timeout", "40s"
+        )
+
+
+def told(server: KubeServer) -> list[str]:
+    """The commands that ran, without their options."""
+    commands = [" ".join(word for word in words if not word.startswith("--")) for words in server.ran]
+    return [f"{one} --remove" if "--remove" in words else one for one, words in zip(commands, server.ran, strict=True)]
+
+
+def test_from_install_to_uninstall(helm: Helm, server: KubeServer) -> None:
+    done = helm("install", "clincot", str(CHART), "--create-namespace", *TRIAL)
+    assert done.returncode == 0, done.stderr
+    assert told(server) == [BUCKET, "deploy", BUCKET, "pipeline upload", "pipeline schedule --remove"]
+    assert "helm test clincot -n clincot --logs" in done.stdout
+
+    # a round deploys: the InferenceService is its own, with a canary under way
+    server.objects[POLICY] = inference_service(
+        ServiceSettings(namespace="clincot"), "4f" * 32, "s3://b/x", mode="Standard"
+    )
+    server.objects[POLICY]["spec"]["canary"] = [{"trafficPercent": 10, "predictor": {"name": "r5e5e5e5e5e"}}]
+    before = copy.deepcopy(server.objects[POLICY])
+    server.ran.clear()
+    server.written.clear()
+    data = "pipeline.data=s3://data/train,pipeline.benchmark=s3://data/test"
+    scheduled = (
+        "--set",
+        data,
+        "--set",
+        "pipeline.schedule.enabled=true,server.resources.limits.memory=64Gi,line=chest",
+    )
+    done = helm("upgrade", "clincot", str(CHART), *TRIAL, *scheduled)
+    assert done.returncode == 0, done.stderr
+    assert told(server) == [BUCKET, "deploy", BUCKET, "pipeline upload", "pipeline schedule"]
+    assert server.objects[POLICY] == before
+    assert not [path for _, path in server.written if path.startswith(POLICY)]
+    assert server.names("jobs") == {"clincot-rollout-2"}  # the hooks' are gone, the first revision's too
+
+    server.ran.clear()
+    assert helm("test", "clincot").returncode == 0
+    assert told(server) == ["preflight", "deploy"]
+    server.ran.clear()
+    done = helm("uninstall", "clincot")
+    assert done.returncode == 0, done.stderr
+    assert told(server) == ["pipeline schedule --remove"]
+    assert server.objects.pop(POLICY) == before  # goes on serving
+    assert {path.split("/")[-2] for path in server.objects} == {"namespaces", "pods"}  # pods: of helm test, to read
+
+
+def test_a_cluster_without_kserve_and_pipelines_is_left_as_it_is(helm: Helm, server: KubeServer) -> None:
+    server.absent = frozenset({"serving.kserve.io", "argoproj.io"})
+    done = helm("install", "clincot", str(CHART), *TRIAL)
+    assert done.returncode != 0
+    for kind in ("serving.kserve.io/v1beta1/InferenceService", "argoproj.io/v1alpha1/Workflow"):
+        assert f"{kind} is not served by this cluster" in done.stderr
+    assert server.written == []

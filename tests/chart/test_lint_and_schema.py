@@ -1,0 +1,202 @@
+"""Helm 3 and 4: lint, package, and what the schema refuses, each wrong value with its message."""
+
+from __future__ import annotations
+
+import base64
+import re
+import tarfile
+import tomllib
+from pathlib import Path
+
+import pytest
+import yaml
+
+from tests.chart.rendering import CHART, GIVEN, HELMS, PROFILES, ROOT, of_kind, rendered, run, template
+
+# (--set, --set-json or --set-string; the value; what Helm 3 says of it; what Helm 4 says of it)
+WRONG = [
+    ("--set", "storee.bucket=x", "(root): Additional property storee is not allowed", "additional properties 'storee'"),
+    ("--set", "server.replica=2", "server: Additional property replica is not allowed",
+     "at '/server': additional properties 'replica' not allowed"),
+    ("--set", "server.replicas=0", "server.replicas: Must be greater than or equal to 1", "minimum: got 0, want 1"),
+    ("--set-string", "server.replicas=two", "server.replicas: Invalid type. Expected: integer, given: string",
+     "at '/server/replicas': got string, want integer"),
+    ("--set", "server.engine=tgi", "server.engine: server.engine must be one of", "at '/server/engine': value must be"),
+    ("--set", "server.mode=canary", "server.mode: server.mode must be one of", "at '/server/mode': value must be"),
+    ("--set", "server.name=Chest", "server.name: Does not match pattern", "at '/server/name': 'Chest' does not match"),
+    ("--set", "server.resources.limits.memory=48GB", "server.resources.limits.memory: Does not match pattern",
+     "at '/server/resources/limits/memory': '48GB' does not match"),
+    ("--set", "store.bucket=My_Bucket", "store.bucket: Does not match pattern", "at '/store/bucket': 'My_Bucket'"),
+    ("--set", "store.endpoint=https://me:pw@s3.example", "store.endpoint: Does not match pattern",
+     "at '/store/endpoint'"),
+    ("--set", "store.endpoint=s3.example:9000", "store.endpoint: Does not match pattern", "at '/store/endpoint'"),
+    ("--set", "git.url=https://me:token@git.example/x.git", "git.url: Does not match pattern", "at '/git/url'"),
+    ("--set", "proxy.https=http://me:pw@proxy:3128", "proxy.https: Does not match pattern", "at '/proxy/https'"),
+    ("--set", "image.cpu.digest=sha256:1234", "image.cpu.digest: Does not match pattern", "at '/image/cpu/digest'"),
+    ("--set", "image.pullPolicy=Sometimes", "image.pullPolicy: image.pullPolicy must be one of",
+     "at '/image/pullPolicy': value must be one of"),
+    ("--set", "pipeline.schedule.cron=0 2 * * *", "pipeline.schedule.cron: Does not match pattern",
+     "at '/pipeline/schedule/cron'"),
+    ("--set", "pipeline.gpu.count=-1", "pipeline.gpu.count: Must be greater than or equal to 0", "got -1, want 0"),
+    ("--set", "pipeline.stages.trian.count=4", "pipeline.stages: Additional property trian is not allowed",
+     "at '/pipeline/stages': additional properties 'trian' not allowed"),
+    ("--set", "pipeline.params.trian.lr=1", "pipeline.params: Additional property trian is not allowed",
+     "at '/pipeline/params': additional properties 'trian' not allowed"),
+    ("--set-json", 'judges=[{"name":"a"}]', "judges.0: Must validate one and only one schema",
+     "at '/judges/0': 'oneOf' failed, none matched"),
+    ("--set-json", 'judges=[{"name":"a","path":"x","url":"http://j/v1"}]',
+     "judges.0: Must validate one and only one schema", "at '/judges/0': 'oneOf' failed, subschemas 1, 2 matched"),
+    ("--set-json", 'judges=[{"name":"a","path":"x","weight":0}]', "judges.0.weight: Must be greater than 0",
+     "at '/judges/0/weight': exclusiveMinimum"),
+    ("--set-json", 'judges=[{"name":"a","url":"http://me:pw@judge/v1"}]', "judges.0.url: Does not match pattern",
+     "at '/judges/0/url'"),
+    ("--set-json", 'judges=[{"name":"a","path":"x","gpu":1}]', "judges.0: Additional property gpu is not allowed",
+     "at '/judges/0': additional properties 'gpu' not allowed"),
+    ("--set-json", 'server.tolerations=[{"key":"x","operator":"Maybe"}]', "must be one of",
+     "at '/server/tolerations/0/operator'"),
+    ("--set", "networkPolicy.storePort=99999", "networkPolicy.storePort: Must be less than or equal to 65535",
+     "at '/networkPolicy/storePort': maximum"),
+    ("--set", "monitoring.rules.errorRate=5", "monitoring.rules.errorRate: Must be less than or equal to 1",
+     "at '/monitoring/rules/errorRate': maximum"),
+    ("--set", "kfp.runNamespace=Team_A", "kfp.runNamespace: Does not match pattern", "at '/kfp/runNamespace'"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("helm", HELMS)
+@pytest.mark.parametrize("profile", PROFILES)
+def test_lint_strict(profile: str, helm: str) -> None:
+    done = run("helm", helm, "lint", "--strict", str(CHART), "--values", str(CHART / f"values-{profile}.yaml"),
+               *GIVEN[profile])  # fmt: skip
+    assert done.returncode == 0, done.stdout
+    assert "[WARNING]" not in done.stdout
+
+
+@pytest.mark.parametrize("helm", HELMS)
+@pytest.mark.parametrize(("how", "value", "three", "four"), WRONG, ids=[one[1] for one in WRONG])
+def test_a_wrong_value_is_refused_by_name(how: str, value: str, three: str, four: str, helm: str) -> None:
+    done = template("--set", "store.existingSecret=s3", how, value, version=helm)
+    assert done.returncode != 0
+    assert (three if helm == "3" else four) in done.stderr
+
+
+def test_no_key_of_the_schema_is_open() -> None:
+    """Everything that has properties refuses others; every key of values.yaml is in the schema, and the other way."""
+    schema = yaml.safe_load((CHART / "values.schema.json").read_text())
+    values = yaml.safe_load((CHART / "values.yaml").read_text())
+
+    def closed(part: object, where: str) -> None:
+        if isinstance(part, dict):
+            if "properties" in part:
+                assert part.get("additionalProperties") is False, where
+            for key, value in part.items():
+                closed(value, f"{where}.{key}")
+
+    def same(part: dict[str, object], given: dict[str, object], where: str) -> None:
+        if "$ref" in part:
+            part = schema["definitions"][str(part["$ref"]).rpartition("/")[2]]
+        if "properties" not in part or where == "pipeline.params" or where == "pipeline.stages":
+            return
+        known = part["properties"]
+        assert isinstance(known, dict)
+        missing = set(known) - set(given) if where.count(".") < 3 and "olerations" not in where else set()
+        assert set(given) <= set(known), where
+        assert not missing, (where, missing)
+        for key, value in given.items():
+            if isinstance(value, dict) and value:
+                same(known[key], value, f"{where}.{key}".lstrip("."))
+
+    closed(schema, "")
+    same(schema, values, "")
+
+
+@pytest.mark.parametrize("helm", HELMS)
+def test_package(helm: str, tmp_path: Path) -> None:
+    done = run("helm", helm, "package", str(CHART), "--destination", str(tmp_path))
+    assert done.returncode == 0, done.stderr
+    (archive,) = tmp_path.glob("*.tgz")
+    assert archive.name == f"clincot-{_version()}.tgz"
+    with tarfile.open(archive) as package:
+        names = {name.partition("/")[2] for name in package.getnames()}
+    assert {"Chart.yaml", "values.yaml", "values.schema.json", "README.md", "values-cpu.yaml"} <= names
+    assert "templates/NOTES.txt" in names
+
+
+def test_the_charts_version_is_the_projects() -> None:
+    chart = yaml.safe_load((CHART / "Chart.yaml").read_text())
+    assert chart["version"] == chart["appVersion"] == _version()
+
+
+def _version() -> str:
+    version: str = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
+    return version
+
+
+@pytest.mark.parametrize("profile", PROFILES)
+def test_both_helms_render_the_same(profile: str) -> None:
+    three, four = rendered(profile), rendered(profile, version="4")
+    assert sorted(map(str, three)) == sorted(map(str, four))
+
+
+def test_what_the_cluster_lacks_is_said_at_once_and_can_be_said_offline() -> None:
+    done = template("--set", "store.existingSecret=s3,monitoring.serviceMonitor=true", served=())
+    assert done.returncode != 0
+    missing = re.findall(r"^- (\S+) is not served by this cluster", done.stderr, re.MULTILINE)
+    assert missing == [
+        "serving.kserve.io/v1beta1/InferenceService", "serving.kserve.io/v1alpha1/ServingRuntime",
+        "argoproj.io/v1alpha1/Workflow", "monitoring.coreos.com/v1/ServiceMonitor",
+    ]  # fmt: skip
+    assert "offline: --api-versions argoproj.io/v1alpha1/Workflow" in done.stderr
+    assert template("--set", "store.existingSecret=s3,monitoring.serviceMonitor=true", served=missing).returncode == 0
+    less = "store.existingSecret=s3,pipeline.enabled=false,servingRuntime.create=false,servingRuntime.name=vllm"
+    assert template("--set", less, served=missing[:1]).returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ("store.region=eu-1", "the object store's keys are missing: set store.existingSecret"),
+        ("store.existingSecret=s3,store.accessKey=a,store.secretKey=b", "both given; say one"),
+        ("store.existingSecret=s3,seaweedfs.enabled=true,store.endpoint=http://x", "brings its own endpoint"),
+        ("store.existingSecret=s3,server.apiKeysSecret=k", "set server.smokeKeySecret"),
+        ("store.existingSecret=s3,seaweedfs.enabled=true", "seaweedfs.enabled makes its identity from"),
+        ("store.existingSecret=s3,servingRuntime.create=false", "set servingRuntime.name"),
+        ("store.existingSecret=s3,git.existingSecret=g,git.password=p", "git.existingSecret and git.password"),
+        ("store.existingSecret=s3,pipeline.schedule.enabled=true", "needs pipeline.data and pipeline.benchmark"),
+        ("store.existingSecret=s3,kfp.runNamespace=kubeflow,quota.enabled=true", "quota.enabled would limit"),
+    ],
+)
+def test_values_that_contradict_each_other(values: str, message: str) -> None:
+    done = template("--set", values)
+    assert done.returncode != 0
+    assert message in done.stderr
+
+
+NOTES = """extraObjects:
+  - apiVersion: v1
+    kind: ConfigMap
+    metadata: {name: notes}
+    data: {notes: '{{ include "clincot.notes" . | b64enc }}'}
+"""
+
+
+def notes(profile: str, folder: Path) -> str:
+    """What `helm install` would print."""
+    (folder / "more.yaml").write_text(NOTES)
+    (found,) = of_kind(rendered(profile, "--values", str(folder / "more.yaml")), "ConfigMap", "notes")
+    return base64.b64decode(found["data"]["notes"]).decode()
+
+
+def test_the_notes_say_how_it_stands_and_what_is_next(tmp_path: Path) -> None:
+    said = notes("production", tmp_path)
+    assert "its runs in clincot-runs" in said
+    assert "judges      med-a, med-b, general" in said
+    assert "every 0 0 2 * * 6" in said
+    assert "annotate --overwrite secret clincot-s3" in said
+    assert "serving.kserve.io/s3-endpoint=s3.hospital.example" in said
+    assert "helm test clincot -n clincot --logs" in said
+    assert "job/clincot-rollout-1" in said
+    trial = notes("trial", tmp_path)
+    assert "for trials, not for production" in trial
+    assert "pipeline.data and pipeline.benchmark are empty" in trial
+    assert "annotate" not in trial
+    assert "hunter2" not in trial

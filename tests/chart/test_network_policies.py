@@ -1,0 +1,114 @@
+"""Who may reach whom, worked out from the rendered policies as a network plugin does."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.chart.rendering import Json, of_kind, rendered
+
+RUN = ("kubeflow", {"app.kubernetes.io/part-of": "clincot", "app.kubernetes.io/component": "run"})
+DEPLOYER = ("clincot", {"app.kubernetes.io/part-of": "clincot", "app.kubernetes.io/component": "deployer"})
+HOOK = ("clincot", {"app.kubernetes.io/part-of": "clincot", "app.kubernetes.io/component": "hook"})
+SERVER = ("clincot", {"app.kubernetes.io/part-of": "clincot", "app.kubernetes.io/component": "server"})
+JUDGE = ("clincot", {"app.kubernetes.io/part-of": "clincot", "app.kubernetes.io/component": "judge"})
+STORE = ("clincot", {"app.kubernetes.io/part-of": "clincot", "app.kubernetes.io/component": "seaweedfs"})
+MONITOR = ("clincot", {"app.kubernetes.io/part-of": "clincot", "app.kubernetes.io/component": "monitor"})
+GATEWAY, PROMETHEUS = ("istio-system", {"app": "gateway"}), ("monitoring", {"app": "prometheus"})
+KFP, STRANGER = ("kubeflow", {"app": "ml-pipeline"}), ("elsewhere", {"app": "x"})
+Place = tuple[str, dict[str, str]]
+
+
+def selects(selector: Json, labels: dict[str, str]) -> bool:
+    assert set(selector) <= {"matchLabels"}, selector
+    return all(labels.get(key) == value for key, value in selector.get("matchLabels", {}).items())
+
+
+def allowed(policies: list[Json], source: Place, target: Place | None, port: int) -> bool:
+    """May a packet go? target None: an address outside of the cluster. Both ends must let it (no policy: they do)."""
+    out = _lets(policies, "egress", source, target, port)
+    return out and (target is None or _lets(policies, "ingress", target, source, port))
+
+
+def _lets(policies: list[Json], way: str, here: Place, there: Place | None, port: int) -> bool:
+    mine = [
+        one["spec"] for one in policies
+        if one["metadata"]["namespace"] == here[0] and selects(one["spec"]["podSelector"], here[1])
+        and way.capitalize() in one["spec"]["policyTypes"]
+    ]  # fmt: skip
+    if not mine:
+        return True
+    for rule in (rule for spec in mine for rule in spec.get(way, ())):
+        ports = {one["port"] for one in rule.get("ports", ()) if one["protocol"] == "TCP"}
+        peers = rule.get("to" if way == "egress" else "from")
+        if (not rule.get("ports") or port in ports) and (peers is None or any(_is(p, here, there) for p in peers)):
+            return True
+    return False
+
+
+def _is(peer: Json, here: Place, there: Place | None) -> bool:
+    if "ipBlock" in peer or there is None:
+        return "ipBlock" in peer and there is None
+    names = {"kubernetes.io/metadata.name": there[0]}
+    near = selects(peer["namespaceSelector"], names) if "namespaceSelector" in peer else there[0] == here[0]
+    return near and selects(peer.get("podSelector", {}), there[1])
+
+
+@pytest.fixture(scope="module")
+def trial() -> list[Json]:
+    flags = ("--set", "monitoring.serviceMonitor=true", "--set-json", 'judges=[{"name":"med","modelUri":"s3://m/med"}]')
+    return of_kind(rendered("trial", *flags), "NetworkPolicy")
+
+
+@pytest.mark.parametrize(
+    ("source", "target", "port"),
+    [
+        (RUN, STORE, 8333), (RUN, JUDGE, 8080), (RUN, SERVER, 8080), (RUN, KFP, 8888), (RUN, KFP, 8887),
+        (RUN, None, 443), (RUN, None, 6443), (DEPLOYER, SERVER, 8080), (DEPLOYER, None, 6443), (DEPLOYER, STORE, 8333),
+        (HOOK, KFP, 8888), (HOOK, STORE, 8333), (SERVER, STORE, 8333), (SERVER, SERVER, 8080), (JUDGE, STORE, 8333),
+        (MONITOR, STORE, 8333), (GATEWAY, SERVER, 8080), (PROMETHEUS, SERVER, 8080), (PROMETHEUS, JUDGE, 8080),
+        (PROMETHEUS, MONITOR, 8080),
+    ],
+)  # fmt: skip
+def test_what_is_needed_goes(trial: list[Json], source: Place, target: Place | None, port: int) -> None:
+    assert allowed(trial, source, target, port)
+
+
+@pytest.mark.parametrize(
+    ("source", "target", "port"),
+    [
+        (STRANGER, SERVER, 8080), (STRANGER, JUDGE, 8080), (STRANGER, STORE, 8333), (KFP, STORE, 8333),
+        (GATEWAY, JUDGE, 8080), (GATEWAY, STORE, 8333), (PROMETHEUS, STORE, 8333), (JUDGE, SERVER, 8080),
+        (SERVER, KFP, 8888), (SERVER, None, 443), (JUDGE, None, 443), (HOOK, SERVER, 8080), (HOOK, None, 443),
+        (RUN, STRANGER, 9000), (DEPLOYER, KFP, 8888), (STORE, None, 443), (STORE, SERVER, 8080), (RUN, None, 25),
+    ],
+)  # fmt: skip
+def test_what_is_not_needed_does_not(trial: list[Json], source: Place, target: Place | None, port: int) -> None:
+    assert not allowed(trial, source, target, port)
+
+
+def test_pods_of_others_are_left_alone(trial: list[Json]) -> None:
+    """Kubeflow Pipelines' own pods share the run namespace."""
+    assert allowed(trial, STRANGER, KFP, 8888)
+    assert allowed(trial, KFP, STRANGER, 25)
+
+
+def test_a_store_outside_is_reached_where_it_is() -> None:
+    block = 'networkPolicy.store=[{"ipBlock":{"cidr":"10.1.0.0/16"}}]'
+    flags = ("--set", "networkPolicy.storePort=9000", "--set-json", block)
+    policies = of_kind(rendered("production", *flags), "NetworkPolicy")
+    assert allowed(policies, SERVER, None, 9000)
+    assert not allowed(policies, SERVER, None, 443)
+
+
+def test_every_pod_of_the_chart_falls_under_a_policy_of_its_own() -> None:
+    """Its component has one beside the general denial, or it could reach nothing at all."""
+    objects = rendered("trial", "--set", "monitoring.rules.enabled=true,server.first.enabled=true")
+    named = {one["metadata"]["name"].removeprefix("clincot-") for one in of_kind(objects, "NetworkPolicy")}
+    for one in objects:
+        labels = one["metadata"].get("labels", {})
+        if one["kind"] in ("Job", "StatefulSet", "Deployment"):
+            labels = one["spec"]["template"]["metadata"]["labels"]
+        elif one["kind"] != "Pod":
+            continue
+        assert labels["app.kubernetes.io/part-of"] == "clincot"
+        assert labels["app.kubernetes.io/component"] in named

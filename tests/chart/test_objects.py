@@ -1,0 +1,251 @@
+"""What is rendered is what Kubernetes 1.30, 1.33 and 1.37 and KServe accept, and refuses nothing in silence."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import re
+from pathlib import Path
+
+import kubernetes_validate
+import pytest
+import yaml
+from jsonschema import Draft202012Validator
+
+from clincot.config import Params, load_params, parse_section
+from clincot.deploy.crd import check, read_crd, validator_of
+from clincot.deploy.inference_service import canary, inference_service
+from clincot.deploy.service import ServiceSettings, load_service
+from clincot.pipelines.cluster_settings import TASKS, ClusterSettings, load_cluster
+from clincot.serve.metrics import REQUESTS
+from tests.chart.rendering import (
+    CHART,
+    PROFILES,
+    ROOT,
+    Json,
+    of_kind,
+    rendered,
+    settings_of,
+)
+
+CRDS = ROOT.parent / "shared" / "crds"
+KUBERNETES = ("1.30", "1.33", "1.37")
+CUSTOM = {"InferenceService", "ServingRuntime", "ServiceMonitor", "PrometheusRule"}
+JUDGE = '{"name":"med","modelUri":"s3://m/med"}'
+BLOCK = '{"ipBlock":{"cidr":"10.1.0.0/16"}}'
+MORE = '{"apiVersion":"v1","kind":"ConfigMap","metadata":{"name":"{{ .Release.Name }}-more"}}'
+DATA = "pipeline.data=s3://data/train,pipeline.benchmark=s3://data/test"
+# every flag that changes objects, and what one would give with it
+FLAGS: tuple[tuple[str, ...], ...] = (
+    (),
+    ("--set", "kfp.runNamespace=clincot"),  # one namespace for all
+    ("--set", "kfp.runNamespace=team-a,kfp.multiUser=true,kfp.extraClusterRole=kubeflow-edit"),
+    ("--set", "pipeline.enabled=false"),
+    ("--set", f"pipeline.schedule.enabled=true,{DATA},pipeline.deploys=false,pipeline.queue=gpus"),
+    ("--set", "pipeline.cache.create=false,pipeline.trainJobs=true"),
+    ("--set", "pipeline.cache.existingClaim=mine,pipeline.cache.storageClass=fast"),
+    ("--set", "servingRuntime.create=false,servingRuntime.name=kserve-vllmserver,server.engine=vllm"),
+    ("--set-json", f'judges=[{JUDGE},{{"name":"far","url":"https://j.example/v1","apiKeySecret":"far-key"}}]'),
+    ("--set-json", f"judges=[{JUDGE}]", "--set", "judgePdb.minAvailable=1,judgeDefaults.replicas=2"),
+    ("--set", "server.first.enabled=true,server.first.checkpoint=assets/policy,pipeline.benchmark=s3://data/x"),
+    ("--set", "server.replicas=3,server.pdb.minAvailable=2,server.apiKeysSecret=k,server.smokeKeySecret=s"),
+    ("--set", "server.mode=standard,server.gatewayApi=yes", "--set", "server.storageContainer=large"),
+    ("--set", "customCA.configMap=ca,proxy.https=http://proxy:3128,proxy.noProxy=.hospital.example"),
+    ("--set", "global.imageRegistry=registry.local/mirror,global.imagePullSecrets={pull}"),
+    ("--set", "networkPolicy.enabled=false"),
+    ("--set", "networkPolicy.apiServer={10.0.0.1/32}", "--set-json", f"networkPolicy.store=[{BLOCK}]"),
+    ("--set", "monitoring.serviceMonitor=true,monitoring.rules.enabled=true"),
+    ("--set", "tests.enabled=false"),
+    ("--set", "tests.endpoint=false"),
+    ("--set", "quota.enabled=true,kfp.runNamespace=runs"),
+    ("--set", "git.url=https://g.example/d.git,git.username=me,git.password=pw,git.existingSecret="),
+    ("--set-json", 'podDefaults={"nodeSelector":{"a":"b"},"priorityClassName":"low","annotations":{"x":"y"}}'),
+    ("--set-json", f"extraObjects=[{MORE}]"),
+)  # fmt: skip
+ALL = [
+    pytest.param(profile, flags, id=f"{profile} {' '.join(flags)[:60]}")
+    for profile in ("default", *PROFILES) for flags in FLAGS
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def kserve() -> dict[str, Draft202012Validator]:
+    """By kind, with unknown fields refused."""
+    if not CRDS.is_dir():
+        pytest.skip(f"{CRDS} is not here")
+    return {
+        "InferenceService": validator_of(read_crd(CRDS / "serving.kserve.io_inferenceservices.yaml"), "v1beta1"),
+        "ServingRuntime": validator_of(read_crd(CRDS / "serving.kserve.io_servingruntimes.yaml"), "v1alpha1"),
+    }
+
+
+@pytest.mark.parametrize(("profile", "flags"), ALL)
+def test_every_object_is_valid_for_every_kubernetes(profile: str, flags: tuple[str, ...]) -> None:
+    for one, version in itertools.product(_distinct(rendered(profile, *flags)), KUBERNETES):
+        kubernetes_validate.validate(one, version, strict=True)
+
+
+_SEEN: set[str] = set()
+
+
+def _distinct(objects: tuple[Json, ...]) -> list[Json]:
+    """Those that no test before has looked at: many flags leave most objects as they are."""
+    fresh = []
+    for one in objects:
+        if one["kind"] not in CUSTOM and (content := json.dumps(one, sort_keys=True)) not in _SEEN:
+            _SEEN.add(content)
+            fresh.append(one)
+    return fresh
+
+
+@pytest.mark.parametrize(("profile", "flags"), ALL)
+def test_every_custom_object_is_what_kserve_allows(
+    profile: str, flags: tuple[str, ...], kserve: dict[str, Draft202012Validator]
+) -> None:
+    for one in rendered(profile, *flags):
+        if one["kind"] in kserve and (content := json.dumps(one, sort_keys=True)) not in _SEEN:
+            check(one, kserve[one["kind"]])
+            _SEEN.add(content)
+
+
+@pytest.mark.parametrize(("profile", "flags"), ALL)
+def test_the_settings_are_what_the_code_reads(profile: str, flags: tuple[str, ...], tmp_path: Path) -> None:
+    """params.yaml, cluster.yaml and service.yaml, each parsed by the code that will; in both namespaces the same."""
+    objects = rendered(profile, *flags)
+    found = [one["data"] for one in of_kind(objects, "ConfigMap", "clincot")]
+    assert all(one == found[0] for one in found)
+    for name, content in found[0].items():
+        (tmp_path / name).write_text(content)
+    params, cluster, service = _parsed(tmp_path)
+    assert params.publish.store == "s3://clincot/platform"
+    (runner,) = of_kind(objects, "ServiceAccount", "clincot-runner")
+    assert (cluster.namespace, cluster.service_account) == (runner["metadata"]["namespace"], "clincot-runner")
+    runtimes = {one["metadata"]["name"] for one in of_kind(objects, "ServingRuntime")} | {"kserve-vllmserver"}
+    assert service.runtime in runtimes
+    assert service.namespace == "clincot"
+
+
+def _parsed(folder: Path) -> tuple[Params, ClusterSettings, ServiceSettings]:
+    return (
+        load_params(folder / "params.yaml"), load_cluster(folder / "cluster.yaml"),
+        load_service(folder / "service.yaml"),
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("profile", PROFILES)
+def test_what_a_rollout_applies_fits_the_runtime(
+    profile: str, tmp_path: Path, kserve: dict[str, Draft202012Validator]
+) -> None:
+    """The policy's InferenceService is `clincot deploy`'s alone: the chart renders none for an upgrade to set back."""
+    objects = rendered(profile)
+    judges = {one["metadata"]["name"] for one in of_kind(objects, "InferenceService")}
+    (tmp_path / "service.yaml").write_text(settings_of(objects)["service.yaml"])
+    service = load_service(tmp_path / "service.yaml")
+    assert service.name not in judges
+    for mode in ("Standard", "Knative"):
+        check(inference_service(service, "4f" * 32, "s3://b/x", mode=mode), kserve["InferenceService"])
+    stable = inference_service(service, "4f" * 32, "s3://b/x", mode="Standard")
+    stable["spec"]["canary"] = [canary(service, "5e" * 32, "s3://b/y", 10)]
+    check(stable, kserve["InferenceService"])
+    model = stable["spec"]["predictor"]["model"]
+    (runtime,) = of_kind(objects, "ServingRuntime", model["runtime"])
+    assert model["modelFormat"]["name"] in {one["name"] for one in runtime["spec"]["supportedModelFormats"]}
+
+
+def test_judges_are_where_params_say() -> None:
+    """Each judge's address is the Service that KServe makes for it, its model the name that vLLM serves."""
+    objects = rendered("production")
+    params = parse_section(Params, yaml.safe_load(settings_of(objects)["params.yaml"]), where="params.yaml")
+    services = {one["metadata"]["name"]: one for one in of_kind(objects, "InferenceService")}
+    assert {judge.model for judge in params.judge.judges} == set(services)
+    for judge in params.judge.judges:
+        assert judge.url == f"http://{judge.model}-predictor.clincot.svc.cluster.local/v1"
+    weights = {judge.name: judge.weight for judge in params.judge.judges}
+    assert weights == {"med-a": 1.0, "med-b": 1.0, "general": 0.5}
+    general = services["clincot-judge-general"]["spec"]["predictor"]
+    assert general["model"]["resources"]["limits"]["nvidia.com/gpu"] == "2"
+    assert general["minReplicas"] == 1
+    spread = services["clincot-judge-med-a"]["spec"]["predictor"]["topologySpreadConstraints"]
+    assert spread[0]["labelSelector"]["matchLabels"] == {"serving.kserve.io/inferenceservice": "clincot-judge-med-a"}
+
+
+def test_the_tasks_that_values_may_change_are_those_of_a_round() -> None:
+    schema = json.loads((CHART / "values.schema.json").read_text())
+    assert set(schema["properties"]["pipeline"]["properties"]["stages"]["properties"]) == set(TASKS)
+    assert set(schema["properties"]["pipeline"]["properties"]["params"]["properties"]) == set(Params.model_fields)
+
+
+def test_alerts_ask_for_metrics_that_there_are() -> None:
+    (rule,) = of_kind(rendered("production"), "PrometheusRule")
+    expressions = " ".join(one["expr"] for group in rule["spec"]["groups"] for one in group["rules"])
+    server = {family.name + "_total" for family in REQUESTS.collect()}
+    asked = set(re.findall(r"clincot_\w+", expressions))
+    assert asked == server | {
+        "clincot_round_failed", "clincot_rounds_since_promotion", "clincot_judge_agreement", "clincot_store_readable",
+    }  # fmt: skip
+
+
+def test_names_that_belong_together_are_the_same() -> None:
+    """A claim, secrets and a service account that cluster.yaml names are those that are made in the run namespace."""
+    objects = rendered("cpu")
+    cluster = yaml.safe_load(settings_of(objects, "kubeflow")["cluster.yaml"])
+    assert of_kind(objects, "PersistentVolumeClaim", cluster["cache"]["claim"], "kubeflow")
+    assert of_kind(objects, "Secret", cluster["secrets"][0]["name"], "kubeflow")
+    assert cluster["gpu"]["count"] == 0
+    assert cluster["images"]["gpu"] == cluster["images"]["cpu"]  # without GPUs nothing needs the cuda image
+    assert cluster["security"] == {"user": 10001, "group": 10001}
+
+
+def test_nothing_is_kept_twice_where_runs_live_in_the_releases_namespace() -> None:
+    objects = rendered("cpu", "--set", "kfp.runNamespace=clincot")
+    keys = [(one["kind"], one["metadata"].get("namespace"), one["metadata"]["name"]) for one in objects]
+    assert len(keys) == len(set(keys))
+    assert {namespace for _, namespace, _ in keys} == {
+        "clincot",
+        "kserve",
+        None,
+    }  # None: the ClusterRole that reads a CRD
+
+
+def test_images_come_from_the_mirror_or_by_digest() -> None:
+    digest = "sha256:" + "ab" * 32
+    objects = rendered("trial", "--set", f"global.imageRegistry=mirror.local:5000/ml,image.cpu.digest={digest}")
+    text = yaml.safe_dump_all(objects)
+    found = {word for line in text.splitlines() if "image:" in line for word in line.split() if "/" in word}
+    assert all(word.startswith("mirror.local:5000/ml/") for word in found), found
+    assert f"mirror.local:5000/ml/clincot-cpu@{digest}" in found
+    assert "mirror.local:5000/ml/chrislusf/seaweedfs:4.48" in found  # its own registry is replaced
+
+
+def test_hooks_run_when_they_should() -> None:
+    """Upload and recurring run after install and upgrade, removal before uninstall, and nothing else is a hook."""
+    objects = rendered("production")
+    hooks = {one["metadata"]["name"]: one["metadata"]["annotations"]["helm.sh/hook"] for one in objects
+             if "helm.sh/hook" in one["metadata"].get("annotations", {})}  # fmt: skip
+    assert hooks == {
+        "clincot-pipeline": "post-install,post-upgrade", "clincot-unschedule": "pre-delete",
+        "clincot-preflight": "test", "clincot-ask": "test",
+    }  # fmt: skip
+    (job,) = of_kind(objects, "Job", "clincot-pipeline")
+    spec = job["spec"]["template"]["spec"]
+    upload, schedule = spec["initContainers"][0]["args"], spec["containers"][0]["args"]
+    assert upload[:2] == ["pipeline", "upload"]
+    assert schedule[:2] == ["pipeline", "schedule"]
+    assert {"--cron=0 0 2 * * 6", "--namespace=clincot-runs", "--shards=16"} <= set(schedule)
+    (token,) = [one for one in spec["volumes"] if one["name"] == "kfp-token"]
+    assert token["projected"]["sources"][0]["serviceAccountToken"]["audience"] == "pipelines.kubeflow.org"
+    (unscheduled,) = of_kind(rendered("trial"), "Job", "clincot-pipeline")
+    assert "--remove" in unscheduled["spec"]["template"]["spec"]["containers"][0]["args"]
+
+
+def test_every_command_is_one_that_the_program_has() -> None:
+    """Each container's arguments are parsed by `clincot` itself."""
+    from clincot.cli import _parser
+
+    parser = _parser()
+    for profile in ("default", *PROFILES):
+        for one in rendered(profile, "--set", "server.first.enabled=true,server.first.checkpoint=x"):
+            if one["kind"] in ("Job", "Pod", "Deployment"):
+                spec = one["spec"]["template"]["spec"] if "template" in one["spec"] else one["spec"]
+                for container in [*spec.get("initContainers", ()), *spec["containers"]]:
+                    parser.parse_args(container["args"])

@@ -1,0 +1,199 @@
+"""The rules are what the code calls, recorded against a stub API server, and what Argo and the launcher need."""
+
+from __future__ import annotations
+
+import copy
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from clincot.cluster import Permission
+from clincot.deploy import champion
+from clincot.deploy.deployment import abandon, begin, go
+from clincot.deploy.inference_service import CRD
+from clincot.deploy.journal import Journal
+from clincot.deploy.kserve import KServeTarget
+from clincot.deploy.manifest import Manifest
+from clincot.deploy.modes import Mode, choose_mode, kserve_target
+from clincot.deploy.permissions import rollout_permissions
+from clincot.deploy.rollout import RolledBack
+from clincot.deploy.service import ServiceSettings, load_service
+from clincot.store import FolderStore
+from clincot.train.launch_settings import TrainJobSettings
+from clincot.train.train_job import job_permissions
+from tests.chart.rendering import PROFILES, Json, of_kind, rendered, settings_of
+from tests.deploy.api_server import ApiServer, Script, api_server
+from tests.deploy.builders import published
+from tests.deploy.test_rollout_kserve import FAST, answering
+
+# argo-workflows docs/workflow-rbac.md; kubeflow/pipelines backend/src/v2: config/env.go, objectstore/object_store.go,
+# component/launcher_v2.go and driver/k8s.go
+DOCUMENTED = {
+    Permission("create", "argoproj.io", "workflowtaskresults", "kubeflow"),
+    Permission("patch", "argoproj.io", "workflowtaskresults", "kubeflow"),
+    Permission("get", "", "pods", "kubeflow"),
+    Permission("get", "", "configmaps", "kubeflow", "kfp-launcher"),
+    Permission("get", "", "secrets", "kubeflow", "mlpipeline-minio-artifact"),
+}
+VERBS = {"GET": "get", "POST": "create", "PUT": "update", "DELETE": "delete"}
+PATH = re.compile(
+    r"/(?:api|apis/(?P<group>[^/]+))/v[^/]+/(?:namespaces/(?P<namespace>[^/]+)/)?(?P<resource>[^/]+)(?:/(?P<name>[^/]+))?"
+    r"(?:/(?P<sub>[^/]+))?.*"
+)
+
+
+def permission_of(method: str, path: str) -> Permission | None:
+    """What the account must be allowed for a request; None for discovery, which everyone may."""
+    if path.count("/") < 4 and path.startswith("/apis/"):
+        return None
+    found = PATH.fullmatch(path)
+    assert found is not None, path
+    verb = "list" if method == "GET" and not found["name"] else VERBS[method]
+    resource = found["resource"] + (f"/{found['sub']}" if found["sub"] else "")
+    return Permission(verb, found["group"] or "", resource, found["namespace"] or "", found["name"] or "")
+
+
+def granted(objects: tuple[Json, ...], account: str) -> set[Permission]:
+    """What the bindings of the chart let an account do; a rule without names is one with the name ""."""
+    roles = {(one["kind"], one["metadata"].get("namespace", ""), one["metadata"]["name"]): one for one in objects}
+    out: set[Permission] = set()
+    for binding in (*of_kind(objects, "RoleBinding"), *of_kind(objects, "ClusterRoleBinding")):
+        if account not in {subject["name"] for subject in binding["subjects"]}:
+            continue
+        namespace = binding["metadata"].get("namespace", "")
+        reference = binding["roleRef"]
+        role = roles[reference["kind"], namespace if reference["kind"] == "Role" else "", reference["name"]]
+        for rule in role["rules"]:
+            out |= {
+                Permission(verb, group, resource, namespace, name)
+                for verb in rule["verbs"] for group in rule["apiGroups"] for resource in rule["resources"]
+                for name in rule.get("resourceNames", [""])
+            }  # fmt: skip
+    return out
+
+
+@pytest.fixture(scope="module")
+def service(tmp_path_factory: pytest.TempPathFactory) -> ServiceSettings:
+    path = tmp_path_factory.mktemp("service") / "service.yaml"
+    path.write_text(settings_of(rendered("trial"))["service.yaml"])
+    return load_service(path)
+
+
+def recorded(folder: Path, service: ServiceSettings, mode: Mode) -> set[Permission]:
+    """What was asked of the API server by rollouts that end in every way: well, rolled back, given up."""
+    store = FolderStore(folder / "store")
+    base = published(store, folder, 1.0)
+    better = published(store, folder, 2.0, over=base)
+    champion.start(store, base, by="ann")
+    server = ApiServer(groups={"serving.knative.dev/v1", "gateway.networking.k8s.io/v1"})
+    config = f"/api/v1/namespaces/{service.kserve_namespace}/configmaps/inferenceservice-config"
+    server.objects[config] = {"metadata": {"name": "inferenceservice-config"}, "data": CONFIG[mode]}
+    server.objects[f"/apis/apiextensions.k8s.io/v1/customresourcedefinitions/{CRD}"] = copy.deepcopy(OPEN_CRD)
+    with api_server(server) as cluster:
+        reached = service.model_copy(update={"service_url": server.url + "/own/{service}"})
+
+        def begun(manifest: Manifest, **script: Any) -> tuple[Journal, KServeTarget]:
+            script.setdefault("chat", answering(manifest.golden))
+            server.scripts[manifest.sha256] = Script(metrics=lambda: "", **script)
+            target = kserve_target(cluster, reached, in_s3(manifest), FAST.steps)
+            target.validate()
+            return begin(store, manifest, FAST, target="kserve", service=reached, by="ann"), target
+
+        def rolled_back(manifest: Manifest, **script: Any) -> None:
+            journal, target = begun(manifest, **script)
+            with pytest.raises(RolledBack):
+                go(store, journal, target, wait=lambda _: None)
+
+        assert choose_mode(cluster, reached)[0] == mode
+        rolled_back(base, gone_after=2)  # with all of the traffic, and nothing before it
+        for manifest in (base, better):
+            journal, target = begun(manifest)
+            go(store, journal, target, wait=lambda _: None)
+        third = published(store, folder, 3.0, over=better)
+        rolled_back(third, chat=answering(third.golden, wrong=2))
+        journal, target = begun(published(store, folder, 4.0, over=better))
+        journal.add("started", target.start())
+        abandon(journal, target, "enough")
+    return {found for request in server.requests if (found := permission_of(*request)) is not None}
+
+
+def in_s3(manifest: Manifest) -> Manifest:
+    """As if it lay in S3: a cluster reads nothing else."""
+    return manifest.model_copy(update={"uri": f"s3://b/{manifest.sha256}"})
+
+
+CONFIG = {
+    "canary": {"deploy": '{"defaultDeploymentMode": "Standard"}', "ingress": '{"enableGatewayApi": true}'},
+    "blue-green": {"deploy": '{"defaultDeploymentMode": "Standard"}', "ingress": '{"enableGatewayApi": false}'},
+    "knative": {"deploy": '{"defaultDeploymentMode": "Knative"}', "ingress": "{}"},
+}
+OPEN_CRD = {
+    "metadata": {"name": CRD},
+    "spec": {"versions": [{"name": "v1beta1", "schema": {"openAPIV3Schema": {
+        "type": "object", "x-kubernetes-preserve-unknown-fields": True}}}]},
+}  # fmt: skip
+
+
+def free(permissions: set[Permission]) -> set[Permission]:
+    """Without the names of objects where the rules have none: a rule without names holds for all of them."""
+    kept = {"inferenceservice-config", CRD}
+    return {one if one.name in kept else one._replace(name="") for one in permissions}
+
+
+def test_the_deployer_may_what_rollouts_ask_and_no_more(tmp_path: Path, service: ServiceSettings) -> None:
+    asked: set[Permission] = set()
+    for mode in ("canary", "blue-green"):
+        asked |= free(recorded(tmp_path / mode, service, mode))
+    assert granted(rendered("trial"), "clincot-deployer") == asked
+
+
+def test_preflight_asks_about_what_the_deployer_may(service: ServiceSettings) -> None:
+    crd = Permission("get", "apiextensions.k8s.io", "customresourcedefinitions", "", CRD)
+    assert set(rollout_permissions(service)) | {crd} == granted(rendered("trial"), "clincot-deployer")
+
+
+def test_the_runner_may_what_argo_and_the_launcher_need_and_deploy_if_runs_do() -> None:
+    deploying = granted(rendered("trial"), "clincot-deployer")
+    assert granted(rendered("trial"), "clincot-runner") == DOCUMENTED | deploying
+    without = rendered("trial", "--set", "pipeline.deploys=false")
+    assert granted(without, "clincot-runner") == DOCUMENTED
+    assert granted(without, "clincot-deployer") == deploying
+
+
+def test_the_runner_may_have_train_jobs_where_runs_do() -> None:
+    job = TrainJobSettings(image="clincot-cuda:0.1.0", claim="cache", mount=Path("/cache"), namespace="kubeflow")
+    objects = rendered("trial", "--set", "pipeline.trainJobs=true")
+    before = granted(rendered("trial"), "clincot-runner")
+    assert granted(objects, "clincot-runner") - before == set(job_permissions(job))
+
+
+def test_kserves_configuration_is_read_only_where_something_is_auto() -> None:
+    said = rendered("trial", "--set", "server.mode=standard,server.gatewayApi=yes")
+    assert not [one for one in granted(said, "clincot-deployer") if one.resource == "configmaps"]
+
+
+def test_the_scheduler_may_keep_recurring_runs_and_the_others_nothing() -> None:
+    """In multi-user installations Kubeflow Pipelines asks for these by SubjectAccessReview; alone it asks for none."""
+    objects = rendered("production")
+    may = granted(objects, "clincot-scheduler")
+    assert {one.group for one in may} == {"pipelines.kubeflow.org"}
+    assert {one.namespace for one in may} == {"clincot-runs"}
+    assert {one.verb for one in may if one.resource == "jobs"} == {
+        "get",
+        "list",
+        "create",
+        "enable",
+        "disable",
+        "delete",
+    }
+    assert granted(rendered("trial"), "clincot-scheduler") == set()
+    for account in ("clincot-server", "clincot-store"):
+        assert granted(rendered("trial"), account) == set()
+
+
+def test_no_rule_has_a_star() -> None:
+    for profile in ("default", *PROFILES):
+        for role in (*of_kind(rendered(profile), "Role"), *of_kind(rendered(profile), "ClusterRole")):
+            assert "*" not in str(role["rules"]), role["metadata"]["name"]

@@ -1,0 +1,69 @@
+"""The trial's S3 server: the container's own arguments start a real one, and its identities are those of the keys."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from clincot.cli import main
+from clincot.store import open_store
+from tests.chart.rendering import Json, of_kind, rendered, settings_of
+from tests.s3_server import S3Server, _free_ports, weed
+
+
+def test_the_containers_arguments_start_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """With its folders and ports moved, since this machine is shared; the bucket's Job waits until it is up."""
+    keys = {"AWS_ACCESS_KEY_ID": "test-access", "AWS_SECRET_ACCESS_KEY": "test-secret-0123456789"}
+    flags = ("--set", f"store.accessKey={keys['AWS_ACCESS_KEY_ID']},store.secretKey={keys['AWS_SECRET_ACCESS_KEY']}")
+    objects = rendered("trial", *flags)
+    (identities,) = of_kind(objects, "Secret", "clincot-seaweedfs")
+    (tmp_path / "s3.json").write_text(identities["stringData"]["s3.json"])
+    (tmp_path / "data").mkdir()
+    server = S3Server(f"http://127.0.0.1:{(port := _free_ports(1)[0])}")
+    log = tmp_path / "weed.log"
+    with log.open("wb") as out:
+        process = subprocess.Popen(_moved(objects, tmp_path, port), stdout=out, stderr=subprocess.STDOUT, cwd=tmp_path)
+    try:
+        for name, value in {**server.environment, **keys}.items():
+            monkeypatch.setenv(name, value)
+        (job,) = of_kind(objects, "Job", "clincot-bucket")
+        assert main(job["spec"]["template"]["spec"]["containers"][0]["args"]) == 0, log.read_text(errors="replace")
+        assert capsys.readouterr().out == "clincot: made\n"
+        open_store("s3://clincot/platform").write_new("a", b"1")
+    finally:
+        process.kill()
+        process.wait(timeout=30)
+
+
+def _moved(objects: tuple[Json, ...], folder: Path, port: int) -> list[str]:
+    (server,) = of_kind(objects, "StatefulSet")
+    (container,) = server["spec"]["template"]["spec"]["containers"]
+    assert container["command"] == ["weed"]
+    moved = {"-dir": str(folder / "data"), "-s3.config": str(folder / "s3.json"), "-s3.port": str(port),
+             "-s3.ip.bind": "127.0.0.1", "-master.volumeSizeLimitMB": "64"}  # fmt: skip
+    arguments = [f"{key}={moved.get(key, value)}" if value else key
+                 for key, _, value in (one.partition("=") for one in container["args"])]  # fmt: skip
+    assert set(moved) <= {one.partition("=")[0] for one in arguments}
+    master, volume, filer = _free_ports(3)
+    ports = {"master.port": master, "volume.port": volume, "filer.port": filer}
+    grpc = {f"{name}.grpc": number + 10000 for name, number in {**ports, "s3.port": port}.items()}
+    return [weed(), *arguments, *(f"-{name}={number}" for name, number in {**ports, **grpc}.items())]
+
+
+def test_its_address_is_what_everyone_is_told() -> None:
+    objects = rendered("trial")
+    (service,) = of_kind(objects, "Service", "clincot-seaweedfs")
+    address = f"http://clincot-seaweedfs.clincot.svc.cluster.local:{service['spec']['ports'][0]['port']}"
+    assert f'AWS_ENDPOINT_URL_S3: "{address}"' in settings_of(objects)["cluster.yaml"]
+    (secret,) = of_kind(objects, "Secret", "clincot-store", "clincot")
+    annotations = secret["metadata"]["annotations"]
+    assert annotations["serving.kserve.io/s3-endpoint"] == address.removeprefix("http://")
+    assert annotations["serving.kserve.io/s3-usehttps"] == "0"
+    (server,) = of_kind(objects, "ServiceAccount", "clincot-server")
+    assert server["secrets"] == [{"name": "clincot-store"}]
+    assert json.loads(of_kind(objects, "Secret", "clincot-seaweedfs")[0]["stringData"]["s3.json"])
