@@ -92,9 +92,10 @@ def checkpoint(spec: JudgeSpec) -> Iterator[Check]:
         why = "a checkpoint of the hub's, whose weights come when it is loaded"
         yield skipped(name, f"{spec.path}: config.json can be had; its weights", why)
         return
+    digest = checkpoint_digest(folder)
     check_whole(folder)
     check_headers(folder)
-    yield passed(name, f"{folder}: its files, read whole", f"digest {checkpoint_digest(folder)[:12]}")
+    yield passed(name, f"{folder}: its files, read whole", f"digest {digest[:12]}")
 
 
 def check_headers(folder: Path) -> None:
