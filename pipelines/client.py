@@ -47,9 +47,12 @@ class Connection:
 
 def connect(
     endpoint: str = "", *, token_file: Path | None = None, ca_cert: Path | None = None, ui: str = "",
-    namespace: str = "", pipeline: str = "clincot-round", experiment: str = "clincot",
+    namespace: str = "", profile: str = "", pipeline: str = "clincot-round", experiment: str = "clincot",
 ) -> Connection:  # fmt: skip
-    """Connect, after one question that tells a wrong address from a wrong token. Raises BadInput, PipelinesFailed."""
+    """Connect, after one question that tells a wrong address from a wrong token. Raises BadInput, PipelinesFailed.
+
+    profile: the namespace where the installation is a multi-user one and `namespace` is not given.
+    """
     endpoint = (endpoint or os.environ.get("KFP_ENDPOINT", "")).rstrip("/")
     if not endpoint:
         raise BadInput("where is Kubeflow Pipelines? name it with --endpoint or KFP_ENDPOINT (https://host/pipeline)")
@@ -57,6 +60,7 @@ def connect(
         raise BadInput(f"the endpoint must start with http:// or https://, got {endpoint!r}")
     token, origin = _token(token_file)
     multi_user = _ask(endpoint, token, origin, ca_cert)
+    namespace = namespace or (profile if multi_user else "")
     if multi_user and not namespace:
         raise BadInput(f"{endpoint} is a multi-user installation: name the profile's namespace with --namespace")
     with told(endpoint), warnings.catch_warnings():

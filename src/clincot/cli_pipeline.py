@@ -111,9 +111,12 @@ def _plan(args: argparse.Namespace) -> RoundPlan:
 def _connection(args: argparse.Namespace) -> Connection:
     _kfp_needed()
     from clincot.pipelines.client import connect
+    from clincot.pipelines.cluster_settings import load_cluster
 
+    cluster = getattr(args, "cluster", None)
     return connect(
         args.endpoint, token_file=args.token_file, ca_cert=args.ca_cert, ui=args.ui, namespace=args.namespace,
+        profile=load_cluster(cluster).namespace if cluster else "",
         pipeline=args.pipeline, experiment=args.experiment,
     )  # fmt: skip
 

@@ -33,6 +33,10 @@ class StoreFailed(ForTheUser, RuntimeError):
     """The store could not be reached or refused; says which, and what would mend it."""
 
 
+class StoreAway(StoreFailed):
+    """The store does not answer, or not as it should: it may again in a while."""
+
+
 class NotStored(ForTheUser, KeyError):
     """Nothing lies under this key."""
 

@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from botocore.config import Config
-from botocore.exceptions import BotoCoreError, ClientError, HTTPClientError
+from botocore.exceptions import BotoCoreError, ClientError, ConnectionError, HTTPClientError
 from botocore.session import get_session
 
-from clincot.store import BLOCK, AlreadyStored, Moved, NotStored, StoreFailed, Version, checked_key
+from clincot.store import BLOCK, AlreadyStored, Moved, NotStored, StoreAway, StoreFailed, Version, checked_key
 
 PART_BYTES = 64 << 20  # of a multipart upload; files up to this size are one request
 MOST_PARTS = 10_000  # of S3
@@ -166,11 +166,14 @@ class S3Store:
                 hint = "; check AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and what they may do in this bucket"
             elif code == "NoSuchBucket":
                 hint = "; create the bucket, or name another store"
-            raise StoreFailed(f"{self.url}: could not {what}: HTTP {status} {code}{hint}") from None
+            kind = StoreAway if status >= 500 else StoreFailed
+            raise kind(f"{self.url}: could not {what}: HTTP {status} {code}{hint}") from None
         except (BotoCoreError, HTTPClientError, ValueError) as error:
             if isinstance(error, (AlreadyStored, Moved)):
                 raise
-            raise StoreFailed(f"{self.url}: could not {what}: {type(error).__name__}: {error}") from None
+            away = isinstance(error, (HTTPClientError, ConnectionError))
+            kind = StoreAway if away else StoreFailed  # else: no keys, a malformed address
+            raise kind(f"{self.url}: could not {what}: {type(error).__name__}: {error}") from None
 
 
 class _Lost(Exception):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import importlib
+import inspect
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import yaml
 from kfp import compiler
 
 import clincot.components
+from clincot import tasks
 from clincot.components import IMAGE
 from clincot.pipelines.cluster_settings import TASKS
 from clincot.stages import STAGES, Stage
@@ -94,6 +96,14 @@ def test_a_body_only_calls_the_library(name: str) -> None:
     }  # fmt: skip
     assert imported <= {"clincot", "json", "pathlib"}
     assert not [node for node in ast.walk(function) if isinstance(node, ast.Try | ast.While)]
+
+
+def test_deploy_is_the_librarys_function() -> None:
+    """A rollout is no stage: it is held to what it calls."""
+    inputs, outputs = interface("deploy")
+    parameters = {"deploy" if name == "section" else name for name in inspect.signature(tasks.deploy).parameters}
+    assert inputs == {"parameters": parameters, "artifacts": set()}
+    assert outputs["artifacts"] == set()
 
 
 @pytest.mark.parametrize("name", ["train", "finish"])

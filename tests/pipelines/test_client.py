@@ -179,6 +179,9 @@ def test_a_multi_user_installation_needs_a_namespace() -> None:
             connect(stub.url)
         submit(connect(stub.url, namespace="team"), PLAN)
         assert stub.experiments[0]["namespace"] == "team"
+        assert connect(stub.url, profile="kubeflow-user").namespace == "kubeflow-user"
+    with serving(PipelinesStub()) as stub:
+        assert connect(stub.url, profile="kubeflow-user").namespace == "", "others know no namespaces"
 
 
 @pytest.mark.parametrize(

@@ -131,6 +131,15 @@ def test_cache_labels_queue_account_and_time(compiled: Any) -> None:
     assert tasks["decide"]["retryPolicy"]["maxRetryCount"] == 2
 
 
+def test_publish_and_deploy_hang_on_the_verdict(compiled: Any) -> None:
+    _, _, tasks = compiled
+    (condition,) = [name for name in tasks if name.startswith("condition")]
+    assert tasks[condition]["triggerPolicy"]["condition"].endswith("== 'promote'")
+    assert tasks["publish"]["inputs"]["artifacts"]["checkpoint"]["componentInputArtifact"].endswith("train-checkpoint")
+    assert tasks["deploy"]["dependentTasks"] == ["publish"]
+    assert tasks["finish"]["triggerPolicy"]["strategy"] == "ALL_UPSTREAM_TASKS_COMPLETED"
+
+
 def test_what_looks_outside_is_never_cached(compiled: Any) -> None:
     _, _, tasks = compiled
     cached = {name: task["cachingOptions"].get("enableCache", False) for name, task in tasks.items()
