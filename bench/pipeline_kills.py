@@ -8,9 +8,7 @@ from __future__ import annotations
 import argparse
 import os
 import random
-import signal
 import socket
-import subprocess
 import sys
 import tempfile
 import threading
@@ -23,7 +21,8 @@ from clincot.data_repository.starting import start_repository
 from tests.pipelines.local import World, build_world
 from tests.s3_server import S3Server, s3_server
 
-MOMENTS, AWAY_S = 10, 20.0
+AWAY_S = 20.0
+TASKS = ("prepare", "propose", "answer", "judge", "merge", "pair", "version", "train", "evaluate", "decide")
 
 
 def main() -> int:
@@ -42,31 +41,20 @@ def main() -> int:
         began = time.monotonic()
         _finished(world, "undisturbed")
         wall_s, wanted = time.monotonic() - began, world.made(line="undisturbed")
-        killed = kills(world, wall_s, rng)
+        killed = kills(world, rng)
         with_kills = world.made(line="killed") == wanted
         threading.Timer(rng.uniform(0.2, 0.6) * wall_s, away).start()
         _finished(world, "away")
         with_outage = world.made(line="away") == wanted
-    print(f"undisturbed in {wall_s:.0f} s; killed at {', '.join(f'{moment:.1f}' for moment in killed)} s")
+    print(f"undisturbed in {wall_s:.0f} s; killed in {', '.join(killed)}")
     print(f"killed {len(killed)} times: {'the same digests' if with_kills else 'OTHER DIGESTS'}")
     print(f"S3 away for {AWAY_S:g} s: {'the same digests' if with_outage else 'OTHER DIGESTS'}")
     return 0 if with_kills and with_outage else 1
 
 
-def kills(world: World, wall_s: float, rng: random.Random) -> list[float]:
-    """Start the run again and again, and kill all of it (SIGKILL) after a random while; then let it finish."""
-    moments = [rng.uniform(0.1, 0.9) * wall_s for _ in range(MOMENTS)]
-    done = []
-    for moment in moments:
-        with subprocess.Popen(
-            world.command("killed", line="killed"), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-            env=dict(world.environment), start_new_session=True,
-        ) as process:  # fmt: skip
-            with suppress(subprocess.TimeoutExpired):
-                process.wait(timeout=moment)
-                continue  # it goes on where it was killed, so it ends earlier every time
-            os.killpg(process.pid, signal.SIGKILL)
-            done.append(moment)
+def kills(world: World, rng: random.Random) -> list[str]:
+    """Start the run again and again, and kill all of it (SIGKILL) a random while after a task began; let it finish."""
+    done = [task for task in TASKS if world.kill_at("killed", task, line="killed", after_s=rng.uniform(0.0, 1.0))]
     _finished(world, "killed")
     return done
 
