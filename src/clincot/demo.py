@@ -100,7 +100,7 @@ def vqa_rad_plan(run: Path, release: Path) -> Plan:
         print(ingest_vqa_rad(release, run / "vqa-rad", split="image-disjoint").summary())
     params = load_params(
         ROOT / "params.yaml",
-        ("prepare.rounds=4", "evaluate.arms=[written, windows, random, whole]", "pair.min_gap=0.1"),
+        ("prepare.rounds=4", "evaluate.arms=[written, windows, random, whole]"),
     )
     return Plan(run, run / "vqa-rad" / "train", run / "vqa-rad" / "test", ROOT / "assets" / "policy", params, 1,
                 blind_from=run / "vqa-rad" / "train")  # fmt: skip
