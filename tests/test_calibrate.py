@@ -80,8 +80,8 @@ def section(*names: str, **other: object) -> JudgeSection:
 
 
 def test_one_calibration_a_judge_and_a_table_of_both(panel: list[Judge], data: Path, tmp_path: Path) -> None:
-    """Every question once: 60 of them, by both judges. The one that says .75 of wrong answers is mended: its Brier score
-    falls (the ECE of 60 answers in ten bins is too noisy to be held to anything)."""
+    """Every question once: 60 of them, by both judges. The one that says .75 of wrong answers is mended: its Brier
+    score falls (the ECE of 60 answers in ten bins is too noisy to be held to anything)."""
     out = tmp_path / "calibration.jsonl"
     table = calibrate(section("modest", "sure"), data, out, limit=400).splitlines()
     fitted = list(read_records(out, Calibration))
