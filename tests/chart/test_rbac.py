@@ -163,7 +163,7 @@ def test_the_runner_may_what_argo_and_the_launcher_need_and_deploy_if_runs_do() 
 
 def test_the_runner_may_have_train_jobs_where_runs_do() -> None:
     job = TrainJobSettings(image="clincot-cuda:0.1.0", claim="cache", mount=Path("/cache"), namespace="kubeflow")
-    objects = rendered("trial", "--set", "pipeline.trainJobs=true")
+    objects = rendered("trial", "--set", "pipeline.trainJobs=true,pipeline.cache.accessMode=ReadWriteMany")
     before = granted(rendered("trial"), "clincot-runner")
     assert granted(objects, "clincot-runner") - before == set(job_permissions(job))
 
