@@ -18,7 +18,8 @@ Json = dict[str, Any]
 
 
 def compiled(profile: str, folder: Path, *flags: str) -> tuple[Json, Json, Json]:
-    """{task: container}, {task: Kubernetes settings}, {parameter: default} of the pipeline, with the arguments of the hook's container."""
+    """{task: container}, {task: Kubernetes settings}, {parameter: default} of the pipeline, with the arguments of the
+    hook's container."""
     objects = rendered(profile, *flags)
     (job,) = of_kind(objects, "Job", "clincot-pipeline")
     settings = folder / "settings"
