@@ -3,7 +3,7 @@
 make bench-kills SEED=0
 
 The kills (SIGKILL, of all its processes) fall into ten tasks, one each, a random while after the task began; the run is
-started again after each. S3 goes away when `version` begins, which pushes to it.
+started again after each. S3 goes away when `version` begins, which pushes to it; what it refused is counted.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import itertools
 import os
 import random
 import re
+import signal
 import socket
 import sys
 import tempfile
@@ -40,7 +41,7 @@ def main() -> int:
     with (
         tempfile.TemporaryDirectory(prefix="clincot-kills-") as made,
         s3_server(Path(made) / "s3") as s3,
-        door(s3) as (behind, away),
+        door(s3) as (behind, away, refused),
     ):
         os.environ.update(behind.environment)
         behind.bucket("preferences")
@@ -55,9 +56,12 @@ def main() -> int:
         killed = kills(world, took, rng)
         with_kills = len(killed) == KILLS and world.made(line="killed") == wanted
         print(f"killed {len(killed)} times, {_told(with_kills)}: {', '.join(killed)}", flush=True)
-        felt = outage(world, away)
-        with_outage = felt and world.made(line="away") == wanted
-    print(f"S3 away for {AWAY_S:g} s from {AWAY_AT} on, {'' if felt else 'NOT '}noticed, {_told(with_outage)}")
+        again = outage(world, away)
+        with_outage = bool(refused) and world.made(line="away") == wanted
+    print(
+        f"S3 away for {AWAY_S:g} s from {AWAY_AT} on, {len(refused)} connections refused, the pipeline started again "
+        f"{again} times, {_told(with_outage)}"
+    )
     return 0 if with_kills and with_outage else 1
 
 
@@ -69,25 +73,38 @@ def durations(output: str) -> dict[str, float]:
 
 
 def kills(world: World, took: Mapping[str, float], rng: random.Random) -> list[str]:
-    """Start the run again and again, each time killing it in the next of KILLS tasks; then let it finish."""
-    chosen = set(rng.sample([*took], KILLS))
+    """Start the run again and again, each time killing it in a task where it was not killed yet; then let it finish."""
+    chosen = set(rng.sample(sorted(took), KILLS))
     done = []
-    for task in (task for task in took if task in chosen):
+
+    def kill(task: str, group: int) -> bool:
+        if task not in chosen:
+            return False
         after_s = rng.uniform(0.0, 0.8) * took[task]  # of what it takes undisturbed, so that it is not done by then
-        if not world.kill_at("killed", task, line="killed", after_s=after_s):
-            break  # it went on to its end
+        time.sleep(after_s)
+        os.killpg(group, signal.SIGKILL)
+        chosen.remove(task)
         done.append(f"{task} +{after_s:.1f} s")
+        return True
+
+    while chosen and world.watched("killed", kill, line="killed")[0] == -signal.SIGKILL:
+        pass
     _finished(world, "killed")
     return done
 
 
-def outage(world: World, away: Callable[[], None]) -> bool:
-    """A run during which S3 is away; True where it noticed: what failed was tried again."""
-    shut = threading.Thread(target=away, daemon=True)
-    code, said = world.watched("away", AWAY_AT, lambda _: shut.start(), line="away")
+def outage(world: World, away: Callable[[], None]) -> int:
+    """A run during which S3 is away; how often it was started again (what a task itself tries again is not seen)."""
+
+    def leave(task: str, _: int) -> bool:
+        if task == AWAY_AT:
+            threading.Thread(target=away, daemon=True).start()
+        return task == AWAY_AT
+
+    code, said = world.watched("away", leave, line="away")
     if code != 0:
         raise SystemExit(f"away: {said[-3000:]}")
-    return "; again in " in said
+    return said.count("; again in ")
 
 
 def _finished(world: World, run: str) -> str:
@@ -102,8 +119,10 @@ def _told(same: bool) -> str:
 
 
 @contextmanager
-def door(s3: S3Server) -> Iterator[tuple[S3Server, Callable[[], None]]]:
-    """The server behind another address, and what shuts that for AWAY_S: connections break, new ones are refused."""
+def door(s3: S3Server) -> Iterator[tuple[S3Server, Callable[[], None], list[float]]]:
+    """The server behind another address, and what shuts that for AWAY_S: connections break, new ones are refused, at
+    the times in the list."""
+    refused: list[float] = []
     target = ("127.0.0.1", int(s3.url.rpartition(":")[2]))
     listening = socket.create_server(("127.0.0.1", 0))
     port, open_ones, shut = listening.getsockname()[1], set[socket.socket](), threading.Event()
@@ -121,6 +140,7 @@ def door(s3: S3Server) -> Iterator[tuple[S3Server, Callable[[], None]]]:
             except OSError:
                 return
             if shut.is_set():
+                refused.append(time.monotonic())
                 asking.close()
                 continue
             answering = socket.create_connection(target)
@@ -139,7 +159,7 @@ def door(s3: S3Server) -> Iterator[tuple[S3Server, Callable[[], None]]]:
 
     threading.Thread(target=accept, daemon=True).start()
     try:
-        yield S3Server(f"http://127.0.0.1:{port}"), away
+        yield S3Server(f"http://127.0.0.1:{port}"), away, refused
     finally:
         listening.close()
 

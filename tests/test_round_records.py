@@ -65,6 +65,8 @@ def test_several_rounds_of_one_run_end_together(store: Store) -> None:
 def test_a_run_that_failed_before_its_round_began_is_told_and_ends_no_other(store: Store) -> None:
     """Round 1 is open, its run goes on; another run fails before it has begun one. The first ends its own."""
     begin_round(store, start(A), run="one")
+    with pytest.raises(BadInput, match=r"runs/nodules/other\.json is not there"):
+        end_round(store, "nodules", run="other", state="SUCCEEDED")
     ended = end_round(store, "nodules", run="other", state="FAILED", error="no champion")
     assert (ended.number, ended.error) == (None, "no champion")
     assert failed_unbegun(store, "nodules")

@@ -65,7 +65,8 @@ class RoundsCollector(Collector):
             return
         yield self._gauge("clincot_store_readable", "can the line's records be read?", 1)
         yield self._gauge("clincot_rounds_ended", "rounds that ended well", found.ended)
-        yield self._gauge("clincot_round_failed", "did the last run of the open round fail, or of none?", found.failed)
+        about = "did the last run of the open round fail, or the last one before its round began?"
+        yield self._gauge("clincot_round_failed", about, found.failed)
         yield self._gauge("clincot_rounds_since_promotion", "rounds without a promotion", found.since_promotion)
         if found.agreement is not None:
             yield self._gauge("clincot_judge_agreement", "Krippendorff's alpha, last round", found.agreement)

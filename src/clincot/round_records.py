@@ -119,10 +119,12 @@ def end_round(store: Store, line: str, *, run: str, state: str, error: str = "")
     """Record how the run ended, at the round that it began; of one with several rounds, at all that were made.
 
     Returns the record of the last of them. A run that failed before its round began touches no round, also where an
-    older one is open: it is kept beside them (failed_unbegun).
+    older one is open: it is kept beside them (failed_unbegun). Raises BadInput where one succeeded that began none.
     """
     number = _number_of(store, line, run)
     ended = Ended(number=number, state=state, run=run, error=error, at=datetime.now(UTC).isoformat(timespec="seconds"))
+    if number is None and state == "SUCCEEDED":
+        raise BadInput(f"{store.url}: the run {run} of {line} succeeded, but {_run_key(line, run)} is not there")
     if number is None:
         _keep(store, _unbegun_key(line), ended)
         return ended

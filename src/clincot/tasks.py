@@ -38,7 +38,7 @@ from clincot.store import open_store
 
 Content = Mapping[str, Any]
 NULL = "null"
-_SEED_DIGITS = 8  # hexadecimal, of a seed: what every generator takes
+_SEED_DIGITS = 7  # hexadecimal, of a seed: every generator takes 28 bits, and a little more
 ERRORS = "CLINCOT_TASK_ERRORS"  # file to which a failing task appends its error, for whoever runs tasks on a machine
 
 

@@ -55,17 +55,19 @@ class World:
     def kill_at(self, run: str, task: str, *more: str, line: str = "tiny", after_s: float = 0.0) -> bool:
         """Start a run and kill all of it (SIGKILL) when the task begins, or a while later; False: it ended before."""
 
-        def kill(group: int) -> None:
+        def kill(begun: str, group: int) -> bool:
+            if begun != task:
+                return False
             time.sleep(after_s)
             os.killpg(group, signal.SIGKILL)
+            return True
 
-        return self.watched(run, task, kill, *more, line=line)[0] == -signal.SIGKILL
+        return self.watched(run, kill, *more, line=line)[0] == -signal.SIGKILL
 
-    def watched(
-        self, run: str, task: str, act: Callable[[int], None], *more: str, line: str = "tiny"
-    ) -> tuple[int, str]:
-        """Exit code and output of a run; `act` is called once, with its process group, when the task begins."""
-        said, waits = [], True
+    def watched(self, run: str, act: Callable[[str, int], bool], *more: str, line: str = "tiny") -> tuple[int, str]:
+        """Exit code and output of a run. `act` is called with each task that begins (in no fixed order where they do
+        not hang on one another) and the run's process group, until it returns True."""
+        said, done = [], False
         with subprocess.Popen(
             self.command(run, *more, line=line), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
             env=dict(self.environment), start_new_session=True,
@@ -73,9 +75,8 @@ class World:
             assert process.stdout is not None
             for output in process.stdout:
                 said.append(output)
-                if waits and re.search(rf"Executing task .*'{task}'", output):
-                    waits = False
-                    act(process.pid)
+                for task in executed(output):
+                    done = done or act(task, process.pid)
         return process.returncode, "".join(said)
 
     def made(self, number: int = 1, line: str = "tiny") -> dict[str, str]:
