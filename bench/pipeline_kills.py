@@ -54,15 +54,15 @@ def main() -> int:
             f"undisturbed in {wall_s:.0f} s: {', '.join(f'{task} {s:.1f} s' for task, s in took.items())}", flush=True
         )
         killed = kills(world, took, rng)
-        with_kills = len(killed) == KILLS and world.made(line="killed") == wanted
-        print(f"killed {len(killed)} times, {_told(with_kills)}: {', '.join(killed)}", flush=True)
+        with_kills = world.made(line="killed") == wanted
+        print(f"killed {len(killed)} of {KILLS} times, {_told(with_kills)}: {', '.join(killed)}", flush=True)
         again = outage(world, away)
-        with_outage = bool(refused) and world.made(line="away") == wanted
+        with_outage = world.made(line="away") == wanted
     print(
         f"S3 away for {AWAY_S:g} s from {AWAY_AT} on, {len(refused)} connections refused, the pipeline started again "
         f"{again} times, {_told(with_outage)}"
     )
-    return 0 if with_kills and with_outage else 1
+    return 0 if with_kills and with_outage and len(killed) == KILLS and refused else 1
 
 
 def durations(output: str) -> dict[str, float]:
@@ -80,7 +80,7 @@ def kills(world: World, took: Mapping[str, float], rng: random.Random) -> list[s
     def kill(task: str, group: int) -> bool:
         if task not in chosen:
             return False
-        after_s = rng.uniform(0.0, 0.8) * took[task]  # of what it takes undisturbed, so that it is not done by then
+        after_s = rng.uniform(0.0, 0.4) * took[task]  # undisturbed; `version` is faster where another run has pushed
         time.sleep(after_s)
         os.killpg(group, signal.SIGKILL)
         chosen.remove(task)
@@ -115,7 +115,7 @@ def _finished(world: World, run: str) -> str:
 
 
 def _told(same: bool) -> str:
-    return "the same digests" if same else "OTHER DIGESTS OR FEWER DISTURBANCES"
+    return "the same digests" if same else "OTHER DIGESTS"
 
 
 @contextmanager
