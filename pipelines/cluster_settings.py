@@ -124,8 +124,8 @@ class PodSecurity(Section):
     """As far as Kubeflow Pipelines can say it. Read-only root, dropped capabilities and seccomp it cannot: those are
     set by the namespace's Pod Security level or an admission policy, and the image runs with them."""
 
-    user: Annotated[int, Field(ge=1)] = 1000
-    group: Annotated[int, Field(ge=1)] = 1000
+    user: Annotated[int, Field(ge=1, description="the default is the images' (Dockerfile)")] = 10001
+    group: Annotated[int, Field(ge=1)] = 10001
     non_root: Literal[True] = True
 
 

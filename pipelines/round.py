@@ -132,7 +132,7 @@ def round_pipeline(plan: RoundPlan) -> Any:
         launch: dict = defaults["launch"],
     ) -> None:  # fmt: skip
         values = {name: value for name, value in locals().items() if name in defaults}
-        ending = place(finish(publish=publish), "finish", plan.cluster)
+        ending = place(finish(publish=publish, run=dsl.PIPELINE_JOB_ID_PLACEHOLDER), "finish", plan.cluster)
         ending.set_caching_options(False)
         with dsl.ExitHandler(ending, name="round"):
             _rounds(plan, values, rounds)
@@ -158,7 +158,7 @@ def _rounds(plan: RoundPlan, values: Values, rounds: Sequence[Any]) -> None:
         preflight(
             preflight=values["preflight"], judge=values["judge"], publish=values["publish"], version=values["version"],
             service=values["service"], launch=values["launch"], data=values["data"], benchmark=values["benchmark"],
-            number=values["number"],
+            number=values["number"], run=dsl.PIPELINE_JOB_ID_PLACEHOLDER,
         ),
         "preflight", plan.cluster,
     ).set_caching_options(False)  # fmt: skip
@@ -208,11 +208,13 @@ def _one_round(plan: RoundPlan, given: Values, generate: Any, ahead: int = 0) ->
     ).outputs  # fmt: skip
     made = generate(
         propose=given["propose"], answer=given["answer"], judge=given["judge"], **on, **policy,
-        panel_digest=given["panel_digest"], shards=prepared["Output"], questions=prepared["questions"],
+        panel_digest=given["panel_digest"], shards=prepared["shards"], lap=prepared["lap"],
+        questions=prepared["questions"],
     ).outputs  # fmt: skip
     paired = place(
-        pair(pair=given["pair"], candidates=made["candidates"], scores=made["scores"]), "pair", plan.cluster
-    ).outputs
+        pair(pair=given["pair"], lap=prepared["lap"], candidates=made["candidates"], scores=made["scores"]),
+        "pair", plan.cluster,
+    ).outputs  # fmt: skip
     files = {"questions": prepared["questions"], "regions": made["regions"], "candidates": made["candidates"]}
     scored = {name: made[name] for name in ("judgements", "scores", "panel_report")}
     pairs = {"pairs": paired["pairs"], "pair_report": paired["pair_report"]}
@@ -222,7 +224,8 @@ def _one_round(plan: RoundPlan, given: Values, generate: Any, ahead: int = 0) ->
     learnt = place(
         train(
             train=given["train"], answer=given["answer"], **on, **policy, pairs_digest=paired["Output"],
-            image=_image(plan, "train"), version=kept["Output"], launch=given["launch"], **files, pairs=paired["pairs"],
+            image=_image(plan, "train"), version=kept["Output"], launch=given["launch"], lap=prepared["lap"], **files,
+            pairs=paired["pairs"],
         ),
         "train", plan.cluster,
     ).outputs  # fmt: skip
@@ -297,7 +300,8 @@ def _generation(plan: RoundPlan, *, continued: bool = False) -> Any:
     (In a loop kfp.local takes every parameter that comes from another task for the loop's item. Here they are inputs.)
     """
     texts = ("data", "data_digest", "policy", "policy_digest", "panel_digest")
-    inputs = {"propose": dict, "answer": dict, "judge": dict, **dict.fromkeys(texts, str), "shards": list}
+    inputs = {"propose": dict, "answer": dict, "judge": dict, **dict.fromkeys(texts, str), "shards": list,
+              "lap": int}  # fmt: skip
     inputs |= {"questions": dsl.Input[dsl.Dataset], **({"trained": dsl.Input[dsl.Model]} if continued else {})}
     about = "What every shard makes, and all of it together."
     return _part("generation", about, inputs, Generated, lambda given: _generated(plan, given))
@@ -308,16 +312,18 @@ def _generated(plan: RoundPlan, given: Values) -> Any:
     steps = len(plan.params.answer.steps)
     policy = {name: given[name] for name in ("policy", "policy_digest", "trained") if name in given}
     on = {name: given[name] for name in ("questions", "data", "data_digest")}
+    lap = {"lap": given["lap"]}
     with dsl.ParallelFor(given["shards"], name="shards", parallelism=plan.cluster.parallel_shards) as shard:
         at = {**on, "shard": shard}
         proposed = place(
-            propose(propose=given["propose"], **at, **policy, image=_image(plan, "propose")), "propose", plan.cluster
-        ).outputs
+            propose(propose=given["propose"], **at, **lap, **policy, image=_image(plan, "propose")),
+            "propose", plan.cluster,
+        ).outputs  # fmt: skip
         before: dict[str, Any] = {}
         for _ in range(steps):
             answered = place(
                 answer(
-                    answer=given["answer"], steps=steps, **at, **policy, image=_image(plan, "answer"),
+                    answer=given["answer"], steps=steps, **at, **lap, **policy, image=_image(plan, "answer"),
                     regions=proposed["regions"], **before,
                 ),
                 "answer", plan.cluster,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import re
 import signal
@@ -18,6 +19,8 @@ from clincot.round_records import Made, begin_round, end_round, record_made
 from clincot.store import FolderStore, Store, StoreFailed
 from tests.deploy.builders import LINE, published
 
+RUNS = itertools.count()
+
 
 def start(number: int) -> StartingPolicy:
     return StartingPolicy.model_validate(
@@ -27,15 +30,20 @@ def start(number: int) -> StartingPolicy:
 
 
 def play(store: Store, *verdicts: str) -> None:
-    """Rounds one after the other, with the judges' agreement falling by a tenth; "fails": the run fails."""
+    """Rounds one after the other, with the judges' agreement falling by a tenth; "fails": the run fails; "fails at
+    once": before its round began."""
     for number, verdict in enumerate(verdicts):
-        begun = begin_round(store, start(number))
+        run = f"run-{next(RUNS)}"
+        if verdict == "fails at once":
+            end_round(store, LINE, run=run, state="FAILED", error="preflight: no champion")
+            continue
+        begun = begin_round(store, start(number), run=run)
         if verdict == "fails":
-            end_round(store, LINE, state="FAILED", error="judge: out of memory")
+            end_round(store, LINE, run=run, state="FAILED", error="judge: out of memory")
             continue
         record_made(store, LINE, Made(number=begun.number, digests={}, decision=f"decision-{number}", verdict=verdict,
                                       agreement=0.9 - number / 10))  # fmt: skip
-        end_round(store, LINE, state="SUCCEEDED")
+        end_round(store, LINE, run=run, state="SUCCEEDED")
 
 
 def test_where_a_line_stands(tmp_path: Path) -> None:
@@ -48,6 +56,10 @@ def test_where_a_line_stands(tmp_path: Path) -> None:
     assert look(store, LINE).failed
     play(store, "promote")  # the same round again, which goes well: it is the fourth
     assert look(store, LINE) == Rounds(ended=4, failed=False, since_promotion=0, agreement=0.9, champion_round=0)
+    play(store, "fails at once")  # before its round began: there is no fifth, and it is told all the same
+    assert look(store, LINE) == Rounds(ended=4, failed=True, since_promotion=0, agreement=0.9, champion_round=0)
+    play(store, "keep")
+    assert not look(store, LINE).failed
 
 
 def test_a_store_that_is_away_is_said_and_nothing_else() -> None:

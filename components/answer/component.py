@@ -8,7 +8,7 @@ from clincot.components import IMAGE
 @dsl.component(base_image=IMAGE, install_kfp_package=False)
 def answer(
     answer: dict, steps: int, data: str, data_digest: str, policy: str, policy_digest: str, image: str, shard: str,
-    questions: dsl.Input[dsl.Dataset], regions: dsl.Input[dsl.Dataset], candidates: dsl.Output[dsl.Dataset],
+    lap: int, questions: dsl.Input[dsl.Dataset], regions: dsl.Input[dsl.Dataset], candidates: dsl.Output[dsl.Dataset],
     metrics: dsl.Output[dsl.Metrics], trained: dsl.Input[dsl.Model] = None,
     candidates_before: dsl.Input[dsl.Dataset] = None, scores_before: dsl.Input[dsl.Dataset] = None,
 ) -> str:  # fmt: skip
@@ -20,4 +20,4 @@ def answer(
         inputs |= {"candidates_before": candidates_before.path, "scores_before": scores_before.path}
     with tasks.told("answer"):
         tasks.checked_steps(answer, steps)
-    return tasks.run("answer", answer, inputs, {"candidates": candidates.path}, metrics=metrics, shard=shard)
+    return tasks.run("answer", answer, inputs, {"candidates": candidates.path}, metrics=metrics, shard=shard, lap=lap)

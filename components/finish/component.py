@@ -6,9 +6,7 @@ from clincot.components import IMAGE
 
 
 @dsl.component(base_image=IMAGE, install_kfp_package=False)
-def finish(publish: dict, status: dsl.PipelineTaskFinalStatus) -> str:
+def finish(publish: dict, run: str, status: dsl.PipelineTaskFinalStatus) -> str:
     from clincot import tasks
 
-    return tasks.finish(
-        publish, state=status.state, run_name=status.pipeline_job_resource_name, error=status.error_message or ""
-    )
+    return tasks.finish(publish, state=status.state, run_id=run, error=status.error_message or "")

@@ -7,10 +7,11 @@ from clincot.components import IMAGE
 
 @dsl.component(base_image=IMAGE, install_kfp_package=False)
 def pair(
-    pair: dict, candidates: dsl.Input[dsl.Dataset], scores: dsl.Input[dsl.Dataset], pairs: dsl.Output[dsl.Dataset],
-    pair_report: dsl.Output[dsl.Artifact], metrics: dsl.Output[dsl.Metrics],
+    pair: dict, lap: int, candidates: dsl.Input[dsl.Dataset], scores: dsl.Input[dsl.Dataset],
+    pairs: dsl.Output[dsl.Dataset], pair_report: dsl.Output[dsl.Artifact], metrics: dsl.Output[dsl.Metrics],
 ) -> str:  # fmt: skip
     from clincot import tasks
 
     inputs = {"candidates": candidates.path, "scores": scores.path}
-    return tasks.run("pair", pair, inputs, {"pairs": pairs.path, "pair_report": pair_report.path}, metrics=metrics)
+    outputs = {"pairs": pairs.path, "pair_report": pair_report.path}
+    return tasks.run("pair", pair, inputs, outputs, metrics=metrics, lap=lap)

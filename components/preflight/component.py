@@ -10,7 +10,7 @@ from clincot.components import IMAGE
 @dsl.component(base_image=IMAGE, install_kfp_package=False)
 def preflight(
     preflight: dict, judge: dict, publish: dict, version: dict, service: dict, launch: dict, data: str,
-    benchmark: str, number: int,
+    benchmark: str, number: int, run: str,
     report: dsl.Output[dsl.Artifact], table: dsl.Output[dsl.Markdown], champion: dsl.Output[dsl.Artifact],
     metrics: dsl.Output[dsl.Metrics],
 ) -> NamedTuple(
@@ -22,5 +22,5 @@ def preflight(
     return tasks.preflight(
         {"preflight": preflight, "judge": judge, "publish": publish, "version": version}, service, launch,
         {"report": report.path, "table": table.path, "champion": champion.path},
-        data=data, benchmark=benchmark, number=int(number), metrics=metrics,
+        data=data, benchmark=benchmark, number=int(number), run_id=run, metrics=metrics,
     )  # fmt: skip

@@ -1,5 +1,7 @@
 """The questions of one round, and the shards that they are worked on in."""
 
+from typing import NamedTuple
+
 from kfp import dsl
 
 from clincot.components import IMAGE
@@ -9,13 +11,13 @@ from clincot.components import IMAGE
 def prepare(
     prepare: dict, data: str, data_digest: str, number: int, ahead: int, rounds: int, shards: int,
     questions: dsl.Output[dsl.Dataset], metrics: dsl.Output[dsl.Metrics],
-) -> list[str]:  # fmt: skip
+) -> NamedTuple("Prepared", [("shards", list), ("lap", int)]):  # fmt: skip
     from pathlib import Path
 
     from clincot import shards as sharding
     from clincot import tasks
 
     with tasks.told("prepare"):
-        section = tasks.prepare_section(prepare, int(number) + int(ahead), int(rounds))
+        section, lap = tasks.prepare_section(prepare, int(number) + int(ahead), int(rounds))
         tasks.run("prepare", section, {"data": data}, {"questions": questions.path}, metrics=metrics)
-        return sharding.shard_names(Path(questions.path), int(shards))
+        return sharding.shard_names(Path(questions.path), int(shards)), lap

@@ -7,7 +7,7 @@ from clincot.components import IMAGE
 
 @dsl.component(base_image=IMAGE, install_kfp_package=False)
 def propose(
-    propose: dict, data: str, data_digest: str, policy: str, policy_digest: str, image: str, shard: str,
+    propose: dict, data: str, data_digest: str, policy: str, policy_digest: str, image: str, shard: str, lap: int,
     questions: dsl.Input[dsl.Dataset], regions: dsl.Output[dsl.Dataset], metrics: dsl.Output[dsl.Metrics],
     trained: dsl.Input[dsl.Model] = None,
 ) -> str:  # fmt: skip
@@ -15,4 +15,4 @@ def propose(
 
     place = trained.path if trained else policy
     inputs = {"data": data, "questions": questions.path, "policy": place}
-    return tasks.run("propose", propose, inputs, {"regions": regions.path}, metrics=metrics, shard=shard)
+    return tasks.run("propose", propose, inputs, {"regions": regions.path}, metrics=metrics, shard=shard, lap=lap)

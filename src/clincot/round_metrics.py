@@ -22,7 +22,7 @@ class Rounds:
     """Where a line stands."""
 
     ended: int  # rounds that ended well
-    failed: bool  # did the last run of the round after them fail?
+    failed: bool  # did the last run of the round after them fail, or one before its round began?
     since_promotion: int  # rounds that ended without a promotion, after the last one with
     agreement: float | None  # of the judges, in the last round that came so far; None: unknown
     champion_round: int | None  # None: no champion yet
@@ -44,7 +44,8 @@ def look(store: Store, line: str) -> Rounds:
     except NoChampion:
         champion = None
     return Rounds(
-        ended=len(ended), failed=(coming, "failed.json") in keys, since_promotion=unpromoted,
+        ended=len(ended), since_promotion=unpromoted,
+        failed=(coming, "failed.json") in keys or round_records.failed_unbegun(store, line),
         agreement=round_records.read_made(store, line, max(made)).agreement if made else None,
         champion_round=champion,
     )  # fmt: skip
@@ -64,7 +65,8 @@ class RoundsCollector(Collector):
             return
         yield self._gauge("clincot_store_readable", "can the line's records be read?", 1)
         yield self._gauge("clincot_rounds_ended", "rounds that ended well", found.ended)
-        yield self._gauge("clincot_round_failed", "did the last run of the open round fail?", found.failed)
+        about = "did the last run of the open round fail, or the last one before its round began?"
+        yield self._gauge("clincot_round_failed", about, found.failed)
         yield self._gauge("clincot_rounds_since_promotion", "rounds without a promotion", found.since_promotion)
         if found.agreement is not None:
             yield self._gauge("clincot_judge_agreement", "Krippendorff's alpha, last round", found.agreement)

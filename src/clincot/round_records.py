@@ -4,6 +4,8 @@ rounds/<line>/0001/begun.json     where it starts from, resolved once: an interr
 rounds/<line>/0001/made.json      digests of what it made, and its decision
 rounds/<line>/0001/ended.json     written when its run succeeded; the next round is the one after the last of these
 rounds/<line>/0001/failed.json    how the last run of it failed
+runs/<line>/<run>.json            which round a run is of: it ends that one and no other
+unbegun/<line>/failed.json        the last run, if it failed before any round began; gone when one begins
 """
 
 from __future__ import annotations
@@ -44,24 +46,40 @@ class Made(BaseModel):
     agreement: float | None = None  # of the judges: Krippendorff's alpha of their calibrated scores
 
 
-class Ended(BaseModel):
-    """How a run of a round ended."""
+class RunOf(BaseModel):
+    """Which round (of several: the first) a run of the pipeline is."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
+    run: str
     number: Number
+
+
+class Ended(BaseModel):
+    """How a run ended. number: of its round (of several, the last made); None: none had begun."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    number: Number | None
     state: str  # as Kubeflow Pipelines has it: SUCCEEDED, FAILED, CANCELLED
     run: str = ""
     error: str = ""
     at: str  # UTC
 
 
-def begin_round(store: Store, start: StartingPolicy, number: int = 0) -> Begun:
-    """The round that this run is (of): `number`, or with 0 the next one.
+def begin_round(store: Store, start: StartingPolicy, number: int = 0, *, run: str) -> Begun:
+    """The round that the run `run` is (of): `number`, or with 0 the next one.
 
     A round that began and has not ended is taken up where it began, also when it moved the champion pointer itself in
     the meantime; the next one begins anew where someone else moved it.
     """
+    begun = _begun(store, start, number)
+    _keep(store, _run_key(start.line, run), RunOf(run=run, number=begun.number))
+    store.delete(_unbegun_key(start.line))
+    return begun
+
+
+def _begun(store: Store, start: StartingPolicy, number: int) -> Begun:
     given, number = number, number or next_round(store, start.line)
     fresh = Begun(number=number, start=start)
     key = _key(start.line, number, "begun")
@@ -97,16 +115,18 @@ def read_made(store: Store, line: str, number: int) -> Made:
         raise BadInput(f"{store.url}: round {number} of {line} has not made anything yet") from None
 
 
-def end_round(store: Store, line: str, *, state: str, run: str = "", error: str = "") -> Ended:
-    """Record how the run of the line's open round ended; of one with several rounds, all that were made.
+def end_round(store: Store, line: str, *, run: str, state: str, error: str = "") -> Ended:
+    """Record how the run ended, at the round that it began; of one with several rounds, at all that were made.
 
-    Returns the record of the last of them.
+    Returns the record of the last of them. A run that failed before its round began touches no round, also where an
+    older one is open: it is kept beside them (failed_unbegun). Raises BadInput where one succeeded that began none.
     """
-    number = next_round(store, line)
+    number = _number_of(store, line, run)
     ended = Ended(number=number, state=state, run=run, error=error, at=datetime.now(UTC).isoformat(timespec="seconds"))
-    try:
-        store.read(_key(line, number, "begun"))
-    except NotStored:  # it failed before a round began: nothing is recorded of a round that is not
+    if number is None and state == "SUCCEEDED":
+        raise BadInput(f"{store.url}: the run {run} of {line} succeeded, but {_run_key(line, run)} is not there")
+    if number is None:
+        _keep(store, _unbegun_key(line), ended)
         return ended
     if state != "SUCCEEDED":
         _keep(store, _key(line, number, "failed"), ended)
@@ -118,6 +138,20 @@ def end_round(store: Store, line: str, *, state: str, run: str = "", error: str 
             return ended
         number += 1
         ended = ended.model_copy(update={"number": number})
+
+
+def failed_unbegun(store: Store, line: str) -> bool:
+    """Did the line's last run fail before a round began?"""
+    return _unbegun_key(line) in store.keys(f"unbegun/{line}/")
+
+
+def _number_of(store: Store, line: str, run: str) -> int | None:
+    """The round that the run began; None where it began none."""
+    key = _run_key(line, run)
+    try:
+        return _parsed(RunOf, store.read(key).content, f"{store.url}/{key}").number
+    except NotStored:
+        return None
 
 
 def _moved_by(store: Store, begun: Begun) -> bool:
@@ -142,6 +176,14 @@ def _keep(store: Store, key: str, record: BaseModel) -> None:
 
 def _key(line: str, number: int, what: str) -> str:
     return f"rounds/{line}/{number:04d}/{what}.json"
+
+
+def _run_key(line: str, run: str) -> str:
+    return f"runs/{line}/{run}.json"
+
+
+def _unbegun_key(line: str) -> str:
+    return f"unbegun/{line}/failed.json"
 
 
 def _bytes(record: BaseModel) -> bytes:

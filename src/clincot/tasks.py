@@ -38,6 +38,7 @@ from clincot.store import open_store
 
 Content = Mapping[str, Any]
 NULL = "null"
+_SEED_DIGITS = 7  # hexadecimal, of a seed: every generator takes 28 bits, and a little more
 ERRORS = "CLINCOT_TASK_ERRORS"  # file to which a failing task appends its error, for whoever runs tasks on a machine
 
 
@@ -81,24 +82,33 @@ def told(task: str) -> Iterator[None]:
         sys.exit(message)
 
 
-def section_of(stage: str, content: Content) -> Section:
-    """A stage's section of the pipeline's parameter; raises BadRecord naming the parameter and the key."""
-    return parse_section(stage_named(stage).config, decoded(content), where=f"pipeline parameter {stage!r}")
+def section_of(stage: str, content: Content, *, lap: int = 0) -> Section:
+    """A stage's section of the pipeline's parameter; raises BadRecord naming the parameter and the key.
+
+    lap: how often the questions of its round were asked before. From the second time on the seed is another one, which
+    follows from the section's and the lap; the first time it is the section's own, as in `clincot rounds`, which never
+    asks a question twice.
+    """
+    section: Section = parse_section(stage_named(stage).config, decoded(content), where=f"pipeline parameter {stage!r}")
+    if not int(lap):
+        return section
+    seed = int(digest_of([section.model_dump()["seed"], int(lap)])[:_SEED_DIGITS], 16)
+    return section.model_copy(update={"seed": seed})
 
 
 def run(
     stage: str, section: Content | Section, inputs: Mapping[str, str], outputs: Mapping[str, str],
     *, metrics: MetricsArtifact | None = None, shard: str = "", answer: Content | None = None,
-    documents: Mapping[str, Any] | None = None,
+    documents: Mapping[str, Any] | None = None, lap: int = 0,
 ) -> str:  # fmt: skip
     """Run a stage; returns the digest of its first output.
 
     inputs: paths, or addresses; those that are empty are left out. shard: of the questions, all that the stage is
     given. answer: its section, for the stages that need the questions of a chain. documents: inputs by their content,
-    written as JSON.
+    written as JSON. lap: see section_of.
     """
     with told(stage), tempfile.TemporaryDirectory() as made:
-        parsed = section if isinstance(section, Section) else section_of(stage, section)
+        parsed = section if isinstance(section, Section) else section_of(stage, section, lap=lap)
         at = {name: _path(place) for name, place in inputs.items() if place}
         if shard:
             from clincot.shards import write_shard
@@ -132,9 +142,9 @@ def log(metrics: MetricsArtifact | None, values: Metrics) -> None:
 
 def preflight(
     params: Mapping[str, Content], service: Content, launch: Content, outputs: Mapping[str, str],
-    *, data: str, benchmark: str, number: int, metrics: MetricsArtifact | None = None,
+    *, data: str, benchmark: str, number: int, run_id: str, metrics: MetricsArtifact | None = None,
 ) -> tuple[str, str, int, int, str, str, str]:  # fmt: skip
-    """Look at everything, and resolve what the round starts from and works on.
+    """Look at everything, and resolve what the round starts from and works on. run_id: of the pipeline's run.
 
     params: sections preflight, judge, publish and version. Returns policy address, digest and round; the number of this
     round; the digests of data, benchmark and of the judges' files.
@@ -159,16 +169,18 @@ def preflight(
         (start,) = read_records(Path(outputs["champion"]), StartingPolicy)
         if parsed.publish.store:
             store = open_store(parsed.publish.store)
-            begun = round_records.begin_round(store, start, number)
+            begun = round_records.begin_round(store, start, number, run=run_id)
             start, number = begun.start, begun.number
         return start.uri, start.sha256, start.round, number or start.round + 1, *digests, panel  # type: ignore[return-value]
 
 
-def prepare_section(content: Content, number: int, rounds: int) -> PrepareSection:
-    """The section of round `number` (1, 2, …), `rounds` of which are in this run; after the last subset the first."""
+def prepare_section(content: Content, number: int, rounds: int) -> tuple[PrepareSection, int]:
+    """The section of round `number` (1, 2, …), `rounds` of which are in this run, and its lap: after the last subset
+    the first is asked again, in lap 1, 2, …, with other seeds (section_of)."""
     section = parse_section(PrepareSection, decoded(content), where="pipeline parameter 'prepare'")
     subsets = max(section.rounds, rounds)
-    return section.model_copy(update={"rounds": subsets, "round": (section.round + int(number) - 1) % subsets})
+    lap, subset = divmod(section.round + int(number) - 1, subsets)
+    return section.model_copy(update={"rounds": subsets, "round": subset}), lap
 
 
 def evaluate_section(content: Content, propose: Content) -> EvaluateSection:
@@ -229,8 +241,11 @@ def decide(
         return decision.verdict
 
 
-def finish(publish: Content, *, state: str, run_name: str, error: str) -> str:
-    """Record how a run ended, and take away what fetches left behind; returns what was recorded, in words."""
+def finish(publish: Content, *, state: str, run_id: str, error: str) -> str:
+    """Record how a run ended, and take away what fetches left behind; returns what was recorded, in words.
+
+    run_id: as preflight was given it, which says the round; another run's is left alone.
+    """
     with told("finish"):
         where = parse_section(PublishSection, decoded(publish), where="pipeline parameter 'publish'")
         for folder in abandoned_fetches():
@@ -238,8 +253,9 @@ def finish(publish: Content, *, state: str, run_name: str, error: str) -> str:
             print(f"removed {folder}")
         if not where.store:
             return f"{state}: no store is named (publish.store), so nothing is recorded"
-        ended = round_records.end_round(open_store(where.store), where.name, state=state, run=run_name, error=error)
-        return f"round {ended.number} of {where.name}: {state}{': ' * bool(error)}{error}"
+        ended = round_records.end_round(open_store(where.store), where.name, run=run_id, state=state, error=error)
+        which = f"round {ended.number} of {where.name}" if ended.number else f"{where.name}, before a round began"
+        return f"{which}: {state}{': ' * bool(error)}{error}"
 
 
 def _path(place: str) -> Path:

@@ -9,14 +9,17 @@ import pytest
 import yaml
 
 from clincot.cli import main
+from clincot.tasks import decoded
+from clincot.train.launch_settings import load_launch
 from tests.chart.rendering import CHART, PROFILES, of_kind, rendered, settings_of
 
 CA = ("--set", "customCA.configMap=hospital-ca")
 Json = dict[str, Any]
 
 
-def compiled(profile: str, folder: Path, *flags: str) -> tuple[Json, Json]:
-    """{task: container}, {task: Kubernetes settings} of the pipeline, with the arguments of the hook's container."""
+def compiled(profile: str, folder: Path, *flags: str) -> tuple[Json, Json, Json]:
+    """{task: container}, {task: Kubernetes settings}, {parameter: default} of the pipeline, with the arguments of the
+    hook's container."""
     objects = rendered(profile, *flags)
     (job,) = of_kind(objects, "Job", "clincot-pipeline")
     settings = folder / "settings"
@@ -32,12 +35,15 @@ def compiled(profile: str, folder: Path, *flags: str) -> tuple[Json, Json]:
     executors = spec["deploymentSpec"]["executors"]
     tasks = {name.removeprefix("exec-"): one["container"] for name, one in executors.items()}
     pods = platform["platforms"]["kubernetes"]["deploymentSpec"]["executors"]
-    return tasks, {name.removeprefix("exec-"): one for name, one in pods.items()}
+    parameters = spec["root"]["inputDefinitions"]["parameters"]
+    defaults = {name: one.get("defaultValue") for name, one in parameters.items()}
+    return tasks, {name.removeprefix("exec-"): one for name, one in pods.items()}, defaults
 
 
 @pytest.mark.parametrize("profile", PROFILES)
 def test_what_the_hook_uploads(profile: str, tmp_path: Path) -> None:
-    tasks, pods = compiled(profile, tmp_path, *CA)
+    tasks, pods, defaults = compiled(profile, tmp_path, *CA)
+    assert defaults["launch"]["how"] == "auto"
     assert {"preflight", "judge", "train", "decide"} <= set(tasks)
     values = yaml.safe_load((CHART / f"values-{profile}.yaml").read_text())
     gpus = values["pipeline"].get("gpu", {}).get("count", 1)
@@ -54,3 +60,24 @@ def test_what_the_hook_uploads(profile: str, tmp_path: Path) -> None:
         assert "AWS_SECRET_ACCESS_KEY" in str(pod["secretAsEnv"]), name
     seen = {name for name, pod in pods.items() if "clincot-git" in str(pod.get("secretAsEnv", ""))}
     assert {name.partition("-")[0] for name in seen} == ({"preflight", "version"} if profile == "production" else set())
+
+
+def test_with_train_jobs_training_is_one_over_nodes_such_as_train_asked_for(tmp_path: Path) -> None:
+    """Production's `stages.train` (4 GPUs, 32Gi of shared memory, 172800 s) is a node's; the task that waits needs
+    none of it. Both mount the cache at the same place."""
+    flags = ("--set", "pipeline.trainJobs=true,pipeline.launch.sharding=fsdp,pipeline.launch.job.nodes=3")
+    tasks, pods, defaults = compiled("production", tmp_path, *flags, "--set", "pipeline.queue=gpus")
+    launch = load_launch(tmp_path / "settings" / "launch.yaml")
+    assert decoded(defaults["launch"]) == launch.model_dump(mode="json")
+    job = launch.job
+    assert job is not None
+    assert (launch.how, launch.sharding, job.nodes, job.processes_per_node) == ("train-job", "fsdp", 3, 4)
+    assert (job.image, job.namespace, job.queue, job.shm) == ("clincot-cuda:0.1.0", "clincot-runs", "gpus", "32Gi")
+    assert job.resources["limits"] == {"cpu": "8", "memory": "64Gi", "nvidia.com/gpu": "4"}
+    assert job.tolerations == ({"key": "nvidia.com/gpu", "operator": "Exists", "effect": "NoSchedule"},)
+    (mount,) = pods["train"]["pvcMount"]
+    assert (mount["constant"], mount["mountPath"]) == (job.claim, str(job.mount))
+    assert "accelerator" not in tasks["train"]["resources"]
+    assert tasks["train"]["resources"] == tasks["decide"]["resources"]
+    assert not {"emptyDirMounts", "tolerations"} & set(pods["train"])
+    assert pods["train"]["activeDeadlineSeconds"] == str(job.timeout_s) == "172800"

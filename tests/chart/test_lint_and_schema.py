@@ -40,6 +40,8 @@ WRONG = [
     ("--set", "pipeline.gpu.count=-1", "pipeline.gpu.count: Must be greater than or equal to 0", "got -1, want 0"),
     ("--set", "pipeline.stages.trian.count=4", "pipeline.stages: Additional property trian is not allowed",
      "at '/pipeline/stages': additional properties 'trian' not allowed"),
+    ("--set", "pipeline.launch.job.gpus=2", "pipeline.launch.job: Additional property gpus is not allowed",
+     "at '/pipeline/launch/job': additional properties 'gpus' not allowed"),
     ("--set", "pipeline.params.trian.lr=1", "pipeline.params: Additional property trian is not allowed",
      "at '/pipeline/params': additional properties 'trian' not allowed"),
     ("--set-json", 'judges=[{"name":"a"}]', "judges.0: Must validate one and only one schema",
@@ -163,6 +165,9 @@ def test_what_the_cluster_lacks_is_said_at_once_and_can_be_said_offline() -> Non
         ("store.existingSecret=s3,git.existingSecret=g,git.password=p", "git.existingSecret and git.password"),
         ("store.existingSecret=s3,pipeline.schedule.enabled=true", "needs pipeline.data and pipeline.benchmark"),
         ("store.existingSecret=s3,kfp.runNamespace=kubeflow,quota.enabled=true", "quota.enabled would limit"),
+        ("store.existingSecret=s3,pipeline.trainJobs=true", "accessMode must be ReadWriteMany, not ReadWriteOnce"),
+        ("store.existingSecret=s3,pipeline.trainJobs=true,pipeline.cache.create=false", "cache, and there is none"),
+        ("store.existingSecret=s3,pipeline.launch.job.nodes=2", "set pipeline.trainJobs"),
     ],
 )
 def test_values_that_contradict_each_other(values: str, message: str) -> None:

@@ -18,6 +18,7 @@ from clincot.deploy.inference_service import canary, inference_service
 from clincot.deploy.service import ServiceSettings, load_service
 from clincot.pipelines.cluster_settings import TASKS, ClusterSettings, load_cluster
 from clincot.serve.metrics import REQUESTS
+from clincot.train.launch_settings import LaunchSettings, TrainJobSettings
 from tests.chart.rendering import (
     CHART,
     PROFILES,
@@ -42,7 +43,8 @@ FLAGS: tuple[tuple[str, ...], ...] = (
     ("--set", "kfp.runNamespace=team-a,kfp.multiUser=true,kfp.extraClusterRole=kubeflow-edit"),
     ("--set", "pipeline.enabled=false"),
     ("--set", f"pipeline.schedule.enabled=true,{DATA},pipeline.deploys=false,pipeline.queue=gpus"),
-    ("--set", "pipeline.cache.create=false,pipeline.trainJobs=true"),
+    ("--set", "pipeline.cache.create=false"),
+    ("--set", "pipeline.cache.accessMode=ReadWriteMany,pipeline.trainJobs=true,pipeline.launch.job.nodes=4"),
     ("--set", "pipeline.cache.existingClaim=mine,pipeline.cache.storageClass=fast"),
     ("--set", "servingRuntime.create=false,servingRuntime.name=kserve-vllmserver,server.engine=vllm"),
     ("--set-json", f'judges=[{JUDGE},{{"name":"far","url":"https://j.example/v1","apiKeySecret":"far-key"}}]'),
@@ -173,6 +175,13 @@ def test_the_tasks_that_values_may_change_are_those_of_a_round() -> None:
     schema = json.loads((CHART / "values.schema.json").read_text())
     assert set(schema["properties"]["pipeline"]["properties"]["stages"]["properties"]) == set(TASKS)
     assert set(schema["properties"]["pipeline"]["properties"]["params"]["properties"]) == set(Params.model_fields)
+
+
+def test_the_launch_that_values_may_say_is_launch_yaml() -> None:
+    schema = json.loads((CHART / "values.schema.json").read_text())
+    launch = schema["properties"]["pipeline"]["properties"]["launch"]["properties"]
+    assert set(launch) == set(LaunchSettings.model_fields)
+    assert set(launch["job"]["properties"]) == set(TrainJobSettings.model_fields)
 
 
 def test_alerts_ask_for_metrics_that_there_are() -> None:

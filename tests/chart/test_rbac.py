@@ -150,8 +150,7 @@ def test_the_deployer_may_what_rollouts_ask_and_no_more(tmp_path: Path, service:
 
 
 def test_preflight_asks_about_what_the_deployer_may(service: ServiceSettings) -> None:
-    crd = Permission("get", "apiextensions.k8s.io", "customresourcedefinitions", "", CRD)
-    assert set(rollout_permissions(service)) | {crd} == granted(rendered("trial"), "clincot-deployer")
+    assert set(rollout_permissions(service)) == granted(rendered("trial"), "clincot-deployer")
 
 
 def test_the_runner_may_what_argo_and_the_launcher_need_and_deploy_if_runs_do() -> None:
@@ -164,7 +163,7 @@ def test_the_runner_may_what_argo_and_the_launcher_need_and_deploy_if_runs_do() 
 
 def test_the_runner_may_have_train_jobs_where_runs_do() -> None:
     job = TrainJobSettings(image="clincot-cuda:0.1.0", claim="cache", mount=Path("/cache"), namespace="kubeflow")
-    objects = rendered("trial", "--set", "pipeline.trainJobs=true")
+    objects = rendered("trial", "--set", "pipeline.trainJobs=true,pipeline.cache.accessMode=ReadWriteMany")
     before = granted(rendered("trial"), "clincot-runner")
     assert granted(objects, "clincot-runner") - before == set(job_permissions(job))
 

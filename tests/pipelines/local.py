@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -54,17 +54,30 @@ class World:
 
     def kill_at(self, run: str, task: str, *more: str, line: str = "tiny", after_s: float = 0.0) -> bool:
         """Start a run and kill all of it (SIGKILL) when the task begins, or a while later; False: it ended before."""
+
+        def kill(begun: str, group: int) -> bool:
+            if begun != task:
+                return False
+            time.sleep(after_s)
+            os.killpg(group, signal.SIGKILL)
+            return True
+
+        return self.watched(run, kill, *more, line=line)[0] == -signal.SIGKILL
+
+    def watched(self, run: str, act: Callable[[str, int], bool], *more: str, line: str = "tiny") -> tuple[int, str]:
+        """Exit code and output of a run. `act` is called with each task that begins (in no fixed order where they do
+        not hang on one another) and the run's process group, until it returns True."""
+        said, done = [], False
         with subprocess.Popen(
             self.command(run, *more, line=line), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
             env=dict(self.environment), start_new_session=True,
         ) as process:  # fmt: skip
             assert process.stdout is not None
             for output in process.stdout:
-                if task and re.search(rf"Executing task .*'{task}'", output):
-                    time.sleep(after_s)
-                    os.killpg(process.pid, signal.SIGKILL)
-                    return True
-        return False
+                said.append(output)
+                for task in executed(output):
+                    done = done or act(task, process.pid)
+        return process.returncode, "".join(said)
 
     def made(self, number: int = 1, line: str = "tiny") -> dict[str, str]:
         """{what: digest} of what a round made."""

@@ -99,3 +99,11 @@ def test_what_is_wrong_is_told_in_a_line(more: tuple[str, ...], told: str, world
     done = world.run_local("wrong", *more, line="wrong")
     assert done.returncode == 1
     assert told in done.stderr.splitlines()[-1]
+
+
+def test_a_run_that_fails_before_its_round_began_ends_no_other(world: World, first: str) -> None:
+    """Round 1 of the line is open when the second run fails in preflight."""
+    assert world.run_local("open", "--shards", "2", line="open").returncode == 1
+    done = world.run_local("open", "--benchmark", "s3://sets/nothing/here", line="open")
+    assert done.returncode == 1
+    assert "open, before a round began: FAILED" in done.stdout + done.stderr

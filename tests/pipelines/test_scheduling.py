@@ -12,11 +12,14 @@ import pytest
 import yaml
 
 import clincot.pipelines
-from clincot.config import load_params
+from clincot.config import load_params, parse_section
+from clincot.data_repository import git
 from clincot.jsonl import BadRecord
 from clincot.pipelines.cluster_settings import TASKS, ClusterSettings, load_cluster
 from clincot.pipelines.round import RoundPlan, compile_round
 from clincot.stages import STAGES
+from clincot.tasks import decoded
+from clincot.train.launch_settings import LaunchSettings
 
 FOLDER = Path(clincot.pipelines.__file__).resolve().parent
 GPU = {stage.name for stage in STAGES if stage.device == "gpu"}
@@ -175,6 +178,38 @@ def test_the_example_has_every_key_and_the_defaults() -> None:
     example, default = load_cluster(FOLDER / "cluster.yaml"), ClusterSettings()
     shown = {"stages", "secrets"}
     assert example.model_dump(exclude=shown) == default.model_dump(exclude=shown)
+
+
+def test_the_example_says_what_images_and_git_expect() -> None:
+    """Also where it is commented out."""
+    text = (FOLDER / "cluster.yaml").read_text(encoding="utf-8")
+    (line,) = [line for line in text.splitlines() if "clincot-git" in line]
+    assert yaml.safe_load(line.partition("# - ")[2])["env"] == {"username": git.USER, "password": git.TOKEN}
+    security = ClusterSettings().security
+    assert f"USER {security.user}:{security.group}" in (FOLDER.parent / "Dockerfile").read_text(encoding="utf-8")
+
+
+def test_training_is_launched_as_the_operator_says_and_preflight_looks_at_that(tmp_path: Path) -> None:
+    """`--launch launch.yaml` is the default of a parameter, which both tasks take."""
+    job = {"image": "clincot-cuda:0.1.0", "claim": "cache", "mount": "/cache", "nodes": 4}
+    launch = parse_section(LaunchSettings, {"how": "train-job", "job": job}, where="launch.yaml")
+    compile_round(RoundPlan(launch=launch), tmp_path / "round.yaml")
+    spec, _ = yaml.safe_load_all((tmp_path / "round.yaml").read_text(encoding="utf-8"))
+    default = spec["root"]["inputDefinitions"]["parameters"]["launch"]["defaultValue"]
+    assert parse_section(LaunchSettings, decoded(default), where="launch") == launch
+    tasks = spec["components"]["comp-exit-handler-1"]["dag"]["tasks"]
+    taken = {name for name, task in tasks.items() if "launch" in task["inputs"].get("parameters", {})}
+    assert taken == {"preflight", "train"}
+
+
+def test_what_samples_is_told_the_lap_and_both_ends_the_run(compiled: Any) -> None:
+    """Recurring runs ask the questions again; `finish` ends the round that this very run began."""
+    _, _, tasks = compiled
+    told = {name for name, task in tasks.items() if name in TASKS and "lap" in task["inputs"].get("parameters", {})}
+    assert told == {"propose", "answer", "pair", "train"}
+    for name in ("preflight", "finish"):
+        run = tasks[name]["inputs"]["parameters"]["run"]["runtimeValue"]["constant"]
+        assert run == "{{$.pipeline_job_uuid}}", name
 
 
 def test_a_plan_has_one_spelling(tmp_path: Path) -> None:

@@ -19,6 +19,13 @@
 {{- end -}}
 {{- if .Values.pipeline.trainJobs -}}
 {{- $found = printf "%s%s" $found (include "clincot.needs" (merge (dict "kind" "trainer.kubeflow.org/v1alpha1/TrainJob" "why" "Kubeflow Trainer 2; or pipeline.trainJobs=false") $need)) -}}
+{{- if not (include "clincot.cacheClaim" .) -}}
+{{- $found = printf "%s\n- pipeline.trainJobs: inputs and checkpoint go over the cache, and there is none: set pipeline.cache.create, or existingClaim" $found -}}
+{{- else if and (not .Values.pipeline.cache.existingClaim) (ne .Values.pipeline.cache.accessMode "ReadWriteMany") -}}
+{{- $found = printf "%s\n- pipeline.trainJobs: pods on several nodes mount the cache, so pipeline.cache.accessMode must be ReadWriteMany, not %s" $found .Values.pipeline.cache.accessMode -}}
+{{- end -}}
+{{- else if or (eq (default "" .Values.pipeline.launch.how) "train-job") .Values.pipeline.launch.job -}}
+{{- $found = printf "%s\n- pipeline.launch asks for a TrainJob: set pipeline.trainJobs, which gives the runner its rules" $found -}}
 {{- end -}}
 {{- if .Values.monitoring.serviceMonitor -}}
 {{- $found = printf "%s%s" $found (include "clincot.needs" (merge (dict "kind" "monitoring.coreos.com/v1/ServiceMonitor" "why" "the Prometheus operator; or monitoring.serviceMonitor=false") $need)) -}}

@@ -339,6 +339,52 @@ failureThreshold: {{ .failures }}
 {{- toJson $out -}}
 {{- end }}
 
+{{/* launch.yaml: src/clincot/train/launch_settings.py. A TrainJob's node is what `train` would have asked for. YAML. */}}
+{{- define "clincot.launch" -}}
+{{- $launch := deepCopy .Values.pipeline.launch -}}
+{{- if .Values.pipeline.trainJobs -}}
+{{- $gpu := .Values.pipeline.gpu -}}
+{{- $node := default dict (get .Values.pipeline.stages "train") -}}
+{{- $count := int (ternary (get $node "count") $gpu.count (hasKey $node "count")) -}}
+{{- $requests := default $gpu.resources.requests $node.requests -}}
+{{- $limits := deepCopy (default $gpu.resources.limits $node.limits) -}}
+{{- if gt $count 0 -}}
+{{- $limits = set $limits (default $gpu.type $node.accelerator) (toString $count) -}}
+{{- end -}}
+{{- $tolerations := list -}}
+{{- range (default $gpu.tolerations $node.tolerations) -}}
+{{- $one := omit . "seconds" -}}
+{{- if hasKey . "seconds" }}{{- $one = set $one "tolerationSeconds" .seconds -}}{{- end -}}
+{{- $tolerations = append $tolerations $one -}}
+{{- end -}}
+{{- $image := include "clincot.image" (dict "root" . "image" (ternary .Values.image.cuda .Values.image.cpu (gt $count 0))) -}}
+{{- $job := dict "image" $image "claim" (include "clincot.cacheClaim" .) "mount" "/cache" "namespace" .Values.kfp.runNamespace -}}
+{{- $job = set $job "processes_per_node" (max 1 $count) -}}
+{{- $job = set $job "resources" (dict "requests" $requests "limits" $limits) -}}
+{{- $job = set $job "node_selector" (default $gpu.nodeSelector $node.node_selector) -}}
+{{- $job = set $job "tolerations" $tolerations -}}
+{{- $job = set $job "image_pull_secrets" .Values.global.imagePullSecrets -}}
+{{- $job = set $job "queue" .Values.pipeline.queue -}}
+{{- $job = set $job "timeout_s" (int (default $gpu.timeoutSeconds $node.timeout_s)) -}}
+{{- with (default $gpu.shm $node.shm) }}{{- $job = set $job "shm" . -}}{{- end -}}
+{{- $launch = mergeOverwrite (dict "how" "train-job" "job" $job) $launch -}}
+{{- end -}}
+{{- toYaml $launch -}}
+{{- end }}
+
+{{/* The stages of cluster.yaml. The task that waits for a TrainJob asks for what a task without a GPU does. JSON. */}}
+{{- define "clincot.stages" -}}
+{{- $stages := deepCopy .Values.pipeline.stages -}}
+{{- if .Values.pipeline.trainJobs -}}
+{{- $cpu := .Values.pipeline.cpu -}}
+{{- $waits := dict "count" 0 "accelerator" "" "shm" "" "requests" $cpu.resources.requests "limits" $cpu.resources.limits -}}
+{{- $waits = set $waits "node_selector" $cpu.nodeSelector -}}
+{{- $waits = set $waits "tolerations" (include "clincot.clusterTolerations" $cpu.tolerations | fromJsonArray) -}}
+{{- $stages = set $stages "train" (merge $waits (pick (default dict (get $stages "train")) "timeout_s" "retries")) -}}
+{{- end -}}
+{{- toJson $stages -}}
+{{- end }}
+
 {{/* cluster.yaml: pipelines/cluster_settings.py. YAML. */}}
 {{- define "clincot.cluster" -}}
 {{- $cpu := .Values.pipeline.cpu -}}
@@ -367,7 +413,7 @@ gpu:
   shm: {{ $gpu.shm | quote }}
   timeout_s: {{ int $gpu.timeoutSeconds }}
   retries: {{ toJson .Values.pipeline.retries }}
-stages: {{ toJson .Values.pipeline.stages }}
+stages: {{ include "clincot.stages" . }}
 cache:
   claim: {{ include "clincot.cacheClaim" . | quote }}
 env:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from clincot.cluster import Permission
-from clincot.deploy.inference_service import GROUP, PLURAL
+from clincot.deploy.inference_service import CRD, GROUP, PLURAL
 from clincot.deploy.service import ServiceSettings
 
 
@@ -14,6 +14,7 @@ def rollout_permissions(settings: ServiceSettings) -> list[Permission]:
     needed += [Permission(verb, "", "services", here) for verb in ("get", "create", "update", "delete")]
     if not settings.service_url:  # smoke requests and counters go through the API server
         needed += [Permission(verb, "", "services/proxy", here) for verb in ("get", "create")]
+    needed.append(Permission("get", "apiextensions.k8s.io", "customresourcedefinitions", "", CRD))  # to validate by
     if settings.mode == "auto" or settings.gateway_api == "auto":
         needed.append(Permission("get", "", "configmaps", settings.kserve_namespace, "inferenceservice-config"))
     return needed
