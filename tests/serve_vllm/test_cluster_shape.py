@@ -92,8 +92,8 @@ def test_greedy_tokens_and_their_log_probabilities_agree(
 
 
 def test_windows_are_scored_alike_however_unlikely_yes_or_no_is(vllm: Vllm, films: Path) -> None:
-    """Of the 20 likeliest tokens alone, P(yes) is another where "no" is none of them. How far off that is depends on the
-    policy (printed); asked for by name the two tokens are there whatever the policy thinks of them."""
+    """Of the 20 likeliest tokens alone, P(yes) is another where "no" is none of them. How far off that is depends on
+    the policy (printed); asked for by name the two tokens are there whatever the policy thinks of them."""
     here = VisionLanguageModel(POLICY)
     boxes = Windows(here, sides=(0.25, 0.5), stride=0.5).boxes
     windows = [
