@@ -90,6 +90,11 @@ def test_what_the_manifest_says() -> None:
     assert mounts["/shared"]["subPath"] == "rounds"
     assert "/dev/shm" in mounts
     assert inside["nodeSelector"] == {"gpu": "a100"}
+    # Pod Security "restricted": a user that is not root, no escalation, no capabilities, the runtime's seccomp profile
+    assert (inside["securityContext"]["runAsNonRoot"], inside["securityContext"]["runAsUser"]) == (True, 10001)
+    assert inside["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
+    container = inside["containers"][0]["securityContext"]
+    assert container == {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}}
     assert manifest(**ALL_OF_IT)["metadata"]["labels"]["kueue.x-k8s.io/queue-name"] == "clinic"
 
 

@@ -26,6 +26,7 @@ from clincot.train.work import INPUTS, TrainingFailed, Work, failures
 GROUP, VERSION, PLURAL = "trainer.kubeflow.org", "v1alpha1", "trainjobs"
 NODE = "node"  # replicated job and container of the runtime torch-distributed
 _MANAGER = "clincot"
+USER = 10001  # of the images
 
 Json = dict[str, Any]
 
@@ -124,8 +125,19 @@ def _patch(settings: TrainJobSettings) -> Json:
             {"name": "shared", "persistentVolumeClaim": {"claimName": settings.claim}},
             {"name": "shm", "emptyDir": {"medium": "Memory", "sizeLimit": settings.shm}},
         ],
-        "containers": [{"name": NODE, "volumeMounts": [mount, {"name": "shm", "mountPath": "/dev/shm"}]}],
-    }
+        "containers": [
+            {
+                "name": NODE,
+                "volumeMounts": [mount, {"name": "shm", "mountPath": "/dev/shm"}],
+                "securityContext": {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}},
+            }
+        ],
+        # what Pod Security "restricted" asks for; the user is the images' (Dockerfile), the group owns the volume
+        "securityContext": {
+            "runAsNonRoot": True, "runAsUser": USER, "runAsGroup": USER, "fsGroup": USER,
+            "seccompProfile": {"type": "RuntimeDefault"},
+        },
+    }  # fmt: skip
     optional = {
         "nodeSelector": settings.node_selector, "tolerations": list(settings.tolerations),
         "serviceAccountName": settings.service_account,
