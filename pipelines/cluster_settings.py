@@ -8,12 +8,11 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
-import yaml
 from pydantic import Field, field_validator, model_validator
 
-from clincot.config import Section, parse_section
+from clincot.config import Section, parse_section, read_settings
 from clincot.jsonl import BadRecord
 from clincot.stages import STAGES
 
@@ -193,14 +192,7 @@ def load_cluster(path: Path | None) -> ClusterSettings:
     """cluster.yaml; None: the defaults. Raises BadRecord naming the file and the key."""
     if path is None:
         return ClusterSettings()
-    try:
-        content: Any = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
-    except FileNotFoundError:
-        raise BadRecord(f"{path}: no such file; expected the cluster's settings (cluster.yaml)") from None
-    except yaml.YAMLError as error:
-        raise BadRecord(f"{path}: not YAML: {error}") from None
-    if not isinstance(content, dict):
-        raise BadRecord(f"{path}: expected settings by name, got a {type(content).__name__}")
+    content = read_settings(path, "the cluster's settings (cluster.yaml)")
     settings = parse_section(ClusterSettings, content, where=str(path))
     for name, value in settings.env.items():
         if _SECRET.search(name) or ("://" in value and "@" in value):

@@ -375,16 +375,7 @@ S = TypeVar("S", bound=BaseModel)
 
 def load_params(path: Path | None, overrides: tuple[str, ...] = ()) -> Params:
     """params.yaml with `section.field=value` overrides; unknown keys and wrong values are refused by name."""
-    content: dict[str, Any] = {}
-    if path is not None:
-        try:
-            content = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
-        except FileNotFoundError:
-            raise BadRecord(f"{path}: no such file; expected the parameters (params.yaml)") from None
-        except yaml.YAMLError as error:
-            raise BadRecord(f"{path}: not YAML: {error}") from None
-        if not isinstance(content, dict):
-            raise BadRecord(f"{path}: expected parameters by section, got a {type(content).__name__}")
+    content = {} if path is None else read_settings(path, "the parameters (params.yaml)", "parameters by section")
     for override in overrides:
         name, equals, value = override.partition("=")
         keys = name.split(".")
@@ -397,6 +388,19 @@ def load_params(path: Path | None, overrides: tuple[str, ...] = ()) -> Params:
                 raise BadRecord(f"--set {override!r}: {key!r} is not a section")
         place[keys[-1]] = parse_value(value, where=f"--set {override!r}")
     return parse_section(Params, content, where=str(path or "parameters"))
+
+
+def read_settings(path: Path, expected: str, shape: str = "settings by name") -> dict[str, Any]:
+    """What a YAML file of settings holds; raises BadRecord where it is not there or holds something else."""
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+    except FileNotFoundError:
+        raise BadRecord(f"{path}: no such file; expected {expected}") from None
+    except yaml.YAMLError as error:
+        raise BadRecord(f"{path}: not YAML: {error}") from None
+    if not isinstance(content, dict):
+        raise BadRecord(f"{path}: expected {shape}, got a {type(content).__name__}")
+    return content
 
 
 def parse_section(kind: type[S], content: dict[str, Any], *, where: str) -> S:

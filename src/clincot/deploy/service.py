@@ -6,11 +6,10 @@ import os
 from pathlib import Path
 from typing import Annotated, Literal
 
-import yaml
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Field, model_validator
 
-from clincot.config import Section
-from clincot.jsonl import BadRecord, explain
+from clincot.config import Section, parse_section, read_settings
+from clincot.jsonl import BadRecord
 
 Resources = dict[Literal["requests", "limits"], dict[str, str]]
 Name = Annotated[str, Field(pattern=r"^[a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?$")]
@@ -97,14 +96,8 @@ def load_service(path: Path | None) -> ServiceSettings:
     """The settings of a YAML file; raises BadRecord naming the file and the field."""
     if path is None:
         return ServiceSettings()
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
-    except yaml.YAMLError as error:
-        raise BadRecord(f"{path}: not YAML: {error}") from None
-    try:
-        settings = ServiceSettings.model_validate(content)
-    except ValidationError as error:
-        raise BadRecord(f"{path}: {explain(error)}") from None
+    content = read_settings(path, "the service's settings (service.yaml)")
+    settings = parse_section(ServiceSettings, content, where=str(path))
     held = [name for name, url in settings.proxies.items() if "@" in url]
     if held:
         raise BadRecord(f"{path}: proxies.{held[0]} holds credentials; they would stand in manifests and records")

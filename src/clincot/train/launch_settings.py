@@ -9,11 +9,9 @@ from __future__ import annotations
 from pathlib import Path, PurePosixPath
 from typing import Annotated, Literal
 
-import yaml
 from pydantic import Field, model_validator
 
-from clincot.config import Positive, Section, parse_section
-from clincot.jsonl import BadRecord
+from clincot.config import Positive, Section, parse_section, read_settings
 from clincot.train.work import Sharding
 
 Name = Annotated[str, Field(pattern=r"^[a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?$")]
@@ -94,8 +92,5 @@ def load_launch(path: Path | None) -> LaunchSettings:
     """The settings of a YAML file, the defaults without one; raises BadRecord naming the file and the field."""
     if path is None:
         return LaunchSettings()
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
-    except yaml.YAMLError as error:
-        raise BadRecord(f"{path}: not YAML: {error}") from None
+    content = read_settings(path, "how to launch a training (launch.yaml)")
     return parse_section(LaunchSettings, content, where=str(path))

@@ -3,8 +3,8 @@
 Only base models and judges are taught this way, on patients that no round and no evaluation uses. The base policy is
 left improvable on purpose: it answers well from the right region, but the regions that it is taught to *write* are
 right only in a stated share of lessons and the middle of the image otherwise, as region annotations of mixed quality
-would be: half of them drawn with care, half of them the default box. So it looks at the middle unless something tells
-it that looking pays.
+would be: some drawn with care, the rest the default box. So it looks at the middle unless something tells it that
+looking pays.
 """
 
 from __future__ import annotations
@@ -82,7 +82,9 @@ def policy_lessons(
         yield answered(closer, answer)
         box = _region(lesson, rng, sides, truth=0.65, whole=0.1)
         yield answered(look_closer(opening, study, folder, views, question=text, box=box, report=report), answer)
-        yield from list(_finding_lesson(lesson, folder, views, rng, sides))[int(rng.integers(2)) :][:1]
+        there_and_elsewhere = list(_finding_lesson(lesson, folder, views, rng, sides))
+        which = int(rng.integers(2))
+        yield from there_and_elsewhere[which : which + 1]
 
 
 def _crop_lessons(
