@@ -56,8 +56,8 @@ class Reader:
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """30 films with two questions each; whether a zone is upper or lower depends on the film."""
-    return tiny.write_set(tmp_path_factory.mktemp("labelled") / "data", studies=30)
+    """60 films with two questions each; whether a zone is upper or lower depends on the film."""
+    return tiny.write_set(tmp_path_factory.mktemp("labelled") / "data", studies=60)
 
 
 @pytest.fixture
@@ -80,8 +80,7 @@ def section(*names: str, **other: object) -> JudgeSection:
 
 
 def test_one_calibration_a_judge_and_a_table_of_both(panel: list[Judge], data: Path, tmp_path: Path) -> None:
-    """Every question once: 60 of them, by both judges. The one that says .75 of wrong answers is mended: its Brier
-    score falls (the ECE of 60 answers in ten bins is too noisy to be held to anything)."""
+    """Every question once: 120 of them, by both judges. The one that says .75 of wrong answers is mended most."""
     out = tmp_path / "calibration.jsonl"
     table = calibrate(section("modest", "sure"), data, out, limit=400).splitlines()
     fitted = list(read_records(out, Calibration))
@@ -94,11 +93,12 @@ def test_one_calibration_a_judge_and_a_table_of_both(panel: list[Judge], data: P
         numbers = (before.auc, before.ece, after.ece, before.brier, after.brier)
         assert line == f"| {judge.name} | {before.n} | " + " | ".join(f"{n:.3f}" for n in numbers) + " |"
         # presence is always "yes" here, so there is no wrong answer to choose but of another topic, now and then
-        assert before.n == 60
+        assert before.n == 120
         assert before.auc > 0.8
     sure = fitted[1]
     assert sure.before is not None
     assert sure.after is not None
+    assert sure.after.ece < sure.before.ece
     assert sure.after.brier < sure.before.brier
     assert sure.apply(0.6) < 0.4 < 0.8 < sure.apply(0.97)
 
@@ -120,13 +120,13 @@ def test_a_limit_asks_the_first_questions_only(panel: list[Judge], data: Path, t
 def test_what_a_judge_could_not_score_is_left_aside_and_counted(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """None for every tenth of 60: 54 are left."""
+    """None for every tenth of 120: 108 are left."""
     seat([Reader(data, "silent", right=0.8, wrong=0.2, silent=True)], monkeypatch)
     calibrate(section("silent"), data, tmp_path / "c", limit=400)
     (fitted,) = read_records(tmp_path / "c", Calibration)
-    assert fitted.n_unscored == 6
+    assert fitted.n_unscored == 12
     assert fitted.before is not None
-    assert fitted.before.n == 54
+    assert fitted.before.n == 108
 
 
 @pytest.mark.parametrize(("right", "wrong"), [(0.3, 0.6), (0.5, 0.5)])
