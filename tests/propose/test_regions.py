@@ -64,13 +64,17 @@ def test_near_duplicates_are_merged_among_tools_and_not_with_what_the_policy_wro
 
 
 def test_a_second_tool_gives_only_what_the_first_has_not(tmp_path: Path) -> None:
-    """Windows come before relevance, whatever the order of the keys; both best are the bright square, which is kept
-    once, and relevance has no other."""
-    section = ProposeSection(
-        grounders={"relevance": 1, "windows": 1}, window_sides=(0.25,), window_stride=1.0, hypotheses=2
-    )
-    found = by_question(regions(section, tmp_path))[0]
-    assert [(r.grounder, r.confidence) for r in found] == [("windows", 1.0), ("whole", 0.0)]
+    """Windows come before relevance, whatever the order of the keys. Of side .25 both find the bright square, which is
+    kept once; a window of side .5 is another region than relevance's."""
+
+    def found(side: float) -> list[tuple[str, float]]:
+        section = ProposeSection(
+            grounders={"relevance": 1, "windows": 1}, window_sides=(side,), window_stride=1.0, hypotheses=2
+        )
+        return [(r.grounder, r.confidence) for r in by_question(regions(section, tmp_path))[0]]
+
+    assert found(0.25) == [("windows", 1.0), ("whole", 0.0)]
+    assert found(0.5) == [("windows", 0.25), ("relevance", 1.0), ("whole", 0.0)]
 
 
 def test_regions_stream_batch_by_batch(tmp_path: Path) -> None:
