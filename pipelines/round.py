@@ -19,13 +19,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import yaml
-from kfp import compiler, dsl
-
 from clincot.components.answer.component import answer
 from clincot.components.decide.component import decide
 from clincot.components.deploy.component import deploy
 from clincot.components.evaluate.component import evaluate
-from clincot.components.finish.component import finish
 from clincot.components.judge.component import judge
 from clincot.components.merge.component import merge
 from clincot.components.page.component import page
@@ -34,21 +31,34 @@ from clincot.components.preflight.component import preflight
 from clincot.components.prepare.component import prepare
 from clincot.components.propose.component import propose
 from clincot.components.publish.component import publish
-from clincot.components.standing.component import standing
+from clincot.components.record_run_status.component import finish
+from clincot.components.select_champion.component import standing
 from clincot.components.train.component import train
 from clincot.components.version.component import version
-from clincot.config import Params
-from clincot.deploy.service import ServiceSettings
-from clincot.jsonl import written_aside
 from clincot.pipelines.cluster_settings import ClusterSettings
-from clincot.pipelines.scheduling import pipeline_config, place
-from clincot.tasks import encoded
-from clincot.train.launch_settings import LaunchSettings
+from clincot.pipelines.params import encoded
+from clincot.pipelines.placement import pipeline_config, place
+from kfp import compiler, dsl
+
+from clincot.config import Params
+from clincot.deployment.service_settings import ServiceSettings
+from clincot.jsonl import written_aside
+from clincot.training.launch_settings import LaunchSettings
 
 SECTIONS = (
-    "preflight", "prepare", "propose", "answer", "judge", "pair", "version", "train", "evaluate", "decide", "publish",
+    "preflight",
+    "prepare",
+    "propose",
+    "answer",
+    "judge",
+    "pair",
+    "version",
+    "train",
+    "evaluate",
+    "decide",
+    "publish",
     "deploy",
-)  # fmt: skip
+)
 
 
 class Generated(NamedTuple):
@@ -56,7 +66,7 @@ class Generated(NamedTuple):
     candidates: dsl.Dataset
     judgements: dsl.Dataset
     scores: dsl.Dataset
-    panel_report: dsl.Artifact  # fmt: skip
+    panel_report: dsl.Artifact
 
 
 class Rounded(NamedTuple):
@@ -64,16 +74,22 @@ class Rounded(NamedTuple):
     trained_digest: str
     panel_report: dsl.Artifact
     champion_outcomes: dsl.Dataset
-    champion_report: dsl.Artifact  # fmt: skip
+    champion_report: dsl.Artifact
 
 
 _START = ("policy", "policy_digest", "policy_round", "number", "data_digest", "benchmark_digest", "panel_digest")
 _ROUND: dict[str, Any] = {  # what a round is given, with its type
-    **dict.fromkeys(("data", "benchmark", "blind_from", "calibrated_on"), str), "shards": int,
-    **{name: dict for name in SECTIONS if name != "preflight"}, "service": dict, "launch": dict,
-    **dict.fromkeys(_START, str), "policy_round": int, "number": int,
-    "champion_outcomes": dsl.Input[dsl.Dataset], "champion_report": dsl.Input[dsl.Artifact],
-}  # fmt: skip
+    **dict.fromkeys(("data", "benchmark", "blind_from", "calibrated_on"), str),
+    "shards": int,
+    **{name: dict for name in SECTIONS if name != "preflight"},
+    "service": dict,
+    "launch": dict,
+    **dict.fromkeys(_START, str),
+    "policy_round": int,
+    "number": int,
+    "champion_outcomes": dsl.Input[dsl.Dataset],
+    "champion_report": dsl.Input[dsl.Artifact],
+}
 Values = Mapping[str, Any]  # the pipeline's parameters, by name
 
 
@@ -104,10 +120,14 @@ class RoundPlan:
             del sections["preflight"][name]
         sections |= {name: getattr(self, name).model_dump(mode="json") for name in ("service", "launch")}
         return {
-            "data": self.data, "benchmark": self.benchmark, "blind_from": self.blind_from, "calibrated_on": "",
-            "number": self.number, "shards": self.shards,
+            "data": self.data,
+            "benchmark": self.benchmark,
+            "blind_from": self.blind_from,
+            "calibrated_on": "",
+            "number": self.number,
+            "shards": self.shards,
             **{name: encoded(content) for name, content in sections.items()},
-        }  # fmt: skip
+        }
 
 
 def round_pipeline(plan: RoundPlan) -> Any:
@@ -116,21 +136,32 @@ def round_pipeline(plan: RoundPlan) -> Any:
     rounds = _round_parts(plan)  # kfp makes no pipeline while it makes another
 
     @dsl.pipeline(
-        name="clincot-round", description="Look before you answer: one ClinCoT round.",
+        name="clincot-round",
+        description="Look before you answer: one ClinCoT round.",
         pipeline_config=pipeline_config(plan.cluster),
-    )  # fmt: skip
+    )
     def clincot_round(
-        data: str = defaults["data"], benchmark: str = defaults["benchmark"], blind_from: str = defaults["blind_from"],
-        calibrated_on: str = defaults["calibrated_on"], number: int = defaults["number"],
-        shards: int = defaults["shards"], preflight: dict = defaults["preflight"],
-        prepare: dict = defaults["prepare"], propose: dict = defaults["propose"],
-        answer: dict = defaults["answer"], judge: dict = defaults["judge"],
-        pair: dict = defaults["pair"], version: dict = defaults["version"],
-        train: dict = defaults["train"], evaluate: dict = defaults["evaluate"],
-        decide: dict = defaults["decide"], publish: dict = defaults["publish"],
-        deploy: dict = defaults["deploy"], service: dict = defaults["service"],
+        data: str = defaults["data"],
+        benchmark: str = defaults["benchmark"],
+        blind_from: str = defaults["blind_from"],
+        calibrated_on: str = defaults["calibrated_on"],
+        number: int = defaults["number"],
+        shards: int = defaults["shards"],
+        preflight: dict = defaults["preflight"],
+        prepare: dict = defaults["prepare"],
+        propose: dict = defaults["propose"],
+        answer: dict = defaults["answer"],
+        judge: dict = defaults["judge"],
+        pair: dict = defaults["pair"],
+        version: dict = defaults["version"],
+        train: dict = defaults["train"],
+        evaluate: dict = defaults["evaluate"],
+        decide: dict = defaults["decide"],
+        publish: dict = defaults["publish"],
+        deploy: dict = defaults["deploy"],
+        service: dict = defaults["service"],
         launch: dict = defaults["launch"],
-    ) -> None:  # fmt: skip
+    ) -> None:
         values = {name: value for name, value in locals().items() if name in defaults}
         ending = place(finish(publish=publish, run=dsl.PIPELINE_JOB_ID_PLACEHOLDER), "finish", plan.cluster)
         ending.set_caching_options(False)
@@ -156,12 +187,20 @@ def _rounds(plan: RoundPlan, values: Values, rounds: Sequence[Any]) -> None:
     """Preflight once, then the rounds, each from the last one's challenger. One alone lies flat in the pipeline."""
     looked = place(
         preflight(
-            preflight=values["preflight"], judge=values["judge"], publish=values["publish"], version=values["version"],
-            service=values["service"], launch=values["launch"], data=values["data"], benchmark=values["benchmark"],
-            number=values["number"], run=dsl.PIPELINE_JOB_ID_PLACEHOLDER,
+            preflight=values["preflight"],
+            judge=values["judge"],
+            publish=values["publish"],
+            version=values["version"],
+            service=values["service"],
+            launch=values["launch"],
+            data=values["data"],
+            benchmark=values["benchmark"],
+            number=values["number"],
+            run=dsl.PIPELINE_JOB_ID_PLACEHOLDER,
         ),
-        "preflight", plan.cluster,
-    ).set_caching_options(False)  # fmt: skip
+        "preflight",
+        plan.cluster,
+    ).set_caching_options(False)
     start = {name: looked.outputs[name] for name in _START}
     base = _evaluated(plan, values, start, policy=start["policy"], digest=start["policy_digest"])
     champion = {"champion_outcomes": base["outcomes"], "champion_report": base["report"]}
@@ -184,8 +223,11 @@ def _round_parts(plan: RoundPlan) -> list[Any]:
     generations = [_generation(plan, continued=again) for again in (False, True)]
     parts = []
     for ahead in range(plan.rounds):
-        more = {"trained": dsl.Input[dsl.Model], "panel_report_before": dsl.Input[dsl.Artifact],
-                "base": dsl.Input[dsl.Dataset]}  # fmt: skip
+        more = {
+            "trained": dsl.Input[dsl.Model],
+            "panel_report_before": dsl.Input[dsl.Artifact],
+            "base": dsl.Input[dsl.Dataset],
+        }
 
         def body(given: Values, ahead: int = ahead) -> Any:
             return _one_round(plan, given, generations[ahead > 0], ahead)
@@ -204,17 +246,25 @@ def _one_round(plan: RoundPlan, given: Values, generate: Any, ahead: int = 0) ->
     tested = {"benchmark": given["benchmark"], "benchmark_digest": given["benchmark_digest"]}
     prepared = place(
         prepare(prepare=given["prepare"], **on, **number, rounds=plan.rounds, shards=given["shards"]),
-        "prepare", plan.cluster,
-    ).outputs  # fmt: skip
+        "prepare",
+        plan.cluster,
+    ).outputs
     made = generate(
-        propose=given["propose"], answer=given["answer"], judge=given["judge"], **on, **policy,
-        panel_digest=given["panel_digest"], shards=prepared["shards"], lap=prepared["lap"],
+        propose=given["propose"],
+        answer=given["answer"],
+        judge=given["judge"],
+        **on,
+        **policy,
+        panel_digest=given["panel_digest"],
+        shards=prepared["shards"],
+        lap=prepared["lap"],
         questions=prepared["questions"],
-    ).outputs  # fmt: skip
+    ).outputs
     paired = place(
         pair(pair=given["pair"], lap=prepared["lap"], candidates=made["candidates"], scores=made["scores"]),
-        "pair", plan.cluster,
-    ).outputs  # fmt: skip
+        "pair",
+        plan.cluster,
+    ).outputs
     files = {"questions": prepared["questions"], "regions": made["regions"], "candidates": made["candidates"]}
     scored = {name: made[name] for name in ("judgements", "scores", "panel_report")}
     pairs = {"pairs": paired["pairs"], "pair_report": paired["pair_report"]}
@@ -223,44 +273,81 @@ def _one_round(plan: RoundPlan, given: Values, generate: Any, ahead: int = 0) ->
     ).outputs
     learnt = place(
         train(
-            train=given["train"], answer=given["answer"], **on, **policy, pairs_digest=paired["Output"],
-            image=_image(plan, "train"), version=kept["Output"], launch=given["launch"], lap=prepared["lap"], **files,
+            train=given["train"],
+            answer=given["answer"],
+            **on,
+            **policy,
+            pairs_digest=paired["Output"],
+            image=_image(plan, "train"),
+            version=kept["Output"],
+            launch=given["launch"],
+            lap=prepared["lap"],
+            **files,
             pairs=paired["pairs"],
         ),
-        "train", plan.cluster,
-    ).outputs  # fmt: skip
+        "train",
+        plan.cluster,
+    ).outputs
     measured = _evaluated(plan, given, given, policy="", digest=learnt["Output"], trained=learnt["checkpoint"])
     earlier = {name: given[name] for name in ("panel_report_before", "base") if name in given}
     decided = place(
         decide(
-            decide=given["decide"], publish=given["publish"], **on, **tested, blind=given["blind_from"],
-            calibration=given["calibrated_on"], champion_round=given["policy_round"],
-            champion=given["champion_outcomes"], challenger=measured["outcomes"], panel_report=made["panel_report"],
-            pair_report=paired["pair_report"], **earlier,
+            decide=given["decide"],
+            publish=given["publish"],
+            **on,
+            **tested,
+            blind=given["blind_from"],
+            calibration=given["calibrated_on"],
+            champion_round=given["policy_round"],
+            champion=given["champion_outcomes"],
+            challenger=measured["outcomes"],
+            panel_report=made["panel_report"],
+            pair_report=paired["pair_report"],
+            **earlier,
         ),
-        "decide", plan.cluster,
-    ).outputs  # fmt: skip
+        "decide",
+        plan.cluster,
+    ).outputs
     champion = {name: given[name] for name in ("champion_outcomes", "champion_report")}
     sections = {name: given[name] for name in SECTIONS if name not in ("preflight", "deploy")}
     shown = page(
-        **sections, **number, **on, **tested, blind_from=given["blind_from"],
-        policy=given["policy"], **files, **scored, **pairs, checkpoint=learnt["checkpoint"],
-        outcomes=measured["outcomes"], report=measured["report"], decision=decided["decision"],
-        evidence=decided["evidence"], **champion, **{name: given[name] for name in ("trained",) if name in given},
-    )  # fmt: skip
+        **sections,
+        **number,
+        **on,
+        **tested,
+        blind_from=given["blind_from"],
+        policy=given["policy"],
+        **files,
+        **scored,
+        **pairs,
+        checkpoint=learnt["checkpoint"],
+        outcomes=measured["outcomes"],
+        report=measured["report"],
+        decision=decided["decision"],
+        evidence=decided["evidence"],
+        **champion,
+        **{name: given[name] for name in ("trained",) if name in given},
+    )
     place(shown, "page", plan.cluster)
-    evidence = {"checkpoint": learnt["checkpoint"], "report": measured["report"], "decision": decided["decision"],
-                "panel_report": made["panel_report"]}  # fmt: skip
+    evidence = {
+        "checkpoint": learnt["checkpoint"],
+        "report": measured["report"],
+        "decision": decided["decision"],
+        "panel_report": made["panel_report"],
+    }
     _promoted(plan, given, decided["Output"], {**number, **tested, **evidence})
     if plan.rounds == 1:
         return None
     stands = place(
         standing(
-            verdict=decided["Output"], challenger_outcomes=measured["outcomes"], challenger_report=measured["report"],
+            verdict=decided["Output"],
+            challenger_outcomes=measured["outcomes"],
+            challenger_report=measured["report"],
             **champion,
         ),
-        "standing", plan.cluster,
-    ).outputs  # fmt: skip
+        "standing",
+        plan.cluster,
+    ).outputs
     return Rounded(learnt["checkpoint"], learnt["Output"], made["panel_report"], stands["outcomes"], stands["report"])
 
 
@@ -273,11 +360,16 @@ def _promoted(plan: RoundPlan, given: Values, verdict: Any, challenger: Values) 
         if plan.deploys:
             place(
                 deploy(
-                    deploy=given["deploy"], publish=given["publish"], service=given["service"],
-                    digest=published["Output"], target=plan.target, state=plan.state,
+                    deploy=given["deploy"],
+                    publish=given["publish"],
+                    service=given["service"],
+                    digest=published["Output"],
+                    target=plan.target,
+                    state=plan.state,
                 ),
-                "deploy", plan.cluster,
-            ).set_caching_options(False)  # fmt: skip
+                "deploy",
+                plan.cluster,
+            ).set_caching_options(False)
 
 
 def _part(name: str, about: str, inputs: Mapping[str, Any], outputs: Any, body: Callable[[Values], Any]) -> Any:
@@ -300,8 +392,7 @@ def _generation(plan: RoundPlan, *, continued: bool = False) -> Any:
     (In a loop kfp.local takes every parameter that comes from another task for the loop's item. Here they are inputs.)
     """
     texts = ("data", "data_digest", "policy", "policy_digest", "panel_digest")
-    inputs = {"propose": dict, "answer": dict, "judge": dict, **dict.fromkeys(texts, str), "shards": list,
-              "lap": int}  # fmt: skip
+    inputs = {"propose": dict, "answer": dict, "judge": dict, **dict.fromkeys(texts, str), "shards": list, "lap": int}
     inputs |= {"questions": dsl.Input[dsl.Dataset], **({"trained": dsl.Input[dsl.Model]} if continued else {})}
     about = "What every shard makes, and all of it together."
     return _part("generation", about, inputs, Generated, lambda given: _generated(plan, given))
@@ -317,33 +408,51 @@ def _generated(plan: RoundPlan, given: Values) -> Any:
         at = {**on, "shard": shard}
         proposed = place(
             propose(propose=given["propose"], **at, **lap, **policy, image=_image(plan, "propose")),
-            "propose", plan.cluster,
-        ).outputs  # fmt: skip
+            "propose",
+            plan.cluster,
+        ).outputs
         before: dict[str, Any] = {}
         for _ in range(steps):
             answered = place(
                 answer(
-                    answer=given["answer"], steps=steps, **at, **lap, **policy, image=_image(plan, "answer"),
-                    regions=proposed["regions"], **before,
+                    answer=given["answer"],
+                    steps=steps,
+                    **at,
+                    **lap,
+                    **policy,
+                    image=_image(plan, "answer"),
+                    regions=proposed["regions"],
+                    **before,
                 ),
-                "answer", plan.cluster,
-            ).outputs  # fmt: skip
+                "answer",
+                plan.cluster,
+            ).outputs
             judged = place(
                 judge(
-                    judge=given["judge"], answer=given["answer"], **at, panel_digest=given["panel_digest"],
-                    image=_image(plan, "judge"), regions=proposed["regions"], candidates=answered["candidates"],
+                    judge=given["judge"],
+                    answer=given["answer"],
+                    **at,
+                    panel_digest=given["panel_digest"],
+                    image=_image(plan, "judge"),
+                    regions=proposed["regions"],
+                    candidates=answered["candidates"],
                 ),
-                "judge", plan.cluster,
-            ).outputs  # fmt: skip
+                "judge",
+                plan.cluster,
+            ).outputs
             before = {"candidates_before": answered["candidates"], "scores_before": judged["scores"]}
     merged = place(
         merge(
-            judge=given["judge"], questions=given["questions"], region_parts=dsl.Collected(proposed["regions"]),
-            candidate_parts=dsl.Collected(answered["candidates"]), report_parts=dsl.Collected(judged["panel_report"]),
+            judge=given["judge"],
+            questions=given["questions"],
+            region_parts=dsl.Collected(proposed["regions"]),
+            candidate_parts=dsl.Collected(answered["candidates"]),
+            report_parts=dsl.Collected(judged["panel_report"]),
             judgement_parts=dsl.Collected(judged["judgements"]),
         ),
-        "merge", plan.cluster,
-    ).outputs  # fmt: skip
+        "merge",
+        plan.cluster,
+    ).outputs
     return Generated(*(merged[name] for name in Generated._fields))
 
 
@@ -351,13 +460,20 @@ def _evaluated(plan: RoundPlan, values: Values, start: Values, *, policy: Any, d
     """A policy's outcomes and report on the benchmark."""
     measured: Values = place(
         evaluate(
-            evaluate=values["evaluate"], propose=values["propose"], data=values["data"],
-            data_digest=start["data_digest"], benchmark=values["benchmark"],
-            benchmark_digest=start["benchmark_digest"], policy=policy, policy_digest=digest,
-            image=_image(plan, "evaluate"), **trained,
+            evaluate=values["evaluate"],
+            propose=values["propose"],
+            data=values["data"],
+            data_digest=start["data_digest"],
+            benchmark=values["benchmark"],
+            benchmark_digest=start["benchmark_digest"],
+            policy=policy,
+            policy_digest=digest,
+            image=_image(plan, "evaluate"),
+            **trained,
         ),
-        "evaluate", plan.cluster,
-    ).outputs  # fmt: skip
+        "evaluate",
+        plan.cluster,
+    ).outputs
     return measured
 
 

@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from clincot.store import Store, open_store
-from tests.s3_server import S3Server, s3_server
+from clincot.storage.open import open_store
+from clincot.storage.store import Store
+from tests.support.s3_server import S3Server, s3_server
 
 
 @pytest.fixture(scope="session")

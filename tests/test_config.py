@@ -107,9 +107,16 @@ def test_the_projects_own_file_parses_and_says_the_defaults_but_where_it_says_wh
         if value != defaults[section][field]
     }
     assert different == {
-        "judge.judges", "judge.calibration_file", "propose.hypotheses", "evaluate.arms", "evaluate.propose",
-        "train.lr", "train.batch_size", "train.nll_weight", "pair.min_gap",
-    }  # fmt: skip
+        "judge.judges",
+        "judge.calibration_file",
+        "propose.hypotheses",
+        "evaluate.arms",
+        "evaluate.propose",
+        "train.lr",
+        "train.batch_size",
+        "train.nll_weight",
+        "pair.min_gap",
+    }
 
 
 def test_a_sections_digest_follows_its_content() -> None:

@@ -13,10 +13,10 @@ from typing import Any
 import pytest
 import yaml
 
-from clincot.cli import main
+from clincot.cli.app import main
 from clincot.config import load_params
-from clincot.stages import STAGES, stage_named
-from tests import tiny
+from clincot.stages.catalog import STAGES, stage_named
+from tests.support import tiny
 
 ROOT = Path(__file__).parents[1]
 FILE: dict[str, Any] = yaml.safe_load((ROOT / "dvc.yaml").read_text())
@@ -74,9 +74,13 @@ def workshop(tmp_path: Path) -> Path:
 
 def dvc(folder: Path, *arguments: str) -> str:
     environment = {
-        **os.environ, "DVC_NO_ANALYTICS": "1", "CI": "1", "DVC_SITE_CACHE_DIR": str(folder / "site"),
-        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", "PYTHONPATH": f"{ROOT / 'src'}",
-    }  # fmt: skip
+        **os.environ,
+        "DVC_NO_ANALYTICS": "1",
+        "CI": "1",
+        "DVC_SITE_CACHE_DIR": str(folder / "site"),
+        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+        "PYTHONPATH": f"{ROOT / 'src'}",
+    }
     command = [sys.executable, "-m", "dvc", *arguments]
     done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]

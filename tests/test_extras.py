@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from clincot.cli import main
-from clincot.deploy import champion
-from clincot.store import FolderStore
-from tests.deploy.builders import LINE, published
+from clincot.cli.app import main
+from clincot.registry import champion
+from clincot.storage.folder_store import FolderStore
+from tests.support.deployment_builders import LINE, published
 
 
 def without(monkeypatch: pytest.MonkeyPatch, package: str) -> None:
@@ -19,11 +19,11 @@ def without(monkeypatch: pytest.MonkeyPatch, package: str) -> None:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, package, None)
     ours = (
-        "clincot.store_s3",
-        "clincot.cluster",
-        "clincot.deploy.crd",
-        "clincot.deploy.modes",
-        "clincot.deploy.kserve",
+        "clincot.storage.s3",
+        "clincot.clients.kubernetes",
+        "clincot.deployment.crd",
+        "clincot.deployment.targets.select",
+        "clincot.deployment.targets.kserve",
     )
     for name in [name for name in sys.modules if name in ours or name.startswith("clincot.serve")]:
         monkeypatch.delitem(sys.modules, name)
@@ -39,9 +39,13 @@ def without(monkeypatch: pytest.MonkeyPatch, package: str) -> None:
     ],
 )
 def test_what_is_missing_is_named_in_one_line(
-    package: str, words: tuple[str, ...], extra: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    package: str,
+    words: tuple[str, ...],
+    extra: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
-) -> None:  # fmt: skip
+) -> None:
     store = FolderStore(tmp_path / "store")
     champion.start(store, published(store, tmp_path, 1.0), by="ann")
     without(monkeypatch, package)

@@ -7,18 +7,25 @@ import subprocess
 import sys
 from pathlib import Path
 
-from tests.killing import MOMENTS
+from tests.support.killing import MOMENTS
 
 MADE = (
-    "results.json", "base/outcomes.jsonl", "round-01/regions.jsonl", "round-01/candidates.jsonl",
-    "round-01/judgements.jsonl", "round-01/scores.jsonl", "round-01/pairs.jsonl", "round-01/policy/model.safetensors",
-    "round-01/outcomes.jsonl", "round-01/decision.json",
-)  # fmt: skip
+    "results.json",
+    "base/outcomes.jsonl",
+    "round-01/regions.jsonl",
+    "round-01/candidates.jsonl",
+    "round-01/judgements.jsonl",
+    "round-01/scores.jsonl",
+    "round-01/pairs.jsonl",
+    "round-01/policy/model.safetensors",
+    "round-01/outcomes.jsonl",
+    "round-01/decision.json",
+)
 
 
 def test_a_run_killed_at_many_moments_ends_in_the_same_bytes(tmp_path: Path) -> None:
     """SIGKILL, which nothing can clean up after, in the middle of stages and between them."""
-    command = [sys.executable, "-m", "tests.killing", str(tmp_path)]
+    command = [sys.executable, "-m", "tests.support.killing", str(tmp_path)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=900, cwd=Path(__file__).parents[1])
     assert done.returncode == 0, done.stderr[-3000:]
     assert json.loads(done.stdout.splitlines()[-1]) == [list(moment) for moment in MOMENTS]

@@ -11,21 +11,21 @@ from pathlib import Path
 
 import pytest
 
-from clincot.bench.benchmark import BadBenchmark
-from clincot.bench.blind import BlindBaseline
-from clincot.bench.page import write_page
-from clincot.bench.report import benchmark_reports, table
-from clincot.bench.report_metrics import report_metrics
 from clincot.config import Params
-from clincot.conversation import Views, prompt_digest
 from clincot.datasets.folder import StudyIndex, load_questions, load_references
 from clincot.datasets.report_questions import make_report_questions
+from clincot.evaluation.benchmark import BadBenchmark
+from clincot.evaluation.benchmark_report import benchmark_reports, table
+from clincot.evaluation.blind_baseline import BlindBaseline
+from clincot.evaluation.read_benchmark import read_benchmark
+from clincot.evaluation.report_text.report_scorer import report_metrics
 from clincot.jsonl import read_records
+from clincot.prompts import Views, prompt_digest
 from clincot.records import BenchmarkReport, Candidate, Decision, Outcome, PreferencePair, Region
+from clincot.reporting.page import write_page
 from clincot.rounds import Plan, run_rounds
 from clincot.rounds import table as rounds_table
-from clincot.stages import read_benchmark
-from tests import tiny
+from tests.support import tiny
 
 LONG, SHORT = 9, 2  # tokens of a report, and of any other answer
 

@@ -12,14 +12,14 @@ from typing import Any
 
 import pytest
 
-from clincot.conversation import judgement
 from clincot.datasets.folder import StudyIndex
 from clincot.jsonl import BadRecord, read_records
 from clincot.models.checkpoint import UnsupportedCheckpoint
 from clincot.models.vlm import VisionLanguageModel
+from clincot.prompts import judgement
 from clincot.records import Candidate, Checkpoint, Judgement, PanelScore, PreferencePair, Question, Region, Study
 from clincot.rounds import Plan, run_rounds, show_interval, table
-from tests import tiny
+from tests.support import tiny
 
 
 @dataclass(frozen=True)
@@ -33,9 +33,14 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Plan:
     folder = tmp_path_factory.mktemp("rounds")
     policy, *judges = (tiny.write_model(folder / name, seed) for seed, name in enumerate(("policy", "a", "b")))
     return Plan(
-        run=folder / "run", data=tiny.write_set(folder / "data", key=False), policy=policy, params=tiny.params(judges),
-        benchmark=tiny.write_set(folder / "benchmark", seed=1, studies=3), count=1, comparisons=("sft", "dpo"),
-    )  # fmt: skip
+        run=folder / "run",
+        data=tiny.write_set(folder / "data", key=False),
+        policy=policy,
+        params=tiny.params(judges),
+        benchmark=tiny.write_set(folder / "benchmark", seed=1, studies=3),
+        count=1,
+        comparisons=("sft", "dpo"),
+    )
 
 
 @pytest.fixture(scope="module")
@@ -57,8 +62,11 @@ def test_results_have_a_row_a_policy_and_the_blind_one(one: Finished) -> None:
     results = one.results
     assert results == json.loads((one.plan.run / "results.json").read_text())
     assert [row["row"] for row in results["rows"]] == [
-        "base", "round 1", "SFT on chosen, round 1", "plain DPO, round 1"
-    ]  # fmt: skip
+        "base",
+        "round 1",
+        "SFT on chosen, round 1",
+        "plain DPO, round 1",
+    ]
     assert len({row["policy"] for row in results["rows"]}) == 4
     for row in results["rows"]:
         assert set(row["arms"]) == {"written", "windows", "oracle"}
@@ -239,17 +247,22 @@ def test_a_candidate_is_judged_on_the_question_of_its_step(base: Plan, chained: 
     studies = StudyIndex(base.data)
     for name, count in (("step-0.", 0), ("", 1)):
         given = {
-            j.candidate: j.score for j in read_records(chained / f"{name}judgements.jsonl", Judgement)
+            j.candidate: j.score
+            for j in read_records(chained / f"{name}judgements.jsonl", Judgement)
             if j.judge == judge.digest
-        }  # fmt: skip
+        }
         some = list(islice(read_records(chained / f"{name}candidates.jsonl", Candidate), 12))
         assert max(c.step for c in some) == count
         said = {
             asked: judge.p_yes(
                 [
                     judgement(
-                        studies[questions[c.question].study], base.data, judge.views, question=asked(c),
-                        answer=c.text, box=boxes[c.region],
+                        studies[questions[c.question].study],
+                        base.data,
+                        judge.views,
+                        question=asked(c),
+                        answer=c.text,
+                        box=boxes[c.region],
                     )
                     for c in some
                 ]
@@ -258,7 +271,7 @@ def test_a_candidate_is_judged_on_the_question_of_its_step(base: Plan, chained: 
                 lambda c: "What is seen?" if c.step == 0 else questions[c.question].text,
                 lambda c: questions[c.question].text,
             )
-        }  # fmt: skip
+        }
         of_the_step, of_the_data_set = said.values()
         assert [given[c.id] for c in some] == pytest.approx(of_the_step, abs=2e-6)
         assert of_the_step != of_the_data_set

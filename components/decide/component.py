@@ -1,20 +1,32 @@
 """Does the challenger take the champion's place?"""
 
-from kfp import dsl
-
 from clincot.components import IMAGE
+from kfp import dsl
 
 
 @dsl.component(base_image=IMAGE, install_kfp_package=False)
 def decide(
-    decide: dict, publish: dict, data: str, data_digest: str, benchmark: str, benchmark_digest: str, blind: str,
-    calibration: str, champion_round: int, champion: dsl.Input[dsl.Dataset], challenger: dsl.Input[dsl.Dataset],
-    panel_report: dsl.Input[dsl.Artifact], pair_report: dsl.Input[dsl.Artifact],
-    decision: dsl.Output[dsl.Artifact], evidence: dsl.Output[dsl.Dataset], summary: dsl.Output[dsl.Markdown],
-    metrics: dsl.Output[dsl.Metrics], base: dsl.Input[dsl.Dataset] = None,
+    decide: dict,
+    publish: dict,
+    data: str,
+    data_digest: str,
+    benchmark: str,
+    benchmark_digest: str,
+    blind: str,
+    calibration: str,
+    champion_round: int,
+    champion: dsl.Input[dsl.Dataset],
+    challenger: dsl.Input[dsl.Dataset],
+    panel_report: dsl.Input[dsl.Artifact],
+    pair_report: dsl.Input[dsl.Artifact],
+    decision: dsl.Output[dsl.Artifact],
+    evidence: dsl.Output[dsl.Dataset],
+    summary: dsl.Output[dsl.Markdown],
+    metrics: dsl.Output[dsl.Metrics],
+    base: dsl.Input[dsl.Dataset] = None,
     panel_report_before: dsl.Input[dsl.Artifact] = None,
-) -> str:  # fmt: skip
-    from clincot import tasks
+) -> str:
+    from clincot.pipelines import tasks
 
     inputs = {"benchmark": benchmark, "data": data, "blind": blind, "calibration": calibration}
     inputs |= {"champion": champion.path, "challenger": challenger.path}

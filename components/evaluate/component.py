@@ -1,17 +1,26 @@
 """A policy answers the benchmark from each kind of region."""
 
-from kfp import dsl
-
 from clincot.components import IMAGE
+from kfp import dsl
 
 
 @dsl.component(base_image=IMAGE, install_kfp_package=False)
 def evaluate(
-    evaluate: dict, propose: dict, data: str, data_digest: str, benchmark: str, benchmark_digest: str, policy: str,
-    policy_digest: str, image: str, outcomes: dsl.Output[dsl.Dataset], report: dsl.Output[dsl.Artifact],
-    metrics: dsl.Output[dsl.Metrics], trained: dsl.Input[dsl.Model] = None,
-) -> str:  # fmt: skip
-    from clincot import tasks
+    evaluate: dict,
+    propose: dict,
+    data: str,
+    data_digest: str,
+    benchmark: str,
+    benchmark_digest: str,
+    policy: str,
+    policy_digest: str,
+    image: str,
+    outcomes: dsl.Output[dsl.Dataset],
+    report: dsl.Output[dsl.Artifact],
+    metrics: dsl.Output[dsl.Metrics],
+    trained: dsl.Input[dsl.Model] = None,
+) -> str:
+    from clincot.pipelines import tasks
 
     inputs = {"benchmark": benchmark, "policy": trained.path if trained else policy}
     with tasks.told("evaluate"):

@@ -1,16 +1,20 @@
 """Ranked candidates become preference pairs."""
 
-from kfp import dsl
-
 from clincot.components import IMAGE
+from kfp import dsl
 
 
 @dsl.component(base_image=IMAGE, install_kfp_package=False)
 def pair(
-    pair: dict, lap: int, candidates: dsl.Input[dsl.Dataset], scores: dsl.Input[dsl.Dataset],
-    pairs: dsl.Output[dsl.Dataset], pair_report: dsl.Output[dsl.Artifact], metrics: dsl.Output[dsl.Metrics],
-) -> str:  # fmt: skip
-    from clincot import tasks
+    pair: dict,
+    lap: int,
+    candidates: dsl.Input[dsl.Dataset],
+    scores: dsl.Input[dsl.Dataset],
+    pairs: dsl.Output[dsl.Dataset],
+    pair_report: dsl.Output[dsl.Artifact],
+    metrics: dsl.Output[dsl.Metrics],
+) -> str:
+    from clincot.pipelines import tasks
 
     inputs = {"candidates": candidates.path, "scores": scores.path}
     outputs = {"pairs": pairs.path, "pair_report": pair_report.path}

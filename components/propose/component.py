@@ -1,17 +1,25 @@
 """Hypotheses about every question of a shard, grounded as regions."""
 
-from kfp import dsl
-
 from clincot.components import IMAGE
+from kfp import dsl
 
 
 @dsl.component(base_image=IMAGE, install_kfp_package=False)
 def propose(
-    propose: dict, data: str, data_digest: str, policy: str, policy_digest: str, image: str, shard: str, lap: int,
-    questions: dsl.Input[dsl.Dataset], regions: dsl.Output[dsl.Dataset], metrics: dsl.Output[dsl.Metrics],
+    propose: dict,
+    data: str,
+    data_digest: str,
+    policy: str,
+    policy_digest: str,
+    image: str,
+    shard: str,
+    lap: int,
+    questions: dsl.Input[dsl.Dataset],
+    regions: dsl.Output[dsl.Dataset],
+    metrics: dsl.Output[dsl.Metrics],
     trained: dsl.Input[dsl.Model] = None,
-) -> str:  # fmt: skip
-    from clincot import tasks
+) -> str:
+    from clincot.pipelines import tasks
 
     place = trained.path if trained else policy
     inputs = {"data": data, "questions": questions.path, "policy": place}

@@ -1,21 +1,28 @@
 """The promoted checkpoint into the store, under its digest."""
 
-from kfp import dsl
-
 from clincot.components import IMAGE
+from kfp import dsl
 
 
 @dsl.component(base_image=IMAGE, install_kfp_package=False)
 def publish(
-    publish: dict, number: int, ahead: int, benchmark: str, benchmark_digest: str, image: str,
+    publish: dict,
+    number: int,
+    ahead: int,
+    benchmark: str,
+    benchmark_digest: str,
+    image: str,
     checkpoint: dsl.Input[dsl.Model],
-    report: dsl.Input[dsl.Artifact], decision: dsl.Input[dsl.Artifact], panel_report: dsl.Input[dsl.Artifact],
-    published: dsl.Output[dsl.Artifact], metrics: dsl.Output[dsl.Metrics],
-) -> str:  # fmt: skip
+    report: dsl.Input[dsl.Artifact],
+    decision: dsl.Input[dsl.Artifact],
+    panel_report: dsl.Input[dsl.Artifact],
+    published: dsl.Output[dsl.Artifact],
+    metrics: dsl.Output[dsl.Metrics],
+) -> str:
     import json
     from pathlib import Path
 
-    from clincot import tasks
+    from clincot.pipelines import tasks
 
     with tasks.told("publish"):
         section = tasks.publish_section(publish, int(number) + int(ahead))

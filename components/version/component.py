@@ -1,20 +1,27 @@
 """The round's preference data as a version of the data repository."""
 
-from kfp import dsl
-
 from clincot.components import IMAGE
+from kfp import dsl
 
 
 @dsl.component(base_image=IMAGE, install_kfp_package=False)
 def version(
-    version: dict, answer: dict, questions: dsl.Input[dsl.Dataset], regions: dsl.Input[dsl.Dataset],
-    candidates: dsl.Input[dsl.Dataset], judgements: dsl.Input[dsl.Dataset], scores: dsl.Input[dsl.Dataset],
-    panel_report: dsl.Input[dsl.Artifact], pairs: dsl.Input[dsl.Dataset], pair_report: dsl.Input[dsl.Artifact],
-    version_record: dsl.Output[dsl.Artifact], metrics: dsl.Output[dsl.Metrics],
-) -> str:  # fmt: skip
+    version: dict,
+    answer: dict,
+    questions: dsl.Input[dsl.Dataset],
+    regions: dsl.Input[dsl.Dataset],
+    candidates: dsl.Input[dsl.Dataset],
+    judgements: dsl.Input[dsl.Dataset],
+    scores: dsl.Input[dsl.Dataset],
+    panel_report: dsl.Input[dsl.Artifact],
+    pairs: dsl.Input[dsl.Dataset],
+    pair_report: dsl.Input[dsl.Artifact],
+    version_record: dsl.Output[dsl.Artifact],
+    metrics: dsl.Output[dsl.Metrics],
+) -> str:
     from pathlib import Path
 
-    from clincot import tasks
+    from clincot.pipelines import tasks
 
     files = [questions, regions, candidates, judgements, scores, panel_report, pairs, pair_report]
     names = ["questions", "regions", "candidates", "judgements", "scores", "panel_report", "pairs", "pair_report"]

@@ -140,7 +140,7 @@ class PairSection(Section):
 
 
 class VersionSection(Section):
-    """Where a round's preference data is kept. No credentials stand here: see data_repository/git.py."""
+    """Where a round's preference data is kept. No credentials stand here: see preferences/versions/git.py."""
 
     repository: Annotated[
         str, Field(description="git address of the data repository; empty: the round's data is kept as no version")
@@ -195,8 +195,12 @@ class EvaluateSection(Section):
     arms: tuple[
         Literal["written", "windows", "relevance", "http", "random", "wrong", "oracle", "shuffled", "whole"], ...
     ] = (
-        "written", "windows", "random", "oracle", "whole",
-    )  # fmt: skip
+        "written",
+        "windows",
+        "random",
+        "oracle",
+        "whole",
+    )
     propose: Annotated[ProposeSection, Field(description="settings of the grounders; `rounds` takes the round's")] = (
         ProposeSection()
     )
@@ -235,7 +239,11 @@ class DecideSection(Section):
     arm: str = "written"
     lifetime_error: Annotated[
         float,
-        Field(gt=0, lt=0.5, description="probability of ever promoting wrongly, over all rounds [bench/spending.py]"),
+        Field(
+            gt=0,
+            lt=0.5,
+            description="probability of ever promoting wrongly, over all rounds [promotion/error_budget.py]",
+        ),
     ] = 0.05
     min_gain: Annotated[float, Field(description="a promotion shows a gain in accuracy above this")] = 0.0
     floors: Annotated[

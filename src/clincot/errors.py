@@ -25,3 +25,7 @@ def extra(name: str, what: str) -> Iterator[None]:
         yield
     except ModuleNotFoundError as error:
         raise BadInput(f"{what} needs the extra {name!r}: pip install 'clincot[{name}]' ({error})") from None
+
+
+class ModelFailed(ForTheUser, RuntimeError):
+    """A model or endpoint gave no usable reply at all (unreachable, timeout, HTTP error, no log-probs)."""

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import IO, Any, TypeVar
 
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
 from clincot.errors import BadInput
 from clincot.records import Record
@@ -147,3 +147,26 @@ def file_digest(*paths: Path) -> str:
             while block := file.read(1 << 20):
                 total.update(block)
     return total.hexdigest()
+
+
+M = TypeVar("M", bound=BaseModel)
+
+
+def read_model(path: Path, kind: type[M]) -> M:
+    """A JSON file as `kind`; raises BadRecord naming the file, what was expected and what came."""
+    content = read_json(path)
+    try:
+        return kind.model_validate(content)
+    except ValidationError as error:
+        raise BadRecord(f"{path}: not a {kind.__name__}: {explain(error)}") from None
+
+
+def read_json(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise BadRecord(f"{path}: no such file; expected a run folder with {path.name} in it") from None
+    except UnicodeDecodeError as error:
+        raise BadRecord(f"{path}: not UTF-8 ({error.reason} at byte {error.start})") from None
+    except json.JSONDecodeError as error:
+        raise BadRecord(f"{path}:{error.lineno}: not JSON ({error.msg})") from None

@@ -338,7 +338,7 @@ class Finding(BaseModel):
 
 
 class Budget(BaseModel):
-    """Where this decision stands in the lifetime budget of promotion errors (bench/spending.py)."""
+    """Where this decision stands in the lifetime budget of promotion errors (promotion/error_budget.py)."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -386,3 +386,20 @@ class Decision(Record):
     inputs: dict[str, str] = {}  # {input: sha256}
     settings: dict[str, Any] = {}  # the decide section
     evidence: str = ""  # digest of what was compared; the same evidence is decided on once
+
+
+class StartingPolicy(Record):
+    """What a round starts from, resolved once: nobody after preflight looks for the latest.
+
+    source: "champion" where the line has a pointer; "base", as round 0, where it has none and preflight.base names one.
+    """
+
+    prefix: ClassVar[str] = "start"
+    provenance: ClassVar[frozenset[str]] = frozenset({"uri"})
+
+    line: Text
+    uri: Text  # of the published checkpoint, or the folder of a base that is not published
+    sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+    round: Annotated[int, Field(ge=0)]
+    source: Literal["champion", "base"]
+    published: bool  # False: `uri` is a folder of this machine

@@ -24,14 +24,16 @@ from typing import Any, Literal
 
 import yaml
 
-from clincot.beside import Beside, worker
 from clincot.config import Params, TrainSection
+from clincot.datasets.reports import REPORTS
 from clincot.errors import BadInput
+from clincot.evaluation.read_benchmark import metrics_of_reports, read_benchmark
 from clincot.jsonl import BadRecord, read_records, write_json, written_aside
+from clincot.processes import Beside, worker
 from clincot.records import BenchmarkReport, Decision
-from clincot.report_file import REPORTS
-from clincot.run_folder import PAIRS_REPORT, PANEL_REPORT, VERSION
-from clincot.stages import Metrics, metrics_of_reports, read_benchmark, run_stage
+from clincot.runs.layout import PAIRS_REPORT, PANEL_REPORT, VERSION
+from clincot.stages.base import Metrics
+from clincot.stages.runner import run_stage
 
 
 @dataclass(frozen=True)
@@ -98,9 +100,11 @@ def _round(plan: Plan, number: int, folder: Path, start: Path) -> dict[str, Path
     at["candidates"], scores = _chain(plan, folder, start, at, steps)
     at["pairs"] = folder / "pairs.jsonl"
     run_stage(
-        "pair", params.pair, {"candidates": at["candidates"], "scores": scores},
+        "pair",
+        params.pair,
+        {"candidates": at["candidates"], "scores": scores},
         {"pairs": at["pairs"], "pair_report": folder / "pairs.report.json"},
-    )  # fmt: skip
+    )
     at |= steps
     at["version"] = _version(plan, number, folder, at, scores)
     _train_and_evaluate(plan, params.train, at, start, folder, folder / "policy")
@@ -114,11 +118,17 @@ def _version(plan: Plan, number: int, folder: Path, at: dict[str, Path], scores:
         section = section.model_copy(update={"round": section.round + number - 1})
     files = {name: path for name, path in at.items() if name not in {"data", "policy"}}
     run_stage(
-        "version", section,
-        {**files, "scores": scores, "judgements": folder / "judgements.jsonl",
-         "panel_report": folder / PANEL_REPORT, "pair_report": folder / PAIRS_REPORT},
+        "version",
+        section,
+        {
+            **files,
+            "scores": scores,
+            "judgements": folder / "judgements.jsonl",
+            "panel_report": folder / PANEL_REPORT,
+            "pair_report": folder / PAIRS_REPORT,
+        },
         {"version": version},
-    )  # fmt: skip
+    )
     return version
 
 
@@ -150,10 +160,15 @@ def _chain(plan: Plan, folder: Path, policy: Path, at: dict[str, Path], steps: d
         candidates, scores = folder / f"{stem}candidates.jsonl", folder / f"{stem}scores.jsonl"
         run_stage("answer", plan.params.answer, {**at, "policy": policy, **before}, {"candidates": candidates})
         run_stage(
-            "judge", plan.params.judge, {**at, **steps, "candidates": candidates},
-            {"judgements": folder / f"{stem}judgements.jsonl", "scores": scores,
-             "panel_report": folder / f"{stem}panel.report.json"},
-        )  # fmt: skip
+            "judge",
+            plan.params.judge,
+            {**at, **steps, "candidates": candidates},
+            {
+                "judgements": folder / f"{stem}judgements.jsonl",
+                "scores": scores,
+                "panel_report": folder / f"{stem}panel.report.json",
+            },
+        )
         before = {"candidates_before": candidates, "scores_before": scores}
     return candidates, scores
 
@@ -190,16 +205,24 @@ def _decide(plan: Plan, number: int, folder: Path, champion: Path) -> Decision:
     ledger, before = plan.run / "ledger", plan.run / f"round-{number - 1:02d}" / "panel.report.json"
     ledger.mkdir(exist_ok=True)
     inputs = {
-        "benchmark": plan.benchmark, "champion": champion, "challenger": folder / "outcomes.jsonl",
-        "base": plan.run / "base" / "outcomes.jsonl", "data": plan.data, "panel_report": folder / "panel.report.json",
-        "pair_report": folder / "pairs.report.json", "ledger": ledger,
-    }  # fmt: skip
+        "benchmark": plan.benchmark,
+        "champion": champion,
+        "challenger": folder / "outcomes.jsonl",
+        "base": plan.run / "base" / "outcomes.jsonl",
+        "data": plan.data,
+        "panel_report": folder / "panel.report.json",
+        "pair_report": folder / "pairs.report.json",
+        "ledger": ledger,
+    }
     optional = {"blind": plan.blind_from, "calibration": plan.calibration}
     inputs |= {name: path for name, path in optional.items() if path is not None}
     if number > 1:
         inputs["panel_report_before"] = before
-    outputs = {"decision": folder / "decision.json", "evidence": folder / "evidence.jsonl",
-               "summary": folder / "decision.md"}  # fmt: skip
+    outputs = {
+        "decision": folder / "decision.json",
+        "evidence": folder / "evidence.jsonl",
+        "summary": folder / "decision.md",
+    }
     run_stage("decide", plan.params.decide, inputs, outputs)
     (decision,) = read_records(outputs["decision"], Decision)
     return decision
@@ -234,25 +257,30 @@ def _metrics(path: Path) -> dict[str, Any]:
 
 
 def _blind(plan: Plan) -> dict[str, Any]:
-    from clincot.bench.blind import BlindBaseline
-    from clincot.bench.report import benchmark_reports
     from clincot.datasets.folder import load_questions, load_references
+    from clincot.evaluation.benchmark_report import benchmark_reports
+    from clincot.evaluation.blind_baseline import BlindBaseline
 
     benchmark = read_benchmark(plan.benchmark, limit=plan.params.evaluate.limit)
     key = plan.blind_from or plan.benchmark
     blind = BlindBaseline.fit(load_questions(key), load_references(key))
     section = plan.params.evaluate
     (report,) = benchmark_reports(
-        blind.outcomes(benchmark), benchmark, reports=metrics_of_reports(benchmark, _training_reports(plan)),
-        seed=section.seed, resamples=section.resamples,
-    )  # fmt: skip
-    return {"fitted_on": "the benchmark itself" if plan.blind_from is None else "other data",
-            "arms": report.model_dump(mode="json")["metrics"]}  # fmt: skip
+        blind.outcomes(benchmark),
+        benchmark,
+        reports=metrics_of_reports(benchmark, _training_reports(plan)),
+        seed=section.seed,
+        resamples=section.resamples,
+    )
+    return {
+        "fitted_on": "the benchmark itself" if plan.blind_from is None else "other data",
+        "arms": report.model_dump(mode="json")["metrics"],
+    }
 
 
 def _gains(plan: Plan, folder: Path) -> dict[str, Any]:
     """Paired differences to the base policy, with 95 % intervals clustered by patient."""
-    from clincot.bench.paired import compare
+    from clincot.evaluation.paired import compare
     from clincot.records import Outcome
 
     benchmark = read_benchmark(plan.benchmark, limit=plan.params.evaluate.limit)
@@ -295,11 +323,14 @@ def _can_start(plan: Plan) -> None:
 def start_run(plan: Plan) -> None:
     """Write run.json and params.yaml, or check that the run folder was started with the same."""
     start = {
-        "data": str(plan.data), "benchmark": str(plan.benchmark), "policy": str(plan.policy),
-        "start_from": plan.start_from, "comparisons": list(plan.comparisons),
+        "data": str(plan.data),
+        "benchmark": str(plan.benchmark),
+        "policy": str(plan.policy),
+        "start_from": plan.start_from,
+        "comparisons": list(plan.comparisons),
         "blind_from": None if plan.blind_from is None else str(plan.blind_from),
         "judges": [spec.model_dump(mode="json") for spec in plan.params.judge.judges],
-    }  # fmt: skip
+    }
     path = plan.run / "run.json"
     if path.is_file():
         before = json.loads(path.read_text(encoding="utf-8"))
@@ -336,8 +367,13 @@ def table(results: dict[str, Any], *, arms: Sequence[str] = ("written", "windows
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
-_ARMS = {"written": "own region", "windows": "grounder", "random": "random region", "oracle": "oracle region",
-         "whole": "whole image"}  # fmt: skip
+_ARMS = {
+    "written": "own region",
+    "windows": "grounder",
+    "random": "random region",
+    "oracle": "oracle region",
+    "whole": "whole image",
+}
 
 
 def show_interval(interval: dict[str, Any] | None) -> str:

@@ -85,8 +85,12 @@ def _patch(key: Key, before: Json, after: Json | None) -> Json:
     kind, namespace, name = key
     target = {"kind": kind, "name": name} | ({"namespace": namespace} if namespace else {})
     if after is None:
-        gone = {"$patch": "delete", "apiVersion": before["apiVersion"], "kind": kind,
-                "metadata": {key: value for key, value in target.items() if key != "kind"}}  # fmt: skip
+        gone = {
+            "$patch": "delete",
+            "apiVersion": before["apiVersion"],
+            "kind": kind,
+            "metadata": {key: value for key, value in target.items() if key != "kind"},
+        }
         return {"target": target, "patch": yaml.safe_dump(gone, sort_keys=False)}
     changes = [*_changes(before, after, ""), *_changes(before["metadata"], after["metadata"], "/metadata")]
     return {"target": target, "patch": yaml.safe_dump(changes, sort_keys=False, width=120)}

@@ -64,8 +64,11 @@ def _comment(lines: list[str], line: int) -> tuple[str, str]:
 def table() -> str:
     out = ["| value | default | meaning |", "|---|---|---|"]
     for row in rows():
-        cells = (f"`{row.key}`", row.default if " " in row.default and "{" not in row.default else f"`{row.default}`",
-                 row.about)  # fmt: skip
+        cells = (
+            f"`{row.key}`",
+            row.default if " " in row.default and "{" not in row.default else f"`{row.default}`",
+            row.about,
+        )
         out.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
     return "\n".join(out)
 

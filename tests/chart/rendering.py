@@ -62,10 +62,12 @@ def rendered(profile: str, *arguments: str, version: str = "3") -> tuple[Json, .
 
 def of_kind(objects: Sequence[Json], kind: str, name: str = "", namespace: str = "") -> list[Json]:
     return [
-        one for one in objects
-        if one["kind"] == kind and (not name or one["metadata"]["name"] == name)
+        one
+        for one in objects
+        if one["kind"] == kind
+        and (not name or one["metadata"]["name"] == name)
         and (not namespace or one["metadata"]["namespace"] == namespace)
-    ]  # fmt: skip
+    ]
 
 
 def settings_of(objects: Sequence[Json], namespace: str = "clincot") -> dict[str, str]:
@@ -98,9 +100,10 @@ def joined(predictor: Json, runtimes: dict[str, Json]) -> Json:
     merged = _over(container, own)
     merged["args"] = [*container.get("args", ()), *model.get("args", ())]
     pod = {
-        key: value for key, value in predictor.items()
+        key: value
+        for key, value in predictor.items()
         if key not in ("model", "minReplicas", "maxReplicas", "name", "containers", "storageContainerName")
-    }  # fmt: skip
+    }
     shared = {key: runtime[key] for key in ("volumes", "affinity", "nodeSelector", "tolerations") if key in runtime}
     return _over(shared, pod) | {"containers": [merged, *predictor.get("containers", ())]}
 

@@ -15,10 +15,13 @@ from tests.chart.rendering import PROFILES, rendered
 CHECKOV = os.environ.get("CLINCOT_CHECKOV", "")
 DIGEST = "sha256:" + "ab" * 32
 FLAGS = (
-    "--set", "server.first.enabled=true,server.first.checkpoint=assets/policy",
-    "--set", f"image.cpu.digest={DIGEST},image.cuda.digest={DIGEST},image.serve.digest={DIGEST}",
-    "--set", f"seaweedfs.image.digest={DIGEST}",
-)  # fmt: skip
+    "--set",
+    "server.first.enabled=true,server.first.checkpoint=assets/policy",
+    "--set",
+    f"image.cpu.digest={DIGEST},image.cuda.digest={DIGEST},image.serve.digest={DIGEST}",
+    "--set",
+    f"seaweedfs.image.digest={DIGEST}",
+)
 ASKING = {"Job.clincot.clincot-rollout-1", "Pod.clincot.clincot-ask", "Pod.*.clincot-preflight"}
 ASKED = {"Pod.clincot.clincot-ask", "Pod.*.clincot-preflight"}
 # what fails, and of what: {check: (resources, why it is as it should be)}
@@ -39,8 +42,11 @@ def test_nothing_fails_but_what_has_a_reason(tmp_path: Path) -> None:
         (tmp_path / f"{profile}.yaml").write_text(yaml.safe_dump_all(rendered(profile, *FLAGS)))
     done = subprocess.run(
         [CHECKOV, "-d", str(tmp_path), "--framework", "kubernetes", "--skip-download", "--compact", "-o", "json"],
-        capture_output=True, text=True, timeout=300, check=False,
-    )  # fmt: skip
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
     results = json.loads(done.stdout)
     assert results["summary"]["passed"] > 1000
     assert results["summary"]["parsing_errors"] == 0

@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 import yaml
+from clincot.pipelines.params import decoded
 
-from clincot.cli import main
-from clincot.tasks import decoded
-from clincot.train.launch_settings import load_launch
+from clincot.cli.app import main
+from clincot.training.launch_settings import load_launch
 from tests.chart.rendering import CHART, PROFILES, of_kind, rendered, settings_of
 
 CA = ("--set", "customCA.configMap=hospital-ca")
@@ -27,8 +27,11 @@ def compiled(profile: str, folder: Path, *flags: str) -> tuple[Json, Json, Json]
     for name, content in settings_of(objects).items():
         (settings / name).write_text(content)
     words = job["spec"]["template"]["spec"]["initContainers"][0]["args"]
-    kept = [word.replace("/etc/clincot/settings", str(settings)) for word in words[2:]
-            if word.partition("=")[0] not in ("--pipeline", "--experiment", "--namespace")]  # fmt: skip
+    kept = [
+        word.replace("/etc/clincot/settings", str(settings))
+        for word in words[2:]
+        if word.partition("=")[0] not in ("--pipeline", "--experiment", "--namespace")
+    ]
     out = folder / "round.yaml"
     assert main(["pipeline", "compile", *kept, "--out", str(out)]) == 0
     spec, platform = yaml.load_all(out.read_text(), Loader=yaml.CSafeLoader)

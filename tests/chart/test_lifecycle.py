@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from clincot.deploy.inference_service import inference_service
-from clincot.deploy.service import ServiceSettings
-from tests.chart.kube_server import KubeServer, kube_server
+from clincot.deployment.inference_service import inference_service
+from clincot.deployment.service_settings import ServiceSettings
 from tests.chart.rendering import CHART, GIVEN, HELMS, run
+from tests.support.chart_kube_server import KubeServer, kube_server
 
 Helm = Callable[..., subprocess.CompletedProcess[str]]
 TRIAL = ("--values", str(CHART / "values-trial.yaml"), *GIVEN["trial"])

@@ -16,59 +16,128 @@ from tests.chart.rendering import CHART, GIVEN, HELMS, PROFILES, ROOT, of_kind, 
 # (--set, --set-json or --set-string; the value; what Helm 3 says of it; what Helm 4 says of it)
 WRONG = [
     ("--set", "storee.bucket=x", "(root): Additional property storee is not allowed", "additional properties 'storee'"),
-    ("--set", "server.replica=2", "server: Additional property replica is not allowed",
-     "at '/server': additional properties 'replica' not allowed"),
+    (
+        "--set",
+        "server.replica=2",
+        "server: Additional property replica is not allowed",
+        "at '/server': additional properties 'replica' not allowed",
+    ),
     ("--set", "server.replicas=0", "server.replicas: Must be greater than or equal to 1", "minimum: got 0, want 1"),
-    ("--set-string", "server.replicas=two", "server.replicas: Invalid type. Expected: integer, given: string",
-     "at '/server/replicas': got string, want integer"),
+    (
+        "--set-string",
+        "server.replicas=two",
+        "server.replicas: Invalid type. Expected: integer, given: string",
+        "at '/server/replicas': got string, want integer",
+    ),
     ("--set", "server.engine=tgi", "server.engine: server.engine must be one of", "at '/server/engine': value must be"),
     ("--set", "server.mode=canary", "server.mode: server.mode must be one of", "at '/server/mode': value must be"),
     ("--set", "server.name=Chest", "server.name: Does not match pattern", "at '/server/name': 'Chest' does not match"),
-    ("--set", "server.resources.limits.memory=48GB", "server.resources.limits.memory: Does not match pattern",
-     "at '/server/resources/limits/memory': '48GB' does not match"),
+    (
+        "--set",
+        "server.resources.limits.memory=48GB",
+        "server.resources.limits.memory: Does not match pattern",
+        "at '/server/resources/limits/memory': '48GB' does not match",
+    ),
     ("--set", "store.bucket=My_Bucket", "store.bucket: Does not match pattern", "at '/store/bucket': 'My_Bucket'"),
-    ("--set", "store.endpoint=https://me:pw@s3.example", "store.endpoint: Does not match pattern",
-     "at '/store/endpoint'"),
+    (
+        "--set",
+        "store.endpoint=https://me:pw@s3.example",
+        "store.endpoint: Does not match pattern",
+        "at '/store/endpoint'",
+    ),
     ("--set", "store.endpoint=s3.example:9000", "store.endpoint: Does not match pattern", "at '/store/endpoint'"),
     ("--set", "git.url=https://me:token@git.example/x.git", "git.url: Does not match pattern", "at '/git/url'"),
     ("--set", "proxy.https=http://me:pw@proxy:3128", "proxy.https: Does not match pattern", "at '/proxy/https'"),
     ("--set", "image.cpu.digest=sha256:1234", "image.cpu.digest: Does not match pattern", "at '/image/cpu/digest'"),
-    ("--set", "image.pullPolicy=Sometimes", "image.pullPolicy: image.pullPolicy must be one of",
-     "at '/image/pullPolicy': value must be one of"),
-    ("--set", "pipeline.schedule.cron=0 2 * * *", "pipeline.schedule.cron: Does not match pattern",
-     "at '/pipeline/schedule/cron'"),
+    (
+        "--set",
+        "image.pullPolicy=Sometimes",
+        "image.pullPolicy: image.pullPolicy must be one of",
+        "at '/image/pullPolicy': value must be one of",
+    ),
+    (
+        "--set",
+        "pipeline.schedule.cron=0 2 * * *",
+        "pipeline.schedule.cron: Does not match pattern",
+        "at '/pipeline/schedule/cron'",
+    ),
     ("--set", "pipeline.gpu.count=-1", "pipeline.gpu.count: Must be greater than or equal to 0", "got -1, want 0"),
-    ("--set", "pipeline.stages.trian.count=4", "pipeline.stages: Additional property trian is not allowed",
-     "at '/pipeline/stages': additional properties 'trian' not allowed"),
-    ("--set", "pipeline.launch.job.gpus=2", "pipeline.launch.job: Additional property gpus is not allowed",
-     "at '/pipeline/launch/job': additional properties 'gpus' not allowed"),
-    ("--set", "pipeline.params.trian.lr=1", "pipeline.params: Additional property trian is not allowed",
-     "at '/pipeline/params': additional properties 'trian' not allowed"),
-    ("--set-json", 'judges=[{"name":"a"}]', "judges.0: Must validate one and only one schema",
-     "at '/judges/0': 'oneOf' failed, none matched"),
-    ("--set-json", 'judges=[{"name":"a","path":"x","url":"http://j/v1"}]',
-     "judges.0: Must validate one and only one schema", "at '/judges/0': 'oneOf' failed, subschemas 1, 2 matched"),
-    ("--set-json", 'judges=[{"name":"a","path":"x","weight":0}]', "judges.0.weight: Must be greater than 0",
-     "at '/judges/0/weight': exclusiveMinimum"),
-    ("--set-json", 'judges=[{"name":"a","url":"http://me:pw@judge/v1"}]', "judges.0.url: Does not match pattern",
-     "at '/judges/0/url'"),
-    ("--set-json", 'judges=[{"name":"a","path":"x","gpu":1}]', "judges.0: Additional property gpu is not allowed",
-     "at '/judges/0': additional properties 'gpu' not allowed"),
-    ("--set-json", 'server.tolerations=[{"key":"x","operator":"Maybe"}]', "must be one of",
-     "at '/server/tolerations/0/operator'"),
-    ("--set", "networkPolicy.storePort=99999", "networkPolicy.storePort: Must be less than or equal to 65535",
-     "at '/networkPolicy/storePort': maximum"),
-    ("--set", "monitoring.rules.errorRate=5", "monitoring.rules.errorRate: Must be less than or equal to 1",
-     "at '/monitoring/rules/errorRate': maximum"),
+    (
+        "--set",
+        "pipeline.stages.trian.count=4",
+        "pipeline.stages: Additional property trian is not allowed",
+        "at '/pipeline/stages': additional properties 'trian' not allowed",
+    ),
+    (
+        "--set",
+        "pipeline.launch.job.gpus=2",
+        "pipeline.launch.job: Additional property gpus is not allowed",
+        "at '/pipeline/launch/job': additional properties 'gpus' not allowed",
+    ),
+    (
+        "--set",
+        "pipeline.params.trian.lr=1",
+        "pipeline.params: Additional property trian is not allowed",
+        "at '/pipeline/params': additional properties 'trian' not allowed",
+    ),
+    (
+        "--set-json",
+        'judges=[{"name":"a"}]',
+        "judges.0: Must validate one and only one schema",
+        "at '/judges/0': 'oneOf' failed, none matched",
+    ),
+    (
+        "--set-json",
+        'judges=[{"name":"a","path":"x","url":"http://j/v1"}]',
+        "judges.0: Must validate one and only one schema",
+        "at '/judges/0': 'oneOf' failed, subschemas 1, 2 matched",
+    ),
+    (
+        "--set-json",
+        'judges=[{"name":"a","path":"x","weight":0}]',
+        "judges.0.weight: Must be greater than 0",
+        "at '/judges/0/weight': exclusiveMinimum",
+    ),
+    (
+        "--set-json",
+        'judges=[{"name":"a","url":"http://me:pw@judge/v1"}]',
+        "judges.0.url: Does not match pattern",
+        "at '/judges/0/url'",
+    ),
+    (
+        "--set-json",
+        'judges=[{"name":"a","path":"x","gpu":1}]',
+        "judges.0: Additional property gpu is not allowed",
+        "at '/judges/0': additional properties 'gpu' not allowed",
+    ),
+    (
+        "--set-json",
+        'server.tolerations=[{"key":"x","operator":"Maybe"}]',
+        "must be one of",
+        "at '/server/tolerations/0/operator'",
+    ),
+    (
+        "--set",
+        "networkPolicy.storePort=99999",
+        "networkPolicy.storePort: Must be less than or equal to 65535",
+        "at '/networkPolicy/storePort': maximum",
+    ),
+    (
+        "--set",
+        "monitoring.rules.errorRate=5",
+        "monitoring.rules.errorRate: Must be less than or equal to 1",
+        "at '/monitoring/rules/errorRate': maximum",
+    ),
     ("--set", "kfp.runNamespace=Team_A", "kfp.runNamespace: Does not match pattern", "at '/kfp/runNamespace'"),
-]  # fmt: skip
+]
 
 
 @pytest.mark.parametrize("helm", HELMS)
 @pytest.mark.parametrize("profile", PROFILES)
 def test_lint_strict(profile: str, helm: str) -> None:
-    done = run("helm", helm, "lint", "--strict", str(CHART), "--values", str(CHART / f"values-{profile}.yaml"),
-               *GIVEN[profile])  # fmt: skip
+    done = run(
+        "helm", helm, "lint", "--strict", str(CHART), "--values", str(CHART / f"values-{profile}.yaml"), *GIVEN[profile]
+    )
     assert done.returncode == 0, done.stdout
     assert "[WARNING]" not in done.stdout
 
@@ -144,9 +213,11 @@ def test_what_the_cluster_lacks_is_said_at_once_and_can_be_said_offline() -> Non
     assert done.returncode != 0
     missing = re.findall(r"^- (\S+) is not served by this cluster", done.stderr, re.MULTILINE)
     assert missing == [
-        "serving.kserve.io/v1beta1/InferenceService", "serving.kserve.io/v1alpha1/ServingRuntime",
-        "argoproj.io/v1alpha1/Workflow", "monitoring.coreos.com/v1/ServiceMonitor",
-    ]  # fmt: skip
+        "serving.kserve.io/v1beta1/InferenceService",
+        "serving.kserve.io/v1alpha1/ServingRuntime",
+        "argoproj.io/v1alpha1/Workflow",
+        "monitoring.coreos.com/v1/ServiceMonitor",
+    ]
     assert "offline: --api-versions argoproj.io/v1alpha1/Workflow" in done.stderr
     assert template("--set", "store.existingSecret=s3,monitoring.serviceMonitor=true", served=missing).returncode == 0
     less = "store.existingSecret=s3,pipeline.enabled=false,servingRuntime.create=false,servingRuntime.name=vllm"

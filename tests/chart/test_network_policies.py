@@ -31,10 +31,12 @@ def allowed(policies: list[Json], source: Place, target: Place | None, port: int
 
 def _lets(policies: list[Json], way: str, here: Place, there: Place | None, port: int) -> bool:
     mine = [
-        one["spec"] for one in policies
-        if one["metadata"]["namespace"] == here[0] and selects(one["spec"]["podSelector"], here[1])
+        one["spec"]
+        for one in policies
+        if one["metadata"]["namespace"] == here[0]
+        and selects(one["spec"]["podSelector"], here[1])
         and way.capitalize() in one["spec"]["policyTypes"]
-    ]  # fmt: skip
+    ]
     if not mine:
         return True
     for rule in (rule for spec in mine for rule in spec.get(way, ())):
@@ -62,13 +64,28 @@ def trial() -> list[Json]:
 @pytest.mark.parametrize(
     ("source", "target", "port"),
     [
-        (RUN, STORE, 8333), (RUN, JUDGE, 8080), (RUN, SERVER, 8080), (RUN, KFP, 8888), (RUN, KFP, 8887),
-        (RUN, None, 443), (RUN, None, 6443), (DEPLOYER, SERVER, 8080), (DEPLOYER, None, 6443), (DEPLOYER, STORE, 8333),
-        (HOOK, KFP, 8888), (HOOK, STORE, 8333), (SERVER, STORE, 8333), (SERVER, SERVER, 8080), (JUDGE, STORE, 8333),
-        (MONITOR, STORE, 8333), (GATEWAY, SERVER, 8080), (PROMETHEUS, SERVER, 8080), (PROMETHEUS, JUDGE, 8080),
+        (RUN, STORE, 8333),
+        (RUN, JUDGE, 8080),
+        (RUN, SERVER, 8080),
+        (RUN, KFP, 8888),
+        (RUN, KFP, 8887),
+        (RUN, None, 443),
+        (RUN, None, 6443),
+        (DEPLOYER, SERVER, 8080),
+        (DEPLOYER, None, 6443),
+        (DEPLOYER, STORE, 8333),
+        (HOOK, KFP, 8888),
+        (HOOK, STORE, 8333),
+        (SERVER, STORE, 8333),
+        (SERVER, SERVER, 8080),
+        (JUDGE, STORE, 8333),
+        (MONITOR, STORE, 8333),
+        (GATEWAY, SERVER, 8080),
+        (PROMETHEUS, SERVER, 8080),
+        (PROMETHEUS, JUDGE, 8080),
         (PROMETHEUS, MONITOR, 8080),
     ],
-)  # fmt: skip
+)
 def test_what_is_needed_goes(trial: list[Json], source: Place, target: Place | None, port: int) -> None:
     assert allowed(trial, source, target, port)
 
@@ -76,12 +93,26 @@ def test_what_is_needed_goes(trial: list[Json], source: Place, target: Place | N
 @pytest.mark.parametrize(
     ("source", "target", "port"),
     [
-        (STRANGER, SERVER, 8080), (STRANGER, JUDGE, 8080), (STRANGER, STORE, 8333), (KFP, STORE, 8333),
-        (GATEWAY, JUDGE, 8080), (GATEWAY, STORE, 8333), (PROMETHEUS, STORE, 8333), (JUDGE, SERVER, 8080),
-        (SERVER, KFP, 8888), (SERVER, None, 443), (JUDGE, None, 443), (HOOK, SERVER, 8080), (HOOK, None, 443),
-        (RUN, STRANGER, 9000), (DEPLOYER, KFP, 8888), (STORE, None, 443), (STORE, SERVER, 8080), (RUN, None, 25),
+        (STRANGER, SERVER, 8080),
+        (STRANGER, JUDGE, 8080),
+        (STRANGER, STORE, 8333),
+        (KFP, STORE, 8333),
+        (GATEWAY, JUDGE, 8080),
+        (GATEWAY, STORE, 8333),
+        (PROMETHEUS, STORE, 8333),
+        (JUDGE, SERVER, 8080),
+        (SERVER, KFP, 8888),
+        (SERVER, None, 443),
+        (JUDGE, None, 443),
+        (HOOK, SERVER, 8080),
+        (HOOK, None, 443),
+        (RUN, STRANGER, 9000),
+        (DEPLOYER, KFP, 8888),
+        (STORE, None, 443),
+        (STORE, SERVER, 8080),
+        (RUN, None, 25),
     ],
-)  # fmt: skip
+)
 def test_what_is_not_needed_does_not(trial: list[Json], source: Place, target: Place | None, port: int) -> None:
     assert not allowed(trial, source, target, port)
 

@@ -10,24 +10,16 @@ from pathlib import Path
 import kubernetes_validate
 import pytest
 import yaml
+from clincot.pipelines.cluster_settings import TASKS, ClusterSettings, load_cluster
 from jsonschema import Draft202012Validator
 
 from clincot.config import Params, load_params, parse_section
-from clincot.deploy.crd import check, read_crd, validator_of
-from clincot.deploy.inference_service import canary, inference_service
-from clincot.deploy.service import ServiceSettings, load_service
-from clincot.pipelines.cluster_settings import TASKS, ClusterSettings, load_cluster
-from clincot.serve.metrics import REQUESTS
-from clincot.train.launch_settings import LaunchSettings, TrainJobSettings
-from tests.chart.rendering import (
-    CHART,
-    PROFILES,
-    ROOT,
-    Json,
-    of_kind,
-    rendered,
-    settings_of,
-)
+from clincot.deployment.crd import check, read_crd, validator_of
+from clincot.deployment.inference_service import canary, inference_service
+from clincot.deployment.service_settings import ServiceSettings, load_service
+from clincot.serving.metrics import REQUESTS
+from clincot.training.launch_settings import LaunchSettings, TrainJobSettings
+from tests.chart.rendering import CHART, PROFILES, ROOT, Json, of_kind, rendered, settings_of
 
 CRDS = ROOT.parent / "shared" / "crds"
 KUBERNETES = ("1.30", "1.33", "1.37")
@@ -63,11 +55,12 @@ FLAGS: tuple[tuple[str, ...], ...] = (
     ("--set", "git.url=https://g.example/d.git,git.username=me,git.password=pw,git.existingSecret="),
     ("--set-json", 'podDefaults={"nodeSelector":{"a":"b"},"priorityClassName":"low","annotations":{"x":"y"}}'),
     ("--set-json", f"extraObjects=[{MORE}]"),
-)  # fmt: skip
+)
 ALL = [
     pytest.param(profile, flags, id=f"{profile} {' '.join(flags)[:60]}")
-    for profile in ("default", *PROFILES) for flags in FLAGS
-]  # fmt: skip
+    for profile in ("default", *PROFILES)
+    for flags in FLAGS
+]
 
 
 @pytest.fixture(scope="module")
@@ -129,9 +122,10 @@ def test_the_settings_are_what_the_code_reads(profile: str, flags: tuple[str, ..
 
 def _parsed(folder: Path) -> tuple[Params, ClusterSettings, ServiceSettings]:
     return (
-        load_params(folder / "params.yaml"), load_cluster(folder / "cluster.yaml"),
+        load_params(folder / "params.yaml"),
+        load_cluster(folder / "cluster.yaml"),
         load_service(folder / "service.yaml"),
-    )  # fmt: skip
+    )
 
 
 @pytest.mark.parametrize("profile", PROFILES)
@@ -190,8 +184,11 @@ def test_alerts_ask_for_metrics_that_there_are() -> None:
     server = {family.name + "_total" for family in REQUESTS.collect()}
     asked = set(re.findall(r"clincot_\w+", expressions))
     assert asked == server | {
-        "clincot_round_failed", "clincot_rounds_since_promotion", "clincot_judge_agreement", "clincot_store_readable",
-    }  # fmt: skip
+        "clincot_round_failed",
+        "clincot_rounds_since_promotion",
+        "clincot_judge_agreement",
+        "clincot_store_readable",
+    }
 
 
 def test_names_that_belong_together_are_the_same() -> None:
@@ -229,12 +226,17 @@ def test_images_come_from_the_mirror_or_by_digest() -> None:
 def test_hooks_run_when_they_should() -> None:
     """Upload and recurring run after install and upgrade, removal before uninstall, and nothing else is a hook."""
     objects = rendered("production")
-    hooks = {one["metadata"]["name"]: one["metadata"]["annotations"]["helm.sh/hook"] for one in objects
-             if "helm.sh/hook" in one["metadata"].get("annotations", {})}  # fmt: skip
+    hooks = {
+        one["metadata"]["name"]: one["metadata"]["annotations"]["helm.sh/hook"]
+        for one in objects
+        if "helm.sh/hook" in one["metadata"].get("annotations", {})
+    }
     assert hooks == {
-        "clincot-pipeline": "post-install,post-upgrade", "clincot-unschedule": "pre-delete",
-        "clincot-preflight": "test", "clincot-ask": "test",
-    }  # fmt: skip
+        "clincot-pipeline": "post-install,post-upgrade",
+        "clincot-unschedule": "pre-delete",
+        "clincot-preflight": "test",
+        "clincot-ask": "test",
+    }
     (job,) = of_kind(objects, "Job", "clincot-pipeline")
     spec = job["spec"]["template"]["spec"]
     upload, schedule = spec["initContainers"][0]["args"], spec["containers"][0]["args"]
@@ -249,7 +251,7 @@ def test_hooks_run_when_they_should() -> None:
 
 def test_every_command_is_one_that_the_program_has() -> None:
     """Each container's arguments are parsed by `clincot` itself."""
-    from clincot.cli import _parser
+    from clincot.cli.app import _parser
 
     parser = _parser()
     for profile in ("default", *PROFILES):

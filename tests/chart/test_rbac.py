@@ -9,24 +9,24 @@ from typing import Any
 
 import pytest
 
-from clincot.cluster import Permission
-from clincot.deploy import champion
-from clincot.deploy.deployment import abandon, begin, go
-from clincot.deploy.inference_service import CRD
-from clincot.deploy.journal import Journal
-from clincot.deploy.kserve import KServeTarget
-from clincot.deploy.manifest import Manifest
-from clincot.deploy.modes import Mode, choose_mode, kserve_target
-from clincot.deploy.permissions import rollout_permissions
-from clincot.deploy.rollout import RolledBack
-from clincot.deploy.service import ServiceSettings, load_service
-from clincot.store import FolderStore
-from clincot.train.launch_settings import TrainJobSettings
-from clincot.train.train_job import job_permissions
+from clincot.clients.kubernetes import Permission
+from clincot.deployment.deployment import abandon, begin, go
+from clincot.deployment.inference_service import CRD
+from clincot.deployment.journal import Journal
+from clincot.deployment.permissions import rollout_permissions
+from clincot.deployment.rollout import RolledBack
+from clincot.deployment.service_settings import ServiceSettings, load_service
+from clincot.deployment.targets.kserve import KServeTarget
+from clincot.deployment.targets.select import Mode, choose_mode, kserve_target
+from clincot.registry import champion
+from clincot.registry.manifest import Manifest
+from clincot.storage.folder_store import FolderStore
+from clincot.training.kubeflow_trainer import job_permissions
+from clincot.training.launch_settings import TrainJobSettings
 from tests.chart.rendering import PROFILES, Json, of_kind, rendered, settings_of
-from tests.deploy.api_server import ApiServer, Script, api_server
-from tests.deploy.builders import published
-from tests.deploy.test_rollout_kserve import FAST, answering
+from tests.deployment.test_rollout_kserve import FAST, answering
+from tests.support.deployment_builders import published
+from tests.support.kube_api_server import ApiServer, Script, api_server
 
 # argo-workflows docs/workflow-rbac.md; kubeflow/pipelines backend/src/v2: config/env.go, objectstore/object_store.go,
 # component/launcher_v2.go and driver/k8s.go
@@ -68,9 +68,11 @@ def granted(objects: tuple[Json, ...], account: str) -> set[Permission]:
         for rule in role["rules"]:
             out |= {
                 Permission(verb, group, resource, namespace, name)
-                for verb in rule["verbs"] for group in rule["apiGroups"] for resource in rule["resources"]
+                for verb in rule["verbs"]
+                for group in rule["apiGroups"]
+                for resource in rule["resources"]
                 for name in rule.get("resourceNames", [""])
-            }  # fmt: skip
+            }
     return out
 
 
@@ -131,9 +133,15 @@ CONFIG = {
 }
 OPEN_CRD = {
     "metadata": {"name": CRD},
-    "spec": {"versions": [{"name": "v1beta1", "schema": {"openAPIV3Schema": {
-        "type": "object", "x-kubernetes-preserve-unknown-fields": True}}}]},
-}  # fmt: skip
+    "spec": {
+        "versions": [
+            {
+                "name": "v1beta1",
+                "schema": {"openAPIV3Schema": {"type": "object", "x-kubernetes-preserve-unknown-fields": True}},
+            }
+        ]
+    },
+}
 
 
 def free(permissions: set[Permission]) -> set[Permission]:

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from clincot.cli import main
-from clincot.store import open_store
+from clincot.cli.app import main
+from clincot.storage.open import open_store
 from tests.chart.rendering import Json, of_kind, rendered, settings_of
-from tests.s3_server import S3Server, _free_ports, weed
+from tests.support.s3_server import S3Server, _free_ports, weed
 
 
 def test_the_containers_arguments_start_it(
@@ -44,10 +44,17 @@ def _moved(objects: tuple[Json, ...], folder: Path, port: int) -> list[str]:
     (server,) = of_kind(objects, "StatefulSet")
     (container,) = server["spec"]["template"]["spec"]["containers"]
     assert container["command"] == ["weed"]
-    moved = {"-dir": str(folder / "data"), "-s3.config": str(folder / "s3.json"), "-s3.port": str(port),
-             "-s3.ip.bind": "127.0.0.1", "-master.volumeSizeLimitMB": "64"}  # fmt: skip
-    arguments = [f"{key}={moved.get(key, value)}" if value else key
-                 for key, _, value in (one.partition("=") for one in container["args"])]  # fmt: skip
+    moved = {
+        "-dir": str(folder / "data"),
+        "-s3.config": str(folder / "s3.json"),
+        "-s3.port": str(port),
+        "-s3.ip.bind": "127.0.0.1",
+        "-master.volumeSizeLimitMB": "64",
+    }
+    arguments = [
+        f"{key}={moved.get(key, value)}" if value else key
+        for key, _, value in (one.partition("=") for one in container["args"])
+    ]
     assert set(moved) <= {one.partition("=")[0] for one in arguments}
     master, volume, filer = _free_ports(3)
     ports = {"master.port": master, "volume.port": volume, "filer.port": filer}

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from clincot.deploy.inference_service import inference_service
-from clincot.deploy.service import load_service
+from clincot.deployment.inference_service import inference_service
+from clincot.deployment.service_settings import load_service
 from tests.chart.rendering import PROFILES, Json, containers, joined, of_kind, pods, rendered, settings_of
 
 HIDDEN = "hunter2-never-shown"
@@ -39,8 +39,13 @@ def test_every_pod_is_restricted(tmp_path: Path) -> None:
     allowed = {"configMap", "downwardAPI", "emptyDir", "ephemeral", "persistentVolumeClaim", "projected", "secret"}
     found = every_pod(tmp_path)
     assert {name.partition(": ")[2].split()[0] for name, _ in found} == {
-        "Deployment", "InferenceService", "Job", "Pod", "StatefulSet", "policy",
-    }  # fmt: skip
+        "Deployment",
+        "InferenceService",
+        "Job",
+        "Pod",
+        "StatefulSet",
+        "policy",
+    }
     for name, pod in found:
         of_pod = pod.get("securityContext", {})
         assert not any(pod.get(key) for key in ("hostNetwork", "hostPID", "hostIPC")), name

@@ -8,15 +8,16 @@ import inspect
 from pathlib import Path
 from typing import Any
 
+import clincot.components
 import pytest
 import yaml
+from clincot.components import IMAGE
+from clincot.pipelines import tasks
+from clincot.pipelines.cluster_settings import TASKS
 from kfp import compiler
 
-import clincot.components
-from clincot import tasks
-from clincot.components import IMAGE
-from clincot.pipelines.cluster_settings import TASKS
-from clincot.stages import STAGES, Stage
+from clincot.stages.base import Stage
+from clincot.stages.catalog import STAGES
 
 FOLDER = Path(clincot.components.__file__).parent
 MOST_LINES = 25  # of a body
@@ -60,8 +61,11 @@ def test_a_component_has_its_stages_inputs_outputs_and_section(stage: Stage) -> 
     inputs, outputs = interface(stage.name)
     given = inputs["parameters"] | inputs["artifacts"]
     assert stage.name in inputs["parameters"], "the section is a parameter of the stage's name"
-    wanted = {RENAMED.get((stage.name, one), one) for one in (*stage.inputs, *stage.optional)
-              if (stage.name, one) not in NOT_IN_A_PIPELINE}  # fmt: skip
+    wanted = {
+        RENAMED.get((stage.name, one), one)
+        for one in (*stage.inputs, *stage.optional)
+        if (stage.name, one) not in NOT_IN_A_PIPELINE
+    }
     for name in wanted:
         made_from = next((section for section, made in SECTIONS.items() if name in made), name)
         assert made_from in given, f"{stage.name} takes no {name}"
@@ -92,8 +96,9 @@ def test_a_body_only_calls_the_library(name: str) -> None:
     assert lines <= MOST_LINES
     imported = {
         (node.module or "").split(".")[0] if isinstance(node, ast.ImportFrom) else node.names[0].name
-        for node in ast.walk(function) if isinstance(node, ast.Import | ast.ImportFrom)
-    }  # fmt: skip
+        for node in ast.walk(function)
+        if isinstance(node, ast.Import | ast.ImportFrom)
+    }
     assert imported <= {"clincot", "json", "pathlib"}
     assert not [node for node in ast.walk(function) if isinstance(node, ast.Try | ast.While)]
 

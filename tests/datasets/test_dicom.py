@@ -11,10 +11,10 @@ import pytest
 from pydicom.dataset import FileDataset, FileMetaDataset
 from pydicom.uid import ExplicitVRLittleEndian, JPEGLosslessSV1, generate_uid
 
-from clincot.cli import main
+from clincot.cli.app import main
 from clincot.datasets.dicom import ingest_dicom, list_files, read_salt
 from clincot.datasets.folder import StudyIndex, load_questions, load_references
-from clincot.datasets.report import IngestReport, TooManyRefused
+from clincot.datasets.ingest.ingest_report import IngestReport, TooManyRefused
 from clincot.images import open_image
 from clincot.jsonl import BadRecord
 
@@ -47,12 +47,23 @@ def write(path: Path, pixels: np.ndarray | None = None, **tags: Any) -> Path:
     header = FileDataset(str(path), {}, file_meta=meta, preamble=b"\0" * 128)
     bits = values.dtype.itemsize * 8
     fields: dict[str, Any] = {
-        **IDENTIFYING, "SOPClassUID": meta.MediaStorageSOPClassUID, "SOPInstanceUID": meta.MediaStorageSOPInstanceUID,
-        "StudyInstanceUID": generate_uid(entropy_srcs=["study"]), "Modality": "CR", "BodyPartExamined": "CHEST",
-        "Rows": values.shape[0], "Columns": values.shape[1], "SamplesPerPixel": 1,
-        "PhotometricInterpretation": "MONOCHROME2", "BitsAllocated": bits, "BitsStored": bits, "HighBit": bits - 1,
-        "PixelRepresentation": int(values.dtype.kind == "i"), "PixelData": values.tobytes(), **tags,
-    }  # fmt: skip
+        **IDENTIFYING,
+        "SOPClassUID": meta.MediaStorageSOPClassUID,
+        "SOPInstanceUID": meta.MediaStorageSOPInstanceUID,
+        "StudyInstanceUID": generate_uid(entropy_srcs=["study"]),
+        "Modality": "CR",
+        "BodyPartExamined": "CHEST",
+        "Rows": values.shape[0],
+        "Columns": values.shape[1],
+        "SamplesPerPixel": 1,
+        "PhotometricInterpretation": "MONOCHROME2",
+        "BitsAllocated": bits,
+        "BitsStored": bits,
+        "HighBit": bits - 1,
+        "PixelRepresentation": int(values.dtype.kind == "i"),
+        "PixelData": values.tobytes(),
+        **tags,
+    }
     for name, value in fields.items():
         if value is not None:
             setattr(header, name, value)

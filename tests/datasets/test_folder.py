@@ -4,14 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from clincot.datasets.folder import (
-    StudyIndex,
-    leaks,
-    load_questions,
-    load_references,
-    round_of,
-    split_rounds,
-)
+from clincot.datasets.folder import StudyIndex, leaks, load_questions, load_references, round_of, split_rounds
 from clincot.jsonl import BadRecord, write_records
 from clincot.records import Question, Reference, Study
 

@@ -9,10 +9,10 @@ import pytest
 from PIL import Image
 
 from clincot.datasets.folder import StudyIndex, load_questions
+from clincot.datasets.ingest.ingest_report import TooManyRefused
 from clincot.datasets.iu_xray import ingest_iu_xray
-from clincot.datasets.report import TooManyRefused
+from clincot.datasets.reports import read_reports
 from clincot.jsonl import BadRecord
-from clincot.report_file import read_reports
 
 TEXT = "The heart is normal in size. The lungs are clear."
 

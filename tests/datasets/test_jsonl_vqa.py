@@ -12,8 +12,8 @@ import pytest
 from PIL import Image
 
 from clincot.datasets.folder import StudyIndex, load_questions, load_references
+from clincot.datasets.ingest.ingest_report import IngestReport, TooManyRefused
 from clincot.datasets.jsonl_vqa import ingest_jsonl
-from clincot.datasets.report import IngestReport, TooManyRefused
 from clincot.images import ImageLimits, open_image
 from clincot.jsonl import BadRecord
 

@@ -7,13 +7,13 @@ from pathlib import Path
 
 import pytest
 
-from clincot.cli import main
+from clincot.cli.app import main
 from clincot.datasets.folder import StudyIndex, load_questions, load_references
-from clincot.datasets.report import IngestReport, TooManyRefused
+from clincot.datasets.ingest.ingest_report import IngestReport, TooManyRefused
 from clincot.datasets.report_questions import make_report_questions
+from clincot.datasets.reports import ReportRow, read_reports, report_line
 from clincot.jsonl import BadRecord
-from clincot.report_file import ReportRow, read_reports, report_line
-from tests import tiny
+from tests.support import tiny
 
 
 def with_reports(folder: Path, texts: list[str], **more: str) -> Path:

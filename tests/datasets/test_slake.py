@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from clincot.bench.grounding import best_iou, hit
 from clincot.datasets.folder import StudyIndex, load_questions, load_references
-from clincot.datasets.report import TooManyRefused
+from clincot.datasets.ingest.ingest_report import TooManyRefused
 from clincot.datasets.slake import ingest_slake
 from clincot.datasets.slake_boxes import about, named, read_detections, to_box
+from clincot.evaluation.grounding import best_iou, hit
 from clincot.geometry import Box, box_of
 from clincot.jsonl import BadRecord
 

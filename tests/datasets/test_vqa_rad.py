@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from clincot.datasets.folder import StudyIndex, load_questions, load_references
-from clincot.datasets.report import IngestReport, TooManyRefused
+from clincot.datasets.ingest.ingest_report import IngestReport, TooManyRefused
 from clincot.datasets.vqa_rad import ingest_vqa_rad
 from clincot.jsonl import BadRecord
 

@@ -8,7 +8,7 @@ from safetensors.torch import load_file, save_file
 from clincot.datasets.folder import StudyIndex
 from clincot.models.vlm import VisionLanguageModel
 from clincot.records import Study
-from tests import tiny
+from tests.support import tiny
 
 
 @pytest.fixture(scope="session")

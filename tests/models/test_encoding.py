@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 import torch
 
-from clincot.conversation import Conversation, Step, Turn, chain, pictures_of
 from clincot.geometry import box_of
 from clincot.models.encoding import EncodedPicture, Encoder, TemplateError, pad, read_picture, stack_pictures
 from clincot.models.vlm import VisionLanguageModel
+from clincot.prompts import Conversation, Step, Turn, chain, pictures_of
 from clincot.records import Study
 
 LEFT, RIGHT = box_of((0.05, 0.1, 0.4, 0.45)), box_of((0.55, 0.4, 0.95, 0.8))
@@ -113,9 +113,11 @@ def test_a_template_that_shows_pictures_of_its_own_is_refused(small: VisionLangu
 
 def test_a_template_that_drops_pictures_is_refused(small: VisionLanguageModel, shown: list[Study], films: Path) -> None:
     with_template(
-        small, "{% for m in messages %}{{ m['role'] }}{% endfor %}", talks(small, shown, films)["one step"],
+        small,
+        "{% for m in messages %}{{ m['role'] }}{% endfor %}",
+        talks(small, shown, films)["one step"],
         "fewer pictures than the 5",
-    )  # fmt: skip
+    )
 
 
 def test_a_template_that_rewrites_earlier_turns_is_refused(small: VisionLanguageModel) -> None:

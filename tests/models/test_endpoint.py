@@ -15,14 +15,15 @@ import pytest
 from PIL import Image
 
 from clincot.config import JudgeSpec
-from clincot.conversation import RATING, Conversation, Turn, Views, judgement
+from clincot.errors import ModelFailed
 from clincot.geometry import Box, box_of
 from clincot.jsonl import file_digest
 from clincot.models.endpoint import EndpointModel, endpoint_judge, messages_of
-from clincot.models.protocols import Generation, ModelFailed
+from clincot.models.protocols import Generation
+from clincot.prompts import RATING, Conversation, Turn, Views, judgement
 from clincot.records import Study
-from tests.http_server import Reply, Request, serving
-from tests.models.chat_endpoint import KEY, MODELS, asked, chat, completion, p_yes_of
+from tests.support.chat_endpoint import KEY, MODELS, asked, chat, completion, p_yes_of
+from tests.support.http_server import Reply, Request, serving
 
 LEFT, RIGHT = box_of((0.0, 0.0, 0.5, 1.0)), box_of((0.5, 0.0, 1.0, 1.0))
 
@@ -322,8 +323,10 @@ def test_a_policy_writes_with_seed_and_temperature() -> None:
         posted = server.requests[-1].body
     assert written == [Generation(f"seed {2**59 + 1}", (-0.25, -1.5)), Generation("seed 3", (-0.25, -1.5))]
     assert {k: posted[k] for k in ("max_tokens", "temperature", "logprobs")} == {
-        "max_tokens": 8, "temperature": 0.7, "logprobs": True,
-    }  # fmt: skip
+        "max_tokens": 8,
+        "temperature": 0.7,
+        "logprobs": True,
+    }
 
 
 def test_an_empty_answer_is_an_answer() -> None:

@@ -13,10 +13,10 @@ from typing import Any
 
 import pytest
 
+from clincot.errors import ModelFailed
 from clincot.models.endpoint import EndpointModel
-from clincot.models.protocols import ModelFailed
-from tests.http_server import Reply, Request, free_port, serving
-from tests.models.chat_endpoint import KEY, MODELS, asked, chat, completion, p_yes_of
+from tests.support.chat_endpoint import KEY, MODELS, asked, chat, completion, p_yes_of
+from tests.support.http_server import Reply, Request, free_port, serving
 
 
 @pytest.mark.parametrize("status", [400, 404, 429, 500, 503])
@@ -260,11 +260,18 @@ def test_a_missing_key_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path)
 @pytest.mark.parametrize(
     "url",
     [
-        f"http://user:{KEY}@127.0.0.1:1/v1", f"http://{KEY}@127.0.0.1:1/v1", f"http://127.0.0.1:1/v1?api_key={KEY}",
-        f"http://127.0.0.1:1/v1#{KEY}", f"user:{KEY}@127.0.0.1:1/v1", "127.0.0.1:8000/v1", "ftp://127.0.0.1/v1",
-        "http://", "", "http://127.0.0.1:port/v1",
+        f"http://user:{KEY}@127.0.0.1:1/v1",
+        f"http://{KEY}@127.0.0.1:1/v1",
+        f"http://127.0.0.1:1/v1?api_key={KEY}",
+        f"http://127.0.0.1:1/v1#{KEY}",
+        f"user:{KEY}@127.0.0.1:1/v1",
+        "127.0.0.1:8000/v1",
+        "ftp://127.0.0.1/v1",
+        "http://",
+        "",
+        "http://127.0.0.1:port/v1",
     ],
-)  # fmt: skip
+)
 def test_addresses_that_hold_credentials_or_are_none_are_refused_without_being_quoted(url: str) -> None:
     with pytest.raises(ValueError, match="endpoint 'judge': ") as refused:
         EndpointModel(url, name="judge")

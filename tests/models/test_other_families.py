@@ -6,12 +6,12 @@ from pathlib import Path
 
 import pytest
 
-from clincot.conversation import Step, answered, chain, finding_in
 from clincot.geometry import box_of
 from clincot.models.checkpoint import UnsupportedCheckpoint
 from clincot.models.vlm import VisionLanguageModel
+from clincot.prompts import Step, answered, chain, finding_in
 from clincot.records import Study
-from tests.train.test_other_families import llava
+from tests.training.test_training_families import llava
 
 __all__ = ["llava"]  # the fixture: built from a config, its processor made by hand
 

@@ -13,18 +13,13 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer
 
 from clincot.config import JudgeSpec
-from clincot.conversation import Conversation, Step, Turn, Views, answered, chain, finding_in, look
 from clincot.geometry import WHOLE, box_of
 from clincot.models.load import forget, load_judge, load_policy
-from clincot.models.vlm import (
-    UnsupportedCheckpoint,
-    VisionLanguageModel,
-    checkpoint_digest,
-    token_logprobs,
-)
+from clincot.models.vlm import UnsupportedCheckpoint, VisionLanguageModel, checkpoint_digest, token_logprobs
 from clincot.models.yes_no import yes_no_ids, yes_no_of
+from clincot.prompts import Conversation, Step, Turn, Views, answered, chain, finding_in, look
 from clincot.records import Study
-from tests import tiny
+from tests.support import tiny
 
 LEFT = box_of((0.05, 0.1, 0.4, 0.45))
 QUESTION = "Is there a nodule in the left lung?"
@@ -106,17 +101,25 @@ def test_p_yes_is_the_softmax_over_both_words(small: VisionLanguageModel, shown:
         probabilities = small.next_token_logprobs([one])[0].exp()
         mass = {}
         for word in ("yes", "no"):
-            forms = {tuple(tokenizer(f + c, add_special_tokens=False)["input_ids"])
-                     for f in ("", " ") for c in (word, word.title(), word.upper())}  # fmt: skip
+            forms = {
+                tuple(tokenizer(f + c, add_special_tokens=False)["input_ids"])
+                for f in ("", " ")
+                for c in (word, word.title(), word.upper())
+            }
             mass[word] = sum(float(probabilities[form[0]]) for form in forms if len(form) == 1)
         assert p == pytest.approx(mass["yes"] / (mass["yes"] + mass["no"]), abs=2e-6)
 
 
 @pytest.mark.parametrize(("share", "scored"), [(1.1e-3, True), (0.9e-3, False)])
 def test_p_yes_is_none_where_yes_and_no_together_are_below_a_thousandth(
-    share: float, scored: bool, small_dir: Path, small: VisionLanguageModel, shown: list[Study], films: Path,
+    share: float,
+    scored: bool,
+    small_dir: Path,
+    small: VisionLanguageModel,
+    shown: list[Study],
+    films: Path,
     tmp_path: Path,
-) -> None:  # fmt: skip
+) -> None:
     """A checkpoint that is about to say another word w: its row of the output head is set along the last hidden state.
 
     Every other word is to keep the share s = share / (P(yes) + P(no)) of its probability, so that w gets the rest,
@@ -172,8 +175,11 @@ def test_relevance_adds_up_to_what_the_pictures_own_look_does_to_the_odds(
 ) -> None:
     """Completeness of integrated gradients: a map's sum is log P(yes)/P(no) of the picture less that of a picture
     which looks everywhere like the mean of all pictures asked about (8 steps: to within 2 %)."""
-    asked = [finding_in(study, films, small.views, finding="a nodule", box=box) for study in shown[:3]
-             for box in (LEFT, box_of((0.5, 0.5, 0.8, 0.8)))]  # fmt: skip
+    asked = [
+        finding_in(study, films, small.views, finding="a nodule", box=box)
+        for study in shown[:3]
+        for box in (LEFT, box_of((0.5, 0.5, 0.8, 0.8)))
+    ]
     maps = small.relevance(asked)
     assert [m.shape for m in maps] == [(2, 2)] * 6
     features = torch.cat([small.features(c[0].pictures) for c in asked])

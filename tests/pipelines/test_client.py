@@ -7,22 +7,23 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-
-from clincot import cli
-from clincot.config import Params
-from clincot.errors import BadInput
 from clincot.pipelines import round as round_module
-from clincot.pipelines import submitting
+from clincot.pipelines import submit as submitting
 from clincot.pipelines.client import Connection, PipelinesFailed, connect
 from clincot.pipelines.recurring import Timing, reconcile, recurring_runs, remove
 from clincot.pipelines.round import RoundPlan
-from clincot.pipelines.submitting import run_status, schedule_status, submit, upload
-from tests.pipelines.kfp_stub import PipelinesStub, serving
+from clincot.pipelines.submit import run_status, schedule_status, submit, upload
+
+from clincot.cli import app as cli
+from clincot.config import Params
+from clincot.errors import BadInput
+from tests.support.kfp_stub import PipelinesStub, serving
 
 PLAN = RoundPlan(
-    params=Params.model_validate({"publish": {"store": "s3://models/platform"}}), data="s3://data/train/abc",
+    params=Params.model_validate({"publish": {"store": "s3://models/platform"}}),
+    data="s3://data/train/abc",
     benchmark="s3://data/test/def",
-)  # fmt: skip
+)
 NIGHTLY = Timing(cron="0 0 2 * * *")
 
 
@@ -99,8 +100,10 @@ def test_another_schedule_takes_the_old_ones_place(stub: PipelinesStub, connecti
     reconcile(connection, PLAN, Timing(interval_s=3600))
     made = [change for change in stub.changes[before:] if "recurring" in change]
     assert made == [
-        "POST /recurringruns", f"POST /recurringruns/{old}:disable", f"DELETE /recurringruns/{old}",
-    ]  # fmt: skip
+        "POST /recurringruns",
+        f"POST /recurringruns/{old}:disable",
+        f"DELETE /recurringruns/{old}",
+    ]
     (new,) = stub.recurring
     assert new["trigger"]["periodic_schedule"]["interval_second"] in (3600, "3600")
 

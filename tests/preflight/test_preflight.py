@@ -14,26 +14,31 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from clincot.cli import main
+from clincot.cli.app import main
 from clincot.config import Params, PreflightSection
-from clincot.data_repository.starting import start_repository
-from clincot.deploy import champion
-from clincot.deploy.champion import NoChampion
-from clincot.deploy.manifest import Corrupt, folder_of
-from clincot.deploy.service import ServiceSettings
+from clincot.deployment.service_settings import ServiceSettings
 from clincot.errors import BadInput
 from clincot.jsonl import BadRecord
 from clincot.models.checkpoint import checkpoint_digest
-from clincot.preflight import cluster_checks, judges, repository, running, starting, stores
-from clincot.preflight.report import Check, PreflightFailed, PreflightReport, StartingPolicy, failed, passed, table
-from clincot.preflight.running import Probe, run_probes
-from clincot.stages import run_stage
-from clincot.store import FolderStore, Store, StoreFailed
-from tests.deploy.api_server import ApiServer, api_server
-from tests.deploy.builders import LINE, published, write_checkpoint
-from tests.http_server import Reply, Request, free_port, serving
-from tests.models.chat_endpoint import KEY, MODELS, chat, completion
-from tests.s3_server import SECRET, S3Server
+from clincot.preferences.versions.init import start_repository
+from clincot.preflight import checklist as running
+from clincot.preflight import cluster as cluster_checks
+from clincot.preflight import judges, repository, stores
+from clincot.preflight import starting_policy as starting
+from clincot.preflight.preflight_report import Check, PreflightFailed, PreflightReport, failed, passed, table
+from clincot.preflight.probe import Probe, run_probes
+from clincot.records import StartingPolicy
+from clincot.registry import champion
+from clincot.registry.champion import NoChampion
+from clincot.registry.manifest import Corrupt, folder_of
+from clincot.stages.runner import run_stage
+from clincot.storage.folder_store import FolderStore
+from clincot.storage.store import Store, StoreFailed
+from tests.support.chat_endpoint import KEY, MODELS, chat, completion
+from tests.support.deployment_builders import LINE, published, write_checkpoint
+from tests.support.http_server import Reply, Request, free_port, serving
+from tests.support.kube_api_server import ApiServer, api_server
+from tests.support.s3_server import SECRET, S3Server
 
 YES = completion("yes", {"yes": -0.1, "no": -2.4})
 
@@ -184,8 +189,10 @@ def test_a_judge_that_hangs_is_bad_in_its_own_time() -> None:
 def test_a_judge_that_is_not_there_and_one_without_its_key(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("JUDGE_KEY", raising=False)
     port = free_port()
-    asked = [{"name": "gone", "url": f"http://127.0.0.1:{port}/v1"},
-             {"name": "keyless", "url": f"http://127.0.0.1:{port}/v1", "api_key_env": "JUDGE_KEY"}]  # fmt: skip
+    asked = [
+        {"name": "gone", "url": f"http://127.0.0.1:{port}/v1"},
+        {"name": "keyless", "url": f"http://127.0.0.1:{port}/v1", "api_key_env": "JUDGE_KEY"},
+    ]
     found = {check.name: check for check in probed(section(judge={"judges": asked}), judges)}
     assert "no reply: ConnectError" in found["judge gone"].found
     assert "JUDGE_KEY should hold the key, but is unset" in found["judge keyless"].found
@@ -203,8 +210,13 @@ def test_judges_in_this_process_are_read(tmp_path: Path) -> None:
     good, cut = write_checkpoint(tmp_path / "good", 1.0), write_checkpoint(tmp_path / "cut", 2.0)
     weights = cut / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-4])
-    asked = {"judges": [{"name": "good", "path": str(good)}, {"name": "cut", "path": str(cut)},
-                        {"name": "empty", "path": str(tmp_path / "empty")}]}  # fmt: skip
+    asked = {
+        "judges": [
+            {"name": "good", "path": str(good)},
+            {"name": "cut", "path": str(cut)},
+            {"name": "empty", "path": str(tmp_path / "empty")},
+        ]
+    }
     (tmp_path / "empty").mkdir()
     found = {check.name: check for check in probed(section(judge=asked), judges)}
     assert found["judge good: checkpoint"].found == f"digest {checkpoint_digest(good)[:12]}"
@@ -341,8 +353,10 @@ def test_a_repository_that_may_be_read_and_not_pushed(data_repository: Path, tmp
     with serving(handler) as server:
         found = {c.name: c for c in probed(section(version={"repository": server.url}, timeout_s=60.0), repository)}
     assert states(list(found.values())) == {
-        "data repository: clone": "pass", "data repository: push": "fail", "DVC remote": "pass"
-    }  # fmt: skip
+        "data repository: clone": "pass",
+        "data repository: push": "fail",
+        "DVC remote": "pass",
+    }
     assert "403" in found["data repository: push"].found
     assert "CLINCOT_GIT_TOKEN" in found["data repository: push"].mend
 
@@ -400,17 +414,25 @@ def test_every_failure_at_once_through_the_stage_list(tmp_path: Path, monkeypatc
         {
             "preflight": {"timeout_s": 20.0, "free_gb": 1e9},
             "judge": {"judges": [{"name": "gone", "url": f"http://127.0.0.1:{free_port()}/v1"}]},
-            "publish": {"store": "s3://user:secret@bucket"}, "version": {"repository": str(tmp_path / "gone.git")},
+            "publish": {"store": "s3://user:secret@bucket"},
+            "version": {"repository": str(tmp_path / "gone.git")},
         }
-    )  # fmt: skip
+    )
     outputs = {name: tmp_path / f"{name}.out" for name in ("report", "table", "champion")}
     outputs["champion"].write_text("of an earlier look\n")
     with pytest.raises(PreflightFailed) as caught:
         run_stage("preflight", params.section_of("preflight"), {}, outputs)
     report = PreflightReport.model_validate_json(outputs["report"].read_bytes())
     assert [check.name for check in report.failed] == [
-        "store", "data repository", "panel", "judge gone", "champion", "cluster", "disk: work folder", "disk: TMPDIR"
-    ]  # fmt: skip
+        "store",
+        "data repository",
+        "panel",
+        "judge gone",
+        "champion",
+        "cluster",
+        "disk: work folder",
+        "disk: TMPDIR",
+    ]
     for check in report.failed:
         assert check.name in str(caught.value)
         assert f"| {check.name} | **FAIL** |" in outputs["table"].read_text()
@@ -427,9 +449,16 @@ def test_the_command_prints_its_table_and_ends_with_1(tmp_path: Path, capsys: py
         f"publish: {{store: {tmp_path / 'store'}}}\n"
     )
     command = [
-        "preflight", "--params", str(tmp_path / "params.yaml"), "--report", str(tmp_path / "r.json"), "--table",
-        str(tmp_path / "t.md"), "--champion", str(tmp_path / "c.json"),
-    ]  # fmt: skip
+        "preflight",
+        "--params",
+        str(tmp_path / "params.yaml"),
+        "--report",
+        str(tmp_path / "r.json"),
+        "--table",
+        str(tmp_path / "t.md"),
+        "--champion",
+        str(tmp_path / "c.json"),
+    ]
     assert main([*command, "--base", str(base)]) == 0
     shown = capsys.readouterr().out
     assert "| store: compare and swap | pass |" in shown

@@ -257,7 +257,7 @@ serving.kserve.io/s3-cabundle: /etc/ssl/custom-certs/cabundle.crt
 {{- toYaml $params -}}
 {{- end }}
 
-{{/* service.yaml: src/clincot/deploy/service.py. YAML. */}}
+{{/* service.yaml: src/clincot/deployment/service_settings.py. YAML. */}}
 {{- define "clincot.service" -}}
 {{- with .Values.server -}}
 name: {{ .name }}
@@ -339,7 +339,7 @@ failureThreshold: {{ .failures }}
 {{- toJson $out -}}
 {{- end }}
 
-{{/* launch.yaml: src/clincot/train/launch_settings.py. A TrainJob's node is what `train` would have asked for. YAML. */}}
+{{/* launch.yaml: src/clincot/training/launch_settings.py. A TrainJob's node is what `train` would have asked for. YAML. */}}
 {{- define "clincot.launch" -}}
 {{- $launch := deepCopy .Values.pipeline.launch -}}
 {{- if .Values.pipeline.trainJobs -}}

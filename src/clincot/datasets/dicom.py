@@ -32,12 +32,12 @@ from pydantic_core import ErrorDetails
 from tqdm import tqdm
 
 from clincot.datasets.dicom_image import NotAnImage, Unusable, render
+from clincot.datasets.ingest.image_pool import SourceImages, Workers
+from clincot.datasets.ingest.index import Ledger
+from clincot.datasets.ingest.ingest_report import IngestReport, RowRefused, Tally, finish
+from clincot.datasets.ingest.writer import FolderWriter, Picture, Row, dataset_folder, leaks_between, studies_of
 from clincot.datasets.jsonl_vqa import JsonlRow
-from clincot.datasets.ledger import Ledger
-from clincot.datasets.pictures import SourceImages, Workers
-from clincot.datasets.report import IngestReport, RowRefused, Tally, finish
 from clincot.datasets.splits import check_share, side_of
-from clincot.datasets.writing import FolderWriter, Picture, Row, dataset_folder, leaks_between, studies_of
 from clincot.errors import BadInput
 from clincot.jsonl import BadRecord, parse_row
 
@@ -123,11 +123,15 @@ def ingest_dicom(
                 folder.flush()
         splits = {name: partial(studies_of, out / name) for name in ("train", "test")}
         return finish(
-            out, tally, ledger, source=Path(FILES), split=split,
+            out,
+            tally,
+            ledger,
+            source=Path(FILES),
+            split=split,
             folders=[folder.counts(name) for name, folder in sorted(folders.items(), reverse=True)],
             leaks=leaks_between(splits if split == "patient-disjoint" else {}, ledger),
             notes=[*(f"{what}: {n}" for what, n in sorted(notes.items()) if n), *_seen(chosen, converted)],
-        )  # fmt: skip
+        )
 
 
 def list_files(source: Path) -> list[str]:
@@ -220,10 +224,16 @@ def _take_questions(
             folder, picture = place(_picture(converted[row.image], f"row {number}", row.split))
             return folder.add(
                 Row(
-                    picture, row.question, row.answer, row.question_kind, boxes=row.boxes, topic=row.topic,
-                    finding=row.finding, source_id=f"row {number}",
+                    picture,
+                    row.question,
+                    row.answer,
+                    row.question_kind,
+                    boxes=row.boxes,
+                    topic=row.topic,
+                    finding=row.finding,
+                    source_id=f"row {number}",
                 )
-            )  # fmt: skip
+            )
 
         tally.take(ROWS, number, add)
 

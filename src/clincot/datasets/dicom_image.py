@@ -35,19 +35,58 @@ from clincot.images import DEFAULT_LIMITS, ImageLimits
 SOFT_TISSUE = (40.0, 400.0)  # centre and width in Hounsfield units
 _NO_IMAGES = ("SEG", "RTDOSE", "RTSTRUCT", "RTPLAN", "SR", "PR", "KO", "REG", "FID")
 _MODALITIES = {
-    "CR": "x-ray", "DX": "x-ray", "CT": "CT", "MR": "MR", "US": "ultrasound", "MG": "mammogram", "PT": "PET",
-    "NM": "scintigram", "XA": "angiogram", "RF": "fluoroscopy",
-}  # fmt: skip
+    "CR": "x-ray",
+    "DX": "x-ray",
+    "CT": "CT",
+    "MR": "MR",
+    "US": "ultrasound",
+    "MG": "mammogram",
+    "PT": "PET",
+    "NM": "scintigram",
+    "XA": "angiogram",
+    "RF": "fluoroscopy",
+}
 # The only body parts that are passed on: the field is free text at some sites.
 _BODY_PARTS = (
-    "ABDOMEN", "ANKLE", "ARM", "BRAIN", "BREAST", "CHEST", "CSPINE", "ELBOW", "EXTREMITY", "FOOT", "HAND", "HEAD",
-    "HEART", "HIP", "KNEE", "LEG", "LSPINE", "NECK", "PANCREAS", "PELVIS", "SHOULDER", "SKULL", "SPINE", "WRIST",
-)  # fmt: skip
+    "ABDOMEN",
+    "ANKLE",
+    "ARM",
+    "BRAIN",
+    "BREAST",
+    "CHEST",
+    "CSPINE",
+    "ELBOW",
+    "EXTREMITY",
+    "FOOT",
+    "HAND",
+    "HEAD",
+    "HEART",
+    "HIP",
+    "KNEE",
+    "LEG",
+    "LSPINE",
+    "NECK",
+    "PANCREAS",
+    "PELVIS",
+    "SHOULDER",
+    "SKULL",
+    "SPINE",
+    "WRIST",
+)
 # What pydicom raises on damaged files, besides its own errors.
 _DAMAGE = (
-    AttributeError, EOFError, IndexError, KeyError, NotImplementedError, OSError, OverflowError, RuntimeError,
-    TypeError, ValueError, struct.error,
-)  # fmt: skip
+    AttributeError,
+    EOFError,
+    IndexError,
+    KeyError,
+    NotImplementedError,
+    OSError,
+    OverflowError,
+    RuntimeError,
+    TypeError,
+    ValueError,
+    struct.error,
+)
 
 Values = npt.NDArray[Any]
 

@@ -5,7 +5,7 @@
     FOLDER/references.jsonl   Reference: the answer key, for evaluation and calibration only
     FOLDER/reports.jsonl      where the source has reports: {"study", "text"} a line, and for a report on more than
                               one image "studies", those of all its images in the source's order; "study" is the
-                              first of them, so that every report is there once (clincot.report_file)
+                              first of them, so that every report is there once (clincot.datasets.reports)
     FOLDER/images/            what Study.image names, relative to FOLDER
 
 A folder of images without questions has empty files of questions and references.

@@ -25,11 +25,11 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from clincot.datasets.ledger import Ledger
-from clincot.datasets.pictures import SourceImages, Workers
-from clincot.datasets.report import IngestReport, Published, RowRefused, Tally, finish
+from clincot.datasets.ingest.image_pool import SourceImages, Workers
+from clincot.datasets.ingest.index import Ledger
+from clincot.datasets.ingest.ingest_report import IngestReport, Published, RowRefused, Tally, finish
+from clincot.datasets.ingest.writer import Picture, dataset_folder, leaks_between, studies_of
 from clincot.datasets.splits import check_share, side_of
-from clincot.datasets.writing import Picture, dataset_folder, leaks_between, studies_of
 from clincot.errors import BadInput
 from clincot.jsonl import BadRecord, explain
 
@@ -99,11 +99,15 @@ def ingest_iu_xray(
                     part = side_of(entry.patient, salt="iu-xray", seed=seed, test_share=test_share)
                 pictures = [
                     Picture(
-                        place=f"row {number}", image=source / "images" / name, image_name=name,
-                        modality="chest x-ray", patient=entry.patient, split=part,
+                        place=f"row {number}",
+                        image=source / "images" / name,
+                        image_name=name,
+                        modality="chest x-ray",
+                        patient=entry.patient,
+                        split=part,
                     )
                     for name in entry.image_path
-                ]  # fmt: skip
+                ]
 
                 def add(entry: IuXrayEntry = entry, pictures: list[Picture] = pictures, part: str = part) -> str | None:
                     text = _text(entry.report, placeholders, notes)
@@ -117,11 +121,16 @@ def ingest_iu_xray(
                     raise tally.nothing(path, f"reports for {part} ({split} split)")
                 folder.flush()
         return finish(
-            out, tally, ledger, source=source, split=split, published=PUBLISHED,
+            out,
+            tally,
+            ledger,
+            source=source,
+            split=split,
+            published=PUBLISHED,
             folders=[folders[part].counts(part) for part in parts],
             leaks=leaks_between({part: partial(studies_of, out / part) for part in parts}, ledger),
             notes=[*(f"{what}: {count}" for what, count in sorted(notes.items()) if count), *_other_counts(raw)],
-        )  # fmt: skip
+        )
 
 
 def _load(path: Path) -> dict[str, list[object]]:

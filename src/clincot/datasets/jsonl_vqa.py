@@ -24,11 +24,11 @@ from typing import Annotated, Any, Literal, get_args
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints, ValidationError
 from tqdm import tqdm
 
-from clincot.datasets.ledger import Ledger
-from clincot.datasets.pictures import SourceImages, Workers
-from clincot.datasets.report import IngestReport, RowRefused, Tally, finish
+from clincot.datasets.ingest.image_pool import SourceImages, Workers
+from clincot.datasets.ingest.index import Ledger
+from clincot.datasets.ingest.ingest_report import IngestReport, RowRefused, Tally, finish
+from clincot.datasets.ingest.writer import FolderWriter, Picture, Row, dataset_folder, leaks_between, studies_of
 from clincot.datasets.splits import check_share, side_of
-from clincot.datasets.writing import FolderWriter, Picture, Row, dataset_folder, leaks_between, studies_of
 from clincot.errors import BadInput
 from clincot.geometry import Box
 from clincot.images import DEFAULT_LIMITS, ImageLimits
@@ -159,10 +159,14 @@ def ingest_jsonl(
             for folder in folders.values():
                 folder.flush()
         return finish(
-            out, tally, ledger, source=source, split=split,
+            out,
+            tally,
+            ledger,
+            source=source,
+            split=split,
             folders=[folders[name].counts(name) for name in sorted(folders, key=_order)],
             leaks=leaks_between(_splits(out, split, folders), ledger),
-        )  # fmt: skip
+        )
 
 
 def _splits(out: Path, split: Split, folders: Iterable[str]) -> dict[str, Callable[[], Iterable[Study]]]:

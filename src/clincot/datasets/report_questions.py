@@ -16,13 +16,13 @@ from pathlib import Path
 from tqdm import tqdm
 
 from clincot.datasets.folder import QUESTIONS, REFERENCES, StudyIndex, load_questions, load_references
-from clincot.datasets.ledger import Ledger
-from clincot.datasets.pictures import SourceImages, Workers
-from clincot.datasets.report import IngestReport, Published, RowRefused, Tally, finish
-from clincot.datasets.writing import FolderWriter, Picture, Row, dataset_folder
+from clincot.datasets.ingest.image_pool import SourceImages, Workers
+from clincot.datasets.ingest.index import Ledger
+from clincot.datasets.ingest.ingest_report import IngestReport, Published, RowRefused, Tally, finish
+from clincot.datasets.ingest.writer import FolderWriter, Picture, Row, dataset_folder
+from clincot.datasets.reports import REPORTS, ReportRow, numbered_reports
 from clincot.geometry import Box
 from clincot.jsonl import BadRecord
-from clincot.report_file import REPORTS, ReportRow, numbered_reports
 
 QUESTION = "Describe the findings."
 TOPIC = "report"
@@ -56,10 +56,14 @@ def make_report_questions(
                 raise tally.nothing(path, "reports")
         notes["studies that no question is about, not taken over"] = len(studies) - tally.kept
         return finish(
-            out, tally, ledger, source=path, folders=[folder.counts(".")],
+            out,
+            tally,
+            ledger,
+            source=path,
+            folders=[folder.counts(".")],
             published=Published(licence=f"that of {source}"),
             notes=[f"{what}: {count}" for what, count in sorted(notes.items()) if count],
-        )  # fmt: skip
+        )
 
 
 def _take(

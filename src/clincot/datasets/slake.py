@@ -22,10 +22,11 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 from tqdm import tqdm
 
-from clincot.datasets.ledger import ImageFacts, Ledger
+from clincot.datasets.ingest.image_pool import SourceImages, Workers
+from clincot.datasets.ingest.index import ImageFacts, Ledger
+from clincot.datasets.ingest.ingest_report import IngestReport, Published, RowRefused, Tally, finish
+from clincot.datasets.ingest.writer import Picture, Row, dataset_folder, leaks_between, studies_of
 from clincot.datasets.near_duplicates import near_pairs
-from clincot.datasets.pictures import SourceImages, Workers
-from clincot.datasets.report import IngestReport, Published, RowRefused, Tally, finish
 from clincot.datasets.slake_boxes import (
     AGREES,
     BoxFormat,
@@ -37,7 +38,6 @@ from clincot.datasets.slake_boxes import (
     to_box,
 )
 from clincot.datasets.splits import check_share, side_of, together
-from clincot.datasets.writing import Picture, Row, dataset_folder, leaks_between, studies_of
 from clincot.errors import BadInput
 from clincot.geometry import Box
 from clincot.jsonl import BadRecord, explain
@@ -149,11 +149,16 @@ def ingest_slake(
                     raise tally.nothing(source, f"rows in {language!r} for {part} ({split} split)")
                 folder.flush()
         return finish(
-            out, tally, ledger, source=source, split=split, published=PUBLISHED,
+            out,
+            tally,
+            ledger,
+            source=source,
+            split=split,
+            published=PUBLISHED,
             folders=[folders[part].counts(part) for part in parts],
             leaks=leaks_between({part: partial(studies_of, out / part) for part in parts}, ledger),
             notes=[*(f"{what}: {count}" for what, count in sorted(notes.items())), *_other_counts(rows, language)],
-        )  # fmt: skip
+        )
 
 
 def _rows(source: Path, language: Language, tally: Tally, notes: Counter[str]) -> Iterator[tuple[_Place, SlakeRow]]:

@@ -19,11 +19,11 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
-from clincot.datasets.ledger import Ledger
-from clincot.datasets.pictures import SourceImages, Workers
-from clincot.datasets.report import SHOWN, IngestReport, Published, RowRefused, Tally, finish
+from clincot.datasets.ingest.image_pool import SourceImages, Workers
+from clincot.datasets.ingest.index import Ledger
+from clincot.datasets.ingest.ingest_report import SHOWN, IngestReport, Published, RowRefused, Tally, finish
+from clincot.datasets.ingest.writer import Picture, Row, dataset_folder, leaks_between, studies_of
 from clincot.datasets.splits import Side, check_share, side_of, together
-from clincot.datasets.writing import Picture, Row, dataset_folder, leaks_between, studies_of
 from clincot.errors import BadInput
 from clincot.jsonl import BadRecord, explain
 
@@ -120,11 +120,16 @@ def ingest_vqa_rad(
                     )
             test.flush()  # train is renamed first, and both should be on disk by then
         return finish(
-            out, tally, ledger, source=source, split=split, published=PUBLISHED,
+            out,
+            tally,
+            ledger,
+            source=source,
+            split=split,
+            published=PUBLISHED,
             folders=(train.counts("train"), test.counts("test")),
             leaks=leaks_between({name: partial(studies_of, out / name) for name in ("train", "test")}, ledger),
             notes=tuple(_notes(raw, rows.values(), images)),
-        )  # fmt: skip
+        )
 
 
 def _one_of(source: Path, names: tuple[str, ...], what: str) -> Path:

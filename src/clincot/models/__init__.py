@@ -1,1 +1,4 @@
-"""Policies and judges: protocols, in-process checkpoints and OpenAI-compatible endpoints."""
+"""Policies and judges: the protocols they follow, checkpoints in this process, and OpenAI-compatible endpoints.
+
+Training a model is clincot.training; the tiny models that ship with the demo are built in clincot.synthetic.
+"""

@@ -7,6 +7,8 @@ import json
 from collections.abc import Mapping
 from pathlib import Path
 
+from safetensors import SafetensorError, safe_open
+
 from clincot.errors import BadInput
 from clincot.jsonl import file_digest
 
@@ -58,3 +60,17 @@ def check_whole(path: Path) -> None:
     missing = sorted(shard for shard in shards if not (path / shard).is_file())
     if missing:
         raise UnsupportedCheckpoint(f"{path}: {WEIGHTS_INDEX} names {', '.join(missing)}, which is not in the folder")
+
+
+def check_headers(folder: Path) -> None:
+    """Raise UnsupportedCheckpoint naming the file whose header is damaged, or that was cut off."""
+    for path in sorted(folder.glob("*.safetensors")):
+        try:
+            with safe_open(path, framework="numpy"):
+                pass
+        except SafetensorError as error:
+            raise UnsupportedCheckpoint(f"{path}: not a whole safetensors file: {error}") from None
+    try:
+        json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UnsupportedCheckpoint(f"{folder / 'config.json'}: not JSON: {error}") from None

@@ -18,9 +18,9 @@ from typing import Any
 import torch
 from PIL import Image
 
-from clincot.conversation import Conversation, Picture, pictures_of
 from clincot.errors import BadInput
 from clincot.images import open_image, view
+from clincot.prompts import Conversation, Picture, pictures_of
 
 # Shape suffixes: B conversations, T tokens.
 

@@ -20,11 +20,11 @@ from typing import Annotated, Any, TypeVar
 import httpx
 from pydantic import BaseModel, ConfigDict, Field
 
+from clincot.clients.http import JsonClient, checked_url, in_order, png_base64, read_key
 from clincot.config import JudgeSpec
-from clincot.conversation import RATING, Conversation, Picture, Turn, Views, prompt_digest, rated
-from clincot.http_json import JsonClient, checked_url, in_order, png_base64, read_key
 from clincot.images import cached_view
 from clincot.models.protocols import LEAST_YES_NO, Generation
+from clincot.prompts import RATING, Conversation, Picture, Turn, Views, prompt_digest, rated
 from clincot.records import digest_of
 
 TOP_LOGPROBS = 20  # the most that the OpenAI API gives, and vLLM's default limit
@@ -90,10 +90,19 @@ class EndpointModel:
     """
 
     def __init__(
-        self, url: str, *, name: str = "", model: str = "", api_key_env: str = "", api_key_file: Path | None = None,
-        views: Views | None = None, rating: bool = False, timeout_s: float = 60.0, concurrency: int = 8,
+        self,
+        url: str,
+        *,
+        name: str = "",
+        model: str = "",
+        api_key_env: str = "",
+        api_key_file: Path | None = None,
+        views: Views | None = None,
+        rating: bool = False,
+        timeout_s: float = 60.0,
+        concurrency: int = 8,
         yes_no: Sequence[int] = (),
-    ) -> None:  # fmt: skip
+    ) -> None:
         if concurrency < 1 or timeout_s <= 0:
             raise ValueError(f"expected concurrency >= 1 and timeout_s > 0, got {concurrency} and {timeout_s}")
         what = f"endpoint {name or model!r}"
@@ -182,9 +191,15 @@ class EndpointModel:
 def endpoint_judge(spec: JudgeSpec, *, views: Views | None = None, concurrency: int = 8) -> EndpointModel:
     """The judge that params.yaml describes by its url. Raises ValueError when its key cannot be found."""
     return EndpointModel(
-        spec.url, name=spec.name, model=spec.model, api_key_env=spec.api_key_env, rating=spec.rating,
-        timeout_s=spec.timeout_s, views=views, concurrency=concurrency,
-    )  # fmt: skip
+        spec.url,
+        name=spec.name,
+        model=spec.model,
+        api_key_env=spec.api_key_env,
+        rating=spec.rating,
+        timeout_s=spec.timeout_s,
+        views=views,
+        concurrency=concurrency,
+    )
 
 
 def messages_of(conversation: Conversation) -> list[dict[str, Any]]:

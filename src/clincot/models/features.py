@@ -9,9 +9,9 @@ from typing import Any, Literal
 
 import torch
 
-from clincot.conversation import Picture
 from clincot.errors import BadInput
 from clincot.models.encoding import Encoder
+from clincot.prompts import Picture
 
 # Shape suffixes: F frames, T tokens of a frame, H hidden size.
 

@@ -11,19 +11,14 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
-from clincot.conversation import Conversation, Views
-from clincot.errors import ForTheUser
 from clincot.geometry import Box
+from clincot.prompts import Conversation, Views
 from clincot.records import Question, Study
 
 # Least P(yes) + P(no) from which their ratio is read. Below it a model would say yes or no less than once in a thousand
 # replies: it is about to say something else, and the ratio of what is left over is noise. Endpoints list the 20
 # likeliest tokens only; what they leave out makes the sum smaller, so it can cost a score here and never make one.
 LEAST_YES_NO = 1e-3
-
-
-class ModelFailed(ForTheUser, RuntimeError):
-    """A model or endpoint gave no usable reply at all (unreachable, timeout, HTTP error, no log-probs)."""
 
 
 @dataclass(frozen=True)

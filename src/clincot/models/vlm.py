@@ -25,12 +25,12 @@ from transformers import (
 )
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
-from clincot.conversation import Conversation, Picture, Views, load_views
 from clincot.models.checkpoint import UnsupportedCheckpoint, checkpoint_digest
 from clincot.models.encoding import Encoded, Encoder, pad, stack_pictures
 from clincot.models.features import SHARED_FEATURES, PictureFeatures
 from clincot.models.protocols import LEAST_YES_NO, Generation
 from clincot.models.yes_no import yes_no_ids
+from clincot.prompts import Conversation, Picture, Views, load_views
 
 # Shape suffixes: B conversations, T tokens, V vocabulary, F frames, H hidden size.
 
@@ -43,9 +43,16 @@ class VisionLanguageModel:
     """A checkpoint loaded for inference. Implements the Policy and the Judge protocol."""
 
     def __init__(
-        self, path: str | Path, *, name: str = "", device: str = "cpu", dtype: str = "float32", batch_size: int = 64,
-        features_mb: int = 256, progress: bool = False,
-    ) -> None:  # fmt: skip
+        self,
+        path: str | Path,
+        *,
+        name: str = "",
+        device: str = "cpu",
+        dtype: str = "float32",
+        batch_size: int = 64,
+        features_mb: int = 256,
+        progress: bool = False,
+    ) -> None:
         self.path = Path(path)
         self.name = name or self.path.name
         self.digest = checkpoint_digest(self.path) if self.path.is_dir() else f"hub:{path}"
@@ -162,9 +169,13 @@ class VisionLanguageModel:
             processors.append(_SampleBySeed(seeds, temperature))
         # as an object: given as keywords, every call compares the model's whole configuration with its defaults (20 ms)
         how = GenerationConfig(
-            max_new_tokens=max_new_tokens, do_sample=False, output_logits=True, return_dict_in_generate=True,
-            pad_token_id=self.encoder.pad_id, eos_token_id=sorted(self.encoder.end_ids),
-        )  # fmt: skip
+            max_new_tokens=max_new_tokens,
+            do_sample=False,
+            output_logits=True,
+            return_dict_in_generate=True,
+            pad_token_id=self.encoder.pad_id,
+            eos_token_id=sorted(self.encoder.end_ids),
+        )
         with torch.inference_mode():
             out = self.model.generate(**inputs, logits_processor=processors, generation_config=how)
         new_BT = out.sequences[:, inputs["input_ids"].shape[1] :]

@@ -1,1 +1,4 @@
-"""What a round needs from outside, looked at before any GPU is asked for: every failure at once, each with its mend."""
+"""Checks before a round: stores, judges, champion, cluster and disk, each failure with its remedy.
+
+All probes run before any GPU is requested. Checks of a trained challenger belong to clincot.promotion.
+"""

@@ -3,24 +3,22 @@ this process, the checkpoint's files are read."""
 
 from __future__ import annotations
 
-import json
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 from PIL import Image
-from safetensors import SafetensorError, safe_open
 
 from clincot.config import JudgeSection, JudgeSpec, PreflightSection
-from clincot.conversation import Conversation, Views, judgement
+from clincot.errors import ModelFailed
 from clincot.geometry import box_of
 from clincot.jsonl import file_digest, read_records
-from clincot.judge.calibration import Calibration
-from clincot.models.checkpoint import UnsupportedCheckpoint, check_whole, checkpoint_digest
+from clincot.judging.calibration import Calibration
+from clincot.models.checkpoint import check_headers, check_whole, checkpoint_digest
 from clincot.models.endpoint import endpoint_judge
-from clincot.models.protocols import ModelFailed
-from clincot.preflight.report import Check, failed, passed, skipped
-from clincot.preflight.running import Probe
+from clincot.preflight.preflight_report import Check, failed, passed, skipped
+from clincot.preflight.probe import Probe
+from clincot.prompts import Conversation, Views, judgement
 from clincot.records import Study
 
 _SIDE = 224  # pixels of the picture that is sent
@@ -98,27 +96,17 @@ def checkpoint(spec: JudgeSpec) -> Iterator[Check]:
     yield passed(name, f"{folder}: its files, read whole", f"digest {digest[:12]}")
 
 
-def check_headers(folder: Path) -> None:
-    """Raise UnsupportedCheckpoint naming the file whose header is damaged, or that was cut off."""
-    for path in sorted(folder.glob("*.safetensors")):
-        try:
-            with safe_open(path, framework="numpy"):
-                pass
-        except SafetensorError as error:
-            raise UnsupportedCheckpoint(f"{path}: not a whole safetensors file: {error}") from None
-    try:
-        json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise UnsupportedCheckpoint(f"{folder / 'config.json'}: not JSON: {error}") from None
-
-
 def _panel(section: JudgeSection, tried: str) -> Iterator[Check]:
     """Enough judges, each of a name of its own; and, where one is named, a calibration for those whose digest is known
     without asking."""
     names = [spec.name for spec in section.judges]
     if len(set(names)) < len(names) or len(names) < section.quorum:
-        yield failed("panel", tried, f"judges: {', '.join(names) or 'none'}",
-                     "name as many judges as judge.quorum asks for in judge.judges, each once")  # fmt: skip
+        yield failed(
+            "panel",
+            tried,
+            f"judges: {', '.join(names) or 'none'}",
+            "name as many judges as judge.quorum asks for in judge.judges, each once",
+        )
         return
     if not section.calibration_file:
         yield passed("panel", tried, "raw probabilities (no judge.calibration_file)")
@@ -127,7 +115,11 @@ def _panel(section: JudgeSection, tried: str) -> Iterator[Check]:
     folders = [Path(spec.path) for spec in section.judges if spec.path and Path(spec.path).is_dir()]
     absent = [str(folder) for folder in folders if checkpoint_digest(folder) not in fitted]
     if absent:
-        yield failed("panel", tried, f"{section.calibration_file} has no calibration of {', '.join(absent)}",
-                     "fit it for this panel with `clincot calibrate`")  # fmt: skip
+        yield failed(
+            "panel",
+            tried,
+            f"{section.calibration_file} has no calibration of {', '.join(absent)}",
+            "fit it for this panel with `clincot calibrate`",
+        )
         return
     yield passed("panel", tried, f"{section.calibration_file}: {len(fitted)} calibrations")

@@ -7,8 +7,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from clincot.config import PreflightSection
-from clincot.preflight.report import Check, failed, passed, skipped
-from clincot.preflight.running import Probe
+from clincot.preflight.preflight_report import Check, failed, passed, skipped
+from clincot.preflight.probe import Probe
 
 _TAG = "refs/tags/preferences/preflight"  # what is never really pushed
 
@@ -36,8 +36,8 @@ def look(address: str, branch: str, scratch: Path, timeout_s: float) -> Iterator
     A dry run goes as far as the server's permission to push; what its hooks and protected branches refuse shows only
     in a real push.
     """
-    from clincot.data_repository import dvc
-    from clincot.data_repository.git import clone
+    from clincot.preferences.versions import dvc
+    from clincot.preferences.versions.git import clone
 
     git = clone(address, scratch / "clone", branch=branch, timeout_s=timeout_s)
     yield passed("data repository: clone", address)

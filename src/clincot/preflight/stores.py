@@ -7,9 +7,10 @@ import uuid
 from collections.abc import Iterator
 
 from clincot.config import PreflightSection
-from clincot.preflight.report import Check, failed, passed, skipped
-from clincot.preflight.running import Probe
-from clincot.store import AlreadyStored, Moved, NotStored, Store, open_store
+from clincot.preflight.preflight_report import Check, failed, passed, skipped
+from clincot.preflight.probe import Probe
+from clincot.storage.open import open_store
+from clincot.storage.store import AlreadyStored, Moved, NotStored, Store
 
 _ONE, _TWO = b"one\n", b"two\n"
 
@@ -51,11 +52,19 @@ def look(store: Store) -> Iterator[Check]:
 def _read(store: Store, key: str) -> Check:
     found, tried = store.read(key).content, f"the same object from {store.url}"
     if found != _ONE:
-        return failed("store: read", tried, f"{found[:40]!r} came, {_ONE!r} was written",
-                      "ask the store's operator: it does not give back what was written")  # fmt: skip
+        return failed(
+            "store: read",
+            tried,
+            f"{found[:40]!r} came, {_ONE!r} was written",
+            "ask the store's operator: it does not give back what was written",
+        )
     if key not in store.keys("preflight/"):
-        return failed("store: read", f"{tried}, and its name from a listing", "it can be read, but is not listed",
-                      "allow the account to list the bucket under this prefix (s3:ListBucket)")  # fmt: skip
+        return failed(
+            "store: read",
+            f"{tried}, and its name from a listing",
+            "it can be read, but is not listed",
+            "allow the account to list the bucket under this prefix (s3:ListBucket)",
+        )
     return passed("store: read", f"{tried}, and its name from a listing")
 
 

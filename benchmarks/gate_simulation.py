@@ -1,0 +1,305 @@
+"""Does the gate keep its word? Thousands of simulated pipelines, judged by the functions that the decide stage calls.
+
+    python benchmarks/gate_simulation.py --seed 0            (make bench-gate SEED=0)
+
+Writes bench/out/gate.json and gate.md. Each scenario's pipelines are drawn from their own seeds, so that the result
+does not depend on how many processes share the work.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import os
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import gate_coverage
+import numpy as np
+from scipy.stats import beta, norm
+from simulated_rounds import Round, Setting, draw_benchmark, fresh_round, repeated_round
+from tqdm import tqdm
+
+from clincot.config import DecideSection
+from clincot.jsonl import written_aside
+from clincot.promotion.cluster_tests import Row, mean_test
+from clincot.promotion.error_budget import next_test
+from clincot.promotion.gate import demands
+from clincot.promotion.verdict import promotes, weigh_gain, weigh_rest
+from clincot.records import Budget, Totals
+
+ROUNDS = 50
+SECTION = DecideSection()
+CHUNK = 10  # pipelines a task
+GATES = ("gate", "fixed 0.05", "naive")
+
+
+@dataclass(frozen=True)
+class Scenario:
+    """Pipelines of one kind, and what must hold of the share that ever promotes."""
+
+    name: str
+    about: str
+    setting: Setting
+    tested: Literal["new", "same", "adaptive"] = "new"  # the challenger of a round: a new one, the same again,
+    reused: bool = False  # …or the same again while it looks promising. reused: one benchmark for all rounds
+    rounds: int = ROUNDS
+    at_most: float | None = SECTION.lifetime_error
+    at_least: float | None = None
+
+
+SCENARIOS = (
+    Scenario("equal, new questions", "a new challenger each round, as good as the champion", Setting()),
+    Scenario("equal, one benchmark", "a new challenger each round, always the same questions", Setting(), reused=True),
+    Scenario("equal, tested again", "one challenger, new questions each round, pooled", Setting(), tested="same"),
+    Scenario("equal, chosen", "tested again while p < 0.3, otherwise replaced", Setting(), tested="adaptive"),
+    Scenario("equal, 40 images", "a small benchmark, new questions each round", Setting(images=40)),
+    Scenario("1 point worse", "a new challenger each round", Setting(gain=-0.01)),
+    Scenario(
+        "better, but at a floor", "+5 points of accuracy, 10 points of hit-rate lost", Setting(gain=0.05, hit_gain=-0.1)
+    ),
+    *(
+        Scenario(
+            f"+3 points, discordance {d:.0%}",
+            "one challenger, 1,000 new questions of 300 images each round",
+            Setting(images=300, questions=1000, discordance=d, gain=0.03),
+            tested="same",
+            rounds=5,
+            at_most=None,
+            at_least=0.8,
+        )
+        for d in (0.1, 0.15, 0.2)
+    ),
+    Scenario(
+        "+3 points, new each round",
+        "each round's challenger is new and 3 points better; first promotion",
+        Setting(images=300, questions=1000, gain=0.03),
+        rounds=5,
+        at_most=None,
+    ),
+)
+
+
+@dataclass
+class Entry:
+    """What the budget has to know of an earlier test (clincot.promotion.error_budget.Spent)."""
+
+    pair: tuple[str, str]
+    budget: Budget
+    promoted: bool
+
+
+@dataclass
+class Looks:
+    """All rounds of one challenger so far, pooled."""
+
+    gain: Totals = field(default_factory=Totals)
+    rows: tuple[Row, ...] = ()
+    rounds: list[Round] = field(default_factory=list)
+
+    def add(self, one: Round) -> Totals:
+        gain, rows = one.gain()
+        self.gain, self.rows = self.gain + gain, merged(self.rows, rows)
+        self.rounds.append(one)
+        return gain
+
+    def rest(self) -> tuple[dict[str, Totals], Totals]:
+        parts = [one.rest() for one in self.rounds]
+        guards = {name: sum((guards[name] for guards, _ in parts), Totals()) for name in parts[0][0]}
+        return guards, sum((blind for _, blind in parts), Totals())
+
+
+def merged(rows: Sequence[Row], more: Sequence[Row]) -> tuple[Row, ...]:
+    """The clusters of both, those of one (sum, count) in one row; only shorter than the one behind the other."""
+    counts = Counter({(s, m): count for s, m, count in rows})
+    counts.update({(s, m): count for s, m, count in more})
+    return tuple((s, m, count) for (s, m), count in counts.items())
+
+
+def pipeline(scenario: Scenario, seed: np.random.SeedSequence) -> dict[str, int]:
+    """The round (from 1) in which each gate first promotes; 0: never."""
+    rng = np.random.default_rng(seed)
+    benchmark = draw_benchmark(scenario.setting, rng) if scenario.reused else None
+    first = dict.fromkeys(GATES, 0)
+    spent: list[Entry] = []
+    looks, number = Looks(), 1
+    for at in range(1, scenario.rounds + 1):
+        if benchmark is None:
+            one = fresh_round(scenario.setting, rng)
+        else:
+            one = repeated_round(benchmark, scenario.setting, rng)
+        gain = looks.add(one)
+        entry, p = _test(spent, ("champion", f"challenger-{number}"), looks)
+        spent.append(entry)
+        promoted = {"gate": entry.promoted, "fixed 0.05": _fixed(gain), "naive": gain.total > 0}
+        for name, yes in promoted.items():
+            first[name] = first[name] or at * yes
+        if all(first.values()) or (first["gate"] and scenario.at_least is not None):
+            break
+        if not (scenario.tested == "same" or (scenario.tested == "adaptive" and p < 0.3)):
+            looks, number = Looks(), number + 1
+    return first
+
+
+def _test(spent: Sequence[Entry], pair: tuple[str, str], looks: Looks) -> tuple[Entry, float]:
+    """The decide stage's own steps (clincot.promotion.gate): the level, earlier looks pooled, the verdict."""
+    budget = next_test(spent, pair, lifetime=SECTION.lifetime_error)
+    asked = demands(SECTION)
+    gain = weigh_gain(looks.gain, looks.rows, asked, level=budget.level)
+    promoted = gain.passed and promotes([gain, *weigh_rest(*looks.rest(), asked, level=budget.level)])
+    return Entry(pair, budget, promoted), 1.0 if gain.p is None else gain.p
+
+
+def _fixed(gain: Totals) -> bool:
+    """What many would do: a paired, clustered test of accuracy alone at 0.05, every round anew."""
+    test = mean_test(gain, 0.0)
+    return test is not None and test.p <= 0.05
+
+
+def chunk(task: tuple[int, list[np.random.SeedSequence]]) -> list[dict[str, int]]:
+    return [pipeline(SCENARIOS[task[0]], seed) for seed in task[1]]
+
+
+def summary(scenario: Scenario, firsts: Sequence[dict[str, int]]) -> dict[str, Any]:
+    """Shares that ever promote, each with its 95 % Monte Carlo interval (Clopper-Pearson), and whether it held."""
+    n = len(firsts)
+    shares = {}
+    for name in GATES:
+        count = sum(first[name] > 0 for first in firsts)
+        shares[name] = {"share": count / n, "low": _limit(count, n, 0.025), "high": _limit(count, n, 0.975)}
+    gate = shares["gate"]
+    holds = None
+    if scenario.at_most is not None:  # above the limit only by what Monte Carlo error allows
+        holds = gate["low"] <= scenario.at_most
+    if scenario.at_least is not None:
+        holds = gate["share"] >= scenario.at_least
+    by_round = [sum(0 < first["gate"] <= at for first in firsts) / n for at in range(1, scenario.rounds + 1)]
+    return {
+        "scenario": scenario.name,
+        "about": scenario.about,
+        "pipelines": n,
+        "rounds": scenario.rounds,
+        "setting": asdict(scenario.setting),
+        "promote": shares,
+        "by_round": by_round[:5],
+        "at_most": scenario.at_most,
+        "at_least": scenario.at_least,
+        "holds": holds,
+        "best": _best(scenario) if scenario.at_least is not None else None,
+    }
+
+
+def _limit(count: int, n: int, tail: float) -> float:
+    if tail < 0.5:
+        return 0.0 if count == 0 else float(beta.ppf(tail, count, n - count + 1))
+    return 1.0 if count == n else float(beta.ppf(tail, count + 1, n - count))
+
+
+def _best(scenario: Scenario) -> float:
+    """No test of level α does better than one normal test on all the rounds' questions at once, if the variance were
+    known and nothing but accuracy guarded: Φ(gain·√N/σ - z_α)."""
+    s = scenario.setting
+    n = s.questions * scenario.rounds
+    mean = s.questions / s.images  # m, an image's questions, is 1 + a binomial number
+    spread = (s.questions - s.images) / s.images * (1 - 1 / s.images)
+    variance = (s.discordance - s.gain**2) * (1 + ((mean**2 + spread) / mean - 1) * s.correlation)
+    return float(norm.cdf(s.gain * math.sqrt(n / variance) - norm.isf(SECTION.lifetime_error)))
+
+
+def run(seed: int, pipelines: int, jobs: int, coverage: int) -> dict[str, Any]:
+    began = time.monotonic()
+    tasks = []
+    for index in range(len(SCENARIOS)):
+        seeds = np.random.SeedSequence([seed, index]).spawn(pipelines)
+        tasks += [(index, seeds[at : at + CHUNK]) for at in range(0, pipelines, CHUNK)]
+    firsts: list[list[dict[str, int]]] = [[] for _ in SCENARIOS]
+    with ProcessPoolExecutor(jobs) as pool:
+        done = tqdm(pool.map(chunk, tasks), total=len(tasks), desc="pipelines", unit=" tasks", disable=None)
+        for (index, _), part in zip(tasks, done, strict=True):
+            firsts[index] += part
+        covered = list(
+            tqdm(pool.map(gate_coverage.measure, gate_coverage.tasks(seed, coverage)), desc="coverage", disable=None)
+        )
+    scenarios = [summary(scenario, first) for scenario, first in zip(SCENARIOS, firsts, strict=True)]
+    coverages = gate_coverage.collect(covered)
+    worse = scenarios[5]["promote"]["gate"]["share"]
+    fewer = worse <= scenarios[0]["promote"]["gate"]["share"]
+    held = [row["holds"] is not False for row in (*scenarios, *coverages)]
+    return {
+        "seed": seed,
+        "pipelines": pipelines,
+        "settings": SECTION.model_dump(mode="json"),
+        "scenarios": scenarios,
+        "coverage": coverages,
+        "worse_promotes_fewer": fewer,
+        "holds": fewer and all(held),
+        "seconds": round(time.monotonic() - began),
+    }
+
+
+def render(report: dict[str, Any]) -> str:
+    lines = [
+        f"# The gate, simulated (seed {report['seed']}, {report['pipelines']} pipelines a row)",
+        "",
+        f"Lifetime budget {report['settings']['lifetime_error']:g}. Share of pipelines that ever promote, with the "
+        "95 % interval of the Monte Carlo error. *fixed 0.05*: a paired clustered test of accuracy at 0.05 each round. "
+        "*naive*: accuracy above the champion's.",
+        "",
+        "| pipelines | rounds | gate | fixed 0.05 | naive | must be | holds |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for s in report["scenarios"]:
+        limit = f"<= {s['at_most']:.0%}" if s["at_most"] is not None else ""
+        limit = f">= {s['at_least']:.0%} (theory: at most {s['best']:.1%})" if s["at_least"] is not None else limit
+        cells = [_share(s["promote"][name]) for name in GATES]
+        if s["at_least"] is not None:
+            cells[1:] = ["–", "–"]  # it stops when the gate promotes
+        holds = {True: "yes", False: "**no**", None: ""}[s["holds"]]
+        lines.append(f"| **{s['scenario']}**: {s['about']} | {s['rounds']} | {' | '.join(cells)} | {limit} | {holds} |")
+    lines += ["", "Promoted by round 1, 2, 3, 4, 5:", ""]
+    for s in report["scenarios"]:
+        if s["rounds"] == 5:
+            lines.append(f"- {s['scenario']}: {', '.join(f'{share:.1%}' for share in s['by_round'])}")
+    verdict = "Fewer" if report["worse_promotes_fewer"] else "**More**"
+    lines += [
+        "",
+        f"{verdict} worse challengers are promoted than equal ones.",
+        "",
+        *gate_coverage.table(report["coverage"]),
+    ]
+    return "\n".join([*lines, "", "Everything holds." if report["holds"] else "**Not everything holds.**", ""])
+
+
+def _share(share: dict[str, float]) -> str:
+    return f"{share['share']:.1%} [{share['low']:.1%}, {share['high']:.1%}]"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--pipelines", type=int, default=1000)
+    parser.add_argument("--coverage", type=int, default=2000, help="simulated benchmarks an interval is tried on")
+    parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1)
+    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "out")
+    args = parser.parse_args(argv)
+    report = run(args.seed, args.pipelines, args.jobs, args.coverage)
+    writers: dict[str, Callable[[], str]] = {
+        "gate.json": lambda: json.dumps(report, indent=2, allow_nan=False) + "\n",
+        "gate.md": lambda: render(report),
+    }
+    for name, text in writers.items():
+        with written_aside(args.out / name) as file:
+            file.write(text())
+    print(render(report))
+    return 0 if report["holds"] else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,265 @@
+"""`make results`: the demo's rounds over several seeds on unseen patients, and what must hold, measured.
+
+Every seed renders its own questions (rounds and benchmark), draws its own regions, answers and pairs, and trains its
+own policies; the base policy and the judges are the shipped ones. Seeds run side by side, one thread each. Intervals
+are clustered by patient (warp), over all seeds together. Everything is printed whatever it says.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from clincot.datasets.folder import StudyIndex, load_questions, load_references
+from clincot.demo.walkthrough import radiograph_plan
+from clincot.evaluation.intervals import cluster_share, paired_difference
+from clincot.evaluation.paired import Metric
+from clincot.jsonl import read_records, write_json, written_aside
+from clincot.records import Interval, Outcome
+from clincot.rounds import LABELS, run_rounds, show_interval
+
+ARMS = ("written", "windows", "random", "wrong", "oracle", "shuffled", "whole")
+AUC_QUESTIONS = 400
+JUDGE_WARPS = range(700, 716)  # patients on which the judges are measured: no lesson, no calibration, no round
+
+
+@dataclass(frozen=True)
+class Measured:
+    """Outcomes of one policy over all seeds: per arm, the values of every question with its patient."""
+
+    outcomes: Mapping[str, list[Outcome]]  # by arm, in the same order in every policy of a seed
+    patients: Mapping[str, str]  # by question id
+
+    def mean(self, arm: str, metric: Metric) -> Interval:
+        rows = self.outcomes[arm]
+        return cluster_share([_value(o, metric) for o in rows], [self.patients[o.question] for o in rows])
+
+    def minus(self, other: Measured, arm: str, metric: Metric, *, other_arm: str = "") -> Interval:
+        """Paired by question: this policy in `arm` minus the other in `other_arm` (default: the same)."""
+        theirs = {o.question: o for o in other.outcomes[other_arm or arm]}
+        rows = self.outcomes[arm]
+        return paired_difference(
+            [_value(o, metric) for o in rows],
+            [_value(theirs[o.question], metric) for o in rows],
+            [self.patients[o.question] for o in rows],
+            seed=0,
+        )
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--run", type=Path, default=Path("runs/results"))
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--jobs", type=int, default=(os.cpu_count() or 1) + 1, help="seeds at a time, a thread each")
+    parser.add_argument("--one", action="store_true", help=argparse.SUPPRESS)
+    args = parser.parse_args(argv)
+    if args.one:
+        run_rounds(radiograph_plan(args.run / f"seed-{args.seeds[0]}", seed=args.seeds[0]))
+        return 0
+    with ThreadPoolExecutor(args.jobs) as pool:
+        list(pool.map(lambda seed: _run_seed(args.run, seed), args.seeds))
+    report = collect(args.run, args.seeds)
+    write_json(args.run / "results.json", report)
+    text = render(report)
+    with written_aside(args.run / "results.md") as file:
+        file.write(text)
+    print(text)
+    return 0
+
+
+def _run_seed(run: Path, seed: int) -> None:
+    """A seed in a process of its own, so that its memory ends with it; its output goes to a log beside its folder."""
+    run.mkdir(parents=True, exist_ok=True)
+    log = run / f"seed-{seed}.log"
+    command = [sys.executable, "-m", "benchmarks.learning_results", "--one", "--run", str(run), "--seeds", str(seed)]
+    print(f"seed {seed}: started, log in {log}", flush=True)
+    with log.open("w", encoding="utf-8") as file:
+        code = subprocess.run(
+            command, stdout=file, stderr=subprocess.STDOUT, env={**os.environ, "OMP_NUM_THREADS": "1"}, check=False
+        ).returncode
+    if code != 0:
+        raise RuntimeError(f"seed {seed} ended with exit code {code}; the end of {log} says why")
+    print(f"seed {seed}: done", flush=True)
+
+
+def collect(run: Path, seeds: Sequence[int]) -> dict[str, Any]:
+    """All that the table and the checks show, from the seeds' run folders."""
+    plan = radiograph_plan(run / f"seed-{seeds[0]}", seed=seeds[0])
+    folders = {"base": "base"}
+    for number in range(1, plan.count + 1):
+        folders |= {f"{LABELS[name]}, round {number}": f"round-{number:02d}/{name}" for name in plan.comparisons}
+        folders[f"margin-DPO, round {number}"] = f"round-{number:02d}"
+    policies = {row: _measured(run, seeds, folder) for row, folder in folders.items()}
+    base, last = policies["base"], policies[f"margin-DPO, round {plan.count}"]
+    judges = judge_quality(run)
+    blind, chance = _blind_and_chance(run, seeds)
+    return {
+        "seeds": list(seeds),
+        "questions": len(base.outcomes["whole"]),
+        "patients": len({base.patients[o.question] for o in base.outcomes["whole"]}),
+        "rows": [
+            {
+                "row": row,
+                "accuracy": {arm: _dump(m.mean(arm, "correct")) for arm in ARMS},
+                "hit_rate": {arm: _dump(m.mean(arm, "hit")) for arm in ("written", "windows", "random")},
+                "iou": _dump(m.mean("written", "iou")),
+                "off_format": _dump(m.mean("written", "off_format")),
+                "gain": _dump(m.minus(base, "written", "correct")),
+                "hit_gain": _dump(m.minus(base, "written", "hit")),
+            }
+            for row, m in policies.items()
+        ],
+        "blind": _dump(blind),
+        "chance": chance,
+        "judges": judges,
+        "checks": _checks(base, last, policies, judges, blind, chance),
+    }
+
+
+def _checks(
+    base: Measured,
+    last: Measured,
+    policies: Mapping[str, Measured],
+    judges: list[dict[str, Any]],
+    blind: Interval,
+    chance: float,
+) -> list[dict[str, Any]]:
+    """What must hold, each with its number and whether it did."""
+    oracle = base.minus(base, "oracle", "correct", other_arm="whole")
+    grounder = base.minus(base, "windows", "correct", other_arm="random")
+    hits = last.minus(base, "written", "hit")
+    worst = max(m.mean("written", "off_format").value or 0.0 for m in policies.values())
+    assert blind.low is not None and blind.high is not None  # noqa: PT018
+    return [
+        _check("oracle region - whole image, base: at least .20", oracle, lambda i: i.value >= 0.20),
+        _check("grounder - random region, base: at least .05", grounder, lambda i: i.value >= 0.05),
+        _check("own-region hit-rate, last round - base: interval above 0", hits, lambda i: i.low > 0),
+        {
+            "check": "off-format answers, worst policy: under 2 %",
+            "value": f"{worst:.3f}",
+            "holds": worst < 0.02,
+        },
+        *(
+            {
+                "check": f"AUC of {judge['name']} on oracle crops: at least .85",
+                "value": f"{judge['auc_oracle']:.3f}",
+                "holds": judge["auc_oracle"] >= 0.85,
+            }
+            for judge in judges
+        ),
+        {
+            "check": "blind baseline at chance (interval holds chance, or lies below)",
+            "value": f"{show_interval(_dump(blind))}, chance {chance:.3f}",
+            "holds": blind.low <= chance,
+        },
+    ]
+
+
+def _check(name: str, interval: Interval, holds: Callable[[Any], bool]) -> dict[str, Any]:
+    known = interval.value is not None and interval.low is not None
+    return {"check": name, "value": show_interval(_dump(interval)), "holds": known and holds(interval)}
+
+
+def judge_quality(run: Path) -> list[dict[str, Any]]:
+    """Each judge's AUC (right against wrong answers) and calibration on patients that nothing else uses."""
+    from clincot.config import load_params
+    from clincot.demo.walkthrough import ROOT, render
+    from clincot.training.calibrate_judges import measure
+
+    folder = run / "judge-questions"
+    render(folder, JUDGE_WARPS, 200, seed=4000)
+    return measure(load_params(ROOT / "params.yaml").judge, folder, limit=AUC_QUESTIONS)
+
+
+def _measured(run: Path, seeds: Sequence[int], folder: str) -> Measured:
+    outcomes: dict[str, list[Outcome]] = {arm: [] for arm in ARMS}
+    patients: dict[str, str] = {}
+    for seed in seeds:
+        at = run / f"seed-{seed}"
+        studies = StudyIndex(at / "benchmark")
+        patients |= {q.id: studies[q.study].patient for q in load_questions(at / "benchmark")}
+        for outcome in read_records(at / folder / "outcomes.jsonl", Outcome):
+            outcomes[outcome.arm].append(outcome)
+    return Measured(outcomes, patients)
+
+
+def _blind_and_chance(run: Path, seeds: Sequence[int]) -> tuple[Interval, float]:
+    """The blind baseline fitted on each seed's round data; chance: one over the number of answers of a topic."""
+    from clincot.evaluation.blind_baseline import BlindBaseline
+    from clincot.evaluation.read_benchmark import read_benchmark
+
+    values: list[bool | None] = []
+    clusters: list[str] = []
+    chances: list[float] = []
+    for seed in seeds:
+        at = run / f"seed-{seed}"
+        benchmark = read_benchmark(at / "benchmark")
+        blind = BlindBaseline.fit(load_questions(at / "data"), load_references(at / "data"))
+        for outcome in blind.outcomes(benchmark):
+            values.append(outcome.correct)
+            clusters.append(benchmark.clusters[outcome.question])
+        answers: dict[tuple[str, str], set[str]] = {}
+        for question in benchmark.questions.values():
+            group = answers.setdefault((question.topic, ""), set())
+            group.add(benchmark.references[question.id].answer)
+        chances += [1 / len(answers[q.topic, ""]) for q in benchmark.questions.values()]
+    return cluster_share(values, clusters), float(np.mean(chances))
+
+
+def render(report: Mapping[str, Any]) -> str:
+    """The report as Markdown."""
+    lines = [
+        f"{len(report['seeds'])} seeds, {report['questions']} questions about {report['patients']} unseen patients "
+        "(warps of one CT); 95 % intervals clustered by patient. One anatomy, controlled: not clinical evidence.",
+        "",
+        "| policy | " + " | ".join(f"accuracy, {arm}" for arm in ARMS) + " |",
+        "|---" * (len(ARMS) + 1) + "|",
+        *(
+            f"| {row['row']} | " + " | ".join(show_interval(row["accuracy"][arm]) for arm in ARMS) + " |"
+            for row in report["rows"]
+        ),
+        f"| blind | {show_interval(report['blind'])} |" + " – |" * (len(ARMS) - 1),
+        "",
+        "| policy | own-region hit-rate | IoU | off format | accuracy, own region, minus base | hit-rate minus base |",
+        "|---|---|---|---|---|---|",
+        *(
+            f"| {row['row']} | {show_interval(row['hit_rate']['written'])} | {show_interval(row['iou'])} | "
+            f"{show_interval(row['off_format'])} | {show_interval(row['gain'])} | {show_interval(row['hit_gain'])} |"
+            for row in report["rows"]
+        ),
+        "",
+        "| judge | AUC, oracle crops | AUC, random crops | ECE raw | ECE calibrated |",
+        "|---|---|---|---|---|",
+        *(
+            f"| {j['name']} | {j['auc_oracle']:.3f} | {j['auc_random']:.3f} | {j['ece_raw']:.3f} | {j['ece']:.3f} |"
+            for j in report["judges"]
+        ),
+        "",
+        "| what must hold | measured | |",
+        "|---|---|---|",
+        *(f"| {c['check']} | {c['value']} | {'yes' if c['holds'] else '**no**'} |" for c in report["checks"]),
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def _value(outcome: Outcome, metric: Metric) -> float | None:
+    value = getattr(outcome, metric)
+    return None if value is None else float(value)
+
+
+def _dump(interval: Interval) -> dict[str, Any]:
+    return interval.model_dump(mode="json")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,88 @@
+"""What orchestration costs: a local pipeline's wall time against `clincot rounds` on the demo's first round.
+
+    make bench-pipeline            the short demo
+    make bench-pipeline SIZE=full  the demo
+
+Both run the same round on the same data, one after the other, each in a folder of its own, and must end in the same
+digests. The bound is 1.25.
+"""
+
+from __future__ import annotations
+
+import argparse
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import yaml
+
+from clincot.demo.walkthrough import radiograph_plan
+from clincot.runs import history as round_records
+from clincot.storage.digests import path_digest
+from clincot.storage.open import open_store
+
+BOUND = 1.25
+ROOT = Path(__file__).resolve().parents[1]
+CHECKED = {
+    "candidates": "candidates.jsonl",
+    "scores": "scores.jsonl",
+    "pairs": "pairs.jsonl",
+    "checkpoint": "policy",
+    "outcomes": "outcomes.jsonl",
+    "decision": "decision.json",
+}
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--size", choices=["short", "full"], default="short")
+    size = parser.parse_args().size
+    with tempfile.TemporaryDirectory(prefix="clincot-overhead-") as made:
+        folder = Path(made)
+        plan = radiograph_plan(folder, short=size == "short")
+        sections = plan.params.model_dump(mode="json")
+        del sections["preflight"]
+        (folder / "params.yaml").write_text(yaml.safe_dump(sections), encoding="utf-8")
+        common = [
+            "--data",
+            str(plan.data),
+            "--benchmark",
+            str(plan.benchmark),
+            "--policy",
+            str(plan.policy),
+            "--blind-from",
+            str(plan.data),
+            "--params",
+            str(folder / "params.yaml"),
+        ]
+        plain = _timed("rounds", "--run", str(folder / "plain"), *common)
+        local = _timed("pipeline", "run-local", "--run", str(folder / "local"), "--no-deploy", *common)
+        again = _timed("pipeline", "run-local", "--run", str(folder / "local"), "--no-deploy", *common)
+        digests = round_records.read_made(open_store(str(folder / "local" / "store")), "clincot", 1).digests
+        round_folder = folder / "plain" / "round-01"
+        other = [name for name, file in CHECKED.items() if digests[name] != path_digest(round_folder / file)]
+    print(f"plain command line   {plain[0]:7.1f} s, {plain[1]:7.1f} s of processors   ({size} demo, one round)")
+    print(f"local pipeline       {local[0]:7.1f} s, {local[1]:7.1f} s of processors")
+    print(f"the same again       {again[0]:7.1f} s, {again[1]:7.1f} s of processors")
+    print(f"ratio                {local[0] / plain[0]:.2f} (bound {BOUND}), of processors {local[1] / plain[1]:.2f}")
+    print(f"digests              {'the same' if not other else 'other: ' + ', '.join(other)}")
+    return 1 if other or local[0] > BOUND * plain[0] else 0
+
+
+def _timed(*arguments: str) -> tuple[float, float]:
+    """Wall and processor seconds of a `clincot` command; on a busy machine only the second can be compared."""
+    began, before = time.monotonic(), resource.getrusage(resource.RUSAGE_CHILDREN)
+    done = subprocess.run(
+        [sys.executable, "-m", "clincot.cli.app", *arguments], capture_output=True, text=True, cwd=ROOT
+    )
+    if done.returncode != 0:
+        raise SystemExit(f"clincot {' '.join(arguments[:2])} failed: {done.stderr[-3000:]}")
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return time.monotonic() - began, after.ru_utime - before.ru_utime + after.ru_stime - before.ru_stime
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,213 @@
+"""Throughput and latency of `clincot serve`, and a soak.
+
+    python benchmarks/serving_throughput.py                      1, 4, 16, 64 clients: batched against unbatched servers, same run
+    python benchmarks/serving_throughput.py --soak 600           16 clients for ten minutes: errors, and RSS at both ends
+
+Three servers of the same checkpoint run one after the other in every repetition, the same requests sent to each:
+
+    batched      as shipped
+    one by one   a request at a time (running=1): a request's own regions still share forward passes
+    unbatched    a conversation at a time (max_batch=1): what a server without batching does
+
+Clients are closed loops: each sends its next request when it has the answer to the last one. They ask three questions
+about every film (--questions 1: one), two of which look for the same finding, so that their windows are scored once
+where they meet in a batch. No request is under way twice: there are more of them than clients. Every film is known to
+the servers' picture caches before. Every answer has to be the batched server's first answer to that question, or the
+run fails (one of two answers whose likelihoods tie within 1e-4 may be either).
+
+`cpu` is processor time of server and clients an answer: unlike answers/s it does not depend on what else the machine
+does, so on a busy machine its ratio is the one to read.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import base64
+import contextlib
+import itertools
+import json
+import os
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+import psutil
+from PIL import Image
+from tqdm import tqdm
+
+ROOT = Path(__file__).resolve().parents[1]
+SHAPES = {"batched": (), "one by one": ("running=1", "waiting=64"), "unbatched": ("max_batch=1",)}
+QUESTIONS = ("Is there a nodule?", "Is there an effusion?", "Is there a nodule in the left lung?")
+
+
+def payloads(films: int, questions: int = 3, seed: int = 0) -> list[dict[str, Any]]:
+    """Requests about `films` pictures of noise with a bright square each, the first `questions` about every film."""
+    rng = np.random.default_rng(seed)
+    out = []
+    with tempfile.TemporaryDirectory() as folder:
+        for number in range(films):
+            pixels = rng.integers(10, 90, (256, 256)).astype(np.uint8)
+            x, y = rng.integers(8, 200, 2)
+            pixels[y : y + 40, x : x + 40] = 220
+            path = Path(folder) / f"{number}.png"
+            Image.fromarray(pixels).save(path)
+            image = "data:image/png;base64," + base64.b64encode(path.read_bytes()).decode()
+            out += [{"instances": [{"question": question, "image": image}]} for question in QUESTIONS[:questions]]
+    return out
+
+
+@contextlib.contextmanager
+def server(checkpoint: Path, overrides: Sequence[str]) -> Iterator[tuple[str, int]]:
+    """(address, process id) of a server of its own, ready."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    command = [sys.executable, "-m", "clincot.cli.app", "serve", "--checkpoint", str(checkpoint), "--port", str(port)]
+    command += [
+        "--model-name",
+        "policy",
+        "--set",
+        "deadline_s=600",
+        *itertools.chain.from_iterable(("--set", one) for one in overrides),
+    ]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT / "src"), "TQDM_DISABLE": "1"}
+    process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        url = f"http://127.0.0.1:{port}"
+        for _ in range(1200):
+            with contextlib.suppress(httpx.HTTPError):
+                if httpx.get(f"{url}/v2/health/ready").status_code == 200:
+                    break
+            if process.poll() is not None:
+                raise RuntimeError(f"the server ended with {process.returncode}: {' '.join(command)}")
+            time.sleep(0.1)
+        yield url, process.pid
+    finally:
+        process.terminate()
+        process.wait(timeout=120)
+
+
+async def load(
+    url: str, requests: Sequence[dict[str, Any]], *, clients: int, seconds: float
+) -> list[tuple[float, int, Any]]:
+    """(latency in s, which request, prediction) of every answer that came within `seconds`."""
+    done: list[tuple[float, int, Any]] = []
+    until = time.monotonic() + seconds
+    order = itertools.count()
+
+    async def client(http: httpx.AsyncClient) -> None:
+        while time.monotonic() < until:
+            which = next(order) % len(requests)
+            began = time.monotonic()
+            reply = await http.post(f"{url}/v1/models/policy:predict", json=requests[which])
+            reply.raise_for_status()
+            done.append((time.monotonic() - began, which, reply.json()["predictions"][0]))
+
+    limits = httpx.Limits(max_connections=clients, max_keepalive_connections=clients)
+    async with httpx.AsyncClient(timeout=600, limits=limits) as http, asyncio.TaskGroup() as group:
+        for _ in range(clients):
+            group.create_task(client(http))
+    return done
+
+
+async def show(url: str, requests: Sequence[dict[str, Any]]) -> None:
+    """Ask every request once: whatever pictures a server keeps, it has seen."""
+    async with httpx.AsyncClient(timeout=600) as http:
+        for request in requests:
+            (await http.post(f"{url}/v1/models/policy:predict", json=request)).raise_for_status()
+
+
+def computing(process: psutil.Process) -> float:
+    """Seconds of processor time, of a server and of this process."""
+    return sum(sum(one.cpu_times()[:2]) for one in (process, psutil.Process()))
+
+
+def same(one: dict[str, Any], other: dict[str, Any]) -> bool:
+    """Equal answers of equal confidence to 1e-4; or two answers that tie."""
+    near = abs(one["confidence"] - other["confidence"]) < 1e-4
+    if one["answer"] == other["answer"]:
+        return near
+    likelihoods = [r["likelihood"] for a in (one, other) for r in a["regions"]]
+    return near and min(abs(a - b) for a, b in itertools.combinations(likelihoods, 2)) < 1e-4
+
+
+def compare(checkpoint: Path, clients: Sequence[int], seconds: float, films: int, questions: int) -> dict[str, Any]:
+    requests = payloads(films, questions)
+    if len(requests) < max(clients):
+        raise SystemExit(f"{len(requests)} requests for {max(clients)} clients: expected as many; give more --films")
+    first: dict[int, Any] = {}
+    table: dict[str, Any] = {}
+    with contextlib.ExitStack() as stack:
+        running = {name: stack.enter_context(server(checkpoint, o)) for name, o in SHAPES.items()}
+        for url, _ in running.values():
+            asyncio.run(show(url, requests[::questions]))
+        for count in tqdm(clients, desc="clients"):
+            for name, (url, pid) in running.items():
+                began, computed = time.monotonic(), computing(psutil.Process(pid))
+                done = asyncio.run(load(url, requests, clients=count, seconds=seconds))
+                elapsed, computed = time.monotonic() - began, computing(psutil.Process(pid)) - computed
+                for _, which, answer in done:
+                    if not same(first.setdefault(which, answer), answer):
+                        raise SystemExit(f"{name}, {count} clients: another answer to request {which}")
+                latency = np.array([one[0] for one in done])
+                p50, p99 = np.percentile(latency, [50, 99]) * 1000
+                table[f"{name}/{count}"] = {
+                    "rate": len(done) / elapsed,
+                    "cpu_ms": computed / len(done) * 1000,
+                    "p50_ms": p50,
+                    "p99_ms": p99,
+                    "n": len(done),
+                }
+    return table
+
+
+def soak(checkpoint: Path, seconds: float, clients: int, films: int) -> dict[str, Any]:
+    """RSS after a tenth of the time (caches are warm) and at the end. Any reply but 200 ends it."""
+    requests = payloads(films)
+    with server(checkpoint, ()) as (url, pid):
+        process = psutil.Process(pid)
+        warm = asyncio.run(load(url, requests, clients=clients, seconds=seconds / 10))
+        begin = process.memory_info().rss
+        done = asyncio.run(load(url, requests, clients=clients, seconds=seconds * 9 / 10))
+        end = process.memory_info().rss
+    return {"answers": len(warm) + len(done), "errors": 0, "rss_mb": [begin / 2**20, end / 2**20]}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--checkpoint", type=Path, default=ROOT / "assets" / "policy")
+    parser.add_argument("--clients", type=int, nargs="+", default=[1, 4, 16, 64])
+    parser.add_argument("--seconds", type=float, default=10.0, help="of each measurement")
+    parser.add_argument("--films", type=int, default=32)
+    parser.add_argument("--questions", type=int, choices=[1, 2, 3], default=3, help="about every film")
+    parser.add_argument("--soak", type=float, metavar="SECONDS", help="instead: 16 clients for so long")
+    args = parser.parse_args()
+    if args.soak:
+        print(json.dumps(soak(args.checkpoint, args.soak, 16, args.films), indent=2))
+        return
+    table = compare(args.checkpoint, args.clients, args.seconds, args.films, args.questions)
+    print(
+        f"{'clients':>7}  {'server':<11} {'answers/s':>9} {'p50 ms':>8} {'p99 ms':>8} {'cpu ms':>7}  "
+        "batched is faster by (cheaper in cpu by)"
+    )
+    for count in args.clients:
+        batched = table[f"batched/{count}"]
+        for name in SHAPES:
+            row = table[f"{name}/{count}"]
+            faster, cheaper = batched["rate"] / row["rate"], row["cpu_ms"] / batched["cpu_ms"]
+            print(
+                f"{count:>7}  {name:<11} {row['rate']:>9.1f} {row['p50_ms']:>8.0f} {row['p99_ms']:>8.0f} "
+                f"{row['cpu_ms']:>7.1f}  {faster:.2f}x ({cheaper:.2f}x)"
+            )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,11 @@
+"""How the run ended, for the store's records; what it left behind is taken away."""
+
+from clincot.components import IMAGE
+from kfp import dsl
+
+
+@dsl.component(base_image=IMAGE, install_kfp_package=False)
+def finish(publish: dict, run: str, status: dsl.PipelineTaskFinalStatus) -> str:
+    from clincot.pipelines import tasks
+
+    return tasks.finish(publish, state=status.state, run_id=run, error=status.error_message or "")

@@ -1,0 +1,160 @@
+"""Tasks of a local run as forks of one process that has imported torch and transformers already.
+
+kfp.local starts a new interpreter a task, and the imports of seven of them take longer than a small round. Each task is
+still a process of its own, with its own memory, environment and exit code: `Warm` starts a server that only imports,
+and an executable that stands for `python` and asks it for a fork with its arguments, environment, folder and output.
+"""
+
+from __future__ import annotations
+
+import array
+import contextlib
+import json
+import os
+import runpy
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+_FDS = 3  # stdin, stdout, stderr
+# What asks: the standard library alone, without site-packages, so that it starts in a few hundredths of a second.
+_ASK = """\
+#!{python} -IS
+import array, json, os, socket, sys
+with socket.socket(socket.AF_UNIX) as asking:
+    asking.connect({address!r})
+    about = json.dumps([sys.argv[1:], dict(os.environ), os.getcwd()]).encode()
+    fds = array.array("i", [0, 1, 2])
+    asking.sendmsg([len(about).to_bytes(8, "big")], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, fds)])
+    asking.sendall(about)
+    sys.exit(int(asking.recv(16) or b"1"))
+"""
+
+
+@contextmanager
+def warm_python() -> Iterator[Path]:
+    """An executable that runs `-m MODULE ARGUMENTS` in a fork of a warm interpreter. Its server ends with the block."""
+    folder = Path(tempfile.mkdtemp(prefix="clincot-"))  # a socket's address has room for some 100 characters
+    address, ask = folder / "warm.sock", folder / "python3"
+    ask.write_text(_ASK.format(python=sys.executable, address=str(address)), encoding="utf-8")
+    ask.chmod(0o755)
+    with subprocess.Popen(
+        [sys.executable, "-m", "clincot.pipelines.fork_server", str(address)],
+        stdout=subprocess.PIPE,
+        stdin=subprocess.PIPE,
+    ) as server:
+        try:
+            if server.stdout is None or server.stdout.readline() != b"ready\n":
+                raise RuntimeError("the warm interpreter did not start; its error stands above")
+            yield ask
+        finally:
+            server.terminate()
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def serve(address: str) -> None:
+    """Import, then fork for whoever asks, until stdin ends: also when the one who started this was killed."""
+    import clincot.pipelines.tasks
+    import trl  # noqa: F401
+
+    import clincot.evaluation.evaluator
+    import clincot.models.load
+    import clincot.models.vlm
+    import clincot.training.margin_dpo  # noqa: F401
+
+    threading.Thread(target=_end_with_starter, daemon=True).start()
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    with socket.socket(socket.AF_UNIX) as listening:
+        listening.bind(address)
+        listening.listen()
+        sys.stdout.write("ready\n")
+        sys.stdout.flush()
+        while True:
+            asking, _ = listening.accept()
+            child = os.fork()
+            if child == 0:
+                listening.close()
+                _stand_for(asking)
+            asking.close()
+            with contextlib.suppress(ChildProcessError):
+                while os.waitpid(-1, os.WNOHANG)[0]:
+                    pass
+
+
+def _end_with_starter() -> None:
+    sys.stdin.buffer.read()
+    os._exit(0)
+
+
+def _stand_for(asking: socket.socket) -> None:
+    """In the fork: a second fork does the work, this one tells how it ended, and ends it when nobody listens."""
+    arguments, environment, folder, fds = _received(asking)
+    worker = os.fork()
+    if worker == 0:
+        asking.close()
+        for number, fd in enumerate(fds):
+            os.dup2(fd, number)
+        os._exit(_run(arguments, environment, folder))
+    for fd in fds:
+        os.close(fd)
+
+    def gone() -> None:  # the one who asked was killed: so is its task
+        if asking.recv(1) == b"":
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(worker, signal.SIGKILL)
+
+    threading.Thread(target=gone, daemon=True).start()
+    _, status = os.waitpid(worker, 0)
+    code = os.waitstatus_to_exitcode(status)
+    with contextlib.suppress(OSError):
+        asking.sendall(str(code if code >= 0 else 128 - code).encode())
+    os._exit(0)
+
+
+def _received(asking: socket.socket) -> tuple[list[str], dict[str, str], str, list[int]]:
+    length, ancillary, _, _ = asking.recvmsg(8, socket.CMSG_LEN(_FDS * 4))
+    fds = array.array("i")
+    fds.frombytes(ancillary[0][2][: _FDS * 4])
+    content = b""
+    while len(content) < int.from_bytes(length, "big"):
+        content += asking.recv(1 << 16)
+    arguments, environment, folder = json.loads(content)
+    return arguments, environment, folder, list(fds)
+
+
+def _run(arguments: list[str], environment: dict[str, str], folder: str) -> int:
+    """Be `python -m MODULE …`; returns the exit code."""
+    flag, module, *rest = arguments
+    if flag != "-m":
+        raise ValueError(f"a warm interpreter runs modules (-m), got {flag}")
+    os.environ.clear()
+    os.environ.update(environment)
+    os.chdir(folder)
+    sys.argv = [module, *rest]
+    try:
+        runpy.run_module(module, run_name="__main__", alter_sys=True)
+        code: Any = 0
+    except SystemExit as ended:
+        code = ended.code
+        if isinstance(code, str):
+            print(code, file=sys.stderr)
+            code = 1
+    except BaseException:
+        traceback.print_exc()
+        code = 1
+    sys.stdout.flush()
+    sys.stderr.flush()
+    return int(code or 0)
+
+
+if __name__ == "__main__":
+    serve(sys.argv[1])

@@ -1,0 +1,86 @@
+"""Where each task of a pipeline runs: cluster.yaml applied to kfp's tasks. Nothing of it is known to the library."""
+
+from __future__ import annotations
+
+from clincot.pipelines.cluster_settings import ClusterSettings, Profile, Toleration
+from kfp import dsl, kubernetes
+
+CA_FOLDER = "/etc/clincot/ca"
+CA_VARIABLES = ("SSL_CERT_FILE", "REQUESTS_CA_BUNDLE", "AWS_CA_BUNDLE", "GIT_SSL_CAINFO")
+KUEUE = "kueue.x-k8s.io/queue-name"
+
+
+def place(task: dsl.PipelineTask, name: str, cluster: ClusterSettings) -> dsl.PipelineTask:
+    """Give the task called `name` (cluster_settings.TASKS) its image, resources, secrets, volumes, times and labels."""
+    profile = cluster.profile(name)
+    task.set_container_image(cluster.image(name))
+    _resources(task, profile)
+    _pod(task, name, cluster)
+    for key, value in profile.node_selector.items():
+        kubernetes.add_node_selector(task, label_key=key, label_value=value)
+    for toleration in profile.tolerations:
+        _tolerate(task, toleration)
+    if profile.shm:
+        kubernetes.empty_dir_mount(task, "dshm", "/dev/shm", medium="Memory", size_limit=profile.shm)
+    kubernetes.set_timeout(task, profile.timeout_s)
+    retries = profile.retries
+    if retries.count:
+        task.set_retry(
+            num_retries=retries.count,
+            backoff_duration=f"{retries.backoff_s}s",
+            backoff_factor=retries.factor,
+            backoff_max_duration=f"{retries.max_s}s",
+        )
+    return task
+
+
+def pipeline_config(cluster: ClusterSettings) -> dsl.PipelineConfig:
+    """How long a run may take, and how long its workflow object is kept."""
+    return dsl.PipelineConfig(active_deadline_seconds=cluster.deadline_s, ttl_seconds_after_finished=cluster.keep_s)
+
+
+def _resources(task: dsl.PipelineTask, profile: Profile) -> None:
+    task.set_cpu_request(profile.requests.cpu).set_cpu_limit(profile.limits.cpu)
+    task.set_memory_request(profile.requests.memory).set_memory_limit(profile.limits.memory)
+    if profile.count:
+        task.set_accelerator_type(profile.accelerator).set_accelerator_limit(profile.count)
+
+
+def _pod(task: dsl.PipelineTask, name: str, cluster: ClusterSettings) -> None:
+    images, security = cluster.images, cluster.security
+    kubernetes.set_image_pull_policy(task, images.pull_policy)
+    if images.pull_secrets:
+        kubernetes.set_image_pull_secrets(task, list(images.pull_secrets))
+    kubernetes.set_security_context(
+        task, run_as_user=security.user, run_as_group=security.group, run_as_non_root=security.non_root
+    )
+    for secret in cluster.secrets:
+        if not secret.stages or name in secret.stages:
+            kubernetes.use_secret_as_env(task, secret.name, dict(secret.env), optional=secret.optional)
+    for variable, value in cluster.env.items():
+        task.set_env_variable(variable, value)
+    if cluster.ca_config_map:
+        kubernetes.use_config_map_as_volume(task, cluster.ca_config_map, mount_path=CA_FOLDER)
+        for variable in CA_VARIABLES:
+            task.set_env_variable(variable, f"{CA_FOLDER}/cabundle.crt")
+    if cluster.cache.claim:
+        kubernetes.mount_pvc(
+            task, pvc_name=cluster.cache.claim, mount_path=cluster.cache.mount, sub_path=cluster.cache.sub_path
+        )
+        task.set_env_variable("CLINCOT_CACHE", cluster.cache.mount)
+    labels = {**cluster.labels, **({KUEUE: cluster.queue} if cluster.queue else {})}
+    for key, value in labels.items():
+        kubernetes.add_pod_label(task, key, value)
+    for key, value in cluster.annotations.items():
+        kubernetes.add_pod_annotation(task, key, value)
+
+
+def _tolerate(task: dsl.PipelineTask, toleration: Toleration) -> None:
+    kubernetes.add_toleration(
+        task,
+        key=toleration.key or None,
+        operator=toleration.operator,
+        value=toleration.value or None,
+        effect=toleration.effect or None,
+        toleration_seconds=toleration.seconds,
+    )

@@ -1,0 +1,180 @@
+"""The pipeline's tasks on this machine, one process each (kfp.local), as they would run in a cluster's pods.
+
+RUN/run.json     which round this is: given again, the folder goes on with it, and ends where it would have ended
+RUN/store/       where checkpoints, pointer and records lie, unless publish.store names a place
+RUN/kfp/         what the tasks wrote, a folder a run of a task
+RUN/cache/       kfp's cache: a task that ended well is not run again on the same inputs
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import multiprocessing
+import os
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+from clincot.pipelines.cluster_settings import ClusterSettings, Profile, Resources, Retries
+from clincot.pipelines.fork_server import warm_python
+from clincot.pipelines.round import RoundPlan, round_pipeline
+from clincot.pipelines.tasks import ERRORS
+from kfp import local
+
+import clincot
+from clincot.config import PublishSection
+from clincot.deployment.service_settings import who
+from clincot.errors import BadInput, ForTheUser
+from clincot.jsonl import BadRecord, file_digest, write_json
+from clincot.records import digest_of
+from clincot.registry.champion import NoChampion, read_champion, start
+from clincot.registry.publication import Evidence, publish
+from clincot.runs import history as round_records
+from clincot.runs.history import Made
+from clincot.storage.open import open_store
+from clincot.storage.store import Store
+
+_ANYWHERE = Resources(cpu="1", memory="1Gi")
+HERE = ClusterSettings(
+    cpu=Profile(requests=_ANYWHERE, limits=_ANYWHERE, retries=Retries(count=0)),
+    gpu=Profile(requests=_ANYWHERE, limits=_ANYWHERE, retries=Retries(count=0)),
+)
+PAUSES_S = (10.0, 20.0, 40.0)
+PASSING = ("StoreAway", "GitFailed", "DvcFailed")  # errors of what may be back in a while
+
+
+class RunFailed(ForTheUser, RuntimeError):
+    """A task failed; says which, and what it said."""
+
+
+def run_local(plan: RoundPlan, run: Path, *, policy: Path | None = None) -> str:
+    """Run the pipeline of the plan in the folder `run`, or what is left of it; returns a summary of what it made.
+
+    policy: the base policy, published and made round-0 champion where the line has none. Raises RunFailed, BadInput.
+    """
+    run = run.absolute()
+    run.mkdir(parents=True, exist_ok=True)
+    section = plan.params.publish
+    if not section.store:
+        section = section.model_copy(update={"store": str(run / "store")})
+    store = open_store(section.store)
+    if policy is not None:
+        _base_champion(store, section, policy)
+    number = _number(run, store, section)
+    here = replace(
+        plan,
+        params=plan.params.model_copy(update={"publish": section}),
+        cluster=HERE,
+        number=number,
+        data=_absolute(plan.data),
+        benchmark=_absolute(plan.benchmark),
+        blind_from=_absolute(plan.blind_from),
+        image=f"clincot-{_code_digest()}",
+        target="local",
+        state=str(run / "serving"),
+    )
+    _go(here, run)
+    return "\n".join(
+        _summary(round_records.read_made(store, section.name, number + more)) for more in range(plan.rounds)
+    )
+
+
+def _go(plan: RoundPlan, run: Path) -> None:
+    """Run it; again, where the store or the data repository was away for a while, as Kubeflow's retries would."""
+    errors = run / "errors.jsonl"
+    os.environ[ERRORS] = str(errors)
+    os.environ.setdefault("CLINCOT_CACHE", str(run / "cache"))
+    local.init(
+        runner=local.SubprocessRunner(use_venv=False),
+        pipeline_root=str(run / "kfp"),
+        raise_on_error=True,
+        enable_caching=True,
+        cache_root=str(run / "cache" / "kfp"),
+    )
+    with warm_python() as python, _python_is(str(python)):
+        for pause_s in (*PAUSES_S, None):
+            errors.unlink(missing_ok=True)
+            process = multiprocessing.get_context("fork").Process(target=_once, args=(plan, errors))
+            process.start()  # a process of its own each time: kfp's loops leak state
+            process.join()
+            if process.exitcode == 0:
+                return
+            told = _told(errors)
+            if not told:
+                raise RunFailed("the pipeline failed with a fault of the program; its traceback stands above")
+            message = "; ".join(one["message"] for one in told)
+            looked = any(one["message"].startswith("clincot preflight") for one in told)
+            passing = any(one["error"] in PASSING for one in told)
+            if pause_s is None or (looked and pause_s == PAUSES_S[0]) or not (passing or looked):
+                raise RunFailed(message)  # what the first look finds is wrong, what is missing later may come back
+            logging.warning("%s; again in %g s", message, pause_s)
+            time.sleep(pause_s)
+
+
+def _once(plan: RoundPlan, errors: Path) -> None:
+    try:
+        round_pipeline(plan)()
+    except RuntimeError:  # kfp.local's own, when a task has failed
+        if not errors.is_file():
+            raise
+        sys.exit(1)
+
+
+def _told(errors: Path) -> list[dict[str, str]]:
+    lines = errors.read_text(encoding="utf-8").splitlines() if errors.is_file() else []
+    return [json.loads(line) for line in lines]
+
+
+@contextmanager
+def _python_is(executable: str) -> Iterator[None]:
+    """kfp.local runs its tasks with sys.executable."""
+    before, sys.executable = sys.executable, executable
+    try:
+        yield
+    finally:
+        sys.executable = before
+
+
+def _base_champion(store: Store, section: PublishSection, policy: Path) -> None:
+    """Publish the base policy and make it champion, where there is none."""
+    try:
+        read_champion(store, section.name)
+    except NoChampion:
+        manifest = publish(store, policy, section, Evidence())
+        start(store, manifest, by=who())
+
+
+def _number(run: Path, store: Store, section: PublishSection) -> int:
+    """Which round the folder's run is; decided when it is run for the first time."""
+    path, where = run / "run.json", {"store": section.store, "line": section.name}
+    if path.is_file():
+        try:
+            before = json.loads(path.read_text(encoding="utf-8"))
+        except json.JSONDecodeError as error:
+            raise BadRecord(f"{path}: not JSON: {error}") from None
+        if {name: before.get(name) for name in where} != where:
+            raise BadInput(f"{path}: this run was started on {before}, not on {where}; choose another --run folder")
+        return int(before["number"])
+    number = round_records.next_round(store, section.name)
+    write_json(path, {**where, "number": number})
+    return number
+
+
+def _code_digest() -> str:
+    """Of the library's source: another version of it does its work again."""
+    package = Path(clincot.__file__).parent
+    files = sorted(path for path in package.rglob("*.py") if "pipelines" not in path.parts)
+    return digest_of([[path.name, file_digest(path)] for path in files])[:16]
+
+
+def _absolute(place: str) -> str:
+    return place if "://" in place or not place else str(Path(place).absolute())
+
+
+def _summary(made: Made) -> str:
+    digests = "\n".join(f"  {name:13} {digest}" for name, digest in made.digests.items())
+    return f"round {made.number}: {made.verdict} ({made.decision})\n{digests}"

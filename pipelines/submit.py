@@ -1,0 +1,148 @@
+"""A run of the pipeline, now; the pipeline in the UI; and how things stand."""
+
+from __future__ import annotations
+
+import hashlib
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from clincot.pipelines.client import Connection, PipelinesFailed, told
+from clincot.pipelines.round import RoundPlan, compile_round
+from kfp_server_api import ApiException
+
+from clincot.errors import BadInput
+
+ENDED = ("SUCCEEDED", "FAILED", "SKIPPED", "CANCELED", "CANCELLED")
+POLL_S = 5.0
+
+
+@dataclass(frozen=True)
+class Submitted:
+    id: str
+    url: str
+
+
+@dataclass(frozen=True)
+class Version:
+    """A pipeline in the UI, in the version of this content."""
+
+    pipeline_id: str
+    id: str
+    name: str
+    url: str
+
+
+@contextmanager
+def compiled(plan: RoundPlan) -> Iterator[tuple[Path, str]]:
+    """The plan's pipeline as a file, and the first 12 characters of its sha256."""
+    with tempfile.TemporaryDirectory() as made:
+        path = Path(made) / "round.yaml"
+        compile_round(plan, path)
+        yield path, hashlib.sha256(path.read_bytes()).hexdigest()[:12]
+
+
+def submit(connection: Connection, plan: RoundPlan, *, name: str = "") -> Submitted:
+    """Start a run. Raises PipelinesFailed; BadInput where the plan says not what the round works on."""
+    check_runs(plan)
+    with compiled(plan) as (path, _):
+        experiment = connection.experiment_id()
+        with told(connection.endpoint):
+            run = connection.client.run_pipeline(
+                experiment_id=experiment,
+                job_name=name or f"{connection.pipeline} {datetime.now(UTC).isoformat(timespec='seconds')}",
+                pipeline_package_path=str(path),
+                service_account=plan.cluster.service_account or None,
+            )
+    return Submitted(run.run_id, f"{connection.ui}/#/runs/details/{run.run_id}")
+
+
+def wait(connection: Connection, run: Submitted, *, seconds: float) -> str:
+    """Until the run ends; its state. Raises PipelinesFailed where it takes longer."""
+    deadline = time.monotonic() + seconds
+    while (state := _run(connection, run.id).state or "PENDING") not in ENDED:
+        if time.monotonic() >= deadline:
+            raise PipelinesFailed(f"{run.url}: {state} after {seconds:g} s")
+        time.sleep(min(POLL_S, seconds))
+    return str(state)
+
+
+def upload(connection: Connection, plan: RoundPlan) -> Version:
+    """Put the pipeline into the UI, named by its content, unless this version is there."""
+    with compiled(plan) as (path, digest), told(connection.endpoint):
+        client, name = connection.client, f"{connection.pipeline}-{digest}"
+        pipeline = client.get_pipeline_id(connection.pipeline)
+        if pipeline is None:
+            pipeline = client.upload_pipeline(
+                str(path), connection.pipeline, namespace=connection.namespace or None
+            ).pipeline_id
+        found = next((one for one in _versions(connection, pipeline) if one.display_name == name), None)
+        if found is None:
+            found = client.upload_pipeline_version(str(path), name, pipeline_id=pipeline)
+        version = found.pipeline_version_id
+        return Version(pipeline, version, name, f"{connection.ui}/#/pipelines/details/{pipeline}/version/{version}")
+
+
+def run_status(connection: Connection, run_id: str) -> str:
+    """A run and its tasks, as text. Raises PipelinesFailed."""
+    run = _run(connection, run_id)
+    lines = [f"{run.display_name}: {run.state or 'PENDING'}", f"{connection.ui}/#/runs/details/{run_id}"]
+    if run.error is not None and run.error.message:
+        lines.append(f"error: {run.error.message}")
+    tasks = (run.run_details.task_details or []) if run.run_details is not None else []
+    lines += [f"  {task.state or 'PENDING':10} {task.display_name}" for task in tasks]
+    return "\n".join(lines)
+
+
+def schedule_status(connection: Connection) -> str:
+    """The recurring run and its last runs, as text."""
+    from clincot.pipelines.recurring import recurring_runs, timing_of
+
+    experiment = connection.experiment_id()
+    lines = [
+        f"{one.display_name}: {one.status or one.mode}, {timing_of(one)}"
+        for one in recurring_runs(connection, experiment)
+    ]
+    with told(connection.endpoint):
+        runs = connection.client.list_runs(experiment_id=experiment, sort_by="created_at desc", page_size=10).runs or []
+    lines = lines or ["no recurring run"]
+    return "\n".join([*lines, *(f"  {run.state or 'PENDING':10} {run.run_id} {run.display_name}" for run in runs)])
+
+
+def check_runs(plan: RoundPlan) -> None:
+    """Raise BadInput for what every run would fail of."""
+    for flag, place in (("--data", plan.data), ("--benchmark", plan.benchmark)):
+        if not place:
+            raise BadInput(
+                f"{flag} names nothing; put the data set into the store with `clincot pipeline put` and give the "
+                "address that it prints"
+            )
+        if "://" not in place and not place.startswith("/"):
+            raise BadInput(f"{flag} {place}: a pod sees no folder of this machine; expected s3://… or a mounted path")
+    if not plan.params.publish.store:
+        raise BadInput("publish.store names no store; runs on a cluster keep champion and records there (s3://…)")
+
+
+def _run(connection: Connection, run_id: str) -> Any:
+    with told(connection.endpoint):
+        try:
+            return connection.client.get_run(run_id)
+        except ApiException as error:
+            if error.status == 404:
+                raise PipelinesFailed(f"{connection.endpoint}: there is no run {run_id}") from None
+            raise
+
+
+def _versions(connection: Connection, pipeline: str) -> Iterator[Any]:
+    token = ""
+    while True:
+        page = connection.client.list_pipeline_versions(pipeline, page_token=token, page_size=100)
+        yield from page.pipeline_versions or []
+        token = page.next_page_token
+        if not token:
+            return

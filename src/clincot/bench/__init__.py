@@ -1,1 +1,0 @@
-"""Evaluation: protocols, grounding, blind baseline, intervals, the gate and the page."""

@@ -1,0 +1,139 @@
+"""`make demo`: whole ClinCoT rounds on the rendered benchmark, from nothing to a table, a page and an endpoint.
+
+Run again after an interruption it goes on where it was and ends in the same table (stages.run_stage).
+"""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from clincot.config import load_params
+from clincot.datasets.vqa_rad import ingest_vqa_rad
+from clincot.demo.demo_endpoint import check_serving, end_in_endpoint
+from clincot.errors import ForTheUser
+from clincot.jsonl import BadRecord, read_records
+from clincot.records import PreferencePair
+from clincot.reporting.page import write_page
+from clincot.rounds import Plan, run_rounds, table
+from clincot.synthetic.build import build
+
+ROOT = Path(__file__).resolve().parents[3]
+NEXT = """
+what next
+  look at a pair      .venv/bin/clincot show {pair} --run {run} --picture pair.png
+  another λ           .venv/bin/clincot rounds --run runs/dpo --data {data} --benchmark {benchmark} \\
+                        --policy assets/policy --count 2 --set train.margin_lambda=0
+  your own data       .venv/bin/clincot ingest jsonl questions.jsonl --out data/mine
+  all parameters      .venv/bin/clincot train --help    (and so for every stage)
+"""
+
+
+@dataclass(frozen=True)
+class Size:
+    """How much a run asks and is asked."""
+
+    images: int  # a round's share is images / rounds
+    benchmark_images: int
+    rounds: int
+
+
+FULL = Size(images=720, benchmark_images=160, rounds=2)
+SHORT = Size(images=80, benchmark_images=48, rounds=2)
+DATA_WARPS, BENCHMARK_WARPS = range(24), range(100, 124)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--run", type=Path, default=Path("runs/demo"))
+    parser.add_argument("--short", action="store_true", help="a few images only: does it run, not what does it learn")
+    parser.add_argument("--vqa-rad", type=Path, help="one round on this release of VQA-RAD instead")
+    args = parser.parse_args(argv)
+    try:
+        _demonstrate(args)
+    except ForTheUser as error:
+        print(f"clincot demo: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def _demonstrate(args: argparse.Namespace) -> None:
+    check_serving()
+    plan = (
+        vqa_rad_plan(args.run, args.vqa_rad)
+        if args.vqa_rad
+        else radiograph_plan(args.run, short=args.short, beside=True)
+    )
+    results = run_rounds(plan)
+    page = args.run / "page.html"
+    write_page(args.run, page, title="ClinCoT on VQA-RAD" if args.vqa_rad else "ClinCoT on rendered radiographs")
+    print(f"\n{table(results)}\n\ntable  {args.run / 'results.json'}\npage   {page}")
+    print("\nthe champion is published, rolled out and asked …", flush=True)
+    print(end_in_endpoint(plan).told())
+    pair = next(read_records(args.run / "round-01" / "pairs.jsonl", PreferencePair))
+    print(NEXT.format(pair=pair.id, run=args.run, data=plan.data, benchmark=plan.benchmark))
+
+
+def radiograph_plan(run: Path, *, short: bool = False, seed: int = 0, beside: bool = False) -> Plan:
+    """Render the data sets (patients of the rounds, of the benchmark, all apart from the lessons') and plan the run."""
+    size = SHORT if short else FULL
+    data, benchmark = run / "data", run / "benchmark"
+    render(data, DATA_WARPS, size.images, seed=1000 + seed)
+    render(benchmark, BENCHMARK_WARPS, size.benchmark_images, seed=2000 + seed)
+    overrides = (
+        f"prepare.rounds={size.rounds}",
+        f"train.seed={seed}",
+        f"propose.seed={seed}",
+        f"answer.seed={seed}",
+        f"pair.seed={seed}",
+        "decide.max_near_duplicates=1",
+    )  # every film is one anatomy: they look alike
+    params = load_params(ROOT / "params.yaml", overrides)
+    return Plan(
+        run,
+        data,
+        benchmark,
+        ROOT / "assets" / "policy",
+        params,
+        size.rounds,
+        comparisons=("sft", "dpo"),
+        beside=beside,
+        blind_from=data,
+    )
+
+
+def vqa_rad_plan(run: Path, release: Path) -> Plan:
+    """One round over real questions, on the image-disjoint split."""
+    if not release.is_dir():
+        raise BadRecord(f"{release}: no such folder; expected the VQA-RAD release (JSON and images/)")
+    if not (run / "vqa-rad").is_dir():
+        print(ingest_vqa_rad(release, run / "vqa-rad", split="image-disjoint").summary())
+    params = load_params(
+        ROOT / "params.yaml",
+        ("prepare.rounds=4", "evaluate.arms=[written, windows, random, whole]"),
+    )
+    return Plan(
+        run,
+        run / "vqa-rad" / "train",
+        run / "vqa-rad" / "test",
+        ROOT / "assets" / "policy",
+        params,
+        1,
+        blind_from=run / "vqa-rad" / "train",
+    )
+
+
+def render(out: Path, warps: range, images: int, *, seed: int) -> None:
+    """A data set of the benchmark, unless it is there; half of one is never taken for one (it appears when whole)."""
+    if (out / "studies.jsonl").is_file():
+        return
+    shutil.rmtree(out, ignore_errors=True)
+    build(out, warp_seeds=warps, images=images, questions_per_image=3, seed=seed, split=out.name)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

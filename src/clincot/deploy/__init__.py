@@ -1,1 +1,0 @@
-"""From a checkpoint that won to an endpoint that answers: publish, point, roll out, roll back."""

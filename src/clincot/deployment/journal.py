@@ -1,0 +1,171 @@
+"""The record of a rollout: one append-only JSONL file in the store, an event a line, begun by the plan.
+
+A rollout's file is created on the condition that it is not there, and each event is appended over the version that its
+writer wrote last. So two processes never drive one rollout: the second one to write is told, and stops.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from typing import Annotated, ClassVar, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from clincot.config import DeploySection
+from clincot.deployment.service_settings import ServiceSettings
+from clincot.errors import BadInput
+from clincot.jsonl import BadRecord, parse_record
+from clincot.records import Record, Text, digest_of
+from clincot.registry.manifest import Sha256
+from clincot.storage.store import AlreadyStored, Moved, Store
+
+Kind = Literal[
+    "planned",
+    "awaiting approval",
+    "approved",
+    "started",
+    "resumed",
+    "ready",
+    "smoke",
+    "shifted",
+    "watched",
+    "champion",
+    "finished",
+    "failed",
+    "rolled back",
+    "abandoned",
+]
+ENDS: frozenset[Kind] = frozenset({"finished", "rolled back", "abandoned"})
+
+
+class RolloutPlan(BaseModel):
+    """What is rolled out, over what, where and how. `previous` is the champion that it was decided against."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    line: Text
+    number: Annotated[int, Field(ge=1)]  # of the line's rollouts
+    sha256: Sha256
+    previous: str = ""  # "" where nothing is champion but this very checkpoint
+    decision: str = ""
+    target: Literal["kserve", "local"]
+    settings: DeploySection
+    service: ServiceSettings | None = None  # where it runs, on a cluster
+
+    @property
+    def id(self) -> str:
+        return f"rollout-{digest_of(self.model_dump(mode='json'))[:20]}"
+
+
+class RolloutEvent(Record):
+    """One step of a rollout. The first one carries the plan."""
+
+    prefix: ClassVar[str] = "event"
+    provenance: ClassVar[frozenset[str]] = frozenset({"at", "by"})
+
+    rollout: Text
+    number: Annotated[int, Field(ge=0)]
+    kind: Kind
+    detail: str = ""
+    percent: Annotated[int, Field(ge=0, le=100)] | None = None  # of the traffic, from then on
+    plan: RolloutPlan | None = None
+    at: str = ""  # UTC
+    by: str = ""
+
+
+class RolloutTaken(BadInput):
+    """Another process drives this rollout, or began another one of the line; names it."""
+
+
+class Journal:
+    """A rollout's events. `add` raises RolloutTaken where another process has added one since."""
+
+    def __init__(self, store: Store, plan: RolloutPlan, events: list[RolloutEvent], tag: str, by: str) -> None:
+        self.store, self.plan, self.events, self.by = store, plan, events, by
+        self._tag = tag
+
+    @classmethod
+    def begin(cls, store: Store, plan: RolloutPlan, *, by: str) -> Journal:
+        """The first event, of a rollout that must follow the line's last one. Raises RolloutTaken."""
+        event = RolloutEvent(rollout=plan.id, number=0, kind="planned", plan=plan, at=_now(), by=by)
+        try:
+            tag = store.write_new(key_of(plan.line, plan.number), _line(event))
+        except AlreadyStored:
+            taken = read_journal(store, plan.line, plan.number, by=by)
+            raise RolloutTaken(
+                f"{plan.line}: rollout {plan.number} was just begun by {taken.events[0].by or 'someone else'}, "
+                f"of {taken.plan.sha256[:12]}"
+            ) from None
+        return cls(store, plan, [event], tag, by)
+
+    @property
+    def key(self) -> str:
+        return key_of(self.plan.line, self.plan.number)
+
+    @property
+    def last(self) -> RolloutEvent:
+        return self.events[-1]
+
+    @property
+    def ended(self) -> bool:
+        return any(event.kind in ENDS for event in self.events)
+
+    @property
+    def awaits_approval(self) -> bool:
+        kinds = {event.kind for event in self.events}
+        return "awaiting approval" in kinds and "approved" not in kinds and not self.ended
+
+    def add(self, kind: Kind, detail: str = "", *, percent: int | None = None) -> RolloutEvent:
+        event = RolloutEvent(
+            rollout=self.plan.id,
+            number=len(self.events),
+            kind=kind,
+            detail=detail,
+            percent=percent,
+            at=_now(),
+            by=self.by,
+        )
+        content = b"".join(_line(before) for before in self.events) + _line(event)
+        try:
+            self._tag = self.store.replace(self.key, content, self._tag)
+        except Moved:
+            raise RolloutTaken(f"{self.store.url}/{self.key}: another process has gone on with this rollout") from None
+        self.events.append(event)
+        return event
+
+
+def key_of(line: str, number: int) -> str:
+    return f"rollouts/{line}/{number:06d}.jsonl"
+
+
+def read_journal(store: Store, line: str, number: int, *, by: str = "") -> Journal:
+    key = key_of(line, number)
+    content, tag = store.read(key)
+    lines = content.decode("utf-8").splitlines()
+    events = [
+        parse_record(text, RolloutEvent, where=f"{store.url}/{key}:{at}") for at, text in enumerate(lines, start=1)
+    ]
+    plan = events[0].plan if events else None
+    if plan is None or [event.number for event in events] != list(range(len(events))):
+        raise BadRecord(f"{store.url}/{key}: expected the plan and then events numbered 0, 1, 2, …")
+    return Journal(store, plan, events, tag, by)
+
+
+def journals(store: Store, line: str, *, by: str = "") -> Iterator[Journal]:
+    """A line's rollouts, in their order."""
+    for key in store.keys(f"rollouts/{line}/"):
+        yield read_journal(store, line, int(key.rpartition("/")[2].removesuffix(".jsonl")), by=by)
+
+
+def last_journal(store: Store, line: str, *, by: str = "") -> Journal | None:
+    numbers = [int(key.rpartition("/")[2].removesuffix(".jsonl")) for key in store.keys(f"rollouts/{line}/")]
+    return read_journal(store, line, max(numbers), by=by) if numbers else None
+
+
+def _line(event: RolloutEvent) -> bytes:
+    return (event.model_dump_json(exclude_none=True) + "\n").encode()
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")

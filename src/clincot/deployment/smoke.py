@@ -1,0 +1,177 @@
+"""Golden questions put to a server: does it answer as the checkpoint did when it was published, from the same region?
+
+They are sent as any client would send them, over the OpenAI chat completions of the server.
+"""
+
+from __future__ import annotations
+
+import base64
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import httpx
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from clincot.clients.http import read_key
+from clincot.config import DeploySection
+from clincot.errors import BadInput, ForTheUser
+from clincot.geometry import Box, intersection_over_union
+from clincot.jsonl import explain
+from clincot.registry.manifest import Golden, Manifest, folder_of
+from clincot.storage.store import Store
+
+KEY_ENV = "CLINCOT_SMOKE_KEY"
+CHAT = "/openai/v1/chat/completions"
+
+
+class RequestFailed(ForTheUser, RuntimeError):
+    """A request got no usable reply: refused, timed out, an HTTP error, another shape."""
+
+
+class SmokeFailed(ForTheUser, RuntimeError):
+    """The new revision answers golden questions otherwise; names them."""
+
+
+class Server(Protocol):
+    """What a revision is asked through."""
+
+    def post(self, path: str, payload: Mapping[str, Any], timeout_s: float) -> Any:
+        """The reply's JSON. Raises RequestFailed."""
+        ...
+
+    @property
+    def model(self) -> str:
+        """The model's name at the server."""
+        ...
+
+
+class _Region(BaseModel):
+    box: Box
+    answer: str = ""
+
+
+class _Chain(BaseModel):
+    """The documented extension of the server's answer, as far as it is read here."""
+
+    model_config = ConfigDict(extra="ignore")
+
+    regions: tuple[_Region, ...] = ()
+    winner: int = 0
+
+
+class _Message(BaseModel):
+    content: str | None
+
+
+class _Choice(BaseModel):
+    message: _Message
+
+
+class _Completion(BaseModel):
+    choices: tuple[_Choice, ...]
+    clincot: _Chain = _Chain()
+
+
+@dataclass(frozen=True)
+class Reply:
+    answer: str
+    box: Box | None  # of the region that the answer was seen in; None: the server says none
+
+
+def smoke_headers() -> dict[str, str]:
+    """The API key of smoke requests, where the server wants one."""
+    key = read_key(env=KEY_ENV, what="smoke requests") if KEY_ENV in os.environ else ""
+    return {"Authorization": f"Bearer {key}"} if key else {}
+
+
+def post_json(url: str, path: str, payload: Mapping[str, Any], timeout_s: float) -> Any:
+    """POST to a server that is reached by its own address; the reply's JSON. Raises RequestFailed."""
+    try:
+        reply = httpx.post(url.rstrip("/") + path, json=dict(payload), headers=smoke_headers(), timeout=timeout_s)
+        reply.raise_for_status()
+        return reply.json()
+    except (httpx.HTTPError, ValueError) as error:
+        raise RequestFailed(f"POST {path}: {type(error).__name__}: {error}") from None
+
+
+def get_text(url: str, path: str, timeout_s: float) -> str:
+    """GET from a server that is reached by its own address. Raises RequestFailed."""
+    try:
+        reply = httpx.get(url.rstrip("/") + path, headers=smoke_headers(), timeout=timeout_s)
+        reply.raise_for_status()
+    except httpx.HTTPError as error:
+        raise RequestFailed(f"GET {path}: {type(error).__name__}: {error}") from None
+    return reply.text
+
+
+def ask(server: Server, golden: Golden, image: bytes, settings: DeploySection) -> Reply:
+    """One golden question, greedy. Raises RequestFailed."""
+    url = "data:image/png;base64," + base64.b64encode(image).decode("ascii")
+    payload = {
+        "model": server.model,
+        "temperature": 0,
+        "messages": [
+            {
+                "role": "user",
+                "content": [
+                    {"type": "image_url", "image_url": {"url": url}},
+                    {"type": "text", "text": golden.question},
+                ],
+            }
+        ],
+    }
+    body = server.post(CHAT, payload, settings.request_s)
+    try:
+        completion = _Completion.model_validate(body)
+    except ValidationError as error:
+        raise RequestFailed(f"POST {CHAT}: expected a chat completion: {explain(error)}") from None
+    if not completion.choices or completion.choices[0].message.content is None:
+        raise RequestFailed(f"POST {CHAT}: the completion holds no answer")
+    chain = completion.clincot
+    box = chain.regions[chain.winner].box if 0 <= chain.winner < len(chain.regions) else None
+    return Reply(completion.choices[0].message.content, box)
+
+
+def miss(golden: Golden, reply: Reply, settings: DeploySection) -> str:
+    """Why the reply is not the golden one; "" where it is. Names the question by its id, not by its text."""
+    if reply.answer.strip().casefold() != golden.answer.strip().casefold():
+        return f"{golden.id}: expected the answer {golden.answer!r}, got {reply.answer[:80]!r}"
+    if golden.box is None:
+        return ""
+    if reply.box is None:
+        return f"{golden.id}: expected a region at {golden.box.xyxy}, got none"
+    overlap = intersection_over_union(golden.box, reply.box)
+    if overlap < settings.smoke_iou:
+        return f"{golden.id}: expected a region at {golden.box.xyxy}, got {reply.box.xyxy} (IoU {overlap:.2f})"
+    return ""
+
+
+def golden_images(store: Store, manifest: Manifest) -> dict[str, bytes]:
+    """{golden id: image file}. Raises ValueError where the checkpoint was published without golden questions."""
+    if not manifest.golden:
+        raise BadInput(
+            f"{manifest.line} {manifest.sha256[:12]} was published without golden questions, so no rollout of it can "
+            "be checked; publish with questions (--golden-data, publish.golden above 0)"
+        )
+    at = folder_of(manifest.line, manifest.sha256)
+    return {golden.id: store.read(f"{at}/{golden.image}").content for golden in manifest.golden}
+
+
+def smoke(server: Server, manifest: Manifest, images: Mapping[str, bytes], settings: DeploySection) -> str:
+    """Ask all golden questions; returns what was found, in words. Raises SmokeFailed."""
+    misses = []
+    for golden in manifest.golden:
+        try:
+            found = miss(golden, ask(server, golden, images[golden.id], settings), settings)
+        except RequestFailed as error:
+            found = f"{golden.id}: {error}"
+        if found:
+            misses.append(found)
+    if len(misses) > settings.smoke_misses:
+        raise SmokeFailed(
+            f"{len(misses)} of {len(manifest.golden)} golden questions missed ({settings.smoke_misses} allowed): "
+            + "; ".join(misses[:3])
+        )
+    return f"{len(manifest.golden) - len(misses)} of {len(manifest.golden)} golden questions met"

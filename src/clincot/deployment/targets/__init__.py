@@ -1,0 +1,1 @@
+"""Where a rollout can go: KServe canaries, two InferenceServices (blue-green), or processes on this machine."""

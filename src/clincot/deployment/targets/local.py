@@ -1,0 +1,295 @@
+"""A rollout between two server processes of this machine: the demo's end, and a rehearsal of the one on a cluster.
+
+    state/front.json         the process whose address clients use (front.py), which stays
+    state/route.json         who gets how much of the traffic
+    state/servers/<digest>.json   a server process: pid, when it was started, address, log
+    state/checkpoints/…      what the servers read
+
+Processes outlive the command. A pid is only signalled where the process was started when the file says.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import httpx
+import psutil
+from pydantic import BaseModel, ConfigDict
+
+from clincot.deployment.rollout import Counts, NotReady, TargetFailed
+from clincot.deployment.smoke import RequestFailed, post_json, smoke_headers
+from clincot.deployment.targets.traffic_splitter import COUNTS, ROUTE, Backend, Route, read_route
+from clincot.jsonl import written_aside
+from clincot.models.checkpoint import checkpoint_digest
+from clincot.registry.manifest import Manifest, fetch
+from clincot.storage.store import Store
+
+SERVE = (
+    sys.executable,
+    "-m",
+    "clincot.cli.app",
+    "serve",
+    "--checkpoint",
+    "{checkpoint}",
+    "--host",
+    "127.0.0.1",
+    "--port",
+    "{port}",
+)
+STOP_S = 90.0  # a server finishes what it accepted
+_TAIL = 600  # characters of a log that a message quotes
+
+M = TypeVar("M", bound=BaseModel)
+
+
+class Running(BaseModel):
+    """A process of ours."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    pid: int
+    started: float  # as the system says; a pid alone may be another process's by now
+    url: str
+    log: str
+    digest: str = ""
+
+    @property
+    def process(self) -> psutil.Process | None:
+        """None where it has ended."""
+        try:
+            process = psutil.Process(self.pid)
+            same = abs(process.create_time() - self.started) < 0.05 and process.status() != psutil.STATUS_ZOMBIE
+        except psutil.NoSuchProcess:
+            return None
+        return process if same else None
+
+
+class LocalTarget:
+    """Servers on ports of 127.0.0.1 behind one address. One object is one rollout of one checkpoint."""
+
+    how = "local processes behind one address"
+
+    def __init__(
+        self,
+        state: Path,
+        store: Store,
+        manifest: Manifest,
+        steps: tuple[int, ...],
+        *,
+        command: Sequence[str] = SERVE,
+        port: int = 0,
+    ) -> None:
+        self.state, self.store, self.manifest = state.absolute(), store, manifest
+        self.digest = manifest.sha256
+        self.command, self.port = command, port
+        self._steps = steps
+        self._was_ready = False
+        self._model = ""
+
+    @property
+    def steps(self) -> tuple[int, ...]:
+        return self._steps if self._before() else (100,)
+
+    @property
+    def model(self) -> str:
+        """As the server names it (/openai/v1/models)."""
+        if not self._model:
+            try:
+                found = (
+                    httpx.get(f"{self._server().url}/openai/v1/models", headers=smoke_headers(), timeout=30)
+                    .raise_for_status()
+                    .json()
+                )
+                self._model = str(found["data"][0]["id"])
+            except (httpx.HTTPError, ValueError, LookupError) as error:
+                raise RequestFailed(f"GET /openai/v1/models: expected a model, got {type(error).__name__}") from None
+        return self._model
+
+    def start(self) -> str:
+        self.state.mkdir(parents=True, exist_ok=True)
+        running = self._found(self.digest)
+        if running is None or running.process is None:
+            folder = fetch(self.store, self.manifest, self.state / "checkpoints")
+            if checkpoint_digest(folder) != self.digest:
+                raise TargetFailed(f"{folder}: is not {self.digest[:12]}; remove the folder, it is fetched again")
+            port = _free_port()
+            command = [part.format(checkpoint=folder, port=port) for part in self.command]
+            running = _spawn(command, self.state / "logs" / f"{self.digest[:12]}.log", port, self.digest)
+            _write(self._server_path(self.digest), running)
+        before = self._before()
+        return f"a server on {running.url}, " + (f"beside {before[0].digest[:12]}" if before else "alone")
+
+    def check(self) -> bool:
+        running = self._server()
+        if running.process is None:
+            raise NotReady(f"the server ended; the end of {running.log}: {_tail(Path(running.log))}")
+        try:
+            ready = httpx.get(f"{running.url}/v2/health/ready", timeout=10).status_code == 200
+        except httpx.HTTPError:
+            ready = False
+        if self._was_ready and not ready:
+            raise NotReady(
+                f"the server was ready and is no longer; the end of {running.log}: {_tail(Path(running.log))}"
+            )
+        self._was_ready = self._was_ready or ready
+        return ready
+
+    def post(self, path: str, payload: Mapping[str, Any], timeout_s: float) -> Any:
+        return post_json(self._server().url, path, payload, timeout_s)
+
+    def counts(self) -> Counts | None:
+        front = _read(self.state / "front.json", Running)
+        if front is None or front.process is None:
+            return None
+        found = httpx.get(front.url + COUNTS, timeout=10).json().get(self.digest, {"requests": 0, "failed": 0})
+        return Counts(found["requests"], found["failed"])
+
+    def shift(self, percent: int) -> None:
+        self.front()
+        ours = Backend(digest=self.digest, url=self._server().url, percent=percent)
+        rest = [one.model_copy(update={"percent": 100 - percent}) for one in self._before()]
+        if not rest and percent < 100:
+            raise TargetFailed(f"there is no other server to take the other {100 - percent} %")
+        _write(self.state / ROUTE, Route(backends=(*rest, ours)))
+
+    def finish(self) -> None:
+        before = self._before()
+        _write(self.state / ROUTE, Route(backends=(Backend(digest=self.digest, url=self._server().url, percent=100),)))
+        for one in before:
+            self._stop(one.digest)
+
+    def undo(self) -> None:
+        before = self._before()
+        if before or read_route(self.state).backends:
+            _write(self.state / ROUTE, Route(backends=tuple(one.model_copy(update={"percent": 100}) for one in before)))
+        self._stop(self.digest)
+
+    def front(self) -> Running:
+        """The process that clients talk to, started where it does not run."""
+        path = self.state / "front.json"
+        front = _read(path, Running)
+        if front is not None and front.process is not None:
+            return front
+        port = self.port or (int(front.url.rpartition(":")[2]) if front is not None else _free_port())
+        command = [
+            sys.executable,
+            "-m",
+            "clincot.deployment.targets.traffic_splitter",
+            "--state",
+            str(self.state),
+            "--port",
+            str(port),
+        ]
+        front = _spawn(command, self.state / "logs" / "front.log", port)
+        _write(path, front)
+        _wait_listening(front)
+        return front
+
+    def _before(self) -> list[Backend]:
+        """Who has the traffic now beside us: at most one, and alive."""
+        route = [one for one in read_route(self.state).backends if one.digest != self.digest]
+        alive = [one for one in route if (found := self._found(one.digest)) is not None and found.process is not None]
+        return alive[:1]
+
+    def _server(self) -> Running:
+        found = self._found(self.digest)
+        if found is None:
+            raise NotReady("the server was never started")
+        return found
+
+    def _found(self, digest: str) -> Running | None:
+        return _read(self._server_path(digest), Running)
+
+    def _server_path(self, digest: str) -> Path:
+        return self.state / "servers" / f"{digest}.json"
+
+    def _stop(self, digest: str) -> None:
+        path = self._server_path(digest)
+        found = _read(path, Running)
+        if found is not None:
+            _stop(found)
+            path.unlink()
+
+
+def stop_all(state: Path) -> list[str]:
+    """Stop the front and every server of a local deployment; says which."""
+    paths = [state / "front.json", *sorted((state / "servers").glob("*.json"))]
+    told = []
+    for path in paths:
+        found = _read(path, Running)
+        if found is not None:
+            told.append(f"{'front' if path.name == 'front.json' else found.digest[:12]} {found.url} (pid {found.pid})")
+            _stop(found)
+            path.unlink()
+    return told
+
+
+def _spawn(command: Sequence[str], log: Path, port: int, digest: str = "") -> Running:
+    log.parent.mkdir(parents=True, exist_ok=True)
+    with log.open("ab") as file:
+        process = subprocess.Popen(
+            command,
+            stdout=file,
+            stderr=subprocess.STDOUT,
+            stdin=subprocess.DEVNULL,
+            start_new_session=True,
+            env={**os.environ},
+        )
+    try:
+        started = psutil.Process(process.pid).create_time()
+    except psutil.NoSuchProcess:
+        raise TargetFailed(f"{command[0]} ended at once; the end of {log}: {_tail(log)}") from None
+    return Running(pid=process.pid, started=started, url=f"http://127.0.0.1:{port}", log=str(log), digest=digest)
+
+
+def _stop(running: Running) -> None:
+    process = running.process
+    if process is None:
+        return
+    process.terminate()
+    try:
+        process.wait(timeout=STOP_S)
+    except psutil.TimeoutExpired:
+        process.kill()
+        process.wait(timeout=10)
+
+
+def _wait_listening(running: Running, within_s: float = 60.0) -> None:
+    deadline = time.monotonic() + within_s
+    while time.monotonic() < deadline:
+        if running.process is None:
+            raise TargetFailed(f"the front ended; the end of {running.log}: {_tail(Path(running.log))}")
+        try:
+            httpx.get(running.url + COUNTS, timeout=5)
+            return
+        except httpx.HTTPError:
+            time.sleep(0.05)
+    raise TargetFailed(f"the front does not listen on {running.url}")
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def _read(path: Path, kind: type[M]) -> M | None:
+    return kind.model_validate_json(path.read_bytes()) if path.is_file() else None
+
+
+def _write(path: Path, content: BaseModel) -> None:
+    with written_aside(path) as file:
+        json.dump(content.model_dump(mode="json"), file)
+
+
+def _tail(path: Path) -> str:
+    text = path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
+    return repr(text[-_TAIL:])

@@ -1,0 +1,90 @@
+"""Paired comparison: two sets of outcomes over the same questions.
+
+Pairing by question removes what both sides share (how hard a question is), which is most of the variance.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+from clincot.evaluation.benchmark import BadBenchmark
+from clincot.evaluation.intervals import paired_difference
+from clincot.records import Interval, Outcome
+
+Metric = Literal["correct", "hit", "iou", "off_format"]
+_NAMED = 3  # questions named in a message; the rest are counted
+
+
+@dataclass(frozen=True)
+class Side:
+    """One side's outcomes by question, and what is wrong with them, in sentences."""
+
+    outcomes: Mapping[str, Outcome]
+    problems: tuple[str, ...]
+
+
+def side_of(name: str, outcomes: Iterable[Outcome], clusters: Mapping[str, str]) -> Side:
+    """One outcome a question of `clusters` {question id: patient}: none twice, none missing, none beside them."""
+    by_question: dict[str, Outcome] = {}
+    repeated: list[str] = []
+    foreign: list[str] = []
+    unreadable: list[str] = []
+    for outcome in outcomes:
+        if outcome.question in by_question:
+            repeated.append(outcome.question)
+        elif outcome.question not in clusters:
+            foreign.append(outcome.question)
+        elif outcome.correct is not None and not isinstance(outcome.correct, bool):  # NaN: built past validation
+            unreadable.append(outcome.question)
+        by_question.setdefault(outcome.question, outcome)
+    missing = [question for question in clusters if question not in by_question]
+    problems = (
+        _problem(f"The {name} answered twice", repeated),
+        _problem(f"The {name} answered outside the benchmark", foreign),
+        _problem(f"The {name} gave no answer to", missing),
+        _problem(f"The {name} has a score that is neither true, false nor unscored for", unreadable),
+    )
+    return Side(outcomes=by_question, problems=tuple(problem for problem in problems if problem))
+
+
+def compare(
+    a: Iterable[Outcome],
+    b: Iterable[Outcome],
+    clusters: Mapping[str, str],
+    *,
+    metric: Metric = "correct",
+    seed: int,
+    resamples: int = 2000,
+) -> Interval:
+    """Mean of a - b in one metric over the questions of `clusters` {question id: patient}, with its 95 % interval.
+
+    Each side is one policy in one arm. Raises BadBenchmark, naming questions, unless both sides answered every
+    question of `clusters` once; a None on either side is unscored.
+    """
+    first, second = side_of("first side", a, clusters), side_of("second side", b, clusters)
+    if first.problems or second.problems:
+        raise BadBenchmark(" ".join([*first.problems, *second.problems]))
+    return difference(first, second, clusters, metric=metric, seed=seed, resamples=resamples)
+
+
+def difference(
+    first: Side, second: Side, clusters: Mapping[str, str], *, metric: Metric, seed: int, resamples: int
+) -> Interval:
+    """`compare` of two sides already checked."""
+    return paired_difference(
+        [getattr(first.outcomes[question], metric) for question in clusters],
+        [getattr(second.outcomes[question], metric) for question in clusters],
+        clusters.values(),
+        seed=seed,
+        resamples=resamples,
+    )
+
+
+def _problem(what: str, questions: list[str]) -> str:
+    if not questions:
+        return ""
+    named = ", ".join(questions[:_NAMED])
+    more = f" and {len(questions) - _NAMED} more" if len(questions) > _NAMED else ""
+    return f"{what} {len(questions)} question{'s' if len(questions) > 1 else ''}: {named}{more}."

@@ -1,0 +1,158 @@
+"""BLEU, ROUGE-L and METEOR of reports, each by a named package, over the tokens of a protocol.
+
+The packages do the scoring; here is what they are given and how their scores become metrics with intervals:
+
+- bleu_1 … bleu_4: sacreBLEU, unsmoothed, one reference, of the whole corpus (equal to pycocoevalcap's and NLTK's). Its
+  interval draws clusters of reports and scores their n-gram counts again;
+- rouge_l: rouge-score's F1 of the longest common subsequence, the mean over reports. Under r2gen also rouge_l_beta_1.2,
+  pycocoevalcap's weighting of the same precision and recall, which R2Gen's tables print;
+- meteor: NLTK's (alpha .9, beta 3, gamma .5; exact, stem and WordNet synonyms), the mean over reports. It is not the
+  Java METEOR 1.5 of pycocoevalcap, whose numbers differ. Without WordNet it is absent.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import lru_cache, partial
+from importlib.metadata import version
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from clincot.evaluation.intervals import Sums, add_mean, add_totals
+from clincot.evaluation.report_text.report_protocols import R2GenVocabulary
+from clincot.evaluation.report_text.wordnet import WordNetMissing, load_wordnet
+
+ORDERS = (1, 2, 3, 4)
+COCO_BETA = 1.2
+Tokens = list[str]
+
+
+@dataclass(frozen=True)
+class TextProtocol:
+    """One protocol's tokens and what is computed over them. Names of metrics begin with `name/`."""
+
+    name: str
+    reference: Callable[[str], Tokens]
+    generated: Callable[[str], Tokens]
+    rouge: Callable[[str, str], tuple[float, float, float]]  # (reference, generated) -> precision, recall, F1
+    coco: bool  # also ROUGE-L as pycocoevalcap weights it
+    wordnet: Any | None  # None: METEOR is absent
+
+    @property
+    def metrics(self) -> tuple[str, ...]:
+        names = [f"bleu_{order}" for order in ORDERS] + ["rouge_l"]
+        names += ["rouge_l_beta_1.2"] * self.coco + ["meteor"] * (self.wordnet is not None)
+        return tuple(f"{self.name}/{name}" for name in names)
+
+    def count(self, sums: Sums, generated: str | None, reference: str, cluster: str) -> None:
+        """Count one report in; None is a report that was not generated, unscored in every metric."""
+        counts = None
+        values: dict[str, float | None] = dict.fromkeys(self.metrics[len(ORDERS) :])
+        if generated is not None:
+            counts, values = self._scores(self.generated(generated), self.reference(reference))
+        for order in ORDERS:
+            add_totals(sums, f"{self.name}/bleu_{order}", partial(corpus_bleu, order=order), counts, cluster)
+        for name, value in values.items():
+            add_mean(sums, name, value, cluster)
+
+    def _scores(self, generated: Tokens, reference: Tokens) -> tuple[list[float], dict[str, float | None]]:
+        precision, recall, f1 = self.rouge(" ".join(reference), " ".join(generated))
+        values: dict[str, float | None] = {f"{self.name}/rouge_l": f1}
+        if self.coco:
+            values[f"{self.name}/rouge_l_beta_1.2"] = f_beta(precision, recall, COCO_BETA)
+        if self.wordnet is not None:
+            from nltk.translate.meteor_score import single_meteor_score
+
+            meteor = single_meteor_score(reference, generated, wordnet=self.wordnet)
+            values[f"{self.name}/meteor"] = float(meteor)
+        return bleu_counts(generated, reference), values
+
+
+def raw_protocol(wordnet: Any | None) -> TextProtocol:
+    """The text as written: sacreBLEU's tokens (13a) for BLEU and METEOR, rouge-score's own for ROUGE-L."""
+    from sacrebleu.tokenizers.tokenizer_13a import Tokenizer13a
+
+    tokenizer = Tokenizer13a()
+
+    def tokens(text: str) -> Tokens:
+        return str(tokenizer(text)).split()
+
+    return TextProtocol("raw", tokens, tokens, _rouge(None), coco=False, wordnet=wordnet)
+
+
+def r2gen_protocol(vocabulary: R2GenVocabulary, wordnet: Any | None) -> TextProtocol:
+    """R2Gen's tokens for all of them."""
+    from rouge_score.tokenizers import Tokenizer
+
+    class Words(Tokenizer):  # type: ignore[misc]  # rouge-score has no types
+        """The tokens of a protocol, which stand between spaces."""
+
+        def tokenize(self, text: str) -> Tokens:
+            return text.split()
+
+    return TextProtocol(
+        "r2gen", vocabulary.reference, vocabulary.generated, _rouge(Words()), coco=True, wordnet=wordnet
+    )
+
+
+def wordnet_or_reason() -> tuple[Any | None, str]:
+    """(WordNet's reader, its version), or (None, why there is none)."""
+    try:
+        return load_wordnet()
+    except WordNetMissing as missing:
+        return None, str(missing)
+
+
+def implementations() -> dict[str, str]:
+    """{metric: the package that computes it, with version and settings}."""
+    return {
+        "bleu": f"sacrebleu {version('sacrebleu')}, corpus BLEU, no smoothing, one reference",
+        "rouge_l": f"rouge-score {version('rouge-score')}, F1 of the longest common subsequence, no stemming",
+        "rouge_l_beta_1.2": f"rouge-score {version('rouge-score')}'s precision and recall, weighted as pycocoevalcap "
+        f"does (beta {COCO_BETA})",
+        "meteor": f"NLTK {version('nltk')} METEOR, alpha 0.9, beta 3, gamma 0.5, synonyms (not METEOR 1.5)",
+    }
+
+
+def f_beta(precision: float, recall: float, beta: float) -> float:
+    """(1 + β²) P R / (R + β² P); 0 where both are."""
+    weight = beta * beta
+    below = recall + weight * precision
+    return (1 + weight) * precision * recall / below if below else 0.0
+
+
+def bleu_counts(generated: Sequence[str], reference: Sequence[str]) -> list[float]:
+    """What corpus BLEU adds up over reports: 4 matching n-gram counts, 4 counts, both lengths (10,)."""
+    score = _bleu().corpus_score([" ".join(generated)], [[" ".join(reference)]])
+    return [*score.counts, *score.totals, score.sys_len, score.ref_len]
+
+
+def corpus_bleu(totals_K: NDArray[np.float64], *, order: int) -> float:
+    """BLEU-`order`, in [0, 1], of summed bleu_counts (10,)."""
+    correct, total = totals_K[:order].astype(int).tolist(), totals_K[4 : 4 + order].astype(int).tolist()
+    score = _bleu().compute_bleu(
+        correct, total, int(totals_K[8]), int(totals_K[9]), smooth_method="none", max_ngram_order=order
+    )
+    return float(score.score) / 100
+
+
+@lru_cache(maxsize=1)
+def _bleu() -> Any:
+    from sacrebleu.metrics.bleu import BLEU
+
+    return BLEU(tokenize="none", smooth_method="none", force=True)  # tokens are given; force: no hint about them
+
+
+def _rouge(tokenizer: Any | None) -> Callable[[str, str], tuple[float, float, float]]:
+    from rouge_score.rouge_scorer import RougeScorer
+
+    scorer = RougeScorer(["rougeL"], use_stemmer=False, tokenizer=tokenizer)
+
+    def score(reference: str, generated: str) -> tuple[float, float, float]:
+        found = scorer.score(reference, generated)["rougeL"]
+        return float(found.precision), float(found.recall), float(found.fmeasure)
+
+    return score

@@ -1,0 +1,178 @@
+"""A segmentation or grounding model behind HTTP as a grounder.
+
+One POST of JSON an image:
+
+    {"image": "<base64 PNG>", "hypotheses": ["nodule", "pleural effusion"]}
+
+One reply, a list of any length; every region names the hypothesis it is for and has either a box or a mask:
+
+    {"regions": [{"hypothesis": "nodule", "box": [0.12, 0.30, 0.37, 0.55], "confidence": 0.8},
+                 {"hypothesis": "pleural effusion", "mask": "<base64 PNG>"}]}
+
+A box is normalised x0, y0, x1, y1 in [0, 1] of the image as sent; numbers outside are an error, never a guess at
+pixels or percent. A mask is an 8-bit grey (255: surely) or 1-bit PNG of the image's proportions, at any size; what is
+at least half of 255 falls into connected components, whose mean grey is their confidence unless one is given.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import io
+import struct
+import zlib
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Annotated
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image, UnidentifiedImageError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from clincot.clients.http import JsonClient, checked_url, png_base64, read_key
+from clincot.generation.masks import MIN_AREA, best_first, regions_of_mask
+from clincot.geometry import Box, box_of
+from clincot.images import DEFAULT_LIMITS, cached_view
+from clincot.models.protocols import Grounded, Sought, by_study, findings_of
+from clincot.records import Study
+
+_EXPECTED = "regions for the hypotheses"
+_INSIDE = 128  # the first grey that is at least half of 255
+# What Pillow's PNG reader raises on damaged files, and base64 on other than ASCII.
+_DAMAGE = (
+    OSError,
+    SyntaxError,
+    ValueError,
+    EOFError,
+    IndexError,
+    struct.error,
+    zlib.error,
+    Image.DecompressionBombError,
+)
+
+
+class _Region(BaseModel):
+    model_config = ConfigDict(strict=True)
+
+    hypothesis: str
+    box: Annotated[list[float], Field(min_length=4, max_length=4)] | None = None
+    mask: str | None = None
+    confidence: float | None = None
+
+
+class _Regions(BaseModel):
+    regions: list[_Region]
+
+
+class HttpGrounder:
+    """See protocols.Grounder. Raises ModelFailed for any reply that is not as described above.
+
+    url: of the POST. side_px: the longest side of the image as sent; None: its own. timeout_s: of a whole request.
+    """
+
+    name = "http"
+
+    def __init__(
+        self,
+        url: str,
+        *,
+        api_key_env: str = "",
+        api_key_file: Path | None = None,
+        timeout_s: float = 60.0,
+        side_px: int | None = None,
+        min_area: float = MIN_AREA,
+    ) -> None:
+        self.url = checked_url(url, what="grounder 'http' (propose.http_url)")
+        self._key = read_key(env=api_key_env, file=api_key_file, what="grounder 'http'")
+        self._timeout_s = timeout_s
+        self._side_px = side_px
+        self._min_area = min_area
+
+    def ground(self, sought: Sequence[Sought], folder: Path) -> list[list[Grounded]]:
+        """One request an image, for all its questions; "normal" is nowhere and not sent."""
+        return [
+            found
+            for study, asked in by_study(sought)
+            for found in self._ground_image(study, findings_of(asked), [one.hypotheses for one in asked], folder)
+        ]
+
+    def _ground_image(
+        self, study: Study, findings: list[str], hypotheses: Sequence[Sequence[str]], folder: Path
+    ) -> list[list[Grounded]]:
+        if not findings:
+            return [[] for _ in hypotheses]
+        image = cached_view(folder / study.image, None, self._side_px)
+        payload = {"image": png_base64(image), "hypotheses": findings}
+        found: dict[str, list[Grounded]] = {finding: [] for finding in findings}
+        with JsonClient(timeout_s=self._timeout_s, key=self._key) as client:
+            reply = client.exchange("POST", self.url, _Regions, expected=_EXPECTED, payload=payload)
+            for position, region in enumerate(reply.regions):
+                try:
+                    if region.hypothesis not in found:
+                        raise _Unusable(
+                            f"a region for {region.hypothesis!r}, which was not asked; asked were {findings}"
+                        )
+                    found[region.hypothesis] += self._grounded(region, study)
+                except _Unusable as error:
+                    where = f"POST {self.url} ({study.image})"
+                    raise client.failed(where, _EXPECTED, f"at regions.{position}: {error}") from None
+        return [best_first(g for h in dict.fromkeys(listed) for g in found.get(h, [])) for listed in hypotheses]
+
+    def _grounded(self, region: _Region, study: Study) -> Iterator[Grounded]:
+        if (region.box is None) == (region.mask is None):
+            raise _Unusable("expected a box or a mask, not both and not neither")
+        confidence = None if region.confidence is None else round(region.confidence, 6)
+        if confidence is not None and not 0 <= confidence <= 1:
+            raise _Unusable(f"expected a confidence in [0, 1], got {region.confidence}")
+        if region.box is not None:
+            if confidence is None:
+                raise _Unusable("a box needs a confidence in [0, 1]")
+            yield Grounded(region.hypothesis, _box(region.box), confidence)
+        elif region.mask is not None:
+            grey_HW = _grey(region.mask, study.width, study.height)
+            for box, mean in regions_of_mask(grey_HW >= _INSIDE, grey_HW / 255, min_area=self._min_area):
+                yield Grounded(region.hypothesis, box, mean if confidence is None else confidence)
+
+
+class _Unusable(Exception):
+    """A region that cannot be used, and why."""
+
+
+def _box(numbers: Sequence[float]) -> Box:
+    if not all(0 <= round(v, 4) <= 1 for v in numbers):  # false for NaN too; a box has four decimals
+        raise _Unusable(
+            f"expected a box as x0, y0, x1, y1 normalised to [0, 1] of the image, got {list(numbers)}; pixels or "
+            "percent are not converted here, divide them by the image's width and height at the endpoint"
+        )
+    x0, y0, x1, y1 = numbers
+    try:
+        return box_of((x0, y0, x1, y1))
+    except ValidationError:
+        raise _Unusable(f"expected a box with x0 < x1 and y0 < y1 (to four decimals), got {list(numbers)}") from None
+
+
+def _grey(encoded: str, width: int, height: int) -> npt.NDArray[np.uint8]:
+    """A mask's grey values; `width` and `height` are those of the image that it has to cover."""
+    try:
+        with Image.open(io.BytesIO(base64.b64decode(encoded, validate=True)), formats=("PNG",)) as image:
+            if image.width * image.height > DEFAULT_LIMITS.max_pixels:
+                raise _Unusable(f"expected a mask of at most {DEFAULT_LIMITS.max_pixels} pixels, got {image.size}")
+            if image.mode not in ("1", "L"):
+                raise _Unusable(f"expected a mask in 8-bit grey or 1 bit, got a PNG of mode {image.mode!r}")
+            grey_HW = np.asarray(image.convert("L"))
+    except binascii.Error as error:
+        raise _Unusable(f"expected a mask in base64, got something else ({error})") from None
+    except UnidentifiedImageError:
+        raise _Unusable("expected a mask that is a PNG, got another format") from None
+    except _DAMAGE as error:
+        raise _Unusable(f"expected a mask that is a whole PNG, but it is damaged ({error})") from None
+    rows, columns = grey_HW.shape
+    if abs(columns - rows * width / height) > 1 and abs(rows - columns * height / width) > 1:
+        raise _Unusable(
+            f"expected a mask of the image's proportions ({width} x {height}), got {columns} x {rows}; a padded or "
+            "stretched mask cannot be placed"
+        )
+    if grey_HW.max() == 1:
+        raise _Unusable("a mask whose highest grey is 1; expected 255 for what belongs to it (multiply by 255)")
+    return grey_HW

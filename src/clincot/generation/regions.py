@@ -1,0 +1,77 @@
+"""Region hypotheses of every question: what may be there, where it would be, and always the whole image."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import islice
+from pathlib import Path
+
+from clincot.batching import UNIT
+from clincot.config import ProposeSection
+from clincot.generation.grounders import Random, Relevance, Windows, Written
+from clincot.generation.http_grounder import HttpGrounder
+from clincot.generation.hypotheses import hypotheses
+from clincot.generation.masks import deduplicate
+from clincot.geometry import WHOLE
+from clincot.models.protocols import Grounded, Grounder, Policy, RelevancePolicy, Sought
+from clincot.records import Question, Region, Study
+
+
+def grounders_of(section: ProposeSection, policy: RelevancePolicy) -> list[tuple[Grounder, int]]:
+    """The grounders that params.yaml asks for, with how many regions each gives a question."""
+    return [(grounder_named(name, section, policy, count), count) for name, count in section.grounders.items()]
+
+
+def grounder_named(name: str, section: ProposeSection, policy: Policy, count: int) -> Grounder:
+    if name == "windows":
+        return Windows(policy, sides=section.window_sides, stride=section.window_stride)
+    if name == "relevance":
+        return Relevance(policy, quantile=section.relevance_quantile)  # type: ignore[arg-type]
+    if name == "written":
+        return Written(policy, samples=count, temperature=section.temperature, seed=section.seed)
+    if name == "random":
+        return Random(count=count, side=section.window_sides[0], seed=section.seed)
+    if name == "http":
+        return HttpGrounder(section.http_url)
+    raise ValueError(f"no grounder is called {name!r}; there are windows, relevance, written, random and http")
+
+
+def propose_regions(
+    questions: Iterable[Question],
+    studies: Mapping[str, Study],
+    folder: Path,
+    grounders: Sequence[tuple[Grounder, int]],
+    section: ProposeSection,
+) -> Iterator[Region]:
+    """Regions question by question, streaming, each grounder's best first, the whole image last.
+
+    Regions that the policy wrote are actions of a trajectory, regions of tools are inputs, so near-duplicates are
+    merged among each kind and not across.
+    """
+    waiting = iter(questions)
+    while batch := list(islice(waiting, UNIT)):
+        sought = [sought_for(q, studies[q.study], limit=section.hypotheses) for q in batch]
+        found = [(g.name, count, g.ground(sought, folder)) for g, count in grounders]
+        for position, question in enumerate(batch):
+            yield from _regions_of(question, [(name, n, lists[position]) for name, n, lists in found], section)
+
+
+def sought_for(question: Question, study: Study, *, limit: int) -> Sought:
+    """The question with its hypotheses, at most `limit`."""
+    return Sought(study, question, tuple(hypotheses(question.text, modality=study.modality, limit=limit)))
+
+
+def _regions_of(
+    question: Question, found: Sequence[tuple[str, int, Sequence[Grounded]]], section: ProposeSection
+) -> Iterator[Region]:
+    kept: dict[bool, list[tuple[str, Grounded]]] = {True: [], False: []}
+    for name, count, grounded in found:
+        group = kept[name == "written"]
+        before = [g for _, g in group]
+        new = deduplicate([*before, *grounded], section.merge_iou)[len(before) :]
+        group += [(name, g) for g in new[:count]]
+    for name, g in (*kept[False], *kept[True]):
+        yield Region(
+            question=question.id, hypothesis=g.hypothesis, box=g.box, confidence=round(g.confidence, 6), grounder=name
+        )
+    yield Region(question=question.id, hypothesis="whole image", box=WHOLE, confidence=0.0, grounder="whole")

@@ -1,1 +1,0 @@
-"""From candidate answers to scores (panel, calibration) and from scores to preference pairs."""

@@ -1,0 +1,68 @@
+"""What the preference data of a round is, read from its files: digests, counts, policies, judges."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from pathlib import Path
+
+from clincot.jsonl import BadRecord, read_model, read_records
+from clincot.judging.combination import PanelReport
+from clincot.preferences.pairs import PairReport
+from clincot.records import Candidate, DataFile, DataVersion, PreferencePair, Question, digest_of
+
+# What a file is called in the data repository, by the input that it comes from.
+NAMES = {
+    "questions": "questions.jsonl",
+    "regions": "regions.jsonl",
+    "candidates": "candidates.jsonl",
+    "judgements": "judgements.jsonl",
+    "scores": "scores.jsonl",
+    "panel_report": "panel_report.json",
+    "pairs": "pairs.jsonl",
+    "pair_report": "pair_report.json",
+    "steps": "steps.json",
+}
+
+
+def describe(inputs: Mapping[str, Path]) -> DataVersion:
+    """The version that these files are, kept nowhere yet; the records stream by, none is held.
+
+    Raises BadRecord where a file does not hold what its name says, or the pairs are not those of the report.
+    """
+    panel = read_model(inputs["panel_report"], PanelReport)
+    report = read_model(inputs["pair_report"], PairReport)
+    pairs = sum(1 for _ in read_records(inputs["pairs"], PreferencePair))
+    if pairs != report.pairs:
+        raise BadRecord(f"{inputs['pairs']}: holds {pairs} pairs, but {inputs['pair_report']} reports {report.pairs}")
+    policies: set[str] = set()
+    candidates = 0
+    for candidate in read_records(inputs["candidates"], Candidate):
+        policies.add(candidate.policy)
+        candidates += 1
+    if candidates != report.candidates:
+        raise BadRecord(
+            f"{inputs['candidates']}: holds {candidates} candidates, but {inputs['pair_report']} was made from "
+            f"{report.candidates}"
+        )
+    files = tuple(sorted((_file(NAMES[name], path) for name, path in inputs.items()), key=lambda file: file.name))
+    return DataVersion(
+        sha256=digest_of([[file.name, file.sha256] for file in files]),
+        files=files,
+        pairs=pairs,
+        questions=sum(1 for _ in read_records(inputs["questions"], Question)),
+        candidates=candidates,
+        policies=tuple(sorted(policies)),
+        judges={judge.name: judge.digest for judge in panel.judges},
+        alpha=panel.alpha_calibrated.value,
+    )
+
+
+def _file(name: str, path: Path) -> DataFile:
+    sha256, md5, size = hashlib.sha256(), hashlib.md5(usedforsecurity=False), 0
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            sha256.update(block)
+            md5.update(block)
+            size += len(block)
+    return DataFile(name=name, sha256=sha256.hexdigest(), md5=md5.hexdigest(), size=size)

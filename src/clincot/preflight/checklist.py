@@ -1,0 +1,73 @@
+"""Runs the checks side by side, each against the clock, and writes what they found."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+from clincot.config import PreflightSection
+from clincot.jsonl import write_json, write_records, written_aside
+from clincot.preflight.preflight_report import Check, PreflightFailed, PreflightReport, failed, passed, table
+from clincot.preflight.probe import Probe, run_probes
+from clincot.records import StartingPolicy
+
+Metrics = dict[str, float]
+
+
+def look(section: PreflightSection, inputs: Mapping[str, Path], outputs: Mapping[str, Path]) -> Metrics:
+    """Run every check; write the report and the table, and, where nothing failed, the round's starting policy.
+
+    Raises PreflightFailed, naming all checks that failed; the report and the table are there by then.
+    """
+    outputs["champion"].unlink(missing_ok=True)  # of an earlier look, when all was well
+    outputs["report"].parent.mkdir(parents=True, exist_ok=True)
+    start: list[StartingPolicy] = []
+    found = run_probes(probes(section, inputs, outputs["report"].parent, start))
+    report = PreflightReport(checks=tuple(found))
+    write_json(outputs["report"], report.model_dump(mode="json"))
+    with written_aside(outputs["table"]) as file:
+        file.write(table(report.checks))
+    if report.failed:
+        raise PreflightFailed(
+            f"{len(report.failed)} of {len(report.checks)} checks failed: "
+            + ", ".join(check.name for check in report.failed)
+            + f" ({outputs['table']})"
+        )
+    write_records(outputs["champion"], start)
+    states = [check.state for check in report.checks]
+    return {"passed": states.count("pass"), "skipped": states.count("skipped"), "round": start[0].round}
+
+
+def probes(
+    section: PreflightSection, inputs: Mapping[str, Path], work: Path, start: list[StartingPolicy]
+) -> list[Probe]:
+    """What is looked at, in the order of the table. The starting policy is put into `start` when it is found."""
+    from clincot.preflight import cluster as cluster_checks
+    from clincot.preflight import judges, repository, stores
+    from clincot.preflight import starting_policy as starting
+
+    return [
+        *stores.probes(section),
+        *repository.probes(section),
+        *judges.probes(section),
+        *starting.probes(section, start),
+        *cluster_checks.probes(section, inputs),
+        Probe(
+            "disk",
+            "free space",
+            "free some space, or set preflight.free_gb",
+            section.timeout_s,
+            lambda: disk(section.free_gb, work),
+        ),
+    ]
+
+
+def disk(least_gb: float, work: Path) -> Iterator[Check]:
+    """The space left in the work folder and where temporary files go."""
+    for name, place in (("disk: work folder", work), ("disk: TMPDIR", Path(tempfile.gettempdir()))):
+        free = shutil.disk_usage(place).free / 1e9
+        tried, came = f"{place}: at least {least_gb:g} GB free", f"{free:.1f} GB"
+        mend = "free some space, mount a larger volume, or set preflight.free_gb"
+        yield passed(name, tried, came) if free >= least_gb else failed(name, tried, came, mend)

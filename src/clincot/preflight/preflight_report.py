@@ -1,0 +1,70 @@
+"""What a preflight says: checks with their mends, and the policy that the round starts from."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from clincot.errors import ForTheUser
+from clincot.records import Text
+
+
+class PreflightFailed(ForTheUser, RuntimeError):
+    """Something that the round needs is not there; names every check that failed. More is in the table."""
+
+
+class Check(BaseModel):
+    """One thing that was looked at. A failed check has a mend, a skipped one says in `found` why it was skipped."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: Text
+    state: Literal["pass", "fail", "skipped"]
+    tried: Text
+    found: str = ""
+    mend: str = ""
+
+    @model_validator(mode="after")
+    def _says_enough(self) -> Check:
+        if (self.state == "fail") != bool(self.mend):
+            raise ValueError(f"{self.name}: a check has a mend if, and only if, it failed")
+        if self.state != "pass" and not self.found:
+            raise ValueError(f"{self.name}: a {self.state} check says what was found")
+        return self
+
+
+class PreflightReport(BaseModel):
+    """All checks, in the order of the table."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    checks: tuple[Check, ...] = Field(min_length=1)
+
+    @property
+    def failed(self) -> tuple[Check, ...]:
+        return tuple(check for check in self.checks if check.state == "fail")
+
+
+def passed(name: str, tried: str, found: str = "") -> Check:
+    return Check(name=name, state="pass", tried=tried, found=found)
+
+
+def failed(name: str, tried: str, found: str, mend: str) -> Check:
+    return Check(name=name, state="fail", tried=tried, found=found, mend=mend)
+
+
+def skipped(name: str, tried: str, why: str) -> Check:
+    return Check(name=name, state="skipped", tried=tried, found=why)
+
+
+def table(checks: Sequence[Check]) -> str:
+    """Markdown; what a cell may not hold (a bar, a line's end) is written so that it may."""
+    rows = [("check", "", "what was tried", "what was found", "how to mend it"), ("---",) * 5]
+    rows += [(c.name, {"fail": "**FAIL**"}.get(c.state, c.state), c.tried, c.found, c.mend) for c in checks]
+    return "".join("| " + " | ".join(map(_cell, row)) + " |\n" for row in rows)
+
+
+def _cell(text: str) -> str:
+    return " ".join(text.split()).replace("|", "\\|")

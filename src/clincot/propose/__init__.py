@@ -1,1 +1,0 @@
-"""From a question to regions (hypotheses, grounders) and from regions to candidate answers."""

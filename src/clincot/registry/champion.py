@@ -1,0 +1,175 @@
+"""Who is champion of a model line: one small object, moved by compare-and-swap, with every move that was made.
+
+The pointer names what a round starts from and what is served. It is started from the base model (round 0), moved
+forward by a decision, and back by hand with a reason. Of two who move it at once one wins, and the other is told who.
+"""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import Annotated, ClassVar, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from clincot.errors import BadInput
+from clincot.jsonl import BadRecord, explain
+from clincot.records import Record, Text
+from clincot.registry.manifest import Manifest, Sha256
+from clincot.storage.store import AlreadyStored, Moved, NotStored, Store
+
+
+class ChampionMoved(BadInput):
+    """Someone else moved the pointer first; names the one who won."""
+
+
+class NoChampion(BadInput):
+    """The line has no pointer yet."""
+
+
+class Move(Record):
+    """One move of the pointer."""
+
+    prefix: ClassVar[str] = "move"
+    provenance: ClassVar[frozenset[str]] = frozenset({"uri", "by", "at"})
+
+    number: Annotated[int, Field(ge=0)]  # 0, 1, 2, …
+    kind: Literal["base", "promote", "rollback"]
+    sha256: Sha256  # the champion from then on
+    previous: str = ""  # the champion until then
+    round: Annotated[int, Field(ge=0)] = 0
+    decision: str = ""
+    reason: Text
+    uri: str = ""
+    by: str = ""
+    at: str = ""  # UTC
+
+
+class Champion(BaseModel):
+    """The pointer of a line: its moves, the last of which says who is champion."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    line: Text
+    moves: tuple[Move, ...] = Field(min_length=1)
+
+    @model_validator(mode="after")
+    def _unbroken(self) -> Champion:
+        for number, move in enumerate(self.moves):
+            before = self.moves[number - 1].sha256 if number else ""
+            if (move.number, move.previous) != (number, before):
+                raise ValueError(f"move {number} of the pointer does not follow from the one before it")
+        return self
+
+    @property
+    def now(self) -> Move:
+        return self.moves[-1]
+
+    @property
+    def standing(self) -> tuple[Move, ...]:
+        """Base, and the promotions that no rollback has taken back, in their order: what one can go back to."""
+        stack: list[Move] = []
+        for move in self.moves:
+            if move.kind == "rollback":
+                while stack and stack[-1].sha256 != move.sha256:
+                    stack.pop()
+            else:
+                stack.append(move)
+        return tuple(stack)
+
+
+def key_of(line: str) -> str:
+    return f"champions/{line}.json"
+
+
+def read_champion(store: Store, line: str) -> Champion:
+    """Raises NoChampion."""
+    return _read(store, line)[0]
+
+
+def start(store: Store, base: Manifest, *, by: str, reason: str = "the base model is the round-0 champion") -> Champion:
+    """The pointer of a new line. Raises ChampionMoved where it has one already, unless that names this very model."""
+    move = Move(
+        number=0, kind="base", sha256=base.sha256, round=base.round, reason=reason, uri=base.uri, by=by, at=_now()
+    )
+    champion = Champion(line=base.line, moves=(move,))
+    try:
+        store.write_new(key_of(base.line), _encoded(champion))
+    except AlreadyStored:
+        found = read_champion(store, base.line)
+        if found.now.sha256 == base.sha256:
+            return found
+        raise ChampionMoved(f"{base.line} has a champion already: {_told(found.now)}") from None
+    return champion
+
+
+def promote(store: Store, to: Manifest, *, over: str, by: str, reason: str, decision: str = "") -> Champion:
+    """Make `to` champion in the place of `over`, the digest that it was decided against. Raises ChampionMoved."""
+    return _move(store, to, "promote", over=over, by=by, reason=reason, decision=decision)
+
+
+def rollback(store: Store, to: Manifest, *, over: str, by: str, reason: str) -> Champion:
+    """Go back from `over` to an earlier champion (one of `standing`). Raises ChampionMoved, ValueError."""
+    if not reason.strip():
+        raise BadInput("a rollback needs a reason; it stays in the pointer's history")
+    champion = read_champion(store, to.line)
+    earlier = [move.sha256 for move in champion.standing[:-1]]
+    if to.sha256 not in earlier:
+        known = ", ".join(digest[:12] for digest in earlier) or "none: only the base model was champion"
+        raise BadInput(f"{to.line}: {to.sha256[:12]} is no earlier champion; one can go back to {known}")
+    return _move(store, to, "rollback", over=over, by=by, reason=reason, decision="")
+
+
+def _move(
+    store: Store, to: Manifest, kind: Literal["promote", "rollback"], *, over: str, by: str, reason: str, decision: str
+) -> Champion:
+    champion, tag = _read(store, to.line)
+    if champion.now.sha256 != over:
+        raise ChampionMoved(_lost(champion, over))
+    move = Move(
+        number=len(champion.moves),
+        kind=kind,
+        sha256=to.sha256,
+        previous=over,
+        round=to.round,
+        decision=decision,
+        reason=reason,
+        uri=to.uri,
+        by=by,
+        at=_now(),
+    )
+    moved = Champion(line=to.line, moves=(*champion.moves, move))
+    try:
+        store.replace(key_of(to.line), _encoded(moved), tag)
+    except Moved:
+        raise ChampionMoved(_lost(read_champion(store, to.line), over)) from None
+    return moved
+
+
+def _read(store: Store, line: str) -> tuple[Champion, str]:
+    try:
+        content, tag = store.read(key_of(line))
+    except NotStored:
+        raise NoChampion(
+            f"{store.url}: {line} has no champion yet; publish the base model and `clincot models start {line} DIGEST`"
+        ) from None
+    try:
+        return Champion.model_validate_json(content), tag
+    except ValidationError as error:
+        raise BadRecord(f"{store.url}/{key_of(line)}: not a champion pointer: {explain(error)}") from None
+
+
+def _lost(found: Champion, over: str) -> str:
+    return f"{found.line}: expected {over[:12]} as champion, but it is {_told(found.now)}; decide against that one"
+
+
+def _told(move: Move) -> str:
+    decided = f" by {move.decision}" if move.decision else ""
+    return f"{move.sha256[:12]} (round {move.round}, {move.kind}{decided}, moved {move.at} by {move.by or 'unknown'})"
+
+
+def _encoded(champion: Champion) -> bytes:
+    return (champion.model_dump_json(indent=1) + "\n").encode()
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")

@@ -1,0 +1,112 @@
+"""The model card of a published checkpoint, from its manifest: what it is, what was measured, what it is for."""
+
+from __future__ import annotations
+
+from clincot.records import BenchmarkReport, Interval
+from clincot.registry.manifest import Manifest
+
+# Columns of the table, where a report has them: name in the report, heading.
+_METRICS = {
+    "accuracy": "accuracy",
+    "hit_rate": "region hit-rate",
+    "iou": "region IoU",
+    "hallucination": "hallucination",
+    "off_format": "off format",
+}
+_ARMS = {
+    "written": "own region",
+    "windows": "grounder",
+    "relevance": "relevance map",
+    "http": "external grounder",
+    "random": "random region (control)",
+    "wrong": "wrong region (control)",
+    "oracle": "the key's region (control)",
+    "shuffled": "another patient's image (control)",
+    "whole": "whole image (control)",
+}
+LIMITS = """\
+## Intended use and limits
+
+For research on visual question answering about medical images with regions that can be looked at. Not a medical
+device: no answer may be used for diagnosis or treatment. The measurements below hold for the benchmark named and no
+further; other scanners, projections, age groups and findings were not measured. A region shows where the policy
+looked, not that the answer follows from it. Answers of low confidence should be withheld (the server's `abstained`).
+"""
+
+
+def model_card(manifest: Manifest) -> str:
+    """Markdown with the front matter that model hubs read. No date: the same checkpoint has the same card."""
+    parts = [_front(manifest), _origin(manifest), LIMITS, _benchmark(manifest.report), _decision(manifest)]
+    if manifest.golden:
+        parts.append(
+            "## Golden questions\n\n"
+            f"{len(manifest.golden)} questions with their answers and regions stand in `manifest.json`, their images "
+            "in `golden/`. A server of this checkpoint answers them the same; `clincot deploy` checks it.\n"
+        )
+    return "\n".join(parts)
+
+
+def _front(manifest: Manifest) -> str:
+    library = "peft" if manifest.kind == "adapter" else "transformers"
+    return (
+        f"---\nlicense: {manifest.licence.lower()}\npipeline_tag: image-text-to-text\nlibrary_name: {library}\n---\n\n"
+        f"# {manifest.line}, round {manifest.round}\n\nCheckpoint `{manifest.sha256}`.\n"
+    )
+
+
+def _origin(manifest: Manifest) -> str:
+    rows = [
+        ("kind", "an adapter, to be loaded onto its base" if manifest.kind == "adapter" else "all weights"),
+        ("base", _code(manifest.base)),
+        ("parent", _code(manifest.parent) or "none: a base model"),
+        ("preference data", _code(manifest.pairs)),
+        ("training configuration", _code(manifest.config)),
+        ("judges", ", ".join(f"{judge.name} (`{judge.digest[:12]}`)" for judge in manifest.judges)),
+        ("agreement of the judges", "" if manifest.agreement is None else f"Krippendorff's α {manifest.agreement:.3f}"),
+        ("licence", manifest.licence),
+    ]
+    lines = [f"| {name} | {value} |" for name, value in rows if value]
+    return "\n".join(["## Origin", "", "| | |", "|---|---|", *lines, ""])
+
+
+def _benchmark(report: BenchmarkReport | None) -> str:
+    if report is None:
+        return "## Benchmark\n\nNot measured.\n"
+    names = [name for name in _METRICS if any(name in arm for arm in report.metrics.values())]
+    rows = [["looks at", "n", *(_METRICS[name] for name in names)], ["---"] * (len(names) + 2)]
+    for arm, metrics in report.metrics.items():
+        counted = metrics.get("accuracy")
+        count = (
+            ""
+            if counted is None
+            else f"{counted.n}" + (f" + {counted.n_unscored} unscored" if counted.n_unscored else "")
+        )
+        rows.append([_ARMS.get(arm, arm), count, *(_cell(metrics.get(name)) for name in names)])
+    table = "\n".join("| " + " | ".join(row) + " |" for row in rows)
+    return (
+        f"## Benchmark\n\nBenchmark `{report.benchmark[:20]}`, protocol {report.protocol}; 95 % intervals, clustered "
+        f"by patient.\n\n{table}\n"
+    )
+
+
+def _decision(manifest: Manifest) -> str:
+    decision = manifest.decision
+    if decision is None:
+        return "## Decision\n\nNone was made about this checkpoint.\n"
+    reasons = "\n".join(f"- {reason}" for reason in decision.reasons)
+    return (
+        f"## Decision\n\n**{decision.verdict}** (`{decision.id}`), against champion `{decision.champion[:20]}`, on "
+        f"{decision.metric}: {_cell(decision.difference)}.\n\n{reasons}\n"
+    )
+
+
+def _cell(interval: Interval | None) -> str:
+    if interval is None or interval.value is None:
+        return "–"
+    if interval.low is None or interval.high is None:
+        return f"{interval.value:.3f}"
+    return f"{interval.value:.3f} [{interval.low:.3f}, {interval.high:.3f}]"
+
+
+def _code(digest: str) -> str:
+    return f"`{digest}`" if digest else ""

@@ -1,0 +1,95 @@
+"""What Prometheus sees of a line's rounds: read from the store at every scrape, since rounds run in pods that end."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from prometheus_client import CollectorRegistry, start_http_server
+from prometheus_client.core import GaugeMetricFamily
+from prometheus_client.registry import Collector
+
+from clincot.errors import BadInput
+from clincot.registry.champion import NoChampion, read_champion
+from clincot.runs import history as round_records
+from clincot.storage.store import Store, StoreFailed
+
+
+@dataclass(frozen=True)
+class Rounds:
+    """Where a line stands."""
+
+    ended: int  # rounds that ended well
+    failed: bool  # did the last run of the round after them fail, or one before its round began?
+    since_promotion: int  # rounds that ended without a promotion, after the last one with
+    agreement: float | None  # of the judges, in the last round that came so far; None: unknown
+    champion_round: int | None  # None: no champion yet
+
+
+def look(store: Store, line: str) -> Rounds:
+    """Read where the line stands. Raises StoreFailed, BadRecord."""
+    keys = {tuple(key.split("/")[2:]) for key in store.keys(f"rounds/{line}/")}
+    ended = sorted(int(number) for number, name in keys if name == "ended.json")
+    made = {int(number) for number, name in keys if name == "made.json"}
+    unpromoted = 0
+    for number in reversed(ended):
+        if number in made and round_records.read_made(store, line, number).verdict == "promote":
+            break
+        unpromoted += 1
+    coming = f"{round_records.next_round(store, line):04d}"
+    try:
+        champion = read_champion(store, line).now.round
+    except NoChampion:
+        champion = None
+    return Rounds(
+        ended=len(ended),
+        since_promotion=unpromoted,
+        failed=(coming, "failed.json") in keys or round_records.failed_unbegun(store, line),
+        agreement=round_records.read_made(store, line, max(made)).agreement if made else None,
+        champion_round=champion,
+    )
+
+
+class RoundsCollector(Collector):
+    """The line's state as gauges; clincot_store_readable alone, and 0, where the store cannot be read."""
+
+    def __init__(self, store: Store, line: str) -> None:
+        self._store, self._line = store, line
+
+    def collect(self) -> Iterator[GaugeMetricFamily]:
+        try:
+            found = look(self._store, self._line)
+        except (StoreFailed, BadInput):
+            yield self._gauge("clincot_store_readable", "can the line's records be read?", 0)
+            return
+        yield self._gauge("clincot_store_readable", "can the line's records be read?", 1)
+        yield self._gauge("clincot_rounds_ended", "rounds that ended well", found.ended)
+        about = "did the last run of the open round fail, or the last one before its round began?"
+        yield self._gauge("clincot_round_failed", about, found.failed)
+        yield self._gauge("clincot_rounds_since_promotion", "rounds without a promotion", found.since_promotion)
+        if found.agreement is not None:
+            yield self._gauge("clincot_judge_agreement", "Krippendorff's alpha, last round", found.agreement)
+        if found.champion_round is not None:
+            yield self._gauge("clincot_champion_round", "round of the champion", found.champion_round)
+
+    def _gauge(self, name: str, about: str, value: float) -> GaugeMetricFamily:
+        family = GaugeMetricFamily(name, about, labels=["line"])
+        family.add_metric([self._line], float(value))
+        return family
+
+
+def serve(store: Store, line: str, *, host: str, port: int) -> None:
+    """Answer scrapes until SIGTERM or SIGINT."""
+    stopped = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: stopped.set())
+    registry = CollectorRegistry()
+    registry.register(RoundsCollector(store, line))
+    server, thread = start_http_server(port, host, registry)
+    print(f"http://{host}:{server.server_port}/metrics tells of the rounds of {line}", flush=True)
+    stopped.wait()
+    server.shutdown()
+    server.server_close()
+    thread.join()

@@ -1,0 +1,153 @@
+"""What lies where in a run folder, for those who read one: the page and `clincot show`.
+
+run.json                 the data, the benchmark, the base policy and the judges
+params.yaml              the configuration
+results.json             the results table
+base/                    outcomes of the base policy
+round-01/, round-02/ …   a round: its records, its policy, its outcomes and its decision
+ledger/                  what the decisions spent of the lifetime budget, and the benchmark questions they used
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict
+
+from clincot.jsonl import BadRecord, read_model
+from clincot.records import BenchmarkReport, Checkpoint, DataVersion, Decision, Interval, Record
+
+RUN, PARAMS, RESULTS = "run.json", "params.yaml", "results.json"
+CHECKPOINT, TRAIN_LOG, DECISION, REPORT = "record.json", "train_log.json", "decision.json", "report.json"
+EVIDENCE, VERSION = "evidence.jsonl", "version.json"
+PANEL_REPORT, PAIRS_REPORT = "panel.report.json", "pairs.report.json"
+# The records that stand alone in a JSON file, by the file's name.
+SINGLE: dict[str, type[Record]] = {
+    CHECKPOINT: Checkpoint,
+    DECISION: Decision,
+    REPORT: BenchmarkReport,
+    VERSION: DataVersion,
+}
+
+
+class JudgePlace(BaseModel):
+    """A judge as configured: a checkpoint's path or an endpoint's URL. Its digest stands in the panel's report."""
+
+    model_config = ConfigDict(frozen=True)
+
+    name: str
+    path: str = ""
+    url: str = ""
+
+
+class RunFile(BaseModel):
+    """run.json. Paths are as they were given when the run was started; `locate` finds them."""
+
+    model_config = ConfigDict(frozen=True)
+
+    data: str
+    benchmark: str
+    policy: str
+    judges: tuple[JudgePlace, ...]
+    start_from: str = "challenger"
+    comparisons: tuple[str, ...] = ()
+
+
+Metrics = dict[str, dict[str, Interval]]  # {arm: {metric: interval}}
+
+
+class ResultRow(BaseModel):
+    """A policy's line of the results table."""
+
+    model_config = ConfigDict(frozen=True)
+
+    row: str
+    policy: str
+    arms: Metrics
+
+
+class BlindRow(BaseModel):
+    """The blind baseline, and whose answers it knows."""
+
+    model_config = ConfigDict(frozen=True)
+
+    fitted_on: str
+    arms: Metrics
+
+
+class Results(BaseModel):
+    """results.json. `gains` are paired differences to the base policy: {"row": name, arm: {metric: interval}}."""
+
+    model_config = ConfigDict(frozen=True)
+
+    rows: tuple[ResultRow, ...]
+    blind: BlindRow
+    gains: tuple[dict[str, str | dict[str, Interval]], ...] = ()
+
+    def gain(self, row: str, arm: str, metric: str) -> Interval | None:
+        of_arm = next((gain.get(arm) for gain in self.gains if gain.get("row") == row), None)
+        return of_arm.get(metric) if isinstance(of_arm, dict) else None
+
+
+def read_run(run: Path) -> RunFile:
+    return read_model(run / RUN, RunFile)
+
+
+def read_results(run: Path) -> Results:
+    return read_model(run / RESULTS, Results)
+
+
+def locate(run: Path, path: str) -> Path:
+    """A path of run.json. A relative one is looked for from here, then from the run folder and the folders above it.
+
+    Where it is nowhere, it is returned as it stands, for the reader's error message.
+    """
+    given = Path(path)
+    places = [given, *(above / given for above in [run.absolute(), *run.absolute().parents])]
+    return next((place for place in places if place.exists()), given)
+
+
+def policies(run: Path) -> dict[str, Path]:
+    """{digest: checkpoint folder} of the base policy (once it was measured) and of every policy the run trained."""
+    found = {}
+    report = run / "base" / REPORT
+    if report.is_file():
+        found[read_model(report, BenchmarkReport).policy] = locate(run, read_run(run).policy)
+    return found | {checkpoint.sha256: folder for folder, checkpoint in checkpoints(run)}
+
+
+def judge_names(folder: Path) -> dict[str, str]:
+    """{digest: name} of the judges that scored a round, in the panel's order; empty before they did. An endpoint that
+    was never reached has no digest and no judgements, so it is not among them."""
+    path = folder / PANEL_REPORT
+    judges = read_model(path, _Panel).judges if path.is_file() else ()
+    return {judge.digest: judge.name for judge in judges if judge.digest}
+
+
+class _Seat(BaseModel):
+    name: str
+    digest: str
+
+
+class _Panel(BaseModel):
+    judges: tuple[_Seat, ...]
+
+
+def round_folders(run: Path) -> list[Path]:
+    """round-01, round-02, … in their order; those of an unfinished run too."""
+    found = {round_number(path): path for path in run.glob("round-*") if path.is_dir()}
+    return [found[number] for number in sorted(found)]
+
+
+def round_number(path: Path) -> int:
+    number = path.name.removeprefix("round-")
+    if not number.isdigit():
+        raise BadRecord(f"{path}: expected a round's folder to be called round-01, round-02, …")
+    return int(number)
+
+
+def checkpoints(run: Path) -> Iterator[tuple[Path, Checkpoint]]:
+    """The policies that the run trained, with their folders, in a fixed order."""
+    for path in sorted(run.glob(f"round-*/**/{CHECKPOINT}")):
+        yield path.parent, read_model(path, Checkpoint)

@@ -1,0 +1,136 @@
+"""The chain as a KServe model: the V1 and V2 protocols of its SDK.
+
+V1, POST /v1/models/NAME:predict
+
+    {"instances": [{"question": "Is there a nodule?", "image": "data:image/png;base64,…", "return_overlay": false}]}
+    {"predictions": [{"answer": "yes", "confidence": 0.91, "abstained": false, "regions": […], …}]}
+
+V2, POST /v2/models/NAME/infer: BYTES tensors `question` and `image` of shape [n]; BOOL parameter `return_overlay`.
+Back come `answer` and `chain` (JSON of the whole prediction) as BYTES, `confidence` as FP64 and `abstained` as BOOL.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from typing import Annotated, Any
+
+from fastapi.exceptions import RequestValidationError
+from kserve import InferRequest, InferResponse, Model
+from kserve.protocol.infer_type import InferInput, InferOutput
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from clincot.generation.visual_cot import VisualAnswer
+from clincot.serving.api_errors import Refused
+from clincot.serving.service import Answering, Order
+
+
+class Image64(BaseModel):
+    """An image as TensorFlow Serving's clients send it."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    b64: str
+
+
+class Instance(BaseModel):
+    """One question of a V1 request."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    question: str
+    image: str | Image64
+    return_overlay: bool = False
+
+    @property
+    def order(self) -> Order:
+        image = self.image if isinstance(self.image, str) else self.image.b64
+        return Order(self.question, image, self.return_overlay)
+
+
+class V1Request(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    instances: Annotated[list[Instance], Field(min_length=1)]
+
+
+class V1Response(BaseModel):
+    predictions: list[VisualAnswer]
+
+
+class VisualCotModel(Model):  # type: ignore[misc]
+    """What the SDK's routes call."""
+
+    def __init__(self, name: str, answering: Answering) -> None:
+        super().__init__(name)
+        self.answering = answering
+        self.ready = True
+
+    async def healthy(self) -> bool:
+        return bool(self.ready) and await asyncio.to_thread(self.answering.backend.healthy)
+
+    def get_input_types(self) -> list[dict[str, Any]]:
+        return [{"name": name, "datatype": "BYTES", "shape": [-1]} for name in ("question", "image")]
+
+    def get_output_types(self) -> list[dict[str, Any]]:
+        kinds = {"answer": "BYTES", "confidence": "FP64", "abstained": "BOOL", "chain": "BYTES"}
+        return [{"name": name, "datatype": kind, "shape": [-1]} for name, kind in kinds.items()]
+
+    async def predict(
+        self, payload: dict[str, Any] | InferRequest, headers: dict[str, str] | None = None
+    ) -> dict[str, Any] | InferResponse:
+        """Raises Refused for what is not a request of this model."""
+        if isinstance(payload, InferRequest):
+            answers = await self._all(_orders(payload))
+            return _response(payload, self.name, answers)
+        try:
+            request = V1Request.model_validate(payload)
+        except ValidationError as error:
+            raise Refused(422, "invalid_request", places_of(error)) from None
+        answers = await self._all([instance.order for instance in request.instances])
+        return {"predictions": [answer.model_dump(mode="json") for answer in answers]}
+
+    async def _all(self, orders: Sequence[Order]) -> list[VisualAnswer]:
+        most = self.answering.settings.max_instances
+        if len(orders) > most:
+            raise Refused(413, "too_many_instances", f"expected at most {most} questions a request, got {len(orders)}")
+        # the first failure is the request's; the gate then cancels what is left of it
+        return list(await asyncio.gather(*(self.answering.answer(order) for order in orders)))
+
+
+def places_of(error: ValidationError | RequestValidationError) -> str:
+    """Which fields are wrong and how, without what came."""
+    found = error.errors()[:5]
+    return "; ".join(f"{'.'.join(map(str, e['loc'])) or 'body'}: {e['msg']}" for e in found)
+
+
+def _orders(request: InferRequest) -> list[Order]:
+    tensors = {tensor.name: _texts(tensor) for tensor in request.inputs}
+    if set(tensors) != {"question", "image"} or len(request.inputs) != 2:
+        raise Refused(422, "invalid_request", "expected the two inputs 'question' and 'image'")
+    overlay = (request.parameters or {}).get("return_overlay", False)
+    if not isinstance(overlay, bool):
+        raise Refused(422, "invalid_request", "expected a boolean", param="return_overlay")
+    if len(tensors["question"]) != len(tensors["image"]) or not tensors["question"]:
+        raise Refused(422, "invalid_request", "expected as many questions as images, and at least one")
+    return [Order(q, i, overlay) for q, i in zip(tensors["question"], tensors["image"], strict=True)]
+
+
+def _texts(tensor: InferInput) -> list[str]:
+    values = tensor.data
+    if tensor.datatype != "BYTES" or not isinstance(values, list) or list(tensor.shape) != [len(values)]:
+        raise Refused(422, "invalid_request", "expected BYTES tensors of shape [n] with n strings")
+    if not all(isinstance(value, str) for value in values):
+        raise Refused(422, "invalid_request", "expected strings (images as data URI or base64)")
+    return list(values)
+
+
+def _response(request: InferRequest, name: str, answers: Sequence[VisualAnswer]) -> InferResponse:
+    columns: dict[str, tuple[str, list[Any]]] = {
+        "answer": ("BYTES", [answer.answer for answer in answers]),
+        "confidence": ("FP64", [answer.confidence for answer in answers]),
+        "abstained": ("BOOL", [answer.abstained for answer in answers]),
+        "chain": ("BYTES", [answer.model_dump_json() for answer in answers]),
+    }
+    outputs = [InferOutput(column, [len(answers)], kind, data) for column, (kind, data) in columns.items()]
+    return InferResponse(response_id=request.id or "", model_name=name, infer_outputs=outputs)

@@ -1,0 +1,33 @@
+"""The answer stage: the policy answers from every region."""
+
+from __future__ import annotations
+
+from clincot import config
+from clincot.generation.requests import first_asks, merged, next_asks
+from clincot.jsonl import read_records, write_records
+from clincot.records import Candidate
+from clincot.stages.base import Metrics, Paths, Stage, show_progress
+
+
+def answer(section: config.AnswerSection, inputs: Paths, outputs: Paths) -> Metrics:
+    from clincot.generation.candidates import answer_regions
+    from clincot.models.load import load_policy
+
+    policy = load_policy(inputs["policy"])
+    asks = next_asks(inputs, section) if "candidates_before" in inputs else first_asks(inputs)
+    made = answer_regions(show_progress(asks, "answers", "candidates"), inputs["data"], policy, section)
+    if "candidates_before" in inputs:
+        made = merged(read_records(inputs["candidates_before"], Candidate), made)
+    return {"candidates": write_records(outputs["candidates"], made)}
+
+
+STAGE = Stage(
+    name="answer",
+    run=answer,
+    config=config.AnswerSection,
+    inputs=("data", "questions", "regions", "policy"),
+    outputs=("candidates",),
+    device="gpu",
+    about="the policy answers from every region",
+    optional=("candidates_before", "scores_before"),
+)

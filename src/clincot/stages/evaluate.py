@@ -1,0 +1,48 @@
+"""The evaluate stage: the policy answers the benchmark from every kind of region."""
+
+from __future__ import annotations
+
+from clincot import config
+from clincot.evaluation.read_benchmark import metrics_of_reports, read_benchmark
+from clincot.jsonl import read_records, write_json, write_records
+from clincot.records import Outcome
+from clincot.stages.base import Metrics, Paths, Stage, show_progress
+
+
+def evaluate(section: config.EvaluateSection, inputs: Paths, outputs: Paths) -> Metrics:
+    from clincot.datasets.folder import StudyIndex
+    from clincot.evaluation.benchmark_report import benchmark_reports
+    from clincot.evaluation.evaluator import evaluate as answer_benchmark
+    from clincot.models.load import load_policy
+
+    benchmark = read_benchmark(inputs["benchmark"], limit=section.limit)
+    studies = StudyIndex(inputs["benchmark"])
+    outcomes = answer_benchmark(load_policy(inputs["policy"]), benchmark, studies, inputs["benchmark"], section)
+    total = len(section.arms) * len(benchmark.questions)
+    write_records(outputs["outcomes"], show_progress(outcomes, "benchmark", "answers", total))
+    (report,) = benchmark_reports(
+        read_records(outputs["outcomes"], Outcome),
+        benchmark,
+        seed=section.seed,
+        resamples=section.resamples,
+        reports=metrics_of_reports(benchmark, inputs.get("train_reports")),
+    )
+    write_json(outputs["report"], report.model_dump(mode="json"))
+    metrics = {}
+    for arm, measured in report.metrics.items():
+        for name, called in (("accuracy", "accuracy"), ("raw/rouge_l", "rouge_l"), ("finding_f1", "finding_f1")):
+            if name in measured and (value := measured[name].value) is not None:
+                metrics[f"{called}_{arm}"] = value
+    return metrics
+
+
+STAGE = Stage(
+    name="evaluate",
+    run=evaluate,
+    config=config.EvaluateSection,
+    inputs=("benchmark", "policy"),
+    outputs=("outcomes", "report"),
+    device="gpu",
+    about="the policy answers the benchmark from each kind of region, controls included",
+    optional=("train_reports",),
+)

@@ -1,0 +1,29 @@
+"""The pair stage: ranked candidates become preference pairs."""
+
+from __future__ import annotations
+
+from clincot import config
+from clincot.jsonl import read_records, write_json, write_records
+from clincot.records import Candidate, PanelScore
+from clincot.stages.base import Metrics, Paths, Stage
+
+
+def pair(section: config.PairSection, inputs: Paths, outputs: Paths) -> Metrics:
+    from clincot.preferences.pairs import make_pairs
+
+    candidates = read_records(inputs["candidates"], Candidate)
+    pairs, report = make_pairs(candidates, read_records(inputs["scores"], PanelScore), section)
+    write_records(outputs["pairs"], pairs)
+    write_json(outputs["pair_report"], report.model_dump(mode="json"))
+    return {"pairs": len(pairs)}
+
+
+STAGE = Stage(
+    name="pair",
+    run=pair,
+    config=config.PairSection,
+    inputs=("candidates", "scores"),
+    outputs=("pairs", "pair_report"),
+    device="cpu",
+    about="ranked candidates become preference pairs with their score gaps",
+)

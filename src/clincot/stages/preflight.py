@@ -1,0 +1,26 @@
+"""The preflight stage: check everything a round needs before any GPU is requested."""
+
+from __future__ import annotations
+
+from clincot import config
+from clincot.stages.base import Metrics, Paths, Stage
+
+
+def preflight(section: config.PreflightSection, inputs: Paths, outputs: Paths) -> Metrics:
+    from clincot.preflight.checklist import look
+
+    return look(section, inputs, outputs)
+
+
+STAGE = Stage(
+    name="preflight",
+    run=preflight,
+    config=config.PreflightSection,
+    inputs=(),
+    outputs=("report", "table", "champion"),
+    device="cpu",
+    about="stores, judges, champion, cluster and disk, looked at before anything is asked for; all failures at once",
+    optional=("service", "launch"),
+    always=True,
+    flags=("base",),
+)

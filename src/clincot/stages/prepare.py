@@ -1,0 +1,40 @@
+"""The prepare stage: select the questions of one round."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from clincot import config
+from clincot.errors import BadInput
+from clincot.jsonl import write_records
+from clincot.records import Question
+from clincot.stages.base import Metrics, Paths, Stage
+
+
+def prepare(section: config.PrepareSection, inputs: Paths, outputs: Paths) -> Metrics:
+    from clincot.datasets.folder import load_questions, split_rounds
+
+    def chosen() -> Iterator[Question]:
+        subset = split_rounds(load_questions(inputs["data"]), rounds=section.rounds, seed=section.seed)
+        mine = (question for number, question in subset if number == section.round)
+        for taken, question in enumerate(mine):
+            if section.limit and taken == section.limit:
+                return
+            yield question
+
+    count = write_records(outputs["questions"], chosen())
+    if count == 0:
+        outputs["questions"].unlink()
+        raise BadInput(f"{inputs['data']}: no question falls into round {section.round} of {section.rounds}")
+    return {"questions": count}
+
+
+STAGE = Stage(
+    name="prepare",
+    run=prepare,
+    config=config.PrepareSection,
+    inputs=("data",),
+    outputs=("questions",),
+    device="cpu",
+    about="take the questions of one round: disjoint subsets, split by image",
+)

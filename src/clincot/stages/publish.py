@@ -1,0 +1,29 @@
+"""The publish stage: a checkpoint into the model registry, with its evidence."""
+
+from __future__ import annotations
+
+from clincot import config
+from clincot.jsonl import write_json
+from clincot.stages.base import Metrics, Paths, Stage
+
+
+def publish(section: config.PublishSection, inputs: Paths, outputs: Paths) -> Metrics:
+    from clincot.registry.golden import publish_files
+    from clincot.serving.reference_answers import served_look
+
+    manifest = publish_files(section, inputs, load_look=served_look)
+    write_json(outputs["published"], manifest.model_dump(mode="json"))
+    return {"files": len(manifest.files), "bytes": sum(f.size for f in manifest.files), "golden": len(manifest.golden)}
+
+
+STAGE = Stage(
+    name="publish",
+    run=publish,
+    config=config.PublishSection,
+    inputs=("checkpoint",),
+    outputs=("published",),
+    device="gpu",
+    about="a checkpoint into the store, under its digest, with manifest, model card and golden questions",
+    optional=("report", "decision", "panel_report", "golden"),
+    flags=("store", "name", "adapter"),
+)

@@ -1,0 +1,29 @@
+"""The version stage: commit the preference data to its git and DVC repository."""
+
+from __future__ import annotations
+
+from clincot import config
+from clincot.jsonl import write_records
+from clincot.stages.base import Metrics, Paths, Stage
+
+
+def version(section: config.VersionSection, inputs: Paths, outputs: Paths) -> Metrics:
+    from clincot.preferences.versions.commit import keep_version
+
+    kept = keep_version(section, inputs, outputs["version"])
+    write_records(outputs["version"], [kept])
+    return {"versioned": float(bool(kept.revision)), "pairs": kept.pairs, "files": len(kept.files), "bytes": kept.size}
+
+
+STAGE = Stage(
+    name="version",
+    run=version,
+    config=config.VersionSection,
+    inputs=("questions", "regions", "candidates", "judgements", "scores", "panel_report", "pairs", "pair_report"),
+    outputs=("version",),
+    device="cpu",
+    about="the preference data into the data repository: pushed, verified, committed, tagged",
+    optional=("steps",),
+    always=True,
+    flags=("repository", "round"),
+)

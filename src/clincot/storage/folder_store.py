@@ -1,0 +1,115 @@
+"""A folder as a store, with compare-and-swap by file locks."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import os
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+from clincot.storage.store import _KEY, BLOCK, AlreadyStored, Moved, NotStored, Version, checked_key
+
+
+class FolderStore:
+    """A folder of this machine (or a file system that all machines mount and that has hard links and locks)."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root.absolute()
+
+    @property
+    def url(self) -> str:
+        return str(self.root)
+
+    def read(self, key: str) -> Version:
+        try:
+            content = self._path(key).read_bytes()
+        except (FileNotFoundError, IsADirectoryError):
+            raise NotStored(f"{self.url}: nothing is stored under {key}") from None
+        return Version(content, _tag(content))
+
+    def write_new(self, key: str, content: bytes) -> str:
+        with self._aside(key) as (file, path):
+            file.write_bytes(content)
+            self._link(file, path, key)
+        return _tag(content)
+
+    def replace(self, key: str, content: bytes, tag: str) -> str:
+        with self._locked(key):
+            try:
+                found = self.read(key).tag
+            except NotStored:
+                found = ""
+            if found != tag:
+                raise Moved(f"{self.url}: {key} was replaced by someone else since it was read")
+            with self._aside(key) as (file, path):
+                file.write_bytes(content)
+                _fsync(file)
+                file.replace(path)
+        return _tag(content)
+
+    def upload(self, key: str, path: Path) -> None:
+        with self._aside(key) as (file, place), path.open("rb") as source, file.open("wb") as target:
+            while block := source.read(BLOCK):
+                target.write(block)
+            target.flush()
+            self._link(file, place, key)
+
+    def stream(self, key: str) -> Iterator[bytes]:
+        try:
+            with self._path(key).open("rb") as file:
+                while block := file.read(BLOCK):
+                    yield block
+        except (FileNotFoundError, IsADirectoryError):
+            raise NotStored(f"{self.url}: nothing is stored under {key}") from None
+
+    def keys(self, prefix: str) -> Iterator[str]:
+        folder = self.root / prefix
+        if not prefix.endswith("/"):
+            raise ValueError(f"a prefix ends with '/', got {prefix!r}")
+        found = (path.relative_to(self.root).as_posix() for path in folder.rglob("*") if path.is_file())
+        yield from sorted(key for key in found if _KEY.fullmatch(key))  # what is being written starts with a dot
+
+    def delete(self, key: str) -> None:
+        self._path(key).unlink(missing_ok=True)
+
+    def _path(self, key: str) -> Path:
+        return self.root / checked_key(key)
+
+    @contextlib.contextmanager
+    def _aside(self, key: str) -> Iterator[tuple[Path, Path]]:
+        path = self._path(key)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(prefix=".writing-", dir=path.parent)
+        os.close(handle)
+        os.chmod(name, 0o644)
+        try:
+            yield Path(name), path
+        finally:
+            Path(name).unlink(missing_ok=True)
+
+    def _link(self, file: Path, path: Path, key: str) -> None:
+        _fsync(file)
+        try:
+            os.link(file, path)  # fails where the name exists, unlike a rename
+        except FileExistsError:
+            raise AlreadyStored(f"{self.url}: {key} exists already; nothing is overwritten") from None
+
+    @contextlib.contextmanager
+    def _locked(self, key: str) -> Iterator[None]:
+        folder = self.root / ".locks"
+        folder.mkdir(parents=True, exist_ok=True)
+        with (folder / hashlib.sha256(key.encode()).hexdigest()[:24]).open("w") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            yield
+
+
+def _tag(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
+
+
+def _fsync(path: Path) -> None:
+    with path.open("rb") as file:
+        os.fsync(file.fileno())

@@ -1,0 +1,197 @@
+"""How the shipped small models came to be: `clincot small-models` repeats it.
+
+Three checkpoints, each from scratch on patients (warps of the CT) of its own, none of which any round or evaluation
+uses: the base policy, and two judges that differ from it and from each other in seed, size and training data.
+Then the judges are calibrated, on yet other patients. Half an hour a model on one core.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from safetensors.torch import load_file, save_file
+
+from clincot.config import JudgeSection, JudgeSpec, TrainSection
+from clincot.datasets.folder import StudyIndex, load_questions, load_references
+from clincot.datasets.reports import REPORTS, read_reports
+from clincot.generation.hypotheses import FINDINGS
+from clincot.judging.labelled_answers import join
+from clincot.prompts import WORDINGS, load_views
+from clincot.synthetic.build import build, stream
+from clincot.synthetic.lessons import judge_lessons, policy_lessons
+from clincot.synthetic.patches import dense_frames, nodule_frames
+from clincot.synthetic.tiny_model import SmallSpec, build_small
+from clincot.synthetic.vision_pretraining import DenseFrames, pretrain_vision
+from clincot.training.calibrate_judges import calibrate
+from clincot.training.rows import SFTRow
+from clincot.training.sft import train_on_rows
+
+REGION_TRUTH = 0.6  # of the regions that the policy is taught to write: leaves room for rounds to improve them
+LESSON_LR = {1: 2e-3, 2: 1e-3, 3: 1e-3, 4: 5e-4}  # by part of the lessons
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What one small model is made of."""
+
+    name: str
+    role: str  # "policy" or "judge"
+    spec: SmallSpec
+    warps: range  # patients of its lessons
+    dense_images: int  # radiographs for the dense pre-training
+    lesson_images: int  # radiographs with questions for the supervised lessons
+    lessons: tuple[tuple[int, float], ...]  # (part, epochs), one after the other; every one on other draws
+    batch_size: int = 32  # matching answers with what is seen sets in after so many steps, not after so many lessons
+
+
+EVALUATION_WARPS = range(1000)  # kept free for rounds, calibration and benchmarks
+CALIBRATION_WARPS = range(400, 424)  # of those, used for the judges' calibration alone
+CALIBRATION_QUESTIONS = 1200
+RECIPES = (
+    Recipe("policy", "policy", SmallSpec(seed=1), range(1000, 1040), 6_000, 5_000, ((1, 1), (2, 2)), batch_size=64),
+    Recipe(
+        "judge-a",
+        "judge",
+        SmallSpec(seed=2, text_layers=2),
+        range(2000, 2040),
+        6_000,
+        5_000,
+        ((1, 1.5), (2, 1.5), (4, 1)),
+    ),
+    Recipe(
+        "judge-b",
+        "judge",
+        SmallSpec(seed=3, vision_hidden=96, vision_layers=4, text_layers=2),
+        range(3000, 3040),
+        6_000,
+        5_000,
+        ((1, 1.5), (2, 1.5), (2, 1.5), (3, 1), (4, 1.5)),
+    ),
+)
+
+
+def make_towers(recipe: Recipe, work: Path) -> Path:
+    """Data for the lessons, an untrained checkpoint, and the dense pre-training of its vision side."""
+    lessons = work / f"{recipe.name}-lessons"
+    if not lessons.is_dir():
+        build(
+            lessons,
+            warp_seeds=recipe.warps,
+            images=recipe.lesson_images,
+            questions_per_image=3,
+            seed=recipe.spec.seed,
+            split=f"lessons of {recipe.name}",
+        )
+    checkpoint = work / f"{recipe.name}-tower"
+    build_small(checkpoint, recipe.spec, corpus(lessons))
+    losses = pretrain_vision(
+        checkpoint, _dense(recipe), images_total=recipe.dense_images, images_a_step=8, seed=recipe.spec.seed
+    )
+    (checkpoint / "train_log.json").write_text(json.dumps({"dense_loss": losses}) + "\n", encoding="utf-8")
+    return checkpoint
+
+
+def teach(
+    role: str,
+    data: Path,
+    start: Path,
+    out: Path,
+    section: TrainSection,
+    *,
+    region_truth: float = REGION_TRUTH,
+    part: int = 2,
+) -> dict[str, float]:
+    """Supervised lessons (synthetic/lessons.py) from a data set with its key; the checkpoint appears at `out`."""
+    views = load_views(start)
+    references = {reference.question: reference for reference in load_references(data)}
+    lessons = join(StudyIndex(data), load_questions(data), references)
+    made = (
+        policy_lessons(lessons, data, views, region_truth=region_truth, seed=section.seed, part=part)
+        if role == "policy"
+        else judge_lessons(lessons, data, views, seed=section.seed, part=part)
+    )
+    rows = [SFTRow(f"lesson {number}", conversation) for number, conversation in enumerate(made)]
+    return train_on_rows(rows, start, out, section, train_connector=True)
+
+
+def make(recipe: Recipe, work: Path, out: Path) -> Path:
+    """The whole recipe of one model, or what is left of it; returns its folder below `out`."""
+    tower = work / f"{recipe.name}-tower"
+    if not (tower / "train_log.json").is_file():
+        make_towers(recipe, work)
+    start = tower
+    for number, (part, epochs) in enumerate(recipe.lessons, start=1):
+        done = work / f"{recipe.name}-{number}"
+        if not done.is_dir():
+            seed = recipe.spec.seed + 1000 * max(0, number - 2)
+            section = TrainSection(
+                loss="sft", lr=LESSON_LR[part], epochs=epochs, batch_size=recipe.batch_size, seed=seed
+            )
+            teach(recipe.role, work / f"{recipe.name}-lessons", start, done, section, part=part)
+        start = done
+    ship(start, out / recipe.name)
+    return out / recipe.name
+
+
+def ship(trained: Path, out: Path) -> None:
+    """The checkpoint with its weights in half precision, which is how it lies in assets/: half the bytes."""
+    making = out.with_name(out.name + ".partial")
+    shutil.rmtree(making, ignore_errors=True)
+    shutil.copytree(trained, making)
+    for shard in making.glob("*.safetensors"):
+        weights = {name: tensor.half() for name, tensor in load_file(shard).items()}
+        save_file(weights, shard, metadata={"format": "pt"})
+    config = json.loads((making / "config.json").read_text(encoding="utf-8"))
+    (making / "config.json").write_text(json.dumps({**config, "dtype": "float16"}, indent=2) + "\n", encoding="utf-8")
+    shutil.rmtree(out, ignore_errors=True)
+    making.rename(out)
+
+
+def calibrate_judges(work: Path, out: Path) -> str:
+    """Fit the calibration of the judges below `out` on patients of its own; returns its table.
+
+    The curves (`out`/calibration.jsonl) name the judges by their digests, so that they fit no other weights.
+    """
+    questions = work / "calibration-questions"
+    if not questions.is_dir():
+        build(
+            questions,
+            warp_seeds=CALIBRATION_WARPS,
+            images=400,
+            questions_per_image=3,
+            seed=5,
+            split="calibration of the judges",
+        )
+    judges = tuple(JudgeSpec(name=r.name, path=str(out / r.name)) for r in RECIPES if r.role == "judge")
+    return calibrate(JudgeSection(judges=judges), questions, out / "calibration.jsonl", limit=CALIBRATION_QUESTIONS)
+
+
+def _dense(recipe: Recipe) -> Iterator[DenseFrames]:
+    """Every other radiograph has three nodules, seen from near: margins are fine and nodules small."""
+    half, seed = recipe.dense_images // 2, recipe.spec.seed
+    anything = stream(recipe.warps, half, seed)
+    nodules = stream(recipe.warps, half, seed + 100, findings=["nodule"] * 3)
+    for index, (one, other) in enumerate(zip(anything, nodules, strict=True)):
+        rng = np.random.default_rng([seed, index, 9])
+        yield DenseFrames(*dense_frames(one, rng))
+        yield DenseFrames(*nodule_frames(other, rng))
+
+
+def corpus(folder: Path) -> Iterator[str]:
+    """What the tokenizer learns its words from: the lessons' questions and answers, reports, prompts, findings."""
+    for question in load_questions(folder):
+        yield question.text
+    for reference in load_references(folder):
+        yield reference.answer
+        yield f" {reference.answer}?"
+    for report in read_reports(folder / REPORTS):
+        yield report.text
+    for finding in FINDINGS:
+        yield from [f"Is there {finding}?", finding] * 5
+    for wording in WORDINGS.values():
+        yield from [wording.look, wording.crop, wording.judge, wording.finding] * 5

@@ -1,1 +1,0 @@
-"""Training: vision pre-training, supervised fine-tuning and margin-aware DPO."""

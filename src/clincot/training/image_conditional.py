@@ -1,0 +1,38 @@
+"""Image-conditional pairs: the same text on a blanked crop, as the rejected side [mDPO, arXiv 2406.11839; MMedPO].
+
+A policy that finds its answer as likely without the crop as with it has not looked.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+from PIL import Image
+
+from clincot.jsonl import file_digest
+from clincot.models.encoding import read_picture
+from clincot.prompts import Conversation, Picture
+
+
+def blank_crops(conversation: Conversation, folder: Path) -> Conversation:
+    """The conversation with every crop black, at its own size; the whole image stays. Black files go to `folder`.
+
+    A crop is a picture that is shown after the assistant named a region.
+    """
+    region_named = False
+    turns = []
+    for turn in conversation:
+        region_named = region_named or turn.role == "assistant"
+        pictures = tuple(_black(p, folder) for p in turn.pictures) if region_named else turn.pictures
+        turns.append(replace(turn, pictures=pictures))
+    return tuple(turns)
+
+
+def _black(picture: Picture, folder: Path) -> Picture:
+    width, height = read_picture(picture).size
+    path = folder / f"black-{width}x{height}.png"
+    if not path.is_file():
+        folder.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (width, height)).save(path)
+    return Picture(str(path), file_digest(path))

@@ -1,0 +1,57 @@
+"""The simulation's questions are what it says they are, and its pipelines decide as the gate does."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
+
+import gate_simulation
+from simulated_rounds import Setting, draw_benchmark, fresh_round, repeated_round
+
+from clincot.config import DecideSection
+from clincot.promotion.gate import demands
+from clincot.promotion.verdict import Evidence, promotes, weigh
+
+
+@pytest.mark.parametrize("repeated", [False, True])
+def test_gain_discordance_and_correlation_are_as_asked_for(repeated: bool) -> None:
+    """22,000 questions: the standard error of the gain is about .0034, of the discordance .003."""
+    setting, rng = Setting(images=4000, gain=0.03, discordance=0.15), np.random.default_rng(0)
+    one = repeated_round(draw_benchmark(setting, rng), setting, rng) if repeated else fresh_round(setting, rng)
+    d, image = one.gain_N, one.image_N
+    assert d.mean() == pytest.approx(0.03, abs=0.012)
+    assert np.abs(d).mean() == pytest.approx(0.15, abs=0.012)
+    if repeated:
+        return
+    # intra-cluster correlation: mean product of two questions of an image, about the mean, over the variance
+    s, m = np.bincount(image, weights=d), np.bincount(image)
+    products = (s**2 - np.bincount(image, weights=d**2)).sum() / (m * (m - 1)).sum()
+    assert (products - d.mean() ** 2) / d.var() == pytest.approx(0.1, abs=0.03)
+
+
+def test_a_pipelines_verdict_is_that_of_the_gates_function_on_all_checks() -> None:
+    section, promoted = DecideSection(), 0
+    for seed in range(12):
+        one = fresh_round(Setting(images=300, questions=1000, gain=0.05), np.random.default_rng(seed))
+        looks = gate_simulation.Looks()
+        looks.add(one)
+        entry, p = gate_simulation._test([], ("old", "new"), looks)
+        gain, rows = one.gain()
+        guards, blind = one.rest()
+        checks = weigh(Evidence(gain, rows, guards, blind), demands(section), level=entry.budget.level)
+        assert entry.promoted == promotes(checks)
+        assert p == checks[0].p
+        promoted += entry.promoted
+    assert promoted > 6  # +5 points is 3.7 standard errors, against 2.2
+
+
+def test_a_share_of_none_and_of_all_has_an_honest_limit() -> None:
+    # Clopper-Pearson: 0 of 100 has upper limit 1 - .025^(1/100) = .0362
+    assert gate_simulation._limit(0, 100, 0.025) == 0.0
+    assert gate_simulation._limit(0, 100, 0.975) == pytest.approx(0.0362, abs=1e-4)
+    assert gate_simulation._limit(100, 100, 0.975) == 1.0

@@ -1,0 +1,200 @@
+"""From a checkpoint to an endpoint by the command line alone, as a user would type it."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import sys
+from pathlib import Path
+
+import httpx
+import pytest
+import yaml
+
+from clincot.cli.app import main
+from clincot.config import PublishSection
+from clincot.datasets.folder import StudyIndex, load_questions
+from clincot.geometry import Box
+from clincot.models.checkpoint import checkpoint_digest
+from clincot.records import Study
+from clincot.registry.champion import read_champion, start
+from clincot.registry.golden import golden_questions, publish_files, start_line
+from clincot.registry.manifest import Manifest, published_digests
+from clincot.storage.folder_store import FolderStore
+from clincot.storage.open import open_store
+from tests.deployment.test_rollout_kserve import answering
+from tests.support.deployment_builders import LINE, decided, published, write_checkpoint
+from tests.support.kube_api_server import ApiServer, Script, api_server
+from tests.support.runs import write_films
+from tests.support.s3_server import S3Server
+
+SERVER = Path(__file__).parents[1] / "support" / "small_server.py"
+BOX = Box(x0=0.1, y0=0.1, x1=0.5, y1=0.5)
+
+
+def run(capsys: pytest.CaptureFixture[str], *words: object, code: int = 0) -> str:
+    assert main([str(word) for word in words]) == code
+    out, error = capsys.readouterr()
+    return error if code else out
+
+
+def test_publish_is_a_stage_like_the_others(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    checkpoint, store, out = write_checkpoint(tmp_path / "c", 1.0), tmp_path / "store", tmp_path / "published.json"
+    command = ("publish", "--checkpoint", checkpoint, "--published", out, "--store", store, "--name", LINE)
+    assert json.loads(run(capsys, *command)) == {"bytes": pytest.approx(2000, abs=1500), "files": 4, "golden": 0}
+    manifest = Manifest.model_validate_json(out.read_text())
+    assert published_digests(FolderStore(store), LINE) == [manifest.sha256] == [checkpoint_digest(checkpoint)]
+    assert run(capsys, *command)  # again: nothing to do
+    (checkpoint / "pytorch_model.bin").write_bytes(b"x")
+    assert "pytorch_model.bin is pickled" in run(capsys, *command, "--set", "publish.licence=MIT", code=1)
+    assert "no store is named" in run(capsys, *command[:5], code=1)
+
+
+def test_from_a_published_base_to_an_endpoint_and_back(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    store = FolderStore(tmp_path / "store")
+    base = published(store, tmp_path, 1.0)
+    won = published(store, tmp_path, 2.0, over=base)
+    at = ("--store", store.url, "--name", LINE, "--by", "ann")
+    local = (
+        "--target",
+        "local",
+        "--state",
+        tmp_path / "state",
+        "--serve-command",
+        f"{shlex.quote(sys.executable)} {shlex.quote(str(SERVER))} {{checkpoint}} {{port}}",
+        "--set",
+        "deploy.step_s=0",
+        "--set",
+        "deploy.poll_s=0.05",
+    )
+    assert "has no champion yet" in run(capsys, "deploy", *at, *local, code=1)
+    assert "champion " + base.sha256[:12] in run(capsys, "models", "start", base.sha256[:10], *at)
+    try:
+        said = run(capsys, "deploy", *at, *local)
+        address = said.rpartition("endpoint ")[2].split()[0]
+        assert httpx.get(f"{address}/models", timeout=30).json()["data"][0]["id"] == "small"
+        run(capsys, "deploy", *at, *local, "--checkpoint", won.sha256[:10], "--approval")
+        assert won.decision is not None
+        said = run(capsys, "approve", won.decision.id, *at, *local, "--reason", "looks where it should")
+        assert "approved: ann: looks where it should" in said
+        assert "finished 100 %" in said
+        listed = run(capsys, "models", "list", *at).splitlines()
+        assert [line.split()[1:4] + line.split()[-1:] for line in listed] == [
+            [base.sha256[:12], "round", "0", "decision"],
+            [won.sha256[:12], "round", "1", "champion"],
+        ]
+        assert "by the pointer" not in run(capsys, "models", "show", "champion", *at)
+        assert "# chest, round 1" in run(capsys, "models", "show", won.sha256[:8], "--card", *at)
+        said = run(capsys, "models", "rollback", *at, "--reason", "too slow at night")
+        assert f"champion {base.sha256[:12]} (round 0) in the place of {won.sha256[:12]}" in said
+        assert "finished 100 %" in run(capsys, "deploy", *at, *local)
+        assert "stays: the champion pointer" in run(capsys, "models", "prune", *at, "--keep", "0")
+    finally:
+        stopped = run(capsys, "deploy", *at, *local, "--stop")
+    assert stopped.count("(pid ") == 2
+
+
+def test_what_would_be_applied_can_be_read_first(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = FolderStore(tmp_path / "store")
+    base = published(store, tmp_path, 1.0)
+    service = tmp_path / "service.yaml"
+    service.write_text("name: chest\nservice_account: reader\nreplicas: 2\n")
+    monkeypatch.setenv("AWS_ENDPOINT_URL_S3", "http://s3.local:8333")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "hunter2")
+    at = ("--store", store.url, "--name", LINE, "--checkpoint", base.sha256[:8], "--service", service)
+    said = run(capsys, "deploy", *at, "--show-manifests", "--storage-secret", "keys")
+    secret, account, inference = yaml.safe_load_all(said)
+    assert secret["metadata"]["annotations"]["serving.kserve.io/s3-endpoint"] == "s3.local:8333"
+    assert account["metadata"]["name"] == inference["spec"]["predictor"]["serviceAccountName"] == "reader"
+    assert inference["spec"]["predictor"]["minReplicas"] == 2
+    assert "hunter2" not in said
+
+
+def test_golden_questions_are_the_clearest_one_an_image(tmp_path: Path) -> None:
+    """Of 8 films tried for 2 golden questions, those farthest from another answer; wrong answers are kept.
+
+    The surest had regions of nearly one likelihood, and a rollout failed because another of them won in its batch.
+    """
+    data = tmp_path / "data"
+    write_films(data, films=12, seed=0, split="test")
+    seen: list[str] = []
+
+    def look(study: Study, folder: Path, question: str) -> tuple[str, Box, float]:
+        assert (folder / study.image).is_file()
+        seen.append(study.id)
+        return "left", BOX, 0.9 if len(seen) in (3, 6) else 0.5
+
+    golden = golden_questions(look, data, tmp_path / "out", 2)
+    assert len(seen) == len(set(seen)) == 8
+    assert [one.answer for one in golden] == ["left", "left"]
+    assert all((tmp_path / "out" / one.image).is_file() for one in golden)
+    checkpoint = write_checkpoint(tmp_path / "c", 1.0)
+    decision = tmp_path / "decision.json"
+    decision.write_text(decided("0" * 64, checkpoint_digest(checkpoint)).model_dump_json() + "\n")
+    section = PublishSection(store=str(tmp_path / "store"), name=LINE, golden=2)
+    inputs = {"checkpoint": checkpoint, "golden": data, "decision": decision}
+    manifest = publish_files(section, inputs, load_look=lambda _: look)
+    assert [one.box for one in manifest.golden] == [BOX, BOX]
+    assert manifest.decision is not None
+
+
+def test_a_line_without_a_champion_starts_from_a_base_and_only_once(tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    write_films(data, films=12, seed=0, split="test")
+    store = FolderStore(tmp_path / "store")
+    section = PublishSection(store=store.url, name=LINE, golden=2)
+    base = write_checkpoint(tmp_path / "base", 1.0)
+    said = start_line(
+        section, store, str(base), golden=str(data), by="ann", load_look=lambda _: lambda *_: ("left", BOX, 0.9)
+    )
+    digest = checkpoint_digest(base)
+    assert said == f"{LINE}: champion {digest[:12]}, published from {base}"
+    assert read_champion(store, LINE).now.sha256 == digest
+    again = start_line(
+        section, store, "s3://not/looked-at", golden="", by="bob", load_look=lambda _: pytest.fail("loaded")
+    )
+    assert again == f"{LINE}: champion {digest[:12]} (round 0), there already"
+
+
+def test_the_films_that_a_trial_starts_with_are_a_data_set() -> None:
+    golden = Path(__file__).parents[2] / "assets" / "golden"
+    asked = list(load_questions(golden))
+    assert len({one.study for one in asked}) == 7
+    assert all((golden / study.image).is_file() for study in StudyIndex(golden).values())
+
+
+def test_what_is_served_is_asked_the_champions_golden_questions(
+    s3: S3Server, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As `helm test` does, in a cluster that serves the champion; then one whose answers have changed."""
+    for name, value in s3.environment.items():
+        monkeypatch.setenv(name, value)
+    s3.bucket("asked")
+    store = open_store("s3://asked/platform")
+    base = published(store, tmp_path, 1.0)
+    start(store, base, by="ann")
+    server = ApiServer(scripts={base.sha256: Script(chat=answering(base.golden))})
+    with api_server(server):
+        kubeconfig = tmp_path / "kubeconfig"
+        kubeconfig.write_text(KUBECONFIG.replace("URL", server.url))
+        monkeypatch.setenv("KUBECONFIG", str(kubeconfig))
+        service = tmp_path / "service.yaml"
+        said = f"name: {LINE}\nmode: standard\ngateway_api: 'yes'\nservice_url: {server.url}/own/{{service}}\n"
+        service.write_text(said)
+        server.groups.add("gateway.networking.k8s.io/v1")
+        command = ("deploy", "--ask", "--store", store.url, "--name", LINE, "--service", service)
+        assert run(capsys, *command) == "2 of 2 golden questions met\n"
+        server.scripts[base.sha256].chat = answering(base.golden, wrong=1)
+        assert "1 of 2 golden questions missed" in run(capsys, *command, code=1)
+
+
+KUBECONFIG = """
+apiVersion: v1
+kind: Config
+current-context: it
+clusters: [{name: it, cluster: {server: "URL"}}]
+contexts: [{name: it, context: {cluster: it, user: it}}]
+users: [{name: it, user: {}}]
+"""

@@ -1,0 +1,41 @@
+"""What tests/models/test_endpoint.py and tests/generation/test_http_grounder.py do not reach."""
+
+from __future__ import annotations
+
+import pytest
+from pydantic import BaseModel
+
+from clincot.clients import http as http_json
+from clincot.clients.http import JsonClient, checked_url, in_order, read_key
+from clincot.errors import ModelFailed
+from tests.support.http_server import serving
+
+
+class Told(BaseModel):
+    told: str
+
+
+def test_a_reply_that_is_too_large_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`{"told": "x…x"}` has 12 bytes around the text: 100 in all with 88 of it, 101 with 89."""
+    monkeypatch.setattr(http_json, "MAX_REPLY_BYTES", 100)
+    text = 88 * "x"
+
+    with serving(lambda request: (200, {"told": text})) as server, JsonClient(timeout_s=5) as client:
+        assert client.exchange("GET", f"{server.url}/a", Told, expected="a text").told == text
+        text += "x"
+        with pytest.raises(ModelFailed, match=r"GET .*/a: expected a text, got .*the reply is larger than 100 bytes"):
+            client.exchange("GET", f"{server.url}/a", Told, expected="a text")
+
+
+def test_in_order_keeps_order_and_raises_the_first_failure_in_it() -> None:
+    assert in_order(lambda n: n * n, range(20), workers=3) == [n * n for n in range(20)]
+    with pytest.raises(ZeroDivisionError):
+        in_order(lambda n: 1 / n if n < 5 else {}[n], [3, 0, 5, 0], workers=4)
+
+
+def test_an_address_loses_its_trailing_slash_only() -> None:
+    assert checked_url("https://judge.example:8443/v1/", what="judge") == "https://judge.example:8443/v1"
+
+
+def test_no_key_where_none_is_named() -> None:
+    assert read_key(what="judge") == ""

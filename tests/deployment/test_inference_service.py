@@ -1,0 +1,149 @@
+"""The InferenceService against KServe's own CRD, where that lies at hand."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+
+import pytest
+from jsonschema import Draft202012Validator
+
+from clincot.deployment.crd import InvalidManifest, check, read_crd, strict, validator_of
+from clincot.deployment.inference_service import canary, inference_service, revision_name, storage_secret
+from clincot.deployment.service_settings import ServiceSettings, load_service
+from clincot.jsonl import BadRecord
+
+CRDS = Path(__file__).parents[3] / "shared" / "crds" / "serving.kserve.io_inferenceservices.yaml"
+DIGEST = "4f" * 32
+URI = f"s3://models/clincot/models/chest/{DIGEST}"
+FULL = ServiceSettings(
+    name="chest",
+    namespace="serving",
+    service_account="clincot-models",
+    storage_container="large",
+    replicas=2,
+    runtime="kserve-vllmserver",
+    node_selector={"pool": "gpu"},
+    tolerations=({"key": "gpu", "operator": "Exists"},),
+    ca_config_map="corporate-ca",
+    proxies={"HTTPS_PROXY": "http://proxy:3128"},
+    api_keys_secret="clincot-keys",
+    service_url="http://{service}.{namespace}.svc.cluster.local",
+)
+
+
+@pytest.fixture(scope="module")
+def kserve() -> Draft202012Validator:
+    if not CRDS.is_file():
+        pytest.skip(f"{CRDS} is not here")
+    return validator_of(read_crd(CRDS), "v1beta1")
+
+
+@pytest.mark.parametrize("mode", ["Standard", "Knative"])
+@pytest.mark.parametrize("transformer", ["collocated", "separate"])
+@pytest.mark.parametrize("settings", [ServiceSettings(), FULL], ids=["defaults", "full"])
+def test_every_manifest_is_what_the_crd_allows(
+    kserve: Draft202012Validator, mode: str, transformer: str, settings: ServiceSettings
+) -> None:
+    settings = settings.model_copy(update={"transformer": transformer})
+    manifest = inference_service(settings, DIGEST, URI, mode=mode)
+    check(manifest, kserve)
+    if (mode, transformer) == ("Standard", "collocated"):
+        manifest["spec"]["canary"] = [canary(settings, DIGEST, URI, 0)]
+        check(manifest, kserve)
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "message"),
+    [
+        (("spec", "predictor", "minReplicass"), 2, "'minReplicass' was unexpected"),
+        (("spec", "predictor", "minReplicas"), "abc", "spec.predictor.minReplicas: 'abc' is not of type 'integer'"),
+        (("spec", "predictor", "model", "storageURI"), URI, "'storageURI' was unexpected"),
+        (("spec", "predictors"), {}, "'predictors' was unexpected"),
+        (("spec", "predictor", "model", "readinessProbe", "httpGet", "path"), 7, "7 is not of type 'string'"),
+    ],
+)
+def test_a_misspelt_or_mistyped_field_is_named(
+    kserve: Draft202012Validator, path: tuple[str, ...], value: object, message: str
+) -> None:
+    manifest = copy.deepcopy(inference_service(FULL, DIGEST, URI, mode="Standard"))
+    place = manifest
+    for step in path[:-1]:
+        place = place[step]
+    place[path[-1]] = value
+    with pytest.raises(InvalidManifest) as refused:
+        check(manifest, kserve)
+    assert message in str(refused.value)
+
+
+def test_what_the_schema_leaves_open_stays_open() -> None:
+    schema = {
+        "type": "object",
+        "properties": {
+            "metadata": {"type": "object"},
+            "free": {"type": "object", "x-kubernetes-preserve-unknown-fields": True, "properties": {}},
+            "map": {"type": "object", "additionalProperties": {"type": "string"}},
+            "port": {"anyOf": [{"type": "integer"}, {"type": "string"}], "x-kubernetes-int-or-string": True},
+        },
+    }
+    crd = {"spec": {"versions": [{"name": "v1", "schema": {"openAPIV3Schema": schema}}]}}
+    kind = validator_of(crd, "v1")
+    check({"metadata": {"name": "x"}, "free": {"any": 1}, "map": {"a": "b"}, "port": "http"}, kind)
+    with pytest.raises(InvalidManifest, match=r"map\.a: 1 is not of type 'string'"):
+        check({"map": {"a": 1}}, kind)
+    assert strict({"type": "string", "nullable": True}) == {"anyOf": [{"type": "string"}, {"type": "null"}]}
+
+
+def test_vllm_is_given_time_and_shared_memory_and_the_transformer_its_host() -> None:
+    """1800 s of start-up at 10 s a probe are 180 failures."""
+    spec = inference_service(FULL, DIGEST, URI, mode="Standard")["spec"]["predictor"]
+    assert spec["model"]["storageUri"] == URI
+    assert spec["model"]["startupProbe"]["failureThreshold"] == 180
+    assert spec["model"]["startupProbe"]["httpGet"] == {"path": "/v1/models", "port": 8085}
+    assert {"name": "devshm", "mountPath": "/dev/shm"} in spec["model"]["volumeMounts"]
+    (container,) = spec["containers"]
+    assert container["name"] == "transformer-container"
+    assert "--predictor_host=localhost:8085" in container["args"]
+    assert spec["name"] == revision_name(DIGEST) == "r" + DIGEST[:10]
+    assert spec["serviceAccountName"] == "clincot-models"
+
+
+def test_the_stores_keys_stand_in_no_manifest() -> None:
+    secret, account = storage_secret(FULL, secret="store", endpoint="https://s3.example:9000", region="eu-1")
+    assert secret["metadata"]["annotations"]["serving.kserve.io/s3-endpoint"] == "s3.example:9000"
+    assert secret["metadata"]["annotations"]["serving.kserve.io/s3-usehttps"] == "1"
+    assert secret["metadata"]["annotations"]["serving.kserve.io/s3-cabundle-configmap"] == "corporate-ca"
+    assert "data" not in secret
+    assert "stringData" not in secret
+    assert account["secrets"] == [{"name": "store"}]
+
+
+def test_without_vllm_the_server_is_the_models_container(kserve: Draft202012Validator) -> None:
+    """On a cluster without GPUs: the chart's ServingRuntime of `clincot serve`, and no second container."""
+    small = FULL.model_copy(update={"engine": "clincot", "runtime": "clincot-serve"})
+    for mode in ("Standard", "Knative"):
+        check(inference_service(small, DIGEST, URI, mode=mode), kserve)
+    predictor = inference_service(small, DIGEST, URI, mode="Standard")["spec"]["predictor"]
+    assert "containers" not in predictor
+    assert predictor["model"]["modelFormat"] == {"name": "clincot"}
+    assert predictor["model"]["runtime"] == "clincot-serve"
+    assert predictor["model"]["args"][0] == "--checkpoint=/mnt/models"
+    assert predictor["model"]["readinessProbe"]["httpGet"] == {"path": "/v2/health/ready", "port": 8080}
+    stable = inference_service(small, DIGEST, URI, mode="Standard")
+    stable["spec"]["canary"] = [canary(small, "5e" * 32, URI, 10)]
+    check(stable, kserve)
+    with pytest.raises(ValueError, match="engine clincot needs runtime"):
+        ServiceSettings(engine="clincot")
+    with pytest.raises(ValueError, match="no transformer of its own"):
+        ServiceSettings(engine="clincot", runtime="clincot-serve", transformer="separate")
+
+
+def test_settings_name_their_mistakes(tmp_path: Path) -> None:
+    path = tmp_path / "service.yaml"
+    path.write_text("replicass: 2\n")
+    with pytest.raises(BadRecord, match=r"service\.yaml: replicass"):
+        load_service(path)
+    path.write_text("proxies: {HTTPS_PROXY: 'http://me:hunter2@proxy'}\n")
+    with pytest.raises(BadRecord, match="holds credentials") as refused:
+        load_service(path)
+    assert "hunter2" not in str(refused.value)

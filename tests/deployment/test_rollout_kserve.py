@@ -1,0 +1,405 @@
+"""Rollouts against a stateful stub of the API server, with the real kubernetes client.
+
+The checkpoints are published for real; the stub's KServe answers golden questions as the script says.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from clincot.clients.kubernetes import Cluster, Conflict, resource_path
+from clincot.config import DeploySection
+from clincot.deployment import crd, deployment
+from clincot.deployment.deployment import NotToBeDeployed, approve, begin, go
+from clincot.deployment.inference_service import CRD, DIGEST
+from clincot.deployment.journal import Journal, RolloutTaken, last_journal, read_journal
+from clincot.deployment.rollout import RolledBack, TargetFailed
+from clincot.deployment.service_settings import ServiceSettings
+from clincot.deployment.smoke import golden_images, smoke
+from clincot.deployment.targets.kserve import KServeTarget
+from clincot.deployment.targets.select import TARGETS, Mode
+from clincot.registry import champion
+from clincot.registry.manifest import Golden, Manifest
+from clincot.storage.folder_store import FolderStore
+from tests.support.deployment_builders import LINE, published
+from tests.support.kube_api_server import ApiServer, Script, api_server
+
+FAST = DeploySection(steps=(10, 50, 100), step_s=0, poll_s=0.001, ready_s=20, request_s=10)
+SERVICE = ServiceSettings(name=LINE, namespace="serving")
+OPEN = {"type": "object", "x-kubernetes-preserve-unknown-fields": True}
+
+
+@dataclass
+class World:
+    """A store with a base that is champion and a challenger that won, and a cluster."""
+
+    store: FolderStore
+    base: Manifest
+    challenger: Manifest
+    server: ApiServer
+    cluster: Cluster
+
+    def target(self, manifest: Manifest, mode: Mode = "canary", settings: DeploySection = FAST) -> KServeTarget:
+        return TARGETS[mode](self.cluster, SERVICE, manifest.sha256, manifest.uri, settings.steps)
+
+    def deploy(self, manifest: Manifest, mode: Mode = "canary", settings: DeploySection = FAST) -> Journal:
+        journal = begin(self.store, manifest, settings, target="kserve", service=SERVICE, by="ann")
+        go(self.store, journal, self.target(manifest, mode, settings), wait=lambda _: None)
+        return journal
+
+    @property
+    def champion(self) -> str:
+        return champion.read_champion(self.store, LINE).now.sha256
+
+    def service(self, name: str = LINE) -> dict[str, Any]:
+        return self.cluster.get(resource_path("serving.kserve.io", "v1beta1", "serving", "inferenceservices", name))
+
+    def shares(self) -> list[int | None]:
+        """The canary's share in everything that was written, in order; None: no canary."""
+        return [
+            (one["spec"].get("canary") or [{"trafficPercent": None}])[0]["trafficPercent"]
+            for one in self.server.history
+            if one["kind"] == "InferenceService"
+        ]
+
+
+@pytest.fixture
+def world(tmp_path: Path) -> Iterator[World]:
+    store = FolderStore(tmp_path / "store")
+    base = published(store, tmp_path, 1.0)
+    challenger = published(store, tmp_path, 2.0, over=base)
+    champion.start(store, base, by="ann")
+    server = ApiServer()
+    for manifest in (base, challenger):
+        server.scripts[manifest.sha256] = Script(chat=answering(manifest.golden))
+    with api_server(server) as cluster:
+        yield World(store, base, challenger, server, cluster)
+
+
+def answering(golden: tuple[Golden, ...], *, wrong: int = 0) -> Any:
+    """A server that answers golden questions; `wrong` of them otherwise."""
+    answers = {g.question: (g.answer if n >= wrong else "perhaps", g.box) for n, g in enumerate(golden)}
+
+    def chat(body: dict[str, Any]) -> tuple[int, dict[str, Any]]:
+        (message,) = body["messages"]
+        image, text = message["content"]
+        assert image["image_url"]["url"].startswith("data:image/png;base64,")
+        answer, box = answers[text["text"]]
+        regions = [{"box": box.model_dump(), "answer": answer, "grounder": "written"}]
+        return 200, {
+            "choices": [{"message": {"role": "assistant", "content": answer}}],
+            "clincot": {"regions": regions, "winner": 0, "confidence": 0.9},
+        }
+
+    return chat
+
+
+def kinds(journal: Journal) -> list[str]:
+    return [event.kind for event in journal.events]
+
+
+def test_the_first_rollout_serves_the_base_model(world: World) -> None:
+    journal = world.deploy(world.base)
+    assert kinds(journal) == ["planned", "started", "ready", "smoke", "shifted", "watched", "champion", "finished"]
+    assert world.service()["spec"]["predictor"]["model"]["storageUri"] == world.base.uri
+    assert world.service()["metadata"]["annotations"][DIGEST] == world.base.sha256
+    assert world.champion == world.base.sha256
+
+
+def test_a_challenger_takes_the_traffic_in_steps_and_then_the_crown(world: World) -> None:
+    world.deploy(world.base)
+    world.server.history.clear()
+    journal = world.deploy(world.challenger)
+    assert world.shares() == [0, 10, 50, 100, None]
+    assert [event.percent for event in journal.events if event.kind == "shifted"] == [10, 50, 100]
+    spec = world.service()["spec"]
+    assert spec["predictor"]["name"] == f"r{world.challenger.sha256[:10]}"  # the pods that served as canary go on
+    assert spec["predictor"]["model"]["storageUri"] == world.challenger.uri
+    assert world.champion == world.challenger.sha256
+    move = champion.read_champion(world.store, LINE).now
+    assert move.decision == world.challenger.decision.id  # type: ignore[union-attr]
+    assert read_journal(world.store, LINE, 2).events == journal.events
+
+
+@pytest.mark.parametrize("mode", ["canary", "knative", "blue-green"])
+@pytest.mark.parametrize(
+    ("script", "why"),
+    [
+        (Script(ready_after=0), "was not ready within 0.3 s"),
+        (Script(failure="CUDA out of memory"), "BlockedByFailedLoad: CUDA out of memory"),
+        (Script(gone_after=2), "no longer"),
+        (Script(chat=lambda _: (200, {"choices": []})), "2 of 2 golden questions missed"),
+        (Script(chat=lambda _: (503, {"error": "overloaded"})), "2 of 2 golden questions missed"),
+        (Script(), "2 of 2 golden questions missed"),
+    ],
+    ids=["never ready", "cannot load", "ready then crash", "no answer", "503", "500"],
+)
+def test_what_goes_wrong_is_rolled_back(world: World, mode: Mode, script: Script, why: str) -> None:
+    """The traffic ends where it was, the pointer never moved, and the record says why."""
+    world.deploy(world.base, mode)
+    before = json.dumps(front_of(world, mode))
+    if script.gone_after:
+        script.chat = answering(world.challenger.golden)
+    script.looks = 0
+    world.server.scripts[world.challenger.sha256] = script
+    with pytest.raises(RolledBack, match=why):
+        world.deploy(world.challenger, mode, FAST.model_copy(update={"ready_s": 0.3}))
+    assert json.dumps(front_of(world, mode)) == before
+    assert world.champion == world.base.sha256
+    journal = last_journal(world.store, LINE)
+    assert journal is not None
+    assert kinds(journal)[-2:] == ["failed", "rolled back"]
+    assert why in journal.events[-2].detail
+    world.server.scripts[world.challenger.sha256] = Script(chat=answering(world.challenger.golden))
+    assert kinds(world.deploy(world.challenger, mode))[-1] == "finished"  # mended, the next rollout goes through
+
+
+@pytest.mark.parametrize("mode", ["canary", "knative", "blue-green"])
+def test_the_champion_can_be_deployed_again_and_stays_where_it_is_if_that_fails(world: World, mode: Mode) -> None:
+    """After a challenger that failed, and then with a smoke request that fails: the base has the traffic throughout."""
+    world.deploy(world.base, mode)
+    world.server.scripts[world.challenger.sha256].chat = None
+    with pytest.raises(RolledBack):
+        world.deploy(world.challenger, mode)
+    before = json.dumps(front_of(world, mode))
+    world.deploy(world.base, mode)
+    assert json.dumps(front_of(world, mode)) == before
+    world.server.scripts[world.base.sha256].chat = None
+    with pytest.raises(RolledBack):
+        world.deploy(world.base, mode)
+    assert json.dumps(front_of(world, mode)) == before
+
+
+def front_of(world: World, mode: Mode) -> object:
+    """What decides where users' requests go."""
+    if mode == "blue-green":
+        front = world.cluster.get(resource_path("", "v1", "serving", "services", LINE))
+        names = sorted(p.rpartition("/")[2] for p in world.server.objects if "inferenceservices/" in p)
+        return [front["spec"]["selector"], names]
+    spec = world.service()["spec"]
+    if mode == "canary":
+        return [spec["predictor"]["model"]["storageUri"], spec.get("canary")]
+    pinned = spec["predictor"].get("canaryTrafficPercent") == 0  # all of it on the revision before
+    return world.base.uri if pinned else spec["predictor"]["model"]["storageUri"]
+
+
+def test_an_error_rate_above_the_limit_under_traffic_is_rolled_back(world: World) -> None:
+    """Golden questions are met, but 3 of the 20 requests that users sent meanwhile failed: 15 % > 2 %."""
+    world.deploy(world.base)
+    counted = iter([(0, 0), (20, 3)])
+
+    def metrics() -> str:
+        good, bad = next(counted)
+        return (
+            "# TYPE clincot_requests counter\n"
+            f'clincot_requests_total{{protocol="openai",status="200"}} {good - bad}\n'
+            f'clincot_requests_total{{protocol="openai",status="500"}} {bad}\n'
+        )
+
+    world.server.scripts[world.challenger.sha256].metrics = metrics
+    with pytest.raises(RolledBack, match=r"3 of 20 requests failed while it was watched \(2\.0% allowed\)"):
+        world.deploy(world.challenger)
+    assert world.shares()[-2:] == [10, None]
+
+
+def test_one_wrong_answer_under_traffic_is_too_many(world: World) -> None:
+    world.deploy(world.base)
+    right, wrong = answering(world.challenger.golden), answering(world.challenger.golden, wrong=1)
+    asked = iter(range(1000))
+    world.server.scripts[world.challenger.sha256].chat = lambda body: (wrong if next(asked) >= 2 else right)(body)
+    with pytest.raises(RolledBack, match="1 of 2 golden questions failed"):
+        world.deploy(world.challenger)
+
+
+def test_a_region_elsewhere_is_a_miss(world: World) -> None:
+    moved = tuple(
+        g.model_copy(update={"box": g.box and g.box.model_copy(update={"x0": 0.5, "x1": 0.9})})
+        for g in world.base.golden
+    )
+    world.server.scripts[world.base.sha256].chat = answering(moved)
+    with pytest.raises(RolledBack, match=r"expected a region at \(0\.1, 0\.2, 0\.4, 0\.6\), got .* \(IoU 0\.00\)"):
+        world.deploy(world.base)
+    assert not any("inferenceservices/" in path for path in world.server.objects)  # made for nothing, taken away
+
+
+def test_conflicts_are_read_again(world: World) -> None:
+    world.deploy(world.base)
+    world.server.conflicts = 3
+    world.deploy(world.challenger)
+    assert world.champion == world.challenger.sha256
+
+
+def test_endless_conflicts_end(world: World) -> None:
+    """From the first smoke request on nothing can be written, not even the way back: the rollout stays open."""
+    world.deploy(world.base)
+    right = answering(world.challenger.golden)
+
+    def chat(body: dict[str, Any]) -> tuple[int, dict[str, Any]]:
+        world.server.conflicts = 1000
+        return right(body)
+
+    world.server.scripts[world.challenger.sha256].chat = chat
+    with pytest.raises(TargetFailed, match="HTTP 409"):
+        world.deploy(world.challenger)
+    journal = last_journal(world.store, LINE)
+    assert journal is not None
+    assert not journal.ended
+    world.server.conflicts = 0
+    world.server.scripts[world.challenger.sha256].chat = right
+    assert kinds(world.deploy(world.challenger))[-1] == "finished"
+
+
+def test_what_is_forbidden_is_named_for_the_role(world: World) -> None:
+    world.server.forbidden.add(("POST", "inferenceservices"))
+    with pytest.raises(RolledBack, match=r"HTTP 403: User \"deployer\".*needs a Role that allows 'create'"):
+        world.deploy(world.base)
+
+
+def test_a_slow_and_faltering_api_server_is_waited_for(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("clincot.clients.kubernetes.READ_AGAIN_S", 0.001)
+    world.server.slow_s, world.server.broken = 0.02, 3
+    world.deploy(world.base)
+    assert world.champion == world.base.sha256
+
+
+def test_an_interrupted_rollout_is_resumed(world: World) -> None:
+    """Killed under 10 % of the traffic; the next `clincot deploy` takes the same rollout to its end."""
+    world.deploy(world.base)
+    right = answering(world.challenger.golden)
+    asked = iter(range(1000))
+
+    def killed(body: dict[str, Any]) -> tuple[int, dict[str, Any]]:
+        if next(asked) == 3:
+            raise_in_main.append(True)
+        return right(body)
+
+    raise_in_main: list[bool] = []
+    world.server.scripts[world.challenger.sha256].chat = killed
+    journal = begin(world.store, world.challenger, FAST, target="kserve", service=SERVICE, by="ann")
+
+    def wait(_: float) -> None:
+        if raise_in_main:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        go(world.store, journal, world.target(world.challenger), wait=wait)
+    assert world.shares()[-1] == 10
+    with pytest.raises(ValueError, match=r"rollout 2 of .* is open"):
+        begin(world.store, world.base, FAST, target="kserve", service=SERVICE, by="bo")
+    again = world.deploy(world.challenger)
+    assert "resumed" in kinds(again)
+    assert kinds(again)[-1] == "finished"
+    assert again.plan.number == 2
+
+
+def test_two_processes_never_drive_one_rollout(world: World) -> None:
+    mine = begin(world.store, world.base, FAST, target="kserve", service=SERVICE, by="ann")
+    theirs = read_journal(world.store, LINE, 1, by="bo")
+    theirs.add("started", "by another process")
+    with pytest.raises(RolloutTaken, match="another process has gone on"):
+        go(world.store, mine, world.target(world.base), wait=lambda _: None)
+
+
+def test_a_champion_moved_meanwhile_stops_the_rollout(world: World, tmp_path: Path) -> None:
+    world.deploy(world.base)
+    rival = published(world.store, tmp_path, 3.0, over=world.base)
+    journal = begin(world.store, world.challenger, FAST, target="kserve", service=SERVICE, by="ann")
+    champion.promote(world.store, rival, over=world.base.sha256, by="bo", reason="faster")
+    with pytest.raises(RolledBack, match=f"it is {rival.sha256[:12]}"):
+        go(world.store, journal, world.target(world.challenger), wait=lambda _: None)
+    with pytest.raises(NotToBeDeployed, match=f"the champion is {rival.sha256[:12]} by now; decide again"):
+        world.deploy(world.challenger)
+
+
+def test_what_was_not_promoted_is_not_deployed(world: World, tmp_path: Path) -> None:
+    kept = published(world.store, tmp_path, 4.0, over=world.base, verdict="keep")
+    with pytest.raises(NotToBeDeployed, match="was decided 'keep'"):
+        world.deploy(kept)
+    assert last_journal(world.store, LINE) is None
+
+
+def test_a_person_says_yes_first(world: World) -> None:
+    """Nothing is started before; no process waits; the name and the reason stand in the record."""
+    world.deploy(world.base)
+    world.server.history.clear()
+    careful = FAST.model_copy(update={"approval": True})
+    journal = begin(world.store, world.challenger, careful, target="kserve", service=SERVICE, by="ann")
+    assert go(world.store, journal, world.target(world.challenger)) == "awaiting approval"
+    assert go(world.store, journal, world.target(world.challenger)) == "awaiting approval"
+    assert kinds(journal) == ["planned", "awaiting approval"]
+    assert world.server.history == []
+    decision = world.challenger.decision
+    assert decision is not None
+    with pytest.raises(ValueError, match="carries a name and a reason"):
+        approve(world.store, decision.id, by="", reason="")
+    with pytest.raises(ValueError, match=f"waiting: {decision.id}"):
+        approve(world.store, "decision-0000", by="dr", reason="seen the page")
+    approved = approve(world.store, decision.id[:14], by="dr. who", reason="seen the page")
+    assert go(world.store, approved, world.target(world.challenger), wait=lambda _: None) == "finished"
+    assert approved.events[2].detail == "dr. who: seen the page"
+    assert world.champion == world.challenger.sha256
+    with pytest.raises(ValueError, match="names 0 rollouts"):
+        approve(world.store, decision.id, by="dr. who", reason="again")
+
+
+def test_the_one_before_is_kept_and_the_one_before_that_is_not(world: World, tmp_path: Path) -> None:
+    """Blue-green: after three rollouts two InferenceServices are there, and the front selects the last."""
+    third = published(world.store, tmp_path, 3.0, over=world.challenger)
+    world.server.scripts[third.sha256] = Script(chat=answering(third.golden))
+    for manifest in (world.base, world.challenger, third):
+        world.deploy(manifest, "blue-green")
+    names = sorted(path.rpartition("/")[2] for path in world.server.objects if "inferenceservices/" in path)
+    assert names == sorted(f"chest-r{m.sha256[:10]}" for m in (world.challenger, third))
+    front = world.cluster.get(resource_path("", "v1", "serving", "services", LINE))
+    assert front["spec"]["selector"] == {"app": f"isvc.chest-r{third.sha256[:10]}-predictor"}
+
+
+def test_knative_takes_its_share_by_percent(world: World) -> None:
+    world.deploy(world.base, "knative")
+    world.server.history.clear()
+    world.deploy(world.challenger, "knative")
+    shares = [one["spec"]["predictor"].get("canaryTrafficPercent") for one in world.server.history]
+    assert shares == [0, 10, 50, 100, None]
+
+
+def test_the_manifest_is_checked_against_the_clusters_own_crd(world: World) -> None:
+    target = world.target(world.base)
+    with pytest.raises(TargetFailed, match="HTTP 404"):
+        target.validate()
+    spec = {"type": "object", "properties": {"predictor": OPEN}}  # a KServe that does not know spec.canary yet
+    schema = {"type": "object", "properties": {"apiVersion": {}, "kind": {}, "metadata": {}, "spec": spec}}
+    world.server.objects[f"/apis/apiextensions.k8s.io/v1/customresourcedefinitions/{CRD}"] = {
+        "spec": {"versions": [{"name": "v1beta1", "schema": {"openAPIV3Schema": schema}}]}
+    }
+    with pytest.raises(crd.InvalidManifest, match="'canary' was unexpected"):
+        target.validate()
+    spec["properties"]["canary"] = OPEN | {"type": "array"}  # type: ignore[index]
+    world.target(world.base).validate()
+
+
+def test_a_create_that_lost_is_a_conflict(world: World) -> None:
+    path = resource_path("", "v1", "serving", "services", "x")
+    thing = {"kind": "Service", "metadata": {"name": "x"}, "spec": {}}
+    world.cluster.create(path, thing)
+    with pytest.raises(Conflict, match="HTTP 409: already exists"):
+        world.cluster.create(path, thing)
+    assert deployment.named_checkpoints(world.store, LINE) == {world.base.sha256: "the champion pointer"}
+
+
+def test_requests_and_counters_at_the_services_own_address(world: World) -> None:
+    """With service_url nothing goes through the API server's proxy, so the account needs no right to it."""
+    settings = SERVICE.model_copy(update={"service_url": world.server.url + "/own/{service}"})
+    world.server.scripts[world.base.sha256].metrics = lambda: 'clincot_requests_total{status="200"} 7\n'
+    target = TARGETS["canary"](world.cluster, settings, world.base.sha256, world.base.uri, FAST.steps)
+    target.start()
+    assert target.counts() == (7, 0)
+    assert "2 golden questions" in smoke(target, world.base, golden_images(world.store, world.base), FAST)
+    assert not [path for _, path in world.server.requests if "/proxy/" in path]
+    away = settings.model_copy(update={"service_url": "http://127.0.0.1:9/{service}"})
+    assert TARGETS["canary"](world.cluster, away, world.base.sha256, world.base.uri, FAST.steps).counts() is None

@@ -1,0 +1,67 @@
+"""Which way traffic is moved, by what a cluster offers; the real kubernetes client on the stub of an API server."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from clincot.deployment.rollout import TargetFailed
+from clincot.deployment.service_settings import ServiceSettings
+from clincot.deployment.targets.select import choose_mode
+from tests.support.kube_api_server import ApiServer, api_server
+
+SERVICE = ServiceSettings(name="chest", namespace="serving")
+CONFIG = "/api/v1/namespaces/kserve/configmaps/inferenceservice-config"
+
+
+@pytest.mark.parametrize(
+    ("groups", "config", "settings", "mode", "why"),
+    [
+        ({"gateway.networking.k8s.io/v1"}, {"enableGatewayApi": True}, {}, "canary", "routes through the Gateway API"),
+        (
+            {"gateway.networking.k8s.io/v1"},
+            {"enableGatewayApi": False},
+            {},
+            "blue-green",
+            "enableGatewayApi is not true",
+        ),
+        (set(), {}, {}, "blue-green", "the cluster has no Gateway API"),
+        ({"serving.knative.dev/v1"}, {}, {}, "knative", "Knative mode"),
+        (set(), {}, {"gateway_api": "yes"}, "canary", "gateway_api is set to yes"),
+        (set(), {}, {"gateway_api": "yes", "transformer": "separate"}, "blue-green", "past a transformer of its own"),
+    ],
+)
+def test_the_way_is_chosen_by_what_the_cluster_has(
+    groups: set[str], config: dict[str, Any], settings: dict[str, Any], mode: str, why: str
+) -> None:
+    default = "Knative" if "serving.knative.dev/v1" in groups else "Standard"
+    data = {"ingress": json.dumps(config), "deploy": json.dumps({"defaultDeploymentMode": default})}
+    server = ApiServer(groups=groups, objects={CONFIG: {"kind": "ConfigMap", "metadata": {}, "data": data}})
+    with api_server(server) as cluster:
+        found, said = choose_mode(cluster, SERVICE.model_copy(update=settings))
+    assert found == mode
+    assert why in said
+
+
+@pytest.mark.parametrize(
+    ("mode", "why"),
+    [
+        ("standard", r"spec\.canary\[\] would do nothing here: the cluster has no Gateway API"),
+        ("knative", r"does not serve serving\.knative\.dev/v1"),
+    ],
+)
+def test_a_way_that_would_do_nothing_is_refused(mode: str, why: str) -> None:
+    with api_server(ApiServer()) as cluster, pytest.raises(TargetFailed, match=why):
+        choose_mode(cluster, SERVICE.model_copy(update={"mode": mode}))
+
+
+def test_what_may_not_be_read_can_be_said() -> None:
+    """KServe's ConfigMap is often closed to others: the error names the settings that stand in for it."""
+    server = ApiServer(groups={"gateway.networking.k8s.io/v1"}, forbidden={("GET", "configmaps")})
+    with api_server(server) as cluster:
+        with pytest.raises(TargetFailed, match=r"HTTP 403.*or set mode and gateway_api"):
+            choose_mode(cluster, SERVICE)
+        said = SERVICE.model_copy(update={"gateway_api": "yes"})
+        assert choose_mode(cluster, said)[0] == "canary"

@@ -1,0 +1,90 @@
+"""Smoke requests as the server sees them, and what counts as an answer."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from clincot.config import DeploySection
+from clincot.deployment.rollout import Counts, counts_of
+from clincot.deployment.service_settings import ServiceSettings
+from clincot.deployment.smoke import RequestFailed, ask, miss
+from clincot.deployment.targets.kserve import CanaryTarget
+from clincot.geometry import Box
+from clincot.registry.manifest import Golden
+from tests.support.http_server import Request, serving
+from tests.support.kube_api_server import ApiServer, api_server
+
+BOX = Box(x0=0.0, y0=0.0, x1=0.5, y1=0.5)
+GOLDEN = Golden(question="Is there a nodule?", image="golden/a.png", sha256="0" * 64, answer="Yes", box=BOX)
+SETTINGS = DeploySection()
+
+
+def completion(answer: str, *boxes: Box, winner: int = 0) -> dict[str, Any]:
+    regions = [{"box": box.model_dump(), "answer": answer, "grounder": "written"} for box in boxes]
+    return {
+        "choices": [{"message": {"role": "assistant", "content": answer}}],
+        "clincot": {"regions": regions, "winner": winner, "agreement": 1.0},
+    }
+
+
+def asked(reply: Any, *, status: int = 200) -> tuple[Request, str]:
+    """The request that a service behind keys saw, and why its reply is a miss."""
+    with serving(lambda _: (status, reply)) as server, api_server(ApiServer()) as cluster:
+        settings = ServiceSettings(
+            name="chest", api_keys_secret="keys", service_url=server.url + "/{namespace}/{service}"
+        )
+        target = CanaryTarget(cluster, settings, "4f" * 32, "s3://b/m", (100,))
+        found = miss(GOLDEN, ask(target, GOLDEN, b"png", SETTINGS), SETTINGS)
+        return server.requests[0], found
+
+
+def test_a_request_goes_to_the_new_revision_with_the_key(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CLINCOT_SMOKE_KEY", "one-two-three")
+    request, found = asked(completion("yes", BOX))
+    assert found == ""
+    assert request.path == "/default/chest-r4f4f4f4f4f-predictor/openai/v1/chat/completions"
+    assert request.headers["authorization"] == "Bearer one-two-three"
+    assert (request.body["model"], request.body["temperature"]) == ("chest", 0)
+    image, text = request.body["messages"][0]["content"]
+    assert image["image_url"]["url"] == "data:image/png;base64,cG5n"
+    assert text["text"] == GOLDEN.question
+
+
+def test_the_region_that_counts_is_the_one_it_was_seen_in() -> None:
+    """Of the same size, shifted by half its side: IoU = 1/3 < 0.5."""
+    shifted = Box(x0=0.25, y0=0.0, x1=0.75, y1=0.5)
+    assert asked(completion("yes", shifted, BOX, winner=1))[1] == ""
+    assert "IoU 0.33" in asked(completion("yes", shifted, BOX, winner=0))[1]
+    assert "got none" in asked(completion("yes"))[1]
+    assert "expected the answer 'Yes', got 'no'" in asked(completion("no", BOX))[1]
+
+
+@pytest.mark.parametrize(
+    ("status", "reply"), [(401, {}), (500, {}), (200, {"choices": []}), (200, b"<html>"), (200, {})]
+)
+def test_what_is_no_answer_is_a_failed_request_without_the_key(
+    status: int, reply: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CLINCOT_SMOKE_KEY", "one-two-three")
+    with pytest.raises(RequestFailed) as failed:
+        asked(reply, status=status)
+    assert "one-two-three" not in str(failed.value)
+
+
+def test_a_key_that_cannot_arrive_is_refused() -> None:
+    with pytest.raises(ValueError, match="the API server passes no key on"):
+        ServiceSettings(api_keys_secret="keys")
+
+
+def test_only_the_servers_own_failures_count_as_failed() -> None:
+    """2 answered, 1 refused for its question, 3 failed: 3 of 6."""
+    metrics = (
+        "# TYPE clincot_requests counter\n"
+        'clincot_requests_total{protocol="openai",status="200"} 2.0\n'
+        'clincot_requests_total{protocol="openai",status="422"} 1.0\n'
+        'clincot_requests_total{protocol="v2",status="503"} 3.0\n'
+    )
+    assert counts_of(metrics) == Counts(6, 3)
+    assert counts_of("# TYPE other gauge\nother 1\n") is None

@@ -1,0 +1,228 @@
+"""Arms of the evaluation: where each looks, which of them know the key, and what counts as off format."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+
+from clincot.config import EvaluateSection, ProposeSection
+from clincot.datasets.folder import StudyIndex
+from clincot.evaluation.benchmark import Benchmark
+from clincot.evaluation.evaluator import answer_spaces, evaluate
+from clincot.evaluation.read_benchmark import read_benchmark
+from clincot.geometry import WHOLE, covered, look_square
+from clincot.jsonl import write_records
+from clincot.models.protocols import Generation
+from clincot.prompts import Conversation
+from clincot.records import Outcome, Question, Reference
+from tests.support import tiny
+from tests.support.bright import BrightPolicy
+
+ARMS = ("written", "windows", "relevance", "random", "wrong", "oracle", "shuffled", "whole")
+PROPOSE = ProposeSection(window_sides=(0.25,), window_stride=0.5)
+
+
+class Reader(BrightPolicy):
+    """Writes `region` where it is asked for one, and `answers[topic]` else; P(yes) is brightness."""
+
+    def __init__(
+        self, region: str = "[10, 10, 35, 35]", *, closed: str = "yes", zone: str = "upper", cut: bool = False
+    ):
+        super().__init__()
+        self.region, self.closed, self.zone, self.cut = region, closed, zone, cut
+
+    def write(
+        self, conversations: Sequence[Conversation], *, max_new_tokens: int, temperature: float, seeds: Sequence[int]
+    ) -> list[Generation]:
+        assert temperature == 0
+        self.asked += conversations
+        replies = []
+        for conversation in conversations:
+            text = self.region
+            if len(conversation) > 1:
+                text = self.zone if "zone" in conversation[0].text else self.closed
+            replies.append(Generation(text, (-0.1,) * max_new_tokens, cut_off=self.cut))
+        return replies
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """8 films of 4 patients, two films of a patient standing together as in a rendered benchmark."""
+    made = tiny.write_set(tmp_path_factory.mktemp("bench") / "data", studies=8, seed=3)
+    lines = (made / "studies.jsonl").read_text().splitlines()
+    patients = {}
+    studies, ids = [], {}
+    for number, line in enumerate(lines):
+        row = json.loads(line)
+        before = row.pop("id")
+        row["patient"] = f"p{number // 2}"
+        studies.append(type(next(iter(StudyIndex(made).values()))).model_validate(row))
+        ids[before] = studies[-1].id
+        patients[studies[-1].id] = row["patient"]
+    questions, references = [], []
+    for line, other in zip(
+        (made / "questions.jsonl").read_text().splitlines(),
+        (made / "references.jsonl").read_text().splitlines(),
+        strict=True,
+    ):
+        question, reference = json.loads(line), json.loads(other)
+        question["study"] = ids[question["study"]]
+        questions.append(Question.model_validate({k: v for k, v in question.items() if k != "id"}))
+        reference["question"] = questions[-1].id
+        references.append(Reference.model_validate({k: v for k, v in reference.items() if k != "id"}))
+    for name, records in (("studies", studies), ("questions", questions), ("references", references)):
+        write_records(made / f"{name}.jsonl", records)
+    return made
+
+
+@pytest.fixture(scope="module")
+def benchmark(folder: Path) -> Benchmark:
+    return read_benchmark(folder)
+
+
+def outcomes(policy: BrightPolicy, benchmark: Benchmark, folder: Path, *arms: str, limit: int = 0) -> list[Outcome]:
+    section = EvaluateSection.model_validate({"arms": arms, "propose": PROPOSE, "limit": limit, "max_new_tokens": 4})
+    return list(evaluate(policy, benchmark, StudyIndex(folder), folder, section))
+
+
+def test_every_arm_answers_every_question_in_order(benchmark: Benchmark, folder: Path) -> None:
+    made = outcomes(Reader(), benchmark, folder, *ARMS)
+    assert [(o.arm, o.question) for o in made] == [(arm, q) for arm in ARMS for q in benchmark.questions]
+    assert len({o.id for o in made}) == len(made)
+    limited = outcomes(Reader(), benchmark, folder, "whole", limit=3)
+    assert [o.question for o in limited] == list(benchmark.questions)[:3]
+
+
+def test_the_oracle_looks_at_the_keys_box_and_the_whole_at_no_place(benchmark: Benchmark, folder: Path) -> None:
+    for o in outcomes(Reader(), benchmark, folder, "oracle"):
+        assert o.box == look_square(benchmark.references[o.question].boxes[0])
+        assert o.hit is True
+        assert o.iou == 1.0  # the square that looks at the box is what is shown
+    assert {o.box for o in outcomes(Reader(), benchmark, folder, "whole")} == {WHOLE}
+
+
+def test_wrong_never_covers_the_finding_and_is_as_large_as_the_oracles(benchmark: Benchmark, folder: Path) -> None:
+    for o in outcomes(Reader(), benchmark, folder, "wrong"):
+        (box,) = benchmark.references[o.question].boxes
+        assert covered(box, by=o.box) == 0
+        assert o.hit is False
+        assert o.box.x1 - o.box.x0 == pytest.approx(look_square(box).x1 - look_square(box).x0, abs=2e-4)
+
+
+def test_random_is_as_large_and_anywhere(benchmark: Benchmark, folder: Path) -> None:
+    made = outcomes(Reader(), benchmark, folder, "random")
+    assert len({o.box for o in made}) == len(made)
+    assert all(o.box.x1 - o.box.x0 == pytest.approx(0.25, abs=2e-4) for o in made)
+    assert outcomes(Reader(), benchmark, folder, "random") == made
+
+
+def test_shuffled_shows_another_patients_image_at_the_oracles_place(benchmark: Benchmark, folder: Path) -> None:
+    """The bug: the next image was shown, which may be the same patient's."""
+    policy = Reader()
+    made = outcomes(policy, benchmark, folder, "shuffled")
+    patients = {str(folder / study.image): study.patient for study in StudyIndex(folder).values()}
+    assert len(set(patients.values())) == 4
+    shown = [conversation[0].pictures[0].path for conversation in policy.asked]
+    for o, path in zip(made, shown, strict=True):
+        assert patients[path] != benchmark.clusters[o.question]
+        assert o.box == look_square(benchmark.references[o.question].boxes[0])
+    with pytest.raises(ValueError, match=r"'shuffled' needs images of two patients, all are of 'p0'"):
+        outcomes(Reader(), benchmark, folder, "shuffled", limit=4)
+
+
+def test_only_the_controls_know_the_key(benchmark: Benchmark, folder: Path) -> None:
+    """The same questions with another key: every box somewhere else, every answer another."""
+    moved = {
+        name: Reference(question=name, answer="other", boxes=(look_square(WHOLE),), finding=reference.finding)
+        for name, reference in benchmark.references.items()
+    }
+    other = Benchmark(benchmark.questions, moved, benchmark.clusters, benchmark.digest)
+    blind = ("written", "windows", "relevance", "whole")
+    one, two = outcomes(Reader(), benchmark, folder, *ARMS), outcomes(Reader(), other, folder, *ARMS)
+    for a, b in zip(one, two, strict=True):
+        assert a.answer == b.answer
+        if a.arm in blind:
+            assert a.box == b.box
+        elif a.arm in ("oracle", "shuffled"):
+            assert a.box != b.box
+    assert not any(o.correct for o in two)
+
+
+def test_windows_and_relevance_find_the_bright_square(benchmark: Benchmark, folder: Path) -> None:
+    """Squares of 24 px of 128; windows of 32 px every 16 px or less: one of them shows more than half of it."""
+    made = outcomes(Reader(), benchmark, folder, "windows", "relevance")
+    assert all(o.hit for o in made)
+
+
+def test_a_written_region_is_read_and_none_is_a_miss(benchmark: Benchmark, folder: Path) -> None:
+    for o in outcomes(Reader("[10, 20, 35, 45]"), benchmark, folder, "written"):
+        assert o.box.xyxy == (0.1, 0.2, 0.35, 0.45)
+        assert not o.off_format
+    for o in outcomes(Reader("somewhere"), benchmark, folder, "written"):
+        assert o.box == WHOLE  # what is shown instead; it counts as no place
+        assert (o.off_format, o.hit, o.iou) == (True, False, 0.0)
+
+
+def test_a_written_region_is_asked_for_once_and_then_the_answer(benchmark: Benchmark, folder: Path) -> None:
+    policy = Reader()
+    outcomes(policy, benchmark, folder, "written", limit=2)
+    assert [len(conversation) for conversation in policy.asked] == [1, 1, 3, 3]
+    assert [turn.action for turn in policy.asked[-1]] == [False, True, False]
+
+
+def test_correct_is_the_strict_comparison(benchmark: Benchmark, folder: Path) -> None:
+    """Every presence question is answered yes; the zone is upper for some."""
+    upper = {name for name, r in benchmark.references.items() if r.answer == "upper"}
+    assert 0 < len(upper) < 8
+    for o in outcomes(Reader(closed="Yes.", zone="upper"), benchmark, folder, "whole"):
+        assert o.correct is (benchmark.questions[o.question].kind == "closed" or o.question in upper)
+        assert not o.off_format
+        assert o.reference == benchmark.references[o.question].id
+
+
+@pytest.mark.parametrize(
+    ("policy", "off"),
+    [
+        (Reader(), {"presence": False, "zone": False}),
+        (Reader(closed="maybe", zone="lower"), {"presence": True, "zone": False}),
+        (Reader(closed="yes it is"), {"presence": True, "zone": False}),
+        (Reader(zone="middle"), {"presence": False, "zone": True}),
+        (Reader(zone=""), {"presence": False, "zone": True}),
+        (Reader(cut=True), {"presence": True, "zone": True}),
+    ],
+)
+def test_off_format_is_what_no_answer_of_the_topic_is_or_was_cut_off(
+    policy: Reader, off: dict[str, bool], benchmark: Benchmark, folder: Path
+) -> None:
+    """A reply of exactly max_new_tokens with its end of turn is whole; it was taken for cut off."""
+    made = outcomes(policy, benchmark, folder, "whole")
+    assert {benchmark.questions[o.question].topic: o.off_format for o in made} == off
+
+
+def test_topics_of_many_answers_have_no_space_and_questions_without_a_topic_neither() -> None:
+    def bench(topic: str, answers: list[str], kind: str = "open") -> Benchmark:
+        questions = [
+            Question.model_validate({"study": "s", "text": f"{n}?", "kind": kind, "topic": topic})
+            for n in range(len(answers))
+        ]
+        references = {q.id: Reference(question=q.id, answer=a) for q, a in zip(questions, answers, strict=True)}
+        return Benchmark({q.id: q for q in questions}, references, {q.id: "p" for q in questions}, "d")
+
+    assert answer_spaces(bench("size", [f"answer {n}" for n in range(20)])).keys() == {"size"}
+    assert answer_spaces(bench("size", [f"answer {n}" for n in range(21)])) == {}
+    assert answer_spaces(bench("", ["yes"])) == {}
+    assert answer_spaces(bench("side", ["Left.", "left", "right"])) == {"side": frozenset({"left", "right"})}
+
+
+def test_an_absent_finding_has_controls_of_the_findings_size_and_no_hit(benchmark: Benchmark, folder: Path) -> None:
+    """No box in the key: oracle and wrong look anywhere, at the square that the finding has elsewhere (.25)."""
+    first = next(iter(benchmark.references))
+    absent = Reference(question=first, answer="no", finding="nodule")
+    other = Benchmark(benchmark.questions, {**benchmark.references, first: absent}, benchmark.clusters, "d")
+    made = outcomes(Reader(), other, folder, "oracle", "wrong", "shuffled", "written", limit=6)
+    for o in (o for o in made if o.question == first):
+        assert (o.hit, o.iou) == (None, None)
+        assert o.box.x1 - o.box.x0 == pytest.approx(0.25, abs=2e-4)

@@ -1,0 +1,240 @@
+"""What cluster.yaml says ends up at every task, in the compiled deployment and platform specs."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import clincot.pipelines
+import pytest
+import yaml
+from clincot.pipelines.cluster_settings import TASKS, ClusterSettings, load_cluster
+from clincot.pipelines.params import decoded
+from clincot.pipelines.round import RoundPlan, compile_round
+
+from clincot.config import load_params, parse_section
+from clincot.jsonl import BadRecord
+from clincot.preferences.versions import git
+from clincot.stages.catalog import STAGES
+from clincot.training.launch_settings import LaunchSettings
+
+FOLDER = Path(clincot.pipelines.__file__).resolve().parent
+GPU = {stage.name for stage in STAGES if stage.device == "gpu"}
+CLUSTER = """
+namespace: team
+images: {cpu: registry.example/cpu:1, gpu: "registry.example/gpu@sha256:%s", pull_secrets: [registry]}
+gpu:
+  requests: {cpu: "4", memory: 32Gi}
+  limits: {cpu: "8", memory: 64Gi}
+  accelerator: nvidia.com/gpu
+  count: 1
+  node_selector: {pool: gpus}
+  tolerations: [{key: nvidia.com/gpu, operator: Exists, effect: NoSchedule}]
+  shm: 8Gi
+  timeout_s: 7200
+stages:
+  train: {count: 4, shm: 64Gi, retries: {count: 5, backoff_s: 60, factor: 3.0, max_s: 900}}
+cache: {claim: clincot-cache, mount: /cache, sub_path: team}
+env: {AWS_ENDPOINT_URL: "https://s3.example"}
+secrets:
+  - {name: s3, env: {id: AWS_ACCESS_KEY_ID, key: AWS_SECRET_ACCESS_KEY}}
+  - {name: git, env: {token: CLINCOT_GIT_TOKEN}, stages: [preflight, version], optional: true}
+security: {user: 1234, group: 1234}
+labels: {team: radiology}
+queue: gpus
+deadline_s: 86400
+""" % ("0" * 64)
+
+
+@pytest.fixture(scope="module")
+def compiled(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
+    """({task: container}, {task: platform settings}, {task: task spec}); tasks by their components' names."""
+    folder = tmp_path_factory.mktemp("compiled")
+    (folder / "cluster.yaml").write_text(CLUSTER)
+    compile_round(RoundPlan(cluster=load_cluster(folder / "cluster.yaml")), folder / "round.yaml")
+    spec, platform = yaml.safe_load_all((folder / "round.yaml").read_text(encoding="utf-8"))
+    containers = {_name(label): one["container"] for label, one in spec["deploymentSpec"]["executors"].items()}
+    settings = platform["platforms"]["kubernetes"]["deploymentSpec"]["executors"]
+    dags = [spec["root"], *(one for one in spec["components"].values() if "dag" in one)]
+    tasks = {name: task for dag in dags for name, task in dag["dag"]["tasks"].items()}
+    return containers, {_name(label): one for label, one in settings.items()}, tasks
+
+
+def _name(label: str) -> str:
+    """exec-evaluate-2 -> evaluate-2"""
+    return label.removeprefix("exec-")
+
+
+def test_every_task_is_placed(compiled: Any) -> None:
+    containers, settings, _ = compiled
+    assert {name.removesuffix("-2") for name in containers} == {*TASKS} - {"standing"}  # of several rounds
+    assert set(settings) == set(containers)
+
+
+def test_only_gpu_stages_ask_for_gpus_and_training_for_its_own_number(compiled: Any) -> None:
+    containers, settings, _ = compiled
+    for name, container in containers.items():
+        stage = name.removesuffix("-2")
+        asked = container["resources"].get("accelerator")
+        if stage not in GPU:
+            assert asked is None, name
+            assert "nodeSelector" not in settings[name]
+            assert "tolerations" not in settings[name]
+            assert container["image"] == "registry.example/cpu:1"
+            continue
+        assert asked["resourceType"] == "nvidia.com/gpu"
+        assert asked["resourceCount"] == ("4" if stage == "train" else "1")
+        assert settings[name]["nodeSelector"]["labels"] == {"pool": "gpus"}
+        assert settings[name]["tolerations"] == [
+            {"key": "nvidia.com/gpu", "operator": "Exists", "effect": "NoSchedule"}
+        ]
+        assert container["image"].startswith("registry.example/gpu@sha256:")
+
+
+def test_resources_and_shared_memory(compiled: Any) -> None:
+    containers, settings, _ = compiled
+    train, decide = containers["train"]["resources"], containers["decide"]["resources"]
+    assert (train["resourceCpuRequest"], train["resourceMemoryLimit"]) == ("4", "64Gi")
+    assert (decide["resourceCpuRequest"], decide["resourceMemoryLimit"]) == ("2", "16Gi")
+    assert settings["train"]["emptyDirMounts"] == [
+        {"volumeName": "dshm", "mountPath": "/dev/shm", "medium": "Memory", "sizeLimit": "64Gi"}
+    ]
+    assert settings["propose"]["emptyDirMounts"][0]["sizeLimit"] == "8Gi"
+    assert "emptyDirMounts" not in settings["decide"]
+
+
+def test_secrets_are_named_and_given_to_whom_they_are_for(compiled: Any) -> None:
+    _, settings, _ = compiled
+    for name, one in settings.items():
+        secrets = {secret["secretName"]: secret for secret in one["secretAsEnv"]}
+        assert set(secrets) == ({"s3", "git"} if name in ("preflight", "version") else {"s3"}), name
+        assert secrets["s3"]["keyToEnv"] == [
+            {"secretKey": "id", "envVar": "AWS_ACCESS_KEY_ID"},
+            {"secretKey": "key", "envVar": "AWS_SECRET_ACCESS_KEY"},
+        ]
+    assert settings["version"]["secretAsEnv"][1]["optional"] is True
+
+
+def test_cache_labels_queue_account_and_time(compiled: Any) -> None:
+    containers, settings, tasks = compiled
+    for name, one in settings.items():
+        (mount,) = one["pvcMount"]
+        assert (mount["constant"], mount["mountPath"], mount["subPath"]) == ("clincot-cache", "/cache", "team")
+        assert one["podMetadata"]["labels"] == {"team": "radiology", "kueue.x-k8s.io/queue-name": "gpus"}
+        assert one["imagePullSecret"][0]["secretName"] == "registry"
+        assert one["securityContext"] == {"runAsUser": "1234", "runAsGroup": "1234", "runAsNonRoot": True}
+        assert one["activeDeadlineSeconds"] == ("7200" if name.removesuffix("-2") in GPU else "3600")
+        env = {variable["name"]: variable["value"] for variable in containers[name]["env"]}
+        assert env == {"AWS_ENDPOINT_URL": "https://s3.example", "CLINCOT_CACHE": "/cache"}
+    assert tasks["train"]["retryPolicy"] == {
+        "maxRetryCount": 5,
+        "backoffDuration": "60s",
+        "backoffFactor": 3.0,
+        "backoffMaxDuration": "900s",
+    }
+    assert tasks["decide"]["retryPolicy"]["maxRetryCount"] == 2
+
+
+def test_publish_and_deploy_hang_on_the_verdict(compiled: Any) -> None:
+    _, _, tasks = compiled
+    (condition,) = [name for name in tasks if name.startswith("condition")]
+    assert tasks[condition]["triggerPolicy"]["condition"].endswith("== 'promote'")
+    assert tasks["publish"]["inputs"]["artifacts"]["checkpoint"]["componentInputArtifact"].endswith("train-checkpoint")
+    assert tasks["deploy"]["dependentTasks"] == ["publish"]
+    assert tasks["finish"]["triggerPolicy"]["strategy"] == "ALL_UPSTREAM_TASKS_COMPLETED"
+
+
+def test_what_looks_outside_is_never_cached(compiled: Any) -> None:
+    _, _, tasks = compiled
+    cached = {
+        name: task["cachingOptions"].get("enableCache", False)
+        for name, task in tasks.items()
+        if name.removesuffix("-2") in TASKS
+    }
+    assert {name for name, on in cached.items() if not on} == {"preflight", "deploy", "finish"}
+
+
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [
+        ("gpus: {count: 1}", "gpus"),
+        ("stages: {training: {count: 1}}", "no task is called training"),
+        ("stages: {train: {gpu: 1}}", "stages.train.gpu"),
+        ("env: {AWS_SECRET_ACCESS_KEY: hidden}", "name a Secret instead"),
+        ("env: {HTTPS_PROXY: 'http://me:word@proxy'}", "env.HTTPS_PROXY looks like a secret"),
+        ("cpu: {requests: {cpu: two, memory: 1Gi}, limits: {cpu: '2', memory: 1Gi}}", "cpu.requests.cpu"),
+        ("gpu: {requests: {cpu: '1', memory: 1Gi}, limits: {cpu: '1', memory: 1Gi}, count: 1}", "names no resource"),
+        ("security: {user: 0}", "security.user"),
+        ("- a list", "expected settings by name"),
+    ],
+)
+def test_what_is_wrong_is_refused_by_name(content: str, told: str, tmp_path: Path) -> None:
+    (tmp_path / "cluster.yaml").write_text(content)
+    with pytest.raises(BadRecord, match=told) as raised:
+        load_cluster(tmp_path / "cluster.yaml")
+    assert "hidden" not in str(raised.value)
+    assert "word" not in str(raised.value)
+
+
+def test_the_example_has_every_key_and_the_defaults() -> None:
+    text = (FOLDER / "cluster.yaml").read_text(encoding="utf-8")
+    assert set(yaml.safe_load(text)) == set(ClusterSettings.model_fields)
+    example, default = load_cluster(FOLDER / "cluster.yaml"), ClusterSettings()
+    shown = {"stages", "secrets"}
+    assert example.model_dump(exclude=shown) == default.model_dump(exclude=shown)
+
+
+def test_the_example_says_what_images_and_git_expect() -> None:
+    """Also where it is commented out."""
+    text = (FOLDER / "cluster.yaml").read_text(encoding="utf-8")
+    (line,) = [line for line in text.splitlines() if "clincot-git" in line]
+    assert yaml.safe_load(line.partition("# - ")[2])["env"] == {"username": git.USER, "password": git.TOKEN}
+    security = ClusterSettings().security
+    assert f"USER {security.user}:{security.group}" in (FOLDER.parent / "Dockerfile").read_text(encoding="utf-8")
+
+
+def test_training_is_launched_as_the_operator_says_and_preflight_looks_at_that(tmp_path: Path) -> None:
+    """`--launch launch.yaml` is the default of a parameter, which both tasks take."""
+    job = {"image": "clincot-cuda:0.1.0", "claim": "cache", "mount": "/cache", "nodes": 4}
+    launch = parse_section(LaunchSettings, {"how": "train-job", "job": job}, where="launch.yaml")
+    compile_round(RoundPlan(launch=launch), tmp_path / "round.yaml")
+    spec, _ = yaml.safe_load_all((tmp_path / "round.yaml").read_text(encoding="utf-8"))
+    default = spec["root"]["inputDefinitions"]["parameters"]["launch"]["defaultValue"]
+    assert parse_section(LaunchSettings, decoded(default), where="launch") == launch
+    tasks = spec["components"]["comp-exit-handler-1"]["dag"]["tasks"]
+    taken = {name for name, task in tasks.items() if "launch" in task["inputs"].get("parameters", {})}
+    assert taken == {"preflight", "train"}
+
+
+def test_what_samples_is_told_the_lap_and_both_ends_the_run(compiled: Any) -> None:
+    """Recurring runs ask the questions again; `finish` ends the round that this very run began."""
+    _, _, tasks = compiled
+    told = {name for name, task in tasks.items() if name in TASKS and "lap" in task["inputs"].get("parameters", {})}
+    assert told == {"propose", "answer", "pair", "train"}
+    for name in ("preflight", "finish"):
+        run = tasks[name]["inputs"]["parameters"]["run"]["runtimeValue"]["constant"]
+        assert run == "{{$.pipeline_job_uuid}}", name
+
+
+def test_a_plan_has_one_spelling(tmp_path: Path) -> None:
+    """In another process, too: a schedule is named by a hash of it."""
+    made = set()
+    for seed in ("1", "2"):
+        command = [sys.executable, "-m", "clincot.cli.app", "pipeline", "compile", "--out", str(tmp_path / seed)]
+        subprocess.run(command, check=True, env={**os.environ, "PYTHONHASHSEED": seed}, cwd=tmp_path, timeout=120)
+        made.add((tmp_path / seed).read_bytes())
+    assert len(made) == 1
+
+
+@pytest.mark.parametrize(("rounds", "name"), [(1, "round.yaml"), (3, "three-rounds.yaml")])
+def test_the_committed_pipelines_are_what_is_compiled_now(rounds: int, name: str, tmp_path: Path) -> None:
+    """`make pipelines` writes them again."""
+    root = FOLDER.parent
+    plan = RoundPlan(
+        params=load_params(root / "params.yaml"), cluster=load_cluster(FOLDER / "cluster.yaml"), rounds=rounds
+    )
+    compile_round(plan, tmp_path / name)
+    assert (FOLDER / "compiled" / name).read_text(encoding="utf-8") == (tmp_path / name).read_text(encoding="utf-8")

@@ -1,0 +1,100 @@
+"""Leaks on real files: the same bytes, the same picture in other bytes, the same patient, the judges' answers."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from clincot.config import DecideSection
+from clincot.datasets.folder import StudyIndex, load_questions, load_references
+from clincot.datasets.vqa_rad import ingest_vqa_rad
+from clincot.evaluation.benchmark import Benchmark
+from clincot.jsonl import file_digest, read_records, write_records
+from clincot.promotion.leakage import calibration_leaks, leaks
+from clincot.records import Finding, Study
+from tests.support import tiny
+
+REAL = Path(__file__).parents[3] / "shared" / "data" / "vqa-rad"
+real = pytest.mark.skipif(not REAL.is_dir(), reason=f"VQA-RAD is not at {REAL}")
+IMAGES, PATIENTS, NEAR = "images in training", "patients in training", "near-duplicates in training"
+
+
+def benchmark_in(folder: Path) -> Benchmark:
+    return Benchmark.of(load_questions(folder), load_references(folder), StudyIndex(folder).values())
+
+
+def found(benchmark: Path, data: Path, **section: float) -> dict[str, Finding]:
+    made = leaks(benchmark_in(benchmark), benchmark, data, DecideSection.model_validate(section))
+    return {finding.name: finding for finding in made}
+
+
+def add_study(folder: Path, picture: Path, patient: str) -> None:
+    """One more image in a data set."""
+    name = f"images/extra{picture.suffix}"
+    shutil.copy(picture, folder / name)
+    with Image.open(picture) as image:
+        width, height = image.size
+    study = Study(image=name, sha256=file_digest(picture), width=width, height=height, patient=patient)
+    write_records(folder / "studies.jsonl", [*read_records(folder / "studies.jsonl", Study), study])
+
+
+@pytest.fixture
+def sets(tmp_path: Path) -> tuple[Path, Path]:
+    return (
+        tiny.write_set(tmp_path / "benchmark", seed=1, studies=3),
+        tiny.write_set(tmp_path / "data", seed=2, studies=3, key=False),
+    )
+
+
+def test_the_same_file_in_training_blocks(sets: tuple[Path, Path]) -> None:
+    benchmark, data = sets
+    add_study(data, benchmark / "images" / "0.png", patient="other")
+    finding = found(benchmark, data)[IMAGES]
+    assert (finding.severity, finding.value) == ("block", pytest.approx(1 / 3, abs=1e-6))
+    assert "1 of the benchmark's 3 images are among the training data's" in finding.reason
+    assert "image-disjoint" in finding.reason
+
+
+def test_the_same_picture_in_other_bytes_blocks_and_warns_where_that_is_allowed(
+    sets: tuple[Path, Path], tmp_path: Path
+) -> None:
+    benchmark, data = sets
+    with Image.open(benchmark / "images" / "0.png") as image:
+        image.convert("L").save(tmp_path / "copy.jpg", quality=60)
+    before = found(benchmark, data)[NEAR]
+    add_study(data, tmp_path / "copy.jpg", patient="other")
+    now = found(benchmark, data)
+    assert now[IMAGES].severity == "ok"
+    assert (now[NEAR].value or 0) > (before.value or 0)
+    assert now[NEAR].severity == "block"
+    assert found(benchmark, data, max_near_duplicates=1.0)[NEAR].severity == "warn"
+
+
+def test_a_patient_in_training_blocks(sets: tuple[Path, Path], tmp_path: Path) -> None:
+    benchmark, data = sets
+    Image.effect_noise((64, 64), 90).save(tmp_path / "other.png")
+    add_study(data, tmp_path / "other.png", patient="1-0")  # tiny calls its patients seed-number
+    finding = found(benchmark, data)[PATIENTS]
+    assert (finding.severity, "(1-0)" in finding.reason) == ("block", True)
+
+
+def test_answers_that_the_judges_were_calibrated_on_block(sets: tuple[Path, Path], tmp_path: Path) -> None:
+    benchmark, data = sets
+    assert calibration_leaks(benchmark_in(benchmark), benchmark, data).severity == "ok"
+    finding = calibration_leaks(benchmark_in(benchmark), benchmark, benchmark)
+    assert (finding.severity, finding.value) == ("block", 1.0)
+
+
+@real
+def test_vqa_rads_known_leak_is_found_and_the_image_disjoint_split_is_offered_and_has_none(tmp_path: Path) -> None:
+    ingest_vqa_rad(REAL, tmp_path / "official", split="official")
+    official = found(tmp_path / "official" / "test", tmp_path / "official" / "train")
+    assert official[IMAGES].severity == "block"
+    assert "202 of the benchmark's 203 images" in official[IMAGES].reason
+    assert "image-disjoint" in official[IMAGES].reason
+    ingest_vqa_rad(REAL, tmp_path / "disjoint", split="image-disjoint")
+    disjoint = found(tmp_path / "disjoint" / "test", tmp_path / "disjoint" / "train")
+    assert [finding.severity for finding in disjoint.values()] == ["ok", "ok", "ok"]

@@ -1,0 +1,164 @@
+"""The champion pointer: one object, one winner, a history that does not break."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import uuid
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from threading import Barrier
+
+import pytest
+
+from clincot.jsonl import BadRecord
+from clincot.records import digest_of
+from clincot.registry import champion
+from clincot.registry.champion import Champion, ChampionMoved, Move, NoChampion
+from clincot.registry.manifest import Manifest
+from clincot.storage.folder_store import FolderStore
+from clincot.storage.open import open_store
+from clincot.storage.store import Store
+from tests.support.s3_server import S3Server
+
+
+def model(name: str, number: int = 0) -> Manifest:
+    digest = digest_of(name)
+    return Manifest(
+        line="chest",
+        sha256=digest,
+        measured=digest,
+        kind="full",
+        round=number,
+        licence="MIT",
+        files=(),
+        uri=f"s3://x/{digest}",
+    )
+
+
+BASE, ONE, TWO = model("base"), model("one", 1), model("two", 2)
+
+
+def digests(found: Champion) -> list[str]:
+    return [move.sha256 for move in found.moves]
+
+
+def test_from_the_base_forward_and_back(tmp_path: Path) -> None:
+    """base, +one, +two, back to one, back to base: two is gone from what one can go back to, and history keeps it."""
+    store = FolderStore(tmp_path)
+    with pytest.raises(NoChampion, match="models start chest"):
+        champion.read_champion(store, "chest")
+    champion.start(store, BASE, by="ann")
+    champion.promote(store, ONE, over=BASE.sha256, by="ann", reason="won", decision="decision-1")
+    champion.promote(store, TWO, over=ONE.sha256, by="ann", reason="won")
+    with pytest.raises(ValueError, match="needs a reason"):
+        champion.rollback(store, ONE, over=TWO.sha256, by="ann", reason=" ")
+    back = champion.rollback(store, ONE, over=TWO.sha256, by="bo", reason="answers in French")
+    assert [move.sha256 for move in back.standing] == [BASE.sha256, ONE.sha256]
+    with pytest.raises(ValueError, match="is no earlier champion"):
+        champion.rollback(store, TWO, over=ONE.sha256, by="bo", reason="forward is not back")
+    last = champion.rollback(store, BASE, over=ONE.sha256, by="bo", reason="that one too")
+    assert digests(last) == [m.sha256 for m in (BASE, ONE, TWO, ONE, BASE)]
+    assert [move.kind for move in last.moves] == ["base", "promote", "promote", "rollback", "rollback"]
+    assert last.moves[3].reason == "answers in French"
+    assert champion.read_champion(store, "chest") == last
+
+
+def test_starting_twice_is_starting_once(tmp_path: Path) -> None:
+    store = FolderStore(tmp_path)
+    first = champion.start(store, BASE, by="ann")
+    assert champion.start(store, BASE, by="bo") == first
+    with pytest.raises(ChampionMoved, match=f"has a champion already: {BASE.sha256[:12]}"):
+        champion.start(store, ONE, by="bo")
+
+
+@pytest.mark.parametrize("kind", ["folder", "s3"])
+def test_of_two_racers_one_wins_and_the_other_is_told_who(
+    kind: str, tmp_path: Path, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store: Store = FolderStore(tmp_path)
+    if kind == "s3":
+        server: S3Server = request.getfixturevalue("s3")
+        for name, value in server.environment.items():
+            monkeypatch.setenv(name, value)
+        server.bucket(bucket := f"race-{uuid.uuid4().hex[:8]}")
+        store = open_store(f"s3://{bucket}")
+    champion.start(store, BASE, by="ann")
+    gate = Barrier(2)
+
+    def race(to: Manifest) -> str:
+        gate.wait()
+        try:
+            champion.promote(store, to, over=BASE.sha256, by=f"racer {to.round}", reason="won")
+        except ChampionMoved as error:
+            return str(error)
+        return ""
+
+    with ThreadPoolExecutor(2) as pool:
+        told = dict(zip((ONE, TWO), pool.map(race, (ONE, TWO)), strict=True))
+    (winner,) = [to for to, error in told.items() if not error]
+    (loser,) = [to for to, error in told.items() if error]
+    assert digests(champion.read_champion(store, "chest")) == [BASE.sha256, winner.sha256]
+    assert f"it is {winner.sha256[:12]} (round {winner.round}, promote" in told[loser]
+    assert f"by racer {winner.round}" in told[loser]
+
+
+def test_of_two_rounds_that_have_both_read_the_pointer_one_wins(
+    s3: S3Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two processes on S3. Both have read the base as champion before either writes: only the write itself decides."""
+    for name, value in s3.environment.items():
+        monkeypatch.setenv(name, value)
+    s3.bucket(bucket := f"race-{uuid.uuid4().hex[:8]}")
+    store = open_store(f"s3://{bucket}/models")
+    champion.start(store, BASE, by="ann")
+    racers = []
+    for to in (ONE, TWO):
+        (tmp_path / to.sha256).write_text(to.model_dump_json())
+        command = [
+            sys.executable,
+            "-m",
+            "tests.support.racer",
+            store.url,
+            str(tmp_path / to.sha256),
+            BASE.sha256,
+            f"round {to.round}",
+        ]
+        racers.append(
+            subprocess.Popen(
+                command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=Path(__file__).parents[2]
+            )
+        )
+    for racer in racers:
+        assert racer.stdout is not None
+        assert racer.stdout.readline() == "read\n"
+    for racer in racers:
+        assert racer.stdin is not None
+        racer.stdin.write("go\n")
+        racer.stdin.flush()
+    told = [racer.communicate(timeout=60)[0].strip() for racer in racers]
+    assert told.count("won") == 1
+    winner, loser = (ONE, TWO) if told[0] == "won" else (TWO, ONE)
+    assert digests(champion.read_champion(store, "chest")) == [BASE.sha256, winner.sha256]
+    (lost,) = [line for line in told if line != "won"]
+    assert f"it is {winner.sha256[:12]} (round {winner.round}, promote" in lost
+    assert f"by round {winner.round})" in lost
+    assert loser.sha256 not in {move.sha256 for move in champion.read_champion(store, "chest").moves}
+
+
+def test_a_pointer_with_a_break_is_refused(tmp_path: Path) -> None:
+    store = FolderStore(tmp_path)
+    champion.start(store, BASE, by="ann")
+    broken = Move(number=1, kind="promote", sha256=TWO.sha256, previous=ONE.sha256, reason="a move is missing")
+    found = champion.read_champion(store, "chest")
+    text = found.model_dump_json().replace("]}", f",{broken.model_dump_json()}]}}")
+    store.delete("champions/chest.json")
+    store.write_new("champions/chest.json", text.encode())
+    with pytest.raises(BadRecord, match=r"champions/chest\.json: not a champion pointer.*does not follow"):
+        champion.read_champion(store, "chest")
+
+
+def test_when_and_who_is_no_part_of_a_moves_identity() -> None:
+    one = Move(number=0, kind="base", sha256=BASE.sha256, reason="r", uri="/a", by="ann", at="2026-01-01")
+    other = Move(number=0, kind="base", sha256=BASE.sha256, reason="r", uri="s3://b", by="bo", at="2026-02-02")
+    assert one.id == other.id

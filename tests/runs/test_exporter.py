@@ -1,0 +1,107 @@
+"""What Prometheus sees of rounds: from records as rounds leave them, over HTTP, also where the store is away."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import re
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import httpx
+
+from clincot.records import StartingPolicy
+from clincot.registry import champion
+from clincot.runs.exporter import Rounds, RoundsCollector, look
+from clincot.runs.history import Made, begin_round, end_round, record_made
+from clincot.storage.folder_store import FolderStore
+from clincot.storage.store import Store, StoreFailed
+from tests.support.deployment_builders import LINE, published
+
+RUNS = itertools.count()
+
+
+def start(number: int) -> StartingPolicy:
+    return StartingPolicy.model_validate(
+        {
+            "line": LINE,
+            "uri": f"s3://b/{number}",
+            "sha256": f"{number:064d}",
+            "round": number,
+            "source": "champion",
+            "published": True,
+        }
+    )
+
+
+def play(store: Store, *verdicts: str) -> None:
+    """Rounds one after the other, with the judges' agreement falling by a tenth; "fails": the run fails; "fails at
+    once": before its round began."""
+    for number, verdict in enumerate(verdicts):
+        run = f"run-{next(RUNS)}"
+        if verdict == "fails at once":
+            end_round(store, LINE, run=run, state="FAILED", error="preflight: no champion")
+            continue
+        begun = begin_round(store, start(number), run=run)
+        if verdict == "fails":
+            end_round(store, LINE, run=run, state="FAILED", error="judge: out of memory")
+            continue
+        record_made(
+            store,
+            LINE,
+            Made(
+                number=begun.number,
+                digests={},
+                decision=f"decision-{number}",
+                verdict=verdict,
+                agreement=0.9 - number / 10,
+            ),
+        )
+        end_round(store, LINE, run=run, state="SUCCEEDED")
+
+
+def test_where_a_line_stands(tmp_path: Path) -> None:
+    store = FolderStore(tmp_path / "store")
+    assert look(store, LINE) == Rounds(0, False, 0, None, None)
+    champion.start(store, published(store, tmp_path, 1.0), by="ann")
+    play(store, "promote", "keep", "blocked")
+    assert look(store, LINE) == Rounds(ended=3, failed=False, since_promotion=2, agreement=0.7, champion_round=0)
+    play(store, "fails")
+    assert look(store, LINE).failed
+    play(store, "promote")  # the same round again, which goes well: it is the fourth
+    assert look(store, LINE) == Rounds(ended=4, failed=False, since_promotion=0, agreement=0.9, champion_round=0)
+    play(store, "fails at once")  # before its round began: there is no fifth, and it is told all the same
+    assert look(store, LINE) == Rounds(ended=4, failed=True, since_promotion=0, agreement=0.9, champion_round=0)
+    play(store, "keep")
+    assert not look(store, LINE).failed
+
+
+def test_a_store_that_is_away_is_said_and_nothing_else() -> None:
+    class Away(FolderStore):
+        def keys(self, prefix: str):  # type: ignore[no-untyped-def]
+            raise StoreFailed("no answer")
+
+    (family,) = RoundsCollector(Away(Path("/nowhere")), LINE).collect()
+    assert (family.name, family.samples[0].value) == ("clincot_store_readable", 0.0)
+
+
+def test_over_http_until_told_to_stop(tmp_path: Path) -> None:
+    store = FolderStore(tmp_path / "store")
+    play(store, "keep", "fails")
+    command = [sys.executable, "-m", "clincot.cli.app", "store", "watch", store.url, "--name", LINE, "--port", "0"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env={**os.environ}) as process:
+        assert process.stdout is not None
+        try:
+            said = process.stdout.readline()
+            address = re.match(r"http://\S+", said)
+            assert address is not None, said
+            text = httpx.get(address[0], timeout=20).text
+        finally:
+            process.send_signal(signal.SIGTERM)
+        assert process.wait(timeout=20) == 0
+    assert f'clincot_rounds_ended{{line="{LINE}"}} 1.0' in text
+    assert f'clincot_round_failed{{line="{LINE}"}} 1.0' in text
+    assert f'clincot_rounds_since_promotion{{line="{LINE}"}} 1.0' in text
+    assert f'clincot_judge_agreement{{line="{LINE}"}} 0.9' in text

@@ -1,0 +1,178 @@
+"""Requests under way at once share forward passes, and nothing else."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from clincot.prompts import Conversation, Picture, Turn
+from clincot.serving.api_errors import Cancelled, Refused
+from clincot.serving.request_batching import Batcher, _Work
+from clincot.serving.request_context import Ticket
+from tests.support.model_servers import Parrot, until
+
+
+def said(text: str) -> Conversation:
+    return (Turn("user", text),)
+
+
+@pytest.fixture
+def parrot() -> Parrot:
+    return Parrot()
+
+
+@pytest.fixture
+def batcher(parrot: Parrot) -> Iterator[Batcher]:
+    made = Batcher(parrot, max_batch=8, gather_s=0.0)
+    yield made
+    parrot.go.set()
+    made.close()
+
+
+@pytest.fixture
+def threads() -> Iterator[ThreadPoolExecutor]:
+    with ThreadPoolExecutor(16) as pool:
+        yield pool
+
+
+def write(batcher: Batcher, texts: list[str], ticket: Ticket | None = None) -> list[str]:
+    ticket = ticket or Ticket(600)
+    with batcher.policy(ticket) as policy:
+        asked = [said(text) for text in texts]
+        replies = policy.write(asked, max_new_tokens=4, temperature=0.0, seeds=[0] * len(asked))
+    return [reply.text for reply in replies]
+
+
+def held(
+    batcher: Batcher, threads: ThreadPoolExecutor, parrot: Parrot, calls: list[Callable[[], object]]
+) -> list[object]:
+    """Futures of calls that all wait while the model is busy with a first one."""
+    first = threads.submit(write, batcher, ["first"])
+    assert parrot.asked.wait(300)
+    futures = []
+    for n, call in enumerate(calls, start=1):
+        futures.append(threads.submit(call))
+        until(lambda n=n: len(batcher._waiting) == n)  # in this order
+    parrot.go.set()
+    first.result(timeout=300)
+    return futures  # type: ignore[return-value]
+
+
+def test_what_gathers_while_a_batch_runs_is_the_next_batch(
+    batcher: Batcher, parrot: Parrot, threads: ThreadPoolExecutor
+) -> None:
+    """Three requests of 2, 3 and 1 conversations wait for the first one's: one batch of 6."""
+    texts = [["a", "b"], ["c", "d", "e"], ["f"]]
+    futures = held(batcher, threads, parrot, [lambda t=t: write(batcher, t) for t in texts])  # type: ignore[misc]
+    assert [f.result(timeout=300) for f in futures] == [[f"1 turns: {x}" for x in t] for t in texts]  # type: ignore[attr-defined]
+    assert parrot.batches == [1, 6]
+
+
+def test_a_batch_is_never_larger_than_allowed(batcher: Batcher, parrot: Parrot, threads: ThreadPoolExecutor) -> None:
+    """19 conversations of one request, 8 at most: 8 + 8 + 3, in their order."""
+    texts = [str(n) for n in range(19)]
+    (future,) = held(batcher, threads, parrot, [lambda: write(batcher, texts)])
+    assert future.result(timeout=300) == [f"1 turns: {n}" for n in texts]  # type: ignore[attr-defined]
+    assert parrot.batches == [1, 8, 8, 3]
+
+
+def test_calls_of_different_kinds_do_not_share(batcher: Batcher, parrot: Parrot, threads: ThreadPoolExecutor) -> None:
+    def score() -> list[float | None]:
+        with batcher.policy(Ticket(600)) as policy:
+            return policy.p_yes([said("abc"), said("abcdef")])
+
+    futures = held(batcher, threads, parrot, [lambda: write(batcher, ["x"]), score])
+    assert futures[0].result(timeout=300) == ["1 turns: x"]  # type: ignore[attr-defined]
+    assert futures[1].result(timeout=300) == [0.003, 0.006]  # type: ignore[attr-defined]
+    assert parrot.batches == [1, 1, 2]
+
+
+def test_a_window_that_two_requests_ask_about_is_looked_at_once(
+    batcher: Batcher, parrot: Parrot, threads: ThreadPoolExecutor, tmp_path: Path
+) -> None:
+    """Two uploads of one image lie in two places. abc, abcdef and abc again: 2 of 3 conversations are scored."""
+
+    def shown(text: str, folder: str) -> Conversation:
+        return (Turn("user", text, (Picture(str(tmp_path / folder / "film.png"), "f" * 64, None, 64),)),)
+
+    def score(folder: str, *texts: str) -> list[float | None]:
+        with batcher.policy(Ticket(600)) as policy:
+            return policy.p_yes([shown(text, folder) for text in texts])
+
+    calls = [lambda: score("one", "abc", "abcdef"), lambda: score("two", "abc")]
+    futures = held(batcher, threads, parrot, calls)  # type: ignore[arg-type]
+    assert [f.result(timeout=300) for f in futures] == [[0.003, 0.006], [0.003]]  # type: ignore[attr-defined]
+    assert parrot.batches == [1, 2]
+
+
+def test_the_kind_that_most_wait_for_comes_next(batcher: Batcher, parrot: Parrot, threads: ThreadPoolExecutor) -> None:
+    """The oldest wants two probabilities, three others a text each: the texts go first, together."""
+
+    def score() -> list[float | None]:
+        with batcher.policy(Ticket(600)) as policy:
+            return policy.p_yes([said("a"), said("b")])
+
+    calls = [score, *(lambda: write(batcher, ["x"]) for _ in range(3))]
+    for future in held(batcher, threads, parrot, calls):  # type: ignore[arg-type]
+        future.result(timeout=300)  # type: ignore[attr-defined]
+    assert parrot.batches == [1, 3, 2]
+
+
+def test_nobody_is_passed_over_more_than_three_times(batcher: Batcher) -> None:
+    """One probability against two texts that are new each time: the fourth batch is the probability's."""
+    taken = []
+    with batcher._changed:  # the worker takes nothing meanwhile
+        late = _Work(Ticket(600), ("p_yes",), [(said("late"), 0)])
+        for _ in range(4):
+            fresh = [_Work(Ticket(600), ("write", 4, 0.0), [(said("new"), 0)]) for _ in range(2)]
+            batcher._waiting = [late, *fresh]
+            taken.append([work.call[0] for work, _ in batcher._taken()])
+        batcher._waiting = []
+    assert taken == [["write", "write"]] * 3 + [["p_yes"]]
+
+
+def test_a_request_that_fails_does_not_take_its_neighbours(
+    batcher: Batcher, parrot: Parrot, threads: ThreadPoolExecutor
+) -> None:
+    """The batch of both fails and each is tried alone."""
+    good, bad = held(batcher, threads, parrot, [lambda: write(batcher, ["good"]), lambda: write(batcher, ["bad"])])
+    assert good.result(timeout=300) == ["1 turns: good"]  # type: ignore[attr-defined]
+    with pytest.raises(ValueError, match="cannot encode"):
+        bad.result(timeout=300)  # type: ignore[attr-defined]
+    assert parrot.batches == [1, 2, 1, 1]
+
+
+def test_who_goes_away_is_woken_at_once_and_costs_no_pass(
+    batcher: Batcher, parrot: Parrot, threads: ThreadPoolExecutor
+) -> None:
+    ticket = Ticket(600)
+    first = threads.submit(write, batcher, ["first"])
+    assert parrot.asked.wait(300)
+    gone = threads.submit(write, batcher, ["gone"], ticket)
+    until(lambda: len(batcher._waiting) == 1)
+    ticket.cancel()
+    with pytest.raises(Cancelled):
+        gone.result(timeout=300)  # while the model is still busy with the first
+    assert not first.done()
+    parrot.go.set()
+    first.result(timeout=300)
+    assert parrot.batches == [1]
+
+
+def test_past_its_deadline_a_request_is_told_so(batcher: Batcher, parrot: Parrot) -> None:
+    began = time.monotonic()
+    with pytest.raises(Refused) as told:
+        write(batcher, ["slow"], Ticket(0.2))
+    assert told.value.status == 504
+    assert time.monotonic() - began < 300
+    assert threading.active_count() < 100
+
+
+def test_nothing_asked_is_nothing_done(batcher: Batcher, parrot: Parrot) -> None:
+    assert write(batcher, []) == []
+    assert parrot.batches == []

@@ -1,0 +1,123 @@
+"""Checkpoints that are refused before they are loaded, and ones that come from S3."""
+
+from __future__ import annotations
+
+import json
+import pickle
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from safetensors.torch import load_file, save_file
+
+from clincot.cli.app import main
+from clincot.jsonl import file_digest
+from clincot.models.checkpoint import UnsupportedCheckpoint
+from clincot.serving.backend import check_checkpoint, checkpoint_folder, views_of
+from clincot.storage.open import open_store
+from clincot.storage.store import StoreFailed
+from tests.support import tiny
+from tests.support.s3_server import S3Server
+
+
+@pytest.fixture
+def checkpoint(tmp_path: Path) -> Path:
+    """A whole one with its manifest, the weights in two shards."""
+    folder = tiny.write_model(tmp_path / "policy", seed=0)
+    weights = load_file(folder / "model.safetensors")
+    names = sorted(weights)
+    placed = {}
+    for number, part in enumerate((names[::2], names[1::2]), start=1):
+        shard = f"model-{number:05}-of-00002.safetensors"
+        save_file({name: weights[name] for name in part}, folder / shard, metadata={"format": "pt"})
+        placed |= dict.fromkeys(part, shard)
+    (folder / "model.safetensors").unlink()
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": placed}))
+    files = [{"path": p.name, "sha256": file_digest(p), "size": p.stat().st_size} for p in sorted(folder.iterdir())]
+    (folder / "manifest.json").write_text(json.dumps({"files": files}))
+    return folder
+
+
+def flip(path: Path) -> None:
+    """One bit of the last weight: the file's size and header stay as they were."""
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(bytes(content))
+
+
+SHARD = "model-00002-of-00002.safetensors"
+DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
+    "a changed weight": (lambda f: flip(f / SHARD), SHARD),
+    "a changed configuration": (lambda f: (f / "config.json").write_text("{}"), "config.json"),
+    "a missing shard": (lambda f: (f / SHARD).unlink(), SHARD),
+    "a missing tokenizer": (lambda f: (f / "tokenizer.json").unlink(), "tokenizer.json"),
+    "half a shard": (lambda f: (f / SHARD).write_bytes((f / SHARD).read_bytes()[:-100]), SHARD),
+    "a shard that is none": (lambda f: (f / SHARD).write_bytes(b"<html>not found</html>"), SHARD),
+    "a shard more": (lambda f: shutil.copy(f / SHARD, f / "extra.safetensors"), "extra.safetensors"),
+    "pickled weights": (lambda f: (f / "pytorch_model.bin").write_bytes(pickle.dumps({})), "pytorch_model.bin"),
+    "a pickle by another name": (lambda f: (f / "notes.dat").write_bytes(pickle.dumps({"a": 1})), "notes.dat"),
+    "a manifest that is none": (lambda f: (f / "manifest.json").write_text("[]"), "manifest.json"),
+}
+
+
+def test_a_whole_one_is_taken(checkpoint: Path) -> None:
+    check_checkpoint(checkpoint)
+
+
+@pytest.mark.parametrize("what", DAMAGES)
+def test_a_damaged_one_is_refused_with_the_file_named(checkpoint: Path, what: str) -> None:
+    damage, named = DAMAGES[what]
+    damage(checkpoint)
+    with pytest.raises(UnsupportedCheckpoint, match=named.replace(".", r"\.")):
+        check_checkpoint(checkpoint)
+
+
+@pytest.mark.parametrize("what", ["a changed weight", "a missing shard", "pickled weights"])
+def test_the_server_does_not_start_on_it(checkpoint: Path, what: str, capsys: pytest.CaptureFixture[str]) -> None:
+    damage, named = DAMAGES[what]
+    damage(checkpoint)
+    assert main(["serve", "--checkpoint", str(checkpoint)]) == 1
+    said = capsys.readouterr().err
+    assert named in said
+    assert "Traceback" not in said
+
+
+def test_a_damage_that_no_manifest_tells_of_is_still_seen(checkpoint: Path) -> None:
+    """Without a manifest a changed weight cannot be known, but a cut-off one can."""
+    (checkpoint / "manifest.json").unlink()
+    flip(checkpoint / SHARD)
+    check_checkpoint(checkpoint)
+    (checkpoint / SHARD).write_bytes((checkpoint / SHARD).read_bytes()[:-1])
+    with pytest.raises(UnsupportedCheckpoint, match="cut off"):
+        check_checkpoint(checkpoint)
+
+
+def test_a_transformer_fetches_no_weights(checkpoint: Path, s3: S3Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in s3.environment.items():
+        monkeypatch.setenv(name, value)
+    s3.bucket("served")
+    store = open_store("s3://served/models/nodules")
+    for path in checkpoint.iterdir():
+        store.upload(f"0a1b/{path.name}", path)
+    address = "s3://served/models/nodules/0a1b"
+    with checkpoint_folder(address) as folder:
+        check_checkpoint(folder)
+        assert {p.name: file_digest(p) for p in folder.iterdir()} == {
+            p.name: file_digest(p) for p in checkpoint.iterdir()
+        }
+    assert not folder.exists()
+    with checkpoint_folder(address, views_only=True) as folder:
+        assert list(folder.glob("*.safetensors*")) == []
+        assert views_of(folder) == views_of(checkpoint)
+    with pytest.raises(UnsupportedCheckpoint, match="nothing is stored"), checkpoint_folder(address + "ff"):
+        pass
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "wrong")
+    with pytest.raises(StoreFailed), checkpoint_folder(address):
+        pass
+
+
+def test_views_that_were_changed_are_refused(checkpoint: Path) -> None:
+    (checkpoint / "clincot.json").write_text("{}")
+    with pytest.raises(UnsupportedCheckpoint, match=r"clincot\.json"):
+        views_of(checkpoint)

@@ -1,0 +1,85 @@
+"""A server that is killed loses one request and nothing else; one that is told to stop finishes what it accepted."""
+
+from __future__ import annotations
+
+import signal
+import threading
+import time
+from pathlib import Path
+
+import httpx
+import psutil
+import pytest
+
+from tests.serving.conftest import POLICY
+from tests.support.model_servers import PREDICT, Served, serving, until, v1
+
+QUESTION = "Is there a nodule, an effusion, a consolidation or a pneumothorax?"  # four findings: a longer chain
+
+
+def running(server: Served) -> float:
+    lines = httpx.get(f"{server.url}/metrics", timeout=60).text.splitlines()
+    return next(float(line.split()[1]) for line in lines if line.startswith("clincot_running "))
+
+
+def in_the_background(server: Served, film: str, kept: list[object]) -> threading.Thread:
+    def ask() -> None:
+        try:
+            kept.append(httpx.post(server.url + PREDICT, json=v1(QUESTION, film), timeout=600).status_code)
+        except httpx.HTTPError as error:
+            kept.append(type(error).__name__)
+
+    thread = threading.Thread(target=ask)
+    thread.start()
+    return thread
+
+
+def test_killed_mid_request_it_serves_again_when_restarted(film: str, tmp_path: Path) -> None:
+    answers: list[object] = []
+    slow = ("--checkpoint", str(POLICY), "--set", "max_batch=1")
+    with serving(tmp_path / "log", *slow) as server:
+        server.wait_ready()
+        threads = [in_the_background(server, film, answers) for _ in range(4)]
+        until(lambda: running(server) >= 1)
+        server.process.kill()
+        for thread in threads:
+            thread.join()
+        port = int(server.url.rpartition(":")[2])
+    assert len(answers) == 4
+    assert answers[0] not in (200, 500)  # lost, and the client was told by the connection
+    with serving(tmp_path / "log", "--checkpoint", str(POLICY), port=port) as again:
+        again.wait_ready()
+        assert httpx.post(again.url + PREDICT, json=v1(QUESTION, film), timeout=600).status_code == 200
+
+
+def test_told_to_stop_it_finishes_what_it_accepted_and_takes_nothing_new(film: str, tmp_path: Path) -> None:
+    answers: list[object] = []
+    with serving(tmp_path / "log", "--checkpoint", str(POLICY), "--set", "max_batch=1", "--set", "running=1") as server:
+        server.wait_ready()
+        threads = [in_the_background(server, film, answers) for _ in range(3)]  # one runs, two wait
+        until(lambda: running(server) >= 1)
+        until(lambda: metric(server, "clincot_queue_length") >= 2)
+        server.process.send_signal(signal.SIGTERM)
+        for thread in threads:
+            thread.join()
+        assert server.process.wait(timeout=300) == 0
+        with pytest.raises(httpx.ConnectError):
+            httpx.get(server.url, timeout=10)
+    assert answers == [200, 200, 200]
+    assert "what was accepted is answered" in (tmp_path / "log").read_text()
+
+
+def metric(server: Served, name: str) -> float:
+    lines = httpx.get(f"{server.url}/metrics", timeout=60).text.splitlines()
+    return next(float(line.split()[1]) for line in lines if line.startswith(f"{name} "))
+
+
+def test_it_is_ready_in_ten_seconds(tmp_path: Path) -> None:
+    """Counted as the processor's time, which a busy machine does not stretch."""
+    began = time.monotonic()
+    with serving(tmp_path / "log", "--checkpoint", str(POLICY)) as server:
+        server.wait_ready()
+        elapsed = time.monotonic() - began
+        times = psutil.Process(server.process.pid).cpu_times()
+    print(f"ready after {elapsed:.1f} s, {times.user + times.system:.1f} s of them computing")
+    assert times.user + times.system < 10

@@ -1,0 +1,118 @@
+"""A folder and a real S3 server keep the same promises."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from threading import Barrier
+
+import pytest
+
+from clincot.storage import s3 as store_s3
+from clincot.storage.folder_store import FolderStore
+from clincot.storage.open import open_store
+from clincot.storage.store import AlreadyStored, Moved, NotStored, Store, StoreFailed, checked_key, download, sha256_of
+from tests.support.s3_server import SECRET, S3Server
+
+
+def test_what_is_written_once_is_never_overwritten(store: Store) -> None:
+    store.write_new("models/a/manifest.json", b"one")
+    with pytest.raises(AlreadyStored, match=r"models/a/manifest\.json exists already"):
+        store.write_new("models/a/manifest.json", b"two")
+    assert store.read("models/a/manifest.json").content == b"one"
+
+
+def test_replace_holds_only_over_the_version_that_was_read(store: Store) -> None:
+    first = store.write_new("pointer.json", b"base")
+    second = store.replace("pointer.json", b"round 1", first)
+    with pytest.raises(Moved, match="replaced by someone else"):
+        store.replace("pointer.json", b"too late", first)
+    assert store.read("pointer.json") == (b"round 1", second)
+    with pytest.raises(Moved):
+        store.replace("never/there.json", b"x", first)
+
+
+def test_of_sixteen_racers_one_wins(store: Store) -> None:
+    tag = store.write_new("pointer.json", b"base")
+    start = Barrier(16)
+
+    def race(number: int) -> bool:
+        start.wait()
+        try:
+            store.replace("pointer.json", b"racer %d" % number, tag)
+        except Moved:
+            return False
+        return True
+
+    with ThreadPoolExecutor(16) as pool:
+        won = [number for number, wins in enumerate(pool.map(race, range(16))) if wins]
+    assert len(won) == 1
+    assert store.read("pointer.json").content == b"racer %d" % won[0]
+
+
+def test_files_come_back_as_they_were_sent(store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Parts of 5 MiB, the least that S3 allows: 5 + 5 + 1 MiB."""
+    monkeypatch.setattr(store_s3, "PART_BYTES", 5 << 20)
+    big, small = tmp_path / "big", tmp_path / "small"
+    big.write_bytes(bytes(range(256)) * (11 << 12))
+    small.write_bytes(b"")
+    for path in (big, small):
+        store.upload(f"m/{path.name}", path)
+        with pytest.raises(AlreadyStored):
+            store.upload(f"m/{path.name}", path)
+        download(store, f"m/{path.name}", tmp_path / "back")
+        assert (tmp_path / "back").read_bytes() == path.read_bytes()
+    assert sha256_of(store, "m/small") == "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"
+    assert list(store.keys("m/")) == ["m/big", "m/small"]
+    store.delete("m/big")
+    store.delete("m/big")
+    assert list(store.keys("m/")) == ["m/small"]
+
+
+def test_what_is_not_there_is_named(store: Store, tmp_path: Path) -> None:
+    with pytest.raises(NotStored, match=r"nothing is stored under m/none"):
+        store.read("m/none")
+    with pytest.raises(NotStored):
+        download(store, "m/none", tmp_path / "none")
+    assert not (tmp_path / "none").exists()
+
+
+@pytest.mark.parametrize("key", ["", "../up", "a/../b", "/a", "a//b", ".locks/x", "a/.b", "ä", "a b"])
+def test_a_key_stays_inside(key: str) -> None:
+    with pytest.raises(ValueError, match="not a key"):
+        checked_key(key)
+
+
+def test_half_a_folder_write_is_never_seen(tmp_path: Path) -> None:
+    store = FolderStore(tmp_path)
+    (tmp_path / "m").mkdir()
+    (tmp_path / "m" / ".writing-left-by-a-crash").write_bytes(b"half")
+    store.write_new("m/whole", b"1")
+    assert list(store.keys("m/")) == ["m/whole"]
+
+
+def test_a_wrong_secret_is_refused(s3: S3Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in (s3.environment | {"AWS_SECRET_ACCESS_KEY": "wrong-" + SECRET}).items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(StoreFailed, match=r"HTTP 403 .*AWS_SECRET_ACCESS_KEY") as refused:
+        open_store("s3://ready").write_new("a", b"1")
+    assert SECRET not in str(refused.value)
+
+
+def test_a_bucket_that_is_missing_and_a_server_that_is_down_are_told_apart(
+    s3: S3Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in s3.environment.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(StoreFailed, match=r"NoSuchBucket; create the bucket"):
+        open_store("s3://nowhere-to-be-found").read("a")
+    monkeypatch.setattr(store_s3, "ATTEMPTS", 1)
+    monkeypatch.setenv("AWS_ENDPOINT_URL_S3", "http://127.0.0.1:9")
+    with pytest.raises(StoreFailed, match="could not read a: EndpointConnectionError"):
+        open_store("s3://ready").read("a")
+
+
+def test_an_address_with_credentials_is_refused_without_showing_them() -> None:
+    with pytest.raises(ValueError, match="credentials come from the environment") as refused:
+        open_store("s3://user:hunter2@bucket/x")
+    assert "hunter2" not in str(refused.value)

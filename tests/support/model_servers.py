@@ -1,0 +1,182 @@
+"""Servers for the tests: in this process on a free port, or as `clincot serve` in a process of their own."""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import logging
+import os
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import httpx
+import uvicorn
+
+from clincot.models.protocols import Generation, Policy
+from clincot.prompts import Conversation, Views
+from clincot.serving.auth import ApiKeys
+from clincot.serving.fetch import Fetcher
+from clincot.serving.metrics import observe_batch
+from clincot.serving.middleware import Gate
+from clincot.serving.request_batching import Batcher
+from clincot.serving.request_context import Ticket
+from clincot.serving.server import HUSHED, application, hush
+from clincot.serving.server_settings import ServeSettings
+from clincot.serving.service import Answering
+from tests.support.http_server import free_port
+
+ROOT = Path(__file__).resolve().parents[2]
+PREDICT, INFER, CHAT = "/v1/models/policy:predict", "/v2/models/policy/infer", "/openai/v1/chat/completions"
+# a machine that is busy with something else must not fail a test
+PATIENT = [word for one in ("deadline_s=600", "body_s=120", "grace_s=300") for word in ("--set", one)]
+LOOK_ONCE: dict[str, Any] = {"grounders": {"written": 1}, "temperature": 0.0}
+
+
+@dataclass
+class Parrot:
+    """A policy that says how many pictures it saw, once `go` is set; a question with "bad" in it cannot be answered."""
+
+    go: threading.Event = field(default_factory=threading.Event)
+    asked: threading.Event = field(default_factory=threading.Event)
+    batches: list[int] = field(default_factory=list)
+    digest: str = "parrot"
+    views: Views = field(default_factory=Views)
+
+    def write(
+        self, conversations: Sequence[Conversation], *, max_new_tokens: int, temperature: float, seeds: Sequence[int]
+    ) -> list[Generation]:
+        self.asked.set()
+        self.go.wait(timeout=300)
+        self.batches.append(len(conversations))
+        if any("bad" in turn.text for c in conversations for turn in c):
+            raise ValueError("cannot encode")
+        return [Generation(f"{len(c)} turns: {c[0].text}", (-0.5, -0.25)) for c in conversations]
+
+    def p_yes(self, conversations: Sequence[Conversation]) -> list[float | None]:
+        self.batches.append(len(conversations))
+        return [len(c[0].text) / 1000 for c in conversations]
+
+
+class Held:
+    """A backend around any policy in this process."""
+
+    def __init__(self, policy: Policy, settings: ServeSettings) -> None:
+        self._batcher = Batcher(policy, max_batch=settings.max_batch, gather_s=settings.gather_s, observe=observe_batch)
+        self.digest = policy.digest
+
+    def policy(self, ticket: Ticket) -> Any:
+        return self._batcher.policy(ticket)
+
+    def healthy(self) -> bool:
+        return True
+
+    def close(self) -> None:
+        self._batcher.close()
+
+
+@contextlib.contextmanager
+def serving_here(
+    policy: Policy, settings: ServeSettings, *, keys: ApiKeys | None = None, fetcher: Fetcher | None = None
+) -> Iterator[str]:
+    """The address of a server in this process; ended when what it accepted is answered."""
+    levels = {name: logging.getLogger(name).level for name in HUSHED}  # other tests listen to these loggers
+    hush()
+    answering = Answering(Held(policy, settings), settings, fetcher)
+    app = Gate(application("policy", answering), settings, keys)
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        config = uvicorn.Config(app, log_config=None, access_log=False, timeout_graceful_shutdown=300)
+        server = uvicorn.Server(config)
+        thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
+        thread.start()
+        try:
+            until(lambda: server.started)
+            yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+        finally:
+            server.should_exit = True
+            thread.join()
+            answering.close()
+            for name, level in levels.items():
+                logging.getLogger(name).setLevel(level)
+
+
+@dataclass
+class Served:
+    url: str
+    process: subprocess.Popen[bytes]
+    log: Path
+
+    def wait_ready(self, timeout_s: float = 300) -> None:
+        def ready() -> bool:
+            assert self.process.poll() is None, self.log.read_text()
+            with contextlib.suppress(httpx.HTTPError):
+                return httpx.get(f"{self.url}/v2/health/ready", timeout=5).status_code == 200
+            return False
+
+        until(ready, timeout_s)
+
+
+@contextlib.contextmanager
+def serving(log: Path, *options: str, port: int = 0) -> Iterator[Served]:
+    """`clincot serve` with options, killed in the end if the test has not ended it."""
+    port = port or free_port()
+    command = [
+        sys.executable,
+        "-m",
+        "clincot.cli.app",
+        "serve",
+        "--port",
+        str(port),
+        "--model-name",
+        "policy",
+        *PATIENT,
+    ]
+    command += options
+    environment = {
+        **os.environ,
+        "PYTHONPATH": str(ROOT / "src"),
+        "OMP_NUM_THREADS": "1",
+        "TQDM_DISABLE": "1",
+        "HF_HUB_OFFLINE": "1",
+    }
+    with log.open("ab") as file:
+        process = subprocess.Popen(command, env=environment, stdout=file, stderr=subprocess.STDOUT)
+    try:
+        yield Served(f"http://127.0.0.1:{port}", process, log)
+    finally:
+        process.kill()
+        process.wait(timeout=30)
+
+
+def until(done: Any, timeout_s: float = 300) -> None:
+    """Wait for a condition that another thread or process brings about."""
+    deadline = time.monotonic() + timeout_s
+    while not done():
+        assert time.monotonic() < deadline, "it did not happen in time"
+        time.sleep(0.01)
+
+
+def data_uri(path: Path) -> str:
+    return "data:image/png;base64," + base64.b64encode(path.read_bytes()).decode()
+
+
+def v1(question: str, image: str, **more: Any) -> dict[str, Any]:
+    return {"instances": [{"question": question, "image": image, **more}]}
+
+
+def v2(question: str, image: str, **parameters: Any) -> dict[str, Any]:
+    tensors = {"question": question, "image": image}
+    inputs = [{"name": n, "datatype": "BYTES", "shape": [1], "data": [text]} for n, text in tensors.items()]
+    return {"inputs": inputs, "parameters": parameters}
+
+
+def chat(question: str, image: str, **more: Any) -> dict[str, Any]:
+    content = [{"type": "image_url", "image_url": {"url": image}}, {"type": "text", "text": question}]
+    return {"model": "policy", "messages": [{"role": "user", "content": content}], **more}

@@ -1,0 +1,171 @@
+"""Several processes train what one trains, and go on where they were killed. Real torchrun over gloo, on CPU."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import psutil
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from clincot.config import TrainSection
+from clincot.errors import BadInput
+from clincot.jsonl import BadRecord
+from clincot.training.checkpoint_writer import partial_folder
+from clincot.training.distributed import SharingCollator, Team, batch_mean
+from clincot.training.job import TrainingFailed, Work
+from clincot.training.launch import run_training
+from clincot.training.launch_settings import LaunchSettings, load_launch
+from clincot.training.worker import train
+from tests.support.pair_files import write_work
+
+TWO = LaunchSettings(how="torchrun", processes=2)
+# Sums over a batch of 4 are made as (2 + 2), so they round differently: 1e-7 of a loss of about 2, and Adam divides by
+# the root of squares that are as small. Measured over 10 steps: at most 5e-7.
+ABOUT = 5e-6
+
+
+@pytest.fixture(scope="module")
+def work(tmp_path_factory: pytest.TempPathFactory) -> Work:
+    """19 pairs, 2 epochs in batches of 4: the fifth batch of an epoch has 3 pairs, which two processes cannot halve."""
+    section = TrainSection(batch_size=4, epochs=2, lr=1e-3, save_steps=1, nll_weight=0.2)
+    return write_work(tmp_path_factory.mktemp("work"), section)
+
+
+@pytest.fixture(scope="module")
+def alone(work: Work) -> list[dict[str, float]]:
+    """The log of one process."""
+    assert train(work)["pairs"] == 19
+    return log_of(work.checkpoint)
+
+
+def log_of(checkpoint: Path) -> list[dict[str, float]]:
+    entries: list[dict[str, float]] = json.loads((checkpoint / "train_log.json").read_text())
+    return entries
+
+
+def processes(rank: int) -> list[psutil.Process]:
+    """The training processes of this rank below us."""
+    return [
+        process
+        for process in psutil.Process().children(recursive=True)
+        if "clincot.training.worker" in process.cmdline() and process.environ().get("RANK") == str(rank)
+    ]
+
+
+def when(path: Path, act: Callable[[], None]) -> threading.Thread:
+    """Acts as soon as a file is there."""
+
+    def watch() -> None:
+        deadline = time.monotonic() + 240
+        while time.monotonic() < deadline and not path.exists():
+            time.sleep(0.01)
+        act()
+
+    thread = threading.Thread(target=watch)
+    thread.start()
+    return thread
+
+
+def test_two_processes_killed_and_started_again_have_the_loss_curve_of_one(
+    work: Work, alone: list[dict[str, float]]
+) -> None:
+    """One of the two is killed (SIGKILL) in the sixth of ten steps: the other one ends, nothing is published, and the
+    second launch goes on from there. Every step's loss is the undisturbed single process's."""
+    two = work.model_copy(update={"checkpoint": work.checkpoint.with_name("two")})
+    fifth = partial_folder(two.checkpoint) / "checkpoint-5" / "complete"
+    killer = when(fifth, lambda: os.kill(processes(1)[0].pid, signal.SIGKILL))
+    with pytest.raises(TrainingFailed, match="a training process ended without a word"):
+        run_training(two, TWO)
+    killer.join()
+    assert processes(0) == processes(1) == []
+    assert not two.checkpoint.exists()
+    kept = partial_folder(two.checkpoint).glob("checkpoint-*/complete")
+    assert 5 <= max(int(path.parent.name.rpartition("-")[2]) for path in kept) < 10
+    metrics = run_training(two, TWO)
+    assert metrics["pairs"] == 19
+    log = log_of(two.checkpoint)
+    assert [entry["step"] for entry in log] == list(range(1, 11))
+    for name in ("loss", "dpo_loss", "nll", "reward_margin", "accuracy", "grad_norm", "learning_rate"):
+        assert [entry[name] for entry in log] == pytest.approx([entry[name] for entry in alone], abs=ABOUT), name
+    assert abs(alone[0]["loss"] - alone[-1]["loss"]) > 1000 * ABOUT  # the curve is one
+    # the same files, and weights as near as the rounding of ten steps of Adam leaves them
+    assert {p.name for p in two.checkpoint.iterdir()} == {p.name for p in work.checkpoint.iterdir()}
+    ours, theirs = (load_file(w.checkpoint / "model.safetensors") for w in (two, work))
+    for name, weight in ours.items():
+        torch.testing.assert_close(weight, theirs[name], rtol=0, atol=2e-4, msg=name)
+    assert not two.folder.exists()
+    assert not partial_folder(two.checkpoint).exists()
+
+
+def test_a_loss_that_is_not_finite_stops_both_processes_by_name(tmp_path: Path) -> None:
+    """A learning rate of 1e30: the first step is fine, the second one's loss is NaN on both; they name the pairs."""
+    section = TrainSection(batch_size=4, epochs=2, lr=1e30, warmup_ratio=0.0, max_grad_norm=1e30)
+    work = write_work(tmp_path, section, studies=3, extra=0)
+    with pytest.raises(TrainingFailed, match=r"step 2: the loss is not finite for 4 of 4 pairs: pair-.*Lower train.lr"):
+        run_training(work, TWO)
+    assert not work.checkpoint.exists()
+
+
+def test_a_batch_that_does_not_divide_is_refused() -> None:
+    with pytest.raises(BadInput, match=r"train.batch_size is 5, which 2 processes cannot share evenly"):
+        Team(0, 2).share_of(5)
+    assert Team(1, 4).share_of(32) == 8
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 4, 5])
+@pytest.mark.parametrize("size", [1, 2, 3])
+def test_the_mean_over_the_team_is_the_mean_over_the_batch(count: int, size: int) -> None:
+    """Losses 1, 2, 4, 8, …: every pair counts once, wherever the batch is cut."""
+
+    class Losses:
+        sides = 2
+
+        def __call__(self, examples: object) -> dict[str, torch.Tensor]:
+            return {"loss": torch.tensor(examples)}
+
+    batch = [2.0**n for n in range(count)]
+    parts = [SharingCollator(Losses(), Team(rank, size))(batch) for rank in range(size)]  # type: ignore[arg-type]
+    assert len({len(part["loss"]) for part in parts}) == 1  # all processes do the same work, or one waits for ever
+    mean = sum(float(batch_mean(part["loss"], part)) for part in parts) / size
+    assert mean == pytest.approx(sum(batch) / count)
+
+
+def test_sft_is_refused_in_several_processes(work: Work) -> None:
+    sft = work.model_copy(update={"section": work.section.model_copy(update={"loss": "sft"})})
+    with pytest.raises(BadInput, match="learns in one process"):
+        run_training(sft, TWO)
+
+
+def test_a_lora_is_not_split(work: Work) -> None:
+    lora = work.model_copy(update={"section": work.section.model_copy(update={"lora_r": 4})})
+    with pytest.raises(BadInput, match="set sharding: none"):
+        run_training(lora, TWO.model_copy(update={"sharding": "fsdp"}))
+
+
+def test_torchrun_without_a_gpu_has_to_be_told_how_many(work: Work) -> None:
+    with pytest.raises(BadInput, match="say `processes`"):
+        run_training(work, LaunchSettings(how="torchrun"))
+
+
+def test_a_launch_is_read_strictly(tmp_path: Path) -> None:
+    path = tmp_path / "launch.yaml"
+    path.write_text("how: torchrun\nprocesses: 4\nsharding: fsdp\n")
+    assert load_launch(path) == LaunchSettings(how="torchrun", processes=4, sharding="fsdp")
+    assert load_launch(None).how == "auto"
+    for content, wrong in (
+        ("how: train-job\n", "`job` is the settings of how: train-job"),
+        ("processes: 2\n", "`processes` is of how: torchrun"),
+        ("how: here\nsharding: fsdp\n", "nothing to share a model with"),
+        ("nodes: 2\n", "Extra inputs are not permitted"),
+    ):
+        path.write_text(content)
+        with pytest.raises(BadRecord, match=wrong):
+            load_launch(path)

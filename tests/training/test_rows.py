@@ -1,0 +1,150 @@
+"""Rows rebuild, from records alone, the conversations in which the candidates were written."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from clincot.generation.candidates import Ask
+from clincot.geometry import Box, box_to_text
+from clincot.jsonl import BadRecord, write_records
+from clincot.prompts import Conversation, Turn, Views, prompt_digest
+from clincot.records import Candidate, PreferencePair, Question, Region, Study
+from clincot.training.rows import Sources, chosen_rows, conversation_of, read_training_rows, training_rows
+from tests.support.training_builders import LEFT, RIGHT
+
+STEPS = ("Where? {question}", "{question}")
+
+
+class _Asked:
+    """What Ask.conversation needs of a policy: how it wants to be shown pictures."""
+
+    def __init__(self, views: Views) -> None:
+        self.views = views
+
+
+@pytest.fixture
+def question(studies: list[Study]) -> Question:
+    return Question(study=studies[0].id, text="Is {this} a nodule?", kind="closed")
+
+
+def _region(question: Question, box: Box, grounder: str) -> Region:
+    return Region(question=question.id, hypothesis="nodule", box=box, confidence=0.5, grounder=grounder)
+
+
+def _candidate(region: Region, text: str, views: Views, *, step: int = 0, parent: str = "") -> Candidate:
+    return Candidate(
+        question=region.question,
+        region=region.id,
+        text=text,
+        token_logprobs=(-0.5,),
+        policy="p",
+        seed=step,
+        region_written=region.grounder == "written",
+        step=step,
+        parent=parent,
+        temperature=1,
+        prompt=prompt_digest(views),
+    )
+
+
+def _sources(question: Question, study: Study, regions: list[Region], candidates: list[Candidate]) -> Sources:
+    return Sources(
+        {c.id: c for c in candidates}, {r.id: r for r in regions}, {question.id: question}, {study.id: study}
+    )
+
+
+def _actions(conversation: Conversation) -> list[str]:
+    return [turn.text for turn in conversation if turn.action]
+
+
+def test_a_written_region_is_an_action_and_a_tools_region_is_not(
+    question: Question, studies: list[Study], folder: Path, views: Views
+) -> None:
+    written, tool = _region(question, LEFT, "written"), _region(question, RIGHT, "windows")
+    mine, given = _candidate(written, "yes", views), _candidate(tool, "no", views)
+    sources = _sources(question, studies[0], [written, tool], [mine, given])
+    assert _actions(conversation_of(mine, sources, folder, views)) == [box_to_text(LEFT), "yes"]
+    conversation = conversation_of(given, sources, folder, views)
+    assert _actions(conversation) == ["no"]
+    assert Turn("assistant", box_to_text(RIGHT)) in conversation
+
+
+def test_the_conversation_is_the_one_that_the_candidate_was_written_in(
+    question: Question, studies: list[Study], folder: Path, views: Views
+) -> None:
+    """Two steps of a chain: what was generated after is, turn by turn, what is trained after."""
+    written, tool = _region(question, LEFT, "written"), _region(question, RIGHT, "windows")
+    first = _candidate(written, "upper zone", views)
+    second = _candidate(tool, "yes", views, step=1, parent=first.id)
+    asked = Ask(studies[0], question, tool, ((written, first),)).conversation(folder, _Asked(views), STEPS)  # type: ignore[arg-type]
+    sources = _sources(question, studies[0], [written, tool], [first, second])
+    rebuilt = conversation_of(second, sources, folder, views, steps=STEPS)
+    assert rebuilt[:-1] == asked
+    assert rebuilt[-1] == Turn("assistant", "yes", action=True)
+    assert _actions(rebuilt) == ["yes"]  # the first step is context, although the policy wrote it
+    assert rebuilt[0].text == "Where? Is {this} a nodule?"
+
+
+def test_a_candidate_of_another_wording_is_refused(
+    question: Question, studies: list[Study], folder: Path, views: Views
+) -> None:
+    region = _region(question, LEFT, "windows")
+    candidate = _candidate(region, "yes", Views(wording="full"))
+    sources = _sources(question, studies[0], [region], [candidate])
+    with pytest.raises(BadRecord, match=f"{candidate.id} was written with prompts"):
+        conversation_of(candidate, sources, folder, views)
+
+
+def test_a_step_beyond_the_chain_is_refused(
+    question: Question, studies: list[Study], folder: Path, views: Views
+) -> None:
+    region = _region(question, LEFT, "windows")
+    candidate = _candidate(region, "yes", views, step=1)
+    with pytest.raises(BadRecord, match="step 1, but the chain has 1 steps"):
+        conversation_of(candidate, _sources(question, studies[0], [region], [candidate]), folder, views)
+
+
+def test_a_missing_record_is_named_with_the_one_that_needs_it(
+    question: Question, studies: list[Study], folder: Path, views: Views
+) -> None:
+    region = _region(question, LEFT, "windows")
+    candidate = _candidate(region, "yes", views)
+    with pytest.raises(BadRecord, match=f"{candidate.id} names the region '{region.id}'"):
+        conversation_of(candidate, _sources(question, studies[0], [], [candidate]), folder, views)
+
+
+def test_rows_read_from_files_are_the_rows_of_the_records(
+    question: Question, studies: list[Study], folder: Path, views: Views, tmp_path: Path
+) -> None:
+    written, tool = _region(question, LEFT, "written"), _region(question, RIGHT, "windows")
+    first = _candidate(written, "upper zone", views)
+    good = _candidate(tool, "yes", views, step=1, parent=first.id)
+    bad = _candidate(written, "no", views, step=1, parent=first.id)
+    unneeded = _candidate(tool, "lower zone", views)
+    pair = PreferencePair(
+        question=question.id,
+        chosen=good.id,
+        rejected=bad.id,
+        chosen_region=tool.id,
+        rejected_region=written.id,
+        chosen_score=0.9,
+        rejected_score=0.3,
+        spread=0.05,
+        step=1,
+    )
+    files = {name: tmp_path / f"{name}.jsonl" for name in ("pairs", "candidates", "regions", "questions", "studies")}
+    write_records(files["pairs"], [pair])
+    write_records(files["candidates"], [first, unneeded, good, bad])
+    write_records(files["regions"], [written, tool])
+    write_records(files["questions"], [question])
+    write_records(files["studies"], studies)
+    (row,) = read_training_rows(**files, folder=folder, views=views, steps=STEPS)
+    sources = _sources(question, studies[0], [written, tool], [first, good, bad])
+    assert [row] == list(training_rows([pair], sources, folder, views, steps=STEPS))
+    assert (row.pair, row.spread) == (pair.id, 0.05)
+    assert row.gap == pytest.approx(0.6)
+    assert row.chosen[-1].text == "yes"
+    assert _actions(row.rejected) == [box_to_text(LEFT), "no"]
+    assert [(r.name, r.conversation) for r in chosen_rows([row])] == [(pair.id, row.chosen)]
