@@ -20,7 +20,7 @@ from pathlib import Path
 import yaml
 
 from clincot.demo.walkthrough import radiograph_plan
-from clincot.runs import history as round_records
+from clincot.runs import history
 from clincot.storage.digests import path_digest
 from clincot.storage.open import open_store
 
@@ -61,7 +61,7 @@ def main() -> int:
         plain = _timed("rounds", "--run", str(folder / "plain"), *common)
         local = _timed("pipeline", "run-local", "--run", str(folder / "local"), "--no-deploy", *common)
         again = _timed("pipeline", "run-local", "--run", str(folder / "local"), "--no-deploy", *common)
-        digests = round_records.read_made(open_store(str(folder / "local" / "store")), "clincot", 1).digests
+        digests = history.read_made(open_store(str(folder / "local" / "store")), "clincot", 1).digests
         round_folder = folder / "plain" / "round-01"
         other = [name for name, file in CHECKED.items() if digests[name] != path_digest(round_folder / file)]
     print(f"plain command line   {plain[0]:7.1f} s, {plain[1]:7.1f} s of processors   ({size} demo, one round)")

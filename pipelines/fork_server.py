@@ -63,12 +63,12 @@ def warm_python() -> Iterator[Path]:
 
 def serve(address: str) -> None:
     """Import, then fork for whoever asks, until stdin ends: also when the one who started this was killed."""
-    import clincot.pipelines.tasks
     import trl  # noqa: F401
 
     import clincot.evaluation.evaluator
     import clincot.models.load
     import clincot.models.vlm
+    import clincot.pipelines.tasks
     import clincot.training.margin_dpo  # noqa: F401
 
     threading.Thread(target=_end_with_starter, daemon=True).start()

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from clincot.pipelines.cluster_settings import ClusterSettings, Profile, Toleration
 from kfp import dsl, kubernetes
+
+from clincot.pipelines.cluster_settings import ClusterSettings, Profile, Toleration
 
 CA_FOLDER = "/etc/clincot/ca"
 CA_VARIABLES = ("SSL_CERT_FILE", "REQUESTS_CA_BUNDLE", "AWS_CA_BUNDLE", "GIT_SSL_CAINFO")

@@ -11,11 +11,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from clincot.errors import BadInput
 from clincot.pipelines.client import Connection, told
 from clincot.pipelines.round import RoundPlan
 from clincot.pipelines.submit import check_runs, upload
-
-from clincot.errors import BadInput
 from clincot.records import digest_of
 
 _FIELDS = 6  # of a cron expression with seconds

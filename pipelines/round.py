@@ -19,6 +19,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import yaml
+from kfp import compiler, dsl
+
 from clincot.components.answer.component import answer
 from clincot.components.decide.component import decide
 from clincot.components.deploy.component import deploy
@@ -35,14 +37,12 @@ from clincot.components.record_run_status.component import finish
 from clincot.components.select_champion.component import standing
 from clincot.components.train.component import train
 from clincot.components.version.component import version
-from clincot.pipelines.cluster_settings import ClusterSettings
-from clincot.pipelines.params import encoded
-from clincot.pipelines.placement import pipeline_config, place
-from kfp import compiler, dsl
-
 from clincot.config import Params
 from clincot.deployment.service_settings import ServiceSettings
 from clincot.jsonl import written_aside
+from clincot.pipelines.cluster_settings import ClusterSettings
+from clincot.pipelines.params import encoded
+from clincot.pipelines.placement import pipeline_config, place
 from clincot.training.launch_settings import LaunchSettings
 
 SECTIONS = (

@@ -14,7 +14,7 @@ from clincot.judging.combination import PanelReport
 from clincot.records import Decision
 from clincot.reporting.page import write_page
 from clincot.rounds import Plan, collect, start_run, table
-from clincot.runs import history as round_records
+from clincot.runs import history
 from clincot.storage.artifacts import fetch
 from clincot.storage.digests import path_digest
 from clincot.storage.open import open_store
@@ -50,7 +50,7 @@ def show_round(
     champion: Mapping[str, str],
     page: Path,
     results: Path,
-) -> round_records.Made:
+) -> history.Made:
     """Write the page (HTML) and the benchmark table (Markdown) of one round; keep in the store what it made.
 
     made: paths by the names above; champion: paths of the outcomes and report of the policy that it is held against;
@@ -85,7 +85,7 @@ def show_round(
     (decision,) = read_records(Path(made["decision"]), Decision)
     digests = {name: path_digest(Path(path)) for name, path in sorted(made.items())}
     panel = read_model(Path(made["panel_report"]), PanelReport) if "panel_report" in made else None
-    kept = round_records.Made(
+    kept = history.Made(
         number=number,
         digests=digests,
         decision=decision.id,
@@ -93,7 +93,7 @@ def show_round(
         agreement=panel.alpha_calibrated.value if panel else None,
     )
     if parsed.publish.store:
-        round_records.record_made(open_store(parsed.publish.store), parsed.publish.name, kept)
+        history.record_made(open_store(parsed.publish.store), parsed.publish.name, kept)
     return kept
 
 

@@ -19,10 +19,6 @@ from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
-from clincot.pipelines.cluster_settings import ClusterSettings, Profile, Resources, Retries
-from clincot.pipelines.fork_server import warm_python
-from clincot.pipelines.round import RoundPlan, round_pipeline
-from clincot.pipelines.tasks import ERRORS
 from kfp import local
 
 import clincot
@@ -30,10 +26,14 @@ from clincot.config import PublishSection
 from clincot.deployment.service_settings import who
 from clincot.errors import BadInput, ForTheUser
 from clincot.jsonl import BadRecord, file_digest, write_json
+from clincot.pipelines.cluster_settings import ClusterSettings, Profile, Resources, Retries
+from clincot.pipelines.fork_server import warm_python
+from clincot.pipelines.round import RoundPlan, round_pipeline
+from clincot.pipelines.tasks import ERRORS
 from clincot.records import digest_of
 from clincot.registry.champion import NoChampion, read_champion, start
 from clincot.registry.publication import Evidence, publish
-from clincot.runs import history as round_records
+from clincot.runs import history
 from clincot.runs.history import Made
 from clincot.storage.open import open_store
 from clincot.storage.store import Store
@@ -79,7 +79,7 @@ def run_local(plan: RoundPlan, run: Path, *, policy: Path | None = None) -> str:
     )
     _go(here, run)
     return "\n".join(
-        _summary(round_records.read_made(store, section.name, number + more)) for more in range(plan.rounds)
+        _summary(history.read_made(store, section.name, number + more)) for more in range(plan.rounds)
     )
 
 
@@ -159,7 +159,7 @@ def _number(run: Path, store: Store, section: PublishSection) -> int:
         if {name: before.get(name) for name in where} != where:
             raise BadInput(f"{path}: this run was started on {before}, not on {where}; choose another --run folder")
         return int(before["number"])
-    number = round_records.next_round(store, section.name)
+    number = history.next_round(store, section.name)
     write_json(path, {**where, "number": number})
     return number
 

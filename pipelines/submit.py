@@ -12,11 +12,11 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from clincot.pipelines.client import Connection, PipelinesFailed, told
-from clincot.pipelines.round import RoundPlan, compile_round
 from kfp_server_api import ApiException
 
 from clincot.errors import BadInput
+from clincot.pipelines.client import Connection, PipelinesFailed, told
+from clincot.pipelines.round import RoundPlan, compile_round
 
 ENDED = ("SUCCEEDED", "FAILED", "SKIPPED", "CANCELED", "CANCELLED")
 POLL_S = 5.0

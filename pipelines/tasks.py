@@ -17,8 +17,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol
 
-from clincot.pipelines.params import Content, decoded, section_of
-
 from clincot.config import (
     AnswerSection,
     JudgeSection,
@@ -29,8 +27,9 @@ from clincot.config import (
 )
 from clincot.errors import BadInput, ForTheUser
 from clincot.jsonl import read_records, write_json
+from clincot.pipelines.params import Content, decoded, section_of
 from clincot.records import digest_of
-from clincot.runs import history as round_records
+from clincot.runs import history
 from clincot.stages.base import Metrics
 from clincot.stages.catalog import stage_named
 from clincot.stages.runner import run_stage
@@ -151,7 +150,7 @@ def preflight(
         (start,) = read_records(Path(outputs["champion"]), StartingPolicy)
         if parsed.publish.store:
             store = open_store(parsed.publish.store)
-            begun = round_records.begin_round(store, start, number, run=run_id)
+            begun = history.begin_round(store, start, number, run=run_id)
             start, number = begun.start, begun.number
         return start.uri, start.sha256, start.round, number or start.round + 1, *digests, panel  # type: ignore[return-value]
 
@@ -221,7 +220,7 @@ def finish(publish: Content, *, state: str, run_id: str, error: str) -> str:
             print(f"removed {folder}")
         if not where.store:
             return f"{state}: no store is named (publish.store), so nothing is recorded"
-        ended = round_records.end_round(open_store(where.store), where.name, run=run_id, state=state, error=error)
+        ended = history.end_round(open_store(where.store), where.name, run=run_id, state=state, error=error)
         which = f"round {ended.number} of {where.name}" if ended.number else f"{where.name}, before a round began"
         return f"{which}: {state}{': ' * bool(error)}{error}"
 
@@ -255,8 +254,8 @@ def deploy(section: Content, publish: Content, service: Content, *, digest: str,
             parse_section(PublishSection, decoded(publish), where="pipeline parameter 'publish'"),
             parse_section(ServiceSettings, decoded(service), where="pipeline parameter 'service'"),
             digest,
-            target=target,
-            state=Path(state or "serving"),  # type: ignore[arg-type]
+            target=target,  # type: ignore[arg-type]
+            state=Path(state or "serving"),
         )
 
 

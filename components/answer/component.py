@@ -1,7 +1,8 @@
 """The policy answers the questions of a shard from every region; one step of a chain a task."""
 
-from clincot.components import IMAGE
 from kfp import dsl
+
+from clincot.components import IMAGE
 
 
 @dsl.component(base_image=IMAGE, install_kfp_package=False)
@@ -23,12 +24,12 @@ def answer(
     candidates_before: dsl.Input[dsl.Dataset] = None,
     scores_before: dsl.Input[dsl.Dataset] = None,
 ) -> str:
-    from clincot.pipelines import tasks
+    from clincot.pipelines import params, tasks
 
     inputs = {"data": data, "questions": questions.path, "regions": regions.path}
     inputs["policy"] = trained.path if trained else policy
     if candidates_before and scores_before:
         inputs |= {"candidates_before": candidates_before.path, "scores_before": scores_before.path}
     with tasks.told("answer"):
-        tasks.checked_steps(answer, steps)
+        params.checked_steps(answer, steps)
     return tasks.run("answer", answer, inputs, {"candidates": candidates.path}, metrics=metrics, shard=shard, lap=lap)

@@ -1,7 +1,8 @@
 """Does the challenger take the champion's place?"""
 
-from clincot.components import IMAGE
 from kfp import dsl
+
+from clincot.components import IMAGE
 
 
 @dsl.component(base_image=IMAGE, install_kfp_package=False)

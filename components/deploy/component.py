@@ -1,7 +1,8 @@
 """The published checkpoint onto the endpoint: smoke requests, traffic in steps, the champion pointer."""
 
-from clincot.components import IMAGE
 from kfp import dsl
+
+from clincot.components import IMAGE
 
 
 @dsl.component(base_image=IMAGE, install_kfp_package=False)

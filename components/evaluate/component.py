@@ -1,7 +1,8 @@
 """A policy answers the benchmark from each kind of region."""
 
-from clincot.components import IMAGE
 from kfp import dsl
+
+from clincot.components import IMAGE
 
 
 @dsl.component(base_image=IMAGE, install_kfp_package=False)
@@ -20,11 +21,11 @@ def evaluate(
     metrics: dsl.Output[dsl.Metrics],
     trained: dsl.Input[dsl.Model] = None,
 ) -> str:
-    from clincot.pipelines import tasks
+    from clincot.pipelines import params, tasks
 
     inputs = {"benchmark": benchmark, "policy": trained.path if trained else policy}
     with tasks.told("evaluate"):
-        section = tasks.evaluate_section(evaluate, propose)
+        section = params.evaluate_section(evaluate, propose)
         inputs["train_reports"] = tasks.training_reports(data, benchmark)
     outputs = {"outcomes": outcomes.path, "report": report.path}
     return tasks.run("evaluate", section, inputs, outputs, metrics=metrics)

@@ -1,7 +1,8 @@
 """The shards' regions, candidates and judgements, put together."""
 
-from clincot.components import IMAGE
 from kfp import dsl
+
+from clincot.components import IMAGE
 
 
 @dsl.component(base_image=IMAGE, install_kfp_package=False)

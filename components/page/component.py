@@ -1,7 +1,8 @@
 """What the round looks like: regions and pairs on radiographs, the benchmark table, the digests."""
 
-from clincot.components import IMAGE
 from kfp import dsl
+
+from clincot.components import IMAGE
 
 
 @dsl.component(base_image=IMAGE, install_kfp_package=False)

@@ -2,8 +2,9 @@
 
 from typing import NamedTuple
 
-from clincot.components import IMAGE
 from kfp import dsl
+
+from clincot.components import IMAGE
 
 
 @dsl.component(base_image=IMAGE, install_kfp_package=False)
@@ -20,10 +21,9 @@ def prepare(
 ) -> NamedTuple("Prepared", [("shards", list), ("lap", int)]):
     from pathlib import Path
 
-    from clincot.pipelines import sharding as sharding
-    from clincot.pipelines import tasks
+    from clincot.pipelines import params, sharding, tasks
 
     with tasks.told("prepare"):
-        section, lap = tasks.prepare_section(prepare, int(number) + int(ahead), int(rounds))
+        section, lap = params.prepare_section(prepare, int(number) + int(ahead), int(rounds))
         tasks.run("prepare", section, {"data": data}, {"questions": questions.path}, metrics=metrics)
         return sharding.shard_names(Path(questions.path), int(shards)), lap

@@ -1,7 +1,8 @@
 """Hypotheses about every question of a shard, grounded as regions."""
 
-from clincot.components import IMAGE
 from kfp import dsl
+
+from clincot.components import IMAGE
 
 
 @dsl.component(base_image=IMAGE, install_kfp_package=False)

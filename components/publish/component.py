@@ -1,7 +1,8 @@
 """The promoted checkpoint into the store, under its digest."""
 
-from clincot.components import IMAGE
 from kfp import dsl
+
+from clincot.components import IMAGE
 
 
 @dsl.component(base_image=IMAGE, install_kfp_package=False)
@@ -22,10 +23,10 @@ def publish(
     import json
     from pathlib import Path
 
-    from clincot.pipelines import tasks
+    from clincot.pipelines import params, tasks
 
     with tasks.told("publish"):
-        section = tasks.publish_section(publish, int(number) + int(ahead))
+        section = params.publish_section(publish, int(number) + int(ahead))
     inputs = {"checkpoint": checkpoint.path, "report": report.path, "decision": decision.path}
     inputs |= {"panel_report": panel_report.path, "golden": benchmark}
     tasks.run("publish", section, inputs, {"published": published.path}, metrics=metrics)

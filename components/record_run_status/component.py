@@ -1,7 +1,8 @@
 """How the run ended, for the store's records; what it left behind is taken away."""
 
-from clincot.components import IMAGE
 from kfp import dsl
+
+from clincot.components import IMAGE
 
 
 @dsl.component(base_image=IMAGE, install_kfp_package=False)

@@ -1,7 +1,8 @@
 """Who is champion for the next round of the same run: the outcomes that it is held against."""
 
-from clincot.components import IMAGE
 from kfp import dsl
+
+from clincot.components import IMAGE
 
 
 @dsl.component(base_image=IMAGE, install_kfp_package=False)

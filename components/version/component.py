@@ -1,7 +1,8 @@
 """The round's preference data as a version of the data repository."""
 
-from clincot.components import IMAGE
 from kfp import dsl
+
+from clincot.components import IMAGE
 
 
 @dsl.component(base_image=IMAGE, install_kfp_package=False)

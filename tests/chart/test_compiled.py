@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 import yaml
-from clincot.pipelines.params import decoded
 
 from clincot.cli.app import main
+from clincot.pipelines.params import decoded
 from clincot.training.launch_settings import load_launch
 from tests.chart.rendering import CHART, PROFILES, of_kind, rendered, settings_of
 

@@ -10,13 +10,13 @@ from pathlib import Path
 import kubernetes_validate
 import pytest
 import yaml
-from clincot.pipelines.cluster_settings import TASKS, ClusterSettings, load_cluster
 from jsonschema import Draft202012Validator
 
 from clincot.config import Params, load_params, parse_section
 from clincot.deployment.crd import check, read_crd, validator_of
 from clincot.deployment.inference_service import canary, inference_service
 from clincot.deployment.service_settings import ServiceSettings, load_service
+from clincot.pipelines.cluster_settings import TASKS, ClusterSettings, load_cluster
 from clincot.serving.metrics import REQUESTS
 from clincot.training.launch_settings import LaunchSettings, TrainJobSettings
 from tests.chart.rendering import CHART, PROFILES, ROOT, Json, of_kind, rendered, settings_of

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from clincot import __version__
-from clincot.cli import app as cli
+from clincot.cli import app
 from clincot.cli.app import main
 from clincot.config import Params
 from clincot.datasets.folder import UnknownStudy
@@ -177,7 +177,7 @@ def test_a_fault_of_the_program_keeps_its_traceback(
     def broken(*stage: object) -> None:
         raise fault
 
-    monkeypatch.setattr(cli, "run_stage", broken)
+    monkeypatch.setattr(app, "run_stage", broken)
     with pytest.raises(type(fault)) as raised:
         main(prepare())
     assert raised.value is fault
@@ -206,7 +206,7 @@ def test_what_a_user_can_mend_is_told_in_one_line(
     def refusing(*stage: object) -> None:
         raise error
 
-    monkeypatch.setattr(cli, "run_stage", refusing)
+    monkeypatch.setattr(app, "run_stage", refusing)
     assert main(prepare()) == 1
     assert capsys.readouterr().err == f"clincot prepare: {error}\n"
     assert "no study" not in str(error) or str(error)[0] != "'"  # a KeyError quotes its message

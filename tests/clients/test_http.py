@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from pydantic import BaseModel
 
-from clincot.clients import http as http_json
+from clincot.clients import http
 from clincot.clients.http import JsonClient, checked_url, in_order, read_key
 from clincot.errors import ModelFailed
 from tests.support.http_server import serving
@@ -17,7 +17,7 @@ class Told(BaseModel):
 
 def test_a_reply_that_is_too_large_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     """`{"told": "x…x"}` has 12 bytes around the text: 100 in all with 88 of it, 101 with 89."""
-    monkeypatch.setattr(http_json, "MAX_REPLY_BYTES", 100)
+    monkeypatch.setattr(http, "MAX_REPLY_BYTES", 100)
     text = 88 * "x"
 
     with serving(lambda request: (200, {"told": text})) as server, JsonClient(timeout_s=5) as client:

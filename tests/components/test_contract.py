@@ -8,14 +8,14 @@ import inspect
 from pathlib import Path
 from typing import Any
 
-import clincot.components
 import pytest
 import yaml
+from kfp import compiler
+
+import clincot.components
 from clincot.components import IMAGE
 from clincot.pipelines import tasks
 from clincot.pipelines.cluster_settings import TASKS
-from kfp import compiler
-
 from clincot.stages.base import Stage
 from clincot.stages.catalog import STAGES
 

@@ -7,16 +7,16 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+
+from clincot.cli import app
+from clincot.config import Params
+from clincot.errors import BadInput
 from clincot.pipelines import round as round_module
 from clincot.pipelines import submit as submitting
 from clincot.pipelines.client import Connection, PipelinesFailed, connect
 from clincot.pipelines.recurring import Timing, reconcile, recurring_runs, remove
 from clincot.pipelines.round import RoundPlan
 from clincot.pipelines.submit import run_status, schedule_status, submit, upload
-
-from clincot.cli import app as cli
-from clincot.config import Params
-from clincot.errors import BadInput
 from tests.support.kfp_stub import PipelinesStub, serving
 
 PLAN = RoundPlan(
@@ -153,12 +153,12 @@ def test_an_expired_token_is_told(
     with serving(PipelinesStub(token="new")) as stub:
         (tmp_path / "token").write_text("stale-5f3\n")
         arguments = ["pipeline", "status", "--endpoint", stub.url, "--token-file", str(tmp_path / "token")]
-        assert cli.main(arguments) == 1
+        assert app.main(arguments) == 1
         said = capsys.readouterr().err
         assert f"the token of {tmp_path / 'token'} has expired" in said
         assert "stale-5f3" not in said
         (tmp_path / "token").write_text("new\n")
-        assert cli.main(arguments) == 0
+        assert app.main(arguments) == 0
         connection = connect(stub.url, token_file=tmp_path / "token")
         stub.token = "newer"  # it expires in the middle
         with pytest.raises(PipelinesFailed, match="HTTP 401, not let in"):
@@ -203,7 +203,7 @@ def test_what_every_run_would_fail_of_is_refused(plan: RoundPlan, told: str, con
 def test_an_unknown_parameter_is_refused_before_anything_is_sent(
     stub: PipelinesStub, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    code = cli.main(["pipeline", "submit", "--endpoint", stub.url, "--set", "train.learning_rate=1e-5"])
+    code = app.main(["pipeline", "submit", "--endpoint", stub.url, "--set", "train.learning_rate=1e-5"])
     assert (code, stub.changes) == (1, [])
     assert "train.learning_rate" in capsys.readouterr().err
 

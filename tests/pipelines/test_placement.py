@@ -8,15 +8,15 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import clincot.pipelines
 import pytest
 import yaml
+
+import clincot.pipelines
+from clincot.config import load_params, parse_section
+from clincot.jsonl import BadRecord
 from clincot.pipelines.cluster_settings import TASKS, ClusterSettings, load_cluster
 from clincot.pipelines.params import decoded
 from clincot.pipelines.round import RoundPlan, compile_round
-
-from clincot.config import load_params, parse_section
-from clincot.jsonl import BadRecord
 from clincot.preferences.versions import git
 from clincot.stages.catalog import STAGES
 from clincot.training.launch_settings import LaunchSettings

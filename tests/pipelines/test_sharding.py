@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from clincot.pipelines.sharding import merge_shards, shard_names, write_shard
 
 from clincot.config import JudgeSection
 from clincot.errors import BadInput
@@ -13,6 +12,7 @@ from clincot.geometry import WHOLE
 from clincot.jsonl import read_records, write_json, write_records
 from clincot.judging.calibration import identity_calibration
 from clincot.judging.combination import Combination, QuorumLost, Seat
+from clincot.pipelines.sharding import merge_shards, shard_names, write_shard
 from clincot.records import Candidate, Judgement, Question, Region
 
 A, B = "a" * 64, "b" * 64

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import pytest
-from clincot.pipelines.params import prepare_section, section_of
 
 from clincot.config import AnswerSection, Params, PrepareSection
+from clincot.pipelines.params import prepare_section, section_of
 
 SAMPLING = ("propose", "answer", "pair", "train")
 

@@ -21,10 +21,8 @@ from clincot.errors import BadInput
 from clincot.jsonl import BadRecord
 from clincot.models.checkpoint import checkpoint_digest
 from clincot.preferences.versions.init import start_repository
-from clincot.preflight import checklist as running
+from clincot.preflight import checklist, judges, repository, starting_policy, stores
 from clincot.preflight import cluster as cluster_checks
-from clincot.preflight import judges, repository, stores
-from clincot.preflight import starting_policy as starting
 from clincot.preflight.preflight_report import Check, PreflightFailed, PreflightReport, failed, passed, table
 from clincot.preflight.probe import Probe, run_probes
 from clincot.records import StartingPolicy
@@ -234,7 +232,7 @@ def test_too_few_judges_for_the_quorum() -> None:
 
 def started(**fields: Any) -> tuple[list[StartingPolicy], list[Check]]:
     start: list[StartingPolicy] = []
-    return start, run_probes(starting.probes(section(**fields), start))
+    return start, run_probes(starting_policy.probes(section(**fields), start))
 
 
 def test_the_round_starts_from_the_champion_not_from_the_base(store: Store, tmp_path: Path) -> None:
@@ -246,7 +244,7 @@ def test_the_round_starts_from_the_champion_not_from_the_base(store: Store, tmp_
     assert "move 1 of the pointer" in check.found
     (policy,) = start
     assert (policy.uri, policy.sha256, policy.round, policy.source) == (one.uri, one.sha256, one.round, "champion")
-    place = starting.fetch_policy(policy, store.url, tmp_path / "fetched")
+    place = starting_policy.fetch_policy(policy, store.url, tmp_path / "fetched")
     assert checkpoint_digest(place) == one.sha256
 
 
@@ -257,7 +255,7 @@ def test_a_line_without_a_champion_starts_from_the_base_as_round_0(tmp_path: Pat
     ((by_folder,), _) = started(**named, base=str(folder))
     assert (by_folder.round, by_folder.source, by_folder.published) == (0, "base", False)
     assert by_folder.sha256 == checkpoint_digest(folder)
-    assert starting.fetch_policy(by_folder, "", tmp_path / "unused") == folder
+    assert starting_policy.fetch_policy(by_folder, "", tmp_path / "unused") == folder
     manifest = published(store, tmp_path, 2.0)
     ((by_digest,), _) = started(**named, base=manifest.sha256[:10])
     assert (by_digest.uri, by_digest.published) == (manifest.uri, True)
@@ -272,7 +270,7 @@ def test_a_base_that_changed_since_is_refused(tmp_path: Path) -> None:
     ((policy,), _) = started(base=str(folder))
     save_file({"w": np.zeros(4, np.float32)}, folder / "model.safetensors")
     with pytest.raises(BadInput, match="the round started from"):
-        starting.fetch_policy(policy, "", tmp_path)
+        starting_policy.fetch_policy(policy, "", tmp_path)
 
 
 def test_a_store_that_cannot_be_read_is_no_reason_to_start_from_the_base(
@@ -283,7 +281,7 @@ def test_a_store_that_cannot_be_read_is_no_reason_to_start_from_the_base(
         monkeypatch.setenv(name, value)
     base = write_checkpoint(tmp_path / "base", 1.0)
     with pytest.raises(StoreFailed, match="403"):
-        starting.resolve(section(publish={"store": "s3://b/x"}, base=str(base)))
+        starting_policy.resolve(section(publish={"store": "s3://b/x"}, base=str(base)))
 
 
 def test_a_champion_whose_files_are_not_what_they_were(tmp_path: Path) -> None:
@@ -296,7 +294,7 @@ def test_a_champion_whose_files_are_not_what_they_were(tmp_path: Path) -> None:
     assert "has sha256" in check.found
     assert "rollback" in check.mend
     with pytest.raises(Corrupt):
-        starting.resolve(section(publish={"store": store.url, "name": LINE}))
+        starting_policy.resolve(section(publish={"store": store.url, "name": LINE}))
 
 
 def test_a_manifest_whose_files_make_another_digest(tmp_path: Path) -> None:
@@ -316,7 +314,7 @@ def test_a_manifest_whose_files_make_another_digest(tmp_path: Path) -> None:
 
 def test_no_store_and_no_base_is_nothing_to_start_from() -> None:
     with pytest.raises(NoChampion, match=r"publish\.store"):
-        starting.resolve(section())
+        starting_policy.resolve(section())
 
 
 # --- the data repository
@@ -510,4 +508,4 @@ def test_what_was_found_before_a_probe_hung_is_told_too() -> None:
 def test_a_bar_in_a_message_stays_in_its_cell() -> None:
     written = table([failed("a", "x | y", "two\nlines", "mend | it")])
     assert written.splitlines()[2] == "| a | **FAIL** | x \\| y | two lines | mend \\| it |"
-    assert running.disk(0.0, Path("/tmp")) is not None
+    assert checklist.disk(0.0, Path("/tmp")) is not None

@@ -26,7 +26,7 @@ from clincot.records import (
     Region,
 )
 from clincot.runs.layout import judge_names
-from clincot.stages import catalog as stages
+from clincot.stages import catalog
 from clincot.stages.base import Metrics
 from clincot.stages.catalog import STAGES, stage_named
 from clincot.stages.runner import run_stage
@@ -217,7 +217,7 @@ def test_an_interrupted_stage_leaves_nothing_behind_and_goes_on_to_the_same_byte
             yield item
 
     with monkeypatch.context() as patch:
-        patch.setattr(stages, "_progress", interrupted)
+        patch.setattr(catalog, "_progress", interrupted)
         with pytest.raises(KeyboardInterrupt):
             shop.run(name, copy)
     assert not [p.name for p in copy.iterdir() if p.name.startswith(output)]
@@ -279,7 +279,7 @@ def test_an_interrupted_run_again_does_not_pass_for_done(
         yield
 
     with monkeypatch.context() as patch:
-        patch.setattr(stages, "_progress", broken)
+        patch.setattr(catalog, "_progress", broken)
         with pytest.raises(KeyboardInterrupt):
             shop.run("answer", copy, other)
     shop.run("answer", copy, other)

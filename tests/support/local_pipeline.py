@@ -14,7 +14,7 @@ from pathlib import Path
 
 import yaml
 
-from clincot.runs import history as round_records
+from clincot.runs import history
 from clincot.storage.artifacts import put
 from clincot.storage.digests import path_digest
 from clincot.storage.open import open_store
@@ -115,7 +115,7 @@ class World:
         before = dict(os.environ)
         os.environ.update(self.environment)
         try:
-            return round_records.read_made(open_store("s3://models/platform"), line, number).digests
+            return history.read_made(open_store("s3://models/platform"), line, number).digests
         finally:
             os.environ.clear()
             os.environ.update(before)

@@ -16,7 +16,7 @@ from clincot.judging.calibration import Calibration, CalibrationRefused
 from clincot.models.protocols import Judge
 from clincot.prompts import Conversation, Views
 from clincot.records import digest_of
-from clincot.training import calibrate_judges as module
+from clincot.training import calibrate_judges
 from clincot.training.calibrate_judges import calibrate, measure
 from tests.support import tiny
 
@@ -37,7 +37,7 @@ class Reader:
         self._answers: dict[str, set[str]] = {}
         for q in load_questions(data):
             self._answers.setdefault(q.text, set()).add(key[q.id])
-        studies = {s.id: s.sha256 for s in module.StudyIndex(data).values()}
+        studies = {s.id: s.sha256 for s in calibrate_judges.StudyIndex(data).values()}
         self._key = {(studies[q.study], q.text): key[q.id] for q in load_questions(data)}
 
     def p_yes(self, conversations: Sequence[Conversation]) -> list[float | None]:
@@ -70,7 +70,7 @@ def panel(data: Path, monkeypatch: pytest.MonkeyPatch) -> list[Judge]:
 
 def seat(judges: Sequence[Judge], monkeypatch: pytest.MonkeyPatch) -> None:
     by_name = {judge.name: judge for judge in judges}
-    monkeypatch.setattr(module, "load_judge", lambda spec: by_name[spec.name])
+    monkeypatch.setattr(calibrate_judges, "load_judge", lambda spec: by_name[spec.name])
 
 
 def section(*names: str, **other: object) -> JudgeSection:

@@ -13,7 +13,7 @@ from accelerate.utils import DistributedType
 from clincot.errors import BadInput
 from clincot.models.checkpoint import checkpoint_digest
 from clincot.models.vlm import VisionLanguageModel
-from clincot.training import fsdp as sharding
+from clincot.training import fsdp
 from clincot.training.checkpoint_writer import publish
 
 
@@ -35,9 +35,9 @@ def test_gathered_weights_are_published_as_the_same_bytes(
     policy = VisionLanguageModel(policy_dir)
     names = set(policy.model.state_dict())
     assert {"lm_head.weight", "model.text_model.embed_tokens.weight"} <= names
-    assert sharding.gathered_weights(gathering(policy.model)) is None  # a model that is whole is written as it is
+    assert fsdp.gathered_weights(gathering(policy.model)) is None  # a model that is whole is written as it is
     monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
-    weights = sharding.gathered_weights(gathering(policy.model))
+    weights = fsdp.gathered_weights(gathering(policy.model))
     assert weights is not None
     assert weights["lm_head.weight"] is weights["model.text_model.embed_tokens.weight"]
     at = {"dtype": dtype, "log": []}
@@ -51,8 +51,8 @@ def test_gathered_weights_are_published_as_the_same_bytes(
 
 def test_a_model_that_would_not_be_split_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     """accelerate splits models on GPUs, and trains whole ones in silence elsewhere."""
-    sharding.check_split(gathering(None, DistributedType.MULTI_CPU))
+    fsdp.check_split(gathering(None, DistributedType.MULTI_CPU))
     monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
-    sharding.check_split(gathering(None))
+    fsdp.check_split(gathering(None))
     with pytest.raises(BadInput, match="among GPUs, and there are none here"):
-        sharding.check_split(gathering(None, DistributedType.MULTI_CPU))
+        fsdp.check_split(gathering(None, DistributedType.MULTI_CPU))

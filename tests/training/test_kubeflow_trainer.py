@@ -20,7 +20,7 @@ from clincot.errors import BadInput
 from clincot.models.checkpoint import checkpoint_digest
 from clincot.preflight import cluster as cluster_checks
 from clincot.stages.runner import run_stage
-from clincot.training import trainjob_watch as job_run
+from clincot.training import trainjob_watch
 from clincot.training.job import TrainingFailed, Work, failure_file
 from clincot.training.kubeflow_trainer import VERSION, job_name, job_permissions, shared, train_job, train_on_nodes
 from clincot.training.launch_settings import LaunchSettings, SecretKey, TrainJobSettings
@@ -227,7 +227,7 @@ def test_an_api_server_that_is_away_does_not_end_the_job(
     monkeypatch.setattr("clincot.clients.kubernetes.READ_AGAIN_S", 0.0)
     server.broken = 5
     run_job(cluster, manifest(), settings(Path("/shared")))
-    monkeypatch.setattr(job_run, "AWAY_S", 0.1)
+    monkeypatch.setattr(trainjob_watch, "AWAY_S", 0.1)
     server.ends_after, server.broken = 10**9, 10**9
     with pytest.raises(ClusterFailed, match="503"):
         run_job(cluster, manifest(), settings(Path("/shared")))

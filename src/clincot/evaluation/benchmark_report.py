@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
-from clincot.evaluation import blind_baseline as blind
+from clincot.evaluation import blind_baseline
 from clincot.evaluation.benchmark import BadBenchmark, Benchmark
 from clincot.evaluation.intervals import APPROXIMATE_BELOW, Sums, add_mean
 from clincot.evaluation.report_text.report_scorer import HEADINGS as REPORT_HEADINGS
@@ -73,11 +73,11 @@ def benchmark_reports(
             )
         seen.add(outcome.question)
         sums = policies.setdefault(outcome.policy, {}).setdefault(outcome.arm, {})
-        _count(sums, outcome.question, outcome, benchmark, reports, looks=outcome.arm != blind.ARM)
+        _count(sums, outcome.question, outcome, benchmark, reports, looks=outcome.arm != blind_baseline.ARM)
     for (policy, arm), seen in answered.items():
         for question in benchmark.questions:
             if question not in seen:
-                _count(policies[policy][arm], question, None, benchmark, reports, looks=arm != blind.ARM)
+                _count(policies[policy][arm], question, None, benchmark, reports, looks=arm != blind_baseline.ARM)
     return [
         BenchmarkReport(
             benchmark=benchmark.digest,
@@ -212,7 +212,7 @@ def _footnote(reports: Sequence[BenchmarkReport]) -> str:
     note = f"95 % intervals clustered by patient ({patients} patients)."
     if fewest < APPROXIMATE_BELOW:
         note += f" Below {APPROXIMATE_BELOW} patients they are approximate."
-    if not any(blind.ARM in report.metrics for report in reports):
+    if not any(blind_baseline.ARM in report.metrics for report in reports):
         note += " The blind baseline is not in this table."
     return note
 

@@ -44,16 +44,14 @@ def probes(
     section: PreflightSection, inputs: Mapping[str, Path], work: Path, start: list[StartingPolicy]
 ) -> list[Probe]:
     """What is looked at, in the order of the table. The starting policy is put into `start` when it is found."""
-    from clincot.preflight import cluster as cluster_checks
-    from clincot.preflight import judges, repository, stores
-    from clincot.preflight import starting_policy as starting
+    from clincot.preflight import cluster, judges, repository, starting_policy, stores
 
     return [
         *stores.probes(section),
         *repository.probes(section),
         *judges.probes(section),
-        *starting.probes(section, start),
-        *cluster_checks.probes(section, inputs),
+        *starting_policy.probes(section, start),
+        *cluster.probes(section, inputs),
         Probe(
             "disk",
             "free space",

@@ -16,7 +16,7 @@ from PIL import Image
 from clincot.config import load_params
 from clincot.errors import BadInput
 from clincot.geometry import box_to_text
-from clincot.jsonl import file_digest
+from clincot.jsonl import file_digest, read_json
 from clincot.records import (
     BenchmarkReport,
     Candidate,
@@ -35,7 +35,7 @@ from clincot.records import (
     Study,
 )
 from clincot.reporting.pictures import Illustrator
-from clincot.runs import layout as run_folder
+from clincot.runs import layout
 from clincot.runs.lookup import RunRecords
 
 _LISTED = 20
@@ -162,7 +162,7 @@ class _Tree:
             side = self.candidate(candidate, question=False)
             below.append(Node(f"{name} at {score:.3f}: {side.text}", side.below))
         digest = file_digest(path)
-        for folder, checkpoint in run_folder.checkpoints(self.run):
+        for folder, checkpoint in layout.checkpoints(self.run):
             if checkpoint.pairs == digest:
                 below.append(Node(f"trained {checkpoint.id}  {self._short(folder)}"))
         below.append(self.configuration())
@@ -240,12 +240,12 @@ class _Tree:
                 below.append(Node(f"pairs {self._short(path)}  sha256 {checkpoint.pairs}"))
         if checkpoint.data_revision:
             below.append(Node(f"kept at revision {checkpoint.data_revision} of the data repository"))
-        train = load_params(self.run / run_folder.PARAMS).train.digest
+        train = load_params(self.run / layout.PARAMS).train.digest
         as_run = (
             "params.yaml's" if checkpoint.config == train else "not params.yaml's: a comparison's, or it was changed"
         )
         below.append(Node(f"train section {checkpoint.config} ({as_run})"))
-        if (log := folder / run_folder.TRAIN_LOG).is_file() and (entries := run_folder.read_json(log)):
+        if (log := folder / layout.TRAIN_LOG).is_file() and (entries := read_json(log)):
             below.append(Node(f"last of {len(entries)} logged steps: {json.dumps(entries[-1], sort_keys=True)}"))
         return Node(f"{checkpoint.id}  checkpoint  {self._short(folder)}", below)
 
@@ -272,18 +272,18 @@ class _Tree:
         known = self.records.checkpoint_of(digest)
         if known is not None:
             return Node(f"{role} {digest}  {self._short(known[1])}, {known[0].id}")
-        place = run_folder.policies(self.run).get(digest)
+        place = layout.policies(self.run).get(digest)
         return Node(f"{role} {digest}  " + ("not one of this run's" if place is None else f"the base, {place}"))
 
     def configuration(self) -> Node:
-        params = load_params(self.run / run_folder.PARAMS)
+        params = load_params(self.run / layout.PARAMS)
         sections = [Node(f"{name} {getattr(params, name).digest}") for name in _DATA_STAGES]
-        return Node(f"configuration {self._short(self.run / run_folder.PARAMS)}", sections)
+        return Node(f"configuration {self._short(self.run / layout.PARAMS)}", sections)
 
     def _judge(self, judgement: Judgement) -> str:
         names: dict[str, str] = {}
-        for folder in run_folder.round_folders(self.run):
-            names |= run_folder.judge_names(folder)
+        for folder in layout.round_folders(self.run):
+            names |= layout.judge_names(folder)
         return names.get(judgement.judge, "a judge that no panel report names")
 
     def _short(self, path: Path) -> str:

@@ -15,16 +15,16 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from clincot import __version__, jsonl
 from clincot.config import Params, load_params
-from clincot.evaluation import blind_baseline as blind
+from clincot.evaluation import blind_baseline
 from clincot.evaluation.benchmark_report import HEADINGS
 from clincot.evaluation.intervals import APPROXIMATE_BELOW
-from clincot.jsonl import BadRecord
+from clincot.jsonl import BadRecord, read_json, read_model
 from clincot.promotion.checks import NAMES
 from clincot.promotion.explain import explain
 from clincot.prompts import Views
 from clincot.records import BenchmarkReport, Checkpoint, Decision, Interval, Outcome
 from clincot.reporting import figures, gallery
-from clincot.runs import layout as run_folder
+from clincot.runs import layout
 from clincot.runs.layout import Results, RunFile
 
 STATEMENT = (
@@ -115,16 +115,16 @@ def write_page(run_dir: Path, out: Path, *, title: str) -> None:
 
 def _content(run: Path, title: str) -> dict[str, Any]:
     """Everything the template shows."""
-    about, results = run_folder.read_run(run), run_folder.read_results(run)
-    params = load_params(run / run_folder.PARAMS)
+    about, results = layout.read_run(run), layout.read_results(run)
+    params = load_params(run / layout.PARAMS)
     main_arm = params.decide.arm
-    folders = run_folder.round_folders(run)
+    folders = layout.round_folders(run)
     names = [name for name in HEADINGS if any(name in arm for row in results.rows for arm in row.arms.values())]
-    blind_accuracy = results.blind.arms.get(blind.ARM, {}).get("accuracy")
+    blind_accuracy = results.blind.arms.get(blind_baseline.ARM, {}).get("accuracy")
     line = figures.whisker(blind_accuracy)
 
     pictures = gallery.Pictures()
-    data, benchmark = (run_folder.locate(run, path) for path in (about.data, about.benchmark))
+    data, benchmark = (layout.locate(run, path) for path in (about.data, about.benchmark))
     benchmarked = gallery.benchmarked(_policies(run, folders, about), benchmark, main_arm, pictures, _EXAMPLES)
     rounds = _rounds(run, folders)
     asked = gallery.asked(rounds, data, pictures, _EXAMPLES)
@@ -156,7 +156,7 @@ def _content(run: Path, title: str) -> dict[str, Any]:
         "films": _films(pictures),
         "provenance": _provenance(run, about, folders),
         "files": [
-            ("Configuration: params.yaml", (run / run_folder.PARAMS).read_text(encoding="utf-8")),
+            ("Configuration: params.yaml", (run / layout.PARAMS).read_text(encoding="utf-8")),
             ("Digests of its sections", "\n".join(f"{n:9} {getattr(params, n).digest}" for n in Params.model_fields)),
         ],
     }
@@ -164,20 +164,20 @@ def _content(run: Path, title: str) -> dict[str, Any]:
 
 def _rounds(run: Path, folders: Sequence[Path]) -> list[gallery.Round]:
     """The rounds that made pairs, each with its judges and the views of the policy that answered in it."""
-    places = run_folder.policies(run)
+    places = layout.policies(run)
     made = []
     for folder in folders:
         if (folder / "pairs.jsonl").is_file():
             place = places.get(gallery.policy_of(folder))
             views = Views() if place is None else gallery.views_of(place)
-            judges = run_folder.judge_names(folder)
-            made.append(gallery.Round(run_folder.round_number(folder), folder, views, judges))
+            judges = layout.judge_names(folder)
+            made.append(gallery.Round(layout.round_number(folder), folder, views, judges))
     return made
 
 
 def _policies(run: Path, folders: Sequence[Path], about: RunFile) -> list[tuple[str, Path, Views]]:
     """The base policy and every round's, with what they answered to the benchmark."""
-    found = [("base", run / "base", run_folder.locate(run, about.policy))]
+    found = [("base", run / "base", layout.locate(run, about.policy))]
     found += [(_named(folder), folder, folder / "policy") for folder in folders]
     return [
         (name, folder / "outcomes.jsonl", gallery.views_of(checkpoint))
@@ -233,7 +233,7 @@ def _facts(folders: Sequence[Path], results: Results, main_arm: str) -> list[Fac
             gain = results.gain(last, main_arm, _METRIC_OF[metric])
             paired = "" if gain is None or gain.value is None else f"paired difference {_signed(gain)}"
             facts.append(Fact(f"{heading}, base → {last}", f"{before.value:.3f} → {after.value:.3f}", paired))
-    knows_nothing = results.blind.arms.get(blind.ARM, {}).get("accuracy")
+    knows_nothing = results.blind.arms.get(blind_baseline.ARM, {}).get("accuracy")
     if knows_nothing is not None and knows_nothing.value is not None:
         facts.append(
             Fact(
@@ -242,7 +242,7 @@ def _facts(folders: Sequence[Path], results: Results, main_arm: str) -> list[Fac
                 f"the blind baseline, fitted on {results.blind.fitted_on}",
             )
         )
-    made = [(_report(folder, run_folder.PANEL_REPORT), _report(folder, run_folder.PAIRS_REPORT)) for folder in folders]
+    made = [(_report(folder, layout.PANEL_REPORT), _report(folder, layout.PAIRS_REPORT)) for folder in folders]
     candidates = sum(int(panel.get("candidates", 0)) for panel, _ in made)
     pairs = sum(int(report.get("pairs", 0)) for _, report in made)
     return [*facts, Fact("Preference pairs", f"{pairs:,}", f"in {len(folders)} rounds, of {candidates:,} candidates")]
@@ -254,24 +254,24 @@ def _signed(interval: Interval) -> str:
 
 
 def _named(folder: Path) -> str:
-    return f"round {run_folder.round_number(folder)}"
+    return f"round {layout.round_number(folder)}"
 
 
 def _summary(
     run: Path, folder: Path, about: RunFile, benchmark: Path, arm: str, pictures: gallery.Pictures
 ) -> RoundSummary:
-    number, path = run_folder.round_number(folder), folder / run_folder.DECISION
-    made = _made(_report(folder, run_folder.PANEL_REPORT), _report(folder, run_folder.PAIRS_REPORT))
+    number, path = layout.round_number(folder), folder / layout.DECISION
+    made = _made(_report(folder, layout.PANEL_REPORT), _report(folder, layout.PAIRS_REPORT))
     if not path.is_file():
         return RoundSummary(number, None, made)
-    decision = run_folder.read_model(path, Decision)
+    decision = read_model(path, Decision)
     explained = "" if decision.verdict == "promote" else explain(decision)
-    evidence = folder / run_folder.EVIDENCE
+    evidence = folder / layout.EVIDENCE
     if not evidence.is_file() or evidence.stat().st_size == 0:  # nothing could be compared
         return RoundSummary(number, decision, made, explained=explained)
     by_digest = {
         next(outcome.policy for outcome in jsonl.read_records(outcomes, Outcome)): (outcomes, views)
-        for _, outcomes, views in _policies(run, run_folder.round_folders(run), about)
+        for _, outcomes, views in _policies(run, layout.round_folders(run), about)
     }
     named = {"champion": decision.champion, "challenger": decision.challenger}
     sides = [(name, *by_digest[digest]) for name, digest in named.items() if digest in by_digest]
@@ -308,17 +308,17 @@ def _report(folder: Path, name: str) -> dict[str, Any]:
     path = folder / name
     if not path.is_file():
         return {}
-    content = run_folder.read_json(path)
+    content = read_json(path)
     if not isinstance(content, dict):
         raise BadRecord(f"{path}: expected a JSON object, got {type(content).__name__}")
     return content
 
 
 def _log(checkpoint: Path) -> list[dict[str, Any]]:
-    path = checkpoint / run_folder.TRAIN_LOG
+    path = checkpoint / layout.TRAIN_LOG
     if not path.is_file():
         return []
-    content = run_folder.read_json(path)
+    content = read_json(path)
     if not isinstance(content, list) or not all(isinstance(entry, dict) for entry in content):
         raise BadRecord(f"{path}: expected a list of objects, one a logged step")
     return content
@@ -335,11 +335,11 @@ def _films(pictures: gallery.Pictures) -> list[tuple[str, str, float, float]]:
 
 def _provenance(run: Path, about: RunFile, folders: Sequence[Path]) -> list[tuple[str, str, str]]:
     """(what, digest, note). Names of folders, not their paths: the page is the same wherever the run lies."""
-    base = run_folder.read_model(run / "base" / run_folder.REPORT, BenchmarkReport)
+    base = read_model(run / "base" / layout.REPORT, BenchmarkReport)
     rows = [("base policy", base.policy, Path(about.policy).name)]
-    for folder, checkpoint in run_folder.checkpoints(run):
+    for folder, checkpoint in layout.checkpoints(run):
         rows.append((str(folder.relative_to(run)), checkpoint.sha256, _lineage(checkpoint)))
-    judges = {digest: name for folder in folders for digest, name in run_folder.judge_names(folder).items()}
+    judges = {digest: name for folder in folders for digest, name in layout.judge_names(folder).items()}
     places = {judge.name: Path(judge.path).name or "endpoint" for judge in about.judges}
     rows += [(name, digest, f"judge, {places.get(name, 'not in run.json')}") for digest, name in judges.items()]
     return [*rows, ("benchmark", base.benchmark, Path(about.benchmark).name)]

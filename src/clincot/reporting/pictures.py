@@ -24,7 +24,7 @@ from clincot.records import (
     Region,
     Study,
 )
-from clincot.runs import layout as run_folder
+from clincot.runs import layout
 from clincot.runs.lookup import RunRecords
 
 
@@ -37,7 +37,7 @@ class Illustrator:
 
     def __init__(self, records: RunRecords) -> None:
         self.records = records
-        self.places = run_folder.policies(records.run)
+        self.places = layout.policies(records.run)
 
     def draw(self, record: Record) -> Image.Image:
         """Raises NoPicture for a checkpoint, a decision or a report."""

@@ -13,7 +13,7 @@ from prometheus_client.registry import Collector
 
 from clincot.errors import BadInput
 from clincot.registry.champion import NoChampion, read_champion
-from clincot.runs import history as round_records
+from clincot.runs import history
 from clincot.storage.store import Store, StoreFailed
 
 
@@ -35,10 +35,10 @@ def look(store: Store, line: str) -> Rounds:
     made = {int(number) for number, name in keys if name == "made.json"}
     unpromoted = 0
     for number in reversed(ended):
-        if number in made and round_records.read_made(store, line, number).verdict == "promote":
+        if number in made and history.read_made(store, line, number).verdict == "promote":
             break
         unpromoted += 1
-    coming = f"{round_records.next_round(store, line):04d}"
+    coming = f"{history.next_round(store, line):04d}"
     try:
         champion = read_champion(store, line).now.round
     except NoChampion:
@@ -46,8 +46,8 @@ def look(store: Store, line: str) -> Rounds:
     return Rounds(
         ended=len(ended),
         since_promotion=unpromoted,
-        failed=(coming, "failed.json") in keys or round_records.failed_unbegun(store, line),
-        agreement=round_records.read_made(store, line, max(made)).agreement if made else None,
+        failed=(coming, "failed.json") in keys or history.failed_unbegun(store, line),
+        agreement=history.read_made(store, line, max(made)).agreement if made else None,
         champion_round=champion,
     )
 

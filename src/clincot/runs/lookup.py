@@ -8,7 +8,7 @@ from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import TypeVar
 
-from clincot.jsonl import BadRecord, parse_record
+from clincot.jsonl import BadRecord, parse_record, read_model
 from clincot.records import (
     Candidate,
     Checkpoint,
@@ -22,7 +22,7 @@ from clincot.records import (
     Region,
     Study,
 )
-from clincot.runs import layout as run_folder
+from clincot.runs import layout
 
 R = TypeVar("R", bound=Record)
 
@@ -78,9 +78,9 @@ class RunRecords:
 
     def __init__(self, run: Path) -> None:
         self.run = run
-        self.about = run_folder.read_run(run)
-        self.data = run_folder.locate(run, self.about.data)
-        self.benchmark = run_folder.locate(run, self.about.benchmark)
+        self.about = layout.read_run(run)
+        self.data = layout.locate(run, self.about.data)
+        self.benchmark = layout.locate(run, self.about.benchmark)
         self.files = list(self._files())
 
     def _files(self) -> Iterator[tuple[Path, type[Record]]]:
@@ -94,7 +94,7 @@ class RunRecords:
             for path in dict.fromkeys(places):
                 if path.is_file():
                     yield path, kind
-        for name, kind in run_folder.SINGLE.items():
+        for name, kind in layout.SINGLE.items():
             for path in sorted(self.run.rglob(name)):
                 yield path, kind
 
@@ -104,7 +104,7 @@ class RunRecords:
             if "-" in given and not given.startswith(f"{kind.prefix}-"):
                 continue
             if path.suffix == ".json":
-                record = run_folder.read_model(path, kind)
+                record = read_model(path, kind)
                 if _begins(given, record.id, getattr(record, "sha256", "")):
                     yield record
                 continue
@@ -137,7 +137,7 @@ class RunRecords:
 
     def checkpoint_of(self, policy: str) -> tuple[Checkpoint, Path] | None:
         """The policy with this digest and its folder, if the run trained it."""
-        for folder, checkpoint in run_folder.checkpoints(self.run):
+        for folder, checkpoint in layout.checkpoints(self.run):
             if checkpoint.sha256 == policy:
                 return checkpoint, folder
         return None

@@ -15,7 +15,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from clincot.clients import kubernetes as kubernetes
+from clincot.clients import kubernetes
 from clincot.clients.kubernetes import Cluster, ClusterFailed, Conflict, Missing, conditions
 from clincot.training.job import TrainingFailed
 from clincot.training.launch_settings import TrainJobSettings

@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from clincot.clients import kubernetes as kubernetes
+from clincot.clients import kubernetes
 from clincot.clients.kubernetes import Conflict, Missing
 from clincot.deployment.inference_service import (
     DIGEST,

@@ -12,7 +12,7 @@ from typing import Any
 
 from jsonschema import Draft202012Validator
 
-from clincot.clients import kubernetes as kubernetes
+from clincot.clients import kubernetes
 from clincot.clients.kubernetes import Cluster, ClusterFailed, Missing
 from clincot.deployment import crd
 from clincot.deployment.inference_service import (

@@ -13,7 +13,7 @@ from typing import Literal
 
 from jsonschema import Draft202012Validator
 
-from clincot.clients import kubernetes as kubernetes
+from clincot.clients import kubernetes
 from clincot.clients.kubernetes import Cluster, ClusterFailed, Forbidden, Missing
 from clincot.deployment.inference_service import Json
 from clincot.deployment.rollout import TargetFailed
