@@ -8,48 +8,51 @@ from typing import Any, NamedTuple
 import numpy as np
 from simulated_rounds import Setting, paired, uniforms
 
-from clincot.evaluation.intervals import APPROXIMATE_BELOW, ClusterSums
+from clincot.evaluation.intervals import MIN_RELIABLE_CLUSTERS, ClusterSums
 
-SIZES = (40, 80, 300)  # clusters
+CLUSTER_COUNTS = (40, 80, 300)  # clusters
 LOW, HIGH = 0.93, 0.97
-HALLUCINATES = 0.1
+HALLUCINATION_RATE = 0.1
 GAIN, DISCORDANCE, SKILL = 0.03, 0.15, 0.6
 F1_MEAN = SKILL + (1 - SKILL) * 0.3 * 0.5  # right: 1; wrong: .5 in three of ten
 METRICS = ("accuracy", "recall/F1", "hit-rate", "paired difference", "hallucination rate")
-TRUTH = dict(zip(METRICS, (SKILL, F1_MEAN, 0.3, GAIN, HALLUCINATES), strict=True))
-_A_TASK = 50
+TRUTH = dict(zip(METRICS, (SKILL, F1_MEAN, 0.3, GAIN, HALLUCINATION_RATE), strict=True))
+_BENCHMARKS_PER_TASK = 50
 
 
-class Task(NamedTuple):
+class CoverageTask(NamedTuple):
     clusters: int
     seed: np.random.SeedSequence
     count: int
 
 
-def tasks(seed: int, count: int) -> list[Task]:
+def make_coverage_tasks(seed: int, count: int) -> list[CoverageTask]:
     made = []
-    for clusters in (20, *SIZES):
-        seeds = np.random.SeedSequence([seed, 1000 + clusters]).spawn(-(-count // _A_TASK))
-        made += [Task(clusters, one, min(_A_TASK, count - at * _A_TASK)) for at, one in enumerate(seeds)]
+    for clusters in (20, *CLUSTER_COUNTS):
+        seeds = np.random.SeedSequence([seed, 1000 + clusters]).spawn(-(-count // _BENCHMARKS_PER_TASK))
+        made += [
+            CoverageTask(clusters, one, min(_BENCHMARKS_PER_TASK, count - at * _BENCHMARKS_PER_TASK))
+            for at, one in enumerate(seeds)
+        ]
     return made
 
 
-def measure(task: Task) -> tuple[int, int, dict[str, int]]:
+def measure_coverage(task: CoverageTask) -> tuple[int, int, dict[str, int]]:
     """(clusters, simulated benchmarks, how many intervals of each metric held the truth)."""
     rng = np.random.default_rng(task.seed)
     covered = dict.fromkeys(METRICS, 0)
     for _ in range(task.count):
-        for name, values_N, image_N in _benchmark(task.clusters, rng):
+        for name, values_N, image_N in _simulate_metrics(task.clusters, rng):
             sums = ClusterSums(share=name != "paired difference")
             for value, image in zip(values_N.tolist(), image_N.tolist(), strict=True):
                 sums.add(value, f"{image}")
-            interval = sums.interval(seed=int(rng.integers(1 << 31)), resamples=1000)
+            interval = sums.compute_interval(seed=int(rng.integers(1 << 31)), resamples=1000)
             assert interval.low is not None and interval.high is not None  # noqa: PT018
             covered[name] += interval.low <= TRUTH[name] <= interval.high
     return task.clusters, task.count, covered
 
 
-def _benchmark(clusters: int, rng: np.random.Generator) -> Iterator[tuple[str, Any, Any]]:
+def _simulate_metrics(clusters: int, rng: np.random.Generator) -> Iterator[tuple[str, Any, Any]]:
     """The values of every metric with their images: 1 to 10 questions an image, but 1 to 3 hallucination probes."""
     setting = Setting(images=clusters, correlation=0.1)
     image_N = np.repeat(np.arange(clusters), rng.integers(1, 11, clusters))
@@ -60,18 +63,18 @@ def _benchmark(clusters: int, rng: np.random.Generator) -> Iterator[tuple[str, A
     yield "hit-rate", (uniforms(image_N, setting, rng) < 0.3).astype(float), image_N
     yield "paired difference", challenger.astype(float) - champion, image_N
     probes_N = np.repeat(np.arange(clusters), rng.integers(1, 4, clusters))
-    yield "hallucination rate", (uniforms(probes_N, setting, rng) < HALLUCINATES).astype(float), probes_N
+    yield "hallucination rate", (uniforms(probes_N, setting, rng) < HALLUCINATION_RATE).astype(float), probes_N
 
 
-def collect(measured: Sequence[tuple[int, int, dict[str, int]]]) -> list[dict[str, Any]]:
+def collect_coverage(measured: Sequence[tuple[int, int, dict[str, int]]]) -> list[dict[str, Any]]:
     rows = []
-    for clusters in (20, *SIZES):
+    for clusters in (20, *CLUSTER_COUNTS):
         parts = [(count, covered) for of, count, covered in measured if of == clusters]
         total = sum(count for count, _ in parts)
         for name in METRICS:
             share = sum(covered[name] for _, covered in parts) / total
             error = 1.96 * (share * (1 - share) / total) ** 0.5
-            promised = clusters >= APPROXIMATE_BELOW
+            promised = clusters >= MIN_RELIABLE_CLUSTERS
             holds = LOW <= share <= HIGH if promised else None
             rows.append(
                 {
@@ -86,17 +89,17 @@ def collect(measured: Sequence[tuple[int, int, dict[str, int]]]) -> list[dict[st
     return rows
 
 
-def table(rows: Sequence[dict[str, Any]]) -> list[str]:
+def render_coverage_table(rows: Sequence[dict[str, Any]]) -> list[str]:
     lines = [
         "## Coverage of the reported 95 % intervals",
         "",
-        f"Simulated benchmarks of 1 to 10 questions a cluster, intra-cluster correlation 0.1. From {APPROXIMATE_BELOW} "
+        f"Simulated benchmarks of 1 to 10 questions a cluster, intra-cluster correlation 0.1. From {MIN_RELIABLE_CLUSTERS} "
         f"clusters on it must be {LOW:.0%} to {HIGH:.0%}; below that every report says that they are approximate.",
         "",
         "| clusters | " + " | ".join(METRICS) + " |",
         "|---" * (1 + len(METRICS)) + "|",
     ]
-    for clusters in (20, *SIZES):
+    for clusters in (20, *CLUSTER_COUNTS):
         cells = [
             f"{r['coverage']:.1%} ± {r['error']:.1%}" + (" **no**" if r["holds"] is False else "")
             for r in rows

@@ -27,17 +27,17 @@ from scipy.stats import beta, norm
 from simulated_rounds import Round, Setting, draw_benchmark, fresh_round, repeated_round
 from tqdm import tqdm
 
-from clincot.config import DecideSection
-from clincot.jsonl import written_aside
-from clincot.promotion.cluster_tests import Row, mean_test
-from clincot.promotion.error_budget import next_test
-from clincot.promotion.gate import demands
-from clincot.promotion.verdict import promotes, weigh_gain, weigh_rest
+from clincot.config import DecideConfig
+from clincot.jsonl import atomic_write
+from clincot.promotion.cluster_tests import ClusterRow, cluster_t_test
+from clincot.promotion.error_budget import next_level
+from clincot.promotion.gate import build_criteria
+from clincot.promotion.verdict import check_gain, check_guards, should_promote
 from clincot.records import Budget, Totals
 
 ROUNDS = 50
-SECTION = DecideSection()
-CHUNK = 10  # pipelines a task
+CONFIG = DecideConfig()
+PIPELINES_PER_TASK = 10  # pipelines a task
 GATES = ("gate", "fixed 0.05", "naive")
 
 
@@ -51,7 +51,7 @@ class Scenario:
     tested: Literal["new", "same", "adaptive"] = "new"  # the challenger of a round: a new one, the same again,
     reused: bool = False  # …or the same again while it looks promising. reused: one benchmark for all rounds
     rounds: int = ROUNDS
-    at_most: float | None = SECTION.lifetime_error
+    at_most: float | None = CONFIG.lifetime_error
     at_least: float | None = None
 
 
@@ -88,8 +88,8 @@ SCENARIOS = (
 
 
 @dataclass
-class Entry:
-    """What the budget has to know of an earlier test (clincot.promotion.error_budget.Spent)."""
+class SpentTest:
+    """What the budget has to know of an earlier test (clincot.promotion.error_budget.PastTest)."""
 
     pair: tuple[str, str]
     budget: Budget
@@ -97,83 +97,89 @@ class Entry:
 
 
 @dataclass
-class Looks:
+class PooledLooks:
     """All rounds of one challenger so far, pooled."""
 
     gain: Totals = field(default_factory=Totals)
-    rows: tuple[Row, ...] = ()
+    rows: tuple[ClusterRow, ...] = ()
     rounds: list[Round] = field(default_factory=list)
 
-    def add(self, one: Round) -> Totals:
-        gain, rows = one.gain()
-        self.gain, self.rows = self.gain + gain, merged(self.rows, rows)
+    def add_round(self, one: Round) -> Totals:
+        gain, rows = one.sum_gains()
+        self.gain, self.rows = self.gain + gain, merge_rows(self.rows, rows)
         self.rounds.append(one)
         return gain
 
-    def rest(self) -> tuple[dict[str, Totals], Totals]:
-        parts = [one.rest() for one in self.rounds]
+    def sum_other_checks(self) -> tuple[dict[str, Totals], Totals]:
+        parts = [one.draw_other_checks() for one in self.rounds]
         guards = {name: sum((guards[name] for guards, _ in parts), Totals()) for name in parts[0][0]}
         return guards, sum((blind for _, blind in parts), Totals())
 
 
-def merged(rows: Sequence[Row], more: Sequence[Row]) -> tuple[Row, ...]:
+def merge_rows(rows: Sequence[ClusterRow], more: Sequence[ClusterRow]) -> tuple[ClusterRow, ...]:
     """The clusters of both, those of one (sum, count) in one row; only shorter than the one behind the other."""
     counts = Counter({(s, m): count for s, m, count in rows})
     counts.update({(s, m): count for s, m, count in more})
     return tuple((s, m, count) for (s, m), count in counts.items())
 
 
-def pipeline(scenario: Scenario, seed: np.random.SeedSequence) -> dict[str, int]:
+def simulate_pipeline(scenario: Scenario, seed: np.random.SeedSequence) -> dict[str, int]:
     """The round (from 1) in which each gate first promotes; 0: never."""
     rng = np.random.default_rng(seed)
     benchmark = draw_benchmark(scenario.setting, rng) if scenario.reused else None
     first = dict.fromkeys(GATES, 0)
-    spent: list[Entry] = []
-    looks, number = Looks(), 1
+    spent: list[SpentTest] = []
+    looks, number = PooledLooks(), 1
     for at in range(1, scenario.rounds + 1):
         if benchmark is None:
             one = fresh_round(scenario.setting, rng)
         else:
             one = repeated_round(benchmark, scenario.setting, rng)
-        gain = looks.add(one)
-        entry, p = _test(spent, ("champion", f"challenger-{number}"), looks)
+        gain = looks.add_round(one)
+        entry, p = _decide_round(spent, ("champion", f"challenger-{number}"), looks)
         spent.append(entry)
-        promoted = {"gate": entry.promoted, "fixed 0.05": _fixed(gain), "naive": gain.total > 0}
+        promoted = {"gate": entry.promoted, "fixed 0.05": _passes_fixed_test(gain), "naive": gain.total > 0}
         for name, yes in promoted.items():
             first[name] = first[name] or at * yes
         if all(first.values()) or (first["gate"] and scenario.at_least is not None):
             break
         if not (scenario.tested == "same" or (scenario.tested == "adaptive" and p < 0.3)):
-            looks, number = Looks(), number + 1
+            looks, number = PooledLooks(), number + 1
     return first
 
 
-def _test(spent: Sequence[Entry], pair: tuple[str, str], looks: Looks) -> tuple[Entry, float]:
+def _decide_round(spent: Sequence[SpentTest], pair: tuple[str, str], looks: PooledLooks) -> tuple[SpentTest, float]:
     """The decide stage's own steps (clincot.promotion.gate): the level, earlier looks pooled, the verdict."""
-    budget = next_test(spent, pair, lifetime=SECTION.lifetime_error)
-    asked = demands(SECTION)
-    gain = weigh_gain(looks.gain, looks.rows, asked, level=budget.level)
-    promoted = gain.passed and promotes([gain, *weigh_rest(*looks.rest(), asked, level=budget.level)])
-    return Entry(pair, budget, promoted), 1.0 if gain.p is None else gain.p
+    budget = next_level(spent, pair, lifetime=CONFIG.lifetime_error)
+    asked = build_criteria(CONFIG)
+    gain = check_gain(looks.gain, looks.rows, asked, level=budget.level)
+    promoted = gain.passed and should_promote(
+        [gain, *check_guards(*looks.sum_other_checks(), asked, level=budget.level)]
+    )
+    return SpentTest(pair, budget, promoted), 1.0 if gain.p is None else gain.p
 
 
-def _fixed(gain: Totals) -> bool:
+def _passes_fixed_test(gain: Totals) -> bool:
     """What many would do: a paired, clustered test of accuracy alone at 0.05, every round anew."""
-    test = mean_test(gain, 0.0)
+    test = cluster_t_test(gain, 0.0)
     return test is not None and test.p <= 0.05
 
 
-def chunk(task: tuple[int, list[np.random.SeedSequence]]) -> list[dict[str, int]]:
-    return [pipeline(SCENARIOS[task[0]], seed) for seed in task[1]]
+def simulate_chunk(task: tuple[int, list[np.random.SeedSequence]]) -> list[dict[str, int]]:
+    return [simulate_pipeline(SCENARIOS[task[0]], seed) for seed in task[1]]
 
 
-def summary(scenario: Scenario, firsts: Sequence[dict[str, int]]) -> dict[str, Any]:
+def summarize_scenario(scenario: Scenario, firsts: Sequence[dict[str, int]]) -> dict[str, Any]:
     """Shares that ever promote, each with its 95 % Monte Carlo interval (Clopper-Pearson), and whether it held."""
     n = len(firsts)
     shares = {}
     for name in GATES:
         count = sum(first[name] > 0 for first in firsts)
-        shares[name] = {"share": count / n, "low": _limit(count, n, 0.025), "high": _limit(count, n, 0.975)}
+        shares[name] = {
+            "share": count / n,
+            "low": _clopper_pearson_limit(count, n, 0.025),
+            "high": _clopper_pearson_limit(count, n, 0.975),
+        }
     gate = shares["gate"]
     holds = None
     if scenario.at_most is not None:  # above the limit only by what Monte Carlo error allows
@@ -192,17 +198,17 @@ def summary(scenario: Scenario, firsts: Sequence[dict[str, int]]) -> dict[str, A
         "at_most": scenario.at_most,
         "at_least": scenario.at_least,
         "holds": holds,
-        "best": _best(scenario) if scenario.at_least is not None else None,
+        "best": _bound_power(scenario) if scenario.at_least is not None else None,
     }
 
 
-def _limit(count: int, n: int, tail: float) -> float:
+def _clopper_pearson_limit(count: int, n: int, tail: float) -> float:
     if tail < 0.5:
         return 0.0 if count == 0 else float(beta.ppf(tail, count, n - count + 1))
     return 1.0 if count == n else float(beta.ppf(tail, count + 1, n - count))
 
 
-def _best(scenario: Scenario) -> float:
+def _bound_power(scenario: Scenario) -> float:
     """No test of level α does better than one normal test on all the rounds' questions at once, if the variance were
     known and nothing but accuracy guarded: Φ(gain·√N/σ - z_α)."""
     s = scenario.setting
@@ -210,24 +216,24 @@ def _best(scenario: Scenario) -> float:
     mean = s.questions / s.images  # m, an image's questions, is 1 + a binomial number
     spread = (s.questions - s.images) / s.images * (1 - 1 / s.images)
     variance = (s.discordance - s.gain**2) * (1 + ((mean**2 + spread) / mean - 1) * s.correlation)
-    return float(norm.cdf(s.gain * math.sqrt(n / variance) - norm.isf(SECTION.lifetime_error)))
+    return float(norm.cdf(s.gain * math.sqrt(n / variance) - norm.isf(CONFIG.lifetime_error)))
 
 
-def run(seed: int, pipelines: int, jobs: int, coverage: int) -> dict[str, Any]:
+def run_simulation(seed: int, pipelines: int, jobs: int, coverage: int) -> dict[str, Any]:
     began = time.monotonic()
     tasks = []
     for index in range(len(SCENARIOS)):
         seeds = np.random.SeedSequence([seed, index]).spawn(pipelines)
-        tasks += [(index, seeds[at : at + CHUNK]) for at in range(0, pipelines, CHUNK)]
+        tasks += [(index, seeds[at : at + PIPELINES_PER_TASK]) for at in range(0, pipelines, PIPELINES_PER_TASK)]
     firsts: list[list[dict[str, int]]] = [[] for _ in SCENARIOS]
     with ProcessPoolExecutor(jobs) as pool:
-        done = tqdm(pool.map(chunk, tasks), total=len(tasks), desc="pipelines", unit=" tasks", disable=None)
+        done = tqdm(pool.map(simulate_chunk, tasks), total=len(tasks), desc="pipelines", unit=" tasks", disable=None)
         for (index, _), part in zip(tasks, done, strict=True):
             firsts[index] += part
         covered = list(
             tqdm(pool.map(gate_coverage.measure, gate_coverage.tasks(seed, coverage)), desc="coverage", disable=None)
         )
-    scenarios = [summary(scenario, first) for scenario, first in zip(SCENARIOS, firsts, strict=True)]
+    scenarios = [summarize_scenario(scenario, first) for scenario, first in zip(SCENARIOS, firsts, strict=True)]
     coverages = gate_coverage.collect(covered)
     worse = scenarios[5]["promote"]["gate"]["share"]
     fewer = worse <= scenarios[0]["promote"]["gate"]["share"]
@@ -235,7 +241,7 @@ def run(seed: int, pipelines: int, jobs: int, coverage: int) -> dict[str, Any]:
     return {
         "seed": seed,
         "pipelines": pipelines,
-        "settings": SECTION.model_dump(mode="json"),
+        "settings": CONFIG.model_dump(mode="json"),
         "scenarios": scenarios,
         "coverage": coverages,
         "worse_promotes_fewer": fewer,
@@ -244,7 +250,7 @@ def run(seed: int, pipelines: int, jobs: int, coverage: int) -> dict[str, Any]:
     }
 
 
-def render(report: dict[str, Any]) -> str:
+def render_report(report: dict[str, Any]) -> str:
     lines = [
         f"# The gate, simulated (seed {report['seed']}, {report['pipelines']} pipelines a row)",
         "",
@@ -258,7 +264,7 @@ def render(report: dict[str, Any]) -> str:
     for s in report["scenarios"]:
         limit = f"<= {s['at_most']:.0%}" if s["at_most"] is not None else ""
         limit = f">= {s['at_least']:.0%} (theory: at most {s['best']:.1%})" if s["at_least"] is not None else limit
-        cells = [_share(s["promote"][name]) for name in GATES]
+        cells = [_format_share(s["promote"][name]) for name in GATES]
         if s["at_least"] is not None:
             cells[1:] = ["–", "–"]  # it stops when the gate promotes
         holds = {True: "yes", False: "**no**", None: ""}[s["holds"]]
@@ -277,7 +283,7 @@ def render(report: dict[str, Any]) -> str:
     return "\n".join([*lines, "", "Everything holds." if report["holds"] else "**Not everything holds.**", ""])
 
 
-def _share(share: dict[str, float]) -> str:
+def _format_share(share: dict[str, float]) -> str:
     return f"{share['share']:.1%} [{share['low']:.1%}, {share['high']:.1%}]"
 
 
@@ -289,15 +295,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "out")
     args = parser.parse_args(argv)
-    report = run(args.seed, args.pipelines, args.jobs, args.coverage)
+    report = run_simulation(args.seed, args.pipelines, args.jobs, args.coverage)
     writers: dict[str, Callable[[], str]] = {
         "gate.json": lambda: json.dumps(report, indent=2, allow_nan=False) + "\n",
-        "gate.md": lambda: render(report),
+        "gate.md": lambda: render_report(report),
     }
     for name, text in writers.items():
-        with written_aside(args.out / name) as file:
+        with atomic_write(args.out / name) as file:
             file.write(text())
-    print(render(report))
+    print(render_report(report))
     return 0 if report["holds"] else 1
 
 

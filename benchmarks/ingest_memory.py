@@ -32,7 +32,7 @@ def main() -> int:
         write_source(source, rows, images)
         print(f"{rows} rows, {source.stat().st_size / 1e6:.0f} MB of JSONL, {images} images")
         started, cpu = time.perf_counter(), time.process_time()
-        seen = watched(lambda: ingest_jsonl(source, out, workers=1), out / "questions.jsonl", rows)
+        seen = watch_memory(lambda: ingest_jsonl(source, out, workers=1), out / "questions.jsonl", rows)
         took, cpu = time.perf_counter() - started, time.process_time() - cpu
         kept = sum(1 for _ in (out / "questions.jsonl").open("rb"))
     for done, megabytes in seen:
@@ -60,7 +60,7 @@ def write_source(path: Path, rows: int, images: int) -> None:
             file.write(json.dumps(row) + "\n")
 
 
-def watched(work, written: Path, rows: int) -> list[tuple[int, float]]:  # type: ignore[no-untyped-def]
+def watch_memory(work, written: Path, rows: int) -> list[tuple[int, float]]:  # type: ignore[no-untyped-def]
     """(rows written, MB resident) at every tenth, read from the file that grows while `work` runs."""
     seen: list[tuple[int, float]] = []
     done = threading.Event()
@@ -74,7 +74,7 @@ def watched(work, written: Path, rows: int) -> list[tuple[int, float]]:  # type:
                 line = len(partial.open("rb").readline())
             count = int(size / line) if line else 0
             if count >= rows * (len(seen) + 1) / 10 and len(seen) < 10:
-                seen.append((count, resident_mb()))
+                seen.append((count, read_resident_mb()))
 
     watcher = threading.Thread(target=watch)
     watcher.start()
@@ -83,11 +83,11 @@ def watched(work, written: Path, rows: int) -> list[tuple[int, float]]:  # type:
     finally:
         done.set()
         watcher.join()
-    seen.append((rows, resident_mb()))
+    seen.append((rows, read_resident_mb()))
     return seen
 
 
-def resident_mb() -> float:
+def read_resident_mb() -> float:
     pages = int(Path("/proc/self/statm").read_text().split()[1])
     return pages * os.sysconf("SC_PAGE_SIZE") / 1e6
 

@@ -20,12 +20,12 @@ from typing import Any
 import numpy as np
 
 from clincot.datasets.folder import StudyIndex, load_questions, load_references
-from clincot.demo.walkthrough import radiograph_plan
-from clincot.evaluation.intervals import cluster_share, paired_difference
-from clincot.evaluation.paired import Metric
-from clincot.jsonl import read_records, write_json, written_aside
+from clincot.demo.walkthrough import plan_radiograph_rounds
+from clincot.evaluation.intervals import cluster_wilson_interval, paired_difference
+from clincot.evaluation.paired import PairedMetric
+from clincot.jsonl import atomic_write, read_records, write_json
 from clincot.records import Interval, Outcome
-from clincot.rounds import LABELS, run_rounds, show_interval
+from clincot.rounds import COMPARISON_LABELS, format_interval, run_rounds
 
 ARMS = ("written", "windows", "random", "wrong", "oracle", "shuffled", "whole")
 AUC_QUESTIONS = 400
@@ -33,23 +33,27 @@ JUDGE_WARPS = range(700, 716)  # patients on which the judges are measured: no l
 
 
 @dataclass(frozen=True)
-class Measured:
+class PolicyOutcomes:
     """Outcomes of one policy over all seeds: per arm, the values of every question with its patient."""
 
     outcomes: Mapping[str, list[Outcome]]  # by arm, in the same order in every policy of a seed
     patients: Mapping[str, str]  # by question id
 
-    def mean(self, arm: str, metric: Metric) -> Interval:
+    def estimate_mean(self, arm: str, metric: PairedMetric) -> Interval:
         rows = self.outcomes[arm]
-        return cluster_share([_value(o, metric) for o in rows], [self.patients[o.question] for o in rows])
+        return cluster_wilson_interval(
+            [_read_metric(o, metric) for o in rows], [self.patients[o.question] for o in rows]
+        )
 
-    def minus(self, other: Measured, arm: str, metric: Metric, *, other_arm: str = "") -> Interval:
+    def estimate_difference(
+        self, other: PolicyOutcomes, arm: str, metric: PairedMetric, *, other_arm: str = ""
+    ) -> Interval:
         """Paired by question: this policy in `arm` minus the other in `other_arm` (default: the same)."""
         theirs = {o.question: o for o in other.outcomes[other_arm or arm]}
         rows = self.outcomes[arm]
         return paired_difference(
-            [_value(o, metric) for o in rows],
-            [_value(theirs[o.question], metric) for o in rows],
+            [_read_metric(o, metric) for o in rows],
+            [_read_metric(theirs[o.question], metric) for o in rows],
             [self.patients[o.question] for o in rows],
             seed=0,
         )
@@ -63,14 +67,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--one", action="store_true", help=argparse.SUPPRESS)
     args = parser.parse_args(argv)
     if args.one:
-        run_rounds(radiograph_plan(args.run / f"seed-{args.seeds[0]}", seed=args.seeds[0]))
+        run_rounds(plan_radiograph_rounds(args.run / f"seed-{args.seeds[0]}", seed=args.seeds[0]))
         return 0
     with ThreadPoolExecutor(args.jobs) as pool:
         list(pool.map(lambda seed: _run_seed(args.run, seed), args.seeds))
-    report = collect(args.run, args.seeds)
+    report = collect_report(args.run, args.seeds)
     write_json(args.run / "results.json", report)
-    text = render(report)
-    with written_aside(args.run / "results.md") as file:
+    text = render_learning_results(report)
+    with atomic_write(args.run / "results.md") as file:
         file.write(text)
     print(text)
     return 0
@@ -91,17 +95,19 @@ def _run_seed(run: Path, seed: int) -> None:
     print(f"seed {seed}: done", flush=True)
 
 
-def collect(run: Path, seeds: Sequence[int]) -> dict[str, Any]:
+def collect_report(run: Path, seeds: Sequence[int]) -> dict[str, Any]:
     """All that the table and the checks show, from the seeds' run folders."""
-    plan = radiograph_plan(run / f"seed-{seeds[0]}", seed=seeds[0])
+    plan = plan_radiograph_rounds(run / f"seed-{seeds[0]}", seed=seeds[0])
     folders = {"base": "base"}
     for number in range(1, plan.count + 1):
-        folders |= {f"{LABELS[name]}, round {number}": f"round-{number:02d}/{name}" for name in plan.comparisons}
+        folders |= {
+            f"{COMPARISON_LABELS[name]}, round {number}": f"round-{number:02d}/{name}" for name in plan.comparisons
+        }
         folders[f"margin-DPO, round {number}"] = f"round-{number:02d}"
-    policies = {row: _measured(run, seeds, folder) for row, folder in folders.items()}
+    policies = {row: _read_outcomes(run, seeds, folder) for row, folder in folders.items()}
     base, last = policies["base"], policies[f"margin-DPO, round {plan.count}"]
-    judges = judge_quality(run)
-    blind, chance = _blind_and_chance(run, seeds)
+    judges = measure_judges(run)
+    blind, chance = _measure_blind_baseline(run, seeds)
     return {
         "seeds": list(seeds),
         "questions": len(base.outcomes["whole"]),
@@ -109,40 +115,42 @@ def collect(run: Path, seeds: Sequence[int]) -> dict[str, Any]:
         "rows": [
             {
                 "row": row,
-                "accuracy": {arm: _dump(m.mean(arm, "correct")) for arm in ARMS},
-                "hit_rate": {arm: _dump(m.mean(arm, "hit")) for arm in ("written", "windows", "random")},
-                "iou": _dump(m.mean("written", "iou")),
-                "off_format": _dump(m.mean("written", "off_format")),
-                "gain": _dump(m.minus(base, "written", "correct")),
-                "hit_gain": _dump(m.minus(base, "written", "hit")),
+                "accuracy": {arm: _dump_interval(m.estimate_mean(arm, "correct")) for arm in ARMS},
+                "hit_rate": {
+                    arm: _dump_interval(m.estimate_mean(arm, "hit")) for arm in ("written", "windows", "random")
+                },
+                "iou": _dump_interval(m.estimate_mean("written", "iou")),
+                "off_format": _dump_interval(m.estimate_mean("written", "off_format")),
+                "gain": _dump_interval(m.estimate_difference(base, "written", "correct")),
+                "hit_gain": _dump_interval(m.estimate_difference(base, "written", "hit")),
             }
             for row, m in policies.items()
         ],
-        "blind": _dump(blind),
+        "blind": _dump_interval(blind),
         "chance": chance,
         "judges": judges,
-        "checks": _checks(base, last, policies, judges, blind, chance),
+        "checks": _run_checks(base, last, policies, judges, blind, chance),
     }
 
 
-def _checks(
-    base: Measured,
-    last: Measured,
-    policies: Mapping[str, Measured],
+def _run_checks(
+    base: PolicyOutcomes,
+    last: PolicyOutcomes,
+    policies: Mapping[str, PolicyOutcomes],
     judges: list[dict[str, Any]],
     blind: Interval,
     chance: float,
 ) -> list[dict[str, Any]]:
     """What must hold, each with its number and whether it did."""
-    oracle = base.minus(base, "oracle", "correct", other_arm="whole")
-    grounder = base.minus(base, "windows", "correct", other_arm="random")
-    hits = last.minus(base, "written", "hit")
-    worst = max(m.mean("written", "off_format").value or 0.0 for m in policies.values())
+    oracle = base.estimate_difference(base, "oracle", "correct", other_arm="whole")
+    grounder = base.estimate_difference(base, "windows", "correct", other_arm="random")
+    hits = last.estimate_difference(base, "written", "hit")
+    worst = max(m.estimate_mean("written", "off_format").value or 0.0 for m in policies.values())
     assert blind.low is not None and blind.high is not None  # noqa: PT018
     return [
-        _check("oracle region - whole image, base: at least .20", oracle, lambda i: i.value >= 0.20),
-        _check("grounder - random region, base: at least .05", grounder, lambda i: i.value >= 0.05),
-        _check("own-region hit-rate, last round - base: interval above 0", hits, lambda i: i.low > 0),
+        _check_interval("oracle region - whole image, base: at least .20", oracle, lambda i: i.value >= 0.20),
+        _check_interval("grounder - random region, base: at least .05", grounder, lambda i: i.value >= 0.05),
+        _check_interval("own-region hit-rate, last round - base: interval above 0", hits, lambda i: i.low > 0),
         {
             "check": "off-format answers, worst policy: under 2 %",
             "value": f"{worst:.3f}",
@@ -158,29 +166,29 @@ def _checks(
         ),
         {
             "check": "blind baseline at chance (interval holds chance, or lies below)",
-            "value": f"{show_interval(_dump(blind))}, chance {chance:.3f}",
+            "value": f"{format_interval(_dump_interval(blind))}, chance {chance:.3f}",
             "holds": blind.low <= chance,
         },
     ]
 
 
-def _check(name: str, interval: Interval, holds: Callable[[Any], bool]) -> dict[str, Any]:
+def _check_interval(name: str, interval: Interval, holds: Callable[[Any], bool]) -> dict[str, Any]:
     known = interval.value is not None and interval.low is not None
-    return {"check": name, "value": show_interval(_dump(interval)), "holds": known and holds(interval)}
+    return {"check": name, "value": format_interval(_dump_interval(interval)), "holds": known and holds(interval)}
 
 
-def judge_quality(run: Path) -> list[dict[str, Any]]:
+def measure_judges(run: Path) -> list[dict[str, Any]]:
     """Each judge's AUC (right against wrong answers) and calibration on patients that nothing else uses."""
     from clincot.config import load_params
-    from clincot.demo.walkthrough import ROOT, render
-    from clincot.training.calibrate_judges import measure
+    from clincot.demo.walkthrough import ROOT, render_dataset
+    from clincot.training.calibrate_judges import measure_judges
 
     folder = run / "judge-questions"
-    render(folder, JUDGE_WARPS, 200, seed=4000)
-    return measure(load_params(ROOT / "params.yaml").judge, folder, limit=AUC_QUESTIONS)
+    render_dataset(folder, JUDGE_WARPS, 200, seed=4000)
+    return measure_judges(load_params(ROOT / "params.yaml").judge, folder, limit=AUC_QUESTIONS)
 
 
-def _measured(run: Path, seeds: Sequence[int], folder: str) -> Measured:
+def _read_outcomes(run: Path, seeds: Sequence[int], folder: str) -> PolicyOutcomes:
     outcomes: dict[str, list[Outcome]] = {arm: [] for arm in ARMS}
     patients: dict[str, str] = {}
     for seed in seeds:
@@ -189,10 +197,10 @@ def _measured(run: Path, seeds: Sequence[int], folder: str) -> Measured:
         patients |= {q.id: studies[q.study].patient for q in load_questions(at / "benchmark")}
         for outcome in read_records(at / folder / "outcomes.jsonl", Outcome):
             outcomes[outcome.arm].append(outcome)
-    return Measured(outcomes, patients)
+    return PolicyOutcomes(outcomes, patients)
 
 
-def _blind_and_chance(run: Path, seeds: Sequence[int]) -> tuple[Interval, float]:
+def _measure_blind_baseline(run: Path, seeds: Sequence[int]) -> tuple[Interval, float]:
     """The blind baseline fitted on each seed's round data; chance: one over the number of answers of a topic."""
     from clincot.evaluation.blind_baseline import BlindBaseline
     from clincot.evaluation.read_benchmark import read_benchmark
@@ -204,7 +212,7 @@ def _blind_and_chance(run: Path, seeds: Sequence[int]) -> tuple[Interval, float]
         at = run / f"seed-{seed}"
         benchmark = read_benchmark(at / "benchmark")
         blind = BlindBaseline.fit(load_questions(at / "data"), load_references(at / "data"))
-        for outcome in blind.outcomes(benchmark):
+        for outcome in blind.iter_outcomes(benchmark):
             values.append(outcome.correct)
             clusters.append(benchmark.clusters[outcome.question])
         answers: dict[tuple[str, str], set[str]] = {}
@@ -212,10 +220,10 @@ def _blind_and_chance(run: Path, seeds: Sequence[int]) -> tuple[Interval, float]
             group = answers.setdefault((question.topic, ""), set())
             group.add(benchmark.references[question.id].answer)
         chances += [1 / len(answers[q.topic, ""]) for q in benchmark.questions.values()]
-    return cluster_share(values, clusters), float(np.mean(chances))
+    return cluster_wilson_interval(values, clusters), float(np.mean(chances))
 
 
-def render(report: Mapping[str, Any]) -> str:
+def render_learning_results(report: Mapping[str, Any]) -> str:
     """The report as Markdown."""
     lines = [
         f"{len(report['seeds'])} seeds, {report['questions']} questions about {report['patients']} unseen patients "
@@ -224,16 +232,16 @@ def render(report: Mapping[str, Any]) -> str:
         "| policy | " + " | ".join(f"accuracy, {arm}" for arm in ARMS) + " |",
         "|---" * (len(ARMS) + 1) + "|",
         *(
-            f"| {row['row']} | " + " | ".join(show_interval(row["accuracy"][arm]) for arm in ARMS) + " |"
+            f"| {row['row']} | " + " | ".join(format_interval(row["accuracy"][arm]) for arm in ARMS) + " |"
             for row in report["rows"]
         ),
-        f"| blind | {show_interval(report['blind'])} |" + " – |" * (len(ARMS) - 1),
+        f"| blind | {format_interval(report['blind'])} |" + " – |" * (len(ARMS) - 1),
         "",
         "| policy | own-region hit-rate | IoU | off format | accuracy, own region, minus base | hit-rate minus base |",
         "|---|---|---|---|---|---|",
         *(
-            f"| {row['row']} | {show_interval(row['hit_rate']['written'])} | {show_interval(row['iou'])} | "
-            f"{show_interval(row['off_format'])} | {show_interval(row['gain'])} | {show_interval(row['hit_gain'])} |"
+            f"| {row['row']} | {format_interval(row['hit_rate']['written'])} | {format_interval(row['iou'])} | "
+            f"{format_interval(row['off_format'])} | {format_interval(row['gain'])} | {format_interval(row['hit_gain'])} |"
             for row in report["rows"]
         ),
         "",
@@ -252,12 +260,12 @@ def render(report: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def _value(outcome: Outcome, metric: Metric) -> float | None:
+def _read_metric(outcome: Outcome, metric: PairedMetric) -> float | None:
     value = getattr(outcome, metric)
     return None if value is None else float(value)
 
 
-def _dump(interval: Interval) -> dict[str, Any]:
+def _dump_interval(interval: Interval) -> dict[str, Any]:
     return interval.model_dump(mode="json")
 
 

@@ -23,15 +23,15 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from clincot.preferences.versions.init import start_repository
+from clincot.preferences.versions.init import init_repository
 from tests.support.local_pipeline import World, build_world
 from tests.support.s3_server import S3Server, s3_server
 
-AWAY_S = 20.0
+OUTAGE_S = 20.0
 KILLS = 10
-SPARED = ("preflight", "finish")  # run anew each time, so that a kill in them proves nothing
-AWAY_AT = "version"
-_BEGUN = re.compile(r"(\d\d):(\d\d):(\d\d\.\d+) - INFO - Executing task \S*?'([a-z0-9-]+)'")
+UNKILLED_TASKS = ("preflight", "finish")  # run anew each time, so that a kill in them proves nothing
+OUTAGE_TASK = "version"
+_TASK_START_PATTERN = re.compile(r"(\d\d):(\d\d):(\d\d\.\d+) - INFO - Executing task \S*?'([a-z0-9-]+)'")
 
 
 def main() -> int:
@@ -41,38 +41,43 @@ def main() -> int:
     with (
         tempfile.TemporaryDirectory(prefix="clincot-kills-") as made,
         s3_server(Path(made) / "s3") as s3,
-        door(s3) as (behind, away, refused),
+        start_tcp_proxy(s3) as (behind, away, refused),
     ):
         os.environ.update(behind.environment)
         behind.bucket("preferences")
-        start_repository(str(Path(made) / "preferences.git"), "s3://preferences/rounds")
+        init_repository(str(Path(made) / "preferences.git"), "s3://preferences/rounds")
         world = build_world(Path(made), behind, str(Path(made) / "preferences.git"))
         began = time.monotonic()
-        took = durations(_finished(world, "undisturbed"))
+        took = parse_durations(_run_to_end(world, "undisturbed"))
         wall_s, wanted = time.monotonic() - began, world.made(line="undisturbed")
         print(
             f"undisturbed in {wall_s:.0f} s: {', '.join(f'{task} {s:.1f} s' for task, s in took.items())}", flush=True
         )
-        killed = kills(world, took, rng)
+        killed = run_with_kills(world, took, rng)
         with_kills = world.made(line="killed") == wanted
-        print(f"killed {len(killed)} of {KILLS} times, {_told(with_kills)}: {', '.join(killed)}", flush=True)
-        again = outage(world, away)
+        print(
+            f"killed {len(killed)} of {KILLS} times, {_describe_digests(with_kills)}: {', '.join(killed)}", flush=True
+        )
+        again = run_with_outage(world, away)
         with_outage = world.made(line="away") == wanted
     print(
-        f"S3 away for {AWAY_S:g} s from {AWAY_AT} on, {len(refused)} connections refused, the pipeline started again "
-        f"{again} times, {_told(with_outage)}"
+        f"S3 away for {OUTAGE_S:g} s from {OUTAGE_TASK} on, {len(refused)} connections refused, the pipeline started again "
+        f"{again} times, {_describe_digests(with_outage)}"
     )
     return 0 if with_kills and with_outage and len(killed) == KILLS and refused else 1
 
 
-def durations(output: str) -> dict[str, float]:
+def parse_durations(output: str) -> dict[str, float]:
     """{task: seconds until the next one began}, of a run's tasks in their order, without the spared ones."""
-    begun = [(one[4], float(one[1]) * 3600 + float(one[2]) * 60 + float(one[3])) for one in _BEGUN.finditer(output)]
+    begun = [
+        (one[4], float(one[1]) * 3600 + float(one[2]) * 60 + float(one[3]))
+        for one in _TASK_START_PATTERN.finditer(output)
+    ]
     gaps = {task: (after - at) % 86400 for (task, at), (_, after) in itertools.pairwise(begun)}
-    return {task: gap for task, gap in gaps.items() if task not in SPARED}
+    return {task: gap for task, gap in gaps.items() if task not in UNKILLED_TASKS}
 
 
-def kills(world: World, took: Mapping[str, float], rng: random.Random) -> list[str]:
+def run_with_kills(world: World, took: Mapping[str, float], rng: random.Random) -> list[str]:
     """Start the run again and again, each time killing it in a task where it was not killed yet; then let it finish."""
     chosen = set(rng.sample(sorted(took), KILLS))
     done = []
@@ -89,17 +94,17 @@ def kills(world: World, took: Mapping[str, float], rng: random.Random) -> list[s
 
     while chosen and world.watched("killed", kill, line="killed")[0] == -signal.SIGKILL:
         pass
-    _finished(world, "killed")
+    _run_to_end(world, "killed")
     return done
 
 
-def outage(world: World, away: Callable[[], None]) -> int:
+def run_with_outage(world: World, away: Callable[[], None]) -> int:
     """A run during which S3 is away; how often it was started again (what a task itself tries again is not seen)."""
 
     def leave(task: str, _: int) -> bool:
-        if task == AWAY_AT:
+        if task == OUTAGE_TASK:
             threading.Thread(target=away, daemon=True).start()
-        return task == AWAY_AT
+        return task == OUTAGE_TASK
 
     code, said = world.watched("away", leave, line="away")
     if code != 0:
@@ -107,19 +112,19 @@ def outage(world: World, away: Callable[[], None]) -> int:
     return said.count("; again in ")
 
 
-def _finished(world: World, run: str) -> str:
+def _run_to_end(world: World, run: str) -> str:
     done = world.run_local(run, line=run)
     if done.returncode != 0:
         raise SystemExit(f"{run}: {done.stderr[-3000:]}")
     return done.stdout + done.stderr
 
 
-def _told(same: bool) -> str:
+def _describe_digests(same: bool) -> str:
     return "the same digests" if same else "OTHER DIGESTS"
 
 
 @contextmanager
-def door(s3: S3Server) -> Iterator[tuple[S3Server, Callable[[], None], list[float]]]:
+def start_tcp_proxy(s3: S3Server) -> Iterator[tuple[S3Server, Callable[[], None], list[float]]]:
     """The server behind another address, and what shuts that for AWAY_S: connections break, new ones are refused, at
     the times in the list."""
     refused: list[float] = []
@@ -131,7 +136,7 @@ def door(s3: S3Server) -> Iterator[tuple[S3Server, Callable[[], None], list[floa
         with suppress(OSError):
             while block := source.recv(1 << 16):
                 sink.sendall(block)
-        _hang_up(source, sink)
+        _close_connections(source, sink)
 
     def accept() -> None:
         while True:
@@ -146,15 +151,15 @@ def door(s3: S3Server) -> Iterator[tuple[S3Server, Callable[[], None], list[floa
             answering = socket.create_connection(target)
             open_ones.update((asking, answering))
             if shut.is_set():  # it went away while this one came in
-                _hang_up(asking, answering)
+                _close_connections(asking, answering)
                 continue
             for pair in ((asking, answering), (answering, asking)):
                 threading.Thread(target=pump, args=pair, daemon=True).start()
 
     def away() -> None:
         shut.set()
-        _hang_up(*open_ones.copy())
-        time.sleep(AWAY_S)
+        _close_connections(*open_ones.copy())
+        time.sleep(OUTAGE_S)
         shut.clear()
 
     threading.Thread(target=accept, daemon=True).start()
@@ -164,7 +169,7 @@ def door(s3: S3Server) -> Iterator[tuple[S3Server, Callable[[], None], list[floa
         listening.close()
 
 
-def _hang_up(*connections: socket.socket) -> None:
+def _close_connections(*connections: socket.socket) -> None:
     for one in connections:
         with suppress(OSError):
             one.shutdown(socket.SHUT_RDWR)

@@ -19,14 +19,14 @@ from pathlib import Path
 
 import yaml
 
-from clincot.demo.walkthrough import radiograph_plan
+from clincot.demo.walkthrough import plan_radiograph_rounds
 from clincot.runs import history
-from clincot.storage.digests import path_digest
+from clincot.storage.digests import hash_path
 from clincot.storage.open import open_store
 
-BOUND = 1.25
+MAX_RATIO = 1.25
 ROOT = Path(__file__).resolve().parents[1]
-CHECKED = {
+CHECKED_FILES = {
     "candidates": "candidates.jsonl",
     "scores": "scores.jsonl",
     "pairs": "pairs.jsonl",
@@ -42,7 +42,7 @@ def main() -> int:
     size = parser.parse_args().size
     with tempfile.TemporaryDirectory(prefix="clincot-overhead-") as made:
         folder = Path(made)
-        plan = radiograph_plan(folder, short=size == "short")
+        plan = plan_radiograph_rounds(folder, short=size == "short")
         sections = plan.params.model_dump(mode="json")
         del sections["preflight"]
         (folder / "params.yaml").write_text(yaml.safe_dump(sections), encoding="utf-8")
@@ -58,21 +58,23 @@ def main() -> int:
             "--params",
             str(folder / "params.yaml"),
         ]
-        plain = _timed("rounds", "--run", str(folder / "plain"), *common)
-        local = _timed("pipeline", "run-local", "--run", str(folder / "local"), "--no-deploy", *common)
-        again = _timed("pipeline", "run-local", "--run", str(folder / "local"), "--no-deploy", *common)
-        digests = history.read_made(open_store(str(folder / "local" / "store")), "clincot", 1).digests
+        plain = _time_command("rounds", "--run", str(folder / "plain"), *common)
+        local = _time_command("pipeline", "run-local", "--run", str(folder / "local"), "--no-deploy", *common)
+        again = _time_command("pipeline", "run-local", "--run", str(folder / "local"), "--no-deploy", *common)
+        digests = history.read_round_outputs(open_store(str(folder / "local" / "store")), "clincot", 1).digests
         round_folder = folder / "plain" / "round-01"
-        other = [name for name, file in CHECKED.items() if digests[name] != path_digest(round_folder / file)]
+        other = [name for name, file in CHECKED_FILES.items() if digests[name] != hash_path(round_folder / file)]
     print(f"plain command line   {plain[0]:7.1f} s, {plain[1]:7.1f} s of processors   ({size} demo, one round)")
     print(f"local pipeline       {local[0]:7.1f} s, {local[1]:7.1f} s of processors")
     print(f"the same again       {again[0]:7.1f} s, {again[1]:7.1f} s of processors")
-    print(f"ratio                {local[0] / plain[0]:.2f} (bound {BOUND}), of processors {local[1] / plain[1]:.2f}")
+    print(
+        f"ratio                {local[0] / plain[0]:.2f} (bound {MAX_RATIO}), of processors {local[1] / plain[1]:.2f}"
+    )
     print(f"digests              {'the same' if not other else 'other: ' + ', '.join(other)}")
-    return 1 if other or local[0] > BOUND * plain[0] else 0
+    return 1 if other or local[0] > MAX_RATIO * plain[0] else 0
 
 
-def _timed(*arguments: str) -> tuple[float, float]:
+def _time_command(*arguments: str) -> tuple[float, float]:
     """Wall and processor seconds of a `clincot` command; on a busy machine only the second can be compared."""
     began, before = time.monotonic(), resource.getrusage(resource.RUSAGE_CHILDREN)
     done = subprocess.run(

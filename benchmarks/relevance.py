@@ -20,38 +20,44 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 from tqdm import tqdm
 
-from clincot.config import ProposeSection
+from clincot.config import ProposeConfig
 from clincot.datasets.folder import StudyIndex, load_questions, load_references
-from clincot.evaluation.grounding import hit
+from clincot.evaluation.grounding import hits_reference
 from clincot.evaluation.intervals import cluster_bootstrap
-from clincot.generation.grounders import Relevance, Windows, Written, random_square, seed_of
-from clincot.generation.regions import sought_for
-from clincot.geometry import WHOLE, Box, crop_square
+from clincot.generation.grounders import (
+    RelevanceGrounder,
+    WindowGrounder,
+    WrittenGrounder,
+    derive_seed,
+    draw_random_square,
+)
+from clincot.generation.regions import build_grounding_query
+from clincot.geometry import WHOLE_IMAGE, Box, crop_square
 from clincot.models.load import load_policy
 from clincot.models.protocols import Grounder
 from clincot.models.vlm import VisionLanguageModel
 from clincot.records import Question, Study
-from clincot.synthetic.build import build
+from clincot.synthetic.build import build_synthetic_dataset
 
 PATIENTS = range(300, 306)
 DRAWS = 20  # random squares a question
 
 
-def grounders(policy: VisionLanguageModel, section: ProposeSection) -> dict[str, Grounder]:
+def build_grounders(policy: VisionLanguageModel, section: ProposeConfig) -> dict[str, Grounder]:
     return {
-        "relevance": Relevance(policy, quantile=section.relevance_quantile),
-        "its tiles alone": Windows(policy, sides=[policy.views.min_crop], stride=1.0),
-        "windows": Windows(policy, sides=section.window_sides, stride=section.window_stride),
-        "written": Written(policy, samples=1, temperature=0.0, seed=0),
+        "relevance": RelevanceGrounder(policy, quantile=section.relevance_quantile),
+        "its tiles alone": WindowGrounder(policy, sides=[policy.views.min_crop], stride=1.0),
+        "windows": WindowGrounder(policy, sides=section.window_sides, stride=section.window_stride),
+        "written": WrittenGrounder(policy, samples=1, temperature=0.0, seed=0),
     }
 
 
-def first_regions(
-    grounder: Grounder, questions: list[Question], studies: StudyIndex, folder: Path, section: ProposeSection
+def find_first_regions(
+    grounder: Grounder, questions: list[Question], studies: StudyIndex, folder: Path, section: ProposeConfig
 ) -> Iterator[Box | None]:
     """The best region of each question (None: nothing was found), questions in study order."""
     for study_id, group in tqdm(groupby(questions, key=lambda q: q.study), desc=grounder.name, unit=" images"):
-        sought = [sought_for(question, studies[study_id], limit=section.hypotheses) for question in group]
+        sought = [build_grounding_query(question, studies[study_id], limit=section.hypotheses) for question in group]
         for found in grounder.ground(sought, folder):
             yield found[0].box if found else None
 
@@ -62,35 +68,37 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=60)
     parser.add_argument("--only", action="append", default=[], help="measure this grounder only, as often as needed")
     args = parser.parse_args()
-    policy, section = load_policy(args.policy), ProposeSection()
+    policy, section = load_policy(args.policy), ProposeConfig()
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch) / "data"
-        build(folder, warp_seeds=PATIENTS, images=args.images, questions_per_image=3, seed=0, split="bench")
+        build_synthetic_dataset(
+            folder, warp_seeds=PATIENTS, images=args.images, questions_per_image=3, seed=0, split="bench"
+        )
         studies, key = StudyIndex(folder), {r.question: r.boxes for r in load_references(folder)}
         questions = [q for q in load_questions(folder) if key[q.id]]
         patients = [studies[q.study].patient for q in questions]
         print(f"{len(questions)} questions, {len(set(patients))} patients, policy {policy.digest[:12]}")
         print("| grounder | hit-rate | random squares of its size | images/s |\n|---|---|---|---|")
-        for name, grounder in grounders(policy, section).items():
+        for name, grounder in build_grounders(policy, section).items():
             if args.only and name not in args.only:
                 continue
             started = time.perf_counter()
-            boxes = list(first_regions(grounder, questions, studies, folder, section))
+            boxes = list(find_first_regions(grounder, questions, studies, folder, section))
             rate = len({q.study for q in questions}) / (time.perf_counter() - started)
             hits, by_chance = [], []
             for question, box in zip(questions, boxes, strict=True):
-                shown = _shown(box or WHOLE, studies[question.study], policy)
-                hits.append(float(box is not None and bool(hit(shown, key[question.id]))))
+                shown = _crop_box(box or WHOLE_IMAGE, studies[question.study], policy)
+                hits.append(float(box is not None and bool(hits_reference(shown, key[question.id]))))
                 side = min(1.0, shown.area**0.5)
-                draws = [random_square(seed_of(question.id, n), side) for n in range(DRAWS)]
-                by_chance.append(sum(bool(hit(draw, key[question.id])) for draw in draws) / DRAWS)
+                draws = [draw_random_square(derive_seed(question.id, n), side) for n in range(DRAWS)]
+                by_chance.append(sum(bool(hits_reference(draw, key[question.id])) for draw in draws) / DRAWS)
             cells = [cluster_bootstrap(values, patients, seed=0) for values in (hits, by_chance)]
             shown_cells = " | ".join(f"{c.value:.3f} [{c.low:.3f}, {c.high:.3f}]" for c in cells)
             print(f"| {name} | {shown_cells} | {rate:.2f} |", flush=True)
 
 
-def _shown(box: Box, study: Study, policy: VisionLanguageModel) -> Box:
-    if box == WHOLE:
+def _crop_box(box: Box, study: Study, policy: VisionLanguageModel) -> Box:
+    if box == WHOLE_IMAGE:
         return box
     return crop_square(box, min_side=policy.views.min_crop, aspect=study.width / study.height)
 

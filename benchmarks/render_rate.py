@@ -10,7 +10,9 @@ from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-from clincot.synthetic.build import build, fetch_anatomy, patients, prepare_warp, render
+from clincot.synthetic.anatomy import fetch_anatomy, prepare_warp
+from clincot.synthetic.build import build_synthetic_dataset
+from clincot.synthetic.rendering import prepare_patients, render_radiograph
 
 
 def main() -> None:
@@ -24,15 +26,15 @@ def main() -> None:
         print(f"warp preparation: {(time.perf_counter() - started) / 4:.2f} s a patient")
         size = sum(path.stat().st_size for path in folder.glob("warp-*.npz")) / 4
         print(f"a cached warp: {size / 1e6:.2f} MB")
-        group = patients(range(4), folder)
+        group = prepare_patients(range(4), folder)
         for patient in group:
-            render(patient, 0, ["pneumothorax", "nodule"])  # fill the patient's maps
+            render_radiograph(patient, 0, ["pneumothorax", "nodule"])  # fill the patient's maps
         started = time.perf_counter()
         for index in range(images):
-            render(group[index % 4], (1, index))
+            render_radiograph(group[index % 4], (1, index))
         print(f"rendering: {images / (time.perf_counter() - started):.0f} images/s")
         started = time.perf_counter()
-        counts = build(
+        counts = build_synthetic_dataset(
             folder / "set",
             warp_seeds=range(4),
             images=images,

@@ -44,11 +44,11 @@ from PIL import Image
 from tqdm import tqdm
 
 ROOT = Path(__file__).resolve().parents[1]
-SHAPES = {"batched": (), "one by one": ("running=1", "waiting=64"), "unbatched": ("max_batch=1",)}
+SERVER_VARIANTS = {"batched": (), "one by one": ("running=1", "waiting=64"), "unbatched": ("max_batch=1",)}
 QUESTIONS = ("Is there a nodule?", "Is there an effusion?", "Is there a nodule in the left lung?")
 
 
-def payloads(films: int, questions: int = 3, seed: int = 0) -> list[dict[str, Any]]:
+def build_requests(films: int, questions: int = 3, seed: int = 0) -> list[dict[str, Any]]:
     """Requests about `films` pictures of noise with a bright square each, the first `questions` about every film."""
     rng = np.random.default_rng(seed)
     out = []
@@ -65,7 +65,7 @@ def payloads(films: int, questions: int = 3, seed: int = 0) -> list[dict[str, An
 
 
 @contextlib.contextmanager
-def server(checkpoint: Path, overrides: Sequence[str]) -> Iterator[tuple[str, int]]:
+def start_server(checkpoint: Path, overrides: Sequence[str]) -> Iterator[tuple[str, int]]:
     """(address, process id) of a server of its own, ready."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -95,7 +95,7 @@ def server(checkpoint: Path, overrides: Sequence[str]) -> Iterator[tuple[str, in
         process.wait(timeout=120)
 
 
-async def load(
+async def run_clients(
     url: str, requests: Sequence[dict[str, Any]], *, clients: int, seconds: float
 ) -> list[tuple[float, int, Any]]:
     """(latency in s, which request, prediction) of every answer that came within `seconds`."""
@@ -118,19 +118,19 @@ async def load(
     return done
 
 
-async def show(url: str, requests: Sequence[dict[str, Any]]) -> None:
+async def warm_image_cache(url: str, requests: Sequence[dict[str, Any]]) -> None:
     """Ask every request once: whatever pictures a server keeps, it has seen."""
     async with httpx.AsyncClient(timeout=600) as http:
         for request in requests:
             (await http.post(f"{url}/v1/models/policy:predict", json=request)).raise_for_status()
 
 
-def computing(process: psutil.Process) -> float:
+def measure_cpu_time(process: psutil.Process) -> float:
     """Seconds of processor time, of a server and of this process."""
     return sum(sum(one.cpu_times()[:2]) for one in (process, psutil.Process()))
 
 
-def same(one: dict[str, Any], other: dict[str, Any]) -> bool:
+def answers_match(one: dict[str, Any], other: dict[str, Any]) -> bool:
     """Equal answers of equal confidence to 1e-4; or two answers that tie."""
     near = abs(one["confidence"] - other["confidence"]) < 1e-4
     if one["answer"] == other["answer"]:
@@ -139,23 +139,25 @@ def same(one: dict[str, Any], other: dict[str, Any]) -> bool:
     return near and min(abs(a - b) for a, b in itertools.combinations(likelihoods, 2)) < 1e-4
 
 
-def compare(checkpoint: Path, clients: Sequence[int], seconds: float, films: int, questions: int) -> dict[str, Any]:
-    requests = payloads(films, questions)
+def compare_servers(
+    checkpoint: Path, clients: Sequence[int], seconds: float, films: int, questions: int
+) -> dict[str, Any]:
+    requests = build_requests(films, questions)
     if len(requests) < max(clients):
         raise SystemExit(f"{len(requests)} requests for {max(clients)} clients: expected as many; give more --films")
     first: dict[int, Any] = {}
     table: dict[str, Any] = {}
     with contextlib.ExitStack() as stack:
-        running = {name: stack.enter_context(server(checkpoint, o)) for name, o in SHAPES.items()}
+        running = {name: stack.enter_context(start_server(checkpoint, o)) for name, o in SERVER_VARIANTS.items()}
         for url, _ in running.values():
-            asyncio.run(show(url, requests[::questions]))
+            asyncio.run(warm_image_cache(url, requests[::questions]))
         for count in tqdm(clients, desc="clients"):
             for name, (url, pid) in running.items():
-                began, computed = time.monotonic(), computing(psutil.Process(pid))
-                done = asyncio.run(load(url, requests, clients=count, seconds=seconds))
-                elapsed, computed = time.monotonic() - began, computing(psutil.Process(pid)) - computed
+                began, computed = time.monotonic(), measure_cpu_time(psutil.Process(pid))
+                done = asyncio.run(run_clients(url, requests, clients=count, seconds=seconds))
+                elapsed, computed = time.monotonic() - began, measure_cpu_time(psutil.Process(pid)) - computed
                 for _, which, answer in done:
-                    if not same(first.setdefault(which, answer), answer):
+                    if not answers_match(first.setdefault(which, answer), answer):
                         raise SystemExit(f"{name}, {count} clients: another answer to request {which}")
                 latency = np.array([one[0] for one in done])
                 p50, p99 = np.percentile(latency, [50, 99]) * 1000
@@ -169,14 +171,14 @@ def compare(checkpoint: Path, clients: Sequence[int], seconds: float, films: int
     return table
 
 
-def soak(checkpoint: Path, seconds: float, clients: int, films: int) -> dict[str, Any]:
+def run_soak(checkpoint: Path, seconds: float, clients: int, films: int) -> dict[str, Any]:
     """RSS after a tenth of the time (caches are warm) and at the end. Any reply but 200 ends it."""
-    requests = payloads(films)
-    with server(checkpoint, ()) as (url, pid):
+    requests = build_requests(films)
+    with start_server(checkpoint, ()) as (url, pid):
         process = psutil.Process(pid)
-        warm = asyncio.run(load(url, requests, clients=clients, seconds=seconds / 10))
+        warm = asyncio.run(run_clients(url, requests, clients=clients, seconds=seconds / 10))
         begin = process.memory_info().rss
-        done = asyncio.run(load(url, requests, clients=clients, seconds=seconds * 9 / 10))
+        done = asyncio.run(run_clients(url, requests, clients=clients, seconds=seconds * 9 / 10))
         end = process.memory_info().rss
     return {"answers": len(warm) + len(done), "errors": 0, "rss_mb": [begin / 2**20, end / 2**20]}
 
@@ -191,16 +193,16 @@ def main() -> None:
     parser.add_argument("--soak", type=float, metavar="SECONDS", help="instead: 16 clients for so long")
     args = parser.parse_args()
     if args.soak:
-        print(json.dumps(soak(args.checkpoint, args.soak, 16, args.films), indent=2))
+        print(json.dumps(run_soak(args.checkpoint, args.soak, 16, args.films), indent=2))
         return
-    table = compare(args.checkpoint, args.clients, args.seconds, args.films, args.questions)
+    table = compare_servers(args.checkpoint, args.clients, args.seconds, args.films, args.questions)
     print(
         f"{'clients':>7}  {'server':<11} {'answers/s':>9} {'p50 ms':>8} {'p99 ms':>8} {'cpu ms':>7}  "
         "batched is faster by (cheaper in cpu by)"
     )
     for count in args.clients:
         batched = table[f"batched/{count}"]
-        for name in SHAPES:
+        for name in SERVER_VARIANTS:
             row = table[f"{name}/{count}"]
             faster, cheaper = batched["rate"] / row["rate"], row["cpu_ms"] / batched["cpu_ms"]
             print(

@@ -17,12 +17,12 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from clincot.config import TrainSection
+from clincot.config import TrainConfig
 from clincot.jsonl import write_json
-from clincot.training.job import Work
+from clincot.training.job import TrainingJob
 from tests.support.pair_files import write_work
 
-SHOWN = ("loss", "grad_norm", "chosen_logps")
+COMPARED_METRICS = ("loss", "grad_norm", "chosen_logps")
 
 
 def main() -> None:
@@ -31,25 +31,29 @@ def main() -> None:
     parser.add_argument("work", nargs="?", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.worker:
-        _worker(args.work)
+        _run_worker(args.work)
         return
     with tempfile.TemporaryDirectory() as folder:
-        section = TrainSection(batch_size=4, epochs=2, lr=1e-3, nll_weight=0.2, save_steps=4)
+        section = TrainConfig(batch_size=4, epochs=2, lr=1e-3, nll_weight=0.2, save_steps=4)
         one = write_work(Path(folder), section)
-        seconds = _trained(one, processes=1)
+        seconds = _time_training(one, processes=1)
         print(
-            "| processes | model | steps | " + " | ".join(f"max Δ {name}" for name in SHOWN) + " | max Δ weight | s |"
+            "| processes | model | steps | "
+            + " | ".join(f"max Δ {name}" for name in COMPARED_METRICS)
+            + " | max Δ weight | s |"
         )
-        print("|---" * (len(SHOWN) + 5) + "|")
-        print(f"| 1 | whole | {len(_log(one))} | " + "– | " * (len(SHOWN) + 1) + f"{seconds:.0f} |")
+        print("|---" * (len(COMPARED_METRICS) + 5) + "|")
+        print(
+            f"| 1 | whole | {len(_read_train_log(one))} | " + "– | " * (len(COMPARED_METRICS) + 1) + f"{seconds:.0f} |"
+        )
         for name in ("none", "fsdp"):
             two = one.model_copy(update={"checkpoint": one.checkpoint.with_name(name), "sharding": name})
-            seconds = _trained(two, processes=2)
+            seconds = _time_training(two, processes=2)
             model = "whole" if name == "none" else "split"
-            print(f"| 2 | {model} | {len(_log(two))} | {_apart(one, two)} | {seconds:.0f} |")
+            print(f"| 2 | {model} | {len(_read_train_log(two))} | {_compare_runs(one, two)} | {seconds:.0f} |")
 
 
-def _trained(work: Work, *, processes: int) -> float:
+def _time_training(work: TrainingJob, *, processes: int) -> float:
     """Seconds of a run."""
     write_json(work.folder / "work.json", work.model_dump(mode="json"))
     began = time.monotonic()
@@ -70,24 +74,24 @@ def _trained(work: Work, *, processes: int) -> float:
     return time.monotonic() - began
 
 
-def _apart(one: Work, two: Work) -> str:
+def _compare_runs(one: TrainingJob, two: TrainingJob) -> str:
     from safetensors.numpy import load_file
 
-    logs = list(zip(_log(one), _log(two), strict=True))
+    logs = list(zip(_read_train_log(one), _read_train_log(two), strict=True))
     weights = [load_file(work.checkpoint / "model.safetensors") for work in (one, two)]
     if weights[0].keys() != weights[1].keys():
         raise SystemExit(f"other weights: {sorted(weights[0].keys() ^ weights[1].keys())}")
-    cells = [max(abs(a[name] - b[name]) for a, b in logs) for name in SHOWN]
+    cells = [max(abs(a[name] - b[name]) for a, b in logs) for name in COMPARED_METRICS]
     cells.append(max(float(abs(weights[0][name] - weights[1][name]).max()) for name in weights[0]))
     return " | ".join(f"{cell:.1e}" for cell in cells)
 
 
-def _log(work: Work) -> list[dict[str, float]]:
+def _read_train_log(work: TrainingJob) -> list[dict[str, float]]:
     entries: list[dict[str, float]] = json.loads((work.checkpoint / "train_log.json").read_text())
     return entries
 
 
-def _worker(work: str) -> None:
+def _run_worker(work: str) -> None:
     """clincot.training.worker, with accelerate told that these processes may split a model."""
     from accelerate.state import AcceleratorState
     from accelerate.utils import DistributedType

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from clincot.promotion.cluster_tests import Row, table_of, totals_of
+from clincot.promotion.cluster_tests import ClusterRow, compute_totals, tabulate_clusters
 from clincot.records import Totals
 
 Floats = NDArray[np.float64]
@@ -40,7 +40,7 @@ class Setting:
     hit_gain: float = 0.0
 
 
-def image_of(setting: Setting, rng: np.random.Generator) -> NDArray[np.intp]:
+def draw_images(setting: Setting, rng: np.random.Generator) -> NDArray[np.intp]:
     """The image of every question."""
     if not setting.questions:
         return np.repeat(np.arange(setting.images), rng.integers(1, 11, setting.images))
@@ -48,14 +48,16 @@ def image_of(setting: Setting, rng: np.random.Generator) -> NDArray[np.intp]:
     return np.sort(np.concatenate([np.arange(setting.images), more]))
 
 
-def uniforms(image_N: NDArray[np.intp], setting: Setting, rng: np.random.Generator) -> Floats:
+def draw_uniforms(image_N: NDArray[np.intp], setting: Setting, rng: np.random.Generator) -> Floats:
     """A uniform number a question, correlated inside an image."""
     copies = rng.random(len(image_N)) < np.sqrt(setting.correlation)
     shared = rng.random(setting.images)
     return np.where(copies, shared[image_N], rng.random(len(image_N)))
 
 
-def paired(u_N: Floats, skill: float, discordance: float, gain: float) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+def derive_paired_answers(
+    u_N: Floats, skill: float, discordance: float, gain: float
+) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
     """(champion right, challenger right): both, only one (discordance in all), or neither."""
     only_champion, only_challenger = (discordance - gain) / 2, (discordance + gain) / 2
     both = skill - only_champion
@@ -64,7 +66,7 @@ def paired(u_N: Floats, skill: float, discordance: float, gain: float) -> tuple[
     return champion, challenger
 
 
-def given_champion(
+def derive_challenger(
     champion_N: NDArray[np.bool_], u_N: Floats, skill: float, discordance: float, gain: float
 ) -> NDArray[np.bool_]:
     """A challenger of a champion whose answers are already there (a benchmark that is used again)."""
@@ -74,7 +76,7 @@ def given_champion(
 
 
 @dataclass(frozen=True)
-class Benchmark:
+class SimulatedBenchmark:
     """Questions that are asked every round: their images, and the seed of everything else about them."""
 
     image_N: NDArray[np.intp]
@@ -83,7 +85,7 @@ class Benchmark:
 
 
 @dataclass
-class Round:
+class SimulatedRound:
     """The challenger's gain, and the other checks' sums, which are drawn when the gain is large enough to ask for them.
 
     `promotes` asks for all checks, so a round whose gain is not shown is decided without them.
@@ -97,18 +99,18 @@ class Round:
     seed: int  # of what this round draws
     benchmark_seed: int  # of what belongs to the questions
 
-    def gain(self) -> tuple[Totals, tuple[Row, ...]]:
-        return totals_of(self.gain_N, self.image_N), table_of(self.gain_N, self.image_N)
+    def sum_gains(self) -> tuple[Totals, tuple[ClusterRow, ...]]:
+        return compute_totals(self.gain_N, self.image_N), tabulate_clusters(self.gain_N, self.image_N)
 
-    def rest(self) -> tuple[dict[str, Totals], Totals]:
+    def draw_other_checks(self) -> tuple[dict[str, Totals], Totals]:
         """(guards, the blind baseline): sums of differences, higher is better, as clincot.promotion.evidence makes them."""
         rng, of = np.random.default_rng(self.seed), np.random.default_rng(self.benchmark_seed)
         n = len(self.gain_N)
         closed, blind = of.random(n) < CLOSED, of.random(n) < BLIND
         probe, boxed = closed & (of.random(n) < PROBES), of.random(n) < BOXED
-        old_hit = uniforms(self.image_N, self.setting, of) < HIT
-        new_hit = given_champion(
-            old_hit, uniforms(self.image_N, self.setting, rng), HIT, HIT_DISCORDANCE, self.setting.hit_gain
+        old_hit = draw_uniforms(self.image_N, self.setting, of) < HIT
+        new_hit = derive_challenger(
+            old_hit, draw_uniforms(self.image_N, self.setting, rng), HIT, HIT_DISCORDANCE, self.setting.hit_gain
         )
         near = 0.5 * (of.random(n) < 0.3)  # a wrong open answer may share words with the key
         f1 = np.where(self.challenger_N, 1.0, near) - np.where(self.champion_N, 1.0, near)
@@ -123,30 +125,32 @@ class Round:
             "abstention": (silent_2N[0] - silent_2N[1], everywhere),
             "answer_length": (words_2N[0] - words_2N[1], everywhere),
         }
-        sums = {name: totals_of(values[on], self.image_N[on]) for name, (values, on) in guards.items()}
-        return sums, totals_of(self.challenger_N.astype(np.float64) - blind, self.image_N)
+        sums = {name: compute_totals(values[on], self.image_N[on]) for name, (values, on) in guards.items()}
+        return sums, compute_totals(self.challenger_N.astype(np.float64) - blind, self.image_N)
 
 
-def draw_benchmark(setting: Setting, rng: np.random.Generator) -> Benchmark:
-    image_N = image_of(setting, rng)
-    return Benchmark(image_N, uniforms(image_N, setting, rng) < SKILL, int(rng.integers(1 << 62)))
+def draw_benchmark(setting: Setting, rng: np.random.Generator) -> SimulatedBenchmark:
+    image_N = draw_images(setting, rng)
+    return SimulatedBenchmark(image_N, draw_uniforms(image_N, setting, rng) < SKILL, int(rng.integers(1 << 62)))
 
 
-def fresh_round(setting: Setting, rng: np.random.Generator) -> Round:
+def draw_fresh_round(setting: Setting, rng: np.random.Generator) -> SimulatedRound:
     """A round on new questions."""
-    image_N = image_of(setting, rng)
-    champion, challenger = paired(uniforms(image_N, setting, rng), SKILL, setting.discordance, setting.gain)
-    return _round(image_N, champion, challenger, setting, rng, benchmark_seed=int(rng.integers(1 << 62)))
+    image_N = draw_images(setting, rng)
+    champion, challenger = derive_paired_answers(
+        draw_uniforms(image_N, setting, rng), SKILL, setting.discordance, setting.gain
+    )
+    return _build_round(image_N, champion, challenger, setting, rng, benchmark_seed=int(rng.integers(1 << 62)))
 
 
-def repeated_round(b: Benchmark, setting: Setting, rng: np.random.Generator) -> Round:
+def draw_repeated_round(b: SimulatedBenchmark, setting: Setting, rng: np.random.Generator) -> SimulatedRound:
     """A round of a new challenger on questions that have been asked before."""
-    u_N = uniforms(b.image_N, setting, rng)
-    challenger = given_champion(b.champion_N, u_N, SKILL, setting.discordance, setting.gain)
-    return _round(b.image_N, b.champion_N, challenger, setting, rng, benchmark_seed=b.seed)
+    u_N = draw_uniforms(b.image_N, setting, rng)
+    challenger = derive_challenger(b.champion_N, u_N, SKILL, setting.discordance, setting.gain)
+    return _build_round(b.image_N, b.champion_N, challenger, setting, rng, benchmark_seed=b.seed)
 
 
-def _round(
+def _build_round(
     image_N: NDArray[np.intp],
     champion: NDArray[np.bool_],
     challenger: NDArray[np.bool_],
@@ -154,6 +158,6 @@ def _round(
     rng: np.random.Generator,
     *,
     benchmark_seed: int,
-) -> Round:
+) -> SimulatedRound:
     gain_N = challenger.astype(np.float64) - champion
-    return Round(gain_N, image_N, challenger, champion, setting, int(rng.integers(1 << 62)), benchmark_seed)
+    return SimulatedRound(gain_N, image_N, challenger, champion, setting, int(rng.integers(1 << 62)), benchmark_seed)

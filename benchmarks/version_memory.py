@@ -36,12 +36,12 @@ def main() -> int:
         size = sum(path.stat().st_size for path in folder.iterdir())
         print(f"{pairs:,} pairs to be made; {size / 1e6:.0f} MB written in {time.perf_counter() - started:.0f} s")
         for name in STEPS:
-            worst = max(worst, in_a_process(name, Path(scratch)))
+            worst = max(worst, run_in_process(name, Path(scratch)))
     print(f"most memory at once: {worst:.0f} MB (allowed: {ALLOWED_MB:.0f})")
     return int(worst > ALLOWED_MB)
 
 
-def in_a_process(step: str, scratch: Path) -> float:
+def run_in_process(step: str, scratch: Path) -> float:
     """Run the step in a process of its own; returns its peak resident memory, that of its commands included, in MB."""
     started = time.perf_counter()
     command = [sys.executable, "-m", "benchmarks.version_memory", "--step", step, str(scratch)]
@@ -51,37 +51,37 @@ def in_a_process(step: str, scratch: Path) -> float:
     return max(own, below)
 
 
-def pair(scratch: Path) -> None:
+def make_benchmark_pairs(scratch: Path) -> None:
     from tests.support.preference_data import make_pairs_of
 
     make_pairs_of(scratch / "round")
 
 
-def version(scratch: Path) -> None:
-    from clincot.config import VersionSection
-    from clincot.preferences.versions.init import start_repository
+def commit_version(scratch: Path) -> None:
+    from clincot.config import VersionConfig
+    from clincot.preferences.versions.init import init_repository
     from clincot.stages.runner import run_stage
     from tests.support.preference_data import paths_in
 
-    start_repository(str(scratch / "data.git"), f"s3://{BUCKET}/rounds")
-    section = VersionSection(repository=str(scratch / "data.git"))
+    init_repository(str(scratch / "data.git"), f"s3://{BUCKET}/rounds")
+    section = VersionConfig(repository=str(scratch / "data.git"))
     run_stage("version", section, paths_in(scratch / "round"), {"version": scratch / "round" / "version.json"})
 
 
-def read(scratch: Path) -> None:
-    from clincot.config import VersionSection
-    from clincot.preferences.versions.version_history import diff
+def read_back(scratch: Path) -> None:
+    from clincot.config import VersionConfig
+    from clincot.preferences.versions.version_history import diff_versions
 
-    section = VersionSection(repository=str(scratch / "data.git"))
-    _, kept, between = diff(section, "1", "1", scratch / "read")
+    section = VersionConfig(repository=str(scratch / "data.git"))
+    _, kept, between = diff_versions(section, "1", "1", scratch / "read")
     assert between.unchanged == kept.pairs > 0
     print(f"{kept.pairs:,} pairs read back", file=sys.stderr)
 
 
-STEPS: dict[str, Callable[[Path], None]] = {"pair": pair, "version": version, "read": read}
+STEPS: dict[str, Callable[[Path], None]] = {"pair": make_benchmark_pairs, "version": commit_version, "read": read_back}
 
 
-def step(name: str, scratch: Path) -> int:
+def run_step(name: str, scratch: Path) -> int:
     STEPS[name](scratch)
     peaks = (resource.getrusage(who).ru_maxrss / 1e3 for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
     print(*peaks)
@@ -89,4 +89,4 @@ def step(name: str, scratch: Path) -> int:
 
 
 if __name__ == "__main__":
-    raise SystemExit(step(sys.argv[2], Path(sys.argv[3])) if sys.argv[1:2] == ["--step"] else main())
+    raise SystemExit(run_step(sys.argv[2], Path(sys.argv[3])) if sys.argv[1:2] == ["--step"] else main())

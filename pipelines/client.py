@@ -15,14 +15,14 @@ import kfp
 import urllib3
 from kfp_server_api import ApiException
 
-from clincot.errors import BadInput, ForTheUser
+from clincot.errors import InvalidInput, UserError
 
 POD_TOKEN = Path("/var/run/secrets/kubeflow/pipelines/token")  # as Kubeflow's documentation projects it
 REQUEST_S = 30.0
-_SHOWN = 300
+_MAX_SHOWN_CHARS = 300
 
 
-class PipelinesFailed(ForTheUser, RuntimeError):
+class PipelinesFailed(UserError, RuntimeError):
     """Kubeflow Pipelines refused, or could not be reached; says which, and what would mend it."""
 
 
@@ -37,15 +37,15 @@ class Connection:
     pipeline: str
     experiment: str
 
-    def experiment_id(self) -> str:
+    def ensure_experiment(self) -> str:
         """Of the experiment, which is made where it is not there."""
-        with told(self.endpoint):
+        with kfp_errors(self.endpoint):
             made = self.client.create_experiment(self.experiment, namespace=self.namespace or None)
             found: str = made.experiment_id
             return found
 
 
-def connect(
+def connect_pipelines(
     endpoint: str = "",
     *,
     token_file: Path | None = None,
@@ -62,15 +62,17 @@ def connect(
     """
     endpoint = (endpoint or os.environ.get("KFP_ENDPOINT", "")).rstrip("/")
     if not endpoint:
-        raise BadInput("where is Kubeflow Pipelines? name it with --endpoint or KFP_ENDPOINT (https://host/pipeline)")
+        raise InvalidInput(
+            "where is Kubeflow Pipelines? name it with --endpoint or KFP_ENDPOINT (https://host/pipeline)"
+        )
     if not endpoint.startswith(("http://", "https://")):
-        raise BadInput(f"the endpoint must start with http:// or https://, got {endpoint!r}")
-    token, origin = _token(token_file)
-    multi_user = _ask(endpoint, token, origin, ca_cert)
+        raise InvalidInput(f"the endpoint must start with http:// or https://, got {endpoint!r}")
+    token, origin = _read_token(token_file)
+    multi_user = _probe_endpoint(endpoint, token, origin, ca_cert)
     namespace = namespace or (profile if multi_user else "")
     if multi_user and not namespace:
-        raise BadInput(f"{endpoint} is a multi-user installation: name the profile's namespace with --namespace")
-    with told(endpoint), warnings.catch_warnings():
+        raise InvalidInput(f"{endpoint} is a multi-user installation: name the profile's namespace with --namespace")
+    with kfp_errors(endpoint), warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)
         # kfp asks for the namespace by itself where it is left out, five times
         client = kfp.Client(
@@ -85,18 +87,18 @@ def connect(
 
 
 @contextlib.contextmanager
-def told(endpoint: str) -> Iterator[None]:
+def kfp_errors(endpoint: str) -> Iterator[None]:
     """What the client raises, in a sentence; what it prints, to stderr."""
     try:
         with contextlib.redirect_stdout(sys.stderr):
             yield
     except ApiException as error:
-        raise PipelinesFailed(_refused(endpoint, error.status, str(error.body or error.reason))) from None
+        raise PipelinesFailed(_describe_refusal(endpoint, error.status, str(error.body or error.reason))) from None
     except (urllib3.exceptions.HTTPError, OSError) as error:
         raise PipelinesFailed(f"{endpoint}: no answer from Kubeflow Pipelines: {type(error).__name__}") from None
 
 
-def _token(token_file: Path | None) -> tuple[str, str]:
+def _read_token(token_file: Path | None) -> tuple[str, str]:
     """The bearer token, and where it is from; ("", "") without one."""
     if token_file is None and os.environ.get("KFP_TOKEN"):
         return os.environ["KFP_TOKEN"].strip(), "KFP_TOKEN"
@@ -108,13 +110,13 @@ def _token(token_file: Path | None) -> tuple[str, str]:
     try:
         token = named.read_text(encoding="utf-8").strip()
     except OSError as error:
-        raise BadInput(f"{named}: the token cannot be read: {error.strerror}") from None
+        raise InvalidInput(f"{named}: the token cannot be read: {error.strerror}") from None
     if not token:
-        raise BadInput(f"{named}: is empty, expected a bearer token")
+        raise InvalidInput(f"{named}: is empty, expected a bearer token")
     return token, str(named)
 
 
-def _ask(endpoint: str, token: str, origin: str, ca_cert: Path | None) -> bool:
+def _probe_endpoint(endpoint: str, token: str, origin: str, ca_cert: Path | None) -> bool:
     """Is it Kubeflow Pipelines, and does it let us in? Returns whether it is a multi-user installation."""
     url = f"{endpoint}/apis/v2beta1/healthz"
     try:
@@ -129,7 +131,9 @@ def _ask(endpoint: str, token: str, origin: str, ca_cert: Path | None) -> bool:
             f"{url}: no answer ({type(error).__name__}: {error}); is --endpoint (KFP_ENDPOINT) right?"
         ) from None
     if reply.status_code in (301, 302, 303, 307, 401, 403):  # a login page is a no as well
-        raise PipelinesFailed(_refused(endpoint, 401 if reply.is_redirect else reply.status_code, reply.text, origin))
+        raise PipelinesFailed(
+            _describe_refusal(endpoint, 401 if reply.is_redirect else reply.status_code, reply.text, origin)
+        )
     try:
         multi_user = reply.json().get("multi_user", False) if reply.status_code == 200 else None
     except (ValueError, AttributeError):
@@ -142,8 +146,8 @@ def _ask(endpoint: str, token: str, origin: str, ca_cert: Path | None) -> bool:
     return bool(multi_user)
 
 
-def _refused(endpoint: str, status: int, body: str, origin: str = "") -> str:
-    said = " ".join(body.split())[:_SHOWN]
+def _describe_refusal(endpoint: str, status: int, body: str, origin: str = "") -> str:
+    said = " ".join(body.split())[:_MAX_SHOWN_CHARS]
     if status in (401, 403):
         token = f"the token of {origin}" if origin else "the token, if there is one,"
         return (

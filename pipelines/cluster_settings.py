@@ -12,37 +12,37 @@ from typing import Annotated, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from clincot.config import Section, parse_section, read_settings
-from clincot.jsonl import BadRecord
+from clincot.config import FrozenConfig, parse_config, read_settings
+from clincot.jsonl import InvalidRecord
 from clincot.stages.catalog import STAGES
 
 Name = Annotated[str, Field(pattern=r"^[a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?$")]
-Image = Annotated[str, Field(pattern=r"^[a-z0-9][-\w./:]*(@sha256:[0-9a-f]{64})?$")]
+ImageReference = Annotated[str, Field(pattern=r"^[a-z0-9][-\w./:]*(@sha256:[0-9a-f]{64})?$")]
 Quantity = Annotated[str, Field(pattern=r"^\d+(\.\d+)?(m|[kMGTPE]i?)?$")]
-Variable = Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")]
+VariableName = Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")]
 Seconds = Annotated[int, Field(ge=1)]
-OTHERS = ("merge", "page", "standing", "deploy", "finish")  # tasks that are no stages; all run on CPUs
-TASKS = (*(stage.name for stage in STAGES), *OTHERS)
-_SECRET = re.compile(r"(?i)(secret|token|passw|_key$|credential)")
+NON_STAGE_TASKS = ("merge", "page", "standing", "deploy", "finish")  # tasks that are no stages; all run on CPUs
+TASK_NAMES = (*(stage.name for stage in STAGES), *NON_STAGE_TASKS)
+_SECRET_NAME = re.compile(r"(?i)(secret|token|passw|_key$|credential)")
 
 
-class Images(Section):
+class Images(FrozenConfig):
     """The images of the tasks; by digest (…@sha256:…) a run is what it says, by tag it is what the registry says."""
 
-    cpu: Annotated[Image, Field(description="of tasks without a GPU")] = "clincot-cpu:latest"
-    gpu: Annotated[Image, Field(description="of the stages whose device is gpu")] = "clincot-cuda:latest"
+    cpu: Annotated[ImageReference, Field(description="of tasks without a GPU")] = "clincot-cpu:latest"
+    gpu: Annotated[ImageReference, Field(description="of the stages whose device is gpu")] = "clincot-cuda:latest"
     pull_policy: Literal["Always", "IfNotPresent", "Never"] = "IfNotPresent"
     pull_secrets: Annotated[tuple[Name, ...], Field(description="Secrets with registry credentials")] = ()
 
 
-class Resources(Section):
+class ContainerResources(FrozenConfig):
     """Of one container."""
 
     cpu: Annotated[str, Field(pattern=r"^\d+(\.\d+)?m?$")]
     memory: Quantity
 
 
-class Toleration(Section):
+class Toleration(FrozenConfig):
     """As in a pod's spec."""
 
     key: str = ""
@@ -52,7 +52,7 @@ class Toleration(Section):
     seconds: Annotated[int | None, Field(ge=0, description="tolerationSeconds, of NoExecute")] = None
 
 
-class Retries(Section):
+class RetryPolicy(FrozenConfig):
     """Of a task that failed; the pause grows by the factor each time."""
 
     count: Annotated[int, Field(ge=0)] = 2
@@ -61,41 +61,41 @@ class Retries(Section):
     max_s: Seconds = 600
 
 
-class Profile(Section):
+class ResourceProfile(FrozenConfig):
     """What a task asks for."""
 
-    requests: Resources
-    limits: Resources
+    requests: ContainerResources
+    limits: ContainerResources
     accelerator: Annotated[str, Field(description="resource name, such as nvidia.com/gpu; with count 0: none")] = ""
     count: Annotated[int, Field(ge=0, description="accelerators")] = 0
     node_selector: dict[str, str] = Field(default={})
     tolerations: tuple[Toleration, ...] = ()
     shm: Annotated[Quantity | Literal[""], Field(description="size of /dev/shm; empty: the runtime's 64Mi")] = ""
     timeout_s: Annotated[Seconds, Field(description="a task that takes longer is ended, and counts as failed")] = 3600
-    retries: Retries = Retries()
+    retries: RetryPolicy = RetryPolicy()
 
     @model_validator(mode="after")
-    def _accelerator_named(self) -> Profile:
+    def _check_accelerator(self) -> ResourceProfile:
         if self.count and not self.accelerator:
             raise ValueError(f"count is {self.count}, but accelerator names no resource (nvidia.com/gpu)")
         return self
 
 
-class StageChanges(Section):
+class StageOverrides(FrozenConfig):
     """What one stage asks for otherwise than its profile; what is left out stays as in the profile."""
 
-    requests: Resources | None = None
-    limits: Resources | None = None
+    requests: ContainerResources | None = None
+    limits: ContainerResources | None = None
     accelerator: str | None = None
     count: Annotated[int | None, Field(ge=0)] = None
     node_selector: dict[str, str] | None = None
     tolerations: tuple[Toleration, ...] | None = None
     shm: Quantity | Literal[""] | None = None
     timeout_s: Seconds | None = None
-    retries: Retries | None = None
+    retries: RetryPolicy | None = None
 
 
-class Cache(Section):
+class CacheVolume(FrozenConfig):
     """A claim where data sets and checkpoints stay between tasks. Without it every task fetches what it needs."""
 
     claim: Annotated[
@@ -105,21 +105,21 @@ class Cache(Section):
     sub_path: str = ""
 
 
-class SecretEnv(Section):
+class SecretEnv(FrozenConfig):
     """Keys of a Secret (in the run namespace) as environment variables."""
 
     name: Name
-    env: Annotated[dict[str, Variable], Field(min_length=1, description="{key of the Secret: variable}")]
+    env: Annotated[dict[str, VariableName], Field(min_length=1, description="{key of the Secret: variable}")]
     optional: Annotated[bool, Field(description="the pod starts without it, too")] = False
     stages: Annotated[tuple[str, ...], Field(description="tasks that see it; empty: all")] = ()
 
     @field_validator("stages")
     @classmethod
-    def _known(cls, stages: tuple[str, ...]) -> tuple[str, ...]:
-        return _tasks(stages)
+    def _check_stages(cls, stages: tuple[str, ...]) -> tuple[str, ...]:
+        return _check_task_names(stages)
 
 
-class PodSecurity(Section):
+class PodSecurity(FrozenConfig):
     """As far as Kubeflow Pipelines can say it. Read-only root, dropped capabilities and seccomp it cannot: those are
     set by the namespace's Pod Security level or an admission policy, and the image runs with them."""
 
@@ -128,7 +128,7 @@ class PodSecurity(Section):
     non_root: Literal[True] = True
 
 
-class ClusterSettings(Section):
+class ClusterSettings(FrozenConfig):
     """cluster.yaml, whole."""
 
     namespace: Annotated[Name, Field(description="of run pods: that of Kubeflow Pipelines, or a profile's")] = (
@@ -136,23 +136,25 @@ class ClusterSettings(Section):
     )
     service_account: Annotated[Name | Literal[""], Field(description="of run pods; empty: KFP's default")] = ""
     images: Images = Images()
-    cpu: Profile = Profile(
-        requests=Resources(cpu="2", memory="8Gi"), limits=Resources(cpu="4", memory="16Gi"), timeout_s=3600
+    cpu: ResourceProfile = ResourceProfile(
+        requests=ContainerResources(cpu="2", memory="8Gi"),
+        limits=ContainerResources(cpu="4", memory="16Gi"),
+        timeout_s=3600,
     )
-    gpu: Profile = Profile(
-        requests=Resources(cpu="4", memory="32Gi"),
-        limits=Resources(cpu="8", memory="64Gi"),
+    gpu: ResourceProfile = ResourceProfile(
+        requests=ContainerResources(cpu="4", memory="32Gi"),
+        limits=ContainerResources(cpu="8", memory="64Gi"),
         timeout_s=86400,
         accelerator="nvidia.com/gpu",
         count=1,
         shm="8Gi",
         tolerations=(Toleration(key="nvidia.com/gpu", operator="Exists", effect="NoSchedule"),),
     )
-    stages: Annotated[dict[str, StageChanges], Field(description="{task: what it asks for otherwise}")] = Field(
+    stages: Annotated[dict[str, StageOverrides], Field(description="{task: what it asks for otherwise}")] = Field(
         default={}
     )
-    cache: Cache = Cache()
-    env: Annotated[dict[Variable, str], Field(description="of every task: endpoints, CA bundles, proxies")] = Field(
+    cache: CacheVolume = CacheVolume()
+    env: Annotated[dict[VariableName, str], Field(description="of every task: endpoints, CA bundles, proxies")] = Field(
         default={}
     )
     ca_config_map: Annotated[
@@ -169,38 +171,38 @@ class ClusterSettings(Section):
 
     @field_validator("stages")
     @classmethod
-    def _known(cls, stages: dict[str, StageChanges]) -> dict[str, StageChanges]:
-        _tasks(tuple(stages))
+    def _check_stages(cls, stages: dict[str, StageOverrides]) -> dict[str, StageOverrides]:
+        _check_task_names(tuple(stages))
         return stages
 
-    def profile(self, task: str) -> Profile:
+    def resolve_profile(self, task: str) -> ResourceProfile:
         """What the task asks for: its device's profile, with its stage's changes."""
         device = next((stage.device for stage in STAGES if stage.name == task), "cpu")
-        base: Profile = self.gpu if device == "gpu" else self.cpu
-        changes = self.stages.get(task, StageChanges()).model_dump(exclude_none=True)
-        return Profile.model_validate(base.model_dump() | changes)
+        base: ResourceProfile = self.gpu if device == "gpu" else self.cpu
+        changes = self.stages.get(task, StageOverrides()).model_dump(exclude_none=True)
+        return ResourceProfile.model_validate(base.model_dump() | changes)
 
-    def image(self, task: str) -> str:
+    def select_image(self, task: str) -> str:
         device = next((stage.device for stage in STAGES if stage.name == task), "cpu")
         return self.images.gpu if device == "gpu" else self.images.cpu
 
 
-def _tasks(names: tuple[str, ...]) -> tuple[str, ...]:
-    strange = [name for name in names if name not in TASKS]
+def _check_task_names(names: tuple[str, ...]) -> tuple[str, ...]:
+    strange = [name for name in names if name not in TASK_NAMES]
     if strange:
-        raise ValueError(f"no task is called {', '.join(strange)}; there are {', '.join(TASKS)}")
+        raise ValueError(f"no task is called {', '.join(strange)}; there are {', '.join(TASK_NAMES)}")
     return names
 
 
-def load_cluster(path: Path | None) -> ClusterSettings:
+def load_cluster_settings(path: Path | None) -> ClusterSettings:
     """cluster.yaml; None: the defaults. Raises BadRecord naming the file and the key."""
     if path is None:
         return ClusterSettings()
     content = read_settings(path, "the cluster's settings (cluster.yaml)")
-    settings = parse_section(ClusterSettings, content, where=str(path))
+    settings = parse_config(ClusterSettings, content, where=str(path))
     for name, value in settings.env.items():
-        if _SECRET.search(name) or ("://" in value and "@" in value):
-            raise BadRecord(
+        if _SECRET_NAME.search(name) or ("://" in value and "@" in value):
+            raise InvalidRecord(
                 f"{path}: env.{name} looks like a secret; it would stand in manifests: name a Secret instead"
             )
     return settings

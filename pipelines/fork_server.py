@@ -25,9 +25,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-_FDS = 3  # stdin, stdout, stderr
+_FD_COUNT = 3  # stdin, stdout, stderr
 # What asks: the standard library alone, without site-packages, so that it starts in a few hundredths of a second.
-_ASK = """\
+_CLIENT_SCRIPT = """\
 #!{python} -IS
 import array, json, os, socket, sys
 with socket.socket(socket.AF_UNIX) as asking:
@@ -41,11 +41,11 @@ with socket.socket(socket.AF_UNIX) as asking:
 
 
 @contextmanager
-def warm_python() -> Iterator[Path]:
+def preloaded_python() -> Iterator[Path]:
     """An executable that runs `-m MODULE ARGUMENTS` in a fork of a warm interpreter. Its server ends with the block."""
     folder = Path(tempfile.mkdtemp(prefix="clincot-"))  # a socket's address has room for some 100 characters
     address, ask = folder / "warm.sock", folder / "python3"
-    ask.write_text(_ASK.format(python=sys.executable, address=str(address)), encoding="utf-8")
+    ask.write_text(_CLIENT_SCRIPT.format(python=sys.executable, address=str(address)), encoding="utf-8")
     ask.chmod(0o755)
     with subprocess.Popen(
         [sys.executable, "-m", "clincot.pipelines.fork_server", str(address)],
@@ -61,7 +61,7 @@ def warm_python() -> Iterator[Path]:
             shutil.rmtree(folder, ignore_errors=True)
 
 
-def serve(address: str) -> None:
+def serve_forks(address: str) -> None:
     """Import, then fork for whoever asks, until stdin ends: also when the one who started this was killed."""
     import trl  # noqa: F401
 
@@ -71,7 +71,7 @@ def serve(address: str) -> None:
     import clincot.pipelines.tasks
     import clincot.training.margin_dpo  # noqa: F401
 
-    threading.Thread(target=_end_with_starter, daemon=True).start()
+    threading.Thread(target=_exit_with_parent, daemon=True).start()
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     with socket.socket(socket.AF_UNIX) as listening:
         listening.bind(address)
@@ -83,27 +83,27 @@ def serve(address: str) -> None:
             child = os.fork()
             if child == 0:
                 listening.close()
-                _stand_for(asking)
+                _handle_fork(asking)
             asking.close()
             with contextlib.suppress(ChildProcessError):
                 while os.waitpid(-1, os.WNOHANG)[0]:
                     pass
 
 
-def _end_with_starter() -> None:
+def _exit_with_parent() -> None:
     sys.stdin.buffer.read()
     os._exit(0)
 
 
-def _stand_for(asking: socket.socket) -> None:
+def _handle_fork(asking: socket.socket) -> None:
     """In the fork: a second fork does the work, this one tells how it ended, and ends it when nobody listens."""
-    arguments, environment, folder, fds = _received(asking)
+    arguments, environment, folder, fds = _receive_request(asking)
     worker = os.fork()
     if worker == 0:
         asking.close()
         for number, fd in enumerate(fds):
             os.dup2(fd, number)
-        os._exit(_run(arguments, environment, folder))
+        os._exit(_run_module(arguments, environment, folder))
     for fd in fds:
         os.close(fd)
 
@@ -120,10 +120,10 @@ def _stand_for(asking: socket.socket) -> None:
     os._exit(0)
 
 
-def _received(asking: socket.socket) -> tuple[list[str], dict[str, str], str, list[int]]:
-    length, ancillary, _, _ = asking.recvmsg(8, socket.CMSG_LEN(_FDS * 4))
+def _receive_request(asking: socket.socket) -> tuple[list[str], dict[str, str], str, list[int]]:
+    length, ancillary, _, _ = asking.recvmsg(8, socket.CMSG_LEN(_FD_COUNT * 4))
     fds = array.array("i")
-    fds.frombytes(ancillary[0][2][: _FDS * 4])
+    fds.frombytes(ancillary[0][2][: _FD_COUNT * 4])
     content = b""
     while len(content) < int.from_bytes(length, "big"):
         content += asking.recv(1 << 16)
@@ -131,7 +131,7 @@ def _received(asking: socket.socket) -> tuple[list[str], dict[str, str], str, li
     return arguments, environment, folder, list(fds)
 
 
-def _run(arguments: list[str], environment: dict[str, str], folder: str) -> int:
+def _run_module(arguments: list[str], environment: dict[str, str], folder: str) -> int:
     """Be `python -m MODULE …`; returns the exit code."""
     flag, module, *rest = arguments
     if flag != "-m":
@@ -157,4 +157,4 @@ def _run(arguments: list[str], environment: dict[str, str], folder: str) -> int:
 
 
 if __name__ == "__main__":
-    serve(sys.argv[1])
+    serve_forks(sys.argv[1])

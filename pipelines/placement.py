@@ -4,23 +4,23 @@ from __future__ import annotations
 
 from kfp import dsl, kubernetes
 
-from clincot.pipelines.cluster_settings import ClusterSettings, Profile, Toleration
+from clincot.pipelines.cluster_settings import ClusterSettings, ResourceProfile, Toleration
 
 CA_FOLDER = "/etc/clincot/ca"
 CA_VARIABLES = ("SSL_CERT_FILE", "REQUESTS_CA_BUNDLE", "AWS_CA_BUNDLE", "GIT_SSL_CAINFO")
-KUEUE = "kueue.x-k8s.io/queue-name"
+KUEUE_QUEUE_LABEL = "kueue.x-k8s.io/queue-name"
 
 
-def place(task: dsl.PipelineTask, name: str, cluster: ClusterSettings) -> dsl.PipelineTask:
+def apply_placement(task: dsl.PipelineTask, name: str, cluster: ClusterSettings) -> dsl.PipelineTask:
     """Give the task called `name` (cluster_settings.TASKS) its image, resources, secrets, volumes, times and labels."""
-    profile = cluster.profile(name)
-    task.set_container_image(cluster.image(name))
-    _resources(task, profile)
-    _pod(task, name, cluster)
+    profile = cluster.resolve_profile(name)
+    task.set_container_image(cluster.select_image(name))
+    _set_resources(task, profile)
+    _configure_pod(task, name, cluster)
     for key, value in profile.node_selector.items():
         kubernetes.add_node_selector(task, label_key=key, label_value=value)
     for toleration in profile.tolerations:
-        _tolerate(task, toleration)
+        _add_toleration(task, toleration)
     if profile.shm:
         kubernetes.empty_dir_mount(task, "dshm", "/dev/shm", medium="Memory", size_limit=profile.shm)
     kubernetes.set_timeout(task, profile.timeout_s)
@@ -35,19 +35,19 @@ def place(task: dsl.PipelineTask, name: str, cluster: ClusterSettings) -> dsl.Pi
     return task
 
 
-def pipeline_config(cluster: ClusterSettings) -> dsl.PipelineConfig:
+def build_pipeline_config(cluster: ClusterSettings) -> dsl.PipelineConfig:
     """How long a run may take, and how long its workflow object is kept."""
     return dsl.PipelineConfig(active_deadline_seconds=cluster.deadline_s, ttl_seconds_after_finished=cluster.keep_s)
 
 
-def _resources(task: dsl.PipelineTask, profile: Profile) -> None:
+def _set_resources(task: dsl.PipelineTask, profile: ResourceProfile) -> None:
     task.set_cpu_request(profile.requests.cpu).set_cpu_limit(profile.limits.cpu)
     task.set_memory_request(profile.requests.memory).set_memory_limit(profile.limits.memory)
     if profile.count:
         task.set_accelerator_type(profile.accelerator).set_accelerator_limit(profile.count)
 
 
-def _pod(task: dsl.PipelineTask, name: str, cluster: ClusterSettings) -> None:
+def _configure_pod(task: dsl.PipelineTask, name: str, cluster: ClusterSettings) -> None:
     images, security = cluster.images, cluster.security
     kubernetes.set_image_pull_policy(task, images.pull_policy)
     if images.pull_secrets:
@@ -69,14 +69,14 @@ def _pod(task: dsl.PipelineTask, name: str, cluster: ClusterSettings) -> None:
             task, pvc_name=cluster.cache.claim, mount_path=cluster.cache.mount, sub_path=cluster.cache.sub_path
         )
         task.set_env_variable("CLINCOT_CACHE", cluster.cache.mount)
-    labels = {**cluster.labels, **({KUEUE: cluster.queue} if cluster.queue else {})}
+    labels = {**cluster.labels, **({KUEUE_QUEUE_LABEL: cluster.queue} if cluster.queue else {})}
     for key, value in labels.items():
         kubernetes.add_pod_label(task, key, value)
     for key, value in cluster.annotations.items():
         kubernetes.add_pod_annotation(task, key, value)
 
 
-def _tolerate(task: dsl.PipelineTask, toleration: Toleration) -> None:
+def _add_toleration(task: dsl.PipelineTask, toleration: Toleration) -> None:
     kubernetes.add_toleration(
         task,
         key=toleration.key or None,

@@ -11,17 +11,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from clincot.errors import BadInput
-from clincot.pipelines.client import Connection, told
+from clincot.errors import InvalidInput
+from clincot.pipelines.client import Connection, kfp_errors
 from clincot.pipelines.round import RoundPlan
-from clincot.pipelines.submit import check_runs, upload
-from clincot.records import digest_of
+from clincot.pipelines.submit import check_run_inputs, upload_pipeline
+from clincot.records import hash_json
 
-_FIELDS = 6  # of a cron expression with seconds
+_CRON_FIELDS = 6  # of a cron expression with seconds
 
 
 @dataclass(frozen=True)
-class Timing:
+class RunSchedule:
     """When it runs: a cron expression with seconds, or every so many seconds."""
 
     cron: str = ""
@@ -29,33 +29,33 @@ class Timing:
 
     def __post_init__(self) -> None:
         if bool(self.cron) == bool(self.interval_s):
-            raise BadInput("a schedule has either --cron or --interval, not both and not neither")
-        if self.cron and len(self.cron.split()) != _FIELDS:
-            raise BadInput(
+            raise InvalidInput("a schedule has either --cron or --interval, not both and not neither")
+        if self.cron and len(self.cron.split()) != _CRON_FIELDS:
+            raise InvalidInput(
                 f"--cron {self.cron!r}: expected six fields, seconds first (Kubeflow's cron): '0 0 2 * * *' is every "
                 "night at two"
             )
         if self.interval_s < 0:
-            raise BadInput(f"--interval must be above 0, got {self.interval_s}")
+            raise InvalidInput(f"--interval must be above 0, got {self.interval_s}")
 
     def __str__(self) -> str:
         return f"cron {self.cron}" if self.cron else f"every {self.interval_s} s"
 
 
-def reconcile(connection: Connection, plan: RoundPlan, timing: Timing) -> list[str]:
+def reconcile_recurring_run(connection: Connection, plan: RoundPlan, timing: RunSchedule) -> list[str]:
     """Make the recurring run what plan and timing say; returns what was done, a line each. Raises PipelinesFailed."""
-    check_runs(plan)
-    version = upload(connection, plan)
+    check_run_inputs(plan)
+    version = upload_pipeline(connection, plan)
     account = plan.cluster.service_account
-    digest = digest_of([version.name, timing.cron, timing.interval_s, account])[:12]
-    name, experiment = f"{connection.pipeline}-{digest}", connection.experiment_id()
-    before = recurring_runs(connection, experiment)
+    digest = hash_json([version.name, timing.cron, timing.interval_s, account])[:12]
+    name, experiment = f"{connection.pipeline}-{digest}", connection.ensure_experiment()
+    before = list_recurring_runs(connection, experiment)
     same = sorted(
         (one for one in before if one.display_name == name), key=lambda one: (one.created_at, one.recurring_run_id)
     )
     done = []
     client = connection.client
-    with told(connection.endpoint):
+    with kfp_errors(connection.endpoint):
         if not same:
             same = [
                 client.create_recurring_run(
@@ -73,25 +73,25 @@ def reconcile(connection: Connection, plan: RoundPlan, timing: Timing) -> list[s
                 )
             ]
             done.append(f"created {name}: {timing}")
-        elif _disabled(same[0]):
+        elif _is_disabled(same[0]):
             client.enable_recurring_run(same[0].recurring_run_id)
             done.append(f"enabled {name}")
     kept = same[0].recurring_run_id
-    done += _retire(connection, [one for one in before if one.recurring_run_id != kept])
+    done += _delete_runs(connection, [one for one in before if one.recurring_run_id != kept])
     return done or [f"{name} is as it should be: {timing}"]
 
 
-def remove(connection: Connection) -> list[str]:
+def delete_recurring_runs(connection: Connection) -> list[str]:
     """Disable and delete every recurring run of the line; returns what was done."""
-    return _retire(connection, recurring_runs(connection, connection.experiment_id()))
+    return _delete_runs(connection, list_recurring_runs(connection, connection.ensure_experiment()))
 
 
-def recurring_runs(connection: Connection, experiment: str) -> list[Any]:
+def list_recurring_runs(connection: Connection, experiment: str) -> list[Any]:
     """The line's recurring runs: those of the experiment that are named by this module."""
     ours = re.compile(re.escape(connection.pipeline) + r"-[0-9a-f]{12}")
     found: list[Any] = []
     token = ""
-    with told(connection.endpoint):
+    with kfp_errors(connection.endpoint):
         while True:
             page = connection.client.list_recurring_runs(page_token=token, page_size=100, experiment_id=experiment)
             found += [one for one in page.recurring_runs or [] if ours.fullmatch(one.display_name or "")]
@@ -100,7 +100,7 @@ def recurring_runs(connection: Connection, experiment: str) -> list[Any]:
                 return found
 
 
-def timing_of(one: Any) -> str:
+def describe_trigger(one: Any) -> str:
     """When a recurring run runs, in words."""
     trigger = one.trigger
     if trigger is not None and trigger.cron_schedule is not None:
@@ -110,16 +110,16 @@ def timing_of(one: Any) -> str:
     return "no trigger"
 
 
-def _retire(connection: Connection, old: Sequence[Any]) -> list[str]:
+def _delete_runs(connection: Connection, old: Sequence[Any]) -> list[str]:
     done = []
     for one in old:
-        with told(connection.endpoint):
-            if not _disabled(one):  # a run that is due while it is being deleted would still start
+        with kfp_errors(connection.endpoint):
+            if not _is_disabled(one):  # a run that is due while it is being deleted would still start
                 connection.client.disable_recurring_run(one.recurring_run_id)
             connection.client.delete_recurring_run(one.recurring_run_id)
         done.append(f"removed {one.display_name} ({one.recurring_run_id})")
     return done
 
 
-def _disabled(one: Any) -> bool:
+def _is_disabled(one: Any) -> bool:
     return str(one.status or one.mode) in ("DISABLED", "DISABLE")

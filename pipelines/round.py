@@ -33,16 +33,16 @@ from clincot.components.preflight.component import preflight
 from clincot.components.prepare.component import prepare
 from clincot.components.propose.component import propose
 from clincot.components.publish.component import publish
-from clincot.components.record_run_status.component import finish
-from clincot.components.select_champion.component import standing
+from clincot.components.record_run_status.component import record_run_status
+from clincot.components.select_champion.component import select_champion
 from clincot.components.train.component import train
 from clincot.components.version.component import version
 from clincot.config import Params
 from clincot.deployment.service_settings import ServiceSettings
-from clincot.jsonl import written_aside
+from clincot.jsonl import atomic_write
 from clincot.pipelines.cluster_settings import ClusterSettings
-from clincot.pipelines.params import encoded
-from clincot.pipelines.placement import pipeline_config, place
+from clincot.pipelines.params import encode_params
+from clincot.pipelines.placement import apply_placement, build_pipeline_config
 from clincot.training.launch_settings import LaunchSettings
 
 SECTIONS = (
@@ -61,7 +61,7 @@ SECTIONS = (
 )
 
 
-class Generated(NamedTuple):
+class GenerationOutputs(NamedTuple):
     regions: dsl.Dataset
     candidates: dsl.Dataset
     judgements: dsl.Dataset
@@ -69,7 +69,7 @@ class Generated(NamedTuple):
     panel_report: dsl.Artifact
 
 
-class Rounded(NamedTuple):
+class RoundArtifacts(NamedTuple):
     trained: dsl.Model
     trained_digest: str
     panel_report: dsl.Artifact
@@ -77,20 +77,28 @@ class Rounded(NamedTuple):
     champion_report: dsl.Artifact
 
 
-_START = ("policy", "policy_digest", "policy_round", "number", "data_digest", "benchmark_digest", "panel_digest")
-_ROUND: dict[str, Any] = {  # what a round is given, with its type
+_START_OUTPUTS = (
+    "policy",
+    "policy_digest",
+    "policy_round",
+    "number",
+    "data_digest",
+    "benchmark_digest",
+    "panel_digest",
+)
+_ROUND_INPUTS: dict[str, Any] = {  # what a round is given, with its type
     **dict.fromkeys(("data", "benchmark", "blind_from", "calibrated_on"), str),
     "shards": int,
     **{name: dict for name in SECTIONS if name != "preflight"},
     "service": dict,
     "launch": dict,
-    **dict.fromkeys(_START, str),
+    **dict.fromkeys(_START_OUTPUTS, str),
     "policy_round": int,
     "number": int,
     "champion_outcomes": dsl.Input[dsl.Dataset],
     "champion_report": dsl.Input[dsl.Artifact],
 }
-Values = Mapping[str, Any]  # the pipeline's parameters, by name
+PipelineValues = Mapping[str, Any]  # the pipeline's parameters, by name
 
 
 @dataclass(frozen=True)
@@ -126,19 +134,19 @@ class RoundPlan:
             "calibrated_on": "",
             "number": self.number,
             "shards": self.shards,
-            **{name: encoded(content) for name, content in sections.items()},
+            **{name: encode_params(content) for name, content in sections.items()},
         }
 
 
-def round_pipeline(plan: RoundPlan) -> Any:
+def build_round_pipeline(plan: RoundPlan) -> Any:
     """The pipeline of a plan, as kfp has it: to be compiled, or to be called under kfp.local."""
     defaults = plan.arguments
-    rounds = _round_parts(plan)  # kfp makes no pipeline while it makes another
+    rounds = _build_round_subpipelines(plan)  # kfp makes no pipeline while it makes another
 
     @dsl.pipeline(
         name="clincot-round",
         description="Look before you answer: one ClinCoT round.",
-        pipeline_config=pipeline_config(plan.cluster),
+        pipeline_config=build_pipeline_config(plan.cluster),
     )
     def clincot_round(
         data: str = defaults["data"],
@@ -163,10 +171,12 @@ def round_pipeline(plan: RoundPlan) -> Any:
         launch: dict = defaults["launch"],
     ) -> None:
         values = {name: value for name, value in locals().items() if name in defaults}
-        ending = place(finish(publish=publish, run=dsl.PIPELINE_JOB_ID_PLACEHOLDER), "finish", plan.cluster)
+        ending = apply_placement(
+            record_run_status(publish=publish, run=dsl.PIPELINE_JOB_ID_PLACEHOLDER), "finish", plan.cluster
+        )
         ending.set_caching_options(False)
         with dsl.ExitHandler(ending, name="round"):
-            _rounds(plan, values, rounds)
+            _add_rounds(plan, values, rounds)
 
     return clincot_round
 
@@ -176,16 +186,16 @@ def compile_round(plan: RoundPlan, out: Path) -> None:
     out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as made:
         path = Path(made) / "round.yaml"
-        compiler.Compiler().compile(round_pipeline(plan), str(path))
+        compiler.Compiler().compile(build_round_pipeline(plan), str(path))
         parts = list(yaml.safe_load_all(path.read_text(encoding="utf-8")))
-    with written_aside(out) as file:
+    with atomic_write(out) as file:
         file.write("# A round of ClinCoT for Kubeflow Pipelines, made by `clincot pipeline compile`.\n")
         yaml.safe_dump_all(parts, file, sort_keys=True, width=120)
 
 
-def _rounds(plan: RoundPlan, values: Values, rounds: Sequence[Any]) -> None:
+def _add_rounds(plan: RoundPlan, values: PipelineValues, rounds: Sequence[Any]) -> None:
     """Preflight once, then the rounds, each from the last one's challenger. One alone lies flat in the pipeline."""
-    looked = place(
+    looked = apply_placement(
         preflight(
             preflight=values["preflight"],
             judge=values["judge"],
@@ -201,13 +211,13 @@ def _rounds(plan: RoundPlan, values: Values, rounds: Sequence[Any]) -> None:
         "preflight",
         plan.cluster,
     ).set_caching_options(False)
-    start = {name: looked.outputs[name] for name in _START}
-    base = _evaluated(plan, values, start, policy=start["policy"], digest=start["policy_digest"])
+    start = {name: looked.outputs[name] for name in _START_OUTPUTS}
+    base = _add_evaluation(plan, values, start, policy=start["policy"], digest=start["policy_digest"])
     champion = {"champion_outcomes": base["outcomes"], "champion_report": base["report"]}
     if len(rounds) == 1:
-        _one_round(plan, {**values, **start, **champion}, rounds[0])
+        _add_round(plan, {**values, **start, **champion}, rounds[0])
         return
-    given = {name: values[name] for name in _ROUND if name in values} | start
+    given = {name: values[name] for name in _ROUND_INPUTS if name in values} | start
     before: dict[str, Any] = {}
     for one in rounds:
         made = one(**given, **champion, **before).outputs
@@ -216,11 +226,11 @@ def _rounds(plan: RoundPlan, values: Values, rounds: Sequence[Any]) -> None:
         given["policy_digest"] = made["trained_digest"]
 
 
-def _round_parts(plan: RoundPlan) -> list[Any]:
+def _build_round_subpipelines(plan: RoundPlan) -> list[Any]:
     """The rounds of a run as pipelines in the pipeline; of one round alone, its generation."""
     if plan.rounds == 1:
-        return [_generation(plan)]
-    generations = [_generation(plan, continued=again) for again in (False, True)]
+        return [_build_generation(plan)]
+    generations = [_build_generation(plan, continued=again) for again in (False, True)]
     parts = []
     for ahead in range(plan.rounds):
         more = {
@@ -229,22 +239,22 @@ def _round_parts(plan: RoundPlan) -> list[Any]:
             "base": dsl.Input[dsl.Dataset],
         }
 
-        def body(given: Values, ahead: int = ahead) -> Any:
-            return _one_round(plan, given, generations[ahead > 0], ahead)
+        def body(given: PipelineValues, ahead: int = ahead) -> Any:
+            return _add_round(plan, given, generations[ahead > 0], ahead)
 
         about = f"Round {ahead + 1} of {plan.rounds}"
-        inputs = {**_ROUND, **(more if ahead else {})}
-        parts.append(_part(f"round-{ahead + 1}", about, inputs, Rounded, body))
+        inputs = {**_ROUND_INPUTS, **(more if ahead else {})}
+        parts.append(_build_subpipeline(f"round-{ahead + 1}", about, inputs, RoundArtifacts, body))
     return parts
 
 
-def _one_round(plan: RoundPlan, given: Values, generate: Any, ahead: int = 0) -> Any:
+def _add_round(plan: RoundPlan, given: PipelineValues, generate: Any, ahead: int = 0) -> Any:
     """One round, from its inputs by name (_ROUND); returns what the next round of the run starts from (Rounded)."""
     number = {"number": given["number"], "ahead": ahead}
     policy = {name: given[name] for name in ("policy", "policy_digest", "trained") if name in given}
     on = {"data": given["data"], "data_digest": given["data_digest"]}
     tested = {"benchmark": given["benchmark"], "benchmark_digest": given["benchmark_digest"]}
-    prepared = place(
+    prepared = apply_placement(
         prepare(prepare=given["prepare"], **on, **number, rounds=plan.rounds, shards=given["shards"]),
         "prepare",
         plan.cluster,
@@ -260,7 +270,7 @@ def _one_round(plan: RoundPlan, given: Values, generate: Any, ahead: int = 0) ->
         lap=prepared["lap"],
         questions=prepared["questions"],
     ).outputs
-    paired = place(
+    paired = apply_placement(
         pair(pair=given["pair"], lap=prepared["lap"], candidates=made["candidates"], scores=made["scores"]),
         "pair",
         plan.cluster,
@@ -268,17 +278,17 @@ def _one_round(plan: RoundPlan, given: Values, generate: Any, ahead: int = 0) ->
     files = {"questions": prepared["questions"], "regions": made["regions"], "candidates": made["candidates"]}
     scored = {name: made[name] for name in ("judgements", "scores", "panel_report")}
     pairs = {"pairs": paired["pairs"], "pair_report": paired["pair_report"]}
-    kept = place(
+    kept = apply_placement(
         version(version=given["version"], answer=given["answer"], **files, **scored, **pairs), "version", plan.cluster
     ).outputs
-    learnt = place(
+    learnt = apply_placement(
         train(
             train=given["train"],
             answer=given["answer"],
             **on,
             **policy,
             pairs_digest=paired["Output"],
-            image=_image(plan, "train"),
+            image=_select_image(plan, "train"),
             version=kept["Output"],
             launch=given["launch"],
             lap=prepared["lap"],
@@ -288,9 +298,9 @@ def _one_round(plan: RoundPlan, given: Values, generate: Any, ahead: int = 0) ->
         "train",
         plan.cluster,
     ).outputs
-    measured = _evaluated(plan, given, given, policy="", digest=learnt["Output"], trained=learnt["checkpoint"])
+    measured = _add_evaluation(plan, given, given, policy="", digest=learnt["Output"], trained=learnt["checkpoint"])
     earlier = {name: given[name] for name in ("panel_report_before", "base") if name in given}
-    decided = place(
+    decided = apply_placement(
         decide(
             decide=given["decide"],
             publish=given["publish"],
@@ -328,18 +338,18 @@ def _one_round(plan: RoundPlan, given: Values, generate: Any, ahead: int = 0) ->
         **champion,
         **{name: given[name] for name in ("trained",) if name in given},
     )
-    place(shown, "page", plan.cluster)
+    apply_placement(shown, "page", plan.cluster)
     evidence = {
         "checkpoint": learnt["checkpoint"],
         "report": measured["report"],
         "decision": decided["decision"],
         "panel_report": made["panel_report"],
     }
-    _promoted(plan, given, decided["Output"], {**number, **tested, **evidence})
+    _add_promotion(plan, given, decided["Output"], {**number, **tested, **evidence})
     if plan.rounds == 1:
         return None
-    stands = place(
-        standing(
+    stands = apply_placement(
+        select_champion(
             verdict=decided["Output"],
             challenger_outcomes=measured["outcomes"],
             challenger_report=measured["report"],
@@ -348,17 +358,21 @@ def _one_round(plan: RoundPlan, given: Values, generate: Any, ahead: int = 0) ->
         "standing",
         plan.cluster,
     ).outputs
-    return Rounded(learnt["checkpoint"], learnt["Output"], made["panel_report"], stands["outcomes"], stands["report"])
+    return RoundArtifacts(
+        learnt["checkpoint"], learnt["Output"], made["panel_report"], stands["outcomes"], stands["report"]
+    )
 
 
-def _promoted(plan: RoundPlan, given: Values, verdict: Any, challenger: Values) -> None:
+def _add_promotion(plan: RoundPlan, given: PipelineValues, verdict: Any, challenger: PipelineValues) -> None:
     """If it was promoted: published, and rolled out."""
     with dsl.If(verdict == "promote", name="promoted"):
-        published = place(
-            publish(publish=given["publish"], image=_image(plan, "publish"), **challenger), "publish", plan.cluster
+        published = apply_placement(
+            publish(publish=given["publish"], image=_select_image(plan, "publish"), **challenger),
+            "publish",
+            plan.cluster,
         ).outputs
         if plan.deploys:
-            place(
+            apply_placement(
                 deploy(
                     deploy=given["deploy"],
                     publish=given["publish"],
@@ -372,7 +386,9 @@ def _promoted(plan: RoundPlan, given: Values, verdict: Any, challenger: Values) 
             ).set_caching_options(False)
 
 
-def _part(name: str, about: str, inputs: Mapping[str, Any], outputs: Any, body: Callable[[Values], Any]) -> Any:
+def _build_subpipeline(
+    name: str, about: str, inputs: Mapping[str, Any], outputs: Any, body: Callable[[PipelineValues], Any]
+) -> Any:
     """A pipeline in the pipeline: inputs by name and type, outputs a NamedTuple, the tasks made by `body`."""
 
     def part(*given: Any, **named: Any) -> Any:
@@ -386,7 +402,7 @@ def _part(name: str, about: str, inputs: Mapping[str, Any], outputs: Any, body: 
     return dsl.pipeline(name=name, description=about)(part)
 
 
-def _generation(plan: RoundPlan, *, continued: bool = False) -> Any:
+def _build_generation(plan: RoundPlan, *, continued: bool = False) -> Any:
     """What every shard makes, put together. continued: from a policy that this run trained.
 
     (In a loop kfp.local takes every parameter that comes from another task for the loop's item. Here they are inputs.)
@@ -395,10 +411,12 @@ def _generation(plan: RoundPlan, *, continued: bool = False) -> Any:
     inputs = {"propose": dict, "answer": dict, "judge": dict, **dict.fromkeys(texts, str), "shards": list, "lap": int}
     inputs |= {"questions": dsl.Input[dsl.Dataset], **({"trained": dsl.Input[dsl.Model]} if continued else {})}
     about = "What every shard makes, and all of it together."
-    return _part("generation", about, inputs, Generated, lambda given: _generated(plan, given))
+    return _build_subpipeline(
+        "generation", about, inputs, GenerationOutputs, lambda given: _add_generation(plan, given)
+    )
 
 
-def _generated(plan: RoundPlan, given: Values) -> Any:
+def _add_generation(plan: RoundPlan, given: PipelineValues) -> Any:
     """The tasks of the generation, from its inputs by name."""
     steps = len(plan.params.answer.steps)
     policy = {name: given[name] for name in ("policy", "policy_digest", "trained") if name in given}
@@ -406,34 +424,34 @@ def _generated(plan: RoundPlan, given: Values) -> Any:
     lap = {"lap": given["lap"]}
     with dsl.ParallelFor(given["shards"], name="shards", parallelism=plan.cluster.parallel_shards) as shard:
         at = {**on, "shard": shard}
-        proposed = place(
-            propose(propose=given["propose"], **at, **lap, **policy, image=_image(plan, "propose")),
+        proposed = apply_placement(
+            propose(propose=given["propose"], **at, **lap, **policy, image=_select_image(plan, "propose")),
             "propose",
             plan.cluster,
         ).outputs
         before: dict[str, Any] = {}
         for _ in range(steps):
-            answered = place(
+            answered = apply_placement(
                 answer(
                     answer=given["answer"],
                     steps=steps,
                     **at,
                     **lap,
                     **policy,
-                    image=_image(plan, "answer"),
+                    image=_select_image(plan, "answer"),
                     regions=proposed["regions"],
                     **before,
                 ),
                 "answer",
                 plan.cluster,
             ).outputs
-            judged = place(
+            judged = apply_placement(
                 judge(
                     judge=given["judge"],
                     answer=given["answer"],
                     **at,
                     panel_digest=given["panel_digest"],
-                    image=_image(plan, "judge"),
+                    image=_select_image(plan, "judge"),
                     regions=proposed["regions"],
                     candidates=answered["candidates"],
                 ),
@@ -441,7 +459,7 @@ def _generated(plan: RoundPlan, given: Values) -> Any:
                 plan.cluster,
             ).outputs
             before = {"candidates_before": answered["candidates"], "scores_before": judged["scores"]}
-    merged = place(
+    merged = apply_placement(
         merge(
             judge=given["judge"],
             questions=given["questions"],
@@ -453,12 +471,14 @@ def _generated(plan: RoundPlan, given: Values) -> Any:
         "merge",
         plan.cluster,
     ).outputs
-    return Generated(*(merged[name] for name in Generated._fields))
+    return GenerationOutputs(*(merged[name] for name in GenerationOutputs._fields))
 
 
-def _evaluated(plan: RoundPlan, values: Values, start: Values, *, policy: Any, digest: Any, **trained: Any) -> Values:
+def _add_evaluation(
+    plan: RoundPlan, values: PipelineValues, start: PipelineValues, *, policy: Any, digest: Any, **trained: Any
+) -> PipelineValues:
     """A policy's outcomes and report on the benchmark."""
-    measured: Values = place(
+    measured: PipelineValues = apply_placement(
         evaluate(
             evaluate=values["evaluate"],
             propose=values["propose"],
@@ -468,7 +488,7 @@ def _evaluated(plan: RoundPlan, values: Values, start: Values, *, policy: Any, d
             benchmark_digest=start["benchmark_digest"],
             policy=policy,
             policy_digest=digest,
-            image=_image(plan, "evaluate"),
+            image=_select_image(plan, "evaluate"),
             **trained,
         ),
         "evaluate",
@@ -477,5 +497,5 @@ def _evaluated(plan: RoundPlan, values: Values, start: Values, *, policy: Any, d
     return measured
 
 
-def _image(plan: RoundPlan, task: str) -> str:
-    return plan.image or plan.cluster.image(task)
+def _select_image(plan: RoundPlan, task: str) -> str:
+    return plan.image or plan.cluster.select_image(task)

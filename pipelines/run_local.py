@@ -22,32 +22,32 @@ from pathlib import Path
 from kfp import local
 
 import clincot
-from clincot.config import PublishSection
-from clincot.deployment.service_settings import who
-from clincot.errors import BadInput, ForTheUser
-from clincot.jsonl import BadRecord, file_digest, write_json
-from clincot.pipelines.cluster_settings import ClusterSettings, Profile, Resources, Retries
-from clincot.pipelines.fork_server import warm_python
-from clincot.pipelines.round import RoundPlan, round_pipeline
-from clincot.pipelines.tasks import ERRORS
-from clincot.records import digest_of
-from clincot.registry.champion import NoChampion, read_champion, start
-from clincot.registry.publication import Evidence, publish
+from clincot.config import PublishConfig
+from clincot.deployment.service_settings import get_user_name
+from clincot.errors import InvalidInput, UserError
+from clincot.jsonl import InvalidRecord, hash_files, write_json
+from clincot.pipelines.cluster_settings import ClusterSettings, ContainerResources, ResourceProfile, RetryPolicy
+from clincot.pipelines.fork_server import preloaded_python
+from clincot.pipelines.round import RoundPlan, build_round_pipeline
+from clincot.pipelines.tasks import ERRORS_ENV
+from clincot.records import hash_json
+from clincot.registry.champion import NoChampion, create_champion_pointer, read_champion
+from clincot.registry.publication import PublicationEvidence, register_checkpoint
 from clincot.runs import history
-from clincot.runs.history import Made
+from clincot.runs.history import RoundOutputs
 from clincot.storage.open import open_store
 from clincot.storage.store import Store
 
-_ANYWHERE = Resources(cpu="1", memory="1Gi")
-HERE = ClusterSettings(
-    cpu=Profile(requests=_ANYWHERE, limits=_ANYWHERE, retries=Retries(count=0)),
-    gpu=Profile(requests=_ANYWHERE, limits=_ANYWHERE, retries=Retries(count=0)),
+_NOMINAL_RESOURCES = ContainerResources(cpu="1", memory="1Gi")
+LOCAL_CLUSTER = ClusterSettings(
+    cpu=ResourceProfile(requests=_NOMINAL_RESOURCES, limits=_NOMINAL_RESOURCES, retries=RetryPolicy(count=0)),
+    gpu=ResourceProfile(requests=_NOMINAL_RESOURCES, limits=_NOMINAL_RESOURCES, retries=RetryPolicy(count=0)),
 )
-PAUSES_S = (10.0, 20.0, 40.0)
-PASSING = ("StoreAway", "GitFailed", "DvcFailed")  # errors of what may be back in a while
+RETRY_PAUSES_S = (10.0, 20.0, 40.0)
+TRANSIENT_ERRORS = ("StoreAway", "GitFailed", "DvcFailed")  # errors of what may be back in a while
 
 
-class RunFailed(ForTheUser, RuntimeError):
+class RunFailed(UserError, RuntimeError):
     """A task failed; says which, and what it said."""
 
 
@@ -63,30 +63,30 @@ def run_local(plan: RoundPlan, run: Path, *, policy: Path | None = None) -> str:
         section = section.model_copy(update={"store": str(run / "store")})
     store = open_store(section.store)
     if policy is not None:
-        _base_champion(store, section, policy)
-    number = _number(run, store, section)
+        _ensure_base_champion(store, section, policy)
+    number = _resolve_round_number(run, store, section)
     here = replace(
         plan,
         params=plan.params.model_copy(update={"publish": section}),
-        cluster=HERE,
+        cluster=LOCAL_CLUSTER,
         number=number,
-        data=_absolute(plan.data),
-        benchmark=_absolute(plan.benchmark),
-        blind_from=_absolute(plan.blind_from),
-        image=f"clincot-{_code_digest()}",
+        data=_make_absolute(plan.data),
+        benchmark=_make_absolute(plan.benchmark),
+        blind_from=_make_absolute(plan.blind_from),
+        image=f"clincot-{_hash_source()}",
         target="local",
         state=str(run / "serving"),
     )
-    _go(here, run)
+    _run_with_retries(here, run)
     return "\n".join(
-        _summary(history.read_made(store, section.name, number + more)) for more in range(plan.rounds)
+        _format_summary(history.read_round_outputs(store, section.name, number + more)) for more in range(plan.rounds)
     )
 
 
-def _go(plan: RoundPlan, run: Path) -> None:
+def _run_with_retries(plan: RoundPlan, run: Path) -> None:
     """Run it; again, where the store or the data repository was away for a while, as Kubeflow's retries would."""
     errors = run / "errors.jsonl"
-    os.environ[ERRORS] = str(errors)
+    os.environ[ERRORS_ENV] = str(errors)
     os.environ.setdefault("CLINCOT_CACHE", str(run / "cache"))
     local.init(
         runner=local.SubprocessRunner(use_venv=False),
@@ -95,42 +95,42 @@ def _go(plan: RoundPlan, run: Path) -> None:
         enable_caching=True,
         cache_root=str(run / "cache" / "kfp"),
     )
-    with warm_python() as python, _python_is(str(python)):
-        for pause_s in (*PAUSES_S, None):
+    with preloaded_python() as python, _override_python(str(python)):
+        for pause_s in (*RETRY_PAUSES_S, None):
             errors.unlink(missing_ok=True)
-            process = multiprocessing.get_context("fork").Process(target=_once, args=(plan, errors))
+            process = multiprocessing.get_context("fork").Process(target=_run_once, args=(plan, errors))
             process.start()  # a process of its own each time: kfp's loops leak state
             process.join()
             if process.exitcode == 0:
                 return
-            told = _told(errors)
+            told = _read_errors(errors)
             if not told:
                 raise RunFailed("the pipeline failed with a fault of the program; its traceback stands above")
             message = "; ".join(one["message"] for one in told)
             looked = any(one["message"].startswith("clincot preflight") for one in told)
-            passing = any(one["error"] in PASSING for one in told)
-            if pause_s is None or (looked and pause_s == PAUSES_S[0]) or not (passing or looked):
+            passing = any(one["error"] in TRANSIENT_ERRORS for one in told)
+            if pause_s is None or (looked and pause_s == RETRY_PAUSES_S[0]) or not (passing or looked):
                 raise RunFailed(message)  # what the first look finds is wrong, what is missing later may come back
             logging.warning("%s; again in %g s", message, pause_s)
             time.sleep(pause_s)
 
 
-def _once(plan: RoundPlan, errors: Path) -> None:
+def _run_once(plan: RoundPlan, errors: Path) -> None:
     try:
-        round_pipeline(plan)()
+        build_round_pipeline(plan)()
     except RuntimeError:  # kfp.local's own, when a task has failed
         if not errors.is_file():
             raise
         sys.exit(1)
 
 
-def _told(errors: Path) -> list[dict[str, str]]:
+def _read_errors(errors: Path) -> list[dict[str, str]]:
     lines = errors.read_text(encoding="utf-8").splitlines() if errors.is_file() else []
     return [json.loads(line) for line in lines]
 
 
 @contextmanager
-def _python_is(executable: str) -> Iterator[None]:
+def _override_python(executable: str) -> Iterator[None]:
     """kfp.local runs its tasks with sys.executable."""
     before, sys.executable = sys.executable, executable
     try:
@@ -139,42 +139,42 @@ def _python_is(executable: str) -> Iterator[None]:
         sys.executable = before
 
 
-def _base_champion(store: Store, section: PublishSection, policy: Path) -> None:
+def _ensure_base_champion(store: Store, section: PublishConfig, policy: Path) -> None:
     """Publish the base policy and make it champion, where there is none."""
     try:
         read_champion(store, section.name)
     except NoChampion:
-        manifest = publish(store, policy, section, Evidence())
-        start(store, manifest, by=who())
+        manifest = register_checkpoint(store, policy, section, PublicationEvidence())
+        create_champion_pointer(store, manifest, by=get_user_name())
 
 
-def _number(run: Path, store: Store, section: PublishSection) -> int:
+def _resolve_round_number(run: Path, store: Store, section: PublishConfig) -> int:
     """Which round the folder's run is; decided when it is run for the first time."""
     path, where = run / "run.json", {"store": section.store, "line": section.name}
     if path.is_file():
         try:
             before = json.loads(path.read_text(encoding="utf-8"))
         except json.JSONDecodeError as error:
-            raise BadRecord(f"{path}: not JSON: {error}") from None
+            raise InvalidRecord(f"{path}: not JSON: {error}") from None
         if {name: before.get(name) for name in where} != where:
-            raise BadInput(f"{path}: this run was started on {before}, not on {where}; choose another --run folder")
+            raise InvalidInput(f"{path}: this run was started on {before}, not on {where}; choose another --run folder")
         return int(before["number"])
-    number = history.next_round(store, section.name)
+    number = history.next_round_number(store, section.name)
     write_json(path, {**where, "number": number})
     return number
 
 
-def _code_digest() -> str:
+def _hash_source() -> str:
     """Of the library's source: another version of it does its work again."""
     package = Path(clincot.__file__).parent
     files = sorted(path for path in package.rglob("*.py") if "pipelines" not in path.parts)
-    return digest_of([[path.name, file_digest(path)] for path in files])[:16]
+    return hash_json([[path.name, hash_files(path)] for path in files])[:16]
 
 
-def _absolute(place: str) -> str:
+def _make_absolute(place: str) -> str:
     return place if "://" in place or not place else str(Path(place).absolute())
 
 
-def _summary(made: Made) -> str:
+def _format_summary(made: RoundOutputs) -> str:
     digests = "\n".join(f"  {name:13} {digest}" for name, digest in made.digests.items())
     return f"round {made.number}: {made.verdict} ({made.decision})\n{digests}"

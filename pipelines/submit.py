@@ -14,22 +14,22 @@ from typing import Any
 
 from kfp_server_api import ApiException
 
-from clincot.errors import BadInput
-from clincot.pipelines.client import Connection, PipelinesFailed, told
+from clincot.errors import InvalidInput
+from clincot.pipelines.client import Connection, PipelinesFailed, kfp_errors
 from clincot.pipelines.round import RoundPlan, compile_round
 
-ENDED = ("SUCCEEDED", "FAILED", "SKIPPED", "CANCELED", "CANCELLED")
+TERMINAL_STATES = ("SUCCEEDED", "FAILED", "SKIPPED", "CANCELED", "CANCELLED")
 POLL_S = 5.0
 
 
 @dataclass(frozen=True)
-class Submitted:
+class SubmittedRun:
     id: str
     url: str
 
 
 @dataclass(frozen=True)
-class Version:
+class PipelineVersion:
     """A pipeline in the UI, in the version of this content."""
 
     pipeline_id: str
@@ -39,7 +39,7 @@ class Version:
 
 
 @contextmanager
-def compiled(plan: RoundPlan) -> Iterator[tuple[Path, str]]:
+def compile_to_file(plan: RoundPlan) -> Iterator[tuple[Path, str]]:
     """The plan's pipeline as a file, and the first 12 characters of its sha256."""
     with tempfile.TemporaryDirectory() as made:
         path = Path(made) / "round.yaml"
@@ -47,50 +47,52 @@ def compiled(plan: RoundPlan) -> Iterator[tuple[Path, str]]:
         yield path, hashlib.sha256(path.read_bytes()).hexdigest()[:12]
 
 
-def submit(connection: Connection, plan: RoundPlan, *, name: str = "") -> Submitted:
+def submit_run(connection: Connection, plan: RoundPlan, *, name: str = "") -> SubmittedRun:
     """Start a run. Raises PipelinesFailed; BadInput where the plan says not what the round works on."""
-    check_runs(plan)
-    with compiled(plan) as (path, _):
-        experiment = connection.experiment_id()
-        with told(connection.endpoint):
+    check_run_inputs(plan)
+    with compile_to_file(plan) as (path, _):
+        experiment = connection.ensure_experiment()
+        with kfp_errors(connection.endpoint):
             run = connection.client.run_pipeline(
                 experiment_id=experiment,
                 job_name=name or f"{connection.pipeline} {datetime.now(UTC).isoformat(timespec='seconds')}",
                 pipeline_package_path=str(path),
                 service_account=plan.cluster.service_account or None,
             )
-    return Submitted(run.run_id, f"{connection.ui}/#/runs/details/{run.run_id}")
+    return SubmittedRun(run.run_id, f"{connection.ui}/#/runs/details/{run.run_id}")
 
 
-def wait(connection: Connection, run: Submitted, *, seconds: float) -> str:
+def wait_for_run(connection: Connection, run: SubmittedRun, *, seconds: float) -> str:
     """Until the run ends; its state. Raises PipelinesFailed where it takes longer."""
     deadline = time.monotonic() + seconds
-    while (state := _run(connection, run.id).state or "PENDING") not in ENDED:
+    while (state := _get_run(connection, run.id).state or "PENDING") not in TERMINAL_STATES:
         if time.monotonic() >= deadline:
             raise PipelinesFailed(f"{run.url}: {state} after {seconds:g} s")
         time.sleep(min(POLL_S, seconds))
     return str(state)
 
 
-def upload(connection: Connection, plan: RoundPlan) -> Version:
+def upload_pipeline(connection: Connection, plan: RoundPlan) -> PipelineVersion:
     """Put the pipeline into the UI, named by its content, unless this version is there."""
-    with compiled(plan) as (path, digest), told(connection.endpoint):
+    with compile_to_file(plan) as (path, digest), kfp_errors(connection.endpoint):
         client, name = connection.client, f"{connection.pipeline}-{digest}"
         pipeline = client.get_pipeline_id(connection.pipeline)
         if pipeline is None:
             pipeline = client.upload_pipeline(
                 str(path), connection.pipeline, namespace=connection.namespace or None
             ).pipeline_id
-        found = next((one for one in _versions(connection, pipeline) if one.display_name == name), None)
+        found = next((one for one in _iter_versions(connection, pipeline) if one.display_name == name), None)
         if found is None:
             found = client.upload_pipeline_version(str(path), name, pipeline_id=pipeline)
         version = found.pipeline_version_id
-        return Version(pipeline, version, name, f"{connection.ui}/#/pipelines/details/{pipeline}/version/{version}")
+        return PipelineVersion(
+            pipeline, version, name, f"{connection.ui}/#/pipelines/details/{pipeline}/version/{version}"
+        )
 
 
-def run_status(connection: Connection, run_id: str) -> str:
+def format_run_status(connection: Connection, run_id: str) -> str:
     """A run and its tasks, as text. Raises PipelinesFailed."""
-    run = _run(connection, run_id)
+    run = _get_run(connection, run_id)
     lines = [f"{run.display_name}: {run.state or 'PENDING'}", f"{connection.ui}/#/runs/details/{run_id}"]
     if run.error is not None and run.error.message:
         lines.append(f"error: {run.error.message}")
@@ -99,37 +101,39 @@ def run_status(connection: Connection, run_id: str) -> str:
     return "\n".join(lines)
 
 
-def schedule_status(connection: Connection) -> str:
+def format_schedule_status(connection: Connection) -> str:
     """The recurring run and its last runs, as text."""
-    from clincot.pipelines.recurring import recurring_runs, timing_of
+    from clincot.pipelines.recurring import describe_trigger, list_recurring_runs
 
-    experiment = connection.experiment_id()
+    experiment = connection.ensure_experiment()
     lines = [
-        f"{one.display_name}: {one.status or one.mode}, {timing_of(one)}"
-        for one in recurring_runs(connection, experiment)
+        f"{one.display_name}: {one.status or one.mode}, {describe_trigger(one)}"
+        for one in list_recurring_runs(connection, experiment)
     ]
-    with told(connection.endpoint):
+    with kfp_errors(connection.endpoint):
         runs = connection.client.list_runs(experiment_id=experiment, sort_by="created_at desc", page_size=10).runs or []
     lines = lines or ["no recurring run"]
     return "\n".join([*lines, *(f"  {run.state or 'PENDING':10} {run.run_id} {run.display_name}" for run in runs)])
 
 
-def check_runs(plan: RoundPlan) -> None:
+def check_run_inputs(plan: RoundPlan) -> None:
     """Raise BadInput for what every run would fail of."""
     for flag, place in (("--data", plan.data), ("--benchmark", plan.benchmark)):
         if not place:
-            raise BadInput(
+            raise InvalidInput(
                 f"{flag} names nothing; put the data set into the store with `clincot pipeline put` and give the "
                 "address that it prints"
             )
         if "://" not in place and not place.startswith("/"):
-            raise BadInput(f"{flag} {place}: a pod sees no folder of this machine; expected s3://… or a mounted path")
+            raise InvalidInput(
+                f"{flag} {place}: a pod sees no folder of this machine; expected s3://… or a mounted path"
+            )
     if not plan.params.publish.store:
-        raise BadInput("publish.store names no store; runs on a cluster keep champion and records there (s3://…)")
+        raise InvalidInput("publish.store names no store; runs on a cluster keep champion and records there (s3://…)")
 
 
-def _run(connection: Connection, run_id: str) -> Any:
-    with told(connection.endpoint):
+def _get_run(connection: Connection, run_id: str) -> Any:
+    with kfp_errors(connection.endpoint):
         try:
             return connection.client.get_run(run_id)
         except ApiException as error:
@@ -138,7 +142,7 @@ def _run(connection: Connection, run_id: str) -> Any:
             raise
 
 
-def _versions(connection: Connection, pipeline: str) -> Iterator[Any]:
+def _iter_versions(connection: Connection, pipeline: str) -> Iterator[Any]:
     token = ""
     while True:
         page = connection.client.list_pipeline_versions(pipeline, page_token=token, page_size=100)

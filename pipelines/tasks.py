@@ -18,26 +18,28 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from clincot.config import (
-    AnswerSection,
-    JudgeSection,
+    AnswerConfig,
+    FrozenConfig,
+    JudgeConfig,
     Params,
-    PublishSection,
-    Section,
-    parse_section,
+    PublishConfig,
+    parse_config,
 )
-from clincot.errors import BadInput, ForTheUser
+from clincot.errors import InvalidInput, UserError
 from clincot.jsonl import read_records, write_json
-from clincot.pipelines.params import Content, decoded, section_of
-from clincot.records import digest_of
+from clincot.pipelines.params import JsonObject, decode_params, parse_stage_config
+from clincot.records import hash_json
 from clincot.runs import history
 from clincot.stages.base import Metrics
-from clincot.stages.catalog import stage_named
+from clincot.stages.catalog import get_stage
 from clincot.stages.runner import run_stage
-from clincot.storage.artifacts import abandoned_fetches, digest_at, fetch
-from clincot.storage.digests import path_digest
+from clincot.storage.artifacts import download_folder, find_stale_downloads, read_digest
+from clincot.storage.digests import hash_path
 from clincot.storage.open import open_store
 
-ERRORS = "CLINCOT_TASK_ERRORS"  # file to which a failing task appends its error, for whoever runs tasks on a machine
+ERRORS_ENV = (
+    "CLINCOT_TASK_ERRORS"  # file to which a failing task appends its error, for whoever runs tasks on a machine
+)
 
 
 class MetricsArtifact(Protocol):
@@ -50,27 +52,27 @@ class MetricsArtifact(Protocol):
 
 
 @contextmanager
-def told(task: str) -> Iterator[None]:
+def user_errors(task: str) -> Iterator[None]:
     """Errors for the user end the task with their message alone; faults of the program keep their traceback."""
     try:
         yield
-    except (ForTheUser, OSError) as error:
+    except (UserError, OSError) as error:
         message = f"clincot {task}: {error}"
-        if os.environ.get(ERRORS):
-            with Path(os.environ[ERRORS]).open("a", encoding="utf-8") as file:
+        if os.environ.get(ERRORS_ENV):
+            with Path(os.environ[ERRORS_ENV]).open("a", encoding="utf-8") as file:
                 file.write(json.dumps({"error": type(error).__name__, "message": message}) + "\n")
         sys.exit(message)
 
 
-def run(
+def run_stage_task(
     stage: str,
-    section: Content | Section,
+    section: JsonObject | FrozenConfig,
     inputs: Mapping[str, str],
     outputs: Mapping[str, str],
     *,
     metrics: MetricsArtifact | None = None,
     shard: str = "",
-    answer: Content | None = None,
+    answer: JsonObject | None = None,
     documents: Mapping[str, Any] | None = None,
     lap: int = 0,
 ) -> str:
@@ -80,29 +82,32 @@ def run(
     given. answer: its section, for the stages that need the questions of a chain. documents: inputs by their content,
     written as JSON. lap: see section_of.
     """
-    with told(stage), tempfile.TemporaryDirectory() as made:
-        parsed = section if isinstance(section, Section) else section_of(stage, section, lap=lap)
-        at = {name: _path(place) for name, place in inputs.items() if place}
+    with user_errors(stage), tempfile.TemporaryDirectory() as made:
+        parsed = section if isinstance(section, FrozenConfig) else parse_stage_config(stage, section, lap=lap)
+        at = {name: _resolve_path(place) for name, place in inputs.items() if place}
         if shard:
             from clincot.pipelines.sharding import write_shard
 
             write_shard(at["questions"], shard, Path(made) / "questions.jsonl")
             at["questions"] = Path(made) / "questions.jsonl"
         given = dict(documents or {})
-        if answer is not None and len(steps := parse_section(AnswerSection, decoded(answer), where="answer").steps) > 1:
+        if (
+            answer is not None
+            and len(steps := parse_config(AnswerConfig, decode_params(answer), where="answer").steps) > 1
+        ):
             given["steps"] = list(steps)
         for name, content in given.items():
             at[name] = Path(made) / f"{name}.json"
             if isinstance(content, str):
                 at[name].write_text(content, encoding="utf-8")
             else:
-                write_json(at[name], decoded(content) if isinstance(content, Mapping) else content)
+                write_json(at[name], decode_params(content) if isinstance(content, Mapping) else content)
         places = {name: Path(path) for name, path in outputs.items()}
-        log(metrics, run_stage(stage, _with_local_judges(parsed), at, places))
-        return path_digest(places[stage_named(stage).outputs[0]])
+        log_metrics(metrics, run_stage(stage, _download_judges(parsed), at, places))
+        return hash_path(places[get_stage(stage).outputs[0]])
 
 
-def log(metrics: MetricsArtifact | None, values: Metrics) -> None:
+def log_metrics(metrics: MetricsArtifact | None, values: Metrics) -> None:
     """The values for the Kubeflow UI, and as a file: kfp.local takes an artifact without one for lost, and its task for
     not done."""
     if metrics is not None:
@@ -114,9 +119,9 @@ def log(metrics: MetricsArtifact | None, values: Metrics) -> None:
 
 
 def preflight(
-    params: Mapping[str, Content],
-    service: Content,
-    launch: Content,
+    params: Mapping[str, JsonObject],
+    service: JsonObject,
+    launch: JsonObject,
     outputs: Mapping[str, str],
     *,
     data: str,
@@ -132,18 +137,18 @@ def preflight(
     """
     from clincot.records import StartingPolicy
 
-    with told("preflight"):
-        parsed = parse_section(
-            Params, {name: decoded(one) for name, one in params.items()}, where="pipeline parameters"
+    with user_errors("preflight"):
+        parsed = parse_config(
+            Params, {name: decode_params(one) for name, one in params.items()}, where="pipeline parameters"
         )
-        judge = _with_local_judges(parsed.judge)
-        assert isinstance(judge, JudgeSection)
-        section = parsed.model_copy(update={"judge": judge}).section_of("preflight")
-        digests = [digest_at(address) for address in (data, benchmark)]
-        panel = digest_of([[path.name, path_digest(path)] for path in judge.files if path.exists()])
+        judge = _download_judges(parsed.judge)
+        assert isinstance(judge, JudgeConfig)
+        section = parsed.model_copy(update={"judge": judge}).get_stage_config("preflight")
+        digests = [read_digest(address) for address in (data, benchmark)]
+        panel = hash_json([[path.name, hash_path(path)] for path in judge.files if path.exists()])
         try:
-            documents = {"service": decoded(service), "launch": decoded(launch)}
-            run("preflight", section, {}, outputs, metrics=metrics, documents=documents)
+            documents = {"service": decode_params(service), "launch": decode_params(launch)}
+            run_stage_task("preflight", section, {}, outputs, metrics=metrics, documents=documents)
         finally:
             table = Path(outputs["table"])
             print(table.read_text(encoding="utf-8") if table.is_file() else "")
@@ -155,18 +160,18 @@ def preflight(
         return start.uri, start.sha256, start.round, number or start.round + 1, *digests, panel  # type: ignore[return-value]
 
 
-def training_reports(data: str, benchmark: str) -> str:
+def find_training_reports(data: str, benchmark: str) -> str:
     """The data set's reports where the benchmark asks for reports, else ""."""
     from clincot.datasets.folder import load_questions
-    from clincot.datasets.reports import REPORTS
+    from clincot.datasets.reports import REPORTS_FILE
 
-    asked = any(question.kind == "report" for question in load_questions(fetch(benchmark)))
-    place = fetch(data) / REPORTS if asked else None
+    asked = any(question.kind == "report" for question in load_questions(download_folder(benchmark)))
+    place = download_folder(data) / REPORTS_FILE if asked else None
     return str(place) if place is not None and place.is_file() else ""
 
 
 def merge(
-    judge: Content,
+    judge: JsonObject,
     questions: str,
     parts: Mapping[str, Sequence[str]],
     outputs: Mapping[str, str],
@@ -176,46 +181,46 @@ def merge(
     """Put the shards together (shards.merge_shards); returns the digest of the candidates."""
     from clincot.pipelines.sharding import merge_shards
 
-    with told("merge"):
-        section = parse_section(JudgeSection, decoded(judge), where="pipeline parameter 'judge'")
+    with user_errors("merge"):
+        section = parse_config(JudgeConfig, decode_params(judge), where="pipeline parameter 'judge'")
         places = {name: Path(path) for name, path in outputs.items()}
         files = {name: [Path(path) for path in paths] for name, paths in parts.items()}
-        log(metrics, merge_shards(section, Path(questions), files, places))
-        return path_digest(places["candidates"])
+        log_metrics(metrics, merge_shards(section, Path(questions), files, places))
+        return hash_path(places["candidates"])
 
 
 def decide(
-    section: Content,
-    publish: Content,
+    section: JsonObject,
+    publish: JsonObject,
     inputs: Mapping[str, str],
     outputs: Mapping[str, str],
     *,
     metrics: MetricsArtifact | None = None,
 ) -> str:
     """The gate, with the line's ledger from the store; returns the verdict."""
-    from clincot.promotion.ledger_store import ledger_of
+    from clincot.promotion.ledger_store import sync_ledger
     from clincot.records import Decision
 
-    with told("decide"), tempfile.TemporaryDirectory() as made:
-        where = parse_section(PublishSection, decoded(publish), where="pipeline parameter 'publish'")
+    with user_errors("decide"), tempfile.TemporaryDirectory() as made:
+        where = parse_config(PublishConfig, decode_params(publish), where="pipeline parameter 'publish'")
         if where.store:
-            with ledger_of(open_store(where.store), where.name, Path(made) / "ledger") as ledger:
-                run("decide", section, {**inputs, "ledger": str(ledger)}, outputs, metrics=metrics)
+            with sync_ledger(open_store(where.store), where.name, Path(made) / "ledger") as ledger:
+                run_stage_task("decide", section, {**inputs, "ledger": str(ledger)}, outputs, metrics=metrics)
         else:
-            run("decide", section, inputs, outputs, metrics=metrics)
+            run_stage_task("decide", section, inputs, outputs, metrics=metrics)
         (decision,) = read_records(Path(outputs["decision"]), Decision)
         print(f"{decision.verdict}: {'; '.join(decision.reasons)}")
         return decision.verdict
 
 
-def finish(publish: Content, *, state: str, run_id: str, error: str) -> str:
+def record_run_status(publish: JsonObject, *, state: str, run_id: str, error: str) -> str:
     """Record how a run ended, and take away what fetches left behind; returns what was recorded, in words.
 
     run_id: as preflight was given it, which says the round; another run's is left alone.
     """
-    with told("finish"):
-        where = parse_section(PublishSection, decoded(publish), where="pipeline parameter 'publish'")
-        for folder in abandoned_fetches():
+    with user_errors("finish"):
+        where = parse_config(PublishConfig, decode_params(publish), where="pipeline parameter 'publish'")
+        for folder in find_stale_downloads():
             shutil.rmtree(folder, ignore_errors=True)
             print(f"removed {folder}")
         if not where.store:
@@ -225,34 +230,36 @@ def finish(publish: Content, *, state: str, run_id: str, error: str) -> str:
         return f"{which}: {state}{': ' * bool(error)}{error}"
 
 
-def _path(place: str) -> Path:
-    return fetch(place) if "://" in place else Path(place)
+def _resolve_path(place: str) -> Path:
+    return download_folder(place) if "://" in place else Path(place)
 
 
-def _with_local_judges(section: Section) -> Section:
+def _download_judges(section: FrozenConfig) -> FrozenConfig:
     """Judges whose checkpoints lie in a store, fetched."""
-    if not isinstance(section, JudgeSection):
+    if not isinstance(section, JudgeConfig):
         return section
     specs = tuple(
-        spec.model_copy(update={"path": str(fetch(spec.path))}) if "://" in spec.path else spec
+        spec.model_copy(update={"path": str(download_folder(spec.path))}) if "://" in spec.path else spec
         for spec in section.judges
     )
     return section.model_copy(update={"judges": specs})
 
 
-def deploy(section: Content, publish: Content, service: Content, *, digest: str, target: str, state: str) -> str:
+def deploy(
+    section: JsonObject, publish: JsonObject, service: JsonObject, *, digest: str, target: str, state: str
+) -> str:
     """Roll a published checkpoint out; returns how it ended."""
-    from clincot.config import DeploySection
+    from clincot.config import DeployConfig
     from clincot.deployment.service_settings import ServiceSettings
-    from clincot.deployment.unattended import roll_out_published
+    from clincot.deployment.unattended import deploy_checkpoint
 
-    with told("deploy"):
+    with user_errors("deploy"):
         if target not in ("kserve", "local"):
-            raise BadInput(f"a rollout's target is kserve or local, got {target!r}")
-        return roll_out_published(
-            parse_section(DeploySection, decoded(section), where="pipeline parameter 'deploy'"),
-            parse_section(PublishSection, decoded(publish), where="pipeline parameter 'publish'"),
-            parse_section(ServiceSettings, decoded(service), where="pipeline parameter 'service'"),
+            raise InvalidInput(f"a rollout's target is kserve or local, got {target!r}")
+        return deploy_checkpoint(
+            parse_config(DeployConfig, decode_params(section), where="pipeline parameter 'deploy'"),
+            parse_config(PublishConfig, decode_params(publish), where="pipeline parameter 'publish'"),
+            parse_config(ServiceSettings, decode_params(service), where="pipeline parameter 'service'"),
             digest,
             target=target,  # type: ignore[arg-type]
             state=Path(state or "serving"),
@@ -260,7 +267,7 @@ def deploy(section: Content, publish: Content, service: Content, *, digest: str,
 
 
 def page(
-    sections: Mapping[str, Content],
+    sections: Mapping[str, JsonObject],
     *,
     number: int,
     data: str,
@@ -273,10 +280,10 @@ def page(
     results: str,
 ) -> None:
     """The round's page and benchmark table (round_page.show_round)."""
-    from clincot.pipelines.round_page import show_round
+    from clincot.pipelines.round_page import write_round_page
 
-    with told("page"):
-        show_round(
+    with user_errors("page"):
+        write_round_page(
             sections,
             number=int(number),
             data=data,
@@ -290,7 +297,7 @@ def page(
         )
 
 
-def standing(
+def select_champion(
     verdict: str, champion: Mapping[str, str], challenger: Mapping[str, str], outputs: Mapping[str, str]
 ) -> None:
     """The files of whoever is champion after a decision."""

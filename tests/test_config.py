@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from clincot.config import Params, load_params
-from clincot.jsonl import BadRecord
+from clincot.jsonl import InvalidRecord
 
 ROOT = Path(__file__).parents[1]
 
@@ -46,7 +46,7 @@ def test_without_a_file_the_defaults_hold() -> None:
 )
 def test_what_is_wrong_is_named_with_the_file(text: str, named: str, tmp_path: Path) -> None:
     path = written(tmp_path, text)
-    with pytest.raises(BadRecord) as refused:
+    with pytest.raises(InvalidRecord) as refused:
         load_params(path)
     assert str(path) in str(refused.value)
     assert named in str(refused.value)
@@ -54,12 +54,12 @@ def test_what_is_wrong_is_named_with_the_file(text: str, named: str, tmp_path: P
 
 def test_a_list_instead_of_sections_is_refused_with_overrides_too(tmp_path: Path) -> None:
     """It was an AttributeError of the override's own."""
-    with pytest.raises(BadRecord, match="parameters by section"):
+    with pytest.raises(InvalidRecord, match="parameters by section"):
         load_params(written(tmp_path, "- train"), ("train.lr=0.1",))
 
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
-    with pytest.raises(BadRecord, match=r"absent\.yaml: no such file"):
+    with pytest.raises(InvalidRecord, match=r"absent\.yaml: no such file"):
         load_params(tmp_path / "absent.yaml")
 
 
@@ -90,7 +90,7 @@ def test_overrides_win_over_the_file_and_make_sections(tmp_path: Path) -> None:
     ],
 )
 def test_a_bad_override_is_shown(override: str, says: str, tmp_path: Path) -> None:
-    with pytest.raises(BadRecord) as refused:
+    with pytest.raises(InvalidRecord) as refused:
         load_params(written(tmp_path, "train: {lr: 0.5}"), (override,))
     assert says in str(refused.value)
 

@@ -15,7 +15,7 @@ import yaml
 
 from clincot.cli.app import main
 from clincot.config import load_params
-from clincot.stages.catalog import STAGES, stage_named
+from clincot.stages.catalog import STAGES, get_stage
 from tests.support import tiny
 
 ROOT = Path(__file__).parents[1]
@@ -36,7 +36,7 @@ def test_a_stage_is_the_one_of_the_list(name: str) -> None:
     """Its command gives every input and output, DVC knows each as dependency or output, and its section as params."""
     written = ROUND[name]
     program, command, *rest = shlex.split(written["cmd"])
-    stage = stage_named(command)
+    stage = get_stage(command)
     assert program == "clincot"
     flags = [flag.removeprefix("--").replace("-", "_") for flag in rest[::2]]
     given = dict(zip(flags, rest[1::2], strict=True))

@@ -47,7 +47,7 @@ def test_what_is_missing_is_named_in_one_line(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     store = FolderStore(tmp_path / "store")
-    champion.start(store, published(store, tmp_path, 1.0), by="ann")
+    champion.create_champion_pointer(store, published(store, tmp_path, 1.0), by="ann")
     without(monkeypatch, package)
     assert main([store.url if word == "STORE" else word for word in words]) == 1
     said = capsys.readouterr().err

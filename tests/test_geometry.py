@@ -2,16 +2,16 @@ import pytest
 from pydantic import ValidationError
 
 from clincot.geometry import (
-    WHOLE,
+    WHOLE_IMAGE,
     Box,
     box_from_pixels,
     box_from_text,
-    box_of,
+    box_from_xyxy,
     box_to_pixels,
     box_to_text,
-    covered,
+    compute_coverage,
+    compute_iou,
     crop_square,
-    intersection_over_union,
 )
 
 
@@ -28,14 +28,14 @@ from clincot.geometry import (
 )
 def test_impossible_boxes_are_refused(xyxy: tuple[float, float, float, float], message: str) -> None:
     with pytest.raises(ValidationError, match=message):
-        box_of(xyxy)
+        box_from_xyxy(xyxy)
 
 
 def test_area_and_centre() -> None:
-    box = box_of((0.1, 0.2, 0.5, 0.7))
+    box = box_from_xyxy((0.1, 0.2, 0.5, 0.7))
     assert box.area == pytest.approx(0.4 * 0.5)
-    assert box.centre == pytest.approx((0.3, 0.45))
-    assert WHOLE.area == 1
+    assert box.center == pytest.approx((0.3, 0.45))
+    assert WHOLE_IMAGE.area == 1
 
 
 def test_pixels_to_box_and_back() -> None:
@@ -48,24 +48,26 @@ def test_pixels_to_box_and_back() -> None:
 
 
 def test_a_box_is_never_less_than_a_pixel() -> None:
-    assert box_to_pixels(box_of((0.5, 0.999, 0.5001, 1.0)), width=10, height=10) == (5, 9, 6, 10)
+    assert box_to_pixels(box_from_xyxy((0.5, 0.999, 0.5001, 1.0)), width=10, height=10) == (5, 9, 6, 10)
 
 
 def test_intersection_over_union() -> None:
-    left, right = box_of((0.0, 0.0, 0.4, 0.5)), box_of((0.2, 0.0, 0.6, 0.5))
+    left, right = box_from_xyxy((0.0, 0.0, 0.4, 0.5)), box_from_xyxy((0.2, 0.0, 0.6, 0.5))
     # shared 0.2 * 0.5 = 0.1, each 0.2: 0.1 / (0.2 + 0.2 - 0.1)
-    assert intersection_over_union(left, right) == pytest.approx(1 / 3)
-    assert intersection_over_union(left, left) == pytest.approx(1)
-    assert intersection_over_union(left, box_of((0.4, 0.0, 0.6, 0.5))) == 0  # they touch
-    assert intersection_over_union(left, box_of((0.5, 0.6, 0.6, 0.7))) == 0
+    assert compute_iou(left, right) == pytest.approx(1 / 3)
+    assert compute_iou(left, left) == pytest.approx(1)
+    assert compute_iou(left, box_from_xyxy((0.4, 0.0, 0.6, 0.5))) == 0  # they touch
+    assert compute_iou(left, box_from_xyxy((0.5, 0.6, 0.6, 0.7))) == 0
 
 
 def test_covered_is_a_share_of_the_target() -> None:
-    target = box_of((0.0, 0.0, 0.4, 0.5))
-    assert covered(target, by=box_of((0.2, 0.0, 1.0, 0.25))) == pytest.approx(0.25)  # half its width, half its height
-    assert covered(target, by=WHOLE) == pytest.approx(1)
-    assert covered(WHOLE, by=target) == pytest.approx(0.2)
-    assert covered(target, by=box_of((0.5, 0.5, 0.6, 0.6))) == 0
+    target = box_from_xyxy((0.0, 0.0, 0.4, 0.5))
+    assert compute_coverage(target, by=box_from_xyxy((0.2, 0.0, 1.0, 0.25))) == pytest.approx(
+        0.25
+    )  # half its width, half its height
+    assert compute_coverage(target, by=WHOLE_IMAGE) == pytest.approx(1)
+    assert compute_coverage(WHOLE_IMAGE, by=target) == pytest.approx(0.2)
+    assert compute_coverage(target, by=box_from_xyxy((0.5, 0.5, 0.6, 0.6))) == 0
 
 
 @pytest.mark.parametrize(
@@ -86,24 +88,26 @@ def test_covered_is_a_share_of_the_target() -> None:
 def test_crop_square(
     box: tuple[float, float, float, float], min_side: float, aspect: float, expected: tuple[float, ...]
 ) -> None:
-    assert crop_square(box_of(box), min_side=min_side, aspect=aspect).xyxy == expected
+    assert crop_square(box_from_xyxy(box), min_side=min_side, aspect=aspect).xyxy == expected
 
 
 def test_crop_square_contains_its_region() -> None:
     for x0 in (0.0, 0.3, 0.85):
         for y0 in (0.0, 0.5, 0.9):
-            region = box_of((x0, y0, x0 + 0.15, y0 + 0.1))
-            assert covered(region, by=crop_square(region, min_side=0.33, aspect=0.8)) == pytest.approx(1, abs=1e-3)
+            region = box_from_xyxy((x0, y0, x0 + 0.15, y0 + 0.1))
+            assert compute_coverage(region, by=crop_square(region, min_side=0.33, aspect=0.8)) == pytest.approx(
+                1, abs=1e-3
+            )
 
 
 @pytest.mark.parametrize("min_side", [0.0, 1.5])
 def test_crop_square_takes_a_fraction(min_side: float) -> None:
     with pytest.raises(ValueError, match=r"a fraction of the image in \(0, 1\]"):
-        crop_square(WHOLE, min_side=min_side)
+        crop_square(WHOLE_IMAGE, min_side=min_side)
 
 
 def test_box_text_both_ways() -> None:
-    box = box_of((0.12, 0.3, 0.37, 0.55))
+    box = box_from_xyxy((0.12, 0.3, 0.37, 0.55))
     assert box_to_text(box) == "[12, 30, 37, 55]"
     assert box_from_text("The region is [12, 30, 37, 55], at the [1, 2, 3, 4].") == box
 
@@ -127,7 +131,7 @@ def test_text_that_is_no_box_is_none(text: str) -> None:
 
 def test_boxes_are_frozen() -> None:
     with pytest.raises(ValidationError, match="frozen"):
-        WHOLE.x0 = 0.5  # type: ignore[misc]
+        WHOLE_IMAGE.x0 = 0.5  # type: ignore[misc]
 
 
 def test_unknown_field_is_refused() -> None:

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from clincot.geometry import WHOLE, box_of
-from clincot.images import BadImage, ImageLimits, cached_view, open_image, view
+from clincot.geometry import WHOLE_IMAGE, box_from_xyxy
+from clincot.images import ImageLimits, InvalidImage, load_cached_view, open_image, render_view
 
 
 def pixels(image: Image.Image) -> list[list[tuple[int, ...]]]:
@@ -59,7 +59,9 @@ def test_sixteen_bit_grey_of_one_value_is_black(tmp_path: Path) -> None:
 @pytest.mark.parametrize("colour", [2, 4, 6], ids=["colour", "grey with alpha", "colour with alpha"])
 def test_sixteen_bit_colour_is_refused(tmp_path: Path, colour: int) -> None:
     (tmp_path / "deep.png").write_bytes(png_header(2, 2, depth=16, colour=colour))
-    with pytest.raises(BadImage, match=r"deep\.png: expected 8-bit colour or 16-bit grey without alpha, got 16-bit"):
+    with pytest.raises(
+        InvalidImage, match=r"deep\.png: expected 8-bit colour or 16-bit grey without alpha, got 16-bit"
+    ):
         open_image(tmp_path / "deep.png")
 
 
@@ -127,24 +129,24 @@ def test_exif_orientation(tmp_path: Path, orientation: int, upright: Callable[[n
 
 
 def test_missing_file(tmp_path: Path) -> None:
-    with pytest.raises(BadImage, match=r"gone\.png: expected a PNG or JPEG file, but there is no such file"):
+    with pytest.raises(InvalidImage, match=r"gone\.png: expected a PNG or JPEG file, but there is no such file"):
         open_image(tmp_path / "gone.png")
 
 
 def test_folder_instead_of_file(tmp_path: Path) -> None:
-    with pytest.raises(BadImage, match="got something that is not a regular file"):
+    with pytest.raises(InvalidImage, match="got something that is not a regular file"):
         open_image(tmp_path)
 
 
 def test_empty_file(tmp_path: Path) -> None:
     (tmp_path / "empty.png").touch()
-    with pytest.raises(BadImage, match=r"empty\.png: expected a PNG or JPEG file, got an empty file \(0 bytes\)"):
+    with pytest.raises(InvalidImage, match=r"empty\.png: expected a PNG or JPEG file, got an empty file \(0 bytes\)"):
         open_image(tmp_path / "empty.png")
 
 
 def test_image_without_pixels(tmp_path: Path) -> None:
     (tmp_path / "zero.png").write_bytes(png_header(0, 5))
-    with pytest.raises(BadImage, match=r"zero\.png: expected at least one pixel, got 0 x 5"):
+    with pytest.raises(InvalidImage, match=r"zero\.png: expected at least one pixel, got 0 x 5"):
         open_image(tmp_path / "zero.png")
 
 
@@ -154,7 +156,7 @@ def test_truncated_file(tmp_path: Path, form: str, share: float) -> None:
     encoded = io.BytesIO()
     noise().save(encoded, form)
     (tmp_path / "cut").write_bytes(encoded.getvalue()[: int(len(encoded.getvalue()) * share)])
-    with pytest.raises(BadImage, match=r"cut: expected a whole PNG or JPEG file, but it is damaged or cut off"):
+    with pytest.raises(InvalidImage, match=r"cut: expected a whole PNG or JPEG file, but it is damaged or cut off"):
         open_image(tmp_path / "cut")
 
 
@@ -165,13 +167,13 @@ def test_flipped_bit_in_a_png(tmp_path: Path) -> None:
     damaged = bytearray(encoded.getvalue())
     damaged[len(damaged) // 2] ^= 1
     (tmp_path / "bit.png").write_bytes(damaged)
-    with pytest.raises(BadImage, match=r"bit\.png: expected a whole PNG or JPEG file, but it is damaged"):
+    with pytest.raises(InvalidImage, match=r"bit\.png: expected a whole PNG or JPEG file, but it is damaged"):
         open_image(tmp_path / "bit.png")
 
 
 def test_damaged_header(tmp_path: Path) -> None:
     (tmp_path / "head.jpg").write_bytes(b"\xff\xd8\xff" + b"garbage" * 20)
-    with pytest.raises(BadImage, match=r"head\.jpg: expected a whole PNG or JPEG file") as caught:
+    with pytest.raises(InvalidImage, match=r"head\.jpg: expected a whole PNG or JPEG file") as caught:
         open_image(tmp_path / "head.jpg")
     assert "0x" not in str(caught.value)  # no memory address: the same file gives the same message
 
@@ -179,7 +181,7 @@ def test_damaged_header(tmp_path: Path) -> None:
 @pytest.mark.parametrize("side", [100_000, 8_000])  # above and below what Pillow itself refuses
 def test_decompression_bomb_is_refused_from_its_header(tmp_path: Path, side: int) -> None:
     (tmp_path / "bomb.png").write_bytes(png_header(side, side))
-    with pytest.raises(BadImage, match=rf"bomb\.png: expected at most 50000000 pixels, got {side} x {side}"):
+    with pytest.raises(InvalidImage, match=rf"bomb\.png: expected at most 50000000 pixels, got {side} x {side}"):
         open_image(tmp_path / "bomb.png")
 
 
@@ -190,7 +192,7 @@ def test_jpeg_bomb_is_refused_from_its_header(tmp_path: Path) -> None:
     bomb = bytearray(encoded.getvalue())
     bomb[start : start + 4] = struct.pack(">HH", 60_000, 60_000)
     (tmp_path / "bomb.jpg").write_bytes(bomb)
-    with pytest.raises(BadImage, match=r"bomb\.jpg: expected at most 50000000 pixels"):
+    with pytest.raises(InvalidImage, match=r"bomb\.jpg: expected at most 50000000 pixels"):
         open_image(tmp_path / "bomb.jpg")
 
 
@@ -198,34 +200,34 @@ def test_limits_are_the_callers(tmp_path: Path) -> None:
     noise(8).save(tmp_path / "small.png")
     size = (tmp_path / "small.png").stat().st_size
     assert open_image(tmp_path / "small.png", limits=ImageLimits(max_bytes=size, max_pixels=64)).size == (8, 8)
-    with pytest.raises(BadImage, match="expected at most 63 pixels, got 8 x 8"):
+    with pytest.raises(InvalidImage, match="expected at most 63 pixels, got 8 x 8"):
         open_image(tmp_path / "small.png", limits=ImageLimits(max_pixels=63))
-    with pytest.raises(BadImage, match=f"expected at most {size - 1} bytes, got {size}"):
+    with pytest.raises(InvalidImage, match=f"expected at most {size - 1} bytes, got {size}"):
         open_image(tmp_path / "small.png", limits=ImageLimits(max_bytes=size - 1))
 
 
 @pytest.mark.parametrize(("form", "name"), [("GIF", "a GIF file"), ("TIFF", "a TIFF file"), ("BMP", "a BMP file")])
 def test_other_formats_are_named(tmp_path: Path, form: str, name: str) -> None:
     noise(8).save(tmp_path / "other.png", form)  # the name lies, the content counts
-    with pytest.raises(BadImage, match=rf"other\.png: expected a PNG or JPEG file, got {name}"):
+    with pytest.raises(InvalidImage, match=rf"other\.png: expected a PNG or JPEG file, got {name}"):
         open_image(tmp_path / "other.png")
 
 
 def test_dicom_is_named(tmp_path: Path) -> None:
     (tmp_path / "scan.dcm").write_bytes(bytes(128) + b"DICM" + bytes(64))
-    with pytest.raises(BadImage, match=r"got a DICOM file; export it as PNG first"):
+    with pytest.raises(InvalidImage, match=r"got a DICOM file; export it as PNG first"):
         open_image(tmp_path / "scan.dcm")
 
 
 def test_text_file(tmp_path: Path) -> None:
     (tmp_path / "note.jpg").write_text("not found")
-    with pytest.raises(BadImage, match=r"got an unknown format that starts with b'not foun'"):
+    with pytest.raises(InvalidImage, match=r"got an unknown format that starts with b'not foun'"):
         open_image(tmp_path / "note.jpg")
 
 
 def test_animation_is_refused(tmp_path: Path) -> None:
     noise(8).save(tmp_path / "loop.png", save_all=True, append_images=[Image.new("RGB", (8, 8))])
-    with pytest.raises(BadImage, match="expected one picture, got an animation"):
+    with pytest.raises(InvalidImage, match="expected one picture, got an animation"):
         open_image(tmp_path / "loop.png")
 
 
@@ -234,24 +236,24 @@ def test_animation_is_refused(tmp_path: Path) -> None:
 
 def test_crop_takes_the_pixels_of_the_box() -> None:
     image = noise(8)
-    crop = view(image, box_of((0.25, 0.5, 0.75, 1.0)), None)  # columns 2-5, rows 4-7 of 8
+    crop = render_view(image, box_from_xyxy((0.25, 0.5, 0.75, 1.0)), None)  # columns 2-5, rows 4-7 of 8
     assert np.array_equal(np.asarray(crop), np.asarray(image)[4:8, 2:6])
 
 
 def test_longest_side_is_side_px_and_proportions_stay() -> None:
     image = Image.new("RGB", (400, 100))
-    assert view(image, None, 64).size == (64, 16)
-    assert view(image, WHOLE, 800).size == (800, 200)  # enlarged as well
-    assert view(image, box_of((0, 0, 0.25, 1)), 50).size == (50, 50)  # 100 x 100 px of it
-    assert view(Image.new("RGB", (400, 2)), None, 64).size == (64, 1)  # 0.32 rows: never none
-    assert view(image, WHOLE, None).size == (400, 100)
+    assert render_view(image, None, 64).size == (64, 16)
+    assert render_view(image, WHOLE_IMAGE, 800).size == (800, 200)  # enlarged as well
+    assert render_view(image, box_from_xyxy((0, 0, 0.25, 1)), 50).size == (50, 50)  # 100 x 100 px of it
+    assert render_view(Image.new("RGB", (400, 2)), None, 64).size == (64, 1)  # 0.32 rows: never none
+    assert render_view(image, WHOLE_IMAGE, None).size == (400, 100)
 
 
 def test_shrinking_is_antialiased() -> None:
     """Taking every eighth pixel of a one-pixel checkerboard would give all black or all white."""
     board = np.indices((64, 64)).sum(axis=0) % 2 * 255
     image = Image.fromarray(board.astype(np.uint8)).convert("RGB")
-    seen = np.asarray(view(image, None, 8)).astype(int)
+    seen = np.asarray(render_view(image, None, 8)).astype(int)
     assert np.abs(seen - 127.5).max() < 8  # half black, half white
 
 
@@ -259,44 +261,44 @@ def test_nothing_outside_the_box_enters_the_view() -> None:
     image = Image.new("RGB", (64, 64), "white")
     image.paste((0, 0, 0), (16, 16, 48, 48))
     for side in (4, 8, 100):
-        assert np.asarray(view(image, box_of((0.25, 0.25, 0.75, 0.75)), side)).max() == 0
+        assert np.asarray(render_view(image, box_from_xyxy((0.25, 0.25, 0.75, 0.75)), side)).max() == 0
 
 
 def test_view_is_a_new_image_and_deterministic() -> None:
     image = noise()
-    first, second = view(image, None, None), view(image, None, None)
+    first, second = render_view(image, None, None), render_view(image, None, None)
     first.putpixel((0, 0), (1, 2, 3))
     assert second.tobytes() == image.tobytes()
-    box = box_of((0.1, 0.2, 0.8, 0.7))
-    assert view(image, box, 17).tobytes() == view(noise(), box, 17).tobytes()
+    box = box_from_xyxy((0.1, 0.2, 0.8, 0.7))
+    assert render_view(image, box, 17).tobytes() == render_view(noise(), box, 17).tobytes()
 
 
 def test_view_refuses_what_makes_no_sense() -> None:
     with pytest.raises(ValueError, match="expects an RGB image, as open_image returns it, got mode 'L'"):
-        view(Image.new("L", (4, 4)), None, None)
+        render_view(Image.new("L", (4, 4)), None, None)
     with pytest.raises(ValueError, match="side_px must be at least 1 pixel, got 0"):
-        view(noise(4), None, 0)
+        render_view(noise(4), None, 0)
 
 
 def test_cached_view_equals_view_and_is_decoded_once(tmp_path: Path) -> None:
     path = tmp_path / "scan.png"
     noise().save(path)
-    box = box_of((0.1, 0.2, 0.8, 0.7))
-    first = cached_view(path, box, 20)
-    assert first.tobytes() == view(open_image(path), box, 20).tobytes()
-    assert cached_view(path, box, 20) is first
-    assert cached_view(path, None, 20) is cached_view(path, WHOLE, 20)
-    assert cached_view(path, None, None).size == (64, 64)
+    box = box_from_xyxy((0.1, 0.2, 0.8, 0.7))
+    first = load_cached_view(path, box, 20)
+    assert first.tobytes() == render_view(open_image(path), box, 20).tobytes()
+    assert load_cached_view(path, box, 20) is first
+    assert load_cached_view(path, None, 20) is load_cached_view(path, WHOLE_IMAGE, 20)
+    assert load_cached_view(path, None, None).size == (64, 64)
 
 
 def test_cached_view_sees_a_file_that_changed(tmp_path: Path) -> None:
     path = tmp_path / "scan.png"
     noise(8).save(path)
-    assert cached_view(path, None, 4).getpixel((0, 0)) != (0, 0, 0)
+    assert load_cached_view(path, None, 4).getpixel((0, 0)) != (0, 0, 0)
     Image.new("RGB", (8, 8)).save(path)
-    assert cached_view(path, None, 4).getpixel((0, 0)) == (0, 0, 0)
+    assert load_cached_view(path, None, 4).getpixel((0, 0)) == (0, 0, 0)
 
 
 def test_cached_view_of_a_missing_file(tmp_path: Path) -> None:
-    with pytest.raises(BadImage, match=r"gone\.png: expected a PNG or JPEG file, but there is no such file"):
-        cached_view(tmp_path / "gone.png", None, 4)
+    with pytest.raises(InvalidImage, match=r"gone\.png: expected a PNG or JPEG file, but there is no such file"):
+        load_cached_view(tmp_path / "gone.png", None, 4)

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from clincot.jsonl import BadRecord, file_digest, parse_row, read_records, write_records, written_aside
+from clincot.jsonl import InvalidRecord, atomic_write, hash_files, parse_row, read_records, write_records
 from clincot.records import Question
 
 QUESTIONS = [
@@ -39,7 +39,7 @@ def test_truncated_file_names_its_last_line(tmp_path: Path) -> None:
     path.write_bytes(path.read_bytes()[:-30])
     records = read_records(path, Question)
     assert next(records) == QUESTIONS[0]  # what came before is good
-    with pytest.raises(BadRecord, match=r"q\.jsonl:2: the file ends in the middle of a line; it was cut off"):
+    with pytest.raises(InvalidRecord, match=r"q\.jsonl:2: the file ends in the middle of a line; it was cut off"):
         next(records)
 
 
@@ -47,7 +47,7 @@ def test_a_cut_that_only_took_the_newline_is_seen_too(tmp_path: Path) -> None:
     path = tmp_path / "q.jsonl"
     write_records(path, QUESTIONS)
     path.write_bytes(path.read_bytes()[:-1])
-    with pytest.raises(BadRecord, match=r"q\.jsonl:2: the file ends in the middle of a line"):
+    with pytest.raises(InvalidRecord, match=r"q\.jsonl:2: the file ends in the middle of a line"):
         list(read_records(path, Question))
 
 
@@ -56,28 +56,28 @@ def test_unknown_field_is_named_with_its_line(tmp_path: Path) -> None:
     row = {"study": "study-1", "text": "Where?", "kind": "open", "colour": "red"}
     path.write_text(QUESTIONS[0].model_dump_json() + "\n" + json.dumps(row) + "\n")
     expected = r"q\.jsonl:2: not a Question: colour: Extra inputs are not permitted \(got 'red'\)"
-    with pytest.raises(BadRecord, match=expected):
+    with pytest.raises(InvalidRecord, match=expected):
         list(read_records(path, Question))
 
 
 def test_duplicate_id_is_named_with_its_line(tmp_path: Path) -> None:
     path = tmp_path / "q.jsonl"
     write_records(path, [*QUESTIONS, QUESTIONS[0]])
-    with pytest.raises(BadRecord, match=rf"q\.jsonl:3: duplicate id '{QUESTIONS[0].id}'"):
+    with pytest.raises(InvalidRecord, match=rf"q\.jsonl:3: duplicate id '{QUESTIONS[0].id}'"):
         list(read_records(path, Question))
 
 
 def test_not_json_is_named_with_its_line(tmp_path: Path) -> None:
     path = tmp_path / "q.jsonl"
     path.write_text(QUESTIONS[0].model_dump_json() + "\n<html>\n")
-    with pytest.raises(BadRecord, match=r"q\.jsonl:2: not a Question: Invalid JSON"):
+    with pytest.raises(InvalidRecord, match=r"q\.jsonl:2: not a Question: Invalid JSON"):
         list(read_records(path, Question))
 
 
 def test_not_utf8_is_named_with_its_line(tmp_path: Path) -> None:
     path = tmp_path / "q.jsonl"
     path.write_bytes(b'{"text": "l\xe9sion"}\n')  # Latin-1
-    with pytest.raises(BadRecord, match=r"q\.jsonl:1: not UTF-8 \(.* at byte 11\)"):
+    with pytest.raises(InvalidRecord, match=r"q\.jsonl:1: not UTF-8 \(.* at byte 11\)"):
         list(read_records(path, Question))
 
 
@@ -97,7 +97,7 @@ def test_a_failure_half_way_leaves_the_old_file(tmp_path: Path) -> None:
 
 
 def test_nothing_under_its_name_before_the_block_ends(tmp_path: Path) -> None:
-    with written_aside(tmp_path / "note.txt") as file:
+    with atomic_write(tmp_path / "note.txt") as file:
         file.write("half")
         assert not (tmp_path / "note.txt").exists()
     assert (tmp_path / "note.txt").read_text() == "half"
@@ -121,12 +121,12 @@ def test_parse_row() -> None:
     ],
 )
 def test_parse_row_says_what_is_wrong(line: bytes, message: str) -> None:
-    with pytest.raises(BadRecord, match=message):
+    with pytest.raises(InvalidRecord, match=message):
         parse_row(line, where="x:7")
 
 
 def test_file_digest_is_over_the_bytes_in_order(tmp_path: Path) -> None:
     (tmp_path / "a").write_bytes(b"one")
     (tmp_path / "b").write_bytes(b"two")
-    assert file_digest(tmp_path / "a", tmp_path / "b") == hashlib.sha256(b"onetwo").hexdigest()
-    assert file_digest(tmp_path / "b", tmp_path / "a") == hashlib.sha256(b"twoone").hexdigest()
+    assert hash_files(tmp_path / "a", tmp_path / "b") == hashlib.sha256(b"onetwo").hexdigest()
+    assert hash_files(tmp_path / "b", tmp_path / "a") == hashlib.sha256(b"twoone").hexdigest()

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from clincot.processes import worker
+from clincot.processes import background_worker
 
 
 def note(path: Path, word: str) -> None:
@@ -31,16 +31,16 @@ def stay(path: Path) -> None:
 
 
 def test_calls_are_worked_through_in_order_and_all_are_done_at_the_end(tmp_path: Path) -> None:
-    with worker(tmp_path / "run" / "log") as beside:
+    with background_worker(tmp_path / "run" / "log") as beside:
         for word in ("first", "second", "third"):
-            beside.add(note, tmp_path / "words", word)
+            beside.submit(note, tmp_path / "words", word)
     assert (tmp_path / "words").read_text() == "first second third "
     assert (tmp_path / "run" / "log").read_text().split("\n")[:3] == ["noted first", "noted second", "noted third"]
 
 
 def test_a_call_that_fails_fails_the_block(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="no luck"), worker(tmp_path / "log") as beside:
-        beside.add(fail, "luck")
+    with pytest.raises(ValueError, match="no luck"), background_worker(tmp_path / "log") as beside:
+        beside.submit(fail, "luck")
 
 
 PARENT = """
@@ -51,7 +51,7 @@ from tests.test_beside import stay
 
 if __name__ == "__main__":
     with worker(Path(sys.argv[1]) / "log") as beside:
-        beside.add(stay, Path(sys.argv[1]) / "pid")
+        beside.submit(stay, Path(sys.argv[1]) / "pid")
 """
 
 

@@ -4,8 +4,8 @@ import json
 import pytest
 from pydantic import ValidationError
 
-from clincot.geometry import box_of
-from clincot.records import Judgement, PreferencePair, Question, Reference, Region, Study, digest_of
+from clincot.geometry import box_from_xyxy
+from clincot.records import Judgement, PreferencePair, Question, Reference, Region, Study, hash_json
 
 SHA = "0" * 64
 STUDY = Study(image="images/a.png", sha256=SHA, width=20, height=10)
@@ -45,7 +45,7 @@ def test_non_english_text_is_hashed_and_kept_as_it_is() -> None:
     text = "¿Hay derrame pleural? 胸腔积液 – نعم"
     question = Question(study="study-1", text=text, kind="closed")
     assert Question.model_validate_json(question.model_dump_json()).text == text
-    assert digest_of({"a": "积"}) == hashlib.sha256('{"a":"积"}'.encode()).hexdigest()
+    assert hash_json({"a": "积"}) == hashlib.sha256('{"a":"积"}'.encode()).hexdigest()
 
 
 def test_a_changed_record_does_not_pass_under_its_old_id() -> None:
@@ -93,7 +93,7 @@ def test_a_confidence_is_a_share() -> None:
         Region(
             question="question-1",
             hypothesis="effusion",
-            box=box_of((0, 0, 0.5, 0.5)),
+            box=box_from_xyxy((0, 0, 0.5, 0.5)),
             confidence=1.01,
             grounder="windows",
         )
@@ -124,4 +124,4 @@ def test_the_chosen_side_scores_higher(rejected_score: float) -> None:
 
 def test_no_nan_is_ever_hashed() -> None:
     with pytest.raises(ValueError, match="not JSON compliant"):
-        digest_of({"score": float("nan")})
+        hash_json({"score": float("nan")})

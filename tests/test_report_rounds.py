@@ -15,16 +15,16 @@ from clincot.config import Params
 from clincot.datasets.folder import StudyIndex, load_questions, load_references
 from clincot.datasets.report_questions import make_report_questions
 from clincot.evaluation.benchmark import BadBenchmark
-from clincot.evaluation.benchmark_report import benchmark_reports, table
+from clincot.evaluation.benchmark_report import build_benchmark_reports, render_metrics_table
 from clincot.evaluation.blind_baseline import BlindBaseline
 from clincot.evaluation.read_benchmark import read_benchmark
-from clincot.evaluation.report_text.report_scorer import report_metrics
+from clincot.evaluation.report_text.report_scorer import build_report_metrics
 from clincot.jsonl import read_records
-from clincot.prompts import Views, prompt_digest
+from clincot.prompts import PromptFormat, hash_prompt
 from clincot.records import BenchmarkReport, Candidate, Decision, Outcome, PreferencePair, Region
 from clincot.reporting.page import write_page
 from clincot.rounds import Plan, run_rounds
-from clincot.rounds import table as rounds_table
+from clincot.rounds import render_results_table as rounds_table
 from tests.support import tiny
 
 LONG, SHORT = 9, 2  # tokens of a report, and of any other answer
@@ -117,15 +117,17 @@ def test_the_evaluation_has_report_metrics_and_no_accuracy(done: Path) -> None:
     assert report.metrics["oracle"]["hit_rate"].value == 1.0  # the boxes of the films' own answer key
     assert "bleu: sacrebleu" in report.protocol
     assert "absent: meteor (WordNet not found" in report.protocol
-    assert "BLEU-4 (r2gen)" in table([report])
+    assert "BLEU-4 (r2gen)" in render_metrics_table([report])
 
 
 def test_the_blind_baseline_writes_the_most_frequent_report(data: Path) -> None:
     """3 of 6 reports name the right lung, 2 the left. Written for all of them, it agrees with the 3 word for word."""
     benchmark = read_benchmark(data)
     blind = BlindBaseline.fit(load_questions(data), load_references(data))
-    assert {o.answer for o in blind.outcomes(benchmark)} == {"There is a nodule in the right lung. No effusion."}
-    (report,) = benchmark_reports(blind.outcomes(benchmark), benchmark, reports=report_metrics(), resamples=20)
+    assert {o.answer for o in blind.iter_outcomes(benchmark)} == {"There is a nodule in the right lung. No effusion."}
+    (report,) = build_benchmark_reports(
+        blind.iter_outcomes(benchmark), benchmark, reports=build_report_metrics(), resamples=20
+    )
     metrics = report.metrics["blind"]
     # 10 words: 1.0 for three, 9 of 10 for the two that name the other side, and none shared with "Clear lungs."
     assert metrics["raw/rouge_l"].value == pytest.approx((3 + 2 * 9 / 10) / 6, abs=1e-6)
@@ -135,8 +137,8 @@ def test_the_blind_baseline_writes_the_most_frequent_report(data: Path) -> None:
 
 def test_report_metrics_must_be_given_for_report_questions(data: Path) -> None:
     with pytest.raises(BadBenchmark, match="ask for reports, and no metrics of reports were given"):
-        benchmark_reports([], read_benchmark(data))
+        build_benchmark_reports([], read_benchmark(data))
 
 
 def test_a_reports_prompt_is_told_from_an_answers() -> None:
-    assert prompt_digest(Views(), report=True) != prompt_digest(Views())
+    assert hash_prompt(PromptFormat(), report=True) != hash_prompt(PromptFormat())

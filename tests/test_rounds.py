@@ -13,12 +13,12 @@ from typing import Any
 import pytest
 
 from clincot.datasets.folder import StudyIndex
-from clincot.jsonl import BadRecord, read_records
+from clincot.jsonl import InvalidRecord, read_records
 from clincot.models.checkpoint import UnsupportedCheckpoint
 from clincot.models.vlm import VisionLanguageModel
-from clincot.prompts import judgement
+from clincot.prompts import judge_prompt
 from clincot.records import Candidate, Checkpoint, Judgement, PanelScore, PreferencePair, Question, Region, Study
-from clincot.rounds import Plan, run_rounds, show_interval, table
+from clincot.rounds import Plan, format_interval, render_results_table, run_rounds
 from tests.support import tiny
 
 
@@ -100,13 +100,13 @@ def test_the_champion_stays_where_the_gate_keeps_it(one: Finished) -> None:
 
 
 def test_the_table_shows_every_row_and_what_is_missing_as_a_dash(one: Finished) -> None:
-    lines = table(one.results).splitlines()
+    lines = render_results_table(one.results).splitlines()
     assert len(lines) == 2 + 4 + 1
     assert len({line.count("|") for line in lines}) == 1
     assert lines[2].startswith("| base | ")
     assert " – " in lines[2]  # the random arm was not asked for
-    assert show_interval({"value": 0.25, "low": None, "high": None}) == "0.250"
-    assert show_interval({"value": 0.25, "low": 0.1, "high": 0.5}) == "0.250 [0.100, 0.500]"
+    assert format_interval({"value": 0.25, "low": None, "high": None}) == "0.250"
+    assert format_interval({"value": 0.25, "low": 0.1, "high": 0.5}) == "0.250 [0.100, 0.500]"
 
 
 @pytest.mark.parametrize(
@@ -138,7 +138,9 @@ def test_a_run_folder_belongs_to_what_it_was_started_with(changed: str, one: Fin
     else:
         (tmp_path / "other").mkdir()
     before = files(one.plan.run)
-    with pytest.raises(BadRecord, match=f"this run was started with another {changed}; choose another --run folder"):
+    with pytest.raises(
+        InvalidRecord, match=f"this run was started with another {changed}; choose another --run folder"
+    ):
         run_rounds(replace(one.plan, **{changed: other.get(changed, tmp_path / "other")}))
     assert files(one.plan.run) == before
 
@@ -171,7 +173,7 @@ def test_a_mistyped_judge_starts_no_run_and_the_right_one_then_does(wrong: str, 
 def test_a_mistyped_calibration_starts_no_run(base: Plan, tmp_path: Path) -> None:
     judge = base.params.judge.model_copy(update={"calibration_file": str(tmp_path / "nowhere.jsonl")})
     params = base.params.model_copy(update={"judge": judge})
-    with pytest.raises(BadRecord, match=r"judge\.calibration_file: .*nowhere\.jsonl does not exist"):
+    with pytest.raises(InvalidRecord, match=r"judge\.calibration_file: .*nowhere\.jsonl does not exist"):
         run_rounds(replace(base, run=tmp_path / "run", params=params))
     assert not (tmp_path / "run").exists()
 
@@ -179,7 +181,7 @@ def test_a_mistyped_calibration_starts_no_run(base: Plan, tmp_path: Path) -> Non
 @pytest.mark.parametrize("missing", ["data", "benchmark", "policy", "blind_from"])
 def test_a_mistyped_path_starts_no_run(missing: str, base: Plan, tmp_path: Path) -> None:
     """run.json held it already, so that the run with the right path was refused as another one."""
-    with pytest.raises(BadRecord, match=rf"{missing}: .*nowhere does not exist"):
+    with pytest.raises(InvalidRecord, match=rf"{missing}: .*nowhere does not exist"):
         run_rounds(replace(base, run=tmp_path / "run", **{missing: tmp_path / "nowhere"}))  # type: ignore[arg-type]
     assert not (tmp_path / "run").exists()
 
@@ -256,7 +258,7 @@ def test_a_candidate_is_judged_on_the_question_of_its_step(base: Plan, chained: 
         said = {
             asked: judge.p_yes(
                 [
-                    judgement(
+                    judge_prompt(
                         studies[questions[c.question].study],
                         base.data,
                         judge.views,

@@ -30,6 +30,8 @@ def answer(
     inputs["policy"] = trained.path if trained else policy
     if candidates_before and scores_before:
         inputs |= {"candidates_before": candidates_before.path, "scores_before": scores_before.path}
-    with tasks.told("answer"):
-        params.checked_steps(answer, steps)
-    return tasks.run("answer", answer, inputs, {"candidates": candidates.path}, metrics=metrics, shard=shard, lap=lap)
+    with tasks.user_errors("answer"):
+        params.check_step_count(answer, steps)
+    return tasks.run_stage_task(
+        "answer", answer, inputs, {"candidates": candidates.path}, metrics=metrics, shard=shard, lap=lap
+    )

@@ -24,8 +24,8 @@ def evaluate(
     from clincot.pipelines import params, tasks
 
     inputs = {"benchmark": benchmark, "policy": trained.path if trained else policy}
-    with tasks.told("evaluate"):
-        section = params.evaluate_section(evaluate, propose)
-        inputs["train_reports"] = tasks.training_reports(data, benchmark)
+    with tasks.user_errors("evaluate"):
+        section = params.build_evaluate_config(evaluate, propose)
+        inputs["train_reports"] = tasks.find_training_reports(data, benchmark)
     outputs = {"outcomes": outcomes.path, "report": report.path}
-    return tasks.run("evaluate", section, inputs, outputs, metrics=metrics)
+    return tasks.run_stage_task("evaluate", section, inputs, outputs, metrics=metrics)

@@ -26,4 +26,4 @@ def judge(
 
     inputs = {"data": data, "questions": questions.path, "regions": regions.path, "candidates": candidates.path}
     outputs = {"judgements": judgements.path, "scores": scores.path, "panel_report": panel_report.path}
-    return tasks.run("judge", judge, inputs, outputs, metrics=metrics, shard=shard, answer=answer)
+    return tasks.run_stage_task("judge", judge, inputs, outputs, metrics=metrics, shard=shard, answer=answer)

@@ -19,4 +19,4 @@ def pair(
 
     inputs = {"candidates": candidates.path, "scores": scores.path}
     outputs = {"pairs": pairs.path, "pair_report": pair_report.path}
-    return tasks.run("pair", pair, inputs, outputs, metrics=metrics, lap=lap)
+    return tasks.run_stage_task("pair", pair, inputs, outputs, metrics=metrics, lap=lap)

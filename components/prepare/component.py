@@ -23,7 +23,7 @@ def prepare(
 
     from clincot.pipelines import params, sharding, tasks
 
-    with tasks.told("prepare"):
-        section, lap = params.prepare_section(prepare, int(number) + int(ahead), int(rounds))
-        tasks.run("prepare", section, {"data": data}, {"questions": questions.path}, metrics=metrics)
-        return sharding.shard_names(Path(questions.path), int(shards)), lap
+    with tasks.user_errors("prepare"):
+        section, lap = params.build_prepare_config(prepare, int(number) + int(ahead), int(rounds))
+        tasks.run_stage_task("prepare", section, {"data": data}, {"questions": questions.path}, metrics=metrics)
+        return sharding.list_shard_names(Path(questions.path), int(shards)), lap

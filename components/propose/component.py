@@ -24,4 +24,6 @@ def propose(
 
     place = trained.path if trained else policy
     inputs = {"data": data, "questions": questions.path, "policy": place}
-    return tasks.run("propose", propose, inputs, {"regions": regions.path}, metrics=metrics, shard=shard, lap=lap)
+    return tasks.run_stage_task(
+        "propose", propose, inputs, {"regions": regions.path}, metrics=metrics, shard=shard, lap=lap
+    )

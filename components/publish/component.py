@@ -25,9 +25,9 @@ def publish(
 
     from clincot.pipelines import params, tasks
 
-    with tasks.told("publish"):
-        section = params.publish_section(publish, int(number) + int(ahead))
+    with tasks.user_errors("publish"):
+        section = params.build_publish_config(publish, int(number) + int(ahead))
     inputs = {"checkpoint": checkpoint.path, "report": report.path, "decision": decision.path}
     inputs |= {"panel_report": panel_report.path, "golden": benchmark}
-    tasks.run("publish", section, inputs, {"published": published.path}, metrics=metrics)
+    tasks.run_stage_task("publish", section, inputs, {"published": published.path}, metrics=metrics)
     return json.loads(Path(published.path).read_text(encoding="utf-8"))["sha256"]

@@ -6,7 +6,7 @@ from clincot.components import IMAGE
 
 
 @dsl.component(base_image=IMAGE, install_kfp_package=False)
-def finish(publish: dict, run: str, status: dsl.PipelineTaskFinalStatus) -> str:
+def record_run_status(publish: dict, run: str, status: dsl.PipelineTaskFinalStatus) -> str:
     from clincot.pipelines import tasks
 
-    return tasks.finish(publish, state=status.state, run_id=run, error=status.error_message or "")
+    return tasks.record_run_status(publish, state=status.state, run_id=run, error=status.error_message or "")

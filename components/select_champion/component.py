@@ -6,7 +6,7 @@ from clincot.components import IMAGE
 
 
 @dsl.component(base_image=IMAGE, install_kfp_package=False)
-def standing(
+def select_champion(
     verdict: str,
     champion_outcomes: dsl.Input[dsl.Dataset],
     champion_report: dsl.Input[dsl.Artifact],
@@ -19,4 +19,4 @@ def standing(
 
     champion = {"outcomes": champion_outcomes.path, "report": champion_report.path}
     challenger = {"outcomes": challenger_outcomes.path, "report": challenger_report.path}
-    tasks.standing(verdict, champion, challenger, {"outcomes": outcomes.path, "report": report.path})
+    tasks.select_champion(verdict, champion, challenger, {"outcomes": outcomes.path, "report": report.path})

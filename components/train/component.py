@@ -30,7 +30,7 @@ def train(
 
     inputs = {"data": data, "policy": trained.path if trained else policy, "questions": questions.path}
     inputs |= {"regions": regions.path, "candidates": candidates.path, "pairs": pairs.path}
-    return tasks.run(
+    return tasks.run_stage_task(
         "train",
         train,
         inputs,

@@ -27,5 +27,5 @@ def version(
     files = [questions, regions, candidates, judgements, scores, panel_report, pairs, pair_report]
     names = ["questions", "regions", "candidates", "judgements", "scores", "panel_report", "pairs", "pair_report"]
     inputs = {name: file.path for name, file in zip(names, files, strict=True)}
-    tasks.run("version", version, inputs, {"version": version_record.path}, metrics=metrics, answer=answer)
+    tasks.run_stage_task("version", version, inputs, {"version": version_record.path}, metrics=metrics, answer=answer)
     return Path(version_record.path).read_text(encoding="utf-8")

@@ -11,12 +11,12 @@ from collections.abc import Callable, Iterable, Iterator
 from itertools import groupby
 from typing import TypeVar
 
-UNIT = 64  # questions
+BLOCK_SIZE = 64  # questions
 T = TypeVar("T")
 
 
-def in_units(items: Iterable[T], question: Callable[[T], str]) -> Iterator[tuple[int, T]]:
+def iter_blocks(items: Iterable[T], question: Callable[[T], str]) -> Iterator[tuple[int, T]]:
     """Every item with the number of its unit; the items of a question stand together."""
     for number, (_, group) in enumerate(groupby(items, key=question)):
         for item in group:
-            yield number // UNIT, item
+            yield number // BLOCK_SIZE, item

@@ -12,21 +12,21 @@ from typing import Annotated, Any, Literal, TypeVar, get_args
 import yaml
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from clincot.jsonl import BadRecord, explain
-from clincot.records import digest_of
+from clincot.jsonl import InvalidRecord, format_validation_error
+from clincot.records import hash_json
 
-Positive = Annotated[int, Field(ge=1)]
+PositiveInt = Annotated[int, Field(ge=1)]
 Share = Annotated[float, Field(ge=0, le=1)]
-_LINE = r"^[a-z]([-a-z0-9]{0,38}[a-z0-9])?$"  # also the name of a Kubernetes service, with suffixes
+_MODEL_NAME_PATTERN = r"^[a-z]([-a-z0-9]{0,38}[a-z0-9])?$"  # also the name of a Kubernetes service, with suffixes
 GrounderName = Literal["windows", "relevance", "written", "http", "random"]
 
 
-class Section(BaseModel):
+class FrozenConfig(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     @property
     def digest(self) -> str:
-        return digest_of(self.model_dump(mode="json"))
+        return hash_json(self.model_dump(mode="json"))
 
     @property
     def files(self) -> tuple[Path, ...]:
@@ -34,22 +34,22 @@ class Section(BaseModel):
         return ()
 
 
-class PrepareSection(Section):
+class PrepareConfig(FrozenConfig):
     """Which questions this round asks: X_1 … X_m are disjoint, split by image [ClinCoT]."""
 
     rounds: Annotated[
-        Positive, Field(description="m, into how many disjoint subsets the questions are split [ClinCoT: 4]")
+        PositiveInt, Field(description="m, into how many disjoint subsets the questions are split [ClinCoT: 4]")
     ] = 4
     round: Annotated[int, Field(ge=0, description="which subset (0-based) this round takes")] = 0
     limit: Annotated[int, Field(ge=0, description="at most so many questions; 0: all of the subset")] = 0
     seed: Annotated[int, Field(description="of the split")] = 0
 
 
-class ProposeSection(Section):
+class ProposeConfig(FrozenConfig):
     """From questions to regions."""
 
     grounders: Annotated[
-        dict[GrounderName, Positive],
+        dict[GrounderName, PositiveInt],
         AfterValidator(lambda given: {name: given[name] for name in get_args(GrounderName) if name in given}),
         Field(description="how many regions each grounder gives a question; the whole image is always added"),
     ] = {"windows": 2, "written": 4}  # in one order, whatever the order of the keys: what comes first is kept of two
@@ -66,12 +66,12 @@ class ProposeSection(Section):
     seed: int = 0
 
 
-class AnswerSection(Section):
+class AnswerConfig(FrozenConfig):
     """From regions to candidates: one answer a region."""
 
     temperature: Annotated[float, Field(ge=0, description="of sampled answers [UV-CoT: 0.7]")] = 0.7
-    max_new_tokens: Annotated[Positive, Field(description="an answer that is longer is cut")] = 16
-    report_max_new_tokens: Annotated[Positive, Field(description="the same of a report")] = 160
+    max_new_tokens: Annotated[PositiveInt, Field(description="an answer that is longer is cut")] = 16
+    report_max_new_tokens: Annotated[PositiveInt, Field(description="the same of a report")] = 160
     steps: Annotated[
         tuple[str, ...],
         Field(
@@ -79,15 +79,15 @@ class AnswerSection(Section):
             description="questions of a chain; {question} is the data set's. Several: the best is kept as context",
         ),
     ] = ("{question}",)
-    batch_size: Positive = 128
+    batch_size: PositiveInt = 128
     seed: int = 0
 
-    def longest(self, kind: str) -> int:
+    def get_max_tokens(self, kind: str) -> int:
         """The most tokens of an answer to a question of that kind."""
         return self.report_max_new_tokens if kind == "report" else self.max_new_tokens
 
 
-class JudgeSpec(Section):
+class JudgeSpec(FrozenConfig):
     """One evaluator: a checkpoint in this process, or an OpenAI-compatible endpoint with log-probs."""
 
     name: Annotated[str, Field(min_length=1)]
@@ -100,22 +100,22 @@ class JudgeSpec(Section):
     weight: Annotated[float, Field(gt=0)] = 1.0
 
     @model_validator(mode="after")
-    def _one_place(self) -> JudgeSpec:
+    def _check_path_or_url(self) -> JudgeSpec:
         if bool(self.path) == bool(self.url):
             raise ValueError(f"judge {self.name!r} needs either path or url, not both and not neither")
         return self
 
 
-class JudgeSection(Section):
+class JudgeConfig(FrozenConfig):
     """The panel. Every judge scores every candidate."""
 
     judges: tuple[JudgeSpec, ...] = ()
     calibration: Annotated[Literal["identity", "platt", "isotonic"], Field(description="per judge")] = "platt"
     calibration_file: Annotated[str, Field(description="what `clincot calibrate` wrote; empty: identity")] = ""
-    quorum: Annotated[Positive, Field(description="judges that must have scored; fewer: the stage fails")] = 2
+    quorum: Annotated[PositiveInt, Field(description="judges that must have scored; fewer: the stage fails")] = 2
     retries: Annotated[int, Field(ge=0, description="of a judge that fails")] = 3
     retry_delay_s: Annotated[float, Field(ge=0, description="before the first retry; doubles each time")] = 1.0
-    batch_size: Positive = 128
+    batch_size: PositiveInt = 128
 
     @property
     def files(self) -> tuple[Path, ...]:
@@ -123,11 +123,11 @@ class JudgeSection(Section):
         return tuple(Path(place) for place in places if place)
 
 
-class PairSection(Section):
+class PairConfig(FrozenConfig):
     """From scores to preference pairs."""
 
     min_gap: Annotated[float, Field(gt=0, description="least score gap of a pair")] = 0.3
-    per_question: Annotated[Positive, Field(description="k pairs kept a question [UV-CoT code: 2]")] = 2
+    per_question: Annotated[PositiveInt, Field(description="k pairs kept a question [UV-CoT code: 2]")] = 2
     pick: Annotated[Literal["random", "top"], Field(description="random [ClinCoT] or the largest gaps")] = "random"
     gamma: Annotated[float, Field(ge=0, description="weight of the next step's score [UV-CoT]")] = 1.0
     same_region_share: Annotated[
@@ -139,7 +139,7 @@ class PairSection(Section):
     seed: int = 0
 
 
-class VersionSection(Section):
+class VersionConfig(FrozenConfig):
     """Where a round's preference data is kept. No credentials stand here: see preferences/versions/git.py."""
 
     repository: Annotated[
@@ -149,11 +149,11 @@ class VersionSection(Section):
     round: Annotated[
         int, Field(ge=0, description="number of the tag preferences/round-NNNN; 0: the next one that is free")
     ] = 0
-    attempts: Annotated[Positive, Field(description="pushes, where others push at the same time")] = 8
+    attempts: Annotated[PositiveInt, Field(description="pushes, where others push at the same time")] = 8
     timeout_s: Annotated[float, Field(gt=0, description="of one git or dvc command")] = 1800.0
 
 
-class TrainSection(Section):
+class TrainConfig(FrozenConfig):
     """Margin-aware DPO, or SFT on the chosen answers. `recipe` sets the loss as a source has it."""
 
     recipe: Annotated[
@@ -177,19 +177,19 @@ class TrainSection(Section):
     ] = 0.0
     lr: Annotated[float, Field(gt=0, description="peak learning rate [1e-7 … 1e-5 for billions of parameters]")] = 1e-4
     epochs: Annotated[float, Field(gt=0)] = 1.0
-    batch_size: Annotated[Positive, Field(description="pairs a step, over all devices together")] = 32
-    grad_accumulation: Positive = 1
+    batch_size: Annotated[PositiveInt, Field(description="pairs a step, over all devices together")] = 32
+    grad_accumulation: PositiveInt = 1
     warmup_ratio: Share = 0.1
     max_grad_norm: Annotated[float, Field(gt=0)] = 1.0
     freeze_vision: Annotated[bool, Field(description="the vision tower stays as it is, its features are reused")] = True
     lora_r: Annotated[int, Field(ge=0, description="0: full fine-tuning [MMedPO: 128]")] = 0
-    lora_alpha: Positive = 256
+    lora_alpha: PositiveInt = 256
     dtype: Literal["float32", "bfloat16"] = "float32"
     save_steps: Annotated[int, Field(ge=0, description="a resumable checkpoint every n steps; 0: at the end only")] = 0
     seed: int = 0
 
 
-class EvaluateSection(Section):
+class EvaluateConfig(FrozenConfig):
     """Which regions a policy looks at when it is measured, and how intervals are drawn."""
 
     arms: tuple[
@@ -201,16 +201,16 @@ class EvaluateSection(Section):
         "oracle",
         "whole",
     )
-    propose: Annotated[ProposeSection, Field(description="settings of the grounders; `rounds` takes the round's")] = (
-        ProposeSection()
+    propose: Annotated[ProposeConfig, Field(description="settings of the grounders; `rounds` takes the round's")] = (
+        ProposeConfig()
     )
     limit: Annotated[int, Field(ge=0, description="at most so many questions; 0: all")] = 0
-    max_new_tokens: Positive = 16
-    report_max_new_tokens: Annotated[Positive, Field(description="of the questions that ask for a report")] = 160
-    resamples: Annotated[Positive, Field(description="of the cluster bootstrap")] = 2000
+    max_new_tokens: PositiveInt = 16
+    report_max_new_tokens: Annotated[PositiveInt, Field(description="of the questions that ask for a report")] = 160
+    resamples: Annotated[PositiveInt, Field(description="of the cluster bootstrap")] = 2000
     seed: int = 0
 
-    def longest(self, kind: str) -> int:
+    def get_max_tokens(self, kind: str) -> int:
         """The most tokens of an answer to a question of that kind."""
         return self.report_max_new_tokens if kind == "report" else self.max_new_tokens
 
@@ -218,7 +218,7 @@ class EvaluateSection(Section):
 Floor = Annotated[float, Field(gt=0)] | None
 
 
-class Floors(Section):
+class Floors(FrozenConfig):
     """How much worse than the champion's each guarded metric may be; a promotion shows that none is. null: no guard."""
 
     closed_accuracy: Floor = 0.05
@@ -229,11 +229,11 @@ class Floors(Section):
     answer_length: Floor = 3.0  # words
 
     @property
-    def given(self) -> dict[str, float]:
+    def enabled(self) -> dict[str, float]:
         return {name: floor for name, floor in self.model_dump().items() if floor is not None}
 
 
-class DecideSection(Section):
+class DecideConfig(FrozenConfig):
     """When the challenger takes the champion's place."""
 
     arm: str = "written"
@@ -252,10 +252,10 @@ class DecideSection(Section):
     max_off_format: Annotated[Share, Field(description="of the challenger's answers; more: it is kept out")] = 0.02
     max_unscored: Annotated[Share, Field(description="of either side's answers, or of the judges' candidates")] = 0.05
     slices: Annotated[
-        Positive, Field(description="the benchmark's patients are split into so many slices; decisions take turns")
+        PositiveInt, Field(description="the benchmark's patients are split into so many slices; decisions take turns")
     ] = 1
     max_uses: Annotated[
-        Positive, Field(description="decisions that a benchmark question may serve, then it is worn")
+        PositiveInt, Field(description="decisions that a benchmark question may serve, then it is worn")
     ] = 20
     max_near_duplicates: Annotated[
         Share, Field(description="of the benchmark's images with a near-duplicate in training; more blocks, any warns")
@@ -270,17 +270,17 @@ class DecideSection(Section):
     length_auc_tolerance: Annotated[
         float, Field(ge=0, le=0.5, description="'longer = rejected' of the pairs may be 0.5 ± this; outside it blocks")
     ] = 0.05
-    resamples: Annotated[Positive, Field(description="of the intervals' cluster bootstrap")] = 2000
+    resamples: Annotated[PositiveInt, Field(description="of the intervals' cluster bootstrap")] = 2000
     seed: int = 0
 
 
-class PublishSection(Section):
+class PublishConfig(FrozenConfig):
     """A checkpoint into the store, under a name of its own that is never used again."""
 
     store: Annotated[str, Field(description="folder or s3://bucket/prefix; S3 is configured by AWS_… variables")] = ""
-    name: Annotated[str, Field(pattern=_LINE, description="the model line: its checkpoints succeed one another")] = (
-        "clincot"
-    )
+    name: Annotated[
+        str, Field(pattern=_MODEL_NAME_PATTERN, description="the model line: its checkpoints succeed one another")
+    ] = "clincot"
     adapter: Annotated[
         Literal["merge", "keep"],
         Field(description="of a checkpoint trained as LoRA: merged into the base's weights, or the adapter alone"),
@@ -296,7 +296,7 @@ class PublishSection(Section):
     )
 
 
-class DeploySection(Section):
+class DeployConfig(FrozenConfig):
     """From a published checkpoint to an endpoint. What decides a rollout; nothing secret stands here."""
 
     steps: Annotated[
@@ -315,13 +315,13 @@ class DeploySection(Section):
     approval: Annotated[bool, Field(description="wait for `clincot approve` before anything is started")] = False
 
     @model_validator(mode="after")
-    def _rising(self) -> DeploySection:
+    def _check_traffic_steps(self) -> DeployConfig:
         if list(self.steps) != sorted(set(self.steps)) or self.steps[-1] != 100:
             raise ValueError(f"deploy.steps must rise and end at 100, got {self.steps}")
         return self
 
 
-class PreflightSection(Section):
+class PreflightConfig(FrozenConfig):
     """What is looked at before a round asks for a GPU. The round's own judges, store and data repository are looked at:
     `judge`, `publish` and `version` are filled in by Params.section_of, and are not set here."""
 
@@ -342,38 +342,38 @@ class PreflightSection(Section):
     verify_s: Annotated[float, Field(gt=0, description="of reading the champion's files again; 15 GB take minutes")] = (
         900.0
     )
-    judge: JudgeSection = JudgeSection()
-    publish: PublishSection = PublishSection()
-    version: VersionSection = VersionSection()
+    judge: JudgeConfig = JudgeConfig()
+    publish: PublishConfig = PublishConfig()
+    version: VersionConfig = VersionConfig()
 
 
-class Params(Section):
+class Params(FrozenConfig):
     """params.yaml, whole."""
 
-    preflight: PreflightSection = PreflightSection()
-    prepare: PrepareSection = PrepareSection()
-    propose: ProposeSection = ProposeSection()
-    answer: AnswerSection = AnswerSection()
-    judge: JudgeSection = JudgeSection()
-    pair: PairSection = PairSection()
-    version: VersionSection = VersionSection()
-    train: TrainSection = TrainSection()
-    evaluate: EvaluateSection = EvaluateSection()
-    decide: DecideSection = DecideSection()
-    publish: PublishSection = PublishSection()
-    deploy: DeploySection = DeploySection()
+    preflight: PreflightConfig = PreflightConfig()
+    prepare: PrepareConfig = PrepareConfig()
+    propose: ProposeConfig = ProposeConfig()
+    answer: AnswerConfig = AnswerConfig()
+    judge: JudgeConfig = JudgeConfig()
+    pair: PairConfig = PairConfig()
+    version: VersionConfig = VersionConfig()
+    train: TrainConfig = TrainConfig()
+    evaluate: EvaluateConfig = EvaluateConfig()
+    decide: DecideConfig = DecideConfig()
+    publish: PublishConfig = PublishConfig()
+    deploy: DeployConfig = DeployConfig()
 
     @model_validator(mode="after")
-    def _looked_at_is_used(self) -> Params:
+    def _check_preflight_inherits(self) -> Params:
         for name in ("judge", "publish", "version"):
-            if getattr(self.preflight, name) != getattr(PreflightSection(), name):
+            if getattr(self.preflight, name) != getattr(PreflightConfig(), name):
                 raise ValueError(f"preflight.{name} is the round's own; set {name} instead")
         return self
 
-    def section_of(self, stage: str) -> Section:
+    def get_stage_config(self, stage: str) -> FrozenConfig:
         """The stage's section; preflight's with the judges, the store and the data repository that it looks at."""
-        section: Section = getattr(self, stage)
-        if isinstance(section, PreflightSection):
+        section: FrozenConfig = getattr(self, stage)
+        if isinstance(section, PreflightConfig):
             return section.model_copy(update={"judge": self.judge, "publish": self.publish, "version": self.version})
         return section
 
@@ -388,14 +388,14 @@ def load_params(path: Path | None, overrides: tuple[str, ...] = ()) -> Params:
         name, equals, value = override.partition("=")
         keys = name.split(".")
         if not equals or len(keys) < 2:
-            raise BadRecord(f"--set {override!r}: expected section.field=value, for instance train.lr=1e-5")
+            raise InvalidRecord(f"--set {override!r}: expected section.field=value, for instance train.lr=1e-5")
         place = content
         for key in keys[:-1]:
             place = place.setdefault(key, {})
             if not isinstance(place, dict):
-                raise BadRecord(f"--set {override!r}: {key!r} is not a section")
-        place[keys[-1]] = parse_value(value, where=f"--set {override!r}")
-    return parse_section(Params, content, where=str(path or "parameters"))
+                raise InvalidRecord(f"--set {override!r}: {key!r} is not a section")
+        place[keys[-1]] = parse_override_value(value, where=f"--set {override!r}")
+    return parse_config(Params, content, where=str(path or "parameters"))
 
 
 def read_settings(path: Path, expected: str, shape: str = "settings by name") -> dict[str, Any]:
@@ -403,27 +403,27 @@ def read_settings(path: Path, expected: str, shape: str = "settings by name") ->
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
     except FileNotFoundError:
-        raise BadRecord(f"{path}: no such file; expected {expected}") from None
+        raise InvalidRecord(f"{path}: no such file; expected {expected}") from None
     except yaml.YAMLError as error:
-        raise BadRecord(f"{path}: not YAML: {error}") from None
+        raise InvalidRecord(f"{path}: not YAML: {error}") from None
     if not isinstance(content, dict):
-        raise BadRecord(f"{path}: expected {shape}, got a {type(content).__name__}")
+        raise InvalidRecord(f"{path}: expected {shape}, got a {type(content).__name__}")
     return content
 
 
-def parse_section(kind: type[S], content: dict[str, Any], *, where: str) -> S:
+def parse_config(kind: type[S], content: dict[str, Any], *, where: str) -> S:
     try:
         return kind.model_validate(content)
     except ValidationError as error:
-        raise BadRecord(f"{where}: {explain(error)}") from None
+        raise InvalidRecord(f"{where}: {format_validation_error(error)}") from None
 
 
-def parse_value(value: str, *, where: str) -> Any:
+def parse_override_value(value: str, *, where: str) -> Any:
     """A value as written on the command line. YAML reads 1e-5 as text (YAML 1.1 wants 1.0e-5); here it is a number."""
     try:
         parsed = yaml.safe_load(value)
     except yaml.YAMLError as error:
-        raise BadRecord(f"{where}: the value is not YAML: {error}") from None
+        raise InvalidRecord(f"{where}: the value is not YAML: {error}") from None
     if isinstance(parsed, str):
         try:
             return float(parsed)

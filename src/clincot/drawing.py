@@ -8,56 +8,56 @@ from dataclasses import dataclass
 from PIL import Image, ImageDraw, ImageFont
 
 from clincot.geometry import Box, box_to_pixels
-from clincot.images import view
+from clincot.images import render_view
 
-SIDE_PX = 480  # the longer side of a film in a picture
+FILM_SIDE_PX = 480  # the longer side of a film in a picture
 
 
-CROP_PX = 220
+CROP_SIDE_PX = 220
 
 
 # told apart by every kind of colour vision
 BLUE, ORANGE, GREEN, WHITE = (98, 195, 255), (255, 162, 58), (61, 220, 151), (255, 255, 255)
 
 
-_INK, _PAPER, _SOFT = (28, 33, 39), (251, 251, 249), (89, 98, 109)
+_TEXT_COLOR, _BACKGROUND_COLOR, _MUTED_COLOR = (28, 33, 39), (251, 251, 249), (89, 98, 109)
 
 
 _PAD, _LINE_PX, _CAPTION_PX, _TEXT_PX = 14, 3, 17, 14
 
 
-Colour = tuple[int, int, int]
+Rgb = tuple[int, int, int]
 
 
 @dataclass(frozen=True)
-class Marked:
+class BoxAnnotation:
     """A box to draw on a film."""
 
     box: Box
-    colour: Colour
+    colour: Rgb
     dashed: bool = False
 
 
 @dataclass(frozen=True)
-class Panel:
+class ImagePanel:
     """One film with its boxes, the crop that a model saw of it (if any), a caption and lines of text."""
 
     film: Image.Image
-    boxes: tuple[Marked, ...]
+    boxes: tuple[BoxAnnotation, ...]
     caption: str
     lines: tuple[str, ...] = ()
     crop: Image.Image | None = None
-    colour: Colour = _SOFT
+    colour: Rgb = _MUTED_COLOR
 
 
-def picture(panels: Sequence[Panel], title: str) -> Image.Image:
+def render_panels(panels: Sequence[ImagePanel], title: str) -> Image.Image:
     """The panels side by side under a title, on light paper. Pillow's own font: the same picture everywhere."""
-    drawn = [_drawn(panel) for panel in panels]
+    drawn = [_render_panel(panel) for panel in panels]
     width = sum(image.width for image in drawn) + _PAD * (len(drawn) + 1)
-    lines = _wrapped(title, width - 2 * _PAD, _CAPTION_PX)
-    top = _PAD + len(lines) * _leading(_CAPTION_PX) + _PAD // 2
-    whole = Image.new("RGB", (width, top + max(image.height for image in drawn) + _PAD), _PAPER)
-    _write(whole, lines, (_PAD, _PAD), _CAPTION_PX, _INK)
+    lines = _wrap_text(title, width - 2 * _PAD, _CAPTION_PX)
+    top = _PAD + len(lines) * _compute_line_height(_CAPTION_PX) + _PAD // 2
+    whole = Image.new("RGB", (width, top + max(image.height for image in drawn) + _PAD), _BACKGROUND_COLOR)
+    _draw_text(whole, lines, (_PAD, _PAD), _CAPTION_PX, _TEXT_COLOR)
     left = _PAD
     for image in drawn:
         whole.paste(image, (left, top))
@@ -65,27 +65,27 @@ def picture(panels: Sequence[Panel], title: str) -> Image.Image:
     return whole
 
 
-def _drawn(panel: Panel) -> Image.Image:
+def _render_panel(panel: ImagePanel) -> Image.Image:
     """A panel on paper: caption, film, then the crop with the lines beside it."""
-    film = _with_boxes(view(panel.film, None, SIDE_PX), panel.boxes)
-    width = max(film.width, SIDE_PX)
-    caption = _wrapped(panel.caption, width, _CAPTION_PX)
-    head = 6 + len(caption) * _leading(_CAPTION_PX) + 6
-    crop = None if panel.crop is None else view(panel.crop, None, CROP_PX)
+    film = _draw_boxes(render_view(panel.film, None, FILM_SIDE_PX), panel.boxes)
+    width = max(film.width, FILM_SIDE_PX)
+    caption = _wrap_text(panel.caption, width, _CAPTION_PX)
+    head = 6 + len(caption) * _compute_line_height(_CAPTION_PX) + 6
+    crop = None if panel.crop is None else render_view(panel.crop, None, CROP_SIDE_PX)
     text_left = 0 if crop is None else crop.width + _PAD
-    lines = [part for line in panel.lines for part in _wrapped(line, width - text_left, _TEXT_PX)]
-    foot = max(0 if crop is None else crop.height, len(lines) * _leading(_TEXT_PX))
-    whole = Image.new("RGB", (width, head + film.height + _PAD + foot), _PAPER)
+    lines = [part for line in panel.lines for part in _wrap_text(line, width - text_left, _TEXT_PX)]
+    foot = max(0 if crop is None else crop.height, len(lines) * _compute_line_height(_TEXT_PX))
+    whole = Image.new("RGB", (width, head + film.height + _PAD + foot), _BACKGROUND_COLOR)
     ImageDraw.Draw(whole).rectangle((0, 0, width - 1, 3), fill=panel.colour)
-    _write(whole, caption, (0, 8), _CAPTION_PX, _INK)
+    _draw_text(whole, caption, (0, 8), _CAPTION_PX, _TEXT_COLOR)
     whole.paste(film, (0, head))
     if crop is not None:
         whole.paste(crop, (0, head + film.height + _PAD))
-    _write(whole, lines, (text_left, head + film.height + _PAD), _TEXT_PX, _SOFT)
+    _draw_text(whole, lines, (text_left, head + film.height + _PAD), _TEXT_PX, _MUTED_COLOR)
     return whole
 
 
-def _with_boxes(film: Image.Image, boxes: Sequence[Marked]) -> Image.Image:
+def _draw_boxes(film: Image.Image, boxes: Sequence[BoxAnnotation]) -> Image.Image:
     draw = ImageDraw.Draw(film)
     for marked in boxes:
         x0, y0, x1, y1 = box_to_pixels(marked.box, width=film.width, height=film.height)
@@ -103,7 +103,7 @@ def _with_boxes(film: Image.Image, boxes: Sequence[Marked]) -> Image.Image:
     return film
 
 
-def _wrapped(text: str, width: int, size: int) -> list[str]:
+def _wrap_text(text: str, width: int, size: int) -> list[str]:
     """Lines of at most `width` pixels, broken between words; a longer word has a line of its own."""
     font, lines = ImageFont.load_default(size), [""]
     for word in text.split():
@@ -115,11 +115,11 @@ def _wrapped(text: str, width: int, size: int) -> list[str]:
     return lines
 
 
-def _write(image: Image.Image, lines: Sequence[str], at: tuple[int, int], size: int, colour: Colour) -> None:
+def _draw_text(image: Image.Image, lines: Sequence[str], at: tuple[int, int], size: int, colour: Rgb) -> None:
     draw, font = ImageDraw.Draw(image), ImageFont.load_default(size)
     for number, line in enumerate(lines):
-        draw.text((at[0], at[1] + number * _leading(size)), line, fill=colour, font=font)
+        draw.text((at[0], at[1] + number * _compute_line_height(size)), line, fill=colour, font=font)
 
 
-def _leading(size: int) -> int:
+def _compute_line_height(size: int) -> int:
     return round(size * 1.4)

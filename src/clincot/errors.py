@@ -10,22 +10,22 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 
-class ForTheUser(Exception):
+class UserError(Exception):
     """Marks the errors that the command line tells without a traceback."""
 
 
-class BadInput(ForTheUser, ValueError):
+class InvalidInput(UserError, ValueError):
     """A file, a setting or a checkpoint that cannot be worked with."""
 
 
 @contextmanager
-def extra(name: str, what: str) -> Iterator[None]:
+def require_extra(name: str, what: str) -> Iterator[None]:
     """Around imports of what an optional extra of the package brings: BadInput says which one `what` needs."""
     try:
         yield
     except ModuleNotFoundError as error:
-        raise BadInput(f"{what} needs the extra {name!r}: pip install 'clincot[{name}]' ({error})") from None
+        raise InvalidInput(f"{what} needs the extra {name!r}: pip install 'clincot[{name}]' ({error})") from None
 
 
-class ModelFailed(ForTheUser, RuntimeError):
+class ModelFailed(UserError, RuntimeError):
     """A model or endpoint gave no usable reply at all (unreachable, timeout, HTTP error, no log-probs)."""

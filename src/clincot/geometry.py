@@ -10,10 +10,10 @@ from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-Unit = Annotated[float, Field(ge=0.0, le=1.0, allow_inf_nan=False)]
+UnitFloat = Annotated[float, Field(ge=0.0, le=1.0, allow_inf_nan=False)]
 
 # What a policy writes when it names a region itself: percent of width/height, "[12, 30, 37, 55]".
-_BOX_TEXT = re.compile(r"\[\s*(\d{1,3})\s*,\s*(\d{1,3})\s*,\s*(\d{1,3})\s*,\s*(\d{1,3})\s*\]")
+_BOX_PATTERN = re.compile(r"\[\s*(\d{1,3})\s*,\s*(\d{1,3})\s*,\s*(\d{1,3})\s*,\s*(\d{1,3})\s*\]")
 
 
 class Box(BaseModel):
@@ -21,13 +21,13 @@ class Box(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    x0: Unit
-    y0: Unit
-    x1: Unit
-    y1: Unit
+    x0: UnitFloat
+    y0: UnitFloat
+    x1: UnitFloat
+    y1: UnitFloat
 
     @model_validator(mode="after")
-    def _has_area(self) -> Box:
+    def _check_area(self) -> Box:
         if self.x1 <= self.x0 or self.y1 <= self.y0:
             raise ValueError(f"a box needs x0 < x1 and y0 < y1, got {self.xyxy}")
         return self
@@ -42,14 +42,14 @@ class Box(BaseModel):
         return (self.x1 - self.x0) * (self.y1 - self.y0)
 
     @property
-    def centre(self) -> tuple[float, float]:
+    def center(self) -> tuple[float, float]:
         return ((self.x0 + self.x1) / 2, (self.y0 + self.y1) / 2)
 
 
-WHOLE = Box(x0=0.0, y0=0.0, x1=1.0, y1=1.0)
+WHOLE_IMAGE = Box(x0=0.0, y0=0.0, x1=1.0, y1=1.0)
 
 
-def box_of(xyxy: tuple[float, float, float, float]) -> Box:
+def box_from_xyxy(xyxy: tuple[float, float, float, float]) -> Box:
     """A Box of four numbers, rounded to 4 decimals so that its text and its id do not depend on the platform."""
     x0, y0, x1, y1 = (round(float(v), 4) for v in xyxy)
     return Box(x0=x0, y0=y0, x1=x1, y1=y1)
@@ -57,7 +57,7 @@ def box_of(xyxy: tuple[float, float, float, float]) -> Box:
 
 def box_from_pixels(x0: float, y0: float, x1: float, y1: float, *, width: int, height: int) -> Box:
     """Pixel edges (x1, y1 exclusive) to a normalised box."""
-    return box_of((x0 / width, y0 / height, x1 / width, y1 / height))
+    return box_from_xyxy((x0 / width, y0 / height, x1 / width, y1 / height))
 
 
 def box_to_pixels(box: Box, *, width: int, height: int) -> tuple[int, int, int, int]:
@@ -72,7 +72,7 @@ def box_to_pixels(box: Box, *, width: int, height: int) -> tuple[int, int, int, 
     return x0, y0, x1, y1
 
 
-def intersection_over_union(a: Box, b: Box) -> float:
+def compute_iou(a: Box, b: Box) -> float:
     width = min(a.x1, b.x1) - max(a.x0, b.x0)
     height = min(a.y1, b.y1) - max(a.y0, b.y0)
     if width <= 0 or height <= 0:
@@ -81,7 +81,7 @@ def intersection_over_union(a: Box, b: Box) -> float:
     return shared / (a.area + b.area - shared)
 
 
-def covered(target: Box, by: Box) -> float:
+def compute_coverage(target: Box, by: Box) -> float:
     """Share of target's area inside `by`, in [0, 1]."""
     width = min(target.x1, by.x1) - max(target.x0, by.x0)
     height = min(target.y1, by.y1) - max(target.y0, by.y0)
@@ -100,22 +100,22 @@ def crop_square(box: Box, *, min_side: float, aspect: float = 1.0) -> Box:
     shorter = min(aspect, 1.0)  # both sides in units of the image's height
     side = max((box.x1 - box.x0) * aspect, box.y1 - box.y0, min_side * shorter)
     width, height = min(side / aspect, 1.0), min(side, 1.0)
-    cx, cy = box.centre
+    cx, cy = box.center
     x0 = min(max(cx - width / 2, 0.0), 1.0 - width)
     y0 = min(max(cy - height / 2, 0.0), 1.0 - height)
-    return box_of((x0, y0, x0 + width, y0 + height))
+    return box_from_xyxy((x0, y0, x0 + width, y0 + height))
 
 
-def look_side(box: Box) -> float:
+def choose_view_side(box: Box) -> float:
     """Side of the square that looks at a box: a quarter of the image, or half of it for what is larger."""
     return 0.25 if max(box.x1 - box.x0, box.y1 - box.y0) < 0.35 else 0.5
 
 
-def look_square(box: Box) -> Box:
+def choose_view_square(box: Box) -> Box:
     """The square of that side around a box's centre, inside the image."""
-    side = look_side(box)
-    x0, y0 = (min(max(c - side / 2, 0.0), 1.0 - side) for c in box.centre)
-    return box_of((x0, y0, x0 + side, y0 + side))
+    side = choose_view_side(box)
+    x0, y0 = (min(max(c - side / 2, 0.0), 1.0 - side) for c in box.center)
+    return box_from_xyxy((x0, y0, x0 + side, y0 + side))
 
 
 def box_to_text(box: Box) -> str:
@@ -127,10 +127,10 @@ def box_to_text(box: Box) -> str:
 
 def box_from_text(text: str) -> Box | None:
     """The first well-formed box in a policy's own words, or None: never a guess at other units."""
-    found = _BOX_TEXT.search(text)
+    found = _BOX_PATTERN.search(text)
     if found is None:
         return None
     x0, y0, x1, y1 = (int(v) for v in found.groups())
     if not (0 <= x0 < x1 <= 100 and 0 <= y0 < y1 <= 100):
         return None
-    return box_of((x0 / 100, y0 / 100, x1 / 100, y1 / 100))
+    return box_from_xyxy((x0 / 100, y0 / 100, x1 / 100, y1 / 100))

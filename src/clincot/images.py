@@ -23,11 +23,11 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-from clincot.errors import BadInput
-from clincot.geometry import WHOLE, Box, box_to_pixels
+from clincot.errors import InvalidInput
+from clincot.geometry import WHOLE_IMAGE, Box, box_to_pixels
 
 
-class BadImage(BadInput):
+class InvalidImage(InvalidInput):
     """An image file that cannot be used: says which, what was expected and what came."""
 
 
@@ -45,10 +45,10 @@ class ImageLimits:
 
 DEFAULT_LIMITS = ImageLimits()
 
-_PNG = b"\x89PNG\r\n\x1a\n"
-_JPEG = b"\xff\xd8\xff"
-_OTHER_FORMATS = {b"GIF8": "GIF", b"II*\0": "TIFF", b"MM\0*": "TIFF", b"BM": "BMP", b"RIFF": "WebP"}
-_UPRIGHT = {  # EXIF tag 0x0112 -> what turns the stored image upright
+_PNG_MAGIC = b"\x89PNG\r\n\x1a\n"
+_JPEG_MAGIC = b"\xff\xd8\xff"
+_OTHER_MAGIC = {b"GIF8": "GIF", b"II*\0": "TIFF", b"MM\0*": "TIFF", b"BM": "BMP", b"RIFF": "WebP"}
+_EXIF_TRANSPOSE = {  # EXIF tag 0x0112 -> what turns the stored image upright
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
     4: Image.Transpose.FLIP_TOP_BOTTOM,
@@ -58,25 +58,27 @@ _UPRIGHT = {  # EXIF tag 0x0112 -> what turns the stored image upright
     8: Image.Transpose.ROTATE_90,
 }
 # What Pillow's PNG and JPEG readers raise on damaged files.
-_DAMAGE = (OSError, SyntaxError, ValueError, EOFError, IndexError, struct.error, zlib.error)
+_DECODE_ERRORS = (OSError, SyntaxError, ValueError, EOFError, IndexError, struct.error, zlib.error)
 
 
 def open_image(path: Path, *, limits: ImageLimits = DEFAULT_LIMITS) -> Image.Image:
     """A PNG or JPEG file, decoded to the end, upright, as 8-bit RGB; raises BadImage."""
-    encoded = _read(path, limits)
+    encoded = _read_encoded(path, limits)
     try:
-        with _header(path, encoded, limits) as image:
+        with _open_checked(path, encoded, limits) as image:
             image.load()
-            upright = _UPRIGHT.get(image.getexif().get(0x0112, 1))
+            upright = _EXIF_TRANSPOSE.get(image.getexif().get(0x0112, 1))
             rgb = _to_rgb(image)
-    except BadImage:
+    except InvalidImage:
         raise
-    except _DAMAGE as error:
-        raise BadImage(f"{path}: expected a whole PNG or JPEG file, but it is damaged or cut off ({error})") from error
+    except _DECODE_ERRORS as error:
+        raise InvalidImage(
+            f"{path}: expected a whole PNG or JPEG file, but it is damaged or cut off ({error})"
+        ) from error
     return rgb if upright is None else rgb.transpose(upright)
 
 
-def view(image: Image.Image, box: Box | None, side_px: int | None) -> Image.Image:
+def render_view(image: Image.Image, box: Box | None, side_px: int | None) -> Image.Image:
     """What a model sees: the whole image (box None or WHOLE) or its crop, longest side `side_px`.
 
     With `side_px` None it keeps its size; a smaller image is enlarged to `side_px`. The crop is cut before it
@@ -88,7 +90,7 @@ def view(image: Image.Image, box: Box | None, side_px: int | None) -> Image.Imag
         raise ValueError(f"view expects an RGB image, as open_image returns it, got mode {image.mode!r}")
     if side_px is not None and side_px < 1:
         raise ValueError(f"side_px must be at least 1 pixel, got {side_px}")
-    if box is None or box == WHOLE:
+    if box is None or box == WHOLE_IMAGE:
         seen = image.copy()
     else:
         seen = image.crop(box_to_pixels(box, width=image.width, height=image.height))
@@ -99,7 +101,7 @@ def view(image: Image.Image, box: Box | None, side_px: int | None) -> Image.Imag
     return seen.resize((width, height), Image.Resampling.BICUBIC)
 
 
-def cached_view(path: Path, box: Box | None, side_px: int | None) -> Image.Image:
+def load_cached_view(path: Path, box: Box | None, side_px: int | None) -> Image.Image:
     """`view(open_image(path), box, side_px)` from a bounded cache.
 
     Kept are the last 4 decoded files and the last 256 resized views. A file that changed on disk is read
@@ -108,90 +110,94 @@ def cached_view(path: Path, box: Box | None, side_px: int | None) -> Image.Image
     try:
         stat = path.stat()
     except OSError as error:
-        raise BadImage(f"{path}: expected a PNG or JPEG file, but {_reason(error)}") from error
+        raise InvalidImage(f"{path}: expected a PNG or JPEG file, but {_describe_os_error(error)}") from error
     version = (str(path), stat.st_mtime_ns, stat.st_size)
     if side_px is None:  # as large as the file makes it, so it does not enter the cache of views
-        return view(_cached_image(version), box, None)
-    return _cached_view(version, None if box == WHOLE else box, side_px)
+        return render_view(_load_cached_image(version), box, None)
+    return _render_cached_view(version, None if box == WHOLE_IMAGE else box, side_px)
 
 
 @lru_cache(maxsize=4)
-def _cached_image(version: tuple[str, int, int]) -> Image.Image:
+def _load_cached_image(version: tuple[str, int, int]) -> Image.Image:
     return open_image(Path(version[0]))
 
 
 @lru_cache(maxsize=256)
-def _cached_view(version: tuple[str, int, int], box: Box | None, side_px: int) -> Image.Image:
-    return view(_cached_image(version), box, side_px)
+def _render_cached_view(version: tuple[str, int, int], box: Box | None, side_px: int) -> Image.Image:
+    return render_view(_load_cached_image(version), box, side_px)
 
 
-def _read(path: Path, limits: ImageLimits) -> bytes:
+def _read_encoded(path: Path, limits: ImageLimits) -> bytes:
     try:
         size = path.stat().st_size
         if not path.is_file():
-            raise BadImage(f"{path}: expected a PNG or JPEG file, got something that is not a regular file")
+            raise InvalidImage(f"{path}: expected a PNG or JPEG file, got something that is not a regular file")
         if size == 0:
-            raise BadImage(f"{path}: expected a PNG or JPEG file, got an empty file (0 bytes)")
+            raise InvalidImage(f"{path}: expected a PNG or JPEG file, got an empty file (0 bytes)")
         if size > limits.max_bytes:
-            raise BadImage(f"{path}: expected at most {limits.max_bytes} bytes, got {size}")
+            raise InvalidImage(f"{path}: expected at most {limits.max_bytes} bytes, got {size}")
         encoded = path.read_bytes()
     except OSError as error:
-        raise BadImage(f"{path}: expected a PNG or JPEG file, but {_reason(error)}") from error
-    if not encoded.startswith((_PNG, _JPEG)):
-        raise BadImage(f"{path}: expected a PNG or JPEG file, got {_format_of(encoded)}")
+        raise InvalidImage(f"{path}: expected a PNG or JPEG file, but {_describe_os_error(error)}") from error
+    if not encoded.startswith((_PNG_MAGIC, _JPEG_MAGIC)):
+        raise InvalidImage(f"{path}: expected a PNG or JPEG file, got {_describe_format(encoded)}")
     return encoded
 
 
-def _reason(error: OSError) -> str:
+def _describe_os_error(error: OSError) -> str:
     return "there is no such file" if isinstance(error, FileNotFoundError) else f"it cannot be read ({error.strerror})"
 
 
-def _format_of(encoded: bytes) -> str:
+def _describe_format(encoded: bytes) -> str:
     if encoded[128:132] == b"DICM":
         return "a DICOM file; export it as PNG first"
-    known = [name for magic, name in _OTHER_FORMATS.items() if encoded.startswith(magic)]
+    known = [name for magic, name in _OTHER_MAGIC.items() if encoded.startswith(magic)]
     return f"a {known[0]} file" if known else f"an unknown format that starts with {encoded[:8]!r}"
 
 
-def _header(path: Path, encoded: bytes, limits: ImageLimits) -> Image.Image:
+def _open_checked(path: Path, encoded: bytes, limits: ImageLimits) -> Image.Image:
     """The image with its header read and checked, nothing decoded yet."""
-    if encoded.startswith(_PNG):  # Pillow calls a PNG without pixels damaged, which helps nobody find the cause
+    if encoded.startswith(_PNG_MAGIC):  # Pillow calls a PNG without pixels damaged, which helps nobody find the cause
         width, height = struct.unpack(">II", encoded[16:24])
         _check_size(path, width, height, limits)
-    image = _opened(path, encoded, limits)
+    image = _open_encoded(path, encoded, limits)
     _check_size(path, image.width, image.height, limits)
     if image.format == "PNG":
         if getattr(image, "n_frames", 1) > 1:
-            raise BadImage(f"{path}: expected one picture, got an animation")
+            raise InvalidImage(f"{path}: expected one picture, got an animation")
         # IHDR's bit depth (offset 24) and colour type (25; 0 is grey) of the PNG specification.
         if encoded[24] == 16 and encoded[25] != 0:
-            raise BadImage(f"{path}: expected 8-bit colour or 16-bit grey without alpha, got 16-bit colour or alpha")
+            raise InvalidImage(
+                f"{path}: expected 8-bit colour or 16-bit grey without alpha, got 16-bit colour or alpha"
+            )
         image.verify()  # the checksum of every chunk; Pillow does not look at them while decoding
-        image = _opened(path, encoded, limits)  # a verified image cannot be decoded
+        image = _open_encoded(path, encoded, limits)  # a verified image cannot be decoded
     return image
 
 
 def _check_size(path: Path, width: int, height: int, limits: ImageLimits) -> None:
     if width == 0 or height == 0:
-        raise BadImage(f"{path}: expected at least one pixel, got {width} x {height}")
+        raise InvalidImage(f"{path}: expected at least one pixel, got {width} x {height}")
     if width * height > limits.max_pixels:
-        raise BadImage(f"{path}: expected at most {limits.max_pixels} pixels, got {width} x {height}")
+        raise InvalidImage(f"{path}: expected at most {limits.max_pixels} pixels, got {width} x {height}")
 
 
-def _opened(path: Path, encoded: bytes, limits: ImageLimits) -> Image.Image:
+def _open_encoded(path: Path, encoded: bytes, limits: ImageLimits) -> Image.Image:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # our own limit decides
         try:
             return Image.open(io.BytesIO(encoded), formats=("PNG", "JPEG"))
         except Image.DecompressionBombError as error:
-            raise BadImage(f"{path}: expected at most {limits.max_pixels} pixels, got far more ({error})") from error
+            raise InvalidImage(
+                f"{path}: expected at most {limits.max_pixels} pixels, got far more ({error})"
+            ) from error
         except UnidentifiedImageError as error:  # its own message names a memory address
-            raise BadImage(f"{path}: expected a whole PNG or JPEG file, but its header is damaged") from error
+            raise InvalidImage(f"{path}: expected a whole PNG or JPEG file, but its header is damaged") from error
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
     if image.mode.startswith("I"):  # "I;16" (or "I" in older Pillow): 16-bit grey
-        return _eight_bits(np.asarray(image)).convert("RGB")
+        return _scale_to_8bit(np.asarray(image)).convert("RGB")
     if image.mode in ("LA", "PA", "RGBA") or "transparency" in image.info:
         rgba = image.convert("RGBA")
         black = Image.new("RGBA", rgba.size, (0, 0, 0, 255))
@@ -199,7 +205,7 @@ def _to_rgb(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
-def _eight_bits(grey_HW: np.ndarray) -> Image.Image:
+def _scale_to_8bit(grey_HW: np.ndarray) -> Image.Image:
     low, high = int(grey_HW.min()), int(grey_HW.max())
     span = max(high - low, 1)
     levels_HW = grey_HW.astype(np.uint32)  # holds 65535 * 255; in place, to stay small

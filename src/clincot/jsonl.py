@@ -12,18 +12,18 @@ from typing import IO, Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
-from clincot.errors import BadInput
+from clincot.errors import InvalidInput
 from clincot.records import Record
 
 R = TypeVar("R", bound=Record)
 
 
-class BadRecord(BadInput):
+class InvalidRecord(InvalidInput):
     """A line that is not the record it should be: says file:line, what was expected and what came."""
 
 
 @contextlib.contextmanager
-def written_aside(path: Path) -> Iterator[IO[str]]:
+def atomic_write(path: Path) -> Iterator[IO[str]]:
     """A text file that appears under `path` only when the block ends well; on an error nothing is left behind."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(path.name + f".{os.getpid()}.partial")
@@ -43,7 +43,7 @@ def write_json(path: Path, content: object) -> None:
 
     Raises ValueError for NaN and infinity.
     """
-    with written_aside(path) as file:
+    with atomic_write(path) as file:
         json.dump(content, file, indent=2, sort_keys=True, allow_nan=False)
         file.write("\n")
 
@@ -51,7 +51,7 @@ def write_json(path: Path, content: object) -> None:
 def write_records(path: Path, records: Iterable[Record]) -> int:
     """Write one record a line, aside and then renamed; returns how many."""
     count = 0
-    with written_aside(path) as file:
+    with atomic_write(path) as file:
         for record in records:
             file.write(record.model_dump_json() + "\n")
             count += 1
@@ -61,11 +61,11 @@ def write_records(path: Path, records: Iterable[Record]) -> int:
 def read_records(path: Path, kind: type[R]) -> Iterator[R]:
     """Stream records; a bad line, a truncated last line or a repeated id raises BadRecord naming file:line."""
     seen: set[bytes] = set()
-    for number, line in _lines(path):
+    for number, line in _iter_lines(path):
         record = parse_record(line, kind, where=f"{path}:{number}")
         key = hashlib.blake2b(record.id.encode(), digest_size=8).digest()
         if key in seen:
-            raise BadRecord(f"{path}:{number}: duplicate id {record.id!r}; every {kind.__name__} may occur once")
+            raise InvalidRecord(f"{path}:{number}: duplicate id {record.id!r}; every {kind.__name__} may occur once")
         seen.add(key)
         yield record
 
@@ -74,10 +74,10 @@ def parse_record(line: str, kind: type[R], *, where: str) -> R:
     try:
         return kind.model_validate_json(line)
     except ValidationError as error:
-        raise BadRecord(f"{where}: not a {kind.__name__}: {explain(error)}") from None
+        raise InvalidRecord(f"{where}: not a {kind.__name__}: {format_validation_error(error)}") from None
 
 
-def explain(error: ValidationError) -> str:
+def format_validation_error(error: ValidationError) -> str:
     """A validation error in one line: field, what was expected, what came."""
     parts = []
     for item in error.errors(include_url=False):
@@ -91,24 +91,24 @@ def explain(error: ValidationError) -> str:
 def parse_row(line: bytes, *, where: str) -> dict[str, Any]:
     """One line of somebody else's JSONL as an object, before it becomes records; raises BadRecord."""
     try:
-        row = json.loads(line.decode("utf-8-sig"), object_pairs_hook=_each_key_once)
+        row = json.loads(line.decode("utf-8-sig"), object_pairs_hook=_reject_repeated_keys)
     except json.JSONDecodeError as error:
         came = line.rstrip()[:80].decode("utf-8", errors="replace")
-        raise BadRecord(f"{where}: not JSON ({error.msg} at column {error.colno}): {came!r}") from None
+        raise InvalidRecord(f"{where}: not JSON ({error.msg} at column {error.colno}): {came!r}") from None
     except UnicodeDecodeError as error:
-        raise BadRecord(f"{where}: not UTF-8 ({error.reason} at byte {error.start})") from None
+        raise InvalidRecord(f"{where}: not UTF-8 ({error.reason} at byte {error.start})") from None
     except RecursionError:
-        raise BadRecord(f"{where}: nested too deeply to be a row") from None
+        raise InvalidRecord(f"{where}: nested too deeply to be a row") from None
     except _RepeatedKey as error:
-        raise BadRecord(f"{where}: the field {error.args[0]!r} occurs twice in one row") from None
+        raise InvalidRecord(f"{where}: the field {error.args[0]!r} occurs twice in one row") from None
     if not isinstance(row, dict):
-        raise BadRecord(f"{where}: expected a JSON object, got {type(row).__name__}")
+        raise InvalidRecord(f"{where}: expected a JSON object, got {type(row).__name__}")
     if b"\\ud" in line.lower():  # an escaped surrogate; half of a pair is no text and could not be written again
         try:
             json.dumps(row, ensure_ascii=False).encode()
         except UnicodeEncodeError as error:
             half = error.object[error.start : error.end]
-            raise BadRecord(f"{where}: half of a surrogate pair, {half!r}, is not text") from None
+            raise InvalidRecord(f"{where}: half of a surrogate pair, {half!r}, is not text") from None
     return row
 
 
@@ -116,7 +116,7 @@ class _RepeatedKey(Exception):
     pass
 
 
-def _each_key_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def _reject_repeated_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     row = dict(pairs)
     if len(row) < len(pairs):  # json would keep the last one in silence
         keys = [key for key, _ in pairs]
@@ -124,7 +124,7 @@ def _each_key_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return row
 
 
-def _lines(path: Path) -> Iterator[tuple[int, str]]:
+def _iter_lines(path: Path) -> Iterator[tuple[int, str]]:
     """Non-blank lines with their numbers; a file that ends without a newline was cut off."""
     with path.open("rb") as file:
         number, raw = 0, b"\n"
@@ -132,14 +132,16 @@ def _lines(path: Path) -> Iterator[tuple[int, str]]:
             if not raw.strip():
                 continue
             if not raw.endswith(b"\n"):
-                raise BadRecord(f"{path}:{number}: the file ends in the middle of a line; it was cut off: {raw[:80]!r}")
+                raise InvalidRecord(
+                    f"{path}:{number}: the file ends in the middle of a line; it was cut off: {raw[:80]!r}"
+                )
             try:
                 yield number, raw.decode("utf-8")
             except UnicodeDecodeError as error:
-                raise BadRecord(f"{path}:{number}: not UTF-8 ({error.reason} at byte {error.start})") from None
+                raise InvalidRecord(f"{path}:{number}: not UTF-8 ({error.reason} at byte {error.start})") from None
 
 
-def file_digest(*paths: Path) -> str:
+def hash_files(*paths: Path) -> str:
     """sha256 over the bytes of the files, in the order given."""
     total = hashlib.sha256()
     for path in paths:
@@ -152,21 +154,21 @@ def file_digest(*paths: Path) -> str:
 M = TypeVar("M", bound=BaseModel)
 
 
-def read_model(path: Path, kind: type[M]) -> M:
+def read_json_model(path: Path, kind: type[M]) -> M:
     """A JSON file as `kind`; raises BadRecord naming the file, what was expected and what came."""
     content = read_json(path)
     try:
         return kind.model_validate(content)
     except ValidationError as error:
-        raise BadRecord(f"{path}: not a {kind.__name__}: {explain(error)}") from None
+        raise InvalidRecord(f"{path}: not a {kind.__name__}: {format_validation_error(error)}") from None
 
 
 def read_json(path: Path) -> Any:
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise BadRecord(f"{path}: no such file; expected a run folder with {path.name} in it") from None
+        raise InvalidRecord(f"{path}: no such file; expected a run folder with {path.name} in it") from None
     except UnicodeDecodeError as error:
-        raise BadRecord(f"{path}: not UTF-8 ({error.reason} at byte {error.start})") from None
+        raise InvalidRecord(f"{path}: not UTF-8 ({error.reason} at byte {error.start})") from None
     except json.JSONDecodeError as error:
-        raise BadRecord(f"{path}:{error.lineno}: not JSON ({error.msg})") from None
+        raise InvalidRecord(f"{path}:{error.lineno}: not JSON ({error.msg})") from None

@@ -22,14 +22,14 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from clincot.geometry import WHOLE, Box, box_of, box_to_text, crop_square
-from clincot.jsonl import BadRecord, explain
-from clincot.records import Study, digest_of
+from clincot.geometry import WHOLE_IMAGE, Box, box_from_xyxy, box_to_text, crop_square
+from clincot.jsonl import InvalidRecord, format_validation_error
+from clincot.records import Study, hash_json
 
-VIEWS_FILE = "clincot.json"
+PROMPT_FORMAT_FILE = "clincot.json"
 
 
-class Views(BaseModel):
+class PromptFormat(BaseModel):
     """How a checkpoint wants to be shown images, and in which wording it is asked."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -42,7 +42,7 @@ class Views(BaseModel):
 
 
 @dataclass(frozen=True)
-class Picture:
+class ImageView:
     """An image, or a box of it, at the size at which a model sees it. Read only when a model needs it."""
 
     path: str
@@ -63,7 +63,7 @@ class Turn:
 
     role: Literal["user", "assistant"]
     text: str
-    pictures: tuple[Picture, ...] = ()
+    pictures: tuple[ImageView, ...] = ()
     action: bool = False
 
 
@@ -71,7 +71,7 @@ Conversation = tuple[Turn, ...]
 
 
 @dataclass(frozen=True)
-class Wording:
+class PromptTemplate:
     """The sentences around a question. {question}, {answer}, {region} and {finding} are filled in."""
 
     look: str
@@ -82,11 +82,11 @@ class Wording:
 
     @property
     def digest(self) -> str:
-        return digest_of([self.look, self.crop, self.judge, self.finding])[:20]
+        return hash_json([self.look, self.crop, self.judge, self.finding])[:20]
 
 
-WORDINGS: dict[str, Wording] = {
-    "full": Wording(
+PROMPT_TEMPLATES: dict[str, PromptTemplate] = {
+    "full": PromptTemplate(
         look="{question}\nFirst name the region of the image to look at, as [x0, y0, x1, y1] in percent of its "
         "width and height.",
         crop="This is that region at full resolution. Answer the question in a few words: {question}",
@@ -98,62 +98,62 @@ WORDINGS: dict[str, Wording] = {
         finding="Does this region of a medical image show {finding}? Answer yes or no.",
     ),
     # For the small models, which were trained on it: every further word would cost them a token a question.
-    "brief": Wording(
+    "brief": PromptTemplate(
         look="{question}", crop="", report="", judge="{region} {question} {answer}?", finding="Is there {finding}?"
     ),
 }
 
 
 # For judges without log-probabilities: said after the question that asks for yes or no.
-RATING = (
+RATING_INSTRUCTION = (
     "Instead of yes or no, write how sure you are that it is right, from 0 (surely wrong) to 10 (surely right), in the "
     "form n/10 and nothing else."
 )
 
 
-def load_views(checkpoint: Path) -> Views:
+def load_prompt_format(checkpoint: Path) -> PromptFormat:
     """The Views stored beside a checkpoint's weights; the defaults where there are none."""
-    path = checkpoint / VIEWS_FILE
+    path = checkpoint / PROMPT_FORMAT_FILE
     if not path.is_file():
-        return Views()
+        return PromptFormat()
     try:
-        return Views.model_validate(json.loads(path.read_text(encoding="utf-8")))
+        return PromptFormat.model_validate(json.loads(path.read_text(encoding="utf-8")))
     except ValidationError as error:
-        raise BadRecord(f"{path}: not a description of views: {explain(error)}") from None
+        raise InvalidRecord(f"{path}: not a description of views: {format_validation_error(error)}") from None
     except json.JSONDecodeError as error:
-        raise BadRecord(f"{path}:{error.lineno}: not JSON ({error.msg})") from None
+        raise InvalidRecord(f"{path}:{error.lineno}: not JSON ({error.msg})") from None
 
 
-def save_views(checkpoint: Path, views: Views) -> None:
-    (checkpoint / VIEWS_FILE).write_text(views.model_dump_json(indent=2) + "\n", encoding="utf-8")
+def save_prompt_format(checkpoint: Path, views: PromptFormat) -> None:
+    (checkpoint / PROMPT_FORMAT_FILE).write_text(views.model_dump_json(indent=2) + "\n", encoding="utf-8")
 
 
-def whole_pictures(study: Study, folder: Path, views: Views) -> tuple[Picture, ...]:
+def build_whole_views(study: Study, folder: Path, views: PromptFormat) -> tuple[ImageView, ...]:
     """The whole image as the checkpoint wants it: one picture, or a grid of them in reading order."""
     path, n = str(folder / study.image), views.whole_grid
     if n == 1:
-        return (Picture(path, study.sha256, None, views.whole_px),)
-    cells = [box_of((c / n, r / n, (c + 1) / n, (r + 1) / n)) for r in range(n) for c in range(n)]
-    return tuple(Picture(path, study.sha256, cell, views.whole_px) for cell in cells)
+        return (ImageView(path, study.sha256, None, views.whole_px),)
+    cells = [box_from_xyxy((c / n, r / n, (c + 1) / n, (r + 1) / n)) for r in range(n) for c in range(n)]
+    return tuple(ImageView(path, study.sha256, cell, views.whole_px) for cell in cells)
 
 
-def crop_picture(study: Study, folder: Path, views: Views, box: Box) -> Picture:
+def build_crop_view(study: Study, folder: Path, views: PromptFormat, box: Box) -> ImageView:
     """The square that shows a region (geometry.crop_square), at the checkpoint's crop size."""
-    shown = box if box == WHOLE else crop_square(box, min_side=views.min_crop, aspect=study.width / study.height)
-    return Picture(str(folder / study.image), study.sha256, shown, views.crop_px)
+    shown = box if box == WHOLE_IMAGE else crop_square(box, min_side=views.min_crop, aspect=study.width / study.height)
+    return ImageView(str(folder / study.image), study.sha256, shown, views.crop_px)
 
 
-def look(study: Study, folder: Path, views: Views, question: str) -> Conversation:
+def region_prompt(study: Study, folder: Path, views: PromptFormat, question: str) -> Conversation:
     """The opening: the whole image and the question. What the policy writes next is a region."""
-    text = WORDINGS[views.wording].look.format(question=question)
-    return (Turn("user", text, whole_pictures(study, folder, views)),)
+    text = PROMPT_TEMPLATES[views.wording].look.format(question=question)
+    return (Turn("user", text, build_whole_views(study, folder, views)),)
 
 
-def look_closer(
+def answer_prompt(
     opening: Conversation,
     study: Study,
     folder: Path,
-    views: Views,
+    views: PromptFormat,
     *,
     question: str,
     box: Box,
@@ -163,13 +163,13 @@ def look_closer(
     """The opening continued by a region and its crop. `written`: the policy wrote the region itself; `report`: what is
     to follow is a whole report."""
     region = Turn("assistant", box_to_text(box), action=written)
-    wording = WORDINGS[views.wording]
+    wording = PROMPT_TEMPLATES[views.wording]
     text = (wording.report if report else wording.crop).format(question=question)
-    return (*opening, region, Turn("user", text, (crop_picture(study, folder, views, box),)))
+    return (*opening, region, Turn("user", text, (build_crop_view(study, folder, views, box),)))
 
 
 @dataclass(frozen=True)
-class Step:
+class ChainStep:
     """One step of a visual chain: what was asked, where was looked, what was answered (None: not yet)."""
 
     question: str
@@ -179,16 +179,19 @@ class Step:
     report: bool = False  # a whole report is asked for
 
 
-def chain(study: Study, folder: Path, views: Views, steps: Sequence[Step]) -> Conversation:
+def chain_prompt(study: Study, folder: Path, views: PromptFormat, steps: Sequence[ChainStep]) -> Conversation:
     """The conversation of a chain. Only the last step's turns are actions: what came before is context."""
     conversation: Conversation = ()
     for position, step in enumerate(steps):
         last = position == len(steps) - 1
         if position == 0:
-            conversation = look(study, folder, views, step.question)
+            conversation = region_prompt(study, folder, views, step.question)
         else:
-            conversation = (*conversation, Turn("user", WORDINGS[views.wording].look.format(question=step.question)))
-        conversation = look_closer(
+            conversation = (
+                *conversation,
+                Turn("user", PROMPT_TEMPLATES[views.wording].look.format(question=step.question)),
+            )
+        conversation = answer_prompt(
             conversation,
             study,
             folder,
@@ -203,35 +206,37 @@ def chain(study: Study, folder: Path, views: Views, steps: Sequence[Step]) -> Co
     return conversation
 
 
-def answered(conversation: Conversation, answer: str) -> Conversation:
+def with_answer(conversation: Conversation, answer: str) -> Conversation:
     """The conversation ended by an answer that counts in a loss."""
     return (*conversation, Turn("assistant", answer, action=True))
 
 
-def judgement(study: Study, folder: Path, views: Views, *, question: str, answer: str, box: Box) -> Conversation:
+def judge_prompt(
+    study: Study, folder: Path, views: PromptFormat, *, question: str, answer: str, box: Box
+) -> Conversation:
     """What a judge is asked about a candidate: image, crop, question and proposed answer, nothing else."""
-    text = WORDINGS[views.wording].judge.format(question=question, answer=answer, region=box_to_text(box))
-    pictures = (*whole_pictures(study, folder, views), crop_picture(study, folder, views, box))
+    text = PROMPT_TEMPLATES[views.wording].judge.format(question=question, answer=answer, region=box_to_text(box))
+    pictures = (*build_whole_views(study, folder, views), build_crop_view(study, folder, views, box))
     return (Turn("user", text, pictures),)
 
 
-def rated(conversation: Conversation) -> Conversation:
+def rating_prompt(conversation: Conversation) -> Conversation:
     """The conversation whose last turn asks for a rating instead of yes or no."""
     *before, last = conversation
-    return (*before, replace(last, text=f"{last.text}\n{RATING}"))
+    return (*before, replace(last, text=f"{last.text}\n{RATING_INSTRUCTION}"))
 
 
-def finding_in(study: Study, folder: Path, views: Views, *, finding: str, box: Box) -> Conversation:
+def finding_prompt(study: Study, folder: Path, views: PromptFormat, *, finding: str, box: Box) -> Conversation:
     """Does this region show the finding? (the question behind the sliding-window grounder)"""
-    text = WORDINGS[views.wording].finding.format(finding=finding)
-    return (Turn("user", text, (crop_picture(study, folder, views, box),)),)
+    text = PROMPT_TEMPLATES[views.wording].finding.format(finding=finding)
+    return (Turn("user", text, (build_crop_view(study, folder, views, box),)),)
 
 
-def prompt_digest(views: Views, *, report: bool = False) -> str:
+def hash_prompt(views: PromptFormat, *, report: bool = False) -> str:
     """Names the wording and the sizes that a record was made with; `report`: an answer that is a whole report."""
-    wording = WORDINGS[views.wording]
-    return digest_of([wording.digest, views.model_dump(mode="json"), *[wording.report] * report])[:20]
+    wording = PROMPT_TEMPLATES[views.wording]
+    return hash_json([wording.digest, views.model_dump(mode="json"), *[wording.report] * report])[:20]
 
 
-def pictures_of(conversation: Sequence[Turn]) -> list[Picture]:
+def collect_views(conversation: Sequence[Turn]) -> list[ImageView]:
     return [picture for turn in conversation for picture in turn.pictures]

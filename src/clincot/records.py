@@ -19,13 +19,13 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from clincot.geometry import Box, Unit
+from clincot.geometry import Box, UnitFloat
 
-Text = Annotated[str, Field(min_length=1)]
-Finite = Annotated[float, Field(allow_inf_nan=False)]
+NonEmptyStr = Annotated[str, Field(min_length=1)]
+FiniteFloat = Annotated[float, Field(allow_inf_nan=False)]
 
 
-def digest_of(content: Any) -> str:
+def hash_json(content: Any) -> str:
     """sha256 (hex) of canonical JSON: sorted keys, no spaces, no NaN."""
     text = json.dumps(content, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
     return hashlib.sha256(text.encode()).hexdigest()
@@ -42,9 +42,9 @@ class Record(BaseModel):
     id: str = ""
 
     @model_validator(mode="after")
-    def _content_id(self) -> Self:
+    def _set_content_id(self) -> Self:
         content = self.model_dump(mode="json", exclude={"id", *self.provenance})
-        expected = f"{self.prefix}-{digest_of(content)[:20]}"
+        expected = f"{self.prefix}-{hash_json(content)[:20]}"
         if self.id == "":
             object.__setattr__(self, "id", expected)
         elif self.id != expected:
@@ -58,7 +58,7 @@ class Study(Record):
     prefix: ClassVar[str] = "study"
     provenance: ClassVar[frozenset[str]] = frozenset({"image", "split", "source_id"})
 
-    image: Text
+    image: NonEmptyStr
     sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]  # of the image file's bytes
     width: Annotated[int, Field(ge=1)]  # pixels
     height: Annotated[int, Field(ge=1)]
@@ -74,7 +74,7 @@ class Question(Record):
     prefix: ClassVar[str] = "question"
     provenance: ClassVar[frozenset[str]] = frozenset({"source_id"})
 
-    study: Text
+    study: NonEmptyStr
     text: Annotated[str, Field(min_length=1, pattern=r"\S")]
     kind: Literal["closed", "open", "report"]  # report: the answer is a whole report
     topic: str = ""
@@ -86,7 +86,7 @@ class Reference(Record):
 
     prefix: ClassVar[str] = "reference"
 
-    question: Text
+    question: NonEmptyStr
     answer: Annotated[str, Field(min_length=1, pattern=r"\S")]
     boxes: tuple[Box, ...] = ()  # where the answer can be seen; empty: unknown, or an absent finding
     finding: str = ""
@@ -97,11 +97,11 @@ class Region(Record):
 
     prefix: ClassVar[str] = "region"
 
-    question: Text
-    hypothesis: Text  # "pneumonia", "normal", …; "whole image" for the region that is always there
+    question: NonEmptyStr
+    hypothesis: NonEmptyStr  # "pneumonia", "normal", …; "whole image" for the region that is always there
     box: Box
-    confidence: Unit
-    grounder: Text  # "windows", "relevance", "written", "http", "oracle", "random", "whole"
+    confidence: UnitFloat
+    grounder: NonEmptyStr  # "windows", "relevance", "written", "http", "oracle", "random", "whole"
 
 
 class Candidate(Record):
@@ -109,15 +109,15 @@ class Candidate(Record):
 
     prefix: ClassVar[str] = "candidate"
 
-    question: Text
-    region: Text
+    question: NonEmptyStr
+    region: NonEmptyStr
     text: str  # may be empty: an empty answer is an answer, and judged so
-    token_logprobs: tuple[Finite, ...]  # nats, of the answer's tokens as sampled
+    token_logprobs: tuple[FiniteFloat, ...]  # nats, of the answer's tokens as sampled
     region_written: bool = False
     step: Annotated[int, Field(ge=0)] = 0
     parent: str = ""  # the candidate of the step before that this one continues; "" at the chain's start
-    policy: Text  # the policy's digest
-    prompt: Text  # digest of the prompt wording
+    policy: NonEmptyStr  # the policy's digest
+    prompt: NonEmptyStr  # digest of the prompt wording
     seed: int
     temperature: Annotated[float, Field(ge=0)]
 
@@ -127,14 +127,14 @@ class Judgement(Record):
 
     prefix: ClassVar[str] = "judgement"
 
-    candidate: Text
-    judge: Text  # the judge's digest
-    prompt: Text
-    score: Unit | None
+    candidate: NonEmptyStr
+    judge: NonEmptyStr  # the judge's digest
+    prompt: NonEmptyStr
+    score: UnitFloat | None
     reason: str = ""
 
     @model_validator(mode="after")
-    def _unscored_has_reason(self) -> Self:
+    def _require_reason(self) -> Self:
         if self.score is None and not self.reason:
             raise ValueError("a judgement without a score must say why in `reason`")
         return self
@@ -145,8 +145,8 @@ class PanelScore(Record):
 
     prefix: ClassVar[str] = "score"
 
-    candidate: Text
-    score: Unit | None
+    candidate: NonEmptyStr
+    score: UnitFloat | None
     spread: Annotated[float, Field(ge=0, allow_inf_nan=False)]  # standard deviation across judges
     judges: Annotated[int, Field(ge=0)]  # how many gave a score
     reason: str = ""
@@ -157,18 +157,18 @@ class PreferencePair(Record):
 
     prefix: ClassVar[str] = "pair"
 
-    question: Text
-    chosen: Text
-    rejected: Text
-    chosen_region: Text
-    rejected_region: Text
-    chosen_score: Finite  # s_cur + gamma * s_next
-    rejected_score: Finite
+    question: NonEmptyStr
+    chosen: NonEmptyStr
+    rejected: NonEmptyStr
+    chosen_region: NonEmptyStr
+    rejected_region: NonEmptyStr
+    chosen_score: FiniteFloat  # s_cur + gamma * s_next
+    rejected_score: FiniteFloat
     spread: Annotated[float, Field(ge=0, allow_inf_nan=False)]  # mean of the two sides' spreads
     step: Annotated[int, Field(ge=0)] = 0
 
     @model_validator(mode="after")
-    def _ordered(self) -> Self:
+    def _check_score_order(self) -> Self:
         if self.chosen_score <= self.rejected_score:
             raise ValueError(f"chosen must score above rejected, got {self.chosen_score} <= {self.rejected_score}")
         return self
@@ -183,7 +183,7 @@ class DataFile(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    name: Text
+    name: NonEmptyStr
     sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
     md5: Annotated[str, Field(pattern=r"^[0-9a-f]{32}$")]  # the name of its object in a DVC remote
     size: Annotated[int, Field(ge=0)]  # bytes
@@ -203,9 +203,9 @@ class DataVersion(Record):
     pairs: Annotated[int, Field(ge=0)]  # how many
     questions: Annotated[int, Field(ge=0)]
     candidates: Annotated[int, Field(ge=0)]
-    policies: tuple[Text, ...]  # digests of the policies that answered
+    policies: tuple[NonEmptyStr, ...]  # digests of the policies that answered
     judges: dict[str, str]  # {name: digest}
-    alpha: Finite | None  # the judges' agreement (Krippendorff, calibrated scores); None: not to be had
+    alpha: FiniteFloat | None  # the judges' agreement (Krippendorff, calibrated scores); None: not to be had
     repository: str = ""  # its address, without credentials
     revision: str = ""  # the commit
     tag: str = ""  # preferences/round-0001
@@ -218,7 +218,7 @@ class DataVersion(Record):
         return sum(file.size for file in self.files)
 
     @model_validator(mode="after")
-    def _kept_or_says_why(self) -> Self:
+    def _check_revision(self) -> Self:
         if bool(self.revision) and bool(self.unversioned):
             raise ValueError("a version has a revision, or says why it has none, not both")
         return self
@@ -230,7 +230,7 @@ class Checkpoint(Record):
     prefix: ClassVar[str] = "checkpoint"
     provenance: ClassVar[frozenset[str]] = frozenset({"uri", "git", "created", "data", "data_revision"})
 
-    uri: Text
+    uri: NonEmptyStr
     sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
     parent: str = ""  # digest of the policy it was trained from; "" for a base model
     pairs: str = ""  # digest of the preference data; "" for a base model
@@ -247,15 +247,15 @@ class Outcome(Record):
 
     prefix: ClassVar[str] = "outcome"
 
-    question: Text
-    policy: Text
-    arm: Text  # where the region came from: "written", "windows", "random", "oracle", "whole", …
+    question: NonEmptyStr
+    policy: NonEmptyStr
+    arm: NonEmptyStr  # where the region came from: "written", "windows", "random", "oracle", "whole", …
     box: Box
     answer: str
-    reference: Text  # the Reference's id
+    reference: NonEmptyStr  # the Reference's id
     correct: bool | None  # strict protocol; None: no answer could be read, or it is a report
     hit: bool | None = None  # None: the question has no reference box
-    iou: Unit | None = None
+    iou: UnitFloat | None = None
     off_format: bool = False
 
 
@@ -264,9 +264,9 @@ class Interval(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    value: Finite | None
-    low: Finite | None = None
-    high: Finite | None = None
+    value: FiniteFloat | None
+    low: FiniteFloat | None = None
+    high: FiniteFloat | None = None
     n: Annotated[int, Field(ge=0)]
     n_unscored: Annotated[int, Field(ge=0)] = 0
     clusters: Annotated[int, Field(ge=0)] = 0
@@ -277,9 +277,9 @@ class BenchmarkReport(Record):
 
     prefix: ClassVar[str] = "report"
 
-    benchmark: Text  # digest of questions and references
-    policy: Text
-    protocol: Text
+    benchmark: NonEmptyStr  # digest of questions and references
+    policy: NonEmptyStr
+    protocol: NonEmptyStr
     metrics: dict[str, dict[str, Interval]]
 
 
@@ -293,48 +293,52 @@ class Totals(BaseModel):
 
     clusters: Annotated[int, Field(ge=0)] = 0
     n: Annotated[int, Field(ge=0)] = 0  # sum of m
-    total: Finite = 0.0  # sum of s
-    squares: Finite = 0.0  # sum of s^2
-    cross: Finite = 0.0  # sum of s m
-    sizes: Finite = 0.0  # sum of m^2
+    total: FiniteFloat = 0.0  # sum of s
+    squares: FiniteFloat = 0.0  # sum of s^2
+    cross: FiniteFloat = 0.0  # sum of s m
+    sizes: FiniteFloat = 0.0  # sum of m^2
     n_unscored: Annotated[int, Field(ge=0)] = 0
 
     def __add__(self, other: Totals) -> Totals:
         return Totals(**{name: getattr(self, name) + getattr(other, name) for name in Totals.model_fields})
 
 
-class Check(BaseModel):
+class PromotionCheck(BaseModel):
     """One condition of a promotion: a paired, clustered, one-sided test of the challenger against something."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    name: Text  # "accuracy", "closed_accuracy", …
+    name: NonEmptyStr  # "accuracy", "closed_accuracy", …
     role: Literal["gain", "guard", "blind"]
     better: Literal["higher", "lower"]
-    challenger: Finite | None  # its mean over the questions compared
-    other: Finite | None  # the champion's, or the blind baseline's
+    challenger: FiniteFloat | None  # its mean over the questions compared
+    other: FiniteFloat | None  # the champion's, or the blind baseline's
     difference: Interval  # challenger - other, of this look's questions
-    threshold: Finite  # the challenger must be shown to be better than other + threshold (lower is better: below it)
-    pooled: Finite | None  # challenger - other over all looks of this challenger; without earlier looks `difference`
-    error: Finite | None  # standard error of `pooled`
-    bound: Finite | None  # one-sided confidence bound of `pooled` at the test's level
-    p: Unit | None
+    threshold: (
+        FiniteFloat  # the challenger must be shown to be better than other + threshold (lower is better: below it)
+    )
+    pooled: (
+        FiniteFloat | None
+    )  # challenger - other over all looks of this challenger; without earlier looks `difference`
+    error: FiniteFloat | None  # standard error of `pooled`
+    bound: FiniteFloat | None  # one-sided confidence bound of `pooled` at the test's level
+    p: UnitFloat | None
     n: Annotated[int, Field(ge=0)]  # questions, over all looks
     clusters: Annotated[int, Field(ge=0)]  # patients, over all looks
     passed: bool
-    reason: Text
+    reason: NonEmptyStr
 
 
-class Finding(BaseModel):
+class GateFinding(BaseModel):
     """What a look at the data or the judges found."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    name: Text
+    name: NonEmptyStr
     severity: Literal["ok", "warn", "block"]
-    value: Finite | None
-    threshold: Finite | None
-    reason: Text
+    value: FiniteFloat | None
+    threshold: FiniteFloat | None
+    reason: NonEmptyStr
 
 
 class Budget(BaseModel):
@@ -342,17 +346,17 @@ class Budget(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    lifetime: Unit  # the probability of ever promoting wrongly that the pipeline may have
+    lifetime: UnitFloat  # the probability of ever promoting wrongly that the pipeline may have
     number: Annotated[int, Field(ge=1)]  # of this decision in the ledger
     challenger_number: Annotated[int, Field(ge=1)]
     look: Annotated[int, Field(ge=1)]  # of this challenger at this champion
-    challenger_level: Unit  # for all looks of this challenger together
-    passed_on: Unit = 0.0  # how much of it comes from challengers promoted just before
-    level: Unit  # of this look: every check is tested at it
+    challenger_level: UnitFloat  # for all looks of this challenger together
+    passed_on: UnitFloat = 0.0  # how much of it comes from challengers promoted just before
+    level: UnitFloat  # of this look: every check is tested at it
     spent_before: Annotated[float, Field(ge=0)] = 0.0
 
 
-class Reuse(BaseModel):
+class BenchmarkReuse(BaseModel):
     """How often the benchmark's questions have been decided on, this decision included."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -371,17 +375,17 @@ class Decision(Record):
 
     prefix: ClassVar[str] = "decision"
 
-    champion: Text
-    challenger: Text
-    benchmark: Text
-    metric: Text
+    champion: NonEmptyStr
+    challenger: NonEmptyStr
+    benchmark: NonEmptyStr
+    metric: NonEmptyStr
     difference: Interval  # challenger - champion, paired by question
     verdict: Literal["promote", "keep", "blocked"]
-    reasons: tuple[Text, ...]
-    checks: tuple[Check, ...] = ()
-    findings: tuple[Finding, ...] = ()
+    reasons: tuple[NonEmptyStr, ...]
+    checks: tuple[PromotionCheck, ...] = ()
+    findings: tuple[GateFinding, ...] = ()
     budget: Budget | None = None  # None: nothing was tested, nothing is spent
-    reuse: Reuse | None = None
+    reuse: BenchmarkReuse | None = None
     base: Interval | None = None  # challenger - base policy, reported beside the test
     inputs: dict[str, str] = {}  # {input: sha256}
     settings: dict[str, Any] = {}  # the decide section
@@ -397,8 +401,8 @@ class StartingPolicy(Record):
     prefix: ClassVar[str] = "start"
     provenance: ClassVar[frozenset[str]] = frozenset({"uri"})
 
-    line: Text
-    uri: Text  # of the published checkpoint, or the folder of a base that is not published
+    line: NonEmptyStr
+    uri: NonEmptyStr  # of the published checkpoint, or the folder of a base that is not published
     sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
     round: Annotated[int, Field(ge=0)]
     source: Literal["champion", "base"]

@@ -24,14 +24,14 @@ from typing import Any, Literal
 
 import yaml
 
-from clincot.config import Params, TrainSection
-from clincot.datasets.reports import REPORTS
-from clincot.errors import BadInput
-from clincot.evaluation.read_benchmark import metrics_of_reports, read_benchmark
-from clincot.jsonl import BadRecord, read_records, write_json, written_aside
-from clincot.processes import Beside, worker
+from clincot.config import Params, TrainConfig
+from clincot.datasets.reports import REPORTS_FILE
+from clincot.errors import InvalidInput
+from clincot.evaluation.read_benchmark import read_benchmark, select_report_metrics
+from clincot.jsonl import InvalidRecord, atomic_write, read_records, write_json
+from clincot.processes import BackgroundWorker, background_worker
 from clincot.records import BenchmarkReport, Decision
-from clincot.runs.layout import PAIRS_REPORT, PANEL_REPORT, VERSION
+from clincot.runs.layout import PAIRS_REPORT_FILE, PANEL_REPORT_FILE, VERSION_FILE
 from clincot.stages.base import Metrics
 from clincot.stages.runner import run_stage
 
@@ -48,17 +48,19 @@ class Plan:
     count: int
     start_from: Literal["challenger", "champion"] = "challenger"  # [ClinCoT]: f^{i+1} is the challenger
     comparisons: tuple[Literal["sft", "dpo"], ...] = ()
-    beside: bool = False  # train and measure the comparisons in a second process, while the rounds go on
+    background_comparisons: bool = (
+        False  # train and measure the comparisons in a second process, while the rounds go on
+    )
     blind_from: Path | None = None  # a data set whose answers the blind baseline knows; None: the benchmark's own
     calibration: Path | None = None  # the labelled data set that the judges were calibrated on, to look for leaks
 
 
 def run_rounds(plan: Plan) -> dict[str, Any]:
     """Run the plan, or what is left of it; returns what results.json holds."""
-    _can_start(plan)
+    _check_plan(plan)
     plan.run.mkdir(parents=True, exist_ok=True)
     start_run(plan)
-    _evaluate(plan, plan.policy, plan.run / "base")
+    _evaluate_policy(plan, plan.policy, plan.run / "base")
     champion: dict[str, Any] = {
         "round": 0,
         "policy": str(plan.policy),
@@ -67,24 +69,24 @@ def run_rounds(plan: Plan) -> dict[str, Any]:
     promotions: list[dict[str, Any]] = []
     challenger = plan.policy
     rivals = dict.fromkeys(plan.comparisons, plan.policy)
-    with worker(plan.run / "comparisons.log") if plan.beside else nullcontext() as beside:
+    with background_worker(plan.run / "comparisons.log") if plan.background_comparisons else nullcontext() as beside:
         for number in range(1, plan.count + 1):
             folder = plan.run / f"round-{number:02d}"
             start = challenger if plan.start_from == "challenger" else Path(champion["policy"])
-            at = _round(plan, number, folder, start)
-            rivals = _compare(plan, folder, at, rivals, beside)
+            at = _run_round(plan, number, folder, start)
+            rivals = _train_comparisons(plan, folder, at, rivals, beside)
             challenger = folder / "policy"
-            decision = _decide(plan, number, folder, Path(champion["outcomes"]))
+            decision = _decide_promotion(plan, number, folder, Path(champion["outcomes"]))
             if decision.verdict == "promote":
                 champion = {"round": number, "policy": str(challenger), "outcomes": str(folder / "outcomes.jsonl")}
                 promotions.append({"round": number, "decision": decision.id})
             write_json(plan.run / "champion.json", {**champion, "promotions": promotions})
-    results = collect(plan)
+    results = collect_results(plan)
     write_json(plan.run / "results.json", results)
     return results
 
 
-def _round(plan: Plan, number: int, folder: Path, start: Path) -> dict[str, Path]:
+def _run_round(plan: Plan, number: int, folder: Path, start: Path) -> dict[str, Path]:
     """One round from the policy `start`; returns where its preference data is, as the train stage's inputs."""
     folder.mkdir(exist_ok=True)
     params, at = plan.params, {"data": plan.data, "questions": folder / "questions.jsonl"}
@@ -97,7 +99,7 @@ def _round(plan: Plan, number: int, folder: Path, start: Path) -> dict[str, Path
     if len(params.answer.steps) > 1:
         steps["steps"] = folder / "steps.json"
         write_json(steps["steps"], list(params.answer.steps))
-    at["candidates"], scores = _chain(plan, folder, start, at, steps)
+    at["candidates"], scores = _answer_and_judge(plan, folder, start, at, steps)
     at["pairs"] = folder / "pairs.jsonl"
     run_stage(
         "pair",
@@ -106,14 +108,14 @@ def _round(plan: Plan, number: int, folder: Path, start: Path) -> dict[str, Path
         {"pairs": at["pairs"], "pair_report": folder / "pairs.report.json"},
     )
     at |= steps
-    at["version"] = _version(plan, number, folder, at, scores)
+    at["version"] = _version_preferences(plan, number, folder, at, scores)
     _train_and_evaluate(plan, params.train, at, start, folder, folder / "policy")
     return at
 
 
-def _version(plan: Plan, number: int, folder: Path, at: dict[str, Path], scores: Path) -> Path:
+def _version_preferences(plan: Plan, number: int, folder: Path, at: dict[str, Path], scores: Path) -> Path:
     """Keep the round's preference data as a version; returns the record that says where."""
-    section, version = plan.params.version, folder / VERSION
+    section, version = plan.params.version, folder / VERSION_FILE
     if section.round:  # of the first round of this run
         section = section.model_copy(update={"round": section.round + number - 1})
     files = {name: path for name, path in at.items() if name not in {"data", "policy"}}
@@ -124,16 +126,16 @@ def _version(plan: Plan, number: int, folder: Path, at: dict[str, Path], scores:
             **files,
             "scores": scores,
             "judgements": folder / "judgements.jsonl",
-            "panel_report": folder / PANEL_REPORT,
-            "pair_report": folder / PAIRS_REPORT,
+            "panel_report": folder / PANEL_REPORT_FILE,
+            "pair_report": folder / PAIRS_REPORT_FILE,
         },
         {"version": version},
     )
     return version
 
 
-def _compare(
-    plan: Plan, folder: Path, at: dict[str, Path], rivals: dict[Any, Path], beside: Beside | None
+def _train_comparisons(
+    plan: Plan, folder: Path, at: dict[str, Path], rivals: dict[Any, Path], beside: BackgroundWorker | None
 ) -> dict[Any, Path]:
     """Train the comparisons on the round's pairs and measure them; returns where their policies are, or will be."""
     trained: dict[Any, Path] = {}
@@ -147,11 +149,13 @@ def _compare(
         if beside is None:
             _train_and_evaluate(*work)
         else:
-            beside.add(_train_and_evaluate, *work)
+            beside.submit(_train_and_evaluate, *work)
     return trained
 
 
-def _chain(plan: Plan, folder: Path, policy: Path, at: dict[str, Path], steps: dict[str, Path]) -> tuple[Path, Path]:
+def _answer_and_judge(
+    plan: Plan, folder: Path, policy: Path, at: dict[str, Path], steps: dict[str, Path]
+) -> tuple[Path, Path]:
     """Answer and judge, step by step of the chain; returns the candidates and scores of all steps."""
     before: dict[str, Path] = {}
     for step in range(len(plan.params.answer.steps)):
@@ -174,33 +178,33 @@ def _chain(plan: Plan, folder: Path, policy: Path, at: dict[str, Path], steps: d
 
 
 def _train_and_evaluate(
-    plan: Plan, section: TrainSection, at: dict[str, Path], start: Path, folder: Path, checkpoint: Path
+    plan: Plan, section: TrainConfig, at: dict[str, Path], start: Path, folder: Path, checkpoint: Path
 ) -> None:
     folder.mkdir(exist_ok=True)
     run_stage("train", section, {**at, "policy": start}, {"checkpoint": checkpoint})
-    _evaluate(plan, checkpoint, folder)
+    _evaluate_policy(plan, checkpoint, folder)
 
 
-def _evaluate(plan: Plan, policy: Path, folder: Path) -> Metrics:
+def _evaluate_policy(plan: Plan, policy: Path, folder: Path) -> Metrics:
     folder.mkdir(exist_ok=True)
     section = plan.params.evaluate.model_copy(update={"propose": plan.params.propose})
     outputs = {"outcomes": folder / "outcomes.jsonl", "report": folder / "report.json"}
     inputs = {"benchmark": plan.benchmark, "policy": policy}
-    if (training := _training_reports(plan)) is not None:
+    if (training := _find_training_reports(plan)) is not None:
         inputs["train_reports"] = training
     return run_stage("evaluate", section, inputs, outputs)
 
 
-def _training_reports(plan: Plan) -> Path | None:
+def _find_training_reports(plan: Plan) -> Path | None:
     """The data set's reports, where the benchmark asks for reports: R2Gen's protocol takes its vocabulary from them."""
     from clincot.datasets.folder import load_questions
 
     if all(question.kind != "report" for question in load_questions(plan.benchmark)):
         return None
-    return plan.data / REPORTS if (plan.data / REPORTS).is_file() else None
+    return plan.data / REPORTS_FILE if (plan.data / REPORTS_FILE).is_file() else None
 
 
-def _decide(plan: Plan, number: int, folder: Path, champion: Path) -> Decision:
+def _decide_promotion(plan: Plan, number: int, folder: Path, champion: Path) -> Decision:
     """The gate, with the run's ledgers: what the rounds before spent is not to be had again."""
     ledger, before = plan.run / "ledger", plan.run / f"round-{number - 1:02d}" / "panel.report.json"
     ledger.mkdir(exist_ok=True)
@@ -228,47 +232,47 @@ def _decide(plan: Plan, number: int, folder: Path, champion: Path) -> Decision:
     return decision
 
 
-def collect(plan: Plan) -> dict[str, Any]:
+def collect_results(plan: Plan) -> dict[str, Any]:
     """The results table: one row a policy, with every arm's metrics; paired differences to the base; the blind row."""
     folders = {"base": plan.run / "base"}
     for number in range(1, plan.count + 1):
         folder = plan.run / f"round-{number:02d}"
         folders[f"round {number}"] = folder
-        folders |= {f"{LABELS[name]}, round {number}": folder / name for name in plan.comparisons}
-    rows = [{"row": row, **_metrics(folder / "report.json")} for row, folder in folders.items()]
+        folders |= {f"{COMPARISON_LABELS[name]}, round {number}": folder / name for name in plan.comparisons}
+    rows = [{"row": row, **_read_metrics(folder / "report.json")} for row, folder in folders.items()]
     decisions = [
         next(read_records(plan.run / f"round-{n:02d}" / "decision.json", Decision)).model_dump(mode="json")
         for n in range(1, plan.count + 1)
     ]
     return {
         "rows": rows,
-        "blind": _blind(plan),
-        "gains": [{"row": row, **_gains(plan, folder)} for row, folder in folders.items() if row != "base"],
+        "blind": _score_blind_baseline(plan),
+        "gains": [{"row": row, **_compute_gains(plan, folder)} for row, folder in folders.items() if row != "base"],
         "decisions": decisions,
     }
 
 
-LABELS = {"sft": "SFT on chosen", "dpo": "plain DPO"}
+COMPARISON_LABELS = {"sft": "SFT on chosen", "dpo": "plain DPO"}
 
 
-def _metrics(path: Path) -> dict[str, Any]:
+def _read_metrics(path: Path) -> dict[str, Any]:
     report = BenchmarkReport.model_validate_json(path.read_text(encoding="utf-8"))
     return {"policy": report.policy, "arms": report.model_dump(mode="json")["metrics"]}
 
 
-def _blind(plan: Plan) -> dict[str, Any]:
+def _score_blind_baseline(plan: Plan) -> dict[str, Any]:
     from clincot.datasets.folder import load_questions, load_references
-    from clincot.evaluation.benchmark_report import benchmark_reports
+    from clincot.evaluation.benchmark_report import build_benchmark_reports
     from clincot.evaluation.blind_baseline import BlindBaseline
 
     benchmark = read_benchmark(plan.benchmark, limit=plan.params.evaluate.limit)
     key = plan.blind_from or plan.benchmark
     blind = BlindBaseline.fit(load_questions(key), load_references(key))
     section = plan.params.evaluate
-    (report,) = benchmark_reports(
-        blind.outcomes(benchmark),
+    (report,) = build_benchmark_reports(
+        blind.iter_outcomes(benchmark),
         benchmark,
-        reports=metrics_of_reports(benchmark, _training_reports(plan)),
+        reports=select_report_metrics(benchmark, _find_training_reports(plan)),
         seed=section.seed,
         resamples=section.resamples,
     )
@@ -278,9 +282,9 @@ def _blind(plan: Plan) -> dict[str, Any]:
     }
 
 
-def _gains(plan: Plan, folder: Path) -> dict[str, Any]:
+def _compute_gains(plan: Plan, folder: Path) -> dict[str, Any]:
     """Paired differences to the base policy, with 95 % intervals clustered by patient."""
-    from clincot.evaluation.paired import compare
+    from clincot.evaluation.paired import compare_outcomes
     from clincot.records import Outcome
 
     benchmark = read_benchmark(plan.benchmark, limit=plan.params.evaluate.limit)
@@ -291,7 +295,7 @@ def _gains(plan: Plan, folder: Path) -> dict[str, Any]:
             for at in (plan.run / "base", folder)
         )
         for metric in ("correct", "hit"):
-            gains.setdefault(arm, {})[metric] = compare(
+            gains.setdefault(arm, {})[metric] = compare_outcomes(
                 new,
                 old,
                 benchmark.clusters,
@@ -301,23 +305,23 @@ def _gains(plan: Plan, folder: Path) -> dict[str, Any]:
     return gains
 
 
-def _can_start(plan: Plan) -> None:
+def _check_plan(plan: Plan) -> None:
     """What would be found out hours later, or only after run.json has been written."""
-    from clincot.models.load import check_checkpoint
+    from clincot.models.load import check_checkpoint_exists
 
     arms = plan.params.evaluate.arms
     if plan.params.decide.arm not in arms:
-        raise BadInput(f"decide.arm is {plan.params.decide.arm!r}, which evaluate.arms {arms} does not measure")
+        raise InvalidInput(f"decide.arm is {plan.params.decide.arm!r}, which evaluate.arms {arms} does not measure")
     named = {"data": plan.data, "benchmark": plan.benchmark, "policy": plan.policy, "blind_from": plan.blind_from}
     if plan.params.judge.calibration_file:
         named["judge.calibration_file"] = Path(plan.params.judge.calibration_file)
     for name, path in named.items():
         if path is not None and not path.exists():
-            raise BadRecord(f"{name}: {path} does not exist")
-    check_checkpoint(str(plan.policy), what="policy")
+            raise InvalidRecord(f"{name}: {path} does not exist")
+    check_checkpoint_exists(str(plan.policy), what="policy")
     for spec in plan.params.judge.judges:
         if spec.path:
-            check_checkpoint(spec.path, what=f"judge {spec.name!r}")
+            check_checkpoint_exists(spec.path, what=f"judge {spec.name!r}")
 
 
 def start_run(plan: Plan) -> None:
@@ -336,38 +340,40 @@ def start_run(plan: Plan) -> None:
         before = json.loads(path.read_text(encoding="utf-8"))
         changed = sorted(key for key in start if before.get(key) != start[key])
         if changed:
-            raise BadRecord(
+            raise InvalidRecord(
                 f"{path}: this run was started with another {', '.join(changed)}; "
                 "choose another --run folder or delete this one"
             )
     write_json(path, start)
-    with written_aside(plan.run / "params.yaml") as file:
+    with atomic_write(plan.run / "params.yaml") as file:
         yaml.safe_dump(plan.params.model_dump(mode="json"), file, sort_keys=False)
 
 
-def table(results: dict[str, Any], *, arms: Sequence[str] = ("written", "windows", "random", "oracle", "whole")) -> str:
+def render_results_table(
+    results: dict[str, Any], *, arms: Sequence[str] = ("written", "windows", "random", "oracle", "whole")
+) -> str:
     """The results as Markdown: accuracy of every arm (ROUGE-L where all questions ask for reports), and of the policy's
     own regions hit-rate and IoU."""
     blind = results["blind"]["arms"]["blind"]
     metric, called = ("accuracy", "accuracy") if "accuracy" in blind else ("raw/rouge_l", "ROUGE-L")
     header = [
         "policy",
-        *(f"{called}: {_ARMS.get(arm, arm)}" for arm in arms),
+        *(f"{called}: {_ARM_LABELS.get(arm, arm)}" for arm in arms),
         "own region: hit-rate",
         "IoU",
         "off format",
     ]
     rows = []
     for row in results["rows"]:
-        cells = [show_interval(row["arms"].get(arm, {}).get(metric)) for arm in arms]
+        cells = [format_interval(row["arms"].get(arm, {}).get(metric)) for arm in arms]
         own = row["arms"].get("written", {})
-        rows.append([row["row"], *cells, *(show_interval(own.get(m)) for m in ("hit_rate", "iou", "off_format"))])
-    rows.append(["blind (no image)", show_interval(blind.get(metric)), *["–"] * (len(arms) + 2)])
+        rows.append([row["row"], *cells, *(format_interval(own.get(m)) for m in ("hit_rate", "iou", "off_format"))])
+    rows.append(["blind (no image)", format_interval(blind.get(metric)), *["–"] * (len(arms) + 2)])
     lines = [header, ["---"] * len(header), *rows]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
-_ARMS = {
+_ARM_LABELS = {
     "written": "own region",
     "windows": "grounder",
     "random": "random region",
@@ -376,7 +382,7 @@ _ARMS = {
 }
 
 
-def show_interval(interval: dict[str, Any] | None) -> str:
+def format_interval(interval: dict[str, Any] | None) -> str:
     if interval is None or interval["value"] is None:
         return "–"
     if interval["low"] is None:

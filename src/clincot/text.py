@@ -25,7 +25,7 @@ _THOUSANDS = re.compile(r"(?<=\d),(?=\d{3}(?!\d))")
 _FULL_STOP = re.compile(r"\.(?!\d)")  # a dot before a digit is a decimal point
 
 
-def normalise(text: str) -> str:
+def normalize_text(text: str) -> str:
     """Lower case, without punctuation, articles or the apostrophes of contractions; "two" becomes "2".
 
     Number words follow the VQA evaluation that the llava-med scorer took its normalisation from ("none" is 0
@@ -35,11 +35,11 @@ def normalise(text: str) -> str:
     """
     lower = unicodedata.normalize("NFKC", text).lower().strip()
     bare = _FULL_STOP.sub("", _THOUSANDS.sub("", _APOSTROPHE.sub("", lower)))
-    words = "".join(" " if _separates(character) else character for character in bare).split()
+    words = "".join(" " if _is_separator(character) else character for character in bare).split()
     kept = [_NUMBER_WORDS.get(word, word) for word in words if word not in _ARTICLES]
     return " ".join(kept or words) or lower
 
 
-def _separates(character: str) -> bool:
+def _is_separator(character: str) -> bool:
     """Punctuation, but for the decimal point and the unit "%"; and three symbols that the scorer strips as well."""
     return character in "=+`" or (character not in ".%" and unicodedata.category(character).startswith("P"))

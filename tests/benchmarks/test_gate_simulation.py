@@ -13,9 +13,9 @@ sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
 import gate_simulation
 from simulated_rounds import Setting, draw_benchmark, fresh_round, repeated_round
 
-from clincot.config import DecideSection
-from clincot.promotion.gate import demands
-from clincot.promotion.verdict import Evidence, promotes, weigh
+from clincot.config import DecideConfig
+from clincot.promotion.gate import build_criteria
+from clincot.promotion.verdict import EvidenceSums, run_checks, should_promote
 
 
 @pytest.mark.parametrize("repeated", [False, True])
@@ -35,16 +35,16 @@ def test_gain_discordance_and_correlation_are_as_asked_for(repeated: bool) -> No
 
 
 def test_a_pipelines_verdict_is_that_of_the_gates_function_on_all_checks() -> None:
-    section, promoted = DecideSection(), 0
+    section, promoted = DecideConfig(), 0
     for seed in range(12):
         one = fresh_round(Setting(images=300, questions=1000, gain=0.05), np.random.default_rng(seed))
         looks = gate_simulation.Looks()
-        looks.add(one)
+        looks.add_round(one)
         entry, p = gate_simulation._test([], ("old", "new"), looks)
-        gain, rows = one.gain()
-        guards, blind = one.rest()
-        checks = weigh(Evidence(gain, rows, guards, blind), demands(section), level=entry.budget.level)
-        assert entry.promoted == promotes(checks)
+        gain, rows = one.sum_gains()
+        guards, blind = one.draw_other_checks()
+        checks = run_checks(EvidenceSums(gain, rows, guards, blind), build_criteria(section), level=entry.budget.level)
+        assert entry.promoted == should_promote(checks)
         assert p == checks[0].p
         promoted += entry.promoted
     assert promoted > 6  # +5 points is 3.7 standard errors, against 2.2

@@ -9,8 +9,8 @@ import pytest
 import yaml
 
 from clincot.cli.app import main
-from clincot.pipelines.params import decoded
-from clincot.training.launch_settings import load_launch
+from clincot.pipelines.params import decode_params
+from clincot.training.launch_settings import load_launch_settings
 from tests.chart.rendering import CHART, PROFILES, of_kind, rendered, settings_of
 
 CA = ("--set", "customCA.configMap=hospital-ca")
@@ -70,8 +70,8 @@ def test_with_train_jobs_training_is_one_over_nodes_such_as_train_asked_for(tmp_
     none of it. Both mount the cache at the same place."""
     flags = ("--set", "pipeline.trainJobs=true,pipeline.launch.sharding=fsdp,pipeline.launch.job.nodes=3")
     tasks, pods, defaults = compiled("production", tmp_path, *flags, "--set", "pipeline.queue=gpus")
-    launch = load_launch(tmp_path / "settings" / "launch.yaml")
-    assert decoded(defaults["launch"]) == launch.model_dump(mode="json")
+    launch = load_launch_settings(tmp_path / "settings" / "launch.yaml")
+    assert decode_params(defaults["launch"]) == launch.model_dump(mode="json")
     job = launch.job
     assert job is not None
     assert (launch.how, launch.sharding, job.nodes, job.processes_per_node) == ("train-job", "fsdp", 3, 4)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from clincot.deployment.inference_service import inference_service
+from clincot.deployment.inference_service import build_inference_service
 from clincot.deployment.service_settings import ServiceSettings
 from tests.chart.rendering import CHART, GIVEN, HELMS, run
 from tests.support.chart_kube_server import KubeServer, kube_server
@@ -46,7 +46,7 @@ def test_from_install_to_uninstall(helm: Helm, server: KubeServer) -> None:
     assert "helm test clincot -n clincot --logs" in done.stdout
 
     # a round deploys: the InferenceService is its own, with a canary under way
-    server.objects[POLICY] = inference_service(
+    server.objects[POLICY] = build_inference_service(
         ServiceSettings(namespace="clincot"), "4f" * 32, "s3://b/x", mode="Standard"
     )
     server.objects[POLICY]["spec"]["canary"] = [{"trafficPercent": 10, "predictor": {"name": "r5e5e5e5e5e"}}]

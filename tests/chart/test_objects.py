@@ -12,11 +12,11 @@ import pytest
 import yaml
 from jsonschema import Draft202012Validator
 
-from clincot.config import Params, load_params, parse_section
-from clincot.deployment.crd import check, read_crd, validator_of
-from clincot.deployment.inference_service import canary, inference_service
-from clincot.deployment.service_settings import ServiceSettings, load_service
-from clincot.pipelines.cluster_settings import TASKS, ClusterSettings, load_cluster
+from clincot.config import Params, load_params, parse_config
+from clincot.deployment.crd import build_validator, read_crd, validate_manifest
+from clincot.deployment.inference_service import build_canary, build_inference_service
+from clincot.deployment.service_settings import ServiceSettings, load_service_settings
+from clincot.pipelines.cluster_settings import TASK_NAMES, ClusterSettings, load_cluster_settings
 from clincot.serving.metrics import REQUESTS
 from clincot.training.launch_settings import LaunchSettings, TrainJobSettings
 from tests.chart.rendering import CHART, PROFILES, ROOT, Json, of_kind, rendered, settings_of
@@ -69,8 +69,8 @@ def kserve() -> dict[str, Draft202012Validator]:
     if not CRDS.is_dir():
         pytest.skip(f"{CRDS} is not here")
     return {
-        "InferenceService": validator_of(read_crd(CRDS / "serving.kserve.io_inferenceservices.yaml"), "v1beta1"),
-        "ServingRuntime": validator_of(read_crd(CRDS / "serving.kserve.io_servingruntimes.yaml"), "v1alpha1"),
+        "InferenceService": build_validator(read_crd(CRDS / "serving.kserve.io_inferenceservices.yaml"), "v1beta1"),
+        "ServingRuntime": build_validator(read_crd(CRDS / "serving.kserve.io_servingruntimes.yaml"), "v1alpha1"),
     }
 
 
@@ -99,7 +99,7 @@ def test_every_custom_object_is_what_kserve_allows(
 ) -> None:
     for one in rendered(profile, *flags):
         if one["kind"] in kserve and (content := json.dumps(one, sort_keys=True)) not in _SEEN:
-            check(one, kserve[one["kind"]])
+            validate_manifest(one, kserve[one["kind"]])
             _SEEN.add(content)
 
 
@@ -123,8 +123,8 @@ def test_the_settings_are_what_the_code_reads(profile: str, flags: tuple[str, ..
 def _parsed(folder: Path) -> tuple[Params, ClusterSettings, ServiceSettings]:
     return (
         load_params(folder / "params.yaml"),
-        load_cluster(folder / "cluster.yaml"),
-        load_service(folder / "service.yaml"),
+        load_cluster_settings(folder / "cluster.yaml"),
+        load_service_settings(folder / "service.yaml"),
     )
 
 
@@ -136,13 +136,15 @@ def test_what_a_rollout_applies_fits_the_runtime(
     objects = rendered(profile)
     judges = {one["metadata"]["name"] for one in of_kind(objects, "InferenceService")}
     (tmp_path / "service.yaml").write_text(settings_of(objects)["service.yaml"])
-    service = load_service(tmp_path / "service.yaml")
+    service = load_service_settings(tmp_path / "service.yaml")
     assert service.name not in judges
     for mode in ("Standard", "Knative"):
-        check(inference_service(service, "4f" * 32, "s3://b/x", mode=mode), kserve["InferenceService"])
-    stable = inference_service(service, "4f" * 32, "s3://b/x", mode="Standard")
-    stable["spec"]["canary"] = [canary(service, "5e" * 32, "s3://b/y", 10)]
-    check(stable, kserve["InferenceService"])
+        validate_manifest(
+            build_inference_service(service, "4f" * 32, "s3://b/x", mode=mode), kserve["InferenceService"]
+        )
+    stable = build_inference_service(service, "4f" * 32, "s3://b/x", mode="Standard")
+    stable["spec"]["canary"] = [build_canary(service, "5e" * 32, "s3://b/y", 10)]
+    validate_manifest(stable, kserve["InferenceService"])
     model = stable["spec"]["predictor"]["model"]
     (runtime,) = of_kind(objects, "ServingRuntime", model["runtime"])
     assert model["modelFormat"]["name"] in {one["name"] for one in runtime["spec"]["supportedModelFormats"]}
@@ -151,7 +153,7 @@ def test_what_a_rollout_applies_fits_the_runtime(
 def test_judges_are_where_params_say() -> None:
     """Each judge's address is the Service that KServe makes for it, its model the name that vLLM serves."""
     objects = rendered("production")
-    params = parse_section(Params, yaml.safe_load(settings_of(objects)["params.yaml"]), where="params.yaml")
+    params = parse_config(Params, yaml.safe_load(settings_of(objects)["params.yaml"]), where="params.yaml")
     services = {one["metadata"]["name"]: one for one in of_kind(objects, "InferenceService")}
     assert {judge.model for judge in params.judge.judges} == set(services)
     for judge in params.judge.judges:
@@ -167,7 +169,7 @@ def test_judges_are_where_params_say() -> None:
 
 def test_the_tasks_that_values_may_change_are_those_of_a_round() -> None:
     schema = json.loads((CHART / "values.schema.json").read_text())
-    assert set(schema["properties"]["pipeline"]["properties"]["stages"]["properties"]) == set(TASKS)
+    assert set(schema["properties"]["pipeline"]["properties"]["stages"]["properties"]) == set(TASK_NAMES)
     assert set(schema["properties"]["pipeline"]["properties"]["params"]["properties"]) == set(Params.model_fields)
 
 
@@ -251,9 +253,9 @@ def test_hooks_run_when_they_should() -> None:
 
 def test_every_command_is_one_that_the_program_has() -> None:
     """Each container's arguments are parsed by `clincot` itself."""
-    from clincot.cli.app import _parser
+    from clincot.cli.app import build_parser
 
-    parser = _parser()
+    parser = build_parser()
     for profile in ("default", *PROFILES):
         for one in rendered(profile, "--set", "server.first.enabled=true,server.first.checkpoint=x"):
             if one["kind"] in ("Job", "Pod", "Deployment"):

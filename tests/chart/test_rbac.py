@@ -10,18 +10,18 @@ from typing import Any
 import pytest
 
 from clincot.clients.kubernetes import Permission
-from clincot.deployment.deployment import abandon, begin, go
-from clincot.deployment.inference_service import CRD
-from clincot.deployment.journal import Journal
-from clincot.deployment.permissions import rollout_permissions
+from clincot.deployment.deployment import abandon_rollout, resume_rollout, start_rollout
+from clincot.deployment.inference_service import CRD_NAME
+from clincot.deployment.journal import RolloutJournal
+from clincot.deployment.permissions import list_rollout_permissions
 from clincot.deployment.rollout import RolledBack
-from clincot.deployment.service_settings import ServiceSettings, load_service
+from clincot.deployment.service_settings import ServiceSettings, load_service_settings
 from clincot.deployment.targets.kserve import KServeTarget
-from clincot.deployment.targets.select import Mode, choose_mode, kserve_target
+from clincot.deployment.targets.select import TrafficMode, build_kserve_target, choose_traffic_mode
 from clincot.registry import champion
 from clincot.registry.manifest import Manifest
 from clincot.storage.folder_store import FolderStore
-from clincot.training.kubeflow_trainer import job_permissions
+from clincot.training.kubeflow_trainer import list_job_permissions
 from clincot.training.launch_settings import TrainJobSettings
 from tests.chart.rendering import PROFILES, Json, of_kind, rendered, settings_of
 from tests.deployment.test_rollout_kserve import FAST, answering
@@ -80,44 +80,44 @@ def granted(objects: tuple[Json, ...], account: str) -> set[Permission]:
 def service(tmp_path_factory: pytest.TempPathFactory) -> ServiceSettings:
     path = tmp_path_factory.mktemp("service") / "service.yaml"
     path.write_text(settings_of(rendered("trial"))["service.yaml"])
-    return load_service(path)
+    return load_service_settings(path)
 
 
-def recorded(folder: Path, service: ServiceSettings, mode: Mode) -> set[Permission]:
+def recorded(folder: Path, service: ServiceSettings, mode: TrafficMode) -> set[Permission]:
     """What was asked of the API server by rollouts that end in every way: well, rolled back, given up."""
     store = FolderStore(folder / "store")
     base = published(store, folder, 1.0)
     better = published(store, folder, 2.0, over=base)
-    champion.start(store, base, by="ann")
+    champion.create_champion_pointer(store, base, by="ann")
     server = ApiServer(groups={"serving.knative.dev/v1", "gateway.networking.k8s.io/v1"})
     config = f"/api/v1/namespaces/{service.kserve_namespace}/configmaps/inferenceservice-config"
     server.objects[config] = {"metadata": {"name": "inferenceservice-config"}, "data": CONFIG[mode]}
-    server.objects[f"/apis/apiextensions.k8s.io/v1/customresourcedefinitions/{CRD}"] = copy.deepcopy(OPEN_CRD)
+    server.objects[f"/apis/apiextensions.k8s.io/v1/customresourcedefinitions/{CRD_NAME}"] = copy.deepcopy(OPEN_CRD)
     with api_server(server) as cluster:
         reached = service.model_copy(update={"service_url": server.url + "/own/{service}"})
 
-        def begun(manifest: Manifest, **script: Any) -> tuple[Journal, KServeTarget]:
+        def begun(manifest: Manifest, **script: Any) -> tuple[RolloutJournal, KServeTarget]:
             script.setdefault("chat", answering(manifest.golden))
             server.scripts[manifest.sha256] = Script(metrics=lambda: "", **script)
-            target = kserve_target(cluster, reached, in_s3(manifest), FAST.steps)
-            target.validate()
-            return begin(store, manifest, FAST, target="kserve", service=reached, by="ann"), target
+            target = build_kserve_target(cluster, reached, in_s3(manifest), FAST.steps)
+            target.validate_manifest()
+            return start_rollout(store, manifest, FAST, target="kserve", service=reached, by="ann"), target
 
         def rolled_back(manifest: Manifest, **script: Any) -> None:
             journal, target = begun(manifest, **script)
             with pytest.raises(RolledBack):
-                go(store, journal, target, wait=lambda _: None)
+                resume_rollout(store, journal, target, wait=lambda _: None)
 
-        assert choose_mode(cluster, reached)[0] == mode
+        assert choose_traffic_mode(cluster, reached)[0] == mode
         rolled_back(base, gone_after=2)  # with all of the traffic, and nothing before it
         for manifest in (base, better):
             journal, target = begun(manifest)
-            go(store, journal, target, wait=lambda _: None)
+            resume_rollout(store, journal, target, wait=lambda _: None)
         third = published(store, folder, 3.0, over=better)
         rolled_back(third, chat=answering(third.golden, wrong=2))
         journal, target = begun(published(store, folder, 4.0, over=better))
-        journal.add("started", target.start())
-        abandon(journal, target, "enough")
+        journal.add_event("started", target.start_revision())
+        abandon_rollout(journal, target, "enough")
     return {found for request in server.requests if (found := permission_of(*request)) is not None}
 
 
@@ -132,7 +132,7 @@ CONFIG = {
     "knative": {"deploy": '{"defaultDeploymentMode": "Knative"}', "ingress": "{}"},
 }
 OPEN_CRD = {
-    "metadata": {"name": CRD},
+    "metadata": {"name": CRD_NAME},
     "spec": {
         "versions": [
             {
@@ -146,7 +146,7 @@ OPEN_CRD = {
 
 def free(permissions: set[Permission]) -> set[Permission]:
     """Without the names of objects where the rules have none: a rule without names holds for all of them."""
-    kept = {"inferenceservice-config", CRD}
+    kept = {"inferenceservice-config", CRD_NAME}
     return {one if one.name in kept else one._replace(name="") for one in permissions}
 
 
@@ -158,7 +158,7 @@ def test_the_deployer_may_what_rollouts_ask_and_no_more(tmp_path: Path, service:
 
 
 def test_preflight_asks_about_what_the_deployer_may(service: ServiceSettings) -> None:
-    assert set(rollout_permissions(service)) == granted(rendered("trial"), "clincot-deployer")
+    assert set(list_rollout_permissions(service)) == granted(rendered("trial"), "clincot-deployer")
 
 
 def test_the_runner_may_what_argo_and_the_launcher_need_and_deploy_if_runs_do() -> None:
@@ -173,7 +173,7 @@ def test_the_runner_may_have_train_jobs_where_runs_do() -> None:
     job = TrainJobSettings(image="clincot-cuda:0.1.0", claim="cache", mount=Path("/cache"), namespace="kubeflow")
     objects = rendered("trial", "--set", "pipeline.trainJobs=true,pipeline.cache.accessMode=ReadWriteMany")
     before = granted(rendered("trial"), "clincot-runner")
-    assert granted(objects, "clincot-runner") - before == set(job_permissions(job))
+    assert granted(objects, "clincot-runner") - before == set(list_job_permissions(job))
 
 
 def test_kserves_configuration_is_read_only_where_something_is_auto() -> None:

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from clincot.deployment.inference_service import inference_service
-from clincot.deployment.service_settings import load_service
+from clincot.deployment.inference_service import build_inference_service
+from clincot.deployment.service_settings import load_service_settings
 from tests.chart.rendering import PROFILES, Json, containers, joined, of_kind, pods, rendered, settings_of
 
 HIDDEN = "hunter2-never-shown"
@@ -27,8 +27,8 @@ def every_pod(tmp_path: Path) -> list[tuple[str, Json]]:
         found += [(f"{profile}: {name}", pod) for name, pod in pods(objects)]
         path = tmp_path / "service.yaml"
         path.write_text(settings_of(objects)["service.yaml"])
-        service = load_service(path)
-        policy = inference_service(service, "4f" * 32, "s3://b/x", mode="Standard")
+        service = load_service_settings(path)
+        policy = build_inference_service(service, "4f" * 32, "s3://b/x", mode="Standard")
         runtimes = {one["metadata"]["name"]: one for one in of_kind(objects, "ServingRuntime")}
         found.append((f"{profile}: policy", joined(policy["spec"]["predictor"], runtimes)))
     return found

@@ -15,14 +15,14 @@ from clincot.cli.app import main
 from clincot.config import Params
 from clincot.datasets.folder import UnknownStudy
 from clincot.errors import ModelFailed
-from clincot.images import BadImage
-from clincot.jsonl import BadRecord
+from clincot.images import InvalidImage
+from clincot.jsonl import InvalidRecord
 from clincot.judging.combination import QuorumLost
 from clincot.models.checkpoint import UnsupportedCheckpoint
 from clincot.stages.catalog import STAGES
 from clincot.synthetic.anatomy import AnatomyUnavailable
-from clincot.synthetic.rendering import Unrenderable
-from clincot.training.checkpoint_writer import NotFinite
+from clincot.synthetic.rendering import UnrenderableFindings
+from clincot.training.checkpoint_writer import NonFiniteError
 from tests.support import tiny
 
 COMMANDS = [
@@ -187,14 +187,14 @@ def test_a_fault_of_the_program_keeps_its_traceback(
 @pytest.mark.parametrize(
     "error",
     [
-        BadRecord("a.jsonl:3: not a Question"),
+        InvalidRecord("a.jsonl:3: not a Question"),
         ModelFailed("HTTP 500"),
         QuorumLost("1 of 2 judges left"),
         UnsupportedCheckpoint("no chat template"),
-        BadImage("a.png: damaged"),
-        NotFinite("pair-1: NaN"),
+        InvalidImage("a.png: damaged"),
+        NonFiniteError("pair-1: NaN"),
         AnatomyUnavailable("no network"),
-        Unrenderable("no room"),
+        UnrenderableFindings("no room"),
         UnknownStudy("no study 's' in studies.jsonl"),
         OSError(28, "No space left on device", "out.jsonl"),
     ],

@@ -12,14 +12,14 @@ import pytest
 import yaml
 
 from clincot.cli.app import main
-from clincot.config import PublishSection
+from clincot.config import PublishConfig
 from clincot.datasets.folder import StudyIndex, load_questions
 from clincot.geometry import Box
-from clincot.models.checkpoint import checkpoint_digest
+from clincot.models.checkpoint import hash_checkpoint
 from clincot.records import Study
-from clincot.registry.champion import read_champion, start
-from clincot.registry.golden import golden_questions, publish_files, start_line
-from clincot.registry.manifest import Manifest, published_digests
+from clincot.registry.champion import create_champion_pointer, read_champion
+from clincot.registry.golden import publish_checkpoint, select_golden_questions, start_model_line
+from clincot.registry.manifest import Manifest, list_published_digests
 from clincot.storage.folder_store import FolderStore
 from clincot.storage.open import open_store
 from tests.deployment.test_rollout_kserve import answering
@@ -43,7 +43,7 @@ def test_publish_is_a_stage_like_the_others(tmp_path: Path, capsys: pytest.Captu
     command = ("publish", "--checkpoint", checkpoint, "--published", out, "--store", store, "--name", LINE)
     assert json.loads(run(capsys, *command)) == {"bytes": pytest.approx(2000, abs=1500), "files": 4, "golden": 0}
     manifest = Manifest.model_validate_json(out.read_text())
-    assert published_digests(FolderStore(store), LINE) == [manifest.sha256] == [checkpoint_digest(checkpoint)]
+    assert list_published_digests(FolderStore(store), LINE) == [manifest.sha256] == [hash_checkpoint(checkpoint)]
     assert run(capsys, *command)  # again: nothing to do
     (checkpoint / "pytorch_model.bin").write_bytes(b"x")
     assert "pytorch_model.bin is pickled" in run(capsys, *command, "--set", "publish.licence=MIT", code=1)
@@ -126,16 +126,16 @@ def test_golden_questions_are_the_clearest_one_an_image(tmp_path: Path) -> None:
         seen.append(study.id)
         return "left", BOX, 0.9 if len(seen) in (3, 6) else 0.5
 
-    golden = golden_questions(look, data, tmp_path / "out", 2)
+    golden = select_golden_questions(look, data, tmp_path / "out", 2)
     assert len(seen) == len(set(seen)) == 8
     assert [one.answer for one in golden] == ["left", "left"]
     assert all((tmp_path / "out" / one.image).is_file() for one in golden)
     checkpoint = write_checkpoint(tmp_path / "c", 1.0)
     decision = tmp_path / "decision.json"
-    decision.write_text(decided("0" * 64, checkpoint_digest(checkpoint)).model_dump_json() + "\n")
-    section = PublishSection(store=str(tmp_path / "store"), name=LINE, golden=2)
+    decision.write_text(decided("0" * 64, hash_checkpoint(checkpoint)).model_dump_json() + "\n")
+    section = PublishConfig(store=str(tmp_path / "store"), name=LINE, golden=2)
     inputs = {"checkpoint": checkpoint, "golden": data, "decision": decision}
-    manifest = publish_files(section, inputs, load_look=lambda _: look)
+    manifest = publish_checkpoint(section, inputs, load_look=lambda _: look)
     assert [one.box for one in manifest.golden] == [BOX, BOX]
     assert manifest.decision is not None
 
@@ -144,15 +144,15 @@ def test_a_line_without_a_champion_starts_from_a_base_and_only_once(tmp_path: Pa
     data = tmp_path / "data"
     write_films(data, films=12, seed=0, split="test")
     store = FolderStore(tmp_path / "store")
-    section = PublishSection(store=store.url, name=LINE, golden=2)
+    section = PublishConfig(store=store.url, name=LINE, golden=2)
     base = write_checkpoint(tmp_path / "base", 1.0)
-    said = start_line(
+    said = start_model_line(
         section, store, str(base), golden=str(data), by="ann", load_look=lambda _: lambda *_: ("left", BOX, 0.9)
     )
-    digest = checkpoint_digest(base)
+    digest = hash_checkpoint(base)
     assert said == f"{LINE}: champion {digest[:12]}, published from {base}"
     assert read_champion(store, LINE).now.sha256 == digest
-    again = start_line(
+    again = start_model_line(
         section, store, "s3://not/looked-at", golden="", by="bob", load_look=lambda _: pytest.fail("loaded")
     )
     assert again == f"{LINE}: champion {digest[:12]} (round 0), there already"
@@ -174,7 +174,7 @@ def test_what_is_served_is_asked_the_champions_golden_questions(
     s3.bucket("asked")
     store = open_store("s3://asked/platform")
     base = published(store, tmp_path, 1.0)
-    start(store, base, by="ann")
+    create_champion_pointer(store, base, by="ann")
     server = ApiServer(scripts={base.sha256: Script(chat=answering(base.golden))})
     with api_server(server):
         kubeconfig = tmp_path / "kubeconfig"

@@ -6,7 +6,7 @@ import pytest
 from pydantic import BaseModel
 
 from clincot.clients import http
-from clincot.clients.http import JsonClient, checked_url, in_order, read_key
+from clincot.clients.http import JsonClient, map_in_threads, read_api_key, validate_url
 from clincot.errors import ModelFailed
 from tests.support.http_server import serving
 
@@ -21,21 +21,21 @@ def test_a_reply_that_is_too_large_is_refused(monkeypatch: pytest.MonkeyPatch) -
     text = 88 * "x"
 
     with serving(lambda request: (200, {"told": text})) as server, JsonClient(timeout_s=5) as client:
-        assert client.exchange("GET", f"{server.url}/a", Told, expected="a text").told == text
+        assert client.request_json("GET", f"{server.url}/a", Told, expected="a text").told == text
         text += "x"
         with pytest.raises(ModelFailed, match=r"GET .*/a: expected a text, got .*the reply is larger than 100 bytes"):
-            client.exchange("GET", f"{server.url}/a", Told, expected="a text")
+            client.request_json("GET", f"{server.url}/a", Told, expected="a text")
 
 
 def test_in_order_keeps_order_and_raises_the_first_failure_in_it() -> None:
-    assert in_order(lambda n: n * n, range(20), workers=3) == [n * n for n in range(20)]
+    assert map_in_threads(lambda n: n * n, range(20), workers=3) == [n * n for n in range(20)]
     with pytest.raises(ZeroDivisionError):
-        in_order(lambda n: 1 / n if n < 5 else {}[n], [3, 0, 5, 0], workers=4)
+        map_in_threads(lambda n: 1 / n if n < 5 else {}[n], [3, 0, 5, 0], workers=4)
 
 
 def test_an_address_loses_its_trailing_slash_only() -> None:
-    assert checked_url("https://judge.example:8443/v1/", what="judge") == "https://judge.example:8443/v1"
+    assert validate_url("https://judge.example:8443/v1/", what="judge") == "https://judge.example:8443/v1"
 
 
 def test_no_key_where_none_is_named() -> None:
-    assert read_key(what="judge") == ""
+    assert read_api_key(what="judge") == ""

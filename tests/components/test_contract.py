@@ -15,7 +15,7 @@ from kfp import compiler
 import clincot.components
 from clincot.components import IMAGE
 from clincot.pipelines import tasks
-from clincot.pipelines.cluster_settings import TASKS
+from clincot.pipelines.cluster_settings import TASK_NAMES
 from clincot.stages.base import Stage
 from clincot.stages.catalog import STAGES
 
@@ -52,7 +52,7 @@ def interface(name: str) -> tuple[dict[str, set[str]], dict[str, set[str]]]:
 
 def test_there_is_a_component_a_task() -> None:
     found = {path.parent.name for path in FOLDER.glob("*/component.py")}
-    assert found == set(TASKS)
+    assert found == set(TASK_NAMES)
     assert {stage.name for stage in STAGES} <= found
 
 
@@ -77,7 +77,7 @@ def test_a_component_has_its_stages_inputs_outputs_and_section(stage: Stage) -> 
     assert outputs["artifacts"] == written | {"metrics"}
 
 
-@pytest.mark.parametrize("name", sorted({*TASKS} - {"preflight"}))  # preflight is never cached
+@pytest.mark.parametrize("name", sorted({*TASK_NAMES} - {"preflight"}))  # preflight is never cached
 def test_digests_travel_beside_what_they_are_of(name: str) -> None:
     """Else Kubeflow's cache would take another data set at the same address for the same work."""
     inputs, _ = interface(name)
@@ -88,7 +88,7 @@ def test_digests_travel_beside_what_they_are_of(name: str) -> None:
         assert ("policy" in inputs["parameters"]) == ("policy_digest" in inputs["parameters"])
 
 
-@pytest.mark.parametrize("name", sorted(TASKS))
+@pytest.mark.parametrize("name", sorted(TASK_NAMES))
 def test_a_body_only_calls_the_library(name: str) -> None:
     text = (FOLDER / name / "component.py").read_text(encoding="utf-8")
     (function,) = [node for node in ast.parse(text).body if isinstance(node, ast.FunctionDef)]

@@ -12,11 +12,11 @@ from pydicom.dataset import FileDataset, FileMetaDataset
 from pydicom.uid import ExplicitVRLittleEndian, JPEGLosslessSV1, generate_uid
 
 from clincot.cli.app import main
-from clincot.datasets.dicom import ingest_dicom, list_files, read_salt
+from clincot.datasets.dicom import ingest_dicom, list_dicom_files, read_salt
 from clincot.datasets.folder import StudyIndex, load_questions, load_references
 from clincot.datasets.ingest.ingest_report import IngestReport, TooManyRefused
 from clincot.images import open_image
-from clincot.jsonl import BadRecord
+from clincot.jsonl import InvalidRecord
 
 # Every one of these must be found nowhere: not in records, file names, reports, messages or logs
 IDENTIFYING = {
@@ -320,10 +320,10 @@ def test_the_secret(tmp_path: Path) -> None:
     assert len(salt) == 64
     assert (tmp_path / "deep" / "salt").stat().st_mode & 0o777 == 0o600
     assert read_salt(tmp_path / "deep" / "salt", tmp_path / "out") == salt
-    with pytest.raises(BadRecord, match="the secret must not lie in the data set"):
+    with pytest.raises(InvalidRecord, match="the secret must not lie in the data set"):
         read_salt(tmp_path / "out" / "salt", tmp_path / "out")
     (tmp_path / "short").write_text("abc")
-    with pytest.raises(BadRecord, match=r"at least 16 bytes, got 3\. Remove the file"):
+    with pytest.raises(InvalidRecord, match=r"at least 16 bytes, got 3\. Remove the file"):
         read_salt(tmp_path / "short", tmp_path / "out")
 
 
@@ -384,7 +384,7 @@ def test_images_only_and_the_same_picture_twice(tmp_path: Path) -> None:
     assert (report.rows_kept, report.rows_duplicate) == (1, 1)
     assert report.duplicates == ("DICOM folder:2 repeats file 1",)
     assert list(load_questions(out)) == []
-    assert "./: no questions on 1 images" in report.summary()
+    assert "./: no questions on 1 images" in report.format_summary()
     assert not list(out.glob(".dicom-*"))
 
 
@@ -425,7 +425,7 @@ def test_files_are_listed_as_the_shell_sorts_them(tmp_path: Path) -> None:
     for name in ("b/1", "B", "a-b", "a/1", "ä"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).touch()
-    assert list_files(tmp_path) == ["B", "a-b", "a/1", "b/1", "ä"]
+    assert list_dicom_files(tmp_path) == ["B", "a-b", "a/1", "b/1", "ä"]
 
 
 # What is refused
@@ -472,11 +472,11 @@ def test_what_is_no_dicom(tmp_path: Path) -> None:
     (tmp_path / "source" / "b.txt").write_text("read me")
     _, report = ingest(tmp_path / "source", tmp_path, allow_refused=1)
     assert "no DICOM file: there is no DICM at byte 128. Remove it" in report.refused[0].reason
-    with pytest.raises(BadRecord, match="expected a folder of DICOM files, but there is none"):
+    with pytest.raises(InvalidRecord, match="expected a folder of DICOM files, but there is none"):
         ingest(tmp_path / "nowhere", tmp_path)
     (tmp_path / "empty").mkdir()
-    with pytest.raises(BadRecord, match="the folder is empty"):
+    with pytest.raises(InvalidRecord, match="the folder is empty"):
         ingest(tmp_path / "empty", tmp_path)
     (tmp_path / "source" / "a.dcm").unlink()
-    with pytest.raises(BadRecord, match=r"none was kept of 1 read\n  DICOM folder:1: image: no DICOM file"):
+    with pytest.raises(InvalidRecord, match=r"none was kept of 1 read\n  DICOM folder:1: image: no DICOM file"):
         ingest(tmp_path / "source", tmp_path)

@@ -4,8 +4,15 @@ from pathlib import Path
 
 import pytest
 
-from clincot.datasets.folder import StudyIndex, leaks, load_questions, load_references, round_of, split_rounds
-from clincot.jsonl import BadRecord, write_records
+from clincot.datasets.folder import (
+    StudyIndex,
+    assign_round,
+    find_split_leakage,
+    load_questions,
+    load_references,
+    split_rounds,
+)
+from clincot.jsonl import InvalidRecord, write_records
 from clincot.records import Question, Reference, Study
 
 
@@ -44,7 +51,7 @@ def test_studies_by_id(tmp_path: Path) -> None:
     assert list(index) == [one.id for one in studies]
     for one in reversed(studies):
         assert index[one.id] == one
-    assert index.image_path(studies[3].id) == tmp_path / "images" / "3.png"
+    assert index.resolve_image_path(studies[3].id) == tmp_path / "images" / "3.png"
 
 
 def test_studies_by_id_with_blank_lines_and_long_letters(tmp_path: Path) -> None:
@@ -67,13 +74,13 @@ def test_an_unknown_study_is_named(tmp_path: Path) -> None:
 @pytest.mark.parametrize("image", ["../secret.png", "/etc/secret.png", "images/../../secret.png"])
 def test_an_image_outside_the_folder_is_refused(tmp_path: Path, image: str) -> None:
     outside = study(1, image=image)
-    with pytest.raises(BadRecord, match="expected a path inside the folder"):
-        StudyIndex(folder_of(tmp_path, [outside])).image_path(outside.id)
+    with pytest.raises(InvalidRecord, match="expected a path inside the folder"):
+        StudyIndex(folder_of(tmp_path, [outside])).resolve_image_path(outside.id)
 
 
 def test_a_folder_that_is_no_data_set(tmp_path: Path) -> None:
     for read in (load_questions, load_references, StudyIndex):
-        with pytest.raises(BadRecord, match=r"jsonl: there is no such file; a dataset folder has studies\.jsonl"):
+        with pytest.raises(InvalidRecord, match=r"jsonl: there is no such file; a dataset folder has studies\.jsonl"):
             read(tmp_path)
 
 
@@ -83,7 +90,7 @@ def test_a_truncated_data_set_names_its_line(tmp_path: Path) -> None:
         path = folder / name
         path.write_bytes(path.read_bytes()[:-5])
         last = path.read_bytes().count(b"\n") + 1
-        with pytest.raises(BadRecord, match=rf"{name}:{last}: the file ends in the middle of a line"):
+        with pytest.raises(InvalidRecord, match=rf"{name}:{last}: the file ends in the middle of a line"):
             read(folder)
 
 
@@ -106,8 +113,8 @@ def test_rounds_are_disjoint_complete_and_keep_a_study_together(tmp_path: Path) 
 
 def test_a_round_is_the_hash_of_seed_and_study() -> None:
     digest = hashlib.sha256(b"round:7:study-1").hexdigest()[:16]
-    assert round_of("study-1", rounds=5, seed=7) == int(digest, 16) % 5
-    assert round_of("study-1", rounds=1, seed=7) == 0
+    assert assign_round("study-1", rounds=5, seed=7) == int(digest, 16) % 5
+    assert assign_round("study-1", rounds=1, seed=7) == 0
 
 
 def test_more_studies_move_none_to_another_round() -> None:
@@ -118,12 +125,12 @@ def test_more_studies_move_none_to_another_round() -> None:
 
 def test_the_seed_decides() -> None:
     ids = [f"study-{n}" for n in range(50)]
-    assert [round_of(one, rounds=4, seed=0) for one in ids] != [round_of(one, rounds=4, seed=1) for one in ids]
+    assert [assign_round(one, rounds=4, seed=0) for one in ids] != [assign_round(one, rounds=4, seed=1) for one in ids]
 
 
 def test_no_rounds_is_refused() -> None:
     with pytest.raises(ValueError, match="at least 1 round, got 0"):
-        round_of("study-1", rounds=0, seed=0)
+        assign_round("study-1", rounds=0, seed=0)
 
 
 # Leaks
@@ -138,11 +145,11 @@ def test_leaks_are_counted_by_content_and_by_patient() -> None:
     train = [study(1, patient="a"), study(2, patient="b"), study(3)]
     # 2 is in both under another name, 4 is new but of patient a; no patient is not a shared patient
     renamed = study(2, patient="b", image="images/other.png")
-    report = leaks(train, [renamed, study(4, patient="a"), study(5), study(6, patient="c")], apart)
+    report = find_split_leakage(train, [renamed, study(4, patient="a"), study(5), study(6, patient="c")], apart)
     assert (report.train_images, report.test_images) == (3, 4)
     assert (report.shared_images, report.near_images, report.shared_patients) == (1, 0, 2)
     assert report.examples == ("2.png",)
-    assert report.summary() == (
+    assert report.format_summary() == (
         "1 of 4 test images also occur in train (3 images), 0 more look nearly the same; 2 patients occur in both"
     )
 
@@ -151,13 +158,13 @@ def test_leaks_are_counted_by_looks() -> None:
     """4 looks like 1 but for six bits, 5 differs in seven, and 2 itself is a shared image already."""
     hashes = {1: 0, 2: 1 << 40, 4: 0b111111, 5: 0b1111111, 3: (1 << 64) - 1}
     near = {study(number).sha256: value for number, value in hashes.items()}
-    report = leaks(
+    report = find_split_leakage(
         [study(1), study(2), study(3)], [study(2), study(4), study(5)], lambda one: near[one.sha256], names=("a", "b")
     )
     assert (report.shared_images, report.near_images, report.near_examples) == (1, 1, (("4.png", "1.png"),))
-    assert "1 of 3 b images also occur in a (3 images), 1 more look nearly the same" in report.summary()
+    assert "1 of 3 b images also occur in a (3 images), 1 more look nearly the same" in report.format_summary()
 
 
 def test_no_leak() -> None:
-    report = leaks([study(1)], [study(2)], apart)
+    report = find_split_leakage([study(1)], [study(2)], apart)
     assert (report.shared_images, report.near_images, report.shared_patients, report.examples) == (0, 0, 0, ())

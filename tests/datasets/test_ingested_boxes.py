@@ -9,12 +9,12 @@ import pytest
 from PIL import Image
 
 from clincot.cli.app import main
-from clincot.config import EvaluateSection
+from clincot.config import EvaluateConfig
 from clincot.datasets.folder import StudyIndex
 from clincot.datasets.jsonl_vqa import ingest_jsonl
 from clincot.datasets.slake import ingest_slake
-from clincot.evaluation.benchmark_report import benchmark_reports
-from clincot.evaluation.evaluator import evaluate
+from clincot.evaluation.benchmark_report import build_benchmark_reports
+from clincot.evaluation.evaluator import evaluate_policy
 from clincot.evaluation.read_benchmark import read_benchmark
 from clincot.records import BenchmarkReport, Outcome
 from tests.datasets.test_slake import release, row
@@ -46,9 +46,9 @@ def jsonl(tmp_path: Path) -> Path:
 
 def evaluated(folder: Path, region: str) -> tuple[list[Outcome], BenchmarkReport]:
     benchmark = read_benchmark(folder)
-    section = EvaluateSection.model_validate({"arms": ["written", "oracle"], "max_new_tokens": 4})
-    outcomes = list(evaluate(Reader(region), benchmark, StudyIndex(folder), folder, section))
-    (report,) = benchmark_reports(outcomes, benchmark)
+    section = EvaluateConfig.model_validate({"arms": ["written", "oracle"], "max_new_tokens": 4})
+    outcomes = list(evaluate_policy(Reader(region), benchmark, StudyIndex(folder), folder, section))
+    (report,) = build_benchmark_reports(outcomes, benchmark)
     return outcomes, report
 
 

@@ -12,7 +12,7 @@ from clincot.datasets.folder import StudyIndex, load_questions
 from clincot.datasets.ingest.ingest_report import TooManyRefused
 from clincot.datasets.iu_xray import ingest_iu_xray
 from clincot.datasets.reports import read_reports
-from clincot.jsonl import BadRecord
+from clincot.jsonl import InvalidRecord
 
 TEXT = "The heart is normal in size. The lungs are clear."
 
@@ -55,7 +55,7 @@ def test_both_views_are_studies_of_one_patient_and_the_report_names_them(tmp_pat
     assert {study.modality for study in studies.values()} == {"chest x-ray"}
     (line,) = reports(tmp_path / "out" / "train")
     assert line == {"study": next(iter(studies)), "text": TEXT, "studies": list(studies)}
-    assert all(studies.image_path(one).is_file() for one in studies)
+    assert all(studies.resolve_image_path(one).is_file() for one in studies)
     assert list(load_questions(tmp_path / "out" / "train")) == []
     assert [(counts.folder, counts.studies, counts.reports) for counts in report.folders] == [
         ("train", 2, 1),
@@ -66,7 +66,7 @@ def test_both_views_are_studies_of_one_patient_and_the_report_names_them(tmp_pat
     assert "NC-ND" in report.licence
     assert "JAMIA" in report.citation
     assert "test has 1 entries; published are 590" in report.notes
-    assert "train/: 1 reports on 2 images" in report.summary()
+    assert "train/: 1 reports on 2 images" in report.format_summary()
 
 
 def test_one_view_is_enough_and_the_same_picture_twice_is_one_view(tmp_path: Path) -> None:
@@ -179,10 +179,10 @@ def test_an_entry_in_the_wrong_list(tmp_path: Path) -> None:
 
 
 def test_what_is_no_iu_xray(tmp_path: Path) -> None:
-    with pytest.raises(BadRecord, match=r"annotation\.json: there is no such file; expected R2Gen's folder"):
+    with pytest.raises(InvalidRecord, match=r"annotation\.json: there is no such file; expected R2Gen's folder"):
         ingest_iu_xray(tmp_path, tmp_path / "out")
     (tmp_path / "annotation.json").write_text("[]")
-    with pytest.raises(BadRecord, match="expected an object of three lists, train, val, test, got '\\[\\]'"):
+    with pytest.raises(InvalidRecord, match="expected an object of three lists, train, val, test, got '\\[\\]'"):
         ingest_iu_xray(tmp_path, tmp_path / "out")
 
 

@@ -15,7 +15,7 @@ from clincot.datasets.folder import StudyIndex, load_questions, load_references
 from clincot.datasets.ingest.ingest_report import IngestReport, TooManyRefused
 from clincot.datasets.jsonl_vqa import ingest_jsonl
 from clincot.images import ImageLimits, open_image
-from clincot.jsonl import BadRecord
+from clincot.jsonl import InvalidRecord
 
 ROW = {"image": "a.png", "question": "Is there an effusion?", "answer": "yes"}
 
@@ -82,7 +82,7 @@ def test_a_full_row(source: Path, tmp_path: Path) -> None:
     assert (study.split, study.source_id) == ("train", "a.png")
     original = (source / "a.png").read_bytes()
     assert study.sha256 == hashlib.sha256(original).hexdigest()
-    assert studies.image_path(study.id).read_bytes() == original
+    assert studies.resolve_image_path(study.id).read_bytes() == original
 
 
 def test_the_answer_is_in_no_file_that_a_policy_reads(source: Path, tmp_path: Path) -> None:
@@ -128,7 +128,7 @@ def test_sixteen_bit_and_cmyk_images_are_taken_over_as_they_are(source: Path, tm
     ingest_jsonl(path, tmp_path / "out")
     studies = StudyIndex(tmp_path / "out")
     for study in studies.values():
-        copied = studies.image_path(study.id)
+        copied = studies.resolve_image_path(study.id)
         assert copied.read_bytes() == (source / study.source_id).read_bytes()
         assert copied.suffix == Path(study.source_id).suffix
         assert open_image(copied).size == (study.width, study.height)
@@ -203,8 +203,8 @@ def test_report_counts_every_row_once(source: Path, tmp_path: Path) -> None:
     assert report.folders[0].questions_by_kind == {"closed": 2}
     written = IngestReport.model_validate_json((tmp_path / "out" / "ingest_report.json").read_text())
     assert written == report
-    assert "5 rows read, 2 kept, 2 duplicates dropped, 1 refused" in report.summary()
-    assert "gone.png" in report.summary()
+    assert "5 rows read, 2 kept, 2 duplicates dropped, 1 refused" in report.format_summary()
+    assert "gone.png" in report.format_summary()
 
 
 def test_a_report_that_does_not_add_up_is_refused(source: Path, tmp_path: Path) -> None:
@@ -293,7 +293,7 @@ def test_huge_image_is_refused_from_its_header(source: Path) -> None:
 
 
 def test_limits_of_the_caller(source: Path, tmp_path: Path) -> None:
-    with pytest.raises(BadRecord, match=r"none was kept of 1 read\n.*expected at most 95 pixels, got 12 x 8"):
+    with pytest.raises(InvalidRecord, match=r"none was kept of 1 read\n.*expected at most 95 pixels, got 12 x 8"):
         ingest_jsonl(rows(source, ROW), tmp_path / "out", limits=ImageLimits(max_pixels=95))
 
 
@@ -376,11 +376,11 @@ def test_images_without_a_patient_are_patients_of_their_own(source: Path, tmp_pa
     path = rows(source, *({**ROW, "image": name, "question": f"{n}?"} for n in range(3) for name in ("a.png", "b.png")))
     kept = set()
     for seed in range(12):
-        with contextlib.suppress(BadRecord):  # both images on one side: refused, see below
+        with contextlib.suppress(InvalidRecord):  # both images on one side: refused, see below
             report = ingest_jsonl(path, tmp_path / "out", split="patient-disjoint", test_share=0.5, seed=seed)
             kept.add(tuple(counts.questions for counts in report.folders))
     assert kept == {(3, 3)}  # never an image on both sides
-    with pytest.raises(BadRecord, match=r"no row for .* in the patient-disjoint split; try another seed"):
+    with pytest.raises(InvalidRecord, match=r"no row for .* in the patient-disjoint split; try another seed"):
         ingest_jsonl(rows(source, ROW), tmp_path / "one", split="patient-disjoint")
 
 
@@ -428,7 +428,7 @@ def test_truncated_file_stops_whatever_may_be_refused(source: Path, tmp_path: Pa
     path = rows(source, ROW, {**ROW, "image": "b.png"})
     path.write_bytes(path.read_bytes()[:-20])
     with pytest.raises(
-        BadRecord, match=r"rows\.jsonl:2: not JSON .* the file ends in the middle of a line; it was cut"
+        InvalidRecord, match=r"rows\.jsonl:2: not JSON .* the file ends in the middle of a line; it was cut"
     ):
         ingest_jsonl(path, tmp_path / "out", allow_refused=100)
     assert not (tmp_path / "out" / "questions.jsonl").exists()
@@ -466,17 +466,17 @@ def test_a_folder_with_one_per_cent_of_damaged_files(source: Path, tmp_path: Pat
 def test_refusals_are_all_in_the_report_and_the_first_of_them_on_the_terminal(source: Path, tmp_path: Path) -> None:
     report = ingest_jsonl(rows(source, ROW, *["<html>"] * 30), tmp_path / "out", allow_refused=30)
     assert len(report.refused) == 30
-    assert report.summary().count("Write one JSON object a line") == 20
-    assert "refused: 10 more, all of them in ingest_report.json" in report.summary()
+    assert report.format_summary().count("Write one JSON object a line") == 20
+    assert "refused: 10 more, all of them in ingest_report.json" in report.format_summary()
 
 
 def test_nothing_kept_is_no_data_set(source: Path, tmp_path: Path) -> None:
-    with pytest.raises(BadRecord, match=r"rows\.jsonl: expected rows, but none was kept of 0 read"):
+    with pytest.raises(InvalidRecord, match=r"rows\.jsonl: expected rows, but none was kept of 0 read"):
         ingest_jsonl(rows(source), tmp_path / "out")
-    with pytest.raises(BadRecord, match=r"none was kept of 1 read\n  .*rows\.jsonl:1: answer: String should have"):
+    with pytest.raises(InvalidRecord, match=r"none was kept of 1 read\n  .*rows\.jsonl:1: answer: String should have"):
         ingest_jsonl(rows(source, {**ROW, "answer": ""}), tmp_path / "out", allow_refused=1)
 
 
 def test_missing_source(tmp_path: Path) -> None:
-    with pytest.raises(BadRecord, match=r"rows\.jsonl: expected a JSONL file, but there is no such file"):
+    with pytest.raises(InvalidRecord, match=r"rows\.jsonl: expected a JSONL file, but there is no such file"):
         ingest_jsonl(tmp_path / "rows.jsonl", tmp_path / "out")

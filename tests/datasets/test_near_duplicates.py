@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 from PIL import Image, ImageEnhance
 
-from clincot.datasets.near_duplicates import NEAR, NearPair, file_hash, image_hash, near_pairs
-from clincot.images import BadImage
+from clincot.datasets.near_duplicates import MAX_DISTANCE_BITS, NearPair, find_near_pairs, hash_image, hash_image_file
+from clincot.images import InvalidImage
 
 REAL = Path(__file__).parents[3] / "shared" / "data" / "vqa-rad"
 
@@ -26,11 +26,11 @@ def test_a_hash_by_hand() -> None:
     pixels[:, 16:] = 255
     cosines = [sum(np.cos(np.pi * (2 * x + 1) * k / 64) for x in range(16, 32)) for k in range(1, 8)]
     assert [round(c, 9) > 0 for c in cosines] == [False, False, True, False, False, False, True]
-    assert image_hash(Image.fromarray(pixels)) == 0b00010001 << 56
+    assert hash_image(Image.fromarray(pixels)) == 0b00010001 << 56
 
 
 def test_an_image_of_one_colour_has_hash_0() -> None:
-    assert {image_hash(Image.new("L", (40, 30), shade)) for shade in (0, 90, 255)} == {0}
+    assert {hash_image(Image.new("L", (40, 30), shade)) for shade in (0, 90, 255)} == {0}
 
 
 def test_what_keeps_the_picture_stays_near_and_another_picture_does_not() -> None:
@@ -44,10 +44,10 @@ def test_what_keeps_the_picture_stays_near_and_another_picture_does_not() -> Non
         ImageEnhance.Brightness(one).enhance(0.8),
         ImageEnhance.Contrast(one).enhance(0.8),
     ]
-    assert max((image_hash(one) ^ image_hash(other)).bit_count() for other in same) <= NEAR
-    others = [image_hash(film(seed)) for seed in range(2, 40)]
-    assert not list(near_pairs([image_hash(one)], others))
-    assert not list(near_pairs([image_hash(one)], [image_hash(one.transpose(Image.Transpose.FLIP_LEFT_RIGHT))]))
+    assert max((hash_image(one) ^ hash_image(other)).bit_count() for other in same) <= MAX_DISTANCE_BITS
+    others = [hash_image(film(seed)) for seed in range(2, 40)]
+    assert not list(find_near_pairs([hash_image(one)], others))
+    assert not list(find_near_pairs([hash_image(one)], [hash_image(one.transpose(Image.Transpose.FLIP_LEFT_RIGHT))]))
 
 
 def test_file_hash_is_of_the_image_as_models_see_it(tmp_path: Path) -> None:
@@ -55,20 +55,20 @@ def test_file_hash_is_of_the_image_as_models_see_it(tmp_path: Path) -> None:
     exif = Image.Exif()
     exif[0x0112] = 6
     wide.convert("RGB").save(tmp_path / "lying.png", exif=exif)
-    assert file_hash(tmp_path / "lying.png") == image_hash(wide.transpose(Image.Transpose.ROTATE_270))
+    assert hash_image_file(tmp_path / "lying.png") == hash_image(wide.transpose(Image.Transpose.ROTATE_270))
     (tmp_path / "bad.png").write_bytes(b"no image")
-    with pytest.raises(BadImage, match=r"bad\.png"):
-        file_hash(tmp_path / "bad.png")
+    with pytest.raises(InvalidImage, match=r"bad\.png"):
+        hash_image_file(tmp_path / "bad.png")
 
 
 def test_pairs_of_two_lists_and_of_one() -> None:
     # 0b0111 is 3 bits from 0, 1 from 0b0011; the highest bit is a bit like any other
-    assert list(near_pairs([0, 0b0011], [0b0111, 1 << 63], within=1)) == [NearPair(0, 1, 1), NearPair(1, 0, 1)]
-    assert list(near_pairs([5, 5, 4], within=0)) == [NearPair(0, 1, 0)]
-    assert list(near_pairs([5, 5, 4], within=1)) == [NearPair(0, 1, 0), NearPair(0, 2, 1), NearPair(1, 2, 1)]
-    assert list(near_pairs([], [1])) == list(near_pairs([1], [])) == list(near_pairs([])) == []
+    assert list(find_near_pairs([0, 0b0011], [0b0111, 1 << 63], within=1)) == [NearPair(0, 1, 1), NearPair(1, 0, 1)]
+    assert list(find_near_pairs([5, 5, 4], within=0)) == [NearPair(0, 1, 0)]
+    assert list(find_near_pairs([5, 5, 4], within=1)) == [NearPair(0, 1, 0), NearPair(0, 2, 1), NearPair(1, 2, 1)]
+    assert list(find_near_pairs([], [1])) == list(find_near_pairs([1], [])) == list(find_near_pairs([])) == []
     with pytest.raises(ValueError, match=r"in \[0, 64\], got 65"):
-        list(near_pairs([1], within=65))
+        list(find_near_pairs([1], within=65))
 
 
 def test_blocks_of_ten_thousand_miss_no_pair() -> None:
@@ -78,11 +78,11 @@ def test_blocks_of_ten_thousand_miss_no_pair() -> None:
     for a, b in planted:
         hashes[b] = hashes[a] ^ 0b10101
     # By chance 64 random bits are within 6 of another's with probability 5e-12 (83 million / 2^64), a pair of 5e7
-    assert {(pair.first, pair.second) for pair in near_pairs(hashes)} == planted
+    assert {(pair.first, pair.second) for pair in find_near_pairs(hashes)} == planted
 
 
 @pytest.mark.skipif(not REAL.is_dir(), reason=f"VQA-RAD is not at {REAL}")
 def test_different_films_of_vqa_rad_are_apart() -> None:
-    hashes = [file_hash(path) for path in sorted(REAL.glob("*/*.jpg"))[:100]]
+    hashes = [hash_image_file(path) for path in sorted(REAL.glob("*/*.jpg"))[:100]]
     assert len(set(hashes)) > 90
-    assert not list(near_pairs(hashes))
+    assert not list(find_near_pairs(hashes))

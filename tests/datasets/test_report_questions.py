@@ -11,8 +11,8 @@ from clincot.cli.app import main
 from clincot.datasets.folder import StudyIndex, load_questions, load_references
 from clincot.datasets.ingest.ingest_report import IngestReport, TooManyRefused
 from clincot.datasets.report_questions import make_report_questions
-from clincot.datasets.reports import ReportRow, read_reports, report_line
-from clincot.jsonl import BadRecord
+from clincot.datasets.reports import ReportRow, format_report_line, read_reports
+from clincot.jsonl import InvalidRecord
 from tests.support import tiny
 
 
@@ -29,7 +29,7 @@ def test_one_question_a_report_with_the_boxes_that_the_key_knows(tmp_path: Path)
     made = make_report_questions(source, tmp_path / "out")
     assert (made.rows_read, made.rows_kept, made.rows_refused) == (3, 3, 0)
     assert made.notes == ("questions with boxes: 3", "studies that no question is about, not taken over: 1")
-    assert "./: 3 questions (3 report) and 3 reports on 3 images" in made.summary()
+    assert "./: 3 questions (3 report) and 3 reports on 3 images" in made.format_summary()
     questions, references = list(load_questions(tmp_path / "out")), list(load_references(tmp_path / "out"))
     assert {(q.text, q.kind, q.topic) for q in questions} == {("Describe the findings.", "report", "report")}
     assert [r.answer for r in references] == ["A nodule on the left.", "Clear lungs.", "Two\nlines."]
@@ -40,7 +40,7 @@ def test_one_question_a_report_with_the_boxes_that_the_key_knows(tmp_path: Path)
     assert [r.boxes for r in references] == [known[study] for study in studies]
     assert [row.study for row in read_reports(tmp_path / "out" / "reports.jsonl")] == studies
     index = StudyIndex(tmp_path / "out")
-    assert all(index.image_path(study).is_file() for study in index)
+    assert all(index.resolve_image_path(study).is_file() for study in index)
 
 
 def test_without_an_answer_key_there_are_no_boxes(tmp_path: Path) -> None:
@@ -54,7 +54,9 @@ def test_without_an_answer_key_there_are_no_boxes(tmp_path: Path) -> None:
 def test_a_report_on_several_images_is_asked_about_its_first(tmp_path: Path) -> None:
     source = tiny.write_set(tmp_path / "source", studies=3)
     one, two, three = StudyIndex(source)
-    (source / "reports.jsonl").write_text(report_line([two, one], "Clear.") + report_line([three], "A nodule."))
+    (source / "reports.jsonl").write_text(
+        format_report_line([two, one], "Clear.") + format_report_line([three], "A nodule.")
+    )
     made = make_report_questions(source, tmp_path / "out")
     assert [question.study for question in load_questions(tmp_path / "out")] == [two, three]
     assert list(StudyIndex(tmp_path / "out")) == [two, three]
@@ -83,7 +85,7 @@ def test_bad_rows_are_refused_with_what_mends_them_and_the_others_kept(tmp_path:
 def test_a_broken_image_refuses_its_report(tmp_path: Path) -> None:
     source = with_reports(tmp_path / "source", ["Clear.", "A nodule."])
     studies = StudyIndex(source)
-    broken = studies.image_path(next(iter(studies)))
+    broken = studies.resolve_image_path(next(iter(studies)))
     broken.write_bytes(broken.read_bytes()[:40])
     made = make_report_questions(source, tmp_path / "out", allow_refused=1)
     assert [row.row for row in made.refused] == [1]
@@ -94,7 +96,7 @@ def test_a_broken_image_refuses_its_report(tmp_path: Path) -> None:
 def test_where_no_report_can_be_kept_the_folder_stays_as_it_was(tmp_path: Path) -> None:
     make_report_questions(with_reports(tmp_path / "source", ["Clear."]), tmp_path / "out")
     before = (tmp_path / "out" / "questions.jsonl").read_bytes()
-    with pytest.raises(BadRecord, match=r"expected reports, but none was kept of 1 read\n.*jsonl:1: the report is"):
+    with pytest.raises(InvalidRecord, match=r"expected reports, but none was kept of 1 read\n.*jsonl:1: the report is"):
         make_report_questions(with_reports(tmp_path / "empty", [" "]), tmp_path / "out")
     assert (tmp_path / "out" / "questions.jsonl").read_bytes() == before
 
@@ -110,5 +112,5 @@ def test_the_command_ends_with_1_where_rows_were_refused(tmp_path: Path, capsys:
 
 def test_the_source_is_not_written_over(tmp_path: Path) -> None:
     source = with_reports(tmp_path / "source", ["Clear."])
-    with pytest.raises(BadRecord, match="need a folder of their own"):
+    with pytest.raises(InvalidRecord, match="need a folder of their own"):
         make_report_questions(source, source)

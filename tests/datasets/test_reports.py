@@ -6,20 +6,20 @@ from pathlib import Path
 
 import pytest
 
-from clincot.datasets.reports import ReportRow, numbered_reports, read_reports, report_line
-from clincot.jsonl import BadRecord
+from clincot.datasets.reports import ReportRow, format_report_line, read_numbered_reports, read_reports
+from clincot.jsonl import InvalidRecord
 
 
 def test_rows_come_in_order(tmp_path: Path) -> None:
     path = tmp_path / "reports.jsonl"
     path.write_text('{"study": "a", "text": "Clear."}\n\n{"study": "b", "text": "", "views": 2}\n')
     assert list(read_reports(path)) == [ReportRow(study="a", text="Clear."), ReportRow(study="b", text="", views=2)]
-    assert [number for number, _ in numbered_reports(path)] == [1, 3]
+    assert [number for number, _ in read_numbered_reports(path)] == [1, 3]
 
 
 def test_a_report_is_one_line_that_names_all_its_images(tmp_path: Path) -> None:
     path = tmp_path / "reports.jsonl"
-    lines = [report_line(["study-1"], "Normal – no effusion."), report_line(["study-2", "study-3"], "x")]
+    lines = [format_report_line(["study-1"], "Normal – no effusion."), format_report_line(["study-2", "study-3"], "x")]
     assert lines[0] == '{"study": "study-1", "text": "Normal – no effusion."}\n'
     path.write_text("".join(lines), encoding="utf-8")
     assert list(read_reports(path)) == [
@@ -45,10 +45,10 @@ def test_a_report_is_one_line_that_names_all_its_images(tmp_path: Path) -> None:
 def test_a_bad_line_is_named(lines: str, says: str, tmp_path: Path) -> None:
     path = tmp_path / "reports.jsonl"
     path.write_text(lines)
-    with pytest.raises(BadRecord, match=says):
+    with pytest.raises(InvalidRecord, match=says):
         list(read_reports(path))
 
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
-    with pytest.raises(BadRecord, match="no such file; expected reports"):
+    with pytest.raises(InvalidRecord, match="no such file; expected reports"):
         list(read_reports(tmp_path / "reports.jsonl"))

@@ -11,10 +11,10 @@ from PIL import Image
 from clincot.datasets.folder import StudyIndex, load_questions, load_references
 from clincot.datasets.ingest.ingest_report import TooManyRefused
 from clincot.datasets.slake import ingest_slake
-from clincot.datasets.slake_boxes import about, named, read_detections, to_box
-from clincot.evaluation.grounding import best_iou, hit
-from clincot.geometry import Box, box_of
-from clincot.jsonl import BadRecord
+from clincot.datasets.slake_boxes import find_answer_boxes, find_labels, normalize_box, read_detections
+from clincot.evaluation.grounding import best_iou, hits_reference
+from clincot.geometry import Box, box_from_xyxy
+from clincot.jsonl import InvalidRecord
 
 WIDTH, HEIGHT = 100, 80
 LUNGS = [{"Left Lung": [60, 10, 30, 50]}, {"Right Lung": [10, 10, 30, 50]}, {"Heart": [40, 30, 20, 30]}]
@@ -188,16 +188,16 @@ def test_boxes_give_hit_and_iou(tmp_path: Path) -> None:
     rows = [row(1, 0, question="Where is the heart?", answer="Center", answer_type="OPEN")]
     ingest_slake(release(tmp_path / "slake", train=rows), tmp_path / "out")
     (reference,) = load_references(tmp_path / "out" / "train")
-    assert hit(box_of((0.4, 0.375, 0.8, 0.75)), reference.boxes) is True
-    assert best_iou(box_of((0.4, 0.375, 0.8, 0.75)), reference.boxes) == pytest.approx(0.5)
-    assert hit(box_of((0.0, 0.0, 0.3, 0.3)), reference.boxes) is False
+    assert hits_reference(box_from_xyxy((0.4, 0.375, 0.8, 0.75)), reference.boxes) is True
+    assert best_iou(box_from_xyxy((0.4, 0.375, 0.8, 0.75)), reference.boxes) == pytest.approx(0.5)
+    assert hits_reference(box_from_xyxy((0.0, 0.0, 0.3, 0.3)), reference.boxes) is False
 
 
 def test_the_mask_contradicts_a_wrong_box_format(tmp_path: Path) -> None:
     """The right lung [10, 10, 40, 60] is 30 x 50 pixels; read as xywh it is 40 x 60, an IoU of 1500 / 2400 = 0.625.
     The left one, [60, 10, 90, 60], would end 50 pixels outside and is cut to the same 40 x 60."""
     source = release(tmp_path / "slake", xyxy=True)
-    with pytest.raises(BadRecord, match=r"9 boxes .* Read as xywh, 0 agree .*; read as xyxy, 9.*--box-format xyxy"):
+    with pytest.raises(InvalidRecord, match=r"9 boxes .* Read as xywh, 0 agree .*; read as xyxy, 9.*--box-format xyxy"):
         ingest_slake(source, tmp_path / "out")
     assert not list((tmp_path / "out").rglob("*.jsonl"))
     source_boxes = [row(1, 0, question="Where is the heart?")]
@@ -212,7 +212,7 @@ def test_masks_of_other_images_are_noticed(tmp_path: Path) -> None:
         Image.fromarray(np.flipud(np.asarray(Image.open(folder / "mask.png")))[:, ::-1].copy()).save(
             folder / "mask.png"
         )
-    with pytest.raises(BadRecord, match="the masks are not those of these images"):
+    with pytest.raises(InvalidRecord, match="the masks are not those of these images"):
         ingest_slake(source, tmp_path / "out")
 
 
@@ -261,9 +261,9 @@ def test_a_broken_detection_file(tmp_path: Path, text: str, message: str) -> Non
 
 
 def test_a_box_is_cut_to_its_image() -> None:
-    assert to_box((90, 70, 20, 20), "xywh", width=100, height=80) == box_of((0.9, 0.875, 1, 1))
-    assert to_box((100, 0, 20, 20), "xywh", width=100, height=80) is None
-    assert to_box((30, 30, 20, 20), "xyxy", width=100, height=80) is None
+    assert normalize_box((90, 70, 20, 20), "xywh", width=100, height=80) == box_from_xyxy((0.9, 0.875, 1, 1))
+    assert normalize_box((100, 0, 20, 20), "xywh", width=100, height=80) is None
+    assert normalize_box((30, 30, 20, 20), "xyxy", width=100, height=80) is None
 
 
 @pytest.mark.parametrize(
@@ -282,15 +282,15 @@ def test_a_box_is_cut_to_its_image() -> None:
 )
 def test_what_a_text_names(text: str, expected: list[tuple[str, str]]) -> None:
     bases = ["lung", "lung cancer", "kidney", "brain enhancing tumor", "brain non-enhancing tumor"]
-    assert named(text, bases) == expected
+    assert find_labels(text, bases) == expected
 
 
 def test_the_answers_side_chooses_the_box() -> None:
     left, right = Box(x0=0.5, y0=0, x1=1, y1=1), Box(x0=0, y0=0, x1=0.5, y1=1)
     detections = [("Left Lung", left), ("Right Lung", right)]
-    assert about("Which lung is abnormal?", "Left", detections, ["lung"]) == ("lung", (left,))
-    assert about("Which lung is abnormal?", "Both", detections, ["lung"]) == ("lung", (left, right))
-    assert about("Is the right lung healthy?", "No", detections, ["lung"]) == ("lung", (right,))
+    assert find_answer_boxes("Which lung is abnormal?", "Left", detections, ["lung"]) == ("lung", (left,))
+    assert find_answer_boxes("Which lung is abnormal?", "Both", detections, ["lung"]) == ("lung", (left, right))
+    assert find_answer_boxes("Is the right lung healthy?", "No", detections, ["lung"]) == ("lung", (right,))
 
 
 # What is refused
@@ -319,16 +319,16 @@ def test_a_bad_row_is_refused_by_file_and_number(tmp_path: Path, fields: dict[st
 
 
 def test_what_is_no_slake(tmp_path: Path) -> None:
-    with pytest.raises(BadRecord, match="expected the folder 'imgs' in it"):
+    with pytest.raises(InvalidRecord, match="expected the folder 'imgs' in it"):
         ingest_slake(tmp_path, tmp_path / "out")
     source = release(tmp_path / "slake")
     (source / "validate.json").rename(source / "val.json")
     with pytest.raises(
-        BadRecord, match=r"validate\.json: there is no such file; SLAKE has train\.json, validate\.json"
+        InvalidRecord, match=r"validate\.json: there is no such file; SLAKE has train\.json, validate\.json"
     ):
         ingest_slake(source, tmp_path / "out")
     (source / "validate.json").write_text('[{"img_id": 1,')
-    with pytest.raises(BadRecord, match=r"validate\.json:1: not JSON .*fetch it again"):
+    with pytest.raises(InvalidRecord, match=r"validate\.json:1: not JSON .*fetch it again"):
         ingest_slake(source, tmp_path / "out")
 
 

@@ -9,7 +9,7 @@ from PIL import Image
 from clincot.datasets.folder import StudyIndex, load_questions, load_references
 from clincot.datasets.ingest.ingest_report import IngestReport, TooManyRefused
 from clincot.datasets.vqa_rad import ingest_vqa_rad
-from clincot.jsonl import BadRecord
+from clincot.jsonl import InvalidRecord
 
 REAL = Path(__file__).parents[3] / "shared" / "data" / "vqa-rad"
 real = pytest.mark.skipif(not REAL.is_dir(), reason=f"VQA-RAD is not at {REAL}")
@@ -60,7 +60,7 @@ def test_official_split_follows_phrase_type(tmp_path: Path) -> None:
     assert [question.source_id for question in load_questions(tmp_path / "out" / "test")] == ["2", "4"]
     assert report.leaks
     assert report.leaks[0].examples == ("a.jpg",)
-    assert "1 of 2 test images also occur in train" in report.summary()
+    assert "1 of 2 test images also occur in train" in report.format_summary()
 
 
 def test_trailing_spaces_integer_answers_and_a_missing_field(tmp_path: Path) -> None:
@@ -111,7 +111,7 @@ def test_corrupt_image(tmp_path: Path) -> None:
     source = release(tmp_path / "rad", [TRAIN, TEST])
     (source / "images" / "a.jpg").write_bytes((source / "images" / "a.jpg").read_bytes()[:100])
     with pytest.raises(
-        BadRecord, match=r"no row for .*train in the official split of 2 rows\n.*json:1: image: .*a\.jpg"
+        InvalidRecord, match=r"no row for .*train in the official split of 2 rows\n.*json:1: image: .*a\.jpg"
     ):
         ingest_vqa_rad(source, tmp_path / "out")
 
@@ -205,10 +205,10 @@ def test_disjoint_split_is_deterministic(tmp_path: Path) -> None:
 
 
 def test_a_folder_without_the_questions(tmp_path: Path) -> None:
-    with pytest.raises(BadRecord, match=r"expected the file 'VQA_RAD_Dataset_Public\.json' or"):
+    with pytest.raises(InvalidRecord, match=r"expected the file 'VQA_RAD_Dataset_Public\.json' or"):
         ingest_vqa_rad(tmp_path, tmp_path / "out")
     (tmp_path / "VQA_RAD_Dataset_Public.json").write_text("[]")
-    with pytest.raises(BadRecord, match="expected the folder 'images' or 'VQA_RAD Image Folder'"):
+    with pytest.raises(InvalidRecord, match="expected the folder 'images' or 'VQA_RAD Image Folder'"):
         ingest_vqa_rad(tmp_path, tmp_path / "out")
 
 
@@ -224,12 +224,12 @@ def test_a_folder_without_the_questions(tmp_path: Path) -> None:
 def test_a_broken_questions_file(tmp_path: Path, text: str, message: str) -> None:
     source = release(tmp_path / "rad", [TRAIN])
     (source / "VQA_RAD_Dataset_Public.json").write_text(text)
-    with pytest.raises((BadRecord, TooManyRefused), match=message):
+    with pytest.raises((InvalidRecord, TooManyRefused), match=message):
         ingest_vqa_rad(source, tmp_path / "out")
 
 
 def test_an_empty_side_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(BadRecord, match=r"no row for .*test in the official split of 1 rows"):
+    with pytest.raises(InvalidRecord, match=r"no row for .*test in the official split of 1 rows"):
         ingest_vqa_rad(release(tmp_path / "rad", [TRAIN]), tmp_path / "out")
     assert not list((tmp_path / "out").rglob("*.jsonl"))
 
@@ -273,7 +273,7 @@ def test_real_official_split_leaks(official: tuple[Path, IngestReport]) -> None:
     _, report = official
     assert report.leaks
     assert (report.leaks[0].shared_images, report.leaks[0].test_images) == (202, 203)
-    assert "202 of 203 test images also occur in train" in report.summary()
+    assert "202 of 203 test images also occur in train" in report.format_summary()
 
 
 @real
@@ -309,6 +309,6 @@ def test_real_images_lie_where_the_studies_say(disjoint: tuple[Path, IngestRepor
     out, _ = disjoint
     for name in ("train", "test"):
         studies = StudyIndex(out / name)
-        assert all(studies.image_path(one).is_file() for one in studies)
+        assert all(studies.resolve_image_path(one).is_file() for one in studies)
         assert len(list((out / name / "images").iterdir())) == len(studies)
         assert {question.study for question in load_questions(out / name)} == set(studies)

@@ -11,14 +11,14 @@ import psutil
 import pytest
 from safetensors.torch import load_file, save_file
 
-from clincot.demo.demo_endpoint import LINE, end_in_endpoint
+from clincot.demo.demo_endpoint import MODEL_NAME, run_endpoint_demo
 from clincot.demo.walkthrough import main
-from clincot.deployment.deployment import begin
-from clincot.deployment.journal import journals, last_journal
+from clincot.deployment.deployment import start_rollout
+from clincot.deployment.journal import iter_journals, read_last_journal
 from clincot.jsonl import write_json, write_records
-from clincot.judging.agreement import Alpha
+from clincot.judging.agreement import KrippendorffAlpha
 from clincot.judging.combination import PanelReport
-from clincot.models.checkpoint import checkpoint_digest
+from clincot.models.checkpoint import hash_checkpoint
 from clincot.records import BenchmarkReport, Checkpoint
 from clincot.registry import champion
 from clincot.registry.manifest import read_manifest
@@ -30,7 +30,7 @@ from tests.support.deployment_builders import decided
 
 
 def report(policy: Path) -> dict[str, object]:
-    measured = BenchmarkReport(benchmark="b" * 64, policy=checkpoint_digest(policy), protocol="strict", metrics={})
+    measured = BenchmarkReport(benchmark="b" * 64, policy=hash_checkpoint(policy), protocol="strict", metrics={})
     return measured.model_dump(mode="json")
 
 
@@ -53,13 +53,13 @@ def promote(plan: Plan) -> str:
     (name,) = [name for name in weights if name.endswith("embed_tokens.weight")]
     weights[name] = weights[name] * 1.01
     save_file(weights, folder / "policy" / "model.safetensors", metadata={"format": "pt"})
-    base, digest = checkpoint_digest(POLICY), checkpoint_digest(folder / "policy")
+    base, digest = hash_checkpoint(POLICY), hash_checkpoint(folder / "policy")
     record = Checkpoint(uri=str(folder / "policy"), sha256=digest, parent=base, pairs="pairs", config="config")
     write_records(folder / "policy" / "record.json", [record])
     write_json(folder / "report.json", report(folder / "policy"))
     decision = decided(base, digest)
     write_records(folder / "decision.json", [decision])
-    alpha = Alpha(value=0.5, units=10)
+    alpha = KrippendorffAlpha(value=0.5, units=10)
     panel = PanelReport(
         quorum=1,
         candidates=10,
@@ -86,24 +86,24 @@ def test_base_then_a_rollout_that_was_interrupted_then_the_promoted_challenger(
 ) -> None:
     monkeypatch.setenv("PYTHONPATH", str(Path(__file__).resolve().parents[2] / "src"))
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    first = end_in_endpoint(plan)
+    first = run_endpoint_demo(plan)
     store = FolderStore(plan.run / "store")
-    base = read_manifest(store, LINE, checkpoint_digest(POLICY))
-    assert champion.read_champion(store, LINE).now.sha256 == base.sha256
+    base = read_manifest(store, MODEL_NAME, hash_checkpoint(POLICY))
+    assert champion.read_champion(store, MODEL_NAME).now.sha256 == base.sha256
     assert first.answer["answer"] == base.golden[0].answer
     assert first.answer["policy"] == base.sha256
-    told = first.told()
+    told = first.render_text()
     assert all(f"$ {line}" in told for line in (first.serve, first.deploy, first.ask, first.stop))
     assert "curl" in first.ask
     assert left_running(plan.run) == []
 
-    begin(store, base, plan.params.deploy, target="local", service=None, by="demo")  # and killed there
+    start_rollout(store, base, plan.params.deploy, target="local", service=None, by="demo")  # and killed there
     digest = promote(plan)
-    second = end_in_endpoint(plan)
-    assert second.answer["policy"] == digest == champion.read_champion(store, LINE).now.sha256
-    ends = [(journal.plan.sha256, journal.last.kind) for journal in journals(store, LINE)]
+    second = run_endpoint_demo(plan)
+    assert second.answer["policy"] == digest == champion.read_champion(store, MODEL_NAME).now.sha256
+    ends = [(journal.plan.sha256, journal.last.kind) for journal in iter_journals(store, MODEL_NAME)]
     assert ends == [(base.sha256, kind) for kind in ("finished", "abandoned", "finished")] + [(digest, "finished")]
-    assert last_journal(store, LINE) is not None
+    assert read_last_journal(store, MODEL_NAME) is not None
     assert left_running(plan.run) == []
     with pytest.raises(httpx.ConnectError):
         httpx.get(second.ask.rpartition(" ")[2], timeout=10)

@@ -8,10 +8,15 @@ from pathlib import Path
 import pytest
 from jsonschema import Draft202012Validator
 
-from clincot.deployment.crd import InvalidManifest, check, read_crd, strict, validator_of
-from clincot.deployment.inference_service import canary, inference_service, revision_name, storage_secret
-from clincot.deployment.service_settings import ServiceSettings, load_service
-from clincot.jsonl import BadRecord
+from clincot.deployment.crd import InvalidResource, build_validator, forbid_unknown_fields, read_crd, validate_manifest
+from clincot.deployment.inference_service import (
+    build_canary,
+    build_inference_service,
+    build_revision_name,
+    build_storage_secret,
+)
+from clincot.deployment.service_settings import ServiceSettings, load_service_settings
+from clincot.jsonl import InvalidRecord
 
 CRDS = Path(__file__).parents[3] / "shared" / "crds" / "serving.kserve.io_inferenceservices.yaml"
 DIGEST = "4f" * 32
@@ -36,7 +41,7 @@ FULL = ServiceSettings(
 def kserve() -> Draft202012Validator:
     if not CRDS.is_file():
         pytest.skip(f"{CRDS} is not here")
-    return validator_of(read_crd(CRDS), "v1beta1")
+    return build_validator(read_crd(CRDS), "v1beta1")
 
 
 @pytest.mark.parametrize("mode", ["Standard", "Knative"])
@@ -46,11 +51,11 @@ def test_every_manifest_is_what_the_crd_allows(
     kserve: Draft202012Validator, mode: str, transformer: str, settings: ServiceSettings
 ) -> None:
     settings = settings.model_copy(update={"transformer": transformer})
-    manifest = inference_service(settings, DIGEST, URI, mode=mode)
-    check(manifest, kserve)
+    manifest = build_inference_service(settings, DIGEST, URI, mode=mode)
+    validate_manifest(manifest, kserve)
     if (mode, transformer) == ("Standard", "collocated"):
-        manifest["spec"]["canary"] = [canary(settings, DIGEST, URI, 0)]
-        check(manifest, kserve)
+        manifest["spec"]["canary"] = [build_canary(settings, DIGEST, URI, 0)]
+        validate_manifest(manifest, kserve)
 
 
 @pytest.mark.parametrize(
@@ -66,13 +71,13 @@ def test_every_manifest_is_what_the_crd_allows(
 def test_a_misspelt_or_mistyped_field_is_named(
     kserve: Draft202012Validator, path: tuple[str, ...], value: object, message: str
 ) -> None:
-    manifest = copy.deepcopy(inference_service(FULL, DIGEST, URI, mode="Standard"))
+    manifest = copy.deepcopy(build_inference_service(FULL, DIGEST, URI, mode="Standard"))
     place = manifest
     for step in path[:-1]:
         place = place[step]
     place[path[-1]] = value
-    with pytest.raises(InvalidManifest) as refused:
-        check(manifest, kserve)
+    with pytest.raises(InvalidResource) as refused:
+        validate_manifest(manifest, kserve)
     assert message in str(refused.value)
 
 
@@ -87,16 +92,18 @@ def test_what_the_schema_leaves_open_stays_open() -> None:
         },
     }
     crd = {"spec": {"versions": [{"name": "v1", "schema": {"openAPIV3Schema": schema}}]}}
-    kind = validator_of(crd, "v1")
-    check({"metadata": {"name": "x"}, "free": {"any": 1}, "map": {"a": "b"}, "port": "http"}, kind)
-    with pytest.raises(InvalidManifest, match=r"map\.a: 1 is not of type 'string'"):
-        check({"map": {"a": 1}}, kind)
-    assert strict({"type": "string", "nullable": True}) == {"anyOf": [{"type": "string"}, {"type": "null"}]}
+    kind = build_validator(crd, "v1")
+    validate_manifest({"metadata": {"name": "x"}, "free": {"any": 1}, "map": {"a": "b"}, "port": "http"}, kind)
+    with pytest.raises(InvalidResource, match=r"map\.a: 1 is not of type 'string'"):
+        validate_manifest({"map": {"a": 1}}, kind)
+    assert forbid_unknown_fields({"type": "string", "nullable": True}) == {
+        "anyOf": [{"type": "string"}, {"type": "null"}]
+    }
 
 
 def test_vllm_is_given_time_and_shared_memory_and_the_transformer_its_host() -> None:
     """1800 s of start-up at 10 s a probe are 180 failures."""
-    spec = inference_service(FULL, DIGEST, URI, mode="Standard")["spec"]["predictor"]
+    spec = build_inference_service(FULL, DIGEST, URI, mode="Standard")["spec"]["predictor"]
     assert spec["model"]["storageUri"] == URI
     assert spec["model"]["startupProbe"]["failureThreshold"] == 180
     assert spec["model"]["startupProbe"]["httpGet"] == {"path": "/v1/models", "port": 8085}
@@ -104,12 +111,12 @@ def test_vllm_is_given_time_and_shared_memory_and_the_transformer_its_host() -> 
     (container,) = spec["containers"]
     assert container["name"] == "transformer-container"
     assert "--predictor_host=localhost:8085" in container["args"]
-    assert spec["name"] == revision_name(DIGEST) == "r" + DIGEST[:10]
+    assert spec["name"] == build_revision_name(DIGEST) == "r" + DIGEST[:10]
     assert spec["serviceAccountName"] == "clincot-models"
 
 
 def test_the_stores_keys_stand_in_no_manifest() -> None:
-    secret, account = storage_secret(FULL, secret="store", endpoint="https://s3.example:9000", region="eu-1")
+    secret, account = build_storage_secret(FULL, secret="store", endpoint="https://s3.example:9000", region="eu-1")
     assert secret["metadata"]["annotations"]["serving.kserve.io/s3-endpoint"] == "s3.example:9000"
     assert secret["metadata"]["annotations"]["serving.kserve.io/s3-usehttps"] == "1"
     assert secret["metadata"]["annotations"]["serving.kserve.io/s3-cabundle-configmap"] == "corporate-ca"
@@ -122,16 +129,16 @@ def test_without_vllm_the_server_is_the_models_container(kserve: Draft202012Vali
     """On a cluster without GPUs: the chart's ServingRuntime of `clincot serve`, and no second container."""
     small = FULL.model_copy(update={"engine": "clincot", "runtime": "clincot-serve"})
     for mode in ("Standard", "Knative"):
-        check(inference_service(small, DIGEST, URI, mode=mode), kserve)
-    predictor = inference_service(small, DIGEST, URI, mode="Standard")["spec"]["predictor"]
+        validate_manifest(build_inference_service(small, DIGEST, URI, mode=mode), kserve)
+    predictor = build_inference_service(small, DIGEST, URI, mode="Standard")["spec"]["predictor"]
     assert "containers" not in predictor
     assert predictor["model"]["modelFormat"] == {"name": "clincot"}
     assert predictor["model"]["runtime"] == "clincot-serve"
     assert predictor["model"]["args"][0] == "--checkpoint=/mnt/models"
     assert predictor["model"]["readinessProbe"]["httpGet"] == {"path": "/v2/health/ready", "port": 8080}
-    stable = inference_service(small, DIGEST, URI, mode="Standard")
-    stable["spec"]["canary"] = [canary(small, "5e" * 32, URI, 10)]
-    check(stable, kserve)
+    stable = build_inference_service(small, DIGEST, URI, mode="Standard")
+    stable["spec"]["canary"] = [build_canary(small, "5e" * 32, URI, 10)]
+    validate_manifest(stable, kserve)
     with pytest.raises(ValueError, match="engine clincot needs runtime"):
         ServiceSettings(engine="clincot")
     with pytest.raises(ValueError, match="no transformer of its own"):
@@ -141,9 +148,9 @@ def test_without_vllm_the_server_is_the_models_container(kserve: Draft202012Vali
 def test_settings_name_their_mistakes(tmp_path: Path) -> None:
     path = tmp_path / "service.yaml"
     path.write_text("replicass: 2\n")
-    with pytest.raises(BadRecord, match=r"service\.yaml: replicass"):
-        load_service(path)
+    with pytest.raises(InvalidRecord, match=r"service\.yaml: replicass"):
+        load_service_settings(path)
     path.write_text("proxies: {HTTPS_PROXY: 'http://me:hunter2@proxy'}\n")
-    with pytest.raises(BadRecord, match="holds credentials") as refused:
-        load_service(path)
+    with pytest.raises(InvalidRecord, match="holds credentials") as refused:
+        load_service_settings(path)
     assert "hunter2" not in str(refused.value)

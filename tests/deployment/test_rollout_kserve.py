@@ -14,23 +14,23 @@ from typing import Any
 import pytest
 
 from clincot.clients.kubernetes import Cluster, Conflict, resource_path
-from clincot.config import DeploySection
+from clincot.config import DeployConfig
 from clincot.deployment import crd, deployment
-from clincot.deployment.deployment import NotToBeDeployed, approve, begin, go
-from clincot.deployment.inference_service import CRD, DIGEST
-from clincot.deployment.journal import Journal, RolloutTaken, last_journal, read_journal
+from clincot.deployment.deployment import DeploymentRefused, approve_rollout, resume_rollout, start_rollout
+from clincot.deployment.inference_service import CRD_NAME, DIGEST_ANNOTATION
+from clincot.deployment.journal import RolloutConflict, RolloutJournal, read_journal, read_last_journal
 from clincot.deployment.rollout import RolledBack, TargetFailed
 from clincot.deployment.service_settings import ServiceSettings
-from clincot.deployment.smoke import golden_images, smoke
+from clincot.deployment.smoke import read_golden_images, run_smoke_test
 from clincot.deployment.targets.kserve import KServeTarget
-from clincot.deployment.targets.select import TARGETS, Mode
+from clincot.deployment.targets.select import TARGET_CLASSES, TrafficMode
 from clincot.registry import champion
-from clincot.registry.manifest import Golden, Manifest
+from clincot.registry.manifest import GoldenQuestion, Manifest
 from clincot.storage.folder_store import FolderStore
 from tests.support.deployment_builders import LINE, published
 from tests.support.kube_api_server import ApiServer, Script, api_server
 
-FAST = DeploySection(steps=(10, 50, 100), step_s=0, poll_s=0.001, ready_s=20, request_s=10)
+FAST = DeployConfig(steps=(10, 50, 100), step_s=0, poll_s=0.001, ready_s=20, request_s=10)
 SERVICE = ServiceSettings(name=LINE, namespace="serving")
 OPEN = {"type": "object", "x-kubernetes-preserve-unknown-fields": True}
 
@@ -45,12 +45,12 @@ class World:
     server: ApiServer
     cluster: Cluster
 
-    def target(self, manifest: Manifest, mode: Mode = "canary", settings: DeploySection = FAST) -> KServeTarget:
-        return TARGETS[mode](self.cluster, SERVICE, manifest.sha256, manifest.uri, settings.steps)
+    def target(self, manifest: Manifest, mode: TrafficMode = "canary", settings: DeployConfig = FAST) -> KServeTarget:
+        return TARGET_CLASSES[mode](self.cluster, SERVICE, manifest.sha256, manifest.uri, settings.steps)
 
-    def deploy(self, manifest: Manifest, mode: Mode = "canary", settings: DeploySection = FAST) -> Journal:
-        journal = begin(self.store, manifest, settings, target="kserve", service=SERVICE, by="ann")
-        go(self.store, journal, self.target(manifest, mode, settings), wait=lambda _: None)
+    def deploy(self, manifest: Manifest, mode: TrafficMode = "canary", settings: DeployConfig = FAST) -> RolloutJournal:
+        journal = start_rollout(self.store, manifest, settings, target="kserve", service=SERVICE, by="ann")
+        resume_rollout(self.store, journal, self.target(manifest, mode, settings), wait=lambda _: None)
         return journal
 
     @property
@@ -74,7 +74,7 @@ def world(tmp_path: Path) -> Iterator[World]:
     store = FolderStore(tmp_path / "store")
     base = published(store, tmp_path, 1.0)
     challenger = published(store, tmp_path, 2.0, over=base)
-    champion.start(store, base, by="ann")
+    champion.create_champion_pointer(store, base, by="ann")
     server = ApiServer()
     for manifest in (base, challenger):
         server.scripts[manifest.sha256] = Script(chat=answering(manifest.golden))
@@ -82,7 +82,7 @@ def world(tmp_path: Path) -> Iterator[World]:
         yield World(store, base, challenger, server, cluster)
 
 
-def answering(golden: tuple[Golden, ...], *, wrong: int = 0) -> Any:
+def answering(golden: tuple[GoldenQuestion, ...], *, wrong: int = 0) -> Any:
     """A server that answers golden questions; `wrong` of them otherwise."""
     answers = {g.question: (g.answer if n >= wrong else "perhaps", g.box) for n, g in enumerate(golden)}
 
@@ -100,7 +100,7 @@ def answering(golden: tuple[Golden, ...], *, wrong: int = 0) -> Any:
     return chat
 
 
-def kinds(journal: Journal) -> list[str]:
+def kinds(journal: RolloutJournal) -> list[str]:
     return [event.kind for event in journal.events]
 
 
@@ -108,7 +108,7 @@ def test_the_first_rollout_serves_the_base_model(world: World) -> None:
     journal = world.deploy(world.base)
     assert kinds(journal) == ["planned", "started", "ready", "smoke", "shifted", "watched", "champion", "finished"]
     assert world.service()["spec"]["predictor"]["model"]["storageUri"] == world.base.uri
-    assert world.service()["metadata"]["annotations"][DIGEST] == world.base.sha256
+    assert world.service()["metadata"]["annotations"][DIGEST_ANNOTATION] == world.base.sha256
     assert world.champion == world.base.sha256
 
 
@@ -140,7 +140,7 @@ def test_a_challenger_takes_the_traffic_in_steps_and_then_the_crown(world: World
     ],
     ids=["never ready", "cannot load", "ready then crash", "no answer", "503", "500"],
 )
-def test_what_goes_wrong_is_rolled_back(world: World, mode: Mode, script: Script, why: str) -> None:
+def test_what_goes_wrong_is_rolled_back(world: World, mode: TrafficMode, script: Script, why: str) -> None:
     """The traffic ends where it was, the pointer never moved, and the record says why."""
     world.deploy(world.base, mode)
     before = json.dumps(front_of(world, mode))
@@ -152,7 +152,7 @@ def test_what_goes_wrong_is_rolled_back(world: World, mode: Mode, script: Script
         world.deploy(world.challenger, mode, FAST.model_copy(update={"ready_s": 0.3}))
     assert json.dumps(front_of(world, mode)) == before
     assert world.champion == world.base.sha256
-    journal = last_journal(world.store, LINE)
+    journal = read_last_journal(world.store, LINE)
     assert journal is not None
     assert kinds(journal)[-2:] == ["failed", "rolled back"]
     assert why in journal.events[-2].detail
@@ -161,7 +161,9 @@ def test_what_goes_wrong_is_rolled_back(world: World, mode: Mode, script: Script
 
 
 @pytest.mark.parametrize("mode", ["canary", "knative", "blue-green"])
-def test_the_champion_can_be_deployed_again_and_stays_where_it_is_if_that_fails(world: World, mode: Mode) -> None:
+def test_the_champion_can_be_deployed_again_and_stays_where_it_is_if_that_fails(
+    world: World, mode: TrafficMode
+) -> None:
     """After a challenger that failed, and then with a smoke request that fails: the base has the traffic throughout."""
     world.deploy(world.base, mode)
     world.server.scripts[world.challenger.sha256].chat = None
@@ -176,7 +178,7 @@ def test_the_champion_can_be_deployed_again_and_stays_where_it_is_if_that_fails(
     assert json.dumps(front_of(world, mode)) == before
 
 
-def front_of(world: World, mode: Mode) -> object:
+def front_of(world: World, mode: TrafficMode) -> object:
     """What decides where users' requests go."""
     if mode == "blue-green":
         front = world.cluster.get(resource_path("", "v1", "serving", "services", LINE))
@@ -247,7 +249,7 @@ def test_endless_conflicts_end(world: World) -> None:
     world.server.scripts[world.challenger.sha256].chat = chat
     with pytest.raises(TargetFailed, match="HTTP 409"):
         world.deploy(world.challenger)
-    journal = last_journal(world.store, LINE)
+    journal = read_last_journal(world.store, LINE)
     assert journal is not None
     assert not journal.ended
     world.server.conflicts = 0
@@ -262,7 +264,7 @@ def test_what_is_forbidden_is_named_for_the_role(world: World) -> None:
 
 
 def test_a_slow_and_faltering_api_server_is_waited_for(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("clincot.clients.kubernetes.READ_AGAIN_S", 0.001)
+    monkeypatch.setattr("clincot.clients.kubernetes.READ_RETRY_S", 0.001)
     world.server.slow_s, world.server.broken = 0.02, 3
     world.deploy(world.base)
     assert world.champion == world.base.sha256
@@ -281,17 +283,17 @@ def test_an_interrupted_rollout_is_resumed(world: World) -> None:
 
     raise_in_main: list[bool] = []
     world.server.scripts[world.challenger.sha256].chat = killed
-    journal = begin(world.store, world.challenger, FAST, target="kserve", service=SERVICE, by="ann")
+    journal = start_rollout(world.store, world.challenger, FAST, target="kserve", service=SERVICE, by="ann")
 
     def wait(_: float) -> None:
         if raise_in_main:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        go(world.store, journal, world.target(world.challenger), wait=wait)
+        resume_rollout(world.store, journal, world.target(world.challenger), wait=wait)
     assert world.shares()[-1] == 10
     with pytest.raises(ValueError, match=r"rollout 2 of .* is open"):
-        begin(world.store, world.base, FAST, target="kserve", service=SERVICE, by="bo")
+        start_rollout(world.store, world.base, FAST, target="kserve", service=SERVICE, by="bo")
     again = world.deploy(world.challenger)
     assert "resumed" in kinds(again)
     assert kinds(again)[-1] == "finished"
@@ -299,29 +301,29 @@ def test_an_interrupted_rollout_is_resumed(world: World) -> None:
 
 
 def test_two_processes_never_drive_one_rollout(world: World) -> None:
-    mine = begin(world.store, world.base, FAST, target="kserve", service=SERVICE, by="ann")
+    mine = start_rollout(world.store, world.base, FAST, target="kserve", service=SERVICE, by="ann")
     theirs = read_journal(world.store, LINE, 1, by="bo")
     theirs.add("started", "by another process")
-    with pytest.raises(RolloutTaken, match="another process has gone on"):
-        go(world.store, mine, world.target(world.base), wait=lambda _: None)
+    with pytest.raises(RolloutConflict, match="another process has gone on"):
+        resume_rollout(world.store, mine, world.target(world.base), wait=lambda _: None)
 
 
 def test_a_champion_moved_meanwhile_stops_the_rollout(world: World, tmp_path: Path) -> None:
     world.deploy(world.base)
     rival = published(world.store, tmp_path, 3.0, over=world.base)
-    journal = begin(world.store, world.challenger, FAST, target="kserve", service=SERVICE, by="ann")
-    champion.promote(world.store, rival, over=world.base.sha256, by="bo", reason="faster")
+    journal = start_rollout(world.store, world.challenger, FAST, target="kserve", service=SERVICE, by="ann")
+    champion.promote_champion(world.store, rival, over=world.base.sha256, by="bo", reason="faster")
     with pytest.raises(RolledBack, match=f"it is {rival.sha256[:12]}"):
-        go(world.store, journal, world.target(world.challenger), wait=lambda _: None)
-    with pytest.raises(NotToBeDeployed, match=f"the champion is {rival.sha256[:12]} by now; decide again"):
+        resume_rollout(world.store, journal, world.target(world.challenger), wait=lambda _: None)
+    with pytest.raises(DeploymentRefused, match=f"the champion is {rival.sha256[:12]} by now; decide again"):
         world.deploy(world.challenger)
 
 
 def test_what_was_not_promoted_is_not_deployed(world: World, tmp_path: Path) -> None:
     kept = published(world.store, tmp_path, 4.0, over=world.base, verdict="keep")
-    with pytest.raises(NotToBeDeployed, match="was decided 'keep'"):
+    with pytest.raises(DeploymentRefused, match="was decided 'keep'"):
         world.deploy(kept)
-    assert last_journal(world.store, LINE) is None
+    assert read_last_journal(world.store, LINE) is None
 
 
 def test_a_person_says_yes_first(world: World) -> None:
@@ -329,23 +331,23 @@ def test_a_person_says_yes_first(world: World) -> None:
     world.deploy(world.base)
     world.server.history.clear()
     careful = FAST.model_copy(update={"approval": True})
-    journal = begin(world.store, world.challenger, careful, target="kserve", service=SERVICE, by="ann")
-    assert go(world.store, journal, world.target(world.challenger)) == "awaiting approval"
-    assert go(world.store, journal, world.target(world.challenger)) == "awaiting approval"
+    journal = start_rollout(world.store, world.challenger, careful, target="kserve", service=SERVICE, by="ann")
+    assert resume_rollout(world.store, journal, world.target(world.challenger)) == "awaiting approval"
+    assert resume_rollout(world.store, journal, world.target(world.challenger)) == "awaiting approval"
     assert kinds(journal) == ["planned", "awaiting approval"]
     assert world.server.history == []
     decision = world.challenger.decision
     assert decision is not None
     with pytest.raises(ValueError, match="carries a name and a reason"):
-        approve(world.store, decision.id, by="", reason="")
+        approve_rollout(world.store, decision.id, by="", reason="")
     with pytest.raises(ValueError, match=f"waiting: {decision.id}"):
-        approve(world.store, "decision-0000", by="dr", reason="seen the page")
-    approved = approve(world.store, decision.id[:14], by="dr. who", reason="seen the page")
-    assert go(world.store, approved, world.target(world.challenger), wait=lambda _: None) == "finished"
+        approve_rollout(world.store, "decision-0000", by="dr", reason="seen the page")
+    approved = approve_rollout(world.store, decision.id[:14], by="dr. who", reason="seen the page")
+    assert resume_rollout(world.store, approved, world.target(world.challenger), wait=lambda _: None) == "finished"
     assert approved.events[2].detail == "dr. who: seen the page"
     assert world.champion == world.challenger.sha256
     with pytest.raises(ValueError, match="names 0 rollouts"):
-        approve(world.store, decision.id, by="dr. who", reason="again")
+        approve_rollout(world.store, decision.id, by="dr. who", reason="again")
 
 
 def test_the_one_before_is_kept_and_the_one_before_that_is_not(world: World, tmp_path: Path) -> None:
@@ -371,16 +373,16 @@ def test_knative_takes_its_share_by_percent(world: World) -> None:
 def test_the_manifest_is_checked_against_the_clusters_own_crd(world: World) -> None:
     target = world.target(world.base)
     with pytest.raises(TargetFailed, match="HTTP 404"):
-        target.validate()
+        target.validate_manifest()
     spec = {"type": "object", "properties": {"predictor": OPEN}}  # a KServe that does not know spec.canary yet
     schema = {"type": "object", "properties": {"apiVersion": {}, "kind": {}, "metadata": {}, "spec": spec}}
-    world.server.objects[f"/apis/apiextensions.k8s.io/v1/customresourcedefinitions/{CRD}"] = {
+    world.server.objects[f"/apis/apiextensions.k8s.io/v1/customresourcedefinitions/{CRD_NAME}"] = {
         "spec": {"versions": [{"name": "v1beta1", "schema": {"openAPIV3Schema": schema}}]}
     }
-    with pytest.raises(crd.InvalidManifest, match="'canary' was unexpected"):
-        target.validate()
+    with pytest.raises(crd.InvalidResource, match="'canary' was unexpected"):
+        target.validate_manifest()
     spec["properties"]["canary"] = OPEN | {"type": "array"}  # type: ignore[index]
-    world.target(world.base).validate()
+    world.target(world.base).validate_manifest()
 
 
 def test_a_create_that_lost_is_a_conflict(world: World) -> None:
@@ -389,17 +391,22 @@ def test_a_create_that_lost_is_a_conflict(world: World) -> None:
     world.cluster.create(path, thing)
     with pytest.raises(Conflict, match="HTTP 409: already exists"):
         world.cluster.create(path, thing)
-    assert deployment.named_checkpoints(world.store, LINE) == {world.base.sha256: "the champion pointer"}
+    assert deployment.find_referenced_checkpoints(world.store, LINE) == {world.base.sha256: "the champion pointer"}
 
 
 def test_requests_and_counters_at_the_services_own_address(world: World) -> None:
     """With service_url nothing goes through the API server's proxy, so the account needs no right to it."""
     settings = SERVICE.model_copy(update={"service_url": world.server.url + "/own/{service}"})
     world.server.scripts[world.base.sha256].metrics = lambda: 'clincot_requests_total{status="200"} 7\n'
-    target = TARGETS["canary"](world.cluster, settings, world.base.sha256, world.base.uri, FAST.steps)
-    target.start()
-    assert target.counts() == (7, 0)
-    assert "2 golden questions" in smoke(target, world.base, golden_images(world.store, world.base), FAST)
+    target = TARGET_CLASSES["canary"](world.cluster, settings, world.base.sha256, world.base.uri, FAST.steps)
+    target.start_revision()
+    assert target.read_request_counts() == (7, 0)
+    assert "2 golden questions" in run_smoke_test(target, world.base, read_golden_images(world.store, world.base), FAST)
     assert not [path for _, path in world.server.requests if "/proxy/" in path]
     away = settings.model_copy(update={"service_url": "http://127.0.0.1:9/{service}"})
-    assert TARGETS["canary"](world.cluster, away, world.base.sha256, world.base.uri, FAST.steps).counts() is None
+    assert (
+        TARGET_CLASSES["canary"](
+            world.cluster, away, world.base.sha256, world.base.uri, FAST.steps
+        ).read_request_counts()
+        is None
+    )

@@ -12,19 +12,19 @@ from typing import Any
 import httpx
 import pytest
 
-from clincot.config import DeploySection
-from clincot.deployment.deployment import abandon, begin, go
-from clincot.deployment.journal import Journal
+from clincot.config import DeployConfig
+from clincot.deployment.deployment import abandon_rollout, resume_rollout, start_rollout
+from clincot.deployment.journal import RolloutJournal
 from clincot.deployment.rollout import RolledBack
-from clincot.deployment.targets.local import LocalTarget, Running, stop_all
-from clincot.deployment.targets.traffic_splitter import Backend, Route, Router
+from clincot.deployment.targets.local import LocalTarget, ServerProcess, stop_all_servers
+from clincot.deployment.targets.traffic_splitter import TrafficBackend, TrafficRoute, TrafficRouter
 from clincot.registry import champion
 from clincot.registry.manifest import Manifest
 from clincot.storage.folder_store import FolderStore
 from tests.support.deployment_builders import LINE, published
 
 SERVER = str(Path(__file__).parents[1] / "support" / "small_server.py")
-FAST = DeploySection(steps=(20, 100), step_s=0, poll_s=0.02, ready_s=120, request_s=60)
+FAST = DeployConfig(steps=(20, 100), step_s=0, poll_s=0.02, ready_s=120, request_s=60)
 
 
 @dataclass
@@ -38,14 +38,14 @@ class World:
         command = (sys.executable, SERVER, "{checkpoint}", "{port}", *flags)
         return LocalTarget(self.state, self.store, manifest, FAST.steps, command=command)
 
-    def deploy(self, manifest: Manifest, *flags: str, settings: DeploySection = FAST) -> Journal:
-        journal = begin(self.store, manifest, settings, target="local", service=None, by="ann")
-        go(self.store, journal, self.target(manifest, *flags))
+    def deploy(self, manifest: Manifest, *flags: str, settings: DeployConfig = FAST) -> RolloutJournal:
+        journal = start_rollout(self.store, manifest, settings, target="local", service=None, by="ann")
+        resume_rollout(self.store, journal, self.target(manifest, *flags))
         return journal
 
     def asked(self, times: int = 1) -> Counter[str]:
         """Which checkpoint answers at the address that clients use."""
-        front = Running.model_validate_json((self.state / "front.json").read_bytes())
+        front = ServerProcess.model_validate_json((self.state / "front.json").read_bytes())
         message: dict[str, Any] = {"role": "user", "content": [{}, {"text": "anything"}]}
         replies = [
             httpx.post(f"{front.url}/openai/v1/chat/completions", json={"messages": [message]}, timeout=60)
@@ -61,12 +61,12 @@ class World:
 def world(tmp_path: Path) -> Iterator[World]:
     store = FolderStore(tmp_path / "store")
     base = published(store, tmp_path, 1.0)
-    champion.start(store, base, by="ann")
+    champion.create_champion_pointer(store, base, by="ann")
     world = World(store, tmp_path / "state", base, published(store, tmp_path, 2.0, over=base))
     try:
         yield world
     finally:
-        stop_all(world.state)
+        stop_all_servers(world.state)
 
 
 def test_from_nothing_to_the_base_to_the_challenger(world: World) -> None:
@@ -80,8 +80,8 @@ def test_from_nothing_to_the_base_to_the_challenger(world: World) -> None:
     assert (world.state / "front.json").read_bytes() == address
     assert world.servers() == [world.challenger.sha256]
     assert champion.read_champion(world.store, LINE).now.sha256 == world.challenger.sha256
-    front = Running.model_validate_json(address)
-    assert len(stop_all(world.state)) == 2
+    front = ServerProcess.model_validate_json(address)
+    assert len(stop_all_servers(world.state)) == 2
     assert front.process is None
 
 
@@ -107,16 +107,16 @@ def test_a_bad_challenger_leaves_the_base_where_it_was(world: World, flags: tupl
 def test_shares_of_the_traffic_are_kept_and_an_open_rollout_can_be_given_up(world: World) -> None:
     """Of 10 requests at 20 %, 2 go to the challenger; given up, none does and its process is gone."""
     world.deploy(world.base)
-    journal = begin(world.store, world.challenger, FAST, target="local", service=None, by="ann")
+    journal = start_rollout(world.store, world.challenger, FAST, target="local", service=None, by="ann")
     target = world.target(world.challenger)
-    journal.add("started", target.start())
-    while not target.check():
+    journal.add_event("started", target.start_revision())
+    while not target.check_ready():
         pass
-    target.shift(20)
+    target.shift_traffic(20)
     assert world.asked(10) == {world.base.sha256: 8, world.challenger.sha256: 2}
-    counts = target.counts()
+    counts = target.read_request_counts()
     assert counts == (2, 0)
-    abandon(journal, world.target(world.challenger), "changed our minds")
+    abandon_rollout(journal, world.target(world.challenger), "changed our minds")
     assert world.asked(5) == {world.base.sha256: 5}
     assert world.servers() == [world.base.sha256]
     assert journal.ended
@@ -126,15 +126,17 @@ def test_a_pid_that_is_another_process_by_now_is_left_alone(world: World) -> Non
     import os
 
     (world.state / "servers").mkdir(parents=True)
-    ours = Running(pid=os.getpid(), started=1.0, url="http://127.0.0.1:1", log="x", digest="d")
+    ours = ServerProcess(pid=os.getpid(), started=1.0, url="http://127.0.0.1:1", log="x", digest="d")
     (world.state / "servers" / "d.json").write_text(ours.model_dump_json())
     assert ours.process is None
-    assert len(stop_all(world.state)) == 1  # the file is gone, and we are still here
+    assert len(stop_all_servers(world.state)) == 1  # the file is gone, and we are still here
 
 
 def test_the_router_gives_each_its_share_in_every_hundred(tmp_path: Path) -> None:
-    backends = tuple(Backend(digest=d, url=f"http://{d}", percent=p) for d, p in (("a", 67), ("b", 30), ("c", 3)))
-    (tmp_path / "route.json").write_text(Route(backends=backends).model_dump_json())
-    router = Router(tmp_path)
-    chosen = Counter(one.digest for _ in range(100) if (one := router.next()))
+    backends = tuple(
+        TrafficBackend(digest=d, url=f"http://{d}", percent=p) for d, p in (("a", 67), ("b", 30), ("c", 3))
+    )
+    (tmp_path / "route.json").write_text(TrafficRoute(backends=backends).model_dump_json())
+    router = TrafficRouter(tmp_path)
+    chosen = Counter(one.digest for _ in range(100) if (one := router.choose_backend()))
     assert chosen == {"a": 67, "b": 30, "c": 3}

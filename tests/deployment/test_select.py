@@ -9,7 +9,7 @@ import pytest
 
 from clincot.deployment.rollout import TargetFailed
 from clincot.deployment.service_settings import ServiceSettings
-from clincot.deployment.targets.select import choose_mode
+from clincot.deployment.targets.select import choose_traffic_mode
 from tests.support.kube_api_server import ApiServer, api_server
 
 SERVICE = ServiceSettings(name="chest", namespace="serving")
@@ -40,7 +40,7 @@ def test_the_way_is_chosen_by_what_the_cluster_has(
     data = {"ingress": json.dumps(config), "deploy": json.dumps({"defaultDeploymentMode": default})}
     server = ApiServer(groups=groups, objects={CONFIG: {"kind": "ConfigMap", "metadata": {}, "data": data}})
     with api_server(server) as cluster:
-        found, said = choose_mode(cluster, SERVICE.model_copy(update=settings))
+        found, said = choose_traffic_mode(cluster, SERVICE.model_copy(update=settings))
     assert found == mode
     assert why in said
 
@@ -54,7 +54,7 @@ def test_the_way_is_chosen_by_what_the_cluster_has(
 )
 def test_a_way_that_would_do_nothing_is_refused(mode: str, why: str) -> None:
     with api_server(ApiServer()) as cluster, pytest.raises(TargetFailed, match=why):
-        choose_mode(cluster, SERVICE.model_copy(update={"mode": mode}))
+        choose_traffic_mode(cluster, SERVICE.model_copy(update={"mode": mode}))
 
 
 def test_what_may_not_be_read_can_be_said() -> None:
@@ -62,6 +62,6 @@ def test_what_may_not_be_read_can_be_said() -> None:
     server = ApiServer(groups={"gateway.networking.k8s.io/v1"}, forbidden={("GET", "configmaps")})
     with api_server(server) as cluster:
         with pytest.raises(TargetFailed, match=r"HTTP 403.*or set mode and gateway_api"):
-            choose_mode(cluster, SERVICE)
+            choose_traffic_mode(cluster, SERVICE)
         said = SERVICE.model_copy(update={"gateway_api": "yes"})
-        assert choose_mode(cluster, said)[0] == "canary"
+        assert choose_traffic_mode(cluster, said)[0] == "canary"

@@ -6,19 +6,19 @@ from typing import Any
 
 import pytest
 
-from clincot.config import DeploySection
-from clincot.deployment.rollout import Counts, counts_of
+from clincot.config import DeployConfig
+from clincot.deployment.rollout import RequestCounts, parse_request_counts
 from clincot.deployment.service_settings import ServiceSettings
-from clincot.deployment.smoke import RequestFailed, ask, miss
+from clincot.deployment.smoke import RequestFailed, ask_golden_question, describe_mismatch
 from clincot.deployment.targets.kserve import CanaryTarget
 from clincot.geometry import Box
-from clincot.registry.manifest import Golden
+from clincot.registry.manifest import GoldenQuestion
 from tests.support.http_server import Request, serving
 from tests.support.kube_api_server import ApiServer, api_server
 
 BOX = Box(x0=0.0, y0=0.0, x1=0.5, y1=0.5)
-GOLDEN = Golden(question="Is there a nodule?", image="golden/a.png", sha256="0" * 64, answer="Yes", box=BOX)
-SETTINGS = DeploySection()
+GOLDEN = GoldenQuestion(question="Is there a nodule?", image="golden/a.png", sha256="0" * 64, answer="Yes", box=BOX)
+SETTINGS = DeployConfig()
 
 
 def completion(answer: str, *boxes: Box, winner: int = 0) -> dict[str, Any]:
@@ -36,7 +36,7 @@ def asked(reply: Any, *, status: int = 200) -> tuple[Request, str]:
             name="chest", api_keys_secret="keys", service_url=server.url + "/{namespace}/{service}"
         )
         target = CanaryTarget(cluster, settings, "4f" * 32, "s3://b/m", (100,))
-        found = miss(GOLDEN, ask(target, GOLDEN, b"png", SETTINGS), SETTINGS)
+        found = describe_mismatch(GOLDEN, ask_golden_question(target, GOLDEN, b"png", SETTINGS), SETTINGS)
         return server.requests[0], found
 
 
@@ -86,5 +86,5 @@ def test_only_the_servers_own_failures_count_as_failed() -> None:
         'clincot_requests_total{protocol="openai",status="422"} 1.0\n'
         'clincot_requests_total{protocol="v2",status="503"} 3.0\n'
     )
-    assert counts_of(metrics) == Counts(6, 3)
-    assert counts_of("# TYPE other gauge\nother 1\n") is None
+    assert parse_request_counts(metrics) == RequestCounts(6, 3)
+    assert parse_request_counts("# TYPE other gauge\nother 1\n") is None

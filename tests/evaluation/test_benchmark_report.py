@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from clincot.evaluation.benchmark import BadBenchmark, Benchmark
-from clincot.evaluation.benchmark_report import benchmark_reports, table
+from clincot.evaluation.benchmark_report import build_benchmark_reports, render_metrics_table
 from clincot.evaluation.blind_baseline import BlindBaseline
 from clincot.jsonl import read_records, write_records
 from clincot.records import BenchmarkReport, Interval, Outcome
@@ -23,7 +23,7 @@ PAIRS = {
     "absent too": asked(C, "Is there an effusion?", "no", topic="presence"),
     "side": asked(C, "Left or right?", "left", topic="side"),
 }
-BENCHMARK = Benchmark.of([q for q, _ in PAIRS.values()], [r for _, r in PAIRS.values()], [A, B, C])
+BENCHMARK = Benchmark.from_records([q for q, _ in PAIRS.values()], [r for _, r in PAIRS.values()], [A, B, C])
 
 
 def outcome(
@@ -50,7 +50,7 @@ ANSWERS = [
 
 
 def metrics_of(outcomes: list[Outcome], arm: str = "written") -> dict[str, Interval]:
-    (report,) = benchmark_reports(outcomes, BENCHMARK, seed=0, resamples=200)
+    (report,) = build_benchmark_reports(outcomes, BENCHMARK, seed=0, resamples=200)
     return report.metrics[arm]
 
 
@@ -128,7 +128,7 @@ def test_one_report_a_policy_with_all_its_arms() -> None:
         outcome("side", "right", policy="trained"),
         outcome("side", "right", policy="base", arm="oracle"),
     ]
-    base, trained = benchmark_reports(mixed, BENCHMARK, resamples=50)
+    base, trained = build_benchmark_reports(mixed, BENCHMARK, resamples=50)
     assert (base.policy, list(base.metrics)) == ("base", ["written", "oracle"])
     assert (trained.policy, list(trained.metrics)) == ("trained", ["written"])
     assert base.metrics["written"]["accuracy"].value == 1.0
@@ -141,7 +141,7 @@ def test_the_same_outcomes_give_the_same_report_and_come_from_a_stream(tmp_path:
     write_records(path, ANSWERS)
 
     def report() -> BenchmarkReport:
-        (only,) = benchmark_reports(read_records(path, Outcome), BENCHMARK, seed=3)
+        (only,) = build_benchmark_reports(read_records(path, Outcome), BENCHMARK, seed=3)
         return only
 
     assert report().model_dump_json() == report().model_dump_json()
@@ -152,19 +152,19 @@ def test_outcomes_of_another_key_or_benchmark_or_twice_are_refused() -> None:
     foreign_benchmark = benchmark_of(1)
     foreign = outcome_of(foreign_benchmark, next(iter(foreign_benchmark.questions)), "yes")
     with pytest.raises(BadBenchmark, match=f"{foreign.id} is of question {foreign.question}, not one of this"):
-        benchmark_reports([foreign], BENCHMARK)
+        build_benchmark_reports([foreign], BENCHMARK)
     stale = ANSWERS[0].model_copy(update={"reference": "reference-of-an-older-key"})
     with pytest.raises(BadBenchmark, match="scored with reference reference-of-an-older-key; the answer key has"):
-        benchmark_reports([stale], BENCHMARK)
+        build_benchmark_reports([stale], BENCHMARK)
     with pytest.raises(BadBenchmark, match=f"question {ANSWERS[0].question} has two outcomes of policy policy"):
-        benchmark_reports([ANSWERS[0], ANSWERS[0]], BENCHMARK)
+        build_benchmark_reports([ANSWERS[0], ANSWERS[0]], BENCHMARK)
     with pytest.raises(BadBenchmark, match="has no questions"):
-        benchmark_reports([], Benchmark.of([], [], []))
+        build_benchmark_reports([], Benchmark.from_records([], [], []))
 
 
 def blind_outcomes() -> Iterator[Outcome]:
     question, reference = asked(study_of("train"), "Is there an effusion?", "no")
-    return BlindBaseline.fit([question], [reference]).outcomes(BENCHMARK)
+    return BlindBaseline.fit([question], [reference]).iter_outcomes(BENCHMARK)
 
 
 class TestTable:
@@ -173,7 +173,9 @@ class TestTable:
         return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
 
     def test_shows_value_interval_and_counts_and_names_the_protocols(self) -> None:
-        text = table(benchmark_reports(ANSWERS, BENCHMARK, resamples=200), names={"policy": "base"})
+        text = render_metrics_table(
+            build_benchmark_reports(ANSWERS, BENCHMARK, resamples=200), names={"policy": "base"}
+        )
         head, row = self.rows(text)
         cells = dict(zip(head, row, strict=True))
         assert (cells["policy"], cells["region"], cells["n"]) == ("base", "written", "5")
@@ -183,45 +185,53 @@ class TestTable:
         assert "closed (llava-med)" in cells
 
     def test_unscored_are_shown(self) -> None:
-        head, row = self.rows(table(benchmark_reports(ANSWERS[:1], BENCHMARK, resamples=50)))
+        head, row = self.rows(render_metrics_table(build_benchmark_reports(ANSWERS[:1], BENCHMARK, resamples=50)))
         cells = dict(zip(head, row, strict=True))
         assert cells["n"] == "1, 4 unscored"
         assert cells["open recall (llava-med)"] == "– (0, 1 unscored)"
 
     def test_the_blind_row_has_no_region_metrics_and_its_absence_is_said(self) -> None:
-        with_blind = table(benchmark_reports([*ANSWERS, *blind_outcomes()], BENCHMARK, resamples=50))
+        with_blind = render_metrics_table(
+            build_benchmark_reports([*ANSWERS, *blind_outcomes()], BENCHMARK, resamples=50)
+        )
         head, _, row = self.rows(with_blind)
         cells = dict(zip(head, row, strict=True))
         assert cells["region"] == "blind"
         assert cells["region hit-rate"] == "–"
         assert cells["accuracy (strict)"].startswith("0.400")  # "no" to everything: right on 2 of 5
         assert "blind baseline is not in this table" not in with_blind
-        assert "blind baseline is not in this table" in table(benchmark_reports(ANSWERS, BENCHMARK, resamples=50))
+        assert "blind baseline is not in this table" in render_metrics_table(
+            build_benchmark_reports(ANSWERS, BENCHMARK, resamples=50)
+        )
 
     def test_few_patients_are_said_to_be_few(self) -> None:
-        assert "Below 40 patients they are approximate" in table(benchmark_reports(ANSWERS, BENCHMARK, resamples=50))
+        assert "Below 40 patients they are approximate" in render_metrics_table(
+            build_benchmark_reports(ANSWERS, BENCHMARK, resamples=50)
+        )
         many = benchmark_of(40)
         outcomes = [outcome_of(many, question, "yes") for question in many.questions]
-        text = table(benchmark_reports(outcomes, many, resamples=50))
+        text = render_metrics_table(build_benchmark_reports(outcomes, many, resamples=50))
         assert "clustered by patient (40 patients)" in text
         assert "approximate" not in text
 
     def test_columns_can_be_chosen(self) -> None:
-        reports = benchmark_reports(ANSWERS, BENCHMARK, resamples=50)
-        head, row = self.rows(table(reports, metrics=["accuracy/margin", "accuracy/none"]))
+        reports = build_benchmark_reports(ANSWERS, BENCHMARK, resamples=50)
+        head, row = self.rows(render_metrics_table(reports, metrics=["accuracy/margin", "accuracy/none"]))
         assert head[3:] == ["accuracy/margin", "accuracy/none"]
         assert row[3:] == ["0.000 (1)", "–"]
 
     def test_columns_line_up_in_a_terminal(self) -> None:
-        lines = table(benchmark_reports([*ANSWERS, *blind_outcomes()], BENCHMARK, resamples=50)).splitlines()[:4]
+        lines = render_metrics_table(
+            build_benchmark_reports([*ANSWERS, *blind_outcomes()], BENCHMARK, resamples=50)
+        ).splitlines()[:4]
         assert len({len(line) for line in lines}) == 1
         assert lines[1].replace("-", "").replace("|", "") == ""
 
     def test_reports_of_different_benchmarks_are_not_put_side_by_side(self) -> None:
         other = benchmark_of(2)
-        here = benchmark_reports(ANSWERS, BENCHMARK, resamples=50)
-        there = benchmark_reports([outcome_of(other, q, "yes") for q in other.questions], other, resamples=50)
+        here = build_benchmark_reports(ANSWERS, BENCHMARK, resamples=50)
+        there = build_benchmark_reports([outcome_of(other, q, "yes") for q in other.questions], other, resamples=50)
         with pytest.raises(BadBenchmark, match="one benchmark, got reports of 2"):
-            table([*here, *there])
+            render_metrics_table([*here, *there])
         with pytest.raises(BadBenchmark, match="got reports of 0"):
-            table([])
+            render_metrics_table([])

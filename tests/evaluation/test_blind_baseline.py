@@ -2,7 +2,7 @@ import pytest
 
 from clincot.evaluation.benchmark import Benchmark
 from clincot.evaluation.blind_baseline import BlindBaseline
-from clincot.geometry import WHOLE
+from clincot.geometry import WHOLE_IMAGE
 from tests.support.benchmark_builders import asked, study_of
 
 TRAIN, TEST = study_of("train"), study_of("test")
@@ -16,7 +16,7 @@ def fit(*rows: tuple[str, str, str]) -> BlindBaseline:
 
 
 def ask(baseline: BlindBaseline, text: str, kind: str = "closed") -> str:
-    return baseline.answer(asked(TEST, text, "?", kind=kind)[0])
+    return baseline.answer_question(asked(TEST, text, "?", kind=kind)[0])
 
 
 def test_answers_with_the_majority_of_the_same_question() -> None:
@@ -50,11 +50,11 @@ def test_equally_frequent_answers_do_not_depend_on_order() -> None:
 def test_outcomes_are_scored_against_the_other_split_and_look_nowhere() -> None:
     baseline = fit(("Effusion?", "yes", "closed"))
     pairs = [asked(TEST, "Effusion?", "Yes."), asked(study_of("other"), "Effusion?", "no")]
-    benchmark = Benchmark.of([q for q, _ in pairs], [r for _, r in pairs], [TEST, study_of("other")])
-    outcomes = list(baseline.outcomes(benchmark))
+    benchmark = Benchmark.from_records([q for q, _ in pairs], [r for _, r in pairs], [TEST, study_of("other")])
+    outcomes = list(baseline.iter_outcomes(benchmark))
     assert [outcome.correct for outcome in outcomes] == [True, False]
     assert {(outcome.policy, outcome.arm, outcome.box, outcome.hit) for outcome in outcomes} == {
-        (baseline.digest, "blind", WHOLE, None)
+        (baseline.digest, "blind", WHOLE_IMAGE, None)
     }
 
 
@@ -63,8 +63,8 @@ def test_never_reads_the_key_of_the_split_it_answers() -> None:
     baseline = fit(("Effusion?", "yes", "closed"))
     question, yes = asked(TEST, "Effusion?", "yes")
     _, no = asked(TEST, "Effusion?", "no")
-    one = next(baseline.outcomes(Benchmark.of([question], [yes], [TEST])))
-    other = next(baseline.outcomes(Benchmark.of([question], [no], [TEST])))
+    one = next(baseline.iter_outcomes(Benchmark.from_records([question], [yes], [TEST])))
+    other = next(baseline.iter_outcomes(Benchmark.from_records([question], [no], [TEST])))
     assert one.answer == other.answer == "yes"
     assert (one.correct, other.correct) == (True, False)
 

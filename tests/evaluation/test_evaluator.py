@@ -8,12 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from clincot.config import EvaluateSection, ProposeSection
+from clincot.config import EvaluateConfig, ProposeConfig
 from clincot.datasets.folder import StudyIndex
 from clincot.evaluation.benchmark import Benchmark
-from clincot.evaluation.evaluator import answer_spaces, evaluate
+from clincot.evaluation.evaluator import collect_answer_spaces, evaluate_policy
 from clincot.evaluation.read_benchmark import read_benchmark
-from clincot.geometry import WHOLE, covered, look_square
+from clincot.geometry import WHOLE_IMAGE, choose_view_square, compute_coverage
 from clincot.jsonl import write_records
 from clincot.models.protocols import Generation
 from clincot.prompts import Conversation
@@ -22,7 +22,7 @@ from tests.support import tiny
 from tests.support.bright import BrightPolicy
 
 ARMS = ("written", "windows", "relevance", "random", "wrong", "oracle", "shuffled", "whole")
-PROPOSE = ProposeSection(window_sides=(0.25,), window_stride=0.5)
+PROPOSE = ProposeConfig(window_sides=(0.25,), window_stride=0.5)
 
 
 class Reader(BrightPolicy):
@@ -34,7 +34,7 @@ class Reader(BrightPolicy):
         super().__init__()
         self.region, self.closed, self.zone, self.cut = region, closed, zone, cut
 
-    def write(
+    def generate(
         self, conversations: Sequence[Conversation], *, max_new_tokens: int, temperature: float, seeds: Sequence[int]
     ) -> list[Generation]:
         assert temperature == 0
@@ -84,8 +84,8 @@ def benchmark(folder: Path) -> Benchmark:
 
 
 def outcomes(policy: BrightPolicy, benchmark: Benchmark, folder: Path, *arms: str, limit: int = 0) -> list[Outcome]:
-    section = EvaluateSection.model_validate({"arms": arms, "propose": PROPOSE, "limit": limit, "max_new_tokens": 4})
-    return list(evaluate(policy, benchmark, StudyIndex(folder), folder, section))
+    section = EvaluateConfig.model_validate({"arms": arms, "propose": PROPOSE, "limit": limit, "max_new_tokens": 4})
+    return list(evaluate_policy(policy, benchmark, StudyIndex(folder), folder, section))
 
 
 def test_every_arm_answers_every_question_in_order(benchmark: Benchmark, folder: Path) -> None:
@@ -98,18 +98,18 @@ def test_every_arm_answers_every_question_in_order(benchmark: Benchmark, folder:
 
 def test_the_oracle_looks_at_the_keys_box_and_the_whole_at_no_place(benchmark: Benchmark, folder: Path) -> None:
     for o in outcomes(Reader(), benchmark, folder, "oracle"):
-        assert o.box == look_square(benchmark.references[o.question].boxes[0])
+        assert o.box == choose_view_square(benchmark.references[o.question].boxes[0])
         assert o.hit is True
         assert o.iou == 1.0  # the square that looks at the box is what is shown
-    assert {o.box for o in outcomes(Reader(), benchmark, folder, "whole")} == {WHOLE}
+    assert {o.box for o in outcomes(Reader(), benchmark, folder, "whole")} == {WHOLE_IMAGE}
 
 
 def test_wrong_never_covers_the_finding_and_is_as_large_as_the_oracles(benchmark: Benchmark, folder: Path) -> None:
     for o in outcomes(Reader(), benchmark, folder, "wrong"):
         (box,) = benchmark.references[o.question].boxes
-        assert covered(box, by=o.box) == 0
+        assert compute_coverage(box, by=o.box) == 0
         assert o.hit is False
-        assert o.box.x1 - o.box.x0 == pytest.approx(look_square(box).x1 - look_square(box).x0, abs=2e-4)
+        assert o.box.x1 - o.box.x0 == pytest.approx(choose_view_square(box).x1 - choose_view_square(box).x0, abs=2e-4)
 
 
 def test_random_is_as_large_and_anywhere(benchmark: Benchmark, folder: Path) -> None:
@@ -128,7 +128,7 @@ def test_shuffled_shows_another_patients_image_at_the_oracles_place(benchmark: B
     shown = [conversation[0].pictures[0].path for conversation in policy.asked]
     for o, path in zip(made, shown, strict=True):
         assert patients[path] != benchmark.clusters[o.question]
-        assert o.box == look_square(benchmark.references[o.question].boxes[0])
+        assert o.box == choose_view_square(benchmark.references[o.question].boxes[0])
     with pytest.raises(ValueError, match=r"'shuffled' needs images of two patients, all are of 'p0'"):
         outcomes(Reader(), benchmark, folder, "shuffled", limit=4)
 
@@ -136,7 +136,9 @@ def test_shuffled_shows_another_patients_image_at_the_oracles_place(benchmark: B
 def test_only_the_controls_know_the_key(benchmark: Benchmark, folder: Path) -> None:
     """The same questions with another key: every box somewhere else, every answer another."""
     moved = {
-        name: Reference(question=name, answer="other", boxes=(look_square(WHOLE),), finding=reference.finding)
+        name: Reference(
+            question=name, answer="other", boxes=(choose_view_square(WHOLE_IMAGE),), finding=reference.finding
+        )
         for name, reference in benchmark.references.items()
     }
     other = Benchmark(benchmark.questions, moved, benchmark.clusters, benchmark.digest)
@@ -162,7 +164,7 @@ def test_a_written_region_is_read_and_none_is_a_miss(benchmark: Benchmark, folde
         assert o.box.xyxy == (0.1, 0.2, 0.35, 0.45)
         assert not o.off_format
     for o in outcomes(Reader("somewhere"), benchmark, folder, "written"):
-        assert o.box == WHOLE  # what is shown instead; it counts as no place
+        assert o.box == WHOLE_IMAGE  # what is shown instead; it counts as no place
         assert (o.off_format, o.hit, o.iou) == (True, False, 0.0)
 
 
@@ -211,10 +213,10 @@ def test_topics_of_many_answers_have_no_space_and_questions_without_a_topic_neit
         references = {q.id: Reference(question=q.id, answer=a) for q, a in zip(questions, answers, strict=True)}
         return Benchmark({q.id: q for q in questions}, references, {q.id: "p" for q in questions}, "d")
 
-    assert answer_spaces(bench("size", [f"answer {n}" for n in range(20)])).keys() == {"size"}
-    assert answer_spaces(bench("size", [f"answer {n}" for n in range(21)])) == {}
-    assert answer_spaces(bench("", ["yes"])) == {}
-    assert answer_spaces(bench("side", ["Left.", "left", "right"])) == {"side": frozenset({"left", "right"})}
+    assert collect_answer_spaces(bench("size", [f"answer {n}" for n in range(20)])).keys() == {"size"}
+    assert collect_answer_spaces(bench("size", [f"answer {n}" for n in range(21)])) == {}
+    assert collect_answer_spaces(bench("", ["yes"])) == {}
+    assert collect_answer_spaces(bench("side", ["Left.", "left", "right"])) == {"side": frozenset({"left", "right"})}
 
 
 def test_an_absent_finding_has_controls_of_the_findings_size_and_no_hit(benchmark: Benchmark, folder: Path) -> None:

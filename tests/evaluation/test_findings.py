@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from clincot.evaluation.report_text import findings
-from clincot.evaluation.report_text.findings import finding_counts, mentions
+from clincot.evaluation.report_text.findings import count_findings, extract_mentions
 from tests.support import material
 
 needs_radlabels = pytest.mark.skipif(importlib.util.find_spec("radlabels") is None, reason="radlabels is not installed")
@@ -43,31 +43,35 @@ needs_radlabels = pytest.mark.skipif(importlib.util.find_spec("radlabels") is No
     ],
 )
 def test_findings(report: str, stated: set[tuple[str, str]]) -> None:
-    assert findings.findings(report) == stated
+    assert findings.extract_findings(report) == stated
 
 
 @needs_radlabels
 def test_the_other_side_is_another_finding_and_a_denied_one_is_none() -> None:
-    assert finding_counts("Right effusion.", "Left effusion.") == [0, 1, 1]
-    assert finding_counts("Left effusion.", "Left effusion.") == [1, 1, 1]
-    assert finding_counts("Left effusion.", "No left effusion.") == [0, 1, 0]
-    assert finding_counts("Left effusion.", "Bilateral effusions.") == [1, 1, 2]
+    assert count_findings("Right effusion.", "Left effusion.") == [0, 1, 1]
+    assert count_findings("Left effusion.", "Left effusion.") == [1, 1, 1]
+    assert count_findings("Left effusion.", "No left effusion.") == [0, 1, 0]
+    assert count_findings("Left effusion.", "Bilateral effusions.") == [1, 1, 2]
 
 
 @needs_radlabels
 def test_uncertain_findings_count_where_they_are_asked_for() -> None:
-    assert findings.findings("Possible right pneumothorax.", uncertain=True) == {("pneumothorax", "right")}
-    assert [mention.status for mention in mentions("Pneumothorax may be present.")] == ["uncertain"]
+    assert findings.extract_findings("Possible right pneumothorax.", uncertain=True) == {("pneumothorax", "right")}
+    assert [mention.status for mention in extract_mentions("Pneumothorax may be present.")] == ["uncertain"]
 
 
 def test_precision_recall_and_f1_of_summed_counts() -> None:
     """2 findings agree of 3 stated and 5 wanted: 2/3, 2/5, 4/8."""
     totals = np.array([2.0, 3.0, 5.0])
-    assert findings.precision(totals) == pytest.approx(2 / 3)
-    assert findings.recall(totals) == pytest.approx(2 / 5)
-    assert findings.f1(totals) == pytest.approx(0.5)
+    assert findings.finding_precision(totals) == pytest.approx(2 / 3)
+    assert findings.finding_recall(totals) == pytest.approx(2 / 5)
+    assert findings.micro_f1(totals) == pytest.approx(0.5)
     nothing = np.zeros(3)
-    assert (findings.precision(nothing), findings.recall(nothing), findings.f1(nothing)) == (None, None, None)
+    assert (findings.finding_precision(nothing), findings.finding_recall(nothing), findings.micro_f1(nothing)) == (
+        None,
+        None,
+        None,
+    )
 
 
 @needs_radlabels
@@ -104,5 +108,5 @@ _IU: list[frozenset[tuple[str, str]]] = []
 def iu_findings() -> list[frozenset[tuple[str, str]]]:
     """Read once: about a millisecond a report."""
     if not _IU:
-        _IU.extend(findings.findings(text) for text, _ in material.iu_reports())
+        _IU.extend(findings.extract_findings(text) for text, _ in material.iu_reports())
     return _IU

@@ -10,11 +10,11 @@ from scipy import stats
 from clincot.evaluation.intervals import (
     ClusterSums,
     ClusterTotals,
-    Sums,
+    MetricSums,
     add_mean,
     add_totals,
     cluster_bootstrap,
-    cluster_share,
+    cluster_wilson_interval,
     paired_difference,
     percentile_tail,
 )
@@ -88,7 +88,7 @@ def test_the_same_arguments_give_the_same_interval_in_any_order_and_another_seed
 def test_resamples_drawn_in_blocks_are_the_same_resamples(monkeypatch: pytest.MonkeyPatch) -> None:
     values, clusters = [0.1 * (number % 7) for number in range(60)], [str(number % 20) for number in range(60)]
     at_once = cluster_bootstrap(values, clusters, seed=3, resamples=501)
-    monkeypatch.setattr("clincot.evaluation.intervals._DRAWS_AT_ONCE", 20 * 64)  # blocks of 64 resamples
+    monkeypatch.setattr("clincot.evaluation.intervals._MAX_DRAWS_IN_MEMORY", 20 * 64)  # blocks of 64 resamples
     assert cluster_bootstrap(values, clusters, seed=3, resamples=501) == at_once
 
 
@@ -96,7 +96,7 @@ def test_streamed_sums_give_what_the_lists_give() -> None:
     sums = ClusterSums()
     for value, cluster in ((1.0, "a"), (None, "a"), (0.0, "b"), (1.0, "c")):
         sums.add(value, cluster)
-    assert sums.interval(seed=5) == cluster_bootstrap([1.0, None, 0.0, 1.0], ["a", "a", "b", "c"], seed=5)
+    assert sums.compute_interval(seed=5) == cluster_bootstrap([1.0, None, 0.0, 1.0], ["a", "a", "b", "c"], seed=5)
 
 
 def test_tail_expansion() -> None:
@@ -204,7 +204,7 @@ def test_questions_taken_as_independent_would_cover_too_little() -> None:
 
 def test_a_share_of_one_question_a_patient_is_wilsons_interval_with_t() -> None:
     """12 of 40. n_eff = p(1-p)/var = 40·39/40 = 39, since var has 40/39; t(.975, 39) = 2.0227."""
-    interval = cluster_share([i < 12 for i in range(40)], [str(i) for i in range(40)])
+    interval = cluster_wilson_interval([i < 12 for i in range(40)], [str(i) for i in range(40)])
     t, n, p = stats.t.ppf(0.975, 39), 39, 0.3
     centre, half = (p + t * t / 2 / n), t * math.sqrt(p * (1 - p) / n + (t / 2 / n) ** 2)
     assert interval.low == pytest.approx((centre - half) / (1 + t * t / n), abs=1e-6)
@@ -213,21 +213,23 @@ def test_a_share_of_one_question_a_patient_is_wilsons_interval_with_t() -> None:
 
 def test_ten_of_ten_right_is_not_certainty() -> None:
     """The bootstrap gave [1, 1]. t(.975, 9) = 2.262: (1 + 5.117/20 - …) = .6615, by hand."""
-    interval = cluster_share([True] * 10, [str(i) for i in range(10)])
+    interval = cluster_wilson_interval([True] * 10, [str(i) for i in range(10)])
     assert (interval.low, interval.high) == (pytest.approx(0.6615, abs=1e-4), 1.0)
 
 
 def test_answers_of_one_patient_widen_a_share() -> None:
     values = [i % 10 < 6 for i in range(100)]
-    apart = cluster_share(values, [str(i) for i in range(100)])
-    together = cluster_share(sorted(values), [str(i // 10) for i in range(100)])  # patients all right or all wrong
+    apart = cluster_wilson_interval(values, [str(i) for i in range(100)])
+    together = cluster_wilson_interval(
+        sorted(values), [str(i // 10) for i in range(100)]
+    )  # patients all right or all wrong
     assert apart.low is not None and together.low is not None  # noqa: PT018
     assert together.low < apart.low - 0.1
 
 
 def test_a_share_above_one_is_refused() -> None:
     with pytest.raises(ValueError, match="values of a share are in"):
-        cluster_share([1.5, 0.0], ["a", "b"])
+        cluster_wilson_interval([1.5, 0.0], ["a", "b"])
 
 
 class TestTotals:
@@ -244,7 +246,7 @@ class TestTotals:
         totals.add([0, 2], "b")
         totals.add([0, 1], "b")
         totals.add(None, "c")
-        interval = totals.interval(seed=0)
+        interval = totals.compute_interval(seed=0)
         assert (interval.value, interval.low, interval.high) == (0.25, 0.0, 1.0)
         assert (interval.n, interval.n_unscored, interval.clusters) == (3, 1, 2)
 
@@ -254,14 +256,16 @@ class TestTotals:
         totals = ClusterTotals(self.ratio)
         for value, cluster in zip(values, clusters, strict=True):
             totals.add([value, 1], cluster)
-        assert totals.interval(seed=3, resamples=500) == cluster_bootstrap(values, clusters, seed=3, resamples=500)
+        assert totals.compute_interval(seed=3, resamples=500) == cluster_bootstrap(
+            values, clusters, seed=3, resamples=500
+        )
 
     def test_an_undefined_statistic_has_no_value(self) -> None:
         totals = ClusterTotals(self.ratio)
         totals.add([0, 0], "a")
         totals.add([0, 0], "b")
-        assert totals.interval(seed=0) == Interval(value=None, n=2, clusters=2)
-        assert ClusterTotals(self.ratio).interval(seed=0) == Interval(value=None, n=0)
+        assert totals.compute_interval(seed=0) == Interval(value=None, n=2, clusters=2)
+        assert ClusterTotals(self.ratio).compute_interval(seed=0) == Interval(value=None, n=0)
 
     def test_nan_and_a_missing_cluster_are_refused(self) -> None:
         with pytest.raises(ValueError, match="an unscored item is None"):
@@ -270,10 +274,10 @@ class TestTotals:
             ClusterTotals(self.ratio).add([1, 1], "")
 
     def test_a_name_is_a_mean_or_a_statistic(self) -> None:
-        sums: Sums = {}
+        sums: MetricSums = {}
         add_mean(sums, "a", 1.0, "p")
         add_totals(sums, "b", self.ratio, [1, 2], "p")
-        assert {name: metric.interval(seed=0).value for name, metric in sums.items()} == {"a": 1.0, "b": 0.5}
+        assert {name: metric.compute_interval(seed=0).value for name, metric in sums.items()} == {"a": 1.0, "b": 0.5}
         with pytest.raises(TypeError, match="'a' is a mean"):
             add_totals(sums, "a", self.ratio, [1, 2], "p")
         with pytest.raises(TypeError, match="'b' is a statistic"):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from clincot.evaluation.report_text.report_protocols import R2GenVocabulary, r2gen_words
+from clincot.evaluation.report_text.report_protocols import R2GenVocabulary, split_r2gen_words
 
 
 @pytest.mark.parametrize(
@@ -20,25 +20,25 @@ from clincot.evaluation.report_text.report_protocols import R2GenVocabulary, r2g
     ],
 )
 def test_words(report: str, words: str) -> None:
-    assert r2gen_words(report) == words.split()
+    assert split_r2gen_words(report) == words.split()
 
 
 def test_a_word_is_known_from_its_third_training_report_on() -> None:
     vocabulary = R2GenVocabulary.of(["no effusion seen", "no effusion", "no effusion seen."])
     assert vocabulary.words == {"no", "effusion", "."}  # "seen" occurs twice
     assert vocabulary.reports == 3
-    assert vocabulary.generated("no effusion seen") == ["no", "effusion", "<unk>", "."]
+    assert vocabulary.tokenize_generated("no effusion seen") == ["no", "effusion", "<unk>", "."]
 
 
 def test_of_the_reference_59_tokens_are_left_and_of_the_generated_report_60() -> None:
     vocabulary = R2GenVocabulary.of(["no"] * 3)
-    assert len(vocabulary.reference("no " * 100)) == 59
-    assert len(vocabulary.generated("no " * 100)) == 60
+    assert len(vocabulary.tokenize_reference("no " * 100)) == 59
+    assert len(vocabulary.tokenize_generated("no " * 100)) == 60
 
 
 def test_an_empty_report_has_no_tokens() -> None:
     """R2Gen's preparation would make " ." of it, which every reference contains."""
-    assert R2GenVocabulary.of(["no"] * 3).generated(" ") == []
+    assert R2GenVocabulary.of(["no"] * 3).tokenize_generated(" ") == []
 
 
 def test_training_reports_without_a_frequent_word_are_refused() -> None:

@@ -9,14 +9,14 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
-from clincot.evaluation.intervals import Sums
+from clincot.evaluation.intervals import MetricSums
 from clincot.evaluation.report_text.ngrams import (
     TextProtocol,
-    bleu_counts,
+    build_r2gen_protocol,
+    build_raw_protocol,
     corpus_bleu,
-    f_beta,
-    r2gen_protocol,
-    raw_protocol,
+    count_bleu_ngrams,
+    f_beta_score,
 )
 from clincot.evaluation.report_text.report_protocols import R2GenVocabulary
 from tests.support import material
@@ -35,15 +35,15 @@ def pairs() -> list[tuple[str, str]]:
 def protocol(request: pytest.FixtureRequest) -> TextProtocol:
     """Without WordNet, which takes seconds to read; METEOR has a test of its own."""
     if request.param == "raw":
-        return raw_protocol(None)
-    return r2gen_protocol(R2GenVocabulary.of(text for text, _ in material.iu_reports()[1000:3000]), None)
+        return build_raw_protocol(None)
+    return build_r2gen_protocol(R2GenVocabulary.of(text for text, _ in material.iu_reports()[1000:3000]), None)
 
 
 def scores(protocol: TextProtocol, pairs: list[tuple[str, str]]) -> dict[str, float]:
-    sums: Sums = {}
+    sums: MetricSums = {}
     for number, (generated, reference) in enumerate(pairs):
-        protocol.count(sums, generated, reference, f"patient-{number}")
-    values = {name: metric.interval(seed=0, resamples=1).value for name, metric in sums.items()}
+        protocol.add_report(sums, generated, reference, f"patient-{number}")
+    values = {name: metric.compute_interval(seed=0, resamples=1).value for name, metric in sums.items()}
     return {name: value for name, value in values.items() if value is not None}
 
 
@@ -83,7 +83,7 @@ def longest_common(a: list[str], b: list[str]) -> int:
 
 def test_rouge_l_is_the_definition_and_pycocoevalcaps(pairs: list[tuple[str, str]]) -> None:
     vocabulary = R2GenVocabulary.of(text for text, _ in material.iu_reports()[1000:3000])
-    protocol = r2gen_protocol(vocabulary, None)
+    protocol = build_r2gen_protocol(vocabulary, None)
     sys.path.insert(0, str(material.coco_scorers()))
     from pycocoevalcap.rouge.rouge import Rouge
 
@@ -103,7 +103,7 @@ def test_raw_rouge_l_is_rouge_scores(pairs: list[tuple[str, str]]) -> None:
 
     scorer = RougeScorer(["rougeL"])
     theirs = np.mean([scorer.score(target=r, prediction=g)["rougeL"].fmeasure for g, r in pairs])
-    assert scores(raw_protocol(None), pairs)["raw/rouge_l"] == pytest.approx(theirs, abs=1e-6)
+    assert scores(build_raw_protocol(None), pairs)["raw/rouge_l"] == pytest.approx(theirs, abs=1e-6)
 
 
 def test_meteor_is_nltks_mean(pairs: list[tuple[str, str]]) -> None:
@@ -118,7 +118,7 @@ def test_meteor_is_nltks_mean(pairs: list[tuple[str, str]]) -> None:
     assert version.startswith("WordNet 3")
     cut = Tokenizer13a()
     theirs = [meteor_score([cut(r).split()], cut(g).split(), wordnet=wordnet) for g, r in pairs]
-    ours = scores(raw_protocol(wordnet), pairs)
+    ours = scores(build_raw_protocol(wordnet), pairs)
     assert ours["raw/meteor"] == pytest.approx(np.mean(theirs), abs=1e-6)
     assert 0.1 < ours["raw/meteor"] < 0.6
     # fluid/liquid are synonyms and effusions/effusion share a stem: 2 of 2 words in one chunk, penalty .5 * (1/2)³
@@ -128,25 +128,25 @@ def test_meteor_is_nltks_mean(pairs: list[tuple[str, str]]) -> None:
 
 
 def test_an_identical_report_scores_1_and_a_missing_one_is_unscored() -> None:
-    protocol = raw_protocol(None)
-    sums: Sums = {}
-    protocol.count(sums, "No pleural effusion is seen.", "No pleural effusion is seen.", "a")
-    protocol.count(sums, None, "The heart is enlarged.", "b")
+    protocol = build_raw_protocol(None)
+    sums: MetricSums = {}
+    protocol.add_report(sums, "No pleural effusion is seen.", "No pleural effusion is seen.", "a")
+    protocol.add_report(sums, None, "The heart is enlarged.", "b")
     for metric in sums.values():
-        interval = metric.interval(seed=0)
+        interval = metric.compute_interval(seed=0)
         assert (interval.value, interval.n, interval.n_unscored, interval.clusters) == (1.0, 1, 1, 1)
 
 
 def test_an_empty_report_scores_0_but_is_scored() -> None:
-    sums: Sums = {}
-    raw_protocol(None).count(sums, "", "The heart is enlarged.", "a")
-    assert {metric.interval(seed=0).value for metric in sums.values()} == {0.0}
-    assert {metric.interval(seed=0).n for metric in sums.values()} == {1}
+    sums: MetricSums = {}
+    build_raw_protocol(None).add_report(sums, "", "The heart is enlarged.", "a")
+    assert {metric.compute_interval(seed=0).value for metric in sums.values()} == {0.0}
+    assert {metric.compute_interval(seed=0).n for metric in sums.values()} == {1}
 
 
 def test_bleu_by_hand() -> None:
     """ "no effusion seen" against "no effusion is seen": 3 of 3 words, 1 of 2 pairs, 3 words against 4."""
-    counts = np.array(bleu_counts(["no", "effusion", "seen"], ["no", "effusion", "is", "seen"]))
+    counts = np.array(count_bleu_ngrams(["no", "effusion", "seen"], ["no", "effusion", "is", "seen"]))
     brevity = math.exp(1 - 4 / 3)
     assert corpus_bleu(counts, order=1) == pytest.approx(brevity)
     assert corpus_bleu(counts, order=2) == pytest.approx(brevity * math.sqrt(1 * 1 / 2))
@@ -154,6 +154,6 @@ def test_bleu_by_hand() -> None:
 
 
 def test_f_beta_weighs_recall() -> None:
-    assert f_beta(0.5, 0.5, 1.2) == pytest.approx(0.5)
-    assert f_beta(0.2, 0.8, 1.2) > f_beta(0.8, 0.2, 1.2)
-    assert f_beta(0.0, 0.0, 1.2) == 0.0
+    assert f_beta_score(0.5, 0.5, 1.2) == pytest.approx(0.5)
+    assert f_beta_score(0.2, 0.8, 1.2) > f_beta_score(0.8, 0.2, 1.2)
+    assert f_beta_score(0.0, 0.0, 1.2) == 0.0

@@ -9,7 +9,7 @@ import pytest
 
 from clincot.cli.app import main
 from clincot.evaluation.report_text.score_files import score_reports
-from clincot.jsonl import BadRecord, write_records
+from clincot.jsonl import InvalidRecord, write_records
 from clincot.records import Study
 from tests.support import material
 
@@ -67,7 +67,7 @@ def test_files_that_do_not_go_together_are_refused(
 ) -> None:
     for name, texts in change.items():
         write(files[name], texts)
-    with pytest.raises(BadRecord, match=says):
+    with pytest.raises(InvalidRecord, match=says):
         score_reports(**files, resamples=20)
 
 
@@ -144,7 +144,7 @@ def test_report_text_metrics_on_iu(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         label="report-text metrics on IU",
         resamples=100,
     )
-    assert scores.table().startswith("report-text metrics on IU\n")
+    assert scores.render_table().startswith("report-text metrics on IU\n")
     rouge = scores.metrics["r2gen/rouge_l"]
     assert rouge.value is not None
     assert rouge.low is not None

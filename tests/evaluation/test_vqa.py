@@ -2,14 +2,14 @@ import pytest
 
 from clincot.evaluation.vqa import (
     answer_length,
+    grade_answer,
     is_correct,
-    llava_med_closed,
-    llava_med_open,
     says_yes,
+    score_llava_med_closed,
+    score_llava_med_open,
     token_set_f1,
-    verdict,
 )
-from clincot.text import normalise
+from clincot.text import normalize_text
 from tests.support.benchmark_builders import asked, study_of
 
 
@@ -42,12 +42,12 @@ from tests.support.benchmark_builders import asked, study_of
     ],
 )
 def test_normalise(text: str, expected: str) -> None:
-    assert normalise(text) == expected
+    assert normalize_text(text) == expected
 
 
 def test_normalise_does_not_change_what_is_normal_already() -> None:
     for text in ("The left lung.", "A", "two nodules", "<5 mm", "X-ray", "1,200.5 mL", "-"):
-        assert normalise(normalise(text)) == normalise(text)
+        assert normalize_text(normalize_text(text)) == normalize_text(text)
 
 
 class TestStrict:
@@ -79,9 +79,9 @@ class TestStrict:
 
     def test_a_report_is_neither_right_nor_wrong(self) -> None:
         question, reference = asked(study_of("film"), "Describe the findings.", "No effusion.", kind="report")
-        assert verdict("No effusion.", question, reference) is None
+        assert grade_answer("No effusion.", question, reference) is None
         closed, key = asked(study_of("film"), "Is there an effusion?", "no")
-        assert verdict("No.", closed, key) is True
+        assert grade_answer("No.", closed, key) is True
 
     def test_token_set_f1(self) -> None:
         # {left, lung} and {left, upper, lobe}: one word shared, 2*1 / (2+3)
@@ -109,60 +109,60 @@ class TestStrict:
 class TestLlavaMed:
     def test_counts_of_an_ordinary_answer(self) -> None:
         # candidate {left 1, upper 1, zone 1}, reference {left 1, upper 1, lobe 1}: tp 2, fp 1, fn 1
-        score = llava_med_open("left upper zone", "the left upper lobe")
+        score = score_llava_med_open("left upper zone", "the left upper lobe")
         assert score.recall == pytest.approx(2 / 3)
         assert score.precision == pytest.approx(2 / 3)
         assert score.f1 == pytest.approx(2 / 3)
 
     def test_quirk_repeating_a_shared_word_raises_recall(self) -> None:
         # tp = 4 candidate counts of "lung", fn = 1 ("left"): 4 / 5, where half of the reference's words were said
-        score = llava_med_open("lung lung lung lung", "left lung")
+        score = score_llava_med_open("lung lung lung lung", "left lung")
         assert score.recall == pytest.approx(0.8)
         assert score.precision == 1.0
         assert score.f1 == pytest.approx(2 * 0.8 / 1.8)
-        assert llava_med_open("lung", "left lung").recall == pytest.approx(0.5)
+        assert score_llava_med_open("lung", "left lung").recall == pytest.approx(0.5)
 
     def test_quirk_repetition_in_the_reference_is_not_asked_for(self) -> None:
         # "left" occurs in the candidate, so the reference's second "left" is no miss: tp 2, fn 0
-        assert llava_med_open("left right", "left left right").recall == 1.0
+        assert score_llava_med_open("left right", "left left right").recall == 1.0
 
     def test_quirk_naming_every_training_answer_has_full_recall(self) -> None:
         answers = ["left lung", "right lung", "cardiomegaly", "upper lobe"]
         everything = " ".join(answers)
-        assert all(llava_med_open(everything, answer).recall == 1.0 for answer in answers)
+        assert all(score_llava_med_open(everything, answer).recall == 1.0 for answer in answers)
         # 7 words said; "left lung" is answered by left 1 + lung 2 of them
-        assert llava_med_open(everything, "left lung").precision == pytest.approx(3 / 7)
+        assert score_llava_med_open(everything, "left lung").precision == pytest.approx(3 / 7)
         assert not any(is_correct(everything, answer, "open") for answer in answers)
 
     def test_nothing_shared_scores_zero(self) -> None:
         for prediction in ("right", "", "the"):
-            score = llava_med_open(prediction, "left lung")
+            score = score_llava_med_open(prediction, "left lung")
             assert (score.recall, score.precision, score.f1) == (0.0, 0.0, 0.0)
 
     def test_closed(self) -> None:
-        assert llava_med_closed("Yes, it is.", "yes")
-        assert llava_med_closed("No", "no")
-        assert not llava_med_closed("yes", "no")
-        assert not llava_med_closed("", "no")
+        assert score_llava_med_closed("Yes, it is.", "yes")
+        assert score_llava_med_closed("No", "no")
+        assert not score_llava_med_closed("yes", "no")
+        assert not score_llava_med_closed("", "no")
 
     def test_quirk_normal_contains_no(self) -> None:
-        assert llava_med_closed("normal", "no")
+        assert score_llava_med_closed("normal", "no")
         assert not is_correct("normal", "no", "closed")
-        assert llava_med_closed("yes, it is not small", "no")  # "not" contains it as well
+        assert score_llava_med_closed("yes, it is not small", "no")  # "not" contains it as well
 
     def test_quirk_yes_and_no_together_are_right_either_way(self) -> None:
-        assert llava_med_closed("yes no", "yes")
-        assert llava_med_closed("yes no", "no")
+        assert score_llava_med_closed("yes no", "yes")
+        assert score_llava_med_closed("yes no", "no")
 
     def test_quirk_a_right_answer_that_is_neither_yes_nor_no_is_wrong(self) -> None:
-        assert not llava_med_closed("left", "left")
+        assert not score_llava_med_closed("left", "left")
         assert is_correct("left", "left", "closed")
 
     def test_quirk_the_reference_need_only_be_part_of_a_word(self) -> None:
         """ "left" is in "cleft", and a yes stands beside it."""
-        assert llava_med_closed("yes, a cleft", "left")
-        assert llava_med_closed("yes", "ye")
+        assert score_llava_med_closed("yes, a cleft", "left")
+        assert score_llava_med_closed("yes", "ye")
 
     def test_quirk_such_an_answer_counts_once_a_yes_or_no_stands_beside_it(self) -> None:
-        assert llava_med_closed("no, left", "left")
-        assert llava_med_closed("normal", "normal")  # the "no" of "normal" itself
+        assert score_llava_med_closed("no, left", "left")
+        assert score_llava_med_closed("normal", "normal")  # the "no" of "normal" itself

@@ -6,10 +6,16 @@ from pathlib import Path
 
 import pytest
 
-from clincot.config import AnswerSection
-from clincot.generation.candidates import Ask, answer_regions, first_step, next_step, worded
-from clincot.geometry import WHOLE, box_of
-from clincot.prompts import prompt_digest
+from clincot.config import AnswerConfig
+from clincot.generation.candidates import (
+    GenerationRequest,
+    answer_regions,
+    plan_first_step,
+    plan_next_step,
+    render_step_question,
+)
+from clincot.geometry import WHOLE_IMAGE, box_from_xyxy
+from clincot.prompts import hash_prompt
 from clincot.records import Candidate, Question, Region, Study
 from tests.support.bright import BrightPolicy, ask, film
 
@@ -17,7 +23,7 @@ WORDS = [f"answer {n}" for n in range(50)]
 
 
 def region(question: Question, x: float, grounder: str = "windows") -> Region:
-    box = WHOLE if grounder == "whole" else box_of((x, 0.0, x + 0.25, 0.25))
+    box = WHOLE_IMAGE if grounder == "whole" else box_from_xyxy((x, 0.0, x + 0.25, 0.25))
     return Region(question=question.id, hypothesis="nodule", box=box, confidence=0.5, grounder=grounder)
 
 
@@ -30,13 +36,13 @@ def test_every_region_gets_one_candidate_in_order(study: Study, tmp_path: Path) 
     questions = [ask(study), ask(study, "Where?")]
     regions = [region(q, x, g) for q in questions for x, g in ((0.1, "windows"), (0.5, "written"), (0.0, "whole"))]
     policy = BrightPolicy(WORDS)
-    section = AnswerSection(batch_size=4, temperature=0.9)
-    made = list(answer_regions(first_step(questions, {study.id: study}, regions), tmp_path, policy, section))
+    section = AnswerConfig(batch_size=4, temperature=0.9)
+    made = list(answer_regions(plan_first_step(questions, {study.id: study}, regions), tmp_path, policy, section))
     assert [c.region for c in made] == [r.id for r in regions]
     assert [c.question for c in made] == [r.question for r in regions]
     assert [c.region_written for c in made] == [False, True, False] * 2
     assert {(c.step, c.parent, c.policy, c.temperature) for c in made} == {(0, "", "bright-policy", 0.9)}
-    assert {c.prompt for c in made} == {prompt_digest(policy.views)}
+    assert {c.prompt for c in made} == {hash_prompt(policy.views)}
     assert policy.batches == [4, 2]
     for candidate, asked in zip(made, policy.asked, strict=True):
         regions_turn = asked[1]
@@ -50,8 +56,8 @@ def test_an_answer_does_not_depend_on_what_else_is_asked(study: Study, tmp_path:
     regions = [region(question, x) for x in (0.1, 0.3, 0.5)]
 
     def answers(chosen: list[Region], seed: int = 0, batch_size: int = 8) -> dict[str, Candidate]:
-        section = AnswerSection(seed=seed, batch_size=batch_size)
-        asks = first_step([question], {study.id: study}, chosen)
+        section = AnswerConfig(seed=seed, batch_size=batch_size)
+        asks = plan_first_step([question], {study.id: study}, chosen)
         return {c.region: c for c in answer_regions(asks, tmp_path, BrightPolicy(WORDS), section)}
 
     everything = answers(regions)
@@ -63,21 +69,21 @@ def test_an_answer_does_not_depend_on_what_else_is_asked(study: Study, tmp_path:
 def test_regions_of_a_question_that_is_not_there_are_refused(study: Study) -> None:
     one, other = ask(study), ask(study, "Where?")
     with pytest.raises(ValueError, match=f"{other.id}.*not among the questions or out of order"):
-        list(first_step([one], {study.id: study}, [region(one, 0.1), region(other, 0.1)]))
+        list(plan_first_step([one], {study.id: study}, [region(one, 0.1), region(other, 0.1)]))
     with pytest.raises(ValueError, match="out of order"):
-        list(first_step([one, other], {study.id: study}, [region(other, 0.1), region(one, 0.1)]))
+        list(plan_first_step([one, other], {study.id: study}, [region(other, 0.1), region(one, 0.1)]))
 
 
 def test_a_steps_wording_keeps_other_braces(study: Study) -> None:
-    assert worded("{question} Why? {x}", ask(study, "Is there {a}?")) == "Is there {a}? Why? {x}"
+    assert render_step_question("{question} Why? {x}", ask(study, "Is there {a}?")) == "Is there {a}? Why? {x}"
 
 
-STEPS = AnswerSection(steps=("What is seen?", "{question}"), temperature=0.7)
+STEPS = AnswerConfig(steps=("What is seen?", "{question}"), temperature=0.7)
 
 
 def first(study: Study, folder: Path, question: Question, scores: list[float | None]) -> list:  # type: ignore[type-arg]
     regions = [region(question, 0.1 + 0.2 * n, "written" if n == 1 else "windows") for n in range(len(scores))]
-    asks = list(first_step([question], {study.id: study}, regions))
+    asks = list(plan_first_step([question], {study.id: study}, regions))
     made = list(answer_regions(asks, folder, BrightPolicy(WORDS), STEPS))
     return list(zip(asks, made, scores, strict=True))
 
@@ -86,7 +92,7 @@ def test_the_best_is_continued_from_everywhere_the_others_from_where_they_are(st
     """Scores .2, .9, .4: the second goes on from its own region and the two others, first and third from their own."""
     asked = first(study, tmp_path, ask(study), [0.2, 0.9, 0.4])
     regions = [a.region.id for a, _, _ in asked]
-    following = [(a.before[-1][1].id, a.region.id) for a in next_step(asked)]
+    following = [(a.before[-1][1].id, a.region.id) for a in plan_next_step(asked)]
     ids = [c.id for _, c, _ in asked]
     assert following == [
         (ids[0], regions[0]),
@@ -99,15 +105,15 @@ def test_the_best_is_continued_from_everywhere_the_others_from_where_they_are(st
 
 def test_unscored_candidates_end_and_nothing_scored_ends_the_chain(study: Study, tmp_path: Path) -> None:
     asked = first(study, tmp_path, ask(study), [None, 0.1, None])
-    assert {a.before[-1][1].id for a in next_step(asked)} == {asked[1][1].id}
-    assert list(next_step([(a, c, None) for a, c, _ in asked])) == []
-    assert list(next_step([])) == []
+    assert {a.before[-1][1].id for a in plan_next_step(asked)} == {asked[1][1].id}
+    assert list(plan_next_step([(a, c, None) for a, c, _ in asked])) == []
+    assert list(plan_next_step([])) == []
 
 
 def test_the_second_step_is_asked_after_the_first_as_context(study: Study, tmp_path: Path) -> None:
     asked = first(study, tmp_path, ask(study), [0.2, 0.9])
     policy = BrightPolicy(WORDS)
-    made = list(answer_regions(next_step(asked), tmp_path, policy, STEPS))
+    made = list(answer_regions(plan_next_step(asked), tmp_path, policy, STEPS))
     assert {c.step for c in made} == {1}
     assert [c.parent for c in made] == [asked[0][1].id, asked[1][1].id, asked[1][1].id]
     turns = policy.asked[1]  # the best one's own region, which the policy wrote
@@ -124,14 +130,14 @@ def test_the_second_step_is_asked_after_the_first_as_context(study: Study, tmp_p
 
 
 def test_a_third_step_has_both_before_it(study: Study, tmp_path: Path) -> None:
-    section = AnswerSection(steps=("A?", "B?", "C?"))
+    section = AnswerConfig(steps=("A?", "B?", "C?"))
     question = ask(study)
-    asks = list(first_step([question], {study.id: study}, [region(question, 0.1), region(question, 0.5)]))
-    scored: list[tuple[Ask, Candidate, float | None]] = []
+    asks = list(plan_first_step([question], {study.id: study}, [region(question, 0.1), region(question, 0.5)]))
+    scored: list[tuple[GenerationRequest, Candidate, float | None]] = []
     for _ in range(3):
         made = list(answer_regions(asks, tmp_path, BrightPolicy(WORDS), section))
         scored += [(a, c, 0.1 * n) for n, (a, c) in enumerate(zip(asks, made, strict=True))]
-        asks = list(next_step(scored))
+        asks = list(plan_next_step(scored))
     last = [c for _, c, _ in scored if c.step == 2]
     by_id = {c.id: c for _, c, _ in scored}
     assert last

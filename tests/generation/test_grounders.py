@@ -8,24 +8,32 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from clincot.generation.grounders import Random, Relevance, Windows, Written, mosaic, random_square, seed_of
-from clincot.geometry import WHOLE, box_of, covered, intersection_over_union
-from clincot.models.protocols import Grounded, Grounder, Sought
+from clincot.generation.grounders import (
+    RandomGrounder,
+    RelevanceGrounder,
+    WindowGrounder,
+    WrittenGrounder,
+    derive_seed,
+    draw_random_square,
+    stitch_tiles,
+)
+from clincot.geometry import WHOLE_IMAGE, box_from_xyxy, compute_coverage, compute_iou
+from clincot.models.protocols import GroundedRegion, Grounder, GroundingQuery
 from clincot.records import Question, Study
 from tests.support.bright import BrightPolicy, ask, film
 
 
 def ground(
     grounder: Grounder, study: Study, folder: Path, questions: list[Question], hypotheses: list[list[str]]
-) -> list[list[Grounded]]:
+) -> list[list[GroundedRegion]]:
     """All questions about one image."""
     pairs = zip(questions, hypotheses, strict=True)
-    return grounder.ground([Sought(study, question, tuple(listed)) for question, listed in pairs], folder)
+    return grounder.ground([GroundingQuery(study, question, tuple(listed)) for question, listed in pairs], folder)
 
 
 def test_windows_lie_a_stride_apart_and_touch_every_border() -> None:
     """Side .5, stride .5: corners at 0, .25 and .5 in both directions, in reading order."""
-    boxes = Windows(BrightPolicy(), sides=[0.5], stride=0.5).boxes
+    boxes = WindowGrounder(BrightPolicy(), sides=[0.5], stride=0.5).boxes
     corners = [(x, y) for y in (0.0, 0.25, 0.5) for x in (0.0, 0.25, 0.5)]
     assert [(b.x0, b.y0) for b in boxes] == corners
     assert all((b.x1 - b.x0, b.y1 - b.y0) == (0.5, 0.5) for b in boxes)
@@ -33,18 +41,18 @@ def test_windows_lie_a_stride_apart_and_touch_every_border() -> None:
 
 @pytest.mark.parametrize(("side", "stride"), [(0.25, 0.75), (0.3, 1.0), (0.33, 0.6), (0.9, 0.1)])
 def test_windows_leave_no_place_out(side: float, stride: float) -> None:
-    boxes = Windows(BrightPolicy(), sides=[side], stride=stride).boxes
+    boxes = WindowGrounder(BrightPolicy(), sides=[side], stride=stride).boxes
     grid = (np.arange(40) + 0.5) / 40
     seen = [any(b.x0 <= x <= b.x1 and b.y0 <= y <= b.y1 for b in boxes) for x in grid for y in grid]
     assert all(seen)
-    assert Windows(BrightPolicy(), sides=[1.0], stride=stride).boxes == [WHOLE]
+    assert WindowGrounder(BrightPolicy(), sides=[1.0], stride=stride).boxes == [WHOLE_IMAGE]
 
 
 def test_windows_find_the_bright_square(tmp_path: Path) -> None:
     """The square is 32 px = .25 of the film, on the corner (64, 32) px: window (.5, .25) of the grid of side .25 and
     stride 1 is exactly it, P(yes) = 1. Every other window is black."""
     study, square = film(tmp_path, "a.png", 64, 32)
-    grounder = Windows(BrightPolicy(), sides=[0.25], stride=1.0)
+    grounder = WindowGrounder(BrightPolicy(), sides=[0.25], stride=1.0)
     ((best, *others),) = ground(grounder, study, tmp_path, [ask(study)], [["nodule", "normal"]])
     assert best.box == square
     assert best.confidence == 1.0
@@ -58,7 +66,7 @@ def test_a_finding_that_two_questions_share_is_asked_once(tmp_path: Path) -> Non
     policy = BrightPolicy()
     questions = [ask(study), ask(study, "Where is the nodule?"), ask(study, "Is all well?")]
     lists = ground(
-        Windows(policy, sides=[0.5], stride=1.0),
+        WindowGrounder(policy, sides=[0.5], stride=1.0),
         study,
         tmp_path,
         questions,
@@ -71,8 +79,8 @@ def test_a_finding_that_two_questions_share_is_asked_once(tmp_path: Path) -> Non
 def test_windows_of_several_images_are_asked_together(tmp_path: Path) -> None:
     """Each image gets its own square; the policy is called once for both."""
     (one, first), (other, second) = film(tmp_path, "a.png", 64, 32), film(tmp_path, "b.png", 0, 96)
-    sought = [Sought(study, ask(study), ("nodule",)) for study in (one, other)]
-    found = Windows(BrightPolicy(), sides=[0.25], stride=1.0).ground(sought, tmp_path)
+    sought = [GroundingQuery(study, ask(study), ("nodule",)) for study in (one, other)]
+    found = WindowGrounder(BrightPolicy(), sides=[0.25], stride=1.0).ground(sought, tmp_path)
     assert [lists[0].box for lists in found] == [first, second]
 
 
@@ -82,7 +90,7 @@ def test_a_window_without_a_probability_is_left_out(tmp_path: Path) -> None:
             return [None if n == 0 else p for n, p in enumerate(super().p_yes(conversations))]
 
     study, square = film(tmp_path, "a.png", 0, 0, side=64)
-    (found,) = ground(Windows(Silent(), sides=[0.5], stride=1.0), study, tmp_path, [ask(study)], [["nodule"]])
+    (found,) = ground(WindowGrounder(Silent(), sides=[0.5], stride=1.0), study, tmp_path, [ask(study)], [["nodule"]])
     assert len(found) == 3
     assert square not in [g.box for g in found]
 
@@ -93,7 +101,7 @@ def test_relevance_finds_the_bright_square(tmp_path: Path) -> None:
     study, square = film(tmp_path, "a.png", 64, 32)
     policy = BrightPolicy()
     ((one,), ()) = ground(
-        Relevance(policy, quantile=0.9),
+        RelevanceGrounder(policy, quantile=0.9),
         study,
         tmp_path,
         [ask(study), ask(study, "All well?")],
@@ -108,11 +116,11 @@ def test_relevance_is_finer_than_its_tiles(tmp_path: Path) -> None:
     """A square of 16 px in the corner of the tile at (64, 32): 4 x 4 of its 8 x 8 patches are bright. P(yes) of the
     tile is 1/4, and so is the confidence; a square across two tiles is found as one region."""
     study, square = film(tmp_path, "a.png", 64, 32, side=16)
-    ((one,),) = ground(Relevance(BrightPolicy(), quantile=0.9), study, tmp_path, [ask(study)], [["nodule"]])
+    ((one,),) = ground(RelevanceGrounder(BrightPolicy(), quantile=0.9), study, tmp_path, [ask(study)], [["nodule"]])
     assert one.box == square
     assert one.confidence == pytest.approx(0.25, abs=0.01)
     study, square = film(tmp_path, "b.png", 56, 40, side=16)
-    ((one,),) = ground(Relevance(BrightPolicy(), quantile=0.9), study, tmp_path, [ask(study)], [["nodule"]])
+    ((one,),) = ground(RelevanceGrounder(BrightPolicy(), quantile=0.9), study, tmp_path, [ask(study)], [["nodule"]])
     assert one.box == square
 
 
@@ -125,19 +133,24 @@ def test_relevance_compares_hypotheses_by_what_the_policy_says_of_them(tmp_path:
             return [d * (p or 0.0) for d, p in zip(doubt, super().p_yes(conversations), strict=True)]
 
     study, square = film(tmp_path, "a.png", 64, 32)
-    (found,) = ground(Relevance(Doubtful(), quantile=0.9), study, tmp_path, [ask(study)], [["mass", "nodule"]])
+    (found,) = ground(RelevanceGrounder(Doubtful(), quantile=0.9), study, tmp_path, [ask(study)], [["mass", "nodule"]])
     assert [(g.hypothesis, g.box) for g in found] == [("nodule", square), ("mass", square)]
     assert [g.confidence for g in found] == pytest.approx([1.0, 0.2])
 
 
 def test_a_film_that_is_the_same_everywhere_has_no_relevant_place(tmp_path: Path) -> None:
     study, _ = film(tmp_path, "a.png", 0, 0, side=128)
-    assert ground(Relevance(BrightPolicy(), quantile=0.9), study, tmp_path, [ask(study)], [["nodule"]]) == [[]]
+    assert ground(RelevanceGrounder(BrightPolicy(), quantile=0.9), study, tmp_path, [ask(study)], [["nodule"]]) == [[]]
 
 
 def test_a_mosaic_puts_parts_where_they_lie_and_averages_where_they_overlap() -> None:
     """Left half 2, right half from 1/4 on 4: in columns 16 to 31 of 64 their mean, 3; below 1/2 nothing is known: 0."""
-    made = mosaic([(box_of((0, 0, 0.5, 0.5)), np.full((2, 2), 2.0)), (box_of((0.25, 0, 1, 0.5)), np.full((4, 4), 4.0))])
+    made = stitch_tiles(
+        [
+            (box_from_xyxy((0, 0, 0.5, 0.5)), np.full((2, 2), 2.0)),
+            (box_from_xyxy((0.25, 0, 1, 0.5)), np.full((4, 4), 4.0)),
+        ]
+    )
     assert made.shape == (64, 64)
     assert made[0].tolist() == [2.0] * 16 + [3.0] * 16 + [4.0] * 32
     assert made[31].tolist() == made[0].tolist()
@@ -148,10 +161,10 @@ def test_written_regions_are_read_and_what_is_no_box_is_counted(tmp_path: Path) 
     """Confidence: the tokens' probability, exp(-.5 - .25)."""
     study, _ = film(tmp_path, "a.png", 0, 0)
     policy = BrightPolicy(["[10, 20, 30, 40]", "nowhere", "[50, 50, 20, 60]"])
-    grounder = Written(policy, samples=12, temperature=1.0, seed=0)
+    grounder = WrittenGrounder(policy, samples=12, temperature=1.0, seed=0)
     questions = [ask(study), ask(study, "Where?")]
     lists = ground(grounder, study, tmp_path, questions, [["nodule"], []])
-    seeds = [[seed_of(0, q.id, n) % 3 for n in range(12)] for q in questions]
+    seeds = [[derive_seed(0, q.id, n) % 3 for n in range(12)] for q in questions]
     assert [len(found) for found in lists] == [s.count(0) for s in seeds]
     assert grounder.off_format == sum(s.count(1) + s.count(2) for s in seeds) > 0
     one = lists[0][0]
@@ -168,9 +181,9 @@ def test_a_question_draws_the_same_whatever_stands_beside_it(tmp_path: Path) -> 
     alone, beside, again = (
         ground(grounder, study, tmp_path, asked, [["nodule"]] * len(asked))[-1]
         for grounder, asked in (
-            (Written(BrightPolicy(words), samples=3, temperature=1.0, seed=0), [one]),
-            (Written(BrightPolicy(words), samples=3, temperature=1.0, seed=0), [other, one]),
-            (Written(BrightPolicy(words), samples=3, temperature=1.0, seed=1), [one]),
+            (WrittenGrounder(BrightPolicy(words), samples=3, temperature=1.0, seed=0), [one]),
+            (WrittenGrounder(BrightPolicy(words), samples=3, temperature=1.0, seed=0), [other, one]),
+            (WrittenGrounder(BrightPolicy(words), samples=3, temperature=1.0, seed=1), [one]),
         )
     )
     assert alone == beside
@@ -180,12 +193,12 @@ def test_a_question_draws_the_same_whatever_stands_beside_it(tmp_path: Path) -> 
 
 def test_random_squares_are_inside_of_the_side_asked_for_and_anywhere(tmp_path: Path) -> None:
     study, square = film(tmp_path, "a.png", 64, 32)
-    (found,) = ground(Random(count=200, side=0.25, seed=0), study, tmp_path, [ask(study)], [["nodule"]])
+    (found,) = ground(RandomGrounder(count=200, side=0.25, seed=0), study, tmp_path, [ask(study)], [["nodule"]])
     for g in found:
         assert (g.box.x1 - g.box.x0, g.box.y1 - g.box.y0) == pytest.approx((0.25, 0.25), abs=2e-4)
-    centres = np.array([g.box.centre for g in found])
+    centres = np.array([g.box.center for g in found])
     # uniform in [.125, .875]: mean .5, standard deviation .75 / sqrt(12) = .2165, of the mean of 200: .0153
     assert centres.mean(0) == pytest.approx((0.5, 0.5), abs=4 * 0.0153)
-    assert min(intersection_over_union(square, g.box) for g in found) == 0
-    assert max(covered(square, by=g.box) for g in found) > 0.5
-    assert random_square(3, 1.0) == WHOLE
+    assert min(compute_iou(square, g.box) for g in found) == 0
+    assert max(compute_coverage(square, by=g.box) for g in found) > 0.5
+    assert draw_random_square(3, 1.0) == WHOLE_IMAGE

@@ -17,9 +17,9 @@ from PIL import Image
 
 from clincot.errors import ModelFailed
 from clincot.generation.http_grounder import HttpGrounder
-from clincot.geometry import box_of
-from clincot.jsonl import file_digest
-from clincot.models.protocols import Grounded, Sought
+from clincot.geometry import box_from_xyxy
+from clincot.jsonl import hash_files
+from clincot.models.protocols import GroundedRegion, GroundingQuery
 from clincot.records import Question, Study
 from tests.support.http_server import Reply, Request, Server, free_port, serving
 
@@ -33,12 +33,12 @@ def study(tmp_path: Path) -> Study:
     pixels = np.full((HEIGHT, WIDTH), 30, dtype=np.uint8)
     pixels[5:10, 10:20] = 240
     Image.fromarray(pixels).save(tmp_path / "film.png")
-    return Study(image="film.png", sha256=file_digest(tmp_path / "film.png"), width=WIDTH, height=HEIGHT)
+    return Study(image="film.png", sha256=hash_files(tmp_path / "film.png"), width=WIDTH, height=HEIGHT)
 
 
 def ground(server: Server, study: Study, folder: Path, *hypotheses: Sequence[str], **options: Any) -> Any:
     questions = [Question(study=study.id, text=f"Question {n}?", kind="open") for n in range(len(hypotheses))]
-    sought = [Sought(study, question, tuple(h)) for question, h in zip(questions, hypotheses, strict=True)]
+    sought = [GroundingQuery(study, question, tuple(h)) for question, h in zip(questions, hypotheses, strict=True)]
     return HttpGrounder(f"{server.url}/ground", **options).ground(sought, folder)
 
 
@@ -70,7 +70,7 @@ def test_a_server_that_finds_what_is_bright(study: Study, tmp_path: Path) -> Non
 
     with serving(bright) as server:
         found = ground(server, study, tmp_path, ["nodule", "normal"])
-    assert found == [[Grounded("nodule", box_of((0.25, 0.25, 0.5, 0.5)), 0.9)]]
+    assert found == [[GroundedRegion("nodule", box_from_xyxy((0.25, 0.25, 0.5, 0.5)), 0.9)]]
 
 
 def test_one_request_serves_all_questions_of_an_image(study: Study, tmp_path: Path) -> None:
@@ -87,11 +87,11 @@ def test_one_request_serves_all_questions_of_an_image(study: Study, tmp_path: Pa
     assert request.body["hypotheses"] == ["effusion", "nodule"]
     # 0.7 twice: the tie goes to the left one
     nodules = [
-        Grounded("nodule", box_of((0.0, 0.0, 0.2, 0.2)), 0.7),
-        Grounded("nodule", box_of((0.5, 0.0, 1.0, 0.5)), 0.7),
-        Grounded("nodule", box_of((0.0, 0.5, 0.5, 1.0)), 0.2),
+        GroundedRegion("nodule", box_from_xyxy((0.0, 0.0, 0.2, 0.2)), 0.7),
+        GroundedRegion("nodule", box_from_xyxy((0.5, 0.0, 1.0, 0.5)), 0.7),
+        GroundedRegion("nodule", box_from_xyxy((0.0, 0.5, 0.5, 1.0)), 0.2),
     ]
-    effusion = Grounded("effusion", box_of((0.0, 0.0, 0.5, 0.5)), 0.4)
+    effusion = GroundedRegion("effusion", box_from_xyxy((0.0, 0.0, 0.5, 0.5)), 0.4)
     assert found == [nodules, [*nodules[:2], effusion, nodules[2]], []]
 
 
@@ -121,8 +121,8 @@ def test_a_mask_becomes_the_boxes_of_its_components(study: Study, tmp_path: Path
     with serving(replying({"hypothesis": "nodule", "mask": png(mask)})) as server:
         [found] = ground(server, study, tmp_path, ["nodule"])
     assert found == [
-        Grounded("nodule", box_of((0.1, 0.1, 0.3, 0.3)), 1.0),
-        Grounded("nodule", box_of((0.5, 0.5, 0.6, 0.6)), 0.7),
+        GroundedRegion("nodule", box_from_xyxy((0.1, 0.1, 0.3, 0.3)), 1.0),
+        GroundedRegion("nodule", box_from_xyxy((0.5, 0.5, 0.6, 0.6)), 0.7),
     ]
 
 
@@ -132,7 +132,7 @@ def test_a_one_bit_mask_with_a_confidence(study: Study, tmp_path: Path) -> None:
     region = {"hypothesis": "nodule", "mask": png(mask, "1"), "confidence": 0.35}
     with serving(replying(region)) as server:
         assert ground(server, study, tmp_path, ["nodule"]) == [
-            [Grounded("nodule", box_of((0.25, 0.25, 0.5, 0.5)), 0.35)]
+            [GroundedRegion("nodule", box_from_xyxy((0.25, 0.25, 0.5, 0.5)), 0.35)]
         ]
 
 
@@ -176,7 +176,7 @@ def test_what_float32_leaves_is_not_outside(study: Study, tmp_path: Path) -> Non
     """A box has four decimals: 1.0000001 is 1."""
     with serving(replying(box(-1e-7, 0.5, 1.0000001, 1.0))) as server:
         [[found]] = ground(server, study, tmp_path, ["nodule"])
-    assert found.box == box_of((0.0, 0.5, 1.0, 1.0))
+    assert found.box == box_from_xyxy((0.0, 0.5, 1.0, 1.0))
 
 
 @pytest.mark.parametrize(

@@ -8,9 +8,9 @@ import sys
 
 import pytest
 
-from clincot.generation.hypotheses import FINDINGS, VOCABULARIES, hypotheses
+from clincot.generation.hypotheses import FINDINGS, VOCABULARIES, choose_hypotheses
 from clincot.synthetic.lesions import FINDINGS as BENCHMARK
-from clincot.synthetic.question_templates import ANSWERS, SUBJECTS, wordings
+from clincot.synthetic.question_templates import TOPIC_ANSWERS, TOPIC_FINDINGS, list_wordings
 
 
 @pytest.mark.parametrize(
@@ -37,7 +37,7 @@ from clincot.synthetic.question_templates import ANSWERS, SUBJECTS, wordings
 )
 def test_findings_that_a_question_names(question: str, named: tuple[str, ...]) -> None:
     for modality in ("", "chest x-ray", "head CT or MR"):
-        assert hypotheses(question, modality=modality) == (*named, "normal")
+        assert choose_hypotheses(question, modality=modality) == (*named, "normal")
 
 
 @pytest.mark.parametrize(
@@ -46,7 +46,7 @@ def test_findings_that_a_question_names(question: str, named: tuple[str, ...]) -
 )
 def test_words_match_whole(question: str) -> None:
     """ "massive" is no mass, "cystoscopy" no cyst: nothing is named, so the vocabulary is listed."""
-    assert hypotheses(question, modality="knee x-ray") == hypotheses("?", modality="knee x-ray")
+    assert choose_hypotheses(question, modality="knee x-ray") == choose_hypotheses("?", modality="knee x-ray")
 
 
 CHEST = ("nodule", "pleural effusion", "consolidation", "pneumothorax", "cardiomegaly", "normal")
@@ -54,37 +54,44 @@ CHEST = ("nodule", "pleural effusion", "consolidation", "pneumothorax", "cardiom
 
 @pytest.mark.parametrize("modality", ["chest x-ray", "rendered radiograph", "CXR", "X-ray", "CT thorax", "XRAY"])
 def test_a_radiograph_is_searched_for_the_findings_of_a_chest(modality: str) -> None:
-    assert hypotheses("What is the finding?", modality=modality) == CHEST
+    assert choose_hypotheses("What is the finding?", modality=modality) == CHEST
 
 
 def test_the_limit_counts_normal() -> None:
-    assert hypotheses("What is the finding?", modality="CXR", limit=3) == ("nodule", "pleural effusion", "normal")
-    assert hypotheses("Nodule, mass, cyst or edema?", limit=3) == ("nodule", "mass", "normal")
-    assert hypotheses("Nodule?", limit=1) == ("normal",)
-    assert hypotheses("?", modality="CXR", limit=500) == (*VOCABULARIES["chest"], "normal")
+    assert choose_hypotheses("What is the finding?", modality="CXR", limit=3) == (
+        "nodule",
+        "pleural effusion",
+        "normal",
+    )
+    assert choose_hypotheses("Nodule, mass, cyst or edema?", limit=3) == ("nodule", "mass", "normal")
+    assert choose_hypotheses("Nodule?", limit=1) == ("normal",)
+    assert choose_hypotheses("?", modality="CXR", limit=500) == (*VOCABULARIES["chest"], "normal")
     with pytest.raises(ValueError, match="got a limit of 0"):
-        hypotheses("Nodule?", limit=0)
+        choose_hypotheses("Nodule?", limit=0)
 
 
 def test_organs_of_the_question_come_first() -> None:
-    assert hypotheses("Is the heart enlarged?", modality="CXR", limit=3) == ("cardiomegaly", "nodule", "normal")
-    assert hypotheses("Are the ribs intact?", modality="CXR", limit=2) == ("rib fracture", "normal")
-    assert hypotheses("Are the kidneys normal?", modality="abdominal CT", limit=3)[:2] == ("renal cyst", "kidney stone")
+    assert choose_hypotheses("Is the heart enlarged?", modality="CXR", limit=3) == ("cardiomegaly", "nodule", "normal")
+    assert choose_hypotheses("Are the ribs intact?", modality="CXR", limit=2) == ("rib fracture", "normal")
+    assert choose_hypotheses("Are the kidneys normal?", modality="abdominal CT", limit=3)[:2] == (
+        "renal cyst",
+        "kidney stone",
+    )
 
 
 def test_the_question_tells_the_place_where_the_modality_does_not() -> None:
-    assert hypotheses("What is in the liver?")[0] == "liver lesion"
-    assert hypotheses("Which lobe of the brain is it?", modality="CT")[:-1] == VOCABULARIES["head CT"][:5]
-    assert hypotheses("What is wrong with the brain on this MRI?")[:-1] == VOCABULARIES["brain MR"][:5]
-    assert hypotheses("Where is it?", modality="knee x-ray")[:-1] == VOCABULARIES["general"][:5]
-    assert hypotheses("Where is it?")[:-1] == VOCABULARIES["general"][:5]
-    assert hypotheses("Where is it in the wrist?", modality="x-ray")[:-1] == VOCABULARIES["general"][:5]
-    assert hypotheses("¿Dónde está? 在哪里")[:-1] == VOCABULARIES["general"][:5]
+    assert choose_hypotheses("What is in the liver?")[0] == "liver lesion"
+    assert choose_hypotheses("Which lobe of the brain is it?", modality="CT")[:-1] == VOCABULARIES["head CT"][:5]
+    assert choose_hypotheses("What is wrong with the brain on this MRI?")[:-1] == VOCABULARIES["brain MR"][:5]
+    assert choose_hypotheses("Where is it?", modality="knee x-ray")[:-1] == VOCABULARIES["general"][:5]
+    assert choose_hypotheses("Where is it?")[:-1] == VOCABULARIES["general"][:5]
+    assert choose_hypotheses("Where is it in the wrist?", modality="x-ray")[:-1] == VOCABULARIES["general"][:5]
+    assert choose_hypotheses("¿Dónde está? 在哪里")[:-1] == VOCABULARIES["general"][:5]
 
 
 def test_a_head_that_may_be_ct_or_mr_gets_both_in_turn() -> None:
     """VQA-RAD says no more than that. CT: hemorrhage, infarct, mass; MR: brain tumor, infarct, white matter lesion."""
-    assert hypotheses("What is the pathology?", modality="head CT or MR", limit=6) == (
+    assert choose_hypotheses("What is the pathology?", modality="head CT or MR", limit=6) == (
         "hemorrhage",
         "brain tumor",
         "infarct",
@@ -97,20 +104,20 @@ def test_a_head_that_may_be_ct_or_mr_gets_both_in_turn() -> None:
 @pytest.mark.parametrize("finding", BENCHMARK)
 def test_every_question_of_the_benchmark_is_given_its_own_finding(finding: str) -> None:
     """A question that names a finding gets it; one that asks which (no finding named) gets all five."""
-    for topic, subjects in SUBJECTS.items():
-        for _, text in wordings(topic, finding if finding in subjects else next(iter(subjects))):
-            named = hypotheses(text, modality="rendered radiograph")
+    for topic, subjects in TOPIC_FINDINGS.items():
+        for _, text in list_wordings(topic, finding if finding in subjects else next(iter(subjects))):
+            named = choose_hypotheses(text, modality="rendered radiograph")
             if finding in subjects:
                 assert named == (finding, "normal"), text
             if "" in subjects:
                 assert named == CHEST, text
-    assert set(CHEST[:-1]) == set(BENCHMARK) == set(ANSWERS["which finding"])
+    assert set(CHEST[:-1]) == set(BENCHMARK) == set(TOPIC_ANSWERS["which finding"])
 
 
 @pytest.mark.parametrize("finding", FINDINGS)
 def test_every_finding_is_found_by_its_name_its_plural_and_its_synonyms(finding: str) -> None:
     for term in (finding, *FINDINGS[finding]):
-        assert hypotheses(f"Is there {term.upper()}?") == (finding, "normal"), term
+        assert choose_hypotheses(f"Is there {term.upper()}?") == (finding, "normal"), term
 
 
 def test_the_vocabularies_hold_known_findings_once() -> None:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from clincot.generation.masks import best_first, deduplicate, regions_of_map, regions_of_mask
-from clincot.geometry import Box, box_of
-from clincot.models.protocols import Grounded
+from clincot.generation.masks import deduplicate_regions, extract_map_regions, extract_mask_regions, sort_by_confidence
+from clincot.geometry import Box, box_from_xyxy
+from clincot.models.protocols import GroundedRegion
 
 
 def test_a_map_with_two_places() -> None:
@@ -17,9 +17,9 @@ def test_a_map_with_two_places() -> None:
     relevance = np.zeros((10, 10), dtype=np.float32)
     relevance[2, 4:8], relevance[3, 4:8] = 4, 2
     relevance[8, 0:2] = (1, 3)
-    assert regions_of_map(relevance, quantile=0.9) == [
-        (box_of((0.4, 0.2, 0.8, 0.4)), 0.75),
-        (box_of((0.0, 0.8, 0.2, 0.9)), 0.5),
+    assert extract_map_regions(relevance, quantile=0.9) == [
+        (box_from_xyxy((0.4, 0.2, 0.8, 0.4)), 0.75),
+        (box_from_xyxy((0.0, 0.8, 0.2, 0.9)), 0.5),
     ]
 
 
@@ -29,30 +29,30 @@ def test_a_higher_quantile_keeps_less() -> None:
     relevance = np.zeros((10, 10), dtype=np.float32)
     relevance[2, 4:8], relevance[3, 4:8] = 4, 2
     relevance[8, 0:2] = (1, 3)
-    assert regions_of_map(relevance, quantile=0.96) == [(box_of((0.4, 0.2, 0.8, 0.3)), 1.0)]
+    assert extract_map_regions(relevance, quantile=0.96) == [(box_from_xyxy((0.4, 0.2, 0.8, 0.3)), 1.0)]
 
 
 def test_what_speaks_against_is_no_region() -> None:
     """Negative values are below 0 whatever the quantile; one positive value is left: row 1, column 2 of 4 x 4."""
     relevance = np.full((4, 4), -1.0)
     relevance[1, 2] = 0.5
-    assert regions_of_map(relevance, quantile=0.0) == [(box_of((0.5, 0.25, 0.75, 0.5)), 1.0)]
-    assert regions_of_map(np.linspace(-2, -1, 16).reshape(4, 4), quantile=0.5) == []
+    assert extract_map_regions(relevance, quantile=0.0) == [(box_from_xyxy((0.5, 0.25, 0.75, 0.5)), 1.0)]
+    assert extract_map_regions(np.linspace(-2, -1, 16).reshape(4, 4), quantile=0.5) == []
 
 
 def test_a_map_that_is_the_same_everywhere_says_nothing() -> None:
-    assert regions_of_map(np.ones((5, 5)), quantile=0.9) == []
-    assert regions_of_map(np.zeros((5, 5)), quantile=0.9) == []
+    assert extract_map_regions(np.ones((5, 5)), quantile=0.9) == []
+    assert extract_map_regions(np.zeros((5, 5)), quantile=0.9) == []
 
 
 def test_the_scale_of_a_map_does_not_matter() -> None:
     relevance = np.random.default_rng(0).normal(size=(12, 12))
-    assert regions_of_map(relevance * 1e-6, quantile=0.8) == regions_of_map(relevance, quantile=0.8)
+    assert extract_map_regions(relevance * 1e-6, quantile=0.8) == extract_map_regions(relevance, quantile=0.8)
 
 
 def test_confidences_are_in_the_unit_interval_and_best_first() -> None:
     for seed in range(20):
-        found = regions_of_map(np.random.default_rng(seed).normal(size=(16, 12)).astype(np.float32), quantile=0.7)
+        found = extract_map_regions(np.random.default_rng(seed).normal(size=(16, 12)).astype(np.float32), quantile=0.7)
         confidences = [confidence for _, confidence in found]
         assert len(found) > 1
         assert confidences == sorted(confidences, reverse=True)
@@ -63,7 +63,7 @@ def test_rows_and_columns_of_a_map_that_is_not_square() -> None:
     """2 rows, 5 columns; row 1, columns 3-4: x from 3/5 to 1, y from 1/2 to 1."""
     relevance = np.zeros((2, 5))
     relevance[1, 3:5] = 1
-    assert regions_of_map(relevance, quantile=0.5) == [(box_of((0.6, 0.5, 1.0, 1.0)), 1.0)]
+    assert extract_map_regions(relevance, quantile=0.5) == [(box_from_xyxy((0.6, 0.5, 1.0, 1.0)), 1.0)]
 
 
 @pytest.mark.parametrize(
@@ -77,7 +77,7 @@ def test_rows_and_columns_of_a_map_that_is_not_square() -> None:
 )
 def test_what_is_no_map(relevance: np.ndarray, quantile: float, said: str) -> None:
     with pytest.raises(ValueError, match=said):
-        regions_of_map(relevance, quantile=quantile)
+        extract_map_regions(relevance, quantile=quantile)
 
 
 def test_pixels_that_touch_at_a_corner_are_one_component() -> None:
@@ -86,9 +86,9 @@ def test_pixels_that_touch_at_a_corner_are_one_component() -> None:
     mask[0, 0] = mask[1, 1] = mask[3, 3] = True
     relevance = np.zeros((4, 4))
     relevance[0, 0], relevance[1, 1], relevance[3, 3] = 1.0, 0.5, 0.25
-    assert regions_of_mask(mask, relevance) == [
-        (box_of((0.0, 0.0, 0.5, 0.5)), 0.75),
-        (box_of((0.75, 0.75, 1.0, 1.0)), 0.25),
+    assert extract_mask_regions(mask, relevance) == [
+        (box_from_xyxy((0.0, 0.0, 0.5, 0.5)), 0.75),
+        (box_from_xyxy((0.75, 0.75, 1.0, 1.0)), 0.25),
     ]
 
 
@@ -98,9 +98,9 @@ def test_a_component_inside_the_box_of_another_keeps_its_own_mean() -> None:
     mask[0], mask[4], mask[:, 0], mask[:, 4], mask[2, 2] = True, True, True, True, True
     relevance = np.where(mask, 0.5, 0.0)
     relevance[2, 2] = 1.0
-    assert regions_of_mask(mask, relevance) == [
-        (box_of((0.4, 0.4, 0.6, 0.6)), 1.0),
-        (box_of((0.0, 0.0, 1.0, 1.0)), 0.5),
+    assert extract_mask_regions(mask, relevance) == [
+        (box_from_xyxy((0.4, 0.4, 0.6, 0.6)), 1.0),
+        (box_from_xyxy((0.0, 0.0, 1.0, 1.0)), 0.5),
     ]
 
 
@@ -108,53 +108,53 @@ def test_small_components_are_dropped() -> None:
     """Areas of 4, 3 and 1 of 100 pixels; at least 3 % leaves the first two."""
     mask = np.zeros((10, 10), dtype=bool)
     mask[0, 0:4] = mask[3, 0:3] = mask[6, 0] = True
-    found = regions_of_mask(mask, mask.astype(float), min_area=0.03)
-    assert [box for box, _ in found] == [box_of((0.0, 0.0, 0.4, 0.1)), box_of((0.0, 0.3, 0.3, 0.4))]
+    found = extract_mask_regions(mask, mask.astype(float), min_area=0.03)
+    assert [box for box, _ in found] == [box_from_xyxy((0.0, 0.0, 0.4, 0.1)), box_from_xyxy((0.0, 0.3, 0.3, 0.4))]
 
 
 def test_mask_and_relevance_of_two_shapes_are_refused() -> None:
     with pytest.raises(ValueError, match=r"got \(2, 2\) and \(2, 3\)"):
-        regions_of_mask(np.ones((2, 2), dtype=bool), np.ones((2, 3)))
+        extract_mask_regions(np.ones((2, 2), dtype=bool), np.ones((2, 3)))
 
 
-A = box_of((0.0, 0.0, 0.4, 0.4))
-NEAR_A = box_of((0.1, 0.0, 0.4, 0.4))  # inside A: 0.12 / 0.16 = 0.75
-FAR = box_of((0.6, 0.6, 0.9, 0.9))
+A = box_from_xyxy((0.0, 0.0, 0.4, 0.4))
+NEAR_A = box_from_xyxy((0.1, 0.0, 0.4, 0.4))  # inside A: 0.12 / 0.16 = 0.75
+FAR = box_from_xyxy((0.6, 0.6, 0.9, 0.9))
 
 
-def found(box: Box, confidence: float = 0.5, hypothesis: str = "nodule") -> Grounded:
-    return Grounded(hypothesis, box, confidence)
+def found(box: Box, confidence: float = 0.5, hypothesis: str = "nodule") -> GroundedRegion:
+    return GroundedRegion(hypothesis, box, confidence)
 
 
 def test_near_duplicates_are_merged_into_the_earlier_one() -> None:
     """IoU 0.75: one region at 0.7, two at 0.8. The order is kept: the caller puts the best first."""
-    assert deduplicate([found(NEAR_A, 0.2), found(FAR), found(A, 0.9)], 0.7) == [found(NEAR_A, 0.2), found(FAR)]
-    assert deduplicate([found(A), found(NEAR_A)], 0.8) == [found(A), found(NEAR_A)]
+    assert deduplicate_regions([found(NEAR_A, 0.2), found(FAR), found(A, 0.9)], 0.7) == [found(NEAR_A, 0.2), found(FAR)]
+    assert deduplicate_regions([found(A), found(NEAR_A)], 0.8) == [found(A), found(NEAR_A)]
 
 
 def test_equal_boxes_are_one_region_whatever_the_overlap_allowed() -> None:
-    assert deduplicate([found(A, 0.9, "mass"), found(A, 0.8)], 1.0) == [found(A, 0.9, "mass")]
+    assert deduplicate_regions([found(A, 0.9, "mass"), found(A, 0.8)], 1.0) == [found(A, 0.9, "mass")]
 
 
 def test_at_zero_only_regions_that_share_nothing_are_kept() -> None:
-    assert deduplicate([found(A), found(NEAR_A), found(FAR)], 0.0) == [found(A), found(FAR)]
+    assert deduplicate_regions([found(A), found(NEAR_A), found(FAR)], 0.0) == [found(A), found(FAR)]
 
 
 def test_a_duplicate_of_a_duplicate_is_compared_with_what_was_kept() -> None:
     """a-b and b-c overlap, a-c do not: b goes, c stays. Each 0.4 wide, 0.1 apart: IoU 0.3 / 0.5 = 0.6, and a-c
     0.2 / 0.6 = 0.33."""
-    a, b, c = (found(box_of((x, 0.0, x + 0.4, 1.0))) for x in (0.0, 0.1, 0.2))
-    assert deduplicate([a, b, c], 0.5) == [a, c]
+    a, b, c = (found(box_from_xyxy((x, 0.0, x + 0.4, 1.0))) for x in (0.0, 0.1, 0.2))
+    assert deduplicate_regions([a, b, c], 0.5) == [a, c]
 
 
 def test_no_regions_and_a_wrong_overlap() -> None:
-    assert deduplicate([], 0.5) == []
+    assert deduplicate_regions([], 0.5) == []
     with pytest.raises(ValueError, match=r"got 1\.5"):
-        deduplicate([], 1.5)
+        deduplicate_regions([], 1.5)
 
 
 def test_best_first_does_not_depend_on_the_order_given() -> None:
     """By confidence, then the leftmost, then by name."""
     ranked = [found(FAR, 0.9), found(A, 0.5, "mass"), found(A, 0.5, "nodule"), found(NEAR_A, 0.5), found(A, 0.1)]
-    assert best_first(ranked) == ranked
-    assert best_first(reversed(ranked)) == ranked
+    assert sort_by_confidence(ranked) == ranked
+    assert sort_by_confidence(reversed(ranked)) == ranked

@@ -8,20 +8,20 @@ from pathlib import Path
 
 import pytest
 
-from clincot.batching import UNIT
-from clincot.config import ProposeSection
-from clincot.generation.regions import grounder_named, grounders_of, propose_regions
-from clincot.geometry import WHOLE, intersection_over_union
-from clincot.models.protocols import Grounded, Sought
+from clincot.batching import BLOCK_SIZE
+from clincot.config import ProposeConfig
+from clincot.generation.regions import build_grounder, build_grounders, propose_regions
+from clincot.geometry import WHOLE_IMAGE, compute_iou
+from clincot.models.protocols import GroundedRegion, GroundingQuery
 from clincot.records import Region
 from tests.support.bright import BrightPolicy, ask, film
 
 
-def regions(section: ProposeSection, folder: Path, policy: BrightPolicy | None = None) -> list[Region]:
+def regions(section: ProposeConfig, folder: Path, policy: BrightPolicy | None = None) -> list[Region]:
     one, _ = film(folder, "a.png", 64, 32)
     other, _ = film(folder, "b.png", 0, 64)
     asked = [ask(one), ask(one, "Where is the nodule?"), ask(other)]
-    grounders = grounders_of(section, policy or BrightPolicy())
+    grounders = build_grounders(section, policy or BrightPolicy())
     return list(propose_regions(asked, {s.id: s for s in (one, other)}, folder, grounders, section))
 
 
@@ -30,34 +30,34 @@ def by_question(found: list[Region]) -> list[list[Region]]:
 
 
 def test_the_whole_image_is_always_there_and_last(tmp_path: Path) -> None:
-    section = ProposeSection(grounders={"windows": 2, "written": 2, "random": 1}, window_sides=(0.25,))
+    section = ProposeConfig(grounders={"windows": 2, "written": 2, "random": 1}, window_sides=(0.25,))
     lists = by_question(regions(section, tmp_path, BrightPolicy(["nowhere"])))
     assert len(lists) == 3
     for found in lists:
         assert [r.grounder for r in found] == ["windows", "windows", "random", "whole"]
-        assert found[-1].box == WHOLE
+        assert found[-1].box == WHOLE_IMAGE
         assert found[-1].hypothesis == "whole image"
 
 
 def test_no_grounder_at_all_leaves_the_whole_image(tmp_path: Path) -> None:
-    assert [r.box for r in regions(ProposeSection(grounders={}), tmp_path)] == [WHOLE] * 3
+    assert [r.box for r in regions(ProposeConfig(grounders={}), tmp_path)] == [WHOLE_IMAGE] * 3
 
 
 def test_the_best_window_comes_first(tmp_path: Path) -> None:
-    section = ProposeSection(grounders={"windows": 1}, window_sides=(0.25,), window_stride=1.0, hypotheses=2)
+    section = ProposeConfig(grounders={"windows": 1}, window_sides=(0.25,), window_stride=1.0, hypotheses=2)
     boxes = [found[0].box.xyxy for found in by_question(regions(section, tmp_path))]
     assert boxes == [(0.5, 0.25, 0.75, 0.5)] * 2 + [(0.0, 0.5, 0.25, 0.75)]
 
 
 def test_near_duplicates_are_merged_among_tools_and_not_with_what_the_policy_wrote(tmp_path: Path) -> None:
     """The policy writes the square of the first film itself: kept beside the window, because it is an action."""
-    section = ProposeSection(
+    section = ProposeConfig(
         grounders={"windows": 3, "written": 3}, window_sides=(0.25,), window_stride=0.25, merge_iou=0.3, hypotheses=2
     )
     found = by_question(regions(section, tmp_path, BrightPolicy(["[50, 25, 75, 50]"])))[0]
     assert [r.grounder for r in found] == ["windows"] * 3 + ["written", "whole"]  # three equal boxes are one
     tools = [r.box for r in found if r.grounder == "windows"]
-    assert all(intersection_over_union(a, b) <= 0.3 for a in tools for b in tools if a != b)
+    assert all(compute_iou(a, b) <= 0.3 for a in tools for b in tools if a != b)
     assert len(set(tools)) == 3
     assert found[3].box == tools[0]
     assert len({r.id for r in found}) == len(found)
@@ -68,7 +68,7 @@ def test_a_second_tool_gives_only_what_the_first_has_not(tmp_path: Path) -> None
     kept once; a window of side .5 is another region than relevance's."""
 
     def found(side: float) -> list[tuple[str, float]]:
-        section = ProposeSection(
+        section = ProposeConfig(
             grounders={"relevance": 1, "windows": 1}, window_sides=(side,), window_stride=1.0, hypotheses=2
         )
         return [(r.grounder, r.confidence) for r in by_question(regions(section, tmp_path))[0]]
@@ -84,19 +84,19 @@ def test_regions_stream_batch_by_batch(tmp_path: Path) -> None:
     class Watching:
         name = "watching"
 
-        def ground(self, sought: Sequence[Sought], folder: Path) -> list[list[Grounded]]:
+        def ground(self, sought: Sequence[GroundingQuery], folder: Path) -> list[list[GroundedRegion]]:
             asked.append(len(sought))
             return [[] for _ in sought]
 
     study, _ = film(tmp_path, "a.png", 0, 0)
-    questions = [ask(study, f"Question {n}?") for n in range(UNIT + 1)]
-    stream = propose_regions(questions, {study.id: study}, tmp_path, [(Watching(), 1)], ProposeSection())
+    questions = [ask(study, f"Question {n}?") for n in range(BLOCK_SIZE + 1)]
+    stream = propose_regions(questions, {study.id: study}, tmp_path, [(Watching(), 1)], ProposeConfig())
     next(stream)
-    assert asked == [UNIT]
-    assert len(list(stream)) == UNIT  # the whole image of every other question
-    assert asked == [UNIT, 1]
+    assert asked == [BLOCK_SIZE]
+    assert len(list(stream)) == BLOCK_SIZE  # the whole image of every other question
+    assert asked == [BLOCK_SIZE, 1]
 
 
 def test_an_unknown_grounder_is_named() -> None:
     with pytest.raises(ValueError, match=r"'oracle'.*windows, relevance, written, random and http"):
-        grounder_named("oracle", ProposeSection(), BrightPolicy(), 1)
+        build_grounder("oracle", ProposeConfig(), BrightPolicy(), 1)

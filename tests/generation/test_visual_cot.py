@@ -7,14 +7,21 @@ from pathlib import Path
 import pytest
 
 from clincot.datasets.folder import StudyIndex
-from clincot.generation.visual_cot import Asked, RegionAnswer, VisualAnswer, answer_question, combine, leads
-from clincot.geometry import WHOLE, box_of
+from clincot.generation.visual_cot import (
+    ImageQuestion,
+    RegionAnswer,
+    VisualAnswer,
+    answer_question,
+    combine_region_answers,
+    measure_leads,
+)
+from clincot.geometry import WHOLE_IMAGE, box_from_xyxy
 from clincot.models.vlm import VisionLanguageModel
 from clincot.serving.server_settings import ServeSettings
 from tests.serving.conftest import POLICY
 from tests.support.model_servers import Parrot
 
-HERE = box_of((0.1, 0.1, 0.5, 0.5))
+HERE = box_from_xyxy((0.1, 0.1, 0.5, 0.5))
 
 
 def seen(answer: str, likelihood: float) -> RegionAnswer:
@@ -25,32 +32,34 @@ def seen(answer: str, likelihood: float) -> RegionAnswer:
 
 def test_confidence_is_the_mean_likelihood_of_the_regions_that_say_it() -> None:
     """yes: (0.9 + 0.6) / 3 = 0.5; no: 0.8 / 3 = 0.267. Two of three regions agree, and region 0 says it best."""
-    answer, winner, confidence, agreement = combine([seen("yes", 0.9), seen("no", 0.8), seen("Yes.", 0.6)])
+    answer, winner, confidence, agreement = combine_region_answers(
+        [seen("yes", 0.9), seen("no", 0.8), seen("Yes.", 0.6)]
+    )
     assert (answer, winner, confidence) == ("yes", 0, 0.5)
     assert agreement == pytest.approx(2 / 3, abs=1e-6)
 
 
 def test_one_sure_region_outweighs_two_that_doubt() -> None:
     """no: 0.9 / 3 = 0.3; yes: (0.2 + 0.3) / 3 = 0.167: a plain vote would have said yes."""
-    assert combine([seen("yes", 0.2), seen("no", 0.9), seen("yes", 0.3)])[0] == "no"
+    assert combine_region_answers([seen("yes", 0.2), seen("no", 0.9), seen("yes", 0.3)])[0] == "no"
 
 
 def test_answers_that_tie_go_to_the_region_seen_first() -> None:
-    assert combine([seen("left", 0.5), seen("right", 0.5)])[:2] == ("left", 0)
+    assert combine_region_answers([seen("left", 0.5), seen("right", 0.5)])[:2] == ("left", 0)
 
 
 def test_confidence_never_exceeds_the_mixture_it_stands_for() -> None:
     """All regions sure and of one mind: 1, the most there is."""
-    assert combine([seen("yes", 1.0)] * 3)[2] == 1.0
+    assert combine_region_answers([seen("yes", 1.0)] * 3)[2] == 1.0
 
 
 def test_nothing_seen_is_refused() -> None:
     with pytest.raises(ValueError, match="no region"):
-        combine([])
+        combine_region_answers([])
 
 
 def answered(*regions: RegionAnswer) -> VisualAnswer:
-    answer, winner, confidence, agreement = combine(regions)
+    answer, winner, confidence, agreement = combine_region_answers(regions)
     return VisualAnswer(
         answer=answer,
         confidence=confidence,
@@ -69,9 +78,9 @@ def test_how_far_an_answer_and_its_place_are_from_another() -> None:
 
     Alone of its mind, a region leads by all of its likelihood; two that are equally sure lead by nothing.
     """
-    assert leads(answered(seen("yes", 0.9), seen("no", 0.5), seen("Yes.", 0.8))) == pytest.approx((0.4, 0.1))
-    assert leads(answered(seen("yes", 0.9), seen("no", 0.3))) == pytest.approx((0.3, 0.9))
-    assert leads(answered(seen("yes", 1.0), seen("yes", 1.0))) == (1.0, 0.0)
+    assert measure_leads(answered(seen("yes", 0.9), seen("no", 0.5), seen("Yes.", 0.8))) == pytest.approx((0.4, 0.1))
+    assert measure_leads(answered(seen("yes", 0.9), seen("no", 0.3))) == pytest.approx((0.3, 0.9))
+    assert measure_leads(answered(seen("yes", 1.0), seen("yes", 1.0))) == (1.0, 0.0)
 
 
 def test_the_whole_image_is_always_looked_at(films: Path) -> None:
@@ -82,9 +91,9 @@ def test_the_whole_image_is_always_looked_at(films: Path) -> None:
     settings = ServeSettings.model_validate(
         {"propose": {"grounders": {"windows": 2, "written": 1}, "window_sides": [0.5], "merge_iou": 1.0}}
     )
-    answer = answer_question(Asked(study, films, "Is there a nodule?"), parrot, settings)
+    answer = answer_question(ImageQuestion(study, films, "Is there a nodule?"), parrot, settings)
     assert [region.grounder for region in answer.regions] == ["windows", "windows", "whole"]
-    assert answer.regions[-1].box == WHOLE
+    assert answer.regions[-1].box == WHOLE_IMAGE
     assert {region.likelihood for region in answer.regions} == {0.472367}  # exp(-0.75)
     assert answer.confidence == pytest.approx(0.472367)
     assert answer.hypotheses == ("nodule", "normal")
@@ -94,7 +103,7 @@ def test_under_the_threshold_it_abstains_and_still_shows_the_chain(films: Path) 
     parrot = Parrot()
     parrot.go.set()
     study = next(iter(StudyIndex(films).values()))
-    asked = Asked(study, films, "Is there a nodule?")
+    asked = ImageQuestion(study, films, "Is there a nodule?")
     given = {
         limit: answer_question(
             asked,
@@ -113,15 +122,15 @@ def test_the_second_turn_extends_the_first(films: Path) -> None:
     said: list[tuple[object, ...]] = []
 
     class Listening(Parrot):
-        def write(self, conversations, **options):  # type: ignore[no-untyped-def]
+        def generate(self, conversations, **options):  # type: ignore[no-untyped-def]
             said.extend(conversations)
-            return super().write(conversations, **options)
+            return super().generate(conversations, **options)
 
     parrot = Listening()
     parrot.go.set()
     study = next(iter(StudyIndex(films).values()))
     settings = ServeSettings.model_validate({"propose": {"grounders": {"random": 1, "written": 1}}})
-    answer_question(Asked(study, films, "Is there a nodule?"), parrot, settings)
+    answer_question(ImageQuestion(study, films, "Is there a nodule?"), parrot, settings)
     opening, *answers = said
     assert len(answers) == 2
     assert all(conversation[: len(opening)] == opening for conversation in answers)
@@ -130,7 +139,7 @@ def test_the_second_turn_extends_the_first(films: Path) -> None:
 def test_the_shipped_policy_answers_the_same_twice(films: Path) -> None:
     model = VisionLanguageModel(POLICY)
     study = next(iter(StudyIndex(films).values()))
-    asked = Asked(study, films, "Is there a nodule?")
+    asked = ImageQuestion(study, films, "Is there a nodule?")
     first, second = (answer_question(asked, model, ServeSettings()) for _ in range(2))
     assert first == second
     assert first.policy == model.digest

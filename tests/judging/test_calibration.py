@@ -10,8 +10,8 @@ from clincot.judging.calibration import (
     Calibration,
     CalibrationRefused,
     fit_calibration,
-    identity_calibration,
-    reliability,
+    make_identity_calibration,
+    measure_reliability,
 )
 
 
@@ -28,14 +28,14 @@ def test_reliability_by_hand():
     """Scores .25 .25 .75 .75, right 0 1 1 1. Bins of two: ECE = 2/4 |.25 - .5| + 2/4 |.75 - 1| = .25.
     Brier = (.0625 + .5625 + .0625 + .0625) / 4 = .1875. AUC: the wrong one at .25 against .25 (a tie, half),
     .75, .75: (0.5 + 1 + 1) / 3."""
-    measured = reliability(np.array([0.25, 0.25, 0.75, 0.75]), np.array([0.0, 1.0, 1.0, 1.0]))
+    measured = measure_reliability(np.array([0.25, 0.25, 0.75, 0.75]), np.array([0.0, 1.0, 1.0, 1.0]))
     assert measured.ece == pytest.approx(0.25)
     assert measured.brier == pytest.approx(0.1875)
     assert measured.auc == pytest.approx(2.5 / 3)
 
 
 def test_a_score_of_exactly_one_falls_into_the_last_bin():
-    measured = reliability(np.array([0.0, 1.0]), np.array([0.0, 1.0]))
+    measured = measure_reliability(np.array([0.0, 1.0]), np.array([0.0, 1.0]))
     assert (measured.ece, measured.brier, measured.auc) == (0.0, 0.0, 1.0)
 
 
@@ -50,7 +50,7 @@ def test_platt_recovers_the_curve_that_made_the_labels():
     fitted = fit_calibration("judge", *labelled(counts), method="platt")
     assert fitted.slope == pytest.approx(0.5, abs=1e-2)
     assert fitted.intercept == pytest.approx(-1.0, abs=1e-2)
-    assert fitted.apply(0.5) == pytest.approx(1 / (1 + math.e), abs=5e-3)
+    assert fitted.calibrate_score(0.5) == pytest.approx(1 / (1 + math.e), abs=5e-3)
 
 
 def test_isotonic_knots_by_hand():
@@ -63,7 +63,7 @@ def test_isotonic_knots_by_hand():
     levels = {0.0: first, 0.2: first, 0.5: pooled, 0.9: last, 1.0: last}
     expected = [(x, 18 / 19 * level + 1 / 19 * x) for x, level in levels.items()]
     assert np.array(fitted.knots) == pytest.approx(np.array(expected))
-    assert fitted.apply(0.35) == pytest.approx(18 / 19 * (first + pooled) / 2 + 1 / 19 * 0.35)  # half way
+    assert fitted.calibrate_score(0.35) == pytest.approx(18 / 19 * (first + pooled) / 2 + 1 / 19 * 0.35)  # half way
 
 
 def test_isotonic_on_a_judge_that_hardly_knows_says_so():
@@ -71,7 +71,7 @@ def test_isotonic_on_a_judge_that_hardly_knows_says_so():
     version ran lines from the step to (0, 0) and (1, 1) and so made a guessing judge look certain."""
     scores, right = labelled({0.1: (10, 10), 0.9: (9, 11)})
     fitted = fit_calibration("judge", scores, right, method="isotonic")
-    assert 0.45 < fitted.apply(0.0) < fitted.apply(1.0) < 0.6
+    assert 0.45 < fitted.calibrate_score(0.0) < fitted.calibrate_score(1.0) < 0.6
 
 
 @pytest.mark.parametrize("method", ["platt", "isotonic"])
@@ -91,9 +91,9 @@ def test_every_curve_is_strictly_increasing_within_0_and_1(method, counts):
     A steep sigmoid runs into the last digit of a float64 far from where it was fitted, and only there may tie.
     """
     fitted = fit_calibration("judge", *labelled(counts), method=method)
-    curve = [fitted.apply(step / 1000) for step in range(1001)]
+    curve = [fitted.calibrate_score(step / 1000) for step in range(1001)]
     assert all(a < b or (a == b and 1 - a < 1e-15) for a, b in pairwise(curve))
-    seen = sorted({fitted.apply(score) for score in counts})
+    seen = sorted({fitted.calibrate_score(score) for score in counts})
     assert len(seen) == len(counts)
     assert curve[0] >= 0
     assert curve[-1] <= 1
@@ -119,7 +119,7 @@ def test_after_is_measured_out_of_fold(seed):
     scores = rng.random(60)
     right = rng.random(60) < 0.3 + 0.4 * scores
     fitted = fit_calibration("judge", scores.tolist(), right.tolist(), method="isotonic")
-    in_sample = reliability(np.array([fitted.apply(s) for s in scores]), right.astype(float))
+    in_sample = measure_reliability(np.array([fitted.calibrate_score(s) for s in scores]), right.astype(float))
     assert fitted.after is not None
     assert fitted.after.brier > in_sample.brier
 
@@ -179,14 +179,14 @@ def test_refuses_scores_that_are_no_probabilities():
 @pytest.mark.parametrize("bad", [-0.1, 1.1, math.nan])
 def test_apply_refuses_what_is_no_probability(bad):
     with pytest.raises(ValueError, match=r"probability in \[0, 1\]"):
-        identity_calibration("judge").apply(bad)
+        make_identity_calibration("judge").calibrate_score(bad)
 
 
 def test_identity_leaves_scores_alone_and_reports_them_where_labels_exist():
-    assert identity_calibration("judge").apply(0.37) == 0.37
-    assert identity_calibration("judge").before is None
+    assert make_identity_calibration("judge").calibrate_score(0.37) == 0.37
+    assert make_identity_calibration("judge").before is None
     measured = fit_calibration("judge", *OVERCONFIDENT, method="identity")
-    assert measured.apply(0.37) == 0.37
+    assert measured.calibrate_score(0.37) == 0.37
     assert measured.before == measured.after
 
 
@@ -196,7 +196,7 @@ def test_survives_a_file_bit_for_bit(tmp_path, method):
     write_records(tmp_path / "calibrations.jsonl", [fitted])
     (back,) = read_records(tmp_path / "calibrations.jsonl", Calibration)
     assert back == fitted
-    assert [back.apply(i / 7) for i in range(8)] == [fitted.apply(i / 7) for i in range(8)]
+    assert [back.calibrate_score(i / 7) for i in range(8)] == [fitted.calibrate_score(i / 7) for i in range(8)]
 
 
 def test_a_decreasing_curve_cannot_be_written_down():

@@ -7,13 +7,13 @@ from pathlib import Path
 import pytest
 
 import clincot
-from clincot.config import JudgeSection, JudgeSpec
+from clincot.config import JudgeConfig, JudgeSpec
 from clincot.jsonl import read_records, write_records
-from clincot.judging.calibration import Calibration, identity_calibration
-from clincot.judging.combination import BadJudgements, Combination, QuorumLost, Seat, combine
-from clincot.judging.panel import NO_PROBABILITY, Ask, Panel, judge_candidates
+from clincot.judging.calibration import Calibration, make_identity_calibration
+from clincot.judging.combination import BadJudgements, PanelMember, QuorumLost, ScoreCombiner, combine_scores
+from clincot.judging.panel import NO_PROBABILITY, JudgePanel, JudgeRequest, judge_candidates
 from clincot.models.endpoint import EndpointModel
-from clincot.prompts import prompt_digest
+from clincot.prompts import hash_prompt
 from clincot.records import Judgement, PanelScore
 from tests.support.chat_endpoint import MODELS, completion
 from tests.support.http_server import Reply, Request, free_port, serving
@@ -33,7 +33,7 @@ SOURCE = str(Path(clincot.__file__).parents[1])
 
 
 @pytest.fixture
-def asks(tmp_path) -> list[Ask]:
+def asks(tmp_path) -> list[JudgeRequest]:
     study = half_and_half(tmp_path)
     return [ask(study, BRIGHT, "yes", 0), ask(study, DARK, "yes", 1), ask(study, EDGE, "no", 2)]
 
@@ -44,7 +44,7 @@ def run(panel, asks, folder: Path, sleep=None, **section):
     report = judge_candidates(
         panel,
         asks,
-        JudgeSection(**section),
+        JudgeConfig(**section),
         folder=folder,
         judgements_path=folder / "judgements.jsonl",
         scores_path=folder / "scores.jsonl",
@@ -66,7 +66,7 @@ def test_every_judge_scores_every_candidate(tmp_path, asks):
         ("candidate-2", "brightness-1", pytest.approx(0.5)),
         ("candidate-2", "words-1", 0.2),
     ]
-    assert judgements[0].prompt == prompt_digest(BrightnessJudge.views)
+    assert judgements[0].prompt == hash_prompt(BrightnessJudge.views)
     assert [s.candidate for s in scores] == ["candidate-0", "candidate-1", "candidate-2"]
     assert [s.score for s in scores] == pytest.approx([0.95, 0.45, 0.35])
     assert [s.spread for s in scores] == pytest.approx([0.05, 0.45, 0.15])
@@ -255,7 +255,7 @@ def test_what_is_no_probability_is_unscored_and_counted(tmp_path, asks, reply, r
 
 def test_below_the_quorum_a_candidate_has_no_score(tmp_path, asks):
     """ "maybe" is not yes and not no: the word judge has no opinion, one judge of two is left."""
-    maybe = Ask("candidate-3", asks[0].study, asks[0].question, BRIGHT, "maybe")
+    maybe = JudgeRequest("candidate-3", asks[0].study, asks[0].question, BRIGHT, "maybe")
     report, judgements, scores = run([BrightnessJudge(), WordJudge()], [*asks, maybe], tmp_path)
     assert judgements[-1].score is None
     assert scores[-1].score is None
@@ -308,14 +308,14 @@ def test_candidates_are_taken_batch_by_batch(tmp_path, asks):
     """No more than one batch is in memory."""
     taken = 0
 
-    def counted() -> Iterator[Ask]:
+    def counted() -> Iterator[JudgeRequest]:
         nonlocal taken
         for number in range(1000):
             taken += 1
-            yield Ask(f"candidate-{number}", asks[0].study, asks[0].question, BRIGHT, "yes")
+            yield JudgeRequest(f"candidate-{number}", asks[0].study, asks[0].question, BRIGHT, "yes")
 
-    panel = Panel([WordJudge()], quorum=1, retries=0, retry_delay_s=0, batch_size=10)
-    next(panel.judgements(counted(), tmp_path))
+    panel = JudgePanel([WordJudge()], quorum=1, retries=0, retry_delay_s=0, batch_size=10)
+    next(panel.collect_judgements(counted(), tmp_path))
     assert taken == 10
 
 
@@ -326,9 +326,9 @@ def test_judging_needs_no_torch():
 
 
 def test_one_judge_alone_has_no_spread():
-    assert combine([0.7], [2.0]) == (pytest.approx(0.7), 0.0)
+    assert combine_scores([0.7], [2.0]) == (pytest.approx(0.7), 0.0)
     with pytest.raises(ValueError, match="no scores"):
-        combine([], [])
+        combine_scores([], [])
 
 
 def test_judgements_that_are_not_a_panels_work_are_refused():
@@ -336,8 +336,8 @@ def test_judgements_that_are_not_a_panels_work_are_refused():
         return Judgement(candidate=candidate, judge=judge, prompt="p", score=0.5)
 
     def scores(*judgements: Judgement) -> list[PanelScore]:
-        seats = [Seat(name=d, weight=1.0, calibration=identity_calibration(d)) for d in ("a", "b")]
-        return list(Combination(seats, quorum=1).scores(judgements))
+        seats = [PanelMember(name=d, weight=1.0, calibration=make_identity_calibration(d)) for d in ("a", "b")]
+        return list(ScoreCombiner(seats, quorum=1).score_candidates(judgements))
 
     with pytest.raises(BadJudgements, match=r"c1 has judgements of \['a'\], expected one of each of \['a', 'b'\]"):
         scores(given("c1", "a"))

@@ -8,36 +8,43 @@ from typing import Any
 import pytest
 import torch
 
-from clincot.geometry import box_of
-from clincot.models.encoding import EncodedPicture, Encoder, TemplateError, pad, read_picture, stack_pictures
+from clincot.geometry import box_from_xyxy
+from clincot.models.encoding import (
+    ChatTemplateError,
+    ConversationEncoder,
+    EncodedPicture,
+    pad_rows,
+    read_picture,
+    stack_pictures,
+)
 from clincot.models.vlm import VisionLanguageModel
-from clincot.prompts import Conversation, Step, Turn, chain, pictures_of
+from clincot.prompts import ChainStep, Conversation, Turn, chain_prompt, collect_views
 from clincot.records import Study
 
-LEFT, RIGHT = box_of((0.05, 0.1, 0.4, 0.45)), box_of((0.55, 0.4, 0.95, 0.8))
+LEFT, RIGHT = box_from_xyxy((0.05, 0.1, 0.4, 0.45)), box_from_xyxy((0.55, 0.4, 0.95, 0.8))
 QUESTION = "Is there a nodule in the left lung?"
 
 
 @pytest.fixture(scope="module")
-def encoder(small: VisionLanguageModel) -> Encoder:
+def encoder(small: VisionLanguageModel) -> ConversationEncoder:
     return small.encoder
 
 
 def talks(small: VisionLanguageModel, shown: list[Study], films: Path) -> dict[str, Conversation]:
-    steps = [Step(QUESTION, LEFT, True, "yes"), Step("Which zone? 肺", RIGHT, True, "upper 🫁")]
-    look = {"one step": steps[:1], "two steps": steps, "given region": [Step(QUESTION, LEFT, False, "no")]}
-    made = {name: chain(shown[0], films, small.views, s) for name, s in look.items()}
+    steps = [ChainStep(QUESTION, LEFT, True, "yes"), ChainStep("Which zone? 肺", RIGHT, True, "upper 🫁")]
+    look = {"one step": steps[:1], "two steps": steps, "given region": [ChainStep(QUESTION, LEFT, False, "no")]}
+    made = {name: chain_prompt(shown[0], films, small.views, s) for name, s in look.items()}
     return {**made, "text alone": (Turn("user", "yes or no?"), Turn("assistant", "no", action=True))}
 
 
-def by_processor(encoder: Encoder, conversation: Conversation, *, reply: bool = False) -> list[int]:
+def by_processor(encoder: ConversationEncoder, conversation: Conversation, *, reply: bool = False) -> list[int]:
     """What transformers itself makes of the conversation: template, then one call of the processor."""
     messages = [
         {"role": t.role, "content": [*({"type": "image"} for _ in t.pictures), {"type": "text", "text": t.text}]}
         for t in conversation
     ]
     text = encoder.processor.apply_chat_template(messages, add_generation_prompt=reply, tokenize=False)
-    pictures = [read_picture(p) for p in pictures_of(conversation)]
+    pictures = [read_picture(p) for p in collect_views(conversation)]
     images: dict[str, Any] = {"images": [pictures]} if pictures else {}
     out = encoder.processor(text=[text], add_special_tokens=False, **images)
     return list(out["input_ids"][0])
@@ -57,12 +64,12 @@ def test_later_frames_are_processed_as_the_processor_would(
     small: VisionLanguageModel, shown: list[Study], films: Path
 ) -> None:
     """Once a frame's tokens are known only its pixels are made; they are those of the whole processor."""
-    encoder = Encoder(small.encoder.processor)
-    pictures = pictures_of(talks(small, shown, films)["two steps"])
-    encoder.picture_ids(pictures[0])
+    encoder = ConversationEncoder(small.encoder.processor)
+    pictures = collect_views(talks(small, shown, films)["two steps"])
+    encoder.encode_picture_ids(pictures[0])
     for picture in pictures[1:]:
         whole = encoder.processor(text=[encoder.placeholder], images=[[read_picture(picture)]], return_tensors="pt")
-        made = encoder.picture(picture)
+        made = encoder.encode_picture(picture)
         assert list(made.ids) == whole["input_ids"][0].tolist()
         assert made.tensors.keys() == {"pixel_values", "pixel_attention_mask"} <= set(whole)
         assert all(torch.equal(tensor, whole[name]) for name, tensor in made.tensors.items())
@@ -102,7 +109,7 @@ def test_every_picture_has_its_placeholders(small: VisionLanguageModel, shown: l
     counts = {}
     for name, conversation in talks(small, shown, films).items():
         encoded = small.encoder.encode(conversation)
-        assert encoded.pictures == tuple(pictures_of(conversation))
+        assert encoded.pictures == tuple(collect_views(conversation))
         counts[name] = encoded.ids.count(image)
     assert counts == {"one step": 4 * 5, "two steps": 4 * 6, "given region": 4 * 5, "text alone": 0}
 
@@ -130,8 +137,8 @@ def with_template(small: VisionLanguageModel, template: str, conversation: Conve
     before = processor.chat_template
     processor.chat_template = template
     try:
-        with pytest.raises(TemplateError, match=says):
-            Encoder(processor).encode(conversation)
+        with pytest.raises(ChatTemplateError, match=says):
+            ConversationEncoder(processor).encode(conversation)
     finally:
         processor.chat_template = before
 
@@ -159,9 +166,9 @@ def test_control_words_in_a_question_or_answer_are_words(small: VisionLanguageMo
 
 
 def test_rows_are_padded_on_the_side_asked_for() -> None:
-    assert pad([[1, 2], [3]], 0, side="left").tolist() == [[1, 2], [0, 3]]
-    assert pad([[1, 2], [3]], 9, side="right").tolist() == [[1, 2], [3, 9]]
-    assert pad([[True], []], False, side="right", dtype=torch.bool).tolist() == [[True], [False]]
+    assert pad_rows([[1, 2], [3]], 0, side="left").tolist() == [[1, 2], [0, 3]]
+    assert pad_rows([[1, 2], [3]], 9, side="right").tolist() == [[1, 2], [3, 9]]
+    assert pad_rows([[True], []], False, side="right", dtype=torch.bool).tolist() == [[True], [False]]
 
 
 def test_pictures_are_stacked_by_conversation_or_in_a_row() -> None:

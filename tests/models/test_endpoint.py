@@ -16,16 +16,16 @@ from PIL import Image
 
 from clincot.config import JudgeSpec
 from clincot.errors import ModelFailed
-from clincot.geometry import Box, box_of
-from clincot.jsonl import file_digest
-from clincot.models.endpoint import EndpointModel, endpoint_judge, messages_of
+from clincot.geometry import Box, box_from_xyxy
+from clincot.jsonl import hash_files
+from clincot.models.endpoint import EndpointModel, build_endpoint_judge, build_messages
 from clincot.models.protocols import Generation
-from clincot.prompts import RATING, Conversation, Turn, Views, judgement
+from clincot.prompts import RATING_INSTRUCTION, Conversation, PromptFormat, Turn, judge_prompt
 from clincot.records import Study
 from tests.support.chat_endpoint import KEY, MODELS, asked, chat, completion, p_yes_of
 from tests.support.http_server import Reply, Request, serving
 
-LEFT, RIGHT = box_of((0.0, 0.0, 0.5, 1.0)), box_of((0.5, 0.0, 1.0, 1.0))
+LEFT, RIGHT = box_from_xyxy((0.0, 0.0, 0.5, 1.0)), box_from_xyxy((0.5, 0.0, 1.0, 1.0))
 
 
 @pytest.fixture
@@ -34,7 +34,7 @@ def study(tmp_path: Path) -> Study:
     pixels = np.full((32, 64), 51, dtype=np.uint8)
     pixels[:, 32:] = 204
     Image.fromarray(pixels).save(tmp_path / "film.png")
-    return Study(image="film.png", sha256=file_digest(tmp_path / "film.png"), width=64, height=32)
+    return Study(image="film.png", sha256=hash_files(tmp_path / "film.png"), width=64, height=32)
 
 
 def odds(top: dict[str, float]) -> float | None:
@@ -84,10 +84,10 @@ def test_a_judge_asks_for_one_token_with_its_log_probabilities_and_shows_the_pic
         bright = float(np.asarray(crop.convert("L")).mean()) / 255
         return 200, completion("?", {"yes": math.log(bright), "no": math.log(1 - bright)})
 
-    views = Views(whole_px=16, crop_px=24)
+    views = PromptFormat(whole_px=16, crop_px=24)
 
     def about(box: Box) -> Conversation:
-        return judgement(study, tmp_path, views, question="Is it bright?", answer="yes", box=box)
+        return judge_prompt(study, tmp_path, views, question="Is it bright?", answer="yes", box=box)
 
     with serving(by_brightness) as server:
         judge = EndpointModel(f"{server.url}/v1/", views=views)
@@ -116,8 +116,8 @@ def test_yes_and_no_are_asked_for_by_name_where_their_tokens_are_known() -> None
 
 def test_pictures_travel_pixel_by_pixel(study: Study, tmp_path: Path) -> None:
     """Whole image as it is, the crop of the right half at 32 px; PNG loses nothing."""
-    conversation = judgement(study, tmp_path, Views(crop_px=32), question="Q", answer="A", box=RIGHT)
-    [message] = messages_of(conversation)
+    conversation = judge_prompt(study, tmp_path, PromptFormat(crop_px=32), question="Q", answer="A", box=RIGHT)
+    [message] = build_messages(conversation)
     shown = [
         np.asarray(Image.open(io.BytesIO(base64.b64decode(part["image_url"]["url"].partition(",")[2]))).convert("L"))
         for part in message["content"][:2]
@@ -131,7 +131,7 @@ def test_pictures_travel_pixel_by_pixel(study: Study, tmp_path: Path) -> None:
 
 def test_turns_without_pictures_or_text() -> None:
     conversation = (Turn("user", "Where?"), Turn("assistant", "[0, 0, 50, 100]", action=True))
-    assert messages_of(conversation) == [
+    assert build_messages(conversation) == [
         {"role": "user", "content": "Where?"},
         {"role": "assistant", "content": "[0, 0, 50, 100]"},
     ]
@@ -202,7 +202,7 @@ def rating(text: str | None) -> float | None:
     with serving(chat(completion(text, None))) as server:
         [score] = p_yes_of(server, rating=True)
         [_, posted] = server.requests
-    assert posted.body["messages"] == [{"role": "user", "content": f"Right?\n{RATING}"}]
+    assert posted.body["messages"] == [{"role": "user", "content": f"Right?\n{RATING_INSTRUCTION}"}]
     assert "logprobs" not in posted.body
     assert posted.body["temperature"] == 0
     return score
@@ -244,8 +244,8 @@ def test_the_digest_names_model_name_wording_and_kind() -> None:
             EndpointModel(url, model="b", name="judge"),
             EndpointModel(url, model="a", name="another"),
             EndpointModel(url, model="a", name="judge", rating=True),
-            EndpointModel(url, model="a", name="judge", views=Views(wording="brief")),
-            EndpointModel(url, model="a", name="judge", views=Views(crop_px=64)),
+            EndpointModel(url, model="a", name="judge", views=PromptFormat(wording="brief")),
+            EndpointModel(url, model="a", name="judge", views=PromptFormat(crop_px=64)),
         ]
         assert len({base, *(model.digest for model in others)}) == 6
 
@@ -296,8 +296,8 @@ def test_a_judge_as_params_yaml_describes_it(monkeypatch: pytest.MonkeyPatch, tm
         spec = JudgeSpec(
             name="remote", url=f"{server.url}/v1", model="med-vlm", api_key_env="JUDGE_KEY", rating=True, timeout_s=5
         )
-        judge = endpoint_judge(spec)
-        assert (judge.name, judge.views) == ("remote", Views())
+        judge = build_endpoint_judge(spec)
+        assert (judge.name, judge.views) == ("remote", PromptFormat())
         assert judge.p_yes([asked("Right?")]) == [0.4]
         assert server.requests[-1].headers["authorization"] == f"Bearer {KEY}"
 
@@ -308,7 +308,7 @@ def test_a_judge_as_params_yaml_describes_it(monkeypatch: pytest.MonkeyPatch, tm
 def write_with(reply: Any) -> list[Generation]:
     with serving(chat(reply)) as server:
         policy = EndpointModel(f"{server.url}/v1")
-        return policy.write([asked("Where?")], max_new_tokens=8, temperature=0.7, seeds=[5])
+        return policy.generate([asked("Where?")], max_new_tokens=8, temperature=0.7, seeds=[5])
 
 
 def test_a_policy_writes_with_seed_and_temperature() -> None:
@@ -319,7 +319,7 @@ def test_a_policy_writes_with_seed_and_temperature() -> None:
 
     with serving(echo_seed) as server:
         policy = EndpointModel(f"{server.url}/v1")
-        written = policy.write([asked("a"), asked("b")], max_new_tokens=8, temperature=0.7, seeds=[2**59 + 1, 3])
+        written = policy.generate([asked("a"), asked("b")], max_new_tokens=8, temperature=0.7, seeds=[2**59 + 1, 3])
         posted = server.requests[-1].body
     assert written == [Generation(f"seed {2**59 + 1}", (-0.25, -1.5)), Generation("seed 3", (-0.25, -1.5))]
     assert {k: posted[k] for k in ("max_tokens", "temperature", "logprobs")} == {
@@ -358,6 +358,6 @@ def test_what_is_no_generation(reply: dict[str, Any], came: str) -> None:
 
 def test_one_seed_a_conversation() -> None:
     with pytest.raises(ValueError, match="2 conversations, 1 seeds"):
-        EndpointModel("http://127.0.0.1:1/v1").write(
+        EndpointModel("http://127.0.0.1:1/v1").generate(
             [asked("a"), asked("b")], max_new_tokens=1, temperature=0, seeds=[1]
         )

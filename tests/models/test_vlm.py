@@ -13,15 +13,25 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer
 
 from clincot.config import JudgeSpec
-from clincot.geometry import WHOLE, box_of
-from clincot.models.load import forget, load_judge, load_policy
-from clincot.models.vlm import UnsupportedCheckpoint, VisionLanguageModel, checkpoint_digest, token_logprobs
-from clincot.models.yes_no import yes_no_ids, yes_no_of
-from clincot.prompts import Conversation, Step, Turn, Views, answered, chain, finding_in, look
+from clincot.geometry import WHOLE_IMAGE, box_from_xyxy
+from clincot.models.checkpoint import UnsupportedCheckpoint, hash_checkpoint
+from clincot.models.load import load_judge, load_policy, unload_models
+from clincot.models.vlm import VisionLanguageModel, gather_token_logprobs
+from clincot.models.yes_no import find_yes_no_ids, read_yes_no_ids
+from clincot.prompts import (
+    ChainStep,
+    Conversation,
+    PromptFormat,
+    Turn,
+    chain_prompt,
+    finding_prompt,
+    region_prompt,
+    with_answer,
+)
 from clincot.records import Study
 from tests.support import tiny
 
-LEFT = box_of((0.05, 0.1, 0.4, 0.45))
+LEFT = box_from_xyxy((0.05, 0.1, 0.4, 0.45))
 QUESTION = "Is there a nodule in the left lung?"
 
 
@@ -30,15 +40,15 @@ def openings(model: VisionLanguageModel, shown: list[Study], films: Path) -> lis
     made: list[Conversation] = []
     for number, study in enumerate(shown[:4]):
         text = QUESTION * (1 + number % 3)
-        made.append(chain(study, films, model.views, [Step(text, LEFT, False)]))
-        made.append(look(study, films, model.views, text))
-    return [*made, finding_in(shown[0], films, model.views, finding="a nodule", box=LEFT)]
+        made.append(chain_prompt(study, films, model.views, [ChainStep(text, LEFT, False)]))
+        made.append(region_prompt(study, films, model.views, text))
+    return [*made, finding_prompt(shown[0], films, model.views, finding="a nodule", box=LEFT)]
 
 
 def write(
     model: VisionLanguageModel, asked: list[Conversation], seeds: list[int], temperature: float = 1.0
 ) -> list[str]:
-    replies = model.write(asked, max_new_tokens=8, temperature=temperature, seeds=seeds)
+    replies = model.generate(asked, max_new_tokens=8, temperature=temperature, seeds=seeds)
     return [reply.text for reply in replies]
 
 
@@ -66,12 +76,12 @@ def test_log_probabilities_are_the_models_own_at_temperature_1(
     """Whatever the temperature of sampling: the first token's stands among the next token's log-probabilities."""
     asked = openings(small, shown, films)
     for temperature in (0.0, 0.5, 1.5):
-        replies = small.write(asked, max_new_tokens=4, temperature=temperature, seeds=[3] * len(asked))
+        replies = small.generate(asked, max_new_tokens=4, temperature=temperature, seeds=[3] * len(asked))
         for conversation, reply in zip(asked, replies, strict=True):
             encoded = small.encoder.encode(conversation, reply=True)
             assert 1 <= len(reply.token_logprobs) <= 4
             with torch.inference_mode():
-                first = small.next_token_logprobs([encoded])[0]
+                first = small.compute_next_token_logprobs([encoded])[0]
             assert min((first - reply.token_logprobs[0]).abs()) < 1e-4
 
 
@@ -80,16 +90,18 @@ def test_answers_score_as_the_sum_over_their_tokens(
 ) -> None:
     """log P(answer) = sum of log P(token | before), token by token through next_token_logprobs."""
     opening = openings(small, shown, films)[0]
-    whole = small.encoder.encode(answered(opening, "upper yes"))
+    whole = small.encoder.encode(with_answer(opening, "upper yes"))
     start = len(small.encoder.encode(opening, reply=True).ids)
     expected = 0.0
     for at in range(start, len(whole.ids)):
         before = type(whole)(whole.ids[:at], whole.actions[:at], whole.pictures)
-        expected += float(small.next_token_logprobs([before])[0, whole.ids[at]])
-    other = answered(openings(small, shown, films)[1], "no")  # another length beside it: padding must not count
-    score, _ = small.answer_logprobs([answered(opening, "upper yes"), other])
+        expected += float(small.compute_next_token_logprobs([before])[0, whole.ids[at]])
+    other = with_answer(openings(small, shown, films)[1], "no")  # another length beside it: padding must not count
+    score, _ = small.compute_answer_logprobs([with_answer(opening, "upper yes"), other])
     assert score == pytest.approx(expected, abs=1e-3)
-    assert small.answer_logprobs([other])[0] == pytest.approx(small.answer_logprobs([answered(opening, "a"), other])[1])
+    assert small.compute_answer_logprobs([other])[0] == pytest.approx(
+        small.compute_answer_logprobs([with_answer(opening, "a"), other])[1]
+    )
 
 
 def test_p_yes_is_the_softmax_over_both_words(small: VisionLanguageModel, shown: list[Study], films: Path) -> None:
@@ -98,7 +110,7 @@ def test_p_yes_is_the_softmax_over_both_words(small: VisionLanguageModel, shown:
     tokenizer = small.encoder.tokenizer
     encoded = [small.encoder.encode(c, reply=True) for c in asked]
     for p, one in zip(small.p_yes(asked), encoded, strict=True):
-        probabilities = small.next_token_logprobs([one])[0].exp()
+        probabilities = small.compute_next_token_logprobs([one])[0].exp()
         mass = {}
         for word in ("yes", "no"):
             forms = {
@@ -125,7 +137,7 @@ def test_p_yes_is_none_where_yes_and_no_together_are_below_a_thousandth(
     Every other word is to keep the share s = share / (P(yes) + P(no)) of its probability, so that w gets the rest,
     1 - s (1 - P(w)). Its logit rises by the logarithm of (1 - s (1 - P(w))) / (s P(w)). The ratio of yes and no stays.
     """
-    asked = [finding_in(shown[0], films, small.views, finding="a nodule", box=LEFT)]
+    asked = [finding_prompt(shown[0], films, small.views, finding="a nodule", box=LEFT)]
     encoded = small.encoder.encode(asked[0], reply=True)
     inputs = small._inputs([encoded], side="left")
     with torch.inference_mode():
@@ -142,7 +154,7 @@ def test_p_yes_is_none_where_yes_and_no_together_are_below_a_thousandth(
     weights[head][word] = hidden * wanted / hidden.dot(hidden)
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
     model = VisionLanguageModel(folder)
-    after = model.next_token_logprobs([encoded])[0].exp()
+    after = model.compute_next_token_logprobs([encoded])[0].exp()
     assert float(after[model._yes].sum() + after[model._no].sum()) == pytest.approx(share, rel=1e-3)
     expected = small.p_yes(asked)[0] if scored else None
     assert model.p_yes(asked)[0] == (pytest.approx(expected, abs=1e-4) if scored else None)
@@ -156,18 +168,18 @@ def test_shared_features_and_plain_pixels_say_the_same(
     plain.shares_features = False
     assert small.shares_features
     assert small.p_yes(asked) == pytest.approx(plain.p_yes(asked), abs=1e-5)
-    said = [answered(c, "upper yes") for c in asked]
-    assert small.answer_logprobs(said) == pytest.approx(plain.answer_logprobs(said), abs=1e-4)
+    said = [with_answer(c, "upper yes") for c in asked]
+    assert small.compute_answer_logprobs(said) == pytest.approx(plain.compute_answer_logprobs(said), abs=1e-4)
 
 
 def test_the_picture_matters(small: VisionLanguageModel, shown: list[Study], films: Path) -> None:
-    asked = [finding_in(s, films, small.views, finding="a nodule", box=LEFT) for s in shown[:3]]
+    asked = [finding_prompt(s, films, small.views, finding="a nodule", box=LEFT) for s in shown[:3]]
     assert len(set(small.p_yes(asked))) == 3
 
 
 def test_as_many_seeds_as_conversations(small: VisionLanguageModel) -> None:
     with pytest.raises(ValueError, match="1 conversations, 2 seeds"):
-        small.write([(Turn("user", "a"),)], max_new_tokens=1, temperature=0, seeds=[1, 2])
+        small.generate([(Turn("user", "a"),)], max_new_tokens=1, temperature=0, seeds=[1, 2])
 
 
 def test_relevance_adds_up_to_what_the_pictures_own_look_does_to_the_odds(
@@ -176,13 +188,13 @@ def test_relevance_adds_up_to_what_the_pictures_own_look_does_to_the_odds(
     """Completeness of integrated gradients: a map's sum is log P(yes)/P(no) of the picture less that of a picture
     which looks everywhere like the mean of all pictures asked about (8 steps: to within 2 %)."""
     asked = [
-        finding_in(study, films, small.views, finding="a nodule", box=box)
+        finding_prompt(study, films, small.views, finding="a nodule", box=box)
         for study in shown[:3]
-        for box in (LEFT, box_of((0.5, 0.5, 0.8, 0.8)))
+        for box in (LEFT, box_from_xyxy((0.5, 0.5, 0.8, 0.8)))
     ]
-    maps = small.relevance(asked)
+    maps = small.compute_relevance(asked)
     assert [m.shape for m in maps] == [(2, 2)] * 6
-    features = torch.cat([small.features(c[0].pictures) for c in asked])
+    features = torch.cat([small.encode_pictures(c[0].pictures) for c in asked])
 
     def odds(look_FTH: torch.Tensor) -> torch.Tensor:
         inputs = small._inputs([small.encoder.encode(c, reply=True) for c in asked], side="left")
@@ -200,10 +212,10 @@ def test_relevance_is_of_the_last_picture_whatever_came_before_and_in_whatever_b
     small: VisionLanguageModel, small_dir: Path, shown: list[Study], films: Path
 ) -> None:
     """Conversations of one and of five pictures, one by one and together; only the common look must be the same."""
-    whole = [chain(study, films, small.views, [Step(QUESTION, LEFT, False)]) for study in shown[:2]]
-    asked = [*whole, *(finding_in(study, films, small.views, finding="a nodule", box=LEFT) for study in shown[:2])]
-    together = small.relevance(asked)
-    one_by_one = VisionLanguageModel(small_dir, batch_size=1).relevance(asked)
+    whole = [chain_prompt(study, films, small.views, [ChainStep(QUESTION, LEFT, False)]) for study in shown[:2]]
+    asked = [*whole, *(finding_prompt(study, films, small.views, finding="a nodule", box=LEFT) for study in shown[:2])]
+    together = small.compute_relevance(asked)
+    one_by_one = VisionLanguageModel(small_dir, batch_size=1).compute_relevance(asked)
     for a, b in zip(together, one_by_one, strict=True):
         assert a == pytest.approx(b, abs=1e-5)
     # the last pictures are the same two crops twice, but what is said about them is not
@@ -213,18 +225,18 @@ def test_relevance_is_of_the_last_picture_whatever_came_before_and_in_whatever_b
 def test_log_probabilities_of_tokens_by_hand() -> None:
     """Two words with logits (0, ln 3): P = 1/4 and 3/4. Ids 1, 0, 1: the first is given, then 1/4, then 3/4."""
     logits = torch.tensor([[[0.0, math.log(3.0)]] * 3])
-    logp = token_logprobs(logits, torch.tensor([[1, 0, 1]]))
+    logp = gather_token_logprobs(logits, torch.tensor([[1, 0, 1]]))
     assert logp.tolist()[0] == pytest.approx([math.log(0.25), math.log(0.75)], abs=1e-6)
 
 
 def test_a_tokenizer_without_yes_is_refused(small_dir: Path) -> None:
     tokenizer = AutoTokenizer.from_pretrained(small_dir)
-    yes, no = yes_no_ids(tokenizer, "here")
+    yes, no = find_yes_no_ids(tokenizer, "here")
     assert {tokenizer.decode([i]).strip().lower() for i in yes} == {"yes"}
     assert {tokenizer.decode([i]).strip().lower() for i in no} == {"no"}
 
-    assert yes_no_of(small_dir) == (*yes, *no)  # what a transformer, without the model, asks vLLM for
-    assert yes_no_of(small_dir.parent) == ()
+    assert read_yes_no_ids(small_dir) == (*yes, *no)  # what a transformer, without the model, asks vLLM for
+    assert read_yes_no_ids(small_dir.parent) == ()
 
     class Without:
         """The tokenizer with "yes" (or "no") in two tokens each."""
@@ -239,7 +251,7 @@ def test_a_tokenizer_without_yes_is_refused(small_dir: Path) -> None:
 
     for missing in ("yes", "no"):
         with pytest.raises(UnsupportedCheckpoint, match=f"here: the tokenizer has no single token for '{missing}'"):
-            yes_no_ids(Without(missing), "here")
+            find_yes_no_ids(Without(missing), "here")
 
 
 def test_yes_and_no_in_one_token_are_refused_as_what_they_are() -> None:
@@ -252,7 +264,7 @@ def test_yes_and_no_in_one_token_are_refused_as_what_they_are() -> None:
             return {"input_ids": [7]}
 
     with pytest.raises(UnsupportedCheckpoint, match="one token for yes and no"):
-        yes_no_ids(Same(), "here")
+        find_yes_no_ids(Same(), "here")
 
 
 def copied(small_dir: Path, tmp_path: Path) -> Path:
@@ -324,23 +336,23 @@ def test_qwen_without_torchvision_says_so(small_dir: Path, tmp_path: Path) -> No
 
 def test_the_digest_follows_weights_and_views_and_not_logs(small_dir: Path, tmp_path: Path) -> None:
     folder = copied(small_dir, tmp_path)
-    before = checkpoint_digest(folder)
-    assert before == checkpoint_digest(small_dir)
+    before = hash_checkpoint(folder)
+    assert before == hash_checkpoint(small_dir)
     (folder / "train_log.json").write_text("[]")
     (folder / "record.json").write_text("{}")
-    assert checkpoint_digest(folder) == before
-    (folder / "clincot.json").write_text(Views().model_dump_json())
-    assert checkpoint_digest(folder) != before
+    assert hash_checkpoint(folder) == before
+    (folder / "clincot.json").write_text(PromptFormat().model_dump_json())
+    assert hash_checkpoint(folder) != before
 
 
 def test_a_model_is_held_until_it_is_forgotten_and_a_judge_has_its_own_name(small_dir: Path) -> None:
-    forget()
+    unload_models()
     policy = load_policy(small_dir)
     assert load_policy(str(small_dir)) is policy
     judge = load_judge(JudgeSpec(name="a judge", path=str(small_dir)))
     assert judge.name == "a judge"
     assert judge.digest == policy.digest
-    forget()
+    unload_models()
     assert load_policy(small_dir) is not policy
 
 
@@ -353,7 +365,7 @@ def test_features_are_those_of_the_processor_that_asks(
     config = json.loads(path.read_text())
     config["image_processor"]["image_std"] = [0.5] * 3
     path.write_text(json.dumps(config))
-    asked = [chain(shown[0], films, small.views, [Step(QUESTION, WHOLE, False)])]
+    asked = [chain_prompt(shown[0], films, small.views, [ChainStep(QUESTION, WHOLE_IMAGE, False)])]
     first = small.p_yes(asked)
     plain = VisionLanguageModel(folder)
     plain.shares_features = False
@@ -363,7 +375,7 @@ def test_features_are_those_of_the_processor_that_asks(
 
 
 def test_the_smallest_models_of_the_tests_have_digests_of_their_own(small_dir: Path, tmp_path: Path) -> None:
-    assert checkpoint_digest(tiny.write_model(tmp_path / "b", seed=1)) != checkpoint_digest(small_dir)
+    assert hash_checkpoint(tiny.write_model(tmp_path / "b", seed=1)) != hash_checkpoint(small_dir)
 
 
 def test_a_reply_says_whether_it_was_cut_off(small_dir: Path, shown: list[Study], films: Path) -> None:
@@ -373,5 +385,5 @@ def test_a_reply_says_whether_it_was_cut_off(small_dir: Path, shown: list[Study]
     every = frozenset(range(len(model.encoder.tokenizer)))
     for ends, cut_off, tokens in ((every, False, 1), (frozenset({0}), True, 4)):
         model.encoder.end_ids = ends
-        replies = model.write(asked, max_new_tokens=4, temperature=1.0, seeds=[1, 2, 3])
+        replies = model.generate(asked, max_new_tokens=4, temperature=1.0, seeds=[1, 2, 3])
         assert {(reply.cut_off, len(reply.token_logprobs)) for reply in replies} == {(cut_off, tokens)}

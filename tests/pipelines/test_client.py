@@ -10,13 +10,13 @@ import pytest
 
 from clincot.cli import app
 from clincot.config import Params
-from clincot.errors import BadInput
+from clincot.errors import InvalidInput
 from clincot.pipelines import round as round_module
 from clincot.pipelines import submit as submitting
-from clincot.pipelines.client import Connection, PipelinesFailed, connect
-from clincot.pipelines.recurring import Timing, reconcile, recurring_runs, remove
+from clincot.pipelines.client import Connection, PipelinesFailed, connect_pipelines
+from clincot.pipelines.recurring import RunSchedule, delete_recurring_runs, list_recurring_runs, reconcile_recurring_run
 from clincot.pipelines.round import RoundPlan
-from clincot.pipelines.submit import run_status, schedule_status, submit, upload
+from clincot.pipelines.submit import format_run_status, format_schedule_status, submit_run, upload_pipeline
 from tests.support.kfp_stub import PipelinesStub, serving
 
 PLAN = RoundPlan(
@@ -24,7 +24,7 @@ PLAN = RoundPlan(
     data="s3://data/train/abc",
     benchmark="s3://data/test/def",
 )
-NIGHTLY = Timing(cron="0 0 2 * * *")
+NIGHTLY = RunSchedule(cron="0 0 2 * * *")
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -54,11 +54,11 @@ def stub(monkeypatch: pytest.MonkeyPatch) -> Iterator[PipelinesStub]:
 
 @pytest.fixture
 def connection(stub: PipelinesStub) -> Connection:
-    return connect(stub.url)
+    return connect_pipelines(stub.url)
 
 
 def test_a_run_is_submitted_and_its_address_printed(stub: PipelinesStub, connection: Connection) -> None:
-    run = submit(connection, PLAN, name="tonight")
+    run = submit_run(connection, PLAN, name="tonight")
     assert run.url == f"{stub.url}/#/runs/details/{run.id}"
     (sent,) = stub.runs
     assert sent["display_name"] == "tonight"
@@ -66,38 +66,38 @@ def test_a_run_is_submitted_and_its_address_printed(stub: PipelinesStub, connect
     assert inputs["data"]["defaultValue"] == "s3://data/train/abc"
     assert inputs["train"]["defaultValue"]["lr"] == PLAN.params.train.lr
     stub.runs[0]["state"] = "FAILED"
-    assert "tonight: FAILED" in run_status(connection, run.id)
+    assert "tonight: FAILED" in format_run_status(connection, run.id)
     with pytest.raises(PipelinesFailed, match="there is no run run-99"):
-        run_status(connection, "run-99")
+        format_run_status(connection, "run-99")
 
 
 def test_the_same_pipeline_is_uploaded_once(stub: PipelinesStub, connection: Connection) -> None:
-    first, again = upload(connection, PLAN), upload(connection, PLAN)
+    first, again = upload_pipeline(connection, PLAN), upload_pipeline(connection, PLAN)
     assert (first.name, first.pipeline_id) == (again.name, again.pipeline_id)
     uploaded = [version["display_name"] for version in stub.versions]
     assert uploaded == [first.name]
     changed = replace(PLAN, shards=4)
-    assert upload(connection, changed).name != first.name
+    assert upload_pipeline(connection, changed).name != first.name
 
 
 def test_a_schedule_that_is_reconciled_twice_changes_nothing(stub: PipelinesStub, connection: Connection) -> None:
-    (said,) = reconcile(connection, PLAN, NIGHTLY)
+    (said,) = reconcile_recurring_run(connection, PLAN, NIGHTLY)
     assert said.startswith("created clincot-round-")
     (one,) = stub.recurring
     assert one["trigger"]["cron_schedule"]["cron"] == "0 0 2 * * *"
     changes = list(stub.changes)
-    (said,) = reconcile(connection, PLAN, NIGHTLY)
+    (said,) = reconcile_recurring_run(connection, PLAN, NIGHTLY)
     assert "is as it should be" in said
     assert stub.changes == changes
-    assert "ENABLED, cron 0 0 2 * * *" in schedule_status(connection)
+    assert "ENABLED, cron 0 0 2 * * *" in format_schedule_status(connection)
 
 
 def test_another_schedule_takes_the_old_ones_place(stub: PipelinesStub, connection: Connection) -> None:
     """The new one first: at no moment is there none."""
-    reconcile(connection, PLAN, NIGHTLY)
+    reconcile_recurring_run(connection, PLAN, NIGHTLY)
     old = stub.recurring[0]["recurring_run_id"]
     before = len(stub.changes)
-    reconcile(connection, PLAN, Timing(interval_s=3600))
+    reconcile_recurring_run(connection, PLAN, RunSchedule(interval_s=3600))
     made = [change for change in stub.changes[before:] if "recurring" in change]
     assert made == [
         "POST /recurringruns",
@@ -113,13 +113,13 @@ def test_it_heals_after_it_was_interrupted_before_any_step(
     step: int, stub: PipelinesStub, connection: Connection
 ) -> None:
     """Steps of a change of timing: 1 create, 2 disable the old one, 3 delete it."""
-    reconcile(connection, PLAN, NIGHTLY)
+    reconcile_recurring_run(connection, PLAN, NIGHTLY)
     stub.break_before = len(stub.changes) + step
     with pytest.raises(PipelinesFailed, match="no answer"):
-        reconcile(connection, PLAN, Timing(interval_s=3600))
+        reconcile_recurring_run(connection, PLAN, RunSchedule(interval_s=3600))
     assert stub.recurring, "there is one at every moment"
     stub.break_before = 0
-    reconcile(connection, PLAN, Timing(interval_s=3600))
+    reconcile_recurring_run(connection, PLAN, RunSchedule(interval_s=3600))
     (left,) = stub.recurring
     assert left["mode"] == "ENABLE"
     assert "periodic_schedule" in left["trigger"]
@@ -129,21 +129,21 @@ def test_two_of_the_same_name_become_one_and_a_disabled_one_is_enabled(
     stub: PipelinesStub, connection: Connection
 ) -> None:
     """Two callers may both have seen none."""
-    reconcile(connection, PLAN, NIGHTLY)
+    reconcile_recurring_run(connection, PLAN, NIGHTLY)
     stub.recurring.append({**stub.recurring[0], "recurring_run_id": "twin", "created_at": "2026-02-01T00:00:00Z"})
     stub.recurring[0] |= {"mode": "DISABLE", "status": "DISABLED"}
-    reconcile(connection, PLAN, NIGHTLY)
+    reconcile_recurring_run(connection, PLAN, NIGHTLY)
     (left,) = stub.recurring
     assert (left["recurring_run_id"] != "twin", left["mode"]) == (True, "ENABLE")
 
 
 def test_remove_leaves_what_others_made(stub: PipelinesStub, connection: Connection) -> None:
-    reconcile(connection, PLAN, NIGHTLY)
+    reconcile_recurring_run(connection, PLAN, NIGHTLY)
     stub.recurring.append({**stub.recurring[0], "recurring_run_id": "theirs", "display_name": "nightly backup"})
-    assert len(remove(connection)) == 1
+    assert len(delete_recurring_runs(connection)) == 1
     assert [one["display_name"] for one in stub.recurring] == ["nightly backup"]
-    assert remove(connection) == []
-    assert recurring_runs(connection, connection.experiment_id()) == []
+    assert delete_recurring_runs(connection) == []
+    assert list_recurring_runs(connection, connection.ensure_experiment()) == []
 
 
 def test_an_expired_token_is_told(
@@ -159,32 +159,32 @@ def test_an_expired_token_is_told(
         assert "stale-5f3" not in said
         (tmp_path / "token").write_text("new\n")
         assert app.main(arguments) == 0
-        connection = connect(stub.url, token_file=tmp_path / "token")
+        connection = connect_pipelines(stub.url, token_file=tmp_path / "token")
         stub.token = "newer"  # it expires in the middle
         with pytest.raises(PipelinesFailed, match="HTTP 401, not let in"):
-            reconcile(connection, PLAN, NIGHTLY)
+            reconcile_recurring_run(connection, PLAN, NIGHTLY)
 
 
 def test_a_wrong_endpoint_is_told(stub: PipelinesStub) -> None:
     with pytest.raises(PipelinesFailed, match=r"is --endpoint .* right"):
-        connect("http://127.0.0.1:9")
+        connect_pipelines("http://127.0.0.1:9")
     with pytest.raises(PipelinesFailed, match="HTTP 404, not what Kubeflow Pipelines answers"):
-        connect(f"{stub.url}/pipeline")
-    with pytest.raises(BadInput, match="must start with http"):
-        connect("kubeflow.example")
-    with pytest.raises(BadInput, match="KFP_ENDPOINT"):
-        connect("")
+        connect_pipelines(f"{stub.url}/pipeline")
+    with pytest.raises(InvalidInput, match="must start with http"):
+        connect_pipelines("kubeflow.example")
+    with pytest.raises(InvalidInput, match="KFP_ENDPOINT"):
+        connect_pipelines("")
 
 
 def test_a_multi_user_installation_needs_a_namespace() -> None:
     with serving(PipelinesStub(multi_user=True)) as stub:
-        with pytest.raises(BadInput, match="--namespace"):
-            connect(stub.url)
-        submit(connect(stub.url, namespace="team"), PLAN)
+        with pytest.raises(InvalidInput, match="--namespace"):
+            connect_pipelines(stub.url)
+        submit_run(connect_pipelines(stub.url, namespace="team"), PLAN)
         assert stub.experiments[0]["namespace"] == "team"
-        assert connect(stub.url, profile="kubeflow-user").namespace == "kubeflow-user"
+        assert connect_pipelines(stub.url, profile="kubeflow-user").namespace == "kubeflow-user"
     with serving(PipelinesStub()) as stub:
-        assert connect(stub.url, profile="kubeflow-user").namespace == "", "others know no namespaces"
+        assert connect_pipelines(stub.url, profile="kubeflow-user").namespace == "", "others know no namespaces"
 
 
 @pytest.mark.parametrize(
@@ -196,8 +196,8 @@ def test_a_multi_user_installation_needs_a_namespace() -> None:
     ],
 )
 def test_what_every_run_would_fail_of_is_refused(plan: RoundPlan, told: str, connection: Connection) -> None:
-    with pytest.raises(BadInput, match=told):
-        submit(connection, plan)
+    with pytest.raises(InvalidInput, match=told):
+        submit_run(connection, plan)
 
 
 def test_an_unknown_parameter_is_refused_before_anything_is_sent(
@@ -210,5 +210,5 @@ def test_an_unknown_parameter_is_refused_before_anything_is_sent(
 
 @pytest.mark.parametrize("timing", [{}, {"cron": "0 2 * * *"}, {"cron": "0 0 2 * * *", "interval_s": 5}])
 def test_a_timing_is_one_and_whole(timing: dict[str, object]) -> None:
-    with pytest.raises(BadInput):
-        Timing(**timing)  # type: ignore[arg-type]
+    with pytest.raises(InvalidInput):
+        RunSchedule(**timing)  # type: ignore[arg-type]

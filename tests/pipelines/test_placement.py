@@ -12,10 +12,10 @@ import pytest
 import yaml
 
 import clincot.pipelines
-from clincot.config import load_params, parse_section
-from clincot.jsonl import BadRecord
-from clincot.pipelines.cluster_settings import TASKS, ClusterSettings, load_cluster
-from clincot.pipelines.params import decoded
+from clincot.config import load_params, parse_config
+from clincot.jsonl import InvalidRecord
+from clincot.pipelines.cluster_settings import TASK_NAMES, ClusterSettings, load_cluster_settings
+from clincot.pipelines.params import decode_params
 from clincot.pipelines.round import RoundPlan, compile_round
 from clincot.preferences.versions import git
 from clincot.stages.catalog import STAGES
@@ -54,7 +54,7 @@ def compiled(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], 
     """({task: container}, {task: platform settings}, {task: task spec}); tasks by their components' names."""
     folder = tmp_path_factory.mktemp("compiled")
     (folder / "cluster.yaml").write_text(CLUSTER)
-    compile_round(RoundPlan(cluster=load_cluster(folder / "cluster.yaml")), folder / "round.yaml")
+    compile_round(RoundPlan(cluster=load_cluster_settings(folder / "cluster.yaml")), folder / "round.yaml")
     spec, platform = yaml.safe_load_all((folder / "round.yaml").read_text(encoding="utf-8"))
     containers = {_name(label): one["container"] for label, one in spec["deploymentSpec"]["executors"].items()}
     settings = platform["platforms"]["kubernetes"]["deploymentSpec"]["executors"]
@@ -70,7 +70,7 @@ def _name(label: str) -> str:
 
 def test_every_task_is_placed(compiled: Any) -> None:
     containers, settings, _ = compiled
-    assert {name.removesuffix("-2") for name in containers} == {*TASKS} - {"standing"}  # of several rounds
+    assert {name.removesuffix("-2") for name in containers} == {*TASK_NAMES} - {"standing"}  # of several rounds
     assert set(settings) == set(containers)
 
 
@@ -152,7 +152,7 @@ def test_what_looks_outside_is_never_cached(compiled: Any) -> None:
     cached = {
         name: task["cachingOptions"].get("enableCache", False)
         for name, task in tasks.items()
-        if name.removesuffix("-2") in TASKS
+        if name.removesuffix("-2") in TASK_NAMES
     }
     assert {name for name, on in cached.items() if not on} == {"preflight", "deploy", "finish"}
 
@@ -173,8 +173,8 @@ def test_what_looks_outside_is_never_cached(compiled: Any) -> None:
 )
 def test_what_is_wrong_is_refused_by_name(content: str, told: str, tmp_path: Path) -> None:
     (tmp_path / "cluster.yaml").write_text(content)
-    with pytest.raises(BadRecord, match=told) as raised:
-        load_cluster(tmp_path / "cluster.yaml")
+    with pytest.raises(InvalidRecord, match=told) as raised:
+        load_cluster_settings(tmp_path / "cluster.yaml")
     assert "hidden" not in str(raised.value)
     assert "word" not in str(raised.value)
 
@@ -182,7 +182,7 @@ def test_what_is_wrong_is_refused_by_name(content: str, told: str, tmp_path: Pat
 def test_the_example_has_every_key_and_the_defaults() -> None:
     text = (FOLDER / "cluster.yaml").read_text(encoding="utf-8")
     assert set(yaml.safe_load(text)) == set(ClusterSettings.model_fields)
-    example, default = load_cluster(FOLDER / "cluster.yaml"), ClusterSettings()
+    example, default = load_cluster_settings(FOLDER / "cluster.yaml"), ClusterSettings()
     shown = {"stages", "secrets"}
     assert example.model_dump(exclude=shown) == default.model_dump(exclude=shown)
 
@@ -191,7 +191,10 @@ def test_the_example_says_what_images_and_git_expect() -> None:
     """Also where it is commented out."""
     text = (FOLDER / "cluster.yaml").read_text(encoding="utf-8")
     (line,) = [line for line in text.splitlines() if "clincot-git" in line]
-    assert yaml.safe_load(line.partition("# - ")[2])["env"] == {"username": git.USER, "password": git.TOKEN}
+    assert yaml.safe_load(line.partition("# - ")[2])["env"] == {
+        "username": git.USER_VARIABLE,
+        "password": git.TOKEN_VARIABLE,
+    }
     security = ClusterSettings().security
     assert f"USER {security.user}:{security.group}" in (FOLDER.parent / "Dockerfile").read_text(encoding="utf-8")
 
@@ -199,11 +202,11 @@ def test_the_example_says_what_images_and_git_expect() -> None:
 def test_training_is_launched_as_the_operator_says_and_preflight_looks_at_that(tmp_path: Path) -> None:
     """`--launch launch.yaml` is the default of a parameter, which both tasks take."""
     job = {"image": "clincot-cuda:0.1.0", "claim": "cache", "mount": "/cache", "nodes": 4}
-    launch = parse_section(LaunchSettings, {"how": "train-job", "job": job}, where="launch.yaml")
+    launch = parse_config(LaunchSettings, {"how": "train-job", "job": job}, where="launch.yaml")
     compile_round(RoundPlan(launch=launch), tmp_path / "round.yaml")
     spec, _ = yaml.safe_load_all((tmp_path / "round.yaml").read_text(encoding="utf-8"))
     default = spec["root"]["inputDefinitions"]["parameters"]["launch"]["defaultValue"]
-    assert parse_section(LaunchSettings, decoded(default), where="launch") == launch
+    assert parse_config(LaunchSettings, decode_params(default), where="launch") == launch
     tasks = spec["components"]["comp-exit-handler-1"]["dag"]["tasks"]
     taken = {name for name, task in tasks.items() if "launch" in task["inputs"].get("parameters", {})}
     assert taken == {"preflight", "train"}
@@ -212,7 +215,9 @@ def test_training_is_launched_as_the_operator_says_and_preflight_looks_at_that(t
 def test_what_samples_is_told_the_lap_and_both_ends_the_run(compiled: Any) -> None:
     """Recurring runs ask the questions again; `finish` ends the round that this very run began."""
     _, _, tasks = compiled
-    told = {name for name, task in tasks.items() if name in TASKS and "lap" in task["inputs"].get("parameters", {})}
+    told = {
+        name for name, task in tasks.items() if name in TASK_NAMES and "lap" in task["inputs"].get("parameters", {})
+    }
     assert told == {"propose", "answer", "pair", "train"}
     for name in ("preflight", "finish"):
         run = tasks[name]["inputs"]["parameters"]["run"]["runtimeValue"]["constant"]
@@ -234,7 +239,7 @@ def test_the_committed_pipelines_are_what_is_compiled_now(rounds: int, name: str
     """`make pipelines` writes them again."""
     root = FOLDER.parent
     plan = RoundPlan(
-        params=load_params(root / "params.yaml"), cluster=load_cluster(FOLDER / "cluster.yaml"), rounds=rounds
+        params=load_params(root / "params.yaml"), cluster=load_cluster_settings(FOLDER / "cluster.yaml"), rounds=rounds
     )
     compile_round(plan, tmp_path / name)
     assert (FOLDER / "compiled" / name).read_text(encoding="utf-8") == (tmp_path / name).read_text(encoding="utf-8")

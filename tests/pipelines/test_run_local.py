@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from clincot.preferences.versions.init import start_repository
+from clincot.preferences.versions.init import init_repository
 from tests.support.local_pipeline import LIMIT_S, World, build_world, executed, round_digests
 from tests.support.s3_server import s3_server
 
@@ -23,7 +23,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
             patch.setenv(name, value)
         s3.bucket("preferences")
         repository = str(folder / "preferences.git")
-        start_repository(repository, "s3://preferences/rounds")
+        init_repository(repository, "s3://preferences/rounds")
         yield build_world(folder, s3, repository)
 
 

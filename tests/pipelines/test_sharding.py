@@ -6,18 +6,18 @@ from pathlib import Path
 
 import pytest
 
-from clincot.config import JudgeSection
-from clincot.errors import BadInput
-from clincot.geometry import WHOLE
+from clincot.config import JudgeConfig
+from clincot.errors import InvalidInput
+from clincot.geometry import WHOLE_IMAGE
 from clincot.jsonl import read_records, write_json, write_records
-from clincot.judging.calibration import identity_calibration
-from clincot.judging.combination import Combination, QuorumLost, Seat
-from clincot.pipelines.sharding import merge_shards, shard_names, write_shard
+from clincot.judging.calibration import make_identity_calibration
+from clincot.judging.combination import PanelMember, QuorumLost, ScoreCombiner
+from clincot.pipelines.sharding import list_shard_names, merge_shards, write_shard
 from clincot.records import Candidate, Judgement, Question, Region
 
 A, B = "a" * 64, "b" * 64
 FILES = ("regions", "candidates", "judgements", "panel_report")
-SECTION = JudgeSection(quorum=1)
+SECTION = JudgeConfig(quorum=1)
 
 
 def write_questions(path: Path, count: int) -> list[Question]:
@@ -30,7 +30,8 @@ def make(folder: Path, questions: list[Question], *, left_out: str = "") -> dict
     """A shard's files: one region, one answer and two judgements a question. left_out: judge b, and why."""
     folder.mkdir()
     regions = [
-        Region(question=q.id, hypothesis="whole image", box=WHOLE, confidence=0, grounder="whole") for q in questions
+        Region(question=q.id, hypothesis="whole image", box=WHOLE_IMAGE, confidence=0, grounder="whole")
+        for q in questions
     ]
     candidates = [
         Candidate(
@@ -51,18 +52,21 @@ def make(folder: Path, questions: list[Question], *, left_out: str = "") -> dict
         judgements.append(Judgement(candidate=c.id, judge=A, prompt="x", score=round(share, 6)))
         given: dict[str, object] = {"score": None, "reason": "left out"} if left_out else {"score": round(1 - share, 6)}
         judgements.append(Judgement.model_validate({"candidate": c.id, "judge": B, "prompt": "x", **given}))
-    seats = [Seat("judge-a", 1.0, identity_calibration(A)), Seat("judge-b", 1.0, identity_calibration(B), left_out)]
-    combination = Combination(seats, quorum=1)
+    seats = [
+        PanelMember("judge-a", 1.0, make_identity_calibration(A)),
+        PanelMember("judge-b", 1.0, make_identity_calibration(B), left_out),
+    ]
+    combination = ScoreCombiner(seats, quorum=1)
     at = {name: folder / name for name in (*FILES, "scores")}
     for name, records in (("regions", regions), ("candidates", candidates), ("judgements", judgements)):
         write_records(at[name], records)  # type: ignore[type-var]
-    write_records(at["scores"], combination.scores(judgements))
-    write_json(at["panel_report"], combination.report().model_dump(mode="json"))
+    write_records(at["scores"], combination.score_candidates(judgements))
+    write_json(at["panel_report"], combination.build_report().model_dump(mode="json"))
     return at
 
 
 def merged(
-    folder: Path, questions: Path, shards: list[dict[str, Path]], section: JudgeSection = SECTION
+    folder: Path, questions: Path, shards: list[dict[str, Path]], section: JudgeConfig = SECTION
 ) -> dict[str, Path]:
     folder.mkdir()
     outputs = {name: folder / name for name in (*FILES, "scores")}
@@ -77,7 +81,7 @@ def test_shards_are_runs_of_whole_units_and_together_all_questions(tmp_path: Pat
     found = []
     for shards in (1, 2, 3):
         parts = []
-        for name in shard_names(path, shards):
+        for name in list_shard_names(path, shards):
             write_shard(path, name, tmp_path / "part.jsonl")
             parts.append(list(read_records(tmp_path / "part.jsonl", Question)))
         assert [one for part in parts for one in part] == questions
@@ -88,12 +92,12 @@ def test_shards_are_runs_of_whole_units_and_together_all_questions(tmp_path: Pat
 def test_an_empty_shard_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "questions.jsonl"
     write_questions(path, 65)
-    with pytest.raises(BadInput, match="65 questions are 2 units of 64, too few for 3 shards: 1 would be empty"):
-        shard_names(path, 3)
-    with pytest.raises(BadInput, match="shard 1/3 is empty"):
+    with pytest.raises(InvalidInput, match="65 questions are 2 units of 64, too few for 3 shards: 1 would be empty"):
+        list_shard_names(path, 3)
+    with pytest.raises(InvalidInput, match="shard 1/3 is empty"):
         write_shard(path, "1/3", tmp_path / "part.jsonl")
     assert not (tmp_path / "part.jsonl").exists()
-    with pytest.raises(BadInput, match="written as 2/8"):
+    with pytest.raises(InvalidInput, match="written as 2/8"):
         write_shard(path, "0/3", tmp_path / "part.jsonl")
 
 
@@ -124,7 +128,7 @@ def test_a_judge_that_failed_in_one_shard_is_left_out_of_all(tmp_path: Path) -> 
     with pytest.raises(
         QuorumLost, match=r"1 judges answered in all shards, the quorum is 2: judge-b: no answer \(in sh"
     ):
-        merged(tmp_path / "again", path, shards, JudgeSection(quorum=2))
+        merged(tmp_path / "again", path, shards, JudgeConfig(quorum=2))
     assert not (tmp_path / "again" / "scores").exists()
 
 
@@ -132,7 +136,7 @@ def test_a_missing_shard_is_told(tmp_path: Path) -> None:
     path = tmp_path / "questions.jsonl"
     questions = write_questions(path, 4)
     one, two = make(tmp_path / "one", questions[:2]), make(tmp_path / "two", questions[2:])
-    with pytest.raises(BadInput, match="has no regions in any of 1 shards"):
+    with pytest.raises(InvalidInput, match="has no regions in any of 1 shards"):
         merged(tmp_path / "together", path, [one])
-    with pytest.raises(BadInput, match="a shard is missing or out of order"):
+    with pytest.raises(InvalidInput, match="a shard is missing or out of order"):
         merged(tmp_path / "again", path, [two, one])

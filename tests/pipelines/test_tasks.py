@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import pytest
 
-from clincot.config import AnswerSection, Params, PrepareSection
-from clincot.pipelines.params import prepare_section, section_of
+from clincot.config import AnswerConfig, Params, PrepareConfig
+from clincot.pipelines.params import build_prepare_config, parse_stage_config
 
 SAMPLING = ("propose", "answer", "pair", "train")
 
 
 def test_after_the_last_subset_the_first_is_asked_again_in_the_next_lap() -> None:
     """Of three subsets: rounds 1, 2, 3 ask subsets 0, 1, 2; rounds 4 and 7 ask subset 0 again."""
-    content = PrepareSection(rounds=3).model_dump(mode="json")
-    asked = [prepare_section(content, number, 1) for number in range(1, 8)]
+    content = PrepareConfig(rounds=3).model_dump(mode="json")
+    asked = [build_prepare_config(content, number, 1) for number in range(1, 8)]
     assert [(section.round, lap) for section, lap in asked] == [
         (0, 0),
         (1, 0),
@@ -27,21 +27,21 @@ def test_after_the_last_subset_the_first_is_asked_again_in_the_next_lap() -> Non
 
 def test_one_run_of_more_rounds_than_subsets_asks_no_question_twice() -> None:
     """As `clincot rounds`: the questions are split into as many subsets as there are rounds."""
-    content = PrepareSection(rounds=2).model_dump(mode="json")
-    assert [prepare_section(content, number, 4)[1] for number in range(1, 5)] == [0, 0, 0, 0]
+    content = PrepareConfig(rounds=2).model_dump(mode="json")
+    assert [build_prepare_config(content, number, 4)[1] for number in range(1, 5)] == [0, 0, 0, 0]
 
 
 @pytest.mark.parametrize("stage", SAMPLING)
 def test_every_lap_samples_with_a_seed_of_its_own(stage: str) -> None:
     """The first with the section's own; of another seed no lap meets one of this one's."""
     section = getattr(Params(), stage)
-    laps = [section_of(stage, section.model_dump(mode="json"), lap=lap) for lap in range(4)]
+    laps = [parse_stage_config(stage, section.model_dump(mode="json"), lap=lap) for lap in range(4)]
     assert laps[0] == section
-    others = [section_of(stage, {"seed": 1}, lap=lap) for lap in range(4)]
+    others = [parse_stage_config(stage, {"seed": 1}, lap=lap) for lap in range(4)]
     assert len({one.model_dump()["seed"] for one in (*laps, *others)}) == 8
     assert [one.model_copy(update={"seed": section.model_dump()["seed"]}) for one in laps] == [section] * 4
 
 
 def test_a_lap_is_what_kubeflow_makes_of_a_whole_number() -> None:
-    content = AnswerSection().model_dump(mode="json")
-    assert section_of("answer", content, lap=2.0) == section_of("answer", content, lap=2)  # type: ignore[arg-type]
+    content = AnswerConfig().model_dump(mode="json")
+    assert parse_stage_config("answer", content, lap=2.0) == parse_stage_config("answer", content, lap=2)  # type: ignore[arg-type]

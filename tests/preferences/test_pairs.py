@@ -2,8 +2,8 @@ import random
 
 import pytest
 
-from clincot.config import PairSection
-from clincot.geometry import WHOLE
+from clincot.config import PairConfig
+from clincot.geometry import WHOLE_IMAGE
 from clincot.jsonl import write_records
 from clincot.preferences.pairs import BadPairInput, NoPairs, PairReport, make_pairs
 from clincot.records import Candidate, PreferencePair
@@ -18,7 +18,7 @@ def pairs_of(scored, **section) -> tuple[list[PreferencePair], PairReport]:
     return make_pairs(
         [one for one, _ in scored],
         [score_of(one, score) for one, score in scored],
-        PairSection(**{**OPEN, **section}),
+        PairConfig(**{**OPEN, **section}),
     )
 
 
@@ -50,7 +50,7 @@ def test_every_gap_of_at_least_min_gap_is_a_pair_the_better_first():
 def test_the_spread_of_a_pair_is_the_mean_of_its_sides():
     one, other = candidate("yes"), candidate("no")
     scores = [score_of(one, 0.9, spread=0.1), score_of(other, 0.1, spread=0.3)]
-    pairs, _ = make_pairs([one, other], scores, PairSection(**OPEN))
+    pairs, _ = make_pairs([one, other], scores, PairConfig(**OPEN))
     assert pairs[0].spread == pytest.approx(0.2)
 
 
@@ -141,7 +141,7 @@ def test_unscored_candidates_are_in_no_pair_and_counted():
 def test_sides_scored_by_different_numbers_of_judges_are_not_compared():
     one, other = candidate("yes"), candidate("no")
     with pytest.raises(NoPairs) as nothing:
-        make_pairs([one, other], [score_of(one, 0.9, judges=3), score_of(other, 0.1, judges=2)], PairSection(**OPEN))
+        make_pairs([one, other], [score_of(one, 0.9, judges=3), score_of(other, 0.1, judges=2)], PairConfig(**OPEN))
     assert nothing.value.report.dropped == {"scored by different numbers of judges": 1}
 
 
@@ -379,13 +379,13 @@ def test_candidates_are_streamed():
             yield score_of(one if n != 12 else scored[0][0], score)
 
     with pytest.raises(BadPairInput):
-        make_pairs(lines(), bad_scores(), PairSection(**OPEN))
+        make_pairs(lines(), bad_scores(), PairConfig(**OPEN))
     assert read == 13
 
 
 def test_files_that_do_not_belong_together_are_refused():
     one, other = candidate("yes"), candidate("no")
-    section = PairSection(**OPEN)
+    section = PairConfig(**OPEN)
     with pytest.raises(BadPairInput, match=f"the scores end before {other.id}"):
         make_pairs([one, other], [score_of(one, 0.9)], section)
     with pytest.raises(BadPairInput, match=f"the score of {other.id} has no candidate"):
@@ -403,6 +403,6 @@ def test_files_that_do_not_belong_together_are_refused():
 
 
 def test_whole_image_and_crop_are_different_regions():
-    scored = [(candidate("yes", box=WHOLE), 0.9), (candidate("no", box=LEFT), 0.1)]
+    scored = [(candidate("yes", box=WHOLE_IMAGE), 0.9), (candidate("no", box=LEFT), 0.1)]
     _, report = pairs_of(scored)
     assert report.same_region == 0

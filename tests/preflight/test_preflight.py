@@ -15,20 +15,27 @@ import pytest
 from safetensors.numpy import save_file
 
 from clincot.cli.app import main
-from clincot.config import Params, PreflightSection
+from clincot.config import Params, PreflightConfig
 from clincot.deployment.service_settings import ServiceSettings
-from clincot.errors import BadInput
-from clincot.jsonl import BadRecord
-from clincot.models.checkpoint import checkpoint_digest
-from clincot.preferences.versions.init import start_repository
+from clincot.errors import InvalidInput
+from clincot.jsonl import InvalidRecord
+from clincot.models.checkpoint import hash_checkpoint
+from clincot.preferences.versions.init import init_repository
 from clincot.preflight import checklist, judges, repository, starting_policy, stores
 from clincot.preflight import cluster as cluster_checks
-from clincot.preflight.preflight_report import Check, PreflightFailed, PreflightReport, failed, passed, table
+from clincot.preflight.preflight_report import (
+    PreflightCheck,
+    PreflightFailed,
+    PreflightReport,
+    fail_check,
+    pass_check,
+    render_check_table,
+)
 from clincot.preflight.probe import Probe, run_probes
 from clincot.records import StartingPolicy
 from clincot.registry import champion
 from clincot.registry.champion import NoChampion
-from clincot.registry.manifest import Corrupt, folder_of
+from clincot.registry.manifest import CorruptCheckpoint, build_checkpoint_key
 from clincot.stages.runner import run_stage
 from clincot.storage.folder_store import FolderStore
 from clincot.storage.store import Store, StoreFailed
@@ -41,15 +48,15 @@ from tests.support.s3_server import SECRET, S3Server
 YES = completion("yes", {"yes": -0.1, "no": -2.4})
 
 
-def states(checks: list[Check]) -> dict[str, str]:
+def states(checks: list[PreflightCheck]) -> dict[str, str]:
     return {check.name: check.state for check in checks}
 
 
-def section(**fields: Any) -> PreflightSection:
-    return PreflightSection.model_validate({"timeout_s": 20.0, "free_gb": 0.0, **fields})
+def section(**fields: Any) -> PreflightConfig:
+    return PreflightConfig.model_validate({"timeout_s": 20.0, "free_gb": 0.0, **fields})
 
 
-def probed(section: PreflightSection, module: Any) -> list[Check]:
+def probed(section: PreflightConfig, module: Any) -> list[PreflightCheck]:
     return run_probes(module.probes(section))
 
 
@@ -57,7 +64,7 @@ def probed(section: PreflightSection, module: Any) -> list[Check]:
 
 
 def test_a_store_that_does_all_is_left_as_it_was(store: Store) -> None:
-    checks = list(stores.look(store))
+    checks = list(stores.check_store(store))
     assert states(checks) == dict.fromkeys(
         ["store: list", "store: write", "store: read", "store: write once", "store: compare and swap", "store: delete"],
         "pass",
@@ -78,7 +85,7 @@ class Forgetful(FolderStore):
 
 
 def test_a_store_without_conditions_is_no_store_for_a_pointer(tmp_path: Path) -> None:
-    checks = list(stores.look(Forgetful(tmp_path)))
+    checks = list(stores.check_store(Forgetful(tmp_path)))
     assert states(checks)["store: write once"] == states(checks)["store: compare and swap"] == "fail"
     assert "two rounds could both become champion" in checks[3].mend
     assert list(FolderStore(tmp_path).keys("preflight/")) == []
@@ -119,7 +126,7 @@ def test_a_store_that_hangs_has_failed_by_its_limit(monkeypatch: pytest.MonkeyPa
 # --- judges
 
 
-def judged(handler: Any, **spec: Any) -> list[Check]:
+def judged(handler: Any, **spec: Any) -> list[PreflightCheck]:
     """What is found of one judge at an endpoint, beside an in-process one to make the quorum."""
     with serving(handler) as server:
         if handler is _hang:
@@ -217,7 +224,7 @@ def test_judges_in_this_process_are_read(tmp_path: Path) -> None:
     }
     (tmp_path / "empty").mkdir()
     found = {check.name: check for check in probed(section(judge=asked), judges)}
-    assert found["judge good: checkpoint"].found == f"digest {checkpoint_digest(good)[:12]}"
+    assert found["judge good: checkpoint"].found == f"digest {hash_checkpoint(good)[:12]}"
     assert "model.safetensors: not a whole safetensors file" in found["judge cut"].found
     assert "no *.safetensors in this folder" in found["judge empty"].found
 
@@ -230,22 +237,22 @@ def test_too_few_judges_for_the_quorum() -> None:
 # --- the starting policy
 
 
-def started(**fields: Any) -> tuple[list[StartingPolicy], list[Check]]:
+def started(**fields: Any) -> tuple[list[StartingPolicy], list[PreflightCheck]]:
     start: list[StartingPolicy] = []
-    return start, run_probes(starting_policy.probes(section(**fields), start))
+    return start, run_probes(starting_policy.build_champion_probes(section(**fields), start))
 
 
 def test_the_round_starts_from_the_champion_not_from_the_base(store: Store, tmp_path: Path) -> None:
     base, one = (published(store, tmp_path, value) for value in (1.0, 2.0))
-    champion.start(store, base, by="ann")
-    champion.promote(store, one, over=base.sha256, by="ann", reason="won")
+    champion.create_champion_pointer(store, base, by="ann")
+    champion.promote_champion(store, one, over=base.sha256, by="ann", reason="won")
     start, (check,) = started(publish={"store": store.url, "name": LINE}, base=base.sha256)
     assert check.state == "pass"
     assert "move 1 of the pointer" in check.found
     (policy,) = start
     assert (policy.uri, policy.sha256, policy.round, policy.source) == (one.uri, one.sha256, one.round, "champion")
-    place = starting_policy.fetch_policy(policy, store.url, tmp_path / "fetched")
-    assert checkpoint_digest(place) == one.sha256
+    place = starting_policy.fetch_starting_policy(policy, store.url, tmp_path / "fetched")
+    assert hash_checkpoint(place) == one.sha256
 
 
 def test_a_line_without_a_champion_starts_from_the_base_as_round_0(tmp_path: Path) -> None:
@@ -254,8 +261,8 @@ def test_a_line_without_a_champion_starts_from_the_base_as_round_0(tmp_path: Pat
     named = {"publish": {"store": store.url, "name": LINE}}
     ((by_folder,), _) = started(**named, base=str(folder))
     assert (by_folder.round, by_folder.source, by_folder.published) == (0, "base", False)
-    assert by_folder.sha256 == checkpoint_digest(folder)
-    assert starting_policy.fetch_policy(by_folder, "", tmp_path / "unused") == folder
+    assert by_folder.sha256 == hash_checkpoint(folder)
+    assert starting_policy.fetch_starting_policy(by_folder, "", tmp_path / "unused") == folder
     manifest = published(store, tmp_path, 2.0)
     ((by_digest,), _) = started(**named, base=manifest.sha256[:10])
     assert (by_digest.uri, by_digest.published) == (manifest.uri, True)
@@ -269,8 +276,8 @@ def test_a_base_that_changed_since_is_refused(tmp_path: Path) -> None:
     folder = write_checkpoint(tmp_path / "base", 1.0)
     ((policy,), _) = started(base=str(folder))
     save_file({"w": np.zeros(4, np.float32)}, folder / "model.safetensors")
-    with pytest.raises(BadInput, match="the round started from"):
-        starting_policy.fetch_policy(policy, "", tmp_path)
+    with pytest.raises(InvalidInput, match="the round started from"):
+        starting_policy.fetch_starting_policy(policy, "", tmp_path)
 
 
 def test_a_store_that_cannot_be_read_is_no_reason_to_start_from_the_base(
@@ -281,28 +288,28 @@ def test_a_store_that_cannot_be_read_is_no_reason_to_start_from_the_base(
         monkeypatch.setenv(name, value)
     base = write_checkpoint(tmp_path / "base", 1.0)
     with pytest.raises(StoreFailed, match="403"):
-        starting_policy.resolve(section(publish={"store": "s3://b/x"}, base=str(base)))
+        starting_policy.resolve_starting_policy(section(publish={"store": "s3://b/x"}, base=str(base)))
 
 
 def test_a_champion_whose_files_are_not_what_they_were(tmp_path: Path) -> None:
     store = FolderStore(tmp_path / "store")
     manifest = published(store, tmp_path, 1.0)
-    champion.start(store, manifest, by="ann")
-    (store.root / folder_of(LINE, manifest.sha256) / "model.safetensors").write_bytes(b"other")
+    champion.create_champion_pointer(store, manifest, by="ann")
+    (store.root / build_checkpoint_key(LINE, manifest.sha256) / "model.safetensors").write_bytes(b"other")
     start, (check,) = started(publish={"store": store.url, "name": LINE})
     assert start == []
     assert "has sha256" in check.found
     assert "rollback" in check.mend
-    with pytest.raises(Corrupt):
-        starting_policy.resolve(section(publish={"store": store.url, "name": LINE}))
+    with pytest.raises(CorruptCheckpoint):
+        starting_policy.resolve_starting_policy(section(publish={"store": store.url, "name": LINE}))
 
 
 def test_a_manifest_whose_files_make_another_digest(tmp_path: Path) -> None:
     """Files and manifest agree with one another, and not with the digest that all records carry."""
     store = FolderStore(tmp_path / "store")
     manifest = published(store, tmp_path, 1.0)
-    champion.start(store, manifest, by="ann")
-    path = store.root / folder_of(LINE, manifest.sha256) / "manifest.json"
+    champion.create_champion_pointer(store, manifest, by="ann")
+    path = store.root / build_checkpoint_key(LINE, manifest.sha256) / "manifest.json"
     content = json.loads(path.read_text())
     config = next(file for file in content["files"] if file["path"] == "config.json")
     content["files"].remove(config)
@@ -314,7 +321,7 @@ def test_a_manifest_whose_files_make_another_digest(tmp_path: Path) -> None:
 
 def test_no_store_and_no_base_is_nothing_to_start_from() -> None:
     with pytest.raises(NoChampion, match=r"publish\.store"):
-        starting_policy.resolve(section())
+        starting_policy.resolve_starting_policy(section())
 
 
 # --- the data repository
@@ -323,7 +330,7 @@ def test_no_store_and_no_base_is_nothing_to_start_from() -> None:
 @pytest.fixture(scope="module")
 def data_repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("data-repository")
-    start_repository(str(folder / "data.git"), str(folder / "remote"))
+    init_repository(str(folder / "data.git"), str(folder / "remote"))
     return folder / "data.git"
 
 
@@ -375,7 +382,7 @@ def test_a_repository_without_a_first_commit_and_none_at_all(tmp_path: Path) -> 
 def test_kserve_and_the_permissions_of_a_rollout() -> None:
     server = ApiServer(groups={"serving.kserve.io/v1beta1"})
     with api_server(server) as cluster:
-        found = list(cluster_checks.look(cluster, ServiceSettings(namespace="clinic")))
+        found = list(cluster_checks.check_kserve(cluster, ServiceSettings(namespace="clinic")))
     assert states(found) == {"cluster: KServe": "pass", "cluster: permissions": "pass"}
     # 5 of InferenceServices, 4 of Services, 2 of their proxies, KServe's ConfigMap, the CRD that manifests are held to
     assert "13 permissions in clinic" in found[1].tried
@@ -384,7 +391,7 @@ def test_kserve_and_the_permissions_of_a_rollout() -> None:
 def test_what_is_not_allowed_is_named_all_of_it() -> None:
     server = ApiServer(denied={("delete", "inferenceservices"), ("create", "services/proxy")})
     with api_server(server) as cluster:
-        kserve, may = cluster_checks.look(cluster, ServiceSettings(namespace="clinic"))
+        kserve, may = cluster_checks.check_kserve(cluster, ServiceSettings(namespace="clinic"))
     assert (kserve.state, kserve.mend) == ("fail", "install KServe 0.20 or later")
     assert may.found == (
         "not allowed: delete inferenceservices.serving.kserve.io in clinic, create services/proxy in clinic"
@@ -395,10 +402,10 @@ def test_what_is_not_allowed_is_named_all_of_it() -> None:
 def test_no_cluster_is_looked_for_where_none_is_meant(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("KUBERNETES_SERVICE_HOST", raising=False)
     monkeypatch.delenv("KUBECONFIG", raising=False)
-    (check,) = run_probes(cluster_checks.probes(section(), {}))
+    (check,) = run_probes(cluster_checks.build_cluster_probes(section(), {}))
     assert check.state == "skipped"
     monkeypatch.setenv("KUBECONFIG", "/no/such/file")
-    (check,) = run_probes(cluster_checks.probes(section(), {}))
+    (check,) = run_probes(cluster_checks.build_cluster_probes(section(), {}))
     assert check.state == "fail"
     assert "no cluster to connect to" in check.found
 
@@ -419,7 +426,7 @@ def test_every_failure_at_once_through_the_stage_list(tmp_path: Path, monkeypatc
     outputs = {name: tmp_path / f"{name}.out" for name in ("report", "table", "champion")}
     outputs["champion"].write_text("of an earlier look\n")
     with pytest.raises(PreflightFailed) as caught:
-        run_stage("preflight", params.section_of("preflight"), {}, outputs)
+        run_stage("preflight", params.get_stage_config("preflight"), {}, outputs)
     report = PreflightReport.model_validate_json(outputs["report"].read_bytes())
     assert [check.name for check in report.failed] == [
         "store",
@@ -460,7 +467,7 @@ def test_the_command_prints_its_table_and_ends_with_1(tmp_path: Path, capsys: py
     assert main([*command, "--base", str(base)]) == 0
     shown = capsys.readouterr().out
     assert "| store: compare and swap | pass |" in shown
-    assert StartingPolicy.model_validate_json((tmp_path / "c.json").read_bytes()).sha256 == checkpoint_digest(base)
+    assert StartingPolicy.model_validate_json((tmp_path / "c.json").read_bytes()).sha256 == hash_checkpoint(base)
     assert main(command) == 1  # looked at again, though nothing of its files changed
     told = capsys.readouterr()
     assert "| champion | **FAIL** |" in told.out
@@ -471,7 +478,7 @@ def test_the_command_prints_its_table_and_ends_with_1(tmp_path: Path, capsys: py
 def test_what_preflight_looks_at_is_set_where_it_is_used(tmp_path: Path) -> None:
     from clincot.config import load_params
 
-    with pytest.raises(BadRecord, match=r"preflight\.judge is the round's own; set judge instead"):
+    with pytest.raises(InvalidRecord, match=r"preflight\.judge is the round's own; set judge instead"):
         load_params(None, ("preflight.judge.quorum=5",))
 
 
@@ -479,14 +486,14 @@ def test_probes_run_side_by_side_and_a_fault_of_the_program_is_none_of_the_users
     """Two probes that wait for one another: one after the other they would never end."""
     meet = threading.Barrier(2)
 
-    def both() -> list[Check]:
+    def both() -> list[PreflightCheck]:
         meet.wait(timeout=10)
-        return [passed("met", "to meet")]
+        return [pass_check("met", "to meet")]
 
     probes = [Probe(name, "to meet", "none", 10, both) for name in "ab"]
     assert states(run_probes(probes)) == {"met": "pass"}
 
-    def broken() -> list[Check]:
+    def broken() -> list[PreflightCheck]:
         raise KeyError("a bug")
 
     with pytest.raises(KeyError, match="a bug"):
@@ -497,7 +504,7 @@ def test_what_was_found_before_a_probe_hung_is_told_too() -> None:
     stop = threading.Event()
 
     def half() -> Any:
-        yield passed("first", "half of it")
+        yield pass_check("first", "half of it")
         stop.wait(timeout=10)
 
     found = run_probes([Probe("both", "all of it", "wait for it", 0.2, half)])
@@ -506,6 +513,6 @@ def test_what_was_found_before_a_probe_hung_is_told_too() -> None:
 
 
 def test_a_bar_in_a_message_stays_in_its_cell() -> None:
-    written = table([failed("a", "x | y", "two\nlines", "mend | it")])
+    written = render_check_table([fail_check("a", "x | y", "two\nlines", "mend | it")])
     assert written.splitlines()[2] == "| a | **FAIL** | x \\| y | two lines | mend \\| it |"
-    assert checklist.disk(0.0, Path("/tmp")) is not None
+    assert checklist.check_disk(0.0, Path("/tmp")) is not None

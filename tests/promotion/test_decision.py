@@ -22,7 +22,9 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A benchmark of 60 patients; the champion is right on every third question, the challenger on almost all."""
     folder = tmp_path_factory.mktemp("deciding")
     benchmark = tiny.write_set(folder / "benchmark", seed=1, studies=60)
-    board = Benchmark.of(load_questions(benchmark), load_references(benchmark), StudyIndex(benchmark).values())
+    board = Benchmark.from_records(
+        load_questions(benchmark), load_references(benchmark), StudyIndex(benchmark).values()
+    )
     for policy, right in (("old", 3), ("new", 1), ("same", 3)):
         outcomes = []
         for number, question in enumerate(board.questions):

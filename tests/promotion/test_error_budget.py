@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import pytest
 
-from clincot.promotion.error_budget import challenger_share, look_share, next_test
+from clincot.promotion.error_budget import challenger_share, look_share, next_level
 from clincot.records import Budget
 
 
@@ -21,7 +21,7 @@ def ledger(*tests: tuple[str, bool], lifetime: float = 0.05) -> list[Entry]:
     """Tests of challengers by name, with whether each was promoted."""
     spent: list[Entry] = []
     for challenger, promoted in tests:
-        budget = next_test(spent, ("old", challenger), lifetime=lifetime)
+        budget = next_level(spent, ("old", challenger), lifetime=lifetime)
         spent.append(Entry(("old", challenger), budget, promoted))
     return spent
 

@@ -9,18 +9,18 @@ from pathlib import Path
 
 import pytest
 
-from clincot.config import DecideSection
+from clincot.config import DecideConfig
 from clincot.evaluation.benchmark import Benchmark
-from clincot.promotion.explain import explain, markdown
-from clincot.promotion.gate import Case, Gated, decide, slice_of
-from clincot.promotion.ledger import Ledger, enter, read_ledger
-from clincot.promotion.power import chance, questions_for, smallest_gain, table
-from clincot.records import Check, Finding, Interval, Outcome
+from clincot.promotion.explain import explain_decision, render_decision
+from clincot.promotion.gate import Comparison, GateResult, assign_slice, run_gate
+from clincot.promotion.ledger import Ledger, append_decision, read_ledger
+from clincot.promotion.power import compute_power, minimum_detectable_gain, render_power_table, required_sample_size
+from clincot.records import GateFinding, Interval, Outcome, PromotionCheck
 from tests.support.benchmark_builders import BOX, asked, benchmark_of, outcome_of, study_of
 
 BENCHMARK = benchmark_of(120)
 QUESTIONS = list(BENCHMARK.questions)
-SECTION = DecideSection(resamples=200)
+SECTION = DecideConfig(resamples=200)
 
 
 def answers(
@@ -52,12 +52,12 @@ def gated(
     *,
     blind: Sequence[Outcome] = BLIND,
     benchmark: Benchmark = BENCHMARK,
-    section: DecideSection = SECTION,
+    section: DecideConfig = SECTION,
     ledger: Ledger | None = None,
-    findings: Sequence[Finding] = (),
+    findings: Sequence[GateFinding] = (),
     name: str = "new",
-) -> Gated:
-    case = Case(
+) -> GateResult:
+    case = Comparison(
         champion="old",
         challenger=name,
         champion_outcomes=champion,
@@ -66,7 +66,7 @@ def gated(
         ledger=ledger or Ledger(),
         findings=findings,
     )
-    return decide(case, benchmark, section)
+    return run_gate(case, benchmark, section)
 
 
 def test_a_clear_gain_is_promoted_with_the_numbers_that_say_so() -> None:
@@ -99,7 +99,7 @@ def test_a_clear_gain_is_promoted_with_the_numbers_that_say_so() -> None:
 def test_the_same_evidence_gives_the_same_decision() -> None:
     first, again = (gated(answers("old", 60), answers("new", 90)).decision for _ in range(2))
     assert first.id == again.id
-    assert markdown(first) == markdown(again)
+    assert render_decision(first) == render_decision(again)
 
 
 def test_no_gain_a_loss_and_an_uncertain_gain_are_kept() -> None:
@@ -153,7 +153,7 @@ def mixed(patients: int = 150) -> Benchmark:
         pairs.append(asked(study, "Is there an effusion?", "no", topic="presence"))
         pairs.append(asked(study, "Is there a nodule?", "yes", topic="presence", boxes=(BOX,)))
         pairs.append(asked(study, "Where is it?", "left lung", kind="open", boxes=(BOX,)))
-    return Benchmark.of([q for q, _ in pairs], [r for _, r in pairs], studies)
+    return Benchmark.from_records([q for q, _ in pairs], [r for _, r in pairs], studies)
 
 
 MIXED = mixed()
@@ -209,7 +209,7 @@ class TestAdversaries:
         keys = ["no" if number % 5 == 0 else "yes" for number in range(120)]
         studies = [study_of(f"y-{number}", patient=f"p-{number}") for number in range(120)]
         pairs = [asked(s, "Is it there?", key) for s, key in zip(studies, keys, strict=True)]
-        benchmark = Benchmark.of([q for q, _ in pairs], [r for _, r in pairs], studies)
+        benchmark = Benchmark.from_records([q for q, _ in pairs], [r for _, r in pairs], studies)
         yes = [outcome_of(benchmark, q, "yes", policy="new") for q in benchmark.questions]
         no_luck = answers("blind", 0, arm="blind", benchmark=benchmark)
         decision = gated(answers("old", 60, benchmark=benchmark), yes, blind=no_luck, benchmark=benchmark).decision
@@ -222,7 +222,7 @@ class TestAdversaries:
         assert decision.checks[0].p == 1.0
 
     def test_a_judge_that_failed_and_a_leak_block_and_spend_nothing(self) -> None:
-        found = Finding(name="judge", severity="block", value=0.0, threshold=1e-4, reason="Judge a is constant.")
+        found = GateFinding(name="judge", severity="block", value=0.0, threshold=1e-4, reason="Judge a is constant.")
         result = gated(answers("old", 60), answers("new", 90), findings=[found])
         assert result.decision.verdict == "blocked"
         assert result.decision.reasons == ("Judge a is constant.",)
@@ -298,10 +298,10 @@ class TestBlocked:
 
 
 class TestLedgers:
-    def enter(self, folder: Path, result: Gated) -> None:
+    def enter(self, folder: Path, result: GateResult) -> None:
         assert result.spending is not None
         assert result.asked is not None
-        enter(folder, result.spending, result.asked)
+        append_decision(folder, result.spending, result.asked)
 
     def test_every_challenger_has_less_and_the_same_decision_again_costs_nothing(self, tmp_path: Path) -> None:
         levels = []
@@ -331,7 +331,7 @@ class TestLedgers:
         """+5 of 120 twice: 2^-5 alone is above the level; 2^-10 = .00098 of both is below .00525."""
         studies = [study_of(f"more-{number}", patient=f"other-{number}") for number in range(120)]
         pairs = [asked(s, "Is it there?", "yes") for s in studies]
-        more = Benchmark.of([q for q, _ in pairs], [r for _, r in pairs], studies)
+        more = Benchmark.from_records([q for q, _ in pairs], [r for _, r in pairs], studies)
         first = gated(answers("old", 60), answers("new", 65), ledger=read_ledger(tmp_path))
         assert first.decision.verdict == "keep"
         self.enter(tmp_path, first)
@@ -358,7 +358,7 @@ class TestLedgers:
             self.enter(tmp_path, result)
             assert result.sides is not None
             seen.append(set(result.sides.questions))
-            assert {slice_of(BENCHMARK.clusters[q], 2) for q in result.sides.questions} == {len(seen)}
+            assert {assign_slice(BENCHMARK.clusters[q], 2) for q in result.sides.questions} == {len(seen)}
         assert not seen[0] & seen[1]
         assert seen[0] | seen[1] == set(QUESTIONS)
         worn = gated(answers("old", 60), answers("c", 90), ledger=read_ledger(tmp_path), name="c", section=section)
@@ -377,19 +377,19 @@ class TestLedgers:
 class TestText:
     def test_a_kept_challenger_is_told_what_would_have_to_change(self) -> None:
         decision = gated(answers("old", 60), answers("new", 63)).decision
-        text = explain(decision)
+        text = explain_decision(decision)
         assert text.startswith("For a promotion:\n- The bound of the difference between the challenger's accuracy")
         assert "If +0.025 is true, a benchmark of about" in text
-        worse = explain(gated(answers("old", 60), answers("new", 50)).decision)
+        worse = explain_decision(gated(answers("old", 60), answers("new", 50)).decision)
         assert "more questions will not help, a better challenger may" in worse
-        assert explain(gated(answers("old", 60), answers("new", 90)).decision) == (
+        assert explain_decision(gated(answers("old", 60), answers("new", 90)).decision) == (
             "The challenger is promoted; nothing has to change."
         )
-        assert explain(gated([], [], blind=[]).decision).startswith("Nothing was tested")
+        assert explain_decision(gated([], [], blind=[]).decision).startswith("Nothing was tested")
 
     def test_the_markdown_has_every_check_finding_and_reason(self) -> None:
         decision = gated(answers("old", 60), answers("new", 90)).decision
-        text = markdown(decision)
+        text = render_decision(decision)
         assert text.startswith("# promote\n")
         for reason in decision.reasons:
             assert f"- {reason}" in text
@@ -398,7 +398,7 @@ class TestText:
 
     def test_power_by_hand(self) -> None:
         """z(.0131) = 2.224, z(.8) = .8416: (2.224 + .8416) · .04 = .1226 from 100 questions, a half of it from 400."""
-        check = Check(
+        check = PromotionCheck(
             name="accuracy",
             role="gain",
             better="higher",
@@ -415,14 +415,14 @@ class TestText:
             passed=False,
             reason="r",
         )
-        assert smallest_gain(check, 0.0131, 100) == pytest.approx(0.1226, abs=2e-4)
-        assert smallest_gain(check, 0.0131, 400) == pytest.approx(0.0613, abs=2e-4)
-        assert questions_for(check, 0.0131, 0.0613) == pytest.approx(400, abs=3)
-        assert questions_for(check, 0.0131, -0.01) is None
-        assert chance(check, 0.0131, 400, 0.0613) == pytest.approx(0.8, abs=0.002)
+        assert minimum_detectable_gain(check, 0.0131, 100) == pytest.approx(0.1226, abs=2e-4)
+        assert minimum_detectable_gain(check, 0.0131, 400) == pytest.approx(0.0613, abs=2e-4)
+        assert required_sample_size(check, 0.0131, 0.0613) == pytest.approx(400, abs=3)
+        assert required_sample_size(check, 0.0131, -0.01) is None
+        assert compute_power(check, 0.0131, 400, 0.0613) == pytest.approx(0.8, abs=0.002)
 
     def test_the_power_table_asks_for_a_tested_decision(self) -> None:
-        text = table(gated(answers("old", 60), answers("new", 63)).decision, questions=1000, gain=0.03)
+        text = render_power_table(gated(answers("old", 60), answers("new", 63)).decision, questions=1000, gain=0.03)
         assert "| accuracy | 120 |" in text
         with pytest.raises(ValueError, match="tested nothing"):
-            table(gated([], [], blind=[]).decision, questions=1000, gain=0.03)
+            render_power_table(gated([], [], blind=[]).decision, questions=1000, gain=0.03)

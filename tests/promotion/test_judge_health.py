@@ -9,13 +9,13 @@ from typing import Any
 
 import pytest
 
-from clincot.config import DecideSection
-from clincot.judging.calibration import identity_calibration
-from clincot.judging.combination import Combination, Seat
-from clincot.promotion.judge_health import health, stability_index
+from clincot.config import DecideConfig
+from clincot.judging.calibration import make_identity_calibration
+from clincot.judging.combination import PanelMember, ScoreCombiner
+from clincot.promotion.judge_health import check_judge_health, population_stability_index
 from clincot.records import Judgement
 
-SECTION = DecideSection()
+SECTION = DecideConfig()
 PAIRS: dict[str, Any] = {
     "questions": 10,
     "questions_with_pairs": 10,
@@ -40,21 +40,21 @@ PAIRS: dict[str, Any] = {
 
 def panel(path: Path, scores: list[tuple[float | None, float | None]]) -> Path:
     """The report of a panel of two that gave these scores, as the judge stage writes it."""
-    seats = [Seat(name=name, weight=1.0, calibration=identity_calibration(name)) for name in ("a", "b")]
+    seats = [PanelMember(name=name, weight=1.0, calibration=make_identity_calibration(name)) for name in ("a", "b")]
     judgements = [
         Judgement(candidate=f"c{n}", judge=judge, prompt="p", score=score, reason="" if score is not None else "down")
         for n, both in enumerate(scores)
         for judge, score in zip(("a", "b"), both, strict=True)
     ]
-    combination = Combination(seats, quorum=2)
-    list(combination.scores(judgements))
-    path.write_text(json.dumps(combination.report().model_dump(mode="json")))
+    combination = ScoreCombiner(seats, quorum=2)
+    list(combination.score_candidates(judgements))
+    path.write_text(json.dumps(combination.build_report().model_dump(mode="json")))
     return path
 
 
-def severities(section: DecideSection = SECTION, **reports: Path | None) -> dict[str, str]:
+def severities(section: DecideConfig = SECTION, **reports: Path | None) -> dict[str, str]:
     given = {"panel": None, "before": None, "pairs": None, **reports}
-    return {finding.name: finding.severity for finding in health(section, **given)}
+    return {finding.name: finding.severity for finding in check_judge_health(section, **given)}
 
 
 AGREED: list[tuple[float | None, float | None]] = [(n / 20, n / 20 + 0.01) for n in range(20)]
@@ -97,9 +97,9 @@ def test_shifted_scores_warn(tmp_path: Path) -> None:
 
 def test_the_stability_index_by_hand() -> None:
     # 10 in the first bin, then 10 in the second; half a count more in each of ten bins: 10.5/15 and .5/15 change places
-    value = stability_index({"0.0": 10}, {"0.1": 10})
+    value = population_stability_index({"0.0": 10}, {"0.1": 10})
     assert value == pytest.approx(2 * (10.5 - 0.5) / 15 * math.log(10.5 / 0.5))
-    assert stability_index({}, {"0.1": 10}) is None
+    assert population_stability_index({}, {"0.1": 10}) is None
 
 
 @pytest.mark.parametrize(

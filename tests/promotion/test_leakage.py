@@ -8,13 +8,13 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from clincot.config import DecideSection
+from clincot.config import DecideConfig
 from clincot.datasets.folder import StudyIndex, load_questions, load_references
 from clincot.datasets.vqa_rad import ingest_vqa_rad
 from clincot.evaluation.benchmark import Benchmark
-from clincot.jsonl import file_digest, read_records, write_records
-from clincot.promotion.leakage import calibration_leaks, leaks
-from clincot.records import Finding, Study
+from clincot.jsonl import hash_files, read_records, write_records
+from clincot.promotion.leakage import find_calibration_leakage, find_leakage
+from clincot.records import GateFinding, Study
 from tests.support import tiny
 
 REAL = Path(__file__).parents[3] / "shared" / "data" / "vqa-rad"
@@ -23,11 +23,11 @@ IMAGES, PATIENTS, NEAR = "images in training", "patients in training", "near-dup
 
 
 def benchmark_in(folder: Path) -> Benchmark:
-    return Benchmark.of(load_questions(folder), load_references(folder), StudyIndex(folder).values())
+    return Benchmark.from_records(load_questions(folder), load_references(folder), StudyIndex(folder).values())
 
 
-def found(benchmark: Path, data: Path, **section: float) -> dict[str, Finding]:
-    made = leaks(benchmark_in(benchmark), benchmark, data, DecideSection.model_validate(section))
+def found(benchmark: Path, data: Path, **section: float) -> dict[str, GateFinding]:
+    made = find_leakage(benchmark_in(benchmark), benchmark, data, DecideConfig.model_validate(section))
     return {finding.name: finding for finding in made}
 
 
@@ -37,7 +37,7 @@ def add_study(folder: Path, picture: Path, patient: str) -> None:
     shutil.copy(picture, folder / name)
     with Image.open(picture) as image:
         width, height = image.size
-    study = Study(image=name, sha256=file_digest(picture), width=width, height=height, patient=patient)
+    study = Study(image=name, sha256=hash_files(picture), width=width, height=height, patient=patient)
     write_records(folder / "studies.jsonl", [*read_records(folder / "studies.jsonl", Study), study])
 
 
@@ -83,8 +83,8 @@ def test_a_patient_in_training_blocks(sets: tuple[Path, Path], tmp_path: Path) -
 
 def test_answers_that_the_judges_were_calibrated_on_block(sets: tuple[Path, Path], tmp_path: Path) -> None:
     benchmark, data = sets
-    assert calibration_leaks(benchmark_in(benchmark), benchmark, data).severity == "ok"
-    finding = calibration_leaks(benchmark_in(benchmark), benchmark, benchmark)
+    assert find_calibration_leakage(benchmark_in(benchmark), benchmark, data).severity == "ok"
+    finding = find_calibration_leakage(benchmark_in(benchmark), benchmark, benchmark)
     assert (finding.severity, finding.value) == ("block", 1.0)
 
 

@@ -6,19 +6,21 @@ from pathlib import Path
 
 import pytest
 
-from clincot.jsonl import BadRecord
-from clincot.promotion.error_budget import next_test
-from clincot.promotion.ledger import Asked, Spending, enter, read_ledger
+from clincot.jsonl import InvalidRecord
+from clincot.promotion.error_budget import next_level
+from clincot.promotion.ledger import BudgetEntry, QuestionsUsed, append_decision, read_ledger
 from clincot.records import Totals
 
 NOTHING = Totals()
 
 
-def decided(folder: Path, challenger: str, *, verdict: str = "keep", questions: tuple[str, ...] = ("q1",)) -> Spending:
+def decided(
+    folder: Path, challenger: str, *, verdict: str = "keep", questions: tuple[str, ...] = ("q1",)
+) -> BudgetEntry:
     """Enter a decision as the gate does."""
     ledger = read_ledger(folder)
-    budget = next_test(ledger.spent, ("old", challenger), lifetime=0.05)
-    spending = Spending.model_validate(
+    budget = next_level(ledger.spent, ("old", challenger), lifetime=0.05)
+    spending = BudgetEntry.model_validate(
         {
             "evidence": f"of {challenger} {budget.look}",
             "champion": "old",
@@ -32,8 +34,8 @@ def decided(folder: Path, challenger: str, *, verdict: str = "keep", questions: 
             "blind": NOTHING,
         }
     )
-    asked = Asked(evidence=spending.evidence, number=budget.number, slice=1, slices=1, questions=questions)
-    enter(folder, spending, asked)
+    asked = QuestionsUsed(evidence=spending.evidence, number=budget.number, slice=1, slices=1, questions=questions)
+    append_decision(folder, spending, asked)
     return spending
 
 
@@ -42,8 +44,8 @@ def test_what_is_entered_is_read_back_and_counted(tmp_path: Path) -> None:
     decided(tmp_path, "b", questions=("q2", "q3"))
     ledger = read_ledger(tmp_path)
     assert ledger.spent[0] == first
-    assert ledger.uses() == {"q1": 1, "q2": 2, "q3": 1}
-    assert ledger.asked_of(("old", "b")) == {"q2", "q3"}
+    assert ledger.count_uses() == {"q1": 1, "q2": 2, "q3": 1}
+    assert ledger.find_used_questions(("old", "b")) == {"q2", "q3"}
 
 
 def test_the_same_evidence_is_entered_once_and_sees_the_ledger_as_it_was(tmp_path: Path) -> None:
@@ -51,18 +53,18 @@ def test_the_same_evidence_is_entered_once_and_sees_the_ledger_as_it_was(tmp_pat
     decided(tmp_path, "b")
     before = (tmp_path / "budget.jsonl").read_bytes()
     ledger = read_ledger(tmp_path)
-    enter(tmp_path, first, ledger.asked[0])
+    append_decision(tmp_path, first, ledger.asked[0])
     assert (tmp_path / "budget.jsonl").read_bytes() == before
-    assert ledger.before(first.evidence).spent == ()
-    assert ledger.before("new evidence").spent == ledger.spent
+    assert ledger.rewind_ledger(first.evidence).spent == ()
+    assert ledger.rewind_ledger("new evidence").spent == ledger.spent
 
 
 def test_two_decisions_at_the_same_time_do_not_spend_one_level_twice(tmp_path: Path) -> None:
     first = decided(tmp_path, "a")
-    late = Spending.model_validate({**first.model_dump(exclude={"id"}), "evidence": "other", "challenger": "b"})
-    asked = Asked(evidence="other", number=1, slice=1, slices=1, questions=("q1",))
-    with pytest.raises(BadRecord, match="expected 0 entries, found 1: another decision was entered meanwhile"):
-        enter(tmp_path, late, asked)
+    late = BudgetEntry.model_validate({**first.model_dump(exclude={"id"}), "evidence": "other", "challenger": "b"})
+    asked = QuestionsUsed(evidence="other", number=1, slice=1, slices=1, questions=("q1",))
+    with pytest.raises(InvalidRecord, match="expected 0 entries, found 1: another decision was entered meanwhile"):
+        append_decision(tmp_path, late, asked)
 
 
 @pytest.mark.parametrize(
@@ -78,14 +80,14 @@ def test_a_ledger_that_was_tampered_with_is_refused(harm, says: str, tmp_path: P
     decided(tmp_path, "b")
     path = tmp_path / "budget.jsonl"
     path.write_text("".join(harm(path.read_text().splitlines(keepends=True))))
-    with pytest.raises(BadRecord, match=says):
+    with pytest.raises(InvalidRecord, match=says):
         read_ledger(tmp_path)
 
 
 def test_a_lost_list_of_questions_is_noticed_and_so_is_a_folder_that_is_none(tmp_path: Path) -> None:
     decided(tmp_path, "a")
     (tmp_path / "asked.jsonl").unlink()
-    with pytest.raises(BadRecord, match="expected the questions of entry 1"):
+    with pytest.raises(InvalidRecord, match="expected the questions of entry 1"):
         read_ledger(tmp_path)
-    with pytest.raises(BadRecord, match="make an empty one for a pipeline's first decision"):
+    with pytest.raises(InvalidRecord, match="make an empty one for a pipeline's first decision"):
         read_ledger(tmp_path / "nowhere")

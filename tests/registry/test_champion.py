@@ -11,10 +11,10 @@ from threading import Barrier
 
 import pytest
 
-from clincot.jsonl import BadRecord
-from clincot.records import digest_of
+from clincot.jsonl import InvalidRecord
+from clincot.records import hash_json
 from clincot.registry import champion
-from clincot.registry.champion import Champion, ChampionMoved, Move, NoChampion
+from clincot.registry.champion import Champion, ChampionMove, ChampionMoved, NoChampion
 from clincot.registry.manifest import Manifest
 from clincot.storage.folder_store import FolderStore
 from clincot.storage.open import open_store
@@ -23,7 +23,7 @@ from tests.support.s3_server import S3Server
 
 
 def model(name: str, number: int = 0) -> Manifest:
-    digest = digest_of(name)
+    digest = hash_json(name)
     return Manifest(
         line="chest",
         sha256=digest,
@@ -48,16 +48,16 @@ def test_from_the_base_forward_and_back(tmp_path: Path) -> None:
     store = FolderStore(tmp_path)
     with pytest.raises(NoChampion, match="models start chest"):
         champion.read_champion(store, "chest")
-    champion.start(store, BASE, by="ann")
-    champion.promote(store, ONE, over=BASE.sha256, by="ann", reason="won", decision="decision-1")
-    champion.promote(store, TWO, over=ONE.sha256, by="ann", reason="won")
+    champion.create_champion_pointer(store, BASE, by="ann")
+    champion.promote_champion(store, ONE, over=BASE.sha256, by="ann", reason="won", decision="decision-1")
+    champion.promote_champion(store, TWO, over=ONE.sha256, by="ann", reason="won")
     with pytest.raises(ValueError, match="needs a reason"):
-        champion.rollback(store, ONE, over=TWO.sha256, by="ann", reason=" ")
-    back = champion.rollback(store, ONE, over=TWO.sha256, by="bo", reason="answers in French")
-    assert [move.sha256 for move in back.standing] == [BASE.sha256, ONE.sha256]
+        champion.roll_back_champion(store, ONE, over=TWO.sha256, by="ann", reason=" ")
+    back = champion.roll_back_champion(store, ONE, over=TWO.sha256, by="bo", reason="answers in French")
+    assert [move.sha256 for move in back.promotion_stack] == [BASE.sha256, ONE.sha256]
     with pytest.raises(ValueError, match="is no earlier champion"):
-        champion.rollback(store, TWO, over=ONE.sha256, by="bo", reason="forward is not back")
-    last = champion.rollback(store, BASE, over=ONE.sha256, by="bo", reason="that one too")
+        champion.roll_back_champion(store, TWO, over=ONE.sha256, by="bo", reason="forward is not back")
+    last = champion.roll_back_champion(store, BASE, over=ONE.sha256, by="bo", reason="that one too")
     assert digests(last) == [m.sha256 for m in (BASE, ONE, TWO, ONE, BASE)]
     assert [move.kind for move in last.moves] == ["base", "promote", "promote", "rollback", "rollback"]
     assert last.moves[3].reason == "answers in French"
@@ -66,10 +66,10 @@ def test_from_the_base_forward_and_back(tmp_path: Path) -> None:
 
 def test_starting_twice_is_starting_once(tmp_path: Path) -> None:
     store = FolderStore(tmp_path)
-    first = champion.start(store, BASE, by="ann")
-    assert champion.start(store, BASE, by="bo") == first
+    first = champion.create_champion_pointer(store, BASE, by="ann")
+    assert champion.create_champion_pointer(store, BASE, by="bo") == first
     with pytest.raises(ChampionMoved, match=f"has a champion already: {BASE.sha256[:12]}"):
-        champion.start(store, ONE, by="bo")
+        champion.create_champion_pointer(store, ONE, by="bo")
 
 
 @pytest.mark.parametrize("kind", ["folder", "s3"])
@@ -83,13 +83,13 @@ def test_of_two_racers_one_wins_and_the_other_is_told_who(
             monkeypatch.setenv(name, value)
         server.bucket(bucket := f"race-{uuid.uuid4().hex[:8]}")
         store = open_store(f"s3://{bucket}")
-    champion.start(store, BASE, by="ann")
+    champion.create_champion_pointer(store, BASE, by="ann")
     gate = Barrier(2)
 
     def race(to: Manifest) -> str:
         gate.wait()
         try:
-            champion.promote(store, to, over=BASE.sha256, by=f"racer {to.round}", reason="won")
+            champion.promote_champion(store, to, over=BASE.sha256, by=f"racer {to.round}", reason="won")
         except ChampionMoved as error:
             return str(error)
         return ""
@@ -111,7 +111,7 @@ def test_of_two_rounds_that_have_both_read_the_pointer_one_wins(
         monkeypatch.setenv(name, value)
     s3.bucket(bucket := f"race-{uuid.uuid4().hex[:8]}")
     store = open_store(f"s3://{bucket}/models")
-    champion.start(store, BASE, by="ann")
+    champion.create_champion_pointer(store, BASE, by="ann")
     racers = []
     for to in (ONE, TWO):
         (tmp_path / to.sha256).write_text(to.model_dump_json())
@@ -148,17 +148,17 @@ def test_of_two_rounds_that_have_both_read_the_pointer_one_wins(
 
 def test_a_pointer_with_a_break_is_refused(tmp_path: Path) -> None:
     store = FolderStore(tmp_path)
-    champion.start(store, BASE, by="ann")
-    broken = Move(number=1, kind="promote", sha256=TWO.sha256, previous=ONE.sha256, reason="a move is missing")
+    champion.create_champion_pointer(store, BASE, by="ann")
+    broken = ChampionMove(number=1, kind="promote", sha256=TWO.sha256, previous=ONE.sha256, reason="a move is missing")
     found = champion.read_champion(store, "chest")
     text = found.model_dump_json().replace("]}", f",{broken.model_dump_json()}]}}")
     store.delete("champions/chest.json")
     store.write_new("champions/chest.json", text.encode())
-    with pytest.raises(BadRecord, match=r"champions/chest\.json: not a champion pointer.*does not follow"):
+    with pytest.raises(InvalidRecord, match=r"champions/chest\.json: not a champion pointer.*does not follow"):
         champion.read_champion(store, "chest")
 
 
 def test_when_and_who_is_no_part_of_a_moves_identity() -> None:
-    one = Move(number=0, kind="base", sha256=BASE.sha256, reason="r", uri="/a", by="ann", at="2026-01-01")
-    other = Move(number=0, kind="base", sha256=BASE.sha256, reason="r", uri="s3://b", by="bo", at="2026-02-02")
+    one = ChampionMove(number=0, kind="base", sha256=BASE.sha256, reason="r", uri="/a", by="ann", at="2026-01-01")
+    other = ChampionMove(number=0, kind="base", sha256=BASE.sha256, reason="r", uri="s3://b", by="bo", at="2026-02-02")
     assert one.id == other.id

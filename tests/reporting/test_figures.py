@@ -4,14 +4,28 @@ import math
 
 import pytest
 
-from clincot.geometry import WHOLE, Box
+from clincot.geometry import WHOLE_IMAGE, Box
 from clincot.records import Interval
-from clincot.reporting.figures import BOTTOM, HEIGHT, LEFT, RIGHT, TOP, WIDTH, Mark, film, panels, ticks, whisker
+from clincot.reporting.figures import (
+    BOTTOM,
+    HEIGHT,
+    LEFT,
+    RIGHT,
+    TOP,
+    WIDTH,
+    BoxMark,
+    annotate_film,
+    build_charts,
+    build_whisker,
+    choose_ticks,
+)
 
 
 def test_a_box_stands_where_it_is_in_the_film() -> None:
     # A film of 200 x 100 px is drawn 256 x 128: one drawing unit is 1/256 of the longer side.
-    drawn = film("film-1", (200, 100), [Mark(Box(x0=0.25, y0=0.5, x1=0.75, y1=1.0), "chosen", "x")], "a film")
+    drawn = annotate_film(
+        "film-1", (200, 100), [BoxMark(Box(x0=0.25, y0=0.5, x1=0.75, y1=1.0), "chosen", "x")], "a film"
+    )
     assert (drawn.width, drawn.height) == (256, 128)
     (mark,) = drawn.marks
     assert (mark.x, mark.y, mark.width, mark.height) == (64, 64, 128, 64)
@@ -19,7 +33,7 @@ def test_a_box_stands_where_it_is_in_the_film() -> None:
 
 def test_labels_of_the_same_box_do_not_cover_each_other() -> None:
     box = Box(x0=0.4, y0=0.4, x1=0.6, y1=0.6)
-    marks = film("f", (256, 256), [Mark(box, "by-windows", f"{n} nodule 0.50") for n in range(6)], "").marks
+    marks = annotate_film("f", (256, 256), [BoxMark(box, "by-windows", f"{n} nodule 0.50") for n in range(6)], "").marks
     for i, a in enumerate(marks):
         assert 0 <= a.label_x <= 256 - a.label_width
         assert 0 <= a.label_top <= 256 - a.label_height
@@ -30,7 +44,7 @@ def test_labels_of_the_same_box_do_not_cover_each_other() -> None:
 
 
 def test_the_label_of_the_whole_image_stays_inside() -> None:
-    (mark,) = film("f", (256, 256), [Mark(WHOLE, "by-whole", "1 whole image")], "").marks
+    (mark,) = annotate_film("f", (256, 256), [BoxMark(WHOLE_IMAGE, "by-whole", "1 whole image")], "").marks
     assert mark.label_x >= 0
     assert mark.label_top >= 0
 
@@ -47,12 +61,12 @@ def test_the_label_of_the_whole_image_stays_inside() -> None:
     ],
 )
 def test_ticks_are_round_and_enclose_the_values(low: float, high: float, expected: list[float]) -> None:
-    assert ticks(low, high, count=4) == pytest.approx(expected)
+    assert choose_ticks(low, high, count=4) == pytest.approx(expected)
 
 
 def test_a_curve_goes_through_its_points() -> None:
     log = [{"step": 5, "accuracy": 0.0}, {"step": 10, "accuracy": 1.0}]
-    (panel,) = panels({"round 1": log})
+    (panel,) = build_charts({"round 1": log})
     middle = LEFT + (WIDTH - LEFT - RIGHT) / 2  # step 5 of 0 … 10
     assert panel.title == "Reward accuracy"
     assert panel.lines[0].pieces == (f"{middle},{HEIGHT - BOTTOM} {WIDTH - RIGHT},{TOP}",)
@@ -60,16 +74,16 @@ def test_a_curve_goes_through_its_points() -> None:
 
 def test_what_is_no_number_is_a_gap_and_not_a_point() -> None:
     values = [0.1, math.nan, 0.2, None, 0.3, 0.4, "0.5", True]
-    (panel,) = panels({"round 1": [{"step": n, "nll": value} for n, value in enumerate(values, start=1)]})
+    (panel,) = build_charts({"round 1": [{"step": n, "nll": value} for n, value in enumerate(values, start=1)]})
     (line,) = panel.lines
     assert [len(piece.split()) for piece in line.pieces] == [2, 2, 2]  # 0.1 alone, 0.2 alone, then 0.3 and 0.4
     assert line.pieces[0].split()[0] == line.pieces[0].split()[1]  # a lone point: a line of no length
 
 
 def test_only_quantities_that_a_log_has_are_drawn() -> None:
-    assert panels({}) == []
-    assert panels({"round 1": [{"step": 1, "learning_rate": 0.1}]}) == []
-    made = panels({"round 1": [{"step": 1, "loss": 0.7}], "round 2": [{"step": 1, "loss": 0.6, "nll": 0.3}]})
+    assert build_charts({}) == []
+    assert build_charts({"round 1": [{"step": 1, "learning_rate": 0.1}]}) == []
+    made = build_charts({"round 1": [{"step": 1, "loss": 0.7}], "round 2": [{"step": 1, "loss": 0.6, "nll": 0.3}]})
     assert [(panel.title, [line.name for line in panel.lines]) for panel in made] == [
         ("Preference loss", ["round 1", "round 2"]),
         ("Chosen answer's NLL", ["round 2"]),
@@ -77,13 +91,13 @@ def test_only_quantities_that_a_log_has_are_drawn() -> None:
 
 
 def test_the_margin_asked_for_is_dashed() -> None:
-    (panel,) = panels({"round 1": [{"step": 1, "reward_margin": 0.1, "margin_logits": 0.4}]})
+    (panel,) = build_charts({"round 1": [{"step": 1, "reward_margin": 0.1, "margin_logits": 0.4}]})
     assert [line.dashed for line in panel.lines] == [False, True]
 
 
 def test_a_whisker_stays_on_its_axis() -> None:
-    drawn = whisker(Interval(value=0.5, low=-0.1, high=0.75, n=8))
+    drawn = build_whisker(Interval(value=0.5, low=-0.1, high=0.75, n=8))
     assert drawn is not None
     assert (drawn.low, drawn.value, drawn.high) == (0, 50, 75)
-    assert whisker(Interval(value=None, n=0, n_unscored=8)) is None
-    assert whisker(None) is None
+    assert build_whisker(Interval(value=None, n=0, n_unscored=8)) is None
+    assert build_whisker(None) is None

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 from PIL import Image, ImageChops
 
-from clincot.drawing import BLUE, ORANGE, SIDE_PX, Marked, Panel, picture
-from clincot.geometry import WHOLE, box_of, box_to_pixels
-from clincot.jsonl import BadRecord, file_digest, read_records
+from clincot.drawing import BLUE, FILM_SIDE_PX, ORANGE, BoxAnnotation, ImagePanel, render_panels
+from clincot.geometry import WHOLE_IMAGE, box_from_xyxy, box_to_pixels
+from clincot.jsonl import InvalidRecord, hash_files, read_records
 from clincot.records import (
     BenchmarkReport,
     Candidate,
@@ -26,9 +26,9 @@ from clincot.records import (
     Region,
     Study,
 )
-from clincot.reporting.lineage import AmbiguousId, NoSuchRecord, draw_record, explain_record, find_record
-from clincot.reporting.pictures import Illustrator, NoPicture
-from clincot.runs.lookup import RunRecords, lines_naming
+from clincot.reporting.lineage import AmbiguousId, RecordNotFound, draw_record, find_record, render_lineage
+from clincot.reporting.pictures import Illustrator, NoPictureForRecord
+from clincot.runs.lookup import RunRecords, grep_lines
 from tests.support.runs import JUDGES, sha, write_films, write_run
 
 PLACES: list[tuple[str, type[Record]]] = [
@@ -84,7 +84,7 @@ def test_a_report_is_found_though_its_file_is_one_record_on_many_lines(root: Pat
 def test_an_image_and_a_checkpoint_are_found_by_the_sha256_of_their_bytes(root: Path) -> None:
     study = first(root / "data" / "studies.jsonl", Study)
     assert isinstance(study, Study)
-    assert find_record(root / "run", file_digest(root / "data" / study.image)) == study
+    assert find_record(root / "run", hash_files(root / "data" / study.image)) == study
     checkpoint = first(root / "run" / "round-01" / "policy" / "record.json", Checkpoint)
     assert isinstance(checkpoint, Checkpoint)
     assert find_record(root / "run", checkpoint.sha256[:16]) == checkpoint
@@ -101,12 +101,12 @@ def test_an_ambiguous_beginning_lists_what_it_could_be(root: Path) -> None:
 
 @pytest.mark.parametrize("given", ["pair-ffffffffffffffffffff", "", "  ", "é"])
 def test_what_is_not_there_is_said_to_be_not_there(root: Path, given: str) -> None:
-    with pytest.raises(NoSuchRecord, match=r"no record in .*run begins with"):
+    with pytest.raises(RecordNotFound, match=r"no record in .*run begins with"):
         find_record(root / "run", given)
 
 
 def test_a_folder_that_is_no_run_is_called_so(tmp_path: Path) -> None:
-    with pytest.raises(BadRecord, match=r"run\.json: no such file; expected a run folder"):
+    with pytest.raises(InvalidRecord, match=r"run\.json: no such file; expected a run folder"):
         find_record(tmp_path, "pair-1")
 
 
@@ -114,7 +114,7 @@ def test_from_a_pair_one_walks_to_the_image_the_judges_the_policy_and_the_config
     run = root / "run"
     pair = first(run / "round-02" / "pairs.jsonl", PreferencePair)
     assert isinstance(pair, PreferencePair)
-    tree = explain_record(run, pair)
+    tree = render_lineage(run, pair)
     question = find_record(run, pair.question)
     assert isinstance(question, Question)
     study = find_record(run, question.study)
@@ -142,14 +142,14 @@ def test_from_a_pair_one_walks_to_the_image_the_judges_the_policy_and_the_config
 
 def test_the_base_policy_is_named_where_the_first_round_answered(root: Path) -> None:
     candidate = first(root / "run" / "round-01" / "candidates.jsonl", Candidate)
-    tree = explain_record(root / "run", candidate)
+    tree = render_lineage(root / "run", candidate)
     assert f"answered by policy {sha('base')}  the base, {root / 'models' / 'base'}" in tree
 
 
 @pytest.mark.parametrize(("file", "kind"), PLACES, ids=lambda value: getattr(value, "__name__", ""))
 def test_every_kind_is_explained_down_to_its_image(root: Path, file: str, kind: type[Record]) -> None:
     record = first(root / file, kind)
-    tree = explain_record(root / "run", record)
+    tree = render_lineage(root / "run", record)
     assert tree.startswith(record.id)
     if kind not in (Checkpoint, Decision):
         assert re.search(r"images/\d{6}\.png  as recorded\n", tree)
@@ -157,7 +157,7 @@ def test_every_kind_is_explained_down_to_its_image(root: Path, file: str, kind: 
 
 def test_a_tree_is_drawn_with_its_branches(root: Path) -> None:
     region = first(root / "run" / "round-01" / "regions.jsonl", Region)
-    lines = explain_record(root / "run", region).splitlines()
+    lines = render_lineage(root / "run", region).splitlines()
     assert [re.match(r"[ │├└─]*", line).group() for line in lines] == [  # type: ignore[union-attr]
         "",
         "└─ ",
@@ -170,13 +170,13 @@ def test_a_tree_is_drawn_with_its_branches(root: Path) -> None:
 def test_a_checkpoint_names_its_parent_its_pairs_and_its_section(root: Path) -> None:
     run = root / "run"
     checkpoint = first(run / "round-02" / "policy" / "record.json", Checkpoint)
-    tree = explain_record(run, checkpoint)
+    tree = render_lineage(run, checkpoint)
     assert "round-01/policy, checkpoint-" in tree
-    assert f"pairs round-02/pairs.jsonl  sha256 {file_digest(run / 'round-02' / 'pairs.jsonl')}" in tree
+    assert f"pairs round-02/pairs.jsonl  sha256 {hash_files(run / 'round-02' / 'pairs.jsonl')}" in tree
     assert "(params.yaml's)" in tree
     assert "last of 40 logged steps" in tree
     sft = first(run / "round-02" / "sft" / "policy" / "record.json", Checkpoint)
-    assert "not params.yaml's" in explain_record(run, sft)
+    assert "not params.yaml's" in render_lineage(run, sft)
 
 
 def test_a_chain_is_followed_to_its_start(copy: Path) -> None:
@@ -186,7 +186,7 @@ def test_a_chain_is_followed_to_its_start(copy: Path) -> None:
     fields = parent.model_dump(mode="json", exclude={"id"})
     child = Candidate.model_validate(fields | {"parent": parent.id, "step": 1, "text": "second"})
     path.write_text(child.model_dump_json() + "\n" + path.read_text())  # the child's line names its parent first
-    tree = explain_record(copy / "run", child)
+    tree = render_lineage(copy / "run", child)
     assert tree.startswith(f"{child.id}  “second” (step 2)")
     assert f"continues {parent.id}" in tree
 
@@ -196,17 +196,17 @@ def test_an_image_that_was_changed_or_removed_is_said_so(copy: Path) -> None:
     assert isinstance(study, Study)
     image = copy / "data" / study.image
     Image.new("L", (96, 80)).save(image)
-    assert "CHANGED since it was recorded" in explain_record(copy / "run", study)
+    assert "CHANGED since it was recorded" in render_lineage(copy / "run", study)
     image.unlink()
-    assert "MISSING" in explain_record(copy / "run", study)
+    assert "MISSING" in render_lineage(copy / "run", study)
 
 
 def test_a_broken_link_is_named(copy: Path) -> None:
     candidate = first(copy / "run" / "round-01" / "candidates.jsonl", Candidate)
     assert isinstance(candidate, Candidate)
     (copy / "run" / "round-01" / "regions.jsonl").write_text("")
-    with pytest.raises(BadRecord, match=f"expected {candidate.region} among its region records"):
-        explain_record(copy / "run", candidate)
+    with pytest.raises(InvalidRecord, match=f"expected {candidate.region} among its region records"):
+        render_lineage(copy / "run", candidate)
 
 
 def test_a_line_that_is_no_record_is_named_with_its_number(copy: Path) -> None:
@@ -215,7 +215,7 @@ def test_a_line_that_is_no_record_is_named_with_its_number(copy: Path) -> None:
     lines = path.read_text().splitlines()
     lines[0] = lines[0].replace('"version":1', '"version":2')
     path.write_text("\n".join(lines) + "\n")
-    with pytest.raises(BadRecord, match=r"pairs\.jsonl:1: not a PreferencePair: version"):
+    with pytest.raises(InvalidRecord, match=r"pairs\.jsonl:1: not a PreferencePair: version"):
         find_record(copy / "run", pair.id)
 
 
@@ -224,19 +224,19 @@ def test_the_answer_key_of_the_data_that_rounds_learn_from_is_never_opened(copy:
     key = copy / "data" / "references.jsonl"
     secret = first(key, Reference)
     assert key not in [path for path, _ in RunRecords(copy / "run").files]
-    with pytest.raises(NoSuchRecord):
+    with pytest.raises(RecordNotFound):
         find_record(copy / "run", secret.id)
     key.unlink()
     key.mkdir()
     pair = first(copy / "run" / "round-01" / "pairs.jsonl", PreferencePair)
-    assert "answer key" not in explain_record(copy / "run", pair)
+    assert "answer key" not in render_lineage(copy / "run", pair)
 
 
 def test_nor_is_it_where_the_data_set_lies_inside_the_run_folder(copy: Path) -> None:
     for name in ("data", "benchmark"):
         (copy / name).rename(copy / "run" / name)
     hidden = first(copy / "run" / "data" / "references.jsonl", Reference)
-    with pytest.raises(NoSuchRecord):
+    with pytest.raises(RecordNotFound):
         find_record(copy / "run", hidden.id)
     shown = first(copy / "run" / "benchmark" / "references.jsonl", Reference)
     assert find_record(copy / "run", shown.id) == shown
@@ -249,22 +249,22 @@ def test_relative_paths_of_run_json_are_found_above_the_run_folder(copy: Path) -
 def test_lines_that_name_nothing_are_passed_over(tmp_path: Path) -> None:
     path = tmp_path / "some.jsonl"
     path.write_bytes(b'{"id":"pair-1"}\nnot json at all\n{"id":"pair-2","of":"pair-1"}\n{"id":"pair.1"}\n')
-    assert [number for number, _ in lines_naming(path, ["pair-1"])] == [1, 3]
-    assert [number for number, _ in lines_naming(path, ["pair-2", "pair.1"])] == [3, 4]  # a dot is a dot
-    assert list(lines_naming(path, [])) == []
+    assert [number for number, _ in grep_lines(path, ["pair-1"])] == [1, 3]
+    assert [number for number, _ in grep_lines(path, ["pair-2", "pair.1"])] == [3, 4]  # a dot is a dot
+    assert list(grep_lines(path, [])) == []
 
 
 def test_a_box_is_drawn_where_it_is() -> None:
     """On a black film, 100 x 80 enlarged to 480 x 384, what the box changes is its outline's extent, to the pixel."""
     film = Image.new("RGB", (100, 80))
-    box = box_of((0.25, 0.5, 0.75, 0.875))
-    with_box = picture([Panel(film, (Marked(box, BLUE),), "caption")], "title")
-    without = picture([Panel(film, (), "caption")], "title")
+    box = box_from_xyxy((0.25, 0.5, 0.75, 0.875))
+    with_box = render_panels([ImagePanel(film, (BoxAnnotation(box, BLUE),), "caption")], "title")
+    without = render_panels([ImagePanel(film, (), "caption")], "title")
     changed = ImageChops.difference(with_box, without).getbbox()
     black = without.convert("L").point(lambda v: 255 * (v == 0)).getbbox()
     assert black is not None
     left, top = black[:2]
-    assert (black[2] - left, black[3] - top) == (SIDE_PX, 384)
+    assert (black[2] - left, black[3] - top) == (FILM_SIDE_PX, 384)
     x0, y0, x1, y1 = box_to_pixels(box, width=480, height=384)
     assert (x0, y0, x1, y1) == (120, 192, 360, 336)
     assert changed == (left + x0, top + y0, left + x1, top + y1)
@@ -272,8 +272,10 @@ def test_a_box_is_drawn_where_it_is() -> None:
 
 def test_a_dashed_box_stays_within_its_edges() -> None:
     film = Image.new("RGB", (100, 80))
-    box = box_of((0.25, 0.5, 0.75, 0.875))
-    pictures = [picture([Panel(film, marks, "c")], "t") for marks in ((), (Marked(box, ORANGE, dashed=True),))]
+    box = box_from_xyxy((0.25, 0.5, 0.75, 0.875))
+    pictures = [
+        render_panels([ImagePanel(film, marks, "c")], "t") for marks in ((), (BoxAnnotation(box, ORANGE, dashed=True),))
+    ]
     changed = ImageChops.difference(*pictures).getbbox()
     assert changed is not None
     assert (changed[2] - changed[0], changed[3] - changed[1]) == (240, 144)
@@ -286,7 +288,7 @@ def test_both_sides_of_a_pair_are_drawn_in_their_colours(root: Path) -> None:
     for colour, half in ((BLUE, (0, 0, middle, drawn.height)), (ORANGE, (middle, 0, drawn.width, drawn.height))):
         counts = {c: n for n, c in drawn.crop(half).getcolors(1 << 24)}
         other = ORANGE if colour == BLUE else BLUE
-        assert counts[colour] > 4 * SIDE_PX  # the bar above (4 rows) and a box
+        assert counts[colour] > 4 * FILM_SIDE_PX  # the bar above (4 rows) and a box
         assert other not in counts
 
 
@@ -296,25 +298,25 @@ def test_every_kind_that_can_be_seen_has_a_picture_the_same_each_time(
 ) -> None:
     record = first(root / file, kind)
     drawn = draw_record(root / "run", record)
-    assert min(drawn.size) > SIDE_PX
+    assert min(drawn.size) > FILM_SIDE_PX
     assert drawn.tobytes() == draw_record(root / "run", record).tobytes()
 
 
 def test_what_cannot_be_seen_has_no_picture(root: Path) -> None:
     decision = first(root / "run" / "round-01" / "decision.json", Decision)
-    with pytest.raises(NoPicture, match=f"{decision.id}: a Decision has no picture"):
+    with pytest.raises(NoPictureForRecord, match=f"{decision.id}: a Decision has no picture"):
         draw_record(root / "run", decision)
 
 
 def test_the_crop_is_the_one_that_the_policy_saw(root: Path) -> None:
     """The whole image is the crop of the region 'whole image': at 64 px, then enlarged, it is not the film itself."""
     run = root / "run"
-    whole = next(r for r in read_records(run / "round-01" / "regions.jsonl", Region) if r.box == WHOLE)
-    study = RunRecords(run).study_of(whole.question)
-    panel = Illustrator(RunRecords(run))._panel(whole.question, [], "", (), whole.box, None)
+    whole = next(r for r in read_records(run / "round-01" / "regions.jsonl", Region) if r.box == WHOLE_IMAGE)
+    study = RunRecords(run).get_question_study(whole.question)
+    panel = Illustrator(RunRecords(run))._build_panel(whole.question, [], "", (), whole.box, None)
     assert panel.crop is not None
     assert panel.crop.size == (study.width, study.height)  # a checkpoint without views: as the image is
     candidate = next(c for c in read_records(run / "round-01" / "candidates.jsonl", Candidate) if c.region == whole.id)
-    seen = Illustrator(RunRecords(run))._candidate(candidate, BLUE, "").crop
+    seen = Illustrator(RunRecords(run))._build_candidate_panel(candidate, BLUE, "").crop
     assert seen is not None
     assert max(seen.size) == 64  # crop_px of the base policy's clincot.json

@@ -11,13 +11,21 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from clincot.images import BadImage
-from clincot.jsonl import BadRecord, read_records, write_records
+from clincot.images import InvalidImage
+from clincot.jsonl import InvalidRecord, read_records, write_records
 from clincot.promotion.evidence import EvidenceRow
 from clincot.records import Decision, Judgement, PreferencePair, Reference, Study
-from clincot.reporting.gallery import Pictures, Round, asked, benchmarked, drawn, pairs, shares
+from clincot.reporting.gallery import (
+    GalleryRound,
+    PageImages,
+    sample_by_hash,
+    select_benchmark_examples,
+    select_pair_examples,
+    select_question_examples,
+    split_evenly,
+)
 from clincot.reporting.page import write_page
-from clincot.runs.layout import judge_names
+from clincot.runs.layout import read_judge_names
 from tests.support.runs import VIEWS, write_films, write_run
 
 VOID = {"meta", "img", "br"}
@@ -77,8 +85,8 @@ def copy(root: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(root / "run", tmp_path / "run"))
 
 
-def rounds_of(run: Path) -> list[Round]:
-    return [Round(n, run / f"round-{n:02d}", VIEWS, judge_names(run / f"round-{n:02d}")) for n in (1, 2)]
+def rounds_of(run: Path) -> list[GalleryRound]:
+    return [GalleryRound(n, run / f"round-{n:02d}", VIEWS, read_judge_names(run / f"round-{n:02d}")) for n in (1, 2)]
 
 
 def test_nothing_is_loaded_and_nothing_is_run(page: Read) -> None:
@@ -176,7 +184,7 @@ def test_decisions_curves_digests_and_the_statement_are_there(page: Read, root: 
         assert said in page.text
     for title in ("Preference loss", "Reward accuracy", "Reward margin", "Chosen answer's NLL"):
         assert title in page.text
-    for judge in judge_names(root / "run" / "round-01"):
+    for judge in read_judge_names(root / "run" / "round-01"):
         assert judge in page.text
     assert "not clinical evidence" in page.text
 
@@ -196,7 +204,7 @@ def test_a_record_that_is_missing_is_named(root: Path, copy: Path, tmp_path: Pat
     (tmp_path / "data" / "studies.jsonl").write_text("")
     run = json.loads((copy / "run.json").read_text())
     (copy / "run.json").write_text(json.dumps(run | {"data": str(tmp_path / "data")}))
-    with pytest.raises(BadRecord, match=r"data/studies\.jsonl: expected study-[0-9a-f]{20}, which another record"):
+    with pytest.raises(InvalidRecord, match=r"data/studies\.jsonl: expected study-[0-9a-f]{20}, which another record"):
         write_page(copy, tmp_path / "page.html", title="t")
     assert not (tmp_path / "page.html").exists()
 
@@ -246,7 +254,7 @@ def test_a_bad_file_is_named_and_no_page_is_left(
         (copy / file).unlink()
     else:
         (copy / file).write_text(content)
-    with pytest.raises(BadRecord, match=message):
+    with pytest.raises(InvalidRecord, match=message):
         write_page(copy, tmp_path / "out" / "page.html", title="t")
     assert not (tmp_path / "out").exists()
 
@@ -257,30 +265,30 @@ def test_a_bad_image_is_named(root: Path, copy: Path, tmp_path: Path) -> None:
         image.write_bytes(b"no image")
     run = json.loads((copy / "run.json").read_text())
     (copy / "run.json").write_text(json.dumps(run | {"data": str(tmp_path / "data")}))
-    with pytest.raises(BadImage, match=r"data/images/\d{6}\.png: expected a PNG or JPEG file"):
+    with pytest.raises(InvalidImage, match=r"data/images/\d{6}\.png: expected a PNG or JPEG file"):
         write_page(copy, tmp_path / "page.html", title="t")
 
 
 def test_examples_are_drawn_by_their_ids_alone() -> None:
     ids = [f"pair-{n}" for n in range(50)]
-    assert drawn(ids, 6) == drawn(reversed(ids), 6)
-    assert drawn(ids, 6) == drawn([*ids, *ids], 6)
-    assert drawn(ids, 6)[:3] == drawn(ids, 3)
-    assert drawn(["pair-1"], 6) == ["pair-1"]
-    assert drawn(ids, 6) != ids[:6]
+    assert sample_by_hash(ids, 6) == sample_by_hash(reversed(ids), 6)
+    assert sample_by_hash(ids, 6) == sample_by_hash([*ids, *ids], 6)
+    assert sample_by_hash(ids, 6)[:3] == sample_by_hash(ids, 3)
+    assert sample_by_hash(["pair-1"], 6) == ["pair-1"]
+    assert sample_by_hash(ids, 6) != ids[:6]
 
 
 def test_examples_are_spread_over_the_rounds() -> None:
-    assert shares(6, 2) == [3, 3]
-    assert shares(6, 4) == [2, 2, 1, 1]
-    assert shares(6, 0) == []
+    assert split_evenly(6, 2) == [3, 3]
+    assert split_evenly(6, 4) == [2, 2, 1, 1]
+    assert split_evenly(6, 0) == []
 
 
 def test_an_unscored_judgement_is_shown_as_such(root: Path) -> None:
     """The tenth judgement of each round has no score, so its candidate has no panel score either (quorum 2)."""
     judgements = read_records(root / "run" / "round-01" / "judgements.jsonl", Judgement)
     unscored = next(one for one in judgements if one.score is None)
-    shown = asked(rounds_of(root / "run")[:1], root / "data", Pictures(), 1000)
+    shown = select_question_examples(rounds_of(root / "run")[:1], root / "data", PageImages(), 1000)
     answers = {answer.id: (one, answer) for one in shown for answer in one.answers}
     one, answer = answers[unscored.candidate]
     assert [score.value is None for score in answer.scores] == [False, True]  # judge-b gave the tenth
@@ -291,7 +299,7 @@ def test_an_unscored_judgement_is_shown_as_such(root: Path) -> None:
 
 
 def test_candidates_stand_by_their_panel_score(root: Path) -> None:
-    for one in asked(rounds_of(root / "run"), root / "data", Pictures(), 1000):
+    for one in select_question_examples(rounds_of(root / "run"), root / "data", PageImages(), 1000):
         scores = [a.panel.score for a in one.answers if a.panel is not None and a.panel.score is not None]
         assert scores == sorted(scores, reverse=True)
         assert len(one.film.marks) == 6  # 2 windows, 3 written, the whole image
@@ -299,7 +307,7 @@ def test_candidates_stand_by_their_panel_score(root: Path) -> None:
 
 def test_both_sides_of_a_pair_are_as_recorded(root: Path) -> None:
     recorded = {p.id: p for p in read_records(root / "run" / "round-01" / "pairs.jsonl", PreferencePair)}
-    shown = pairs(rounds_of(root / "run")[:1], root / "data", Pictures(), 5)
+    shown = select_pair_examples(rounds_of(root / "run")[:1], root / "data", PageImages(), 5)
     assert len(shown) == 5
     assert len({one.question.id for one in shown}) == 5
     for one in shown:
@@ -318,13 +326,13 @@ def test_benchmark_examples_show_every_policy_and_the_key(root: Path) -> None:
         ("base", run / "base" / "outcomes.jsonl", VIEWS),
         ("round 1", run / "round-01" / "outcomes.jsonl", VIEWS),
     ]
-    shown = benchmarked(policies, root / "benchmark", "written", Pictures(), 6)
+    shown = select_benchmark_examples(policies, root / "benchmark", "written", PageImages(), 6)
     assert len(shown) == len({one.question.study for one in shown}) == 6
     for one in shown:
         assert [tried.policy for tried in one.tried] == ["base", "round 1"]
         assert {(tried.outcome.question, tried.outcome.arm) for tried in one.tried} == {(one.question.id, "written")}
         assert [mark.label for mark in one.film.marks] == ["base", "round 1", "answer key"]
-    assert benchmarked(policies, root / "benchmark", "relevance", Pictures(), 6) == []
+    assert select_benchmark_examples(policies, root / "benchmark", "relevance", PageImages(), 6) == []
 
 
 def test_without_boxes_in_the_key_there_are_benchmark_examples_all_the_same(root: Path, tmp_path: Path) -> None:
@@ -332,7 +340,9 @@ def test_without_boxes_in_the_key_there_are_benchmark_examples_all_the_same(root
     key = [r.model_copy(update={"boxes": ()}) for r in read_records(folder / "references.jsonl", Reference)]
     rows = [Reference.model_validate(r.model_dump(exclude={"id"})) for r in key]
     write_records(folder / "references.jsonl", rows)
-    shown = benchmarked([("base", root / "run" / "base" / "outcomes.jsonl", VIEWS)], folder, "written", Pictures(), 6)
+    shown = select_benchmark_examples(
+        [("base", root / "run" / "base" / "outcomes.jsonl", VIEWS)], folder, "written", PageImages(), 6
+    )
     assert [[mark.label for mark in one.film.marks] for one in shown] == [["base"]] * 6
 
 
@@ -340,5 +350,5 @@ def test_an_image_outside_the_data_folder_is_refused(root: Path, tmp_path: Path)
     folder = Path(shutil.copytree(root / "data", tmp_path / "data"))
     lines = (folder / "studies.jsonl").read_text().replace('"images/', '"../images/')  # the path is not in the id
     (folder / "studies.jsonl").write_text(lines)
-    with pytest.raises(BadRecord, match="expected an image inside"):
-        pairs(rounds_of(root / "run"), folder, Pictures(), 2)
+    with pytest.raises(InvalidRecord, match="expected an image inside"):
+        select_pair_examples(rounds_of(root / "run"), folder, PageImages(), 2)

@@ -14,8 +14,8 @@ import httpx
 
 from clincot.records import StartingPolicy
 from clincot.registry import champion
-from clincot.runs.exporter import Rounds, RoundsCollector, look
-from clincot.runs.history import Made, begin_round, end_round, record_made
+from clincot.runs.exporter import LineState, LineStateCollector, read_line_state
+from clincot.runs.history import RoundOutputs, begin_round, end_round, record_round_outputs
 from clincot.storage.folder_store import FolderStore
 from clincot.storage.store import Store, StoreFailed
 from tests.support.deployment_builders import LINE, published
@@ -48,10 +48,10 @@ def play(store: Store, *verdicts: str) -> None:
         if verdict == "fails":
             end_round(store, LINE, run=run, state="FAILED", error="judge: out of memory")
             continue
-        record_made(
+        record_round_outputs(
             store,
             LINE,
-            Made(
+            RoundOutputs(
                 number=begun.number,
                 digests={},
                 decision=f"decision-{number}",
@@ -64,18 +64,24 @@ def play(store: Store, *verdicts: str) -> None:
 
 def test_where_a_line_stands(tmp_path: Path) -> None:
     store = FolderStore(tmp_path / "store")
-    assert look(store, LINE) == Rounds(0, False, 0, None, None)
-    champion.start(store, published(store, tmp_path, 1.0), by="ann")
+    assert read_line_state(store, LINE) == LineState(0, False, 0, None, None)
+    champion.create_champion_pointer(store, published(store, tmp_path, 1.0), by="ann")
     play(store, "promote", "keep", "blocked")
-    assert look(store, LINE) == Rounds(ended=3, failed=False, since_promotion=2, agreement=0.7, champion_round=0)
+    assert read_line_state(store, LINE) == LineState(
+        ended=3, failed=False, since_promotion=2, agreement=0.7, champion_round=0
+    )
     play(store, "fails")
-    assert look(store, LINE).failed
+    assert read_line_state(store, LINE).failed
     play(store, "promote")  # the same round again, which goes well: it is the fourth
-    assert look(store, LINE) == Rounds(ended=4, failed=False, since_promotion=0, agreement=0.9, champion_round=0)
+    assert read_line_state(store, LINE) == LineState(
+        ended=4, failed=False, since_promotion=0, agreement=0.9, champion_round=0
+    )
     play(store, "fails at once")  # before its round began: there is no fifth, and it is told all the same
-    assert look(store, LINE) == Rounds(ended=4, failed=True, since_promotion=0, agreement=0.9, champion_round=0)
+    assert read_line_state(store, LINE) == LineState(
+        ended=4, failed=True, since_promotion=0, agreement=0.9, champion_round=0
+    )
     play(store, "keep")
-    assert not look(store, LINE).failed
+    assert not read_line_state(store, LINE).failed
 
 
 def test_a_store_that_is_away_is_said_and_nothing_else() -> None:
@@ -83,7 +89,7 @@ def test_a_store_that_is_away_is_said_and_nothing_else() -> None:
         def keys(self, prefix: str):  # type: ignore[no-untyped-def]
             raise StoreFailed("no answer")
 
-    (family,) = RoundsCollector(Away(Path("/nowhere")), LINE).collect()
+    (family,) = LineStateCollector(Away(Path("/nowhere")), LINE).collect()
     assert (family.name, family.samples[0].value) == ("clincot_store_readable", 0.0)
 
 

@@ -6,15 +6,23 @@ from pathlib import Path
 
 import pytest
 
-from clincot.errors import BadInput
-from clincot.promotion.ledger import Asked
-from clincot.promotion.ledger_store import LedgerMoved, ledger_of
+from clincot.errors import InvalidInput
+from clincot.promotion.ledger import QuestionsUsed
+from clincot.promotion.ledger_store import LedgerConflict, sync_ledger
 from clincot.records import StartingPolicy
-from clincot.runs.history import Made, begin_round, end_round, failed_unbegun, next_round, read_made, record_made
+from clincot.runs.history import (
+    RoundOutputs,
+    begin_round,
+    end_round,
+    failed_before_start,
+    next_round_number,
+    read_round_outputs,
+    record_round_outputs,
+)
 from clincot.storage.store import Store
 
 A, B = "a" * 64, "b" * 64
-ASKED = Asked(evidence="e", number=1, slice=1, slices=1, questions=("q",)).model_dump_json() + "\n"
+ASKED = QuestionsUsed(evidence="e", number=1, slice=1, slices=1, questions=("q",)).model_dump_json() + "\n"
 
 
 def start(digest: str) -> StartingPolicy:
@@ -23,15 +31,15 @@ def start(digest: str) -> StartingPolicy:
     )
 
 
-def made(number: int) -> Made:
-    return Made(number=number, digests={"pairs": A}, decision="decision-1", verdict="keep")
+def made(number: int) -> RoundOutputs:
+    return RoundOutputs(number=number, digests={"pairs": A}, decision="decision-1", verdict="keep")
 
 
 def test_a_round_is_the_one_after_the_last_that_ended_well(store: Store) -> None:
     assert begin_round(store, start(A), run="one").number == 1
     end_round(store, "nodules", run="one", state="FAILED", error="a judge was down")
     assert begin_round(store, start(A), run="one").number == 1
-    record_made(store, "nodules", made(1))
+    record_round_outputs(store, "nodules", made(1))
     assert end_round(store, "nodules", run="one", state="SUCCEEDED").number == 1
     assert begin_round(store, start(B), run="two").number == 2
 
@@ -47,27 +55,27 @@ def test_an_interrupted_round_goes_on_from_where_it_began(store: Store) -> None:
 def test_several_rounds_of_one_run_end_together(store: Store) -> None:
     begin_round(store, start(A), run="one")
     for number in (1, 2, 3):
-        record_made(store, "nodules", made(number))
+        record_round_outputs(store, "nodules", made(number))
     assert end_round(store, "nodules", run="one", state="SUCCEEDED").number == 3
-    assert next_round(store, "nodules") == 4
-    assert read_made(store, "nodules", 2).digests == {"pairs": A}
-    with pytest.raises(BadInput, match="round 4 of nodules has not made anything yet"):
-        read_made(store, "nodules", 4)
+    assert next_round_number(store, "nodules") == 4
+    assert read_round_outputs(store, "nodules", 2).digests == {"pairs": A}
+    with pytest.raises(InvalidInput, match="round 4 of nodules has not made anything yet"):
+        read_round_outputs(store, "nodules", 4)
 
 
 def test_a_run_that_failed_before_its_round_began_is_told_and_ends_no_other(store: Store) -> None:
     """Round 1 is open, its run goes on; another run fails before it has begun one. The first ends its own."""
     begin_round(store, start(A), run="one")
-    with pytest.raises(BadInput, match=r"runs/nodules/other\.json is not there"):
+    with pytest.raises(InvalidInput, match=r"runs/nodules/other\.json is not there"):
         end_round(store, "nodules", run="other", state="SUCCEEDED")
     ended = end_round(store, "nodules", run="other", state="FAILED", error="no champion")
     assert (ended.number, ended.error) == (None, "no champion")
-    assert failed_unbegun(store, "nodules")
+    assert failed_before_start(store, "nodules")
     assert [*store.keys("rounds/nodules/")] == ["rounds/nodules/0001/begun.json"]
-    record_made(store, "nodules", made(1))
+    record_round_outputs(store, "nodules", made(1))
     assert end_round(store, "nodules", run="one", state="SUCCEEDED").number == 1
     assert begin_round(store, start(B), run="two").number == 2
-    assert not failed_unbegun(store, "nodules")
+    assert not failed_before_start(store, "nodules")
 
 
 def test_a_run_that_ends_late_ends_its_own_round(store: Store) -> None:
@@ -82,12 +90,12 @@ def test_a_run_that_ends_late_ends_its_own_round(store: Store) -> None:
 
 def test_of_two_decisions_at_once_one_is_told(store: Store, tmp_path: Path) -> None:
     """Empty ledgers here: what is appended is promotion/ledger.py's, and read again before it is stored."""
-    first = ledger_of(store, "nodules", tmp_path / "one")
+    first = sync_ledger(store, "nodules", tmp_path / "one")
     one = first.__enter__()
-    with ledger_of(store, "nodules", tmp_path / "two") as two:
+    with sync_ledger(store, "nodules", tmp_path / "two") as two:
         (two / "asked.jsonl").write_text(ASKED)
     (one / "asked.jsonl").write_text(ASKED)
-    with pytest.raises(LedgerMoved, match="decide again"):
+    with pytest.raises(LedgerConflict, match="decide again"):
         first.__exit__(None, None, None)
-    with ledger_of(store, "nodules", tmp_path / "three") as three:
+    with sync_ledger(store, "nodules", tmp_path / "three") as three:
         assert (three / "asked.jsonl").read_text() == ASKED

@@ -7,14 +7,14 @@ from pathlib import Path
 
 import pytest
 
-from clincot.serving.api_errors import Refused
+from clincot.serving.api_errors import ApiError
 from clincot.serving.auth import ApiKeys
 
 
 def lets_in(keys: ApiKeys, header: str | None) -> bool:
     try:
-        keys.check(header)
-    except Refused as told:
+        keys.check_authorization(header)
+    except ApiError as told:
         refused = told
     else:
         return True

@@ -16,8 +16,8 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
-from clincot.serving.api_errors import Refused
-from clincot.serving.fetch import Fetcher, is_public
+from clincot.serving.api_errors import ApiError
+from clincot.serving.fetch import ImageFetcher, is_public
 
 HOST = "images.example"
 
@@ -55,9 +55,9 @@ def test_public_addresses_are_told(address: str) -> None:
     assert is_public(ipaddress.ip_address(address))
 
 
-def fetcher(*addresses: str, hosts: tuple[str, ...] = (HOST,), **options: object) -> Fetcher:
+def fetcher(*addresses: str, hosts: tuple[str, ...] = (HOST,), **options: object) -> ImageFetcher:
     resolved = [ipaddress.ip_address(address) for address in addresses]
-    return Fetcher(hosts, max_bytes=1000, timeout_s=10, resolver=lambda host, port: resolved, **options)  # type: ignore[arg-type]
+    return ImageFetcher(hosts, max_bytes=1000, timeout_s=10, resolver=lambda host, port: resolved, **options)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
@@ -75,14 +75,14 @@ def fetcher(*addresses: str, hosts: tuple[str, ...] = (HOST,), **options: object
 )
 def test_what_is_not_allowed_is_refused_before_any_connection(url: str, code: str) -> None:
     """The last one is on the list, but one of its two addresses is of this network."""
-    with pytest.raises(Refused) as refused:
-        fetcher("93.184.216.34", "10.0.0.7").fetch(url)
+    with pytest.raises(ApiError) as refused:
+        fetcher("93.184.216.34", "10.0.0.7").fetch_image(url)
     assert (refused.value.status, refused.value.code) == (403, code)
 
 
 def test_without_a_list_nothing_is_fetched() -> None:
-    with pytest.raises(Refused) as refused:
-        fetcher("93.184.216.34", hosts=()).fetch(f"https://{HOST}/a.png")
+    with pytest.raises(ApiError) as refused:
+        fetcher("93.184.216.34", hosts=()).fetch_image(f"https://{HOST}/a.png")
     assert (refused.value.status, refused.value.code) == (403, "host_not_allowed")
 
 
@@ -141,7 +141,7 @@ def site(tls: Path) -> Iterator[int]:
     server.server_close()
 
 
-def reaching(tls: Path) -> Fetcher:
+def reaching(tls: Path) -> ImageFetcher:
     """A fetcher for which this machine counts as public."""
     trusted = ssl.create_default_context(cafile=str(tls))
     return fetcher("127.0.0.1", allowed=lambda address: address.is_loopback, tls=trusted)
@@ -149,19 +149,19 @@ def reaching(tls: Path) -> Fetcher:
 
 def test_the_address_that_was_checked_is_the_one_that_is_asked(site: int, tls: Path) -> None:
     """images.example has no address anywhere: without the pin, and without its name in TLS, this would fail."""
-    assert reaching(tls).fetch(f"https://{HOST}:{site}/a.png") == b"picture"
+    assert reaching(tls).fetch_image(f"https://{HOST}:{site}/a.png") == b"picture"
 
 
 @pytest.mark.parametrize(("path", "status"), [("/moved", 422), ("/none", 422), ("/large", 413)])
 def test_redirects_are_not_followed_and_size_is_bounded(site: int, tls: Path, path: str, status: int) -> None:
-    with pytest.raises(Refused) as refused:
-        reaching(tls).fetch(f"https://{HOST}:{site}{path}")
+    with pytest.raises(ApiError) as refused:
+        reaching(tls).fetch_image(f"https://{HOST}:{site}{path}")
     assert refused.value.status == status
 
 
 def test_another_sites_certificate_is_not_taken(site: int, tls: Path) -> None:
     trusted = ssl.create_default_context(cafile=str(tls))
     other = fetcher("127.0.0.1", hosts=("other.example",), allowed=lambda a: a.is_loopback, tls=trusted)
-    with pytest.raises(Refused) as refused:
-        other.fetch(f"https://other.example:{site}/a.png")
+    with pytest.raises(ApiError) as refused:
+        other.fetch_image(f"https://other.example:{site}/a.png")
     assert refused.value.code == "image_unreachable"

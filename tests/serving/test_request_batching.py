@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from clincot.prompts import Conversation, Picture, Turn
-from clincot.serving.api_errors import Cancelled, Refused
-from clincot.serving.request_batching import Batcher, _Work
-from clincot.serving.request_context import Ticket
+from clincot.prompts import Conversation, ImageView, Turn
+from clincot.serving.api_errors import ApiError, RequestCancelled
+from clincot.serving.request_batching import Batcher, _PendingCall
+from clincot.serving.request_context import RequestContext
 from tests.support.model_servers import Parrot, until
 
 
@@ -40,11 +40,11 @@ def threads() -> Iterator[ThreadPoolExecutor]:
         yield pool
 
 
-def write(batcher: Batcher, texts: list[str], ticket: Ticket | None = None) -> list[str]:
-    ticket = ticket or Ticket(600)
-    with batcher.policy(ticket) as policy:
+def write(batcher: Batcher, texts: list[str], ticket: RequestContext | None = None) -> list[str]:
+    ticket = ticket or RequestContext(600)
+    with batcher.open_policy(ticket) as policy:
         asked = [said(text) for text in texts]
-        replies = policy.write(asked, max_new_tokens=4, temperature=0.0, seeds=[0] * len(asked))
+        replies = policy.generate(asked, max_new_tokens=4, temperature=0.0, seeds=[0] * len(asked))
     return [reply.text for reply in replies]
 
 
@@ -83,7 +83,7 @@ def test_a_batch_is_never_larger_than_allowed(batcher: Batcher, parrot: Parrot, 
 
 def test_calls_of_different_kinds_do_not_share(batcher: Batcher, parrot: Parrot, threads: ThreadPoolExecutor) -> None:
     def score() -> list[float | None]:
-        with batcher.policy(Ticket(600)) as policy:
+        with batcher.open_policy(RequestContext(600)) as policy:
             return policy.p_yes([said("abc"), said("abcdef")])
 
     futures = held(batcher, threads, parrot, [lambda: write(batcher, ["x"]), score])
@@ -98,10 +98,10 @@ def test_a_window_that_two_requests_ask_about_is_looked_at_once(
     """Two uploads of one image lie in two places. abc, abcdef and abc again: 2 of 3 conversations are scored."""
 
     def shown(text: str, folder: str) -> Conversation:
-        return (Turn("user", text, (Picture(str(tmp_path / folder / "film.png"), "f" * 64, None, 64),)),)
+        return (Turn("user", text, (ImageView(str(tmp_path / folder / "film.png"), "f" * 64, None, 64),)),)
 
     def score(folder: str, *texts: str) -> list[float | None]:
-        with batcher.policy(Ticket(600)) as policy:
+        with batcher.open_policy(RequestContext(600)) as policy:
             return policy.p_yes([shown(text, folder) for text in texts])
 
     calls = [lambda: score("one", "abc", "abcdef"), lambda: score("two", "abc")]
@@ -114,7 +114,7 @@ def test_the_kind_that_most_wait_for_comes_next(batcher: Batcher, parrot: Parrot
     """The oldest wants two probabilities, three others a text each: the texts go first, together."""
 
     def score() -> list[float | None]:
-        with batcher.policy(Ticket(600)) as policy:
+        with batcher.open_policy(RequestContext(600)) as policy:
             return policy.p_yes([said("a"), said("b")])
 
     calls = [score, *(lambda: write(batcher, ["x"]) for _ in range(3))]
@@ -127,11 +127,11 @@ def test_nobody_is_passed_over_more_than_three_times(batcher: Batcher) -> None:
     """One probability against two texts that are new each time: the fourth batch is the probability's."""
     taken = []
     with batcher._changed:  # the worker takes nothing meanwhile
-        late = _Work(Ticket(600), ("p_yes",), [(said("late"), 0)])
+        late = _PendingCall(RequestContext(600), ("p_yes",), [(said("late"), 0)])
         for _ in range(4):
-            fresh = [_Work(Ticket(600), ("write", 4, 0.0), [(said("new"), 0)]) for _ in range(2)]
+            fresh = [_PendingCall(RequestContext(600), ("write", 4, 0.0), [(said("new"), 0)]) for _ in range(2)]
             batcher._waiting = [late, *fresh]
-            taken.append([work.call[0] for work, _ in batcher._taken()])
+            taken.append([work.call[0] for work, _ in batcher._take_batch()])
         batcher._waiting = []
     assert taken == [["write", "write"]] * 3 + [["p_yes"]]
 
@@ -150,13 +150,13 @@ def test_a_request_that_fails_does_not_take_its_neighbours(
 def test_who_goes_away_is_woken_at_once_and_costs_no_pass(
     batcher: Batcher, parrot: Parrot, threads: ThreadPoolExecutor
 ) -> None:
-    ticket = Ticket(600)
+    ticket = RequestContext(600)
     first = threads.submit(write, batcher, ["first"])
     assert parrot.asked.wait(300)
     gone = threads.submit(write, batcher, ["gone"], ticket)
     until(lambda: len(batcher._waiting) == 1)
     ticket.cancel()
-    with pytest.raises(Cancelled):
+    with pytest.raises(RequestCancelled):
         gone.result(timeout=300)  # while the model is still busy with the first
     assert not first.done()
     parrot.go.set()
@@ -166,8 +166,8 @@ def test_who_goes_away_is_woken_at_once_and_costs_no_pass(
 
 def test_past_its_deadline_a_request_is_told_so(batcher: Batcher, parrot: Parrot) -> None:
     began = time.monotonic()
-    with pytest.raises(Refused) as told:
-        write(batcher, ["slow"], Ticket(0.2))
+    with pytest.raises(ApiError) as told:
+        write(batcher, ["slow"], RequestContext(0.2))
     assert told.value.status == 504
     assert time.monotonic() - began < 300
     assert threading.active_count() < 100

@@ -12,9 +12,9 @@ import pytest
 from safetensors.torch import load_file, save_file
 
 from clincot.cli.app import main
-from clincot.jsonl import file_digest
+from clincot.jsonl import hash_files
 from clincot.models.checkpoint import UnsupportedCheckpoint
-from clincot.serving.backend import check_checkpoint, checkpoint_folder, views_of
+from clincot.serving.backend import check_checkpoint_files, load_served_prompt_format, open_checkpoint_folder
 from clincot.storage.open import open_store
 from clincot.storage.store import StoreFailed
 from tests.support import tiny
@@ -34,7 +34,7 @@ def checkpoint(tmp_path: Path) -> Path:
         placed |= dict.fromkeys(part, shard)
     (folder / "model.safetensors").unlink()
     (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": placed}))
-    files = [{"path": p.name, "sha256": file_digest(p), "size": p.stat().st_size} for p in sorted(folder.iterdir())]
+    files = [{"path": p.name, "sha256": hash_files(p), "size": p.stat().st_size} for p in sorted(folder.iterdir())]
     (folder / "manifest.json").write_text(json.dumps({"files": files}))
     return folder
 
@@ -62,7 +62,7 @@ DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
 
 
 def test_a_whole_one_is_taken(checkpoint: Path) -> None:
-    check_checkpoint(checkpoint)
+    check_checkpoint_files(checkpoint)
 
 
 @pytest.mark.parametrize("what", DAMAGES)
@@ -70,7 +70,7 @@ def test_a_damaged_one_is_refused_with_the_file_named(checkpoint: Path, what: st
     damage, named = DAMAGES[what]
     damage(checkpoint)
     with pytest.raises(UnsupportedCheckpoint, match=named.replace(".", r"\.")):
-        check_checkpoint(checkpoint)
+        check_checkpoint_files(checkpoint)
 
 
 @pytest.mark.parametrize("what", ["a changed weight", "a missing shard", "pickled weights"])
@@ -87,10 +87,10 @@ def test_a_damage_that_no_manifest_tells_of_is_still_seen(checkpoint: Path) -> N
     """Without a manifest a changed weight cannot be known, but a cut-off one can."""
     (checkpoint / "manifest.json").unlink()
     flip(checkpoint / SHARD)
-    check_checkpoint(checkpoint)
+    check_checkpoint_files(checkpoint)
     (checkpoint / SHARD).write_bytes((checkpoint / SHARD).read_bytes()[:-1])
     with pytest.raises(UnsupportedCheckpoint, match="cut off"):
-        check_checkpoint(checkpoint)
+        check_checkpoint_files(checkpoint)
 
 
 def test_a_transformer_fetches_no_weights(checkpoint: Path, s3: S3Server, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -101,23 +101,23 @@ def test_a_transformer_fetches_no_weights(checkpoint: Path, s3: S3Server, monkey
     for path in checkpoint.iterdir():
         store.upload(f"0a1b/{path.name}", path)
     address = "s3://served/models/nodules/0a1b"
-    with checkpoint_folder(address) as folder:
-        check_checkpoint(folder)
-        assert {p.name: file_digest(p) for p in folder.iterdir()} == {
-            p.name: file_digest(p) for p in checkpoint.iterdir()
+    with open_checkpoint_folder(address) as folder:
+        check_checkpoint_files(folder)
+        assert {p.name: hash_files(p) for p in folder.iterdir()} == {
+            p.name: hash_files(p) for p in checkpoint.iterdir()
         }
     assert not folder.exists()
-    with checkpoint_folder(address, views_only=True) as folder:
+    with open_checkpoint_folder(address, views_only=True) as folder:
         assert list(folder.glob("*.safetensors*")) == []
-        assert views_of(folder) == views_of(checkpoint)
-    with pytest.raises(UnsupportedCheckpoint, match="nothing is stored"), checkpoint_folder(address + "ff"):
+        assert load_served_prompt_format(folder) == load_served_prompt_format(checkpoint)
+    with pytest.raises(UnsupportedCheckpoint, match="nothing is stored"), open_checkpoint_folder(address + "ff"):
         pass
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "wrong")
-    with pytest.raises(StoreFailed), checkpoint_folder(address):
+    with pytest.raises(StoreFailed), open_checkpoint_folder(address):
         pass
 
 
 def test_views_that_were_changed_are_refused(checkpoint: Path) -> None:
     (checkpoint / "clincot.json").write_text("{}")
     with pytest.raises(UnsupportedCheckpoint, match=r"clincot\.json"):
-        views_of(checkpoint)
+        load_served_prompt_format(checkpoint)

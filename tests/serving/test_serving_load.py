@@ -96,9 +96,9 @@ class Counting:
         self.model, self.digest, self.views = model, model.digest, model.views
         self.sizes: list[int] = []
 
-    def write(self, conversations: Sequence[Conversation], **options: Any) -> list[Generation]:
+    def generate(self, conversations: Sequence[Conversation], **options: Any) -> list[Generation]:
         self.sizes.append(len(conversations))
-        return self.model.write(conversations, **options)
+        return self.model.generate(conversations, **options)
 
     def p_yes(self, conversations: Sequence[Conversation]) -> list[float | None]:
         self.sizes.append(len(conversations))

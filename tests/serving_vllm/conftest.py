@@ -14,7 +14,7 @@ import torch
 from peft import LoraConfig, get_peft_model
 
 from clincot.models.vlm import load_checkpoint
-from clincot.prompts import load_views, save_views
+from clincot.prompts import load_prompt_format, save_prompt_format
 from tests.serving.conftest import POLICY
 from tests.support import tiny
 from tests.support.http_server import free_port
@@ -59,7 +59,7 @@ def adapter(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     merged = model.merge_and_unload()
     merged.save_pretrained(folder / "merged")
     processor.save_pretrained(folder / "merged")
-    save_views(folder / "merged", load_views(POLICY))
+    save_prompt_format(folder / "merged", load_prompt_format(POLICY))
     return folder / "adapter", folder / "merged"
 
 

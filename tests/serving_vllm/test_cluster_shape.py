@@ -11,12 +11,12 @@ import httpx
 import pytest
 
 from clincot.datasets.folder import StudyIndex
-from clincot.generation.grounders import Windows
-from clincot.models.encoding import Encoder
+from clincot.generation.grounders import WindowGrounder
+from clincot.models.encoding import ConversationEncoder
 from clincot.models.endpoint import EndpointModel
 from clincot.models.vlm import VisionLanguageModel
-from clincot.models.yes_no import yes_no_of
-from clincot.prompts import Conversation, Step, chain, finding_in, load_views, look
+from clincot.models.yes_no import read_yes_no_ids
+from clincot.prompts import ChainStep, Conversation, chain_prompt, finding_prompt, load_prompt_format, region_prompt
 from tests.serving.conftest import POLICY
 from tests.serving_vllm.conftest import BLOCK, Vllm
 from tests.support import tiny
@@ -61,18 +61,20 @@ def test_both_shapes_answer_alike(transformer: Served, embedded: Served, films: 
 
 
 def conversations(films: Path) -> list[Conversation]:
-    views = load_views(POLICY)
+    views = load_prompt_format(POLICY)
     made = []
     for study in StudyIndex(films).values():
-        made.append(look(study, films, views, QUESTIONS[0]))
-        made += [chain(study, films, views, [Step(question, box_of_corner(), False)]) for question in QUESTIONS]
+        made.append(region_prompt(study, films, views, QUESTIONS[0]))
+        made += [
+            chain_prompt(study, films, views, [ChainStep(question, box_of_corner(), False)]) for question in QUESTIONS
+        ]
     return made
 
 
 def box_of_corner() -> Any:
-    from clincot.geometry import box_of
+    from clincot.geometry import box_from_xyxy
 
-    return box_of((0.0, 0.25, 0.5, 0.75))
+    return box_from_xyxy((0.0, 0.25, 0.5, 0.75))
 
 
 @pytest.mark.parametrize("model", ["policy", "tuned"])
@@ -81,11 +83,11 @@ def test_greedy_tokens_and_their_log_probabilities_agree(
 ) -> None:
     """`tuned` is the adapter on its base in vLLM, and merged into the weights here."""
     here = VisionLanguageModel(POLICY if model == "policy" else adapter[1])
-    there = EndpointModel(f"http://{vllm.host}/v1", model=model, views=load_views(POLICY))
+    there = EndpointModel(f"http://{vllm.host}/v1", model=model, views=load_prompt_format(POLICY))
     asked = conversations(films)
     seeds = [0] * len(asked)
-    one = here.write(asked, max_new_tokens=8, temperature=0.0, seeds=seeds)
-    other = there.write(asked, max_new_tokens=8, temperature=0.0, seeds=seeds)
+    one = here.generate(asked, max_new_tokens=8, temperature=0.0, seeds=seeds)
+    other = there.generate(asked, max_new_tokens=8, temperature=0.0, seeds=seeds)
     assert [o.text for o in other] == [o.text for o in one]
     for a, b in zip(one, other, strict=True):
         assert b.token_logprobs == pytest.approx(a.token_logprobs, abs=1e-3)
@@ -95,9 +97,9 @@ def test_windows_are_scored_alike_however_unlikely_yes_or_no_is(vllm: Vllm, film
     """Of the 20 likeliest tokens alone, P(yes) is another where "no" is none of them. How far off that is depends on
     the policy (printed); asked for by name the two tokens are there whatever the policy thinks of them."""
     here = VisionLanguageModel(POLICY)
-    boxes = Windows(here, sides=(0.25, 0.5), stride=0.5).boxes
+    boxes = WindowGrounder(here, sides=(0.25, 0.5), stride=0.5).boxes
     windows = [
-        finding_in(study, films, here.views, finding=finding, box=box)
+        finding_prompt(study, films, here.views, finding=finding, box=box)
         for study, finding in zip(
             StudyIndex(films).values(), ("a nodule", "an effusion", "a pneumothorax"), strict=False
         )
@@ -106,7 +108,7 @@ def test_windows_are_scored_alike_however_unlikely_yes_or_no_is(vllm: Vllm, film
     one = here.p_yes(windows)
     named, likeliest = (
         EndpointModel(f"http://{vllm.host}/v1", model="policy", views=here.views, yes_no=ids).p_yes(windows)
-        for ids in (yes_no_of(POLICY), ())
+        for ids in (read_yes_no_ids(POLICY), ())
     )
     off = [difference(one, other) for other in (named, likeliest)]
     print(f"P(yes) of {len(windows)} windows: off by {off[0]:.1e} at most, of the 20 likeliest tokens by {off[1]:.1e}")
@@ -128,22 +130,22 @@ def test_the_adapter_is_heard(adapter: tuple[Path, Path], films: Path) -> None:
 
 def test_the_second_turn_finds_image_and_question_in_the_prefix_cache(vllm: Vllm, tmp_path: Path) -> None:
     """From vLLM's own counters: of the second turn's tokens, all full blocks of the first turn are hits."""
-    views, encoder = load_views(POLICY), Encoder(VisionLanguageModel(POLICY).encoder.processor)
+    views, encoder = load_prompt_format(POLICY), ConversationEncoder(VisionLanguageModel(POLICY).encoder.processor)
     there = EndpointModel(f"http://{vllm.host}/v1", model="policy", views=views)
     question = "Is there a nodule in the upper zone of the right lung, and does it look calcified?"
     films = tiny.write_set(tmp_path / "films", studies=1, seed=7)  # nobody has asked about this one
     study = next(iter(StudyIndex(films).values()))
-    opening = look(study, films, views, question)
+    opening = region_prompt(study, films, views, question)
 
     def hits(conversation: Conversation) -> float:
         before = vllm.metric("vllm:prefix_cache_hits_total")
-        there.write([conversation], max_new_tokens=4, temperature=0.0, seeds=[0])
+        there.generate([conversation], max_new_tokens=4, temperature=0.0, seeds=[0])
         return vllm.metric("vllm:prefix_cache_hits_total") - before
 
     assert hits(opening) == 0
     tokens = len(encoder.encode(opening).ids)
     assert tokens >= 2 * BLOCK
-    second = chain(study, films, views, [Step(question, box_of_corner(), False)])
+    second = chain_prompt(study, films, views, [ChainStep(question, box_of_corner(), False)])
     found = hits(second)
     print(f"second turn: {found:.0f} of {len(encoder.encode(second, reply=True).ids)} tokens from the cache")
     assert found >= tokens // BLOCK * BLOCK - BLOCK  # the block in which the turns meet may differ

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from clincot.config import JudgeSpec, Params
-from clincot.jsonl import BadRecord, read_records, write_records
+from clincot.jsonl import InvalidRecord, read_records, write_records
 from clincot.records import (
     Candidate,
     Checkpoint,
@@ -25,12 +25,12 @@ from clincot.records import (
     Record,
     Region,
 )
-from clincot.runs.layout import judge_names
+from clincot.runs.layout import read_judge_names
 from clincot.stages import catalog
 from clincot.stages.base import Metrics
-from clincot.stages.catalog import STAGES, stage_named
+from clincot.stages.catalog import STAGES, get_stage
 from clincot.stages.runner import run_stage
-from clincot.storage.digests import path_digest
+from clincot.storage.digests import hash_path
 from tests.support import tiny
 from tests.support.http_server import free_port
 
@@ -51,7 +51,7 @@ class Workshop:
         return {name: given.get(name, out / _file(name)) for name in names}
 
     def run(self, name: str, out: Path, params: Params | None = None, **other: Path) -> Metrics:
-        stage = stage_named(name)
+        stage = get_stage(name)
         inputs = {**self.paths(out, stage.inputs), **{k: v for k, v in other.items() if k not in stage.outputs}}
         outputs = {**self.paths(out, stage.outputs), **{k: v for k, v in other.items() if k in stage.outputs}}
         return run_stage(name, getattr(params or self.params, name), inputs, outputs)
@@ -195,9 +195,9 @@ def test_a_judge_that_was_trained_anew_judges_again(shop: Workshop, copy: Path, 
     before = (copy / "judgements.jsonl").read_bytes()
     shutil.rmtree(judge)
     tiny.write_model(judge, seed=9)
-    from clincot.models.load import forget
+    from clincot.models.load import unload_models
 
-    forget()  # as in another process
+    unload_models()  # as in another process
     shop.run("judge", copy, params)
     assert (copy / "judgements.jsonl").read_bytes() != before
 
@@ -207,7 +207,7 @@ def test_an_interrupted_stage_leaves_nothing_behind_and_goes_on_to_the_same_byte
     name: str, output: str, shop: Workshop, copy: Path, done: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Ctrl-C in the middle of the stage's stream."""
-    for made in stage_named(name).outputs:
+    for made in get_stage(name).outputs:
         (copy / _file(made)).unlink()
 
     def interrupted(items: Iterator[object], *rest: object, **named: object) -> Iterator[object]:
@@ -241,7 +241,7 @@ def test_an_endpoint_that_is_down_costs_its_votes_and_not_the_stage(shop: Worksh
         ("dead", True),
     ]
     (copy / "panel_report.json").rename(copy / "panel.report.json")
-    assert set(judge_names(copy).values()) == {"a", "b"}
+    assert set(read_judge_names(copy).values()) == {"a", "b"}
 
 
 @pytest.mark.parametrize("name", ["propose", "answer", "judge"])
@@ -249,9 +249,9 @@ def test_a_disk_that_is_full_half_way_spoils_nothing_and_a_second_run_goes_on(
     name: str, shop: Workshop, copy: Path, done: Path
 ) -> None:
     """A real limit on the size of files (RLIMIT_FSIZE), at half of what the stage writes first."""
-    first = _file(stage_named(name).outputs[0])
+    first = _file(get_stage(name).outputs[0])
     whole = (done / first).stat().st_size
-    for made in stage_named(name).outputs:
+    for made in get_stage(name).outputs:
         (copy / _file(made)).unlink()
     before = {path.name: path.read_bytes() for path in copy.iterdir() if not path.name.endswith(".stage.json")}
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
@@ -289,18 +289,18 @@ def test_an_interrupted_run_again_does_not_pass_for_done(
 def test_unknown_and_missing_paths_are_named(shop: Workshop, tmp_path: Path) -> None:
     section = shop.params.prepare
     questions = {"questions": tmp_path / "questions.jsonl"}
-    with pytest.raises(BadRecord, match=r"stage prepare: .*missing or unknown: policy"):
+    with pytest.raises(InvalidRecord, match=r"stage prepare: .*missing or unknown: policy"):
         run_stage("prepare", section, {"data": shop.data, "policy": shop.policy}, questions)
-    with pytest.raises(BadRecord, match="missing or unknown: data"):
+    with pytest.raises(InvalidRecord, match="missing or unknown: data"):
         run_stage("prepare", section, {}, questions)
-    with pytest.raises(BadRecord, match="missing or unknown: questions"):
+    with pytest.raises(InvalidRecord, match="missing or unknown: questions"):
         run_stage("prepare", section, {"data": shop.data}, {})
-    with pytest.raises(BadRecord, match=r"input 'data': .*nowhere does not exist"):
+    with pytest.raises(InvalidRecord, match=r"input 'data': .*nowhere does not exist"):
         run_stage("prepare", section, {"data": tmp_path / "nowhere"}, questions)
     with pytest.raises(
         ValueError, match=r"'trian'.*prepare, propose, answer, judge, pair, version, train, evaluate, decide"
     ):
-        stage_named("trian")
+        get_stage("trian")
     assert list(tmp_path.iterdir()) == []
 
 
@@ -334,25 +334,27 @@ def test_candidates_that_are_not_those_of_the_questions_are_refused(shop: Worksh
     first = [line for line, q in zip(lines, per_question, strict=True) if q == per_question[0]]
     rest = lines[len(first) :]
     other.write_text("".join([*rest, *first]))
-    with pytest.raises(BadRecord, match=rf"other\.jsonl: expected candidates of {per_question[0]}"):
+    with pytest.raises(InvalidRecord, match=rf"other\.jsonl: expected candidates of {per_question[0]}"):
         shop.run("judge", copy, candidates=other)
     other.write_text("".join(lines[: -len(first)]))
-    with pytest.raises(BadRecord, match=r"other\.jsonl: expected candidates of question-\w+, got the end of the file"):
+    with pytest.raises(
+        InvalidRecord, match=r"other\.jsonl: expected candidates of question-\w+, got the end of the file"
+    ):
         shop.run("judge", copy, candidates=other)
 
 
 def test_a_folders_digest_follows_what_decides_and_not_the_logs(shop: Workshop, tmp_path: Path) -> None:
     folder = Path(shutil.copytree(shop.policy, tmp_path / "policy"))
-    before = path_digest(folder)
-    assert before == path_digest(shop.policy)
+    before = hash_path(folder)
+    assert before == hash_path(shop.policy)
     (folder / "train_log.json").write_text("[]")
-    assert path_digest(folder) == before
+    assert hash_path(folder) == before
     (folder / "clincot.json").write_text("{}")
-    assert path_digest(folder) != before
+    assert hash_path(folder) != before
     data = Path(shutil.copytree(shop.data, tmp_path / "data"))
-    assert path_digest(data) == path_digest(shop.data)
+    assert hash_path(data) == hash_path(shop.data)
     (data / "questions.jsonl").write_text("")
-    assert path_digest(data) != path_digest(shop.data)
+    assert hash_path(data) != hash_path(shop.data)
 
 
 def test_the_list_of_stages_hangs_together() -> None:
@@ -382,7 +384,9 @@ def test_steps_that_do_not_fit_the_candidates_are_refused(shop: Workshop, copy: 
     first, *rest = read_records(copy / "candidates.jsonl", Candidate)
     later = first.model_copy(update={"id": "", "step": 1, "parent": rest[0].id})
     write_records(copy / "longer.jsonl", [Candidate.model_validate(later.model_dump()), *rest])
-    with pytest.raises(BadRecord, match=r"candidate-\w+ is of step 1, but the chain has 1 step\(s\); give the steps"):
+    with pytest.raises(
+        InvalidRecord, match=r"candidate-\w+ is of step 1, but the chain has 1 step\(s\); give the steps"
+    ):
         shop.run("judge", copy, candidates=copy / "longer.jsonl")
     for wrong, came in (
         ("[", r"steps\.json:1: expected a JSON list .*got no JSON"),
@@ -391,7 +395,7 @@ def test_steps_that_do_not_fit_the_candidates_are_refused(shop: Workshop, copy: 
     ):
         (copy / "steps.json").write_text(wrong)
         for stage in ("judge", "train"):
-            with pytest.raises(BadRecord, match=came):
+            with pytest.raises(InvalidRecord, match=came):
                 shop.run(stage, copy, steps=copy / "steps.json", candidates=copy / "longer.jsonl")
 
 
@@ -404,6 +408,6 @@ def test_scores_that_are_not_those_of_the_candidates_are_refused(shop: Workshop,
     before = {"candidates_before": copy / "candidates.jsonl", "scores_before": other}
     for wrong, came in ((lines[1:], "the one of candidate-"), (lines[:-1], "the end of the file")):
         other.write_text("".join(wrong))
-        with pytest.raises(BadRecord, match=rf"other\.jsonl: expected the score of candidate-\w+, got {came}"):
+        with pytest.raises(InvalidRecord, match=rf"other\.jsonl: expected the score of candidate-\w+, got {came}"):
             shop.run("answer", copy, params, candidates=copy / "next.jsonl", **before)
     assert not (copy / "next.jsonl").exists()

@@ -9,8 +9,15 @@ from pathlib import Path
 
 import pytest
 
-from clincot.storage.artifacts import Damaged, NotThere, abandoned_fetches, digest_at, fetch, put
-from clincot.storage.digests import path_digest
+from clincot.storage.artifacts import (
+    ArtifactNotFound,
+    ChecksumMismatch,
+    download_folder,
+    find_stale_downloads,
+    read_digest,
+    upload_folder,
+)
+from clincot.storage.digests import hash_path
 from clincot.storage.open import open_store
 from tests.support.s3_server import S3Server
 
@@ -34,29 +41,29 @@ def folder(tmp_path: Path) -> Path:
 
 
 def test_what_was_put_is_fetched_once(bucket: str, folder: Path) -> None:
-    address = put(folder, bucket)
-    assert address == f"{bucket}/{path_digest(folder)}"
-    assert put(folder, f"{bucket}/") == address
-    place = fetch(address)
+    address = upload_folder(folder, bucket)
+    assert address == f"{bucket}/{hash_path(folder)}"
+    assert upload_folder(folder, f"{bucket}/") == address
+    place = download_folder(address)
     assert (place / "images" / "1.png").read_bytes() == b"png"
-    assert digest_at(address) == digest_at(str(folder)) == path_digest(place)
+    assert read_digest(address) == read_digest(str(folder)) == hash_path(place)
     (place / "mark").touch()
-    assert (fetch(address) / "mark").exists(), "it is kept"
+    assert (download_folder(address) / "mark").exists(), "it is kept"
 
 
 def test_what_is_half_there_is_not_there(bucket: str, folder: Path, tmp_path: Path) -> None:
-    address = put(folder, bucket)
+    address = upload_folder(folder, bucket)
     store = open_store(address)
     store.delete("images/1.png")
     store.write_new("images/1.png", b"jpg")
-    with pytest.raises(Damaged, match=r"images/1.png: came with sha256"):
-        fetch(address)
+    with pytest.raises(ChecksumMismatch, match=r"images/1.png: came with sha256"):
+        download_folder(address)
     assert list((tmp_path / "cache" / "fetched").iterdir()) == []
     store.delete("folder.json")
-    with pytest.raises(NotThere, match="clincot pipeline put"):
-        fetch(address)
-    with pytest.raises(NotThere, match="no such folder"):
-        fetch(str(tmp_path / "nowhere"))
+    with pytest.raises(ArtifactNotFound, match="clincot pipeline put"):
+        download_folder(address)
+    with pytest.raises(ArtifactNotFound, match="no such folder"):
+        download_folder(str(tmp_path / "nowhere"))
 
 
 def test_only_old_fetches_are_abandoned(tmp_path: Path) -> None:
@@ -64,4 +71,4 @@ def test_only_old_fetches_are_abandoned(tmp_path: Path) -> None:
         path = tmp_path / f".fetching-{name}"
         path.mkdir()
         os.utime(path, (time.time() - age_s,) * 2)
-    assert [path.name for path in abandoned_fetches(tmp_path)] == [".fetching-old"]
+    assert [path.name for path in find_stale_downloads(tmp_path)] == [".fetching-old"]

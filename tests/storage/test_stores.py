@@ -11,13 +11,22 @@ import pytest
 from clincot.storage import s3 as store_s3
 from clincot.storage.folder_store import FolderStore
 from clincot.storage.open import open_store
-from clincot.storage.store import AlreadyStored, Moved, NotStored, Store, StoreFailed, checked_key, download, sha256_of
+from clincot.storage.store import (
+    KeyExists,
+    KeyNotFound,
+    Store,
+    StoreFailed,
+    VersionConflict,
+    download_file,
+    hash_object,
+    validate_key,
+)
 from tests.support.s3_server import SECRET, S3Server
 
 
 def test_what_is_written_once_is_never_overwritten(store: Store) -> None:
     store.write_new("models/a/manifest.json", b"one")
-    with pytest.raises(AlreadyStored, match=r"models/a/manifest\.json exists already"):
+    with pytest.raises(KeyExists, match=r"models/a/manifest\.json exists already"):
         store.write_new("models/a/manifest.json", b"two")
     assert store.read("models/a/manifest.json").content == b"one"
 
@@ -25,10 +34,10 @@ def test_what_is_written_once_is_never_overwritten(store: Store) -> None:
 def test_replace_holds_only_over_the_version_that_was_read(store: Store) -> None:
     first = store.write_new("pointer.json", b"base")
     second = store.replace("pointer.json", b"round 1", first)
-    with pytest.raises(Moved, match="replaced by someone else"):
+    with pytest.raises(VersionConflict, match="replaced by someone else"):
         store.replace("pointer.json", b"too late", first)
     assert store.read("pointer.json") == (b"round 1", second)
-    with pytest.raises(Moved):
+    with pytest.raises(VersionConflict):
         store.replace("never/there.json", b"x", first)
 
 
@@ -40,7 +49,7 @@ def test_of_sixteen_racers_one_wins(store: Store) -> None:
         start.wait()
         try:
             store.replace("pointer.json", b"racer %d" % number, tag)
-        except Moved:
+        except VersionConflict:
             return False
         return True
 
@@ -58,11 +67,11 @@ def test_files_come_back_as_they_were_sent(store: Store, tmp_path: Path, monkeyp
     small.write_bytes(b"")
     for path in (big, small):
         store.upload(f"m/{path.name}", path)
-        with pytest.raises(AlreadyStored):
+        with pytest.raises(KeyExists):
             store.upload(f"m/{path.name}", path)
-        download(store, f"m/{path.name}", tmp_path / "back")
+        download_file(store, f"m/{path.name}", tmp_path / "back")
         assert (tmp_path / "back").read_bytes() == path.read_bytes()
-    assert sha256_of(store, "m/small") == "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"
+    assert hash_object(store, "m/small") == "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"
     assert list(store.keys("m/")) == ["m/big", "m/small"]
     store.delete("m/big")
     store.delete("m/big")
@@ -70,17 +79,17 @@ def test_files_come_back_as_they_were_sent(store: Store, tmp_path: Path, monkeyp
 
 
 def test_what_is_not_there_is_named(store: Store, tmp_path: Path) -> None:
-    with pytest.raises(NotStored, match=r"nothing is stored under m/none"):
+    with pytest.raises(KeyNotFound, match=r"nothing is stored under m/none"):
         store.read("m/none")
-    with pytest.raises(NotStored):
-        download(store, "m/none", tmp_path / "none")
+    with pytest.raises(KeyNotFound):
+        download_file(store, "m/none", tmp_path / "none")
     assert not (tmp_path / "none").exists()
 
 
 @pytest.mark.parametrize("key", ["", "../up", "a/../b", "/a", "a//b", ".locks/x", "a/.b", "ä", "a b"])
 def test_a_key_stays_inside(key: str) -> None:
     with pytest.raises(ValueError, match="not a key"):
-        checked_key(key)
+        validate_key(key)
 
 
 def test_half_a_folder_write_is_never_seen(tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ import hashlib
 
 from clincot.evaluation.benchmark import Benchmark
 from clincot.evaluation.vqa import is_correct
-from clincot.geometry import WHOLE, Box
+from clincot.geometry import WHOLE_IMAGE, Box
 from clincot.records import Outcome, Question, Reference, Study
 
 BOX = Box(x0=0.2, y0=0.2, x1=0.4, y1=0.4)
@@ -32,7 +32,7 @@ def benchmark_of(patients: int, *, per_patient: int = 1, answer: str = "yes") ->
         for study in studies
         for number in range(per_patient)
     ]
-    return Benchmark.of([question for question, _ in pairs], [reference for _, reference in pairs], studies)
+    return Benchmark.from_records([question for question, _ in pairs], [reference for _, reference in pairs], studies)
 
 
 def outcome_of(
@@ -54,7 +54,7 @@ def outcome_of(
         question=question,
         policy=policy,
         arm=arm,
-        box=WHOLE,
+        box=WHOLE_IMAGE,
         answer=answer or "",
         reference=reference.id,
         correct=correct,

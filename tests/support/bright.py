@@ -10,18 +10,18 @@ import numpy.typing as npt
 from PIL import Image
 
 from clincot.geometry import Box, box_from_pixels
-from clincot.images import open_image, view
-from clincot.jsonl import file_digest
+from clincot.images import open_image, render_view
+from clincot.jsonl import hash_files
 from clincot.models.protocols import Generation
-from clincot.prompts import Conversation, Picture, Views
+from clincot.prompts import Conversation, ImageView, PromptFormat
 from clincot.records import Question, Study
 
 SIDE = 128
 
 
-def brightness(picture: Picture) -> float:
+def brightness(picture: ImageView) -> float:
     """Mean grey value of a picture as it is shown, in [0, 1]."""
-    shown = view(open_image(Path(picture.path)), picture.box, picture.side_px).convert("L")
+    shown = render_view(open_image(Path(picture.path)), picture.box, picture.side_px).convert("L")
     return float(np.asarray(shown, dtype=np.float64).mean() / 255)
 
 
@@ -31,11 +31,11 @@ class BrightPolicy:
     def __init__(self, words: Sequence[str] = ("bright", "dark")) -> None:
         self.words = tuple(words)
         self.digest = "bright-policy"
-        self.views = Views(wording="brief")
+        self.views = PromptFormat(wording="brief")
         self.asked: list[Conversation] = []
         self.batches: list[int] = []
 
-    def write(
+    def generate(
         self, conversations: Sequence[Conversation], *, max_new_tokens: int, temperature: float, seeds: Sequence[int]
     ) -> list[Generation]:
         self.asked += conversations
@@ -47,15 +47,15 @@ class BrightPolicy:
         self.asked += conversations
         return [round(brightness(conversation[-1].pictures[-1]), 6) for conversation in conversations]
 
-    def relevance(self, conversations: Sequence[Conversation]) -> list[npt.NDArray[np.float32]]:
+    def compute_relevance(self, conversations: Sequence[Conversation]) -> list[npt.NDArray[np.float32]]:
         """8 x 8 patches of each last picture: how far each is above the mean of all pictures asked about."""
         self.asked += conversations
         patches = [_patches(conversation[-1].pictures[-1]) for conversation in conversations]
         return [one - np.mean(patches) for one in patches]
 
 
-def _patches(picture: Picture) -> npt.NDArray[np.float32]:
-    shown = view(open_image(Path(picture.path)), picture.box, picture.side_px).convert("L")
+def _patches(picture: ImageView) -> npt.NDArray[np.float32]:
+    shown = render_view(open_image(Path(picture.path)), picture.box, picture.side_px).convert("L")
     return np.asarray(shown.resize((8, 8), Image.Resampling.BOX), dtype=np.float32)
 
 
@@ -64,7 +64,7 @@ def film(folder: Path, name: str, x: int, y: int, side: int = 32) -> tuple[Study
     pixels = np.zeros((SIDE, SIDE), dtype=np.uint8)
     pixels[y : y + side, x : x + side] = 255
     Image.fromarray(pixels).save(folder / name)
-    study = Study(image=name, sha256=file_digest(folder / name), width=SIDE, height=SIDE)
+    study = Study(image=name, sha256=hash_files(folder / name), width=SIDE, height=SIDE)
     return study, box_from_pixels(x, y, x + side, y + side, width=SIDE, height=SIDE)
 
 

@@ -8,13 +8,13 @@ import numpy as np
 from PIL import Image
 from safetensors.numpy import save_file
 
-from clincot.config import PublishSection
+from clincot.config import PublishConfig
 from clincot.geometry import Box
 from clincot.jsonl import write_records
-from clincot.models.checkpoint import checkpoint_digest
+from clincot.models.checkpoint import hash_checkpoint
 from clincot.records import Checkpoint, Decision, Interval
-from clincot.registry.manifest import Golden, Manifest
-from clincot.registry.publication import Evidence, golden_image, publish
+from clincot.registry.manifest import GoldenQuestion, Manifest
+from clincot.registry.publication import PublicationEvidence, copy_golden_image, register_checkpoint
 from clincot.storage.store import Store
 
 LINE = "chest"
@@ -30,7 +30,7 @@ def write_checkpoint(folder: Path, value: float, *, parent: str = "", round_: in
     if parent:
         record = Checkpoint(
             uri=str(folder),
-            sha256=checkpoint_digest(folder),
+            sha256=hash_checkpoint(folder),
             parent=parent,
             pairs="pairs",
             config="config",
@@ -54,16 +54,18 @@ def decided(champion: str, challenger: str, verdict: str = "promote") -> Decisio
     )
 
 
-def golden(folder: Path, answers: tuple[str, ...] = ("yes", "no")) -> list[Golden]:
+def golden(folder: Path, answers: tuple[str, ...] = ("yes", "no")) -> list[GoldenQuestion]:
     """Golden questions about flat images in folder/golden."""
     made = []
     for number, answer in enumerate(answers):
         path = folder / f"{number}.png"
         folder.mkdir(parents=True, exist_ok=True)
         Image.fromarray(np.full((16, 16), 40 * number, np.uint8)).save(path)
-        image, digest = golden_image(path, folder)
+        image, digest = copy_golden_image(path, folder)
         made.append(
-            Golden(question=f"Is there a nodule in film {number}?", image=image, sha256=digest, answer=answer, box=BOX)
+            GoldenQuestion(
+                question=f"Is there a nodule in film {number}?", image=image, sha256=digest, answer=answer, box=BOX
+            )
         )
     return made
 
@@ -75,6 +77,8 @@ def published(
     checkpoint = write_checkpoint(
         folder / f"checkpoint-{value}", value, parent=over.sha256 if over else "", round_=1 if over else 0
     )
-    decision = decided(over.measured, checkpoint_digest(checkpoint), verdict) if over else None
-    evidence = Evidence(decision=decision, golden=golden(folder / f"golden-{value}"), images=folder / f"golden-{value}")
-    return publish(store, checkpoint, PublishSection(name=LINE), evidence)
+    decision = decided(over.measured, hash_checkpoint(checkpoint), verdict) if over else None
+    evidence = PublicationEvidence(
+        decision=decision, golden=golden(folder / f"golden-{value}"), images=folder / f"golden-{value}"
+    )
+    return register_checkpoint(store, checkpoint, PublishConfig(name=LINE), evidence)

@@ -9,16 +9,16 @@ import numpy as np
 from PIL import Image
 
 from clincot.errors import ModelFailed
-from clincot.geometry import Box, box_of, box_to_pixels, box_to_text
-from clincot.jsonl import file_digest
-from clincot.judging.panel import Ask
-from clincot.prompts import Conversation, Views, pictures_of
+from clincot.geometry import Box, box_from_xyxy, box_to_pixels, box_to_text
+from clincot.jsonl import hash_files
+from clincot.judging.panel import JudgeRequest
+from clincot.prompts import Conversation, PromptFormat, collect_views
 from clincot.records import Candidate, PanelScore, Study
 
 SIDE = 96
-DARK = box_of((0.0, 0.0, 0.25, 0.25))
-EDGE = box_of((0.375, 0.0, 0.625, 0.25))  # columns 36 to 59: half black, half white
-BRIGHT = box_of((0.75, 0.0, 1.0, 0.25))
+DARK = box_from_xyxy((0.0, 0.0, 0.25, 0.25))
+EDGE = box_from_xyxy((0.375, 0.0, 0.625, 0.25))  # columns 36 to 59: half black, half white
+BRIGHT = box_from_xyxy((0.75, 0.0, 1.0, 0.25))
 
 
 def half_and_half(folder: Path) -> Study:
@@ -26,11 +26,11 @@ def half_and_half(folder: Path) -> Study:
     pixels = np.zeros((SIDE, SIDE), dtype=np.uint8)
     pixels[:, SIDE // 2 :] = 255
     Image.fromarray(pixels).save(folder / "half.png")
-    return Study(image="half.png", sha256=file_digest(folder / "half.png"), width=SIDE, height=SIDE)
+    return Study(image="half.png", sha256=hash_files(folder / "half.png"), width=SIDE, height=SIDE)
 
 
-def ask(study: Study, box: Box, answer: str, number: int = 0) -> Ask:
-    return Ask(candidate=f"candidate-{number}", study=study, question="Is it bright?", box=box, answer=answer)
+def ask(study: Study, box: Box, answer: str, number: int = 0) -> JudgeRequest:
+    return JudgeRequest(candidate=f"candidate-{number}", study=study, question="Is it bright?", box=box, answer=answer)
 
 
 class BrightnessJudge:
@@ -38,13 +38,13 @@ class BrightnessJudge:
 
     name = "brightness"
     digest = "brightness-1"
-    views = Views(wording="brief", min_crop=0.25)
+    views = PromptFormat(wording="brief", min_crop=0.25)
 
     def p_yes(self, conversations: Sequence[Conversation]) -> list[float | None]:
         return [self._brightness(conversation) for conversation in conversations]
 
     def _brightness(self, conversation: Conversation) -> float:
-        crop = pictures_of(conversation)[-1]
+        crop = collect_views(conversation)[-1]
         assert crop.box is not None
         with Image.open(crop.path) as image:
             x0, y0, x1, y1 = box_to_pixels(crop.box, width=image.width, height=image.height)
@@ -57,7 +57,7 @@ class WordJudge:
     def __init__(self, name: str = "words") -> None:
         self.name = name
         self.digest = f"{name}-1"
-        self.views = Views(wording="brief")
+        self.views = PromptFormat(wording="brief")
 
     def p_yes(self, conversations: Sequence[Conversation]) -> list[float | None]:
         answers = [conversation[0].text.partition("Is it bright? ")[2] for conversation in conversations]
@@ -90,8 +90,8 @@ class FixedJudge(WordJudge):
         return self.replies
 
 
-LEFT = box_of((0.1, 0.1, 0.3, 0.3))
-RIGHT = box_of((0.6, 0.1, 0.8, 0.3))
+LEFT = box_from_xyxy((0.1, 0.1, 0.3, 0.3))
+RIGHT = box_from_xyxy((0.6, 0.1, 0.8, 0.3))
 
 
 def candidate(

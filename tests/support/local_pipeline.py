@@ -15,8 +15,8 @@ from pathlib import Path
 import yaml
 
 from clincot.runs import history
-from clincot.storage.artifacts import put
-from clincot.storage.digests import path_digest
+from clincot.storage.artifacts import upload_folder
+from clincot.storage.digests import hash_path
 from clincot.storage.open import open_store
 from tests.support import tiny
 from tests.support.s3_server import S3Server
@@ -115,7 +115,7 @@ class World:
         before = dict(os.environ)
         os.environ.update(self.environment)
         try:
-            return history.read_made(open_store("s3://models/platform"), line, number).digests
+            return history.read_round_outputs(open_store("s3://models/platform"), line, number).digests
         finally:
             os.environ.clear()
             os.environ.update(before)
@@ -136,7 +136,7 @@ def build_world(folder: Path, s3: S3Server, repository: str, *, studies: int = 6
     before = dict(os.environ)
     os.environ.update(environment)
     try:
-        addresses = {name: put(folder / name, f"s3://sets/{name}") for name in ("data", "benchmark")}
+        addresses = {name: upload_folder(folder / name, f"s3://sets/{name}") for name in ("data", "benchmark")}
     finally:
         os.environ.clear()
         os.environ.update(before)
@@ -151,4 +151,4 @@ def executed(output: str) -> list[str]:
 
 def round_digests(folder: Path) -> dict[str, str]:
     """{what: digest} of a round of `clincot rounds`."""
-    return {name: path_digest(folder / file) for name, file in ROUND.items()}
+    return {name: hash_path(folder / file) for name, file in ROUND.items()}

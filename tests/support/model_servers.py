@@ -20,16 +20,16 @@ import httpx
 import uvicorn
 
 from clincot.models.protocols import Generation, Policy
-from clincot.prompts import Conversation, Views
+from clincot.prompts import Conversation, PromptFormat
 from clincot.serving.auth import ApiKeys
-from clincot.serving.fetch import Fetcher
+from clincot.serving.fetch import ImageFetcher
 from clincot.serving.metrics import observe_batch
-from clincot.serving.middleware import Gate
+from clincot.serving.middleware import RequestMiddleware
 from clincot.serving.request_batching import Batcher
-from clincot.serving.request_context import Ticket
-from clincot.serving.server import HUSHED, application, hush
+from clincot.serving.request_context import RequestContext
+from clincot.serving.server import QUIET_LOGGERS, build_application, quiet_library_loggers
 from clincot.serving.server_settings import ServeSettings
-from clincot.serving.service import Answering
+from clincot.serving.service import AnswerService
 from tests.support.http_server import free_port
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -47,9 +47,9 @@ class Parrot:
     asked: threading.Event = field(default_factory=threading.Event)
     batches: list[int] = field(default_factory=list)
     digest: str = "parrot"
-    views: Views = field(default_factory=Views)
+    views: PromptFormat = field(default_factory=PromptFormat)
 
-    def write(
+    def generate(
         self, conversations: Sequence[Conversation], *, max_new_tokens: int, temperature: float, seeds: Sequence[int]
     ) -> list[Generation]:
         self.asked.set()
@@ -71,10 +71,10 @@ class Held:
         self._batcher = Batcher(policy, max_batch=settings.max_batch, gather_s=settings.gather_s, observe=observe_batch)
         self.digest = policy.digest
 
-    def policy(self, ticket: Ticket) -> Any:
-        return self._batcher.policy(ticket)
+    def open_policy(self, ticket: RequestContext) -> Any:
+        return self._batcher.open_policy(ticket)
 
-    def healthy(self) -> bool:
+    def check_health(self) -> bool:
         return True
 
     def close(self) -> None:
@@ -83,13 +83,13 @@ class Held:
 
 @contextlib.contextmanager
 def serving_here(
-    policy: Policy, settings: ServeSettings, *, keys: ApiKeys | None = None, fetcher: Fetcher | None = None
+    policy: Policy, settings: ServeSettings, *, keys: ApiKeys | None = None, fetcher: ImageFetcher | None = None
 ) -> Iterator[str]:
     """The address of a server in this process; ended when what it accepted is answered."""
-    levels = {name: logging.getLogger(name).level for name in HUSHED}  # other tests listen to these loggers
-    hush()
-    answering = Answering(Held(policy, settings), settings, fetcher)
-    app = Gate(application("policy", answering), settings, keys)
+    levels = {name: logging.getLogger(name).level for name in QUIET_LOGGERS}  # other tests listen to these loggers
+    quiet_library_loggers()
+    answering = AnswerService(Held(policy, settings), settings, fetcher)
+    app = RequestMiddleware(build_application("policy", answering), settings, keys)
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         config = uvicorn.Config(app, log_config=None, access_log=False, timeout_graceful_shutdown=300)

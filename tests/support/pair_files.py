@@ -4,22 +4,22 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from clincot.config import TrainSection
-from clincot.geometry import box_of
+from clincot.config import TrainConfig
+from clincot.geometry import box_from_xyxy
 from clincot.jsonl import read_records, write_records
-from clincot.prompts import load_views, prompt_digest
+from clincot.prompts import hash_prompt, load_prompt_format
 from clincot.records import Candidate, PreferencePair, Question, Region
-from clincot.training.job import Work
+from clincot.training.job import TrainingJob
 from tests.support import tiny
 
 ANSWERS = [("yes", "no effusion"), ("upper", "no"), ("lower", "yes")]
 
 
-def write_work(folder: Path, section: TrainSection, *, studies: int = 5, extra: int = 1) -> Work:
+def write_work(folder: Path, section: TrainConfig, *, studies: int = 5, extra: int = 1) -> TrainingJob:
     """Two pairs a question (chosen and rejected look at different places) but for the last `extra`: an odd number."""
     policy = tiny.write_model(folder / "policy", 0)
     data = tiny.write_set(folder / "data", key=False, studies=studies)
-    prompt = prompt_digest(load_views(policy))
+    prompt = hash_prompt(load_prompt_format(policy))
     regions, candidates, pairs = [], [], []
     for number, question in enumerate(read_records(data / "questions.jsonl", Question)):
         for part in range(2):
@@ -29,7 +29,7 @@ def write_work(folder: Path, section: TrainSection, *, studies: int = 5, extra: 
                 region = Region(
                     question=question.id,
                     hypothesis="nodule",
-                    box=box_of((at, at, at + 0.4, at + 0.4)),
+                    box=box_from_xyxy((at, at, at + 0.4, at + 0.4)),
                     confidence=0.5,
                     grounder="written",
                 )
@@ -63,7 +63,7 @@ def write_work(folder: Path, section: TrainSection, *, studies: int = 5, extra: 
     write_records(folder / "regions.jsonl", regions)
     write_records(folder / "candidates.jsonl", candidates)
     write_records(folder / "pairs.jsonl", pairs[: len(pairs) - extra])
-    return Work(
+    return TrainingJob(
         section=section,
         data=data,
         questions=data / "questions.jsonl",

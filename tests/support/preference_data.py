@@ -6,17 +6,17 @@ import hashlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from clincot.config import PairSection
-from clincot.geometry import box_of
+from clincot.config import PairConfig
+from clincot.geometry import box_from_xyxy
 from clincot.jsonl import read_records, write_json, write_records
-from clincot.judging.calibration import identity_calibration
-from clincot.judging.combination import Combination, Seat
-from clincot.preferences.versions.describe import NAMES
+from clincot.judging.calibration import make_identity_calibration
+from clincot.judging.combination import PanelMember, ScoreCombiner
+from clincot.preferences.versions.describe import FILE_NAMES
 from clincot.records import Candidate, Judgement, Question, Region
 from clincot.stages.runner import run_stage
 
 PER_QUESTION = 4  # candidates: two right ones, two wrong ones
-PAIRING = PairSection(per_question=2)
+PAIRING = PairConfig(per_question=2)
 
 
 def write_round(
@@ -29,7 +29,7 @@ def write_round(
 
 
 def paths_in(folder: Path) -> dict[str, Path]:
-    return {name: folder / file for name, file in NAMES.items() if name != "steps"}
+    return {name: folder / file for name, file in FILE_NAMES.items() if name != "steps"}
 
 
 def write_judged(
@@ -41,9 +41,11 @@ def write_judged(
     write_records(at["regions"], (region for region, _ in _answered(at["questions"], seed)))
     write_records(at["candidates"], (candidate for _, candidate in _answered(at["questions"], seed)))
     write_records(at["judgements"], _judgements(at["candidates"], judges, doubt))
-    panel = Combination([Seat(name, 1.0, identity_calibration(_digest(name))) for name in judges], quorum=1)
-    write_records(at["scores"], panel.scores(read_records(at["judgements"], Judgement)))
-    write_json(at["panel_report"], panel.report().model_dump(mode="json"))
+    panel = ScoreCombiner(
+        [PanelMember(name, 1.0, make_identity_calibration(_digest(name))) for name in judges], quorum=1
+    )
+    write_records(at["scores"], panel.score_candidates(read_records(at["judgements"], Judgement)))
+    write_json(at["panel_report"], panel.build_report().model_dump(mode="json"))
 
 
 def make_pairs_of(folder: Path) -> None:
@@ -68,7 +70,7 @@ def _answered(questions: Path, seed: int) -> Iterator[tuple[Region, Candidate]]:
             region = Region(
                 question=question.id,
                 hypothesis="nodule",
-                box=box_of((x0, 0.1, x0 + 0.2, 0.3)),
+                box=box_from_xyxy((x0, 0.1, x0 + 0.2, 0.3)),
                 confidence=1.0,
                 grounder="written",
             )

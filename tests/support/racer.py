@@ -26,7 +26,7 @@ def main() -> None:
     store.replace = held  # type: ignore[method-assign]
     to = Manifest.model_validate_json(Path(manifest).read_text())
     try:
-        champion.promote(store, to, over=over, by=name, reason="won")
+        champion.promote_champion(store, to, over=over, by=name, reason="won")
     except champion.ChampionMoved as error:
         print(error)
     else:

@@ -16,19 +16,19 @@ import numpy as np
 import yaml
 from PIL import Image
 
-from clincot.config import DecideSection, EvaluateSection, JudgeSection, JudgeSpec, PairSection, Params
+from clincot.config import DecideConfig, EvaluateConfig, JudgeConfig, JudgeSpec, PairConfig, Params
 from clincot.evaluation.benchmark import Benchmark
-from clincot.evaluation.benchmark_report import benchmark_reports
+from clincot.evaluation.benchmark_report import build_benchmark_reports
 from clincot.evaluation.blind_baseline import BlindBaseline
-from clincot.evaluation.grounding import best_iou, hit
+from clincot.evaluation.grounding import best_iou, hits_reference
 from clincot.evaluation.vqa import is_correct
-from clincot.geometry import WHOLE, Box, box_from_pixels, box_of, covered, crop_square
-from clincot.jsonl import file_digest, read_records, write_records
-from clincot.judging.calibration import identity_calibration
-from clincot.judging.combination import Combination, Seat
+from clincot.geometry import WHOLE_IMAGE, Box, box_from_pixels, box_from_xyxy, compute_coverage, crop_square
+from clincot.jsonl import hash_files, read_records, write_records
+from clincot.judging.calibration import make_identity_calibration
+from clincot.judging.combination import PanelMember, ScoreCombiner
 from clincot.preferences.pairs import make_pairs
-from clincot.promotion.gate import Case, decide
-from clincot.prompts import Views, save_views
+from clincot.promotion.gate import Comparison, run_gate
+from clincot.prompts import PromptFormat, save_prompt_format
 from clincot.records import (
     Candidate,
     Checkpoint,
@@ -41,12 +41,12 @@ from clincot.records import (
     Region,
     Study,
 )
-from clincot.rounds import Plan, collect
+from clincot.rounds import Plan, collect_results
 
 JUDGES = ("judge-a", "judge-b")
 ARMS: tuple[Literal["written", "random", "oracle"], ...] = ("written", "random", "oracle")
-PAIRING = PairSection(min_gap=0.2)
-VIEWS = Views(wording="brief", whole_grid=2, whole_px=64, crop_px=64, min_crop=0.25)
+PAIRING = PairConfig(min_gap=0.2)
+VIEWS = PromptFormat(wording="brief", whole_grid=2, whole_px=64, crop_px=64, min_crop=0.25)
 WIDTH, HEIGHT = 96, 80
 
 
@@ -68,7 +68,7 @@ def write_films(folder: Path, *, films: int, seed: int, split: str, modality: st
         studies.append(
             Study(
                 image=name,
-                sha256=file_digest(folder / name),
+                sha256=hash_files(folder / name),
                 width=WIDTH,
                 height=HEIGHT,
                 modality=modality,
@@ -113,13 +113,13 @@ class SimulatedPolicy:
             near = boxes[int(self.rng.integers(len(boxes)))]
             dx, dy = self.rng.uniform(-0.05, 0.05, 2)
             x0, y0 = min(max(near.x0 + dx, 0), 0.7), min(max(near.y0 + dy, 0), 0.7)
-            return box_of((x0, y0, x0 + 0.25, y0 + 0.25))
+            return box_from_xyxy((x0, y0, x0 + 0.25, y0 + 0.25))
         x0, y0 = self.rng.uniform(0, 0.75, 2)
-        return box_of((x0, y0, x0 + 0.25, y0 + 0.25))
+        return box_from_xyxy((x0, y0, x0 + 0.25, y0 + 0.25))
 
     def answer(self, question: Question, box: Box) -> str:
         reference = self.known.references[question.id]
-        sees = box != WHOLE and any(covered(b, by=box) > 0.5 for b in reference.boxes)
+        sees = box != WHOLE_IMAGE and any(compute_coverage(b, by=box) > 0.5 for b in reference.boxes)
         if self.rng.random() < (0.9 if sees else 0.45):
             return reference.answer
         others = [a for a in self.known.answers[question.topic, question.text] if a != reference.answer]
@@ -130,18 +130,18 @@ def write_run(run: Path, data: Path, benchmark: Path, *, rounds: int = 2, seed: 
     """A finished run of so many rounds over a data and a benchmark folder."""
     rng = np.random.default_rng(seed)
     asked, tested = _Set(data), _Set(benchmark)
-    board = Benchmark.of(tested.questions, tested.references.values(), tested.studies)
+    board = Benchmark.from_records(tested.questions, tested.references.values(), tested.studies)
     run.mkdir(parents=True)
     models = run.parent / "models"
     for name in ("base", *JUDGES):
         (models / name).mkdir(parents=True, exist_ok=True)
-        save_views(models / name, VIEWS)
+        save_prompt_format(models / name, VIEWS)
     judges = tuple(JudgeSpec(name=judge, path=str(models / judge)) for judge in JUDGES)
     params = Params(
-        judge=JudgeSection(judges=judges, calibration="identity"),
+        judge=JudgeConfig(judges=judges, calibration="identity"),
         pair=PAIRING,
-        evaluate=EvaluateSection(arms=ARMS, resamples=50),
-        decide=DecideSection(resamples=50),
+        evaluate=EvaluateConfig(arms=ARMS, resamples=50),
+        decide=DecideConfig(resamples=50),
     )
     plan = Plan(
         run=run,
@@ -176,19 +176,19 @@ def write_run(run: Path, data: Path, benchmark: Path, *, rounds: int = 2, seed: 
         skill += 0.15
         _evaluate(folder, tested, board, policy, skill, rng)
         before = run / "base" if number == 1 else run / f"round-{number - 1:02d}"
-        case = Case(
+        case = Comparison(
             champion=champion,
             challenger=policy,
             champion_outcomes=read_records(before / "outcomes.jsonl", Outcome),
             challenger_outcomes=read_records(folder / "outcomes.jsonl", Outcome),
-            blind_outcomes=blind.outcomes(board),
+            blind_outcomes=blind.iter_outcomes(board),
         )
-        gated = decide(case, board, params.decide)
+        gated = run_gate(case, board, params.decide)
         assert gated.sides is not None
-        write_records(folder / "evidence.jsonl", gated.sides.rows())
+        write_records(folder / "evidence.jsonl", gated.sides.iter_rows())
         assert len(pairs) > 3
         write_records(folder / "decision.json", [gated.decision])
-    _json(run / "results.json", collect(plan))
+    _json(run / "results.json", collect_results(plan))
 
 
 def _preferences(
@@ -200,7 +200,7 @@ def _preferences(
         finding = asked.references[question.id].finding or "nodule"
         for grounder, count in (("windows", 2), ("written", 3), ("whole", 1)):
             for _ in range(count):
-                box = WHOLE if grounder == "whole" else policy.box(question)
+                box = WHOLE_IMAGE if grounder == "whole" else policy.box(question)
                 name = "whole image" if grounder == "whole" else finding
                 confidence = 0.0 if grounder == "whole" else round(float(rng.uniform(0.3, 0.95)), 4)
                 region = Region(
@@ -231,10 +231,11 @@ def _preferences(
                             {"candidate": candidates[-1].id, "judge": sha(judge), "prompt": "prompt-2", **given}
                         )
                     )
-    combination = Combination(
-        [Seat(name=judge, weight=1.0, calibration=identity_calibration(sha(judge))) for judge in JUDGES], quorum=2
+    combination = ScoreCombiner(
+        [PanelMember(name=judge, weight=1.0, calibration=make_identity_calibration(sha(judge))) for judge in JUDGES],
+        quorum=2,
     )
-    scores = list[PanelScore](combination.scores(judgements))
+    scores = list[PanelScore](combination.score_candidates(judgements))
     pairs, report = make_pairs(candidates, scores, PAIRING)
     for name, records in (
         ("questions", questions),
@@ -245,7 +246,7 @@ def _preferences(
         ("pairs", pairs),
     ):
         write_records(folder / f"{name}.jsonl", records)
-    _json(folder / "panel.report.json", combination.report().model_dump(mode="json"))
+    _json(folder / "panel.build_report.json", combination.build_report().model_dump(mode="json"))
     _json(folder / "pairs.report.json", report.model_dump(mode="json"))
     return pairs
 
@@ -255,11 +256,11 @@ def _train(
 ) -> str:
     """A checkpoint folder without weights, with a log as the trainers write it."""
     folder.mkdir(parents=True)
-    save_views(folder, VIEWS)
+    save_prompt_format(folder, VIEWS)
     digest = sha(f"{folder.parent.parent.name} {folder.parent.name}")
     section = params.train.model_copy(update={"loss": "sft"}) if sft else params.train
     checkpoint = Checkpoint(
-        uri=str(folder), sha256=digest, parent=parent, pairs=file_digest(pairs), config=section.digest
+        uri=str(folder), sha256=digest, parent=parent, pairs=hash_files(pairs), config=section.digest
     )
     write_records(folder / "record.json", [checkpoint])
     log = []
@@ -301,13 +302,13 @@ def _evaluate(
                     answer=answer,
                     reference=reference.id,
                     correct=is_correct(answer, reference.answer, question.kind),
-                    hit=hit(shown, reference.boxes),
+                    hit=hits_reference(shown, reference.boxes),
                     iou=best_iou(shown, reference.boxes),
                     off_format=False,
                 )
             )
     write_records(folder / "outcomes.jsonl", outcomes)
-    (report,) = benchmark_reports(outcomes, board, resamples=50)
+    (report,) = build_benchmark_reports(outcomes, board, resamples=50)
     _json(folder / "report.json", report.model_dump(mode="json"))
 
 

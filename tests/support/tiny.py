@@ -9,9 +9,9 @@ from PIL import Image
 
 from clincot.config import Params
 from clincot.geometry import box_from_pixels
-from clincot.jsonl import file_digest, write_records
+from clincot.jsonl import hash_files, write_records
 from clincot.records import Question, Reference, Study
-from clincot.synthetic.tiny_model import SmallSpec, build_small
+from clincot.synthetic.tiny_model import TinyModelSpec, build_tiny_model
 
 SIDE = 128
 CORPUS = ["Is there a nodule in the left lung? Which zone is the nodule in? upper lower yes no effusion"] * 3
@@ -31,7 +31,7 @@ def write_set(folder: Path, *, studies: int = 6, key: bool = True, seed: int = 0
         films.append(
             Study(
                 image=name,
-                sha256=file_digest(folder / name),
+                sha256=hash_files(folder / name),
                 width=SIDE,
                 height=SIDE,
                 patient=f"{seed}-{number % (patients or studies)}",
@@ -55,7 +55,7 @@ def write_set(folder: Path, *, studies: int = 6, key: bool = True, seed: int = 0
 
 def write_model(folder: Path, seed: int, *, text_layers: int = 1) -> Path:
     """An untrained checkpoint of its own digest."""
-    spec = SmallSpec(
+    spec = TinyModelSpec(
         vision_hidden=32,
         vision_layers=1,
         text_hidden=32,
@@ -65,7 +65,7 @@ def write_model(folder: Path, seed: int, *, text_layers: int = 1) -> Path:
         vocabulary=700,
         seed=seed,
     )
-    build_small(folder, spec, CORPUS)
+    build_tiny_model(folder, spec, CORPUS)
     return folder
 
 

@@ -13,32 +13,31 @@ from PIL import Image
 from scipy import ndimage
 
 from clincot.datasets.folder import StudyIndex, load_questions, load_references
+from clincot.datasets.reports import REPORTS_FILE
 from clincot.synthetic import anatomy
-from clincot.synthetic.build import (
-    FINDINGS,
-    HELD_OUT,
-    MARGINS,
-    REPORTS,
-    AnatomyUnavailable,
-    Composition,
-    Lesion,
-    Patient,
-    Radiograph,
-    Wanted,
-    ask,
-    build,
-    examples,
-    fetch_anatomy,
-    patients,
-    prepare_warp,
-    render,
-    report,
-    stream,
+from clincot.synthetic.anatomy import AnatomyUnavailable, fetch_anatomy, prepare_warp
+from clincot.synthetic.build import build_synthetic_dataset
+from clincot.synthetic.film import DETECTOR_NOISE, Exposure, Patient, compute_grey_per_cm, render_film
+from clincot.synthetic.lesions import FINDINGS, MARGINS, FindingSpec, LesionChange
+from clincot.synthetic.question_templates import (
+    TOPIC_ANSWERS,
+    AnswerBalance,
+    TemplatedQuestion,
+    describe_radiograph,
+    generate_questions,
+    list_wordings,
 )
-from clincot.synthetic.film import NOISE, Exposure, film, grey_per_cm
-from clincot.synthetic.lesions import Change
-from clincot.synthetic.question_templates import ANSWERS, Asked, Balance, wordings
-from clincot.synthetic.rendering import CHANGED, CNR_FLOOR, _changes, _seen
+from clincot.synthetic.rendering import (
+    CNR_FLOOR,
+    MIN_GREY_CHANGE,
+    Lesion,
+    Radiograph,
+    _draw_changes,
+    _measure_lesion,
+    prepare_patients,
+    render_radiograph,
+)
+from clincot.synthetic.scenes import HELD_OUT_COMBINATIONS, Composition, stream_examples, stream_radiographs
 
 TRAIN_WARP, TEST_WARP = 0, 1
 
@@ -47,7 +46,7 @@ TRAIN_WARP, TEST_WARP = 0, 1
 def cache() -> Path:
     """The default cache, so that the CT (35 MB) is downloaded once a machine and not once a run."""
     fetch_anatomy()
-    return anatomy.default_cache()
+    return anatomy.find_cache_dir()
 
 
 @pytest.fixture(scope="module")
@@ -62,12 +61,12 @@ def warps(cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def patient(warps: Path) -> Patient:
-    return patients([TRAIN_WARP], warps)[0]
+    return prepare_patients([TRAIN_WARP], warps)[0]
 
 
 @pytest.fixture(scope="module")
 def streamed(warps: Path) -> list[Radiograph]:
-    return list(stream([TRAIN_WARP, TEST_WARP], 80, 3, warps))
+    return list(stream_radiographs([TRAIN_WARP, TEST_WARP], 80, 3, warps))
 
 
 # --- the same bytes, every time ---
@@ -84,12 +83,12 @@ def test_a_warp_is_the_same_bytes_when_it_is_made_again(warps: Path, cache: Path
 
 def test_an_image_depends_on_warp_and_seed_alone(warps: Path, streamed: list[Radiograph]) -> None:
     """Also not on what was rendered before it: a stream that starts anew, and ends earlier, gives the same images."""
-    again = list(stream([TRAIN_WARP, TEST_WARP], 5, 3, warps))
+    again = list(stream_radiographs([TRAIN_WARP, TEST_WARP], 5, 3, warps))
     for first, second in zip(streamed[:5], again, strict=True):
         assert first.pixels.tobytes() == second.pixels.tobytes()
         assert [x.box for x in first.lesions] == [x.box for x in second.lesions]
     assert len({x.pixels.tobytes() for x in streamed}) == len(streamed)
-    other = next(stream([TRAIN_WARP, TEST_WARP], 1, 4, warps))
+    other = next(stream_radiographs([TRAIN_WARP, TEST_WARP], 1, 4, warps))
     assert other.pixels.tobytes() != streamed[0].pixels.tobytes()
 
 
@@ -101,12 +100,12 @@ def test_a_box_is_the_extent_of_the_pixels_that_changed(patient: Patient, findin
     """Films of one seed share exposure and noise, so that their difference is the lesion alone. In grey levels of
     8 bits a change of 0.025 is 6.4; rounding of both films can move a difference by one."""
     for seed in (11, 12, 13):
-        without = render(patient, seed, ()).pixels.astype(int)
-        one = render(patient, seed, [finding])
+        without = render_radiograph(patient, seed, ()).pixels.astype(int)
+        one = render_radiograph(patient, seed, [finding])
         (lesion,) = one.lesions
         assert lesion.mask is not None
         moved = np.abs(one.pixels.astype(int) - without)
-        sure, possible = moved > 255 * CHANGED + 1, moved > 255 * CHANGED - 1
+        sure, possible = moved > 255 * MIN_GREY_CHANGE + 1, moved > 255 * MIN_GREY_CHANGE - 1
         clipped = (without == 0) | (without == 255) | (one.pixels == 0) | (one.pixels == 255)
         assert not (sure & ~lesion.mask).any()
         assert not (lesion.mask & ~possible & ~clipped).any()
@@ -127,16 +126,16 @@ def test_every_lesion_stands_out_from_its_surroundings(streamed: list[Radiograph
 def test_contrast_is_measured_against_noise_and_texture(patient: Patient) -> None:
     """CNR = mean change over the mask / sqrt(noise^2 + mean texture^2), with the change taken from noise-free films."""
     rng = np.random.default_rng(5)
-    (change,) = _changes(patient, [Wanted("nodule", "right", "middle", None, "smooth")], rng, crowded=False)
+    (change,) = _draw_changes(patient, [FindingSpec("nodule", "right", "middle", None, "smooth")], rng, crowded=False)
     integral = patient.warp.integral.copy()
     integral[change.window] += change.added
     exposure = Exposure()
-    clean = film(patient, integral, exposure)
-    lesion = _seen(patient, change, integral, clean, exposure)
+    clean = render_film(patient, integral, exposure)
+    lesion = _measure_lesion(patient, change, integral, clean, exposure)
     assert lesion is not None
     assert lesion.mask is not None
     moved = np.abs(clean - patient.grey)[lesion.mask].mean()
-    clutter = np.sqrt(NOISE**2 + np.square(patient.texture[lesion.mask]).mean())
+    clutter = np.sqrt(DETECTOR_NOISE**2 + np.square(patient.texture[lesion.mask]).mean())
     assert lesion.cnr == pytest.approx(moved / clutter, rel=1e-3)
 
 
@@ -147,11 +146,11 @@ def test_what_drowns_in_texture_is_not_a_lesion(patient: Patient) -> None:
     def square(row: int, column: int) -> Lesion | None:
         window = (slice(row - 10, row + 10), slice(column - 10, column + 10))
         grey = patient.grey[window]
-        slope = np.vectorize(lambda g: grey_per_cm(patient, float(g)))(grey)
-        change = Change(Wanted("nodule", "left", "upper"), window, (0.04 / slope).astype(np.float32), 20.0)
+        slope = np.vectorize(lambda g: compute_grey_per_cm(patient, float(g)))(grey)
+        change = LesionChange(FindingSpec("nodule", "left", "upper"), window, (0.04 / slope).astype(np.float32), 20.0)
         integral = patient.warp.integral.copy()
         integral[window] += change.added
-        return _seen(patient, change, integral, film(patient, integral, Exposure()), Exposure())
+        return _measure_lesion(patient, change, integral, render_film(patient, integral, Exposure()), Exposure())
 
     inner = np.s_[20:-20, 20:-20]
     least, most = (
@@ -174,8 +173,8 @@ def test_a_margin_shows_in_the_full_film_and_not_in_the_halved_one(patient: Pati
         return np.asarray(Image.fromarray(image.pixels).resize((128, 128), Image.Resampling.BICUBIC), float)
 
     for seed in range(6):
-        wanted = [Wanted("nodule", "right", "middle", None, margin) for margin in MARGINS]
-        smooth, *others = (render(patient, seed, [one]) for one in wanted)
+        wanted = [FindingSpec("nodule", "right", "middle", None, margin) for margin in MARGINS]
+        smooth, *others = (render_radiograph(patient, seed, [one]) for one in wanted)
         for other in others:
             full = other.pixels.astype(float) - smooth.pixels
             half = shrunk(other) - shrunk(smooth)
@@ -197,7 +196,7 @@ def test_the_patients_left_is_on_the_images_right(patient: Patient, streamed: li
     assert heart > (left + right) / 2
     sided = [lesion for image in streamed for lesion in image.lesions if lesion.side is not None]
     for lesion in sided:
-        x = lesion.box.centre[0] * 256
+        x = lesion.box.center[0] * 256
         assert abs(x - (left if lesion.side == "left" else right)) < abs(x - (right if lesion.side == "left" else left))
         assert lesion.lobe is None or lesion.lobe.startswith(str(lesion.side))
 
@@ -207,10 +206,10 @@ def test_nodules_lie_in_the_zone_they_are_said_to_lie_in(patient: Patient) -> No
     for side in ("left", "right"):
         for zone in ("upper", "middle", "lower"):
             for seed in range(4):
-                (lesion,) = render(patient, seed, [Wanted("nodule", side, zone)]).lesions
+                (lesion,) = render_radiograph(patient, seed, [FindingSpec("nodule", side, zone)]).lesions
                 assert (lesion.side, lesion.zone) == (side, zone)
                 assert 9.9 <= lesion.size_mm <= 22.1
-                centres[side, zone].append(lesion.box.centre[1])
+                centres[side, zone].append(lesion.box.center[1])
     for side in ("left", "right"):
         upper, middle, lower = (np.array(centres[side, zone]) for zone in ("upper", "middle", "lower"))
         assert upper.max() < middle.min() + 0.02
@@ -224,13 +223,13 @@ def test_answers_are_true_of_the_lesions(streamed: list[Radiograph]) -> None:
     rng = np.random.default_rng(0)
     topics = Counter()
     for image in streamed:
-        asked = ask(image, rng)
+        asked = generate_questions(image, rng)
         assert bool(asked) == bool(image.lesions)
         found = Counter(lesion.finding for lesion in image.lesions)
         for one in asked:
             topics[one.topic] += 1
-            assert one.answer in ANSWERS[one.topic]
-            assert (one.kind, one.text) in wordings(one.topic, one.finding)
+            assert one.answer in TOPIC_ANSWERS[one.topic]
+            assert (one.kind, one.text) in list_wordings(one.topic, one.finding)
             named = [x for x in image.lesions if x.finding == (one.finding or one.answer)]
             assert one.boxes == tuple(x.box for x in named)
             if one.topic == "presence":
@@ -242,35 +241,35 @@ def test_answers_are_true_of_the_lesions(streamed: list[Radiograph]) -> None:
             else:
                 assert [getattr(named[0], one.topic)] == [one.answer]
                 assert len(named) == 1
-    assert set(topics) == set(ANSWERS)
+    assert set(topics) == set(TOPIC_ANSWERS)
 
 
 def test_balance_gives_the_answer_that_was_given_least() -> None:
-    balance, rng = Balance(), np.random.default_rng(0)
+    balance, rng = AnswerBalance(), np.random.default_rng(0)
 
-    def side(answer: str) -> Asked:
-        return Asked("Which lung has the nodule?", answer, "open", "side", (), "nodule")
+    def side(answer: str) -> TemplatedQuestion:
+        return TemplatedQuestion("Which lung has the nodule?", answer, "open", "side", (), "nodule")
 
-    balance.take(side("left"))
-    assert {balance.rarest("side", "nodule", rng) for _ in range(10)} == {"right"}
-    assert balance.pick([side("left")], 1, {"side": 1.0}) == []  # 1 left, 0 right: another left would tilt
-    assert balance.pick([side("right")], 1, {"side": 1.0}) == [side("right")]
-    assert {balance.rarest("side", "nodule", rng) for _ in range(40)} == {"left", "right"}
+    balance.count_question(side("left"))
+    assert {balance.draw_rarest_answer("side", "nodule", rng) for _ in range(10)} == {"right"}
+    assert balance.pick_questions([side("left")], 1, {"side": 1.0}) == []  # 1 left, 0 right: another left would tilt
+    assert balance.pick_questions([side("right")], 1, {"side": 1.0}) == [side("right")]
+    assert {balance.draw_rarest_answer("side", "nodule", rng) for _ in range(40)} == {"left", "right"}
 
 
 def test_a_blind_majority_is_at_chance(warps: Path) -> None:
     """The best answer to each question text on one set, used on another. Chance is 1/k for a question of k answers;
     its standard error over n questions is sqrt(sum p(1-p)) / n."""
     seen: dict[str, Counter[str]] = defaultdict(Counter)
-    for _, asked in examples([TRAIN_WARP], 250, 1, warps):
+    for _, asked in stream_examples([TRAIN_WARP], 250, 1, warps):
         for one in asked:
             seen[one.text][one.answer] += 1
     hits, chance = [], []
-    for _, asked in examples([TEST_WARP], 250, 2, warps):
+    for _, asked in stream_examples([TEST_WARP], 250, 2, warps):
         for one in asked:
-            guess = seen[one.text].most_common(1)[0][0] if seen[one.text] else ANSWERS[one.topic][0]
+            guess = seen[one.text].most_common(1)[0][0] if seen[one.text] else TOPIC_ANSWERS[one.topic][0]
             hits.append(guess == one.answer)
-            chance.append(1 / len(ANSWERS[one.topic]))
+            chance.append(1 / len(TOPIC_ANSWERS[one.topic]))
     p = np.array(chance)
     error = float(np.sqrt((p * (1 - p)).sum())) / len(p)
     assert abs(float(np.mean(hits)) - float(p.mean())) < 3 * error
@@ -278,7 +277,7 @@ def test_a_blind_majority_is_at_chance(warps: Path) -> None:
 
 def test_shares_and_answers_are_what_they_should_be(warps: Path) -> None:
     given: dict[tuple[str, str], Counter[str]] = defaultdict(Counter)
-    for image, asked in examples([TRAIN_WARP, TEST_WARP], 150, 6, warps):
+    for image, asked in stream_examples([TRAIN_WARP, TEST_WARP], 150, 6, warps):
         assert 1 <= len(asked) <= 2
         for one in asked:
             given[one.group][one.answer] += 1
@@ -289,7 +288,7 @@ def test_shares_and_answers_are_what_they_should_be(warps: Path) -> None:
     margins = sum(given["margin", "nodule"].values())
     assert margins / total == pytest.approx(0.35, abs=0.03)
     for (topic, finding), counts in given.items():
-        every = [counts[answer] for answer in ANSWERS[topic]]
+        every = [counts[answer] for answer in TOPIC_ANSWERS[topic]]
         assert max(every) - min(every) <= 1, (topic, finding, counts)
 
 
@@ -299,18 +298,18 @@ def test_held_out_combinations_are_in_the_compositional_set_only(warps: Path) ->
     def combinations(image: Radiograph) -> set[tuple[str, str | None, str | None]]:
         return {(x.finding, x.side, x.zone if x.finding == "nodule" else x.lobe) for x in image.lesions}
 
-    for image, _ in examples([TRAIN_WARP], 60, 1, warps, composition=Composition("without")):
-        assert not combinations(image) & HELD_OUT
-    for image in stream([TRAIN_WARP], 40, 1, warps, composition=Composition("without")):
-        assert not combinations(image) & HELD_OUT
+    for image, _ in stream_examples([TRAIN_WARP], 60, 1, warps, composition=Composition("without")):
+        assert not combinations(image) & HELD_OUT_COMBINATIONS
+    for image in stream_radiographs([TRAIN_WARP], 40, 1, warps, composition=Composition("without")):
+        assert not combinations(image) & HELD_OUT_COMBINATIONS
     met: set[tuple[str, str | None, str | None]] = set()
-    for image, asked in examples([TRAIN_WARP], 60, 1, warps, composition=Composition("only")):
+    for image, asked in stream_examples([TRAIN_WARP], 60, 1, warps, composition=Composition("only")):
         placed = {c for c in combinations(image) if c[0] in ("nodule", "consolidation")}
-        assert placed <= HELD_OUT
+        assert placed <= HELD_OUT_COMBINATIONS
         met |= placed
         assert {one.finding for one in asked} <= {"nodule", "consolidation"}
         assert not {one.topic for one in asked} & {"zone", "which finding"}
-    assert met == HELD_OUT
+    assert met == HELD_OUT_COMBINATIONS
 
 
 def test_a_report_says_what_is_there_and_not_what_is_not(streamed: list[Radiograph]) -> None:
@@ -324,7 +323,7 @@ def test_a_report_says_what_is_there_and_not_what_is_not(streamed: list[Radiogra
     rng = np.random.default_rng(0)
     texts = set()
     for image in streamed:
-        text = report(image, rng)
+        text = describe_radiograph(image, rng)
         texts.add(text)
         assert 2 <= text.count(". ") + 1 <= 4
         for lesion in image.lesions:
@@ -341,7 +340,7 @@ def test_a_report_says_what_is_there_and_not_what_is_not(streamed: list[Radiogra
 
 def test_a_built_folder_is_read_back_whole(warps: Path, tmp_path: Path) -> None:
     for name in ("one", "two"):
-        counts = build(
+        counts = build_synthetic_dataset(
             tmp_path / name,
             warp_seeds=[TRAIN_WARP, TEST_WARP],
             images=20,
@@ -357,9 +356,9 @@ def test_a_built_folder_is_read_back_whole(warps: Path, tmp_path: Path) -> None:
     assert [r.question for r in references] == [q.id for q in questions]
     assert {q.study for q in questions} == set(studies)
     assert {studies[s].patient for s in studies} == {"warp-0", "warp-1"}
-    with Image.open(studies.image_path(questions[0].study)) as image:
+    with Image.open(studies.resolve_image_path(questions[0].study)) as image:
         assert (image.mode, image.size) == ("L", (256, 256))
-    rows = [json.loads(line) for line in (folder / REPORTS).read_text().splitlines()]
+    rows = [json.loads(line) for line in (folder / REPORTS_FILE).read_text().splitlines()]
     assert [row["study"] for row in rows] == list(studies)
     assert "answer" not in json.loads((folder / "questions.jsonl").read_text().splitlines()[0])
 
@@ -373,13 +372,15 @@ def test_a_built_folder_is_read_back_whole(warps: Path, tmp_path: Path) -> None:
 def test_a_folder_that_holds_something_is_left_alone(warps: Path, tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("mine")
     with pytest.raises(FileExistsError, match="not empty"):
-        build(tmp_path, warp_seeds=[0], images=1, questions_per_image=1, seed=0, split="x", cache_dir=warps)
+        build_synthetic_dataset(
+            tmp_path, warp_seeds=[0], images=1, questions_per_image=1, seed=0, split="x", cache_dir=warps
+        )
     assert (tmp_path / "notes.txt").read_text() == "mine"
 
 
 def test_a_stream_needs_no_more_memory_for_more_images(warps: Path) -> None:
     """Measured after 50 and after 300 images; one kept image would be 64 kB, 250 of them 16 MB."""
-    made = examples([TRAIN_WARP], 300, 9, warps)
+    made = stream_examples([TRAIN_WARP], 300, 9, warps)
     for _ in range(50):
         next(made)
     tracemalloc.start()

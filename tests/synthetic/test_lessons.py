@@ -8,36 +8,43 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from clincot.geometry import WHOLE, Box, box_from_text, box_of, covered
-from clincot.judging.labelled_answers import Lesson, join, proposals, random_square, sides_by_finding, snapped
-from clincot.prompts import Conversation, Views, pictures_of
+from clincot.geometry import WHOLE_IMAGE, Box, box_from_text, box_from_xyxy, compute_coverage
+from clincot.judging.labelled_answers import (
+    LabelledQuestion,
+    draw_labelled_answers,
+    join_references,
+    measure_finding_sides,
+    sample_grid_square,
+    snap_square,
+)
+from clincot.prompts import Conversation, PromptFormat, collect_views
 from clincot.records import Question, Reference, Study
-from clincot.synthetic.lessons import judge_lessons, policy_lessons
+from clincot.synthetic.lessons import build_judge_lessons, build_policy_lessons
 
 FOLDER = Path("data")
-VIEWS = Views(wording="brief", whole_grid=2, whole_px=64, crop_px=64)
+VIEWS = PromptFormat(wording="brief", whole_grid=2, whole_px=64, crop_px=64)
 
 
-def lesson(number: int, topic: str, text: str, answer: str, finding: str, boxes: Sequence[Box]) -> Lesson:
+def lesson(number: int, topic: str, text: str, answer: str, finding: str, boxes: Sequence[Box]) -> LabelledQuestion:
     study = Study(image=f"images/{number}.png", sha256=f"{number:064x}", width=256, height=256)
     question = Question(study=study.id, text=text, kind="open", topic=topic)
     reference = Reference(question=question.id, answer=answer, finding=finding, boxes=tuple(boxes))
-    return Lesson(study, question, reference)
+    return LabelledQuestion(study, question, reference)
 
 
 def small_box(number: int) -> Box:
     """A box of a tenth of the image: looked at with a quarter."""
     x, y = 0.05 + 0.08 * (number % 10), 0.05 + 0.08 * (number // 10 % 10)
-    return box_of((x, y, x + 0.1, y + 0.1))
+    return box_from_xyxy((x, y, x + 0.1, y + 0.1))
 
 
 def large_box(number: int) -> Box:
     """Four tenths: looked at with a half."""
     x = 0.05 * (number % 10)
-    return box_of((x, 0.3, x + 0.4, 0.7))
+    return box_from_xyxy((x, 0.3, x + 0.4, 0.7))
 
 
-def teaching() -> list[Lesson]:
+def teaching() -> list[LabelledQuestion]:
     """120 questions about nodules (60 present, 60 absent), 60 about effusions, 60 about which of both it is."""
     made = []
     for n in range(60):
@@ -60,8 +67,8 @@ LESSONS = teaching()
 BY_IMAGE = {str(FOLDER / one.study.image): one for one in LESSONS}
 
 
-def about(conversation: Conversation) -> Lesson:
-    return BY_IMAGE[pictures_of(conversation)[0].path]
+def about(conversation: Conversation) -> LabelledQuestion:
+    return BY_IMAGE[collect_views(conversation)[0].path]
 
 
 def policy(region_truth: float = 0.3, seed: int = 0) -> list[Conversation]:
@@ -69,12 +76,14 @@ def policy(region_truth: float = 0.3, seed: int = 0) -> list[Conversation]:
     return [
         conversation
         for part in (1, 2)
-        for conversation in policy_lessons(LESSONS, FOLDER, VIEWS, region_truth=region_truth, seed=seed, part=part)
+        for conversation in build_policy_lessons(
+            LESSONS, FOLDER, VIEWS, region_truth=region_truth, seed=seed, part=part
+        )
     ]
 
 
 def shows(boxes: Sequence[Box], place: Box) -> bool:
-    return any(covered(box, by=place) > 0.5 for box in boxes)
+    return any(compute_coverage(box, by=place) > 0.5 for box in boxes)
 
 
 def side(box: Box) -> float:
@@ -82,35 +91,35 @@ def side(box: Box) -> float:
 
 
 def crop(conversation: Conversation) -> Box:
-    box = pictures_of(conversation)[-1].box
+    box = collect_views(conversation)[-1].box
     assert box is not None
     return box
 
 
 def test_join_names_what_is_missing() -> None:
     one = LESSONS[0]
-    assert join({one.study.id: one.study}, [one.question], {one.question.id: one.reference}) == [one]
+    assert join_references({one.study.id: one.study}, [one.question], {one.question.id: one.reference}) == [one]
     with pytest.raises(KeyError, match=one.question.id):
-        join({one.study.id: one.study}, [one.question], {})
+        join_references({one.study.id: one.study}, [one.question], {})
     with pytest.raises(KeyError, match=one.study.id):
-        join({}, [one.question], {one.question.id: one.reference})
+        join_references({}, [one.question], {one.question.id: one.reference})
 
 
 def test_sides_are_the_medians_of_what_looks_at_a_finding() -> None:
-    assert sides_by_finding(LESSONS) == {"effusion": 0.5, "nodule": 0.25}
-    assert sides_by_finding([]) == {"": 0.25}
+    assert measure_finding_sides(LESSONS) == {"effusion": 0.5, "nodule": 0.25}
+    assert measure_finding_sides([]) == {"": 0.25}
 
 
 def test_squares_stay_inside_with_their_corner_on_the_grid() -> None:
-    assert snapped(0.0, 1.0, 0.25, 0.05).xyxy == (0.0, 0.75, 0.25, 1.0)
-    assert snapped(0.5, 0.5, 0.25, 0.05).xyxy == (0.4, 0.4, 0.65, 0.65)  # .375 / .05 is 7.5: to the even 8
+    assert snap_square(0.0, 1.0, 0.25, 0.05).xyxy == (0.0, 0.75, 0.25, 1.0)
+    assert snap_square(0.5, 0.5, 0.25, 0.05).xyxy == (0.4, 0.4, 0.65, 0.65)  # .375 / .05 is 7.5: to the even 8
     rng = np.random.default_rng(0)
     for grid in (0.01, 0.05):
         for _ in range(200):
-            box = random_square(rng, 0.25, grid)
+            box = sample_grid_square(rng, 0.25, grid)
             assert side(box) == 0.25
             assert box.x0 / grid == pytest.approx(round(box.x0 / grid), abs=1e-6)
-    assert random_square(rng, 1.0) == WHOLE
+    assert sample_grid_square(rng, 1.0) == WHOLE_IMAGE
 
 
 @pytest.mark.parametrize("region_truth", [0.0, 0.3, 1.0])
@@ -145,7 +154,7 @@ def test_a_written_region_that_is_not_right_is_the_middle() -> None:
 def test_a_policy_learns_regions_and_answers_where_it_wrote_and_answers_alone_where_it_did_not() -> None:
     kinds: dict[tuple[int, tuple[bool, ...]], int] = {}
     for conversation in policy():
-        kind = len(pictures_of(conversation)), tuple(t.action for t in conversation)
+        kind = len(collect_views(conversation)), tuple(t.action for t in conversation)
         kinds[kind] = 1 + kinds.get(kind, 0)
         assert conversation[-1].role == "assistant"
         asked, said = conversation[0].text, conversation[-1].text
@@ -154,7 +163,7 @@ def test_a_policy_learns_regions_and_answers_where_it_wrote_and_answers_alone_wh
             assert box is not None
             assert side(box) in {0.25, 0.5}
             continue
-        if not pictures_of(conversation):  # a place is read from the region's numbers
+        if not collect_views(conversation):  # a place is read from the region's numbers
             assert (asked, said) in {("Which side?", "left"), ("Which side?", "right")}
             continue
         one = about(conversation)
@@ -180,13 +189,13 @@ def test_where_a_crop_looks_its_size_tells_nothing_of_presence() -> None:
     """Of questions whether there is a nodule: crops of yes and of no are of one size, whether they show it or not."""
     sizes: dict[str, set[float]] = {}
     for conversation in policy():
-        if not pictures_of(conversation):
+        if not collect_views(conversation):
             continue
         one = about(conversation)
         if (
             one.question.topic == "presence"
             and conversation[0].text == one.question.text
-            and crop(conversation) != WHOLE
+            and crop(conversation) != WHOLE_IMAGE
         ):
             sizes.setdefault(one.reference.answer, set()).add(side(crop(conversation)))
         if conversation[0].text.startswith("Is there") and one.question.topic == "side":
@@ -196,57 +205,65 @@ def test_where_a_crop_looks_its_size_tells_nothing_of_presence() -> None:
 
 def test_where_the_finding_is_the_answer_elsewhere_has_either_size() -> None:
     sizes = {"nodule": set(), "effusion": set()}  # type: dict[str, set[float]]
-    for proposal in proposals(LESSONS, seed=0, region_truth=0.0, whole=0.0):
-        if proposal.lesson.question.topic == "which finding":
-            sizes[proposal.lesson.reference.finding].add(side(proposal.box))
+    for proposal in draw_labelled_answers(LESSONS, seed=0, region_truth=0.0, whole=0.0):
+        if proposal.labelled_question.question.topic == "which finding":
+            sizes[proposal.labelled_question.reference.finding].add(side(proposal.box))
     assert sizes == {"nodule": {0.25, 0.5}, "effusion": {0.25, 0.5}}
 
 
 def test_a_proposal_is_right_where_its_answer_is_the_keys() -> None:
-    made = list(proposals(LESSONS, seed=0, region_truth=0.5))
+    made = list(draw_labelled_answers(LESSONS, seed=0, region_truth=0.5))
     assert len(made) == 2 * len(LESSONS)
     for right, wrong in zip(made[::2], made[1::2], strict=True):
-        assert right.lesson is wrong.lesson
+        assert right.labelled_question is wrong.labelled_question
         assert right.box == wrong.box  # the two differ in the answer alone
         assert (right.right, wrong.right) == (True, False)
-        assert right.answer == right.lesson.reference.answer != wrong.answer
+        assert right.answer == right.labelled_question.reference.answer != wrong.answer
     groups = {"presence": {"yes", "no"}, "side": {"left", "right"}, "which finding": {"nodule", "effusion"}}
-    of_topic = [p.answer in groups[p.lesson.question.topic] for p in made[1::2]]
+    of_topic = [p.answer in groups[p.labelled_question.question.topic] for p in made[1::2]]
     assert 0.9 < np.mean(of_topic) <= 1.0  # now and then another topic's
 
 
 def test_one_proposal_a_question_is_as_often_right_as_wrong() -> None:
     """Calibration's set: 240 draws of one half, four deviations are .13."""
-    made = list(proposals(LESSONS, seed=0, region_truth=0.5, both=False))
+    made = list(draw_labelled_answers(LESSONS, seed=0, region_truth=0.5, both=False))
     assert len(made) == len(LESSONS)
     assert np.mean([p.right for p in made]) == pytest.approx(0.5, abs=0.13)
 
 
 @pytest.mark.parametrize(("truth", "whole"), [(1.0, 0.0), (0.0, 0.0), (0.0, 1.0)])
 def test_proposals_look_where_they_are_told_to(truth: float, whole: float) -> None:
-    made = [p for p in proposals(LESSONS, seed=0, region_truth=truth, whole=whole) if p.lesson.reference.boxes]
+    made = [
+        p
+        for p in draw_labelled_answers(LESSONS, seed=0, region_truth=truth, whole=whole)
+        if p.labelled_question.reference.boxes
+    ]
     if whole:
-        assert {p.box for p in made} == {WHOLE}
+        assert {p.box for p in made} == {WHOLE_IMAGE}
     elif truth:
-        assert all(shows(p.lesson.reference.boxes, p.box) for p in made)
+        assert all(shows(p.labelled_question.reference.boxes, p.box) for p in made)
     else:
-        nodules = [shows(p.lesson.reference.boxes, p.box) for p in made if p.lesson.reference.finding == "nodule"]
+        nodules = [
+            shows(p.labelled_question.reference.boxes, p.box)
+            for p in made
+            if p.labelled_question.reference.finding == "nodule"
+        ]
         assert np.mean(nodules) < 0.3
 
 
 def test_a_single_answer_has_no_wrong_one() -> None:
     """Nothing else is known to be wrong: the question gives a right proposal alone."""
-    made = list(proposals(LESSONS[:1], seed=0, region_truth=0.5))
+    made = list(draw_labelled_answers(LESSONS[:1], seed=0, region_truth=0.5))
     assert [(p.answer, p.right) for p in made] == [("yes", True)]
 
 
 def test_a_judge_is_asked_of_both_answers_and_says_yes_to_the_right_one() -> None:
     """Part 2: all 240 questions, every other once more, each with its right and a wrong answer: 360 of either."""
     yes_no = {"yes": 0, "no": 0}
-    for conversation in judge_lessons(LESSONS, FOLDER, VIEWS, seed=0, part=2):
+    for conversation in build_judge_lessons(LESSONS, FOLDER, VIEWS, seed=0, part=2):
         asked, said = conversation[0].text, conversation[-1]
         assert [t.action for t in conversation] == [False, True]
-        assert len(pictures_of(conversation)) == 5  # the whole image as 2 x 2 and the crop, as the panel shows it
+        assert len(collect_views(conversation)) == 5  # the whole image as 2 x 2 and the crop, as the panel shows it
         one = about(conversation)
         assert box_from_text(asked) is not None  # a judge is told where the crop lies
         right = asked.endswith(f" {one.question.text} {one.reference.answer}?")
@@ -260,7 +277,9 @@ def test_a_judge_hears_answers_to_other_questions_in_the_end() -> None:
     topic by chance, so fewer are off it. 480 wrong answers: four deviations of .25 are .08."""
 
     def off_topic(part: int) -> float:
-        wrong = [c[0].text for c in judge_lessons(LESSONS, FOLDER, VIEWS, seed=0, part=part) if c[-1].text == "no"]
+        wrong = [
+            c[0].text for c in build_judge_lessons(LESSONS, FOLDER, VIEWS, seed=0, part=part) if c[-1].text == "no"
+        ]
         topics: dict[str, set[str]] = {}
         for one in LESSONS:
             topics.setdefault(one.question.text, set()).add(one.reference.answer)
@@ -275,8 +294,8 @@ def test_a_judge_first_learns_from_near() -> None:
     """Part 1 shows a single crop. The 180 questions that a crop answers, twice each; of the 180 with a box (120 of
     these topics, 60 sides) twice whether a crop shows the finding; and the 180 twice with a right and a wrong one."""
     kinds = {"answer": 0, "yes": 0, "no": 0, "finding": 0}
-    for conversation in judge_lessons(LESSONS, FOLDER, VIEWS, seed=0, part=1):
-        assert len(pictures_of(conversation)) == 1
+    for conversation in build_judge_lessons(LESSONS, FOLDER, VIEWS, seed=0, part=1):
+        assert len(collect_views(conversation)) == 1
         one, asked, said = about(conversation), conversation[0].text, conversation[-1].text
         if (region := box_from_text(asked)) is not None:
             assert said == ("yes" if asked.endswith(f" {one.question.text} {one.reference.answer}?") else "no")
@@ -294,11 +313,11 @@ def test_a_judge_first_learns_from_near() -> None:
 def test_lessons_are_drawn_from_their_seed() -> None:
     for make in (
         lambda seed: policy(seed=seed),
-        lambda seed: list(judge_lessons(LESSONS, FOLDER, VIEWS, seed=seed)),
+        lambda seed: list(build_judge_lessons(LESSONS, FOLDER, VIEWS, seed=seed)),
     ):
         assert make(1) == make(1) != make(2)
 
 
 def test_a_judges_third_part_is_both_together() -> None:
-    parts = [list(judge_lessons(LESSONS, FOLDER, VIEWS, seed=0, part=part)) for part in (1, 2, 3)]
+    parts = [list(build_judge_lessons(LESSONS, FOLDER, VIEWS, seed=0, part=part)) for part in (1, 2, 3)]
     assert parts[2] == parts[0] + parts[1]

@@ -13,11 +13,18 @@ from benchmarks.learning_results import JUDGE_WARPS
 from clincot.demo.walkthrough import BENCHMARK_WARPS, DATA_WARPS
 from clincot.models.vlm import VisionLanguageModel
 from clincot.prompts import Turn
-from clincot.synthetic.small_models import CALIBRATION_WARPS, EVALUATION_WARPS, RECIPES, Recipe, make, ship
-from clincot.synthetic.tiny_model import SmallSpec
+from clincot.synthetic.small_models import (
+    CALIBRATION_WARPS,
+    EVALUATION_WARPS,
+    RECIPES,
+    ModelRecipe,
+    export_half_precision,
+    make_small_model,
+)
+from clincot.synthetic.tiny_model import TinyModelSpec
 from tests.support.tiny import write_model
 
-SPEC = SmallSpec(seed=4, vision_hidden=32, vision_layers=1, text_hidden=32, text_layers=1, vocabulary=512)
+SPEC = TinyModelSpec(seed=4, vision_hidden=32, vision_layers=1, text_hidden=32, text_layers=1, vocabulary=512)
 
 
 def test_no_patient_serves_two_purposes() -> None:
@@ -39,16 +46,16 @@ def test_the_judges_differ_from_the_policy_and_from_each_other() -> None:
 
 def test_a_recipe_goes_on_where_it_was_interrupted(tmp_path: Path) -> None:
     """Two parts of a judge's lessons: with the second part gone, the first is kept and the second comes out again."""
-    recipe = Recipe(
+    recipe = ModelRecipe(
         "judge", "judge", SPEC, range(1000, 1002), dense_images=16, lesson_images=12, lessons=((1, 1), (2, 1))
     )
     work, out = tmp_path / "work", tmp_path / "out"
-    make(recipe, work, out)
+    make_small_model(recipe, work, out)
     first = (work / "judge-1" / "model.safetensors").stat().st_mtime_ns
     made = (out / "judge" / "model.safetensors").read_bytes()
     for gone in (work / "judge-2", out / "judge"):
         gone.rename(tmp_path / f"{gone.parent.name}-{gone.name}-before")
-    make(recipe, work, out)
+    make_small_model(recipe, work, out)
     assert (work / "judge-1" / "model.safetensors").stat().st_mtime_ns == first
     assert (out / "judge" / "model.safetensors").read_bytes() == made
 
@@ -56,7 +63,7 @@ def test_a_recipe_goes_on_where_it_was_interrupted(tmp_path: Path) -> None:
 def test_a_model_is_shipped_in_half_the_bytes_and_says_the_same(tmp_path: Path) -> None:
     """float16 has 11 bits of mantissa: logits move by thousandths, P(yes) in the third decimal."""
     trained = write_model(tmp_path / "trained", 0)
-    ship(trained, tmp_path / "shipped")
+    export_half_precision(trained, tmp_path / "shipped")
     full, half = (load_file(tmp_path / name / "model.safetensors") for name in ("trained", "shipped"))
     assert {name: tensor.half() for name, tensor in full.items()}.keys() == half.keys()
     assert {tensor.dtype for tensor in half.values()} == {torch.float16}

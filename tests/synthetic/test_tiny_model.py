@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
-from clincot.models.checkpoint import checkpoint_digest
-from clincot.prompts import Views, load_views
-from clincot.synthetic.tiny_model import SmallSpec, build_tokenizer
+from clincot.models.checkpoint import hash_checkpoint
+from clincot.prompts import PromptFormat, load_prompt_format
+from clincot.synthetic.tiny_model import TinyModelSpec, build_tokenizer
 from tests.support import tiny
 
 
@@ -20,7 +20,7 @@ def test_the_same_spec_and_corpus_give_the_same_bytes(untrained_dir: Path, tmp_p
     names = sorted(p.name for p in untrained_dir.iterdir())
     assert sorted(p.name for p in again.iterdir()) == names
     assert [n for n in names if (again / n).read_bytes() != (untrained_dir / n).read_bytes()] == []
-    assert checkpoint_digest(again) == checkpoint_digest(untrained_dir) != checkpoint_digest(other)
+    assert hash_checkpoint(again) == hash_checkpoint(untrained_dir) != hash_checkpoint(other)
 
 
 def test_stock_transformers_loads_the_folder(untrained_dir: Path) -> None:
@@ -29,14 +29,14 @@ def test_stock_transformers_loads_the_folder(untrained_dir: Path) -> None:
     assert type(model).__name__ == "Idefics3ForConditionalGeneration"
     assert model.get_input_embeddings().weight.shape[0] == len(processor.tokenizer)
     assert processor.chat_template
-    assert load_views(untrained_dir) == Views(wording="brief", whole_grid=2, whole_px=64, crop_px=64)
+    assert load_prompt_format(untrained_dir) == PromptFormat(wording="brief", whole_grid=2, whole_px=64, crop_px=64)
 
 
 def test_the_sizes_hang_together() -> None:
     """64 px in patches of 8 px are 8 x 8; 4 x 4 tokens take 2 x 2 patches each."""
-    assert SmallSpec().scale_factor == 2
-    assert SmallSpec(patch_px=16, tokens_per_side=2).scale_factor == 2
-    assert SmallSpec(patch_px=8, tokens_per_side=8).scale_factor == 1
+    assert TinyModelSpec().scale_factor == 2
+    assert TinyModelSpec(patch_px=16, tokens_per_side=2).scale_factor == 2
+    assert TinyModelSpec(patch_px=8, tokens_per_side=8).scale_factor == 1
 
 
 def anything(seed: int) -> str:

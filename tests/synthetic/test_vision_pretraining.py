@@ -14,18 +14,18 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from clincot.models.vlm import load_checkpoint
-from clincot.synthetic.tiny_model import SmallSpec, build_small
-from clincot.synthetic.vision_pretraining import DenseFrames, by_token, pretrain_vision, whiten_patches
+from clincot.synthetic.tiny_model import TinyModelSpec, build_tiny_model
+from clincot.synthetic.vision_pretraining import DenseFrames, group_shares_by_token, pretrain_vision, whiten_patches
 from tests.support.training_builders import CORPUS
 
 # 8 x 8 patches of 8 px, tokens of 2 x 2 patches: as the shipped models, only narrower.
-SPEC = SmallSpec(vision_hidden=32, vision_layers=1, text_hidden=32, text_layers=1, vocabulary=700)
+SPEC = TinyModelSpec(vision_hidden=32, vision_layers=1, text_hidden=32, text_layers=1, vocabulary=700)
 
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("dense") / "model"
-    build_small(folder, SPEC, CORPUS)
+    build_tiny_model(folder, SPEC, CORPUS)
     return folder
 
 
@@ -51,13 +51,18 @@ def test_a_tokens_shares_are_those_of_the_patches_that_pixel_shuffle_gives_it(ch
     assert block == 2
     shares = torch.randn(3, 8, 8, findings)
     shuffled = model.model.connector.pixel_shuffle(shares.reshape(3, 64, findings), block)
-    assert torch.equal(by_token(shares, block), shuffled)
+    assert torch.equal(group_shares_by_token(shares, block), shuffled)
 
 
 def test_the_second_tokens_block_by_hand() -> None:
     """4 x 4 patches numbered 0 … 15 in reading order, tokens of 2 x 2: the second one has 2, 3, 6 and 7."""
     shares = torch.arange(16.0).reshape(1, 4, 4, 1)
-    assert by_token(shares, 2)[0].tolist() == [[0, 1, 4, 5], [2, 3, 6, 7], [8, 9, 12, 13], [10, 11, 14, 15]]
+    assert group_shares_by_token(shares, 2)[0].tolist() == [
+        [0, 1, 4, 5],
+        [2, 3, 6, 7],
+        [8, 9, 12, 13],
+        [10, 11, 14, 15],
+    ]
 
 
 def test_the_first_layer_starts_as_a_whitened_basis(checkpoint: Path) -> None:

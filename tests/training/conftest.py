@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from clincot.prompts import Views, load_views
+from clincot.prompts import PromptFormat, load_prompt_format
 from clincot.records import Study
 from tests.support.training_builders import build_policy, build_studies
 
@@ -15,8 +15,8 @@ def policy_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def views(policy_dir: Path) -> Views:
-    return load_views(policy_dir)
+def views(policy_dir: Path) -> PromptFormat:
+    return load_prompt_format(policy_dir)
 
 
 @pytest.fixture(scope="session")

@@ -8,20 +8,20 @@ import pytest
 import torch
 
 from clincot.models.vlm import load_checkpoint
-from clincot.prompts import load_views
+from clincot.prompts import load_prompt_format
 from clincot.training.checkpoint_writer import (
-    cosine_schedule,
-    freeze,
-    open_partial,
-    partial_folder,
-    publish,
-    tail_means,
+    average_last_steps,
+    build_cosine_schedule,
+    freeze_modules,
+    get_partial_folder,
+    open_partial_folder,
+    save_checkpoint,
 )
 
 
 def test_the_rate_rises_over_the_warm_up_and_falls_as_half_a_cosine() -> None:
     optimiser = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=2.0)
-    schedule = cosine_schedule(optimiser, 0.2, 10)
+    schedule = build_cosine_schedule(optimiser, 0.2, 10)
     rates = []
     for _ in range(10):
         rates.append(schedule.get_last_lr()[0])
@@ -36,45 +36,47 @@ def test_the_rate_rises_over_the_warm_up_and_falls_as_half_a_cosine() -> None:
 
 def test_a_run_of_one_step_learns_at_the_full_rate() -> None:
     optimiser = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=2.0)
-    assert cosine_schedule(optimiser, 0.1, 1).get_last_lr() == [2.0]
+    assert build_cosine_schedule(optimiser, 0.1, 1).get_last_lr() == [2.0]
 
 
 @pytest.mark.parametrize("vision", [True, False])
 @pytest.mark.parametrize("connector", [True, False])
 def test_freezing(policy_dir: Path, vision: bool, connector: bool) -> None:
     model, _ = load_checkpoint(str(policy_dir))
-    freeze(model, vision=vision, connector=connector)
+    freeze_modules(model, vision=vision, connector=connector)
     frozen = {name.split(".")[1] for name, p in model.named_parameters() if not p.requires_grad}
     assert frozen == {part for part, is_frozen in (("vision_model", vision), ("connector", connector)) if is_frozen}
 
 
 def test_a_model_without_a_known_tower_is_refused() -> None:
     with pytest.raises(ValueError, match="Linear has none of"):
-        freeze(torch.nn.Linear(1, 1), vision=True, connector=True)
+        freeze_modules(torch.nn.Linear(1, 1), vision=True, connector=True)
 
 
 def test_an_older_checkpoint_is_replaced_only_when_the_new_one_is_whole(policy_dir: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     out.mkdir()
     (out / "older").touch()
-    open_partial(out, "run")
+    open_partial_folder(out, "run")
     model, processor = load_checkpoint(str(policy_dir))
     with pytest.raises(TypeError, match="not JSON serializable"):
-        publish(model, processor, load_views(policy_dir), out, dtype="float32", log=[{"loss": object()}])  # type: ignore[dict-item]
+        save_checkpoint(
+            model, processor, load_prompt_format(policy_dir), out, dtype="float32", log=[{"loss": object()}]
+        )  # type: ignore[dict-item]
     assert [p.name for p in out.iterdir()] == ["older"]
-    publish(model, processor, load_views(policy_dir), out, dtype="float32", log=[{"loss": 1.0}])
+    save_checkpoint(model, processor, load_prompt_format(policy_dir), out, dtype="float32", log=[{"loss": 1.0}])
     assert not (out / "older").exists()
     assert {p.name for p in policy_dir.iterdir()} | {"train_log.json"} == {p.name for p in out.iterdir()}
-    assert not partial_folder(out).exists()
+    assert not get_partial_folder(out).exists()
 
 
 def test_what_an_untold_run_left_behind_is_thrown_away(tmp_path: Path) -> None:
-    folder = open_partial(tmp_path / "out", "one")
+    folder = open_partial_folder(tmp_path / "out", "one")
     (folder / "resume.pt").touch()
-    assert (open_partial(tmp_path / "out", "one") / "resume.pt").exists()
-    assert not (open_partial(tmp_path / "out", "another") / "resume.pt").exists()
+    assert (open_partial_folder(tmp_path / "out", "one") / "resume.pt").exists()
+    assert not (open_partial_folder(tmp_path / "out", "another") / "resume.pt").exists()
 
 
 def test_tail_means_are_of_the_last_tenth() -> None:
     log = [{"step": float(i), "loss": float(i)} for i in range(20)]
-    assert tail_means(log) == {"loss": 18.5}  # steps 18 and 19
+    assert average_last_steps(log) == {"loss": 18.5}  # steps 18 and 19

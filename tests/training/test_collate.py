@@ -10,9 +10,16 @@ import torch
 
 from clincot.geometry import box_to_text
 from clincot.models.vlm import VisionLanguageModel
-from clincot.prompts import Views
+from clincot.prompts import PromptFormat
 from clincot.records import Study
-from clincot.training.collate import Batch, ConversationCollator, LostPictures, PairCollator, features, pixels
+from clincot.training.collate import (
+    Batch,
+    ConversationCollator,
+    ImageTokenMismatch,
+    PairCollator,
+    make_feature_source,
+    make_pixel_source,
+)
 from tests.support.training_builders import LEFT, RIGHT, differing_crops
 
 END = "<end_of_utterance>"
@@ -25,12 +32,14 @@ def policy(policy_dir: Path) -> VisionLanguageModel:
 
 @pytest.fixture(params=["packed", "features", "pixels"])
 def collator(request: pytest.FixtureRequest, policy: VisionLanguageModel) -> ConversationCollator:
-    source = pixels(policy.encoder) if request.param == "pixels" else features(policy.features)
+    source = (
+        make_pixel_source(policy.encoder) if request.param == "pixels" else make_feature_source(policy.encode_pictures)
+    )
     return ConversationCollator(policy.encoder, source, packed=request.param == "packed")
 
 
 @pytest.fixture
-def batch(collator: ConversationCollator, studies: list[Study], folder: Path, views: Views) -> Batch:
+def batch(collator: ConversationCollator, studies: list[Study], folder: Path, views: PromptFormat) -> Batch:
     rows = differing_crops(studies[:3], folder, views)
     return PairCollator(rows, [0.5, 0.25, 0.125], collator)([{"row": 2}, {"row": 0}])
 
@@ -67,40 +76,40 @@ def test_image_tokens_survive_collation(batch: Batch, collator: ConversationColl
 
 
 def test_the_two_sides_show_different_crops(
-    policy: VisionLanguageModel, studies: list[Study], folder: Path, views: Views
+    policy: VisionLanguageModel, studies: list[Study], folder: Path, views: PromptFormat
 ) -> None:
     """TRL's own collator repeats one list of images for both sides."""
     rows = differing_crops(studies[:1], folder, views)
-    collator = ConversationCollator(policy.encoder, pixels(policy.encoder))
+    collator = ConversationCollator(policy.encoder, make_pixel_source(policy.encoder))
     pixel_values = PairCollator(rows, [0.0], collator)([{"row": 0}])["pixel_values"]
     assert torch.equal(pixel_values[0, :4], pixel_values[1, :4])
     assert not torch.equal(pixel_values[0, 4], pixel_values[1, 4])
 
 
 def test_lost_image_tokens_name_the_pair(
-    collator: ConversationCollator, studies: list[Study], folder: Path, views: Views
+    collator: ConversationCollator, studies: list[Study], folder: Path, views: PromptFormat
 ) -> None:
-    encoded = collator.encode(differing_crops(studies[:1], folder, views)[0].chosen, "pair pair-0")
+    encoded = collator.encode_conversation(differing_crops(studies[:1], folder, views)[0].chosen, "pair pair-0")
     place = encoded.ids.index(collator.image_id)
     cut = replace(
         encoded,
         ids=encoded.ids[:place] + encoded.ids[place + 1 :],
         actions=encoded.actions[:place] + encoded.actions[place + 1 :],
     )
-    with pytest.raises(LostPictures, match="pair pair-0: 5 pictures are 20 image tokens, the sequence has 19"):
+    with pytest.raises(ImageTokenMismatch, match="pair pair-0: 5 pictures are 20 image tokens, the sequence has 19"):
         collator([cut], ["pair pair-0"], [[0]])
 
 
 def test_a_conversation_without_actions_is_refused_by_name(
-    collator: ConversationCollator, studies: list[Study], folder: Path, views: Views
+    collator: ConversationCollator, studies: list[Study], folder: Path, views: PromptFormat
 ) -> None:
     rejected = differing_crops(studies[:1], folder, views)[0].rejected
     with pytest.raises(ValueError, match="row 7: no token"):
-        collator.encode(rejected[:-1], "row 7")
+        collator.encode_conversation(rejected[:-1], "row 7")
 
 
 def test_reference_log_probabilities_come_side_by_side(
-    collator: ConversationCollator, studies: list[Study], folder: Path, views: Views
+    collator: ConversationCollator, studies: list[Study], folder: Path, views: PromptFormat
 ) -> None:
     rows = differing_crops(studies[:2], folder, views)
     examples = [{"row": 0, "ref_logps": [-1.0, -2.0]}, {"row": 1, "ref_logps": [-3.0, -4.0]}]

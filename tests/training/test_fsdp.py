@@ -10,11 +10,11 @@ import pytest
 import torch
 from accelerate.utils import DistributedType
 
-from clincot.errors import BadInput
-from clincot.models.checkpoint import checkpoint_digest
+from clincot.errors import InvalidInput
+from clincot.models.checkpoint import hash_checkpoint
 from clincot.models.vlm import VisionLanguageModel
 from clincot.training import fsdp
-from clincot.training.checkpoint_writer import publish
+from clincot.training.checkpoint_writer import save_checkpoint
 
 
 def gathering(model: Any, kind: DistributedType = DistributedType.FSDP) -> Any:
@@ -35,24 +35,24 @@ def test_gathered_weights_are_published_as_the_same_bytes(
     policy = VisionLanguageModel(policy_dir)
     names = set(policy.model.state_dict())
     assert {"lm_head.weight", "model.text_model.embed_tokens.weight"} <= names
-    assert fsdp.gathered_weights(gathering(policy.model)) is None  # a model that is whole is written as it is
+    assert fsdp.gather_weights(gathering(policy.model)) is None  # a model that is whole is written as it is
     monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
-    weights = fsdp.gathered_weights(gathering(policy.model))
+    weights = fsdp.gather_weights(gathering(policy.model))
     assert weights is not None
     assert weights["lm_head.weight"] is weights["model.text_model.embed_tokens.weight"]
     at = {"dtype": dtype, "log": []}
-    publish(policy.model, policy.encoder.processor, policy.views, tmp_path / "split", weights=weights, **at)
-    publish(policy.model, policy.encoder.processor, policy.views, tmp_path / "whole", **at)
+    save_checkpoint(policy.model, policy.encoder.processor, policy.views, tmp_path / "split", weights=weights, **at)
+    save_checkpoint(policy.model, policy.encoder.processor, policy.views, tmp_path / "whole", **at)
     if dtype == "float32":  # the bytes of weights alone: the second model's configuration was rounded with it
-        assert checkpoint_digest(tmp_path / "split") == checkpoint_digest(tmp_path / "whole")
+        assert hash_checkpoint(tmp_path / "split") == hash_checkpoint(tmp_path / "whole")
     split, whole = (tmp_path / name / "model.safetensors" for name in ("split", "whole"))
     assert split.read_bytes() == whole.read_bytes()
 
 
 def test_a_model_that_would_not_be_split_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     """accelerate splits models on GPUs, and trains whole ones in silence elsewhere."""
-    fsdp.check_split(gathering(None, DistributedType.MULTI_CPU))
+    fsdp.check_sharded(gathering(None, DistributedType.MULTI_CPU))
     monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
-    fsdp.check_split(gathering(None))
-    with pytest.raises(BadInput, match="among GPUs, and there are none here"):
-        fsdp.check_split(gathering(None, DistributedType.MULTI_CPU))
+    fsdp.check_sharded(gathering(None))
+    with pytest.raises(InvalidInput, match="among GPUs, and there are none here"):
+        fsdp.check_sharded(gathering(None, DistributedType.MULTI_CPU))

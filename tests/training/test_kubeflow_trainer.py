@@ -14,18 +14,25 @@ import pytest
 import yaml
 
 from clincot.clients.kubernetes import Cluster, ClusterFailed
-from clincot.config import TrainSection
-from clincot.deployment.crd import InvalidManifest, check, read_crd, validator_of
-from clincot.errors import BadInput
-from clincot.models.checkpoint import checkpoint_digest
+from clincot.config import TrainConfig
+from clincot.deployment.crd import InvalidResource, build_validator, read_crd, validate_manifest
+from clincot.errors import InvalidInput
+from clincot.models.checkpoint import hash_checkpoint
 from clincot.preflight import cluster as cluster_checks
 from clincot.stages.runner import run_stage
 from clincot.training import trainjob_watch
-from clincot.training.job import TrainingFailed, Work, failure_file
-from clincot.training.kubeflow_trainer import VERSION, job_name, job_permissions, shared, train_job, train_on_nodes
+from clincot.training.job import TrainingFailed, TrainingJob, locate_failure_file
+from clincot.training.kubeflow_trainer import (
+    TRAINJOB_VERSION,
+    build_train_job,
+    copy_to_volume,
+    derive_job_name,
+    list_job_permissions,
+    train_on_nodes,
+)
 from clincot.training.launch_settings import LaunchSettings, SecretKey, TrainJobSettings
-from clincot.training.trainjob_watch import run_job
-from clincot.training.worker import train
+from clincot.training.trainjob_watch import run_train_job
+from clincot.training.worker import train_in_process
 from tests.support.kube_api_server import Json, api_server
 from tests.support.pair_files import write_work
 from tests.support.trainer_server import TrainerServer, pod
@@ -63,7 +70,7 @@ ALL_OF_IT = {
 
 
 def manifest(mount: Path = Path("/shared"), **fields: Any) -> Json:
-    return train_job("clincot-train-0123456789ab", mount / "work.json", settings(mount, **fields))
+    return build_train_job("clincot-train-0123456789ab", mount / "work.json", settings(mount, **fields))
 
 
 # --- the manifest
@@ -73,12 +80,12 @@ def manifest(mount: Path = Path("/shared"), **fields: Any) -> Json:
 def schema() -> Any:
     if not CRD.is_file():
         pytest.skip("no CRDs at ../shared/crds")
-    return validator_of(read_crd(CRD), VERSION)
+    return build_validator(read_crd(CRD), TRAINJOB_VERSION)
 
 
 @pytest.mark.parametrize("fields", [pytest.param({}, id="least"), pytest.param(ALL_OF_IT, id="all of it")])
 def test_the_manifest_is_one_that_the_crd_knows(fields: dict[str, Any], schema: Any) -> None:
-    check(manifest(**fields), schema)
+    validate_manifest(manifest(**fields), schema)
 
 
 def test_the_schema_refuses_what_it_does_not_know(schema: Any) -> None:
@@ -86,8 +93,8 @@ def test_the_schema_refuses_what_it_does_not_know(schema: Any) -> None:
     wrong = manifest()
     wrong["spec"]["podTemplateOverrides"] = wrong["spec"].pop("runtimePatches")
     wrong["spec"]["trainer"]["numNode"] = 2
-    with pytest.raises(InvalidManifest, match=r"numNode.*podTemplateOverrides|podTemplateOverrides.*numNode"):
-        check(wrong, schema)
+    with pytest.raises(InvalidResource, match=r"numNode.*podTemplateOverrides|podTemplateOverrides.*numNode"):
+        validate_manifest(wrong, schema)
 
 
 def test_what_the_manifest_says() -> None:
@@ -132,16 +139,16 @@ def jobs(server: TrainerServer) -> list[str]:
 
 
 def test_a_job_is_started_and_waited_for(server: TrainerServer, cluster: Cluster) -> None:
-    run_job(cluster, manifest(), settings(Path("/shared")))
+    run_train_job(cluster, manifest(), settings(Path("/shared")))
     assert jobs(server) == ["clincot-train-0123456789ab"]
     assert server.looks >= 3
 
 
 def test_the_same_job_is_not_started_twice(server: TrainerServer, cluster: Cluster) -> None:
     """Whoever waited was killed: the next one waits for the job that is there, running or complete."""
-    run_job(cluster, manifest(), settings(Path("/shared")))
+    run_train_job(cluster, manifest(), settings(Path("/shared")))
     server.ends_after = 8
-    run_job(cluster, manifest(), settings(Path("/shared")))
+    run_train_job(cluster, manifest(), settings(Path("/shared")))
     assert len([one for one in server.requests if one[0] == "DELETE"]) == 0
     assert len(server.history) == 1  # written once
 
@@ -151,12 +158,12 @@ def test_a_failed_job_tells_its_log_and_is_started_anew_the_next_time(server: Tr
     server.pods = [pod("job-node-0-0-x", "Succeeded"), pod("job-node-0-1-y", "Failed")]
     server.logs = {"job-node-0-1-y": "Traceback …\nRuntimeError: NCCL timeout\n"}
     with pytest.raises(TrainingFailed, match="node-0 exited with 1") as caught:
-        run_job(cluster, manifest(), settings(Path("/shared")))
+        run_train_job(cluster, manifest(), settings(Path("/shared")))
     assert "NCCL timeout" in str(caught.value)
     assert any("labelSelector=jobset" in path for _, path in server.requests)
     assert jobs(server) == ["clincot-train-0123456789ab"]  # still there, to be looked at
     server.fails = ""
-    run_job(cluster, manifest(), settings(Path("/shared")))
+    run_train_job(cluster, manifest(), settings(Path("/shared")))
     assert server.created == 3  # the first, the second (409: it is there), and again once the failed one is gone
     assert len(server.history) == 2
 
@@ -166,7 +173,7 @@ def test_a_failed_job_whose_log_may_not_be_read_says_so(server: TrainerServer, c
     server.pods = [pod("job-node-0-0-x", "Failed")]
     server.forbidden = {("GET", "/log")}
     with pytest.raises(TrainingFailed, match=r"jobset failed .*its log cannot be read: .*needs a Role"):
-        run_job(cluster, manifest(), settings(Path("/shared")))
+        run_train_job(cluster, manifest(), settings(Path("/shared")))
 
 
 @pytest.mark.parametrize(
@@ -189,7 +196,7 @@ def test_a_job_that_is_never_scheduled_is_given_up_and_says_why(
     for name, value in state.items():
         setattr(server, name, value)
     with pytest.raises(TrainingFailed, match=r"did not all run within 0\.2 s") as caught:
-        run_job(cluster, manifest(), settings(Path("/shared"), schedule_s=0.2))
+        run_train_job(cluster, manifest(), settings(Path("/shared"), schedule_s=0.2))
     assert expected in str(caught.value)
     assert jobs(server) == []  # nothing waits for GPUs that nobody waits for
 
@@ -197,7 +204,7 @@ def test_a_job_that_is_never_scheduled_is_given_up_and_says_why(
 def test_a_job_without_end_is_given_up(server: TrainerServer, cluster: Cluster) -> None:
     server.ends_after = 10**9
     with pytest.raises(TrainingFailed, match="did not end within 1 s"):
-        run_job(cluster, manifest(), settings(Path("/shared"), timeout_s=1, schedule_s=0.1))
+        run_train_job(cluster, manifest(), settings(Path("/shared"), timeout_s=1, schedule_s=0.1))
     assert jobs(server) == []
 
 
@@ -208,7 +215,7 @@ def test_a_job_is_deleted_when_its_pod_is_told_to_end(server: TrainerServer, clu
     timer = threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGTERM))
     timer.start()
     with pytest.raises(SystemExit, match="143"):
-        run_job(cluster, manifest(), settings(Path("/shared")))
+        run_train_job(cluster, manifest(), settings(Path("/shared")))
     assert jobs(server) == []
     assert signal.getsignal(signal.SIGTERM) is before
 
@@ -217,35 +224,35 @@ def test_a_job_that_someone_deletes_is_no_success(server: TrainerServer, cluster
     server.ends_after = 10**9
     threading.Timer(0.2, server.objects.clear).start()
     with pytest.raises(TrainingFailed, match="deleted by someone else"):
-        run_job(cluster, manifest(), settings(Path("/shared")))
+        run_train_job(cluster, manifest(), settings(Path("/shared")))
 
 
 def test_an_api_server_that_is_away_does_not_end_the_job(
     server: TrainerServer, cluster: Cluster, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Five looks in a row get a 503: the job goes on. Away for too long: the error, and the job is still there."""
-    monkeypatch.setattr("clincot.clients.kubernetes.READ_AGAIN_S", 0.0)
+    monkeypatch.setattr("clincot.clients.kubernetes.READ_RETRY_S", 0.0)
     server.broken = 5
-    run_job(cluster, manifest(), settings(Path("/shared")))
+    run_train_job(cluster, manifest(), settings(Path("/shared")))
     monkeypatch.setattr(trainjob_watch, "AWAY_S", 0.1)
     server.ends_after, server.broken = 10**9, 10**9
     with pytest.raises(ClusterFailed, match="503"):
-        run_job(cluster, manifest(), settings(Path("/shared")))
+        run_train_job(cluster, manifest(), settings(Path("/shared")))
     assert jobs(server) == ["clincot-train-0123456789ab"]
 
 
 def test_a_cluster_that_knows_a_field_no_longer_refuses_it(server: TrainerServer, cluster: Cluster) -> None:
     server.strict["trainjobs"] = lambda body: 'unknown field "spec.runtimePatches"' if "spec" in body else ""
     with pytest.raises(ClusterFailed, match=r"400.*unknown field"):
-        run_job(cluster, manifest(), settings(Path("/shared")))
+        run_train_job(cluster, manifest(), settings(Path("/shared")))
 
 
 # --- from the stage to the checkpoint
 
 
 @pytest.fixture(scope="module")
-def work(tmp_path_factory: pytest.TempPathFactory) -> Work:
-    section = TrainSection(batch_size=4, lr=1e-3, nll_weight=0.2)
+def work(tmp_path_factory: pytest.TempPathFactory) -> TrainingJob:
+    section = TrainConfig(batch_size=4, lr=1e-3, nll_weight=0.2)
     return write_work(tmp_path_factory.mktemp("work"), section, studies=3, extra=0)
 
 
@@ -271,14 +278,14 @@ def kubeconfig(server: TrainerServer, cluster: Cluster, tmp_path: Path, monkeypa
 def as_a_pod_does(job: Json) -> None:
     """The worker that the manifest names, on the volume: here one process instead of one a GPU."""
     (place,) = job["spec"]["trainer"]["args"]
-    there = Work.model_validate_json(Path(place).read_bytes())
-    metrics = train(there)
+    there = TrainingJob.model_validate_json(Path(place).read_bytes())
+    metrics = train_in_process(there)
     there.result.write_text(json.dumps(metrics))
 
 
 @pytest.mark.usefixtures("kubeconfig")
 def test_the_stage_trains_over_nodes_and_ends_in_the_bytes_of_one_process(
-    work: Work, server: TrainerServer, tmp_path: Path
+    work: TrainingJob, server: TrainerServer, tmp_path: Path
 ) -> None:
     mount = tmp_path / "mnt"
     mount.mkdir()
@@ -290,7 +297,7 @@ def test_the_stage_trains_over_nodes_and_ends_in_the_bytes_of_one_process(
     run_stage("train", work.section, inputs, {"checkpoint": here})
     metrics = run_stage("train", work.section, {**inputs, "launch": tmp_path / "launch.yaml"}, {"checkpoint": there})
     assert metrics["pairs"] == 12
-    assert checkpoint_digest(here) == checkpoint_digest(there)
+    assert hash_checkpoint(here) == hash_checkpoint(there)
     assert (there / "record.json").is_file()
     assert server.created == 1
     # the launch is no part of what was done: without it nothing is done again
@@ -300,16 +307,16 @@ def test_the_stage_trains_over_nodes_and_ends_in_the_bytes_of_one_process(
 
 @pytest.mark.usefixtures("kubeconfig")
 def test_what_a_process_could_not_do_is_told_before_what_the_job_says(
-    work: Work, server: TrainerServer, tmp_path: Path
+    work: TrainingJob, server: TrainerServer, tmp_path: Path
 ) -> None:
     job = settings(tmp_path)
-    there = shared(work, tmp_path / "jobs" / job_name(work, job), tmp_path)
+    there = copy_to_volume(work, tmp_path / "jobs" / derive_job_name(work, job), tmp_path)
     server.fails = "jobset failed"
     server.runs = True
     original = server._reconcile
 
     def failing(thing: Json) -> None:
-        failure_file(there, 1).write_text("step 3: the loss is not finite for 1 of 4 pairs: pair-1")
+        locate_failure_file(there, 1).write_text("step 3: the loss is not finite for 1 of 4 pairs: pair-1")
         original(thing)
 
     server._reconcile = failing  # type: ignore[method-assign]
@@ -319,30 +326,30 @@ def test_what_a_process_could_not_do_is_told_before_what_the_job_says(
 
 
 @pytest.mark.usefixtures("kubeconfig")
-def test_a_complete_job_that_left_nothing_is_a_volume_that_was_not_shared(work: Work, tmp_path: Path) -> None:
+def test_a_complete_job_that_left_nothing_is_a_volume_that_was_not_shared(work: TrainingJob, tmp_path: Path) -> None:
     with pytest.raises(TrainingFailed, match="do the job's pods mount shared"):
         train_on_nodes(work, settings(tmp_path))
 
 
-def test_what_is_refused_before_a_job_is_made(work: Work, tmp_path: Path) -> None:
-    with pytest.raises(BadInput, match=r"batch_size is 4, which 3 processes \(3 nodes x 1\)"):
+def test_what_is_refused_before_a_job_is_made(work: TrainingJob, tmp_path: Path) -> None:
+    with pytest.raises(InvalidInput, match=r"batch_size is 4, which 3 processes \(3 nodes x 1\)"):
         train_on_nodes(work, settings(tmp_path, nodes=3))
-    with pytest.raises(BadInput, match="is not mounted here"):
+    with pytest.raises(InvalidInput, match="is not mounted here"):
         train_on_nodes(work, settings(tmp_path / "gone"))
 
 
-def test_inputs_are_copied_to_the_volume_unless_they_are_on_it(work: Work, tmp_path: Path) -> None:
-    there = shared(work, tmp_path / "jobs" / "x", tmp_path)
+def test_inputs_are_copied_to_the_volume_unless_they_are_on_it(work: TrainingJob, tmp_path: Path) -> None:
+    there = copy_to_volume(work, tmp_path / "jobs" / "x", tmp_path)
     assert there.pairs == tmp_path / "jobs" / "x" / "inputs" / "pairs"
     assert there.pairs.read_bytes() == work.pairs.read_bytes()
-    assert checkpoint_digest(there.policy) == checkpoint_digest(work.policy)
+    assert hash_checkpoint(there.policy) == hash_checkpoint(work.policy)
     assert there.digest == work.digest  # so is the job's name
-    assert shared(there, tmp_path / "jobs" / "x", tmp_path).pairs == there.pairs
+    assert copy_to_volume(there, tmp_path / "jobs" / "x", tmp_path).pairs == there.pairs
 
 
 def test_preflight_looks_at_the_job_before_it_is_needed(server: TrainerServer, cluster: Cluster) -> None:
     job = settings(Path("/shared"))
-    found = list(cluster_checks.look_at_job(cluster, job))
+    found = list(cluster_checks.check_trainjob(cluster, job))
     assert {check.name: check.state for check in found} == {
         "cluster: TrainJob": "pass",
         "cluster: TrainJob permissions": "pass",
@@ -351,13 +358,13 @@ def test_preflight_looks_at_the_job_before_it_is_needed(server: TrainerServer, c
     assert server.objects == {}
     server.denied = {("create", "trainjobs"), ("get", "pods/log")}
     server.strict["trainjobs"] = lambda body: 'unknown field "spec.runtimePatches"'
-    _, may, dry = cluster_checks.look_at_job(cluster, job)
+    _, may, dry = cluster_checks.check_trainjob(cluster, job)
     assert "create trainjobs.trainer.kubeflow.org in clinic, get pods/log in clinic" in may.found
     assert "unknown field" in dry.found
     server.groups = set()
-    (absent,) = cluster_checks.look_at_job(cluster, job)
+    (absent,) = cluster_checks.check_trainjob(cluster, job)
     assert absent.mend == "install Kubeflow Trainer v2"
-    assert len(job_permissions(job)) == 5
+    assert len(list_job_permissions(job)) == 5
 
 
 def test_a_launch_of_a_job_needs_its_settings() -> None:

@@ -15,15 +15,15 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from clincot.config import TrainSection
-from clincot.errors import BadInput
-from clincot.jsonl import BadRecord
-from clincot.training.checkpoint_writer import partial_folder
-from clincot.training.distributed import SharingCollator, Team, batch_mean
-from clincot.training.job import TrainingFailed, Work
+from clincot.config import TrainConfig
+from clincot.errors import InvalidInput
+from clincot.jsonl import InvalidRecord
+from clincot.training.checkpoint_writer import get_partial_folder
+from clincot.training.distributed import DistributedCollator, ProcessGroup, average_batch
+from clincot.training.job import TrainingFailed, TrainingJob
 from clincot.training.launch import run_training
-from clincot.training.launch_settings import LaunchSettings, load_launch
-from clincot.training.worker import train
+from clincot.training.launch_settings import LaunchSettings, load_launch_settings
+from clincot.training.worker import train_in_process
 from tests.support.pair_files import write_work
 
 TWO = LaunchSettings(how="torchrun", processes=2)
@@ -33,16 +33,16 @@ ABOUT = 5e-6
 
 
 @pytest.fixture(scope="module")
-def work(tmp_path_factory: pytest.TempPathFactory) -> Work:
+def work(tmp_path_factory: pytest.TempPathFactory) -> TrainingJob:
     """19 pairs, 2 epochs in batches of 4: the fifth batch of an epoch has 3 pairs, which two processes cannot halve."""
-    section = TrainSection(batch_size=4, epochs=2, lr=1e-3, save_steps=1, nll_weight=0.2)
+    section = TrainConfig(batch_size=4, epochs=2, lr=1e-3, save_steps=1, nll_weight=0.2)
     return write_work(tmp_path_factory.mktemp("work"), section)
 
 
 @pytest.fixture(scope="module")
-def alone(work: Work) -> list[dict[str, float]]:
+def alone(work: TrainingJob) -> list[dict[str, float]]:
     """The log of one process."""
-    assert train(work)["pairs"] == 19
+    assert train_in_process(work)["pairs"] == 19
     return log_of(work.checkpoint)
 
 
@@ -75,19 +75,19 @@ def when(path: Path, act: Callable[[], None]) -> threading.Thread:
 
 
 def test_two_processes_killed_and_started_again_have_the_loss_curve_of_one(
-    work: Work, alone: list[dict[str, float]]
+    work: TrainingJob, alone: list[dict[str, float]]
 ) -> None:
     """One of the two is killed (SIGKILL) in the sixth of ten steps: the other one ends, nothing is published, and the
     second launch goes on from there. Every step's loss is the undisturbed single process's."""
     two = work.model_copy(update={"checkpoint": work.checkpoint.with_name("two")})
-    fifth = partial_folder(two.checkpoint) / "checkpoint-5" / "complete"
+    fifth = get_partial_folder(two.checkpoint) / "checkpoint-5" / "complete"
     killer = when(fifth, lambda: os.kill(processes(1)[0].pid, signal.SIGKILL))
     with pytest.raises(TrainingFailed, match="a training process ended without a word"):
         run_training(two, TWO)
     killer.join()
     assert processes(0) == processes(1) == []
     assert not two.checkpoint.exists()
-    kept = partial_folder(two.checkpoint).glob("checkpoint-*/complete")
+    kept = get_partial_folder(two.checkpoint).glob("checkpoint-*/complete")
     assert 5 <= max(int(path.parent.name.rpartition("-")[2]) for path in kept) < 10
     metrics = run_training(two, TWO)
     assert metrics["pairs"] == 19
@@ -102,12 +102,12 @@ def test_two_processes_killed_and_started_again_have_the_loss_curve_of_one(
     for name, weight in ours.items():
         torch.testing.assert_close(weight, theirs[name], rtol=0, atol=2e-4, msg=name)
     assert not two.folder.exists()
-    assert not partial_folder(two.checkpoint).exists()
+    assert not get_partial_folder(two.checkpoint).exists()
 
 
 def test_a_loss_that_is_not_finite_stops_both_processes_by_name(tmp_path: Path) -> None:
     """A learning rate of 1e30: the first step is fine, the second one's loss is NaN on both; they name the pairs."""
-    section = TrainSection(batch_size=4, epochs=2, lr=1e30, warmup_ratio=0.0, max_grad_norm=1e30)
+    section = TrainConfig(batch_size=4, epochs=2, lr=1e30, warmup_ratio=0.0, max_grad_norm=1e30)
     work = write_work(tmp_path, section, studies=3, extra=0)
     with pytest.raises(TrainingFailed, match=r"step 2: the loss is not finite for 4 of 4 pairs: pair-.*Lower train.lr"):
         run_training(work, TWO)
@@ -115,9 +115,9 @@ def test_a_loss_that_is_not_finite_stops_both_processes_by_name(tmp_path: Path) 
 
 
 def test_a_batch_that_does_not_divide_is_refused() -> None:
-    with pytest.raises(BadInput, match=r"train.batch_size is 5, which 2 processes cannot share evenly"):
-        Team(0, 2).share_of(5)
-    assert Team(1, 4).share_of(32) == 8
+    with pytest.raises(InvalidInput, match=r"train.batch_size is 5, which 2 processes cannot share evenly"):
+        ProcessGroup(0, 2).per_process_batch(5)
+    assert ProcessGroup(1, 4).per_process_batch(32) == 8
 
 
 @pytest.mark.parametrize("count", [1, 2, 3, 4, 5])
@@ -132,34 +132,34 @@ def test_the_mean_over_the_team_is_the_mean_over_the_batch(count: int, size: int
             return {"loss": torch.tensor(examples)}
 
     batch = [2.0**n for n in range(count)]
-    parts = [SharingCollator(Losses(), Team(rank, size))(batch) for rank in range(size)]  # type: ignore[arg-type]
+    parts = [DistributedCollator(Losses(), ProcessGroup(rank, size))(batch) for rank in range(size)]  # type: ignore[arg-type]
     assert len({len(part["loss"]) for part in parts}) == 1  # all processes do the same work, or one waits for ever
-    mean = sum(float(batch_mean(part["loss"], part)) for part in parts) / size
+    mean = sum(float(average_batch(part["loss"], part)) for part in parts) / size
     assert mean == pytest.approx(sum(batch) / count)
 
 
-def test_sft_is_refused_in_several_processes(work: Work) -> None:
+def test_sft_is_refused_in_several_processes(work: TrainingJob) -> None:
     sft = work.model_copy(update={"section": work.section.model_copy(update={"loss": "sft"})})
-    with pytest.raises(BadInput, match="learns in one process"):
+    with pytest.raises(InvalidInput, match="learns in one process"):
         run_training(sft, TWO)
 
 
-def test_a_lora_is_not_split(work: Work) -> None:
+def test_a_lora_is_not_split(work: TrainingJob) -> None:
     lora = work.model_copy(update={"section": work.section.model_copy(update={"lora_r": 4})})
-    with pytest.raises(BadInput, match="set sharding: none"):
+    with pytest.raises(InvalidInput, match="set sharding: none"):
         run_training(lora, TWO.model_copy(update={"sharding": "fsdp"}))
 
 
-def test_torchrun_without_a_gpu_has_to_be_told_how_many(work: Work) -> None:
-    with pytest.raises(BadInput, match="say `processes`"):
+def test_torchrun_without_a_gpu_has_to_be_told_how_many(work: TrainingJob) -> None:
+    with pytest.raises(InvalidInput, match="say `processes`"):
         run_training(work, LaunchSettings(how="torchrun"))
 
 
 def test_a_launch_is_read_strictly(tmp_path: Path) -> None:
     path = tmp_path / "launch.yaml"
     path.write_text("how: torchrun\nprocesses: 4\nsharding: fsdp\n")
-    assert load_launch(path) == LaunchSettings(how="torchrun", processes=4, sharding="fsdp")
-    assert load_launch(None).how == "auto"
+    assert load_launch_settings(path) == LaunchSettings(how="torchrun", processes=4, sharding="fsdp")
+    assert load_launch_settings(None).how == "auto"
     for content, wrong in (
         ("how: train-job\n", "`job` is the settings of how: train-job"),
         ("processes: 2\n", "`processes` is of how: torchrun"),
@@ -167,5 +167,5 @@ def test_a_launch_is_read_strictly(tmp_path: Path) -> None:
         ("nodes: 2\n", "Extra inputs are not permitted"),
     ):
         path.write_text(content)
-        with pytest.raises(BadRecord, match=wrong):
-            load_launch(path)
+        with pytest.raises(InvalidRecord, match=wrong):
+            load_launch_settings(path)

@@ -15,12 +15,12 @@ from peft import PeftModel
 from safetensors.torch import load_file
 from trl import DPOConfig, DPOTrainer
 
-from clincot.config import TrainSection
+from clincot.config import TrainConfig
 from clincot.models.encoding import read_picture
 from clincot.models.vlm import VisionLanguageModel, load_checkpoint
-from clincot.prompts import Conversation, Views, load_views, pictures_of
+from clincot.prompts import Conversation, PromptFormat, collect_views, load_prompt_format
 from clincot.records import Study
-from clincot.training.checkpoint_writer import NotFinite, freeze, lora_config, partial_folder
+from clincot.training.checkpoint_writer import NonFiniteError, build_lora_config, freeze_modules, get_partial_folder
 from clincot.training.margin_dpo import MarginDPOTrainer, train_on_pairs
 from clincot.training.rows import TrainingRow
 from tests.support.training_builders import differing_crops, shared_images
@@ -47,13 +47,13 @@ def _messages(conversation: Conversation) -> list[dict[str, Any]]:
     ]
 
 
-def _stock_losses(rows: list[TrainingRow], policy_dir: Path, section: TrainSection, folder: Path) -> list[float]:
+def _stock_losses(rows: list[TrainingRow], policy_dir: Path, section: TrainConfig, folder: Path) -> list[float]:
     """TRL's own DPOTrainer with its own collator on the same pairs, one loss a step."""
     model, processor = load_checkpoint(str(policy_dir))
-    freeze(model, vision=section.freeze_vision, connector=section.freeze_vision)
+    freeze_modules(model, vision=section.freeze_vision, connector=section.freeze_vision)
     data = [
         {
-            "images": [read_picture(p) for p in pictures_of(row.chosen)],
+            "images": [read_picture(p) for p in collect_views(row.chosen)],
             "prompt": _messages(row.chosen[:-1]),
             "chosen": _messages(row.chosen[-1:]),
             "rejected": _messages(row.rejected[-1:]),
@@ -83,7 +83,7 @@ def _stock_losses(rows: list[TrainingRow], policy_dir: Path, section: TrainSecti
         ),
         train_dataset=Dataset.from_list(data),
         processing_class=processor,
-        peft_config=lora_config(model, section) if section.lora_r else None,
+        peft_config=build_lora_config(model, section) if section.lora_r else None,
     )
     trainer.train()
     return [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
@@ -98,11 +98,11 @@ def _stock_losses(rows: list[TrainingRow], policy_dir: Path, section: TrainSecti
     ],
 )
 def test_lambda_zero_is_stock_dpo(
-    changes: dict[str, Any], policy_dir: Path, studies: list[Study], folder: Path, views: Views, tmp_path: Path
+    changes: dict[str, Any], policy_dir: Path, studies: list[Study], folder: Path, views: PromptFormat, tmp_path: Path
 ) -> None:
     """Shared images on both sides, 5 steps: the same loss at every step, to 1e-6."""
     rows = shared_images(studies[:10], folder, views)
-    section = TrainSection(**PLAIN | {"batch_size": 2, "epochs": 1} | changes)
+    section = TrainConfig(**PLAIN | {"batch_size": 2, "epochs": 1} | changes)
     train_on_pairs(rows, policy_dir, tmp_path / "ours", section, progress=False)
     ours = [entry["loss"] for entry in _log(tmp_path / "ours")]
     stock = _stock_losses(rows, policy_dir, section, tmp_path / "stock")
@@ -112,11 +112,11 @@ def test_lambda_zero_is_stock_dpo(
 
 
 def test_first_loss_is_log_of_one_plus_e_to_the_margin_for_each_pair(
-    policy_dir: Path, studies: list[Study], folder: Path, views: Views, tmp_path: Path
+    policy_dir: Path, studies: list[Study], folder: Path, views: PromptFormat, tmp_path: Path
 ) -> None:
     """Batches of one pair at a learning rate of (almost) nothing: every step is a first step."""
     rows = differing_crops(studies[:4], folder, views)  # gaps 0.2, 0.3, 0.4, 0.5; spread 0.1
-    section = TrainSection(lr=1e-30, batch_size=1, nll_weight=0.0, margin_lambda=0.5, margin_tau=0.5, margin_cap=0.6)
+    section = TrainConfig(lr=1e-30, batch_size=1, nll_weight=0.0, margin_lambda=0.5, margin_tau=0.5, margin_cap=0.6)
     train_on_pairs(rows, policy_dir, tmp_path / "out", section, progress=False)
     # gap / 0.6, at most 0.6, times 0.5: 1/6, 1/4, 0.3 (0.667 clipped), 0.3
     margins = [0.2 / 0.6 / 2, 0.25, 0.3, 0.3]
@@ -129,11 +129,11 @@ def test_first_loss_is_log_of_one_plus_e_to_the_margin_for_each_pair(
 
 
 def test_loss_on_differing_crops_by_hand(
-    policy_dir: Path, studies: list[Study], folder: Path, views: Views, tmp_path: Path
+    policy_dir: Path, studies: list[Study], folder: Path, views: PromptFormat, tmp_path: Path
 ) -> None:
     """One pair, two steps: the second loss from two checkpoints' log-probabilities, each side with its own crop."""
     (row,) = differing_crops(studies[:1], folder, views)  # gap 0.2, spread 0.1
-    section = TrainSection(
+    section = TrainConfig(
         lr=1e-2,
         batch_size=1,
         epochs=2,
@@ -146,17 +146,17 @@ def test_loss_on_differing_crops_by_hand(
         lora_r=0,
     )
     before = VisionLanguageModel(policy_dir)
-    ref_w, ref_l = before.answer_logprobs([row.chosen, row.rejected])
+    ref_w, ref_l = before.compute_answer_logprobs([row.chosen, row.rejected])
     policy = VisionLanguageModel(policy_dir)
     trainer = MarginDPOTrainer(policy, [row], section, tmp_path / "work")
     trainer.train()
     before.encoder.processor.save_pretrained(tmp_path / "work" / "checkpoint-1")
     after = VisionLanguageModel(tmp_path / "work" / "checkpoint-1")
     after.encoder = before.encoder
-    pi_w, pi_l = after.answer_logprobs([row.chosen, row.rejected])
+    pi_w, pi_l = after.compute_answer_logprobs([row.chosen, row.rejected])
     # m = 0.2 / (0.5 + 0.1) = 1/3; L = log(1 + exp(-(0.5 Δ - 1/3))) + 0.2 · NLL
     delta = (pi_w - ref_w) - (pi_l - ref_l)
-    second = trainer.history()[1]
+    second = trainer.read_history()[1]
     expected = math.log1p(math.exp(-(0.5 * delta - 1 / 3))) + 0.2 * mean_turn_nll(after, row.chosen)
     assert second["loss"] == pytest.approx(expected, abs=2e-5)
     assert second["reward_margin"] == pytest.approx(0.5 * delta, abs=2e-5)
@@ -165,11 +165,11 @@ def test_loss_on_differing_crops_by_hand(
 
 
 def test_image_pairs_add_a_dpo_loss_against_the_blanked_crop(
-    policy_dir: Path, studies: list[Study], folder: Path, views: Views, tmp_path: Path
+    policy_dir: Path, studies: list[Study], folder: Path, views: PromptFormat, tmp_path: Path
 ) -> None:
     """At the start Δ = 0 for both: log(1 + e^m) + 0.5 · ln 2."""
     rows = differing_crops(studies[:2], folder, views)
-    section = TrainSection(
+    section = TrainConfig(
         lr=1e-2, batch_size=2, epochs=3, nll_weight=0.0, warmup_ratio=0.0, image_pair_weight=0.5, recipe="code"
     )
     train_on_pairs(rows, policy_dir, tmp_path / "out", section, progress=False)
@@ -186,19 +186,19 @@ def mean_turn_nll(policy: VisionLanguageModel, conversation: Conversation) -> fl
     means = []
     for index in acting:
         alone = tuple(replace(turn, action=at == index) for at, turn in enumerate(conversation))
-        (logp,) = policy.answer_logprobs([alone])
+        (logp,) = policy.compute_answer_logprobs([alone])
         means.append(-logp / sum(policy.encoder.encode(alone).actions))
     return sum(means) / len(means)
 
 
 def test_the_anchor_is_the_chosen_sides_mean_turn_nll(
-    policy_dir: Path, studies: list[Study], folder: Path, views: Views, tmp_path: Path
+    policy_dir: Path, studies: list[Study], folder: Path, views: PromptFormat, tmp_path: Path
 ) -> None:
     (row,) = differing_crops(studies[:1], folder, views)
     policy = VisionLanguageModel(policy_dir)
     assert sum(turn.action for turn in row.chosen) == 2  # a region of many tokens and an answer of few
     nll = mean_turn_nll(policy, row.chosen)
-    section = TrainSection(lr=1e-30, batch_size=1, nll_weight=0.3, margin_lambda=0.0)
+    section = TrainConfig(lr=1e-30, batch_size=1, nll_weight=0.3, margin_lambda=0.0)
     train_on_pairs([row], policy_dir, tmp_path / "out", section, progress=False)
     (entry,) = _log(tmp_path / "out")
     assert entry["nll"] == pytest.approx(nll, abs=1e-5)
@@ -207,19 +207,19 @@ def test_the_anchor_is_the_chosen_sides_mean_turn_nll(
 
 @pytest.mark.parametrize("lora_r", [0, 4])
 def test_the_published_checkpoint_is_whole_and_prefers_the_chosen_side(
-    lora_r: int, policy_dir: Path, studies: list[Study], folder: Path, views: Views, tmp_path: Path
+    lora_r: int, policy_dir: Path, studies: list[Study], folder: Path, views: PromptFormat, tmp_path: Path
 ) -> None:
     """A LoRA is merged: the folder loads like any policy, and what was trained is in it."""
     rows = differing_crops(studies[:4], folder, views)
-    section = TrainSection(lr=3e-3, batch_size=4, epochs=4, warmup_ratio=0.0, lora_r=lora_r, lora_alpha=8)
+    section = TrainConfig(lr=3e-3, batch_size=4, epochs=4, warmup_ratio=0.0, lora_r=lora_r, lora_alpha=8)
     metrics = train_on_pairs(rows, policy_dir, tmp_path / "out", section, progress=False)
     assert (metrics["pairs"], metrics["steps"]) == (4, 4)
-    assert not partial_folder(tmp_path / "out").exists()
-    assert load_views(tmp_path / "out") == views
+    assert not get_partial_folder(tmp_path / "out").exists()
+    assert load_prompt_format(tmp_path / "out") == views
 
     def delta(policy: VisionLanguageModel) -> float:
-        chosen = policy.answer_logprobs([row.chosen for row in rows])
-        rejected = policy.answer_logprobs([row.rejected for row in rows])
+        chosen = policy.compute_answer_logprobs([row.chosen for row in rows])
+        rejected = policy.compute_answer_logprobs([row.rejected for row in rows])
         return sum(chosen) - sum(rejected)
 
     merged = delta(VisionLanguageModel(tmp_path / "out"))
@@ -233,12 +233,15 @@ def test_the_published_checkpoint_is_whole_and_prefers_the_chosen_side(
 
 
 def test_the_reference_is_the_policy_that_the_round_starts_from(
-    policy_dir: Path, studies: list[Study], folder: Path, views: Views, tmp_path: Path
+    policy_dir: Path, studies: list[Study], folder: Path, views: PromptFormat, tmp_path: Path
 ) -> None:
     rows = differing_crops(studies[:3], folder, views)
     policy = VisionLanguageModel(policy_dir)
-    sides = [policy.answer_logprobs([r.chosen for r in rows]), policy.answer_logprobs([r.rejected for r in rows])]
-    section = TrainSection(lr=1e-2, batch_size=2, lora_r=4, lora_alpha=8)
+    sides = [
+        policy.compute_answer_logprobs([r.chosen for r in rows]),
+        policy.compute_answer_logprobs([r.rejected for r in rows]),
+    ]
+    section = TrainConfig(lr=1e-2, batch_size=2, lora_r=4, lora_alpha=8)
     trainer = MarginDPOTrainer(VisionLanguageModel(policy_dir), rows, section, tmp_path / "work")
     trainer.train()
     for side, expected in enumerate(sides):
@@ -246,10 +249,10 @@ def test_the_reference_is_the_policy_that_the_round_starts_from(
 
 
 def test_same_rows_policy_and_section_give_the_same_bytes(
-    policy_dir: Path, studies: list[Study], folder: Path, views: Views, tmp_path: Path
+    policy_dir: Path, studies: list[Study], folder: Path, views: PromptFormat, tmp_path: Path
 ) -> None:
     rows = differing_crops(studies[:6], folder, views)
-    section = TrainSection(batch_size=2, lora_r=4, lora_alpha=8)
+    section = TrainConfig(batch_size=2, lora_r=4, lora_alpha=8)
     for name in ("a", "b"):
         train_on_pairs(rows, policy_dir, tmp_path / name, section, progress=False)
     assert _bytes(tmp_path / "a") == _bytes(tmp_path / "b")
@@ -283,12 +286,12 @@ def test_an_interrupted_training_resumes_to_the_same_losses_and_bytes(
     policy_dir: Path,
     studies: list[Study],
     folder: Path,
-    views: Views,
+    views: PromptFormat,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     rows = differing_crops(studies[:12], folder, views)
-    section = TrainSection(batch_size=2, lr=1e-3, save_steps=2, lora_r=lora_r, lora_alpha=8)
+    section = TrainConfig(batch_size=2, lr=1e-3, save_steps=2, lora_r=lora_r, lora_alpha=8)
     train_on_pairs(rows, policy_dir, tmp_path / "whole", section, progress=False)
     with monkeypatch.context() as killing:
         _kill_at(6, killing)
@@ -303,10 +306,15 @@ def test_an_interrupted_training_resumes_to_the_same_losses_and_bytes(
 
 
 def test_what_another_run_left_behind_is_not_resumed(
-    policy_dir: Path, studies: list[Study], folder: Path, views: Views, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    policy_dir: Path,
+    studies: list[Study],
+    folder: Path,
+    views: PromptFormat,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     rows = differing_crops(studies[:4], folder, views)
-    section = TrainSection(batch_size=2, save_steps=1)
+    section = TrainConfig(batch_size=2, save_steps=1)
     with monkeypatch.context() as killing:
         _kill_at(2, killing)
         with pytest.raises(_Killed):
@@ -317,45 +325,45 @@ def test_what_another_run_left_behind_is_not_resumed(
 
 
 def test_a_pair_without_a_finite_reference_is_named(
-    policy_dir: Path, studies: list[Study], folder: Path, views: Views, tmp_path: Path
+    policy_dir: Path, studies: list[Study], folder: Path, views: PromptFormat, tmp_path: Path
 ) -> None:
     """The crop of one rejected side has features that are not numbers."""
     rows = differing_crops(studies[:4], folder, views)
     policy = VisionLanguageModel(policy_dir)
-    bad = pictures_of(rows[2].rejected)[-1]
-    sound = policy.features
+    bad = collect_views(rows[2].rejected)[-1]
+    sound = policy.encode_pictures
 
     def overflowing(pictures: Any) -> torch.Tensor:
         features_FTH = sound(pictures)
         features_FTH[[i for i, p in enumerate(pictures) if p.key == bad.key]] = math.nan
         return features_FTH
 
-    policy.features = overflowing  # type: ignore[method-assign]
-    with pytest.raises(NotFinite, match=r"reference .* pair-2;"):
-        MarginDPOTrainer(policy, rows, TrainSection(batch_size=4), tmp_path / "work")
+    policy.encode_pictures = overflowing  # type: ignore[method-assign]
+    with pytest.raises(NonFiniteError, match=r"reference .* pair-2;"):
+        MarginDPOTrainer(policy, rows, TrainConfig(batch_size=4), tmp_path / "work")
 
 
 def test_a_loss_that_explodes_names_its_pairs_and_publishes_nothing(
-    policy_dir: Path, studies: list[Study], folder: Path, views: Views, tmp_path: Path
+    policy_dir: Path, studies: list[Study], folder: Path, views: PromptFormat, tmp_path: Path
 ) -> None:
     rows = differing_crops(studies[:2], folder, views)
-    section = TrainSection(lr=1e30, warmup_ratio=0.0, batch_size=1, epochs=2)
-    with pytest.raises(NotFinite, match=r"step 2: .* 1 of 1 pairs: pair-[01];"):
+    section = TrainConfig(lr=1e30, warmup_ratio=0.0, batch_size=1, epochs=2)
+    with pytest.raises(NonFiniteError, match=r"step 2: .* 1 of 1 pairs: pair-[01];"):
         train_on_pairs(rows, policy_dir, tmp_path / "out", section, progress=False)
     assert not (tmp_path / "out").exists()
 
 
 def test_no_pairs_are_refused(policy_dir: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="no pairs to train on"):
-        train_on_pairs([], policy_dir, tmp_path / "out", TrainSection(), progress=False)
+        train_on_pairs([], policy_dir, tmp_path / "out", TrainConfig(), progress=False)
 
 
 @pytest.mark.parametrize("lora_r", [0, 4])
 def test_bfloat16_follows_float32(
-    lora_r: int, policy_dir: Path, studies: list[Study], folder: Path, views: Views, tmp_path: Path
+    lora_r: int, policy_dir: Path, studies: list[Study], folder: Path, views: PromptFormat, tmp_path: Path
 ) -> None:
     rows = differing_crops(studies[:4], folder, views)
-    section = TrainSection(batch_size=2, epochs=2, lr=1e-3, lora_r=lora_r, lora_alpha=8)
+    section = TrainConfig(batch_size=2, epochs=2, lr=1e-3, lora_r=lora_r, lora_alpha=8)
     for dtype in ("float32", "bfloat16"):
         changed = section.model_copy(update={"dtype": dtype})
         train_on_pairs(rows, policy_dir, tmp_path / dtype, changed, progress=False)

@@ -8,10 +8,16 @@ import pytest
 import torch
 
 from clincot.models.vlm import VisionLanguageModel
-from clincot.prompts import Conversation, Views
+from clincot.prompts import Conversation, PromptFormat
 from clincot.records import Study
-from clincot.training.collate import ConversationCollator, action_logprobs, features, may_pack, model_inputs
-from clincot.training.packing import PADDING, SHARED, attention, beginning
+from clincot.training.collate import (
+    ConversationCollator,
+    compute_action_logprobs,
+    make_feature_source,
+    select_model_inputs,
+    supports_packing,
+)
+from clincot.training.packing import PADDING_SEGMENT, SHARED_SEGMENT, build_attention_mask, find_common_prefix
 from tests.support.training_builders import LEFT, RIGHT, conversation
 
 
@@ -21,7 +27,7 @@ def policy(policy_dir: Path) -> VisionLanguageModel:
 
 
 @pytest.fixture(scope="module")
-def alike(studies: list[Study], folder: Path, views: Views) -> list[Conversation]:
+def alike(studies: list[Study], folder: Path, views: PromptFormat) -> list[Conversation]:
     """Four about one image (two crops, a written region, another question) and one about another image."""
     one, other = studies[:2]
     return [
@@ -36,14 +42,14 @@ def alike(studies: list[Study], folder: Path, views: Views) -> list[Conversation
 def test_a_pack_gives_every_conversation_the_log_probabilities_it_has_alone(
     policy: VisionLanguageModel, alike: list[Conversation]
 ) -> None:
-    assert may_pack(policy.model)
-    collator = ConversationCollator(policy.encoder, features(policy.features), packed=True)
-    encoded = [collator.encode(c, "c") for c in alike]
+    assert supports_packing(policy.model)
+    collator = ConversationCollator(policy.encoder, make_feature_source(policy.encode_pictures), packed=True)
+    encoded = [collator.encode_conversation(c, "c") for c in alike]
     batch = collator(encoded, ["c"] * 5, [[2, 0, 3], [4], [1]])
     with torch.no_grad():
-        acted = action_logprobs(policy.model, batch, 5)
+        acted = compute_action_logprobs(policy.model, batch, 5)
     assert batch["input_ids"].shape[0] == 3
-    assert acted.sum_N.tolist() == pytest.approx(policy.answer_logprobs(alike), abs=1e-5)
+    assert acted.sum_N.tolist() == pytest.approx(policy.compute_answer_logprobs(alike), abs=1e-5)
     assert acted.tokens_N.tolist() == [sum(e.actions) for e in encoded]
 
 
@@ -51,15 +57,15 @@ def test_a_turn_of_one_word_counts_as_much_as_one_of_many(
     policy: VisionLanguageModel, alike: list[Conversation]
 ) -> None:
     """NLL of a conversation: the mean over its turns of a turn's mean token NLL, from the model's own logits."""
-    collator = ConversationCollator(policy.encoder, features(policy.features), packed=True)
-    encoded = [collator.encode(c, "c") for c in alike]
+    collator = ConversationCollator(policy.encoder, make_feature_source(policy.encode_pictures), packed=True)
+    encoded = [collator.encode_conversation(c, "c") for c in alike]
     with torch.no_grad():
-        packed_N = action_logprobs(policy.model, collator(encoded, ["c"] * 5, [[2, 0, 3], [4], [1]]), 5).nll_N
+        packed_N = compute_action_logprobs(policy.model, collator(encoded, ["c"] * 5, [[2, 0, 3], [4], [1]]), 5).nll_N
     several = 0
     for number, one in enumerate(encoded):
         batch = collator([one], ["c"], [[0]])
         with torch.no_grad():
-            logits_TV = policy.model(**model_inputs(batch), use_cache=False).logits[0]
+            logits_TV = policy.model(**select_model_inputs(batch), use_cache=False).logits[0]
         logps_T = torch.log_softmax(logits_TV.float(), -1)
         turns: list[list[float]] = []
         for at, action in enumerate(one.actions):
@@ -74,9 +80,9 @@ def test_a_turn_of_one_word_counts_as_much_as_one_of_many(
 
 
 def test_a_pack_is_shorter_than_its_conversations(policy: VisionLanguageModel, alike: list[Conversation]) -> None:
-    collator = ConversationCollator(policy.encoder, features(policy.features), packed=True)
-    encoded = [collator.encode(c, "c") for c in alike[:2]]
-    tokens, shown = beginning(encoded, collator.image_id, collator.image_tokens)
+    collator = ConversationCollator(policy.encoder, make_feature_source(policy.encode_pictures), packed=True)
+    encoded = [collator.encode_conversation(c, "c") for c in alike[:2]]
+    tokens, shown = find_common_prefix(encoded, collator.image_id, collator.count_image_tokens)
     assert shown == 4  # the 2 x 2 grid of the whole image
     batch = collator(encoded, ["a", "b"], [[0, 1]])
     assert batch["input_ids"].shape == (1, sum(len(e.ids) for e in encoded) - tokens)
@@ -84,31 +90,36 @@ def test_a_pack_is_shorter_than_its_conversations(policy: VisionLanguageModel, a
 
 
 def test_the_beginning_ends_before_a_crop_that_differs_although_its_tokens_look_alike(
-    policy: VisionLanguageModel, studies: list[Study], folder: Path, views: Views
+    policy: VisionLanguageModel, studies: list[Study], folder: Path, views: PromptFormat
 ) -> None:
-    collator = ConversationCollator(policy.encoder, features(policy.features), packed=True)
-    a, b = (collator.encode(conversation(study, folder, views, box=LEFT, answer="yes"), "c") for study in studies[:2])
+    collator = ConversationCollator(policy.encoder, make_feature_source(policy.encode_pictures), packed=True)
+    a, b = (
+        collator.encode_conversation(conversation(study, folder, views, box=LEFT, answer="yes"), "c")
+        for study in studies[:2]
+    )
     assert a.ids == b.ids
-    tokens, shown = beginning([a, b], collator.image_id, collator.image_tokens)
+    tokens, shown = find_common_prefix([a, b], collator.image_id, collator.count_image_tokens)
     assert shown == 0
     assert collator.image_id not in a.ids[:tokens]
 
 
 def test_the_beginning_ends_before_the_token_that_predicts_an_action(
-    policy: VisionLanguageModel, studies: list[Study], folder: Path, views: Views
+    policy: VisionLanguageModel, studies: list[Study], folder: Path, views: PromptFormat
 ) -> None:
     """It once ran up to the action: its first token was then predicted by the other conversation's last token."""
-    collator = ConversationCollator(policy.encoder, features(policy.features), packed=True)
+    collator = ConversationCollator(policy.encoder, make_feature_source(policy.encode_pictures), packed=True)
     a, b = (
-        collator.encode(conversation(studies[0], folder, views, box=LEFT, answer=answer, written=True), "c")
+        collator.encode_conversation(
+            conversation(studies[0], folder, views, box=LEFT, answer=answer, written=True), "c"
+        )
         for answer in ("yes", "no")
     )
-    tokens, _ = beginning([a, b], collator.image_id, collator.image_tokens)
+    tokens, _ = find_common_prefix([a, b], collator.image_id, collator.count_image_tokens)
     assert tokens == a.actions.index(True) - 1
 
 
 def test_attention_is_causal_within_a_conversation_and_its_beginning() -> None:
-    mask_TT = attention(torch.tensor([[SHARED, 0, 0, 1, PADDING]]))[0, 0]
+    mask_TT = build_attention_mask(torch.tensor([[SHARED_SEGMENT, 0, 0, 1, PADDING_SEGMENT]]))[0, 0]
     assert mask_TT.int().tolist() == [
         [1, 0, 0, 0, 0],
         [1, 1, 0, 0, 0],

@@ -6,12 +6,18 @@ from pathlib import Path
 
 import pytest
 
-from clincot.generation.candidates import Ask
+from clincot.generation.candidates import GenerationRequest
 from clincot.geometry import Box, box_to_text
-from clincot.jsonl import BadRecord, write_records
-from clincot.prompts import Conversation, Turn, Views, prompt_digest
+from clincot.jsonl import InvalidRecord, write_records
+from clincot.prompts import Conversation, PromptFormat, Turn, hash_prompt
 from clincot.records import Candidate, PreferencePair, Question, Region, Study
-from clincot.training.rows import Sources, chosen_rows, conversation_of, read_training_rows, training_rows
+from clincot.training.rows import (
+    SourceRecords,
+    build_training_rows,
+    read_training_rows,
+    rebuild_conversation,
+    select_chosen_rows,
+)
 from tests.support.training_builders import LEFT, RIGHT
 
 STEPS = ("Where? {question}", "{question}")
@@ -20,7 +26,7 @@ STEPS = ("Where? {question}", "{question}")
 class _Asked:
     """What Ask.conversation needs of a policy: how it wants to be shown pictures."""
 
-    def __init__(self, views: Views) -> None:
+    def __init__(self, views: PromptFormat) -> None:
         self.views = views
 
 
@@ -33,7 +39,7 @@ def _region(question: Question, box: Box, grounder: str) -> Region:
     return Region(question=question.id, hypothesis="nodule", box=box, confidence=0.5, grounder=grounder)
 
 
-def _candidate(region: Region, text: str, views: Views, *, step: int = 0, parent: str = "") -> Candidate:
+def _candidate(region: Region, text: str, views: PromptFormat, *, step: int = 0, parent: str = "") -> Candidate:
     return Candidate(
         question=region.question,
         region=region.id,
@@ -45,12 +51,12 @@ def _candidate(region: Region, text: str, views: Views, *, step: int = 0, parent
         step=step,
         parent=parent,
         temperature=1,
-        prompt=prompt_digest(views),
+        prompt=hash_prompt(views),
     )
 
 
-def _sources(question: Question, study: Study, regions: list[Region], candidates: list[Candidate]) -> Sources:
-    return Sources(
+def _sources(question: Question, study: Study, regions: list[Region], candidates: list[Candidate]) -> SourceRecords:
+    return SourceRecords(
         {c.id: c for c in candidates}, {r.id: r for r in regions}, {question.id: question}, {study.id: study}
     )
 
@@ -60,27 +66,29 @@ def _actions(conversation: Conversation) -> list[str]:
 
 
 def test_a_written_region_is_an_action_and_a_tools_region_is_not(
-    question: Question, studies: list[Study], folder: Path, views: Views
+    question: Question, studies: list[Study], folder: Path, views: PromptFormat
 ) -> None:
     written, tool = _region(question, LEFT, "written"), _region(question, RIGHT, "windows")
     mine, given = _candidate(written, "yes", views), _candidate(tool, "no", views)
     sources = _sources(question, studies[0], [written, tool], [mine, given])
-    assert _actions(conversation_of(mine, sources, folder, views)) == [box_to_text(LEFT), "yes"]
-    conversation = conversation_of(given, sources, folder, views)
+    assert _actions(rebuild_conversation(mine, sources, folder, views)) == [box_to_text(LEFT), "yes"]
+    conversation = rebuild_conversation(given, sources, folder, views)
     assert _actions(conversation) == ["no"]
     assert Turn("assistant", box_to_text(RIGHT)) in conversation
 
 
 def test_the_conversation_is_the_one_that_the_candidate_was_written_in(
-    question: Question, studies: list[Study], folder: Path, views: Views
+    question: Question, studies: list[Study], folder: Path, views: PromptFormat
 ) -> None:
     """Two steps of a chain: what was generated after is, turn by turn, what is trained after."""
     written, tool = _region(question, LEFT, "written"), _region(question, RIGHT, "windows")
     first = _candidate(written, "upper zone", views)
     second = _candidate(tool, "yes", views, step=1, parent=first.id)
-    asked = Ask(studies[0], question, tool, ((written, first),)).conversation(folder, _Asked(views), STEPS)  # type: ignore[arg-type]
+    asked = GenerationRequest(studies[0], question, tool, ((written, first),)).build_conversation(
+        folder, _Asked(views), STEPS
+    )  # type: ignore[arg-type]
     sources = _sources(question, studies[0], [written, tool], [first, second])
-    rebuilt = conversation_of(second, sources, folder, views, steps=STEPS)
+    rebuilt = rebuild_conversation(second, sources, folder, views, steps=STEPS)
     assert rebuilt[:-1] == asked
     assert rebuilt[-1] == Turn("assistant", "yes", action=True)
     assert _actions(rebuilt) == ["yes"]  # the first step is context, although the policy wrote it
@@ -88,35 +96,35 @@ def test_the_conversation_is_the_one_that_the_candidate_was_written_in(
 
 
 def test_a_candidate_of_another_wording_is_refused(
-    question: Question, studies: list[Study], folder: Path, views: Views
+    question: Question, studies: list[Study], folder: Path, views: PromptFormat
 ) -> None:
     region = _region(question, LEFT, "windows")
-    candidate = _candidate(region, "yes", Views(wording="full"))
+    candidate = _candidate(region, "yes", PromptFormat(wording="full"))
     sources = _sources(question, studies[0], [region], [candidate])
-    with pytest.raises(BadRecord, match=f"{candidate.id} was written with prompts"):
-        conversation_of(candidate, sources, folder, views)
+    with pytest.raises(InvalidRecord, match=f"{candidate.id} was written with prompts"):
+        rebuild_conversation(candidate, sources, folder, views)
 
 
 def test_a_step_beyond_the_chain_is_refused(
-    question: Question, studies: list[Study], folder: Path, views: Views
+    question: Question, studies: list[Study], folder: Path, views: PromptFormat
 ) -> None:
     region = _region(question, LEFT, "windows")
     candidate = _candidate(region, "yes", views, step=1)
-    with pytest.raises(BadRecord, match="step 1, but the chain has 1 steps"):
-        conversation_of(candidate, _sources(question, studies[0], [region], [candidate]), folder, views)
+    with pytest.raises(InvalidRecord, match="step 1, but the chain has 1 steps"):
+        rebuild_conversation(candidate, _sources(question, studies[0], [region], [candidate]), folder, views)
 
 
 def test_a_missing_record_is_named_with_the_one_that_needs_it(
-    question: Question, studies: list[Study], folder: Path, views: Views
+    question: Question, studies: list[Study], folder: Path, views: PromptFormat
 ) -> None:
     region = _region(question, LEFT, "windows")
     candidate = _candidate(region, "yes", views)
-    with pytest.raises(BadRecord, match=f"{candidate.id} names the region '{region.id}'"):
-        conversation_of(candidate, _sources(question, studies[0], [], [candidate]), folder, views)
+    with pytest.raises(InvalidRecord, match=f"{candidate.id} names the region '{region.id}'"):
+        rebuild_conversation(candidate, _sources(question, studies[0], [], [candidate]), folder, views)
 
 
 def test_rows_read_from_files_are_the_rows_of_the_records(
-    question: Question, studies: list[Study], folder: Path, views: Views, tmp_path: Path
+    question: Question, studies: list[Study], folder: Path, views: PromptFormat, tmp_path: Path
 ) -> None:
     written, tool = _region(question, LEFT, "written"), _region(question, RIGHT, "windows")
     first = _candidate(written, "upper zone", views)
@@ -142,9 +150,9 @@ def test_rows_read_from_files_are_the_rows_of_the_records(
     write_records(files["studies"], studies)
     (row,) = read_training_rows(**files, folder=folder, views=views, steps=STEPS)
     sources = _sources(question, studies[0], [written, tool], [first, good, bad])
-    assert [row] == list(training_rows([pair], sources, folder, views, steps=STEPS))
+    assert [row] == list(build_training_rows([pair], sources, folder, views, steps=STEPS))
     assert (row.pair, row.spread) == (pair.id, 0.05)
     assert row.gap == pytest.approx(0.6)
     assert row.chosen[-1].text == "yes"
     assert _actions(row.rejected) == [box_to_text(LEFT), "no"]
-    assert [(r.name, r.conversation) for r in chosen_rows([row])] == [(pair.id, row.chosen)]
+    assert [(r.name, r.conversation) for r in select_chosen_rows([row])] == [(pair.id, row.chosen)]

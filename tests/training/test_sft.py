@@ -10,21 +10,21 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from clincot.config import TrainSection
+from clincot.config import TrainConfig
 from clincot.models.vlm import VisionLanguageModel
-from clincot.prompts import Views
+from clincot.prompts import PromptFormat
 from clincot.records import Study
-from clincot.training.checkpoint_writer import NotFinite
+from clincot.training.checkpoint_writer import NonFiniteError
 from clincot.training.margin_dpo import train_on_pairs
 from clincot.training.rows import SFTRow
-from clincot.training.sft import _Loop, epoch_steps, train_on_rows
+from clincot.training.sft import _SftLoop, plan_epoch_steps, train_on_rows
 from tests.support.training_builders import LEFT, RIGHT, conversation, differing_crops
 
 ANSWERS = ("yes", "no effusion", "smooth")
 
 
 @pytest.fixture
-def rows(studies: list[Study], folder: Path, views: Views) -> list[SFTRow]:
+def rows(studies: list[Study], folder: Path, views: PromptFormat) -> list[SFTRow]:
     """Three conversations an image, one of them with a region that the policy wrote."""
     return [
         SFTRow(
@@ -52,18 +52,18 @@ def test_the_first_loss_is_the_mean_over_all_action_tokens(
     policy_dir: Path, rows: list[SFTRow], tmp_path: Path
 ) -> None:
     """Not the mean of the rows' means: a row with a written region has more tokens and counts for more."""
-    section = TrainSection(lr=1e-30, batch_size=24, epochs=1)
+    section = TrainConfig(lr=1e-30, batch_size=24, epochs=1)
     train_on_rows(rows, policy_dir, tmp_path / "out", section, progress=False)
     policy = VisionLanguageModel(policy_dir)
     conversations = [row.conversation for row in rows]
     tokens = sum(sum(policy.encoder.encode(c).actions) for c in conversations)
     (entry,) = _log(tmp_path / "out")
-    assert entry["loss"] == pytest.approx(-sum(policy.answer_logprobs(conversations)) / tokens, abs=1e-5)
+    assert entry["loss"] == pytest.approx(-sum(policy.compute_answer_logprobs(conversations)) / tokens, abs=1e-5)
 
 
 def test_micro_batches_make_the_step_of_their_sum(policy_dir: Path, rows: list[SFTRow], tmp_path: Path) -> None:
     for name, size, micro in (("one", 24, 1), ("four", 6, 4)):
-        section = TrainSection(lr=1e-3, batch_size=size, grad_accumulation=micro, epochs=3, warmup_ratio=0.0)
+        section = TrainConfig(lr=1e-3, batch_size=size, grad_accumulation=micro, epochs=3, warmup_ratio=0.0)
         train_on_rows(rows, policy_dir, tmp_path / name, section, progress=False)
     losses = [[entry["loss"] for entry in _log(tmp_path / name)] for name in ("one", "four")]
     assert losses[0] == pytest.approx(losses[1], abs=1e-4)
@@ -73,29 +73,29 @@ def test_micro_batches_make_the_step_of_their_sum(policy_dir: Path, rows: list[S
 def test_an_epoch_has_every_row_once_and_no_step_more_than_its_batch(policy_dir: Path, rows: list[SFTRow]) -> None:
     encoder = VisionLanguageModel(policy_dir).encoder
     encoded = [encoder.encode(row.conversation) for row in rows]
-    section = TrainSection(batch_size=4, grad_accumulation=2)
-    steps = epoch_steps(encoded, section, 0)
+    section = TrainConfig(batch_size=4, grad_accumulation=2)
+    steps = plan_epoch_steps(encoded, section, 0)
     parts = [[i for packed in part for i in packed] for step in steps for part in step]
     assert sorted(i for part in parts for i in part) == list(range(24))
     assert max(map(len, parts)) <= 4
     packs = [packed for step in steps for part in step for packed in part]
     assert all(len({encoded[i].pictures[0].key for i in packed}) == 1 for packed in packs)
-    assert steps == epoch_steps(encoded, section, 0)
-    assert steps != epoch_steps(encoded, section, 1)
+    assert steps == plan_epoch_steps(encoded, section, 0)
+    assert steps != plan_epoch_steps(encoded, section, 1)
 
 
 @pytest.mark.parametrize(
     ("section", "train_connector", "expected"),
     [
-        (TrainSection(), True, {"connector", "text_model"}),
-        (TrainSection(), False, {"text_model"}),
-        (TrainSection(freeze_vision=False), True, {"vision_model", "connector", "text_model"}),
-        (TrainSection(lora_r=4), True, {"connector", "text_model"}),
-        (TrainSection(lora_r=4), False, {"text_model"}),
+        (TrainConfig(), True, {"connector", "text_model"}),
+        (TrainConfig(), False, {"text_model"}),
+        (TrainConfig(freeze_vision=False), True, {"vision_model", "connector", "text_model"}),
+        (TrainConfig(lora_r=4), True, {"connector", "text_model"}),
+        (TrainConfig(lora_r=4), False, {"text_model"}),
     ],
 )
 def test_what_is_frozen_stays_as_it_is(
-    section: TrainSection,
+    section: TrainConfig,
     train_connector: bool,
     expected: set[str],
     policy_dir: Path,
@@ -111,7 +111,7 @@ def test_cached_features_and_pixels_give_the_same_losses(
     policy_dir: Path, rows: list[SFTRow], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The fast way (features once a picture, packs) against the plain way through the processor's pixels."""
-    section = TrainSection(lr=1e-3, batch_size=8, epochs=2)
+    section = TrainConfig(lr=1e-3, batch_size=8, epochs=2)
     train_on_rows(rows, policy_dir, tmp_path / "fast", section, progress=False)
     original = VisionLanguageModel.__init__
 
@@ -129,12 +129,12 @@ def test_it_learns_the_answers_and_says_how_well_on_held_out_rows(
     policy_dir: Path, rows: list[SFTRow], tmp_path: Path
 ) -> None:
     one_answer = [row for row in rows if row.name.endswith("-1")]
-    section = TrainSection(lr=1e-2, batch_size=6, epochs=40)
+    section = TrainConfig(lr=1e-2, batch_size=6, epochs=40)
     metrics = train_on_rows(
         one_answer[:6], policy_dir, tmp_path / "out", section, held_out=one_answer[6:], progress=False
     )
     assert metrics["held_out_loss"] < 0.5
-    (generation,) = VisionLanguageModel(tmp_path / "out").write(
+    (generation,) = VisionLanguageModel(tmp_path / "out").generate(
         [one_answer[7].conversation[:-1]], max_new_tokens=8, temperature=0.0, seeds=[0]
     )
     assert generation.text == "no effusion"
@@ -147,18 +147,18 @@ class _Killed(Exception):
 def test_an_interrupted_training_resumes_to_the_same_bytes(
     policy_dir: Path, rows: list[SFTRow], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    section = TrainSection(lr=1e-3, batch_size=8, epochs=2, save_steps=2)
+    section = TrainConfig(lr=1e-3, batch_size=8, epochs=2, save_steps=2)
     train_on_rows(rows, policy_dir, tmp_path / "whole", section, progress=False)
-    original, computed = _Loop._step, []
+    original, computed = _SftLoop._step, []
 
-    def dying(self: _Loop, *args: Any) -> float:
+    def dying(self: _SftLoop, *args: Any) -> float:
         if self.step == 5 and not computed.count(5):
             computed.append(5)
             raise _Killed
         computed.append(self.step)
         return original(self, *args)
 
-    monkeypatch.setattr(_Loop, "_step", dying)
+    monkeypatch.setattr(_SftLoop, "_step", dying)
     with pytest.raises(_Killed):
         train_on_rows(rows, policy_dir, tmp_path / "out", section, progress=False)
     assert not (tmp_path / "out").exists()
@@ -169,17 +169,17 @@ def test_an_interrupted_training_resumes_to_the_same_bytes(
 
 
 def test_a_loss_that_explodes_names_its_rows(policy_dir: Path, rows: list[SFTRow], tmp_path: Path) -> None:
-    section = TrainSection(lr=1e30, batch_size=1, warmup_ratio=0.0)
-    with pytest.raises(NotFinite, match=r"step 2: .* row-\d-\d"):
+    section = TrainConfig(lr=1e30, batch_size=1, warmup_ratio=0.0)
+    with pytest.raises(NonFiniteError, match=r"step 2: .* row-\d-\d"):
         train_on_rows(rows[:2], policy_dir, tmp_path / "out", section, progress=False)
     assert not (tmp_path / "out").exists()
 
 
 def test_sft_on_chosen_never_sees_the_rejected_side(
-    policy_dir: Path, studies: list[Study], folder: Path, views: Views, tmp_path: Path
+    policy_dir: Path, studies: list[Study], folder: Path, views: PromptFormat, tmp_path: Path
 ) -> None:
     rows = differing_crops(studies[:4], folder, views)
-    section = TrainSection(loss="sft", lr=1e-3, batch_size=4)
+    section = TrainConfig(loss="sft", lr=1e-3, batch_size=4)
     train_on_pairs(rows, policy_dir, tmp_path / "pairs", section, progress=False)
     chosen = [SFTRow(row.pair, row.chosen) for row in rows]
     train_on_rows(chosen, policy_dir, tmp_path / "rows", section, train_connector=False, progress=False)
@@ -190,4 +190,4 @@ def test_sft_on_chosen_never_sees_the_rejected_side(
 
 def test_no_rows_are_refused(policy_dir: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="no rows to train on"):
-        train_on_rows([], policy_dir, tmp_path / "out", TrainSection(), progress=False)
+        train_on_rows([], policy_dir, tmp_path / "out", TrainConfig(), progress=False)

@@ -11,15 +11,15 @@ from safetensors.torch import load_file
 from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration, LlavaProcessor
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
-from clincot.config import TrainSection
+from clincot.config import TrainConfig
 from clincot.models.vlm import VisionLanguageModel
-from clincot.prompts import Views, save_views
+from clincot.prompts import PromptFormat, save_prompt_format
 from clincot.records import Study
 from clincot.synthetic.tiny_model import CHAT_TEMPLATE, build_tokenizer
 from clincot.training.margin_dpo import train_on_pairs
 from tests.support.training_builders import CORPUS, differing_crops
 
-VIEWS = Views(whole_px=32, crop_px=32)
+VIEWS = PromptFormat(whole_px=32, crop_px=32)
 
 
 @pytest.fixture(scope="module")
@@ -59,7 +59,7 @@ def llava(tmp_path_factory: pytest.TempPathFactory) -> Path:
         chat_template=CHAT_TEMPLATE,
         image_token="<image>",
     ).save_pretrained(folder)
-    save_views(folder, VIEWS)
+    save_prompt_format(folder, VIEWS)
     return folder
 
 
@@ -76,11 +76,11 @@ def test_llava_trains_and_what_is_frozen_stays(
     changes: dict[str, Any], trained: set[str], llava: Path, studies: list[Study], folder: Path, tmp_path: Path
 ) -> None:
     rows = differing_crops(studies[:4], folder, VIEWS)
-    section = TrainSection(batch_size=2, lr=1e-2, epochs=3, **changes)
+    section = TrainConfig(batch_size=2, lr=1e-2, epochs=3, **changes)
     train_on_pairs(rows, llava, tmp_path / "out", section, progress=False)
     before, after = (load_file(path / "model.safetensors") for path in (llava, tmp_path / "out"))
     assert before.keys() == after.keys()
     assert {name.split(".")[0] for name in before if not torch.equal(before[name], after[name])} == trained
     chosen = [row.chosen for row in rows]
-    gained = [sum(VisionLanguageModel(path).answer_logprobs(chosen)) for path in (tmp_path / "out", llava)]
+    gained = [sum(VisionLanguageModel(path).compute_answer_logprobs(chosen)) for path in (tmp_path / "out", llava)]
     assert gained[0] > gained[1]

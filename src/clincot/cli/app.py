@@ -17,13 +17,13 @@ from pydantic.fields import FieldInfo
 
 from clincot import __version__
 from clincot.cli.data_commands import add_data
-from clincot.cli.deploy_commands import add_deploying
+from clincot.cli.deploy_commands import add_deploy
 from clincot.cli.pipeline_commands import add_pipeline
-from clincot.cli.preflight_command import run_preflight
+from clincot.cli.preflight_command import print_preflight
 from clincot.cli.store_options import add_store
 from clincot.cli.version_commands import add_versions
 from clincot.config import Params, load_params
-from clincot.errors import BadInput, ForTheUser, extra
+from clincot.errors import InvalidInput, UserError, require_extra
 from clincot.records import Decision
 from clincot.stages.base import Metrics, Stage
 from clincot.stages.catalog import STAGES
@@ -53,16 +53,16 @@ settings are listed in src/clincot/serving/server_settings.py; the request forma
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The command's entry point; returns the exit code."""
-    args = _parser().parse_args(argv)
+    args = build_parser().parse_args(argv)
     try:
         code: int = args.run_command(args)
-    except (ForTheUser, OSError) as error:  # OSError: a full disk, a missing file, no permission
+    except (UserError, OSError) as error:  # OSError: a full disk, a missing file, no permission
         print(f"clincot {args.command}: {error}", file=sys.stderr)
         return 1
     return code
 
 
-def _parser() -> argparse.ArgumentParser:
+def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="clincot",
         description="Teach medical vision-language models to look before they answer.",
@@ -77,9 +77,9 @@ def _parser() -> argparse.ArgumentParser:
     add_data(commands, _command)
     add_versions(commands, _command, _add_params, _params)
     _add_models(commands)
-    _add_looking(commands)
+    _add_inspection(commands)
     _add_serve(commands)
-    add_deploying(commands, _command, _add_params, _params)
+    add_deploy(commands, _command, _add_params, _params)
     add_store(commands, _command)
     add_pipeline(commands, _command, _add_params, _params)
     return parser
@@ -133,7 +133,7 @@ def _add_stage(commands: Any, stage: Stage) -> None:
         parser.add_argument("--explain", action="store_true", help="say what would have to change for a promotion")
         parser.set_defaults(run_command=_run_decide)
     if stage.name == "preflight":
-        parser.set_defaults(run_command=lambda args: run_preflight(args, _stage_metrics))
+        parser.set_defaults(run_command=lambda args: print_preflight(args, _stage_metrics))
     for name in stage.flags:
         parser.add_argument(f"--{_dashed(name)}", dest=f"flag_{name}", metavar="VALUE", help=f"{stage.name}.{name}")
     _add_params(parser)
@@ -148,14 +148,14 @@ VERDICT_CODES = {"promote": 0, "keep": 3, "blocked": 4}
 
 
 def _run_decide(args: argparse.Namespace) -> int:
-    from clincot.jsonl import read_model
-    from clincot.promotion.explain import explain, markdown
+    from clincot.jsonl import read_json_model
+    from clincot.promotion.explain import explain_decision, render_decision
 
     if not args.explain and not args.exit_code:
         return _run_stage(args)
     _stage_metrics(args)
-    decision = read_model(args.decision, Decision)
-    print(explain(decision) if args.explain else markdown(decision))
+    decision = read_json_model(args.decision, Decision)
+    print(explain_decision(decision) if args.explain else render_decision(decision))
     return VERDICT_CODES[decision.verdict] if args.exit_code else 0
 
 
@@ -170,7 +170,7 @@ def _stage_metrics(args: argparse.Namespace) -> Metrics:
     args.overrides += [f"{stage.name}.{name}={given[f'flag_{name}']}" for name in stage.flags if given[f"flag_{name}"]]
     inputs = {name: given[name] for name in (*stage.inputs, *stage.optional) if given[name] is not None}
     return run_stage(
-        stage.name, _params(args).section_of(stage.name), inputs, {name: given[name] for name in stage.outputs}
+        stage.name, _params(args).get_stage_config(stage.name), inputs, {name: given[name] for name in stage.outputs}
     )
 
 
@@ -203,10 +203,10 @@ def _add_rounds(commands: Any) -> None:
 
 def _run_rounds(args: argparse.Namespace) -> int:
     from clincot.reporting.page import write_page
-    from clincot.rounds import Plan, run_rounds, table
+    from clincot.rounds import Plan, render_results_table, run_rounds
 
     if args.count < 1:
-        raise BadInput(f"--count must be at least 1, got {args.count}")
+        raise InvalidInput(f"--count must be at least 1, got {args.count}")
     plan = Plan(
         run=args.run,
         data=args.data,
@@ -220,7 +220,7 @@ def _run_rounds(args: argparse.Namespace) -> int:
         calibration=args.calibrated_on,
     )
     results = run_rounds(plan)
-    print(table(results))
+    print(render_results_table(results))
     print(f"\n{args.run / 'results.json'}")
     if not args.no_page:
         write_page(args.run, args.run / "page.html", title=f"ClinCoT: {args.run.name}")
@@ -268,20 +268,20 @@ def _add_models(commands: Any) -> None:
 
 
 def _run_small_models(args: argparse.Namespace) -> int:
-    from clincot.synthetic.small_models import RECIPES, calibrate_judges, make
+    from clincot.synthetic.small_models import RECIPES, calibrate_small_judges, make_small_model
 
     for recipe in RECIPES:
         if args.only in (None, recipe.name):
-            print(make(recipe, args.work, args.out))
+            print(make_small_model(recipe, args.work, args.out))
     if args.only is None:
-        print(calibrate_judges(args.work, args.out))
+        print(calibrate_small_judges(args.work, args.out))
     return 0
 
 
 def _run_sft(args: argparse.Namespace) -> int:
-    from clincot.synthetic.small_models import teach
+    from clincot.synthetic.small_models import train_sft
 
-    metrics = teach(
+    metrics = train_sft(
         args.role,
         args.data,
         args.policy,
@@ -295,13 +295,13 @@ def _run_sft(args: argparse.Namespace) -> int:
 
 
 def _run_calibrate(args: argparse.Namespace) -> int:
-    from clincot.training.calibrate_judges import calibrate
+    from clincot.training.calibrate_judges import fit_judge_calibrations
 
-    print(calibrate(_params(args).judge, args.data, args.out, limit=args.limit))
+    print(fit_judge_calibrations(_params(args).judge, args.data, args.out, limit=args.limit))
     return 0
 
 
-def _add_looking(commands: Any) -> None:
+def _add_inspection(commands: Any) -> None:
     show = _command(commands, "show", "from any id of a run to everything behind it", _run_show)
     show.add_argument("id", help="a record's id, or the beginning of one")
     show.add_argument("--run", type=Path, default=Path("runs/demo"))
@@ -320,10 +320,10 @@ def _add_looking(commands: Any) -> None:
 
 
 def _run_show(args: argparse.Namespace) -> int:
-    from clincot.reporting.lineage import draw_record, explain_record, find_record
+    from clincot.reporting.lineage import draw_record, find_record, render_lineage
 
     record = find_record(args.run, args.id)
-    print(explain_record(args.run, record))
+    print(render_lineage(args.run, record))
     if args.picture is not None:
         draw_record(args.run, record).save(args.picture)
         print(f"\n{args.picture}")
@@ -339,38 +339,38 @@ def _run_page(args: argparse.Namespace) -> int:
 
 
 def _run_power(args: argparse.Namespace) -> int:
-    from clincot.jsonl import read_model
-    from clincot.promotion.power import table
+    from clincot.jsonl import read_json_model
+    from clincot.promotion.power import render_power_table
 
-    decision = read_model(args.decision, Decision)
+    decision = read_json_model(args.decision, Decision)
     seen = decision.checks[0].n if decision.checks else 0
     if args.questions is not None and args.questions < 1:
-        raise BadInput(f"--questions must be at least 1, got {args.questions}")
+        raise InvalidInput(f"--questions must be at least 1, got {args.questions}")
     if not 0 < args.power < 1:
-        raise BadInput(f"--power must be in (0, 1), got {args.power}")
-    print(table(decision, questions=args.questions or seen, gain=args.gain, power=args.power))
+        raise InvalidInput(f"--power must be in (0, 1), got {args.power}")
+    print(render_power_table(decision, questions=args.questions or seen, gain=args.gain, power=args.power))
     return 0
 
 
 def _run_blind(args: argparse.Namespace) -> int:
     from clincot.datasets.folder import load_questions, load_references
-    from clincot.evaluation.benchmark_report import benchmark_reports, table
+    from clincot.evaluation.benchmark_report import build_benchmark_reports, render_metrics_table
     from clincot.evaluation.blind_baseline import BlindBaseline
     from clincot.evaluation.read_benchmark import read_benchmark
 
     given = [args.train, args.test]
     if given.count(None) != (0 if args.data is None else 2):
-        raise BadInput("expected either --data or both --train and --test")
+        raise InvalidInput("expected either --data or both --train and --test")
     train, test = given if args.data is None else (args.data / "train", args.data / "test")
     if args.data is not None and not (train.is_dir() and test.is_dir()):
-        raise BadInput(
+        raise InvalidInput(
             f"{args.data}: expected the folders train and test in it. Ingest it with a split (--split by-row or"
             " patient-disjoint), or name --train and --test"
         )
     benchmark = read_benchmark(test)
     blind = BlindBaseline.fit(load_questions(train), load_references(train))
-    reports = benchmark_reports(blind.outcomes(benchmark), benchmark)
-    print(table(reports, names={blind.digest: "blind"}))
+    reports = build_benchmark_reports(blind.iter_outcomes(benchmark), benchmark)
+    print(render_metrics_table(reports, names={blind.digest: "blind"}))
     return 0
 
 
@@ -402,17 +402,17 @@ def _add_serve(commands: Any) -> None:
 
 
 def _run_serve(args: argparse.Namespace) -> int:
-    with extra("serve", "serving"):
-        from clincot.serving.server import ServePlan, serve
-    from clincot.serving.server_settings import load_settings
+    with require_extra("serve", "serving"):
+        from clincot.serving.server import ServePlan, run_server
+    from clincot.serving.server_settings import load_serve_settings
 
     overrides = tuple(args.overrides)
     if args.abstain_below is not None:
         overrides = (*overrides, f"abstain_below={args.abstain_below}")
-    serve(
+    run_server(
         ServePlan(
             checkpoint=args.checkpoint,
-            settings=load_settings(overrides),
+            settings=load_serve_settings(overrides),
             name=args.model_name,
             host=args.host,
             port=args.port,

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from clincot.errors import BadInput
+from clincot.errors import InvalidInput
 
 if TYPE_CHECKING:
     from clincot.datasets.ingest.ingest_report import IngestReport
@@ -116,10 +116,10 @@ def _tell(command: str, ingest: Callable[[], IngestReport]) -> int:
     try:
         report = ingest()
     except TooManyRefused as error:
-        print(error.report.summary())
+        print(error.report.format_summary())
         print(f"clincot {command}: {error.verdict}", file=sys.stderr)
         return 1
-    print(report.summary())
+    print(report.format_summary())
     return 0
 
 
@@ -146,9 +146,10 @@ def _ingest_of(name: str) -> Callable[..., IngestReport]:
 
 
 def _run_render(args: argparse.Namespace) -> int:
-    from clincot.synthetic.build import Composition, build
+    from clincot.synthetic.build import build_synthetic_dataset
+    from clincot.synthetic.scenes import Composition
 
-    counts = build(
+    counts = build_synthetic_dataset(
         args.out,
         warp_seeds=args.warps,
         images=args.images,
@@ -227,12 +228,12 @@ def _run_report_metrics(args: argparse.Namespace) -> int:
         seed=args.seed,
         resamples=args.resamples,
     )
-    print(scores.table())
+    print(scores.render_table())
     if args.out is not None:
         write_scores(args.out, scores)
         print(f"\n{args.out}")
     if missing := [name for name in args.clinical if name in scores.absent]:
-        raise BadInput("not computed: " + "; ".join(scores.absent[name] for name in missing))
+        raise InvalidInput("not computed: " + "; ".join(scores.absent[name] for name in missing))
     return 0
 
 

@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from clincot.config import Params
-from clincot.errors import BadInput, extra
+from clincot.errors import InvalidInput, require_extra
 
 if TYPE_CHECKING:
-    from clincot.deployment.journal import Journal
-    from clincot.deployment.rollout import Target
+    from clincot.deployment.journal import RolloutJournal
+    from clincot.deployment.rollout import RolloutTarget
     from clincot.deployment.service_settings import ServiceSettings
     from clincot.registry.manifest import Manifest
     from clincot.storage.store import Store
@@ -22,7 +22,7 @@ Command = Callable[..., argparse.ArgumentParser]
 ReadParams = Callable[[argparse.Namespace], Params]
 
 
-def add_deploying(
+def add_deploy(
     commands: Any, command: Command, add_params: Callable[[argparse.ArgumentParser], None], params: ReadParams
 ) -> None:
     """Add the commands to the parser's; `params` reads params.yaml with the overrides."""
@@ -120,23 +120,23 @@ def _add_models(
 
 def _opened(args: argparse.Namespace, params: Params) -> tuple[Store, str, str]:
     """Store, line and who."""
-    from clincot.deployment.service_settings import who
+    from clincot.deployment.service_settings import get_user_name
     from clincot.storage.open import open_store
 
-    return open_store(args.store or params.publish.store), args.name or params.publish.name, args.by or who()
+    return open_store(args.store or params.publish.store), args.name or params.publish.name, args.by or get_user_name()
 
 
 def _list(args: argparse.Namespace, params: Params) -> int:
     from clincot.registry.champion import NoChampion, read_champion
-    from clincot.registry.manifest import manifests, published_lines
+    from clincot.registry.manifest import iter_manifests, list_model_names
 
     store, _, _ = _opened(args, params)
-    for line in [args.name] if args.name else published_lines(store):
+    for line in [args.name] if args.name else list_model_names(store):
         try:
             now = read_champion(store, line).now.sha256
         except NoChampion:
             now = ""
-        for manifest in manifests(store, line):
+        for manifest in iter_manifests(store, line):
             decided = manifest.decision.verdict if manifest.decision else "no decision"
             mark = "champion" if manifest.sha256 == now else ""
             about = f"round {manifest.round:<3} {manifest.kind:8} {decided:12} {mark}"
@@ -145,9 +145,9 @@ def _list(args: argparse.Namespace, params: Params) -> int:
 
 
 def _show(args: argparse.Namespace, params: Params) -> int:
-    from clincot.deployment.deployment import named_checkpoints
+    from clincot.deployment.deployment import find_referenced_checkpoints
     from clincot.registry.champion import read_champion
-    from clincot.registry.manifest import CARD, find_manifest, folder_of, read_manifest
+    from clincot.registry.manifest import MODEL_CARD_FILE, build_checkpoint_key, find_manifest, read_manifest
 
     store, line, _ = _opened(args, params)
     if args.checkpoint == "champion":
@@ -155,9 +155,9 @@ def _show(args: argparse.Namespace, params: Params) -> int:
     else:
         manifest = find_manifest(store, line, args.checkpoint)
     if args.card:
-        print(store.read(f"{folder_of(line, manifest.sha256)}/{CARD}").content.decode("utf-8"))
+        print(store.read(f"{build_checkpoint_key(line, manifest.sha256)}/{MODEL_CARD_FILE}").content.decode("utf-8"))
         return 0
-    named = named_checkpoints(store, line).get(manifest.sha256, "nothing")
+    named = find_referenced_checkpoints(store, line).get(manifest.sha256, "nothing")
     print(f"{line} {manifest.sha256}\nlies at    {manifest.uri}\nround      {manifest.round}")
     print(f"parent     {manifest.parent or 'none, a base model'}\nnamed by   {named}")
     if manifest.decision is not None:
@@ -169,39 +169,43 @@ def _show(args: argparse.Namespace, params: Params) -> int:
 
 
 def _start(args: argparse.Namespace, params: Params) -> int:
-    from clincot.registry.champion import start
+    from clincot.registry.champion import create_champion_pointer
     from clincot.registry.manifest import find_manifest
 
     store, line, by = _opened(args, params)
-    champion = start(store, find_manifest(store, line, args.checkpoint), by=by)
+    champion = create_champion_pointer(store, find_manifest(store, line, args.checkpoint), by=by)
     print(f"{line}: champion {champion.now.sha256[:12]} (round {champion.now.round})")
     return 0
 
 
 def _rollback(args: argparse.Namespace, params: Params) -> int:
-    from clincot.registry.champion import read_champion, rollback
+    from clincot.registry.champion import read_champion, roll_back_champion
     from clincot.registry.manifest import find_manifest, read_manifest
 
     store, line, by = _opened(args, params)
     before = read_champion(store, line)
-    if not args.to and len(before.standing) < 2:
-        raise BadInput(f"{line}: {before.now.sha256[:12]} is the base model; there is no champion before it")
-    to = find_manifest(store, line, args.to) if args.to else read_manifest(store, line, before.standing[-2].sha256)
-    rollback(store, to, over=before.now.sha256, by=by, reason=args.reason)
+    if not args.to and len(before.promotion_stack) < 2:
+        raise InvalidInput(f"{line}: {before.now.sha256[:12]} is the base model; there is no champion before it")
+    to = (
+        find_manifest(store, line, args.to)
+        if args.to
+        else read_manifest(store, line, before.promotion_stack[-2].sha256)
+    )
+    roll_back_champion(store, to, over=before.now.sha256, by=by, reason=args.reason)
     print(f"{line}: champion {to.sha256[:12]} (round {to.round}) in the place of {before.now.sha256[:12]}")
     return 0
 
 
 def _prune(args: argparse.Namespace, params: Params) -> int:
-    from clincot.deployment.prune import prune, unfinished
+    from clincot.deployment.prune import prune_checkpoints, prune_unfinished
 
     store, line, _ = _opened(args, params)
     verb = "removed" if args.really else "would be removed (--really)"
     if args.unfinished:
-        for digest in unfinished(store, line, really=args.really):
+        for digest in prune_unfinished(store, line, really=args.really):
             print(f"{digest[:12]} {verb}: a publication without a manifest")
         return 0
-    done = prune(store, line, keep=args.keep, really=args.really)
+    done = prune_checkpoints(store, line, keep=args.keep, really=args.really)
     for digest, why in done.kept.items():
         print(f"{digest[:12]} stays: {why}")
     for digest in done.gone:
@@ -210,40 +214,40 @@ def _prune(args: argparse.Namespace, params: Params) -> int:
 
 
 def _run_deploy(args: argparse.Namespace, params: Params) -> int:
-    from clincot.deployment.deployment import begin
-    from clincot.deployment.service_settings import load_service
-    from clincot.deployment.targets.local import stop_all
+    from clincot.deployment.deployment import start_rollout
+    from clincot.deployment.service_settings import load_service_settings
+    from clincot.deployment.targets.local import stop_all_servers
     from clincot.registry.champion import read_champion
     from clincot.registry.manifest import find_manifest, read_manifest
 
     if args.stop:
-        print("\n".join(stop_all(args.state)) or "nothing runs")
+        print("\n".join(stop_all_servers(args.state)) or "nothing runs")
         return 0
     store, line, by = _opened(args, params)
     if args.abandon:
         return _abandon(args, store, line, by)
     if args.base:
-        from clincot.registry.golden import start_line
-        from clincot.serving.reference_answers import served_look
+        from clincot.registry.golden import start_model_line
+        from clincot.serving.reference_answers import answer_as_served
 
         section = params.publish.model_copy(update={"store": store.url, "name": line})
-        print(start_line(section, store, args.base, golden=args.golden, by=by, load_look=served_look))
+        print(start_model_line(section, store, args.base, golden=args.golden, by=by, load_look=answer_as_served))
     if args.checkpoint:
         manifest = find_manifest(store, line, args.checkpoint)
     else:
         manifest = read_manifest(store, line, read_champion(store, line).now.sha256)
     settings = params.deploy.model_copy(update={"approval": params.deploy.approval or args.approval})
-    service = load_service(args.service) if args.target == "kserve" else None
+    service = load_service_settings(args.service) if args.target == "kserve" else None
     if args.show_manifests:
         return _show_manifests(args, manifest, service)
     if args.ask:
-        from clincot.deployment.smoke import golden_images, smoke
+        from clincot.deployment.smoke import read_golden_images, run_smoke_test
 
         asked = _target(args, store, manifest, "kserve", service, settings.steps, checked=False)
-        print(smoke(asked, manifest, golden_images(store, manifest), settings))
+        print(run_smoke_test(asked, manifest, read_golden_images(store, manifest), settings))
         return 0
     target = _target(args, store, manifest, args.target, service, settings.steps)  # refused here, nothing is begun
-    journal = begin(store, manifest, settings, target=args.target, service=service, by=by)
+    journal = start_rollout(store, manifest, settings, target=args.target, service=service, by=by)
     return _go(args, store, journal, target)
 
 
@@ -253,60 +257,60 @@ def _show_manifests(args: argparse.Namespace, manifest: Manifest, service: Servi
 
     import yaml
 
-    with extra("cluster", "--show-manifests"):
-        from clincot.deployment.crd import check, read_crd, validator_of
-        from clincot.deployment.inference_service import VERSION, inference_service, storage_secret
+    with require_extra("cluster", "--show-manifests"):
+        from clincot.deployment.crd import build_validator, read_crd, validate_manifest
+        from clincot.deployment.inference_service import VERSION, build_inference_service, build_storage_secret
     if service is None:
-        raise BadInput("--show-manifests is of --target kserve")
+        raise InvalidInput("--show-manifests is of --target kserve")
     mode = "Knative" if service.mode == "knative" else "Standard"
-    shown = [inference_service(service, manifest.sha256, manifest.uri, mode=mode)]
+    shown = [build_inference_service(service, manifest.sha256, manifest.uri, mode=mode)]
     if args.crd:
-        check(shown[0], validator_of(read_crd(args.crd), VERSION))
+        validate_manifest(shown[0], build_validator(read_crd(args.crd), VERSION))
     if args.storage_secret:
         if not service.service_account:
-            raise BadInput("--storage-secret needs service_account in the service's settings, which carries it")
+            raise InvalidInput("--storage-secret needs service_account in the service's settings, which carries it")
         endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get(
             "AWS_ENDPOINT_URL", "https://s3.amazonaws.com"
         )
         region = os.environ.get("AWS_REGION", "us-east-1")
-        shown = [*storage_secret(service, secret=args.storage_secret, endpoint=endpoint, region=region), *shown]
+        shown = [*build_storage_secret(service, secret=args.storage_secret, endpoint=endpoint, region=region), *shown]
     print(yaml.safe_dump_all(shown, sort_keys=False))
     return 0
 
 
 def _abandon(args: argparse.Namespace, store: Store, line: str, by: str) -> int:
-    from clincot.deployment.deployment import abandon
-    from clincot.deployment.journal import last_journal
+    from clincot.deployment.deployment import abandon_rollout
+    from clincot.deployment.journal import read_last_journal
     from clincot.registry.manifest import read_manifest
 
-    journal = last_journal(store, line, by=by)
+    journal = read_last_journal(store, line, by=by)
     if journal is None or journal.ended:
-        raise BadInput(f"{line}: no rollout is open")
+        raise InvalidInput(f"{line}: no rollout is open")
     plan = journal.plan
     manifest = read_manifest(store, line, plan.sha256)
     target = _target(args, store, manifest, plan.target, plan.service, plan.settings.steps, checked=False)
-    abandon(journal, target, args.abandon)
+    abandon_rollout(journal, target, args.abandon)
     _tell(journal, args)
     return 0
 
 
 def _run_approve(args: argparse.Namespace, params: Params) -> int:
-    from clincot.deployment.deployment import approve
+    from clincot.deployment.deployment import approve_rollout
     from clincot.registry.manifest import read_manifest
 
     store, _, by = _opened(args, params)
-    journal = approve(store, args.decision, by=by, reason=args.reason)
+    journal = approve_rollout(store, args.decision, by=by, reason=args.reason)
     plan = journal.plan
     manifest = read_manifest(store, plan.line, plan.sha256)
     return _go(args, store, journal, _target(args, store, manifest, plan.target, plan.service, plan.settings.steps))
 
 
-def _go(args: argparse.Namespace, store: Store, journal: Journal, target: Target) -> int:
-    from clincot.deployment.deployment import go
+def _go(args: argparse.Namespace, store: Store, journal: RolloutJournal, target: RolloutTarget) -> int:
+    from clincot.deployment.deployment import resume_rollout
 
     print(f"{journal.plan.id}: {journal.plan.line} {journal.plan.sha256[:12]} to {journal.plan.target}")
     try:
-        go(store, journal, target)
+        resume_rollout(store, journal, target)
     finally:
         _tell(journal, args)
     return 0
@@ -321,30 +325,30 @@ def _target(
     steps: tuple[int, ...],
     *,
     checked: bool = True,
-) -> Target:
+) -> RolloutTarget:
     """Where a rollout of the checkpoint runs; checked: manifests are held against the CRD."""
     if kind == "local":
-        from clincot.deployment.targets.local import SERVE, LocalTarget
+        from clincot.deployment.targets.local import SERVE_COMMAND, LocalTarget
 
-        command = shlex.split(args.serve_command) if args.serve_command else SERVE
+        command = shlex.split(args.serve_command) if args.serve_command else SERVE_COMMAND
         return LocalTarget(args.state, store, manifest, steps, command=command, port=args.port)
-    with extra("cluster", "a rollout to kserve"):
-        from clincot.clients.kubernetes import connect
-        from clincot.deployment.crd import read_crd, validator_of
+    with require_extra("cluster", "a rollout to kserve"):
+        from clincot.clients.kubernetes import connect_cluster
+        from clincot.deployment.crd import build_validator, read_crd
         from clincot.deployment.inference_service import VERSION
-        from clincot.deployment.targets.select import kserve_target
+        from clincot.deployment.targets.select import build_kserve_target
     if service is None:
-        raise BadInput("a rollout to kserve needs the settings of its service")
-    validator = validator_of(read_crd(args.crd), VERSION) if args.crd else None
-    target = kserve_target(connect(args.context), service, manifest, steps, validator)
+        raise InvalidInput("a rollout to kserve needs the settings of its service")
+    validator = build_validator(read_crd(args.crd), VERSION) if args.crd else None
+    target = build_kserve_target(connect_cluster(args.context), service, manifest, steps, validator)
     if checked:
-        target.validate()
+        target.validate_manifest()
     return target
 
 
-def _tell(journal: Journal, args: argparse.Namespace) -> None:
+def _tell(journal: RolloutJournal, args: argparse.Namespace) -> None:
     """What happened, event by event, and where the endpoint is."""
-    from clincot.deployment.targets.local import Running
+    from clincot.deployment.targets.local import ServerProcess
 
     for event in journal.events:
         share = "" if event.percent is None else f" {event.percent} %"
@@ -352,5 +356,5 @@ def _tell(journal: Journal, args: argparse.Namespace) -> None:
     front = args.state / "front.json"
     if journal.plan.target == "local" and journal.last.kind == "finished" and front.is_file():
         print(
-            f"endpoint {Running.model_validate_json(front.read_bytes()).url}/openai/v1  (stop: clincot deploy --stop)"
+            f"endpoint {ServerProcess.model_validate_json(front.read_bytes()).url}/openai/v1  (stop: clincot deploy --stop)"
         )

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from clincot.config import Params
-from clincot.errors import BadInput
+from clincot.errors import InvalidInput
 
 if TYPE_CHECKING:
     from clincot.pipelines.client import Connection
@@ -90,23 +90,23 @@ def _kfp_needed() -> None:
     try:
         import kfp  # noqa: F401
     except ModuleNotFoundError as error:
-        raise BadInput(f"pipelines need the extra 'cluster': pip install 'clincot[cluster]' ({error})") from None
+        raise InvalidInput(f"pipelines need the extra 'cluster': pip install 'clincot[cluster]' ({error})") from None
 
 
 def _plan(args: argparse.Namespace) -> RoundPlan:
     _kfp_needed()
-    from clincot.deployment.service_settings import load_service
-    from clincot.pipelines.cluster_settings import load_cluster
+    from clincot.deployment.service_settings import load_service_settings
+    from clincot.pipelines.cluster_settings import load_cluster_settings
     from clincot.pipelines.round import RoundPlan
-    from clincot.training.launch_settings import load_launch
+    from clincot.training.launch_settings import load_launch_settings
 
     if args.rounds < 1 or args.shards < 1:
-        raise BadInput(f"--rounds and --shards must be at least 1, got {args.rounds} and {args.shards}")
+        raise InvalidInput(f"--rounds and --shards must be at least 1, got {args.rounds} and {args.shards}")
     return RoundPlan(
         params=args.read_params(args),
-        cluster=load_cluster(args.cluster),
-        service=load_service(args.service),
-        launch=load_launch(args.launch),
+        cluster=load_cluster_settings(args.cluster),
+        service=load_service_settings(args.service),
+        launch=load_launch_settings(args.launch),
         data=args.data,
         benchmark=args.benchmark,
         blind_from=args.blind_from,
@@ -118,17 +118,17 @@ def _plan(args: argparse.Namespace) -> RoundPlan:
 
 def _connection(args: argparse.Namespace) -> Connection:
     _kfp_needed()
-    from clincot.pipelines.client import connect
-    from clincot.pipelines.cluster_settings import load_cluster
+    from clincot.pipelines.client import connect_pipelines
+    from clincot.pipelines.cluster_settings import load_cluster_settings
 
     cluster = getattr(args, "cluster", None)
-    return connect(
+    return connect_pipelines(
         args.endpoint,
         token_file=args.token_file,
         ca_cert=args.ca_cert,
         ui=args.ui,
         namespace=args.namespace,
-        profile=load_cluster(cluster).namespace if cluster else "",
+        profile=load_cluster_settings(cluster).namespace if cluster else "",
         pipeline=args.pipeline,
         experiment=args.experiment,
     )
@@ -153,43 +153,47 @@ def _run_local(args: argparse.Namespace) -> int:
 
 def _submit(args: argparse.Namespace) -> int:
     plan, connection = _plan(args), _connection(args)
-    from clincot.pipelines.submit import submit, wait
+    from clincot.pipelines.submit import submit_run, wait_for_run
 
-    run = submit(connection, plan, name=args.run_name)
+    run = submit_run(connection, plan, name=args.run_name)
     print(f"{run.id}\n{run.url}", flush=True)
-    return 0 if not args.wait or wait(connection, run, seconds=args.wait) == "SUCCEEDED" else 1
+    return 0 if not args.wait or wait_for_run(connection, run, seconds=args.wait) == "SUCCEEDED" else 1
 
 
 def _schedule(args: argparse.Namespace) -> int:
     connection = _connection(args)
-    from clincot.pipelines.recurring import Timing, reconcile, remove
+    from clincot.pipelines.recurring import RunSchedule, delete_recurring_runs, reconcile_recurring_run
 
     if args.remove:
-        print("\n".join(remove(connection)) or "no recurring run")
+        print("\n".join(delete_recurring_runs(connection)) or "no recurring run")
         return 0
-    print("\n".join(reconcile(connection, _plan(args), Timing(cron=args.cron, interval_s=args.interval))))
+    print(
+        "\n".join(
+            reconcile_recurring_run(connection, _plan(args), RunSchedule(cron=args.cron, interval_s=args.interval))
+        )
+    )
     return 0
 
 
 def _upload(args: argparse.Namespace) -> int:
     plan, connection = _plan(args), _connection(args)
-    from clincot.pipelines.submit import upload
+    from clincot.pipelines.submit import upload_pipeline
 
-    version = upload(connection, plan)
+    version = upload_pipeline(connection, plan)
     print(f"{version.name}\n{version.url}")
     return 0
 
 
 def _status(args: argparse.Namespace) -> int:
     connection = _connection(args)
-    from clincot.pipelines.submit import run_status, schedule_status
+    from clincot.pipelines.submit import format_run_status, format_schedule_status
 
-    print(run_status(connection, args.run_id) if args.run_id else schedule_status(connection))
+    print(format_run_status(connection, args.run_id) if args.run_id else format_schedule_status(connection))
     return 0
 
 
 def _put(args: argparse.Namespace) -> int:
-    from clincot.storage.artifacts import put
+    from clincot.storage.artifacts import upload_folder
 
-    print(put(args.folder, args.url))
+    print(upload_folder(args.folder, args.url))
     return 0

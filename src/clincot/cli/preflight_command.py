@@ -8,7 +8,7 @@ from collections.abc import Callable
 from clincot.stages.base import Metrics
 
 
-def run_preflight(args: argparse.Namespace, run_stage: Callable[[argparse.Namespace], Metrics]) -> int:
+def print_preflight(args: argparse.Namespace, run_stage: Callable[[argparse.Namespace], Metrics]) -> int:
     """Run the stage and print its table. Raises PreflightFailed after the table was printed."""
     from clincot.preflight.preflight_report import PreflightFailed
 

@@ -29,14 +29,14 @@ def add_store(commands: Any, command: Callable[..., argparse.ArgumentParser]) ->
 
 
 def _create(args: argparse.Namespace) -> int:
-    from clincot.errors import BadInput
+    from clincot.errors import InvalidInput
     from clincot.storage.open import open_store
     from clincot.storage.s3 import S3Store
     from clincot.storage.store import StoreFailed
 
     store = open_store(args.url)
     if not isinstance(store, S3Store):
-        raise BadInput(f"{args.url}: expected s3://bucket/prefix; a folder needs no bucket")
+        raise InvalidInput(f"{args.url}: expected s3://bucket/prefix; a folder needs no bucket")
     until = time.monotonic() + args.wait
     while True:
         try:
@@ -49,8 +49,8 @@ def _create(args: argparse.Namespace) -> int:
 
 
 def _watch(args: argparse.Namespace) -> int:
-    from clincot.runs.exporter import serve
+    from clincot.runs.exporter import serve_line_metrics
     from clincot.storage.open import open_store
 
-    serve(open_store(args.url), args.name, host=args.host, port=args.port)
+    serve_line_metrics(open_store(args.url), args.name, host=args.host, port=args.port)
     return 0

@@ -9,10 +9,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from clincot.config import Params, VersionSection
+from clincot.config import Params, VersionConfig
 
 if TYPE_CHECKING:
-    from clincot.preferences.versions.version_history import Movement, PairDifference
+    from clincot.preferences.versions.version_history import ChangeSummary, PairDiff
     from clincot.records import DataVersion
 
 Command = Callable[..., argparse.ArgumentParser]
@@ -46,41 +46,43 @@ def add_versions(
 
 
 def _run_init(args: argparse.Namespace) -> int:
-    from clincot.preferences.versions.init import start_repository
+    from clincot.preferences.versions.init import init_repository
 
-    start_repository(args.repository, args.remote, endpoint=args.endpoint)
+    init_repository(args.repository, args.remote, endpoint=args.endpoint)
     print(f"{args.repository}: its files go to {args.remote}\nset version.repository to this address")
     return 0
 
 
 def _run_log(args: argparse.Namespace) -> int:
-    from clincot.preferences.versions.version_history import log
+    from clincot.preferences.versions.version_history import list_versions
 
     with tempfile.TemporaryDirectory() as scratch:
-        found = log(_section(args), Path(scratch))
-    print(json.dumps([one.model_dump(mode="json") for one in found], indent=2) if args.json else log_table(found))
+        found = list_versions(_section(args), Path(scratch))
+    print(
+        json.dumps([one.model_dump(mode="json") for one in found], indent=2) if args.json else render_version_log(found)
+    )
     return 0
 
 
 def _run_diff(args: argparse.Namespace) -> int:
-    from clincot.preferences.versions.version_history import diff
+    from clincot.preferences.versions.version_history import diff_versions
 
     with tempfile.TemporaryDirectory() as scratch:
-        a, b, between = diff(_section(args), args.a, args.b, Path(scratch))
+        a, b, between = diff_versions(_section(args), args.a, args.b, Path(scratch))
     if args.json:
         versions = {"a": a.model_dump(mode="json"), "b": b.model_dump(mode="json")}
         print(json.dumps({**versions, "pairs": between.model_dump(mode="json")}, indent=2))
     else:
-        print(diff_text(a, b, between))
+        print(render_version_diff(a, b, between))
     return 0
 
 
-def _section(args: argparse.Namespace) -> VersionSection:
-    section: VersionSection = args.params_of(args).version
+def _section(args: argparse.Namespace) -> VersionConfig:
+    section: VersionConfig = args.params_of(args).version
     return section if args.repository is None else section.model_copy(update={"repository": args.repository})
 
 
-def log_table(versions: list[DataVersion]) -> str:
+def render_version_log(versions: list[DataVersion]) -> str:
     """One line a version, the newest last."""
     if not versions:
         return "no version yet"
@@ -107,7 +109,7 @@ def log_table(versions: list[DataVersion]) -> str:
     return "\n".join(lines)
 
 
-def diff_text(a: DataVersion, b: DataVersion, between: PairDifference) -> str:
+def render_version_diff(a: DataVersion, b: DataVersion, between: PairDiff) -> str:
     """The difference in words."""
     lines = [
         f"{a.tag} ({between.in_a} pairs) -> {b.tag} ({between.in_b} pairs)",
@@ -136,7 +138,7 @@ def _number(value: float | None) -> str:
     return "–" if value is None else f"{value:.3f}"
 
 
-def _moved(one: Movement) -> str:
+def _moved(one: ChangeSummary) -> str:
     return (
         f"moved by {one.mean:+.3f} on average ({one.mean_absolute:.3f} in size), from {one.lowest:+.3f} over "
         f"{one.median:+.3f} to {one.highest:+.3f}"

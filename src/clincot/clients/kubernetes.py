@@ -16,16 +16,16 @@ from kubernetes.client.exceptions import ApiException
 from kubernetes.config.config_exception import ConfigException
 from urllib3.exceptions import HTTPError
 
-from clincot.errors import ForTheUser
+from clincot.errors import UserError
 
 Json = dict[str, Any]
 REQUEST_S = 30.0
-ATTEMPTS = 5  # of a change that others' changes get ahead of
-READS, READ_AGAIN_S = 4, 0.5  # tries of a read, and the pause before the second one (then doubled)
-_SHOWN = 300
+UPDATE_ATTEMPTS = 5  # of a change that others' changes get ahead of
+READ_ATTEMPTS, READ_RETRY_S = 4, 0.5  # tries of a read, and the pause before the second one (then doubled)
+_QUOTED_CHARS = 300
 
 
-class ClusterFailed(ForTheUser, RuntimeError):
+class ClusterFailed(UserError, RuntimeError):
     """The API server refused, or could not be reached."""
 
     def __init__(self, message: str, status: int = 0) -> None:
@@ -33,7 +33,7 @@ class ClusterFailed(ForTheUser, RuntimeError):
         self.status = status  # of HTTP; 0: no reply
 
 
-class Missing(ClusterFailed):
+class ObjectNotFound(ClusterFailed):
     """There is no such object (or kind of object)."""
 
 
@@ -60,7 +60,7 @@ class Permission(NamedTuple):
         return f"{self.verb} {resource}{of} in {self.namespace or 'the cluster'}"
 
 
-def connect(context: str = "") -> Cluster:
+def connect_cluster(context: str = "") -> Cluster:
     """The cluster of the pod we run in, or of the kubeconfig's (current) context."""
     configuration = client.Configuration()
     try:
@@ -91,11 +91,11 @@ class Cluster:
         """Does the cluster serve this API group (is its operator installed)?"""
         try:
             self.request("GET", f"/apis/{group}/{version}")
-        except Missing:
+        except ObjectNotFound:
             return False
         return True
 
-    def may(self, permission: Permission) -> bool:
+    def is_allowed(self, permission: Permission) -> bool:
         """Would the API server let this account do that? (SelfSubjectAccessReview: everyone may ask of themselves)"""
         resource, _, subresource = permission.resource.partition("/")
         about = {
@@ -122,15 +122,15 @@ class Cluster:
         """Nothing happens where nothing is."""
         try:
             self.request("DELETE", path)
-        except Missing:
+        except ObjectNotFound:
             return
 
-    def change(self, path: str, update: Callable[[Json], Json]) -> Json:
+    def update_with_retry(self, path: str, update: Callable[[Json], Json]) -> Json:
         """Read, update, write over what was read; again where someone else's change came first.
 
         `update` is given the object as it is, each time anew, and may raise where it is no longer what it should be.
         """
-        for attempt in range(ATTEMPTS):
+        for attempt in range(UPDATE_ATTEMPTS):
             before = self.get(path)
             after = update(json.loads(json.dumps(before)))
             if after == before:
@@ -138,32 +138,32 @@ class Cluster:
             try:
                 return self.request("PUT", path, after)
             except Conflict:
-                if attempt == ATTEMPTS - 1:
+                if attempt == UPDATE_ATTEMPTS - 1:
                     raise
         raise AssertionError("unreachable")
 
     def request(self, method: str, path: str, body: Json | None = None, *, timeout_s: float = REQUEST_S) -> Json:
         """One request to the API server; its JSON."""
-        content = self.text(method, path, body, timeout_s=timeout_s)
+        content = self.request_text(method, path, body, timeout_s=timeout_s)
         try:
             decoded: Json = json.loads(content) if content else {}
         except ValueError:
-            raise ClusterFailed(f"{method} {path}: the reply is not JSON: {content[:_SHOWN]!r}") from None
+            raise ClusterFailed(f"{method} {path}: the reply is not JSON: {content[:_QUOTED_CHARS]!r}") from None
         return decoded
 
-    def text(self, method: str, path: str, body: Json | None = None, *, timeout_s: float = REQUEST_S) -> str:
+    def request_text(self, method: str, path: str, body: Json | None = None, *, timeout_s: float = REQUEST_S) -> str:
         """One request; what came. Reading is tried again where the server is busy or away for a moment."""
-        for attempt in range(READS if method == "GET" else 1):
+        for attempt in range(READ_ATTEMPTS if method == "GET" else 1):
             try:
-                return self._once(method, path, body, timeout_s)
+                return self._send_once(method, path, body, timeout_s)
             except ClusterFailed as error:
                 passing = error.status in (0, 429) or error.status >= 500
-                if not passing or method != "GET" or attempt == READS - 1:
+                if not passing or method != "GET" or attempt == READ_ATTEMPTS - 1:
                     raise
-                time.sleep(READ_AGAIN_S * 2**attempt)
+                time.sleep(READ_RETRY_S * 2**attempt)
         raise AssertionError("unreachable")
 
-    def _once(self, method: str, path: str, body: Json | None, timeout_s: float) -> str:
+    def _send_once(self, method: str, path: str, body: Json | None, timeout_s: float) -> str:
         headers = {"Accept": "application/json, */*", "Content-Type": "application/json"}
         try:
             reply = self._api.call_api(
@@ -178,7 +178,7 @@ class Cluster:
             )
             content: bytes = reply.data
         except ApiException as error:
-            raise _refused(method, path, error) from None
+            raise _parse_api_error(method, path, error) from None
         except HTTPError as error:
             raise ClusterFailed(f"{method} {path}: no reply from the API server: {type(error).__name__}") from None
         return content.decode("utf-8", errors="replace")
@@ -202,14 +202,14 @@ def service_proxy_path(namespace: str, service: str, path: str, port: int = 80) 
     return f"/api/v1/namespaces/{namespace}/services/http:{service}:{port}/proxy/{path.lstrip('/')}"
 
 
-def _refused(method: str, path: str, error: ApiException) -> ClusterFailed:
+def _parse_api_error(method: str, path: str, error: ApiException) -> ClusterFailed:
     try:
         said = json.loads(error.body).get("message", "") if error.body else ""
     except (ValueError, AttributeError):
         said = str(error.body)
-    message = f"{method} {path}: HTTP {error.status}: {said[:_SHOWN] or error.reason}"
+    message = f"{method} {path}: HTTP {error.status}: {said[:_QUOTED_CHARS] or error.reason}"
     if error.status == 404:
-        return Missing(message, 404)
+        return ObjectNotFound(message, 404)
     if error.status == 409:
         return Conflict(message, 409)
     if error.status in (401, 403):
@@ -218,6 +218,6 @@ def _refused(method: str, path: str, error: ApiException) -> ClusterFailed:
     return ClusterFailed(message, error.status or 0)
 
 
-def conditions(thing: Mapping[str, Any]) -> dict[str, Json]:
+def get_conditions(thing: Mapping[str, Any]) -> dict[str, Json]:
     """{type: condition} of an object's status."""
     return {one["type"]: one for one in thing.get("status", {}).get("conditions", ())}

@@ -31,23 +31,30 @@ from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 from tqdm import tqdm
 
-from clincot.datasets.dicom_image import NotAnImage, Unusable, render
-from clincot.datasets.ingest.image_pool import SourceImages, Workers
-from clincot.datasets.ingest.index import Ledger
-from clincot.datasets.ingest.ingest_report import IngestReport, RowRefused, Tally, finish
-from clincot.datasets.ingest.writer import FolderWriter, Picture, Row, dataset_folder, leaks_between, studies_of
+from clincot.datasets.dicom_image import NotAnImage, UnusableDicom, render_dicom
+from clincot.datasets.ingest.image_pool import ImageInspector, WorkerPool
+from clincot.datasets.ingest.index import IngestIndex
+from clincot.datasets.ingest.ingest_report import IngestReport, IngestTally, InvalidRow, write_report
+from clincot.datasets.ingest.writer import (
+    FolderWriter,
+    SourceImage,
+    SourceQuestion,
+    find_pairwise_leakage,
+    open_dataset_folder,
+    read_studies,
+)
 from clincot.datasets.jsonl_vqa import JsonlRow
-from clincot.datasets.splits import check_share, side_of
-from clincot.errors import BadInput
-from clincot.jsonl import BadRecord, parse_row
+from clincot.datasets.splits import assign_split, check_test_share
+from clincot.errors import InvalidInput
+from clincot.jsonl import InvalidRecord, parse_row
 
 # How reports and messages call what is read: its own names may name somebody.
-FILES, ROWS = "DICOM folder", "questions"
+FILES_LABEL, ROWS_LABEL = "DICOM folder", "questions"
 Split = Literal["given", "patient-disjoint"]
 
 
 @dataclass(frozen=True)
-class Converted:
+class ConvertedDicom:
     """A file's picture as PNG, and what is kept of its header."""
 
     png: Path
@@ -81,74 +88,74 @@ def ingest_dicom(
     Raises BadRecord, and TooManyRefused, when the others are in place, where more rows are bad than `allow_refused`.
     """
     if split not in ("given", "patient-disjoint"):
-        raise BadInput(f'split is "given" or "patient-disjoint", got {split!r}')
-    check_share(test_share)
-    tally, notes = Tally(allow_refused), Counter[str]()
-    salt, listing = read_salt(salt_file, out), list_files(source)
-    rows = list(_question_rows(questions, tally)) if questions is not None else []
+        raise InvalidInput(f'split is "given" or "patient-disjoint", got {split!r}')
+    check_test_share(test_share)
+    tally, notes = IngestTally(allow_refused), Counter[str]()
+    salt, listing = read_salt(salt_file, out), list_dicom_files(source)
+    rows = list(_read_question_rows(questions, tally)) if questions is not None else []
     wanted = {row.image for _, row in rows} if questions is not None else set(listing)
     chosen = {name: number for number, name in enumerate(listing, start=1) if name in wanted}
     out.mkdir(parents=True, exist_ok=True)
     with (
         tempfile.TemporaryDirectory(prefix=".dicom-", suffix=".partial", dir=out) as scratch,
-        Ledger() as ledger,
-        Workers(workers) as pool,
+        IngestIndex() as ledger,
+        WorkerPool(workers) as pool,
     ):
-        converted = dict(zip(chosen, _convert(source, chosen, Path(scratch), salt, pool), strict=True))
-        images = SourceImages(ledger, pool)
-        images.check(one.png for one in converted.values() if isinstance(one, Converted))
+        converted = dict(zip(chosen, _convert_files(source, chosen, Path(scratch), salt, pool), strict=True))
+        images = ImageInspector(ledger, pool)
+        images.inspect_all(one.png for one in converted.values() if isinstance(one, ConvertedDicom))
         with contextlib.ExitStack() as stack:
             names = ("test", "train") if split == "patient-disjoint" else (".",)
             folders = {
-                name: stack.enter_context(dataset_folder(out / name, images, ledger, link_images=True))
+                name: stack.enter_context(open_dataset_folder(out / name, images, ledger, link_images=True))
                 for name in names
             }
 
-            def place(picture: Picture) -> tuple[FolderWriter, Picture]:
+            def place(picture: SourceImage) -> tuple[FolderWriter, SourceImage]:
                 if split == "given":
                     return folders["."], picture
-                side = side_of(picture.patient, salt="dicom", seed=seed, test_share=test_share)
-                return folders[side], Picture(**{**vars(picture), "split": side})
+                side = assign_split(picture.patient, salt="dicom", seed=seed, test_share=test_share)
+                return folders[side], SourceImage(**{**vars(picture), "split": side})
 
             if questions is None:
-                _take_images(chosen, converted, place, tally, notes)
+                _add_images(chosen, converted, place, tally, notes)
             else:
-                _take_questions(rows, converted, place, tally)
+                _add_questions(rows, converted, place, tally)
                 notes["files that no question names, not read"] = len(listing) - len(chosen)
             if tally.kept == 0:
-                raise tally.nothing(Path(FILES), "rows")
+                raise tally.build_no_rows_error(Path(FILES_LABEL), "rows")
             for name, folder in folders.items():
-                if folder.counts(name).studies == 0:
-                    raise BadRecord(f"no image for {out / name} in the {split} split; try another seed")
+                if folder.count_records(name).studies == 0:
+                    raise InvalidRecord(f"no image for {out / name} in the {split} split; try another seed")
                 folder.flush()
-        splits = {name: partial(studies_of, out / name) for name in ("train", "test")}
-        return finish(
+        splits = {name: partial(read_studies, out / name) for name in ("train", "test")}
+        return write_report(
             out,
             tally,
             ledger,
-            source=Path(FILES),
+            source=Path(FILES_LABEL),
             split=split,
-            folders=[folder.counts(name) for name, folder in sorted(folders.items(), reverse=True)],
-            leaks=leaks_between(splits if split == "patient-disjoint" else {}, ledger),
-            notes=[*(f"{what}: {n}" for what, n in sorted(notes.items()) if n), *_seen(chosen, converted)],
+            folders=[folder.count_records(name) for name, folder in sorted(folders.items(), reverse=True)],
+            leaks=find_pairwise_leakage(splits if split == "patient-disjoint" else {}, ledger),
+            notes=[*(f"{what}: {n}" for what, n in sorted(notes.items()) if n), *_list_file_notes(chosen, converted)],
         )
 
 
-def list_files(source: Path) -> list[str]:
+def list_dicom_files(source: Path) -> list[str]:
     """The files at any depth as paths in the folder, sorted by bytes; hidden ones are left out."""
     if not source.is_dir():
-        raise BadRecord(f"{source}: expected a folder of DICOM files, but there is none")
+        raise InvalidRecord(f"{source}: expected a folder of DICOM files, but there is none")
     paths = (Path(folder, name).relative_to(source) for folder, _, names in os.walk(source) for name in names)
     kept = [path.as_posix() for path in paths if not any(part.startswith(".") for part in path.parts)]
     if not kept:
-        raise BadRecord(f"{source}: expected DICOM files, but the folder is empty")
+        raise InvalidRecord(f"{source}: expected DICOM files, but the folder is empty")
     return sorted(kept, key=os.fsencode)
 
 
 def read_salt(path: Path, out: Path) -> bytes:
     """The secret, made at the first use (32 random bytes, readable by its owner alone)."""
     if out.resolve() in (path.resolve(), *path.resolve().parents):
-        raise BadRecord(
+        raise InvalidRecord(
             f"{path}: the secret must not lie in the data set {out}, which is passed on. Name another place"
         )
     if not path.exists():
@@ -157,45 +164,49 @@ def read_salt(path: Path, out: Path) -> bytes:
             file.write(secrets.token_hex(32) + "\n")
     salt = path.read_bytes().strip()
     if len(salt) < 16:
-        raise BadRecord(
+        raise InvalidRecord(
             f"{path}: expected a secret of at least 16 bytes, got {len(salt)}. Remove the file: a new one is made"
         )
     return salt
 
 
-def _convert(
-    source: Path, chosen: dict[str, int], scratch: Path, salt: bytes, workers: Workers
-) -> Iterator[Converted | Unusable]:
+def _convert_files(
+    source: Path, chosen: dict[str, int], scratch: Path, salt: bytes, workers: WorkerPool
+) -> Iterator[ConvertedDicom | UnusableDicom]:
     jobs = [(source / name, scratch / f"{number}.png") for name, number in chosen.items()]
-    pool = workers.pool(len(jobs))
-    convert = partial(_to_png, salt=salt)
+    pool = workers.start_pool(len(jobs))
+    convert = partial(_convert_to_png, salt=salt)
     made = map(convert, jobs) if pool is None else pool.map(convert, jobs, chunksize=4)
     yield from tqdm(made, total=len(jobs), desc="DICOM files", unit="file", disable=None)
 
 
-def _to_png(job: tuple[Path, Path], salt: bytes) -> Converted | Unusable:
+def _convert_to_png(job: tuple[Path, Path], salt: bytes) -> ConvertedDicom | UnusableDicom:
     path, png = job
     try:
-        one = render(path, salt)
-    except Unusable as error:
+        one = render_dicom(path, salt)
+    except UnusableDicom as error:
         return error
     one.image.save(png, format="PNG", compress_level=2)
-    return Converted(
+    return ConvertedDicom(
         png, one.patient, one.source_id, one.modality, one.burned_in, one.recognizable, one.shown, one.no_patient_id
     )
 
 
-Place = Callable[[Picture], tuple[FolderWriter, Picture]]
+FolderAssigner = Callable[[SourceImage], tuple[FolderWriter, SourceImage]]
 
 
-def _picture(one: Converted | Unusable, place: str, split: str = "") -> Picture:
-    if isinstance(one, Unusable):
-        raise RowRefused(f"image: {one}")
-    return Picture(place, one.png, one.source_id, modality=one.modality, patient=one.patient, split=split)
+def _build_source_image(one: ConvertedDicom | UnusableDicom, place: str, split: str = "") -> SourceImage:
+    if isinstance(one, UnusableDicom):
+        raise InvalidRow(f"image: {one}")
+    return SourceImage(place, one.png, one.source_id, modality=one.modality, patient=one.patient, split=split)
 
 
-def _take_images(
-    chosen: dict[str, int], converted: dict[str, Converted | Unusable], place: Place, tally: Tally, notes: Counter[str]
+def _add_images(
+    chosen: dict[str, int],
+    converted: dict[str, ConvertedDicom | UnusableDicom],
+    place: FolderAssigner,
+    tally: IngestTally,
+    notes: Counter[str],
 ) -> None:
     for name, number in chosen.items():
         one = converted[name]
@@ -203,27 +214,27 @@ def _take_images(
             notes[f"{one}, not taken"] += 1
             continue
 
-        def add(one: Converted | Unusable = one, number: int = number) -> str | None:
-            folder, picture = place(_picture(one, f"file {number}"))
+        def add(one: ConvertedDicom | UnusableDicom = one, number: int = number) -> str | None:
+            folder, picture = place(_build_source_image(one, f"file {number}"))
             return folder.add_image(picture)
 
-        tally.take(FILES, number, add)
+        tally.take_row(FILES_LABEL, number, add)
 
 
-def _take_questions(
+def _add_questions(
     rows: Sequence[tuple[int, JsonlRow]],
-    converted: dict[str, Converted | Unusable],
-    place: Place,
-    tally: Tally,
+    converted: dict[str, ConvertedDicom | UnusableDicom],
+    place: FolderAssigner,
+    tally: IngestTally,
 ) -> None:
     for number, row in rows:
 
         def add(row: JsonlRow = row, number: int = number) -> str | None:
             if row.image not in converted:
-                raise RowRefused("image: there is no such file in the DICOM folder. Name one by its path in the folder")
-            folder, picture = place(_picture(converted[row.image], f"row {number}", row.split))
-            return folder.add(
-                Row(
+                raise InvalidRow("image: there is no such file in the DICOM folder. Name one by its path in the folder")
+            folder, picture = place(_build_source_image(converted[row.image], f"row {number}", row.split))
+            return folder.add_question(
+                SourceQuestion(
                     picture,
                     row.question,
                     row.answer,
@@ -235,16 +246,16 @@ def _take_questions(
                 )
             )
 
-        tally.take(ROWS, number, add)
+        tally.take_row(ROWS_LABEL, number, add)
 
 
-def _question_rows(path: Path, tally: Tally) -> Iterator[tuple[int, JsonlRow]]:
+def _read_question_rows(path: Path, tally: IngestTally) -> Iterator[tuple[int, JsonlRow]]:
     """The questions that can be read. Messages repeat nothing of a row: an `image` may be named after somebody.
 
     For the same reason a row's `id` is looked at but not kept; records name the row.
     """
     if not path.is_file():
-        raise BadRecord(f"{path}: expected a JSONL file of questions, but there is no such file")
+        raise InvalidRecord(f"{path}: expected a JSONL file of questions, but there is no such file")
     first = dict[str, int]()
     with path.open("rb") as file:
         for number, line in enumerate(file, start=1):
@@ -253,38 +264,40 @@ def _question_rows(path: Path, tally: Tally) -> Iterator[tuple[int, JsonlRow]]:
             try:
                 row = JsonlRow.model_validate(parse_row(line, where=""))
             except ValidationError as error:
-                wrong = "; ".join(dict.fromkeys(_wrong(item) for item in error.errors()))
-                tally.refuse(
-                    ROWS, number, f"{wrong}. The fields are {', '.join(_FIELDS)}; write them as `jsonl` has them"
+                wrong = "; ".join(dict.fromkeys(_describe_error(item) for item in error.errors()))
+                tally.refuse_row(
+                    ROWS_LABEL,
+                    number,
+                    f"{wrong}. The fields are {', '.join(_ALLOWED_FIELDS)}; write them as `jsonl` has them",
                 )
                 continue
-            except BadRecord:
-                tally.refuse(ROWS, number, "no JSON object with every field once, in UTF-8. Write one a line")
+            except InvalidRecord:
+                tally.refuse_row(ROWS_LABEL, number, "no JSON object with every field once, in UTF-8. Write one a line")
                 continue
             if row.patient or row.modality:
-                tally.refuse(ROWS, number, "patient and modality come from the DICOM file. Leave them out")
+                tally.refuse_row(ROWS_LABEL, number, "patient and modality come from the DICOM file. Leave them out")
             elif row.id and first.setdefault(row.id, number) != number:
-                tally.refuse(ROWS, number, f"id: the same as row {first[row.id]}'s. Give every row its own")
+                tally.refuse_row(ROWS_LABEL, number, f"id: the same as row {first[row.id]}'s. Give every row its own")
             else:
                 yield number, row
 
 
-def _wrong(item: ErrorDetails) -> str:
+def _describe_error(item: ErrorDetails) -> str:
     if item["type"] == "extra_forbidden":
         return "a field that is none of those"
     return f"{'.'.join(map(str, item['loc']))}: {item['msg']}"
 
 
-_FIELDS = tuple(name for name in JsonlRow.model_fields if name not in ("patient", "modality"))
+_ALLOWED_FIELDS = tuple(name for name in JsonlRow.model_fields if name not in ("patient", "modality"))
 
 
-def _seen(chosen: dict[str, int], converted: dict[str, Converted | Unusable]) -> Iterator[str]:
+def _list_file_notes(chosen: dict[str, int], converted: dict[str, ConvertedDicom | UnusableDicom]) -> Iterator[str]:
     """What the files say of themselves that their user has to know."""
     burned: defaultdict[str, list[int]] = defaultdict(list)
     shown, faces, keyless = Counter[str](), list[int](), list[int]()
     for name, number in chosen.items():
         one = converted[name]
-        if isinstance(one, Unusable):
+        if isinstance(one, UnusableDicom):
             continue
         burned[one.burned_in].append(number)
         shown[one.shown] += 1
@@ -296,18 +309,18 @@ def _seen(chosen: dict[str, int], converted: dict[str, Converted | Unusable]) ->
         yield f"shown by {how}: {count}"
     if burned["YES"]:
         yield (
-            f"files that say annotations are burned into the pixels: {len(burned['YES'])} ({_numbers(burned['YES'])})."
+            f"files that say annotations are burned into the pixels: {len(burned['YES'])} ({_format_numbers(burned['YES'])})."
             " Look at them before the set is passed on: they may name the patient"
         )
     unsaid = [number for said, numbers in burned.items() if said not in ("YES", "NO") for number in numbers]
     if unsaid:
-        yield f"files that do not say whether annotations are burned in: {len(unsaid)} ({_numbers(unsaid)})"
+        yield f"files that do not say whether annotations are burned in: {len(unsaid)} ({_format_numbers(unsaid)})"
     if faces:
-        yield f"files that say a face could be recognised: {len(faces)} ({_numbers(faces)})"
+        yield f"files that say a face could be recognised: {len(faces)} ({_format_numbers(faces)})"
     if keyless:
-        yield f"files without a patient's number, grouped by study: {len(keyless)} ({_numbers(keyless)})"
+        yield f"files without a patient's number, grouped by study: {len(keyless)} ({_format_numbers(keyless)})"
 
 
-def _numbers(numbers: Sequence[int]) -> str:
+def _format_numbers(numbers: Sequence[int]) -> str:
     listed = sorted(numbers)
     return "files " + ", ".join(map(str, listed[:20])) + (f" and {len(listed) - 20} more" if len(listed) > 20 else "")

@@ -29,11 +29,11 @@ from pydicom.pixels.decoders.base import get_decoder
 from pydicom.pixels.processing import apply_color_lut, apply_modality_lut, apply_voi
 from pydicom.uid import UID, MediaStorageDirectoryStorage
 
-from clincot.errors import BadInput
+from clincot.errors import InvalidInput
 from clincot.images import DEFAULT_LIMITS, ImageLimits
 
-SOFT_TISSUE = (40.0, 400.0)  # centre and width in Hounsfield units
-_NO_IMAGES = ("SEG", "RTDOSE", "RTSTRUCT", "RTPLAN", "SR", "PR", "KO", "REG", "FID")
+SOFT_TISSUE_WINDOW = (40.0, 400.0)  # centre and width in Hounsfield units
+_NON_IMAGE_MODALITIES = ("SEG", "RTDOSE", "RTSTRUCT", "RTPLAN", "SR", "PR", "KO", "REG", "FID")
 _MODALITIES = {
     "CR": "x-ray",
     "DX": "x-ray",
@@ -74,7 +74,7 @@ _BODY_PARTS = (
     "WRIST",
 )
 # What pydicom raises on damaged files, besides its own errors.
-_DAMAGE = (
+_DAMAGED_FILE_ERRORS = (
     AttributeError,
     EOFError,
     IndexError,
@@ -88,19 +88,19 @@ _DAMAGE = (
     struct.error,
 )
 
-Values = npt.NDArray[Any]
+PixelValues = npt.NDArray[Any]
 
 
-class Unusable(BadInput):
+class UnusableDicom(InvalidInput):
     """Why a file cannot be taken, and what mends it; says nothing that identifies."""
 
 
-class NotAnImage(Unusable):
+class NotAnImage(UnusableDicom):
     """An index of other files: nothing to take, and nothing wrong."""
 
 
 @dataclass(frozen=True)
-class Rendered:
+class RenderedDicom:
     """What is kept of a DICOM file."""
 
     image: Image.Image  # mode L or RGB
@@ -113,35 +113,35 @@ class Rendered:
     no_patient_id: bool  # `patient` is the study instead
 
 
-def render(path: Path, salt: bytes, limits: ImageLimits = DEFAULT_LIMITS) -> Rendered:
+def render_dicom(path: Path, salt: bytes, limits: ImageLimits = DEFAULT_LIMITS) -> RenderedDicom:
     """Read and show one file; raises Unusable."""
-    with _quiet():
-        header = _read(path, limits)
+    with _silence_pydicom():
+        header = _read_dataset(path, limits)
         try:
-            _check(header, limits)
-            pixels, shown = _pixels(header)
-            image = _square(Image.fromarray(pixels), header)
-            return Rendered(
+            _check_image(header, limits)
+            pixels, shown = _render_pixels(header)
+            image = _make_pixels_square(Image.fromarray(pixels), header)
+            return RenderedDicom(
                 image=image,
-                patient=_patient(header, salt),
-                source_id="dicom-" + _keyed(salt, "instance", str(header.get("SOPInstanceUID", path))),
-                modality=_modality(header),
-                burned_in=_code(header, "BurnedInAnnotation"),
-                recognizable=_code(header, "RecognizableVisualFeatures") == "YES",
+                patient=_hash_patient(header, salt),
+                source_id="dicom-" + _hash_parts(salt, "instance", str(header.get("SOPInstanceUID", path))),
+                modality=_describe_modality(header),
+                burned_in=_read_code(header, "BurnedInAnnotation"),
+                recognizable=_read_code(header, "RecognizableVisualFeatures") == "YES",
                 shown=shown,
                 no_patient_id=not str(header.get("PatientID", "")).strip(),
             )
-        except Unusable:
+        except UnusableDicom:
             raise
-        except _DAMAGE as error:  # its text may quote the header
-            raise Unusable(
+        except _DAMAGED_FILE_ERRORS as error:  # its text may quote the header
+            raise UnusableDicom(
                 f"the file is damaged or not what its header says ({type(error).__name__} while its pixels were read)."
                 " Fetch it again, or remove it"
             ) from None
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
+def _silence_pydicom() -> Iterator[None]:
     logger = logging.getLogger("pydicom")
     was, logger.disabled = logger.disabled, True
     try:
@@ -152,46 +152,48 @@ def _quiet() -> Iterator[None]:
         logger.disabled = was
 
 
-def _read(path: Path, limits: ImageLimits) -> pydicom.Dataset:
+def _read_dataset(path: Path, limits: ImageLimits) -> pydicom.Dataset:
     try:
         size = path.stat().st_size
         if size > limits.max_bytes:
-            raise Unusable(f"expected at most {limits.max_bytes} bytes, got {size}. Export single images")
+            raise UnusableDicom(f"expected at most {limits.max_bytes} bytes, got {size}. Export single images")
         return pydicom.dcmread(path)
-    except Unusable:
+    except UnusableDicom:
         raise
     except InvalidDicomError:
-        raise Unusable(
+        raise UnusableDicom(
             "no DICOM file: there is no DICM at byte 128. Remove it from the folder; if it is a data set without its"
             " file header, write one (dcmconv of DCMTK does)"
         ) from None
-    except _DAMAGE as error:
-        raise Unusable(
+    except _DAMAGED_FILE_ERRORS as error:
+        raise UnusableDicom(
             f"the header cannot be read ({type(error).__name__}). Fetch the file again, or remove it"
         ) from None
 
 
-def _check(header: pydicom.Dataset, limits: ImageLimits) -> None:
+def _check_image(header: pydicom.Dataset, limits: ImageLimits) -> None:
     meta = getattr(header, "file_meta", None)
     if meta is not None and meta.get("MediaStorageSOPClassUID") == MediaStorageDirectoryStorage:
         raise NotAnImage("an index of other files (DICOMDIR)")
-    modality = _code(header, "Modality")
-    if modality in _NO_IMAGES or not any(
+    modality = _read_code(header, "Modality")
+    if modality in _NON_IMAGE_MODALITIES or not any(
         name in header for name in ("PixelData", "FloatPixelData", "DoubleFloatPixelData")
     ):
-        raise Unusable(f"it holds no image to look at (modality {_plain(modality)}). Remove it from the folder")
+        raise UnusableDicom(
+            f"it holds no image to look at (modality {_redact_code(modality)}). Remove it from the folder"
+        )
     frames = int(header.get("NumberOfFrames", 1) or 1)
     if frames > 1:
-        raise Unusable(
+        raise UnusableDicom(
             f"it has {frames} frames, and a question is about one picture. Export the frame that is meant as a file of"
             " its own (dcmtk: dcm2img +F N; dcm4che: dcmframe)"
         )
     rows, columns = int(header.Rows), int(header.Columns)
     if rows < 1 or columns < 1 or rows * columns > limits.max_pixels:
-        raise Unusable(f"expected 1 to {limits.max_pixels} pixels, got {columns} x {rows}. Export it smaller")
+        raise UnusableDicom(f"expected 1 to {limits.max_pixels} pixels, got {columns} x {rows}. Export it smaller")
     syntax = UID(str(meta.get("TransferSyntaxUID", "") or "")) if meta is not None else UID("")
     if not syntax:
-        raise Unusable("it does not say how its pixels are written (TransferSyntaxUID). Export it again")
+        raise UnusableDicom("it does not say how its pixels are written (TransferSyntaxUID). Export it again")
     _check_decoder(syntax)
 
 
@@ -199,77 +201,79 @@ def _check_decoder(syntax: UID) -> None:
     try:
         decoder = get_decoder(syntax)
     except NotImplementedError:
-        raise Unusable(
+        raise UnusableDicom(
             f"its compression ({syntax.name}) cannot be read by pydicom. Export it uncompressed (dcmtk: dcmconv +te)"
         ) from None
     if not decoder.is_available:
-        raise Unusable(
-            f"its compression ({syntax.name}) needs a plugin of pydicom: {_plugins(syntax)}. Install one with"
+        raise UnusableDicom(
+            f"its compression ({syntax.name}) needs a plugin of pydicom: {_list_missing_plugins(syntax)}. Install one with"
             " pip, or export the file uncompressed"
         )
 
 
-def _decoded(header: pydicom.Dataset) -> Values:
+def _decode_pixels(header: pydicom.Dataset) -> PixelValues:
     try:
         return np.asarray(header.pixel_array)
     except RuntimeError:  # every decoder that is installed gave up
         syntax = UID(header.file_meta.TransferSyntaxUID)
-        more = _plugins(syntax) or "another decoder"
-        raise Unusable(
+        more = _list_missing_plugins(syntax) or "another decoder"
+        raise UnusableDicom(
             f"the decoders at hand cannot read its {header.BitsStored}-bit pixels ({syntax.name}). Where the file is"
             f" whole, {more} may: install one with pip, or export the file uncompressed"
         ) from None
 
 
-def _plugins(syntax: UID) -> str:
+def _list_missing_plugins(syntax: UID) -> str:
     """The plugins that would read a compression and are not installed."""
     return "; or ".join(plugin.split(" - requires ")[-1] for plugin in get_decoder(syntax).missing_dependencies)
 
 
-def _pixels(header: pydicom.Dataset) -> tuple[npt.NDArray[np.uint8], str]:
+def _render_pixels(header: pydicom.Dataset) -> tuple[npt.NDArray[np.uint8], str]:
     """8-bit pixels, (H, W) or (H, W, 3), and how they came about."""
-    stored = _decoded(header)
+    stored = _decode_pixels(header)
     kind = str(header.PhotometricInterpretation)
     if kind == "PALETTE COLOR":
         colours = apply_color_lut(stored, header)
-        return _full_range(colours[..., :3], 8 * colours.itemsize), "colour"
+        return _scale_to_8_bits(colours[..., :3], 8 * colours.itemsize), "colour"
     if int(header.get("SamplesPerPixel", 1)) == 3:
-        return _full_range(stored, int(header.BitsStored)), "colour"
+        return _scale_to_8_bits(stored, int(header.BitsStored)), "colour"
     if kind not in ("MONOCHROME1", "MONOCHROME2"):
-        raise Unusable(f"expected grey or colour pixels, got {_plain(kind)}. Export it again as MONOCHROME2 or RGB")
-    padding_HW = _padding(stored, header)
-    grey_HW, shown = _grey(stored, header, padding_HW)
+        raise UnusableDicom(
+            f"expected grey or colour pixels, got {_redact_code(kind)}. Export it again as MONOCHROME2 or RGB"
+        )
+    padding_HW = _find_padding(stored, header)
+    grey_HW, shown = _render_grey(stored, header, padding_HW)
     if kind == "MONOCHROME1":
         grey_HW = 255 - grey_HW
     grey_HW[padding_HW] = 0
     return grey_HW, shown
 
 
-def _grey(
-    stored_HW: Values, header: pydicom.Dataset, padding_HW: npt.NDArray[np.bool_]
+def _render_grey(
+    stored_HW: PixelValues, header: pydicom.Dataset, padding_HW: npt.NDArray[np.bool_]
 ) -> tuple[npt.NDArray[np.uint8], str]:
     values_HW = np.asarray(apply_modality_lut(stored_HW, header))
     if header.get("VOILUTSequence"):
         bits = int(header.VOILUTSequence[0].LUTDescriptor[2])
-        return _full_range(apply_voi(values_HW, header), bits), "VOI LUT"
-    window = _window(header)
+        return _scale_to_8_bits(apply_voi(values_HW, header), bits), "VOI LUT"
+    window = _read_window(header)
     if window is not None:
-        return windowed(values_HW, *window, _code(header, "VOILUTFunction") or "LINEAR"), "window of the file"
+        return apply_window(values_HW, *window, _read_code(header, "VOILUTFunction") or "LINEAR"), "window of the file"
     rescaled = "ModalityLUTSequence" in header or float(header.get("RescaleSlope", 1)) != 1
     if int(header.BitsStored) == 8 and not rescaled and not float(header.get("RescaleIntercept", 0)):
-        return _full_range(values_HW, 8), "8 bits as they are"
-    if _code(header, "Modality") == "CT":
-        return windowed(values_HW, *SOFT_TISSUE, "LINEAR"), "no window: soft tissue (centre 40, width 400)"
+        return _scale_to_8_bits(values_HW, 8), "8 bits as they are"
+    if _read_code(header, "Modality") == "CT":
+        return apply_window(values_HW, *SOFT_TISSUE_WINDOW, "LINEAR"), "no window: soft tissue (centre 40, width 400)"
     seen = values_HW[~padding_HW]
     low, high = np.percentile(seen if seen.size else values_HW, (0.5, 99.5))
     if high <= low:
         low, high = float(values_HW.min()), float(values_HW.max())
-    return windowed(
+    return apply_window(
         values_HW, (low + high) / 2, max(high - low, 1e-9), "LINEAR_EXACT"
     ), "no window: percentiles 0.5-99.5"
 
 
-def windowed(values: Values, centre: float, width: float, function: str) -> npt.NDArray[np.uint8]:
+def apply_window(values: PixelValues, centre: float, width: float, function: str) -> npt.NDArray[np.uint8]:
     """Grey levels 0-255 of a window [DICOM PS3.3 C.11.2.1.2 and C.11.2.1.3]: LINEAR, LINEAR_EXACT or SIGMOID."""
     x = values.astype(np.float64)
     if function == "LINEAR":
@@ -279,11 +283,11 @@ def windowed(values: Values, centre: float, width: float, function: str) -> npt.
     elif function == "SIGMOID":
         level = 1 / (1 + np.exp(np.clip(-4 * (x - centre) / width, -700, 700)))
     else:
-        raise Unusable(f"its VOI LUT function {_plain(function)} is none of the standard's. Export it again")
+        raise UnusableDicom(f"its VOI LUT function {_redact_code(function)} is none of the standard's. Export it again")
     return np.asarray(np.rint(np.clip(level, 0, 1) * 255), dtype=np.uint8)
 
 
-def _window(header: pydicom.Dataset) -> tuple[float, float] | None:
+def _read_window(header: pydicom.Dataset) -> tuple[float, float] | None:
     """Centre and width, the first where a file has several; None where there is none, or one of no width."""
     first = []
     for name in ("WindowCenter", "WindowWidth"):
@@ -294,7 +298,7 @@ def _window(header: pydicom.Dataset) -> tuple[float, float] | None:
     return (first[0], first[1]) if first[1] > 0 else None
 
 
-def _padding(stored_HW: Values, header: pydicom.Dataset) -> npt.NDArray[np.bool_]:
+def _find_padding(stored_HW: PixelValues, header: pydicom.Dataset) -> npt.NDArray[np.bool_]:
     """Where the picture is not: stored values in the padding range."""
     first = header.get("PixelPaddingValue")
     if first is None:
@@ -304,7 +308,7 @@ def _padding(stored_HW: Values, header: pydicom.Dataset) -> npt.NDArray[np.bool_
     return np.asarray((stored_HW >= low) & (stored_HW <= high), dtype=np.bool_)
 
 
-def _full_range(values: Values, bits: int) -> npt.NDArray[np.uint8]:
+def _scale_to_8_bits(values: PixelValues, bits: int) -> npt.NDArray[np.uint8]:
     """Unsigned values of so many bits to 8."""
     if bits == 8:
         return np.clip(values, 0, 255).astype(np.uint8)
@@ -312,7 +316,7 @@ def _full_range(values: Values, bits: int) -> npt.NDArray[np.uint8]:
     return np.asarray(np.rint(np.clip(level, 0, 1) * 255), dtype=np.uint8)
 
 
-def _square(image: Image.Image, header: pydicom.Dataset) -> Image.Image:
+def _make_pixels_square(image: Image.Image, header: pydicom.Dataset) -> Image.Image:
     """Pixels that are higher than wide are stretched upright, and the other way round."""
     pair = header.get("PixelAspectRatio") or header.get("PixelSpacing") or (1, 1)
     vertical, horizontal = (float(value) for value in pair)
@@ -325,28 +329,28 @@ def _square(image: Image.Image, header: pydicom.Dataset) -> Image.Image:
     return image.resize(size, Image.Resampling.BICUBIC)
 
 
-def _patient(header: pydicom.Dataset, salt: bytes) -> str:
+def _hash_patient(header: pydicom.Dataset, salt: bytes) -> str:
     """One patient, one key; without a patient's number, one study, one key."""
     number = str(header.get("PatientID", "")).strip()
     if number:
-        return _keyed(salt, "patient", str(header.get("IssuerOfPatientID", "")).strip(), number)
-    return _keyed(salt, "study", str(header.get("StudyInstanceUID") or header.get("SOPInstanceUID", "")))
+        return _hash_parts(salt, "patient", str(header.get("IssuerOfPatientID", "")).strip(), number)
+    return _hash_parts(salt, "study", str(header.get("StudyInstanceUID") or header.get("SOPInstanceUID", "")))
 
 
-def _keyed(salt: bytes, *parts: str) -> str:
+def _hash_parts(salt: bytes, *parts: str) -> str:
     return hmac.new(salt, "\0".join(parts).encode(), "sha256").hexdigest()[:16]
 
 
-def _modality(header: pydicom.Dataset) -> str:
-    kind = _MODALITIES.get(_code(header, "Modality"), "")
-    part = _code(header, "BodyPartExamined")
+def _describe_modality(header: pydicom.Dataset) -> str:
+    kind = _MODALITIES.get(_read_code(header, "Modality"), "")
+    part = _read_code(header, "BodyPartExamined")
     return f"{part.lower()} {kind}" if kind and part in _BODY_PARTS else kind
 
 
-def _code(header: pydicom.Dataset, name: str) -> str:
+def _read_code(header: pydicom.Dataset, name: str) -> str:
     return str(header.get(name, "") or "").strip().upper()
 
 
-def _plain(code: str) -> str:
+def _redact_code(code: str) -> str:
     """A coded value for a message; anything that is no code is not repeated."""
     return code if len(code) <= 16 and code.replace("_", "").replace(" ", "").isalnum() else "not stated"

@@ -21,9 +21,9 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict
 
-from clincot.datasets.near_duplicates import near_pairs
-from clincot.errors import ForTheUser
-from clincot.jsonl import BadRecord, parse_record, read_records
+from clincot.datasets.near_duplicates import find_near_pairs
+from clincot.errors import UserError
+from clincot.jsonl import InvalidRecord, parse_record, read_records
 from clincot.records import Question, Reference, Study
 
 STUDIES, QUESTIONS, REFERENCES, IMAGES = "studies.jsonl", "questions.jsonl", "references.jsonl", "images"
@@ -31,15 +31,15 @@ STUDIES, QUESTIONS, REFERENCES, IMAGES = "studies.jsonl", "questions.jsonl", "re
 
 def load_questions(folder: Path) -> Iterator[Question]:
     """The folder's questions, in their order; raises BadRecord at the line that is none."""
-    return read_records(_part(folder, QUESTIONS), Question)
+    return read_records(_require_file(folder, QUESTIONS), Question)
 
 
 def load_references(folder: Path) -> Iterator[Reference]:
     """The answer key. Evaluation and calibration only."""
-    return read_records(_part(folder, REFERENCES), Reference)
+    return read_records(_require_file(folder, REFERENCES), Reference)
 
 
-class UnknownStudy(ForTheUser, KeyError):
+class UnknownStudy(UserError, KeyError):
     """A question names a study that its data set does not have."""
 
     def __str__(self) -> str:  # KeyError would quote the message
@@ -51,8 +51,8 @@ class StudyIndex(Mapping[str, Study]):
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self._path = _part(folder, STUDIES)
-        starts = _line_starts(self._path)  # (byte offset, line number)
+        self._path = _require_file(folder, STUDIES)
+        starts = _iter_line_starts(self._path)  # (byte offset, line number)
         self._lines = {study.id: start for study, start in zip(read_records(self._path, Study), starts, strict=True)}
 
     def __getitem__(self, study_id: str) -> Study:
@@ -70,15 +70,15 @@ class StudyIndex(Mapping[str, Study]):
     def __len__(self) -> int:
         return len(self._lines)
 
-    def image_path(self, study_id: str) -> Path:
+    def resolve_image_path(self, study_id: str) -> Path:
         """Where the study's image lies; raises BadRecord where a record points outside the folder."""
         study = self[study_id]
         if Path(study.image).is_absolute() or ".." in Path(study.image).parts:
-            raise BadRecord(f"{self._path}: {study.id}: expected a path inside the folder, got {study.image!r}")
+            raise InvalidRecord(f"{self._path}: {study.id}: expected a path inside the folder, got {study.image!r}")
         return self.folder / study.image
 
 
-def round_of(study_id: str, *, rounds: int, seed: int) -> int:
+def assign_round(study_id: str, *, rounds: int, seed: int) -> int:
     """The round (0-based) that a study's questions belong to: a seeded hash, the same in every data set.
 
     It depends on nothing but the study and the seed, so studies that are added later move no other: what a
@@ -94,7 +94,7 @@ def split_rounds(questions: Iterable[Question], *, rounds: int, seed: int) -> It
 
     All questions of a study are in one subset, so no round trains on an image that an earlier one has seen.
     """
-    return ((round_of(question.study, rounds=rounds, seed=seed), question) for question in questions)
+    return ((assign_round(question.study, rounds=rounds, seed=seed), question) for question in questions)
 
 
 class LeakReport(BaseModel):
@@ -112,7 +112,7 @@ class LeakReport(BaseModel):
     examples: tuple[str, ...] = ()  # at most 5 of the shared images, by their name at the source
     near_examples: tuple[tuple[str, str], ...] = ()  # at most 5, (in test, in train)
 
-    def summary(self) -> str:
+    def format_summary(self) -> str:
         return (
             f"{self.shared_images} of {self.test_images} {self.test} images also occur in {self.train}"
             f" ({self.train_images} images), {self.near_images} more look nearly the same;"
@@ -120,7 +120,7 @@ class LeakReport(BaseModel):
         )
 
 
-def leaks(
+def find_split_leakage(
     train: Iterable[Study],
     test: Iterable[Study],
     near: Callable[[Study], int],
@@ -140,8 +140,8 @@ def leaks(
     shared = [study for sha256, study in tested.items() if sha256 in trained]
     fresh, known = [study for sha256, study in tested.items() if sha256 not in trained], list(trained.values())
     alike = dict[str, tuple[str, str]]()
-    for pair in near_pairs([near(study) for study in fresh], [near(study) for study in known]):
-        alike.setdefault(fresh[pair.first].sha256, (_named(fresh[pair.first]), _named(known[pair.second])))
+    for pair in find_near_pairs([near(study) for study in fresh], [near(study) for study in known]):
+        alike.setdefault(fresh[pair.first].sha256, (_name_study(fresh[pair.first]), _name_study(known[pair.second])))
     return LeakReport(
         train=names[0],
         test=names[1],
@@ -150,26 +150,26 @@ def leaks(
         shared_images=len(shared),
         near_images=len(alike),
         shared_patients=len(shared_patients),
-        examples=tuple(_named(study) for study in shared[:5]),
+        examples=tuple(_name_study(study) for study in shared[:5]),
         near_examples=tuple(alike.values())[:5],
     )
 
 
-def _named(study: Study) -> str:
+def _name_study(study: Study) -> str:
     return study.source_id or study.image
 
 
-def _part(folder: Path, name: str) -> Path:
+def _require_file(folder: Path, name: str) -> Path:
     path = folder / name
     if not path.is_file():
-        raise BadRecord(
+        raise InvalidRecord(
             f"{path}: there is no such file; a dataset folder has {STUDIES}, {QUESTIONS}, {REFERENCES} and"
             f" {IMAGES}/ and is made by `clincot ingest`"
         )
     return path
 
 
-def _line_starts(path: Path) -> Iterator[tuple[int, int]]:
+def _iter_line_starts(path: Path) -> Iterator[tuple[int, int]]:
     """(byte offset, line number) of the lines that read_records reads."""
     offset = 0
     with path.open("rb") as file:

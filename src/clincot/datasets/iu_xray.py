@@ -25,15 +25,21 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from clincot.datasets.ingest.image_pool import SourceImages, Workers
-from clincot.datasets.ingest.index import Ledger
-from clincot.datasets.ingest.ingest_report import IngestReport, Published, RowRefused, Tally, finish
-from clincot.datasets.ingest.writer import Picture, dataset_folder, leaks_between, studies_of
-from clincot.datasets.splits import check_share, side_of
-from clincot.errors import BadInput
-from clincot.jsonl import BadRecord, explain
+from clincot.datasets.ingest.image_pool import ImageInspector, WorkerPool
+from clincot.datasets.ingest.index import IngestIndex
+from clincot.datasets.ingest.ingest_report import (
+    DatasetAttribution,
+    IngestReport,
+    IngestTally,
+    InvalidRow,
+    write_report,
+)
+from clincot.datasets.ingest.writer import SourceImage, find_pairwise_leakage, open_dataset_folder, read_studies
+from clincot.datasets.splits import assign_split, check_test_share
+from clincot.errors import InvalidInput
+from clincot.jsonl import InvalidRecord, format_validation_error
 
-PUBLISHED = Published(
+ATTRIBUTION = DatasetAttribution(
     licence="CC BY-NC-ND 4.0 (Open-i, National Library of Medicine)",
     citation="Demner-Fushman, D. et al. Preparing a collection of radiology examinations for distribution and"
     " retrieval. JAMIA 23(2), 304-310 (2016). Splits: Chen, Z. et al. Generating radiology reports via memory-driven"
@@ -44,7 +50,7 @@ PUBLISHED_REPORTS = {"train": 2069, "val": 296, "test": 590}
 Split = Literal["official", "patient-disjoint"]
 Placeholders = Literal["keep", "drop"]
 
-_PLACEHOLDER = re.compile(r"\bX{4,}(?:'s)?\b", re.IGNORECASE)
+_PLACEHOLDER_PATTERN = re.compile(r"\bX{4,}(?:'s)?\b", re.IGNORECASE)
 
 
 class IuXrayEntry(BaseModel):
@@ -78,27 +84,27 @@ def ingest_iu_xray(
     A row of the report is an entry of annotation.json, all its views with it. Raises BadRecord, TooManyRefused.
     """
     if split not in ("official", "patient-disjoint"):
-        raise BadInput(f'split is "official" or "patient-disjoint", got {split!r}')
-    check_share(test_share)
+        raise InvalidInput(f'split is "official" or "patient-disjoint", got {split!r}')
+    check_test_share(test_share)
     path = source / "annotation.json"
-    raw, tally, notes = _load(path), Tally(allow_refused), Counter[str]()
-    entries = list(_entries(raw, tally))
+    raw, tally, notes = _load_annotation(path), IngestTally(allow_refused), Counter[str]()
+    entries = list(_parse_entries(raw, tally))
     parts = PARTS if split == "official" else ("train", "test")
-    with Ledger() as ledger, Workers(workers) as pool:
-        images = SourceImages(ledger, pool)
+    with IngestIndex() as ledger, WorkerPool(workers) as pool:
+        images = ImageInspector(ledger, pool)
         views = (source / "images" / name for _, entry in entries for name in entry.image_path)
-        images.check(views, label="IU X-Ray images")
+        images.inspect_all(views, label="IU X-Ray images")
         with contextlib.ExitStack() as stack:
             folders = {
-                part: stack.enter_context(dataset_folder(out / part, images, ledger, reports=True))
+                part: stack.enter_context(open_dataset_folder(out / part, images, ledger, reports=True))
                 for part in reversed(parts)
             }
             for number, entry in entries:
                 part: str = entry.split
                 if split == "patient-disjoint":
-                    part = side_of(entry.patient, salt="iu-xray", seed=seed, test_share=test_share)
+                    part = assign_split(entry.patient, salt="iu-xray", seed=seed, test_share=test_share)
                 pictures = [
-                    Picture(
+                    SourceImage(
                         place=f"row {number}",
                         image=source / "images" / name,
                         image_name=name,
@@ -109,50 +115,55 @@ def ingest_iu_xray(
                     for name in entry.image_path
                 ]
 
-                def add(entry: IuXrayEntry = entry, pictures: list[Picture] = pictures, part: str = part) -> str | None:
-                    text = _text(entry.report, placeholders, notes)
+                def add(
+                    entry: IuXrayEntry = entry, pictures: list[SourceImage] = pictures, part: str = part
+                ) -> str | None:
+                    text = _clean_report(entry.report, placeholders, notes)
                     first = folders[part].add_report(pictures, text)
                     notes[f"reports on {len(pictures)} views"] += first is None
                     return first
 
-                tally.take(path.name, number, add)
+                tally.take_row(path.name, number, add)
             for part, folder in folders.items():
                 if folder.reports == 0:
-                    raise tally.nothing(path, f"reports for {part} ({split} split)")
+                    raise tally.build_no_rows_error(path, f"reports for {part} ({split} split)")
                 folder.flush()
-        return finish(
+        return write_report(
             out,
             tally,
             ledger,
             source=source,
             split=split,
-            published=PUBLISHED,
-            folders=[folders[part].counts(part) for part in parts],
-            leaks=leaks_between({part: partial(studies_of, out / part) for part in parts}, ledger),
-            notes=[*(f"{what}: {count}" for what, count in sorted(notes.items()) if count), *_other_counts(raw)],
+            published=ATTRIBUTION,
+            folders=[folders[part].count_records(part) for part in parts],
+            leaks=find_pairwise_leakage({part: partial(read_studies, out / part) for part in parts}, ledger),
+            notes=[
+                *(f"{what}: {count}" for what, count in sorted(notes.items()) if count),
+                *_list_count_differences(raw),
+            ],
         )
 
 
-def _load(path: Path) -> dict[str, list[object]]:
+def _load_annotation(path: Path) -> dict[str, list[object]]:
     try:
         raw = json.loads(path.read_bytes().decode("utf-8-sig"))
     except FileNotFoundError:
-        raise BadRecord(
+        raise InvalidRecord(
             f"{path}: there is no such file; expected R2Gen's folder iu_xray with annotation.json and images/"
             " (the link is in the README of github.com/zhjohnchan/R2Gen)"
         ) from None
     except UnicodeDecodeError as error:
-        raise BadRecord(f"{path}: not UTF-8 ({error.reason} at byte {error.start}); fetch it again") from None
+        raise InvalidRecord(f"{path}: not UTF-8 ({error.reason} at byte {error.start}); fetch it again") from None
     except json.JSONDecodeError as error:
-        raise BadRecord(
+        raise InvalidRecord(
             f"{path}:{error.lineno}: not JSON ({error.msg} at column {error.colno}); fetch it again"
         ) from None
     if not isinstance(raw, dict) or set(raw) != set(PARTS) or not all(isinstance(raw[part], list) for part in PARTS):
-        raise BadRecord(f"{path}: expected an object of three lists, {', '.join(PARTS)}, got {str(raw)[:80]!r}")
+        raise InvalidRecord(f"{path}: expected an object of three lists, {', '.join(PARTS)}, got {str(raw)[:80]!r}")
     return raw
 
 
-def _entries(raw: dict[str, list[object]], tally: Tally) -> Iterator[tuple[int, IuXrayEntry]]:
+def _parse_entries(raw: dict[str, list[object]], tally: IngestTally) -> Iterator[tuple[int, IuXrayEntry]]:
     """Entries with their numbers from 1, counted through train, val and test."""
     number, first = 0, dict[str, int]()
     for part in PARTS:
@@ -161,8 +172,8 @@ def _entries(raw: dict[str, list[object]], tally: Tally) -> Iterator[tuple[int, 
             try:
                 entry = IuXrayEntry.model_validate(fields)
             except ValidationError as error:
-                reason = f"{explain(error)}. The fields are {', '.join(IuXrayEntry.model_fields)}"
-                tally.refuse("annotation.json", number, f"{reason}; fetch the file again or mend the entry")
+                reason = f"{format_validation_error(error)}. The fields are {', '.join(IuXrayEntry.model_fields)}"
+                tally.refuse_row("annotation.json", number, f"{reason}; fetch the file again or mend the entry")
                 continue
             if any(Path(name).is_absolute() or ".." in Path(name).parts for name in entry.image_path):
                 reason = f"image_path: expected paths inside images/, got {list(entry.image_path)}. Mend the entry"
@@ -173,26 +184,26 @@ def _entries(raw: dict[str, list[object]], tally: Tally) -> Iterator[tuple[int, 
             else:
                 yield number, entry
                 continue
-            tally.refuse("annotation.json", number, reason)
+            tally.refuse_row("annotation.json", number, reason)
 
 
-def _text(report: str, placeholders: Placeholders, notes: Counter[str]) -> str:
-    found = len(_PLACEHOLDER.findall(report))
+def _clean_report(report: str, placeholders: Placeholders, notes: Counter[str]) -> str:
+    found = len(_PLACEHOLDER_PATTERN.findall(report))
     if not found:
         return report
     notes["reports with the placeholder XXXX"] += 1
     notes[f"placeholders XXXX {'kept' if placeholders == 'keep' else 'dropped'}"] += found
     if placeholders == "keep":
         return report
-    text = _PLACEHOLDER.sub("", report)
+    text = _PLACEHOLDER_PATTERN.sub("", report)
     text = re.sub(r"\s+([.,;:])", r"\1", " ".join(text.split()))  # " ." -> "."
     text = re.sub(r"(?<=[.,;:])[.,;:]+|^[.,;:\s]+", "", text)  # a sentence that was nothing else
     if not re.search(r"\w", text):
-        raise RowRefused("report: nothing is left without its placeholders XXXX. Keep them, or remove the entry")
+        raise InvalidRow("report: nothing is left without its placeholders XXXX. Keep them, or remove the entry")
     return text
 
 
-def _other_counts(raw: dict[str, list[object]]) -> list[str]:
+def _list_count_differences(raw: dict[str, list[object]]) -> list[str]:
     """Where this annotation.json is not as large as the published one."""
     return [
         f"{part} has {len(raw[part])} entries; published are {published}"

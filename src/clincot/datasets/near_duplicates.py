@@ -21,9 +21,9 @@ from scipy.fft import dctn
 
 from clincot.images import open_image
 
-NEAR = 6  # bits of 64
+MAX_DISTANCE_BITS = 6  # bits of 64
 _THUMBNAIL, _FREQUENCIES = 32, 8
-_BLOCK = 1 << 22  # hashes compared at a time: 32 MB of differences
+_BLOCK_SIZE = 1 << 22  # hashes compared at a time: 32 MB of differences
 
 
 class NearPair(NamedTuple):
@@ -34,7 +34,7 @@ class NearPair(NamedTuple):
     distance: int
 
 
-def image_hash(image: Image.Image) -> int:
+def hash_image(image: Image.Image) -> int:
     """The perceptual hash of an image, in [0, 2^64); an image of one colour has hash 0."""
     thumbnail_HW = np.asarray(
         image.convert("L").resize((_THUMBNAIL, _THUMBNAIL), Image.Resampling.BOX), dtype=np.float64
@@ -46,12 +46,14 @@ def image_hash(image: Image.Image) -> int:
     return int.from_bytes(np.packbits(bits).tobytes())
 
 
-def file_hash(path: Path) -> int:
+def hash_image_file(path: Path) -> int:
     """The perceptual hash of a PNG or JPEG file, as models see it (upright, 8 bits); raises BadImage."""
-    return image_hash(open_image(path))
+    return hash_image(open_image(path))
 
 
-def near_pairs(first: Sequence[int], second: Sequence[int] | None = None, *, within: int = NEAR) -> Iterator[NearPair]:
+def find_near_pairs(
+    first: Sequence[int], second: Sequence[int] | None = None, *, within: int = MAX_DISTANCE_BITS
+) -> Iterator[NearPair]:
     """Pairs of hashes at most `within` bits apart, in the order of `first`, then of `second`.
 
     One of `first` and one of `second`; or without `second`, two of `first`, each pair once. Every pair is
@@ -61,7 +63,7 @@ def near_pairs(first: Sequence[int], second: Sequence[int] | None = None, *, wit
         raise ValueError(f"within is a number of bits in [0, 64], got {within}")
     rows = np.array(first, dtype=np.uint64)
     columns = rows if second is None else np.array(second, dtype=np.uint64)
-    step = max(1, _BLOCK // max(1, len(columns)))
+    step = max(1, _BLOCK_SIZE // max(1, len(columns)))
     for start in range(0, len(rows), step):
         skipped = start if second is None else 0  # columns before that were compared as rows
         apart = np.bitwise_count(rows[start : start + step, None] ^ columns[None, skipped:])

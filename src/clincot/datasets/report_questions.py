@@ -16,21 +16,27 @@ from pathlib import Path
 from tqdm import tqdm
 
 from clincot.datasets.folder import QUESTIONS, REFERENCES, StudyIndex, load_questions, load_references
-from clincot.datasets.ingest.image_pool import SourceImages, Workers
-from clincot.datasets.ingest.index import Ledger
-from clincot.datasets.ingest.ingest_report import IngestReport, Published, RowRefused, Tally, finish
-from clincot.datasets.ingest.writer import FolderWriter, Picture, Row, dataset_folder
-from clincot.datasets.reports import REPORTS, ReportRow, numbered_reports
+from clincot.datasets.ingest.image_pool import ImageInspector, WorkerPool
+from clincot.datasets.ingest.index import IngestIndex
+from clincot.datasets.ingest.ingest_report import (
+    DatasetAttribution,
+    IngestReport,
+    IngestTally,
+    InvalidRow,
+    write_report,
+)
+from clincot.datasets.ingest.writer import FolderWriter, SourceImage, SourceQuestion, open_dataset_folder
+from clincot.datasets.reports import REPORTS_FILE, ReportRow, read_numbered_reports
 from clincot.geometry import Box
-from clincot.jsonl import BadRecord
+from clincot.jsonl import InvalidRecord
 
-QUESTION = "Describe the findings."
-TOPIC = "report"
-_BATCH = 512  # reports read ahead, so that their images are decoded in parallel
+DEFAULT_QUESTION = "Describe the findings."
+REPORT_TOPIC = "report"
+_BATCH_SIZE = 512  # reports read ahead, so that their images are decoded in parallel
 
 
 def make_report_questions(
-    source: Path, out: Path, *, question: str = QUESTION, allow_refused: int = 0, workers: int | None = None
+    source: Path, out: Path, *, question: str = DEFAULT_QUESTION, allow_refused: int = 0, workers: int | None = None
 ) -> IngestReport:
     """Write the data set of report questions; images are hard-linked where the file system can.
 
@@ -40,33 +46,37 @@ def make_report_questions(
     where reports.jsonl has a line that is no report, where no row is left, or where out is source.
     """
     if out.resolve() == source.resolve():
-        raise BadRecord(f"{out}: the report questions need a folder of their own, not the one they are made from")
-    path, tally, notes = source / REPORTS, Tally(allow_refused), Counter[str]()
-    studies, boxes = StudyIndex(source), _boxes(source)
-    rows = iter(tqdm(numbered_reports(path), desc=f"reports of {source.name}", unit=" reports", disable=None))
-    with Ledger() as ledger, Workers(workers) as pool:
-        images = SourceImages(ledger, pool)
-        with dataset_folder(out, images, ledger, reports=True, link_images=True) as folder:
-            while batch := list(islice(rows, _BATCH)):
-                images.check(studies.image_path(row.study) for _, row in batch if row.study in studies)
+        raise InvalidRecord(f"{out}: the report questions need a folder of their own, not the one they are made from")
+    path, tally, notes = source / REPORTS_FILE, IngestTally(allow_refused), Counter[str]()
+    studies, boxes = StudyIndex(source), _collect_boxes(source)
+    rows = iter(tqdm(read_numbered_reports(path), desc=f"reports of {source.name}", unit=" reports", disable=None))
+    with IngestIndex() as ledger, WorkerPool(workers) as pool:
+        images = ImageInspector(ledger, pool)
+        with open_dataset_folder(out, images, ledger, reports=True, link_images=True) as folder:
+            while batch := list(islice(rows, _BATCH_SIZE)):
+                images.inspect_all(studies.resolve_image_path(row.study) for _, row in batch if row.study in studies)
                 for number, row in batch:
                     known = boxes.get(row.study, ())
-                    tally.take(str(path), number, partial(_take, folder, row, number, studies, known, question, notes))
+                    tally.take_row(
+                        str(path),
+                        number,
+                        partial(_add_report_question, folder, row, number, studies, known, question, notes),
+                    )
             if tally.kept == 0:
-                raise tally.nothing(path, "reports")
+                raise tally.build_no_rows_error(path, "reports")
         notes["studies that no question is about, not taken over"] = len(studies) - tally.kept
-        return finish(
+        return write_report(
             out,
             tally,
             ledger,
             source=path,
-            folders=[folder.counts(".")],
-            published=Published(licence=f"that of {source}"),
+            folders=[folder.count_records(".")],
+            published=DatasetAttribution(licence=f"that of {source}"),
             notes=[f"{what}: {count}" for what, count in sorted(notes.items()) if count],
         )
 
 
-def _take(
+def _add_report_question(
     folder: FolderWriter,
     row: ReportRow,
     number: int,
@@ -76,26 +86,28 @@ def _take(
     notes: Counter[str],
 ) -> str | None:
     """The place of the row that this one repeats, None where it is new; raises RowRefused."""
-    asked = _row(row, number, studies, boxes, question)
-    first = folder.add(asked) or folder.add_report([asked.picture], row.text)
+    asked = _build_source_question(row, number, studies, boxes, question)
+    first = folder.add_question(asked) or folder.add_report([asked.picture], row.text)
     if first is None:
         notes["questions with boxes" if boxes else "questions without boxes"] += 1
         notes["reports on several images, asked about the first"] += len(row.studies) > 1
     return first
 
 
-def _row(row: ReportRow, number: int, studies: StudyIndex, boxes: tuple[Box, ...], question: str) -> Row:
+def _build_source_question(
+    row: ReportRow, number: int, studies: StudyIndex, boxes: tuple[Box, ...], question: str
+) -> SourceQuestion:
     if row.study not in studies:
-        raise RowRefused(
+        raise InvalidRow(
             f"study {row.study!r} is not in {studies.folder}. Give the report's study as studies.jsonl has it"
         )
     if not row.text.strip():
-        raise RowRefused("the report is empty. Leave the row out, or write its text")
+        raise InvalidRow("the report is empty. Leave the row out, or write its text")
     study = studies[row.study]
-    return Row(
-        picture=Picture(
+    return SourceQuestion(
+        picture=SourceImage(
             place=f"row {number}",
-            image=studies.image_path(row.study),
+            image=studies.resolve_image_path(row.study),
             image_name=study.source_id or study.image,
             modality=study.modality,
             patient=study.patient,
@@ -105,12 +117,12 @@ def _row(row: ReportRow, number: int, studies: StudyIndex, boxes: tuple[Box, ...
         answer=row.text.strip(),
         kind="report",
         boxes=boxes,
-        topic=TOPIC,
+        topic=REPORT_TOPIC,
         source_id=study.id,
     )
 
 
-def _boxes(source: Path) -> dict[str, tuple[Box, ...]]:
+def _collect_boxes(source: Path) -> dict[str, tuple[Box, ...]]:
     """{study: the boxes that the folder's answer key has of it, each once}; none where there is no key."""
     if not ((source / QUESTIONS).is_file() and (source / REFERENCES).is_file()):
         return {}

@@ -11,9 +11,9 @@ from typing import Annotated, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from clincot.jsonl import BadRecord, explain, parse_row
+from clincot.jsonl import InvalidRecord, format_validation_error, parse_row
 
-REPORTS = "reports.jsonl"
+REPORTS_FILE = "reports.jsonl"
 
 
 class ReportRow(BaseModel):
@@ -27,13 +27,13 @@ class ReportRow(BaseModel):
     studies: tuple[str, ...] = ()  # all images of the report, where there are several; `study` is the first
 
     @model_validator(mode="after")
-    def _first_is_study(self) -> Self:
+    def _check_first_study(self) -> Self:
         if self.studies and self.studies[0] != self.study:
             raise ValueError(f"studies: expected {self.study!r}, the report's study, first, got {self.studies[0]!r}")
         return self
 
 
-def report_line(studies: Sequence[str], text: str) -> str:
+def format_report_line(studies: Sequence[str], text: str) -> str:
     """A line of reports.jsonl for a report on these studies."""
     line: dict[str, object] = {"study": studies[0], "text": text}
     if len(studies) > 1:
@@ -43,13 +43,13 @@ def report_line(studies: Sequence[str], text: str) -> str:
 
 def read_reports(path: Path) -> Iterator[ReportRow]:
     """Stream reports; a bad line, a cut-off last line or a study's second report raises BadRecord naming file:line."""
-    return (row for _, row in numbered_reports(path))
+    return (row for _, row in read_numbered_reports(path))
 
 
-def numbered_reports(path: Path) -> Iterator[tuple[int, ReportRow]]:
+def read_numbered_reports(path: Path) -> Iterator[tuple[int, ReportRow]]:
     """As read_reports, each with the number of its line."""
     if not path.is_file():
-        raise BadRecord(f'{path}: no such file; expected reports, one {{"study": …, "text": …}} a line')
+        raise InvalidRecord(f'{path}: no such file; expected reports, one {{"study": …, "text": …}} a line')
     seen: set[bytes] = set()
     with path.open("rb") as file:
         for number, line in enumerate(file, start=1):
@@ -57,13 +57,15 @@ def numbered_reports(path: Path) -> Iterator[tuple[int, ReportRow]]:
                 continue
             where = f"{path}:{number}"
             if not line.endswith(b"\n"):
-                raise BadRecord(f"{where}: the file ends in the middle of a line; it was cut off: {line[:80]!r}")
+                raise InvalidRecord(f"{where}: the file ends in the middle of a line; it was cut off: {line[:80]!r}")
             try:
                 row = ReportRow.model_validate(parse_row(line, where=where))
             except ValidationError as error:
-                raise BadRecord(f'{where}: not a report: {explain(error)}. Write {{"study": …, "text": …}}') from None
+                raise InvalidRecord(
+                    f'{where}: not a report: {format_validation_error(error)}. Write {{"study": …, "text": …}}'
+                ) from None
             key = hashlib.blake2b(row.study.encode(), digest_size=8).digest()
             if key in seen:
-                raise BadRecord(f"{where}: a second report of study {row.study!r}; every study may have one")
+                raise InvalidRecord(f"{where}: a second report of study {row.study!r}; every study may have one")
             seen.add(key)
             yield number, row

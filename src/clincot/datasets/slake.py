@@ -22,27 +22,39 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 from tqdm import tqdm
 
-from clincot.datasets.ingest.image_pool import SourceImages, Workers
-from clincot.datasets.ingest.index import ImageFacts, Ledger
-from clincot.datasets.ingest.ingest_report import IngestReport, Published, RowRefused, Tally, finish
-from clincot.datasets.ingest.writer import Picture, Row, dataset_folder, leaks_between, studies_of
-from clincot.datasets.near_duplicates import near_pairs
-from clincot.datasets.slake_boxes import (
-    AGREES,
-    BoxFormat,
-    Detections,
-    about,
-    base_of,
-    mask_values,
-    read_detections,
-    to_box,
+from clincot.datasets.ingest.image_pool import ImageInspector, WorkerPool
+from clincot.datasets.ingest.index import ImageFacts, IngestIndex
+from clincot.datasets.ingest.ingest_report import (
+    DatasetAttribution,
+    IngestReport,
+    IngestTally,
+    InvalidRow,
+    write_report,
 )
-from clincot.datasets.splits import check_share, side_of, together
-from clincot.errors import BadInput
+from clincot.datasets.ingest.writer import (
+    SourceImage,
+    SourceQuestion,
+    find_pairwise_leakage,
+    open_dataset_folder,
+    read_studies,
+)
+from clincot.datasets.near_duplicates import find_near_pairs
+from clincot.datasets.slake_boxes import (
+    MIN_MASK_IOU,
+    BoxFormat,
+    ImageDetections,
+    find_answer_boxes,
+    normalize_box,
+    read_detections,
+    read_mask_values,
+    strip_label_side,
+)
+from clincot.datasets.splits import assign_split, check_test_share, group_connected
+from clincot.errors import InvalidInput
 from clincot.geometry import Box
-from clincot.jsonl import BadRecord, explain
+from clincot.jsonl import InvalidRecord, format_validation_error
 
-PUBLISHED = Published(
+ATTRIBUTION = DatasetAttribution(
     licence="CC BY 4.0",
     citation="Liu, B., Zhan, L.-M., Xu, L., Ma, L., Yang, Y., Wu, X.-M. SLAKE: A semantically-labeled"
     " knowledge-enhanced dataset for medical visual question answering. ISBI 2021. https://www.med-vqa.com/slake/",
@@ -55,7 +67,7 @@ Language = Literal["en", "zh"]
 _MODALITIES = {"X-RAY": "x-ray", "CT": "CT", "MRI": "MR"}
 
 
-def _stripped(value: object) -> object:
+def _strip_text(value: object) -> object:
     return value.strip() if isinstance(value, str) else value
 
 
@@ -71,7 +83,7 @@ class SlakeRow(BaseModel):
     q_lang: Language
     location: str
     modality: str
-    answer_type: Annotated[Literal["OPEN", "CLOSED"], BeforeValidator(_stripped)]
+    answer_type: Annotated[Literal["OPEN", "CLOSED"], BeforeValidator(_strip_text)]
     base_type: str
     content_type: str
     triple: tuple[str, ...]
@@ -79,7 +91,7 @@ class SlakeRow(BaseModel):
 
 
 @dataclass(frozen=True)
-class _Place:
+class _RowPosition:
     """Where a row stands in the release."""
 
     part: str
@@ -111,70 +123,77 @@ def ingest_slake(
     masks; TooManyRefused, when the others are in place, where more rows are bad than `allow_refused`.
     """
     if split not in ("official", "image-disjoint"):
-        raise BadInput(f'split is "official" or "image-disjoint", got {split!r}')
-    check_share(test_share)
-    tally, notes = Tally(allow_refused), Counter[str]()
-    rows = dict(_rows(source, language, tally, notes))
+        raise InvalidInput(f'split is "official" or "image-disjoint", got {split!r}')
+    check_test_share(test_share)
+    tally, notes = IngestTally(allow_refused), Counter[str]()
+    rows = dict(_read_rows(source, language, tally, notes))
     names = list(dict.fromkeys(row.img_name for row in rows.values()))
-    with Ledger() as ledger, Workers(workers) as pool:
-        images = SourceImages(ledger, pool)
-        images.check((source / "imgs" / name for name in names), label="SLAKE images")
-        detections = _detections(source, names, pool)
-        _check_format(source, detections, box_format)
-        facts = dict(_facts(source, names, images))
-        boxes = {name: _boxes(detections[name], facts[name], box_format, notes) for name in facts}
-        bases = {base_of(label) for found in detections.values() for label, _ in found.found}
-        groups = _groups(names, facts, alike=split == "image-disjoint")
+    with IngestIndex() as ledger, WorkerPool(workers) as pool:
+        images = ImageInspector(ledger, pool)
+        images.inspect_all((source / "imgs" / name for name in names), label="SLAKE images")
+        detections = _read_all_detections(source, names, pool)
+        _check_box_format(source, detections, box_format)
+        facts = dict(_collect_facts(source, names, images))
+        boxes = {name: _convert_boxes(detections[name], facts[name], box_format, notes) for name in facts}
+        bases = {strip_label_side(label) for found in detections.values() for label, _ in found.found}
+        groups = _group_images(names, facts, alike=split == "image-disjoint")
         parts = PARTS if split == "official" else ("train", "test")
         with contextlib.ExitStack() as stack:
             folders = {
-                part: stack.enter_context(dataset_folder(out / part, images, ledger)) for part in reversed(parts)
+                part: stack.enter_context(open_dataset_folder(out / part, images, ledger)) for part in reversed(parts)
             }
             # The test rows first: a row that is in two parts is kept there.
             for place, row in sorted(rows.items(), key=lambda pair: (-PARTS.index(pair[0].part), pair[0].number)):
                 part = place.part
                 if split == "image-disjoint":
-                    part = side_of(groups[row.img_name], salt="slake", seed=seed, test_share=test_share)
+                    part = assign_split(groups[row.img_name], salt="slake", seed=seed, test_share=test_share)
 
-                def add(place: _Place = place, row: SlakeRow = row, part: str = part) -> str | None:
+                def add(place: _RowPosition = place, row: SlakeRow = row, part: str = part) -> str | None:
                     if detections[row.img_name].refused:
-                        raise RowRefused(detections[row.img_name].refused)
-                    found = about(row.question, row.answer, boxes.get(row.img_name, ()), bases)
+                        raise InvalidRow(detections[row.img_name].refused)
+                    found = find_answer_boxes(row.question, row.answer, boxes.get(row.img_name, ()), bases)
                     notes["questions with boxes" if found[1] else "questions without boxes"] += 1
-                    return folders[part].add(_row(place, row, source, part, found, group=groups[row.img_name]))
+                    return folders[part].add_question(
+                        _build_source_question(place, row, source, part, found, group=groups[row.img_name])
+                    )
 
-                tally.take(place.file, place.number, add)
+                tally.take_row(place.file, place.number, add)
             for part, folder in folders.items():
                 if folder.kinds.total() == 0:
-                    raise tally.nothing(source, f"rows in {language!r} for {part} ({split} split)")
+                    raise tally.build_no_rows_error(source, f"rows in {language!r} for {part} ({split} split)")
                 folder.flush()
-        return finish(
+        return write_report(
             out,
             tally,
             ledger,
             source=source,
             split=split,
-            published=PUBLISHED,
-            folders=[folders[part].counts(part) for part in parts],
-            leaks=leaks_between({part: partial(studies_of, out / part) for part in parts}, ledger),
-            notes=[*(f"{what}: {count}" for what, count in sorted(notes.items())), *_other_counts(rows, language)],
+            published=ATTRIBUTION,
+            folders=[folders[part].count_records(part) for part in parts],
+            leaks=find_pairwise_leakage({part: partial(read_studies, out / part) for part in parts}, ledger),
+            notes=[
+                *(f"{what}: {count}" for what, count in sorted(notes.items())),
+                *_list_count_differences(rows, language),
+            ],
         )
 
 
-def _rows(source: Path, language: Language, tally: Tally, notes: Counter[str]) -> Iterator[tuple[_Place, SlakeRow]]:
+def _read_rows(
+    source: Path, language: Language, tally: IngestTally, notes: Counter[str]
+) -> Iterator[tuple[_RowPosition, SlakeRow]]:
     if not (source / "imgs").is_dir():
-        raise BadRecord(
+        raise InvalidRecord(
             f"{source}: expected the folder 'imgs' in it, beside {', '.join(f'{part}.json' for part in PARTS)};"
             " get SLAKE from https://www.med-vqa.com/slake/ and give the folder it unpacks to"
         )
     for part in PARTS:
-        for number, fields in enumerate(_load(source / f"{part}.json"), start=1):
-            place = _Place(part, number)
+        for number, fields in enumerate(_load_json(source / f"{part}.json"), start=1):
+            place = _RowPosition(part, number)
             try:
                 row = SlakeRow.model_validate(fields)
             except ValidationError as error:
                 fields_are = f"The fields are {', '.join(SlakeRow.model_fields)}; fetch the file again or mend the row"
-                tally.refuse(place.file, number, f"{explain(error)}. {fields_are}")
+                tally.refuse_row(place.file, number, f"{format_validation_error(error)}. {fields_are}")
                 continue
             if row.q_lang == language:
                 yield place, row
@@ -182,32 +201,34 @@ def _rows(source: Path, language: Language, tally: Tally, notes: Counter[str]) -
                 notes[f"questions in the other language ({row.q_lang}), not taken"] += 1
 
 
-def _load(path: Path) -> list[object]:
+def _load_json(path: Path) -> list[object]:
     try:
         raw = json.loads(path.read_bytes().decode("utf-8-sig"))
     except FileNotFoundError:
-        raise BadRecord(f"{path}: there is no such file; SLAKE has {', '.join(f'{p}.json' for p in PARTS)}") from None
+        raise InvalidRecord(
+            f"{path}: there is no such file; SLAKE has {', '.join(f'{p}.json' for p in PARTS)}"
+        ) from None
     except UnicodeDecodeError as error:
-        raise BadRecord(f"{path}: not UTF-8 ({error.reason} at byte {error.start}); fetch it again") from None
+        raise InvalidRecord(f"{path}: not UTF-8 ({error.reason} at byte {error.start}); fetch it again") from None
     except json.JSONDecodeError as error:
-        raise BadRecord(
+        raise InvalidRecord(
             f"{path}:{error.lineno}: not JSON ({error.msg} at column {error.colno}); fetch it again"
         ) from None
     if not isinstance(raw, list) or not raw:
-        raise BadRecord(f"{path}: expected a list of questions, got {type(raw).__name__} {str(raw)[:80]!r}")
+        raise InvalidRecord(f"{path}: expected a list of questions, got {type(raw).__name__} {str(raw)[:80]!r}")
     return raw
 
 
-def _detections(source: Path, names: Sequence[str], pool: Workers) -> dict[str, Detections]:
-    read = partial(read_detections, values=mask_values(source / "mask.txt"))
+def _read_all_detections(source: Path, names: Sequence[str], pool: WorkerPool) -> dict[str, ImageDetections]:
+    read = partial(read_detections, values=read_mask_values(source / "mask.txt"))
     folders = [(source / "imgs" / name).parent for name in names]
-    workers = pool.pool(len(folders))
+    workers = pool.start_pool(len(folders))
     found = map(read, folders) if workers is None else workers.map(read, folders, chunksize=4)
     shown = tqdm(found, total=len(folders), desc="SLAKE boxes", unit="image", disable=None)
     return dict(zip(names, shown, strict=True))
 
 
-def _check_format(source: Path, detections: dict[str, Detections], box_format: BoxFormat) -> None:
+def _check_box_format(source: Path, detections: dict[str, ImageDetections], box_format: BoxFormat) -> None:
     """The masks decide: boxes that fit better when read the other way are not what they are said to be.
 
     A tenth has to agree at all: hand-drawn boxes may be loose, and lesions may have no mask of their own.
@@ -219,32 +240,32 @@ def _check_format(source: Path, detections: dict[str, Detections], box_format: B
     }
     other: BoxFormat = "xyxy" if box_format == "xywh" else "xywh"
     if checked and (fits[box_format] * 10 < checked or fits[other] > fits[box_format]):
-        raise BadRecord(
+        raise InvalidRecord(
             f"{source}/imgs: {checked} boxes of detection.json can be held against mask.png. Read as {box_format},"
-            f" {fits[box_format]} agree with it (IoU at least {AGREES}); read as {other}, {fits[other]}. If more agree"
+            f" {fits[box_format]} agree with it (IoU at least {MIN_MASK_IOU}); read as {other}, {fits[other]}. If more agree"
             f" so, pass --box-format {other}; if neither fits, the masks are not those of these images: fetch imgs"
             " again"
         )
 
 
-def _facts(source: Path, names: Sequence[str], images: SourceImages) -> Iterator[tuple[str, ImageFacts]]:
+def _collect_facts(source: Path, names: Sequence[str], images: ImageInspector) -> Iterator[tuple[str, ImageFacts]]:
     for name in names:
-        with contextlib.suppress(RowRefused):  # the image's rows are refused with the reason when they are added
-            yield name, images.facts(source / "imgs" / name)
+        with contextlib.suppress(InvalidRow):  # the image's rows are refused with the reason when they are added
+            yield name, images.read_facts(source / "imgs" / name)
 
 
-def _boxes(
-    found: Detections, facts: ImageFacts, box_format: BoxFormat, notes: Counter[str]
+def _convert_boxes(
+    found: ImageDetections, facts: ImageFacts, box_format: BoxFormat, notes: Counter[str]
 ) -> tuple[tuple[str, Box], ...]:
     boxes = []
     for label, numbers in found.found:
-        box = to_box(numbers, box_format, width=facts.width, height=facts.height)
+        box = normalize_box(numbers, box_format, width=facts.width, height=facts.height)
         if box is None:
             notes["boxes outside their image, not taken"] += 1
         else:
             boxes.append((label, box))
     notes["boxes in detection.json"] += len(found.found)
-    notes[f"boxes that mask.png confirms (IoU at least {AGREES})"] += (
+    notes[f"boxes that mask.png confirms (IoU at least {MIN_MASK_IOU})"] += (
         found.as_xywh if box_format == "xywh" else found.as_xyxy
     )
     notes["boxes that mask.png could not be held against"] += len(found.found) - found.checked
@@ -253,22 +274,22 @@ def _boxes(
     return tuple(boxes)
 
 
-def _groups(names: Sequence[str], facts: dict[str, ImageFacts], *, alike: bool) -> dict[str, str]:
+def _group_images(names: Sequence[str], facts: dict[str, ImageFacts], *, alike: bool) -> dict[str, str]:
     """{image: the first image that it equals, or with `alike` looks like, through any chain}."""
     known = [name for name in names if name in facts]
     bonds = [(name, facts[name].sha256) for name in known]
     if alike:
-        pairs = near_pairs([facts[name].near for name in known])
+        pairs = find_near_pairs([facts[name].near for name in known])
         bonds += [(known[pair.first], known[pair.second]) for pair in pairs]
-    return together(bonds, list(names))
+    return group_connected(bonds, list(names))
 
 
-def _row(
-    place: _Place, row: SlakeRow, source: Path, part: str, found: tuple[str, tuple[Box, ...]], *, group: str
-) -> Row:
+def _build_source_question(
+    place: _RowPosition, row: SlakeRow, source: Path, part: str, found: tuple[str, tuple[Box, ...]], *, group: str
+) -> SourceQuestion:
     finding, where = found
-    return Row(
-        picture=Picture(
+    return SourceQuestion(
+        picture=SourceImage(
             place=str(place),
             image=source / "imgs" / row.img_name,
             image_name=row.img_name,
@@ -286,7 +307,7 @@ def _row(
     )
 
 
-def _other_counts(rows: dict[_Place, SlakeRow], language: Language) -> list[str]:
+def _list_count_differences(rows: dict[_RowPosition, SlakeRow], language: Language) -> list[str]:
     """Where this release is not as large as the published one."""
     counts = Counter(place.part for place in rows)
     return [

@@ -19,14 +19,16 @@ import numpy.typing as npt
 from PIL import Image
 from scipy import ndimage
 
-from clincot.geometry import Box, box_from_pixels, intersection_over_union
-from clincot.jsonl import BadRecord
+from clincot.geometry import Box, box_from_pixels, compute_iou
+from clincot.jsonl import InvalidRecord
 
 BoxFormat = Literal["xywh", "xyxy"]
-AGREES = 0.75  # IoU of a detection with its region of the mask; a box near the corner read the wrong way has up to 0.65
+MIN_MASK_IOU = (
+    0.75  # IoU of a detection with its region of the mask; a box near the corner read the wrong way has up to 0.65
+)
 
 # Names that Chinese questions use for SLAKE's labels, longest first where one begins another.
-_CHINESE = {
+_CHINESE_LABELS = {
     "肺癌": "lung cancer",
     "肺炎": "pneumonia",
     "肺不张": "atelectasis",
@@ -68,11 +70,11 @@ _CHINESE = {
     "眼球": "eye",
 }
 _SIDES = {"left": "left", "right": "right", "左": "left", "右": "right"}
-_HEADS = ("tumor", "cancer", "edema")  # words that stand for a whole label where no label is named
+_HEAD_NOUNS = ("tumor", "cancer", "edema")  # words that stand for a whole label where no label is named
 
 
 @dataclass(frozen=True)
-class Detections:
+class ImageDetections:
     """What one image's folder says: labels with their four numbers, and how they agree with the mask."""
 
     found: tuple[tuple[str, tuple[float, float, float, float]], ...] = ()
@@ -82,53 +84,53 @@ class Detections:
     refused: str = ""  # why detection.json cannot be used
 
 
-def read_detections(folder: Path, values: dict[str, int]) -> Detections:
+def read_detections(folder: Path, values: dict[str, int]) -> ImageDetections:
     """Read FOLDER/detection.json and, where there is one, FOLDER/mask.png; `values` are mask.txt's, by label."""
     path = folder / "detection.json"
     if not path.is_file():
-        return Detections()
+        return ImageDetections()
     try:
-        found = tuple(_boxes(json.loads(path.read_text(encoding="utf-8-sig"))))
+        found = tuple(_parse_boxes(json.loads(path.read_text(encoding="utf-8-sig"))))
     except ValueError as error:  # not JSON, not UTF-8, or not of this form
-        return Detections(
+        return ImageDetections(
             refused=f"{path}: expected a list of {{label: [four numbers]}} ({error}). Mend the file, or remove it to"
             " take the image's questions without boxes"
         )
     mask_path = folder / "mask.png"
     if not found or not mask_path.is_file():
-        return Detections(found)
+        return ImageDetections(found)
     try:
         with Image.open(mask_path) as image:
             mask_HW = np.asarray(image if image.mode in ("L", "P", "I", "I;16") else image.convert("L")).astype(
                 np.int64
             )
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        return Detections(
+        return ImageDetections(
             refused=f"{mask_path}: expected a PNG ({error}). Fetch it again, or remove it to take the boxes unchecked"
         )
     checked = as_xywh = as_xyxy = 0
     for label, numbers in found:
-        regions = _regions(mask_HW, values.get(label.casefold()))
+        regions = _find_mask_regions(mask_HW, values.get(label.casefold()))
         if regions:
             checked += 1
-            as_xywh += _agrees(numbers, "xywh", mask_HW.shape, regions)
-            as_xyxy += _agrees(numbers, "xyxy", mask_HW.shape, regions)
-    return Detections(found, checked, as_xywh, as_xyxy)
+            as_xywh += _matches_mask(numbers, "xywh", mask_HW.shape, regions)
+            as_xyxy += _matches_mask(numbers, "xyxy", mask_HW.shape, regions)
+    return ImageDetections(found, checked, as_xywh, as_xyxy)
 
 
-def mask_values(path: Path) -> dict[str, int]:
+def read_mask_values(path: Path) -> dict[str, int]:
     """mask.txt: {label in lower case: pixel value}; empty where there is no such file. Raises BadRecord."""
     if not path.is_file():
         return {}
     try:
         text = path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
-        raise BadRecord(f"{path}: not UTF-8 ({error.reason} at byte {error.start}); fetch it again") from None
+        raise InvalidRecord(f"{path}: not UTF-8 ({error.reason} at byte {error.start}); fetch it again") from None
     lines = (line.split(":", 1) for line in text.splitlines() if ":" in line)
     return {name.strip().casefold(): int(value) for value, name in lines if value.strip().isdigit()}
 
 
-def to_box(numbers: tuple[float, float, float, float], how: BoxFormat, *, width: int, height: int) -> Box | None:
+def normalize_box(numbers: tuple[float, float, float, float], how: BoxFormat, *, width: int, height: int) -> Box | None:
     """Normalised and cut to the image; None where nothing of it lies inside."""
     x0, y0, a, b = numbers
     x1, y1 = (x0 + a, y0 + b) if how == "xywh" else (a, b)
@@ -139,7 +141,7 @@ def to_box(numbers: tuple[float, float, float, float], how: BoxFormat, *, width:
     return box_from_pixels(x0, y0, x1, y1, width=width, height=height)
 
 
-def _boxes(raw: object) -> Iterable[tuple[str, tuple[float, float, float, float]]]:
+def _parse_boxes(raw: object) -> Iterable[tuple[str, tuple[float, float, float, float]]]:
     if not isinstance(raw, list):
         raise ValueError(f"got {type(raw).__name__}")
     for one in raw:
@@ -153,7 +155,7 @@ def _boxes(raw: object) -> Iterable[tuple[str, tuple[float, float, float, float]
         yield str(label).strip(), (float(numbers[0]), float(numbers[1]), float(numbers[2]), float(numbers[3]))
 
 
-def _regions(mask_HW: npt.NDArray[np.int64], value: int | None) -> list[Box]:
+def _find_mask_regions(mask_HW: npt.NDArray[np.int64], value: int | None) -> list[Box]:
     """Boxes of the value's pixels and of each connected part of them; of every value where it is not known."""
     height, width = mask_HW.shape
     values = [value] if value is not None else [int(v) for v in np.unique(mask_HW) if v != 0]
@@ -172,46 +174,48 @@ def _regions(mask_HW: npt.NDArray[np.int64], value: int | None) -> list[Box]:
     ]
 
 
-def _agrees(
+def _matches_mask(
     numbers: tuple[float, float, float, float], how: BoxFormat, shape: tuple[int, ...], regions: Sequence[Box]
 ) -> bool:
-    box = to_box(numbers, how, width=shape[1], height=shape[0])
-    return box is not None and max(intersection_over_union(box, region) for region in regions) >= AGREES
+    box = normalize_box(numbers, how, width=shape[1], height=shape[0])
+    return box is not None and max(compute_iou(box, region) for region in regions) >= MIN_MASK_IOU
 
 
 # Which labels a text names
 
 
-def base_of(label: str) -> str:
+def strip_label_side(label: str) -> str:
     """A label without its side: "Left Lung" -> "lung"."""
     return " ".join(word for word in label.casefold().split() if word not in ("left", "right"))
 
 
-def side_of_label(label: str) -> str:
+def read_label_side(label: str) -> str:
     sides = [word for word in label.casefold().split() if word in ("left", "right")]
     return sides[0] if sides else ""
 
 
-def named(text: str, bases: Iterable[str]) -> list[tuple[str, str]]:
+def find_labels(text: str, bases: Iterable[str]) -> list[tuple[str, str]]:
     """(base, side) of the labels that a text names, in its order; side "" where none is said.
 
     A longer name wins over one inside it ("lung cancer" is not "lung"); plurals are the same word. Where no label
     is named, the words tumor, cancer and edema stand for all labels that end in them.
     """
     known = sorted(set(bases), key=lambda base: (-len(base), base))
-    heads = {head: [base for base in known if base.split()[-1] == head] for head in _HEADS}
-    chinese = {word: [base] for word, base in sorted(_CHINESE.items(), key=lambda pair: -len(pair[0])) if base in known}
+    heads = {head: [base for base in known if base.split()[-1] == head] for head in _HEAD_NOUNS}
+    chinese = {
+        word: [base] for word, base in sorted(_CHINESE_LABELS.items(), key=lambda pair: -len(pair[0])) if base in known
+    }
     for names in ({base: [base] for base in known}, heads, chinese):
-        if hits := _hits(text, names):
+        if hits := _find_names(text, names):
             return [(base, side) for _, base, side in sorted(hits)]
     return []
 
 
-def _hits(text: str, names: Mapping[str, Sequence[str]]) -> list[tuple[int, str, str]]:
+def _find_names(text: str, names: Mapping[str, Sequence[str]]) -> list[tuple[int, str, str]]:
     """(place, base, side) of every name in the text. Names are taken in their order, and what is taken is gone."""
-    left, hits = _singular(text), list[tuple[int, str, str]]()
+    left, hits = _normalize_plurals(text), list[tuple[int, str, str]]()
     for name, bases in names.items():
-        spelled = _singular(name)
+        spelled = _normalize_plurals(name)
         pattern = re.compile(rf"(?<![a-z]){re.escape(spelled)}(?![a-z])" if spelled.isascii() else re.escape(spelled))
         for found in pattern.finditer(left):
             before = re.search(r"(left|right|左|右)[\s侧边]*$", left[: found.start()])
@@ -220,12 +224,12 @@ def _hits(text: str, names: Mapping[str, Sequence[str]]) -> list[tuple[int, str,
     return hits
 
 
-def _singular(text: str) -> str:
+def _normalize_plurals(text: str) -> str:
     """Lower case, every word without its final s: the same for a label and for its plural."""
     return re.sub(r"(?<=[a-z]{2})s(?![a-z])", "", text.casefold())
 
 
-def about(
+def find_answer_boxes(
     question: str, answer: str, detections: Sequence[tuple[str, Box]], bases: Iterable[str]
 ) -> tuple[str, tuple[Box, ...]]:
     """(finding, boxes): where the answer can be seen in this image, and what that is; ("", ()) where nothing is named.
@@ -234,9 +238,9 @@ def about(
     answer, if one is. An absent organ or disease has no box in detection.json, so it has none here.
     """
     known = sorted(set(bases))
-    wanted = named(answer, known)
+    wanted = find_labels(answer, known)
     if not wanted:
-        wanted = named(question, known)[:1]
+        wanted = find_labels(question, known)[:1]
         sides = {_SIDES[word] for word in re.findall(r"left|right|左|右", answer.casefold())}
         if len(sides) == 1:
             wanted = [(base, side or next(iter(sides))) for base, side in wanted]
@@ -244,6 +248,6 @@ def about(
         box
         for base, side in wanted
         for label, box in detections
-        if base_of(label) == base and side_of_label(label) in ("", side or side_of_label(label))
+        if strip_label_side(label) == base and read_label_side(label) in ("", side or read_label_side(label))
     ]
     return (wanted[0][0] if wanted else "", tuple(dict.fromkeys(boxes)))

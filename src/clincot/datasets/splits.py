@@ -6,28 +6,28 @@ import hashlib
 from collections.abc import Hashable, Iterable, Sequence
 from typing import Literal, TypeVar
 
-from clincot.errors import BadInput
+from clincot.errors import InvalidInput
 
 K = TypeVar("K", bound=Hashable)
-Side = Literal["train", "test"]
+SplitSide = Literal["train", "test"]
 
 
-def share_of(group: str, *, salt: str, seed: int) -> float:
+def hash_to_share(group: str, *, salt: str, seed: int) -> float:
     """A number in [0, 1) that depends on nothing but the group, the seed and the data set's `salt`."""
     return int.from_bytes(hashlib.sha256(f"{salt}:{seed}:{group}".encode()).digest()[:8]) / 2**64
 
 
-def side_of(group: str, *, salt: str, seed: int, test_share: float) -> Side:
+def assign_split(group: str, *, salt: str, seed: int, test_share: float) -> SplitSide:
     """Test for an expected `test_share` of the groups. More groups move none to the other side."""
-    return "test" if share_of(group, salt=salt, seed=seed) < test_share else "train"
+    return "test" if hash_to_share(group, salt=salt, seed=seed) < test_share else "train"
 
 
-def check_share(test_share: float) -> None:
+def check_test_share(test_share: float) -> None:
     if not 0 < test_share < 1:
-        raise BadInput(f"test_share is a share of the images in (0, 1), got {test_share}")
+        raise InvalidInput(f"test_share is a share of the images in (0, 1), got {test_share}")
 
 
-def together(bonds: Iterable[tuple[K, K]], members: Sequence[K]) -> dict[K, K]:
+def group_connected(bonds: Iterable[tuple[K, K]], members: Sequence[K]) -> dict[K, K]:
     """{member: the first of the members it is tied to, through any chain of bonds}; alone, that is itself."""
     above: dict[K, K] = {}
 

@@ -19,15 +19,28 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
-from clincot.datasets.ingest.image_pool import SourceImages, Workers
-from clincot.datasets.ingest.index import Ledger
-from clincot.datasets.ingest.ingest_report import SHOWN, IngestReport, Published, RowRefused, Tally, finish
-from clincot.datasets.ingest.writer import Picture, Row, dataset_folder, leaks_between, studies_of
-from clincot.datasets.splits import Side, check_share, side_of, together
-from clincot.errors import BadInput
-from clincot.jsonl import BadRecord, explain
+from clincot.datasets.ingest.image_pool import ImageInspector, WorkerPool
+from clincot.datasets.ingest.index import IngestIndex
+from clincot.datasets.ingest.ingest_report import (
+    MAX_LISTED,
+    DatasetAttribution,
+    IngestReport,
+    IngestTally,
+    InvalidRow,
+    write_report,
+)
+from clincot.datasets.ingest.writer import (
+    SourceImage,
+    SourceQuestion,
+    find_pairwise_leakage,
+    open_dataset_folder,
+    read_studies,
+)
+from clincot.datasets.splits import SplitSide, assign_split, check_test_share, group_connected
+from clincot.errors import InvalidInput
+from clincot.jsonl import InvalidRecord, format_validation_error
 
-PUBLISHED = Published(
+ATTRIBUTION = DatasetAttribution(
     licence="CC0 1.0 Universal",
     citation="Lau, J. J., Gayen, S., Ben Abacha, A., Demner-Fushman, D. A dataset of clinically generated visual"
     " questions and answers about radiology images. Scientific Data 5, 180251 (2018). https://osf.io/89kps",
@@ -41,7 +54,7 @@ _IMAGE_FOLDERS = ("images", "VQA_RAD Image Folder")
 _MODALITIES = {"CHEST": "chest x-ray", "ABD": "abdominal CT", "HEAD": "head CT or MR"}
 
 
-def _stripped(value: object) -> object:
+def _strip_text(value: object) -> object:
     return value.strip() if isinstance(value, str) else value
 
 
@@ -63,7 +76,7 @@ class VqaRadRow(BaseModel):
     question_frame: str
     question_type: str
     answer: str = Field(min_length=1)
-    answer_type: Annotated[Literal["CLOSED", "OPEN"], BeforeValidator(_stripped)]  # "CLOSED " in two rows
+    answer_type: Annotated[Literal["CLOSED", "OPEN"], BeforeValidator(_strip_text)]  # "CLOSED " in two rows
 
     @property
     def official_test(self) -> bool:
@@ -86,89 +99,95 @@ def ingest_vqa_rad(
     hash that picks them. Images that both folders show are stored once (hard link) where the file system can.
     """
     if split not in ("official", "image-disjoint"):
-        raise BadInput(f'split is "official" or "image-disjoint", got {split!r}')
-    check_share(test_share)
-    questions, images = _one_of(source, _QUESTION_FILES, "file"), _one_of(source, _IMAGE_FOLDERS, "folder")
-    raw, tally = _load(questions), Tally(allow_refused)
-    rows = dict(_parsed(raw, questions.name, tally))
-    with Ledger() as ledger, Workers(workers) as pool:
-        pictures = SourceImages(ledger, pool)
-        pictures.check((images / row.image_name for row in rows.values()), label="VQA-RAD images")
-        groups = _groups(list(rows.values()), images, pictures)
-        sides: dict[int, Side] = {
+        raise InvalidInput(f'split is "official" or "image-disjoint", got {split!r}')
+    check_test_share(test_share)
+    questions, images = _find_one(source, _QUESTION_FILES, "file"), _find_one(source, _IMAGE_FOLDERS, "folder")
+    raw, tally = _load_json(questions), IngestTally(allow_refused)
+    rows = dict(_parse_rows(raw, questions.name, tally))
+    with IngestIndex() as ledger, WorkerPool(workers) as pool:
+        pictures = ImageInspector(ledger, pool)
+        pictures.inspect_all((images / row.image_name for row in rows.values()), label="VQA-RAD images")
+        groups = _group_images(list(rows.values()), images, pictures)
+        sides: dict[int, SplitSide] = {
             number: ("test" if row.official_test else "train")
             if split == "official"
-            else side_of(groups[row.image_name], salt="vqa-rad", seed=seed, test_share=test_share)
+            else assign_split(groups[row.image_name], salt="vqa-rad", seed=seed, test_share=test_share)
             for number, row in rows.items()
         }
         with (
-            dataset_folder(out / "test", pictures, ledger) as test,
-            dataset_folder(out / "train", pictures, ledger, beside=test) as train,
+            open_dataset_folder(out / "test", pictures, ledger) as test,
+            open_dataset_folder(out / "train", pictures, ledger, beside=test) as train,
         ):
             folders = {"test": test, "train": train}
             # Test rows first: a row that is in both is kept there and dropped from train, as in the published
             # counts (1793 + 451 of 1797 + 451 rows).
             for number in sorted(rows, key=lambda n: (sides[n] != "test", n)):
                 row, side = rows[number], sides[number]
-                taken = _row(number, row, images, patient=groups[row.image_name], split=side)
-                tally.take(questions.name, number, partial(folders[side].add, taken))
+                taken = _build_source_question(number, row, images, patient=groups[row.image_name], split=side)
+                tally.take_row(questions.name, number, partial(folders[side].add_question, taken))
             for folder in (train, test):
                 if folder.kinds.total() == 0:
-                    why = "".join(f"\n  {refused}" for refused in tally.in_order()[:SHOWN])
-                    raise BadRecord(
+                    why = "".join(f"\n  {refused}" for refused in tally.sort_refused()[:MAX_LISTED])
+                    raise InvalidRecord(
                         f"{questions}: no row for {folder.folder} in the {split} split of {len(raw)} rows{why}"
                     )
             test.flush()  # train is renamed first, and both should be on disk by then
-        return finish(
+        return write_report(
             out,
             tally,
             ledger,
             source=source,
             split=split,
-            published=PUBLISHED,
-            folders=(train.counts("train"), test.counts("test")),
-            leaks=leaks_between({name: partial(studies_of, out / name) for name in ("train", "test")}, ledger),
-            notes=tuple(_notes(raw, rows.values(), images)),
+            published=ATTRIBUTION,
+            folders=(train.count_records("train"), test.count_records("test")),
+            leaks=find_pairwise_leakage(
+                {name: partial(read_studies, out / name) for name in ("train", "test")}, ledger
+            ),
+            notes=tuple(_list_notes(raw, rows.values(), images)),
         )
 
 
-def _one_of(source: Path, names: tuple[str, ...], what: str) -> Path:
+def _find_one(source: Path, names: tuple[str, ...], what: str) -> Path:
     for name in names:
         if (source / name).exists():
             return source / name
-    raise BadRecord(f"{source}: expected the {what} {' or '.join(map(repr, names))} in it; get it from osf.io/89kps")
+    raise InvalidRecord(
+        f"{source}: expected the {what} {' or '.join(map(repr, names))} in it; get it from osf.io/89kps"
+    )
 
 
-def _load(path: Path) -> list[object]:
+def _load_json(path: Path) -> list[object]:
     try:
         raw = json.loads(path.read_bytes().decode("utf-8-sig"))
     except UnicodeDecodeError as error:
-        raise BadRecord(f"{path}: not UTF-8 ({error.reason} at byte {error.start})") from None
+        raise InvalidRecord(f"{path}: not UTF-8 ({error.reason} at byte {error.start})") from None
     except json.JSONDecodeError as error:
-        raise BadRecord(
+        raise InvalidRecord(
             f"{path}:{error.lineno}: not JSON ({error.msg} at column {error.colno}); fetch it again"
         ) from None
     if not isinstance(raw, list) or not raw:
-        raise BadRecord(f"{path}: expected a list of questions, got {type(raw).__name__} {str(raw)[:80]!r}")
+        raise InvalidRecord(f"{path}: expected a list of questions, got {type(raw).__name__} {str(raw)[:80]!r}")
     return raw
 
 
-def _parsed(raw: list[object], file: str, tally: Tally) -> Iterator[tuple[int, VqaRadRow]]:
+def _parse_rows(raw: list[object], file: str, tally: IngestTally) -> Iterator[tuple[int, VqaRadRow]]:
     first = dict[str, int]()
     for number, fields in enumerate(raw, start=1):
         try:
             row = VqaRadRow.model_validate(fields)
         except ValidationError as error:
-            tally.refuse(file, number, f"{explain(error)}. The fields are {', '.join(VqaRadRow.model_fields)}")
+            tally.refuse_row(
+                file, number, f"{format_validation_error(error)}. The fields are {', '.join(VqaRadRow.model_fields)}"
+            )
             continue
         if first.setdefault(row.qid, number) != number:
             reason = f"qid: duplicate id {row.qid!r}, first at row {first[row.qid]}. Give every row its own"
-            tally.refuse(file, number, reason)
+            tally.refuse_row(file, number, reason)
             continue
         yield number, row
 
 
-def _groups(rows: Sequence[VqaRadRow], images: Path, pictures: SourceImages) -> dict[str, str]:
+def _group_images(rows: Sequence[VqaRadRow], images: Path, pictures: ImageInspector) -> dict[str, str]:
     """Image name -> the group of images that may be one patient, named by the first image in it."""
     bonds = list[tuple[str, str]]()
     names = sorted({row.image_name for row in rows})
@@ -178,15 +197,15 @@ def _groups(rows: Sequence[VqaRadRow], images: Path, pictures: SourceImages) -> 
                 bonds.append((key, f"image {row.image_name}"))
     for name in names:
         # A missing or broken image shares no bytes; its rows are refused when they are added.
-        with contextlib.suppress(RowRefused):
-            bonds.append((f"bytes {pictures.facts(images / name).sha256}", f"image {name}"))
-    first = together(bonds, [f"image {name}" for name in names])
+        with contextlib.suppress(InvalidRow):
+            bonds.append((f"bytes {pictures.read_facts(images / name).sha256}", f"image {name}"))
+    first = group_connected(bonds, [f"image {name}" for name in names])
     return {name: f"vqa-rad-{Path(first[f'image {name}'].removeprefix('image ')).stem}" for name in names}
 
 
-def _row(number: int, row: VqaRadRow, images: Path, *, patient: str, split: str) -> Row:
-    return Row(
-        picture=Picture(
+def _build_source_question(number: int, row: VqaRadRow, images: Path, *, patient: str, split: str) -> SourceQuestion:
+    return SourceQuestion(
+        picture=SourceImage(
             place=f"row {number}",
             image=images / row.image_name,
             image_name=row.image_name,
@@ -202,7 +221,7 @@ def _row(number: int, row: VqaRadRow, images: Path, *, patient: str, split: str)
     )
 
 
-def _notes(raw: list[object], rows: Iterable[VqaRadRow], images: Path) -> Iterator[str]:
+def _list_notes(raw: list[object], rows: Iterable[VqaRadRow], images: Path) -> Iterator[str]:
     """What was put right, and what the source leaves unused."""
     objects = [fields for fields in raw if isinstance(fields, dict)]
     asked = {row.image_name for row in rows}

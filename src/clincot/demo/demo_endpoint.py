@@ -17,31 +17,31 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from clincot.config import PublishSection
-from clincot.deployment.deployment import abandon
-from clincot.deployment.journal import last_journal
-from clincot.deployment.targets.local import SERVE, LocalTarget, Running, stop_all
-from clincot.errors import ForTheUser, extra
+from clincot.config import PublishConfig
+from clincot.deployment.deployment import abandon_rollout
+from clincot.deployment.journal import read_last_journal
+from clincot.deployment.targets.local import SERVE_COMMAND, LocalTarget, ServerProcess, stop_all_servers
+from clincot.errors import UserError, require_extra
 from clincot.jsonl import write_json
 from clincot.registry import champion
-from clincot.registry.golden import publish_files
-from clincot.registry.manifest import Golden, Manifest, folder_of, read_manifest
+from clincot.registry.golden import publish_checkpoint
+from clincot.registry.manifest import GoldenQuestion, Manifest, build_checkpoint_key, read_manifest
 from clincot.rounds import Plan
-from clincot.runs.layout import DECISION, PANEL_REPORT, REPORT
-from clincot.serving.reference_answers import served_look
+from clincot.runs.layout import DECISION_FILE, PANEL_REPORT_FILE, REPORT_FILE
+from clincot.serving.reference_answers import answer_as_served
 from clincot.storage.folder_store import FolderStore
 
-LINE = "demo"
-PORT = 8080  # of the address, where it is free
-ANSWER_S = 60.0
+MODEL_NAME = "demo"
+DEFAULT_PORT = 8080  # of the address, where it is free
+ANSWER_TIMEOUT_S = 60.0
 
 
-class EndpointFailed(ForTheUser, RuntimeError):
+class DemoEndpointFailed(UserError, RuntimeError):
     """A line that the demo tells did not do what it should; quotes it."""
 
 
 @dataclass(frozen=True)
-class Endpoint:
+class EndpointTranscript:
     """What was tried: command lines and what came back."""
 
     serve: str  # a server of the champion, as the rollout started it
@@ -51,7 +51,7 @@ class Endpoint:
     question: str
     stop: str
 
-    def told(self) -> str:
+    def render_text(self) -> str:
         chain = self.answer
         seen, looked = chain["regions"][chain["winner"]], len(chain["regions"])
         box = ", ".join(f"{100 * seen['box'][side]:.0f}" for side in ("x0", "y0", "x1", "y1"))
@@ -69,40 +69,40 @@ class Endpoint:
 
 def check_serving() -> None:
     """Raise BadInput where what serving needs is not installed: said before the rounds, not after them."""
-    with extra("serve", "the demo ends in an endpoint, which"):
+    with require_extra("serve", "the demo ends in an endpoint, which"):
         import kserve  # noqa: F401
         import uvicorn  # noqa: F401
 
 
-def end_in_endpoint(plan: Plan) -> Endpoint:
+def run_endpoint_demo(plan: Plan) -> EndpointTranscript:
     """Publish the base and what the rounds promoted, roll out whoever is champion, ask, and stop.
 
     Raises EndpointFailed, and what publishing raises.
     """
     store, state = FolderStore(plan.run / "store"), plan.run / "serving"
-    stop_all(state)
-    line = [_publish(plan, store, number) for number in (0, *_promoted(plan))]
-    _start(store, line[0])
-    _give_up(store, state)
-    now, digests = champion.read_champion(store, LINE).now.sha256, [one.sha256 for one in line]
+    stop_all_servers(state)
+    line = [_publish_round(plan, store, number) for number in (0, *_list_promoted_rounds(plan))]
+    _start_champion(store, line[0])
+    _abandon_open_rollout(store, state)
+    now, digests = champion.read_champion(store, MODEL_NAME).now.sha256, [one.sha256 for one in line]
     if now not in digests:
-        raise EndpointFailed(
+        raise DemoEndpointFailed(
             f"{store.url}: the champion is {now[:12]}, which this run neither began with nor promoted; remove it"
         )
-    port = _port()
+    port = _find_free_port()
     try:
         deploy = ""
         for manifest in line[digests.index(now) :]:
             which = [] if manifest.sha256 == now else ["--checkpoint", manifest.sha256[:12]]
-            deploy = _run(
-                _clincot(
+            deploy = _run_command(
+                _build_command(
                     "deploy",
                     "--target",
                     "local",
                     "--store",
                     str(plan.run / "store"),
                     "--name",
-                    LINE,
+                    MODEL_NAME,
                     *which,
                     "--state",
                     str(state),
@@ -116,99 +116,105 @@ def end_in_endpoint(plan: Plan) -> Endpoint:
             )[0]
         manifest = line[-1]
         golden = manifest.golden[0]
-        image = plan.run / "store" / folder_of(LINE, manifest.sha256) / golden.image
-        write_json(plan.run / "question.json", _question(manifest, golden, image))
-        served = Running.model_validate_json((state / "servers" / f"{manifest.sha256}.json").read_bytes())
-        answer = _ask(served.url, plan.run / "question.json")[1]
-        ask, through = _ask(f"http://127.0.0.1:{port}", plan.run / "question.json")
+        image = plan.run / "store" / build_checkpoint_key(MODEL_NAME, manifest.sha256) / golden.image
+        write_json(plan.run / "question.json", _build_request(manifest, golden, image))
+        served = ServerProcess.model_validate_json((state / "servers" / f"{manifest.sha256}.json").read_bytes())
+        answer = _ask_endpoint(served.url, plan.run / "question.json")[1]
+        ask, through = _ask_endpoint(f"http://127.0.0.1:{port}", plan.run / "question.json")
         for came in (answer, through):
             if came["answer"] != golden.answer:
-                raise EndpointFailed(f"{ask}: expected the golden answer {golden.answer!r}, got {came['answer']!r}")
-        stop = _run(_clincot("deploy", "--stop", "--state", str(state)))[0]
+                raise DemoEndpointFailed(f"{ask}: expected the golden answer {golden.answer!r}, got {came['answer']!r}")
+        stop = _run_command(_build_command("deploy", "--stop", "--state", str(state)))[0]
     finally:
-        stop_all(state)
-    folder = _near(state.absolute() / "checkpoints" / LINE / manifest.sha256)
-    python, *words = (word.format(checkpoint=folder, port=served.url.rpartition(":")[2]) for word in SERVE)
-    serve = shlex.join([_near(Path(python)), *words])
-    return Endpoint(serve, deploy, ask, through, golden.question, stop)
+        stop_all_servers(state)
+    folder = _shorten_path(state.absolute() / "checkpoints" / MODEL_NAME / manifest.sha256)
+    python, *words = (word.format(checkpoint=folder, port=served.url.rpartition(":")[2]) for word in SERVE_COMMAND)
+    serve = shlex.join([_shorten_path(Path(python)), *words])
+    return EndpointTranscript(serve, deploy, ask, through, golden.question, stop)
 
 
-def _promoted(plan: Plan) -> list[int]:
+def _list_promoted_rounds(plan: Plan) -> list[int]:
     """The rounds whose challengers were promoted, in their order."""
     content = json.loads((plan.run / "champion.json").read_text(encoding="utf-8"))
     return [int(one["round"]) for one in content["promotions"]]
 
 
-def _publish(plan: Plan, store: FolderStore, number: int) -> Manifest:
+def _publish_round(plan: Plan, store: FolderStore, number: int) -> Manifest:
     """The base (0), or a promoted round's policy with the evidence for it; the same again changes nothing."""
-    section = PublishSection(store=str(store.root), name=LINE, round=number)
+    section = PublishConfig(store=str(store.root), name=MODEL_NAME, round=number)
     if number == 0:
-        base = {"checkpoint": plan.policy, "report": plan.run / "base" / REPORT, "golden": plan.benchmark}
-        return publish_files(section, base, load_look=served_look)
+        base = {"checkpoint": plan.policy, "report": plan.run / "base" / REPORT_FILE, "golden": plan.benchmark}
+        return publish_checkpoint(section, base, load_look=answer_as_served)
     folder = plan.run / f"round-{number:02d}"
-    return publish_files(
+    return publish_checkpoint(
         section,
         {
             "checkpoint": folder / "policy",
-            "report": folder / REPORT,
-            "decision": folder / DECISION,
-            "panel_report": folder / PANEL_REPORT,
+            "report": folder / REPORT_FILE,
+            "decision": folder / DECISION_FILE,
+            "panel_report": folder / PANEL_REPORT_FILE,
             "golden": plan.benchmark,
         },
-        load_look=served_look,
+        load_look=answer_as_served,
     )
 
 
-def _start(store: FolderStore, base: Manifest) -> None:
+def _start_champion(store: FolderStore, base: Manifest) -> None:
     """The base is the line's round-0 champion, unless the line has moved on."""
     try:
-        champion.read_champion(store, LINE)
+        champion.read_champion(store, MODEL_NAME)
     except champion.NoChampion:
-        champion.start(store, base, by="demo")
+        champion.create_champion_pointer(store, base, by="demo")
 
 
-def _give_up(store: FolderStore, state: Path) -> None:
+def _abandon_open_rollout(store: FolderStore, state: Path) -> None:
     """A rollout that an interrupted demo left open."""
-    journal = last_journal(store, LINE, by="demo")
+    journal = read_last_journal(store, MODEL_NAME, by="demo")
     if journal is None or journal.ended:
         return
-    manifest = read_manifest(store, LINE, journal.plan.sha256)
-    abandon(journal, LocalTarget(state, store, manifest, journal.plan.settings.steps), "the demo was interrupted")
+    manifest = read_manifest(store, MODEL_NAME, journal.plan.sha256)
+    abandon_rollout(
+        journal, LocalTarget(state, store, manifest, journal.plan.settings.steps), "the demo was interrupted"
+    )
 
 
-def _clincot(*args: str) -> list[str]:
+def _build_command(*args: str) -> list[str]:
     """The command as a user has it, beside the interpreter that runs the demo."""
     script = Path(sys.executable).with_name("clincot")
-    return [_near(script), *args] if script.is_file() else [_near(Path(sys.executable)), "-m", "clincot.cli.app", *args]
+    return (
+        [_shorten_path(script), *args]
+        if script.is_file()
+        else [_shorten_path(Path(sys.executable)), "-m", "clincot.cli.app", *args]
+    )
 
 
-def _near(path: Path) -> str:
+def _shorten_path(path: Path) -> str:
     """As one would type it here."""
     here = Path.cwd()
     return str(path.relative_to(here)) if path.is_relative_to(here) else str(path)
 
 
-def _run(command: list[str]) -> tuple[str, str]:
+def _run_command(command: list[str]) -> tuple[str, str]:
     """Run a command as told; returns the line and what it printed."""
     line = shlex.join(command)
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
-        raise EndpointFailed(f"{line}: ended with {done.returncode}: {(done.stderr or done.stdout).strip()[-600:]}")
+        raise DemoEndpointFailed(f"{line}: ended with {done.returncode}: {(done.stderr or done.stdout).strip()[-600:]}")
     return line, done.stdout
 
 
-def _ask(url: str, request: Path) -> tuple[str, dict[str, Any]]:
+def _ask_endpoint(url: str, request: Path) -> tuple[str, dict[str, Any]]:
     """The line, and the chain that came back."""
     if shutil.which("curl") is None:
-        raise EndpointFailed("curl is not installed, and the demo asks its endpoint with it: apt-get install curl")
-    line, said = _run(
+        raise DemoEndpointFailed("curl is not installed, and the demo asks its endpoint with it: apt-get install curl")
+    line, said = _run_command(
         [
             "curl",
             "--silent",
             "--show-error",
             "--fail-with-body",
             "--max-time",
-            f"{ANSWER_S:.0f}",
+            f"{ANSWER_TIMEOUT_S:.0f}",
             "-H",
             "Content-Type: application/json",
             "-d",
@@ -220,7 +226,7 @@ def _ask(url: str, request: Path) -> tuple[str, dict[str, Any]]:
     return line, chain
 
 
-def _question(manifest: Manifest, golden: Golden, image: Path) -> dict[str, Any]:
+def _build_request(manifest: Manifest, golden: GoldenQuestion, image: Path) -> dict[str, Any]:
     """A chat completion's request, as any client of OpenAI's protocol sends it. A server's model is its checkpoint."""
     kind = "jpeg" if image.suffix in (".jpg", ".jpeg") else "png"
     uri = f"data:image/{kind};base64," + base64.b64encode(image.read_bytes()).decode("ascii")
@@ -228,13 +234,13 @@ def _question(manifest: Manifest, golden: Golden, image: Path) -> dict[str, Any]
     return {"model": manifest.sha256, "messages": [{"role": "user", "content": parts}]}
 
 
-def _port() -> int:
+def _find_free_port() -> int:
     """PORT, or a free one where something listens there."""
-    for port in (PORT, 0):
+    for port in (DEFAULT_PORT, 0):
         with socket.socket() as probe:
             try:
                 probe.bind(("127.0.0.1", port))
             except OSError:
                 continue
             return int(probe.getsockname()[1])
-    raise EndpointFailed("no port of 127.0.0.1 is free")
+    raise DemoEndpointFailed("no port of 127.0.0.1 is free")

@@ -14,16 +14,16 @@ from pathlib import Path
 
 from clincot.config import load_params
 from clincot.datasets.vqa_rad import ingest_vqa_rad
-from clincot.demo.demo_endpoint import check_serving, end_in_endpoint
-from clincot.errors import ForTheUser
-from clincot.jsonl import BadRecord, read_records
+from clincot.demo.demo_endpoint import check_serving, run_endpoint_demo
+from clincot.errors import UserError
+from clincot.jsonl import InvalidRecord, read_records
 from clincot.records import PreferencePair
 from clincot.reporting.page import write_page
-from clincot.rounds import Plan, run_rounds, table
-from clincot.synthetic.build import build
+from clincot.rounds import Plan, render_results_table, run_rounds
+from clincot.synthetic.build import build_synthetic_dataset
 
 ROOT = Path(__file__).resolve().parents[3]
-NEXT = """
+NEXT_STEPS = """
 what next
   look at a pair      .venv/bin/clincot show {pair} --run {run} --picture pair.png
   another λ           .venv/bin/clincot rounds --run runs/dpo --data {data} --benchmark {benchmark} \\
@@ -34,7 +34,7 @@ what next
 
 
 @dataclass(frozen=True)
-class Size:
+class DemoSize:
     """How much a run asks and is asked."""
 
     images: int  # a round's share is images / rounds
@@ -42,8 +42,8 @@ class Size:
     rounds: int
 
 
-FULL = Size(images=720, benchmark_images=160, rounds=2)
-SHORT = Size(images=80, benchmark_images=48, rounds=2)
+FULL_SIZE = DemoSize(images=720, benchmark_images=160, rounds=2)
+SHORT_SIZE = DemoSize(images=80, benchmark_images=48, rounds=2)
 DATA_WARPS, BENCHMARK_WARPS = range(24), range(100, 124)
 
 
@@ -54,36 +54,36 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--vqa-rad", type=Path, help="one round on this release of VQA-RAD instead")
     args = parser.parse_args(argv)
     try:
-        _demonstrate(args)
-    except ForTheUser as error:
+        _run_demo(args)
+    except UserError as error:
         print(f"clincot demo: {error}", file=sys.stderr)
         return 1
     return 0
 
 
-def _demonstrate(args: argparse.Namespace) -> None:
+def _run_demo(args: argparse.Namespace) -> None:
     check_serving()
     plan = (
-        vqa_rad_plan(args.run, args.vqa_rad)
+        plan_vqa_rad_round(args.run, args.vqa_rad)
         if args.vqa_rad
-        else radiograph_plan(args.run, short=args.short, beside=True)
+        else plan_radiograph_rounds(args.run, short=args.short, beside=True)
     )
     results = run_rounds(plan)
     page = args.run / "page.html"
     write_page(args.run, page, title="ClinCoT on VQA-RAD" if args.vqa_rad else "ClinCoT on rendered radiographs")
-    print(f"\n{table(results)}\n\ntable  {args.run / 'results.json'}\npage   {page}")
+    print(f"\n{render_results_table(results)}\n\ntable  {args.run / 'results.json'}\npage   {page}")
     print("\nthe champion is published, rolled out and asked …", flush=True)
-    print(end_in_endpoint(plan).told())
+    print(run_endpoint_demo(plan).render_text())
     pair = next(read_records(args.run / "round-01" / "pairs.jsonl", PreferencePair))
-    print(NEXT.format(pair=pair.id, run=args.run, data=plan.data, benchmark=plan.benchmark))
+    print(NEXT_STEPS.format(pair=pair.id, run=args.run, data=plan.data, benchmark=plan.benchmark))
 
 
-def radiograph_plan(run: Path, *, short: bool = False, seed: int = 0, beside: bool = False) -> Plan:
+def plan_radiograph_rounds(run: Path, *, short: bool = False, seed: int = 0, beside: bool = False) -> Plan:
     """Render the data sets (patients of the rounds, of the benchmark, all apart from the lessons') and plan the run."""
-    size = SHORT if short else FULL
+    size = SHORT_SIZE if short else FULL_SIZE
     data, benchmark = run / "data", run / "benchmark"
-    render(data, DATA_WARPS, size.images, seed=1000 + seed)
-    render(benchmark, BENCHMARK_WARPS, size.benchmark_images, seed=2000 + seed)
+    render_dataset(data, DATA_WARPS, size.images, seed=1000 + seed)
+    render_dataset(benchmark, BENCHMARK_WARPS, size.benchmark_images, seed=2000 + seed)
     overrides = (
         f"prepare.rounds={size.rounds}",
         f"train.seed={seed}",
@@ -101,17 +101,17 @@ def radiograph_plan(run: Path, *, short: bool = False, seed: int = 0, beside: bo
         params,
         size.rounds,
         comparisons=("sft", "dpo"),
-        beside=beside,
+        background_comparisons=beside,
         blind_from=data,
     )
 
 
-def vqa_rad_plan(run: Path, release: Path) -> Plan:
+def plan_vqa_rad_round(run: Path, release: Path) -> Plan:
     """One round over real questions, on the image-disjoint split."""
     if not release.is_dir():
-        raise BadRecord(f"{release}: no such folder; expected the VQA-RAD release (JSON and images/)")
+        raise InvalidRecord(f"{release}: no such folder; expected the VQA-RAD release (JSON and images/)")
     if not (run / "vqa-rad").is_dir():
-        print(ingest_vqa_rad(release, run / "vqa-rad", split="image-disjoint").summary())
+        print(ingest_vqa_rad(release, run / "vqa-rad", split="image-disjoint").format_summary())
     params = load_params(
         ROOT / "params.yaml",
         ("prepare.rounds=4", "evaluate.arms=[written, windows, random, whole]"),
@@ -127,12 +127,12 @@ def vqa_rad_plan(run: Path, release: Path) -> Plan:
     )
 
 
-def render(out: Path, warps: range, images: int, *, seed: int) -> None:
+def render_dataset(out: Path, warps: range, images: int, *, seed: int) -> None:
     """A data set of the benchmark, unless it is there; half of one is never taken for one (it appears when whole)."""
     if (out / "studies.jsonl").is_file():
         return
     shutil.rmtree(out, ignore_errors=True)
-    build(out, warp_seeds=warps, images=images, questions_per_image=3, seed=seed, split=out.name)
+    build_synthetic_dataset(out, warp_seeds=warps, images=images, questions_per_image=3, seed=seed, split=out.name)
 
 
 if __name__ == "__main__":

@@ -12,22 +12,22 @@ from typing import Any
 import yaml
 from jsonschema import Draft202012Validator
 
-from clincot.errors import BadInput
-from clincot.jsonl import BadRecord
+from clincot.errors import InvalidInput
+from clincot.jsonl import InvalidRecord
 
 Json = dict[str, Any]
 
 
-class InvalidManifest(BadInput):
+class InvalidResource(InvalidInput):
     """A manifest that its CRD does not allow; names every field."""
 
 
-def validator_of(crd: Json, version: str) -> Draft202012Validator:
+def build_validator(crd: Json, version: str) -> Draft202012Validator:
     """What `check` needs of one version of a CustomResourceDefinition."""
     for served in crd.get("spec", {}).get("versions", ()):
         if served["name"] == version:
-            return Draft202012Validator(strict(served["schema"]["openAPIV3Schema"]))
-    raise BadRecord(f"the CustomResourceDefinition has no version {version}")
+            return Draft202012Validator(forbid_unknown_fields(served["schema"]["openAPIV3Schema"]))
+    raise InvalidRecord(f"the CustomResourceDefinition has no version {version}")
 
 
 def read_crd(path: Path) -> Json:
@@ -35,34 +35,34 @@ def read_crd(path: Path) -> Json:
     # KServe's is 5 MB of YAML: seconds with libyaml, minutes without
     content = yaml.load(path.read_text(encoding="utf-8"), Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
     if not isinstance(content, dict) or content.get("kind") != "CustomResourceDefinition":
-        raise BadRecord(f"{path}: expected one CustomResourceDefinition")
+        raise InvalidRecord(f"{path}: expected one CustomResourceDefinition")
     return content
 
 
-def check(manifest: Json, validator: Draft202012Validator) -> None:
+def validate_manifest(manifest: Json, validator: Draft202012Validator) -> None:
     """Raise InvalidManifest, naming every field that is unknown, missing or of another type."""
     errors = validator.iter_errors(manifest)
     found = sorted(f"{error.json_path.removeprefix('$.')}: {error.message[:200]}" for error in errors)
     if found:
         metadata = manifest.get("metadata", {})
-        raise InvalidManifest(f"{manifest.get('kind')} {metadata.get('name')}: " + "; ".join(found[:10]))
+        raise InvalidResource(f"{manifest.get('kind')} {metadata.get('name')}: " + "; ".join(found[:10]))
 
 
-def strict(schema: Any) -> Any:
+def forbid_unknown_fields(schema: Any) -> Any:
     """An OpenAPI v3 schema as JSON schema that allows no unknown field.
 
     `metadata` of the resource itself is an ObjectMeta, which a CRD leaves open.
     """
     if isinstance(schema, list):
-        return [strict(one) for one in schema]
+        return [forbid_unknown_fields(one) for one in schema]
     if not isinstance(schema, dict):
         return schema
     out: Json = {}
     for key, value in schema.items():
         if key == "properties":
-            out[key] = {name: strict(one) for name, one in value.items()}
+            out[key] = {name: forbid_unknown_fields(one) for name, one in value.items()}
         elif key in ("items", "additionalProperties", "anyOf", "allOf", "oneOf", "not"):
-            out[key] = strict(value)
+            out[key] = forbid_unknown_fields(value)
         elif key in (
             "type",
             "required",

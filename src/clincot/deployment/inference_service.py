@@ -14,34 +14,36 @@ from typing import Any
 from clincot.deployment.service_settings import ServiceSettings
 
 GROUP, VERSION, PLURAL = "serving.kserve.io", "v1beta1", "inferenceservices"
-CRD = f"{PLURAL}.{GROUP}"
-MODE = "serving.kserve.io/deploymentMode"
-TAGS = "serving.kserve.io/enable-tag-routing"
-SERVICE = "clincot/service"  # label of everything that serves one service, its pods too
-DIGEST = "clincot/checkpoint"  # annotation, set when a rollout is finished: what has all of the traffic
-MODELS = "/mnt/models"  # where KServe's storage initialiser puts a checkpoint
+CRD_NAME = f"{PLURAL}.{GROUP}"
+MODE_ANNOTATION = "serving.kserve.io/deploymentMode"
+TAG_ROUTING_ANNOTATION = "serving.kserve.io/enable-tag-routing"
+SERVICE_LABEL = "clincot/service"  # label of everything that serves one service, its pods too
+DIGEST_ANNOTATION = "clincot/checkpoint"  # annotation, set when a rollout is finished: what has all of the traffic
+MODELS_PATH = "/mnt/models"  # where KServe's storage initialiser puts a checkpoint
 PORT, VLLM_PORT = 8080, 8085
 _PERIOD_S = 10
 
 Json = dict[str, Any]
 
 
-def revision_name(digest: str) -> str:
+def build_revision_name(digest: str) -> str:
     """A predictor's name: its checkpoint's. Names of Kubernetes begin with a letter here."""
     return f"r{digest[:10]}"
 
 
-def inference_service(settings: ServiceSettings, digest: str, uri: str, *, name: str = "", mode: str) -> Json:
+def build_inference_service(settings: ServiceSettings, digest: str, uri: str, *, name: str = "", mode: str) -> Json:
     """The whole object with one predictor. mode: Standard or Knative, as KServe writes them."""
-    annotations = {MODE: mode}
+    annotations = {MODE_ANNOTATION: mode}
     if mode == "Knative":
-        annotations[TAGS] = "true"  # gives a revision without traffic an address for its smoke requests
-    spec: Json = {"predictor": predictor(settings, digest, uri, mode=mode)}
+        annotations[TAG_ROUTING_ANNOTATION] = (
+            "true"  # gives a revision without traffic an address for its smoke requests
+        )
+    spec: Json = {"predictor": build_predictor(settings, digest, uri, mode=mode)}
     if settings.transformer == "separate":
         spec["transformer"] = {
             "minReplicas": settings.replicas,
-            "containers": [_transformer(settings, named="kserve-container")],
-            **_pod(settings),
+            "containers": [_build_transformer(settings, named="kserve-container")],
+            **_build_pod_fields(settings),
         }
     return {
         "apiVersion": f"{GROUP}/{VERSION}",
@@ -50,51 +52,51 @@ def inference_service(settings: ServiceSettings, digest: str, uri: str, *, name:
             "name": name or settings.name,
             "namespace": settings.namespace,
             "annotations": annotations,
-            "labels": labels(settings),
+            "labels": build_labels(settings),
         },
         "spec": spec,
     }
 
 
-def labels(settings: ServiceSettings) -> dict[str, str]:
+def build_labels(settings: ServiceSettings) -> dict[str, str]:
     """KServe hands them on to pods and Services: the chart's network policies, budgets and monitors select by them."""
     return {
         "app.kubernetes.io/managed-by": "clincot",
         "app.kubernetes.io/part-of": "clincot",
         "app.kubernetes.io/component": "server",
-        SERVICE: settings.name,
+        SERVICE_LABEL: settings.name,
     }
 
 
-def canary(settings: ServiceSettings, digest: str, uri: str, percent: int) -> Json:
+def build_canary(settings: ServiceSettings, digest: str, uri: str, percent: int) -> Json:
     """One entry of spec.canary[]: a predictor beside the stable one, with a share of the traffic.
 
     Its replicas are said outright: left out, KServe makes ceil(stable * percent / 100) of them, which is none at 0 %.
     Its schema wants the model container's name, which KServe refuses in the stable predictor: an empty one suits both.
     """
-    new = predictor(settings, digest, uri, mode="Standard")
+    new = build_predictor(settings, digest, uri, mode="Standard")
     new["model"]["name"] = ""
     return {"trafficPercent": percent, "predictor": new}
 
 
-def predictor(settings: ServiceSettings, digest: str, uri: str, *, mode: str) -> Json:
+def build_predictor(settings: ServiceSettings, digest: str, uri: str, *, mode: str) -> Json:
     """spec.predictor; in Standard mode with a name of its own."""
     if settings.engine == "clincot":
-        model, front = _embedded(settings, uri), []
+        model, front = _build_embedded_model(settings, uri), []
     else:
         collocated = settings.transformer == "collocated"
-        model = _vllm(settings, uri, VLLM_PORT if collocated else PORT)
+        model = _build_vllm_model(settings, uri, VLLM_PORT if collocated else PORT)
         host = f"--predictor_host=localhost:{VLLM_PORT}"
-        front = [_transformer(settings, host, named="transformer-container")] if collocated else []
+        front = [_build_transformer(settings, host, named="transformer-container")] if collocated else []
     if settings.runtime:
         model["runtime"] = settings.runtime
-    out: Json = {"minReplicas": settings.replicas, "model": model, **_pod(settings)}
+    out: Json = {"minReplicas": settings.replicas, "model": model, **_build_pod_fields(settings)}
     out["volumes"] = [
         {"name": "devshm", "emptyDir": {"medium": "Memory", "sizeLimit": settings.shm}},
         *out.get("volumes", ()),
     ]
     if mode == "Standard":
-        out["name"] = revision_name(digest)  # promotion keeps the running pods: only this name moves
+        out["name"] = build_revision_name(digest)  # promotion keeps the running pods: only this name moves
         out["securityContext"] = {"seccompProfile": {"type": "RuntimeDefault"}}  # Knative allows it on containers alone
     if front:
         out["containers"] = front
@@ -103,24 +105,24 @@ def predictor(settings: ServiceSettings, digest: str, uri: str, *, mode: str) ->
     return out
 
 
-def _vllm(settings: ServiceSettings, uri: str, port: int) -> Json:
+def _build_vllm_model(settings: ServiceSettings, uri: str, port: int) -> Json:
     return {
         "modelFormat": {"name": "vLLM"},
         "storageUri": uri,
         "args": [f"--port={port}", *settings.vllm_args],  # after the runtime's own; vLLM takes the last
         "resources": {kind: dict(sizes) for kind, sizes in settings.resources.items()},
-        "startupProbe": _probe("/v1/models", port, failures=-(-settings.startup_s // _PERIOD_S)),
-        "readinessProbe": _probe("/v1/models", port, failures=3),
-        "livenessProbe": _probe("/health", port, failures=6),
+        "startupProbe": _build_probe("/v1/models", port, failures=-(-settings.startup_s // _PERIOD_S)),
+        "readinessProbe": _build_probe("/v1/models", port, failures=3),
+        "livenessProbe": _build_probe("/health", port, failures=6),
         "securityContext": {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}},
         "volumeMounts": [{"name": "devshm", "mountPath": "/dev/shm"}],
-        "env": _environment(settings),
+        "env": _build_environment(settings),
     }
 
 
-def _embedded(settings: ServiceSettings, uri: str) -> Json:
+def _build_embedded_model(settings: ServiceSettings, uri: str) -> Json:
     """`clincot serve` as the model's container. Its command is the runtime's; KServe adds these arguments to it."""
-    served = _transformer(settings, named="")
+    served = _build_transformer(settings, named="")
     keep = ("resources", "readinessProbe", "startupProbe", "securityContext", "env", "volumeMounts")
     out = {"modelFormat": {"name": "clincot"}, "storageUri": uri, **{key: served[key] for key in keep}}
     out["resources"] = {kind: dict(sizes) for kind, sizes in settings.resources.items()}
@@ -128,7 +130,7 @@ def _embedded(settings: ServiceSettings, uri: str) -> Json:
     return out
 
 
-def _transformer(settings: ServiceSettings, *args: str, named: str) -> Json:
+def _build_transformer(settings: ServiceSettings, *args: str, named: str) -> Json:
     mounts = []
     if settings.ca_config_map:
         mounts.append({"name": "ca", "mountPath": "/etc/clincot/ca", "readOnly": True})
@@ -141,7 +143,7 @@ def _transformer(settings: ServiceSettings, *args: str, named: str) -> Json:
         "image": settings.image,
         "args": [
             "serve",
-            f"--checkpoint={MODELS}",
+            f"--checkpoint={MODELS_PATH}",
             "--host=0.0.0.0",
             f"--port={PORT}",
             f"--model_name={settings.name}",
@@ -150,8 +152,8 @@ def _transformer(settings: ServiceSettings, *args: str, named: str) -> Json:
         ],
         "ports": [{"containerPort": PORT, "protocol": "TCP"}],
         "resources": {kind: dict(sizes) for kind, sizes in settings.transformer_resources.items()},
-        "readinessProbe": _probe("/v2/health/ready", PORT, failures=3),
-        "startupProbe": _probe("/v2/health/ready", PORT, failures=-(-settings.startup_s // _PERIOD_S)),
+        "readinessProbe": _build_probe("/v2/health/ready", PORT, failures=3),
+        "startupProbe": _build_probe("/v2/health/ready", PORT, failures=-(-settings.startup_s // _PERIOD_S)),
         "securityContext": {
             "allowPrivilegeEscalation": False,
             "capabilities": {"drop": ["ALL"]},
@@ -159,12 +161,12 @@ def _transformer(settings: ServiceSettings, *args: str, named: str) -> Json:
             "runAsNonRoot": True,
             "seccompProfile": {"type": "RuntimeDefault"},
         },
-        "env": _environment(settings),
+        "env": _build_environment(settings),
         "volumeMounts": [*mounts, {"name": "tmp", "mountPath": "/tmp"}],
     }
 
 
-def _pod(settings: ServiceSettings) -> Json:
+def _build_pod_fields(settings: ServiceSettings) -> Json:
     """What the pods of both components share."""
     volumes: list[Json] = [{"name": "tmp", "emptyDir": {}}]
     if settings.ca_config_map:
@@ -181,14 +183,14 @@ def _pod(settings: ServiceSettings) -> Json:
     return pod
 
 
-def _environment(settings: ServiceSettings) -> list[Json]:
+def _build_environment(settings: ServiceSettings) -> list[Json]:
     env = [{"name": name, "value": value} for name, value in sorted(settings.proxies.items())]
     if settings.ca_config_map:
         env.append({"name": "SSL_CERT_FILE", "value": "/etc/clincot/ca/cabundle.crt"})
     return env
 
 
-def _probe(path: str, port: int, *, failures: int) -> Json:
+def _build_probe(path: str, port: int, *, failures: int) -> Json:
     return {
         "httpGet": {"path": path, "port": port},
         "periodSeconds": _PERIOD_S,
@@ -197,7 +199,7 @@ def _probe(path: str, port: int, *, failures: int) -> Json:
     }
 
 
-def storage_secret(
+def build_storage_secret(
     settings: ServiceSettings, *, secret: str, endpoint: str, region: str, verify: bool = True
 ) -> tuple[Json, Json]:
     """The Secret (without its keys) and the ServiceAccount by which KServe reaches an S3 endpoint.

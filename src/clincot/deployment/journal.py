@@ -12,15 +12,15 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from clincot.config import DeploySection
+from clincot.config import DeployConfig
 from clincot.deployment.service_settings import ServiceSettings
-from clincot.errors import BadInput
-from clincot.jsonl import BadRecord, parse_record
-from clincot.records import Record, Text, digest_of
+from clincot.errors import InvalidInput
+from clincot.jsonl import InvalidRecord, parse_record
+from clincot.records import NonEmptyStr, Record, hash_json
 from clincot.registry.manifest import Sha256
-from clincot.storage.store import AlreadyStored, Moved, Store
+from clincot.storage.store import KeyExists, Store, VersionConflict
 
-Kind = Literal[
+EventKind = Literal[
     "planned",
     "awaiting approval",
     "approved",
@@ -36,7 +36,7 @@ Kind = Literal[
     "rolled back",
     "abandoned",
 ]
-ENDS: frozenset[Kind] = frozenset({"finished", "rolled back", "abandoned"})
+TERMINAL_KINDS: frozenset[EventKind] = frozenset({"finished", "rolled back", "abandoned"})
 
 
 class RolloutPlan(BaseModel):
@@ -44,18 +44,18 @@ class RolloutPlan(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    line: Text
+    line: NonEmptyStr
     number: Annotated[int, Field(ge=1)]  # of the line's rollouts
     sha256: Sha256
     previous: str = ""  # "" where nothing is champion but this very checkpoint
     decision: str = ""
     target: Literal["kserve", "local"]
-    settings: DeploySection
+    settings: DeployConfig
     service: ServiceSettings | None = None  # where it runs, on a cluster
 
     @property
     def id(self) -> str:
-        return f"rollout-{digest_of(self.model_dump(mode='json'))[:20]}"
+        return f"rollout-{hash_json(self.model_dump(mode='json'))[:20]}"
 
 
 class RolloutEvent(Record):
@@ -64,9 +64,9 @@ class RolloutEvent(Record):
     prefix: ClassVar[str] = "event"
     provenance: ClassVar[frozenset[str]] = frozenset({"at", "by"})
 
-    rollout: Text
+    rollout: NonEmptyStr
     number: Annotated[int, Field(ge=0)]
-    kind: Kind
+    kind: EventKind
     detail: str = ""
     percent: Annotated[int, Field(ge=0, le=100)] | None = None  # of the traffic, from then on
     plan: RolloutPlan | None = None
@@ -74,11 +74,11 @@ class RolloutEvent(Record):
     by: str = ""
 
 
-class RolloutTaken(BadInput):
+class RolloutConflict(InvalidInput):
     """Another process drives this rollout, or began another one of the line; names it."""
 
 
-class Journal:
+class RolloutJournal:
     """A rollout's events. `add` raises RolloutTaken where another process has added one since."""
 
     def __init__(self, store: Store, plan: RolloutPlan, events: list[RolloutEvent], tag: str, by: str) -> None:
@@ -86,14 +86,14 @@ class Journal:
         self._tag = tag
 
     @classmethod
-    def begin(cls, store: Store, plan: RolloutPlan, *, by: str) -> Journal:
+    def create(cls, store: Store, plan: RolloutPlan, *, by: str) -> RolloutJournal:
         """The first event, of a rollout that must follow the line's last one. Raises RolloutTaken."""
-        event = RolloutEvent(rollout=plan.id, number=0, kind="planned", plan=plan, at=_now(), by=by)
+        event = RolloutEvent(rollout=plan.id, number=0, kind="planned", plan=plan, at=_format_now(), by=by)
         try:
-            tag = store.write_new(key_of(plan.line, plan.number), _line(event))
-        except AlreadyStored:
+            tag = store.write_new(build_journal_key(plan.line, plan.number), _encode_event(event))
+        except KeyExists:
             taken = read_journal(store, plan.line, plan.number, by=by)
-            raise RolloutTaken(
+            raise RolloutConflict(
                 f"{plan.line}: rollout {plan.number} was just begun by {taken.events[0].by or 'someone else'}, "
                 f"of {taken.plan.sha256[:12]}"
             ) from None
@@ -101,7 +101,7 @@ class Journal:
 
     @property
     def key(self) -> str:
-        return key_of(self.plan.line, self.plan.number)
+        return build_journal_key(self.plan.line, self.plan.number)
 
     @property
     def last(self) -> RolloutEvent:
@@ -109,38 +109,40 @@ class Journal:
 
     @property
     def ended(self) -> bool:
-        return any(event.kind in ENDS for event in self.events)
+        return any(event.kind in TERMINAL_KINDS for event in self.events)
 
     @property
     def awaits_approval(self) -> bool:
         kinds = {event.kind for event in self.events}
         return "awaiting approval" in kinds and "approved" not in kinds and not self.ended
 
-    def add(self, kind: Kind, detail: str = "", *, percent: int | None = None) -> RolloutEvent:
+    def add_event(self, kind: EventKind, detail: str = "", *, percent: int | None = None) -> RolloutEvent:
         event = RolloutEvent(
             rollout=self.plan.id,
             number=len(self.events),
             kind=kind,
             detail=detail,
             percent=percent,
-            at=_now(),
+            at=_format_now(),
             by=self.by,
         )
-        content = b"".join(_line(before) for before in self.events) + _line(event)
+        content = b"".join(_encode_event(before) for before in self.events) + _encode_event(event)
         try:
             self._tag = self.store.replace(self.key, content, self._tag)
-        except Moved:
-            raise RolloutTaken(f"{self.store.url}/{self.key}: another process has gone on with this rollout") from None
+        except VersionConflict:
+            raise RolloutConflict(
+                f"{self.store.url}/{self.key}: another process has gone on with this rollout"
+            ) from None
         self.events.append(event)
         return event
 
 
-def key_of(line: str, number: int) -> str:
+def build_journal_key(line: str, number: int) -> str:
     return f"rollouts/{line}/{number:06d}.jsonl"
 
 
-def read_journal(store: Store, line: str, number: int, *, by: str = "") -> Journal:
-    key = key_of(line, number)
+def read_journal(store: Store, line: str, number: int, *, by: str = "") -> RolloutJournal:
+    key = build_journal_key(line, number)
     content, tag = store.read(key)
     lines = content.decode("utf-8").splitlines()
     events = [
@@ -148,24 +150,24 @@ def read_journal(store: Store, line: str, number: int, *, by: str = "") -> Journ
     ]
     plan = events[0].plan if events else None
     if plan is None or [event.number for event in events] != list(range(len(events))):
-        raise BadRecord(f"{store.url}/{key}: expected the plan and then events numbered 0, 1, 2, …")
-    return Journal(store, plan, events, tag, by)
+        raise InvalidRecord(f"{store.url}/{key}: expected the plan and then events numbered 0, 1, 2, …")
+    return RolloutJournal(store, plan, events, tag, by)
 
 
-def journals(store: Store, line: str, *, by: str = "") -> Iterator[Journal]:
+def iter_journals(store: Store, line: str, *, by: str = "") -> Iterator[RolloutJournal]:
     """A line's rollouts, in their order."""
     for key in store.keys(f"rollouts/{line}/"):
         yield read_journal(store, line, int(key.rpartition("/")[2].removesuffix(".jsonl")), by=by)
 
 
-def last_journal(store: Store, line: str, *, by: str = "") -> Journal | None:
+def read_last_journal(store: Store, line: str, *, by: str = "") -> RolloutJournal | None:
     numbers = [int(key.rpartition("/")[2].removesuffix(".jsonl")) for key in store.keys(f"rollouts/{line}/")]
     return read_journal(store, line, max(numbers), by=by) if numbers else None
 
 
-def _line(event: RolloutEvent) -> bytes:
+def _encode_event(event: RolloutEvent) -> bytes:
     return (event.model_dump_json(exclude_none=True) + "\n").encode()
 
 
-def _now() -> str:
+def _format_now() -> str:
     return datetime.now(UTC).isoformat(timespec="seconds")

@@ -14,38 +14,45 @@ from collections.abc import Callable, Mapping
 from itertools import cycle
 from typing import NamedTuple, Protocol
 
-from clincot.config import DeploySection
-from clincot.deployment.journal import Journal
-from clincot.deployment.smoke import RequestFailed, Server, SmokeFailed, ask, miss, smoke
-from clincot.errors import ForTheUser
+from clincot.config import DeployConfig
+from clincot.deployment.journal import RolloutJournal
+from clincot.deployment.smoke import (
+    RequestFailed,
+    RevisionClient,
+    SmokeFailed,
+    ask_golden_question,
+    describe_mismatch,
+    run_smoke_test,
+)
+from clincot.errors import UserError
 from clincot.registry.champion import ChampionMoved
 from clincot.registry.manifest import Manifest
 
 
-class NotReady(ForTheUser, RuntimeError):
+class NotReady(UserError, RuntimeError):
     """The new revision did not become ready, or ceased to be; says what is known of why."""
 
 
-class TooManyErrors(ForTheUser, RuntimeError):
+class TooManyErrors(UserError, RuntimeError):
     """The new revision failed more of its requests than allowed."""
 
 
-class TargetFailed(ForTheUser, RuntimeError):
+class TargetFailed(UserError, RuntimeError):
     """Where the revision should run refused or could not be reached."""
 
 
-class RolledBack(ForTheUser, RuntimeError):
+class RolledBack(UserError, RuntimeError):
     """The rollout failed and the traffic is where it was; says why."""
 
 
-class Counts(NamedTuple):
+class RequestCounts(NamedTuple):
     """Requests that the new revision served so far, and how many of them it failed."""
 
     requests: int
     failed: int
 
 
-def counts_of(metrics: str) -> Counts | None:
+def parse_request_counts(metrics: str) -> RequestCounts | None:
     """From a server's Prometheus metrics (clincot_requests_total by status); None where it does not count."""
     from prometheus_client.parser import text_string_to_metric_families
 
@@ -58,10 +65,10 @@ def counts_of(metrics: str) -> Counts | None:
     if not samples:
         return None
     failed = sum(sample.value for sample in samples if sample.labels.get("status", "").startswith("5"))
-    return Counts(int(sum(sample.value for sample in samples)), int(failed))
+    return RequestCounts(int(sum(sample.value for sample in samples)), int(failed))
 
 
-class Target(Server, Protocol):
+class RolloutTarget(RevisionClient, Protocol):
     """Where revisions run. Every method may raise TargetFailed, and may be called again after it was interrupted."""
 
     @property
@@ -74,34 +81,34 @@ class Target(Server, Protocol):
         """The shares of traffic that can be had here, in percent, the last one 100."""
         ...
 
-    def start(self) -> str:
+    def start_revision(self) -> str:
         """Start the new revision beside the old one, without traffic; says how, in words."""
         ...
 
-    def check(self) -> bool:
+    def check_ready(self) -> bool:
         """Is the new revision ready? Raises NotReady where it will never be, or was and is no longer."""
         ...
 
-    def counts(self) -> Counts | None:
+    def read_request_counts(self) -> RequestCounts | None:
         """None where nobody counts."""
         ...
 
-    def shift(self, percent: int) -> None:
+    def shift_traffic(self, percent: int) -> None:
         """Send so much of the traffic to the new revision."""
         ...
 
-    def finish(self) -> None:
+    def finish_rollout(self) -> None:
         """The new revision is the only one in use from now on."""
         ...
 
-    def undo(self) -> None:
+    def roll_back(self) -> None:
         """All traffic to the old revision, the new one stopped. Nothing was started: nothing happens."""
         ...
 
 
 def roll_out(
-    journal: Journal,
-    target: Target,
+    journal: RolloutJournal,
+    target: RolloutTarget,
     manifest: Manifest,
     images: Mapping[str, bytes],
     *,
@@ -115,51 +122,55 @@ def roll_out(
     """
     begun = any(event.kind == "started" for event in journal.events)
     try:
-        journal.add("resumed" if begun else "started", f"{target.how}; {target.start()}")
-        _wait_ready(target, journal.plan.settings, wait)
-        journal.add("ready")
-        journal.add("smoke", smoke(target, manifest, images, journal.plan.settings))
+        journal.add_event("resumed" if begun else "started", f"{target.how}; {target.start_revision()}")
+        _wait_until_ready(target, journal.plan.settings, wait)
+        journal.add_event("ready")
+        journal.add_event("smoke", run_smoke_test(target, manifest, images, journal.plan.settings))
         for percent in target.steps:
-            target.shift(percent)
-            journal.add("shifted", percent=percent)
-            journal.add("watched", _watch(target, manifest, images, journal.plan.settings, wait), percent=percent)
-        journal.add("champion", crown())
+            target.shift_traffic(percent)
+            journal.add_event("shifted", percent=percent)
+            journal.add_event(
+                "watched", _watch_traffic(target, manifest, images, journal.plan.settings, wait), percent=percent
+            )
+        journal.add_event("champion", crown())
     except (NotReady, SmokeFailed, TooManyErrors, TargetFailed, ChampionMoved) as error:
-        journal.add("failed", f"{type(error).__name__}: {error}")
-        target.undo()
-        journal.add("rolled back", percent=0)
+        journal.add_event("failed", f"{type(error).__name__}: {error}")
+        target.roll_back()
+        journal.add_event("rolled back", percent=0)
         raise RolledBack(f"{journal.plan.id} was rolled back: {error}") from error
-    target.finish()
-    journal.add("finished", percent=100)
+    target.finish_rollout()
+    journal.add_event("finished", percent=100)
 
 
-def _wait_ready(target: Target, settings: DeploySection, wait: Callable[[float], None]) -> None:
+def _wait_until_ready(target: RolloutTarget, settings: DeployConfig, wait: Callable[[float], None]) -> None:
     deadline = time.monotonic() + settings.ready_s
-    while not target.check():
+    while not target.check_ready():
         if time.monotonic() >= deadline:
             raise NotReady(f"the new revision was not ready within {settings.ready_s:g} s")
         wait(settings.poll_s)
 
 
-def _watch(
-    target: Target,
+def _watch_traffic(
+    target: RolloutTarget,
     manifest: Manifest,
     images: Mapping[str, bytes],
-    settings: DeploySection,
+    settings: DeployConfig,
     wait: Callable[[float], None],
 ) -> str:
     """Look at the revision under its share of traffic, with golden questions among it; raises when it is no good."""
-    before = target.counts()
+    before = target.read_request_counts()
     until = time.monotonic() + settings.step_s
     asked = failed = 0
     reason = ""
     for golden in cycle(manifest.golden):
         if asked >= len(manifest.golden) and time.monotonic() >= until:
             break
-        if not target.check():
+        if not target.check_ready():
             raise NotReady("the new revision is no longer ready")
         try:
-            found = miss(golden, ask(target, golden, images[golden.id], settings), settings)
+            found = describe_mismatch(
+                golden, ask_golden_question(target, golden, images[golden.id], settings), settings
+            )
         except RequestFailed as error:
             found = f"{golden.id}: {error}"
         asked += 1
@@ -170,12 +181,12 @@ def _watch(
     allowed = max(settings.max_error_rate, settings.smoke_misses / len(manifest.golden))
     if failed / asked > allowed:
         raise TooManyErrors(f"{failed} of {asked} golden questions failed ({allowed:.1%} allowed), last {reason}")
-    return f"{asked} golden questions, {failed} failed; {_served(target, before, settings)}"
+    return f"{asked} golden questions, {failed} failed; {_check_served_requests(target, before, settings)}"
 
 
-def _served(target: Target, before: Counts | None, settings: DeploySection) -> str:
+def _check_served_requests(target: RolloutTarget, before: RequestCounts | None, settings: DeployConfig) -> str:
     """What the users' requests say, where they are counted."""
-    after = target.counts()
+    after = target.read_request_counts()
     if before is None or after is None or after.requests < before.requests:  # a restarted server counts from 0
         return "the users' requests are not counted here"
     requests, failed = after.requests - before.requests, after.failed - before.failed

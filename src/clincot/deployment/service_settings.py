@@ -8,14 +8,14 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from clincot.config import Section, parse_section, read_settings
-from clincot.jsonl import BadRecord
+from clincot.config import FrozenConfig, parse_config, read_settings
+from clincot.jsonl import InvalidRecord
 
-Resources = dict[Literal["requests", "limits"], dict[str, str]]
+ResourceRequirements = dict[Literal["requests", "limits"], dict[str, str]]
 Name = Annotated[str, Field(pattern=r"^[a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?$")]
 
 
-class ServiceSettings(Section):
+class ServiceSettings(FrozenConfig):
     """values of a service (`clincot deploy --service service.yaml`)."""
 
     name: Annotated[str, Field(pattern=r"^[a-z]([-a-z0-9]{0,36}[a-z0-9])?$", description="of the InferenceService")] = (
@@ -54,10 +54,10 @@ class ServiceSettings(Section):
         Field(description="a ClusterStorageContainer with memory enough for the checkpoint; KServe's default has 1 Gi"),
     ] = ""
     replicas: Annotated[int, Field(ge=1)] = 1
-    resources: Resources = Field(
+    resources: ResourceRequirements = Field(
         default={"requests": {"cpu": "4", "memory": "32Gi"}, "limits": {"memory": "32Gi", "nvidia.com/gpu": "1"}}
     )
-    transformer_resources: Resources = Field(
+    transformer_resources: ResourceRequirements = Field(
         default={"requests": {"cpu": "1", "memory": "2Gi"}, "limits": {"memory": "4Gi"}}
     )
     shm: Annotated[str, Field(description="size of /dev/shm")] = "8Gi"
@@ -82,7 +82,7 @@ class ServiceSettings(Section):
     ] = ""
 
     @model_validator(mode="after")
-    def _fits_together(self) -> ServiceSettings:
+    def _check_combination(self) -> ServiceSettings:
         if self.engine == "clincot" and not self.runtime:
             raise ValueError("engine clincot needs runtime: a ServingRuntime of `clincot serve` (the chart has one)")
         if self.engine == "clincot" and self.transformer == "separate":
@@ -92,18 +92,18 @@ class ServiceSettings(Section):
         return self
 
 
-def load_service(path: Path | None) -> ServiceSettings:
+def load_service_settings(path: Path | None) -> ServiceSettings:
     """The settings of a YAML file; raises BadRecord naming the file and the field."""
     if path is None:
         return ServiceSettings()
     content = read_settings(path, "the service's settings (service.yaml)")
-    settings = parse_section(ServiceSettings, content, where=str(path))
+    settings = parse_config(ServiceSettings, content, where=str(path))
     held = [name for name, url in settings.proxies.items() if "@" in url]
     if held:
-        raise BadRecord(f"{path}: proxies.{held[0]} holds credentials; they would stand in manifests and records")
+        raise InvalidRecord(f"{path}: proxies.{held[0]} holds credentials; they would stand in manifests and records")
     return settings
 
 
-def who() -> str:
+def get_user_name() -> str:
     """The name that records carry: $CLINCOT_USER, or the user of this machine."""
     return os.environ.get("CLINCOT_USER") or os.environ.get("USER") or "unknown"

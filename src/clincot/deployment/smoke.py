@@ -14,30 +14,30 @@ from typing import Any, Protocol
 import httpx
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from clincot.clients.http import read_key
-from clincot.config import DeploySection
-from clincot.errors import BadInput, ForTheUser
-from clincot.geometry import Box, intersection_over_union
-from clincot.jsonl import explain
-from clincot.registry.manifest import Golden, Manifest, folder_of
+from clincot.clients.http import read_api_key
+from clincot.config import DeployConfig
+from clincot.errors import InvalidInput, UserError
+from clincot.geometry import Box, compute_iou
+from clincot.jsonl import format_validation_error
+from clincot.registry.manifest import GoldenQuestion, Manifest, build_checkpoint_key
 from clincot.storage.store import Store
 
-KEY_ENV = "CLINCOT_SMOKE_KEY"
-CHAT = "/openai/v1/chat/completions"
+SMOKE_KEY_ENV = "CLINCOT_SMOKE_KEY"
+CHAT_PATH = "/openai/v1/chat/completions"
 
 
-class RequestFailed(ForTheUser, RuntimeError):
+class RequestFailed(UserError, RuntimeError):
     """A request got no usable reply: refused, timed out, an HTTP error, another shape."""
 
 
-class SmokeFailed(ForTheUser, RuntimeError):
+class SmokeFailed(UserError, RuntimeError):
     """The new revision answers golden questions otherwise; names them."""
 
 
-class Server(Protocol):
+class RevisionClient(Protocol):
     """What a revision is asked through."""
 
-    def post(self, path: str, payload: Mapping[str, Any], timeout_s: float) -> Any:
+    def post_request(self, path: str, payload: Mapping[str, Any], timeout_s: float) -> Any:
         """The reply's JSON. Raises RequestFailed."""
         ...
 
@@ -47,49 +47,49 @@ class Server(Protocol):
         ...
 
 
-class _Region(BaseModel):
+class _SmokeRegion(BaseModel):
     box: Box
     answer: str = ""
 
 
-class _Chain(BaseModel):
+class _SmokeChain(BaseModel):
     """The documented extension of the server's answer, as far as it is read here."""
 
     model_config = ConfigDict(extra="ignore")
 
-    regions: tuple[_Region, ...] = ()
+    regions: tuple[_SmokeRegion, ...] = ()
     winner: int = 0
 
 
-class _Message(BaseModel):
+class _SmokeMessage(BaseModel):
     content: str | None
 
 
-class _Choice(BaseModel):
-    message: _Message
+class _SmokeChoice(BaseModel):
+    message: _SmokeMessage
 
 
-class _Completion(BaseModel):
-    choices: tuple[_Choice, ...]
-    clincot: _Chain = _Chain()
+class _SmokeCompletion(BaseModel):
+    choices: tuple[_SmokeChoice, ...]
+    clincot: _SmokeChain = _SmokeChain()
 
 
 @dataclass(frozen=True)
-class Reply:
+class SmokeReply:
     answer: str
     box: Box | None  # of the region that the answer was seen in; None: the server says none
 
 
-def smoke_headers() -> dict[str, str]:
+def build_smoke_headers() -> dict[str, str]:
     """The API key of smoke requests, where the server wants one."""
-    key = read_key(env=KEY_ENV, what="smoke requests") if KEY_ENV in os.environ else ""
+    key = read_api_key(env=SMOKE_KEY_ENV, what="smoke requests") if SMOKE_KEY_ENV in os.environ else ""
     return {"Authorization": f"Bearer {key}"} if key else {}
 
 
 def post_json(url: str, path: str, payload: Mapping[str, Any], timeout_s: float) -> Any:
     """POST to a server that is reached by its own address; the reply's JSON. Raises RequestFailed."""
     try:
-        reply = httpx.post(url.rstrip("/") + path, json=dict(payload), headers=smoke_headers(), timeout=timeout_s)
+        reply = httpx.post(url.rstrip("/") + path, json=dict(payload), headers=build_smoke_headers(), timeout=timeout_s)
         reply.raise_for_status()
         return reply.json()
     except (httpx.HTTPError, ValueError) as error:
@@ -99,14 +99,16 @@ def post_json(url: str, path: str, payload: Mapping[str, Any], timeout_s: float)
 def get_text(url: str, path: str, timeout_s: float) -> str:
     """GET from a server that is reached by its own address. Raises RequestFailed."""
     try:
-        reply = httpx.get(url.rstrip("/") + path, headers=smoke_headers(), timeout=timeout_s)
+        reply = httpx.get(url.rstrip("/") + path, headers=build_smoke_headers(), timeout=timeout_s)
         reply.raise_for_status()
     except httpx.HTTPError as error:
         raise RequestFailed(f"GET {path}: {type(error).__name__}: {error}") from None
     return reply.text
 
 
-def ask(server: Server, golden: Golden, image: bytes, settings: DeploySection) -> Reply:
+def ask_golden_question(
+    server: RevisionClient, golden: GoldenQuestion, image: bytes, settings: DeployConfig
+) -> SmokeReply:
     """One golden question, greedy. Raises RequestFailed."""
     url = "data:image/png;base64," + base64.b64encode(image).decode("ascii")
     payload = {
@@ -122,19 +124,19 @@ def ask(server: Server, golden: Golden, image: bytes, settings: DeploySection) -
             }
         ],
     }
-    body = server.post(CHAT, payload, settings.request_s)
+    body = server.post_request(CHAT_PATH, payload, settings.request_s)
     try:
-        completion = _Completion.model_validate(body)
+        completion = _SmokeCompletion.model_validate(body)
     except ValidationError as error:
-        raise RequestFailed(f"POST {CHAT}: expected a chat completion: {explain(error)}") from None
+        raise RequestFailed(f"POST {CHAT_PATH}: expected a chat completion: {format_validation_error(error)}") from None
     if not completion.choices or completion.choices[0].message.content is None:
-        raise RequestFailed(f"POST {CHAT}: the completion holds no answer")
+        raise RequestFailed(f"POST {CHAT_PATH}: the completion holds no answer")
     chain = completion.clincot
     box = chain.regions[chain.winner].box if 0 <= chain.winner < len(chain.regions) else None
-    return Reply(completion.choices[0].message.content, box)
+    return SmokeReply(completion.choices[0].message.content, box)
 
 
-def miss(golden: Golden, reply: Reply, settings: DeploySection) -> str:
+def describe_mismatch(golden: GoldenQuestion, reply: SmokeReply, settings: DeployConfig) -> str:
     """Why the reply is not the golden one; "" where it is. Names the question by its id, not by its text."""
     if reply.answer.strip().casefold() != golden.answer.strip().casefold():
         return f"{golden.id}: expected the answer {golden.answer!r}, got {reply.answer[:80]!r}"
@@ -142,29 +144,33 @@ def miss(golden: Golden, reply: Reply, settings: DeploySection) -> str:
         return ""
     if reply.box is None:
         return f"{golden.id}: expected a region at {golden.box.xyxy}, got none"
-    overlap = intersection_over_union(golden.box, reply.box)
+    overlap = compute_iou(golden.box, reply.box)
     if overlap < settings.smoke_iou:
         return f"{golden.id}: expected a region at {golden.box.xyxy}, got {reply.box.xyxy} (IoU {overlap:.2f})"
     return ""
 
 
-def golden_images(store: Store, manifest: Manifest) -> dict[str, bytes]:
+def read_golden_images(store: Store, manifest: Manifest) -> dict[str, bytes]:
     """{golden id: image file}. Raises ValueError where the checkpoint was published without golden questions."""
     if not manifest.golden:
-        raise BadInput(
+        raise InvalidInput(
             f"{manifest.line} {manifest.sha256[:12]} was published without golden questions, so no rollout of it can "
             "be checked; publish with questions (--golden-data, publish.golden above 0)"
         )
-    at = folder_of(manifest.line, manifest.sha256)
+    at = build_checkpoint_key(manifest.line, manifest.sha256)
     return {golden.id: store.read(f"{at}/{golden.image}").content for golden in manifest.golden}
 
 
-def smoke(server: Server, manifest: Manifest, images: Mapping[str, bytes], settings: DeploySection) -> str:
+def run_smoke_test(
+    server: RevisionClient, manifest: Manifest, images: Mapping[str, bytes], settings: DeployConfig
+) -> str:
     """Ask all golden questions; returns what was found, in words. Raises SmokeFailed."""
     misses = []
     for golden in manifest.golden:
         try:
-            found = miss(golden, ask(server, golden, images[golden.id], settings), settings)
+            found = describe_mismatch(
+                golden, ask_golden_question(server, golden, images[golden.id], settings), settings
+            )
         except RequestFailed as error:
             found = f"{golden.id}: {error}"
         if found:

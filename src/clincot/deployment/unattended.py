@@ -5,18 +5,18 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
-from clincot.config import DeploySection, PublishSection
-from clincot.deployment.deployment import begin, go
-from clincot.deployment.rollout import Target
-from clincot.deployment.service_settings import ServiceSettings, who
+from clincot.config import DeployConfig, PublishConfig
+from clincot.deployment.deployment import resume_rollout, start_rollout
+from clincot.deployment.rollout import RolloutTarget
+from clincot.deployment.service_settings import ServiceSettings, get_user_name
 from clincot.registry.manifest import Manifest, read_manifest
 from clincot.storage.open import open_store
 from clincot.storage.store import Store
 
 
-def roll_out_published(
-    settings: DeploySection,
-    publish: PublishSection,
+def deploy_checkpoint(
+    settings: DeployConfig,
+    publish: PublishConfig,
     service: ServiceSettings,
     digest: str,
     *,
@@ -29,26 +29,26 @@ def roll_out_published(
     """
     store = open_store(publish.store)
     manifest = read_manifest(store, publish.name, digest)
-    where = _target(store, manifest, settings, service, target, state)
+    where = _build_target(store, manifest, settings, service, target, state)
     of = service if target == "kserve" else None
-    journal = begin(store, manifest, settings, target=target, service=of, by=who())
+    journal = start_rollout(store, manifest, settings, target=target, service=of, by=get_user_name())
     try:
-        return go(store, journal, where)
+        return resume_rollout(store, journal, where)
     finally:
         for event in journal.events:
             print(f"{event.at} {event.kind} {event.detail}".rstrip())
 
 
-def _target(
-    store: Store, manifest: Manifest, settings: DeploySection, service: ServiceSettings, kind: str, state: Path
-) -> Target:
+def _build_target(
+    store: Store, manifest: Manifest, settings: DeployConfig, service: ServiceSettings, kind: str, state: Path
+) -> RolloutTarget:
     if kind == "local":
-        from clincot.deployment.targets.local import SERVE, LocalTarget
+        from clincot.deployment.targets.local import SERVE_COMMAND, LocalTarget
 
-        return LocalTarget(state, store, manifest, settings.steps, command=SERVE, port=0)
-    from clincot.clients.kubernetes import connect
-    from clincot.deployment.targets.select import kserve_target
+        return LocalTarget(state, store, manifest, settings.steps, command=SERVE_COMMAND, port=0)
+    from clincot.clients.kubernetes import connect_cluster
+    from clincot.deployment.targets.select import build_kserve_target
 
-    target = kserve_target(connect(), service, manifest, settings.steps, None)
-    target.validate()
+    target = build_kserve_target(connect_cluster(), service, manifest, settings.steps, None)
+    target.validate_manifest()
     return target

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from clincot.errors import BadInput
-from clincot.records import Question, Reference, Study, digest_of
+from clincot.errors import InvalidInput
+from clincot.records import Question, Reference, Study, hash_json
 
 
-class BadBenchmark(BadInput):
+class BadBenchmark(InvalidInput):
     """Questions, references, studies or outcomes that do not belong together; names the record."""
 
 
@@ -23,7 +23,9 @@ class Benchmark:
     digest: str  # of the questions' and references' ids, in any order
 
     @classmethod
-    def of(cls, questions: Iterable[Question], references: Iterable[Reference], studies: Iterable[Study]) -> Benchmark:
+    def from_records(
+        cls, questions: Iterable[Question], references: Iterable[Reference], studies: Iterable[Study]
+    ) -> Benchmark:
         """Join the three files. References and studies of other questions may be among them (other splits).
 
         Raises BadBenchmark on a repeated question, a question with no or two references, or an unknown study.
@@ -50,5 +52,5 @@ class Benchmark:
             questions=asked,
             references=key,
             clusters={question_id: patient[question.study] for question_id, question in asked.items()},
-            digest=digest_of(sorted([*asked, *(reference.id for reference in key.values())])),
+            digest=hash_json(sorted([*asked, *(reference.id for reference in key.values())])),
         )

@@ -11,17 +11,17 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from clincot.evaluation import blind_baseline
 from clincot.evaluation.benchmark import BadBenchmark, Benchmark
-from clincot.evaluation.intervals import APPROXIMATE_BELOW, Sums, add_mean
-from clincot.evaluation.report_text.report_scorer import HEADINGS as REPORT_HEADINGS
+from clincot.evaluation.intervals import MIN_RELIABLE_CLUSTERS, MetricSums, add_mean
+from clincot.evaluation.report_text.report_scorer import REPORT_METRIC_HEADINGS as REPORT_HEADINGS
 from clincot.evaluation.report_text.report_scorer import ReportMetrics
-from clincot.evaluation.vqa import answer_length, llava_med_closed, llava_med_open, says_yes, token_set_f1
+from clincot.evaluation.vqa import answer_length, says_yes, score_llava_med_closed, score_llava_med_open, token_set_f1
 from clincot.records import BenchmarkReport, Interval, Outcome, Question, Reference
-from clincot.text import normalise
+from clincot.text import normalize_text
 
-PROTOCOL = "strict and llava-med"
+VQA_PROTOCOL = "strict and llava-med"
 PRESENCE_TOPICS = frozenset({"presence", "pres"})  # ours, and VQA-RAD's question type
 # What the table shows, in this order, with the protocol in the heading.
-HEADINGS = {
+METRIC_HEADINGS = {
     "accuracy": "accuracy (strict)",
     "closed_accuracy": "closed (strict)",
     "open_accuracy": "open (strict)",
@@ -36,10 +36,10 @@ HEADINGS = {
     **REPORT_HEADINGS,
 }
 
-_WHOLE = ("accuracy", "report_words")  # one of these counts every question of an arm
+_ALL_QUESTION_METRICS = ("accuracy", "report_words")  # one of these counts every question of an arm
 
 
-def benchmark_reports(
+def build_benchmark_reports(
     outcomes: Iterable[Outcome],
     benchmark: Benchmark,
     *,
@@ -62,10 +62,10 @@ def benchmark_reports(
     kinds: set[str] = {question.kind for question in benchmark.questions.values()}
     if "report" in kinds and reports is None:
         raise BadBenchmark("questions of the benchmark ask for reports, and no metrics of reports were given")
-    policies: dict[str, dict[str, Sums]] = {}
+    policies: dict[str, dict[str, MetricSums]] = {}
     answered: dict[tuple[str, str], set[str]] = {}
     for outcome in outcomes:
-        _check(outcome, benchmark)
+        _check_outcome(outcome, benchmark)
         seen = answered.setdefault((outcome.policy, outcome.arm), set())
         if outcome.question in seen:
             raise BadBenchmark(
@@ -73,18 +73,22 @@ def benchmark_reports(
             )
         seen.add(outcome.question)
         sums = policies.setdefault(outcome.policy, {}).setdefault(outcome.arm, {})
-        _count(sums, outcome.question, outcome, benchmark, reports, looks=outcome.arm != blind_baseline.ARM)
+        _count_outcome(
+            sums, outcome.question, outcome, benchmark, reports, looks=outcome.arm != blind_baseline.BLIND_ARM
+        )
     for (policy, arm), seen in answered.items():
         for question in benchmark.questions:
             if question not in seen:
-                _count(policies[policy][arm], question, None, benchmark, reports, looks=arm != blind_baseline.ARM)
+                _count_outcome(
+                    policies[policy][arm], question, None, benchmark, reports, looks=arm != blind_baseline.BLIND_ARM
+                )
     return [
         BenchmarkReport(
             benchmark=benchmark.digest,
             policy=policy,
-            protocol=_protocol(kinds, reports),
+            protocol=_describe_protocol(kinds, reports),
             metrics={
-                arm: {name: metric.interval(seed=seed, resamples=resamples) for name, metric in sums.items()}
+                arm: {name: metric.compute_interval(seed=seed, resamples=resamples) for name, metric in sums.items()}
                 for arm, sums in arms.items()
             },
         )
@@ -92,13 +96,13 @@ def benchmark_reports(
     ]
 
 
-def _protocol(kinds: set[str], reports: ReportMetrics | None) -> str:
+def _describe_protocol(kinds: set[str], reports: ReportMetrics | None) -> str:
     """The protocols of the kinds of questions there are; of reports, by what each metric is computed."""
-    parts = [PROTOCOL] if kinds - {"report"} else []
-    return "; ".join([*parts, reports.described()] if "report" in kinds and reports is not None else parts)
+    parts = [VQA_PROTOCOL] if kinds - {"report"} else []
+    return "; ".join([*parts, reports.describe_metrics()] if "report" in kinds and reports is not None else parts)
 
 
-def _check(outcome: Outcome, benchmark: Benchmark) -> None:
+def _check_outcome(outcome: Outcome, benchmark: Benchmark) -> None:
     reference = benchmark.references.get(outcome.question)
     if reference is None:
         raise BadBenchmark(f"outcome {outcome.id} is of question {outcome.question}, not one of this benchmark")
@@ -108,8 +112,8 @@ def _check(outcome: Outcome, benchmark: Benchmark) -> None:
         )
 
 
-def _count(
-    sums: Sums,
+def _count_outcome(
+    sums: MetricSums,
     question_id: str,
     outcome: Outcome | None,
     benchmark: Benchmark,
@@ -121,9 +125,9 @@ def _count(
     cluster = benchmark.clusters[question_id]
     if question.kind == "report":
         assert reports is not None
-        reports.count(sums, None if outcome is None else outcome.answer, reference.answer, cluster)
+        reports.add_report(sums, None if outcome is None else outcome.answer, reference.answer, cluster)
     else:
-        for name, value in _values(question, reference, outcome):
+        for name, value in _iter_metric_values(question, reference, outcome):
             add_mean(sums, name, value, cluster, share=name != "answer_length")
     if reference.boxes and looks:
         add_mean(sums, "hit_rate", None if outcome is None else outcome.hit, cluster, share=True)
@@ -131,7 +135,9 @@ def _count(
     add_mean(sums, "off_format", None if outcome is None else outcome.off_format, cluster, share=True)
 
 
-def _values(question: Question, reference: Reference, outcome: Outcome | None) -> Iterator[tuple[str, float | None]]:
+def _iter_metric_values(
+    question: Question, reference: Reference, outcome: Outcome | None
+) -> Iterator[tuple[str, float | None]]:
     """Every metric of its answer that applies to the question, with its value; None without a (readable) outcome."""
     read = outcome is not None and outcome.correct is not None
     answer = outcome.answer if outcome is not None and read else None
@@ -143,23 +149,25 @@ def _values(question: Question, reference: Reference, outcome: Outcome | None) -
         yield f"accuracy/{question.topic}", correct
     yield "token_f1", None if answer is None else token_set_f1(answer, reference.answer)
     if question.kind == "closed":
-        hit = None if answer is None else llava_med_closed(answer, reference.answer)
+        hit = None if answer is None else score_llava_med_closed(answer, reference.answer)
         yield "llava_med_closed_accuracy", hit
     else:
-        recall = None if answer is None else llava_med_open(answer, reference.answer).recall
+        recall = None if answer is None else score_llava_med_open(answer, reference.answer).recall
         yield "llava_med_open_recall", recall
-    if asks_for_absent_finding(question, reference):
+    if asks_about_absent_finding(question, reference):
         yield "hallucination", None if answer is None else says_yes(answer)
     yield "answer_length", None if answer is None else answer_length(answer)
 
 
-def asks_for_absent_finding(question: Question, reference: Reference) -> bool:
+def asks_about_absent_finding(question: Question, reference: Reference) -> bool:
     return (
-        question.kind == "closed" and question.topic.lower() in PRESENCE_TOPICS and normalise(reference.answer) == "no"
+        question.kind == "closed"
+        and question.topic.lower() in PRESENCE_TOPICS
+        and normalize_text(reference.answer) == "no"
     )
 
 
-def table(
+def render_metrics_table(
     reports: Sequence[BenchmarkReport],
     *,
     names: Mapping[str, str] | None = None,
@@ -175,22 +183,22 @@ def table(
     if len(benchmarks) != 1:
         raise BadBenchmark(f"a table shows one benchmark, got reports of {len(benchmarks)}: {', '.join(benchmarks)}")
     present = {name for report in reports for arm in report.metrics.values() for name in arm}
-    columns = [name for name in HEADINGS if name in present] if metrics is None else list(metrics)
-    rows = [["policy", "region", "n", *(HEADINGS.get(name, name) for name in columns)]]
+    columns = [name for name in METRIC_HEADINGS if name in present] if metrics is None else list(metrics)
+    rows = [["policy", "region", "n", *(METRIC_HEADINGS.get(name, name) for name in columns)]]
     for report in reports:
         for arm, values in report.metrics.items():
-            whole = next((values[name] for name in _WHOLE if name in values), None)
+            whole = next((values[name] for name in _ALL_QUESTION_METRICS if name in values), None)
             policy = (names or {}).get(report.policy, report.policy[:16])
-            cells = [_cell(values.get(name), whole) for name in columns]
-            rows.append([policy, arm, _counts(whole), *cells])
-    return _markdown(rows) + "\n\n" + _footnote(reports)
+            cells = [_format_cell(values.get(name), whole) for name in columns]
+            rows.append([policy, arm, _format_counts(whole), *cells])
+    return _format_markdown_table(rows) + "\n\n" + _format_footnote(reports)
 
 
-def _cell(interval: Interval | None, whole: Interval | None) -> str:
+def _format_cell(interval: Interval | None, whole: Interval | None) -> str:
     if interval is None:
         return "–"
     same = whole is not None and (interval.n, interval.n_unscored) == (whole.n, whole.n_unscored)
-    counts = "" if same else f" ({_counts(interval)})"
+    counts = "" if same else f" ({_format_counts(interval)})"
     if interval.value is None:
         return f"–{counts}"
     if interval.low is None or interval.high is None:
@@ -198,26 +206,26 @@ def _cell(interval: Interval | None, whole: Interval | None) -> str:
     return f"{interval.value:.3f} [{interval.low:.3f}, {interval.high:.3f}]{counts}"
 
 
-def _counts(interval: Interval | None) -> str:
+def _format_counts(interval: Interval | None) -> str:
     if interval is None:
         return "–"
     return f"{interval.n}" + (f", {interval.n_unscored} unscored" if interval.n_unscored else "")
 
 
-def _footnote(reports: Sequence[BenchmarkReport]) -> str:
+def _format_footnote(reports: Sequence[BenchmarkReport]) -> str:
     scored = [metric for report in reports for arm in report.metrics.values() for metric in arm.values() if metric.n]
     fewest = min((metric.clusters for metric in scored), default=0)
     most = max((metric.clusters for metric in scored), default=0)
     patients = f"{fewest}" if fewest == most else f"{fewest} to {most}"
     note = f"95 % intervals clustered by patient ({patients} patients)."
-    if fewest < APPROXIMATE_BELOW:
-        note += f" Below {APPROXIMATE_BELOW} patients they are approximate."
-    if not any(blind_baseline.ARM in report.metrics for report in reports):
+    if fewest < MIN_RELIABLE_CLUSTERS:
+        note += f" Below {MIN_RELIABLE_CLUSTERS} patients they are approximate."
+    if not any(blind_baseline.BLIND_ARM in report.metrics for report in reports):
         note += " The blind baseline is not in this table."
     return note
 
 
-def _markdown(rows: Sequence[Sequence[str]]) -> str:
+def _format_markdown_table(rows: Sequence[Sequence[str]]) -> str:
     escaped = [[cell.replace("|", "\\|") for cell in row] for row in rows]
     widths = [max(len(row[column]) for row in escaped) for column in range(len(escaped[0]))]
     lines = ["| " + " | ".join(map(str.ljust, row, widths)) + " |" for row in escaped]

@@ -10,14 +10,14 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
-from clincot.errors import BadInput
+from clincot.errors import InvalidInput
 from clincot.evaluation.benchmark import Benchmark
-from clincot.evaluation.vqa import verdict
-from clincot.geometry import WHOLE
-from clincot.records import Outcome, Question, Reference, digest_of
-from clincot.text import normalise
+from clincot.evaluation.vqa import grade_answer
+from clincot.geometry import WHOLE_IMAGE
+from clincot.records import Outcome, Question, Reference, hash_json
+from clincot.text import normalize_text
 
-ARM = "blind"
+BLIND_ARM = "blind"
 
 
 @dataclass(frozen=True)
@@ -38,44 +38,44 @@ class BlindBaseline:
         overall: Counter[str] = Counter()
         for question in questions:
             if question.id not in answers:
-                raise BadInput(f"question {question.id} has no reference to fit the blind baseline on")
+                raise InvalidInput(f"question {question.id} has no reference to fit the blind baseline on")
             answer = answers[question.id]
-            answer = answer.strip() if question.kind == "report" else normalise(answer)
-            by_text[normalise(question.text)][answer] += 1
+            answer = answer.strip() if question.kind == "report" else normalize_text(answer)
+            by_text[normalize_text(question.text)][answer] += 1
             by_kind[question.kind][answer] += 1
             overall[answer] += 1
         if not overall:
-            raise BadInput("the blind baseline needs at least one question with its reference, got none")
+            raise InvalidInput("the blind baseline needs at least one question with its reference, got none")
         return cls(
-            by_text={text: _majority(counts) for text, counts in by_text.items()},
-            by_kind={kind: _majority(counts) for kind, counts in by_kind.items()},
-            overall=_majority(overall),
+            by_text={text: _pick_majority(counts) for text, counts in by_text.items()},
+            by_kind={kind: _pick_majority(counts) for kind, counts in by_kind.items()},
+            overall=_pick_majority(overall),
         )
 
     @property
     def digest(self) -> str:
         """Identifies the baseline where a policy's digest stands in other rows."""
-        return "blind-" + digest_of([self.by_text, self.by_kind, self.overall])[:20]
+        return "blind-" + hash_json([self.by_text, self.by_kind, self.overall])[:20]
 
-    def answer(self, question: Question) -> str:
+    def answer_question(self, question: Question) -> str:
         """The majority answer to this question's text, or of its kind, or of all."""
-        known = self.by_text.get(normalise(question.text))
+        known = self.by_text.get(normalize_text(question.text))
         return known if known is not None else self.by_kind.get(question.kind, self.overall)
 
-    def outcomes(self, benchmark: Benchmark) -> Iterator[Outcome]:
+    def iter_outcomes(self, benchmark: Benchmark) -> Iterator[Outcome]:
         """Its answers to a benchmark, scored like any policy's (arm "blind"; it looks nowhere, so hit is None)."""
         for question in benchmark.questions.values():
-            reference, answer = benchmark.references[question.id], self.answer(question)
+            reference, answer = benchmark.references[question.id], self.answer_question(question)
             yield Outcome(
                 question=question.id,
                 policy=self.digest,
-                arm=ARM,
-                box=WHOLE,
+                arm=BLIND_ARM,
+                box=WHOLE_IMAGE,
                 answer=answer,
                 reference=reference.id,
-                correct=verdict(answer, question, reference),
+                correct=grade_answer(answer, question, reference),
             )
 
 
-def _majority(counts: Counter[str]) -> str:
+def _pick_majority(counts: Counter[str]) -> str:
     return min(counts, key=lambda answer: (-counts[answer], answer))

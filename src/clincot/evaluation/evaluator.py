@@ -12,27 +12,27 @@ from dataclasses import dataclass
 from itertools import groupby, islice
 from pathlib import Path
 
-from clincot.batching import UNIT
-from clincot.config import EvaluateSection
-from clincot.errors import BadInput
+from clincot.batching import BLOCK_SIZE
+from clincot.config import EvaluateConfig
+from clincot.errors import InvalidInput
 from clincot.evaluation.benchmark import Benchmark
-from clincot.evaluation.grounding import best_iou, hit
-from clincot.evaluation.vqa import verdict
-from clincot.generation.grounders import Written, random_square, seed_of
-from clincot.generation.regions import grounder_named, sought_for
-from clincot.geometry import WHOLE, Box, covered, crop_square, look_side, look_square
+from clincot.evaluation.grounding import best_iou, hits_reference
+from clincot.evaluation.vqa import grade_answer
+from clincot.generation.grounders import WrittenGrounder, derive_seed, draw_random_square
+from clincot.generation.regions import build_grounder, build_grounding_query
+from clincot.geometry import WHOLE_IMAGE, Box, choose_view_side, choose_view_square, compute_coverage, crop_square
 from clincot.models.protocols import Generation, Grounder, RelevancePolicy
-from clincot.prompts import Step, chain
+from clincot.prompts import ChainStep, chain_prompt
 from clincot.records import Outcome, Question, Reference, Study
-from clincot.text import normalise
+from clincot.text import normalize_text
 
-GROUNDED = ("windows", "relevance", "http")
-SMALL_ANSWER_SPACE = 20  # a topic with at most so many answers has a format: one of them
-_BATCH = 128
+GROUNDER_ARMS = ("windows", "relevance", "http")
+MAX_ANSWER_SPACE = 20  # a topic with at most so many answers has a format: one of them
+_BATCH_SIZE = 128
 
 
 @dataclass(frozen=True)
-class _Look:
+class _RegionInput:
     """A question, the image shown for it, and where the policy looks."""
 
     question: Question
@@ -40,52 +40,52 @@ class _Look:
     box: Box | None  # None: the policy wrote no region that can be read
 
 
-def evaluate(
-    policy: RelevancePolicy, benchmark: Benchmark, studies: Mapping[str, Study], folder: Path, section: EvaluateSection
+def evaluate_policy(
+    policy: RelevancePolicy, benchmark: Benchmark, studies: Mapping[str, Study], folder: Path, section: EvaluateConfig
 ) -> Iterator[Outcome]:
     """Outcomes arm by arm, each in the benchmark's order, streaming."""
     questions = list(islice(benchmark.questions.values(), section.limit or None))
-    spaces = answer_spaces(benchmark)
+    spaces = collect_answer_spaces(benchmark)
     for arm in section.arms:
-        looks = _looks(arm, questions, benchmark, policy, studies, folder, section)
-        for batch in _batches(looks):
+        looks = _choose_regions(arm, questions, benchmark, policy, studies, folder, section)
+        for batch in _iter_batches(looks):
             kind = batch[0].question.kind
             steps = [
-                [Step(k.question.text, k.box or WHOLE, written=arm == "written", report=kind == "report")]
+                [ChainStep(k.question.text, k.box or WHOLE_IMAGE, written=arm == "written", report=kind == "report")]
                 for k in batch
             ]
-            replies = policy.write(
-                [chain(k.shown, folder, policy.views, s) for k, s in zip(batch, steps, strict=True)],
-                max_new_tokens=section.longest(kind),
+            replies = policy.generate(
+                [chain_prompt(k.shown, folder, policy.views, s) for k, s in zip(batch, steps, strict=True)],
+                max_new_tokens=section.get_max_tokens(kind),
                 temperature=0.0,
                 seeds=[0] * len(batch),
             )
             for one, reply in zip(batch, replies, strict=True):
                 reference = benchmark.references[one.question.id]
                 space = spaces.get(one.question.topic, frozenset())
-                off = reply.cut_off or not _in_format(reply, one.question, space) or one.box is None
-                yield _outcome(one, arm, reply.text, reference, policy, off_format=off)
+                off = reply.cut_off or not _is_in_format(reply, one.question, space) or one.box is None
+                yield _score_outcome(one, arm, reply.text, reference, policy, off_format=off)
 
 
-def _batches(looks: Iterable[_Look]) -> Iterator[list[_Look]]:
+def _iter_batches(looks: Iterable[_RegionInput]) -> Iterator[list[_RegionInput]]:
     """In order; those of a batch all ask for reports, or none does: a report may be longer."""
     for _, run in groupby(looks, key=lambda look: look.question.kind == "report"):
-        while batch := list(islice(run, _BATCH)):
+        while batch := list(islice(run, _BATCH_SIZE)):
             yield batch
 
 
-def answer_spaces(benchmark: Benchmark) -> dict[str, frozenset[str]]:
+def collect_answer_spaces(benchmark: Benchmark) -> dict[str, frozenset[str]]:
     """The normalised answers of every topic that has few: an answer outside them is off format."""
     answers: dict[str, set[str]] = {}
     for question in benchmark.questions.values():
         if question.kind != "report":
-            answers.setdefault(question.topic, set()).add(normalise(benchmark.references[question.id].answer))
-    return {topic: frozenset(a) for topic, a in answers.items() if topic and len(a) <= SMALL_ANSWER_SPACE}
+            answers.setdefault(question.topic, set()).add(normalize_text(benchmark.references[question.id].answer))
+    return {topic: frozenset(a) for topic, a in answers.items() if topic and len(a) <= MAX_ANSWER_SPACE}
 
 
-def _in_format(reply: Generation, question: Question, space: frozenset[str]) -> bool:
+def _is_in_format(reply: Generation, question: Question, space: frozenset[str]) -> bool:
     """One of the topic's few answers; else yes or no to a closed question; else anything that says something."""
-    answer = normalise(reply.text)
+    answer = normalize_text(reply.text)
     if space and question.kind != "report":
         return answer in space
     if question.kind == "closed":
@@ -93,14 +93,14 @@ def _in_format(reply: Generation, question: Question, space: frozenset[str]) -> 
     return bool(answer)
 
 
-def _outcome(
-    one: _Look, arm: str, answer: str, reference: Reference, policy: RelevancePolicy, *, off_format: bool
+def _score_outcome(
+    one: _RegionInput, arm: str, answer: str, reference: Reference, policy: RelevancePolicy, *, off_format: bool
 ) -> Outcome:
-    box = one.box or WHOLE
+    box = one.box or WHOLE_IMAGE
     aspect = one.shown.width / one.shown.height
-    shown = box if box == WHOLE else crop_square(box, min_side=policy.views.min_crop, aspect=aspect)
+    shown = box if box == WHOLE_IMAGE else crop_square(box, min_side=policy.views.min_crop, aspect=aspect)
     # IoU of what is shown with what would be shown of the reference: a crop is never smaller than min_crop
-    iou = best_iou(shown, [look_square(b) for b in reference.boxes])
+    iou = best_iou(shown, [choose_view_square(b) for b in reference.boxes])
     return Outcome(
         question=one.question.id,
         policy=policy.digest,
@@ -108,43 +108,43 @@ def _outcome(
         box=box,
         answer=answer,
         reference=reference.id,
-        correct=verdict(answer, one.question, reference),
-        hit=False if one.box is None and reference.boxes else hit(shown, reference.boxes),
+        correct=grade_answer(answer, one.question, reference),
+        hit=False if one.box is None and reference.boxes else hits_reference(shown, reference.boxes),
         iou=None if iou is None else (0.0 if one.box is None else round(iou, 6)),
         off_format=off_format,
     )
 
 
-def _looks(
+def _choose_regions(
     arm: str,
     questions: Sequence[Question],
     benchmark: Benchmark,
     policy: RelevancePolicy,
     studies: Mapping[str, Study],
     folder: Path,
-    section: EvaluateSection,
-) -> Iterator[_Look]:
-    if arm == "written" or arm in GROUNDED:
+    section: EvaluateConfig,
+) -> Iterator[_RegionInput]:
+    if arm == "written" or arm in GROUNDER_ARMS:
         if arm == "written":
-            grounder: Grounder = Written(policy, samples=1, temperature=0.0, seed=section.seed)
+            grounder: Grounder = WrittenGrounder(policy, samples=1, temperature=0.0, seed=section.seed)
         else:
-            grounder = grounder_named(arm, section.propose, policy, 1)
-        fallback = None if arm == "written" else WHOLE  # a tool that finds nothing leaves the whole image
-        for at in range(0, len(questions), UNIT):
+            grounder = build_grounder(arm, section.propose, policy, 1)
+        fallback = None if arm == "written" else WHOLE_IMAGE  # a tool that finds nothing leaves the whole image
+        for at in range(0, len(questions), BLOCK_SIZE):
             limit = section.propose.hypotheses
-            sought = [sought_for(q, studies[q.study], limit=limit) for q in questions[at : at + UNIT]]
+            sought = [build_grounding_query(q, studies[q.study], limit=limit) for q in questions[at : at + BLOCK_SIZE]]
             for one, found in zip(sought, grounder.ground(sought, folder), strict=True):
-                yield _Look(one.question, one.study, found[0].box if found else fallback)
+                yield _RegionInput(one.question, one.study, found[0].box if found else fallback)
         return
-    following = _other_patients(questions, benchmark) if arm == "shuffled" else {}
-    sides = look_sides(benchmark)
+    following = _match_other_patients(questions, benchmark) if arm == "shuffled" else {}
+    sides = compute_crop_sides(benchmark)
     for question in questions:
         reference = benchmark.references[question.id]
         shown = studies[following[question.study] if arm == "shuffled" else question.study]
-        yield _Look(question, shown, _control(arm, question, reference, sides, section.seed))
+        yield _RegionInput(question, shown, _choose_control_region(arm, question, reference, sides, section.seed))
 
 
-def _other_patients(questions: Sequence[Question], benchmark: Benchmark) -> dict[str, str]:
+def _match_other_patients(questions: Sequence[Question], benchmark: Benchmark) -> dict[str, str]:
     """{study: the next study, in the benchmark's order and round its end, of another patient}."""
     patients = {q.study: benchmark.clusters[q.id] for q in questions}
     order = list(patients)
@@ -153,28 +153,32 @@ def _other_patients(questions: Sequence[Question], benchmark: Benchmark) -> dict
         later = (other for other in order[at + 1 :] + order[:at] if patients[other] != patients[study])
         other = next(later, None)
         if other is None:
-            raise BadInput(f"the arm 'shuffled' needs images of two patients, all are of {patients[study]!r}")
+            raise InvalidInput(f"the arm 'shuffled' needs images of two patients, all are of {patients[study]!r}")
         following[study] = other
     return following
 
 
-def look_sides(benchmark: Benchmark) -> dict[str, float]:
+def compute_crop_sides(benchmark: Benchmark) -> dict[str, float]:
     """The median side of the squares that look at each finding, for controls where the finding is absent."""
     sides: dict[str, list[float]] = {}
     for reference in benchmark.references.values():
         for box in reference.boxes:
-            sides.setdefault(reference.finding, []).append(look_side(box))
+            sides.setdefault(reference.finding, []).append(choose_view_side(box))
     return {finding: sorted(found)[len(found) // 2] for finding, found in sides.items()}
 
 
-def _control(arm: str, question: Question, reference: Reference, sides: Mapping[str, float], seed: int) -> Box:
+def _choose_control_region(
+    arm: str, question: Question, reference: Reference, sides: Mapping[str, float], seed: int
+) -> Box:
     """A control's region. Where the key has no box (an absent finding) every control looks anywhere, at as large a
     square as for the finding when present: its size must not tell."""
     if arm == "whole":
-        return WHOLE
+        return WHOLE_IMAGE
     boxes = reference.boxes
     if arm in ("oracle", "shuffled") and boxes:
-        return look_square(boxes[0])
-    side = look_side(boxes[0]) if boxes else sides.get(reference.finding, 0.25)
-    draws = [random_square(seed_of(seed, question.id, arm, n), side) for n in range(20 if arm == "wrong" else 1)]
-    return min(draws, key=lambda draw: sum(covered(box, by=draw) for box in boxes))
+        return choose_view_square(boxes[0])
+    side = choose_view_side(boxes[0]) if boxes else sides.get(reference.finding, 0.25)
+    draws = [
+        draw_random_square(derive_seed(seed, question.id, arm, n), side) for n in range(20 if arm == "wrong" else 1)
+    ]
+    return min(draws, key=lambda draw: sum(compute_coverage(box, by=draw) for box in boxes))

@@ -9,33 +9,33 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from clincot.geometry import Box, covered, intersection_over_union
+from clincot.geometry import Box, compute_coverage, compute_iou
 
 HIT_COVERED = 0.5
 HIT_IOU = 0.3
 
 
-def hit(shown: Box, references: Sequence[Box]) -> bool | None:
+def hits_reference(shown: Box, references: Sequence[Box]) -> bool | None:
     """Whether the crop shown to the policy shows one of the reference boxes; None without references.
 
     It does if the reference's centre lies in the crop and
     - the crop covers at least half of the reference's area, or
     - for a reference larger than the crop, which it could not cover: their IoU is at least 0.3.
     """
-    return any(_shows(shown, reference) for reference in references) if references else None
+    return any(_shows_reference(shown, reference) for reference in references) if references else None
 
 
 def best_iou(region: Box, references: Sequence[Box]) -> float | None:
     """The highest IoU with any reference box, in [0, 1]; None without references."""
     if not references:
         return None
-    return max(intersection_over_union(region, reference) for reference in references)
+    return max(compute_iou(region, reference) for reference in references)
 
 
-def _shows(shown: Box, reference: Box) -> bool:
-    x, y = reference.centre
+def _shows_reference(shown: Box, reference: Box) -> bool:
+    x, y = reference.center
     if not (shown.x0 <= x <= shown.x1 and shown.y0 <= y <= shown.y1):
         return False
     if reference.area > shown.area:
-        return intersection_over_union(shown, reference) >= HIT_IOU
-    return covered(reference, by=shown) >= HIT_COVERED
+        return compute_iou(shown, reference) >= HIT_IOU
+    return compute_coverage(reference, by=shown) >= HIT_COVERED

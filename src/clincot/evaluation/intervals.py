@@ -32,8 +32,8 @@ from scipy.special import ndtr, stdtrit
 
 from clincot.records import Interval
 
-APPROXIMATE_BELOW = 40  # clusters
-_DRAWS_AT_ONCE = 2_000_000  # cluster draws held in memory: 16 MB of indices
+MIN_RELIABLE_CLUSTERS = 40  # clusters
+_MAX_DRAWS_IN_MEMORY = 2_000_000  # cluster draws held in memory: 16 MB of indices
 _DECIMALS = 6  # so that a report's id does not depend on the order of floating-point sums
 
 
@@ -60,7 +60,7 @@ class ClusterSums:
         self.sums[cluster] = self.sums.get(cluster, 0.0) + float(value)
         self.counts[cluster] = self.counts.get(cluster, 0) + 1
 
-    def interval(self, *, seed: int, resamples: int = 2000) -> Interval:
+    def compute_interval(self, *, seed: int, resamples: int = 2000) -> Interval:
         """The mean over all values with its 95 % interval; value None where nothing was scored."""
         clusters = sorted(self.counts)  # the same interval in whatever order the values came
         n = sum(self.counts.values())
@@ -68,14 +68,14 @@ class ClusterSums:
             return Interval(value=None, n=0, n_unscored=self.n_unscored, clusters=0)
         sum_C = np.array([self.sums[cluster] for cluster in clusters])
         count_C = np.array([self.counts[cluster] for cluster in clusters], dtype=np.float64)
-        value = _rounded(float(sum_C.sum() / n))
+        value = _round_value(float(sum_C.sum() / n))
         low = high = None
         if len(clusters) > 1 and self.share:
-            low, high = (_rounded(v) for v in _wilson(sum_C, count_C))
+            low, high = (_round_value(v) for v in _wilson_limits(sum_C, count_C))
         elif len(clusters) > 1:
-            mean_R = _resampled_means(sum_C, count_C, seed=seed, resamples=resamples)
+            mean_R = _resample_means(sum_C, count_C, seed=seed, resamples=resamples)
             tail = percentile_tail(len(clusters))
-            low, high = (_rounded(float(v)) for v in np.quantile(mean_R, [tail, 1 - tail]))
+            low, high = (_round_value(float(v)) for v in np.quantile(mean_R, [tail, 1 - tail]))
         return Interval(value=value, low=low, high=high, n=n, n_unscored=self.n_unscored, clusters=len(clusters))
 
 
@@ -108,7 +108,7 @@ class ClusterTotals:
         self.totals[cluster] = self.totals[cluster] + row_K if cluster in self.totals else row_K
         self.n += 1
 
-    def interval(self, *, seed: int, resamples: int = 2000) -> Interval:
+    def compute_interval(self, *, seed: int, resamples: int = 2000) -> Interval:
         """The statistic of all totals with its 95 % interval; value None where it is undefined."""
         clusters = sorted(self.totals)
         value = low = high = None
@@ -116,9 +116,9 @@ class ClusterTotals:
             totals_CK = np.stack([self.totals[cluster] for cluster in clusters])
             value = self.statistic(totals_CK.sum(axis=0))
             if value is not None and len(clusters) > 1:
-                low, high = self._bounds(totals_CK, seed=seed, resamples=resamples)
+                low, high = self._bootstrap_bounds(totals_CK, seed=seed, resamples=resamples)
         return Interval(
-            value=None if value is None else _rounded(value),
+            value=None if value is None else _round_value(value),
             low=low,
             high=high,
             n=self.n,
@@ -126,7 +126,7 @@ class ClusterTotals:
             clusters=len(clusters),
         )
 
-    def _bounds(
+    def _bootstrap_bounds(
         self, totals_CK: NDArray[np.float64], *, seed: int, resamples: int
     ) -> tuple[float | None, float | None]:
         if resamples < 1:
@@ -138,13 +138,13 @@ class ClusterTotals:
             return None, None
         tail = percentile_tail(clusters)
         low, high = np.quantile(defined, [tail, 1 - tail])
-        return _rounded(float(low)), _rounded(float(high))
+        return _round_value(float(low)), _round_value(float(high))
 
 
-Sums = dict[str, ClusterSums | ClusterTotals]  # by metric
+MetricSums = dict[str, ClusterSums | ClusterTotals]  # by metric
 
 
-def add_mean(sums: Sums, name: str, value: float | None, cluster: str, *, share: bool = False) -> None:
+def add_mean(sums: MetricSums, name: str, value: float | None, cluster: str, *, share: bool = False) -> None:
     """Count a value into the mean called `name`, begun where it is new; `share`: its values are in [0, 1]."""
     mean = sums.setdefault(name, ClusterSums(share=share))
     if not isinstance(mean, ClusterSums):
@@ -152,7 +152,7 @@ def add_mean(sums: Sums, name: str, value: float | None, cluster: str, *, share:
     mean.add(value, cluster)
 
 
-def add_totals(sums: Sums, name: str, statistic: Statistic, row: Sequence[float] | None, cluster: str) -> None:
+def add_totals(sums: MetricSums, name: str, statistic: Statistic, row: Sequence[float] | None, cluster: str) -> None:
     """Count an item's totals into the statistic called `name`, begun where it is new."""
     totals = sums.setdefault(name, ClusterTotals(statistic))
     if not isinstance(totals, ClusterTotals):
@@ -171,15 +171,15 @@ def cluster_bootstrap(
     sums = ClusterSums()
     for value, cluster in zip(values, clusters, strict=True):
         sums.add(value, cluster)
-    return sums.interval(seed=seed, resamples=resamples)
+    return sums.compute_interval(seed=seed, resamples=resamples)
 
 
-def cluster_share(values: Iterable[float | None], clusters: Iterable[str]) -> Interval:
+def cluster_wilson_interval(values: Iterable[float | None], clusters: Iterable[str]) -> Interval:
     """The mean of values in [0, 1] with its 95 % Wilson interval, clustered; otherwise like `cluster_bootstrap`."""
     sums = ClusterSums(share=True)
     for value, cluster in zip(values, clusters, strict=True):
         sums.add(value, cluster)
-    return sums.interval(seed=0)
+    return sums.compute_interval(seed=0)
 
 
 def paired_difference(
@@ -203,7 +203,7 @@ def percentile_tail(clusters: int) -> float:
     return float(ndtr(-math.sqrt(clusters / (clusters - 1)) * stdtrit(clusters - 1, 0.975)))
 
 
-def _wilson(sum_C: NDArray[np.float64], count_C: NDArray[np.float64]) -> tuple[float, float]:
+def _wilson_limits(sum_C: NDArray[np.float64], count_C: NDArray[np.float64]) -> tuple[float, float]:
     """Wilson's limits with n_eff = p(1 - p) / var(p) questions; n where all values agree."""
     clusters, n = len(sum_C), float(count_C.sum())
     p = float(sum_C.sum()) / n
@@ -217,7 +217,7 @@ def _wilson(sum_C: NDArray[np.float64], count_C: NDArray[np.float64]) -> tuple[f
     return max(0.0, centre - half), min(1.0, centre + half)
 
 
-def _resampled_means(
+def _resample_means(
     sum_C: NDArray[np.float64], count_C: NDArray[np.float64], *, seed: int, resamples: int
 ) -> NDArray[np.float64]:
     """Means of `resamples` draws of clusters. C: clusters, R: resamples, B: resamples held at once."""
@@ -226,7 +226,7 @@ def _resampled_means(
     random = np.random.default_rng(seed)
     clusters = len(sum_C)
     mean_R = np.empty(resamples)
-    step = max(1, _DRAWS_AT_ONCE // clusters)
+    step = max(1, _MAX_DRAWS_IN_MEMORY // clusters)
     for start in range(0, resamples, step):
         stop = min(start + step, resamples)
         drawn_BC = random.integers(clusters, size=(stop - start, clusters))
@@ -234,5 +234,5 @@ def _resampled_means(
     return mean_R
 
 
-def _rounded(value: float) -> float:
+def _round_value(value: float) -> float:
     return round(value, _DECIMALS) + 0.0  # never -0.0

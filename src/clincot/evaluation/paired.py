@@ -13,8 +13,8 @@ from clincot.evaluation.benchmark import BadBenchmark
 from clincot.evaluation.intervals import paired_difference
 from clincot.records import Interval, Outcome
 
-Metric = Literal["correct", "hit", "iou", "off_format"]
-_NAMED = 3  # questions named in a message; the rest are counted
+PairedMetric = Literal["correct", "hit", "iou", "off_format"]
+_MAX_NAMED = 3  # questions named in a message; the rest are counted
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,7 @@ class Side:
     problems: tuple[str, ...]
 
 
-def side_of(name: str, outcomes: Iterable[Outcome], clusters: Mapping[str, str]) -> Side:
+def index_outcomes(name: str, outcomes: Iterable[Outcome], clusters: Mapping[str, str]) -> Side:
     """One outcome a question of `clusters` {question id: patient}: none twice, none missing, none beside them."""
     by_question: dict[str, Outcome] = {}
     repeated: list[str] = []
@@ -41,20 +41,20 @@ def side_of(name: str, outcomes: Iterable[Outcome], clusters: Mapping[str, str])
         by_question.setdefault(outcome.question, outcome)
     missing = [question for question in clusters if question not in by_question]
     problems = (
-        _problem(f"The {name} answered twice", repeated),
-        _problem(f"The {name} answered outside the benchmark", foreign),
-        _problem(f"The {name} gave no answer to", missing),
-        _problem(f"The {name} has a score that is neither true, false nor unscored for", unreadable),
+        _describe_problem(f"The {name} answered twice", repeated),
+        _describe_problem(f"The {name} answered outside the benchmark", foreign),
+        _describe_problem(f"The {name} gave no answer to", missing),
+        _describe_problem(f"The {name} has a score that is neither true, false nor unscored for", unreadable),
     )
     return Side(outcomes=by_question, problems=tuple(problem for problem in problems if problem))
 
 
-def compare(
+def compare_outcomes(
     a: Iterable[Outcome],
     b: Iterable[Outcome],
     clusters: Mapping[str, str],
     *,
-    metric: Metric = "correct",
+    metric: PairedMetric = "correct",
     seed: int,
     resamples: int = 2000,
 ) -> Interval:
@@ -63,14 +63,14 @@ def compare(
     Each side is one policy in one arm. Raises BadBenchmark, naming questions, unless both sides answered every
     question of `clusters` once; a None on either side is unscored.
     """
-    first, second = side_of("first side", a, clusters), side_of("second side", b, clusters)
+    first, second = index_outcomes("first side", a, clusters), index_outcomes("second side", b, clusters)
     if first.problems or second.problems:
         raise BadBenchmark(" ".join([*first.problems, *second.problems]))
-    return difference(first, second, clusters, metric=metric, seed=seed, resamples=resamples)
+    return compare_sides(first, second, clusters, metric=metric, seed=seed, resamples=resamples)
 
 
-def difference(
-    first: Side, second: Side, clusters: Mapping[str, str], *, metric: Metric, seed: int, resamples: int
+def compare_sides(
+    first: Side, second: Side, clusters: Mapping[str, str], *, metric: PairedMetric, seed: int, resamples: int
 ) -> Interval:
     """`compare` of two sides already checked."""
     return paired_difference(
@@ -82,9 +82,9 @@ def difference(
     )
 
 
-def _problem(what: str, questions: list[str]) -> str:
+def _describe_problem(what: str, questions: list[str]) -> str:
     if not questions:
         return ""
-    named = ", ".join(questions[:_NAMED])
-    more = f" and {len(questions) - _NAMED} more" if len(questions) > _NAMED else ""
+    named = ", ".join(questions[:_MAX_NAMED])
+    more = f" and {len(questions) - _MAX_NAMED} more" if len(questions) > _MAX_NAMED else ""
     return f"{what} {len(questions)} question{'s' if len(questions) > 1 else ''}: {named}{more}."

@@ -23,13 +23,13 @@ def read_benchmark(folder: Path, *, limit: int = 0, only: Iterable[str] | None =
     questions = questions[: limit or None]
     ids = {q.id for q in questions}
     references = [r for r in load_references(folder) if r.question in ids]
-    return Benchmark.of(questions, references, StudyIndex(folder).values())
+    return Benchmark.from_records(questions, references, StudyIndex(folder).values())
 
 
-def metrics_of_reports(benchmark: Benchmark, training: Path | None) -> ReportMetrics | None:
+def select_report_metrics(benchmark: Benchmark, training: Path | None) -> ReportMetrics | None:
     """What scores the benchmark's reports; None where it asks for none. training: reports.jsonl, R2Gen's vocabulary."""
-    from clincot.evaluation.report_text.report_scorer import report_metrics
+    from clincot.evaluation.report_text.report_scorer import build_report_metrics
 
     if all(question.kind != "report" for question in benchmark.questions.values()):
         return None
-    return report_metrics(None if training is None else (row.text for row in read_reports(training)))
+    return build_report_metrics(None if training is None else (row.text for row in read_reports(training)))

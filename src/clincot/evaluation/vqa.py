@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from clincot.records import Question, Reference
-from clincot.text import normalise
+from clincot.text import normalize_text
 
 # ---------------------------------------------------------------------------------------------- strict
 
@@ -32,17 +32,17 @@ def is_correct(prediction: str, answer: str, kind: Literal["closed", "open"]) ->
     """
     if kind not in ("closed", "open"):  # a report is not right or wrong: clincot.evaluation.report_text.report_scorer
         raise ValueError(f"a question is 'closed' or 'open', got {kind!r}")
-    return normalise(prediction) == normalise(answer)
+    return normalize_text(prediction) == normalize_text(answer)
 
 
-def verdict(prediction: str, question: Question, reference: Reference) -> bool | None:
+def grade_answer(prediction: str, question: Question, reference: Reference) -> bool | None:
     """is_correct of an answer to a question; None for a report, which is scored as a text and by its findings."""
     return None if question.kind == "report" else is_correct(prediction, reference.answer, question.kind)
 
 
 def token_set_f1(prediction: str, answer: str) -> float:
     """2 |P ∩ A| / (|P| + |A|) over the *sets* of normalised words, in [0, 1]: repeating a word gains nothing."""
-    predicted, wanted = set(normalise(prediction).split()), set(normalise(answer).split())
+    predicted, wanted = set(normalize_text(prediction).split()), set(normalize_text(answer).split())
     if not predicted or not wanted:
         return 0.0
     return 2 * len(predicted & wanted) / (len(predicted) + len(wanted))
@@ -55,7 +55,7 @@ def answer_length(text: str) -> int:
 
 def says_yes(prediction: str) -> bool:
     """Whether an answer begins with yes, in whatever form: what a hallucination probe counts."""
-    return normalise(prediction).split()[:1] == ["yes"]
+    return normalize_text(prediction).split()[:1] == ["yes"]
 
 
 # ------------------------------------------------------------------------------------------- llava-med
@@ -70,13 +70,13 @@ class OpenScore:
     f1: float
 
 
-def llava_med_open(prediction: str, answer: str) -> OpenScore:
+def score_llava_med_open(prediction: str, answer: str) -> OpenScore:
     """Recall, precision and F1 over the union of word types, counted as LLaVA-Med's scorer counts.
 
     tp = sum of the *candidate's* counts of shared words, fp = candidate-only counts, fn = reference-only counts;
     recall = tp / (tp + fn), precision = tp / (tp + fp). No shared word scores 0.
     """
-    predicted, wanted = Counter(normalise(prediction).split()), Counter(normalise(answer).split())
+    predicted, wanted = Counter(normalize_text(prediction).split()), Counter(normalize_text(answer).split())
     tp = sum(count for word, count in predicted.items() if word in wanted)
     fp = sum(count for word, count in predicted.items() if word not in wanted)
     fn = sum(count for word, count in wanted.items() if word not in predicted)
@@ -86,7 +86,7 @@ def llava_med_open(prediction: str, answer: str) -> OpenScore:
     return OpenScore(recall=recall, precision=precision, f1=2 * precision * recall / (precision + recall))
 
 
-def llava_med_closed(prediction: str, answer: str) -> bool:
+def score_llava_med_closed(prediction: str, answer: str) -> bool:
     """Right iff "yes" or "no" is a substring of the normalised prediction, and the reference is one too."""
-    predicted = normalise(prediction)
-    return ("yes" in predicted or "no" in predicted) and normalise(answer) in predicted
+    predicted = normalize_text(prediction)
+    return ("yes" in predicted or "no" in predicted) and normalize_text(answer) in predicted

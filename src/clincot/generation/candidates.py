@@ -12,17 +12,17 @@ from dataclasses import dataclass
 from itertools import groupby, islice
 from pathlib import Path
 
-from clincot.batching import in_units
-from clincot.config import AnswerSection
-from clincot.errors import BadInput
-from clincot.generation.grounders import seed_of
+from clincot.batching import iter_blocks
+from clincot.config import AnswerConfig
+from clincot.errors import InvalidInput
+from clincot.generation.grounders import derive_seed
 from clincot.models.protocols import Policy
-from clincot.prompts import Conversation, Step, chain, prompt_digest
+from clincot.prompts import ChainStep, Conversation, chain_prompt, hash_prompt
 from clincot.records import Candidate, Question, Region, Study
 
 
 @dataclass(frozen=True)
-class Ask:
+class GenerationRequest:
     """One candidate to be written: a question, a region, and what came before in its chain."""
 
     study: Study
@@ -30,17 +30,24 @@ class Ask:
     region: Region
     before: tuple[tuple[Region, Candidate], ...] = ()
 
-    def conversation(self, folder: Path, policy: Policy, steps: Sequence[str]) -> Conversation:
+    def build_conversation(self, folder: Path, policy: Policy, steps: Sequence[str]) -> Conversation:
         report = self.question.kind == "report"
         done = [
-            Step(worded(steps[c.step], self.question), r.box, c.region_written, c.text, report=report)
+            ChainStep(
+                render_step_question(steps[c.step], self.question), r.box, c.region_written, c.text, report=report
+            )
             for r, c in self.before
         ]
-        now = Step(worded(steps[len(done)], self.question), self.region.box, is_written(self.region), report=report)
-        return chain(self.study, folder, policy.views, [*done, now])
+        now = ChainStep(
+            render_step_question(steps[len(done)], self.question),
+            self.region.box,
+            is_written(self.region),
+            report=report,
+        )
+        return chain_prompt(self.study, folder, policy.views, [*done, now])
 
 
-def worded(step: str, question: Question) -> str:
+def render_step_question(step: str, question: Question) -> str:
     """A step's question; {question} stands for the data set's."""
     return step.replace("{question}", question.text)
 
@@ -50,15 +57,17 @@ def is_written(region: Region) -> bool:
     return region.grounder == "written"
 
 
-def answer_regions(asks: Iterable[Ask], folder: Path, policy: Policy, section: AnswerSection) -> Iterator[Candidate]:
+def answer_regions(
+    asks: Iterable[GenerationRequest], folder: Path, policy: Policy, section: AnswerConfig
+) -> Iterator[Candidate]:
     """One candidate an ask, streaming, in order. Each samples from a seed of its own content."""
-    for batch in _batches(asks, section):
-        prompt = prompt_digest(policy.views, report=batch[0].question.kind == "report")
+    for batch in _iter_batches(asks, section):
+        prompt = hash_prompt(policy.views, report=batch[0].question.kind == "report")
         parents = [ask.before[-1][1].id if ask.before else "" for ask in batch]
-        seeds = [seed_of(section.seed, ask.region.id, parent) for ask, parent in zip(batch, parents, strict=True)]
-        replies = policy.write(
-            [ask.conversation(folder, policy, section.steps) for ask in batch],
-            max_new_tokens=section.longest(batch[0].question.kind),
+        seeds = [derive_seed(section.seed, ask.region.id, parent) for ask, parent in zip(batch, parents, strict=True)]
+        replies = policy.generate(
+            [ask.build_conversation(folder, policy, section.steps) for ask in batch],
+            max_new_tokens=section.get_max_tokens(batch[0].question.kind),
             temperature=section.temperature,
             seeds=seeds,
         )
@@ -78,15 +87,17 @@ def answer_regions(asks: Iterable[Ask], folder: Path, policy: Policy, section: A
             )
 
 
-def _batches(asks: Iterable[Ask], section: AnswerSection) -> Iterator[list[Ask]]:
+def _iter_batches(asks: Iterable[GenerationRequest], section: AnswerConfig) -> Iterator[list[GenerationRequest]]:
     """Asks in their order, of one unit; those of a batch all ask for reports, or none does: a report may be longer."""
-    numbered = in_units(asks, lambda ask: ask.question.id)
+    numbered = iter_blocks(asks, lambda ask: ask.question.id)
     for _, run in groupby(numbered, key=lambda one: (one[0], one[1].question.kind == "report")):
         while batch := [ask for _, ask in islice(run, section.batch_size)]:
             yield batch
 
 
-def first_step(questions: Iterable[Question], studies: Mapping[str, Study], regions: Iterable[Region]) -> Iterator[Ask]:
+def plan_first_step(
+    questions: Iterable[Question], studies: Mapping[str, Study], regions: Iterable[Region]
+) -> Iterator[GenerationRequest]:
     """An ask for every region, given in the questions' order."""
     waiting = iter(questions)
     question = None
@@ -94,14 +105,14 @@ def first_step(questions: Iterable[Question], studies: Mapping[str, Study], regi
         while question is None or question.id != region.question:
             question = next(waiting, None)
             if question is None:
-                raise BadInput(
+                raise InvalidInput(
                     f"region {region.id} is of question {region.question}, which is not among the questions or out of "
                     "order; regions must come from the same questions file"
                 )
-        yield Ask(studies[question.study], question, region)
+        yield GenerationRequest(studies[question.study], question, region)
 
 
-def next_step(asked: Sequence[tuple[Ask, Candidate, float | None]]) -> Iterator[Ask]:
+def plan_next_step(asked: Sequence[tuple[GenerationRequest, Candidate, float | None]]) -> Iterator[GenerationRequest]:
     """The asks of one question's next step, from every ask so far with its candidate and score.
 
     Every candidate of the last step is continued from its own region (its next score), the best one from every other
@@ -117,11 +128,13 @@ def next_step(asked: Sequence[tuple[Ask, Candidate, float | None]]) -> Iterator[
     for ask, candidate, _ in ending:
         chosen = [ask.region] + [r for r in regions.values() if candidate is best and r.id != ask.region.id]
         for region in chosen:
-            yield Ask(ask.study, ask.question, region, _line(candidate, by_id))
+            yield GenerationRequest(ask.study, ask.question, region, _trace_chain(candidate, by_id))
 
 
-def _line(candidate: Candidate, by_id: Mapping[str, tuple[Ask, Candidate]]) -> tuple[tuple[Region, Candidate], ...]:
+def _trace_chain(
+    candidate: Candidate, by_id: Mapping[str, tuple[GenerationRequest, Candidate]]
+) -> tuple[tuple[Region, Candidate], ...]:
     """The chain that ends in a candidate, first step first."""
     ask, _ = by_id[candidate.id]
-    before = _line(by_id[candidate.parent][1], by_id) if candidate.parent else ()
+    before = _trace_chain(by_id[candidate.parent][1], by_id) if candidate.parent else ()
     return (*before, (ask.region, candidate))

@@ -16,43 +16,50 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from clincot.generation.masks import regions_of_map
-from clincot.geometry import WHOLE, Box, box_from_text, box_of
-from clincot.models.protocols import Grounded, Policy, RelevancePolicy, Sought, by_study, findings_of
-from clincot.prompts import finding_in, look
-from clincot.records import Study, digest_of
+from clincot.generation.masks import extract_map_regions
+from clincot.geometry import WHOLE_IMAGE, Box, box_from_text, box_from_xyxy
+from clincot.models.protocols import (
+    GroundedRegion,
+    GroundingQuery,
+    Policy,
+    RelevancePolicy,
+    collect_findings,
+    group_by_study,
+)
+from clincot.prompts import finding_prompt, region_prompt
+from clincot.records import Study, hash_json
 
 MAP_SIDE = 64  # cells a side of a relevance map of the whole image
 REGION_TOKENS = 24  # enough for "[100, 100, 100, 100]" in any tokenizer seen
 
 
-def seed_of(*parts: object) -> int:
+def derive_seed(*parts: object) -> int:
     """A seed from content, so that a question's draw does not depend on what else is in the run."""
-    return int(digest_of([str(part) for part in parts])[:15], 16)
+    return int(hash_json([str(part) for part in parts])[:15], 16)
 
 
-class Windows:
+class WindowGrounder:
     """Sliding windows at several scales; confidence is the policy's P(yes) for the hypothesis in the window."""
 
     name = "windows"
 
     def __init__(self, policy: Policy, *, sides: Sequence[float], stride: float) -> None:
         self.policy = policy
-        self.boxes = [box for side in sides for box in _windows(side, stride)]
+        self.boxes = [box for side in sides for box in _list_windows(side, stride)]
 
-    def ground(self, sought: Sequence[Sought], folder: Path) -> list[list[Grounded]]:
+    def ground(self, sought: Sequence[GroundingQuery], folder: Path) -> list[list[GroundedRegion]]:
         views = self.policy.views
         places = [
             (study, finding, box)
-            for study, asked in by_study(sought)
-            for finding in findings_of(asked)
+            for study, asked in group_by_study(sought)
+            for finding in collect_findings(asked)
             for box in self.boxes
         ]
-        p_yes = self.policy.p_yes([finding_in(s, folder, views, finding=f, box=box) for s, f, box in places])
-        found: dict[tuple[str, str], list[Grounded]] = {}
+        p_yes = self.policy.p_yes([finding_prompt(s, folder, views, finding=f, box=box) for s, f, box in places])
+        found: dict[tuple[str, str], list[GroundedRegion]] = {}
         for (study, finding, box), p in zip(places, p_yes, strict=True):
             if p is not None:
-                found.setdefault((study.id, finding), []).append(Grounded(finding, box, p))
+                found.setdefault((study.id, finding), []).append(GroundedRegion(finding, box, p))
         return [
             sorted(
                 (g for h in one.hypotheses for g in found.get((one.study.id, h), [])),
@@ -62,7 +69,7 @@ class Windows:
         ]
 
 
-class Relevance:
+class RelevanceGrounder:
     """What in the image speaks for the hypothesis, patch by patch, thresholded into boxes.
 
     The image is shown tile by tile, each as large as the smallest crop that the policy is used to, with the question
@@ -82,13 +89,13 @@ class Relevance:
     def __init__(self, policy: RelevancePolicy, *, quantile: float) -> None:
         self.policy = policy
         self.quantile = quantile
-        self.tiles = _windows(policy.views.min_crop, 1.0)
+        self.tiles = _list_windows(policy.views.min_crop, 1.0)
 
-    def ground(self, sought: Sequence[Sought], folder: Path) -> list[list[Grounded]]:
+    def ground(self, sought: Sequence[GroundingQuery], folder: Path) -> list[list[GroundedRegion]]:
         found = {
-            (study.id, finding): self._find(study, folder, finding)
-            for study, asked in by_study(sought)
-            for finding in findings_of(asked)
+            (study.id, finding): self._find_regions(study, folder, finding)
+            for study, asked in group_by_study(sought)
+            for finding in collect_findings(asked)
         }
         return [
             sorted(
@@ -98,23 +105,23 @@ class Relevance:
             for one in sought
         ]
 
-    def _find(self, study: Study, folder: Path, finding: str) -> list[Grounded]:
-        asked = [finding_in(study, folder, self.policy.views, finding=finding, box=tile) for tile in self.tiles]
-        shown = [conversation[-1].pictures[-1].box or WHOLE for conversation in asked]
-        speaking = [np.maximum(one, 0).astype(np.float64) for one in self.policy.relevance(asked)]
+    def _find_regions(self, study: Study, folder: Path, finding: str) -> list[GroundedRegion]:
+        asked = [finding_prompt(study, folder, self.policy.views, finding=finding, box=tile) for tile in self.tiles]
+        shown = [conversation[-1].pictures[-1].box or WHOLE_IMAGE for conversation in asked]
+        speaking = [np.maximum(one, 0).astype(np.float64) for one in self.policy.compute_relevance(asked)]
         most = max(float(one.max()) for one in speaking)
         if most == 0:
             return []
         p_yes = [p or 0.0 for p in self.policy.p_yes(asked)]
-        map_HW = mosaic([(box, p * one / most) for box, p, one in zip(shown, p_yes, speaking, strict=True)])
+        map_HW = stitch_tiles([(box, p * one / most) for box, p, one in zip(shown, p_yes, speaking, strict=True)])
         peak = float(map_HW.max())  # regions_of_map gives shares of it
         return [
-            Grounded(finding, box, round(share * peak, 6))
-            for box, share in regions_of_map(map_HW, quantile=self.quantile)
+            GroundedRegion(finding, box, round(share * peak, 6))
+            for box, share in extract_map_regions(map_HW, quantile=self.quantile)
         ]
 
 
-def mosaic(tiles: Sequence[tuple[Box, npt.NDArray[np.float64]]]) -> npt.NDArray[np.float64]:
+def stitch_tiles(tiles: Sequence[tuple[Box, npt.NDArray[np.float64]]]) -> npt.NDArray[np.float64]:
     """One (MAP_SIDE, MAP_SIDE) map of the whole image from maps of its parts; the mean where parts overlap."""
     sum_HW, count_HW = np.zeros((MAP_SIDE, MAP_SIDE)), np.zeros((MAP_SIDE, MAP_SIDE))
     for box, part_HW in tiles:
@@ -126,7 +133,7 @@ def mosaic(tiles: Sequence[tuple[Box, npt.NDArray[np.float64]]]) -> npt.NDArray[
     return sum_HW / np.maximum(count_HW, 1)
 
 
-class Written:
+class WrittenGrounder:
     """The policy names the region in its own words. What it writes that is no box is dropped and counted."""
 
     name = "written"
@@ -138,12 +145,12 @@ class Written:
         self.seed = seed
         self.off_format = 0
 
-    def ground(self, sought: Sequence[Sought], folder: Path) -> list[list[Grounded]]:
+    def ground(self, sought: Sequence[GroundingQuery], folder: Path) -> list[list[GroundedRegion]]:
         asked = [one for one in sought for _ in range(self.samples)]
-        seeds = [seed_of(self.seed, one.question.id, n) for one in sought for n in range(self.samples)]
+        seeds = [derive_seed(self.seed, one.question.id, n) for one in sought for n in range(self.samples)]
         replies = iter(
-            self.policy.write(
-                [look(one.study, folder, self.policy.views, one.question.text) for one in asked],
+            self.policy.generate(
+                [region_prompt(one.study, folder, self.policy.views, one.question.text) for one in asked],
                 max_new_tokens=REGION_TOKENS,
                 temperature=self.temperature,
                 seeds=seeds,
@@ -156,12 +163,16 @@ class Written:
             self.off_format += sum(box is None for box, _ in boxes)
             named = one.hypotheses[0] if one.hypotheses else "normal"
             out.append(
-                [Grounded(named, box, _probability(reply.token_logprobs)) for box, reply in boxes if box is not None]
+                [
+                    GroundedRegion(named, box, _compute_probability(reply.token_logprobs))
+                    for box, reply in boxes
+                    if box is not None
+                ]
             )
         return out
 
 
-class Random:
+class RandomGrounder:
     """Squares anywhere in the image, of the same area as the regions that they control for."""
 
     name = "random"
@@ -171,32 +182,34 @@ class Random:
         self.side = side
         self.seed = seed
 
-    def ground(self, sought: Sequence[Sought], folder: Path) -> list[list[Grounded]]:
+    def ground(self, sought: Sequence[GroundingQuery], folder: Path) -> list[list[GroundedRegion]]:
         return [
             [
-                Grounded("anywhere", random_square(seed_of(self.seed, one.question.id, "random", n), self.side), 0.0)
+                GroundedRegion(
+                    "anywhere", draw_random_square(derive_seed(self.seed, one.question.id, "random", n), self.side), 0.0
+                )
                 for n in range(self.count)
             ]
             for one in sought
         ]
 
 
-def random_square(seed: int, side: float) -> Box:
+def draw_random_square(seed: int, side: float) -> Box:
     """A square (in normalised units) of the given side, uniformly placed."""
     if side >= 1:
-        return WHOLE
+        return WHOLE_IMAGE
     x0, y0 = np.random.default_rng(seed).uniform(0, 1 - side, 2)
-    return box_of((x0, y0, x0 + side, y0 + side))
+    return box_from_xyxy((x0, y0, x0 + side, y0 + side))
 
 
-def _windows(side: float, stride: float) -> list[Box]:
+def _list_windows(side: float, stride: float) -> list[Box]:
     """Squares of a side in reading order, a stride (share of the side) apart or closer, touching every border."""
     if side >= 1:
-        return [WHOLE]
+        return [WHOLE_IMAGE]
     steps = int(np.ceil((1 - side) / (side * stride) - 1e-9))
     corners = [round(float(c), 2) for c in np.linspace(0, 1 - side, steps + 1)]
-    return [box_of((x, y, min(x + side, 1.0), min(y + side, 1.0))) for y in corners for x in corners]
+    return [box_from_xyxy((x, y, min(x + side, 1.0), min(y + side, 1.0))) for y in corners for x in corners]
 
 
-def _probability(token_logprobs: Sequence[float]) -> float:
+def _compute_probability(token_logprobs: Sequence[float]) -> float:
     return round(float(np.exp(min(0.0, sum(token_logprobs)))), 6)

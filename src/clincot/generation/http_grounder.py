@@ -30,17 +30,17 @@ import numpy.typing as npt
 from PIL import Image, UnidentifiedImageError
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from clincot.clients.http import JsonClient, checked_url, png_base64, read_key
-from clincot.generation.masks import MIN_AREA, best_first, regions_of_mask
-from clincot.geometry import Box, box_of
-from clincot.images import DEFAULT_LIMITS, cached_view
-from clincot.models.protocols import Grounded, Sought, by_study, findings_of
+from clincot.clients.http import JsonClient, encode_png_base64, read_api_key, validate_url
+from clincot.generation.masks import MIN_AREA, extract_mask_regions, sort_by_confidence
+from clincot.geometry import Box, box_from_xyxy
+from clincot.images import DEFAULT_LIMITS, load_cached_view
+from clincot.models.protocols import GroundedRegion, GroundingQuery, collect_findings, group_by_study
 from clincot.records import Study
 
-_EXPECTED = "regions for the hypotheses"
-_INSIDE = 128  # the first grey that is at least half of 255
+_EXPECTED_REPLY = "regions for the hypotheses"
+_MASK_THRESHOLD = 128  # the first grey that is at least half of 255
 # What Pillow's PNG reader raises on damaged files, and base64 on other than ASCII.
-_DAMAGE = (
+_PNG_ERRORS = (
     OSError,
     SyntaxError,
     ValueError,
@@ -52,7 +52,7 @@ _DAMAGE = (
 )
 
 
-class _Region(BaseModel):
+class _RegionReply(BaseModel):
     model_config = ConfigDict(strict=True)
 
     hypothesis: str
@@ -61,8 +61,8 @@ class _Region(BaseModel):
     confidence: float | None = None
 
 
-class _Regions(BaseModel):
-    regions: list[_Region]
+class _GroundingReply(BaseModel):
+    regions: list[_RegionReply]
 
 
 class HttpGrounder:
@@ -83,96 +83,100 @@ class HttpGrounder:
         side_px: int | None = None,
         min_area: float = MIN_AREA,
     ) -> None:
-        self.url = checked_url(url, what="grounder 'http' (propose.http_url)")
-        self._key = read_key(env=api_key_env, file=api_key_file, what="grounder 'http'")
+        self.url = validate_url(url, what="grounder 'http' (propose.http_url)")
+        self._key = read_api_key(env=api_key_env, file=api_key_file, what="grounder 'http'")
         self._timeout_s = timeout_s
         self._side_px = side_px
         self._min_area = min_area
 
-    def ground(self, sought: Sequence[Sought], folder: Path) -> list[list[Grounded]]:
+    def ground(self, sought: Sequence[GroundingQuery], folder: Path) -> list[list[GroundedRegion]]:
         """One request an image, for all its questions; "normal" is nowhere and not sent."""
         return [
             found
-            for study, asked in by_study(sought)
-            for found in self._ground_image(study, findings_of(asked), [one.hypotheses for one in asked], folder)
+            for study, asked in group_by_study(sought)
+            for found in self._ground_image(study, collect_findings(asked), [one.hypotheses for one in asked], folder)
         ]
 
     def _ground_image(
         self, study: Study, findings: list[str], hypotheses: Sequence[Sequence[str]], folder: Path
-    ) -> list[list[Grounded]]:
+    ) -> list[list[GroundedRegion]]:
         if not findings:
             return [[] for _ in hypotheses]
-        image = cached_view(folder / study.image, None, self._side_px)
-        payload = {"image": png_base64(image), "hypotheses": findings}
-        found: dict[str, list[Grounded]] = {finding: [] for finding in findings}
+        image = load_cached_view(folder / study.image, None, self._side_px)
+        payload = {"image": encode_png_base64(image), "hypotheses": findings}
+        found: dict[str, list[GroundedRegion]] = {finding: [] for finding in findings}
         with JsonClient(timeout_s=self._timeout_s, key=self._key) as client:
-            reply = client.exchange("POST", self.url, _Regions, expected=_EXPECTED, payload=payload)
+            reply = client.request_json("POST", self.url, _GroundingReply, expected=_EXPECTED_REPLY, payload=payload)
             for position, region in enumerate(reply.regions):
                 try:
                     if region.hypothesis not in found:
-                        raise _Unusable(
+                        raise _UnusableRegion(
                             f"a region for {region.hypothesis!r}, which was not asked; asked were {findings}"
                         )
-                    found[region.hypothesis] += self._grounded(region, study)
-                except _Unusable as error:
+                    found[region.hypothesis] += self._parse_region(region, study)
+                except _UnusableRegion as error:
                     where = f"POST {self.url} ({study.image})"
-                    raise client.failed(where, _EXPECTED, f"at regions.{position}: {error}") from None
-        return [best_first(g for h in dict.fromkeys(listed) for g in found.get(h, [])) for listed in hypotheses]
+                    raise client.build_error(where, _EXPECTED_REPLY, f"at regions.{position}: {error}") from None
+        return [sort_by_confidence(g for h in dict.fromkeys(listed) for g in found.get(h, [])) for listed in hypotheses]
 
-    def _grounded(self, region: _Region, study: Study) -> Iterator[Grounded]:
+    def _parse_region(self, region: _RegionReply, study: Study) -> Iterator[GroundedRegion]:
         if (region.box is None) == (region.mask is None):
-            raise _Unusable("expected a box or a mask, not both and not neither")
+            raise _UnusableRegion("expected a box or a mask, not both and not neither")
         confidence = None if region.confidence is None else round(region.confidence, 6)
         if confidence is not None and not 0 <= confidence <= 1:
-            raise _Unusable(f"expected a confidence in [0, 1], got {region.confidence}")
+            raise _UnusableRegion(f"expected a confidence in [0, 1], got {region.confidence}")
         if region.box is not None:
             if confidence is None:
-                raise _Unusable("a box needs a confidence in [0, 1]")
-            yield Grounded(region.hypothesis, _box(region.box), confidence)
+                raise _UnusableRegion("a box needs a confidence in [0, 1]")
+            yield GroundedRegion(region.hypothesis, _parse_box(region.box), confidence)
         elif region.mask is not None:
-            grey_HW = _grey(region.mask, study.width, study.height)
-            for box, mean in regions_of_mask(grey_HW >= _INSIDE, grey_HW / 255, min_area=self._min_area):
-                yield Grounded(region.hypothesis, box, mean if confidence is None else confidence)
+            grey_HW = _decode_mask(region.mask, study.width, study.height)
+            for box, mean in extract_mask_regions(grey_HW >= _MASK_THRESHOLD, grey_HW / 255, min_area=self._min_area):
+                yield GroundedRegion(region.hypothesis, box, mean if confidence is None else confidence)
 
 
-class _Unusable(Exception):
+class _UnusableRegion(Exception):
     """A region that cannot be used, and why."""
 
 
-def _box(numbers: Sequence[float]) -> Box:
+def _parse_box(numbers: Sequence[float]) -> Box:
     if not all(0 <= round(v, 4) <= 1 for v in numbers):  # false for NaN too; a box has four decimals
-        raise _Unusable(
+        raise _UnusableRegion(
             f"expected a box as x0, y0, x1, y1 normalised to [0, 1] of the image, got {list(numbers)}; pixels or "
             "percent are not converted here, divide them by the image's width and height at the endpoint"
         )
     x0, y0, x1, y1 = numbers
     try:
-        return box_of((x0, y0, x1, y1))
+        return box_from_xyxy((x0, y0, x1, y1))
     except ValidationError:
-        raise _Unusable(f"expected a box with x0 < x1 and y0 < y1 (to four decimals), got {list(numbers)}") from None
+        raise _UnusableRegion(
+            f"expected a box with x0 < x1 and y0 < y1 (to four decimals), got {list(numbers)}"
+        ) from None
 
 
-def _grey(encoded: str, width: int, height: int) -> npt.NDArray[np.uint8]:
+def _decode_mask(encoded: str, width: int, height: int) -> npt.NDArray[np.uint8]:
     """A mask's grey values; `width` and `height` are those of the image that it has to cover."""
     try:
         with Image.open(io.BytesIO(base64.b64decode(encoded, validate=True)), formats=("PNG",)) as image:
             if image.width * image.height > DEFAULT_LIMITS.max_pixels:
-                raise _Unusable(f"expected a mask of at most {DEFAULT_LIMITS.max_pixels} pixels, got {image.size}")
+                raise _UnusableRegion(
+                    f"expected a mask of at most {DEFAULT_LIMITS.max_pixels} pixels, got {image.size}"
+                )
             if image.mode not in ("1", "L"):
-                raise _Unusable(f"expected a mask in 8-bit grey or 1 bit, got a PNG of mode {image.mode!r}")
+                raise _UnusableRegion(f"expected a mask in 8-bit grey or 1 bit, got a PNG of mode {image.mode!r}")
             grey_HW = np.asarray(image.convert("L"))
     except binascii.Error as error:
-        raise _Unusable(f"expected a mask in base64, got something else ({error})") from None
+        raise _UnusableRegion(f"expected a mask in base64, got something else ({error})") from None
     except UnidentifiedImageError:
-        raise _Unusable("expected a mask that is a PNG, got another format") from None
-    except _DAMAGE as error:
-        raise _Unusable(f"expected a mask that is a whole PNG, but it is damaged ({error})") from None
+        raise _UnusableRegion("expected a mask that is a PNG, got another format") from None
+    except _PNG_ERRORS as error:
+        raise _UnusableRegion(f"expected a mask that is a whole PNG, but it is damaged ({error})") from None
     rows, columns = grey_HW.shape
     if abs(columns - rows * width / height) > 1 and abs(rows - columns * height / width) > 1:
-        raise _Unusable(
+        raise _UnusableRegion(
             f"expected a mask of the image's proportions ({width} x {height}), got {columns} x {rows}; a padded or "
             "stretched mask cannot be placed"
         )
     if grey_HW.max() == 1:
-        raise _Unusable("a mask whose highest grey is 1; expected 255 for what belongs to it (multiply by 255)")
+        raise _UnusableRegion("a mask whose highest grey is 1; expected 255 for what belongs to it (multiply by 255)")
     return grey_HW

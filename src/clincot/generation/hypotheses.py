@@ -251,7 +251,7 @@ VOCABULARIES: dict[str, tuple[str, ...]] = {
 }
 
 # The place in the body that a word tells.
-_PLACES: dict[str, str] = {
+_BODY_PART_WORDS: dict[str, str] = {
     "chest": "chest thorax thoracic cxr lung pulmonary pleura pleural heart cardiac mediastinum mediastinal rib "
     "trachea",
     "head": "head brain cranial intracranial skull cerebral cerebellum cerebellar ventricle sulcus gyrus neuro",
@@ -259,12 +259,12 @@ _PLACES: dict[str, str] = {
     "bowel colon stomach gallbladder appendix intestine peritoneum",
     "general": "hand wrist elbow shoulder knee ankle foot hip leg arm femur tibia breast mammography skin neck spine",
 }
-_RADIOGRAPH = {"radiograph", "radiography", "xray", "cr", "dx"}  # of the chest, unless another place is named
-_MR = {"mr", "mri", "flair", "dwi"}
-_CT = {"ct", "cect", "ncct"}
+_RADIOGRAPH_WORDS = {"radiograph", "radiography", "xray", "cr", "dx"}  # of the chest, unless another place is named
+_MR_WORDS = {"mr", "mri", "flair", "dwi"}
+_CT_WORDS = {"ct", "cect", "ncct"}
 
 # Organ words of a question -> findings of a vocabulary that come first.
-_ORGANS: dict[str, tuple[str, ...]] = {
+_ORGAN_FINDINGS: dict[str, tuple[str, ...]] = {
     "heart cardiac cardiothoracic": ("cardiomegaly",),
     "pleura pleural costophrenic": ("pleural effusion", "pneumothorax"),
     "diaphragm hemidiaphragm": ("elevated hemidiaphragm", "pleural effusion", "pneumoperitoneum"),
@@ -289,7 +289,7 @@ _ORGANS: dict[str, tuple[str, ...]] = {
 }
 
 
-def hypotheses(question: str, *, modality: str = "", limit: int = 6) -> tuple[str, ...]:
+def choose_hypotheses(question: str, *, modality: str = "", limit: int = 6) -> tuple[str, ...]:
     """At most `limit` finding names, always ended by "normal", which counts.
 
     A question that names findings gets those, in its order, and no others: looking for something else would take
@@ -297,47 +297,47 @@ def hypotheses(question: str, *, modality: str = "", limit: int = 6) -> tuple[st
     """
     if limit < 1:
         raise ValueError(f"expected room for at least 'normal', got a limit of {limit}")
-    words = _words(question)
-    listed = _named(words) or _vocabulary(words, _words(modality))
+    words = _split_words(question)
+    listed = _find_named_findings(words) or _choose_vocabulary(words, _split_words(modality))
     return (*listed[: limit - 1], NORMAL)
 
 
-def _named(words: Sequence[str]) -> list[str]:
+def _find_named_findings(words: Sequence[str]) -> list[str]:
     """The findings that a question names, in its order; of overlapping names the longest ("pericardial effusion")."""
-    return list(dict.fromkeys(_FINDING_OF[found] for found in _TERMS.findall(" ".join(words))))
+    return list(dict.fromkeys(_FINDING_BY_FORM[found] for found in _FINDING_PATTERN.findall(" ".join(words))))
 
 
-def _vocabulary(question: Sequence[str], modality: Sequence[str]) -> list[str]:
+def _choose_vocabulary(question: Sequence[str], modality: Sequence[str]) -> list[str]:
     """The findings of the place that the modality or else the question names; those of organs in the question first."""
     told = {*modality, *question}
-    place = _place(modality) or _place(question)
+    place = _find_body_part(modality) or _find_body_part(question)
     if not place:  # a radiograph of nothing in particular is one of the chest
-        radiograph = told & _RADIOGRAPH or "x ray" in " ".join(modality) or "x ray" in " ".join(question)
+        radiograph = told & _RADIOGRAPH_WORDS or "x ray" in " ".join(modality) or "x ray" in " ".join(question)
         place = "chest" if radiograph else "general"
     names = [place]
     if place == "head":
-        names = [name for name, words in (("head CT", _CT), ("brain MR", _MR)) if told & words] or [
+        names = [name for name, words in (("head CT", _CT_WORDS), ("brain MR", _MR_WORDS)) if told & words] or [
             "head CT",
             "brain MR",
         ]
     in_turn = chain.from_iterable(zip_longest(*(VOCABULARIES[name] for name in names)))
     listed = list(dict.fromkeys(finding for finding in in_turn if finding is not None))
-    first = {finding for word in question for finding in _FINDINGS_OF_ORGAN.get(word, ())}
+    first = {finding for word in question for finding in _FINDINGS_BY_ORGAN.get(word, ())}
     return sorted(listed, key=lambda finding: finding not in first)
 
 
-def _place(words: Sequence[str]) -> str:
-    return next((_PLACE_OF[word] for word in words if word in _PLACE_OF), "")
+def _find_body_part(words: Sequence[str]) -> str:
+    return next((_BODY_PART_BY_FORM[word] for word in words if word in _BODY_PART_BY_FORM), "")
 
 
-def _words(text: str) -> list[str]:
+def _split_words(text: str) -> list[str]:
     """Lower-case words in American spelling, without punctuation: "X-ray: no Haemorrhage?" is x ray no hemorrhage."""
     plain = unicodedata.normalize("NFKC", text).casefold()
     spelled = plain.replace("ae", "e").replace("oe", "e").replace("our", "or")
     return re.sub(r"[\W_]+", " ", spelled).split()
 
 
-def _forms(term: str) -> set[str]:
+def _inflect_term(term: str) -> set[str]:
     """A term and its plurals, as _words has them."""
     forms = {term, f"{term}s"}
     if term.endswith(("s", "x", "z", "ch", "sh")):
@@ -345,22 +345,24 @@ def _forms(term: str) -> set[str]:
     for singular, plural in (("y", "ies"), ("is", "es"), ("um", "a"), ("us", "i"), ("a", "ae"), ("x", "ces")):
         if term.endswith(singular):
             forms.add(term.removesuffix(singular) + plural)
-    return {" ".join(_words(form)) for form in forms}
+    return {" ".join(_split_words(form)) for form in forms}
 
 
-def _index(named: Iterable[tuple[str, Iterable[str]]]) -> dict[str, str]:
+def _index_forms(named: Iterable[tuple[str, Iterable[str]]]) -> dict[str, str]:
     """{form of a term: what it names}; a form that names two things is a mistake in the tables above."""
     index: dict[str, str] = {}
     for name, terms in named:
-        for form in sorted(form for term in terms for form in _forms(term)):
+        for form in sorted(form for term in terms for form in _inflect_term(term)):
             if index.setdefault(form, name) != name:
                 raise ValueError(f"{form!r} names both {index[form]!r} and {name!r}")
     return index
 
 
-_FINDING_OF = _index((finding, (finding, *synonyms)) for finding, synonyms in FINDINGS.items())
-_TERMS = re.compile(rf"(?<!\w)(?:{'|'.join(sorted(map(re.escape, _FINDING_OF), key=lambda t: (-len(t), t)))})(?!\w)")
-_PLACE_OF = _index((place, words.split()) for place, words in _PLACES.items())
-_FINDINGS_OF_ORGAN = {
-    form: found for words, found in _ORGANS.items() for word in words.split() for form in _forms(word)
+_FINDING_BY_FORM = _index_forms((finding, (finding, *synonyms)) for finding, synonyms in FINDINGS.items())
+_FINDING_PATTERN = re.compile(
+    rf"(?<!\w)(?:{'|'.join(sorted(map(re.escape, _FINDING_BY_FORM), key=lambda t: (-len(t), t)))})(?!\w)"
+)
+_BODY_PART_BY_FORM = _index_forms((place, words.split()) for place, words in _BODY_PART_WORDS.items())
+_FINDINGS_BY_ORGAN = {
+    form: found for words, found in _ORGAN_FINDINGS.items() for word in words.split() for form in _inflect_term(word)
 }

@@ -8,16 +8,16 @@ import numpy as np
 import numpy.typing as npt
 from scipy import ndimage
 
-from clincot.geometry import Box, box_from_pixels, intersection_over_union
-from clincot.models.protocols import Grounded
+from clincot.geometry import Box, box_from_pixels, compute_iou
+from clincot.models.protocols import GroundedRegion
 
 # Shape suffixes: H rows, W columns of the map, whatever the image's size: it covers the whole image.
 
 MIN_AREA = 0.0005  # share of the image: an 8 mm nodule on a 35 cm film; smaller components are specks
-_TOUCHING = np.ones((3, 3), dtype=bool)  # pixels that touch at a corner belong together
+_CONNECTIVITY = np.ones((3, 3), dtype=bool)  # pixels that touch at a corner belong together
 
 
-def regions_of_map(
+def extract_map_regions(
     relevance_HW: npt.NDArray[np.floating], *, quantile: float, min_area: float = MIN_AREA
 ) -> list[tuple[Box, float]]:
     """(box, confidence) of each place where the map speaks for the hypothesis, best first.
@@ -39,10 +39,10 @@ def regions_of_map(
     if peak <= 0 or peak == float(relevance_HW.min()):
         return []
     relevant_HW = (relevance_HW >= np.quantile(relevance_HW, quantile)) & (relevance_HW > 0)
-    return regions_of_mask(relevant_HW, relevance_HW.astype(np.float64) / peak, min_area=min_area)
+    return extract_mask_regions(relevant_HW, relevance_HW.astype(np.float64) / peak, min_area=min_area)
 
 
-def regions_of_mask(
+def extract_mask_regions(
     mask_HW: npt.NDArray[np.bool_], relevance_HW: npt.NDArray[np.floating], *, min_area: float = MIN_AREA
 ) -> list[tuple[Box, float]]:
     """(box, mean relevance inside it) of each connected component of at least `min_area` of the image, best first.
@@ -51,7 +51,7 @@ def regions_of_mask(
     """
     if mask_HW.shape != relevance_HW.shape or mask_HW.ndim != 2:
         raise ValueError(f"mask and relevance need one shape, got {mask_HW.shape} and {relevance_HW.shape}")
-    labels_HW, _ = ndimage.label(mask_HW, structure=_TOUCHING)
+    labels_HW, _ = ndimage.label(mask_HW, structure=_CONNECTIVITY)
     height, width = mask_HW.shape
     found = []
     for label, (rows, columns) in enumerate(ndimage.find_objects(labels_HW), start=1):
@@ -63,12 +63,12 @@ def regions_of_mask(
     return sorted(found, key=lambda pair: (-pair[1], pair[0].xyxy))
 
 
-def best_first(grounded: Iterable[Grounded]) -> list[Grounded]:
+def sort_by_confidence(grounded: Iterable[GroundedRegion]) -> list[GroundedRegion]:
     """By confidence; ties by place (leftmost, then topmost), then by hypothesis."""
     return sorted(grounded, key=lambda g: (-g.confidence, g.box.xyxy, g.hypothesis))
 
 
-def deduplicate(grounded: Sequence[Grounded], iou: float) -> list[Grounded]:
+def deduplicate_regions(grounded: Sequence[GroundedRegion], iou: float) -> list[GroundedRegion]:
     """Those that overlap no earlier kept one by more than `iou`, in the order given: put the best first.
 
     The order is the caller's because confidences of different grounders cannot be compared. Equal boxes are one
@@ -76,8 +76,8 @@ def deduplicate(grounded: Sequence[Grounded], iou: float) -> list[Grounded]:
     """
     if not 0 <= iou <= 1:
         raise ValueError(f"the overlap above which regions are one lies in [0, 1], got {iou}")
-    kept: list[Grounded] = []
+    kept: list[GroundedRegion] = []
     for one in grounded:
-        if all(one.box != k.box and intersection_over_union(one.box, k.box) <= iou for k in kept):
+        if all(one.box != k.box and compute_iou(one.box, k.box) <= iou for k in kept):
             kept.append(one)
     return kept

@@ -6,31 +6,31 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
 
-from clincot.batching import UNIT
-from clincot.config import ProposeSection
-from clincot.generation.grounders import Random, Relevance, Windows, Written
+from clincot.batching import BLOCK_SIZE
+from clincot.config import ProposeConfig
+from clincot.generation.grounders import RandomGrounder, RelevanceGrounder, WindowGrounder, WrittenGrounder
 from clincot.generation.http_grounder import HttpGrounder
-from clincot.generation.hypotheses import hypotheses
-from clincot.generation.masks import deduplicate
-from clincot.geometry import WHOLE
-from clincot.models.protocols import Grounded, Grounder, Policy, RelevancePolicy, Sought
+from clincot.generation.hypotheses import choose_hypotheses
+from clincot.generation.masks import deduplicate_regions
+from clincot.geometry import WHOLE_IMAGE
+from clincot.models.protocols import GroundedRegion, Grounder, GroundingQuery, Policy, RelevancePolicy
 from clincot.records import Question, Region, Study
 
 
-def grounders_of(section: ProposeSection, policy: RelevancePolicy) -> list[tuple[Grounder, int]]:
+def build_grounders(section: ProposeConfig, policy: RelevancePolicy) -> list[tuple[Grounder, int]]:
     """The grounders that params.yaml asks for, with how many regions each gives a question."""
-    return [(grounder_named(name, section, policy, count), count) for name, count in section.grounders.items()]
+    return [(build_grounder(name, section, policy, count), count) for name, count in section.grounders.items()]
 
 
-def grounder_named(name: str, section: ProposeSection, policy: Policy, count: int) -> Grounder:
+def build_grounder(name: str, section: ProposeConfig, policy: Policy, count: int) -> Grounder:
     if name == "windows":
-        return Windows(policy, sides=section.window_sides, stride=section.window_stride)
+        return WindowGrounder(policy, sides=section.window_sides, stride=section.window_stride)
     if name == "relevance":
-        return Relevance(policy, quantile=section.relevance_quantile)  # type: ignore[arg-type]
+        return RelevanceGrounder(policy, quantile=section.relevance_quantile)  # type: ignore[arg-type]
     if name == "written":
-        return Written(policy, samples=count, temperature=section.temperature, seed=section.seed)
+        return WrittenGrounder(policy, samples=count, temperature=section.temperature, seed=section.seed)
     if name == "random":
-        return Random(count=count, side=section.window_sides[0], seed=section.seed)
+        return RandomGrounder(count=count, side=section.window_sides[0], seed=section.seed)
     if name == "http":
         return HttpGrounder(section.http_url)
     raise ValueError(f"no grounder is called {name!r}; there are windows, relevance, written, random and http")
@@ -41,7 +41,7 @@ def propose_regions(
     studies: Mapping[str, Study],
     folder: Path,
     grounders: Sequence[tuple[Grounder, int]],
-    section: ProposeSection,
+    section: ProposeConfig,
 ) -> Iterator[Region]:
     """Regions question by question, streaming, each grounder's best first, the whole image last.
 
@@ -49,29 +49,31 @@ def propose_regions(
     merged among each kind and not across.
     """
     waiting = iter(questions)
-    while batch := list(islice(waiting, UNIT)):
-        sought = [sought_for(q, studies[q.study], limit=section.hypotheses) for q in batch]
+    while batch := list(islice(waiting, BLOCK_SIZE)):
+        sought = [build_grounding_query(q, studies[q.study], limit=section.hypotheses) for q in batch]
         found = [(g.name, count, g.ground(sought, folder)) for g, count in grounders]
         for position, question in enumerate(batch):
-            yield from _regions_of(question, [(name, n, lists[position]) for name, n, lists in found], section)
+            yield from _merge_regions(question, [(name, n, lists[position]) for name, n, lists in found], section)
 
 
-def sought_for(question: Question, study: Study, *, limit: int) -> Sought:
+def build_grounding_query(question: Question, study: Study, *, limit: int) -> GroundingQuery:
     """The question with its hypotheses, at most `limit`."""
-    return Sought(study, question, tuple(hypotheses(question.text, modality=study.modality, limit=limit)))
+    return GroundingQuery(
+        study, question, tuple(choose_hypotheses(question.text, modality=study.modality, limit=limit))
+    )
 
 
-def _regions_of(
-    question: Question, found: Sequence[tuple[str, int, Sequence[Grounded]]], section: ProposeSection
+def _merge_regions(
+    question: Question, found: Sequence[tuple[str, int, Sequence[GroundedRegion]]], section: ProposeConfig
 ) -> Iterator[Region]:
-    kept: dict[bool, list[tuple[str, Grounded]]] = {True: [], False: []}
+    kept: dict[bool, list[tuple[str, GroundedRegion]]] = {True: [], False: []}
     for name, count, grounded in found:
         group = kept[name == "written"]
         before = [g for _, g in group]
-        new = deduplicate([*before, *grounded], section.merge_iou)[len(before) :]
+        new = deduplicate_regions([*before, *grounded], section.merge_iou)[len(before) :]
         group += [(name, g) for g in new[:count]]
     for name, g in (*kept[False], *kept[True]):
         yield Region(
             question=question.id, hypothesis=g.hypothesis, box=g.box, confidence=round(g.confidence, 6), grounder=name
         )
-    yield Region(question=question.id, hypothesis="whole image", box=WHOLE, confidence=0.0, grounder="whole")
+    yield Region(question=question.id, hypothesis="whole image", box=WHOLE_IMAGE, confidence=0.0, grounder="whole")

@@ -22,22 +22,22 @@ from typing import Annotated, Any, Protocol
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from clincot.config import ProposeSection
+from clincot.config import ProposeConfig
 from clincot.generation.candidates import is_written
-from clincot.generation.hypotheses import hypotheses
-from clincot.generation.regions import grounder_named, propose_regions
-from clincot.geometry import Box, Unit
+from clincot.generation.hypotheses import choose_hypotheses
+from clincot.generation.regions import build_grounder, propose_regions
+from clincot.geometry import Box, UnitFloat
 from clincot.models.protocols import Generation, Policy
-from clincot.prompts import Step, chain, prompt_digest
+from clincot.prompts import ChainStep, chain_prompt, hash_prompt
 from clincot.records import Question, Region, Study
-from clincot.text import normalise
+from clincot.text import normalize_text
 
 
 class AnswerSettings(Protocol):
     """The settings that shape an answer; a server's settings have them among others."""
 
     @property
-    def propose(self) -> ProposeSection:
+    def propose(self) -> ProposeConfig:
         """Which regions an answer looks at."""
         ...
 
@@ -53,7 +53,7 @@ class AnswerSettings(Protocol):
 
 
 @dataclass(frozen=True)
-class Asked:
+class ImageQuestion:
     """A question about an image that lies in `folder`."""
 
     study: Study
@@ -61,32 +61,32 @@ class Asked:
     text: str
 
 
-class _Part(BaseModel):
+class _VisualAnswerPart(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
-class Place(_Part):
+class ProposedRegion(_VisualAnswerPart):
     """A region that is looked at."""
 
     hypothesis: str  # what was looked for there
     grounder: str  # "written": by the policy itself; "windows", "http", …; "whole": all of the image
     box: Box  # normalised x0, y0, x1, y1 of the upright image
-    found: Annotated[Unit, Field(description="the grounder's confidence; says nothing across grounders")]
+    found: Annotated[UnitFloat, Field(description="the grounder's confidence; says nothing across grounders")]
 
 
-class RegionAnswer(Place):
+class RegionAnswer(ProposedRegion):
     """What the policy answers from one region."""
 
     answer: str
-    likelihood: Annotated[Unit, Field(description="the policy's probability of its answer, looking there")]
+    likelihood: Annotated[UnitFloat, Field(description="the policy's probability of its answer, looking there")]
 
 
-class VisualAnswer(_Part):
+class VisualAnswer(_VisualAnswerPart):
     """An answer with the chain behind it: the extension `clincot` of every reply."""
 
     answer: str  # also where `abstained`: what would have been said
-    confidence: Unit
-    agreement: Annotated[Unit, Field(description="share of the regions whose answer it is")]
+    confidence: UnitFloat
+    agreement: Annotated[UnitFloat, Field(description="share of the regions whose answer it is")]
     abstained: bool
     hypotheses: tuple[str, ...]
     regions: tuple[RegionAnswer, ...]  # the whole image last
@@ -100,33 +100,42 @@ class VisualAnswer(_Part):
         return self.regions[self.winner].box
 
 
-class Looking(_Part):
+class RegionsProposed(_VisualAnswerPart):
     """Where an answer will be looked for: known before the answer is. A stream's extension until then."""
 
     hypotheses: tuple[str, ...]
-    regions: tuple[Place, ...]  # the whole image last
+    regions: tuple[ProposedRegion, ...]  # the whole image last
 
 
 def answer_question(
-    asked: Asked, policy: Policy, settings: AnswerSettings, *, tell: Callable[[Looking], None] = lambda _: None
+    asked: ImageQuestion,
+    policy: Policy,
+    settings: AnswerSettings,
+    *,
+    tell: Callable[[RegionsProposed], None] = lambda _: None,
 ) -> VisualAnswer:
     """The whole chain of one question; `tell` hears of the regions before they are looked at. Raises what the policy
     raises."""
     question = Question(study=asked.study.id, text=asked.text, kind="open")
     section = settings.propose
-    grounders = [(grounder_named(name, section, policy, n), n) for name, n in section.grounders.items()]
+    grounders = [(build_grounder(name, section, policy, n), n) for name, n in section.grounders.items()]
     regions = list(propose_regions([question], {asked.study.id: asked.study}, asked.folder, grounders, section))
-    sought = hypotheses(asked.text, modality=asked.study.modality, limit=section.hypotheses)
-    tell(Looking(hypotheses=sought, regions=tuple(Place.model_validate(_place(region)) for region in regions)))
-    steps = [Step(asked.text, region.box, is_written(region)) for region in regions]
-    replies = policy.write(
-        [chain(asked.study, asked.folder, policy.views, [step]) for step in steps],
+    sought = choose_hypotheses(asked.text, modality=asked.study.modality, limit=section.hypotheses)
+    tell(
+        RegionsProposed(
+            hypotheses=sought,
+            regions=tuple(ProposedRegion.model_validate(_describe_region(region)) for region in regions),
+        )
+    )
+    steps = [ChainStep(asked.text, region.box, is_written(region)) for region in regions]
+    replies = policy.generate(
+        [chain_prompt(asked.study, asked.folder, policy.views, [step]) for step in steps],
         max_new_tokens=settings.max_new_tokens,
         temperature=0.0,
         seeds=[0] * len(regions),
     )
-    seen = [_seen(region, reply) for region, reply in zip(regions, replies, strict=True)]
-    answer, winner, confidence, agreement = combine(seen)
+    seen = [_build_region_answer(region, reply) for region, reply in zip(regions, replies, strict=True)]
+    answer, winner, confidence, agreement = combine_region_answers(seen)
     return VisualAnswer(
         answer=answer,
         confidence=confidence,
@@ -136,11 +145,11 @@ def answer_question(
         regions=tuple(seen),
         winner=winner,
         policy=policy.digest,
-        prompt=prompt_digest(policy.views),
+        prompt=hash_prompt(policy.views),
     )
 
 
-def combine(seen: Sequence[RegionAnswer]) -> tuple[str, int, float, float]:
+def combine_region_answers(seen: Sequence[RegionAnswer]) -> tuple[str, int, float, float]:
     """(answer, winning region, confidence, agreement); of equally confident answers the one seen first.
 
     The answer is worded as in its winning region: the one of greatest likelihood, the first of equals.
@@ -149,32 +158,34 @@ def combine(seen: Sequence[RegionAnswer]) -> tuple[str, int, float, float]:
         raise ValueError("no region was looked at; the whole image always is one")
     groups: dict[str, list[int]] = {}
     for position, one in enumerate(seen):
-        groups.setdefault(normalise(one.answer), []).append(position)
+        groups.setdefault(normalize_text(one.answer), []).append(position)
     mass = {words: sum(seen[i].likelihood for i in group) / len(seen) for words, group in groups.items()}
     best = max(groups, key=lambda words: mass[words])
     winner = max(groups[best], key=lambda i: seen[i].likelihood)
     return seen[winner].answer, winner, min(1.0, round(mass[best], 6)), round(len(groups[best]) / len(seen), 6)
 
 
-def leads(answer: VisualAnswer) -> tuple[float, float]:
+def measure_leads(answer: VisualAnswer) -> tuple[float, float]:
     """How far others are behind: the next answer in confidence, and the next region that says the same in likelihood.
 
     What leads by less than sums round differently elsewhere (another batch, another machine) may not lead there.
     """
-    best = normalise(answer.answer)
+    best = normalize_text(answer.answer)
     mass: dict[str, float] = {}
     for region in answer.regions:
-        said = normalise(region.answer)
+        said = normalize_text(region.answer)
         mass[said] = mass.get(said, 0.0) + region.likelihood / len(answer.regions)
-    others = [r.likelihood for i, r in enumerate(answer.regions) if i != answer.winner and normalise(r.answer) == best]
+    others = [
+        r.likelihood for i, r in enumerate(answer.regions) if i != answer.winner and normalize_text(r.answer) == best
+    ]
     next_answer = max((m for said, m in mass.items() if said != best), default=0.0)
     return mass[best] - next_answer, answer.regions[answer.winner].likelihood - max(others, default=0.0)
 
 
-def _seen(region: Region, reply: Generation) -> RegionAnswer:
+def _build_region_answer(region: Region, reply: Generation) -> RegionAnswer:
     likelihood = math.exp(min(0.0, sum(reply.token_logprobs)))
-    return RegionAnswer(**_place(region), answer=reply.text, likelihood=round(likelihood, 6))
+    return RegionAnswer(**_describe_region(region), answer=reply.text, likelihood=round(likelihood, 6))
 
 
-def _place(region: Region) -> dict[str, Any]:
+def _describe_region(region: Region) -> dict[str, Any]:
     return {"hypothesis": region.hypothesis, "grounder": region.grounder, "box": region.box, "found": region.confidence}

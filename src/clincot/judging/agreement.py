@@ -14,7 +14,7 @@ from typing import Annotated
 from pydantic import BaseModel, ConfigDict, Field
 
 
-class Alpha(BaseModel):
+class KrippendorffAlpha(BaseModel):
     """1: perfect agreement, 0: chance, below 0: systematic disagreement; None (with a reason): undefined."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -61,20 +61,20 @@ class IntervalAlpha:
             self._squares += step * (value - self._mean)
         self._low, self._high = min(self._low, *values), max(self._high, *values)
 
-    def result(self) -> Alpha:
+    def compute_alpha(self) -> KrippendorffAlpha:
         if self._units == 0:
-            return Alpha(value=None, units=0, reason="no candidate was scored by two judges")
+            return KrippendorffAlpha(value=None, units=0, reason="no candidate was scored by two judges")
         if self._low == self._high:
             reason = f"every score is {self._low}: without variation agreement beyond chance is undefined"
-            return Alpha(value=None, units=self._units, reason=reason)
+            return KrippendorffAlpha(value=None, units=self._units, reason=reason)
         observed = 2 * self._within / self._values
         expected = 2 * self._squares / (self._values - 1)
-        return Alpha(value=1 - observed / expected, units=self._units)
+        return KrippendorffAlpha(value=1 - observed / expected, units=self._units)
 
 
-def krippendorff_alpha(units: Iterable[Sequence[float | None]]) -> Alpha:
+def compute_krippendorff_alpha(units: Iterable[Sequence[float | None]]) -> KrippendorffAlpha:
     """Alpha of a table with one row of judges' scores per candidate."""
     alpha = IntervalAlpha()
     for scores in units:
         alpha.add(scores)
-    return alpha.result()
+    return alpha.compute_alpha()

@@ -20,11 +20,11 @@ from scipy.special import expit
 from sklearn.isotonic import isotonic_regression
 from sklearn.metrics import roc_auc_score
 
-from clincot.errors import BadInput
-from clincot.geometry import Unit
-from clincot.records import Finite, Record, Text
+from clincot.errors import InvalidInput
+from clincot.geometry import UnitFloat
+from clincot.records import FiniteFloat, NonEmptyStr, Record
 
-Method = Literal["identity", "platt", "isotonic"]
+CalibrationMethod = Literal["identity", "platt", "isotonic"]
 Floats = npt.NDArray[np.float64]
 
 _LOGIT_EDGE = 1e-7  # a float32 softmax cannot tell probabilities closer to 1 than this apart
@@ -32,7 +32,7 @@ _ECE_BINS = 10
 _FOLDS = 5
 
 
-class CalibrationRefused(BadInput):
+class CalibrationRefused(InvalidInput):
     """The labelled set does not support a calibration of this judge: says why, and what would."""
 
 
@@ -42,9 +42,9 @@ class Reliability(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     n: Annotated[int, Field(ge=2)]
-    ece: Unit  # expected calibration error, 10 equal-width bins
-    brier: Unit  # mean squared error of the probability
-    auc: Unit  # P(a right candidate scores above a wrong one), ties half
+    ece: UnitFloat  # expected calibration error, 10 equal-width bins
+    brier: UnitFloat  # mean squared error of the probability
+    auc: UnitFloat  # P(a right candidate scores above a wrong one), ties half
 
 
 class Calibration(Record):
@@ -57,17 +57,17 @@ class Calibration(Record):
 
     prefix: ClassVar[str] = "calibration"
 
-    judge: Text  # the judge's digest
-    method: Method
+    judge: NonEmptyStr  # the judge's digest
+    method: CalibrationMethod
     slope: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1.0  # per logit
-    intercept: Finite = 0.0  # logits
-    knots: tuple[tuple[Unit, Unit], ...] = ()  # (score, calibrated), both strictly increasing, from 0 to 1
+    intercept: FiniteFloat = 0.0  # logits
+    knots: tuple[tuple[UnitFloat, UnitFloat], ...] = ()  # (score, calibrated), both strictly increasing, from 0 to 1
     before: Reliability | None = None  # None: not measured (identity without a labelled set)
     after: Reliability | None = None  # out of fold, so not flattered by its own fit
     n_unscored: Annotated[int, Field(ge=0)] = 0  # labelled samples on which the judge gave no score
 
     @model_validator(mode="after")
-    def _increasing(self) -> Self:
+    def _check_increasing(self) -> Self:
         if self.method != "isotonic":
             if self.knots:
                 raise ValueError(f"knots belong to isotonic calibration, not to {self.method}")
@@ -78,19 +78,19 @@ class Calibration(Record):
             raise ValueError(f"isotonic knots must be strictly increasing in both coordinates, got {self.knots}")
         return self
 
-    def apply(self, score: float) -> float:
+    def calibrate_score(self, score: float) -> float:
         """The calibrated probability of a raw score in [0, 1]."""
         if not 0.0 <= score <= 1.0:
             raise ValueError(f"a judge's score is a probability in [0, 1], got {score}")
         if self.method == "identity":
             return score
         if self.method == "platt":
-            return float(expit(self.slope * _logit(np.array([score]))[0] + self.intercept))
+            return float(expit(self.slope * _compute_logit(np.array([score]))[0] + self.intercept))
         xs, ys = zip(*self.knots, strict=True)
         return float(np.interp(score, xs, ys))
 
 
-def identity_calibration(judge: str) -> Calibration:
+def make_identity_calibration(judge: str) -> Calibration:
     """The calibration of a judge for which there is no labelled set."""
     return Calibration(judge=judge, method="identity")
 
@@ -100,7 +100,7 @@ def fit_calibration(
     scores: Sequence[float | None],
     right: Sequence[bool],
     *,
-    method: Method,
+    method: CalibrationMethod,
     min_samples: int = 40,
 ) -> Calibration:
     """Fit one judge's calibration on labelled candidates; None scores are counted and left aside.
@@ -115,20 +115,20 @@ def fit_calibration(
     p = np.array([score for score, _ in kept], dtype=np.float64)
     y = np.array([label for _, label in kept], dtype=np.float64)
     _check_samples(judge, p, y, min_samples=min_samples, unscored=len(scores) - len(kept))
-    before = reliability(p, y)
+    before = measure_reliability(p, y)
     if before.auc <= 0.5:
         raise CalibrationRefused(
             f"judge {judge}: AUC {before.auc:.3f} on {len(p)} labelled samples, so it does not rank right answers "
             "above wrong ones; no increasing calibration mends that, leave this judge out of the panel"
         )
-    shape = _fit(judge, p, y, method)
+    shape = _fit_curve(judge, p, y, method)
     curve = Calibration(judge=judge, method=method, **shape)
-    after = before if method == "identity" else reliability(_out_of_fold(judge, p, y, method), y)
+    after = before if method == "identity" else measure_reliability(_calibrate_out_of_fold(judge, p, y, method), y)
     content = curve.model_dump(exclude={"id"}) | {"before": before, "after": after}
     return Calibration(**content | {"n_unscored": len(scores) - len(kept)})
 
 
-def reliability(p: Floats, y: Floats) -> Reliability:
+def measure_reliability(p: Floats, y: Floats) -> Reliability:
     """ECE, Brier score and AUC of probabilities p [N] against labels y [N], 0 or 1; both classes must occur.
 
     ECE = sum_b n_b/N |mean p in b - share right in b| over equal-width bins (Guo et al. 2017, eq. 5).
@@ -160,9 +160,9 @@ def _check_samples(judge: str, p: Floats, y: Floats, *, min_samples: int, unscor
         )
 
 
-def _fit(judge: str, p: Floats, y: Floats, method: Method) -> dict[str, Any]:
+def _fit_curve(judge: str, p: Floats, y: Floats, method: CalibrationMethod) -> dict[str, Any]:
     """The fields of a Calibration that describe its curve."""
-    shapes: dict[Method, Callable[[Floats, Floats], dict[str, Any]]] = {
+    shapes: dict[CalibrationMethod, Callable[[Floats, Floats], dict[str, Any]]] = {
         "identity": lambda _p, _y: {},
         "platt": _fit_platt,
         "isotonic": _fit_isotonic,
@@ -176,7 +176,7 @@ def _fit(judge: str, p: Floats, y: Floats, method: Method) -> dict[str, Any]:
     return shape
 
 
-def _targets(y: Floats) -> Floats:
+def _compute_platt_targets(y: Floats) -> Floats:
     """Platt's targets (1999): (N+ + 1)/(N+ + 2) for right and 1/(N- + 2) for wrong samples.
 
     With them classes that do not overlap still have a finite best fit, and no curve claims certainty from a
@@ -191,7 +191,7 @@ def _fit_platt(p: Floats, y: Floats) -> dict[str, Any]:
     """Maximum likelihood of sigmoid(slope * logit(p) + intercept) against Platt's targets."""
     if p.min() == p.max():
         return {"slope": 0.0, "intercept": 0.0}  # refused by the caller
-    logit, target = _logit(p), _targets(y)
+    logit, target = _compute_logit(p), _compute_platt_targets(y)
     centre, scale = float(logit.mean()), float(logit.std())
     z = (logit - centre) / scale
 
@@ -215,7 +215,7 @@ def _fit_isotonic(p: Floats, y: Floats) -> dict[str, Any]:
     sample, 1/(N + 1), keeps it strictly increasing there too and says no more than the samples do.
     """
     score, where, count = np.unique(p, return_inverse=True, return_counts=True)
-    mean_target = np.bincount(where, weights=_targets(y)) / count
+    mean_target = np.bincount(where, weights=_compute_platt_targets(y)) / count
     fitted = np.asarray(isotonic_regression(mean_target, sample_weight=count))
     level, step = np.unique(fitted, return_inverse=True)
     centre = np.bincount(step, weights=count * score) / np.bincount(step, weights=count)
@@ -225,7 +225,7 @@ def _fit_isotonic(p: Floats, y: Floats) -> dict[str, Any]:
     return {"knots": tuple((float(x), float(v)) for x, v in zip(xs, ys, strict=True))}
 
 
-def _out_of_fold(judge: str, p: Floats, y: Floats, method: Method) -> Floats:
+def _calibrate_out_of_fold(judge: str, p: Floats, y: Floats, method: CalibrationMethod) -> Floats:
     """Each sample's calibrated score by a curve that was fitted without it."""
     fold = np.empty(len(y), dtype=np.int64)
     for label in (0, 1):
@@ -234,11 +234,11 @@ def _out_of_fold(judge: str, p: Floats, y: Floats, method: Method) -> Floats:
     calibrated = np.empty(len(p))
     for k in range(_FOLDS):
         held = fold == k
-        curve = Calibration(judge=judge, method=method, **_fit(judge, p[~held], y[~held], method))
-        calibrated[held] = [curve.apply(float(score)) for score in p[held]]
+        curve = Calibration(judge=judge, method=method, **_fit_curve(judge, p[~held], y[~held], method))
+        calibrated[held] = [curve.calibrate_score(float(score)) for score in p[held]]
     return calibrated
 
 
-def _logit(p: Floats) -> Floats:
+def _compute_logit(p: Floats) -> Floats:
     inside = np.clip(p, _LOGIT_EDGE, 1 - _LOGIT_EDGE)
     return np.asarray(np.log(inside) - np.log1p(-inside))

@@ -25,14 +25,14 @@ from numbers import Real
 from pathlib import Path
 from typing import TypeVar
 
-from clincot.config import JudgeSection
-from clincot.errors import BadInput, ModelFailed
+from clincot.config import JudgeConfig
+from clincot.errors import InvalidInput, ModelFailed
 from clincot.geometry import Box
 from clincot.jsonl import read_records, write_records
-from clincot.judging.calibration import Calibration, Method, identity_calibration
-from clincot.judging.combination import Combination, PanelReport, QuorumLost, Seat, absent
+from clincot.judging.calibration import Calibration, CalibrationMethod, make_identity_calibration
+from clincot.judging.combination import PanelMember, PanelReport, QuorumLost, ScoreCombiner, report_unreachable_judge
 from clincot.models.protocols import Judge
-from clincot.prompts import judgement, prompt_digest
+from clincot.prompts import hash_prompt, judge_prompt
 from clincot.records import Judgement, Study
 
 _log = logging.getLogger(__name__)
@@ -42,7 +42,7 @@ NO_PROBABILITY = "neither yes nor no has a probability to speak of"
 
 
 @dataclass(frozen=True)
-class Ask:
+class JudgeRequest:
     """What a judge needs to know of a candidate: the image, the region's box, the question, the answer."""
 
     candidate: str  # the candidate's id
@@ -54,7 +54,7 @@ class Ask:
 
 
 @dataclass(frozen=True)
-class LeftOut:
+class ExcludedJudge:
     """A judge that failed after all its retries, and from when on."""
 
     name: str
@@ -67,7 +67,7 @@ class LeftOut:
         return f"{self.name} {when} after {self.calls} calls: {self.error}"
 
 
-class Panel:
+class JudgePanel:
     """Judges that answer the same questions. `judges` are those that said who they are (their digest) when the panel
     was made; `left_out`, by name, has the others too and is final once `judgements` is exhausted.
 
@@ -87,22 +87,22 @@ class Panel:
     ) -> None:
         names = [judge.name for judge in judges]
         if len(set(names)) < len(names):
-            raise BadInput(f"every judge needs a name of its own, got {', '.join(names)}")
+            raise InvalidInput(f"every judge needs a name of its own, got {', '.join(names)}")
         if len(judges) < quorum:
-            raise BadInput(f"the quorum is {quorum} judges, but the panel has {len(judges)}")
+            raise InvalidInput(f"the quorum is {quorum} judges, but the panel has {len(judges)}")
         self.quorum = quorum
-        self.left_out: dict[str, LeftOut] = {}
+        self.excluded: dict[str, ExcludedJudge] = {}
         self._size = len(judges)
         self._calls = retries + 1
         self._delay_s = retry_delay_s
         self._batch = batch_size
         self._sleep = sleep
-        self.judges = tuple(judge for judge in judges if self._says_who_it_is(judge))
+        self.judges = tuple(judge for judge in judges if self._identify_judge(judge))
         if len({judge.digest for judge in self.judges}) < len(self.judges):
             known = ", ".join(f"{judge.name} ({judge.digest[:12]})" for judge in self.judges)
-            raise BadInput(f"every judge needs a digest of its own, else it counts twice, got {known}")
+            raise InvalidInput(f"every judge needs a digest of its own, else it counts twice, got {known}")
 
-    def judgements(self, asks: Iterable[Ask], folder: Path) -> Iterator[Judgement]:
+    def collect_judgements(self, asks: Iterable[JudgeRequest], folder: Path) -> Iterator[Judgement]:
         """One Judgement per ask and judge, streaming; images are below `folder`.
 
         Raises QuorumLost as soon as too few judges are left, ValueError when there is nothing to judge.
@@ -110,24 +110,24 @@ class Panel:
         done = 0
         for _, unit in groupby(asks, key=lambda ask: ask.unit):
             while batch := list(islice(unit, self._batch)):
-                columns = [self._column(judge, batch, folder, at=done) for judge in self.judges]
+                columns = [self._judge_batch(judge, batch, folder, at=done) for judge in self.judges]
                 for row in zip(*columns, strict=True):
                     yield from row
                 done += len(batch)
         if done == 0:
-            raise BadInput("no candidates to judge: the candidates file is empty")
+            raise InvalidInput("no candidates to judge: the candidates file is empty")
 
-    def _says_who_it_is(self, judge: Judge) -> bool:
-        return self._retried(judge, lambda: judge.digest, at=None) is not None
+    def _identify_judge(self, judge: Judge) -> bool:
+        return self._call_with_retries(judge, lambda: judge.digest, at=None) is not None
 
-    def _column(self, judge: Judge, batch: Sequence[Ask], folder: Path, *, at: int) -> list[Judgement]:
+    def _judge_batch(self, judge: Judge, batch: Sequence[JudgeRequest], folder: Path, *, at: int) -> list[Judgement]:
         """One judge's judgements of a batch."""
         replies: list[float | str] | None = None
-        if judge.name not in self.left_out:
-            replies = self._retried(judge, lambda: _asked(judge, batch, folder), at=at)
+        if judge.name not in self.excluded:
+            replies = self._call_with_retries(judge, lambda: _ask_judge(judge, batch, folder), at=at)
         if replies is None:
-            replies = [f"judge left out: {self.left_out[judge.name].error}"] * len(batch)
-        prompt = prompt_digest(judge.views)
+            replies = [f"judge left out: {self.excluded[judge.name].error}"] * len(batch)
+        prompt = hash_prompt(judge.views)
         return [
             Judgement(candidate=ask.candidate, judge=judge.digest, prompt=prompt, score=None, reason=reply)
             if isinstance(reply, str)
@@ -135,7 +135,7 @@ class Panel:
             for ask, reply in zip(batch, replies, strict=True)
         ]
 
-    def _retried(self, judge: Judge, call: Callable[[], T], *, at: int | None) -> T | None:
+    def _call_with_retries(self, judge: Judge, call: Callable[[], T], *, at: int | None) -> T | None:
         """What the call returns; None where it fails to the last, and then the judge is in left_out."""
         error = ""
         for number in range(self._calls):
@@ -147,29 +147,29 @@ class Panel:
                 return call()
             except ModelFailed as failure:
                 error = str(failure) or type(failure).__name__
-        self._leave_out(LeftOut(judge.name, at=at, calls=self._calls, error=error))
+        self._exclude_judge(ExcludedJudge(judge.name, at=at, calls=self._calls, error=error))
         return None
 
-    def _leave_out(self, failed: LeftOut) -> None:
-        self.left_out[failed.name] = failed
-        left = self._size - len(self.left_out)
+    def _exclude_judge(self, failed: ExcludedJudge) -> None:
+        self.excluded[failed.name] = failed
+        left = self._size - len(self.excluded)
         if left < self.quorum:
-            errors = "; ".join(str(out) for out in self.left_out.values())
+            errors = "; ".join(str(out) for out in self.excluded.values())
             raise QuorumLost(f"{left} of {self._size} judges left, the quorum is {self.quorum}: {errors}")
         _log.warning("judge %s left out; %d judges go on", failed, left)
 
 
-def _asked(judge: Judge, batch: Sequence[Ask], folder: Path) -> list[float | str]:
+def _ask_judge(judge: Judge, batch: Sequence[JudgeRequest], folder: Path) -> list[float | str]:
     """Scores or reasons; raises ModelFailed."""
     replies = judge.p_yes(
-        [judgement(a.study, folder, judge.views, question=a.question, answer=a.answer, box=a.box) for a in batch]
+        [judge_prompt(a.study, folder, judge.views, question=a.question, answer=a.answer, box=a.box) for a in batch]
     )
     if len(replies) != len(batch):
         raise ModelFailed(f"gave {len(replies)} scores for {len(batch)} candidates")
-    return [_score_or_reason(reply) for reply in replies]
+    return [_parse_score(reply) for reply in replies]
 
 
-def _score_or_reason(reply: float | None) -> float | str:
+def _parse_score(reply: float | None) -> float | str:
     """A probability as it came, or why it is none: nothing is clipped into range."""
     if reply is None:
         return NO_PROBABILITY
@@ -183,21 +183,21 @@ def _score_or_reason(reply: float | None) -> float | str:
     return score
 
 
-def read_calibrations(path: Path, judges: Mapping[str, str], *, method: Method) -> dict[str, Calibration]:
+def read_calibrations(path: Path, judges: Mapping[str, str], *, method: CalibrationMethod) -> dict[str, Calibration]:
     """{digest: calibration} of a calibration file (JSONL); every judge ({digest: name}) must be in it, once."""
     found: dict[str, Calibration] = {}
     for calibration in read_records(path, Calibration):
         if calibration.judge in found:
-            raise BadInput(f"{path}: two calibrations of judge {calibration.judge}, expected one")
+            raise InvalidInput(f"{path}: two calibrations of judge {calibration.judge}, expected one")
         if calibration.method != method:
-            raise BadInput(
+            raise InvalidInput(
                 f"{path}: the calibration of judge {calibration.judge} is {calibration.method}, "
                 f"but judge.calibration asks for {method}"
             )
         found[calibration.judge] = calibration
     missing = [f"{name} ({digest})" for digest, name in judges.items() if digest not in found]
     if missing:
-        raise BadInput(
+        raise InvalidInput(
             f"{path}: no calibration of {', '.join(missing)}; it has {sorted(found)}. Fit it for this panel, "
             "or leave judge.calibration_file empty to use raw probabilities"
         )
@@ -206,8 +206,8 @@ def read_calibrations(path: Path, judges: Mapping[str, str], *, method: Method) 
 
 def judge_candidates(
     judges: Sequence[Judge],
-    asks: Iterable[Ask],
-    section: JudgeSection,
+    asks: Iterable[JudgeRequest],
+    section: JudgeConfig,
     *,
     folder: Path,
     judgements_path: Path,
@@ -218,7 +218,7 @@ def judge_candidates(
 
     Raises QuorumLost (no scores are written then), and what Panel, Combination and read_calibrations raise.
     """
-    panel = Panel(
+    panel = JudgePanel(
         judges,
         quorum=section.quorum,
         retries=section.retries,
@@ -229,13 +229,13 @@ def judge_candidates(
     seated = {judge.digest: judge.name for judge in panel.judges}
     if section.calibration_file:  # before anything is asked: a judge without one is found at once
         read_calibrations(Path(section.calibration_file), seated, method=section.calibration)
-    write_records(judgements_path, panel.judgements(asks, folder))
-    left_out = {out.name: out.error for out in panel.left_out.values()}
-    return _combined(section, seated, left_out, judgements_path, scores_path)
+    write_records(judgements_path, panel.collect_judgements(asks, folder))
+    left_out = {out.name: out.error for out in panel.excluded.values()}
+    return _write_panel_scores(section, seated, left_out, judgements_path, scores_path)
 
 
-def _combined(
-    section: JudgeSection,
+def _write_panel_scores(
+    section: JudgeConfig,
     seated: Mapping[str, str],
     left_out: Mapping[str, str],
     judgements_path: Path,
@@ -245,19 +245,19 @@ def _combined(
     if section.calibration_file:
         calibrations = read_calibrations(Path(section.calibration_file), seated, method=section.calibration)
     else:
-        calibrations = {digest: identity_calibration(digest) for digest in seated}
+        calibrations = {digest: make_identity_calibration(digest) for digest in seated}
     weights = {spec.name: spec.weight for spec in section.judges}
     seats = [
-        Seat(
-            name=name, weight=weights.get(name, 1.0), calibration=calibrations[digest], left_out=left_out.get(name, "")
+        PanelMember(
+            name=name, weight=weights.get(name, 1.0), calibration=calibrations[digest], excluded=left_out.get(name, "")
         )
         for digest, name in seated.items()
     ]
-    combination = Combination(seats, quorum=section.quorum)
-    write_records(scores_path, combination.scores(read_records(judgements_path, Judgement)))
-    report = combination.report()
+    combination = ScoreCombiner(seats, quorum=section.quorum)
+    write_records(scores_path, combination.score_candidates(read_records(judgements_path, Judgement)))
+    report = combination.build_report()
     missing = tuple(
-        absent(name, weight=weights.get(name, 1.0), error=error, candidates=report.candidates)
+        report_unreachable_judge(name, weight=weights.get(name, 1.0), error=error, candidates=report.candidates)
         for name, error in left_out.items()
         if name not in seated.values()
     )
@@ -265,7 +265,7 @@ def _combined(
 
 
 def combine_panel(
-    section: JudgeSection,
+    section: JudgeConfig,
     reports: Sequence[PanelReport],
     judgements: Iterable[Judgement],
     judgements_path: Path,
@@ -287,10 +287,10 @@ def combine_panel(
     unknown = {one.name for report in reports for one in report.judges if not one.digest}  # never said who they are
     seated = {digest: name for digest, name in named.items() if name not in unknown}
     if len(set(seated.values())) < len(seated):
-        raise BadInput(f"a judge was another model in one shard than in another: {seated}; judge all shards again")
+        raise InvalidInput(f"a judge was another model in one shard than in another: {seated}; judge all shards again")
     left = len({one.name for report in reports for one in report.judges} - set(left_out))
     if left < section.quorum:
         errors = "; ".join(f"{name}: {error}" for name, error in left_out.items())
         raise QuorumLost(f"{left} judges answered in all shards, the quorum is {section.quorum}: {errors}")
     write_records(judgements_path, (one for one in judgements if one.judge in seated))
-    return _combined(section, seated, left_out, judgements_path, scores_path)
+    return _write_panel_scores(section, seated, left_out, judgements_path, scores_path)

@@ -9,48 +9,50 @@ from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
 
-from clincot.errors import BadInput
-from clincot.jsonl import file_digest
+from clincot.errors import InvalidInput
+from clincot.jsonl import hash_files
 
 WEIGHTS_INDEX = "model.safetensors.index.json"
 MANIFEST = "manifest.json"  # of a published checkpoint
-ABOUT = frozenset({"record.json", "train_log.json", MANIFEST})  # told about a checkpoint, without a say in its answers
-_DECIDING = frozenset({".safetensors", ".json", ".jinja", ".model", ".txt"})
-_PICKLED = frozenset({".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt"})  # loading one runs what is in it
+METADATA_FILES = frozenset(
+    {"record.json", "train_log.json", MANIFEST}
+)  # told about a checkpoint, without a say in its answers
+_DIGESTED_SUFFIXES = frozenset({".safetensors", ".json", ".jinja", ".model", ".txt"})
+_PICKLE_SUFFIXES = frozenset({".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt"})  # loading one runs what is in it
 
 
-class UnsupportedCheckpoint(BadInput):
+class UnsupportedCheckpoint(InvalidInput):
     """The checkpoint cannot be used here; says why and what would mend it."""
 
 
-def checkpoint_digest(path: Path) -> str:
+def hash_checkpoint(path: Path) -> str:
     """sha256 over names and bytes of everything that decides what a checkpoint says."""
-    names = deciding_files(path)
+    names = list_digested_files(path)
     if not any(n.endswith(".safetensors") for n in names):
         raise UnsupportedCheckpoint(f"{path}: no *.safetensors in this folder; pickled weights are not read")
-    return digest_of_files({name: file_digest(path / name) for name in names})
+    return hash_checkpoint_files({name: hash_files(path / name) for name in names})
 
 
-def digest_of_files(sha256: Mapping[str, str]) -> str:
+def hash_checkpoint_files(sha256: Mapping[str, str]) -> str:
     """checkpoint_digest of a folder whose files, by their paths in it, have these digests."""
     total = hashlib.sha256()
-    for name in sorted(filter(_decides, sha256)):
+    for name in sorted(filter(_is_digested, sha256)):
         total.update(f"{name}:{sha256[name]}\n".encode())
     return total.hexdigest()
 
 
-def deciding_files(path: Path) -> list[str]:
+def list_digested_files(path: Path) -> list[str]:
     """Names of the files that the digest covers, sorted."""
-    return sorted(p.name for p in path.iterdir() if _decides(p.name) and p.is_file())
+    return sorted(p.name for p in path.iterdir() if _is_digested(p.name) and p.is_file())
 
 
-def _decides(name: str) -> bool:
-    return "/" not in name and Path(name).suffix in _DECIDING and name not in ABOUT
+def _is_digested(name: str) -> bool:
+    return "/" not in name and Path(name).suffix in _DIGESTED_SUFFIXES and name not in METADATA_FILES
 
 
-def check_whole(path: Path) -> None:
+def check_weight_files(path: Path) -> None:
     """Raise UnsupportedCheckpoint, naming the file, where a shard is missing or pickled weights lie in the folder."""
-    pickled = sorted(p.name for p in path.iterdir() if p.suffix in _PICKLED)
+    pickled = sorted(p.name for p in path.iterdir() if p.suffix in _PICKLE_SUFFIXES)
     if pickled:
         raise UnsupportedCheckpoint(f"{path}: {', '.join(pickled)} is pickled; expected safetensors alone")
     index = path / WEIGHTS_INDEX
@@ -62,7 +64,7 @@ def check_whole(path: Path) -> None:
         raise UnsupportedCheckpoint(f"{path}: {WEIGHTS_INDEX} names {', '.join(missing)}, which is not in the folder")
 
 
-def check_headers(folder: Path) -> None:
+def check_weight_headers(folder: Path) -> None:
     """Raise UnsupportedCheckpoint naming the file whose header is damaged, or that was cut off."""
     for path in sorted(folder.glob("*.safetensors")):
         try:

@@ -18,9 +18,9 @@ from typing import Any
 import torch
 from PIL import Image
 
-from clincot.errors import BadInput
-from clincot.images import open_image, view
-from clincot.prompts import Conversation, Picture, pictures_of
+from clincot.errors import InvalidInput
+from clincot.images import open_image, render_view
+from clincot.prompts import Conversation, ImageView, collect_views
 
 # Shape suffixes: B conversations, T tokens.
 
@@ -32,111 +32,115 @@ class EncodedPicture:
 
 
 @dataclass(frozen=True)
-class Encoded:
+class EncodedConversation:
     """One conversation: token ids, which of them the policy wrote, and its pictures in order."""
 
     ids: tuple[int, ...]
     actions: tuple[bool, ...]
-    pictures: tuple[Picture, ...]
+    pictures: tuple[ImageView, ...]
 
 
-class TemplateError(BadInput):
+class ChatTemplateError(InvalidInput):
     """The checkpoint's chat template or processor cannot express the conversation."""
 
 
-def read_picture(picture: Picture) -> Image.Image:
-    return view(_opened(picture.path), picture.box, picture.side_px)
+def read_picture(picture: ImageView) -> Image.Image:
+    return render_view(_open_cached(picture.path), picture.box, picture.side_px)
 
 
 @lru_cache(maxsize=16)
-def _opened(path: str) -> Image.Image:
+def _open_cached(path: str) -> Image.Image:
     return open_image(Path(path))  # a question's crops all come from the same file
 
 
-class Encoder:
+class ConversationEncoder:
     """Tokenises conversations for one processor (tokenizer + image processor + chat template)."""
 
     def __init__(self, processor: Any, *, pictures_kept: int = 128) -> None:
         self.processor = processor
         self.tokenizer = processor.tokenizer
         self.placeholder: str = getattr(processor, "boi_token", None) or processor.image_token
-        self.end_ids = _end_ids(self.tokenizer)
+        self.end_ids = _find_end_ids(self.tokenizer)
         self.pad_id: int = self.tokenizer.pad_token_id if self.tokenizer.pad_token_id is not None else min(self.end_ids)
         # A control word in a question or an answer is text: it is hidden behind a private character while the template
         # is rendered and cut, and then spelled out, so that no data set ends a turn or shows a picture.
         self._hidden = {
-            word: chr(0xF0000 + n) for n, word in enumerate(_control_words(self.tokenizer, self.placeholder))
+            word: chr(0xF0000 + n) for n, word in enumerate(_list_control_words(self.tokenizer, self.placeholder))
         }
         self._words = {hidden: word for word, hidden in self._hidden.items()}
         self._control = re.compile("|".join(re.escape(word) for word in self._hidden))
         self._spelled = re.compile(f"([{''.join(self._words)}])")
-        self._text = lru_cache(maxsize=65536)(self._tokenise)
+        self._text = lru_cache(maxsize=65536)(self._tokenise_text)
         self._template = lru_cache(maxsize=16384)(self._apply_template)
         # pixels are large and needed once, placeholders are small and needed by every conversation
-        self._pictures: Callable[[Picture], EncodedPicture] = lru_cache(maxsize=pictures_kept)(self._process)
-        self._picture_ids = lru_cache(maxsize=200_000)(lambda picture: self.picture(picture).ids)
+        self._pictures: Callable[[ImageView], EncodedPicture] = lru_cache(maxsize=pictures_kept)(self._process_picture)
+        self._picture_ids = lru_cache(maxsize=200_000)(lambda picture: self.encode_picture(picture).ids)
         # Idefics3 without splitting makes one frame of any picture, so one picture's placeholder is every picture's
         self._one_frame = getattr(processor.image_processor, "do_image_splitting", None) is False
         self._frame_ids: tuple[int, ...] = ()
 
-    def picture(self, picture: Picture) -> EncodedPicture:
+    def encode_picture(self, picture: ImageView) -> EncodedPicture:
         return self._pictures(picture)
 
-    def picture_ids(self, picture: Picture) -> tuple[int, ...]:
+    def encode_picture_ids(self, picture: ImageView) -> tuple[int, ...]:
         """The tokens that stand for a picture, without keeping its pixels."""
         if self._one_frame:
-            self._frame_ids = self._frame_ids or self.picture(picture).ids
+            self._frame_ids = self._frame_ids or self.encode_picture(picture).ids
             return self._frame_ids
         ids: tuple[int, ...] = self._picture_ids(picture)
         return ids
 
-    def encode(self, conversation: Conversation, *, reply: bool = False) -> Encoded:
+    def encode(self, conversation: Conversation, *, reply: bool = False) -> EncodedConversation:
         """Token ids of a conversation; with `reply` it ends where the assistant's next turn begins."""
         ids: list[int] = []
         actions: list[bool] = []
-        pictures = pictures_of(conversation)
+        pictures = collect_views(conversation)
         waiting = iter(pictures)
-        for text, action in self._pieces(conversation, reply=reply):
+        for text, action in self._split_pieces(conversation, reply=reply):
             for position, part in enumerate(text.split(self.placeholder)):
                 if position:
-                    expanded = self.picture_ids(_next(waiting, conversation))
+                    expanded = self.encode_picture_ids(_next_picture(waiting, conversation))
                     ids.extend(expanded)
                     actions.extend([False] * len(expanded))
                 tokens = self._text(part)
                 ids.extend(tokens)
                 actions.extend([action] * len(tokens))
         if next(waiting, None) is not None:
-            raise TemplateError(f"the chat template shows fewer pictures than the {len(pictures)} of the conversation")
-        return Encoded(tuple(ids), tuple(actions), tuple(pictures))
+            raise ChatTemplateError(
+                f"the chat template shows fewer pictures than the {len(pictures)} of the conversation"
+            )
+        return EncodedConversation(tuple(ids), tuple(actions), tuple(pictures))
 
-    def _pieces(self, conversation: Conversation, *, reply: bool) -> list[tuple[str, bool]]:
+    def _split_pieces(self, conversation: Conversation, *, reply: bool) -> list[tuple[str, bool]]:
         """(text, is action) pieces whose concatenation is the rendered conversation."""
         pieces: list[tuple[str, bool]] = []
         done = 0  # characters of the rendering already in pieces
-        whole = self._render(conversation, reply=reply)
+        whole = self._render_conversation(conversation, reply=reply)
         for position, turn in enumerate(conversation):
             if turn.role != "assistant":
                 continue
-            before = self._render(conversation[:position], reply=True)
-            after = self._render(conversation[: position + 1], reply=False)
+            before = self._render_conversation(conversation[:position], reply=True)
+            after = self._render_conversation(conversation[: position + 1], reply=False)
             if not (whole.startswith(before) and after.startswith(before)):
-                raise TemplateError("the chat template rewrites earlier turns when later ones are added")
+                raise ChatTemplateError("the chat template rewrites earlier turns when later ones are added")
             spoken = after[len(before) :]
             # what follows the end-of-turn token (a newline, mostly) is the template's, not the policy's
-            end = max((spoken.find(e) + len(e) for e in self._end_texts() if e in spoken), default=len(spoken))
+            end = max((spoken.find(e) + len(e) for e in self._list_end_texts() if e in spoken), default=len(spoken))
             pieces += [(whole[done : len(before)], False), (spoken[:end], turn.action)]
             done = len(before) + end
         return [*pieces, (whole[done:], False)]
 
     @lru_cache(maxsize=1)  # noqa: B019 - an encoder lives as long as its model
-    def _end_texts(self) -> tuple[str, ...]:
+    def _list_end_texts(self) -> tuple[str, ...]:
         return tuple(self.tokenizer.convert_ids_to_tokens(sorted(self.end_ids)))
 
-    def _render(self, conversation: Conversation, *, reply: bool) -> str:
+    def _render_conversation(self, conversation: Conversation, *, reply: bool) -> str:
         # what is rendered depends on how many pictures a turn has, not on which: the same words come again and again
-        return self._template(tuple((t.role, len(t.pictures), self._as_text(t.text)) for t in conversation), reply)
+        return self._template(
+            tuple((t.role, len(t.pictures), self._hide_control_words(t.text)) for t in conversation), reply
+        )
 
-    def _as_text(self, text: str) -> str:
+    def _hide_control_words(self, text: str) -> str:
         return self._control.sub(lambda found: self._hidden[found[0]], text)
 
     def _apply_template(self, turns: tuple[tuple[str, int, str], ...], reply: bool) -> str:
@@ -147,7 +151,7 @@ class Encoder:
         rendered: str = self.processor.apply_chat_template(messages, add_generation_prompt=reply, tokenize=False)
         return rendered
 
-    def _tokenise(self, text: str) -> tuple[int, ...]:
+    def _tokenise_text(self, text: str) -> tuple[int, ...]:
         ids: list[int] = []
         for part in self._spelled.split(text):
             spelled = part in self._words
@@ -157,7 +161,7 @@ class Encoder:
                 ids += self.tokenizer(said, add_special_tokens=False, **options)["input_ids"]
         return tuple(ids)
 
-    def _process(self, picture: Picture) -> EncodedPicture:
+    def _process_picture(self, picture: ImageView) -> EncodedPicture:
         if self._frame_ids:  # known: tokenising the same placeholder again would double the time
             out = self.processor.image_processor([[read_picture(picture)]], return_tensors="pt")
             return EncodedPicture(self._frame_ids, {k: v for k, v in out.items() if isinstance(v, torch.Tensor)})
@@ -168,35 +172,35 @@ class Encoder:
             add_special_tokens=False,
         )
         ids = tuple(out.pop("input_ids")[0].tolist())
-        tensors = {k: v for k, v in out.items() if isinstance(v, torch.Tensor) and k not in _TEXT_TENSORS}
+        tensors = {k: v for k, v in out.items() if isinstance(v, torch.Tensor) and k not in _TEXT_TENSOR_NAMES}
         return EncodedPicture(ids, tensors)
 
 
-_TEXT_TENSORS = {"attention_mask", "token_type_ids", "mm_token_type_ids"}
+_TEXT_TENSOR_NAMES = {"attention_mask", "token_type_ids", "mm_token_type_ids"}
 
 
-def _next(waiting: Any, conversation: Conversation) -> Picture:
-    picture: Picture | None = next(waiting, None)
+def _next_picture(waiting: Any, conversation: Conversation) -> ImageView:
+    picture: ImageView | None = next(waiting, None)
     if picture is None:
-        raise TemplateError(
+        raise ChatTemplateError(
             "the rendered conversation has more picture placeholders than its "
-            f"{len(pictures_of(conversation))} pictures"
+            f"{len(collect_views(conversation))} pictures"
         )
     return picture
 
 
-def _control_words(tokenizer: Any, placeholder: str) -> list[str]:
+def _list_control_words(tokenizer: Any, placeholder: str) -> list[str]:
     """The tokenizer's special tokens as text, the longest first."""
     special = {token.content for token in tokenizer.added_tokens_decoder.values() if token.special}
     return sorted(special | {placeholder}, key=lambda word: (-len(word), word))
 
 
-def _end_ids(tokenizer: Any) -> frozenset[int]:
+def _find_end_ids(tokenizer: Any) -> frozenset[int]:
     ids = {tokenizer.eos_token_id, tokenizer.convert_tokens_to_ids("<end_of_utterance>")}
     return frozenset(i for i in ids if isinstance(i, int) and i != tokenizer.unk_token_id)
 
 
-def pad(
+def pad_rows(
     rows: Sequence[Sequence[int | bool]], value: int | bool, *, side: str, dtype: torch.dtype = torch.long
 ) -> torch.Tensor:
     """Rows of differing length to one (B, T) tensor, padded on the given side."""

@@ -9,16 +9,16 @@ from typing import Any, Literal
 
 import torch
 
-from clincot.errors import BadInput
-from clincot.models.encoding import Encoder
-from clincot.prompts import Picture
+from clincot.errors import InvalidInput
+from clincot.models.encoding import ConversationEncoder
+from clincot.prompts import ImageView
 
 # Shape suffixes: F frames, T tokens of a frame, H hidden size.
 
 # Families whose features of one picture are one (F, T, H) tensor, whatever else is in the batch.
-SHARED_FEATURES = frozenset({"idefics3", "smolvlm"})
+SHARED_FEATURE_FAMILIES = frozenset({"idefics3", "smolvlm"})
 
-Output = Literal["pooler_output", "last_hidden_state"]
+FeatureOutput = Literal["pooler_output", "last_hidden_state"]
 
 
 class PictureFeatures:
@@ -30,20 +30,24 @@ class PictureFeatures:
     through one tower. Right only while these weights do not change.
     """
 
-    def __init__(self, model: Any, encoder: Encoder, *, output: Output = "pooler_output", kept_mb: int = 256) -> None:
+    def __init__(
+        self, model: Any, encoder: ConversationEncoder, *, output: FeatureOutput = "pooler_output", kept_mb: int = 256
+    ) -> None:
         self.model, self.encoder, self.output = model, encoder, output
         self._kept_bytes = kept_mb << 20
         self._features: OrderedDict[str, torch.Tensor] | None = None
 
-    def __call__(self, pictures: Sequence[Picture]) -> torch.Tensor:
+    def __call__(self, pictures: Sequence[ImageView]) -> torch.Tensor:
         """(F, T, H) features of the pictures' frames, in order; each distinct picture is encoded once."""
         if self._features is None:
             seen_as = self.encoder.processor.image_processor.to_json_string()
-            self._features = _STORES.setdefault(_weights_digest(self.model, self.output, seen_as), OrderedDict())
+            self._features = _FEATURE_CACHES.setdefault(
+                _hash_vision_weights(self.model, self.output, seen_as), OrderedDict()
+            )
         kept = self._features
         missing = list({p.key: p for p in pictures if p.key not in kept}.values())
         for at in range(0, len(missing), 256):
-            kept.update(self._encode(missing[at : at + 256]))
+            kept.update(self._compute_features(missing[at : at + 256]))
         for picture in pictures:
             kept.move_to_end(picture.key)
         out_FTH = torch.cat([kept[picture.key] for picture in pictures])
@@ -53,23 +57,23 @@ class PictureFeatures:
                 size -= kept.popitem(last=False)[1].nbytes
         return out_FTH
 
-    def _encode(self, pictures: Sequence[Picture]) -> dict[str, torch.Tensor]:
-        encoded = [self.encoder.picture(p) for p in pictures]
+    def _compute_features(self, pictures: Sequence[ImageView]) -> dict[str, torch.Tensor]:
+        encoded = [self.encoder.encode_picture(p) for p in pictures]
         frames = [e.tensors["pixel_values"].shape[1] for e in encoded]
         tensors = {k: torch.cat([e.tensors[k] for e in encoded], dim=1) for k in encoded[0].tensors}
         with torch.inference_mode():
             inputs = {k: v.to(self.model.device) for k, v in tensors.items()}
             features_FTH = getattr(self.model.get_image_features(**inputs), self.output)
         if features_FTH.shape[0] != sum(frames):
-            raise BadInput(f"{pictures[0].path}: a picture of a single grey value cannot be encoded")
+            raise InvalidInput(f"{pictures[0].path}: a picture of a single grey value cannot be encoded")
         # cloned: a view would keep the whole chunk alive after its neighbours are dropped
         return {p.key: f.clone() for p, f in zip(pictures, features_FTH.split(frames), strict=True)}
 
 
-_STORES: dict[str, OrderedDict[str, torch.Tensor]] = {}
+_FEATURE_CACHES: dict[str, OrderedDict[str, torch.Tensor]] = {}
 
 
-def _weights_digest(model: Any, output: Output, seen_as: str) -> str:
+def _hash_vision_weights(model: Any, output: FeatureOutput, seen_as: str) -> str:
     """Names the weights, dtype, device and image processor (`seen_as`) that features come from."""
     total = hashlib.sha256(f"{model.dtype} {model.device} {output} {seen_as}".encode())
     connector = (model.model.connector,) if output == "pooler_output" else ()

@@ -8,23 +8,23 @@ from pathlib import Path
 
 from clincot.config import JudgeSpec
 from clincot.models.checkpoint import UnsupportedCheckpoint
-from clincot.models.endpoint import endpoint_judge
+from clincot.models.endpoint import build_endpoint_judge
 from clincot.models.protocols import Judge
 from clincot.models.vlm import VisionLanguageModel
 
 
 def load_policy(path: Path | str) -> VisionLanguageModel:
     """The policy of a checkpoint folder, kept until another one is asked for or `forget` is called."""
-    return _load(str(path), "")
+    return _load_model(str(path), "")
 
 
 def load_judge(spec: JudgeSpec) -> Judge:
     if spec.url:
-        return endpoint_judge(spec)
-    return _load(spec.path, spec.name)
+        return build_endpoint_judge(spec)
+    return _load_model(spec.path, spec.name)
 
 
-def check_checkpoint(path: str, *, what: str) -> None:
+def check_checkpoint_exists(path: str, *, what: str) -> None:
     """Raise UnsupportedCheckpoint, naming `what`, unless there is a checkpoint of that folder or hub name. Nothing of
     its weights is read."""
     from huggingface_hub import hf_hub_download
@@ -44,17 +44,17 @@ def check_checkpoint(path: str, *, what: str) -> None:
         ) from error
 
 
-def forget() -> None:
+def unload_models() -> None:
     """Drop the models held, so that training has the memory to itself."""
-    _load.cache_clear()
+    _load_model.cache_clear()
 
 
 @lru_cache(maxsize=4)
-def _load(path: str, name: str) -> VisionLanguageModel:
-    return VisionLanguageModel(path, name=name, device=_device(), dtype=os.environ.get("CLINCOT_DTYPE", "float32"))
+def _load_model(path: str, name: str) -> VisionLanguageModel:
+    return VisionLanguageModel(path, name=name, device=_pick_device(), dtype=os.environ.get("CLINCOT_DTYPE", "float32"))
 
 
-def _device() -> str:
+def _pick_device() -> str:
     import torch
 
     return "cuda" if torch.cuda.is_available() else "cpu"

@@ -12,13 +12,13 @@ import numpy as np
 import numpy.typing as npt
 
 from clincot.geometry import Box
-from clincot.prompts import Conversation, Views
+from clincot.prompts import Conversation, PromptFormat
 from clincot.records import Question, Study
 
 # Least P(yes) + P(no) from which their ratio is read. Below it a model would say yes or no less than once in a thousand
 # replies: it is about to say something else, and the ratio of what is left over is noise. Endpoints list the 20
 # likeliest tokens only; what they leave out makes the sum smaller, so it can cost a score here and never make one.
-LEAST_YES_NO = 1e-3
+MIN_YES_NO_MASS = 1e-3
 
 
 @dataclass(frozen=True)
@@ -34,9 +34,9 @@ class Policy(Protocol):
     @property
     def digest(self) -> str: ...
     @property
-    def views(self) -> Views: ...
+    def views(self) -> PromptFormat: ...
 
-    def write(
+    def generate(
         self,
         conversations: Sequence[Conversation],
         *,
@@ -60,13 +60,13 @@ class Judge(Protocol):
     @property
     def digest(self) -> str: ...
     @property
-    def views(self) -> Views: ...
+    def views(self) -> PromptFormat: ...
 
     def p_yes(self, conversations: Sequence[Conversation]) -> list[float | None]: ...
 
 
 @dataclass(frozen=True)
-class Grounded:
+class GroundedRegion:
     """A place that a grounder found for a hypothesis."""
 
     hypothesis: str
@@ -75,7 +75,7 @@ class Grounded:
 
 
 @dataclass(frozen=True)
-class Sought:
+class GroundingQuery:
     """A question about an image, and the hypotheses whose places are sought for it."""
 
     study: Study
@@ -83,14 +83,14 @@ class Sought:
     hypotheses: tuple[str, ...]
 
 
-def by_study(sought: Sequence[Sought]) -> Iterator[tuple[Study, list[Sought]]]:
+def group_by_study(sought: Sequence[GroundingQuery]) -> Iterator[tuple[Study, list[GroundingQuery]]]:
     """Each image with its questions, which stand together."""
     for _, group in groupby(sought, key=lambda one: one.study.id):
         asked = list(group)
         yield asked[0].study, asked
 
 
-def findings_of(asked: Sequence[Sought]) -> list[str]:
+def collect_findings(asked: Sequence[GroundingQuery]) -> list[str]:
     """The hypotheses of questions about one image, each once; "normal" is nowhere in particular."""
     return sorted({h for one in asked for h in one.hypotheses if h != "normal"})
 
@@ -104,13 +104,13 @@ class Grounder(Protocol):
     @property
     def name(self) -> str: ...
 
-    def ground(self, sought: Sequence[Sought], folder: Path) -> list[list[Grounded]]: ...
+    def ground(self, sought: Sequence[GroundingQuery], folder: Path) -> list[list[GroundedRegion]]: ...
 
 
 class RelevancePolicy(Policy, Protocol):
     """A policy in this process, whose gradients can be read."""
 
-    def relevance(self, conversations: Sequence[Conversation]) -> list[npt.NDArray[np.float32]]:
+    def compute_relevance(self, conversations: Sequence[Conversation]) -> list[npt.NDArray[np.float32]]:
         """For each conversation a (rows, columns) map of its last picture: how much each part of it adds to
         log P(yes)/P(no) (nats), beside a part that looks like the mean of all last pictures given."""
         ...

@@ -25,18 +25,18 @@ from transformers import (
 )
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
-from clincot.models.checkpoint import UnsupportedCheckpoint, checkpoint_digest
-from clincot.models.encoding import Encoded, Encoder, pad, stack_pictures
-from clincot.models.features import SHARED_FEATURES, PictureFeatures
-from clincot.models.protocols import LEAST_YES_NO, Generation
-from clincot.models.yes_no import yes_no_ids
-from clincot.prompts import Conversation, Picture, Views, load_views
+from clincot.models.checkpoint import UnsupportedCheckpoint, hash_checkpoint
+from clincot.models.encoding import ConversationEncoder, EncodedConversation, pad_rows, stack_pictures
+from clincot.models.features import SHARED_FEATURE_FAMILIES, PictureFeatures
+from clincot.models.protocols import MIN_YES_NO_MASS, Generation
+from clincot.models.yes_no import find_yes_no_ids
+from clincot.prompts import Conversation, ImageView, PromptFormat, load_prompt_format
 
 # Shape suffixes: B conversations, T tokens, V vocabulary, F frames, H hidden size.
 
 T = TypeVar("T")
 
-_PATH_STEPS = 8  # of the integral over gradients
+_INTEGRATION_STEPS = 8  # of the integral over gradients
 
 
 class VisionLanguageModel:
@@ -55,18 +55,18 @@ class VisionLanguageModel:
     ) -> None:
         self.path = Path(path)
         self.name = name or self.path.name
-        self.digest = checkpoint_digest(self.path) if self.path.is_dir() else f"hub:{path}"
-        self.views: Views = load_views(self.path)
+        self.digest = hash_checkpoint(self.path) if self.path.is_dir() else f"hub:{path}"
+        self.views: PromptFormat = load_prompt_format(self.path)
         self.batch_size = batch_size
         self.progress = progress
         self.model, processor = load_checkpoint(str(path), dtype=dtype, device=device)
         self.model.eval()
-        self.encoder = Encoder(processor)
-        self.shares_features: bool = self.model.config.model_type in SHARED_FEATURES
+        self.encoder = ConversationEncoder(processor)
+        self.shares_features: bool = self.model.config.model_type in SHARED_FEATURE_FAMILIES
         self._features = PictureFeatures(self.model, self.encoder, kept_mb=features_mb)
-        self._yes, self._no = yes_no_ids(self.encoder.tokenizer, self.path)
+        self._yes, self._no = find_yes_no_ids(self.encoder.tokenizer, self.path)
 
-    def write(
+    def generate(
         self,
         conversations: Sequence[Conversation],
         *,
@@ -79,37 +79,37 @@ class VisionLanguageModel:
             raise ValueError(f"one seed a conversation: {len(conversations)} conversations, {len(seeds)} seeds")
         out: list[Generation] = []
         pairs = list(zip(conversations, seeds, strict=True))
-        for batch in self._batches(pairs, "writing"):
-            out += self._write_batch([c for c, _ in batch], [s for _, s in batch], max_new_tokens, temperature)
+        for batch in self._iter_batches(pairs, "writing"):
+            out += self._generate_batch([c for c, _ in batch], [s for _, s in batch], max_new_tokens, temperature)
         return out
 
     def p_yes(self, conversations: Sequence[Conversation]) -> list[float | None]:
         """See protocols.Policy: one forward pass a batch, nothing is generated."""
         out: list[float | None] = []
-        for batch in self._batches(conversations, "scoring"):
-            logp_BV = self.next_token_logprobs([self.encoder.encode(c, reply=True) for c in batch])
+        for batch in self._iter_batches(conversations, "scoring"):
+            logp_BV = self.compute_next_token_logprobs([self.encoder.encode(c, reply=True) for c in batch])
             yes_B = torch.logsumexp(logp_BV[:, self._yes], dim=-1)
             no_B = torch.logsumexp(logp_BV[:, self._no], dim=-1)
             mass_B = yes_B.exp() + no_B.exp()  # NaN where the weights are broken, which is no probability either
             odds_B = torch.sigmoid((yes_B - no_B).double())
             read = zip(odds_B.tolist(), mass_B.tolist(), strict=True)
-            out += [round(p, 6) if mass >= LEAST_YES_NO else None for p, mass in read]
+            out += [round(p, 6) if mass >= MIN_YES_NO_MASS else None for p, mass in read]
         return out
 
-    def answer_logprobs(self, conversations: Sequence[Conversation]) -> list[float]:
+    def compute_answer_logprobs(self, conversations: Sequence[Conversation]) -> list[float]:
         """Sum of log-probabilities (nats) of the action tokens of each conversation."""
         out: list[float] = []
-        for batch in self._batches(conversations, "scoring"):
+        for batch in self._iter_batches(conversations, "scoring"):
             encoded = [self.encoder.encode(c) for c in batch]
-            inputs = self._inputs(encoded, side="right")
+            inputs = self._build_inputs(encoded, side="right")
             with torch.inference_mode():
                 logits_BTV = self.model(**inputs).logits
-            actions_BT = pad([e.actions for e in encoded], False, side="right", dtype=torch.bool)
-            logp_BT = token_logprobs(logits_BTV, inputs["input_ids"])
+            actions_BT = pad_rows([e.actions for e in encoded], False, side="right", dtype=torch.bool)
+            logp_BT = gather_token_logprobs(logits_BTV, inputs["input_ids"])
             out += (logp_BT * actions_BT[:, 1:].to(logp_BT.device)).sum(-1).tolist()
         return out
 
-    def relevance(self, conversations: Sequence[Conversation]) -> list[npt.NDArray[np.float32]]:
+    def compute_relevance(self, conversations: Sequence[Conversation]) -> list[npt.NDArray[np.float32]]:
         """See protocols.RelevancePolicy. Needs a family whose picture features are a square grid of tokens.
 
         Integrated gradients (Sundararajan et al. 2017, arXiv 1703.01365) along the straight path from the mean feature
@@ -117,45 +117,47 @@ class VisionLanguageModel:
         """
         if not self.shares_features:
             raise UnsupportedCheckpoint(
-                f"{self.path}: relevance maps are read from {sorted(SHARED_FEATURES)} checkpoints, this one is "
+                f"{self.path}: relevance maps are read from {sorted(SHARED_FEATURE_FAMILIES)} checkpoints, this one is "
                 f"{self.model.config.model_type!r}; use the windows, written or http grounder"
             )
         encoded = [self.encoder.encode(conversation, reply=True) for conversation in conversations]
         # a picture that is split into frames is whole in the last of them
-        last_BTH = torch.cat([self.features(one.pictures[-1:])[-1:] for one in encoded])
+        last_BTH = torch.cat([self.encode_pictures(one.pictures[-1:])[-1:] for one in encoded])
         common_H = last_BTH.mean((0, 1))
         side = math.isqrt(last_BTH.shape[1])
         out: list[npt.NDArray[np.float32]] = []
         for at in range(0, len(encoded), self.batch_size):
             here = slice(at, at + self.batch_size)
-            evidence_BT = self._evidence(encoded[here], last_BTH[here], common_H)
+            evidence_BT = self._integrate_gradients(encoded[here], last_BTH[here], common_H)
             out += list(evidence_BT.reshape(-1, side, side).float().cpu().numpy())
         return out
 
-    def _evidence(self, encoded: Sequence[Encoded], last_BTH: torch.Tensor, common_H: torch.Tensor) -> torch.Tensor:
+    def _integrate_gradients(
+        self, encoded: Sequence[EncodedConversation], last_BTH: torch.Tensor, common_H: torch.Tensor
+    ) -> torch.Tensor:
         """(B, T) integrated gradients of log P(yes)/P(no) from the common feature to each last picture's own."""
-        inputs = self._inputs(encoded, side="left")
+        inputs = self._build_inputs(encoded, side="left")
         features_FTH = inputs["mm_encoder_outputs"]["image"].pooler_output
-        last = torch.tensor([len(self.features(one.pictures)) for one in encoded], device=features_FTH.device)
+        last = torch.tensor([len(self.encode_pictures(one.pictures)) for one in encoded], device=features_FTH.device)
         gradient_BTH = torch.zeros_like(last_BTH)
-        for step in range(_PATH_STEPS):
-            share = (step + 0.5) / _PATH_STEPS
+        for step in range(_INTEGRATION_STEPS):
+            share = (step + 0.5) / _INTEGRATION_STEPS
             between_BTH = (common_H + share * (last_BTH - common_H)).requires_grad_(True)
             moved_FTH = features_FTH.index_copy(0, last.cumsum(0) - 1, between_BTH)
             inputs["mm_encoder_outputs"] = {"image": BaseModelOutputWithPooling(pooler_output=moved_FTH)}
             logits_BV = self.model(**inputs, logits_to_keep=1).logits[:, -1]
             odds_B = torch.logsumexp(logits_BV[:, self._yes], -1) - torch.logsumexp(logits_BV[:, self._no], -1)
-            gradient_BTH += torch.autograd.grad(odds_B.sum(), between_BTH)[0] / _PATH_STEPS
+            gradient_BTH += torch.autograd.grad(odds_B.sum(), between_BTH)[0] / _INTEGRATION_STEPS
         return ((last_BTH - common_H) * gradient_BTH).sum(-1)
 
-    def next_token_logprobs(self, encoded: Sequence[Encoded]) -> torch.Tensor:
+    def compute_next_token_logprobs(self, encoded: Sequence[EncodedConversation]) -> torch.Tensor:
         """(B, V) log-probabilities of the token that follows each conversation."""
-        inputs = self._inputs(encoded, side="left")
+        inputs = self._build_inputs(encoded, side="left")
         with torch.inference_mode():
             logits_BTV = self.model(**inputs, logits_to_keep=1).logits
         return torch.log_softmax(logits_BTV[:, -1].float(), dim=-1)
 
-    def _write_batch(
+    def _generate_batch(
         self,
         conversations: Sequence[Conversation],
         seeds: Sequence[int],
@@ -163,10 +165,10 @@ class VisionLanguageModel:
         temperature: float,
     ) -> list[Generation]:
         encoded = [self.encoder.encode(c, reply=True) for c in conversations]
-        inputs = self._inputs(encoded, side="left")
+        inputs = self._build_inputs(encoded, side="left")
         processors = LogitsProcessorList()
         if temperature > 0:
-            processors.append(_SampleBySeed(seeds, temperature))
+            processors.append(_SeededSampler(seeds, temperature))
         # as an object: given as keywords, every call compares the model's whole configuration with its defaults (20 ms)
         how = GenerationConfig(
             max_new_tokens=max_new_tokens,
@@ -186,34 +188,38 @@ class VisionLanguageModel:
             ],
             dim=1,
         )
-        return [self._generation(ids, logps) for ids, logps in zip(new_BT.tolist(), logp_BT.tolist(), strict=True)]
+        return [
+            self._decode_generation(ids, logps) for ids, logps in zip(new_BT.tolist(), logp_BT.tolist(), strict=True)
+        ]
 
-    def _generation(self, ids: list[int], logps: list[float]) -> Generation:
+    def _decode_generation(self, ids: list[int], logps: list[float]) -> Generation:
         ended = next((i for i, token in enumerate(ids) if token in self.encoder.end_ids), None)
         end = len(ids) if ended is None else ended + 1
         text = self.encoder.tokenizer.decode(ids[:end], skip_special_tokens=True).strip()
         return Generation(text, tuple(round(value, 6) for value in logps[:end]), cut_off=ended is None)
 
-    def _inputs(self, encoded: Sequence[Encoded], *, side: str) -> dict[str, Any]:
+    def _build_inputs(self, encoded: Sequence[EncodedConversation], *, side: str) -> dict[str, Any]:
         device = self.model.device
         inputs: dict[str, Any] = {
-            "input_ids": pad([e.ids for e in encoded], self.encoder.pad_id, side=side).to(device),
-            "attention_mask": pad([[1] * len(e.ids) for e in encoded], 0, side=side).to(device),
+            "input_ids": pad_rows([e.ids for e in encoded], self.encoder.pad_id, side=side).to(device),
+            "attention_mask": pad_rows([[1] * len(e.ids) for e in encoded], 0, side=side).to(device),
         }
         pictures = [p for e in encoded for p in e.pictures]
         if pictures and self.shares_features:
-            features_FTH = self.features(pictures)
+            features_FTH = self.encode_pictures(pictures)
             inputs["mm_encoder_outputs"] = {"image": BaseModelOutputWithPooling(pooler_output=features_FTH)}
         elif pictures:
-            tensors = stack_pictures([self.encoder.picture(p) for p in pictures], [len(e.pictures) for e in encoded])
+            tensors = stack_pictures(
+                [self.encoder.encode_picture(p) for p in pictures], [len(e.pictures) for e in encoded]
+            )
             inputs |= {k: v.to(device) for k, v in tensors.items()}
         return inputs
 
-    def features(self, pictures: Sequence[Picture]) -> torch.Tensor:
+    def encode_pictures(self, pictures: Sequence[ImageView]) -> torch.Tensor:
         """(F, T, H) features of the pictures' frames, in order; each distinct picture is encoded once."""
         return self._features(pictures)
 
-    def _batches(self, items: Sequence[T], what: str) -> Iterator[Sequence[T]]:
+    def _iter_batches(self, items: Sequence[T], what: str) -> Iterator[Sequence[T]]:
         starts = range(0, len(items), self.batch_size)
         for start in tqdm(
             starts, desc=f"{self.name}: {what}", disable=not self.progress or len(starts) < 4, leave=False
@@ -242,13 +248,13 @@ def load_checkpoint(path: str, *, dtype: str = "float32", device: str = "cpu") -
     return model.to(device), processor
 
 
-def token_logprobs(logits_BTV: torch.Tensor, ids_BT: torch.Tensor) -> torch.Tensor:
+def gather_token_logprobs(logits_BTV: torch.Tensor, ids_BT: torch.Tensor) -> torch.Tensor:
     """(B, T-1) log-probability (nats) of every token but the first, given those before it."""
     logp_BTV = torch.log_softmax(logits_BTV[:, :-1].float(), dim=-1)
     return logp_BTV.gather(-1, ids_BT[:, 1:, None])[..., 0]
 
 
-class _SampleBySeed(LogitsProcessor):  # type: ignore[misc]
+class _SeededSampler(LogitsProcessor):  # type: ignore[misc]
     """Gumbel-max sampling: argmax(logits / temperature + noise), the noise of each row from its own seed."""
 
     def __init__(self, seeds: Sequence[int], temperature: float) -> None:

@@ -7,17 +7,17 @@ from typing import Any
 
 from clincot.models.checkpoint import UnsupportedCheckpoint
 
-_YES, _NO = ("yes", "Yes", " yes", " Yes", "YES"), ("no", "No", " no", " No", "NO")
+_YES_WORDS, _NO_WORDS = ("yes", "Yes", " yes", " Yes", "YES"), ("no", "No", " no", " No", "NO")
 
 
-def yes_no_ids(tokenizer: Any, where: object) -> tuple[list[int], list[int]]:
+def find_yes_no_ids(tokenizer: Any, where: object) -> tuple[list[int], list[int]]:
     """Token ids that stand for yes and for no: every casing that is one token."""
 
     def ids(words: tuple[str, ...]) -> list[int]:
         tokens = [tokenizer(word, add_special_tokens=False)["input_ids"] for word in words]
         return sorted({t[0] for t in tokens if len(t) == 1 and t[0] != tokenizer.unk_token_id})
 
-    yes, no = ids(_YES), ids(_NO)
+    yes, no = ids(_YES_WORDS), ids(_NO_WORDS)
     if set(yes) & set(no):
         raise UnsupportedCheckpoint(f"{where}: the tokenizer has one token for yes and no, so P(yes) cannot be read")
     if not yes or not no:
@@ -28,11 +28,11 @@ def yes_no_ids(tokenizer: Any, where: object) -> tuple[list[int], list[int]]:
     return yes, no
 
 
-def yes_no_of(checkpoint: Path) -> tuple[int, ...]:
+def read_yes_no_ids(checkpoint: Path) -> tuple[int, ...]:
     """The ids of both by the tokenizer of a checkpoint's folder; () where there is no tokenizer.json."""
     if not (checkpoint / "tokenizer.json").is_file():
         return ()
     from transformers import AutoTokenizer
 
-    yes, no = yes_no_ids(AutoTokenizer.from_pretrained(str(checkpoint), trust_remote_code=False), checkpoint)
+    yes, no = find_yes_no_ids(AutoTokenizer.from_pretrained(str(checkpoint), trust_remote_code=False), checkpoint)
     return (*yes, *no)

@@ -19,15 +19,15 @@ from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from clincot.config import PairSection
-from clincot.errors import BadInput
-from clincot.geometry import Unit
-from clincot.records import Candidate, PanelScore, PreferencePair, digest_of
+from clincot.config import PairConfig
+from clincot.errors import InvalidInput
+from clincot.geometry import UnitFloat
+from clincot.records import Candidate, PanelScore, PreferencePair, hash_json
 
 Count = Annotated[int, Field(ge=0)]
 
 
-class BadPairInput(BadInput):
+class BadPairInput(InvalidInput):
     """Candidates and scores that do not belong together, or do not stand in question order."""
 
 
@@ -46,9 +46,9 @@ class PairReport(BaseModel):
     pairs: Count
     same_region: Count  # pairs whose sides look at the same place
     written: Count  # pairs whose regions the policy wrote
-    longer_rejected_auc_before: Unit | None  # P(rejected text longer) + P(equal)/2, in characters; None: no pairs
-    longer_rejected_auc: Unit | None  # the same of the pairs kept
-    longer_rejected_auc_tokens: Unit | None  # of the pairs kept, in tokens of the answer; reported, not balanced
+    longer_rejected_auc_before: UnitFloat | None  # P(rejected text longer) + P(equal)/2, in characters; None: no pairs
+    longer_rejected_auc: UnitFloat | None  # the same of the pairs kept
+    longer_rejected_auc_tokens: UnitFloat | None  # of the pairs kept, in tokens of the answer; reported, not balanced
     mean_chosen_chars: float | None
     mean_rejected_chars: float | None
     contradictions: Count = 0  # pairs whose two texts another pair of the question has the other way round
@@ -56,7 +56,7 @@ class PairReport(BaseModel):
     gaps_kept: dict[str, int]
 
 
-class NoPairs(BadInput):
+class NoPairs(InvalidInput):
     """Not one pair is left; `report` says where they went."""
 
     def __init__(self, report: PairReport) -> None:
@@ -68,7 +68,7 @@ class NoPairs(BadInput):
 
 
 @dataclass(frozen=True)
-class _Side:
+class _ScoredCandidate:
     """A candidate with what it is worth."""
 
     candidate: Candidate
@@ -86,7 +86,7 @@ class _Side:
 
 
 @dataclass(frozen=True)
-class _Kept:
+class _EligiblePair:
     """A pair with what the balance needs to know of it."""
 
     pair: PreferencePair
@@ -102,24 +102,24 @@ class _Kept:
         return (self.chars[1] > self.chars[0]) - (self.chars[1] < self.chars[0])
 
 
-_Pools = dict[tuple[int, bool], list[int]]
+_PairPools = dict[tuple[int, bool], list[int]]
 
 
 def make_pairs(
-    candidates: Iterable[Candidate], scores: Iterable[PanelScore], section: PairSection
+    candidates: Iterable[Candidate], scores: Iterable[PanelScore], section: PairConfig
 ) -> tuple[list[PreferencePair], PairReport]:
     """Pairs, in question order, and the report.
 
     `candidates` in question order; `scores` one a candidate, in the same order (as judge_candidates writes
     them). Raises BadPairInput where they are not, NoPairs (with the report) when nothing is left.
     """
-    tally = _Tally()
-    kept: list[_Kept] = []
+    tally = _PairTally()
+    kept: list[_EligiblePair] = []
     same = 0
-    for question, scored in _by_question(candidates, scores):
-        eligible = _eligible(_sides(question, scored, section.gamma, tally), section.min_gap, tally)
+    for question, scored in _group_by_question(candidates, scores):
+        eligible = _find_eligible_pairs(_score_chains(question, scored, section.gamma, tally), section.min_gap, tally)
         if section.pick == "top":
-            eligible.sort(key=lambda one: -_rounded(one.pair.gap))  # stable: equal gaps stay in file order
+            eligible.sort(key=lambda one: -_round_gap(one.pair.gap))  # stable: equal gaps stay in file order
         else:
             Random(f"{section.seed} {question}").shuffle(eligible)
         picked = 0
@@ -132,20 +132,20 @@ def make_pairs(
                 kept.append(one)
                 same += one.same_region
                 picked += 1
-    before = _longer_rejected([k.chars for k in kept])
-    kept = _balance(kept, section, tally)
-    report = tally.report(kept, auc_before=before)
+    before = _compute_length_auc([k.chars for k in kept])
+    kept = _balance_pairs(kept, section, tally)
+    report = tally.build_report(kept, auc_before=before)
     if not kept:
         raise NoPairs(report)
     return [k.pair for k in kept], report
 
 
-def _by_question(
+def _group_by_question(
     candidates: Iterable[Candidate], scores: Iterable[PanelScore]
 ) -> Iterator[tuple[str, list[tuple[Candidate, PanelScore]]]]:
     """Candidates with their scores, question by question."""
     seen: set[str] = set()
-    for question, group in groupby(_scored(candidates, scores), key=lambda both: both[0].question):
+    for question, group in groupby(_join_scores(candidates, scores), key=lambda both: both[0].question):
         if question in seen:
             raise BadPairInput(f"the candidates of {question} do not stand together; expected question order")
         seen.add(question)
@@ -154,7 +154,9 @@ def _by_question(
         raise BadPairInput("no candidates to pair: the candidates file is empty")
 
 
-def _scored(candidates: Iterable[Candidate], scores: Iterable[PanelScore]) -> Iterator[tuple[Candidate, PanelScore]]:
+def _join_scores(
+    candidates: Iterable[Candidate], scores: Iterable[PanelScore]
+) -> Iterator[tuple[Candidate, PanelScore]]:
     waiting = iter(scores)
     for candidate in candidates:
         score = next(waiting, None)
@@ -170,7 +172,9 @@ def _scored(candidates: Iterable[Candidate], scores: Iterable[PanelScore]) -> It
         raise BadPairInput(f"the score of {extra.candidate} has no candidate")
 
 
-def _sides(question: str, scored: Sequence[tuple[Candidate, PanelScore]], gamma: float, tally: _Tally) -> list[_Side]:
+def _score_chains(
+    question: str, scored: Sequence[tuple[Candidate, PanelScore]], gamma: float, tally: _PairTally
+) -> list[_ScoredCandidate]:
     """Chain scores: s = s_cur + gamma * mean(s_next over the candidates that continue this one) [UV-CoT].
 
     Siblings of which only some were continued are scored by s_cur alone: the term would otherwise reward being
@@ -185,29 +189,29 @@ def _sides(question: str, scored: Sequence[tuple[Candidate, PanelScore]], gamma:
             children[candidate.parent].append(panel.score)
     siblings: dict[tuple[object, ...], list[str]] = defaultdict(list)
     for candidate, _ in scored:
-        siblings[_group(candidate)].append(candidate.id)
+        siblings[_make_sibling_key(candidate)].append(candidate.id)
     continued = {key: sum(one in children for one in ids) for key, ids in siblings.items()}
     tally.chains_cut += sum(0 < continued[key] < len(ids) for key, ids in siblings.items())
     sides = []
     for candidate, panel in scored:
         score = panel.score
-        key = _group(candidate)
+        key = _make_sibling_key(candidate)
         if gamma > 0 and score is not None and continued[key] == len(siblings[key]):
             following = [s for s in children[candidate.id] if s is not None]
             score = score + gamma * sum(following) / len(following) if following else None
-        sides.append(_Side(candidate, score, panel.spread, panel.judges))
+        sides.append(_ScoredCandidate(candidate, score, panel.spread, panel.judges))
         tally.unscored += score is None
     tally.questions += 1
     tally.candidates += len(scored)
     return sides
 
 
-def _group(candidate: Candidate) -> tuple[object, ...]:
+def _make_sibling_key(candidate: Candidate) -> tuple[object, ...]:
     """Candidates that may be compared share this."""
     return (candidate.step, candidate.parent, candidate.prompt, candidate.region_written)
 
 
-def _eligible(sides: Sequence[_Side], min_gap: float, tally: _Tally) -> list[_Kept]:
+def _find_eligible_pairs(sides: Sequence[_ScoredCandidate], min_gap: float, tally: _PairTally) -> list[_EligiblePair]:
     """Every pair that the candidates of one question allow, in file order; what is dropped is counted."""
     found = []
     taken: set[frozenset[tuple[str, str]]] = set()
@@ -215,14 +219,14 @@ def _eligible(sides: Sequence[_Side], min_gap: float, tally: _Tally) -> list[_Ke
         if one.candidate.step != other.candidate.step:
             continue
         tally.considered += 1
-        if reason := _unfit(one, other):
+        if reason := _explain_unfit(one, other):
             tally.dropped[reason] += 1
             continue
         if one.score is None or other.score is None:
             tally.dropped["unscored"] += 1
             continue
-        gap = _rounded(abs(one.score - other.score))
-        tally.gaps[_bin(gap)] += 1
+        gap = _round_gap(abs(one.score - other.score))
+        tally.gaps[_bin_gap(gap)] += 1
         actions = frozenset((one.action, other.action))
         if gap < min_gap:
             tally.dropped["gap below min_gap"] += 1
@@ -231,11 +235,11 @@ def _eligible(sides: Sequence[_Side], min_gap: float, tally: _Tally) -> list[_Ke
         else:
             taken.add(actions)
             ordered = (one, other) if one.score > other.score else (other, one)
-            found.append(_pair(*ordered, max(one.score, other.score), min(one.score, other.score)))
+            found.append(_build_pair(*ordered, max(one.score, other.score), min(one.score, other.score)))
     return found
 
 
-def _unfit(one: _Side, other: _Side) -> str:
+def _explain_unfit(one: _ScoredCandidate, other: _ScoredCandidate) -> str:
     """Why two candidates of one step do not make a pair whatever their scores; "" if they may."""
     if one.context != other.context:
         return "different context"
@@ -250,7 +254,9 @@ def _unfit(one: _Side, other: _Side) -> str:
     return ""
 
 
-def _pair(chosen: _Side, rejected: _Side, chosen_score: float, rejected_score: float) -> _Kept:
+def _build_pair(
+    chosen: _ScoredCandidate, rejected: _ScoredCandidate, chosen_score: float, rejected_score: float
+) -> _EligiblePair:
     better, worse = chosen.candidate, rejected.candidate
     pair = PreferencePair(
         question=better.question,
@@ -263,7 +269,7 @@ def _pair(chosen: _Side, rejected: _Side, chosen_score: float, rejected_score: f
         spread=(chosen.spread + rejected.spread) / 2,
         step=better.step,
     )
-    return _Kept(
+    return _EligiblePair(
         pair,
         same_region=chosen.candidate.region == rejected.candidate.region,
         written=better.region_written,
@@ -273,18 +279,18 @@ def _pair(chosen: _Side, rejected: _Side, chosen_score: float, rejected_score: f
     )
 
 
-def _balance(kept: Sequence[_Kept], section: PairSection, tally: _Tally) -> list[_Kept]:
+def _balance_pairs(kept: Sequence[_EligiblePair], section: PairConfig, tally: _PairTally) -> list[_EligiblePair]:
     """Drop surplus pairs, one at a time, until neither length nor same_region_share is out of bounds.
 
     Which of a surplus goes is decided by a hash of seed and pair: dropping the smallest gaps, say, would leave
     a gap that depends on which side is longer.
     """
-    lot = sorted(range(len(kept)), key=lambda i: digest_of([section.seed, kept[i].pair.id]))
+    lot = sorted(range(len(kept)), key=lambda i: hash_json([section.seed, kept[i].pair.id]))
     # (rejected longer 1, shorter -1, equal 0; same region) -> places in `lot`, the first to go last
-    pools: _Pools = {(longer, same): [] for longer in (1, 0, -1) for same in (True, False)}
+    pools: _PairPools = {(longer, same): [] for longer in (1, 0, -1) for same in (True, False)}
     for place, i in enumerate(lot):
         pools[kept[i].longer, kept[i].same_region].append(place)
-    while (surplus := _surplus(pools, section)) is not None:
+    while (surplus := _find_surplus(pools, section)) is not None:
         pool, reason = surplus
         pool.pop()
         tally.dropped[reason] += 1
@@ -292,7 +298,7 @@ def _balance(kept: Sequence[_Kept], section: PairSection, tally: _Tally) -> list
     return [one for i, one in enumerate(kept) if i in left]
 
 
-def _surplus(pools: _Pools, section: PairSection) -> tuple[list[int], str] | None:
+def _find_surplus(pools: _PairPools, section: PairConfig) -> tuple[list[int], str] | None:
     """The pool that the next pair to go is in, and why it goes; None when both limits hold.
 
     A pair dropped for one limit should not strain the other, or the two would take turns until nothing is left.
@@ -314,23 +320,23 @@ def _surplus(pools: _Pools, section: PairSection) -> tuple[list[int], str] | Non
     return None
 
 
-def _longer_rejected(lengths: Sequence[tuple[int, int]]) -> float | None:
+def _compute_length_auc(lengths: Sequence[tuple[int, int]]) -> float | None:
     """AUC of "the longer side is the rejected one" over (chosen, rejected) lengths; ties count half."""
     if not lengths:
         return None
     return sum(1.0 if r > c else 0.5 if r == c else 0.0 for c, r in lengths) / len(lengths)
 
 
-def _rounded(gap: float) -> float:
+def _round_gap(gap: float) -> float:
     """Gaps are compared at 9 decimals: 0.7 - 0.4 is 0.3, not 0.29999999999999993."""
     return round(gap, 9)
 
 
-def _bin(gap: float) -> str:
-    return f"{math.floor(_rounded(gap * 10)) / 10:.1f}"
+def _bin_gap(gap: float) -> str:
+    return f"{math.floor(_round_gap(gap * 10)) / 10:.1f}"
 
 
-class _Tally:
+class _PairTally:
     """Running counts of the report."""
 
     def __init__(self) -> None:
@@ -338,8 +344,8 @@ class _Tally:
         self.dropped: Counter[str] = Counter()
         self.gaps: Counter[str] = Counter()
 
-    def report(self, kept: Sequence[_Kept], *, auc_before: float | None) -> PairReport:
-        gaps_kept = Counter(_bin(_rounded(one.pair.gap)) for one in kept)
+    def build_report(self, kept: Sequence[_EligiblePair], *, auc_before: float | None) -> PairReport:
+        gaps_kept = Counter(_bin_gap(_round_gap(one.pair.gap)) for one in kept)
         return PairReport(
             questions=self.questions,
             questions_with_pairs=len({one.pair.question for one in kept}),
@@ -352,17 +358,17 @@ class _Tally:
             same_region=sum(one.same_region for one in kept),
             written=sum(one.written for one in kept),
             longer_rejected_auc_before=auc_before,
-            longer_rejected_auc=_longer_rejected([one.chars for one in kept]),
-            longer_rejected_auc_tokens=_longer_rejected([one.tokens for one in kept]),
+            longer_rejected_auc=_compute_length_auc([one.chars for one in kept]),
+            longer_rejected_auc_tokens=_compute_length_auc([one.tokens for one in kept]),
             mean_chosen_chars=sum(one.chars[0] for one in kept) / len(kept) if kept else None,
             mean_rejected_chars=sum(one.chars[1] for one in kept) / len(kept) if kept else None,
-            contradictions=_contradictions(kept),
-            gaps_considered=_in_order(self.gaps),
-            gaps_kept=_in_order(gaps_kept),
+            contradictions=_count_contradictions(kept),
+            gaps_considered=_sort_bins(self.gaps),
+            gaps_kept=_sort_bins(gaps_kept),
         )
 
 
-def _contradictions(kept: Sequence[_Kept]) -> int:
+def _count_contradictions(kept: Sequence[_EligiblePair]) -> int:
     """Two regions may give one text different scores, so a few are no error; many leave no answer to be learnt."""
     orders = {(one.pair.question, one.pair.step, *one.texts) for one in kept}
     return sum(
@@ -370,5 +376,5 @@ def _contradictions(kept: Sequence[_Kept]) -> int:
     )
 
 
-def _in_order(bins: Counter[str]) -> dict[str, int]:
+def _sort_bins(bins: Counter[str]) -> dict[str, int]:
     return dict(sorted(bins.items(), key=lambda bin_: float(bin_[0])))

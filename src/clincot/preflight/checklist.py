@@ -7,16 +7,25 @@ import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from clincot.config import PreflightSection
-from clincot.jsonl import write_json, write_records, written_aside
-from clincot.preflight.preflight_report import Check, PreflightFailed, PreflightReport, failed, passed, table
+from clincot.config import PreflightConfig
+from clincot.jsonl import atomic_write, write_json, write_records
+from clincot.preflight.preflight_report import (
+    PreflightCheck,
+    PreflightFailed,
+    PreflightReport,
+    fail_check,
+    pass_check,
+    render_check_table,
+)
 from clincot.preflight.probe import Probe, run_probes
 from clincot.records import StartingPolicy
 
-Metrics = dict[str, float]
+PreflightMetrics = dict[str, float]
 
 
-def look(section: PreflightSection, inputs: Mapping[str, Path], outputs: Mapping[str, Path]) -> Metrics:
+def run_preflight(
+    section: PreflightConfig, inputs: Mapping[str, Path], outputs: Mapping[str, Path]
+) -> PreflightMetrics:
     """Run every check; write the report and the table, and, where nothing failed, the round's starting policy.
 
     Raises PreflightFailed, naming all checks that failed; the report and the table are there by then.
@@ -24,11 +33,11 @@ def look(section: PreflightSection, inputs: Mapping[str, Path], outputs: Mapping
     outputs["champion"].unlink(missing_ok=True)  # of an earlier look, when all was well
     outputs["report"].parent.mkdir(parents=True, exist_ok=True)
     start: list[StartingPolicy] = []
-    found = run_probes(probes(section, inputs, outputs["report"].parent, start))
+    found = run_probes(build_probes(section, inputs, outputs["report"].parent, start))
     report = PreflightReport(checks=tuple(found))
     write_json(outputs["report"], report.model_dump(mode="json"))
-    with written_aside(outputs["table"]) as file:
-        file.write(table(report.checks))
+    with atomic_write(outputs["table"]) as file:
+        file.write(render_check_table(report.checks))
     if report.failed:
         raise PreflightFailed(
             f"{len(report.failed)} of {len(report.checks)} checks failed: "
@@ -40,32 +49,32 @@ def look(section: PreflightSection, inputs: Mapping[str, Path], outputs: Mapping
     return {"passed": states.count("pass"), "skipped": states.count("skipped"), "round": start[0].round}
 
 
-def probes(
-    section: PreflightSection, inputs: Mapping[str, Path], work: Path, start: list[StartingPolicy]
+def build_probes(
+    section: PreflightConfig, inputs: Mapping[str, Path], work: Path, start: list[StartingPolicy]
 ) -> list[Probe]:
     """What is looked at, in the order of the table. The starting policy is put into `start` when it is found."""
     from clincot.preflight import cluster, judges, repository, starting_policy, stores
 
     return [
-        *stores.probes(section),
-        *repository.probes(section),
-        *judges.probes(section),
-        *starting_policy.probes(section, start),
-        *cluster.probes(section, inputs),
+        *stores.build_store_probes(section),
+        *repository.build_repository_probes(section),
+        *judges.build_judge_probes(section),
+        *starting_policy.build_champion_probes(section, start),
+        *cluster.build_cluster_probes(section, inputs),
         Probe(
             "disk",
             "free space",
             "free some space, or set preflight.free_gb",
             section.timeout_s,
-            lambda: disk(section.free_gb, work),
+            lambda: check_disk(section.free_gb, work),
         ),
     ]
 
 
-def disk(least_gb: float, work: Path) -> Iterator[Check]:
+def check_disk(least_gb: float, work: Path) -> Iterator[PreflightCheck]:
     """The space left in the work folder and where temporary files go."""
     for name, place in (("disk: work folder", work), ("disk: TMPDIR", Path(tempfile.gettempdir()))):
         free = shutil.disk_usage(place).free / 1e9
         tried, came = f"{place}: at least {least_gb:g} GB free", f"{free:.1f} GB"
         mend = "free some space, mount a larger volume, or set preflight.free_gb"
-        yield passed(name, tried, came) if free >= least_gb else failed(name, tried, came, mend)
+        yield pass_check(name, tried, came) if free >= least_gb else fail_check(name, tried, came, mend)

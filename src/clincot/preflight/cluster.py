@@ -7,8 +7,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from clincot.config import PreflightSection
-from clincot.preflight.preflight_report import Check, failed, passed, skipped
+from clincot.config import PreflightConfig
+from clincot.preflight.preflight_report import PreflightCheck, fail_check, pass_check, skip_check
 from clincot.preflight.probe import Probe
 
 if TYPE_CHECKING:
@@ -16,80 +16,93 @@ if TYPE_CHECKING:
     from clincot.deployment.service_settings import ServiceSettings
     from clincot.training.launch_settings import TrainJobSettings
 
-_WHAT = "KServe's InferenceService, and what the account may do"
+_CLUSTER_PROBE = "KServe's InferenceService, and what the account may do"
 
 
-def probes(section: PreflightSection, inputs: Mapping[str, Path]) -> list[Probe]:
-    def run() -> Iterator[Check]:
-        if section.cluster == "no" or (section.cluster == "auto" and not in_reach()):
+def build_cluster_probes(section: PreflightConfig, inputs: Mapping[str, Path]) -> list[Probe]:
+    def run() -> Iterator[PreflightCheck]:
+        if section.cluster == "no" or (section.cluster == "auto" and not has_cluster_config()):
             why = "preflight.cluster is no" if section.cluster == "no" else "no cluster here (no pod, no KUBECONFIG)"
-            yield skipped("cluster", _WHAT, why)
+            yield skip_check("cluster", _CLUSTER_PROBE, why)
             return
-        from clincot.clients.kubernetes import connect
-        from clincot.deployment.service_settings import load_service
-        from clincot.training.launch_settings import load_launch
+        from clincot.clients.kubernetes import connect_cluster
+        from clincot.deployment.service_settings import load_service_settings
+        from clincot.training.launch_settings import load_launch_settings
 
-        service, job = load_service(inputs.get("service")), load_launch(inputs.get("launch")).job
+        service, job = load_service_settings(inputs.get("service")), load_launch_settings(inputs.get("launch")).job
         if section.namespace:
             service = service.model_copy(update={"namespace": section.namespace})
-        cluster = connect()
-        yield from look(cluster, service)
+        cluster = connect_cluster()
+        yield from check_kserve(cluster, service)
         if job is None:
-            yield skipped("cluster: TrainJob", "Kubeflow Trainer", "training is not launched as a TrainJob (`launch`)")
+            yield skip_check(
+                "cluster: TrainJob", "Kubeflow Trainer", "training is not launched as a TrainJob (`launch`)"
+            )
         else:
-            yield from look_at_job(cluster, job)
+            yield from check_trainjob(cluster, job)
 
     mend = "check KUBECONFIG or the pod's service account, and that the API server can be reached from here"
-    return [Probe("cluster", _WHAT, mend, section.timeout_s, run)]
+    return [Probe("cluster", _CLUSTER_PROBE, mend, section.timeout_s, run)]
 
 
-def in_reach() -> bool:
+def has_cluster_config() -> bool:
     """Is there a cluster that one would mean: that of the pod we run in, or of a kubeconfig named outright?"""
     return bool(os.environ.get("KUBERNETES_SERVICE_HOST") or os.environ.get("KUBECONFIG"))
 
 
-def look(cluster: Cluster, service: ServiceSettings) -> Iterator[Check]:
+def check_kserve(cluster: Cluster, service: ServiceSettings) -> Iterator[PreflightCheck]:
     """KServe's API and the account's permissions. Raises ClusterFailed where the API server does not answer."""
     from clincot.deployment.inference_service import GROUP, VERSION
-    from clincot.deployment.permissions import rollout_permissions
+    from clincot.deployment.permissions import list_rollout_permissions
 
     name, tried = "cluster: KServe", f"does the cluster serve {GROUP}/{VERSION}?"
     if cluster.has_api(GROUP, VERSION):
-        yield passed(name, tried, "yes")
+        yield pass_check(name, tried, "yes")
     else:
-        yield failed(name, tried, "no: its CustomResourceDefinitions are not there", "install KServe 0.20 or later")
-    yield allowed("cluster: permissions", cluster, rollout_permissions(service))
+        yield fail_check(name, tried, "no: its CustomResourceDefinitions are not there", "install KServe 0.20 or later")
+    yield check_permissions("cluster: permissions", cluster, list_rollout_permissions(service))
 
 
-def look_at_job(cluster: Cluster, job: TrainJobSettings) -> Iterator[Check]:
+def check_trainjob(cluster: Cluster, job: TrainJobSettings) -> Iterator[PreflightCheck]:
     """Kubeflow Trainer's API, the account's permissions, and a dry run of a job such as training will start."""
     from clincot.clients.kubernetes import ClusterFailed, resource_path
-    from clincot.training.kubeflow_trainer import GROUP, PLURAL, VERSION, job_permissions, train_job
+    from clincot.training.kubeflow_trainer import (
+        TRAINJOB_GROUP,
+        TRAINJOB_PLURAL,
+        TRAINJOB_VERSION,
+        build_train_job,
+        list_job_permissions,
+    )
 
-    name, tried = "cluster: TrainJob", f"does the cluster serve {GROUP}/{VERSION}?"
-    if not cluster.has_api(GROUP, VERSION):
-        yield failed(name, tried, "no: its CustomResourceDefinitions are not there", "install Kubeflow Trainer v2")
+    name, tried = "cluster: TrainJob", f"does the cluster serve {TRAINJOB_GROUP}/{TRAINJOB_VERSION}?"
+    if not cluster.has_api(TRAINJOB_GROUP, TRAINJOB_VERSION):
+        yield fail_check(name, tried, "no: its CustomResourceDefinitions are not there", "install Kubeflow Trainer v2")
         return
-    yield passed(name, tried, "yes")
-    yield allowed("cluster: TrainJob permissions", cluster, job_permissions(job))
+    yield pass_check(name, tried, "yes")
+    yield check_permissions("cluster: TrainJob permissions", cluster, list_job_permissions(job))
     name, tried = "cluster: TrainJob dry run", f"to create a TrainJob of the runtime {job.runtime} without keeping it"
-    at = resource_path(GROUP, VERSION, job.namespace, PLURAL) + "?dryRun=All&fieldValidation=Strict"
+    at = (
+        resource_path(TRAINJOB_GROUP, TRAINJOB_VERSION, job.namespace, TRAINJOB_PLURAL)
+        + "?dryRun=All&fieldValidation=Strict"
+    )
     try:
-        cluster.request("POST", at, train_job(f"{job.prefix}-preflight", job.mount / "work.json", job))
+        cluster.request("POST", at, build_train_job(f"{job.prefix}-preflight", job.mount / "work.json", job))
     except ClusterFailed as error:
         mend = (
             f"check the runtime {job.runtime_kind} {job.runtime}, and that Kubeflow Trainer knows spec.runtimePatches"
         )
-        yield failed(name, tried, str(error), mend)
+        yield fail_check(name, tried, str(error), mend)
     else:
-        yield passed(name, tried, "accepted")
+        yield pass_check(name, tried, "accepted")
 
 
-def allowed(name: str, cluster: Cluster, needed: Sequence[Permission]) -> Check:
+def check_permissions(name: str, cluster: Cluster, needed: Sequence[Permission]) -> PreflightCheck:
     """Asks about every permission (SelfSubjectAccessReview); one check, which names all that are missing."""
-    refused = [permission for permission in needed if not cluster.may(permission)]
+    refused = [permission for permission in needed if not cluster.is_allowed(permission)]
     tried = f"SelfSubjectAccessReview of {len(needed)} permissions in {needed[0].namespace}"
     if not refused:
-        return passed(name, tried, "all allowed")
+        return pass_check(name, tried, "all allowed")
     missing = ", ".join(map(str, refused))
-    return failed(name, tried, f"not allowed: {missing}", "add these to the Role of the account that runs the round")
+    return fail_check(
+        name, tried, f"not allowed: {missing}", "add these to the Role of the account that runs the round"
+    )

@@ -7,27 +7,27 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from clincot.errors import ForTheUser
-from clincot.records import Text
+from clincot.errors import UserError
+from clincot.records import NonEmptyStr
 
 
-class PreflightFailed(ForTheUser, RuntimeError):
+class PreflightFailed(UserError, RuntimeError):
     """Something that the round needs is not there; names every check that failed. More is in the table."""
 
 
-class Check(BaseModel):
+class PreflightCheck(BaseModel):
     """One thing that was looked at. A failed check has a mend, a skipped one says in `found` why it was skipped."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    name: Text
+    name: NonEmptyStr
     state: Literal["pass", "fail", "skipped"]
-    tried: Text
+    tried: NonEmptyStr
     found: str = ""
     mend: str = ""
 
     @model_validator(mode="after")
-    def _says_enough(self) -> Check:
+    def _require_remedy_and_result(self) -> PreflightCheck:
         if (self.state == "fail") != bool(self.mend):
             raise ValueError(f"{self.name}: a check has a mend if, and only if, it failed")
         if self.state != "pass" and not self.found:
@@ -40,31 +40,31 @@ class PreflightReport(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    checks: tuple[Check, ...] = Field(min_length=1)
+    checks: tuple[PreflightCheck, ...] = Field(min_length=1)
 
     @property
-    def failed(self) -> tuple[Check, ...]:
+    def failed(self) -> tuple[PreflightCheck, ...]:
         return tuple(check for check in self.checks if check.state == "fail")
 
 
-def passed(name: str, tried: str, found: str = "") -> Check:
-    return Check(name=name, state="pass", tried=tried, found=found)
+def pass_check(name: str, tried: str, found: str = "") -> PreflightCheck:
+    return PreflightCheck(name=name, state="pass", tried=tried, found=found)
 
 
-def failed(name: str, tried: str, found: str, mend: str) -> Check:
-    return Check(name=name, state="fail", tried=tried, found=found, mend=mend)
+def fail_check(name: str, tried: str, found: str, mend: str) -> PreflightCheck:
+    return PreflightCheck(name=name, state="fail", tried=tried, found=found, mend=mend)
 
 
-def skipped(name: str, tried: str, why: str) -> Check:
-    return Check(name=name, state="skipped", tried=tried, found=why)
+def skip_check(name: str, tried: str, why: str) -> PreflightCheck:
+    return PreflightCheck(name=name, state="skipped", tried=tried, found=why)
 
 
-def table(checks: Sequence[Check]) -> str:
+def render_check_table(checks: Sequence[PreflightCheck]) -> str:
     """Markdown; what a cell may not hold (a bar, a line's end) is written so that it may."""
     rows = [("check", "", "what was tried", "what was found", "how to mend it"), ("---",) * 5]
     rows += [(c.name, {"fail": "**FAIL**"}.get(c.state, c.state), c.tried, c.found, c.mend) for c in checks]
-    return "".join("| " + " | ".join(map(_cell, row)) + " |\n" for row in rows)
+    return "".join("| " + " | ".join(map(_escape_cell, row)) + " |\n" for row in rows)
 
 
-def _cell(text: str) -> str:
+def _escape_cell(text: str) -> str:
     return " ".join(text.split()).replace("|", "\\|")

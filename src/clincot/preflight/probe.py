@@ -7,8 +7,8 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
-from clincot.errors import ForTheUser
-from clincot.preflight.preflight_report import Check, failed
+from clincot.errors import UserError
+from clincot.preflight.preflight_report import PreflightCheck, fail_check
 
 
 @dataclass(frozen=True)
@@ -19,43 +19,43 @@ class Probe:
     tried: str
     mend: str
     limit_s: float
-    run: Callable[[], Iterable[Check]]
+    run: Callable[[], Iterable[PreflightCheck]]
 
 
-def run_probes(asked: Sequence[Probe]) -> list[Check]:
+def run_probes(asked: Sequence[Probe]) -> list[PreflightCheck]:
     """All probes at once, each in a thread of its own; checks in the probes' order.
 
     What has not ended by its limit has failed. Its thread is left behind (nothing in Python ends it) and keeps no
     process from ending.
     """
     began = time.monotonic()
-    answers = [_Answer(probe) for probe in asked]
+    answers = [_ProbeRun(probe) for probe in asked]
     for answer in answers:
-        threading.Thread(target=answer.run, name=f"preflight {answer.probe.name}", daemon=True).start()
-    found: list[Check] = []
+        threading.Thread(target=answer.run_probe, name=f"preflight {answer.probe.name}", daemon=True).start()
+    found: list[PreflightCheck] = []
     for answer in answers:
         probe = answer.probe
         ended = answer.ended.wait(timeout=max(0.0, began + probe.limit_s - time.monotonic()))
         found += answer.checks[:]  # what was found before it hung or broke off, too
         if not ended:
-            found.append(failed(probe.name, probe.tried, f"no answer within {probe.limit_s:g} s", probe.mend))
-        elif isinstance(answer.error, (ForTheUser, OSError)):
-            found.append(failed(probe.name, probe.tried, str(answer.error), probe.mend))
+            found.append(fail_check(probe.name, probe.tried, f"no answer within {probe.limit_s:g} s", probe.mend))
+        elif isinstance(answer.error, (UserError, OSError)):
+            found.append(fail_check(probe.name, probe.tried, str(answer.error), probe.mend))
         elif answer.error is not None:
             raise answer.error  # a fault of the program
     return found
 
 
-class _Answer:
+class _ProbeRun:
     """What a probe has found so far."""
 
     def __init__(self, probe: Probe) -> None:
         self.probe = probe
-        self.checks: list[Check] = []
+        self.checks: list[PreflightCheck] = []
         self.error: BaseException | None = None
         self.ended = threading.Event()
 
-    def run(self) -> None:
+    def run_probe(self) -> None:
         try:
             self.checks.extend(self.probe.run())
         except BaseException as error:  # for the thread that waits, which tells or raises it

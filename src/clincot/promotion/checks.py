@@ -6,14 +6,14 @@ import math
 
 import numpy as np
 
-from clincot.config import DecideSection
+from clincot.config import DecideConfig
 from clincot.evaluation.intervals import cluster_bootstrap
-from clincot.promotion.evidence import GAIN, LOWER_IS_BETTER, Sides
-from clincot.promotion.verdict import Weighed
-from clincot.records import Check, Interval
+from clincot.promotion.evidence import GAIN_METRIC, LOWER_IS_BETTER, Sides
+from clincot.promotion.verdict import CheckResult
+from clincot.records import Interval, PromotionCheck
 
 _DECIMALS = 6
-NAMES = {
+METRIC_NAMES = {
     "accuracy": "accuracy",
     "closed_accuracy": "closed accuracy",
     "open_f1": "open F1",
@@ -25,36 +25,36 @@ NAMES = {
 }
 
 
-def check_of(weighed: Weighed, sides: Sides, section: DecideSection, level: float) -> Check:
+def build_check(weighed: CheckResult, sides: Sides, section: DecideConfig, level: float) -> PromotionCheck:
     """The record of a check. What `weigh` turned round (lower is better) is turned back."""
-    metric = GAIN if weighed.role == "blind" else weighed.name
+    metric = GAIN_METRIC if weighed.role == "blind" else weighed.name
     other = "blind" if weighed.role == "blind" else "champion"
     sign = -1.0 if metric in LOWER_IS_BETTER else 1.0
     test = weighed.test
-    return Check.model_validate(
+    return PromotionCheck.model_validate(
         {
             "name": weighed.name,
             "role": weighed.role,
             "better": "lower" if sign < 0 else "higher",
-            "challenger": _mean(sides, "challenger", metric),
-            "other": _mean(sides, other, metric),
-            "difference": interval_of(sides, metric, section, other=other),
-            "threshold": _rounded(sign * weighed.null),
-            "pooled": None if test is None else _rounded(sign * test.value),
-            "error": None if test is None else _rounded(test.error),
-            "bound": None if test is None else _rounded(sign * test.bound(level)),
+            "challenger": _mean_value(sides, "challenger", metric),
+            "other": _mean_value(sides, other, metric),
+            "difference": bootstrap_difference(sides, metric, section, other=other),
+            "threshold": _round_value(sign * weighed.null),
+            "pooled": None if test is None else _round_value(sign * test.value),
+            "error": None if test is None else _round_value(test.error),
+            "bound": None if test is None else _round_value(sign * test.lower_bound(level)),
             "p": None if weighed.p is None else float(f"{weighed.p:.6g}"),
             "n": weighed.totals.n,
             "clusters": weighed.totals.clusters,
             "passed": weighed.passed,
-            "reason": _reason(weighed, sign, other, level),
+            "reason": _explain_check(weighed, sign, other, level),
         }
     )
 
 
-def interval_of(sides: Sides, metric: str, section: DecideSection, *, other: str) -> Interval:
+def bootstrap_difference(sides: Sides, metric: str, section: DecideConfig, *, other: str) -> Interval:
     """Challenger minus the other on this look's questions, with its 95 % interval clustered by patient."""
-    values, clusters = sides.differences(metric, other)
+    values, clusters = sides.paired_differences(metric, other)
     return cluster_bootstrap(
         [None if math.isnan(value) else float(value) for value in values],
         [str(cluster) for cluster in clusters],
@@ -63,13 +63,13 @@ def interval_of(sides: Sides, metric: str, section: DecideSection, *, other: str
     )
 
 
-def _mean(sides: Sides, side: str, metric: str) -> float | None:
-    values = sides.values(side, metric)[sides.applies(metric)]
-    return None if np.isnan(values).all() else _rounded(float(np.nanmean(values)))
+def _mean_value(sides: Sides, side: str, metric: str) -> float | None:
+    values = sides.metric_values(side, metric)[sides.applicable_mask(metric)]
+    return None if np.isnan(values).all() else _round_value(float(np.nanmean(values)))
 
 
-def _reason(weighed: Weighed, sign: float, other: str, level: float) -> str:
-    name = NAMES.get(weighed.name, weighed.name)
+def _explain_check(weighed: CheckResult, sign: float, other: str, level: float) -> str:
+    name = METRIC_NAMES.get(weighed.name, weighed.name)
     against = "the blind baseline's" if other == "blind" else "the champion's"
     totals, test = weighed.totals, weighed.test
     where = f"on {totals.n} questions of {totals.clusters} patients ({totals.n_unscored} unscored)"
@@ -77,7 +77,7 @@ def _reason(weighed: Weighed, sign: float, other: str, level: float) -> str:
         return f"Whether the challenger's {name} is good enough cannot be shown: {where}."
     side, bound = ("lower", "above") if sign > 0 else ("upper", "below")
     verb = "is" if weighed.passed else "is not"
-    shown = f"its {side} bound at this look's level {sign * test.bound(level):+.3f}, p = {weighed.p:.2g}"
+    shown = f"its {side} bound at this look's level {sign * test.lower_bound(level):+.3f}, p = {weighed.p:.2g}"
     what = {"gain": "a gain", "blind": "beating the answers without an image", "guard": "keeping the floor"}
     return (
         f"The challenger's {name} minus {against} is {sign * test.value:+.3f} {where}: {shown}. "
@@ -85,5 +85,5 @@ def _reason(weighed: Weighed, sign: float, other: str, level: float) -> str:
     )
 
 
-def _rounded(value: float) -> float:
+def _round_value(value: float) -> float:
     return round(value, _DECIMALS) + 0.0

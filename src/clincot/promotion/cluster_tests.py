@@ -29,11 +29,11 @@ from scipy.special import stdtr, stdtrit
 
 from clincot.records import Totals
 
-Floats = NDArray[np.float64]
-Row = tuple[float, int, int]  # (s, m, how many clusters have that sum and count)
+FloatArray = NDArray[np.float64]
+ClusterRow = tuple[float, int, int]  # (s, m, how many clusters have that sum and count)
 
-GRID = 0.001  # of the sign-flip sums where values are not whole numbers
-FEWEST_CLUSTERS = 6  # 6 of 6 clusters in favour happens once in 2^6 = 64 by chance; with fewer nothing can be shown
+SIGN_FLIP_GRID = 0.001  # of the sign-flip sums where values are not whole numbers
+MIN_CLUSTERS = 6  # 6 of 6 clusters in favour happens once in 2^6 = 64 by chance; with fewer nothing can be shown
 _DECIMALS = 9
 
 
@@ -46,26 +46,26 @@ class MeanTest:
     freedom: float  # degrees of freedom
     p: float
 
-    def bound(self, level: float) -> float:
+    def lower_bound(self, level: float) -> float:
         """The lower confidence bound at 1 - level; the test at `level` passes where it is above the null value."""
         return self.value - float(stdtrit(self.freedom, 1 - level)) * self.error
 
 
-def cluster_sums(values_N: Floats, cluster_N: NDArray[np.intp]) -> tuple[Floats, Floats]:
+def sum_by_cluster(values_N: FloatArray, cluster_N: NDArray[np.intp]) -> tuple[FloatArray, FloatArray]:
     """(sums, counts) of the clusters that have a scored value. values: NaN is unscored; cluster: 0, 1, …"""
     scored = ~np.isnan(values_N)
     of = cluster_N[scored]
     count_C = np.bincount(of).astype(np.float64)
-    sum_C: Floats = np.bincount(of, weights=values_N[scored]).astype(np.float64)
+    sum_C: FloatArray = np.bincount(of, weights=values_N[scored]).astype(np.float64)
     kept = count_C > 0
     return sum_C[kept], count_C[kept]
 
 
-def totals_of(values_N: Floats, cluster_N: NDArray[np.intp]) -> Totals:
+def compute_totals(values_N: FloatArray, cluster_N: NDArray[np.intp]) -> Totals:
     """The sums that a t-test needs. Raises ValueError on an infinite value: a failure is NaN here, never a number."""
     if np.isinf(values_N).any():
         raise ValueError("a value is infinite; an unscored value is NaN")
-    s, m = cluster_sums(values_N, cluster_N)
+    s, m = sum_by_cluster(values_N, cluster_N)
     n = int(m.sum())
     return Totals(
         clusters=len(s),
@@ -78,20 +78,20 @@ def totals_of(values_N: Floats, cluster_N: NDArray[np.intp]) -> Totals:
     )
 
 
-def table_of(values_N: Floats, cluster_N: NDArray[np.intp]) -> tuple[Row, ...]:
+def tabulate_clusters(values_N: FloatArray, cluster_N: NDArray[np.intp]) -> tuple[ClusterRow, ...]:
     """All clusters as (s, m, how many): what a sign-flip test needs, in the order of (s, m)."""
-    s, m = cluster_sums(values_N, cluster_N)
+    s, m = sum_by_cluster(values_N, cluster_N)
     pairs, counts = np.unique(np.round(s, 6) + 1j * m, return_counts=True)  # sorts by (s, m)
     rows = zip(pairs.real.tolist(), pairs.imag.tolist(), counts.tolist(), strict=True)
     return tuple((a + 0.0, int(b), count) for a, b, count in rows)
 
 
-def mean_test(totals: Totals, null: float, *, least_variance: float = 0.0) -> MeanTest | None:
+def cluster_t_test(totals: Totals, null: float, *, least_variance: float = 0.0) -> MeanTest | None:
     """The cluster-robust t of totals.total / totals.n above `null`; None with fewer clusters than FEWEST_CLUSTERS.
 
     least_variance: of one question's value under the null, |d|(1 - |d|) for differences of shares.
     """
-    if totals.clusters < FEWEST_CLUSTERS:
+    if totals.clusters < MIN_CLUSTERS:
         return None
     value = totals.total / totals.n
     squares = max(0.0, totals.squares - 2 * value * totals.cross + value * value * totals.sizes)
@@ -108,11 +108,11 @@ def share_variance(null: float) -> float:
     return abs(null) * (1 - abs(null))
 
 
-def sign_flip(rows: Sequence[Row], null: float) -> float:
+def sign_flip_test(rows: Sequence[ClusterRow], null: float) -> float:
     """P(Σ ±|x| >= Σ x) over all equally likely signs, x = s - null·m; 1 without any x that is not 0."""
     table = np.array(rows, dtype=np.float64).reshape(-1, 3)
     x, count = table[:, 0] - null * table[:, 1], table[:, 2]
-    unit = 1.0 if np.all(np.abs(x - np.round(x)) < 1e-9) else GRID
+    unit = 1.0 if np.all(np.abs(x - np.round(x)) < 1e-9) else SIGN_FLIP_GRID
     k = np.round(x / unit).astype(np.int64)
     observed = int(k @ count)
     sizes, which = np.unique(np.abs(k), return_inverse=True)

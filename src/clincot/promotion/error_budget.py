@@ -24,12 +24,12 @@ from scipy.special import zeta
 
 from clincot.records import Budget
 
-EXPONENT = 1.6
-FIRST_LOOK, NEXT_LOOK = 0.6, 0.4
+SPENDING_EXPONENT = 1.6
+FIRST_LOOK_SHARE, NEXT_LOOK_SHARE = 0.6, 0.4
 _DECIMALS = 12
 
 
-class Spent(Protocol):
+class PastTest(Protocol):
     """What the budget needs to know of an earlier decision."""
 
     @property
@@ -45,15 +45,15 @@ class Spent(Protocol):
 
 def challenger_share(number: int) -> float:
     """γ_k of the k-th challenger, from 1: k^-1.6 / ζ(1.6)."""
-    return float(number**-EXPONENT / zeta(EXPONENT))
+    return float(number**-SPENDING_EXPONENT / zeta(SPENDING_EXPONENT))
 
 
 def look_share(look: int) -> float:
     """w_j of the j-th look at a challenger, from 1."""
-    return float(FIRST_LOOK * NEXT_LOOK ** (look - 1))
+    return float(FIRST_LOOK_SHARE * NEXT_LOOK_SHARE ** (look - 1))
 
 
-def next_test(spent: Sequence[Spent], pair: tuple[str, str], *, lifetime: float) -> Budget:
+def next_level(spent: Sequence[PastTest], pair: tuple[str, str], *, lifetime: float) -> Budget:
     """The level of the next test of `pair`, given all earlier entries of the ledger in their order."""
     looks = [entry for entry in spent if entry.pair == pair]
     before = round(sum(entry.budget.level for entry in spent), _DECIMALS)
@@ -68,7 +68,7 @@ def next_test(spent: Sequence[Spent], pair: tuple[str, str], *, lifetime: float)
             }
         )
     number = len({entry.pair for entry in spent}) + 1
-    passed_on = _passed_on(spent)
+    passed_on = _carry_over_level(spent)
     level = round(lifetime * challenger_share(number) + passed_on, _DECIMALS)
     return Budget(
         lifetime=lifetime,
@@ -82,7 +82,7 @@ def next_test(spent: Sequence[Spent], pair: tuple[str, str], *, lifetime: float)
     )
 
 
-def _passed_on(spent: Sequence[Spent]) -> float:
+def _carry_over_level(spent: Sequence[PastTest]) -> float:
     """The level of the challenger introduced last, if it was promoted."""
     if not spent:
         return 0.0

@@ -14,23 +14,23 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
 
 from clincot.evaluation.benchmark import Benchmark
-from clincot.evaluation.benchmark_report import asks_for_absent_finding
+from clincot.evaluation.benchmark_report import asks_about_absent_finding
 from clincot.evaluation.paired import Side
 from clincot.evaluation.vqa import answer_length, says_yes, token_set_f1
-from clincot.geometry import Box, Unit
-from clincot.promotion.cluster_tests import Floats, table_of, totals_of
-from clincot.promotion.verdict import Evidence
-from clincot.records import Finding, Outcome, Question, Record, Reference, Text
-from clincot.text import normalise
+from clincot.geometry import Box, UnitFloat
+from clincot.promotion.cluster_tests import FloatArray, compute_totals, tabulate_clusters
+from clincot.promotion.verdict import EvidenceSums
+from clincot.records import GateFinding, NonEmptyStr, Outcome, Question, Record, Reference
+from clincot.text import normalize_text
 
-GAIN = "accuracy"
+GAIN_METRIC = "accuracy"
 LOWER_IS_BETTER = frozenset({"hallucination", "abstention", "answer_length"})
-GUARDS = ("closed_accuracy", "open_f1", "hit_rate", "hallucination", "abstention", "answer_length")
-ABSTAINS = frozenset({"unknown", "unsure", "not sure", "i do not know", "i dont know", "cannot tell", "cannot say"})
-_ONE_ANSWER_FROM = 20  # closed questions with both answers in the key, on which one answer alone is no answer
+GUARD_METRICS = ("closed_accuracy", "open_f1", "hit_rate", "hallucination", "abstention", "answer_length")
+ABSTENTIONS = frozenset({"unknown", "unsure", "not sure", "i do not know", "i dont know", "cannot tell", "cannot say"})
+_MIN_CLOSED_QUESTIONS = 20  # closed questions with both answers in the key, on which one answer alone is no answer
 
 
-class Answered(BaseModel):
+class SideAnswer(BaseModel):
     """One side's answer to one question."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -39,7 +39,7 @@ class Answered(BaseModel):
     correct: bool | None
     box: Box
     hit: bool | None
-    f1: Unit | None  # open questions: token-set F1 (strict)
+    f1: UnitFloat | None  # open questions: token-set F1 (strict)
 
 
 class EvidenceRow(Record):
@@ -47,12 +47,12 @@ class EvidenceRow(Record):
 
     prefix: ClassVar[str] = "evidence"
 
-    question: Text
-    reference: Text
-    cluster: Text  # the patient, or the study where the patient is not known
-    answer: Text  # of the key
-    kind: Text
-    sides: Annotated[dict[str, Answered], Field(min_length=1)]  # "champion", "challenger", "base", "blind"
+    question: NonEmptyStr
+    reference: NonEmptyStr
+    cluster: NonEmptyStr  # the patient, or the study where the patient is not known
+    answer: NonEmptyStr  # of the key
+    kind: NonEmptyStr
+    sides: Annotated[dict[str, SideAnswer], Field(min_length=1)]  # "champion", "challenger", "base", "blind"
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,7 @@ class Sides:
     questions: tuple[str, ...]
     sides: Mapping[str, Side]  # by name; "champion", "challenger" and "blind" are always there
 
-    def rows(self) -> Iterator[EvidenceRow]:
+    def iter_rows(self) -> Iterator[EvidenceRow]:
         for one in self.questions:
             question, reference = self.benchmark.questions[one], self.benchmark.references[one]
             yield EvidenceRow(
@@ -73,43 +73,55 @@ class Sides:
                 answer=reference.answer,
                 kind=question.kind,
                 sides={
-                    name: _answered(side.outcomes[one], question, reference)
+                    name: _build_side_answer(side.outcomes[one], question, reference)
                     for name, side in self.sides.items()
                     if one in side.outcomes
                 },
             )
 
-    def values(self, side: str, metric: str) -> Floats:
+    def metric_values(self, side: str, metric: str) -> FloatArray:
         """The metric of every question as a number; NaN where it is unscored or does not apply (see `applies`)."""
         outcomes = self.sides[side].outcomes
-        return np.array([_value(metric, outcomes[q], *self._asked(q)) for q in self.questions], dtype=np.float64)
+        return np.array(
+            [_metric_value(metric, outcomes[q], *self._question_with_reference(q)) for q in self.questions],
+            dtype=np.float64,
+        )
 
-    def applies(self, metric: str) -> NDArray[np.bool_]:
-        return np.array([_applies(metric, *self._asked(q)) for q in self.questions], dtype=np.bool_)
+    def applicable_mask(self, metric: str) -> NDArray[np.bool_]:
+        return np.array(
+            [_metric_applies(metric, *self._question_with_reference(q)) for q in self.questions], dtype=np.bool_
+        )
 
-    def clusters(self) -> NDArray[np.intp]:
+    def cluster_indices(self) -> NDArray[np.intp]:
         return np.unique([self.benchmark.clusters[q] for q in self.questions], return_inverse=True)[1]
 
-    def differences(self, metric: str, other: str = "champion") -> tuple[Floats, NDArray[np.intp]]:
+    def paired_differences(self, metric: str, other: str = "champion") -> tuple[FloatArray, NDArray[np.intp]]:
         """Challenger minus the other on the questions that the metric applies to, with their clusters."""
-        kept = self.applies(metric)
-        return (self.values("challenger", metric) - self.values(other, metric))[kept], self.clusters()[kept]
+        kept = self.applicable_mask(metric)
+        return (self.metric_values("challenger", metric) - self.metric_values(other, metric))[
+            kept
+        ], self.cluster_indices()[kept]
 
-    def evidence(self) -> Evidence:
+    def sum_evidence(self) -> EvidenceSums:
         """The sums that `verdict.weigh` needs, signed so that higher is better."""
-        gain, clusters = self.differences(GAIN)
+        gain, clusters = self.paired_differences(GAIN_METRIC)
         guards = {}
-        for metric in GUARDS:
-            values, of = self.differences(metric)
-            guards[metric] = totals_of(-values if metric in LOWER_IS_BETTER else values, of)
-        over_blind, _ = self.differences(GAIN, "blind")
-        return Evidence(totals_of(gain, clusters), table_of(gain, clusters), guards, totals_of(over_blind, clusters))
+        for metric in GUARD_METRICS:
+            values, of = self.paired_differences(metric)
+            guards[metric] = compute_totals(-values if metric in LOWER_IS_BETTER else values, of)
+        over_blind, _ = self.paired_differences(GAIN_METRIC, "blind")
+        return EvidenceSums(
+            compute_totals(gain, clusters),
+            tabulate_clusters(gain, clusters),
+            guards,
+            compute_totals(over_blind, clusters),
+        )
 
-    def _asked(self, question: str) -> tuple[Question, Reference]:
+    def _question_with_reference(self, question: str) -> tuple[Question, Reference]:
         return self.benchmark.questions[question], self.benchmark.references[question]
 
 
-def _applies(metric: str, question: Question, reference: Reference) -> bool:
+def _metric_applies(metric: str, question: Question, reference: Reference) -> bool:
     match metric:
         case "closed_accuracy":
             return question.kind == "closed"
@@ -118,14 +130,14 @@ def _applies(metric: str, question: Question, reference: Reference) -> bool:
         case "hit_rate":
             return bool(reference.boxes)
         case "hallucination":
-            return asks_for_absent_finding(question, reference)
+            return asks_about_absent_finding(question, reference)
     return True
 
 
-def _value(metric: str, outcome: Outcome, question: Question, reference: Reference) -> float:
+def _metric_value(metric: str, outcome: Outcome, question: Question, reference: Reference) -> float:
     """NaN where nothing could be read; an abstention is exactly that, so it always has a value."""
     if metric == "abstention":
-        return float(_abstains(outcome))
+        return float(_is_abstention(outcome))
     if metric == "hit_rate":
         return float("nan") if outcome.hit is None else float(outcome.hit)
     if outcome.correct is None:
@@ -140,15 +152,15 @@ def _value(metric: str, outcome: Outcome, question: Question, reference: Referen
     return float(outcome.correct)
 
 
-def _abstains(outcome: Outcome) -> bool:
+def _is_abstention(outcome: Outcome) -> bool:
     """No answer that could be read, an empty one, or one that says that it does not know."""
-    said = normalise(outcome.answer)
-    return outcome.correct is None or not said or said in ABSTAINS
+    said = normalize_text(outcome.answer)
+    return outcome.correct is None or not said or said in ABSTENTIONS
 
 
-def _answered(outcome: Outcome, question: Question, reference: Reference) -> Answered:
+def _build_side_answer(outcome: Outcome, question: Question, reference: Reference) -> SideAnswer:
     scored = question.kind == "open" and outcome.correct is not None
-    return Answered(
+    return SideAnswer(
         answer=outcome.answer,
         correct=outcome.correct,
         box=outcome.box,
@@ -157,7 +169,7 @@ def _answered(outcome: Outcome, question: Question, reference: Reference) -> Ans
     )
 
 
-def findings(sides: Sides, *, max_unscored: float, max_off_format: float) -> list[Finding]:
+def check_answers(sides: Sides, *, max_unscored: float, max_off_format: float) -> list[GateFinding]:
     """What is wrong with the answers themselves: too many unscored, off format, or one answer to everything."""
     found = []
     for name in ("champion", "challenger"):
@@ -165,7 +177,7 @@ def findings(sides: Sides, *, max_unscored: float, max_off_format: float) -> lis
         unscored = sum(outcome.correct is None for outcome in outcomes) / len(outcomes)
         severity: Literal["block", "ok"] = "block" if unscored > max_unscored else "ok"
         found.append(
-            Finding(
+            GateFinding(
                 name=f"{name} unscored",
                 severity=severity,
                 value=round(unscored, 6),
@@ -173,16 +185,16 @@ def findings(sides: Sides, *, max_unscored: float, max_off_format: float) -> lis
                 reason=f"{unscored:.1%} of the {name}'s answers could not be scored; {max_unscored:.1%} are allowed.",
             )
         )
-        found.append(_one_answer(name, sides))
-    return [*found, _off_format(sides, max_off_format), _asked_twice(sides)]
+        found.append(_check_one_answer(name, sides))
+    return [*found, _check_off_format(sides, max_off_format), _check_repeated_questions(sides)]
 
 
-def _off_format(sides: Sides, allowed: float) -> Finding:
+def _check_off_format(sides: Sides, allowed: float) -> GateFinding:
     """A warning here: what it does to the verdict is in gate.py (a challenger above it is kept, not blocked)."""
     outcomes = [sides.sides["challenger"].outcomes[question] for question in sides.questions]
     off = sum(outcome.off_format or outcome.correct is None for outcome in outcomes)
     share = off / len(outcomes)
-    return Finding(
+    return GateFinding(
         name="off format",
         severity="warn" if share > allowed else "ok",
         value=round(share, 6),
@@ -192,31 +204,31 @@ def _off_format(sides: Sides, allowed: float) -> Finding:
     )
 
 
-def _one_answer(name: str, sides: Sides) -> Finding:
+def _check_one_answer(name: str, sides: Sides) -> GateFinding:
     """A challenger that says "yes" to everything scores whatever share of the key is "yes"."""
     closed = [question for question in sides.questions if sides.benchmark.questions[question].kind == "closed"]
-    said = {normalise(sides.sides[name].outcomes[question].answer) for question in closed}
-    wanted = {normalise(sides.benchmark.references[question].answer) for question in closed}
-    constant = len(closed) >= _ONE_ANSWER_FROM and len(said) == 1 and len(wanted) > 1
+    said = {normalize_text(sides.sides[name].outcomes[question].answer) for question in closed}
+    wanted = {normalize_text(sides.benchmark.references[question].answer) for question in closed}
+    constant = len(closed) >= _MIN_CLOSED_QUESTIONS and len(said) == 1 and len(wanted) > 1
     severity = "ok" if not constant else ("block" if name == "challenger" else "warn")
     reason = f"The {name} gives {len(said)} different answers to {len(closed)} closed questions."
     if constant:
         reason = f"The {name} answers {next(iter(said))!r} to all {len(closed)} closed questions: it does not look."
-    return Finding.model_validate(
+    return GateFinding.model_validate(
         {"name": f"{name} one answer", "severity": severity, "value": len(said), "threshold": None, "reason": reason}
     )
 
 
-def _asked_twice(sides: Sides) -> Finding:
+def _check_repeated_questions(sides: Sides) -> GateFinding:
     """The same question about the same image under two ids would count twice."""
     seen: dict[tuple[str, str], str] = {}
     twice: list[str] = []
     for one in sides.questions:
         question = sides.benchmark.questions[one]
-        if seen.setdefault((question.study, normalise(question.text)), one) != one:
+        if seen.setdefault((question.study, normalize_text(question.text)), one) != one:
             twice.append(one)
     named = f", first {twice[0]}" if twice else ""
-    return Finding(
+    return GateFinding(
         name="asked twice",
         severity="block" if twice else "ok",
         value=len(twice),
@@ -225,7 +237,7 @@ def _asked_twice(sides: Sides) -> Finding:
     )
 
 
-def matched(sides: Mapping[str, Side], questions: Sequence[str]) -> list[str]:
+def find_key_mismatches(sides: Mapping[str, Side], questions: Sequence[str]) -> list[str]:
     """Questions that two sides were scored on with different answer keys."""
     return [
         question

@@ -2,23 +2,23 @@
 
 from __future__ import annotations
 
-from clincot.promotion.checks import NAMES
-from clincot.promotion.power import questions_for, smallest_gain
-from clincot.records import Check, Decision, Interval
+from clincot.promotion.checks import METRIC_NAMES
+from clincot.promotion.power import minimum_detectable_gain, required_sample_size
+from clincot.records import Decision, Interval, PromotionCheck
 
-VERDICTS = {
+VERDICT_SENTENCES = {
     "promote": "The challenger takes the champion's place.",
     "keep": "The champion stays.",
     "blocked": "Blocked: the comparison cannot be trusted, nothing was tested.",
 }
 
 
-def markdown(decision: Decision) -> str:
+def render_decision(decision: Decision) -> str:
     """Everything that the record has, the same bytes for the same decision."""
     lines = [
         f"# {decision.verdict}",
         "",
-        f"{VERDICTS[decision.verdict]} ({decision.metric})",
+        f"{VERDICT_SENTENCES[decision.verdict]} ({decision.metric})",
         "",
         f"- champion `{decision.champion}`",
         f"- challenger `{decision.challenger}`",
@@ -26,18 +26,20 @@ def markdown(decision: Decision) -> str:
         f"- decision `{decision.id}`",
     ]
     if decision.base is not None:
-        lines.append(f"- challenger minus the base policy: {_interval(decision.base)} (not tested)")
+        lines.append(f"- challenger minus the base policy: {_format_interval(decision.base)} (not tested)")
     lines += ["", "## Reasons", "", *(f"- {reason}" for reason in decision.reasons)]
     if decision.checks:
-        lines += ["", "## Checks", "", *_checks(decision)]
+        lines += ["", "## Checks", "", *_render_checks(decision)]
     if decision.findings:
         lines += ["", "## Data and judges", "", "| look | found | |", "|---|---|---|"]
-        lines += [f"| {f.name} | {_cell(f.reason)} | {_severity(f.severity)} |" for f in decision.findings]
-    lines += [*_budget(decision), *_inputs(decision)]
+        lines += [
+            f"| {f.name} | {_escape_cell(f.reason)} | {_format_severity(f.severity)} |" for f in decision.findings
+        ]
+    lines += [*_render_budget(decision), *_render_inputs(decision)]
     return "\n".join([*lines, ""])
 
 
-def _checks(decision: Decision) -> list[str]:
+def _render_checks(decision: Decision) -> list[str]:
     pooled = decision.budget is not None and decision.budget.look > 1
     lines = [
         "| check | challenger | other | difference, 95 % interval | all looks | must be | bound | p | n | patients | |",
@@ -46,16 +48,16 @@ def _checks(decision: Decision) -> list[str]:
     for c in decision.checks:
         against = "blind" if c.role == "blind" else "champion"
         lines.append(
-            f"| {NAMES.get(c.name, c.name)} vs {against} | {_number(c.challenger)} | {_number(c.other)} "
-            f"| {_interval(c.difference)} | {_signed(c.pooled) if pooled else '='} "
-            f"| {'>' if c.better == 'higher' else '<'} {c.threshold:+g} | {_signed(c.bound)} "
+            f"| {METRIC_NAMES.get(c.name, c.name)} vs {against} | {_format_number(c.challenger)} | {_format_number(c.other)} "
+            f"| {_format_interval(c.difference)} | {_format_signed(c.pooled) if pooled else '='} "
+            f"| {'>' if c.better == 'higher' else '<'} {c.threshold:+g} | {_format_signed(c.bound)} "
             f"| {'–' if c.p is None else f'{c.p:.2g}'} | {c.n} | {c.clusters} "
             f"| {'passed' if c.passed else '**not shown**'} |"
         )
     return lines
 
 
-def _budget(decision: Decision) -> list[str]:
+def _render_budget(decision: Decision) -> list[str]:
     lines = []
     if (b := decision.budget) is not None:
         lines += [
@@ -77,13 +79,13 @@ def _budget(decision: Decision) -> list[str]:
     return lines
 
 
-def _inputs(decision: Decision) -> list[str]:
+def _render_inputs(decision: Decision) -> list[str]:
     if not decision.inputs:
         return []
     return ["", "## Inputs", "", *(f"- {name} `{digest}`" for name, digest in decision.inputs.items())]
 
 
-def explain(decision: Decision) -> str:
+def explain_decision(decision: Decision) -> str:
     """What would have to change for a promotion, in plain sentences."""
     if decision.verdict == "promote":
         return "The challenger is promoted; nothing has to change."
@@ -95,7 +97,7 @@ def explain(decision: Decision) -> str:
         return "\n".join(decision.reasons)
     lines = ["For a promotion:"] if failed else []
     level = 0.0 if decision.budget is None else decision.budget.level
-    lines += [f"- {_change(check, level, decision)}" for check in failed]
+    lines += [f"- {_describe_change(check, level, decision)}" for check in failed]
     off = next((f for f in decision.findings if f.name == "off format" and f.severity != "ok"), None)
     if off is not None and off.value is not None and off.threshold is not None:
         lines.append(
@@ -104,8 +106,8 @@ def explain(decision: Decision) -> str:
     return "\n".join(lines)
 
 
-def _change(check: Check, level: float, decision: Decision) -> str:
-    name = NAMES.get(check.name, check.name)
+def _describe_change(check: PromotionCheck, level: float, decision: Decision) -> str:
+    name = METRIC_NAMES.get(check.name, check.name)
     other = "the blind baseline's" if check.role == "blind" else "the champion's"
     if check.pooled is None or check.error is None or check.bound is None:
         return f"The {name} has to be measured on more patients: {check.clusters} are too few to show anything."
@@ -116,8 +118,8 @@ def _change(check: Check, level: float, decision: Decision) -> str:
     )
     if check.error == 0:
         return head
-    needed = questions_for(check, level, check.pooled)
-    at_least = smallest_gain(check, level, check.n)
+    needed = required_sample_size(check, level, check.pooled)
+    at_least = minimum_detectable_gain(check, level, check.n)
     size = f" With so many questions a true difference of {at_least:+.3f} is shown four times in five."
     if needed is None:
         return (
@@ -127,24 +129,24 @@ def _change(check: Check, level: float, decision: Decision) -> str:
     return f"{head}{size} If {check.pooled:+.3f} is true, a benchmark of about {benchmark:,} questions would show it."
 
 
-def _interval(interval: Interval) -> str:
+def _format_interval(interval: Interval) -> str:
     if interval.value is None:
         return f"– ({interval.n_unscored} unscored)"
     limits = "" if interval.low is None or interval.high is None else f" [{interval.low:+.3f}, {interval.high:+.3f}]"
     return f"{interval.value:+.3f}{limits}"
 
 
-def _number(value: float | None) -> str:
+def _format_number(value: float | None) -> str:
     return "–" if value is None else f"{value:.3f}"
 
 
-def _signed(value: float | None) -> str:
+def _format_signed(value: float | None) -> str:
     return "–" if value is None else f"{value:+.3f}"
 
 
-def _severity(severity: str) -> str:
+def _format_severity(severity: str) -> str:
     return {"ok": "ok", "warn": "**warning**", "block": "**blocks**"}[severity]
 
 
-def _cell(text: str) -> str:
+def _escape_cell(text: str) -> str:
     return text.replace("|", "\\|").replace("\n", " ")

@@ -14,28 +14,28 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
-from clincot.config import DecideSection
+from clincot.config import DecideConfig
 from clincot.evaluation.benchmark import Benchmark
-from clincot.evaluation.intervals import APPROXIMATE_BELOW
-from clincot.evaluation.paired import Side, side_of
+from clincot.evaluation.intervals import MIN_RELIABLE_CLUSTERS
+from clincot.evaluation.paired import Side, index_outcomes
 from clincot.promotion import evidence as sides_module
-from clincot.promotion.checks import check_of, interval_of
-from clincot.promotion.cluster_tests import FEWEST_CLUSTERS
-from clincot.promotion.error_budget import next_test
-from clincot.promotion.evidence import GAIN, LOWER_IS_BETTER, Sides, matched
-from clincot.promotion.ledger import Asked, Ledger, Spending
-from clincot.promotion.verdict import Demands, Evidence, Weighed, promotes, weigh
-from clincot.records import Budget, Decision, Finding, Interval, Outcome, Reuse, digest_of
+from clincot.promotion.checks import bootstrap_difference, build_check
+from clincot.promotion.cluster_tests import MIN_CLUSTERS
+from clincot.promotion.error_budget import next_level
+from clincot.promotion.evidence import GAIN_METRIC, Sides, find_key_mismatches
+from clincot.promotion.ledger import BudgetEntry, Ledger, QuestionsUsed
+from clincot.promotion.verdict import CheckResult, EvidenceSums, PromotionCriteria, run_checks, should_promote
+from clincot.records import BenchmarkReuse, Budget, Decision, GateFinding, Interval, Outcome, hash_json
 
-METRIC = "accuracy (strict)"
-NOTHING = Interval(value=None, n=0)
-_NO_LEDGER = (
+GATE_METRIC = "accuracy (strict)"
+NO_INTERVAL = Interval(value=None, n=0)
+_NO_LEDGER_CAUTION = (
     "No ledger was given, so this is taken for the pipeline's first test; a recurring pipeline has to keep one."
 )
 
 
 @dataclass(frozen=True)
-class Case:
+class Comparison:
     """What is to be decided. Outcomes of other policies or arms are passed over, so whole files may be given."""
 
     champion: str  # the policies' digests
@@ -46,95 +46,97 @@ class Case:
     base: str = ""  # "": no base policy is shown beside the two
     base_outcomes: Iterable[Outcome] = ()
     ledger: Ledger = field(default_factory=Ledger)
-    findings: Sequence[Finding] = ()  # of the data and the judges
+    findings: Sequence[GateFinding] = ()  # of the data and the judges
     problems: Sequence[str] = ()  # why something that was to be looked at could not be
     inputs: Mapping[str, str] = field(default_factory=dict)  # {input: sha256}, for the record
 
 
 @dataclass(frozen=True)
-class Gated:
+class GateResult:
     """The decision; what goes into the ledgers (None where nothing was tested); what was compared."""
 
     decision: Decision
-    spending: Spending | None
-    asked: Asked | None
+    spending: BudgetEntry | None
+    asked: QuestionsUsed | None
     sides: Sides | None
 
 
-def decide(case: Case, benchmark: Benchmark, section: DecideSection) -> Gated:
+def run_gate(case: Comparison, benchmark: Benchmark, section: DecideConfig) -> GateResult:
     """Never raises on bad evidence: what is wrong becomes a reason of a `blocked` decision."""
     old, new = (
-        side_of(name, _of(outcomes, policy, section.arm), benchmark.clusters)
+        index_outcomes(name, _select_outcomes(outcomes, policy, section.arm), benchmark.clusters)
         for name, outcomes, policy in (
             ("champion", case.champion_outcomes, case.champion),
             ("challenger", case.challenger_outcomes, case.challenger),
         )
     )
-    blind = side_of("blind baseline", case.blind_outcomes, benchmark.clusters)
+    blind = index_outcomes("blind baseline", case.blind_outcomes, benchmark.clusters)
     given = {"champion": old, "challenger": new, "blind": blind}
     if case.base:
-        given["base"] = side_of("base", _of(case.base_outcomes, case.base, section.arm), benchmark.clusters)
-    problems = [*case.problems, *_problems(given, benchmark, section)]
+        given["base"] = index_outcomes(
+            "base", _select_outcomes(case.base_outcomes, case.base, section.arm), benchmark.clusters
+        )
+    problems = [*case.problems, *_find_problems(given, benchmark, section)]
     if problems:
-        return Gated(_blocked(case, benchmark, section, problems), None, None, None)
-    compared = _digest(case, benchmark, given, section)
-    ledger = case.ledger.before(compared)
-    questions, reuse, problems = _questions(case, ledger, benchmark, section)
+        return GateResult(_build_blocked_decision(case, benchmark, section, problems), None, None, None)
+    compared = _hash_comparison(case, benchmark, given, section)
+    ledger = case.ledger.rewind_ledger(compared)
+    questions, reuse, problems = _select_questions(case, ledger, benchmark, section)
     if not questions and not problems:
         reason = (
             "The challenger was already compared with this champion on these questions; asking them again tells "
             "nothing new. Ask it new questions, or train another challenger."
         )
-        return Gated(_decision(case, benchmark, section, "keep", [reason], reuse=reuse), None, None, None)
+        return GateResult(_build_decision(case, benchmark, section, "keep", [reason], reuse=reuse), None, None, None)
     if problems:
-        return Gated(_blocked(case, benchmark, section, problems, reuse=reuse), None, None, None)
+        return GateResult(_build_blocked_decision(case, benchmark, section, problems, reuse=reuse), None, None, None)
     sides = Sides(benchmark, tuple(questions), given)
-    found = sides_module.findings(sides, max_unscored=section.max_unscored, max_off_format=section.max_off_format)
+    found = sides_module.check_answers(sides, max_unscored=section.max_unscored, max_off_format=section.max_off_format)
     found = [*case.findings, *found]
-    look = sides.evidence()
-    blocking = [finding.reason for finding in found if finding.severity == "block"] + _too_little(look)
+    look = sides.sum_evidence()
+    blocking = [finding.reason for finding in found if finding.severity == "block"] + _find_thin_evidence(look)
     if blocking:
-        decision = _blocked(case, benchmark, section, blocking, found, reuse=reuse)
-        return Gated(decision, None, None, sides)
-    return _tested(case, section, sides, look, ledger, reuse, found, compared)
+        decision = _build_blocked_decision(case, benchmark, section, blocking, found, reuse=reuse)
+        return GateResult(decision, None, None, sides)
+    return _test_challenger(case, section, sides, look, ledger, reuse, found, compared)
 
 
-def _tested(
-    case: Case,
-    section: DecideSection,
+def _test_challenger(
+    case: Comparison,
+    section: DecideConfig,
     sides: Sides,
-    look: Evidence,
+    look: EvidenceSums,
     ledger: Ledger,
-    reuse: Reuse,
-    found: Sequence[Finding],
+    reuse: BenchmarkReuse,
+    found: Sequence[GateFinding],
     compared: str,
-) -> Gated:
+) -> GateResult:
     pair = (case.champion, case.challenger)
-    budget = next_test(ledger.spent, pair, lifetime=section.lifetime_error)
+    budget = next_level(ledger.spent, pair, lifetime=section.lifetime_error)
     pooled = look
-    for earlier in ledger.looks(pair):
+    for earlier in ledger.find_looks(pair):
         pooled = earlier.sums + pooled
-    weighed = weigh(pooled, demands(section), level=budget.level)
+    weighed = run_checks(pooled, build_criteria(section), level=budget.level)
     off_format = next(finding for finding in found if finding.name == "off format")
-    passed = promotes(weighed) and off_format.severity == "ok"
+    passed = should_promote(weighed) and off_format.severity == "ok"
     verdict: Literal["promote", "keep"] = "promote" if passed else "keep"
-    checks = [check_of(check, sides, section, budget.level) for check in weighed]
+    checks = [build_check(check, sides, section, budget.level) for check in weighed]
     reasons = [check.reason for check in checks]
     reasons.insert(1, off_format.reason)
     reasons += [f"Warning: {f.reason}" for f in found if f.severity == "warn" and f is not off_format]
-    reasons += [_budget_reason(budget), *_cautions(weighed, case.ledger, reuse)]
-    decision = _decision(case, sides.benchmark, section, verdict, reasons, found, reuse).model_copy(
+    reasons += [_explain_budget(budget), *_list_cautions(weighed, case.ledger, reuse)]
+    decision = _build_decision(case, sides.benchmark, section, verdict, reasons, found, reuse).model_copy(
         update={
             "id": "",
             "checks": tuple(checks),
             "budget": budget,
             "difference": checks[0].difference,
-            "base": interval_of(sides, GAIN, section, other="base") if "base" in sides.sides else None,
+            "base": bootstrap_difference(sides, GAIN_METRIC, section, other="base") if "base" in sides.sides else None,
             "evidence": compared,
         }
     )
     decision = Decision.model_validate(decision.model_dump())  # with the id of its whole content
-    spending = Spending(
+    spending = BudgetEntry(
         evidence=compared,
         champion=case.champion,
         challenger=case.challenger,
@@ -146,39 +148,41 @@ def _tested(
         guards=dict(look.guards),
         blind=look.blind,
     )
-    asked = Asked(
+    asked = QuestionsUsed(
         evidence=compared, number=budget.number, slice=reuse.slice, slices=reuse.slices, questions=sides.questions
     )
-    return Gated(decision, spending, asked, sides)
+    return GateResult(decision, spending, asked, sides)
 
 
-def demands(section: DecideSection) -> Demands:
-    return Demands(min_gain=section.min_gain, floors=section.floors.given, unbounded=frozenset({"answer_length"}))
+def build_criteria(section: DecideConfig) -> PromotionCriteria:
+    return PromotionCriteria(
+        min_gain=section.min_gain, floors=section.floors.enabled, unbounded=frozenset({"answer_length"})
+    )
 
 
-def slice_of(cluster: str, slices: int) -> int:
+def assign_slice(cluster: str, slices: int) -> int:
     """The slice (from 1) that a patient's questions belong to: a hash, so that new patients move no other."""
     return 1 + int.from_bytes(hashlib.sha256(f"slice:{cluster}".encode()).digest()[:8]) % slices
 
 
-def _of(outcomes: Iterable[Outcome], policy: str, arm: str) -> Iterable[Outcome]:
+def _select_outcomes(outcomes: Iterable[Outcome], policy: str, arm: str) -> Iterable[Outcome]:
     return (outcome for outcome in outcomes if outcome.policy == policy and outcome.arm == arm)
 
 
-def _digest(case: Case, benchmark: Benchmark, given: Mapping[str, Side], section: DecideSection) -> str:
+def _hash_comparison(case: Comparison, benchmark: Benchmark, given: Mapping[str, Side], section: DecideConfig) -> str:
     """Of all that the verdict rests on, but for the ledger."""
     answers = {
-        name: digest_of(sorted([outcome.id, outcome.correct, outcome.hit] for outcome in side.outcomes.values()))
+        name: hash_json(sorted([outcome.id, outcome.correct, outcome.hit] for outcome in side.outcomes.values()))
         for name, side in given.items()
     }
-    return digest_of([case.champion, case.challenger, benchmark.digest, section.model_dump(mode="json"), answers])
+    return hash_json([case.champion, case.challenger, benchmark.digest, section.model_dump(mode="json"), answers])
 
 
-def _problems(given: Mapping[str, Side], benchmark: Benchmark, section: DecideSection) -> list[str]:
+def _find_problems(given: Mapping[str, Side], benchmark: Benchmark, section: DecideConfig) -> list[str]:
     """Why nothing can be compared; empty when it can."""
     if not benchmark.questions:
         return ["The benchmark is empty: there is no question to compare the two on."]
-    numbers = {"min_gain": section.min_gain, "max_off_format": section.max_off_format, **section.floors.given}
+    numbers = {"min_gain": section.min_gain, "max_off_format": section.max_off_format, **section.floors.enabled}
     problems = [
         f"{name} is {value}, which no result can be compared with."
         for name, value in numbers.items()
@@ -188,25 +192,25 @@ def _problems(given: Mapping[str, Side], benchmark: Benchmark, section: DecideSe
     if unclustered:
         problems.append(f"{len(unclustered)} questions belong to no patient, first {unclustered[0]}.")
     problems += [problem for side in given.values() for problem in side.problems]
-    keyed = matched(given, list(benchmark.questions))
+    keyed = find_key_mismatches(given, list(benchmark.questions))
     if keyed:
         problems.append(f"The answer key differs between the sides for {len(keyed)} questions, first {keyed[0]}.")
     return problems
 
 
-def _questions(
-    case: Case, ledger: Ledger, benchmark: Benchmark, section: DecideSection
-) -> tuple[list[str], Reuse, list[str]]:
+def _select_questions(
+    case: Comparison, ledger: Ledger, benchmark: Benchmark, section: DecideConfig
+) -> tuple[list[str], BenchmarkReuse, list[str]]:
     """This decision's questions: its slice, without the worn ones and without patients of earlier looks at the pair."""
     changed = [entry.budget.lifetime for entry in ledger.spent if entry.budget.lifetime != section.lifetime_error]
     if changed:
         now = f"decide.lifetime_error is {section.lifetime_error:g}"
         problem = f"{now}, but the ledger was begun with {changed[0]:g}; a pipeline has one budget for its lifetime."
-        return [], _reuse(ledger, 1, [], [], section), [problem]
+        return [], _count_reuse(ledger, 1, [], [], section), [problem]
     number = 1 + len(ledger.spent) % section.slices
-    uses, seen = ledger.uses(), ledger.asked_of((case.champion, case.challenger))
+    uses, seen = ledger.count_uses(), ledger.find_used_questions((case.champion, case.challenger))
     patients = {benchmark.clusters[question] for question in seen if question in benchmark.clusters}
-    mine = [q for q, patient in benchmark.clusters.items() if slice_of(patient, section.slices) == number]
+    mine = [q for q, patient in benchmark.clusters.items() if assign_slice(patient, section.slices) == number]
     new = [q for q in mine if q not in seen and benchmark.clusters[q] not in patients]
     kept = [question for question in new if uses[question] < section.max_uses]
     problems = []
@@ -217,12 +221,14 @@ def _questions(
         )
     if not mine:
         problems.append(f"Slice {number} of {section.slices} has no patient; choose fewer decide.slices.")
-    return kept, _reuse(ledger, number, kept, new, section), problems
+    return kept, _count_reuse(ledger, number, kept, new, section), problems
 
 
-def _reuse(ledger: Ledger, number: int, kept: Sequence[str], new: Sequence[str], section: DecideSection) -> Reuse:
-    uses = ledger.uses()
-    return Reuse(
+def _count_reuse(
+    ledger: Ledger, number: int, kept: Sequence[str], new: Sequence[str], section: DecideConfig
+) -> BenchmarkReuse:
+    uses = ledger.count_uses()
+    return BenchmarkReuse(
         slice=number,
         slices=section.slices,
         questions=len(kept),
@@ -233,22 +239,22 @@ def _reuse(ledger: Ledger, number: int, kept: Sequence[str], new: Sequence[str],
     )
 
 
-def _too_little(look: Evidence) -> list[str]:
+def _find_thin_evidence(look: EvidenceSums) -> list[str]:
     reasons = []
     for totals, other in ((look.gain, "champion"), (look.blind, "blind baseline")):
         if totals.n == 0:
             reasons.append(
                 f"No question is scored for both the challenger and the {other}: all {totals.n_unscored} unscored."
             )
-        elif totals.clusters < FEWEST_CLUSTERS:
+        elif totals.clusters < MIN_CLUSTERS:
             reasons.append(
                 f"Challenger and {other} are compared on {totals.clusters} patients; "
-                f"with fewer than {FEWEST_CLUSTERS} even a unanimous result can be chance."
+                f"with fewer than {MIN_CLUSTERS} even a unanimous result can be chance."
             )
     return reasons
 
 
-def _budget_reason(budget: Budget) -> str:
+def _explain_budget(budget: Budget) -> str:
     passed_on = f", of which {budget.passed_on:.4f} was passed on by a promotion" if budget.passed_on else ""
     return (
         f"Every check is tested at level {budget.level:.5f}: look {budget.look} at challenger "
@@ -257,13 +263,13 @@ def _budget_reason(budget: Budget) -> str:
     )
 
 
-def _cautions(weighed: Sequence[Weighed], ledger: Ledger, reuse: Reuse) -> list[str]:
+def _list_cautions(weighed: Sequence[CheckResult], ledger: Ledger, reuse: BenchmarkReuse) -> list[str]:
     clusters = weighed[0].totals.clusters
     cautions = []
-    if clusters < APPROXIMATE_BELOW:
-        cautions.append(f"The intervals are approximate: {clusters} patients, fewer than {APPROXIMATE_BELOW}.")
+    if clusters < MIN_RELIABLE_CLUSTERS:
+        cautions.append(f"The intervals are approximate: {clusters} patients, fewer than {MIN_RELIABLE_CLUSTERS}.")
     if ledger.folder is None:
-        cautions.append(_NO_LEDGER)
+        cautions.append(_NO_LEDGER_CAUTION)
     if reuse.fresh < reuse.questions:
         cautions.append(
             f"{reuse.questions - reuse.fresh} of the {reuse.questions} questions have been decided on before, "
@@ -273,35 +279,35 @@ def _cautions(weighed: Sequence[Weighed], ledger: Ledger, reuse: Reuse) -> list[
     return cautions
 
 
-def _blocked(
-    case: Case,
+def _build_blocked_decision(
+    case: Comparison,
     benchmark: Benchmark,
-    section: DecideSection,
+    section: DecideConfig,
     reasons: Sequence[str],
-    found: Sequence[Finding] | None = None,
+    found: Sequence[GateFinding] | None = None,
     *,
-    reuse: Reuse | None = None,
+    reuse: BenchmarkReuse | None = None,
 ) -> Decision:
     found = case.findings if found is None else found
     reasons = [*reasons, *(f.reason for f in found if f.severity == "block" and f.reason not in reasons)]
-    return _decision(case, benchmark, section, "blocked", reasons, found, reuse)
+    return _build_decision(case, benchmark, section, "blocked", reasons, found, reuse)
 
 
-def _decision(
-    case: Case,
+def _build_decision(
+    case: Comparison,
     benchmark: Benchmark,
-    section: DecideSection,
+    section: DecideConfig,
     verdict: Literal["promote", "keep", "blocked"],
     reasons: Sequence[str],
-    found: Sequence[Finding] = (),
-    reuse: Reuse | None = None,
+    found: Sequence[GateFinding] = (),
+    reuse: BenchmarkReuse | None = None,
 ) -> Decision:
     return Decision(
         champion=case.champion,
         challenger=case.challenger,
         benchmark=benchmark.digest,
-        metric=f"{METRIC}, arm {section.arm}",
-        difference=NOTHING,
+        metric=f"{GATE_METRIC}, arm {section.arm}",
+        difference=NO_INTERVAL,
         verdict=verdict,
         reasons=tuple(reasons),
         findings=tuple(found),
@@ -309,6 +315,3 @@ def _decision(
         inputs=dict(case.inputs),
         settings=section.model_dump(mode="json"),
     )
-
-
-__all__ = ["FEWEST_CLUSTERS", "LOWER_IS_BETTER", "Case", "Gated", "decide", "demands", "slice_of"]

@@ -7,37 +7,39 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal
 
-from clincot.config import DecideSection
-from clincot.jsonl import read_model
+from clincot.config import DecideConfig
+from clincot.jsonl import read_json_model
 from clincot.judging.combination import PanelReport
 from clincot.preferences.pairs import PairReport
-from clincot.records import Finding
+from clincot.records import GateFinding
 
 GOOD_ALPHA = 0.667  # below it agreement is not enough even for tentative conclusions (Krippendorff 2004)
-CONSTANT = 1e-4  # standard deviation of a judge that says the same to everything
+CONSTANT_SD = 1e-4  # standard deviation of a judge that says the same to everything
 CONTRADICTIONS_WARN, CONTRADICTIONS_BLOCK = 0.1, 0.5  # share of pairs that another pair of the question contradicts
 _BINS = [f"{number / 10:.1f}" for number in range(10)]
 
 
-def health(section: DecideSection, *, panel: Path | None, before: Path | None, pairs: Path | None) -> list[Finding]:
+def check_judge_health(
+    section: DecideConfig, *, panel: Path | None, before: Path | None, pairs: Path | None
+) -> list[GateFinding]:
     """Findings of the reports that are given; raises BadRecord on one that is none."""
     found = []
     if panel is not None:
-        report = read_model(panel, PanelReport)
-        found += [_agreement(report, section), _unscored(report, section), *_judges(report)]
+        report = read_json_model(panel, PanelReport)
+        found += [_check_agreement(report, section), _check_unscored(report, section), *_check_judges(report)]
         if before is not None:
-            found.append(_shift(report, read_model(before, PanelReport), section))
+            found.append(_check_score_shift(report, read_json_model(before, PanelReport), section))
     if pairs is not None:
-        made = read_model(pairs, PairReport)
-        found += [_length(made, section), _contradictions(made)]
+        made = read_json_model(pairs, PairReport)
+        found += [_check_length_bias(made, section), _check_contradictions(made)]
     return found
 
 
-def _agreement(report: PanelReport, section: DecideSection) -> Finding:
+def _check_agreement(report: PanelReport, section: DecideConfig) -> GateFinding:
     alpha = report.alpha_calibrated
     if alpha.value is None:
         severity: Literal["ok", "warn", "block"] = "warn" if len(report.judges) < 2 else "block"
-        return Finding(
+        return GateFinding(
             name="judges' agreement",
             severity=severity,
             value=None,
@@ -45,7 +47,7 @@ def _agreement(report: PanelReport, section: DecideSection) -> Finding:
             reason=f"The judges' agreement is undefined: {alpha.reason}.",
         )
     severity = "block" if alpha.value < section.min_alpha else "warn" if alpha.value < GOOD_ALPHA else "ok"
-    return Finding(
+    return GateFinding(
         name="judges' agreement",
         severity=severity,
         value=round(alpha.value, 6),
@@ -55,9 +57,9 @@ def _agreement(report: PanelReport, section: DecideSection) -> Finding:
     )
 
 
-def _unscored(report: PanelReport, section: DecideSection) -> Finding:
+def _check_unscored(report: PanelReport, section: DecideConfig) -> GateFinding:
     share = 1 - report.scored / report.candidates if report.candidates else 1.0
-    return Finding(
+    return GateFinding(
         name="candidates unscored",
         severity="block" if share > section.max_unscored else "ok",
         value=round(share, 6),
@@ -67,12 +69,12 @@ def _unscored(report: PanelReport, section: DecideSection) -> Finding:
     )
 
 
-def _judges(report: PanelReport) -> list[Finding]:
+def _check_judges(report: PanelReport) -> list[GateFinding]:
     found = []
     for judge in report.judges:
         if judge.left_out:
             found.append(
-                Finding(
+                GateFinding(
                     name=f"judge {judge.name}",
                     severity="warn",
                     value=None,
@@ -81,13 +83,13 @@ def _judges(report: PanelReport) -> list[Finding]:
                 )
             )
         elif judge.sd_raw is not None and judge.scored > 1:
-            constant = judge.sd_raw < CONSTANT
+            constant = judge.sd_raw < CONSTANT_SD
             found.append(
-                Finding(
+                GateFinding(
                     name=f"judge {judge.name}",
                     severity="block" if constant else "ok",
                     value=round(judge.sd_raw, 6),
-                    threshold=CONSTANT,
+                    threshold=CONSTANT_SD,
                     reason=f"Judge {judge.name} gives {'the same score to all' if constant else 'different scores to'} "
                     f"{judge.scored} candidates (standard deviation {judge.sd_raw:.4f}).",
                 )
@@ -95,17 +97,17 @@ def _judges(report: PanelReport) -> list[Finding]:
     return found
 
 
-def _shift(now: PanelReport, before: PanelReport, section: DecideSection) -> Finding:
-    value = stability_index(before.scores, now.scores)
+def _check_score_shift(now: PanelReport, before: PanelReport, section: DecideConfig) -> GateFinding:
+    value = population_stability_index(before.scores, now.scores)
     if value is None:
-        return Finding(
+        return GateFinding(
             name="score shift",
             severity="warn",
             value=None,
             threshold=section.max_shift,
             reason="Whether the scores shifted cannot be told: a report has no distribution.",
         )
-    return Finding(
+    return GateFinding(
         name="score shift",
         severity="warn" if value > section.max_shift else "ok",
         value=round(value, 6),
@@ -115,7 +117,7 @@ def _shift(now: PanelReport, before: PanelReport, section: DecideSection) -> Fin
     )
 
 
-def stability_index(before: Mapping[str, int], now: Mapping[str, int]) -> float | None:
+def population_stability_index(before: Mapping[str, int], now: Mapping[str, int]) -> float | None:
     """Σ (q - p) ln(q / p) over ten bins, each with half a count more so that an empty bin is no infinity."""
     if not before or not now:
         return None
@@ -124,10 +126,10 @@ def stability_index(before: Mapping[str, int], now: Mapping[str, int]) -> float 
     return sum((b - a) * math.log(b / a) for a, b in shares)
 
 
-def _length(report: PairReport, section: DecideSection) -> Finding:
+def _check_length_bias(report: PairReport, section: DecideConfig) -> GateFinding:
     auc, allowed = report.longer_rejected_auc, section.length_auc_tolerance
     if auc is None:
-        return Finding(
+        return GateFinding(
             name="length AUC",
             severity="block",
             value=None,
@@ -135,7 +137,7 @@ def _length(report: PairReport, section: DecideSection) -> Finding:
             reason="There is not one preference pair.",
         )
     outside = abs(auc - 0.5) > allowed + 1e-9
-    return Finding(
+    return GateFinding(
         name="length AUC",
         severity="block" if outside else "ok",
         value=round(auc, 6),
@@ -145,12 +147,12 @@ def _length(report: PairReport, section: DecideSection) -> Finding:
     )
 
 
-def _contradictions(report: PairReport) -> Finding:
+def _check_contradictions(report: PairReport) -> GateFinding:
     share = report.contradictions / report.pairs if report.pairs else 0.0
     severity: Literal["ok", "warn", "block"] = "ok"
     if share > CONTRADICTIONS_WARN:
         severity = "block" if share > CONTRADICTIONS_BLOCK else "warn"
-    return Finding(
+    return GateFinding(
         name="contradictions",
         severity=severity,
         value=round(share, 6),

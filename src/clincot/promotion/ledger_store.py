@@ -12,50 +12,50 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from clincot.errors import BadInput
-from clincot.promotion.ledger import ASKED, BUDGET, read_ledger
-from clincot.storage.store import AlreadyStored, Moved, NotStored, Store
+from clincot.errors import InvalidInput
+from clincot.promotion.ledger import ASKED_FILE, BUDGET_FILE, read_ledger
+from clincot.storage.store import KeyExists, KeyNotFound, Store, VersionConflict
 
 
-class LedgerMoved(BadInput):
+class LedgerConflict(InvalidInput):
     """Another decision of the line was entered first."""
 
 
 @contextmanager
-def ledger_of(store: Store, line: str, folder: Path) -> Iterator[Path]:
+def sync_ledger(store: Store, line: str, folder: Path) -> Iterator[Path]:
     """The line's ledger in `folder`, to be appended to; what was appended is stored when the block ends well."""
     folder.mkdir(parents=True, exist_ok=True)
     tags: dict[str, str] = {}
-    for name in (ASKED, BUDGET):
+    for name in (ASKED_FILE, BUDGET_FILE):
         try:
-            content, tags[name] = store.read(_key(line, name))
-        except NotStored:
+            content, tags[name] = store.read(_ledger_key(line, name))
+        except KeyNotFound:
             continue
         (folder / name).write_bytes(content)
-    before = {name: _content(folder / name) for name in (ASKED, BUDGET)}
+    before = {name: _read_bytes(folder / name) for name in (ASKED_FILE, BUDGET_FILE)}
     yield folder
     read_ledger(folder)  # what is stored can be read again
     for name in (
-        ASKED,
-        BUDGET,
+        ASKED_FILE,
+        BUDGET_FILE,
     ):  # in promotion/ledger.py's order: questions without a spending are a decision broken off
-        after = _content(folder / name)
+        after = _read_bytes(folder / name)
         if after == before[name]:
             continue
         try:
             if name in tags:
-                store.replace(_key(line, name), after, tags[name])
+                store.replace(_ledger_key(line, name), after, tags[name])
             else:
-                store.write_new(_key(line, name), after)
-        except (Moved, AlreadyStored):
-            raise LedgerMoved(
-                f"{store.url}/{_key(line, name)}: another decision was entered meanwhile; decide again"
+                store.write_new(_ledger_key(line, name), after)
+        except (VersionConflict, KeyExists):
+            raise LedgerConflict(
+                f"{store.url}/{_ledger_key(line, name)}: another decision was entered meanwhile; decide again"
             ) from None
 
 
-def _key(line: str, name: str) -> str:
+def _ledger_key(line: str, name: str) -> str:
     return f"ledgers/{line}/{name}"
 
 
-def _content(path: Path) -> bytes:
+def _read_bytes(path: Path) -> bytes:
     return path.read_bytes() if path.is_file() else b""

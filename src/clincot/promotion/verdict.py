@@ -17,25 +17,25 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from clincot.promotion.cluster_tests import MeanTest, Row, mean_test, share_variance, sign_flip
+from clincot.promotion.cluster_tests import ClusterRow, MeanTest, cluster_t_test, share_variance, sign_flip_test
 from clincot.records import Totals
 
-Role = Literal["gain", "guard", "blind"]
+CheckRole = Literal["gain", "guard", "blind"]
 
 
 @dataclass(frozen=True)
-class Evidence:
+class EvidenceSums:
     """Sums of per-question differences, challenger minus the other, signed so that higher is better."""
 
     gain: Totals
-    gain_rows: tuple[Row, ...]  # the gain's clusters one by one, for the sign-flip test
+    gain_rows: tuple[ClusterRow, ...]  # the gain's clusters one by one, for the sign-flip test
     guards: Mapping[str, Totals]  # a metric that applies to no question may be left out
     blind: Totals
 
-    def __add__(self, other: Evidence) -> Evidence:
+    def __add__(self, other: EvidenceSums) -> EvidenceSums:
         """Both looks together; their patients are disjoint."""
         names = [*self.guards, *(name for name in other.guards if name not in self.guards)]
-        return Evidence(
+        return EvidenceSums(
             gain=self.gain + other.gain,
             gain_rows=(*self.gain_rows, *other.gain_rows),
             guards={n: self.guards.get(n, Totals()) + other.guards.get(n, Totals()) for n in names},
@@ -44,7 +44,7 @@ class Evidence:
 
 
 @dataclass(frozen=True)
-class Demands:
+class PromotionCriteria:
     """What a promotion asks for. Floors are how much worse is still allowed, in the metric's own unit, positive."""
 
     min_gain: float
@@ -53,11 +53,11 @@ class Demands:
 
 
 @dataclass(frozen=True)
-class Weighed:
+class CheckResult:
     """One check: is the mean above `null`?"""
 
     name: str
-    role: Role
+    role: CheckRole
     null: float
     totals: Totals
     test: MeanTest | None  # None: too few patients to show anything
@@ -65,40 +65,46 @@ class Weighed:
     passed: bool
 
 
-def weigh(evidence: Evidence, demands: Demands, *, level: float) -> tuple[Weighed, ...]:
+def run_checks(evidence: EvidenceSums, demands: PromotionCriteria, *, level: float) -> tuple[CheckResult, ...]:
     """Every check, the gain first; `promotes` says what follows."""
-    gain = weigh_gain(evidence.gain, evidence.gain_rows, demands, level=level)
-    return (gain, *weigh_rest(evidence.guards, evidence.blind, demands, level=level))
+    gain = check_gain(evidence.gain, evidence.gain_rows, demands, level=level)
+    return (gain, *check_guards(evidence.guards, evidence.blind, demands, level=level))
 
 
-def weigh_rest(guards: Mapping[str, Totals], blind: Totals, demands: Demands, *, level: float) -> tuple[Weighed, ...]:
+def check_guards(
+    guards: Mapping[str, Totals], blind: Totals, demands: PromotionCriteria, *, level: float
+) -> tuple[CheckResult, ...]:
     """The guards and the blind baseline. A guard without any question is not a check."""
     checks = []
     for name, floor in demands.floors.items():
         totals = guards.get(name, Totals())
         if totals.n or totals.n_unscored:
             least = 0.0 if name in demands.unbounded else share_variance(floor)
-            checks.append(_above(name, "guard", totals, -floor, level, least_variance=least))
-    checks.append(_above("beats_blind", "blind", blind, 0.0, level))
+            checks.append(_check_mean(name, "guard", totals, -floor, level, least_variance=least))
+    checks.append(_check_mean("beats_blind", "blind", blind, 0.0, level))
     return tuple(checks)
 
 
-def promotes(checks: Sequence[Weighed]) -> bool:
+def should_promote(checks: Sequence[CheckResult]) -> bool:
     return bool(checks) and all(check.passed for check in checks)
 
 
-def weigh_gain(totals: Totals, rows: Sequence[Row], demands: Demands, *, level: float) -> Weighed:
+def check_gain(totals: Totals, rows: Sequence[ClusterRow], demands: PromotionCriteria, *, level: float) -> CheckResult:
     """Better than the champion by more than min_gain: by the t and by the sign-flip test."""
     null = demands.min_gain
-    check = _above("accuracy", "gain", totals, null, level, least_variance=share_variance(null))
+    check = _check_mean("accuracy", "gain", totals, null, level, least_variance=share_variance(null))
     if check.test is None or check.p is None:
         return check
-    p = max(check.p, sign_flip(rows, null))
-    return Weighed(check.name, check.role, null, totals, check.test, p, passed=check.test.value > null and p <= level)
+    p = max(check.p, sign_flip_test(rows, null))
+    return CheckResult(
+        check.name, check.role, null, totals, check.test, p, passed=check.test.value > null and p <= level
+    )
 
 
-def _above(name: str, role: Role, totals: Totals, null: float, level: float, *, least_variance: float = 0.0) -> Weighed:
-    test = mean_test(totals, null, least_variance=least_variance)
+def _check_mean(
+    name: str, role: CheckRole, totals: Totals, null: float, level: float, *, least_variance: float = 0.0
+) -> CheckResult:
+    test = cluster_t_test(totals, null, least_variance=least_variance)
     p = None if test is None else test.p
     passed = test is not None and test.value > null and test.p <= level
-    return Weighed(name, role, null, totals, test, p, passed)
+    return CheckResult(name, role, null, totals, test, p, passed)

@@ -11,22 +11,22 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from clincot.errors import BadInput
-from clincot.jsonl import BadRecord, explain
-from clincot.records import Record, Text
+from clincot.errors import InvalidInput
+from clincot.jsonl import InvalidRecord, format_validation_error
+from clincot.records import NonEmptyStr, Record
 from clincot.registry.manifest import Manifest, Sha256
-from clincot.storage.store import AlreadyStored, Moved, NotStored, Store
+from clincot.storage.store import KeyExists, KeyNotFound, Store, VersionConflict
 
 
-class ChampionMoved(BadInput):
+class ChampionMoved(InvalidInput):
     """Someone else moved the pointer first; names the one who won."""
 
 
-class NoChampion(BadInput):
+class NoChampion(InvalidInput):
     """The line has no pointer yet."""
 
 
-class Move(Record):
+class ChampionMove(Record):
     """One move of the pointer."""
 
     prefix: ClassVar[str] = "move"
@@ -38,7 +38,7 @@ class Move(Record):
     previous: str = ""  # the champion until then
     round: Annotated[int, Field(ge=0)] = 0
     decision: str = ""
-    reason: Text
+    reason: NonEmptyStr
     uri: str = ""
     by: str = ""
     at: str = ""  # UTC
@@ -49,11 +49,11 @@ class Champion(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    line: Text
-    moves: tuple[Move, ...] = Field(min_length=1)
+    line: NonEmptyStr
+    moves: tuple[ChampionMove, ...] = Field(min_length=1)
 
     @model_validator(mode="after")
-    def _unbroken(self) -> Champion:
+    def _check_moves(self) -> Champion:
         for number, move in enumerate(self.moves):
             before = self.moves[number - 1].sha256 if number else ""
             if (move.number, move.previous) != (number, before):
@@ -61,13 +61,13 @@ class Champion(BaseModel):
         return self
 
     @property
-    def now(self) -> Move:
+    def now(self) -> ChampionMove:
         return self.moves[-1]
 
     @property
-    def standing(self) -> tuple[Move, ...]:
+    def promotion_stack(self) -> tuple[ChampionMove, ...]:
         """Base, and the promotions that no rollback has taken back, in their order: what one can go back to."""
-        stack: list[Move] = []
+        stack: list[ChampionMove] = []
         for move in self.moves:
             if move.kind == "rollback":
                 while stack and stack[-1].sha256 != move.sha256:
@@ -77,55 +77,64 @@ class Champion(BaseModel):
         return tuple(stack)
 
 
-def key_of(line: str) -> str:
+def build_champion_key(line: str) -> str:
     return f"champions/{line}.json"
 
 
 def read_champion(store: Store, line: str) -> Champion:
     """Raises NoChampion."""
-    return _read(store, line)[0]
+    return _read_pointer(store, line)[0]
 
 
-def start(store: Store, base: Manifest, *, by: str, reason: str = "the base model is the round-0 champion") -> Champion:
+def create_champion_pointer(
+    store: Store, base: Manifest, *, by: str, reason: str = "the base model is the round-0 champion"
+) -> Champion:
     """The pointer of a new line. Raises ChampionMoved where it has one already, unless that names this very model."""
-    move = Move(
-        number=0, kind="base", sha256=base.sha256, round=base.round, reason=reason, uri=base.uri, by=by, at=_now()
+    move = ChampionMove(
+        number=0,
+        kind="base",
+        sha256=base.sha256,
+        round=base.round,
+        reason=reason,
+        uri=base.uri,
+        by=by,
+        at=_format_now(),
     )
     champion = Champion(line=base.line, moves=(move,))
     try:
-        store.write_new(key_of(base.line), _encoded(champion))
-    except AlreadyStored:
+        store.write_new(build_champion_key(base.line), _encode_champion(champion))
+    except KeyExists:
         found = read_champion(store, base.line)
         if found.now.sha256 == base.sha256:
             return found
-        raise ChampionMoved(f"{base.line} has a champion already: {_told(found.now)}") from None
+        raise ChampionMoved(f"{base.line} has a champion already: {_describe_move(found.now)}") from None
     return champion
 
 
-def promote(store: Store, to: Manifest, *, over: str, by: str, reason: str, decision: str = "") -> Champion:
+def promote_champion(store: Store, to: Manifest, *, over: str, by: str, reason: str, decision: str = "") -> Champion:
     """Make `to` champion in the place of `over`, the digest that it was decided against. Raises ChampionMoved."""
-    return _move(store, to, "promote", over=over, by=by, reason=reason, decision=decision)
+    return _append_move(store, to, "promote", over=over, by=by, reason=reason, decision=decision)
 
 
-def rollback(store: Store, to: Manifest, *, over: str, by: str, reason: str) -> Champion:
+def roll_back_champion(store: Store, to: Manifest, *, over: str, by: str, reason: str) -> Champion:
     """Go back from `over` to an earlier champion (one of `standing`). Raises ChampionMoved, ValueError."""
     if not reason.strip():
-        raise BadInput("a rollback needs a reason; it stays in the pointer's history")
+        raise InvalidInput("a rollback needs a reason; it stays in the pointer's history")
     champion = read_champion(store, to.line)
-    earlier = [move.sha256 for move in champion.standing[:-1]]
+    earlier = [move.sha256 for move in champion.promotion_stack[:-1]]
     if to.sha256 not in earlier:
         known = ", ".join(digest[:12] for digest in earlier) or "none: only the base model was champion"
-        raise BadInput(f"{to.line}: {to.sha256[:12]} is no earlier champion; one can go back to {known}")
-    return _move(store, to, "rollback", over=over, by=by, reason=reason, decision="")
+        raise InvalidInput(f"{to.line}: {to.sha256[:12]} is no earlier champion; one can go back to {known}")
+    return _append_move(store, to, "rollback", over=over, by=by, reason=reason, decision="")
 
 
-def _move(
+def _append_move(
     store: Store, to: Manifest, kind: Literal["promote", "rollback"], *, over: str, by: str, reason: str, decision: str
 ) -> Champion:
-    champion, tag = _read(store, to.line)
+    champion, tag = _read_pointer(store, to.line)
     if champion.now.sha256 != over:
-        raise ChampionMoved(_lost(champion, over))
-    move = Move(
+        raise ChampionMoved(_describe_conflict(champion, over))
+    move = ChampionMove(
         number=len(champion.moves),
         kind=kind,
         sha256=to.sha256,
@@ -135,41 +144,43 @@ def _move(
         reason=reason,
         uri=to.uri,
         by=by,
-        at=_now(),
+        at=_format_now(),
     )
     moved = Champion(line=to.line, moves=(*champion.moves, move))
     try:
-        store.replace(key_of(to.line), _encoded(moved), tag)
-    except Moved:
-        raise ChampionMoved(_lost(read_champion(store, to.line), over)) from None
+        store.replace(build_champion_key(to.line), _encode_champion(moved), tag)
+    except VersionConflict:
+        raise ChampionMoved(_describe_conflict(read_champion(store, to.line), over)) from None
     return moved
 
 
-def _read(store: Store, line: str) -> tuple[Champion, str]:
+def _read_pointer(store: Store, line: str) -> tuple[Champion, str]:
     try:
-        content, tag = store.read(key_of(line))
-    except NotStored:
+        content, tag = store.read(build_champion_key(line))
+    except KeyNotFound:
         raise NoChampion(
             f"{store.url}: {line} has no champion yet; publish the base model and `clincot models start {line} DIGEST`"
         ) from None
     try:
         return Champion.model_validate_json(content), tag
     except ValidationError as error:
-        raise BadRecord(f"{store.url}/{key_of(line)}: not a champion pointer: {explain(error)}") from None
+        raise InvalidRecord(
+            f"{store.url}/{build_champion_key(line)}: not a champion pointer: {format_validation_error(error)}"
+        ) from None
 
 
-def _lost(found: Champion, over: str) -> str:
-    return f"{found.line}: expected {over[:12]} as champion, but it is {_told(found.now)}; decide against that one"
+def _describe_conflict(found: Champion, over: str) -> str:
+    return f"{found.line}: expected {over[:12]} as champion, but it is {_describe_move(found.now)}; decide against that one"
 
 
-def _told(move: Move) -> str:
+def _describe_move(move: ChampionMove) -> str:
     decided = f" by {move.decision}" if move.decision else ""
     return f"{move.sha256[:12]} (round {move.round}, {move.kind}{decided}, moved {move.at} by {move.by or 'unknown'})"
 
 
-def _encoded(champion: Champion) -> bytes:
+def _encode_champion(champion: Champion) -> bytes:
     return (champion.model_dump_json(indent=1) + "\n").encode()
 
 
-def _now() -> str:
+def _format_now() -> str:
     return datetime.now(UTC).isoformat(timespec="seconds")

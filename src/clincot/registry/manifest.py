@@ -15,15 +15,15 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from clincot.errors import BadInput
+from clincot.errors import InvalidInput
 from clincot.geometry import Box
-from clincot.jsonl import BadRecord, explain, file_digest
-from clincot.models.checkpoint import MANIFEST, digest_of_files
-from clincot.records import BenchmarkReport, Decision, Record, Text
-from clincot.storage.store import NotStored, Store, download, sha256_of
+from clincot.jsonl import InvalidRecord, format_validation_error, hash_files
+from clincot.models.checkpoint import MANIFEST, hash_checkpoint_files
+from clincot.records import BenchmarkReport, Decision, NonEmptyStr, Record
+from clincot.storage.store import KeyNotFound, Store, download_file, hash_object
 
-CARD = "README.md"
-GOLDEN = "golden"  # folder of the golden questions' images
+MODEL_CARD_FILE = "README.md"
+GOLDEN_FOLDER = "golden"  # folder of the golden questions' images
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
 
@@ -32,30 +32,30 @@ class StoredFile(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    path: Text
+    path: NonEmptyStr
     sha256: Sha256
     size: Annotated[int, Field(ge=0)]  # bytes
 
 
-class Golden(Record):
+class GoldenQuestion(Record):
     """A question with what the published policy answers, greedy, and where it looks: a new server must do the same."""
 
     prefix: ClassVar[str] = "golden"
 
-    question: Text
-    image: Text  # path in the checkpoint's folder
+    question: NonEmptyStr
+    image: NonEmptyStr  # path in the checkpoint's folder
     sha256: Sha256  # of the image file
     answer: str
     box: Box | None  # None: no region was clearly where it was seen
 
 
-class JudgeLine(BaseModel):
+class JudgeSummary(BaseModel):
     """A judge of the panel that scored the preference data."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    name: Text
-    digest: Text
+    name: NonEmptyStr
+    digest: NonEmptyStr
     scored: Annotated[int, Field(ge=0)]
 
 
@@ -65,7 +65,7 @@ class Manifest(Record):
     prefix: ClassVar[str] = "model"
     provenance: ClassVar[frozenset[str]] = frozenset({"uri", "git", "created", "data", "data_revision"})
 
-    line: Text
+    line: NonEmptyStr
     sha256: Sha256  # the checkpoint's digest (models/checkpoint.py), under which it lies
     measured: Sha256  # digest of the whole checkpoint that was evaluated: sha256 itself, unless this is its adapter
     kind: Literal["full", "adapter"]
@@ -74,12 +74,12 @@ class Manifest(Record):
     round: Annotated[int, Field(ge=0)] = 0
     pairs: str = ""  # digest of the preference data; "" for a base model
     config: str = ""  # digest of the train section
-    judges: tuple[JudgeLine, ...] = ()
+    judges: tuple[JudgeSummary, ...] = ()
     agreement: float | None = None  # Krippendorff's alpha of the calibrated scores
     report: BenchmarkReport | None = None
     decision: Decision | None = None
-    licence: Text
-    golden: tuple[Golden, ...] = ()
+    licence: NonEmptyStr
+    golden: tuple[GoldenQuestion, ...] = ()
     files: tuple[StoredFile, ...]
     uri: str = ""
     data: str = ""  # sha256 of the version of preference data
@@ -88,95 +88,99 @@ class Manifest(Record):
     created: str = ""  # UTC
 
 
-class NotPublished(BadInput):
+class NotPublished(InvalidInput):
     """No checkpoint of this digest is published; names what is."""
 
 
-class Corrupt(BadInput):
+class CorruptCheckpoint(InvalidInput):
     """What lies in the store is not what the manifest says; names the file."""
 
 
-def folder_of(line: str, digest: str) -> str:
+def build_checkpoint_key(line: str, digest: str) -> str:
     return f"models/{line}/{digest}"
 
 
-def uri_of(store: Store, line: str, digest: str) -> str:
+def build_checkpoint_uri(store: Store, line: str, digest: str) -> str:
     """Where a server finds the checkpoint: the digest is part of it, so no address ever means two checkpoints."""
-    return f"{store.url}/{folder_of(line, digest)}"
+    return f"{store.url}/{build_checkpoint_key(line, digest)}"
 
 
 def read_manifest(store: Store, line: str, digest: str) -> Manifest:
-    key = f"{folder_of(line, digest)}/{MANIFEST}"
+    key = f"{build_checkpoint_key(line, digest)}/{MANIFEST}"
     try:
         content = store.read(key).content
-    except NotStored:
+    except KeyNotFound:
         raise NotPublished(f"{store.url}: no checkpoint {digest} of {line} is published") from None
     try:
         manifest = Manifest.model_validate_json(content)
     except ValidationError as error:
-        raise BadRecord(f"{store.url}/{key}: not a manifest: {explain(error)}") from None
+        raise InvalidRecord(f"{store.url}/{key}: not a manifest: {format_validation_error(error)}") from None
     if (manifest.line, manifest.sha256) != (line, digest):
-        raise BadRecord(f"{store.url}/{key}: is the manifest of {manifest.line} {manifest.sha256}, not of this folder")
+        raise InvalidRecord(
+            f"{store.url}/{key}: is the manifest of {manifest.line} {manifest.sha256}, not of this folder"
+        )
     return manifest
 
 
-def published_digests(store: Store, line: str) -> list[str]:
+def list_published_digests(store: Store, line: str) -> list[str]:
     """Digests of a line's published checkpoints, sorted."""
     keys = (key.split("/") for key in store.keys(f"models/{line}/"))
     return sorted(parts[2] for parts in keys if len(parts) == 4 and parts[3] == MANIFEST)
 
 
-def published_lines(store: Store) -> list[str]:
+def list_model_names(store: Store) -> list[str]:
     return sorted({key.split("/")[1] for key in store.keys("models/")})
 
 
-def manifests(store: Store, line: str) -> Iterator[Manifest]:
+def iter_manifests(store: Store, line: str) -> Iterator[Manifest]:
     """A line's published checkpoints, by round and digest."""
-    found = [read_manifest(store, line, digest) for digest in published_digests(store, line)]
+    found = [read_manifest(store, line, digest) for digest in list_published_digests(store, line)]
     yield from sorted(found, key=lambda m: (m.round, m.sha256))
 
 
 def find_manifest(store: Store, line: str, given: str) -> Manifest:
     """The checkpoint whose digest begins with `given` (at least 6 characters). Raises NotPublished, ValueError."""
     if len(given) < 6:
-        raise BadInput(f"{given!r} is too short to name a checkpoint; give at least 6 characters of its digest")
-    digests = published_digests(store, line)
+        raise InvalidInput(f"{given!r} is too short to name a checkpoint; give at least 6 characters of its digest")
+    digests = list_published_digests(store, line)
     found = [digest for digest in digests if digest.startswith(given)]
     if not found:
         known = ", ".join(digest[:12] for digest in digests) or "none"
         raise NotPublished(f"{store.url}: no checkpoint of {line} begins with {given}; published: {known}")
     if len(found) > 1:
-        raise BadInput(f"{given} could be {' or '.join(d[:16] for d in found)}; give more of the digest")
+        raise InvalidInput(f"{given} could be {' or '.join(d[:16] for d in found)}; give more of the digest")
     return read_manifest(store, line, found[0])
 
 
-def verify(store: Store, manifest: Manifest) -> None:
+def verify_checkpoint(store: Store, manifest: Manifest) -> None:
     """Read every file again from the store; raises Corrupt naming the first that is not what the manifest says."""
     for file in manifest.files:
-        key = f"{folder_of(manifest.line, manifest.sha256)}/{file.path}"
+        key = f"{build_checkpoint_key(manifest.line, manifest.sha256)}/{file.path}"
         try:
-            found = sha256_of(store, key)
-        except NotStored:
-            raise Corrupt(f"{store.url}/{key}: is in the manifest, but not in the store") from None
+            found = hash_object(store, key)
+        except KeyNotFound:
+            raise CorruptCheckpoint(f"{store.url}/{key}: is in the manifest, but not in the store") from None
         if found != file.sha256:
-            raise Corrupt(f"{store.url}/{key}: has sha256 {found}, the manifest says {file.sha256}")
+            raise CorruptCheckpoint(f"{store.url}/{key}: has sha256 {found}, the manifest says {file.sha256}")
 
 
-def published_files_digest(manifest: Manifest) -> str:
+def hash_manifest_files(manifest: Manifest) -> str:
     """What the checkpoint's digest is by the manifest's files: `sha256`, in a manifest that was not tampered with."""
-    return digest_of_files({file.path: file.sha256 for file in manifest.files})
+    return hash_checkpoint_files({file.path: file.sha256 for file in manifest.files})
 
 
-def fetch(store: Store, manifest: Manifest, folder: Path) -> Path:
+def download_checkpoint(store: Store, manifest: Manifest, folder: Path) -> Path:
     """The checkpoint as a folder under `folder`, verified; what is there already and right is kept."""
     place = folder / manifest.line / manifest.sha256
     for file in manifest.files:
         path = place / file.path
-        if path.is_file() and file_digest(path) == file.sha256:
+        if path.is_file() and hash_files(path) == file.sha256:
             continue
-        download(store, f"{folder_of(manifest.line, manifest.sha256)}/{file.path}", path)
-        if (found := file_digest(path)) != file.sha256:
+        download_file(store, f"{build_checkpoint_key(manifest.line, manifest.sha256)}/{file.path}", path)
+        if (found := hash_files(path)) != file.sha256:
             path.unlink()
-            raise Corrupt(f"{store.url}: {file.path} came with sha256 {found}, the manifest says {file.sha256}")
-    download(store, f"{folder_of(manifest.line, manifest.sha256)}/{MANIFEST}", place / MANIFEST)
+            raise CorruptCheckpoint(
+                f"{store.url}: {file.path} came with sha256 {found}, the manifest says {file.sha256}"
+            )
+    download_file(store, f"{build_checkpoint_key(manifest.line, manifest.sha256)}/{MANIFEST}", place / MANIFEST)
     return place

@@ -6,14 +6,14 @@ from clincot.records import BenchmarkReport, Interval
 from clincot.registry.manifest import Manifest
 
 # Columns of the table, where a report has them: name in the report, heading.
-_METRICS = {
+_METRIC_LABELS = {
     "accuracy": "accuracy",
     "hit_rate": "region hit-rate",
     "iou": "region IoU",
     "hallucination": "hallucination",
     "off_format": "off format",
 }
-_ARMS = {
+_ARM_LABELS = {
     "written": "own region",
     "windows": "grounder",
     "relevance": "relevance map",
@@ -24,7 +24,7 @@ _ARMS = {
     "shuffled": "another patient's image (control)",
     "whole": "whole image (control)",
 }
-LIMITS = """\
+INTENDED_USE = """\
 ## Intended use and limits
 
 For research on visual question answering about medical images with regions that can be looked at. Not a medical
@@ -34,9 +34,15 @@ looked, not that the answer follows from it. Answers of low confidence should be
 """
 
 
-def model_card(manifest: Manifest) -> str:
+def render_model_card(manifest: Manifest) -> str:
     """Markdown with the front matter that model hubs read. No date: the same checkpoint has the same card."""
-    parts = [_front(manifest), _origin(manifest), LIMITS, _benchmark(manifest.report), _decision(manifest)]
+    parts = [
+        _render_front_matter(manifest),
+        _render_origin(manifest),
+        INTENDED_USE,
+        _render_benchmark(manifest.report),
+        _render_decision(manifest),
+    ]
     if manifest.golden:
         parts.append(
             "## Golden questions\n\n"
@@ -46,7 +52,7 @@ def model_card(manifest: Manifest) -> str:
     return "\n".join(parts)
 
 
-def _front(manifest: Manifest) -> str:
+def _render_front_matter(manifest: Manifest) -> str:
     library = "peft" if manifest.kind == "adapter" else "transformers"
     return (
         f"---\nlicense: {manifest.licence.lower()}\npipeline_tag: image-text-to-text\nlibrary_name: {library}\n---\n\n"
@@ -54,13 +60,13 @@ def _front(manifest: Manifest) -> str:
     )
 
 
-def _origin(manifest: Manifest) -> str:
+def _render_origin(manifest: Manifest) -> str:
     rows = [
         ("kind", "an adapter, to be loaded onto its base" if manifest.kind == "adapter" else "all weights"),
-        ("base", _code(manifest.base)),
-        ("parent", _code(manifest.parent) or "none: a base model"),
-        ("preference data", _code(manifest.pairs)),
-        ("training configuration", _code(manifest.config)),
+        ("base", _format_digest(manifest.base)),
+        ("parent", _format_digest(manifest.parent) or "none: a base model"),
+        ("preference data", _format_digest(manifest.pairs)),
+        ("training configuration", _format_digest(manifest.config)),
         ("judges", ", ".join(f"{judge.name} (`{judge.digest[:12]}`)" for judge in manifest.judges)),
         ("agreement of the judges", "" if manifest.agreement is None else f"Krippendorff's α {manifest.agreement:.3f}"),
         ("licence", manifest.licence),
@@ -69,11 +75,11 @@ def _origin(manifest: Manifest) -> str:
     return "\n".join(["## Origin", "", "| | |", "|---|---|", *lines, ""])
 
 
-def _benchmark(report: BenchmarkReport | None) -> str:
+def _render_benchmark(report: BenchmarkReport | None) -> str:
     if report is None:
         return "## Benchmark\n\nNot measured.\n"
-    names = [name for name in _METRICS if any(name in arm for arm in report.metrics.values())]
-    rows = [["looks at", "n", *(_METRICS[name] for name in names)], ["---"] * (len(names) + 2)]
+    names = [name for name in _METRIC_LABELS if any(name in arm for arm in report.metrics.values())]
+    rows = [["looks at", "n", *(_METRIC_LABELS[name] for name in names)], ["---"] * (len(names) + 2)]
     for arm, metrics in report.metrics.items():
         counted = metrics.get("accuracy")
         count = (
@@ -81,7 +87,7 @@ def _benchmark(report: BenchmarkReport | None) -> str:
             if counted is None
             else f"{counted.n}" + (f" + {counted.n_unscored} unscored" if counted.n_unscored else "")
         )
-        rows.append([_ARMS.get(arm, arm), count, *(_cell(metrics.get(name)) for name in names)])
+        rows.append([_ARM_LABELS.get(arm, arm), count, *(_format_interval(metrics.get(name)) for name in names)])
     table = "\n".join("| " + " | ".join(row) + " |" for row in rows)
     return (
         f"## Benchmark\n\nBenchmark `{report.benchmark[:20]}`, protocol {report.protocol}; 95 % intervals, clustered "
@@ -89,18 +95,18 @@ def _benchmark(report: BenchmarkReport | None) -> str:
     )
 
 
-def _decision(manifest: Manifest) -> str:
+def _render_decision(manifest: Manifest) -> str:
     decision = manifest.decision
     if decision is None:
         return "## Decision\n\nNone was made about this checkpoint.\n"
     reasons = "\n".join(f"- {reason}" for reason in decision.reasons)
     return (
         f"## Decision\n\n**{decision.verdict}** (`{decision.id}`), against champion `{decision.champion[:20]}`, on "
-        f"{decision.metric}: {_cell(decision.difference)}.\n\n{reasons}\n"
+        f"{decision.metric}: {_format_interval(decision.difference)}.\n\n{reasons}\n"
     )
 
 
-def _cell(interval: Interval | None) -> str:
+def _format_interval(interval: Interval | None) -> str:
     if interval is None or interval.value is None:
         return "–"
     if interval.low is None or interval.high is None:
@@ -108,5 +114,5 @@ def _cell(interval: Interval | None) -> str:
     return f"{interval.value:.3f} [{interval.low:.3f}, {interval.high:.3f}]"
 
 
-def _code(digest: str) -> str:
+def _format_digest(digest: str) -> str:
     return f"`{digest}`" if digest else ""

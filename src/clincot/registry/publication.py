@@ -16,87 +16,94 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from clincot.config import PublishSection
-from clincot.errors import BadInput
-from clincot.jsonl import file_digest, read_records
+from clincot.config import PublishConfig
+from clincot.errors import InvalidInput
+from clincot.jsonl import hash_files, read_records
 from clincot.models.checkpoint import (
-    ABOUT,
     MANIFEST,
+    METADATA_FILES,
     UnsupportedCheckpoint,
-    check_whole,
-    checkpoint_digest,
-    deciding_files,
+    check_weight_files,
+    hash_checkpoint,
+    list_digested_files,
 )
 from clincot.records import BenchmarkReport, Checkpoint, Decision
 from clincot.registry.manifest import (
-    CARD,
-    Corrupt,
-    Golden,
-    JudgeLine,
+    MODEL_CARD_FILE,
+    CorruptCheckpoint,
+    GoldenQuestion,
+    JudgeSummary,
     Manifest,
     NotPublished,
     StoredFile,
-    folder_of,
+    build_checkpoint_key,
+    build_checkpoint_uri,
     read_manifest,
-    uri_of,
-    verify,
+    verify_checkpoint,
 )
-from clincot.registry.model_card import model_card
-from clincot.storage.store import AlreadyStored, Store, sha256_of
+from clincot.registry.model_card import render_model_card
+from clincot.storage.store import KeyExists, Store, hash_object
 
-ADAPTER = "adapter"  # folder beside merged weights, and the prefix of PEFT's files
+ADAPTER_FOLDER = "adapter"  # folder beside merged weights, and the prefix of PEFT's files
 ADAPTER_CONFIG = "adapter_config.json"
 
 
-class AlreadyPublished(BadInput):
+class AlreadyPublished(InvalidInput):
     """This checkpoint is published with other evidence; says which."""
 
 
 @dataclass(frozen=True)
-class Evidence:
+class PublicationEvidence:
     """What is known of a checkpoint beside its weights."""
 
     report: BenchmarkReport | None = None
     decision: Decision | None = None
-    judges: tuple[JudgeLine, ...] = ()
+    judges: tuple[JudgeSummary, ...] = ()
     agreement: float | None = None
-    golden: Sequence[Golden] = ()
+    golden: Sequence[GoldenQuestion] = ()
     images: Path | None = None  # the folder in which the golden questions' images lie, under their `image`
     git: str = ""
 
 
-def publish(store: Store, checkpoint: Path, section: PublishSection, evidence: Evidence) -> Manifest:
+def register_checkpoint(
+    store: Store, checkpoint: Path, section: PublishConfig, evidence: PublicationEvidence
+) -> Manifest:
     """Publish the checkpoint folder (whole, or its adapter where section.adapter is "keep"); returns the manifest.
 
     Publishing the same again changes nothing. Raises UnsupportedCheckpoint (a missing shard, a pickled file),
     AlreadyPublished, Corrupt (what arrived is not what was sent), StoreFailed.
     """
-    measured = checkpoint_digest(checkpoint)
+    measured = hash_checkpoint(checkpoint)
     record = read_checkpoint_record(checkpoint)
     if section.adapter == "keep":
-        checkpoint = _adapter_of(checkpoint, record)
-    check_whole(checkpoint)
-    _about_this(evidence, measured, checkpoint)
-    manifest = _manifest(store, checkpoint, measured, record, section, evidence)
+        checkpoint = _find_adapter(checkpoint, record)
+    check_weight_files(checkpoint)
+    _check_evidence(evidence, measured, checkpoint)
+    manifest = _build_manifest(store, checkpoint, measured, record, section, evidence)
     with tempfile.TemporaryDirectory() as made:
-        card = Path(made) / CARD
-        card.write_text(model_card(manifest), encoding="utf-8")
-        sources = _sources(checkpoint, evidence) | {CARD: card}
+        card = Path(made) / MODEL_CARD_FILE
+        card.write_text(render_model_card(manifest), encoding="utf-8")
+        sources = _collect_files(checkpoint, evidence) | {MODEL_CARD_FILE: card}
         files = tuple(
-            StoredFile(path=name, sha256=file_digest(path), size=path.stat().st_size)
+            StoredFile(path=name, sha256=hash_files(path), size=path.stat().st_size)
             for name, path in sorted(sources.items())
         )
         manifest = Manifest.model_validate(manifest.model_dump(exclude={"id"}) | {"files": files})
-        before = _published(store, manifest)
+        before = _find_published(store, manifest)
         if before is not None:
             return before
         for file in tqdm(files, desc="uploading", unit=" files", disable=None):
-            _upload(store, f"{folder_of(manifest.line, manifest.sha256)}/{file.path}", sources[file.path], file.sha256)
-    verify(store, manifest)
+            _upload_file(
+                store,
+                f"{build_checkpoint_key(manifest.line, manifest.sha256)}/{file.path}",
+                sources[file.path],
+                file.sha256,
+            )
+    verify_checkpoint(store, manifest)
     try:
-        store.write_new(_key(manifest), (manifest.model_dump_json(indent=1) + "\n").encode())
-    except AlreadyStored:  # someone else published it in the meantime
-        return _published(store, manifest) or manifest
+        store.write_new(_build_manifest_key(manifest), (manifest.model_dump_json(indent=1) + "\n").encode())
+    except KeyExists:  # someone else published it in the meantime
+        return _find_published(store, manifest) or manifest
     return manifest
 
 
@@ -109,32 +116,37 @@ def read_checkpoint_record(checkpoint: Path) -> Checkpoint | None:
     return record
 
 
-def _adapter_of(checkpoint: Path, record: Checkpoint | None) -> Path:
-    folder = checkpoint / ADAPTER
+def _find_adapter(checkpoint: Path, record: Checkpoint | None) -> Path:
+    folder = checkpoint / ADAPTER_FOLDER
     if not (folder / ADAPTER_CONFIG).is_file() or record is None:
         raise UnsupportedCheckpoint(
-            f"{checkpoint}: has no {ADAPTER}/{ADAPTER_CONFIG} to keep; train with train.lora_r above 0, or "
+            f"{checkpoint}: has no {ADAPTER_FOLDER}/{ADAPTER_CONFIG} to keep; train with train.lora_r above 0, or "
             "publish it merged"
         )
     return folder
 
 
-def _about_this(evidence: Evidence, measured: str, checkpoint: Path) -> None:
+def _check_evidence(evidence: PublicationEvidence, measured: str, checkpoint: Path) -> None:
     """Evidence about another checkpoint is refused."""
     if evidence.report is not None and evidence.report.policy != measured:
-        raise BadInput(f"{checkpoint}: is {measured[:12]}, but the report is of {evidence.report.policy[:12]}")
+        raise InvalidInput(f"{checkpoint}: is {measured[:12]}, but the report is of {evidence.report.policy[:12]}")
     if evidence.decision is not None and measured not in (evidence.decision.challenger, evidence.decision.champion):
-        raise BadInput(
+        raise InvalidInput(
             f"{checkpoint}: is {measured[:12]}, but the decision is about {evidence.decision.challenger[:12]} and "
             f"{evidence.decision.champion[:12]}"
         )
 
 
-def _manifest(
-    store: Store, folder: Path, measured: str, record: Checkpoint | None, section: PublishSection, evidence: Evidence
+def _build_manifest(
+    store: Store,
+    folder: Path,
+    measured: str,
+    record: Checkpoint | None,
+    section: PublishConfig,
+    evidence: PublicationEvidence,
 ) -> Manifest:
     """The manifest without its files."""
-    digest = checkpoint_digest(folder)
+    digest = hash_checkpoint(folder)
     adapter = section.adapter == "keep"
     return Manifest(
         line=section.name,
@@ -143,7 +155,7 @@ def _manifest(
         kind="adapter" if adapter else "full",
         base=record.parent if adapter and record else "",
         parent=record.parent if record else "",
-        round=_round(store, section, record),
+        round=_resolve_round(store, section, record),
         pairs=record.pairs if record else "",
         config=record.config if record else "",
         judges=evidence.judges,
@@ -153,7 +165,7 @@ def _manifest(
         licence=section.licence,
         golden=tuple(evidence.golden),
         files=(),
-        uri=uri_of(store, section.name, digest),
+        uri=build_checkpoint_uri(store, section.name, digest),
         git=evidence.git,
         data=record.data if record else "",
         data_revision=record.data_revision if record else "",
@@ -161,7 +173,7 @@ def _manifest(
     )
 
 
-def _round(store: Store, section: PublishSection, record: Checkpoint | None) -> int:
+def _resolve_round(store: Store, section: PublishConfig, record: Checkpoint | None) -> int:
     """As said, or as recorded, or one after its published parent's."""
     if section.round or record is None or not record.parent:
         return section.round
@@ -170,28 +182,31 @@ def _round(store: Store, section: PublishSection, record: Checkpoint | None) -> 
     try:
         return read_manifest(store, section.name, record.parent).round + 1
     except NotPublished:
-        raise BadInput(
+        raise InvalidInput(
             f"which round the checkpoint is of is not known: its parent {record.parent[:12]} is not published; say "
             "--round (publish.round), or publish the parent first"
         ) from None
 
 
-def _sources(folder: Path, evidence: Evidence) -> dict[str, Path]:
+def _collect_files(folder: Path, evidence: PublicationEvidence) -> dict[str, Path]:
     """{path in the published folder: file}. Whatever else lies in the folder is refused by name."""
-    names = [*deciding_files(folder), *(n for n in ABOUT - {"record.json", MANIFEST} if (folder / n).is_file())]
-    known = {*names, *ABOUT, CARD, ADAPTER}
+    names = [
+        *list_digested_files(folder),
+        *(n for n in METADATA_FILES - {"record.json", MANIFEST} if (folder / n).is_file()),
+    ]
+    known = {*names, *METADATA_FILES, MODEL_CARD_FILE, ADAPTER_FOLDER}
     strange = sorted(p.name for p in folder.iterdir() if p.name not in known)
     if strange:
         raise UnsupportedCheckpoint(f"{folder}: {', '.join(strange)} belongs to no checkpoint; move it elsewhere")
     sources = {name: folder / name for name in names}
     for golden in evidence.golden:
         if evidence.images is None:
-            raise BadInput("golden questions come with the folder of their images")
+            raise InvalidInput("golden questions come with the folder of their images")
         sources[golden.image] = evidence.images / golden.image
     return sources
 
 
-def _published(store: Store, manifest: Manifest) -> Manifest | None:
+def _find_published(store: Store, manifest: Manifest) -> Manifest | None:
     """What is published of it already, if it is the same."""
     try:
         before = read_manifest(store, manifest.line, manifest.sha256)
@@ -206,22 +221,22 @@ def _published(store: Store, manifest: Manifest) -> Manifest | None:
     )
 
 
-def _upload(store: Store, key: str, path: Path, sha256: str) -> None:
+def _upload_file(store: Store, key: str, path: Path, sha256: str) -> None:
     try:
         store.upload(key, path)
-    except AlreadyStored:
-        if sha256_of(store, key) != sha256:
-            raise Corrupt(
+    except KeyExists:
+        if hash_object(store, key) != sha256:
+            raise CorruptCheckpoint(
                 f"{store.url}/{key}: an unfinished publication left another file there; "
                 "`clincot models prune --unfinished` takes it away"
             ) from None
 
 
-def _key(manifest: Manifest) -> str:
-    return f"{folder_of(manifest.line, manifest.sha256)}/{MANIFEST}"
+def _build_manifest_key(manifest: Manifest) -> str:
+    return f"{build_checkpoint_key(manifest.line, manifest.sha256)}/{MANIFEST}"
 
 
-def golden_image(source: Path, folder: Path) -> tuple[str, str]:
+def copy_golden_image(source: Path, folder: Path) -> tuple[str, str]:
     """A golden question's image copied into `folder`, named by its content: (path in the published folder, sha256)."""
     content = source.read_bytes()
     digest = hashlib.sha256(content).hexdigest()

@@ -17,15 +17,15 @@ from clincot.records import Interval
 FILM_UNITS = 256.0  # the longer side of a film in drawing units, whatever its pixels: labels keep their size
 _FILM_PX = 448  # a film's longest side on the page
 _LABEL_UNITS = 8.2  # font size
-_GLYPH = 0.56  # mean width of a glyph, in font sizes
+_GLYPH_WIDTH = 0.56  # mean width of a glyph, in font sizes
 
 # Curves: the plot's area in drawing units.
 WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 320.0, 170.0, 40.0, 10.0, 10.0, 24.0
-FRAME = {"width": WIDTH, "height": HEIGHT, "left": LEFT, "right": WIDTH - RIGHT, "bottom": HEIGHT - BOTTOM}
+PLOT_FRAME = {"width": WIDTH, "height": HEIGHT, "left": LEFT, "right": WIDTH - RIGHT, "bottom": HEIGHT - BOTTOM}
 
 
 @dataclass(frozen=True)
-class Mark:
+class BoxMark:
     """A box to draw: `style` is a CSS class, `label` stands beside it."""
 
     box: Box
@@ -34,7 +34,7 @@ class Mark:
 
 
 @dataclass(frozen=True)
-class Drawn:
+class PlacedMark:
     """A mark in drawing units, with its label's place."""
 
     x: float
@@ -51,17 +51,17 @@ class Drawn:
 
 
 @dataclass(frozen=True)
-class Film:
+class AnnotatedFilm:
     """A film with its marks. The picture itself stands on the page once and is used by `picture`."""
 
     picture: str  # the id of an <image>
     width: float  # drawing units
     height: float
-    marks: tuple[Drawn, ...]
+    marks: tuple[PlacedMark, ...]
     text: str  # what a screen reader says
 
 
-def film(picture: str, size: tuple[int, int], marks: Sequence[Mark], text: str) -> Film:
+def annotate_film(picture: str, size: tuple[int, int], marks: Sequence[BoxMark], text: str) -> AnnotatedFilm:
     """Marks on a film of `size` (width, height in pixels), labels where they overlap least."""
     scale = FILM_UNITS / max(size)
     width, height = round(size[0] * scale, 1), round(size[1] * scale, 1)
@@ -72,18 +72,18 @@ def film(picture: str, size: tuple[int, int], marks: Sequence[Mark], text: str) 
     taken: list[tuple[float, float, float, float]] = []
     drawn = []
     for mark, (x, y, w, h) in zip(marks, boxes, strict=True):
-        label_w, label_h = (len(mark.label) * _GLYPH + 0.6) * _LABEL_UNITS, _LABEL_UNITS * 1.3
+        label_w, label_h = (len(mark.label) * _GLYPH_WIDTH + 0.6) * _LABEL_UNITS, _LABEL_UNITS * 1.3
         place = (x, y)
         if mark.label:
-            place = _label_place((x, y, w, h), label_w, label_h, width, height, taken)
+            place = _place_label((x, y, w, h), label_w, label_h, width, height, taken)
             taken.append((*place, label_w, label_h))
         numbers = (x, y, w, h, *place, place[1] + label_h * 0.77, label_w, label_h)
         nx, ny, nw, nh, lx, lt, ly, lw, lh = (round(v, 1) for v in numbers)
-        drawn.append(Drawn(nx, ny, nw, nh, mark.style, mark.label, lx, lt, ly, lw, lh))
-    return Film(picture, width, height, tuple(drawn), text)
+        drawn.append(PlacedMark(nx, ny, nw, nh, mark.style, mark.label, lx, lt, ly, lw, lh))
+    return AnnotatedFilm(picture, width, height, tuple(drawn), text)
 
 
-def _label_place(
+def _place_label(
     box: tuple[float, float, float, float],
     w: float,
     h: float,
@@ -99,16 +99,16 @@ def _label_place(
         for top in rows
         for left in (x, x + bw - w)
     ]
-    return min(places, key=lambda p: sum(_overlap((*p, w, h), other) for other in taken))  # the first of equals
+    return min(places, key=lambda p: sum(_overlap_area((*p, w, h), other) for other in taken))  # the first of equals
 
 
-def _overlap(a: tuple[float, float, float, float], b: tuple[float, float, float, float]) -> float:
+def _overlap_area(a: tuple[float, float, float, float], b: tuple[float, float, float, float]) -> float:
     across = min(a[0] + a[2], b[0] + b[2]) - max(a[0], b[0])
     down = min(a[1] + a[3], b[1] + b[3]) - max(a[1], b[1])
     return max(across, 0.0) * max(down, 0.0)
 
 
-def inline(image: Image.Image, *, lossless: bool = False) -> str:
+def encode_data_uri(image: Image.Image, *, lossless: bool = False) -> str:
     """An RGB image as a data URI: grey where it is grey, at most _FILM_PX a side."""
     if max(image.size) > _FILM_PX:
         scale = _FILM_PX / max(image.size)
@@ -135,7 +135,7 @@ class Whisker:
     high: float
 
 
-def whisker(interval: Interval | None) -> Whisker | None:
+def build_whisker(interval: Interval | None) -> Whisker | None:
     """Shares of 1 only; None where nothing was scored."""
     if interval is None or interval.value is None:
         return None
@@ -146,7 +146,7 @@ def whisker(interval: Interval | None) -> Whisker | None:
 
 
 @dataclass(frozen=True)
-class Line:
+class ChartLine:
     """One curve: pieces of "x,y x,y …", broken where a value is missing, and where its name stands."""
 
     name: str
@@ -157,24 +157,24 @@ class Line:
 
 
 @dataclass(frozen=True)
-class Tick:
+class ChartTick:
     at: float
     text: str
 
 
 @dataclass(frozen=True)
-class Panel:
+class Chart:
     """One small chart."""
 
     title: str
     unit: str
-    lines: tuple[Line, ...]
-    x_ticks: tuple[Tick, ...]
-    y_ticks: tuple[Tick, ...]
+    lines: tuple[ChartLine, ...]
+    x_ticks: tuple[ChartTick, ...]
+    y_ticks: tuple[ChartTick, ...]
 
 
 @dataclass(frozen=True)
-class Quantity:
+class ChartSpec:
     """What a panel shows: the first of `keys` that a training log has, and (dashed) what it is compared with."""
 
     title: str
@@ -184,55 +184,58 @@ class Quantity:
     fixed: tuple[float, float] | None = None  # the axis; None: from the values
 
 
-QUANTITIES = (
-    Quantity("Preference loss", "nats; ln(1 + e^m) before the first step", ("dpo_loss", "loss")),
-    Quantity(
+CHART_SPECS = (
+    ChartSpec("Preference loss", "nats; ln(1 + e^m) before the first step", ("dpo_loss", "loss")),
+    ChartSpec(
         "Reward accuracy", "share of pairs with the chosen side ahead", ("accuracy", "reward_accuracy"), (), (0, 1)
     ),
-    Quantity("Reward margin", "logits; dashed: the margin asked for", ("reward_margin",), ("margin_logits",)),
-    Quantity("Chosen answer's NLL", "nats a token", ("nll",)),
+    ChartSpec("Reward margin", "logits; dashed: the margin asked for", ("reward_margin",), ("margin_logits",)),
+    ChartSpec("Chosen answer's NLL", "nats a token", ("nll",)),
 )
 
-Log = Sequence[Mapping[str, object]]
+TrainingLog = Sequence[Mapping[str, object]]
 
 
-def panels(logs: Mapping[str, Log]) -> list[Panel]:
+def build_charts(logs: Mapping[str, TrainingLog]) -> list[Chart]:
     """A panel for every quantity that any of the logs {name: entries} has; a log without it has no line there."""
     made = []
-    for quantity in QUANTITIES:
+    for quantity in CHART_SPECS:
         series = []
         for number, (name, log) in enumerate(logs.items()):
             for keys, dashed in ((quantity.keys, False), (quantity.compared, True)):
-                points = _points(log, keys)
+                points = _read_points(log, keys)
                 if any(value is not None for _, value in points):
                     series.append((name, f"line-{number % 6}", points, dashed))
         if series:
-            made.append(_panel(quantity, series))
+            made.append(_build_chart(quantity, series))
     return made
 
 
 Points = list[tuple[float, float | None]]
 
 
-def _points(log: Log, keys: Sequence[str]) -> Points:
+def _read_points(log: TrainingLog, keys: Sequence[str]) -> Points:
     """(step, value) of the first key that the log has; a value that is no finite number is a gap."""
     key = next((key for key in keys if any(key in entry for entry in log)), None)
     if key is None:
         return []
-    return [(_finite(entry.get("step")) or float(n), _finite(entry.get(key))) for n, entry in enumerate(log, start=1)]
+    return [
+        (_finite_or_none(entry.get("step")) or float(n), _finite_or_none(entry.get(key)))
+        for n, entry in enumerate(log, start=1)
+    ]
 
 
-def _finite(value: object) -> float | None:
+def _finite_or_none(value: object) -> float | None:
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
         return None
     return float(value)
 
 
-def _panel(quantity: Quantity, series: Sequence[tuple[str, str, Points, bool]]) -> Panel:
+def _build_chart(quantity: ChartSpec, series: Sequence[tuple[str, str, Points, bool]]) -> Chart:
     steps = [step for _, _, points, _ in series for step, _ in points]
     values = [value for _, _, points, _ in series for _, value in points if value is not None]
-    x_ticks = ticks(min(0.0, *steps), max(steps), count=4)
-    y_ticks = ticks(*(quantity.fixed or (min(values), max(values))), count=4)
+    x_ticks = choose_ticks(min(0.0, *steps), max(steps), count=4)
+    y_ticks = choose_ticks(*(quantity.fixed or (min(values), max(values))), count=4)
     x_range = (min(0.0, *steps), max(steps) or 1.0)
     y_range = (y_ticks[0], y_ticks[-1])
 
@@ -254,17 +257,17 @@ def _panel(quantity: Quantity, series: Sequence[tuple[str, str, Points, bool]]) 
             last = y
         # a lone point is drawn as a line of no length with round ends
         whole = tuple(" ".join(piece if len(piece) > 1 else piece * 2) for piece in pieces if piece)
-        lines.append(Line(name, style, whole, last, dashed))
-    return Panel(
+        lines.append(ChartLine(name, style, whole, last, dashed))
+    return Chart(
         quantity.title,
         quantity.unit,
         tuple(lines),
-        tuple(Tick(place(x, y_range[0])[0], f"{x:g}") for x in x_ticks if x <= x_range[1]),
-        tuple(Tick(place(x_range[0], y)[1], f"{y:g}") for y in y_ticks),
+        tuple(ChartTick(place(x, y_range[0])[0], f"{x:g}") for x in x_ticks if x <= x_range[1]),
+        tuple(ChartTick(place(x_range[0], y)[1], f"{y:g}") for y in y_ticks),
     )
 
 
-def ticks(low: float, high: float, *, count: int) -> list[float]:
+def choose_ticks(low: float, high: float, *, count: int) -> list[float]:
     """Round numbers (1, 2 or 5 times a power of ten apart) that enclose [low, high], about `count` steps."""
     if high <= low:
         low, high = low - 0.5 * (abs(low) or 1.0), high + 0.5 * (abs(high) or 1.0)

@@ -14,9 +14,9 @@ from pathlib import Path
 from PIL import Image
 
 from clincot.config import load_params
-from clincot.errors import BadInput
+from clincot.errors import InvalidInput
 from clincot.geometry import box_to_text
-from clincot.jsonl import file_digest, read_json
+from clincot.jsonl import hash_files, read_json
 from clincot.records import (
     BenchmarkReport,
     Candidate,
@@ -38,24 +38,24 @@ from clincot.reporting.pictures import Illustrator
 from clincot.runs import layout
 from clincot.runs.lookup import RunRecords
 
-_LISTED = 20
+_MAX_LISTED = 20
 _DATA_STAGES = ("propose", "answer", "judge", "pair")  # whose configuration a pair depends on
 
 
-class NoSuchRecord(BadInput):
+class RecordNotFound(InvalidInput):
     """No record of the run begins with what was given."""
 
 
-class AmbiguousId(BadInput):
+class AmbiguousId(InvalidInput):
     """Several records begin with what was given; the message lists them."""
 
 
 @dataclass
-class Node:
+class LineageNode:
     """A line of the tree with what stands below it."""
 
     text: str
-    below: list[Node] = field(default_factory=list)
+    below: list[LineageNode] = field(default_factory=list)
 
 
 def find_record(run_dir: Path, given: str) -> Record:
@@ -65,27 +65,27 @@ def find_record(run_dir: Path, given: str) -> Record:
     """
     given = given.strip()
     found: dict[str, Record] = {}
-    for record in RunRecords(run_dir).beginning(given) if given else ():
+    for record in RunRecords(run_dir).find_by_prefix(given) if given else ():
         if record.id == given:
             return record
         found[record.id] = record
-        if len(found) > _LISTED:
+        if len(found) > _MAX_LISTED:
             break
     if not found:
-        raise NoSuchRecord(
+        raise RecordNotFound(
             f"no record in {run_dir} begins with {given!r}; expected an id such as pair-1a2b, as it stands on the page "
             "and in the run's .jsonl files"
         )
     if len(found) > 1:
-        listed = "\n".join(f"  {one.id}  {_brief(one)}" for one in list(found.values())[:_LISTED])
-        more = "\n  and more" if len(found) > _LISTED else ""
+        listed = "\n".join(f"  {one.id}  {_summarise_record(one)}" for one in list(found.values())[:_MAX_LISTED])
+        more = "\n  and more" if len(found) > _MAX_LISTED else ""
         raise AmbiguousId(f"{given!r} is the beginning of several ids:\n{listed}{more}")
     return next(iter(found.values()))
 
 
-def explain_record(run_dir: Path, record: Record) -> str:
+def render_lineage(run_dir: Path, record: Record) -> str:
     """The record and everything behind it, as a tree of text; raises BadRecord where a link is broken."""
-    return "\n".join(_printed(_Tree(RunRecords(run_dir)).node(record)))
+    return "\n".join(_render_lines(_LineageTree(RunRecords(run_dir)).build_node(record)))
 
 
 def draw_record(run_dir: Path, record: Record) -> Image.Image:
@@ -93,204 +93,204 @@ def draw_record(run_dir: Path, record: Record) -> Image.Image:
 
     Raises NoPicture for what cannot be seen (a checkpoint, a decision, a report), BadImage for a bad image file.
     """
-    return Illustrator(RunRecords(run_dir)).draw(record)
+    return Illustrator(RunRecords(run_dir)).draw_record(record)
 
 
-def _printed(node: Node) -> Iterator[str]:
+def _render_lines(node: LineageNode) -> Iterator[str]:
     yield node.text
     for number, below in enumerate(node.below, start=1):
         last = number == len(node.below)
-        first, *others = _printed(below)
+        first, *others = _render_lines(below)
         yield ("└─ " if last else "├─ ") + first
         yield from (("   " if last else "│  ") + line for line in others)
 
 
-class _Tree:
+class _LineageTree:
     """Makes the tree of a record."""
 
     def __init__(self, records: RunRecords) -> None:
         self.records, self.run = records, records.run
 
-    def node(self, record: Record) -> Node:
+    def build_node(self, record: Record) -> LineageNode:
         match record:
             case PreferencePair():
-                return self.pair(record)
+                return self.build_pair(record)
             case Candidate():
-                return self.candidate(record)
+                return self.build_candidate(record)
             case Region():
-                return self.region(record, question=True)
+                return self.build_region(record, question=True)
             case Question():
-                return self.question(record)
+                return self.build_question(record)
             case Study():
-                return self.study(record)
+                return self.build_study(record)
             case Judgement():
-                return self.judgement(record, candidate=True)
+                return self.build_judgement(record, candidate=True)
             case PanelScore():
-                candidate = self.records.get(Candidate, record.candidate)
-                return Node(_score_text(record), [self.candidate(candidate)])
+                candidate = self.records.get_record(Candidate, record.candidate)
+                return LineageNode(_describe_score(record), [self.build_candidate(candidate)])
             case Outcome():
-                return self.outcome(record)
+                return self.build_outcome(record)
             case Reference():
-                return Node(_reference_text(record), [self.question_named(record.question)])
+                return LineageNode(_describe_reference(record), [self.find_question(record.question)])
             case Checkpoint():
-                return self.checkpoint(record)
+                return self.build_checkpoint(record)
             case DataVersion():
-                return _version_node(record)
+                return _build_version_node(record)
             case Decision():
-                return self.decision(record)
+                return self.build_decision(record)
             case BenchmarkReport():
-                return self.report(record)
-        raise NoSuchRecord(f"{record.id}: nothing is known about where a {type(record).__name__} comes from")
+                return self.build_report(record)
+        raise RecordNotFound(f"{record.id}: nothing is known about where a {type(record).__name__} comes from")
 
-    def pair(self, pair: PreferencePair) -> Node:
-        _, path = self.records.found(PreferencePair, pair.id)
+    def build_pair(self, pair: PreferencePair) -> LineageNode:
+        _, path = self.records.locate_record(PreferencePair, pair.id)
         sides = [
-            (name, score, self.records.get(Candidate, one))
+            (name, score, self.records.get_record(Candidate, one))
             for name, score, one in (
                 ("chosen", pair.chosen_score, pair.chosen),
                 ("rejected", pair.rejected_score, pair.rejected),
             )
         ]
         below = [
-            Node(
+            LineageNode(
                 f"gap {pair.gap:.3f} = {pair.chosen_score:.3f} − {pair.rejected_score:.3f}, "
                 f"judges' spread {pair.spread:.3f}" + (f", step {pair.step + 1}" if pair.step else "")
             ),
-            self.question_named(pair.question),
+            self.find_question(pair.question),
         ]
         for name, score, candidate in sides:
-            side = self.candidate(candidate, question=False)
-            below.append(Node(f"{name} at {score:.3f}: {side.text}", side.below))
-        digest = file_digest(path)
-        for folder, checkpoint in layout.checkpoints(self.run):
+            side = self.build_candidate(candidate, question=False)
+            below.append(LineageNode(f"{name} at {score:.3f}: {side.text}", side.below))
+        digest = hash_files(path)
+        for folder, checkpoint in layout.iter_checkpoints(self.run):
             if checkpoint.pairs == digest:
-                below.append(Node(f"trained {checkpoint.id}  {self._short(folder)}"))
-        below.append(self.configuration())
-        return Node(f"{pair.id}  preference pair  {self._short(path)}", below)
+                below.append(LineageNode(f"trained {checkpoint.id}  {self._shorten_path(folder)}"))
+        below.append(self.build_configuration())
+        return LineageNode(f"{pair.id}  preference pair  {self._shorten_path(path)}", below)
 
-    def candidate(self, candidate: Candidate, *, question: bool = True) -> Node:
-        below = [self.question_named(candidate.question)] if question else []
-        below.append(self.region(self.records.get(Region, candidate.region), question=False))
-        judgements = [self.judgement(j) for j in self.records.of_candidate(Judgement, candidate.id)]
-        scores = self.records.of_candidate(PanelScore, candidate.id)
-        below += [Node(_score_text(score), judgements) for score in scores] or judgements
-        below.append(self.policy("answered by policy", candidate.policy))
+    def build_candidate(self, candidate: Candidate, *, question: bool = True) -> LineageNode:
+        below = [self.find_question(candidate.question)] if question else []
+        below.append(self.build_region(self.records.get_record(Region, candidate.region), question=False))
+        judgements = [self.build_judgement(j) for j in self.records.find_by_candidate(Judgement, candidate.id)]
+        scores = self.records.find_by_candidate(PanelScore, candidate.id)
+        below += [LineageNode(_describe_score(score), judgements) for score in scores] or judgements
+        below.append(self.build_policy("answered by policy", candidate.policy))
         below.append(
-            Node(
+            LineageNode(
                 f"prompt {candidate.prompt}, temperature {candidate.temperature:g}, seed {candidate.seed}, "
                 f"log-probability {sum(candidate.token_logprobs):.3f} nats in {len(candidate.token_logprobs)} tokens"
             )
         )
         if candidate.parent:
-            parent = self.candidate(self.records.get(Candidate, candidate.parent), question=False)
-            below.append(Node(f"continues {parent.text}", parent.below))
+            parent = self.build_candidate(self.records.get_record(Candidate, candidate.parent), question=False)
+            below.append(LineageNode(f"continues {parent.text}", parent.below))
         step = f" (step {candidate.step + 1})" if candidate.step or candidate.parent else ""
-        return Node(f"{candidate.id}  “{candidate.text}”{step}", below)
+        return LineageNode(f"{candidate.id}  “{candidate.text}”{step}", below)
 
-    def region(self, region: Region, *, question: bool) -> Node:
-        return Node(_region_text(region), [self.question_named(region.question)] if question else [])
+    def build_region(self, region: Region, *, question: bool) -> LineageNode:
+        return LineageNode(_describe_region(region), [self.find_question(region.question)] if question else [])
 
-    def question_named(self, one: str) -> Node:
-        return self.question(self.records.get(Question, one))
+    def find_question(self, one: str) -> LineageNode:
+        return self.build_question(self.records.get_record(Question, one))
 
-    def question(self, question: Question) -> Node:
+    def build_question(self, question: Question) -> LineageNode:
         topic = f", {question.topic}" if question.topic else ""
-        study = self.study(self.records.get(Study, question.study))
-        return Node(f"{question.id}  “{question.text}” ({question.kind}{topic})", [study])
+        study = self.build_study(self.records.get_record(Study, question.study))
+        return LineageNode(f"{question.id}  “{question.text}” ({question.kind}{topic})", [study])
 
-    def study(self, study: Study) -> Node:
-        folder = self.records.folder_of(study)
+    def build_study(self, study: Study) -> LineageNode:
+        folder = self.records.find_study_folder(study)
         path = folder / study.image
         if not path.is_file():
             state = "MISSING"
         else:
-            state = "as recorded" if file_digest(path) == study.sha256 else "CHANGED since it was recorded"
+            state = "as recorded" if hash_files(path) == study.sha256 else "CHANGED since it was recorded"
         about = ", ".join(part for part in (study.modality, study.patient and f"patient {study.patient}") if part)
-        return Node(
+        return LineageNode(
             f"{study.id}  {study.width} × {study.height} px" + (f", {about}" if about else ""),
-            [Node(f"{path}  {state}"), Node(f"sha256 {study.sha256}")],
+            [LineageNode(f"{path}  {state}"), LineageNode(f"sha256 {study.sha256}")],
         )
 
-    def judgement(self, judgement: Judgement, *, candidate: bool = False) -> Node:
+    def build_judgement(self, judgement: Judgement, *, candidate: bool = False) -> LineageNode:
         given = f"unscored: {judgement.reason}" if judgement.score is None else f"{judgement.score:.3f}"
-        below = [Node(f"judge {judgement.judge}, prompt {judgement.prompt}")]
+        below = [LineageNode(f"judge {judgement.judge}, prompt {judgement.prompt}")]
         if candidate:
-            below.append(self.candidate(self.records.get(Candidate, judgement.candidate)))
-        return Node(f"{judgement.id}  {self._judge(judgement)} {given}", below)
+            below.append(self.build_candidate(self.records.get_record(Candidate, judgement.candidate)))
+        return LineageNode(f"{judgement.id}  {self._find_judge_name(judgement)} {given}", below)
 
-    def outcome(self, outcome: Outcome) -> Node:
-        reference = self.records.get(Reference, outcome.reference)
+    def build_outcome(self, outcome: Outcome) -> LineageNode:
+        reference = self.records.get_record(Reference, outcome.reference)
         below = [
-            self.question_named(outcome.question),
-            Node(_reference_text(reference)),
-            Node(f"looked at {box_to_text(outcome.box)} percent ({outcome.arm}){_seen(outcome)}"),
-            self.policy("answered by policy", outcome.policy),
+            self.find_question(outcome.question),
+            LineageNode(_describe_reference(reference)),
+            LineageNode(f"looked at {box_to_text(outcome.box)} percent ({outcome.arm}){_describe_hit(outcome)}"),
+            self.build_policy("answered by policy", outcome.policy),
         ]
         verdict = {True: "right", False: "wrong", None: "could not be scored"}[outcome.correct]
-        return Node(f"{outcome.id}  “{outcome.answer}” {verdict}", below)
+        return LineageNode(f"{outcome.id}  “{outcome.answer}” {verdict}", below)
 
-    def checkpoint(self, checkpoint: Checkpoint) -> Node:
-        known = self.records.checkpoint_of(checkpoint.sha256)
+    def build_checkpoint(self, checkpoint: Checkpoint) -> LineageNode:
+        known = self.records.find_checkpoint(checkpoint.sha256)
         folder = Path(checkpoint.uri) if known is None else known[1]
-        below = [Node(f"sha256 {checkpoint.sha256}")]
+        below = [LineageNode(f"sha256 {checkpoint.sha256}")]
         if checkpoint.parent:
-            below.append(self.policy("trained from policy", checkpoint.parent))
+            below.append(self.build_policy("trained from policy", checkpoint.parent))
         for path, kind in self.records.files:
-            if kind is PreferencePair and checkpoint.pairs == file_digest(path):
-                below.append(Node(f"pairs {self._short(path)}  sha256 {checkpoint.pairs}"))
+            if kind is PreferencePair and checkpoint.pairs == hash_files(path):
+                below.append(LineageNode(f"pairs {self._shorten_path(path)}  sha256 {checkpoint.pairs}"))
         if checkpoint.data_revision:
-            below.append(Node(f"kept at revision {checkpoint.data_revision} of the data repository"))
-        train = load_params(self.run / layout.PARAMS).train.digest
+            below.append(LineageNode(f"kept at revision {checkpoint.data_revision} of the data repository"))
+        train = load_params(self.run / layout.PARAMS_FILE).train.digest
         as_run = (
             "params.yaml's" if checkpoint.config == train else "not params.yaml's: a comparison's, or it was changed"
         )
-        below.append(Node(f"train section {checkpoint.config} ({as_run})"))
-        if (log := folder / layout.TRAIN_LOG).is_file() and (entries := read_json(log)):
-            below.append(Node(f"last of {len(entries)} logged steps: {json.dumps(entries[-1], sort_keys=True)}"))
-        return Node(f"{checkpoint.id}  checkpoint  {self._short(folder)}", below)
+        below.append(LineageNode(f"train section {checkpoint.config} ({as_run})"))
+        if (log := folder / layout.TRAIN_LOG_FILE).is_file() and (entries := read_json(log)):
+            below.append(LineageNode(f"last of {len(entries)} logged steps: {json.dumps(entries[-1], sort_keys=True)}"))
+        return LineageNode(f"{checkpoint.id}  checkpoint  {self._shorten_path(folder)}", below)
 
-    def decision(self, decision: Decision) -> Node:
+    def build_decision(self, decision: Decision) -> LineageNode:
         below = [
-            Node(f"{decision.metric}: challenger − champion {_interval(decision.difference)}"),
-            *(Node(reason) for reason in decision.reasons),
-            self.policy("champion", decision.champion),
-            self.policy("challenger", decision.challenger),
-            Node(f"benchmark {decision.benchmark}"),
+            LineageNode(f"{decision.metric}: challenger − champion {_format_interval(decision.difference)}"),
+            *(LineageNode(reason) for reason in decision.reasons),
+            self.build_policy("champion", decision.champion),
+            self.build_policy("challenger", decision.challenger),
+            LineageNode(f"benchmark {decision.benchmark}"),
         ]
-        return Node(f"{decision.id}  {decision.verdict}", below)
+        return LineageNode(f"{decision.id}  {decision.verdict}", below)
 
-    def report(self, report: BenchmarkReport) -> Node:
+    def build_report(self, report: BenchmarkReport) -> LineageNode:
         arms = [
-            Node(f"{arm}: accuracy {_interval(metrics['accuracy'])}")
+            LineageNode(f"{arm}: accuracy {_format_interval(metrics['accuracy'])}")
             for arm, metrics in report.metrics.items()
             if "accuracy" in metrics
         ]
-        below = [*arms, self.policy("policy", report.policy), Node(f"benchmark {report.benchmark}")]
-        return Node(f"{report.id}  report, {report.protocol}", below)
+        below = [*arms, self.build_policy("policy", report.policy), LineageNode(f"benchmark {report.benchmark}")]
+        return LineageNode(f"{report.id}  report, {report.protocol}", below)
 
-    def policy(self, role: str, digest: str) -> Node:
-        known = self.records.checkpoint_of(digest)
+    def build_policy(self, role: str, digest: str) -> LineageNode:
+        known = self.records.find_checkpoint(digest)
         if known is not None:
-            return Node(f"{role} {digest}  {self._short(known[1])}, {known[0].id}")
-        place = layout.policies(self.run).get(digest)
-        return Node(f"{role} {digest}  " + ("not one of this run's" if place is None else f"the base, {place}"))
+            return LineageNode(f"{role} {digest}  {self._shorten_path(known[1])}, {known[0].id}")
+        place = layout.find_run_policies(self.run).get(digest)
+        return LineageNode(f"{role} {digest}  " + ("not one of this run's" if place is None else f"the base, {place}"))
 
-    def configuration(self) -> Node:
-        params = load_params(self.run / layout.PARAMS)
-        sections = [Node(f"{name} {getattr(params, name).digest}") for name in _DATA_STAGES]
-        return Node(f"configuration {self._short(self.run / layout.PARAMS)}", sections)
+    def build_configuration(self) -> LineageNode:
+        params = load_params(self.run / layout.PARAMS_FILE)
+        sections = [LineageNode(f"{name} {getattr(params, name).digest}") for name in _DATA_STAGES]
+        return LineageNode(f"configuration {self._shorten_path(self.run / layout.PARAMS_FILE)}", sections)
 
-    def _judge(self, judgement: Judgement) -> str:
+    def _find_judge_name(self, judgement: Judgement) -> str:
         names: dict[str, str] = {}
-        for folder in layout.round_folders(self.run):
-            names |= layout.judge_names(folder)
+        for folder in layout.list_round_folders(self.run):
+            names |= layout.read_judge_names(folder)
         return names.get(judgement.judge, "a judge that no panel report names")
 
-    def _short(self, path: Path) -> str:
+    def _shorten_path(self, path: Path) -> str:
         return str(path.relative_to(self.run)) if path.is_relative_to(self.run) else str(path)
 
 
-def _brief(record: Record) -> str:
+def _summarise_record(record: Record) -> str:
     """A record in a few words, for a list."""
     match record:
         case PreferencePair():
@@ -298,7 +298,7 @@ def _brief(record: Record) -> str:
         case Candidate() | Question():
             return f"“{record.text}”"
         case Region():
-            return _region_text(record).partition("  ")[2]
+            return _describe_region(record).partition("  ")[2]
         case Judgement() | PanelScore():
             return "unscored" if record.score is None else f"{record.score:.3f}"
         case Outcome():
@@ -312,37 +312,39 @@ def _brief(record: Record) -> str:
     return type(record).__name__
 
 
-def _version_node(version: DataVersion) -> Node:
+def _build_version_node(version: DataVersion) -> LineageNode:
     where = f"{version.tag} of {version.repository}, revision {version.revision}"
     below = [
-        Node(where if version.revision else f"not versioned: {version.unversioned}"),
-        Node(f"sha256 {version.sha256}, {version.size} bytes"),
-        *(Node(f"{file.name}  sha256 {file.sha256}") for file in version.files),
+        LineageNode(where if version.revision else f"not versioned: {version.unversioned}"),
+        LineageNode(f"sha256 {version.sha256}, {version.size} bytes"),
+        *(LineageNode(f"{file.name}  sha256 {file.sha256}") for file in version.files),
     ]
-    return Node(f"{version.id}  preference data: {version.pairs} pairs of {version.candidates} candidates", below)
+    return LineageNode(
+        f"{version.id}  preference data: {version.pairs} pairs of {version.candidates} candidates", below
+    )
 
 
-def _region_text(region: Region) -> str:
+def _describe_region(region: Region) -> str:
     sure = "" if region.grounder == "whole" else f", confidence {region.confidence:.3f}"
     return f"{region.id}  {region.hypothesis} at {box_to_text(region.box)} percent, by {region.grounder}{sure}"
 
 
-def _score_text(score: PanelScore) -> str:
+def _describe_score(score: PanelScore) -> str:
     given = f"unscored: {score.reason}" if score.score is None else f"{score.score:.3f} ± {score.spread:.3f}"
     return f"{score.id}  panel {given}, {score.judges} judges"
 
 
-def _reference_text(reference: Reference) -> str:
+def _describe_reference(reference: Reference) -> str:
     places = ", ".join(box_to_text(box) for box in reference.boxes) or "nowhere in particular"
     return f"{reference.id}  answer key: “{reference.answer}”, seen at {places}"
 
 
-def _seen(outcome: Outcome) -> str:
+def _describe_hit(outcome: Outcome) -> str:
     hit = "" if outcome.hit is None else (", a hit" if outcome.hit else ", a miss")
     return hit + ("" if outcome.iou is None else f", IoU {outcome.iou:.3f}") + (", off format" * outcome.off_format)
 
 
-def _interval(interval: Interval) -> str:
+def _format_interval(interval: Interval) -> str:
     if interval.value is None:
         return f"unscored ({interval.n_unscored})"
     limits = "" if interval.low is None or interval.high is None else f" [{interval.low:.3f}, {interval.high:.3f}]"

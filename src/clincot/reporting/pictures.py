@@ -7,11 +7,11 @@ from pathlib import Path
 
 from PIL import Image
 
-from clincot.drawing import BLUE, GREEN, ORANGE, WHITE, Colour, Marked, Panel, picture
-from clincot.errors import BadInput
+from clincot.drawing import BLUE, GREEN, ORANGE, WHITE, BoxAnnotation, ImagePanel, Rgb, render_panels
+from clincot.errors import InvalidInput
 from clincot.geometry import Box, box_to_text
-from clincot.images import open_image, view
-from clincot.prompts import Views, crop_picture, load_views
+from clincot.images import open_image, render_view
+from clincot.prompts import PromptFormat, build_crop_view, load_prompt_format
 from clincot.records import (
     Candidate,
     Judgement,
@@ -28,7 +28,7 @@ from clincot.runs import layout
 from clincot.runs.lookup import RunRecords
 
 
-class NoPicture(BadInput):
+class NoPictureForRecord(InvalidInput):
     """The record is of something that cannot be seen."""
 
 
@@ -37,63 +37,70 @@ class Illustrator:
 
     def __init__(self, records: RunRecords) -> None:
         self.records = records
-        self.places = layout.policies(records.run)
+        self.places = layout.find_run_policies(records.run)
 
-    def draw(self, record: Record) -> Image.Image:
+    def draw_record(self, record: Record) -> Image.Image:
         """Raises NoPicture for a checkpoint, a decision or a report."""
         match record:
             case PreferencePair():
-                return self._pair(record)
+                return self._draw_pair(record)
             case Candidate():
-                return picture([self._candidate(record, BLUE, "")], self._title(record.question))
+                return render_panels([self._build_candidate_panel(record, BLUE, "")], self._read_title(record.question))
             case Judgement() | PanelScore():
-                return self.draw(self.records.get(Candidate, record.candidate))
+                return self.draw_record(self.records.get_record(Candidate, record.candidate))
             case Region():
-                views = self._views(next(iter(self.places), ""))
-                lines = _place(record)
-                panel = self._panel(record.question, [Marked(record.box, BLUE)], record.id, lines, record.box, views)
-                return picture([panel], self._title(record.question))
+                views = self._find_prompt_format(next(iter(self.places), ""))
+                lines = _describe_place(record)
+                panel = self._build_panel(
+                    record.question, [BoxAnnotation(record.box, BLUE)], record.id, lines, record.box, views
+                )
+                return render_panels([panel], self._read_title(record.question))
             case Outcome():
-                return self._outcome(record)
+                return self._draw_outcome(record)
             case Reference():
-                marks = [Marked(box, WHITE, dashed=True) for box in record.boxes]
-                panel = self._panel(record.question, marks, f"answer key: “{record.answer}”")
-                return picture([panel], self._title(record.question))
+                marks = [BoxAnnotation(box, WHITE, dashed=True) for box in record.boxes]
+                panel = self._build_panel(record.question, marks, f"answer key: “{record.answer}”")
+                return render_panels([panel], self._read_title(record.question))
             case Question():
-                return picture([self._panel(record.id, [], record.id)], self._title(record.id))
+                return render_panels([self._build_panel(record.id, [], record.id)], self._read_title(record.id))
             case Study():
-                film = open_image(self.records.folder_of(record) / record.image)
-                return picture([Panel(film, (), record.image)], record.id)
-        raise NoPicture(
+                film = open_image(self.records.find_study_folder(record) / record.image)
+                return render_panels([ImagePanel(film, (), record.image)], record.id)
+        raise NoPictureForRecord(
             f"{record.id}: a {type(record).__name__} has no picture; pairs, candidates, regions, questions, studies "
             "and outcomes have one"
         )
 
-    def _pair(self, pair: PreferencePair) -> Image.Image:
+    def _draw_pair(self, pair: PreferencePair) -> Image.Image:
         sides = [
-            self._candidate(self.records.get(Candidate, one), colour, f"{name} at {score:.2f}: ")
+            self._build_candidate_panel(self.records.get_record(Candidate, one), colour, f"{name} at {score:.2f}: ")
             for name, one, score, colour in (
                 ("chosen", pair.chosen, pair.chosen_score, BLUE),
                 ("rejected", pair.rejected, pair.rejected_score, ORANGE),
             )
         ]
-        return picture(sides, f"{self._title(pair.question)} (gap {pair.gap:.2f}, spread {pair.spread:.2f})")
+        return render_panels(sides, f"{self._read_title(pair.question)} (gap {pair.gap:.2f}, spread {pair.spread:.2f})")
 
-    def _candidate(self, candidate: Candidate, colour: Colour, before: str) -> Panel:
-        region = self.records.get(Region, candidate.region)
-        lines = list(_place(region))
-        for score in self.records.of_candidate(PanelScore, candidate.id):
+    def _build_candidate_panel(self, candidate: Candidate, colour: Rgb, before: str) -> ImagePanel:
+        region = self.records.get_record(Region, candidate.region)
+        lines = list(_describe_place(region))
+        for score in self.records.find_by_candidate(PanelScore, candidate.id):
             given = "unscored" if score.score is None else f"{score.score:.2f} ± {score.spread:.2f}"
             lines.append(f"panel {given}, {score.judges} judges")
         caption = f"{before}“{candidate.text}”"
-        views = self._views(candidate.policy)
-        return self._panel(candidate.question, [Marked(region.box, colour)], caption, lines, region.box, views)
+        views = self._find_prompt_format(candidate.policy)
+        return self._build_panel(
+            candidate.question, [BoxAnnotation(region.box, colour)], caption, lines, region.box, views
+        )
 
-    def _outcome(self, outcome: Outcome) -> Image.Image:
-        reference = self.records.get(Reference, outcome.reference)
+    def _draw_outcome(self, outcome: Outcome) -> Image.Image:
+        reference = self.records.get_record(Reference, outcome.reference)
         colour = {True: GREEN, False: ORANGE, None: WHITE}[outcome.correct]
         verdict = {True: "right", False: "wrong", None: "not scored"}[outcome.correct]
-        marks = [*(Marked(box, WHITE, dashed=True) for box in reference.boxes), Marked(outcome.box, colour)]
+        marks = [
+            *(BoxAnnotation(box, WHITE, dashed=True) for box in reference.boxes),
+            BoxAnnotation(outcome.box, colour),
+        ]
         lines = [
             f"looked at {box_to_text(outcome.box)} percent ({outcome.arm})",
             *([] if outcome.iou is None else [f"IoU {outcome.iou:.2f}"]),
@@ -102,37 +109,39 @@ class Illustrator:
         caption = f"“{outcome.answer}”: {verdict}"
         # the shuffled control looked at that place on another patient's film: this question's has no such crop
         box = None if outcome.arm == "shuffled" else outcome.box
-        panel = self._panel(outcome.question, marks, caption, lines, box, self._views(outcome.policy))
-        return picture([panel], self._title(outcome.question))
+        panel = self._build_panel(
+            outcome.question, marks, caption, lines, box, self._find_prompt_format(outcome.policy)
+        )
+        return render_panels([panel], self._read_title(outcome.question))
 
-    def _panel(
+    def _build_panel(
         self,
         question: str,
-        marks: Sequence[Marked],
+        marks: Sequence[BoxAnnotation],
         caption: str,
         lines: Sequence[str] = (),
         box: Box | None = None,
-        views: Views | None = None,
-    ) -> Panel:
+        views: PromptFormat | None = None,
+    ) -> ImagePanel:
         """The question's film with marks; with a box, the crop of it at the size at which a policy sees it."""
-        study = self.records.study_of(question)
-        folder = self.records.folder_of(study)
+        study = self.records.get_question_study(question)
+        folder = self.records.find_study_folder(study)
         film = open_image(folder / study.image)
         crop = None
         if box is not None:
-            seen = crop_picture(study, folder, views or Views(), box)
-            crop = view(film, seen.box, seen.side_px)
+            seen = build_crop_view(study, folder, views or PromptFormat(), box)
+            crop = render_view(film, seen.box, seen.side_px)
         colour = marks[-1].colour if marks else WHITE
-        return Panel(film, tuple(marks), caption, tuple(lines), crop, colour)
+        return ImagePanel(film, tuple(marks), caption, tuple(lines), crop, colour)
 
-    def _title(self, question: str) -> str:
-        return self.records.get(Question, question).text
+    def _read_title(self, question: str) -> str:
+        return self.records.get_record(Question, question).text
 
-    def _views(self, policy: str) -> Views:
+    def _find_prompt_format(self, policy: str) -> PromptFormat:
         place: Path | None = self.places.get(policy)
-        return load_views(place) if place is not None and place.is_dir() else Views()
+        return load_prompt_format(place) if place is not None and place.is_dir() else PromptFormat()
 
 
-def _place(region: Region) -> tuple[str, ...]:
+def _describe_place(region: Region) -> tuple[str, ...]:
     sure = "" if region.grounder == "whole" else f", confidence {region.confidence:.2f}"
     return (f"{region.hypothesis}{sure}", f"{box_to_text(region.box)} percent, by {region.grounder}")

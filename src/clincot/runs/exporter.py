@@ -11,14 +11,14 @@ from prometheus_client import CollectorRegistry, start_http_server
 from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.registry import Collector
 
-from clincot.errors import BadInput
+from clincot.errors import InvalidInput
 from clincot.registry.champion import NoChampion, read_champion
 from clincot.runs import history
 from clincot.storage.store import Store, StoreFailed
 
 
 @dataclass(frozen=True)
-class Rounds:
+class LineState:
     """Where a line stands."""
 
     ended: int  # rounds that ended well
@@ -28,31 +28,31 @@ class Rounds:
     champion_round: int | None  # None: no champion yet
 
 
-def look(store: Store, line: str) -> Rounds:
+def read_line_state(store: Store, line: str) -> LineState:
     """Read where the line stands. Raises StoreFailed, BadRecord."""
     keys = {tuple(key.split("/")[2:]) for key in store.keys(f"rounds/{line}/")}
     ended = sorted(int(number) for number, name in keys if name == "ended.json")
     made = {int(number) for number, name in keys if name == "made.json"}
     unpromoted = 0
     for number in reversed(ended):
-        if number in made and history.read_made(store, line, number).verdict == "promote":
+        if number in made and history.read_round_outputs(store, line, number).verdict == "promote":
             break
         unpromoted += 1
-    coming = f"{history.next_round(store, line):04d}"
+    coming = f"{history.next_round_number(store, line):04d}"
     try:
         champion = read_champion(store, line).now.round
     except NoChampion:
         champion = None
-    return Rounds(
+    return LineState(
         ended=len(ended),
         since_promotion=unpromoted,
-        failed=(coming, "failed.json") in keys or history.failed_unbegun(store, line),
-        agreement=history.read_made(store, line, max(made)).agreement if made else None,
+        failed=(coming, "failed.json") in keys or history.failed_before_start(store, line),
+        agreement=history.read_round_outputs(store, line, max(made)).agreement if made else None,
         champion_round=champion,
     )
 
 
-class RoundsCollector(Collector):
+class LineStateCollector(Collector):
     """The line's state as gauges; clincot_store_readable alone, and 0, where the store cannot be read."""
 
     def __init__(self, store: Store, line: str) -> None:
@@ -60,33 +60,33 @@ class RoundsCollector(Collector):
 
     def collect(self) -> Iterator[GaugeMetricFamily]:
         try:
-            found = look(self._store, self._line)
-        except (StoreFailed, BadInput):
-            yield self._gauge("clincot_store_readable", "can the line's records be read?", 0)
+            found = read_line_state(self._store, self._line)
+        except (StoreFailed, InvalidInput):
+            yield self._build_gauge("clincot_store_readable", "can the line's records be read?", 0)
             return
-        yield self._gauge("clincot_store_readable", "can the line's records be read?", 1)
-        yield self._gauge("clincot_rounds_ended", "rounds that ended well", found.ended)
+        yield self._build_gauge("clincot_store_readable", "can the line's records be read?", 1)
+        yield self._build_gauge("clincot_rounds_ended", "rounds that ended well", found.ended)
         about = "did the last run of the open round fail, or the last one before its round began?"
-        yield self._gauge("clincot_round_failed", about, found.failed)
-        yield self._gauge("clincot_rounds_since_promotion", "rounds without a promotion", found.since_promotion)
+        yield self._build_gauge("clincot_round_failed", about, found.failed)
+        yield self._build_gauge("clincot_rounds_since_promotion", "rounds without a promotion", found.since_promotion)
         if found.agreement is not None:
-            yield self._gauge("clincot_judge_agreement", "Krippendorff's alpha, last round", found.agreement)
+            yield self._build_gauge("clincot_judge_agreement", "Krippendorff's alpha, last round", found.agreement)
         if found.champion_round is not None:
-            yield self._gauge("clincot_champion_round", "round of the champion", found.champion_round)
+            yield self._build_gauge("clincot_champion_round", "round of the champion", found.champion_round)
 
-    def _gauge(self, name: str, about: str, value: float) -> GaugeMetricFamily:
+    def _build_gauge(self, name: str, about: str, value: float) -> GaugeMetricFamily:
         family = GaugeMetricFamily(name, about, labels=["line"])
         family.add_metric([self._line], float(value))
         return family
 
 
-def serve(store: Store, line: str, *, host: str, port: int) -> None:
+def serve_line_metrics(store: Store, line: str, *, host: str, port: int) -> None:
     """Answer scrapes until SIGTERM or SIGINT."""
     stopped = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stopped.set())
     registry = CollectorRegistry()
-    registry.register(RoundsCollector(store, line))
+    registry.register(LineStateCollector(store, line))
     server, thread = start_http_server(port, host, registry)
     print(f"http://{host}:{server.server_port}/metrics tells of the rounds of {line}", flush=True)
     stopped.wait()

@@ -15,23 +15,28 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict
 
-from clincot.jsonl import BadRecord, read_model
+from clincot.jsonl import InvalidRecord, read_json_model
 from clincot.records import BenchmarkReport, Checkpoint, DataVersion, Decision, Interval, Record
 
-RUN, PARAMS, RESULTS = "run.json", "params.yaml", "results.json"
-CHECKPOINT, TRAIN_LOG, DECISION, REPORT = "record.json", "train_log.json", "decision.json", "report.json"
-EVIDENCE, VERSION = "evidence.jsonl", "version.json"
-PANEL_REPORT, PAIRS_REPORT = "panel.report.json", "pairs.report.json"
+RUN_FILE, PARAMS_FILE, RESULTS_FILE = "run.json", "params.yaml", "results.json"
+CHECKPOINT_FILE, TRAIN_LOG_FILE, DECISION_FILE, REPORT_FILE = (
+    "record.json",
+    "train_log.json",
+    "decision.json",
+    "report.json",
+)
+EVIDENCE_FILE, VERSION_FILE = "evidence.jsonl", "version.json"
+PANEL_REPORT_FILE, PAIRS_REPORT_FILE = "panel.report.json", "pairs.report.json"
 # The records that stand alone in a JSON file, by the file's name.
-SINGLE: dict[str, type[Record]] = {
-    CHECKPOINT: Checkpoint,
-    DECISION: Decision,
-    REPORT: BenchmarkReport,
-    VERSION: DataVersion,
+SINGLE_RECORD_FILES: dict[str, type[Record]] = {
+    CHECKPOINT_FILE: Checkpoint,
+    DECISION_FILE: Decision,
+    REPORT_FILE: BenchmarkReport,
+    VERSION_FILE: DataVersion,
 }
 
 
-class JudgePlace(BaseModel):
+class JudgeLocation(BaseModel):
     """A judge as configured: a checkpoint's path or an endpoint's URL. Its digest stands in the panel's report."""
 
     model_config = ConfigDict(frozen=True)
@@ -49,12 +54,12 @@ class RunFile(BaseModel):
     data: str
     benchmark: str
     policy: str
-    judges: tuple[JudgePlace, ...]
+    judges: tuple[JudgeLocation, ...]
     start_from: str = "challenger"
     comparisons: tuple[str, ...] = ()
 
 
-Metrics = dict[str, dict[str, Interval]]  # {arm: {metric: interval}}
+ArmMetrics = dict[str, dict[str, Interval]]  # {arm: {metric: interval}}
 
 
 class ResultRow(BaseModel):
@@ -64,7 +69,7 @@ class ResultRow(BaseModel):
 
     row: str
     policy: str
-    arms: Metrics
+    arms: ArmMetrics
 
 
 class BlindRow(BaseModel):
@@ -73,10 +78,10 @@ class BlindRow(BaseModel):
     model_config = ConfigDict(frozen=True)
 
     fitted_on: str
-    arms: Metrics
+    arms: ArmMetrics
 
 
-class Results(BaseModel):
+class RunResults(BaseModel):
     """results.json. `gains` are paired differences to the base policy: {"row": name, arm: {metric: interval}}."""
 
     model_config = ConfigDict(frozen=True)
@@ -85,20 +90,20 @@ class Results(BaseModel):
     blind: BlindRow
     gains: tuple[dict[str, str | dict[str, Interval]], ...] = ()
 
-    def gain(self, row: str, arm: str, metric: str) -> Interval | None:
+    def find_gain(self, row: str, arm: str, metric: str) -> Interval | None:
         of_arm = next((gain.get(arm) for gain in self.gains if gain.get("row") == row), None)
         return of_arm.get(metric) if isinstance(of_arm, dict) else None
 
 
 def read_run(run: Path) -> RunFile:
-    return read_model(run / RUN, RunFile)
+    return read_json_model(run / RUN_FILE, RunFile)
 
 
-def read_results(run: Path) -> Results:
-    return read_model(run / RESULTS, Results)
+def read_results(run: Path) -> RunResults:
+    return read_json_model(run / RESULTS_FILE, RunResults)
 
 
-def locate(run: Path, path: str) -> Path:
+def resolve_run_path(run: Path, path: str) -> Path:
     """A path of run.json. A relative one is looked for from here, then from the run folder and the folders above it.
 
     Where it is nowhere, it is returned as it stands, for the reader's error message.
@@ -108,46 +113,46 @@ def locate(run: Path, path: str) -> Path:
     return next((place for place in places if place.exists()), given)
 
 
-def policies(run: Path) -> dict[str, Path]:
+def find_run_policies(run: Path) -> dict[str, Path]:
     """{digest: checkpoint folder} of the base policy (once it was measured) and of every policy the run trained."""
     found = {}
-    report = run / "base" / REPORT
+    report = run / "base" / REPORT_FILE
     if report.is_file():
-        found[read_model(report, BenchmarkReport).policy] = locate(run, read_run(run).policy)
-    return found | {checkpoint.sha256: folder for folder, checkpoint in checkpoints(run)}
+        found[read_json_model(report, BenchmarkReport).policy] = resolve_run_path(run, read_run(run).policy)
+    return found | {checkpoint.sha256: folder for folder, checkpoint in iter_checkpoints(run)}
 
 
-def judge_names(folder: Path) -> dict[str, str]:
+def read_judge_names(folder: Path) -> dict[str, str]:
     """{digest: name} of the judges that scored a round, in the panel's order; empty before they did. An endpoint that
     was never reached has no digest and no judgements, so it is not among them."""
-    path = folder / PANEL_REPORT
-    judges = read_model(path, _Panel).judges if path.is_file() else ()
+    path = folder / PANEL_REPORT_FILE
+    judges = read_json_model(path, _ReportedPanel).judges if path.is_file() else ()
     return {judge.digest: judge.name for judge in judges if judge.digest}
 
 
-class _Seat(BaseModel):
+class _ReportedJudge(BaseModel):
     name: str
     digest: str
 
 
-class _Panel(BaseModel):
-    judges: tuple[_Seat, ...]
+class _ReportedPanel(BaseModel):
+    judges: tuple[_ReportedJudge, ...]
 
 
-def round_folders(run: Path) -> list[Path]:
+def list_round_folders(run: Path) -> list[Path]:
     """round-01, round-02, … in their order; those of an unfinished run too."""
-    found = {round_number(path): path for path in run.glob("round-*") if path.is_dir()}
+    found = {parse_round_number(path): path for path in run.glob("round-*") if path.is_dir()}
     return [found[number] for number in sorted(found)]
 
 
-def round_number(path: Path) -> int:
+def parse_round_number(path: Path) -> int:
     number = path.name.removeprefix("round-")
     if not number.isdigit():
-        raise BadRecord(f"{path}: expected a round's folder to be called round-01, round-02, …")
+        raise InvalidRecord(f"{path}: expected a round's folder to be called round-01, round-02, …")
     return int(number)
 
 
-def checkpoints(run: Path) -> Iterator[tuple[Path, Checkpoint]]:
+def iter_checkpoints(run: Path) -> Iterator[tuple[Path, Checkpoint]]:
     """The policies that the run trained, with their folders, in a fixed order."""
-    for path in sorted(run.glob(f"round-*/**/{CHECKPOINT}")):
-        yield path.parent, read_model(path, Checkpoint)
+    for path in sorted(run.glob(f"round-*/**/{CHECKPOINT_FILE}")):
+        yield path.parent, read_json_model(path, Checkpoint)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 
-class Refused(Exception):
+class ApiError(Exception):
     """A request that is not answered, with its HTTP status.
 
     code: a word that programs can test. param: the field it is about. retry_after_s: when to try again (429).
@@ -14,7 +14,7 @@ class Refused(Exception):
         self.status, self.code, self.message, self.param = status, code, message, param
         self.retry_after_s = retry_after_s
 
-    def body(self, path: str) -> dict[str, object]:
+    def build_body(self, path: str) -> dict[str, object]:
         """As the protocol of the path has its errors."""
         if not path.startswith("/openai/"):
             return {"error": self.message, "code": self.code}
@@ -29,9 +29,9 @@ class Refused(Exception):
         return {"Retry-After": str(self.retry_after_s)} if self.retry_after_s else {}
 
 
-class Cancelled(Exception):
+class RequestCancelled(Exception):
     """The client went away; nobody waits for the answer."""
 
 
-def too_late() -> Refused:
-    return Refused(504, "deadline_exceeded", "the answer was not ready within the server's deadline")
+def build_deadline_error() -> ApiError:
+    return ApiError(504, "deadline_exceeded", "the answer was not ready within the server's deadline")

@@ -7,11 +7,11 @@ import hmac
 import logging
 from pathlib import Path
 
-from clincot.errors import BadInput
-from clincot.serving.api_errors import Refused
+from clincot.errors import InvalidInput
+from clincot.serving.api_errors import ApiError
 
 _LOG = logging.getLogger("clincot.serve")
-_Stamp = tuple[tuple[str, int, int, int], ...]
+_FileStamp = tuple[tuple[str, int, int, int], ...]
 
 
 class ApiKeys:
@@ -24,25 +24,25 @@ class ApiKeys:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._stamp: _Stamp = ()
+        self._stamp: _FileStamp = ()
         self._digests: tuple[bytes, ...] = ()
-        self._refresh()
+        self._reload_keys()
         if not self._digests:
-            raise BadInput(f"{path}: holds no API key; expected one a line (or a folder of such files)")
+            raise InvalidInput(f"{path}: holds no API key; expected one a line (or a folder of such files)")
 
-    def check(self, authorization: str | None) -> None:
+    def check_authorization(self, authorization: str | None) -> None:
         """Raises Refused (401) unless it is `Bearer KEY` of a key that counts now."""
-        self._refresh()
+        self._reload_keys()
         scheme, _, given = (authorization or "").partition(" ")
         offered = hashlib.sha256(given.strip().encode()).digest()
         # every key is compared, whichever fits: the time tells nothing
         fits = [hmac.compare_digest(offered, digest) for digest in self._digests]
         if scheme.lower() != "bearer" or not any(fits):
-            raise Refused(401, "invalid_api_key", "expected the header 'Authorization: Bearer KEY' with a valid key")
+            raise ApiError(401, "invalid_api_key", "expected the header 'Authorization: Bearer KEY' with a valid key")
 
-    def _refresh(self) -> None:
+    def _reload_keys(self) -> None:
         try:
-            files = self._files()
+            files = self._list_files()
             stamp = tuple((str(f), s.st_ino, s.st_size, s.st_mtime_ns) for f in files if (s := f.stat()))
             if stamp == self._stamp:
                 return
@@ -56,7 +56,7 @@ class ApiKeys:
         self._digests = tuple(hashlib.sha256(line.encode()).digest() for line in lines if line)
         _LOG.info("API keys: %d read from %s", len(self._digests), self.path)
 
-    def _files(self) -> list[Path]:
+    def _list_files(self) -> list[Path]:
         if self.path.is_dir():  # Kubernetes keeps its own links there, their names start with two dots
             return sorted(p for p in self.path.iterdir() if p.is_file() and not p.name.startswith(".."))
         return [self.path]

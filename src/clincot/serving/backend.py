@@ -17,16 +17,16 @@ from typing import Protocol
 import httpx
 
 from clincot.errors import ModelFailed
-from clincot.jsonl import BadRecord, file_digest
-from clincot.models.checkpoint import MANIFEST, WEIGHTS_INDEX, UnsupportedCheckpoint, check_whole
+from clincot.jsonl import InvalidRecord, hash_files
+from clincot.models.checkpoint import MANIFEST, WEIGHTS_INDEX, UnsupportedCheckpoint, check_weight_files
 from clincot.models.endpoint import EndpointModel
 from clincot.models.protocols import Generation, Policy
-from clincot.prompts import Conversation, Views, load_views
+from clincot.prompts import Conversation, PromptFormat, load_prompt_format
 from clincot.serving.request_batching import Batcher
-from clincot.serving.request_context import Ticket
+from clincot.serving.request_context import RequestContext
 from clincot.serving.server_settings import ServeSettings
 
-_HEALTH_S = 5.0  # how long an answer about the predictor's health is good for
+_HEALTH_CACHE_S = 5.0  # how long an answer about the predictor's health is good for
 
 
 class Backend(Protocol):
@@ -35,37 +35,37 @@ class Backend(Protocol):
     @property
     def digest(self) -> str: ...
 
-    def policy(self, ticket: Ticket) -> AbstractContextManager[Policy]:
+    def open_policy(self, ticket: RequestContext) -> AbstractContextManager[Policy]:
         """The policy as one request sees it."""
         ...
 
-    def healthy(self) -> bool: ...
+    def check_health(self) -> bool: ...
 
     def close(self) -> None: ...
 
 
-class Embedded:
+class LocalBackend:
     """The checkpoint in this process, its forward passes shared by the requests that are under way."""
 
     def __init__(self, checkpoint: Path, settings: ServeSettings, observe: Callable[[str, int], None]) -> None:
         from clincot.models.vlm import VisionLanguageModel
 
-        check_checkpoint(checkpoint)
-        model = VisionLanguageModel(checkpoint, device=_device(), batch_size=settings.max_batch)
+        check_checkpoint_files(checkpoint)
+        model = VisionLanguageModel(checkpoint, device=_choose_device(), batch_size=settings.max_batch)
         self.digest = model.digest
         self._batcher = Batcher(model, max_batch=settings.max_batch, gather_s=settings.gather_s, observe=observe)
 
-    def policy(self, ticket: Ticket) -> AbstractContextManager[Policy]:
-        return self._batcher.policy(ticket)
+    def open_policy(self, ticket: RequestContext) -> AbstractContextManager[Policy]:
+        return self._batcher.open_policy(ticket)
 
-    def healthy(self) -> bool:
+    def check_health(self) -> bool:
         return True
 
     def close(self) -> None:
         self._batcher.close()
 
 
-class Endpoint:
+class RemoteBackend:
     """A predictor: `host` as KServe gives it (host, host:port or URL), its OpenAI routes under `path`.
 
     Batching is the predictor's (vLLM batches continuously). Deadline and disconnection are looked at between calls.
@@ -77,7 +77,7 @@ class Endpoint:
         *,
         path: str = "/v1",
         model: str = "",
-        views: Views,
+        views: PromptFormat,
         api_key_env: str = "",
         timeout_s: float = 60.0,
         yes_no: Sequence[int] = (),
@@ -96,24 +96,24 @@ class Endpoint:
             yes_no=yes_no,
         )
         self._observe = observe
-        self._health: tuple[float, bool] = (-_HEALTH_S, False)
+        self._health: tuple[float, bool] = (-_HEALTH_CACHE_S, False)
 
     @property
     def digest(self) -> str:
         return self._model.digest
 
     @contextmanager
-    def policy(self, ticket: Ticket) -> Iterator[Policy]:
-        yield _Checked(self._model, ticket, self._observe)
+    def open_policy(self, ticket: RequestContext) -> Iterator[Policy]:
+        yield _CancellablePolicy(self._model, ticket, self._observe)
 
-    def healthy(self) -> bool:
+    def check_health(self) -> bool:
         """Whether the predictor lists its models."""
         now = time.monotonic()
-        if now - self._health[0] >= _HEALTH_S:
-            self._health = (now, self._answers())
+        if now - self._health[0] >= _HEALTH_CACHE_S:
+            self._health = (now, self._probe_predictor())
         return self._health[1]
 
-    def _answers(self) -> bool:
+    def _probe_predictor(self) -> bool:
         try:
             return httpx.get(f"{self.url}/models", timeout=3.0).status_code == 200
         except httpx.HTTPError:
@@ -123,10 +123,10 @@ class Endpoint:
         pass
 
 
-class _Checked:
+class _CancellablePolicy:
     """A policy that is asked only while the request lives."""
 
-    def __init__(self, model: Policy, ticket: Ticket, observe: Callable[[str, int], None]) -> None:
+    def __init__(self, model: Policy, ticket: RequestContext, observe: Callable[[str, int], None]) -> None:
         self._model, self._ticket, self._observe = model, ticket, observe
 
     @property
@@ -134,39 +134,41 @@ class _Checked:
         return self._model.digest
 
     @property
-    def views(self) -> Views:
+    def views(self) -> PromptFormat:
         return self._model.views
 
-    def write(
+    def generate(
         self, conversations: Sequence[Conversation], *, max_new_tokens: int, temperature: float, seeds: Sequence[int]
     ) -> list[Generation]:
-        self._ticket.check()
+        self._ticket.check_alive()
         self._observe("write", len(conversations))
-        replies = self._model.write(conversations, max_new_tokens=max_new_tokens, temperature=temperature, seeds=seeds)
-        self._ticket.check()
+        replies = self._model.generate(
+            conversations, max_new_tokens=max_new_tokens, temperature=temperature, seeds=seeds
+        )
+        self._ticket.check_alive()
         return replies
 
     def p_yes(self, conversations: Sequence[Conversation]) -> list[float | None]:
-        self._ticket.check()
+        self._ticket.check_alive()
         self._observe("p_yes", len(conversations))
         odds = self._model.p_yes(conversations)
-        self._ticket.check()
+        self._ticket.check_alive()
         return odds
 
 
-def check_checkpoint(folder: Path) -> None:
+def check_checkpoint_files(folder: Path) -> None:
     """Raise UnsupportedCheckpoint, naming the file, for one that is not whole, not as published, or pickled."""
     if not folder.is_dir():
         raise UnsupportedCheckpoint(f"{folder}: no such folder; expected a checkpoint (config.json, *.safetensors, …)")
-    check_whole(folder)
+    check_weight_files(folder)
     for path in sorted(p for p in folder.iterdir() if p.is_file()):
-        _check_file(path)
+        _check_file_format(path)
     manifest = folder / MANIFEST
     if manifest.is_file():
-        check_manifest(folder, manifest)
+        check_manifest_files(folder, manifest)
 
 
-def check_manifest(folder: Path, manifest: Path, *, only: frozenset[str] = frozenset()) -> None:
+def check_manifest_files(folder: Path, manifest: Path, *, only: frozenset[str] = frozenset()) -> None:
     """Every file that the manifest lists (or those of `only`) has the digest that it says."""
     try:
         files = [(file["path"], file["sha256"]) for file in json.loads(manifest.read_text(encoding="utf-8"))["files"]]
@@ -178,7 +180,7 @@ def check_manifest(folder: Path, manifest: Path, *, only: frozenset[str] = froze
         path = folder / name
         if not path.is_file():
             raise UnsupportedCheckpoint(f"{path}: is missing, {manifest.name} lists it; fetch the checkpoint again")
-        if (found := file_digest(path)) != expected:
+        if (found := hash_files(path)) != expected:
             raise UnsupportedCheckpoint(f"{path}: has sha256 {found}, {manifest.name} says {expected}; it was changed")
     listed = {name for name, _ in files}
     added = sorted(p.name for p in folder.glob("*.safetensors") if p.name not in listed)
@@ -186,7 +188,7 @@ def check_manifest(folder: Path, manifest: Path, *, only: frozenset[str] = froze
         raise UnsupportedCheckpoint(f"{folder / added[0]}: is not in {manifest.name}; nothing may be added")
 
 
-def _check_file(path: Path) -> None:
+def _check_file_format(path: Path) -> None:
     """A pickle under any name, and a safetensors file whose tensors do not fill it."""
     with path.open("rb") as file:
         start = file.read(8)
@@ -212,7 +214,7 @@ def _check_file(path: Path) -> None:
 
 
 @contextmanager
-def checkpoint_folder(given: str, *, views_only: bool = False) -> Iterator[Path]:
+def open_checkpoint_folder(given: str, *, views_only: bool = False) -> Iterator[Path]:
     """The folder of a path or `s3://bucket/…/<digest>` address; what is fetched is removed in the end.
 
     views_only: a transformer needs how its checkpoint wants to be shown images, not the weights.
@@ -221,7 +223,7 @@ def checkpoint_folder(given: str, *, views_only: bool = False) -> Iterator[Path]
         yield Path(given)
         return
     from clincot.storage.open import open_store
-    from clincot.storage.store import NotStored, download
+    from clincot.storage.store import KeyNotFound, download_file
 
     parent, _, name = given.rstrip("/").rpartition("/")
     store = open_store(parent)
@@ -233,27 +235,27 @@ def checkpoint_folder(given: str, *, views_only: bool = False) -> Iterator[Path]
     with tempfile.TemporaryDirectory(prefix="clincot-checkpoint-") as folder:
         for key in keys:
             try:
-                download(store, key, Path(folder) / key)
-            except NotStored:
+                download_file(store, key, Path(folder) / key)
+            except KeyNotFound:
                 raise UnsupportedCheckpoint(f"{given}: {key} was removed while it was fetched") from None
         yield Path(folder) / name
 
 
-def views_of(folder: Path) -> Views:
+def load_served_prompt_format(folder: Path) -> PromptFormat:
     """A transformer's part of a checkpoint; what its manifest says about it is checked."""
     if not folder.is_dir():
-        raise BadRecord(f"{folder}: no such folder; expected the checkpoint's folder, for its clincot.json")
+        raise InvalidRecord(f"{folder}: no such folder; expected the checkpoint's folder, for its clincot.json")
     if (folder / MANIFEST).is_file():
-        check_manifest(folder, folder / MANIFEST, only=frozenset({"clincot.json"}))
-    return load_views(folder)
+        check_manifest_files(folder, folder / MANIFEST, only=frozenset({"clincot.json"}))
+    return load_prompt_format(folder)
 
 
-def explain_failure(error: ModelFailed) -> str:
+def redact_failure(error: ModelFailed) -> str:
     """What may be logged of a failure: what was asked and expected, not what came, which may quote the request."""
     return str(error).partition(", got ")[0]
 
 
-def _device() -> str:
+def _choose_device() -> str:
     import torch
 
     return "cuda" if torch.cuda.is_available() else "cpu"

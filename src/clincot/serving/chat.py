@@ -19,51 +19,51 @@ from fastapi.responses import JSONResponse, Response, StreamingResponse
 from pydantic import BaseModel, ConfigDict, Field
 
 from clincot.errors import ModelFailed
-from clincot.generation.visual_cot import Looking, VisualAnswer
+from clincot.generation.visual_cot import RegionsProposed, VisualAnswer
 from clincot.serving import metrics
-from clincot.serving.api_errors import Cancelled, Refused
-from clincot.serving.middleware import CHAT, log_bug
-from clincot.serving.service import Answering, Order
+from clincot.serving.api_errors import ApiError, RequestCancelled
+from clincot.serving.middleware import CHAT_PATH, log_unexpected_error
+from clincot.serving.service import AnswerRequest, AnswerService
 
 
-class _Part(BaseModel):
+class _StrictModel(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True)
 
 
-class TextPart(_Part):
+class TextPart(_StrictModel):
     type: Literal["text"]
     text: str
 
 
-class ImageUrl(_Part):
+class ImageUrl(_StrictModel):
     url: Annotated[
         str, Field(description="data:image/png;base64,… (or an address, where the operator allows its host)")
     ]
     detail: Literal["auto", "low", "high"] = "auto"  # the checkpoint decides how it is shown
 
 
-class ImagePart(_Part):
+class ImagePart(_StrictModel):
     type: Literal["image_url"]
     image_url: ImageUrl
 
 
-class UserMessage(_Part):
+class UserMessage(_StrictModel):
     role: Literal["user"]
     content: Annotated[list[TextPart | ImagePart], Field(min_length=1, max_length=16)]
     name: str = ""
 
 
-class StreamOptions(_Part):
+class StreamOptions(_StrictModel):
     include_usage: bool = False
 
 
-class Extension(_Part):
+class Extension(_StrictModel):
     """What a client may ask for beyond OpenAI's protocol (`extra_body={"clincot": …}`)."""
 
     return_overlay: bool = False
 
 
-class ChatRequest(_Part):
+class ChatRequest(_StrictModel):
     """A chat completion's request. Answers are greedy."""
 
     model: str
@@ -80,14 +80,14 @@ class ChatRequest(_Part):
     clincot: Extension = Extension()
 
     @property
-    def order(self) -> Order:
+    def answer_request(self) -> AnswerRequest:
         """Raises Refused unless there is one image and a text."""
         parts = self.messages[0].content
         images = [part.image_url.url for part in parts if isinstance(part, ImagePart)]
         if len(images) != 1:
-            raise Refused(400, "one_image", f"expected one image, got {len(images)}", param="messages")
+            raise ApiError(400, "one_image", f"expected one image, got {len(images)}", param="messages")
         question = "\n".join(part.text for part in parts if isinstance(part, TextPart))
-        return Order(question, images[0], self.clincot.return_overlay)
+        return AnswerRequest(question, images[0], self.clincot.return_overlay)
 
 
 class Message(BaseModel):
@@ -125,7 +125,7 @@ class ServedModels(BaseModel):
     data: list[ServedModel]
 
 
-def chat_router(answering: Answering, name: str) -> APIRouter:
+def build_chat_router(answering: AnswerService, name: str) -> APIRouter:
     """The routes under /openai/v1 for the model `name`."""
     router = APIRouter(prefix="/openai/v1", tags=["OpenAI"])
     started = int(time.time())
@@ -137,27 +137,29 @@ def chat_router(answering: Answering, name: str) -> APIRouter:
     @router.post("/chat/completions", response_model=Completion)
     async def chat(request: ChatRequest) -> Response:
         if request.model != name:
-            raise Refused(404, "model_not_found", f"the model served here is {name!r}", param="model")
+            raise ApiError(404, "model_not_found", f"the model served here is {name!r}", param="model")
         about: dict[str, Any] = {"id": f"chatcmpl-{uuid.uuid4().hex}", "created": int(time.time()), "model": name}
         if request.stream:
             usage = bool(request.stream_options and request.stream_options.include_usage)
-            return await _stream(answering, request.order, about, usage=usage)
-        answer = await answering.answer(request.order)
+            return await _stream_answer(answering, request.answer_request, about, usage=usage)
+        answer = await answering.handle_request(request.answer_request)
         completion = Completion(**about, choices=[Choice(message=Message(content=answer.answer))], clincot=answer)
         return JSONResponse(completion.model_dump(mode="json"))
 
     return router
 
 
-async def _stream(answering: Answering, order: Order, about: dict[str, Any], *, usage: bool) -> Response:
+async def _stream_answer(
+    answering: AnswerService, order: AnswerRequest, about: dict[str, Any], *, usage: bool
+) -> Response:
     """A stream that begins when the regions are known. What is wrong before then is refused by its status."""
     loop = asyncio.get_running_loop()
-    found: asyncio.Future[Looking] = loop.create_future()
+    found: asyncio.Future[RegionsProposed] = loop.create_future()
 
-    def tell(looking: Looking) -> None:  # in the chain's thread
+    def tell(looking: RegionsProposed) -> None:  # in the chain's thread
         loop.call_soon_threadsafe(found.set_result, looking)
 
-    work = asyncio.create_task(answering.answer(order, tell))
+    work = asyncio.create_task(answering.handle_request(order, tell))
     either: set[asyncio.Future[Any]] = {work, found}
     try:
         await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
@@ -166,11 +168,11 @@ async def _stream(answering: Answering, order: Order, about: dict[str, Any], *, 
         raise
     if not found.done():
         work.result()  # raises why
-    return StreamingResponse(_chunks(about, found.result(), work, usage), media_type="text/event-stream")
+    return StreamingResponse(_iter_chunks(about, found.result(), work, usage), media_type="text/event-stream")
 
 
-async def _chunks(
-    about: dict[str, Any], looking: Looking, work: asyncio.Task[VisualAnswer], usage: bool
+async def _iter_chunks(
+    about: dict[str, Any], looking: RegionsProposed, work: asyncio.Task[VisualAnswer], usage: bool
 ) -> AsyncIterator[str]:
     """The regions at once, then the answer word by word: it is known as a whole when all regions have been looked at.
 
@@ -186,12 +188,12 @@ async def _chunks(
         yield event({"role": "assistant", "content": ""}, clincot=looking.model_dump(mode="json"))
         try:
             answer = await work
-        except Cancelled:
+        except RequestCancelled:
             return
         except Exception as error:  # the status is sent already
-            refused = _failure(error)
+            refused = _convert_error(error)
             metrics.REFUSED.labels(refused.code).inc()
-            yield f"data: {json.dumps(refused.body(CHAT))}\n\n"
+            yield f"data: {json.dumps(refused.build_body(CHAT_PATH))}\n\n"
             return
         for position, word in enumerate(answer.answer.split(" ")):
             yield event({"content": word if position == 0 else f" {word}"})
@@ -203,11 +205,11 @@ async def _chunks(
         work.cancel()
 
 
-def _failure(error: Exception) -> Refused:
+def _convert_error(error: Exception) -> ApiError:
     """As it would have been told by its status."""
-    if isinstance(error, Refused):
+    if isinstance(error, ApiError):
         return error
     if isinstance(error, ModelFailed):
-        return Refused(502, "model_failed", "the model behind this server gave no usable answer")
-    log_bug(error)
-    return Refused(500, "internal_error", "the server failed; its log says where")
+        return ApiError(502, "model_failed", "the model behind this server gave no usable answer")
+    log_unexpected_error(error)
+    return ApiError(500, "internal_error", "the server failed; its log says where")

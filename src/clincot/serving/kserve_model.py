@@ -21,8 +21,8 @@ from kserve.protocol.infer_type import InferInput, InferOutput
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from clincot.generation.visual_cot import VisualAnswer
-from clincot.serving.api_errors import Refused
-from clincot.serving.service import Answering, Order
+from clincot.serving.api_errors import ApiError
+from clincot.serving.service import AnswerRequest, AnswerService
 
 
 class Image64(BaseModel):
@@ -43,9 +43,9 @@ class Instance(BaseModel):
     return_overlay: bool = False
 
     @property
-    def order(self) -> Order:
+    def answer_request(self) -> AnswerRequest:
         image = self.image if isinstance(self.image, str) else self.image.b64
-        return Order(self.question, image, self.return_overlay)
+        return AnswerRequest(self.question, image, self.return_overlay)
 
 
 class V1Request(BaseModel):
@@ -61,13 +61,13 @@ class V1Response(BaseModel):
 class VisualCotModel(Model):  # type: ignore[misc]
     """What the SDK's routes call."""
 
-    def __init__(self, name: str, answering: Answering) -> None:
+    def __init__(self, name: str, answering: AnswerService) -> None:
         super().__init__(name)
         self.answering = answering
         self.ready = True
 
     async def healthy(self) -> bool:
-        return bool(self.ready) and await asyncio.to_thread(self.answering.backend.healthy)
+        return bool(self.ready) and await asyncio.to_thread(self.answering.backend.check_health)
 
     def get_input_types(self) -> list[dict[str, Any]]:
         return [{"name": name, "datatype": "BYTES", "shape": [-1]} for name in ("question", "image")]
@@ -81,51 +81,51 @@ class VisualCotModel(Model):  # type: ignore[misc]
     ) -> dict[str, Any] | InferResponse:
         """Raises Refused for what is not a request of this model."""
         if isinstance(payload, InferRequest):
-            answers = await self._all(_orders(payload))
-            return _response(payload, self.name, answers)
+            answers = await self._answer_all(_parse_infer_request(payload))
+            return _build_infer_response(payload, self.name, answers)
         try:
             request = V1Request.model_validate(payload)
         except ValidationError as error:
-            raise Refused(422, "invalid_request", places_of(error)) from None
-        answers = await self._all([instance.order for instance in request.instances])
+            raise ApiError(422, "invalid_request", describe_validation_error(error)) from None
+        answers = await self._answer_all([instance.answer_request for instance in request.instances])
         return {"predictions": [answer.model_dump(mode="json") for answer in answers]}
 
-    async def _all(self, orders: Sequence[Order]) -> list[VisualAnswer]:
+    async def _answer_all(self, orders: Sequence[AnswerRequest]) -> list[VisualAnswer]:
         most = self.answering.settings.max_instances
         if len(orders) > most:
-            raise Refused(413, "too_many_instances", f"expected at most {most} questions a request, got {len(orders)}")
+            raise ApiError(413, "too_many_instances", f"expected at most {most} questions a request, got {len(orders)}")
         # the first failure is the request's; the gate then cancels what is left of it
-        return list(await asyncio.gather(*(self.answering.answer(order) for order in orders)))
+        return list(await asyncio.gather(*(self.answering.handle_request(order) for order in orders)))
 
 
-def places_of(error: ValidationError | RequestValidationError) -> str:
+def describe_validation_error(error: ValidationError | RequestValidationError) -> str:
     """Which fields are wrong and how, without what came."""
     found = error.errors()[:5]
     return "; ".join(f"{'.'.join(map(str, e['loc'])) or 'body'}: {e['msg']}" for e in found)
 
 
-def _orders(request: InferRequest) -> list[Order]:
-    tensors = {tensor.name: _texts(tensor) for tensor in request.inputs}
+def _parse_infer_request(request: InferRequest) -> list[AnswerRequest]:
+    tensors = {tensor.name: _read_strings(tensor) for tensor in request.inputs}
     if set(tensors) != {"question", "image"} or len(request.inputs) != 2:
-        raise Refused(422, "invalid_request", "expected the two inputs 'question' and 'image'")
+        raise ApiError(422, "invalid_request", "expected the two inputs 'question' and 'image'")
     overlay = (request.parameters or {}).get("return_overlay", False)
     if not isinstance(overlay, bool):
-        raise Refused(422, "invalid_request", "expected a boolean", param="return_overlay")
+        raise ApiError(422, "invalid_request", "expected a boolean", param="return_overlay")
     if len(tensors["question"]) != len(tensors["image"]) or not tensors["question"]:
-        raise Refused(422, "invalid_request", "expected as many questions as images, and at least one")
-    return [Order(q, i, overlay) for q, i in zip(tensors["question"], tensors["image"], strict=True)]
+        raise ApiError(422, "invalid_request", "expected as many questions as images, and at least one")
+    return [AnswerRequest(q, i, overlay) for q, i in zip(tensors["question"], tensors["image"], strict=True)]
 
 
-def _texts(tensor: InferInput) -> list[str]:
+def _read_strings(tensor: InferInput) -> list[str]:
     values = tensor.data
     if tensor.datatype != "BYTES" or not isinstance(values, list) or list(tensor.shape) != [len(values)]:
-        raise Refused(422, "invalid_request", "expected BYTES tensors of shape [n] with n strings")
+        raise ApiError(422, "invalid_request", "expected BYTES tensors of shape [n] with n strings")
     if not all(isinstance(value, str) for value in values):
-        raise Refused(422, "invalid_request", "expected strings (images as data URI or base64)")
+        raise ApiError(422, "invalid_request", "expected strings (images as data URI or base64)")
     return list(values)
 
 
-def _response(request: InferRequest, name: str, answers: Sequence[VisualAnswer]) -> InferResponse:
+def _build_infer_response(request: InferRequest, name: str, answers: Sequence[VisualAnswer]) -> InferResponse:
     columns: dict[str, tuple[str, list[Any]]] = {
         "answer": ("BYTES", [answer.answer for answer in answers]),
         "confidence": ("FP64", [answer.confidence for answer in answers]),

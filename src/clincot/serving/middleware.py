@@ -17,9 +17,9 @@ from contextlib import contextmanager
 from typing import Any
 
 from clincot.serving import metrics
-from clincot.serving.api_errors import Cancelled, Refused
+from clincot.serving.api_errors import ApiError, RequestCancelled
 from clincot.serving.auth import ApiKeys
-from clincot.serving.request_context import Ticket, current
+from clincot.serving.request_context import RequestContext, current_request
 from clincot.serving.server_settings import ServeSettings
 
 _LOG = logging.getLogger("clincot.serve")
@@ -28,18 +28,18 @@ Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
-CHAT = "/openai/v1/chat/completions"
-_V1 = re.compile(r"/v1/models/[^/]+:predict")
-_V2 = re.compile(r"/v2/models/[^/]+(/versions/[^/]+)?/infer")
+CHAT_PATH = "/openai/v1/chat/completions"
+_V1_PATH = re.compile(r"/v1/models/[^/]+:predict")
+_V2_PATH = re.compile(r"/v2/models/[^/]+(/versions/[^/]+)?/infer")
 # what a probe or Prometheus asks for, without a key
-_OPEN = re.compile(r"/|/metrics|/v2/health/(live|ready)|/v1/models/[^/:]+|/v2/models/[^/]+/ready")
+_PUBLIC_PATHS = re.compile(r"/|/metrics|/v2/health/(live|ready)|/v1/models/[^/:]+|/v2/models/[^/]+/ready")
 # routes of the SDK that would let a client unload the model, or that answer nothing here
-CLOSED = re.compile(r"/v2/repository/.*|/v1/models/.*:explain")
-_JSON = re.compile(r"application/json\s*(;.*)?", re.IGNORECASE)
-_ODD = re.compile(r"[^A-Za-z0-9/_.:-]")
+CLOSED_PATHS = re.compile(r"/v2/repository/.*|/v1/models/.*:explain")
+_JSON_TYPE = re.compile(r"application/json\s*(;.*)?", re.IGNORECASE)
+_UNSAFE_CHARS = re.compile(r"[^A-Za-z0-9/_.:-]")
 
 
-class Gate:
+class RequestMiddleware:
     """The ASGI application that the server runs."""
 
     def __init__(self, app: App, settings: ServeSettings, keys: ApiKeys | None) -> None:
@@ -51,53 +51,53 @@ class Gate:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        path, began, sent = str(scope["path"]), time.monotonic(), _Sent(send)
+        path, began, sent = str(scope["path"]), time.monotonic(), _StatusRecorder(send)
         try:
-            await self._pass(scope, receive, sent)
-        except Refused as refused:
-            await _refuse(refused, path, sent)
-        except Cancelled:
+            await self._handle_request(scope, receive, sent)
+        except ApiError as refused:
+            await _send_error(refused, path, sent)
+        except RequestCancelled:
             sent.status = 499  # nobody reads it
         except Exception as error:  # a bug: its place goes to the log, its message may quote a request and goes nowhere
-            log_bug(error)
+            log_unexpected_error(error)
             if not sent.status:
-                await _refuse(Refused(500, "internal_error", "the server failed; its log says where"), path, sent)
+                await _send_error(ApiError(500, "internal_error", "the server failed; its log says where"), path, sent)
         finally:
-            protocol = protocol_of(path)
+            protocol = detect_protocol(path)
             metrics.REQUESTS.labels(protocol, str(sent.status or 499)).inc()
             metrics.LATENCY.labels(protocol).observe(time.monotonic() - began)
             _LOG.log(
                 logging.DEBUG if protocol == "other" else logging.INFO,
                 "%s %s %d %.0f ms",
-                _ODD.sub("?", scope["method"][:10]),
-                _ODD.sub("?", path[:100]),
+                _UNSAFE_CHARS.sub("?", scope["method"][:10]),
+                _UNSAFE_CHARS.sub("?", path[:100]),
                 sent.status or 499,
                 1000 * (time.monotonic() - began),
             )
 
-    async def _pass(self, scope: Scope, receive: Receive, send: _Sent) -> None:
+    async def _handle_request(self, scope: Scope, receive: Receive, send: _StatusRecorder) -> None:
         path, headers = scope["path"], {k.decode("latin-1").lower(): v.decode("latin-1") for k, v in scope["headers"]}
-        if CLOSED.fullmatch(path):
-            raise Refused(404, "not_found", "there is no such route")
-        if self._keys is not None and not (scope["method"] in ("GET", "HEAD") and _OPEN.fullmatch(path)):
-            self._keys.check(headers.get("authorization"))
+        if CLOSED_PATHS.fullmatch(path):
+            raise ApiError(404, "not_found", "there is no such route")
+        if self._keys is not None and not (scope["method"] in ("GET", "HEAD") and _PUBLIC_PATHS.fullmatch(path)):
+            self._keys.check_authorization(headers.get("authorization"))
         if scope["method"] != "POST":
             await self._app(scope, receive, send)
             return
         _check_headers(headers, self._settings)
-        with self._place():
-            body = await _read(receive, self._settings)
+        with self._reserve_slot():
+            body = await _read_body(receive, self._settings)
             began = time.monotonic()
-            await self._answer(scope, body, receive, send)
+            await self._run_app(scope, body, receive, send)
             self._pace_s += 0.1 * (time.monotonic() - began - self._pace_s)
 
     @contextmanager
-    def _place(self) -> Iterator[None]:
+    def _reserve_slot(self) -> Iterator[None]:
         """One of the places for requests that run or wait; raises Refused (429) where none is free."""
         settings = self._settings
         if self._accepted >= settings.running + settings.waiting:
             wait = min(30, max(1, round(self._pace_s * settings.waiting / settings.running)))
-            raise Refused(
+            raise ApiError(
                 429, "queue_full", "the server has as many requests as it takes; try again", retry_after_s=wait
             )
         self._accepted += 1
@@ -106,10 +106,10 @@ class Gate:
         finally:
             self._accepted -= 1
 
-    async def _answer(self, scope: Scope, body: bytes, receive: Receive, send: Send) -> None:
+    async def _run_app(self, scope: Scope, body: bytes, receive: Receive, send: Send) -> None:
         """Run the application; a client that goes away cancels it and whatever it waits for."""
-        ticket = Ticket(self._settings.deadline_s)
-        current.set(ticket)
+        ticket = RequestContext(self._settings.deadline_s)
+        current_request.set(ticket)
         gone = asyncio.Event()
         replayed = False
 
@@ -128,12 +128,12 @@ class Gate:
             gone.set()
 
         watcher = asyncio.create_task(watch())
-        work = asyncio.create_task(_run(self._app, scope, replay, send))
+        work = asyncio.create_task(_call_app(self._app, scope, replay, send))
         try:
             await asyncio.wait({watcher, work}, return_when=asyncio.FIRST_COMPLETED)
             if not work.done():
                 work.cancel()
-                raise Cancelled
+                raise RequestCancelled
             work.result()
         finally:
             ticket.cancel()  # nothing of this request goes on, however it ended
@@ -142,11 +142,11 @@ class Gate:
             await asyncio.gather(watcher, work, return_exceptions=True)
 
 
-async def _run(app: App, scope: Scope, receive: Receive, send: Send) -> None:
+async def _call_app(app: App, scope: Scope, receive: Receive, send: Send) -> None:
     await app(scope, receive, send)
 
 
-class _Sent:
+class _StatusRecorder:
     """`send`, and which status went out."""
 
     def __init__(self, send: Send) -> None:
@@ -159,15 +159,15 @@ class _Sent:
         await self._send(message)
 
 
-def protocol_of(path: str) -> str:
-    if path == CHAT:
+def detect_protocol(path: str) -> str:
+    if path == CHAT_PATH:
         return "openai"
-    if _V1.fullmatch(path):
+    if _V1_PATH.fullmatch(path):
         return "v1"
-    return "v2" if _V2.fullmatch(path) else "other"
+    return "v2" if _V2_PATH.fullmatch(path) else "other"
 
 
-def log_bug(error: BaseException) -> None:
+def log_unexpected_error(error: BaseException) -> None:
     """Where an unexpected error came from: type, files and lines, without its message and without values."""
     places = " < ".join(
         f"{f.filename.rpartition('/')[2]}:{f.lineno}" for f in traceback.extract_tb(error.__traceback__)[-6:]
@@ -176,43 +176,43 @@ def log_bug(error: BaseException) -> None:
 
 
 def _check_headers(headers: dict[str, str], settings: ServeSettings) -> None:
-    if not _JSON.fullmatch(headers.get("content-type", "")):
-        raise Refused(415, "unsupported_media_type", "expected a body of Content-Type: application/json")
+    if not _JSON_TYPE.fullmatch(headers.get("content-type", "")):
+        raise ApiError(415, "unsupported_media_type", "expected a body of Content-Type: application/json")
     if headers.get("content-encoding", "identity") != "identity":
-        raise Refused(415, "unsupported_encoding", "expected a body that is not compressed")
+        raise ApiError(415, "unsupported_encoding", "expected a body that is not compressed")
     if any(name.startswith("ce-") for name in headers):
-        raise Refused(415, "unsupported_media_type", "CloudEvents are not taken; send the JSON itself")
+        raise ApiError(415, "unsupported_media_type", "CloudEvents are not taken; send the JSON itself")
     length = headers.get("content-length", "0")
     if length.isdigit() and int(length[:18]) > settings.max_body_bytes:
-        raise _too_large(settings)
+        raise _build_size_error(settings)
 
 
-async def _read(receive: Receive, settings: ServeSettings) -> bytes:
+async def _read_body(receive: Receive, settings: ServeSettings) -> bytes:
     body = bytearray()
     try:
         async with asyncio.timeout(settings.body_s):
             while True:
                 message = await receive()
                 if message["type"] == "http.disconnect":
-                    raise Cancelled
+                    raise RequestCancelled
                 body += message.get("body", b"")
                 if len(body) > settings.max_body_bytes:
-                    raise _too_large(settings)
+                    raise _build_size_error(settings)
                 if not message.get("more_body", False):
                     return bytes(body)
     except TimeoutError:
-        raise Refused(408, "body_too_slow", f"the body did not come within {settings.body_s:g} s") from None
+        raise ApiError(408, "body_too_slow", f"the body did not come within {settings.body_s:g} s") from None
 
 
-def _too_large(settings: ServeSettings) -> Refused:
-    return Refused(413, "body_too_large", f"expected a body of at most {settings.max_body_bytes} bytes")
+def _build_size_error(settings: ServeSettings) -> ApiError:
+    return ApiError(413, "body_too_large", f"expected a body of at most {settings.max_body_bytes} bytes")
 
 
-async def _refuse(refused: Refused, path: str, send: _Sent) -> None:
+async def _send_error(refused: ApiError, path: str, send: _StatusRecorder) -> None:
     if send.status:  # too late to say so
         return
     metrics.REFUSED.labels(refused.code).inc()
-    body = json.dumps(refused.body(path)).encode()
+    body = json.dumps(refused.build_body(path)).encode()
     headers = {"Content-Type": "application/json", "Content-Length": str(len(body)), **refused.headers}
     if refused.status in (408, 413, 429):  # the rest of the body is not wanted
         headers["Connection"] = "close"

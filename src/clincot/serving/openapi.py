@@ -8,10 +8,10 @@ from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 
 from clincot.serving.kserve_model import V1Request, V1Response
-from clincot.serving.middleware import CLOSED
+from clincot.serving.middleware import CLOSED_PATHS
 
-_REF = "#/components/schemas/{model}"
-_REFUSALS = {
+_SCHEMA_REF = "#/components/schemas/{model}"
+_ERROR_RESPONSES = {
     "400": "malformed, or not a request that this server answers",
     "401": "no valid API key",
     "403": "not allowed",
@@ -28,27 +28,32 @@ _REFUSALS = {
 _V1_PATH = "/v1/models/{model_name}:predict"
 
 
-def document(app: FastAPI) -> dict[str, Any]:
+def build_openapi_document(app: FastAPI) -> dict[str, Any]:
     """The OpenAPI 3.1 document of the application."""
     content = get_openapi(title=app.title, version=app.version, routes=app.routes)
     content["paths"] = {
-        path: item for path, item in content["paths"].items() if not CLOSED.fullmatch(path.replace("{model_name}", "m"))
+        path: item
+        for path, item in content["paths"].items()
+        if not CLOSED_PATHS.fullmatch(path.replace("{model_name}", "m"))
     }
     schemas = content.setdefault("components", {}).setdefault("schemas", {})
     for model in (V1Request, V1Response):
-        schema = model.model_json_schema(ref_template=_REF)
+        schema = model.model_json_schema(ref_template=_SCHEMA_REF)
         schemas.update(schema.pop("$defs", {}))
         schemas[model.__name__] = schema
-    schemas["Refusal"] = _refusal()
-    refusal = {"application/json": {"schema": {"$ref": _REF.format(model="Refusal")}}}
+    schemas["Refusal"] = _build_error_schema()
+    refusal = {"application/json": {"schema": {"$ref": _SCHEMA_REF.format(model="Refusal")}}}
     for item in content["paths"].values():
         for operation in item.values():
             responses = operation.setdefault("responses", {})
-            for status, about in _REFUSALS.items():
+            for status, about in _ERROR_RESPONSES.items():
                 responses[status] = {"description": about, "content": refusal}
     predict = content["paths"][_V1_PATH]["post"]
-    predict["requestBody"] = {"required": True, "content": _json("V1Request")}
-    predict["responses"]["200"] = {"description": "answers in the questions' order", "content": _json("V1Response")}
+    predict["requestBody"] = {"required": True, "content": _build_json_content("V1Request")}
+    predict["responses"]["200"] = {
+        "description": "answers in the questions' order",
+        "content": _build_json_content("V1Response"),
+    }
     content["components"]["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
     content["security"] = [{}, {"key": []}]
     content["paths"]["/metrics"]["get"]["responses"]["200"] = {
@@ -58,11 +63,11 @@ def document(app: FastAPI) -> dict[str, Any]:
     return content
 
 
-def _json(model: str) -> dict[str, Any]:
-    return {"application/json": {"schema": {"$ref": _REF.format(model=model)}}}
+def _build_json_content(model: str) -> dict[str, Any]:
+    return {"application/json": {"schema": {"$ref": _SCHEMA_REF.format(model=model)}}}
 
 
-def _refusal() -> dict[str, Any]:
+def _build_error_schema() -> dict[str, Any]:
     """KServe's protocols have the message as text, OpenAI's as an object."""
     text = {"type": "string"}
     inner = {

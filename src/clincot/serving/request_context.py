@@ -8,16 +8,16 @@ import time
 from collections.abc import Callable
 from contextvars import ContextVar
 
-from clincot.serving.api_errors import Cancelled, too_late
+from clincot.serving.api_errors import RequestCancelled, build_deadline_error
 
-_NUMBERS = itertools.count()
+_ARRIVAL_NUMBERS = itertools.count()
 
 
-class Ticket:
+class RequestContext:
     """Shared by the event loop (which cancels) and the thread that answers (which checks)."""
 
     def __init__(self, deadline_s: float) -> None:
-        self.number = next(_NUMBERS)  # order of arrival
+        self.number = next(_ARRIVAL_NUMBERS)  # order of arrival
         self.deadline = time.monotonic() + deadline_s
         self._lock = threading.Lock()
         self._cancelled = False
@@ -31,12 +31,12 @@ class Ticket:
     def live(self) -> bool:
         return not self._cancelled and self.remaining_s > 0
 
-    def check(self) -> None:
+    def check_alive(self) -> None:
         """Raises Cancelled, or Refused (504) past the deadline."""
         if self._cancelled:
-            raise Cancelled
+            raise RequestCancelled
         if self.remaining_s <= 0:
-            raise too_late()
+            raise build_deadline_error()
 
     def cancel(self) -> None:
         with self._lock:
@@ -45,7 +45,7 @@ class Ticket:
         for wake in waiting:
             wake()
 
-    def when_cancelled(self, wake: Callable[[], None]) -> None:
+    def add_cancel_callback(self, wake: Callable[[], None]) -> None:
         """Calls `wake` once when the request is cancelled; at once where it is already."""
         with self._lock:
             if not self._cancelled:
@@ -53,10 +53,10 @@ class Ticket:
                 return
         wake()
 
-    def forget(self, wake: Callable[[], None]) -> None:
+    def remove_cancel_callback(self, wake: Callable[[], None]) -> None:
         with self._lock:
             if wake in self._on_cancel:
                 self._on_cancel.remove(wake)
 
 
-current: ContextVar[Ticket] = ContextVar("ticket")  # of the request that a coroutine works for
+current_request: ContextVar[RequestContext] = ContextVar("ticket")  # of the request that a coroutine works for

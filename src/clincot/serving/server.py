@@ -21,21 +21,28 @@ from starlette.exceptions import HTTPException
 
 from clincot import __version__
 from clincot.errors import ModelFailed
-from clincot.models.yes_no import yes_no_of
+from clincot.models.yes_no import read_yes_no_ids
 from clincot.serving import metrics
-from clincot.serving.api_errors import Cancelled, Refused
+from clincot.serving.api_errors import ApiError, RequestCancelled
 from clincot.serving.auth import ApiKeys
-from clincot.serving.backend import Backend, Embedded, Endpoint, checkpoint_folder, explain_failure, views_of
-from clincot.serving.chat import chat_router
-from clincot.serving.kserve_model import VisualCotModel, places_of
+from clincot.serving.backend import (
+    Backend,
+    LocalBackend,
+    RemoteBackend,
+    load_served_prompt_format,
+    open_checkpoint_folder,
+    redact_failure,
+)
+from clincot.serving.chat import build_chat_router
+from clincot.serving.kserve_model import VisualCotModel, describe_validation_error
 from clincot.serving.metrics import observe_batch
-from clincot.serving.middleware import Gate
-from clincot.serving.openapi import document
+from clincot.serving.middleware import RequestMiddleware
+from clincot.serving.openapi import build_openapi_document
 from clincot.serving.server_settings import ServeSettings
-from clincot.serving.service import Answering
+from clincot.serving.service import AnswerService
 
 _LOG = logging.getLogger("clincot.serve")
-HUSHED = ("uvicorn.access", "uvicorn.error", "httpx", "httpcore", "kserve", "kserve.trace")
+QUIET_LOGGERS = ("uvicorn.access", "uvicorn.error", "httpx", "httpcore", "kserve", "kserve.trace")
 
 
 @dataclass(frozen=True)
@@ -54,16 +61,16 @@ class ServePlan:
     predictor_key_env: str = ""
 
 
-def serve(plan: ServePlan) -> None:
+def run_server(plan: ServePlan) -> None:
     """Serve until SIGTERM or SIGINT, then finish what was accepted. Raises what a checkpoint is refused for."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
-    hush()
+    quiet_library_loggers()
     keys = None if plan.api_keys is None else ApiKeys(plan.api_keys)
     with ExitStack() as stack:
-        folder = stack.enter_context(checkpoint_folder(plan.checkpoint, views_only=bool(plan.predictor_host)))
-        answering = Answering(open_backend(plan, folder), plan.settings)
+        folder = stack.enter_context(open_checkpoint_folder(plan.checkpoint, views_only=bool(plan.predictor_host)))
+        answering = AnswerService(open_backend(plan, folder), plan.settings)
         stack.callback(answering.close)
-        app = Gate(application(plan.name or folder.resolve().name, answering), plan.settings, keys)
+        app = RequestMiddleware(build_application(plan.name or folder.resolve().name, answering), plan.settings, keys)
         config = uvicorn.Config(
             app,
             host=plan.host,
@@ -83,42 +90,42 @@ def serve(plan: ServePlan) -> None:
         _LOG.info("stopped; what was accepted is answered")
 
 
-def hush() -> None:
+def quiet_library_loggers() -> None:
     """Turn off loggers of libraries that quote addresses with their queries; the gate has a line for every request."""
-    for name in HUSHED:
+    for name in QUIET_LOGGERS:
         logging.getLogger(name).setLevel(logging.WARNING)
 
 
 def open_backend(plan: ServePlan, folder: Path) -> Backend:
     if plan.predictor_host:
-        return Endpoint(
+        return RemoteBackend(
             plan.predictor_host,
             path=plan.predictor_path,
             model=plan.predictor_model,
-            views=views_of(folder),
+            views=load_served_prompt_format(folder),
             api_key_env=plan.predictor_key_env,
             timeout_s=plan.settings.deadline_s,
-            yes_no=yes_no_of(folder),
+            yes_no=read_yes_no_ids(folder),
             observe=observe_batch,
         )
-    return Embedded(folder, plan.settings, observe_batch)
+    return LocalBackend(folder, plan.settings, observe_batch)
 
 
-def application(name: str, answering: Answering) -> FastAPI:
+def build_application(name: str, answering: AnswerService) -> FastAPI:
     """KServe's application for one model, and the OpenAI routes (KServe's own need vLLM in the process)."""
     repository = ModelRepository()
     repository.update(VisualCotModel(name, answering))
-    plane = _Plane(repository)
+    plane = _ReadinessDataPlane(repository)
     # the SDK adds its routes to the application of its module: each of ours gets one of its own
     app = model_server.app = FastAPI(title="ClinCoT", version=__version__, docs_url=None, redoc_url=None)
     RESTServer("", plane, ModelRepositoryExtension(repository), http_port=0).create_application()
-    app.include_router(chat_router(answering, name))
-    _add_handlers(app)
-    app.openapi = lambda: document(app)  # type: ignore[method-assign]
+    app.include_router(build_chat_router(answering, name))
+    _add_error_handlers(app)
+    app.openapi = lambda: build_openapi_document(app)  # type: ignore[method-assign]
     return app
 
 
-class _Plane(DataPlane):  # type: ignore[misc]
+class _ReadinessDataPlane(DataPlane):  # type: ignore[misc]
     """A server is ready when its model is, and for a transformer that is when its predictor answers."""
 
     async def ready(self) -> bool:
@@ -126,34 +133,36 @@ class _Plane(DataPlane):  # type: ignore[misc]
         return all([await self.model_registry.is_model_ready(name) for name in models])
 
 
-def _add_handlers(app: FastAPI) -> None:
+def _add_error_handlers(app: FastAPI) -> None:
     """Every error as its protocol has it; none with a trace, none logged with what it quotes."""
 
     def saying(status: int, code: str, message: str) -> Any:
-        return lambda request, error: _reply(request, Refused(status, code, message))
+        return lambda request, error: _build_error_response(request, ApiError(status, code, message))
 
-    async def refused(request: Request, error: Refused) -> Response:
-        return _reply(request, error)
+    async def refused(request: Request, error: ApiError) -> Response:
+        return _build_error_response(request, error)
 
     async def invalid(request: Request, error: RequestValidationError) -> Response:
         status = 400 if request.url.path.startswith("/openai/") else 422
-        return _reply(request, Refused(status, "invalid_request", places_of(error)))
+        return _build_error_response(request, ApiError(status, "invalid_request", describe_validation_error(error)))
 
     async def predictor(request: Request, error: ModelFailed) -> Response:
-        _LOG.error("the model gave no answer: %s", explain_failure(error))
-        return _reply(request, Refused(502, "model_failed", "the model behind this server gave no usable answer"))
+        _LOG.error("the model gave no answer: %s", redact_failure(error))
+        return _build_error_response(
+            request, ApiError(502, "model_failed", "the model behind this server gave no usable answer")
+        )
 
     async def http(request: Request, error: HTTPException) -> Response:
-        return _reply(request, Refused(error.status_code, "http_error", str(error.detail)))
+        return _build_error_response(request, ApiError(error.status_code, "http_error", str(error.detail)))
 
     async def bug(request: Request, error: Exception) -> Response:
-        return _reply(request, Refused(500, "internal_error", "the server failed; its log says where"))
+        return _build_error_response(request, ApiError(500, "internal_error", "the server failed; its log says where"))
 
     not_ready = saying(503, "not_ready", "the model is not ready")
     unknown = saying(404, "model_not_found", "no such model (or no such version of it) is served here")
     handlers: dict[Any, Any] = {
-        Refused: refused,
-        Cancelled: saying(503, "cancelled", "the request was cancelled"),  # nobody is there to read it
+        ApiError: refused,
+        RequestCancelled: saying(503, "cancelled", "the request was cancelled"),  # nobody is there to read it
         RequestValidationError: invalid,
         HTTPException: http,
         ModelFailed: predictor,
@@ -170,6 +179,6 @@ def _add_handlers(app: FastAPI) -> None:
         app.add_exception_handler(kind, handler)
 
 
-def _reply(request: Request, refused: Refused) -> Response:
+def _build_error_response(request: Request, refused: ApiError) -> Response:
     metrics.REFUSED.labels(refused.code).inc()
-    return JSONResponse(refused.body(request.url.path), status_code=refused.status, headers=refused.headers)
+    return JSONResponse(refused.build_body(request.url.path), status_code=refused.status, headers=refused.headers)

@@ -3,28 +3,28 @@
 from __future__ import annotations
 
 from clincot import config
-from clincot.generation.requests import first_asks, merged, next_asks
+from clincot.generation.requests import first_step_requests, merge_candidates, next_step_requests
 from clincot.jsonl import read_records, write_records
 from clincot.records import Candidate
 from clincot.stages.base import Metrics, Paths, Stage, show_progress
 
 
-def answer(section: config.AnswerSection, inputs: Paths, outputs: Paths) -> Metrics:
+def answer(section: config.AnswerConfig, inputs: Paths, outputs: Paths) -> Metrics:
     from clincot.generation.candidates import answer_regions
     from clincot.models.load import load_policy
 
     policy = load_policy(inputs["policy"])
-    asks = next_asks(inputs, section) if "candidates_before" in inputs else first_asks(inputs)
+    asks = next_step_requests(inputs, section) if "candidates_before" in inputs else first_step_requests(inputs)
     made = answer_regions(show_progress(asks, "answers", "candidates"), inputs["data"], policy, section)
     if "candidates_before" in inputs:
-        made = merged(read_records(inputs["candidates_before"], Candidate), made)
+        made = merge_candidates(read_records(inputs["candidates_before"], Candidate), made)
     return {"candidates": write_records(outputs["candidates"], made)}
 
 
 STAGE = Stage(
     name="answer",
     run=answer,
-    config=config.AnswerSection,
+    config=config.AnswerConfig,
     inputs=("data", "questions", "regions", "policy"),
     outputs=("candidates",),
     device="gpu",

@@ -9,7 +9,7 @@ from typing import Any, Literal, TypeVar
 
 from tqdm import tqdm
 
-from clincot.config import Section
+from clincot.config import FrozenConfig
 
 Metrics = dict[str, float]
 
@@ -26,16 +26,20 @@ class Stage:
 
     name: str
     run: Callable[[Any, Paths, Paths], Metrics]
-    config: type[Section]
+    config: type[FrozenConfig]
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
     device: Literal["cpu", "gpu"]
     about: str
     optional: tuple[str, ...] = ()  # inputs that may be left out
-    may_lack: tuple[str, ...] = ()  # inputs that may be missing on disk: what that means is for the stage to say
-    appends_to: tuple[str, ...] = ()  # inputs that the stage adds to; given one, it is run again even if it is done
-    always: bool = False  # run again even if it is done: what it looks at or changes lies outside its files
-    beside: tuple[str, ...] = ()  # optional inputs that are provenance alone: another one makes no work undone
+    may_be_missing: tuple[str, ...] = ()  # inputs that may be missing on disk: what that means is for the stage to say
+    append_only_inputs: tuple[
+        str, ...
+    ] = ()  # inputs that the stage adds to; given one, it is run again even if it is done
+    never_cached: bool = False  # run again even if it is done: what it looks at or changes lies outside its files
+    provenance_inputs: tuple[
+        str, ...
+    ] = ()  # optional inputs that are provenance alone: another one makes no work undone
     flags: tuple[str, ...] = ()  # fields of the section that the command line also takes as --field
 
 

@@ -12,7 +12,7 @@ No stage before `evaluate` is given the answer key (references.jsonl); they run 
 
 from __future__ import annotations
 
-from clincot.errors import BadInput
+from clincot.errors import InvalidInput
 from clincot.stages import (
     answer,
     decide,
@@ -43,8 +43,8 @@ STAGES: tuple[Stage, ...] = (
 )
 
 
-def stage_named(name: str) -> Stage:
+def get_stage(name: str) -> Stage:
     for stage in STAGES:
         if stage.name == name:
             return stage
-    raise BadInput(f"no stage is called {name!r}; there are {', '.join(stage.name for stage in STAGES)}")
+    raise InvalidInput(f"no stage is called {name!r}; there are {', '.join(stage.name for stage in STAGES)}")

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from clincot import config
-from clincot.evaluation.read_benchmark import metrics_of_reports, read_benchmark
+from clincot.evaluation.read_benchmark import read_benchmark, select_report_metrics
 from clincot.jsonl import read_records, write_json, write_records
 from clincot.records import Outcome
 from clincot.stages.base import Metrics, Paths, Stage, show_progress
 
 
-def evaluate(section: config.EvaluateSection, inputs: Paths, outputs: Paths) -> Metrics:
+def evaluate(section: config.EvaluateConfig, inputs: Paths, outputs: Paths) -> Metrics:
     from clincot.datasets.folder import StudyIndex
-    from clincot.evaluation.benchmark_report import benchmark_reports
-    from clincot.evaluation.evaluator import evaluate as answer_benchmark
+    from clincot.evaluation.benchmark_report import build_benchmark_reports
+    from clincot.evaluation.evaluator import evaluate_policy as answer_benchmark
     from clincot.models.load import load_policy
 
     benchmark = read_benchmark(inputs["benchmark"], limit=section.limit)
@@ -20,12 +20,12 @@ def evaluate(section: config.EvaluateSection, inputs: Paths, outputs: Paths) -> 
     outcomes = answer_benchmark(load_policy(inputs["policy"]), benchmark, studies, inputs["benchmark"], section)
     total = len(section.arms) * len(benchmark.questions)
     write_records(outputs["outcomes"], show_progress(outcomes, "benchmark", "answers", total))
-    (report,) = benchmark_reports(
+    (report,) = build_benchmark_reports(
         read_records(outputs["outcomes"], Outcome),
         benchmark,
         seed=section.seed,
         resamples=section.resamples,
-        reports=metrics_of_reports(benchmark, inputs.get("train_reports")),
+        reports=select_report_metrics(benchmark, inputs.get("train_reports")),
     )
     write_json(outputs["report"], report.model_dump(mode="json"))
     metrics = {}
@@ -39,7 +39,7 @@ def evaluate(section: config.EvaluateSection, inputs: Paths, outputs: Paths) -> 
 STAGE = Stage(
     name="evaluate",
     run=evaluate,
-    config=config.EvaluateSection,
+    config=config.EvaluateConfig,
     inputs=("benchmark", "policy"),
     outputs=("outcomes", "report"),
     device="gpu",

@@ -3,20 +3,27 @@
 from __future__ import annotations
 
 from clincot import config
-from clincot.batching import in_units
-from clincot.generation.requests import asked_and_answered, question_of, steps_of
+from clincot.batching import iter_blocks
+from clincot.generation.requests import join_candidates, read_steps, resolve_step_question
 from clincot.jsonl import write_json
 from clincot.stages.base import Metrics, Paths, Stage, show_progress
 
 
-def judge(section: config.JudgeSection, inputs: Paths, outputs: Paths) -> Metrics:
-    from clincot.judging.panel import Ask, judge_candidates
+def judge(section: config.JudgeConfig, inputs: Paths, outputs: Paths) -> Metrics:
+    from clincot.judging.panel import JudgeRequest, judge_candidates
     from clincot.models.load import load_judge
 
-    steps = steps_of(inputs)
+    steps = read_steps(inputs)
     asks = (
-        Ask(candidate.id, ask.study, question_of(candidate, ask.question, steps), ask.region.box, candidate.text, unit)
-        for unit, (ask, candidate) in in_units(asked_and_answered(inputs), lambda pair: pair[1].question)
+        JudgeRequest(
+            candidate.id,
+            ask.study,
+            resolve_step_question(candidate, ask.question, steps),
+            ask.region.box,
+            candidate.text,
+            unit,
+        )
+        for unit, (ask, candidate) in iter_blocks(join_candidates(inputs), lambda pair: pair[1].question)
     )
     report = judge_candidates(
         [load_judge(spec) for spec in section.judges],
@@ -34,7 +41,7 @@ def judge(section: config.JudgeSection, inputs: Paths, outputs: Paths) -> Metric
 STAGE = Stage(
     name="judge",
     run=judge,
-    config=config.JudgeSection,
+    config=config.JudgeConfig,
     inputs=("data", "questions", "regions", "candidates"),
     outputs=("judgements", "scores", "panel_report"),
     device="gpu",

@@ -8,7 +8,7 @@ from clincot.records import Candidate, PanelScore
 from clincot.stages.base import Metrics, Paths, Stage
 
 
-def pair(section: config.PairSection, inputs: Paths, outputs: Paths) -> Metrics:
+def pair(section: config.PairConfig, inputs: Paths, outputs: Paths) -> Metrics:
     from clincot.preferences.pairs import make_pairs
 
     candidates = read_records(inputs["candidates"], Candidate)
@@ -21,7 +21,7 @@ def pair(section: config.PairSection, inputs: Paths, outputs: Paths) -> Metrics:
 STAGE = Stage(
     name="pair",
     run=pair,
-    config=config.PairSection,
+    config=config.PairConfig,
     inputs=("candidates", "scores"),
     outputs=("pairs", "pair_report"),
     device="cpu",

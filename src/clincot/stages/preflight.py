@@ -6,21 +6,21 @@ from clincot import config
 from clincot.stages.base import Metrics, Paths, Stage
 
 
-def preflight(section: config.PreflightSection, inputs: Paths, outputs: Paths) -> Metrics:
-    from clincot.preflight.checklist import look
+def preflight(section: config.PreflightConfig, inputs: Paths, outputs: Paths) -> Metrics:
+    from clincot.preflight.checklist import run_preflight
 
-    return look(section, inputs, outputs)
+    return run_preflight(section, inputs, outputs)
 
 
 STAGE = Stage(
     name="preflight",
     run=preflight,
-    config=config.PreflightSection,
+    config=config.PreflightConfig,
     inputs=(),
     outputs=("report", "table", "champion"),
     device="cpu",
     about="stores, judges, champion, cluster and disk, looked at before anything is asked for; all failures at once",
     optional=("service", "launch"),
-    always=True,
+    never_cached=True,
     flags=("base",),
 )

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from clincot import config
-from clincot.errors import BadInput
+from clincot.errors import InvalidInput
 from clincot.jsonl import write_records
 from clincot.records import Question
 from clincot.stages.base import Metrics, Paths, Stage
 
 
-def prepare(section: config.PrepareSection, inputs: Paths, outputs: Paths) -> Metrics:
+def prepare(section: config.PrepareConfig, inputs: Paths, outputs: Paths) -> Metrics:
     from clincot.datasets.folder import load_questions, split_rounds
 
     def chosen() -> Iterator[Question]:
@@ -25,14 +25,14 @@ def prepare(section: config.PrepareSection, inputs: Paths, outputs: Paths) -> Me
     count = write_records(outputs["questions"], chosen())
     if count == 0:
         outputs["questions"].unlink()
-        raise BadInput(f"{inputs['data']}: no question falls into round {section.round} of {section.rounds}")
+        raise InvalidInput(f"{inputs['data']}: no question falls into round {section.round} of {section.rounds}")
     return {"questions": count}
 
 
 STAGE = Stage(
     name="prepare",
     run=prepare,
-    config=config.PrepareSection,
+    config=config.PrepareConfig,
     inputs=("data",),
     outputs=("questions",),
     device="cpu",

@@ -8,23 +8,23 @@ from clincot.records import Question
 from clincot.stages.base import Metrics, Paths, Stage, show_progress
 
 
-def propose(section: config.ProposeSection, inputs: Paths, outputs: Paths) -> Metrics:
+def propose(section: config.ProposeConfig, inputs: Paths, outputs: Paths) -> Metrics:
     from clincot.datasets.folder import StudyIndex
-    from clincot.generation.grounders import Written
-    from clincot.generation.regions import grounders_of, propose_regions
+    from clincot.generation.grounders import WrittenGrounder
+    from clincot.generation.regions import build_grounders, propose_regions
     from clincot.models.load import load_policy
 
-    grounders = grounders_of(section, load_policy(inputs["policy"]))
+    grounders = build_grounders(section, load_policy(inputs["policy"]))
     questions = show_progress(read_records(inputs["questions"], Question), "regions", "questions")
     regions = propose_regions(questions, StudyIndex(inputs["data"]), inputs["data"], grounders, section)
     count = write_records(outputs["regions"], regions)
-    return {"regions": count, "off_format": sum(g.off_format for g, _ in grounders if isinstance(g, Written))}
+    return {"regions": count, "off_format": sum(g.off_format for g, _ in grounders if isinstance(g, WrittenGrounder))}
 
 
 STAGE = Stage(
     name="propose",
     run=propose,
-    config=config.ProposeSection,
+    config=config.ProposeConfig,
     inputs=("data", "questions", "policy"),
     outputs=("regions",),
     device="gpu",

@@ -3,22 +3,22 @@
 from __future__ import annotations
 
 from clincot import config
-from clincot.generation.requests import steps_of
-from clincot.jsonl import BadRecord, file_digest, read_records, write_records
+from clincot.generation.requests import read_steps
+from clincot.jsonl import InvalidRecord, hash_files, read_records, write_records
 from clincot.records import Checkpoint, DataVersion
 from clincot.stages.base import Metrics, Paths, Stage
 
 
-def train(section: config.TrainSection, inputs: Paths, outputs: Paths) -> Metrics:
-    from clincot.models.checkpoint import checkpoint_digest
-    from clincot.models.load import forget
-    from clincot.training.job import Work
+def train(section: config.TrainConfig, inputs: Paths, outputs: Paths) -> Metrics:
+    from clincot.models.checkpoint import hash_checkpoint
+    from clincot.models.load import unload_models
+    from clincot.training.job import TrainingJob
     from clincot.training.launch import run_training
-    from clincot.training.launch_settings import load_launch
+    from clincot.training.launch_settings import load_launch_settings
 
-    launch = load_launch(inputs.get("launch"))
-    data, revision = _kept_as(inputs)
-    work = Work(
+    launch = load_launch_settings(inputs.get("launch"))
+    data, revision = resolve_data_version(inputs)
+    work = TrainingJob(
         section=section,
         data=inputs["data"],
         questions=inputs["questions"],
@@ -26,16 +26,16 @@ def train(section: config.TrainSection, inputs: Paths, outputs: Paths) -> Metric
         candidates=inputs["candidates"],
         pairs=inputs["pairs"],
         policy=inputs["policy"],
-        steps=steps_of(inputs),
+        steps=read_steps(inputs),
         checkpoint=outputs["checkpoint"],
     )
-    forget()  # a policy held for answering would double the memory of a large one
+    unload_models()  # a policy held for answering would double the memory of a large one
     metrics = run_training(work, launch)
     record = Checkpoint(
         uri=str(outputs["checkpoint"]),
-        sha256=checkpoint_digest(outputs["checkpoint"]),
-        parent=checkpoint_digest(inputs["policy"]),
-        pairs=file_digest(inputs["pairs"]),
+        sha256=hash_checkpoint(outputs["checkpoint"]),
+        parent=hash_checkpoint(inputs["policy"]),
+        pairs=hash_files(inputs["pairs"]),
         config=section.digest,
         data=data,
         data_revision=revision,
@@ -44,25 +44,25 @@ def train(section: config.TrainSection, inputs: Paths, outputs: Paths) -> Metric
     return metrics
 
 
-def _kept_as(inputs: Paths) -> tuple[str, str]:
+def resolve_data_version(inputs: Paths) -> tuple[str, str]:
     """Which version of preference data the pairs are, for the checkpoint's record: its digest and its revision."""
     if "version" not in inputs:
         return "", ""
     (kept,) = read_records(inputs["version"], DataVersion)
-    pairs = file_digest(inputs["pairs"])
+    pairs = hash_files(inputs["pairs"])
     if pairs not in {file.sha256 for file in kept.files}:
-        raise BadRecord(f"{inputs['version']}: is a version of other pairs than {inputs['pairs']} (sha256 {pairs})")
+        raise InvalidRecord(f"{inputs['version']}: is a version of other pairs than {inputs['pairs']} (sha256 {pairs})")
     return kept.sha256, kept.revision
 
 
 STAGE = Stage(
     name="train",
     run=train,
-    config=config.TrainSection,
+    config=config.TrainConfig,
     inputs=("data", "questions", "regions", "candidates", "pairs", "policy"),
     outputs=("checkpoint",),
     device="gpu",
     about="margin-aware DPO on the pairs; reference: the policy it starts from",
     optional=("steps", "version", "launch"),
-    beside=("version", "launch"),
+    provenance_inputs=("version", "launch"),
 )

@@ -7,10 +7,10 @@ from clincot.jsonl import write_records
 from clincot.stages.base import Metrics, Paths, Stage
 
 
-def version(section: config.VersionSection, inputs: Paths, outputs: Paths) -> Metrics:
-    from clincot.preferences.versions.commit import keep_version
+def version(section: config.VersionConfig, inputs: Paths, outputs: Paths) -> Metrics:
+    from clincot.preferences.versions.commit import commit_version
 
-    kept = keep_version(section, inputs, outputs["version"])
+    kept = commit_version(section, inputs, outputs["version"])
     write_records(outputs["version"], [kept])
     return {"versioned": float(bool(kept.revision)), "pairs": kept.pairs, "files": len(kept.files), "bytes": kept.size}
 
@@ -18,12 +18,12 @@ def version(section: config.VersionSection, inputs: Paths, outputs: Paths) -> Me
 STAGE = Stage(
     name="version",
     run=version,
-    config=config.VersionSection,
+    config=config.VersionConfig,
     inputs=("questions", "regions", "candidates", "judgements", "scores", "panel_report", "pairs", "pair_report"),
     outputs=("version",),
     device="cpu",
     about="the preference data into the data repository: pushed, verified, committed, tagged",
     optional=("steps",),
-    always=True,
+    never_cached=True,
     flags=("repository", "round"),
 )

@@ -4,20 +4,20 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from clincot.jsonl import file_digest
-from clincot.records import digest_of
+from clincot.jsonl import hash_files
+from clincot.records import hash_json
 
 
-def path_digest(path: Path) -> str:
+def hash_path(path: Path) -> str:
     """sha256 of a file, or of a folder's names and files; images count by the digests in studies.jsonl."""
     if path.is_file():
-        return file_digest(path)
+        return hash_files(path)
     if (path / "studies.jsonl").is_file():
         parts = [path / name for name in ("studies.jsonl", "questions.jsonl", "references.jsonl")]
-        return digest_of([[p.name, file_digest(p)] for p in parts if p.is_file()])
+        return hash_json([[p.name, hash_files(p)] for p in parts if p.is_file()])
     files = sorted(p for p in path.rglob("*") if p.is_file() and p.name not in {"record.json", "train_log.json"})
-    return digest_of([[str(p.relative_to(path)), file_digest(p)] for p in files])
+    return hash_json([[str(p.relative_to(path)), hash_files(p)] for p in files])
 
 
-def digest_or_missing(path: Path) -> str:
-    return path_digest(path) if path.exists() else "missing"
+def hash_path_or_missing(path: Path) -> str:
+    return hash_path(path) if path.exists() else "missing"

@@ -10,7 +10,15 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from clincot.storage.store import _KEY, BLOCK, AlreadyStored, Moved, NotStored, Version, checked_key
+from clincot.storage.store import (
+    _KEY_PATTERN,
+    BLOCK_BYTES,
+    KeyExists,
+    KeyNotFound,
+    StoredObject,
+    VersionConflict,
+    validate_key,
+)
 
 
 class FolderStore:
@@ -23,64 +31,66 @@ class FolderStore:
     def url(self) -> str:
         return str(self.root)
 
-    def read(self, key: str) -> Version:
+    def read(self, key: str) -> StoredObject:
         try:
-            content = self._path(key).read_bytes()
+            content = self._resolve_key(key).read_bytes()
         except (FileNotFoundError, IsADirectoryError):
-            raise NotStored(f"{self.url}: nothing is stored under {key}") from None
-        return Version(content, _tag(content))
+            raise KeyNotFound(f"{self.url}: nothing is stored under {key}") from None
+        return StoredObject(content, _compute_tag(content))
 
     def write_new(self, key: str, content: bytes) -> str:
-        with self._aside(key) as (file, path):
+        with self._create_temporary(key) as (file, path):
             file.write_bytes(content)
-            self._link(file, path, key)
-        return _tag(content)
+            self._link_new(file, path, key)
+        return _compute_tag(content)
 
     def replace(self, key: str, content: bytes, tag: str) -> str:
-        with self._locked(key):
+        with self._lock_key(key):
             try:
                 found = self.read(key).tag
-            except NotStored:
+            except KeyNotFound:
                 found = ""
             if found != tag:
-                raise Moved(f"{self.url}: {key} was replaced by someone else since it was read")
-            with self._aside(key) as (file, path):
+                raise VersionConflict(f"{self.url}: {key} was replaced by someone else since it was read")
+            with self._create_temporary(key) as (file, path):
                 file.write_bytes(content)
-                _fsync(file)
+                _fsync_file(file)
                 file.replace(path)
-        return _tag(content)
+        return _compute_tag(content)
 
     def upload(self, key: str, path: Path) -> None:
-        with self._aside(key) as (file, place), path.open("rb") as source, file.open("wb") as target:
-            while block := source.read(BLOCK):
+        with self._create_temporary(key) as (file, place), path.open("rb") as source, file.open("wb") as target:
+            while block := source.read(BLOCK_BYTES):
                 target.write(block)
             target.flush()
-            self._link(file, place, key)
+            self._link_new(file, place, key)
 
     def stream(self, key: str) -> Iterator[bytes]:
         try:
-            with self._path(key).open("rb") as file:
-                while block := file.read(BLOCK):
+            with self._resolve_key(key).open("rb") as file:
+                while block := file.read(BLOCK_BYTES):
                     yield block
         except (FileNotFoundError, IsADirectoryError):
-            raise NotStored(f"{self.url}: nothing is stored under {key}") from None
+            raise KeyNotFound(f"{self.url}: nothing is stored under {key}") from None
 
     def keys(self, prefix: str) -> Iterator[str]:
         folder = self.root / prefix
         if not prefix.endswith("/"):
             raise ValueError(f"a prefix ends with '/', got {prefix!r}")
         found = (path.relative_to(self.root).as_posix() for path in folder.rglob("*") if path.is_file())
-        yield from sorted(key for key in found if _KEY.fullmatch(key))  # what is being written starts with a dot
+        yield from sorted(
+            key for key in found if _KEY_PATTERN.fullmatch(key)
+        )  # what is being written starts with a dot
 
     def delete(self, key: str) -> None:
-        self._path(key).unlink(missing_ok=True)
+        self._resolve_key(key).unlink(missing_ok=True)
 
-    def _path(self, key: str) -> Path:
-        return self.root / checked_key(key)
+    def _resolve_key(self, key: str) -> Path:
+        return self.root / validate_key(key)
 
     @contextlib.contextmanager
-    def _aside(self, key: str) -> Iterator[tuple[Path, Path]]:
-        path = self._path(key)
+    def _create_temporary(self, key: str) -> Iterator[tuple[Path, Path]]:
+        path = self._resolve_key(key)
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, name = tempfile.mkstemp(prefix=".writing-", dir=path.parent)
         os.close(handle)
@@ -90,15 +100,15 @@ class FolderStore:
         finally:
             Path(name).unlink(missing_ok=True)
 
-    def _link(self, file: Path, path: Path, key: str) -> None:
-        _fsync(file)
+    def _link_new(self, file: Path, path: Path, key: str) -> None:
+        _fsync_file(file)
         try:
             os.link(file, path)  # fails where the name exists, unlike a rename
         except FileExistsError:
-            raise AlreadyStored(f"{self.url}: {key} exists already; nothing is overwritten") from None
+            raise KeyExists(f"{self.url}: {key} exists already; nothing is overwritten") from None
 
     @contextlib.contextmanager
-    def _locked(self, key: str) -> Iterator[None]:
+    def _lock_key(self, key: str) -> Iterator[None]:
         folder = self.root / ".locks"
         folder.mkdir(parents=True, exist_ok=True)
         with (folder / hashlib.sha256(key.encode()).hexdigest()[:24]).open("w") as file:
@@ -106,10 +116,10 @@ class FolderStore:
             yield
 
 
-def _tag(content: bytes) -> str:
+def _compute_tag(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()
 
 
-def _fsync(path: Path) -> None:
+def _fsync_file(path: Path) -> None:
     with path.open("rb") as file:
         os.fsync(file.fileno())

@@ -14,13 +14,22 @@ from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError, ConnectionError, HTTPClientError
 from botocore.session import get_session
 
-from clincot.storage.store import BLOCK, AlreadyStored, Moved, NotStored, StoreAway, StoreFailed, Version, checked_key
+from clincot.storage.store import (
+    BLOCK_BYTES,
+    KeyExists,
+    KeyNotFound,
+    StoredObject,
+    StoreFailed,
+    StoreUnavailable,
+    VersionConflict,
+    validate_key,
+)
 
 PART_BYTES = 64 << 20  # of a multipart upload; files up to this size are one request
-MOST_PARTS = 10_000  # of S3
+MAX_PARTS = 10_000  # of S3
 ATTEMPTS = 4
-_LOST = {"PreconditionFailed", "ConditionalRequestConflict", "412", "409"}
-_GONE = {"NoSuchKey", "404", "NotFound"}
+_CONDITION_FAILED_CODES = {"PreconditionFailed", "ConditionalRequestConflict", "412", "409"}
+_NOT_FOUND_CODES = {"NoSuchKey", "404", "NotFound"}
 
 
 class S3Store:
@@ -39,7 +48,7 @@ class S3Store:
             s3={"addressing_style": "path"},  # what endpoints other than Amazon's understand
         )
         region = session.get_config_variable("region") or "us-east-1"
-        with self._named("open the store"):
+        with self._map_store_errors("open the store"):
             self._s3: Any = session.create_client("s3", region_name=region, config=config)
 
     @property
@@ -48,11 +57,11 @@ class S3Store:
 
     def create_bucket(self) -> bool:
         """Make the bucket; False where it is ours already. Raises StoreFailed, also where it is somebody else's."""
-        with self._named(f"make the bucket {self.bucket}"):
+        with self._map_store_errors(f"make the bucket {self.bucket}"):
             try:
                 self._s3.create_bucket(Bucket=self.bucket)
             except ClientError as error:
-                if _code(error) != "BucketAlreadyOwnedByYou":
+                if _get_error_code(error) != "BucketAlreadyOwnedByYou":
                     with contextlib.suppress(ClientError):  # SeaweedFS says BucketAlreadyExists of one's own, too
                         self._s3.head_bucket(Bucket=self.bucket)
                         return False
@@ -60,71 +69,71 @@ class S3Store:
                 return False
         return True
 
-    def read(self, key: str) -> Version:
-        with self._named(f"read {key}"), self._absent(key):
-            found = self._s3.get_object(Bucket=self.bucket, Key=self._key(key))
-            return Version(found["Body"].read(), found["ETag"])
+    def read(self, key: str) -> StoredObject:
+        with self._map_store_errors(f"read {key}"), self._map_not_found(key):
+            found = self._s3.get_object(Bucket=self.bucket, Key=self._object_key(key))
+            return StoredObject(found["Body"].read(), found["ETag"])
 
     def write_new(self, key: str, content: bytes) -> str:
         try:
-            with self._named(f"write {key}"):
-                return str(self._put(key, content, IfNoneMatch="*"))
-        except _Lost as lost:
-            if (tag := self._landed(key, content, lost)) is not None:
+            with self._map_store_errors(f"write {key}"):
+                return str(self._put_object(key, content, IfNoneMatch="*"))
+        except _ConditionFailed as lost:
+            if (tag := self._find_own_write(key, content, lost)) is not None:
                 return tag
-            raise AlreadyStored(f"{self.url}: {key} exists already; nothing is overwritten") from None
+            raise KeyExists(f"{self.url}: {key} exists already; nothing is overwritten") from None
 
     def replace(self, key: str, content: bytes, tag: str) -> str:
         try:
-            with self._named(f"replace {key}"), self._absent(key):
-                return str(self._put(key, content, IfMatch=tag))
-        except NotStored:
-            raise Moved(f"{self.url}: {key} was removed by someone else since it was read") from None
-        except _Lost as lost:
-            if (landed := self._landed(key, content, lost)) is not None:
+            with self._map_store_errors(f"replace {key}"), self._map_not_found(key):
+                return str(self._put_object(key, content, IfMatch=tag))
+        except KeyNotFound:
+            raise VersionConflict(f"{self.url}: {key} was removed by someone else since it was read") from None
+        except _ConditionFailed as lost:
+            if (landed := self._find_own_write(key, content, lost)) is not None:
                 return landed
-            raise Moved(f"{self.url}: {key} was replaced by someone else since it was read") from None
+            raise VersionConflict(f"{self.url}: {key} was replaced by someone else since it was read") from None
 
     def upload(self, key: str, path: Path) -> None:
         size = path.stat().st_size
         try:
-            with self._named(f"upload {key}"):
+            with self._map_store_errors(f"upload {key}"):
                 if size <= PART_BYTES:
                     with path.open("rb") as file:
-                        self._put(key, file, IfNoneMatch="*", ContentLength=size)
+                        self._put_object(key, file, IfNoneMatch="*", ContentLength=size)
                 else:
                     self._upload_parts(key, path, size)
-        except _Lost:
-            raise AlreadyStored(f"{self.url}: {key} exists already; nothing is overwritten") from None
+        except _ConditionFailed:
+            raise KeyExists(f"{self.url}: {key} exists already; nothing is overwritten") from None
 
     def stream(self, key: str) -> Iterator[bytes]:
-        with self._named(f"read {key}"), self._absent(key):
-            body = self._s3.get_object(Bucket=self.bucket, Key=self._key(key))["Body"]
-            while block := body.read(BLOCK):
+        with self._map_store_errors(f"read {key}"), self._map_not_found(key):
+            body = self._s3.get_object(Bucket=self.bucket, Key=self._object_key(key))["Body"]
+            while block := body.read(BLOCK_BYTES):
                 yield block
 
     def keys(self, prefix: str) -> Iterator[str]:
         if not prefix.endswith("/"):
             raise ValueError(f"a prefix ends with '/', got {prefix!r}")
-        with self._named(f"list {prefix}"):
+        with self._map_store_errors(f"list {prefix}"):
             pages = self._s3.get_paginator("list_objects_v2").paginate(Bucket=self.bucket, Prefix=self.prefix + prefix)
             found = [item["Key"] for page in pages for item in page.get("Contents", ())]
         yield from sorted(key.removeprefix(self.prefix) for key in found if not key.endswith("/"))
 
     def delete(self, key: str) -> None:
-        with self._named(f"delete {key}"):
-            self._s3.delete_object(Bucket=self.bucket, Key=self._key(key))
+        with self._map_store_errors(f"delete {key}"):
+            self._s3.delete_object(Bucket=self.bucket, Key=self._object_key(key))
 
-    def _key(self, key: str) -> str:
-        return self.prefix + checked_key(key)
+    def _object_key(self, key: str) -> str:
+        return self.prefix + validate_key(key)
 
-    def _put(self, key: str, body: Any, **condition: Any) -> str:
-        return str(self._s3.put_object(Bucket=self.bucket, Key=self._key(key), Body=body, **condition)["ETag"])
+    def _put_object(self, key: str, body: Any, **condition: Any) -> str:
+        return str(self._s3.put_object(Bucket=self.bucket, Key=self._object_key(key), Body=body, **condition)["ETag"])
 
     def _upload_parts(self, key: str, path: Path, size: int) -> None:
         """In parts, joined on the condition that nothing lies there by then."""
-        at = {"Bucket": self.bucket, "Key": self._key(key)}
-        part_bytes = max(PART_BYTES, -(-size // MOST_PARTS))
+        at = {"Bucket": self.bucket, "Key": self._object_key(key)}
+        part_bytes = max(PART_BYTES, -(-size // MAX_PARTS))
         upload = self._s3.create_multipart_upload(**at)["UploadId"]
         try:
             parts: list[dict[str, Any]] = []
@@ -139,7 +148,7 @@ class S3Store:
                 self._s3.abort_multipart_upload(**at, UploadId=upload)
             raise
 
-    def _landed(self, key: str, content: bytes, lost: _Lost) -> str | None:
+    def _find_own_write(self, key: str, content: bytes, lost: _ConditionFailed) -> str | None:
         """The tag of our own write, where a retry lost to the attempt before it, whose reply was lost."""
         if lost.retries == 0:
             return None
@@ -147,39 +156,39 @@ class S3Store:
         return found.tag if found.content == content else None
 
     @contextlib.contextmanager
-    def _absent(self, key: str) -> Iterator[None]:
+    def _map_not_found(self, key: str) -> Iterator[None]:
         try:
             yield
         except ClientError as error:
-            if _code(error) in _GONE:
-                raise NotStored(f"{self.url}: nothing is stored under {key}") from None
+            if _get_error_code(error) in _NOT_FOUND_CODES:
+                raise KeyNotFound(f"{self.url}: nothing is stored under {key}") from None
             raise
 
     @contextlib.contextmanager
-    def _named(self, what: str) -> Iterator[None]:
+    def _map_store_errors(self, what: str) -> Iterator[None]:
         """Errors of S3 as errors of the store. Messages of botocore hold no keys."""
         try:
             yield
         except ClientError as error:
-            code, status = _code(error), error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
-            if code in _LOST:
-                raise _Lost(error.response.get("ResponseMetadata", {}).get("RetryAttempts", 0)) from None
+            code, status = _get_error_code(error), error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
+            if code in _CONDITION_FAILED_CODES:
+                raise _ConditionFailed(error.response.get("ResponseMetadata", {}).get("RetryAttempts", 0)) from None
             hint = ""
             if status == 403:
                 hint = "; check AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and what they may do in this bucket"
             elif code == "NoSuchBucket":
                 hint = "; create the bucket, or name another store"
-            kind = StoreAway if status >= 500 else StoreFailed
+            kind = StoreUnavailable if status >= 500 else StoreFailed
             raise kind(f"{self.url}: could not {what}: HTTP {status} {code}{hint}") from None
         except (BotoCoreError, HTTPClientError, ValueError) as error:
-            if isinstance(error, (AlreadyStored, Moved)):
+            if isinstance(error, (KeyExists, VersionConflict)):
                 raise
             away = isinstance(error, (HTTPClientError, ConnectionError))
-            kind = StoreAway if away else StoreFailed  # else: no keys, a malformed address
+            kind = StoreUnavailable if away else StoreFailed  # else: no keys, a malformed address
             raise kind(f"{self.url}: could not {what}: {type(error).__name__}: {error}") from None
 
 
-class _Lost(Exception):
+class _ConditionFailed(Exception):
     """A condition did not hold."""
 
     def __init__(self, retries: int) -> None:
@@ -187,5 +196,5 @@ class _Lost(Exception):
         self.retries = retries
 
 
-def _code(error: ClientError) -> str:
+def _get_error_code(error: ClientError) -> str:
     return str(error.response.get("Error", {}).get("Code", ""))

@@ -20,36 +20,36 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
-from clincot.errors import BadInput, ForTheUser
+from clincot.errors import InvalidInput, UserError
 
-_KEY = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._=+-]*(/[A-Za-z0-9_][A-Za-z0-9._=+-]*)*")
-BLOCK = 1 << 20
+_KEY_PATTERN = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._=+-]*(/[A-Za-z0-9_][A-Za-z0-9._=+-]*)*")
+BLOCK_BYTES = 1 << 20
 
 
-class StoreFailed(ForTheUser, RuntimeError):
+class StoreFailed(UserError, RuntimeError):
     """The store could not be reached or refused; says which, and what would mend it."""
 
 
-class StoreAway(StoreFailed):
+class StoreUnavailable(StoreFailed):
     """The store does not answer, or not as it should: it may again in a while."""
 
 
-class NotStored(ForTheUser, KeyError):
+class KeyNotFound(UserError, KeyError):
     """Nothing lies under this key."""
 
     def __str__(self) -> str:
         return str(self.args[0])
 
 
-class AlreadyStored(BadInput):
+class KeyExists(InvalidInput):
     """Something lies under this key already, and is not overwritten."""
 
 
-class Moved(BadInput):
+class VersionConflict(InvalidInput):
     """What was read has been replaced by someone else since."""
 
 
-class Version(NamedTuple):
+class StoredObject(NamedTuple):
     """Content, and a tag that names this very version of it."""
 
     content: bytes
@@ -64,7 +64,7 @@ class Store(Protocol):
         """The store's address, without credentials."""
         ...
 
-    def read(self, key: str) -> Version:
+    def read(self, key: str) -> StoredObject:
         """Raises NotStored."""
         ...
 
@@ -93,14 +93,14 @@ class Store(Protocol):
         ...
 
 
-def checked_key(key: str) -> str:
+def validate_key(key: str) -> str:
     """The key; ValueError where it could leave the store or means different things in a folder and in S3."""
-    if not _KEY.fullmatch(key):
-        raise BadInput(f"not a key of a store: {key!r}; expected names of letters, digits and ._=+- joined by /")
+    if not _KEY_PATTERN.fullmatch(key):
+        raise InvalidInput(f"not a key of a store: {key!r}; expected names of letters, digits and ._=+- joined by /")
     return key
 
 
-def sha256_of(store: Store, key: str) -> str:
+def hash_object(store: Store, key: str) -> str:
     """sha256 of what really lies there, read again."""
     total = hashlib.sha256()
     for block in store.stream(key):
@@ -108,7 +108,7 @@ def sha256_of(store: Store, key: str) -> str:
     return total.hexdigest()
 
 
-def download(store: Store, key: str, path: Path) -> None:
+def download_file(store: Store, key: str, path: Path) -> None:
     """The content as a file that appears when it is whole."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
@@ -121,7 +121,7 @@ def download(store: Store, key: str, path: Path) -> None:
         partial.unlink(missing_ok=True)
 
 
-def _shown(url: str) -> str:
+def _redact_url(url: str) -> str:
     """The address without what stands before an @."""
     scheme, _, rest = url.partition("://")
     return f"{scheme}://{rest.rpartition('@')[2]}"

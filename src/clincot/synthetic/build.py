@@ -18,47 +18,25 @@ from PIL import Image
 from tqdm import tqdm
 
 from clincot.datasets.folder import IMAGES, QUESTIONS, REFERENCES, STUDIES
-from clincot.datasets.reports import REPORTS, report_line
-from clincot.errors import BadInput
-from clincot.jsonl import written_aside
+from clincot.datasets.reports import REPORTS_FILE, format_report_line
+from clincot.errors import InvalidInput
+from clincot.jsonl import atomic_write
 from clincot.records import Question, Reference, Study
-from clincot.synthetic.anatomy import Anatomy, AnatomyUnavailable, Warp, fetch_anatomy, prepare_warp
-from clincot.synthetic.film import Patient
-from clincot.synthetic.lesions import FINDINGS, MARGINS, Wanted
-from clincot.synthetic.question_templates import Asked, Balance, ask, report
-from clincot.synthetic.rendering import VERSION, Lesion, Radiograph, Unrenderable, patients, render
-from clincot.synthetic.scenes import ANY, HELD_OUT, Combination, Composition, examples, stream
-
-__all__ = [
-    "ANY",
-    "FINDINGS",
-    "HELD_OUT",
-    "MARGINS",
-    "Anatomy",
-    "AnatomyUnavailable",
-    "Asked",
-    "Balance",
-    "Combination",
-    "Composition",
-    "Lesion",
-    "Patient",
-    "Radiograph",
-    "Unrenderable",
-    "Wanted",
-    "Warp",
-    "ask",
-    "build",
-    "examples",
-    "fetch_anatomy",
-    "patients",
-    "prepare_warp",
-    "render",
-    "report",
-    "stream",
-]
+from clincot.synthetic.question_templates import (
+    describe_radiograph,
+)
+from clincot.synthetic.rendering import (
+    RENDERER_VERSION,
+    Radiograph,
+)
+from clincot.synthetic.scenes import (
+    ANY_COMPOSITION,
+    Composition,
+    stream_examples,
+)
 
 
-def build(
+def build_synthetic_dataset(
     out_dir: Path,
     *,
     warp_seeds: Sequence[int],
@@ -66,7 +44,7 @@ def build(
     questions_per_image: int,
     seed: int,
     split: str,
-    composition: Composition = ANY,
+    composition: Composition = ANY_COMPOSITION,
     cache_dir: Path | None = None,
 ) -> dict[str, int]:
     """Write a dataset folder (studies, questions, references, reports, images/) and return how many of each.
@@ -75,31 +53,31 @@ def build(
     something already. `reports.jsonl` has one {"study", "text"} a line.
     """
     if images < 1 or questions_per_image < 1:
-        raise BadInput(f"expected at least 1 image and 1 question an image, got {images} and {questions_per_image}")
+        raise InvalidInput(f"expected at least 1 image and 1 question an image, got {images} and {questions_per_image}")
     if out_dir.exists() and any(out_dir.iterdir()):
         raise FileExistsError(f"{out_dir} is not empty; remove it or choose another folder")
     aside = out_dir.with_name(f"{out_dir.name}.{os.getpid()}.partial")
     (aside / IMAGES).mkdir(parents=True)
     try:
-        made = examples(
+        made = stream_examples(
             warp_seeds, images, seed, cache_dir, questions_per_image=questions_per_image, composition=composition
         )
         counts = {"studies": 0, "questions": 0}
         with ExitStack() as stack:
-            names = (STUDIES, QUESTIONS, REFERENCES, REPORTS)
-            files = {name: stack.enter_context(written_aside(aside / name)) for name in names}
+            names = (STUDIES, QUESTIONS, REFERENCES, REPORTS_FILE)
+            files = {name: stack.enter_context(atomic_write(aside / name)) for name in names}
             for index, (radiograph, asked) in enumerate(
                 tqdm(made, total=images, desc=f"radiographs ({split})", mininterval=5, disable=None)
             ):
-                study = _study(radiograph, aside, split, index)
+                study = _write_study(radiograph, aside, split, index)
                 files[STUDIES].write(study.model_dump_json() + "\n")
                 for one in asked:
                     question = Question(study=study.id, text=one.text, kind=one.kind, topic=one.topic)
                     reference = Reference(question=question.id, answer=one.answer, boxes=one.boxes, finding=one.finding)
                     files[QUESTIONS].write(question.model_dump_json() + "\n")
                     files[REFERENCES].write(reference.model_dump_json() + "\n")
-                text = report(radiograph, np.random.default_rng([seed, VERSION, index, 4]))
-                files[REPORTS].write(report_line([study.id], text))
+                text = describe_radiograph(radiograph, np.random.default_rng([seed, RENDERER_VERSION, index, 4]))
+                files[REPORTS_FILE].write(format_report_line([study.id], text))
                 counts["studies"] += 1
                 counts["questions"] += len(asked)
         if out_dir.exists():
@@ -111,7 +89,7 @@ def build(
     return counts
 
 
-def _study(radiograph: Radiograph, folder: Path, split: str, index: int) -> Study:
+def _write_study(radiograph: Radiograph, folder: Path, split: str, index: int) -> Study:
     """Write the image and describe it. The patient is the warp."""
     buffer = io.BytesIO()
     Image.fromarray(radiograph.pixels).save(buffer, format="PNG", optimize=False, compress_level=6)

@@ -13,18 +13,18 @@ from typing import Literal
 import numpy as np
 from scipy import ndimage, special
 
-from clincot.synthetic.anatomy import LOBES, LOBES_OF, PIXEL_MM, SIDE_PX, Film, spline_weights
-from clincot.synthetic.film import WHOLE_FILM, ZONES, Patient, Window, grey_per_cm, px
+from clincot.synthetic.anatomy import LOBES, LOBES_OF, PIXEL_MM, SIDE_PX, Film, compute_spline_weights
+from clincot.synthetic.film import WHOLE_FILM, ZONES, FilmWindow, Patient, compute_grey_per_cm, mm_to_px
 
 Finding = Literal["nodule", "pleural effusion", "consolidation", "pneumothorax", "cardiomegaly"]
 FINDINGS: tuple[Finding, ...] = ("nodule", "pleural effusion", "consolidation", "pneumothorax", "cardiomegaly")
 MARGINS = ("smooth", "spiculated", "cavitating")
-_FINE_PX = 2.75  # wavelength of a margin's detail: below the 4 px that a film downsampled by two can show
+_MARGIN_WAVELENGTH_PX = 2.75  # wavelength of a margin's detail: below the 4 px that a film downsampled by two can show
 _WATER_OVER_LUNG = 0.75  # what a cm of lung gains when its air turns into fluid
 
 
 @dataclass(frozen=True)
-class Wanted:
+class FindingSpec:
     """A finding to draw; what is None is drawn at random. `zone` and `margin` are for nodules, `lobe` for a
     consolidation (and recorded for nodules)."""
 
@@ -36,25 +36,27 @@ class Wanted:
 
 
 @dataclass(frozen=True)
-class Change:
+class LesionChange:
     """What a finding adds to the line integral (cm of water) inside `window`, and what it turned out to be."""
 
-    wanted: Wanted
-    window: Window
+    wanted: FindingSpec
+    window: FilmWindow
     added: Film
     size_mm: float | None = None  # None: measured from the changed pixels
 
 
-class NoRoom(Exception):
+class LesionDoesNotFit(Exception):
     """The finding does not fit where it was wanted, this time; the image is drawn again."""
 
 
-def nodule(patient: Patient, wanted: Wanted, so_far: Film, rng: np.random.Generator, *, crowded: bool) -> Change:
+def draw_nodule(
+    patient: Patient, wanted: FindingSpec, so_far: Film, rng: np.random.Generator, *, crowded: bool
+) -> LesionChange:
     """A ball of soft tissue in clear lung. Its margin is detail finer than 2 px by construction: whatever survives
     a blur of that size is taken out again, so that a film downsampled by two does not show it."""
     side, zone = wanted.side or "left", wanted.zone or "middle"
-    radius = px(float(rng.uniform(5.0, 11.0)))
-    row, column = _place(patient, side, zone, radius, so_far, rng, crowded=crowded)
+    radius = mm_to_px(float(rng.uniform(5.0, 11.0)))
+    row, column = _choose_nodule_centre(patient, side, zone, radius, so_far, rng, crowded=crowded)
     half = int(np.ceil(2 * radius)) + 6
     rows = slice(max(0, int(row) - half), min(SIDE_PX, int(row) + half + 1))
     columns = slice(max(0, int(column) - half), min(SIDE_PX, int(column) + half + 1))
@@ -66,17 +68,20 @@ def nodule(patient: Patient, wanted: Wanted, so_far: Film, rng: np.random.Genera
     body = np.sqrt(np.clip(1 - (distance / (radius * shape)) ** 2, 0, None))
     body = ndimage.gaussian_filter(body, 0.7)
     contrast, relief = rng.uniform((0.16, 0.12), (0.26, 0.16))
-    detail = _margin(wanted.margin or "smooth", distance, np.arctan2(down, across), radius, rng)
+    detail = _draw_margin(wanted.margin or "smooth", distance, np.arctan2(down, across), radius, rng)
     detail = detail - ndimage.gaussian_filter(detail, 1.2)
-    slope = max(grey_per_cm(patient, float(patient.grey[int(row), int(column)])), 0.35 * grey_per_cm(patient, 0.5))
+    slope = max(
+        compute_grey_per_cm(patient, float(patient.grey[int(row), int(column)])),
+        0.35 * compute_grey_per_cm(patient, 0.5),
+    )
     added = (contrast * body + relief * detail) / slope
     thickness = patient.warp.lobes[list(LOBES_OF[side]), int(row), int(column)]
     lobe = LOBES[LOBES_OF[side][int(rng.choice(len(thickness), p=thickness / thickness.sum()))]]
-    found = Wanted("nodule", side, zone, lobe, wanted.margin or "smooth")
-    return Change(found, window, np.asarray(added, np.float32), 2 * radius * PIXEL_MM)
+    found = FindingSpec("nodule", side, zone, lobe, wanted.margin or "smooth")
+    return LesionChange(found, window, np.asarray(added, np.float32), 2 * radius * PIXEL_MM)
 
 
-def _place(
+def _choose_nodule_centre(
     patient: Patient, side: str, zone: str, radius: float, so_far: Film, rng: np.random.Generator, *, crowded: bool
 ) -> tuple[float, float]:
     """A centre (row, column) inside clear lung by the radius, away from what is already there."""
@@ -85,7 +90,7 @@ def _place(
     distance = patient.clear[side][top:bottom]
     rows, columns = np.nonzero(distance > 0.7 * radius + 1)
     if len(rows) == 0:
-        raise NoRoom(f"no clear lung for a nodule of {radius:.1f} px in the {side} {zone} zone")
+        raise LesionDoesNotFit(f"no clear lung for a nodule of {radius:.1f} px in the {side} {zone} zone")
     reach = int(np.ceil(1.5 * radius)) + 4
     for _ in range(20):
         chosen = int(rng.integers(len(rows)))
@@ -93,10 +98,10 @@ def _place(
         around = so_far[max(0, row - reach) : row + reach + 1, max(0, column - reach) : column + reach + 1]
         if crowded or np.abs(around).max() < 0.3:
             return row + float(rng.uniform(-0.5, 0.5)), column + float(rng.uniform(-0.5, 0.5))
-    raise NoRoom(f"the {side} {zone} zone is taken by other findings")
+    raise LesionDoesNotFit(f"the {side} {zone} zone is taken by other findings")
 
 
-def _margin(margin: str, distance: Film, angle: Film, radius: float, rng: np.random.Generator) -> Film:
+def _draw_margin(margin: str, distance: Film, angle: Film, radius: float, rng: np.random.Generator) -> Film:
     """Fine structure of a nodule, about one unit high, with nearly all of its power at wavelengths of 2.5-4 px.
 
     A cavity is a dark spot with a bright wall: the Bessel function J0, whose spectrum is a ring at one wavelength.
@@ -105,9 +110,9 @@ def _margin(margin: str, distance: Film, angle: Film, radius: float, rng: np.ran
     if margin == "smooth":
         return np.zeros_like(distance)
     if margin == "cavitating":
-        wave = special.j0(2 * np.pi * distance / _FINE_PX)
+        wave = special.j0(2 * np.pi * distance / _MARGIN_WAVELENGTH_PX)
         return np.asarray(-1.9 * wave * np.exp(-0.5 * (distance / 2.6) ** 2), np.float32)
-    count = round(2 * np.pi * 1.1 * radius / _FINE_PX)
+    count = round(2 * np.pi * 1.1 * radius / _MARGIN_WAVELENGTH_PX)
     lengths = rng.uniform(1.25, 1.6, count) * radius
     turns = (angle / (2 * np.pi) + rng.uniform()) * count + 0.12 * np.sin(3 * angle + rng.uniform(0, 2 * np.pi))
     spicule = np.floor(turns).astype(int) % count
@@ -116,7 +121,7 @@ def _margin(margin: str, distance: Film, angle: Film, radius: float, rng: np.ran
     return np.asarray(-strength * along * np.cos(2 * np.pi * turns), np.float32)
 
 
-def effusion(patient: Patient, wanted: Wanted, rng: np.random.Generator) -> Change:
+def draw_effusion(patient: Patient, wanted: FindingSpec, rng: np.random.Generator) -> LesionChange:
     """Lung below a level turned to fluid; the level rises towards the lateral wall (meniscus)."""
     side = wanted.side or "left"
     lung = patient.lung_cm[side]
@@ -125,49 +130,51 @@ def effusion(patient: Patient, wanted: Wanted, rng: np.random.Generator) -> Chan
     lateral, medial = (columns[-1], columns[0]) if side == "left" else (columns[0], columns[-1])
     outward = np.clip((np.arange(SIDE_PX) - medial) / (lateral - medial), 0, 1)  # 0 medial, 1 lateral
     angle_row = patient.zone_rows[side][3]  # of the costophrenic angle, as far as it can be seen
-    height = px(float(rng.uniform(30, 80)))  # of the meniscus at the lateral wall
+    height = mm_to_px(float(rng.uniform(30, 80)))  # of the meniscus at the lateral wall
     medial_share = float(rng.uniform(0.35, 0.6))
     rise = medial_share + 0.06 * (1 - outward) ** 4 + (1 - medial_share) * outward ** float(rng.uniform(1.8, 3.5))
     level = angle_row - height * rise
     depth = (np.arange(SIDE_PX)[:, None] - level[None, :]) / float(rng.uniform(2.0, 4.0))
     filled = 1 / (1 + np.exp(-np.clip(depth, -30, 30)))
     added = float(rng.uniform(0.8, 1.0)) * filled * _WATER_OVER_LUNG * lung
-    return Change(Wanted("pleural effusion", side), WHOLE_FILM, np.asarray(added, np.float32))
+    return LesionChange(FindingSpec("pleural effusion", side), WHOLE_FILM, np.asarray(added, np.float32))
 
 
-def consolidation(patient: Patient, wanted: Wanted, rng: np.random.Generator) -> Change:
+def draw_consolidation(patient: Patient, wanted: FindingSpec, rng: np.random.Generator) -> LesionChange:
     """Part of one lobe raised towards soft tissue, patchy through smoothed noise, cut off at the fissure."""
     lobe = wanted.lobe or LOBES[0]
     index = LOBES.index(lobe)
     thickness = patient.warp.lobes[index]
     rows, columns = np.nonzero(thickness > 0.6 * thickness.max())
     chosen = int(rng.integers(len(rows)))
-    tall, wide = px(float(rng.uniform(32, 60))), px(float(rng.uniform(32, 60)))
+    tall, wide = mm_to_px(float(rng.uniform(32, 60))), mm_to_px(float(rng.uniform(32, 60)))
     down = (np.arange(SIDE_PX, dtype=np.float32) - rows[chosen]) / tall
     across = (np.arange(SIDE_PX, dtype=np.float32) - columns[chosen]) / wide
     focus = np.exp(-((down[:, None] ** 2 + across[None, :] ** 2) ** 2))  # flat inside, soft at the rim
-    patchy = 0.8 + 0.2 * _noise(14, rng) + 0.12 * _noise(40, rng)
+    patchy = 0.8 + 0.2 * _draw_smooth_noise(14, rng) + 0.12 * _draw_smooth_noise(40, rng)
     added = float(rng.uniform(0.55, 0.9)) * np.clip(patchy, 0.2, 1.1) * focus * _WATER_OVER_LUNG * thickness
-    return Change(Wanted("consolidation", lobe.split()[0], None, lobe), WHOLE_FILM, np.asarray(added, np.float32))
+    return LesionChange(
+        FindingSpec("consolidation", lobe.split()[0], None, lobe), WHOLE_FILM, np.asarray(added, np.float32)
+    )
 
 
-def _noise(cells: int, rng: np.random.Generator) -> Film:
+def _draw_smooth_noise(cells: int, rng: np.random.Generator) -> Film:
     """Smooth noise of unit variance at its nodes, `cells` nodes a side."""
-    weights = _upsampling(cells)
+    weights = _compute_upsampling(cells)
     nodes = rng.standard_normal((cells, cells), dtype=np.float32)
     return np.asarray(weights @ (nodes @ weights.T), np.float32)
 
 
 @lru_cache(maxsize=8)
-def _upsampling(cells: int) -> Film:
-    return spline_weights(np.linspace(0, 1, SIDE_PX), cells).astype(np.float32)
+def _compute_upsampling(cells: int) -> Film:
+    return compute_spline_weights(np.linspace(0, 1, SIDE_PX), cells).astype(np.float32)
 
 
-def pneumothorax(patient: Patient, wanted: Wanted, rng: np.random.Generator) -> Change:
+def draw_pneumothorax(patient: Patient, wanted: FindingSpec, rng: np.random.Generator) -> LesionChange:
     """Air without markings between chest wall and a thin pleural line, widest at the apex; the lung inside the line
     is denser where it is pressed together."""
     side = wanted.side or "left"
-    relative, reach, free = patient.radial[side]
+    relative, reach, free = patient.radial_maps[side]
     lung = patient.warp.lung * (patient.lung_cm[side] > 0.3)
     gap = float(rng.uniform(0.2, 0.38)) * free
     beyond = (relative - (1 - gap)) * reach  # px outside the pleural line
@@ -176,13 +183,13 @@ def pneumothorax(patient: Patient, wanted: Wanted, rng: np.random.Generator) -> 
     air = np.clip(beyond + 0.5, 0, 1) * open_gap
     pressed = np.exp(-np.clip(-beyond, 0, None) / 5) * (beyond < 0) * open_gap
     line = np.exp(-0.5 * (beyond / 0.75) ** 2) * open_gap * inside_lung
-    line_cm = float(rng.uniform(0.13, 0.2)) / grey_per_cm(patient, 0.3)
+    line_cm = float(rng.uniform(0.13, 0.2)) / compute_grey_per_cm(patient, 0.3)
     # A little more than the lung's own tissue goes: the chest wall gives way to the air's pressure.
     added = -(lung + 0.06 * patient.lung_cm[side]) * air + 0.45 * lung * pressed + line_cm * line
-    return Change(Wanted("pneumothorax", side), WHOLE_FILM, np.asarray(added, np.float32))
+    return LesionChange(FindingSpec("pneumothorax", side), WHOLE_FILM, np.asarray(added, np.float32))
 
 
-def cardiomegaly(patient: Patient, wanted: Wanted, rng: np.random.Generator) -> Change:
+def draw_cardiomegaly(patient: Patient, wanted: FindingSpec, rng: np.random.Generator) -> LesionChange:
     """The heart scaled about its middle and the diaphragm; lung gives way to the ring that is new."""
     heart = patient.warp.heart
     rows = np.flatnonzero(heart.max(axis=1) > 0.5)
@@ -193,34 +200,34 @@ def cardiomegaly(patient: Patient, wanted: Wanted, rng: np.random.Generator) -> 
     larger = ndimage.affine_transform(heart, zoom, offset, order=1) * 0.5 * (tall + wide)
     lung = np.asarray(sum(patient.lung_cm.values()))
     added = np.minimum(np.clip(larger - heart, 0, None), 0.8 * lung) * _WATER_OVER_LUNG
-    return Change(Wanted("cardiomegaly"), WHOLE_FILM, ndimage.uniform_filter(added.astype(np.float32), 3))
+    return LesionChange(FindingSpec("cardiomegaly"), WHOLE_FILM, ndimage.uniform_filter(added.astype(np.float32), 3))
 
 
-def completed(wanted: Wanted, rng: np.random.Generator) -> Wanted:
+def complete_finding(wanted: FindingSpec, rng: np.random.Generator) -> FindingSpec:
     """What was left open, drawn at random: side first, then zone or lobe, then margin."""
     if wanted.finding not in FINDINGS:
         raise ValueError(f"expected one of {FINDINGS}, got {wanted.finding!r}")
     if wanted.finding == "cardiomegaly":
-        return Wanted("cardiomegaly")
+        return FindingSpec("cardiomegaly")
     side = wanted.side or (wanted.lobe.split()[0] if wanted.lobe else str(rng.choice(("left", "right"))))
     if wanted.finding == "consolidation":
         lobe = wanted.lobe or LOBES[int(rng.choice(LOBES_OF[side]))]
-        return Wanted("consolidation", side, None, lobe)
+        return FindingSpec("consolidation", side, None, lobe)
     if wanted.finding == "nodule":
         zone = wanted.zone or str(rng.choice(ZONES))
-        return Wanted("nodule", side, zone, None, wanted.margin or str(rng.choice(MARGINS)))
-    return Wanted(wanted.finding, side)
+        return FindingSpec("nodule", side, zone, None, wanted.margin or str(rng.choice(MARGINS)))
+    return FindingSpec(wanted.finding, side)
 
 
-def any_findings(rng: np.random.Generator) -> tuple[Wanted, ...]:
+def draw_random_findings(rng: np.random.Generator) -> tuple[FindingSpec, ...]:
     """Findings at random: one image in eight is normal; nodules lead, one to three of them."""
     if rng.random() < 0.125:
         return ()
     types = 1 + int(rng.choice(3, p=(0.55, 0.33, 0.12)))
     weights = np.array([0.5, 0.125, 0.125, 0.125, 0.125])
     chosen = rng.choice(FINDINGS, size=types, replace=False, p=weights)
-    wanted: list[Wanted] = []
+    wanted: list[FindingSpec] = []
     for finding in chosen:
         times = 1 + int(rng.choice(3, p=(0.7, 0.18, 0.12))) if finding == "nodule" else 1
-        wanted.extend(Wanted(str(finding)) for _ in range(times))
+        wanted.extend(FindingSpec(str(finding)) for _ in range(times))
     return tuple(wanted)

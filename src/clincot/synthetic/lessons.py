@@ -17,25 +17,41 @@ import numpy as np
 
 from clincot.geometry import Box, box_to_text
 from clincot.judging.labelled_answers import (
-    OFF_TOPIC,
-    SNAP,
-    Lesson,
-    Proposal,
-    _elsewhere,
-    _region,
-    _true_region,
-    proposals,
-    sides_by_finding,
-    snapped,
+    GRID_STEP,
+    OFF_TOPIC_SHARE,
+    LabelledAnswer,
+    LabelledQuestion,
+    _sample_background_square,
+    _sample_region,
+    _sample_true_region,
+    draw_labelled_answers,
+    measure_finding_sides,
+    snap_square,
 )
-from clincot.prompts import Conversation, Turn, Views, answered, crop_picture, finding_in, judgement, look, look_closer
+from clincot.prompts import (
+    Conversation,
+    PromptFormat,
+    Turn,
+    answer_prompt,
+    build_crop_view,
+    finding_prompt,
+    judge_prompt,
+    region_prompt,
+    with_answer,
+)
 
 CROP_TOPICS = ("margin", "presence", "which finding")  # a crop is enough to answer these
 PLACE_TOPICS = ("side", "zone")  # the region's numbers are enough to answer these
 
 
-def policy_lessons(
-    lessons: Sequence[Lesson], folder: Path, views: Views, *, region_truth: float, seed: int, part: int = 2
+def build_policy_lessons(
+    lessons: Sequence[LabelledQuestion],
+    folder: Path,
+    views: PromptFormat,
+    *,
+    region_truth: float,
+    seed: int,
+    part: int = 2,
 ) -> Iterator[Conversation]:
     """Lessons of a policy in two parts.
 
@@ -48,42 +64,42 @@ def policy_lessons(
     those of part 2 in the middle.
     """
     rng = np.random.default_rng([seed, part])
-    sides = sides_by_finding(lessons)
+    sides = measure_finding_sides(lessons)
     for lesson in lessons:
         study, text, answer = lesson.study, lesson.question.text, lesson.reference.answer
         if part == 1:
-            yield from _crop_lessons(lesson, folder, views, rng, sides)
-            yield from _place_lessons(lesson, rng)
+            yield from _build_crop_lessons(lesson, folder, views, rng, sides)
+            yield from _build_place_lessons(lesson, rng)
             for _ in range(2):
-                box = _region(lesson, rng, sides, truth=region_truth, whole=0.0, grid=SNAP)
+                box = _sample_region(lesson, rng, sides, truth=region_truth, whole=0.0, grid=GRID_STEP)
                 yield (Turn("user", text), Turn("assistant", box_to_text(box), action=True))
             continue
         report = lesson.question.kind == "report"
-        opening = look(study, folder, views, text)
-        box = _written_region(lesson, rng, sides, truth=region_truth)
-        closer = look_closer(opening, study, folder, views, question=text, box=box, written=True, report=report)
-        yield answered(closer, answer)
-        box = _region(lesson, rng, sides, truth=0.65, whole=0.1)
-        yield answered(look_closer(opening, study, folder, views, question=text, box=box, report=report), answer)
-        there_and_elsewhere = list(_finding_lesson(lesson, folder, views, rng, sides))
+        opening = region_prompt(study, folder, views, text)
+        box = _draw_written_region(lesson, rng, sides, truth=region_truth)
+        closer = answer_prompt(opening, study, folder, views, question=text, box=box, written=True, report=report)
+        yield with_answer(closer, answer)
+        box = _sample_region(lesson, rng, sides, truth=0.65, whole=0.1)
+        yield with_answer(answer_prompt(opening, study, folder, views, question=text, box=box, report=report), answer)
+        there_and_elsewhere = list(_build_finding_lessons(lesson, folder, views, rng, sides))
         which = int(rng.integers(2))
         yield from there_and_elsewhere[which : which + 1]
 
 
-def _crop_lessons(
-    lesson: Lesson, folder: Path, views: Views, rng: np.random.Generator, sides: Mapping[str, float]
+def _build_crop_lessons(
+    lesson: LabelledQuestion, folder: Path, views: PromptFormat, rng: np.random.Generator, sides: Mapping[str, float]
 ) -> Iterator[Conversation]:
     """The question about a crop alone, where a crop is enough to answer it, and whether the crop shows the finding."""
     if lesson.question.topic in CROP_TOPICS:
         for _ in range(2):
-            box = _region(lesson, rng, sides, truth=1.0, whole=0.0)
-            crop = crop_picture(lesson.study, folder, views, box)
-            yield answered((Turn("user", lesson.question.text, (crop,)),), lesson.reference.answer)
-    yield from _finding_lesson(lesson, folder, views, rng, sides)
+            box = _sample_region(lesson, rng, sides, truth=1.0, whole=0.0)
+            crop = build_crop_view(lesson.study, folder, views, box)
+            yield with_answer((Turn("user", lesson.question.text, (crop,)),), lesson.reference.answer)
+    yield from _build_finding_lessons(lesson, folder, views, rng, sides)
 
 
-def judge_lessons(
-    lessons: Sequence[Lesson], folder: Path, views: Views, *, seed: int, part: int = 2
+def build_judge_lessons(
+    lessons: Sequence[LabelledQuestion], folder: Path, views: PromptFormat, *, seed: int, part: int = 2
 ) -> Iterator[Conversation]:
     """Lessons of a judge in parts: matching an answer with what is seen is hard to learn from yes and no alone, and
     a judge that is shown everything from the start stays at AUC 0.5.
@@ -95,61 +111,71 @@ def judge_lessons(
     policy in training drifts that way, and a judge that never heard such an answer shrugs at it.
     """
     if part in (1, 3):
-        yield from _near_lessons(lessons, folder, views, seed=seed)
+        yield from _build_close_up_lessons(lessons, folder, views, seed=seed)
     if part in (2, 3, 4):
-        off_topic = 0.25 if part == 4 else OFF_TOPIC
+        off_topic = 0.25 if part == 4 else OFF_TOPIC_SHARE
         for proposal in (
-            *proposals(lessons, seed=seed, region_truth=1.0, whole=0.0, off_topic=off_topic),
-            *proposals(lessons[::2], seed=seed + 1, region_truth=0.2, among=lessons, off_topic=off_topic),
+            *draw_labelled_answers(lessons, seed=seed, region_truth=1.0, whole=0.0, off_topic=off_topic),
+            *draw_labelled_answers(lessons[::2], seed=seed + 1, region_truth=0.2, among=lessons, off_topic=off_topic),
         ):
-            yield _judged(proposal, folder, views)
+            yield _build_judgement(proposal, folder, views)
 
 
-def _near_lessons(lessons: Sequence[Lesson], folder: Path, views: Views, *, seed: int) -> Iterator[Conversation]:
+def _build_close_up_lessons(
+    lessons: Sequence[LabelledQuestion], folder: Path, views: PromptFormat, *, seed: int
+) -> Iterator[Conversation]:
     rng = np.random.default_rng([seed, 33])
-    sides = sides_by_finding(lessons)
+    sides = measure_finding_sides(lessons)
     for lesson in lessons:
-        yield from _crop_lessons(lesson, folder, views, rng, sides)
+        yield from _build_crop_lessons(lesson, folder, views, rng, sides)
     near = [one for one in lessons if one.question.topic in CROP_TOPICS]
     for repeat in range(2):
-        for proposal in proposals(near, seed=seed + 50 + repeat, region_truth=1.0, whole=0.0, among=lessons):
-            yield _judged(proposal, folder, views, near=True)
+        for proposal in draw_labelled_answers(
+            near, seed=seed + 50 + repeat, region_truth=1.0, whole=0.0, among=lessons
+        ):
+            yield _build_judgement(proposal, folder, views, near=True)
 
 
-def _judged(proposal: Proposal, folder: Path, views: Views, *, near: bool = False) -> Conversation:
+def _build_judgement(
+    proposal: LabelledAnswer, folder: Path, views: PromptFormat, *, near: bool = False
+) -> Conversation:
     """The judge's question about a proposal and the truth about it; `near`: it is shown the crop alone."""
-    lesson = proposal.lesson
-    (asked,) = judgement(
+    lesson = proposal.labelled_question
+    (asked,) = judge_prompt(
         lesson.study, folder, views, question=lesson.question.text, answer=proposal.answer, box=proposal.box
     )
     if near:
         asked = replace(asked, pictures=asked.pictures[-1:])
-    return answered((asked,), "yes" if proposal.right else "no")
+    return with_answer((asked,), "yes" if proposal.right else "no")
 
 
-def _place_lessons(lesson: Lesson, rng: np.random.Generator) -> Iterator[Conversation]:
+def _build_place_lessons(lesson: LabelledQuestion, rng: np.random.Generator) -> Iterator[Conversation]:
     """A side or a zone from a region's numbers: question, region, answer, without any picture."""
     if lesson.question.topic in PLACE_TOPICS and lesson.reference.boxes:
         for _ in range(4):
-            region = Turn("assistant", box_to_text(_true_region(lesson.reference.boxes, rng)))
-            yield answered((Turn("user", lesson.question.text), region, Turn("user", "")), lesson.reference.answer)
+            region = Turn("assistant", box_to_text(_sample_true_region(lesson.reference.boxes, rng)))
+            yield with_answer((Turn("user", lesson.question.text), region, Turn("user", "")), lesson.reference.answer)
 
 
-def _finding_lesson(
-    lesson: Lesson, folder: Path, views: Views, rng: np.random.Generator, sides: Mapping[str, float]
+def _build_finding_lessons(
+    lesson: LabelledQuestion, folder: Path, views: PromptFormat, rng: np.random.Generator, sides: Mapping[str, float]
 ) -> Iterator[Conversation]:
     """Is the finding in this crop? Only where the key says where it is, so that a "no" is known to be one."""
     finding, boxes = lesson.reference.finding, lesson.reference.boxes
     if not finding or not boxes:
         return
     for there in (True, False):
-        box = _true_region(boxes, rng) if there else _elsewhere(boxes, rng, sides[finding])
-        asked = finding_in(lesson.study, folder, views, finding=finding, box=box)
-        yield answered(asked, "yes" if there else "no")
+        box = _sample_true_region(boxes, rng) if there else _sample_background_square(boxes, rng, sides[finding])
+        asked = finding_prompt(lesson.study, folder, views, finding=finding, box=box)
+        yield with_answer(asked, "yes" if there else "no")
 
 
-def _written_region(lesson: Lesson, rng: np.random.Generator, sides: Mapping[str, float], *, truth: float) -> Box:
+def _draw_written_region(
+    lesson: LabelledQuestion, rng: np.random.Generator, sides: Mapping[str, float], *, truth: float
+) -> Box:
     """Where the finding is, or else the middle of the image, as large as the finding would be."""
     if lesson.reference.boxes and rng.random() < truth:
-        return _true_region(lesson.reference.boxes, rng, SNAP)
-    return snapped(0.5, 0.5, sides.get(lesson.reference.finding) or float(rng.choice(sorted(sides.values()))), SNAP)
+        return _sample_true_region(lesson.reference.boxes, rng, GRID_STEP)
+    return snap_square(
+        0.5, 0.5, sides.get(lesson.reference.finding) or float(rng.choice(sorted(sides.values()))), GRID_STEP
+    )

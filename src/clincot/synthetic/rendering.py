@@ -9,28 +9,30 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from clincot.errors import ForTheUser
+from clincot.errors import UserError
 from clincot.geometry import Box, box_from_pixels
-from clincot.synthetic.anatomy import PIXEL_MM, SIDE_PX, Film, Warp, fetch_anatomy, prepare_warp, warp_path
-from clincot.synthetic.film import NOISE, Exposure, Mask, Patient, film
+from clincot.synthetic.anatomy import PIXEL_MM, SIDE_PX, Film, Warp, fetch_anatomy, get_warp_path, prepare_warp
+from clincot.synthetic.film import DETECTOR_NOISE, Exposure, Mask, Patient, render_film
 from clincot.synthetic.lesions import (
-    Change,
-    NoRoom,
-    Wanted,
-    any_findings,
-    cardiomegaly,
-    completed,
-    consolidation,
-    effusion,
-    nodule,
-    pneumothorax,
+    FindingSpec,
+    LesionChange,
+    LesionDoesNotFit,
+    complete_finding,
+    draw_cardiomegaly,
+    draw_consolidation,
+    draw_effusion,
+    draw_nodule,
+    draw_pneumothorax,
+    draw_random_findings,
 )
 
-VERSION = 1  # raise it when the bytes of an image change
-CHANGED = 0.025  # a pixel belongs to a lesion when the lesion alone moves its noise-free grey level by this much
+RENDERER_VERSION = 1  # raise it when the bytes of an image change
+MIN_GREY_CHANGE = (
+    0.025  # a pixel belongs to a lesion when the lesion alone moves its noise-free grey level by this much
+)
 CNR_FLOOR = 1.25
 MIN_CHANGED_PX = 12
-_ATTEMPTS = 30
+_MAX_ATTEMPTS = 30
 _CROWDED_AFTER = 10  # attempts after which a nodule may lie on another finding (the CNR floor still holds)
 
 
@@ -60,12 +62,12 @@ class Radiograph:
     seed: int
 
 
-class Unrenderable(ForTheUser, RuntimeError):
+class UnrenderableFindings(UserError, RuntimeError):
     """The wanted findings could not be drawn visibly in this patient."""
 
 
-def render(
-    patient: Patient | Warp, seed: int | Sequence[int], findings: Sequence[str | Wanted] | None = None
+def render_radiograph(
+    patient: Patient | Warp, seed: int | Sequence[int], findings: Sequence[str | FindingSpec] | None = None
 ) -> Radiograph:
     """The radiograph of (warp, seed): the same bytes every time.
 
@@ -77,43 +79,47 @@ def render(
     if isinstance(patient, Warp):
         patient = Patient(patient)
     parts = list(seed) if isinstance(seed, Sequence) else [int(seed)]
-    rng = np.random.default_rng([*parts, VERSION, 0])
-    detector = np.random.default_rng([*parts, VERSION, 1])
-    exposure = Exposure.drawn(detector)
-    asked = any_findings(rng) if findings is None else findings
-    wanted = tuple(completed(Wanted(one) if isinstance(one, str) else one, rng) for one in asked)
-    for attempt in range(_ATTEMPTS):
+    rng = np.random.default_rng([*parts, RENDERER_VERSION, 0])
+    detector = np.random.default_rng([*parts, RENDERER_VERSION, 1])
+    exposure = Exposure.from_rng(detector)
+    asked = draw_random_findings(rng) if findings is None else findings
+    wanted = tuple(complete_finding(FindingSpec(one) if isinstance(one, str) else one, rng) for one in asked)
+    for attempt in range(_MAX_ATTEMPTS):
         try:
-            changes = _changes(patient, wanted, rng, crowded=attempt >= _CROWDED_AFTER)
-        except NoRoom:
+            changes = _draw_changes(patient, wanted, rng, crowded=attempt >= _CROWDED_AFTER)
+        except LesionDoesNotFit:
             continue
         integral = patient.warp.integral.copy()
         for change in changes:
             integral[change.window] += change.added
-        clean = film(patient, integral, exposure)
-        lesions = tuple(_seen(patient, change, integral, clean, exposure) for change in changes)
+        clean = render_film(patient, integral, exposure)
+        lesions = tuple(_measure_lesion(patient, change, integral, clean, exposure) for change in changes)
         if all(lesion is not None for lesion in lesions):
             break
     else:
-        raise Unrenderable(f"warp {patient.warp.seed}, seed {parts}: {wanted} not visible in {_ATTEMPTS} attempts")
-    noise = detector.standard_normal(clean.shape, dtype=np.float32) * np.float32(NOISE)
+        raise UnrenderableFindings(
+            f"warp {patient.warp.seed}, seed {parts}: {wanted} not visible in {_MAX_ATTEMPTS} attempts"
+        )
+    noise = detector.standard_normal(clean.shape, dtype=np.float32) * np.float32(DETECTOR_NOISE)
     pixels = np.clip(np.rint((clean + noise) * 255), 0, 255).astype(np.uint8)
     return Radiograph(pixels, tuple(x for x in lesions if x is not None), patient.warp.seed, parts[-1])
 
 
-def _changes(patient: Patient, wanted: Sequence[Wanted], rng: np.random.Generator, *, crowded: bool) -> list[Change]:
+def _draw_changes(
+    patient: Patient, wanted: Sequence[FindingSpec], rng: np.random.Generator, *, crowded: bool
+) -> list[LesionChange]:
     """Large findings first, so that nodules can keep away from them."""
     large = {
-        "pleural effusion": effusion,
-        "consolidation": consolidation,
-        "pneumothorax": pneumothorax,
-        "cardiomegaly": cardiomegaly,
+        "pleural effusion": draw_effusion,
+        "consolidation": draw_consolidation,
+        "pneumothorax": draw_pneumothorax,
+        "cardiomegaly": draw_cardiomegaly,
     }
     so_far: Film = np.zeros((SIDE_PX, SIDE_PX), np.float32)
     changes = []
     for one in sorted(wanted, key=lambda w: w.finding == "nodule"):
         if one.finding == "nodule":
-            change = nodule(patient, one, so_far, rng, crowded=crowded)
+            change = draw_nodule(patient, one, so_far, rng, crowded=crowded)
         else:
             change = large[one.finding](patient, one, rng)
         so_far[change.window] += change.added
@@ -121,17 +127,19 @@ def _changes(patient: Patient, wanted: Sequence[Wanted], rng: np.random.Generato
     return changes
 
 
-def _seen(patient: Patient, change: Change, integral: Film, clean: Film, exposure: Exposure) -> Lesion | None:
+def _measure_lesion(
+    patient: Patient, change: LesionChange, integral: Film, clean: Film, exposure: Exposure
+) -> Lesion | None:
     """The lesion as the difference between this film and the film without it; None when it is below the floor."""
     window = change.window
-    without = film(patient, integral[window] - change.added, exposure, window)
+    without = render_film(patient, integral[window] - change.added, exposure, window)
     moved = np.abs(clean[window] - without)
-    changed = moved > CHANGED
+    changed = moved > MIN_GREY_CHANGE
     count = int(changed.sum())
     if count < MIN_CHANGED_PX:
         return None
     clutter = float(np.square(patient.texture[window][changed]).mean())
-    cnr = float(moved[changed].mean()) / float(np.sqrt(NOISE**2 + clutter))
+    cnr = float(moved[changed].mean()) / float(np.sqrt(DETECTOR_NOISE**2 + clutter))
     if cnr < CNR_FLOOR:
         return None
     mask = np.zeros((SIDE_PX, SIDE_PX), np.bool_)
@@ -141,13 +149,13 @@ def _seen(patient: Patient, change: Change, integral: Film, clean: Film, exposur
     was = change.wanted
     zone = was.zone
     if was.finding == "consolidation" and was.side is not None:
-        zone = patient.zone_of(was.side, float((changed.sum(axis=1) * np.arange(SIDE_PX)).sum() / count))
+        zone = patient.find_zone(was.side, float((changed.sum(axis=1) * np.arange(SIDE_PX)).sum() / count))
     size_mm = change.size_mm or 2 * float(np.sqrt(count / np.pi)) * PIXEL_MM
     return Lesion(was.finding, was.side, zone, was.lobe, was.margin, size_mm, box, cnr, mask)
 
 
-def patients(warp_seeds: Sequence[int], cache_dir: Path | None = None) -> list[Patient]:
+def prepare_patients(warp_seeds: Sequence[int], cache_dir: Path | None = None) -> list[Patient]:
     """Prepare (or read from the cache) the warps; about 6 MB of memory each once rendered from."""
-    missing = [seed for seed in warp_seeds if not warp_path(seed, cache_dir).exists()]
+    missing = [seed for seed in warp_seeds if not get_warp_path(seed, cache_dir).exists()]
     anatomy = fetch_anatomy(cache_dir) if missing else None
     return [Patient(prepare_warp(anatomy, seed, cache_dir)) for seed in warp_seeds]

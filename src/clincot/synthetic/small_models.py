@@ -16,18 +16,19 @@ from pathlib import Path
 import numpy as np
 from safetensors.torch import load_file, save_file
 
-from clincot.config import JudgeSection, JudgeSpec, TrainSection
+from clincot.config import JudgeConfig, JudgeSpec, TrainConfig
 from clincot.datasets.folder import StudyIndex, load_questions, load_references
-from clincot.datasets.reports import REPORTS, read_reports
+from clincot.datasets.reports import REPORTS_FILE, read_reports
 from clincot.generation.hypotheses import FINDINGS
-from clincot.judging.labelled_answers import join
-from clincot.prompts import WORDINGS, load_views
-from clincot.synthetic.build import build, stream
-from clincot.synthetic.lessons import judge_lessons, policy_lessons
-from clincot.synthetic.patches import dense_frames, nodule_frames
-from clincot.synthetic.tiny_model import SmallSpec, build_small
+from clincot.judging.labelled_answers import join_references
+from clincot.prompts import PROMPT_TEMPLATES, load_prompt_format
+from clincot.synthetic.build import build_synthetic_dataset
+from clincot.synthetic.lessons import build_judge_lessons, build_policy_lessons
+from clincot.synthetic.patches import cut_dense_frames, cut_nodule_frames
+from clincot.synthetic.scenes import stream_radiographs
+from clincot.synthetic.tiny_model import TinyModelSpec, build_tiny_model
 from clincot.synthetic.vision_pretraining import DenseFrames, pretrain_vision
-from clincot.training.calibrate_judges import calibrate
+from clincot.training.calibrate_judges import fit_judge_calibrations
 from clincot.training.rows import SFTRow
 from clincot.training.sft import train_on_rows
 
@@ -36,12 +37,12 @@ LESSON_LR = {1: 2e-3, 2: 1e-3, 3: 1e-3, 4: 5e-4}  # by part of the lessons
 
 
 @dataclass(frozen=True)
-class Recipe:
+class ModelRecipe:
     """What one small model is made of."""
 
     name: str
     role: str  # "policy" or "judge"
-    spec: SmallSpec
+    spec: TinyModelSpec
     warps: range  # patients of its lessons
     dense_images: int  # radiographs for the dense pre-training
     lesson_images: int  # radiographs with questions for the supervised lessons
@@ -53,20 +54,22 @@ EVALUATION_WARPS = range(1000)  # kept free for rounds, calibration and benchmar
 CALIBRATION_WARPS = range(400, 424)  # of those, used for the judges' calibration alone
 CALIBRATION_QUESTIONS = 1200
 RECIPES = (
-    Recipe("policy", "policy", SmallSpec(seed=1), range(1000, 1040), 6_000, 5_000, ((1, 1), (2, 2)), batch_size=64),
-    Recipe(
+    ModelRecipe(
+        "policy", "policy", TinyModelSpec(seed=1), range(1000, 1040), 6_000, 5_000, ((1, 1), (2, 2)), batch_size=64
+    ),
+    ModelRecipe(
         "judge-a",
         "judge",
-        SmallSpec(seed=2, text_layers=2),
+        TinyModelSpec(seed=2, text_layers=2),
         range(2000, 2040),
         6_000,
         5_000,
         ((1, 1.5), (2, 1.5), (4, 1)),
     ),
-    Recipe(
+    ModelRecipe(
         "judge-b",
         "judge",
-        SmallSpec(seed=3, vision_hidden=96, vision_layers=4, text_layers=2),
+        TinyModelSpec(seed=3, vision_hidden=96, vision_layers=4, text_layers=2),
         range(3000, 3040),
         6_000,
         5_000,
@@ -75,11 +78,11 @@ RECIPES = (
 )
 
 
-def make_towers(recipe: Recipe, work: Path) -> Path:
+def pretrain_tower(recipe: ModelRecipe, work: Path) -> Path:
     """Data for the lessons, an untrained checkpoint, and the dense pre-training of its vision side."""
     lessons = work / f"{recipe.name}-lessons"
     if not lessons.is_dir():
-        build(
+        build_synthetic_dataset(
             lessons,
             warp_seeds=recipe.warps,
             images=recipe.lesson_images,
@@ -88,57 +91,61 @@ def make_towers(recipe: Recipe, work: Path) -> Path:
             split=f"lessons of {recipe.name}",
         )
     checkpoint = work / f"{recipe.name}-tower"
-    build_small(checkpoint, recipe.spec, corpus(lessons))
+    build_tiny_model(checkpoint, recipe.spec, read_corpus(lessons))
     losses = pretrain_vision(
-        checkpoint, _dense(recipe), images_total=recipe.dense_images, images_a_step=8, seed=recipe.spec.seed
+        checkpoint,
+        _stream_dense_frames(recipe),
+        images_total=recipe.dense_images,
+        images_a_step=8,
+        seed=recipe.spec.seed,
     )
     (checkpoint / "train_log.json").write_text(json.dumps({"dense_loss": losses}) + "\n", encoding="utf-8")
     return checkpoint
 
 
-def teach(
+def train_sft(
     role: str,
     data: Path,
     start: Path,
     out: Path,
-    section: TrainSection,
+    section: TrainConfig,
     *,
     region_truth: float = REGION_TRUTH,
     part: int = 2,
 ) -> dict[str, float]:
     """Supervised lessons (synthetic/lessons.py) from a data set with its key; the checkpoint appears at `out`."""
-    views = load_views(start)
+    views = load_prompt_format(start)
     references = {reference.question: reference for reference in load_references(data)}
-    lessons = join(StudyIndex(data), load_questions(data), references)
+    lessons = join_references(StudyIndex(data), load_questions(data), references)
     made = (
-        policy_lessons(lessons, data, views, region_truth=region_truth, seed=section.seed, part=part)
+        build_policy_lessons(lessons, data, views, region_truth=region_truth, seed=section.seed, part=part)
         if role == "policy"
-        else judge_lessons(lessons, data, views, seed=section.seed, part=part)
+        else build_judge_lessons(lessons, data, views, seed=section.seed, part=part)
     )
     rows = [SFTRow(f"lesson {number}", conversation) for number, conversation in enumerate(made)]
     return train_on_rows(rows, start, out, section, train_connector=True)
 
 
-def make(recipe: Recipe, work: Path, out: Path) -> Path:
+def make_small_model(recipe: ModelRecipe, work: Path, out: Path) -> Path:
     """The whole recipe of one model, or what is left of it; returns its folder below `out`."""
     tower = work / f"{recipe.name}-tower"
     if not (tower / "train_log.json").is_file():
-        make_towers(recipe, work)
+        pretrain_tower(recipe, work)
     start = tower
     for number, (part, epochs) in enumerate(recipe.lessons, start=1):
         done = work / f"{recipe.name}-{number}"
         if not done.is_dir():
             seed = recipe.spec.seed + 1000 * max(0, number - 2)
-            section = TrainSection(
+            section = TrainConfig(
                 loss="sft", lr=LESSON_LR[part], epochs=epochs, batch_size=recipe.batch_size, seed=seed
             )
-            teach(recipe.role, work / f"{recipe.name}-lessons", start, done, section, part=part)
+            train_sft(recipe.role, work / f"{recipe.name}-lessons", start, done, section, part=part)
         start = done
-    ship(start, out / recipe.name)
+    export_half_precision(start, out / recipe.name)
     return out / recipe.name
 
 
-def ship(trained: Path, out: Path) -> None:
+def export_half_precision(trained: Path, out: Path) -> None:
     """The checkpoint with its weights in half precision, which is how it lies in assets/: half the bytes."""
     making = out.with_name(out.name + ".partial")
     shutil.rmtree(making, ignore_errors=True)
@@ -152,14 +159,14 @@ def ship(trained: Path, out: Path) -> None:
     making.rename(out)
 
 
-def calibrate_judges(work: Path, out: Path) -> str:
+def calibrate_small_judges(work: Path, out: Path) -> str:
     """Fit the calibration of the judges below `out` on patients of its own; returns its table.
 
     The curves (`out`/calibration.jsonl) name the judges by their digests, so that they fit no other weights.
     """
     questions = work / "calibration-questions"
     if not questions.is_dir():
-        build(
+        build_synthetic_dataset(
             questions,
             warp_seeds=CALIBRATION_WARPS,
             images=400,
@@ -168,30 +175,32 @@ def calibrate_judges(work: Path, out: Path) -> str:
             split="calibration of the judges",
         )
     judges = tuple(JudgeSpec(name=r.name, path=str(out / r.name)) for r in RECIPES if r.role == "judge")
-    return calibrate(JudgeSection(judges=judges), questions, out / "calibration.jsonl", limit=CALIBRATION_QUESTIONS)
+    return fit_judge_calibrations(
+        JudgeConfig(judges=judges), questions, out / "calibration.jsonl", limit=CALIBRATION_QUESTIONS
+    )
 
 
-def _dense(recipe: Recipe) -> Iterator[DenseFrames]:
+def _stream_dense_frames(recipe: ModelRecipe) -> Iterator[DenseFrames]:
     """Every other radiograph has three nodules, seen from near: margins are fine and nodules small."""
     half, seed = recipe.dense_images // 2, recipe.spec.seed
-    anything = stream(recipe.warps, half, seed)
-    nodules = stream(recipe.warps, half, seed + 100, findings=["nodule"] * 3)
+    anything = stream_radiographs(recipe.warps, half, seed)
+    nodules = stream_radiographs(recipe.warps, half, seed + 100, findings=["nodule"] * 3)
     for index, (one, other) in enumerate(zip(anything, nodules, strict=True)):
         rng = np.random.default_rng([seed, index, 9])
-        yield DenseFrames(*dense_frames(one, rng))
-        yield DenseFrames(*nodule_frames(other, rng))
+        yield DenseFrames(*cut_dense_frames(one, rng))
+        yield DenseFrames(*cut_nodule_frames(other, rng))
 
 
-def corpus(folder: Path) -> Iterator[str]:
+def read_corpus(folder: Path) -> Iterator[str]:
     """What the tokenizer learns its words from: the lessons' questions and answers, reports, prompts, findings."""
     for question in load_questions(folder):
         yield question.text
     for reference in load_references(folder):
         yield reference.answer
         yield f" {reference.answer}?"
-    for report in read_reports(folder / REPORTS):
+    for report in read_reports(folder / REPORTS_FILE):
         yield report.text
     for finding in FINDINGS:
         yield from [f"Is there {finding}?", finding] * 5
-    for wording in WORDINGS.values():
+    for wording in PROMPT_TEMPLATES.values():
         yield from [wording.look, wording.crop, wording.judge, wording.finding] * 5

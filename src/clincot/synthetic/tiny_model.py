@@ -18,11 +18,11 @@ from tokenizers import models as token_models
 from transformers import Idefics3Config, Idefics3ForConditionalGeneration, Idefics3Processor, PreTrainedTokenizerFast
 from transformers.models.idefics3.image_processing_pil_idefics3 import Idefics3ImageProcessorPil
 
-from clincot.prompts import Views, save_views
+from clincot.prompts import PromptFormat, save_prompt_format
 
 FRAME_PX = 64
 IMAGE_STD = 1 / 6  # pixels become -3 … 3: a tower trained from scratch starts faster than on -1 … 1
-SPECIAL = ("<|pad|>", "<end_of_utterance>", "<|user|>", "<|assistant|>", "<image>", "<fake_token_around_image>")
+SPECIAL_TOKENS = ("<|pad|>", "<end_of_utterance>", "<|user|>", "<|assistant|>", "<image>", "<fake_token_around_image>")
 
 CHAT_TEMPLATE = (
     "{% for message in messages %}"
@@ -35,7 +35,7 @@ CHAT_TEMPLATE = (
 )
 
 
-class SmallSpec(BaseModel):
+class TinyModelSpec(BaseModel):
     """Sizes of a small model. Head dimension 32: the least that vLLM's CPU attention supports."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -54,7 +54,7 @@ class SmallSpec(BaseModel):
         return FRAME_PX // self.patch_px // self.tokens_per_side
 
 
-def build_small(out_dir: Path, spec: SmallSpec, corpus: Iterable[str]) -> None:
+def build_tiny_model(out_dir: Path, spec: TinyModelSpec, corpus: Iterable[str]) -> None:
     """Write an untrained small checkpoint to out_dir; the same spec and corpus give the same bytes."""
     tokenizer = build_tokenizer(corpus, spec.vocabulary)
     processor = Idefics3Processor(
@@ -71,17 +71,19 @@ def build_small(out_dir: Path, spec: SmallSpec, corpus: Iterable[str]) -> None:
         chat_template=CHAT_TEMPLATE,
     )
     torch.manual_seed(spec.seed)
-    model = Idefics3ForConditionalGeneration(small_config(spec, tokenizer))
-    _spread_out(model.model.vision_model)
+    model = Idefics3ForConditionalGeneration(build_tiny_config(spec, tokenizer))
+    _init_xavier(model.model.vision_model)
     model.generation_config.eos_token_id = tokenizer.eos_token_id
     model.generation_config.pad_token_id = tokenizer.pad_token_id
     out_dir.mkdir(parents=True, exist_ok=True)
     model.save_pretrained(out_dir, safe_serialization=True)
     processor.save_pretrained(out_dir)
-    save_views(out_dir, Views(wording="brief", whole_grid=2, whole_px=FRAME_PX, crop_px=FRAME_PX, min_crop=0.25))
+    save_prompt_format(
+        out_dir, PromptFormat(wording="brief", whole_grid=2, whole_px=FRAME_PX, crop_px=FRAME_PX, min_crop=0.25)
+    )
 
 
-def _spread_out(tower: torch.nn.Module) -> None:
+def _init_xavier(tower: torch.nn.Module) -> None:
     """Xavier weights for the vision tower: from transformers' default (std 0.02) so small a tower hardly starts."""
     for module in tower.modules():
         if isinstance(module, torch.nn.Linear | torch.nn.Conv2d):
@@ -90,7 +92,7 @@ def _spread_out(tower: torch.nn.Module) -> None:
                 torch.nn.init.zeros_(module.bias)
 
 
-def small_config(spec: SmallSpec, tokenizer: PreTrainedTokenizerFast) -> Idefics3Config:
+def build_tiny_config(spec: TinyModelSpec, tokenizer: PreTrainedTokenizerFast) -> Idefics3Config:
     return Idefics3Config(
         image_token_id=tokenizer.convert_tokens_to_ids("<image>"),
         pad_token_id=tokenizer.pad_token_id,
@@ -129,11 +131,13 @@ def build_tokenizer(corpus: Iterable[str], vocabulary: int) -> PreTrainedTokeniz
     trainer = trainers.BpeTrainer(
         vocab_size=vocabulary,
         min_frequency=1,
-        special_tokens=[AddedToken(token, special=True, normalized=False) for token in (*SPECIAL, "<global-img>")],
+        special_tokens=[
+            AddedToken(token, special=True, normalized=False) for token in (*SPECIAL_TOKENS, "<global-img>")
+        ],
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    core.train_from_iterator([*corpus, *_numbers()], trainer)
+    core.train_from_iterator([*corpus, *_list_number_texts()], trainer)
     return PreTrainedTokenizerFast(
         tokenizer_object=core,
         pad_token="<|pad|>",
@@ -144,6 +148,6 @@ def build_tokenizer(corpus: Iterable[str], vocabulary: int) -> PreTrainedTokeniz
     )
 
 
-def _numbers() -> list[str]:
+def _list_number_texts() -> list[str]:
     """Boxes, so that every percentage is one token wherever it stands in "[12, 30, 37, 55]"."""
     return [f"[{n}, {n}, {n}, {n}]" for n in range(101) for _ in range(20)] + ["yes", "no", "Yes", "No"] * 20

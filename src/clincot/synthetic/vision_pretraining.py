@@ -28,8 +28,8 @@ from clincot.models.vlm import load_checkpoint
 # Shape suffixes: N frames, S pixels a side, P patches a side, C findings, H hidden size.
 
 
-WHITEN_ON = 64  # images
-WHICH_WEIGHT = 0.3
+WHITENING_IMAGES = 64  # images
+WHICH_LOSS_WEIGHT = 0.3
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ def pretrain_vision(
     model, processor = load_checkpoint(str(checkpoint))
     tower, connector = model.model.vision_model, model.model.connector
     stream = iter(images)
-    seen = list(islice(stream, WHITEN_ON))
+    seen = list(islice(stream, WHITENING_IMAGES))
     if not seen:
         raise ValueError("expected images to learn from, got none")
     mean, std = (processor.image_processor.image_mean[0], processor.image_processor.image_std[0])
@@ -79,7 +79,7 @@ def pretrain_vision(
     done = 0
     recent: list[float] = []
     bar = tqdm(
-        islice(_steps(chain(seen, stream), images_a_step), steps),
+        islice(_iter_steps(chain(seen, stream), images_a_step), steps),
         total=steps,
         desc="pre-training the vision tower",
         mininterval=5,
@@ -87,13 +87,13 @@ def pretrain_vision(
     for pixels_NSS, shares_NPPC in bar:
         scaled_NSS = (pixels_NSS.float() / 255.0 - mean) / std
         hidden_NTH = connector(tower(pixel_values=scaled_NSS[:, None].expand(-1, 3, -1, -1)).last_hidden_state)
-        wanted_NTC = by_token(shares_NPPC, block)
+        wanted_NTC = group_shares_by_token(shares_NPPC, block)
         weight_NT1 = 1.0 + 7.0 * (wanted_NTC.amax(-1, keepdim=True) > 0.05)
         logits_NTC = head(hidden_NTH)
         loss = nn.functional.binary_cross_entropy_with_logits(
             logits_NTC, wanted_NTC, weight=weight_NT1.expand_as(wanted_NTC)
         )
-        loss = loss + WHICH_WEIGHT * _which(logits_NTC, wanted_NTC, shares_NPPC.shape[-1])
+        loss = loss + WHICH_LOSS_WEIGHT * _compute_which_loss(logits_NTC, wanted_NTC, shares_NPPC.shape[-1])
         optimiser.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
         nn.utils.clip_grad_norm_(parameters, 1.0)
@@ -122,7 +122,7 @@ def _replace_weights(model: Any, checkpoint: Path) -> None:
         shutil.rmtree(aside, ignore_errors=True)
 
 
-def by_token(shares_NPPC: torch.Tensor, block: int) -> torch.Tensor:
+def group_shares_by_token(shares_NPPC: torch.Tensor, block: int) -> torch.Tensor:
     """(N, P, P, C) shares of patches to (N, T, block * block * C) shares of the tokens that pixel shuffle makes."""
     frames, side, _, findings = shares_NPPC.shape
     tokens = side // block
@@ -155,7 +155,7 @@ def whiten_patches(tower: Any, frames_NSS: npt.NDArray[np.float64]) -> None:
         embedding.bias.zero_()
 
 
-def _which(logits_NTC: torch.Tensor, wanted_NTC: torch.Tensor, findings: int) -> torch.Tensor:
+def _compute_which_loss(logits_NTC: torch.Tensor, wanted_NTC: torch.Tensor, findings: int) -> torch.Tensor:
     """Cross-entropy of *which* finding a patch shows, over patches that show one."""
     logits, wanted = logits_NTC.reshape(-1, findings), wanted_NTC.reshape(-1, findings)
     shown = wanted.amax(-1) > 0.15
@@ -164,16 +164,16 @@ def _which(logits_NTC: torch.Tensor, wanted_NTC: torch.Tensor, findings: int) ->
     return nn.functional.cross_entropy(logits[shown], wanted[shown].argmax(-1))
 
 
-def _steps(images: Iterable[DenseFrames], images_a_step: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+def _iter_steps(images: Iterable[DenseFrames], images_a_step: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
     batch: list[DenseFrames] = []
     for image in images:
         batch.append(image)
         if len(batch) == images_a_step:
-            yield _tensors(batch)
+            yield _stack_batch(batch)
             batch = []
 
 
-def _tensors(batch: list[DenseFrames]) -> tuple[torch.Tensor, torch.Tensor]:
+def _stack_batch(batch: list[DenseFrames]) -> tuple[torch.Tensor, torch.Tensor]:
     pixels = np.concatenate([image.pixels_NSS for image in batch])
     shares = np.concatenate([image.shares_NPPC for image in batch])
     return torch.from_numpy(pixels), torch.from_numpy(shares)

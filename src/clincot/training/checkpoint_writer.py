@@ -12,25 +12,27 @@ from typing import Any
 import torch
 from torch import nn
 
-from clincot.config import TrainSection
-from clincot.errors import BadInput, ForTheUser
-from clincot.jsonl import write_json, written_aside
-from clincot.prompts import Views, save_views
+from clincot.config import TrainConfig
+from clincot.errors import InvalidInput, UserError
+from clincot.jsonl import atomic_write, write_json
+from clincot.prompts import PromptFormat, save_prompt_format
 
 LOG_FILE = "train_log.json"
-_TOWERS = ("vision_model", "vision_tower", "visual")  # what transformers' families call it
+_VISION_TOWER_NAMES = ("vision_model", "vision_tower", "visual")  # what transformers' families call it
 
 
-class NotFinite(ForTheUser, RuntimeError):
+class NonFiniteError(UserError, RuntimeError):
     """The loss or its gradient became NaN or infinite; names the pairs or rows."""
 
 
-def freeze(model: Any, *, vision: bool, connector: bool) -> None:
+def freeze_modules(model: Any, *, vision: bool, connector: bool) -> None:
     """Freeze the vision tower and the connector (projector) as told; everything else is trained."""
     inner = getattr(model, "model", model)
-    towers = [getattr(inner, name) for name in _TOWERS if isinstance(getattr(inner, name, None), nn.Module)]
+    towers = [getattr(inner, name) for name in _VISION_TOWER_NAMES if isinstance(getattr(inner, name, None), nn.Module)]
     if not towers:
-        raise BadInput(f"{type(model).__name__} has none of {_TOWERS}, so its vision tower cannot be told apart")
+        raise InvalidInput(
+            f"{type(model).__name__} has none of {_VISION_TOWER_NAMES}, so its vision tower cannot be told apart"
+        )
     model.requires_grad_(not connector)  # what is left over is the connector, whatever a family calls it
     for tower in towers:
         tower.requires_grad_(not vision)
@@ -38,7 +40,7 @@ def freeze(model: Any, *, vision: bool, connector: bool) -> None:
     model.get_output_embeddings().requires_grad_(True)
 
 
-def lora_config(model: Any, section: TrainSection) -> Any:
+def build_lora_config(model: Any, section: TrainConfig) -> Any:
     """A LoRA on every linear layer of what is trained, without the output head (TRL reads its weight directly)."""
     from peft import LoraConfig
 
@@ -53,7 +55,7 @@ def lora_config(model: Any, section: TrainSection) -> Any:
     )
 
 
-def cosine_schedule(optimiser: torch.optim.Optimizer, warmup_ratio: float, steps: int) -> Any:
+def build_cosine_schedule(optimiser: torch.optim.Optimizer, warmup_ratio: float, steps: int) -> Any:
     """Linear warm-up over a share of the steps, then a half cosine down to 0 after the last one.
 
     No step is taken at a rate of 0 (transformers' own starts there, so that a run of one step would learn nothing).
@@ -68,14 +70,14 @@ def cosine_schedule(optimiser: torch.optim.Optimizer, warmup_ratio: float, steps
     return torch.optim.lr_scheduler.LambdaLR(optimiser, rate)
 
 
-def partial_folder(out_dir: Path) -> Path:
+def get_partial_folder(out_dir: Path) -> Path:
     """Where a checkpoint is made before it appears under its own name."""
     return out_dir.with_name(out_dir.name + ".partial")
 
 
-def open_partial(out_dir: Path, run: str) -> Path:
+def open_partial_folder(out_dir: Path, run: str) -> Path:
     """The partial folder of this run (named by a digest); what another run left there is thrown away, not resumed."""
-    folder = partial_folder(out_dir)
+    folder = get_partial_folder(out_dir)
     marker = folder / "run"
     if folder.exists() and (not marker.is_file() or marker.read_text(encoding="utf-8") != run):
         shutil.rmtree(folder)
@@ -84,10 +86,10 @@ def open_partial(out_dir: Path, run: str) -> Path:
     return folder
 
 
-def publish(
+def save_checkpoint(
     model: Any,
     processor: Any,
-    views: Views,
+    views: PromptFormat,
     out_dir: Path,
     *,
     dtype: str,
@@ -100,7 +102,7 @@ def publish(
     beside them, in adapter/, for servers that load it onto the base (`clincot publish --adapter keep`). `weights` are
     the model's where its own are split among processes (training/fsdp.py).
     """
-    making = partial_folder(out_dir) / "checkpoint"
+    making = get_partial_folder(out_dir) / "checkpoint"
     shutil.rmtree(making, ignore_errors=True)
     making.mkdir(parents=True)
     if hasattr(model, "merge_and_unload"):
@@ -113,14 +115,14 @@ def publish(
         whole = {name: made[id(tensor)] for name, tensor in weights.items()}
         model.save_pretrained(making, state_dict=whole, safe_serialization=True)
     processor.save_pretrained(making)
-    save_views(making, views)
-    with written_aside(making / LOG_FILE) as file:
+    save_prompt_format(making, views)
+    with atomic_write(making / LOG_FILE) as file:
         json.dump(list(log), file, indent=1)
         file.write("\n")
     if out_dir.exists():
         shutil.rmtree(out_dir)
     making.rename(out_dir)
-    shutil.rmtree(partial_folder(out_dir))
+    shutil.rmtree(get_partial_folder(out_dir))
 
 
 def _save_adapter(model: Any, folder: Path) -> None:
@@ -134,7 +136,7 @@ def _save_adapter(model: Any, folder: Path) -> None:
     write_json(path, content)
 
 
-def tail_means(log: Sequence[Mapping[str, float]]) -> dict[str, float]:
+def average_last_steps(log: Sequence[Mapping[str, float]]) -> dict[str, float]:
     """Every metric averaged over the last tenth of the steps (at least one)."""
     tail = log[-max(1, len(log) // 10) :]
     names = [name for name in tail[-1] if name not in {"step", "epoch", "learning_rate"}]

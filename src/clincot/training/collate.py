@@ -13,21 +13,21 @@ from typing import Any, NamedTuple
 import torch
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
-from clincot.errors import BadInput
-from clincot.models.encoding import Encoded, Encoder, pad, stack_pictures
-from clincot.models.features import SHARED_FEATURES
-from clincot.prompts import Conversation, Picture
-from clincot.training.packing import PADDING, attention, pack
+from clincot.errors import InvalidInput
+from clincot.models.encoding import ConversationEncoder, EncodedConversation, pad_rows, stack_pictures
+from clincot.models.features import SHARED_FEATURE_FAMILIES
+from clincot.prompts import Conversation, ImageView
+from clincot.training.packing import PADDING_SEGMENT, build_attention_mask, pack_conversations
 from clincot.training.rows import TrainingRow
 
 # Shape suffixes: B pairs, N conversations (B chosen, B rejected and, with image pairs, B blanked), S sequences (N, or
 # fewer packs), T tokens, K kept positions, A action tokens, V vocabulary, F frames, H hidden size.
 
 Batch = dict[str, torch.Tensor]
-PictureTensors = Callable[[Sequence[Sequence[Picture]]], Batch]  # the pictures of each sequence
+PictureTensors = Callable[[Sequence[Sequence[ImageView]]], Batch]  # the pictures of each sequence
 
 
-class LostPictures(BadInput):
+class ImageTokenMismatch(InvalidInput):
     """A batch whose image tokens are not those of its pictures."""
 
 
@@ -39,52 +39,60 @@ class ConversationCollator:
     that holds their common beginning once (see packing), with position_ids (S, T) and a mask of (S, 1, T, T).
     """
 
-    def __init__(self, encoder: Encoder, pictures: PictureTensors, *, packed: bool = False) -> None:
+    def __init__(self, encoder: ConversationEncoder, pictures: PictureTensors, *, packed: bool = False) -> None:
         self.encoder, self.pictures, self.packed = encoder, pictures, packed
         self.image_id: int = encoder.tokenizer.convert_tokens_to_ids(encoder.processor.image_token)
-        self._image_tokens: dict[Picture, int] = {}
+        self._image_tokens: dict[ImageView, int] = {}
 
-    def encode(self, conversation: Conversation, name: str) -> Encoded:
+    def encode_conversation(self, conversation: Conversation, name: str) -> EncodedConversation:
         """Raises ValueError where nothing could be learned."""
         encoded = self.encoder.encode(conversation)
         if not any(encoded.actions):
-            raise BadInput(f"{name}: no token of the conversation is the policy's own, so there is nothing to learn")
+            raise InvalidInput(
+                f"{name}: no token of the conversation is the policy's own, so there is nothing to learn"
+            )
         return encoded
 
-    def __call__(self, encoded: Sequence[Encoded], names: Sequence[str], groups: Sequence[Sequence[int]]) -> Batch:
+    def __call__(
+        self, encoded: Sequence[EncodedConversation], names: Sequence[str], groups: Sequence[Sequence[int]]
+    ) -> Batch:
         """`groups`: the conversations (indices) that begin alike; raises LostPictures naming a conversation."""
         for conversation, name in zip(encoded, names, strict=True):
-            self._check(conversation.ids, conversation.pictures, name)
+            self._check_image_tokens(conversation.ids, conversation.pictures, name)
         groups = groups if self.packed else [[index] for index in range(len(encoded))]
-        packs = [pack([encoded[i] for i in group], self.image_id, self.image_tokens) for group in groups]
+        packs = [
+            pack_conversations([encoded[i] for i in group], self.image_id, self.count_image_tokens) for group in groups
+        ]
         owners = [
             [group[segment] if action else -1 for segment, action in zip(one.segments, one.actions, strict=True)]
             for group, one in zip(groups, packs, strict=True)
         ]
-        ids_ST = pad([one.ids for one in packs], self.encoder.pad_id, side="right")
-        batch = {"input_ids": ids_ST, "owners": pad(owners, -1, side="right")}
+        ids_ST = pad_rows([one.ids for one in packs], self.encoder.pad_id, side="right")
+        batch = {"input_ids": ids_ST, "owners": pad_rows(owners, -1, side="right")}
         if self.packed:
-            batch["position_ids"] = pad([one.positions for one in packs], 0, side="right")
-            batch["attention_mask"] = attention(pad([one.segments for one in packs], PADDING, side="right"))
+            batch["position_ids"] = pad_rows([one.positions for one in packs], 0, side="right")
+            batch["attention_mask"] = build_attention_mask(
+                pad_rows([one.segments for one in packs], PADDING_SEGMENT, side="right")
+            )
         else:
-            batch["attention_mask"] = pad([[1] * len(one.ids) for one in packs], 0, side="right")
+            batch["attention_mask"] = pad_rows([[1] * len(one.ids) for one in packs], 0, side="right")
         for ids_T, one, group in zip(ids_ST.tolist(), packs, groups, strict=True):
-            self._check(ids_T, one.pictures, ", ".join(names[i] for i in group))
+            self._check_image_tokens(ids_T, one.pictures, ", ".join(names[i] for i in group))
         if any(one.pictures for one in packs):
             batch |= self.pictures([one.pictures for one in packs])
         return batch
 
-    def image_tokens(self, picture: Picture) -> int:
+    def count_image_tokens(self, picture: ImageView) -> int:
         """How many image tokens stand for a picture."""
         count = self._image_tokens.get(picture)
         if count is None:
-            count = self._image_tokens[picture] = self.encoder.picture_ids(picture).count(self.image_id)
+            count = self._image_tokens[picture] = self.encoder.encode_picture_ids(picture).count(self.image_id)
         return count
 
-    def _check(self, ids: Sequence[int], pictures: Sequence[Picture], name: str) -> None:
-        found, expected = ids.count(self.image_id), sum(self.image_tokens(p) for p in pictures)
+    def _check_image_tokens(self, ids: Sequence[int], pictures: Sequence[ImageView], name: str) -> None:
+        found, expected = ids.count(self.image_id), sum(self.count_image_tokens(p) for p in pictures)
         if found != expected:
-            raise LostPictures(
+            raise ImageTokenMismatch(
                 f"{name}: {len(pictures)} pictures are {expected} image tokens, the sequence has {found}"
             )
 
@@ -107,60 +115,63 @@ class PairCollator:
     ) -> None:
         self.rows, self.margins, self.collator, self.blanked = rows, margins, collator, blanked
         self.sides = 3 if blanked else 2
-        self._encoded: dict[tuple[int, int], Encoded] = {}
+        self._encoded: dict[tuple[int, int], EncodedConversation] = {}
 
     def __call__(self, examples: Sequence[Mapping[str, Any]]) -> Batch:
         indices = [int(example["row"]) for example in examples]
         sides = [(side, index) for side in range(self.sides) for index in indices]
         names = [f"pair {self.rows[index].pair}" for _, index in sides]
         pairs = [list(range(at, len(sides), len(indices))) for at in range(len(indices))]
-        batch = self.collator([self._side(*s) for s in sides], names, pairs)
+        batch = self.collator([self._encode_side(*s) for s in sides], names, pairs)
         batch["margin"] = torch.tensor([self.margins[index] for index in indices], dtype=torch.float32)
         batch["row"] = torch.tensor(indices)
         if "ref_logps" in examples[0]:  # one value a side and row
             batch["ref_logps"] = torch.tensor([example["ref_logps"] for example in examples]).T.reshape(-1)
         return batch
 
-    def _side(self, side: int, index: int) -> Encoded:
+    def _encode_side(self, side: int, index: int) -> EncodedConversation:
         """Encoded once: rendering a chat template costs more than a small model's forward pass."""
         encoded = self._encoded.get((side, index))
         if encoded is None:
             row = self.rows[index]
             conversation = (row.chosen, row.rejected)[side] if side < 2 else self.blanked[index]
-            encoded = self._encoded[side, index] = self.collator.encode(conversation, f"pair {row.pair}")
+            encoded = self._encoded[side, index] = self.collator.encode_conversation(conversation, f"pair {row.pair}")
         return encoded
 
 
-def pixels(encoder: Encoder) -> PictureTensors:
+def make_pixel_source(encoder: ConversationEncoder) -> PictureTensors:
     """Pictures as the processor's image tensors, for models whose vision tower is trained or cannot be shared."""
 
-    def tensors(pictures: Sequence[Sequence[Picture]]) -> Batch:
-        encoded = [encoder.picture(p) for of_one in pictures for p in of_one]
+    def tensors(pictures: Sequence[Sequence[ImageView]]) -> Batch:
+        encoded = [encoder.encode_picture(p) for of_one in pictures for p in of_one]
         return stack_pictures(encoded, [len(of_one) for of_one in pictures])
 
     return tensors
 
 
-def features(features_of: Callable[[Sequence[Picture]], torch.Tensor]) -> PictureTensors:
+def make_feature_source(features_of: Callable[[Sequence[ImageView]], torch.Tensor]) -> PictureTensors:
     """Pictures as features (F, T, H) of a frozen tower (models.features.PictureFeatures)."""
 
-    def tensors(pictures: Sequence[Sequence[Picture]]) -> Batch:
+    def tensors(pictures: Sequence[Sequence[ImageView]]) -> Batch:
         return {"features": features_of([p for of_one in pictures for p in of_one])}
 
     return tensors
 
 
-def may_pack(model: Any) -> bool:
+def supports_packing(model: Any) -> bool:
     """Whether the model takes packs: image tokens placed by ids alone, and an attention that reads a boolean mask."""
-    return model.config.model_type in SHARED_FEATURES and model.config.get_text_config()._attn_implementation == "sdpa"
+    return (
+        model.config.model_type in SHARED_FEATURE_FAMILIES
+        and model.config.get_text_config()._attn_implementation == "sdpa"
+    )
 
 
-_NOT_FOR_THE_MODEL = {"owners", "margin", "row", "ref_logps", "features", "weight"}
+_NON_MODEL_KEYS = {"owners", "margin", "row", "ref_logps", "features", "weight"}
 
 
-def model_inputs(batch: Mapping[str, torch.Tensor]) -> dict[str, Any]:
+def select_model_inputs(batch: Mapping[str, torch.Tensor]) -> dict[str, Any]:
     """The keyword arguments of the model's forward among a batch's tensors."""
-    inputs: dict[str, Any] = {k: v for k, v in batch.items() if k not in _NOT_FOR_THE_MODEL}
+    inputs: dict[str, Any] = {k: v for k, v in batch.items() if k not in _NON_MODEL_KEYS}
     if "features" in batch:
         inputs["mm_encoder_outputs"] = {"image": BaseModelOutputWithPooling(pooler_output=batch["features"])}
     return inputs
@@ -174,7 +185,7 @@ class ActionLogprobs(NamedTuple):
     nll_N: torch.Tensor  # nats a token, averaged over a turn's tokens and then over its turns
 
 
-def action_logprobs(model: Any, batch: Mapping[str, torch.Tensor], conversations: int) -> ActionLogprobs:
+def compute_action_logprobs(model: Any, batch: Mapping[str, torch.Tensor], conversations: int) -> ActionLogprobs:
     """How probable the model finds what each conversation did.
 
     `nll_N` counts a turn of one word as much as one of ten: a region has many tokens, the answer after it one or two,
@@ -183,20 +194,20 @@ def action_logprobs(model: Any, batch: Mapping[str, torch.Tensor], conversations
     """
     owners_ST = batch["owners"]
     kept_K = (owners_ST[:, 1:] >= 0).any(0).nonzero()[:, 0]  # position p predicts token p + 1
-    logits_SKV = model(**model_inputs(batch), logits_to_keep=kept_K, use_cache=False).logits
+    logits_SKV = model(**select_model_inputs(batch), logits_to_keep=kept_K, use_cache=False).logits
     owners_SK = owners_ST[:, kept_K + 1]
     acting_SK = owners_SK >= 0
     owners_A, ids_A = owners_SK[acting_SK], batch["input_ids"][:, kept_K + 1][acting_SK]
     logps_A = torch.log_softmax(logits_SKV[acting_SK].float(), -1).gather(-1, ids_A[:, None])[:, 0]
     sum_N = logps_A.new_zeros(conversations).index_add(0, owners_A, logps_A)
-    turns_A = _turns(owners_ST)[:, kept_K + 1][acting_SK]
+    turns_A = _number_turns(owners_ST)[:, kept_K + 1][acting_SK]
     lengths_T = torch.bincount(turns_A)  # T turns here; a turn belongs to one conversation
     turns_N = torch.zeros_like(sum_N).index_add(0, owners_A, 1 / lengths_T[turns_A])
     nll_N = torch.zeros_like(sum_N).index_add(0, owners_A, -logps_A / lengths_T[turns_A]) / turns_N
     return ActionLogprobs(sum_N, torch.bincount(owners_A, minlength=conversations), nll_N)
 
 
-def _turns(owners_ST: torch.Tensor) -> torch.Tensor:
+def _number_turns(owners_ST: torch.Tensor) -> torch.Tensor:
     """(S, T) a number for each run of tokens that one conversation acts, counted through the batch."""
     before_ST = torch.nn.functional.pad(owners_ST, (1, 0), value=-1)[:, :-1]
     starts_ST = (owners_ST >= 0) & (owners_ST != before_ST)

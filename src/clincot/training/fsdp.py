@@ -12,11 +12,11 @@ from typing import Any
 import torch
 from accelerate.utils import DistributedType
 
-from clincot.errors import BadInput
+from clincot.errors import InvalidInput
 
 # Of accelerate.utils.FullyShardedDataParallelPlugin. FULL_STATE_DICT: a resumable checkpoint is read by any number of
 # processes. The layers to wrap are what transformers' families name in `_no_split_modules`.
-FSDP = {
+FSDP_ENVIRONMENT = {
     "ACCELERATE_USE_FSDP": "true",
     "FSDP_VERSION": "2",
     "FSDP_AUTO_WRAP_POLICY": "TRANSFORMER_BASED_WRAP",
@@ -26,24 +26,24 @@ FSDP = {
 }
 
 
-def split_models() -> None:
+def enable_fsdp() -> None:
     """From here on this process trains models that are split. Before anything of accelerate is made."""
-    os.environ.update(FSDP)
+    os.environ.update(FSDP_ENVIRONMENT)
 
 
-def split_model() -> bool:
+def is_fsdp_enabled() -> bool:
     return os.environ.get("ACCELERATE_USE_FSDP") == "true"
 
 
-def check_split(trainer: Any) -> None:
+def check_sharded(trainer: Any) -> None:
     """Raise BadInput where the model was to be split and is not: accelerate does so on GPUs alone, and says nothing."""
-    if split_model() and trainer.accelerator.distributed_type != DistributedType.FSDP:
-        raise BadInput("sharding fsdp splits a model among GPUs, and there are none here; set sharding: none")
+    if is_fsdp_enabled() and trainer.accelerator.distributed_type != DistributedType.FSDP:
+        raise InvalidInput("sharding fsdp splits a model among GPUs, and there are none here; set sharding: none")
 
 
-def gathered_weights(trainer: Any) -> dict[str, torch.Tensor] | None:
+def gather_weights(trainer: Any) -> dict[str, torch.Tensor] | None:
     """The whole weights on the first process's CPU, of a split model; None of one that is whole. All must call it."""
-    if not split_model():
+    if not is_fsdp_enabled():
         return None
     weights: dict[str, torch.Tensor] = trainer.accelerator.get_state_dict(trainer.model_wrapped)
     first: dict[int, str] = {}

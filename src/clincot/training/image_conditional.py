@@ -10,9 +10,9 @@ from pathlib import Path
 
 from PIL import Image
 
-from clincot.jsonl import file_digest
+from clincot.jsonl import hash_files
 from clincot.models.encoding import read_picture
-from clincot.prompts import Conversation, Picture
+from clincot.prompts import Conversation, ImageView
 
 
 def blank_crops(conversation: Conversation, folder: Path) -> Conversation:
@@ -24,15 +24,15 @@ def blank_crops(conversation: Conversation, folder: Path) -> Conversation:
     turns = []
     for turn in conversation:
         region_named = region_named or turn.role == "assistant"
-        pictures = tuple(_black(p, folder) for p in turn.pictures) if region_named else turn.pictures
+        pictures = tuple(_blank_picture(p, folder) for p in turn.pictures) if region_named else turn.pictures
         turns.append(replace(turn, pictures=pictures))
     return tuple(turns)
 
 
-def _black(picture: Picture, folder: Path) -> Picture:
+def _blank_picture(picture: ImageView, folder: Path) -> ImageView:
     width, height = read_picture(picture).size
     path = folder / f"black-{width}x{height}.png"
     if not path.is_file():
         folder.mkdir(parents=True, exist_ok=True)
         Image.new("RGB", (width, height)).save(path)
-    return Picture(str(path), file_digest(path))
+    return ImageView(str(path), hash_files(path))

@@ -7,26 +7,26 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
 
-from clincot.config import TrainSection
-from clincot.errors import ForTheUser
-from clincot.jsonl import file_digest
-from clincot.models.checkpoint import checkpoint_digest
-from clincot.records import digest_of
+from clincot.config import TrainConfig
+from clincot.errors import UserError
+from clincot.jsonl import hash_files
+from clincot.models.checkpoint import hash_checkpoint
+from clincot.records import hash_json
 
-INPUTS = ("data", "questions", "regions", "candidates", "pairs", "policy")
+INPUT_NAMES = ("data", "questions", "regions", "candidates", "pairs", "policy")
 Sharding = Literal["none", "fsdp"]
 
 
-class TrainingFailed(ForTheUser, RuntimeError):
+class TrainingFailed(UserError, RuntimeError):
     """A training run of several processes ended badly; says what the processes said."""
 
 
-class Work(BaseModel):
+class TrainingJob(BaseModel):
     """What is trained on what. Paths are those of the machine, or of the shared volume, that the workers see."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    section: TrainSection
+    section: TrainConfig
     data: Path
     questions: Path
     regions: Path
@@ -50,16 +50,16 @@ class Work(BaseModel):
     def digest(self) -> str:
         """Of what decides the result: the section, and what is in the inputs (images by their studies' digests)."""
         files = [self.data / "studies.jsonl", self.questions, self.regions, self.candidates, self.pairs]
-        return digest_of(
-            [self.section.digest, self.steps, self.sharding, checkpoint_digest(self.policy), *map(file_digest, files)]
+        return hash_json(
+            [self.section.digest, self.steps, self.sharding, hash_checkpoint(self.policy), *map(hash_files, files)]
         )
 
 
-def failure_file(work: Work, rank: int) -> Path:
+def locate_failure_file(work: TrainingJob, rank: int) -> Path:
     return work.folder / f"failure.{rank}"
 
 
-def failures(work: Work) -> list[str]:
+def read_failures(work: TrainingJob) -> list[str]:
     """What the processes said that could not go on, each once, in the order of the ranks."""
     found = sorted(work.folder.glob("failure.*"), key=lambda path: int(path.suffix[1:]))
     return list(dict.fromkeys(path.read_text(encoding="utf-8") for path in found))

@@ -6,59 +6,61 @@ import shutil
 import subprocess
 import sys
 
-from clincot.errors import BadInput
+from clincot.errors import InvalidInput
 from clincot.jsonl import read_json, write_json
-from clincot.processes import end_with_parent
-from clincot.training.job import TrainingFailed, Work, failures
+from clincot.processes import set_parent_death_signal
+from clincot.training.job import TrainingFailed, TrainingJob, read_failures
 from clincot.training.launch_settings import LaunchSettings
 
-STOP_S = 30.0  # for torchrun to end its workers
+TERMINATE_TIMEOUT_S = 30.0  # for torchrun to end its workers
 
 
-def run_training(work: Work, launch: LaunchSettings) -> dict[str, float]:
+def run_training(work: TrainingJob, launch: LaunchSettings) -> dict[str, float]:
     """Train as launched; the checkpoint is at `work.checkpoint` when it returns. The metrics of the training.
 
     Run again after it was interrupted, it goes on from the last resumable checkpoint, on any number of processes.
     Raises TrainingFailed, and what training in this process raises.
     """
-    processes = _processes(launch)
+    processes = _count_processes(launch)
     if work.section.loss == "sft" and (launch.job is not None or processes > 1):
-        raise BadInput("train.loss sft learns in one process; launch it as how: here")
+        raise InvalidInput("train.loss sft learns in one process; launch it as how: here")
     if work.section.lora_r and launch.sharding != "none":
-        raise BadInput("a LoRA is merged into a whole model; set sharding: none, or train.lora_r: 0")
+        raise InvalidInput("a LoRA is merged into a whole model; set sharding: none, or train.lora_r: 0")
     if launch.job is not None:
         from clincot.training.kubeflow_trainer import train_on_nodes
 
         return train_on_nodes(work.model_copy(update={"sharding": launch.sharding}), launch.job)
     if processes == 1:
-        from clincot.training.worker import train
+        from clincot.training.worker import train_in_process
 
-        return train(work)
-    return torchrun(work.model_copy(update={"sharding": launch.sharding}), processes)
+        return train_in_process(work)
+    return run_torchrun(work.model_copy(update={"sharding": launch.sharding}), processes)
 
 
-def _processes(launch: LaunchSettings) -> int:
+def _count_processes(launch: LaunchSettings) -> int:
     import torch
 
     gpus = torch.cuda.device_count()
     if launch.how == "here" and gpus > 1:
-        raise BadInput(f"one process was asked for, but sees {gpus} GPUs; set CUDA_VISIBLE_DEVICES to one of them")
+        raise InvalidInput(f"one process was asked for, but sees {gpus} GPUs; set CUDA_VISIBLE_DEVICES to one of them")
     if launch.how == "torchrun" and gpus and launch.processes > gpus:
-        raise BadInput(f"launch.processes is {launch.processes}, but there are {gpus} GPUs; it is one process a GPU")
+        raise InvalidInput(
+            f"launch.processes is {launch.processes}, but there are {gpus} GPUs; it is one process a GPU"
+        )
     if launch.how in ("here", "train-job"):
         return 1
     if launch.how == "torchrun" and launch.processes:
         return launch.processes
     if launch.how == "torchrun" and not gpus:
-        raise BadInput("no GPU is visible, so torchrun does not know how many processes to start; say `processes`")
+        raise InvalidInput("no GPU is visible, so torchrun does not know how many processes to start; say `processes`")
     return max(1, gpus)
 
 
-def torchrun(work: Work, processes: int) -> dict[str, float]:
+def run_torchrun(work: TrainingJob, processes: int) -> dict[str, float]:
     """Train in so many processes of this machine. If one of them dies, all end, and TrainingFailed says why."""
     shutil.rmtree(work.folder, ignore_errors=True)
     write_json(work.folder / "work.json", work.model_dump(mode="json"))
-    code = _ended(
+    code = _run_until_exit(
         [
             sys.executable,
             "-m",
@@ -71,7 +73,7 @@ def torchrun(work: Work, processes: int) -> dict[str, float]:
         ]
     )
     if code != 0:
-        said = "; ".join(failures(work)) or (
+        said = "; ".join(read_failures(work)) or (
             f"a training process ended without a word (torchrun: {code}; what it printed stands above): killed, or out "
             "of memory. Run it again: it goes on from the last checkpoint of train.save_steps"
         )
@@ -81,16 +83,16 @@ def torchrun(work: Work, processes: int) -> dict[str, float]:
     return metrics
 
 
-def _ended(command: list[str]) -> int:
+def _run_until_exit(command: list[str]) -> int:
     """The exit code of a command that does not outlive this process, however that ends."""
-    process = subprocess.Popen(command, preexec_fn=end_with_parent)
+    process = subprocess.Popen(command, preexec_fn=set_parent_death_signal)
     try:
         return process.wait()
     finally:
         if process.poll() is None:
             process.terminate()
             try:
-                process.wait(timeout=STOP_S)
+                process.wait(timeout=TERMINATE_TIMEOUT_S)
             except subprocess.TimeoutExpired:
                 process.kill()
                 process.wait()

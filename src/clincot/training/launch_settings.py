@@ -11,20 +11,20 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from clincot.config import Positive, Section, parse_section, read_settings
+from clincot.config import FrozenConfig, PositiveInt, parse_config, read_settings
 from clincot.training.job import Sharding
 
 Name = Annotated[str, Field(pattern=r"^[a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?$")]
 
 
-class SecretKey(Section):
+class SecretKey(FrozenConfig):
     """One key of a Secret, as an environment variable's value."""
 
     secret: Name
     key: Annotated[str, Field(min_length=1)]
 
 
-class TrainJobSettings(Section):
+class TrainJobSettings(FrozenConfig):
     """A Kubeflow Trainer v2 TrainJob over several nodes. Inputs and checkpoint go over a volume that all pods mount."""
 
     image: Annotated[str, Field(min_length=1, description="with this package in it")]
@@ -39,8 +39,8 @@ class TrainJobSettings(Section):
         "torch-distributed"
     )
     runtime_kind: Literal["ClusterTrainingRuntime", "TrainingRuntime"] = "ClusterTrainingRuntime"
-    nodes: Positive = 2
-    processes_per_node: Annotated[Positive, Field(description="one a GPU")] = 1
+    nodes: PositiveInt = 2
+    processes_per_node: Annotated[PositiveInt, Field(description="one a GPU")] = 1
     resources: dict[Literal["requests", "limits"], dict[str, str]] = Field(
         default={"requests": {"cpu": "8", "memory": "64Gi"}, "limits": {"memory": "64Gi", "nvidia.com/gpu": "1"}},
         description="of each node's pod",
@@ -58,13 +58,13 @@ class TrainJobSettings(Section):
     poll_s: Annotated[float, Field(gt=0)] = 5.0
 
     @model_validator(mode="after")
-    def _absolute(self) -> TrainJobSettings:
+    def _check_mount(self) -> TrainJobSettings:
         if not PurePosixPath(self.mount).is_absolute():
             raise ValueError(f"mount is a path from the root, got {self.mount}")
         return self
 
 
-class LaunchSettings(Section):
+class LaunchSettings(FrozenConfig):
     """How a training run is started."""
 
     how: Annotated[
@@ -78,7 +78,7 @@ class LaunchSettings(Section):
     job: TrainJobSettings | None = None
 
     @model_validator(mode="after")
-    def _fits(self) -> LaunchSettings:
+    def _check_combination(self) -> LaunchSettings:
         if (self.how == "train-job") != (self.job is not None):
             raise ValueError("`job` is the settings of how: train-job, and of nothing else")
         if self.processes and self.how != "torchrun":
@@ -88,9 +88,9 @@ class LaunchSettings(Section):
         return self
 
 
-def load_launch(path: Path | None) -> LaunchSettings:
+def load_launch_settings(path: Path | None) -> LaunchSettings:
     """The settings of a YAML file, the defaults without one; raises BadRecord naming the file and the field."""
     if path is None:
         return LaunchSettings()
     content = read_settings(path, "how to launch a training (launch.yaml)")
-    return parse_section(LaunchSettings, content, where=str(path))
+    return parse_config(LaunchSettings, content, where=str(path))

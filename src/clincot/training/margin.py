@@ -11,12 +11,12 @@ import math
 import torch
 import torch.nn.functional as F
 
-from clincot.config import TrainSection
+from clincot.config import TrainConfig
 
 # Shape suffixes: B pairs.
 
 
-def margin_logits(gap: float, spread: float, section: TrainSection) -> float:
+def margin_logits(gap: float, spread: float, section: TrainConfig) -> float:
     """m of a pair, in logits: how far β·Δ must exceed 0 before the loss is at ln 2.
 
     gap = s_chosen - s_rejected > 0 and spread = the judges' standard deviation, both in score units.

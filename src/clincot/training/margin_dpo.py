@@ -22,43 +22,43 @@ from tqdm import tqdm
 from transformers import PrinterCallback, ProgressCallback, Trainer, TrainerCallback
 from trl import DPOConfig, DPOTrainer
 
-from clincot.config import TrainSection
-from clincot.errors import BadInput
+from clincot.config import TrainConfig
+from clincot.errors import InvalidInput
 from clincot.models.vlm import VisionLanguageModel
-from clincot.records import digest_of
+from clincot.records import hash_json
 from clincot.training.checkpoint_writer import (
-    NotFinite,
-    cosine_schedule,
-    freeze,
-    lora_config,
-    open_partial,
-    partial_folder,
-    publish,
-    tail_means,
+    NonFiniteError,
+    average_last_steps,
+    build_cosine_schedule,
+    build_lora_config,
+    freeze_modules,
+    get_partial_folder,
+    open_partial_folder,
+    save_checkpoint,
 )
 from clincot.training.collate import (
     Batch,
     ConversationCollator,
     PairCollator,
-    action_logprobs,
-    features,
-    may_pack,
-    pixels,
+    compute_action_logprobs,
+    make_feature_source,
+    make_pixel_source,
+    supports_packing,
 )
-from clincot.training.distributed import SharingCollator, Team, batch_mean
-from clincot.training.fsdp import check_split, gathered_weights, split_model
+from clincot.training.distributed import DistributedCollator, ProcessGroup, average_batch
+from clincot.training.fsdp import check_sharded, gather_weights, is_fsdp_enabled
 from clincot.training.image_conditional import blank_crops
 from clincot.training.margin import margin_dpo_loss, margin_logits, margin_nats
-from clincot.training.rows import TrainingRow, chosen_rows
+from clincot.training.rows import TrainingRow, select_chosen_rows
 from clincot.training.sft import train_on_rows
 
 # Shape suffixes: B pairs, N conversations (see PairCollator).
 
-COMPLETE = "complete"  # a file in a resumable checkpoint: it was written to its end
+COMPLETE_MARKER = "complete"  # a file in a resumable checkpoint: it was written to its end
 
 
 def train_on_pairs(
-    rows: Sequence[TrainingRow], policy_dir: Path, out_dir: Path, section: TrainSection, *, progress: bool = True
+    rows: Sequence[TrainingRow], policy_dir: Path, out_dir: Path, section: TrainConfig, *, progress: bool = True
 ) -> dict[str, float]:
     """Train the policy of `policy_dir` on preference pairs; the new checkpoint appears at `out_dir` when it is done.
 
@@ -67,18 +67,20 @@ def train_on_pairs(
     last checkpoint of `section.save_steps`. Same rows, policy and section: same bytes (on one machine's CPU).
     """
     if not rows:
-        raise BadInput("no pairs to train on; lower pair.min_gap or ask more questions")
+        raise InvalidInput("no pairs to train on; lower pair.min_gap or ask more questions")
     if section.loss == "sft":
-        return train_on_rows(chosen_rows(rows), policy_dir, out_dir, section, train_connector=False, progress=progress)
-    policy, team, partial = _load(policy_dir, section), Team.here(), partial_folder(out_dir)
-    run = digest_of([policy.digest, section.digest, [repr(row) for row in rows]])
-    team.once(lambda: open_partial(out_dir, run))
-    trainer = MarginDPOTrainer(policy, rows, section, partial, progress=progress and team.first)
-    trainer.train(resume_from_checkpoint=_last_complete(partial))
-    log = trainer.history()
-    weights = gathered_weights(trainer)
-    team.once(
-        lambda: publish(
+        return train_on_rows(
+            select_chosen_rows(rows), policy_dir, out_dir, section, train_connector=False, progress=progress
+        )
+    policy, team, partial = _load_policy(policy_dir, section), ProcessGroup.from_torch(), get_partial_folder(out_dir)
+    run = hash_json([policy.digest, section.digest, [repr(row) for row in rows]])
+    team.on_main_process(lambda: open_partial_folder(out_dir, run))
+    trainer = MarginDPOTrainer(policy, rows, section, partial, progress=progress and team.is_main_process)
+    trainer.train(resume_from_checkpoint=_find_last_checkpoint(partial))
+    log = trainer.read_history()
+    weights = gather_weights(trainer)
+    team.on_main_process(
+        lambda: save_checkpoint(
             trainer.model,
             policy.encoder.processor,
             policy.views,
@@ -88,7 +90,7 @@ def train_on_pairs(
             weights=weights,
         )
     )
-    return {**tail_means(log), "pairs": float(len(rows)), "steps": float(trainer.state.global_step)}
+    return {**average_last_steps(log), "pairs": float(len(rows)), "steps": float(trainer.state.global_step)}
 
 
 class MarginDPOTrainer(DPOTrainer):  # type: ignore[misc]
@@ -98,78 +100,80 @@ class MarginDPOTrainer(DPOTrainer):  # type: ignore[misc]
         self,
         policy: VisionLanguageModel,
         rows: Sequence[TrainingRow],
-        section: TrainSection,
+        section: TrainConfig,
         folder: Path,
         *,
         progress: bool = False,
     ) -> None:
-        self.section, self.rows, self.progress, self.team = section, rows, progress, Team.here()
-        self.team.share_of(section.batch_size)
-        self._sums: defaultdict[str, list[float]] = defaultdict(list)
-        self._in_step: list[str] = []  # pairs since the last log line
-        freeze(policy.model, vision=section.freeze_vision, connector=section.freeze_vision)
+        self.section, self.rows, self.progress, self.process_group = section, rows, progress, ProcessGroup.from_torch()
+        self.process_group.per_process_batch(section.batch_size)
+        self._metric_values: defaultdict[str, list[float]] = defaultdict(list)
+        self._pairs_in_step: list[str] = []  # pairs since the last log line
+        freeze_modules(policy.model, vision=section.freeze_vision, connector=section.freeze_vision)
         # the tower of a model that is split among processes is whole only inside the model's forward pass
-        shared = section.freeze_vision and policy.shares_features and not split_model()
+        shared = section.freeze_vision and policy.shares_features and not is_fsdp_enabled()
         conversations = ConversationCollator(
             policy.encoder,
-            features(policy.features) if shared else pixels(policy.encoder),
-            packed=shared and may_pack(policy.model),
+            make_feature_source(policy.encode_pictures) if shared else make_pixel_source(policy.encoder),
+            packed=shared and supports_packing(policy.model),
         )
         blanked = (
-            [blank_crops(row.chosen, folder / f"blank-{self.team.rank}") for row in rows]
+            [blank_crops(row.chosen, folder / f"blank-{self.process_group.rank}") for row in rows]
             if section.image_pair_weight
             else []
         )
         margins = [margin_logits(row.gap, row.spread, section) for row in rows]
         super().__init__(
             model=policy.model,
-            args=_arguments(section, folder),
-            data_collator=SharingCollator(PairCollator(rows, margins, conversations, blanked=blanked), self.team),
+            args=_build_arguments(section, folder),
+            data_collator=DistributedCollator(
+                PairCollator(rows, margins, conversations, blanked=blanked), self.process_group
+            ),
             train_dataset=Dataset.from_dict({"row": list(range(len(rows)))}),
             processing_class=policy.encoder.processor,
-            peft_config=lora_config(policy.model, section) if section.lora_r else None,
+            peft_config=build_lora_config(policy.model, section) if section.lora_r else None,
         )
-        check_split(self)
+        check_sharded(self)
         self.remove_callback(PrinterCallback)
         self.remove_callback(ProgressCallback)
-        self.add_callback(_Bar(progress))
+        self.add_callback(_ProgressBar(progress))
 
     def _prepare_dataset(self, dataset: Dataset, *_: Any, **__: Any) -> Dataset:
         return dataset  # nothing to tokenise: the collator encodes conversations
 
     def get_train_dataloader(self) -> DataLoader[Any]:
-        return self.team.whole_batches(super().get_train_dataloader())
+        return self.process_group.keep_whole_batches(super().get_train_dataloader())
 
     def _precompute_ref_logps(self, dataset: Dataset, name: str, batch_size: int) -> Dataset:
         """The data set with `ref_logps`, one value (nats) a side. Called by TRL before the first step."""
         loader = self.accelerator.prepare(
             DataLoader(
                 dataset,
-                batch_size=self.team.share_of(batch_size),
+                batch_size=self.process_group.per_process_batch(batch_size),
                 collate_fn=self.data_collator.collator,
                 shuffle=False,
             )
         )
         batches = tqdm(loader, desc="reference log-probabilities", disable=not self.progress)
-        found = [self.accelerator.gather_for_metrics(self.reference_logps(batch)).cpu() for batch in batches]
+        found = [self.accelerator.gather_for_metrics(self.compute_reference_logps(batch)).cpu() for batch in batches]
         ref_BS = torch.cat(found)
         bad = [
             row.pair for row, fine in zip(self.rows, torch.isfinite(ref_BS).all(1).tolist(), strict=True) if not fine
         ]
         if bad:
-            raise NotFinite(
+            raise NonFiniteError(
                 f"reference log-probabilities are not finite for {len(bad)} of {len(self.rows)} pairs: "
                 f"{', '.join(bad)}; the policy cannot express these answers, or its weights are damaged"
             )
         return dataset.add_column("ref_logps", ref_BS.tolist())
 
-    def reference_logps(self, batch: Batch) -> torch.Tensor:
+    def compute_reference_logps(self, batch: Batch) -> torch.Tensor:
         """(B, sides) log-probabilities (nats) under the starting policy: this model, before any step, adapters off."""
         model = self.accelerator.unwrap_model(self.model)
         model.eval()
         base = getattr(model, "disable_adapter", torch.no_grad)
         with torch.no_grad(), base(), self.accelerator.autocast():
-            logps_N = action_logprobs(model, batch, self.data_collator.sides * len(batch["row"])).sum_N
+            logps_N = compute_action_logprobs(model, batch, self.data_collator.sides * len(batch["row"])).sum_N
         return logps_N.reshape(-1, len(batch["row"])).T.contiguous()
 
     def compute_loss(
@@ -179,7 +183,7 @@ class MarginDPOTrainer(DPOTrainer):  # type: ignore[misc]
         if return_outputs:
             raise NotImplementedError("margin-DPO is trained, not evaluated, by this trainer")
         section, pairs = self.section, len(inputs["row"])
-        acted = action_logprobs(model, inputs, self.data_collator.sides * pairs)
+        acted = compute_action_logprobs(model, inputs, self.data_collator.sides * pairs)
         sides, refs = acted.sum_N.reshape(-1, pairs), inputs["ref_logps"].reshape(-1, pairs)
         margin_B = inputs["margin"]
         loss_B = margin_dpo_loss(sides[0], sides[1], refs[0], refs[1], margin_B, section.beta)
@@ -188,11 +192,11 @@ class MarginDPOTrainer(DPOTrainer):  # type: ignore[misc]
         if section.image_pair_weight:
             image_B = margin_dpo_loss(sides[0], sides[2], refs[0], refs[2], torch.zeros_like(margin_B), section.beta)
             total_B = total_B + section.image_pair_weight * image_B
-            self._note(inputs, image_pair_loss=image_B)
-        self._in_step += [self.rows[int(index)].pair for index in inputs["row"]]
-        self._refuse_not_finite(total_B, inputs["row"])
+            self._record_metrics(inputs, image_pair_loss=image_B)
+        self._pairs_in_step += [self.rows[int(index)].pair for index in inputs["row"]]
+        self._check_finite(total_B, inputs["row"])
         reward_B = section.beta * ((sides[0] - refs[0]) - (sides[1] - refs[1]))
-        self._note(
+        self._record_metrics(
             inputs,
             dpo_loss=loss_B,
             nll=nll_B,
@@ -203,53 +207,59 @@ class MarginDPOTrainer(DPOTrainer):  # type: ignore[misc]
             margin_logits=margin_B,
             margin_nats=margin_nats(margin_B, section.beta),
         )
-        return batch_mean(total_B, inputs)
+        return average_batch(total_B, inputs)
 
     def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
         if self.lr_scheduler is None:  # type: ignore[has-type]
-            self.lr_scheduler = cosine_schedule(
+            self.lr_scheduler = build_cosine_schedule(
                 optimizer or self.optimizer, self.section.warmup_ratio, num_training_steps
             )
         return self.lr_scheduler
 
-    def _note(self, batch: Batch, **metrics: Any) -> None:
+    def _record_metrics(self, batch: Batch, **metrics: Any) -> None:
         """Keep a step's means for the next log line; `reward_margin` and `accuracy` are without the added margin."""
         for name, value_B in metrics.items():
-            self._sums[name].append(float(batch_mean(value_B.detach().float(), batch)))
+            self._metric_values[name].append(float(average_batch(value_B.detach().float(), batch)))
 
-    def _refuse_not_finite(self, total_B: torch.Tensor, row_B: torch.Tensor) -> None:
-        bad = self.team.union([self.rows[int(index)].pair for index in row_B[~torch.isfinite(total_B)]])
+    def _check_finite(self, total_B: torch.Tensor, row_B: torch.Tensor) -> None:
+        bad = self.process_group.gather_unique(
+            [self.rows[int(index)].pair for index in row_B[~torch.isfinite(total_B)]]
+        )
         if bad:
-            asked = self.team.union([self.rows[int(index)].pair for index in row_B])
-            raise NotFinite(
+            asked = self.process_group.gather_unique([self.rows[int(index)].pair for index in row_B])
+            raise NonFiniteError(
                 f"step {self.state.global_step + 1}: the loss is not finite for {len(bad)} of {len(asked)} pairs: "
                 f"{', '.join(bad)}; nothing was published. Lower train.lr or look at these pairs (clincot show <id>)"
             )
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         if not math.isfinite(logs.get("grad_norm", 0.0)):
-            raise NotFinite(
-                f"step {self.state.global_step}: the gradient is not finite, with {', '.join(self._in_step)}; nothing "
+            raise NonFiniteError(
+                f"step {self.state.global_step}: the gradient is not finite, with {', '.join(self._pairs_in_step)}; nothing "
                 "was published. Lower train.lr or look at these pairs (clincot show <id>)"
             )
-        logs |= self.team.mean({name: sum(values) / len(values) for name, values in self._sums.items()})
-        self._sums.clear()
-        self._in_step.clear()
+        logs |= self.process_group.average_metrics(
+            {name: sum(values) / len(values) for name, values in self._metric_values.items()}
+        )
+        self._metric_values.clear()
+        self._pairs_in_step.clear()
         super().log(logs, start_time)
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         """Without TRL's model card, which says nothing about a half-trained policy; marked once it is complete."""
         Trainer._save_checkpoint(self, model, trial)
-        self.team.wait()  # every process has written its part
-        self.team.once((Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}" / COMPLETE).touch)
+        self.process_group.wait_for_everyone()  # every process has written its part
+        self.process_group.on_main_process(
+            (Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}" / COMPLETE_MARKER).touch
+        )
 
-    def history(self) -> list[dict[str, float]]:
+    def read_history(self) -> list[dict[str, float]]:
         """One entry a step: what train_log.json holds."""
         entries = [entry for entry in self.state.log_history if "dpo_loss" in entry]
-        return [{name: entry[name] for name in _LOGGED if name in entry} for entry in entries]
+        return [{name: entry[name] for name in _LOGGED_METRICS if name in entry} for entry in entries]
 
 
-_LOGGED = (
+_LOGGED_METRICS = (
     "step",
     "epoch",
     "loss",
@@ -267,7 +277,7 @@ _LOGGED = (
 )
 
 
-class _Bar(TrainerCallback):  # type: ignore[misc]
+class _ProgressBar(TrainerCallback):  # type: ignore[misc]
     """A progress bar with the loss; Trainer's own prints every log line."""
 
     def __init__(self, shown: bool) -> None:
@@ -287,7 +297,7 @@ class _Bar(TrainerCallback):  # type: ignore[misc]
         self.bar.close()
 
 
-def _arguments(section: TrainSection, folder: Path) -> DPOConfig:
+def _build_arguments(section: TrainConfig, folder: Path) -> DPOConfig:
     gpu = torch.cuda.is_available()
     return DPOConfig(
         output_dir=str(folder),
@@ -318,13 +328,13 @@ def _arguments(section: TrainSection, folder: Path) -> DPOConfig:
     )
 
 
-def _load(policy_dir: Path, section: TrainSection) -> VisionLanguageModel:
+def _load_policy(policy_dir: Path, section: TrainConfig) -> VisionLanguageModel:
     """The policy to train, in fp32 unless it is only the frozen base of a LoRA: small updates vanish in bf16."""
     dtype = section.dtype if section.lora_r else "float32"
     return VisionLanguageModel(policy_dir, device="cuda" if torch.cuda.is_available() else "cpu", dtype=dtype)
 
 
-def _last_complete(folder: Path) -> str | None:
-    done = [p.parent for p in folder.glob(f"checkpoint-*/{COMPLETE}")]
+def _find_last_checkpoint(folder: Path) -> str | None:
+    done = [p.parent for p in folder.glob(f"checkpoint-*/{COMPLETE_MARKER}")]
     last = max(done, key=lambda p: int(p.name.rpartition("-")[2]), default=None)
     return None if last is None else str(last)

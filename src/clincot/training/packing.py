@@ -12,12 +12,12 @@ from dataclasses import dataclass
 
 import torch
 
-from clincot.models.encoding import Encoded
-from clincot.prompts import Picture
+from clincot.models.encoding import EncodedConversation
+from clincot.prompts import ImageView
 
 # Shape suffixes: S packs, T tokens.
 
-SHARED, PADDING = -1, -2  # segments that are no conversation's own
+SHARED_SEGMENT, PADDING_SEGMENT = -1, -2  # segments that are no conversation's own
 
 
 @dataclass(frozen=True)
@@ -28,18 +28,20 @@ class Pack:
     positions: tuple[int, ...]
     actions: tuple[bool, ...]
     segments: tuple[int, ...]
-    pictures: tuple[Picture, ...]
+    pictures: tuple[ImageView, ...]
 
 
-def pack(conversations: Sequence[Encoded], image_id: int, image_tokens: Callable[[Picture], int]) -> Pack:
+def pack_conversations(
+    conversations: Sequence[EncodedConversation], image_id: int, image_tokens: Callable[[ImageView], int]
+) -> Pack:
     """The conversations as one sequence. `image_tokens` says how many tokens `image_id` a picture has."""
     if len(conversations) == 1:
         (only,) = conversations
         return Pack(only.ids, tuple(range(len(only.ids))), only.actions, (0,) * len(only.ids), only.pictures)
-    shared, shown = beginning(conversations, image_id, image_tokens)
+    shared, shown = find_common_prefix(conversations, image_id, image_tokens)
     first = conversations[0]
     ids, actions = list(first.ids[:shared]), [False] * shared
-    positions, segments, pictures = list(range(shared)), [SHARED] * shared, list(first.pictures[:shown])
+    positions, segments, pictures = list(range(shared)), [SHARED_SEGMENT] * shared, list(first.pictures[:shown])
     for index, one in enumerate(conversations):
         ids += one.ids[shared:]
         actions += one.actions[shared:]
@@ -49,8 +51,8 @@ def pack(conversations: Sequence[Encoded], image_id: int, image_tokens: Callable
     return Pack(tuple(ids), tuple(positions), tuple(actions), tuple(segments), tuple(pictures))
 
 
-def beginning(
-    conversations: Sequence[Encoded], image_id: int, image_tokens: Callable[[Picture], int]
+def find_common_prefix(
+    conversations: Sequence[EncodedConversation], image_id: int, image_tokens: Callable[[ImageView], int]
 ) -> tuple[int, int]:
     """(tokens, pictures) that all the conversations begin with.
 
@@ -61,8 +63,8 @@ def beginning(
     tokens = min(max(0, e.actions.index(True) - 1) if True in e.actions else len(e.ids) for e in conversations)
     shown = len(first.pictures)
     for other in conversations[1:]:
-        tokens = _alike(first.ids, other.ids, tokens)
-        shown = _alike(first.pictures, other.pictures, shown)
+        tokens = _count_common_items(first.ids, other.ids, tokens)
+        shown = _count_common_items(first.pictures, other.pictures, shown)
     places = [place for place, token in enumerate(first.ids) if token == image_id]
     done = kept = 0
     for picture in first.pictures[:shown]:
@@ -73,14 +75,14 @@ def beginning(
     return min([tokens, *places[done : done + 1]]), kept
 
 
-def _alike(a: Sequence[object], b: Sequence[object], most: int) -> int:
+def _count_common_items(a: Sequence[object], b: Sequence[object], most: int) -> int:
     """How many of the first `most` members are the same."""
     most = min(len(a), len(b), most)
     return next((i for i in range(most) if a[i] != b[i]), most)
 
 
-def attention(segments: torch.Tensor) -> torch.Tensor:
+def build_attention_mask(segments: torch.Tensor) -> torch.Tensor:
     """(S, 1, T, T) of whether a token attends to another: an earlier one (or itself) of its own segment or SHARED."""
     own_STT = segments[:, :, None] == segments[:, None, :]
-    shared_STT = (segments == SHARED)[:, None, :] & (segments != PADDING)[:, :, None]
+    shared_STT = (segments == SHARED_SEGMENT)[:, None, :] & (segments != PADDING_SEGMENT)[:, :, None]
     return ((own_STT | shared_STT).tril())[:, None]

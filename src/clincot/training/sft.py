@@ -15,38 +15,45 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from clincot.config import TrainSection
-from clincot.errors import BadInput
-from clincot.models.encoding import Encoded
+from clincot.config import TrainConfig
+from clincot.errors import InvalidInput
+from clincot.models.encoding import EncodedConversation
 from clincot.models.features import PictureFeatures
 from clincot.models.vlm import VisionLanguageModel
-from clincot.records import digest_of
+from clincot.records import hash_json
 from clincot.training.checkpoint_writer import (
-    NotFinite,
-    cosine_schedule,
-    freeze,
-    lora_config,
-    open_partial,
-    publish,
-    tail_means,
+    NonFiniteError,
+    average_last_steps,
+    build_cosine_schedule,
+    build_lora_config,
+    freeze_modules,
+    open_partial_folder,
+    save_checkpoint,
 )
-from clincot.training.collate import Batch, ConversationCollator, action_logprobs, features, may_pack, pixels
+from clincot.training.collate import (
+    Batch,
+    ConversationCollator,
+    compute_action_logprobs,
+    make_feature_source,
+    make_pixel_source,
+    supports_packing,
+)
 from clincot.training.rows import SFTRow
 
 LOG_EVERY = 10  # steps
-TOWER_MB = 2048  # of tower states kept; the small tower needs 0.16 MB an image
-BUCKET = 50  # batches whose rows are sorted by length together
-PACK = 8  # conversations that share their beginning in one sequence, at most
+TOWER_CACHE_MB = 2048  # of tower states kept; the small tower needs 0.16 MB an image
+BUCKET_SIZE = 50  # batches whose rows are sorted by length together
+PACK_SIZE = 8  # conversations that share their beginning in one sequence, at most
 RESUME_FILE = "resume.pt"
 
-Packs = list[list[int]]
+MicroBatch = list[list[int]]
 
 
 def train_on_rows(
     rows: Sequence[SFTRow],
     policy_dir: Path,
     out_dir: Path,
-    section: TrainSection,
+    section: TrainConfig,
     *,
     train_connector: bool = True,
     held_out: Sequence[SFTRow] = (),
@@ -62,66 +69,66 @@ def train_on_rows(
     Returns the last tenth's mean loss, rows, steps and, with `held_out`, their loss.
     """
     if not rows:
-        raise BadInput("no rows to train on")
+        raise InvalidInput("no rows to train on")
     gpu = torch.cuda.is_available()
     policy = VisionLanguageModel(
         policy_dir, device="cuda" if gpu else "cpu", dtype=section.dtype if section.lora_r else "float32"
     )
-    run = digest_of(
+    run = hash_json(
         [policy.digest, section.digest, train_connector, [[row.name, repr(row.conversation)] for row in rows]]
     )
-    partial = open_partial(out_dir, run)
-    loop = _Loop(policy, section, train_connector)
-    loop.run(rows, partial / RESUME_FILE, progress=progress)
-    metrics = {**tail_means(loop.log), "rows": float(len(rows)), "steps": float(loop.step)}
+    partial = open_partial_folder(out_dir, run)
+    loop = _SftLoop(policy, section, train_connector)
+    loop.train_epochs(rows, partial / RESUME_FILE, progress=progress)
+    metrics = {**average_last_steps(loop.log), "rows": float(len(rows)), "steps": float(loop.step)}
     if held_out:
-        metrics["held_out_loss"] = loop.loss_of(held_out)
-    publish(loop.model, policy.encoder.processor, policy.views, out_dir, dtype=section.dtype, log=loop.log)
+        metrics["held_out_loss"] = loop.measure_loss(held_out)
+    save_checkpoint(loop.model, policy.encoder.processor, policy.views, out_dir, dtype=section.dtype, log=loop.log)
     return metrics
 
 
-class _Loop:
+class _SftLoop:
     """Model, optimiser and log of one run."""
 
-    def __init__(self, policy: VisionLanguageModel, section: TrainSection, train_connector: bool) -> None:
+    def __init__(self, policy: VisionLanguageModel, section: TrainConfig, train_connector: bool) -> None:
         torch.manual_seed(section.seed)
         self.section = section
         model: Any = policy.model
-        freeze(model, vision=section.freeze_vision, connector=section.freeze_vision and not train_connector)
+        freeze_modules(model, vision=section.freeze_vision, connector=section.freeze_vision and not train_connector)
         self.connector: Any = None
-        source = pixels(policy.encoder)
+        source = make_pixel_source(policy.encoder)
         if section.freeze_vision and policy.shares_features:
-            source = features(policy.features)
+            source = make_feature_source(policy.encode_pictures)
             if train_connector:
-                states = PictureFeatures(model, policy.encoder, output="last_hidden_state", kept_mb=TOWER_MB)
-                source, self.connector = features(states), model.model.connector
-        packed = section.freeze_vision and policy.shares_features and may_pack(model)
+                states = PictureFeatures(model, policy.encoder, output="last_hidden_state", kept_mb=TOWER_CACHE_MB)
+                source, self.connector = make_feature_source(states), model.model.connector
+        packed = section.freeze_vision and policy.shares_features and supports_packing(model)
         self.collator = ConversationCollator(policy.encoder, source, packed=packed)
         if section.lora_r:
             from peft import get_peft_model
 
-            model = get_peft_model(model, lora_config(model, section))
+            model = get_peft_model(model, build_lora_config(model, section))
         self.model: Any = model
         self.trained = [p for p in model.parameters() if p.requires_grad]
         self.optimiser = torch.optim.AdamW(self.trained, lr=section.lr, weight_decay=0.0)
         self.log: list[dict[str, float]] = []
         self.step = 0
 
-    def run(self, rows: Sequence[SFTRow], resume: Path, *, progress: bool) -> None:
+    def train_epochs(self, rows: Sequence[SFTRow], resume: Path, *, progress: bool) -> None:
         section = self.section
         encoded = [
-            self.collator.encode(row.conversation, row.name)
+            self.collator.encode_conversation(row.conversation, row.name)
             for row in tqdm(rows, desc="encoding", unit="row", disable=not progress)
         ]
-        steps = max(1, round(section.epochs * len(epoch_steps(encoded, section, 0))))
-        schedule = cosine_schedule(self.optimiser, section.warmup_ratio, steps)
+        steps = max(1, round(section.epochs * len(plan_epoch_steps(encoded, section, 0))))
+        schedule = build_cosine_schedule(self.optimiser, section.warmup_ratio, steps)
         if resume.is_file():
-            self._resume(resume, schedule)
+            self._load_state(resume, schedule)
         self.model.train()
         bar = tqdm(total=steps, initial=self.step, desc="SFT", unit="step", mininterval=1, disable=not progress)
-        for parts in steps_from(encoded, section, start=self.step, stop=steps):
+        for parts in iter_steps(encoded, section, start=self.step, stop=steps):
             rate = schedule.get_last_lr()[0]
-            loss = self._step(parts, encoded, rows)
+            loss = self._train_step(parts, encoded, rows)
             schedule.step()
             self.step += 1
             self.log.append({"step": self.step, "loss": loss, "learning_rate": rate})
@@ -129,10 +136,10 @@ class _Loop:
             if self.step % LOG_EVERY == 0:
                 bar.set_postfix(loss=f"{sum(e['loss'] for e in self.log[-LOG_EVERY:]) / LOG_EVERY:.4f}")
             if section.save_steps and self.step % section.save_steps == 0 and self.step < steps:
-                self._save(resume, schedule)
+                self._save_state(resume, schedule)
         bar.close()
 
-    def loss_of(self, rows: Sequence[SFTRow]) -> float:
+    def measure_loss(self, rows: Sequence[SFTRow]) -> float:
         """Mean negative log-probability (nats) of the rows' action tokens; nothing is learned."""
         self.model.eval()
         total, count = 0.0, 0
@@ -140,13 +147,15 @@ class _Loop:
             part = rows[at : at + self.section.batch_size]
             names = [row.name for row in part]
             with torch.no_grad():
-                encoded = [self.collator.encode(row.conversation, row.name) for row in part]
-                logps_N, tokens_N = self._forward(encoded, names, [[i] for i in range(len(part))])
+                encoded = [self.collator.encode_conversation(row.conversation, row.name) for row in part]
+                logps_N, tokens_N = self._forward_batch(encoded, names, [[i] for i in range(len(part))])
             total -= float(logps_N.sum())
             count += int(tokens_N.sum())
         return total / count
 
-    def _step(self, parts: Sequence[Packs], encoded: Sequence[Encoded], rows: Sequence[SFTRow]) -> float:
+    def _train_step(
+        self, parts: Sequence[MicroBatch], encoded: Sequence[EncodedConversation], rows: Sequence[SFTRow]
+    ) -> float:
         """One optimiser step over its micro-batches; the mean is over the action tokens of all of them."""
         tokens = sum(sum(encoded[i].actions) for part in parts for packed in part for i in packed)
         total = 0.0
@@ -156,10 +165,10 @@ class _Loop:
             places = {i: place for place, i in enumerate(members)}
             names = [rows[i].name for i in members]
             groups = [[places[i] for i in packed] for packed in part]
-            logps_N, _ = self._forward([encoded[i] for i in members], names, groups)
+            logps_N, _ = self._forward_batch([encoded[i] for i in members], names, groups)
             bad = [name for name, logp in zip(names, logps_N.tolist(), strict=True) if not math.isfinite(logp)]
             if bad:
-                raise NotFinite(
+                raise NonFiniteError(
                     f"step {self.step + 1}: the loss is not finite for {', '.join(bad)}; nothing was published"
                 )
             loss = -logps_N.sum() / tokens
@@ -168,29 +177,29 @@ class _Loop:
         norm = torch.nn.utils.clip_grad_norm_(self.trained, self.section.max_grad_norm)
         if not torch.isfinite(norm):
             names = [rows[i].name for part in parts for packed in part for i in packed]
-            raise NotFinite(f"step {self.step + 1}: the gradient is not finite, with {', '.join(names)}")
+            raise NonFiniteError(f"step {self.step + 1}: the gradient is not finite, with {', '.join(names)}")
         self.optimiser.step()
         return total
 
-    def _forward(
-        self, encoded: Sequence[Encoded], names: Sequence[str], groups: Sequence[Sequence[int]]
+    def _forward_batch(
+        self, encoded: Sequence[EncodedConversation], names: Sequence[str], groups: Sequence[Sequence[int]]
     ) -> tuple[torch.Tensor, torch.Tensor]:
         device = self.trained[0].device
         batch: Batch = {k: v.to(device) for k, v in self.collator(encoded, names, groups).items()}
         with torch.autocast(device.type, torch.bfloat16, enabled=self.section.dtype == "bfloat16"):
             if self.connector is not None and "features" in batch:
                 batch["features"] = self.connector(batch["features"])
-            acted = action_logprobs(self.model, batch, len(encoded))
+            acted = compute_action_logprobs(self.model, batch, len(encoded))
             return acted.sum_N, acted.tokens_N
 
-    def _save(self, path: Path, schedule: Any) -> None:
+    def _save_state(self, path: Path, schedule: Any) -> None:
         aside = path.with_suffix(".writing")
         trained = {name: p.detach() for name, p in self.model.named_parameters() if p.requires_grad}
         state = {"trained": trained, "optimiser": self.optimiser.state_dict(), "schedule": schedule.state_dict()}
         torch.save({**state, "step": self.step, "log": self.log, "random": torch.get_rng_state()}, aside)
         aside.replace(path)
 
-    def _resume(self, path: Path, schedule: Any) -> None:
+    def _load_state(self, path: Path, schedule: Any) -> None:
         state = torch.load(path, weights_only=True, map_location=self.trained[0].device)
         self.model.load_state_dict(state["trained"], strict=False)
         self.optimiser.load_state_dict(state["optimiser"])
@@ -199,31 +208,35 @@ class _Loop:
         torch.set_rng_state(state["random"].cpu())
 
 
-def steps_from(encoded: Sequence[Encoded], section: TrainSection, *, start: int, stop: int) -> Iterator[list[Packs]]:
+def iter_steps(
+    encoded: Sequence[EncodedConversation], section: TrainConfig, *, start: int, stop: int
+) -> Iterator[list[MicroBatch]]:
     """Each step's micro-batches of packs of row indices, from step `start`: a function of the seed and the step."""
     step, epoch = 0, 0
     while step < stop:
-        for parts in epoch_steps(encoded, section, epoch)[: stop - step]:
+        for parts in plan_epoch_steps(encoded, section, epoch)[: stop - step]:
             if step >= start:
                 yield parts
             step += 1
         epoch += 1
 
 
-def epoch_steps(encoded: Sequence[Encoded], section: TrainSection, epoch: int) -> list[list[Packs]]:
+def plan_epoch_steps(
+    encoded: Sequence[EncodedConversation], section: TrainConfig, epoch: int
+) -> list[list[MicroBatch]]:
     """Every row once: rows that show the same picture first are packed, packs of similar length share a step."""
     rng = np.random.default_rng([section.seed, epoch])
     by_picture: dict[str, list[int]] = {}
     for i in rng.permutation(len(encoded)).tolist():
         pictures = encoded[i].pictures
         by_picture.setdefault(pictures[0].key if pictures else "", []).append(i)
-    size = min(PACK, section.batch_size)
+    size = min(PACK_SIZE, section.batch_size)
     packs = [rows[at : at + size] for rows in by_picture.values() for at in range(0, len(rows), size)]
     packs = [packs[i] for i in rng.permutation(len(packs)).tolist()]
-    bucket = max(1, BUCKET * section.batch_size * section.grad_accumulation // size)
-    parts: list[Packs] = []
+    bucket = max(1, BUCKET_SIZE * section.batch_size * section.grad_accumulation // size)
+    parts: list[MicroBatch] = []
     for at in range(0, len(packs), bucket):
-        waiting: Packs = []
+        waiting: MicroBatch = []
         for packed in sorted(packs[at : at + bucket], key=lambda p: sum(len(encoded[i].ids) for i in p)):
             room = section.batch_size - sum(map(len, waiting))
             waiting.append(packed[:room])

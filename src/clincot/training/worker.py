@@ -14,20 +14,20 @@ from pathlib import Path
 import torch
 from accelerate import PartialState
 
-from clincot.errors import ForTheUser
-from clincot.jsonl import read_model, write_json, written_aside
-from clincot.processes import end_with_parent
-from clincot.prompts import load_views
-from clincot.training.distributed import Team
-from clincot.training.fsdp import split_models
-from clincot.training.job import Work, failure_file
+from clincot.errors import UserError
+from clincot.jsonl import atomic_write, read_json_model, write_json
+from clincot.processes import set_parent_death_signal
+from clincot.prompts import load_prompt_format
+from clincot.training.distributed import ProcessGroup
+from clincot.training.fsdp import enable_fsdp
+from clincot.training.job import TrainingJob, locate_failure_file
 from clincot.training.margin_dpo import train_on_pairs
 from clincot.training.rows import read_training_rows
 
-PATIENCE = timedelta(hours=1)  # while the first process writes a large checkpoint; NCCL's own is ten minutes
+PROCESS_TIMEOUT = timedelta(hours=1)  # while the first process writes a large checkpoint; NCCL's own is ten minutes
 
 
-def train(work: Work) -> dict[str, float]:
+def train_in_process(work: TrainingJob) -> dict[str, float]:
     """Train in this process, or as one of its team; the metrics of margin_dpo.train_on_pairs."""
     rows = read_training_rows(
         pairs=work.pairs,
@@ -36,7 +36,7 @@ def train(work: Work) -> dict[str, float]:
         questions=work.questions,
         studies=work.data / "studies.jsonl",
         folder=work.data,
-        views=load_views(work.policy),
+        views=load_prompt_format(work.policy),
         steps=work.steps,
     )
     return train_on_pairs(list(rows), work.policy, work.checkpoint, work.section)
@@ -45,21 +45,21 @@ def train(work: Work) -> dict[str, float]:
 def main() -> None:
     """Exit code 1 where a process says why it cannot go on; torchrun then ends the others."""
     if "RANK" in os.environ:
-        end_with_parent(signal.SIGKILL)
-    work = read_model(Path(sys.argv[1]), Work)
+        set_parent_death_signal(signal.SIGKILL)
+    work = read_json_model(Path(sys.argv[1]), TrainingJob)
     if torch.cuda.is_available():
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
     if work.sharding == "fsdp":
-        split_models()
-    PartialState(cpu=not torch.cuda.is_available(), timeout=PATIENCE)  # joins the team, if there is one
-    team = Team.here()
+        enable_fsdp()
+    PartialState(cpu=not torch.cuda.is_available(), timeout=PROCESS_TIMEOUT)  # joins the team, if there is one
+    team = ProcessGroup.from_torch()
     try:
-        metrics = train(work)
-    except (ForTheUser, OSError) as error:
-        with written_aside(failure_file(work, team.rank)) as file:
+        metrics = train_in_process(work)
+    except (UserError, OSError) as error:
+        with atomic_write(locate_failure_file(work, team.rank)) as file:
             file.write(str(error))
         raise SystemExit(1) from None
-    team.once(lambda: write_json(work.result, metrics))
+    team.on_main_process(lambda: write_json(work.result, metrics))
     if team.size > 1:
         torch.distributed.destroy_process_group()
 

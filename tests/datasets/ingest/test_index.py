@@ -7,7 +7,7 @@ import sqlite3
 
 import pytest
 
-from clincot.datasets.ingest.index import Ledger
+from clincot.datasets.ingest.index import IngestIndex
 
 
 def test_a_full_disk_is_an_oserror_that_says_where_to_make_room() -> None:
@@ -18,12 +18,12 @@ def test_a_full_disk_is_an_oserror_that_says_where_to_make_room() -> None:
 
 
 def _fill(pages: int, *, ids: int) -> None:
-    with Ledger() as ledger:
+    with IngestIndex() as ledger:
         ledger._db.execute(f"PRAGMA max_page_count = {pages}")
         for number in range(ids):
-            ledger.first_with_id(number.to_bytes(8), f"row {number}")
+            ledger.register_id(number.to_bytes(8), f"row {number}")
 
 
 def test_any_other_fault_of_the_database_stays_what_it_is() -> None:
-    with pytest.raises(sqlite3.OperationalError, match="no such table"), Ledger() as one:
+    with pytest.raises(sqlite3.OperationalError, match="no such table"), IngestIndex() as one:
         one._db.execute("SELECT * FROM nowhere")

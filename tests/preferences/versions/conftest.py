@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 
-from clincot.config import VersionSection
+from clincot.config import VersionConfig
 from clincot.jsonl import read_records
-from clincot.preferences.versions.init import start_repository
+from clincot.preferences.versions.init import init_repository
 from clincot.records import DataVersion
 from clincot.stages.base import Metrics
 from clincot.stages.runner import run_stage
@@ -32,7 +32,7 @@ class Round:
 
     def keep(self, repository: Path | str, **section: Any) -> Metrics:
         section = {"repository": str(repository), **section}
-        return run_stage("version", VersionSection.model_validate(section), self.at, {"version": self.output})
+        return run_stage("version", VersionConfig.model_validate(section), self.at, {"version": self.output})
 
     @property
     def kept(self) -> DataVersion:
@@ -52,7 +52,7 @@ def template(s3: S3Server, tmp_path_factory: pytest.TempPathFactory) -> Path:
     with pytest.MonkeyPatch.context() as patch:
         for name, value in s3.environment.items():
             patch.setenv(name, value)
-        start_repository(str(folder), f"s3://{BUCKET}/rounds")
+        init_repository(str(folder), f"s3://{BUCKET}/rounds")
     return folder
 
 

@@ -12,10 +12,10 @@ from typing import Any
 
 import pytest
 
-from clincot.jsonl import BadRecord, file_digest
+from clincot.jsonl import InvalidRecord, hash_files
 from clincot.preferences.versions import commit as keeping
-from clincot.preferences.versions.commit import RoundTaken
-from clincot.preferences.versions.describe import NAMES
+from clincot.preferences.versions.commit import RoundAlreadyVersioned
+from clincot.preferences.versions.describe import FILE_NAMES
 from clincot.records import DataVersion
 from tests.preferences.versions.conftest import BUCKET, git, key_of, make_round, references
 
@@ -37,7 +37,7 @@ def test_another_gets_the_same_bytes_and_a_second_run_changes_nothing(
     git(tmp_path, "clone", "--quiet", "--branch", kept.tag, str(repository), "another")
     subprocess.run([sys.executable, "-m", "dvc", "pull"], cwd=tmp_path / "another", check=True, capture_output=True)
     for name, path in made.at.items():
-        assert (tmp_path / "another" / "preferences" / NAMES[name]).read_bytes() == path.read_bytes(), name
+        assert (tmp_path / "another" / "preferences" / FILE_NAMES[name]).read_bytes() == path.read_bytes(), name
 
     before = (
         references(repository),
@@ -65,7 +65,7 @@ def test_without_a_repository_the_record_says_so(tmp_path: Path, caplog: pytest.
     assert (kept.revision, kept.tag, kept.repository) == ("", "", "")
     assert kept.unversioned.startswith("no data repository is named")
     assert (kept.pairs, kept.questions, kept.candidates) == (6, 3, 12)
-    assert {file.name: file.sha256 for file in kept.files} == {NAMES[n]: file_digest(p) for n, p in made.at.items()}
+    assert {file.name: file.sha256 for file in kept.files} == {FILE_NAMES[n]: hash_files(p) for n, p in made.at.items()}
 
 
 def test_a_version_is_what_it_is_wherever_it_is_kept(tmp_path: Path) -> None:
@@ -106,7 +106,7 @@ def test_what_others_pushed_in_the_meantime_stays(
 ) -> None:
     """While the files are on their way to the remote somebody changes the README and pushes it."""
     made = make_round(tmp_path / "round", seed=20)
-    into_remote = keeping._into_remote
+    into_remote = keeping._push_files
 
     def meanwhile(*given: Any) -> None:
         into_remote(*given)
@@ -133,11 +133,13 @@ def test_a_round_that_holds_other_data_is_not_written_over(repository: Path, tmp
     git(tmp_path / "theirs", "tag", held.tag)
     git(tmp_path / "theirs", "push", "--quiet", "origin", "main", held.tag)
     before = references(repository)
-    with pytest.raises(RoundTaken, match=r"round-0004 holds other preference data \(6 pairs, .*of test@localhost, 20"):
+    with pytest.raises(
+        RoundAlreadyVersioned, match=r"round-0004 holds other preference data \(6 pairs, .*of test@localhost, 20"
+    ):
         make_round(tmp_path / "mine", seed=31).keep(repository, round=4)
     git(tmp_path / "theirs", "tag", "preferences/round-0005", "HEAD^")
     git(tmp_path / "theirs", "push", "--quiet", "origin", "preferences/round-0005")
-    with pytest.raises(BadRecord, match=r"the tag preferences/round-0005 holds no preferences\.json"):
+    with pytest.raises(InvalidRecord, match=r"the tag preferences/round-0005 holds no preferences\.json"):
         make_round(tmp_path / "mine", seed=31).keep(repository)
     assert references(repository).replace("refs/tags/preferences/round-0005", "").startswith(before.splitlines()[0])
 
@@ -146,9 +148,9 @@ def test_files_that_do_not_belong_together_are_no_version(tmp_path: Path) -> Non
     made = make_round(tmp_path)
     lines = made.at["pairs"].read_text().splitlines(keepends=True)
     made.at["pairs"].write_text("".join(lines[:-1]))
-    with pytest.raises(BadRecord, match=r"pairs\.jsonl: holds 5 pairs, but .*pair_report\.json reports 6"):
+    with pytest.raises(InvalidRecord, match=r"pairs\.jsonl: holds 5 pairs, but .*pair_report\.json reports 6"):
         made.keep("")
     assert not made.output.exists()
     made.at["pairs"].write_text("".join(lines)[:-10])
-    with pytest.raises(BadRecord, match=r"pairs\.jsonl:6: the file ends in the middle of a line"):
+    with pytest.raises(InvalidRecord, match=r"pairs\.jsonl:6: the file ends in the middle of a line"):
         made.keep("")

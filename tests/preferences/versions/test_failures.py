@@ -10,12 +10,12 @@ from typing import Any
 
 import pytest
 
-from clincot.errors import BadInput
+from clincot.errors import InvalidInput
 from clincot.preferences.versions import commit as keeping
 from clincot.preferences.versions.dvc import DvcFailed
 from clincot.preferences.versions.git import GitFailed
-from clincot.preferences.versions.init import start_repository
-from clincot.stages.catalog import stage_named
+from clincot.preferences.versions.init import init_repository
+from clincot.stages.catalog import get_stage
 from tests.preferences.versions.conftest import BUCKET, Round, git, hook, key_of, make_round, references
 from tests.support.s3_server import SECRET, s3_server
 
@@ -62,7 +62,7 @@ def test_a_server_that_stops_after_the_push_is_not_taken_at_its_word(
         server.bucket(BUCKET)
         stopped.setenv("AWS_ENDPOINT_URL_S3", server.url)
         stopped.setenv("AWS_MAX_ATTEMPTS", "1")
-        before, dvc = references(repository), keeping.dvc
+        before, dvc = references(repository), keeping.run_dvc
 
         def stopping(folder: Path, *arguments: str, timeout_s: float) -> str:
             said = dvc(folder, *arguments, timeout_s=timeout_s)
@@ -84,7 +84,11 @@ def test_an_object_that_did_not_land_is_named(
     repository: Path, objects: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The remote loses the scores again and again, as one would with a rule that deletes what is new."""
-    made, before, missing = make_round(tmp_path / "round", seed=42), references(repository), keeping.missing
+    made, before, missing = (
+        make_round(tmp_path / "round", seed=42),
+        references(repository),
+        keeping.find_missing_objects,
+    )
 
     def losing(folder: Path, wanted: Any) -> list[str]:
         objects.delete_object(Bucket=BUCKET, Key=key_of(lost))
@@ -129,7 +133,7 @@ sys.exit(main({arguments!r}))
 
 def test_killed_at_any_moment_it_comes_to_the_same_end(repository: Path, tmp_path: Path) -> None:
     made, before = make_round(tmp_path / "round", seed=44), references(repository)
-    stage = stage_named("version")
+    stage = get_stage("version")
     options = [part for name in stage.inputs for part in (f"--{name.replace('_', '-')}", str(made.at[name]))]
     arguments = ["version", *options, "--version", str(made.output), "--repository", str(repository)]
     for words in KILLED_AT:
@@ -149,7 +153,7 @@ def test_what_is_no_data_repository_is_told(tmp_path: Path) -> None:
     with pytest.raises(GitFailed, match=r"nowhere\.git: could not be cloned: .*does not exist"):
         made.keep(tmp_path / "nowhere.git")
     git(tmp_path, "init", "--quiet", "--bare", "plain.git")
-    with pytest.raises(BadInput, match=r"plain\.git: is no data repository .*`clincot data init` makes one"):
+    with pytest.raises(InvalidInput, match=r"plain\.git: is no data repository .*`clincot data init` makes one"):
         made.keep(tmp_path / "plain.git")
     with pytest.raises(GitFailed, match=r"could not be cloned: .*[Bb]ranch releases not found"):
         made.keep(tmp_path / "plain.git", branch="releases")
@@ -157,25 +161,25 @@ def test_what_is_no_data_repository_is_told(tmp_path: Path) -> None:
 
 def test_a_tag_is_no_branch(repository: Path, tmp_path: Path) -> None:
     git(repository, "tag", "v1", "main")
-    with pytest.raises(BadInput, match=r"version\.branch must name a branch, and 'v1' is a tag"):
+    with pytest.raises(InvalidInput, match=r"version\.branch must name a branch, and 'v1' is a tag"):
         make_round(tmp_path / "round", seed=47).keep(repository, branch="v1")
 
 
 def test_addresses_with_secrets_are_refused_without_showing_them(tmp_path: Path) -> None:
     made = make_round(tmp_path / "round", seed=46)
     for address in ("https://ann:hunter2@host/data.git", "https://hunter2@host/data.git"):
-        with pytest.raises(BadInput, match="CLINCOT_GIT_TOKEN") as refused:
+        with pytest.raises(InvalidInput, match="CLINCOT_GIT_TOKEN") as refused:
             made.keep(address)
         assert "hunter2" not in str(refused.value)
-    with pytest.raises(BadInput, match="AWS_… variables") as refused:
-        start_repository(str(tmp_path / "new.git"), "s3://key:hunter2@bucket/x")
+    with pytest.raises(InvalidInput, match="AWS_… variables") as refused:
+        init_repository(str(tmp_path / "new.git"), "s3://key:hunter2@bucket/x")
     assert "hunter2" not in str(refused.value)
     assert not (tmp_path / "new.git").exists()
 
 
 def test_a_repository_is_started_once(repository: Path) -> None:
     before = references(repository)
-    start_repository(str(repository), f"s3://{BUCKET}/rounds")
+    init_repository(str(repository), f"s3://{BUCKET}/rounds")
     assert references(repository) == before
-    with pytest.raises(BadInput, match=f"is a data repository already, whose files go to s3://{BUCKET}/rounds"):
-        start_repository(str(repository), "s3://elsewhere/rounds")
+    with pytest.raises(InvalidInput, match=f"is a data repository already, whose files go to s3://{BUCKET}/rounds"):
+        init_repository(str(repository), "s3://elsewhere/rounds")

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from clincot.preferences.versions.git import Git, GitFailed, clone
+from clincot.preferences.versions.git import Git, GitFailed, clone_repository
 from tests.preferences.versions.conftest import git
 from tests.support.git_server import git_server
 
@@ -29,7 +29,7 @@ def test_clone_and_push_with_a_token(how: str, bare: Path, tmp_path: Path, monke
     else:
         monkeypatch.setenv("CLINCOT_GIT_TOKEN", TOKEN)
     with git_server(tmp_path, "robot", TOKEN) as address:
-        ours = clone(f"{address}/data.git", tmp_path / "clone", branch="", timeout_s=60)
+        ours = clone_repository(f"{address}/data.git", tmp_path / "clone", branch="", timeout_s=60)
         ours("commit", "--quiet", "--allow-empty", "--message=first")
         ours("push", "--quiet", "origin", "HEAD:main")
     assert git(bare, "log", "--format=%s", "main") == "first"
@@ -41,10 +41,10 @@ def test_without_and_with_an_expired_token_it_is_said(
 ) -> None:
     with git_server(tmp_path, "git", TOKEN) as address:
         with pytest.raises(GitFailed, match=r"data\.git: could not be cloned: .*CLINCOT_GIT_TOKEN_FILE"):
-            clone(f"{address}/{bare.name}", tmp_path / "none", branch="", timeout_s=60)
+            clone_repository(f"{address}/{bare.name}", tmp_path / "none", branch="", timeout_s=60)
         monkeypatch.setenv("CLINCOT_GIT_TOKEN", "expired-" + TOKEN)
         with pytest.raises(GitFailed, match="Authentication failed") as refused:
-            clone(f"{address}/{bare.name}", tmp_path / "expired", branch="", timeout_s=60)
+            clone_repository(f"{address}/{bare.name}", tmp_path / "expired", branch="", timeout_s=60)
     assert TOKEN not in str(refused.value)
 
 
@@ -56,5 +56,7 @@ def test_a_command_that_hangs_is_ended(tmp_path: Path) -> None:
 def test_git_of_the_surroundings_does_not_leak_in(bare: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Inside a hook GIT_DIR names the hook's repository."""
     monkeypatch.setenv("GIT_DIR", str(bare))
-    git_folder = clone(str(bare), tmp_path / "clone", branch="", timeout_s=60)("rev-parse", "--absolute-git-dir")
+    git_folder = clone_repository(str(bare), tmp_path / "clone", branch="", timeout_s=60)(
+        "rev-parse", "--absolute-git-dir"
+    )
     assert git_folder.strip() == str(tmp_path / "clone" / ".git")

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from clincot.cli.app import main
-from clincot.errors import BadInput
-from clincot.preferences.versions.version_history import compare, find
+from clincot.errors import InvalidInput
+from clincot.preferences.versions.version_history import compare_pairs, find_version
 from clincot.records import DataVersion, PreferencePair
 from tests.preferences.versions.conftest import make_round
 
@@ -49,7 +49,7 @@ def test_added_removed_rescored_and_turned() -> None:
         pair("c1", "c9", 1, 0.5),
         pair("d1", "d2", 0.7, 0.2, question="q3"),
     ]
-    found = compare(a, b)
+    found = compare_pairs(a, b)
     assert (found.in_a, found.in_b, found.added, found.removed) == (4, 5, 2, 1)
     assert (found.added_of_new_questions, found.removed_of_gone_questions) == (1, 1)
     assert (found.unchanged, found.rescored, found.turned) == (1, 2, 1)
@@ -66,7 +66,7 @@ def test_added_removed_rescored_and_turned() -> None:
 
 
 def test_nothing_in_common_has_no_movement() -> None:
-    found = compare([pair("c1", "c2", 0.9, 0.1)], [])
+    found = compare_pairs([pair("c1", "c2", 0.9, 0.1)], [])
     assert (found.added, found.removed, found.gap, found.mean_gap_b) == (0, 1, None, None)
 
 
@@ -89,12 +89,12 @@ def version(number: int, revision: str) -> DataVersion:
 def test_a_version_is_named_by_round_tag_or_commit() -> None:
     known = [version(1, "aaaaaa1" + "0" * 33), version(2, "aaaaaa2" + "0" * 33)]
     for given, number in (("1", 1), ("preferences/round-0002", 2), ("0002", 2), ("aaaaaa2", 2)):
-        assert find(known, given, "repo").round == number
+        assert find_version(known, given, "repo").round == number
     for given in ("3", "aaaaaa", "round"):
         with pytest.raises(
-            BadInput, match=r"no version is called .*there are: preferences/round-0001, preferences/round-"
+            InvalidInput, match=r"no version is called .*there are: preferences/round-0001, preferences/round-"
         ):
-            find(known, given, "repo")
+            find_version(known, given, "repo")
 
 
 def test_log_and_diff_of_a_repository(repository: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

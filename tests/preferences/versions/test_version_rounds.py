@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from clincot.config import PublishSection, TrainSection
-from clincot.jsonl import BadRecord, file_digest, read_records, write_records
+from clincot.config import PublishConfig, TrainConfig
+from clincot.jsonl import InvalidRecord, hash_files, read_records, write_records
 from clincot.records import Checkpoint, DataVersion
-from clincot.registry.publication import Evidence, publish
-from clincot.reporting.lineage import explain_record, find_record
+from clincot.registry.publication import PublicationEvidence, register_checkpoint
+from clincot.reporting.lineage import find_record, render_lineage
 from clincot.rounds import Plan, run_rounds
 from clincot.stages.runner import run_stage
 from clincot.storage.folder_store import FolderStore
@@ -37,11 +37,11 @@ def test_a_checkpoint_names_the_revision_of_its_preference_data(repository: Path
     (record,) = read_records(folder / "policy" / "record.json", Checkpoint)
     assert (record.data, record.data_revision) == (kept.sha256, kept.revision)
     assert kept.revision == git(repository, "rev-parse", "preferences/round-0001^{commit}")
-    assert record.pairs == file_digest(folder / "pairs.jsonl") == {f.name: f.sha256 for f in kept.files}["pairs.jsonl"]
-    assert f"revision {kept.revision}" in explain_record(plan.run, find_record(plan.run, record.id))
-    assert f"preferences/round-0001 of {repository}" in explain_record(plan.run, find_record(plan.run, kept.id))
-    section = PublishSection(name="tiny", round=1)
-    manifest = publish(FolderStore(tmp_path / "store"), folder / "policy", section, Evidence())
+    assert record.pairs == hash_files(folder / "pairs.jsonl") == {f.name: f.sha256 for f in kept.files}["pairs.jsonl"]
+    assert f"revision {kept.revision}" in render_lineage(plan.run, find_record(plan.run, record.id))
+    assert f"preferences/round-0001 of {repository}" in render_lineage(plan.run, find_record(plan.run, kept.id))
+    section = PublishConfig(name="tiny", round=1)
+    manifest = register_checkpoint(FolderStore(tmp_path / "store"), folder / "policy", section, PublicationEvidence())
     assert (manifest.data, manifest.data_revision) == (kept.sha256, kept.revision)
 
     before = references(repository), (folder / "policy" / "record.json").stat().st_mtime_ns
@@ -50,7 +50,7 @@ def test_a_checkpoint_names_the_revision_of_its_preference_data(repository: Path
     the_version_is_no_reason_to_train_again(plan, folder, kept, params.train)
 
 
-def the_version_is_no_reason_to_train_again(plan: Plan, folder: Path, kept: DataVersion, section: TrainSection) -> None:
+def the_version_is_no_reason_to_train_again(plan: Plan, folder: Path, kept: DataVersion, section: TrainConfig) -> None:
     """Where the data is kept does not decide what is learnt from it; a version of other pairs is a mistake."""
     inputs = {"data": plan.data, "policy": plan.policy, "version": folder / "version.json"}
     inputs |= {name: folder / f"{name}.jsonl" for name in TRAINED_ON}
@@ -60,5 +60,5 @@ def the_version_is_no_reason_to_train_again(plan: Plan, folder: Path, kept: Data
     assert at == (folder / "policy" / "record.json").stat().st_mtime_ns
     files = tuple(f for f in kept.files if f.name != "pairs.jsonl")
     write_records(inputs["version"], [DataVersion.model_validate(kept.model_dump(exclude={"id"}) | {"files": files})])
-    with pytest.raises(BadRecord, match=r"version\.json: is a version of other pairs than .*pairs\.jsonl"):
+    with pytest.raises(InvalidRecord, match=r"version\.json: is a version of other pairs than .*pairs\.jsonl"):
         run_stage("train", section, inputs, {"checkpoint": folder / "other"})

@@ -22,7 +22,7 @@ _TABLES = """
     CREATE TABLE studies (sha256 TEXT, folder TEXT, modality TEXT, patient TEXT, split TEXT, place TEXT,
         PRIMARY KEY (sha256, folder)) WITHOUT ROWID;
 """
-_DISK = {sqlite3.SQLITE_FULL: errno.ENOSPC, sqlite3.SQLITE_IOERR: errno.EIO}
+_DISK_ERRNOS = {sqlite3.SQLITE_FULL: errno.ENOSPC, sqlite3.SQLITE_IOERR: errno.EIO}
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ class TakenStudy:
     place: str  # the row that brought it
 
 
-class Ledger:
+class IngestIndex:
     """Use as a context manager; one ingest, one ledger. A full disk under it ends the block with OSError."""
 
     def __init__(self) -> None:
@@ -59,14 +59,14 @@ class Ledger:
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         self._db.close()
         code = getattr(error, "sqlite_errorcode", 0) & 0xFF  # the higher bits say more
-        if code in _DISK:
+        if code in _DISK_ERRNOS:
             raise OSError(
-                _DISK[code],
+                _DISK_ERRNOS[code],
                 f"{error} in the folder for temporary files, where an ingest keeps what it has seen. Make room there,"
                 " or name another with SQLITE_TMPDIR, and run the same command again",
             ) from error
 
-    def file(self, path: Path) -> ImageFacts | str | None:
+    def find_file(self, path: Path) -> ImageFacts | str | None:
         """What was found out about an image file: its facts, why it is refused, or nothing yet."""
         row = self._db.execute(
             "SELECT refused, sha256, width, height, suffix, hash FROM files WHERE path = ?", (str(path),)
@@ -84,28 +84,28 @@ class Ledger:
             values = (None, *same, f"{near:016x}")  # as text: SQLite's integers are signed
         self._db.execute("INSERT INTO files VALUES (?, ?, ?, ?, ?, ?, ?)", (str(path), *values))
 
-    def first_with_id(self, digest: bytes, place: str) -> str:
+    def register_id(self, digest: bytes, place: str) -> str:
         """The place of the first row with this id, which may be this one."""
         self._db.execute("INSERT OR IGNORE INTO ids VALUES (?, ?)", (digest, place))
         return str(self._db.execute("SELECT place FROM ids WHERE id = ?", (digest,)).fetchone()[0])
 
-    def first_answer(self, question: bytes, answer: bytes, place: str) -> tuple[bytes, str]:
+    def register_answer(self, question: bytes, answer: bytes, place: str) -> tuple[bytes, str]:
         """The first answer to this question, and its place; both may be those given."""
         self._db.execute("INSERT OR IGNORE INTO answers VALUES (?, ?, ?)", (question, answer, place))
         known = self._db.execute("SELECT answer, place FROM answers WHERE question = ?", (question,)).fetchone()
         return bytes(known[0]), str(known[1])
 
-    def studies(self, sha256: str) -> dict[str, TakenStudy]:
+    def find_studies(self, sha256: str) -> dict[str, TakenStudy]:
         """{folder: the study with this image}."""
         rows = self._db.execute(
             "SELECT folder, modality, patient, split, place FROM studies WHERE sha256 = ?", (sha256,)
         )
         return {folder: TakenStudy(*rest) for folder, *rest in rows}
 
-    def take_study(self, sha256: str, folder: str, study: TakenStudy) -> None:
+    def add_study(self, sha256: str, folder: str, study: TakenStudy) -> None:
         self._db.execute("INSERT INTO studies VALUES (?, ?, ?, ?, ?, ?)", (sha256, folder, *astuple(study)))
 
-    def holds(self, folder: str, sha256_start: str) -> bool:
+    def contains_image(self, folder: str, sha256_start: str) -> bool:
         """Whether a study of the folder has an image whose sha256 begins so."""
         found = self._db.execute(
             "SELECT 1 FROM studies WHERE sha256 >= ? AND sha256 < ? AND folder = ?",
@@ -113,12 +113,12 @@ class Ledger:
         )
         return found.fetchone() is not None
 
-    def near(self, sha256: str) -> int:
+    def find_image_hash(self, sha256: str) -> int:
         """The perceptual hash of an image that was taken."""
         row = self._db.execute("SELECT hash FROM files WHERE sha256 = ? LIMIT 1", (sha256,)).fetchone()
         return int(row[0], 16)
 
-    def modalities(self, folder: str | None = None) -> dict[str, int]:
+    def count_modalities(self, folder: str | None = None) -> dict[str, int]:
         """{modality: different images of it}, of one folder or of all."""
         rows = self._db.execute(
             "SELECT modality, count(DISTINCT sha256) FROM studies WHERE ? IS NULL OR folder = ? GROUP BY modality"
@@ -127,7 +127,7 @@ class Ledger:
         )
         return dict(rows.fetchall())
 
-    def images(self, folder: str | None = None) -> int:
+    def count_images(self, folder: str | None = None) -> int:
         """Different images, of one folder or of all."""
         row = self._db.execute(
             "SELECT count(DISTINCT sha256) FROM studies WHERE ? IS NULL OR folder = ?", (folder, folder)

@@ -11,12 +11,12 @@ from typing import Self
 from pydantic import BaseModel, ConfigDict, model_validator
 
 from clincot.datasets.folder import LeakReport
-from clincot.datasets.ingest.index import Ledger
-from clincot.errors import BadInput
-from clincot.jsonl import BadRecord, written_aside
+from clincot.datasets.ingest.index import IngestIndex
+from clincot.errors import InvalidInput
+from clincot.jsonl import InvalidRecord, atomic_write
 
-REPORT = "ingest_report.json"
-SHOWN = 20  # how many refusals and duplicates are listed one by one
+REPORT_FILE = "ingest_report.json"
+MAX_LISTED = 20  # how many refusals and duplicates are listed one by one
 
 
 class RefusedRow(BaseModel):
@@ -30,15 +30,15 @@ class RefusedRow(BaseModel):
         return f"{self.file}:{self.row}: {self.reason}"
 
 
-class RowRefused(BadInput):
+class InvalidRow(InvalidInput):
     """Why a row cannot be taken, and what mends it."""
 
 
-class TooManyRefused(BadInput):
+class TooManyRefused(InvalidInput):
     """More rows were bad than allowed. The others were kept: `report` says what is where."""
 
     def __init__(self, report: IngestReport, allowed: int) -> None:
-        listed = "\n  ".join(map(str, report.refused[:SHOWN]))
+        listed = "\n  ".join(map(str, report.refused[:MAX_LISTED]))
         rows = "row was" if len(report.refused) == 1 else "rows were"
         self.verdict = (
             f"{len(report.refused)} {rows} refused, {allowed} allowed; the {report.rows_kept} others were kept. Mend"
@@ -61,8 +61,8 @@ class FolderCounts(BaseModel):
     images_by_modality: dict[str, int]  # "" where the source does not say
     reports: int = 0
 
-    def summary(self) -> str:
-        has = [f"{self.questions} questions ({counted(self.questions_by_kind)})"] if self.questions else []
+    def format_summary(self) -> str:
+        has = [f"{self.questions} questions ({format_counts(self.questions_by_kind)})"] if self.questions else []
         has += [f"{self.reports} reports"] if self.reports else []
         return f"{' and '.join(has) or 'no questions'} on {self.studies} images"
 
@@ -89,7 +89,7 @@ class IngestReport(BaseModel):
     notes: tuple[str, ...] = ()  # what was put right on the way in, and how often
 
     @model_validator(mode="after")
-    def _every_row_once(self) -> Self:
+    def _check_row_counts(self) -> Self:
         if self.rows_read != self.rows_kept + self.rows_duplicate + self.rows_refused:
             raise ValueError(
                 f"{self.rows_read} rows read, but {self.rows_kept} kept + {self.rows_duplicate} duplicate"
@@ -97,18 +97,18 @@ class IngestReport(BaseModel):
             )
         return self
 
-    def summary(self) -> str:
+    def format_summary(self) -> str:
         """A few lines for a terminal."""
         lines = [
             f"{self.source}: {self.rows_read} rows read, {self.rows_kept} kept,"
             f" {self.rows_duplicate} duplicates dropped, {self.rows_refused} refused",
-            f"{self.images} images: {counted(self.images_by_modality)}",
+            f"{self.images} images: {format_counts(self.images_by_modality)}",
         ]
-        lines += [f"{counts.folder}/: {counts.summary()}" for counts in self.folders]
-        lines += [f"leak ({self.split or 'given'} split): {leak.summary()}" for leak in self.leaks]
-        lines += [f"refused: {row}" for row in self.refused[:SHOWN]]
-        if len(self.refused) > SHOWN:
-            lines.append(f"refused: {len(self.refused) - SHOWN} more, all of them in {REPORT}")
+        lines += [f"{counts.folder}/: {counts.format_summary()}" for counts in self.folders]
+        lines += [f"leak ({self.split or 'given'} split): {leak.format_summary()}" for leak in self.leaks]
+        lines += [f"refused: {row}" for row in self.refused[:MAX_LISTED]]
+        if len(self.refused) > MAX_LISTED:
+            lines.append(f"refused: {len(self.refused) - MAX_LISTED} more, all of them in {REPORT_FILE}")
         lines += [f"note: {note}" for note in self.notes]
         lines.append(f"licence: {self.licence or 'the source does not say'}")
         if self.citation:
@@ -116,12 +116,12 @@ class IngestReport(BaseModel):
         return "\n".join(lines)
 
 
-class Tally:
+class IngestTally:
     """Counts what becomes of every row while an ingest runs."""
 
     def __init__(self, allow_refused: int) -> None:
         if allow_refused < 0:
-            raise BadInput(f"at least 0 rows may be refused, got {allow_refused}")
+            raise InvalidInput(f"at least 0 rows may be refused, got {allow_refused}")
         self.allow_refused = allow_refused
         self.kept = self.duplicate = 0
         self.refused: list[RefusedRow] = []
@@ -131,54 +131,54 @@ class Tally:
     def read(self) -> int:
         return self.kept + self.duplicate + len(self.refused)
 
-    def take(self, file: str, row: int, add: Callable[[], str | None]) -> None:
+    def take_row(self, file: str, row: int, add: Callable[[], str | None]) -> None:
         """`add` takes the row in, returns the place of the row that it repeats, or raises RowRefused."""
         try:
             first = add()
-        except RowRefused as error:
-            self.refuse(file, row, str(error))
+        except InvalidRow as error:
+            self.refuse_row(file, row, str(error))
             return
         if first is None:
             self.kept += 1
             return
         self.duplicate += 1
-        if len(self.repeats) < SHOWN:
+        if len(self.repeats) < MAX_LISTED:
             self.repeats.append(f"{file}:{row} repeats {first}")
 
-    def refuse(self, file: str, row: int, reason: str) -> None:
+    def refuse_row(self, file: str, row: int, reason: str) -> None:
         self.refused.append(RefusedRow(file=file, row=row, reason=reason))
 
-    def nothing(self, source: Path, what: str = "rows") -> BadRecord:
+    def build_no_rows_error(self, source: Path, what: str = "rows") -> InvalidRecord:
         """The error for a source of which no row can be kept, with the first reasons."""
-        why = "".join(f"\n  {row}" for row in self.in_order()[:SHOWN])
-        return BadRecord(f"{source}: expected {what}, but none was kept of {self.read} read{why}")
+        why = "".join(f"\n  {row}" for row in self.sort_refused()[:MAX_LISTED])
+        return InvalidRecord(f"{source}: expected {what}, but none was kept of {self.read} read{why}")
 
-    def in_order(self) -> tuple[RefusedRow, ...]:
+    def sort_refused(self) -> tuple[RefusedRow, ...]:
         """By file, in the order in which the files were first refused a row, then by row."""
         files = {name: place for place, name in enumerate(dict.fromkeys(row.file for row in self.refused))}
         return tuple(sorted(self.refused, key=lambda row: (files[row.file], row.row)))
 
 
 @dataclass(frozen=True)
-class Published:
+class DatasetAttribution:
     """What a data set says of itself."""
 
     licence: str = ""
     citation: str = ""
 
 
-UNPUBLISHED = Published()
+NO_ATTRIBUTION = DatasetAttribution()
 
 
-def finish(
+def write_report(
     out: Path,
-    tally: Tally,
-    ledger: Ledger,
+    tally: IngestTally,
+    ledger: IngestIndex,
     *,
     source: Path,
     folders: Sequence[FolderCounts],
     split: str = "",
-    published: Published = UNPUBLISHED,
+    published: DatasetAttribution = NO_ATTRIBUTION,
     leaks: Sequence[LeakReport] = (),
     notes: Sequence[str] = (),
 ) -> IngestReport:
@@ -192,24 +192,24 @@ def finish(
         rows_kept=tally.kept,
         rows_duplicate=tally.duplicate,
         rows_refused=len(tally.refused),
-        refused=tally.in_order(),
+        refused=tally.sort_refused(),
         duplicates=tuple(tally.repeats),
-        images=ledger.images(),
-        images_by_modality=ledger.modalities(),
+        images=ledger.count_images(),
+        images_by_modality=ledger.count_modalities(),
         folders=tuple(folders),
         leaks=tuple(leaks),
         notes=tuple(notes),
     )
-    with written_aside(out / REPORT) as file:
+    with atomic_write(out / REPORT_FILE) as file:
         file.write(report.model_dump_json(indent=2) + "\n")
     if report.rows_refused > tally.allow_refused:
         raise TooManyRefused(report, tally.allow_refused)
     return report
 
 
-def counted(counts: dict[str, int]) -> str:
+def format_counts(counts: dict[str, int]) -> str:
     return ", ".join(f"{number} {name or 'of unnamed modality'}" for name, number in counts.items())
 
 
-def in_order(counts: Counter[str]) -> dict[str, int]:
+def sort_counts(counts: Counter[str]) -> dict[str, int]:
     return dict(sorted(counts.items()))

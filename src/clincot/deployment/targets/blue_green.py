@@ -7,21 +7,21 @@ from collections.abc import Mapping
 from typing import Any
 
 from clincot.clients import kubernetes
-from clincot.clients.kubernetes import Conflict, Missing
+from clincot.clients.kubernetes import Conflict, ObjectNotFound
 from clincot.deployment.inference_service import (
-    DIGEST,
+    DIGEST_ANNOTATION,
     GROUP,
     PLURAL,
-    SERVICE,
+    SERVICE_LABEL,
     VERSION,
     Json,
-    inference_service,
-    labels,
+    build_inference_service,
+    build_labels,
 )
-from clincot.deployment.rollout import Counts, NotReady, TargetFailed
-from clincot.deployment.targets.kserve import KServeTarget, is_ready, served, told
+from clincot.deployment.rollout import NotReady, RequestCounts, TargetFailed
+from clincot.deployment.targets.kserve import KServeTarget, is_ready, kserve_errors, read_served_digest
 
-BEFORE = "clincot/before"  # annotation of the front: what it selected before
+PREVIOUS_SELECTOR_ANNOTATION = "clincot/before"  # annotation of the front: what it selected before
 
 
 class BlueGreenTarget(KServeTarget):
@@ -32,106 +32,110 @@ class BlueGreenTarget(KServeTarget):
         return (100,)
 
     @property
-    def own(self) -> str:
+    def service_name(self) -> str:
         return f"{self.settings.name}-{self.revision}"
 
     @property
-    def backend(self) -> str:
+    def backend_service(self) -> str:
         """The Service in front of this revision's pods."""
-        return f"{self.own}-{'transformer' if self.settings.transformer == 'separate' else 'predictor'}"
+        return f"{self.service_name}-{'transformer' if self.settings.transformer == 'separate' else 'predictor'}"
 
-    def manifest(self) -> Json:
-        manifest = inference_service(self.settings, self.digest, self.uri, name=self.own, mode="Standard")
+    def build_manifest(self) -> Json:
+        manifest = build_inference_service(
+            self.settings, self.digest, self.uri, name=self.service_name, mode="Standard"
+        )
         manifest["spec"]["predictor"].pop("name", None)
         return manifest
 
-    def start(self) -> str:
-        with told():
-            front = self._front()
+    def start_revision(self) -> str:
+        with kserve_errors():
+            front = self._read_front()
             try:
-                self.cluster.create(self.path(self.own), self.manifest())
+                self.cluster.create(self.build_path(self.service_name), self.build_manifest())
             except Conflict:  # an attempt of ours before this one: the name holds the digest
-                return f"InferenceService {self.own}, there already, its settings left as they are"
+                return f"InferenceService {self.service_name}, there already, its settings left as they are"
         before = "" if front is None else f" beside {front['spec']['selector'].get('app', '')}"
-        return f"InferenceService {self.own}{before}"
+        return f"InferenceService {self.service_name}{before}"
 
-    def check(self) -> bool:
-        with told():
-            now = self._read(self.own)
+    def check_ready(self) -> bool:
+        with kserve_errors():
+            now = self._read_inference_service(self.service_name)
         if now is None:
-            raise NotReady(f"InferenceService {self.own} is gone")
-        return self._judge(is_ready(now), now.get("status", {}).get("modelStatus", {}), self.own)
+            raise NotReady(f"InferenceService {self.service_name} is gone")
+        return self._update_readiness(is_ready(now), now.get("status", {}).get("modelStatus", {}), self.service_name)
 
-    def post(self, path: str, payload: Mapping[str, Any], timeout_s: float) -> Any:
-        return self._proxied(self.backend, path, payload, timeout_s)
+    def post_request(self, path: str, payload: Mapping[str, Any], timeout_s: float) -> Any:
+        return self._post_to_service(self.backend_service, path, payload, timeout_s)
 
-    def counts(self) -> Counts | None:
-        return self._counted(self.backend)
+    def read_request_counts(self) -> RequestCounts | None:
+        return self._read_service_counts(self.backend_service)
 
-    def shift(self, percent: int) -> None:
+    def shift_traffic(self, percent: int) -> None:
         if percent != 100:
             raise TargetFailed(f"blue-green moves all of the traffic at once, not {percent} %")
-        ours = {"app": f"isvc.{self.backend}"}  # how KServe labels the pods of a component
+        ours = {"app": f"isvc.{self.backend_service}"}  # how KServe labels the pods of a component
 
         def turned(front: Json) -> Json:
             if front["spec"]["selector"] != ours:
-                front["metadata"].setdefault("annotations", {})[BEFORE] = json.dumps(front["spec"]["selector"])
+                front["metadata"].setdefault("annotations", {})[PREVIOUS_SELECTOR_ANNOTATION] = json.dumps(
+                    front["spec"]["selector"]
+                )
                 front["spec"]["selector"] = ours
             return front
 
-        with told():
-            if self._front() is None:
-                self.cluster.create(self._front_path(), self._new_front(ours))
+        with kserve_errors():
+            if self._read_front() is None:
+                self.cluster.create(self._build_front_path(), self._build_front(ours))
             else:
-                self.cluster.change(self._front_path(), turned)
+                self.cluster.update_with_retry(self._build_front_path(), turned)
 
-    def finish(self) -> None:
+    def finish_rollout(self) -> None:
         """What served before the one before is taken away."""
 
         def marked(front: Json) -> Json:
-            front["metadata"].setdefault("annotations", {})[DIGEST] = self.digest
+            front["metadata"].setdefault("annotations", {})[DIGEST_ANNOTATION] = self.digest
             return front
 
-        with told():
-            front = self.cluster.change(self._front_path(), marked)
+        with kserve_errors():
+            front = self.cluster.update_with_retry(self._build_front_path(), marked)
             kept = {
-                f"isvc.{self.backend}",
-                json.loads(front["metadata"]["annotations"].get(BEFORE, "{}")).get("app", ""),
+                f"isvc.{self.backend_service}",
+                json.loads(front["metadata"]["annotations"].get(PREVIOUS_SELECTOR_ANNOTATION, "{}")).get("app", ""),
             }
             at = kubernetes.resource_path(GROUP, VERSION, self.settings.namespace, PLURAL)
             for one in self.cluster.get(at).get("items", ()):
                 name, labels = one["metadata"]["name"], one["metadata"].get("labels", {})
                 backends = {f"isvc.{name}-transformer", f"isvc.{name}-predictor"}
-                if labels.get(SERVICE) == self.settings.name and not backends & kept:
-                    self.cluster.delete(self.path(name))
+                if labels.get(SERVICE_LABEL) == self.settings.name and not backends & kept:
+                    self.cluster.delete(self.build_path(name))
 
-    def undo(self) -> None:
+    def roll_back(self) -> None:
         def back(front: Json) -> Json:
-            before = json.loads(front["metadata"].get("annotations", {}).get(BEFORE, "{}"))
-            if front["spec"]["selector"] == {"app": f"isvc.{self.backend}"} and before:
+            before = json.loads(front["metadata"].get("annotations", {}).get(PREVIOUS_SELECTOR_ANNOTATION, "{}"))
+            if front["spec"]["selector"] == {"app": f"isvc.{self.backend_service}"} and before:
                 front["spec"]["selector"] = before
             return front
 
-        with told():
-            front = self._front()
-            if front is not None and served(front) == self.digest:
+        with kserve_errors():
+            front = self._read_front()
+            if front is not None and read_served_digest(front) == self.digest:
                 return  # it had all of the traffic before this rollout
             if front is not None:
-                front = self.cluster.change(self._front_path(), back)
-                if front["spec"]["selector"] == {"app": f"isvc.{self.backend}"}:  # nothing was served before
-                    self.cluster.delete(self._front_path())
-            self.cluster.delete(self.path(self.own))
+                front = self.cluster.update_with_retry(self._build_front_path(), back)
+                if front["spec"]["selector"] == {"app": f"isvc.{self.backend_service}"}:  # nothing was served before
+                    self.cluster.delete(self._build_front_path())
+            self.cluster.delete(self.build_path(self.service_name))
 
-    def _front(self) -> Json | None:
+    def _read_front(self) -> Json | None:
         try:
-            return self.cluster.get(self._front_path())
-        except Missing:
+            return self.cluster.get(self._build_front_path())
+        except ObjectNotFound:
             return None
 
-    def _front_path(self) -> str:
+    def _build_front_path(self) -> str:
         return kubernetes.resource_path("", "v1", self.settings.namespace, "services", self.settings.name)
 
-    def _new_front(self, selector: Json) -> Json:
+    def _build_front(self, selector: Json) -> Json:
         return {
             "apiVersion": "v1",
             "kind": "Service",
@@ -139,7 +143,7 @@ class BlueGreenTarget(KServeTarget):
                 "name": self.settings.name,
                 "namespace": self.settings.namespace,
                 "annotations": {},
-                "labels": labels(self.settings),
+                "labels": build_labels(self.settings),
             },
             "spec": {"selector": selector, "ports": [{"name": "http", "port": 80, "targetPort": 8080}]},
         }

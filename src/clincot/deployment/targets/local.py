@@ -24,15 +24,21 @@ import httpx
 import psutil
 from pydantic import BaseModel, ConfigDict
 
-from clincot.deployment.rollout import Counts, NotReady, TargetFailed
-from clincot.deployment.smoke import RequestFailed, post_json, smoke_headers
-from clincot.deployment.targets.traffic_splitter import COUNTS, ROUTE, Backend, Route, read_route
-from clincot.jsonl import written_aside
-from clincot.models.checkpoint import checkpoint_digest
-from clincot.registry.manifest import Manifest, fetch
+from clincot.deployment.rollout import NotReady, RequestCounts, TargetFailed
+from clincot.deployment.smoke import RequestFailed, build_smoke_headers, post_json
+from clincot.deployment.targets.traffic_splitter import (
+    COUNTS_PATH,
+    ROUTE_FILE,
+    TrafficBackend,
+    TrafficRoute,
+    read_route,
+)
+from clincot.jsonl import atomic_write
+from clincot.models.checkpoint import hash_checkpoint
+from clincot.registry.manifest import Manifest, download_checkpoint
 from clincot.storage.store import Store
 
-SERVE = (
+SERVE_COMMAND = (
     sys.executable,
     "-m",
     "clincot.cli.app",
@@ -44,13 +50,13 @@ SERVE = (
     "--port",
     "{port}",
 )
-STOP_S = 90.0  # a server finishes what it accepted
-_TAIL = 600  # characters of a log that a message quotes
+STOP_TIMEOUT_S = 90.0  # a server finishes what it accepted
+_TAIL_CHARS = 600  # characters of a log that a message quotes
 
 M = TypeVar("M", bound=BaseModel)
 
 
-class Running(BaseModel):
+class ServerProcess(BaseModel):
     """A process of ours."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -84,7 +90,7 @@ class LocalTarget:
         manifest: Manifest,
         steps: tuple[int, ...],
         *,
-        command: Sequence[str] = SERVE,
+        command: Sequence[str] = SERVE_COMMAND,
         port: int = 0,
     ) -> None:
         self.state, self.store, self.manifest = state.absolute(), store, manifest
@@ -96,7 +102,7 @@ class LocalTarget:
 
     @property
     def steps(self) -> tuple[int, ...]:
-        return self._steps if self._before() else (100,)
+        return self._steps if self._read_other_backends() else (100,)
 
     @property
     def model(self) -> str:
@@ -104,7 +110,7 @@ class LocalTarget:
         if not self._model:
             try:
                 found = (
-                    httpx.get(f"{self._server().url}/openai/v1/models", headers=smoke_headers(), timeout=30)
+                    httpx.get(f"{self._read_server().url}/openai/v1/models", headers=build_smoke_headers(), timeout=30)
                     .raise_for_status()
                     .json()
                 )
@@ -113,72 +119,78 @@ class LocalTarget:
                 raise RequestFailed(f"GET /openai/v1/models: expected a model, got {type(error).__name__}") from None
         return self._model
 
-    def start(self) -> str:
+    def start_revision(self) -> str:
         self.state.mkdir(parents=True, exist_ok=True)
-        running = self._found(self.digest)
+        running = self._find_server(self.digest)
         if running is None or running.process is None:
-            folder = fetch(self.store, self.manifest, self.state / "checkpoints")
-            if checkpoint_digest(folder) != self.digest:
+            folder = download_checkpoint(self.store, self.manifest, self.state / "checkpoints")
+            if hash_checkpoint(folder) != self.digest:
                 raise TargetFailed(f"{folder}: is not {self.digest[:12]}; remove the folder, it is fetched again")
-            port = _free_port()
+            port = _find_free_port()
             command = [part.format(checkpoint=folder, port=port) for part in self.command]
-            running = _spawn(command, self.state / "logs" / f"{self.digest[:12]}.log", port, self.digest)
-            _write(self._server_path(self.digest), running)
-        before = self._before()
+            running = _spawn_process(command, self.state / "logs" / f"{self.digest[:12]}.log", port, self.digest)
+            _write_state(self._build_server_path(self.digest), running)
+        before = self._read_other_backends()
         return f"a server on {running.url}, " + (f"beside {before[0].digest[:12]}" if before else "alone")
 
-    def check(self) -> bool:
-        running = self._server()
+    def check_ready(self) -> bool:
+        running = self._read_server()
         if running.process is None:
-            raise NotReady(f"the server ended; the end of {running.log}: {_tail(Path(running.log))}")
+            raise NotReady(f"the server ended; the end of {running.log}: {_read_log_tail(Path(running.log))}")
         try:
             ready = httpx.get(f"{running.url}/v2/health/ready", timeout=10).status_code == 200
         except httpx.HTTPError:
             ready = False
         if self._was_ready and not ready:
             raise NotReady(
-                f"the server was ready and is no longer; the end of {running.log}: {_tail(Path(running.log))}"
+                f"the server was ready and is no longer; the end of {running.log}: {_read_log_tail(Path(running.log))}"
             )
         self._was_ready = self._was_ready or ready
         return ready
 
-    def post(self, path: str, payload: Mapping[str, Any], timeout_s: float) -> Any:
-        return post_json(self._server().url, path, payload, timeout_s)
+    def post_request(self, path: str, payload: Mapping[str, Any], timeout_s: float) -> Any:
+        return post_json(self._read_server().url, path, payload, timeout_s)
 
-    def counts(self) -> Counts | None:
-        front = _read(self.state / "front.json", Running)
+    def read_request_counts(self) -> RequestCounts | None:
+        front = _read_state(self.state / "front.json", ServerProcess)
         if front is None or front.process is None:
             return None
-        found = httpx.get(front.url + COUNTS, timeout=10).json().get(self.digest, {"requests": 0, "failed": 0})
-        return Counts(found["requests"], found["failed"])
+        found = httpx.get(front.url + COUNTS_PATH, timeout=10).json().get(self.digest, {"requests": 0, "failed": 0})
+        return RequestCounts(found["requests"], found["failed"])
 
-    def shift(self, percent: int) -> None:
-        self.front()
-        ours = Backend(digest=self.digest, url=self._server().url, percent=percent)
-        rest = [one.model_copy(update={"percent": 100 - percent}) for one in self._before()]
+    def shift_traffic(self, percent: int) -> None:
+        self.ensure_front()
+        ours = TrafficBackend(digest=self.digest, url=self._read_server().url, percent=percent)
+        rest = [one.model_copy(update={"percent": 100 - percent}) for one in self._read_other_backends()]
         if not rest and percent < 100:
             raise TargetFailed(f"there is no other server to take the other {100 - percent} %")
-        _write(self.state / ROUTE, Route(backends=(*rest, ours)))
+        _write_state(self.state / ROUTE_FILE, TrafficRoute(backends=(*rest, ours)))
 
-    def finish(self) -> None:
-        before = self._before()
-        _write(self.state / ROUTE, Route(backends=(Backend(digest=self.digest, url=self._server().url, percent=100),)))
+    def finish_rollout(self) -> None:
+        before = self._read_other_backends()
+        _write_state(
+            self.state / ROUTE_FILE,
+            TrafficRoute(backends=(TrafficBackend(digest=self.digest, url=self._read_server().url, percent=100),)),
+        )
         for one in before:
-            self._stop(one.digest)
+            self._stop_server(one.digest)
 
-    def undo(self) -> None:
-        before = self._before()
+    def roll_back(self) -> None:
+        before = self._read_other_backends()
         if before or read_route(self.state).backends:
-            _write(self.state / ROUTE, Route(backends=tuple(one.model_copy(update={"percent": 100}) for one in before)))
-        self._stop(self.digest)
+            _write_state(
+                self.state / ROUTE_FILE,
+                TrafficRoute(backends=tuple(one.model_copy(update={"percent": 100}) for one in before)),
+            )
+        self._stop_server(self.digest)
 
-    def front(self) -> Running:
+    def ensure_front(self) -> ServerProcess:
         """The process that clients talk to, started where it does not run."""
         path = self.state / "front.json"
-        front = _read(path, Running)
+        front = _read_state(path, ServerProcess)
         if front is not None and front.process is not None:
             return front
-        port = self.port or (int(front.url.rpartition(":")[2]) if front is not None else _free_port())
+        port = self.port or (int(front.url.rpartition(":")[2]) if front is not None else _find_free_port())
         command = [
             sys.executable,
             "-m",
@@ -188,51 +200,53 @@ class LocalTarget:
             "--port",
             str(port),
         ]
-        front = _spawn(command, self.state / "logs" / "front.log", port)
-        _write(path, front)
+        front = _spawn_process(command, self.state / "logs" / "front.log", port)
+        _write_state(path, front)
         _wait_listening(front)
         return front
 
-    def _before(self) -> list[Backend]:
+    def _read_other_backends(self) -> list[TrafficBackend]:
         """Who has the traffic now beside us: at most one, and alive."""
         route = [one for one in read_route(self.state).backends if one.digest != self.digest]
-        alive = [one for one in route if (found := self._found(one.digest)) is not None and found.process is not None]
+        alive = [
+            one for one in route if (found := self._find_server(one.digest)) is not None and found.process is not None
+        ]
         return alive[:1]
 
-    def _server(self) -> Running:
-        found = self._found(self.digest)
+    def _read_server(self) -> ServerProcess:
+        found = self._find_server(self.digest)
         if found is None:
             raise NotReady("the server was never started")
         return found
 
-    def _found(self, digest: str) -> Running | None:
-        return _read(self._server_path(digest), Running)
+    def _find_server(self, digest: str) -> ServerProcess | None:
+        return _read_state(self._build_server_path(digest), ServerProcess)
 
-    def _server_path(self, digest: str) -> Path:
+    def _build_server_path(self, digest: str) -> Path:
         return self.state / "servers" / f"{digest}.json"
 
-    def _stop(self, digest: str) -> None:
-        path = self._server_path(digest)
-        found = _read(path, Running)
+    def _stop_server(self, digest: str) -> None:
+        path = self._build_server_path(digest)
+        found = _read_state(path, ServerProcess)
         if found is not None:
-            _stop(found)
+            _stop_process(found)
             path.unlink()
 
 
-def stop_all(state: Path) -> list[str]:
+def stop_all_servers(state: Path) -> list[str]:
     """Stop the front and every server of a local deployment; says which."""
     paths = [state / "front.json", *sorted((state / "servers").glob("*.json"))]
     told = []
     for path in paths:
-        found = _read(path, Running)
+        found = _read_state(path, ServerProcess)
         if found is not None:
             told.append(f"{'front' if path.name == 'front.json' else found.digest[:12]} {found.url} (pid {found.pid})")
-            _stop(found)
+            _stop_process(found)
             path.unlink()
     return told
 
 
-def _spawn(command: Sequence[str], log: Path, port: int, digest: str = "") -> Running:
+def _spawn_process(command: Sequence[str], log: Path, port: int, digest: str = "") -> ServerProcess:
     log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("ab") as file:
         process = subprocess.Popen(
@@ -246,50 +260,50 @@ def _spawn(command: Sequence[str], log: Path, port: int, digest: str = "") -> Ru
     try:
         started = psutil.Process(process.pid).create_time()
     except psutil.NoSuchProcess:
-        raise TargetFailed(f"{command[0]} ended at once; the end of {log}: {_tail(log)}") from None
-    return Running(pid=process.pid, started=started, url=f"http://127.0.0.1:{port}", log=str(log), digest=digest)
+        raise TargetFailed(f"{command[0]} ended at once; the end of {log}: {_read_log_tail(log)}") from None
+    return ServerProcess(pid=process.pid, started=started, url=f"http://127.0.0.1:{port}", log=str(log), digest=digest)
 
 
-def _stop(running: Running) -> None:
+def _stop_process(running: ServerProcess) -> None:
     process = running.process
     if process is None:
         return
     process.terminate()
     try:
-        process.wait(timeout=STOP_S)
+        process.wait(timeout=STOP_TIMEOUT_S)
     except psutil.TimeoutExpired:
         process.kill()
         process.wait(timeout=10)
 
 
-def _wait_listening(running: Running, within_s: float = 60.0) -> None:
+def _wait_listening(running: ServerProcess, within_s: float = 60.0) -> None:
     deadline = time.monotonic() + within_s
     while time.monotonic() < deadline:
         if running.process is None:
-            raise TargetFailed(f"the front ended; the end of {running.log}: {_tail(Path(running.log))}")
+            raise TargetFailed(f"the front ended; the end of {running.log}: {_read_log_tail(Path(running.log))}")
         try:
-            httpx.get(running.url + COUNTS, timeout=5)
+            httpx.get(running.url + COUNTS_PATH, timeout=5)
             return
         except httpx.HTTPError:
             time.sleep(0.05)
     raise TargetFailed(f"the front does not listen on {running.url}")
 
 
-def _free_port() -> int:
+def _find_free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
 
 
-def _read(path: Path, kind: type[M]) -> M | None:
+def _read_state(path: Path, kind: type[M]) -> M | None:
     return kind.model_validate_json(path.read_bytes()) if path.is_file() else None
 
 
-def _write(path: Path, content: BaseModel) -> None:
-    with written_aside(path) as file:
+def _write_state(path: Path, content: BaseModel) -> None:
+    with atomic_write(path) as file:
         json.dump(content.model_dump(mode="json"), file)
 
 
-def _tail(path: Path) -> str:
+def _read_log_tail(path: Path) -> str:
     text = path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
-    return repr(text[-_TAIL:])
+    return repr(text[-_TAIL_CHARS:])

@@ -14,23 +14,23 @@ from typing import Literal
 from jsonschema import Draft202012Validator
 
 from clincot.clients import kubernetes
-from clincot.clients.kubernetes import Cluster, ClusterFailed, Forbidden, Missing
+from clincot.clients.kubernetes import Cluster, ClusterFailed, Forbidden, ObjectNotFound
 from clincot.deployment.inference_service import Json
 from clincot.deployment.rollout import TargetFailed
 from clincot.deployment.service_settings import ServiceSettings
 from clincot.deployment.targets.blue_green import BlueGreenTarget
-from clincot.deployment.targets.kserve import CanaryTarget, KnativeTarget, KServeTarget, told
+from clincot.deployment.targets.kserve import CanaryTarget, KnativeTarget, KServeTarget, kserve_errors
 from clincot.registry.manifest import Manifest
 
-Mode = Literal["canary", "knative", "blue-green"]
-TARGETS: dict[Mode, type[KServeTarget]] = {
+TrafficMode = Literal["canary", "knative", "blue-green"]
+TARGET_CLASSES: dict[TrafficMode, type[KServeTarget]] = {
     "canary": CanaryTarget,
     "knative": KnativeTarget,
     "blue-green": BlueGreenTarget,
 }
 
 
-def kserve_target(
+def build_kserve_target(
     cluster: Cluster,
     settings: ServiceSettings,
     manifest: Manifest,
@@ -42,19 +42,19 @@ def kserve_target(
         raise TargetFailed(
             f"a cluster cannot read {manifest.uri}; publish to an S3 store, or deploy with --target local"
         )
-    mode, why = choose_mode(cluster, settings)
-    return TARGETS[mode](
+    mode, why = choose_traffic_mode(cluster, settings)
+    return TARGET_CLASSES[mode](
         cluster, settings, manifest.sha256, manifest.uri, steps, validator=validator, how=f"{mode}, {why}"
     )
 
 
-def choose_mode(cluster: Cluster, settings: ServiceSettings) -> tuple[Mode, str]:
+def choose_traffic_mode(cluster: Cluster, settings: ServiceSettings) -> tuple[TrafficMode, str]:
     """How traffic is moved here, and why so. Raises TargetFailed where what was asked for cannot be had."""
-    with told():
+    with kserve_errors():
         knative = cluster.has_api("serving.knative.dev", "v1")
     separate = settings.transformer == "separate"
     if settings.mode == "knative" or (
-        settings.mode == "auto" and knative and _default_mode(cluster, settings) == "Knative"
+        settings.mode == "auto" and knative and _read_default_mode(cluster, settings) == "Knative"
     ):
         if not knative:
             raise TargetFailed("mode knative was asked for, but the cluster does not serve serving.knative.dev/v1")
@@ -66,7 +66,7 @@ def choose_mode(cluster: Cluster, settings: ServiceSettings) -> tuple[Mode, str]
         return "knative", "KServe runs in Knative mode: canaryTrafficPercent"
     if settings.mode == "blue-green":
         return "blue-green", "as asked for"
-    gateway, why = _gateway(cluster, settings)
+    gateway, why = _check_gateway_api(cluster, settings)
     if separate:
         why = "KServe sends a canary's share past a transformer of its own; set transformer: collocated for steps"
     elif gateway:
@@ -76,28 +76,28 @@ def choose_mode(cluster: Cluster, settings: ServiceSettings) -> tuple[Mode, str]
     return "blue-green", f"{why}; all of the traffic moves at once"
 
 
-def _default_mode(cluster: Cluster, settings: ServiceSettings) -> str:
-    found = _config(cluster, settings, "deploy").get("defaultDeploymentMode", "Standard")
+def _read_default_mode(cluster: Cluster, settings: ServiceSettings) -> str:
+    found = _read_kserve_config(cluster, settings, "deploy").get("defaultDeploymentMode", "Standard")
     return "Knative" if found in ("Knative", "Serverless") else "Standard"
 
 
-def _gateway(cluster: Cluster, settings: ServiceSettings) -> tuple[bool, str]:
+def _check_gateway_api(cluster: Cluster, settings: ServiceSettings) -> tuple[bool, str]:
     if settings.gateway_api != "auto":
         return settings.gateway_api == "yes", f"gateway_api is set to {settings.gateway_api}"
-    with told():
+    with kserve_errors():
         if not cluster.has_api("gateway.networking.k8s.io", "v1"):
             return False, "the cluster has no Gateway API (gateway.networking.k8s.io/v1)"
-    if _config(cluster, settings, "ingress").get("enableGatewayApi") is not True:
+    if _read_kserve_config(cluster, settings, "ingress").get("enableGatewayApi") is not True:
         return False, "KServe does not use the Gateway API (enableGatewayApi is not true in inferenceservice-config)"
     return True, "KServe routes through the Gateway API"
 
 
-def _config(cluster: Cluster, settings: ServiceSettings, part: str) -> Json:
+def _read_kserve_config(cluster: Cluster, settings: ServiceSettings, part: str) -> Json:
     """One part of KServe's own configuration."""
     path = kubernetes.resource_path("", "v1", settings.kserve_namespace, "configmaps", "inferenceservice-config")
     try:
         found: Json = json.loads(cluster.get(path).get("data", {}).get(part, "{}"))
-    except Missing:
+    except ObjectNotFound:
         raise TargetFailed(f"{path}: KServe's configuration is not there; is kserve_namespace right?") from None
     except Forbidden as error:
         raise TargetFailed(f"{error}; or set mode and gateway_api in the service's settings") from None

@@ -19,14 +19,22 @@ from urllib.parse import urlsplit
 
 from pydantic import BaseModel, ConfigDict
 
-COUNTS = "/-/counts"
-ROUTE = "route.json"
-ANSWER_S = 300.0
-_BLOCK = 1 << 16
-_HOP = {"connection", "keep-alive", "transfer-encoding", "te", "upgrade", "proxy-authenticate", "proxy-authorization"}
+COUNTS_PATH = "/-/counts"
+ROUTE_FILE = "route.json"
+ANSWER_TIMEOUT_S = 300.0
+_BLOCK_BYTES = 1 << 16
+_HOP_HEADERS = {
+    "connection",
+    "keep-alive",
+    "transfer-encoding",
+    "te",
+    "upgrade",
+    "proxy-authenticate",
+    "proxy-authorization",
+}
 
 
-class Backend(BaseModel):
+class TrafficBackend(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     digest: str
@@ -34,30 +42,30 @@ class Backend(BaseModel):
     percent: int  # of the traffic
 
 
-class Route(BaseModel):
+class TrafficRoute(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    backends: tuple[Backend, ...] = ()
+    backends: tuple[TrafficBackend, ...] = ()
 
 
-def read_route(state: Path) -> Route:
-    path = state / ROUTE
-    return Route.model_validate_json(path.read_bytes()) if path.is_file() else Route()
+def read_route(state: Path) -> TrafficRoute:
+    path = state / ROUTE_FILE
+    return TrafficRoute.model_validate_json(path.read_bytes()) if path.is_file() else TrafficRoute()
 
 
-class Router:
+class TrafficRouter:
     """Who gets the next request: in every run of 100, each backend gets as many as its share says."""
 
     def __init__(self, state: Path) -> None:
         self.state = state
         self._lock = threading.Lock()
-        self._stamp, self._route = -1, Route()
+        self._stamp, self._route = -1, TrafficRoute()
         self._owed: dict[str, int] = {}  # by digest: its share so far, less what it was given
         self.counts: dict[str, dict[str, int]] = {}
 
-    def next(self) -> Backend | None:
+    def choose_backend(self) -> TrafficBackend | None:
         with self._lock:
-            stamp = (self.state / ROUTE).stat().st_mtime_ns if (self.state / ROUTE).is_file() else 0
+            stamp = (self.state / ROUTE_FILE).stat().st_mtime_ns if (self.state / ROUTE_FILE).is_file() else 0
             if stamp != self._stamp:
                 self._stamp, self._route, self._owed = stamp, read_route(self.state), {}
             backends = [one for one in self._route.backends if one.percent > 0]
@@ -69,23 +77,23 @@ class Router:
             self._owed[chosen.digest] -= sum(one.percent for one in backends)
             return chosen
 
-    def count(self, digest: str, *, failed: bool) -> None:
+    def count_request(self, digest: str, *, failed: bool) -> None:
         with self._lock:
             counted = self.counts.setdefault(digest, {"requests": 0, "failed": 0})
             counted["requests"] += 1
             counted["failed"] += failed
 
 
-def handler_of(router: Router) -> type[BaseHTTPRequestHandler]:
+def build_handler(router: TrafficRouter) -> type[BaseHTTPRequestHandler]:
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
         disable_nagle_algorithm = True  # else a reply's body waits 40 ms for the headers to be acknowledged
 
         def do_GET(self) -> None:
-            if self.path == COUNTS:
+            if self.path == COUNTS_PATH:
                 self._json(200, router.counts)
                 return
-            backend = router.next()
+            backend = router.choose_backend()
             if backend is None:
                 self._json(503, {"error": {"message": "nothing is deployed here"}})
                 return
@@ -93,18 +101,18 @@ def handler_of(router: Router) -> type[BaseHTTPRequestHandler]:
                 failed = self._pass_on(backend)
             except (OSError, http.client.HTTPException):
                 failed, self.close_connection = True, True
-            router.count(backend.digest, failed=failed)
+            router.count_request(backend.digest, failed=failed)
 
         do_POST = do_PUT = do_DELETE = do_GET
 
-        def _pass_on(self, backend: Backend) -> bool:
+        def _pass_on(self, backend: TrafficBackend) -> bool:
             """Did the server fail?"""
             if "chunked" in self.headers.get("Transfer-Encoding", ""):
                 self._json(411, {"error": {"message": "send a Content-Length"}})
                 return False
             place = urlsplit(backend.url)
-            server = http.client.HTTPConnection(place.hostname or "", place.port, timeout=ANSWER_S)
-            headers = {name: value for name, value in self.headers.items() if name.lower() not in _HOP}
+            server = http.client.HTTPConnection(place.hostname or "", place.port, timeout=ANSWER_TIMEOUT_S)
+            headers = {name: value for name, value in self.headers.items() if name.lower() not in _HOP_HEADERS}
             body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
             try:
                 try:
@@ -122,12 +130,12 @@ def handler_of(router: Router) -> type[BaseHTTPRequestHandler]:
             self.send_response(reply.status)
             length = reply.getheader("Content-Length")
             for name, value in reply.getheaders():
-                if name.lower() not in _HOP and name.lower() not in ("date", "server"):
+                if name.lower() not in _HOP_HEADERS and name.lower() not in ("date", "server"):
                     self.send_header(name, value)
             if length is None:
                 self.send_header("Transfer-Encoding", "chunked")
             self.end_headers()
-            while block := reply.read1(_BLOCK):
+            while block := reply.read1(_BLOCK_BYTES):
                 self.wfile.write(block if length is not None else b"%x\r\n%s\r\n" % (len(block), block))
                 self.wfile.flush()
             if length is None:
@@ -153,7 +161,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--host", default="127.0.0.1")
     parser.add_argument("--port", type=int, required=True)
     args = parser.parse_args(argv)
-    server = ThreadingHTTPServer((args.host, args.port), handler_of(Router(args.state)))
+    server = ThreadingHTTPServer((args.host, args.port), build_handler(TrafficRouter(args.state)))
     server.daemon_threads = True
     server.serve_forever()
     return 0

@@ -18,10 +18,10 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from clincot.evaluation.intervals import Statistic, Sums, add_mean, add_totals
-from clincot.evaluation.report_text.findings import f1
+from clincot.evaluation.intervals import MetricSums, Statistic, add_mean, add_totals
+from clincot.evaluation.report_text.findings import micro_f1
 
-_ONCE = "Load it once where the hub can be reached"
+_LOAD_ONCE_HINT = "Load it once where the hub can be reached"
 
 
 class ClinicalUnavailable(RuntimeError):
@@ -37,7 +37,7 @@ class ClinicalMetric:
     score: Callable[[str, str], tuple[Any, ...]]  # (generated, reference)
     statistic: Statistic | None = None
 
-    def count(self, sums: Sums, generated: str | None, reference: str, cluster: str) -> None:
+    def add_report(self, sums: MetricSums, generated: str | None, reference: str, cluster: str) -> None:
         """Count one report in; None is a report that was not generated, unscored."""
         values = (None,) * len(self.metrics) if generated is None else self.score(generated, reference)
         for name, value in zip(self.metrics, values, strict=True):
@@ -47,16 +47,16 @@ class ClinicalMetric:
                 add_totals(sums, name, self.statistic, value, cluster)
 
 
-def radgraph_f1() -> ClinicalMetric:
+def load_radgraph_f1() -> ClinicalMetric:
     """Raises ClinicalUnavailable."""
-    _package("radgraph", "RadGraph F1")
+    _require_package("radgraph", "RadGraph F1")
     from appdirs import user_cache_dir
 
     model = "radgraph-xl"
     weights = Path(user_cache_dir("radgraph")) / version("radgraph") / model
     if not (weights / "weights.th").is_file():
         raise ClinicalUnavailable(
-            f"RadGraph F1: no weights in {weights}. {_ONCE}: "
+            f"RadGraph F1: no weights in {weights}. {_LOAD_ONCE_HINT}: "
             f"radgraph.F1RadGraph(reward_level='partial', model_type='{model}')"
         )
     try:
@@ -64,7 +64,7 @@ def radgraph_f1() -> ClinicalMetric:
 
         scorer = F1RadGraph(reward_level="partial", model_type=model)
     except (ImportError, OSError) as error:
-        raise ClinicalUnavailable(f"RadGraph F1 cannot be loaded: {_first_line(error)}") from error
+        raise ClinicalUnavailable(f"RadGraph F1 cannot be loaded: {_first_error_line(error)}") from error
 
     def score(generated: str, reference: str) -> tuple[float]:
         return (float(scorer(refs=[reference], hyps=[generated])[1][0]),)
@@ -72,9 +72,9 @@ def radgraph_f1() -> ClinicalMetric:
     return ClinicalMetric(("radgraph_f1",), f"radgraph {version('radgraph')}, {model}, reward level partial", score)
 
 
-def chexbert_f1() -> ClinicalMetric:
+def load_chexbert_f1() -> ClinicalMetric:
     """Raises ClinicalUnavailable."""
-    _package("f1chexbert", "CheXbert F1")
+    _require_package("f1chexbert", "CheXbert F1")
     from appdirs import user_cache_dir
 
     weights = Path(user_cache_dir("chexbert")) / "chexbert.pth"
@@ -87,21 +87,23 @@ def chexbert_f1() -> ClinicalMetric:
 
         labeller = F1CheXbert()
     except (ImportError, OSError) as error:
-        raise ClinicalUnavailable(f"CheXbert F1 cannot be loaded: {_first_line(error)}") from error
+        raise ClinicalUnavailable(f"CheXbert F1 cannot be loaded: {_first_error_line(error)}") from error
     five = [int(at) for at in labeller.target_names_5_index]
 
     def score(generated: str, reference: str) -> tuple[list[float], list[float]]:
         stated, wanted = labeller.get_label(generated.strip()), labeller.get_label(reference.strip())
-        return label_counts(stated, wanted), label_counts([stated[at] for at in five], [wanted[at] for at in five])
+        return count_labels(stated, wanted), count_labels([stated[at] for at in five], [wanted[at] for at in five])
 
     implementation = f"f1chexbert {version('f1chexbert')}, micro F1, uncertain as positive"
-    return ClinicalMetric(("chexbert_f1_14", "chexbert_f1_5"), implementation, score, f1)
+    return ClinicalMetric(("chexbert_f1_14", "chexbert_f1_5"), implementation, score, micro_f1)
 
 
-def ratescore() -> ClinicalMetric:
+def load_ratescore() -> ClinicalMetric:
     """Raises ClinicalUnavailable."""
     for name in ("RaTEScore", "medspacy"):
-        _package(name, "RaTEScore", f"it needs {name} in an environment with numpy < 2, as its spaCy < 3.8 does")
+        _require_package(
+            name, "RaTEScore", f"it needs {name} in an environment with numpy < 2, as its spaCy < 3.8 does"
+        )
     try:
         import torch
         from RaTEScore import RaTEScore
@@ -110,7 +112,7 @@ def ratescore() -> ClinicalMetric:
     except (ImportError, OSError) as error:  # what transformers raises where neither cache nor hub has the weights
         raise ClinicalUnavailable(
             f"RaTEScore: its weights (Angelakeke/RaTE-NER-Deberta, FremyCompany/BioLORD-2023-C) cannot be loaded: "
-            f"{_first_line(error)}. {_ONCE}"
+            f"{_first_error_line(error)}. {_LOAD_ONCE_HINT}"
         ) from error
 
     def score(generated: str, reference: str) -> tuple[float]:
@@ -119,23 +121,23 @@ def ratescore() -> ClinicalMetric:
     return ClinicalMetric(("ratescore",), f"RaTEScore {version('RaTEScore')}", score)
 
 
-CLINICAL: dict[str, Callable[[], ClinicalMetric]] = {
-    "radgraph": radgraph_f1,
-    "chexbert": chexbert_f1,
-    "ratescore": ratescore,
+CLINICAL_METRICS: dict[str, Callable[[], ClinicalMetric]] = {
+    "radgraph": load_radgraph_f1,
+    "chexbert": load_chexbert_f1,
+    "ratescore": load_ratescore,
 }
 
 
-def label_counts(stated: list[int], wanted: list[int]) -> list[float]:
+def count_labels(stated: list[int], wanted: list[int]) -> list[float]:
     """(in both, stated, wanted) of two 0/1 label vectors: what micro F1 adds up."""
     both = sum(1 for a, b in zip(stated, wanted, strict=True) if a and b)
     return [float(both), float(sum(map(bool, stated))), float(sum(map(bool, wanted)))]
 
 
-def _package(name: str, metric: str, how: str = "`pip install 'clincot[clinical]'`") -> None:
+def _require_package(name: str, metric: str, how: str = "`pip install 'clincot[clinical]'`") -> None:
     if importlib.util.find_spec(name) is None:
         raise ClinicalUnavailable(f"{metric}: the package {name} is not installed: {how}")
 
 
-def _first_line(error: Exception) -> str:
+def _first_error_line(error: Exception) -> str:
     return str(error).strip().split("\n")[0] or type(error).__name__

@@ -27,22 +27,22 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-Status = Literal["present", "uncertain", "absent"]
-Finding = tuple[str, str]  # (label, side): side is "left", "right" or ""
+FindingStatus = Literal["present", "uncertain", "absent"]
+SidedFinding = tuple[str, str]  # (label, side): side is "left", "right" or ""
 
-REACH = 3  # words that may stand between those of an alias
+MAX_WORD_GAP = 3  # words that may stand between those of an alias
 # Reports say so; radlabels leaves it to its parser to connect "effusion" with the pleura and "nodule" with the lung.
-_ADDED: dict[str, tuple[str, ...]] = {
+_EXTRA_ALIASES: dict[str, tuple[str, ...]] = {
     "pleural_effusion": ("effusion",),
     "lung_nodule_or_mass": ("nodule",),
     "consolidation": ("consolidated",),
     "cardiomegaly": ("cardiac silhouette larger",),
 }
-_ELSEWHERE: dict[tuple[str, ...], set[str]] = {
+_OTHER_ORGANS: dict[tuple[str, ...], set[str]] = {
     ("effusion",): {"pericardial", "joint", "knee"},
     ("nodule",): {"thyroid", "adrenal", "breast"},
 }
-MIDLINE = frozenset(
+MIDLINE_FINDINGS = frozenset(
     {
         "cardiomegaly",
         "enlarged_cardiomediastinum",
@@ -65,7 +65,7 @@ MIDLINE = frozenset(
         "support_devices_generic",
     }
 )
-_SIDES = {
+_SIDE_WORDS = {
     "left": ("left",),
     "right": ("right",),
     "bilateral": ("left", "right"),
@@ -75,20 +75,20 @@ _SIDES = {
     "bibasal": ("left", "right"),
     "biapical": ("left", "right"),
 }
-_SENTENCE = re.compile(r"\.(?!\d)|[;?!\n]")
+_SENTENCE_END = re.compile(r"\.(?!\d)|[;?!\n]")
 _WORD = re.compile(r"[^\W\d_]+|\d+(?:\.\d+)?|,")
-_BUT = frozenset({"but", "however", "although", "though", "except", "otherwise"})
-_PART = frozenset({",", "and"})
-_DENY = re.compile(
+_CLAUSE_BREAKS = frozenset({"but", "however", "although", "though", "except", "otherwise"})
+_PART_BREAKS = frozenset({",", "and"})
+_PRE_NEGATION = re.compile(
     r"\b(?:no(?! (?:longer )?(?:\w+ ){0,2}(?:change|increase|improvement)\b)|without(?! (?:\w+ )?change\b)|nor|neither|"
     r"negative for|free of|clear of|absence of|absent|not(?! (?:\w+ )?(?:changed|increased|exclude|excluded)\b)|"
     r"resolution of|ruled out|resolved)\b"
 )
-_DENY_BEFORE = re.compile(
+_POST_NEGATION = re.compile(
     r"\b(?:(?:is|are|was|were) (?:absent|not (?:\w+ )?(?:seen|identified|present|visualized|evident|appreciated|noted|"
     r"demonstrated|detected))|(?:has|have) (?:\w+ )?resolved|(?:is|are) ruled out|resolved)\b"
 )
-_DOUBT = re.compile(
+_UNCERTAINTY = re.compile(
     r"\b(?:possible|possibly|may|might|could|questionable|suspicious|suspicion|suspected|concern|concerning|"
     r"cannot exclude|can not exclude|not excluded|cannot be excluded|versus|vs|equivocal)\b"
 )
@@ -99,16 +99,16 @@ class RadlabelsMissing(ImportError):
 
 
 @dataclass(frozen=True)
-class Mention:
+class FindingMention:
     """One finding in one sentence."""
 
     label: str
     sides: tuple[str, ...]  # none, one or both of left and right
-    status: Status
+    status: FindingStatus
 
 
 @dataclass(frozen=True)
-class _Match:
+class _AliasMatch:
     label: str
     first: int  # positions of its first and last word in the sentence
     last: int
@@ -124,15 +124,15 @@ def require_radlabels() -> str:
     return f"radlabels {version('radlabels')}"
 
 
-def mentions(report: str) -> Iterator[Mention]:
+def extract_mentions(report: str) -> Iterator[FindingMention]:
     """Every finding that the report mentions, sentence by sentence; raises RadlabelsMissing."""
-    for sentence in _SENTENCE.split(report.lower()):
+    for sentence in _SENTENCE_END.split(report.lower()):
         words = _WORD.findall(sentence)
-        for clause in _clauses(words):
-            yield from _mentions(clause)
+        for clause in _split_clauses(words):
+            yield from _extract_clause_mentions(clause)
 
 
-def findings(report: str, *, uncertain: bool = False) -> frozenset[Finding]:
+def extract_findings(report: str, *, uncertain: bool = False) -> frozenset[SidedFinding]:
     """The findings that the report states as there. `uncertain`: possible ones count as well (on IU, the radiologists'
     own labels agree better without them: effusion F1 .86 against .73).
 
@@ -140,31 +140,31 @@ def findings(report: str, *, uncertain: bool = False) -> frozenset[Finding]:
     present in one sentence is present, whatever another denies ("no right effusion, small left effusion").
     """
     wanted = {"present", "uncertain"} if uncertain else {"present"}
-    found: set[Finding] = set()
-    for mention in mentions(report):
+    found: set[SidedFinding] = set()
+    for mention in extract_mentions(report):
         if mention.status in wanted:
             found.update((mention.label, side) for side in mention.sides or ("",))
     sided = {label for label, side in found if side}
     return frozenset((label, side) for label, side in found if side or label not in sided)
 
 
-def finding_counts(generated: str, reference: str) -> list[float]:
+def count_findings(generated: str, reference: str) -> list[float]:
     """(in both, in the generated report, in the reference), over findings with their side."""
-    stated, wanted = findings(generated), findings(reference)
+    stated, wanted = extract_findings(generated), extract_findings(reference)
     return [float(len(stated & wanted)), float(len(stated)), float(len(wanted))]
 
 
-def precision(totals_3: NDArray[np.float64]) -> float | None:
+def finding_precision(totals_3: NDArray[np.float64]) -> float | None:
     """Of summed finding_counts; None where nothing was stated."""
     return float(totals_3[0] / totals_3[1]) if totals_3[1] else None
 
 
-def recall(totals_3: NDArray[np.float64]) -> float | None:
+def finding_recall(totals_3: NDArray[np.float64]) -> float | None:
     """Of summed finding_counts; None where there was nothing to find."""
     return float(totals_3[0] / totals_3[2]) if totals_3[2] else None
 
 
-def f1(totals_3: NDArray[np.float64]) -> float | None:
+def micro_f1(totals_3: NDArray[np.float64]) -> float | None:
     """Of summed finding_counts (micro F1); None where neither side states anything."""
     both = totals_3[1] + totals_3[2]
     return float(2 * totals_3[0] / both) if both else None
@@ -173,11 +173,11 @@ def f1(totals_3: NDArray[np.float64]) -> float | None:
 # --------------------------------------------------------------------------------------------- reading a sentence
 
 
-def _clauses(words: Sequence[str]) -> Iterator[list[str]]:
+def _split_clauses(words: Sequence[str]) -> Iterator[list[str]]:
     """A sentence's words, divided where a denial ends."""
     clause: list[str] = []
     for word in words:
-        if word in _BUT:
+        if word in _CLAUSE_BREAKS:
             yield clause
             clause = []
         else:
@@ -185,81 +185,85 @@ def _clauses(words: Sequence[str]) -> Iterator[list[str]]:
     yield clause
 
 
-def _mentions(words: Sequence[str]) -> Iterator[Mention]:
-    matches = _matches(words)
+def _extract_clause_mentions(words: Sequence[str]) -> Iterator[FindingMention]:
+    matches = _match_aliases(words)
     if not matches:
         return
-    parts = _parts(words, {match.first for match in matches})
-    spoken = {side for word in words for side in _SIDES.get(word, ())}
+    parts = _number_parts(words, {match.first for match in matches})
+    spoken = {side for word in words for side in _SIDE_WORDS.get(word, ())}
     for match in matches:
         sides: set[str] = set()
-        if match.label not in MIDLINE:
+        if match.label not in MIDLINE_FINDINGS:
             own = [words[at] for at, part in enumerate(parts) if part == parts[match.first]]
-            sides = {side for word in own for side in _SIDES.get(word, ())} or (spoken if len(spoken) == 1 else set())
-        yield Mention(match.label, tuple(sorted(sides)), _status(words, match))
+            sides = {side for word in own for side in _SIDE_WORDS.get(word, ())} or (
+                spoken if len(spoken) == 1 else set()
+            )
+        yield FindingMention(match.label, tuple(sorted(sides)), _classify_status(words, match))
 
 
-def _parts(words: Sequence[str], starts: set[int]) -> list[int]:
+def _number_parts(words: Sequence[str], starts: set[int]) -> list[int]:
     """The number of the part that each word is in. Parts end at commas and "and"; one without a finding of its own
     belongs to the next ("right and left effusions"), or to the last where none follows."""
     numbers, number, has_finding = [], 0, False
     for at, word in enumerate(words):
-        if word in _PART and has_finding and any(start > at for start in starts):
+        if word in _PART_BREAKS and has_finding and any(start > at for start in starts):
             number, has_finding = number + 1, False
         numbers.append(number)
         has_finding = has_finding or at in starts
     return numbers
 
 
-def _status(words: Sequence[str], match: _Match) -> Status:
+def _classify_status(words: Sequence[str], match: _AliasMatch) -> FindingStatus:
     before, after = " ".join(words[: match.first]), " ".join(words[match.last + 1 :])
     inside = " ".join(words[match.first : match.last + 1])
-    if _DOUBT.search(f"{before} {inside}") or _DOUBT.search(" ".join(words[match.last + 1 : match.last + 5])):
+    if _UNCERTAINTY.search(f"{before} {inside}") or _UNCERTAINTY.search(
+        " ".join(words[match.last + 1 : match.last + 5])
+    ):
         return "uncertain"
     behind = after.split(" , ")[0]
-    if _DENY.search(before) or _DENY.search(inside) or _DENY_BEFORE.search(behind):
+    if _PRE_NEGATION.search(before) or _PRE_NEGATION.search(inside) or _POST_NEGATION.search(behind):
         return "absent"
     return "present"
 
 
-def _matches(words: Sequence[str]) -> list[_Match]:
+def _match_aliases(words: Sequence[str]) -> list[_AliasMatch]:
     """Every label once or more, where its alias stands; of one label's overlapping aliases the first."""
-    stems = [_stem(word) for word in words]
+    stems = [_strip_plural(word) for word in words]
     places: dict[str, list[int]] = {}
     for at, stem in enumerate(stems):
         places.setdefault(stem, []).append(at)
-    found: dict[tuple[str, int], _Match] = {}
-    table = _aliases()
+    found: dict[tuple[str, int], _AliasMatch] = {}
+    table = _load_aliases()
     for first, stem in enumerate(stems):
         for label, alias in table.get(stem, ()):
             if not all(other in places for other in alias):
                 continue
-            span = _span(alias, first, places, stems)
-            if span is None or not _ELSEWHERE.get(alias, set()).isdisjoint(stems[max(0, first - 2) : first]):
+            span = _find_span(alias, first, places, stems)
+            if span is None or not _OTHER_ORGANS.get(alias, set()).isdisjoint(stems[max(0, first - 2) : first]):
                 continue
             kept = found.get((label, span[1]))
             if kept is None or kept.first < span[0]:
-                found[label, span[1]] = _Match(label, *span)
+                found[label, span[1]] = _AliasMatch(label, *span)
     return sorted(found.values(), key=lambda match: (match.first, match.label))
 
 
-def _span(
+def _find_span(
     alias: Sequence[str], first: int, places: dict[str, list[int]], stems: Sequence[str]
 ) -> tuple[int, int] | None:
     """First and last position of an alias's words near position `first`; None where they are too far apart."""
     taken = [first]
     for stem in alias[1:]:
-        near = [at for at in places[stem] if at not in taken and abs(at - first) < len(alias) + REACH]
+        near = [at for at in places[stem] if at not in taken and abs(at - first) < len(alias) + MAX_WORD_GAP]
         if not near:
             return None
         taken.append(min(near, key=lambda at: abs(at - first)))
     low, high = min(taken), max(taken)
-    if high - low >= len(alias) + REACH or "," in stems[low:high]:
+    if high - low >= len(alias) + MAX_WORD_GAP or "," in stems[low:high]:
         return None
     return low, high
 
 
-def _stem(word: str) -> str:
+def _strip_plural(word: str) -> str:
     """A word without its plural: enough for aliases and reports to meet."""
     if word.endswith("thoraces"):
         return word[:-3] + "x"
@@ -273,7 +277,7 @@ def _stem(word: str) -> str:
 
 
 @lru_cache(maxsize=1)
-def _aliases() -> dict[str, list[tuple[str, tuple[str, ...]]]]:
+def _load_aliases() -> dict[str, list[tuple[str, tuple[str, ...]]]]:
     """{first stem: (label, stems) of every alias that begins so}.
 
     The table is read from its file: importing radlabels would look for WordNet, and download it where there is none.
@@ -289,8 +293,8 @@ def _aliases() -> dict[str, list[tuple[str, tuple[str, ...]]]]:
     table.loader.exec_module(module)
     listed: dict[str, list[tuple[str, tuple[str, ...]]]] = {}
     for label, entry in sorted(module.ALIASES.items()):
-        for alias in (label.replace("_", " "), *entry["aliases"], *_ADDED.get(label, ())):
-            stems = tuple(_stem(word) for word in _WORD.findall(alias.lower()))
+        for alias in (label.replace("_", " "), *entry["aliases"], *_EXTRA_ALIASES.get(label, ())):
+            stems = tuple(_strip_plural(word) for word in _WORD.findall(alias.lower()))
             same = listed.setdefault(stems[0], [])
             if (label, stems) not in same:
                 same.append((label, stems))

@@ -21,11 +21,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from clincot.evaluation.intervals import Sums, add_mean, add_totals
+from clincot.evaluation.intervals import MetricSums, add_mean, add_totals
 from clincot.evaluation.report_text.report_protocols import R2GenVocabulary
 from clincot.evaluation.report_text.wordnet import WordNetMissing, load_wordnet
 
-ORDERS = (1, 2, 3, 4)
+BLEU_ORDERS = (1, 2, 3, 4)
 COCO_BETA = 1.2
 Tokens = list[str]
 
@@ -43,35 +43,35 @@ class TextProtocol:
 
     @property
     def metrics(self) -> tuple[str, ...]:
-        names = [f"bleu_{order}" for order in ORDERS] + ["rouge_l"]
+        names = [f"bleu_{order}" for order in BLEU_ORDERS] + ["rouge_l"]
         names += ["rouge_l_beta_1.2"] * self.coco + ["meteor"] * (self.wordnet is not None)
         return tuple(f"{self.name}/{name}" for name in names)
 
-    def count(self, sums: Sums, generated: str | None, reference: str, cluster: str) -> None:
+    def add_report(self, sums: MetricSums, generated: str | None, reference: str, cluster: str) -> None:
         """Count one report in; None is a report that was not generated, unscored in every metric."""
         counts = None
-        values: dict[str, float | None] = dict.fromkeys(self.metrics[len(ORDERS) :])
+        values: dict[str, float | None] = dict.fromkeys(self.metrics[len(BLEU_ORDERS) :])
         if generated is not None:
-            counts, values = self._scores(self.generated(generated), self.reference(reference))
-        for order in ORDERS:
+            counts, values = self._score_report(self.generated(generated), self.reference(reference))
+        for order in BLEU_ORDERS:
             add_totals(sums, f"{self.name}/bleu_{order}", partial(corpus_bleu, order=order), counts, cluster)
         for name, value in values.items():
             add_mean(sums, name, value, cluster)
 
-    def _scores(self, generated: Tokens, reference: Tokens) -> tuple[list[float], dict[str, float | None]]:
+    def _score_report(self, generated: Tokens, reference: Tokens) -> tuple[list[float], dict[str, float | None]]:
         precision, recall, f1 = self.rouge(" ".join(reference), " ".join(generated))
         values: dict[str, float | None] = {f"{self.name}/rouge_l": f1}
         if self.coco:
-            values[f"{self.name}/rouge_l_beta_1.2"] = f_beta(precision, recall, COCO_BETA)
+            values[f"{self.name}/rouge_l_beta_1.2"] = f_beta_score(precision, recall, COCO_BETA)
         if self.wordnet is not None:
             from nltk.translate.meteor_score import single_meteor_score
 
             meteor = single_meteor_score(reference, generated, wordnet=self.wordnet)
             values[f"{self.name}/meteor"] = float(meteor)
-        return bleu_counts(generated, reference), values
+        return count_bleu_ngrams(generated, reference), values
 
 
-def raw_protocol(wordnet: Any | None) -> TextProtocol:
+def build_raw_protocol(wordnet: Any | None) -> TextProtocol:
     """The text as written: sacreBLEU's tokens (13a) for BLEU and METEOR, rouge-score's own for ROUGE-L."""
     from sacrebleu.tokenizers.tokenizer_13a import Tokenizer13a
 
@@ -80,10 +80,10 @@ def raw_protocol(wordnet: Any | None) -> TextProtocol:
     def tokens(text: str) -> Tokens:
         return str(tokenizer(text)).split()
 
-    return TextProtocol("raw", tokens, tokens, _rouge(None), coco=False, wordnet=wordnet)
+    return TextProtocol("raw", tokens, tokens, _build_rouge_scorer(None), coco=False, wordnet=wordnet)
 
 
-def r2gen_protocol(vocabulary: R2GenVocabulary, wordnet: Any | None) -> TextProtocol:
+def build_r2gen_protocol(vocabulary: R2GenVocabulary, wordnet: Any | None) -> TextProtocol:
     """R2Gen's tokens for all of them."""
     from rouge_score.tokenizers import Tokenizer
 
@@ -94,11 +94,16 @@ def r2gen_protocol(vocabulary: R2GenVocabulary, wordnet: Any | None) -> TextProt
             return text.split()
 
     return TextProtocol(
-        "r2gen", vocabulary.reference, vocabulary.generated, _rouge(Words()), coco=True, wordnet=wordnet
+        "r2gen",
+        vocabulary.tokenize_reference,
+        vocabulary.tokenize_generated,
+        _build_rouge_scorer(Words()),
+        coco=True,
+        wordnet=wordnet,
     )
 
 
-def wordnet_or_reason() -> tuple[Any | None, str]:
+def try_load_wordnet() -> tuple[Any | None, str]:
     """(WordNet's reader, its version), or (None, why there is none)."""
     try:
         return load_wordnet()
@@ -106,7 +111,7 @@ def wordnet_or_reason() -> tuple[Any | None, str]:
         return None, str(missing)
 
 
-def implementations() -> dict[str, str]:
+def describe_implementations() -> dict[str, str]:
     """{metric: the package that computes it, with version and settings}."""
     return {
         "bleu": f"sacrebleu {version('sacrebleu')}, corpus BLEU, no smoothing, one reference",
@@ -117,36 +122,36 @@ def implementations() -> dict[str, str]:
     }
 
 
-def f_beta(precision: float, recall: float, beta: float) -> float:
+def f_beta_score(precision: float, recall: float, beta: float) -> float:
     """(1 + β²) P R / (R + β² P); 0 where both are."""
     weight = beta * beta
     below = recall + weight * precision
     return (1 + weight) * precision * recall / below if below else 0.0
 
 
-def bleu_counts(generated: Sequence[str], reference: Sequence[str]) -> list[float]:
+def count_bleu_ngrams(generated: Sequence[str], reference: Sequence[str]) -> list[float]:
     """What corpus BLEU adds up over reports: 4 matching n-gram counts, 4 counts, both lengths (10,)."""
-    score = _bleu().corpus_score([" ".join(generated)], [[" ".join(reference)]])
+    score = _load_bleu().corpus_score([" ".join(generated)], [[" ".join(reference)]])
     return [*score.counts, *score.totals, score.sys_len, score.ref_len]
 
 
 def corpus_bleu(totals_K: NDArray[np.float64], *, order: int) -> float:
     """BLEU-`order`, in [0, 1], of summed bleu_counts (10,)."""
     correct, total = totals_K[:order].astype(int).tolist(), totals_K[4 : 4 + order].astype(int).tolist()
-    score = _bleu().compute_bleu(
+    score = _load_bleu().compute_bleu(
         correct, total, int(totals_K[8]), int(totals_K[9]), smooth_method="none", max_ngram_order=order
     )
     return float(score.score) / 100
 
 
 @lru_cache(maxsize=1)
-def _bleu() -> Any:
+def _load_bleu() -> Any:
     from sacrebleu.metrics.bleu import BLEU
 
     return BLEU(tokenize="none", smooth_method="none", force=True)  # tokens are given; force: no hint about them
 
 
-def _rouge(tokenizer: Any | None) -> Callable[[str, str], tuple[float, float, float]]:
+def _build_rouge_scorer(tokenizer: Any | None) -> Callable[[str, str], tuple[float, float, float]]:
     from rouge_score.rouge_scorer import RougeScorer
 
     scorer = RougeScorer(["rougeL"], use_stemmer=False, tokenizer=tokenizer)

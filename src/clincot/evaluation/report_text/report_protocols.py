@@ -18,8 +18,8 @@ from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-UNKNOWN = "<unk>"
-MIN_COUNT = 3
+UNKNOWN_TOKEN = "<unk>"
+MIN_WORD_COUNT = 3
 MAX_TOKENS = 60
 
 _DOUBLE_STOPS = ("..", "..", "..")
@@ -38,7 +38,7 @@ _STRIPPED = re.compile(r"[\"/\\']")
 _PUNCTUATION = re.compile(r"[.,?;*!%^&_+():-\[\]{}]")  # ":-[" is a range, as the protocol has it
 
 
-def r2gen_words(report: str) -> list[str]:
+def split_r2gen_words(report: str) -> list[str]:
     """The words of a report as R2Gen prepares IU-Xray, before rare words are replaced and the report is cut."""
     for stops in _DOUBLE_STOPS:
         report = report.replace(stops, ".")
@@ -58,28 +58,28 @@ class R2GenVocabulary:
     reports: int  # training reports it was counted in
 
     @classmethod
-    def of(cls, training_reports: Iterable[str]) -> R2GenVocabulary:
+    def from_reports(cls, training_reports: Iterable[str]) -> R2GenVocabulary:
         """Count, streaming; raises ValueError when there is no report or no word is frequent enough."""
         counts: Counter[str] = Counter()
         reports = 0
         for report in training_reports:
-            counts.update(r2gen_words(report))
+            counts.update(split_r2gen_words(report))
             reports += 1
-        words = frozenset(word for word, count in counts.items() if count >= MIN_COUNT)
+        words = frozenset(word for word, count in counts.items() if count >= MIN_WORD_COUNT)
         if not words:
             raise ValueError(
-                f"the r2gen protocol needs training reports for its vocabulary: no word occurs {MIN_COUNT} times in "
+                f"the r2gen protocol needs training reports for its vocabulary: no word occurs {MIN_WORD_COUNT} times in "
                 f"the {reports} given"
             )
         return cls(words=words, reports=reports)
 
-    def reference(self, report: str) -> list[str]:
+    def tokenize_reference(self, report: str) -> list[str]:
         """The reference's tokens: 59, since R2Gen counts the mark that begins a report among its 60."""
-        return self._known(report)[: MAX_TOKENS - 1]
+        return self._replace_rare_words(report)[: MAX_TOKENS - 1]
 
-    def generated(self, report: str) -> list[str]:
+    def tokenize_generated(self, report: str) -> list[str]:
         """The generated report's tokens, at most 60."""
-        return self._known(report)[:MAX_TOKENS] if report.strip() else []
+        return self._replace_rare_words(report)[:MAX_TOKENS] if report.strip() else []
 
-    def _known(self, report: str) -> list[str]:
-        return [word if word in self.words else UNKNOWN for word in r2gen_words(report)]
+    def _replace_rare_words(self, report: str) -> list[str]:
+        return [word if word in self.words else UNKNOWN_TOKEN for word in split_r2gen_words(report)]

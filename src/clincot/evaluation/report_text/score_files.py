@@ -10,12 +10,12 @@ from typing import Any
 from tqdm import tqdm
 
 from clincot.datasets.reports import ReportRow, read_reports
-from clincot.evaluation.intervals import APPROXIMATE_BELOW, Sums
-from clincot.evaluation.report_text.report_scorer import HEADINGS, report_metrics
-from clincot.jsonl import BadRecord, read_records, write_json
+from clincot.evaluation.intervals import MIN_RELIABLE_CLUSTERS, MetricSums
+from clincot.evaluation.report_text.report_scorer import REPORT_METRIC_HEADINGS, build_report_metrics
+from clincot.jsonl import InvalidRecord, read_records, write_json
 from clincot.records import Interval, Study
 
-NOT_CLINICAL = "Agreement of texts is not agreement about the patient; none of these numbers is clinical evidence."
+NOT_CLINICAL_NOTE = "Agreement of texts is not agreement about the patient; none of these numbers is clinical evidence."
 
 
 @dataclass(frozen=True)
@@ -30,14 +30,18 @@ class ReportScores:
     views: dict[int, int]  # {views that a report was generated from: reports}; 0: not said
 
     def as_json(self) -> dict[str, Any]:
-        return {**asdict(self), "metrics": {n: m.model_dump() for n, m in self.metrics.items()}, "note": NOT_CLINICAL}
+        return {
+            **asdict(self),
+            "metrics": {n: m.model_dump() for n, m in self.metrics.items()},
+            "note": NOT_CLINICAL_NOTE,
+        }
 
-    def table(self) -> str:
+    def render_table(self) -> str:
         """Markdown: a metric a row; below it what computed the metrics and what is absent."""
         rows = [f"{self.label}", "", "| metric | value [95 % interval] | reports |", "|---|---|---|"]
         rows += [
-            f"| {HEADINGS[name]} | {_shown(self.metrics[name])} | {_counts(self.metrics[name])} |"
-            for name in HEADINGS
+            f"| {REPORT_METRIC_HEADINGS[name]} | {_format_value(self.metrics[name])} | {_format_counts(self.metrics[name])} |"
+            for name in REPORT_METRIC_HEADINGS
             if name in self.metrics
         ]
         drawn = max((metric.clusters for metric in self.metrics.values()), default=0)
@@ -46,14 +50,14 @@ class ReportScores:
             f"95 % intervals from a bootstrap of {drawn} {self.clusters}; of BLEU and the finding metrics the "
             "counts are drawn and the corpus score is computed again.",
         ]
-        if drawn < APPROXIMATE_BELOW:
-            rows[-1] += f" Below {APPROXIMATE_BELOW} they are approximate."
+        if drawn < MIN_RELIABLE_CLUSTERS:
+            rows[-1] += f" Below {MIN_RELIABLE_CLUSTERS} they are approximate."
         rows += [f"- {name}: {by}" for name, by in self.by.items()]
         if "r2gen" in self.by and set(self.views) != {2}:
             said = ", ".join(f"{n} from {views or 'an unknown number of'} views" for views, n in self.views.items())
             rows.append(f"- r2gen is the protocol of the texts alone: R2Gen's models see 2 views ({said})")
         rows += [f"- absent: {name}: {reason}" for name, reason in self.absent.items()]
-        return "\n".join([*rows, NOT_CLINICAL])
+        return "\n".join([*rows, NOT_CLINICAL_NOTE])
 
 
 def score_reports(
@@ -76,28 +80,30 @@ def score_reports(
     """
     texts = {row.study: row for row in tqdm(read_reports(generated), desc="generated", unit=" reports", disable=None)}
     patients = {} if studies is None else {s.id: s.patient or s.id for s in read_records(studies, Study)}
-    metrics = report_metrics(
+    metrics = build_report_metrics(
         None if training is None else (row.text for row in read_reports(training)), clinical=clinical
     )
-    sums: Sums = {}
+    sums: MetricSums = {}
     views: dict[int, int] = {}
-    for row in _with_text(tqdm(read_reports(references), desc="scored", unit=" reports", disable=None), references):
+    for row in _require_text(tqdm(read_reports(references), desc="scored", unit=" reports", disable=None), references):
         if studies is not None and row.study not in patients:
-            raise BadRecord(f"{references}: study {row.study!r} is not in {studies}; give the studies of these reports")
+            raise InvalidRecord(
+                f"{references}: study {row.study!r} is not in {studies}; give the studies of these reports"
+            )
         found = texts.pop(row.study, None)
-        metrics.count(sums, None if found is None else found.text, row.text, patients.get(row.study, row.study))
+        metrics.add_report(sums, None if found is None else found.text, row.text, patients.get(row.study, row.study))
         if found is not None:
             views[found.views] = views.get(found.views, 0) + 1
     if texts:
-        raise BadRecord(
+        raise InvalidRecord(
             f"{generated}: {len(texts)} reports are of studies without a reference in {references}, "
             f"for instance {next(iter(texts))!r}"
         )
     if not sums:
-        raise BadRecord(f"{references}: there is no report to score against")
+        raise InvalidRecord(f"{references}: there is no report to score against")
     return ReportScores(
         label=label or f"report-text metrics on {references}",
-        metrics={name: metric.interval(seed=seed, resamples=resamples) for name, metric in sums.items()},
+        metrics={name: metric.compute_interval(seed=seed, resamples=resamples) for name, metric in sums.items()},
         by=metrics.by,
         absent=metrics.absent,
         clusters="studies" if studies is None else "patients",
@@ -109,14 +115,14 @@ def write_scores(path: Path, scores: ReportScores) -> None:
     write_json(path, scores.as_json())
 
 
-def _with_text(rows: Iterable[ReportRow], path: Path) -> Iterable[ReportRow]:
+def _require_text(rows: Iterable[ReportRow], path: Path) -> Iterable[ReportRow]:
     for row in rows:
         if not row.text.strip():
-            raise BadRecord(f"{path}: the reference report of study {row.study!r} is empty; leave the study out")
+            raise InvalidRecord(f"{path}: the reference report of study {row.study!r} is empty; leave the study out")
         yield row
 
 
-def _shown(metric: Interval) -> str:
+def _format_value(metric: Interval) -> str:
     if metric.value is None:
         return "–"
     if metric.low is None or metric.high is None:
@@ -124,5 +130,5 @@ def _shown(metric: Interval) -> str:
     return f"{metric.value:.4f} [{metric.low:.4f}, {metric.high:.4f}]"
 
 
-def _counts(metric: Interval) -> str:
+def _format_counts(metric: Interval) -> str:
     return f"{metric.n}" + (f", {metric.n_unscored} unscored" if metric.n_unscored else "")

@@ -9,8 +9,8 @@ from functools import lru_cache
 from pathlib import Path
 from typing import IO, Any
 
-DEBIAN = Path("/usr/share/wordnet")
-VARIABLE = "CLINCOT_WORDNET"
+DEBIAN_WORDNET = Path("/usr/share/wordnet")
+WORDNET_VARIABLE = "CLINCOT_WORDNET"
 # wordnet-base lacks the file `lexnames` (only its manual page lists them); the position is the number.
 _LEXNAMES = (
     "adj.all adj.pert adv.all noun.Tops noun.act noun.animal noun.artifact noun.attribute noun.body noun.cognition "
@@ -31,17 +31,17 @@ def load_wordnet() -> tuple[Any, str]:
 
     Never downloaded. Raises WordNetMissing. Reading takes some seconds, so the reader is kept.
     """
-    return _load(os.environ.get(VARIABLE, ""))
+    return _find_wordnet(os.environ.get(WORDNET_VARIABLE, ""))
 
 
 @lru_cache(maxsize=1)
-def _load(named: str) -> tuple[Any, str]:
+def _find_wordnet(named: str) -> tuple[Any, str]:
     import nltk
 
     if named:
         if not (Path(named) / "data.noun").is_file():
-            raise WordNetMissing(f"WordNet not found: {VARIABLE} is {named}, which has no file data.noun")
-        return _named(_reader(Path(named)))
+            raise WordNetMissing(f"WordNet not found: {WORDNET_VARIABLE} is {named}, which has no file data.noun")
+        return _with_version(_open_reader(Path(named)))
     for name in ("corpora/wordnet", "corpora/wordnet.zip"):
         try:
             nltk.data.find(name)
@@ -50,20 +50,20 @@ def _load(named: str) -> tuple[Any, str]:
         from nltk.corpus import wordnet
 
         wordnet.ensure_loaded()
-        return _named(wordnet)
-    if (DEBIAN / "data.noun").is_file():
-        return _named(_reader(DEBIAN))
+        return _with_version(wordnet)
+    if (DEBIAN_WORDNET / "data.noun").is_file():
+        return _with_version(_open_reader(DEBIAN_WORDNET))
     raise WordNetMissing(
-        f"WordNet not found in NLTK's data folders or {DEBIAN}: `apt-get install wordnet-base`, or name a folder with "
-        f"its files in {VARIABLE}"
+        f"WordNet not found in NLTK's data folders or {DEBIAN_WORDNET}: `apt-get install wordnet-base`, or name a folder with "
+        f"its files in {WORDNET_VARIABLE}"
     )
 
 
-def _named(reader: Any) -> tuple[Any, str]:
+def _with_version(reader: Any) -> tuple[Any, str]:
     return reader, f"WordNet {reader.get_version()}"
 
 
-def _reader(folder: Path) -> Any:
+def _open_reader(folder: Path) -> Any:
     import nltk
     from nltk.corpus.reader.wordnet import WordNetCorpusReader
 

@@ -19,95 +19,110 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from clincot.config import VersionSection
-from clincot.errors import BadInput
-from clincot.jsonl import BadRecord, parse_record
-from clincot.preferences.versions.describe import NAMES, describe
-from clincot.preferences.versions.dvc import FOLDER, POINTER, DvcFailed, dvc, missing, pointed_at, quieted, send
-from clincot.preferences.versions.git import Git, GitFailed, clone
+from clincot.config import VersionConfig
+from clincot.errors import InvalidInput
+from clincot.jsonl import InvalidRecord, parse_record
+from clincot.preferences.versions.describe import FILE_NAMES, describe_version
+from clincot.preferences.versions.dvc import (
+    DATA_FOLDER,
+    POINTER_FILE,
+    DvcFailed,
+    find_missing_objects,
+    read_dvc_pointer,
+    run_dvc,
+    upload_objects,
+    write_local_config,
+)
+from clincot.preferences.versions.git import Git, GitFailed, clone_repository
 from clincot.records import DataVersion
 
-ABOUT = "preferences.json"
-TAGS = "preferences/round-"
+DATA_VERSION_FILE = "preferences.json"
+TAG_PREFIX = "preferences/round-"
 _log = logging.getLogger(__name__)
 
 
-class RoundTaken(BadInput):
+class RoundAlreadyVersioned(InvalidInput):
     """The round's tag holds other preference data; says whose."""
 
 
-def keep_version(section: VersionSection, inputs: Mapping[str, Path], output: Path) -> DataVersion:
+def commit_version(section: VersionConfig, inputs: Mapping[str, Path], output: Path) -> DataVersion:
     """Keep the files as the version `preferences/round-NNNN`; without a repository a version that says so.
 
     inputs: the version stage's; the clone is made beside `output`. Raises BadRecord (files that do not belong
     together), DvcFailed, GitFailed, RoundTaken.
     """
-    described = describe(inputs)
+    described = describe_version(inputs)
     if not section.repository:
         why = "no data repository is named (version.repository); the files are where the round left them"
         _log.warning("the preference data is not versioned: %s", why)
         return DataVersion.model_validate({**described.model_dump(), "unversioned": why})
-    with cloned(section, output.with_name(f"{output.name}.clone")) as git:
-        kept = _found(git, section, described, versions(git, section.repository))
-        if kept is None or absent_objects(git, kept):
-            _into_remote(git, section, described, inputs)
-        return kept or _into_git(git, section, described)
+    with open_temporary_clone(section, output.with_name(f"{output.name}.clone")) as git:
+        kept = _find_kept_version(git, section, described, read_versions(git, section.repository))
+        if kept is None or missing_objects(git, kept):
+            _push_files(git, section, described, inputs)
+        return kept or _push_version(git, section, described)
 
 
 @contextmanager
-def cloned(section: VersionSection, folder: Path) -> Iterator[Git]:
+def open_temporary_clone(section: VersionConfig, folder: Path) -> Iterator[Git]:
     """A clone of the data repository that is gone afterwards; one that a killed run left there is thrown away."""
     folder = folder.absolute()
     shutil.rmtree(folder, ignore_errors=True)
     folder.parent.mkdir(parents=True, exist_ok=True)
     try:
-        git = clone(section.repository, folder, branch=section.branch, timeout_s=section.timeout_s)
-        quieted(folder)
+        git = clone_repository(section.repository, folder, branch=section.branch, timeout_s=section.timeout_s)
+        write_local_config(folder)
         yield git
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def versions(git: Git, repository: str) -> list[DataVersion]:
+def read_versions(git: Git, repository: str) -> list[DataVersion]:
     """All versions of a clone, by round. Raises BadRecord where a tag holds no version."""
-    rows = git("for-each-ref", "--format=%(refname:strip=2) %(objectname) %(*objectname)", f"refs/tags/{TAGS}*")
+    rows = git("for-each-ref", "--format=%(refname:strip=2) %(objectname) %(*objectname)", f"refs/tags/{TAG_PREFIX}*")
     tags = [row.split() for row in rows.splitlines()]
     if not tags:
         return []
-    blobs = git("cat-file", "--batch", given="".join(f"{tag[-1]}:{ABOUT}\n" for tag in tags)).encode()
+    blobs = git("cat-file", "--batch", given="".join(f"{tag[-1]}:{DATA_VERSION_FILE}\n" for tag in tags)).encode()
     found, at = [], 0
     for name, *_, commit in tags:
         head, _, _ = blobs[at:].partition(b"\n")
         if not head.split()[-1].isdigit():
-            raise BadRecord(f"{repository}: the tag {name} holds no {ABOUT}; tags of this name are for versions alone")
+            raise InvalidRecord(
+                f"{repository}: the tag {name} holds no {DATA_VERSION_FILE}; tags of this name are for versions alone"
+            )
         start, size = at + len(head) + 1, int(head.split()[-1])
-        version = parse_record(blobs[start : start + size].decode(), DataVersion, where=f"{repository} {name}:{ABOUT}")
+        version = parse_record(
+            blobs[start : start + size].decode(), DataVersion, where=f"{repository} {name}:{DATA_VERSION_FILE}"
+        )
         if version.tag != name:
-            raise BadRecord(f"{repository}: the tag {name} holds the version of {version.tag}")
+            raise InvalidRecord(f"{repository}: the tag {name} holds the version of {version.tag}")
         found.append(version.model_copy(update={"revision": commit, "repository": repository}))
         at = start + size + 1
     return sorted(found, key=lambda version: version.round)
 
 
-def absent_objects(git: Git, version: DataVersion) -> list[str]:
+def missing_objects(git: Git, version: DataVersion) -> list[str]:
     """Objects of a kept version that the DVC remote does not have."""
-    listing, _, _ = pointed_at(git("show", f"{version.revision}:{POINTER}"), where=f"{version.tag}:{POINTER}")
-    return missing(git.folder, _objects(version, listing))
+    listing, _, _ = read_dvc_pointer(
+        git("show", f"{version.revision}:{POINTER_FILE}"), where=f"{version.tag}:{POINTER_FILE}"
+    )
+    return find_missing_objects(git.folder, _list_objects(version, listing))
 
 
-def _objects(version: DataVersion, listing: str) -> dict[str, int | None]:
+def _list_objects(version: DataVersion, listing: str) -> dict[str, int | None]:
     return {listing: None} | {file.md5: file.size for file in version.files}
 
 
-def _found(
-    git: Git, section: VersionSection, described: DataVersion, known: Sequence[DataVersion]
+def _find_kept_version(
+    git: Git, section: VersionConfig, described: DataVersion, known: Sequence[DataVersion]
 ) -> DataVersion | None:
     """The version that these files have already. Raises RoundTaken where the round has one of other files."""
     same = None
     for version in known:
         if section.round and version.round == section.round and version.sha256 != described.sha256:
             when = git("log", "-1", "--format=%an, %ai", version.revision).strip()
-            raise RoundTaken(
+            raise RoundAlreadyVersioned(
                 f"{section.repository}: {version.tag} holds other preference data ({version.pairs} pairs, "
                 f"{version.sha256[:12]}, of {when}); this round's is {described.sha256[:12]}. Choose another "
                 "version.round, or 0 for the next one that is free"
@@ -117,54 +132,54 @@ def _found(
     return same
 
 
-def _into_remote(git: Git, section: VersionSection, described: DataVersion, inputs: Mapping[str, Path]) -> None:
+def _push_files(git: Git, section: VersionConfig, described: DataVersion, inputs: Mapping[str, Path]) -> None:
     """Add and push the files, and look for every object. Raises DvcFailed where one did not land."""
-    folder = git.folder / FOLDER
+    folder = git.folder / DATA_FOLDER
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir()
     for name, path in inputs.items():
-        shutil.copyfile(path, folder / NAMES[name])
-    dvc(git.folder, "add", FOLDER, timeout_s=section.timeout_s)
-    listing, size, count = pointed_at((git.folder / POINTER).read_text(encoding="utf-8"), where=POINTER)
+        shutil.copyfile(path, folder / FILE_NAMES[name])
+    run_dvc(git.folder, "add", DATA_FOLDER, timeout_s=section.timeout_s)
+    listing, size, count = read_dvc_pointer((git.folder / POINTER_FILE).read_text(encoding="utf-8"), where=POINTER_FILE)
     if (size, count) != (described.size, len(described.files)):
         raise DvcFailed(
             f"DVC tracks {count} files of {size} bytes, the round has {len(described.files)} of {described.size}: "
             "they were changed while they were being read"
         )
-    dvc(git.folder, "push", POINTER, timeout_s=section.timeout_s)
+    run_dvc(git.folder, "push", POINTER_FILE, timeout_s=section.timeout_s)
     names = {file.md5: file.name for file in described.files}
-    absent = missing(git.folder, _objects(described, listing))
+    absent = find_missing_objects(git.folder, _list_objects(described, listing))
     if lost := {digest: folder / names[digest] for digest in absent if digest in names}:
-        send(git.folder, lost)
-        absent = missing(git.folder, _objects(described, listing))
+        upload_objects(git.folder, lost)
+        absent = find_missing_objects(git.folder, _list_objects(described, listing))
     if absent:
         told = ", ".join(f"{names.get(digest, 'the listing')} ({digest})" for digest in absent)
         raise DvcFailed(f"pushed, but not in the DVC remote: {told}; nothing was committed. Run the stage again")
 
 
-def _into_git(git: Git, section: VersionSection, described: DataVersion) -> DataVersion:
+def _push_version(git: Git, section: VersionConfig, described: DataVersion) -> DataVersion:
     """Commit, tag and push; on top of what others pushed in the meantime, as often as section.attempts."""
     branch, refused = git("rev-parse", "--abbrev-ref", "HEAD").strip(), ""
-    pointer = (git.folder / POINTER).read_bytes()
+    pointer = (git.folder / POINTER_FILE).read_bytes()
     for attempt in range(section.attempts):
         if attempt:
             time.sleep(random.uniform(0, 0.2 * attempt))  # those who lost together do not come back together
-        known = versions(git, section.repository)
-        kept = _found(git, section, described, known)
+        known = read_versions(git, section.repository)
+        kept = _find_kept_version(git, section, described, known)
         if kept is not None:
             return kept
         number = section.round or max((version.round for version in known), default=0) + 1
-        version = described.model_copy(update={"round": number, "tag": f"{TAGS}{number:04d}"})
-        before = _where_they_are(git, branch)
-        _commit(git, version, pointer, before)
+        version = described.model_copy(update={"round": number, "tag": f"{TAG_PREFIX}{number:04d}"})
+        before = _read_remote_head(git, branch)
+        _commit_and_tag(git, version, pointer, before)
         refs = (f"HEAD:refs/heads/{branch}", f"refs/tags/{version.tag}")
-        refused = git.tried("push", "--quiet", "--atomic", "origin", *refs)  # both or neither
+        refused = git.try_run("push", "--quiet", "--atomic", "origin", *refs)  # both or neither
         if not refused:
             revision = git("rev-parse", "HEAD").strip()
             return version.model_copy(update={"revision": revision, "repository": section.repository})
         both = ("+refs/heads/*:refs/remotes/origin/*", "+refs/tags/*:refs/tags/*")
         git("fetch", "--quiet", "--prune", "--force", "origin", *both)
-        if _where_they_are(git, branch) == before and not git("tag", "--list", version.tag):
+        if _read_remote_head(git, branch) == before and not git("tag", "--list", version.tag):
             raise GitFailed(
                 f"{section.repository}: the push of {version.tag} was refused: {refused}; the files are in the DVC "
                 "remote, no version of them is in git. Check the rights to push to this repository"
@@ -175,20 +190,20 @@ def _into_git(git: Git, section: VersionSection, described: DataVersion) -> Data
     )
 
 
-def _where_they_are(git: Git, branch: str) -> str:
+def _read_remote_head(git: Git, branch: str) -> str:
     return git("rev-parse", f"refs/remotes/origin/{branch}").strip()
 
 
-def _commit(git: Git, version: DataVersion, pointer: bytes, onto: str) -> None:
+def _commit_and_tag(git: Git, version: DataVersion, pointer: bytes, onto: str) -> None:
     """One commit on top of `onto`, and its tag. The files themselves stay where they are: git does not see them."""
     git("reset", "--quiet", "--hard", onto)
-    (git.folder / POINTER).write_bytes(pointer)
-    (git.folder / ABOUT).write_text(version.model_dump_json(indent=1) + "\n", encoding="utf-8")
+    (git.folder / POINTER_FILE).write_bytes(pointer)
+    (git.folder / DATA_VERSION_FILE).write_text(version.model_dump_json(indent=1) + "\n", encoding="utf-8")
     ignored = git.folder / ".gitignore"
     lines = ignored.read_text(encoding="utf-8").splitlines() if ignored.is_file() else []
-    if f"/{FOLDER}" not in lines:
-        ignored.write_text("\n".join([*lines, f"/{FOLDER}", ""]), encoding="utf-8")
-    git("add", "--", POINTER, ABOUT, ".gitignore")
+    if f"/{DATA_FOLDER}" not in lines:
+        ignored.write_text("\n".join([*lines, f"/{DATA_FOLDER}", ""]), encoding="utf-8")
+    git("add", "--", POINTER_FILE, DATA_VERSION_FILE, ".gitignore")
     told = f"Round {version.round}: {version.pairs} preference pairs\n\nsha256 {version.sha256}\n"
     git("commit", "--quiet", "--no-gpg-sign", "--file=-", given=told)
     git("tag", "--annotate", "--no-sign", "--file=-", version.tag, given=told)

@@ -6,13 +6,13 @@ import hashlib
 from collections.abc import Mapping
 from pathlib import Path
 
-from clincot.jsonl import BadRecord, read_model, read_records
+from clincot.jsonl import InvalidRecord, read_json_model, read_records
 from clincot.judging.combination import PanelReport
 from clincot.preferences.pairs import PairReport
-from clincot.records import Candidate, DataFile, DataVersion, PreferencePair, Question, digest_of
+from clincot.records import Candidate, DataFile, DataVersion, PreferencePair, Question, hash_json
 
 # What a file is called in the data repository, by the input that it comes from.
-NAMES = {
+FILE_NAMES = {
     "questions": "questions.jsonl",
     "regions": "regions.jsonl",
     "candidates": "candidates.jsonl",
@@ -25,29 +25,33 @@ NAMES = {
 }
 
 
-def describe(inputs: Mapping[str, Path]) -> DataVersion:
+def describe_version(inputs: Mapping[str, Path]) -> DataVersion:
     """The version that these files are, kept nowhere yet; the records stream by, none is held.
 
     Raises BadRecord where a file does not hold what its name says, or the pairs are not those of the report.
     """
-    panel = read_model(inputs["panel_report"], PanelReport)
-    report = read_model(inputs["pair_report"], PairReport)
+    panel = read_json_model(inputs["panel_report"], PanelReport)
+    report = read_json_model(inputs["pair_report"], PairReport)
     pairs = sum(1 for _ in read_records(inputs["pairs"], PreferencePair))
     if pairs != report.pairs:
-        raise BadRecord(f"{inputs['pairs']}: holds {pairs} pairs, but {inputs['pair_report']} reports {report.pairs}")
+        raise InvalidRecord(
+            f"{inputs['pairs']}: holds {pairs} pairs, but {inputs['pair_report']} reports {report.pairs}"
+        )
     policies: set[str] = set()
     candidates = 0
     for candidate in read_records(inputs["candidates"], Candidate):
         policies.add(candidate.policy)
         candidates += 1
     if candidates != report.candidates:
-        raise BadRecord(
+        raise InvalidRecord(
             f"{inputs['candidates']}: holds {candidates} candidates, but {inputs['pair_report']} was made from "
             f"{report.candidates}"
         )
-    files = tuple(sorted((_file(NAMES[name], path) for name, path in inputs.items()), key=lambda file: file.name))
+    files = tuple(
+        sorted((_hash_data_file(FILE_NAMES[name], path) for name, path in inputs.items()), key=lambda file: file.name)
+    )
     return DataVersion(
-        sha256=digest_of([[file.name, file.sha256] for file in files]),
+        sha256=hash_json([[file.name, file.sha256] for file in files]),
         files=files,
         pairs=pairs,
         questions=sum(1 for _ in read_records(inputs["questions"], Question)),
@@ -58,7 +62,7 @@ def describe(inputs: Mapping[str, Path]) -> DataVersion:
     )
 
 
-def _file(name: str, path: Path) -> DataFile:
+def _hash_data_file(name: str, path: Path) -> DataFile:
     sha256, md5, size = hashlib.sha256(), hashlib.md5(usedforsecurity=False), 0
     with path.open("rb") as file:
         while block := file.read(1 << 20):

@@ -14,16 +14,21 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from clincot.errors import BadInput, ForTheUser
+from clincot.errors import InvalidInput, UserError
 
-TOKEN, TOKEN_FILE, USER = "CLINCOT_GIT_TOKEN", "CLINCOT_GIT_TOKEN_FILE", "CLINCOT_GIT_USER"
+TOKEN_VARIABLE, TOKEN_FILE_VARIABLE, USER_VARIABLE = "CLINCOT_GIT_TOKEN", "CLINCOT_GIT_TOKEN_FILE", "CLINCOT_GIT_USER"
 # Run by git's own shell, which reads the secret itself: it stands in no argument list that others can see.
-_HELPER = f"""!f() {{ test "$1" = get || exit 0; echo "username=${{{USER}:-git}}"; \
-if test -n "${TOKEN_FILE}"; then echo "password=$(cat "${TOKEN_FILE}")"; else echo "password=${TOKEN}"; fi; }}; f"""
-_NEAREST = {"GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE", "GIT_PREFIX"}  # set inside hooks: of another repository
+_CREDENTIAL_HELPER = f"""!f() {{ test "$1" = get || exit 0; echo "username=${{{USER_VARIABLE}:-git}}"; \
+if test -n "${TOKEN_FILE_VARIABLE}"; then echo "password=$(cat "${TOKEN_FILE_VARIABLE}")"; else echo "password=${TOKEN_VARIABLE}"; fi; }}; f"""
+_REPOSITORY_VARIABLES = {
+    "GIT_DIR",
+    "GIT_WORK_TREE",
+    "GIT_INDEX_FILE",
+    "GIT_PREFIX",
+}  # set inside hooks: of another repository
 
 
-class GitFailed(ForTheUser, RuntimeError):
+class GitFailed(UserError, RuntimeError):
     """A git command failed; says which and what git said."""
 
 
@@ -38,21 +43,21 @@ class Git:
         """What the command printed. Raises GitFailed."""
         done = self._run(arguments, given)
         if done.returncode != 0:
-            raise GitFailed(f"git {arguments[0]} failed: {said(done)}")
+            raise GitFailed(f"git {arguments[0]} failed: {summarize_output(done)}")
         return done.stdout
 
-    def tried(self, *arguments: str) -> str:
+    def try_run(self, *arguments: str) -> str:
         """What git said where the command failed; nothing ("") where it went well."""
         done = self._run(arguments, "")
-        return "" if done.returncode == 0 else said(done)
+        return "" if done.returncode == 0 else summarize_output(done)
 
     def _run(self, arguments: Sequence[str], given: str) -> subprocess.CompletedProcess[str]:
-        command = ["git", *_helper(), *arguments]
+        command = ["git", *_build_credential_options(), *arguments]
         try:
             return subprocess.run(
                 command,
                 cwd=self.folder,
-                env=environment(),
+                env=build_git_environment(),
                 input=given,
                 capture_output=True,
                 encoding="utf-8",
@@ -66,50 +71,50 @@ class Git:
             raise GitFailed(f"git {arguments[0]} did not end within {self.timeout_s:g} s (version.timeout_s)") from None
 
 
-def clone(address: str, folder: Path, *, branch: str, timeout_s: float) -> Git:
+def clone_repository(address: str, folder: Path, *, branch: str, timeout_s: float) -> Git:
     """A clone of the data repository in `folder`, which is made. Raises BadInput, GitFailed."""
-    checked_address(address)
+    check_address(address)
     options = ["--branch", branch] if branch else []
     here = Git(Path.cwd(), timeout_s)  # where a relative address starts from
-    wrong = here.tried("clone", "--quiet", *options, "--", address, str(folder.absolute()))
+    wrong = here.try_run("clone", "--quiet", *options, "--", address, str(folder.absolute()))
     if wrong:
         raise GitFailed(
             f"{address}: could not be cloned: {wrong}; check version.repository and version.branch, and for https "
-            f"{TOKEN} or {TOKEN_FILE}"
+            f"{TOKEN_VARIABLE} or {TOKEN_FILE_VARIABLE}"
         )
     git = Git(folder, timeout_s)
-    if git.tried("config", "user.email"):  # a container has no identity of its own
+    if git.try_run("config", "user.email"):  # a container has no identity of its own
         git("config", "user.name", os.environ.get("GIT_AUTHOR_NAME", "clincot"))
         git("config", "user.email", os.environ.get("GIT_AUTHOR_EMAIL", "clincot@localhost"))
-    if git.tried("symbolic-ref", "--quiet", "HEAD"):
-        raise BadInput(f"{address}: version.branch must name a branch, and {branch!r} is a tag")
+    if git.try_run("symbolic-ref", "--quiet", "HEAD"):
+        raise InvalidInput(f"{address}: version.branch must name a branch, and {branch!r} is a tag")
     return git
 
 
-def checked_address(address: str) -> str:
+def check_address(address: str) -> str:
     """The address; BadInput, which does not show it, where it holds a password."""
     parts = urlsplit(address)
     if parts.password or (parts.scheme in {"http", "https"} and parts.username):
-        raise BadInput(
+        raise InvalidInput(
             f"the address of the data repository at {parts.hostname} holds a user or password; give it without, and "
-            f"the token as {TOKEN} or {TOKEN_FILE} in the environment"
+            f"the token as {TOKEN_VARIABLE} or {TOKEN_FILE_VARIABLE} in the environment"
         )
     return address
 
 
-def environment() -> dict[str, str]:
+def build_git_environment() -> dict[str, str]:
     """This process's, in which git and ssh fail rather than ask."""
-    kept = {name: value for name, value in os.environ.items() if name not in _NEAREST}
+    kept = {name: value for name, value in os.environ.items() if name not in _REPOSITORY_VARIABLES}
     return {"GIT_SSH_COMMAND": "ssh -o BatchMode=yes", **kept, "GIT_TERMINAL_PROMPT": "0", "LC_ALL": "C"}
 
 
-def said(done: subprocess.CompletedProcess[str]) -> str:
+def summarize_output(done: subprocess.CompletedProcess[str]) -> str:
     """The last lines of what a command said, in one."""
     lines = [line.strip() for line in (done.stderr or done.stdout).splitlines() if line.strip()]
     return " / ".join(lines[-6:]) or f"it ended with {done.returncode}"
 
 
-def _helper() -> list[str]:
-    if os.environ.get(TOKEN) or os.environ.get(TOKEN_FILE):
-        return ["-c", f"credential.helper={_HELPER}"]
+def _build_credential_options() -> list[str]:
+    if os.environ.get(TOKEN_VARIABLE) or os.environ.get(TOKEN_FILE_VARIABLE):
+        return ["-c", f"credential.helper={_CREDENTIAL_HELPER}"]
     return []

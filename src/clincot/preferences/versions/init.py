@@ -6,11 +6,18 @@ import subprocess
 import tempfile
 from pathlib import Path
 
-from clincot.errors import BadInput
-from clincot.preferences.versions.dvc import FOLDER, dvc
-from clincot.preferences.versions.git import Git, GitFailed, checked_address, clone, environment, said
+from clincot.errors import InvalidInput
+from clincot.preferences.versions.dvc import DATA_FOLDER, run_dvc
+from clincot.preferences.versions.git import (
+    Git,
+    GitFailed,
+    build_git_environment,
+    check_address,
+    clone_repository,
+    summarize_output,
+)
 
-README = """\
+README_TEXT = """\
 # Preference data
 
 Every tag `preferences/round-NNNN` is the preference data of one round: `preferences.json` says what it is, and DVC
@@ -20,51 +27,51 @@ holds the files.
 
 Written by `clincot version`; read by `clincot data log` and `clincot data diff`.
 """
-BRANCH = "main"
+DEFAULT_BRANCH = "main"
 
 
-def start_repository(address: str, remote: str, *, endpoint: str = "", timeout_s: float = 600.0) -> None:
+def init_repository(address: str, remote: str, *, endpoint: str = "", timeout_s: float = 600.0) -> None:
     """Make the first commit of the (empty) git repository at `address`, whose files go to the DVC remote `remote`.
 
     remote: s3://bucket/prefix, or whatever else DVC takes; endpoint: of an S3 that is not Amazon's, "" where the
     environment says it (AWS_ENDPOINT_URL_S3). A folder that does not exist yet becomes a bare repository. Doing it
     again changes nothing. Raises BadInput where something else lies there, GitFailed, DvcFailed.
     """
-    checked_address(address)
+    check_address(address)
     if "@" in remote.partition("://")[2]:
-        raise BadInput("the remote's address holds credentials; they come from the environment (AWS_… variables)")
+        raise InvalidInput("the remote's address holds credentials; they come from the environment (AWS_… variables)")
     if "://" not in remote:
         remote = str(Path(remote).absolute())
     if "://" not in address and ":" not in address and not Path(address).exists():
-        _bare(Path(address))
+        _init_bare_repository(Path(address))
     with tempfile.TemporaryDirectory() as scratch:
-        git = clone(address, Path(scratch) / "clone", branch="", timeout_s=timeout_s)
+        git = clone_repository(address, Path(scratch) / "clone", branch="", timeout_s=timeout_s)
         if (git.folder / ".dvc" / "config").is_file():
-            found = dvc(git.folder, "config", "remote.data.url", timeout_s=timeout_s).strip()
+            found = run_dvc(git.folder, "config", "remote.data.url", timeout_s=timeout_s).strip()
             if found != remote:
-                raise BadInput(f"{address}: is a data repository already, whose files go to {found}")
+                raise InvalidInput(f"{address}: is a data repository already, whose files go to {found}")
             return
-        _first_commit(git, remote, endpoint, timeout_s)
+        _write_first_commit(git, remote, endpoint, timeout_s)
         branch = git("rev-parse", "--abbrev-ref", "HEAD").strip()
         git("push", "--quiet", "origin", f"HEAD:refs/heads/{branch}")
 
 
-def _bare(folder: Path) -> None:
+def _init_bare_repository(folder: Path) -> None:
     folder.parent.mkdir(parents=True, exist_ok=True)
-    command = ["git", "init", "--quiet", "--bare", f"--initial-branch={BRANCH}", str(folder)]
-    done = subprocess.run(command, env=environment(), capture_output=True, text=True, check=False)
+    command = ["git", "init", "--quiet", "--bare", f"--initial-branch={DEFAULT_BRANCH}", str(folder)]
+    done = subprocess.run(command, env=build_git_environment(), capture_output=True, text=True, check=False)
     if done.returncode != 0:
-        raise GitFailed(f"{folder}: could not be made a git repository: {said(done)}")
+        raise GitFailed(f"{folder}: could not be made a git repository: {summarize_output(done)}")
 
 
-def _first_commit(git: Git, remote: str, endpoint: str, timeout_s: float) -> None:
-    dvc(git.folder, "init", "--quiet", timeout_s=timeout_s)
-    dvc(git.folder, "remote", "add", "--default", "data", remote, timeout_s=timeout_s)
+def _write_first_commit(git: Git, remote: str, endpoint: str, timeout_s: float) -> None:
+    run_dvc(git.folder, "init", "--quiet", timeout_s=timeout_s)
+    run_dvc(git.folder, "remote", "add", "--default", "data", remote, timeout_s=timeout_s)
     if endpoint:
-        dvc(git.folder, "remote", "modify", "data", "endpointurl", endpoint, timeout_s=timeout_s)
+        run_dvc(git.folder, "remote", "modify", "data", "endpointurl", endpoint, timeout_s=timeout_s)
     if not (git.folder / "README.md").exists():
-        (git.folder / "README.md").write_text(README, encoding="utf-8")
+        (git.folder / "README.md").write_text(README_TEXT, encoding="utf-8")
     with (git.folder / ".gitignore").open("a", encoding="utf-8") as ignored:
-        ignored.write(f"/{FOLDER}\n")
+        ignored.write(f"/{DATA_FOLDER}\n")
     git("add", "--all")
     git("commit", "--quiet", "--no-gpg-sign", "--message=A data repository for preference data")
