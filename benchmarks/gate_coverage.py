@@ -6,8 +6,8 @@ from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
-from simulated_rounds import Setting, paired, uniforms
 
+from benchmarks.simulated_rounds import Setting, derive_paired_answers, draw_uniforms
 from clincot.evaluation.intervals import MIN_RELIABLE_CLUSTERS, ClusterSums
 
 CLUSTER_COUNTS = (40, 80, 300)  # clusters
@@ -56,14 +56,14 @@ def _simulate_metrics(clusters: int, rng: np.random.Generator) -> Iterator[tuple
     """The values of every metric with their images: 1 to 10 questions an image, but 1 to 3 hallucination probes."""
     setting = Setting(images=clusters, correlation=0.1)
     image_N = np.repeat(np.arange(clusters), rng.integers(1, 11, clusters))
-    champion, challenger = paired(uniforms(image_N, setting, rng), SKILL, DISCORDANCE, GAIN)
+    champion, challenger = derive_paired_answers(draw_uniforms(image_N, setting, rng), SKILL, DISCORDANCE, GAIN)
     yield "accuracy", champion.astype(float), image_N
-    near = 0.5 * (uniforms(image_N, setting, rng) < 0.3)
+    near = 0.5 * (draw_uniforms(image_N, setting, rng) < 0.3)
     yield "recall/F1", np.where(champion, 1.0, near), image_N
-    yield "hit-rate", (uniforms(image_N, setting, rng) < 0.3).astype(float), image_N
+    yield "hit-rate", (draw_uniforms(image_N, setting, rng) < 0.3).astype(float), image_N
     yield "paired difference", challenger.astype(float) - champion, image_N
     probes_N = np.repeat(np.arange(clusters), rng.integers(1, 4, clusters))
-    yield "hallucination rate", (uniforms(probes_N, setting, rng) < HALLUCINATION_RATE).astype(float), probes_N
+    yield "hallucination rate", (draw_uniforms(probes_N, setting, rng) < HALLUCINATION_RATE).astype(float), probes_N
 
 
 def collect_coverage(measured: Sequence[tuple[int, int, dict[str, int]]]) -> list[dict[str, Any]]:

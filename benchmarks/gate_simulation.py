@@ -24,9 +24,9 @@ from typing import Any, Literal
 import gate_coverage
 import numpy as np
 from scipy.stats import beta, norm
-from simulated_rounds import Round, Setting, draw_benchmark, fresh_round, repeated_round
 from tqdm import tqdm
 
+from benchmarks.simulated_rounds import Setting, SimulatedRound, draw_benchmark, draw_fresh_round, draw_repeated_round
 from clincot.config import DecideConfig
 from clincot.jsonl import atomic_write
 from clincot.promotion.cluster_tests import ClusterRow, cluster_t_test
@@ -102,9 +102,9 @@ class PooledLooks:
 
     gain: Totals = field(default_factory=Totals)
     rows: tuple[ClusterRow, ...] = ()
-    rounds: list[Round] = field(default_factory=list)
+    rounds: list[SimulatedRound] = field(default_factory=list)
 
-    def add_round(self, one: Round) -> Totals:
+    def add_round(self, one: SimulatedRound) -> Totals:
         gain, rows = one.sum_gains()
         self.gain, self.rows = self.gain + gain, merge_rows(self.rows, rows)
         self.rounds.append(one)
@@ -132,9 +132,9 @@ def simulate_pipeline(scenario: Scenario, seed: np.random.SeedSequence) -> dict[
     looks, number = PooledLooks(), 1
     for at in range(1, scenario.rounds + 1):
         if benchmark is None:
-            one = fresh_round(scenario.setting, rng)
+            one = draw_fresh_round(scenario.setting, rng)
         else:
-            one = repeated_round(benchmark, scenario.setting, rng)
+            one = draw_repeated_round(benchmark, scenario.setting, rng)
         gain = looks.add_round(one)
         entry, p = _decide_round(spent, ("champion", f"challenger-{number}"), looks)
         spent.append(entry)

@@ -43,21 +43,21 @@ PATIENTS = range(300, 306)
 DRAWS = 20  # random squares a question
 
 
-def build_grounders(policy: VisionLanguageModel, section: ProposeConfig) -> dict[str, Grounder]:
+def build_grounders(policy: VisionLanguageModel, config: ProposeConfig) -> dict[str, Grounder]:
     return {
-        "relevance": RelevanceGrounder(policy, quantile=section.relevance_quantile),
+        "relevance": RelevanceGrounder(policy, quantile=config.relevance_quantile),
         "its tiles alone": WindowGrounder(policy, sides=[policy.views.min_crop], stride=1.0),
-        "windows": WindowGrounder(policy, sides=section.window_sides, stride=section.window_stride),
+        "windows": WindowGrounder(policy, sides=config.window_sides, stride=config.window_stride),
         "written": WrittenGrounder(policy, samples=1, temperature=0.0, seed=0),
     }
 
 
 def find_first_regions(
-    grounder: Grounder, questions: list[Question], studies: StudyIndex, folder: Path, section: ProposeConfig
+    grounder: Grounder, questions: list[Question], studies: StudyIndex, folder: Path, config: ProposeConfig
 ) -> Iterator[Box | None]:
     """The best region of each question (None: nothing was found), questions in study order."""
     for study_id, group in tqdm(groupby(questions, key=lambda q: q.study), desc=grounder.name, unit=" images"):
-        sought = [build_grounding_query(question, studies[study_id], limit=section.hypotheses) for question in group]
+        sought = [build_grounding_query(question, studies[study_id], limit=config.hypotheses) for question in group]
         for found in grounder.ground(sought, folder):
             yield found[0].box if found else None
 
@@ -68,7 +68,7 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=60)
     parser.add_argument("--only", action="append", default=[], help="measure this grounder only, as often as needed")
     args = parser.parse_args()
-    policy, section = load_policy(args.policy), ProposeConfig()
+    policy, config = load_policy(args.policy), ProposeConfig()
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch) / "data"
         build_synthetic_dataset(
@@ -79,11 +79,11 @@ def main() -> None:
         patients = [studies[q.study].patient for q in questions]
         print(f"{len(questions)} questions, {len(set(patients))} patients, policy {policy.digest[:12]}")
         print("| grounder | hit-rate | random squares of its size | images/s |\n|---|---|---|---|")
-        for name, grounder in build_grounders(policy, section).items():
+        for name, grounder in build_grounders(policy, config).items():
             if args.only and name not in args.only:
                 continue
             started = time.perf_counter()
-            boxes = list(find_first_regions(grounder, questions, studies, folder, section))
+            boxes = list(find_first_regions(grounder, questions, studies, folder, config))
             rate = len({q.study for q in questions}) / (time.perf_counter() - started)
             hits, by_chance = [], []
             for question, box in zip(questions, boxes, strict=True):

@@ -15,8 +15,6 @@ import tempfile
 import time
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
-
 from clincot.config import TrainConfig
 from clincot.jsonl import write_json
 from clincot.training.job import TrainingJob
@@ -34,8 +32,8 @@ def main() -> None:
         _run_worker(args.work)
         return
     with tempfile.TemporaryDirectory() as folder:
-        section = TrainConfig(batch_size=4, epochs=2, lr=1e-3, nll_weight=0.2, save_steps=4)
-        one = write_work(Path(folder), section)
+        config = TrainConfig(batch_size=4, epochs=2, lr=1e-3, nll_weight=0.2, save_steps=4)
+        one = write_work(Path(folder), config)
         seconds = _time_training(one, processes=1)
         print(
             "| processes | model | steps | "

@@ -64,16 +64,16 @@ def commit_version(scratch: Path) -> None:
     from tests.support.preference_data import paths_in
 
     init_repository(str(scratch / "data.git"), f"s3://{BUCKET}/rounds")
-    section = VersionConfig(repository=str(scratch / "data.git"))
-    run_stage("version", section, paths_in(scratch / "round"), {"version": scratch / "round" / "version.json"})
+    config = VersionConfig(repository=str(scratch / "data.git"))
+    run_stage("version", config, paths_in(scratch / "round"), {"version": scratch / "round" / "version.json"})
 
 
 def read_back(scratch: Path) -> None:
     from clincot.config import VersionConfig
     from clincot.preferences.versions.version_history import diff_versions
 
-    section = VersionConfig(repository=str(scratch / "data.git"))
-    _, kept, between = diff_versions(section, "1", "1", scratch / "read")
+    config = VersionConfig(repository=str(scratch / "data.git"))
+    _, kept, between = diff_versions(config, "1", "1", scratch / "read")
     assert between.unchanged == kept.pairs > 0
     print(f"{kept.pairs:,} pairs read back", file=sys.stderr)
 

@@ -21,7 +21,13 @@ ImageReference = Annotated[str, Field(pattern=r"^[a-z0-9][-\w./:]*(@sha256:[0-9a
 Quantity = Annotated[str, Field(pattern=r"^\d+(\.\d+)?(m|[kMGTPE]i?)?$")]
 VariableName = Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")]
 Seconds = Annotated[int, Field(ge=1)]
-NON_STAGE_TASKS = ("merge", "page", "standing", "deploy", "finish")  # tasks that are no stages; all run on CPUs
+NON_STAGE_TASKS = (
+    "merge",
+    "page",
+    "select_champion",
+    "deploy",
+    "record_run_status",
+)  # tasks that are no stages; all run on CPUs
 TASK_NAMES = (*(stage.name for stage in STAGES), *NON_STAGE_TASKS)
 _SECRET_NAME = re.compile(r"(?i)(secret|token|passw|_key$|credential)")
 

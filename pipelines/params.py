@@ -52,35 +52,35 @@ def parse_stage_config(stage: str, content: JsonObject, *, lap: int = 0) -> Froz
     follows from the section's and the lap; the first time it is the section's own, as in `clincot rounds`, which never
     asks a question twice.
     """
-    section: FrozenConfig = parse_config(
+    config: FrozenConfig = parse_config(
         get_stage(stage).config, decode_params(content), where=f"pipeline parameter {stage!r}"
     )
     if not int(lap):
-        return section
-    seed = int(hash_json([section.model_dump()["seed"], int(lap)])[:_SEED_DIGITS], 16)
-    return section.model_copy(update={"seed": seed})
+        return config
+    seed = int(hash_json([config.model_dump()["seed"], int(lap)])[:_SEED_DIGITS], 16)
+    return config.model_copy(update={"seed": seed})
 
 
 def build_prepare_config(content: JsonObject, number: int, rounds: int) -> tuple[PrepareConfig, int]:
     """The section of round `number` (1, 2, …), `rounds` of which are in this run, and its lap: after the last subset
     the first is asked again, in lap 1, 2, …, with other seeds (section_of)."""
-    section = parse_config(PrepareConfig, decode_params(content), where="pipeline parameter 'prepare'")
-    subsets = max(section.rounds, rounds)
-    lap, subset = divmod(section.round + int(number) - 1, subsets)
-    return section.model_copy(update={"rounds": subsets, "round": subset}), lap
+    config = parse_config(PrepareConfig, decode_params(content), where="pipeline parameter 'prepare'")
+    subsets = max(config.rounds, rounds)
+    lap, subset = divmod(config.round + int(number) - 1, subsets)
+    return config.model_copy(update={"rounds": subsets, "round": subset}), lap
 
 
 def build_evaluate_config(content: JsonObject, propose: JsonObject) -> EvaluateConfig:
     """The section with the grounders of the round."""
-    section = parse_config(EvaluateConfig, decode_params(content), where="pipeline parameter 'evaluate'")
+    config = parse_config(EvaluateConfig, decode_params(content), where="pipeline parameter 'evaluate'")
     grounders = parse_config(ProposeConfig, decode_params(propose), where="pipeline parameter 'propose'")
-    return section.model_copy(update={"propose": grounders})
+    return config.model_copy(update={"propose": grounders})
 
 
 def build_publish_config(content: JsonObject, number: int) -> PublishConfig:
     """The section with the checkpoint's round, unless it says one."""
-    section = parse_config(PublishConfig, decode_params(content), where="pipeline parameter 'publish'")
-    return section if section.round else section.model_copy(update={"round": int(number)})
+    config = parse_config(PublishConfig, decode_params(content), where="pipeline parameter 'publish'")
+    return config if config.round else config.model_copy(update={"round": int(number)})
 
 
 def check_step_count(answer: JsonObject, compiled: int) -> None:

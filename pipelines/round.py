@@ -1,7 +1,7 @@
 """The round as a pipeline, top to bottom. Everything that happens in a task is the library's (clincot/tasks.py).
 
     preflight → prepare → (a shard each: propose → answer → judge) → merge → pair → version → train → evaluate → decide
-      → page, and if promoted: publish → deploy; and, however it ends: finish
+      → page, and if promoted: publish → deploy; and, however it ends: record_run_status
 
 Parameters are one dict a config section, with the defaults of params.yaml. The policy that a round starts from is
 resolved once, by preflight, into address, digest and round. Digests travel as parameters beside what they are of, so
@@ -172,7 +172,7 @@ def build_round_pipeline(plan: RoundPlan) -> Any:
     ) -> None:
         values = {name: value for name, value in locals().items() if name in defaults}
         ending = apply_placement(
-            record_run_status(publish=publish, run=dsl.PIPELINE_JOB_ID_PLACEHOLDER), "finish", plan.cluster
+            record_run_status(publish=publish, run=dsl.PIPELINE_JOB_ID_PLACEHOLDER), "record_run_status", plan.cluster
         )
         ending.set_caching_options(False)
         with dsl.ExitHandler(ending, name="round"):
@@ -355,7 +355,7 @@ def _add_round(plan: RoundPlan, given: PipelineValues, generate: Any, ahead: int
             challenger_report=measured["report"],
             **champion,
         ),
-        "standing",
+        "select_champion",
         plan.cluster,
     ).outputs
     return RoundArtifacts(

@@ -58,16 +58,16 @@ def run_local(plan: RoundPlan, run: Path, *, policy: Path | None = None) -> str:
     """
     run = run.absolute()
     run.mkdir(parents=True, exist_ok=True)
-    section = plan.params.publish
-    if not section.store:
-        section = section.model_copy(update={"store": str(run / "store")})
-    store = open_store(section.store)
+    config = plan.params.publish
+    if not config.store:
+        config = config.model_copy(update={"store": str(run / "store")})
+    store = open_store(config.store)
     if policy is not None:
-        _ensure_base_champion(store, section, policy)
-    number = _resolve_round_number(run, store, section)
+        _ensure_base_champion(store, config, policy)
+    number = _resolve_round_number(run, store, config)
     here = replace(
         plan,
-        params=plan.params.model_copy(update={"publish": section}),
+        params=plan.params.model_copy(update={"publish": config}),
         cluster=LOCAL_CLUSTER,
         number=number,
         data=_make_absolute(plan.data),
@@ -79,7 +79,7 @@ def run_local(plan: RoundPlan, run: Path, *, policy: Path | None = None) -> str:
     )
     _run_with_retries(here, run)
     return "\n".join(
-        _format_summary(history.read_round_outputs(store, section.name, number + more)) for more in range(plan.rounds)
+        _format_summary(history.read_round_outputs(store, config.name, number + more)) for more in range(plan.rounds)
     )
 
 
@@ -139,18 +139,18 @@ def _override_python(executable: str) -> Iterator[None]:
         sys.executable = before
 
 
-def _ensure_base_champion(store: Store, section: PublishConfig, policy: Path) -> None:
+def _ensure_base_champion(store: Store, config: PublishConfig, policy: Path) -> None:
     """Publish the base policy and make it champion, where there is none."""
     try:
-        read_champion(store, section.name)
+        read_champion(store, config.name)
     except NoChampion:
-        manifest = register_checkpoint(store, policy, section, PublicationEvidence())
+        manifest = register_checkpoint(store, policy, config, PublicationEvidence())
         create_champion_pointer(store, manifest, by=get_user_name())
 
 
-def _resolve_round_number(run: Path, store: Store, section: PublishConfig) -> int:
+def _resolve_round_number(run: Path, store: Store, config: PublishConfig) -> int:
     """Which round the folder's run is; decided when it is run for the first time."""
-    path, where = run / "run.json", {"store": section.store, "line": section.name}
+    path, where = run / "run.json", {"store": config.store, "line": config.name}
     if path.is_file():
         try:
             before = json.loads(path.read_text(encoding="utf-8"))
@@ -159,7 +159,7 @@ def _resolve_round_number(run: Path, store: Store, section: PublishConfig) -> in
         if {name: before.get(name) for name in where} != where:
             raise InvalidInput(f"{path}: this run was started on {before}, not on {where}; choose another --run folder")
         return int(before["number"])
-    number = history.next_round_number(store, section.name)
+    number = history.next_round_number(store, config.name)
     write_json(path, {**where, "number": number})
     return number
 

@@ -46,7 +46,7 @@ def write_shard(questions: Path, shard: str, out: Path) -> None:
 
 
 def merge_shards(
-    section: JudgeConfig, questions: Path, parts: Mapping[str, Sequence[Path]], outputs: Mapping[str, Path]
+    config: JudgeConfig, questions: Path, parts: Mapping[str, Sequence[Path]], outputs: Mapping[str, Path]
 ) -> Metrics:
     """Put the shards' files together; parts and outputs: regions, candidates, judgements, panel_report (and, of the
     outputs, scores).
@@ -64,7 +64,7 @@ def merge_shards(
     )
     reports = [read_json_model(path, PanelReport) for path in parts["panel_report"]]
     judgements = chain.from_iterable(read_records(path, Judgement) for path in parts["judgements"])
-    report = combine_panel(section, reports, judgements, outputs["judgements"], outputs["scores"])
+    report = combine_panel(config, reports, judgements, outputs["judgements"], outputs["scores"])
     write_json(outputs["panel_report"], report.model_dump(mode="json"))
     return {"candidates": report.candidates, "scored": report.scored, "shards": len(reports)}
 

@@ -65,7 +65,7 @@ def submit_run(connection: Connection, plan: RoundPlan, *, name: str = "") -> Su
 def wait_for_run(connection: Connection, run: SubmittedRun, *, seconds: float) -> str:
     """Until the run ends; its state. Raises PipelinesFailed where it takes longer."""
     deadline = time.monotonic() + seconds
-    while (state := _get_run(connection, run.id).state or "PENDING") not in TERMINAL_STATES:
+    while (state := get_run(connection, run.id).state or "PENDING") not in TERMINAL_STATES:
         if time.monotonic() >= deadline:
             raise PipelinesFailed(f"{run.url}: {state} after {seconds:g} s")
         time.sleep(min(POLL_S, seconds))
@@ -90,32 +90,6 @@ def upload_pipeline(connection: Connection, plan: RoundPlan) -> PipelineVersion:
         )
 
 
-def format_run_status(connection: Connection, run_id: str) -> str:
-    """A run and its tasks, as text. Raises PipelinesFailed."""
-    run = _get_run(connection, run_id)
-    lines = [f"{run.display_name}: {run.state or 'PENDING'}", f"{connection.ui}/#/runs/details/{run_id}"]
-    if run.error is not None and run.error.message:
-        lines.append(f"error: {run.error.message}")
-    tasks = (run.run_details.task_details or []) if run.run_details is not None else []
-    lines += [f"  {task.state or 'PENDING':10} {task.display_name}" for task in tasks]
-    return "\n".join(lines)
-
-
-def format_schedule_status(connection: Connection) -> str:
-    """The recurring run and its last runs, as text."""
-    from clincot.pipelines.recurring import describe_trigger, list_recurring_runs
-
-    experiment = connection.ensure_experiment()
-    lines = [
-        f"{one.display_name}: {one.status or one.mode}, {describe_trigger(one)}"
-        for one in list_recurring_runs(connection, experiment)
-    ]
-    with kfp_errors(connection.endpoint):
-        runs = connection.client.list_runs(experiment_id=experiment, sort_by="created_at desc", page_size=10).runs or []
-    lines = lines or ["no recurring run"]
-    return "\n".join([*lines, *(f"  {run.state or 'PENDING':10} {run.run_id} {run.display_name}" for run in runs)])
-
-
 def check_run_inputs(plan: RoundPlan) -> None:
     """Raise BadInput for what every run would fail of."""
     for flag, place in (("--data", plan.data), ("--benchmark", plan.benchmark)):
@@ -132,7 +106,7 @@ def check_run_inputs(plan: RoundPlan) -> None:
         raise InvalidInput("publish.store names no store; runs on a cluster keep champion and records there (s3://…)")
 
 
-def _get_run(connection: Connection, run_id: str) -> Any:
+def get_run(connection: Connection, run_id: str) -> Any:
     with kfp_errors(connection.endpoint):
         try:
             return connection.client.get_run(run_id)

@@ -66,7 +66,7 @@ def user_errors(task: str) -> Iterator[None]:
 
 def run_stage_task(
     stage: str,
-    section: JsonObject | FrozenConfig,
+    config: JsonObject | FrozenConfig,
     inputs: Mapping[str, str],
     outputs: Mapping[str, str],
     *,
@@ -83,7 +83,7 @@ def run_stage_task(
     written as JSON. lap: see section_of.
     """
     with user_errors(stage), tempfile.TemporaryDirectory() as made:
-        parsed = section if isinstance(section, FrozenConfig) else parse_stage_config(stage, section, lap=lap)
+        parsed = config if isinstance(config, FrozenConfig) else parse_stage_config(stage, config, lap=lap)
         at = {name: _resolve_path(place) for name, place in inputs.items() if place}
         if shard:
             from clincot.pipelines.sharding import write_shard
@@ -143,12 +143,12 @@ def preflight(
         )
         judge = _download_judges(parsed.judge)
         assert isinstance(judge, JudgeConfig)
-        section = parsed.model_copy(update={"judge": judge}).get_stage_config("preflight")
+        config = parsed.model_copy(update={"judge": judge}).get_stage_config("preflight")
         digests = [read_digest(address) for address in (data, benchmark)]
         panel = hash_json([[path.name, hash_path(path)] for path in judge.files if path.exists()])
         try:
             documents = {"service": decode_params(service), "launch": decode_params(launch)}
-            run_stage_task("preflight", section, {}, outputs, metrics=metrics, documents=documents)
+            run_stage_task("preflight", config, {}, outputs, metrics=metrics, documents=documents)
         finally:
             table = Path(outputs["table"])
             print(table.read_text(encoding="utf-8") if table.is_file() else "")
@@ -182,15 +182,15 @@ def merge(
     from clincot.pipelines.sharding import merge_shards
 
     with user_errors("merge"):
-        section = parse_config(JudgeConfig, decode_params(judge), where="pipeline parameter 'judge'")
+        config = parse_config(JudgeConfig, decode_params(judge), where="pipeline parameter 'judge'")
         places = {name: Path(path) for name, path in outputs.items()}
         files = {name: [Path(path) for path in paths] for name, paths in parts.items()}
-        log_metrics(metrics, merge_shards(section, Path(questions), files, places))
+        log_metrics(metrics, merge_shards(config, Path(questions), files, places))
         return hash_path(places["candidates"])
 
 
 def decide(
-    section: JsonObject,
+    config: JsonObject,
     publish: JsonObject,
     inputs: Mapping[str, str],
     outputs: Mapping[str, str],
@@ -205,9 +205,9 @@ def decide(
         where = parse_config(PublishConfig, decode_params(publish), where="pipeline parameter 'publish'")
         if where.store:
             with sync_ledger(open_store(where.store), where.name, Path(made) / "ledger") as ledger:
-                run_stage_task("decide", section, {**inputs, "ledger": str(ledger)}, outputs, metrics=metrics)
+                run_stage_task("decide", config, {**inputs, "ledger": str(ledger)}, outputs, metrics=metrics)
         else:
-            run_stage_task("decide", section, inputs, outputs, metrics=metrics)
+            run_stage_task("decide", config, inputs, outputs, metrics=metrics)
         (decision,) = read_records(Path(outputs["decision"]), Decision)
         print(f"{decision.verdict}: {'; '.join(decision.reasons)}")
         return decision.verdict
@@ -218,7 +218,7 @@ def record_run_status(publish: JsonObject, *, state: str, run_id: str, error: st
 
     run_id: as preflight was given it, which says the round; another run's is left alone.
     """
-    with user_errors("finish"):
+    with user_errors("record_run_status"):
         where = parse_config(PublishConfig, decode_params(publish), where="pipeline parameter 'publish'")
         for folder in find_stale_downloads():
             shutil.rmtree(folder, ignore_errors=True)
@@ -234,19 +234,19 @@ def _resolve_path(place: str) -> Path:
     return download_folder(place) if "://" in place else Path(place)
 
 
-def _download_judges(section: FrozenConfig) -> FrozenConfig:
+def _download_judges(config: FrozenConfig) -> FrozenConfig:
     """Judges whose checkpoints lie in a store, fetched."""
-    if not isinstance(section, JudgeConfig):
-        return section
+    if not isinstance(config, JudgeConfig):
+        return config
     specs = tuple(
         spec.model_copy(update={"path": str(download_folder(spec.path))}) if "://" in spec.path else spec
-        for spec in section.judges
+        for spec in config.judges
     )
-    return section.model_copy(update={"judges": specs})
+    return config.model_copy(update={"judges": specs})
 
 
 def deploy(
-    section: JsonObject, publish: JsonObject, service: JsonObject, *, digest: str, target: str, state: str
+    config: JsonObject, publish: JsonObject, service: JsonObject, *, digest: str, target: str, state: str
 ) -> str:
     """Roll a published checkpoint out; returns how it ended."""
     from clincot.config import DeployConfig
@@ -257,7 +257,7 @@ def deploy(
         if target not in ("kserve", "local"):
             raise InvalidInput(f"a rollout's target is kserve or local, got {target!r}")
         return deploy_checkpoint(
-            parse_config(DeployConfig, decode_params(section), where="pipeline parameter 'deploy'"),
+            parse_config(DeployConfig, decode_params(config), where="pipeline parameter 'deploy'"),
             parse_config(PublishConfig, decode_params(publish), where="pipeline parameter 'publish'"),
             parse_config(ServiceSettings, decode_params(service), where="pipeline parameter 'service'"),
             digest,

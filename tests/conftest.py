@@ -10,6 +10,7 @@ import pytest
 
 from clincot.storage.open import open_store
 from clincot.storage.store import Store
+from tests.support import tiny
 from tests.support.s3_server import S3Server, s3_server
 
 
@@ -29,3 +30,13 @@ def store(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.Mo
     bucket = f"b-{uuid.uuid4().hex[:12]}"
     server.bucket(bucket)
     return open_store(f"s3://{bucket}/some/prefix")
+
+
+@pytest.fixture(scope="session")
+def untrained_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny.write_model(tmp_path_factory.mktemp("small") / "untrained", seed=0)
+
+
+@pytest.fixture(scope="session")
+def films(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny.write_set(tmp_path_factory.mktemp("films") / "data")

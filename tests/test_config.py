@@ -124,9 +124,9 @@ def test_a_sections_digest_follows_its_content() -> None:
     assert load_params(None, ("train.lr=2e-4",)).train.digest != Params().train.digest
 
 
-@pytest.mark.parametrize("section", Params.model_fields)
-def test_sections_are_frozen(section: str) -> None:
-    one = getattr(Params(), section)
+@pytest.mark.parametrize("config", Params.model_fields)
+def test_sections_are_frozen(config: str) -> None:
+    one = getattr(Params(), config)
     name = next(iter(type(one).model_fields))
     with pytest.raises(ValueError, match="frozen"):
         setattr(one, name, getattr(one, name))

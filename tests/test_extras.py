@@ -25,7 +25,7 @@ def without(monkeypatch: pytest.MonkeyPatch, package: str) -> None:
         "clincot.deployment.targets.select",
         "clincot.deployment.targets.kserve",
     )
-    for name in [name for name in sys.modules if name in ours or name.startswith("clincot.serve")]:
+    for name in [name for name in sys.modules if name in ours or name.startswith("clincot.serving")]:
         monkeypatch.delitem(sys.modules, name)
 
 

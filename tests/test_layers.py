@@ -25,7 +25,7 @@ FOLDERS = {  # the packages of the installed distribution, and where their sourc
 # A package or root module imports from earlier lines only. The first line is the root modules, which may import each
 # other as long as there is no cycle; on every other line, names joined by "+" are one room and the others are strangers.
 LAYERS: tuple[tuple[str, ...], ...] = (
-    ("records+geometry+config+errors+jsonl+images+text+batching+processes+prompts+drawing",),
+    ("fields+records+geometry+config+errors+jsonl+images+text+batching+processes+prompts+drawing",),
     ("storage", "clients"),
     ("datasets", "models"),
     ("generation", "judging"),
@@ -233,9 +233,9 @@ ANSWER_KEY = {"Reference", "load_references", "REFERENCES"}
 def test_the_answer_key_is_not_read_by_what_makes_preference_data() -> None:
     """judging.labelled_answers is the exception by purpose: calibration is fitted on a labelled set of its own."""
     for module, tree in read_modules().items():
-        if module.startswith(("clincot.generation", "clincot.judging", "clincot.preferences")):
-            if module != "clincot.judging.labelled_answers":
-                assert not list_names(tree) & ANSWER_KEY, module
+        makes_data = module.startswith(("clincot.generation", "clincot.judging", "clincot.preferences"))
+        if makes_data and module != "clincot.judging.labelled_answers":
+            assert not list_names(tree) & ANSWER_KEY, module
 
 
 def test_no_stage_before_evaluate_reads_the_answer_key() -> None:

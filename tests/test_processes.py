@@ -46,11 +46,11 @@ def test_a_call_that_fails_fails_the_block(tmp_path: Path) -> None:
 PARENT = """
 import sys
 from pathlib import Path
-from clincot.beside import worker
-from tests.test_beside import stay
+from clincot.processes import background_worker
+from tests.test_processes import stay
 
 if __name__ == "__main__":
-    with worker(Path(sys.argv[1]) / "log") as beside:
+    with background_worker(Path(sys.argv[1]) / "log") as beside:
         beside.submit(stay, Path(sys.argv[1]) / "pid")
 """
 

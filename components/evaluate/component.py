@@ -25,7 +25,7 @@ def evaluate(
 
     inputs = {"benchmark": benchmark, "policy": trained.path if trained else policy}
     with tasks.user_errors("evaluate"):
-        section = params.build_evaluate_config(evaluate, propose)
+        config = params.build_evaluate_config(evaluate, propose)
         inputs["train_reports"] = tasks.find_training_reports(data, benchmark)
     outputs = {"outcomes": outcomes.path, "report": report.path}
-    return tasks.run_stage_task("evaluate", section, inputs, outputs, metrics=metrics)
+    return tasks.run_stage_task("evaluate", config, inputs, outputs, metrics=metrics)

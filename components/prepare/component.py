@@ -24,6 +24,6 @@ def prepare(
     from clincot.pipelines import params, sharding, tasks
 
     with tasks.user_errors("prepare"):
-        section, lap = params.build_prepare_config(prepare, int(number) + int(ahead), int(rounds))
-        tasks.run_stage_task("prepare", section, {"data": data}, {"questions": questions.path}, metrics=metrics)
+        config, lap = params.build_prepare_config(prepare, int(number) + int(ahead), int(rounds))
+        tasks.run_stage_task("prepare", config, {"data": data}, {"questions": questions.path}, metrics=metrics)
         return sharding.list_shard_names(Path(questions.path), int(shards)), lap

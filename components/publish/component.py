@@ -26,8 +26,8 @@ def publish(
     from clincot.pipelines import params, tasks
 
     with tasks.user_errors("publish"):
-        section = params.build_publish_config(publish, int(number) + int(ahead))
+        config = params.build_publish_config(publish, int(number) + int(ahead))
     inputs = {"checkpoint": checkpoint.path, "report": report.path, "decision": decision.path}
     inputs |= {"panel_report": panel_report.path, "golden": benchmark}
-    tasks.run_stage_task("publish", section, inputs, {"published": published.path}, metrics=metrics)
+    tasks.run_stage_task("publish", config, inputs, {"published": published.path}, metrics=metrics)
     return json.loads(Path(published.path).read_text(encoding="utf-8"))["sha256"]

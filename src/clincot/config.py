@@ -12,10 +12,10 @@ from typing import Annotated, Any, Literal, TypeVar, get_args
 import yaml
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from clincot.fields import PositiveInt
 from clincot.jsonl import InvalidRecord, format_validation_error
 from clincot.records import hash_json
 
-PositiveInt = Annotated[int, Field(ge=1)]
 Share = Annotated[float, Field(ge=0, le=1)]
 _MODEL_NAME_PATTERN = r"^[a-z]([-a-z0-9]{0,38}[a-z0-9])?$"  # also the name of a Kubernetes service, with suffixes
 GrounderName = Literal["windows", "relevance", "written", "http", "random"]

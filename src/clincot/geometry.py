@@ -6,20 +6,17 @@ Conversions to pixels, and to and from the text a policy writes, live here and n
 from __future__ import annotations
 
 import re
-from typing import Annotated
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import model_validator
 
-UnitFloat = Annotated[float, Field(ge=0.0, le=1.0, allow_inf_nan=False)]
+from clincot.fields import FrozenModel, UnitFloat
 
 # What a policy writes when it names a region itself: percent of width/height, "[12, 30, 37, 55]".
 _BOX_PATTERN = re.compile(r"\[\s*(\d{1,3})\s*,\s*(\d{1,3})\s*,\s*(\d{1,3})\s*,\s*(\d{1,3})\s*\]")
 
 
-class Box(BaseModel):
+class Box(FrozenModel):
     """A rectangle, normalised xyxy: 0 <= x0 < x1 <= 1 from the left, 0 <= y0 < y1 <= 1 from the top."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     x0: UnitFloat
     y0: UnitFloat

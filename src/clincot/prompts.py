@@ -20,8 +20,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import Field, ValidationError
 
+from clincot.fields import FrozenModel
 from clincot.geometry import WHOLE_IMAGE, Box, box_from_xyxy, box_to_text, crop_square
 from clincot.jsonl import InvalidRecord, format_validation_error
 from clincot.records import Study, hash_json
@@ -29,10 +30,8 @@ from clincot.records import Study, hash_json
 PROMPT_FORMAT_FILE = "clincot.json"
 
 
-class PromptFormat(BaseModel):
+class PromptFormat(FrozenModel):
     """How a checkpoint wants to be shown images, and in which wording it is asked."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     wording: Literal["full", "brief"] = "full"
     whole_grid: Annotated[int, Field(ge=1, le=8)] = 1  # the whole image as whole_grid x whole_grid pictures

@@ -17,12 +17,10 @@ import hashlib
 import json
 from typing import Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
-from clincot.geometry import Box, UnitFloat
-
-NonEmptyStr = Annotated[str, Field(min_length=1)]
-FiniteFloat = Annotated[float, Field(allow_inf_nan=False)]
+from clincot.fields import FiniteFloat, FrozenModel, NonEmptyStr, Sha256, UnitFloat
+from clincot.geometry import Box
 
 
 def hash_json(content: Any) -> str:
@@ -31,10 +29,9 @@ def hash_json(content: Any) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-class Record(BaseModel):
+class Record(FrozenModel):
     """A frozen record. `id` is filled in when left out and checked when given."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
     prefix: ClassVar[str] = "record"
     provenance: ClassVar[frozenset[str]] = frozenset()  # fields that do not enter the id
 
@@ -59,7 +56,7 @@ class Study(Record):
     provenance: ClassVar[frozenset[str]] = frozenset({"image", "split", "source_id"})
 
     image: NonEmptyStr
-    sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]  # of the image file's bytes
+    sha256: Sha256  # of the image file's bytes
     width: Annotated[int, Field(ge=1)]  # pixels
     height: Annotated[int, Field(ge=1)]
     modality: str = ""
@@ -178,13 +175,11 @@ class PreferencePair(Record):
         return self.chosen_score - self.rejected_score
 
 
-class DataFile(BaseModel):
+class DataFile(FrozenModel):
     """One file of a version of preference data."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
     name: NonEmptyStr
-    sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+    sha256: Sha256
     md5: Annotated[str, Field(pattern=r"^[0-9a-f]{32}$")]  # the name of its object in a DVC remote
     size: Annotated[int, Field(ge=0)]  # bytes
 
@@ -198,7 +193,7 @@ class DataVersion(Record):
     prefix: ClassVar[str] = "data"
     provenance: ClassVar[frozenset[str]] = frozenset({"repository", "revision", "tag", "round", "unversioned"})
 
-    sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]  # of the files' names and digests
+    sha256: Sha256  # of the files' names and digests
     files: tuple[DataFile, ...]  # by name
     pairs: Annotated[int, Field(ge=0)]  # how many
     questions: Annotated[int, Field(ge=0)]
@@ -231,7 +226,7 @@ class Checkpoint(Record):
     provenance: ClassVar[frozenset[str]] = frozenset({"uri", "git", "created", "data", "data_revision"})
 
     uri: NonEmptyStr
-    sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+    sha256: Sha256
     parent: str = ""  # digest of the policy it was trained from; "" for a base model
     pairs: str = ""  # digest of the preference data; "" for a base model
     config: str = ""  # digest of the train section
@@ -259,10 +254,8 @@ class Outcome(Record):
     off_format: bool = False
 
 
-class Interval(BaseModel):
+class Interval(FrozenModel):
     """A value with its 95 % interval (cluster bootstrap); None where it cannot be computed."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     value: FiniteFloat | None
     low: FiniteFloat | None = None
@@ -283,13 +276,11 @@ class BenchmarkReport(Record):
     metrics: dict[str, dict[str, Interval]]
 
 
-class Totals(BaseModel):
+class Totals(FrozenModel):
     """Sums over the clusters (patients) of one compared metric; those of disjoint patients add up.
 
     s is a cluster's sum of values (differences, higher is better), m how many questions it has scored.
     """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     clusters: Annotated[int, Field(ge=0)] = 0
     n: Annotated[int, Field(ge=0)] = 0  # sum of m
@@ -303,10 +294,8 @@ class Totals(BaseModel):
         return Totals(**{name: getattr(self, name) + getattr(other, name) for name in Totals.model_fields})
 
 
-class PromotionCheck(BaseModel):
+class PromotionCheck(FrozenModel):
     """One condition of a promotion: a paired, clustered, one-sided test of the challenger against something."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     name: NonEmptyStr  # "accuracy", "closed_accuracy", …
     role: Literal["gain", "guard", "blind"]
@@ -329,10 +318,8 @@ class PromotionCheck(BaseModel):
     reason: NonEmptyStr
 
 
-class GateFinding(BaseModel):
+class GateFinding(FrozenModel):
     """What a look at the data or the judges found."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     name: NonEmptyStr
     severity: Literal["ok", "warn", "block"]
@@ -341,10 +328,8 @@ class GateFinding(BaseModel):
     reason: NonEmptyStr
 
 
-class Budget(BaseModel):
+class Budget(FrozenModel):
     """Where this decision stands in the lifetime budget of promotion errors (promotion/error_budget.py)."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     lifetime: UnitFloat  # the probability of ever promoting wrongly that the pipeline may have
     number: Annotated[int, Field(ge=1)]  # of this decision in the ledger
@@ -356,10 +341,8 @@ class Budget(BaseModel):
     spent_before: Annotated[float, Field(ge=0)] = 0.0
 
 
-class BenchmarkReuse(BaseModel):
+class BenchmarkReuse(FrozenModel):
     """How often the benchmark's questions have been decided on, this decision included."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     slice: Annotated[int, Field(ge=1)]
     slices: Annotated[int, Field(ge=1)]
@@ -387,8 +370,8 @@ class Decision(Record):
     budget: Budget | None = None  # None: nothing was tested, nothing is spent
     reuse: BenchmarkReuse | None = None
     base: Interval | None = None  # challenger - base policy, reported beside the test
-    inputs: dict[str, str] = {}  # {input: sha256}
-    settings: dict[str, Any] = {}  # the decide section
+    inputs: dict[str, str] = Field(default_factory=dict)  # {input: sha256}
+    settings: dict[str, Any] = Field(default_factory=dict)  # the decide section
     evidence: str = ""  # digest of what was compared; the same evidence is decided on once
 
 
@@ -403,7 +386,7 @@ class StartingPolicy(Record):
 
     line: NonEmptyStr
     uri: NonEmptyStr  # of the published checkpoint, or the folder of a base that is not published
-    sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+    sha256: Sha256
     round: Annotated[int, Field(ge=0)]
     source: Literal["champion", "base"]
     published: bool  # False: `uri` is a folder of this machine

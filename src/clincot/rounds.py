@@ -115,13 +115,13 @@ def _run_round(plan: Plan, number: int, folder: Path, start: Path) -> dict[str, 
 
 def _version_preferences(plan: Plan, number: int, folder: Path, at: dict[str, Path], scores: Path) -> Path:
     """Keep the round's preference data as a version; returns the record that says where."""
-    section, version = plan.params.version, folder / VERSION_FILE
-    if section.round:  # of the first round of this run
-        section = section.model_copy(update={"round": section.round + number - 1})
+    config, version = plan.params.version, folder / VERSION_FILE
+    if config.round:  # of the first round of this run
+        config = config.model_copy(update={"round": config.round + number - 1})
     files = {name: path for name, path in at.items() if name not in {"data", "policy"}}
     run_stage(
         "version",
-        section,
+        config,
         {
             **files,
             "scores": scores,
@@ -144,8 +144,8 @@ def _train_comparisons(
         if name == "dpo":
             update["recipe"] = "ours"
         trained[name] = folder / name / "policy"
-        section = plan.params.train.model_copy(update=update)
-        work = (plan, section, at, policy, folder / name, trained[name])
+        config = plan.params.train.model_copy(update=update)
+        work = (plan, config, at, policy, folder / name, trained[name])
         if beside is None:
             _train_and_evaluate(*work)
         else:
@@ -178,21 +178,21 @@ def _answer_and_judge(
 
 
 def _train_and_evaluate(
-    plan: Plan, section: TrainConfig, at: dict[str, Path], start: Path, folder: Path, checkpoint: Path
+    plan: Plan, config: TrainConfig, at: dict[str, Path], start: Path, folder: Path, checkpoint: Path
 ) -> None:
     folder.mkdir(exist_ok=True)
-    run_stage("train", section, {**at, "policy": start}, {"checkpoint": checkpoint})
+    run_stage("train", config, {**at, "policy": start}, {"checkpoint": checkpoint})
     _evaluate_policy(plan, checkpoint, folder)
 
 
 def _evaluate_policy(plan: Plan, policy: Path, folder: Path) -> Metrics:
     folder.mkdir(exist_ok=True)
-    section = plan.params.evaluate.model_copy(update={"propose": plan.params.propose})
+    config = plan.params.evaluate.model_copy(update={"propose": plan.params.propose})
     outputs = {"outcomes": folder / "outcomes.jsonl", "report": folder / "report.json"}
     inputs = {"benchmark": plan.benchmark, "policy": policy}
     if (training := _find_training_reports(plan)) is not None:
         inputs["train_reports"] = training
-    return run_stage("evaluate", section, inputs, outputs)
+    return run_stage("evaluate", config, inputs, outputs)
 
 
 def _find_training_reports(plan: Plan) -> Path | None:
@@ -268,13 +268,13 @@ def _score_blind_baseline(plan: Plan) -> dict[str, Any]:
     benchmark = read_benchmark(plan.benchmark, limit=plan.params.evaluate.limit)
     key = plan.blind_from or plan.benchmark
     blind = BlindBaseline.fit(load_questions(key), load_references(key))
-    section = plan.params.evaluate
+    config = plan.params.evaluate
     (report,) = build_benchmark_reports(
         blind.iter_outcomes(benchmark),
         benchmark,
         reports=select_report_metrics(benchmark, _find_training_reports(plan)),
-        seed=section.seed,
-        resamples=section.resamples,
+        seed=config.seed,
+        resamples=config.resamples,
     )
     return {
         "fitted_on": "the benchmark itself" if plan.blind_from is None else "other data",

@@ -2,17 +2,11 @@
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
-
 import numpy as np
 import pytest
 
-sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
-
-import gate_simulation
-from simulated_rounds import Setting, draw_benchmark, fresh_round, repeated_round
-
+from benchmarks import gate_simulation
+from benchmarks.simulated_rounds import Setting, draw_benchmark, draw_fresh_round, draw_repeated_round
 from clincot.config import DecideConfig
 from clincot.promotion.gate import build_criteria
 from clincot.promotion.verdict import EvidenceSums, run_checks, should_promote
@@ -22,7 +16,9 @@ from clincot.promotion.verdict import EvidenceSums, run_checks, should_promote
 def test_gain_discordance_and_correlation_are_as_asked_for(repeated: bool) -> None:
     """22,000 questions: the standard error of the gain is about .0034, of the discordance .003."""
     setting, rng = Setting(images=4000, gain=0.03, discordance=0.15), np.random.default_rng(0)
-    one = repeated_round(draw_benchmark(setting, rng), setting, rng) if repeated else fresh_round(setting, rng)
+    one = (
+        draw_repeated_round(draw_benchmark(setting, rng), setting, rng) if repeated else draw_fresh_round(setting, rng)
+    )
     d, image = one.gain_N, one.image_N
     assert d.mean() == pytest.approx(0.03, abs=0.012)
     assert np.abs(d).mean() == pytest.approx(0.15, abs=0.012)
@@ -35,15 +31,15 @@ def test_gain_discordance_and_correlation_are_as_asked_for(repeated: bool) -> No
 
 
 def test_a_pipelines_verdict_is_that_of_the_gates_function_on_all_checks() -> None:
-    section, promoted = DecideConfig(), 0
+    config, promoted = DecideConfig(), 0
     for seed in range(12):
-        one = fresh_round(Setting(images=300, questions=1000, gain=0.05), np.random.default_rng(seed))
+        one = draw_fresh_round(Setting(images=300, questions=1000, gain=0.05), np.random.default_rng(seed))
         looks = gate_simulation.Looks()
         looks.add_round(one)
         entry, p = gate_simulation._test([], ("old", "new"), looks)
         gain, rows = one.sum_gains()
         guards, blind = one.draw_other_checks()
-        checks = run_checks(EvidenceSums(gain, rows, guards, blind), build_criteria(section), level=entry.budget.level)
+        checks = run_checks(EvidenceSums(gain, rows, guards, blind), build_criteria(config), level=entry.budget.level)
         assert entry.promoted == should_promote(checks)
         assert p == checks[0].p
         promoted += entry.promoted

@@ -133,9 +133,9 @@ def test_golden_questions_are_the_clearest_one_an_image(tmp_path: Path) -> None:
     checkpoint = write_checkpoint(tmp_path / "c", 1.0)
     decision = tmp_path / "decision.json"
     decision.write_text(decided("0" * 64, hash_checkpoint(checkpoint)).model_dump_json() + "\n")
-    section = PublishConfig(store=str(tmp_path / "store"), name=LINE, golden=2)
+    config = PublishConfig(store=str(tmp_path / "store"), name=LINE, golden=2)
     inputs = {"checkpoint": checkpoint, "golden": data, "decision": decision}
-    manifest = publish_checkpoint(section, inputs, load_look=lambda _: look)
+    manifest = publish_checkpoint(config, inputs, load_look=lambda _: look)
     assert [one.box for one in manifest.golden] == [BOX, BOX]
     assert manifest.decision is not None
 
@@ -144,16 +144,16 @@ def test_a_line_without_a_champion_starts_from_a_base_and_only_once(tmp_path: Pa
     data = tmp_path / "data"
     write_films(data, films=12, seed=0, split="test")
     store = FolderStore(tmp_path / "store")
-    section = PublishConfig(store=store.url, name=LINE, golden=2)
+    config = PublishConfig(store=store.url, name=LINE, golden=2)
     base = write_checkpoint(tmp_path / "base", 1.0)
     said = start_model_line(
-        section, store, str(base), golden=str(data), by="ann", load_look=lambda _: lambda *_: ("left", BOX, 0.9)
+        config, store, str(base), golden=str(data), by="ann", load_look=lambda _: lambda *_: ("left", BOX, 0.9)
     )
     digest = hash_checkpoint(base)
     assert said == f"{LINE}: champion {digest[:12]}, published from {base}"
     assert read_champion(store, LINE).now.sha256 == digest
     again = start_model_line(
-        section, store, "s3://not/looked-at", golden="", by="bob", load_look=lambda _: pytest.fail("loaded")
+        config, store, "s3://not/looked-at", golden="", by="bob", load_look=lambda _: pytest.fail("loaded")
     )
     assert again == f"{LINE}: champion {digest[:12]} (round 0), there already"
 

@@ -67,7 +67,7 @@ def test_a_component_has_its_stages_inputs_outputs_and_section(stage: Stage) -> 
         if (stage.name, one) not in NOT_IN_A_PIPELINE
     }
     for name in wanted:
-        made_from = next((section for section, made in SECTIONS.items() if name in made), name)
+        made_from = next((config for config, made in SECTIONS.items() if name in made), name)
         assert made_from in given, f"{stage.name} takes no {name}"
         if name in ADDRESSES:
             assert name in inputs["parameters"]
@@ -106,12 +106,12 @@ def test_a_body_only_calls_the_library(name: str) -> None:
 def test_deploy_is_the_librarys_function() -> None:
     """A rollout is no stage: it is held to what it calls."""
     inputs, outputs = interface("deploy")
-    parameters = {"deploy" if name == "section" else name for name in inspect.signature(tasks.deploy).parameters}
+    parameters = {"deploy" if name == "config" else name for name in inspect.signature(tasks.deploy).parameters}
     assert inputs == {"parameters": parameters, "artifacts": set()}
     assert outputs["artifacts"] == set()
 
 
-@pytest.mark.parametrize("name", ["train", "finish"])
+@pytest.mark.parametrize("name", ["train", "record_run_status"])
 def test_a_component_installs_nothing_when_it_runs(name: str, tmp_path: Path) -> None:
     compiler.Compiler().compile(component(name), str(tmp_path / "one.yaml"))
     spec = yaml.safe_load((tmp_path / "one.yaml").read_text(encoding="utf-8"))

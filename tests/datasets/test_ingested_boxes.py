@@ -46,8 +46,8 @@ def jsonl(tmp_path: Path) -> Path:
 
 def evaluated(folder: Path, region: str) -> tuple[list[Outcome], BenchmarkReport]:
     benchmark = read_benchmark(folder)
-    section = EvaluateConfig.model_validate({"arms": ["written", "oracle"], "max_new_tokens": 4})
-    outcomes = list(evaluate_policy(Reader(region), benchmark, StudyIndex(folder), folder, section))
+    config = EvaluateConfig.model_validate({"arms": ["written", "oracle"], "max_new_tokens": 4})
+    outcomes = list(evaluate_policy(Reader(region), benchmark, StudyIndex(folder), folder, config))
     (report,) = build_benchmark_reports(outcomes, benchmark)
     return outcomes, report
 

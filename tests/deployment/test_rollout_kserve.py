@@ -303,7 +303,7 @@ def test_an_interrupted_rollout_is_resumed(world: World) -> None:
 def test_two_processes_never_drive_one_rollout(world: World) -> None:
     mine = start_rollout(world.store, world.base, FAST, target="kserve", service=SERVICE, by="ann")
     theirs = read_journal(world.store, LINE, 1, by="bo")
-    theirs.add("started", "by another process")
+    theirs.add_event("started", "by another process")
     with pytest.raises(RolloutConflict, match="another process has gone on"):
         resume_rollout(world.store, mine, world.target(world.base), wait=lambda _: None)
 

@@ -84,8 +84,8 @@ def benchmark(folder: Path) -> Benchmark:
 
 
 def outcomes(policy: BrightPolicy, benchmark: Benchmark, folder: Path, *arms: str, limit: int = 0) -> list[Outcome]:
-    section = EvaluateConfig.model_validate({"arms": arms, "propose": PROPOSE, "limit": limit, "max_new_tokens": 4})
-    return list(evaluate_policy(policy, benchmark, StudyIndex(folder), folder, section))
+    config = EvaluateConfig.model_validate({"arms": arms, "propose": PROPOSE, "limit": limit, "max_new_tokens": 4})
+    return list(evaluate_policy(policy, benchmark, StudyIndex(folder), folder, config))
 
 
 def test_every_arm_answers_every_question_in_order(benchmark: Benchmark, folder: Path) -> None:

@@ -24,23 +24,23 @@ def test_words(report: str, words: str) -> None:
 
 
 def test_a_word_is_known_from_its_third_training_report_on() -> None:
-    vocabulary = R2GenVocabulary.of(["no effusion seen", "no effusion", "no effusion seen."])
+    vocabulary = R2GenVocabulary.from_reports(["no effusion seen", "no effusion", "no effusion seen."])
     assert vocabulary.words == {"no", "effusion", "."}  # "seen" occurs twice
     assert vocabulary.reports == 3
     assert vocabulary.tokenize_generated("no effusion seen") == ["no", "effusion", "<unk>", "."]
 
 
 def test_of_the_reference_59_tokens_are_left_and_of_the_generated_report_60() -> None:
-    vocabulary = R2GenVocabulary.of(["no"] * 3)
+    vocabulary = R2GenVocabulary.from_reports(["no"] * 3)
     assert len(vocabulary.tokenize_reference("no " * 100)) == 59
     assert len(vocabulary.tokenize_generated("no " * 100)) == 60
 
 
 def test_an_empty_report_has_no_tokens() -> None:
     """R2Gen's preparation would make " ." of it, which every reference contains."""
-    assert R2GenVocabulary.of(["no"] * 3).tokenize_generated(" ") == []
+    assert R2GenVocabulary.from_reports(["no"] * 3).tokenize_generated(" ") == []
 
 
 def test_training_reports_without_a_frequent_word_are_refused() -> None:
     with pytest.raises(ValueError, match="no word occurs 3 times in the 2 given"):
-        R2GenVocabulary.of(["no effusion", "clear"])
+        R2GenVocabulary.from_reports(["no effusion", "clear"])

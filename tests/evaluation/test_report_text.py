@@ -36,7 +36,9 @@ def protocol(request: pytest.FixtureRequest) -> TextProtocol:
     """Without WordNet, which takes seconds to read; METEOR has a test of its own."""
     if request.param == "raw":
         return build_raw_protocol(None)
-    return build_r2gen_protocol(R2GenVocabulary.of(text for text, _ in material.iu_reports()[1000:3000]), None)
+    return build_r2gen_protocol(
+        R2GenVocabulary.from_reports(text for text, _ in material.iu_reports()[1000:3000]), None
+    )
 
 
 def scores(protocol: TextProtocol, pairs: list[tuple[str, str]]) -> dict[str, float]:
@@ -82,7 +84,7 @@ def longest_common(a: list[str], b: list[str]) -> int:
 
 
 def test_rouge_l_is_the_definition_and_pycocoevalcaps(pairs: list[tuple[str, str]]) -> None:
-    vocabulary = R2GenVocabulary.of(text for text, _ in material.iu_reports()[1000:3000])
+    vocabulary = R2GenVocabulary.from_reports(text for text, _ in material.iu_reports()[1000:3000])
     protocol = build_r2gen_protocol(vocabulary, None)
     sys.path.insert(0, str(material.coco_scorers()))
     from pycocoevalcap.rouge.rouge import Rouge

@@ -36,8 +36,8 @@ def test_every_region_gets_one_candidate_in_order(study: Study, tmp_path: Path) 
     questions = [ask(study), ask(study, "Where?")]
     regions = [region(q, x, g) for q in questions for x, g in ((0.1, "windows"), (0.5, "written"), (0.0, "whole"))]
     policy = BrightPolicy(WORDS)
-    section = AnswerConfig(batch_size=4, temperature=0.9)
-    made = list(answer_regions(plan_first_step(questions, {study.id: study}, regions), tmp_path, policy, section))
+    config = AnswerConfig(batch_size=4, temperature=0.9)
+    made = list(answer_regions(plan_first_step(questions, {study.id: study}, regions), tmp_path, policy, config))
     assert [c.region for c in made] == [r.id for r in regions]
     assert [c.question for c in made] == [r.question for r in regions]
     assert [c.region_written for c in made] == [False, True, False] * 2
@@ -56,9 +56,9 @@ def test_an_answer_does_not_depend_on_what_else_is_asked(study: Study, tmp_path:
     regions = [region(question, x) for x in (0.1, 0.3, 0.5)]
 
     def answers(chosen: list[Region], seed: int = 0, batch_size: int = 8) -> dict[str, Candidate]:
-        section = AnswerConfig(seed=seed, batch_size=batch_size)
+        config = AnswerConfig(seed=seed, batch_size=batch_size)
         asks = plan_first_step([question], {study.id: study}, chosen)
-        return {c.region: c for c in answer_regions(asks, tmp_path, BrightPolicy(WORDS), section)}
+        return {c.region: c for c in answer_regions(asks, tmp_path, BrightPolicy(WORDS), config)}
 
     everything = answers(regions)
     assert answers(regions[2:])[regions[2].id] == everything[regions[2].id]
@@ -130,12 +130,12 @@ def test_the_second_step_is_asked_after_the_first_as_context(study: Study, tmp_p
 
 
 def test_a_third_step_has_both_before_it(study: Study, tmp_path: Path) -> None:
-    section = AnswerConfig(steps=("A?", "B?", "C?"))
+    config = AnswerConfig(steps=("A?", "B?", "C?"))
     question = ask(study)
     asks = list(plan_first_step([question], {study.id: study}, [region(question, 0.1), region(question, 0.5)]))
     scored: list[tuple[GenerationRequest, Candidate, float | None]] = []
     for _ in range(3):
-        made = list(answer_regions(asks, tmp_path, BrightPolicy(WORDS), section))
+        made = list(answer_regions(asks, tmp_path, BrightPolicy(WORDS), config))
         scored += [(a, c, 0.1 * n) for n, (a, c) in enumerate(zip(asks, made, strict=True))]
         asks = list(plan_next_step(scored))
     last = [c for _, c, _ in scored if c.step == 2]

@@ -130,7 +130,7 @@ def test_the_vocabularies_hold_known_findings_once() -> None:
 def test_the_same_in_every_process() -> None:
     """Sets of words are used inside; their order differs from process to process and must not show."""
     code = (
-        "from clincot.generation.hypotheses import hypotheses as h\n"
+        "from clincot.generation.hypotheses import choose_hypotheses as h\n"
         "print([h(q, modality=m, limit=9) for q in ('what?', 'heart and ribs?', 'nodules or masses?')"
         " for m in ('', 'CXR', 'head CT or MR')])"
     )

@@ -17,12 +17,12 @@ from clincot.records import Region
 from tests.support.bright import BrightPolicy, ask, film
 
 
-def regions(section: ProposeConfig, folder: Path, policy: BrightPolicy | None = None) -> list[Region]:
+def regions(config: ProposeConfig, folder: Path, policy: BrightPolicy | None = None) -> list[Region]:
     one, _ = film(folder, "a.png", 64, 32)
     other, _ = film(folder, "b.png", 0, 64)
     asked = [ask(one), ask(one, "Where is the nodule?"), ask(other)]
-    grounders = build_grounders(section, policy or BrightPolicy())
-    return list(propose_regions(asked, {s.id: s for s in (one, other)}, folder, grounders, section))
+    grounders = build_grounders(config, policy or BrightPolicy())
+    return list(propose_regions(asked, {s.id: s for s in (one, other)}, folder, grounders, config))
 
 
 def by_question(found: list[Region]) -> list[list[Region]]:
@@ -30,8 +30,8 @@ def by_question(found: list[Region]) -> list[list[Region]]:
 
 
 def test_the_whole_image_is_always_there_and_last(tmp_path: Path) -> None:
-    section = ProposeConfig(grounders={"windows": 2, "written": 2, "random": 1}, window_sides=(0.25,))
-    lists = by_question(regions(section, tmp_path, BrightPolicy(["nowhere"])))
+    config = ProposeConfig(grounders={"windows": 2, "written": 2, "random": 1}, window_sides=(0.25,))
+    lists = by_question(regions(config, tmp_path, BrightPolicy(["nowhere"])))
     assert len(lists) == 3
     for found in lists:
         assert [r.grounder for r in found] == ["windows", "windows", "random", "whole"]
@@ -44,17 +44,17 @@ def test_no_grounder_at_all_leaves_the_whole_image(tmp_path: Path) -> None:
 
 
 def test_the_best_window_comes_first(tmp_path: Path) -> None:
-    section = ProposeConfig(grounders={"windows": 1}, window_sides=(0.25,), window_stride=1.0, hypotheses=2)
-    boxes = [found[0].box.xyxy for found in by_question(regions(section, tmp_path))]
+    config = ProposeConfig(grounders={"windows": 1}, window_sides=(0.25,), window_stride=1.0, hypotheses=2)
+    boxes = [found[0].box.xyxy for found in by_question(regions(config, tmp_path))]
     assert boxes == [(0.5, 0.25, 0.75, 0.5)] * 2 + [(0.0, 0.5, 0.25, 0.75)]
 
 
 def test_near_duplicates_are_merged_among_tools_and_not_with_what_the_policy_wrote(tmp_path: Path) -> None:
     """The policy writes the square of the first film itself: kept beside the window, because it is an action."""
-    section = ProposeConfig(
+    config = ProposeConfig(
         grounders={"windows": 3, "written": 3}, window_sides=(0.25,), window_stride=0.25, merge_iou=0.3, hypotheses=2
     )
-    found = by_question(regions(section, tmp_path, BrightPolicy(["[50, 25, 75, 50]"])))[0]
+    found = by_question(regions(config, tmp_path, BrightPolicy(["[50, 25, 75, 50]"])))[0]
     assert [r.grounder for r in found] == ["windows"] * 3 + ["written", "whole"]  # three equal boxes are one
     tools = [r.box for r in found if r.grounder == "windows"]
     assert all(compute_iou(a, b) <= 0.3 for a in tools for b in tools if a != b)
@@ -68,10 +68,10 @@ def test_a_second_tool_gives_only_what_the_first_has_not(tmp_path: Path) -> None
     kept once; a window of side .5 is another region than relevance's."""
 
     def found(side: float) -> list[tuple[str, float]]:
-        section = ProposeConfig(
+        config = ProposeConfig(
             grounders={"relevance": 1, "windows": 1}, window_sides=(side,), window_stride=1.0, hypotheses=2
         )
-        return [(r.grounder, r.confidence) for r in by_question(regions(section, tmp_path))[0]]
+        return [(r.grounder, r.confidence) for r in by_question(regions(config, tmp_path))[0]]
 
     assert found(0.25) == [("windows", 1.0), ("whole", 0.0)]
     assert found(0.5) == [("windows", 0.25), ("relevance", 1.0), ("whole", 0.0)]

@@ -38,13 +38,13 @@ def asks(tmp_path) -> list[JudgeRequest]:
     return [ask(study, BRIGHT, "yes", 0), ask(study, DARK, "yes", 1), ask(study, EDGE, "no", 2)]
 
 
-def run(panel, asks, folder: Path, sleep=None, **section):
+def run(panel, asks, folder: Path, sleep=None, **config):
     """judge_candidates over files in `folder`: the report, the judgements and the scores."""
     slept: list[float] = []
     report = judge_candidates(
         panel,
         asks,
-        JudgeConfig(**section),
+        JudgeConfig(**config),
         folder=folder,
         judgements_path=folder / "judgements.jsonl",
         scores_path=folder / "scores.jsonl",

@@ -12,11 +12,6 @@ from tests.support import tiny
 
 
 @pytest.fixture(scope="session")
-def untrained_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny.write_model(tmp_path_factory.mktemp("small") / "untrained", seed=0)
-
-
-@pytest.fixture(scope="session")
 def small_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An untrained checkpoint with larger weights behind the tower: as they are drawn (deviation .02), what is said
     hardly depends on the picture, and a test that compares it could not fail. Two layers, because a single one sees the
@@ -34,11 +29,6 @@ def small_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def small(small_dir: Path) -> VisionLanguageModel:
     return VisionLanguageModel(small_dir)
-
-
-@pytest.fixture(scope="session")
-def films(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny.write_set(tmp_path_factory.mktemp("films") / "data")
 
 
 @pytest.fixture(scope="session")

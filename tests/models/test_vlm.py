@@ -139,7 +139,7 @@ def test_p_yes_is_none_where_yes_and_no_together_are_below_a_thousandth(
     """
     asked = [finding_prompt(shown[0], films, small.views, finding="a nodule", box=LEFT)]
     encoded = small.encoder.encode(asked[0], reply=True)
-    inputs = small._inputs([encoded], side="left")
+    inputs = small._build_inputs([encoded], side="left")
     with torch.inference_mode():
         out = small.model(**inputs, output_hidden_states=True)
     hidden, logits = out.hidden_states[-1][0, -1], out.logits[0, -1]
@@ -197,7 +197,7 @@ def test_relevance_adds_up_to_what_the_pictures_own_look_does_to_the_odds(
     features = torch.cat([small.encode_pictures(c[0].pictures) for c in asked])
 
     def odds(look_FTH: torch.Tensor) -> torch.Tensor:
-        inputs = small._inputs([small.encoder.encode(c, reply=True) for c in asked], side="left")
+        inputs = small._build_inputs([small.encoder.encode(c, reply=True) for c in asked], side="left")
         inputs["mm_encoder_outputs"]["image"].pooler_output = look_FTH
         with torch.inference_mode():
             logits = small.model(**inputs, logits_to_keep=1).logits[:, -1].double()

@@ -70,7 +70,7 @@ def _name(label: str) -> str:
 
 def test_every_task_is_placed(compiled: Any) -> None:
     containers, settings, _ = compiled
-    assert {name.removesuffix("-2") for name in containers} == {*TASK_NAMES} - {"standing"}  # of several rounds
+    assert {name.removesuffix("-2") for name in containers} == {*TASK_NAMES} - {"select_champion"}  # of several rounds
     assert set(settings) == set(containers)
 
 
@@ -144,7 +144,7 @@ def test_publish_and_deploy_hang_on_the_verdict(compiled: Any) -> None:
     assert tasks[condition]["triggerPolicy"]["condition"].endswith("== 'promote'")
     assert tasks["publish"]["inputs"]["artifacts"]["checkpoint"]["componentInputArtifact"].endswith("train-checkpoint")
     assert tasks["deploy"]["dependentTasks"] == ["publish"]
-    assert tasks["finish"]["triggerPolicy"]["strategy"] == "ALL_UPSTREAM_TASKS_COMPLETED"
+    assert tasks["record-run-status"]["triggerPolicy"]["strategy"] == "ALL_UPSTREAM_TASKS_COMPLETED"
 
 
 def test_what_looks_outside_is_never_cached(compiled: Any) -> None:
@@ -154,7 +154,7 @@ def test_what_looks_outside_is_never_cached(compiled: Any) -> None:
         for name, task in tasks.items()
         if name.removesuffix("-2") in TASK_NAMES
     }
-    assert {name for name, on in cached.items() if not on} == {"preflight", "deploy", "finish"}
+    assert {name for name, on in cached.items() if not on} == {"preflight", "deploy", "record-run-status"}
 
 
 @pytest.mark.parametrize(
@@ -213,13 +213,13 @@ def test_training_is_launched_as_the_operator_says_and_preflight_looks_at_that(t
 
 
 def test_what_samples_is_told_the_lap_and_both_ends_the_run(compiled: Any) -> None:
-    """Recurring runs ask the questions again; `finish` ends the round that this very run began."""
+    """Recurring runs ask the questions again; `record_run_status` ends the round that this very run began."""
     _, _, tasks = compiled
     told = {
         name for name, task in tasks.items() if name in TASK_NAMES and "lap" in task["inputs"].get("parameters", {})
     }
     assert told == {"propose", "answer", "pair", "train"}
-    for name in ("preflight", "finish"):
+    for name in ("preflight", "record-run-status"):
         run = tasks[name]["inputs"]["parameters"]["run"]["runtimeValue"]["constant"]
         assert run == "{{$.pipeline_job_uuid}}", name
 

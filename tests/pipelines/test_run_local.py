@@ -12,7 +12,7 @@ from clincot.preferences.versions.init import init_repository
 from tests.support.local_pipeline import LIMIT_S, World, build_world, executed, round_digests
 from tests.support.s3_server import s3_server
 
-ALWAYS = ["preflight", "finish"]
+ALWAYS = ["preflight", "record-run-status"]
 
 
 @pytest.fixture(scope="module")
@@ -84,7 +84,14 @@ def test_the_same_run_twice_does_no_work_twice(world: World, first: str) -> None
 def test_another_learning_rate_runs_training_and_what_follows_alone(world: World, first: str) -> None:
     done = world.run_local("run", "--set", "train.lr=0.0007")
     assert done.returncode == 0, done.stderr[-3000:]
-    assert executed(done.stdout + done.stderr) == ["preflight", "train", "evaluate-2", "decide", "page", "finish"]
+    assert executed(done.stdout + done.stderr) == [
+        "preflight",
+        "train",
+        "evaluate-2",
+        "decide",
+        "page",
+        "record-run-status",
+    ]
 
 
 def test_killed_while_it_judges_and_while_it_trains_it_ends_in_the_same_digests(

@@ -66,11 +66,11 @@ def make(folder: Path, questions: list[Question], *, left_out: str = "") -> dict
 
 
 def merged(
-    folder: Path, questions: Path, shards: list[dict[str, Path]], section: JudgeConfig = SECTION
+    folder: Path, questions: Path, shards: list[dict[str, Path]], config: JudgeConfig = SECTION
 ) -> dict[str, Path]:
     folder.mkdir()
     outputs = {name: folder / name for name in (*FILES, "scores")}
-    merge_shards(section, questions, {name: [shard[name] for shard in shards] for name in FILES}, outputs)
+    merge_shards(config, questions, {name: [shard[name] for shard in shards] for name in FILES}, outputs)
     return outputs
 
 

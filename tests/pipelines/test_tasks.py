@@ -14,7 +14,7 @@ def test_after_the_last_subset_the_first_is_asked_again_in_the_next_lap() -> Non
     """Of three subsets: rounds 1, 2, 3 ask subsets 0, 1, 2; rounds 4 and 7 ask subset 0 again."""
     content = PrepareConfig(rounds=3).model_dump(mode="json")
     asked = [build_prepare_config(content, number, 1) for number in range(1, 8)]
-    assert [(section.round, lap) for section, lap in asked] == [
+    assert [(config.round, lap) for config, lap in asked] == [
         (0, 0),
         (1, 0),
         (2, 0),
@@ -34,12 +34,12 @@ def test_one_run_of_more_rounds_than_subsets_asks_no_question_twice() -> None:
 @pytest.mark.parametrize("stage", SAMPLING)
 def test_every_lap_samples_with_a_seed_of_its_own(stage: str) -> None:
     """The first with the section's own; of another seed no lap meets one of this one's."""
-    section = getattr(Params(), stage)
-    laps = [parse_stage_config(stage, section.model_dump(mode="json"), lap=lap) for lap in range(4)]
-    assert laps[0] == section
+    config = getattr(Params(), stage)
+    laps = [parse_stage_config(stage, config.model_dump(mode="json"), lap=lap) for lap in range(4)]
+    assert laps[0] == config
     others = [parse_stage_config(stage, {"seed": 1}, lap=lap) for lap in range(4)]
     assert len({one.model_dump()["seed"] for one in (*laps, *others)}) == 8
-    assert [one.model_copy(update={"seed": section.model_dump()["seed"]}) for one in laps] == [section] * 4
+    assert [one.model_copy(update={"seed": config.model_dump()["seed"]}) for one in laps] == [config] * 4
 
 
 def test_a_lap_is_what_kubeflow_makes_of_a_whole_number() -> None:

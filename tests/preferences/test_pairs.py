@@ -13,12 +13,12 @@ from tests.support.judging_builders import LEFT, RIGHT, candidate, score_of
 OPEN = {"per_question": 100, "pick": "top", "length_auc_tolerance": 0.5, "same_region_share": 1.0}
 
 
-def pairs_of(scored, **section) -> tuple[list[PreferencePair], PairReport]:
+def pairs_of(scored, **config) -> tuple[list[PreferencePair], PairReport]:
     """make_pairs over [(candidate, score)]."""
     return make_pairs(
         [one for one, _ in scored],
         [score_of(one, score) for one, score in scored],
-        PairConfig(**{**OPEN, **section}),
+        PairConfig(**{**OPEN, **config}),
     )
 
 
@@ -347,10 +347,10 @@ def test_random_picks_differ_between_questions():
 
 
 def test_same_input_config_and_seed_same_bytes(tmp_path):
-    section = {"per_question": 2, "pick": "random", "length_auc_tolerance": 0.05, "same_region_share": 0.5}
+    config = {"per_question": 2, "pick": "random", "length_auc_tolerance": 0.05, "same_region_share": 0.5}
     files = []
     for n, seed in enumerate((0, 0, 1)):
-        pairs, report = pairs_of(many(50), seed=seed, **section)
+        pairs, report = pairs_of(many(50), seed=seed, **config)
         write_records(tmp_path / f"{n}.jsonl", pairs)
         files.append((tmp_path / f"{n}.jsonl").read_bytes() + report.model_dump_json().encode())
     assert files[0] == files[1]
@@ -385,15 +385,15 @@ def test_candidates_are_streamed():
 
 def test_files_that_do_not_belong_together_are_refused():
     one, other = candidate("yes"), candidate("no")
-    section = PairConfig(**OPEN)
+    config = PairConfig(**OPEN)
     with pytest.raises(BadPairInput, match=f"the scores end before {other.id}"):
-        make_pairs([one, other], [score_of(one, 0.9)], section)
+        make_pairs([one, other], [score_of(one, 0.9)], config)
     with pytest.raises(BadPairInput, match=f"the score of {other.id} has no candidate"):
-        make_pairs([one], [score_of(one, 0.9), score_of(other, 0.1)], section)
+        make_pairs([one], [score_of(one, 0.9), score_of(other, 0.1)], config)
     with pytest.raises(BadPairInput, match=f"expected the score of {one.id}, got the one of {other.id}"):
-        make_pairs([one, other], [score_of(other, 0.1), score_of(one, 0.9)], section)
+        make_pairs([one, other], [score_of(other, 0.1), score_of(one, 0.9)], config)
     with pytest.raises(BadPairInput, match="no candidates to pair"):
-        make_pairs([], [], section)
+        make_pairs([], [], config)
     orphan = candidate("no", step=1, parent="candidate-gone")
     with pytest.raises(BadPairInput, match=f"{orphan.id} continues candidate-gone"):
         pairs_of([(one, 0.9), (orphan, 0.1)])

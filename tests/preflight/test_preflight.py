@@ -56,8 +56,8 @@ def section(**fields: Any) -> PreflightConfig:
     return PreflightConfig.model_validate({"timeout_s": 20.0, "free_gb": 0.0, **fields})
 
 
-def probed(section: PreflightConfig, module: Any) -> list[PreflightCheck]:
-    return run_probes(module.probes(section))
+def probed(section: PreflightConfig, build_probes: Any) -> list[PreflightCheck]:
+    return run_probes(build_probes(section))
 
 
 # --- stores
@@ -76,8 +76,8 @@ class Forgetful(FolderStore):
     """An endpoint that takes If-None-Match and If-Match, and looks at neither."""
 
     def write_new(self, key: str, content: bytes) -> str:
-        self._path(key).parent.mkdir(parents=True, exist_ok=True)
-        self._path(key).write_bytes(content)
+        self._resolve_key(key).parent.mkdir(parents=True, exist_ok=True)
+        self._resolve_key(key).write_bytes(content)
         return "tag"
 
     def replace(self, key: str, content: bytes, tag: str) -> str:
@@ -103,7 +103,7 @@ def test_an_s3_that_refuses_says_why(
 ) -> None:
     for name, value in {**s3.environment, **change}.items():
         monkeypatch.setenv(name, value)
-    (check,) = probed(section(publish={"store": "s3://nowhere-at-all/x"}), stores)
+    (check,) = probed(section(publish={"store": "s3://nowhere-at-all/x"}), stores.build_store_probes)
     assert check.state == "fail"
     assert expected in check.found
     assert "publish.store" in check.mend
@@ -118,7 +118,7 @@ def test_a_store_that_hangs_has_failed_by_its_limit(monkeypatch: pytest.MonkeyPa
         monkeypatch.setenv("AWS_ACCESS_KEY_ID", "a")
         monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "b")
         began = time.monotonic()
-        (check,) = probed(section(publish={"store": "s3://bucket/x"}, timeout_s=1.0), stores)
+        (check,) = probed(section(publish={"store": "s3://bucket/x"}, timeout_s=1.0), stores.build_store_probes)
         assert time.monotonic() - began < 5
     assert (check.state, check.found) == ("fail", "no answer within 1 s")
 
@@ -132,7 +132,7 @@ def judged(handler: Any, **spec: Any) -> list[PreflightCheck]:
         if handler is _hang:
             _hang_on.append(server)
         asked = {"name": "served", "url": f"{server.url}/v1", "timeout_s": 1.0, **spec}
-        found = probed(section(judge={"judges": [asked], "quorum": 1}), judges)
+        found = probed(section(judge={"judges": [asked], "quorum": 1}), judges.build_judge_probes)
     return [check for check in found if check.name != "panel"]
 
 
@@ -198,7 +198,7 @@ def test_a_judge_that_is_not_there_and_one_without_its_key(monkeypatch: pytest.M
         {"name": "gone", "url": f"http://127.0.0.1:{port}/v1"},
         {"name": "keyless", "url": f"http://127.0.0.1:{port}/v1", "api_key_env": "JUDGE_KEY"},
     ]
-    found = {check.name: check for check in probed(section(judge={"judges": asked}), judges)}
+    found = {check.name: check for check in probed(section(judge={"judges": asked}), judges.build_judge_probes)}
     assert "no reply: ConnectError" in found["judge gone"].found
     assert "JUDGE_KEY should hold the key, but is unset" in found["judge keyless"].found
     assert found["panel"].state == "pass"  # two judges, each of its own name
@@ -223,14 +223,14 @@ def test_judges_in_this_process_are_read(tmp_path: Path) -> None:
         ]
     }
     (tmp_path / "empty").mkdir()
-    found = {check.name: check for check in probed(section(judge=asked), judges)}
+    found = {check.name: check for check in probed(section(judge=asked), judges.build_judge_probes)}
     assert found["judge good: checkpoint"].found == f"digest {hash_checkpoint(good)[:12]}"
     assert "model.safetensors: not a whole safetensors file" in found["judge cut"].found
     assert "no *.safetensors in this folder" in found["judge empty"].found
 
 
 def test_too_few_judges_for_the_quorum() -> None:
-    (check,) = probed(section(judge={"judges": [], "quorum": 2}), judges)
+    (check,) = probed(section(judge={"judges": [], "quorum": 2}), judges.build_judge_probes)
     assert (check.name, check.state, check.found) == ("panel", "fail", "judges: none")
 
 
@@ -336,7 +336,11 @@ def data_repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_a_data_repository_that_takes_a_round(data_repository: Path) -> None:
     before = sorted(data_repository.rglob("*")), sorted((data_repository.parent / "remote").rglob("*.*"))
-    found = states(probed(section(version={"repository": str(data_repository)}, timeout_s=60.0), repository))
+    found = states(
+        probed(
+            section(version={"repository": str(data_repository)}, timeout_s=60.0), repository.build_repository_probes
+        )
+    )
     assert found == dict.fromkeys(["data repository: clone", "data repository: push", "DVC remote"], "pass")
     refs = subprocess.run(["git", "for-each-ref"], cwd=data_repository, capture_output=True, text=True, check=True)
     assert "preflight" not in refs.stdout
@@ -356,7 +360,12 @@ def test_a_repository_that_may_be_read_and_not_pushed(data_repository: Path, tmp
         return (200, file.read_bytes()) if file.is_file() else (404, b"")
 
     with serving(handler) as server:
-        found = {c.name: c for c in probed(section(version={"repository": server.url}, timeout_s=60.0), repository)}
+        found = {
+            c.name: c
+            for c in probed(
+                section(version={"repository": server.url}, timeout_s=60.0), repository.build_repository_probes
+            )
+        }
     assert states(list(found.values())) == {
         "data repository: clone": "pass",
         "data repository: push": "fail",
@@ -368,11 +377,11 @@ def test_a_repository_that_may_be_read_and_not_pushed(data_repository: Path, tmp
 
 def test_a_repository_without_a_first_commit_and_none_at_all(tmp_path: Path) -> None:
     subprocess.run(["git", "init", "--quiet", "--bare", tmp_path / "empty.git"], check=True)
-    found = probed(section(version={"repository": str(tmp_path / "empty.git")}), repository)
+    found = probed(section(version={"repository": str(tmp_path / "empty.git")}), repository.build_repository_probes)
     assert "clincot data init" in found[-1].mend
-    (gone,) = probed(section(version={"repository": str(tmp_path / "gone.git")}), repository)
+    (gone,) = probed(section(version={"repository": str(tmp_path / "gone.git")}), repository.build_repository_probes)
     assert gone.state == "fail"
-    (none,) = probed(section(), repository)
+    (none,) = probed(section(), repository.build_repository_probes)
     assert none.state == "skipped"
 
 

@@ -52,7 +52,7 @@ def gated(
     *,
     blind: Sequence[Outcome] = BLIND,
     benchmark: Benchmark = BENCHMARK,
-    section: DecideConfig = SECTION,
+    config: DecideConfig = SECTION,
     ledger: Ledger | None = None,
     findings: Sequence[GateFinding] = (),
     name: str = "new",
@@ -66,7 +66,7 @@ def gated(
         ledger=ledger or Ledger(),
         findings=findings,
     )
-    return run_gate(case, benchmark, section)
+    return run_gate(case, benchmark, config)
 
 
 def test_a_clear_gain_is_promoted_with_the_numbers_that_say_so() -> None:
@@ -110,8 +110,8 @@ def test_no_gain_a_loss_and_an_uncertain_gain_are_kept() -> None:
 
 
 def test_the_gain_must_exceed_what_was_asked_for() -> None:
-    section = SECTION.model_copy(update={"min_gain": 0.2})  # the bound is near .16
-    decision = gated(answers("old", 60), answers("new", 90), section=section).decision
+    config = SECTION.model_copy(update={"min_gain": 0.2})  # the bound is near .16
+    decision = gated(answers("old", 60), answers("new", 90), config=config).decision
     assert decision.verdict == "keep"
     assert decision.checks[0].threshold == 0.2
 
@@ -123,7 +123,7 @@ def test_off_format_answers_have_a_ceiling() -> None:
         "3 of the challenger's 120 answers are off format or unreadable (2.5%): above the 2.0% allowed."
     )
     lenient = SECTION.model_copy(update={"max_off_format": 0.05})
-    assert gated(answers("old", 60), answers("new", 90, off_format=3), section=lenient).decision.verdict == "promote"
+    assert gated(answers("old", 60), answers("new", 90, off_format=3), config=lenient).decision.verdict == "promote"
 
 
 def test_a_challenger_cannot_gain_by_not_answering_what_it_does_not_know() -> None:
@@ -281,8 +281,8 @@ class TestBlocked:
 
     def test_nan_thresholds_and_scores(self) -> None:
         """NaN compares false with everything, so a check written the other way round would have let it pass."""
-        section = SECTION.model_copy(update={"min_gain": math.nan})
-        decision = gated(answers("old", 60), answers("new", 90), section=section).decision
+        config = SECTION.model_copy(update={"min_gain": math.nan})
+        decision = gated(answers("old", 60), answers("new", 90), config=config).decision
         assert decision.reasons == ("min_gain is nan, which no result can be compared with.",)
         new = answers("new", 90)
         new[5] = new[5].model_copy(update={"correct": math.nan})  # past validation, as a careless caller could
@@ -322,7 +322,7 @@ class TestLedgers:
         """Other thresholds, same answers: asking until it passes."""
         self.enter(tmp_path, gated(answers("old", 60), answers("new", 63), ledger=read_ledger(tmp_path)))
         lenient = SECTION.model_copy(update={"max_off_format": 0.5})
-        result = gated(answers("old", 60), answers("new", 63), ledger=read_ledger(tmp_path), section=lenient)
+        result = gated(answers("old", 60), answers("new", 63), ledger=read_ledger(tmp_path), config=lenient)
         assert result.decision.verdict == "keep"
         assert "asking them again tells nothing new" in result.decision.reasons[0]
         assert result.spending is None
@@ -349,11 +349,11 @@ class TestLedgers:
         assert second.verdict == "promote"
 
     def test_slices_take_turns_and_a_question_wears_out(self, tmp_path: Path) -> None:
-        section = SECTION.model_copy(update={"slices": 2, "max_uses": 1})
+        config = SECTION.model_copy(update={"slices": 2, "max_uses": 1})
         seen = []
         for name in ("a", "b"):
             result = gated(
-                answers("old", 60), answers(name, 62), ledger=read_ledger(tmp_path), name=name, section=section
+                answers("old", 60), answers(name, 62), ledger=read_ledger(tmp_path), name=name, config=config
             )
             self.enter(tmp_path, result)
             assert result.sides is not None
@@ -361,7 +361,7 @@ class TestLedgers:
             assert {assign_slice(BENCHMARK.clusters[q], 2) for q in result.sides.questions} == {len(seen)}
         assert not seen[0] & seen[1]
         assert seen[0] | seen[1] == set(QUESTIONS)
-        worn = gated(answers("old", 60), answers("c", 90), ledger=read_ledger(tmp_path), name="c", section=section)
+        worn = gated(answers("old", 60), answers("c", 90), ledger=read_ledger(tmp_path), name="c", config=config)
         assert worn.decision.verdict == "blocked"
         assert "the benchmark is worn out" in worn.decision.reasons[0]
 
@@ -369,7 +369,7 @@ class TestLedgers:
         self.enter(tmp_path, gated(answers("old", 60), answers("a", 62), ledger=read_ledger(tmp_path), name="a"))
         more = SECTION.model_copy(update={"lifetime_error": 0.2})
         decision = gated(
-            answers("old", 60), answers("b", 90), ledger=read_ledger(tmp_path), name="b", section=more
+            answers("old", 60), answers("b", 90), ledger=read_ledger(tmp_path), name="b", config=more
         ).decision
         assert (decision.verdict, "the ledger was begun with 0.05" in decision.reasons[0]) == ("blocked", True)
 

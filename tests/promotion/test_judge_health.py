@@ -52,9 +52,9 @@ def panel(path: Path, scores: list[tuple[float | None, float | None]]) -> Path:
     return path
 
 
-def severities(section: DecideConfig = SECTION, **reports: Path | None) -> dict[str, str]:
+def severities(config: DecideConfig = SECTION, **reports: Path | None) -> dict[str, str]:
     given = {"panel": None, "before": None, "pairs": None, **reports}
-    return {finding.name: finding.severity for finding in check_judge_health(section, **given)}
+    return {finding.name: finding.severity for finding in check_judge_health(config, **given)}
 
 
 AGREED: list[tuple[float | None, float | None]] = [(n / 20, n / 20 + 0.01) for n in range(20)]

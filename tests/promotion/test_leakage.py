@@ -26,8 +26,8 @@ def benchmark_in(folder: Path) -> Benchmark:
     return Benchmark.from_records(load_questions(folder), load_references(folder), StudyIndex(folder).values())
 
 
-def found(benchmark: Path, data: Path, **section: float) -> dict[str, GateFinding]:
-    made = find_leakage(benchmark_in(benchmark), benchmark, data, DecideConfig.model_validate(section))
+def found(benchmark: Path, data: Path, **config: float) -> dict[str, GateFinding]:
+    made = find_leakage(benchmark_in(benchmark), benchmark, data, DecideConfig.model_validate(config))
     return {finding.name: finding for finding in made}
 
 

@@ -71,7 +71,7 @@ def test_half_a_publication_does_not_exist_and_is_taken_up_again(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(publishing, "verify", die)
+        patch.setattr(publishing, "verify_checkpoint", die)
         with pytest.raises(KeyboardInterrupt):
             register_checkpoint(store, checkpoint, SECTION, PublicationEvidence())
     digest = hash_checkpoint(checkpoint)

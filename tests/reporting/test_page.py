@@ -239,10 +239,10 @@ def test_a_run_that_is_not_finished_shows_what_there_is(copy: Path, tmp_path: Pa
     [
         ("results.json", None, r"results\.json: no such file; expected a run folder"),
         ("results.json", "{", r"results\.json:1: not JSON"),
-        ("results.json", "{}", r"results\.json: not a Results: rows: Field required"),
+        ("results.json", "{}", r"results\.json: not a RunResults: rows: Field required"),
         ("run.json", '{"data": 1}', r"run\.json: not a RunFile: data: .*valid string"),
         ("round-01/policy/train_log.json", "{}", r"train_log\.json: expected a list of objects"),
-        ("round-01/panel.report.json", "[]", r"panel\.report\.json: not a _Panel"),
+        ("round-01/panel.report.json", "[]", r"panel\.report\.json: not a _ReportedPanel"),
         ("round-01/pairs.report.json", "[]", r"pairs\.report\.json: expected a JSON object, got list"),
         ("round-01/pairs.jsonl", '{"id": "pair-1"}\n', r"pairs\.jsonl:1: not a PreferencePair"),
     ],

@@ -5,16 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.support import tiny
 from tests.support.model_servers import ROOT, Served, data_uri, serving
 
 KEY = "sk-serve-test-1"
 POLICY = ROOT / "assets" / "policy"
-
-
-@pytest.fixture(scope="session")
-def films(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny.write_set(tmp_path_factory.mktemp("films") / "data")
 
 
 @pytest.fixture(scope="session")

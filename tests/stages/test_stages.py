@@ -26,7 +26,6 @@ from clincot.records import (
     Region,
 )
 from clincot.runs.layout import read_judge_names
-from clincot.stages import catalog
 from clincot.stages.base import Metrics
 from clincot.stages.catalog import STAGES, get_stage
 from clincot.stages.runner import run_stage
@@ -217,7 +216,7 @@ def test_an_interrupted_stage_leaves_nothing_behind_and_goes_on_to_the_same_byte
             yield item
 
     with monkeypatch.context() as patch:
-        patch.setattr(catalog, "_progress", interrupted)
+        patch.setattr(f"clincot.stages.{name}.show_progress", interrupted)
         with pytest.raises(KeyboardInterrupt):
             shop.run(name, copy)
     assert not [p.name for p in copy.iterdir() if p.name.startswith(output)]
@@ -279,7 +278,7 @@ def test_an_interrupted_run_again_does_not_pass_for_done(
         yield
 
     with monkeypatch.context() as patch:
-        patch.setattr(catalog, "_progress", broken)
+        patch.setattr("clincot.stages.answer.show_progress", broken)
         with pytest.raises(KeyboardInterrupt):
             shop.run("answer", copy, other)
     shop.run("answer", copy, other)
@@ -287,16 +286,16 @@ def test_an_interrupted_run_again_does_not_pass_for_done(
 
 
 def test_unknown_and_missing_paths_are_named(shop: Workshop, tmp_path: Path) -> None:
-    section = shop.params.prepare
+    config = shop.params.prepare
     questions = {"questions": tmp_path / "questions.jsonl"}
     with pytest.raises(InvalidRecord, match=r"stage prepare: .*missing or unknown: policy"):
-        run_stage("prepare", section, {"data": shop.data, "policy": shop.policy}, questions)
+        run_stage("prepare", config, {"data": shop.data, "policy": shop.policy}, questions)
     with pytest.raises(InvalidRecord, match="missing or unknown: data"):
-        run_stage("prepare", section, {}, questions)
+        run_stage("prepare", config, {}, questions)
     with pytest.raises(InvalidRecord, match="missing or unknown: questions"):
-        run_stage("prepare", section, {"data": shop.data}, {})
+        run_stage("prepare", config, {"data": shop.data}, {})
     with pytest.raises(InvalidRecord, match=r"input 'data': .*nowhere does not exist"):
-        run_stage("prepare", section, {"data": tmp_path / "nowhere"}, questions)
+        run_stage("prepare", config, {"data": tmp_path / "nowhere"}, questions)
     with pytest.raises(
         ValueError, match=r"'trian'.*prepare, propose, answer, judge, pair, version, train, evaluate, decide"
     ):
@@ -305,9 +304,9 @@ def test_unknown_and_missing_paths_are_named(shop: Workshop, tmp_path: Path) -> 
 
 
 def test_a_round_without_a_question_is_an_error_and_no_empty_file(shop: Workshop, tmp_path: Path) -> None:
-    section = shop.params.prepare.model_copy(update={"rounds": 1000, "round": 0})
+    config = shop.params.prepare.model_copy(update={"rounds": 1000, "round": 0})
     with pytest.raises(ValueError, match="no question falls into round 0 of 1000"):
-        run_stage("prepare", section, {"data": shop.data}, {"questions": tmp_path / "questions.jsonl"})
+        run_stage("prepare", config, {"data": shop.data}, {"questions": tmp_path / "questions.jsonl"})
     assert list(tmp_path.iterdir()) == []
 
 
@@ -315,14 +314,14 @@ def test_rounds_share_no_study_and_a_limit_takes_the_first(shop: Workshop, tmp_p
     taken: list[list[Question]] = []
     for number in range(2):
         out = tmp_path / f"{number}.jsonl"
-        section = shop.params.prepare.model_copy(update={"rounds": 2, "round": number})
-        run_stage("prepare", section, {"data": shop.data}, {"questions": out})
+        config = shop.params.prepare.model_copy(update={"rounds": 2, "round": number})
+        run_stage("prepare", config, {"data": shop.data}, {"questions": out})
         taken.append(list(read_records(out, Question)))
     studies = [{q.study for q in questions} for questions in taken]
     assert not studies[0] & studies[1]
     assert len(studies[0] | studies[1]) == 6
-    section = shop.params.prepare.model_copy(update={"limit": 3})
-    run_stage("prepare", section, {"data": shop.data}, {"questions": tmp_path / "few.jsonl"})
+    config = shop.params.prepare.model_copy(update={"limit": 3})
+    run_stage("prepare", config, {"data": shop.data}, {"questions": tmp_path / "few.jsonl"})
     everything = list(read_records(shop.data / "questions.jsonl", Question))
     assert list(read_records(tmp_path / "few.jsonl", Question)) == everything[:3]
 

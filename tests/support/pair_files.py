@@ -15,7 +15,7 @@ from tests.support import tiny
 ANSWERS = [("yes", "no effusion"), ("upper", "no"), ("lower", "yes")]
 
 
-def write_work(folder: Path, section: TrainConfig, *, studies: int = 5, extra: int = 1) -> TrainingJob:
+def write_work(folder: Path, config: TrainConfig, *, studies: int = 5, extra: int = 1) -> TrainingJob:
     """Two pairs a question (chosen and rejected look at different places) but for the last `extra`: an odd number."""
     policy = tiny.write_model(folder / "policy", 0)
     data = tiny.write_set(folder / "data", key=False, studies=studies)
@@ -64,7 +64,7 @@ def write_work(folder: Path, section: TrainConfig, *, studies: int = 5, extra: i
     write_records(folder / "candidates.jsonl", candidates)
     write_records(folder / "pairs.jsonl", pairs[: len(pairs) - extra])
     return TrainingJob(
-        section=section,
+        config=config,
         data=data,
         questions=data / "questions.jsonl",
         regions=folder / "regions.jsonl",

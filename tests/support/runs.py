@@ -246,7 +246,7 @@ def _preferences(
         ("pairs", pairs),
     ):
         write_records(folder / f"{name}.jsonl", records)
-    _json(folder / "panel.build_report.json", combination.build_report().model_dump(mode="json"))
+    _json(folder / "panel.report.json", combination.build_report().model_dump(mode="json"))
     _json(folder / "pairs.report.json", report.model_dump(mode="json"))
     return pairs
 
@@ -258,9 +258,9 @@ def _train(
     folder.mkdir(parents=True)
     save_prompt_format(folder, VIEWS)
     digest = sha(f"{folder.parent.parent.name} {folder.parent.name}")
-    section = params.train.model_copy(update={"loss": "sft"}) if sft else params.train
+    config = params.train.model_copy(update={"loss": "sft"}) if sft else params.train
     checkpoint = Checkpoint(
-        uri=str(folder), sha256=digest, parent=parent, pairs=hash_files(pairs), config=section.digest
+        uri=str(folder), sha256=digest, parent=parent, pairs=hash_files(pairs), config=config.digest
     )
     write_records(folder / "record.json", [checkpoint])
     log = []

@@ -73,14 +73,14 @@ def seat(judges: Sequence[Judge], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(calibrate_judges, "load_judge", lambda spec: by_name[spec.name])
 
 
-def section(*names: str, **other: object) -> JudgeConfig:
+def config(*names: str, **other: object) -> JudgeConfig:
     return JudgeConfig.model_validate({"judges": [JudgeSpec(name=name, path=name) for name in names], **other})
 
 
 def test_one_calibration_a_judge_and_a_table_of_both(panel: list[Judge], data: Path, tmp_path: Path) -> None:
     """Every question once: 120 of them, by both judges. The one that says .75 of wrong answers is mended most."""
     out = tmp_path / "calibration.jsonl"
-    table = fit_judge_calibrations(section("modest", "sure"), data, out, limit=400).splitlines()
+    table = fit_judge_calibrations(config("modest", "sure"), data, out, limit=400).splitlines()
     fitted = list(read_records(out, Calibration))
     assert [(c.judge, c.method) for c in fitted] == [("digest-of-modest", "platt"), ("digest-of-sure", "platt")]
     assert table[0] == "| judge | n | AUC | ECE before | after | Brier before | after |"
@@ -103,15 +103,15 @@ def test_one_calibration_a_judge_and_a_table_of_both(panel: list[Judge], data: P
 
 def test_the_same_judges_and_labels_are_the_same_bytes(panel: list[Judge], data: Path, tmp_path: Path) -> None:
     for name in ("a", "b"):
-        fit_judge_calibrations(section("modest", "sure"), data, tmp_path / name, limit=400)
+        fit_judge_calibrations(config("modest", "sure"), data, tmp_path / name, limit=400)
     assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
 
 
 def test_a_limit_asks_the_first_questions_only(panel: list[Judge], data: Path, tmp_path: Path) -> None:
-    fit_judge_calibrations(section("modest", "sure"), data, tmp_path / "c", limit=50)
+    fit_judge_calibrations(config("modest", "sure"), data, tmp_path / "c", limit=50)
     assert [judge.asked for judge in panel] == [50, 50]  # type: ignore[attr-defined]
     with pytest.raises(CalibrationRefused, match=r"judge digest-of-modest: 10 scored labelled samples .*at least 40"):
-        fit_judge_calibrations(section("modest"), data, tmp_path / "few", limit=10)
+        fit_judge_calibrations(config("modest"), data, tmp_path / "few", limit=10)
     assert not (tmp_path / "few").exists()
 
 
@@ -120,7 +120,7 @@ def test_what_a_judge_could_not_score_is_left_aside_and_counted(
 ) -> None:
     """None for every tenth of 120: 108 are left."""
     seat([Reader(data, "silent", right=0.8, wrong=0.2, silent=True)], monkeypatch)
-    fit_judge_calibrations(section("silent"), data, tmp_path / "c", limit=400)
+    fit_judge_calibrations(config("silent"), data, tmp_path / "c", limit=400)
     (fitted,) = read_records(tmp_path / "c", Calibration)
     assert fitted.n_unscored == 12
     assert fitted.before is not None
@@ -134,27 +134,27 @@ def test_a_judge_that_cannot_tell_right_from_wrong_is_refused_and_nothing_is_wri
     """Worse than chance, or at chance; the good one beside it does not get a file of its own."""
     seat([Reader(data, "good", right=0.8, wrong=0.2), Reader(data, "bad", right=right, wrong=wrong)], monkeypatch)
     with pytest.raises(CalibrationRefused, match="judge digest-of-bad: ") as refused:
-        fit_judge_calibrations(section("good", "bad"), data, tmp_path / "c", limit=400)
+        fit_judge_calibrations(config("good", "bad"), data, tmp_path / "c", limit=400)
     assert isinstance(refused.value, UserError)
     assert list(tmp_path.iterdir()) == []
 
 
 def test_identity_has_nothing_to_fit(panel: list[Judge], data: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="calibration is identity: there is nothing to fit; set it to platt or"):
-        fit_judge_calibrations(section("modest", calibration="identity"), data, tmp_path / "c", limit=400)
+        fit_judge_calibrations(config("modest", calibration="identity"), data, tmp_path / "c", limit=400)
     assert panel[0].asked == 0  # type: ignore[attr-defined]
 
 
 def test_measured_reliability_is_raw_and_with_the_calibration(panel: list[Judge], data: Path, tmp_path: Path) -> None:
     """These judges know the key wherever they look, so the crop makes no difference to them; a file of curves does."""
-    raw = measure_judges(section("modest", "sure"), data, limit=400)
+    raw = measure_judges(config("modest", "sure"), data, limit=400)
     assert [row["name"] for row in raw] == ["modest", "sure"]
     for row in raw:
         assert row["auc_oracle"] > 0.8
         assert row["auc_random"] > 0.8
         assert row["ece"] == row["ece_raw"]
-    fit_judge_calibrations(section("modest", "sure"), data, tmp_path / "c", limit=400)
-    mended = measure_judges(section("modest", "sure", calibration_file=str(tmp_path / "c")), data, limit=400)
+    fit_judge_calibrations(config("modest", "sure"), data, tmp_path / "c", limit=400)
+    mended = measure_judges(config("modest", "sure", calibration_file=str(tmp_path / "c")), data, limit=400)
     assert [row["ece_raw"] for row in mended] == [row["ece_raw"] for row in raw]
     assert mended[1]["ece"] < mended[1]["ece_raw"]
 
@@ -162,10 +162,10 @@ def test_measured_reliability_is_raw_and_with_the_calibration(panel: list[Judge]
 def test_measuring_a_judge_that_leaves_answers_unscored_says_so(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     seat([Reader(data, "silent", right=0.8, wrong=0.2, silent=True)], monkeypatch)
     with pytest.raises(ValueError, match=r"judge silent: \d+ of \d+ labelled answers got no score"):
-        measure_judges(section("silent"), data, limit=400)
+        measure_judges(config("silent"), data, limit=400)
 
 
 def test_a_data_set_without_its_key_is_refused(panel: list[Judge], tmp_path: Path) -> None:
     asked = tiny.write_set(tmp_path / "asked", key=False)
     with pytest.raises(UserError, match=r"references\.jsonl"):
-        fit_judge_calibrations(section("modest"), asked, tmp_path / "c", limit=400)
+        fit_judge_calibrations(config("modest"), asked, tmp_path / "c", limit=400)

@@ -234,7 +234,7 @@ def test_an_api_server_that_is_away_does_not_end_the_job(
     monkeypatch.setattr("clincot.clients.kubernetes.READ_RETRY_S", 0.0)
     server.broken = 5
     run_train_job(cluster, manifest(), settings(Path("/shared")))
-    monkeypatch.setattr(trainjob_watch, "AWAY_S", 0.1)
+    monkeypatch.setattr(trainjob_watch, "API_OUTAGE_S", 0.1)
     server.ends_after, server.broken = 10**9, 10**9
     with pytest.raises(ClusterFailed, match="503"):
         run_train_job(cluster, manifest(), settings(Path("/shared")))
@@ -252,8 +252,8 @@ def test_a_cluster_that_knows_a_field_no_longer_refuses_it(server: TrainerServer
 
 @pytest.fixture(scope="module")
 def work(tmp_path_factory: pytest.TempPathFactory) -> TrainingJob:
-    section = TrainConfig(batch_size=4, lr=1e-3, nll_weight=0.2)
-    return write_work(tmp_path_factory.mktemp("work"), section, studies=3, extra=0)
+    config = TrainConfig(batch_size=4, lr=1e-3, nll_weight=0.2)
+    return write_work(tmp_path_factory.mktemp("work"), config, studies=3, extra=0)
 
 
 @pytest.fixture
@@ -294,14 +294,14 @@ def test_the_stage_trains_over_nodes_and_ends_in_the_bytes_of_one_process(
     server.work = as_a_pod_does
     inputs = {name: getattr(work, name) for name in ("data", "questions", "regions", "candidates", "pairs", "policy")}
     here, there = tmp_path / "here", tmp_path / "there"
-    run_stage("train", work.section, inputs, {"checkpoint": here})
-    metrics = run_stage("train", work.section, {**inputs, "launch": tmp_path / "launch.yaml"}, {"checkpoint": there})
+    run_stage("train", work.config, inputs, {"checkpoint": here})
+    metrics = run_stage("train", work.config, {**inputs, "launch": tmp_path / "launch.yaml"}, {"checkpoint": there})
     assert metrics["pairs"] == 12
     assert hash_checkpoint(here) == hash_checkpoint(there)
     assert (there / "record.json").is_file()
     assert server.created == 1
     # the launch is no part of what was done: without it nothing is done again
-    assert run_stage("train", work.section, inputs, {"checkpoint": there}) == metrics
+    assert run_stage("train", work.config, inputs, {"checkpoint": there}) == metrics
     assert server.created == 1
 
 

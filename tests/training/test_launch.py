@@ -35,8 +35,8 @@ ABOUT = 5e-6
 @pytest.fixture(scope="module")
 def work(tmp_path_factory: pytest.TempPathFactory) -> TrainingJob:
     """19 pairs, 2 epochs in batches of 4: the fifth batch of an epoch has 3 pairs, which two processes cannot halve."""
-    section = TrainConfig(batch_size=4, epochs=2, lr=1e-3, save_steps=1, nll_weight=0.2)
-    return write_work(tmp_path_factory.mktemp("work"), section)
+    config = TrainConfig(batch_size=4, epochs=2, lr=1e-3, save_steps=1, nll_weight=0.2)
+    return write_work(tmp_path_factory.mktemp("work"), config)
 
 
 @pytest.fixture(scope="module")
@@ -107,8 +107,8 @@ def test_two_processes_killed_and_started_again_have_the_loss_curve_of_one(
 
 def test_a_loss_that_is_not_finite_stops_both_processes_by_name(tmp_path: Path) -> None:
     """A learning rate of 1e30: the first step is fine, the second one's loss is NaN on both; they name the pairs."""
-    section = TrainConfig(batch_size=4, epochs=2, lr=1e30, warmup_ratio=0.0, max_grad_norm=1e30)
-    work = write_work(tmp_path, section, studies=3, extra=0)
+    config = TrainConfig(batch_size=4, epochs=2, lr=1e30, warmup_ratio=0.0, max_grad_norm=1e30)
+    work = write_work(tmp_path, config, studies=3, extra=0)
     with pytest.raises(TrainingFailed, match=r"step 2: the loss is not finite for 4 of 4 pairs: pair-.*Lower train.lr"):
         run_training(work, TWO)
     assert not work.checkpoint.exists()
@@ -139,13 +139,13 @@ def test_the_mean_over_the_team_is_the_mean_over_the_batch(count: int, size: int
 
 
 def test_sft_is_refused_in_several_processes(work: TrainingJob) -> None:
-    sft = work.model_copy(update={"section": work.section.model_copy(update={"loss": "sft"})})
+    sft = work.model_copy(update={"config": work.config.model_copy(update={"loss": "sft"})})
     with pytest.raises(InvalidInput, match="learns in one process"):
         run_training(sft, TWO)
 
 
 def test_a_lora_is_not_split(work: TrainingJob) -> None:
-    lora = work.model_copy(update={"section": work.section.model_copy(update={"lora_r": 4})})
+    lora = work.model_copy(update={"config": work.config.model_copy(update={"lora_r": 4})})
     with pytest.raises(InvalidInput, match="set sharding: none"):
         run_training(lora, TWO.model_copy(update={"sharding": "fsdp"}))
 

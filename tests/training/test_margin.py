@@ -13,22 +13,22 @@ from clincot.training.margin import margin_dpo_loss, margin_logits, margin_nats
 
 
 def test_ours_is_the_gap_over_tau_plus_spread_times_lambda() -> None:
-    section = TrainConfig(margin_lambda=0.5, margin_tau=0.5, margin_cap=2.0)
+    config = TrainConfig(margin_lambda=0.5, margin_tau=0.5, margin_cap=2.0)
     # 0.6 / (0.5 + 0.1) = 1.0; times 0.5
-    assert margin_logits(0.6, 0.1, section) == pytest.approx(0.5)
+    assert margin_logits(0.6, 0.1, config) == pytest.approx(0.5)
 
 
 def test_ours_is_clipped_at_the_cap_before_lambda() -> None:
-    section = TrainConfig(margin_lambda=0.25, margin_tau=0.1, margin_cap=2.0)
+    config = TrainConfig(margin_lambda=0.25, margin_tau=0.1, margin_cap=2.0)
     # 0.9 / (0.1 + 0) = 9 -> 2; times 0.25
-    assert margin_logits(0.9, 0.0, section) == pytest.approx(0.5)
+    assert margin_logits(0.9, 0.0, config) == pytest.approx(0.5)
 
 
 def test_ours_shrinks_where_the_judges_disagree() -> None:
-    section = TrainConfig(margin_lambda=1.0, margin_tau=0.5, margin_cap=2.0)
+    config = TrainConfig(margin_lambda=1.0, margin_tau=0.5, margin_cap=2.0)
     # 0.5 / 0.5 = 1 against 0.5 / (0.5 + 0.5) = 0.5
-    assert margin_logits(0.5, 0.0, section) == pytest.approx(1.0)
-    assert margin_logits(0.5, 0.5, section) == pytest.approx(0.5)
+    assert margin_logits(0.5, 0.0, config) == pytest.approx(1.0)
+    assert margin_logits(0.5, 0.5, config) == pytest.approx(0.5)
 
 
 def test_lambda_zero_is_no_margin() -> None:
@@ -36,8 +36,8 @@ def test_lambda_zero_is_no_margin() -> None:
 
 
 def test_code_is_the_gap_itself_whatever_lambda_and_spread() -> None:
-    section = TrainConfig(recipe="code", margin_lambda=0.0, margin_cap=0.1)
-    assert margin_logits(0.8, 0.7, section) == 0.8
+    config = TrainConfig(recipe="code", margin_lambda=0.0, margin_cap=0.1)
+    assert margin_logits(0.8, 0.7, config) == 0.8
 
 
 def test_codes_gap_of_0_8_asks_for_8_nats_at_beta_0_1() -> None:
@@ -46,17 +46,17 @@ def test_codes_gap_of_0_8_asks_for_8_nats_at_beta_0_1() -> None:
 
 
 def test_paper_is_a_difference_of_one_rising_function_of_the_scores() -> None:
-    section = TrainConfig(recipe="paper", margin_lambda=0.5)
+    config = TrainConfig(recipe="paper", margin_lambda=0.5)
     # g(s) = 0.5 s: g(0.9) - g(0.3) = 0.45 - 0.15; differences of g add up along a chain of scores
-    assert margin_logits(0.9 - 0.3, 0.4, section) == pytest.approx(0.30)
-    assert margin_logits(0.9 - 0.5, 0, section) + margin_logits(0.5 - 0.3, 0, section) == pytest.approx(0.30)
+    assert margin_logits(0.9 - 0.3, 0.4, config) == pytest.approx(0.30)
+    assert margin_logits(0.9 - 0.5, 0, config) + margin_logits(0.5 - 0.3, 0, config) == pytest.approx(0.30)
 
 
 def test_odpo_is_alpha_times_the_log_of_the_rescaled_gap() -> None:
-    section = TrainConfig(loss="odpo", odpo_alpha=2.0, margin_tau=0.5)
+    config = TrainConfig(loss="odpo", odpo_alpha=2.0, margin_tau=0.5)
     # 1 + 0.5 / 0.5 = 2: 2 · ln 2; and no gap is no margin: 2 · ln 1
-    assert margin_logits(0.5, 0.9, section) == pytest.approx(2 * math.log(2))
-    assert margin_logits(0.0, 0.0, section) == 0.0
+    assert margin_logits(0.5, 0.9, config) == pytest.approx(2 * math.log(2))
+    assert margin_logits(0.0, 0.0, config) == 0.0
 
 
 def test_odpo_rises_with_the_gap_and_is_never_negative() -> None:

@@ -47,10 +47,10 @@ def _messages(conversation: Conversation) -> list[dict[str, Any]]:
     ]
 
 
-def _stock_losses(rows: list[TrainingRow], policy_dir: Path, section: TrainConfig, folder: Path) -> list[float]:
+def _stock_losses(rows: list[TrainingRow], policy_dir: Path, config: TrainConfig, folder: Path) -> list[float]:
     """TRL's own DPOTrainer with its own collator on the same pairs, one loss a step."""
     model, processor = load_checkpoint(str(policy_dir))
-    freeze_modules(model, vision=section.freeze_vision, connector=section.freeze_vision)
+    freeze_modules(model, vision=config.freeze_vision, connector=config.freeze_vision)
     data = [
         {
             "images": [read_picture(p) for p in collect_views(row.chosen)],
@@ -64,26 +64,26 @@ def _stock_losses(rows: list[TrainingRow], policy_dir: Path, section: TrainConfi
         model=model,
         args=DPOConfig(
             output_dir=str(folder),
-            beta=section.beta,
-            learning_rate=section.lr,
+            beta=config.beta,
+            learning_rate=config.lr,
             lr_scheduler_type="cosine",
             bf16=False,
-            num_train_epochs=section.epochs,
-            per_device_train_batch_size=section.batch_size,
+            num_train_epochs=config.epochs,
+            per_device_train_batch_size=config.batch_size,
             use_cpu=True,
             gradient_checkpointing=False,
-            seed=section.seed,
-            data_seed=section.seed,
+            seed=config.seed,
+            data_seed=config.seed,
             max_length=None,
             logging_steps=1,
-            max_grad_norm=section.max_grad_norm,
+            max_grad_norm=config.max_grad_norm,
             save_strategy="no",
             report_to="none",
             disable_tqdm=True,
         ),
         train_dataset=Dataset.from_list(data),
         processing_class=processor,
-        peft_config=build_lora_config(model, section) if section.lora_r else None,
+        peft_config=build_lora_config(model, config) if config.lora_r else None,
     )
     trainer.train()
     return [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
@@ -102,10 +102,10 @@ def test_lambda_zero_is_stock_dpo(
 ) -> None:
     """Shared images on both sides, 5 steps: the same loss at every step, to 1e-6."""
     rows = shared_images(studies[:10], folder, views)
-    section = TrainConfig(**PLAIN | {"batch_size": 2, "epochs": 1} | changes)
-    train_on_pairs(rows, policy_dir, tmp_path / "ours", section, progress=False)
+    config = TrainConfig(**PLAIN | {"batch_size": 2, "epochs": 1} | changes)
+    train_on_pairs(rows, policy_dir, tmp_path / "ours", config, progress=False)
     ours = [entry["loss"] for entry in _log(tmp_path / "ours")]
-    stock = _stock_losses(rows, policy_dir, section, tmp_path / "stock")
+    stock = _stock_losses(rows, policy_dir, config, tmp_path / "stock")
     assert len(ours) == 5
     assert ours == pytest.approx(stock, abs=1e-6)
     assert abs(ours[-1] - math.log(2)) > 1e-3  # and something was learned
@@ -116,8 +116,8 @@ def test_first_loss_is_log_of_one_plus_e_to_the_margin_for_each_pair(
 ) -> None:
     """Batches of one pair at a learning rate of (almost) nothing: every step is a first step."""
     rows = differing_crops(studies[:4], folder, views)  # gaps 0.2, 0.3, 0.4, 0.5; spread 0.1
-    section = TrainConfig(lr=1e-30, batch_size=1, nll_weight=0.0, margin_lambda=0.5, margin_tau=0.5, margin_cap=0.6)
-    train_on_pairs(rows, policy_dir, tmp_path / "out", section, progress=False)
+    config = TrainConfig(lr=1e-30, batch_size=1, nll_weight=0.0, margin_lambda=0.5, margin_tau=0.5, margin_cap=0.6)
+    train_on_pairs(rows, policy_dir, tmp_path / "out", config, progress=False)
     # gap / 0.6, at most 0.6, times 0.5: 1/6, 1/4, 0.3 (0.667 clipped), 0.3
     margins = [0.2 / 0.6 / 2, 0.25, 0.3, 0.3]
     log = _log(tmp_path / "out")
@@ -133,7 +133,7 @@ def test_loss_on_differing_crops_by_hand(
 ) -> None:
     """One pair, two steps: the second loss from two checkpoints' log-probabilities, each side with its own crop."""
     (row,) = differing_crops(studies[:1], folder, views)  # gap 0.2, spread 0.1
-    section = TrainConfig(
+    config = TrainConfig(
         lr=1e-2,
         batch_size=1,
         epochs=2,
@@ -148,7 +148,7 @@ def test_loss_on_differing_crops_by_hand(
     before = VisionLanguageModel(policy_dir)
     ref_w, ref_l = before.compute_answer_logprobs([row.chosen, row.rejected])
     policy = VisionLanguageModel(policy_dir)
-    trainer = MarginDPOTrainer(policy, [row], section, tmp_path / "work")
+    trainer = MarginDPOTrainer(policy, [row], config, tmp_path / "work")
     trainer.train()
     before.encoder.processor.save_pretrained(tmp_path / "work" / "checkpoint-1")
     after = VisionLanguageModel(tmp_path / "work" / "checkpoint-1")
@@ -169,10 +169,10 @@ def test_image_pairs_add_a_dpo_loss_against_the_blanked_crop(
 ) -> None:
     """At the start Δ = 0 for both: log(1 + e^m) + 0.5 · ln 2."""
     rows = differing_crops(studies[:2], folder, views)
-    section = TrainConfig(
+    config = TrainConfig(
         lr=1e-2, batch_size=2, epochs=3, nll_weight=0.0, warmup_ratio=0.0, image_pair_weight=0.5, recipe="code"
     )
-    train_on_pairs(rows, policy_dir, tmp_path / "out", section, progress=False)
+    train_on_pairs(rows, policy_dir, tmp_path / "out", config, progress=False)
     first, *_, last = _log(tmp_path / "out")
     by_pair = [math.log(1 + math.exp(gap)) for gap in (0.2, 0.3)]
     assert first["loss"] == pytest.approx(sum(by_pair) / 2 + 0.5 * math.log(2), abs=1e-5)
@@ -198,8 +198,8 @@ def test_the_anchor_is_the_chosen_sides_mean_turn_nll(
     policy = VisionLanguageModel(policy_dir)
     assert sum(turn.action for turn in row.chosen) == 2  # a region of many tokens and an answer of few
     nll = mean_turn_nll(policy, row.chosen)
-    section = TrainConfig(lr=1e-30, batch_size=1, nll_weight=0.3, margin_lambda=0.0)
-    train_on_pairs([row], policy_dir, tmp_path / "out", section, progress=False)
+    config = TrainConfig(lr=1e-30, batch_size=1, nll_weight=0.3, margin_lambda=0.0)
+    train_on_pairs([row], policy_dir, tmp_path / "out", config, progress=False)
     (entry,) = _log(tmp_path / "out")
     assert entry["nll"] == pytest.approx(nll, abs=1e-5)
     assert entry["loss"] == pytest.approx(math.log(2) + 0.3 * nll, abs=1e-5)
@@ -211,8 +211,8 @@ def test_the_published_checkpoint_is_whole_and_prefers_the_chosen_side(
 ) -> None:
     """A LoRA is merged: the folder loads like any policy, and what was trained is in it."""
     rows = differing_crops(studies[:4], folder, views)
-    section = TrainConfig(lr=3e-3, batch_size=4, epochs=4, warmup_ratio=0.0, lora_r=lora_r, lora_alpha=8)
-    metrics = train_on_pairs(rows, policy_dir, tmp_path / "out", section, progress=False)
+    config = TrainConfig(lr=3e-3, batch_size=4, epochs=4, warmup_ratio=0.0, lora_r=lora_r, lora_alpha=8)
+    metrics = train_on_pairs(rows, policy_dir, tmp_path / "out", config, progress=False)
     assert (metrics["pairs"], metrics["steps"]) == (4, 4)
     assert not get_partial_folder(tmp_path / "out").exists()
     assert load_prompt_format(tmp_path / "out") == views
@@ -241,8 +241,8 @@ def test_the_reference_is_the_policy_that_the_round_starts_from(
         policy.compute_answer_logprobs([r.chosen for r in rows]),
         policy.compute_answer_logprobs([r.rejected for r in rows]),
     ]
-    section = TrainConfig(lr=1e-2, batch_size=2, lora_r=4, lora_alpha=8)
-    trainer = MarginDPOTrainer(VisionLanguageModel(policy_dir), rows, section, tmp_path / "work")
+    config = TrainConfig(lr=1e-2, batch_size=2, lora_r=4, lora_alpha=8)
+    trainer = MarginDPOTrainer(VisionLanguageModel(policy_dir), rows, config, tmp_path / "work")
     trainer.train()
     for side, expected in enumerate(sides):
         assert [r["ref_logps"][side] for r in trainer.train_dataset] == pytest.approx(expected, abs=1e-4)
@@ -252,11 +252,11 @@ def test_same_rows_policy_and_section_give_the_same_bytes(
     policy_dir: Path, studies: list[Study], folder: Path, views: PromptFormat, tmp_path: Path
 ) -> None:
     rows = differing_crops(studies[:6], folder, views)
-    section = TrainConfig(batch_size=2, lora_r=4, lora_alpha=8)
+    config = TrainConfig(batch_size=2, lora_r=4, lora_alpha=8)
     for name in ("a", "b"):
-        train_on_pairs(rows, policy_dir, tmp_path / name, section, progress=False)
+        train_on_pairs(rows, policy_dir, tmp_path / name, config, progress=False)
     assert _bytes(tmp_path / "a") == _bytes(tmp_path / "b")
-    other = section.model_copy(update={"seed": 1})
+    other = config.model_copy(update={"seed": 1})
     train_on_pairs(rows, policy_dir, tmp_path / "c", other, progress=False)
     assert _log(tmp_path / "a") != _log(tmp_path / "c")
 
@@ -291,15 +291,15 @@ def test_an_interrupted_training_resumes_to_the_same_losses_and_bytes(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     rows = differing_crops(studies[:12], folder, views)
-    section = TrainConfig(batch_size=2, lr=1e-3, save_steps=2, lora_r=lora_r, lora_alpha=8)
-    train_on_pairs(rows, policy_dir, tmp_path / "whole", section, progress=False)
+    config = TrainConfig(batch_size=2, lr=1e-3, save_steps=2, lora_r=lora_r, lora_alpha=8)
+    train_on_pairs(rows, policy_dir, tmp_path / "whole", config, progress=False)
     with monkeypatch.context() as killing:
         _kill_at(6, killing)
         with pytest.raises(_Killed):
-            train_on_pairs(rows, policy_dir, tmp_path / "out", section, progress=False)
+            train_on_pairs(rows, policy_dir, tmp_path / "out", config, progress=False)
     assert not (tmp_path / "out").exists()
     computed = _kill_at(99, monkeypatch)
-    train_on_pairs(rows, policy_dir, tmp_path / "out", section, progress=False)
+    train_on_pairs(rows, policy_dir, tmp_path / "out", config, progress=False)
     assert computed == [5, 6]  # the last checkpoint was of step 4
     assert _log(tmp_path / "out") == _log(tmp_path / "whole")
     assert _bytes(tmp_path / "out") == _bytes(tmp_path / "whole")
@@ -314,13 +314,13 @@ def test_what_another_run_left_behind_is_not_resumed(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     rows = differing_crops(studies[:4], folder, views)
-    section = TrainConfig(batch_size=2, save_steps=1)
+    config = TrainConfig(batch_size=2, save_steps=1)
     with monkeypatch.context() as killing:
         _kill_at(2, killing)
         with pytest.raises(_Killed):
-            train_on_pairs(rows, policy_dir, tmp_path / "out", section, progress=False)
+            train_on_pairs(rows, policy_dir, tmp_path / "out", config, progress=False)
     computed = _kill_at(99, monkeypatch)
-    train_on_pairs(rows, policy_dir, tmp_path / "out", section.model_copy(update={"lr": 1e-3}), progress=False)
+    train_on_pairs(rows, policy_dir, tmp_path / "out", config.model_copy(update={"lr": 1e-3}), progress=False)
     assert computed == [1, 2]
 
 
@@ -347,9 +347,9 @@ def test_a_loss_that_explodes_names_its_pairs_and_publishes_nothing(
     policy_dir: Path, studies: list[Study], folder: Path, views: PromptFormat, tmp_path: Path
 ) -> None:
     rows = differing_crops(studies[:2], folder, views)
-    section = TrainConfig(lr=1e30, warmup_ratio=0.0, batch_size=1, epochs=2)
+    config = TrainConfig(lr=1e30, warmup_ratio=0.0, batch_size=1, epochs=2)
     with pytest.raises(NonFiniteError, match=r"step 2: .* 1 of 1 pairs: pair-[01];"):
-        train_on_pairs(rows, policy_dir, tmp_path / "out", section, progress=False)
+        train_on_pairs(rows, policy_dir, tmp_path / "out", config, progress=False)
     assert not (tmp_path / "out").exists()
 
 
@@ -363,9 +363,9 @@ def test_bfloat16_follows_float32(
     lora_r: int, policy_dir: Path, studies: list[Study], folder: Path, views: PromptFormat, tmp_path: Path
 ) -> None:
     rows = differing_crops(studies[:4], folder, views)
-    section = TrainConfig(batch_size=2, epochs=2, lr=1e-3, lora_r=lora_r, lora_alpha=8)
+    config = TrainConfig(batch_size=2, epochs=2, lr=1e-3, lora_r=lora_r, lora_alpha=8)
     for dtype in ("float32", "bfloat16"):
-        changed = section.model_copy(update={"dtype": dtype})
+        changed = config.model_copy(update={"dtype": dtype})
         train_on_pairs(rows, policy_dir, tmp_path / dtype, changed, progress=False)
     losses = [[e["loss"] for e in _log(tmp_path / dtype)] for dtype in ("float32", "bfloat16")]
     assert losses[0] == pytest.approx(losses[1], abs=0.05)

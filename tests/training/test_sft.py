@@ -52,8 +52,8 @@ def test_the_first_loss_is_the_mean_over_all_action_tokens(
     policy_dir: Path, rows: list[SFTRow], tmp_path: Path
 ) -> None:
     """Not the mean of the rows' means: a row with a written region has more tokens and counts for more."""
-    section = TrainConfig(lr=1e-30, batch_size=24, epochs=1)
-    train_on_rows(rows, policy_dir, tmp_path / "out", section, progress=False)
+    config = TrainConfig(lr=1e-30, batch_size=24, epochs=1)
+    train_on_rows(rows, policy_dir, tmp_path / "out", config, progress=False)
     policy = VisionLanguageModel(policy_dir)
     conversations = [row.conversation for row in rows]
     tokens = sum(sum(policy.encoder.encode(c).actions) for c in conversations)
@@ -63,8 +63,8 @@ def test_the_first_loss_is_the_mean_over_all_action_tokens(
 
 def test_micro_batches_make_the_step_of_their_sum(policy_dir: Path, rows: list[SFTRow], tmp_path: Path) -> None:
     for name, size, micro in (("one", 24, 1), ("four", 6, 4)):
-        section = TrainConfig(lr=1e-3, batch_size=size, grad_accumulation=micro, epochs=3, warmup_ratio=0.0)
-        train_on_rows(rows, policy_dir, tmp_path / name, section, progress=False)
+        config = TrainConfig(lr=1e-3, batch_size=size, grad_accumulation=micro, epochs=3, warmup_ratio=0.0)
+        train_on_rows(rows, policy_dir, tmp_path / name, config, progress=False)
     losses = [[entry["loss"] for entry in _log(tmp_path / name)] for name in ("one", "four")]
     assert losses[0] == pytest.approx(losses[1], abs=1e-4)
     assert losses[0][2] < losses[0][0] - 0.1
@@ -73,19 +73,19 @@ def test_micro_batches_make_the_step_of_their_sum(policy_dir: Path, rows: list[S
 def test_an_epoch_has_every_row_once_and_no_step_more_than_its_batch(policy_dir: Path, rows: list[SFTRow]) -> None:
     encoder = VisionLanguageModel(policy_dir).encoder
     encoded = [encoder.encode(row.conversation) for row in rows]
-    section = TrainConfig(batch_size=4, grad_accumulation=2)
-    steps = plan_epoch_steps(encoded, section, 0)
+    config = TrainConfig(batch_size=4, grad_accumulation=2)
+    steps = plan_epoch_steps(encoded, config, 0)
     parts = [[i for packed in part for i in packed] for step in steps for part in step]
     assert sorted(i for part in parts for i in part) == list(range(24))
     assert max(map(len, parts)) <= 4
     packs = [packed for step in steps for part in step for packed in part]
     assert all(len({encoded[i].pictures[0].key for i in packed}) == 1 for packed in packs)
-    assert steps == plan_epoch_steps(encoded, section, 0)
-    assert steps != plan_epoch_steps(encoded, section, 1)
+    assert steps == plan_epoch_steps(encoded, config, 0)
+    assert steps != plan_epoch_steps(encoded, config, 1)
 
 
 @pytest.mark.parametrize(
-    ("section", "train_connector", "expected"),
+    ("config", "train_connector", "expected"),
     [
         (TrainConfig(), True, {"connector", "text_model"}),
         (TrainConfig(), False, {"text_model"}),
@@ -95,14 +95,14 @@ def test_an_epoch_has_every_row_once_and_no_step_more_than_its_batch(policy_dir:
     ],
 )
 def test_what_is_frozen_stays_as_it_is(
-    section: TrainConfig,
+    config: TrainConfig,
     train_connector: bool,
     expected: set[str],
     policy_dir: Path,
     rows: list[SFTRow],
     tmp_path: Path,
 ) -> None:
-    changed = section.model_copy(update={"lr": 1e-2, "batch_size": 8})
+    changed = config.model_copy(update={"lr": 1e-2, "batch_size": 8})
     train_on_rows(rows, policy_dir, tmp_path / "out", changed, train_connector=train_connector, progress=False)
     assert _changed(policy_dir, tmp_path / "out") == expected
 
@@ -111,8 +111,8 @@ def test_cached_features_and_pixels_give_the_same_losses(
     policy_dir: Path, rows: list[SFTRow], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The fast way (features once a picture, packs) against the plain way through the processor's pixels."""
-    section = TrainConfig(lr=1e-3, batch_size=8, epochs=2)
-    train_on_rows(rows, policy_dir, tmp_path / "fast", section, progress=False)
+    config = TrainConfig(lr=1e-3, batch_size=8, epochs=2)
+    train_on_rows(rows, policy_dir, tmp_path / "fast", config, progress=False)
     original = VisionLanguageModel.__init__
 
     def unshared(self: VisionLanguageModel, *args: Any, **kwargs: Any) -> None:
@@ -120,7 +120,7 @@ def test_cached_features_and_pixels_give_the_same_losses(
         self.shares_features = False
 
     monkeypatch.setattr(VisionLanguageModel, "__init__", unshared)
-    train_on_rows(rows, policy_dir, tmp_path / "plain", section, progress=False)
+    train_on_rows(rows, policy_dir, tmp_path / "plain", config, progress=False)
     losses = [[entry["loss"] for entry in _log(tmp_path / name)] for name in ("fast", "plain")]
     assert losses[0] == pytest.approx(losses[1], abs=1e-4)
 
@@ -129,9 +129,9 @@ def test_it_learns_the_answers_and_says_how_well_on_held_out_rows(
     policy_dir: Path, rows: list[SFTRow], tmp_path: Path
 ) -> None:
     one_answer = [row for row in rows if row.name.endswith("-1")]
-    section = TrainConfig(lr=1e-2, batch_size=6, epochs=40)
+    config = TrainConfig(lr=1e-2, batch_size=6, epochs=40)
     metrics = train_on_rows(
-        one_answer[:6], policy_dir, tmp_path / "out", section, held_out=one_answer[6:], progress=False
+        one_answer[:6], policy_dir, tmp_path / "out", config, held_out=one_answer[6:], progress=False
     )
     assert metrics["held_out_loss"] < 0.5
     (generation,) = VisionLanguageModel(tmp_path / "out").generate(
@@ -147,9 +147,9 @@ class _Killed(Exception):
 def test_an_interrupted_training_resumes_to_the_same_bytes(
     policy_dir: Path, rows: list[SFTRow], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    section = TrainConfig(lr=1e-3, batch_size=8, epochs=2, save_steps=2)
-    train_on_rows(rows, policy_dir, tmp_path / "whole", section, progress=False)
-    original, computed = _SftLoop._step, []
+    config = TrainConfig(lr=1e-3, batch_size=8, epochs=2, save_steps=2)
+    train_on_rows(rows, policy_dir, tmp_path / "whole", config, progress=False)
+    original, computed = _SftLoop._train_step, []
 
     def dying(self: _SftLoop, *args: Any) -> float:
         if self.step == 5 and not computed.count(5):
@@ -158,20 +158,20 @@ def test_an_interrupted_training_resumes_to_the_same_bytes(
         computed.append(self.step)
         return original(self, *args)
 
-    monkeypatch.setattr(_SftLoop, "_step", dying)
+    monkeypatch.setattr(_SftLoop, "_train_step", dying)
     with pytest.raises(_Killed):
-        train_on_rows(rows, policy_dir, tmp_path / "out", section, progress=False)
+        train_on_rows(rows, policy_dir, tmp_path / "out", config, progress=False)
     assert not (tmp_path / "out").exists()
-    train_on_rows(rows, policy_dir, tmp_path / "out", section, progress=False)
+    train_on_rows(rows, policy_dir, tmp_path / "out", config, progress=False)
     assert computed == [0, 1, 2, 3, 4, 5, 4, 5]  # 5 died; the last state was of step 4
     for path in (tmp_path / "whole").iterdir():
         assert path.read_bytes() == (tmp_path / "out" / path.name).read_bytes(), path.name
 
 
 def test_a_loss_that_explodes_names_its_rows(policy_dir: Path, rows: list[SFTRow], tmp_path: Path) -> None:
-    section = TrainConfig(lr=1e30, batch_size=1, warmup_ratio=0.0)
+    config = TrainConfig(lr=1e30, batch_size=1, warmup_ratio=0.0)
     with pytest.raises(NonFiniteError, match=r"step 2: .* row-\d-\d"):
-        train_on_rows(rows[:2], policy_dir, tmp_path / "out", section, progress=False)
+        train_on_rows(rows[:2], policy_dir, tmp_path / "out", config, progress=False)
     assert not (tmp_path / "out").exists()
 
 
@@ -179,10 +179,10 @@ def test_sft_on_chosen_never_sees_the_rejected_side(
     policy_dir: Path, studies: list[Study], folder: Path, views: PromptFormat, tmp_path: Path
 ) -> None:
     rows = differing_crops(studies[:4], folder, views)
-    section = TrainConfig(loss="sft", lr=1e-3, batch_size=4)
-    train_on_pairs(rows, policy_dir, tmp_path / "pairs", section, progress=False)
+    config = TrainConfig(loss="sft", lr=1e-3, batch_size=4)
+    train_on_pairs(rows, policy_dir, tmp_path / "pairs", config, progress=False)
     chosen = [SFTRow(row.pair, row.chosen) for row in rows]
-    train_on_rows(chosen, policy_dir, tmp_path / "rows", section, train_connector=False, progress=False)
+    train_on_rows(chosen, policy_dir, tmp_path / "rows", config, train_connector=False, progress=False)
     weights = [(tmp_path / name / "model.safetensors").read_bytes() for name in ("pairs", "rows")]
     assert weights[0] == weights[1]
     assert _changed(policy_dir, tmp_path / "pairs") == {"text_model"}

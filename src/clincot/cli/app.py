@@ -139,9 +139,9 @@ def _add_stage(commands: Any, stage: Stage) -> None:
     _add_params(parser)
 
 
-def _described(section: str, name: str, field: FieldInfo) -> str:
+def _described(config: str, name: str, field: FieldInfo) -> str:
     about = f"  {field.description}" if field.description else ""
-    return f"  {section}.{name} = {field.get_default(call_default_factory=True)!r}{about}"
+    return f"  {config}.{name} = {field.get_default(call_default_factory=True)!r}{about}"
 
 
 VERDICT_CODES = {"promote": 0, "keep": 3, "blocked": 4}

@@ -230,8 +230,8 @@ def _run_deploy(args: argparse.Namespace, params: Params) -> int:
         from clincot.registry.golden import start_model_line
         from clincot.serving.reference_answers import answer_as_served
 
-        section = params.publish.model_copy(update={"store": store.url, "name": line})
-        print(start_model_line(section, store, args.base, golden=args.golden, by=by, load_look=answer_as_served))
+        config = params.publish.model_copy(update={"store": store.url, "name": line})
+        print(start_model_line(config, store, args.base, golden=args.golden, by=by, load_look=answer_as_served))
     if args.checkpoint:
         manifest = find_manifest(store, line, args.checkpoint)
     else:

@@ -186,7 +186,7 @@ def _upload(args: argparse.Namespace) -> int:
 
 def _status(args: argparse.Namespace) -> int:
     connection = _connection(args)
-    from clincot.pipelines.submit import format_run_status, format_schedule_status
+    from clincot.pipelines.status import format_run_status, format_schedule_status
 
     print(format_run_status(connection, args.run_id) if args.run_id else format_schedule_status(connection))
     return 0

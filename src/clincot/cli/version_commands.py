@@ -78,8 +78,8 @@ def _run_diff(args: argparse.Namespace) -> int:
 
 
 def _section(args: argparse.Namespace) -> VersionConfig:
-    section: VersionConfig = args.params_of(args).version
-    return section if args.repository is None else section.model_copy(update={"repository": args.repository})
+    config: VersionConfig = args.params_of(args).version
+    return config if args.repository is None else config.model_copy(update={"repository": args.repository})
 
 
 def render_version_log(versions: list[DataVersion]) -> str:

@@ -19,10 +19,9 @@ import hashlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 
-from pydantic import BaseModel, ConfigDict
-
 from clincot.datasets.near_duplicates import find_near_pairs
 from clincot.errors import UserError
+from clincot.fields import FrozenModel
 from clincot.jsonl import InvalidRecord, parse_record, read_records
 from clincot.records import Question, Reference, Study
 
@@ -97,10 +96,8 @@ def split_rounds(questions: Iterable[Question], *, rounds: int, seed: int) -> It
     return ((assign_round(question.study, rounds=rounds, seed=seed), question) for question in questions)
 
 
-class LeakReport(BaseModel):
+class LeakReport(FrozenModel):
     """How much of one split has been seen in another: by the images' bytes, by their looks and by patient."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     train: str = "train"  # the names of the two splits
     test: str = "test"

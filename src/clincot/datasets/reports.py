@@ -9,17 +9,16 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, model_validator
 
+from clincot.fields import FrozenModel
 from clincot.jsonl import InvalidRecord, format_validation_error, parse_row
 
 REPORTS_FILE = "reports.jsonl"
 
 
-class ReportRow(BaseModel):
+class ReportRow(FrozenModel):
     """The report of one study. `views`: images of it that a model saw; 0: not said."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     study: Annotated[str, Field(min_length=1)]
     text: str

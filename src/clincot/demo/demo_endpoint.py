@@ -141,13 +141,13 @@ def _list_promoted_rounds(plan: Plan) -> list[int]:
 
 def _publish_round(plan: Plan, store: FolderStore, number: int) -> Manifest:
     """The base (0), or a promoted round's policy with the evidence for it; the same again changes nothing."""
-    section = PublishConfig(store=str(store.root), name=MODEL_NAME, round=number)
+    config = PublishConfig(store=str(store.root), name=MODEL_NAME, round=number)
     if number == 0:
         base = {"checkpoint": plan.policy, "report": plan.run / "base" / REPORT_FILE, "golden": plan.benchmark}
-        return publish_checkpoint(section, base, load_look=answer_as_served)
+        return publish_checkpoint(config, base, load_look=answer_as_served)
     folder = plan.run / f"round-{number:02d}"
     return publish_checkpoint(
-        section,
+        config,
         {
             "checkpoint": folder / "policy",
             "report": folder / REPORT_FILE,

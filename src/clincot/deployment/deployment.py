@@ -13,7 +13,8 @@ from clincot.deployment.rollout import RolloutTarget, roll_out
 from clincot.deployment.service_settings import ServiceSettings
 from clincot.deployment.smoke import read_golden_images
 from clincot.errors import InvalidInput
-from clincot.records import NonEmptyStr, Record
+from clincot.fields import NonEmptyStr
+from clincot.records import Record
 from clincot.registry import champion
 from clincot.registry.manifest import Manifest, list_model_names, read_manifest
 from clincot.storage.store import KeyExists, Store

@@ -10,14 +10,14 @@ from collections.abc import Iterator
 from datetime import UTC, datetime
 from typing import Annotated, ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from clincot.config import DeployConfig
 from clincot.deployment.service_settings import ServiceSettings
 from clincot.errors import InvalidInput
+from clincot.fields import FrozenModel, NonEmptyStr, Sha256
 from clincot.jsonl import InvalidRecord, parse_record
-from clincot.records import NonEmptyStr, Record, hash_json
-from clincot.registry.manifest import Sha256
+from clincot.records import Record, hash_json
 from clincot.storage.store import KeyExists, Store, VersionConflict
 
 EventKind = Literal[
@@ -39,10 +39,8 @@ EventKind = Literal[
 TERMINAL_KINDS: frozenset[EventKind] = frozenset({"finished", "rolled back", "abandoned"})
 
 
-class RolloutPlan(BaseModel):
+class RolloutPlan(FrozenModel):
     """What is rolled out, over what, where and how. `previous` is the champion that it was decided against."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     line: NonEmptyStr
     number: Annotated[int, Field(ge=1)]  # of the line's rollouts

@@ -41,13 +41,13 @@ class _RegionInput:
 
 
 def evaluate_policy(
-    policy: RelevancePolicy, benchmark: Benchmark, studies: Mapping[str, Study], folder: Path, section: EvaluateConfig
+    policy: RelevancePolicy, benchmark: Benchmark, studies: Mapping[str, Study], folder: Path, config: EvaluateConfig
 ) -> Iterator[Outcome]:
     """Outcomes arm by arm, each in the benchmark's order, streaming."""
-    questions = list(islice(benchmark.questions.values(), section.limit or None))
+    questions = list(islice(benchmark.questions.values(), config.limit or None))
     spaces = collect_answer_spaces(benchmark)
-    for arm in section.arms:
-        looks = _choose_regions(arm, questions, benchmark, policy, studies, folder, section)
+    for arm in config.arms:
+        looks = _choose_regions(arm, questions, benchmark, policy, studies, folder, config)
         for batch in _iter_batches(looks):
             kind = batch[0].question.kind
             steps = [
@@ -56,7 +56,7 @@ def evaluate_policy(
             ]
             replies = policy.generate(
                 [chain_prompt(k.shown, folder, policy.views, s) for k, s in zip(batch, steps, strict=True)],
-                max_new_tokens=section.get_max_tokens(kind),
+                max_new_tokens=config.get_max_tokens(kind),
                 temperature=0.0,
                 seeds=[0] * len(batch),
             )
@@ -122,16 +122,16 @@ def _choose_regions(
     policy: RelevancePolicy,
     studies: Mapping[str, Study],
     folder: Path,
-    section: EvaluateConfig,
+    config: EvaluateConfig,
 ) -> Iterator[_RegionInput]:
     if arm == "written" or arm in GROUNDER_ARMS:
         if arm == "written":
-            grounder: Grounder = WrittenGrounder(policy, samples=1, temperature=0.0, seed=section.seed)
+            grounder: Grounder = WrittenGrounder(policy, samples=1, temperature=0.0, seed=config.seed)
         else:
-            grounder = build_grounder(arm, section.propose, policy, 1)
+            grounder = build_grounder(arm, config.propose, policy, 1)
         fallback = None if arm == "written" else WHOLE_IMAGE  # a tool that finds nothing leaves the whole image
         for at in range(0, len(questions), BLOCK_SIZE):
-            limit = section.propose.hypotheses
+            limit = config.propose.hypotheses
             sought = [build_grounding_query(q, studies[q.study], limit=limit) for q in questions[at : at + BLOCK_SIZE]]
             for one, found in zip(sought, grounder.ground(sought, folder), strict=True):
                 yield _RegionInput(one.question, one.study, found[0].box if found else fallback)
@@ -141,7 +141,7 @@ def _choose_regions(
     for question in questions:
         reference = benchmark.references[question.id]
         shown = studies[following[question.study] if arm == "shuffled" else question.study]
-        yield _RegionInput(question, shown, _choose_control_region(arm, question, reference, sides, section.seed))
+        yield _RegionInput(question, shown, _choose_control_region(arm, question, reference, sides, config.seed))
 
 
 def _match_other_patients(questions: Sequence[Question], benchmark: Benchmark) -> dict[str, str]:

@@ -58,17 +58,17 @@ def is_written(region: Region) -> bool:
 
 
 def answer_regions(
-    asks: Iterable[GenerationRequest], folder: Path, policy: Policy, section: AnswerConfig
+    asks: Iterable[GenerationRequest], folder: Path, policy: Policy, config: AnswerConfig
 ) -> Iterator[Candidate]:
     """One candidate an ask, streaming, in order. Each samples from a seed of its own content."""
-    for batch in _iter_batches(asks, section):
+    for batch in _iter_batches(asks, config):
         prompt = hash_prompt(policy.views, report=batch[0].question.kind == "report")
         parents = [ask.before[-1][1].id if ask.before else "" for ask in batch]
-        seeds = [derive_seed(section.seed, ask.region.id, parent) for ask, parent in zip(batch, parents, strict=True)]
+        seeds = [derive_seed(config.seed, ask.region.id, parent) for ask, parent in zip(batch, parents, strict=True)]
         replies = policy.generate(
-            [ask.build_conversation(folder, policy, section.steps) for ask in batch],
-            max_new_tokens=section.get_max_tokens(batch[0].question.kind),
-            temperature=section.temperature,
+            [ask.build_conversation(folder, policy, config.steps) for ask in batch],
+            max_new_tokens=config.get_max_tokens(batch[0].question.kind),
+            temperature=config.temperature,
             seeds=seeds,
         )
         for ask, parent, seed, reply in zip(batch, parents, seeds, replies, strict=True):
@@ -83,15 +83,15 @@ def answer_regions(
                 policy=policy.digest,
                 prompt=prompt,
                 seed=seed,
-                temperature=section.temperature,
+                temperature=config.temperature,
             )
 
 
-def _iter_batches(asks: Iterable[GenerationRequest], section: AnswerConfig) -> Iterator[list[GenerationRequest]]:
+def _iter_batches(asks: Iterable[GenerationRequest], config: AnswerConfig) -> Iterator[list[GenerationRequest]]:
     """Asks in their order, of one unit; those of a batch all ask for reports, or none does: a report may be longer."""
     numbered = iter_blocks(asks, lambda ask: ask.question.id)
     for _, run in groupby(numbered, key=lambda one: (one[0], one[1].question.kind == "report")):
-        while batch := [ask for _, ask in islice(run, section.batch_size)]:
+        while batch := [ask for _, ask in islice(run, config.batch_size)]:
             yield batch
 
 

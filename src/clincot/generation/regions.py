@@ -17,22 +17,22 @@ from clincot.models.protocols import GroundedRegion, Grounder, GroundingQuery, P
 from clincot.records import Question, Region, Study
 
 
-def build_grounders(section: ProposeConfig, policy: RelevancePolicy) -> list[tuple[Grounder, int]]:
+def build_grounders(config: ProposeConfig, policy: RelevancePolicy) -> list[tuple[Grounder, int]]:
     """The grounders that params.yaml asks for, with how many regions each gives a question."""
-    return [(build_grounder(name, section, policy, count), count) for name, count in section.grounders.items()]
+    return [(build_grounder(name, config, policy, count), count) for name, count in config.grounders.items()]
 
 
-def build_grounder(name: str, section: ProposeConfig, policy: Policy, count: int) -> Grounder:
+def build_grounder(name: str, config: ProposeConfig, policy: Policy, count: int) -> Grounder:
     if name == "windows":
-        return WindowGrounder(policy, sides=section.window_sides, stride=section.window_stride)
+        return WindowGrounder(policy, sides=config.window_sides, stride=config.window_stride)
     if name == "relevance":
-        return RelevanceGrounder(policy, quantile=section.relevance_quantile)  # type: ignore[arg-type]
+        return RelevanceGrounder(policy, quantile=config.relevance_quantile)  # type: ignore[arg-type]
     if name == "written":
-        return WrittenGrounder(policy, samples=count, temperature=section.temperature, seed=section.seed)
+        return WrittenGrounder(policy, samples=count, temperature=config.temperature, seed=config.seed)
     if name == "random":
-        return RandomGrounder(count=count, side=section.window_sides[0], seed=section.seed)
+        return RandomGrounder(count=count, side=config.window_sides[0], seed=config.seed)
     if name == "http":
-        return HttpGrounder(section.http_url)
+        return HttpGrounder(config.http_url)
     raise ValueError(f"no grounder is called {name!r}; there are windows, relevance, written, random and http")
 
 
@@ -41,7 +41,7 @@ def propose_regions(
     studies: Mapping[str, Study],
     folder: Path,
     grounders: Sequence[tuple[Grounder, int]],
-    section: ProposeConfig,
+    config: ProposeConfig,
 ) -> Iterator[Region]:
     """Regions question by question, streaming, each grounder's best first, the whole image last.
 
@@ -50,10 +50,10 @@ def propose_regions(
     """
     waiting = iter(questions)
     while batch := list(islice(waiting, BLOCK_SIZE)):
-        sought = [build_grounding_query(q, studies[q.study], limit=section.hypotheses) for q in batch]
+        sought = [build_grounding_query(q, studies[q.study], limit=config.hypotheses) for q in batch]
         found = [(g.name, count, g.ground(sought, folder)) for g, count in grounders]
         for position, question in enumerate(batch):
-            yield from _merge_regions(question, [(name, n, lists[position]) for name, n, lists in found], section)
+            yield from _merge_regions(question, [(name, n, lists[position]) for name, n, lists in found], config)
 
 
 def build_grounding_query(question: Question, study: Study, *, limit: int) -> GroundingQuery:
@@ -64,13 +64,13 @@ def build_grounding_query(question: Question, study: Study, *, limit: int) -> Gr
 
 
 def _merge_regions(
-    question: Question, found: Sequence[tuple[str, int, Sequence[GroundedRegion]]], section: ProposeConfig
+    question: Question, found: Sequence[tuple[str, int, Sequence[GroundedRegion]]], config: ProposeConfig
 ) -> Iterator[Region]:
     kept: dict[bool, list[tuple[str, GroundedRegion]]] = {True: [], False: []}
     for name, count, grounded in found:
         group = kept[name == "written"]
         before = [g for _, g in group]
-        new = deduplicate_regions([*before, *grounded], section.merge_iou)[len(before) :]
+        new = deduplicate_regions([*before, *grounded], config.merge_iou)[len(before) :]
         group += [(name, g) for g in new[:count]]
     for name, g in (*kept[False], *kept[True]):
         yield Region(

@@ -67,7 +67,7 @@ def join_candidates(inputs: Mapping[str, Path]) -> Iterator[tuple[GenerationRequ
             yield by_region[candidate.region], candidate
 
 
-def next_step_requests(inputs: Mapping[str, Path], section: AnswerConfig) -> Iterator[GenerationRequest]:
+def next_step_requests(inputs: Mapping[str, Path], config: AnswerConfig) -> Iterator[GenerationRequest]:
     """The asks of the step after the last one in `candidates_before`."""
     from clincot.generation.candidates import plan_next_step
 

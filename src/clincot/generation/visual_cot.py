@@ -20,13 +20,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Protocol
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from clincot.config import ProposeConfig
+from clincot.fields import FrozenModel, UnitFloat
 from clincot.generation.candidates import is_written
 from clincot.generation.hypotheses import choose_hypotheses
 from clincot.generation.regions import build_grounder, propose_regions
-from clincot.geometry import Box, UnitFloat
+from clincot.geometry import Box
 from clincot.models.protocols import Generation, Policy
 from clincot.prompts import ChainStep, chain_prompt, hash_prompt
 from clincot.records import Question, Region, Study
@@ -61,8 +62,8 @@ class ImageQuestion:
     text: str
 
 
-class _VisualAnswerPart(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
+class _VisualAnswerPart(FrozenModel):
+    pass
 
 
 class ProposedRegion(_VisualAnswerPart):
@@ -117,10 +118,10 @@ def answer_question(
     """The whole chain of one question; `tell` hears of the regions before they are looked at. Raises what the policy
     raises."""
     question = Question(study=asked.study.id, text=asked.text, kind="open")
-    section = settings.propose
-    grounders = [(build_grounder(name, section, policy, n), n) for name, n in section.grounders.items()]
-    regions = list(propose_regions([question], {asked.study.id: asked.study}, asked.folder, grounders, section))
-    sought = choose_hypotheses(asked.text, modality=asked.study.modality, limit=section.hypotheses)
+    config = settings.propose
+    grounders = [(build_grounder(name, config, policy, n), n) for name, n in config.grounders.items()]
+    regions = list(propose_regions([question], {asked.study.id: asked.study}, asked.folder, grounders, config))
+    sought = choose_hypotheses(asked.text, modality=asked.study.modality, limit=config.hypotheses)
     tell(
         RegionsProposed(
             hypotheses=sought,

@@ -11,13 +11,13 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Annotated
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
+
+from clincot.fields import FrozenModel
 
 
-class KrippendorffAlpha(BaseModel):
+class KrippendorffAlpha(FrozenModel):
     """1: perfect agreement, 0: chance, below 0: systematic disagreement; None (with a reason): undefined."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     value: Annotated[float, Field(le=1.0, allow_inf_nan=False)] | None
     units: Annotated[int, Field(ge=0)]  # candidates that at least two judges scored; the others cannot disagree

@@ -14,15 +14,15 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 
 import numpy as np
 import numpy.typing as npt
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 from scipy.optimize import minimize
 from scipy.special import expit
 from sklearn.isotonic import isotonic_regression
 from sklearn.metrics import roc_auc_score
 
 from clincot.errors import InvalidInput
-from clincot.geometry import UnitFloat
-from clincot.records import FiniteFloat, NonEmptyStr, Record
+from clincot.fields import FiniteFloat, FrozenModel, NonEmptyStr, UnitFloat
+from clincot.records import Record
 
 CalibrationMethod = Literal["identity", "platt", "isotonic"]
 Floats = npt.NDArray[np.float64]
@@ -36,10 +36,8 @@ class CalibrationRefused(InvalidInput):
     """The labelled set does not support a calibration of this judge: says why, and what would."""
 
 
-class Reliability(BaseModel):
+class Reliability(FrozenModel):
     """How well scores behave as probabilities on a labelled set."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     n: Annotated[int, Field(ge=2)]
     ece: UnitFloat  # expected calibration error, 10 equal-width bins

@@ -9,10 +9,10 @@ from dataclasses import dataclass, field
 from itertools import groupby
 from typing import Annotated
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from clincot.errors import InvalidInput, UserError
-from clincot.geometry import UnitFloat
+from clincot.fields import FrozenModel, UnitFloat
 from clincot.judging.agreement import IntervalAlpha, KrippendorffAlpha
 from clincot.judging.calibration import Calibration
 from clincot.records import Judgement, PanelScore
@@ -42,10 +42,8 @@ class PanelMember:
         return self.calibration.judge
 
 
-class JudgeReport(BaseModel):
+class JudgeReport(FrozenModel):
     """What one judge contributed."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     name: str
     digest: str  # "" for an endpoint that never said which model it serves; it has no judgements then
@@ -74,10 +72,8 @@ def report_unreachable_judge(name: str, *, weight: float, error: str, candidates
     )
 
 
-class PanelReport(BaseModel):
+class PanelReport(FrozenModel):
     """The panel's work on one candidate set. Alpha is Krippendorff's, over the judges that were used."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     quorum: Annotated[int, Field(ge=1)]
     candidates: Count
@@ -87,7 +83,7 @@ class PanelReport(BaseModel):
     alpha_raw: KrippendorffAlpha
     alpha_calibrated: KrippendorffAlpha
     mean_spread: Annotated[float, Field(ge=0)] | None
-    scores: dict[str, int] = {}  # panel scores: lower edge of a bin 0.1 wide -> candidates
+    scores: dict[str, int] = Field(default_factory=dict)  # panel scores: lower edge of a bin 0.1 wide -> candidates
 
 
 @dataclass

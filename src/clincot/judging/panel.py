@@ -207,7 +207,7 @@ def read_calibrations(path: Path, judges: Mapping[str, str], *, method: Calibrat
 def judge_candidates(
     judges: Sequence[Judge],
     asks: Iterable[JudgeRequest],
-    section: JudgeConfig,
+    config: JudgeConfig,
     *,
     folder: Path,
     judgements_path: Path,
@@ -220,40 +220,40 @@ def judge_candidates(
     """
     panel = JudgePanel(
         judges,
-        quorum=section.quorum,
-        retries=section.retries,
-        retry_delay_s=section.retry_delay_s,
-        batch_size=section.batch_size,
+        quorum=config.quorum,
+        retries=config.retries,
+        retry_delay_s=config.retry_delay_s,
+        batch_size=config.batch_size,
         sleep=sleep,
     )
     seated = {judge.digest: judge.name for judge in panel.judges}
-    if section.calibration_file:  # before anything is asked: a judge without one is found at once
-        read_calibrations(Path(section.calibration_file), seated, method=section.calibration)
+    if config.calibration_file:  # before anything is asked: a judge without one is found at once
+        read_calibrations(Path(config.calibration_file), seated, method=config.calibration)
     write_records(judgements_path, panel.collect_judgements(asks, folder))
     left_out = {out.name: out.error for out in panel.excluded.values()}
-    return _write_panel_scores(section, seated, left_out, judgements_path, scores_path)
+    return _write_panel_scores(config, seated, left_out, judgements_path, scores_path)
 
 
 def _write_panel_scores(
-    section: JudgeConfig,
+    config: JudgeConfig,
     seated: Mapping[str, str],
     left_out: Mapping[str, str],
     judgements_path: Path,
     scores_path: Path,
 ) -> PanelReport:
     """Write the scores. seated: {digest: name}; left_out: {name: why}, of judges without a digest too."""
-    if section.calibration_file:
-        calibrations = read_calibrations(Path(section.calibration_file), seated, method=section.calibration)
+    if config.calibration_file:
+        calibrations = read_calibrations(Path(config.calibration_file), seated, method=config.calibration)
     else:
         calibrations = {digest: make_identity_calibration(digest) for digest in seated}
-    weights = {spec.name: spec.weight for spec in section.judges}
+    weights = {spec.name: spec.weight for spec in config.judges}
     seats = [
         PanelMember(
             name=name, weight=weights.get(name, 1.0), calibration=calibrations[digest], excluded=left_out.get(name, "")
         )
         for digest, name in seated.items()
     ]
-    combination = ScoreCombiner(seats, quorum=section.quorum)
+    combination = ScoreCombiner(seats, quorum=config.quorum)
     write_records(scores_path, combination.score_candidates(read_records(judgements_path, Judgement)))
     report = combination.build_report()
     missing = tuple(
@@ -265,7 +265,7 @@ def _write_panel_scores(
 
 
 def combine_panel(
-    section: JudgeConfig,
+    config: JudgeConfig,
     reports: Sequence[PanelReport],
     judgements: Iterable[Judgement],
     judgements_path: Path,
@@ -289,8 +289,8 @@ def combine_panel(
     if len(set(seated.values())) < len(seated):
         raise InvalidInput(f"a judge was another model in one shard than in another: {seated}; judge all shards again")
     left = len({one.name for report in reports for one in report.judges} - set(left_out))
-    if left < section.quorum:
+    if left < config.quorum:
         errors = "; ".join(f"{name}: {error}" for name, error in left_out.items())
-        raise QuorumLost(f"{left} judges answered in all shards, the quorum is {section.quorum}: {errors}")
+        raise QuorumLost(f"{left} judges answered in all shards, the quorum is {config.quorum}: {errors}")
     write_records(judgements_path, (one for one in judgements if one.judge in seated))
-    return _write_panel_scores(section, seated, left_out, judgements_path, scores_path)
+    return _write_panel_scores(config, seated, left_out, judgements_path, scores_path)

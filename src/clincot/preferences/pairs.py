@@ -17,11 +17,11 @@ from itertools import combinations, groupby
 from random import Random
 from typing import Annotated
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from clincot.config import PairConfig
 from clincot.errors import InvalidInput
-from clincot.geometry import UnitFloat
+from clincot.fields import FrozenModel, UnitFloat
 from clincot.records import Candidate, PanelScore, PreferencePair, hash_json
 
 Count = Annotated[int, Field(ge=0)]
@@ -31,10 +31,8 @@ class BadPairInput(InvalidInput):
     """Candidates and scores that do not belong together, or do not stand in question order."""
 
 
-class PairReport(BaseModel):
+class PairReport(FrozenModel):
     """Everything considered, kept and dropped: considered = pairs + sum(dropped)."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     questions: Count
     questions_with_pairs: Count
@@ -106,7 +104,7 @@ _PairPools = dict[tuple[int, bool], list[int]]
 
 
 def make_pairs(
-    candidates: Iterable[Candidate], scores: Iterable[PanelScore], section: PairConfig
+    candidates: Iterable[Candidate], scores: Iterable[PanelScore], config: PairConfig
 ) -> tuple[list[PreferencePair], PairReport]:
     """Pairs, in question order, and the report.
 
@@ -117,23 +115,23 @@ def make_pairs(
     kept: list[_EligiblePair] = []
     same = 0
     for question, scored in _group_by_question(candidates, scores):
-        eligible = _find_eligible_pairs(_score_chains(question, scored, section.gamma, tally), section.min_gap, tally)
-        if section.pick == "top":
+        eligible = _find_eligible_pairs(_score_chains(question, scored, config.gamma, tally), config.min_gap, tally)
+        if config.pick == "top":
             eligible.sort(key=lambda one: -_round_gap(one.pair.gap))  # stable: equal gaps stay in file order
         else:
-            Random(f"{section.seed} {question}").shuffle(eligible)
+            Random(f"{config.seed} {question}").shuffle(eligible)
         picked = 0
         for one in eligible:
-            if picked == section.per_question:
+            if picked == config.per_question:
                 tally.dropped["beyond per_question"] += 1
-            elif one.same_region and same + 1 > section.same_region_share * (len(kept) + 1):
+            elif one.same_region and same + 1 > config.same_region_share * (len(kept) + 1):
                 tally.dropped["same_region_share reached"] += 1
             else:
                 kept.append(one)
                 same += one.same_region
                 picked += 1
     before = _compute_length_auc([k.chars for k in kept])
-    kept = _balance_pairs(kept, section, tally)
+    kept = _balance_pairs(kept, config, tally)
     report = tally.build_report(kept, auc_before=before)
     if not kept:
         raise NoPairs(report)
@@ -279,18 +277,18 @@ def _build_pair(
     )
 
 
-def _balance_pairs(kept: Sequence[_EligiblePair], section: PairConfig, tally: _PairTally) -> list[_EligiblePair]:
+def _balance_pairs(kept: Sequence[_EligiblePair], config: PairConfig, tally: _PairTally) -> list[_EligiblePair]:
     """Drop surplus pairs, one at a time, until neither length nor same_region_share is out of bounds.
 
     Which of a surplus goes is decided by a hash of seed and pair: dropping the smallest gaps, say, would leave
     a gap that depends on which side is longer.
     """
-    lot = sorted(range(len(kept)), key=lambda i: hash_json([section.seed, kept[i].pair.id]))
+    lot = sorted(range(len(kept)), key=lambda i: hash_json([config.seed, kept[i].pair.id]))
     # (rejected longer 1, shorter -1, equal 0; same region) -> places in `lot`, the first to go last
     pools: _PairPools = {(longer, same): [] for longer in (1, 0, -1) for same in (True, False)}
     for place, i in enumerate(lot):
         pools[kept[i].longer, kept[i].same_region].append(place)
-    while (surplus := _find_surplus(pools, section)) is not None:
+    while (surplus := _find_surplus(pools, config)) is not None:
         pool, reason = surplus
         pool.pop()
         tally.dropped[reason] += 1
@@ -298,7 +296,7 @@ def _balance_pairs(kept: Sequence[_EligiblePair], section: PairConfig, tally: _P
     return [one for i, one in enumerate(kept) if i in left]
 
 
-def _find_surplus(pools: _PairPools, section: PairConfig) -> tuple[list[int], str] | None:
+def _find_surplus(pools: _PairPools, config: PairConfig) -> tuple[list[int], str] | None:
     """The pool that the next pair to go is in, and why it goes; None when both limits hold.
 
     A pair dropped for one limit should not strain the other, or the two would take turns until nothing is left.
@@ -308,13 +306,13 @@ def _find_surplus(pools: _PairPools, section: PairConfig) -> tuple[list[int], st
     ahead = sum(longer * len(pool) for (longer, _), pool in pools.items())
     if n == 0:
         return None
-    if abs(ahead) > 2 * n * section.length_auc_tolerance:  # AUC - 0.5 = ahead / 2n
+    if abs(ahead) > 2 * n * config.length_auc_tolerance:  # AUC - 0.5 = ahead / 2n
         side = 1 if ahead > 0 else -1
         same, different = pools[side, True], pools[side, False]
-        if same and n_same > section.same_region_share * (n - 1):
+        if same and n_same > config.same_region_share * (n - 1):
             return same, "length balance"
         return max(same, different, key=lambda pool: pool[-1] if pool else -1), "length balance"
-    if n_same > section.same_region_share * n:
+    if n_same > config.same_region_share * n:
         order = (0, 1, -1) if ahead == 0 else (1, 0, -1) if ahead > 0 else (-1, 0, 1)
         return next(pools[side, True] for side in order if pools[side, True]), "same_region_share reached"
     return None

@@ -23,9 +23,7 @@ from clincot.records import StartingPolicy
 PreflightMetrics = dict[str, float]
 
 
-def run_preflight(
-    section: PreflightConfig, inputs: Mapping[str, Path], outputs: Mapping[str, Path]
-) -> PreflightMetrics:
+def run_preflight(config: PreflightConfig, inputs: Mapping[str, Path], outputs: Mapping[str, Path]) -> PreflightMetrics:
     """Run every check; write the report and the table, and, where nothing failed, the round's starting policy.
 
     Raises PreflightFailed, naming all checks that failed; the report and the table are there by then.
@@ -33,7 +31,7 @@ def run_preflight(
     outputs["champion"].unlink(missing_ok=True)  # of an earlier look, when all was well
     outputs["report"].parent.mkdir(parents=True, exist_ok=True)
     start: list[StartingPolicy] = []
-    found = run_probes(build_probes(section, inputs, outputs["report"].parent, start))
+    found = run_probes(build_probes(config, inputs, outputs["report"].parent, start))
     report = PreflightReport(checks=tuple(found))
     write_json(outputs["report"], report.model_dump(mode="json"))
     with atomic_write(outputs["table"]) as file:
@@ -50,23 +48,23 @@ def run_preflight(
 
 
 def build_probes(
-    section: PreflightConfig, inputs: Mapping[str, Path], work: Path, start: list[StartingPolicy]
+    config: PreflightConfig, inputs: Mapping[str, Path], work: Path, start: list[StartingPolicy]
 ) -> list[Probe]:
     """What is looked at, in the order of the table. The starting policy is put into `start` when it is found."""
     from clincot.preflight import cluster, judges, repository, starting_policy, stores
 
     return [
-        *stores.build_store_probes(section),
-        *repository.build_repository_probes(section),
-        *judges.build_judge_probes(section),
-        *starting_policy.build_champion_probes(section, start),
-        *cluster.build_cluster_probes(section, inputs),
+        *stores.build_store_probes(config),
+        *repository.build_repository_probes(config),
+        *judges.build_judge_probes(config),
+        *starting_policy.build_champion_probes(config, start),
+        *cluster.build_cluster_probes(config, inputs),
         Probe(
             "disk",
             "free space",
             "free some space, or set preflight.free_gb",
-            section.timeout_s,
-            lambda: check_disk(section.free_gb, work),
+            config.timeout_s,
+            lambda: check_disk(config.free_gb, work),
         ),
     ]
 

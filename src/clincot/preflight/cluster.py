@@ -19,10 +19,10 @@ if TYPE_CHECKING:
 _CLUSTER_PROBE = "KServe's InferenceService, and what the account may do"
 
 
-def build_cluster_probes(section: PreflightConfig, inputs: Mapping[str, Path]) -> list[Probe]:
+def build_cluster_probes(config: PreflightConfig, inputs: Mapping[str, Path]) -> list[Probe]:
     def run() -> Iterator[PreflightCheck]:
-        if section.cluster == "no" or (section.cluster == "auto" and not has_cluster_config()):
-            why = "preflight.cluster is no" if section.cluster == "no" else "no cluster here (no pod, no KUBECONFIG)"
+        if config.cluster == "no" or (config.cluster == "auto" and not has_cluster_config()):
+            why = "preflight.cluster is no" if config.cluster == "no" else "no cluster here (no pod, no KUBECONFIG)"
             yield skip_check("cluster", _CLUSTER_PROBE, why)
             return
         from clincot.clients.kubernetes import connect_cluster
@@ -30,8 +30,8 @@ def build_cluster_probes(section: PreflightConfig, inputs: Mapping[str, Path]) -
         from clincot.training.launch_settings import load_launch_settings
 
         service, job = load_service_settings(inputs.get("service")), load_launch_settings(inputs.get("launch")).job
-        if section.namespace:
-            service = service.model_copy(update={"namespace": section.namespace})
+        if config.namespace:
+            service = service.model_copy(update={"namespace": config.namespace})
         cluster = connect_cluster()
         yield from check_kserve(cluster, service)
         if job is None:
@@ -42,7 +42,7 @@ def build_cluster_probes(section: PreflightConfig, inputs: Mapping[str, Path]) -
             yield from check_trainjob(cluster, job)
 
     mend = "check KUBECONFIG or the pod's service account, and that the API server can be reached from here"
-    return [Probe("cluster", _CLUSTER_PROBE, mend, section.timeout_s, run)]
+    return [Probe("cluster", _CLUSTER_PROBE, mend, config.timeout_s, run)]
 
 
 def has_cluster_config() -> bool:

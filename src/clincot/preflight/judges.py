@@ -24,8 +24,8 @@ from clincot.records import Study
 _IMAGE_SIDE = 224  # pixels of the picture that is sent
 
 
-def build_judge_probes(section: PreflightConfig) -> list[Probe]:
-    judge, limit_s = section.judge, section.timeout_s
+def build_judge_probes(config: PreflightConfig) -> list[Probe]:
+    judge, limit_s = config.judge, config.timeout_s
     asked = [_build_judge_probe(spec, limit_s) for spec in judge.judges]
     tried = f"{len(judge.judges)} judges for a quorum of {judge.quorum}, and their calibration"
     mend = "fit it with `clincot calibrate`, or leave judge.calibration_file empty to use raw probabilities"
@@ -98,11 +98,11 @@ def check_judge_checkpoint(spec: JudgeSpec) -> Iterator[PreflightCheck]:
     yield pass_check(name, f"{folder}: its files, read whole", f"digest {digest[:12]}")
 
 
-def _check_panel(section: JudgeConfig, tried: str) -> Iterator[PreflightCheck]:
+def _check_panel(config: JudgeConfig, tried: str) -> Iterator[PreflightCheck]:
     """Enough judges, each of a name of its own; and, where one is named, a calibration for those whose digest is known
     without asking."""
-    names = [spec.name for spec in section.judges]
-    if len(set(names)) < len(names) or len(names) < section.quorum:
+    names = [spec.name for spec in config.judges]
+    if len(set(names)) < len(names) or len(names) < config.quorum:
         yield fail_check(
             "panel",
             tried,
@@ -110,18 +110,18 @@ def _check_panel(section: JudgeConfig, tried: str) -> Iterator[PreflightCheck]:
             "name as many judges as judge.quorum asks for in judge.judges, each once",
         )
         return
-    if not section.calibration_file:
+    if not config.calibration_file:
         yield pass_check("panel", tried, "raw probabilities (no judge.calibration_file)")
         return
-    fitted = {one.judge for one in read_records(Path(section.calibration_file), Calibration)}
-    folders = [Path(spec.path) for spec in section.judges if spec.path and Path(spec.path).is_dir()]
+    fitted = {one.judge for one in read_records(Path(config.calibration_file), Calibration)}
+    folders = [Path(spec.path) for spec in config.judges if spec.path and Path(spec.path).is_dir()]
     absent = [str(folder) for folder in folders if hash_checkpoint(folder) not in fitted]
     if absent:
         yield fail_check(
             "panel",
             tried,
-            f"{section.calibration_file} has no calibration of {', '.join(absent)}",
+            f"{config.calibration_file} has no calibration of {', '.join(absent)}",
             "fit it for this panel with `clincot calibrate`",
         )
         return
-    yield pass_check("panel", tried, f"{section.calibration_file}: {len(fitted)} calibrations")
+    yield pass_check("panel", tried, f"{config.calibration_file}: {len(fitted)} calibrations")

@@ -5,20 +5,18 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
 from clincot.errors import UserError
-from clincot.records import NonEmptyStr
+from clincot.fields import FrozenModel, NonEmptyStr
 
 
 class PreflightFailed(UserError, RuntimeError):
     """Something that the round needs is not there; names every check that failed. More is in the table."""
 
 
-class PreflightCheck(BaseModel):
+class PreflightCheck(FrozenModel):
     """One thing that was looked at. A failed check has a mend, a skipped one says in `found` why it was skipped."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     name: NonEmptyStr
     state: Literal["pass", "fail", "skipped"]
@@ -35,10 +33,8 @@ class PreflightCheck(BaseModel):
         return self
 
 
-class PreflightReport(BaseModel):
+class PreflightReport(FrozenModel):
     """All checks, in the order of the table."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     checks: tuple[PreflightCheck, ...] = Field(min_length=1)
 

@@ -13,8 +13,8 @@ from clincot.preflight.probe import Probe
 _DRY_RUN_TAG = "refs/tags/preferences/preflight"  # what is never really pushed
 
 
-def build_repository_probes(section: PreflightConfig) -> list[Probe]:
-    version = section.version
+def build_repository_probes(config: PreflightConfig) -> list[Probe]:
+    version = config.version
     tried = "clone, push rights, and the DVC remote written and read"
 
     def run() -> Iterator[PreflightCheck]:
@@ -24,10 +24,10 @@ def build_repository_probes(section: PreflightConfig) -> list[Probe]:
             )
             return
         with tempfile.TemporaryDirectory() as scratch:
-            yield from check_data_repository(version.repository, version.branch, Path(scratch), section.timeout_s)
+            yield from check_data_repository(version.repository, version.branch, Path(scratch), config.timeout_s)
 
     mend = "check version.repository and the credentials in the environment (CLINCOT_GIT_TOKEN, AWS_…)"
-    return [Probe("data repository", tried, mend, section.timeout_s, run)]
+    return [Probe("data repository", tried, mend, config.timeout_s, run)]
 
 
 def check_data_repository(address: str, branch: str, scratch: Path, timeout_s: float) -> Iterator[PreflightCheck]:

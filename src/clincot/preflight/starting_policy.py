@@ -29,15 +29,15 @@ from clincot.storage.store import Store
 _DIGEST_PATTERN = re.compile(r"[0-9a-f]{6,64}")
 
 
-def build_champion_probes(section: PreflightConfig, start: list[StartingPolicy]) -> list[Probe]:
-    tried = f"the champion of {section.publish.name}, and its files"
+def build_champion_probes(config: PreflightConfig, start: list[StartingPolicy]) -> list[Probe]:
+    tried = f"the champion of {config.publish.name}, and its files"
     mend = "`clincot models show champion` says what is wrong; `clincot models rollback` goes back to the one before"
-    return [Probe("champion", tried, mend, section.verify_s, lambda: _check_champion(section, start, tried))]
+    return [Probe("champion", tried, mend, config.verify_s, lambda: _check_champion(config, start, tried))]
 
 
-def _check_champion(section: PreflightConfig, start: list[StartingPolicy], tried: str) -> Iterator[PreflightCheck]:
+def _check_champion(config: PreflightConfig, start: list[StartingPolicy], tried: str) -> Iterator[PreflightCheck]:
     try:
-        policy, how = resolve_starting_policy(section)
+        policy, how = resolve_starting_policy(config)
     except (NoChampion, NotPublished) as error:
         mend = (
             "publish the base model and `clincot models start` it, or name a checkpoint as preflight.base (--base): it "
@@ -53,26 +53,26 @@ def _check_champion(section: PreflightConfig, start: list[StartingPolicy], tried
     yield pass_check("champion", tried, f"{how}: {policy.sha256[:12]}, round {policy.round}, {policy.uri}")
 
 
-def resolve_starting_policy(section: PreflightConfig) -> tuple[StartingPolicy, str]:
+def resolve_starting_policy(config: PreflightConfig) -> tuple[StartingPolicy, str]:
     """The round's starting policy, its files read and found right, and how it was found.
 
     The base is taken only where there is certainly no champion: a store that cannot be read is an error, never a base.
     Raises NoChampion, NotPublished, Corrupt, StoreFailed, BadInput.
     """
-    line, url = section.publish.name, section.publish.store
+    line, url = config.publish.name, config.publish.store
     store = open_store(url) if url else None
     if store is not None:
         try:
             champion = read_champion(store, line)
         except NoChampion:
-            if not section.base:
+            if not config.base:
                 raise
         else:
             manifest = read_manifest(store, line, champion.now.sha256)
             return _verify_published(store, manifest, "champion"), f"move {champion.now.number} of the pointer"
-    if not section.base:
+    if not config.base:
         raise NoChampion("no store is named (publish.store), and no base policy either (preflight.base)")
-    return _resolve_base(store, line, section.base), "no champion yet, so preflight.base"
+    return _resolve_base(store, line, config.base), "no champion yet, so preflight.base"
 
 
 def _resolve_base(store: Store | None, line: str, given: str) -> StartingPolicy:

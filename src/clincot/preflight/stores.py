@@ -15,8 +15,8 @@ from clincot.storage.store import KeyExists, KeyNotFound, Store, VersionConflict
 _FIRST_CONTENT, _SECOND_CONTENT = b"one\n", b"two\n"
 
 
-def build_store_probes(section: PreflightConfig) -> list[Probe]:
-    url = section.publish.store
+def build_store_probes(config: PreflightConfig) -> list[Probe]:
+    url = config.publish.store
 
     def run() -> Iterator[PreflightCheck]:
         if not url:
@@ -28,9 +28,7 @@ def build_store_probes(section: PreflightConfig) -> list[Probe]:
         "check publish.store, AWS_ENDPOINT_URL_S3 and the keys in the environment; the account needs to list, read, "
         "write and delete under this prefix"
     )
-    return [
-        Probe("store", f"write, read and delete a small object in {_redact_url(url)}", mend, section.timeout_s, run)
-    ]
+    return [Probe("store", f"write, read and delete a small object in {_redact_url(url)}", mend, config.timeout_s, run)]
 
 
 def check_store(store: Store) -> Iterator[PreflightCheck]:

@@ -25,7 +25,7 @@ METRIC_NAMES = {
 }
 
 
-def build_check(weighed: CheckResult, sides: Sides, section: DecideConfig, level: float) -> PromotionCheck:
+def build_check(weighed: CheckResult, sides: Sides, config: DecideConfig, level: float) -> PromotionCheck:
     """The record of a check. What `weigh` turned round (lower is better) is turned back."""
     metric = GAIN_METRIC if weighed.role == "blind" else weighed.name
     other = "blind" if weighed.role == "blind" else "champion"
@@ -38,7 +38,7 @@ def build_check(weighed: CheckResult, sides: Sides, section: DecideConfig, level
             "better": "lower" if sign < 0 else "higher",
             "challenger": _mean_value(sides, "challenger", metric),
             "other": _mean_value(sides, other, metric),
-            "difference": bootstrap_difference(sides, metric, section, other=other),
+            "difference": bootstrap_difference(sides, metric, config, other=other),
             "threshold": _round_value(sign * weighed.null),
             "pooled": None if test is None else _round_value(sign * test.value),
             "error": None if test is None else _round_value(test.error),
@@ -52,14 +52,14 @@ def build_check(weighed: CheckResult, sides: Sides, section: DecideConfig, level
     )
 
 
-def bootstrap_difference(sides: Sides, metric: str, section: DecideConfig, *, other: str) -> Interval:
+def bootstrap_difference(sides: Sides, metric: str, config: DecideConfig, *, other: str) -> Interval:
     """Challenger minus the other on this look's questions, with its 95 % interval clustered by patient."""
     values, clusters = sides.paired_differences(metric, other)
     return cluster_bootstrap(
         [None if math.isnan(value) else float(value) for value in values],
         [str(cluster) for cluster in clusters],
-        seed=section.seed,
-        resamples=section.resamples,
+        seed=config.seed,
+        resamples=config.resamples,
     )
 
 

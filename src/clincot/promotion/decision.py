@@ -49,7 +49,7 @@ class _ProblemCollector:
             return otherwise
 
 
-def decide_from_files(section: DecideConfig, inputs: Mapping[str, Path], digests: Mapping[str, str]) -> gate.GateResult:
+def decide_from_files(config: DecideConfig, inputs: Mapping[str, Path], digests: Mapping[str, str]) -> gate.GateResult:
     """inputs: the stage's, by name; digests: what each of them was, for the record."""
     problems = _ProblemCollector()
     outcomes: dict[str, list[Outcome]] = {}
@@ -78,29 +78,29 @@ def decide_from_files(section: DecideConfig, inputs: Mapping[str, Path], digests
         base=_first_policy(outcomes["base"], "base") if "base" in outcomes else "",
         base_outcomes=outcomes.get("base", []),
         ledger=ledger,
-        findings=_collect_findings(section, inputs, benchmark, problems),
+        findings=_collect_findings(config, inputs, benchmark, problems),
         problems=problems.found,
         inputs={name: digest for name, digest in digests.items() if name != "ledger"},
     )
-    return gate.run_gate(case, benchmark, section)
+    return gate.run_gate(case, benchmark, config)
 
 
 def _collect_findings(
-    section: DecideConfig, inputs: Mapping[str, Path], benchmark: Benchmark, problems: _ProblemCollector
+    config: DecideConfig, inputs: Mapping[str, Path], benchmark: Benchmark, problems: _ProblemCollector
 ) -> Sequence[GateFinding]:
     found: list[GateFinding] = []
     reports = {name: inputs.get(name) for name in ("panel_report", "panel_report_before", "pair_report")}
     found += problems.read_or_note(
         "judges' and pairs' reports",
         lambda: check_judge_health(
-            section, panel=reports["panel_report"], before=reports["panel_report_before"], pairs=reports["pair_report"]
+            config, panel=reports["panel_report"], before=reports["panel_report_before"], pairs=reports["pair_report"]
         ),
         [],
     )
     if benchmark.questions and "data" in inputs:
         found += problems.read_or_note(
             "comparison with the training data",
-            lambda: find_leakage(benchmark, inputs["benchmark"], inputs["data"], section),
+            lambda: find_leakage(benchmark, inputs["benchmark"], inputs["data"], config),
             [],
         )
     if benchmark.questions and "calibration" in inputs:

@@ -11,16 +11,17 @@ from typing import Annotated, ClassVar, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from clincot.evaluation.benchmark import Benchmark
 from clincot.evaluation.benchmark_report import asks_about_absent_finding
 from clincot.evaluation.paired import Side
 from clincot.evaluation.vqa import answer_length, says_yes, token_set_f1
-from clincot.geometry import Box, UnitFloat
+from clincot.fields import FrozenModel, NonEmptyStr, UnitFloat
+from clincot.geometry import Box
 from clincot.promotion.cluster_tests import FloatArray, compute_totals, tabulate_clusters
 from clincot.promotion.verdict import EvidenceSums
-from clincot.records import GateFinding, NonEmptyStr, Outcome, Question, Record, Reference
+from clincot.records import GateFinding, Outcome, Question, Record, Reference
 from clincot.text import normalize_text
 
 GAIN_METRIC = "accuracy"
@@ -30,10 +31,8 @@ ABSTENTIONS = frozenset({"unknown", "unsure", "not sure", "i do not know", "i do
 _MIN_CLOSED_QUESTIONS = 20  # closed questions with both answers in the key, on which one answer alone is no answer
 
 
-class SideAnswer(BaseModel):
+class SideAnswer(FrozenModel):
     """One side's answer to one question."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     answer: str
     correct: bool | None

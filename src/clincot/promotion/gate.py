@@ -61,10 +61,10 @@ class GateResult:
     sides: Sides | None
 
 
-def run_gate(case: Comparison, benchmark: Benchmark, section: DecideConfig) -> GateResult:
+def run_gate(case: Comparison, benchmark: Benchmark, config: DecideConfig) -> GateResult:
     """Never raises on bad evidence: what is wrong becomes a reason of a `blocked` decision."""
     old, new = (
-        index_outcomes(name, _select_outcomes(outcomes, policy, section.arm), benchmark.clusters)
+        index_outcomes(name, _select_outcomes(outcomes, policy, config.arm), benchmark.clusters)
         for name, outcomes, policy in (
             ("champion", case.champion_outcomes, case.champion),
             ("challenger", case.challenger_outcomes, case.challenger),
@@ -74,36 +74,36 @@ def run_gate(case: Comparison, benchmark: Benchmark, section: DecideConfig) -> G
     given = {"champion": old, "challenger": new, "blind": blind}
     if case.base:
         given["base"] = index_outcomes(
-            "base", _select_outcomes(case.base_outcomes, case.base, section.arm), benchmark.clusters
+            "base", _select_outcomes(case.base_outcomes, case.base, config.arm), benchmark.clusters
         )
-    problems = [*case.problems, *_find_problems(given, benchmark, section)]
+    problems = [*case.problems, *_find_problems(given, benchmark, config)]
     if problems:
-        return GateResult(_build_blocked_decision(case, benchmark, section, problems), None, None, None)
-    compared = _hash_comparison(case, benchmark, given, section)
+        return GateResult(_build_blocked_decision(case, benchmark, config, problems), None, None, None)
+    compared = _hash_comparison(case, benchmark, given, config)
     ledger = case.ledger.rewind_ledger(compared)
-    questions, reuse, problems = _select_questions(case, ledger, benchmark, section)
+    questions, reuse, problems = _select_questions(case, ledger, benchmark, config)
     if not questions and not problems:
         reason = (
             "The challenger was already compared with this champion on these questions; asking them again tells "
             "nothing new. Ask it new questions, or train another challenger."
         )
-        return GateResult(_build_decision(case, benchmark, section, "keep", [reason], reuse=reuse), None, None, None)
+        return GateResult(_build_decision(case, benchmark, config, "keep", [reason], reuse=reuse), None, None, None)
     if problems:
-        return GateResult(_build_blocked_decision(case, benchmark, section, problems, reuse=reuse), None, None, None)
+        return GateResult(_build_blocked_decision(case, benchmark, config, problems, reuse=reuse), None, None, None)
     sides = Sides(benchmark, tuple(questions), given)
-    found = sides_module.check_answers(sides, max_unscored=section.max_unscored, max_off_format=section.max_off_format)
+    found = sides_module.check_answers(sides, max_unscored=config.max_unscored, max_off_format=config.max_off_format)
     found = [*case.findings, *found]
     look = sides.sum_evidence()
     blocking = [finding.reason for finding in found if finding.severity == "block"] + _find_thin_evidence(look)
     if blocking:
-        decision = _build_blocked_decision(case, benchmark, section, blocking, found, reuse=reuse)
+        decision = _build_blocked_decision(case, benchmark, config, blocking, found, reuse=reuse)
         return GateResult(decision, None, None, sides)
-    return _test_challenger(case, section, sides, look, ledger, reuse, found, compared)
+    return _test_challenger(case, config, sides, look, ledger, reuse, found, compared)
 
 
 def _test_challenger(
     case: Comparison,
-    section: DecideConfig,
+    config: DecideConfig,
     sides: Sides,
     look: EvidenceSums,
     ledger: Ledger,
@@ -112,26 +112,26 @@ def _test_challenger(
     compared: str,
 ) -> GateResult:
     pair = (case.champion, case.challenger)
-    budget = next_level(ledger.spent, pair, lifetime=section.lifetime_error)
+    budget = next_level(ledger.spent, pair, lifetime=config.lifetime_error)
     pooled = look
     for earlier in ledger.find_looks(pair):
         pooled = earlier.sums + pooled
-    weighed = run_checks(pooled, build_criteria(section), level=budget.level)
+    weighed = run_checks(pooled, build_criteria(config), level=budget.level)
     off_format = next(finding for finding in found if finding.name == "off format")
     passed = should_promote(weighed) and off_format.severity == "ok"
     verdict: Literal["promote", "keep"] = "promote" if passed else "keep"
-    checks = [build_check(check, sides, section, budget.level) for check in weighed]
+    checks = [build_check(check, sides, config, budget.level) for check in weighed]
     reasons = [check.reason for check in checks]
     reasons.insert(1, off_format.reason)
     reasons += [f"Warning: {f.reason}" for f in found if f.severity == "warn" and f is not off_format]
     reasons += [_explain_budget(budget), *_list_cautions(weighed, case.ledger, reuse)]
-    decision = _build_decision(case, sides.benchmark, section, verdict, reasons, found, reuse).model_copy(
+    decision = _build_decision(case, sides.benchmark, config, verdict, reasons, found, reuse).model_copy(
         update={
             "id": "",
             "checks": tuple(checks),
             "budget": budget,
             "difference": checks[0].difference,
-            "base": bootstrap_difference(sides, GAIN_METRIC, section, other="base") if "base" in sides.sides else None,
+            "base": bootstrap_difference(sides, GAIN_METRIC, config, other="base") if "base" in sides.sides else None,
             "evidence": compared,
         }
     )
@@ -154,9 +154,9 @@ def _test_challenger(
     return GateResult(decision, spending, asked, sides)
 
 
-def build_criteria(section: DecideConfig) -> PromotionCriteria:
+def build_criteria(config: DecideConfig) -> PromotionCriteria:
     return PromotionCriteria(
-        min_gain=section.min_gain, floors=section.floors.enabled, unbounded=frozenset({"answer_length"})
+        min_gain=config.min_gain, floors=config.floors.enabled, unbounded=frozenset({"answer_length"})
     )
 
 
@@ -169,20 +169,20 @@ def _select_outcomes(outcomes: Iterable[Outcome], policy: str, arm: str) -> Iter
     return (outcome for outcome in outcomes if outcome.policy == policy and outcome.arm == arm)
 
 
-def _hash_comparison(case: Comparison, benchmark: Benchmark, given: Mapping[str, Side], section: DecideConfig) -> str:
+def _hash_comparison(case: Comparison, benchmark: Benchmark, given: Mapping[str, Side], config: DecideConfig) -> str:
     """Of all that the verdict rests on, but for the ledger."""
     answers = {
         name: hash_json(sorted([outcome.id, outcome.correct, outcome.hit] for outcome in side.outcomes.values()))
         for name, side in given.items()
     }
-    return hash_json([case.champion, case.challenger, benchmark.digest, section.model_dump(mode="json"), answers])
+    return hash_json([case.champion, case.challenger, benchmark.digest, config.model_dump(mode="json"), answers])
 
 
-def _find_problems(given: Mapping[str, Side], benchmark: Benchmark, section: DecideConfig) -> list[str]:
+def _find_problems(given: Mapping[str, Side], benchmark: Benchmark, config: DecideConfig) -> list[str]:
     """Why nothing can be compared; empty when it can."""
     if not benchmark.questions:
         return ["The benchmark is empty: there is no question to compare the two on."]
-    numbers = {"min_gain": section.min_gain, "max_off_format": section.max_off_format, **section.floors.enabled}
+    numbers = {"min_gain": config.min_gain, "max_off_format": config.max_off_format, **config.floors.enabled}
     problems = [
         f"{name} is {value}, which no result can be compared with."
         for name, value in numbers.items()
@@ -199,43 +199,43 @@ def _find_problems(given: Mapping[str, Side], benchmark: Benchmark, section: Dec
 
 
 def _select_questions(
-    case: Comparison, ledger: Ledger, benchmark: Benchmark, section: DecideConfig
+    case: Comparison, ledger: Ledger, benchmark: Benchmark, config: DecideConfig
 ) -> tuple[list[str], BenchmarkReuse, list[str]]:
     """This decision's questions: its slice, without the worn ones and without patients of earlier looks at the pair."""
-    changed = [entry.budget.lifetime for entry in ledger.spent if entry.budget.lifetime != section.lifetime_error]
+    changed = [entry.budget.lifetime for entry in ledger.spent if entry.budget.lifetime != config.lifetime_error]
     if changed:
-        now = f"decide.lifetime_error is {section.lifetime_error:g}"
+        now = f"decide.lifetime_error is {config.lifetime_error:g}"
         problem = f"{now}, but the ledger was begun with {changed[0]:g}; a pipeline has one budget for its lifetime."
-        return [], _count_reuse(ledger, 1, [], [], section), [problem]
-    number = 1 + len(ledger.spent) % section.slices
+        return [], _count_reuse(ledger, 1, [], [], config), [problem]
+    number = 1 + len(ledger.spent) % config.slices
     uses, seen = ledger.count_uses(), ledger.find_used_questions((case.champion, case.challenger))
     patients = {benchmark.clusters[question] for question in seen if question in benchmark.clusters}
-    mine = [q for q, patient in benchmark.clusters.items() if assign_slice(patient, section.slices) == number]
+    mine = [q for q, patient in benchmark.clusters.items() if assign_slice(patient, config.slices) == number]
     new = [q for q in mine if q not in seen and benchmark.clusters[q] not in patients]
-    kept = [question for question in new if uses[question] < section.max_uses]
+    kept = [question for question in new if uses[question] < config.max_uses]
     problems = []
     if new and not kept:
         problems.append(
-            f"All {len(new)} questions of slice {number} have been decided on {section.max_uses} times: the benchmark "
+            f"All {len(new)} questions of slice {number} have been decided on {config.max_uses} times: the benchmark "
             "is worn out, since challengers are bred on its verdicts. Add new questions, or raise decide.max_uses."
         )
     if not mine:
-        problems.append(f"Slice {number} of {section.slices} has no patient; choose fewer decide.slices.")
-    return kept, _count_reuse(ledger, number, kept, new, section), problems
+        problems.append(f"Slice {number} of {config.slices} has no patient; choose fewer decide.slices.")
+    return kept, _count_reuse(ledger, number, kept, new, config), problems
 
 
 def _count_reuse(
-    ledger: Ledger, number: int, kept: Sequence[str], new: Sequence[str], section: DecideConfig
+    ledger: Ledger, number: int, kept: Sequence[str], new: Sequence[str], config: DecideConfig
 ) -> BenchmarkReuse:
     uses = ledger.count_uses()
     return BenchmarkReuse(
         slice=number,
-        slices=section.slices,
+        slices=config.slices,
         questions=len(kept),
         fresh=sum(uses[question] == 0 for question in kept),
         worn=len(new) - len(kept),
         most_uses=max((uses[question] + 1 for question in kept), default=0),
-        allowed=section.max_uses,
+        allowed=config.max_uses,
     )
 
 
@@ -282,7 +282,7 @@ def _list_cautions(weighed: Sequence[CheckResult], ledger: Ledger, reuse: Benchm
 def _build_blocked_decision(
     case: Comparison,
     benchmark: Benchmark,
-    section: DecideConfig,
+    config: DecideConfig,
     reasons: Sequence[str],
     found: Sequence[GateFinding] | None = None,
     *,
@@ -290,13 +290,13 @@ def _build_blocked_decision(
 ) -> Decision:
     found = case.findings if found is None else found
     reasons = [*reasons, *(f.reason for f in found if f.severity == "block" and f.reason not in reasons)]
-    return _build_decision(case, benchmark, section, "blocked", reasons, found, reuse)
+    return _build_decision(case, benchmark, config, "blocked", reasons, found, reuse)
 
 
 def _build_decision(
     case: Comparison,
     benchmark: Benchmark,
-    section: DecideConfig,
+    config: DecideConfig,
     verdict: Literal["promote", "keep", "blocked"],
     reasons: Sequence[str],
     found: Sequence[GateFinding] = (),
@@ -306,12 +306,12 @@ def _build_decision(
         champion=case.champion,
         challenger=case.challenger,
         benchmark=benchmark.digest,
-        metric=f"{GATE_METRIC}, arm {section.arm}",
+        metric=f"{GATE_METRIC}, arm {config.arm}",
         difference=NO_INTERVAL,
         verdict=verdict,
         reasons=tuple(reasons),
         findings=tuple(found),
         reuse=reuse,
         inputs=dict(case.inputs),
-        settings=section.model_dump(mode="json"),
+        settings=config.model_dump(mode="json"),
     )

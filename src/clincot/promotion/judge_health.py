@@ -20,22 +20,22 @@ _BINS = [f"{number / 10:.1f}" for number in range(10)]
 
 
 def check_judge_health(
-    section: DecideConfig, *, panel: Path | None, before: Path | None, pairs: Path | None
+    config: DecideConfig, *, panel: Path | None, before: Path | None, pairs: Path | None
 ) -> list[GateFinding]:
     """Findings of the reports that are given; raises BadRecord on one that is none."""
     found = []
     if panel is not None:
         report = read_json_model(panel, PanelReport)
-        found += [_check_agreement(report, section), _check_unscored(report, section), *_check_judges(report)]
+        found += [_check_agreement(report, config), _check_unscored(report, config), *_check_judges(report)]
         if before is not None:
-            found.append(_check_score_shift(report, read_json_model(before, PanelReport), section))
+            found.append(_check_score_shift(report, read_json_model(before, PanelReport), config))
     if pairs is not None:
         made = read_json_model(pairs, PairReport)
-        found += [_check_length_bias(made, section), _check_contradictions(made)]
+        found += [_check_length_bias(made, config), _check_contradictions(made)]
     return found
 
 
-def _check_agreement(report: PanelReport, section: DecideConfig) -> GateFinding:
+def _check_agreement(report: PanelReport, config: DecideConfig) -> GateFinding:
     alpha = report.alpha_calibrated
     if alpha.value is None:
         severity: Literal["ok", "warn", "block"] = "warn" if len(report.judges) < 2 else "block"
@@ -43,28 +43,28 @@ def _check_agreement(report: PanelReport, section: DecideConfig) -> GateFinding:
             name="judges' agreement",
             severity=severity,
             value=None,
-            threshold=section.min_alpha,
+            threshold=config.min_alpha,
             reason=f"The judges' agreement is undefined: {alpha.reason}.",
         )
-    severity = "block" if alpha.value < section.min_alpha else "warn" if alpha.value < GOOD_ALPHA else "ok"
+    severity = "block" if alpha.value < config.min_alpha else "warn" if alpha.value < GOOD_ALPHA else "ok"
     return GateFinding(
         name="judges' agreement",
         severity=severity,
         value=round(alpha.value, 6),
-        threshold=section.min_alpha,
-        reason=f"The judges' agreement (Krippendorff's alpha) is {alpha.value:.3f}; below {section.min_alpha:g} it "
+        threshold=config.min_alpha,
+        reason=f"The judges' agreement (Krippendorff's alpha) is {alpha.value:.3f}; below {config.min_alpha:g} it "
         f"blocks, below {GOOD_ALPHA} it is not enough for tentative conclusions.",
     )
 
 
-def _check_unscored(report: PanelReport, section: DecideConfig) -> GateFinding:
+def _check_unscored(report: PanelReport, config: DecideConfig) -> GateFinding:
     share = 1 - report.scored / report.candidates if report.candidates else 1.0
     return GateFinding(
         name="candidates unscored",
-        severity="block" if share > section.max_unscored else "ok",
+        severity="block" if share > config.max_unscored else "ok",
         value=round(share, 6),
-        threshold=section.max_unscored,
-        reason=f"{share:.1%} of {report.candidates} candidates have no panel score; {section.max_unscored:.1%} are "
+        threshold=config.max_unscored,
+        reason=f"{share:.1%} of {report.candidates} candidates have no panel score; {config.max_unscored:.1%} are "
         "allowed.",
     )
 
@@ -97,23 +97,23 @@ def _check_judges(report: PanelReport) -> list[GateFinding]:
     return found
 
 
-def _check_score_shift(now: PanelReport, before: PanelReport, section: DecideConfig) -> GateFinding:
+def _check_score_shift(now: PanelReport, before: PanelReport, config: DecideConfig) -> GateFinding:
     value = population_stability_index(before.scores, now.scores)
     if value is None:
         return GateFinding(
             name="score shift",
             severity="warn",
             value=None,
-            threshold=section.max_shift,
+            threshold=config.max_shift,
             reason="Whether the scores shifted cannot be told: a report has no distribution.",
         )
     return GateFinding(
         name="score shift",
-        severity="warn" if value > section.max_shift else "ok",
+        severity="warn" if value > config.max_shift else "ok",
         value=round(value, 6),
-        threshold=section.max_shift,
+        threshold=config.max_shift,
         reason=f"The panel's scores moved by {value:.3f} (population stability index) since the last round; "
-        f"above {section.max_shift:g} the judges or the questions are others.",
+        f"above {config.max_shift:g} the judges or the questions are others.",
     )
 
 
@@ -126,8 +126,8 @@ def population_stability_index(before: Mapping[str, int], now: Mapping[str, int]
     return sum((b - a) * math.log(b / a) for a, b in shares)
 
 
-def _check_length_bias(report: PairReport, section: DecideConfig) -> GateFinding:
-    auc, allowed = report.longer_rejected_auc, section.length_auc_tolerance
+def _check_length_bias(report: PairReport, config: DecideConfig) -> GateFinding:
+    auc, allowed = report.longer_rejected_auc, config.length_auc_tolerance
     if auc is None:
         return GateFinding(
             name="length AUC",

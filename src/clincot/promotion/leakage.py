@@ -23,7 +23,7 @@ SPLIT_HINT = "For VQA-RAD `clincot ingest vqa-rad --split image-disjoint` makes 
 _MAX_NAMED = 3
 
 
-def find_leakage(benchmark: Benchmark, folder: Path, data: Path, section: DecideConfig) -> list[GateFinding]:
+def find_leakage(benchmark: Benchmark, folder: Path, data: Path, config: DecideConfig) -> list[GateFinding]:
     """What the benchmark in `folder` shares with the training data in `data`, whose answer key is not opened.
 
     Raises BadRecord where a folder is none, BadImage where an image cannot be read.
@@ -51,7 +51,7 @@ def find_leakage(benchmark: Benchmark, folder: Path, data: Path, section: Decide
             f"{len(both)} of the benchmark's patients are among the training data's{_format_names(both)}.",
         ),
         _check_near_duplicates(
-            [s for s in tested if s.sha256 not in exact], len(tested), folder, learnt, trained, section
+            [s for s in tested if s.sha256 not in exact], len(tested), folder, learnt, trained, config
         ),
     ]
 
@@ -77,7 +77,7 @@ def _find_tested_studies(benchmark: Benchmark, folder: Path) -> list[Study]:
 
 
 def _check_near_duplicates(
-    tested: Sequence[Study], of: int, folder: Path, learnt: Sequence[Study], trained: StudyIndex, section: DecideConfig
+    tested: Sequence[Study], of: int, folder: Path, learnt: Sequence[Study], trained: StudyIndex, config: DecideConfig
 ) -> GateFinding:
     """Copies in other bytes. A near pair is one to look at, so that their share has a limit of its own."""
     ours = [hash_image_file(folder / study.image) for study in tested]
@@ -95,14 +95,14 @@ def _check_near_duplicates(
     share = len(found) / of if of else 0.0
     severity: Literal["ok", "warn", "block"] = "ok"
     if found:
-        severity = "block" if share > section.max_near_duplicates else "warn"
+        severity = "block" if share > config.max_near_duplicates else "warn"
     return GateFinding(
         name="near-duplicates in training",
         severity=severity,
         value=round(share, 6),
-        threshold=section.max_near_duplicates,
+        threshold=config.max_near_duplicates,
         reason=f"{len(found)} of the benchmark's {of} images look like another image of the training data"
-        f"{_format_names(named)}; more than {section.max_near_duplicates:.1%} block (decide.max_near_duplicates).",
+        f"{_format_names(named)}; more than {config.max_near_duplicates:.1%} block (decide.max_near_duplicates).",
     )
 
 

@@ -21,10 +21,11 @@ from typing import ClassVar, Literal
 
 from pydantic import Field
 
+from clincot.fields import NonEmptyStr
 from clincot.jsonl import InvalidRecord, R, read_records
 from clincot.promotion.cluster_tests import ClusterRow
 from clincot.promotion.verdict import EvidenceSums
-from clincot.records import Budget, NonEmptyStr, Record, Totals
+from clincot.records import Budget, Record, Totals
 
 BUDGET_FILE, ASKED_FILE = "budget.jsonl", "asked.jsonl"
 

@@ -9,12 +9,13 @@ from __future__ import annotations
 from datetime import UTC, datetime
 from typing import Annotated, ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, model_validator
 
 from clincot.errors import InvalidInput
+from clincot.fields import FrozenModel, NonEmptyStr, Sha256
 from clincot.jsonl import InvalidRecord, format_validation_error
-from clincot.records import NonEmptyStr, Record
-from clincot.registry.manifest import Manifest, Sha256
+from clincot.records import Record
+from clincot.registry.manifest import Manifest
 from clincot.storage.store import KeyExists, KeyNotFound, Store, VersionConflict
 
 
@@ -44,10 +45,8 @@ class ChampionMove(Record):
     at: str = ""  # UTC
 
 
-class Champion(BaseModel):
+class Champion(FrozenModel):
     """The pointer of a line: its moves, the last of which says who is champion."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     line: NonEmptyStr
     moves: tuple[ChampionMove, ...] = Field(min_length=1)

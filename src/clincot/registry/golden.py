@@ -29,18 +29,18 @@ CANDIDATES_PER_GOLDEN = (
 )
 
 
-def publish_checkpoint(section: PublishConfig, inputs: Mapping[str, Path], *, load_look: LoadAnswerFn) -> Manifest:
+def publish_checkpoint(config: PublishConfig, inputs: Mapping[str, Path], *, load_look: LoadAnswerFn) -> Manifest:
     """Publish `checkpoint` with what else is given: report, decision, panel_report, golden (a data-set folder).
 
     load_look: loads the checkpoint that answers the golden questions; called only if there are any.
     """
-    store = open_store(section.store)
+    store = open_store(config.store)
     judges, agreement = _read_panel(inputs.get("panel_report"))
     with tempfile.TemporaryDirectory() as made:
         golden: list[GoldenQuestion] = []
-        if "golden" in inputs and section.golden:
+        if "golden" in inputs and config.golden:
             golden = select_golden_questions(
-                load_look(inputs["checkpoint"]), inputs["golden"], Path(made), section.golden
+                load_look(inputs["checkpoint"]), inputs["golden"], Path(made), config.golden
             )
         evidence = PublicationEvidence(
             report=_read_report(inputs.get("report")),
@@ -50,28 +50,28 @@ def publish_checkpoint(section: PublishConfig, inputs: Mapping[str, Path], *, lo
             golden=golden,
             images=Path(made),
         )
-        return register_checkpoint(store, inputs["checkpoint"], section, evidence)
+        return register_checkpoint(store, inputs["checkpoint"], config, evidence)
 
 
 def start_model_line(
-    section: PublishConfig, store: Store, base: str, *, golden: str, by: str, load_look: LoadAnswerFn
+    config: PublishConfig, store: Store, base: str, *, golden: str, by: str, load_look: LoadAnswerFn
 ) -> str:
     """Publish `base` and make it the round-0 champion, where the line has none; says what was done.
 
     base, golden: folders, or addresses in a store. Nothing is fetched where there is a champion already.
     """
     try:
-        found = champion.read_champion(store, section.name)
+        found = champion.read_champion(store, config.name)
     except champion.NoChampion:
         pass
     else:
-        return f"{section.name}: champion {found.now.sha256[:12]} (round {found.now.round}), there already"
+        return f"{config.name}: champion {found.now.sha256[:12]} (round {found.now.round}), there already"
     inputs = {"checkpoint": download_folder(base)}
     if golden:
         inputs["golden"] = download_folder(golden)
-    manifest = publish_checkpoint(section, inputs, load_look=load_look)
+    manifest = publish_checkpoint(config, inputs, load_look=load_look)
     champion.create_champion_pointer(store, manifest, by=by)
-    return f"{section.name}: champion {manifest.sha256[:12]}, published from {base}"
+    return f"{config.name}: champion {manifest.sha256[:12]}, published from {base}"
 
 
 def select_golden_questions(look: AnswerFn, data: Path, out: Path, count: int) -> list[GoldenQuestion]:

@@ -13,24 +13,22 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import Field, ValidationError
 
 from clincot.errors import InvalidInput
+from clincot.fields import FrozenModel, NonEmptyStr, Sha256
 from clincot.geometry import Box
 from clincot.jsonl import InvalidRecord, format_validation_error, hash_files
 from clincot.models.checkpoint import MANIFEST, hash_checkpoint_files
-from clincot.records import BenchmarkReport, Decision, NonEmptyStr, Record
+from clincot.records import BenchmarkReport, Decision, Record
 from clincot.storage.store import KeyNotFound, Store, download_file, hash_object
 
 MODEL_CARD_FILE = "README.md"
 GOLDEN_FOLDER = "golden"  # folder of the golden questions' images
-Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
 
-class StoredFile(BaseModel):
+class StoredFile(FrozenModel):
     """One file of a published checkpoint, by its path in the checkpoint's folder."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     path: NonEmptyStr
     sha256: Sha256
@@ -49,10 +47,8 @@ class GoldenQuestion(Record):
     box: Box | None  # None: no region was clearly where it was seen
 
 
-class JudgeSummary(BaseModel):
+class JudgeSummary(FrozenModel):
     """A judge of the panel that scored the preference data."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     name: NonEmptyStr
     digest: NonEmptyStr

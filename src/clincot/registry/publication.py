@@ -66,20 +66,20 @@ class PublicationEvidence:
 
 
 def register_checkpoint(
-    store: Store, checkpoint: Path, section: PublishConfig, evidence: PublicationEvidence
+    store: Store, checkpoint: Path, config: PublishConfig, evidence: PublicationEvidence
 ) -> Manifest:
-    """Publish the checkpoint folder (whole, or its adapter where section.adapter is "keep"); returns the manifest.
+    """Publish the checkpoint folder (whole, or its adapter where config.adapter is "keep"); returns the manifest.
 
     Publishing the same again changes nothing. Raises UnsupportedCheckpoint (a missing shard, a pickled file),
     AlreadyPublished, Corrupt (what arrived is not what was sent), StoreFailed.
     """
     measured = hash_checkpoint(checkpoint)
     record = read_checkpoint_record(checkpoint)
-    if section.adapter == "keep":
+    if config.adapter == "keep":
         checkpoint = _find_adapter(checkpoint, record)
     check_weight_files(checkpoint)
     _check_evidence(evidence, measured, checkpoint)
-    manifest = _build_manifest(store, checkpoint, measured, record, section, evidence)
+    manifest = _build_manifest(store, checkpoint, measured, record, config, evidence)
     with tempfile.TemporaryDirectory() as made:
         card = Path(made) / MODEL_CARD_FILE
         card.write_text(render_model_card(manifest), encoding="utf-8")
@@ -142,30 +142,30 @@ def _build_manifest(
     folder: Path,
     measured: str,
     record: Checkpoint | None,
-    section: PublishConfig,
+    config: PublishConfig,
     evidence: PublicationEvidence,
 ) -> Manifest:
     """The manifest without its files."""
     digest = hash_checkpoint(folder)
-    adapter = section.adapter == "keep"
+    adapter = config.adapter == "keep"
     return Manifest(
-        line=section.name,
+        line=config.name,
         sha256=digest,
         measured=measured,
         kind="adapter" if adapter else "full",
         base=record.parent if adapter and record else "",
         parent=record.parent if record else "",
-        round=_resolve_round(store, section, record),
+        round=_resolve_round(store, config, record),
         pairs=record.pairs if record else "",
         config=record.config if record else "",
         judges=evidence.judges,
         agreement=evidence.agreement,
         report=evidence.report,
         decision=evidence.decision,
-        licence=section.licence,
+        licence=config.licence,
         golden=tuple(evidence.golden),
         files=(),
-        uri=build_checkpoint_uri(store, section.name, digest),
+        uri=build_checkpoint_uri(store, config.name, digest),
         git=evidence.git,
         data=record.data if record else "",
         data_revision=record.data_revision if record else "",
@@ -173,14 +173,14 @@ def _build_manifest(
     )
 
 
-def _resolve_round(store: Store, section: PublishConfig, record: Checkpoint | None) -> int:
+def _resolve_round(store: Store, config: PublishConfig, record: Checkpoint | None) -> int:
     """As said, or as recorded, or one after its published parent's."""
-    if section.round or record is None or not record.parent:
-        return section.round
+    if config.round or record is None or not record.parent:
+        return config.round
     if record.round:
         return record.round
     try:
-        return read_manifest(store, section.name, record.parent).round + 1
+        return read_manifest(store, config.name, record.parent).round + 1
     except NotPublished:
         raise InvalidInput(
             f"which round the checkpoint is of is not known: its parent {record.parent[:12]} is not published; say "

@@ -13,9 +13,10 @@ from __future__ import annotations
 from datetime import UTC, datetime
 from typing import Annotated, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, Field, ValidationError
 
 from clincot.errors import InvalidInput
+from clincot.fields import FrozenModel
 from clincot.jsonl import InvalidRecord, format_validation_error
 from clincot.records import StartingPolicy
 from clincot.registry.champion import NoChampion, read_champion
@@ -25,19 +26,15 @@ M = TypeVar("M", bound=BaseModel)
 RoundNumber = Annotated[int, Field(ge=1)]
 
 
-class RoundStart(BaseModel):
+class RoundStart(FrozenModel):
     """A round that was begun."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     number: RoundNumber
     start: StartingPolicy
 
 
-class RoundOutputs(BaseModel):
+class RoundOutputs(FrozenModel):
     """What a round made."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     number: RoundNumber
     digests: dict[str, str]  # {questions, regions, …, checkpoint, decision: sha256 of the file or folder}
@@ -46,19 +43,15 @@ class RoundOutputs(BaseModel):
     agreement: float | None = None  # of the judges: Krippendorff's alpha of their calibrated scores
 
 
-class RunRound(BaseModel):
+class RunRound(FrozenModel):
     """Which round (of several: the first) a run of the pipeline is."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     run: str
     number: RoundNumber
 
 
-class RunEnd(BaseModel):
+class RunEnd(FrozenModel):
     """How a run ended. number: of its round (of several, the last made); None: none had begun."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     number: RoundNumber | None
     state: str  # as Kubeflow Pipelines has it: SUCCEEDED, FAILED, CANCELLED

@@ -6,7 +6,8 @@ from typing import Annotated, Any
 
 from pydantic import Field
 
-from clincot.config import FrozenConfig, PositiveInt, ProposeConfig, Share, parse_config, parse_override_value
+from clincot.config import FrozenConfig, ProposeConfig, Share, parse_config, parse_override_value
+from clincot.fields import PositiveInt
 from clincot.jsonl import InvalidRecord
 
 Seconds = Annotated[float, Field(gt=0)]

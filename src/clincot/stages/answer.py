@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-from clincot import config
+from clincot.config import AnswerConfig
 from clincot.generation.requests import first_step_requests, merge_candidates, next_step_requests
 from clincot.jsonl import read_records, write_records
 from clincot.records import Candidate
 from clincot.stages.base import Metrics, Paths, Stage, show_progress
 
 
-def answer(section: config.AnswerConfig, inputs: Paths, outputs: Paths) -> Metrics:
+def answer(config: AnswerConfig, inputs: Paths, outputs: Paths) -> Metrics:
     from clincot.generation.candidates import answer_regions
     from clincot.models.load import load_policy
 
     policy = load_policy(inputs["policy"])
-    asks = next_step_requests(inputs, section) if "candidates_before" in inputs else first_step_requests(inputs)
-    made = answer_regions(show_progress(asks, "answers", "candidates"), inputs["data"], policy, section)
+    asks = next_step_requests(inputs, config) if "candidates_before" in inputs else first_step_requests(inputs)
+    made = answer_regions(show_progress(asks, "answers", "candidates"), inputs["data"], policy, config)
     if "candidates_before" in inputs:
         made = merge_candidates(read_records(inputs["candidates_before"], Candidate), made)
     return {"candidates": write_records(outputs["candidates"], made)}
@@ -24,7 +24,7 @@ def answer(section: config.AnswerConfig, inputs: Paths, outputs: Paths) -> Metri
 STAGE = Stage(
     name="answer",
     run=answer,
-    config=config.AnswerConfig,
+    config=AnswerConfig,
     inputs=("data", "questions", "regions", "policy"),
     outputs=("candidates",),
     device="gpu",

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from clincot import config
+from clincot.config import DecideConfig
 from clincot.jsonl import atomic_write, write_records
 from clincot.stages.base import Metrics, Paths, Stage
 from clincot.storage.digests import hash_path_or_missing
 
 
-def decide(section: config.DecideConfig, inputs: Paths, outputs: Paths) -> Metrics:
+def decide(config: DecideConfig, inputs: Paths, outputs: Paths) -> Metrics:
     from clincot.promotion import decision as deciding
     from clincot.promotion.explain import render_decision
     from clincot.promotion.ledger import append_decision
 
     gated = deciding.decide_from_files(
-        section, inputs, {name: hash_path_or_missing(path) for name, path in sorted(inputs.items())}
+        config, inputs, {name: hash_path_or_missing(path) for name, path in sorted(inputs.items())}
     )
     write_records(outputs["evidence"], iter(()) if gated.sides is None else gated.sides.iter_rows())
     with atomic_write(outputs["summary"]) as file:
@@ -30,7 +30,7 @@ def decide(section: config.DecideConfig, inputs: Paths, outputs: Paths) -> Metri
 STAGE = Stage(
     name="decide",
     run=decide,
-    config=config.DecideConfig,
+    config=DecideConfig,
     inputs=("benchmark", "champion", "challenger"),
     outputs=("decision", "evidence", "summary"),
     device="cpu",

@@ -2,29 +2,29 @@
 
 from __future__ import annotations
 
-from clincot import config
+from clincot.config import EvaluateConfig
 from clincot.evaluation.read_benchmark import read_benchmark, select_report_metrics
 from clincot.jsonl import read_records, write_json, write_records
 from clincot.records import Outcome
 from clincot.stages.base import Metrics, Paths, Stage, show_progress
 
 
-def evaluate(section: config.EvaluateConfig, inputs: Paths, outputs: Paths) -> Metrics:
+def evaluate(config: EvaluateConfig, inputs: Paths, outputs: Paths) -> Metrics:
     from clincot.datasets.folder import StudyIndex
     from clincot.evaluation.benchmark_report import build_benchmark_reports
     from clincot.evaluation.evaluator import evaluate_policy as answer_benchmark
     from clincot.models.load import load_policy
 
-    benchmark = read_benchmark(inputs["benchmark"], limit=section.limit)
+    benchmark = read_benchmark(inputs["benchmark"], limit=config.limit)
     studies = StudyIndex(inputs["benchmark"])
-    outcomes = answer_benchmark(load_policy(inputs["policy"]), benchmark, studies, inputs["benchmark"], section)
-    total = len(section.arms) * len(benchmark.questions)
+    outcomes = answer_benchmark(load_policy(inputs["policy"]), benchmark, studies, inputs["benchmark"], config)
+    total = len(config.arms) * len(benchmark.questions)
     write_records(outputs["outcomes"], show_progress(outcomes, "benchmark", "answers", total))
     (report,) = build_benchmark_reports(
         read_records(outputs["outcomes"], Outcome),
         benchmark,
-        seed=section.seed,
-        resamples=section.resamples,
+        seed=config.seed,
+        resamples=config.resamples,
         reports=select_report_metrics(benchmark, inputs.get("train_reports")),
     )
     write_json(outputs["report"], report.model_dump(mode="json"))
@@ -39,7 +39,7 @@ def evaluate(section: config.EvaluateConfig, inputs: Paths, outputs: Paths) -> M
 STAGE = Stage(
     name="evaluate",
     run=evaluate,
-    config=config.EvaluateConfig,
+    config=EvaluateConfig,
     inputs=("benchmark", "policy"),
     outputs=("outcomes", "report"),
     device="gpu",

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from clincot import config
 from clincot.batching import iter_blocks
+from clincot.config import JudgeConfig
 from clincot.generation.requests import join_candidates, read_steps, resolve_step_question
 from clincot.jsonl import write_json
 from clincot.stages.base import Metrics, Paths, Stage, show_progress
 
 
-def judge(section: config.JudgeConfig, inputs: Paths, outputs: Paths) -> Metrics:
+def judge(config: JudgeConfig, inputs: Paths, outputs: Paths) -> Metrics:
     from clincot.judging.panel import JudgeRequest, judge_candidates
     from clincot.models.load import load_judge
 
@@ -26,9 +26,9 @@ def judge(section: config.JudgeConfig, inputs: Paths, outputs: Paths) -> Metrics
         for unit, (ask, candidate) in iter_blocks(join_candidates(inputs), lambda pair: pair[1].question)
     )
     report = judge_candidates(
-        [load_judge(spec) for spec in section.judges],
+        [load_judge(spec) for spec in config.judges],
         show_progress(asks, "judgements", "candidates"),
-        section,
+        config,
         folder=inputs["data"],
         judgements_path=outputs["judgements"],
         scores_path=outputs["scores"],
@@ -41,7 +41,7 @@ def judge(section: config.JudgeConfig, inputs: Paths, outputs: Paths) -> Metrics
 STAGE = Stage(
     name="judge",
     run=judge,
-    config=config.JudgeConfig,
+    config=JudgeConfig,
     inputs=("data", "questions", "regions", "candidates"),
     outputs=("judgements", "scores", "panel_report"),
     device="gpu",

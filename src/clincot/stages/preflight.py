@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-from clincot import config
+from clincot.config import PreflightConfig
 from clincot.stages.base import Metrics, Paths, Stage
 
 
-def preflight(section: config.PreflightConfig, inputs: Paths, outputs: Paths) -> Metrics:
+def preflight(config: PreflightConfig, inputs: Paths, outputs: Paths) -> Metrics:
     from clincot.preflight.checklist import run_preflight
 
-    return run_preflight(section, inputs, outputs)
+    return run_preflight(config, inputs, outputs)
 
 
 STAGE = Stage(
     name="preflight",
     run=preflight,
-    config=config.PreflightConfig,
+    config=PreflightConfig,
     inputs=(),
     outputs=("report", "table", "champion"),
     device="cpu",

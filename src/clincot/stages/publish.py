@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from clincot import config
+from clincot.config import PublishConfig
 from clincot.jsonl import write_json
 from clincot.stages.base import Metrics, Paths, Stage
 
 
-def publish(section: config.PublishConfig, inputs: Paths, outputs: Paths) -> Metrics:
+def publish(config: PublishConfig, inputs: Paths, outputs: Paths) -> Metrics:
     from clincot.registry.golden import publish_checkpoint
     from clincot.serving.reference_answers import answer_as_served
 
-    manifest = publish_checkpoint(section, inputs, load_look=answer_as_served)
+    manifest = publish_checkpoint(config, inputs, load_look=answer_as_served)
     write_json(outputs["published"], manifest.model_dump(mode="json"))
     return {"files": len(manifest.files), "bytes": sum(f.size for f in manifest.files), "golden": len(manifest.golden)}
 
@@ -19,7 +19,7 @@ def publish(section: config.PublishConfig, inputs: Paths, outputs: Paths) -> Met
 STAGE = Stage(
     name="publish",
     run=publish,
-    config=config.PublishConfig,
+    config=PublishConfig,
     inputs=("checkpoint",),
     outputs=("published",),
     device="gpu",

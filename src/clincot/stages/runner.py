@@ -16,7 +16,7 @@ from clincot.stages.catalog import get_stage
 from clincot.storage.digests import hash_path, hash_path_or_missing
 
 
-def run_stage(name: str, section: FrozenConfig, inputs: Paths, outputs: Paths) -> Metrics:
+def run_stage(name: str, config: FrozenConfig, inputs: Paths, outputs: Paths) -> Metrics:
     """Run a stage unless its outputs are already those of the same inputs, section and version; returns its metrics.
 
     Beside the first output lies a stamp, <output>.stage.json, written when the stage ended well. Raises BadRecord where
@@ -24,12 +24,12 @@ def run_stage(name: str, section: FrozenConfig, inputs: Paths, outputs: Paths) -
     """
     stage = get_stage(name)
     _check_paths(stage, inputs, outputs)
-    named = {str(path): hash_path(path) for path in section.files if path.exists()}
+    named = {str(path): hash_path(path) for path in config.files if path.exists()}
     key = hash_json(
         [
             name,
             __version__,
-            section.model_dump(mode="json"),
+            config.model_dump(mode="json"),
             named,
             {
                 n: "" if n in stage.append_only_inputs else hash_path_or_missing(p)
@@ -47,7 +47,7 @@ def run_stage(name: str, section: FrozenConfig, inputs: Paths, outputs: Paths) -
         metrics: Metrics = done["metrics"]
         return metrics
     stamp.unlink(missing_ok=True)
-    metrics = stage.run(section, inputs, outputs)
+    metrics = stage.run(config, inputs, outputs)
     written = {n: hash_path(p) for n, p in sorted(outputs.items())}
     write_json(stamp, {"stage": name, "key": key, "outputs": written, "metrics": metrics})
     return metrics

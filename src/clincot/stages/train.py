@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from clincot import config
+from clincot.config import TrainConfig
 from clincot.generation.requests import read_steps
 from clincot.jsonl import InvalidRecord, hash_files, read_records, write_records
 from clincot.records import Checkpoint, DataVersion
 from clincot.stages.base import Metrics, Paths, Stage
 
 
-def train(section: config.TrainConfig, inputs: Paths, outputs: Paths) -> Metrics:
+def train(config: TrainConfig, inputs: Paths, outputs: Paths) -> Metrics:
     from clincot.models.checkpoint import hash_checkpoint
     from clincot.models.load import unload_models
     from clincot.training.job import TrainingJob
@@ -19,7 +19,7 @@ def train(section: config.TrainConfig, inputs: Paths, outputs: Paths) -> Metrics
     launch = load_launch_settings(inputs.get("launch"))
     data, revision = resolve_data_version(inputs)
     work = TrainingJob(
-        section=section,
+        config=config,
         data=inputs["data"],
         questions=inputs["questions"],
         regions=inputs["regions"],
@@ -36,7 +36,7 @@ def train(section: config.TrainConfig, inputs: Paths, outputs: Paths) -> Metrics
         sha256=hash_checkpoint(outputs["checkpoint"]),
         parent=hash_checkpoint(inputs["policy"]),
         pairs=hash_files(inputs["pairs"]),
-        config=section.digest,
+        config=config.digest,
         data=data,
         data_revision=revision,
     )
@@ -58,7 +58,7 @@ def resolve_data_version(inputs: Paths) -> tuple[str, str]:
 STAGE = Stage(
     name="train",
     run=train,
-    config=config.TrainConfig,
+    config=TrainConfig,
     inputs=("data", "questions", "regions", "candidates", "pairs", "policy"),
     outputs=("checkpoint",),
     device="gpu",

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from clincot import config
+from clincot.config import VersionConfig
 from clincot.jsonl import write_records
 from clincot.stages.base import Metrics, Paths, Stage
 
 
-def version(section: config.VersionConfig, inputs: Paths, outputs: Paths) -> Metrics:
+def version(config: VersionConfig, inputs: Paths, outputs: Paths) -> Metrics:
     from clincot.preferences.versions.commit import commit_version
 
-    kept = commit_version(section, inputs, outputs["version"])
+    kept = commit_version(config, inputs, outputs["version"])
     write_records(outputs["version"], [kept])
     return {"versioned": float(bool(kept.revision)), "pairs": kept.pairs, "files": len(kept.files), "bytes": kept.size}
 
@@ -18,7 +18,7 @@ def version(section: config.VersionConfig, inputs: Paths, outputs: Paths) -> Met
 STAGE = Stage(
     name="version",
     run=version,
-    config=config.VersionConfig,
+    config=VersionConfig,
     inputs=("questions", "regions", "candidates", "judgements", "scores", "panel_report", "pairs", "pair_report"),
     outputs=("version",),
     device="cpu",

@@ -19,8 +19,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from tqdm import tqdm
 
 from clincot.errors import InvalidInput
+from clincot.fields import FrozenModel, NonEmptyStr, Sha256
 from clincot.jsonl import InvalidRecord, format_validation_error, hash_files
-from clincot.records import NonEmptyStr
 from clincot.storage.open import open_store
 from clincot.storage.store import KeyExists, KeyNotFound, Store, download_file, hash_object
 
@@ -28,13 +28,11 @@ MANIFEST_NAMES = ("folder.json", "manifest.json")
 STALE_DOWNLOAD_S = 86400.0  # a fetch that was begun so long ago is no longer going on
 
 
-class ArtifactFile(BaseModel):
+class ArtifactFile(FrozenModel):
     """One file of a folder in a store."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
     path: NonEmptyStr
-    sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+    sha256: Sha256
     size: Annotated[int, Field(ge=0)]  # bytes
 
 
@@ -43,7 +41,7 @@ class ArtifactManifest(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="ignore")
 
-    sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]  # stages.path_digest of the folder, or the checkpoint's
+    sha256: Sha256  # stages.path_digest of the folder, or the checkpoint's
     files: tuple[ArtifactFile, ...] = Field(min_length=1)
 
 

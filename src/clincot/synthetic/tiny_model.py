@@ -12,12 +12,12 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import torch
-from pydantic import BaseModel, ConfigDict
 from tokenizers import AddedToken, Tokenizer, decoders, pre_tokenizers, trainers
 from tokenizers import models as token_models
 from transformers import Idefics3Config, Idefics3ForConditionalGeneration, Idefics3Processor, PreTrainedTokenizerFast
 from transformers.models.idefics3.image_processing_pil_idefics3 import Idefics3ImageProcessorPil
 
+from clincot.fields import FrozenModel
 from clincot.prompts import PromptFormat, save_prompt_format
 
 FRAME_PX = 64
@@ -35,10 +35,8 @@ CHAT_TEMPLATE = (
 )
 
 
-class TinyModelSpec(BaseModel):
+class TinyModelSpec(FrozenModel):
     """Sizes of a small model. Head dimension 32: the least that vLLM's CPU attention supports."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     vision_hidden: int = 128
     vision_layers: int = 3

@@ -23,13 +23,13 @@ from clincot.prompts import judge_prompt
 Floats = npt.NDArray[np.float64]
 
 
-def fit_judge_calibrations(section: JudgeConfig, data: Path, out: Path, *, limit: int) -> str:
+def fit_judge_calibrations(config: JudgeConfig, data: Path, out: Path, *, limit: int) -> str:
     """Write one calibration a judge to `out`; returns a table of each judge's reliability before and after.
 
     Each question is asked once, with its right answer or a wrong one, from a region as likely to miss as to hit, since
     that is what a panel gets to see. Raises CalibrationRefused where a judge cannot tell right from wrong.
     """
-    if section.calibration == "identity":
+    if config.calibration == "identity":
         raise InvalidInput("judge.calibration is identity: there is nothing to fit; set it to platt or isotonic")
     references = {r.question: r for r in load_references(data)}
     studies = StudyIndex(data)
@@ -40,7 +40,7 @@ def fit_judge_calibrations(section: JudgeConfig, data: Path, out: Path, *, limit
         [],
         ["| judge | n | AUC | ECE before | after | Brier before | after |", "|---|---|---|---|---|---|---|"],
     )
-    for spec in section.judges:
+    for spec in config.judges:
         judge = load_judge(spec)
         scores = judge.p_yes(
             [
@@ -55,7 +55,7 @@ def fit_judge_calibrations(section: JudgeConfig, data: Path, out: Path, *, limit
                 for p in asked
             ]
         )
-        fitted = fit_calibration(judge.digest, scores, right.tolist(), method=section.calibration)
+        fitted = fit_calibration(judge.digest, scores, right.tolist(), method=config.calibration)
         calibrations.append(fitted)
         before, after = fitted.before, fitted.after
         assert before is not None  # both are measured on the labelled set
@@ -68,17 +68,17 @@ def fit_judge_calibrations(section: JudgeConfig, data: Path, out: Path, *, limit
     return "\n".join(lines)
 
 
-def measure_judges(section: JudgeConfig, data: Path, *, limit: int) -> list[dict[str, Any]]:
+def measure_judges(config: JudgeConfig, data: Path, *, limit: int) -> list[dict[str, Any]]:
     """Each judge on labelled answers that nothing else uses: AUC from the finding's own crop and from random crops, and
     expected calibration error (10 bins) over both, raw and calibrated."""
     references = {r.question: r for r in load_references(data)}
     everything = join_references(StudyIndex(data), islice(load_questions(data), limit), references)
     lessons = [lesson for lesson in everything if lesson.reference.boxes]
-    judges = [load_judge(spec) for spec in section.judges]
+    judges = [load_judge(spec) for spec in config.judges]
     curves = {judge.digest: make_identity_calibration(judge.digest) for judge in judges}
-    if section.calibration_file:
+    if config.calibration_file:
         names = {judge.digest: judge.name for judge in judges}
-        curves = read_calibrations(Path(section.calibration_file), names, method=section.calibration)
+        curves = read_calibrations(Path(config.calibration_file), names, method=config.calibration)
     rows = []
     for judge in judges:
         scored = {

@@ -40,7 +40,7 @@ def freeze_modules(model: Any, *, vision: bool, connector: bool) -> None:
     model.get_output_embeddings().requires_grad_(True)
 
 
-def build_lora_config(model: Any, section: TrainConfig) -> Any:
+def build_lora_config(model: Any, config: TrainConfig) -> Any:
     """A LoRA on every linear layer of what is trained, without the output head (TRL reads its weight directly)."""
     from peft import LoraConfig
 
@@ -51,7 +51,7 @@ def build_lora_config(model: Any, section: TrainConfig) -> Any:
         if isinstance(module, nn.Linear) and module is not head and module.weight.requires_grad
     ]
     return LoraConfig(
-        r=section.lora_r, lora_alpha=section.lora_alpha, lora_dropout=0.0, target_modules=targets, task_type="CAUSAL_LM"
+        r=config.lora_r, lora_alpha=config.lora_alpha, lora_dropout=0.0, target_modules=targets, task_type="CAUSAL_LM"
     )
 
 

@@ -5,10 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict
-
 from clincot.config import TrainConfig
 from clincot.errors import UserError
+from clincot.fields import FrozenModel
 from clincot.jsonl import hash_files
 from clincot.models.checkpoint import hash_checkpoint
 from clincot.records import hash_json
@@ -21,12 +20,10 @@ class TrainingFailed(UserError, RuntimeError):
     """A training run of several processes ended badly; says what the processes said."""
 
 
-class TrainingJob(BaseModel):
+class TrainingJob(FrozenModel):
     """What is trained on what. Paths are those of the machine, or of the shared volume, that the workers see."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    section: TrainConfig
+    config: TrainConfig
     data: Path
     questions: Path
     regions: Path
@@ -51,7 +48,7 @@ class TrainingJob(BaseModel):
         """Of what decides the result: the section, and what is in the inputs (images by their studies' digests)."""
         files = [self.data / "studies.jsonl", self.questions, self.regions, self.candidates, self.pairs]
         return hash_json(
-            [self.section.digest, self.steps, self.sharding, hash_checkpoint(self.policy), *map(hash_files, files)]
+            [self.config.digest, self.steps, self.sharding, hash_checkpoint(self.policy), *map(hash_files, files)]
         )
 
 

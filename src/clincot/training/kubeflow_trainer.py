@@ -36,9 +36,9 @@ def train_on_nodes(work: TrainingJob, settings: TrainJobSettings) -> dict[str, f
     Raises TrainingFailed, ClusterFailed, BadInput (a batch that the processes cannot share, a mount that is not there).
     """
     total = settings.nodes * settings.processes_per_node
-    if work.section.batch_size % total:
+    if work.config.batch_size % total:
         raise InvalidInput(
-            f"train.batch_size is {work.section.batch_size}, which {total} processes ({settings.nodes} nodes x "
+            f"train.batch_size is {work.config.batch_size}, which {total} processes ({settings.nodes} nodes x "
             f"{settings.processes_per_node}) cannot share evenly"
         )
     if not settings.mount.is_dir():

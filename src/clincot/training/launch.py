@@ -22,9 +22,9 @@ def run_training(work: TrainingJob, launch: LaunchSettings) -> dict[str, float]:
     Raises TrainingFailed, and what training in this process raises.
     """
     processes = _count_processes(launch)
-    if work.section.loss == "sft" and (launch.job is not None or processes > 1):
+    if work.config.loss == "sft" and (launch.job is not None or processes > 1):
         raise InvalidInput("train.loss sft learns in one process; launch it as how: here")
-    if work.section.lora_r and launch.sharding != "none":
+    if work.config.lora_r and launch.sharding != "none":
         raise InvalidInput("a LoRA is merged into a whole model; set sharding: none, or train.lora_r: 0")
     if launch.job is not None:
         from clincot.training.kubeflow_trainer import train_on_nodes

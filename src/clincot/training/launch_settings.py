@@ -11,7 +11,8 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from clincot.config import FrozenConfig, PositiveInt, parse_config, read_settings
+from clincot.config import FrozenConfig, parse_config, read_settings
+from clincot.fields import PositiveInt
 from clincot.training.job import Sharding
 
 Name = Annotated[str, Field(pattern=r"^[a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?$")]

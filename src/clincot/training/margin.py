@@ -16,7 +16,7 @@ from clincot.config import TrainConfig
 # Shape suffixes: B pairs.
 
 
-def margin_logits(gap: float, spread: float, section: TrainConfig) -> float:
+def margin_logits(gap: float, spread: float, config: TrainConfig) -> float:
     """m of a pair, in logits: how far β·Δ must exceed 0 before the loss is at ln 2.
 
     gap = s_chosen - s_rejected > 0 and spread = the judges' standard deviation, both in score units.
@@ -31,13 +31,13 @@ def margin_logits(gap: float, spread: float, section: TrainConfig) -> float:
     """
     if gap < 0 or spread < 0 or not math.isfinite(gap + spread):
         raise ValueError(f"a margin needs a finite gap >= 0 and spread >= 0, got gap {gap} and spread {spread}")
-    if section.loss == "odpo":
-        return section.odpo_alpha * math.log1p(gap / section.margin_tau)
-    if section.recipe == "code":
+    if config.loss == "odpo":
+        return config.odpo_alpha * math.log1p(gap / config.margin_tau)
+    if config.recipe == "code":
         return gap
-    if section.recipe == "paper":
-        return section.margin_lambda * gap
-    return section.margin_lambda * min(gap / (section.margin_tau + spread), section.margin_cap)
+    if config.recipe == "paper":
+        return config.margin_lambda * gap
+    return config.margin_lambda * min(gap / (config.margin_tau + spread), config.margin_cap)
 
 
 def margin_nats(margin_B: torch.Tensor, beta: float) -> torch.Tensor:

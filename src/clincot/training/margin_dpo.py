@@ -58,7 +58,7 @@ COMPLETE_MARKER = "complete"  # a file in a resumable checkpoint: it was written
 
 
 def train_on_pairs(
-    rows: Sequence[TrainingRow], policy_dir: Path, out_dir: Path, section: TrainConfig, *, progress: bool = True
+    rows: Sequence[TrainingRow], policy_dir: Path, out_dir: Path, config: TrainConfig, *, progress: bool = True
 ) -> dict[str, float]:
     """Train the policy of `policy_dir` on preference pairs; the new checkpoint appears at `out_dir` when it is done.
 
@@ -68,14 +68,14 @@ def train_on_pairs(
     """
     if not rows:
         raise InvalidInput("no pairs to train on; lower pair.min_gap or ask more questions")
-    if section.loss == "sft":
+    if config.loss == "sft":
         return train_on_rows(
-            select_chosen_rows(rows), policy_dir, out_dir, section, train_connector=False, progress=progress
+            select_chosen_rows(rows), policy_dir, out_dir, config, train_connector=False, progress=progress
         )
-    policy, team, partial = _load_policy(policy_dir, section), ProcessGroup.from_torch(), get_partial_folder(out_dir)
-    run = hash_json([policy.digest, section.digest, [repr(row) for row in rows]])
+    policy, team, partial = _load_policy(policy_dir, config), ProcessGroup.from_torch(), get_partial_folder(out_dir)
+    run = hash_json([policy.digest, config.digest, [repr(row) for row in rows]])
     team.on_main_process(lambda: open_partial_folder(out_dir, run))
-    trainer = MarginDPOTrainer(policy, rows, section, partial, progress=progress and team.is_main_process)
+    trainer = MarginDPOTrainer(policy, rows, config, partial, progress=progress and team.is_main_process)
     trainer.train(resume_from_checkpoint=_find_last_checkpoint(partial))
     log = trainer.read_history()
     weights = gather_weights(trainer)
@@ -85,7 +85,7 @@ def train_on_pairs(
             policy.encoder.processor,
             policy.views,
             out_dir,
-            dtype=section.dtype,
+            dtype=config.dtype,
             log=log,
             weights=weights,
         )
@@ -100,18 +100,18 @@ class MarginDPOTrainer(DPOTrainer):  # type: ignore[misc]
         self,
         policy: VisionLanguageModel,
         rows: Sequence[TrainingRow],
-        section: TrainConfig,
+        config: TrainConfig,
         folder: Path,
         *,
         progress: bool = False,
     ) -> None:
-        self.section, self.rows, self.progress, self.process_group = section, rows, progress, ProcessGroup.from_torch()
-        self.process_group.per_process_batch(section.batch_size)
+        self.config, self.rows, self.progress, self.process_group = config, rows, progress, ProcessGroup.from_torch()
+        self.process_group.per_process_batch(config.batch_size)
         self._metric_values: defaultdict[str, list[float]] = defaultdict(list)
         self._pairs_in_step: list[str] = []  # pairs since the last log line
-        freeze_modules(policy.model, vision=section.freeze_vision, connector=section.freeze_vision)
+        freeze_modules(policy.model, vision=config.freeze_vision, connector=config.freeze_vision)
         # the tower of a model that is split among processes is whole only inside the model's forward pass
-        shared = section.freeze_vision and policy.shares_features and not is_fsdp_enabled()
+        shared = config.freeze_vision and policy.shares_features and not is_fsdp_enabled()
         conversations = ConversationCollator(
             policy.encoder,
             make_feature_source(policy.encode_pictures) if shared else make_pixel_source(policy.encoder),
@@ -119,19 +119,19 @@ class MarginDPOTrainer(DPOTrainer):  # type: ignore[misc]
         )
         blanked = (
             [blank_crops(row.chosen, folder / f"blank-{self.process_group.rank}") for row in rows]
-            if section.image_pair_weight
+            if config.image_pair_weight
             else []
         )
-        margins = [margin_logits(row.gap, row.spread, section) for row in rows]
+        margins = [margin_logits(row.gap, row.spread, config) for row in rows]
         super().__init__(
             model=policy.model,
-            args=_build_arguments(section, folder),
+            args=_build_arguments(config, folder),
             data_collator=DistributedCollator(
                 PairCollator(rows, margins, conversations, blanked=blanked), self.process_group
             ),
             train_dataset=Dataset.from_dict({"row": list(range(len(rows)))}),
             processing_class=policy.encoder.processor,
-            peft_config=build_lora_config(policy.model, section) if section.lora_r else None,
+            peft_config=build_lora_config(policy.model, config) if config.lora_r else None,
         )
         check_sharded(self)
         self.remove_callback(PrinterCallback)
@@ -182,20 +182,20 @@ class MarginDPOTrainer(DPOTrainer):  # type: ignore[misc]
         """Mean over the batch of margin-DPO + nll_weight · NLL(chosen) + image_pair_weight · image-conditional DPO."""
         if return_outputs:
             raise NotImplementedError("margin-DPO is trained, not evaluated, by this trainer")
-        section, pairs = self.section, len(inputs["row"])
+        config, pairs = self.config, len(inputs["row"])
         acted = compute_action_logprobs(model, inputs, self.data_collator.sides * pairs)
         sides, refs = acted.sum_N.reshape(-1, pairs), inputs["ref_logps"].reshape(-1, pairs)
         margin_B = inputs["margin"]
-        loss_B = margin_dpo_loss(sides[0], sides[1], refs[0], refs[1], margin_B, section.beta)
+        loss_B = margin_dpo_loss(sides[0], sides[1], refs[0], refs[1], margin_B, config.beta)
         nll_B = acted.nll_N[:pairs]
-        total_B = loss_B + section.nll_weight * nll_B
-        if section.image_pair_weight:
-            image_B = margin_dpo_loss(sides[0], sides[2], refs[0], refs[2], torch.zeros_like(margin_B), section.beta)
-            total_B = total_B + section.image_pair_weight * image_B
+        total_B = loss_B + config.nll_weight * nll_B
+        if config.image_pair_weight:
+            image_B = margin_dpo_loss(sides[0], sides[2], refs[0], refs[2], torch.zeros_like(margin_B), config.beta)
+            total_B = total_B + config.image_pair_weight * image_B
             self._record_metrics(inputs, image_pair_loss=image_B)
         self._pairs_in_step += [self.rows[int(index)].pair for index in inputs["row"]]
         self._check_finite(total_B, inputs["row"])
-        reward_B = section.beta * ((sides[0] - refs[0]) - (sides[1] - refs[1]))
+        reward_B = config.beta * ((sides[0] - refs[0]) - (sides[1] - refs[1]))
         self._record_metrics(
             inputs,
             dpo_loss=loss_B,
@@ -205,14 +205,14 @@ class MarginDPOTrainer(DPOTrainer):  # type: ignore[misc]
             chosen_logps=sides[0],
             rejected_logps=sides[1],
             margin_logits=margin_B,
-            margin_nats=margin_nats(margin_B, section.beta),
+            margin_nats=margin_nats(margin_B, config.beta),
         )
         return average_batch(total_B, inputs)
 
     def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
         if self.lr_scheduler is None:  # type: ignore[has-type]
             self.lr_scheduler = build_cosine_schedule(
-                optimizer or self.optimizer, self.section.warmup_ratio, num_training_steps
+                optimizer or self.optimizer, self.config.warmup_ratio, num_training_steps
             )
         return self.lr_scheduler
 
@@ -297,22 +297,22 @@ class _ProgressBar(TrainerCallback):  # type: ignore[misc]
         self.bar.close()
 
 
-def _build_arguments(section: TrainConfig, folder: Path) -> DPOConfig:
+def _build_arguments(config: TrainConfig, folder: Path) -> DPOConfig:
     gpu = torch.cuda.is_available()
     return DPOConfig(
         output_dir=str(folder),
-        beta=section.beta,
-        learning_rate=section.lr,
-        num_train_epochs=section.epochs,
-        per_device_train_batch_size=section.batch_size,
-        gradient_accumulation_steps=section.grad_accumulation,
-        max_grad_norm=section.max_grad_norm,
-        bf16=section.dtype == "bfloat16",
+        beta=config.beta,
+        learning_rate=config.lr,
+        num_train_epochs=config.epochs,
+        per_device_train_batch_size=config.batch_size,
+        gradient_accumulation_steps=config.grad_accumulation,
+        max_grad_norm=config.max_grad_norm,
+        bf16=config.dtype == "bfloat16",
         fp16=False,
         use_cpu=not gpu,
         gradient_checkpointing=gpu,
-        seed=section.seed,
-        data_seed=section.seed,
+        seed=config.seed,
+        data_seed=config.seed,
         dataloader_num_workers=0,
         dataloader_pin_memory=gpu,
         max_length=None,  # a cut sequence would lose image tokens
@@ -320,17 +320,17 @@ def _build_arguments(section: TrainConfig, folder: Path) -> DPOConfig:
         remove_unused_columns=False,
         logging_steps=1,
         logging_nan_inf_filter=False,
-        save_strategy="steps" if section.save_steps else "no",
-        save_steps=section.save_steps or 500,
+        save_strategy="steps" if config.save_steps else "no",
+        save_steps=config.save_steps or 500,
         save_total_limit=2,
         report_to="none",
         disable_tqdm=True,
     )
 
 
-def _load_policy(policy_dir: Path, section: TrainConfig) -> VisionLanguageModel:
+def _load_policy(policy_dir: Path, config: TrainConfig) -> VisionLanguageModel:
     """The policy to train, in fp32 unless it is only the frozen base of a LoRA: small updates vanish in bf16."""
-    dtype = section.dtype if section.lora_r else "float32"
+    dtype = config.dtype if config.lora_r else "float32"
     return VisionLanguageModel(policy_dir, device="cuda" if torch.cuda.is_available() else "cpu", dtype=dtype)
 
 

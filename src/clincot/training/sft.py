@@ -53,7 +53,7 @@ def train_on_rows(
     rows: Sequence[SFTRow],
     policy_dir: Path,
     out_dir: Path,
-    section: TrainConfig,
+    config: TrainConfig,
     *,
     train_connector: bool = True,
     held_out: Sequence[SFTRow] = (),
@@ -72,61 +72,61 @@ def train_on_rows(
         raise InvalidInput("no rows to train on")
     gpu = torch.cuda.is_available()
     policy = VisionLanguageModel(
-        policy_dir, device="cuda" if gpu else "cpu", dtype=section.dtype if section.lora_r else "float32"
+        policy_dir, device="cuda" if gpu else "cpu", dtype=config.dtype if config.lora_r else "float32"
     )
     run = hash_json(
-        [policy.digest, section.digest, train_connector, [[row.name, repr(row.conversation)] for row in rows]]
+        [policy.digest, config.digest, train_connector, [[row.name, repr(row.conversation)] for row in rows]]
     )
     partial = open_partial_folder(out_dir, run)
-    loop = _SftLoop(policy, section, train_connector)
+    loop = _SftLoop(policy, config, train_connector)
     loop.train_epochs(rows, partial / RESUME_FILE, progress=progress)
     metrics = {**average_last_steps(loop.log), "rows": float(len(rows)), "steps": float(loop.step)}
     if held_out:
         metrics["held_out_loss"] = loop.measure_loss(held_out)
-    save_checkpoint(loop.model, policy.encoder.processor, policy.views, out_dir, dtype=section.dtype, log=loop.log)
+    save_checkpoint(loop.model, policy.encoder.processor, policy.views, out_dir, dtype=config.dtype, log=loop.log)
     return metrics
 
 
 class _SftLoop:
     """Model, optimiser and log of one run."""
 
-    def __init__(self, policy: VisionLanguageModel, section: TrainConfig, train_connector: bool) -> None:
-        torch.manual_seed(section.seed)
-        self.section = section
+    def __init__(self, policy: VisionLanguageModel, config: TrainConfig, train_connector: bool) -> None:
+        torch.manual_seed(config.seed)
+        self.config = config
         model: Any = policy.model
-        freeze_modules(model, vision=section.freeze_vision, connector=section.freeze_vision and not train_connector)
+        freeze_modules(model, vision=config.freeze_vision, connector=config.freeze_vision and not train_connector)
         self.connector: Any = None
         source = make_pixel_source(policy.encoder)
-        if section.freeze_vision and policy.shares_features:
+        if config.freeze_vision and policy.shares_features:
             source = make_feature_source(policy.encode_pictures)
             if train_connector:
                 states = PictureFeatures(model, policy.encoder, output="last_hidden_state", kept_mb=TOWER_CACHE_MB)
                 source, self.connector = make_feature_source(states), model.model.connector
-        packed = section.freeze_vision and policy.shares_features and supports_packing(model)
+        packed = config.freeze_vision and policy.shares_features and supports_packing(model)
         self.collator = ConversationCollator(policy.encoder, source, packed=packed)
-        if section.lora_r:
+        if config.lora_r:
             from peft import get_peft_model
 
-            model = get_peft_model(model, build_lora_config(model, section))
+            model = get_peft_model(model, build_lora_config(model, config))
         self.model: Any = model
         self.trained = [p for p in model.parameters() if p.requires_grad]
-        self.optimiser = torch.optim.AdamW(self.trained, lr=section.lr, weight_decay=0.0)
+        self.optimiser = torch.optim.AdamW(self.trained, lr=config.lr, weight_decay=0.0)
         self.log: list[dict[str, float]] = []
         self.step = 0
 
     def train_epochs(self, rows: Sequence[SFTRow], resume: Path, *, progress: bool) -> None:
-        section = self.section
+        config = self.config
         encoded = [
             self.collator.encode_conversation(row.conversation, row.name)
             for row in tqdm(rows, desc="encoding", unit="row", disable=not progress)
         ]
-        steps = max(1, round(section.epochs * len(plan_epoch_steps(encoded, section, 0))))
-        schedule = build_cosine_schedule(self.optimiser, section.warmup_ratio, steps)
+        steps = max(1, round(config.epochs * len(plan_epoch_steps(encoded, config, 0))))
+        schedule = build_cosine_schedule(self.optimiser, config.warmup_ratio, steps)
         if resume.is_file():
             self._load_state(resume, schedule)
         self.model.train()
         bar = tqdm(total=steps, initial=self.step, desc="SFT", unit="step", mininterval=1, disable=not progress)
-        for parts in iter_steps(encoded, section, start=self.step, stop=steps):
+        for parts in iter_steps(encoded, config, start=self.step, stop=steps):
             rate = schedule.get_last_lr()[0]
             loss = self._train_step(parts, encoded, rows)
             schedule.step()
@@ -135,7 +135,7 @@ class _SftLoop:
             bar.update()
             if self.step % LOG_EVERY == 0:
                 bar.set_postfix(loss=f"{sum(e['loss'] for e in self.log[-LOG_EVERY:]) / LOG_EVERY:.4f}")
-            if section.save_steps and self.step % section.save_steps == 0 and self.step < steps:
+            if config.save_steps and self.step % config.save_steps == 0 and self.step < steps:
                 self._save_state(resume, schedule)
         bar.close()
 
@@ -143,8 +143,8 @@ class _SftLoop:
         """Mean negative log-probability (nats) of the rows' action tokens; nothing is learned."""
         self.model.eval()
         total, count = 0.0, 0
-        for at in range(0, len(rows), self.section.batch_size):
-            part = rows[at : at + self.section.batch_size]
+        for at in range(0, len(rows), self.config.batch_size):
+            part = rows[at : at + self.config.batch_size]
             names = [row.name for row in part]
             with torch.no_grad():
                 encoded = [self.collator.encode_conversation(row.conversation, row.name) for row in part]
@@ -174,7 +174,7 @@ class _SftLoop:
             loss = -logps_N.sum() / tokens
             loss.backward()  # type: ignore[no-untyped-call]
             total += float(loss.detach())
-        norm = torch.nn.utils.clip_grad_norm_(self.trained, self.section.max_grad_norm)
+        norm = torch.nn.utils.clip_grad_norm_(self.trained, self.config.max_grad_norm)
         if not torch.isfinite(norm):
             names = [rows[i].name for part in parts for packed in part for i in packed]
             raise NonFiniteError(f"step {self.step + 1}: the gradient is not finite, with {', '.join(names)}")
@@ -186,7 +186,7 @@ class _SftLoop:
     ) -> tuple[torch.Tensor, torch.Tensor]:
         device = self.trained[0].device
         batch: Batch = {k: v.to(device) for k, v in self.collator(encoded, names, groups).items()}
-        with torch.autocast(device.type, torch.bfloat16, enabled=self.section.dtype == "bfloat16"):
+        with torch.autocast(device.type, torch.bfloat16, enabled=self.config.dtype == "bfloat16"):
             if self.connector is not None and "features" in batch:
                 batch["features"] = self.connector(batch["features"])
             acted = compute_action_logprobs(self.model, batch, len(encoded))
@@ -209,36 +209,34 @@ class _SftLoop:
 
 
 def iter_steps(
-    encoded: Sequence[EncodedConversation], section: TrainConfig, *, start: int, stop: int
+    encoded: Sequence[EncodedConversation], config: TrainConfig, *, start: int, stop: int
 ) -> Iterator[list[MicroBatch]]:
     """Each step's micro-batches of packs of row indices, from step `start`: a function of the seed and the step."""
     step, epoch = 0, 0
     while step < stop:
-        for parts in plan_epoch_steps(encoded, section, epoch)[: stop - step]:
+        for parts in plan_epoch_steps(encoded, config, epoch)[: stop - step]:
             if step >= start:
                 yield parts
             step += 1
         epoch += 1
 
 
-def plan_epoch_steps(
-    encoded: Sequence[EncodedConversation], section: TrainConfig, epoch: int
-) -> list[list[MicroBatch]]:
+def plan_epoch_steps(encoded: Sequence[EncodedConversation], config: TrainConfig, epoch: int) -> list[list[MicroBatch]]:
     """Every row once: rows that show the same picture first are packed, packs of similar length share a step."""
-    rng = np.random.default_rng([section.seed, epoch])
+    rng = np.random.default_rng([config.seed, epoch])
     by_picture: dict[str, list[int]] = {}
     for i in rng.permutation(len(encoded)).tolist():
         pictures = encoded[i].pictures
         by_picture.setdefault(pictures[0].key if pictures else "", []).append(i)
-    size = min(PACK_SIZE, section.batch_size)
+    size = min(PACK_SIZE, config.batch_size)
     packs = [rows[at : at + size] for rows in by_picture.values() for at in range(0, len(rows), size)]
     packs = [packs[i] for i in rng.permutation(len(packs)).tolist()]
-    bucket = max(1, BUCKET_SIZE * section.batch_size * section.grad_accumulation // size)
+    bucket = max(1, BUCKET_SIZE * config.batch_size * config.grad_accumulation // size)
     parts: list[MicroBatch] = []
     for at in range(0, len(packs), bucket):
         waiting: MicroBatch = []
         for packed in sorted(packs[at : at + bucket], key=lambda p: sum(len(encoded[i].ids) for i in p)):
-            room = section.batch_size - sum(map(len, waiting))
+            room = config.batch_size - sum(map(len, waiting))
             waiting.append(packed[:room])
             if len(packed) >= room:
                 parts.append(waiting)
@@ -246,4 +244,4 @@ def plan_epoch_steps(
         if waiting:
             parts.append(waiting)
     parts = [parts[i] for i in rng.permutation(len(parts)).tolist()]
-    return [parts[i : i + section.grad_accumulation] for i in range(0, len(parts), section.grad_accumulation)]
+    return [parts[i : i + config.grad_accumulation] for i in range(0, len(parts), config.grad_accumulation)]

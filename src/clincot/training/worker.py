@@ -39,7 +39,7 @@ def train_in_process(work: TrainingJob) -> dict[str, float]:
         views=load_prompt_format(work.policy),
         steps=work.steps,
     )
-    return train_on_pairs(list(rows), work.policy, work.checkpoint, work.section)
+    return train_on_pairs(list(rows), work.policy, work.checkpoint, work.config)
 
 
 def main() -> None:

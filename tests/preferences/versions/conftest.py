@@ -30,9 +30,9 @@ class Round:
     at: dict[str, Path]
     output: Path
 
-    def keep(self, repository: Path | str, **section: Any) -> Metrics:
-        section = {"repository": str(repository), **section}
-        return run_stage("version", VersionConfig.model_validate(section), self.at, {"version": self.output})
+    def keep(self, repository: Path | str, **config: Any) -> Metrics:
+        config = {"repository": str(repository), **config}
+        return run_stage("version", VersionConfig.model_validate(config), self.at, {"version": self.output})
 
     @property
     def kept(self) -> DataVersion:

@@ -115,7 +115,7 @@ def test_what_others_pushed_in_the_meantime_stays(
         git(tmp_path / "theirs", "commit", "--quiet", "--all", "--message=By hand")
         git(tmp_path / "theirs", "push", "--quiet")
 
-    monkeypatch.setattr(keeping, "_into_remote", meanwhile)
+    monkeypatch.setattr(keeping, "_push_files", meanwhile)
     made.keep(repository)
     assert git(repository, "show", "main:README.md") == "changed by hand"
     assert git(repository, "log", "--format=%s", "main").splitlines()[:2] == ["Round 1: 6 preference pairs", "By hand"]

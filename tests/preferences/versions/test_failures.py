@@ -70,7 +70,7 @@ def test_a_server_that_stops_after_the_push_is_not_taken_at_its_word(
                 stack.close()
             return said
 
-        stopped.setattr(keeping, "dvc", stopping)
+        stopped.setattr(keeping, "run_dvc", stopping)
         with pytest.raises(DvcFailed, match=r"the DVC remote cannot be asked: .*[Cc]onnect"):
             made.keep(repository)
     nothing_came_of_it(made, repository, before)
@@ -98,7 +98,7 @@ def test_an_object_that_did_not_land_is_named(
     lost = next(file.md5 for file in made.kept.files if file.name == "scores.jsonl")
     for left in made.output.parent.glob("version.json*"):
         left.unlink()
-    monkeypatch.setattr(keeping, "missing", losing)
+    monkeypatch.setattr(keeping, "find_missing_objects", losing)
     with pytest.raises(DvcFailed, match=rf"pushed, but not in the DVC remote: scores\.jsonl \({lost}\); nothing was"):
         made.keep(repository)
     nothing_came_of_it(made, repository, before)

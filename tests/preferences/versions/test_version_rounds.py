@@ -40,8 +40,8 @@ def test_a_checkpoint_names_the_revision_of_its_preference_data(repository: Path
     assert record.pairs == hash_files(folder / "pairs.jsonl") == {f.name: f.sha256 for f in kept.files}["pairs.jsonl"]
     assert f"revision {kept.revision}" in render_lineage(plan.run, find_record(plan.run, record.id))
     assert f"preferences/round-0001 of {repository}" in render_lineage(plan.run, find_record(plan.run, kept.id))
-    section = PublishConfig(name="tiny", round=1)
-    manifest = register_checkpoint(FolderStore(tmp_path / "store"), folder / "policy", section, PublicationEvidence())
+    config = PublishConfig(name="tiny", round=1)
+    manifest = register_checkpoint(FolderStore(tmp_path / "store"), folder / "policy", config, PublicationEvidence())
     assert (manifest.data, manifest.data_revision) == (kept.sha256, kept.revision)
 
     before = references(repository), (folder / "policy" / "record.json").stat().st_mtime_ns
@@ -50,15 +50,15 @@ def test_a_checkpoint_names_the_revision_of_its_preference_data(repository: Path
     the_version_is_no_reason_to_train_again(plan, folder, kept, params.train)
 
 
-def the_version_is_no_reason_to_train_again(plan: Plan, folder: Path, kept: DataVersion, section: TrainConfig) -> None:
+def the_version_is_no_reason_to_train_again(plan: Plan, folder: Path, kept: DataVersion, config: TrainConfig) -> None:
     """Where the data is kept does not decide what is learnt from it; a version of other pairs is a mistake."""
     inputs = {"data": plan.data, "policy": plan.policy, "version": folder / "version.json"}
     inputs |= {name: folder / f"{name}.jsonl" for name in TRAINED_ON}
     at = (folder / "policy" / "record.json").stat().st_mtime_ns
     write_records(inputs["version"], [kept.model_copy(update={"revision": "f" * 40})])
-    run_stage("train", section, inputs, {"checkpoint": folder / "policy"})
+    run_stage("train", config, inputs, {"checkpoint": folder / "policy"})
     assert at == (folder / "policy" / "record.json").stat().st_mtime_ns
     files = tuple(f for f in kept.files if f.name != "pairs.jsonl")
     write_records(inputs["version"], [DataVersion.model_validate(kept.model_dump(exclude={"id"}) | {"files": files})])
     with pytest.raises(InvalidRecord, match=r"version\.json: is a version of other pairs than .*pairs\.jsonl"):
-        run_stage("train", section, inputs, {"checkpoint": folder / "other"})
+        run_stage("train", config, inputs, {"checkpoint": folder / "other"})

@@ -8,20 +8,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
-from pydantic import BaseModel, ConfigDict, model_validator
+from pydantic import model_validator
 
 from clincot.datasets.folder import LeakReport
 from clincot.datasets.ingest.index import IngestIndex
 from clincot.errors import InvalidInput
+from clincot.fields import FrozenModel
 from clincot.jsonl import InvalidRecord, atomic_write
 
 REPORT_FILE = "ingest_report.json"
 MAX_LISTED = 20  # how many refusals and duplicates are listed one by one
 
 
-class RefusedRow(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
+class RefusedRow(FrozenModel):
     file: str
     row: int  # line of a JSONL, position in the list of a JSON; both from 1
     reason: str
@@ -49,10 +48,8 @@ class TooManyRefused(InvalidInput):
         self.report = report
 
 
-class FolderCounts(BaseModel):
+class FolderCounts(FrozenModel):
     """One dataset folder that was written."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     folder: str  # relative to the output: ".", "train", "test"
     studies: int
@@ -67,10 +64,8 @@ class FolderCounts(BaseModel):
         return f"{' and '.join(has) or 'no questions'} on {self.studies} images"
 
 
-class IngestReport(BaseModel):
+class IngestReport(FrozenModel):
     """Written as ingest_report.json beside the data; every row read is in exactly one of the three counts."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     source: str
     split: str = ""

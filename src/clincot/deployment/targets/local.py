@@ -22,7 +22,7 @@ from typing import Any, TypeVar
 
 import httpx
 import psutil
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel
 
 from clincot.deployment.rollout import NotReady, RequestCounts, TargetFailed
 from clincot.deployment.smoke import RequestFailed, build_smoke_headers, post_json
@@ -33,6 +33,7 @@ from clincot.deployment.targets.traffic_splitter import (
     TrafficRoute,
     read_route,
 )
+from clincot.fields import FrozenModel
 from clincot.jsonl import atomic_write
 from clincot.models.checkpoint import hash_checkpoint
 from clincot.registry.manifest import Manifest, download_checkpoint
@@ -56,10 +57,8 @@ _TAIL_CHARS = 600  # characters of a log that a message quotes
 M = TypeVar("M", bound=BaseModel)
 
 
-class ServerProcess(BaseModel):
+class ServerProcess(FrozenModel):
     """A process of ours."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     pid: int
     started: float  # as the system says; a pid alone may be another process's by now

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from pydantic import BaseModel, ConfigDict
+from clincot.fields import FrozenModel
 
 COUNTS_PATH = "/-/counts"
 ROUTE_FILE = "route.json"
@@ -34,17 +34,13 @@ _HOP_HEADERS = {
 }
 
 
-class TrafficBackend(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
+class TrafficBackend(FrozenModel):
     digest: str
     url: str
     percent: int  # of the traffic
 
 
-class TrafficRoute(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
+class TrafficRoute(FrozenModel):
     backends: tuple[TrafficBackend, ...] = ()
 
 

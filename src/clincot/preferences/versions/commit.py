@@ -45,32 +45,32 @@ class RoundAlreadyVersioned(InvalidInput):
     """The round's tag holds other preference data; says whose."""
 
 
-def commit_version(section: VersionConfig, inputs: Mapping[str, Path], output: Path) -> DataVersion:
+def commit_version(config: VersionConfig, inputs: Mapping[str, Path], output: Path) -> DataVersion:
     """Keep the files as the version `preferences/round-NNNN`; without a repository a version that says so.
 
     inputs: the version stage's; the clone is made beside `output`. Raises BadRecord (files that do not belong
     together), DvcFailed, GitFailed, RoundTaken.
     """
     described = describe_version(inputs)
-    if not section.repository:
+    if not config.repository:
         why = "no data repository is named (version.repository); the files are where the round left them"
         _log.warning("the preference data is not versioned: %s", why)
         return DataVersion.model_validate({**described.model_dump(), "unversioned": why})
-    with open_temporary_clone(section, output.with_name(f"{output.name}.clone")) as git:
-        kept = _find_kept_version(git, section, described, read_versions(git, section.repository))
+    with open_temporary_clone(config, output.with_name(f"{output.name}.clone")) as git:
+        kept = _find_kept_version(git, config, described, read_versions(git, config.repository))
         if kept is None or missing_objects(git, kept):
-            _push_files(git, section, described, inputs)
-        return kept or _push_version(git, section, described)
+            _push_files(git, config, described, inputs)
+        return kept or _push_version(git, config, described)
 
 
 @contextmanager
-def open_temporary_clone(section: VersionConfig, folder: Path) -> Iterator[Git]:
+def open_temporary_clone(config: VersionConfig, folder: Path) -> Iterator[Git]:
     """A clone of the data repository that is gone afterwards; one that a killed run left there is thrown away."""
     folder = folder.absolute()
     shutil.rmtree(folder, ignore_errors=True)
     folder.parent.mkdir(parents=True, exist_ok=True)
     try:
-        git = clone_repository(section.repository, folder, branch=section.branch, timeout_s=section.timeout_s)
+        git = clone_repository(config.repository, folder, branch=config.branch, timeout_s=config.timeout_s)
         write_local_config(folder)
         yield git
     finally:
@@ -115,38 +115,38 @@ def _list_objects(version: DataVersion, listing: str) -> dict[str, int | None]:
 
 
 def _find_kept_version(
-    git: Git, section: VersionConfig, described: DataVersion, known: Sequence[DataVersion]
+    git: Git, config: VersionConfig, described: DataVersion, known: Sequence[DataVersion]
 ) -> DataVersion | None:
     """The version that these files have already. Raises RoundTaken where the round has one of other files."""
     same = None
     for version in known:
-        if section.round and version.round == section.round and version.sha256 != described.sha256:
+        if config.round and version.round == config.round and version.sha256 != described.sha256:
             when = git("log", "-1", "--format=%an, %ai", version.revision).strip()
             raise RoundAlreadyVersioned(
-                f"{section.repository}: {version.tag} holds other preference data ({version.pairs} pairs, "
+                f"{config.repository}: {version.tag} holds other preference data ({version.pairs} pairs, "
                 f"{version.sha256[:12]}, of {when}); this round's is {described.sha256[:12]}. Choose another "
                 "version.round, or 0 for the next one that is free"
             )
-        if version.sha256 == described.sha256 and section.round in (0, version.round) and same is None:
+        if version.sha256 == described.sha256 and config.round in (0, version.round) and same is None:
             same = version
     return same
 
 
-def _push_files(git: Git, section: VersionConfig, described: DataVersion, inputs: Mapping[str, Path]) -> None:
+def _push_files(git: Git, config: VersionConfig, described: DataVersion, inputs: Mapping[str, Path]) -> None:
     """Add and push the files, and look for every object. Raises DvcFailed where one did not land."""
     folder = git.folder / DATA_FOLDER
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir()
     for name, path in inputs.items():
         shutil.copyfile(path, folder / FILE_NAMES[name])
-    run_dvc(git.folder, "add", DATA_FOLDER, timeout_s=section.timeout_s)
+    run_dvc(git.folder, "add", DATA_FOLDER, timeout_s=config.timeout_s)
     listing, size, count = read_dvc_pointer((git.folder / POINTER_FILE).read_text(encoding="utf-8"), where=POINTER_FILE)
     if (size, count) != (described.size, len(described.files)):
         raise DvcFailed(
             f"DVC tracks {count} files of {size} bytes, the round has {len(described.files)} of {described.size}: "
             "they were changed while they were being read"
         )
-    run_dvc(git.folder, "push", POINTER_FILE, timeout_s=section.timeout_s)
+    run_dvc(git.folder, "push", POINTER_FILE, timeout_s=config.timeout_s)
     names = {file.md5: file.name for file in described.files}
     absent = find_missing_objects(git.folder, _list_objects(described, listing))
     if lost := {digest: folder / names[digest] for digest in absent if digest in names}:
@@ -157,18 +157,18 @@ def _push_files(git: Git, section: VersionConfig, described: DataVersion, inputs
         raise DvcFailed(f"pushed, but not in the DVC remote: {told}; nothing was committed. Run the stage again")
 
 
-def _push_version(git: Git, section: VersionConfig, described: DataVersion) -> DataVersion:
+def _push_version(git: Git, config: VersionConfig, described: DataVersion) -> DataVersion:
     """Commit, tag and push; on top of what others pushed in the meantime, as often as section.attempts."""
     branch, refused = git("rev-parse", "--abbrev-ref", "HEAD").strip(), ""
     pointer = (git.folder / POINTER_FILE).read_bytes()
-    for attempt in range(section.attempts):
+    for attempt in range(config.attempts):
         if attempt:
             time.sleep(random.uniform(0, 0.2 * attempt))  # those who lost together do not come back together
-        known = read_versions(git, section.repository)
-        kept = _find_kept_version(git, section, described, known)
+        known = read_versions(git, config.repository)
+        kept = _find_kept_version(git, config, described, known)
         if kept is not None:
             return kept
-        number = section.round or max((version.round for version in known), default=0) + 1
+        number = config.round or max((version.round for version in known), default=0) + 1
         version = described.model_copy(update={"round": number, "tag": f"{TAG_PREFIX}{number:04d}"})
         before = _read_remote_head(git, branch)
         _commit_and_tag(git, version, pointer, before)
@@ -176,16 +176,16 @@ def _push_version(git: Git, section: VersionConfig, described: DataVersion) -> D
         refused = git.try_run("push", "--quiet", "--atomic", "origin", *refs)  # both or neither
         if not refused:
             revision = git("rev-parse", "HEAD").strip()
-            return version.model_copy(update={"revision": revision, "repository": section.repository})
+            return version.model_copy(update={"revision": revision, "repository": config.repository})
         both = ("+refs/heads/*:refs/remotes/origin/*", "+refs/tags/*:refs/tags/*")
         git("fetch", "--quiet", "--prune", "--force", "origin", *both)
         if _read_remote_head(git, branch) == before and not git("tag", "--list", version.tag):
             raise GitFailed(
-                f"{section.repository}: the push of {version.tag} was refused: {refused}; the files are in the DVC "
+                f"{config.repository}: the push of {version.tag} was refused: {refused}; the files are in the DVC "
                 "remote, no version of them is in git. Check the rights to push to this repository"
             )
     raise GitFailed(
-        f"{section.repository}: others pushed first {section.attempts} times (version.attempts); run the stage again. "
+        f"{config.repository}: others pushed first {config.attempts} times (version.attempts); run the stage again. "
         f"The last push was refused: {refused}"
     )
 

@@ -8,24 +8,23 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Annotated
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from clincot.config import VersionConfig
 from clincot.errors import InvalidInput
+from clincot.fields import FiniteFloat, FrozenModel
 from clincot.jsonl import InvalidRecord, hash_files, read_records
 from clincot.preferences.versions.commit import TAG_PREFIX, open_temporary_clone, read_versions
 from clincot.preferences.versions.dvc import DATA_FOLDER, download_from_dvc
 from clincot.preferences.versions.git import Git
-from clincot.records import DataVersion, FiniteFloat, PreferencePair
+from clincot.records import DataVersion, PreferencePair
 
 Count = Annotated[int, Field(ge=0)]
 PAIRS_FILE = "pairs.jsonl"
 
 
-class ChangeSummary(BaseModel):
+class ChangeSummary(FrozenModel):
     """How a number moved from A to B over the pairs that both have: B - A."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     mean: FiniteFloat
     mean_absolute: FiniteFloat
@@ -34,13 +33,11 @@ class ChangeSummary(BaseModel):
     highest: FiniteFloat
 
 
-class PairDiff(BaseModel):
+class PairDiff(FrozenModel):
     """Pairs of two versions. The same pair: the same two candidates of one question, whichever is the better one.
 
     in_a = removed + rescored + unchanged, in_b = added + rescored + unchanged.
     """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     in_a: Count
     in_b: Count
@@ -59,20 +56,20 @@ class PairDiff(BaseModel):
     mean_gap_b: FiniteFloat | None
 
 
-def list_versions(section: VersionConfig, scratch: Path) -> list[DataVersion]:
+def list_versions(config: VersionConfig, scratch: Path) -> list[DataVersion]:
     """All versions of the data repository, by round; `scratch` is a folder for the clone."""
-    with open_temporary_clone(_require_repository(section), scratch / "clone") as git:
-        return read_versions(git, section.repository)
+    with open_temporary_clone(_require_repository(config), scratch / "clone") as git:
+        return read_versions(git, config.repository)
 
 
-def diff_versions(section: VersionConfig, a: str, b: str, scratch: Path) -> tuple[DataVersion, DataVersion, PairDiff]:
+def diff_versions(config: VersionConfig, a: str, b: str, scratch: Path) -> tuple[DataVersion, DataVersion, PairDiff]:
     """What changed from version a to b; each a round's number, a tag or (the beginning of) a commit.
 
     Raises BadInput where there is no such version, DvcFailed, BadRecord where its pairs are not those it names.
     """
-    with open_temporary_clone(_require_repository(section), scratch / "clone") as git:
-        known = read_versions(git, section.repository)
-        one, other = (find_version(known, given, section.repository) for given in (a, b))
+    with open_temporary_clone(_require_repository(config), scratch / "clone") as git:
+        known = read_versions(git, config.repository)
+        one, other = (find_version(known, given, config.repository) for given in (a, b))
         files = [_download_pairs(git, version, scratch / side) for version, side in ((one, "a"), (other, "b"))]
         return one, other, compare_pairs(*(read_records(file, PreferencePair) for file in files))
 
@@ -179,7 +176,7 @@ def _download_pairs(git: Git, version: DataVersion, folder: Path) -> Path:
     return path
 
 
-def _require_repository(section: VersionConfig) -> VersionConfig:
-    if not section.repository:
+def _require_repository(config: VersionConfig) -> VersionConfig:
+    if not config.repository:
         raise InvalidInput("no data repository is named; expected --repository or version.repository in params.yaml")
-    return section
+    return config
