@@ -21,11 +21,11 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-import gate_coverage
 import numpy as np
 from scipy.stats import beta, norm
 from tqdm import tqdm
 
+from benchmarks import gate_coverage
 from benchmarks.simulated_rounds import Setting, SimulatedRound, draw_benchmark, draw_fresh_round, draw_repeated_round
 from clincot.config import DecideConfig
 from clincot.jsonl import atomic_write
@@ -231,10 +231,14 @@ def run_simulation(seed: int, pipelines: int, jobs: int, coverage: int) -> dict[
         for (index, _), part in zip(tasks, done, strict=True):
             firsts[index] += part
         covered = list(
-            tqdm(pool.map(gate_coverage.measure, gate_coverage.tasks(seed, coverage)), desc="coverage", disable=None)
+            tqdm(
+                pool.map(gate_coverage.measure_coverage, gate_coverage.make_coverage_tasks(seed, coverage)),
+                desc="coverage",
+                disable=None,
+            )
         )
     scenarios = [summarize_scenario(scenario, first) for scenario, first in zip(SCENARIOS, firsts, strict=True)]
-    coverages = gate_coverage.collect(covered)
+    coverages = gate_coverage.collect_coverage(covered)
     worse = scenarios[5]["promote"]["gate"]["share"]
     fewer = worse <= scenarios[0]["promote"]["gate"]["share"]
     held = [row["holds"] is not False for row in (*scenarios, *coverages)]
@@ -278,7 +282,7 @@ def render_report(report: dict[str, Any]) -> str:
         "",
         f"{verdict} worse challengers are promoted than equal ones.",
         "",
-        *gate_coverage.table(report["coverage"]),
+        *gate_coverage.render_coverage_table(report["coverage"]),
     ]
     return "\n".join([*lines, "", "Everything holds." if report["holds"] else "**Not everything holds.**", ""])
 
