@@ -17,7 +17,7 @@ from clincot.deployment.deployment import abandon_rollout, resume_rollout, start
 from clincot.deployment.journal import RolloutJournal
 from clincot.deployment.rollout import RolledBack
 from clincot.deployment.targets.local import LocalTarget, ServerProcess, stop_all_servers
-from clincot.deployment.targets.traffic_splitter import TrafficBackend, TrafficRoute, TrafficRouter
+from clincot.deployment.targets.traffic_route import TrafficBackend, TrafficRoute, TrafficRouter
 from clincot.registry import champion
 from clincot.registry.manifest import Manifest
 from clincot.storage.folder_store import FolderStore

@@ -26,7 +26,7 @@ from pydantic import BaseModel
 
 from clincot.deployment.rollout import NotReady, RequestCounts, TargetFailed
 from clincot.deployment.smoke import RequestFailed, build_smoke_headers, post_json
-from clincot.deployment.targets.traffic_splitter import (
+from clincot.deployment.targets.traffic_route import (
     COUNTS_PATH,
     ROUTE_FILE,
     TrafficBackend,
