@@ -1,4 +1,4 @@
-"""The InferenceService against KServe's own CRD, where that lies at hand."""
+"""The InferenceService against KServe's own CRD, if that file is available."""
 
 from __future__ import annotations
 
@@ -141,7 +141,7 @@ def test_without_vllm_the_server_is_the_models_container(kserve: Draft202012Vali
     validate_manifest(stable, kserve)
     with pytest.raises(ValueError, match="engine clincot needs runtime"):
         ServiceSettings(engine="clincot")
-    with pytest.raises(ValueError, match="no transformer of its own"):
+    with pytest.raises(ValueError, match="no separate transformer"):
         ServiceSettings(engine="clincot", runtime="clincot-serve", transformer="separate")
 
 
@@ -151,6 +151,6 @@ def test_settings_name_their_mistakes(tmp_path: Path) -> None:
     with pytest.raises(InvalidRecord, match=r"service\.yaml: replicass"):
         load_service_settings(path)
     path.write_text("proxies: {HTTPS_PROXY: 'http://me:hunter2@proxy'}\n")
-    with pytest.raises(InvalidRecord, match="holds credentials") as refused:
+    with pytest.raises(InvalidRecord, match="contains credentials") as refused:
         load_service_settings(path)
     assert "hunter2" not in str(refused.value)

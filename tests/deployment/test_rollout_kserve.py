@@ -205,7 +205,7 @@ def test_an_error_rate_above_the_limit_under_traffic_is_rolled_back(world: World
         )
 
     world.server.scripts[world.challenger.sha256].metrics = metrics
-    with pytest.raises(RolledBack, match=r"3 of 20 requests failed while it was watched \(2\.0% allowed\)"):
+    with pytest.raises(RolledBack, match=r"3 of 20 requests failed while the revision was watched \(2\.0% allowed\)"):
         world.deploy(world.challenger)
     assert world.shares()[-2:] == [10, None]
 
@@ -304,7 +304,7 @@ def test_two_processes_never_drive_one_rollout(world: World) -> None:
     mine = start_rollout(world.store, world.base, FAST, target="kserve", service=SERVICE, by="ann")
     theirs = read_journal(world.store, LINE, 1, by="bo")
     theirs.add_event("started", "by another process")
-    with pytest.raises(RolloutConflict, match="another process has gone on"):
+    with pytest.raises(RolloutConflict, match="another process has continued this rollout"):
         resume_rollout(world.store, mine, world.target(world.base), wait=lambda _: None)
 
 
@@ -315,7 +315,7 @@ def test_a_champion_moved_meanwhile_stops_the_rollout(world: World, tmp_path: Pa
     champion.promote_champion(world.store, rival, over=world.base.sha256, by="bo", reason="faster")
     with pytest.raises(RolledBack, match=f"it is {rival.sha256[:12]}"):
         resume_rollout(world.store, journal, world.target(world.challenger), wait=lambda _: None)
-    with pytest.raises(DeploymentRefused, match=f"the champion is {rival.sha256[:12]} by now; decide again"):
+    with pytest.raises(DeploymentRefused, match=f"the champion is now {rival.sha256[:12]}; decide again"):
         world.deploy(world.challenger)
 
 
@@ -338,7 +338,7 @@ def test_a_person_says_yes_first(world: World) -> None:
     assert world.server.history == []
     decision = world.challenger.decision
     assert decision is not None
-    with pytest.raises(ValueError, match="carries a name and a reason"):
+    with pytest.raises(ValueError, match="needs a name and a reason"):
         approve_rollout(world.store, decision.id, by="", reason="")
     with pytest.raises(ValueError, match=f"waiting: {decision.id}"):
         approve_rollout(world.store, "decision-0000", by="dr", reason="seen the page")

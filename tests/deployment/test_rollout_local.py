@@ -90,8 +90,8 @@ def test_from_nothing_to_the_base_to_the_challenger(world: World) -> None:
     [
         (("--wrong",), "2 of 2 golden questions missed"),
         (("--never-ready",), "was not ready within 1 s"),
-        (("--die-after", "3"), "the server ended|no longer|golden questions failed"),
-        (("--no-such-flag",), "the server ended.*unrecognized arguments: --no-such-flag"),
+        (("--die-after", "3"), "the server has ended|no longer|golden questions failed"),
+        (("--no-such-flag",), "the server has ended.*unrecognized arguments: --no-such-flag"),
     ],
 )
 def test_a_bad_challenger_leaves_the_base_where_it_was(world: World, flags: tuple[str, ...], why: str) -> None:

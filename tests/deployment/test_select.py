@@ -48,7 +48,7 @@ def test_the_way_is_chosen_by_what_the_cluster_has(
 @pytest.mark.parametrize(
     ("mode", "why"),
     [
-        ("standard", r"spec\.canary\[\] would do nothing here: the cluster has no Gateway API"),
+        ("standard", r"spec\.canary\[\] would have no effect here: the cluster has no Gateway API"),
         ("knative", r"does not serve serving\.knative\.dev/v1"),
     ],
 )

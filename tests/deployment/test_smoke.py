@@ -74,7 +74,7 @@ def test_what_is_no_answer_is_a_failed_request_without_the_key(
 
 
 def test_a_key_that_cannot_arrive_is_refused() -> None:
-    with pytest.raises(ValueError, match="the API server passes no key on"):
+    with pytest.raises(ValueError, match="the API server forwards no key"):
         ServiceSettings(api_keys_secret="keys")
 
 

@@ -46,7 +46,7 @@ def digests(found: Champion) -> list[str]:
 def test_from_the_base_forward_and_back(tmp_path: Path) -> None:
     """base, +one, +two, back to one, back to base: two is gone from what one can go back to, and history keeps it."""
     store = FolderStore(tmp_path)
-    with pytest.raises(NoChampion, match="models start chest"):
+    with pytest.raises(NoChampion, match="models start DIGEST --name chest"):
         champion.read_champion(store, "chest")
     champion.create_champion_pointer(store, BASE, by="ann")
     champion.promote_champion(store, ONE, over=BASE.sha256, by="ann", reason="won", decision="decision-1")

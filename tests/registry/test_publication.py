@@ -147,7 +147,7 @@ def test_the_adapter_alone_is_published_on_its_base(tmp_path: Path) -> None:
 def test_the_round_is_recorded_inherited_or_asked_for(tmp_path: Path) -> None:
     store = FolderStore(tmp_path / "store")
     orphan = write_checkpoint(tmp_path / "c", 2.0, parent="ab" * 32)
-    with pytest.raises(ValueError, match="its parent abababababab is not published; say --round"):
+    with pytest.raises(ValueError, match="its parent abababababab is not published; set --round"):
         register_checkpoint(store, orphan, SECTION, PublicationEvidence())
     assert register_checkpoint(store, orphan, SECTION.model_copy(update={"round": 3}), PublicationEvidence()).round == 3
 
@@ -159,7 +159,7 @@ def test_evidence_about_another_checkpoint_is_refused(tmp_path: Path) -> None:
             FolderStore(tmp_path / "s"), checkpoint, SECTION, PublicationEvidence(decision=decided("0" * 64, "1" * 64))
         )
     report = BenchmarkReport(benchmark="b", policy="another", protocol="strict", metrics={})
-    with pytest.raises(ValueError, match="the report is of another"):
+    with pytest.raises(ValueError, match="the report is about another"):
         register_checkpoint(FolderStore(tmp_path / "s"), checkpoint, SECTION, PublicationEvidence(report=report))
 
 

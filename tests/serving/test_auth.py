@@ -70,7 +70,7 @@ def test_a_secret_that_disappears_shuts_everybody_out_until_it_is_back(tmp_path:
 @pytest.mark.parametrize("content", ["", "\n# only a comment\n"])
 def test_a_server_does_not_start_without_a_key(tmp_path: Path, content: str) -> None:
     (tmp_path / "keys").write_text(content)
-    with pytest.raises(ValueError, match="holds no API key"):
+    with pytest.raises(ValueError, match="contains no API key"):
         ApiKeys(tmp_path / "keys")
-    with pytest.raises(ValueError, match="holds no API key"):
+    with pytest.raises(ValueError, match="contains no API key"):
         ApiKeys(tmp_path / "none")

@@ -66,7 +66,7 @@ def test_told_to_stop_it_finishes_what_it_accepted_and_takes_nothing_new(film: s
         with pytest.raises(httpx.ConnectError):
             httpx.get(server.url, timeout=10)
     assert answers == [200, 200, 200]
-    assert "what was accepted is answered" in (tmp_path / "log").read_text()
+    assert "all accepted requests are answered" in (tmp_path / "log").read_text()
 
 
 def metric(server: Served, name: str) -> float:

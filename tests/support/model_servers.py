@@ -71,8 +71,8 @@ class Held:
         self._batcher = Batcher(policy, max_batch=settings.max_batch, gather_s=settings.gather_s, observe=observe_batch)
         self.digest = policy.digest
 
-    def open_policy(self, ticket: RequestContext) -> Any:
-        return self._batcher.open_policy(ticket)
+    def open_policy(self, context: RequestContext) -> Any:
+        return self._batcher.open_policy(context)
 
     def check_health(self) -> bool:
         return True
@@ -88,8 +88,8 @@ def serving_here(
     """The address of a server in this process; ended when what it accepted is answered."""
     levels = {name: logging.getLogger(name).level for name in QUIET_LOGGERS}  # other tests listen to these loggers
     quiet_library_loggers()
-    answering = AnswerService(Held(policy, settings), settings, fetcher)
-    app = RequestMiddleware(build_application("policy", answering), settings, keys)
+    service = AnswerService(Held(policy, settings), settings, fetcher)
+    app = RequestMiddleware(build_application("policy", service), settings, keys)
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         config = uvicorn.Config(app, log_config=None, access_log=False, timeout_graceful_shutdown=300)
@@ -102,7 +102,7 @@ def serving_here(
         finally:
             server.should_exit = True
             thread.join()
-            answering.close()
+            service.close()
             for name, level in levels.items():
                 logging.getLogger(name).setLevel(level)
 

@@ -1,4 +1,7 @@
-"""Non-interactive rollout of a published checkpoint, used by the Kubeflow task; and the choice of a rollout's target."""
+"""Non-interactive rollout of a published checkpoint, used by the Kubeflow task.
+
+`build_target` is shared with the CLI.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The model registry: published checkpoints under their digest, model cards, golden questions, the champion pointer.
+"""The model registry: published checkpoints, their model cards and golden questions, and the champion pointer.
 
-Rolling a published checkpoint out is clincot.deployment.
+A checkpoint is stored under its digest. Rollouts of a published checkpoint are in clincot.deployment.
 """
