@@ -1,7 +1,7 @@
-"""Validation of a manifest against its CustomResourceDefinition, with unknown fields as errors.
+"""Validation of a manifest against its CustomResourceDefinition.
 
-An API server drops unknown fields silently, so a misspelt `minReplicass` would have no effect. The models of KServe's
-SDK do not help: they accept `min_replicas="abc"`.
+Unknown fields are errors. An API server drops unknown fields silently, so a misspelt `minReplicass` would have no
+effect. The models of KServe's SDK do not help: they accept `min_replicas="abc"`.
 """
 
 from __future__ import annotations
@@ -23,7 +23,10 @@ class InvalidResource(InvalidInput):
 
 
 def build_validator(crd: Json, version: str) -> Draft202012Validator:
-    """Build the validator of one version of a CustomResourceDefinition. Raises InvalidRecord."""
+    """Build the validator of one version of a CustomResourceDefinition.
+
+    Raises InvalidRecord.
+    """
     for served in crd.get("spec", {}).get("versions", ()):
         if served["name"] == version:
             return Draft202012Validator(forbid_unknown_fields(served["schema"]["openAPIV3Schema"]))
@@ -41,7 +44,10 @@ def read_crd(path: Path) -> Json:
 
 
 def validate_manifest(manifest: Json, validator: Draft202012Validator) -> None:
-    """Raise InvalidResource, naming each field that is unknown, missing or of the wrong type (at most ten)."""
+    """Validate a manifest.
+
+    Raises InvalidResource, naming each field that is unknown, missing or of the wrong type (at most ten).
+    """
     problems = sorted(
         f"{error.json_path.removeprefix('$.')}: {error.message[:200]}" for error in validator.iter_errors(manifest)
     )

@@ -1,4 +1,7 @@
-"""Starting, resuming, approving and abandoning rollouts; rollout.py drives the steps of one."""
+"""Starting, resuming, approving and abandoning rollouts.
+
+The steps of a rollout are in rollout.py.
+"""
 
 from __future__ import annotations
 
@@ -34,7 +37,7 @@ class Approval(Record):
 
 
 class DeploymentRefused(InvalidInput):
-    """The checkpoint is neither the champion nor promoted by a decision against the champion."""
+    """The checkpoint is neither the champion nor promoted over the champion."""
 
 
 def start_rollout(
@@ -77,7 +80,10 @@ def start_rollout(
 
 
 def _check_decision(store: Store, manifest: Manifest, now: str) -> str:
-    """The id of the decision that promotes the checkpoint over the champion `now`. Raises DeploymentRefused."""
+    """Return the id of the decision that promotes the checkpoint over `now`.
+
+    now: digest of the champion. Raises DeploymentRefused if there is no such decision.
+    """
     if manifest.kind == "adapter":
         raise DeploymentRefused(
             f"{manifest.line} {manifest.sha256[:12]} is an adapter; publish the merged checkpoint to deploy it"
@@ -102,8 +108,9 @@ def _check_decision(store: Store, manifest: Manifest, now: str) -> str:
 def resume_rollout(
     store: Store, journal: RolloutJournal, target: RolloutTarget, *, wait: Callable[[float], None] = time.sleep
 ) -> Literal["awaiting approval", "finished"]:
-    """Run the rollout to its end, or until it needs a person's approval. Raises what roll_out raises.
+    """Run the rollout to its end, or until it needs a person's approval.
 
+    Raises what roll_out raises.
     wait: sleeps for a number of seconds.
     """
     if journal.plan.settings.approval and not any(event.kind == "approved" for event in journal.events):
@@ -176,9 +183,9 @@ def _iter_open_rollouts(store: Store, by: str) -> Iterator[RolloutJournal]:
 
 
 def find_referenced_checkpoints(store: Store, line: str) -> dict[str, str]:
-    """Map each checkpoint that the champion pointer or a rollout names to what names it.
+    """Map each checkpoint that is still in use to what names it.
 
-    These checkpoints are never pruned.
+    The champion pointer and rollouts name checkpoints. These checkpoints are never pruned.
     """
     references: dict[str, str] = {}
     try:

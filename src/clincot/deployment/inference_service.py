@@ -1,7 +1,8 @@
-"""The InferenceService of a checkpoint, with vLLM as predictor and `clincot serve` as transformer.
+"""The InferenceService of a checkpoint.
 
-By default the transformer is collocated: it is a container of the predictor's pod (KServe's `transformer-container`)
-and reaches vLLM at `--predictor_host=localhost:…`. This has three advantages:
+vLLM is its predictor, and `clincot serve` its transformer. By default the transformer is collocated: it is a container
+of the predictor's pod (KServe's `transformer-container`) and reaches vLLM at `--predictor_host=localhost:…`. This has
+three advantages:
 
 - The second turn of a chain reaches the same vLLM, which has the first turn in its prefix cache.
 - While two revisions share the traffic, both turns are answered by the same checkpoint.
@@ -29,12 +30,18 @@ Json = dict[str, Any]
 
 
 def build_revision_name(digest: str) -> str:
-    """The predictor's name, derived from its checkpoint. Kubernetes requires a letter as its first character."""
+    """The predictor's name, derived from its checkpoint.
+
+    Kubernetes requires a letter as its first character.
+    """
     return f"r{digest[:10]}"
 
 
 def build_inference_service(settings: ServiceSettings, digest: str, uri: str, *, name: str = "", mode: str) -> Json:
-    """Build the InferenceService with one predictor. mode: "Standard" or "Knative", KServe's deployment modes."""
+    """Build the InferenceService with one predictor.
+
+    mode: "Standard" or "Knative", KServe's deployment modes.
+    """
     annotations = {MODE_ANNOTATION: mode}
     if mode == "Knative":
         # gives a revision without traffic its own address, which the smoke test needs
@@ -73,7 +80,7 @@ def build_labels(settings: ServiceSettings) -> dict[str, str]:
 
 
 def build_canary(settings: ServiceSettings, digest: str, uri: str, percent: int) -> Json:
-    """Build one entry of spec.canary[]: a second predictor with a share of the traffic.
+    """Build one entry of spec.canary[], a second predictor with a traffic share.
 
     minReplicas is set explicitly, because KServe's default is ceil(stable * percent / 100), which is 0 at 0 %. The
     schema requires the model container's name here, but KServe refuses a name in the stable predictor; an empty name
@@ -130,7 +137,10 @@ def _build_vllm_model(settings: ServiceSettings, uri: str, port: int) -> Json:
 
 
 def _build_embedded_model(settings: ServiceSettings, uri: str) -> Json:
-    """`clincot serve` as the model's container; KServe appends these arguments to the command of the runtime."""
+    """`clincot serve` as the model's container.
+
+    KServe appends these arguments to the command of the runtime.
+    """
     container = _build_transformer(settings, name="")
     shared = ("resources", "readinessProbe", "startupProbe", "securityContext", "env", "volumeMounts")
     out = {"modelFormat": {"name": "clincot"}, "storageUri": uri, **{key: container[key] for key in shared}}
@@ -211,7 +221,7 @@ def _build_probe(path: str, port: int, *, failures: int) -> Json:
 def build_storage_secret(
     settings: ServiceSettings, *, secret: str, endpoint: str, region: str, verify: bool = True
 ) -> tuple[Json, Json]:
-    """Build the Secret (without its keys) and the ServiceAccount that give KServe access to an S3 endpoint.
+    """Build the Secret and the ServiceAccount with which KServe reads from S3.
 
     The operator adds the keys AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY to the Secret (KServe reads
     `awsAccessKeyID` and `awsSecretAccessKey` unless its ConfigMap names others); clincot never sees them.

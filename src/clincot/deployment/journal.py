@@ -1,7 +1,8 @@
-"""The journal of a rollout: an append-only JSONL file in the store with one event per line; the first is the plan.
+"""The journal of a rollout.
 
-A journal is created only if it does not exist yet, and a writer appends an event only if the file is still the version
-that it wrote last. So two processes cannot drive the same rollout: the second one to write gets an error and stops.
+It is an append-only JSONL file in the store with one event per line; the first event contains the plan. A journal is
+created only if it does not exist yet, and a writer appends an event only if the file is still the version that it wrote
+last. So two processes cannot drive the same rollout: the second one to write gets an error and stops.
 """
 
 from __future__ import annotations
@@ -40,7 +41,10 @@ TERMINAL_KINDS: frozenset[EventKind] = frozenset({"finished", "rolled back", "ab
 
 
 class RolloutPlan(FrozenModel):
-    """Which checkpoint is rolled out, where and how. `previous` is the champion that it replaces."""
+    """Which checkpoint is rolled out, where and how.
+
+    `previous` is the champion that it replaces.
+    """
 
     line: NonEmptyStr
     number: Annotated[int, Field(ge=1)]  # counts the rollouts of the model line
@@ -73,7 +77,7 @@ class RolloutEvent(Record):
 
 
 class RolloutConflict(InvalidInput):
-    """Another process drives this rollout, or started another one of the same model line."""
+    """Another process drives this rollout, or started one of the same model line."""
 
 
 class RolloutJournal:
@@ -85,7 +89,10 @@ class RolloutJournal:
 
     @classmethod
     def create(cls, store: Store, plan: RolloutPlan, *, by: str) -> RolloutJournal:
-        """Create the journal with the event "planned". Raises RolloutConflict if another process has created it."""
+        """Create the journal with the event "planned".
+
+        Raises RolloutConflict if another process has created it.
+        """
         event = RolloutEvent(rollout=plan.id, number=0, kind="planned", plan=plan, at=_format_now(), by=by)
         try:
             tag = store.write_new(build_journal_key(plan.line, plan.number), _encode_event(event))
@@ -117,7 +124,10 @@ class RolloutJournal:
         return "awaiting approval" in kinds and "approved" not in kinds and not self.ended
 
     def add_event(self, kind: EventKind, detail: str = "", *, percent: int | None = None) -> RolloutEvent:
-        """Append an event. Raises RolloutConflict if another process has appended one since."""
+        """Append an event.
+
+        Raises RolloutConflict if another process has appended one since.
+        """
         event = RolloutEvent(
             rollout=self.plan.id,
             number=len(self.events),

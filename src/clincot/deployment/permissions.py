@@ -1,4 +1,7 @@
-"""The Kubernetes permissions that a rollout needs, used by preflight and by the Role of its account."""
+"""The Kubernetes permissions that a rollout needs.
+
+Preflight checks them, and the Role of the rollout's account grants them.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +11,7 @@ from clincot.deployment.service_settings import ServiceSettings
 
 
 def list_rollout_permissions(settings: ServiceSettings) -> list[Permission]:
-    """List the permissions that the kserve, blue_green and select modules of deployment.targets use."""
+    """List the permissions that targets on a cluster use."""
     namespace = settings.namespace
     needed = [Permission(verb, GROUP, PLURAL, namespace) for verb in ("get", "list", "create", "update", "delete")]
     needed += [Permission(verb, "", "services", namespace) for verb in ("get", "create", "update", "delete")]

@@ -17,15 +17,16 @@ from clincot.storage.store import Store
 
 @dataclass(frozen=True)
 class PruneResult:
-    """The checkpoints that stay, each with the reason, and those that are removed (digests)."""
+    """The digests of the checkpoints that stay, with the reason, and of the others."""
 
     kept: dict[str, str]
     gone: tuple[str, ...]
 
 
 def prune_checkpoints(store: Store, line: str, *, keep: int, really: bool) -> PruneResult:
-    """Remove the checkpoints of a model line that are neither among the newest `keep` by round nor still named.
+    """Remove a model line's old checkpoints.
 
+    A checkpoint stays if it is among the newest `keep` by round, or still named.
     A decision names two checkpoints: as long as the checkpoint that carries it stays, so does the champion that it was
     compared with. The base of an adapter stays likewise.
     really: delete them; otherwise only report what would be deleted. Raises InvalidInput if `keep` is negative.
@@ -54,9 +55,10 @@ def prune_checkpoints(store: Store, line: str, *, keep: int, really: bool) -> Pr
 
 
 def prune_unfinished(store: Store, line: str, *, really: bool) -> tuple[str, ...]:
-    """Remove folders without a manifest: publications that were interrupted, or are in progress.
+    """Remove folders without a manifest.
 
-    Returns their digests. really: delete them; otherwise only report them.
+    The publication of such a checkpoint was interrupted, or is in progress. Returns their digests.
+    really: delete them; otherwise only report them.
     """
     folders = {key.split("/")[2] for key in store.keys(f"models/{line}/") if key.count("/") > 2}
     unfinished = tuple(sorted(folders - set(list_published_digests(store, line))))
@@ -76,7 +78,10 @@ def _list_references(manifest: Manifest) -> Sequence[tuple[str, str]]:
 
 
 def _delete_checkpoint(store: Store, line: str, digest: str) -> None:
-    """Delete the manifest first, so that an interrupted removal leaves no published checkpoint with missing files."""
+    """Delete a checkpoint, its manifest first.
+
+    An interrupted removal then leaves no published checkpoint with missing files.
+    """
     store.delete(f"{build_checkpoint_key(line, digest)}/{MANIFEST}")
     for key in list(store.keys(f"{build_checkpoint_key(line, digest)}/")):
         store.delete(key)

@@ -1,4 +1,4 @@
-"""The steps of a rollout on any target: start, wait, smoke test, shift the traffic in steps, or roll back.
+"""The steps of a rollout on any target.
 
     planned → [awaiting approval → approved] → started → ready → smoke → shifted, watched, … → champion → finished
                                                    └───────── failed → rolled back ─────────┘
@@ -30,7 +30,7 @@ from clincot.registry.manifest import Manifest
 
 
 class NotReady(UserError, RuntimeError):
-    """The new revision did not become ready, or is no longer ready; the message says why, if known."""
+    """The new revision did not become ready, or is no longer ready."""
 
 
 class TooManyErrors(UserError, RuntimeError):
@@ -42,18 +42,21 @@ class TargetFailed(UserError, RuntimeError):
 
 
 class RolledBack(UserError, RuntimeError):
-    """The rollout failed and all traffic is back on the old revision; the message says why."""
+    """The rollout failed, and all traffic is back on the old revision."""
 
 
 class RequestCounts(NamedTuple):
-    """The number of requests that the new revision has served so far, and how many of them failed."""
+    """How many requests the new revision has served, and how many of them failed."""
 
     requests: int
     failed: int
 
 
 def parse_request_counts(metrics: str) -> RequestCounts | None:
-    """Parse a server's Prometheus metrics (clincot_requests_total by status); None if they are missing."""
+    """Parse the request counts from a server's Prometheus metrics.
+
+    Returns None if clincot_requests_total is missing. Requests with a 5xx status count as failed.
+    """
     from prometheus_client.parser import text_string_to_metric_families
 
     samples = []
@@ -78,15 +81,21 @@ class RolloutTarget(RevisionClient, Protocol):
 
     @property
     def steps(self) -> tuple[int, ...]:
-        """The traffic shares of the new revision that this target supports, in percent; the last one is 100."""
+        """The traffic shares of the new revision, in percent; the last one is 100."""
         ...
 
     def start_revision(self) -> str:
-        """Start the new revision next to the old one, without traffic; return a description for the journal."""
+        """Start the new revision next to the old one, without traffic.
+
+        Returns a description for the journal.
+        """
         ...
 
     def check_ready(self) -> bool:
-        """Whether the new revision is ready. Raises NotReady if it never will be, or is no longer ready."""
+        """Whether the new revision is ready.
+
+        Raises NotReady if it never will be, or is no longer ready.
+        """
         ...
 
     def read_request_counts(self) -> RequestCounts | None:
@@ -102,7 +111,10 @@ class RolloutTarget(RevisionClient, Protocol):
         ...
 
     def roll_back(self) -> None:
-        """Send all traffic to the old revision and stop the new one; do nothing if none was started."""
+        """Send all traffic to the old revision and stop the new one.
+
+        Does nothing if none was started.
+        """
         ...
 
 
@@ -159,10 +171,10 @@ def _watch_traffic(
     settings: DeployConfig,
     wait: Callable[[float], None],
 ) -> str:
-    """Watch the revision under its traffic share for step_s seconds, and return a summary for the journal.
+    """Watch the revision under its traffic share for step_s seconds.
 
-    Golden questions are asked repeatedly, each at least once. Raises NotReady if the revision stops being ready, and
-    TooManyErrors if it fails too many golden questions or users' requests.
+    Returns a summary for the journal. Golden questions are asked repeatedly, each at least once. Raises NotReady if the
+    revision stops being ready, and TooManyErrors if it fails too many golden questions or users' requests.
     """
     before = target.read_request_counts()
     until = time.monotonic() + settings.step_s
@@ -192,7 +204,10 @@ def _watch_traffic(
 
 
 def _check_served_requests(target: RolloutTarget, before: RequestCounts | None, settings: DeployConfig) -> str:
-    """Summarize the users' requests since `before`, if they are counted. Raises TooManyErrors."""
+    """Summarize the users' requests since `before`, if they are counted.
+
+    Raises TooManyErrors.
+    """
     after = target.read_request_counts()
     if before is None or after is None or after.requests < before.requests:  # a restarted server starts at 0
         return "the users' requests are not counted here"

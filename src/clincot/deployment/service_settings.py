@@ -1,4 +1,7 @@
-"""Settings of a service on a cluster. They name Secrets and never contain credentials."""
+"""Settings of a service on a cluster.
+
+They name Secrets and never contain credentials.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +19,7 @@ Name = Annotated[str, Field(pattern=r"^[a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?$")]
 
 
 class ServiceSettings(FrozenConfig):
-    """Settings of a service, read from a YAML file (`clincot deploy --service service.yaml`)."""
+    """Settings of a service (`clincot deploy --service service.yaml`)."""
 
     name: Annotated[
         str, Field(pattern=r"^[a-z]([-a-z0-9]{0,36}[a-z0-9])?$", description="Name of the InferenceService.")
@@ -101,7 +104,10 @@ class ServiceSettings(FrozenConfig):
 
 
 def load_service_settings(path: Path | None) -> ServiceSettings:
-    """Read the settings from a YAML file, or return the defaults. Raises InvalidRecord naming file and field."""
+    """Read the settings from a YAML file; the defaults without one.
+
+    Raises InvalidRecord naming the file and the field.
+    """
     if path is None:
         return ServiceSettings()
     content = read_settings(path, "the service's settings (service.yaml)")

@@ -1,6 +1,7 @@
-"""The smoke test of a server: it must answer golden questions as the published checkpoint did.
+"""The smoke test of a server.
 
-Both the answer and the region must match. The questions are sent as OpenAI chat completions, like any client's.
+The server must answer golden questions as the published checkpoint did. Both the answer and the region must match. The
+questions are sent as OpenAI chat completions, like any client's.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ CHAT_PATH = "/openai/v1/chat/completions"
 
 
 class RequestFailed(UserError, RuntimeError):
-    """A request got no usable reply: it was refused, timed out, failed, or returned something else."""
+    """A request was refused, timed out, failed, or returned something unusable."""
 
 
 class SmokeFailed(UserError, RuntimeError):
@@ -89,7 +90,10 @@ def build_smoke_headers() -> dict[str, str]:
 
 
 def post_json(url: str, path: str, payload: Mapping[str, Any], timeout_s: float) -> Any:
-    """POST to a server by its own address and return the reply's JSON. Raises RequestFailed."""
+    """POST to a server by its own address and return the reply's JSON.
+
+    Raises RequestFailed.
+    """
     try:
         reply = httpx.post(url.rstrip("/") + path, json=dict(payload), headers=build_smoke_headers(), timeout=timeout_s)
         reply.raise_for_status()
@@ -172,7 +176,10 @@ def read_golden_images(store: Store, manifest: Manifest) -> dict[str, bytes]:
 def run_smoke_test(
     server: RevisionClient, manifest: Manifest, images: Mapping[str, bytes], settings: DeployConfig
 ) -> str:
-    """Ask all golden questions and return a summary. Raises SmokeFailed if more than smoke_misses differ."""
+    """Ask all golden questions and return a summary.
+
+    Raises SmokeFailed if more than smoke_misses answers differ.
+    """
     misses = []
     for golden in manifest.golden:
         try:

@@ -25,7 +25,10 @@ TargetKind = Literal["kserve", "local"]
 
 @dataclass(frozen=True)
 class TargetOptions:
-    """How a target is reached. A local rollout uses the first group, one on a cluster the second."""
+    """How a target is reached.
+
+    A local rollout uses the first group, one on a cluster the second.
+    """
 
     state: Path = Path("runs/serving")  # folder of the local processes' state
     serve_command: Sequence[str] = SERVE_COMMAND  # with the placeholders {checkpoint} and {port}
@@ -67,7 +70,7 @@ def deploy_checkpoint(
 def build_target(
     store: Store, manifest: Manifest, kind: TargetKind, *, steps: tuple[int, ...], options: TargetOptions
 ) -> RolloutTarget:
-    """Build the target of a rollout: processes on this machine, or KServe on a cluster.
+    """Build the target of a rollout: local processes, or KServe on a cluster.
 
     Nothing is started or changed. Raises InvalidInput (no service settings, or the extra `cluster` is not installed),
     TargetFailed (the cluster cannot be used) and InvalidResource (the CRD does not allow the manifests).

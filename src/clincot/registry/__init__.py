@@ -1,4 +1,5 @@
-"""The model registry: published checkpoints, their model cards and golden questions, and the champion pointer.
+"""The model registry.
 
-A checkpoint is stored under its digest. Rollouts of a published checkpoint are in clincot.deployment.
+It contains published checkpoints with their model cards and golden questions, and the champion pointers. A checkpoint
+is stored under its digest. Rollouts of a published checkpoint are in clincot.deployment.
 """

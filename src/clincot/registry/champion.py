@@ -1,8 +1,9 @@
-"""The champion pointer of a model line: one small object with its history, updated by compare-and-swap.
+"""The champion pointer of a model line.
 
-The pointer names the checkpoint that a round starts from and that is served. It starts at the base model (round 0); a
-decision moves it forward, and an operator moves it back with a reason. If two processes move it at the same time, one
-succeeds and the other gets an error that names the winner.
+It is one small object that includes its history and is updated by compare-and-swap. The pointer names the checkpoint
+that a round starts from and that is served. It starts at the base model (round 0); a decision moves it forward, and an
+operator moves it back with a reason. If two processes move it at the same time, one succeeds and the other gets an
+error that names the winner.
 """
 
 from __future__ import annotations
@@ -47,7 +48,7 @@ class ChampionMove(Record):
 
 
 class Champion(FrozenModel):
-    """The pointer of a model line: all its moves, of which the last one names the champion."""
+    """The pointer of a model line. Its last move names the champion."""
 
     line: NonEmptyStr
     moves: tuple[ChampionMove, ...] = Field(min_length=1)
@@ -121,9 +122,9 @@ def create_champion_pointer(
 
 
 def promote_champion(store: Store, to: Manifest, *, over: str, by: str, reason: str, decision: str = "") -> Champion:
-    """Make `to` the champion in place of `over`, the digest of the champion that it was compared with.
+    """Make `to` the champion in place of `over`.
 
-    Raises ChampionMoved if `over` is no longer the champion.
+    over: digest of the champion that `to` was compared with. Raises ChampionMoved if it is no longer the champion.
     """
     return _append_move(store, to, "promote", over=over, by=by, reason=reason, decision=decision)
 

@@ -1,4 +1,7 @@
-"""Publication of a round's checkpoint with its evidence: report, decision, judges and golden questions."""
+"""Publication of a round's checkpoint with its evidence.
+
+The evidence consists of report, decision, judges and golden questions.
+"""
 
 from __future__ import annotations
 
@@ -31,7 +34,7 @@ CANDIDATES_PER_GOLDEN = 4
 
 
 def publish_checkpoint(config: PublishConfig, inputs: Mapping[str, Path], *, load_look: LoadAnswerFn) -> Manifest:
-    """Publish the `checkpoint` of `inputs` with its evidence, and return the manifest.
+    """Publish a checkpoint with its evidence, and return the manifest.
 
     inputs: `checkpoint`, and optionally `report`, `decision`, `panel_report` and `golden` (a data-set folder).
     load_look: loads the checkpoint that answers the golden questions; it is called only if there are any.
@@ -59,9 +62,10 @@ def publish_checkpoint(config: PublishConfig, inputs: Mapping[str, Path], *, loa
 def start_model_line(
     config: PublishConfig, store: Store, base: str, *, golden: str, by: str, load_look: LoadAnswerFn
 ) -> str:
-    """Publish `base` and make it the round-0 champion, unless the model line has a champion; describe the result.
+    """Publish `base` and make it the round-0 champion, unless the line has one.
 
-    base, golden: folders, or addresses in a store. Nothing is downloaded if the line already has a champion.
+    Returns a description of the result. Nothing is downloaded if the line already has a champion.
+    base, golden: folders, or addresses in a store.
     """
     try:
         existing = champion.read_champion(store, config.name)
@@ -78,8 +82,8 @@ def start_model_line(
     return f"{config.name}: champion {manifest.sha256[:12]}, published from {base}"
 
 
-def select_golden_questions(look: AnswerFn, data: Path, out: Path, count: int) -> list[GoldenQuestion]:
-    """Select the questions that the policy answers most clearly, at most one for each image.
+def select_golden_questions(answer_fn: AnswerFn, data: Path, out: Path, count: int) -> list[GoldenQuestion]:
+    """Select the questions that the policy answers most clearly, one per image.
 
     The candidates are the first questions of the data set. The images are copied to the folder `out`. The answer key is
     not read: a golden answer is what this checkpoint answers, right or wrong. Raises InvalidInput if `data` has no
@@ -93,7 +97,7 @@ def select_golden_questions(look: AnswerFn, data: Path, out: Path, count: int) -
     answered = []
     for position, question in enumerate(candidates):
         study = studies[question.study]
-        answer, box, lead = look(study, data, question.text)
+        answer, box, lead = answer_fn(study, data, question.text)
         answered.append((-lead, position, question.text, study, answer, box))
     if not answered:
         raise InvalidInput(f"{data}: contains no question; golden questions need at least one")

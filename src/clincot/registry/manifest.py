@@ -28,7 +28,7 @@ GOLDEN_FOLDER = "golden"  # folder of the golden questions' images
 
 
 class StoredFile(FrozenModel):
-    """One file of a published checkpoint; `path` is relative to the checkpoint's folder."""
+    """One file of a published checkpoint, by its path in the checkpoint's folder."""
 
     path: NonEmptyStr
     sha256: Sha256
@@ -36,7 +36,10 @@ class StoredFile(FrozenModel):
 
 
 class GoldenQuestion(Record):
-    """A question with the published policy's greedy answer and region, which a new server must reproduce."""
+    """A question with the published policy's greedy answer and region.
+
+    A new server of the checkpoint must give the same answer from the same region.
+    """
 
     prefix: ClassVar[str] = "golden"
 
@@ -56,7 +59,7 @@ class JudgeSummary(FrozenModel):
 
 
 class Manifest(Record):
-    """A published checkpoint: its files with their digests, its origin, and its evaluation."""
+    """A published checkpoint: its files, its origin, and its evaluation."""
 
     prefix: ClassVar[str] = "model"
     provenance: ClassVar[frozenset[str]] = frozenset({"uri", "git", "created", "data", "data_revision"})
@@ -98,12 +101,18 @@ def build_checkpoint_key(line: str, digest: str) -> str:
 
 
 def build_checkpoint_uri(store: Store, line: str, digest: str) -> str:
-    """The address of a published checkpoint. It contains the digest, so its content never changes."""
+    """The address of a published checkpoint.
+
+    It contains the digest, so its content never changes.
+    """
     return f"{store.url}/{build_checkpoint_key(line, digest)}"
 
 
 def read_manifest(store: Store, line: str, digest: str) -> Manifest:
-    """Read the manifest of a published checkpoint. Raises NotPublished, InvalidRecord."""
+    """Read the manifest of a published checkpoint.
+
+    Raises NotPublished, InvalidRecord.
+    """
     key = f"{build_checkpoint_key(line, digest)}/{MANIFEST}"
     try:
         content = store.read(key).content
@@ -173,7 +182,10 @@ def verify_checkpoint(store: Store, manifest: Manifest) -> None:
 
 
 def hash_manifest_files(manifest: Manifest) -> str:
-    """Compute the checkpoint's digest from the listed files; it equals `sha256` unless the manifest was altered."""
+    """Compute the checkpoint's digest from the listed files.
+
+    It equals `sha256`, unless the manifest was altered.
+    """
     return hash_checkpoint_files({file.path: file.sha256 for file in manifest.files})
 
 

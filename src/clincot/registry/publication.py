@@ -1,7 +1,8 @@
-"""Publication of a checkpoint: all its files, each verified after the upload, and the manifest last.
+"""Publication of a checkpoint.
 
-Published files are never overwritten. An interrupted publication can be repeated: files that were uploaded already are
-kept if they are the same. A folder without a manifest is not a published checkpoint.
+All files are uploaded and verified; the manifest is written last. Published files are never overwritten. An interrupted
+publication can be repeated: files that were uploaded already are kept if they are the same. A folder without a manifest
+is not a published checkpoint.
 """
 
 from __future__ import annotations
@@ -49,7 +50,10 @@ ADAPTER_CONFIG = "adapter_config.json"
 
 
 class AlreadyPublished(InvalidInput):
-    """The checkpoint is already published with other evidence; the message names the fields that differ."""
+    """The checkpoint is already published with other evidence.
+
+    The message names the fields that differ.
+    """
 
 
 @dataclass(frozen=True)
@@ -68,10 +72,11 @@ class PublicationEvidence:
 def register_checkpoint(
     store: Store, checkpoint: Path, config: PublishConfig, evidence: PublicationEvidence
 ) -> Manifest:
-    """Publish the checkpoint folder, or only its adapter if config.adapter is "keep"; return the manifest.
+    """Publish a checkpoint folder and return the manifest.
 
-    Publishing the same checkpoint again changes nothing. Raises UnsupportedCheckpoint (a missing shard, a pickled
-    file), AlreadyPublished, CorruptCheckpoint (an uploaded file differs from the local one) and StoreFailed.
+    If config.adapter is "keep", only the adapter is published. Publishing the same checkpoint again changes nothing.
+    Raises UnsupportedCheckpoint (a missing shard, a pickled file), AlreadyPublished, CorruptCheckpoint (an uploaded
+    file differs from the local one) and StoreFailed.
     """
     measured = hash_checkpoint(checkpoint)
     record = read_checkpoint_record(checkpoint)
@@ -174,7 +179,7 @@ def _build_manifest(
 
 
 def _resolve_round(store: Store, config: PublishConfig, record: Checkpoint | None) -> int:
-    """The configured round, or the recorded one, or the one after the published parent's round."""
+    """The configured round, or the recorded one, or the parent's round plus one."""
     if config.round or record is None or not record.parent:
         return config.round
     if record.round:
@@ -210,7 +215,10 @@ def _collect_files(folder: Path, evidence: PublicationEvidence) -> dict[str, Pat
 
 
 def _find_published(store: Store, manifest: Manifest) -> Manifest | None:
-    """The manifest published before, or None. Raises AlreadyPublished if it differs in more than provenance."""
+    """The manifest published before, or None.
+
+    Raises AlreadyPublished if it differs in more than provenance.
+    """
     try:
         published = read_manifest(store, manifest.line, manifest.sha256)
     except NotPublished:

@@ -19,11 +19,12 @@ _FileStamp = tuple[tuple[str, int, int, int], ...]
 
 
 class ApiKeys:
-    """The valid keys: of one file, or of all files in a folder, which is how a Secret is mounted.
+    """The valid keys of one file, or of all files in a folder.
 
-    A file contains one key per line; # starts a comment. Every request checks inode, size and modification time of the
-    files and reads them again if they have changed, so a rotated secret is used from the next request on. If no key is
-    left, or the files cannot be read, all requests are refused. The constructor raises InvalidInput if it finds no key.
+    A Secret is mounted as a folder. A file contains one key per line; # starts a comment. Every request checks inode,
+    size and modification time of the files and reads them again if they have changed, so a rotated secret is used from
+    the next request on. If no key is left, or the files cannot be read, all requests are refused. The constructor
+    raises InvalidInput if it finds no key.
     """
 
     def __init__(self, path: Path) -> None:
@@ -37,7 +38,7 @@ class ApiKeys:
             )
 
     def check_authorization(self, authorization: str | None) -> None:
-        """Raise ApiError (401) unless the header is `Bearer KEY` with a key that is valid now."""
+        """Raise ApiError (401) unless the header is `Bearer KEY` with a valid key."""
         self._reload_keys()
         scheme, _, key = (authorization or "").partition(" ")
         offered = hashlib.sha256(key.strip().encode()).digest()

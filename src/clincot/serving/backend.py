@@ -1,7 +1,8 @@
-"""Backends, which run the policy: in this process, or behind an endpoint with OpenAI's protocol (on a cluster).
+"""Backends, which run the policy.
 
-Both offer a chain the same `Policy`. A checkpoint is checked before it is loaded; pickled weights, missing or truncated
-shards, and files that differ from the checkpoint's manifest are refused by name.
+It runs in this process or, on a cluster, behind an endpoint with OpenAI's protocol. Both offer a chain the same
+`Policy`. A checkpoint is checked before it is loaded; pickled weights, missing or truncated shards, and files that
+differ from the checkpoint's manifest are refused by name.
 """
 
 from __future__ import annotations
@@ -41,7 +42,10 @@ class Backend(Protocol):
         ...
 
     def open_policy(self, context: RequestContext) -> AbstractContextManager[Policy]:
-        """The policy for one request; its calls fail once the request is cancelled or past its deadline."""
+        """The policy for one request.
+
+        Its calls fail once the request is cancelled or past its deadline.
+        """
         ...
 
     def check_health(self) -> bool:
@@ -54,7 +58,7 @@ class Backend(Protocol):
 
 
 class LocalBackend:
-    """The checkpoint in this process, with forward passes shared between concurrent requests.
+    """The checkpoint in this process; concurrent requests share forward passes.
 
     observe: called with the kind of call and the size of each batch. Raises UnsupportedCheckpoint.
     """
@@ -79,7 +83,10 @@ class LocalBackend:
 
 @dataclass(frozen=True)
 class PredictorAddress:
-    """How a predictor is reached: its host as KServe passes it, and its OpenAI routes under `path`."""
+    """How a predictor is reached.
+
+    KServe passes the host; the OpenAI routes are under `path`.
+    """
 
     host: str  # host, host:port or URL
     path: str = "/v1"
@@ -181,7 +188,10 @@ class _CancellablePolicy:
 
 
 def check_checkpoint_files(folder: Path) -> None:
-    """Raise UnsupportedCheckpoint, naming the file, if one is missing, truncated, changed or pickled."""
+    """Check all files of a checkpoint.
+
+    Raises UnsupportedCheckpoint, naming a file that is missing, truncated, changed or pickled.
+    """
     if not folder.is_dir():
         raise UnsupportedCheckpoint(
             f"{folder}: the folder does not exist; expected a checkpoint (config.json, *.safetensors, …)"
@@ -195,7 +205,10 @@ def check_checkpoint_files(folder: Path) -> None:
 
 
 def check_manifest_files(folder: Path, manifest: Path, *, only: frozenset[str] = frozenset()) -> None:
-    """Raise UnsupportedCheckpoint unless all files (or those in `only`) have the digests that the manifest lists."""
+    """Check all files (or those in `only`) against the manifest's digests.
+
+    Raises UnsupportedCheckpoint, naming the first file that differs.
+    """
     try:
         files = [(file["path"], file["sha256"]) for file in json.loads(manifest.read_text(encoding="utf-8"))["files"]]
     except (ValueError, KeyError, TypeError) as error:
@@ -215,7 +228,7 @@ def check_manifest_files(folder: Path, manifest: Path, *, only: frozenset[str] =
 
 
 def _check_file_format(path: Path) -> None:
-    """Refuse a pickle under any name, and a safetensors file that is shorter or longer than its tensors.
+    """Refuse a pickle under any name, and a safetensors file of the wrong size.
 
     A safetensors file consists of the header's length (8 bytes, little endian), the header (JSON with the byte offsets
     of each tensor), and the tensors.
@@ -244,8 +257,9 @@ def _check_file_format(path: Path) -> None:
 
 @contextmanager
 def open_checkpoint_folder(given: str, *, views_only: bool = False) -> Iterator[Path]:
-    """Open a checkpoint's folder by its path or `s3://bucket/…/<digest>` address; downloads are removed at the end.
+    """Open a checkpoint's folder by its path or `s3://bucket/…/<digest>` address.
 
+    Downloaded files are removed at the end.
     views_only: download only the prompt format and other small files, which are all that a transformer needs.
     """
     if "://" not in given:
@@ -271,7 +285,10 @@ def open_checkpoint_folder(given: str, *, views_only: bool = False) -> Iterator[
 
 
 def load_served_prompt_format(folder: Path) -> PromptFormat:
-    """Load the prompt format, which a transformer needs, and check it against the manifest if there is one."""
+    """Load the prompt format, after checking it against the manifest, if any.
+
+    It is the only part of a checkpoint that a transformer needs.
+    """
     if not folder.is_dir():
         raise InvalidRecord(
             f"{folder}: the folder does not exist; expected the checkpoint's folder with its clincot.json"

@@ -88,7 +88,10 @@ class ChatRequest(_StrictModel):
 
     @property
     def answer_request(self) -> AnswerRequest:
-        """The question and the image. Raises ApiError (400) unless the message has exactly one image."""
+        """The question and the image.
+
+        Raises ApiError (400) unless the message has exactly one image.
+        """
         parts = self.messages[0].content
         images = [part.image_url.url for part in parts if isinstance(part, ImagePart)]
         if len(images) != 1:
@@ -159,7 +162,10 @@ def build_chat_router(service: AnswerService, name: str) -> APIRouter:
 async def _stream_answer(
     service: AnswerService, request: AnswerRequest, head: dict[str, Any], *, usage: bool
 ) -> Response:
-    """Start a stream when the regions are known. Errors until then are returned with their HTTP status."""
+    """Start a stream when the regions are known.
+
+    Errors until then are returned with their HTTP status.
+    """
     loop = asyncio.get_running_loop()
     regions: asyncio.Future[RegionsProposed] = loop.create_future()
 

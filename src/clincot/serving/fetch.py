@@ -1,7 +1,8 @@
-"""Download of images from addresses: only from hosts that the operator lists, over https, and on the public internet.
+"""Download of images from URLs.
 
-The host name is resolved once, and all its addresses must be public. The connection then goes to the address that was
-checked, because a second resolution could return another one. Redirects are not followed; size and time are limited.
+Only hosts that the operator lists are used, only over https, and only on the public internet. The host name is resolved
+once, and all its addresses must be public. The connection then goes to the address that was checked, because a second
+resolution could return another one. Redirects are not followed; size and time are limited.
 """
 
 from __future__ import annotations
@@ -65,7 +66,10 @@ class ImageFetcher:
         self._allowed, self._resolver, self._tls = allowed, resolver, tls
 
     def fetch_image(self, url: str) -> bytes:
-        """Download the image. Raises ApiError: 403 if not allowed, 413 if too large, 422 if it cannot be fetched."""
+        """Download the image.
+
+        Raises ApiError: 403 if the URL is not allowed, 413 if the image is too large, 422 if the download fails.
+        """
         parsed = self._check_url(url)
         port = parsed.port or 443
         try:

@@ -26,7 +26,10 @@ _PNG_MAGIC, _JPEG_MAGIC = b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff"
 
 
 def read_image(image: str, settings: ServeSettings, fetcher: ImageFetcher) -> bytes:
-    """Read the bytes of a data URI, of plain base64, or of a URL whose host is on the list. Raises ApiError."""
+    """Read an image from a data URI, plain base64, or a URL.
+
+    Raises ApiError.
+    """
     if image.startswith("data:"):
         head = _DATA_URI.match(image[:600])
         if head is None or "base64" not in head[2].split(";"):
@@ -42,9 +45,10 @@ def read_image(image: str, settings: ServeSettings, fetcher: ImageFetcher) -> by
 
 
 def store_image(encoded: bytes, folder: Path, settings: ServeSettings) -> Study:
-    """Store the image as a file in `folder`, decoding it once to check it. Raises ApiError.
+    """Store the image as a file in `folder`, decoding it once to check it.
 
-    Of a DICOM file only the picture is kept, rendered with the file's own window; the header is dropped.
+    Of a DICOM file only the picture is kept, rendered with the file's own window; the header is dropped. Raises
+    ApiError.
     """
     if len(encoded) > settings.max_image_bytes:
         raise _build_size_error(settings)
@@ -93,7 +97,10 @@ def _convert_dicom(encoded: bytes, folder: Path, settings: ServeSettings) -> byt
 
 
 def check_question(text: str, settings: ServeSettings) -> str:
-    """Return the question without surrounding white space. Raises ApiError if it is empty, too long or invalid."""
+    """Return the question without surrounding white space.
+
+    Raises ApiError if it is empty, too long or contains control words or characters.
+    """
     if not text.strip():
         raise ApiError(400, "empty_question", "expected a question that is not empty", param="question")
     if len(text) > settings.max_question:

@@ -80,7 +80,10 @@ class VisualCotModel(Model):  # type: ignore[misc]
     async def predict(
         self, payload: dict[str, Any] | InferRequest, headers: dict[str, str] | None = None
     ) -> dict[str, Any] | InferResponse:
-        """Answer a V1 or V2 request. Raises ApiError (422) if it is not a request of this model."""
+        """Answer a V1 or V2 request.
+
+        Raises ApiError (422) if it is not a request of this model.
+        """
         if isinstance(payload, InferRequest):
             answers = await self._answer_all(_parse_infer_request(payload))
             return _build_infer_response(payload, self.name, answers)
@@ -101,7 +104,7 @@ class VisualCotModel(Model):  # type: ignore[misc]
 
 
 def describe_validation_error(error: ValidationError | RequestValidationError) -> str:
-    """Name the wrong fields and what is wrong, without quoting their values (at most five)."""
+    """Name the wrong fields (at most five), without quoting their values."""
     problems = []
     for problem in error.errors()[:5]:
         field = ".".join(map(str, problem["loc"])) or "body"

@@ -1,4 +1,7 @@
-"""Prometheus metrics of the server, in addition to KServe's own. No label contains request content."""
+"""Prometheus metrics of the server, in addition to KServe's own.
+
+No label contains request content.
+"""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""Middleware for API keys, limits, the bounded queue, deadlines, disconnections, and one log line per request.
+"""Middleware for API keys, limits, the queue, deadlines and disconnections.
 
-It is a plain ASGI wrapper, because it must see a request before its body is read, and a client that disconnects while
-the answer is computed. The three protocols behind it need no code for any of this.
+It also logs one line per request. It is a plain ASGI wrapper, because it must see a request before its body is read,
+and a client that disconnects while the answer is computed. The three protocols behind it need no code for any of this.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ _UNSAFE_CHARS = re.compile(r"[^A-Za-z0-9/_.:-]")
 
 
 class RequestMiddleware:
-    """The ASGI application that the server runs; it wraps the application with the routes."""
+    """The ASGI application that the server runs, around the one with the routes."""
 
     def __init__(self, app: App, settings: ServeSettings, keys: ApiKeys | None) -> None:
         self._app, self._settings, self._keys = app, settings, keys
@@ -94,7 +94,10 @@ class RequestMiddleware:
 
     @contextmanager
     def _reserve_slot(self) -> Iterator[None]:
-        """Reserve one of the slots for running and waiting requests. Raises ApiError (429) if none is free."""
+        """Reserve one of the slots for running and waiting requests.
+
+        Raises ApiError (429) if none is free.
+        """
         settings = self._settings
         if self._accepted >= settings.running + settings.waiting:
             wait = min(30, max(1, round(self._pace_s * settings.waiting / settings.running)))
@@ -168,7 +171,10 @@ def detect_protocol(path: str) -> str:
 
 
 def log_unexpected_error(error: BaseException) -> None:
-    """Log the type of an unexpected error and where it happened, without its message or any values."""
+    """Log the type and the place of an unexpected error, without its message.
+
+    The message may quote the request.
+    """
     frames = traceback.extract_tb(error.__traceback__)[-6:]
     places = [f"{frame.filename.rpartition('/')[2]}:{frame.lineno}" for frame in frames]
     _LOG.error("unexpected %s at %s", type(error).__name__, " < ".join(places))

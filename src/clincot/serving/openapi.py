@@ -71,7 +71,10 @@ def _build_json_content(model: str) -> dict[str, Any]:
 
 
 def _build_error_schema() -> dict[str, Any]:
-    """The schema of error bodies: KServe's protocols use a string as `error`, OpenAI's an object."""
+    """The schema of error bodies.
+
+    The member `error` is a string in KServe's protocols, and an object in OpenAI's.
+    """
     text = {"type": "string"}
     inner = {
         "type": "object",

@@ -1,4 +1,4 @@
-"""Answers to golden questions, computed by the server's own code with its default settings."""
+"""Answers to golden questions by the server's code with default settings."""
 
 from __future__ import annotations
 

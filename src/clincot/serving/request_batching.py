@@ -32,7 +32,7 @@ _BatchKey = tuple[Any, ...]  # kind of call with its options: equal for all conv
 
 
 class _PendingCall:
-    """One call of one request: its conversations, how many are in a batch already, and the results so far."""
+    """One call of one request, with its progress."""
 
     def __init__(self, context: RequestContext, call: _BatchKey, items: Sequence[tuple[Conversation, int]]) -> None:
         self.context, self.call, self.items = context, call, items
@@ -159,16 +159,20 @@ class Batcher:
             start += count
 
     def _compute_p_yes(self, conversations: Sequence[Conversation]) -> list[float | None]:
-        """Compute each distinct conversation once; requests about the same image often share some."""
+        """Compute each distinct conversation once.
+
+        Requests about the same image often share conversations.
+        """
         keys = [_build_conversation_key(conversation) for conversation in conversations]
         distinct = dict(zip(keys, conversations, strict=True))
         probabilities = dict(zip(distinct, self.model.p_yes(list(distinct.values())), strict=True))
         return [probabilities[key] for key in keys]
 
     def _wait_for_batch(self) -> list[tuple[_PendingCall, int]] | None:
-        """Wait for the next batch: pairs (call, number of its conversations); None once closed.
+        """Wait for the next batch; None once closed.
 
-        An empty batch means that all waiting calls were dropped.
+        A batch is a list of calls, each with the number of its conversations. An empty batch means that all waiting
+        calls were dropped.
         """
         with self._changed:
             while not self._waiting and not self._closed:
@@ -219,7 +223,7 @@ class Batcher:
 
 
 def _build_conversation_key(conversation: Conversation) -> _ConversationKey:
-    """A key of what the model sees, so that two requests' copies of an image are equal."""
+    """A key of what the model sees, equal for copies of the same image."""
     return tuple(_build_turn_key(turn) for turn in conversation)
 
 

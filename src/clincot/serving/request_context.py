@@ -1,4 +1,4 @@
-"""The life of one request, which ends at its deadline or when its client disconnects."""
+"""The life of a request, until its deadline or its client's disconnection."""
 
 from __future__ import annotations
 
@@ -14,7 +14,10 @@ _ARRIVAL_NUMBERS = itertools.count()
 
 
 class RequestContext:
-    """Deadline and cancellation of a request, shared by the event loop and the thread that answers it."""
+    """Deadline and cancellation of a request.
+
+    The event loop and the thread that answers the request share it.
+    """
 
     def __init__(self, deadline_s: float) -> None:
         self.number = next(_ARRIVAL_NUMBERS)  # order of arrival
@@ -34,7 +37,10 @@ class RequestContext:
         return not self._cancelled and self.remaining_s > 0
 
     def check_alive(self) -> None:
-        """Raise RequestCancelled if the request was cancelled, ApiError (504) if it is past its deadline."""
+        """Raise an error if the request is no longer alive.
+
+        Raises RequestCancelled if it was cancelled, ApiError (504) if it is past its deadline.
+        """
         if self._cancelled:
             raise RequestCancelled
         if self.remaining_s <= 0:
@@ -49,7 +55,7 @@ class RequestContext:
             wake()
 
     def add_cancel_callback(self, wake: Callable[[], None]) -> None:
-        """Call `wake` once when the request is cancelled, or now if it was cancelled already."""
+        """Call `wake` once the request is cancelled; now if it was cancelled already."""
         with self._lock:
             if not self._cancelled:
                 self._on_cancel.append(wake)

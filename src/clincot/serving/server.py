@@ -1,4 +1,7 @@
-"""`clincot serve`: KServe's application with our routes, behind RequestMiddleware, served by uvicorn."""
+"""`clincot serve`, the model server.
+
+It is KServe's application with our routes, behind RequestMiddleware, served by uvicorn.
+"""
 
 from __future__ import annotations
 
@@ -118,7 +121,10 @@ def open_backend(plan: ServePlan, folder: Path) -> Backend:
 
 
 def build_application(name: str, service: AnswerService) -> FastAPI:
-    """Build KServe's application for one model, with OpenAI routes (KServe's own need vLLM in the process)."""
+    """Build KServe's application for one model, with OpenAI routes of our own.
+
+    KServe's OpenAI routes need vLLM in the process.
+    """
     repository = ModelRepository()
     repository.update(VisualCotModel(name, service))
     plane = _ReadinessDataPlane(repository)
@@ -132,7 +138,10 @@ def build_application(name: str, service: AnswerService) -> FastAPI:
 
 
 class _ReadinessDataPlane(DataPlane):  # type: ignore[misc]
-    """A server is ready if its model is; a transformer's model is ready if its predictor answers."""
+    """A server is ready if its model is ready.
+
+    A transformer's model is ready if its predictor answers.
+    """
 
     async def ready(self) -> bool:
         models = self.model_registry.get_models()
@@ -140,7 +149,10 @@ class _ReadinessDataPlane(DataPlane):  # type: ignore[misc]
 
 
 def _add_error_handlers(app: FastAPI) -> None:
-    """Return every error in the format of its protocol, without a traceback, and log none with quoted content."""
+    """Return every error in the format of its protocol, without a traceback.
+
+    Errors are logged without the content that they may quote.
+    """
 
     def respond(status: int, code: str, message: str) -> Any:
         return lambda request, error: _build_error_response(request, ApiError(status, code, message))

@@ -1,4 +1,7 @@
-"""Settings of a server. The defaults are safe for a server that is reachable by clients."""
+"""Settings of a server.
+
+The defaults are safe for a server that is reachable by clients.
+"""
 
 from __future__ import annotations
 
@@ -53,7 +56,10 @@ class ServeSettings(FrozenConfig):
 
 
 def load_serve_settings(overrides: tuple[str, ...] = ()) -> ServeSettings:
-    """The defaults with overrides `field=value` or `propose.field=value`. Raises InvalidRecord naming a wrong one."""
+    """The defaults with overrides `field=value` or `propose.field=value`.
+
+    Raises InvalidRecord naming a wrong override.
+    """
     content: dict[str, Any] = ServeSettings().model_dump(mode="json")
     for override in overrides:
         name, equals, value = override.partition("=")

@@ -39,7 +39,10 @@ class AnswerRequest:
 
 
 class AnswerService:
-    """Answers requests with one backend. RequestMiddleware has limited the number of waiting requests before."""
+    """Answers requests with one backend.
+
+    RequestMiddleware has limited the number of waiting requests before.
+    """
 
     def __init__(self, backend: Backend, settings: ServeSettings, fetcher: ImageFetcher | None = None) -> None:
         self.backend, self.settings = backend, settings

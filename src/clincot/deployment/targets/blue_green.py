@@ -1,6 +1,6 @@
-"""Blue-green rollouts: two InferenceServices, and a front Service that selects the pods of one of them.
+"""Blue-green rollouts between two InferenceServices.
 
-All traffic moves at once.
+A front Service selects the pods of one of them. All traffic moves at once.
 """
 
 from __future__ import annotations
@@ -28,7 +28,10 @@ PREVIOUS_SELECTOR_ANNOTATION = "clincot/before"  # annotation of the front Servi
 
 
 class BlueGreenTarget(KServeTarget):
-    """A rollout to a second InferenceService. The previous one is kept until the next rollout."""
+    """A rollout to a second InferenceService.
+
+    The previous one is kept until the next rollout.
+    """
 
     @property
     def steps(self) -> tuple[int, ...]:
@@ -93,7 +96,7 @@ class BlueGreenTarget(KServeTarget):
                 self.cluster.update_with_retry(self._build_front_path(), select_ours)
 
     def finish_rollout(self) -> None:
-        """Delete all InferenceServices of the service except the new and the previous one."""
+        """Delete all InferenceServices of the service but the new and the previous one."""
 
         def mark_finished(front: Json) -> Json:
             front["metadata"].setdefault("annotations", {})[DIGEST_ANNOTATION] = self.digest
@@ -152,7 +155,7 @@ class BlueGreenTarget(KServeTarget):
 
 
 def _read_previous_selector(front: Json) -> Json:
-    """What the front Service selected before; empty if it has selected only one revision."""
+    """The front Service's previous selector; empty if it has had only one."""
     annotations = front["metadata"].get("annotations", {})
     previous: Json = json.loads(annotations.get(PREVIOUS_SELECTOR_ANNOTATION, "{}"))
     return previous

@@ -1,7 +1,7 @@
-"""Rollouts on KServe (0.20 and later) with spec.canary[], or with canaryTrafficPercent in Knative mode.
+"""Rollouts on KServe (0.20 and later).
 
-Each update reads the object, changes only our fields, and writes it back if it has not changed since.
-deployment/targets/select.py chooses the class.
+They use spec.canary[], or canaryTrafficPercent in Knative mode. Each update reads the object, changes only our fields,
+and writes it back if it has not changed since. deployment/targets/select.py chooses the class.
 """
 
 from __future__ import annotations
@@ -38,7 +38,10 @@ _FAILED_TRANSITIONS = {"BlockedByFailedLoad", "InvalidSpec"}
 
 
 class KServeTarget(ABC):
-    """The common part of the three KServe targets. An instance performs one rollout of one checkpoint."""
+    """The common part of the three KServe targets.
+
+    An instance performs one rollout of one checkpoint.
+    """
 
     def __init__(
         self,
@@ -67,7 +70,7 @@ class KServeTarget(ABC):
         return self.settings.name
 
     def build_path(self, name: str = "") -> str:
-        """The API path of an InferenceService; by default the one that carries the service's name."""
+        """The API path of an InferenceService; default: the one named like the service."""
         return kubernetes.resource_path(GROUP, VERSION, self.settings.namespace, PLURAL, name or self.settings.name)
 
     @abstractmethod
@@ -93,7 +96,10 @@ class KServeTarget(ABC):
     def roll_back(self) -> None: ...
 
     def validate_manifest(self) -> None:
-        """Validate the manifest against the CRD. Raises crd.InvalidResource, TargetFailed."""
+        """Validate the manifest against the CRD.
+
+        Raises crd.InvalidResource, TargetFailed.
+        """
         if self._validator is None:
             with kserve_errors():
                 definition = self.cluster.get(kubernetes.crd_path(CRD_NAME))
@@ -135,7 +141,10 @@ class KServeTarget(ABC):
             return None
 
     def _update_readiness(self, ready: bool, model_status: Mapping[str, Any], what: str) -> bool:
-        """Record the readiness and return it. Raises NotReady if it is lost, or can never be reached."""
+        """Record the readiness and return it.
+
+        Raises NotReady if it is lost, or can never be reached.
+        """
         failure = model_status.get("lastFailureInfo") or {}
         if model_status.get("transitionStatus") in _FAILED_TRANSITIONS:
             raise NotReady(
@@ -260,7 +269,10 @@ class CanaryTarget(KServeTarget):
 
 
 class KnativeTarget(KServeTarget):
-    """A rollout with canaryTrafficPercent: KServe leaves the rest of the traffic on the revision that last had all."""
+    """A rollout with canaryTrafficPercent.
+
+    KServe leaves the rest of the traffic on the revision that last had all of it.
+    """
 
     def build_manifest(self) -> Json:
         return build_inference_service(self.settings, self.digest, self.uri, mode="Knative")

@@ -1,4 +1,6 @@
-"""Rollouts between two server processes on this machine, for the demo and for trying out a rollout.
+"""Rollouts between two server processes on this machine.
+
+The demo uses them, and they are a way to try a rollout without a cluster.
 
     state/front.json              the splitter process, whose address clients use (traffic_splitter.py)
     state/route.json              the traffic shares
@@ -79,7 +81,10 @@ class ServerProcess(FrozenModel):
 
 
 class LocalTarget:
-    """Server processes on 127.0.0.1 behind one address. An instance performs one rollout of one checkpoint."""
+    """Server processes on 127.0.0.1 behind one address.
+
+    An instance performs one rollout of one checkpoint.
+    """
 
     how = "local processes behind one address"
 
@@ -182,7 +187,10 @@ class LocalTarget:
         self._stop_server(self.digest)
 
     def ensure_front(self) -> ServerProcess:
-        """Return the splitter process, starting it on its previous address if it does not run. Raises TargetFailed."""
+        """Return the splitter process, after starting it if it does not run.
+
+        It is started on its previous address. Raises TargetFailed.
+        """
         path = self.state / "front.json"
         front = _read_state(path, ServerProcess)
         if front is not None and front.process is not None:
@@ -232,7 +240,10 @@ class LocalTarget:
 
 
 def stop_all_servers(state: Path) -> list[str]:
-    """Stop the splitter and all servers of a local deployment, and return a description of each."""
+    """Stop the splitter and all servers of a local deployment.
+
+    Returns a description of each stopped process.
+    """
     paths = [state / "front.json", *sorted((state / "servers").glob("*.json"))]
     stopped = []
     for path in paths:

@@ -1,4 +1,4 @@
-"""The traffic shares of a local deployment, and the choice of a server for each request.
+"""The traffic shares of a local deployment, and the choice between its servers.
 
 `route.json` in the state folder lists the servers and their shares. The rollout replaces the file; the splitter
 process reads it again when its modification time changes.
@@ -35,7 +35,7 @@ def read_route(state: Path) -> TrafficRoute:
 
 
 class TrafficRouter:
-    """Smooth weighted round robin over the backends, with request counts per checkpoint.
+    """Smooth weighted round robin over the backends, with counts per checkpoint.
 
     Of every 100 consecutive requests, each backend receives exactly its percentage. Not thread-safe: the splitter
     calls it from one event loop.

@@ -1,15 +1,16 @@
-"""The reverse proxy in front of a local deployment, which splits requests between servers by their traffic shares.
+"""The reverse proxy in front of a local deployment.
 
-It runs as a process of its own (`python -m clincot.deployment.targets.traffic_splitter`), so that servers can be
-replaced behind an address that stays the same. `GET /-/counts` reports how many requests each checkpoint has served and
-how many of them failed. A request fails if its server answers with a 5xx status or not at all, or if the client does
-not receive the whole reply.
+It splits requests between the servers by their traffic shares. It runs as a process of its own (`python -m
+clincot.deployment.targets.traffic_splitter`), so that servers can be replaced behind an address that stays the same.
+`GET /-/counts` reports how many requests each checkpoint has served and how many of them failed. A request fails if its
+server answers with a 5xx status or not at all, or if the client does not receive the whole reply.
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
+import math
 import sys
 from collections.abc import AsyncIterator, Iterable, Sequence
 from contextlib import asynccontextmanager
@@ -45,7 +46,7 @@ RawHeaders = list[tuple[bytes, bytes]]
 
 
 def build_application(router: TrafficRouter) -> Starlette:
-    """Build the ASGI application: the counts, and the proxy for every other path."""
+    """Build the ASGI application: the counts, and the proxy for all other paths."""
     proxy = TrafficProxy(router)
 
     async def read_counts(request: Request) -> Response:
@@ -61,12 +62,12 @@ def build_application(router: TrafficRouter) -> Starlette:
 
 
 class TrafficProxy:
-    """An ASGI application that relays each request to the server that the router chooses, and counts it."""
+    """An ASGI application that relays requests to the chosen server and counts them."""
 
     def __init__(self, router: TrafficRouter) -> None:
         self.router = router
-        # A server may close an idle connection just when it is reused, which would count as a failure of its
-        # checkpoint: so every request opens a new connection. Proxies of the environment are ignored.
+        # Each request opens a new connection: if a server closed an idle connection just when it is reused, the
+        # request would fail and count against the checkpoint. Proxies from the environment are ignored.
         limits = httpx.Limits(max_connections=None, max_keepalive_connections=0)
         self.client = httpx.AsyncClient(timeout=ANSWER_TIMEOUT_S, limits=limits, trust_env=False)
 
@@ -87,7 +88,10 @@ class TrafficProxy:
             await self._relay_while_connected(request, send, backend)
 
     async def _relay_while_connected(self, request: Request, send: Send, backend: TrafficBackend) -> None:
-        """Relay the request; cancel it if the client disconnects, so that the server stops working on it."""
+        """Relay the request, and cancel it if the client disconnects.
+
+        The server then sees the disconnection, too, and can stop working on the request.
+        """
         try:
             body = await request.body()
         except ClientDisconnect:
@@ -98,8 +102,8 @@ class TrafficProxy:
         try:
             await asyncio.wait({relay, watcher}, return_when=asyncio.FIRST_COMPLETED)
         finally:
-            # uvicorn also reports a disconnect after a complete reply. By then the relay has counted the request and
-            # only has its connection to close, so cancelling it does no harm.
+            # uvicorn also reports a disconnect after a complete reply. By then the relay has counted the request, so
+            # cancelling it does no harm.
             relay.cancel()
             watcher.cancel()
             outcome, _ = await asyncio.gather(relay, watcher, return_exceptions=True)
@@ -125,7 +129,7 @@ class TrafficProxy:
 
 
 def _build_request(request: Request, body: bytes, backend: TrafficBackend) -> httpx.Request:
-    """The request to the server: same method, path, query, body and end-to-end headers."""
+    """The request to the server, which differs only in hop-by-hop headers."""
     target: bytes = request.scope["raw_path"]
     if request.scope["query_string"]:
         target += b"?" + request.scope["query_string"]
@@ -136,23 +140,28 @@ def _build_request(request: Request, body: bytes, backend: TrafficBackend) -> ht
 
 
 async def _forward_reply(reply: httpx.Response, send: Send) -> None:
-    """Send each block of the reply as it arrives, so that server-sent events are not delayed."""
+    """Send each block of the reply as it arrives.
+
+    Server-sent events are therefore not delayed. Returns directly after the last block, without waiting for the server,
+    so that the request is counted before the client can read the counts.
+    """
     headers = _drop_hop_headers(reply.headers.raw, drop={b"date", b"server"})
     await send({"type": "http.response.start", "status": reply.status_code, "headers": headers})
     length = reply.headers.get("content-length")
-    remaining = None if length is None else int(length)
-    more = True
+    remaining = math.inf if length is None else int(length)
     async for block in reply.aiter_raw():
-        if remaining is not None:
-            remaining -= len(block)
-            more = remaining > 0
-        await send({"type": "http.response.body", "body": block, "more_body": more})
-    if more:
-        await send({"type": "http.response.body", "body": b"", "more_body": False})
+        remaining -= len(block)
+        await send({"type": "http.response.body", "body": block, "more_body": remaining > 0})
+        if remaining <= 0:
+            return
+    await send({"type": "http.response.body", "body": b"", "more_body": False})
 
 
 def _drop_hop_headers(headers: Iterable[tuple[bytes, bytes]], *, drop: set[bytes]) -> RawHeaders:
-    """The headers without hop-by-hop ones (also those that `Connection` names) and those in `drop`."""
+    """The headers without those in `drop` and without hop-by-hop ones.
+
+    The header Connection may name further hop-by-hop headers.
+    """
     headers = list(headers)
     dropped = _HOP_HEADERS | drop
     for name, value in headers:
