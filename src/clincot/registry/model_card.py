@@ -81,7 +81,9 @@ def _render_origin(manifest: Manifest) -> str:
 def _render_benchmark(report: BenchmarkReport | None) -> str:
     if report is None:
         return "## Benchmark\n\nNot measured.\n"
-    reported = {name for metrics in report.metrics.values() for name in metrics}
+    reported: set[str] = set()
+    for metrics in report.metrics.values():
+        reported.update(metrics)
     names = [name for name in _METRIC_LABELS if name in reported]
     rows = [["looks at", "n", *(_METRIC_LABELS[name] for name in names)], ["---"] * (len(names) + 2)]
     for arm, metrics in report.metrics.items():
