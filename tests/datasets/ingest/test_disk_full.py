@@ -68,8 +68,8 @@ def test_disk_full_leaves_what_was_there_and_a_second_run_finishes(source: Path,
 
     failed = run(INGEST, source, out, limit)
     assert failed.returncode == 1
-    assert f"while writing {out}; what was there before is unchanged" in failed.stderr
-    assert "Make room and run the same command again" in failed.stderr
+    assert f"while writing {out}; the folder's previous contents are unchanged" in failed.stderr
+    assert "Free some disk space and run the same command again" in failed.stderr
     left = contents(out)
     assert {name: left[name] for name in old} == old
     assert [question.text for question in load_questions(out)] == ["Old?"]
