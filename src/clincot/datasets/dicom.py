@@ -178,7 +178,8 @@ def read_salt(path: Path, out: Path) -> bytes:
     salt = path.read_bytes().strip()
     if len(salt) < 16:
         raise InvalidRecord(
-            f"{path}: expected a secret of at least 16 bytes, got {len(salt)}. Remove the file to have a new one created"
+            f"{path}: expected a secret of at least 16 bytes, got {len(salt)}."
+            " Remove the file to have a new one created"
         )
     return salt
 
@@ -287,11 +288,8 @@ def _read_question_rows(path: Path, tally: IngestTally) -> Iterator[tuple[int, J
                 row = JsonlRow.model_validate(parse_row(line, where=""))
             except ValidationError as error:
                 problems = "; ".join(dict.fromkeys(_describe_error(item) for item in error.errors()))
-                tally.refuse_row(
-                    ROWS_LABEL,
-                    number,
-                    f"{problems}. The fields are {', '.join(_ALLOWED_FIELDS)}; the format is that of `clincot ingest jsonl`",
-                )
+                remedy = f"The fields are {', '.join(_ALLOWED_FIELDS)}, written as for `clincot ingest jsonl`"
+                tally.refuse_row(ROWS_LABEL, number, f"{problems}. {remedy}")
                 continue
             except InvalidRecord:
                 reason = "expected a JSON object in UTF-8 that has every field once. Write one per line"
