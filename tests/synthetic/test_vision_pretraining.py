@@ -103,7 +103,9 @@ def test_pre_training_learns_trains_the_vision_side_alone_and_repeats_itself(che
     assert changed == {"vision_model", "connector"}
 
 
-@pytest.mark.parametrize(("given", "says"), [(7, "for 2 steps of 4 images, but they ended after 1"), (0, "expected images")])
+@pytest.mark.parametrize(
+    ("given", "says"), [(7, "for 2 steps of 4 images, but they ended after 1"), (0, "expected images")]
+)
 def test_too_few_images_are_an_error_and_leave_the_weights(
     given: int, says: str, checkpoint: Path, tmp_path: Path
 ) -> None:
