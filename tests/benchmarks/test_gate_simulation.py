@@ -30,13 +30,13 @@ def test_gain_discordance_and_correlation_are_as_asked_for(repeated: bool) -> No
     assert (products - d.mean() ** 2) / d.var() == pytest.approx(0.1, abs=0.03)
 
 
-def test_a_pipelines_verdict_is_that_of_the_gates_function_on_all_checks() -> None:
+def test_a_pipeline_decides_as_the_gate_on_all_checks() -> None:
     config, promoted = DecideConfig(), 0
     for seed in range(12):
         one = draw_fresh_round(Setting(images=300, questions=1000, gain=0.05), np.random.default_rng(seed))
-        looks = gate_simulation.Looks()
+        looks = gate_simulation.PooledLooks()
         looks.add_round(one)
-        entry, p = gate_simulation._test([], ("old", "new"), looks)
+        entry, p = gate_simulation._decide_round([], ("old", "new"), looks)
         gain, rows = one.sum_gains()
         guards, blind = one.draw_other_checks()
         checks = run_checks(EvidenceSums(gain, rows, guards, blind), build_criteria(config), level=entry.budget.level)
@@ -48,6 +48,6 @@ def test_a_pipelines_verdict_is_that_of_the_gates_function_on_all_checks() -> No
 
 def test_a_share_of_none_and_of_all_has_an_honest_limit() -> None:
     # Clopper-Pearson: 0 of 100 has upper limit 1 - .025^(1/100) = .0362
-    assert gate_simulation._limit(0, 100, 0.025) == 0.0
-    assert gate_simulation._limit(0, 100, 0.975) == pytest.approx(0.0362, abs=1e-4)
-    assert gate_simulation._limit(100, 100, 0.975) == 1.0
+    assert gate_simulation._clopper_pearson_limit(0, 100, 0.025) == 0.0
+    assert gate_simulation._clopper_pearson_limit(0, 100, 0.975) == pytest.approx(0.0362, abs=1e-4)
+    assert gate_simulation._clopper_pearson_limit(100, 100, 0.975) == 1.0

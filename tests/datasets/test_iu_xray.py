@@ -47,7 +47,7 @@ def reports(folder: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (folder / "reports.jsonl").read_text(encoding="utf-8").splitlines()]
 
 
-def test_both_views_are_studies_of_one_patient_and_the_report_names_them(tmp_path: Path) -> None:
+def test_views_are_studies_of_one_patient_and_of_one_report(tmp_path: Path) -> None:
     report = ingest_iu_xray(release(tmp_path / "iu", entry(1)), tmp_path / "out")
     studies = StudyIndex(tmp_path / "out" / "train")
     assert [study.source_id for study in studies.values()] == ["CXR1_IM-0001/0.png", "CXR1_IM-0001/1.png"]
@@ -69,7 +69,7 @@ def test_both_views_are_studies_of_one_patient_and_the_report_names_them(tmp_pat
     assert "train/: 1 reports on 2 images" in report.format_summary()
 
 
-def test_one_view_is_enough_and_the_same_picture_twice_is_one_view(tmp_path: Path) -> None:
+def test_one_view_is_enough_and_equal_pictures_are_one_view(tmp_path: Path) -> None:
     source = release(tmp_path / "iu", entry(1, views=1), entry(2), entry(3, views=3))
     copied = source / "images" / "CXR2_IM-0002"
     (copied / "1.png").write_bytes((copied / "0.png").read_bytes())

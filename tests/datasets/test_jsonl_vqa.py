@@ -438,7 +438,8 @@ def test_truncated_file_stops_whatever_may_be_refused(source: Path, tmp_path: Pa
     assert not (tmp_path / "out" / "questions.jsonl").exists()
 
 
-def test_more_refused_than_allowed_keeps_the_rest_and_then_says_so(source: Path, tmp_path: Path) -> None:
+def test_too_many_refused_rows_still_keep_the_rest(source: Path, tmp_path: Path) -> None:
+    """The other rows are written before the error is raised."""
     out = tmp_path / "out"
     bad = {**ROW, "answer": ""}
     path = rows(source, {**ROW, "image": "b.png"}, bad, bad, bad)
@@ -467,7 +468,8 @@ def test_a_folder_with_one_per_cent_of_damaged_files(source: Path, tmp_path: Pat
     assert all("is damaged or cut off" in row.reason and "Repair or replace" in row.reason for row in report.refused)
 
 
-def test_refusals_are_all_in_the_report_and_the_first_of_them_on_the_terminal(source: Path, tmp_path: Path) -> None:
+def test_refusals_in_the_report_and_on_the_terminal(source: Path, tmp_path: Path) -> None:
+    """The report lists every refusal, the terminal the first of them."""
     report = ingest_jsonl(rows(source, ROW, *["<html>"] * 30), tmp_path / "out", allow_refused=30)
     assert len(report.refused) == 30
     assert report.format_summary().count("Write one JSON object per line") == 20

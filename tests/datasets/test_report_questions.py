@@ -67,7 +67,8 @@ def test_a_report_on_several_images_is_asked_about_its_first(tmp_path: Path) -> 
     assert "reports on several images, asked about the first: 1" in made.notes
 
 
-def test_bad_rows_are_refused_with_what_mends_them_and_the_others_kept(tmp_path: Path) -> None:
+def test_bad_rows_are_refused_with_a_remedy(tmp_path: Path) -> None:
+    """The other rows are kept."""
     source = with_reports(tmp_path / "source", ["Clear.", " "], **{"study-0": "Of another set."})
     with pytest.raises(TooManyRefused) as refused:
         make_report_questions(source, tmp_path / "out")

@@ -128,7 +128,7 @@ def test_a_closed_answer_need_not_be_yes_or_no(tmp_path: Path) -> None:
     assert [question.kind for question in load_questions(tmp_path / "out" / "train")] == ["closed"]
 
 
-def test_images_on_both_sides_are_reported_and_a_disjoint_split_keeps_them_together(tmp_path: Path) -> None:
+def test_near_duplicates_are_reported_or_kept_together(tmp_path: Path) -> None:
     """xmlab20 is xmlab0 saved again: the official split has a near-duplicate in train and test."""
     source = release(
         tmp_path / "slake", train=[row(n, n) for n in range(8)], test=[row(100 + n, 20 + n) for n in range(8)]

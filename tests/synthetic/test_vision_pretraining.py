@@ -44,7 +44,7 @@ def images(count: int, seed: int = 0) -> Iterator[DenseFrames]:
 
 
 @pytest.mark.parametrize("findings", [1, 3])
-def test_a_tokens_shares_are_those_of_the_patches_that_pixel_shuffle_gives_it(checkpoint: Path, findings: int) -> None:
+def test_shares_are_grouped_as_the_pixel_shuffle_does(checkpoint: Path, findings: int) -> None:
     """The connector sees (N, P * P, H) in reading order; shares put in H's place come out token by token."""
     model, _ = load_checkpoint(str(checkpoint))
     block = model.config.scale_factor
@@ -89,7 +89,8 @@ def test_frames_without_texture_cannot_whiten(checkpoint: Path) -> None:
         whiten_patches(model.model.vision_model, np.zeros((4, 64, 64)))
 
 
-def test_pre_training_learns_trains_the_vision_side_alone_and_repeats_itself(checkpoint: Path, tmp_path: Path) -> None:
+def test_pre_training_learns_changes_vision_only_and_repeats(checkpoint: Path, tmp_path: Path) -> None:
+    """It changes only the vision side, and a second run gives the same result."""
     folders = [Path(shutil.copytree(checkpoint, tmp_path / name)) for name in ("one", "two")]
     losses = [
         pretrain_vision(f, images(240), images_total=240, images_per_step=4, lr=3e-3, report_every=10) for f in folders
