@@ -251,7 +251,7 @@ def test_ingest_keeps_the_rest_and_exits_1_unless_it_is_allowed(here: Path, caps
     said = capsys.readouterr()
     assert "2 rows read, 1 kept, 0 duplicates dropped, 1 refused" in said.out
     assert "rows.jsonl:2: image: gone.png" in said.out
-    assert said.err.startswith("clincot ingest: 1 row was refused, 0 allowed; the 1 others were kept. Mend")
+    assert said.err.startswith("clincot ingest: 1 row was refused, 0 allowed; the 1 others were kept. Fix")
     assert len((here / "out" / "questions.jsonl").read_text().splitlines()) == 1
     assert main(["ingest", "jsonl", "rows.jsonl", "--out", "out", "--allow-refused", "1"]) == 0
 
