@@ -30,16 +30,12 @@ import numpy as np
 from scipy.stats import beta, norm
 from tqdm import tqdm
 
-<<<<<<< HEAD
-from benchmarks import gate_coverage
-=======
 from benchmarks.gate_coverage import (
     collect_coverage,
     make_coverage_tasks,
     measure_coverage,
     render_coverage_table,
 )
->>>>>>> own-data
 from benchmarks.simulated_rounds import Setting, SimulatedRound, draw_benchmark, draw_fresh_round, draw_repeated_round
 from clincot.config import DecideConfig
 from clincot.jsonl import atomic_write
@@ -266,21 +262,10 @@ def run_simulation(seed: int, pipelines: int, jobs: int, coverage: int) -> dict[
             firsts[index] += part
         coverage_tasks = make_coverage_tasks(seed, coverage)
         covered = list(
-<<<<<<< HEAD
-            tqdm(
-                pool.map(gate_coverage.measure_coverage, gate_coverage.make_coverage_tasks(seed, coverage)),
-                desc="coverage",
-                disable=None,
-            )
-        )
-    scenarios = [summarize_scenario(scenario, first) for scenario, first in zip(SCENARIOS, firsts, strict=True)]
-    coverages = gate_coverage.collect_coverage(covered)
-=======
             tqdm(pool.map(measure_coverage, coverage_tasks), total=len(coverage_tasks), desc="coverage", disable=None)
         )
     scenarios = [summarize_scenario(scenario, first) for scenario, first in zip(SCENARIOS, firsts, strict=True)]
     coverages = collect_coverage(covered)
->>>>>>> own-data
     worse = scenarios[5]["promote"]["gate"]["share"]
     fewer = worse <= scenarios[0]["promote"]["gate"]["share"]
     held = [row["holds"] is not False for row in (*scenarios, *coverages)]
@@ -325,11 +310,7 @@ def render_report(report: dict[str, Any]) -> str:
         "",
         f"{verdict} worse challengers are promoted than equal ones.",
         "",
-<<<<<<< HEAD
-        *gate_coverage.render_coverage_table(report["coverage"]),
-=======
         *render_coverage_table(report["coverage"]),
->>>>>>> own-data
     ]
     return "\n".join([*lines, "", "Everything holds." if report["holds"] else "**Not everything holds.**", ""])
 
