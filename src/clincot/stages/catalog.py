@@ -43,6 +43,52 @@ STAGES: tuple[Stage, ...] = (
 )
 
 
+# What every input and output of a stage is and who makes it: the words of --help, of the pipeline's page and of the docs.
+# A name means the same in every stage; the one exception ("champion") says what it is in both.
+ARTIFACTS: dict[str, str] = {
+    "benchmark": "Held-out data-set folder with its answer key (references.jsonl); made by `clincot ingest` or `render`.",
+    "base": "Outcomes of the base policy on the benchmark (JSONL), for gains since the start; written by `evaluate`.",
+    "blind": "Data-set folder whose answers the image-blind baseline knows; without it, it knows the benchmark's own.",
+    "calibration": "Data-set folder on which the judges were calibrated; it is searched for the benchmark's questions.",
+    "candidates": "The policy's answers, one from each region of a question (JSONL); written by `answer`.",
+    "candidates_before": "Candidates of the previous steps of a chain of questions (JSONL); written by `answer`.",
+    "challenger": "Outcomes of the new policy on the benchmark (JSONL); written by `evaluate`.",
+    "champion": (
+        "For `decide`: outcomes of the current champion on the benchmark (JSONL), written by `evaluate`. "
+        "For `preflight`: the policy that the round starts from (JSON), written when every check passes."
+    ),
+    "checkpoint": "Folder of a trained policy with its record.json; written by `train`.",
+    "data": "Data-set folder with questions, studies and images; made by `clincot ingest` or `clincot render`.",
+    "decision": "The verdict (promote, keep or blocked) with its checks and reasons (JSON); written by `decide`.",
+    "evidence": "One row for each benchmark question with the answers of every side (JSONL); written by `decide`.",
+    "golden": "Data-set folder from which smoke-test questions are drawn; they are published with their answers.",
+    "judgements": "Every judge's score of every candidate (JSONL); written by `judge`.",
+    "launch": "Settings of how training is started (YAML), such as processes or a Kubeflow job; written by the operator.",
+    "ledger": "Folder of the promotion ledgers (error budget, questions used); `decide` appends, a first run needs it empty.",
+    "outcomes": "The policy's answers to the benchmark with their scores, by kind of region (JSONL); written by `evaluate`.",
+    "pair_report": "Statistics of the preference pairs, such as length bias (JSON); written by `pair`.",
+    "pairs": "Preference pairs with their score gaps (JSONL); written by `pair`.",
+    "panel_report": "Agreement and health of the panel of judges (JSON); written by `judge`.",
+    "panel_report_before": "The panel report of the previous round (JSON), to detect a shift of the scores.",
+    "policy": "Checkpoint folder of the policy: the base model, or what `train` wrote in an earlier round.",
+    "published": "Manifest of the published checkpoint, with its address and digest (JSON); written by `publish`.",
+    "questions": "The questions of this round (JSONL); written by `prepare`.",
+    "regions": "The regions of every question, the whole image included (JSONL); written by `propose`.",
+    "report": (
+        "Report of the stage (JSON). `evaluate`: the benchmark metrics with confidence intervals, which `publish` puts "
+        "into the model card. `preflight`: the result of every check."
+    ),
+    "scores": "The panel's combined score of every candidate (JSONL); written by `judge`.",
+    "scores_before": "Panel scores of the previous steps of a chain of questions (JSONL); written by `judge`.",
+    "service": "Settings of the inference service (YAML), see deployment/service_settings.py; written by the operator.",
+    "steps": "JSON list of the chain's questions, the value of answer.steps; written by `clincot rounds`.",
+    "summary": "The decision explained in a few lines of Markdown; written by `decide`.",
+    "table": "The results of all checks as a Markdown table; written by `preflight`.",
+    "train_reports": "Training reports (reports.jsonl): the vocabulary of R2Gen's protocol; made by `clincot ingest`.",
+    "version": "Where the round's preference data was committed: tag, commit and digests (JSON); written by `version`.",
+}
+
+
 def get_stage(name: str) -> Stage:
     for stage in STAGES:
         if stage.name == name:
