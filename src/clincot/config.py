@@ -6,6 +6,8 @@ Sources: [ClinCoT] arXiv 2603.01124, [UV-CoT] arXiv 2504.18397, [MMedPO] arXiv 2
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, get_args
 
@@ -381,9 +383,35 @@ class Params(FrozenConfig):
 S = TypeVar("S", bound=BaseModel)
 
 
-def load_params(path: Path | None, overrides: tuple[str, ...] = ()) -> Params:
+@dataclass(frozen=True)
+class Recipe:
+    """A shipped set of parameters: its file, its purpose in one line, and the digest of its values."""
+
+    path: Path
+    about: str
+    digest: str
+
+
+def list_recipes() -> dict[str, Recipe]:
+    """The recipes that come with the package, by name."""
+    return {}
+
+
+def render_params(params: Params) -> str:
+    """The parameters as YAML, each section under its name."""
+    return yaml.safe_dump(params.model_dump(mode="json"), sort_keys=False)
+
+
+def load_params(path: Path | None, overrides: Sequence[str] = (), recipe: str = "") -> Params:
     """params.yaml with `section.field=value` overrides; unknown keys and wrong values are refused by name."""
-    content = {} if path is None else read_settings(path, "the parameters (params.yaml)", "parameters by section")
+    content: dict[str, Any] = {}
+    if recipe:
+        known = list_recipes()
+        file = known[recipe].path if recipe in known else Path(recipe)
+        content = read_settings(file, f"a recipe's file or one of {', '.join(known) or 'no names'}")
+    if path is not None:
+        for section, values in read_settings(path, "the parameters (params.yaml)", "parameters by section").items():
+            content[section] = {**content.get(section, {}), **values} if isinstance(values, dict) else values
     for override in overrides:
         name, equals, value = override.partition("=")
         keys = name.split(".")
