@@ -253,12 +253,11 @@ def test_hooks_run_when_they_should() -> None:
 
 def test_every_command_is_one_that_the_program_has() -> None:
     """Each container's arguments are parsed by `clincot` itself."""
-    from clincot.cli.app import build_parser
+    from clincot.cli.app import parse
 
-    parser = build_parser()
     for profile in ("default", *PROFILES):
         for one in rendered(profile, "--set", "server.first.enabled=true,server.first.checkpoint=x"):
             if one["kind"] in ("Job", "Pod", "Deployment"):
                 spec = one["spec"]["template"]["spec"] if "template" in one["spec"] else one["spec"]
                 for container in [*spec.get("initContainers", ()), *spec["containers"]]:
-                    parser.parse_args(container["args"])
+                    parse(container["args"])

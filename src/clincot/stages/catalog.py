@@ -43,13 +43,13 @@ STAGES: tuple[Stage, ...] = (
 )
 
 
-# What every input and output of a stage is and who makes it: the words of --help, of the pipeline's page and of the docs.
-# A name means the same in every stage; the one exception ("champion") says what it is in both.
+# What every input and output of a stage is, and who makes it; used by --help, the pipeline and the docs.
+# "champion" and "report" mean something else in different stages, so their sentences name the stages.
 ARTIFACTS: dict[str, str] = {
-    "benchmark": "Held-out data-set folder with its answer key (references.jsonl); made by `clincot ingest` or `render`.",
+    "benchmark": "Held-out data-set folder with its answer key (references.jsonl); made by `clincot ingest`.",
     "base": "Outcomes of the base policy on the benchmark (JSONL), for gains since the start; written by `evaluate`.",
     "blind": "Data-set folder whose answers the image-blind baseline knows; without it, it knows the benchmark's own.",
-    "calibration": "Data-set folder on which the judges were calibrated; it is searched for the benchmark's questions.",
+    "calibration": "Data-set folder on which the judges were calibrated, to detect overlap with the benchmark.",
     "candidates": "The policy's answers, one from each region of a question (JSONL); written by `answer`.",
     "candidates_before": "Candidates of the previous steps of a chain of questions (JSONL); written by `answer`.",
     "challenger": "Outcomes of the new policy on the benchmark (JSONL); written by `evaluate`.",
@@ -63,9 +63,9 @@ ARTIFACTS: dict[str, str] = {
     "evidence": "One row for each benchmark question with the answers of every side (JSONL); written by `decide`.",
     "golden": "Data-set folder from which smoke-test questions are drawn; they are published with their answers.",
     "judgements": "Every judge's score of every candidate (JSONL); written by `judge`.",
-    "launch": "Settings of how training is started (YAML), such as processes or a Kubeflow job; written by the operator.",
-    "ledger": "Folder of the promotion ledgers (error budget, questions used); `decide` appends, a first run needs it empty.",
-    "outcomes": "The policy's answers to the benchmark with their scores, by kind of region (JSONL); written by `evaluate`.",
+    "launch": "Settings of how training is started, such as a Kubeflow job (YAML); written by the operator.",
+    "ledger": "Folder of the error budget and of the questions used; empty at first, `decide` appends to it.",
+    "outcomes": "The policy's scored answers to the benchmark, by kind of region (JSONL); written by `evaluate`.",
     "pair_report": "Statistics of the preference pairs, such as length bias (JSON); written by `pair`.",
     "pairs": "Preference pairs with their score gaps (JSONL); written by `pair`.",
     "panel_report": "Agreement and health of the panel of judges (JSON); written by `judge`.",

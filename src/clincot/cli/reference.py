@@ -1,0 +1,44 @@
+"""The command-line reference in Markdown, generated from the tree of commands."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from clincot.cli.app import ABOUT, PROGRAM, get_command
+from clincot.cli.framework import (
+    describe_parameter,
+    group_commands,
+    name_parameter,
+)
+
+
+def render_cli_reference() -> str:
+    """Every command with its sentence and its arguments; the same text whenever and wherever it is made."""
+    root = get_command()
+    lines = ["# Command line", "", ABOUT, "", f"`{PROGRAM} COMMAND --help` prints the same for one command.", ""]
+    for title, commands in group_commands(root).items():
+        lines += [f"## {title}", ""]
+        for name, command in commands.items():
+            lines += _render_command(f"{PROGRAM} {name}", command)
+    return "\n".join(lines).rstrip("\n") + "\n"
+
+
+def _render_command(path: str, command: Any) -> list[str]:
+    """A section about one command, then those of its subcommands."""
+    lines = [f"### `{path}`", ""]
+    for paragraph in (command.help or "").split("\n\n"):
+        lines += [" ".join(paragraph.split()), ""]
+    parameters = [one for one in command.params if not getattr(one, "hidden", False)]
+    if parameters:
+        lines += ["| Argument | Meaning |", "| --- | --- |"]
+        lines += [f"| `{_escape(name_parameter(one))}` | {_escape(describe_parameter(one))} |" for one in parameters]
+        lines.append("")
+    for commands in group_commands(command).values():
+        for name, subcommand in commands.items():
+            lines += _render_command(f"{path} {name}", subcommand)
+    return lines
+
+
+def _escape(text: str) -> str:
+    """A bar would end the table's cell."""
+    return text.replace("|", "\\|")
