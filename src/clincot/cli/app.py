@@ -16,7 +16,7 @@ import typer
 from clincot import __version__
 from clincot.cli.data_commands import add_data_commands
 from clincot.cli.deploy_commands import add_deploy_commands
-from clincot.cli.framework import Invocation, make_group, parse_command_line
+from clincot.cli.framework import Commands, Invocation, build_group, parse_command_line
 from clincot.cli.model_commands import add_model_commands
 from clincot.cli.pipeline_commands import add_pipeline_commands
 from clincot.cli.registry_commands import add_registry_commands
@@ -59,25 +59,19 @@ def parse(argv: Sequence[str] | None = None) -> Invocation:
 
 @cache
 def get_command() -> Any:
-    """The tree of commands, as typer builds it (typer.core.TyperGroup)."""
-    return typer.main.get_command(build_app())
-
-
-def build_app() -> typer.Typer:
-    """Put the groups of commands together, in the order of `clincot --help`."""
-    app = make_group(ABOUT, GUIDE)
-    app.callback()(_program)
-    add_stage_commands(app)
-    add_round_commands(app)
-    add_data_commands(app)
-    add_version_commands(app)
-    add_model_commands(app)
-    add_registry_commands(app)
-    add_serve_command(app)
-    add_deploy_commands(app)
-    add_store_commands(app)
-    add_pipeline_commands(app)
-    return app
+    """The tree of commands, in the order of `clincot --help`."""
+    commands = Commands()
+    add_stage_commands(commands)
+    add_round_commands(commands)
+    add_data_commands(commands)
+    add_version_commands(commands)
+    add_model_commands(commands)
+    add_registry_commands(commands)
+    add_serve_command(commands)
+    add_deploy_commands(commands)
+    add_store_commands(commands)
+    add_pipeline_commands(commands)
+    return build_group(commands, ABOUT, epilog=GUIDE, callback=_program, completion=True)
 
 
 def _print_version(wanted: bool) -> None:

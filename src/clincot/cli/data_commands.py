@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from clincot.cli.framework import add_command, make_group
+from clincot.cli.framework import Commands, Entry, add_command, build_group
 from clincot.cli.round_commands import ROUND_PANEL
 from clincot.errors import InvalidInput
 
@@ -41,15 +41,15 @@ class ClinicalMetric(StrEnum):
     RATESCORE = "ratescore"
 
 
-def add_data_commands(group: typer.Typer) -> None:
+def add_data_commands(commands: Commands) -> None:
     """Add the commands that make data sets, and the one that scores reports."""
-    ingest = make_group("Convert a data set from its published layout into a data-set folder.")
+    about, ingest = "Convert a data set from its published layout into a data-set folder.", Commands()
     for name, (function, arguments) in INGEST_FORMATS.items():
         add_command(ingest, name, function, arguments)
-    group.add_typer(ingest, name="ingest", rich_help_panel=DATA_PANEL)
-    add_command(group, "render", render_dataset, RenderArguments, panel=DATA_PANEL)
-    add_command(group, "report-questions", make_questions, ReportQuestionsArguments, panel=DATA_PANEL)
-    add_command(group, "report-metrics", score_reports, ReportMetricsArguments, panel=ROUND_PANEL)
+    commands["ingest"] = Entry(DATA_PANEL, about, lambda: build_group(ingest, about))
+    add_command(commands, "render", render_dataset, RenderArguments, panel=DATA_PANEL)
+    add_command(commands, "report-questions", make_questions, ReportQuestionsArguments, panel=DATA_PANEL)
+    add_command(commands, "report-metrics", score_reports, ReportMetricsArguments, panel=ROUND_PANEL)
 
 
 @dataclass(frozen=True, kw_only=True)

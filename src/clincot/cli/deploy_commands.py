@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from clincot.cli.framework import add_command
+from clincot.cli.framework import Commands, add_command
 from clincot.cli.options import read_params
 from clincot.cli.registry_commands import ReasonOption, StoreArguments, open_line
 from clincot.cli.serve_command import SERVING_PANEL
@@ -27,10 +27,10 @@ if TYPE_CHECKING:
 TARGET_PANEL = "Target of the rollout"
 
 
-def add_deploy_commands(group: typer.Typer) -> None:
+def add_deploy_commands(commands: Commands) -> None:
     """Add `deploy` and `approve`."""
-    add_command(group, "deploy", deploy_checkpoint, DeployArguments, panel=SERVING_PANEL)
-    add_command(group, "approve", approve_rollout, ApproveArguments, panel=SERVING_PANEL)
+    add_command(commands, "deploy", deploy_checkpoint, DeployArguments, panel=SERVING_PANEL)
+    add_command(commands, "approve", approve_rollout, ApproveArguments, panel=SERVING_PANEL)
 
 
 @dataclass(frozen=True, kw_only=True)

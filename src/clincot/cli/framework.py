@@ -80,6 +80,34 @@ class PlainCommand(TyperCommand):
         return self.epilog or ""
 
 
+@dataclass(frozen=True)
+class Entry:
+    """A command in the list of its group; it is built when it is needed, since building all of them takes a while."""
+
+    panel: str  # heading in the help of the group
+    about: str
+    build: Callable[[], Any]
+
+
+Commands = dict[str, Entry]
+
+
+class LazyCommands(dict[str, Any]):
+    """The commands of a group by name, each built at its first use."""
+
+    def __init__(self, entries: Commands) -> None:
+        super().__init__(dict.fromkeys(entries))
+        self.entries = entries
+
+    def __getitem__(self, name: str) -> Any:
+        if super().__getitem__(name) is None:
+            self[name] = self.entries[name].build()
+        return super().__getitem__(name)
+
+    def get(self, name: str, default: Any = None) -> Any:
+        return super().get(name, default) if name not in self else self[name]
+
+
 class PlainGroup(TyperGroup):
     """A group of commands that explains itself in plain text, its commands under the headings of their panels."""
 
@@ -90,20 +118,47 @@ class PlainGroup(TyperGroup):
         return render_help(ctx, self, self.epilog or "")
 
 
-def make_group(about: str, epilog: str = "") -> typer.Typer:
-    """A typer application without markup, to which commands are added."""
-    return typer.Typer(
+def build_group(
+    commands: Commands,
+    about: str,
+    *,
+    epilog: str = "",
+    callback: Callable[..., None] | None = None,
+    completion: bool = False,
+    runs_alone: bool = False,
+) -> Any:
+    """Build a group with typer; runs_alone: the callback is also called if no command is named."""
+    app = typer.Typer(
         cls=PlainGroup,
         help=about,
         epilog=epilog,
+        invoke_without_command=runs_alone,
+        add_completion=completion,
         rich_markup_mode=None,
-        pretty_exceptions_enable=False,
         context_settings={"help_option_names": ["--help", "-h"]},
     )
+    app.callback()(callback or _do_nothing)
+    group = typer.main.get_command(app)
+    assert isinstance(group, PlainGroup)
+    group.commands = LazyCommands(commands)
+    return group
+
+
+def _do_nothing() -> None:
+    """Callback of a group without options of its own."""
+
+
+def build_command(
+    name: str, call: Callable[..., int], about: str, epilog: str = "", kind: type[PlainCommand] = PlainCommand
+) -> Any:
+    """Build one command with typer, from a function whose signature has been set."""
+    app = typer.Typer(add_completion=False, rich_markup_mode=None)
+    app.command(name, cls=kind, help=about, epilog=epilog)(call)
+    return typer.main.get_command(app)
 
 
 def add_command(
-    group: typer.Typer,
+    commands: Commands,
     name: str,
     function: Callable[[A], int],
     arguments: type[A],
@@ -112,13 +167,16 @@ def add_command(
     epilog: str = "",
 ) -> None:
     """Add a function of an arguments class as a command; the function's docstring is the command's help."""
+    about = inspect.getdoc(function) or ""
 
     def call(**values: Any) -> int:
         return function(arguments(**values))
 
-    set_parameters(call, list_parameters(arguments))
-    about = inspect.getdoc(function) or ""
-    group.command(name, cls=PlainCommand, help=about, epilog=epilog, rich_help_panel=panel)(call)
+    def build() -> Any:
+        set_parameters(call, list_parameters(arguments))
+        return build_command(name, call, about, epilog)
+
+    commands[name] = Entry(panel, about, build)
 
 
 def set_parameters(call: Callable[..., int], parameters: Sequence[inspect.Parameter]) -> None:
@@ -190,7 +248,7 @@ def render_help(context: Any, command: Any, appendix: str) -> str:
     for title, parameters in group_parameters(command, context).items():
         blocks.append(_render_rows(title, [(name_parameter(one), describe_parameter(one)) for one in parameters]))
     for title, commands in group_commands(command).items():
-        blocks.append(_render_rows(title, [(name, get_summary(one)) for name, one in commands.items()]))
+        blocks.append(_render_rows(title, [(name, get_summary(about)) for name, about in commands.items()]))
     if appendix:
         blocks.append(appendix.rstrip())
     return "\n\n".join(blocks)
@@ -206,17 +264,19 @@ def group_parameters(command: Any, context: Any) -> dict[str, list[Any]]:
     return panels
 
 
-def group_commands(command: Any) -> dict[str, dict[str, Any]]:
-    """{heading: {name: subcommand}}, both in the order in which they were added."""
-    panels: dict[str, dict[str, Any]] = {}
-    for name, subcommand in getattr(command, "commands", {}).items():
-        panels.setdefault(subcommand.rich_help_panel or COMMANDS, {})[name] = subcommand
+def group_commands(command: Any) -> dict[str, dict[str, str]]:
+    """{heading: {name of a subcommand: its help}}, both in the order in which they were added."""
+    commands = getattr(command, "commands", None)
+    panels: dict[str, dict[str, str]] = {}
+    if isinstance(commands, LazyCommands):
+        for name, entry in commands.entries.items():
+            panels.setdefault(entry.panel, {})[name] = entry.about
     return panels
 
 
-def get_summary(command: Any) -> str:
+def get_summary(about: str) -> str:
     """The first paragraph of a command's help, in one line."""
-    return " ".join((command.help or "").partition("\n\n")[0].split())
+    return " ".join(about.partition("\n\n")[0].split())
 
 
 def get_metavar(parameter: Any) -> str:

@@ -9,17 +9,17 @@ from typing import Annotated, Literal
 
 import typer
 
-from clincot.cli.framework import add_command
+from clincot.cli.framework import Commands, add_command
 from clincot.cli.options import ParamsArguments, read_params
 
 MODEL_PANEL = "Models and judges"
 
 
-def add_model_commands(group: typer.Typer) -> None:
+def add_model_commands(commands: Commands) -> None:
     """Add the commands that make models and calibrate judges."""
-    add_command(group, "small-models", make_small_models, SmallModelsArguments, panel=MODEL_PANEL)
-    add_command(group, "sft", train_supervised, SftArguments, panel=MODEL_PANEL)
-    add_command(group, "calibrate", calibrate_judges, CalibrateArguments, panel=MODEL_PANEL)
+    add_command(commands, "small-models", make_small_models, SmallModelsArguments, panel=MODEL_PANEL)
+    add_command(commands, "sft", train_supervised, SftArguments, panel=MODEL_PANEL)
+    add_command(commands, "calibrate", calibrate_judges, CalibrateArguments, panel=MODEL_PANEL)
 
 
 @dataclass(frozen=True, kw_only=True)

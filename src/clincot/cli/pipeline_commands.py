@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from clincot.cli.framework import add_command, make_group
+from clincot.cli.framework import Commands, Entry, add_command, build_group
 from clincot.cli.options import ParamsArguments, read_params
 from clincot.errors import InvalidInput
 
@@ -25,9 +25,9 @@ Kubeflow Pipelines is found by --endpoint or KFP_ENDPOINT. The token is in KFP_T
 """
 
 
-def add_pipeline_commands(group: typer.Typer) -> None:
+def add_pipeline_commands(commands: Commands) -> None:
     """Add `pipeline` and its commands."""
-    pipeline = make_group("Compile, run, submit and schedule the round as a Kubeflow pipeline.", CONNECTING)
+    about, pipeline = "Compile, run, submit and schedule the round as a Kubeflow pipeline.", Commands()
     add_command(pipeline, "compile", compile_pipeline, CompileArguments)
     add_command(pipeline, "run-local", run_locally, RunLocalArguments)
     add_command(pipeline, "submit", submit, SubmitArguments)
@@ -35,7 +35,7 @@ def add_pipeline_commands(group: typer.Typer) -> None:
     add_command(pipeline, "status", print_status, StatusArguments)
     add_command(pipeline, "upload", upload, UploadArguments)
     add_command(pipeline, "put", put_folder, PutArguments)
-    group.add_typer(pipeline, name="pipeline", rich_help_panel=PIPELINE_PANEL)
+    commands["pipeline"] = Entry(PIPELINE_PANEL, about, lambda: build_group(pipeline, about, epilog=CONNECTING))
 
 
 @dataclass(frozen=True, kw_only=True)

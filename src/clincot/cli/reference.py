@@ -18,8 +18,8 @@ def render_cli_reference() -> str:
     lines = ["# Command line", "", ABOUT, "", f"`{PROGRAM} COMMAND --help` prints the same for one command.", ""]
     for title, commands in group_commands(root).items():
         lines += [f"## {title}", ""]
-        for name, command in commands.items():
-            lines += _render_command(f"{PROGRAM} {name}", command)
+        for name in commands:
+            lines += _render_command(f"{PROGRAM} {name}", root.commands[name])
     return "\n".join(lines).rstrip("\n") + "\n"
 
 
@@ -34,8 +34,8 @@ def _render_command(path: str, command: Any) -> list[str]:
         lines += [f"| `{_escape(name_parameter(one))}` | {_escape(describe_parameter(one))} |" for one in parameters]
         lines.append("")
     for commands in group_commands(command).values():
-        for name, subcommand in commands.items():
-            lines += _render_command(f"{path} {name}", subcommand)
+        for name in commands:
+            lines += _render_command(f"{path} {name}", command.commands[name])
     return lines
 
 

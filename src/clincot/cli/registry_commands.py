@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from clincot.cli.framework import add_command, make_group
+from clincot.cli.framework import Commands, Entry, add_command, build_group
 from clincot.cli.model_commands import MODEL_PANEL
 from clincot.cli.options import ParamsArguments, read_params
 from clincot.config import Params
@@ -20,15 +20,15 @@ CheckpointArgument = Annotated[str, typer.Argument(help="Digest of a published c
 ReasonOption = Annotated[str, typer.Option("--reason", metavar="TEXT", help="The reason, for the records.")]
 
 
-def add_registry_commands(group: typer.Typer) -> None:
+def add_registry_commands(commands: Commands) -> None:
     """Add `models` and its commands."""
-    models = make_group("List, show, start, roll back and prune published checkpoints.")
+    about, models = "List, show, start, roll back and prune published checkpoints.", Commands()
     add_command(models, "list", list_checkpoints, StoreArguments)
     add_command(models, "show", show_checkpoint, ShowCheckpointArguments)
     add_command(models, "start", start_line, StartArguments)
     add_command(models, "rollback", roll_back, RollbackArguments)
     add_command(models, "prune", prune, PruneArguments)
-    group.add_typer(models, name="models", rich_help_panel=MODEL_PANEL)
+    commands["models"] = Entry(MODEL_PANEL, about, lambda: build_group(models, about))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,7 +9,15 @@ from typing import Annotated, Literal
 
 import typer
 
-from clincot.cli.framework import add_command, get_width, make_group, record_invocation, wrap_text
+from clincot.cli.framework import (
+    Commands,
+    Entry,
+    add_command,
+    build_group,
+    get_width,
+    record_invocation,
+    wrap_text,
+)
 from clincot.cli.options import ParamsArguments, read_params
 from clincot.config import list_recipes, render_params
 from clincot.errors import InvalidInput
@@ -28,16 +36,16 @@ class ComparisonName(StrEnum):
     DPO = "dpo"
 
 
-def add_round_commands(group: typer.Typer) -> None:
+def add_round_commands(commands: Commands) -> None:
     """Add the commands about rounds, and those that show what a round would use."""
-    add_command(group, "rounds", run_rounds, RoundsArguments, panel=ROUND_PANEL)
-    add_command(group, "demo", run_demo, DemoArguments, panel=ROUND_PANEL)
-    add_command(group, "params", print_params, ParamsArguments, panel=ROUND_PANEL)
-    add_recipes(group)
-    add_command(group, "show", show_record, ShowArguments, panel=ROUND_PANEL)
-    add_command(group, "page", rewrite_page, PageArguments, panel=ROUND_PANEL)
-    add_command(group, "power", print_power, PowerArguments, panel=ROUND_PANEL)
-    add_command(group, "blind", score_blind, BlindArguments, panel=ROUND_PANEL)
+    add_command(commands, "rounds", run_rounds, RoundsArguments, panel=ROUND_PANEL)
+    add_command(commands, "demo", run_demo, DemoArguments, panel=ROUND_PANEL)
+    add_command(commands, "params", print_params, ParamsArguments, panel=ROUND_PANEL)
+    add_recipes(commands)
+    add_command(commands, "show", show_record, ShowArguments, panel=ROUND_PANEL)
+    add_command(commands, "page", rewrite_page, PageArguments, panel=ROUND_PANEL)
+    add_command(commands, "power", print_power, PowerArguments, panel=ROUND_PANEL)
+    add_command(commands, "blind", score_blind, BlindArguments, panel=ROUND_PANEL)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -147,17 +155,18 @@ def print_params(args: ParamsArguments) -> int:
     return 0
 
 
-def add_recipes(group: typer.Typer) -> None:
+def add_recipes(commands: Commands) -> None:
     """Add `recipes`, which lists them, with `recipes show` below it."""
-    recipes = make_group("List the shipped recipes, which are named sets of parameters, or print one.")
+    about, recipes = "List the shipped recipes, which are named sets of parameters, or print one.", Commands()
+    add_command(recipes, "show", show_recipe, RecipeArguments)
 
-    @recipes.callback(invoke_without_command=True)
     def list_without_command(context: typer.Context) -> None:
         if context.invoked_subcommand is None:
             record_invocation(context, print_recipes)
 
-    add_command(recipes, "show", show_recipe, RecipeArguments)
-    group.add_typer(recipes, name="recipes", rich_help_panel=ROUND_PANEL)
+    commands["recipes"] = Entry(
+        ROUND_PANEL, about, lambda: build_group(recipes, about, callback=list_without_command, runs_alone=True)
+    )
 
 
 def print_recipes() -> int:

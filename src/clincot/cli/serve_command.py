@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from clincot.cli.framework import add_command
+from clincot.cli.framework import Commands, add_command
 from clincot.errors import require_extra
 
 SERVING_PANEL = "Serving and deployment"
@@ -23,9 +23,9 @@ serving/chat.py.
 """
 
 
-def add_serve_command(group: typer.Typer) -> None:
+def add_serve_command(commands: Commands) -> None:
     """Add `serve`."""
-    add_command(group, "serve", serve_checkpoint, ServeArguments, panel=SERVING_PANEL, epilog=AFTERWARDS)
+    add_command(commands, "serve", serve_checkpoint, ServeArguments, panel=SERVING_PANEL, epilog=AFTERWARDS)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import json
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -13,7 +14,10 @@ import typer
 from clincot.cli.framework import (
     INDENT,
     RAW_ARGUMENTS,
+    Commands,
+    Entry,
     PlainCommand,
+    build_command,
     make_parameter,
     set_parameters,
     wrap_text,
@@ -43,14 +47,14 @@ ExitCodeOption = Annotated[
 ExplainOption = Annotated[bool, typer.Option("--explain", help="Explain what would have to change for a promotion.")]
 
 
-def add_stage_commands(group: typer.Typer) -> None:
+def add_stage_commands(commands: Commands) -> None:
     """Add a command for every stage."""
     for stage in STAGES:
-        add_stage_command(group, stage)
+        commands[stage.name] = Entry(STAGE_PANEL, stage.about, partial(build_stage_command, stage))
 
 
-def add_stage_command(group: typer.Typer, stage: Stage) -> None:
-    """Add the command of one stage: a path for every input and output, a flag for some fields of its section."""
+def build_stage_command(stage: Stage) -> Any:
+    """Build the command of a stage: a path for every input and output, a flag for some fields of its section."""
 
     def call(**values: Any) -> int:
         if stage.name == "decide":
@@ -61,7 +65,7 @@ def add_stage_command(group: typer.Typer, stage: Stage) -> None:
         return 0
 
     set_parameters(call, list_stage_parameters(stage))
-    group.command(stage.name, cls=StageCommand, help=stage.about, rich_help_panel=STAGE_PANEL)(call)
+    return build_command(stage.name, call, stage.about, kind=StageCommand)
 
 
 def list_stage_parameters(stage: Stage) -> list[inspect.Parameter]:

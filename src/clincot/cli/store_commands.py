@@ -8,19 +8,19 @@ from typing import Annotated
 
 import typer
 
-from clincot.cli.framework import add_command, make_group
+from clincot.cli.framework import Commands, Entry, add_command, build_group
 from clincot.cli.serve_command import SERVING_PANEL
 from clincot.errors import InvalidInput
 
 PAUSE_S = 2.0  # between two attempts while the server starts
 
 
-def add_store_commands(group: typer.Typer) -> None:
+def add_store_commands(commands: Commands) -> None:
     """Add `store` and its commands."""
-    store = make_group("Create the bucket of an object store, or watch the rounds recorded in it.")
+    about, store = "Create the bucket of an object store, or watch the rounds recorded in it.", Commands()
     add_command(store, "create", create_bucket, CreateArguments)
     add_command(store, "watch", watch_rounds, WatchArguments)
-    group.add_typer(store, name="store", rich_help_panel=SERVING_PANEL)
+    commands["store"] = Entry(SERVING_PANEL, about, lambda: build_group(store, about))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from clincot.cli.data_commands import DATA_PANEL
-from clincot.cli.framework import add_command, make_group
+from clincot.cli.framework import Commands, Entry, add_command, build_group
 from clincot.cli.options import ParamsArguments, read_params
 from clincot.config import VersionConfig
 
@@ -20,13 +20,13 @@ if TYPE_CHECKING:
     from clincot.records import DataVersion
 
 
-def add_version_commands(group: typer.Typer) -> None:
+def add_version_commands(commands: Commands) -> None:
     """Add `data` and its commands."""
-    data = make_group("Manage versions of preference data in a data repository (git and DVC).")
+    about, data = "Manage versions of preference data in a data repository (git and DVC).", Commands()
     add_command(data, "init", create_repository, InitArguments)
     add_command(data, "log", print_versions, HistoryArguments)
     add_command(data, "diff", print_diff, DiffArguments)
-    group.add_typer(data, name="data", rich_help_panel=DATA_PANEL)
+    commands["data"] = Entry(DATA_PANEL, about, lambda: build_group(data, about))
 
 
 @dataclass(frozen=True, kw_only=True)
