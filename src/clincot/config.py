@@ -385,16 +385,28 @@ S = TypeVar("S", bound=BaseModel)
 
 @dataclass(frozen=True)
 class Recipe:
-    """A shipped set of parameters: its file, its purpose in one line, and the digest of its values."""
+    """A named set of parameters."""
 
-    path: Path
+    name: str
     about: str
+    path: Path
+    values: dict[str, Any]
     digest: str
 
 
-def list_recipes() -> dict[str, Recipe]:
-    """The recipes that come with the package, by name."""
-    return {}
+def list_recipes() -> list[Recipe]:
+    """The recipes that come with the package, sorted by name."""
+    return []
+
+
+def find_recipe(name_or_path: str | Path) -> Recipe:
+    """Return the shipped recipe of a name, or read the one in a file."""
+    path = Path(name_or_path)
+    if path.suffix not in (".yaml", ".yml"):
+        raise InvalidRecord(f"no recipe is called {str(name_or_path)!r}; the shipped recipes are: none")
+    values = read_settings(path, "a recipe: `recipe: {name, about}` and parameters by section")
+    head = values.pop("recipe")
+    return Recipe(name=head["name"], about=head["about"], path=path, values=values, digest=hash_json(values))
 
 
 def render_params(params: Params) -> str:
@@ -404,11 +416,7 @@ def render_params(params: Params) -> str:
 
 def load_params(path: Path | None, overrides: Sequence[str] = (), recipe: str = "") -> Params:
     """params.yaml with `section.field=value` overrides; unknown keys and wrong values are refused by name."""
-    content: dict[str, Any] = {}
-    if recipe:
-        known = list_recipes()
-        file = known[recipe].path if recipe in known else Path(recipe)
-        content = read_settings(file, f"a recipe's file or one of {', '.join(known) or 'no names'}")
+    content: dict[str, Any] = dict(find_recipe(recipe).values) if recipe else {}
     if path is not None:
         for section, values in read_settings(path, "the parameters (params.yaml)", "parameters by section").items():
             content[section] = {**content.get(section, {}), **values} if isinstance(values, dict) else values

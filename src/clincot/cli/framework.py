@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import MISSING, Field, dataclass, fields
 from enum import Enum
 from types import UnionType
-from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 import typer
 from typer.core import TyperCommand, TyperGroup
@@ -212,7 +212,7 @@ def _get_default(field: Field[Any]) -> Any:
 
 
 def _build_metavar(name: str, kind: Any) -> str:
-    element = get_args(kind)[0] if get_origin(kind) in (list, UnionType) else kind
+    element = get_args(kind)[0] if get_origin(kind) in (list, Union, UnionType) else kind
     if get_origin(element) is Literal:
         return "{" + ",".join(str(choice) for choice in get_args(element)) + "}"
     if isinstance(element, type) and issubclass(element, Enum):
@@ -297,8 +297,9 @@ def describe_parameter(parameter: Any) -> str:
     default = parameter.default
     if parameter.required:
         return f"{about} (required)" if parameter.param_type_name == "option" else about
-    shown = isinstance(default, (str, int, float)) or hasattr(default, "__fspath__")
-    return f"{about} (default: {default})" if shown and default != "" and not isinstance(default, bool) else about
+    if default is None or default == "" or isinstance(default, (bool, list)) or "(default: " in about:
+        return about
+    return f"{about} (default: {default})"
 
 
 def get_width() -> int:

@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from clincot.config import Params, list_recipes, load_params
+from clincot.config import Params, find_recipe, list_recipes, load_params
 
 CONFIGURATION = "Configuration"
 PARAMS_FILE = Path("params.yaml")
@@ -17,7 +17,7 @@ PARAMS_FILE = Path("params.yaml")
 
 def complete_recipe(incomplete: str) -> list[str]:
     """Names of shipped recipes, for the shell's completion."""
-    return [name for name in list_recipes() if name.startswith(incomplete)]
+    return [recipe.name for recipe in list_recipes() if recipe.name.startswith(incomplete)]
 
 
 ParamsOption = Annotated[
@@ -79,8 +79,8 @@ def describe_sources(path: Path | None, recipe: str, overrides: Sequence[str]) -
     """Where effective values come from, in the order in which they override one another."""
     sources = ["the defaults"]
     if recipe:
-        known = list_recipes().get(recipe)
-        sources.append(f"recipe {recipe}" if known is None else f"recipe {recipe} ({known.path})")
+        found = find_recipe(recipe)
+        sources.append(f"the recipe {found.name} ({found.path})")
     if path is not None:
         sources.append(str(path) if path.is_absolute() else f"./{path}")
     if overrides:

@@ -234,7 +234,12 @@ class ScheduleArguments(PlanArguments, ConnectionArguments):
         str, typer.Option("--cron", help='Cron expression with seconds, as Kubeflow expects it: "0 0 2 * * *".')
     ] = ""
     interval: Annotated[
-        int, typer.Option("--interval", metavar="SECONDS", help="Instead of --cron: time between two starts.")
+        int,
+        typer.Option(
+            "--interval",
+            metavar="SECONDS",
+            help="Instead of --cron: time between two starts (default: --cron applies).",
+        ),
     ] = 0
     remove: Annotated[bool, typer.Option("--remove", help="Remove the recurring run instead, and every older one.")] = (
         False

@@ -19,13 +19,13 @@ def render_cli_reference() -> str:
     for title, commands in group_commands(root).items():
         lines += [f"## {title}", ""]
         for name in commands:
-            lines += _render_command(f"{PROGRAM} {name}", root.commands[name])
+            lines += _render_command(f"{PROGRAM} {name}", root.commands[name], level=3)
     return "\n".join(lines).rstrip("\n") + "\n"
 
 
-def _render_command(path: str, command: Any) -> list[str]:
-    """A section about one command, then those of its subcommands."""
-    lines = [f"### `{path}`", ""]
+def _render_command(path: str, command: Any, level: int) -> list[str]:
+    """A section about one command, then those of its subcommands, one level deeper."""
+    lines = [f"{'#' * level} `{path}`", ""]
     for paragraph in (command.help or "").split("\n\n"):
         lines += [" ".join(paragraph.split()), ""]
     parameters = [one for one in command.params if not getattr(one, "hidden", False)]
@@ -33,9 +33,11 @@ def _render_command(path: str, command: Any) -> list[str]:
         lines += ["| Argument | Meaning |", "| --- | --- |"]
         lines += [f"| `{_escape(name_parameter(one))}` | {_escape(describe_parameter(one))} |" for one in parameters]
         lines.append("")
+    if command.epilog:
+        lines += ["```text", *command.epilog.rstrip("\n").splitlines(), "```", ""]
     for commands in group_commands(command).values():
         for name in commands:
-            lines += _render_command(f"{path} {name}", command.commands[name])
+            lines += _render_command(f"{path} {name}", command.commands[name], level + 1)
     return lines
 
 

@@ -14,12 +14,11 @@ from clincot.cli.framework import (
     Entry,
     add_command,
     build_group,
-    get_width,
     record_invocation,
     wrap_text,
 )
 from clincot.cli.options import ParamsArguments, read_params
-from clincot.config import list_recipes, render_params
+from clincot.config import find_recipe, list_recipes, render_params
 from clincot.errors import InvalidInput
 from clincot.records import Decision
 
@@ -170,12 +169,11 @@ def add_recipes(commands: Commands) -> None:
 
 
 def print_recipes() -> int:
-    """One paragraph for each recipe: its name and its purpose."""
+    """Print the name and the purpose of each recipe."""
     recipes = list_recipes()
-    width = max((len(name) for name in recipes), default=0) + 2
-    for name, recipe in recipes.items():
-        about = " ".join(recipe.about.split())
-        print(f"{name.ljust(width)}{wrap_text(about, ' ' * width).strip() if width < get_width() // 2 else about}")
+    width = max((len(recipe.name) for recipe in recipes), default=0) + 2
+    for recipe in recipes:
+        print(recipe.name.ljust(width) + wrap_text(recipe.about, " " * width).strip())
     return 0
 
 
@@ -183,15 +181,14 @@ def print_recipes() -> int:
 class RecipeArguments:
     """Which recipe."""
 
-    name: Annotated[str, typer.Argument(help="Name of a shipped recipe, as `clincot recipes` lists it.")]
+    name: Annotated[
+        str, typer.Argument(metavar="NAME|PATH", help="Name of a shipped recipe, or a recipe file (.yaml).")
+    ]
 
 
 def show_recipe(args: RecipeArguments) -> int:
-    """Print a recipe's file."""
-    recipes = list_recipes()
-    if args.name not in recipes:
-        raise InvalidInput(f"no recipe is called {args.name!r}; expected one of: {', '.join(recipes) or 'none'}")
-    recipe = recipes[args.name]
+    """Print a recipe, with its comments."""
+    recipe = find_recipe(args.name)
     print(f"# {recipe.path} (digest {recipe.digest[:12]})")
     print(recipe.path.read_text(encoding="utf-8").rstrip("\n"))
     return 0

@@ -93,7 +93,8 @@ def make_path_parameter(name: str, panel: str, *, required: bool) -> inspect.Par
 
 def make_flag_parameter(stage: Stage, name: str) -> inspect.Parameter:
     """A field of the stage's section as an option of its own."""
-    about = f"The same as --set {stage.name}.{name}=VALUE."
+    description = stage.config.model_fields[name].description
+    about = f"The same as --set {stage.name}.{name}=VALUE" + (f" ({description})." if description else ".")
     return make_parameter(
         f"flag_{name}", Annotated[str, typer.Option(f"--{_to_dashes(name)}", metavar="VALUE", help=about)], ""
     )

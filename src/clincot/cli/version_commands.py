@@ -69,7 +69,7 @@ class HistoryArguments(ParamsArguments):
             "--repository", metavar="ADDRESS", help="Git address of the repository (default: version.repository)."
         ),
     ] = None
-    json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False
+    json: Annotated[bool, typer.Option("--json", help="Print the same as JSON.")] = False
 
 
 @dataclass(frozen=True, kw_only=True)
