@@ -100,6 +100,13 @@ def test_help_shows_a_recipes_values(words: list[str], empty: Path, capsys: pyte
     assert "from the defaults, then the recipe mine (r.yaml), then ./params.yaml:" in " ".join(text.split())
 
 
+def test_help_names_the_recipe_of_a_file(empty: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (empty / "params.yaml").write_text("recipe: {name: small-model}\npair: {min_gap: 0.4}")
+    text = " ".join(read_help(capsys, "pair").split())
+    assert "from the defaults, then the recipe small-model, which params.yaml names, then ./params.yaml:" in text
+    assert "pair.min_gap = 0.4" in text
+
+
 def test_help_works_with_a_broken_params_file(empty: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (empty / "params.yaml").write_text("pair: {min_gap: -1}")
     text = " ".join(read_help(capsys, "pair").split())

@@ -33,7 +33,7 @@ DataOutOption = Annotated[Path, typer.Option("--out", metavar="DIR", help="Data-
 SeedOption = Annotated[int, typer.Option("--seed", metavar="N", help="Seed of the random choices.")]
 
 
-class ClinicalMetric(StrEnum):
+class ClinicalMetricName(StrEnum):
     """Report metrics whose readers are neural; an enumeration, since typer takes no list of literals."""
 
     RADGRAPH = "radgraph"
@@ -319,7 +319,7 @@ class ReportMetricsArguments:
         ),
     ] = None
     clinical: Annotated[
-        list[ClinicalMetric],
+        list[ClinicalMetricName],
         typer.Option(
             "--clinical",
             help="Also compute this clinical metric; may be repeated. It fails if its package or weights are missing.",

@@ -1,17 +1,14 @@
 """Commands on typer: arguments as frozen dataclasses, plain-text help, and parsing apart from running.
 
 A command is a function of one frozen dataclass whose fields are `Annotated[..., typer.Option(...)]`. Arguments that
-several commands share are base classes of theirs. Help is plain text without markup, since descriptions contain
-brackets such as [ClinCoT], and has a fixed width unless it is written to a terminal.
+several commands share are base classes of theirs. Commands are built when they are needed: building all of them takes
+longer than starting Python.
 """
 
 from __future__ import annotations
 
 import inspect
-import shutil
-import sys
-import textwrap
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import MISSING, Field, dataclass, fields
 from enum import Enum
 from types import UnionType
@@ -21,11 +18,9 @@ import typer
 from typer.core import TyperCommand, TyperGroup
 from typer.models import OptionInfo, ParameterInfo
 
+from clincot.cli.help_text import COMMANDS, render_help, render_usage
+
 A = TypeVar("A")
-PLAIN_WIDTH = 100  # columns where the output is no terminal
-NAME_WIDTH = 26
-INDENT = " " * 4
-ARGUMENTS, OPTIONS, COMMANDS = "Arguments", "Options", "Commands"
 RAW_ARGUMENTS = "clincot.raw_arguments"  # key of a context's meta: what was typed after the command
 
 
@@ -82,7 +77,7 @@ class PlainCommand(TyperCommand):
 
 @dataclass(frozen=True)
 class Entry:
-    """A command in the list of its group; it is built when it is needed, since building all of them takes a while."""
+    """A command in the list of its group."""
 
     panel: str  # heading in the help of the group
     about: str
@@ -110,6 +105,8 @@ class LazyCommands(dict[str, Any]):
 
 class PlainGroup(TyperGroup):
     """A group of commands that explains itself in plain text, its commands under the headings of their panels."""
+
+    entries: Commands
 
     def get_usage(self, ctx: Any) -> str:
         return render_usage(ctx, self, ["COMMAND [ARGS]..."])
@@ -140,7 +137,7 @@ def build_group(
     app.callback()(callback or _do_nothing)
     group = typer.main.get_command(app)
     assert isinstance(group, PlainGroup)
-    group.commands = LazyCommands(commands)
+    group.entries, group.commands = commands, LazyCommands(commands)
     return group
 
 
@@ -218,117 +215,3 @@ def _build_metavar(name: str, kind: Any) -> str:
     if isinstance(element, type) and issubclass(element, Enum):
         return "{" + ",".join(str(choice.value) for choice in element) + "}"
     return name.upper()
-
-
-def render_usage(context: Any, command: Any, more: Sequence[str]) -> str:
-    """One line of usage: required options by name, the others as [OPTIONS], then what is positional."""
-    positional, required = [], []
-    for parameter in command.params:
-        metavar = get_metavar(parameter)
-        if parameter.param_type_name == "argument":
-            positional.append(metavar if parameter.required else f"[{metavar}]")
-        elif parameter.required:
-            required.append(f"{parameter.opts[0]} {metavar}")
-    start = f"usage: {context.command_path} "
-    words = " ".join([*positional, *required, "[OPTIONS]", *more])
-    return textwrap.fill(
-        words,
-        get_width(),
-        initial_indent=start,
-        subsequent_indent=" " * len(start),
-        break_long_words=False,
-        break_on_hyphens=False,
-    )
-
-
-def render_help(context: Any, command: Any, appendix: str) -> str:
-    """Usage, description, arguments and options by panel, subcommands by panel, and an appendix as it is."""
-    blocks = [command.get_usage(context)]
-    blocks += [wrap_text(paragraph) for paragraph in (command.help or "").split("\n\n") if paragraph]
-    for title, parameters in group_parameters(command, context).items():
-        blocks.append(_render_rows(title, [(name_parameter(one), describe_parameter(one)) for one in parameters]))
-    for title, commands in group_commands(command).items():
-        blocks.append(_render_rows(title, [(name, get_summary(about)) for name, about in commands.items()]))
-    if appendix:
-        blocks.append(appendix.rstrip())
-    return "\n\n".join(blocks)
-
-
-def group_parameters(command: Any, context: Any) -> dict[str, list[Any]]:
-    """{heading: arguments and options}, both in the order of the signature; --help is the last of the options."""
-    panels: dict[str, list[Any]] = {}
-    for parameter in command.get_params(context):
-        other = ARGUMENTS if parameter.param_type_name == "argument" else OPTIONS
-        if not getattr(parameter, "hidden", False):
-            panels.setdefault(getattr(parameter, "rich_help_panel", None) or other, []).append(parameter)
-    return panels
-
-
-def group_commands(command: Any) -> dict[str, dict[str, str]]:
-    """{heading: {name of a subcommand: its help}}, both in the order in which they were added."""
-    commands = getattr(command, "commands", None)
-    panels: dict[str, dict[str, str]] = {}
-    if isinstance(commands, LazyCommands):
-        for name, entry in commands.entries.items():
-            panels.setdefault(entry.panel, {})[name] = entry.about
-    return panels
-
-
-def get_summary(about: str) -> str:
-    """The first paragraph of a command's help, in one line."""
-    return " ".join(about.partition("\n\n")[0].split())
-
-
-def get_metavar(parameter: Any) -> str:
-    return str(parameter.metavar or parameter.name.upper())
-
-
-def name_parameter(parameter: Any) -> str:
-    """As it is typed: every spelling of an option with its metavar, or an argument's metavar."""
-    if parameter.param_type_name == "argument":
-        return get_metavar(parameter)
-    spellings = ", ".join(sorted(parameter.opts, key=len))
-    return spellings if getattr(parameter, "is_flag", False) else f"{spellings} {get_metavar(parameter)}"
-
-
-def describe_parameter(parameter: Any) -> str:
-    """Its sentence, and what applies if it is left out."""
-    about = " ".join((parameter.help or "").split())
-    default = parameter.default
-    if parameter.required:
-        return f"{about} (required)" if parameter.param_type_name == "option" else about
-    if default is None or default == "" or isinstance(default, (bool, list)) or "(default: " in about:
-        return about
-    return f"{about} (default: {default})"
-
-
-def get_width() -> int:
-    """Columns of the text: the terminal's within reason, or a fixed number in a pipe."""
-    if not sys.stdout.isatty():
-        return PLAIN_WIDTH
-    return max(60, min(shutil.get_terminal_size().columns - 2, 110))
-
-
-def wrap_text(text: str, indent: str = "") -> str:
-    """Text as lines of the current width; words are never broken, so that paths and flags stay whole."""
-    return textwrap.fill(
-        " ".join(text.split()),
-        get_width(),
-        initial_indent=indent,
-        subsequent_indent=indent,
-        break_long_words=False,
-        break_on_hyphens=False,
-    )
-
-
-def _render_rows(title: str, rows: Sequence[tuple[str, str]]) -> str:
-    return "\n".join([f"{title}:", *(line for name, about in rows for line in _render_row(name, about))])
-
-
-def _render_row(name: str, about: str) -> Iterator[str]:
-    lines = wrap_text(about, INDENT + " " * NAME_WIDTH).splitlines() or [""]
-    if len(name) > NAME_WIDTH - 2:
-        yield INDENT + name
-    else:
-        yield (INDENT + name.ljust(NAME_WIDTH) + lines.pop(0).strip()).rstrip()
-    yield from lines

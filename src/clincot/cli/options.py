@@ -75,12 +75,16 @@ def find_params_file(path: Path | None, recipe: str) -> Path | None:
     return path
 
 
-def describe_sources(path: Path | None, recipe: str, overrides: Sequence[str]) -> str:
-    """Where effective values come from, in the order in which they override one another."""
+def describe_sources(params: Params, path: Path | None, recipe: str, overrides: Sequence[str]) -> str:
+    """Where effective values come from, in the order in which they override one another.
+
+    recipe: what --recipe names. Without it, the parameter file may name one, which `params` then does too.
+    """
     sources = ["the defaults"]
     if recipe:
-        found = find_recipe(recipe)
-        sources.append(f"the recipe {found.name} ({found.path})")
+        sources.append(f"the recipe {params.recipe.name} ({find_recipe(recipe).path})")
+    elif params.recipe.name:
+        sources.append(f"the recipe {params.recipe.name}, which {path} names")
     if path is not None:
         sources.append(str(path) if path.is_absolute() else f"./{path}")
     if overrides:

@@ -5,11 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from clincot.cli.app import ABOUT, PROGRAM, get_command
-from clincot.cli.framework import (
-    describe_parameter,
-    group_commands,
-    name_parameter,
-)
+from clincot.cli.help_text import describe_parameter, group_commands, name_parameter
 
 
 def render_cli_reference() -> str:

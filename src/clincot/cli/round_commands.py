@@ -9,14 +9,8 @@ from typing import Annotated, Literal
 
 import typer
 
-from clincot.cli.framework import (
-    Commands,
-    Entry,
-    add_command,
-    build_group,
-    record_invocation,
-    wrap_text,
-)
+from clincot.cli.framework import Commands, Entry, add_command, build_group, record_invocation
+from clincot.cli.help_text import wrap_text
 from clincot.cli.options import ParamsArguments, read_params
 from clincot.config import find_recipe, list_recipes, render_params
 from clincot.errors import InvalidInput

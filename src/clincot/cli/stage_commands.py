@@ -12,7 +12,6 @@ from typing import Annotated, Any
 import typer
 
 from clincot.cli.framework import (
-    INDENT,
     RAW_ARGUMENTS,
     Commands,
     Entry,
@@ -20,8 +19,8 @@ from clincot.cli.framework import (
     build_command,
     make_parameter,
     set_parameters,
-    wrap_text,
 )
+from clincot.cli.help_text import INDENT, wrap_text
 from clincot.cli.options import (
     ParamsArguments,
     ParamsOption,
@@ -154,7 +153,7 @@ def render_parameters(stage: Stage, arguments: Sequence[str]) -> str:
     path = find_params_file(typed.params, typed.recipe)
     try:
         params = load_params(path, typed.overrides, typed.recipe)
-        sources = describe_sources(path, typed.recipe, typed.overrides)
+        sources = describe_sources(params, path, typed.recipe, typed.overrides)
     except UserError as error:
         params = Params()
         sources = f"the defaults only, because of an error: {error}"
