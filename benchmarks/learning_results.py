@@ -189,12 +189,12 @@ def _check_interval(name: str, interval: Interval, holds: Callable[[Any], bool])
 def measure_judge_quality(run: Path) -> list[dict[str, Any]]:
     """Measure each judge's AUC (right against wrong answers) and calibration on patients that nothing else uses."""
     from clincot.config import load_params
-    from clincot.demo.walkthrough import ROOT, render_dataset
+    from clincot.demo.walkthrough import RECIPE, render_dataset
     from clincot.training.calibrate_judges import measure_judges
 
     folder = run / "judge-questions"
     render_dataset(folder, JUDGE_WARPS, 200, seed=4000)
-    return measure_judges(load_params(ROOT / "params.yaml").judge, folder, limit=AUC_QUESTIONS)
+    return measure_judges(load_params(None, recipe=RECIPE).judge, folder, limit=AUC_QUESTIONS)
 
 
 def _read_outcomes(run: Path, seeds: Sequence[int], folder: str) -> PolicyOutcomes:

@@ -24,7 +24,7 @@ from typing import Any, Literal
 
 import yaml
 
-from clincot.config import Params, TrainConfig
+from clincot.config import Params, TrainConfig, resolve_path
 from clincot.datasets.reports import REPORTS_FILE
 from clincot.errors import InvalidInput
 from clincot.evaluation.read_benchmark import read_benchmark, select_report_metrics
@@ -249,6 +249,7 @@ def collect_results(plan: Plan) -> dict[str, Any]:
         "blind": _score_blind_baseline(plan),
         "gains": [{"row": row, **_compute_gains(plan, folder)} for row, folder in folders.items() if row != "base"],
         "decisions": decisions,
+        "recipe": plan.params.describe_recipe(),
     }
 
 
@@ -313,15 +314,15 @@ def _check_plan(plan: Plan) -> None:
     if plan.params.decide.arm not in arms:
         raise InvalidInput(f"decide.arm is {plan.params.decide.arm!r}, which evaluate.arms {arms} does not measure")
     named = {"data": plan.data, "benchmark": plan.benchmark, "policy": plan.policy, "blind_from": plan.blind_from}
-    if plan.params.judge.calibration_file:
-        named["judge.calibration_file"] = Path(plan.params.judge.calibration_file)
+    if plan.params.judge.calibration_path:
+        named["judge.calibration_file"] = plan.params.judge.calibration_path
     for name, path in named.items():
-        if path is not None and not path.exists():
+        if path is not None and not resolve_path(path).exists():
             raise InvalidRecord(f"{name}: {path} does not exist")
-    check_checkpoint_exists(str(plan.policy), what="policy")
+    check_checkpoint_exists(str(resolve_path(plan.policy)), what="policy")
     for spec in plan.params.judge.judges:
         if spec.path:
-            check_checkpoint_exists(spec.path, what=f"judge {spec.name!r}")
+            check_checkpoint_exists(spec.checkpoint, what=f"judge {spec.name!r}")
 
 
 def start_run(plan: Plan) -> None:
@@ -344,7 +345,7 @@ def start_run(plan: Plan) -> None:
                 f"{path}: this run was started with another {', '.join(changed)}; "
                 "choose another --run folder or delete this one"
             )
-    write_json(path, start)
+    write_json(path, {**start, "recipe": plan.params.describe_recipe()})
     with atomic_write(plan.run / "params.yaml") as file:
         yaml.safe_dump(plan.params.model_dump(mode="json"), file, sort_keys=False)
 

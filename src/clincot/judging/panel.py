@@ -227,8 +227,8 @@ def judge_candidates(
         sleep=sleep,
     )
     seated = {judge.digest: judge.name for judge in panel.judges}
-    if config.calibration_file:  # before anything is asked: a judge without one is found at once
-        read_calibrations(Path(config.calibration_file), seated, method=config.calibration)
+    if config.calibration_path:  # before anything is asked: a judge without one is found at once
+        read_calibrations(config.calibration_path, seated, method=config.calibration)
     write_records(judgements_path, panel.collect_judgements(asks, folder))
     left_out = {out.name: out.error for out in panel.excluded.values()}
     return _write_panel_scores(config, seated, left_out, judgements_path, scores_path)
@@ -242,8 +242,8 @@ def _write_panel_scores(
     scores_path: Path,
 ) -> PanelReport:
     """Write the scores. seated: {digest: name}; left_out: {name: why}, of judges without a digest too."""
-    if config.calibration_file:
-        calibrations = read_calibrations(Path(config.calibration_file), seated, method=config.calibration)
+    if config.calibration_path:
+        calibrations = read_calibrations(config.calibration_path, seated, method=config.calibration)
     else:
         calibrations = {digest: make_identity_calibration(digest) for digest in seated}
     weights = {spec.name: spec.weight for spec in config.judges}

@@ -21,7 +21,7 @@ def load_policy(path: Path | str) -> VisionLanguageModel:
 def load_judge(spec: JudgeSpec) -> Judge:
     if spec.url:
         return build_endpoint_judge(spec)
-    return _load_model(spec.path, spec.name)
+    return _load_model(spec.checkpoint, spec.name)
 
 
 def check_checkpoint_exists(path: str, *, what: str) -> None:

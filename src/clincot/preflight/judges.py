@@ -82,13 +82,13 @@ def build_probe_conversation(folder: Path, views: PromptFormat) -> Conversation:
 
 def check_judge_checkpoint(spec: JudgeSpec) -> Iterator[PreflightCheck]:
     """The folder's files: all there, safetensors alone, their headers whole, and the digest that records will carry."""
-    name, folder = f"judge {spec.name}: checkpoint", Path(spec.path)
+    name, folder = f"judge {spec.name}: checkpoint", Path(spec.checkpoint)
     if not folder.is_dir():
         from clincot.models.load import (
             check_checkpoint_exists,  # torch comes with it: seconds that a folder need not wait
         )
 
-        check_checkpoint_exists(spec.path, what=f"judge {spec.name!r}")
+        check_checkpoint_exists(spec.checkpoint, what=f"judge {spec.name!r}")
         why = "a checkpoint of the hub's, whose weights come when it is loaded"
         yield skip_check(name, f"{spec.path}: config.json can be had; its weights", why)
         return
@@ -110,11 +110,11 @@ def _check_panel(config: JudgeConfig, tried: str) -> Iterator[PreflightCheck]:
             "name as many judges as judge.quorum asks for in judge.judges, each once",
         )
         return
-    if not config.calibration_file:
+    if config.calibration_path is None:
         yield pass_check("panel", tried, "raw probabilities (no judge.calibration_file)")
         return
-    fitted = {one.judge for one in read_records(Path(config.calibration_file), Calibration)}
-    folders = [Path(spec.path) for spec in config.judges if spec.path and Path(spec.path).is_dir()]
+    fitted = {one.judge for one in read_records(config.calibration_path, Calibration)}
+    folders = [Path(spec.checkpoint) for spec in config.judges if spec.path and Path(spec.checkpoint).is_dir()]
     absent = [str(folder) for folder in folders if hash_checkpoint(folder) not in fitted]
     if absent:
         yield fail_check(

@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from clincot.config import PreflightConfig
+from clincot.config import PreflightConfig, resolve_path
 from clincot.errors import InvalidInput
 from clincot.models.checkpoint import check_weight_files, check_weight_headers, hash_checkpoint
 from clincot.preflight.preflight_report import PreflightCheck, fail_check, pass_check
@@ -76,7 +76,7 @@ def resolve_starting_policy(config: PreflightConfig) -> tuple[StartingPolicy, st
 
 
 def _resolve_base(store: Store | None, line: str, given: str) -> StartingPolicy:
-    folder = Path(given)
+    folder = resolve_path(given)
     if folder.is_dir():
         check_weight_files(folder)
         check_weight_headers(folder)

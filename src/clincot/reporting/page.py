@@ -14,7 +14,7 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from clincot import __version__, jsonl
-from clincot.config import Params, load_params
+from clincot.config import SECTION_NAMES, load_params
 from clincot.evaluation import blind_baseline
 from clincot.evaluation.benchmark_report import METRIC_HEADINGS
 from clincot.evaluation.intervals import MIN_RELIABLE_CLUSTERS
@@ -159,7 +159,7 @@ def _build_context(run: Path, title: str) -> dict[str, Any]:
         "provenance": _build_provenance(run, about, folders),
         "files": [
             ("Configuration: params.yaml", (run / layout.PARAMS_FILE).read_text(encoding="utf-8")),
-            ("Digests of its sections", "\n".join(f"{n:9} {getattr(params, n).digest}" for n in Params.model_fields)),
+            ("Digests of its sections", "\n".join(f"{n:9} {getattr(params, n).digest}" for n in SECTION_NAMES)),
         ],
     }
 
@@ -352,6 +352,8 @@ def _build_provenance(run: Path, about: RunFile, folders: Sequence[Path]) -> lis
     judges = {digest: name for folder in folders for digest, name in layout.read_judge_names(folder).items()}
     places = {judge.name: Path(judge.path).name or "endpoint" for judge in about.judges}
     rows += [(name, digest, f"judge, {places.get(name, 'not in run.json')}") for digest, name in judges.items()]
+    if about.recipe is not None:
+        rows.append(("recipe", about.recipe.digest, about.recipe.describe()))
     return [*rows, ("benchmark", base.benchmark, Path(about.benchmark).name)]
 
 

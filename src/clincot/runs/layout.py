@@ -15,6 +15,7 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict
 
+from clincot.config import resolve_path
 from clincot.jsonl import InvalidRecord, read_json_model
 from clincot.records import BenchmarkReport, Checkpoint, DataVersion, Decision, Interval, Record
 
@@ -46,6 +47,19 @@ class JudgeLocation(BaseModel):
     url: str = ""
 
 
+class RecipeUsed(BaseModel):
+    """The recipe of a run: its name, the hash of its values, and the fields (section.field) that the run changed."""
+
+    model_config = ConfigDict(frozen=True)
+
+    name: str
+    digest: str
+    changed: tuple[str, ...] = ()
+
+    def describe(self) -> str:
+        return f"{self.name}, changed: {', '.join(self.changed)}" if self.changed else self.name
+
+
 class RunFile(BaseModel):
     """run.json. Paths are as they were given when the run was started; `locate` finds them."""
 
@@ -57,6 +71,7 @@ class RunFile(BaseModel):
     judges: tuple[JudgeLocation, ...]
     start_from: str = "challenger"
     comparisons: tuple[str, ...] = ()
+    recipe: RecipeUsed | None = None  # None: a run of an earlier version
 
 
 ArmMetrics = dict[str, dict[str, Interval]]  # {arm: {metric: interval}}
@@ -89,6 +104,7 @@ class RunResults(BaseModel):
     rows: tuple[ResultRow, ...]
     blind: BlindRow
     gains: tuple[dict[str, str | dict[str, Interval]], ...] = ()
+    recipe: RecipeUsed | None = None  # None: a run of an earlier version
 
     def find_gain(self, row: str, arm: str, metric: str) -> Interval | None:
         of_arm = next((gain.get(arm) for gain in self.gains if gain.get("row") == row), None)
@@ -108,7 +124,7 @@ def resolve_run_path(run: Path, path: str) -> Path:
 
     Where it is nowhere, it is returned as it stands, for the reader's error message.
     """
-    given = Path(path)
+    given = resolve_path(path)
     places = [given, *(above / given for above in [run.absolute(), *run.absolute().parents])]
     return next((place for place in places if place.exists()), given)
 

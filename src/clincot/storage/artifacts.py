@@ -18,6 +18,7 @@ from typing import Annotated
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from tqdm import tqdm
 
+from clincot.config import resolve_path
 from clincot.errors import InvalidInput
 from clincot.fields import FrozenModel, NonEmptyStr, Sha256
 from clincot.jsonl import InvalidRecord, format_validation_error, hash_files
@@ -85,9 +86,10 @@ def download_folder(address: str, cache: Path | None = None) -> Path:
     A copy appears when it is whole. Raises NotThere, Damaged, StoreFailed.
     """
     if "://" not in address:
-        if not Path(address).is_dir():
+        folder = resolve_path(address)
+        if not address or not folder.is_dir():
             raise ArtifactNotFound(f"{address or 'an empty address'}: no such folder")
-        return Path(address)
+        return folder
     store = open_store(address)
     listing = _read_artifact_manifest(store, address)
     place = (cache or get_cache_folder()) / listing.sha256

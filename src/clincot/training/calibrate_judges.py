@@ -76,9 +76,9 @@ def measure_judges(config: JudgeConfig, data: Path, *, limit: int) -> list[dict[
     lessons = [lesson for lesson in everything if lesson.reference.boxes]
     judges = [load_judge(spec) for spec in config.judges]
     curves = {judge.digest: make_identity_calibration(judge.digest) for judge in judges}
-    if config.calibration_file:
+    if config.calibration_path:
         names = {judge.digest: judge.name for judge in judges}
-        curves = read_calibrations(Path(config.calibration_file), names, method=config.calibration)
+        curves = read_calibrations(config.calibration_path, names, method=config.calibration)
     rows = []
     for judge in judges:
         scored = {
