@@ -7,7 +7,6 @@ from pathlib import Path
 import pytest
 
 from clincot.config import SECTION_NAMES, Params, load_params, resolve_path
-from clincot.config.loading import list_changes
 from clincot.config.sections import INHERITED_BY_PREFLIGHT
 from clincot.errors import InvalidInput
 from clincot.jsonl import InvalidRecord
@@ -102,7 +101,7 @@ def test_the_recipe_changes_nine_neutral_defaults() -> None:
     """On purpose: the shipped judges, one finding list, the controls that the results table shows, the benchmark's
     grounders set like the round's, and a training for models a thousandth of the usual size."""
     params = load_params(None, recipe="small-model")
-    assert list_changes(params, Params()) == (
+    assert params.list_changes(Params()) == (
         "propose.hypotheses",
         "judge.judges",
         "judge.calibration_file",

@@ -159,6 +159,7 @@ def write_run(run: Path, data: Path, benchmark: Path, *, rounds: int = 2, seed: 
         "comparisons": list(plan.comparisons),
         "blind_from": None,
         "judges": [judge.model_dump(mode="json") for judge in judges],
+        "recipe": params.describe_recipe(),
     }
     _json(run / "run.json", described)
     (run / "params.yaml").write_text(yaml.safe_dump(params.model_dump(mode="json"), sort_keys=False))

@@ -3,7 +3,7 @@
 sections.py       the sections with neutral defaults; every field is described, with its source where it has one
 recipes.py        named, complete sets of values for a kind of model and data (recipes/*.yaml)
 loading.py        neutral defaults < recipe < params file < --set
-rendering.py      parameters as YAML with the descriptions as comments
+params_yaml.py    parameters as YAML with the descriptions as comments
 shipped.py        files that come with the package: `shipped:policy`
 settings_file.py  reading any settings file, with errors that name the key
 
@@ -11,8 +11,8 @@ The public names are those below: import them from `clincot.config`.
 """
 
 from clincot.config.loading import load_params
+from clincot.config.params_yaml import render_params
 from clincot.config.recipes import Recipe, find_recipe, list_recipes
-from clincot.config.rendering import render_params
 from clincot.config.sections import (
     SECTION_NAMES,
     AnswerConfig,

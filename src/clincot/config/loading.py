@@ -9,7 +9,7 @@ from typing import Any
 from pydantic import BaseModel
 
 from clincot.config.recipes import Recipe, find_recipe
-from clincot.config.sections import SECTION_NAMES, FrozenConfig, Params, RecipeReference
+from clincot.config.sections import FrozenConfig, Params, RecipeReference
 from clincot.config.settings_file import parse_config, parse_override_value, read_settings
 from clincot.errors import InvalidInput
 from clincot.jsonl import InvalidRecord
@@ -124,19 +124,8 @@ def _describe_recipe(
 ) -> RecipeReference:
     """The recipe's name and digest, and the fields in which the parameters differ from it."""
     if base is not None:
-        return RecipeReference(name=base.name, digest=base.digest, changed=list_changes(params, base.params))
+        return RecipeReference(name=base.name, digest=base.digest, changed=params.list_changes(base.params))
     if not reference.name:
-        return RecipeReference(changed=list_changes(params, Params()))
+        return RecipeReference()
     overridden = {".".join(override.partition("=")[0].split(".")[:2]) for override in overrides}
     return reference.model_copy(update={"changed": tuple(sorted({*reference.changed} | overridden))})
-
-
-def list_changes(params: Params, base: Params) -> tuple[str, ...]:
-    """The fields (`section.field`) in which two sets of parameters differ."""
-    changed = []
-    for section in SECTION_NAMES:
-        before = getattr(base, section).model_dump(mode="json")
-        for name, value in getattr(params, section).model_dump(mode="json").items():
-            if before[name] != value:
-                changed.append(f"{section}.{name}")
-    return tuple(changed)

@@ -451,9 +451,20 @@ class Params(FrozenConfig):
 
     def describe_recipe(self) -> dict[str, Any]:
         """Name and digest of the recipe, and the fields that differ from it, for the records of a run."""
-        named = self.recipe.name or "neutral"
-        digest = self.recipe.digest if self.recipe.name else Params().digest
-        return {"name": named, "digest": digest, "changed": list(self.recipe.changed)}
+        if self.recipe.name:
+            return self.recipe.model_dump(mode="json")
+        neutral = Params()
+        return {"name": "neutral", "digest": neutral.digest, "changed": list(self.list_changes(neutral))}
+
+    def list_changes(self, base: Params) -> tuple[str, ...]:
+        """The fields (`section.field`) in which the parameters differ from others."""
+        changed = []
+        for section in SECTION_NAMES:
+            before = getattr(base, section).model_dump(mode="json")
+            for name, value in getattr(self, section).model_dump(mode="json").items():
+                if before[name] != value:
+                    changed.append(f"{section}.{name}")
+        return tuple(changed)
 
     def get_stage_config(self, stage: str) -> FrozenConfig:
         """Return the stage's section; preflight's with the judges, the store and the data repository to check."""
