@@ -27,7 +27,7 @@ from clincot.records import (
     Study,
 )
 from clincot.reporting.lineage import AmbiguousId, RecordNotFound, draw_record, find_record, render_lineage
-from clincot.reporting.pictures import Illustrator, NoPictureForRecord
+from clincot.reporting.pictures import Illustrator, NoPicture
 from clincot.runs.lookup import RunRecords, grep_lines
 from tests.support.runs import JUDGES, sha, write_films, write_run
 
@@ -304,7 +304,7 @@ def test_every_kind_that_can_be_seen_has_a_picture_the_same_each_time(
 
 def test_what_cannot_be_seen_has_no_picture(root: Path) -> None:
     decision = first(root / "run" / "round-01" / "decision.json", Decision)
-    with pytest.raises(NoPictureForRecord, match=f"{decision.id}: a Decision has no picture"):
+    with pytest.raises(NoPicture, match=f"{decision.id}: a Decision has no picture"):
         draw_record(root / "run", decision)
 
 

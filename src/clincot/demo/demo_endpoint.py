@@ -27,7 +27,7 @@ from clincot.registry import champion
 from clincot.registry.golden import publish_checkpoint
 from clincot.registry.manifest import GoldenQuestion, Manifest, build_checkpoint_key, read_manifest
 from clincot.rounds import Plan
-from clincot.runs.layout import DECISION_FILE, PANEL_REPORT_FILE, REPORT_FILE
+from clincot.runs.layout import DECISION_FILE, PANEL_REPORT_FILE, BENCHMARK_REPORT_FILE
 from clincot.serving.reference_answers import answer_as_served
 from clincot.storage.folder_store import FolderStore
 
@@ -143,14 +143,18 @@ def _publish_round(plan: Plan, store: FolderStore, number: int) -> Manifest:
     """The base (0), or a promoted round's policy with the evidence for it; the same again changes nothing."""
     config = PublishConfig(store=str(store.root), name=MODEL_NAME, round=number)
     if number == 0:
-        base = {"checkpoint": plan.policy, "report": plan.run / "base" / REPORT_FILE, "golden": plan.benchmark}
+        base = {
+            "checkpoint": plan.policy,
+            "report": plan.run / "base" / BENCHMARK_REPORT_FILE,
+            "golden": plan.benchmark,
+        }
         return publish_checkpoint(config, base, load_look=answer_as_served)
     folder = plan.run / f"round-{number:02d}"
     return publish_checkpoint(
         config,
         {
             "checkpoint": folder / "policy",
-            "report": folder / REPORT_FILE,
+            "report": folder / BENCHMARK_REPORT_FILE,
             "decision": folder / DECISION_FILE,
             "panel_report": folder / PANEL_REPORT_FILE,
             "golden": plan.benchmark,

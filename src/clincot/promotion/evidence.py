@@ -27,7 +27,9 @@ from clincot.text import normalize_text
 GAIN_METRIC = "accuracy"
 LOWER_IS_BETTER = frozenset({"hallucination", "abstention", "answer_length"})
 GUARD_METRICS = ("closed_accuracy", "open_f1", "hit_rate", "hallucination", "abstention", "answer_length")
-ABSTENTIONS = frozenset({"unknown", "unsure", "not sure", "i do not know", "i dont know", "cannot tell", "cannot say"})
+ABSTENTION_PHRASES = frozenset(
+    {"unknown", "unsure", "not sure", "i do not know", "i dont know", "cannot tell", "cannot say"}
+)
 _MIN_CLOSED_QUESTIONS = 20  # closed questions with both answers in the key, on which one answer alone is no answer
 
 
@@ -154,7 +156,7 @@ def _metric_value(metric: str, outcome: Outcome, question: Question, reference: 
 def _is_abstention(outcome: Outcome) -> bool:
     """No answer that could be read, an empty one, or one that says that it does not know."""
     said = normalize_text(outcome.answer)
-    return outcome.correct is None or not said or said in ABSTENTIONS
+    return outcome.correct is None or not said or said in ABSTENTION_PHRASES
 
 
 def _build_side_answer(outcome: Outcome, question: Question, reference: Reference) -> SideAnswer:

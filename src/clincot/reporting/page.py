@@ -345,7 +345,7 @@ def _list_films(pictures: gallery.PageImages) -> list[tuple[str, str, float, flo
 
 def _build_provenance(run: Path, about: RunFile, folders: Sequence[Path]) -> list[tuple[str, str, str]]:
     """(what, digest, note). Names of folders, not their paths: the page is the same wherever the run lies."""
-    base = read_json_model(run / "base" / layout.REPORT_FILE, BenchmarkReport)
+    base = read_json_model(run / "base" / layout.BENCHMARK_REPORT_FILE, BenchmarkReport)
     rows = [("base policy", base.policy, Path(about.policy).name)]
     for folder, checkpoint in layout.iter_checkpoints(run):
         rows.append((str(folder.relative_to(run)), checkpoint.sha256, _describe_checkpoint(checkpoint)))

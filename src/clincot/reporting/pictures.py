@@ -28,7 +28,7 @@ from clincot.runs import layout
 from clincot.runs.lookup import RunRecords
 
 
-class NoPictureForRecord(InvalidInput):
+class NoPicture(InvalidInput):
     """The record is of something that cannot be seen."""
 
 
@@ -66,7 +66,7 @@ class Illustrator:
             case Study():
                 film = open_image(self.records.find_study_folder(record) / record.image)
                 return render_panels([ImagePanel(film, (), record.image)], record.id)
-        raise NoPictureForRecord(
+        raise NoPicture(
             f"{record.id}: a {type(record).__name__} has no picture; pairs, candidates, regions, questions, studies "
             "and outcomes have one"
         )
