@@ -59,7 +59,7 @@ def test_patients_are_the_clusters_where_they_are_given(files: dict[str, Path], 
     [
         ({"generated": {**WROTE, "d": "x"}}, "1 reports are of studies without a reference in .*, for instance 'd'"),
         ({"references": {**KEY, "a": " "}}, "the reference report of study 'a' is empty"),
-        ({"references": {}, "generated": {}}, "there is no report to score against"),
+        ({"references": {}, "generated": {}}, "expected reference reports, found none"),
     ],
 )
 def test_files_that_do_not_go_together_are_refused(

@@ -27,7 +27,7 @@ from clincot.registry import champion
 from clincot.registry.golden import publish_checkpoint
 from clincot.registry.manifest import GoldenQuestion, Manifest, build_checkpoint_key, read_manifest
 from clincot.rounds import Plan
-from clincot.runs.layout import DECISION_FILE, PANEL_REPORT_FILE, BENCHMARK_REPORT_FILE
+from clincot.runs.layout import BENCHMARK_REPORT_FILE, DECISION_FILE, PANEL_REPORT_FILE
 from clincot.serving.reference_answers import answer_as_served
 from clincot.storage.folder_store import FolderStore
 
