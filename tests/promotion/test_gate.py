@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -13,7 +14,7 @@ from clincot.config import DecideConfig
 from clincot.evaluation.benchmark import Benchmark
 from clincot.promotion.explain import explain_decision, render_decision
 from clincot.promotion.gate import Comparison, GateResult, assign_slice, run_gate
-from clincot.promotion.ledger import Ledger, append_decision, read_ledger
+from clincot.promotion.ledger import append_decision, read_ledger
 from clincot.promotion.power import compute_power, minimum_detectable_gain, render_power_table, required_sample_size
 from clincot.records import GateFinding, Interval, Outcome, PromotionCheck
 from tests.support.benchmark_builders import BOX, asked, benchmark_of, outcome_of, study_of
@@ -53,18 +54,17 @@ def gated(
     blind: Sequence[Outcome] = BLIND,
     benchmark: Benchmark = BENCHMARK,
     config: DecideConfig = SECTION,
-    ledger: Ledger | None = None,
-    findings: Sequence[GateFinding] = (),
     name: str = "new",
+    **fields: Any,
 ) -> GateResult:
+    """Run the gate on champion "old" and challenger `name`; fields: more of Comparison's."""
     case = Comparison(
         champion="old",
         challenger=name,
         champion_outcomes=champion,
         challenger_outcomes=challenger,
         blind_outcomes=blind,
-        ledger=ledger or Ledger(),
-        findings=findings,
+        **fields,
     )
     return run_gate(case, benchmark, config)
 
@@ -379,7 +379,7 @@ class TestText:
         decision = gated(answers("old", 60), answers("new", 63)).decision
         text = explain_decision(decision)
         assert text.startswith("For a promotion:\n- The bound of the difference between the challenger's accuracy")
-        assert "If +0.025 is true, a benchmark of about" in text
+        assert "If the true difference is +0.025, a benchmark of about" in text
         worse = explain_decision(gated(answers("old", 60), answers("new", 50)).decision)
         assert "more questions will not help, a better challenger may" in worse
         assert explain_decision(gated(answers("old", 60), answers("new", 90)).decision) == (

@@ -33,7 +33,7 @@ FindingStatus = Literal["present", "uncertain", "absent"]
 SidedFinding = tuple[str, str]  # (label, side): side is "left", "right" or ""
 
 MAX_WORD_GAP = 3  # other words allowed between the words of an alias
-# Reports use these short forms; radlabels relies on its parser to connect "effusion" to the pleura, "nodule" to the lung.
+# Short forms that reports use; radlabels' parser connects "effusion" to the pleura and "nodule" to the lung.
 _EXTRA_ALIASES: dict[str, tuple[str, ...]] = {
     "pleural_effusion": ("effusion",),
     "lung_nodule_or_mass": ("nodule",),

@@ -52,8 +52,8 @@ class ReportScores:
             "",
             table,
             "",
-            f"95 % intervals from a bootstrap of {drawn} {self.clusters}; for BLEU and the finding metrics it resamples "
-            "the counts and recomputes the corpus score.",
+            f"95 % intervals from a bootstrap of {drawn} {self.clusters}; for BLEU and the finding metrics it "
+            "resamples the counts and recomputes the corpus score.",
         ]
         if drawn < MIN_RELIABLE_CLUSTERS:
             lines[-1] += f" Below {MIN_RELIABLE_CLUSTERS} they are approximate."
