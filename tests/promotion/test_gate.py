@@ -381,7 +381,7 @@ class TestText:
         assert text.startswith("For a promotion:\n- The bound of the difference between the challenger's accuracy")
         assert "If the true difference is +0.025, a benchmark of about" in text
         worse = explain_decision(gated(answers("old", 60), answers("new", 50)).decision)
-        assert "more questions will not help, a better challenger may" in worse
+        assert "more questions will not help, but a better challenger may" in worse
         assert explain_decision(gated(answers("old", 60), answers("new", 90)).decision) == (
             "The challenger is promoted; nothing has to change."
         )

@@ -166,8 +166,8 @@ def test_the_table_shows_the_results(page: Read, root: Path) -> None:
 
 def test_few_patients_and_a_well_informed_blind_baseline_are_said_so(page: Read) -> None:
     """24 benchmark films are of 12 patients; the fixture's blind baseline is fitted on the benchmark itself."""
-    assert "Intervals from fewer than 40 patients are approximate; here there are 12." in page.text
-    assert "knows the answers of the benchmark itself" in page.text
+    assert "Intervals from fewer than 40 patients are approximate; this benchmark has 12." in page.text
+    assert "the most frequent answer of the benchmark itself" in page.text
 
 
 def test_decisions_curves_digests_and_the_statement_are_there(page: Read, root: Path) -> None:
@@ -180,8 +180,8 @@ def test_decisions_curves_digests_and_the_statement_are_there(page: Read, root: 
         right = [(row.sides["champion"].correct, row.sides["challenger"].correct) for row in rows]
         won, lost = right.count((False, True)), right.count((True, False))
         assert won + lost > 0
-        said = f"the challenger alone was right on {won}, the champion alone on {lost}; {min(4, won + lost)} of them"
-        assert said in page.text
+        counts = f"only the challenger was right on {won}, only the champion on {lost}; {min(4, won + lost)} examples"
+        assert counts in page.text
     for title in ("Preference loss", "Reward accuracy", "Reward margin", "Chosen answer's NLL"):
         assert title in page.text
     for judge in read_judge_names(root / "run" / "round-01"):
@@ -329,8 +329,8 @@ def test_benchmark_examples_show_every_policy_and_the_key(root: Path) -> None:
     shown = select_benchmark_examples(policies, root / "benchmark", "written", PageImages(), 6)
     assert len(shown) == len({one.question.study for one in shown}) == 6
     for one in shown:
-        assert [tried.policy for tried in one.tried] == ["base", "round 1"]
-        assert {(tried.outcome.question, tried.outcome.arm) for tried in one.tried} == {(one.question.id, "written")}
+        assert [answer.policy for answer in one.answers] == ["base", "round 1"]
+        assert {(a.outcome.question, a.outcome.arm) for a in one.answers} == {(one.question.id, "written")}
         assert [mark.label for mark in one.film.marks] == ["base", "round 1", "answer key"]
     assert select_benchmark_examples(policies, root / "benchmark", "relevance", PageImages(), 6) == []
 

@@ -94,9 +94,9 @@ def _render_budget(decision: Decision) -> list[str]:
             "",
             "## Questions",
             "",
-            f"Slice {r.slice} of {r.slices}: {r.questions} questions, {r.fresh} of them new. Including this decision, "
-            f"no question has been used more than {r.most_uses} times ({r.allowed} allowed); {r.worn} overused "
-            "questions were left out.",
+            f"Slice {r.slice} of {r.slices}: {r.questions} questions, {r.fresh} of them new. Uses of the most used "
+            f"question, including this decision: {r.most_uses} of {r.allowed} allowed. Overused questions left out: "
+            f"{r.worn}.",
         ]
     return lines
 
