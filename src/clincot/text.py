@@ -63,10 +63,10 @@ def markdown_table(
     layout: "compact" draws the rule below the heading as |---|---|, "spaced" as | --- | --- |; "aligned" also pads
     every cell to the width of its column, so that the table reads well in a terminal.
     """
-    escaped = [[_escape_cell(cell) for cell in row] for row in (head, *rows)]
+    escaped = [list(map(_escape_cell, row)) for row in (head, *rows)]
     if layout == "aligned":
         widths = [max(map(len, column)) for column in zip(*escaped, strict=True)]
-        escaped = [[cell.ljust(width) for cell, width in zip(row, widths, strict=True)] for row in escaped]
+        escaped = [list(map(str.ljust, row, widths)) for row in escaped]
         rule = "|" + "|".join("-" * (width + 2) for width in widths) + "|"
     else:
         dashes = " --- " if layout == "spaced" else "---"

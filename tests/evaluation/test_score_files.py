@@ -105,7 +105,7 @@ def test_the_command_prints_names_and_absences_and_writes_json(
     assert "R2Gen's models see 2 views" in printed
 
 
-def test_a_clinical_metric_that_was_asked_for_and_cannot_be_had_fails_after_the_rest(
+def test_a_missing_clinical_metric_fails_after_the_rest(
     files: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Here its package is missing; where it is installed, its weights are."""

@@ -1,4 +1,4 @@
-"""Preflight against real servers: each failure with its mend, all at once, and nothing left behind."""
+"""Preflight against real servers: each failure with its remedy, all probes at once, and nothing left behind."""
 
 from __future__ import annotations
 
@@ -166,7 +166,7 @@ def test_a_judge_is_asked_with_two_pictures_of_our_own() -> None:
 
 
 @pytest.mark.parametrize(
-    ("reply", "found", "mend"),
+    ("reply", "result", "remedy"),
     [
         pytest.param((500, b"out of memory"), "HTTP 500: 'out of memory'", "rating: true", id="500"),
         pytest.param((200, b"<html>"), "not JSON", "vLLM does", id="garbage"),
@@ -176,11 +176,11 @@ def test_a_judge_is_asked_with_two_pictures_of_our_own() -> None:
         pytest.param((200, completion("Well", {"Well": -0.1})), "under a thousandth", "another model", id="neither"),
     ],
 )
-def test_a_judge_that_serves_and_cannot_score(reply: Reply, found: str, mend: str) -> None:
+def test_a_judge_that_serves_and_cannot_score(reply: Reply, result: str, remedy: str) -> None:
     models, score = judged(lambda request: (200, MODELS) if request.path == "/v1/models" else reply)
     assert (models.state, score.state) == ("pass", "fail")
-    assert found in score.result
-    assert mend in score.remedy
+    assert result in score.result
+    assert remedy in score.remedy
 
 
 def test_a_judge_that_hangs_is_bad_in_its_own_time() -> None:
@@ -255,7 +255,7 @@ def test_the_round_starts_from_the_champion_not_from_the_base(store: Store, tmp_
     assert hash_checkpoint(place) == one.sha256
 
 
-def test_a_line_without_a_champion_starts_from_the_base_as_round_0(tmp_path: Path) -> None:
+def test_without_a_champion_the_base_is_round_0(tmp_path: Path) -> None:
     store = FolderStore(tmp_path / "store")
     folder = write_checkpoint(tmp_path / "base", 1.0)
     named = {"publish": {"store": store.url, "name": LINE}}
@@ -280,7 +280,7 @@ def test_a_base_that_changed_since_is_refused(tmp_path: Path) -> None:
         starting_policy.fetch_starting_policy(policy, "", tmp_path)
 
 
-def test_a_store_that_cannot_be_read_is_no_reason_to_start_from_the_base(
+def test_an_unreadable_store_does_not_lead_to_the_base(
     s3: S3Server, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     """Else a round would start over because of a network that was away for a moment."""
@@ -491,7 +491,7 @@ def test_what_preflight_looks_at_is_set_where_it_is_used(tmp_path: Path) -> None
         load_params(None, ("preflight.judge.quorum=5",))
 
 
-def test_probes_run_side_by_side_and_a_fault_of_the_program_is_none_of_the_users() -> None:
+def test_probes_run_at_once_and_bugs_are_raised() -> None:
     """Two probes that wait for one another: one after the other they would never end."""
     meet = threading.Barrier(2)
 
@@ -521,7 +521,15 @@ def test_what_was_found_before_a_probe_hung_is_told_too() -> None:
     assert [(check.name, check.state) for check in found] == [("first", "pass"), ("both", "fail")]
 
 
-def test_a_bar_in_a_message_stays_in_its_cell() -> None:
-    written = render_check_table([fail_check("a", "x | y", "two\nlines", "mend | it")])
-    assert written.splitlines()[2] == "| a | **FAIL** | x \\| y | two lines | mend \\| it |"
+def test_a_pipe_in_a_message_stays_in_its_cell() -> None:
+    written = render_check_table([fail_check("a", "x | y", "two\nlines", "fix | it")])
+    assert written.splitlines()[2] == "| a | **FAIL** | x \\| y | two lines | fix \\| it |"
     assert checklist.check_disk(0.0, Path("/tmp")) is not None
+
+
+def test_the_json_keys_of_a_check_stay() -> None:
+    """Fields have new names in Python only; readers of the report know the old keys."""
+    check = fail_check("a", "x", "y", "z")
+    content = {"name": "a", "state": "fail", "tried": "x", "found": "y", "mend": "z"}
+    assert PreflightReport(checks=(check,)).model_dump(mode="json") == {"checks": [content]}
+    assert PreflightCheck.model_validate(content) == check

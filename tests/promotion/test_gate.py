@@ -126,20 +126,20 @@ def test_off_format_answers_have_a_ceiling() -> None:
     assert gated(answers("old", 60), answers("new", 90, off_format=3), config=lenient).decision.verdict == "promote"
 
 
-def test_a_challenger_cannot_gain_by_not_answering_what_it_does_not_know() -> None:
+def test_leaving_questions_unanswered_gains_nothing() -> None:
     """Unread answers leave the difference; so many of them block."""
     decision = gated(answers("old", 60), answers("new", 60, unread=60)).decision
     assert decision.verdict == "blocked"
     assert "50.0% of the challenger's answers could not be scored; 5.0% are allowed." in decision.reasons
 
 
-def test_a_challenger_that_does_not_beat_the_blind_baseline_is_kept_out() -> None:
+def test_a_challenger_has_to_beat_the_blind_baseline() -> None:
     decision = gated(answers("old", 60), answers("new", 90), blind=answers("blind", 90, arm="blind")).decision
     assert decision.verdict == "keep"
     assert not decision.checks[-1].passed
 
 
-def test_other_arms_and_policies_in_the_same_file_are_passed_over() -> None:
+def test_other_arms_and_policies_in_a_file_are_ignored() -> None:
     everything = [*answers("old", 60), *answers("new", 90), *answers("new", 0, arm="whole"), *answers("third", 120)]
     assert gated(everything, everything).decision == gated(answers("old", 60), answers("new", 90)).decision
 
@@ -180,7 +180,8 @@ MIXED_BLIND = said(
 )
 
 
-def test_a_gain_everywhere_is_promoted_and_one_bought_with_a_guard_is_not() -> None:
+def test_a_gain_at_the_cost_of_a_guard_is_not_promoted() -> None:
+    """A gain in every metric is promoted; one at the cost of a guarded metric is not."""
     old = said("old", HALF)
     assert gated(old, said("new", BETTER), benchmark=MIXED, blind=MIXED_BLIND).decision.verdict == "promote"
     losses = {
@@ -303,7 +304,7 @@ class TestLedgers:
         assert result.asked is not None
         append_decision(folder, result.spending, result.asked)
 
-    def test_every_challenger_has_less_and_the_same_decision_again_costs_nothing(self, tmp_path: Path) -> None:
+    def test_levels_shrink_and_a_repeated_decision_is_free(self, tmp_path: Path) -> None:
         levels = []
         for name in ("a", "b", "c"):
             result = gated(answers("old", 60), answers(name, 62), ledger=read_ledger(tmp_path), name=name)
@@ -375,7 +376,7 @@ class TestLedgers:
 
 
 class TestText:
-    def test_a_kept_challenger_is_told_what_would_have_to_change(self) -> None:
+    def test_a_kept_decision_explains_what_would_have_to_change(self) -> None:
         decision = gated(answers("old", 60), answers("new", 63)).decision
         text = explain_decision(decision)
         assert text.startswith("For a promotion:\n- The bound of the difference between the challenger's accuracy")

@@ -236,7 +236,10 @@ class _Curve:
 
 def _read_points(log: TrainingLog, keys: Sequence[str]) -> Points:
     """Read (step, value) for the first key that the log has; a value that is not a finite number is a gap."""
-    key = next((key for key in keys if any(key in entry for entry in log)), None)
+    logged: set[str] = set()
+    for entry in log:
+        logged.update(entry)
+    key = next((key for key in keys if key in logged), None)
     if key is None:
         return []
     return [

@@ -323,7 +323,8 @@ def _build_benchmark_examples(
 ) -> list[BenchmarkExample]:
     questions = _order_by_ids(grep_records(folder / "questions.jsonl", Question, ids), ids)
     references = {r.question: r for r in grep_records(folder / "references.jsonl", Reference, ids)}
-    studies = {s.id: s for s in grep_records(folder / "studies.jsonl", Study, {q.study for q in questions})}
+    study_ids = {question.study for question in questions}
+    studies = {study.id: study for study in grep_records(folder / "studies.jsonl", Study, study_ids)}
     outcomes = [_grep_outcomes(path, ids, arm) for _, path, _ in policies]
     examples = []
     for question in questions:
