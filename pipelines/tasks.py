@@ -198,7 +198,7 @@ def decide(
     metrics: MetricsArtifact | None = None,
 ) -> str:
     """The gate, with the line's ledger from the store; returns the verdict."""
-    from clincot.promotion.ledger_store import sync_ledger
+    from clincot.promotion.ledger import sync_ledger
     from clincot.records import Decision
 
     with user_errors("decide"), tempfile.TemporaryDirectory() as made:

@@ -136,7 +136,7 @@ def test_the_blind_baseline_writes_the_most_frequent_report(data: Path) -> None:
 
 
 def test_report_metrics_must_be_given_for_report_questions(data: Path) -> None:
-    with pytest.raises(BadBenchmark, match="ask for reports, and no metrics of reports were given"):
+    with pytest.raises(BadBenchmark, match="ask for reports, but no report metrics were passed"):
         build_benchmark_reports([], read_benchmark(data))
 
 

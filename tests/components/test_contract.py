@@ -30,7 +30,7 @@ RENAMED = {
     ("evaluate", "train_reports"): "data",  # in the data set's folder
 }
 NOT_IN_A_PIPELINE = {
-    ("decide", "ledger"),  # the store's, see ledger_store.py
+    ("decide", "ledger"),  # the store's, see promotion/ledger.py
 }
 
 

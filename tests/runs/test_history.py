@@ -7,8 +7,7 @@ from pathlib import Path
 import pytest
 
 from clincot.errors import InvalidInput
-from clincot.promotion.ledger import QuestionsUsed
-from clincot.promotion.ledger_store import LedgerConflict, sync_ledger
+from clincot.promotion.ledger import LedgerConflict, QuestionsUsed, sync_ledger
 from clincot.records import StartingPolicy
 from clincot.runs.history import (
     RoundOutputs,

@@ -363,7 +363,7 @@ def test_preflight_looks_at_the_job_before_it_is_needed(server: TrainerServer, c
     assert "unknown field" in dry.found
     server.groups = set()
     (absent,) = cluster_checks.check_trainjob(cluster, job)
-    assert absent.mend == "install Kubeflow Trainer v2"
+    assert absent.remedy == "install Kubeflow Trainer v2"
     assert len(list_job_permissions(job)) == 5
 
 

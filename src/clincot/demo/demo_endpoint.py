@@ -27,7 +27,7 @@ from clincot.registry import champion
 from clincot.registry.golden import publish_checkpoint
 from clincot.registry.manifest import GoldenQuestion, Manifest, build_checkpoint_key, read_manifest
 from clincot.rounds import Plan
-from clincot.runs.layout import DECISION_FILE, PANEL_REPORT_FILE, REPORT_FILE
+from clincot.runs.layout import BENCHMARK_REPORT_FILE, DECISION_FILE, PANEL_REPORT_FILE
 from clincot.serving.reference_answers import answer_as_served
 from clincot.storage.folder_store import FolderStore
 
@@ -139,7 +139,7 @@ def _publish_round(plan: Plan, store: FolderStore, number: int) -> Manifest:
     if number == 0:
         base = {
             "checkpoint": resolve_path(plan.policy),
-            "report": plan.run / "base" / REPORT_FILE,
+            "report": plan.run / "base" / BENCHMARK_REPORT_FILE,
             "golden": plan.benchmark,
         }
         return publish_checkpoint(config, base, load_look=answer_as_served)
@@ -148,7 +148,7 @@ def _publish_round(plan: Plan, store: FolderStore, number: int) -> Manifest:
         config,
         {
             "checkpoint": folder / "policy",
-            "report": folder / REPORT_FILE,
+            "report": folder / BENCHMARK_REPORT_FILE,
             "decision": folder / DECISION_FILE,
             "panel_report": folder / PANEL_REPORT_FILE,
             "golden": plan.benchmark,

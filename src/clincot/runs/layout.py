@@ -20,7 +20,7 @@ from clincot.jsonl import InvalidRecord, read_json_model
 from clincot.records import BenchmarkReport, Checkpoint, DataVersion, Decision, Interval, Record
 
 RUN_FILE, PARAMS_FILE, RESULTS_FILE = "run.json", "params.yaml", "results.json"
-CHECKPOINT_FILE, TRAIN_LOG_FILE, DECISION_FILE, REPORT_FILE = (
+CHECKPOINT_FILE, TRAIN_LOG_FILE, DECISION_FILE, BENCHMARK_REPORT_FILE = (
     "record.json",
     "train_log.json",
     "decision.json",
@@ -32,7 +32,7 @@ PANEL_REPORT_FILE, PAIRS_REPORT_FILE = "panel.report.json", "pairs.report.json"
 SINGLE_RECORD_FILES: dict[str, type[Record]] = {
     CHECKPOINT_FILE: Checkpoint,
     DECISION_FILE: Decision,
-    REPORT_FILE: BenchmarkReport,
+    BENCHMARK_REPORT_FILE: BenchmarkReport,
     VERSION_FILE: DataVersion,
 }
 
@@ -132,7 +132,7 @@ def resolve_run_path(run: Path, path: str) -> Path:
 def find_run_policies(run: Path) -> dict[str, Path]:
     """{digest: checkpoint folder} of the base policy (once it was measured) and of every policy the run trained."""
     found = {}
-    report = run / "base" / REPORT_FILE
+    report = run / "base" / BENCHMARK_REPORT_FILE
     if report.is_file():
         found[read_json_model(report, BenchmarkReport).policy] = resolve_run_path(run, read_run(run).policy)
     return found | {checkpoint.sha256: folder for folder, checkpoint in iter_checkpoints(run)}
