@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import time
 from collections.abc import Callable
 from typing import Any
 
@@ -30,6 +29,7 @@ def add_store(commands: Any, command: Callable[..., argparse.ArgumentParser]) ->
 
 def _create(args: argparse.Namespace) -> int:
     from clincot.errors import InvalidInput
+    from clincot.processes import retry_call
     from clincot.storage.open import open_store
     from clincot.storage.s3 import S3Store
     from clincot.storage.store import StoreFailed
@@ -37,15 +37,14 @@ def _create(args: argparse.Namespace) -> int:
     store = open_store(args.url)
     if not isinstance(store, S3Store):
         raise InvalidInput(f"{args.url}: expected s3://bucket/prefix; a folder needs no bucket")
-    until = time.monotonic() + args.wait
-    while True:
-        try:
-            print(f"{store.bucket}: {'made' if store.create_bucket() else 'there already'}")
-            return 0
-        except StoreFailed:
-            if time.monotonic() >= until:
-                raise
-            time.sleep(PAUSE_S)
+    created = retry_call(
+        store.create_bucket,
+        is_transient=lambda error: isinstance(error, StoreFailed),
+        wait_s=lambda failures: PAUSE_S,
+        timeout_s=args.wait,
+    )
+    print(f"{store.bucket}: {'made' if created else 'there already'}")
+    return 0
 
 
 def _watch(args: argparse.Namespace) -> int:
