@@ -62,7 +62,7 @@ def test_a_crop_is_square_in_pixels_and_never_below_the_least_side() -> None:
 
 def test_a_look_closer_goes_on_from_the_look() -> None:
     opening = region_prompt(STUDY, FOLDER, BRIEF, "Is there a nodule?")
-    closer = answer_prompt(opening, STUDY, FOLDER, BRIEF, question="Is there a nodule?", box=BOX, written=True)
+    closer = answer_prompt(opening, STUDY, FOLDER, BRIEF, ChainStep("Is there a nodule?", BOX, written=True))
     assert closer[: len(opening)] == opening
     assert [(t.role, t.text, len(t.pictures), t.action) for t in closer] == [
         ("user", "Is there a nodule?", 4, False),

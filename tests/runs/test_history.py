@@ -59,14 +59,14 @@ def test_several_rounds_of_one_run_end_together(store: Store) -> None:
     assert end_round(store, "nodules", run="one", state="SUCCEEDED").number == 3
     assert next_round_number(store, "nodules") == 4
     assert read_round_outputs(store, "nodules", 2).digests == {"pairs": A}
-    with pytest.raises(InvalidInput, match="round 4 of nodules has not made anything yet"):
+    with pytest.raises(InvalidInput, match="round 4 of nodules has no outputs yet"):
         read_round_outputs(store, "nodules", 4)
 
 
 def test_a_run_that_failed_before_its_round_began_is_told_and_ends_no_other(store: Store) -> None:
     """Round 1 is open, its run goes on; another run fails before it has begun one. The first ends its own."""
     begin_round(store, start(A), run="one")
-    with pytest.raises(InvalidInput, match=r"runs/nodules/other\.json is not there"):
+    with pytest.raises(InvalidInput, match=r"its record runs/nodules/other\.json does not exist"):
         end_round(store, "nodules", run="other", state="SUCCEEDED")
     ended = end_round(store, "nodules", run="other", state="FAILED", error="no champion")
     assert (ended.number, ended.error) == (None, "no champion")

@@ -111,7 +111,7 @@ def test_a_download_removes_stale_ones(tmp_path: Path, monkeypatch: pytest.Monke
     store = FolderStore(tmp_path / "store")
     monkeypatch.setattr(artifacts, "open_store", lambda address: store)
     cache = tmp_path / "cache"
-    old = make_partial_download(cache, "old", age_s=90000.0)
+    make_partial_download(cache, "old", age_s=90000.0)
     new = make_partial_download(cache, "new", age_s=10.0)
     source = tmp_path / "1.png"
     source.write_bytes(b"png")
