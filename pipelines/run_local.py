@@ -30,6 +30,8 @@ from clincot.pipelines.cluster_settings import ClusterSettings, ContainerResourc
 from clincot.pipelines.fork_server import preloaded_python
 from clincot.pipelines.round import RoundPlan, build_round_pipeline
 from clincot.pipelines.tasks import ERRORS_ENV
+from clincot.preferences.versions.dvc import DvcFailed
+from clincot.preferences.versions.git import GitFailed
 from clincot.processes import retry_call
 from clincot.records import hash_json
 from clincot.registry.champion import NoChampion, create_champion_pointer, read_champion
@@ -37,7 +39,7 @@ from clincot.registry.publication import PublicationEvidence, register_checkpoin
 from clincot.runs import history
 from clincot.runs.history import RoundOutputs
 from clincot.storage.open import open_store
-from clincot.storage.store import Store
+from clincot.storage.store import Store, StoreUnavailable
 
 _NOMINAL_RESOURCES = ContainerResources(cpu="1", memory="1Gi")
 LOCAL_CLUSTER = ClusterSettings(
@@ -45,7 +47,8 @@ LOCAL_CLUSTER = ClusterSettings(
     gpu=ResourceProfile(requests=_NOMINAL_RESOURCES, limits=_NOMINAL_RESOURCES, retries=RetryPolicy(count=0)),
 )
 RETRY_PAUSES_S = (10.0, 20.0, 40.0)
-TRANSIENT_ERRORS = ("StoreAway", "GitFailed", "DvcFailed")  # errors of what may be back in a while
+# Names in errors.jsonl of errors that may not occur again.
+TRANSIENT_ERRORS = tuple(error.__name__ for error in (StoreUnavailable, GitFailed, DvcFailed))
 
 
 class RunFailed(UserError, RuntimeError):

@@ -59,7 +59,7 @@ def retry_call(
 
     is_transient: whether an error is worth another attempt; other errors are raised at once.
     wait_s: seconds to wait after the n-th failure (1, 2, ...).
-    attempts, timeout_s: no attempt starts after this many, or after this many seconds. None: no such limit.
+    attempts: the number of calls at most. timeout_s: an error after this many seconds is the last. None: no limit.
     on_retry: called with the error and the seconds to wait, before the wait.
     """
     stop: list[tenacity.stop.stop_base] = []
