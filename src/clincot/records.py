@@ -195,7 +195,7 @@ class DataVersion(Record):
 
     sha256: Sha256  # of the files' names and digests
     files: tuple[DataFile, ...]  # sorted by name
-    pairs: Annotated[int, Field(ge=0)]  # number of pairs, and so on
+    pairs: Annotated[int, Field(ge=0)]  # number of pairs; the next two fields are numbers too
     questions: Annotated[int, Field(ge=0)]
     candidates: Annotated[int, Field(ge=0)]
     policies: tuple[NonEmptyStr, ...]  # digests of the policies that wrote the candidates
@@ -303,7 +303,7 @@ class PromotionCheck(FrozenModel):
     challenger: FiniteFloat | None  # mean over the compared questions
     other: FiniteFloat | None  # the champion's, or the blind baseline's
     difference: Interval  # challenger - other, on this look's questions
-    # The challenger must be shown to be better than other + threshold.
+    # The challenger must be shown to be above other + threshold (or below it, if lower is better).
     threshold: FiniteFloat
     # challenger - other over all looks of this challenger; equal to `difference` in the first look
     pooled: FiniteFloat | None

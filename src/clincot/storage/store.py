@@ -7,8 +7,8 @@ Keys are relative paths with "/" (`models/nodules/4f…/manifest.json`). Every w
     upload       write_new of a file of any size
 
 A reader sees the old content of a key or the new one, never a part. Two writes are not atomic together, and keys()
-may miss keys that are written while it lists. So whoever writes several keys writes the one that readers start from
-(a manifest, a pointer) last.
+may miss keys that are written while it lists. So a writer of several keys writes the key that readers start from (a
+manifest, a pointer) last.
 
 `open_store` takes a folder or `s3://bucket/prefix`. S3 is configured as for the AWS tools: AWS_ENDPOINT_URL_S3 (or
 AWS_ENDPOINT_URL), AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY or a shared profile, AWS_REGION, AWS_CA_BUNDLE,
