@@ -2,7 +2,7 @@
 
 rounds/<line>/0001/begun.json     the starting policy, resolved once; an interrupted round resumes from it
 rounds/<line>/0001/made.json      digests of the round's outputs, and its decision
-rounds/<line>/0001/ended.json     written when the round's run succeeds; the next round has the next number
+rounds/<line>/0001/ended.json     written when the round's run succeeds; then the next round can begin
 rounds/<line>/0001/failed.json    how the round's latest run failed
 runs/<line>/<run>.json            the round of a run, so that the run ends no other round
 unbegun/<line>/failed.json        the latest run, if it failed before its round began; deleted when a round begins

@@ -40,8 +40,8 @@ _NOT_FOUND_CODES = {"NoSuchKey", "404", "NotFound"}
 class S3Store:
     """The store `s3://bucket/prefix`. Requests time out and are retried.
 
-    If the reply to a write is lost, its retry fails on the condition; the store then recognises its own content and
-    reports success.
+    If the reply to write_new or replace is lost, the retry fails on the condition; the store then recognises its own
+    content and reports success.
     """
 
     def __init__(self, bucket: str, prefix: str = "") -> None:
