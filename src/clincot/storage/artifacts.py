@@ -208,6 +208,6 @@ def _read_artifact_manifest(store: Store, address: str) -> ArtifactManifest:
                 f"{address}/{name}: not a manifest of files: {format_validation_error(error)}"
             ) from None
     raise ArtifactNotFound(
-        f"{address}: expected {' or '.join(MANIFEST_NAMES)}, found neither, so there is no complete artifact; "
+        f"{address}: neither {' nor '.join(MANIFEST_NAMES)} exists, so there is no complete artifact; "
         "`clincot pipeline put FOLDER s3://bucket/prefix` uploads a data set and prints the address to use"
     )
