@@ -25,6 +25,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from clincot.processes import end_with_parent
+
 _FD_COUNT = 3  # stdin, stdout, stderr
 # What asks: the standard library alone, without site-packages, so that it starts in a few hundredths of a second.
 _CLIENT_SCRIPT = """\
@@ -48,9 +50,9 @@ def preloaded_python() -> Iterator[Path]:
     ask.write_text(_CLIENT_SCRIPT.format(python=sys.executable, address=str(address)), encoding="utf-8")
     ask.chmod(0o755)
     with subprocess.Popen(
-        [sys.executable, "-m", "clincot.pipelines.fork_server", str(address)],
+        [sys.executable, "-m", "clincot.pipelines.fork_server", str(address), str(os.getpid())],
         stdout=subprocess.PIPE,
-        stdin=subprocess.PIPE,
+        stdin=subprocess.DEVNULL,
     ) as server:
         try:
             if server.stdout is None or server.stdout.readline() != b"ready\n":
@@ -61,8 +63,9 @@ def preloaded_python() -> Iterator[Path]:
             shutil.rmtree(folder, ignore_errors=True)
 
 
-def serve_forks(address: str) -> None:
-    """Import, then fork for whoever asks, until stdin ends: also when the one who started this was killed."""
+def serve_forks(address: str, parent: int) -> None:
+    """Import, then fork for each client, until the process `parent` ends, however it ends."""
+    end_with_parent(parent=parent)
     import trl  # noqa: F401
 
     import clincot.evaluation.evaluator
@@ -71,7 +74,6 @@ def serve_forks(address: str) -> None:
     import clincot.pipelines.tasks
     import clincot.training.margin_dpo  # noqa: F401
 
-    threading.Thread(target=_exit_with_parent, daemon=True).start()
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     with socket.socket(socket.AF_UNIX) as listening:
         listening.bind(address)
@@ -88,11 +90,6 @@ def serve_forks(address: str) -> None:
             with contextlib.suppress(ChildProcessError):
                 while os.waitpid(-1, os.WNOHANG)[0]:
                     pass
-
-
-def _exit_with_parent() -> None:
-    sys.stdin.buffer.read()
-    os._exit(0)
 
 
 def _handle_fork(asking: socket.socket) -> None:
@@ -157,4 +154,4 @@ def _run_module(arguments: list[str], environment: dict[str, str], folder: str) 
 
 
 if __name__ == "__main__":
-    serve_forks(sys.argv[1])
+    serve_forks(sys.argv[1], int(sys.argv[2]))

@@ -8,12 +8,12 @@ RUN/cache/       kfp's cache: a task that ended well is not run again on the sam
 
 from __future__ import annotations
 
+import itertools
 import json
 import logging
 import multiprocessing
 import os
 import sys
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -30,13 +30,16 @@ from clincot.pipelines.cluster_settings import ClusterSettings, ContainerResourc
 from clincot.pipelines.fork_server import preloaded_python
 from clincot.pipelines.round import RoundPlan, build_round_pipeline
 from clincot.pipelines.tasks import ERRORS_ENV
+from clincot.preferences.versions.dvc import DvcFailed
+from clincot.preferences.versions.git import GitFailed
+from clincot.processes import retry_call
 from clincot.records import hash_json
 from clincot.registry.champion import NoChampion, create_champion_pointer, read_champion
 from clincot.registry.publication import PublicationEvidence, register_checkpoint
 from clincot.runs import history
 from clincot.runs.history import RoundOutputs
 from clincot.storage.open import open_store
-from clincot.storage.store import Store
+from clincot.storage.store import Store, StoreUnavailable
 
 _NOMINAL_RESOURCES = ContainerResources(cpu="1", memory="1Gi")
 LOCAL_CLUSTER = ClusterSettings(
@@ -44,11 +47,16 @@ LOCAL_CLUSTER = ClusterSettings(
     gpu=ResourceProfile(requests=_NOMINAL_RESOURCES, limits=_NOMINAL_RESOURCES, retries=RetryPolicy(count=0)),
 )
 RETRY_PAUSES_S = (10.0, 20.0, 40.0)
-TRANSIENT_ERRORS = ("StoreAway", "GitFailed", "DvcFailed")  # errors of what may be back in a while
+# Names in errors.jsonl of errors that may not occur again.
+TRANSIENT_ERRORS = tuple(error.__name__ for error in (StoreUnavailable, GitFailed, DvcFailed))
 
 
 class RunFailed(UserError, RuntimeError):
     """A task failed; says which, and what it said."""
+
+
+class _TransientFailure(RunFailed):
+    """A failure that another attempt may not meet."""
 
 
 def run_local(plan: RoundPlan, run: Path, *, policy: Path | None = None) -> str:
@@ -96,7 +104,10 @@ def _run_with_retries(plan: RoundPlan, run: Path) -> None:
         cache_root=str(run / "cache" / "kfp"),
     )
     with preloaded_python() as python, _override_python(str(python)):
-        for pause_s in (*RETRY_PAUSES_S, None):
+        attempts = itertools.count(1)
+
+        def run_pipeline() -> None:
+            first = next(attempts) == 1
             errors.unlink(missing_ok=True)
             process = multiprocessing.get_context("fork").Process(target=_run_once, args=(plan, errors))
             process.start()  # a process of its own each time: kfp's loops leak state
@@ -109,10 +120,17 @@ def _run_with_retries(plan: RoundPlan, run: Path) -> None:
             message = "; ".join(one["message"] for one in told)
             looked = any(one["message"].startswith("clincot preflight") for one in told)
             passing = any(one["error"] in TRANSIENT_ERRORS for one in told)
-            if pause_s is None or (looked and pause_s == RETRY_PAUSES_S[0]) or not (passing or looked):
+            if (looked and first) or not (passing or looked):
                 raise RunFailed(message)  # what the first look finds is wrong, what is missing later may come back
-            logging.warning("%s; again in %g s", message, pause_s)
-            time.sleep(pause_s)
+            raise _TransientFailure(message)
+
+        retry_call(
+            run_pipeline,
+            is_transient=lambda error: isinstance(error, _TransientFailure),
+            wait_s=lambda failures: RETRY_PAUSES_S[failures - 1],
+            attempts=1 + len(RETRY_PAUSES_S),
+            on_retry=lambda error, wait_s: logging.warning("%s; again in %g s", error, wait_s),
+        )
 
 
 def _run_once(plan: RoundPlan, errors: Path) -> None:

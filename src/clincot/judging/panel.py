@@ -32,6 +32,7 @@ from clincot.jsonl import read_records, write_records
 from clincot.judging.calibration import Calibration, CalibrationMethod, make_identity_calibration
 from clincot.judging.combination import PanelMember, PanelReport, QuorumLost, ScoreCombiner, report_unreachable_judge
 from clincot.models.protocols import Judge
+from clincot.processes import retry_call
 from clincot.prompts import hash_prompt, judge_prompt
 from clincot.records import Judgement, Study
 
@@ -137,18 +138,22 @@ class JudgePanel:
 
     def _call_with_retries(self, judge: Judge, call: Callable[[], T], *, at: int | None) -> T | None:
         """What the call returns; None where it fails to the last, and then the judge is in left_out."""
-        error = ""
-        for number in range(self._calls):
-            if number > 0:
-                delay_s = self._delay_s * 2 ** (number - 1)
-                _log.warning("judge %s failed (%s); again in %g s", judge.name, error, delay_s)
-                self._sleep(delay_s)
-            try:
-                return call()
-            except ModelFailed as failure:
-                error = str(failure) or type(failure).__name__
-        self._exclude_judge(ExcludedJudge(judge.name, at=at, calls=self._calls, error=error))
-        return None
+
+        def warn(error: BaseException, delay_s: float) -> None:
+            _log.warning("judge %s failed (%s); again in %g s", judge.name, _describe_failure(error), delay_s)
+
+        try:
+            return retry_call(
+                call,
+                is_transient=lambda error: isinstance(error, ModelFailed),
+                wait_s=lambda failures: self._delay_s * 2 ** (failures - 1),
+                attempts=self._calls,
+                on_retry=warn,
+                sleep=self._sleep,
+            )
+        except ModelFailed as error:
+            self._exclude_judge(ExcludedJudge(judge.name, at=at, calls=self._calls, error=_describe_failure(error)))
+            return None
 
     def _exclude_judge(self, failed: ExcludedJudge) -> None:
         self.excluded[failed.name] = failed
@@ -157,6 +162,10 @@ class JudgePanel:
             errors = "; ".join(str(out) for out in self.excluded.values())
             raise QuorumLost(f"{left} of {self._size} judges left, the quorum is {self.quorum}: {errors}")
         _log.warning("judge %s left out; %d judges go on", failed, left)
+
+
+def _describe_failure(error: BaseException) -> str:
+    return str(error) or type(error).__name__
 
 
 def _ask_judge(judge: Judge, batch: Sequence[JudgeRequest], folder: Path) -> list[float | str]:

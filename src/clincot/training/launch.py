@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+import signal
 import subprocess
 import sys
+from functools import partial
 
 from clincot.errors import InvalidInput
 from clincot.jsonl import read_json, write_json
-from clincot.processes import set_parent_death_signal
+from clincot.processes import end_with_parent
 from clincot.training.job import TrainingFailed, TrainingJob, read_failures
 from clincot.training.launch_settings import LaunchSettings
 
@@ -85,7 +88,8 @@ def run_torchrun(work: TrainingJob, processes: int) -> dict[str, float]:
 
 def _run_until_exit(command: list[str]) -> int:
     """The exit code of a command that does not outlive this process, however that ends."""
-    process = subprocess.Popen(command, preexec_fn=set_parent_death_signal)
+    end_with_this_process = partial(end_with_parent, signal.SIGTERM, parent=os.getpid())
+    process = subprocess.Popen(command, preexec_fn=end_with_this_process)
     try:
         return process.wait()
     finally:

@@ -16,7 +16,7 @@ from accelerate import PartialState
 
 from clincot.errors import UserError
 from clincot.jsonl import atomic_write, read_json_model, write_json
-from clincot.processes import set_parent_death_signal
+from clincot.processes import end_with_parent
 from clincot.prompts import load_prompt_format
 from clincot.training.distributed import ProcessGroup
 from clincot.training.fsdp import enable_fsdp
@@ -45,7 +45,7 @@ def train_in_process(work: TrainingJob) -> dict[str, float]:
 def main() -> None:
     """Exit code 1 where a process says why it cannot go on; torchrun then ends the others."""
     if "RANK" in os.environ:
-        set_parent_death_signal(signal.SIGKILL)
+        end_with_parent(signal.SIGKILL)
     work = read_json_model(Path(sys.argv[1]), TrainingJob)
     if torch.cuda.is_available():
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))

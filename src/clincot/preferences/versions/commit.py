@@ -14,7 +14,6 @@ from __future__ import annotations
 import logging
 import random
 import shutil
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -34,6 +33,7 @@ from clincot.preferences.versions.dvc import (
     write_local_config,
 )
 from clincot.preferences.versions.git import Git, GitFailed, clone_repository
+from clincot.processes import retry_call
 from clincot.records import DataVersion
 
 DATA_VERSION_FILE = "preferences.json"
@@ -159,11 +159,10 @@ def _push_files(git: Git, config: VersionConfig, described: DataVersion, inputs:
 
 def _push_version(git: Git, config: VersionConfig, described: DataVersion) -> DataVersion:
     """Commit, tag and push; on top of what others pushed in the meantime, as often as section.attempts."""
-    branch, refused = git("rev-parse", "--abbrev-ref", "HEAD").strip(), ""
+    branch = git("rev-parse", "--abbrev-ref", "HEAD").strip()
     pointer = (git.folder / POINTER_FILE).read_bytes()
-    for attempt in range(config.attempts):
-        if attempt:
-            time.sleep(random.uniform(0, 0.2 * attempt))  # those who lost together do not come back together
+
+    def push_once() -> DataVersion:
         known = read_versions(git, config.repository)
         kept = _find_kept_version(git, config, described, known)
         if kept is not None:
@@ -184,10 +183,25 @@ def _push_version(git: Git, config: VersionConfig, described: DataVersion) -> Da
                 f"{config.repository}: the push of {version.tag} was refused: {refused}; the files are in the DVC "
                 "remote, no version of them is in git. Check the rights to push to this repository"
             )
-    raise GitFailed(
-        f"{config.repository}: others pushed first {config.attempts} times (version.attempts); run the stage again. "
-        f"The last push was refused: {refused}"
-    )
+        raise _PushRejected(refused)
+
+    try:
+        return retry_call(
+            push_once,
+            is_transient=lambda error: isinstance(error, _PushRejected),
+            # jitter, so that clients that conflicted do not retry in step
+            wait_s=lambda failures: random.uniform(0, 0.2 * failures),
+            attempts=config.attempts,
+        )
+    except _PushRejected as error:
+        raise GitFailed(
+            f"{config.repository}: others pushed first {config.attempts} times (version.attempts); run the stage "
+            f"again. The last push was refused: {error}"
+        ) from None
+
+
+class _PushRejected(Exception):
+    """Somebody else pushed first; the message is git's."""
 
 
 def _read_remote_head(git: Git, branch: str) -> str:
