@@ -67,16 +67,16 @@ def test_rows_and_columns_of_a_map_that_is_not_square() -> None:
 
 
 @pytest.mark.parametrize(
-    ("relevance", "quantile", "said"),
+    ("relevance", "quantile", "message"),
     [
         (np.zeros(4), 0.5, r"got the shape \(4,\)"),
         (np.zeros((0, 4)), 0.5, r"got the shape \(0, 4\)"),
-        (np.array([[1.0, np.nan], [np.inf, 0.0]]), 0.5, "finite numbers was expected, 2 are not"),
-        (np.eye(2), 1.5, r"the quantile lies in \[0, 1\], got 1.5"),
+        (np.array([[1.0, np.nan], [np.inf, 0.0]]), 0.5, "expected a relevance map of finite numbers, 2 are not"),
+        (np.eye(2), 1.5, r"expected a quantile in \[0, 1\], got 1.5"),
     ],
 )
-def test_what_is_no_map(relevance: np.ndarray, quantile: float, said: str) -> None:
-    with pytest.raises(ValueError, match=said):
+def test_malformed_relevance_map_is_refused(relevance: np.ndarray, quantile: float, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
         extract_map_regions(relevance, quantile=quantile)
 
 
