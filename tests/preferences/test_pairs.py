@@ -398,7 +398,7 @@ def test_files_that_do_not_belong_together_are_refused():
     with pytest.raises(BadPairInput, match=f"{orphan.id} continues candidate-gone"):
         pairs_of([(one, 0.9), (orphan, 0.1)])
     scattered = [(candidate("yes", question=q, seed=n), 0.5) for n, q in enumerate("aba")]
-    with pytest.raises(BadPairInput, match="candidates of a do not stand together"):
+    with pytest.raises(BadPairInput, match="candidates of a are not consecutive"):
         pairs_of(scattered)
 
 

@@ -71,7 +71,7 @@ def test_a_server_that_stops_after_the_push_is_not_taken_at_its_word(
             return said
 
         stopped.setattr(keeping, "run_dvc", stopping)
-        with pytest.raises(DvcFailed, match=r"the DVC remote cannot be asked: .*[Cc]onnect"):
+        with pytest.raises(DvcFailed, match=r"the DVC remote cannot be accessed: .*[Cc]onnect"):
             made.keep(repository)
     nothing_came_of_it(made, repository, before)
     made.keep(repository)
@@ -153,7 +153,7 @@ def test_what_is_no_data_repository_is_told(tmp_path: Path) -> None:
     with pytest.raises(GitFailed, match=r"nowhere\.git: could not be cloned: .*does not exist"):
         made.keep(tmp_path / "nowhere.git")
     git(tmp_path, "init", "--quiet", "--bare", "plain.git")
-    with pytest.raises(InvalidInput, match=r"plain\.git: is no data repository .*`clincot data init` makes one"):
+    with pytest.raises(InvalidInput, match=r"plain\.git: is not a data repository .*`clincot data init` makes one"):
         made.keep(tmp_path / "plain.git")
     with pytest.raises(GitFailed, match=r"could not be cloned: .*[Bb]ranch releases not found"):
         made.keep(tmp_path / "plain.git", branch="releases")
