@@ -49,7 +49,7 @@ def test_the_best_window_comes_first(tmp_path: Path) -> None:
     assert boxes == [(0.5, 0.25, 0.75, 0.5)] * 2 + [(0.0, 0.5, 0.25, 0.75)]
 
 
-def test_near_duplicates_are_merged_among_tools_and_not_with_what_the_policy_wrote(tmp_path: Path) -> None:
+def test_near_duplicates_merge_among_tools_only(tmp_path: Path) -> None:
     """The policy writes the square of the first film itself: kept beside the window, because it is an action."""
     config = ProposeConfig(
         grounders={"windows": 3, "written": 3}, window_sides=(0.25,), window_stride=0.25, merge_iou=0.3, hypotheses=2

@@ -60,7 +60,7 @@ def test_a_reply_is_read_back_from_the_wire() -> None:
     assert VisualAnswer.model_validate_json(answer.model_dump_json()) == answer
 
 
-def test_confidence_is_the_mean_likelihood_of_the_regions_that_say_it() -> None:
+def test_confidence_is_mean_likelihood_of_agreeing_regions() -> None:
     """yes: (0.9 + 0.6) / 3 = 0.5; no: 0.8 / 3 = 0.267. Two of three regions agree, and region 0 says it best."""
     answer, winner, confidence, agreement = combine_region_answers(
         [seen("yes", 0.9), seen("no", 0.8), seen("Yes.", 0.6)]
@@ -129,7 +129,8 @@ def test_the_whole_image_is_always_looked_at(films: Path) -> None:
     assert answer.hypotheses == ("nodule", "normal")
 
 
-def test_under_the_threshold_it_abstains_and_still_shows_the_chain(films: Path) -> None:
+def test_low_confidence_abstains_and_keeps_the_chain(films: Path) -> None:
+    """Below `abstain_below` the answer abstains but still contains its regions."""
     parrot = Parrot()
     parrot.go.set()
     study = next(iter(StudyIndex(films).values()))

@@ -189,7 +189,7 @@ def test_an_endpoint_that_is_down_is_retried_and_left_out(tmp_path, asks):
     assert report.judges[2].unscored == {said: 3}
 
 
-def test_an_endpoint_that_comes_up_in_time_is_a_judge_like_any_other(tmp_path, asks):
+def test_an_endpoint_that_starts_late_is_retried(tmp_path, asks):
     """Down for the first request, then it serves: P(yes) = .8 / (.8 + .2)."""
     up = False
 
@@ -210,7 +210,7 @@ def test_an_endpoint_that_comes_up_in_time_is_a_judge_like_any_other(tmp_path, a
     assert [s.score for s in scores] == pytest.approx([0.85, 0.85, 0.5])
 
 
-def test_dead_endpoints_below_the_quorum_fail_the_stage_with_every_error(tmp_path, asks):
+def test_too_few_live_judges_fail_with_every_error(tmp_path, asks):
     """Three judges, quorum 2: one was never there, another fails at the first candidate."""
     port = free_port()
     dead = EndpointModel(f"http://127.0.0.1:{port}/v1", name="dead")

@@ -52,7 +52,7 @@ def test_a_wrong_secret_and_a_missing_bucket_are_told(
     nothing_came_of_it(made, repository, before)
 
 
-def test_a_server_that_stops_after_the_push_is_not_taken_at_its_word(
+def test_a_push_is_verified_after_it_reports_success(
     repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A server of its own, stopped between `dvc push` and the look for the objects; the next run finds one up."""
@@ -105,7 +105,7 @@ def test_an_object_that_did_not_land_is_named(
     monkeypatch.undo()
 
 
-def test_a_repository_that_refuses_the_push_has_no_version_and_no_tag(repository: Path, tmp_path: Path) -> None:
+def test_a_refused_push_leaves_no_version_and_no_tag(repository: Path, tmp_path: Path) -> None:
     hook(repository, "echo 'only the release team may push' >&2; exit 1")
     made, before = make_round(tmp_path / "round", seed=43), references(repository)
     with pytest.raises(
