@@ -58,7 +58,9 @@ class WindowGrounder:
 
     def ground(self, queries: Sequence[GroundingQuery], folder: Path) -> list[list[GroundedRegion]]:
         """Every window of every hypothesis, best first; windows without a readable P(yes) are left out."""
-        windows = [(study, finding, box) for study, finding in _list_findings(queries) for box in self.boxes]
+        windows: list[tuple[Study, str, Box]] = []
+        for study, finding in _list_findings(queries):
+            windows += [(study, finding, box) for box in self.boxes]
         prompts = [
             finding_prompt(study, folder, self.policy.views, finding=finding, box=box)
             for study, finding, box in windows

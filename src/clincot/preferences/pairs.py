@@ -190,7 +190,9 @@ def _score_chains(
     siblings: dict[tuple[object, ...], list[str]] = defaultdict(list)
     for candidate, _ in scored:
         siblings[_make_sibling_key(candidate)].append(candidate.id)
-    continued = {key: sum(sibling in children for sibling in ids) for key, ids in siblings.items()}
+    continued: dict[tuple[object, ...], int] = {}
+    for key, ids in siblings.items():
+        continued[key] = sum(sibling in children for sibling in ids)
     tally.chains_cut += sum(0 < continued[key] < len(ids) for key, ids in siblings.items())
     scored_chains = []
     for candidate, panel in scored:

@@ -8,7 +8,7 @@ features that are computed once for each picture.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from itertools import chain
+from itertools import chain, product
 from typing import Any, NamedTuple
 
 import torch
@@ -127,7 +127,7 @@ class PairCollator:
 
     def __call__(self, examples: Sequence[Mapping[str, Any]]) -> Batch:
         indices = [int(example["row"]) for example in examples]
-        sides = [(side, index) for side in range(self.sides) for index in indices]
+        sides = list(product(range(self.sides), indices))
         names = [f"pair {self.rows[index].pair}" for _, index in sides]
         # the sides of one pair share their beginning, so they are packed together
         pairs = [list(range(first, len(sides), len(indices))) for first in range(len(indices))]
