@@ -21,13 +21,16 @@ ImageReference = Annotated[str, Field(pattern=r"^[a-z0-9][-\w./:]*(@sha256:[0-9a
 Quantity = Annotated[str, Field(pattern=r"^\d+(\.\d+)?(m|[kMGTPE]i?)?$")]
 VariableName = Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")]
 Seconds = Annotated[int, Field(ge=1)]
+# Tasks that are not stages; all of them run on CPUs.
 NON_STAGE_TASKS = (
+    "start_round",
     "merge",
+    "record_round",
     "page",
-    "select_champion",
     "deploy",
+    "select_champion",
     "record_run_status",
-)  # tasks that are no stages; all run on CPUs
+)
 TASK_NAMES = (*(stage.name for stage in STAGES), *NON_STAGE_TASKS)
 _SECRET_NAME = re.compile(r"(?i)(secret|token|passw|_key$|credential)")
 

@@ -13,7 +13,7 @@ from typing import Any
 
 from clincot.errors import InvalidInput
 from clincot.pipelines.client import Connection, kfp_errors
-from clincot.pipelines.round import RoundPlan
+from clincot.pipelines.round_plan import RoundPlan
 from clincot.pipelines.submit import check_run_inputs, upload_pipeline
 from clincot.records import hash_json
 

@@ -28,7 +28,8 @@ from clincot.errors import InvalidInput, UserError
 from clincot.jsonl import InvalidRecord, hash_files, write_json
 from clincot.pipelines.cluster_settings import ClusterSettings, ContainerResources, ResourceProfile, RetryPolicy
 from clincot.pipelines.fork_server import preloaded_python
-from clincot.pipelines.round import RoundPlan, build_round_pipeline
+from clincot.pipelines.round import build_round_pipeline
+from clincot.pipelines.round_plan import RoundPlan
 from clincot.pipelines.tasks import ERRORS_ENV
 from clincot.records import hash_json
 from clincot.registry.champion import NoChampion, create_champion_pointer, read_champion

@@ -16,7 +16,8 @@ from kfp_server_api import ApiException
 
 from clincot.errors import InvalidInput
 from clincot.pipelines.client import Connection, PipelinesFailed, kfp_errors
-from clincot.pipelines.round import RoundPlan, compile_round
+from clincot.pipelines.round import compile_round
+from clincot.pipelines.round_plan import RoundPlan
 
 TERMINAL_STATES = ("SUCCEEDED", "FAILED", "SKIPPED", "CANCELED", "CANCELLED")
 POLL_S = 5.0

@@ -1,4 +1,4 @@
-"""The policy answers the questions of a shard from every region; one step of a chain a task."""
+"""Kubeflow component of the answer stage."""
 
 from kfp import dsl
 
@@ -24,12 +24,17 @@ def answer(
     candidates_before: dsl.Input[dsl.Dataset] = None,
     scores_before: dsl.Input[dsl.Dataset] = None,
 ) -> str:
+    """Answer the questions of a shard from every region; each step of a chain is a task of its own."""
     from clincot.pipelines import params, tasks
 
-    inputs = {"data": data, "questions": questions.path, "regions": regions.path}
-    inputs["policy"] = trained.path if trained else policy
-    if candidates_before and scores_before:
-        inputs |= {"candidates_before": candidates_before.path, "scores_before": scores_before.path}
+    inputs = {
+        "data": data,
+        "questions": questions.path,
+        "regions": regions.path,
+        "policy": trained.path if trained else policy,
+        "candidates_before": candidates_before.path if candidates_before else "",
+        "scores_before": scores_before.path if scores_before else "",
+    }
     with tasks.user_errors("answer"):
         params.check_step_count(answer, steps)
     return tasks.run_stage_task(

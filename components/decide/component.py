@@ -1,4 +1,4 @@
-"""Does the challenger take the champion's place?"""
+"""Kubeflow component of the decide stage."""
 
 from kfp import dsl
 
@@ -27,13 +27,21 @@ def decide(
     base: dsl.Input[dsl.Dataset] = None,
     panel_report_before: dsl.Input[dsl.Artifact] = None,
 ) -> str:
+    """Decide whether to promote the challenger."""
     from clincot.pipelines import tasks
 
-    inputs = {"benchmark": benchmark, "data": data, "blind": blind, "calibration": calibration}
-    inputs |= {"champion": champion.path, "challenger": challenger.path}
-    inputs |= {"panel_report": panel_report.path, "pair_report": pair_report.path}
-    if int(champion_round) == 0:  # the run began at the base policy
-        inputs["base"] = base.path if base else champion.path
-    inputs["panel_report_before"] = panel_report_before.path if panel_report_before else ""
+    base_outcomes = base.path if base else champion.path  # compared only if the run starts from the base policy
+    inputs = {
+        "benchmark": benchmark,
+        "data": data,
+        "blind": blind,
+        "calibration": calibration,
+        "champion": champion.path,
+        "challenger": challenger.path,
+        "panel_report": panel_report.path,
+        "pair_report": pair_report.path,
+        "base": base_outcomes if int(champion_round) == 0 else "",
+        "panel_report_before": panel_report_before.path if panel_report_before else "",
+    }
     outputs = {"decision": decision.path, "evidence": evidence.path, "summary": summary.path}
     return tasks.decide(decide, publish, inputs, outputs, metrics=metrics)

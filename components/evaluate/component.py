@@ -1,4 +1,4 @@
-"""A policy answers the benchmark from each kind of region."""
+"""Kubeflow component of the evaluate stage."""
 
 from kfp import dsl
 
@@ -21,11 +21,12 @@ def evaluate(
     metrics: dsl.Output[dsl.Metrics],
     trained: dsl.Input[dsl.Model] = None,
 ) -> str:
+    """Answer the benchmark with a policy from each kind of region, and measure the answers."""
     from clincot.pipelines import params, tasks
 
-    inputs = {"benchmark": benchmark, "policy": trained.path if trained else policy}
     with tasks.user_errors("evaluate"):
         config = params.build_evaluate_config(evaluate, propose)
-        inputs["train_reports"] = tasks.find_training_reports(data, benchmark)
+        reports = tasks.find_training_reports(data, benchmark)
+    inputs = {"benchmark": benchmark, "policy": trained.path if trained else policy, "train_reports": reports}
     outputs = {"outcomes": outcomes.path, "report": report.path}
     return tasks.run_stage_task("evaluate", config, inputs, outputs, metrics=metrics)

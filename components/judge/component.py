@@ -1,4 +1,4 @@
-"""Every judge scores every candidate of a shard."""
+"""Kubeflow component of the judge stage."""
 
 from kfp import dsl
 
@@ -22,6 +22,7 @@ def judge(
     panel_report: dsl.Output[dsl.Artifact],
     metrics: dsl.Output[dsl.Metrics],
 ) -> str:
+    """Let every judge score every candidate of a shard."""
     from clincot.pipelines import tasks
 
     inputs = {"data": data, "questions": questions.path, "regions": regions.path, "candidates": candidates.path}

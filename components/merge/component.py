@@ -1,4 +1,4 @@
-"""The shards' regions, candidates and judgements, put together."""
+"""Kubeflow component that merges shards."""
 
 from kfp import dsl
 
@@ -20,11 +20,20 @@ def merge(
     panel_report: dsl.Output[dsl.Artifact],
     metrics: dsl.Output[dsl.Metrics],
 ) -> str:
+    """Merge the regions, candidates and judgements of all shards."""
     from clincot.pipelines import tasks
 
-    collected = {"regions": region_parts, "candidates": candidate_parts, "judgements": judgement_parts}
-    collected["panel_report"] = report_parts
-    parts = {name: [one.path for one in artifacts] for name, artifacts in collected.items()}
-    outputs = {"regions": regions.path, "candidates": candidates.path, "judgements": judgements.path}
-    outputs |= {"scores": scores.path, "panel_report": panel_report.path}
+    parts = {
+        "regions": [part.path for part in region_parts],
+        "candidates": [part.path for part in candidate_parts],
+        "judgements": [part.path for part in judgement_parts],
+        "panel_report": [part.path for part in report_parts],
+    }
+    outputs = {
+        "regions": regions.path,
+        "candidates": candidates.path,
+        "judgements": judgements.path,
+        "scores": scores.path,
+        "panel_report": panel_report.path,
+    }
     return tasks.merge(judge, questions.path, parts, outputs, metrics=metrics)

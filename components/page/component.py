@@ -1,4 +1,4 @@
-"""What the round looks like: regions and pairs on radiographs, the benchmark table, the digests."""
+"""Kubeflow component that renders the page of a round."""
 
 from kfp import dsl
 
@@ -33,33 +33,54 @@ def page(
     panel_report: dsl.Input[dsl.Artifact],
     pairs: dsl.Input[dsl.Dataset],
     pair_report: dsl.Input[dsl.Artifact],
-    checkpoint: dsl.Input[dsl.Model],
     outcomes: dsl.Input[dsl.Dataset],
     report: dsl.Input[dsl.Artifact],
     decision: dsl.Input[dsl.Artifact],
     evidence: dsl.Input[dsl.Dataset],
+    checkpoint: dsl.Input[dsl.Model],
     champion_outcomes: dsl.Input[dsl.Dataset],
     champion_report: dsl.Input[dsl.Artifact],
     looks: dsl.Output[dsl.HTML],
     results: dsl.Output[dsl.Markdown],
     trained: dsl.Input[dsl.Model] = None,
 ):
-    from clincot.pipelines import tasks
+    """Render the page and the benchmark table of a round."""
+    from clincot.pipelines import round_files, tasks
 
-    sections = {"prepare": prepare, "propose": propose, "answer": answer, "judge": judge, "pair": pair}
-    sections |= {"version": version, "train": train, "evaluate": evaluate, "decide": decide, "publish": publish}
-    made = {"questions": questions, "regions": regions, "candidates": candidates, "judgements": judgements}
-    made |= {"scores": scores, "panel_report": panel_report, "pairs": pairs, "pair_report": pair_report}
-    made |= {"checkpoint": checkpoint, "outcomes": outcomes, "report": report, "decision": decision}
-    tasks.page(
-        sections,
+    sections = {
+        "prepare": prepare,
+        "propose": propose,
+        "answer": answer,
+        "judge": judge,
+        "pair": pair,
+        "version": version,
+        "train": train,
+        "evaluate": evaluate,
+        "decide": decide,
+        "publish": publish,
+    }
+    files = round_files.RoundFiles(
+        questions=questions.path,
+        regions=regions.path,
+        candidates=candidates.path,
+        judgements=judgements.path,
+        scores=scores.path,
+        panel_report=panel_report.path,
+        pairs=pairs.path,
+        pair_report=pair_report.path,
+        outcomes=outcomes.path,
+        report=report.path,
+        decision=decision.path,
+        evidence=evidence.path,
+    )
+    context = round_files.RoundContext(
         number=int(number) + int(ahead),
         data=data,
         benchmark=benchmark,
         blind_from=blind_from,
         policy=trained.path if trained else policy,
-        page=looks.path,
-        results=results.path,
-        made={name: artifact.path for name, artifact in {**made, "evidence": evidence}.items()},
-        champion={"outcomes": champion_outcomes.path, "report": champion_report.path},
+        checkpoint=checkpoint.path,
+        champion_outcomes=champion_outcomes.path,
+        champion_report=champion_report.path,
     )
+    tasks.page(sections, context, files, page=looks.path, results=results.path)

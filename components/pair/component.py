@@ -1,4 +1,4 @@
-"""Ranked candidates become preference pairs."""
+"""Kubeflow component of the pair stage."""
 
 from kfp import dsl
 
@@ -15,6 +15,7 @@ def pair(
     pair_report: dsl.Output[dsl.Artifact],
     metrics: dsl.Output[dsl.Metrics],
 ) -> str:
+    """Build preference pairs from the scored candidates."""
     from clincot.pipelines import tasks
 
     inputs = {"candidates": candidates.path, "scores": scores.path}

@@ -1,4 +1,4 @@
-"""Looks at everything that the round needs, and says once what it starts from."""
+"""Kubeflow component of the preflight stage."""
 
 from typing import NamedTuple
 
@@ -17,34 +17,14 @@ def preflight(
     launch: dict,
     data: str,
     benchmark: str,
-    number: int,
-    run: str,
     report: dsl.Output[dsl.Artifact],
     table: dsl.Output[dsl.Markdown],
     champion: dsl.Output[dsl.Artifact],
     metrics: dsl.Output[dsl.Metrics],
-) -> NamedTuple(
-    "Start",
-    [
-        ("policy", str),
-        ("policy_digest", str),
-        ("policy_round", int),
-        ("number", int),
-        ("data_digest", str),
-        ("benchmark_digest", str),
-        ("panel_digest", str),
-    ],
-):
+) -> NamedTuple("InputDigests", [("data_digest", str), ("benchmark_digest", str), ("panel_digest", str)]):
+    """Check everything that the round needs, and compute the digests of its inputs."""
     from clincot.pipelines import tasks
 
-    return tasks.preflight(
-        {"preflight": preflight, "judge": judge, "publish": publish, "version": version},
-        service,
-        launch,
-        {"report": report.path, "table": table.path, "champion": champion.path},
-        data=data,
-        benchmark=benchmark,
-        number=int(number),
-        run_id=run,
-        metrics=metrics,
-    )
+    sections = {"preflight": preflight, "judge": judge, "publish": publish, "version": version}
+    outputs = {"report": report.path, "table": table.path, "champion": champion.path}
+    return tasks.preflight(sections, service, launch, outputs, data=data, benchmark=benchmark, metrics=metrics)

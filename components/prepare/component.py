@@ -1,4 +1,4 @@
-"""The questions of one round, and the shards that they are worked on in."""
+"""Kubeflow component of the prepare stage."""
 
 from typing import NamedTuple
 
@@ -18,7 +18,8 @@ def prepare(
     shards: int,
     questions: dsl.Output[dsl.Dataset],
     metrics: dsl.Output[dsl.Metrics],
-) -> NamedTuple("Prepared", [("shards", list), ("lap", int)]):
+) -> NamedTuple("Prepared", [("shard_names", list), ("lap", int)]):
+    """Select the questions of a round and split them into shards."""
     from pathlib import Path
 
     from clincot.pipelines import params, sharding, tasks

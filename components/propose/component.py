@@ -1,4 +1,4 @@
-"""Hypotheses about every question of a shard, grounded as regions."""
+"""Kubeflow component of the propose stage."""
 
 from kfp import dsl
 
@@ -20,10 +20,10 @@ def propose(
     metrics: dsl.Output[dsl.Metrics],
     trained: dsl.Input[dsl.Model] = None,
 ) -> str:
+    """Propose regions for every question of a shard."""
     from clincot.pipelines import tasks
 
-    place = trained.path if trained else policy
-    inputs = {"data": data, "questions": questions.path, "policy": place}
+    inputs = {"data": data, "questions": questions.path, "policy": trained.path if trained else policy}
     return tasks.run_stage_task(
         "propose", propose, inputs, {"regions": regions.path}, metrics=metrics, shard=shard, lap=lap
     )

@@ -1,4 +1,4 @@
-"""The promoted checkpoint into the store, under its digest."""
+"""Kubeflow component of the publish stage."""
 
 from kfp import dsl
 
@@ -20,6 +20,7 @@ def publish(
     published: dsl.Output[dsl.Artifact],
     metrics: dsl.Output[dsl.Metrics],
 ) -> str:
+    """Publish the promoted checkpoint in the model registry, with its evidence."""
     import json
     from pathlib import Path
 
@@ -27,7 +28,12 @@ def publish(
 
     with tasks.user_errors("publish"):
         config = params.build_publish_config(publish, int(number) + int(ahead))
-    inputs = {"checkpoint": checkpoint.path, "report": report.path, "decision": decision.path}
-    inputs |= {"panel_report": panel_report.path, "golden": benchmark}
+    inputs = {
+        "checkpoint": checkpoint.path,
+        "report": report.path,
+        "decision": decision.path,
+        "panel_report": panel_report.path,
+        "golden": benchmark,
+    }
     tasks.run_stage_task("publish", config, inputs, {"published": published.path}, metrics=metrics)
     return json.loads(Path(published.path).read_text(encoding="utf-8"))["sha256"]

@@ -1,4 +1,4 @@
-"""Who is champion for the next round of the same run: the outcomes that it is held against."""
+"""Kubeflow component that selects the champion for the next round of a run."""
 
 from kfp import dsl
 
@@ -15,6 +15,7 @@ def select_champion(
     outcomes: dsl.Output[dsl.Dataset],
     report: dsl.Output[dsl.Artifact],
 ):
+    """Select the outcomes against which the next round of the same run compares its challenger."""
     from clincot.pipelines import tasks
 
     champion = {"outcomes": champion_outcomes.path, "report": champion_report.path}

@@ -1,4 +1,4 @@
-"""Margin-aware DPO on the round's pairs."""
+"""Kubeflow component of the train stage."""
 
 from kfp import dsl
 
@@ -26,10 +26,17 @@ def train(
     metrics: dsl.Output[dsl.Metrics],
     trained: dsl.Input[dsl.Model] = None,
 ) -> str:
+    """Train the challenger on the preference pairs with margin-aware DPO."""
     from clincot.pipelines import tasks
 
-    inputs = {"data": data, "policy": trained.path if trained else policy, "questions": questions.path}
-    inputs |= {"regions": regions.path, "candidates": candidates.path, "pairs": pairs.path}
+    inputs = {
+        "data": data,
+        "policy": trained.path if trained else policy,
+        "questions": questions.path,
+        "regions": regions.path,
+        "candidates": candidates.path,
+        "pairs": pairs.path,
+    }
     return tasks.run_stage_task(
         "train",
         train,

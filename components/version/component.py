@@ -1,4 +1,4 @@
-"""The round's preference data as a version of the data repository."""
+"""Kubeflow component of the version stage."""
 
 from kfp import dsl
 
@@ -20,12 +20,20 @@ def version(
     version_record: dsl.Output[dsl.Artifact],
     metrics: dsl.Output[dsl.Metrics],
 ) -> str:
+    """Commit the preference data of the round to the data repository."""
     from pathlib import Path
 
     from clincot.pipelines import tasks
 
-    files = [questions, regions, candidates, judgements, scores, panel_report, pairs, pair_report]
-    names = ["questions", "regions", "candidates", "judgements", "scores", "panel_report", "pairs", "pair_report"]
-    inputs = {name: file.path for name, file in zip(names, files, strict=True)}
+    inputs = {
+        "questions": questions.path,
+        "regions": regions.path,
+        "candidates": candidates.path,
+        "judgements": judgements.path,
+        "scores": scores.path,
+        "panel_report": panel_report.path,
+        "pairs": pairs.path,
+        "pair_report": pair_report.path,
+    }
     tasks.run_stage_task("version", version, inputs, {"version": version_record.path}, metrics=metrics, answer=answer)
     return Path(version_record.path).read_text(encoding="utf-8")
