@@ -47,7 +47,7 @@ DESCRIPTIONS: Mapping[str, str] = {
     "service": "Settings of the InferenceService: name, namespace, engine, images, resources.",
     "launch": "How training is started: in the task, with torchrun, or as a TrainJob.",
     # data sets and policies
-    "data": "Address of the training data set: a folder or s3://bucket/prefix/<sha256>.",
+    "data": "Address of the training data set: a folder or `s3://bucket/prefix/<sha256>`.",
     "data_digest": "sha256 of the data set, part of the cache key.",
     "benchmark": "Address of the held-out data set with its answer key.",
     "benchmark_digest": "sha256 of the benchmark, part of the cache key.",

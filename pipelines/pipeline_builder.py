@@ -7,6 +7,7 @@ receive objects with named fields. Pipelines inside pipelines (subpipelines) are
 
 from __future__ import annotations
 
+import ast
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import MISSING, Field, fields
@@ -64,6 +65,26 @@ def build_docstring(summary: str, inputs: Mapping[str, str], outputs: Mapping[st
     if outputs:
         lines += ["", "Returns:", *(f"    {name}: {text}" for name, text in outputs.items())]
     return "\n".join(lines)
+
+
+def strip_docstrings(spec: Mapping[str, Any]) -> None:
+    """Remove the docstrings from the source of the components in a compiled pipeline.
+
+    The descriptions of the pipeline already contain their text. The source is part of every pod and of the key of
+    Kubeflow's cache, so without docstrings pods stay small, and a better description does not repeat finished work.
+    """
+    for executor in spec["deploymentSpec"]["executors"].values():
+        command = executor["container"]["command"]
+        command[-1] = _strip_docstring(command[-1])
+
+
+def _strip_docstring(source: str) -> str:
+    lines = source.splitlines(keepends=True)
+    for node in ast.parse(source).body:
+        if isinstance(node, ast.FunctionDef) and ast.get_docstring(node) is not None:
+            docstring = node.body[0]
+            del lines[docstring.lineno - 1 : docstring.end_lineno]
+    return "".join(lines)
 
 
 def _taken_fields(kind: type, *, optional: bool) -> list[Field[Any]]:

@@ -27,7 +27,7 @@ from kfp import compiler, dsl
 from clincot.jsonl import atomic_write
 from clincot.pipelines import round_tasks
 from clincot.pipelines.generation_tasks import build_generation
-from clincot.pipelines.pipeline_builder import build_pipeline
+from clincot.pipelines.pipeline_builder import build_pipeline, strip_docstrings
 from clincot.pipelines.placement import build_pipeline_config
 from clincot.pipelines.round_inputs import (
     Challenger,
@@ -62,6 +62,7 @@ def compile_round(plan: RoundPlan, out: Path) -> None:
         path = Path(folder) / "round.yaml"
         compiler.Compiler().compile(build_round_pipeline(plan), str(path))
         documents = list(yaml.safe_load_all(path.read_text(encoding="utf-8")))
+    strip_docstrings(documents[0])
     with atomic_write(out) as file:
         file.write("# A round of ClinCoT for Kubeflow Pipelines, made by `clincot pipeline compile`.\n")
         yaml.safe_dump_all(documents, file, sort_keys=True, width=120)

@@ -31,13 +31,15 @@ from clincot.pipelines.fork_server import preloaded_python
 from clincot.pipelines.round import build_round_pipeline
 from clincot.pipelines.round_plan import RoundPlan
 from clincot.pipelines.tasks import ERRORS_ENV
+from clincot.preferences.versions.dvc import DvcFailed
+from clincot.preferences.versions.git import GitFailed
 from clincot.records import hash_json
 from clincot.registry.champion import NoChampion, create_champion_pointer, read_champion
 from clincot.registry.publication import PublicationEvidence, register_checkpoint
 from clincot.runs import history
 from clincot.runs.history import RoundOutputs
 from clincot.storage.open import open_store
-from clincot.storage.store import Store
+from clincot.storage.store import Store, StoreUnavailable
 
 _NOMINAL_RESOURCES = ContainerResources(cpu="1", memory="1Gi")
 LOCAL_CLUSTER = ClusterSettings(
@@ -45,7 +47,8 @@ LOCAL_CLUSTER = ClusterSettings(
     gpu=ResourceProfile(requests=_NOMINAL_RESOURCES, limits=_NOMINAL_RESOURCES, retries=RetryPolicy(count=0)),
 )
 RETRY_PAUSES_S = (10.0, 20.0, 40.0)
-TRANSIENT_ERRORS = ("StoreAway", "GitFailed", "DvcFailed")  # errors of what may be back in a while
+# Errors of services that may be back after a pause. Tasks report errors by the name of their class.
+TRANSIENT_ERRORS = tuple(error.__name__ for error in (StoreUnavailable, GitFailed, DvcFailed))
 
 
 class RunFailed(UserError, RuntimeError):

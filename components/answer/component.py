@@ -24,7 +24,29 @@ def answer(
     candidates_before: dsl.Input[dsl.Dataset] = None,
     scores_before: dsl.Input[dsl.Dataset] = None,
 ) -> str:
-    """Answer the questions of a shard from every region; each step of a chain is a task of its own."""
+    """Answer the questions of a shard from every region; each step of a chain is a task of its own.
+
+    Args:
+        answer: Settings of the answers: sampling, length, steps of a chain.
+        steps: Number of questions in a chain for which the pipeline was compiled.
+        data: Address of the training data set: a folder or `s3://bucket/prefix/<sha256>`.
+        data_digest: sha256 of the data set, part of the cache key.
+        policy: Address of the checkpoint from which the run starts.
+        policy_digest: sha256 of the checkpoint that the task uses, part of the cache key.
+        image: Image or source version, which stands for the code in the cache key.
+        shard: Shard of the questions to process, such as 1/2.
+        lap: How often earlier rounds used the same questions; each time samples with new seeds.
+        questions: Questions of the round (JSONL).
+        regions: Regions proposed for every question (JSONL).
+        trained: Checkpoint that the previous round of this run trained; replaces `policy`.
+        candidates_before: Candidates of the previous step of the chain (JSONL).
+        scores_before: Panel scores of the previous step of the chain (JSONL).
+
+    Returns:
+        candidates: Answers of the policy, one for each region (JSONL).
+        metrics: Figures of the task for the Kubeflow UI.
+        Output: sha256 of the candidates.
+    """
     from clincot.pipelines import params, tasks
 
     inputs = {

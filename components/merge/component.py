@@ -20,7 +20,25 @@ def merge(
     panel_report: dsl.Output[dsl.Artifact],
     metrics: dsl.Output[dsl.Metrics],
 ) -> str:
-    """Merge the regions, candidates and judgements of all shards."""
+    """Merge the regions, candidates and judgements of all shards.
+
+    Args:
+        judge: Settings of the judge panel: judges, calibration, quorum, retries.
+        questions: Questions of the round (JSONL).
+        region_parts: Regions of every shard.
+        candidate_parts: Candidates of every shard.
+        judgement_parts: Judgements of every shard.
+        report_parts: Panel reports of every shard.
+
+    Returns:
+        regions: Regions proposed for every question (JSONL).
+        candidates: Answers of the policy, one for each region (JSONL).
+        judgements: Score of every judge for every candidate (JSONL).
+        scores: Combined score of the panel for every candidate (JSONL).
+        panel_report: Agreement of the judges, calibration and excluded judges (JSON).
+        metrics: Figures of the task for the Kubeflow UI.
+        Output: sha256 of the merged candidates.
+    """
     from clincot.pipelines import tasks
 
     parts = {

@@ -24,7 +24,26 @@ def record_round(
     decision: dsl.Input[dsl.Artifact],
     evidence: dsl.Input[dsl.Dataset],
 ):
-    """Record the digests and the decision of a round in the store, before anything acts on the decision."""
+    """Record the digests and the decision of a round in the store, before anything acts on the decision.
+
+    Args:
+        publish: Settings of the model registry: store, name of the model, golden questions.
+        number: Number of the run's first round; 0: the next round of the model.
+        ahead: Position of this round in the run, starting at 0.
+        checkpoint_digest: sha256 of the challenger's checkpoint.
+        questions: Questions of the round (JSONL).
+        regions: Regions proposed for every question (JSONL).
+        candidates: Answers of the policy, one for each region (JSONL).
+        judgements: Score of every judge for every candidate (JSONL).
+        scores: Combined score of the panel for every candidate (JSONL).
+        panel_report: Agreement of the judges, calibration and excluded judges (JSON).
+        pairs: Preference pairs with their score gaps (JSONL).
+        pair_report: Counts and checks of the preference pairs (JSON).
+        outcomes: Answer to every benchmark question for each kind of region (JSONL).
+        report: Benchmark metrics with their intervals (JSON).
+        decision: Decision of the promotion gate (JSONL, one record).
+        evidence: Paired scores on which the decision rests (JSONL).
+    """
     from clincot.pipelines import round_files, tasks
 
     files = round_files.RoundFiles(

@@ -15,7 +15,7 @@ from clincot.pipelines import round as round_module
 from clincot.pipelines import submit as submitting
 from clincot.pipelines.client import Connection, PipelinesFailed, connect_pipelines
 from clincot.pipelines.recurring import RunSchedule, delete_recurring_runs, list_recurring_runs, reconcile_recurring_run
-from clincot.pipelines.round import RoundPlan
+from clincot.pipelines.round_plan import RoundPlan
 from clincot.pipelines.status import format_run_status, format_schedule_status
 from clincot.pipelines.submit import submit_run, upload_pipeline
 from tests.support.kfp_stub import PipelinesStub, serving

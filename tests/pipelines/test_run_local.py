@@ -12,7 +12,7 @@ from clincot.preferences.versions.init import init_repository
 from tests.support.local_pipeline import LIMIT_S, World, build_world, executed, round_digests
 from tests.support.s3_server import s3_server
 
-ALWAYS = ["preflight", "record-run-status"]
+ALWAYS = ["preflight", "start-round", "record-round", "record-run-status"]
 
 
 @pytest.fixture(scope="module")
@@ -86,9 +86,11 @@ def test_another_learning_rate_runs_training_and_what_follows_alone(world: World
     assert done.returncode == 0, done.stderr[-3000:]
     assert executed(done.stdout + done.stderr) == [
         "preflight",
+        "start-round",
         "train",
         "evaluate-2",
         "decide",
+        "record-round",
         "page",
         "record-run-status",
     ]

@@ -12,7 +12,7 @@ from clincot.errors import InvalidInput
 
 if TYPE_CHECKING:
     from clincot.pipelines.client import Connection
-    from clincot.pipelines.round import RoundPlan
+    from clincot.pipelines.round_plan import RoundPlan
 
 ReadParams = Callable[[argparse.Namespace], Params]
 
@@ -97,7 +97,7 @@ def _plan(args: argparse.Namespace) -> RoundPlan:
     _kfp_needed()
     from clincot.deployment.service_settings import load_service_settings
     from clincot.pipelines.cluster_settings import load_cluster_settings
-    from clincot.pipelines.round import RoundPlan
+    from clincot.pipelines.round_plan import RoundPlan
     from clincot.training.launch_settings import load_launch_settings
 
     if args.rounds < 1 or args.shards < 1:
