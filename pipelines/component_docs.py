@@ -114,7 +114,7 @@ def _is_artifact(about: Any) -> bool:
 
 def _name_type(about: Any) -> str:
     if not _is_artifact(about):
-        return _TYPE_NAMES.get(about.type, about.type)
+        return _TYPE_NAMES[about.type]
     artifact = about.type.removeprefix("system.").partition("@")[0]
     name = f"list of {artifact}" if about.is_artifact_list else artifact
     return f"{name}, optional" if getattr(about, "optional", False) else name

@@ -35,8 +35,8 @@ from clincot.pipelines.round_inputs import (
     PreferenceData,
     Round,
     RoundResult,
-    RoundStart,
     RunParameters,
+    StartingPoint,
 )
 from clincot.pipelines.round_plan import RoundPlan
 
@@ -74,7 +74,7 @@ def _add_run(plan: RoundPlan, run: RunParameters, subpipelines: Sequence[Any]) -
         checked = round_tasks.add_preflight(plan, run)
         started = round_tasks.add_start_round(plan, run, checked)
         run = replace(run, number=started["number"])
-        start = RoundStart(
+        start = StartingPoint(
             data_digest=checked["data_digest"],
             benchmark_digest=checked["benchmark_digest"],
             panel_digest=checked["panel_digest"],
@@ -137,7 +137,7 @@ def _add_round(this: Round) -> RoundResult | None:
 
 
 def _add_rounds(
-    plan: RoundPlan, run: RunParameters, start: RoundStart, champion: ChampionResults, subpipelines: Sequence[Any]
+    plan: RoundPlan, run: RunParameters, start: StartingPoint, champion: ChampionResults, subpipelines: Sequence[Any]
 ) -> None:
     """Add the rounds of a run, each as a subpipeline that continues from the challenger of the one before."""
     base = champion.champion_outcomes
@@ -154,7 +154,7 @@ def _add_rounds(
         )
 
 
-def _without_missing(start: RoundStart) -> dict[str, Any]:
+def _without_missing(start: StartingPoint) -> dict[str, Any]:
     return {name: value for name, value in vars(start).items() if value is not None}
 
 
@@ -169,7 +169,7 @@ def _build_subpipelines(plan: RoundPlan) -> list[Any]:
 
         def add(
             run: RunParameters,
-            start: RoundStart,
+            start: StartingPoint,
             champion: ChampionResults,
             generate: Any = generate,
             ahead: int = ahead,
@@ -180,7 +180,7 @@ def _build_subpipelines(plan: RoundPlan) -> list[Any]:
             build_pipeline(
                 f"round-{ahead + 1}",
                 f"Round {ahead + 1} of {plan.rounds}.",
-                [RunParameters, RoundStart, ChampionResults],
+                [RunParameters, StartingPoint, ChampionResults],
                 RoundResult,
                 add,
                 optional=ahead > 0,

@@ -40,7 +40,7 @@ class RunParameters:
 
 
 @dataclass(frozen=True)
-class RoundStart:
+class StartingPoint:
     """What a round starts from. The last three exist from the second round of a run on."""
 
     data_digest: str
@@ -104,7 +104,7 @@ class Round:
 
     plan: RoundPlan
     run: RunParameters
-    start: RoundStart
+    start: StartingPoint
     champion: ChampionResults
     generate: Any  # subpipeline of generation_tasks.py
     ahead: int = 0  # position in the run

@@ -26,7 +26,7 @@ from clincot.components.train.component import train
 from clincot.components.version.component import version
 from clincot.pipelines.generation_tasks import optional_artifact
 from clincot.pipelines.placement import apply_placement
-from clincot.pipelines.round_inputs import Challenger, PreferenceData, Round, RoundStart, RunParameters
+from clincot.pipelines.round_inputs import Challenger, PreferenceData, Round, RunParameters, StartingPoint
 from clincot.pipelines.round_plan import RoundPlan
 
 
@@ -161,7 +161,7 @@ def add_train(this: Round, data: PreferenceData, versioned: Any) -> Any:
 def add_evaluate(
     plan: RoundPlan,
     run: RunParameters,
-    start: RoundStart,
+    start: StartingPoint,
     display_name: str,
     *,
     policy: Any,

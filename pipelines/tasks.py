@@ -212,7 +212,9 @@ def merge(
     with user_errors("merge"):
         config = parse_config(JudgeConfig, decode_params(judge), where="pipeline parameter 'judge'")
         merged = {name: Path(path) for name, path in outputs.items()}
-        files = {name: [Path(path) for path in paths] for name, paths in parts.items()}
+        files = {}
+        for name, paths in parts.items():
+            files[name] = [Path(path) for path in paths]
         log_metrics(metrics, merge_shards(config, Path(questions), files, merged))
         return hash_path(merged["candidates"])
 
