@@ -42,7 +42,9 @@ def write_shard(questions: Path, shard: str, out: Path) -> None:
     start, end = (blocks * boundary // int(total) * BLOCK_SIZE for boundary in (int(number) - 1, int(number)))
     if write_records(out, islice(read_records(questions, Question), start, end)) == 0:
         out.unlink()
-        raise InvalidInput(f"{questions}: shard {shard} is empty: there are {blocks} block(s) of {BLOCK_SIZE} questions")
+        raise InvalidInput(
+            f"{questions}: shard {shard} is empty: there are {blocks} block(s) of {BLOCK_SIZE} questions"
+        )
 
 
 def merge_shards(
