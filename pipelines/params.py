@@ -98,6 +98,7 @@ DESCRIPTIONS: Mapping[str, str] = {
     "preflight.report": "Result and remedy of every check (JSON).",
     "preflight.champion": "Policy from which the round would start (JSONL, one StartingPolicy).",
     "start_round.champion": "Policy that preflight found (JSONL, one StartingPolicy).",
+    "decide.champion": "Benchmark outcomes of the champion (JSONL).",
     # values that a component returns
     "propose.Output": "sha256 of the regions.",
     "answer.Output": "sha256 of the candidates.",
