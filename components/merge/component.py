@@ -1,4 +1,4 @@
-"""The shards' regions, candidates and judgements, put together."""
+"""Kubeflow component that merges shards."""
 
 from kfp import dsl
 
@@ -20,11 +20,38 @@ def merge(
     panel_report: dsl.Output[dsl.Artifact],
     metrics: dsl.Output[dsl.Metrics],
 ) -> str:
+    """Merge the regions, candidates and judgements of all shards.
+
+    Args:
+        judge: Settings of the judge panel: judges, calibration, quorum, retries.
+        questions: Questions of the round (JSONL).
+        region_parts: Regions of every shard.
+        candidate_parts: Candidates of every shard.
+        judgement_parts: Judgements of every shard.
+        report_parts: Panel reports of every shard.
+
+    Returns:
+        regions: Regions proposed for every question (JSONL).
+        candidates: Answers of the policy, one for each region (JSONL).
+        judgements: Score of every judge for every candidate (JSONL).
+        scores: Combined score of the panel for every candidate (JSONL).
+        panel_report: Agreement of the judges, calibration and excluded judges (JSON).
+        metrics: Figures of the task for the Kubeflow UI.
+        Output: sha256 of the merged candidates.
+    """
     from clincot.pipelines import tasks
 
-    collected = {"regions": region_parts, "candidates": candidate_parts, "judgements": judgement_parts}
-    collected["panel_report"] = report_parts
-    parts = {name: [one.path for one in artifacts] for name, artifacts in collected.items()}
-    outputs = {"regions": regions.path, "candidates": candidates.path, "judgements": judgements.path}
-    outputs |= {"scores": scores.path, "panel_report": panel_report.path}
+    parts = {
+        "regions": [part.path for part in region_parts],
+        "candidates": [part.path for part in candidate_parts],
+        "judgements": [part.path for part in judgement_parts],
+        "panel_report": [part.path for part in report_parts],
+    }
+    outputs = {
+        "regions": regions.path,
+        "candidates": candidates.path,
+        "judgements": judgements.path,
+        "scores": scores.path,
+        "panel_report": panel_report.path,
+    }
     return tasks.merge(judge, questions.path, parts, outputs, metrics=metrics)

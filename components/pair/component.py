@@ -1,4 +1,4 @@
-"""Ranked candidates become preference pairs."""
+"""Kubeflow component of the pair stage."""
 
 from kfp import dsl
 
@@ -15,6 +15,20 @@ def pair(
     pair_report: dsl.Output[dsl.Artifact],
     metrics: dsl.Output[dsl.Metrics],
 ) -> str:
+    """Build preference pairs from the scored candidates.
+
+    Args:
+        pair: Settings of the preference pairs: smallest score gap, pairs per question.
+        lap: How often earlier rounds used the same questions; each time samples with new seeds.
+        candidates: Answers of the policy, one for each region (JSONL).
+        scores: Combined score of the panel for every candidate (JSONL).
+
+    Returns:
+        pairs: Preference pairs with their score gaps (JSONL).
+        pair_report: Counts and checks of the preference pairs (JSON).
+        metrics: Figures of the task for the Kubeflow UI.
+        Output: sha256 of the preference pairs.
+    """
     from clincot.pipelines import tasks
 
     inputs = {"candidates": candidates.path, "scores": scores.path}

@@ -1,4 +1,4 @@
-"""Margin-aware DPO on the round's pairs."""
+"""Kubeflow component of the train stage."""
 
 from kfp import dsl
 
@@ -26,10 +26,41 @@ def train(
     metrics: dsl.Output[dsl.Metrics],
     trained: dsl.Input[dsl.Model] = None,
 ) -> str:
+    """Train the challenger on the preference pairs with margin-aware DPO.
+
+    Args:
+        train: Settings of the training: loss, margin, learning rate, batch size, adapters.
+        answer: Settings of the answers: sampling, length, steps of a chain.
+        data: Address of the training data set: a folder or `s3://bucket/prefix/<sha256>`.
+        data_digest: sha256 of the data set, part of the cache key.
+        policy: Address of the checkpoint from which the run starts.
+        policy_digest: sha256 of the checkpoint that the task uses, part of the cache key.
+        pairs_digest: sha256 of the preference pairs, part of the cache key.
+        image: Image or source version, which stands for the code in the cache key.
+        version: Record of the data version as JSON, kept with the checkpoint.
+        launch: How training is started: in the task, with torchrun, or as a TrainJob.
+        lap: How often earlier rounds used the same questions; each time samples with new seeds.
+        questions: Questions of the round (JSONL).
+        regions: Regions proposed for every question (JSONL).
+        candidates: Answers of the policy, one for each region (JSONL).
+        pairs: Preference pairs with their score gaps (JSONL).
+        trained: Checkpoint that the previous round of this run trained; replaces `policy`.
+
+    Returns:
+        checkpoint: Folder of the trained checkpoint.
+        metrics: Figures of the task for the Kubeflow UI.
+        Output: sha256 of the challenger's checkpoint.
+    """
     from clincot.pipelines import tasks
 
-    inputs = {"data": data, "policy": trained.path if trained else policy, "questions": questions.path}
-    inputs |= {"regions": regions.path, "candidates": candidates.path, "pairs": pairs.path}
+    inputs = {
+        "data": data,
+        "policy": trained.path if trained else policy,
+        "questions": questions.path,
+        "regions": regions.path,
+        "candidates": candidates.path,
+        "pairs": pairs.path,
+    }
     return tasks.run_stage_task(
         "train",
         train,

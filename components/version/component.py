@@ -1,4 +1,4 @@
-"""The round's preference data as a version of the data repository."""
+"""Kubeflow component of the version stage."""
 
 from kfp import dsl
 
@@ -20,12 +20,38 @@ def version(
     version_record: dsl.Output[dsl.Artifact],
     metrics: dsl.Output[dsl.Metrics],
 ) -> str:
+    """Commit the preference data of the round to the data repository.
+
+    Args:
+        version: Settings of the data repository: git address, branch, number of the version.
+        answer: Settings of the answers: sampling, length, steps of a chain.
+        questions: Questions of the round (JSONL).
+        regions: Regions proposed for every question (JSONL).
+        candidates: Answers of the policy, one for each region (JSONL).
+        judgements: Score of every judge for every candidate (JSONL).
+        scores: Combined score of the panel for every candidate (JSONL).
+        panel_report: Agreement of the judges, calibration and excluded judges (JSON).
+        pairs: Preference pairs with their score gaps (JSONL).
+        pair_report: Counts and checks of the preference pairs (JSON).
+
+    Returns:
+        version_record: Record of the data version (JSONL, one record).
+        metrics: Figures of the task for the Kubeflow UI.
+        Output: Record of the data version as JSON.
+    """
     from pathlib import Path
 
     from clincot.pipelines import tasks
 
-    files = [questions, regions, candidates, judgements, scores, panel_report, pairs, pair_report]
-    names = ["questions", "regions", "candidates", "judgements", "scores", "panel_report", "pairs", "pair_report"]
-    inputs = {name: file.path for name, file in zip(names, files, strict=True)}
+    inputs = {
+        "questions": questions.path,
+        "regions": regions.path,
+        "candidates": candidates.path,
+        "judgements": judgements.path,
+        "scores": scores.path,
+        "panel_report": panel_report.path,
+        "pairs": pairs.path,
+        "pair_report": pair_report.path,
+    }
     tasks.run_stage_task("version", version, inputs, {"version": version_record.path}, metrics=metrics, answer=answer)
     return Path(version_record.path).read_text(encoding="utf-8")
