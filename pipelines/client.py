@@ -45,7 +45,7 @@ class Connection:
             return experiment_id
 
 
-def connect_pipelines(
+def connect_pipelines(  # noqa: PLR0913 (one keyword per command-line option)
     endpoint: str = "",
     *,
     token_file: Path | None = None,

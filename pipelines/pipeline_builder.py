@@ -20,7 +20,7 @@ from clincot.pipelines.params import describe
 PARAMETER_TYPES = (str, int, float, bool, dict, list)  # passed by value; all other types are artifacts (files)
 
 
-def build_pipeline(
+def build_pipeline(  # noqa: PLR0913 (the parts of a kfp pipeline)
     name: str,
     summary: str,
     inputs: Sequence[type],

@@ -83,7 +83,7 @@ def user_errors(task: str) -> Iterator[None]:
         sys.exit(message)
 
 
-def run_stage_task(
+def run_stage_task(  # noqa: PLR0913 (components call it with what their artifacts are)
     stage: str,
     config: JsonObject | FrozenConfig,
     inputs: Mapping[str, str],

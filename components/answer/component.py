@@ -36,14 +36,14 @@ def answer(
         image: Image or source version, which stands for the code in the cache key.
         shard: Shard of the questions to process, such as 1/2.
         lap: How often earlier rounds used the same questions; each time samples with new seeds.
-        questions: Questions of the round (JSONL).
-        regions: Regions proposed for every question (JSONL).
+        questions: JSON Lines of the questions of this round, which `prepare` wrote.
+        regions: JSON Lines of the proposed regions of every question, which `propose` wrote.
         trained: Checkpoint that the previous round of this run trained; replaces `policy`.
-        candidates_before: Candidates of the previous step of the chain (JSONL).
-        scores_before: Panel scores of the previous step of the chain (JSONL).
+        candidates_before: JSON Lines of the candidates of a chain's earlier steps, which `answer` wrote.
+        scores_before: JSON Lines of the scores of a chain's earlier steps, which `judge` wrote.
 
     Returns:
-        candidates: Answers of the policy, one for each region (JSONL).
+        candidates: JSON Lines of the policy's answers, one per region and step, which `answer` wrote.
         metrics: Figures of the task for the Kubeflow UI.
         Output: sha256 of the candidates.
     """

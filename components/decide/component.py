@@ -40,16 +40,16 @@ def decide(
         calibration: Address of the data set on which the judges were calibrated, for the leak check.
         champion_round: Round that trained the checkpoint from which the run starts; 0: the base policy.
         champion: Benchmark outcomes of the champion (JSONL).
-        challenger: Benchmark outcomes of the challenger (JSONL).
-        panel_report: Agreement of the judges, calibration and excluded judges (JSON).
-        pair_report: Counts and checks of the preference pairs (JSON).
-        base: Benchmark outcomes of the base policy (JSONL).
-        panel_report_before: Panel report of the previous round (JSON).
+        challenger: JSON Lines of the challenger's benchmark outcomes, which `evaluate` wrote.
+        panel_report: JSON report of the judges: who scored, who was left out, how far they agree; `judge` wrote it.
+        pair_report: JSON report of how many pairs were made and why others were not, which `pair` wrote.
+        base: JSON Lines of the base policy's benchmark outcomes, which `evaluate` wrote for the policy of round 0.
+        panel_report_before: JSON report of the judges of the previous round, compared to find a shift of their scores.
 
     Returns:
-        decision: Decision of the promotion gate (JSONL, one record).
-        evidence: Paired scores on which the decision rests (JSONL).
-        summary: Decision in words (Markdown).
+        decision: JSON of the verdict (promote, keep or blocked) with its checks, which `decide` writes.
+        evidence: JSON Lines of both sides' answers to every benchmark question, which `decide` writes.
+        summary: Markdown text of the decision and its reasons, which `decide` writes.
         metrics: Figures of the task for the Kubeflow UI.
         Output: Verdict of the promotion gate: promote, keep or blocked.
     """

@@ -36,8 +36,8 @@ def evaluate(
         trained: Checkpoint that the previous round of this run trained; replaces `policy`.
 
     Returns:
-        outcomes: Answer to every benchmark question for each kind of region (JSONL).
-        report: Benchmark metrics with their intervals (JSON).
+        outcomes: JSON Lines of a policy's answers to the benchmark, one per question and arm, which `evaluate` writes.
+        report: JSON report of the stage: all checks from `preflight`, the benchmark's metrics from `evaluate`.
         metrics: Figures of the task for the Kubeflow UI.
         Output: sha256 of the outcomes.
     """

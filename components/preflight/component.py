@@ -36,7 +36,7 @@ def preflight(
 
     Returns:
         report: Result and remedy of every check (JSON).
-        table: Result of every check as a table (Markdown).
+        table: Markdown table of all checks with their remedies, which `preflight` writes.
         champion: Policy from which the round would start (JSONL, one StartingPolicy).
         metrics: Figures of the task for the Kubeflow UI.
         data_digest: sha256 of the data set, part of the cache key.

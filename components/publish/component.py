@@ -29,13 +29,13 @@ def publish(
         benchmark: Address of the held-out data set with its answer key.
         benchmark_digest: sha256 of the benchmark, part of the cache key.
         image: Image or source version, which stands for the code in the cache key.
-        checkpoint: Folder of the trained checkpoint.
-        report: Benchmark metrics with their intervals (JSON).
-        decision: Decision of the promotion gate (JSONL, one record).
-        panel_report: Agreement of the judges, calibration and excluded judges (JSON).
+        checkpoint: Folder of a model's weights, tokenizer and record, which `train` wrote.
+        report: JSON report of the stage: all checks from `preflight`, the benchmark's metrics from `evaluate`.
+        decision: JSON of the verdict (promote, keep or blocked) with its checks, which `decide` writes.
+        panel_report: JSON report of the judges: who scored, who was left out, how far they agree; `judge` wrote it.
 
     Returns:
-        published: Manifest of the published checkpoint (JSON).
+        published: JSON manifest of the stored checkpoint, which `publish` writes.
         metrics: Figures of the task for the Kubeflow UI.
         Output: sha256 of the published checkpoint.
     """

@@ -31,18 +31,18 @@ def record_round(
         number: Number of the run's first round; 0: the next round of the model.
         ahead: Position of this round in the run, starting at 0.
         checkpoint_digest: sha256 of the challenger's checkpoint.
-        questions: Questions of the round (JSONL).
-        regions: Regions proposed for every question (JSONL).
-        candidates: Answers of the policy, one for each region (JSONL).
-        judgements: Score of every judge for every candidate (JSONL).
-        scores: Combined score of the panel for every candidate (JSONL).
-        panel_report: Agreement of the judges, calibration and excluded judges (JSON).
-        pairs: Preference pairs with their score gaps (JSONL).
-        pair_report: Counts and checks of the preference pairs (JSON).
-        outcomes: Answer to every benchmark question for each kind of region (JSONL).
-        report: Benchmark metrics with their intervals (JSON).
-        decision: Decision of the promotion gate (JSONL, one record).
-        evidence: Paired scores on which the decision rests (JSONL).
+        questions: JSON Lines of the questions of this round, which `prepare` wrote.
+        regions: JSON Lines of the proposed regions of every question, which `propose` wrote.
+        candidates: JSON Lines of the policy's answers, one per region and step, which `answer` wrote.
+        judgements: JSON Lines of every judge's score of every candidate, which `judge` wrote.
+        scores: JSON Lines of the panel's calibrated score of every candidate, which `judge` wrote.
+        panel_report: JSON report of the judges: who scored, who was left out, how far they agree; `judge` wrote it.
+        pairs: JSON Lines of preference pairs with their score gaps, which `pair` wrote.
+        pair_report: JSON report of how many pairs were made and why others were not, which `pair` wrote.
+        outcomes: JSON Lines of a policy's answers to the benchmark, one per question and arm, which `evaluate` writes.
+        report: JSON report of the stage: all checks from `preflight`, the benchmark's metrics from `evaluate`.
+        decision: JSON of the verdict (promote, keep or blocked) with its checks, which `decide` writes.
+        evidence: JSON Lines of both sides' answers to every benchmark question, which `decide` writes.
     """
     from clincot.pipelines import round_files, tasks
 

@@ -40,14 +40,14 @@ def train(
         version: Record of the data version as JSON, kept with the checkpoint.
         launch: How training is started: in the task, with torchrun, or as a TrainJob.
         lap: How often earlier rounds used the same questions; each time samples with new seeds.
-        questions: Questions of the round (JSONL).
-        regions: Regions proposed for every question (JSONL).
-        candidates: Answers of the policy, one for each region (JSONL).
-        pairs: Preference pairs with their score gaps (JSONL).
+        questions: JSON Lines of the questions of this round, which `prepare` wrote.
+        regions: JSON Lines of the proposed regions of every question, which `propose` wrote.
+        candidates: JSON Lines of the policy's answers, one per region and step, which `answer` wrote.
+        pairs: JSON Lines of preference pairs with their score gaps, which `pair` wrote.
         trained: Checkpoint that the previous round of this run trained; replaces `policy`.
 
     Returns:
-        checkpoint: Folder of the trained checkpoint.
+        checkpoint: Folder of a model's weights, tokenizer and record, which `train` wrote.
         metrics: Figures of the task for the Kubeflow UI.
         Output: sha256 of the challenger's checkpoint.
     """

@@ -89,7 +89,7 @@ class EndpointModel:
     (`logprob_token_ids`) however unlikely they are; an endpoint without that option returns the 20 likeliest tokens.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 (the fields of a judge's specification)
         self,
         url: str,
         *,

@@ -206,8 +206,8 @@ def _push_version(git: Git, config: VersionConfig, described: DataVersion) -> Da
         )
     except _PushRejected as error:
         raise GitFailed(
-            f"{config.repository}: another client pushed first {config.attempts} times in a row (version.attempts); run "
-            f"the stage again. The last push was refused: {error}"
+            f"{config.repository}: another client pushed first {config.attempts} times in a row (version.attempts); "
+            f"run the stage again. The last push was refused: {error}"
         ) from None
 
 
