@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 
 from clincot.config import Params, RecipeReference, find_recipe, parse_config
@@ -41,7 +41,7 @@ def write_round_page(
     parsed = parse_config(
         Params, {name: decode_params(section) for name, section in params.items()}, where="pipeline parameters"
     )
-    parsed = parsed.model_copy(update={"recipe": _describe_recipe(parsed, context.recipe)})
+    parsed = parsed.model_copy(update={"recipe": _describe_recipe(parsed, context.recipe, sections=params)})
     with tempfile.TemporaryDirectory() as temporary:
         run = Path(temporary) / "run"
         plan = Plan(
@@ -63,12 +63,14 @@ def write_round_page(
         file.write(render_results_table(gathered) + "\n")
 
 
-def _describe_recipe(params: Params, name: str) -> RecipeReference:
+def _describe_recipe(params: Params, name: str, *, sections: Collection[str]) -> RecipeReference:
     """The recipe that the settings of a run come from, with the fields that the run changed."""
     if not name:
         return RecipeReference()
     recipe = find_recipe(name)
-    return RecipeReference(name=recipe.name, digest=recipe.digest, changed=params.list_changes(recipe.params))
+    changes = params.list_changes(recipe.params)
+    changed = tuple(change for change in changes if change.partition(".")[0] in sections)
+    return RecipeReference(name=recipe.name, digest=recipe.digest, changed=changed)
 
 
 def _link_round(run: Path, context: RoundContext, files: RoundFiles) -> None:

@@ -141,7 +141,7 @@ def test_a_learning_rate_without_a_point_is_taken(here: Path) -> None:
         (["ingest", "slake", "nowhere", "--out", "out"], "nowhere: expected it to contain the folder 'imgs'"),
         (["ingest", "iu-xray", "nowhere", "--out", "out"], "nowhere/annotation.json: file not found"),
         (["ingest", "dicom", "nowhere", "--out", "out", "--salt-file", "salt"], "nowhere: expected a folder of DICOM"),
-        (["ingest", "vqa-rad", "nowhere", "--out", "out"], "nowhere: expected it to contain the file 'VQA_RAD_Dataset_Public.json'"),
+        (["ingest", "vqa-rad", "nowhere", "--out", "out"], "to contain the file 'VQA_RAD_Dataset_Public.json'"),
         (["ingest", "slake", "data", "--out", "out", "--test-share", "2"], "test_share is a share of the images in"),
         (["ingest", "slake", "data", "--out", "out", "--allow-refused", "-1"], "at least 0 rows may be refused"),
         (["report-questions", "data", "--out", "out", "--workers", "0"], "at least 1 worker, got 0"),

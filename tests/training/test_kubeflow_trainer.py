@@ -37,6 +37,8 @@ from tests.support.kube_api_server import Json, api_server
 from tests.support.pair_files import write_work
 from tests.support.trainer_server import TrainerServer, pod
 
+pytestmark = pytest.mark.slow
+
 CRD = Path(__file__).parents[3] / "shared/crds/trainer.kubeflow.org_trainjobs.yaml"
 
 
