@@ -100,7 +100,7 @@ def test_a_damaged_published_file_is_named(tmp_path: Path) -> None:
     path.write_bytes(path.read_bytes()[:-1] + b"!")
     with pytest.raises(CorruptCheckpoint, match=r"model\.safetensors: has sha256"):
         verify_checkpoint(store, manifest)
-    with pytest.raises(CorruptCheckpoint, match=r"model\.safetensors came with sha256"):
+    with pytest.raises(CorruptCheckpoint, match=r"model\.safetensors: downloaded with sha256"):
         download_checkpoint(store, manifest, tmp_path / "fetched")
 
 

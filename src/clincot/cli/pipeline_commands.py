@@ -14,7 +14,7 @@ from clincot.errors import InvalidInput
 
 if TYPE_CHECKING:
     from clincot.pipelines.client import Connection
-    from clincot.pipelines.round import RoundPlan
+    from clincot.pipelines.round_plan import RoundPlan
 
 PIPELINE_PANEL = "Kubeflow"
 PLAN_PANEL, CONNECTION_PANEL = "The pipeline", "Connection to Kubeflow Pipelines"
@@ -279,7 +279,7 @@ def _plan_round(args: PlanArguments) -> RoundPlan:
     _require_kfp()
     from clincot.deployment.service_settings import load_service_settings
     from clincot.pipelines.cluster_settings import load_cluster_settings
-    from clincot.pipelines.round import RoundPlan
+    from clincot.pipelines.round_plan import RoundPlan
     from clincot.training.launch_settings import load_launch_settings
 
     if args.rounds < 1 or args.shards < 1:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from dataclasses import dataclass
 from typing import Annotated
 
@@ -38,6 +37,7 @@ class CreateArguments:
 
 def create_bucket(args: CreateArguments) -> int:
     """Create the bucket of s3://BUCKET/PREFIX unless it exists."""
+    from clincot.processes import retry_call
     from clincot.storage.open import open_store
     from clincot.storage.s3 import S3Store
     from clincot.storage.store import StoreFailed
@@ -45,15 +45,14 @@ def create_bucket(args: CreateArguments) -> int:
     store = open_store(args.url)
     if not isinstance(store, S3Store):
         raise InvalidInput(f"{args.url}: expected s3://bucket/prefix; a folder needs no bucket")
-    deadline = time.monotonic() + args.wait
-    while True:
-        try:
-            print(f"{store.bucket}: {'made' if store.create_bucket() else 'there already'}")
-            return 0
-        except StoreFailed:
-            if time.monotonic() >= deadline:
-                raise
-            time.sleep(PAUSE_S)
+    created = retry_call(
+        store.create_bucket,
+        is_transient=lambda error: isinstance(error, StoreFailed),
+        wait_s=lambda failures: PAUSE_S,
+        timeout_s=args.wait,
+    )
+    print(f"{store.bucket}: {'made' if created else 'there already'}")
+    return 0
 
 
 @dataclass(frozen=True, kw_only=True)

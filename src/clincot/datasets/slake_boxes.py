@@ -123,7 +123,7 @@ def read_detections(folder: Path, values: dict[str, int]) -> ImageDetections:
 
 
 def read_mask_values(path: Path) -> dict[str, int]:
-    """mask.txt: {label in lower case: pixel value}; empty where there is no such file. Raises BadRecord."""
+    """mask.txt: {label in lower case: pixel value}; empty where there is no such file. Raises InvalidRecord."""
     if not path.is_file():
         return {}
     try:

@@ -83,7 +83,7 @@ class VqaRadRow(BaseModel):
         return self.phrase_type.startswith("test_")
 
 
-def ingest_vqa_rad(  # noqa: PLR0913 (one keyword per command-line option)
+def ingest_vqa_rad(
     source: Path,
     out: Path,
     *,

@@ -1,15 +1,15 @@
-"""Conversations to token ids and tensors, the same way for answering, judging and training.
+"""Encode conversations as token ids and tensors, in the same way for answering, judging and training.
 
-A conversation is rendered by the checkpoint's own chat template, cut at the picture placeholders and at the
-turns that are actions, and tokenised piece by piece. So what was generated is token by token what is trained
-on, each picture is processed once however many conversations show it, and the pieces that count in a loss are
-known by construction rather than searched for.
+A conversation is rendered by the checkpoint's own chat template, cut at the picture placeholders and at the action
+turns, and tokenised piece by piece. The tokens in training are therefore exactly those of generation, each picture is
+processed once for any number of conversations that show it, and the pieces that count in a loss are known without a
+search.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -27,8 +27,10 @@ from clincot.prompts import Conversation, ImageView, collect_views
 
 @dataclass(frozen=True)
 class EncodedPicture:
+    """A picture as token ids and image tensors."""
+
     ids: tuple[int, ...]  # the placeholder as the processor expands it
-    tensors: dict[str, torch.Tensor]  # the processor's image tensors for this picture alone
+    tensors: dict[str, torch.Tensor]  # the processor's image tensors for this picture
 
 
 @dataclass(frozen=True)
@@ -45,6 +47,7 @@ class ChatTemplateError(InvalidInput):
 
 
 def read_picture(picture: ImageView) -> Image.Image:
+    """The picture as shown: cropped to its box and scaled."""
     return render_view(_open_cached(picture.path), picture.box, picture.side_px)
 
 
@@ -62,8 +65,8 @@ class ConversationEncoder:
         self.placeholder: str = getattr(processor, "boi_token", None) or processor.image_token
         self.end_ids = _find_end_ids(self.tokenizer)
         self.pad_id: int = self.tokenizer.pad_token_id if self.tokenizer.pad_token_id is not None else min(self.end_ids)
-        # A control word in a question or an answer is text: it is hidden behind a private character while the template
-        # is rendered and cut, and then spelled out, so that no data set ends a turn or shows a picture.
+        # A control word in a question or an answer is plain text. It is replaced by a private-use character while the
+        # template is rendered and cut, and then spelled out, so that no data set can end a turn or insert a picture.
         self._hidden = {
             word: chr(0xF0000 + n) for n, word in enumerate(_list_control_words(self.tokenizer, self.placeholder))
         }
@@ -72,18 +75,19 @@ class ConversationEncoder:
         self._spelled = re.compile(f"([{''.join(self._words)}])")
         self._text = lru_cache(maxsize=65536)(self._tokenise_text)
         self._template = lru_cache(maxsize=16384)(self._apply_template)
-        # pixels are large and needed once, placeholders are small and needed by every conversation
+        # pixels are large and needed once; placeholder ids are small and needed by every conversation
         self._pictures: Callable[[ImageView], EncodedPicture] = lru_cache(maxsize=pictures_kept)(self._process_picture)
         self._picture_ids = lru_cache(maxsize=200_000)(lambda picture: self.encode_picture(picture).ids)
-        # Idefics3 without splitting makes one frame of any picture, so one picture's placeholder is every picture's
+        # Idefics3 without splitting makes one frame of any picture, so all pictures have the same placeholder ids
         self._one_frame = getattr(processor.image_processor, "do_image_splitting", None) is False
         self._frame_ids: tuple[int, ...] = ()
 
     def encode_picture(self, picture: ImageView) -> EncodedPicture:
+        """Process a picture; the most recent ones are cached."""
         return self._pictures(picture)
 
     def encode_picture_ids(self, picture: ImageView) -> tuple[int, ...]:
-        """The tokens that stand for a picture, without keeping its pixels."""
+        """The token ids that represent a picture, without caching its pixels."""
         if self._one_frame:
             self._frame_ids = self._frame_ids or self.encode_picture(picture).ids
             return self._frame_ids
@@ -91,30 +95,33 @@ class ConversationEncoder:
         return ids
 
     def encode(self, conversation: Conversation, *, reply: bool = False) -> EncodedConversation:
-        """Token ids of a conversation; with `reply` it ends where the assistant's next turn begins."""
+        """Encode a conversation; with `reply` it ends where the assistant's next turn begins.
+
+        Raises ChatTemplateError if the template does not show the conversation's pictures.
+        """
         ids: list[int] = []
         actions: list[bool] = []
         pictures = collect_views(conversation)
-        waiting = iter(pictures)
+        remaining = iter(pictures)
         for text, action in self._split_pieces(conversation, reply=reply):
             for position, part in enumerate(text.split(self.placeholder)):
                 if position:
-                    expanded = self.encode_picture_ids(_next_picture(waiting, conversation))
+                    expanded = self.encode_picture_ids(_next_picture(remaining, conversation))
                     ids.extend(expanded)
                     actions.extend([False] * len(expanded))
                 tokens = self._text(part)
                 ids.extend(tokens)
                 actions.extend([action] * len(tokens))
-        if next(waiting, None) is not None:
+        if next(remaining, None) is not None:
             raise ChatTemplateError(
                 f"the chat template shows fewer pictures than the {len(pictures)} of the conversation"
             )
         return EncodedConversation(tuple(ids), tuple(actions), tuple(pictures))
 
     def _split_pieces(self, conversation: Conversation, *, reply: bool) -> list[tuple[str, bool]]:
-        """(text, is action) pieces whose concatenation is the rendered conversation."""
+        """Split the rendered conversation into (text, is action) pieces."""
         pieces: list[tuple[str, bool]] = []
-        done = 0  # characters of the rendering already in pieces
+        done = 0  # characters of the rendering that are already in pieces
         whole = self._render_conversation(conversation, reply=reply)
         for position, turn in enumerate(conversation):
             if turn.role != "assistant":
@@ -124,8 +131,9 @@ class ConversationEncoder:
             if not (whole.startswith(before) and after.startswith(before)):
                 raise ChatTemplateError("the chat template rewrites earlier turns when later ones are added")
             spoken = after[len(before) :]
-            # what follows the end-of-turn token (a newline, mostly) is the template's, not the policy's
-            end = max((spoken.find(e) + len(e) for e in self._list_end_texts() if e in spoken), default=len(spoken))
+            # the text after the end-of-turn token (mostly a newline) comes from the template, not from the policy
+            ends = [spoken.find(text) + len(text) for text in self._list_end_texts() if text in spoken]
+            end = max(ends, default=len(spoken))
             pieces += [(whole[done : len(before)], False), (spoken[:end], turn.action)]
             done = len(before) + end
         return [*pieces, (whole[done:], False)]
@@ -135,34 +143,33 @@ class ConversationEncoder:
         return tuple(self.tokenizer.convert_ids_to_tokens(sorted(self.end_ids)))
 
     def _render_conversation(self, conversation: Conversation, *, reply: bool) -> str:
-        # what is rendered depends on how many pictures a turn has, not on which: the same words come again and again
-        return self._template(
-            tuple((t.role, len(t.pictures), self._hide_control_words(t.text)) for t in conversation), reply
-        )
+        # a rendering depends on the number of pictures in a turn, not on the pictures, so it can often be reused
+        turns = tuple((turn.role, len(turn.pictures), self._hide_control_words(turn.text)) for turn in conversation)
+        return self._template(turns, reply)
 
     def _hide_control_words(self, text: str) -> str:
-        return self._control.sub(lambda found: self._hidden[found[0]], text)
+        return self._control.sub(lambda match: self._hidden[match[0]], text)
 
     def _apply_template(self, turns: tuple[tuple[str, int, str], ...], reply: bool) -> str:
-        messages = [
-            {"role": role, "content": [*({"type": "image"} for _ in range(pictures)), {"type": "text", "text": text}]}
-            for role, pictures, text in turns
-        ]
+        messages = []
+        for role, pictures, text in turns:
+            content: list[dict[str, str]] = [{"type": "image"} for _ in range(pictures)]
+            messages.append({"role": role, "content": [*content, {"type": "text", "text": text}]})
         rendered: str = self.processor.apply_chat_template(messages, add_generation_prompt=reply, tokenize=False)
         return rendered
 
     def _tokenise_text(self, text: str) -> tuple[int, ...]:
         ids: list[int] = []
         for part in self._spelled.split(text):
-            spelled = part in self._words
+            is_control_word = part in self._words
             if part:
-                options = {"split_special_tokens": True} if spelled else {}
-                said = self._words[part] if spelled else part
-                ids += self.tokenizer(said, add_special_tokens=False, **options)["input_ids"]
+                options = {"split_special_tokens": True} if is_control_word else {}
+                plain = self._words[part] if is_control_word else part
+                ids += self.tokenizer(plain, add_special_tokens=False, **options)["input_ids"]
         return tuple(ids)
 
     def _process_picture(self, picture: ImageView) -> EncodedPicture:
-        if self._frame_ids:  # known: tokenising the same placeholder again would double the time
+        if self._frame_ids:  # known already; tokenising the same placeholder again would double the time
             out = self.processor.image_processor([[read_picture(picture)]], return_tensors="pt")
             return EncodedPicture(self._frame_ids, {k: v for k, v in out.items() if isinstance(v, torch.Tensor)})
         out = self.processor(
@@ -179,8 +186,8 @@ class ConversationEncoder:
 _TEXT_TENSOR_NAMES = {"attention_mask", "token_type_ids", "mm_token_type_ids"}
 
 
-def _next_picture(waiting: Any, conversation: Conversation) -> ImageView:
-    picture: ImageView | None = next(waiting, None)
+def _next_picture(remaining: Iterator[ImageView], conversation: Conversation) -> ImageView:
+    picture = next(remaining, None)
     if picture is None:
         raise ChatTemplateError(
             "the rendered conversation has more picture placeholders than its "
@@ -203,30 +210,35 @@ def _find_end_ids(tokenizer: Any) -> frozenset[int]:
 def pad_rows(
     rows: Sequence[Sequence[int | bool]], value: int | bool, *, side: str, dtype: torch.dtype = torch.long
 ) -> torch.Tensor:
-    """Rows of differing length to one (B, T) tensor, padded on the given side."""
+    """Pad rows of different lengths to one (B, T) tensor; side: "left" or "right"."""
     longest = max(len(row) for row in rows)
-    fill = [[value] * (longest - len(row)) for row in rows]
-    return torch.tensor(
-        [[*f, *row] if side == "left" else [*row, *f] for f, row in zip(fill, rows, strict=True)], dtype=dtype
-    )
+    padded = []
+    for row in rows:
+        padding = [value] * (longest - len(row))
+        padded.append([*padding, *row] if side == "left" else [*row, *padding])
+    return torch.tensor(padded, dtype=dtype)
 
 
 def stack_pictures(pictures: Sequence[EncodedPicture], counts: Sequence[int]) -> dict[str, torch.Tensor]:
-    """The image tensors of a batch. `counts`: pictures of each conversation, in order.
+    """The image tensors of a batch. `counts`: number of pictures of each conversation, in order.
 
-    Idefics-style processors give (1, frames, C, H, W) a picture and want (B, most frames, C, H, W), padded with
-    zeros; the others give rows that are simply concatenated.
+    Idefics-style processors return (1, frames, C, H, W) for a picture, and their models expect (B, most frames, C, H,
+    W) padded with zeros. The tensors of other processors are concatenated along the first dimension.
     """
     if not pictures:
         return {}
     first = pictures[0].tensors
     if first["pixel_values"].ndim != 5 or "pixel_attention_mask" not in first:
-        return {name: torch.cat([p.tensors[name] for p in pictures]) for name in first}
+        return {name: _concatenate(pictures, name) for name in first}
     batch: dict[str, torch.Tensor] = {}
     for name in first:
-        rows, at = [], 0
+        rows, start = [], 0
         for count in counts:
-            rows.append(torch.cat([p.tensors[name][0] for p in pictures[at : at + count]]))
-            at += count
+            rows.append(torch.cat([picture.tensors[name][0] for picture in pictures[start : start + count]]))
+            start += count
         batch[name] = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)
     return batch
+
+
+def _concatenate(pictures: Sequence[EncodedPicture], name: str) -> torch.Tensor:
+    return torch.cat([picture.tensors[name] for picture in pictures])

@@ -18,21 +18,14 @@ from pydantic import Field, ValidationError
 from clincot.errors import InvalidInput
 from clincot.fields import FrozenModel, NonEmptyStr, Sha256
 from clincot.geometry import Box
-from clincot.jsonl import InvalidRecord, format_validation_error, hash_files
+from clincot.jsonl import InvalidRecord, format_validation_error
 from clincot.models.checkpoint import MANIFEST, hash_checkpoint_files
 from clincot.records import BenchmarkReport, Decision, Record
+from clincot.storage.artifacts import ArtifactFile, ChecksumMismatch, download_files
 from clincot.storage.store import KeyNotFound, Store, download_file, hash_object
 
 MODEL_CARD_FILE = "README.md"
 GOLDEN_FOLDER = "golden"  # folder of the golden questions' images
-
-
-class StoredFile(FrozenModel):
-    """One file of a published checkpoint, by its path in the checkpoint's folder."""
-
-    path: NonEmptyStr
-    sha256: Sha256
-    size: Annotated[int, Field(ge=0)]  # bytes
 
 
 class GoldenQuestion(Record):
@@ -79,7 +72,7 @@ class Manifest(Record):
     decision: Decision | None = None
     licence: NonEmptyStr
     golden: tuple[GoldenQuestion, ...] = ()
-    files: tuple[StoredFile, ...]
+    files: tuple[ArtifactFile, ...]
     uri: str = ""
     data: str = ""  # digest of the preference data's version
     data_revision: str = ""  # commit of the data repository that contains it
@@ -195,15 +188,10 @@ def download_checkpoint(store: Store, manifest: Manifest, folder: Path) -> Path:
     Files that exist already with the right digest are kept. Raises CorruptCheckpoint.
     """
     place = folder / manifest.line / manifest.sha256
-    for file in manifest.files:
-        path = place / file.path
-        if path.is_file() and hash_files(path) == file.sha256:
-            continue
-        download_file(store, f"{build_checkpoint_key(manifest.line, manifest.sha256)}/{file.path}", path)
-        if (found := hash_files(path)) != file.sha256:
-            path.unlink()
-            raise CorruptCheckpoint(
-                f"{store.url}: {file.path} came with sha256 {found}, the manifest says {file.sha256}"
-            )
-    download_file(store, f"{build_checkpoint_key(manifest.line, manifest.sha256)}/{MANIFEST}", place / MANIFEST)
+    prefix = f"{build_checkpoint_key(manifest.line, manifest.sha256)}/"
+    try:
+        download_files(store, {file.path: file.sha256 for file in manifest.files}, place, prefix=prefix)
+    except ChecksumMismatch as error:
+        raise CorruptCheckpoint(str(error)) from None
+    download_file(store, prefix + MANIFEST, place / MANIFEST)
     return place

@@ -15,11 +15,9 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
-from tqdm import tqdm
-
 from clincot.config import PublishConfig
 from clincot.errors import InvalidInput
-from clincot.jsonl import hash_files, read_records
+from clincot.jsonl import read_records
 from clincot.models.checkpoint import (
     MANIFEST,
     METADATA_FILES,
@@ -36,14 +34,14 @@ from clincot.registry.manifest import (
     JudgeSummary,
     Manifest,
     NotPublished,
-    StoredFile,
     build_checkpoint_key,
     build_checkpoint_uri,
     read_manifest,
     verify_checkpoint,
 )
 from clincot.registry.model_card import render_model_card
-from clincot.storage.store import KeyExists, Store, hash_object
+from clincot.storage.artifacts import ChecksumMismatch, list_artifact_files, upload_files
+from clincot.storage.store import KeyExists, Store
 
 ADAPTER_FOLDER = "adapter"  # folder next to merged weights, and the prefix of PEFT's files
 ADAPTER_CONFIG = "adapter_config.json"
@@ -89,21 +87,19 @@ def register_checkpoint(
         card = Path(temporary) / MODEL_CARD_FILE
         card.write_text(render_model_card(manifest), encoding="utf-8")
         sources = _collect_files(checkpoint, evidence) | {MODEL_CARD_FILE: card}
-        files = tuple(
-            StoredFile(path=name, sha256=hash_files(path), size=path.stat().st_size)
-            for name, path in sorted(sources.items())
-        )
+        files = list_artifact_files(dict(sorted(sources.items())))
         manifest = Manifest.model_validate(manifest.model_dump(exclude={"id"}) | {"files": files})
         published = _find_published(store, manifest)
         if published is not None:
             return published
-        for file in tqdm(files, desc="uploading", unit=" files", disable=None):
-            _upload_file(
-                store,
-                f"{build_checkpoint_key(manifest.line, manifest.sha256)}/{file.path}",
-                sources[file.path],
-                file.sha256,
-            )
+        prefix = f"{build_checkpoint_key(manifest.line, manifest.sha256)}/"
+        try:
+            upload_files(store, sources, files, prefix=prefix)
+        except ChecksumMismatch as error:
+            raise CorruptCheckpoint(
+                f"{error.location}: an unfinished publication left another file there; "
+                "`clincot models prune --unfinished` removes it"
+            ) from None
     verify_checkpoint(store, manifest)
     try:
         store.write_new(_build_manifest_key(manifest), (manifest.model_dump_json(indent=1) + "\n").encode())
@@ -231,17 +227,6 @@ def _find_published(store: Store, manifest: Manifest) -> Manifest | None:
         f"{published.uri}: is already published with another {', '.join(differing)}; published checkpoints are never "
         "changed"
     )
-
-
-def _upload_file(store: Store, key: str, path: Path, sha256: str) -> None:
-    try:
-        store.upload(key, path)
-    except KeyExists:
-        if hash_object(store, key) != sha256:
-            raise CorruptCheckpoint(
-                f"{store.url}/{key}: an unfinished publication left another file there; "
-                "`clincot models prune --unfinished` takes it away"
-            ) from None
 
 
 def _build_manifest_key(manifest: Manifest) -> str:

@@ -19,7 +19,7 @@ from typing import Protocol
 import httpx
 
 from clincot.errors import ModelFailed
-from clincot.jsonl import InvalidRecord, hash_files
+from clincot.jsonl import InvalidRecord
 from clincot.models.checkpoint import MANIFEST, WEIGHTS_INDEX, UnsupportedCheckpoint, check_weight_files
 from clincot.models.endpoint import EndpointModel
 from clincot.models.protocols import Generation, Policy
@@ -27,6 +27,9 @@ from clincot.prompts import Conversation, PromptFormat, load_prompt_format
 from clincot.serving.request_batching import Batcher
 from clincot.serving.request_context import RequestContext
 from clincot.serving.server_settings import ServeSettings
+from clincot.storage.artifacts import ChecksumMismatch, download_files, verify_files
+from clincot.storage.open import open_store
+from clincot.storage.store import KeyNotFound
 
 _HEALTH_CACHE_S = 5.0  # how long the result of a health check of the predictor is reused
 _PICKLE_MAGIC = (b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")  # protocols 2 to 5
@@ -213,14 +216,10 @@ def check_manifest_files(folder: Path, manifest: Path, *, only: frozenset[str] =
         files = [(file["path"], file["sha256"]) for file in json.loads(manifest.read_text(encoding="utf-8"))["files"]]
     except (ValueError, KeyError, TypeError) as error:
         raise UnsupportedCheckpoint(f"{manifest}: not a manifest of files with their sha256 ({error!r})") from None
-    for name, expected in files:
-        if only and name not in only:
-            continue
-        path = folder / name
-        if not path.is_file():
-            raise UnsupportedCheckpoint(f"{path}: is missing, {manifest.name} lists it; fetch the checkpoint again")
-        if (found := hash_files(path)) != expected:
-            raise UnsupportedCheckpoint(f"{path}: has sha256 {found}, {manifest.name} says {expected}; it was changed")
+    try:
+        verify_files(folder, {name: digest for name, digest in files if not only or name in only})
+    except ChecksumMismatch as error:
+        raise UnsupportedCheckpoint(f"{error}; fetch the checkpoint again") from None
     listed = {name for name, _ in files}
     added = sorted(p.name for p in folder.glob("*.safetensors") if p.name not in listed)
     if added:
@@ -265,23 +264,20 @@ def open_checkpoint_folder(given: str, *, views_only: bool = False) -> Iterator[
     if "://" not in given:
         yield Path(given)
         return
-    from clincot.storage.open import open_store
-    from clincot.storage.store import KeyNotFound, download_file
-
-    parent, _, name = given.rstrip("/").rpartition("/")
-    store = open_store(parent)
-    keys = [key for key in store.keys(f"{name}/") if not views_only or key.endswith((".json", ".jinja"))]
+    parent, _, digest = given.rstrip("/").rpartition("/")
+    store, prefix = open_store(parent), f"{digest}/"
+    names = [key.removeprefix(prefix) for key in store.keys(prefix)]
     if views_only:
-        keys = [key for key in keys if key != f"{name}/{WEIGHTS_INDEX}"]
-    if not keys:
+        names = [name for name in names if name.endswith((".json", ".jinja")) and name != WEIGHTS_INDEX]
+    if not names:
         raise UnsupportedCheckpoint(f"{given}: nothing is stored there; expected a checkpoint's files")
-    with tempfile.TemporaryDirectory(prefix="clincot-checkpoint-") as folder:
-        for key in keys:
-            try:
-                download_file(store, key, Path(folder) / key)
-            except KeyNotFound:
-                raise UnsupportedCheckpoint(f"{given}: {key} was removed while it was fetched") from None
-        yield Path(folder) / name
+    with tempfile.TemporaryDirectory(prefix="clincot-checkpoint-") as temporary:
+        folder = Path(temporary) / digest
+        try:
+            download_files(store, dict.fromkeys(names), folder, prefix=prefix)
+        except KeyNotFound as error:
+            raise UnsupportedCheckpoint(f"{given}: a file was removed during the download: {error}") from None
+        yield folder
 
 
 def load_served_prompt_format(folder: Path) -> PromptFormat:

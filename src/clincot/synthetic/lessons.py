@@ -29,6 +29,7 @@ from clincot.judging.labelled_answers import (
     snap_square,
 )
 from clincot.prompts import (
+    ChainStep,
     Conversation,
     PromptFormat,
     Turn,
@@ -77,10 +78,11 @@ def build_policy_lessons(
         report = lesson.question.kind == "report"
         opening = region_prompt(study, folder, views, text)
         box = _draw_written_region(lesson, rng, sides, truth=region_truth)
-        closer = answer_prompt(opening, study, folder, views, question=text, box=box, written=True, report=report)
+        closer = answer_prompt(opening, study, folder, views, ChainStep(text, box, written=True, report=report))
         yield with_answer(closer, answer)
         box = _sample_region(lesson, rng, sides, truth=0.65, whole=0.1)
-        yield with_answer(answer_prompt(opening, study, folder, views, question=text, box=box, report=report), answer)
+        unwritten = ChainStep(text, box, written=False, report=report)
+        yield with_answer(answer_prompt(opening, study, folder, views, unwritten), answer)
         # One of the two lessons, on the finding or elsewhere, or none if the key has no boxes.
         finding_lessons = list(_build_finding_lessons(lesson, folder, views, rng, sides))
         which = int(rng.integers(2))
