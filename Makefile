@@ -13,7 +13,7 @@ export OMP_NUM_THREADS ?= 2
 export TOKENIZERS_PARALLELISM := false
 export HF_HUB_OFFLINE ?= 1
 
-.PHONY: help setup demo test test-vllm lint results small-models vqa-rad bench bench-serving bench-gate bench-ingest bench-processes bench-version bench-pipeline bench-kills pipelines test-image e2e-kind lint-workflows manifests clean
+.PHONY: help setup demo test test-vllm lint results small-models vqa-rad bench bench-serving bench-gate bench-ingest bench-processes bench-version bench-pipeline bench-kills docs docs-reference pipelines test-image e2e-kind lint-workflows manifests clean
 
 help:  ## what there is
 	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -113,6 +113,12 @@ bench-pipeline: $(FULL)  ## a local pipeline's wall time against the plain comma
 
 bench-kills: $(FULL)  ## a local pipeline, killed at ten random moments and with its S3 away for 20 s (SEED=0)
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.pipeline_kills --seed $(or $(SEED),0)
+
+docs: $(FULL)  ## build the documentation into site/, strictly
+	$(BIN)/python -m mkdocs build --strict
+
+docs-reference: $(FULL)  ## write the generated pages of the documentation again
+	$(BIN)/python -m tests.docs.generate --write
 
 pipelines: $(FULL)  ## write pipelines/compiled/, and docstrings and README.md of the components again
 	$(BIN)/python -m clincot.pipelines.component_docs --write
