@@ -253,7 +253,7 @@ def _list_server_metrics() -> list[MetricWrapperBase]:
 
 
 def _server_row(metric: MetricWrapperBase) -> list[str]:
-    family = metric.describe()[0]
+    (family,) = metric.describe()
     name = f"{family.name}_total" if isinstance(metric, Counter) else family.name
     labels = ", ".join(f"`{label}`" for label in metric._labelnames)
     about = _cell(family.documentation)
@@ -397,7 +397,7 @@ def read_field_comments(kind: type[BaseModel]) -> dict[str, str]:
     for node in body.body:
         if not isinstance(node, ast.AnnAssign) or not isinstance(node.target, ast.Name):
             continue
-        above = []
+        above: list[str] = []
         number = node.lineno - 1
         while lines[number - 1].lstrip().startswith("#"):
             number -= 1
