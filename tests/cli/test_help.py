@@ -14,7 +14,7 @@ import pytest
 
 from clincot.cli.app import get_command, main
 from clincot.cli.reference import render_cli_reference
-from clincot.stages.catalog import ARTIFACTS, STAGES
+from clincot.stages.catalog import ARTIFACTS, STAGES, describe_artifact
 
 PANELS = {
     "Stages": [stage.name for stage in STAGES],
@@ -69,7 +69,7 @@ def test_every_path_of_a_stage_has_its_sentence(capsys: pytest.CaptureFixture[st
     for stage in STAGES:
         text = " ".join(read_help(capsys, stage.name).split())
         for name in (*stage.inputs, *stage.optional, *stage.outputs):
-            assert ARTIFACTS[name] in text, (stage.name, name)
+            assert describe_artifact(stage.name, name) in text, (stage.name, name)
 
 
 def test_no_sentence_is_about_an_unknown_path() -> None:
