@@ -163,7 +163,7 @@ class PruneArguments(StoreArguments):
     ] = False
     really: Annotated[
         bool,
-        typer.Option("--yes", "--really", help="Remove them; without this flag, only print what would be removed."),
+        typer.Option("--yes", "--really", help="Remove them; otherwise only print what would be removed."),
     ] = False
 
 
