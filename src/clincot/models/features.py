@@ -10,7 +10,7 @@ from typing import Any, Literal
 import torch
 
 from clincot.errors import InvalidInput
-from clincot.models.encoding import ConversationEncoder
+from clincot.models.encoding import ConversationEncoder, concatenate_pictures
 from clincot.prompts import ImageView
 
 # Shape suffixes: F frames, T tokens of a frame, H hidden size.
@@ -58,9 +58,9 @@ class PictureFeatures:
         return out_FTH
 
     def _compute_features(self, pictures: Sequence[ImageView]) -> dict[str, torch.Tensor]:
-        encoded = [self.encoder.encode_picture(p) for p in pictures]
-        frames = [e.tensors["pixel_values"].shape[1] for e in encoded]
-        tensors = {k: torch.cat([e.tensors[k] for e in encoded], dim=1) for k in encoded[0].tensors}
+        encoded = [self.encoder.encode_pictures([picture]).tensors for picture in pictures]
+        frames = [tensors["pixel_values"].shape[1] for tensors in encoded]
+        tensors = concatenate_pictures(encoded)
         with torch.inference_mode():
             inputs = {k: v.to(self.model.device) for k, v in tensors.items()}
             features_FTH = getattr(self.model.get_image_features(**inputs), self.output)

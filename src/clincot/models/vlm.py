@@ -26,7 +26,7 @@ from transformers import (
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from clincot.models.checkpoint import UnsupportedCheckpoint, hash_checkpoint
-from clincot.models.encoding import ConversationEncoder, EncodedConversation, pad_rows, stack_pictures
+from clincot.models.encoding import ConversationEncoder, EncodedConversation, pad_rows
 from clincot.models.features import SHARED_FEATURE_FAMILIES, PictureFeatures
 from clincot.models.protocols import MIN_YES_NO_MASS, Generation
 from clincot.models.yes_no import find_yes_no_ids
@@ -36,6 +36,7 @@ from clincot.prompts import Conversation, ImageView, PromptFormat, load_prompt_f
 
 T = TypeVar("T")
 
+PREFIX_FAMILIES = frozenset({"paligemma"})  # no chat template: ConversationEncoder lays the prompt out
 _INTEGRATION_STEPS = 8  # of the integral over gradients
 
 
@@ -61,7 +62,7 @@ class VisionLanguageModel:
         self.progress = progress
         self.model, processor = load_checkpoint(str(path), dtype=dtype, device=device)
         self.model.eval()
-        self.encoder = ConversationEncoder(processor)
+        self.encoder = ConversationEncoder(processor, end_ids=list_end_ids(self.model))
         self.shares_features: bool = self.model.config.model_type in SHARED_FEATURE_FAMILIES
         self._features = PictureFeatures(self.model, self.encoder, kept_mb=features_mb)
         self._yes, self._no = find_yes_no_ids(self.encoder.tokenizer, self.path)
@@ -204,14 +205,14 @@ class VisionLanguageModel:
             "input_ids": pad_rows([e.ids for e in encoded], self.encoder.pad_id, side=side).to(device),
             "attention_mask": pad_rows([[1] * len(e.ids) for e in encoded], 0, side=side).to(device),
         }
+        if self.encoder.type_key:
+            inputs[self.encoder.type_key] = pad_rows([e.types for e in encoded], 0, side=side).to(device)
         pictures = [p for e in encoded for p in e.pictures]
         if pictures and self.shares_features:
             features_FTH = self.encode_pictures(pictures)
             inputs["mm_encoder_outputs"] = {"image": BaseModelOutputWithPooling(pooler_output=features_FTH)}
         elif pictures:
-            tensors = stack_pictures(
-                [self.encoder.encode_picture(p) for p in pictures], [len(e.pictures) for e in encoded]
-            )
+            tensors = self.encoder.stack_pictures([e.pictures for e in encoded])
             inputs |= {k: v.to(device) for k, v in tensors.items()}
         return inputs
 
@@ -230,7 +231,7 @@ class VisionLanguageModel:
 def load_checkpoint(path: str, *, dtype: str = "float32", device: str = "cpu") -> tuple[Any, Any]:
     """(model, processor) of any installed image-text-to-text family; UnsupportedCheckpoint says what is missing."""
     try:
-        processor = AutoProcessor.from_pretrained(path, backend="pil", trust_remote_code=False)
+        processor = load_processor(path)
         model = AutoModelForImageTextToText.from_pretrained(
             path, dtype=getattr(torch, dtype), trust_remote_code=False, use_safetensors=True
         )
@@ -243,9 +244,26 @@ def load_checkpoint(path: str, *, dtype: str = "float32", device: str = "cpu") -
         raise UnsupportedCheckpoint(
             f"{path}: not an image-text-to-text checkpoint that can be read: {error}"
         ) from error
-    if getattr(processor, "chat_template", None) is None:
+    if getattr(processor, "chat_template", None) is None and model.config.model_type not in PREFIX_FAMILIES:
         raise UnsupportedCheckpoint(f"{path}: the processor has no chat template (chat_template.jinja)")
     return model.to(device), processor
+
+
+def load_processor(path: str) -> Any:
+    """The checkpoint's processor, with the image processor of PIL where the family has one: the same pixels everywhere.
+
+    Families with a video processor need torchvision for it, and then use its image processor as well.
+    """
+    try:
+        return AutoProcessor.from_pretrained(path, backend="pil", trust_remote_code=False)
+    except (ValueError, ImportError):
+        return AutoProcessor.from_pretrained(path, trust_remote_code=False)
+
+
+def list_end_ids(model: Any) -> list[int]:
+    """The ids that end a turn by the checkpoint's generation config."""
+    ids = model.generation_config.eos_token_id
+    return [] if ids is None else [ids] if isinstance(ids, int) else list(ids)
 
 
 def gather_token_logprobs(logits_BTV: torch.Tensor, ids_BT: torch.Tensor) -> torch.Tensor:

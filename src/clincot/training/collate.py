@@ -14,7 +14,7 @@ import torch
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from clincot.errors import InvalidInput
-from clincot.models.encoding import ConversationEncoder, EncodedConversation, pad_rows, stack_pictures
+from clincot.models.encoding import ConversationEncoder, EncodedConversation, pad_rows
 from clincot.models.features import SHARED_FEATURE_FAMILIES
 from clincot.prompts import Conversation, ImageView
 from clincot.training.packing import PADDING_SEGMENT, build_attention_mask, pack_conversations
@@ -41,7 +41,7 @@ class ConversationCollator:
 
     def __init__(self, encoder: ConversationEncoder, pictures: PictureTensors, *, packed: bool = False) -> None:
         self.encoder, self.pictures, self.packed = encoder, pictures, packed
-        self.image_id: int = encoder.tokenizer.convert_tokens_to_ids(encoder.processor.image_token)
+        self.image_id = min(encoder.image_ids)
         self._image_tokens: dict[ImageView, int] = {}
 
     def encode_conversation(self, conversation: Conversation, name: str) -> EncodedConversation:
@@ -58,7 +58,7 @@ class ConversationCollator:
     ) -> Batch:
         """`groups`: the conversations (indices) that begin alike; raises LostPictures naming a conversation."""
         for conversation, name in zip(encoded, names, strict=True):
-            self._check_image_tokens(conversation.ids, conversation.pictures, name)
+            self._check_image_tokens(conversation.ids, conversation.picture_tokens, name)
         groups = groups if self.packed else [[index] for index in range(len(encoded))]
         packs = [
             pack_conversations([encoded[i] for i in group], self.image_id, self.count_image_tokens) for group in groups
@@ -69,6 +69,8 @@ class ConversationCollator:
         ]
         ids_ST = pad_rows([one.ids for one in packs], self.encoder.pad_id, side="right")
         batch = {"input_ids": ids_ST, "owners": pad_rows(owners, -1, side="right")}
+        if self.encoder.type_key:
+            batch[self.encoder.type_key] = pad_rows([one.types for one in packs], 0, side="right")
         if self.packed:
             batch["position_ids"] = pad_rows([one.positions for one in packs], 0, side="right")
             batch["attention_mask"] = build_attention_mask(
@@ -77,7 +79,7 @@ class ConversationCollator:
         else:
             batch["attention_mask"] = pad_rows([[1] * len(one.ids) for one in packs], 0, side="right")
         for ids_T, one, group in zip(ids_ST.tolist(), packs, groups, strict=True):
-            self._check_image_tokens(ids_T, one.pictures, ", ".join(names[i] for i in group))
+            self._check_image_tokens(ids_T, one.picture_tokens, ", ".join(names[i] for i in group))
         if any(one.pictures for one in packs):
             batch |= self.pictures([one.pictures for one in packs])
         return batch
@@ -86,14 +88,14 @@ class ConversationCollator:
         """How many image tokens stand for a picture."""
         count = self._image_tokens.get(picture)
         if count is None:
-            count = self._image_tokens[picture] = self.encoder.encode_picture_ids(picture).count(self.image_id)
+            count = self._image_tokens[picture] = self.encoder.count_image_tokens(picture)
         return count
 
-    def _check_image_tokens(self, ids: Sequence[int], pictures: Sequence[ImageView], name: str) -> None:
-        found, expected = ids.count(self.image_id), sum(self.count_image_tokens(p) for p in pictures)
+    def _check_image_tokens(self, ids: Sequence[int], picture_tokens: Sequence[int], name: str) -> None:
+        found, expected = sum(token in self.encoder.image_ids for token in ids), sum(picture_tokens)
         if found != expected:
             raise ImageTokenMismatch(
-                f"{name}: {len(pictures)} pictures are {expected} image tokens, the sequence has {found}"
+                f"{name}: {len(picture_tokens)} pictures are {expected} image tokens, the sequence has {found}"
             )
 
 
@@ -143,8 +145,7 @@ def make_pixel_source(encoder: ConversationEncoder) -> PictureTensors:
     """Pictures as the processor's image tensors, for models whose vision tower is trained or cannot be shared."""
 
     def tensors(pictures: Sequence[Sequence[ImageView]]) -> Batch:
-        encoded = [encoder.encode_picture(p) for of_one in pictures for p in of_one]
-        return stack_pictures(encoded, [len(of_one) for of_one in pictures])
+        return encoder.stack_pictures(pictures)
 
     return tensors
 
