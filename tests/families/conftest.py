@@ -15,7 +15,9 @@ from tests.support.families import FAMILIES, Family, has_torchvision
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "family" in metafunc.fixturenames:
-        metafunc.parametrize("family", FAMILIES, ids=[family.name for family in FAMILIES], indirect=True, scope="session")
+        metafunc.parametrize(
+            "family", FAMILIES, ids=[family.name for family in FAMILIES], indirect=True, scope="session"
+        )
 
 
 @pytest.fixture(scope="session")

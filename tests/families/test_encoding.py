@@ -40,7 +40,11 @@ def run_processor(model: VisionLanguageModel, conversation: Conversation, *, rep
         return dict(processor(text=[processor.image_token * len(images[0]) + text], images=images, return_tensors="pt"))
     return dict(
         processor.apply_chat_template(
-            build_messages(conversation), tokenize=True, return_dict=True, return_tensors="pt", add_generation_prompt=reply
+            build_messages(conversation),
+            tokenize=True,
+            return_dict=True,
+            return_tensors="pt",
+            add_generation_prompt=reply,
         )
     )
 
@@ -71,9 +75,7 @@ def test_ids_are_the_processors_own(model: VisionLanguageModel, conversations: l
             assert list(encoded.types) == expected[model.encoder.type_key][0].tolist()
 
 
-def test_image_tensors_are_the_processors_own(
-    model: VisionLanguageModel, conversations: list[Conversation]
-) -> None:
+def test_image_tensors_are_the_processors_own(model: VisionLanguageModel, conversations: list[Conversation]) -> None:
     for conversation in conversations:
         expected = run_processor(model, conversation, reply=True)
         pictures = [p for turn in conversation for p in turn.pictures]
@@ -114,7 +116,9 @@ def test_generation_is_the_models_own(model: VisionLanguageModel, conversations:
     assert ours.text == expected
 
 
-def test_every_end_token_ends_a_turn(family: Family, model: VisionLanguageModel, conversations: list[Conversation]) -> None:
+def test_every_end_token_ends_a_turn(
+    family: Family, model: VisionLanguageModel, conversations: list[Conversation]
+) -> None:
     """The head is changed so that the end token is always the likeliest: one token is written, and it is not cut off."""
     head = model.model.get_output_embeddings()
     for token in family.end_tokens:
@@ -136,9 +140,7 @@ def test_every_end_token_ends_a_turn(family: Family, model: VisionLanguageModel,
         assert written.text == ""
 
 
-def test_the_trained_turn_ends_with_an_end_token(
-    model: VisionLanguageModel, studies: list[Study], films: Path
-) -> None:
+def test_the_trained_turn_ends_with_an_end_token(model: VisionLanguageModel, studies: list[Study], films: Path) -> None:
     """The answer and one end token are actions, and nothing after them is."""
     encoded = model.encoder.encode(with_answer(ask(studies[0], films, model), "yes"))
     acted = [token for token, action in zip(encoded.ids, encoded.actions, strict=True) if action]
@@ -157,9 +159,7 @@ def test_what_is_written_is_what_is_trained_on(model: VisionLanguageModel, studi
     assert answered.actions[len(asked)]
 
 
-def test_logprobs_of_answers_are_the_models_own(
-    model: VisionLanguageModel, studies: list[Study], films: Path
-) -> None:
+def test_logprobs_of_answers_are_the_models_own(model: VisionLanguageModel, studies: list[Study], films: Path) -> None:
     """Two answers of different lengths in one batch, against a forward pass of each by itself."""
     answered = [
         with_answer(ask(studies[0], films, model), "yes"),
@@ -212,5 +212,7 @@ def test_a_written_region_is_trained_or_refused(
             model.encoder.encode(answered)
         return
     encoded = model.encoder.encode(answered)
-    turns = sum(action and not before for before, action in zip((False, *encoded.actions), encoded.actions, strict=False))
+    turns = sum(
+        action and not before for before, action in zip((False, *encoded.actions), encoded.actions, strict=False)
+    )
     assert turns == 2

@@ -47,7 +47,10 @@ def _train_byte_level(special: list[str]) -> tuple[dict[str, int], list[tuple[st
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
-        vocab_size=600, special_tokens=special, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False
+        vocab_size=600,
+        special_tokens=special,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
     )
     tokenizer.train_from_iterator(CORPUS, trainer)
     return _read_bpe(tokenizer)
@@ -146,7 +149,8 @@ QWEN_VL = (
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
 QWEN3_VL = QWEN_VL.replace(
-    "{% if loop.first and message['role'] != 'system' %}<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n{% endif %}", ""
+    "{% if loop.first and message['role'] != 'system' %}<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n{% endif %}",
+    "",
 )
 INTERN_VL = (
     "{% for message in messages %}{{'<|im_start|>' + message['role'] + '\n'}}{% for content in message['content'] %}"
@@ -207,7 +211,9 @@ def _siglip_config(image_size: int = 32, patch_size: int = 8, **changes: Any) ->
 def _save(folder: Path, model_class: Any, config: Any, processor: Any, end_ids: list[int]) -> None:
     torch.manual_seed(0)
     model = model_class(config)
-    with torch.no_grad():  # as drawn (deviation .02) the picture would hardly matter, and a test that compares could not fail
+    with (
+        torch.no_grad()
+    ):  # as drawn (deviation .02) the picture would hardly matter, and a test that compares could not fail
         for name, weight in model.named_parameters():
             if weight.ndim == 2 and "vis" not in name:
                 weight.mul_(4)
@@ -560,7 +566,12 @@ def build_smolvlm(folder: Path) -> None:
     )
 
     tokenizer = build_byte_tokenizer(
-        *IDEFICS_WORDS, *ROWS, "<video>", bos_token="<|im_start|>", eos_token="<end_of_utterance>", pad_token="<|endoftext|>"
+        *IDEFICS_WORDS,
+        *ROWS,
+        "<video>",
+        bos_token="<|im_start|>",
+        eos_token="<end_of_utterance>",
+        pad_token="<|endoftext|>",
     )
     config = SmolVLMConfig(
         vision_config={
@@ -585,8 +596,16 @@ def build_smolvlm(folder: Path) -> None:
 
 
 FAMILIES: tuple[Family, ...] = (
-    Family("llava-vicuna", build_llava_vicuna, "LLaVA-1.5 and its medical finetunes", "llava-hf/llava-1.5-7b-hf", ("</s>",)),
-    Family("llava-mistral", build_llava_mistral, "LLaVA-Med 1.5 (converted)", "chaoyinshe/llava-med-v1.5-mistral-7b-hf", ("</s>",)),
+    Family(
+        "llava-vicuna", build_llava_vicuna, "LLaVA-1.5 and its medical finetunes", "llava-hf/llava-1.5-7b-hf", ("</s>",)
+    ),
+    Family(
+        "llava-mistral",
+        build_llava_mistral,
+        "LLaVA-Med 1.5 (converted)",
+        "chaoyinshe/llava-med-v1.5-mistral-7b-hf",
+        ("</s>",),
+    ),
     Family(
         "llava-qwen2",
         build_llava_qwen2,
@@ -628,7 +647,12 @@ FAMILIES: tuple[Family, ...] = (
         needs_torchvision=True,
     ),
     Family(
-        "internvl", build_internvl, "InternVL3 finetunes", "OpenGVLab/InternVL3-8B-hf", ("<|im_end|>",), needs_torchvision=True
+        "internvl",
+        build_internvl,
+        "InternVL3 finetunes",
+        "OpenGVLab/InternVL3-8B-hf",
+        ("<|im_end|>",),
+        needs_torchvision=True,
     ),
     Family("gemma3", build_gemma3, "MedGemma", "google/medgemma-4b-it", ("<eos>", "<end_of_turn>")),
     Family("paligemma", build_paligemma, "PaliGemma finetunes", "google/paligemma2-3b-mix-448", ("<eos>",)),

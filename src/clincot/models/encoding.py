@@ -29,7 +29,14 @@ from clincot.prompts import Conversation, ImageView, collect_views
 # Shape suffixes: B conversations, T tokens.
 
 Tensors = dict[str, torch.Tensor]
-_TEXT_KEYS = {"input_ids", "attention_mask", "token_type_ids", "mm_token_type_ids", "labels", "text_replacement_offsets"}
+_TEXT_KEYS = {
+    "input_ids",
+    "attention_mask",
+    "token_type_ids",
+    "mm_token_type_ids",
+    "labels",
+    "text_replacement_offsets",
+}
 _TYPE_KEYS = ("mm_token_type_ids", "token_type_ids")
 _FIRST_HIDDEN = 0xF0000  # private characters that stand for control words while a text is rendered and cut
 
@@ -172,7 +179,7 @@ class ConversationEncoder:
         parts = rendered.text.split(self.placeholder)
         if len(parts) != len(pictures) + 1:
             raise ChatTemplateError(
-                f"the chat template shows {len(parts) - 1} pictures of a conversation that has {len(pictures)}"
+                f"the chat template shows {len(parts) - 1} picture placeholders of a conversation with {len(pictures)} pictures"
             )
         texts = self._read_picture_texts(pictures) if pictures else ()
         text, spans = _expand_placeholders(parts, texts, len(self.placeholder), rendered.actions)
@@ -322,7 +329,9 @@ def _expand_placeholders(
     read = len(parts[0])  # characters of the text before expansion
     for text, part in zip(texts, parts[1:], strict=True):
         grown = len(text) - placeholder
-        moved = [(a + grown, b + grown) if old >= read else (a, b) for (a, b), (old, _) in zip(moved, spans, strict=True)]
+        moved = [
+            (a + grown, b + grown) if old >= read else (a, b) for (a, b), (old, _) in zip(moved, spans, strict=True)
+        ]
         out += text + part
         read += placeholder + len(part)
     return out, moved
