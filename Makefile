@@ -114,7 +114,8 @@ bench-pipeline: $(FULL)  ## a local pipeline's wall time against the plain comma
 bench-kills: $(FULL)  ## a local pipeline, killed at ten random moments and with its S3 away for 20 s (SEED=0)
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.pipeline_kills --seed $(or $(SEED),0)
 
-pipelines: $(FULL)  ## write pipelines/compiled/ again
+pipelines: $(FULL)  ## write pipelines/compiled/, and docstrings and README.md of the components again
+	$(BIN)/python -m clincot.pipelines.component_docs --write
 	$(BIN)/clincot pipeline compile --cluster pipelines/cluster.yaml --out pipelines/compiled/round.yaml
 	$(BIN)/clincot pipeline compile --cluster pipelines/cluster.yaml --rounds 3 --out pipelines/compiled/three-rounds.yaml
 

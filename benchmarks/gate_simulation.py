@@ -1,9 +1,13 @@
-"""Does the gate keep its word? Thousands of simulated pipelines, judged by the functions that the decide stage calls.
+"""Error rate and power of the promotion gate, measured on thousands of simulated pipelines.
 
-    python benchmarks/gate_simulation.py --seed 0            (make bench-gate SEED=0)
+    python -m benchmarks.gate_simulation --seed 0            (make bench-gate SEED=0)
 
-Writes bench/out/gate.json and gate.md. Each scenario's pipelines are drawn from their own seeds, so that the result
-does not depend on how many processes share the work.
+The pipelines are decided by the functions that the decide stage calls. Pipelines without a better challenger must
+promote in at most `lifetime_error` of the cases, and those with a gain of 3 points in at least 80 %. The coverage of
+the reported intervals is measured as well (gate_coverage.py). The exit code is 0 if everything holds.
+
+Writes gate.json and gate.md to benchmarks/out. Each pipeline has a seed of its own, so the result does not depend on
+the number of processes.
 """
 
 from __future__ import annotations
@@ -18,6 +22,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass, field
+from itertools import accumulate
 from pathlib import Path
 from typing import Any, Literal
 
@@ -25,7 +30,12 @@ import numpy as np
 from scipy.stats import beta, norm
 from tqdm import tqdm
 
-from benchmarks import gate_coverage
+from benchmarks.gate_coverage import (
+    collect_coverage,
+    make_coverage_tasks,
+    measure_coverage,
+    render_coverage_table,
+)
 from benchmarks.simulated_rounds import Setting, SimulatedRound, draw_benchmark, draw_fresh_round, draw_repeated_round
 from clincot.config import DecideConfig
 from clincot.jsonl import atomic_write
@@ -37,19 +47,20 @@ from clincot.records import Budget, Totals
 
 ROUNDS = 50
 CONFIG = DecideConfig()
-PIPELINES_PER_TASK = 10  # pipelines a task
-GATES = ("gate", "fixed 0.05", "naive")
+PIPELINES_PER_TASK = 10
+GATES = ("gate", "fixed 0.05", "naive")  # the gate and two simpler rules to compare it with
 
 
 @dataclass(frozen=True)
 class Scenario:
-    """Pipelines of one kind, and what must hold of the share that ever promotes."""
+    """A kind of pipeline, and bounds on the share of pipelines that ever promote."""
 
     name: str
     about: str
     setting: Setting
-    tested: Literal["new", "same", "adaptive"] = "new"  # the challenger of a round: a new one, the same again,
-    reused: bool = False  # …or the same again while it looks promising. reused: one benchmark for all rounds
+    # The challenger of a round: a new one, the same again, or the same again while its p-value stays below 0.3.
+    tested: Literal["new", "same", "adaptive"] = "new"
+    reused: bool = False  # the same benchmark in all rounds
     rounds: int = ROUNDS
     at_most: float | None = CONFIG.lifetime_error
     at_least: float | None = None
@@ -89,7 +100,7 @@ SCENARIOS = (
 
 @dataclass
 class SpentTest:
-    """What the budget has to know of an earlier test (clincot.promotion.error_budget.PastTest)."""
+    """An earlier test, with the fields that clincot.promotion.error_budget.PastTest requires."""
 
     pair: tuple[str, str]
     budget: Budget
@@ -98,79 +109,87 @@ class SpentTest:
 
 @dataclass
 class PooledLooks:
-    """All rounds of one challenger so far, pooled."""
+    """The pooled rounds of one challenger so far."""
 
     gain: Totals = field(default_factory=Totals)
     rows: tuple[ClusterRow, ...] = ()
     rounds: list[SimulatedRound] = field(default_factory=list)
 
-    def add_round(self, one: SimulatedRound) -> Totals:
-        gain, rows = one.sum_gains()
+    def add_round(self, new_round: SimulatedRound) -> Totals:
+        """Pool a round; returns the totals of its own gain."""
+        gain, rows = new_round.sum_gains()
         self.gain, self.rows = self.gain + gain, merge_rows(self.rows, rows)
-        self.rounds.append(one)
+        self.rounds.append(new_round)
         return gain
 
     def sum_other_checks(self) -> tuple[dict[str, Totals], Totals]:
-        parts = [one.draw_other_checks() for one in self.rounds]
-        guards = {name: sum((guards[name] for guards, _ in parts), Totals()) for name in parts[0][0]}
-        return guards, sum((blind for _, blind in parts), Totals())
+        """Return the pooled guards and the pooled difference from the blind baseline."""
+        guards: dict[str, Totals] = {}
+        blind = Totals()
+        for pooled_round in self.rounds:
+            round_guards, round_blind = pooled_round.draw_other_checks()
+            for name, totals in round_guards.items():
+                guards[name] = guards.get(name, Totals()) + totals
+            blind = blind + round_blind
+        return guards, blind
 
 
 def merge_rows(rows: Sequence[ClusterRow], more: Sequence[ClusterRow]) -> tuple[ClusterRow, ...]:
-    """The clusters of both, those of one (sum, count) in one row; only shorter than the one behind the other."""
+    """Merge two tables of clusters; clusters with the same sum and size share a row, which keeps the table short."""
     counts = Counter({(s, m): count for s, m, count in rows})
     counts.update({(s, m): count for s, m, count in more})
     return tuple((s, m, count) for (s, m), count in counts.items())
 
 
 def simulate_pipeline(scenario: Scenario, seed: np.random.SeedSequence) -> dict[str, int]:
-    """The round (from 1) in which each gate first promotes; 0: never."""
+    """Return the round (from 1) in which each gate first promotes; 0 if it never does."""
     rng = np.random.default_rng(seed)
     benchmark = draw_benchmark(scenario.setting, rng) if scenario.reused else None
     first = dict.fromkeys(GATES, 0)
     spent: list[SpentTest] = []
-    looks, number = PooledLooks(), 1
-    for at in range(1, scenario.rounds + 1):
+    looks, challenger = PooledLooks(), 1
+    for round_number in range(1, scenario.rounds + 1):
         if benchmark is None:
-            one = draw_fresh_round(scenario.setting, rng)
+            new_round = draw_fresh_round(scenario.setting, rng)
         else:
-            one = draw_repeated_round(benchmark, scenario.setting, rng)
-        gain = looks.add_round(one)
-        entry, p = _decide_round(spent, ("champion", f"challenger-{number}"), looks)
+            new_round = draw_repeated_round(benchmark, scenario.setting, rng)
+        gain = looks.add_round(new_round)
+        entry, p = _decide_round(spent, ("champion", f"challenger-{challenger}"), looks)
         spent.append(entry)
         promoted = {"gate": entry.promoted, "fixed 0.05": _passes_fixed_test(gain), "naive": gain.total > 0}
-        for name, yes in promoted.items():
-            first[name] = first[name] or at * yes
+        for name, promotes in promoted.items():
+            first[name] = first[name] or round_number * promotes
         if all(first.values()) or (first["gate"] and scenario.at_least is not None):
             break
         if not (scenario.tested == "same" or (scenario.tested == "adaptive" and p < 0.3)):
-            looks, number = PooledLooks(), number + 1
+            looks, challenger = PooledLooks(), challenger + 1
     return first
 
 
 def _decide_round(spent: Sequence[SpentTest], pair: tuple[str, str], looks: PooledLooks) -> tuple[SpentTest, float]:
-    """The decide stage's own steps (clincot.promotion.gate): the level, earlier looks pooled, the verdict."""
+    """Decide as the decide stage does (clincot.promotion.gate); returns the budget's entry and the p-value."""
     budget = next_level(spent, pair, lifetime=CONFIG.lifetime_error)
-    asked = build_criteria(CONFIG)
-    gain = check_gain(looks.gain, looks.rows, asked, level=budget.level)
+    criteria = build_criteria(CONFIG)
+    gain = check_gain(looks.gain, looks.rows, criteria, level=budget.level)
     promoted = gain.passed and should_promote(
-        [gain, *check_guards(*looks.sum_other_checks(), asked, level=budget.level)]
+        [gain, *check_guards(*looks.sum_other_checks(), criteria, level=budget.level)]
     )
     return SpentTest(pair, budget, promoted), 1.0 if gain.p is None else gain.p
 
 
 def _passes_fixed_test(gain: Totals) -> bool:
-    """What many would do: a paired, clustered test of accuracy alone at 0.05, every round anew."""
+    """Apply a simpler rule: a paired, clustered test of accuracy only, at level 0.05 in every round."""
     test = cluster_t_test(gain, 0.0)
     return test is not None and test.p <= 0.05
 
 
 def simulate_chunk(task: tuple[int, list[np.random.SeedSequence]]) -> list[dict[str, int]]:
+    """Simulate the pipelines of one task, (index of the scenario, seeds), in a worker process."""
     return [simulate_pipeline(SCENARIOS[task[0]], seed) for seed in task[1]]
 
 
 def summarize_scenario(scenario: Scenario, firsts: Sequence[dict[str, int]]) -> dict[str, Any]:
-    """Shares that ever promote, each with its 95 % Monte Carlo interval (Clopper-Pearson), and whether it held."""
+    """Summarize the shares that ever promote, with 95 % Clopper-Pearson intervals, and whether the bounds hold."""
     n = len(firsts)
     shares = {}
     for name in GATES:
@@ -182,11 +201,12 @@ def summarize_scenario(scenario: Scenario, firsts: Sequence[dict[str, int]]) -> 
         }
     gate = shares["gate"]
     holds = None
-    if scenario.at_most is not None:  # above the limit only by what Monte Carlo error allows
+    if scenario.at_most is not None:  # the limit may be exceeded within the Monte Carlo error
         holds = gate["low"] <= scenario.at_most
     if scenario.at_least is not None:
         holds = gate["share"] >= scenario.at_least
-    by_round = [sum(0 < first["gate"] <= at for first in firsts) / n for at in range(1, scenario.rounds + 1)]
+    promoted_in = Counter(first["gate"] for first in firsts if first["gate"])
+    by_round = [count / n for count in accumulate(promoted_in[number] for number in range(1, scenario.rounds + 1))]
     return {
         "scenario": scenario.name,
         "about": scenario.about,
@@ -203,42 +223,49 @@ def summarize_scenario(scenario: Scenario, firsts: Sequence[dict[str, int]]) -> 
 
 
 def _clopper_pearson_limit(count: int, n: int, tail: float) -> float:
+    """Return the exact binomial limit with probability `tail` below it (lower limit if tail < 0.5)."""
     if tail < 0.5:
         return 0.0 if count == 0 else float(beta.ppf(tail, count, n - count + 1))
     return 1.0 if count == n else float(beta.ppf(tail, count + 1, n - count))
 
 
 def _bound_power(scenario: Scenario) -> float:
-    """No test of level α does better than one normal test on all the rounds' questions at once, if the variance were
-    known and nothing but accuracy guarded: Φ(gain·√N/σ - z_α)."""
-    s = scenario.setting
-    n = s.questions * scenario.rounds
-    mean = s.questions / s.images  # m, an image's questions, is 1 + a binomial number
-    spread = (s.questions - s.images) / s.images * (1 - 1 / s.images)
-    variance = (s.discordance - s.gain**2) * (1 + ((mean**2 + spread) / mean - 1) * s.correlation)
-    return float(norm.cdf(s.gain * math.sqrt(n / variance) - norm.isf(CONFIG.lifetime_error)))
+    """Return an upper bound of the power, Phi(gain * sqrt(N) / sigma - z_alpha).
+
+    It is the power of one normal test at level alpha on the questions of all rounds, with known variance and accuracy
+    as the only check. sigma^2 includes the design effect 1 + (E[m^2] / E[m] - 1) * rho of clusters of m questions.
+    """
+    setting = scenario.setting
+    n = setting.questions * scenario.rounds
+    mean = setting.questions / setting.images  # of m, the questions of an image: 1 plus a binomial number
+    spread = (setting.questions - setting.images) / setting.images * (1 - 1 / setting.images)
+    design_effect = 1 + ((mean**2 + spread) / mean - 1) * setting.correlation
+    variance = (setting.discordance - setting.gain**2) * design_effect
+    return float(norm.cdf(setting.gain * math.sqrt(n / variance) - norm.isf(CONFIG.lifetime_error)))
 
 
 def run_simulation(seed: int, pipelines: int, jobs: int, coverage: int) -> dict[str, Any]:
-    began = time.monotonic()
-    tasks = []
+    """Simulate all scenarios and the coverage of intervals in `jobs` processes; returns the report as JSON.
+
+    `pipelines`: per scenario. `coverage`: simulated benchmarks per number of clusters.
+    """
+    started = time.monotonic()
+    tasks: list[tuple[int, list[np.random.SeedSequence]]] = []
     for index in range(len(SCENARIOS)):
         seeds = np.random.SeedSequence([seed, index]).spawn(pipelines)
-        tasks += [(index, seeds[at : at + PIPELINES_PER_TASK]) for at in range(0, pipelines, PIPELINES_PER_TASK)]
+        starts = range(0, pipelines, PIPELINES_PER_TASK)
+        tasks.extend((index, seeds[start : start + PIPELINES_PER_TASK]) for start in starts)
     firsts: list[list[dict[str, int]]] = [[] for _ in SCENARIOS]
     with ProcessPoolExecutor(jobs) as pool:
         done = tqdm(pool.map(simulate_chunk, tasks), total=len(tasks), desc="pipelines", unit=" tasks", disable=None)
         for (index, _), part in zip(tasks, done, strict=True):
             firsts[index] += part
+        coverage_tasks = make_coverage_tasks(seed, coverage)
         covered = list(
-            tqdm(
-                pool.map(gate_coverage.measure_coverage, gate_coverage.make_coverage_tasks(seed, coverage)),
-                desc="coverage",
-                disable=None,
-            )
+            tqdm(pool.map(measure_coverage, coverage_tasks), total=len(coverage_tasks), desc="coverage", disable=None)
         )
     scenarios = [summarize_scenario(scenario, first) for scenario, first in zip(SCENARIOS, firsts, strict=True)]
-    coverages = gate_coverage.collect_coverage(covered)
+    coverages = collect_coverage(covered)
     worse = scenarios[5]["promote"]["gate"]["share"]
     fewer = worse <= scenarios[0]["promote"]["gate"]["share"]
     held = [row["holds"] is not False for row in (*scenarios, *coverages)]
@@ -250,13 +277,14 @@ def run_simulation(seed: int, pipelines: int, jobs: int, coverage: int) -> dict[
         "coverage": coverages,
         "worse_promotes_fewer": fewer,
         "holds": fewer and all(held),
-        "seconds": round(time.monotonic() - began),
+        "seconds": round(time.monotonic() - started),
     }
 
 
 def render_report(report: dict[str, Any]) -> str:
+    """Render the report as Markdown."""
     lines = [
-        f"# The gate, simulated (seed {report['seed']}, {report['pipelines']} pipelines a row)",
+        f"# The gate, simulated (seed {report['seed']}, {report['pipelines']} pipelines per row)",
         "",
         f"Lifetime budget {report['settings']['lifetime_error']:g}. Share of pipelines that ever promote, with the "
         "95 % interval of the Monte Carlo error. *fixed 0.05*: a paired clustered test of accuracy at 0.05 each round. "
@@ -270,7 +298,7 @@ def render_report(report: dict[str, Any]) -> str:
         limit = f">= {s['at_least']:.0%} (theory: at most {s['best']:.1%})" if s["at_least"] is not None else limit
         cells = [_format_share(s["promote"][name]) for name in GATES]
         if s["at_least"] is not None:
-            cells[1:] = ["–", "–"]  # it stops when the gate promotes
+            cells[1:] = ["–", "–"]  # these pipelines end when the gate promotes
         holds = {True: "yes", False: "**no**", None: ""}[s["holds"]]
         lines.append(f"| **{s['scenario']}**: {s['about']} | {s['rounds']} | {' | '.join(cells)} | {limit} | {holds} |")
     lines += ["", "Promoted by round 1, 2, 3, 4, 5:", ""]
@@ -282,7 +310,7 @@ def render_report(report: dict[str, Any]) -> str:
         "",
         f"{verdict} worse challengers are promoted than equal ones.",
         "",
-        *gate_coverage.render_coverage_table(report["coverage"]),
+        *render_coverage_table(report["coverage"]),
     ]
     return "\n".join([*lines, "", "Everything holds." if report["holds"] else "**Not everything holds.**", ""])
 
@@ -292,12 +320,14 @@ def _format_share(share: dict[str, float]) -> str:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--pipelines", type=int, default=1000)
-    parser.add_argument("--coverage", type=int, default=2000, help="simulated benchmarks an interval is tried on")
-    parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1)
-    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "out")
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seed", type=int, default=0, help="Seed of all draws.")
+    parser.add_argument("--pipelines", type=int, default=1000, help="Number of pipelines per scenario.")
+    parser.add_argument(
+        "--coverage", type=int, default=2000, help="Number of simulated benchmarks per number of clusters."
+    )
+    parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="Number of processes.")
+    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "out", help="Folder of the report.")
     args = parser.parse_args(argv)
     report = run_simulation(args.seed, args.pipelines, args.jobs, args.coverage)
     writers: dict[str, Callable[[], str]] = {

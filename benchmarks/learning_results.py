@@ -1,8 +1,13 @@
-"""`make results`: the demo's rounds over several seeds on unseen patients, and what must hold, measured.
+"""Results of the demo's rounds over several seeds, on unseen patients.
 
-Every seed renders its own questions (rounds and benchmark), draws its own regions, answers and pairs, and trains its
-own policies; the base policy and the judges are the shipped ones. Seeds run side by side, one thread each. Intervals
-are clustered by patient (warp), over all seeds together. Everything is printed whatever it says.
+    python -m benchmarks.learning_results --seeds 0 1 2            (make results SEEDS="0 1 2")
+
+Every seed renders its own questions (for rounds and benchmark), draws its own regions, answers and pairs, and trains
+its own policies; the base policy and the judges are the shipped ones. Seeds run in parallel, one thread each. Intervals
+are clustered by patient (warp) over all seeds together.
+
+Writes results.json and results.md to the run folder. The last table lists what must hold, and whether it does; it does
+not affect the exit code.
 """
 
 from __future__ import annotations
@@ -29,17 +34,18 @@ from clincot.rounds import COMPARISON_LABELS, format_interval, run_rounds
 
 ARMS = ("written", "windows", "random", "wrong", "oracle", "shuffled", "whole")
 AUC_QUESTIONS = 400
-JUDGE_WARPS = range(700, 716)  # patients on which the judges are measured: no lesson, no calibration, no round
+JUDGE_WARPS = range(700, 716)  # patients of the judges' test; no lesson, calibration or round uses them
 
 
 @dataclass(frozen=True)
 class PolicyOutcomes:
-    """Outcomes of one policy over all seeds: per arm, the values of every question with its patient."""
+    """Outcomes of one policy on all questions of all seeds."""
 
-    outcomes: Mapping[str, list[Outcome]]  # by arm, in the same order in every policy of a seed
+    outcomes: Mapping[str, list[Outcome]]  # by arm, in the same order for every policy
     patients: Mapping[str, str]  # by question id
 
     def estimate_mean(self, arm: str, metric: PairedMetric) -> Interval:
+        """Estimate the mean of a metric in an arm, with a 95 % interval clustered by patient."""
         rows = self.outcomes[arm]
         return cluster_wilson_interval(
             [_read_metric(o, metric) for o in rows], [self.patients[o.question] for o in rows]
@@ -48,7 +54,7 @@ class PolicyOutcomes:
     def estimate_difference(
         self, other: PolicyOutcomes, arm: str, metric: PairedMetric, *, other_arm: str = ""
     ) -> Interval:
-        """Paired by question: this policy in `arm` minus the other in `other_arm` (default: the same)."""
+        """Estimate this policy in `arm` minus `other` in `other_arm` (default: `arm`), paired by question."""
         theirs = {o.question: o for o in other.outcomes[other_arm or arm]}
         rows = self.outcomes[arm]
         return paired_difference(
@@ -60,10 +66,14 @@ class PolicyOutcomes:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--run", type=Path, default=Path("runs/results"))
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--jobs", type=int, default=(os.cpu_count() or 1) + 1, help="seeds at a time, a thread each")
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument(
+        "--run", type=Path, default=Path("runs/results"), help="Folder of the seeds' runs and the report."
+    )
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="Seeds, each with rounds of its own.")
+    parser.add_argument(
+        "--jobs", type=int, default=(os.cpu_count() or 1) + 1, help="Number of seeds that run at a time."
+    )
     parser.add_argument("--one", action="store_true", help=argparse.SUPPRESS)
     args = parser.parse_args(argv)
     if args.one:
@@ -81,7 +91,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run_seed(run: Path, seed: int) -> None:
-    """A seed in a process of its own, so that its memory ends with it; its output goes to a log beside its folder."""
+    """Run a seed in its own process, which frees its memory at the end; the output goes to a log next to its folder."""
     run.mkdir(parents=True, exist_ok=True)
     log = run / f"seed-{seed}.log"
     command = [sys.executable, "-m", "benchmarks.learning_results", "--one", "--run", str(run), "--seeds", str(seed)]
@@ -91,45 +101,44 @@ def _run_seed(run: Path, seed: int) -> None:
             command, stdout=file, stderr=subprocess.STDOUT, env={**os.environ, "OMP_NUM_THREADS": "1"}, check=False
         ).returncode
     if code != 0:
-        raise RuntimeError(f"seed {seed} ended with exit code {code}; the end of {log} says why")
+        raise RuntimeError(f"seed {seed} failed with exit code {code}; see the end of {log}")
     print(f"seed {seed}: done", flush=True)
 
 
 def collect_report(run: Path, seeds: Sequence[int]) -> dict[str, Any]:
-    """All that the table and the checks show, from the seeds' run folders."""
+    """Collect the contents of the tables and the checks from the seeds' run folders, as JSON."""
     plan = plan_radiograph_rounds(run / f"seed-{seeds[0]}", seed=seeds[0])
     folders = {"base": "base"}
     for number in range(1, plan.count + 1):
-        folders |= {
-            f"{COMPARISON_LABELS[name]}, round {number}": f"round-{number:02d}/{name}" for name in plan.comparisons
-        }
+        for name in plan.comparisons:
+            folders[f"{COMPARISON_LABELS[name]}, round {number}"] = f"round-{number:02d}/{name}"
         folders[f"margin-DPO, round {number}"] = f"round-{number:02d}"
     policies = {row: _read_outcomes(run, seeds, folder) for row, folder in folders.items()}
     base, last = policies["base"], policies[f"margin-DPO, round {plan.count}"]
-    judges = measure_judges(run)
+    judges = measure_judge_quality(run)
     blind, chance = _measure_blind_baseline(run, seeds)
     return {
         "seeds": list(seeds),
         "questions": len(base.outcomes["whole"]),
         "patients": len({base.patients[o.question] for o in base.outcomes["whole"]}),
-        "rows": [
-            {
-                "row": row,
-                "accuracy": {arm: _dump_interval(m.estimate_mean(arm, "correct")) for arm in ARMS},
-                "hit_rate": {
-                    arm: _dump_interval(m.estimate_mean(arm, "hit")) for arm in ("written", "windows", "random")
-                },
-                "iou": _dump_interval(m.estimate_mean("written", "iou")),
-                "off_format": _dump_interval(m.estimate_mean("written", "off_format")),
-                "gain": _dump_interval(m.estimate_difference(base, "written", "correct")),
-                "hit_gain": _dump_interval(m.estimate_difference(base, "written", "hit")),
-            }
-            for row, m in policies.items()
-        ],
+        "rows": [_summarize_policy(row, policy, base) for row, policy in policies.items()],
         "blind": _dump_interval(blind),
         "chance": chance,
         "judges": judges,
         "checks": _run_checks(base, last, policies, judges, blind, chance),
+    }
+
+
+def _summarize_policy(row: str, policy: PolicyOutcomes, base: PolicyOutcomes) -> dict[str, Any]:
+    """Build a policy's row of the tables; gains are relative to the base policy."""
+    return {
+        "row": row,
+        "accuracy": {arm: _dump_interval(policy.estimate_mean(arm, "correct")) for arm in ARMS},
+        "hit_rate": {arm: _dump_interval(policy.estimate_mean(arm, "hit")) for arm in ("written", "windows", "random")},
+        "iou": _dump_interval(policy.estimate_mean("written", "iou")),
+        "off_format": _dump_interval(policy.estimate_mean("written", "off_format")),
+        "gain": _dump_interval(policy.estimate_difference(base, "written", "correct")),
+        "hit_gain": _dump_interval(policy.estimate_difference(base, "written", "hit")),
     }
 
 
@@ -141,11 +150,11 @@ def _run_checks(
     blind: Interval,
     chance: float,
 ) -> list[dict[str, Any]]:
-    """What must hold, each with its number and whether it did."""
+    """Check what must hold; each check has its measured value and whether it holds."""
     oracle = base.estimate_difference(base, "oracle", "correct", other_arm="whole")
     grounder = base.estimate_difference(base, "windows", "correct", other_arm="random")
     hits = last.estimate_difference(base, "written", "hit")
-    worst = max(m.estimate_mean("written", "off_format").value or 0.0 for m in policies.values())
+    worst = max(policy.estimate_mean("written", "off_format").value or 0.0 for policy in policies.values())
     assert blind.low is not None and blind.high is not None  # noqa: PT018
     return [
         _check_interval("oracle region - whole image, base: at least .20", oracle, lambda i: i.value >= 0.20),
@@ -165,7 +174,7 @@ def _run_checks(
             for judge in judges
         ),
         {
-            "check": "blind baseline at chance (interval holds chance, or lies below)",
+            "check": "blind baseline at chance (interval contains chance, or is below it)",
             "value": f"{format_interval(_dump_interval(blind))}, chance {chance:.3f}",
             "holds": blind.low <= chance,
         },
@@ -177,31 +186,34 @@ def _check_interval(name: str, interval: Interval, holds: Callable[[Any], bool])
     return {"check": name, "value": format_interval(_dump_interval(interval)), "holds": known and holds(interval)}
 
 
-def measure_judges(run: Path) -> list[dict[str, Any]]:
-    """Each judge's AUC (right against wrong answers) and calibration on patients that nothing else uses."""
+def measure_judge_quality(run: Path) -> list[dict[str, Any]]:
+    """Measure each judge's AUC (right against wrong answers) and calibration on patients that nothing else uses."""
     from clincot.config import load_params
-    from clincot.demo.walkthrough import ROOT, render_dataset
+    from clincot.demo.walkthrough import RECIPE, render_dataset
     from clincot.training.calibrate_judges import measure_judges
 
     folder = run / "judge-questions"
     render_dataset(folder, JUDGE_WARPS, 200, seed=4000)
-    return measure_judges(load_params(ROOT / "params.yaml").judge, folder, limit=AUC_QUESTIONS)
+    return measure_judges(load_params(None, recipe=RECIPE).judge, folder, limit=AUC_QUESTIONS)
 
 
 def _read_outcomes(run: Path, seeds: Sequence[int], folder: str) -> PolicyOutcomes:
     outcomes: dict[str, list[Outcome]] = {arm: [] for arm in ARMS}
     patients: dict[str, str] = {}
     for seed in seeds:
-        at = run / f"seed-{seed}"
-        studies = StudyIndex(at / "benchmark")
-        patients |= {q.id: studies[q.study].patient for q in load_questions(at / "benchmark")}
-        for outcome in read_records(at / folder / "outcomes.jsonl", Outcome):
+        seed_folder = run / f"seed-{seed}"
+        studies = StudyIndex(seed_folder / "benchmark")
+        patients |= {q.id: studies[q.study].patient for q in load_questions(seed_folder / "benchmark")}
+        for outcome in read_records(seed_folder / folder / "outcomes.jsonl", Outcome):
             outcomes[outcome.arm].append(outcome)
     return PolicyOutcomes(outcomes, patients)
 
 
 def _measure_blind_baseline(run: Path, seeds: Sequence[int]) -> tuple[Interval, float]:
-    """The blind baseline fitted on each seed's round data; chance: one over the number of answers of a topic."""
+    """Return the accuracy of the blind baseline, fitted on each seed's round data, and chance.
+
+    Chance is one over the number of answers of a topic, averaged over the questions.
+    """
     from clincot.evaluation.blind_baseline import BlindBaseline
     from clincot.evaluation.read_benchmark import read_benchmark
 
@@ -209,39 +221,36 @@ def _measure_blind_baseline(run: Path, seeds: Sequence[int]) -> tuple[Interval, 
     clusters: list[str] = []
     chances: list[float] = []
     for seed in seeds:
-        at = run / f"seed-{seed}"
-        benchmark = read_benchmark(at / "benchmark")
-        blind = BlindBaseline.fit(load_questions(at / "data"), load_references(at / "data"))
+        seed_folder = run / f"seed-{seed}"
+        benchmark = read_benchmark(seed_folder / "benchmark")
+        blind = BlindBaseline.fit(load_questions(seed_folder / "data"), load_references(seed_folder / "data"))
         for outcome in blind.iter_outcomes(benchmark):
             values.append(outcome.correct)
             clusters.append(benchmark.clusters[outcome.question])
-        answers: dict[tuple[str, str], set[str]] = {}
+        answers: dict[str, set[str]] = {}  # by topic
         for question in benchmark.questions.values():
-            group = answers.setdefault((question.topic, ""), set())
-            group.add(benchmark.references[question.id].answer)
-        chances += [1 / len(answers[q.topic, ""]) for q in benchmark.questions.values()]
+            answers.setdefault(question.topic, set()).add(benchmark.references[question.id].answer)
+        chances += [1 / len(answers[question.topic]) for question in benchmark.questions.values()]
     return cluster_wilson_interval(values, clusters), float(np.mean(chances))
 
 
 def render_learning_results(report: Mapping[str, Any]) -> str:
-    """The report as Markdown."""
+    """Render the report as Markdown."""
     lines = [
         f"{len(report['seeds'])} seeds, {report['questions']} questions about {report['patients']} unseen patients "
         "(warps of one CT); 95 % intervals clustered by patient. One anatomy, controlled: not clinical evidence.",
         "",
         "| policy | " + " | ".join(f"accuracy, {arm}" for arm in ARMS) + " |",
         "|---" * (len(ARMS) + 1) + "|",
-        *(
-            f"| {row['row']} | " + " | ".join(format_interval(row["accuracy"][arm]) for arm in ARMS) + " |"
-            for row in report["rows"]
-        ),
-        f"| blind | {format_interval(report['blind'])} |" + " – |" * (len(ARMS) - 1),
+        *(_format_row(row["row"], *(row["accuracy"][arm] for arm in ARMS)) for row in report["rows"]),
+        _format_row("blind", report["blind"]) + " – |" * (len(ARMS) - 1),
         "",
         "| policy | own-region hit-rate | IoU | off format | accuracy, own region, minus base | hit-rate minus base |",
         "|---|---|---|---|---|---|",
         *(
-            f"| {row['row']} | {format_interval(row['hit_rate']['written'])} | {format_interval(row['iou'])} | "
-            f"{format_interval(row['off_format'])} | {format_interval(row['gain'])} | {format_interval(row['hit_gain'])} |"
+            _format_row(
+                row["row"], row["hit_rate"]["written"], row["iou"], row["off_format"], row["gain"], row["hit_gain"]
+            )
             for row in report["rows"]
         ),
         "",
@@ -258,6 +267,10 @@ def render_learning_results(report: Mapping[str, Any]) -> str:
         "",
     ]
     return "\n".join(lines)
+
+
+def _format_row(label: str, *intervals: Mapping[str, Any]) -> str:
+    return f"| {label} | {' | '.join(format_interval(interval) for interval in intervals)} |"
 
 
 def _read_metric(outcome: Outcome, metric: PairedMetric) -> float | None:

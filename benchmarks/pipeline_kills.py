@@ -1,9 +1,11 @@
-"""A local pipeline, killed at ten random moments, and another whose S3 is away for 20 s: do the digests stay the same?
+"""Crash safety of a local pipeline: ten kills at random moments, and an S3 outage of 20 s.
 
-make bench-kills SEED=0
+    python -m benchmarks.pipeline_kills --seed 0            (make bench-kills SEED=0)
 
-The kills (SIGKILL, of all its processes) fall into ten tasks, one each, a random while after the task began; the run is
-started again after each. S3 goes away when `version` begins, which pushes to it; what it refused is counted.
+One run is killed (SIGKILL to its process group) in each of ten tasks, at a random time after the task's start, and
+started again after each kill. In another run, S3 is unreachable for 20 s from the start of `version`, which pushes to
+it. Both must end with the digests of an undisturbed run. The exit code is 0 if they do, all ten kills took place and
+S3 refused at least one connection.
 """
 
 from __future__ import annotations
@@ -29,87 +31,90 @@ from tests.support.s3_server import S3Server, s3_server
 
 OUTAGE_S = 20.0
 KILLS = 10
-UNKILLED_TASKS = ("preflight", "finish")  # run anew each time, so that a kill in them proves nothing
+# run anew each time, so a kill in them proves nothing
+UNKILLED_TASKS = ("preflight", "start-round", "record-round", "record-run-status")
 OUTAGE_TASK = "version"
 _TASK_START_PATTERN = re.compile(r"(\d\d):(\d\d):(\d\d\.\d+) - INFO - Executing task \S*?'([a-z0-9-]+)'")
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--seed", type=int, default=0)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seed", type=int, default=0, help="Seed of the tasks and times of the kills.")
     rng = random.Random(parser.parse_args().seed)
     with (
-        tempfile.TemporaryDirectory(prefix="clincot-kills-") as made,
-        s3_server(Path(made) / "s3") as s3,
-        start_tcp_proxy(s3) as (behind, away, refused),
+        tempfile.TemporaryDirectory(prefix="clincot-kills-") as scratch,
+        s3_server(Path(scratch) / "s3") as s3,
+        start_tcp_proxy(s3) as (proxied_s3, cut_connections, refused),
     ):
-        os.environ.update(behind.environment)
-        behind.bucket("preferences")
-        init_repository(str(Path(made) / "preferences.git"), "s3://preferences/rounds")
-        world = build_world(Path(made), behind, str(Path(made) / "preferences.git"))
-        began = time.monotonic()
-        took = parse_durations(_run_to_end(world, "undisturbed"))
-        wall_s, wanted = time.monotonic() - began, world.made(line="undisturbed")
-        print(
-            f"undisturbed in {wall_s:.0f} s: {', '.join(f'{task} {s:.1f} s' for task, s in took.items())}", flush=True
-        )
-        killed = run_with_kills(world, took, rng)
-        with_kills = world.made(line="killed") == wanted
+        os.environ.update(proxied_s3.environment)
+        proxied_s3.bucket("preferences")
+        init_repository(str(Path(scratch) / "preferences.git"), "s3://preferences/rounds")
+        world = build_world(Path(scratch), proxied_s3, str(Path(scratch) / "preferences.git"))
+        started = time.monotonic()
+        durations = parse_durations(_run_to_end(world, "undisturbed"))
+        wall_s, expected = time.monotonic() - started, world.made(line="undisturbed")
+        listed = ", ".join(f"{task} {seconds:.1f} s" for task, seconds in durations.items())
+        print(f"undisturbed in {wall_s:.0f} s: {listed}", flush=True)
+        killed = run_with_kills(world, durations, rng)
+        with_kills = world.made(line="killed") == expected
         print(
             f"killed {len(killed)} of {KILLS} times, {_describe_digests(with_kills)}: {', '.join(killed)}", flush=True
         )
-        again = run_with_outage(world, away)
-        with_outage = world.made(line="away") == wanted
+        restarts = run_with_outage(world, cut_connections)
+        with_outage = world.made(line="away") == expected
     print(
-        f"S3 away for {OUTAGE_S:g} s from {OUTAGE_TASK} on, {len(refused)} connections refused, the pipeline started again "
-        f"{again} times, {_describe_digests(with_outage)}"
+        f"S3 unreachable for {OUTAGE_S:g} s from the start of {OUTAGE_TASK}, {len(refused)} connections refused, "
+        f"pipeline restarted {restarts} times, {_describe_digests(with_outage)}"
     )
     return 0 if with_kills and with_outage and len(killed) == KILLS and refused else 1
 
 
 def parse_durations(output: str) -> dict[str, float]:
-    """{task: seconds until the next one began}, of a run's tasks in their order, without the spared ones."""
-    begun = [
-        (one[4], float(one[1]) * 3600 + float(one[2]) * 60 + float(one[3]))
-        for one in _TASK_START_PATTERN.finditer(output)
+    """Return {task: seconds until the next task started} in task order, without UNKILLED_TASKS."""
+    starts = [
+        (match[4], float(match[1]) * 3600 + float(match[2]) * 60 + float(match[3]))
+        for match in _TASK_START_PATTERN.finditer(output)
     ]
-    gaps = {task: (after - at) % 86400 for (task, at), (_, after) in itertools.pairwise(begun)}
+    # The log has times without dates, hence the modulo for a run over midnight.
+    gaps = {task: (after - start) % 86400 for (task, start), (_, after) in itertools.pairwise(starts)}
     return {task: gap for task, gap in gaps.items() if task not in UNKILLED_TASKS}
 
 
-def run_with_kills(world: World, took: Mapping[str, float], rng: random.Random) -> list[str]:
-    """Start the run again and again, each time killing it in a task where it was not killed yet; then let it finish."""
-    chosen = set(rng.sample(sorted(took), KILLS))
-    done = []
+def run_with_kills(world: World, durations: Mapping[str, float], rng: random.Random) -> list[str]:
+    """Start a run repeatedly, kill it each time in another task, then let it finish; returns the kills as text."""
+    chosen = set(rng.sample(sorted(durations), KILLS))
+    kills = []
 
     def kill(task: str, group: int) -> bool:
         if task not in chosen:
             return False
-        after_s = rng.uniform(0.0, 0.4) * took[task]  # undisturbed; `version` is faster where another run has pushed
+        after_s = (
+            rng.uniform(0.0, 0.4) * durations[task]
+        )  # early, because `version` is faster once another run has pushed
         time.sleep(after_s)
         os.killpg(group, signal.SIGKILL)
         chosen.remove(task)
-        done.append(f"{task} +{after_s:.1f} s")
+        kills.append(f"{task} +{after_s:.1f} s")
         return True
 
     while chosen and world.watched("killed", kill, line="killed")[0] == -signal.SIGKILL:
         pass
     _run_to_end(world, "killed")
-    return done
+    return kills
 
 
-def run_with_outage(world: World, away: Callable[[], None]) -> int:
-    """A run during which S3 is away; how often it was started again (what a task itself tries again is not seen)."""
+def run_with_outage(world: World, cut_connections: Callable[[], None]) -> int:
+    """Run with an S3 outage; returns how often the pipeline was restarted (retries within a task do not count)."""
 
-    def leave(task: str, _: int) -> bool:
+    def start_outage(task: str, _: int) -> bool:
         if task == OUTAGE_TASK:
-            threading.Thread(target=away, daemon=True).start()
+            threading.Thread(target=cut_connections, daemon=True).start()
         return task == OUTAGE_TASK
 
-    code, said = world.watched("away", leave, line="away")
+    code, output = world.watched("away", start_outage, line="away")
     if code != 0:
-        raise SystemExit(f"away: {said[-3000:]}")
-    return said.count("; again in ")
+        raise SystemExit(f"away: {output[-3000:]}")
+    return output.count("; again in ")
 
 
 def _run_to_end(world: World, run: str) -> str:
@@ -120,17 +125,20 @@ def _run_to_end(world: World, run: str) -> str:
 
 
 def _describe_digests(same: bool) -> str:
-    return "the same digests" if same else "OTHER DIGESTS"
+    return "same digests" if same else "DIFFERENT DIGESTS"
 
 
 @contextmanager
 def start_tcp_proxy(s3: S3Server) -> Iterator[tuple[S3Server, Callable[[], None], list[float]]]:
-    """The server behind another address, and what shuts that for AWAY_S: connections break, new ones are refused, at
-    the times in the list."""
+    """Start a TCP proxy in front of the S3 server.
+
+    Yields the server at the proxy's address, a function that breaks all connections and refuses new ones for OUTAGE_S,
+    and the list of the times of refused connections.
+    """
     refused: list[float] = []
     target = ("127.0.0.1", int(s3.url.rpartition(":")[2]))
     listening = socket.create_server(("127.0.0.1", 0))
-    port, open_ones, shut = listening.getsockname()[1], set[socket.socket](), threading.Event()
+    port, connections, shut = listening.getsockname()[1], set[socket.socket](), threading.Event()
 
     def pump(source: socket.socket, sink: socket.socket) -> None:
         with suppress(OSError):
@@ -141,38 +149,38 @@ def start_tcp_proxy(s3: S3Server) -> Iterator[tuple[S3Server, Callable[[], None]
     def accept() -> None:
         while True:
             try:
-                asking, _ = listening.accept()
+                client, _ = listening.accept()
             except OSError:
                 return
             if shut.is_set():
                 refused.append(time.monotonic())
-                asking.close()
+                client.close()
                 continue
-            answering = socket.create_connection(target)
-            open_ones.update((asking, answering))
-            if shut.is_set():  # it went away while this one came in
-                _close_connections(asking, answering)
+            upstream = socket.create_connection(target)
+            connections.update((client, upstream))
+            if shut.is_set():  # the outage began while this connection was opened
+                _close_connections(client, upstream)
                 continue
-            for pair in ((asking, answering), (answering, asking)):
+            for pair in ((client, upstream), (upstream, client)):
                 threading.Thread(target=pump, args=pair, daemon=True).start()
 
-    def away() -> None:
+    def cut_connections() -> None:
         shut.set()
-        _close_connections(*open_ones.copy())
+        _close_connections(*connections.copy())
         time.sleep(OUTAGE_S)
         shut.clear()
 
     threading.Thread(target=accept, daemon=True).start()
     try:
-        yield S3Server(f"http://127.0.0.1:{port}"), away, refused
+        yield S3Server(f"http://127.0.0.1:{port}"), cut_connections, refused
     finally:
         listening.close()
 
 
 def _close_connections(*connections: socket.socket) -> None:
-    for one in connections:
+    for connection in connections:
         with suppress(OSError):
-            one.shutdown(socket.SHUT_RDWR)
+            connection.shutdown(socket.SHUT_RDWR)
 
 
 if __name__ == "__main__":

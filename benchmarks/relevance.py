@@ -1,9 +1,11 @@
-"""Does a grounder look where the finding is? `python benchmarks/relevance.py [--policy FOLDER] [--images N]`, one core.
+"""Hit-rate of the grounders: how often a grounder's first region shows the finding, on one core.
 
-Renders radiographs of patients that no training uses and asks every question whose answer can be seen somewhere. Shown
-is the first region of each grounder, as the crop that the policy would see, against random squares of the same size:
-a grounder that does not beat those does not look. Intervals (95 %) are clustered by patient. Run again after a policy
-was trained anew; what it measured last stands in generation/grounders.py.
+    python -m benchmarks.relevance [--policy FOLDER] [--images N]
+
+Renders radiographs of patients that no training uses and asks every question whose answer has boxes. The first region
+of each grounder, as the crop that the policy would see, is compared with random squares of the same size: a grounder
+should have a higher hit-rate than these. Intervals (95 %) are clustered by patient. Run it again after training a new
+policy; clincot/generation/grounders.py quotes the latest results.
 """
 
 from __future__ import annotations
@@ -40,13 +42,14 @@ from clincot.records import Question, Study
 from clincot.synthetic.build import build_synthetic_dataset
 
 PATIENTS = range(300, 306)
-DRAWS = 20  # random squares a question
+DRAWS = 20  # random squares per question
 
 
 def build_grounders(policy: VisionLanguageModel, config: ProposeConfig) -> dict[str, Grounder]:
+    """Build the grounders to compare, by the name that the table shows."""
     return {
         "relevance": RelevanceGrounder(policy, quantile=config.relevance_quantile),
-        "its tiles alone": WindowGrounder(policy, sides=[policy.views.min_crop], stride=1.0),
+        "its tiles only": WindowGrounder(policy, sides=[policy.views.min_crop], stride=1.0),
         "windows": WindowGrounder(policy, sides=config.window_sides, stride=config.window_stride),
         "written": WrittenGrounder(policy, samples=1, temperature=0.0, seed=0),
     }
@@ -55,18 +58,18 @@ def build_grounders(policy: VisionLanguageModel, config: ProposeConfig) -> dict[
 def find_first_regions(
     grounder: Grounder, questions: list[Question], studies: StudyIndex, folder: Path, config: ProposeConfig
 ) -> Iterator[Box | None]:
-    """The best region of each question (None: nothing was found), questions in study order."""
+    """Yield the best region of each question, or None if there is none; questions must be grouped by study."""
     for study_id, group in tqdm(groupby(questions, key=lambda q: q.study), desc=grounder.name, unit=" images"):
-        sought = [build_grounding_query(question, studies[study_id], limit=config.hypotheses) for question in group]
-        for found in grounder.ground(sought, folder):
-            yield found[0].box if found else None
+        queries = [build_grounding_query(question, studies[study_id], limit=config.hypotheses) for question in group]
+        for regions in grounder.ground(queries, folder):
+            yield regions[0].box if regions else None
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--policy", type=Path, default=Path("assets/policy"))
-    parser.add_argument("--images", type=int, default=60)
-    parser.add_argument("--only", action="append", default=[], help="measure this grounder only, as often as needed")
+    parser.add_argument("--policy", type=Path, default=Path("assets/policy"), help="Checkpoint of the policy.")
+    parser.add_argument("--images", type=int, default=60, help="Number of radiographs.")
+    parser.add_argument("--only", action="append", default=[], help="Measure only this grounder; may be repeated.")
     args = parser.parse_args()
     policy, config = load_policy(args.policy), ProposeConfig()
     with tempfile.TemporaryDirectory() as scratch:
@@ -85,19 +88,20 @@ def main() -> None:
             started = time.perf_counter()
             boxes = list(find_first_regions(grounder, questions, studies, folder, config))
             rate = len({q.study for q in questions}) / (time.perf_counter() - started)
-            hits, by_chance = [], []
+            hits, random_hits = [], []
             for question, box in zip(questions, boxes, strict=True):
-                shown = _crop_box(box or WHOLE_IMAGE, studies[question.study], policy)
-                hits.append(float(box is not None and bool(hits_reference(shown, key[question.id]))))
-                side = min(1.0, shown.area**0.5)
+                crop = _crop_box(box or WHOLE_IMAGE, studies[question.study], policy)
+                hits.append(float(box is not None and bool(hits_reference(crop, key[question.id]))))
+                side = min(1.0, crop.area**0.5)
                 draws = [draw_random_square(derive_seed(question.id, n), side) for n in range(DRAWS)]
-                by_chance.append(sum(bool(hits_reference(draw, key[question.id])) for draw in draws) / DRAWS)
-            cells = [cluster_bootstrap(values, patients, seed=0) for values in (hits, by_chance)]
-            shown_cells = " | ".join(f"{c.value:.3f} [{c.low:.3f}, {c.high:.3f}]" for c in cells)
-            print(f"| {name} | {shown_cells} | {rate:.2f} |", flush=True)
+                random_hits.append(sum(bool(hits_reference(draw, key[question.id])) for draw in draws) / DRAWS)
+            intervals = [cluster_bootstrap(values, patients, seed=0) for values in (hits, random_hits)]
+            cells = " | ".join(f"{i.value:.3f} [{i.low:.3f}, {i.high:.3f}]" for i in intervals)
+            print(f"| {name} | {cells} | {rate:.2f} |", flush=True)
 
 
 def _crop_box(box: Box, study: Study, policy: VisionLanguageModel) -> Box:
+    """Return the part of the image that the policy sees as the crop of a box."""
     if box == WHOLE_IMAGE:
         return box
     return crop_square(box, min_side=policy.views.min_crop, aspect=study.width / study.height)

@@ -1,22 +1,24 @@
-"""Throughput and latency of `clincot serve`, and a soak.
+"""Throughput and latency of `clincot serve`, and a soak test.
 
-    python benchmarks/serving_throughput.py                      1, 4, 16, 64 clients: batched against unbatched servers, same run
-    python benchmarks/serving_throughput.py --soak 600           16 clients for ten minutes: errors, and RSS at both ends
+    python -m benchmarks.serving_throughput                1, 4, 16 and 64 clients, batched and unbatched servers
+    python -m benchmarks.serving_throughput --soak 600     16 clients for ten minutes: errors, and RSS at both ends
 
-Three servers of the same checkpoint run one after the other in every repetition, the same requests sent to each:
+    (make bench-serving, make bench-serving SOAK=600)
+
+For each number of clients, the same requests go to three servers of the same checkpoint, one server after the other:
 
     batched      as shipped
-    one by one   a request at a time (running=1): a request's own regions still share forward passes
-    unbatched    a conversation at a time (max_batch=1): what a server without batching does
+    one by one   one request at a time (running=1); the regions of a request still share forward passes
+    unbatched    one conversation at a time (max_batch=1), like a server without batching
 
-Clients are closed loops: each sends its next request when it has the answer to the last one. They ask three questions
-about every film (--questions 1: one), two of which look for the same finding, so that their windows are scored once
-where they meet in a batch. No request is under way twice: there are more of them than clients. Every film is known to
-the servers' picture caches before. Every answer has to be the batched server's first answer to that question, or the
-run fails (one of two answers whose likelihoods tie within 1e-4 may be either).
+Clients are closed loops: each sends its next request when its last one has been answered. They ask three questions
+about every film (with --questions 1, one). Two of them look for the same finding, so their windows are scored once if
+they are in one batch. There are more requests than clients, so no request is in flight twice. Every film is in the
+servers' image caches before the measurement. Every answer must equal the first answer of any server to that request,
+or the run fails; if the likelihoods of two answers are within 1e-4, either is accepted.
 
-`cpu` is processor time of server and clients an answer: unlike answers/s it does not depend on what else the machine
-does, so on a busy machine its ratio is the one to read.
+`cpu` is the processor time of server and clients per answer. It does not depend on the machine's other load, so on a
+busy machine compare this column.
 """
 
 from __future__ import annotations
@@ -49,7 +51,7 @@ QUESTIONS = ("Is there a nodule?", "Is there an effusion?", "Is there a nodule i
 
 
 def build_requests(films: int, questions: int = 3, seed: int = 0) -> list[dict[str, Any]]:
-    """Requests about `films` pictures of noise with a bright square each, the first `questions` about every film."""
+    """Build requests: the first `questions` of QUESTIONS about each of `films` images of noise with a bright square."""
     rng = np.random.default_rng(seed)
     out = []
     with tempfile.TemporaryDirectory() as folder:
@@ -66,7 +68,7 @@ def build_requests(films: int, questions: int = 3, seed: int = 0) -> list[dict[s
 
 @contextlib.contextmanager
 def start_server(checkpoint: Path, overrides: Sequence[str]) -> Iterator[tuple[str, int]]:
-    """(address, process id) of a server of its own, ready."""
+    """Start a server and yield (address, process id) when it is ready."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -76,7 +78,7 @@ def start_server(checkpoint: Path, overrides: Sequence[str]) -> Iterator[tuple[s
         "policy",
         "--set",
         "deadline_s=600",
-        *itertools.chain.from_iterable(("--set", one) for one in overrides),
+        *itertools.chain.from_iterable(("--set", override) for override in overrides),
     ]
     environment = {**os.environ, "PYTHONPATH": str(ROOT / "src"), "TQDM_DISABLE": "1"}
     process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
@@ -87,7 +89,7 @@ def start_server(checkpoint: Path, overrides: Sequence[str]) -> Iterator[tuple[s
                 if httpx.get(f"{url}/v2/health/ready").status_code == 200:
                     break
             if process.poll() is not None:
-                raise RuntimeError(f"the server ended with {process.returncode}: {' '.join(command)}")
+                raise RuntimeError(f"the server exited with code {process.returncode}: {' '.join(command)}")
             time.sleep(0.1)
         yield url, process.pid
     finally:
@@ -98,7 +100,7 @@ def start_server(checkpoint: Path, overrides: Sequence[str]) -> Iterator[tuple[s
 async def run_clients(
     url: str, requests: Sequence[dict[str, Any]], *, clients: int, seconds: float
 ) -> list[tuple[float, int, Any]]:
-    """(latency in s, which request, prediction) of every answer that came within `seconds`."""
+    """Send requests from closed loops for `seconds`; returns (latency in s, index of the request, prediction)."""
     done: list[tuple[float, int, Any]] = []
     until = time.monotonic() + seconds
     order = itertools.count()
@@ -106,10 +108,10 @@ async def run_clients(
     async def client(http: httpx.AsyncClient) -> None:
         while time.monotonic() < until:
             which = next(order) % len(requests)
-            began = time.monotonic()
+            started = time.monotonic()
             reply = await http.post(f"{url}/v1/models/policy:predict", json=requests[which])
             reply.raise_for_status()
-            done.append((time.monotonic() - began, which, reply.json()["predictions"][0]))
+            done.append((time.monotonic() - started, which, reply.json()["predictions"][0]))
 
     limits = httpx.Limits(max_connections=clients, max_keepalive_connections=clients)
     async with httpx.AsyncClient(timeout=600, limits=limits) as http, asyncio.TaskGroup() as group:
@@ -119,32 +121,39 @@ async def run_clients(
 
 
 async def warm_image_cache(url: str, requests: Sequence[dict[str, Any]]) -> None:
-    """Ask every request once: whatever pictures a server keeps, it has seen."""
+    """Send every request once, so that the server has all images in its cache."""
     async with httpx.AsyncClient(timeout=600) as http:
         for request in requests:
             (await http.post(f"{url}/v1/models/policy:predict", json=request)).raise_for_status()
 
 
 def measure_cpu_time(process: psutil.Process) -> float:
-    """Seconds of processor time, of a server and of this process."""
-    return sum(sum(one.cpu_times()[:2]) for one in (process, psutil.Process()))
+    """Return the seconds of processor time of a server and this process together."""
+    total = 0.0
+    for measured in (process, psutil.Process()):
+        times = measured.cpu_times()
+        total += times.user + times.system
+    return total
 
 
 def answers_match(one: dict[str, Any], other: dict[str, Any]) -> bool:
-    """Equal answers of equal confidence to 1e-4; or two answers that tie."""
-    near = abs(one["confidence"] - other["confidence"]) < 1e-4
+    """Compare two predictions: equal confidence to 1e-4, and equal answers or a tie of likelihoods."""
+    same_confidence = abs(one["confidence"] - other["confidence"]) < 1e-4
     if one["answer"] == other["answer"]:
-        return near
-    likelihoods = [r["likelihood"] for a in (one, other) for r in a["regions"]]
-    return near and min(abs(a - b) for a, b in itertools.combinations(likelihoods, 2)) < 1e-4
+        return same_confidence
+    likelihoods = [region["likelihood"] for region in (*one["regions"], *other["regions"])]
+    return same_confidence and min(abs(a - b) for a, b in itertools.combinations(likelihoods, 2)) < 1e-4
 
 
 def compare_servers(
     checkpoint: Path, clients: Sequence[int], seconds: float, films: int, questions: int
 ) -> dict[str, Any]:
+    """Measure all servers at each number of clients; returns {"server/clients": rate, cpu, p50, p99 and count}."""
     requests = build_requests(films, questions)
     if len(requests) < max(clients):
-        raise SystemExit(f"{len(requests)} requests for {max(clients)} clients: expected as many; give more --films")
+        raise SystemExit(
+            f"{len(requests)} requests for {max(clients)} clients: expected at least one per client; raise --films"
+        )
     first: dict[int, Any] = {}
     table: dict[str, Any] = {}
     with contextlib.ExitStack() as stack:
@@ -153,17 +162,17 @@ def compare_servers(
             asyncio.run(warm_image_cache(url, requests[::questions]))
         for count in tqdm(clients, desc="clients"):
             for name, (url, pid) in running.items():
-                began, computed = time.monotonic(), measure_cpu_time(psutil.Process(pid))
+                started, cpu = time.monotonic(), measure_cpu_time(psutil.Process(pid))
                 done = asyncio.run(run_clients(url, requests, clients=count, seconds=seconds))
-                elapsed, computed = time.monotonic() - began, measure_cpu_time(psutil.Process(pid)) - computed
+                elapsed, cpu = time.monotonic() - started, measure_cpu_time(psutil.Process(pid)) - cpu
                 for _, which, answer in done:
                     if not answers_match(first.setdefault(which, answer), answer):
-                        raise SystemExit(f"{name}, {count} clients: another answer to request {which}")
-                latency = np.array([one[0] for one in done])
+                        raise SystemExit(f"{name}, {count} clients: request {which} got another answer than before")
+                latency = np.array([seconds for seconds, _, _ in done])
                 p50, p99 = np.percentile(latency, [50, 99]) * 1000
                 table[f"{name}/{count}"] = {
                     "rate": len(done) / elapsed,
-                    "cpu_ms": computed / len(done) * 1000,
+                    "cpu_ms": cpu / len(done) * 1000,
                     "p50_ms": p50,
                     "p99_ms": p99,
                     "n": len(done),
@@ -172,7 +181,10 @@ def compare_servers(
 
 
 def run_soak(checkpoint: Path, seconds: float, clients: int, films: int) -> dict[str, Any]:
-    """RSS after a tenth of the time (caches are warm) and at the end. Any reply but 200 ends it."""
+    """Run clients for a while; returns RSS after a tenth of the time, when caches are warm, and at the end.
+
+    Raises httpx.HTTPStatusError at the first reply that is an error.
+    """
     requests = build_requests(films)
     with start_server(checkpoint, ()) as (url, pid):
         process = psutil.Process(pid)
@@ -185,12 +197,12 @@ def run_soak(checkpoint: Path, seconds: float, clients: int, films: int) -> dict
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--checkpoint", type=Path, default=ROOT / "assets" / "policy")
-    parser.add_argument("--clients", type=int, nargs="+", default=[1, 4, 16, 64])
-    parser.add_argument("--seconds", type=float, default=10.0, help="of each measurement")
-    parser.add_argument("--films", type=int, default=32)
-    parser.add_argument("--questions", type=int, choices=[1, 2, 3], default=3, help="about every film")
-    parser.add_argument("--soak", type=float, metavar="SECONDS", help="instead: 16 clients for so long")
+    parser.add_argument("--checkpoint", type=Path, default=ROOT / "assets" / "policy", help="Checkpoint to serve.")
+    parser.add_argument("--clients", type=int, nargs="+", default=[1, 4, 16, 64], help="Numbers of clients.")
+    parser.add_argument("--seconds", type=float, default=10.0, help="Duration of each measurement.")
+    parser.add_argument("--films", type=int, default=32, help="Number of images.")
+    parser.add_argument("--questions", type=int, choices=[1, 2, 3], default=3, help="Questions per image.")
+    parser.add_argument("--soak", type=float, metavar="SECONDS", help="Run the soak test for this time instead.")
     args = parser.parse_args()
     if args.soak:
         print(json.dumps(run_soak(args.checkpoint, args.soak, 16, args.films), indent=2))
@@ -198,7 +210,7 @@ def main() -> None:
     table = compare_servers(args.checkpoint, args.clients, args.seconds, args.films, args.questions)
     print(
         f"{'clients':>7}  {'server':<11} {'answers/s':>9} {'p50 ms':>8} {'p99 ms':>8} {'cpu ms':>7}  "
-        "batched is faster by (cheaper in cpu by)"
+        "speed-up of batched (in cpu)"
     )
     for count in args.clients:
         batched = table[f"batched/{count}"]

@@ -1,8 +1,12 @@
-"""Does training in several processes make what one makes? One process, two (gloo), and two that share a model (FSDP2).
+"""Agreement of training in several processes with training in one.
 
-`make bench-processes` prints the largest difference from one process's run, over all steps and over all weights. FSDP
-on CPU is nothing that accelerate offers: its look at the kind of device is overridden here (`--worker`), which the
-product does not do. The models are tiny; what is shown is the arithmetic, not speed.
+    python -m benchmarks.several_processes            (make bench-processes)
+
+Trains a tiny model in one process, in two (gloo), and in two that shard the model (FSDP2), and prints the largest
+differences from the first run over all steps and all weights. They should be within floating-point error; nothing is
+checked. Times are not meaningful for such a small model.
+
+accelerate does not support FSDP on CPU, so `--worker` overrides its detection of the device; the product does not.
 """
 
 from __future__ import annotations
@@ -24,7 +28,7 @@ COMPARED_METRICS = ("loss", "grad_norm", "chosen_logps")
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--worker", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument("work", nargs="?", help=argparse.SUPPRESS)
     args = parser.parse_args()
@@ -52,9 +56,9 @@ def main() -> None:
 
 
 def _time_training(work: TrainingJob, *, processes: int) -> float:
-    """Seconds of a run."""
+    """Run the training and return its duration in seconds."""
     write_json(work.folder / "work.json", work.model_dump(mode="json"))
-    began = time.monotonic()
+    started = time.monotonic()
     subprocess.run(
         [
             sys.executable,
@@ -62,24 +66,30 @@ def _time_training(work: TrainingJob, *, processes: int) -> float:
             "torch.distributed.run",
             "--standalone",
             f"--nproc-per-node={processes}",
-            __file__,
+            "--module",
+            "benchmarks.several_processes",
             "--worker",
             str(work.folder / "work.json"),
         ],
         check=True,
         stderr=subprocess.DEVNULL,
     )
-    return time.monotonic() - began
+    return time.monotonic() - started
 
 
 def _compare_runs(one: TrainingJob, two: TrainingJob) -> str:
+    """Return the cells of a row: the largest differences of the logged metrics and of the weights."""
     from safetensors.numpy import load_file
 
     logs = list(zip(_read_train_log(one), _read_train_log(two), strict=True))
     weights = [load_file(work.checkpoint / "model.safetensors") for work in (one, two)]
     if weights[0].keys() != weights[1].keys():
-        raise SystemExit(f"other weights: {sorted(weights[0].keys() ^ weights[1].keys())}")
-    cells = [max(abs(a[name] - b[name]) for a, b in logs) for name in COMPARED_METRICS]
+        raise SystemExit(f"the checkpoints have different weights: {sorted(weights[0].keys() ^ weights[1].keys())}")
+
+    def find_largest_difference(metric: str) -> float:
+        return max(abs(a[metric] - b[metric]) for a, b in logs)
+
+    cells = [find_largest_difference(metric) for metric in COMPARED_METRICS]
     cells.append(max(float(abs(weights[0][name] - weights[1][name]).max()) for name in weights[0]))
     return " | ".join(f"{cell:.1e}" for cell in cells)
 
@@ -90,16 +100,16 @@ def _read_train_log(work: TrainingJob) -> list[dict[str, float]]:
 
 
 def _run_worker(work: str) -> None:
-    """clincot.training.worker, with accelerate told that these processes may split a model."""
+    """Run clincot.training.worker after patching accelerate, so that processes on CPU may shard a model."""
     from accelerate.state import AcceleratorState
     from accelerate.utils import DistributedType
 
     from clincot.training.worker import main as train
 
-    made = AcceleratorState.__init__
+    original_init = AcceleratorState.__init__
 
     def init(state: AcceleratorState, *args: object, **kwargs: object) -> None:
-        made(state, *args, **kwargs)
+        original_init(state, *args, **kwargs)
         plugin = kwargs.get("fsdp_plugin") or state.__dict__.get("fsdp_plugin")
         if plugin is not None and state.distributed_type == DistributedType.MULTI_CPU:
             state.distributed_type, state.fsdp_plugin = DistributedType.FSDP, plugin

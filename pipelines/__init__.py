@@ -1,1 +1,1 @@
-"""Kubeflow: the round as a pipeline, where its tasks run, and how it is submitted. Importable as clincot.pipelines."""
+"""The round as a Kubeflow pipeline: its tasks, where they run, and how runs are submitted and scheduled."""

@@ -1,4 +1,4 @@
-"""A connection to Kubeflow Pipelines: where it is, who we are, and errors that say which of the two is wrong."""
+"""Connection to Kubeflow Pipelines, with errors that tell a wrong address from a wrong token."""
 
 from __future__ import annotations
 
@@ -17,35 +17,35 @@ from kfp_server_api import ApiException
 
 from clincot.errors import InvalidInput, UserError
 
-POD_TOKEN = Path("/var/run/secrets/kubeflow/pipelines/token")  # as Kubeflow's documentation projects it
+POD_TOKEN = Path("/var/run/secrets/kubeflow/pipelines/token")  # where Kubeflow's documentation mounts it
 REQUEST_S = 30.0
 _MAX_SHOWN_CHARS = 300
 
 
 class PipelinesFailed(UserError, RuntimeError):
-    """Kubeflow Pipelines refused, or could not be reached; says which, and what would mend it."""
+    """Kubeflow Pipelines refused a request or did not answer; the message says which, and what to do."""
 
 
 @dataclass(frozen=True)
 class Connection:
-    """A client, and the names that a line of rounds has there."""
+    """A client, and the names of our pipeline and experiment on the server."""
 
     client: kfp.Client
     endpoint: str
     ui: str
-    namespace: str  # of a multi-user installation; "" for others
+    namespace: str  # the profile's on a multi-user installation, otherwise ""
     pipeline: str
     experiment: str
 
     def ensure_experiment(self) -> str:
-        """Of the experiment, which is made where it is not there."""
+        """Return the id of the experiment; create the experiment if it does not exist."""
         with kfp_errors(self.endpoint):
-            made = self.client.create_experiment(self.experiment, namespace=self.namespace or None)
-            found: str = made.experiment_id
-            return found
+            experiment = self.client.create_experiment(self.experiment, namespace=self.namespace or None)
+            experiment_id: str = experiment.experiment_id
+            return experiment_id
 
 
-def connect_pipelines(
+def connect_pipelines(  # noqa: PLR0913 (one keyword per command-line option)
     endpoint: str = "",
     *,
     token_file: Path | None = None,
@@ -56,25 +56,25 @@ def connect_pipelines(
     pipeline: str = "clincot-round",
     experiment: str = "clincot",
 ) -> Connection:
-    """Connect, after one question that tells a wrong address from a wrong token. Raises BadInput, PipelinesFailed.
+    """Connect to Kubeflow Pipelines after a health check. Raises InvalidInput and PipelinesFailed.
 
-    profile: the namespace where the installation is a multi-user one and `namespace` is not given.
+    profile: the namespace to use if the installation is a multi-user one and `namespace` is empty.
     """
     endpoint = (endpoint or os.environ.get("KFP_ENDPOINT", "")).rstrip("/")
     if not endpoint:
-        raise InvalidInput(
-            "where is Kubeflow Pipelines? name it with --endpoint or KFP_ENDPOINT (https://host/pipeline)"
-        )
+        raise InvalidInput("no endpoint of Kubeflow Pipelines: set --endpoint or KFP_ENDPOINT (https://host/pipeline)")
     if not endpoint.startswith(("http://", "https://")):
         raise InvalidInput(f"the endpoint must start with http:// or https://, got {endpoint!r}")
     token, origin = _read_token(token_file)
     multi_user = _probe_endpoint(endpoint, token, origin, ca_cert)
     namespace = namespace or (profile if multi_user else "")
     if multi_user and not namespace:
-        raise InvalidInput(f"{endpoint} is a multi-user installation: name the profile's namespace with --namespace")
+        raise InvalidInput(
+            f"{endpoint} is a multi-user installation: set the namespace of your profile with --namespace"
+        )
     with kfp_errors(endpoint), warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)
-        # kfp asks for the namespace by itself where it is left out, five times
+        # without a namespace, kfp asks the server for one, with five attempts; a space prevents that
         client = kfp.Client(
             host=endpoint,
             existing_token=token or None,
@@ -88,7 +88,7 @@ def connect_pipelines(
 
 @contextlib.contextmanager
 def kfp_errors(endpoint: str) -> Iterator[None]:
-    """What the client raises, in a sentence; what it prints, to stderr."""
+    """Turn errors of the client into PipelinesFailed, and send to stderr what the client prints."""
     try:
         with contextlib.redirect_stdout(sys.stderr):
             yield
@@ -99,25 +99,25 @@ def kfp_errors(endpoint: str) -> Iterator[None]:
 
 
 def _read_token(token_file: Path | None) -> tuple[str, str]:
-    """The bearer token, and where it is from; ("", "") without one."""
+    """Return the bearer token and its source, or ("", "") without a token."""
     if token_file is None and os.environ.get("KFP_TOKEN"):
         return os.environ["KFP_TOKEN"].strip(), "KFP_TOKEN"
-    named = token_file or (Path(os.environ["KFP_TOKEN_FILE"]) if os.environ.get("KFP_TOKEN_FILE") else None)
-    if named is None and POD_TOKEN.is_file():
-        named = POD_TOKEN
-    if named is None:
+    path = token_file or (Path(os.environ["KFP_TOKEN_FILE"]) if os.environ.get("KFP_TOKEN_FILE") else None)
+    if path is None and POD_TOKEN.is_file():
+        path = POD_TOKEN
+    if path is None:
         return "", ""
     try:
-        token = named.read_text(encoding="utf-8").strip()
+        token = path.read_text(encoding="utf-8").strip()
     except OSError as error:
-        raise InvalidInput(f"{named}: the token cannot be read: {error.strerror}") from None
+        raise InvalidInput(f"{path}: cannot read the token: {error.strerror}") from None
     if not token:
-        raise InvalidInput(f"{named}: is empty, expected a bearer token")
-    return token, str(named)
+        raise InvalidInput(f"{path}: is empty, expected a bearer token")
+    return token, str(path)
 
 
 def _probe_endpoint(endpoint: str, token: str, origin: str, ca_cert: Path | None) -> bool:
-    """Is it Kubeflow Pipelines, and does it let us in? Returns whether it is a multi-user installation."""
+    """Check that the endpoint is Kubeflow Pipelines and accepts the token; return whether it is multi-user."""
     url = f"{endpoint}/apis/v2beta1/healthz"
     try:
         reply = httpx.get(
@@ -130,7 +130,7 @@ def _probe_endpoint(endpoint: str, token: str, origin: str, ca_cert: Path | None
         raise PipelinesFailed(
             f"{url}: no answer ({type(error).__name__}: {error}); is --endpoint (KFP_ENDPOINT) right?"
         ) from None
-    if reply.status_code in (301, 302, 303, 307, 401, 403):  # a login page is a no as well
+    if reply.status_code in (301, 302, 303, 307, 401, 403):  # a redirect to a login page is a refusal, too
         raise PipelinesFailed(
             _describe_refusal(endpoint, 401 if reply.is_redirect else reply.status_code, reply.text, origin)
         )
@@ -140,18 +140,18 @@ def _probe_endpoint(endpoint: str, token: str, origin: str, ca_cert: Path | None
         multi_user = None
     if multi_user is None:
         raise PipelinesFailed(
-            f"{url}: HTTP {reply.status_code}, not what Kubeflow Pipelines answers; is --endpoint (KFP_ENDPOINT) right?"
+            f"{url}: HTTP {reply.status_code}, not an answer of Kubeflow Pipelines; is --endpoint (KFP_ENDPOINT) right?"
             " Behind Kubeflow's gateway it ends in /pipeline"
         )
     return bool(multi_user)
 
 
 def _describe_refusal(endpoint: str, status: int, body: str, origin: str = "") -> str:
-    said = " ".join(body.split())[:_MAX_SHOWN_CHARS]
+    shown = " ".join(body.split())[:_MAX_SHOWN_CHARS]
     if status in (401, 403):
         token = f"the token of {origin}" if origin else "the token, if there is one,"
         return (
-            f"{endpoint}: HTTP {status}, not let in: {token} has expired or is not allowed to; get a new one and set "
-            f"KFP_TOKEN, KFP_TOKEN_FILE or --token-file ({said})"
+            f"{endpoint}: HTTP {status}, access denied: {token} has expired or lacks permission; get a new one and set "
+            f"KFP_TOKEN, KFP_TOKEN_FILE or --token-file ({shown})"
         )
-    return f"{endpoint}: HTTP {status}: {said}"
+    return f"{endpoint}: HTTP {status}: {shown}"

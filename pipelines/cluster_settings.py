@@ -1,7 +1,7 @@
-"""cluster.yaml: what an operator says about where the tasks of a round run. Names of Secrets stand here, no secrets.
+"""Settings of the cluster (cluster.yaml): where the tasks of a round run. They name Secrets but contain none.
 
-Every key is described at its field; `cluster.yaml` beside this file is a commented example of all of them. A task takes
-the profile `gpu` or `cpu` by its stage's device (stages.py), and then what `stages` says of that very stage.
+Each field describes its key, and pipelines/cluster.yaml is a commented example with all keys. A task gets the profile
+`gpu` or `cpu` according to the device of its stage, and then the changes under `stages` for this task.
 """
 
 from __future__ import annotations
@@ -21,45 +21,48 @@ ImageReference = Annotated[str, Field(pattern=r"^[a-z0-9][-\w./:]*(@sha256:[0-9a
 Quantity = Annotated[str, Field(pattern=r"^\d+(\.\d+)?(m|[kMGTPE]i?)?$")]
 VariableName = Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")]
 Seconds = Annotated[int, Field(ge=1)]
+# Tasks that are not stages; all of them run on CPUs.
 NON_STAGE_TASKS = (
+    "start_round",
     "merge",
+    "record_round",
     "page",
-    "select_champion",
     "deploy",
+    "select_champion",
     "record_run_status",
-)  # tasks that are no stages; all run on CPUs
+)
 TASK_NAMES = (*(stage.name for stage in STAGES), *NON_STAGE_TASKS)
 _SECRET_NAME = re.compile(r"(?i)(secret|token|passw|_key$|credential)")
 
 
 class Images(FrozenConfig):
-    """The images of the tasks; by digest (…@sha256:…) a run is what it says, by tag it is what the registry says."""
+    """Images of the tasks. Only a digest (…@sha256:…) fixes the code of a run; a tag can move in the registry."""
 
-    cpu: Annotated[ImageReference, Field(description="of tasks without a GPU")] = "clincot-cpu:latest"
-    gpu: Annotated[ImageReference, Field(description="of the stages whose device is gpu")] = "clincot-cuda:latest"
+    cpu: Annotated[ImageReference, Field(description="image of tasks without a GPU")] = "clincot-cpu:latest"
+    gpu: Annotated[ImageReference, Field(description="image of the stages whose device is gpu")] = "clincot-cuda:latest"
     pull_policy: Literal["Always", "IfNotPresent", "Never"] = "IfNotPresent"
     pull_secrets: Annotated[tuple[Name, ...], Field(description="Secrets with registry credentials")] = ()
 
 
 class ContainerResources(FrozenConfig):
-    """Of one container."""
+    """CPU and memory of one container."""
 
     cpu: Annotated[str, Field(pattern=r"^\d+(\.\d+)?m?$")]
     memory: Quantity
 
 
 class Toleration(FrozenConfig):
-    """As in a pod's spec."""
+    """A toleration, as in the spec of a pod."""
 
     key: str = ""
     operator: Literal["Equal", "Exists"] = "Equal"
     value: str = ""
     effect: Literal["", "NoSchedule", "PreferNoSchedule", "NoExecute"] = ""
-    seconds: Annotated[int | None, Field(ge=0, description="tolerationSeconds, of NoExecute")] = None
+    seconds: Annotated[int | None, Field(ge=0, description="tolerationSeconds for NoExecute")] = None
 
 
 class RetryPolicy(FrozenConfig):
-    """Of a task that failed; the pause grows by the factor each time."""
+    """Retries of a failed task. Each pause is longer than the one before by the factor."""
 
     count: Annotated[int, Field(ge=0)] = 2
     backoff_s: Seconds = 30
@@ -68,16 +71,18 @@ class RetryPolicy(FrozenConfig):
 
 
 class ResourceProfile(FrozenConfig):
-    """What a task asks for."""
+    """Resources, placement and time limit of a task."""
 
     requests: ContainerResources
     limits: ContainerResources
-    accelerator: Annotated[str, Field(description="resource name, such as nvidia.com/gpu; with count 0: none")] = ""
-    count: Annotated[int, Field(ge=0, description="accelerators")] = 0
+    accelerator: Annotated[str, Field(description="resource name, such as nvidia.com/gpu; unused if count is 0")] = ""
+    count: Annotated[int, Field(ge=0, description="number of accelerators")] = 0
     node_selector: dict[str, str] = Field(default={})
     tolerations: tuple[Toleration, ...] = ()
-    shm: Annotated[Quantity | Literal[""], Field(description="size of /dev/shm; empty: the runtime's 64Mi")] = ""
-    timeout_s: Annotated[Seconds, Field(description="a task that takes longer is ended, and counts as failed")] = 3600
+    shm: Annotated[
+        Quantity | Literal[""], Field(description="size of /dev/shm; empty: 64Mi, the default of the runtime")
+    ] = ""
+    timeout_s: Annotated[Seconds, Field(description="a task that takes longer is stopped and counts as failed")] = 3600
     retries: RetryPolicy = RetryPolicy()
 
     @model_validator(mode="after")
@@ -88,7 +93,7 @@ class ResourceProfile(FrozenConfig):
 
 
 class StageOverrides(FrozenConfig):
-    """What one stage asks for otherwise than its profile; what is left out stays as in the profile."""
+    """Changes of a profile for one task. Fields that are not set keep the value of the profile."""
 
     requests: ContainerResources | None = None
     limits: ContainerResources | None = None
@@ -102,22 +107,24 @@ class StageOverrides(FrozenConfig):
 
 
 class CacheVolume(FrozenConfig):
-    """A claim where data sets and checkpoints stay between tasks. Without it every task fetches what it needs."""
+    """Volume that keeps data sets and checkpoints between tasks. Without it, each task downloads what it needs."""
 
     claim: Annotated[
-        Name | Literal[""], Field(description="PersistentVolumeClaim in the run namespace; empty: none")
+        Name | Literal[""], Field(description="PersistentVolumeClaim in the namespace of the runs; empty: none")
     ] = ""
     mount: Annotated[str, Field(pattern=r"^/[-\w./]+$")] = "/cache"
     sub_path: str = ""
 
 
 class SecretEnv(FrozenConfig):
-    """Keys of a Secret (in the run namespace) as environment variables."""
+    """Keys of a Secret in the namespace of the runs, as environment variables."""
 
     name: Name
-    env: Annotated[dict[str, VariableName], Field(min_length=1, description="{key of the Secret: variable}")]
-    optional: Annotated[bool, Field(description="the pod starts without it, too")] = False
-    stages: Annotated[tuple[str, ...], Field(description="tasks that see it; empty: all")] = ()
+    env: Annotated[
+        dict[str, VariableName], Field(min_length=1, description="{key of the Secret: environment variable}")
+    ]
+    optional: Annotated[bool, Field(description="the pod also starts if the Secret does not exist")] = False
+    stages: Annotated[tuple[str, ...], Field(description="tasks that get the variables; empty: all")] = ()
 
     @field_validator("stages")
     @classmethod
@@ -126,21 +133,26 @@ class SecretEnv(FrozenConfig):
 
 
 class PodSecurity(FrozenConfig):
-    """As far as Kubeflow Pipelines can say it. Read-only root, dropped capabilities and seccomp it cannot: those are
-    set by the namespace's Pod Security level or an admission policy, and the image runs with them."""
+    """Security context of the pods, as far as Kubeflow Pipelines can set it.
 
-    user: Annotated[int, Field(ge=1, description="the default is the images' (Dockerfile)")] = 10001
+    It cannot set a read-only root, dropped capabilities or seccomp. The Pod Security level of the namespace or an
+    admission policy can require them, and the images run with them.
+    """
+
+    user: Annotated[int, Field(ge=1, description="the default is the user of the images (Dockerfile)")] = 10001
     group: Annotated[int, Field(ge=1)] = 10001
     non_root: Literal[True] = True
 
 
 class ClusterSettings(FrozenConfig):
-    """cluster.yaml, whole."""
+    """All settings of cluster.yaml."""
 
-    namespace: Annotated[Name, Field(description="of run pods: that of Kubeflow Pipelines, or a profile's")] = (
-        "kubeflow"
-    )
-    service_account: Annotated[Name | Literal[""], Field(description="of run pods; empty: KFP's default")] = ""
+    namespace: Annotated[
+        Name, Field(description="namespace of the run pods: that of Kubeflow Pipelines or of a profile")
+    ] = "kubeflow"
+    service_account: Annotated[
+        Name | Literal[""], Field(description="account of the run pods; empty: the default of Kubeflow Pipelines")
+    ] = ""
     images: Images = Images()
     cpu: ResourceProfile = ResourceProfile(
         requests=ContainerResources(cpu="2", memory="8Gi"),
@@ -156,24 +168,27 @@ class ClusterSettings(FrozenConfig):
         shm="8Gi",
         tolerations=(Toleration(key="nvidia.com/gpu", operator="Exists", effect="NoSchedule"),),
     )
-    stages: Annotated[dict[str, StageOverrides], Field(description="{task: what it asks for otherwise}")] = Field(
+    stages: Annotated[dict[str, StageOverrides], Field(description="{task: changes of its profile}")] = Field(
         default={}
     )
     cache: CacheVolume = CacheVolume()
-    env: Annotated[dict[VariableName, str], Field(description="of every task: endpoints, CA bundles, proxies")] = Field(
-        default={}
-    )
+    env: Annotated[
+        dict[VariableName, str], Field(description="environment of every task: endpoints, CA bundles, proxies")
+    ] = Field(default={})
     ca_config_map: Annotated[
-        Name | Literal[""], Field(description="ConfigMap (in the run namespace) with cabundle.crt: all CAs to trust")
+        Name | Literal[""],
+        Field(description="ConfigMap in the namespace of the runs with cabundle.crt: all CAs to trust"),
     ] = ""
     secrets: tuple[SecretEnv, ...] = ()
     security: PodSecurity = PodSecurity()
-    labels: Annotated[dict[str, str], Field(description="of every pod")] = Field(default={})
-    annotations: Annotated[dict[str, str], Field(description="of every pod")] = Field(default={})
-    queue: Annotated[str, Field(description="Kueue's LocalQueue for the pods; empty: none")] = ""
-    parallel_shards: Annotated[int, Field(ge=0, description="shards that run at once; 0: all")] = 0
-    deadline_s: Annotated[Seconds, Field(description="of a whole run")] = 7 * 86400
-    keep_s: Annotated[int, Field(ge=0, description="how long a finished run's workflow object is kept")] = 7 * 86400
+    labels: Annotated[dict[str, str], Field(description="labels of every pod")] = Field(default={})
+    annotations: Annotated[dict[str, str], Field(description="annotations of every pod")] = Field(default={})
+    queue: Annotated[str, Field(description="LocalQueue of Kueue for the pods; empty: none")] = ""
+    parallel_shards: Annotated[int, Field(ge=0, description="shards that run at the same time; 0: all")] = 0
+    deadline_s: Annotated[Seconds, Field(description="time limit of a whole run")] = 7 * 86400
+    keep_s: Annotated[int, Field(ge=0, description="how long the workflow object of a finished run is kept")] = (
+        7 * 86400
+    )
 
     @field_validator("stages")
     @classmethod
@@ -182,7 +197,7 @@ class ClusterSettings(FrozenConfig):
         return stages
 
     def resolve_profile(self, task: str) -> ResourceProfile:
-        """What the task asks for: its device's profile, with its stage's changes."""
+        """Return the profile for the device of the task, with the changes for this task."""
         device = next((stage.device for stage in STAGES if stage.name == task), "cpu")
         base: ResourceProfile = self.gpu if device == "gpu" else self.cpu
         changes = self.stages.get(task, StageOverrides()).model_dump(exclude_none=True)
@@ -194,14 +209,14 @@ class ClusterSettings(FrozenConfig):
 
 
 def _check_task_names(names: tuple[str, ...]) -> tuple[str, ...]:
-    strange = [name for name in names if name not in TASK_NAMES]
-    if strange:
-        raise ValueError(f"no task is called {', '.join(strange)}; there are {', '.join(TASK_NAMES)}")
+    unknown = [name for name in names if name not in TASK_NAMES]
+    if unknown:
+        raise ValueError(f"no task is called {', '.join(unknown)}; the tasks are {', '.join(TASK_NAMES)}")
     return names
 
 
 def load_cluster_settings(path: Path | None) -> ClusterSettings:
-    """cluster.yaml; None: the defaults. Raises BadRecord naming the file and the key."""
+    """Read cluster.yaml; without a path, return the defaults. Raises InvalidRecord that names the file and the key."""
     if path is None:
         return ClusterSettings()
     content = read_settings(path, "the cluster's settings (cluster.yaml)")
@@ -209,6 +224,6 @@ def load_cluster_settings(path: Path | None) -> ClusterSettings:
     for name, value in settings.env.items():
         if _SECRET_NAME.search(name) or ("://" in value and "@" in value):
             raise InvalidRecord(
-                f"{path}: env.{name} looks like a secret; it would stand in manifests: name a Secret instead"
+                f"{path}: env.{name} looks like a secret and would appear in manifests; name a Secret instead"
             )
     return settings

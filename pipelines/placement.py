@@ -1,4 +1,4 @@
-"""Where each task of a pipeline runs: cluster.yaml applied to kfp's tasks. Nothing of it is known to the library."""
+"""Where each task of a pipeline runs, and under which name: cluster.yaml applied to the tasks of kfp."""
 
 from __future__ import annotations
 
@@ -10,10 +10,42 @@ CA_FOLDER = "/etc/clincot/ca"
 CA_VARIABLES = ("SSL_CERT_FILE", "REQUESTS_CA_BUNDLE", "AWS_CA_BUNDLE", "GIT_SSL_CAINFO")
 KUEUE_QUEUE_LABEL = "kueue.x-k8s.io/queue-name"
 
+# Names in the graph of the UI. They begin with the word by which cluster.yaml and the logs know the task.
+DISPLAY_NAMES = {
+    "preflight": "preflight checks",
+    "start_round": "start round",
+    "prepare": "prepare questions",
+    "propose": "propose regions",
+    "answer": "answer questions",
+    "judge": "judge candidates",
+    "merge": "merge shards",
+    "pair": "pair candidates",
+    "version": "version data",
+    "train": "train challenger",
+    "evaluate": "evaluate",
+    "decide": "decide",
+    "record_round": "record round",
+    "page": "page of the round",
+    "publish": "publish checkpoint",
+    "deploy": "deploy checkpoint",
+    "select_champion": "select champion",
+    "record_run_status": "record run status",
+}
+# Tasks that read or change something outside their inputs and outputs, so a cached result would be wrong.
+NEVER_CACHED_TASKS = ("preflight", "start_round", "record_round", "deploy", "record_run_status")
 
-def apply_placement(task: dsl.PipelineTask, name: str, cluster: ClusterSettings) -> dsl.PipelineTask:
-    """Give the task called `name` (cluster_settings.TASKS) its image, resources, secrets, volumes, times and labels."""
+
+def apply_placement(
+    task: dsl.PipelineTask, name: str, cluster: ClusterSettings, *, display_name: str = ""
+) -> dsl.PipelineTask:
+    """Set the image, resources, secrets, volumes, time limits, labels, caching and display name of a task.
+
+    name: one of cluster_settings.TASK_NAMES. display_name: replaces the name in DISPLAY_NAMES.
+    """
     profile = cluster.resolve_profile(name)
+    task.set_display_name(display_name or DISPLAY_NAMES[name])
+    if name in NEVER_CACHED_TASKS:
+        task.set_caching_options(False)
     task.set_container_image(cluster.select_image(name))
     _set_resources(task, profile)
     _configure_pod(task, name, cluster)
@@ -36,7 +68,7 @@ def apply_placement(task: dsl.PipelineTask, name: str, cluster: ClusterSettings)
 
 
 def build_pipeline_config(cluster: ClusterSettings) -> dsl.PipelineConfig:
-    """How long a run may take, and how long its workflow object is kept."""
+    """Return how long a run may take, and how long its workflow object is kept."""
     return dsl.PipelineConfig(active_deadline_seconds=cluster.deadline_s, ttl_seconds_after_finished=cluster.keep_s)
 
 

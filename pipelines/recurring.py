@@ -1,7 +1,9 @@
-"""The recurring run, kept as it is described. Kubeflow cannot change one in place: a new one takes an old one's.
+"""Keeps one recurring run as the plan and the schedule describe it.
 
-It is named by a hash of all that it is (pipeline, timing, account). The new one is created first, then the old ones are
-disabled and deleted: interrupted anywhere, there is a recurring run, and the next call goes on. Twice changes nothing.
+Kubeflow cannot change a recurring run in place, so a new recurring run replaces the old one. Its name is a hash of
+its content (pipeline, schedule, account). The new one is created first, then the old ones are disabled and deleted. If
+this is interrupted, one recurring run exists at any time, and the next call completes the change. Calling it again
+without a change does nothing.
 """
 
 from __future__ import annotations
@@ -13,23 +15,23 @@ from typing import Any
 
 from clincot.errors import InvalidInput
 from clincot.pipelines.client import Connection, kfp_errors
-from clincot.pipelines.round import RoundPlan
+from clincot.pipelines.round_plan import RoundPlan
 from clincot.pipelines.submit import check_run_inputs, upload_pipeline
 from clincot.records import hash_json
 
-_CRON_FIELDS = 6  # of a cron expression with seconds
+_CRON_FIELDS = 6  # a cron expression of Kubeflow begins with seconds
 
 
 @dataclass(frozen=True)
 class RunSchedule:
-    """When it runs: a cron expression with seconds, or every so many seconds."""
+    """When a recurring run starts: a cron expression with seconds, or an interval in seconds."""
 
     cron: str = ""
     interval_s: int = 0
 
     def __post_init__(self) -> None:
         if bool(self.cron) == bool(self.interval_s):
-            raise InvalidInput("a schedule has either --cron or --interval, not both and not neither")
+            raise InvalidInput("a schedule needs exactly one of --cron and --interval")
         if self.cron and len(self.cron.split()) != _CRON_FIELDS:
             raise InvalidInput(
                 f"--cron {self.cron!r}: expected six fields, seconds first (Kubeflow's cron): '0 0 2 * * *' is every "
@@ -43,7 +45,7 @@ class RunSchedule:
 
 
 def reconcile_recurring_run(connection: Connection, plan: RoundPlan, timing: RunSchedule) -> list[str]:
-    """Make the recurring run what plan and timing say; returns what was done, a line each. Raises PipelinesFailed."""
+    """Make the recurring run match plan and schedule; return one line for each change. Raises PipelinesFailed."""
     check_run_inputs(plan)
     version = upload_pipeline(connection, plan)
     account = plan.cluster.service_account
@@ -78,30 +80,30 @@ def reconcile_recurring_run(connection: Connection, plan: RoundPlan, timing: Run
             done.append(f"enabled {name}")
     kept = same[0].recurring_run_id
     done += _delete_runs(connection, [one for one in before if one.recurring_run_id != kept])
-    return done or [f"{name} is as it should be: {timing}"]
+    return done or [f"{name} is up to date: {timing}"]
 
 
 def delete_recurring_runs(connection: Connection) -> list[str]:
-    """Disable and delete every recurring run of the line; returns what was done."""
+    """Disable and delete every recurring run of ours; return one line for each."""
     return _delete_runs(connection, list_recurring_runs(connection, connection.ensure_experiment()))
 
 
 def list_recurring_runs(connection: Connection, experiment: str) -> list[Any]:
-    """The line's recurring runs: those of the experiment that are named by this module."""
+    """List the recurring runs of the experiment whose names this module made."""
     ours = re.compile(re.escape(connection.pipeline) + r"-[0-9a-f]{12}")
-    found: list[Any] = []
+    recurring: list[Any] = []
     token = ""
     with kfp_errors(connection.endpoint):
         while True:
             page = connection.client.list_recurring_runs(page_token=token, page_size=100, experiment_id=experiment)
-            found += [one for one in page.recurring_runs or [] if ours.fullmatch(one.display_name or "")]
+            recurring += [one for one in page.recurring_runs or [] if ours.fullmatch(one.display_name or "")]
             token = page.next_page_token
             if not token:
-                return found
+                return recurring
 
 
 def describe_trigger(one: Any) -> str:
-    """When a recurring run runs, in words."""
+    """Return in words when a recurring run starts."""
     trigger = one.trigger
     if trigger is not None and trigger.cron_schedule is not None:
         return f"cron {trigger.cron_schedule.cron}"
@@ -114,7 +116,7 @@ def _delete_runs(connection: Connection, old: Sequence[Any]) -> list[str]:
     done = []
     for one in old:
         with kfp_errors(connection.endpoint):
-            if not _is_disabled(one):  # a run that is due while it is being deleted would still start
+            if not _is_disabled(one):  # otherwise a run that is due during the deletion would still start
                 connection.client.disable_recurring_run(one.recurring_run_id)
             connection.client.delete_recurring_run(one.recurring_run_id)
         done.append(f"removed {one.display_name} ({one.recurring_run_id})")

@@ -1,4 +1,7 @@
-"""A round's files, wherever its tasks left them, as a run folder: the page, the benchmark table and the digests."""
+"""The page and the benchmark table of one round, from files that the tasks of a pipeline left in different places.
+
+`clincot.rounds` renders a run folder. This module arranges links to the files as such a folder, and renders it.
+"""
 
 from __future__ import annotations
 
@@ -6,20 +9,16 @@ import os
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from clincot.config import Params, parse_config
-from clincot.jsonl import atomic_write, read_json_model, read_records, write_json
-from clincot.judging.combination import PanelReport
-from clincot.records import Decision
+from clincot.jsonl import atomic_write, write_json
+from clincot.pipelines.params import JsonObject, decode_params
+from clincot.pipelines.round_files import RoundContext, RoundFiles
 from clincot.reporting.page import write_page
 from clincot.rounds import Plan, collect_results, render_results_table, start_run
-from clincot.runs import history
 from clincot.storage.artifacts import download_folder
-from clincot.storage.digests import hash_path
-from clincot.storage.open import open_store
 
-_ROUND_FILES = {  # output of a task -> its name in a round's folder, as rounds.py has it
+_ROUND_FILES = {  # output of a task -> its name in the folder of a round, as in rounds.py
     "questions": "questions.jsonl",
     "regions": "regions.jsonl",
     "candidates": "candidates.jsonl",
@@ -28,75 +27,48 @@ _ROUND_FILES = {  # output of a task -> its name in a round's folder, as rounds.
     "panel_report": "panel.report.json",
     "pairs": "pairs.jsonl",
     "pair_report": "pairs.report.json",
-    "version": "version.json",
-    "checkpoint": "policy",
     "outcomes": "outcomes.jsonl",
     "report": "report.json",
     "decision": "decision.json",
-    "summary": "decision.md",
     "evidence": "evidence.jsonl",
 }
 
 
 def write_round_page(
-    params: Mapping[str, Mapping[str, Any]],
-    *,
-    number: int,
-    data: str,
-    benchmark: str,
-    blind_from: str,
-    policy: str,
-    made: Mapping[str, str],
-    champion: Mapping[str, str],
-    page: Path,
-    results: Path,
-) -> history.RoundOutputs:
-    """Write the page (HTML) and the benchmark table (Markdown) of one round; keep in the store what it made.
-
-    made: paths by the names above; champion: paths of the outcomes and report of the policy that it is held against;
-    policy: address of the policy that it started from.
-    """
-    from clincot.pipelines.params import decode_params
-
+    params: Mapping[str, JsonObject], context: RoundContext, files: RoundFiles, *, page: Path, results: Path
+) -> None:
+    """Write the page (HTML) and the benchmark table (Markdown) of one round."""
     parsed = parse_config(
-        Params, {name: decode_params(one) for name, one in params.items()}, where="pipeline parameters"
+        Params, {name: decode_params(section) for name, section in params.items()}, where="pipeline parameters"
     )
-    with tempfile.TemporaryDirectory() as place:
-        run = Path(place) / "run"
+    with tempfile.TemporaryDirectory() as temporary:
+        run = Path(temporary) / "run"
         plan = Plan(
             run=run,
-            data=download_folder(data),
-            benchmark=download_folder(benchmark),
-            policy=download_folder(policy),
+            data=download_folder(context.data),
+            benchmark=download_folder(context.benchmark),
+            policy=download_folder(context.policy),
             params=parsed,
             count=1,
-            blind_from=download_folder(blind_from) if blind_from else None,
+            blind_from=download_folder(context.blind_from) if context.blind_from else None,
         )
         run.mkdir()
         start_run(plan)
-        folder = run / "round-01"
-        for name, path in made.items():
-            _link_file(Path(path), folder / _ROUND_FILES[name])
-        for name, path in champion.items():
-            _link_file(Path(path), run / "base" / _ROUND_FILES[name])
+        _link_round(run, context, files)
         gathered = collect_results(plan)
         write_json(run / "results.json", gathered)
-        write_page(run, page, title=f"ClinCoT: round {number}")
+        write_page(run, page, title=f"ClinCoT: round {context.number}")
     with atomic_write(results) as file:
         file.write(render_results_table(gathered) + "\n")
-    (decision,) = read_records(Path(made["decision"]), Decision)
-    digests = {name: hash_path(Path(path)) for name, path in sorted(made.items())}
-    panel = read_json_model(Path(made["panel_report"]), PanelReport) if "panel_report" in made else None
-    kept = history.RoundOutputs(
-        number=number,
-        digests=digests,
-        decision=decision.id,
-        verdict=decision.verdict,
-        agreement=panel.alpha_calibrated.value if panel else None,
-    )
-    if parsed.publish.store:
-        history.record_round_outputs(open_store(parsed.publish.store), parsed.publish.name, kept)
-    return kept
+
+
+def _link_round(run: Path, context: RoundContext, files: RoundFiles) -> None:
+    folder = run / "round-01"
+    for name, path in files.by_name().items():
+        _link_file(path, folder / _ROUND_FILES[name])
+    _link_file(Path(context.checkpoint), folder / "policy")
+    _link_file(Path(context.champion_outcomes), run / "base" / _ROUND_FILES["outcomes"])
+    _link_file(Path(context.champion_report), run / "base" / _ROUND_FILES["report"])
 
 
 def _link_file(path: Path, link: Path) -> None:

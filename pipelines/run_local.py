@@ -1,19 +1,19 @@
-"""The pipeline's tasks on this machine, one process each (kfp.local), as they would run in a cluster's pods.
+"""Runs the tasks of the pipeline on this machine with kfp.local, in one process each, as pods run them on a cluster.
 
-RUN/run.json     which round this is: given again, the folder goes on with it, and ends where it would have ended
-RUN/store/       where checkpoints, pointer and records lie, unless publish.store names a place
-RUN/kfp/         what the tasks wrote, a folder a run of a task
-RUN/cache/       kfp's cache: a task that ended well is not run again on the same inputs
+RUN/run.json     which round this is; a run that is started again in the folder resumes it
+RUN/store/       checkpoints, champion pointer and records, unless publish.store names another store
+RUN/kfp/         files that the tasks wrote, one folder for each run of a task
+RUN/cache/       cache of kfp: a task that succeeded does not run again with the same inputs
 """
 
 from __future__ import annotations
 
+import itertools
 import json
 import logging
 import multiprocessing
 import os
 import sys
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -28,15 +28,19 @@ from clincot.errors import InvalidInput, UserError
 from clincot.jsonl import InvalidRecord, hash_files, write_json
 from clincot.pipelines.cluster_settings import ClusterSettings, ContainerResources, ResourceProfile, RetryPolicy
 from clincot.pipelines.fork_server import preloaded_python
-from clincot.pipelines.round import RoundPlan, build_round_pipeline
+from clincot.pipelines.round import build_round_pipeline
+from clincot.pipelines.round_plan import RoundPlan
 from clincot.pipelines.tasks import ERRORS_ENV
+from clincot.preferences.versions.dvc import DvcFailed
+from clincot.preferences.versions.git import GitFailed
+from clincot.processes import retry_call
 from clincot.records import hash_json
 from clincot.registry.champion import NoChampion, create_champion_pointer, read_champion
 from clincot.registry.publication import PublicationEvidence, register_checkpoint
 from clincot.runs import history
 from clincot.runs.history import RoundOutputs
 from clincot.storage.open import open_store
-from clincot.storage.store import Store
+from clincot.storage.store import Store, StoreUnavailable
 
 _NOMINAL_RESOURCES = ContainerResources(cpu="1", memory="1Gi")
 LOCAL_CLUSTER = ClusterSettings(
@@ -44,17 +48,23 @@ LOCAL_CLUSTER = ClusterSettings(
     gpu=ResourceProfile(requests=_NOMINAL_RESOURCES, limits=_NOMINAL_RESOURCES, retries=RetryPolicy(count=0)),
 )
 RETRY_PAUSES_S = (10.0, 20.0, 40.0)
-TRANSIENT_ERRORS = ("StoreAway", "GitFailed", "DvcFailed")  # errors of what may be back in a while
+# Errors of services that may be back after a pause. Tasks report errors by the name of their class.
+TRANSIENT_ERRORS = tuple(error.__name__ for error in (StoreUnavailable, GitFailed, DvcFailed))
 
 
 class RunFailed(UserError, RuntimeError):
-    """A task failed; says which, and what it said."""
+    """A task failed; the message names it and repeats its error."""
+
+
+class _TransientFailure(RunFailed):
+    """A failure that another attempt may not meet."""
 
 
 def run_local(plan: RoundPlan, run: Path, *, policy: Path | None = None) -> str:
-    """Run the pipeline of the plan in the folder `run`, or what is left of it; returns a summary of what it made.
+    """Run the pipeline of the plan in the folder `run`, or resume it there; return a summary of the rounds.
 
-    policy: the base policy, published and made round-0 champion where the line has none. Raises RunFailed, BadInput.
+    policy: the base policy, which is published and becomes the round-0 champion if the model has no champion.
+    Raises RunFailed and InvalidInput.
     """
     run = run.absolute()
     run.mkdir(parents=True, exist_ok=True)
@@ -65,7 +75,7 @@ def run_local(plan: RoundPlan, run: Path, *, policy: Path | None = None) -> str:
     if policy is not None:
         _ensure_base_champion(store, config, policy)
     number = _resolve_round_number(run, store, config)
-    here = replace(
+    local_plan = replace(
         plan,
         params=plan.params.model_copy(update={"publish": config}),
         cluster=LOCAL_CLUSTER,
@@ -77,14 +87,14 @@ def run_local(plan: RoundPlan, run: Path, *, policy: Path | None = None) -> str:
         target="local",
         state=str(run / "serving"),
     )
-    _run_with_retries(here, run)
+    _run_with_retries(local_plan, run)
     return "\n".join(
         _format_summary(history.read_round_outputs(store, config.name, number + more)) for more in range(plan.rounds)
     )
 
 
 def _run_with_retries(plan: RoundPlan, run: Path) -> None:
-    """Run it; again, where the store or the data repository was away for a while, as Kubeflow's retries would."""
+    """Run the pipeline, with retries like those of Kubeflow if the store or the data repository was unavailable."""
     errors = run / "errors.jsonl"
     os.environ[ERRORS_ENV] = str(errors)
     os.environ.setdefault("CLINCOT_CACHE", str(run / "cache"))
@@ -96,29 +106,40 @@ def _run_with_retries(plan: RoundPlan, run: Path) -> None:
         cache_root=str(run / "cache" / "kfp"),
     )
     with preloaded_python() as python, _override_python(str(python)):
-        for pause_s in (*RETRY_PAUSES_S, None):
+        attempts = itertools.count(1)
+
+        def run_pipeline() -> None:
+            first_attempt = next(attempts) == 1
             errors.unlink(missing_ok=True)
             process = multiprocessing.get_context("fork").Process(target=_run_once, args=(plan, errors))
-            process.start()  # a process of its own each time: kfp's loops leak state
+            process.start()  # one process for each attempt, because the loops of kfp leak state
             process.join()
             if process.exitcode == 0:
                 return
-            told = _read_errors(errors)
-            if not told:
-                raise RunFailed("the pipeline failed with a fault of the program; its traceback stands above")
-            message = "; ".join(one["message"] for one in told)
-            looked = any(one["message"].startswith("clincot preflight") for one in told)
-            passing = any(one["error"] in TRANSIENT_ERRORS for one in told)
-            if pause_s is None or (looked and pause_s == RETRY_PAUSES_S[0]) or not (passing or looked):
-                raise RunFailed(message)  # what the first look finds is wrong, what is missing later may come back
-            logging.warning("%s; again in %g s", message, pause_s)
-            time.sleep(pause_s)
+            failures = _read_errors(errors)
+            if not failures:
+                raise RunFailed("the pipeline failed because of an internal error; see its traceback above")
+            message = "; ".join(failure["message"] for failure in failures)
+            in_preflight = any(failure["message"].startswith("clincot preflight") for failure in failures)
+            transient = any(failure["error"] in TRANSIENT_ERRORS for failure in failures)
+            # A failure of the first preflight is a mistake in the settings; later, a service may be unavailable.
+            if (in_preflight and first_attempt) or not (transient or in_preflight):
+                raise RunFailed(message)
+            raise _TransientFailure(message)
+
+        retry_call(
+            run_pipeline,
+            is_transient=lambda error: isinstance(error, _TransientFailure),
+            wait_s=lambda failures: RETRY_PAUSES_S[failures - 1],
+            attempts=1 + len(RETRY_PAUSES_S),
+            on_retry=lambda error, wait_s: logging.warning("%s; next attempt in %g s", error, wait_s),
+        )
 
 
 def _run_once(plan: RoundPlan, errors: Path) -> None:
     try:
         build_round_pipeline(plan)()
-    except RuntimeError:  # kfp.local's own, when a task has failed
+    except RuntimeError:  # kfp.local raises it when a task has failed
         if not errors.is_file():
             raise
         sys.exit(1)
@@ -131,7 +152,7 @@ def _read_errors(errors: Path) -> list[dict[str, str]]:
 
 @contextmanager
 def _override_python(executable: str) -> Iterator[None]:
-    """kfp.local runs its tasks with sys.executable."""
+    """Replace sys.executable, with which kfp.local runs its tasks."""
     before, sys.executable = sys.executable, executable
     try:
         yield
@@ -140,7 +161,7 @@ def _override_python(executable: str) -> Iterator[None]:
 
 
 def _ensure_base_champion(store: Store, config: PublishConfig, policy: Path) -> None:
-    """Publish the base policy and make it champion, where there is none."""
+    """Publish the base policy and make it the champion if the model has none."""
     try:
         read_champion(store, config.name)
     except NoChampion:
@@ -149,32 +170,34 @@ def _ensure_base_champion(store: Store, config: PublishConfig, policy: Path) -> 
 
 
 def _resolve_round_number(run: Path, store: Store, config: PublishConfig) -> int:
-    """Which round the folder's run is; decided when it is run for the first time."""
-    path, where = run / "run.json", {"store": config.store, "line": config.name}
+    """Return the round that the folder runs; the first run in the folder decides it."""
+    path, identity = run / "run.json", {"store": config.store, "line": config.name}
     if path.is_file():
         try:
             before = json.loads(path.read_text(encoding="utf-8"))
         except json.JSONDecodeError as error:
             raise InvalidRecord(f"{path}: not JSON: {error}") from None
-        if {name: before.get(name) for name in where} != where:
-            raise InvalidInput(f"{path}: this run was started on {before}, not on {where}; choose another --run folder")
+        if {name: before.get(name) for name in identity} != identity:
+            raise InvalidInput(
+                f"{path}: this run was started with {before}, not with {identity}; choose another --run folder"
+            )
         return int(before["number"])
     number = history.next_round_number(store, config.name)
-    write_json(path, {**where, "number": number})
+    write_json(path, {**identity, "number": number})
     return number
 
 
 def _hash_source() -> str:
-    """Of the library's source: another version of it does its work again."""
+    """Hash the source of the library, so that another version of it repeats its work."""
     package = Path(clincot.__file__).parent
     files = sorted(path for path in package.rglob("*.py") if "pipelines" not in path.parts)
     return hash_json([[path.name, hash_files(path)] for path in files])[:16]
 
 
-def _make_absolute(place: str) -> str:
-    return place if "://" in place or not place else str(Path(place).absolute())
+def _make_absolute(location: str) -> str:
+    return location if "://" in location or not location else str(Path(location).absolute())
 
 
-def _format_summary(made: RoundOutputs) -> str:
-    digests = "\n".join(f"  {name:13} {digest}" for name, digest in made.digests.items())
-    return f"round {made.number}: {made.verdict} ({made.decision})\n{digests}"
+def _format_summary(outputs: RoundOutputs) -> str:
+    digests = "\n".join(f"  {name:13} {digest}" for name, digest in outputs.digests.items())
+    return f"round {outputs.number}: {outputs.verdict} ({outputs.decision})\n{digests}"

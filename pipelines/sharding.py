@@ -1,7 +1,7 @@
-"""A round's questions in shards that are worked on apart, and what they made put together again.
+"""Splits the questions of a round into shards, and merges the files of the shards.
 
-A shard is a run of whole units (units.py), so a question's regions, answers and scores are the same bytes in whichever
-shard it falls.
+A shard consists of whole, consecutive blocks (batching.py). So the regions, answers and scores of a question are the
+same bytes, whichever shard contains it.
 """
 
 from __future__ import annotations
@@ -22,41 +22,44 @@ Metrics = dict[str, float]
 
 
 def list_shard_names(questions: Path, shards: int) -> list[str]:
-    """ "1/3", "2/3", "3/3". Raises BadInput where a shard would be empty."""
+    """Return the names of the shards: "1/3", "2/3", "3/3". Raises InvalidInput if a shard would be empty."""
     count = sum(1 for _ in read_records(questions, Question))
-    units = -(-count // BLOCK_SIZE)
-    if shards > units:
+    blocks = -(-count // BLOCK_SIZE)
+    if shards > blocks:
         raise InvalidInput(
-            f"{questions}: {count} questions are {units} units of {BLOCK_SIZE}, too few for {shards} shards: "
-            f"{shards - units} would be empty; ask for at most {units} (--shards)"
+            f"{questions}: {count} questions are {blocks} block(s) of {BLOCK_SIZE}, too few for {shards} shards: "
+            f"{shards - blocks} would be empty; use at most {blocks} (--shards)"
         )
     return [f"{number}/{shards}" for number in range(1, shards + 1)]
 
 
 def write_shard(questions: Path, shard: str, out: Path) -> None:
-    """The questions of one shard. Raises BadInput where it has none, or is none."""
-    number, slash, of = shard.partition("/")
-    if not (slash and number.isdigit() and of.isdigit() and 1 <= int(number) <= int(of)):
-        raise InvalidInput(f"a shard is written as 2/8, got {shard!r}")
-    units = -(-sum(1 for _ in read_records(questions, Question)) // BLOCK_SIZE)
-    first, last = (units * at // int(of) * BLOCK_SIZE for at in (int(number) - 1, int(number)))
-    if write_records(out, islice(read_records(questions, Question), first, last)) == 0:
+    """Write the questions of one shard. Raises InvalidInput if the name is malformed or the shard is empty."""
+    number, slash, total = shard.partition("/")
+    if not (slash and number.isdigit() and total.isdigit() and 1 <= int(number) <= int(total)):
+        raise InvalidInput(f"the name of a shard must be written as 2/8, got {shard!r}")
+    blocks = -(-sum(1 for _ in read_records(questions, Question)) // BLOCK_SIZE)
+    start, end = (blocks * boundary // int(total) * BLOCK_SIZE for boundary in (int(number) - 1, int(number)))
+    if write_records(out, islice(read_records(questions, Question), start, end)) == 0:
         out.unlink()
-        raise InvalidInput(f"{questions}: shard {shard} is empty: there are {units} units of {BLOCK_SIZE} questions")
+        raise InvalidInput(
+            f"{questions}: shard {shard} is empty: there are {blocks} block(s) of {BLOCK_SIZE} questions"
+        )
 
 
 def merge_shards(
     config: JudgeConfig, questions: Path, parts: Mapping[str, Sequence[Path]], outputs: Mapping[str, Path]
 ) -> Metrics:
-    """Put the shards' files together; parts and outputs: regions, candidates, judgements, panel_report (and, of the
-    outputs, scores).
+    """Merge the files of the shards.
 
-    A judge that was left out of one shard is left out of all. Raises QuorumLost where too few judges are left then, and
-    BadInput where the shards do not hold all questions, in their order.
+    parts: regions, candidates, judgements and panel_report, in the order of the shards. outputs: the same and scores.
+    A judge that is excluded from one shard is excluded from all. Raises QuorumLost if too few judges remain, and
+    InvalidInput if the shards do not contain all questions in their order.
     """
     counts = {len(paths) for paths in parts.values()}
     if counts in (set(), {0}) or len(counts) > 1:
-        raise InvalidInput(f"expected as many files of every kind, got { {name: len(p) for name, p in parts.items()} }")
+        found = {name: len(paths) for name, paths in parts.items()}
+        raise InvalidInput(f"expected the same number of files of every kind, at least one, got {found}")
     regions = chain.from_iterable(read_records(path, Region) for path in parts["regions"])
     write_records(outputs["regions"], _check_order(questions, regions, parts["regions"]))
     write_records(
@@ -70,17 +73,18 @@ def merge_shards(
 
 
 def _check_order(questions: Path, regions: Iterator[Region], parts: Sequence[Path]) -> Iterator[Region]:
-    """The regions, checked: every question has some, in the questions' order."""
-    waiting = (question.id for question in read_records(questions, Question))
-    at = None
+    """Yield the regions; raise InvalidInput unless every question has some, in the order of the questions."""
+    remaining = (question.id for question in read_records(questions, Question))
+    current = None
     for region in regions:
-        if region.question != at:
-            at = next(waiting, None)
-            if region.question != at:
+        if region.question != current:
+            current = next(remaining, None)
+            if region.question != current:
                 raise InvalidInput(
-                    f"{parts[0]} and {len(parts) - 1} more shards: expected regions of {at or 'no further question'}, "
-                    f"got some of {region.question}; a shard is missing or out of order"
+                    f"{parts[0]} and {len(parts) - 1} more shards: expected regions of "
+                    f"{current or 'no further question'}, got some of {region.question}; a shard is missing or out of "
+                    "order"
                 )
         yield region
-    if (missing := next(waiting, None)) is not None:
+    if (missing := next(remaining, None)) is not None:
         raise InvalidInput(f"{questions}: {missing} has no regions in any of {len(parts)} shards")

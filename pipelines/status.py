@@ -1,4 +1,4 @@
-"""The status of a run, and of the recurring run with its latest runs, as text."""
+"""Status of a run, or of the recurring run and its latest runs, as text."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from clincot.pipelines.submit import get_run
 
 
 def format_run_status(connection: Connection, run_id: str) -> str:
-    """A run and its tasks, as text. Raises PipelinesFailed."""
+    """Return a run and its tasks as text. Raises PipelinesFailed."""
     run = get_run(connection, run_id)
     lines = [f"{run.display_name}: {run.state or 'PENDING'}", f"{connection.ui}/#/runs/details/{run_id}"]
     if run.error is not None and run.error.message:
@@ -19,11 +19,11 @@ def format_run_status(connection: Connection, run_id: str) -> str:
 
 
 def format_schedule_status(connection: Connection) -> str:
-    """The recurring run and its last runs, as text."""
+    """Return the recurring run and its latest runs as text."""
     experiment = connection.ensure_experiment()
     lines = [
-        f"{one.display_name}: {one.status or one.mode}, {describe_trigger(one)}"
-        for one in list_recurring_runs(connection, experiment)
+        f"{recurring.display_name}: {recurring.status or recurring.mode}, {describe_trigger(recurring)}"
+        for recurring in list_recurring_runs(connection, experiment)
     ]
     with kfp_errors(connection.endpoint):
         runs = connection.client.list_runs(experiment_id=experiment, sort_by="created_at desc", page_size=10).runs or []

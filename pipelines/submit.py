@@ -1,4 +1,4 @@
-"""A run of the pipeline, now; the pipeline in the UI; and how things stand."""
+"""Submits runs of the pipeline, uploads it to the UI, and waits for runs."""
 
 from __future__ import annotations
 
@@ -16,7 +16,8 @@ from kfp_server_api import ApiException
 
 from clincot.errors import InvalidInput
 from clincot.pipelines.client import Connection, PipelinesFailed, kfp_errors
-from clincot.pipelines.round import RoundPlan, compile_round
+from clincot.pipelines.round import compile_round
+from clincot.pipelines.round_plan import RoundPlan
 
 TERMINAL_STATES = ("SUCCEEDED", "FAILED", "SKIPPED", "CANCELED", "CANCELLED")
 POLL_S = 5.0
@@ -30,7 +31,7 @@ class SubmittedRun:
 
 @dataclass(frozen=True)
 class PipelineVersion:
-    """A pipeline in the UI, in the version of this content."""
+    """A version of the pipeline in the UI, named by a hash of its content."""
 
     pipeline_id: str
     id: str
@@ -40,15 +41,15 @@ class PipelineVersion:
 
 @contextmanager
 def compile_to_file(plan: RoundPlan) -> Iterator[tuple[Path, str]]:
-    """The plan's pipeline as a file, and the first 12 characters of its sha256."""
-    with tempfile.TemporaryDirectory() as made:
-        path = Path(made) / "round.yaml"
+    """Yield the compiled pipeline of the plan as a file, and the first 12 characters of its sha256."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "round.yaml"
         compile_round(plan, path)
         yield path, hashlib.sha256(path.read_bytes()).hexdigest()[:12]
 
 
 def submit_run(connection: Connection, plan: RoundPlan, *, name: str = "") -> SubmittedRun:
-    """Start a run. Raises PipelinesFailed; BadInput where the plan says not what the round works on."""
+    """Start a run. Raises PipelinesFailed, and InvalidInput if the plan lacks data, benchmark or store."""
     check_run_inputs(plan)
     with compile_to_file(plan) as (path, _):
         experiment = connection.ensure_experiment()
@@ -63,7 +64,7 @@ def submit_run(connection: Connection, plan: RoundPlan, *, name: str = "") -> Su
 
 
 def wait_for_run(connection: Connection, run: SubmittedRun, *, seconds: float) -> str:
-    """Until the run ends; its state. Raises PipelinesFailed where it takes longer."""
+    """Wait until the run ends and return its state. Raises PipelinesFailed if it takes longer than `seconds`."""
     deadline = time.monotonic() + seconds
     while (state := get_run(connection, run.id).state or "PENDING") not in TERMINAL_STATES:
         if time.monotonic() >= deadline:
@@ -73,7 +74,7 @@ def wait_for_run(connection: Connection, run: SubmittedRun, *, seconds: float) -
 
 
 def upload_pipeline(connection: Connection, plan: RoundPlan) -> PipelineVersion:
-    """Put the pipeline into the UI, named by its content, unless this version is there."""
+    """Upload the pipeline to the UI under a hash of its content, unless the UI has this version already."""
     with compile_to_file(plan) as (path, digest), kfp_errors(connection.endpoint):
         client, name = connection.client, f"{connection.pipeline}-{digest}"
         pipeline = client.get_pipeline_id(connection.pipeline)
@@ -81,29 +82,28 @@ def upload_pipeline(connection: Connection, plan: RoundPlan) -> PipelineVersion:
             pipeline = client.upload_pipeline(
                 str(path), connection.pipeline, namespace=connection.namespace or None
             ).pipeline_id
-        found = next((one for one in _iter_versions(connection, pipeline) if one.display_name == name), None)
-        if found is None:
-            found = client.upload_pipeline_version(str(path), name, pipeline_id=pipeline)
-        version = found.pipeline_version_id
+        uploaded = next((one for one in _iter_versions(connection, pipeline) if one.display_name == name), None)
+        if uploaded is None:
+            uploaded = client.upload_pipeline_version(str(path), name, pipeline_id=pipeline)
+        version = uploaded.pipeline_version_id
         return PipelineVersion(
             pipeline, version, name, f"{connection.ui}/#/pipelines/details/{pipeline}/version/{version}"
         )
 
 
 def check_run_inputs(plan: RoundPlan) -> None:
-    """Raise BadInput for what every run would fail of."""
-    for flag, place in (("--data", plan.data), ("--benchmark", plan.benchmark)):
-        if not place:
+    """Raise InvalidInput if a run on a cluster could not succeed with this plan."""
+    for flag, address in (("--data", plan.data), ("--benchmark", plan.benchmark)):
+        if not address:
             raise InvalidInput(
-                f"{flag} names nothing; put the data set into the store with `clincot pipeline put` and give the "
-                "address that it prints"
+                f"{flag} is missing; upload the data set with `clincot pipeline put`, which prints the address"
             )
-        if "://" not in place and not place.startswith("/"):
+        if "://" not in address and not address.startswith("/"):
             raise InvalidInput(
-                f"{flag} {place}: a pod sees no folder of this machine; expected s3://… or a mounted path"
+                f"{flag} {address}: pods cannot read folders of this machine; expected s3://… or a mounted path"
             )
     if not plan.params.publish.store:
-        raise InvalidInput("publish.store names no store; runs on a cluster keep champion and records there (s3://…)")
+        raise InvalidInput("publish.store is empty; runs on a cluster keep champion and records there (s3://…)")
 
 
 def get_run(connection: Connection, run_id: str) -> Any:
@@ -112,7 +112,7 @@ def get_run(connection: Connection, run_id: str) -> Any:
             return connection.client.get_run(run_id)
         except ApiException as error:
             if error.status == 404:
-                raise PipelinesFailed(f"{connection.endpoint}: there is no run {run_id}") from None
+                raise PipelinesFailed(f"{connection.endpoint}: no run has the id {run_id}") from None
             raise
 
 

@@ -1,8 +1,8 @@
-"""What the Kubeflow components call: a stage, or what surrounds the stages, over the paths and parameters of a task.
+"""The functions that Kubeflow components call, over the paths and parameters of a task.
 
-A component's body is a call of these functions and nothing else (components/<task>/component.py). Parameters come as
-Kubeflow gives them (sections as dicts whose whole numbers may be floats), data sets and policies as addresses
-(located.py), everything between tasks as files.
+The body of a component (components/<task>/component.py) calls one of these functions. Parameters arrive as Kubeflow
+passes them (sections as JSON objects whose integers may be floats), data sets and policies as addresses
+(storage/artifacts.py), and everything between tasks as files.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from clincot.config import (
     AnswerConfig,
@@ -33,17 +33,19 @@ from clincot.runs import history
 from clincot.stages.base import Metrics
 from clincot.stages.catalog import get_stage
 from clincot.stages.runner import run_stage
-from clincot.storage.artifacts import download_folder, find_stale_downloads, read_digest
+from clincot.storage.artifacts import download_folder, read_digest
 from clincot.storage.digests import hash_path
 from clincot.storage.open import open_store
 
-ERRORS_ENV = (
-    "CLINCOT_TASK_ERRORS"  # file to which a failing task appends its error, for whoever runs tasks on a machine
-)
+if TYPE_CHECKING:
+    from clincot.pipelines.round_files import RoundContext, RoundFiles
+
+# Path of a file to which a failing task appends its error; a local run reads it to decide whether to retry.
+ERRORS_ENV = "CLINCOT_TASK_ERRORS"
 
 
 class MetricsArtifact(Protocol):
-    """kfp.dsl.Metrics, without kfp."""
+    """The part of kfp.dsl.Metrics that tasks use; the library does not import kfp."""
 
     @property
     def path(self) -> str: ...
@@ -51,9 +53,26 @@ class MetricsArtifact(Protocol):
     def log_metric(self, metric: str, value: float) -> None: ...
 
 
+class InputDigests(NamedTuple):
+    """sha256 of what a round works on: data set, benchmark, files of the judges."""
+
+    data_digest: str
+    benchmark_digest: str
+    panel_digest: str
+
+
+class RoundOrigin(NamedTuple):
+    """Where a round starts: address, sha256 and round of the policy, and the number of the round."""
+
+    policy: str
+    policy_digest: str
+    policy_round: int
+    number: int
+
+
 @contextmanager
 def user_errors(task: str) -> Iterator[None]:
-    """Errors for the user end the task with their message alone; faults of the program keep their traceback."""
+    """End the task with one line for errors that a user can fix; other errors keep their traceback."""
     try:
         yield
     except (UserError, OSError) as error:
@@ -64,7 +83,7 @@ def user_errors(task: str) -> Iterator[None]:
         sys.exit(message)
 
 
-def run_stage_task(
+def run_stage_task(  # noqa: PLR0913 (components call it with what their artifacts are)
     stage: str,
     config: JsonObject | FrozenConfig,
     inputs: Mapping[str, str],
@@ -76,40 +95,38 @@ def run_stage_task(
     documents: Mapping[str, Any] | None = None,
     lap: int = 0,
 ) -> str:
-    """Run a stage; returns the digest of its first output.
+    """Run a stage and return the digest of its first output.
 
-    inputs: paths, or addresses; those that are empty are left out. shard: of the questions, all that the stage is
-    given. answer: its section, for the stages that need the questions of a chain. documents: inputs by their content,
-    written as JSON. lap: see section_of.
+    inputs: paths or addresses by input name; empty ones are left out.
+    shard: which share of the questions to process, such as 1/2; empty: all of them.
+    answer: the section, for stages that need the questions of a chain.
+    documents: inputs by content, written to JSON files.
+    lap: see `params.parse_stage_config`.
     """
-    with user_errors(stage), tempfile.TemporaryDirectory() as made:
+    with user_errors(stage), tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
         parsed = config if isinstance(config, FrozenConfig) else parse_stage_config(stage, config, lap=lap)
-        at = {name: _resolve_path(place) for name, place in inputs.items() if place}
+        paths = {name: _resolve_path(location) for name, location in inputs.items() if location}
         if shard:
             from clincot.pipelines.sharding import write_shard
 
-            write_shard(at["questions"], shard, Path(made) / "questions.jsonl")
-            at["questions"] = Path(made) / "questions.jsonl"
-        given = dict(documents or {})
-        if (
-            answer is not None
-            and len(steps := parse_config(AnswerConfig, decode_params(answer), where="answer").steps) > 1
-        ):
-            given["steps"] = list(steps)
-        for name, content in given.items():
-            at[name] = Path(made) / f"{name}.json"
-            if isinstance(content, str):
-                at[name].write_text(content, encoding="utf-8")
-            else:
-                write_json(at[name], decode_params(content) if isinstance(content, Mapping) else content)
-        places = {name: Path(path) for name, path in outputs.items()}
-        log_metrics(metrics, run_stage(stage, _download_judges(parsed), at, places))
-        return hash_path(places[get_stage(stage).outputs[0]])
+            write_shard(paths["questions"], shard, folder / "questions.jsonl")
+            paths["questions"] = folder / "questions.jsonl"
+        steps = [] if answer is None else _read_chain(answer)
+        contents = {**(documents or {}), **({"steps": steps} if len(steps) > 1 else {})}
+        for name, content in contents.items():
+            paths[name] = folder / f"{name}.json"
+            _write_document(paths[name], content)
+        written = {name: Path(path) for name, path in outputs.items()}
+        log_metrics(metrics, run_stage(stage, _download_judges(parsed), paths, written))
+        return hash_path(written[get_stage(stage).outputs[0]])
 
 
 def log_metrics(metrics: MetricsArtifact | None, values: Metrics) -> None:
-    """The values for the Kubeflow UI, and as a file: kfp.local takes an artifact without one for lost, and its task for
-    not done."""
+    """Print the values, show them in the Kubeflow UI, and write them to the artifact's file.
+
+    kfp.local treats an artifact without a file as lost, and its task as not done.
+    """
     if metrics is not None:
         write_json(Path(metrics.path), dict(values))
     for name, value in values.items():
@@ -119,55 +136,66 @@ def log_metrics(metrics: MetricsArtifact | None, values: Metrics) -> None:
 
 
 def preflight(
-    params: Mapping[str, JsonObject],
+    sections: Mapping[str, JsonObject],
     service: JsonObject,
     launch: JsonObject,
     outputs: Mapping[str, str],
     *,
     data: str,
     benchmark: str,
-    number: int,
-    run_id: str,
     metrics: MetricsArtifact | None = None,
-) -> tuple[str, str, int, int, str, str, str]:
-    """Look at everything, and resolve what the round starts from and works on. run_id: of the pipeline's run.
+) -> InputDigests:
+    """Check everything that the round needs, without changing anything; return the digests of its inputs.
 
-    params: sections preflight, judge, publish and version. Returns policy address, digest and round; the number of this
-    round; the digests of data, benchmark and of the judges' files.
+    sections: preflight, judge, publish and version.
     """
-    from clincot.records import StartingPolicy
-
     with user_errors("preflight"):
         parsed = parse_config(
-            Params, {name: decode_params(one) for name, one in params.items()}, where="pipeline parameters"
+            Params, {name: decode_params(section) for name, section in sections.items()}, where="pipeline parameters"
         )
         judge = _download_judges(parsed.judge)
         assert isinstance(judge, JudgeConfig)
         config = parsed.model_copy(update={"judge": judge}).get_stage_config("preflight")
-        digests = [read_digest(address) for address in (data, benchmark)]
-        panel = hash_json([[path.name, hash_path(path)] for path in judge.files if path.exists()])
+        digests = InputDigests(
+            data_digest=read_digest(data),
+            benchmark_digest=read_digest(benchmark),
+            panel_digest=hash_json([[path.name, hash_path(path)] for path in judge.files if path.exists()]),
+        )
         try:
             documents = {"service": decode_params(service), "launch": decode_params(launch)}
             run_stage_task("preflight", config, {}, outputs, metrics=metrics, documents=documents)
         finally:
             table = Path(outputs["table"])
             print(table.read_text(encoding="utf-8") if table.is_file() else "")
-        (start,) = read_records(Path(outputs["champion"]), StartingPolicy)
-        if parsed.publish.store:
-            store = open_store(parsed.publish.store)
-            begun = history.begin_round(store, start, number, run=run_id)
-            start, number = begun.start, begun.number
-        return start.uri, start.sha256, start.round, number or start.round + 1, *digests, panel  # type: ignore[return-value]
+        return digests
+
+
+def start_round(publish: JsonObject, champion: str, *, number: int, run_id: str) -> RoundOrigin:
+    """Start a round in the store, or resume it from the policy from which it first started.
+
+    champion: path of the policy that preflight found. number: of the round; 0: the next one of the model.
+    run_id: identifier of the pipeline run. Without a store nothing is recorded.
+    """
+    from clincot.records import StartingPolicy
+
+    with user_errors("start_round"):
+        config = _parse_publish(publish)
+        (start,) = read_records(Path(champion), StartingPolicy)
+        if config.store:
+            started = history.begin_round(open_store(config.store), start, number, run=run_id)
+            start, number = started.start, started.number
+        return RoundOrigin(start.uri, start.sha256, start.round, number or start.round + 1)
 
 
 def find_training_reports(data: str, benchmark: str) -> str:
-    """The data set's reports where the benchmark asks for reports, else ""."""
+    """Return the path of the data set's reports if the benchmark asks for reports, else ""."""
     from clincot.datasets.folder import load_questions
     from clincot.datasets.reports import REPORTS_FILE
 
-    asked = any(question.kind == "report" for question in load_questions(download_folder(benchmark)))
-    place = download_folder(data) / REPORTS_FILE if asked else None
-    return str(place) if place is not None and place.is_file() else ""
+    if not any(question.kind == "report" for question in load_questions(download_folder(benchmark))):
+        return ""
+    path = download_folder(data) / REPORTS_FILE
+    return str(path) if path.is_file() else ""
 
 
 def merge(
@@ -178,15 +206,17 @@ def merge(
     *,
     metrics: MetricsArtifact | None = None,
 ) -> str:
-    """Put the shards together (shards.merge_shards); returns the digest of the candidates."""
+    """Merge the files of the shards (`sharding.merge_shards`); return the digest of the candidates."""
     from clincot.pipelines.sharding import merge_shards
 
     with user_errors("merge"):
         config = parse_config(JudgeConfig, decode_params(judge), where="pipeline parameter 'judge'")
-        places = {name: Path(path) for name, path in outputs.items()}
-        files = {name: [Path(path) for path in paths] for name, paths in parts.items()}
-        log_metrics(metrics, merge_shards(config, Path(questions), files, places))
-        return hash_path(places["candidates"])
+        merged = {name: Path(path) for name, path in outputs.items()}
+        files = {}
+        for name, paths in parts.items():
+            files[name] = [Path(path) for path in paths]
+        log_metrics(metrics, merge_shards(config, Path(questions), files, merged))
+        return hash_path(merged["candidates"])
 
 
 def decide(
@@ -197,14 +227,14 @@ def decide(
     *,
     metrics: MetricsArtifact | None = None,
 ) -> str:
-    """The gate, with the line's ledger from the store; returns the verdict."""
-    from clincot.promotion.ledger_store import sync_ledger
+    """Run the promotion gate with the error budget ledger from the store; return the verdict."""
+    from clincot.promotion.ledger import sync_ledger
     from clincot.records import Decision
 
-    with user_errors("decide"), tempfile.TemporaryDirectory() as made:
-        where = parse_config(PublishConfig, decode_params(publish), where="pipeline parameter 'publish'")
-        if where.store:
-            with sync_ledger(open_store(where.store), where.name, Path(made) / "ledger") as ledger:
+    with user_errors("decide"), tempfile.TemporaryDirectory() as temporary:
+        registry = _parse_publish(publish)
+        if registry.store:
+            with sync_ledger(open_store(registry.store), registry.name, Path(temporary) / "ledger") as ledger:
                 run_stage_task("decide", config, {**inputs, "ledger": str(ledger)}, outputs, metrics=metrics)
         else:
             run_stage_task("decide", config, inputs, outputs, metrics=metrics)
@@ -213,52 +243,49 @@ def decide(
         return decision.verdict
 
 
-def record_run_status(publish: JsonObject, *, state: str, run_id: str, error: str) -> str:
-    """Record how a run ended, and take away what fetches left behind; returns what was recorded, in words.
+def record_round(publish: JsonObject, files: RoundFiles, *, number: int, checkpoint_digest: str) -> None:
+    """Record what a round made, before anything acts on its decision.
 
-    run_id: as preflight was given it, which says the round; another run's is left alone.
+    A run that is interrupted after the promotion needs this record to resume the round: it tells the promotion of this
+    round from one that somebody else made. Without a store nothing is recorded.
+    """
+    from clincot.pipelines.round_files import summarize_round
+
+    with user_errors("record_round"):
+        config = _parse_publish(publish)
+        outputs = summarize_round(files, number=number, checkpoint_digest=checkpoint_digest)
+        if config.store:
+            history.record_round_outputs(open_store(config.store), config.name, outputs)
+
+
+def record_run_status(publish: JsonObject, *, state: str, run_id: str, error: str) -> str:
+    """Record how a run ended; return what was recorded, in words.
+
+    run_id: the identifier with which `start_round` recorded the round of the run. Rounds of other runs stay unchanged.
     """
     with user_errors("record_run_status"):
-        where = parse_config(PublishConfig, decode_params(publish), where="pipeline parameter 'publish'")
-        for folder in find_stale_downloads():
-            shutil.rmtree(folder, ignore_errors=True)
-            print(f"removed {folder}")
-        if not where.store:
-            return f"{state}: no store is named (publish.store), so nothing is recorded"
-        ended = history.end_round(open_store(where.store), where.name, run=run_id, state=state, error=error)
-        which = f"round {ended.number} of {where.name}" if ended.number else f"{where.name}, before a round began"
+        config = _parse_publish(publish)
+        if not config.store:
+            return f"{state}: publish.store names no store, so nothing is recorded"
+        ended = history.end_round(open_store(config.store), config.name, run=run_id, state=state, error=error)
+        which = f"round {ended.number} of {config.name}" if ended.number else f"{config.name}, before a round began"
         return f"{which}: {state}{': ' * bool(error)}{error}"
-
-
-def _resolve_path(place: str) -> Path:
-    return download_folder(place) if "://" in place else Path(place)
-
-
-def _download_judges(config: FrozenConfig) -> FrozenConfig:
-    """Judges whose checkpoints lie in a store, fetched."""
-    if not isinstance(config, JudgeConfig):
-        return config
-    specs = tuple(
-        spec.model_copy(update={"path": str(download_folder(spec.path))}) if "://" in spec.path else spec
-        for spec in config.judges
-    )
-    return config.model_copy(update={"judges": specs})
 
 
 def deploy(
     config: JsonObject, publish: JsonObject, service: JsonObject, *, digest: str, target: str, state: str
 ) -> str:
-    """Roll a published checkpoint out; returns how it ended."""
+    """Roll out a published checkpoint; return the outcome in words."""
     from clincot.config import DeployConfig
     from clincot.deployment.service_settings import ServiceSettings
     from clincot.deployment.unattended import deploy_checkpoint
 
     with user_errors("deploy"):
         if target not in ("kserve", "local"):
-            raise InvalidInput(f"a rollout's target is kserve or local, got {target!r}")
+            raise InvalidInput(f"the target of a rollout must be kserve or local, got {target!r}")
         return deploy_checkpoint(
             parse_config(DeployConfig, decode_params(config), where="pipeline parameter 'deploy'"),
-            parse_config(PublishConfig, decode_params(publish), where="pipeline parameter 'publish'"),
+            _parse_publish(publish),
             parse_config(ServiceSettings, decode_params(service), where="pipeline parameter 'service'"),
             digest,
             target=target,  # type: ignore[arg-type]
@@ -267,39 +294,48 @@ def deploy(
 
 
 def page(
-    sections: Mapping[str, JsonObject],
-    *,
-    number: int,
-    data: str,
-    benchmark: str,
-    blind_from: str,
-    policy: str,
-    made: Mapping[str, str],
-    champion: Mapping[str, str],
-    page: str,
-    results: str,
+    sections: Mapping[str, JsonObject], context: RoundContext, files: RoundFiles, *, page: str, results: str
 ) -> None:
-    """The round's page and benchmark table (round_page.show_round)."""
+    """Render the page and the benchmark table of a round (`round_page.write_round_page`)."""
     from clincot.pipelines.round_page import write_round_page
 
     with user_errors("page"):
-        write_round_page(
-            sections,
-            number=int(number),
-            data=data,
-            benchmark=benchmark,
-            blind_from=blind_from,
-            policy=policy,
-            made=made,
-            champion=champion,
-            page=Path(page),
-            results=Path(results),
-        )
+        write_round_page(sections, context, files, page=Path(page), results=Path(results))
 
 
 def select_champion(
     verdict: str, champion: Mapping[str, str], challenger: Mapping[str, str], outputs: Mapping[str, str]
 ) -> None:
-    """The files of whoever is champion after a decision."""
+    """Copy the files of the policy that is the champion after the decision."""
     for name, path in (challenger if verdict == "promote" else champion).items():
         shutil.copyfile(path, outputs[name])
+
+
+def _parse_publish(publish: JsonObject) -> PublishConfig:
+    return parse_config(PublishConfig, decode_params(publish), where="pipeline parameter 'publish'")
+
+
+def _read_chain(answer: JsonObject) -> list[str]:
+    return list(parse_config(AnswerConfig, decode_params(answer), where="pipeline parameter 'answer'").steps)
+
+
+def _write_document(path: Path, content: Any) -> None:
+    if isinstance(content, str):
+        path.write_text(content, encoding="utf-8")
+    else:
+        write_json(path, decode_params(content) if isinstance(content, Mapping) else content)
+
+
+def _resolve_path(location: str) -> Path:
+    return download_folder(location) if "://" in location else Path(location)
+
+
+def _download_judges(config: FrozenConfig) -> FrozenConfig:
+    """Replace the addresses of judges that are in a store by local copies."""
+    if not isinstance(config, JudgeConfig):
+        return config
+    judges = tuple(
+        spec.model_copy(update={"path": str(download_folder(spec.path))}) if "://" in spec.path else spec
+        for spec in config.judges
+    )
+    return config.model_copy(update={"judges": judges})

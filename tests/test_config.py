@@ -6,7 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from clincot.config import Params, load_params
+from clincot.config import SECTION_NAMES, Params, load_params, resolve_path
+from clincot.config.sections import INHERITED_BY_PREFLIGHT
+from clincot.errors import InvalidInput
 from clincot.jsonl import InvalidRecord
 
 ROOT = Path(__file__).parents[1]
@@ -95,28 +97,21 @@ def test_a_bad_override_is_shown(override: str, says: str, tmp_path: Path) -> No
     assert says in str(refused.value)
 
 
-def test_the_projects_own_file_parses_and_says_the_defaults_but_where_it_says_why() -> None:
-    """Different on purpose: the shipped judges, one finding list, the controls that the results table shows, the
-    benchmark's grounders set like the round's, and a training for models a thousandth of the usual size."""
-    path = ROOT / "params.yaml"
-    params, defaults = load_params(path).model_dump(), Params().model_dump()
-    different = {
-        f"{section}.{field}"
-        for section, fields in params.items()
-        for field, value in fields.items()
-        if value != defaults[section][field]
-    }
-    assert different == {
+def test_the_recipe_changes_nine_neutral_defaults() -> None:
+    """On purpose: the shipped judges, one finding list, the controls that the results table shows, the benchmark's
+    grounders set like the round's, and a training for models a thousandth of the usual size."""
+    params = load_params(None, recipe="small-model")
+    assert params.list_changes(Params()) == (
+        "propose.hypotheses",
         "judge.judges",
         "judge.calibration_file",
-        "propose.hypotheses",
-        "evaluate.arms",
-        "evaluate.propose",
+        "pair.min_gap",
+        "train.nll_weight",
         "train.lr",
         "train.batch_size",
-        "train.nll_weight",
-        "pair.min_gap",
-    }
+        "evaluate.arms",
+        "evaluate.propose",
+    )
 
 
 def test_a_sections_digest_follows_its_content() -> None:
@@ -130,3 +125,54 @@ def test_sections_are_frozen(config: str) -> None:
     name = next(iter(type(one).model_fields))
     with pytest.raises(ValueError, match="frozen"):
         setattr(one, name, getattr(one, name))
+
+
+@pytest.mark.parametrize(("text", "value"), [("no", "no"), ("yes", "yes"), ("'no'", "no"), ("auto", "auto")])
+def test_yes_and_no_are_words(text: str, value: str, tmp_path: Path) -> None:
+    """YAML 1.1 reads `no` as false, and `--set preflight.cluster=no` was refused though its help offers it."""
+    assert load_params(written(tmp_path, f"preflight: {{cluster: {text}}}")).preflight.cluster == value
+    assert load_params(None, (f"preflight.cluster={text}",)).preflight.cluster == value
+
+
+def test_another_word_for_yes_is_still_refused() -> None:
+    with pytest.raises(InvalidRecord, match=r"preflight\.cluster: Input should be 'auto', 'yes' or 'no' \(got 1\)"):
+        load_params(None, ("preflight.cluster=1",))
+
+
+@pytest.mark.parametrize(
+    "name", ["judge.calibration_file", "version.repository", "publish.store", "propose.http_url", "preflight.base"]
+)
+def test_an_empty_value_is_the_empty_text(name: str, tmp_path: Path) -> None:
+    """`--set judge.calibration_file=` and `calibration_file:` say "none"; YAML reads null there."""
+    section, field = name.split(".")
+    for params in (load_params(None, (f"{name}=",)), load_params(written(tmp_path, f"{section}:\n  {field}:\n"))):
+        assert getattr(getattr(params, section), field) == ""
+
+
+def test_a_number_is_not_emptied_by_an_empty_value() -> None:
+    with pytest.raises(InvalidRecord, match=r"train\.lr: Input should be a valid number"):
+        load_params(None, ("train.lr=",))
+
+
+@pytest.mark.parametrize("section", SECTION_NAMES)
+def test_every_field_is_described_by_a_sentence(section: str) -> None:
+    """The descriptions are the comments of params.yaml and the text of --help."""
+    config = getattr(Params(), section)
+    for name, field in type(config).model_fields.items():
+        if section == "preflight" and name in INHERITED_BY_PREFLIGHT:
+            continue
+        assert field.description, f"{section}.{name}"
+        assert field.description.endswith("."), f"{section}.{name}"
+        assert field.description[0].isupper() or field.description[0] in "kmcβλτα'", f"{section}.{name}"
+
+
+def test_shipped_names_are_resolved() -> None:
+    assert resolve_path("shipped:policy") == ROOT / "assets" / "policy"
+    assert resolve_path(Path("shipped:calibration.jsonl")) == ROOT / "assets" / "calibration.jsonl"
+    assert resolve_path("assets/policy") == Path("assets/policy")
+
+
+@pytest.mark.parametrize("name", ["polcy", "", "../params.yaml", "policy/config.json", "__init__.py"])
+def test_an_unknown_shipped_name_is_refused(name: str) -> None:
+    with pytest.raises(InvalidInput, match=r"it ships shipped:calibration\.jsonl, shipped:golden, shipped:judge-a, "):
+        resolve_path(f"shipped:{name}")

@@ -41,7 +41,7 @@ def test_a_stage_is_the_one_of_the_list(name: str) -> None:
     flags = [flag.removeprefix("--").replace("-", "_") for flag in rest[::2]]
     given = dict(zip(flags, rest[1::2], strict=True))
     assert {*stage.inputs, *stage.outputs} <= {*given} <= {*stage.inputs, *stage.optional, *stage.outputs}
-    named = [str(path) for path in getattr(load_params(ROOT / "params.yaml"), command).files]
+    named = [str(path.relative_to(ROOT)) for path in getattr(load_params(ROOT / "params.yaml"), command).files]
     assert written["deps"] == [path for flag, path in given.items() if flag not in stage.outputs] + named
     made = [*written["outs"], *written.get("metrics", [])]
     assert sorted(made) == sorted(given[output] for output in stage.outputs)

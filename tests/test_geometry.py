@@ -26,7 +26,7 @@ from clincot.geometry import (
         ((12.0, 30.0, 37.0, 55.0), "less than or equal to 1"),  # pixels or percent: never guessed
     ],
 )
-def test_impossible_boxes_are_refused(xyxy: tuple[float, float, float, float], message: str) -> None:
+def test_impossible_boxes_are_rejected(xyxy: tuple[float, float, float, float], message: str) -> None:
     with pytest.raises(ValidationError, match=message):
         box_from_xyxy(xyxy)
 
@@ -60,7 +60,7 @@ def test_intersection_over_union() -> None:
     assert compute_iou(left, box_from_xyxy((0.5, 0.6, 0.6, 0.7))) == 0
 
 
-def test_covered_is_a_share_of_the_target() -> None:
+def test_coverage_is_a_share_of_the_target() -> None:
     target = box_from_xyxy((0.0, 0.0, 0.4, 0.5))
     assert compute_coverage(target, by=box_from_xyxy((0.2, 0.0, 1.0, 0.25))) == pytest.approx(
         0.25
@@ -134,6 +134,6 @@ def test_boxes_are_frozen() -> None:
         WHOLE_IMAGE.x0 = 0.5  # type: ignore[misc]
 
 
-def test_unknown_field_is_refused() -> None:
+def test_an_unknown_field_is_rejected() -> None:
     with pytest.raises(ValidationError, match="Extra inputs are not permitted"):
         Box.model_validate({"x0": 0, "y0": 0, "x1": 1, "y1": 1, "label": "lung"})

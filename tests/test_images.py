@@ -30,7 +30,7 @@ def noise(side: int = 64) -> Image.Image:
     return Image.fromarray(np.random.default_rng(0).integers(0, 256, (side, side, 3), dtype=np.uint8))
 
 
-# What is read
+# Reading
 
 
 def test_eight_bit_grey_becomes_three_equal_channels(tmp_path: Path) -> None:
@@ -125,7 +125,7 @@ def test_exif_orientation(tmp_path: Path, orientation: int, upright: Callable[[n
     assert np.asarray(open_image(tmp_path / "turned.png"))[..., 0].tolist() == upright(stored).tolist()
 
 
-# What is refused, and how it is said
+# Rejecting
 
 
 def test_missing_file(tmp_path: Path) -> None:
@@ -161,7 +161,7 @@ def test_truncated_file(tmp_path: Path, form: str, share: float) -> None:
 
 
 def test_flipped_bit_in_a_png(tmp_path: Path) -> None:
-    """Pillow decodes such a file without a word: it does not compare checksums unless asked to."""
+    """Pillow decodes such a file silently: it compares checksums only in verify()."""
     encoded = io.BytesIO()
     noise().save(encoded, "PNG", compress_level=0)  # stored as they are, so a flipped bit is another colour
     damaged = bytearray(encoded.getvalue())
@@ -196,7 +196,7 @@ def test_jpeg_bomb_is_refused_from_its_header(tmp_path: Path) -> None:
         open_image(tmp_path / "bomb.jpg")
 
 
-def test_limits_are_the_callers(tmp_path: Path) -> None:
+def test_the_caller_may_set_limits(tmp_path: Path) -> None:
     noise(8).save(tmp_path / "small.png")
     size = (tmp_path / "small.png").stat().st_size
     assert open_image(tmp_path / "small.png", limits=ImageLimits(max_bytes=size, max_pixels=64)).size == (8, 8)
@@ -208,7 +208,7 @@ def test_limits_are_the_callers(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("form", "name"), [("GIF", "a GIF file"), ("TIFF", "a TIFF file"), ("BMP", "a BMP file")])
 def test_other_formats_are_named(tmp_path: Path, form: str, name: str) -> None:
-    noise(8).save(tmp_path / "other.png", form)  # the name lies, the content counts
+    noise(8).save(tmp_path / "other.png", form)  # the content decides, not the name
     with pytest.raises(InvalidImage, match=rf"other\.png: expected a PNG or JPEG file, got {name}"):
         open_image(tmp_path / "other.png")
 
@@ -273,7 +273,7 @@ def test_view_is_a_new_image_and_deterministic() -> None:
     assert render_view(image, box, 17).tobytes() == render_view(noise(), box, 17).tobytes()
 
 
-def test_view_refuses_what_makes_no_sense() -> None:
+def test_view_rejects_other_modes_and_sizes() -> None:
     with pytest.raises(ValueError, match="expects an RGB image, as open_image returns it, got mode 'L'"):
         render_view(Image.new("L", (4, 4)), None, None)
     with pytest.raises(ValueError, match="side_px must be at least 1 pixel, got 0"):

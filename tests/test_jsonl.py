@@ -14,7 +14,7 @@ QUESTIONS = [
 ]
 
 
-def test_records_come_back_as_they_went(tmp_path: Path) -> None:
+def test_records_are_read_as_they_were_written(tmp_path: Path) -> None:
     path = tmp_path / "deep" / "questions.jsonl"
     assert write_records(path, QUESTIONS) == 2
     assert list(read_records(path, Question)) == QUESTIONS
@@ -38,12 +38,12 @@ def test_truncated_file_names_its_last_line(tmp_path: Path) -> None:
     write_records(path, QUESTIONS)
     path.write_bytes(path.read_bytes()[:-30])
     records = read_records(path, Question)
-    assert next(records) == QUESTIONS[0]  # what came before is good
+    assert next(records) == QUESTIONS[0]  # the lines before it are valid
     with pytest.raises(InvalidRecord, match=r"q\.jsonl:2: the file ends in the middle of a line; it was cut off"):
         next(records)
 
 
-def test_a_cut_that_only_took_the_newline_is_seen_too(tmp_path: Path) -> None:
+def test_a_missing_final_newline_is_an_error_too(tmp_path: Path) -> None:
     path = tmp_path / "q.jsonl"
     write_records(path, QUESTIONS)
     path.write_bytes(path.read_bytes()[:-1])
@@ -81,7 +81,7 @@ def test_not_utf8_is_named_with_its_line(tmp_path: Path) -> None:
         list(read_records(path, Question))
 
 
-def test_a_failure_half_way_leaves_the_old_file(tmp_path: Path) -> None:
+def test_a_failed_write_leaves_the_old_file(tmp_path: Path) -> None:
     path = tmp_path / "q.jsonl"
     write_records(path, QUESTIONS)
     before = path.read_bytes()
@@ -93,10 +93,10 @@ def test_a_failure_half_way_leaves_the_old_file(tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt):
         write_records(path, failing())
     assert path.read_bytes() == before
-    assert [file.name for file in tmp_path.iterdir()] == ["q.jsonl"]  # nothing half-written beside it
+    assert [file.name for file in tmp_path.iterdir()] == ["q.jsonl"]  # and no temporary file
 
 
-def test_nothing_under_its_name_before_the_block_ends(tmp_path: Path) -> None:
+def test_the_file_appears_only_when_the_block_ends(tmp_path: Path) -> None:
     with atomic_write(tmp_path / "note.txt") as file:
         file.write("half")
         assert not (tmp_path / "note.txt").exists()
@@ -120,7 +120,7 @@ def test_parse_row() -> None:
         (b"[" * 100_000, "x:7: nested too deeply"),
     ],
 )
-def test_parse_row_says_what_is_wrong(line: bytes, message: str) -> None:
+def test_parse_row_names_the_problem(line: bytes, message: str) -> None:
     with pytest.raises(InvalidRecord, match=message):
         parse_row(line, where="x:7")
 

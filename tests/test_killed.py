@@ -1,4 +1,4 @@
-"""A run that is killed again and again comes to the same end, to the byte, as one that is left alone."""
+"""A run that is killed many times ends in the same bytes as an undisturbed one."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 
 from tests.support.killing import MOMENTS
 
-MADE = (
+OUTPUTS = (
     "results.json",
     "base/outcomes.jsonl",
     "round-01/regions.jsonl",
@@ -24,10 +24,10 @@ MADE = (
 
 
 def test_a_run_killed_at_many_moments_ends_in_the_same_bytes(tmp_path: Path) -> None:
-    """SIGKILL, which nothing can clean up after, in the middle of stages and between them."""
+    """By SIGKILL, which allows no cleanup, within stages and between them."""
     command = [sys.executable, "-m", "tests.support.killing", str(tmp_path)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=900, cwd=Path(__file__).parents[1])
     assert done.returncode == 0, done.stderr[-3000:]
     assert json.loads(done.stdout.splitlines()[-1]) == [list(moment) for moment in MOMENTS]
     disturbed, undisturbed = tmp_path / "run", tmp_path / "undisturbed"
-    assert [name for name in MADE if (disturbed / name).read_bytes() != (undisturbed / name).read_bytes()] == []
+    assert [name for name in OUTPUTS if (disturbed / name).read_bytes() != (undisturbed / name).read_bytes()] == []

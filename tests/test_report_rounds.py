@@ -1,7 +1,7 @@
-"""Reports go through the same loop: regions, reports, judges, pairs, training, and an evaluation by report metrics.
+"""A round on report questions: regions, reports, judges, pairs, training, and evaluation by report metrics.
 
-The checkpoints are untrained and write nonsense; what is proved is that the loop carries reports, not that these models
-can write any.
+The checkpoints are untrained and write nonsense. The tests show that the loop handles reports, not that these models
+can write them.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ def params(tmp_path_factory: pytest.TempPathFactory) -> Params:
 
 @pytest.fixture(scope="module")
 def run(data: Path, params: Params, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """One whole round on the report questions, which are the benchmark too."""
+    """One round on the report questions, which are also the benchmark."""
     folder = tmp_path_factory.mktemp("run")
     policy = Path(params.judge.judges[0].path).parent / "policy"
     plan = Plan(run=folder, data=data, benchmark=data, policy=policy, params=params, count=1)
@@ -89,7 +89,8 @@ def test_the_run_has_a_page_and_a_decision_that_promotes_nothing(run: Path, tmp_
     assert decision.verdict == "blocked"
 
 
-def test_a_candidate_is_a_report_from_a_region_and_may_be_longer_than_an_answer(done: Path) -> None:
+def test_a_candidate_is_a_report_and_may_be_longer(done: Path) -> None:
+    """One report per region, longer than other answers may be."""
     regions = {region.id for region in read_records(done / "regions.jsonl", Region)}
     candidates = list(read_records(done / "candidates.jsonl", Candidate))
     assert {candidate.region for candidate in candidates} == regions
@@ -136,7 +137,7 @@ def test_the_blind_baseline_writes_the_most_frequent_report(data: Path) -> None:
 
 
 def test_report_metrics_must_be_given_for_report_questions(data: Path) -> None:
-    with pytest.raises(BadBenchmark, match="ask for reports, and no metrics of reports were given"):
+    with pytest.raises(BadBenchmark, match="ask for reports, but no report metrics were passed"):
         build_benchmark_reports([], read_benchmark(data))
 
 

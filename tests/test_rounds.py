@@ -1,4 +1,4 @@
-"""Whole rounds on the smallest models: the table, going on after harm, and chains of two steps."""
+"""Whole rounds on the tiny models: the results table, resuming after damage, and chains of two steps."""
 
 from __future__ import annotations
 
@@ -45,12 +45,12 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Plan:
 
 @pytest.fixture(scope="module")
 def one(base: Plan) -> Finished:
-    """A finished run of one round. Not to be changed."""
+    """A finished run of one round. Tests must not change it."""
     return Finished(base, run_rounds(base))
 
 
 def files(run: Path) -> dict[str, bytes]:
-    """What a run made; where it names its own folder, that is written RUN."""
+    """Contents of a run's files, with the path of the run folder replaced by RUN."""
     return {
         str(p.relative_to(run)): p.read_bytes().replace(str(run).encode(), b"RUN")
         for p in sorted(run.rglob("*"))
@@ -58,7 +58,7 @@ def files(run: Path) -> dict[str, bytes]:
     }
 
 
-def test_results_have_a_row_a_policy_and_the_blind_one(one: Finished) -> None:
+def test_results_have_a_row_per_policy_and_a_blind_one(one: Finished) -> None:
     results = one.results
     assert results == json.loads((one.plan.run / "results.json").read_text())
     assert [row["row"] for row in results["rows"]] == [
@@ -91,7 +91,7 @@ def test_each_policy_was_trained_from_the_base_on_the_same_pairs(one: Finished) 
     ]
 
 
-def test_the_champion_stays_where_the_gate_keeps_it(one: Finished) -> None:
+def test_the_champion_stays_if_the_gate_keeps_it(one: Finished) -> None:
     champion = json.loads((one.plan.run / "champion.json").read_text())
     assert one.results["decisions"][0]["verdict"] != "promote"
     assert champion["round"] == 0
@@ -99,12 +99,12 @@ def test_the_champion_stays_where_the_gate_keeps_it(one: Finished) -> None:
     assert champion["promotions"] == []
 
 
-def test_the_table_shows_every_row_and_what_is_missing_as_a_dash(one: Finished) -> None:
+def test_the_table_has_every_row_and_dashes_for_missing_values(one: Finished) -> None:
     lines = render_results_table(one.results).splitlines()
     assert len(lines) == 2 + 4 + 1
     assert len({line.count("|") for line in lines}) == 1
     assert lines[2].startswith("| base | ")
-    assert " – " in lines[2]  # the random arm was not asked for
+    assert " – " in lines[2]  # the random arm was not evaluated
     assert format_interval({"value": 0.25, "low": None, "high": None}) == "0.250"
     assert format_interval({"value": 0.25, "low": 0.1, "high": 0.5}) == "0.250 [0.100, 0.500]"
 
@@ -112,7 +112,7 @@ def test_the_table_shows_every_row_and_what_is_missing_as_a_dash(one: Finished) 
 @pytest.mark.parametrize(
     "lost", ["round-01/candidates.jsonl", "round-01/policy", "round-01/sft/outcomes.jsonl", "results.json"]
 )
-def test_a_run_that_lost_something_comes_to_the_same_end(lost: str, one: Finished, tmp_path: Path) -> None:
+def test_a_run_that_lost_a_file_ends_in_the_same_bytes(lost: str, one: Finished, tmp_path: Path) -> None:
     run = Path(shutil.copytree(one.plan.run, tmp_path / "run"))
     untouched = run / "base" / "outcomes.jsonl"
     before, time = files(run), untouched.stat().st_mtime_ns
@@ -131,7 +131,7 @@ def test_a_run_that_lost_something_comes_to_the_same_end(lost: str, one: Finishe
 
 
 @pytest.mark.parametrize("changed", ["data", "benchmark", "policy", "comparisons", "start_from"])
-def test_a_run_folder_belongs_to_what_it_was_started_with(changed: str, one: Finished, tmp_path: Path) -> None:
+def test_a_run_folder_rejects_other_inputs(changed: str, one: Finished, tmp_path: Path) -> None:
     other: dict[str, Any] = {"comparisons": ("sft",), "start_from": "champion"}
     if changed == "policy":
         shutil.copytree(one.plan.policy, tmp_path / "other")
@@ -145,8 +145,8 @@ def test_a_run_folder_belongs_to_what_it_was_started_with(changed: str, one: Fin
     assert files(one.plan.run) == before
 
 
-def test_an_arm_to_decide_on_that_is_not_measured_is_refused_before_the_first_round(base: Plan, tmp_path: Path) -> None:
-    """It was found out after the training: a decision blocked for want of outcomes."""
+def test_a_decision_arm_that_is_not_evaluated_is_rejected(base: Plan, tmp_path: Path) -> None:
+    """Before the first round: without the check, the decision is blocked after the training for lack of outcomes."""
     decide = base.params.decide.model_copy(update={"arm": "whole"})
     plan = replace(base, run=tmp_path / "run", params=base.params.model_copy(update={"decide": decide}))
     with pytest.raises(ValueError, match=r"decide\.arm is 'whole'.*evaluate\.arms"):
@@ -155,8 +155,8 @@ def test_an_arm_to_decide_on_that_is_not_measured_is_refused_before_the_first_ro
 
 
 @pytest.mark.parametrize("wrong", ["mistyped", "no checkpoint", "no weights"])
-def test_a_mistyped_judge_starts_no_run_and_the_right_one_then_does(wrong: str, base: Plan, tmp_path: Path) -> None:
-    """run.json held it already: the corrected path was refused as that of "another judges"."""
+def test_a_wrong_judge_path_starts_no_run(wrong: str, base: Plan, tmp_path: Path) -> None:
+    """Nothing is written: with the wrong path in run.json, the corrected one would be rejected as another judge."""
     judge = tmp_path / "nowhere"
     if wrong == "no checkpoint":
         judge.mkdir()
@@ -164,13 +164,13 @@ def test_a_mistyped_judge_starts_no_run_and_the_right_one_then_does(wrong: str, 
         shutil.copytree(base.params.judge.judges[0].path, judge, ignore=shutil.ignore_patterns("*.safetensors"))
     specs = (base.params.judge.judges[0].model_copy(update={"path": str(judge)}), *base.params.judge.judges[1:])
     params = base.params.model_copy(update={"judge": base.params.judge.model_copy(update={"judges": specs})})
-    said = "does not exist, and as the name of a checkpoint" if wrong == "mistyped" else "holds no checkpoint"
-    with pytest.raises(UnsupportedCheckpoint, match=f"judge 'a': {judge} {said}"):
+    expected = "does not exist, and as the name of a checkpoint" if wrong == "mistyped" else "holds no checkpoint"
+    with pytest.raises(UnsupportedCheckpoint, match=f"judge 'a': {judge} {expected}"):
         run_rounds(replace(base, run=tmp_path / "run", params=params))
     assert not (tmp_path / "run").exists()
 
 
-def test_a_mistyped_calibration_starts_no_run(base: Plan, tmp_path: Path) -> None:
+def test_a_wrong_calibration_path_starts_no_run(base: Plan, tmp_path: Path) -> None:
     judge = base.params.judge.model_copy(update={"calibration_file": str(tmp_path / "nowhere.jsonl")})
     params = base.params.model_copy(update={"judge": judge})
     with pytest.raises(InvalidRecord, match=r"judge\.calibration_file: .*nowhere\.jsonl does not exist"):
@@ -179,17 +179,15 @@ def test_a_mistyped_calibration_starts_no_run(base: Plan, tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize("missing", ["data", "benchmark", "policy", "blind_from"])
-def test_a_mistyped_path_starts_no_run(missing: str, base: Plan, tmp_path: Path) -> None:
-    """run.json held it already, so that the run with the right path was refused as another one."""
+def test_a_wrong_path_starts_no_run(missing: str, base: Plan, tmp_path: Path) -> None:
+    """Nothing is written: with the wrong path in run.json, the corrected one would be rejected as another run."""
     with pytest.raises(InvalidRecord, match=rf"{missing}: .*nowhere does not exist"):
         run_rounds(replace(base, run=tmp_path / "run", **{missing: tmp_path / "nowhere"}))  # type: ignore[arg-type]
     assert not (tmp_path / "run").exists()
 
 
-def test_the_second_round_goes_on_from_the_first_ones_challenger_or_from_the_champion(
-    one: Finished, tmp_path: Path
-) -> None:
-    """Nothing was promoted, so the champion is the base: from there the second round starts anew."""
+def test_round_two_starts_from_the_challenger_or_the_champion(one: Finished, tmp_path: Path) -> None:
+    """Nothing was promoted, so the champion is still the base policy."""
     parents: dict[str, list[str]] = {}
     questions: dict[str, list[set[str]]] = {}
     for start in ("challenger", "champion"):
@@ -219,8 +217,8 @@ def chained(base: Plan, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return run / "round-01"
 
 
-def test_a_chain_of_two_steps_continues_every_candidate_and_the_best_from_everywhere(chained: Path) -> None:
-    """n regions: n candidates, then one more each and n - 1 more of the best: 2 n - 1."""
+def test_a_second_step_continues_every_candidate(chained: Path) -> None:
+    """And the best one from every region. n regions: n candidates, then one for each and n - 1 for the best: 2n - 1."""
     candidates = list(read_records(chained / "candidates.jsonl", Candidate))
     scores = {s.candidate: s.score for s in read_records(chained / "scores.jsonl", PanelScore)}
     assert {c.id for c in candidates} == set(scores)
@@ -233,54 +231,55 @@ def test_a_chain_of_two_steps_continues_every_candidate_and_the_best_from_everyw
         best = max(opening, key=lambda c: before[c.id] or 0.0)
         assert len(continued[best.id]) == len(opening)
         assert {f.region for f in continued[best.id]} == {c.region for c in opening}
-        assert all(len(f) == 1 and f[0].region == c.region for c in opening if c is not best for f in [continued[c.id]])
+        for candidate in opening:
+            if candidate is not best:
+                assert [f.region for f in continued[candidate.id]] == [candidate.region]
     for name, score in before.items():
-        assert scores[name] == score  # judged the same again
+        assert scores[name] == score  # the same as when they were judged first
 
 
 def test_a_candidate_is_judged_on_the_question_of_its_step(base: Plan, chained: Path) -> None:
-    """Candidates of the first step were judged on the data set's question, which they had never been asked.
+    """Not on the data set's question, which the first step of this chain does not ask.
 
-    Asked again here by hand, of one judge: what it says of a first step's answer to "What is seen?" is in the file."""
+    One judge is asked again directly; its scores of the first step's answers to "What is seen?" are those in the file.
+    """
     spec = base.params.judge.judges[0]
     judge = VisionLanguageModel(spec.path)
     questions = {q.id: q for q in read_records(chained / "questions.jsonl", Question)}
     boxes = {r.id: r.box for r in read_records(chained / "regions.jsonl", Region)}
     studies = StudyIndex(base.data)
     for name, count in (("step-0.", 0), ("", 1)):
-        given = {
+        recorded = {
             j.candidate: j.score
             for j in read_records(chained / f"{name}judgements.jsonl", Judgement)
             if j.judge == judge.digest
         }
         some = list(islice(read_records(chained / f"{name}candidates.jsonl", Candidate), 12))
         assert max(c.step for c in some) == count
-        said = {
-            asked: judge.p_yes(
-                [
+        step_prompts, data_set_prompts = [], []
+        for candidate in some:
+            question = questions[candidate.question]
+            for prompts, text in (
+                (step_prompts, "What is seen?" if candidate.step == 0 else question.text),
+                (data_set_prompts, question.text),
+            ):
+                prompts.append(
                     judge_prompt(
-                        studies[questions[c.question].study],
+                        studies[question.study],
                         base.data,
                         judge.views,
-                        question=asked(c),
-                        answer=c.text,
-                        box=boxes[c.region],
+                        question=text,
+                        answer=candidate.text,
+                        box=boxes[candidate.region],
                     )
-                    for c in some
-                ]
-            )
-            for asked in (
-                lambda c: "What is seen?" if c.step == 0 else questions[c.question].text,
-                lambda c: questions[c.question].text,
-            )
-        }
-        of_the_step, of_the_data_set = said.values()
-        assert [given[c.id] for c in some] == pytest.approx(of_the_step, abs=2e-6)
+                )
+        of_the_step, of_the_data_set = judge.p_yes(step_prompts), judge.p_yes(data_set_prompts)
+        assert [recorded[c.id] for c in some] == pytest.approx(of_the_step, abs=2e-6)
         assert of_the_step != of_the_data_set
 
 
-def test_pairs_of_the_first_step_weigh_what_follows(chained: Path) -> None:
-    """s = s_cur + gamma * mean(s_next), gamma .5; of the last step s_cur alone."""
+def test_scores_of_the_first_step_include_the_next(chained: Path) -> None:
+    """s = s_cur + gamma * mean(s_next) with gamma = 0.5; in the last step only s_cur."""
     candidates = {c.id: c for c in read_records(chained / "candidates.jsonl", Candidate)}
     scores = {s.candidate: s.score for s in read_records(chained / "scores.jsonl", PanelScore)}
     pairs = list(read_records(chained / "pairs.jsonl", PreferencePair))

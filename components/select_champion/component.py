@@ -1,4 +1,4 @@
-"""Who is champion for the next round of the same run: the outcomes that it is held against."""
+"""Kubeflow component that selects the champion for the next round of a run."""
 
 from kfp import dsl
 
@@ -15,6 +15,19 @@ def select_champion(
     outcomes: dsl.Output[dsl.Dataset],
     report: dsl.Output[dsl.Artifact],
 ):
+    """Select the outcomes against which the next round of the same run compares its challenger.
+
+    Args:
+        verdict: Verdict of the promotion gate: promote, keep or blocked.
+        champion_outcomes: Benchmark outcomes of the champion (JSONL).
+        champion_report: Benchmark report of the champion (JSON).
+        challenger_outcomes: Benchmark outcomes of the challenger (JSONL).
+        challenger_report: Benchmark report of the challenger (JSON).
+
+    Returns:
+        outcomes: Benchmark outcomes of the champion after the decision (JSONL).
+        report: Benchmark report of the champion after the decision (JSON).
+    """
     from clincot.pipelines import tasks
 
     champion = {"outcomes": champion_outcomes.path, "report": champion_report.path}

@@ -1,8 +1,8 @@
-"""Units of questions: what is batched together. Batches never cross from one unit to the next.
+"""Fixed blocks of questions. A batch never crosses the border of a block.
 
-On most hardware a number comes out a last digit otherwise in another batch. Since units are cut by the number of
-questions alone, the same questions in the same unit give the same bytes, whether the round is worked on whole or in
-shards (shards.py), which are runs of whole units.
+Batch composition can change the last digit of a floating-point result. Blocks depend only on the order of the
+questions, and a shard (pipelines/sharding.py) consists of whole blocks. So a round gives the same bytes whether it
+runs as a whole or in shards.
 """
 
 from __future__ import annotations
@@ -12,11 +12,12 @@ from itertools import groupby
 from typing import TypeVar
 
 BLOCK_SIZE = 64  # questions
+
 T = TypeVar("T")
 
 
 def iter_blocks(items: Iterable[T], question: Callable[[T], str]) -> Iterator[tuple[int, T]]:
-    """Every item with the number of its unit; the items of a question stand together."""
-    for number, (_, group) in enumerate(groupby(items, key=question)):
+    """Yield (block number, item) for every item. Items of one question must be adjacent and share a block."""
+    for position, (_, group) in enumerate(groupby(items, key=question)):
         for item in group:
-            yield number // BLOCK_SIZE, item
+            yield position // BLOCK_SIZE, item

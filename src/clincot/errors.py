@@ -1,7 +1,7 @@
-"""Errors whose message is for the user: it names what is wrong, where, and how to mend it.
+"""Errors whose message is written for the user: what is wrong, where, and how to fix it.
 
-The command line prints these in one line. Everything else is a fault of the program (or of a library) and keeps its
-traceback, whatever its type: a bare ValueError or KeyError tells a user nothing and its developer where to look.
+The command line prints a UserError as one line. Any other exception is a bug in the program or in a library and keeps
+its traceback, which shows the developer where to look.
 """
 
 from __future__ import annotations
@@ -11,16 +11,16 @@ from contextlib import contextmanager
 
 
 class UserError(Exception):
-    """Marks the errors that the command line tells without a traceback."""
+    """Base class of errors that the command line prints without a traceback."""
 
 
 class InvalidInput(UserError, ValueError):
-    """A file, a setting or a checkpoint that cannot be worked with."""
+    """An unusable file, setting or checkpoint."""
 
 
 @contextmanager
 def require_extra(name: str, what: str) -> Iterator[None]:
-    """Around imports of what an optional extra of the package brings: BadInput says which one `what` needs."""
+    """Wrap the imports of an optional extra. Raises InvalidInput if it is not installed; `what` names who needs it."""
     try:
         yield
     except ModuleNotFoundError as error:
@@ -28,4 +28,4 @@ def require_extra(name: str, what: str) -> Iterator[None]:
 
 
 class ModelFailed(UserError, RuntimeError):
-    """A model or endpoint gave no usable reply at all (unreachable, timeout, HTTP error, no log-probs)."""
+    """A model or endpoint gave no usable reply: unreachable, timeout, HTTP error, or no log-probabilities."""

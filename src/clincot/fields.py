@@ -1,4 +1,4 @@
-"""The base model and the constrained field types that records, settings and manifests share."""
+"""Base model and constrained field types of records, settings and manifests."""
 
 from __future__ import annotations
 
@@ -14,6 +14,6 @@ Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
 
 class FrozenModel(BaseModel):
-    """An immutable model that refuses unknown fields."""
+    """A pydantic model that is immutable and rejects unknown fields."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")

@@ -1,13 +1,13 @@
-"""Radiographs from PNG and JPEG files as 8-bit RGB, and the views (whole or crop) that models see of them.
+"""Read PNG and JPEG radiographs as 8-bit RGB, and render the views (whole image or crop) that models see.
 
-What is done to a file's pixels, so that every part of the project sees the same ones:
+All code reads images through this module, so that it sees the same pixels:
 
-- 16-bit grey is scaled by its own range: round(255 * (v - min) / (max - min)). Most 16-bit exports use 10-14
-  bits, so dividing by 256 would make them black. A constant image becomes 0. It is *not* a clinical window.
-- 16-bit colour is refused: the decoder keeps its high bytes only, which may be all black.
-- Transparent pixels lie on black, the background of a radiograph.
-- EXIF orientation is applied; widths, heights and boxes are those of the upright image.
-- Colour profiles are ignored. CMYK and YCCK become RGB by Pillow's plain formula.
+- 16-bit grey is scaled by its own range: round(255 * (v - min) / (max - min)). Most 16-bit exports use 10 to 14
+  bits, so a division by 256 would make them black. A constant image becomes 0. This is *not* a clinical window.
+- 16-bit colour is rejected: the decoder keeps only the high bytes, which may all be black.
+- Transparent pixels become black, the background of a radiograph.
+- EXIF orientation is applied; widths, heights and boxes refer to the upright image.
+- Colour profiles are ignored. CMYK and YCCK are converted to RGB by Pillow's plain formula.
 """
 
 from __future__ import annotations
@@ -28,15 +28,15 @@ from clincot.geometry import WHOLE_IMAGE, Box, box_to_pixels
 
 
 class InvalidImage(InvalidInput):
-    """An image file that cannot be used: says which, what was expected and what came."""
+    """An unusable image file; the message names it, what was expected and what was found."""
 
 
 @dataclass(frozen=True)
 class ImageLimits:
-    """What is accepted, checked from the file's size and header before anything is decoded.
+    """Size limits, checked against the file's size and header before anything is decoded.
 
-    The defaults leave room for the largest radiographs in use (mammograms of 4915 x 5355 = 26 megapixels,
-    53 MB at 16 bits) and bound a decoded RGB image to 150 MB.
+    The defaults admit the largest radiographs in use (mammograms of 4915 x 5355 = 26 megapixels, 53 MB at 16 bits)
+    and limit a decoded RGB image to 150 MB.
     """
 
     max_bytes: int = 128 << 20
@@ -48,7 +48,7 @@ DEFAULT_LIMITS = ImageLimits()
 _PNG_MAGIC = b"\x89PNG\r\n\x1a\n"
 _JPEG_MAGIC = b"\xff\xd8\xff"
 _OTHER_MAGIC = {b"GIF8": "GIF", b"II*\0": "TIFF", b"MM\0*": "TIFF", b"BM": "BMP", b"RIFF": "WebP"}
-_EXIF_TRANSPOSE = {  # EXIF tag 0x0112 -> what turns the stored image upright
+_EXIF_TRANSPOSE = {  # EXIF tag 0x0112 -> the operation that turns the stored image upright
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
     4: Image.Transpose.FLIP_TOP_BOTTOM,
@@ -62,7 +62,7 @@ _DECODE_ERRORS = (OSError, SyntaxError, ValueError, EOFError, IndexError, struct
 
 
 def open_image(path: Path, *, limits: ImageLimits = DEFAULT_LIMITS) -> Image.Image:
-    """A PNG or JPEG file, decoded to the end, upright, as 8-bit RGB; raises BadImage."""
+    """Decode a whole PNG or JPEG file to an upright 8-bit RGB image. Raises InvalidImage."""
     encoded = _read_encoded(path, limits)
     try:
         with _open_checked(path, encoded, limits) as image:
@@ -79,40 +79,40 @@ def open_image(path: Path, *, limits: ImageLimits = DEFAULT_LIMITS) -> Image.Ima
 
 
 def render_view(image: Image.Image, box: Box | None, side_px: int | None) -> Image.Image:
-    """What a model sees: the whole image (box None or WHOLE) or its crop, longest side `side_px`.
+    """Render what a model sees: the whole image (box None or WHOLE_IMAGE) or a crop, with longest side `side_px`.
 
-    With `side_px` None it keeps its size; a smaller image is enlarged to `side_px`. The crop is cut before it
-    is resized, so no pixel outside the box enters the view. Resizing is Pillow's bicubic filter, whose
-    support grows with the scale: shrinking is antialiased. Proportions are kept to the nearest pixel. Always
-    a new image.
+    side_px None keeps the size; otherwise smaller images are enlarged. The crop is cut before it is resized, so no
+    pixel outside the box enters the view. Resizing uses Pillow's bicubic filter, which antialiases when it shrinks,
+    and keeps the proportions to the nearest pixel. Returns a new image. Raises ValueError unless `image` is RGB and
+    side_px is positive.
     """
     if image.mode != "RGB":
         raise ValueError(f"view expects an RGB image, as open_image returns it, got mode {image.mode!r}")
     if side_px is not None and side_px < 1:
         raise ValueError(f"side_px must be at least 1 pixel, got {side_px}")
     if box is None or box == WHOLE_IMAGE:
-        seen = image.copy()
+        view = image.copy()
     else:
-        seen = image.crop(box_to_pixels(box, width=image.width, height=image.height))
-    longest = max(seen.size)
+        view = image.crop(box_to_pixels(box, width=image.width, height=image.height))
+    longest = max(view.size)
     if side_px is None or side_px == longest:
-        return seen
-    width, height = (max(1, round(length * side_px / longest)) for length in seen.size)
-    return seen.resize((width, height), Image.Resampling.BICUBIC)
+        return view
+    width, height = (max(1, round(length * side_px / longest)) for length in view.size)
+    return view.resize((width, height), Image.Resampling.BICUBIC)
 
 
 def load_cached_view(path: Path, box: Box | None, side_px: int | None) -> Image.Image:
-    """`view(open_image(path), box, side_px)` from a bounded cache.
+    """Return `render_view(open_image(path), box, side_px)`, cached. Raises InvalidImage.
 
-    Kept are the last 4 decoded files and the last 256 resized views. A file that changed on disk is read
-    again. The image is shared with later callers: copy it before drawing.
+    The cache holds the last 4 decoded files and the last 256 resized views. A file that has changed on disk is read
+    again. The image is shared with later callers: copy it before drawing on it.
     """
     try:
         stat = path.stat()
     except OSError as error:
         raise InvalidImage(f"{path}: expected a PNG or JPEG file, but {_describe_os_error(error)}") from error
     version = (str(path), stat.st_mtime_ns, stat.st_size)
-    if side_px is None:  # as large as the file makes it, so it does not enter the cache of views
+    if side_px is None:  # of any size, so it is not cached as a view
         return render_view(_load_cached_image(version), box, None)
     return _render_cached_view(version, None if box == WHOLE_IMAGE else box, side_px)
 
@@ -156,8 +156,8 @@ def _describe_format(encoded: bytes) -> str:
 
 
 def _open_checked(path: Path, encoded: bytes, limits: ImageLimits) -> Image.Image:
-    """The image with its header read and checked, nothing decoded yet."""
-    if encoded.startswith(_PNG_MAGIC):  # Pillow calls a PNG without pixels damaged, which helps nobody find the cause
+    """Open an image and check its header, without decoding its pixels."""
+    if encoded.startswith(_PNG_MAGIC):  # Pillow would call a PNG without pixels damaged
         width, height = struct.unpack(">II", encoded[16:24])
         _check_size(path, width, height, limits)
     image = _open_encoded(path, encoded, limits)
@@ -170,8 +170,8 @@ def _open_checked(path: Path, encoded: bytes, limits: ImageLimits) -> Image.Imag
             raise InvalidImage(
                 f"{path}: expected 8-bit colour or 16-bit grey without alpha, got 16-bit colour or alpha"
             )
-        image.verify()  # the checksum of every chunk; Pillow does not look at them while decoding
-        image = _open_encoded(path, encoded, limits)  # a verified image cannot be decoded
+        image.verify()  # checks the checksum of every chunk, which decoding does not
+        image = _open_encoded(path, encoded, limits)  # Pillow cannot decode an image after verify()
     return image
 
 
@@ -184,14 +184,14 @@ def _check_size(path: Path, width: int, height: int, limits: ImageLimits) -> Non
 
 def _open_encoded(path: Path, encoded: bytes, limits: ImageLimits) -> Image.Image:
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # our own limit decides
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # ImageLimits decides
         try:
             return Image.open(io.BytesIO(encoded), formats=("PNG", "JPEG"))
         except Image.DecompressionBombError as error:
             raise InvalidImage(
                 f"{path}: expected at most {limits.max_pixels} pixels, got far more ({error})"
             ) from error
-        except UnidentifiedImageError as error:  # its own message names a memory address
+        except UnidentifiedImageError as error:  # Pillow's message only holds a memory address
             raise InvalidImage(f"{path}: expected a whole PNG or JPEG file, but its header is damaged") from error
 
 
@@ -208,7 +208,7 @@ def _to_rgb(image: Image.Image) -> Image.Image:
 def _scale_to_8bit(grey_HW: np.ndarray) -> Image.Image:
     low, high = int(grey_HW.min()), int(grey_HW.max())
     span = max(high - low, 1)
-    levels_HW = grey_HW.astype(np.uint32)  # holds 65535 * 255; in place, to stay small
+    levels_HW = grey_HW.astype(np.uint32)  # holds 65535 * 255; computed in place to save memory
     levels_HW -= low
     levels_HW *= 255
     levels_HW += span // 2

@@ -1,4 +1,4 @@
-"""JSON lines: records in, records out, streaming, and never a half-written file under its final name."""
+"""JSON and JSON Lines files: streamed records, precise errors, and atomic writes."""
 
 from __future__ import annotations
 
@@ -16,15 +16,20 @@ from clincot.errors import InvalidInput
 from clincot.records import Record
 
 R = TypeVar("R", bound=Record)
+M = TypeVar("M", bound=BaseModel)
 
 
 class InvalidRecord(InvalidInput):
-    """A line that is not the record it should be: says file:line, what was expected and what came."""
+    """An invalid record or file; the message names file and line, what was expected and what was found."""
 
 
 @contextlib.contextmanager
 def atomic_write(path: Path) -> Iterator[IO[str]]:
-    """A text file that appears under `path` only when the block ends well; on an error nothing is left behind."""
+    """Open a text file that appears under `path` only if the block succeeds. An error leaves no file behind.
+
+    Writes to a temporary file in the same folder, flushes it to disk and renames it. A killed process may leave the
+    temporary file (*.partial), never an incomplete file under the final name.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(path.name + f".{os.getpid()}.partial")
     try:
@@ -39,7 +44,7 @@ def atomic_write(path: Path) -> Iterator[IO[str]]:
 
 
 def write_json(path: Path, content: object) -> None:
-    """A JSON document, written aside and then renamed; keys sorted, so that the same content is the same bytes.
+    """Write a JSON document atomically, with sorted keys, so that equal content gives equal bytes.
 
     Raises ValueError for NaN and infinity.
     """
@@ -49,7 +54,7 @@ def write_json(path: Path, content: object) -> None:
 
 
 def write_records(path: Path, records: Iterable[Record]) -> int:
-    """Write one record a line, aside and then renamed; returns how many."""
+    """Write one record per line, atomically; return the number of records."""
     count = 0
     with atomic_write(path) as file:
         for record in records:
@@ -59,7 +64,10 @@ def write_records(path: Path, records: Iterable[Record]) -> int:
 
 
 def read_records(path: Path, kind: type[R]) -> Iterator[R]:
-    """Stream records; a bad line, a truncated last line or a repeated id raises BadRecord naming file:line."""
+    """Stream the records of a file.
+
+    Raises InvalidRecord, naming file and line, for an invalid line, a truncated last line or a repeated id.
+    """
     seen: set[bytes] = set()
     for number, line in _iter_lines(path):
         record = parse_record(line, kind, where=f"{path}:{number}")
@@ -71,6 +79,7 @@ def read_records(path: Path, kind: type[R]) -> Iterator[R]:
 
 
 def parse_record(line: str, kind: type[R], *, where: str) -> R:
+    """Parse one line as a record. Raises InvalidRecord, whose message begins with `where`."""
     try:
         return kind.model_validate_json(line)
     except ValidationError as error:
@@ -78,23 +87,26 @@ def parse_record(line: str, kind: type[R], *, where: str) -> R:
 
 
 def format_validation_error(error: ValidationError) -> str:
-    """A validation error in one line: field, what was expected, what came."""
+    """Format a validation error in one line: field, what was expected, what was found."""
     parts = []
     for item in error.errors(include_url=False):
         field = ".".join(str(step) for step in item["loc"])
-        came = repr(item.get("input"))
-        came = came if len(came) <= 120 else came[:117] + "…"
-        parts.append((f"{field}: " if field else "") + f"{item['msg']} (got {came})")
+        actual = repr(item.get("input"))
+        actual = actual if len(actual) <= 120 else actual[:117] + "…"
+        parts.append((f"{field}: " if field else "") + f"{item['msg']} (got {actual})")
     return "; ".join(parts)
 
 
 def parse_row(line: bytes, *, where: str) -> dict[str, Any]:
-    """One line of somebody else's JSONL as an object, before it becomes records; raises BadRecord."""
+    """Parse one line of a foreign JSONL file as an object. Raises InvalidRecord.
+
+    Stricter than json.loads: rejects repeated keys and unpaired surrogates, which could not be written again.
+    """
     try:
         row = json.loads(line.decode("utf-8-sig"), object_pairs_hook=_reject_repeated_keys)
     except json.JSONDecodeError as error:
-        came = line.rstrip()[:80].decode("utf-8", errors="replace")
-        raise InvalidRecord(f"{where}: not JSON ({error.msg} at column {error.colno}): {came!r}") from None
+        start = line.rstrip()[:80].decode("utf-8", errors="replace")
+        raise InvalidRecord(f"{where}: not JSON ({error.msg} at column {error.colno}): {start!r}") from None
     except UnicodeDecodeError as error:
         raise InvalidRecord(f"{where}: not UTF-8 ({error.reason} at byte {error.start})") from None
     except RecursionError:
@@ -103,7 +115,7 @@ def parse_row(line: bytes, *, where: str) -> dict[str, Any]:
         raise InvalidRecord(f"{where}: the field {error.args[0]!r} occurs twice in one row") from None
     if not isinstance(row, dict):
         raise InvalidRecord(f"{where}: expected a JSON object, got {type(row).__name__}")
-    if b"\\ud" in line.lower():  # an escaped surrogate; half of a pair is no text and could not be written again
+    if b"\\ud" in line.lower():  # an escaped surrogate, perhaps without its other half
         try:
             json.dumps(row, ensure_ascii=False).encode()
         except UnicodeEncodeError as error:
@@ -118,14 +130,14 @@ class _RepeatedKey(Exception):
 
 def _reject_repeated_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     row = dict(pairs)
-    if len(row) < len(pairs):  # json would keep the last one in silence
+    if len(row) < len(pairs):  # json would silently keep the last one
         keys = [key for key, _ in pairs]
         raise _RepeatedKey(next(key for key in keys if keys.count(key) > 1))
     return row
 
 
 def _iter_lines(path: Path) -> Iterator[tuple[int, str]]:
-    """Non-blank lines with their numbers; a file that ends without a newline was cut off."""
+    """Yield non-blank lines with their numbers. Raises InvalidRecord if the last line has no newline."""
     with path.open("rb") as file:
         number, raw = 0, b"\n"
         for number, raw in enumerate(file, start=1):
@@ -142,7 +154,7 @@ def _iter_lines(path: Path) -> Iterator[tuple[int, str]]:
 
 
 def hash_files(*paths: Path) -> str:
-    """sha256 over the bytes of the files, in the order given."""
+    """Compute the sha256 of the concatenated bytes of the files, in the order of the arguments."""
     total = hashlib.sha256()
     for path in paths:
         with path.open("rb") as file:
@@ -151,11 +163,8 @@ def hash_files(*paths: Path) -> str:
     return total.hexdigest()
 
 
-M = TypeVar("M", bound=BaseModel)
-
-
 def read_json_model(path: Path, kind: type[M]) -> M:
-    """A JSON file as `kind`; raises BadRecord naming the file, what was expected and what came."""
+    """Read a JSON file as a model. Raises InvalidRecord, which names the file and the invalid field."""
     content = read_json(path)
     try:
         return kind.model_validate(content)
@@ -164,6 +173,7 @@ def read_json_model(path: Path, kind: type[M]) -> M:
 
 
 def read_json(path: Path) -> Any:
+    """Read a JSON file of a run folder. Raises InvalidRecord if it is missing or no JSON."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:

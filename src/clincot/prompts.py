@@ -1,14 +1,14 @@
-"""What a model is shown and asked. Every prompt of the project is worded here and nowhere else.
+"""Prompts: the images and texts that policies and judges receive. All prompt texts are in this module.
 
 A visual chain of thought is one conversation:
 
     user       the whole image, the question
-    assistant  the region to look at            written by the policy, or given by a grounding tool
+    assistant  the region to look at            written by the policy, or proposed by a grounder
     user       that region at full resolution
     assistant  the answer
 
-The wording and the sizes belong to the checkpoint that was trained with them (`Views`, stored beside the
-weights as clincot.json); a checkpoint from elsewhere gets the defaults, which spell everything out.
+A checkpoint is prompted with the wording and the image sizes that it was trained with (`PromptFormat`, stored with
+the weights as clincot.json). A checkpoint without that file gets the defaults, whose wording is complete.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import product
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -31,34 +32,36 @@ PROMPT_FORMAT_FILE = "clincot.json"
 
 
 class PromptFormat(FrozenModel):
-    """How a checkpoint wants to be shown images, and in which wording it is asked."""
+    """The wording and the image sizes that a checkpoint expects."""
 
     wording: Literal["full", "brief"] = "full"
-    whole_grid: Annotated[int, Field(ge=1, le=8)] = 1  # the whole image as whole_grid x whole_grid pictures
-    whole_px: Annotated[int, Field(ge=16)] | None = None  # longest side of each; None: as the image is
+    whole_grid: Annotated[int, Field(ge=1, le=8)] = 1  # the whole image is cut into whole_grid x whole_grid tiles
+    whole_px: Annotated[int, Field(ge=16)] | None = None  # longest side of each tile; None: not resized
     crop_px: Annotated[int, Field(ge=16)] | None = None
-    min_crop: Annotated[float, Field(gt=0, le=1)] = 0.25  # M of UV-CoT's crop, as a share of the shorter side
+    min_crop: Annotated[float, Field(gt=0, le=1)] = (
+        0.25  # smallest side of a crop, as a share of the image's shorter side
+    )
 
 
 @dataclass(frozen=True)
 class ImageView:
-    """An image, or a box of it, at the size at which a model sees it. Read only when a model needs it."""
+    """An image or a crop of it, at the size that a model sees. The file is read only when a model needs it."""
 
     path: str
     sha256: str  # of the image file
-    box: Box | None = None  # None: all of it
+    box: Box | None = None  # None: the whole image
     side_px: int | None = None
 
     @cached_property
     def key(self) -> str:
-        """Names what is seen: the same wherever the file lies."""
+        """Identifies the content of the view, independent of the file's path."""
         box = "" if self.box is None else ",".join(f"{v:.4f}" for v in self.box.xyxy)
         return f"{self.sha256}:{box}:{self.side_px}"
 
 
 @dataclass(frozen=True)
 class Turn:
-    """One turn. `action` marks what the policy itself wrote, the only tokens that a loss may count."""
+    """One turn of a conversation. `action` marks text that the policy wrote; only its tokens enter a loss."""
 
     role: Literal["user", "assistant"]
     text: str
@@ -71,16 +74,17 @@ Conversation = tuple[Turn, ...]
 
 @dataclass(frozen=True)
 class PromptTemplate:
-    """The sentences around a question. {question}, {answer}, {region} and {finding} are filled in."""
+    """The texts around a question, with the placeholders {question}, {answer}, {region} and {finding}."""
 
     look: str
     crop: str
-    report: str  # in place of `crop` where a whole report is asked for
+    report: str  # replaces `crop` if the answer is a whole report
     judge: str
     finding: str
 
     @property
     def digest(self) -> str:
+        """Identifies the wording in record ids. `report` is left out, so that older ids keep their value."""
         return hash_json([self.look, self.crop, self.judge, self.finding])[:20]
 
 
@@ -96,14 +100,14 @@ PROMPT_TEMPLATES: dict[str, PromptTemplate] = {
         "Proposed answer: {answer}\nIs the proposed answer right? Answer yes or no.",
         finding="Does this region of a medical image show {finding}? Answer yes or no.",
     ),
-    # For the small models, which were trained on it: every further word would cost them a token a question.
+    # For the tiny models, which are trained with it: every further word would cost a token per question.
     "brief": PromptTemplate(
         look="{question}", crop="", report="", judge="{region} {question} {answer}?", finding="Is there {finding}?"
     ),
 }
 
 
-# For judges without log-probabilities: said after the question that asks for yes or no.
+# For judges without log-probabilities: appended to the question that asks for yes or no.
 RATING_INSTRUCTION = (
     "Instead of yes or no, write how sure you are that it is right, from 0 (surely wrong) to 10 (surely right), in the "
     "form n/10 and nothing else."
@@ -111,131 +115,120 @@ RATING_INSTRUCTION = (
 
 
 def load_prompt_format(checkpoint: Path) -> PromptFormat:
-    """The Views stored beside a checkpoint's weights; the defaults where there are none."""
+    """Load the PromptFormat of a checkpoint folder, or the defaults if it has none. Raises InvalidRecord."""
     path = checkpoint / PROMPT_FORMAT_FILE
     if not path.is_file():
         return PromptFormat()
     try:
         return PromptFormat.model_validate(json.loads(path.read_text(encoding="utf-8")))
     except ValidationError as error:
-        raise InvalidRecord(f"{path}: not a description of views: {format_validation_error(error)}") from None
+        raise InvalidRecord(f"{path}: not a prompt format: {format_validation_error(error)}") from None
     except json.JSONDecodeError as error:
         raise InvalidRecord(f"{path}:{error.lineno}: not JSON ({error.msg})") from None
 
 
 def save_prompt_format(checkpoint: Path, views: PromptFormat) -> None:
+    """Write the PromptFormat into a checkpoint folder."""
     (checkpoint / PROMPT_FORMAT_FILE).write_text(views.model_dump_json(indent=2) + "\n", encoding="utf-8")
 
 
 def build_whole_views(study: Study, folder: Path, views: PromptFormat) -> tuple[ImageView, ...]:
-    """The whole image as the checkpoint wants it: one picture, or a grid of them in reading order."""
+    """Build the views of the whole image: one view, or a grid of tiles in reading order."""
     path, n = str(folder / study.image), views.whole_grid
     if n == 1:
         return (ImageView(path, study.sha256, None, views.whole_px),)
-    cells = [box_from_xyxy((c / n, r / n, (c + 1) / n, (r + 1) / n)) for r in range(n) for c in range(n)]
-    return tuple(ImageView(path, study.sha256, cell, views.whole_px) for cell in cells)
+    tiles = []
+    for row, column in product(range(n), repeat=2):
+        box = box_from_xyxy((column / n, row / n, (column + 1) / n, (row + 1) / n))
+        tiles.append(ImageView(path, study.sha256, box, views.whole_px))
+    return tuple(tiles)
 
 
 def build_crop_view(study: Study, folder: Path, views: PromptFormat, box: Box) -> ImageView:
-    """The square that shows a region (geometry.crop_square), at the checkpoint's crop size."""
+    """Build the view of a region: its square crop (geometry.crop_square) at the checkpoint's crop size."""
     shown = box if box == WHOLE_IMAGE else crop_square(box, min_side=views.min_crop, aspect=study.width / study.height)
     return ImageView(str(folder / study.image), study.sha256, shown, views.crop_px)
 
 
 def region_prompt(study: Study, folder: Path, views: PromptFormat, question: str) -> Conversation:
-    """The opening: the whole image and the question. What the policy writes next is a region."""
+    """Build the first turn: the whole image and the question. The policy replies with a region."""
     text = PROMPT_TEMPLATES[views.wording].look.format(question=question)
     return (Turn("user", text, build_whole_views(study, folder, views)),)
 
 
-def answer_prompt(
-    opening: Conversation,
-    study: Study,
-    folder: Path,
-    views: PromptFormat,
-    *,
-    question: str,
-    box: Box,
-    written: bool = False,
-    report: bool = False,
-) -> Conversation:
-    """The opening continued by a region and its crop. `written`: the policy wrote the region itself; `report`: what is
-    to follow is a whole report."""
-    region = Turn("assistant", box_to_text(box), action=written)
-    wording = PROMPT_TEMPLATES[views.wording]
-    text = (wording.report if report else wording.crop).format(question=question)
-    return (*opening, region, Turn("user", text, (build_crop_view(study, folder, views, box),)))
-
-
 @dataclass(frozen=True)
 class ChainStep:
-    """One step of a visual chain: what was asked, where was looked, what was answered (None: not yet)."""
+    """One step of a visual chain: question, region, and answer (None: not answered yet)."""
 
     question: str
     box: Box
     written: bool  # the policy wrote the region itself
     answer: str | None = None
-    report: bool = False  # a whole report is asked for
+    report: bool = False  # the answer is a whole report
+
+
+def answer_prompt(
+    opening: Conversation, study: Study, folder: Path, views: PromptFormat, step: ChainStep
+) -> Conversation:
+    """Append the region of `step` and its crop to `opening`. The policy replies with an answer."""
+    region = Turn("assistant", box_to_text(step.box), action=step.written)
+    wording = PROMPT_TEMPLATES[views.wording]
+    text = (wording.report if step.report else wording.crop).format(question=step.question)
+    return (*opening, region, Turn("user", text, (build_crop_view(study, folder, views, step.box),)))
 
 
 def chain_prompt(study: Study, folder: Path, views: PromptFormat, steps: Sequence[ChainStep]) -> Conversation:
-    """The conversation of a chain. Only the last step's turns are actions: what came before is context."""
+    """Build the conversation of a chain. Only turns of the last step are actions; earlier steps are context."""
     conversation: Conversation = ()
     for position, step in enumerate(steps):
         last = position == len(steps) - 1
         if position == 0:
             conversation = region_prompt(study, folder, views, step.question)
         else:
-            conversation = (
-                *conversation,
-                Turn("user", PROMPT_TEMPLATES[views.wording].look.format(question=step.question)),
-            )
-        conversation = answer_prompt(
-            conversation,
-            study,
-            folder,
-            views,
-            question=step.question,
-            box=step.box,
-            written=step.written and last,
-            report=step.report,
-        )
+            text = PROMPT_TEMPLATES[views.wording].look.format(question=step.question)
+            conversation = (*conversation, Turn("user", text))
+        step = replace(step, written=step.written and last)
+        conversation = answer_prompt(conversation, study, folder, views, step)
         if step.answer is not None:
             conversation = (*conversation, Turn("assistant", step.answer, action=last))
     return conversation
 
 
 def with_answer(conversation: Conversation, answer: str) -> Conversation:
-    """The conversation ended by an answer that counts in a loss."""
+    """Append the policy's answer, whose tokens enter the loss."""
     return (*conversation, Turn("assistant", answer, action=True))
 
 
 def judge_prompt(
     study: Study, folder: Path, views: PromptFormat, *, question: str, answer: str, box: Box
 ) -> Conversation:
-    """What a judge is asked about a candidate: image, crop, question and proposed answer, nothing else."""
+    """Build the prompt that asks a judge about a candidate: image, crop, question and proposed answer only."""
     text = PROMPT_TEMPLATES[views.wording].judge.format(question=question, answer=answer, region=box_to_text(box))
-    pictures = (*build_whole_views(study, folder, views), build_crop_view(study, folder, views, box))
-    return (Turn("user", text, pictures),)
+    images = (*build_whole_views(study, folder, views), build_crop_view(study, folder, views, box))
+    return (Turn("user", text, images),)
 
 
 def rating_prompt(conversation: Conversation) -> Conversation:
-    """The conversation whose last turn asks for a rating instead of yes or no."""
+    """Rewrite a judge's prompt so that it asks for a rating instead of yes or no."""
     *before, last = conversation
     return (*before, replace(last, text=f"{last.text}\n{RATING_INSTRUCTION}"))
 
 
 def finding_prompt(study: Study, folder: Path, views: PromptFormat, *, finding: str, box: Box) -> Conversation:
-    """Does this region show the finding? (the question behind the sliding-window grounder)"""
+    """Build the prompt that asks whether a region shows a finding, for the sliding-window grounder."""
     text = PROMPT_TEMPLATES[views.wording].finding.format(finding=finding)
     return (Turn("user", text, (build_crop_view(study, folder, views, box),)),)
 
 
 def hash_prompt(views: PromptFormat, *, report: bool = False) -> str:
-    """Names the wording and the sizes that a record was made with; `report`: an answer that is a whole report."""
+    """Identify the wording and the image sizes of a prompt. report: the answer is a whole report."""
     wording = PROMPT_TEMPLATES[views.wording]
     return hash_json([wording.digest, views.model_dump(mode="json"), *[wording.report] * report])[:20]
 
 
 def collect_views(conversation: Sequence[Turn]) -> list[ImageView]:
-    return [picture for turn in conversation for picture in turn.pictures]
+    """List the images of a conversation in their order."""
+    views: list[ImageView] = []
+    for turn in conversation:
+        views += turn.pictures
+    return views

@@ -1,14 +1,14 @@
-"""What flows between the stages: frozen records with content-hash ids.
+"""Records that the stages exchange: frozen models whose id is a hash of their content.
 
-A round makes, in this order: Study and Question (with the answer key, Reference, in a file of its own) ->
-Region -> Candidate -> Judgement -> PanelScore -> PreferencePair -> DataVersion -> Checkpoint -> Outcome -> Decision.
+In the order of a round: Study and Question (with the answer key, Reference, in a separate file) -> Region ->
+Candidate -> Judgement -> PanelScore -> PreferencePair -> DataVersion -> Checkpoint -> Outcome -> Decision.
 
-An id hashes *content only* (inputs, texts, scores, config); where and when a record was made is provenance
-beside it, so the same work has the same id on a laptop and on a cluster. Children carry their parents' ids:
-from any pair one can walk back to the image (`clincot show <id>`).
+An id hashes the *content only* (inputs, texts, scores, configuration). Where and when a record was made is provenance
+and does not enter the id, so the same work has the same id on a laptop and on a cluster. A record holds the ids of
+the records it was made from, so every pair can be traced back to its image (`clincot show <id>`).
 
-The answer key is a separate record in a separate file on purpose: the stages propose, answer, judge and pair
-are never given that file, so truth cannot leak into preference data.
+The answer key is a separate record in a separate file: the stages propose, answer, judge and pair never receive that
+file, so the truth cannot leak into preference data.
 """
 
 from __future__ import annotations
@@ -24,16 +24,16 @@ from clincot.geometry import Box
 
 
 def hash_json(content: Any) -> str:
-    """sha256 (hex) of canonical JSON: sorted keys, no spaces, no NaN."""
+    """Compute the sha256 (hex) of canonical JSON: sorted keys, no spaces. Raises ValueError for NaN and infinity."""
     text = json.dumps(content, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
     return hashlib.sha256(text.encode()).hexdigest()
 
 
 class Record(FrozenModel):
-    """A frozen record. `id` is filled in when left out and checked when given."""
+    """Base class of records. `id` is computed if it is empty and verified otherwise."""
 
     prefix: ClassVar[str] = "record"
-    provenance: ClassVar[frozenset[str]] = frozenset()  # fields that do not enter the id
+    provenance: ClassVar[frozenset[str]] = frozenset()  # fields that the id does not cover
 
     version: Literal[1] = 1
     id: str = ""
@@ -50,7 +50,7 @@ class Record(FrozenModel):
 
 
 class Study(Record):
-    """One image. `image` is its path relative to the data set's folder."""
+    """One image. `image` is its path relative to the data set folder."""
 
     prefix: ClassVar[str] = "study"
     provenance: ClassVar[frozenset[str]] = frozenset({"image", "split", "source_id"})
@@ -60,13 +60,13 @@ class Study(Record):
     width: Annotated[int, Field(ge=1)]  # pixels
     height: Annotated[int, Field(ge=1)]
     modality: str = ""
-    patient: str = ""  # grouping key for splits and intervals; never an identity
+    patient: str = ""  # groups studies for splits and intervals; never a real identity
     split: str = ""
     source_id: str = ""
 
 
 class Question(Record):
-    """A question about a study, without its answer (see Reference)."""
+    """A question about a study, without its answer (which is a Reference)."""
 
     prefix: ClassVar[str] = "question"
     provenance: ClassVar[frozenset[str]] = frozenset({"source_id"})
@@ -79,40 +79,40 @@ class Question(Record):
 
 
 class Reference(Record):
-    """The answer key of one question. Read by evaluation and calibration only."""
+    """The answer key of one question. Only evaluation and calibration read it."""
 
     prefix: ClassVar[str] = "reference"
 
     question: NonEmptyStr
     answer: Annotated[str, Field(min_length=1, pattern=r"\S")]
-    boxes: tuple[Box, ...] = ()  # where the answer can be seen; empty: unknown, or an absent finding
+    boxes: tuple[Box, ...] = ()  # regions that show the answer; empty: unknown, or the finding is absent
     finding: str = ""
 
 
 class Region(Record):
-    """A place to look: a hypothesis about a question, grounded in the image."""
+    """A region to look at: a hypothesis about a question, grounded in the image."""
 
     prefix: ClassVar[str] = "region"
 
     question: NonEmptyStr
-    hypothesis: NonEmptyStr  # "pneumonia", "normal", …; "whole image" for the region that is always there
+    hypothesis: NonEmptyStr  # "pneumonia", "normal", …; "whole image" for the region that every question has
     box: Box
     confidence: UnitFloat
     grounder: NonEmptyStr  # "windows", "relevance", "written", "http", "oracle", "random", "whole"
 
 
 class Candidate(Record):
-    """A policy's answer from one region; with `region_written`, the policy wrote that region itself."""
+    """A policy's answer from one region. region_written: the policy wrote that region itself."""
 
     prefix: ClassVar[str] = "candidate"
 
     question: NonEmptyStr
     region: NonEmptyStr
-    text: str  # may be empty: an empty answer is an answer, and judged so
-    token_logprobs: tuple[FiniteFloat, ...]  # nats, of the answer's tokens as sampled
+    text: str  # may be empty: an empty answer is judged like any other
+    token_logprobs: tuple[FiniteFloat, ...]  # nats, one per sampled token of the answer
     region_written: bool = False
     step: Annotated[int, Field(ge=0)] = 0
-    parent: str = ""  # the candidate of the step before that this one continues; "" at the chain's start
+    parent: str = ""  # the previous step's candidate that this one continues; "" in the first step
     policy: NonEmptyStr  # the policy's digest
     prompt: NonEmptyStr  # digest of the prompt wording
     seed: int
@@ -120,7 +120,7 @@ class Candidate(Record):
 
 
 class Judgement(Record):
-    """One judge's probability that a candidate is right; None (with a reason) where it could not be read."""
+    """One judge's probability that a candidate is right; None, with a reason, if it could not be read."""
 
     prefix: ClassVar[str] = "judgement"
 
@@ -138,19 +138,19 @@ class Judgement(Record):
 
 
 class PanelScore(Record):
-    """The panel's calibrated score of a candidate, and how far its judges were apart."""
+    """The panel's calibrated score of a candidate, and the spread of its judges."""
 
     prefix: ClassVar[str] = "score"
 
     candidate: NonEmptyStr
     score: UnitFloat | None
     spread: Annotated[float, Field(ge=0, allow_inf_nan=False)]  # standard deviation across judges
-    judges: Annotated[int, Field(ge=0)]  # how many gave a score
+    judges: Annotated[int, Field(ge=0)]  # number of judges that gave a score
     reason: str = ""
 
 
 class PreferencePair(Record):
-    """Two candidates of one question and step, the better first. The margin is computed in train."""
+    """Two candidates of one question and step, the better one first. Training computes the margin."""
 
     prefix: ClassVar[str] = "pair"
 
@@ -161,7 +161,7 @@ class PreferencePair(Record):
     rejected_region: NonEmptyStr
     chosen_score: FiniteFloat  # s_cur + gamma * s_next
     rejected_score: FiniteFloat
-    spread: Annotated[float, Field(ge=0, allow_inf_nan=False)]  # mean of the two sides' spreads
+    spread: Annotated[float, Field(ge=0, allow_inf_nan=False)]  # mean spread of the two candidates
     step: Annotated[int, Field(ge=0)] = 0
 
     @model_validator(mode="after")
@@ -185,42 +185,42 @@ class DataFile(FrozenModel):
 
 
 class DataVersion(Record):
-    """A round's preference data: what it is, and the revision of the data repository that keeps it.
+    """A version of a round's preference data, and the revision of the data repository that holds it.
 
-    `revision` is "" where it was kept nowhere; `unversioned` then says why.
+    `revision` is "" if the data was not committed; `unversioned` then holds the reason.
     """
 
     prefix: ClassVar[str] = "data"
     provenance: ClassVar[frozenset[str]] = frozenset({"repository", "revision", "tag", "round", "unversioned"})
 
     sha256: Sha256  # of the files' names and digests
-    files: tuple[DataFile, ...]  # by name
-    pairs: Annotated[int, Field(ge=0)]  # how many
+    files: tuple[DataFile, ...]  # sorted by name
+    pairs: Annotated[int, Field(ge=0)]  # number of pairs; the next two fields are numbers too
     questions: Annotated[int, Field(ge=0)]
     candidates: Annotated[int, Field(ge=0)]
-    policies: tuple[NonEmptyStr, ...]  # digests of the policies that answered
+    policies: tuple[NonEmptyStr, ...]  # digests of the policies that wrote the candidates
     judges: dict[str, str]  # {name: digest}
-    alpha: FiniteFloat | None  # the judges' agreement (Krippendorff, calibrated scores); None: not to be had
+    alpha: FiniteFloat | None  # Krippendorff's alpha of the judges' calibrated scores; None: undefined
     repository: str = ""  # its address, without credentials
     revision: str = ""  # the commit
-    tag: str = ""  # preferences/round-0001
+    tag: str = ""  # for instance preferences/round-0001
     round: Annotated[int, Field(ge=0)] = 0
     unversioned: str = ""
 
     @property
     def size(self) -> int:
-        """Bytes of all files."""
+        """Total size in bytes."""
         return sum(file.size for file in self.files)
 
     @model_validator(mode="after")
     def _check_revision(self) -> Self:
         if bool(self.revision) and bool(self.unversioned):
-            raise ValueError("a version has a revision, or says why it has none, not both")
+            raise ValueError("a version has either `revision` or `unversioned`, not both")
         return self
 
 
 class Checkpoint(Record):
-    """A trained policy: its digest is its identity, where it lies is provenance."""
+    """A trained policy. Its digest identifies it; its location is provenance."""
 
     prefix: ClassVar[str] = "checkpoint"
     provenance: ClassVar[frozenset[str]] = frozenset({"uri", "git", "created", "data", "data_revision"})
@@ -229,33 +229,33 @@ class Checkpoint(Record):
     sha256: Sha256
     parent: str = ""  # digest of the policy it was trained from; "" for a base model
     pairs: str = ""  # digest of the preference data; "" for a base model
-    config: str = ""  # digest of the train section
+    config: str = ""  # digest of the training configuration
     round: Annotated[int, Field(ge=0)] = 0
-    data: str = ""  # sha256 of the DataVersion that holds the pairs; "" where none was named
-    data_revision: str = ""  # the commit of the data repository that keeps it; "" where none does
+    data: str = ""  # sha256 of the DataVersion that holds the pairs; "": unknown
+    data_revision: str = ""  # commit of the data repository; "": not committed
     git: str = ""
     created: str = ""
 
 
 class Outcome(Record):
-    """One benchmark question answered by one policy looking at one kind of region."""
+    """A policy's answer to one benchmark question, from one kind of region (the arm)."""
 
     prefix: ClassVar[str] = "outcome"
 
     question: NonEmptyStr
     policy: NonEmptyStr
-    arm: NonEmptyStr  # where the region came from: "written", "windows", "random", "oracle", "whole", …
+    arm: NonEmptyStr  # source of the region: "written", "windows", "random", "oracle", "whole", …
     box: Box
     answer: str
     reference: NonEmptyStr  # the Reference's id
-    correct: bool | None  # strict protocol; None: no answer could be read, or it is a report
+    correct: bool | None  # by the strict protocol; None: the answer is unreadable, or a report
     hit: bool | None = None  # None: the question has no reference box
     iou: UnitFloat | None = None
     off_format: bool = False
 
 
 class Interval(FrozenModel):
-    """A value with its 95 % interval (cluster bootstrap); None where it cannot be computed."""
+    """A value with its 95 % interval (cluster bootstrap). None: it cannot be computed."""
 
     value: FiniteFloat | None
     low: FiniteFloat | None = None
@@ -277,9 +277,9 @@ class BenchmarkReport(Record):
 
 
 class Totals(FrozenModel):
-    """Sums over the clusters (patients) of one compared metric; those of disjoint patients add up.
+    """Sums over the clusters (patients) of one compared metric. Totals of disjoint patients can be added.
 
-    s is a cluster's sum of values (differences, higher is better), m how many questions it has scored.
+    For one cluster, s is the sum of its differences (higher is better) and m the number of its scored questions.
     """
 
     clusters: Annotated[int, Field(ge=0)] = 0
@@ -295,20 +295,18 @@ class Totals(FrozenModel):
 
 
 class PromotionCheck(FrozenModel):
-    """One condition of a promotion: a paired, clustered, one-sided test of the challenger against something."""
+    """One condition of a promotion: a paired, clustered, one-sided test of the challenger."""
 
     name: NonEmptyStr  # "accuracy", "closed_accuracy", …
     role: Literal["gain", "guard", "blind"]
     better: Literal["higher", "lower"]
-    challenger: FiniteFloat | None  # its mean over the questions compared
+    challenger: FiniteFloat | None  # mean over the compared questions
     other: FiniteFloat | None  # the champion's, or the blind baseline's
-    difference: Interval  # challenger - other, of this look's questions
-    threshold: (
-        FiniteFloat  # the challenger must be shown to be better than other + threshold (lower is better: below it)
-    )
-    pooled: (
-        FiniteFloat | None
-    )  # challenger - other over all looks of this challenger; without earlier looks `difference`
+    difference: Interval  # challenger - other, on this look's questions
+    # The challenger must be shown to be above other + threshold (or below it, if lower is better).
+    threshold: FiniteFloat
+    # challenger - other over all looks of this challenger; equal to `difference` in the first look
+    pooled: FiniteFloat | None
     error: FiniteFloat | None  # standard error of `pooled`
     bound: FiniteFloat | None  # one-sided confidence bound of `pooled` at the test's level
     p: UnitFloat | None
@@ -319,7 +317,7 @@ class PromotionCheck(FrozenModel):
 
 
 class GateFinding(FrozenModel):
-    """What a look at the data or the judges found."""
+    """The result of a check of the data or of the judges."""
 
     name: NonEmptyStr
     severity: Literal["ok", "warn", "block"]
@@ -329,32 +327,32 @@ class GateFinding(FrozenModel):
 
 
 class Budget(FrozenModel):
-    """Where this decision stands in the lifetime budget of promotion errors (promotion/error_budget.py)."""
+    """This decision's share of the lifetime budget of promotion errors (promotion/error_budget.py)."""
 
-    lifetime: UnitFloat  # the probability of ever promoting wrongly that the pipeline may have
-    number: Annotated[int, Field(ge=1)]  # of this decision in the ledger
+    lifetime: UnitFloat  # allowed probability of ever promoting a worse policy
+    number: Annotated[int, Field(ge=1)]  # of the decision in the ledger, from 1
     challenger_number: Annotated[int, Field(ge=1)]
-    look: Annotated[int, Field(ge=1)]  # of this challenger at this champion
-    challenger_level: UnitFloat  # for all looks of this challenger together
-    passed_on: UnitFloat = 0.0  # how much of it comes from challengers promoted just before
-    level: UnitFloat  # of this look: every check is tested at it
+    look: Annotated[int, Field(ge=1)]  # number of times this challenger was compared with this champion
+    challenger_level: UnitFloat  # level of all looks of this challenger together
+    passed_on: UnitFloat = 0.0  # part of it that comes from challengers promoted just before
+    level: UnitFloat  # level of this look; every check is tested at it
     spent_before: Annotated[float, Field(ge=0)] = 0.0
 
 
 class BenchmarkReuse(FrozenModel):
-    """How often the benchmark's questions have been decided on, this decision included."""
+    """How often decisions have used the benchmark's questions, this decision included."""
 
     slice: Annotated[int, Field(ge=1)]
     slices: Annotated[int, Field(ge=1)]
     questions: Annotated[int, Field(ge=0)]
-    fresh: Annotated[int, Field(ge=0)]  # never decided on before
-    worn: Annotated[int, Field(ge=0)]  # left out: decided on as often as allowed
+    fresh: Annotated[int, Field(ge=0)]  # used by no earlier decision
+    worn: Annotated[int, Field(ge=0)]  # excluded: used as often as allowed
     most_uses: Annotated[int, Field(ge=0)]
     allowed: Annotated[int, Field(ge=1)]
 
 
 class Decision(Record):
-    """Whether the challenger takes the champion's place, with the numbers that say so."""
+    """Whether the challenger replaces the champion, with the evidence."""
 
     prefix: ClassVar[str] = "decision"
 
@@ -367,26 +365,26 @@ class Decision(Record):
     reasons: tuple[NonEmptyStr, ...]
     checks: tuple[PromotionCheck, ...] = ()
     findings: tuple[GateFinding, ...] = ()
-    budget: Budget | None = None  # None: nothing was tested, nothing is spent
+    budget: Budget | None = None  # None: nothing was tested, so nothing was spent
     reuse: BenchmarkReuse | None = None
-    base: Interval | None = None  # challenger - base policy, reported beside the test
+    base: Interval | None = None  # challenger - base policy; reported, not tested
     inputs: dict[str, str] = Field(default_factory=dict)  # {input: sha256}
-    settings: dict[str, Any] = Field(default_factory=dict)  # the decide section
-    evidence: str = ""  # digest of what was compared; the same evidence is decided on once
+    settings: dict[str, Any] = Field(default_factory=dict)  # the decide configuration
+    evidence: str = ""  # digest of the compared outcomes; the same evidence is decided on only once
 
 
 class StartingPolicy(Record):
-    """What a round starts from, resolved once: nobody after preflight looks for the latest.
+    """The policy that a round starts from. It is resolved once, in preflight; later stages use this record.
 
-    source: "champion" where the line has a pointer; "base", as round 0, where it has none and preflight.base names one.
+    source: "champion" if the model has a champion; otherwise "base", the checkpoint of preflight.base, as round 0.
     """
 
     prefix: ClassVar[str] = "start"
     provenance: ClassVar[frozenset[str]] = frozenset({"uri"})
 
     line: NonEmptyStr
-    uri: NonEmptyStr  # of the published checkpoint, or the folder of a base that is not published
+    uri: NonEmptyStr  # address of the published checkpoint, or the folder of an unpublished base
     sha256: Sha256
     round: Annotated[int, Field(ge=0)]
     source: Literal["champion", "base"]
-    published: bool  # False: `uri` is a folder of this machine
+    published: bool  # False: `uri` is a local folder

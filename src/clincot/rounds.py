@@ -1,16 +1,17 @@
-"""Whole rounds in succession: from propose to decide (stages.py), and again with what came out.
+"""The loop of rounds: every stage from prepare to decide, then the next round with the new policy.
 
-A run folder holds everything a run made, and a run that was interrupted goes on where it was (stages.run_stage):
+A run folder holds everything that a run made. An interrupted run resumes, because run_stage skips every stage whose
+outputs are complete and whose inputs have not changed:
 
-    run.json  params.yaml            what it was started with
-    base/                            the base policy's outcomes and report: the round-0 champion
+    run.json  params.yaml            the run's inputs and configuration
+    base/                            outcomes and report of the base policy, which is the round-0 champion
     round-01/                        questions, regions, candidates, judgements, scores, pairs, version.json, policy/,
                                      outcomes, report.json, decision.json, decision.md,
-                                     evidence.jsonl (who answered what)
-    round-01/sft/  round-01/dpo/     comparisons: trained on the same pairs, SFT-on-chosen and plain DPO
-    champion.json                    who is champion, and every promotion so far
+                                     evidence.jsonl (the answers that were compared)
+    round-01/sft/  round-01/dpo/     comparisons trained on the same pairs: SFT on chosen, and plain DPO
+    champion.json                    the current champion and all promotions
     ledger/                          what the decisions spent of the lifetime budget, and the questions they used
-    results.json                     the table
+    results.json                     the results table
 """
 
 from __future__ import annotations
@@ -24,13 +25,13 @@ from typing import Any, Literal
 
 import yaml
 
-from clincot.config import Params, TrainConfig
+from clincot.config import Params, TrainConfig, resolve_path
 from clincot.datasets.reports import REPORTS_FILE
 from clincot.errors import InvalidInput
 from clincot.evaluation.read_benchmark import read_benchmark, select_report_metrics
 from clincot.jsonl import InvalidRecord, atomic_write, read_records, write_json
 from clincot.processes import BackgroundWorker, background_worker
-from clincot.records import BenchmarkReport, Decision
+from clincot.records import BenchmarkReport, Decision, Outcome
 from clincot.runs.layout import PAIRS_REPORT_FILE, PANEL_REPORT_FILE, VERSION_FILE
 from clincot.stages.base import Metrics
 from clincot.stages.runner import run_stage
@@ -38,25 +39,26 @@ from clincot.stages.runner import run_stage
 
 @dataclass(frozen=True)
 class Plan:
-    """What a run is made of."""
+    """The inputs and the configuration of a run."""
 
     run: Path
-    data: Path  # the data set whose questions the rounds ask; its answer key is never opened
-    benchmark: Path  # held-out questions with their key
+    data: Path  # the data set whose questions the rounds use; its answer key is never opened
+    benchmark: Path  # held-out questions with their answer key
     policy: Path  # the base policy
     params: Params
-    count: int
+    count: int  # number of rounds
     start_from: Literal["challenger", "champion"] = "challenger"  # [ClinCoT]: f^{i+1} is the challenger
     comparisons: tuple[Literal["sft", "dpo"], ...] = ()
-    background_comparisons: bool = (
-        False  # train and measure the comparisons in a second process, while the rounds go on
-    )
-    blind_from: Path | None = None  # a data set whose answers the blind baseline knows; None: the benchmark's own
-    calibration: Path | None = None  # the labelled data set that the judges were calibrated on, to look for leaks
+    background_comparisons: bool = False  # train and evaluate the comparisons in a second process
+    blind_from: Path | None = None  # data set whose answers the blind baseline knows; None: the benchmark itself
+    calibration: Path | None = None  # labelled data set of the judges' calibration, checked for leakage
 
 
 def run_rounds(plan: Plan) -> dict[str, Any]:
-    """Run the plan, or what is left of it; returns what results.json holds."""
+    """Run the plan, or resume it, and return the content of results.json.
+
+    Raises InvalidInput for a plan that cannot work or a run folder that was started with other inputs.
+    """
     _check_plan(plan)
     plan.run.mkdir(parents=True, exist_ok=True)
     start_run(plan)
@@ -68,13 +70,13 @@ def run_rounds(plan: Plan) -> dict[str, Any]:
     }
     promotions: list[dict[str, Any]] = []
     challenger = plan.policy
-    rivals = dict.fromkeys(plan.comparisons, plan.policy)
-    with background_worker(plan.run / "comparisons.log") if plan.background_comparisons else nullcontext() as beside:
+    comparisons = dict.fromkeys(plan.comparisons, plan.policy)
+    with background_worker(plan.run / "comparisons.log") if plan.background_comparisons else nullcontext() as worker:
         for number in range(1, plan.count + 1):
             folder = plan.run / f"round-{number:02d}"
             start = challenger if plan.start_from == "challenger" else Path(champion["policy"])
-            at = _run_round(plan, number, folder, start)
-            rivals = _train_comparisons(plan, folder, at, rivals, beside)
+            preferences = _run_round(plan, number, folder, start)
+            comparisons = _train_comparisons(plan, folder, preferences, comparisons, worker)
             challenger = folder / "policy"
             decision = _decide_promotion(plan, number, folder, Path(champion["outcomes"]))
             if decision.verdict == "promote":
@@ -87,43 +89,43 @@ def run_rounds(plan: Plan) -> dict[str, Any]:
 
 
 def _run_round(plan: Plan, number: int, folder: Path, start: Path) -> dict[str, Path]:
-    """One round from the policy `start`; returns where its preference data is, as the train stage's inputs."""
+    """Run one round from the policy `start`; return its preference data as {input of the train stage: path}."""
     folder.mkdir(exist_ok=True)
-    params, at = plan.params, {"data": plan.data, "questions": folder / "questions.jsonl"}
+    params, files = plan.params, {"data": plan.data, "questions": folder / "questions.jsonl"}
     prepare = params.prepare.model_copy(update={"round": number - 1, "rounds": max(params.prepare.rounds, plan.count)})
-    run_stage("prepare", prepare, {"data": plan.data}, {"questions": at["questions"]})
-    at["regions"] = folder / "regions.jsonl"
-    questions = {"data": plan.data, "questions": at["questions"]}
-    run_stage("propose", params.propose, {**questions, "policy": start}, {"regions": at["regions"]})
-    steps: dict[str, Path] = {}  # judges and training need to know what each step of a chain asked
+    run_stage("prepare", prepare, {"data": plan.data}, {"questions": files["questions"]})
+    questions = dict(files)
+    files["regions"] = folder / "regions.jsonl"
+    run_stage("propose", params.propose, {**questions, "policy": start}, {"regions": files["regions"]})
+    steps: dict[str, Path] = {}  # judging and training need the questions of a chain's steps
     if len(params.answer.steps) > 1:
         steps["steps"] = folder / "steps.json"
         write_json(steps["steps"], list(params.answer.steps))
-    at["candidates"], scores = _answer_and_judge(plan, folder, start, at, steps)
-    at["pairs"] = folder / "pairs.jsonl"
+    files["candidates"], scores = _answer_and_judge(plan, folder, start, files, steps)
+    files["pairs"] = folder / "pairs.jsonl"
     run_stage(
         "pair",
         params.pair,
-        {"candidates": at["candidates"], "scores": scores},
-        {"pairs": at["pairs"], "pair_report": folder / "pairs.report.json"},
+        {"candidates": files["candidates"], "scores": scores},
+        {"pairs": files["pairs"], "pair_report": folder / PAIRS_REPORT_FILE},
     )
-    at |= steps
-    at["version"] = _version_preferences(plan, number, folder, at, scores)
-    _train_and_evaluate(plan, params.train, at, start, folder, folder / "policy")
-    return at
+    files |= steps
+    files["version"] = _version_preferences(plan, number, folder, files, scores)
+    _train_and_evaluate(plan, params.train, files, start, folder, folder / "policy")
+    return files
 
 
-def _version_preferences(plan: Plan, number: int, folder: Path, at: dict[str, Path], scores: Path) -> Path:
-    """Keep the round's preference data as a version; returns the record that says where."""
+def _version_preferences(plan: Plan, number: int, folder: Path, files: dict[str, Path], scores: Path) -> Path:
+    """Commit the round's preference data as a version; return the path of its record."""
     config, version = plan.params.version, folder / VERSION_FILE
-    if config.round:  # of the first round of this run
+    if config.round:  # the configured number is that of the run's first round
         config = config.model_copy(update={"round": config.round + number - 1})
-    files = {name: path for name, path in at.items() if name not in {"data", "policy"}}
+    versioned = {name: path for name, path in files.items() if name not in {"data", "policy"}}
     run_stage(
         "version",
         config,
         {
-            **files,
+            **versioned,
             "scores": scores,
             "judgements": folder / "judgements.jsonl",
             "panel_report": folder / PANEL_REPORT_FILE,
@@ -135,38 +137,46 @@ def _version_preferences(plan: Plan, number: int, folder: Path, at: dict[str, Pa
 
 
 def _train_comparisons(
-    plan: Plan, folder: Path, at: dict[str, Path], rivals: dict[Any, Path], beside: BackgroundWorker | None
+    plan: Plan,
+    folder: Path,
+    preferences: dict[str, Path],
+    policies: dict[Any, Path],
+    worker: BackgroundWorker | None,
 ) -> dict[Any, Path]:
-    """Train the comparisons on the round's pairs and measure them; returns where their policies are, or will be."""
+    """Train and evaluate the comparisons on the round's pairs; return {name: path of its new policy}.
+
+    policies: where each comparison starts. With a worker, the new policies appear later; the next round's training is
+    queued behind them.
+    """
     trained: dict[Any, Path] = {}
-    for name, policy in rivals.items():
+    for name, policy in policies.items():
         update: dict[str, Any] = {"loss": "sft"} if name == "sft" else {"loss": "margin_dpo", "margin_lambda": 0.0}
         if name == "dpo":
             update["recipe"] = "ours"
         trained[name] = folder / name / "policy"
         config = plan.params.train.model_copy(update=update)
-        work = (plan, config, at, policy, folder / name, trained[name])
-        if beside is None:
-            _train_and_evaluate(*work)
+        arguments = (plan, config, preferences, policy, folder / name, trained[name])
+        if worker is None:
+            _train_and_evaluate(*arguments)
         else:
-            beside.submit(_train_and_evaluate, *work)
+            worker.submit(_train_and_evaluate, *arguments)
     return trained
 
 
 def _answer_and_judge(
-    plan: Plan, folder: Path, policy: Path, at: dict[str, Path], steps: dict[str, Path]
+    plan: Plan, folder: Path, policy: Path, files: dict[str, Path], steps: dict[str, Path]
 ) -> tuple[Path, Path]:
-    """Answer and judge, step by step of the chain; returns the candidates and scores of all steps."""
+    """Answer and judge each step of the chain in turn; return the candidates and scores of all steps."""
     before: dict[str, Path] = {}
     for step in range(len(plan.params.answer.steps)):
         last = step == len(plan.params.answer.steps) - 1
         stem = "" if last else f"step-{step}."
         candidates, scores = folder / f"{stem}candidates.jsonl", folder / f"{stem}scores.jsonl"
-        run_stage("answer", plan.params.answer, {**at, "policy": policy, **before}, {"candidates": candidates})
+        run_stage("answer", plan.params.answer, {**files, "policy": policy, **before}, {"candidates": candidates})
         run_stage(
             "judge",
             plan.params.judge,
-            {**at, **steps, "candidates": candidates},
+            {**files, **steps, "candidates": candidates},
             {
                 "judgements": folder / f"{stem}judgements.jsonl",
                 "scores": scores,
@@ -178,10 +188,10 @@ def _answer_and_judge(
 
 
 def _train_and_evaluate(
-    plan: Plan, config: TrainConfig, at: dict[str, Path], start: Path, folder: Path, checkpoint: Path
+    plan: Plan, config: TrainConfig, preferences: dict[str, Path], start: Path, folder: Path, checkpoint: Path
 ) -> None:
     folder.mkdir(exist_ok=True)
-    run_stage("train", config, {**at, "policy": start}, {"checkpoint": checkpoint})
+    run_stage("train", config, {**preferences, "policy": start}, {"checkpoint": checkpoint})
     _evaluate_policy(plan, checkpoint, folder)
 
 
@@ -196,7 +206,7 @@ def _evaluate_policy(plan: Plan, policy: Path, folder: Path) -> Metrics:
 
 
 def _find_training_reports(plan: Plan) -> Path | None:
-    """The data set's reports, where the benchmark asks for reports: R2Gen's protocol takes its vocabulary from them."""
+    """Return the data set's reports if the benchmark asks for reports; R2Gen's protocol needs their vocabulary."""
     from clincot.datasets.folder import load_questions
 
     if all(question.kind != "report" for question in load_questions(plan.benchmark)):
@@ -205,7 +215,7 @@ def _find_training_reports(plan: Plan) -> Path | None:
 
 
 def _decide_promotion(plan: Plan, number: int, folder: Path, champion: Path) -> Decision:
-    """The gate, with the run's ledgers: what the rounds before spent is not to be had again."""
+    """Run the promotion gate with the run's ledger, which holds the error budget that earlier rounds have spent."""
     ledger, before = plan.run / "ledger", plan.run / f"round-{number - 1:02d}" / "panel.report.json"
     ledger.mkdir(exist_ok=True)
     inputs = {
@@ -233,7 +243,7 @@ def _decide_promotion(plan: Plan, number: int, folder: Path, champion: Path) -> 
 
 
 def collect_results(plan: Plan) -> dict[str, Any]:
-    """The results table: one row a policy, with every arm's metrics; paired differences to the base; the blind row."""
+    """Collect the results: metrics of every policy and arm, paired differences to the base, and the blind baseline."""
     folders = {"base": plan.run / "base"}
     for number in range(1, plan.count + 1):
         folder = plan.run / f"round-{number:02d}"
@@ -249,9 +259,11 @@ def collect_results(plan: Plan) -> dict[str, Any]:
         "blind": _score_blind_baseline(plan),
         "gains": [{"row": row, **_compute_gains(plan, folder)} for row, folder in folders.items() if row != "base"],
         "decisions": decisions,
+        "recipe": plan.params.describe_recipe(),
     }
 
 
+_GAIN_METRICS: tuple[Literal["correct", "hit"], ...] = ("correct", "hit")
 COMPARISON_LABELS = {"sft": "SFT on chosen", "dpo": "plain DPO"}
 
 
@@ -283,49 +295,47 @@ def _score_blind_baseline(plan: Plan) -> dict[str, Any]:
 
 
 def _compute_gains(plan: Plan, folder: Path) -> dict[str, Any]:
-    """Paired differences to the base policy, with 95 % intervals clustered by patient."""
+    """Compute paired differences to the base policy, with 95 % intervals clustered by patient."""
     from clincot.evaluation.paired import compare_outcomes
-    from clincot.records import Outcome
 
     benchmark = read_benchmark(plan.benchmark, limit=plan.params.evaluate.limit)
     gains: dict[str, Any] = {}
     for arm in plan.params.evaluate.arms:
-        old, new = (
-            [o for o in read_records(at / "outcomes.jsonl", Outcome) if o.arm == arm]
-            for at in (plan.run / "base", folder)
-        )
-        for metric in ("correct", "hit"):
-            gains.setdefault(arm, {})[metric] = compare_outcomes(
-                new,
-                old,
-                benchmark.clusters,
-                metric=metric,
-                seed=plan.params.evaluate.seed,  # type: ignore[arg-type]
-            ).model_dump(mode="json")
+        base = _read_outcomes(plan.run / "base", arm)
+        outcomes = _read_outcomes(folder, arm)
+        for metric in _GAIN_METRICS:
+            difference = compare_outcomes(
+                outcomes, base, benchmark.clusters, metric=metric, seed=plan.params.evaluate.seed
+            )
+            gains.setdefault(arm, {})[metric] = difference.model_dump(mode="json")
     return gains
 
 
+def _read_outcomes(folder: Path, arm: str) -> list[Outcome]:
+    return [outcome for outcome in read_records(folder / "outcomes.jsonl", Outcome) if outcome.arm == arm]
+
+
 def _check_plan(plan: Plan) -> None:
-    """What would be found out hours later, or only after run.json has been written."""
+    """Check what would otherwise fail hours later, or only after run.json is written. Raises InvalidInput."""
     from clincot.models.load import check_checkpoint_exists
 
     arms = plan.params.evaluate.arms
     if plan.params.decide.arm not in arms:
         raise InvalidInput(f"decide.arm is {plan.params.decide.arm!r}, which evaluate.arms {arms} does not measure")
-    named = {"data": plan.data, "benchmark": plan.benchmark, "policy": plan.policy, "blind_from": plan.blind_from}
-    if plan.params.judge.calibration_file:
-        named["judge.calibration_file"] = Path(plan.params.judge.calibration_file)
-    for name, path in named.items():
-        if path is not None and not path.exists():
+    paths = {"data": plan.data, "benchmark": plan.benchmark, "policy": plan.policy, "blind_from": plan.blind_from}
+    if plan.params.judge.calibration_path:
+        paths["judge.calibration_file"] = plan.params.judge.calibration_path
+    for name, path in paths.items():
+        if path is not None and not resolve_path(path).exists():
             raise InvalidRecord(f"{name}: {path} does not exist")
-    check_checkpoint_exists(str(plan.policy), what="policy")
+    check_checkpoint_exists(str(resolve_path(plan.policy)), what="policy")
     for spec in plan.params.judge.judges:
         if spec.path:
-            check_checkpoint_exists(spec.path, what=f"judge {spec.name!r}")
+            check_checkpoint_exists(spec.checkpoint, what=f"judge {spec.name!r}")
 
 
 def start_run(plan: Plan) -> None:
-    """Write run.json and params.yaml, or check that the run folder was started with the same."""
+    """Write run.json and params.yaml. Raises InvalidRecord if the run folder was started with other inputs."""
     start = {
         "data": str(plan.data),
         "benchmark": str(plan.benchmark),
@@ -344,7 +354,7 @@ def start_run(plan: Plan) -> None:
                 f"{path}: this run was started with another {', '.join(changed)}; "
                 "choose another --run folder or delete this one"
             )
-    write_json(path, start)
+    write_json(path, {**start, "recipe": plan.params.describe_recipe()})
     with atomic_write(plan.run / "params.yaml") as file:
         yaml.safe_dump(plan.params.model_dump(mode="json"), file, sort_keys=False)
 
@@ -352,13 +362,16 @@ def start_run(plan: Plan) -> None:
 def render_results_table(
     results: dict[str, Any], *, arms: Sequence[str] = ("written", "windows", "random", "oracle", "whole")
 ) -> str:
-    """The results as Markdown: accuracy of every arm (ROUGE-L where all questions ask for reports), and of the policy's
-    own regions hit-rate and IoU."""
+    """Render the results as a Markdown table, a row per policy and one for the blind baseline.
+
+    The columns are the accuracy of every arm (ROUGE-L if all questions ask for reports), and hit rate, IoU and share
+    of malformed replies of the policy's own regions.
+    """
     blind = results["blind"]["arms"]["blind"]
-    metric, called = ("accuracy", "accuracy") if "accuracy" in blind else ("raw/rouge_l", "ROUGE-L")
+    metric, label = ("accuracy", "accuracy") if "accuracy" in blind else ("raw/rouge_l", "ROUGE-L")
     header = [
         "policy",
-        *(f"{called}: {_ARM_LABELS.get(arm, arm)}" for arm in arms),
+        *(f"{label}: {_ARM_LABELS.get(arm, arm)}" for arm in arms),
         "own region: hit-rate",
         "IoU",
         "off format",
@@ -383,6 +396,7 @@ _ARM_LABELS = {
 
 
 def format_interval(interval: dict[str, Any] | None) -> str:
+    """Format an interval as "value [low, high]"; a dash if there is no value."""
     if interval is None or interval["value"] is None:
         return "–"
     if interval["low"] is None:

@@ -30,7 +30,7 @@ def test_gain_discordance_and_correlation_are_as_asked_for(repeated: bool) -> No
     assert (products - d.mean() ** 2) / d.var() == pytest.approx(0.1, abs=0.03)
 
 
-def test_a_pipelines_verdict_is_that_of_the_gates_function_on_all_checks() -> None:
+def test_a_pipeline_decides_as_the_gate_on_all_checks() -> None:
     config, promoted = DecideConfig(), 0
     for seed in range(12):
         one = draw_fresh_round(Setting(images=300, questions=1000, gain=0.05), np.random.default_rng(seed))

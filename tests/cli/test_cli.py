@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from clincot import __version__
-from clincot.cli import app
+from clincot.cli import stage_commands
 from clincot.cli.app import main
 from clincot.config import Params
 from clincot.datasets.folder import UnknownStudy
@@ -19,6 +19,7 @@ from clincot.images import InvalidImage
 from clincot.jsonl import InvalidRecord
 from clincot.judging.combination import QuorumLost
 from clincot.models.checkpoint import UnsupportedCheckpoint
+from clincot.stages.base import Stage
 from clincot.stages.catalog import STAGES
 from clincot.synthetic.anatomy import AnatomyUnavailable
 from clincot.synthetic.rendering import UnrenderableFindings
@@ -76,8 +77,7 @@ def test_the_help_lists_every_command(capsys: pytest.CaptureFixture[str]) -> Non
 
 @pytest.mark.parametrize("stage", STAGES, ids=lambda stage: stage.name)
 def test_a_stages_help_shows_its_paths_and_every_parameter_with_its_default(
-    stage,
-    capsys: pytest.CaptureFixture[str],  # type: ignore[no-untyped-def]
+    stage: Stage, here: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(SystemExit):
         main([stage.name, "--help"])
@@ -177,7 +177,7 @@ def test_a_fault_of_the_program_keeps_its_traceback(
     def broken(*stage: object) -> None:
         raise fault
 
-    monkeypatch.setattr(app, "run_stage", broken)
+    monkeypatch.setattr(stage_commands, "run_stage", broken)
     with pytest.raises(type(fault)) as raised:
         main(prepare())
     assert raised.value is fault
@@ -206,7 +206,7 @@ def test_what_a_user_can_mend_is_told_in_one_line(
     def refusing(*stage: object) -> None:
         raise error
 
-    monkeypatch.setattr(app, "run_stage", refusing)
+    monkeypatch.setattr(stage_commands, "run_stage", refusing)
     assert main(prepare()) == 1
     assert capsys.readouterr().err == f"clincot prepare: {error}\n"
     assert "no study" not in str(error) or str(error)[0] != "'"  # a KeyError quotes its message
@@ -251,7 +251,7 @@ def test_ingest_keeps_the_rest_and_exits_1_unless_it_is_allowed(here: Path, caps
     said = capsys.readouterr()
     assert "2 rows read, 1 kept, 0 duplicates dropped, 1 refused" in said.out
     assert "rows.jsonl:2: image: gone.png" in said.out
-    assert said.err.startswith("clincot ingest: 1 row was refused, 0 allowed; the 1 others were kept. Mend")
+    assert said.err.startswith("clincot ingest: 1 row was refused, 0 allowed; the 1 others were kept. Fix")
     assert len((here / "out" / "questions.jsonl").read_text().splitlines()) == 1
     assert main(["ingest", "jsonl", "rows.jsonl", "--out", "out", "--allow-refused", "1"]) == 0
 

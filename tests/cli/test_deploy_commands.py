@@ -155,7 +155,7 @@ def test_a_line_without_a_champion_starts_from_a_base_and_only_once(tmp_path: Pa
     again = start_model_line(
         config, store, "s3://not/looked-at", golden="", by="bob", load_look=lambda _: pytest.fail("loaded")
     )
-    assert again == f"{LINE}: champion {digest[:12]} (round 0), there already"
+    assert again == f"{LINE}: already has the champion {digest[:12]} (round 0)"
 
 
 def test_the_films_that_a_trial_starts_with_are_a_data_set() -> None:

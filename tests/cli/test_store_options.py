@@ -25,7 +25,7 @@ def test_a_bucket_is_made_once(
     open_store(url).write_new("a", b"1")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "another")
     assert main(["store", "create", "s3://another/prefix"]) == 1
-    assert "could not make the bucket another: HTTP 403" in capsys.readouterr().err
+    assert "could not create the bucket another: HTTP 403" in capsys.readouterr().err
 
 
 def test_a_folder_needs_no_bucket(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

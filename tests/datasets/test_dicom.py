@@ -307,7 +307,7 @@ def test_patient_keys_group_and_depend_on_the_secret(tmp_path: Path) -> None:
     assert keys[4] == keys[5]  # of one study
     assert len(set(keys)) == 4
     assert all(len(key) == 16 and int(key, 16) >= 0 for key in keys)
-    assert "files without a patient's number, grouped by study: 2 (files 5, 6)" in report.notes
+    assert "files without a patient's number, grouped by study instead: 2 (files 5, 6)" in report.notes
     before = (out / "studies.jsonl").read_bytes()
     ingest(source, tmp_path)  # the same secret: the same bytes
     assert (out / "studies.jsonl").read_bytes() == before
@@ -320,7 +320,7 @@ def test_the_secret(tmp_path: Path) -> None:
     assert len(salt) == 64
     assert (tmp_path / "deep" / "salt").stat().st_mode & 0o777 == 0o600
     assert read_salt(tmp_path / "deep" / "salt", tmp_path / "out") == salt
-    with pytest.raises(InvalidRecord, match="the secret must not lie in the data set"):
+    with pytest.raises(InvalidRecord, match="the secret must not be inside the data set"):
         read_salt(tmp_path / "out" / "salt", tmp_path / "out")
     (tmp_path / "short").write_text("abc")
     with pytest.raises(InvalidRecord, match=r"at least 16 bytes, got 3\. Remove the file"):
@@ -333,9 +333,9 @@ def test_burned_in_annotations_are_reported(tmp_path: Path) -> None:
         write(tmp_path / "source" / f"{number}.dcm", pixels, BurnedInAnnotation=flag, RecognizableVisualFeatures=flag)
     _, report = ingest(tmp_path / "source", tmp_path)
     notes = "\n".join(report.notes)
-    assert "files that say annotations are burned into the pixels: 1 (files 1). Look at them before" in notes
-    assert "files that do not say whether annotations are burned in: 1 (files 3)" in notes
-    assert "files that say a face could be recognised: 1 (files 1)" in notes
+    assert "files with annotations burned into the pixels: 1 (files 1). Check them before" in notes
+    assert "files that do not state whether annotations are burned in: 1 (files 3)" in notes
+    assert "files in which a face may be recognisable: 1 (files 1)" in notes
 
 
 def test_modality_and_only_known_body_parts(tmp_path: Path) -> None:
@@ -369,11 +369,11 @@ def test_questions_about_dicom_files(tmp_path: Path) -> None:
     assert [box.xyxy for one in load_references(out) for box in one.boxes] == [(0, 0.5, 0.5, 1)]
     assert (report.rows_read, report.rows_kept, report.rows_duplicate) == (6, 2, 1)
     assert [(row.row, row.reason.partition(". ")[2]) for row in report.refused] == [
-        (4, "Name one by its path in the folder"),
-        (5, "Leave them out"),
-        (6, "Give every row its own"),
+        (4, "Give the path of a file in the folder"),
+        (5, "Leave these fields out"),
+        (6, "Give every row its own id"),
     ]
-    assert "files that no question names, not read: 1" in report.notes
+    assert "files without a question, not read: 1" in report.notes
     assert len(StudyIndex(out)) == 1
 
 
@@ -406,7 +406,7 @@ def test_one_damaged_file_of_a_hundred(tmp_path: Path) -> None:
         ingest(tmp_path / "source", tmp_path, workers=2)
     out, report = ingest(tmp_path / "source", tmp_path, workers=1, allow_refused=1)
     assert len(StudyIndex(out)) == 99
-    assert [(row.row, "Fetch it again, or remove it" in row.reason) for row in report.refused] == [(100, True)]
+    assert [(row.row, "Download it again, or remove it" in row.reason) for row in report.refused] == [(100, True)]
 
 
 def test_hidden_files_and_a_dicomdir_are_no_rows(tmp_path: Path) -> None:
@@ -418,7 +418,7 @@ def test_hidden_files_and_a_dicomdir_are_no_rows(tmp_path: Path) -> None:
     (tmp_path / "source" / ".DS_Store").write_text("x")
     _, report = ingest(tmp_path / "source", tmp_path)
     assert (report.rows_read, report.rows_kept) == (1, 1)
-    assert "an index of other files (DICOMDIR), not taken: 1" in report.notes
+    assert "an index of other files (DICOMDIR), left out: 1" in report.notes
 
 
 def test_files_are_listed_as_the_shell_sorts_them(tmp_path: Path) -> None:
@@ -434,14 +434,17 @@ def test_files_are_listed_as_the_shell_sorts_them(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("tags", "reason"),
     [
-        ({"NumberOfFrames": 2}, "it has 2 frames, and a question is about one picture. Export the frame that is meant"),
-        ({"PixelData": None}, "it holds no image to look at (modality CR). Remove it"),
-        ({"Modality": "SEG"}, "it holds no image to look at (modality SEG). Remove it"),
-        ({"Rows": 0}, "expected 1 to 50000000 pixels, got 6 x 0. Export it smaller"),
+        ({"NumberOfFrames": 2}, "it has 2 frames, but a question is about one picture. Export the frame that you need"),
+        ({"PixelData": None}, "it contains no image (modality CR). Remove it"),
+        ({"Modality": "SEG"}, "it contains no image (modality SEG). Remove it"),
+        ({"Rows": 0}, "expected 1 to 50000000 pixels, got 6 x 0. Export a smaller image"),
         ({"Rows": 60000, "Columns": 60000}, "expected 1 to 50000000 pixels, got 60000 x 60000"),
         ({"PhotometricInterpretation": "HSV"}, "expected grey or colour pixels, got HSV. Export it again"),
-        ({"WindowCenter": 1, "WindowWidth": 1, "VOILUTFunction": "CUBIC"}, "function CUBIC is none of the standard's"),
-        ({"Rows": 5}, "the file is damaged or not what its header says"),
+        (
+            {"WindowCenter": 1, "WindowWidth": 1, "VOILUTFunction": "CUBIC"},
+            "function CUBIC is not in the DICOM standard",
+        ),
+        ({"Rows": 5}, "the file is damaged or contradicts its header"),
     ],
 )
 def test_what_cannot_be_shown(tmp_path: Path, tags: dict[str, Any], reason: str) -> None:
@@ -471,12 +474,14 @@ def test_what_is_no_dicom(tmp_path: Path) -> None:
     write(tmp_path / "source" / "a.dcm")
     (tmp_path / "source" / "b.txt").write_text("read me")
     _, report = ingest(tmp_path / "source", tmp_path, allow_refused=1)
-    assert "no DICOM file: there is no DICM at byte 128. Remove it" in report.refused[0].reason
-    with pytest.raises(InvalidRecord, match="expected a folder of DICOM files, but there is none"):
+    assert "not a DICOM file: the marker DICM is missing at byte 128. Remove it" in report.refused[0].reason
+    with pytest.raises(InvalidRecord, match="expected a folder of DICOM files, but the folder does not exist"):
         ingest(tmp_path / "nowhere", tmp_path)
     (tmp_path / "empty").mkdir()
     with pytest.raises(InvalidRecord, match="the folder is empty"):
         ingest(tmp_path / "empty", tmp_path)
     (tmp_path / "source" / "a.dcm").unlink()
-    with pytest.raises(InvalidRecord, match=r"none was kept of 1 read\n  DICOM folder:1: image: no DICOM file"):
+    with pytest.raises(
+        InvalidRecord, match=r"none of the 1 read could be kept\n  DICOM folder:1: image: not a DICOM file"
+    ):
         ingest(tmp_path / "source", tmp_path)

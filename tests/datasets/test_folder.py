@@ -80,7 +80,7 @@ def test_an_image_outside_the_folder_is_refused(tmp_path: Path, image: str) -> N
 
 def test_a_folder_that_is_no_data_set(tmp_path: Path) -> None:
     for read in (load_questions, load_references, StudyIndex):
-        with pytest.raises(InvalidRecord, match=r"jsonl: there is no such file; a dataset folder has studies\.jsonl"):
+        with pytest.raises(InvalidRecord, match=r"jsonl: file not found; a dataset folder has studies\.jsonl"):
             read(tmp_path)
 
 
@@ -129,7 +129,7 @@ def test_the_seed_decides() -> None:
 
 
 def test_no_rounds_is_refused() -> None:
-    with pytest.raises(ValueError, match="at least 1 round, got 0"):
+    with pytest.raises(ValueError, match="rounds: expected at least 1, got 0"):
         assign_round("study-1", rounds=0, seed=0)
 
 
@@ -150,7 +150,7 @@ def test_leaks_are_counted_by_content_and_by_patient() -> None:
     assert (report.shared_images, report.near_images, report.shared_patients) == (1, 0, 2)
     assert report.examples == ("2.png",)
     assert report.format_summary() == (
-        "1 of 4 test images also occur in train (3 images), 0 more look nearly the same; 2 patients occur in both"
+        "1 of 4 test images also occur in train (3 images), 0 more are near duplicates; 2 patients occur in both"
     )
 
 
@@ -162,7 +162,7 @@ def test_leaks_are_counted_by_looks() -> None:
         [study(1), study(2), study(3)], [study(2), study(4), study(5)], lambda one: near[one.sha256], names=("a", "b")
     )
     assert (report.shared_images, report.near_images, report.near_examples) == (1, 1, (("4.png", "1.png"),))
-    assert "1 of 3 b images also occur in a (3 images), 1 more look nearly the same" in report.format_summary()
+    assert "1 of 3 b images also occur in a (3 images), 1 more are near duplicates" in report.format_summary()
 
 
 def test_no_leak() -> None:

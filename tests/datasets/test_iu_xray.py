@@ -47,7 +47,7 @@ def reports(folder: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (folder / "reports.jsonl").read_text(encoding="utf-8").splitlines()]
 
 
-def test_both_views_are_studies_of_one_patient_and_the_report_names_them(tmp_path: Path) -> None:
+def test_views_are_studies_of_one_patient_and_of_one_report(tmp_path: Path) -> None:
     report = ingest_iu_xray(release(tmp_path / "iu", entry(1)), tmp_path / "out")
     studies = StudyIndex(tmp_path / "out" / "train")
     assert [study.source_id for study in studies.values()] == ["CXR1_IM-0001/0.png", "CXR1_IM-0001/1.png"]
@@ -65,11 +65,11 @@ def test_both_views_are_studies_of_one_patient_and_the_report_names_them(tmp_pat
     assert (report.rows_read, report.rows_kept) == (3, 3)
     assert "NC-ND" in report.licence
     assert "JAMIA" in report.citation
-    assert "test has 1 entries; published are 590" in report.notes
+    assert "test has 1 entries; the published release has 590" in report.notes
     assert "train/: 1 reports on 2 images" in report.format_summary()
 
 
-def test_one_view_is_enough_and_the_same_picture_twice_is_one_view(tmp_path: Path) -> None:
+def test_one_view_is_enough_and_equal_pictures_are_one_view(tmp_path: Path) -> None:
     source = release(tmp_path / "iu", entry(1, views=1), entry(2), entry(3, views=3))
     copied = source / "images" / "CXR2_IM-0002"
     (copied / "1.png").write_bytes((copied / "0.png").read_bytes())
@@ -100,14 +100,14 @@ def test_placeholders_may_be_dropped(tmp_path: Path) -> None:
         "The lungs are clear.",
     ]
     assert [(row.row, row.reason) for row in report.refused] == [
-        (3, "report: nothing is left without its placeholders XXXX. Keep them, or remove the entry")
+        (3, "report: it consists only of placeholders XXXX. Keep them, or remove the entry")
     ]
 
 
 def test_a_report_with_a_broken_view_is_refused_whole(tmp_path: Path) -> None:
     source = release(tmp_path / "iu", entry(1), entry(2))
     (source / "images" / "CXR2_IM-0002" / "1.png").unlink()
-    with pytest.raises(TooManyRefused, match=r"annotation\.json:2: image: .*CXR2_IM-0002/1\.png.*no such file. Mend"):
+    with pytest.raises(TooManyRefused, match=r"annotation\.json:2: image: .*CXR2_IM-0002/1\.png.*no such file. Repair"):
         ingest_iu_xray(source, tmp_path / "out")
     assert len(StudyIndex(tmp_path / "out" / "train")) == 2
     assert len(reports(tmp_path / "out" / "train")) == 1
@@ -121,7 +121,7 @@ def test_a_second_report_that_starts_with_the_same_image(text: str, counts: tupl
     assert (report.rows_read, report.rows_kept, report.rows_duplicate, report.rows_refused) == counts
     assert [row.text for row in read_reports(tmp_path / "out" / "train" / "reports.jsonl")] == [TEXT]
     if report.refused:
-        assert str(report.refused[0]).startswith("annotation.json:2: report: row 1 starts with the same image and has")
+        assert str(report.refused[0]).startswith("annotation.json:2: report: row 1 starts with the same image but has")
 
 
 def test_patient_disjoint_split(tmp_path: Path) -> None:
@@ -150,7 +150,7 @@ def test_patient_disjoint_split(tmp_path: Path) -> None:
     [
         ({"report": " "}, "report: String should have at least 1 character"),
         ({"image_path": []}, "image_path: Tuple should have at least 1 item"),
-        ({"image_path": ["../x.png"]}, "image_path: expected paths inside images/, got ['../x.png']. Mend the entry"),
+        ({"image_path": ["../x.png"]}, "image_path: expected paths inside images/, got ['../x.png']. Fix the entry"),
         ({"id": "patient 3"}, "id: String should match pattern"),
         ({"colour": 1}, "colour: Extra inputs are not permitted (got 1). The fields are id, report, image_path, split"),
         ({"id": "CXR1_IM-0001"}, "id: duplicate id 'CXR1_IM-0001', first at row 1. Keep one of the two"),
@@ -173,16 +173,16 @@ def test_an_entry_in_the_wrong_list(tmp_path: Path) -> None:
     raw["train"].append(entry(2, "test"))
     (source / "annotation.json").write_text(json.dumps(raw))
     with pytest.raises(
-        TooManyRefused, match=r"split: 'test', but the entry stands in the list 'train'\. Make the two the"
+        TooManyRefused, match=r"split: 'test', but the entry is in the list 'train'\. Make the two equal"
     ):
         ingest_iu_xray(source, tmp_path / "out")
 
 
 def test_what_is_no_iu_xray(tmp_path: Path) -> None:
-    with pytest.raises(InvalidRecord, match=r"annotation\.json: there is no such file; expected R2Gen's folder"):
+    with pytest.raises(InvalidRecord, match=r"annotation\.json: file not found; expected R2Gen's folder"):
         ingest_iu_xray(tmp_path, tmp_path / "out")
     (tmp_path / "annotation.json").write_text("[]")
-    with pytest.raises(InvalidRecord, match="expected an object of three lists, train, val, test, got '\\[\\]'"):
+    with pytest.raises(InvalidRecord, match="expected an object with three lists, train, val, test, got '\\[\\]'"):
         ingest_iu_xray(tmp_path, tmp_path / "out")
 
 

@@ -242,7 +242,7 @@ def test_a_report_that_does_not_add_up_is_refused(source: Path, tmp_path: Path) 
         ({"boxes": [[0.1, 0.2, 0.3]]}, "expected a box of four numbers [x0, y0, x1, y1] (got [0.1, 0.2, 0.3])"),
         ({"boxes": [0.1, 0.2, 0.3, 0.4]}, "expected a box of four numbers [x0, y0, x1, y1] (got 0.1)"),
         ({"boxes": [["0", "0", "1", "1"]]}, "expected a box of four numbers"),
-        ({"image": "gone.png"}, "gone.png: expected a PNG or JPEG file, but there is no such file. Mend or replace"),
+        ({"image": "gone.png"}, "gone.png: expected a PNG or JPEG file, but there is no such file. Repair or replace"),
         ({"image": "."}, "expected a PNG or JPEG file, got something that is not a regular file"),
     ],
 )
@@ -266,7 +266,7 @@ def test_not_json_in_the_middle_is_one_refused_row(source: Path, tmp_path: Path)
     assert report.rows_kept == 2
     assert str(report.refused[0]) == (
         f"{source / 'rows.jsonl'}:2: this line: not JSON (Expecting value at column 1): '<html>'."
-        " Write one JSON object a line"
+        " Write one JSON object per line"
     )
 
 
@@ -293,7 +293,9 @@ def test_huge_image_is_refused_from_its_header(source: Path) -> None:
 
 
 def test_limits_of_the_caller(source: Path, tmp_path: Path) -> None:
-    with pytest.raises(InvalidRecord, match=r"none was kept of 1 read\n.*expected at most 95 pixels, got 12 x 8"):
+    with pytest.raises(
+        InvalidRecord, match=r"none of the 1 read could be kept\n.*expected at most 95 pixels, got 12 x 8"
+    ):
         ingest_jsonl(rows(source, ROW), tmp_path / "out", limits=ImageLimits(max_pixels=95))
 
 
@@ -310,7 +312,9 @@ def test_duplicate_id(source: Path, tmp_path: Path) -> None:
 
 
 def test_two_answers_to_one_question(source: Path, tmp_path: Path) -> None:
-    with pytest.raises(TooManyRefused, match=r"rows\.jsonl:2: answer: row 1 asks the same of the same image"):
+    with pytest.raises(
+        TooManyRefused, match=r"rows\.jsonl:2: answer: row 1 asks the same question about the same image"
+    ):
         ingest_jsonl(rows(source, ROW, {**ROW, "answer": "no"}), tmp_path / "out")
 
 
@@ -322,7 +326,7 @@ def test_one_image_with_two_patients(source: Path, tmp_path: Path) -> None:
 
 def test_one_image_in_two_splits(source: Path, tmp_path: Path) -> None:
     path = rows(source, {**ROW, "split": "train"}, {**ROW, "question": "Where?", "split": "test"})
-    with pytest.raises(TooManyRefused, match=r"An image in two splits leaks"):
+    with pytest.raises(TooManyRefused, match=r"An image in two splits leaks test data"):
         ingest_jsonl(path, tmp_path / "out")
 
 
@@ -343,7 +347,7 @@ def test_every_reason_says_how_to_mend_it(source: Path, tmp_path: Path) -> None:
     ]
     report = ingest_jsonl(rows(source, {**ROW, "id": "q1"}, *bad), tmp_path / "out", allow_refused=len(bad))
     assert [row.row for row in report.refused] == list(range(2, len(bad) + 2))
-    mends = ("Write ", "Mend ", "Keep ", "Give ", "The fields are ", "put all")
+    mends = ("Write ", "Repair ", "Keep ", "Give ", "The fields are ", "put all its rows into one split")
     assert [row.reason for row in report.refused if not any(mend in row.reason for mend in mends)] == []
 
 
@@ -434,7 +438,8 @@ def test_truncated_file_stops_whatever_may_be_refused(source: Path, tmp_path: Pa
     assert not (tmp_path / "out" / "questions.jsonl").exists()
 
 
-def test_more_refused_than_allowed_keeps_the_rest_and_then_says_so(source: Path, tmp_path: Path) -> None:
+def test_too_many_refused_rows_still_keep_the_rest(source: Path, tmp_path: Path) -> None:
+    """The other rows are written before the error is raised."""
     out = tmp_path / "out"
     bad = {**ROW, "answer": ""}
     path = rows(source, {**ROW, "image": "b.png"}, bad, bad, bad)
@@ -460,23 +465,26 @@ def test_a_folder_with_one_per_cent_of_damaged_files(source: Path, tmp_path: Pat
     assert contents(tmp_path / "1") == contents(tmp_path / "2")
     report = ingest_jsonl(path, tmp_path / "1", allow_refused=2, workers=1)
     assert (report.rows_kept, [row.row for row in report.refused]) == (198, [18, 171])
-    assert all("is damaged or cut off" in row.reason and "Mend or replace" in row.reason for row in report.refused)
+    assert all("is damaged or cut off" in row.reason and "Repair or replace" in row.reason for row in report.refused)
 
 
-def test_refusals_are_all_in_the_report_and_the_first_of_them_on_the_terminal(source: Path, tmp_path: Path) -> None:
+def test_refusals_in_the_report_and_on_the_terminal(source: Path, tmp_path: Path) -> None:
+    """The report lists every refusal, the terminal the first of them."""
     report = ingest_jsonl(rows(source, ROW, *["<html>"] * 30), tmp_path / "out", allow_refused=30)
     assert len(report.refused) == 30
-    assert report.format_summary().count("Write one JSON object a line") == 20
-    assert "refused: 10 more, all of them in ingest_report.json" in report.format_summary()
+    assert report.format_summary().count("Write one JSON object per line") == 20
+    assert "refused: 10 more, listed in ingest_report.json" in report.format_summary()
 
 
 def test_nothing_kept_is_no_data_set(source: Path, tmp_path: Path) -> None:
-    with pytest.raises(InvalidRecord, match=r"rows\.jsonl: expected rows, but none was kept of 0 read"):
+    with pytest.raises(InvalidRecord, match=r"rows\.jsonl: expected rows, but none of the 0 read could be kept"):
         ingest_jsonl(rows(source), tmp_path / "out")
-    with pytest.raises(InvalidRecord, match=r"none was kept of 1 read\n  .*rows\.jsonl:1: answer: String should have"):
+    with pytest.raises(
+        InvalidRecord, match=r"none of the 1 read could be kept\n  .*rows\.jsonl:1: answer: String should have"
+    ):
         ingest_jsonl(rows(source, {**ROW, "answer": ""}), tmp_path / "out", allow_refused=1)
 
 
 def test_missing_source(tmp_path: Path) -> None:
-    with pytest.raises(InvalidRecord, match=r"rows\.jsonl: expected a JSONL file, but there is no such file"):
+    with pytest.raises(InvalidRecord, match=r"rows\.jsonl: expected a JSONL file, but the file does not exist"):
         ingest_jsonl(tmp_path / "rows.jsonl", tmp_path / "out")

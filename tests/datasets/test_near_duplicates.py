@@ -33,7 +33,7 @@ def test_an_image_of_one_colour_has_hash_0() -> None:
     assert {hash_image(Image.new("L", (40, 30), shade)) for shade in (0, 90, 255)} == {0}
 
 
-def test_what_keeps_the_picture_stays_near_and_another_picture_does_not() -> None:
+def test_copies_of_a_picture_are_near_and_other_pictures_are_not() -> None:
     one = film(1)
     buffer = io.BytesIO()
     one.save(buffer, "JPEG", quality=50)

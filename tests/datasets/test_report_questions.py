@@ -28,7 +28,7 @@ def test_one_question_a_report_with_the_boxes_that_the_key_knows(tmp_path: Path)
     source = with_reports(tmp_path / "source", ["A nodule on the left.", "Clear lungs. ", "Two\nlines."])
     made = make_report_questions(source, tmp_path / "out")
     assert (made.rows_read, made.rows_kept, made.rows_refused) == (3, 3, 0)
-    assert made.notes == ("questions with boxes: 3", "studies that no question is about, not taken over: 1")
+    assert made.notes == ("questions with boxes: 3", "studies without a question, left out: 1")
     assert "./: 3 questions (3 report) and 3 reports on 3 images" in made.format_summary()
     questions, references = list(load_questions(tmp_path / "out")), list(load_references(tmp_path / "out"))
     assert {(q.text, q.kind, q.topic) for q in questions} == {("Describe the findings.", "report", "report")}
@@ -67,11 +67,12 @@ def test_a_report_on_several_images_is_asked_about_its_first(tmp_path: Path) -> 
     assert "reports on several images, asked about the first: 1" in made.notes
 
 
-def test_bad_rows_are_refused_with_what_mends_them_and_the_others_kept(tmp_path: Path) -> None:
+def test_bad_rows_are_refused_with_a_remedy(tmp_path: Path) -> None:
+    """The other rows are kept."""
     source = with_reports(tmp_path / "source", ["Clear.", " "], **{"study-0": "Of another set."})
     with pytest.raises(TooManyRefused) as refused:
         make_report_questions(source, tmp_path / "out")
-    assert "reports.jsonl:2: the report is empty. Leave the row out" in str(refused.value)
+    assert "reports.jsonl:2: the report is empty. Remove the row" in str(refused.value)
     assert "reports.jsonl:3: study 'study-0' is not in" in str(refused.value)
     assert "2 rows were refused, 0 allowed; the 1 others were kept" in str(refused.value)
     assert [reference.answer for reference in load_references(tmp_path / "out")] == ["Clear."]
@@ -96,7 +97,9 @@ def test_a_broken_image_refuses_its_report(tmp_path: Path) -> None:
 def test_where_no_report_can_be_kept_the_folder_stays_as_it_was(tmp_path: Path) -> None:
     make_report_questions(with_reports(tmp_path / "source", ["Clear."]), tmp_path / "out")
     before = (tmp_path / "out" / "questions.jsonl").read_bytes()
-    with pytest.raises(InvalidRecord, match=r"expected reports, but none was kept of 1 read\n.*jsonl:1: the report is"):
+    with pytest.raises(
+        InvalidRecord, match=r"expected reports, but none of the 1 read could be kept\n.*jsonl:1: the report is"
+    ):
         make_report_questions(with_reports(tmp_path / "empty", [" "]), tmp_path / "out")
     assert (tmp_path / "out" / "questions.jsonl").read_bytes() == before
 
@@ -112,5 +115,5 @@ def test_the_command_ends_with_1_where_rows_were_refused(tmp_path: Path, capsys:
 
 def test_the_source_is_not_written_over(tmp_path: Path) -> None:
     source = with_reports(tmp_path / "source", ["Clear."])
-    with pytest.raises(InvalidRecord, match="need a folder of their own"):
+    with pytest.raises(InvalidRecord, match="report questions need a folder of their own"):
         make_report_questions(source, source)

@@ -31,12 +31,12 @@ def test_a_report_is_one_line_that_names_all_its_images(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("lines", "says"),
     [
-        ('{"study": "a", "text": "x"}\n{"study": "a", "text": "y"}\n', "reports.jsonl:2: a second report of study 'a'"),
+        ('{"study": "a", "text": "x"}\n{"study": "a", "text": "y"}\n', "reports.jsonl:2: a second report on study 'a'"),
         ('{"study": "a"}\n', r"reports.jsonl:1: not a report: text: Field required .* Write \{\"study\""),
         ('{"study": "a", "text": "x", "extra": 1}\n', "reports.jsonl:1: not a report: extra"),
         (
             '{"study": "a", "text": "x", "studies": ["b", "a"]}\n',
-            "reports.jsonl:1: not a report: .*expected 'a'.*got 'b'",
+            "reports.jsonl:1: not a report: .*expected .* 'a' first, got 'b'",
         ),
         ("nonsense\n", "reports.jsonl:1: not JSON"),
         ('{"study": "a", "text": "x"}', "reports.jsonl:1: the file ends in the middle of a line"),
@@ -50,5 +50,5 @@ def test_a_bad_line_is_named(lines: str, says: str, tmp_path: Path) -> None:
 
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
-    with pytest.raises(InvalidRecord, match="no such file; expected reports"):
+    with pytest.raises(InvalidRecord, match="file not found; expected reports"):
         list(read_reports(tmp_path / "reports.jsonl"))

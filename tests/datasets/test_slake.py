@@ -95,7 +95,7 @@ def test_official_parts_stay_what_they_are(tmp_path: Path) -> None:
         ("train", "test", 0),
         ("validate", "test", 0),
     ]
-    assert "train.json has 1 questions in 'en'; published are 4919" in report.notes
+    assert "train.json has 1 questions in 'en'; the published release has 4919" in report.notes
 
 
 def test_one_language_at_a_time(tmp_path: Path) -> None:
@@ -109,7 +109,7 @@ def test_one_language_at_a_time(tmp_path: Path) -> None:
     )
     english = ingest_slake(source, tmp_path / "en")
     assert [question.text for question in load_questions(tmp_path / "en" / "train")] == ["Question 1?"]
-    assert "questions in the other language (zh), not taken: 3" in english.notes
+    assert "questions in the other language (zh), left out: 3" in english.notes
     ingest_slake(source, tmp_path / "zh", language="zh")
     assert boxes(tmp_path / "zh" / "test") == {"左肺在哪里？": [LEFT]}
 
@@ -128,7 +128,7 @@ def test_a_closed_answer_need_not_be_yes_or_no(tmp_path: Path) -> None:
     assert [question.kind for question in load_questions(tmp_path / "out" / "train")] == ["closed"]
 
 
-def test_images_on_both_sides_are_reported_and_a_disjoint_split_keeps_them_together(tmp_path: Path) -> None:
+def test_near_duplicates_are_reported_or_kept_together(tmp_path: Path) -> None:
     """xmlab20 is xmlab0 saved again: the official split has a near-duplicate in train and test."""
     source = release(
         tmp_path / "slake", train=[row(n, n) for n in range(8)], test=[row(100 + n, 20 + n) for n in range(8)]
@@ -197,7 +197,9 @@ def test_the_mask_contradicts_a_wrong_box_format(tmp_path: Path) -> None:
     """The right lung [10, 10, 40, 60] is 30 x 50 pixels; read as xywh it is 40 x 60, an IoU of 1500 / 2400 = 0.625.
     The left one, [60, 10, 90, 60], would end 50 pixels outside and is cut to the same 40 x 60."""
     source = release(tmp_path / "slake", xyxy=True)
-    with pytest.raises(InvalidRecord, match=r"9 boxes .* Read as xywh, 0 agree .*; read as xyxy, 9.*--box-format xyxy"):
+    with pytest.raises(
+        InvalidRecord, match=r"9 boxes .* Read as xywh, 0 agree .*; read as xyxy, 9 agree.*--box-format xyxy"
+    ):
         ingest_slake(source, tmp_path / "out")
     assert not list((tmp_path / "out").rglob("*.jsonl"))
     source_boxes = [row(1, 0, question="Where is the heart?")]
@@ -212,7 +214,7 @@ def test_masks_of_other_images_are_noticed(tmp_path: Path) -> None:
         Image.fromarray(np.flipud(np.asarray(Image.open(folder / "mask.png")))[:, ::-1].copy()).save(
             folder / "mask.png"
         )
-    with pytest.raises(InvalidRecord, match="the masks are not those of these images"):
+    with pytest.raises(InvalidRecord, match="the masks do not belong to these images"):
         ingest_slake(source, tmp_path / "out")
 
 
@@ -226,7 +228,7 @@ def test_without_names_any_region_of_the_mask_counts(tmp_path: Path) -> None:
     (source / "imgs" / "xmlab0" / "mask.png").unlink()
     (source / "mask.txt").unlink()
     report = ingest_slake(source, tmp_path / "out")
-    assert "boxes that mask.png could not be held against: 3" in report.notes
+    assert "boxes that could not be compared with mask.png: 3" in report.notes
 
 
 def test_images_without_boxes_keep_their_questions(tmp_path: Path) -> None:
@@ -257,7 +259,7 @@ def test_a_broken_detection_file(tmp_path: Path, text: str, message: str) -> Non
     assert (refused.file, refused.row) == ("train.json", 2)
     assert "xmlab5/detection.json: expected a list of {label: [four numbers]}" in refused.reason
     assert message in refused.reason
-    assert "Mend the file, or remove it to take the image's questions without boxes" in refused.reason
+    assert "Fix the file, or remove it to keep the image's questions without boxes" in refused.reason
 
 
 def test_a_box_is_cut_to_its_image() -> None:
@@ -303,9 +305,12 @@ def test_the_answers_side_chooses_the_box() -> None:
         ({"answer_type": "MAYBE"}, "answer_type: Input should be 'OPEN' or 'CLOSED'"),
         ({"answer": ""}, "answer: String should have at least 1 character"),
         ({"img_name": "../xmlab0.jpg"}, "img_name: String should match pattern"),
-        ({"img_name": "xmlab9/source.jpg"}, "there is no such file. Mend or replace the file, or remove the row"),
+        ({"img_name": "xmlab9/source.jpg"}, "there is no such file. Repair or replace the file, or remove the row"),
         ({"modality": "CT"}, "Give all rows of an image the same"),
-        ({"question": "Question 1?", "answer": "No"}, "answer: train.json:1 asks the same of the same image"),
+        (
+            {"question": "Question 1?", "answer": "No"},
+            "answer: train.json:1 asks the same question about the same image",
+        ),
     ],
 )
 def test_a_bad_row_is_refused_by_file_and_number(tmp_path: Path, fields: dict[str, Any], message: str) -> None:
@@ -319,16 +324,14 @@ def test_a_bad_row_is_refused_by_file_and_number(tmp_path: Path, fields: dict[st
 
 
 def test_what_is_no_slake(tmp_path: Path) -> None:
-    with pytest.raises(InvalidRecord, match="expected the folder 'imgs' in it"):
+    with pytest.raises(InvalidRecord, match="expected it to contain the folder 'imgs'"):
         ingest_slake(tmp_path, tmp_path / "out")
     source = release(tmp_path / "slake")
     (source / "validate.json").rename(source / "val.json")
-    with pytest.raises(
-        InvalidRecord, match=r"validate\.json: there is no such file; SLAKE has train\.json, validate\.json"
-    ):
+    with pytest.raises(InvalidRecord, match=r"validate\.json: file not found; SLAKE has train\.json, validate\.json"):
         ingest_slake(source, tmp_path / "out")
     (source / "validate.json").write_text('[{"img_id": 1,')
-    with pytest.raises(InvalidRecord, match=r"validate\.json:1: not JSON .*fetch it again"):
+    with pytest.raises(InvalidRecord, match=r"validate\.json:1: not JSON .*download it again"):
         ingest_slake(source, tmp_path / "out")
 
 

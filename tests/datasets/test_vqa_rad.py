@@ -76,9 +76,9 @@ def test_trailing_spaces_integer_answers_and_a_missing_field(tmp_path: Path) -> 
     assert [question.kind for question in questions] == ["open", "closed"]
     assert questions[1].text == "Is it there?"
     assert report.notes == (
-        "outer spaces cut off answer_type: 1",
-        "answers that were numbers, now text: 1",
-        "rows without question_rephrase, taken as NULL: 1",
+        "answer types with surrounding spaces, stripped: 1",
+        "answers that were numbers, converted to text: 1",
+        "rows without question_rephrase, read as NULL: 1",
     )
 
 
@@ -205,10 +205,10 @@ def test_disjoint_split_is_deterministic(tmp_path: Path) -> None:
 
 
 def test_a_folder_without_the_questions(tmp_path: Path) -> None:
-    with pytest.raises(InvalidRecord, match=r"expected the file 'VQA_RAD_Dataset_Public\.json' or"):
+    with pytest.raises(InvalidRecord, match=r"expected it to contain the file 'VQA_RAD_Dataset_Public\.json' or"):
         ingest_vqa_rad(tmp_path, tmp_path / "out")
     (tmp_path / "VQA_RAD_Dataset_Public.json").write_text("[]")
-    with pytest.raises(InvalidRecord, match="expected the folder 'images' or 'VQA_RAD Image Folder'"):
+    with pytest.raises(InvalidRecord, match="expected it to contain the folder 'images' or 'VQA_RAD Image Folder'"):
         ingest_vqa_rad(tmp_path, tmp_path / "out")
 
 
@@ -279,7 +279,10 @@ def test_real_official_split_leaks(official: tuple[Path, IngestReport]) -> None:
 @real
 def test_real_traps(official: tuple[Path, IngestReport]) -> None:
     out, report = official
-    assert report.notes[:2] == ("outer spaces cut off answer_type: 2", "answers that were numbers, now text: 5")
+    assert report.notes[:2] == (
+        "answer types with surrounding spaces, stripped: 2",
+        "answers that were numbers, converted to text: 5",
+    )
     by_qid = {
         question.source_id: reference.answer
         for folder in (out / "train", out / "test")

@@ -12,7 +12,7 @@ import pytest
 from safetensors.torch import load_file, save_file
 
 from clincot.demo.demo_endpoint import MODEL_NAME, run_endpoint_demo
-from clincot.demo.walkthrough import main
+from clincot.demo.walkthrough import NEXT_STEPS, main, plan_radiograph_rounds
 from clincot.deployment.deployment import start_rollout
 from clincot.deployment.journal import iter_journals, read_last_journal
 from clincot.jsonl import write_json, write_records
@@ -118,3 +118,24 @@ def test_without_the_server_the_demo_says_so_before_it_begins(
     assert "pip install 'clincot[serve]'" in said
     assert said.count("\n") == 1
     assert not (tmp_path / "run").exists()
+
+
+def test_the_hints_at_the_end_need_no_repository() -> None:
+    """They are for someone who installed the package: `clincot …`, shipped models, no Makefile and no .venv."""
+    text = NEXT_STEPS.format(pair="pair-1a2b", run="runs/demo", data="data", benchmark="benchmark")
+    commands = [line[22:] for line in text.splitlines() if line.startswith("  ") and not line.startswith("     ")]
+    assert len(commands) == 4
+    assert all(command.startswith("clincot ") for command in commands)
+    assert not [word for word in (".venv", "make ", "assets/") if word in text]
+    assert "--recipe small-model" in text
+
+
+@pytest.mark.parametrize("short", [True, False])
+def test_the_demo_is_the_small_models_recipe(short: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Apart from the number of rounds, and near-duplicates: all rendered films are of one anatomy."""
+    monkeypatch.setattr("clincot.demo.walkthrough.render_dataset", lambda *_, **__: None)
+    monkeypatch.chdir(tmp_path)
+    plan = plan_radiograph_rounds(tmp_path / "run", short=short)
+    assert plan.params.recipe.name == "small-model"
+    assert plan.params.recipe.changed == ("prepare.rounds", "decide.max_near_duplicates")
+    assert plan.policy == POLICY

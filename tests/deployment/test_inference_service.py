@@ -1,4 +1,4 @@
-"""The InferenceService against KServe's own CRD, where that lies at hand."""
+"""The InferenceService against KServe's own CRD, if that file is available."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def kserve() -> Draft202012Validator:
 @pytest.mark.parametrize("mode", ["Standard", "Knative"])
 @pytest.mark.parametrize("transformer", ["collocated", "separate"])
 @pytest.mark.parametrize("settings", [ServiceSettings(), FULL], ids=["defaults", "full"])
-def test_every_manifest_is_what_the_crd_allows(
+def test_every_manifest_is_valid(
     kserve: Draft202012Validator, mode: str, transformer: str, settings: ServiceSettings
 ) -> None:
     settings = settings.model_copy(update={"transformer": transformer})
@@ -81,7 +81,7 @@ def test_a_misspelt_or_mistyped_field_is_named(
     assert message in str(refused.value)
 
 
-def test_what_the_schema_leaves_open_stays_open() -> None:
+def test_open_parts_of_a_schema_stay_open() -> None:
     schema = {
         "type": "object",
         "properties": {
@@ -101,8 +101,8 @@ def test_what_the_schema_leaves_open_stays_open() -> None:
     }
 
 
-def test_vllm_is_given_time_and_shared_memory_and_the_transformer_its_host() -> None:
-    """1800 s of start-up at 10 s a probe are 180 failures."""
+def test_the_predictor_has_vllm_and_a_collocated_transformer() -> None:
+    """1800 s of start-up with a probe every 10 s allow 180 failures."""
     spec = build_inference_service(FULL, DIGEST, URI, mode="Standard")["spec"]["predictor"]
     assert spec["model"]["storageUri"] == URI
     assert spec["model"]["startupProbe"]["failureThreshold"] == 180
@@ -115,7 +115,7 @@ def test_vllm_is_given_time_and_shared_memory_and_the_transformer_its_host() -> 
     assert spec["serviceAccountName"] == "clincot-models"
 
 
-def test_the_stores_keys_stand_in_no_manifest() -> None:
+def test_manifests_contain_no_store_keys() -> None:
     secret, account = build_storage_secret(FULL, secret="store", endpoint="https://s3.example:9000", region="eu-1")
     assert secret["metadata"]["annotations"]["serving.kserve.io/s3-endpoint"] == "s3.example:9000"
     assert secret["metadata"]["annotations"]["serving.kserve.io/s3-usehttps"] == "1"
@@ -125,8 +125,8 @@ def test_the_stores_keys_stand_in_no_manifest() -> None:
     assert account["secrets"] == [{"name": "store"}]
 
 
-def test_without_vllm_the_server_is_the_models_container(kserve: Draft202012Validator) -> None:
-    """On a cluster without GPUs: the chart's ServingRuntime of `clincot serve`, and no second container."""
+def test_engine_clincot_needs_no_vllm_container(kserve: Draft202012Validator) -> None:
+    """On a cluster without GPUs: the chart's ServingRuntime runs `clincot serve`, without a second container."""
     small = FULL.model_copy(update={"engine": "clincot", "runtime": "clincot-serve"})
     for mode in ("Standard", "Knative"):
         validate_manifest(build_inference_service(small, DIGEST, URI, mode=mode), kserve)
@@ -141,16 +141,16 @@ def test_without_vllm_the_server_is_the_models_container(kserve: Draft202012Vali
     validate_manifest(stable, kserve)
     with pytest.raises(ValueError, match="engine clincot needs runtime"):
         ServiceSettings(engine="clincot")
-    with pytest.raises(ValueError, match="no transformer of its own"):
+    with pytest.raises(ValueError, match="no separate transformer"):
         ServiceSettings(engine="clincot", runtime="clincot-serve", transformer="separate")
 
 
-def test_settings_name_their_mistakes(tmp_path: Path) -> None:
+def test_wrong_settings_are_named(tmp_path: Path) -> None:
     path = tmp_path / "service.yaml"
     path.write_text("replicass: 2\n")
     with pytest.raises(InvalidRecord, match=r"service\.yaml: replicass"):
         load_service_settings(path)
     path.write_text("proxies: {HTTPS_PROXY: 'http://me:hunter2@proxy'}\n")
-    with pytest.raises(InvalidRecord, match="holds credentials") as refused:
+    with pytest.raises(InvalidRecord, match="contains credentials") as refused:
         load_service_settings(path)
     assert "hunter2" not in str(refused.value)

@@ -1,4 +1,4 @@
-"""Retention: what is still named stays."""
+"""Pruning: checkpoints that are still named stay."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from clincot.storage.folder_store import FolderStore
 from tests.support.deployment_builders import LINE, published
 
 
-def test_pointer_rollouts_and_decisions_hold_what_they_name(tmp_path: Path) -> None:
-    """base <- first (champion) <- second (rollout begun); rival is decided against first; stray is named by nothing."""
+def test_named_checkpoints_are_kept(tmp_path: Path) -> None:
+    """base <- first (champion) <- second (rollout begun); rival is decided against first; nothing names stray."""
     store = FolderStore(tmp_path / "store")
     base = published(store, tmp_path, 0.0)
     first = published(store, tmp_path, 1.0, over=base)
@@ -36,8 +36,8 @@ def test_pointer_rollouts_and_decisions_hold_what_they_name(tmp_path: Path) -> N
     assert list(store.keys(f"models/{LINE}/{stray.sha256}/")) == []
 
 
-def test_a_kept_checkpoints_decision_holds_the_champion_it_was_made_against(tmp_path: Path) -> None:
-    """No pointer, no rollout: the newest is kept, and with it the one that its decision compares it with."""
+def test_a_kept_decision_keeps_its_champion(tmp_path: Path) -> None:
+    """Without pointer and rollouts, the newest is kept, and with it the champion that its decision names."""
     store = FolderStore(tmp_path / "store")
     base = published(store, tmp_path, 0.0)
     newest = published(store, tmp_path, 1.0, over=base)
@@ -49,7 +49,7 @@ def test_a_kept_checkpoints_decision_holds_the_champion_it_was_made_against(tmp_
         prune_checkpoints(store, LINE, keep=-1, really=True)
 
 
-def test_unfinished_publications_are_named_and_removed_on_demand(tmp_path: Path) -> None:
+def test_unfinished_publications_are_removed_on_demand(tmp_path: Path) -> None:
     store = FolderStore(tmp_path / "store")
     whole = published(store, tmp_path, 0.0)
     store.write_new(f"models/{LINE}/{'ab' * 32}/config.json", b"{}")

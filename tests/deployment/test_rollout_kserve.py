@@ -1,6 +1,6 @@
 """Rollouts against a stateful stub of the API server, with the real kubernetes client.
 
-The checkpoints are published for real; the stub's KServe answers golden questions as the script says.
+The checkpoints are really published; the stub's KServe answers golden questions as its script says.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ OPEN = {"type": "object", "x-kubernetes-preserve-unknown-fields": True}
 
 @dataclass
 class World:
-    """A store with a base that is champion and a challenger that won, and a cluster."""
+    """A store with a base that is champion and a promoted challenger, and a cluster."""
 
     store: FolderStore
     base: Manifest
@@ -61,7 +61,7 @@ class World:
         return self.cluster.get(resource_path("serving.kserve.io", "v1beta1", "serving", "inferenceservices", name))
 
     def shares(self) -> list[int | None]:
-        """The canary's share in everything that was written, in order; None: no canary."""
+        """The canary's share in each written InferenceService, in order; None: no canary."""
         return [
             (one["spec"].get("canary") or [{"trafficPercent": None}])[0]["trafficPercent"]
             for one in self.server.history
@@ -83,7 +83,7 @@ def world(tmp_path: Path) -> Iterator[World]:
 
 
 def answering(golden: tuple[GoldenQuestion, ...], *, wrong: int = 0) -> Any:
-    """A server that answers golden questions; `wrong` of them otherwise."""
+    """A server that answers golden questions, the first `wrong` of them incorrectly."""
     answers = {g.question: (g.answer if n >= wrong else "perhaps", g.box) for n, g in enumerate(golden)}
 
     def chat(body: dict[str, Any]) -> tuple[int, dict[str, Any]]:
@@ -112,14 +112,14 @@ def test_the_first_rollout_serves_the_base_model(world: World) -> None:
     assert world.champion == world.base.sha256
 
 
-def test_a_challenger_takes_the_traffic_in_steps_and_then_the_crown(world: World) -> None:
+def test_a_challenger_gets_traffic_in_steps_and_is_promoted(world: World) -> None:
     world.deploy(world.base)
     world.server.history.clear()
     journal = world.deploy(world.challenger)
     assert world.shares() == [0, 10, 50, 100, None]
     assert [event.percent for event in journal.events if event.kind == "shifted"] == [10, 50, 100]
     spec = world.service()["spec"]
-    assert spec["predictor"]["name"] == f"r{world.challenger.sha256[:10]}"  # the pods that served as canary go on
+    assert spec["predictor"]["name"] == f"r{world.challenger.sha256[:10]}"  # the canary's pods keep running
     assert spec["predictor"]["model"]["storageUri"] == world.challenger.uri
     assert world.champion == world.challenger.sha256
     move = champion.read_champion(world.store, LINE).now
@@ -140,8 +140,8 @@ def test_a_challenger_takes_the_traffic_in_steps_and_then_the_crown(world: World
     ],
     ids=["never ready", "cannot load", "ready then crash", "no answer", "503", "500"],
 )
-def test_what_goes_wrong_is_rolled_back(world: World, mode: TrafficMode, script: Script, why: str) -> None:
-    """The traffic ends where it was, the pointer never moved, and the record says why."""
+def test_a_failed_rollout_is_rolled_back(world: World, mode: TrafficMode, script: Script, why: str) -> None:
+    """The traffic is where it was, the pointer has not moved, and the journal says why."""
     world.deploy(world.base, mode)
     before = json.dumps(front_of(world, mode))
     if script.gone_after:
@@ -157,14 +157,12 @@ def test_what_goes_wrong_is_rolled_back(world: World, mode: TrafficMode, script:
     assert kinds(journal)[-2:] == ["failed", "rolled back"]
     assert why in journal.events[-2].detail
     world.server.scripts[world.challenger.sha256] = Script(chat=answering(world.challenger.golden))
-    assert kinds(world.deploy(world.challenger, mode))[-1] == "finished"  # mended, the next rollout goes through
+    assert kinds(world.deploy(world.challenger, mode))[-1] == "finished"  # after a fix the next rollout succeeds
 
 
 @pytest.mark.parametrize("mode", ["canary", "knative", "blue-green"])
-def test_the_champion_can_be_deployed_again_and_stays_where_it_is_if_that_fails(
-    world: World, mode: TrafficMode
-) -> None:
-    """After a challenger that failed, and then with a smoke request that fails: the base has the traffic throughout."""
+def test_redeploying_the_champion_never_takes_its_traffic(world: World, mode: TrafficMode) -> None:
+    """After a failed challenger, and with a smoke test that fails, the base has all traffic throughout."""
     world.deploy(world.base, mode)
     world.server.scripts[world.challenger.sha256].chat = None
     with pytest.raises(RolledBack):
@@ -179,7 +177,7 @@ def test_the_champion_can_be_deployed_again_and_stays_where_it_is_if_that_fails(
 
 
 def front_of(world: World, mode: TrafficMode) -> object:
-    """What decides where users' requests go."""
+    """The fields that determine where users' requests go."""
     if mode == "blue-green":
         front = world.cluster.get(resource_path("", "v1", "serving", "services", LINE))
         names = sorted(p.rpartition("/")[2] for p in world.server.objects if "inferenceservices/" in p)
@@ -187,12 +185,12 @@ def front_of(world: World, mode: TrafficMode) -> object:
     spec = world.service()["spec"]
     if mode == "canary":
         return [spec["predictor"]["model"]["storageUri"], spec.get("canary")]
-    pinned = spec["predictor"].get("canaryTrafficPercent") == 0  # all of it on the revision before
+    pinned = spec["predictor"].get("canaryTrafficPercent") == 0  # all traffic is on the previous revision
     return world.base.uri if pinned else spec["predictor"]["model"]["storageUri"]
 
 
-def test_an_error_rate_above_the_limit_under_traffic_is_rolled_back(world: World) -> None:
-    """Golden questions are met, but 3 of the 20 requests that users sent meanwhile failed: 15 % > 2 %."""
+def test_a_high_error_rate_under_traffic_is_rolled_back(world: World) -> None:
+    """Golden answers match, but 3 of the users' 20 requests failed: 15 % > 2 %."""
     world.deploy(world.base)
     counted = iter([(0, 0), (20, 3)])
 
@@ -205,7 +203,7 @@ def test_an_error_rate_above_the_limit_under_traffic_is_rolled_back(world: World
         )
 
     world.server.scripts[world.challenger.sha256].metrics = metrics
-    with pytest.raises(RolledBack, match=r"3 of 20 requests failed while it was watched \(2\.0% allowed\)"):
+    with pytest.raises(RolledBack, match=r"3 of 20 requests failed while the revision was watched \(2\.0% allowed\)"):
         world.deploy(world.challenger)
     assert world.shares()[-2:] == [10, None]
 
@@ -219,7 +217,7 @@ def test_one_wrong_answer_under_traffic_is_too_many(world: World) -> None:
         world.deploy(world.challenger)
 
 
-def test_a_region_elsewhere_is_a_miss(world: World) -> None:
+def test_a_different_region_is_a_miss(world: World) -> None:
     moved = tuple(
         g.model_copy(update={"box": g.box and g.box.model_copy(update={"x0": 0.5, "x1": 0.9})})
         for g in world.base.golden
@@ -227,18 +225,18 @@ def test_a_region_elsewhere_is_a_miss(world: World) -> None:
     world.server.scripts[world.base.sha256].chat = answering(moved)
     with pytest.raises(RolledBack, match=r"expected a region at \(0\.1, 0\.2, 0\.4, 0\.6\), got .* \(IoU 0\.00\)"):
         world.deploy(world.base)
-    assert not any("inferenceservices/" in path for path in world.server.objects)  # made for nothing, taken away
+    assert not any("inferenceservices/" in path for path in world.server.objects)  # created by the rollout and removed
 
 
-def test_conflicts_are_read_again(world: World) -> None:
+def test_write_conflicts_are_retried(world: World) -> None:
     world.deploy(world.base)
     world.server.conflicts = 3
     world.deploy(world.challenger)
     assert world.champion == world.challenger.sha256
 
 
-def test_endless_conflicts_end(world: World) -> None:
-    """From the first smoke request on nothing can be written, not even the way back: the rollout stays open."""
+def test_persistent_conflicts_leave_the_rollout_open(world: World) -> None:
+    """From the first smoke request on every write fails, even the rollback, so the rollout stays open."""
     world.deploy(world.base)
     right = answering(world.challenger.golden)
 
@@ -257,13 +255,13 @@ def test_endless_conflicts_end(world: World) -> None:
     assert kinds(world.deploy(world.challenger))[-1] == "finished"
 
 
-def test_what_is_forbidden_is_named_for_the_role(world: World) -> None:
+def test_a_forbidden_request_names_the_missing_permission(world: World) -> None:
     world.server.forbidden.add(("POST", "inferenceservices"))
     with pytest.raises(RolledBack, match=r"HTTP 403: User \"deployer\".*needs a Role that allows 'create'"):
         world.deploy(world.base)
 
 
-def test_a_slow_and_faltering_api_server_is_waited_for(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_slow_and_faulty_api_server_is_tolerated(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("clincot.clients.kubernetes.READ_RETRY_S", 0.001)
     world.server.slow_s, world.server.broken = 0.02, 3
     world.deploy(world.base)
@@ -271,7 +269,7 @@ def test_a_slow_and_faltering_api_server_is_waited_for(world: World, monkeypatch
 
 
 def test_an_interrupted_rollout_is_resumed(world: World) -> None:
-    """Killed under 10 % of the traffic; the next `clincot deploy` takes the same rollout to its end."""
+    """Killed at 10 % of the traffic; the next `clincot deploy` finishes the same rollout."""
     world.deploy(world.base)
     right = answering(world.challenger.golden)
     asked = iter(range(1000))
@@ -304,30 +302,30 @@ def test_two_processes_never_drive_one_rollout(world: World) -> None:
     mine = start_rollout(world.store, world.base, FAST, target="kserve", service=SERVICE, by="ann")
     theirs = read_journal(world.store, LINE, 1, by="bo")
     theirs.add_event("started", "by another process")
-    with pytest.raises(RolloutConflict, match="another process has gone on"):
+    with pytest.raises(RolloutConflict, match="another process has continued this rollout"):
         resume_rollout(world.store, mine, world.target(world.base), wait=lambda _: None)
 
 
-def test_a_champion_moved_meanwhile_stops_the_rollout(world: World, tmp_path: Path) -> None:
+def test_a_moved_champion_stops_the_rollout(world: World, tmp_path: Path) -> None:
     world.deploy(world.base)
     rival = published(world.store, tmp_path, 3.0, over=world.base)
     journal = start_rollout(world.store, world.challenger, FAST, target="kserve", service=SERVICE, by="ann")
     champion.promote_champion(world.store, rival, over=world.base.sha256, by="bo", reason="faster")
     with pytest.raises(RolledBack, match=f"it is {rival.sha256[:12]}"):
         resume_rollout(world.store, journal, world.target(world.challenger), wait=lambda _: None)
-    with pytest.raises(DeploymentRefused, match=f"the champion is {rival.sha256[:12]} by now; decide again"):
+    with pytest.raises(DeploymentRefused, match=f"the champion is now {rival.sha256[:12]}; decide again"):
         world.deploy(world.challenger)
 
 
-def test_what_was_not_promoted_is_not_deployed(world: World, tmp_path: Path) -> None:
+def test_a_checkpoint_without_promotion_is_not_deployed(world: World, tmp_path: Path) -> None:
     kept = published(world.store, tmp_path, 4.0, over=world.base, verdict="keep")
     with pytest.raises(DeploymentRefused, match="was decided 'keep'"):
         world.deploy(kept)
     assert read_last_journal(world.store, LINE) is None
 
 
-def test_a_person_says_yes_first(world: World) -> None:
-    """Nothing is started before; no process waits; the name and the reason stand in the record."""
+def test_a_rollout_waits_for_approval(world: World) -> None:
+    """Nothing is started before, no process waits, and the journal records name and reason."""
     world.deploy(world.base)
     world.server.history.clear()
     careful = FAST.model_copy(update={"approval": True})
@@ -338,7 +336,7 @@ def test_a_person_says_yes_first(world: World) -> None:
     assert world.server.history == []
     decision = world.challenger.decision
     assert decision is not None
-    with pytest.raises(ValueError, match="carries a name and a reason"):
+    with pytest.raises(ValueError, match="needs a name and a reason"):
         approve_rollout(world.store, decision.id, by="", reason="")
     with pytest.raises(ValueError, match=f"waiting: {decision.id}"):
         approve_rollout(world.store, "decision-0000", by="dr", reason="seen the page")
@@ -350,8 +348,8 @@ def test_a_person_says_yes_first(world: World) -> None:
         approve_rollout(world.store, decision.id, by="dr. who", reason="again")
 
 
-def test_the_one_before_is_kept_and_the_one_before_that_is_not(world: World, tmp_path: Path) -> None:
-    """Blue-green: after three rollouts two InferenceServices are there, and the front selects the last."""
+def test_blue_green_keeps_only_the_previous_service(world: World, tmp_path: Path) -> None:
+    """After three rollouts two InferenceServices exist, and the front Service selects the last."""
     third = published(world.store, tmp_path, 3.0, over=world.challenger)
     world.server.scripts[third.sha256] = Script(chat=answering(third.golden))
     for manifest in (world.base, world.challenger, third):
@@ -362,7 +360,7 @@ def test_the_one_before_is_kept_and_the_one_before_that_is_not(world: World, tmp
     assert front["spec"]["selector"] == {"app": f"isvc.chest-r{third.sha256[:10]}-predictor"}
 
 
-def test_knative_takes_its_share_by_percent(world: World) -> None:
+def test_knative_shifts_traffic_by_percent(world: World) -> None:
     world.deploy(world.base, "knative")
     world.server.history.clear()
     world.deploy(world.challenger, "knative")
@@ -370,7 +368,7 @@ def test_knative_takes_its_share_by_percent(world: World) -> None:
     assert shares == [0, 10, 50, 100, None]
 
 
-def test_the_manifest_is_checked_against_the_clusters_own_crd(world: World) -> None:
+def test_the_manifest_is_validated_by_the_clusters_crd(world: World) -> None:
     target = world.target(world.base)
     with pytest.raises(TargetFailed, match="HTTP 404"):
         target.validate_manifest()
@@ -385,7 +383,7 @@ def test_the_manifest_is_checked_against_the_clusters_own_crd(world: World) -> N
     world.target(world.base).validate_manifest()
 
 
-def test_a_create_that_lost_is_a_conflict(world: World) -> None:
+def test_creating_an_existing_object_is_a_conflict(world: World) -> None:
     path = resource_path("", "v1", "serving", "services", "x")
     thing = {"kind": "Service", "metadata": {"name": "x"}, "spec": {}}
     world.cluster.create(path, thing)
@@ -394,8 +392,8 @@ def test_a_create_that_lost_is_a_conflict(world: World) -> None:
     assert deployment.find_referenced_checkpoints(world.store, LINE) == {world.base.sha256: "the champion pointer"}
 
 
-def test_requests_and_counters_at_the_services_own_address(world: World) -> None:
-    """With service_url nothing goes through the API server's proxy, so the account needs no right to it."""
+def test_service_url_bypasses_the_api_servers_proxy(world: World) -> None:
+    """With service_url no request uses the API server's proxy, so the account needs no permission for it."""
     settings = SERVICE.model_copy(update={"service_url": world.server.url + "/own/{service}"})
     world.server.scripts[world.base.sha256].metrics = lambda: 'clincot_requests_total{status="200"} 7\n'
     target = TARGET_CLASSES["canary"](world.cluster, settings, world.base.sha256, world.base.uri, FAST.steps)

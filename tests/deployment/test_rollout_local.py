@@ -1,4 +1,4 @@
-"""A rollout between two real processes on this machine, behind an address that stays."""
+"""Rollouts between two real processes on this machine, behind one address."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from clincot.deployment.deployment import abandon_rollout, resume_rollout, start
 from clincot.deployment.journal import RolloutJournal
 from clincot.deployment.rollout import RolledBack
 from clincot.deployment.targets.local import LocalTarget, ServerProcess, stop_all_servers
-from clincot.deployment.targets.traffic_splitter import TrafficBackend, TrafficRoute, TrafficRouter
+from clincot.deployment.targets.traffic_route import TrafficBackend, TrafficRoute, TrafficRouter
 from clincot.registry import champion
 from clincot.registry.manifest import Manifest
 from clincot.storage.folder_store import FolderStore
@@ -44,7 +44,7 @@ class World:
         return journal
 
     def asked(self, times: int = 1) -> Counter[str]:
-        """Which checkpoint answers at the address that clients use."""
+        """Which checkpoint answers at the clients' address, and how often."""
         front = ServerProcess.model_validate_json((self.state / "front.json").read_bytes())
         message: dict[str, Any] = {"role": "user", "content": [{}, {"text": "anything"}]}
         replies = [
@@ -69,8 +69,8 @@ def world(tmp_path: Path) -> Iterator[World]:
         stop_all_servers(world.state)
 
 
-def test_from_nothing_to_the_base_to_the_challenger(world: World) -> None:
-    """One address all the while; at the end one server, and nothing is left running after stop_all."""
+def test_base_and_challenger_are_served_at_one_address(world: World) -> None:
+    """The address stays the same, one server is left at the end, and stop_all_servers() stops everything."""
     world.deploy(world.base)
     assert world.asked() == {world.base.sha256: 1}
     address = (world.state / "front.json").read_bytes()
@@ -90,11 +90,11 @@ def test_from_nothing_to_the_base_to_the_challenger(world: World) -> None:
     [
         (("--wrong",), "2 of 2 golden questions missed"),
         (("--never-ready",), "was not ready within 1 s"),
-        (("--die-after", "3"), "the server ended|no longer|golden questions failed"),
-        (("--no-such-flag",), "the server ended.*unrecognized arguments: --no-such-flag"),
+        (("--die-after", "3"), "the server has ended|no longer|golden questions failed"),
+        (("--no-such-flag",), "the server has ended.*unrecognized arguments: --no-such-flag"),
     ],
 )
-def test_a_bad_challenger_leaves_the_base_where_it_was(world: World, flags: tuple[str, ...], why: str) -> None:
+def test_a_bad_challenger_leaves_the_base_in_place(world: World, flags: tuple[str, ...], why: str) -> None:
     world.deploy(world.base)
     settings = FAST.model_copy(update={"ready_s": 1.0}) if "--never-ready" in flags else FAST
     with pytest.raises(RolledBack, match=why):
@@ -104,8 +104,8 @@ def test_a_bad_challenger_leaves_the_base_where_it_was(world: World, flags: tupl
     assert champion.read_champion(world.store, LINE).now.sha256 == world.base.sha256
 
 
-def test_shares_of_the_traffic_are_kept_and_an_open_rollout_can_be_given_up(world: World) -> None:
-    """Of 10 requests at 20 %, 2 go to the challenger; given up, none does and its process is gone."""
+def test_traffic_shares_and_abandoning_an_open_rollout(world: World) -> None:
+    """Of 10 requests at 20 %, 2 go to the challenger; after abandoning, none does and its process has ended."""
     world.deploy(world.base)
     journal = start_rollout(world.store, world.challenger, FAST, target="local", service=None, by="ann")
     target = world.target(world.challenger)
@@ -122,17 +122,17 @@ def test_shares_of_the_traffic_are_kept_and_an_open_rollout_can_be_given_up(worl
     assert journal.ended
 
 
-def test_a_pid_that_is_another_process_by_now_is_left_alone(world: World) -> None:
+def test_a_reused_pid_is_not_signalled(world: World) -> None:
     import os
 
     (world.state / "servers").mkdir(parents=True)
     ours = ServerProcess(pid=os.getpid(), started=1.0, url="http://127.0.0.1:1", log="x", digest="d")
     (world.state / "servers" / "d.json").write_text(ours.model_dump_json())
     assert ours.process is None
-    assert len(stop_all_servers(world.state)) == 1  # the file is gone, and we are still here
+    assert len(stop_all_servers(world.state)) == 1  # the file was removed, and this process was not signalled
 
 
-def test_the_router_gives_each_its_share_in_every_hundred(tmp_path: Path) -> None:
+def test_the_router_keeps_exact_shares_per_hundred_requests(tmp_path: Path) -> None:
     backends = tuple(
         TrafficBackend(digest=d, url=f"http://{d}", percent=p) for d, p in (("a", 67), ("b", 30), ("c", 3))
     )

@@ -1,4 +1,4 @@
-"""Which way traffic is moved, by what a cluster offers; the real kubernetes client on the stub of an API server."""
+"""The choice of a traffic mode, with the real kubernetes client against a stub of the API server."""
 
 from __future__ import annotations
 
@@ -33,32 +33,32 @@ CONFIG = "/api/v1/namespaces/kserve/configmaps/inferenceservice-config"
         (set(), {}, {"gateway_api": "yes", "transformer": "separate"}, "blue-green", "past a transformer of its own"),
     ],
 )
-def test_the_way_is_chosen_by_what_the_cluster_has(
+def test_the_mode_is_chosen_by_what_the_cluster_has(
     groups: set[str], config: dict[str, Any], settings: dict[str, Any], mode: str, why: str
 ) -> None:
     default = "Knative" if "serving.knative.dev/v1" in groups else "Standard"
     data = {"ingress": json.dumps(config), "deploy": json.dumps({"defaultDeploymentMode": default})}
     server = ApiServer(groups=groups, objects={CONFIG: {"kind": "ConfigMap", "metadata": {}, "data": data}})
     with api_server(server) as cluster:
-        found, said = choose_traffic_mode(cluster, SERVICE.model_copy(update=settings))
-    assert found == mode
-    assert why in said
+        chosen, reason = choose_traffic_mode(cluster, SERVICE.model_copy(update=settings))
+    assert chosen == mode
+    assert why in reason
 
 
 @pytest.mark.parametrize(
     ("mode", "why"),
     [
-        ("standard", r"spec\.canary\[\] would do nothing here: the cluster has no Gateway API"),
+        ("standard", r"spec\.canary\[\] would have no effect here: the cluster has no Gateway API"),
         ("knative", r"does not serve serving\.knative\.dev/v1"),
     ],
 )
-def test_a_way_that_would_do_nothing_is_refused(mode: str, why: str) -> None:
+def test_an_unsupported_mode_is_refused(mode: str, why: str) -> None:
     with api_server(ApiServer()) as cluster, pytest.raises(TargetFailed, match=why):
         choose_traffic_mode(cluster, SERVICE.model_copy(update={"mode": mode}))
 
 
-def test_what_may_not_be_read_can_be_said() -> None:
-    """KServe's ConfigMap is often closed to others: the error names the settings that stand in for it."""
+def test_settings_replace_a_config_map_that_cannot_be_read() -> None:
+    """KServe's ConfigMap is often not readable; the error names the settings that replace it."""
     server = ApiServer(groups={"gateway.networking.k8s.io/v1"}, forbidden={("GET", "configmaps")})
     with api_server(server) as cluster:
         with pytest.raises(TargetFailed, match=r"HTTP 403.*or set mode and gateway_api"):

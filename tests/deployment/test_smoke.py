@@ -1,4 +1,4 @@
-"""Smoke requests as the server sees them, and what counts as an answer."""
+"""Smoke requests as the server receives them, and which replies match."""
 
 from __future__ import annotations
 
@@ -29,21 +29,21 @@ def completion(answer: str, *boxes: Box, winner: int = 0) -> dict[str, Any]:
     }
 
 
-def asked(reply: Any, *, status: int = 200) -> tuple[Request, str]:
-    """The request that a service behind keys saw, and why its reply is a miss."""
+def ask_server(reply: Any, *, status: int = 200) -> tuple[Request, str]:
+    """The request that a service with API keys received, and how its reply differs from the golden answer."""
     with serving(lambda _: (status, reply)) as server, api_server(ApiServer()) as cluster:
         settings = ServiceSettings(
             name="chest", api_keys_secret="keys", service_url=server.url + "/{namespace}/{service}"
         )
         target = CanaryTarget(cluster, settings, "4f" * 32, "s3://b/m", (100,))
-        found = describe_mismatch(GOLDEN, ask_golden_question(target, GOLDEN, b"png", SETTINGS), SETTINGS)
-        return server.requests[0], found
+        mismatch = describe_mismatch(GOLDEN, ask_golden_question(target, GOLDEN, b"png", SETTINGS), SETTINGS)
+        return server.requests[0], mismatch
 
 
-def test_a_request_goes_to_the_new_revision_with_the_key(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_smoke_requests_go_to_the_new_revision_with_the_key(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CLINCOT_SMOKE_KEY", "one-two-three")
-    request, found = asked(completion("yes", BOX))
-    assert found == ""
+    request, mismatch = ask_server(completion("yes", BOX))
+    assert mismatch == ""
     assert request.path == "/default/chest-r4f4f4f4f4f-predictor/openai/v1/chat/completions"
     assert request.headers["authorization"] == "Bearer one-two-three"
     assert (request.body["model"], request.body["temperature"]) == ("chest", 0)
@@ -52,29 +52,29 @@ def test_a_request_goes_to_the_new_revision_with_the_key(monkeypatch: pytest.Mon
     assert text["text"] == GOLDEN.question
 
 
-def test_the_region_that_counts_is_the_one_it_was_seen_in() -> None:
-    """Of the same size, shifted by half its side: IoU = 1/3 < 0.5."""
+def test_only_the_winning_region_is_compared() -> None:
+    """A box of the same size, shifted by half its side: IoU = 1/3 < 0.5."""
     shifted = Box(x0=0.25, y0=0.0, x1=0.75, y1=0.5)
-    assert asked(completion("yes", shifted, BOX, winner=1))[1] == ""
-    assert "IoU 0.33" in asked(completion("yes", shifted, BOX, winner=0))[1]
-    assert "got none" in asked(completion("yes"))[1]
-    assert "expected the answer 'Yes', got 'no'" in asked(completion("no", BOX))[1]
+    assert ask_server(completion("yes", shifted, BOX, winner=1))[1] == ""
+    assert "IoU 0.33" in ask_server(completion("yes", shifted, BOX, winner=0))[1]
+    assert "got none" in ask_server(completion("yes"))[1]
+    assert "expected the answer 'Yes', got 'no'" in ask_server(completion("no", BOX))[1]
 
 
 @pytest.mark.parametrize(
     ("status", "reply"), [(401, {}), (500, {}), (200, {"choices": []}), (200, b"<html>"), (200, {})]
 )
-def test_what_is_no_answer_is_a_failed_request_without_the_key(
+def test_an_unusable_reply_fails_without_quoting_the_key(
     status: int, reply: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("CLINCOT_SMOKE_KEY", "one-two-three")
     with pytest.raises(RequestFailed) as failed:
-        asked(reply, status=status)
+        ask_server(reply, status=status)
     assert "one-two-three" not in str(failed.value)
 
 
-def test_a_key_that_cannot_arrive_is_refused() -> None:
-    with pytest.raises(ValueError, match="the API server passes no key on"):
+def test_an_api_key_needs_a_service_url() -> None:
+    with pytest.raises(ValueError, match="the API server forwards no key"):
         ServiceSettings(api_keys_secret="keys")
 
 

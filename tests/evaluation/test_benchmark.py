@@ -23,7 +23,7 @@ def test_digest_is_of_content_not_of_order() -> None:
     assert Benchmark.from_records([q1, q2], [r1, other_key], [study]).digest != digest
 
 
-def test_references_and_studies_of_other_splits_may_be_among_them() -> None:
+def test_references_and_studies_of_other_splits_are_ignored() -> None:
     here, elsewhere = study_of("a"), study_of("b")
     (q1, r1), (_, r2) = asked(here, "Effusion?", "yes"), asked(elsewhere, "Nodule?", "no")
     benchmark = Benchmark.from_records([q1], [r1, r2], [here, elsewhere])

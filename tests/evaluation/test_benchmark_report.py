@@ -79,7 +79,8 @@ def test_every_metric_of_an_arm_by_hand() -> None:
     }
 
 
-def test_intervals_are_clustered_by_patient_and_by_study_where_the_patient_is_unknown() -> None:
+def test_intervals_are_clustered_by_patient_else_by_study() -> None:
+    """The study is the cluster if the patient is unknown."""
     metrics = metrics_of(ANSWERS)
     assert metrics["accuracy"].clusters == 2  # p and film c, of three films
     # p: 1 of 3, film c: 1 of 2; residuals 1 - .4·3 = -.2 and 1 - .4·2 = .2, variance 2·.08/25 = .0064, so that
@@ -90,7 +91,8 @@ def test_intervals_are_clustered_by_patient_and_by_study_where_the_patient_is_un
     assert (metrics["hit_rate"].value, metrics["hit_rate"].low, metrics["hit_rate"].clusters) == (0.5, None, 1)
 
 
-def test_an_unreadable_answer_is_unscored_and_counted_and_never_zero() -> None:
+def test_an_unreadable_answer_is_unscored_and_not_zero() -> None:
+    """An unreadable answer is counted as unscored and never as zero."""
     unread = [outcome("side", None, off_format=True) if o is ANSWERS[-1] else o for o in ANSWERS]
     metrics = metrics_of(unread)
     accuracy = metrics["accuracy"]
@@ -101,7 +103,7 @@ def test_an_unreadable_answer_is_unscored_and_counted_and_never_zero() -> None:
     assert metrics["answer_length"].n_unscored == 1
 
 
-def test_a_question_that_was_not_answered_is_unscored_in_every_metric_it_belongs_to() -> None:
+def test_an_unanswered_question_is_unscored_in_its_metrics() -> None:
     """An evaluation that died half way must not look like a complete one on fewer questions."""
     metrics = metrics_of(ANSWERS[:1])
     assert {name: (m.n, m.n_unscored) for name, m in metrics.items()} == {
@@ -136,7 +138,7 @@ def test_one_report_a_policy_with_all_its_arms() -> None:
     assert base.benchmark == trained.benchmark == BENCHMARK.digest
 
 
-def test_the_same_outcomes_give_the_same_report_and_come_from_a_stream(tmp_path: Path) -> None:
+def test_equal_outcomes_from_a_stream_give_equal_reports(tmp_path: Path) -> None:
     path = tmp_path / "outcomes.jsonl"
     write_records(path, ANSWERS)
 
@@ -148,7 +150,8 @@ def test_the_same_outcomes_give_the_same_report_and_come_from_a_stream(tmp_path:
     assert BenchmarkReport.model_validate(json.loads(report().model_dump_json())) == report()
 
 
-def test_outcomes_of_another_key_or_benchmark_or_twice_are_refused() -> None:
+def test_foreign_or_repeated_outcomes_are_refused() -> None:
+    """Outcomes of another answer key or benchmark are refused, and so are repeated ones."""
     foreign_benchmark = benchmark_of(1)
     foreign = outcome_of(foreign_benchmark, next(iter(foreign_benchmark.questions)), "yes")
     with pytest.raises(BadBenchmark, match=f"{foreign.id} is of question {foreign.question}, not one of this"):
@@ -190,7 +193,7 @@ class TestTable:
         assert cells["n"] == "1, 4 unscored"
         assert cells["open recall (llava-med)"] == "– (0, 1 unscored)"
 
-    def test_the_blind_row_has_no_region_metrics_and_its_absence_is_said(self) -> None:
+    def test_the_blind_row_has_no_region_metrics(self) -> None:
         with_blind = render_metrics_table(
             build_benchmark_reports([*ANSWERS, *blind_outcomes()], BENCHMARK, resamples=50)
         )
@@ -227,7 +230,7 @@ class TestTable:
         assert len({len(line) for line in lines}) == 1
         assert lines[1].replace("-", "").replace("|", "") == ""
 
-    def test_reports_of_different_benchmarks_are_not_put_side_by_side(self) -> None:
+    def test_reports_of_different_benchmarks_are_refused(self) -> None:
         other = benchmark_of(2)
         here = build_benchmark_reports(ANSWERS, BENCHMARK, resamples=50)
         there = build_benchmark_reports([outcome_of(other, q, "yes") for q in other.questions], other, resamples=50)

@@ -47,7 +47,8 @@ def test_equally_frequent_answers_do_not_depend_on_order() -> None:
     assert fit(*rows).digest == fit(*reversed(rows)).digest
 
 
-def test_outcomes_are_scored_against_the_other_split_and_look_nowhere() -> None:
+def test_outcomes_are_scored_on_the_other_split() -> None:
+    """Outcomes are scored against the other split's answer key, and no region is involved."""
     baseline = fit(("Effusion?", "yes", "closed"))
     pairs = [asked(TEST, "Effusion?", "Yes."), asked(study_of("other"), "Effusion?", "no")]
     benchmark = Benchmark.from_records([q for q, _ in pairs], [r for _, r in pairs], [TEST, study_of("other")])

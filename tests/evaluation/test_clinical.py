@@ -33,7 +33,7 @@ def test_missing_weights_are_named_with_their_place(
         CLINICAL_METRICS[name]()
 
 
-def test_what_is_missing_is_absent_from_the_metrics_with_its_reason(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_metric_is_absent_with_its_reason(monkeypatch: pytest.MonkeyPatch) -> None:
     """A WordNet that is not there, no training reports, and clinical metrics that were not asked for."""
     monkeypatch.setenv("CLINCOT_WORDNET", "/nowhere")
     metrics = build_report_metrics()

@@ -96,7 +96,7 @@ def test_every_arm_answers_every_question_in_order(benchmark: Benchmark, folder:
     assert [o.question for o in limited] == list(benchmark.questions)[:3]
 
 
-def test_the_oracle_looks_at_the_keys_box_and_the_whole_at_no_place(benchmark: Benchmark, folder: Path) -> None:
+def test_oracle_uses_the_keys_box_and_whole_the_image(benchmark: Benchmark, folder: Path) -> None:
     for o in outcomes(Reader(), benchmark, folder, "oracle"):
         assert o.box == choose_view_square(benchmark.references[o.question].boxes[0])
         assert o.hit is True
@@ -104,7 +104,8 @@ def test_the_oracle_looks_at_the_keys_box_and_the_whole_at_no_place(benchmark: B
     assert {o.box for o in outcomes(Reader(), benchmark, folder, "whole")} == {WHOLE_IMAGE}
 
 
-def test_wrong_never_covers_the_finding_and_is_as_large_as_the_oracles(benchmark: Benchmark, folder: Path) -> None:
+def test_wrong_misses_the_finding_at_the_oracles_size(benchmark: Benchmark, folder: Path) -> None:
+    """The region of `wrong` never covers the finding and has the size of the oracle's."""
     for o in outcomes(Reader(), benchmark, folder, "wrong"):
         (box,) = benchmark.references[o.question].boxes
         assert compute_coverage(box, by=o.box) == 0
@@ -119,7 +120,7 @@ def test_random_is_as_large_and_anywhere(benchmark: Benchmark, folder: Path) -> 
     assert outcomes(Reader(), benchmark, folder, "random") == made
 
 
-def test_shuffled_shows_another_patients_image_at_the_oracles_place(benchmark: Benchmark, folder: Path) -> None:
+def test_shuffled_shows_another_patient_at_the_oracles_box(benchmark: Benchmark, folder: Path) -> None:
     """The bug: the next image was shown, which may be the same patient's."""
     policy = Reader()
     made = outcomes(policy, benchmark, folder, "shuffled")
@@ -196,7 +197,7 @@ def test_correct_is_the_strict_comparison(benchmark: Benchmark, folder: Path) ->
         (Reader(cut=True), {"presence": True, "zone": True}),
     ],
 )
-def test_off_format_is_what_no_answer_of_the_topic_is_or_was_cut_off(
+def test_other_answers_and_cut_off_ones_are_off_format(
     policy: Reader, off: dict[str, bool], benchmark: Benchmark, folder: Path
 ) -> None:
     """A reply of exactly max_new_tokens with its end of turn is whole; it was taken for cut off."""
@@ -204,7 +205,9 @@ def test_off_format_is_what_no_answer_of_the_topic_is_or_was_cut_off(
     assert {benchmark.questions[o.question].topic: o.off_format for o in made} == off
 
 
-def test_topics_of_many_answers_have_no_space_and_questions_without_a_topic_neither() -> None:
+def test_topics_with_many_answers_have_no_answer_space() -> None:
+    """Neither have questions without a topic."""
+
     def bench(topic: str, answers: list[str], kind: str = "open") -> Benchmark:
         questions = [
             Question.model_validate({"study": "s", "text": f"{n}?", "kind": kind, "topic": topic})
@@ -219,7 +222,7 @@ def test_topics_of_many_answers_have_no_space_and_questions_without_a_topic_neit
     assert collect_answer_spaces(bench("side", ["Left.", "left", "right"])) == {"side": frozenset({"left", "right"})}
 
 
-def test_an_absent_finding_has_controls_of_the_findings_size_and_no_hit(benchmark: Benchmark, folder: Path) -> None:
+def test_controls_of_an_absent_finding_have_its_usual_size(benchmark: Benchmark, folder: Path) -> None:
     """No box in the key: oracle and wrong look anywhere, at the square that the finding has elsewhere (.25)."""
     first = next(iter(benchmark.references))
     absent = Reference(question=first, answer="no", finding="nodule")

@@ -47,7 +47,8 @@ def test_findings(report: str, stated: set[tuple[str, str]]) -> None:
 
 
 @needs_radlabels
-def test_the_other_side_is_another_finding_and_a_denied_one_is_none() -> None:
+def test_sides_differ_and_negated_findings_do_not_count() -> None:
+    """The same finding on the other side is another finding, and a negated finding is none."""
     assert count_findings("Right effusion.", "Left effusion.") == [0, 1, 1]
     assert count_findings("Left effusion.", "Left effusion.") == [1, 1, 1]
     assert count_findings("Left effusion.", "No left effusion.") == [0, 1, 0]

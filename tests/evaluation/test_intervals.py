@@ -72,7 +72,7 @@ def test_different_lengths_are_refused() -> None:
         paired_difference([1, 0], [1], ["a", "b"], seed=0)
 
 
-def test_the_same_arguments_give_the_same_interval_in_any_order_and_another_seed_another() -> None:
+def test_an_interval_depends_on_the_seed_not_on_the_order() -> None:
     draw = random.Random(0)
     rows = [(draw.random(), f"patient-{draw.randrange(30)}") for _ in range(200)]
 
@@ -202,7 +202,7 @@ def test_questions_taken_as_independent_would_cover_too_little() -> None:
     assert inside / 300 < 0.85
 
 
-def test_a_share_of_one_question_a_patient_is_wilsons_interval_with_t() -> None:
+def test_one_question_per_patient_gives_wilson_with_t() -> None:
     """12 of 40. n_eff = p(1-p)/var = 40·39/40 = 39, since var has 40/39; t(.975, 39) = 2.0227."""
     interval = cluster_wilson_interval([i < 12 for i in range(40)], [str(i) for i in range(40)])
     t, n, p = stats.t.ppf(0.975, 39), 39, 0.3
@@ -239,7 +239,7 @@ class TestTotals:
     def ratio(totals: np.ndarray) -> float | None:
         return float(totals[0] / totals[1]) if totals[1] else None
 
-    def test_the_statistic_is_of_the_sums_and_not_the_mean_of_the_clusters(self) -> None:
+    def test_the_statistic_is_computed_from_the_sums(self) -> None:
         """a: 1 of 1, b: 0 of 3: 1/4. Resamples aa = 1, ab = 1/4, bb = 0, and two clusters reach to both ends."""
         totals = ClusterTotals(self.ratio)
         totals.add([1, 1], "a")
@@ -250,7 +250,7 @@ class TestTotals:
         assert (interval.value, interval.low, interval.high) == (0.25, 0.0, 1.0)
         assert (interval.n, interval.n_unscored, interval.clusters) == (3, 1, 2)
 
-    def test_it_is_the_interval_of_the_mean_where_the_statistic_is_one(self) -> None:
+    def test_a_mean_as_statistic_gives_the_interval_of_the_mean(self) -> None:
         values = [random.Random(n).random() for n in range(60)]
         clusters = [f"p{n % 20}" for n in range(60)]
         totals = ClusterTotals(self.ratio)

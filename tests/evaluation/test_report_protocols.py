@@ -30,7 +30,7 @@ def test_a_word_is_known_from_its_third_training_report_on() -> None:
     assert vocabulary.tokenize_generated("no effusion seen") == ["no", "effusion", "<unk>", "."]
 
 
-def test_of_the_reference_59_tokens_are_left_and_of_the_generated_report_60() -> None:
+def test_a_reference_keeps_59_tokens_a_generated_report_60() -> None:
     vocabulary = R2GenVocabulary.from_reports(["no"] * 3)
     assert len(vocabulary.tokenize_reference("no " * 100)) == 59
     assert len(vocabulary.tokenize_generated("no " * 100)) == 60

@@ -129,7 +129,7 @@ def test_meteor_is_nltks_mean(pairs: list[tuple[str, str]]) -> None:
     )
 
 
-def test_an_identical_report_scores_1_and_a_missing_one_is_unscored() -> None:
+def test_identical_report_scores_1_missing_one_is_unscored() -> None:
     protocol = build_raw_protocol(None)
     sums: MetricSums = {}
     protocol.add_report(sums, "No pleural effusion is seen.", "No pleural effusion is seen.", "a")

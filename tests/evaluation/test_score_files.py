@@ -59,7 +59,7 @@ def test_patients_are_the_clusters_where_they_are_given(files: dict[str, Path], 
     [
         ({"generated": {**WROTE, "d": "x"}}, "1 reports are of studies without a reference in .*, for instance 'd'"),
         ({"references": {**KEY, "a": " "}}, "the reference report of study 'a' is empty"),
-        ({"references": {}, "generated": {}}, "there is no report to score against"),
+        ({"references": {}, "generated": {}}, "expected reference reports, found none"),
     ],
 )
 def test_files_that_do_not_go_together_are_refused(
@@ -105,7 +105,7 @@ def test_the_command_prints_names_and_absences_and_writes_json(
     assert "R2Gen's models see 2 views" in printed
 
 
-def test_a_clinical_metric_that_was_asked_for_and_cannot_be_had_fails_after_the_rest(
+def test_a_missing_clinical_metric_fails_after_the_rest(
     files: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Here its package is missing; where it is installed, its weights are."""

@@ -119,7 +119,7 @@ def test_generation_is_the_models_own(model: VisionLanguageModel, conversations:
 def test_every_end_token_ends_a_turn(
     family: Family, model: VisionLanguageModel, conversations: list[Conversation]
 ) -> None:
-    """The head is changed so that the end token is always the likeliest: one token is written, and it is not cut off."""
+    """With a head that always prefers the end token, one token is written and the answer is not cut off."""
     head = model.model.get_output_embeddings()
     for token in family.end_tokens:
         end_id = model.encoder.tokenizer.convert_tokens_to_ids(token)

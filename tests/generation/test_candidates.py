@@ -88,7 +88,7 @@ def first(study: Study, folder: Path, question: Question, scores: list[float | N
     return list(zip(asks, made, scores, strict=True))
 
 
-def test_the_best_is_continued_from_everywhere_the_others_from_where_they_are(study: Study, tmp_path: Path) -> None:
+def test_best_continues_everywhere_others_from_their_region(study: Study, tmp_path: Path) -> None:
     """Scores .2, .9, .4: the second goes on from its own region and the two others, first and third from their own."""
     asked = first(study, tmp_path, ask(study), [0.2, 0.9, 0.4])
     regions = [a.region.id for a, _, _ in asked]
@@ -103,7 +103,8 @@ def test_the_best_is_continued_from_everywhere_the_others_from_where_they_are(st
     ]
 
 
-def test_unscored_candidates_end_and_nothing_scored_ends_the_chain(study: Study, tmp_path: Path) -> None:
+def test_unscored_candidates_are_not_continued(study: Study, tmp_path: Path) -> None:
+    """Unscored candidates are not continued; without any score the chain ends."""
     asked = first(study, tmp_path, ask(study), [None, 0.1, None])
     assert {a.before[-1][1].id for a in plan_next_step(asked)} == {asked[1][1].id}
     assert list(plan_next_step([(a, c, None) for a, c, _ in asked])) == []

@@ -124,7 +124,7 @@ def test_relevance_is_finer_than_its_tiles(tmp_path: Path) -> None:
     assert one.box == square
 
 
-def test_relevance_compares_hypotheses_by_what_the_policy_says_of_them(tmp_path: Path) -> None:
+def test_relevance_ranks_hypotheses_by_p_yes(tmp_path: Path) -> None:
     """The best place of each hypothesis counted as 1, and the leftmost of them came first."""
 
     class Doubtful(BrightPolicy):
@@ -138,12 +138,12 @@ def test_relevance_compares_hypotheses_by_what_the_policy_says_of_them(tmp_path:
     assert [g.confidence for g in found] == pytest.approx([1.0, 0.2])
 
 
-def test_a_film_that_is_the_same_everywhere_has_no_relevant_place(tmp_path: Path) -> None:
+def test_a_uniform_film_has_no_relevant_region(tmp_path: Path) -> None:
     study, _ = film(tmp_path, "a.png", 0, 0, side=128)
     assert ground(RelevanceGrounder(BrightPolicy(), quantile=0.9), study, tmp_path, [ask(study)], [["nodule"]]) == [[]]
 
 
-def test_a_mosaic_puts_parts_where_they_lie_and_averages_where_they_overlap() -> None:
+def test_stitching_places_tiles_and_averages_overlaps() -> None:
     """Left half 2, right half from 1/4 on 4: in columns 16 to 31 of 64 their mean, 3; below 1/2 nothing is known: 0."""
     made = stitch_tiles(
         [
@@ -191,7 +191,8 @@ def test_a_question_draws_the_same_whatever_stands_beside_it(tmp_path: Path) -> 
     assert len({g.box for g in alone}) > 1  # samples of a question differ
 
 
-def test_random_squares_are_inside_of_the_side_asked_for_and_anywhere(tmp_path: Path) -> None:
+def test_random_squares_are_inside_and_cover_the_image(tmp_path: Path) -> None:
+    """Random squares have the requested side, lie inside the image and occur everywhere."""
     study, square = film(tmp_path, "a.png", 64, 32)
     (found,) = ground(RandomGrounder(count=200, side=0.25, seed=0), study, tmp_path, [ask(study)], [["nodule"]])
     for g in found:

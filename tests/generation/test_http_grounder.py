@@ -95,7 +95,8 @@ def test_one_request_serves_all_questions_of_an_image(study: Study, tmp_path: Pa
     assert found == [nodules, [*nodules[:2], effusion, nodules[2]], []]
 
 
-def test_nothing_found_is_an_answer_and_nothing_asked_is_no_request(study: Study, tmp_path: Path) -> None:
+def test_empty_reply_is_accepted_and_no_query_sends_nothing(study: Study, tmp_path: Path) -> None:
+    """An empty list of regions is a valid reply; without hypotheses no request is sent."""
     with serving(replying()) as server:
         assert ground(server, study, tmp_path, ["nodule"]) == [[]]
         assert ground(server, study, tmp_path, ["normal"], []) == [[], []]
@@ -162,7 +163,7 @@ def fails(study: Study, folder: Path, reply: Any, **options: Any) -> str:
 @pytest.mark.parametrize(
     "numbers", [(10, 5, 20, 10), (25.0, 25.0, 50.0, 50.0), (-0.01, 0.0, 0.5, 0.5), (0.0, 0.0, 1.01, 0.5)]
 )
-def test_numbers_that_are_not_normalised_are_an_error_that_says_so(
+def test_boxes_outside_0_to_1_are_refused(
     numbers: tuple[float, float, float, float], study: Study, tmp_path: Path
 ) -> None:
     """Pixels, percent, or a little outside: whichever it is, it is not guessed."""

@@ -79,7 +79,7 @@ def test_organs_of_the_question_come_first() -> None:
     )
 
 
-def test_the_question_tells_the_place_where_the_modality_does_not() -> None:
+def test_the_question_names_the_body_part_if_modality_does_not() -> None:
     assert choose_hypotheses("What is in the liver?")[0] == "liver lesion"
     assert choose_hypotheses("Which lobe of the brain is it?", modality="CT")[:-1] == VOCABULARIES["head CT"][:5]
     assert choose_hypotheses("What is wrong with the brain on this MRI?")[:-1] == VOCABULARIES["brain MR"][:5]
@@ -102,7 +102,7 @@ def test_a_head_that_may_be_ct_or_mr_gets_both_in_turn() -> None:
 
 
 @pytest.mark.parametrize("finding", BENCHMARK)
-def test_every_question_of_the_benchmark_is_given_its_own_finding(finding: str) -> None:
+def test_every_benchmark_question_gets_its_own_finding(finding: str) -> None:
     """A question that names a finding gets it; one that asks which (no finding named) gets all five."""
     for topic, subjects in TOPIC_FINDINGS.items():
         for _, text in list_wordings(topic, finding if finding in subjects else next(iter(subjects))):
@@ -115,7 +115,8 @@ def test_every_question_of_the_benchmark_is_given_its_own_finding(finding: str) 
 
 
 @pytest.mark.parametrize("finding", FINDINGS)
-def test_every_finding_is_found_by_its_name_its_plural_and_its_synonyms(finding: str) -> None:
+def test_findings_match_by_name_plural_and_synonyms(finding: str) -> None:
+    """Every finding is recognised by its name, its plural and its synonyms."""
     for term in (finding, *FINDINGS[finding]):
         assert choose_hypotheses(f"Is there {term.upper()}?") == (finding, "normal"), term
 

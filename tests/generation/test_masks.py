@@ -67,16 +67,16 @@ def test_rows_and_columns_of_a_map_that_is_not_square() -> None:
 
 
 @pytest.mark.parametrize(
-    ("relevance", "quantile", "said"),
+    ("relevance", "quantile", "message"),
     [
         (np.zeros(4), 0.5, r"got the shape \(4,\)"),
         (np.zeros((0, 4)), 0.5, r"got the shape \(0, 4\)"),
-        (np.array([[1.0, np.nan], [np.inf, 0.0]]), 0.5, "finite numbers was expected, 2 are not"),
-        (np.eye(2), 1.5, r"the quantile lies in \[0, 1\], got 1.5"),
+        (np.array([[1.0, np.nan], [np.inf, 0.0]]), 0.5, "expected a relevance map of finite numbers, 2 are not"),
+        (np.eye(2), 1.5, r"expected a quantile in \[0, 1\], got 1.5"),
     ],
 )
-def test_what_is_no_map(relevance: np.ndarray, quantile: float, said: str) -> None:
-    with pytest.raises(ValueError, match=said):
+def test_malformed_relevance_map_is_refused(relevance: np.ndarray, quantile: float, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
         extract_map_regions(relevance, quantile=quantile)
 
 
@@ -92,7 +92,7 @@ def test_pixels_that_touch_at_a_corner_are_one_component() -> None:
     ]
 
 
-def test_a_component_inside_the_box_of_another_keeps_its_own_mean() -> None:
+def test_a_component_in_the_box_of_another_keeps_its_mean() -> None:
     """A ring of relevance 0.5 around a point of 1.0: the point lies in the ring's box and is not of its mean."""
     mask = np.zeros((5, 5), dtype=bool)
     mask[0], mask[4], mask[:, 0], mask[:, 4], mask[2, 2] = True, True, True, True, True
@@ -140,7 +140,7 @@ def test_at_zero_only_regions_that_share_nothing_are_kept() -> None:
     assert deduplicate_regions([found(A), found(NEAR_A), found(FAR)], 0.0) == [found(A), found(FAR)]
 
 
-def test_a_duplicate_of_a_duplicate_is_compared_with_what_was_kept() -> None:
+def test_duplicates_are_compared_with_kept_regions_only() -> None:
     """a-b and b-c overlap, a-c do not: b goes, c stays. Each 0.4 wide, 0.1 apart: IoU 0.3 / 0.5 = 0.6, and a-c
     0.2 / 0.6 = 0.33."""
     a, b, c = (found(box_from_xyxy((x, 0.0, x + 0.4, 1.0))) for x in (0.0, 0.1, 0.2))

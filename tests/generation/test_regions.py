@@ -49,7 +49,7 @@ def test_the_best_window_comes_first(tmp_path: Path) -> None:
     assert boxes == [(0.5, 0.25, 0.75, 0.5)] * 2 + [(0.0, 0.5, 0.25, 0.75)]
 
 
-def test_near_duplicates_are_merged_among_tools_and_not_with_what_the_policy_wrote(tmp_path: Path) -> None:
+def test_near_duplicates_merge_among_tools_only(tmp_path: Path) -> None:
     """The policy writes the square of the first film itself: kept beside the window, because it is an action."""
     config = ProposeConfig(
         grounders={"windows": 3, "written": 3}, window_sides=(0.25,), window_stride=0.25, merge_iou=0.3, hypotheses=2
@@ -78,23 +78,23 @@ def test_a_second_tool_gives_only_what_the_first_has_not(tmp_path: Path) -> None
 
 
 def test_regions_stream_batch_by_batch(tmp_path: Path) -> None:
-    """Of one question more than a batch, only the first batch has been looked at when its regions are read."""
-    asked: list[int] = []
+    """With one question more than a batch, only the first batch is grounded when its first region is read."""
+    batch_sizes: list[int] = []
 
     class Watching:
         name = "watching"
 
-        def ground(self, sought: Sequence[GroundingQuery], folder: Path) -> list[list[GroundedRegion]]:
-            asked.append(len(sought))
-            return [[] for _ in sought]
+        def ground(self, queries: Sequence[GroundingQuery], folder: Path) -> list[list[GroundedRegion]]:
+            batch_sizes.append(len(queries))
+            return [[] for _ in queries]
 
     study, _ = film(tmp_path, "a.png", 0, 0)
     questions = [ask(study, f"Question {n}?") for n in range(BLOCK_SIZE + 1)]
     stream = propose_regions(questions, {study.id: study}, tmp_path, [(Watching(), 1)], ProposeConfig())
     next(stream)
-    assert asked == [BLOCK_SIZE]
+    assert batch_sizes == [BLOCK_SIZE]
     assert len(list(stream)) == BLOCK_SIZE  # the whole image of every other question
-    assert asked == [BLOCK_SIZE, 1]
+    assert batch_sizes == [BLOCK_SIZE, 1]
 
 
 def test_an_unknown_grounder_is_named() -> None:

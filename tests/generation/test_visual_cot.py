@@ -1,7 +1,8 @@
-"""The chain: what it looks at, and how answers from several regions become one."""
+"""The visual chain of thought: the regions it looks at, and how answers from several regions become one."""
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,9 @@ import pytest
 from clincot.datasets.folder import StudyIndex
 from clincot.generation.visual_cot import (
     ImageQuestion,
+    ProposedRegion,
     RegionAnswer,
+    RegionsProposed,
     VisualAnswer,
     answer_question,
     combine_region_answers,
@@ -26,11 +29,38 @@ HERE = box_from_xyxy((0.1, 0.1, 0.5, 0.5))
 
 def seen(answer: str, likelihood: float) -> RegionAnswer:
     return RegionAnswer(
-        hypothesis="nodule", grounder="windows", box=HERE, found=0.5, answer=answer, likelihood=likelihood
+        hypothesis="nodule",
+        grounder="windows",
+        box=HERE,
+        grounder_confidence=0.5,
+        answer=answer,
+        likelihood=likelihood,
     )
 
 
-def test_confidence_is_the_mean_likelihood_of_the_regions_that_say_it() -> None:
+PROPOSED = ProposedRegion(hypothesis="nodule", grounder="windows", box=HERE, grounder_confidence=0.5)
+PROPOSED_JSON = '{"hypothesis":"nodule","grounder":"windows","box":{"x0":0.1,"y0":0.1,"x1":0.5,"y1":0.5},"found":0.5}'
+
+
+def test_grounder_confidence_is_found_on_the_wire() -> None:
+    """Clients read `found`: in a region, in what contains it, in Python form and in the schema."""
+    assert PROPOSED.model_dump_json() == PROPOSED_JSON
+    proposed = RegionsProposed(hypotheses=("nodule",), regions=(PROPOSED,))
+    assert proposed.model_dump_json() == f'{{"hypotheses":["nodule"],"regions":[{PROPOSED_JSON}]}}'
+    assert proposed.model_dump(mode="json") == json.loads(proposed.model_dump_json())
+    answer = answered(seen("yes", 0.75)).model_dump_json()
+    assert f'"regions":[{PROPOSED_JSON[:-1]},"answer":"yes","likelihood":0.75}}]' in answer
+    for mode in ("validation", "serialization"):
+        assert list(ProposedRegion.model_json_schema(mode=mode)["properties"])[-1] == "found"
+
+
+def test_a_reply_is_read_back_from_the_wire() -> None:
+    assert ProposedRegion.model_validate_json(PROPOSED_JSON) == PROPOSED
+    answer = answered(seen("yes", 0.75))
+    assert VisualAnswer.model_validate_json(answer.model_dump_json()) == answer
+
+
+def test_confidence_is_mean_likelihood_of_agreeing_regions() -> None:
     """yes: (0.9 + 0.6) / 3 = 0.5; no: 0.8 / 3 = 0.267. Two of three regions agree, and region 0 says it best."""
     answer, winner, confidence, agreement = combine_region_answers(
         [seen("yes", 0.9), seen("no", 0.8), seen("Yes.", 0.6)]
@@ -99,7 +129,8 @@ def test_the_whole_image_is_always_looked_at(films: Path) -> None:
     assert answer.hypotheses == ("nodule", "normal")
 
 
-def test_under_the_threshold_it_abstains_and_still_shows_the_chain(films: Path) -> None:
+def test_low_confidence_abstains_and_keeps_the_chain(films: Path) -> None:
+    """Below `abstain_below` the answer abstains but still contains its regions."""
     parrot = Parrot()
     parrot.go.set()
     study = next(iter(StudyIndex(films).values()))

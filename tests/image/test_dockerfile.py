@@ -157,7 +157,7 @@ def test_nothing_enters_a_build_but_what_it_needs() -> None:
         if word != "."
     ]
     # what the wheel is made of, and what the Dockerfile names
-    assert let_in == {"README.md", "src", "components", "pipelines", *(_let_in_by(word) for word in context)}
+    assert let_in == {"README.md", "src", "components", "pipelines", "recipes", *(_let_in_by(word) for word in context)}
 
 
 def _let_in_by(path: str) -> str:

@@ -153,7 +153,8 @@ def test_refuses_nothing_scored():
 
 
 @pytest.mark.parametrize("method", ["platt", "isotonic"])
-def test_refuses_a_judge_that_prefers_wrong_answers_or_says_one_thing_only(method):
+def test_inverted_and_constant_judges_are_refused(method):
+    """A judge that prefers wrong answers, or gives one score to everything, is refused."""
     scores, right = OVERCONFIDENT
     with pytest.raises(CalibrationRefused, match=r"AUC 0\.[0-4]"):
         fit_calibration("judge", [1 - s for s in scores], right, method=method)
@@ -182,7 +183,8 @@ def test_apply_refuses_what_is_no_probability(bad):
         make_identity_calibration("judge").calibrate_score(bad)
 
 
-def test_identity_leaves_scores_alone_and_reports_them_where_labels_exist():
+def test_identity_keeps_scores_and_reports_reliability():
+    """Identity leaves scores unchanged, and reports their reliability if there are labels."""
     assert make_identity_calibration("judge").calibrate_score(0.37) == 0.37
     assert make_identity_calibration("judge").before is None
     measured = fit_calibration("judge", *OVERCONFIDENT, method="identity")

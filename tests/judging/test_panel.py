@@ -189,7 +189,7 @@ def test_an_endpoint_that_is_down_is_retried_and_left_out(tmp_path, asks):
     assert report.judges[2].unscored == {said: 3}
 
 
-def test_an_endpoint_that_comes_up_in_time_is_a_judge_like_any_other(tmp_path, asks):
+def test_an_endpoint_that_starts_late_is_retried(tmp_path, asks):
     """Down for the first request, then it serves: P(yes) = .8 / (.8 + .2)."""
     up = False
 
@@ -210,14 +210,16 @@ def test_an_endpoint_that_comes_up_in_time_is_a_judge_like_any_other(tmp_path, a
     assert [s.score for s in scores] == pytest.approx([0.85, 0.85, 0.5])
 
 
-def test_dead_endpoints_below_the_quorum_fail_the_stage_with_every_error(tmp_path, asks):
+def test_too_few_live_judges_fail_with_every_error(tmp_path, asks):
     """Three judges, quorum 2: one was never there, another fails at the first candidate."""
     port = free_port()
     dead = EndpointModel(f"http://127.0.0.1:{port}/v1", name="dead")
     with pytest.raises(QuorumLost) as lost:
         run([dead, FailingJudge(fails=range(9)), WordJudge()], asks, tmp_path, retries=1)
     told = str(lost.value)
-    assert told.startswith("1 of 3 judges left, the quorum is 2: dead when asked who it is after 2 calls: GET http://")
+    assert told.startswith(
+        "1 of 3 judges left, the quorum is 2: dead when asked for its digest after 2 calls: GET http://"
+    )
     assert told.endswith("; failing at candidate 0 after 2 calls: HTTP 500 from failing")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["half.png"]
 
@@ -343,7 +345,7 @@ def test_judgements_that_are_not_a_panels_work_are_refused():
         scores(given("c1", "a"))
     with pytest.raises(BadJudgements, match=r"\['a', 'b', 'x'\]"):
         scores(given("c1", "a"), given("c1", "b"), given("c1", "x"))
-    with pytest.raises(BadJudgements, match="c1 do not stand together"):
+    with pytest.raises(BadJudgements, match="the judgements of c1 are not consecutive"):
         scores(*(given(c, j) for c in ("c1", "c2", "c1") for j in ("a", "b")))
     with pytest.raises(ValueError, match="no judgements to combine"):
         scores()

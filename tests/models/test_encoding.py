@@ -85,9 +85,7 @@ def test_a_reply_begins_where_the_answer_was_generated(
     assert all(whole.actions[len(prompt.ids) :])
 
 
-def test_actions_are_the_words_and_the_end_of_turn_and_nothing_else(
-    small: VisionLanguageModel, shown: list[Study], films: Path
-) -> None:
+def test_actions_are_the_words_and_the_end_of_turn(small: VisionLanguageModel, shown: list[Study], films: Path) -> None:
     encoder = small.encoder
     spoken = {}
     for name, conversation in talks(small, shown, films).items():

@@ -48,7 +48,7 @@ def test_p_yes_sums_every_casing_with_and_without_a_space() -> None:
     assert odds({token: math.log(p) for token, p in top.items()}) == pytest.approx(0.8, abs=1e-6)
 
 
-def test_p_yes_with_one_side_among_the_top_counts_the_other_as_zero() -> None:
+def test_a_word_missing_from_the_top_tokens_counts_zero() -> None:
     assert odds({"Yes": math.log(0.3), "Maybe": math.log(0.6)}) == 1.0
     assert odds({" no": math.log(0.3), "Maybe": math.log(0.6)}) == 0.0
 
@@ -57,7 +57,7 @@ def test_p_yes_is_none_where_neither_is_among_the_top() -> None:
     assert odds({"Maybe": -0.1, "The": -3.0}) is None
 
 
-def test_p_yes_is_none_where_both_together_are_below_a_thousandth() -> None:
+def test_p_yes_is_none_if_both_are_below_a_thousandth() -> None:
     """The same limit as in this process: .0006 + .0005 counts, .0005 + .0004 does not."""
     rest = {"Maybe": math.log(0.9)}
     assert odds(rest | {"yes": math.log(6e-4), "no": math.log(5e-4)}) == pytest.approx(6 / 11, abs=1e-6)
@@ -69,9 +69,7 @@ def test_p_yes_is_none_where_both_have_probability_zero() -> None:
     assert odds({"Maybe": 0.0, "yes": -9999.0, "no": -9999.0}) is None
 
 
-def test_a_judge_asks_for_one_token_with_its_log_probabilities_and_shows_the_pictures(
-    study: Study, tmp_path: Path
-) -> None:
+def test_a_judge_requests_one_token_with_log_probabilities(study: Study, tmp_path: Path) -> None:
     """The server reads the crop that it was sent: P(yes) is its mean brightness, 51 / 255 = 0.2 or 204 / 255 = 0.8."""
 
     def by_brightness(request: Request) -> Reply:
@@ -104,7 +102,7 @@ def test_a_judge_asks_for_one_token_with_its_log_probabilities_and_shows_the_pic
     assert sorted(texts) == sorted(about(box)[0].text for box in (LEFT, RIGHT))
 
 
-def test_yes_and_no_are_asked_for_by_name_where_their_tokens_are_known() -> None:
+def test_known_yes_no_tokens_are_requested_by_id() -> None:
     """P(yes) = 0.001 / (0.001 + 0.004): neither is among the 20 likeliest."""
     with serving(chat(completion("?", {"yes": math.log(0.001), "no": math.log(0.004)}))) as server:
         assert p_yes_of(server, yes_no=(7, 9, 12)) == [0.2]
@@ -169,7 +167,7 @@ def test_order_is_kept_and_concurrency_is_bounded() -> None:
     assert most == 4
 
 
-def test_the_first_failure_in_order_is_raised_and_waiting_requests_are_not_sent() -> None:
+def test_the_first_failure_is_raised_and_the_rest_not_sent() -> None:
     """Two at a time of fifty: number 3 fails slowly and number 4 at once, and number 3 is named."""
 
     def failing(request: Request) -> Reply:
@@ -224,7 +222,8 @@ def test_what_is_no_rating_is_none(text: str | None) -> None:
     assert rating(text) is None
 
 
-def test_log_probabilities_are_not_read_by_a_rating_judge_so_that_scales_never_mix() -> None:
+def test_a_rating_judge_ignores_log_probabilities() -> None:
+    """A rating judge does not read log-probabilities, so that the two scales never mix."""
     with serving(chat(completion("3/10", {"yes": -0.01}))) as server:
         assert p_yes_of(server, rating=True) == [0.3]
 
@@ -250,7 +249,9 @@ def test_the_digest_names_model_name_wording_and_kind() -> None:
         assert len({base, *(model.digest for model in others)}) == 6
 
 
-def test_a_model_that_is_not_served_or_not_named_fails_with_those_that_are() -> None:
+def test_an_unknown_model_fails_naming_the_served_ones() -> None:
+    """A model that is not served or not named fails, and the message lists the served ones."""
+
     def several(request: Request) -> Reply:
         return 200, {"data": [{"id": "a"}, {"id": "b"}]}
 

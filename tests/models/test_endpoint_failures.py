@@ -185,7 +185,7 @@ def test_without_a_key_no_header_is_sent() -> None:
 
 @pytest.mark.parametrize("status", [200, 400, 401, 403, 500])
 @pytest.mark.parametrize("shape", ["text", "json", "escaped", "value"])
-def test_the_key_is_in_no_message_and_no_log_even_when_the_endpoint_echoes_it(
+def test_an_echoed_key_is_in_no_message_and_no_log(
     status: int, shape: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Endpoints quote keys in their errors, as text or in JSON, whose slashes may be written \\/."""
@@ -272,7 +272,8 @@ def test_a_missing_key_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path)
         "http://127.0.0.1:port/v1",
     ],
 )
-def test_addresses_that_hold_credentials_or_are_none_are_refused_without_being_quoted(url: str) -> None:
+def test_unusable_addresses_are_refused_without_quoting_them(url: str) -> None:
+    """Addresses with credentials, and malformed ones, are refused without being quoted."""
     with pytest.raises(ValueError, match="endpoint 'judge': ") as refused:
         EndpointModel(url, name="judge")
     assert "secret" not in str(refused.value)

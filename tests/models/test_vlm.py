@@ -123,7 +123,7 @@ def test_p_yes_is_the_softmax_over_both_words(small: VisionLanguageModel, shown:
 
 
 @pytest.mark.parametrize(("share", "scored"), [(1.1e-3, True), (0.9e-3, False)])
-def test_p_yes_is_none_where_yes_and_no_together_are_below_a_thousandth(
+def test_p_yes_is_none_below_a_thousandth_of_the_mass(
     share: float,
     scored: bool,
     small_dir: Path,
@@ -182,7 +182,7 @@ def test_as_many_seeds_as_conversations(small: VisionLanguageModel) -> None:
         small.generate([(Turn("user", "a"),)], max_new_tokens=1, temperature=0, seeds=[1, 2])
 
 
-def test_relevance_adds_up_to_what_the_pictures_own_look_does_to_the_odds(
+def test_relevance_sums_to_the_change_of_the_log_odds(
     small: VisionLanguageModel, shown: list[Study], films: Path
 ) -> None:
     """Completeness of integrated gradients: a map's sum is log P(yes)/P(no) of the picture less that of a picture
@@ -208,7 +208,7 @@ def test_relevance_adds_up_to_what_the_pictures_own_look_does_to_the_odds(
     assert max(map(abs, gained)) > 0.1  # far above the tolerance
 
 
-def test_relevance_is_of_the_last_picture_whatever_came_before_and_in_whatever_batch(
+def test_relevance_is_of_the_last_picture_in_any_batch(
     small: VisionLanguageModel, small_dir: Path, shown: list[Study], films: Path
 ) -> None:
     """Conversations of one and of five pictures, one by one and together; only the common look must be the same."""
@@ -345,7 +345,8 @@ def test_the_digest_follows_weights_and_views_and_not_logs(small_dir: Path, tmp_
     assert hash_checkpoint(folder) != before
 
 
-def test_a_model_is_held_until_it_is_forgotten_and_a_judge_has_its_own_name(small_dir: Path) -> None:
+def test_models_stay_loaded_and_judges_have_their_own_name(small_dir: Path) -> None:
+    """A model stays loaded until unload_models, and a judge has its own name."""
     unload_models()
     policy = load_policy(small_dir)
     assert load_policy(str(small_dir)) is policy
@@ -374,7 +375,7 @@ def test_features_are_those_of_the_processor_that_asks(
     assert other.p_yes(asked) != first
 
 
-def test_the_smallest_models_of_the_tests_have_digests_of_their_own(small_dir: Path, tmp_path: Path) -> None:
+def test_tiny_models_have_digests_of_their_own(small_dir: Path, tmp_path: Path) -> None:
     assert hash_checkpoint(tiny.write_model(tmp_path / "b", seed=1)) != hash_checkpoint(small_dir)
 
 

@@ -15,7 +15,7 @@ from clincot.pipelines import round as round_module
 from clincot.pipelines import submit as submitting
 from clincot.pipelines.client import Connection, PipelinesFailed, connect_pipelines
 from clincot.pipelines.recurring import RunSchedule, delete_recurring_runs, list_recurring_runs, reconcile_recurring_run
-from clincot.pipelines.round import RoundPlan
+from clincot.pipelines.round_plan import RoundPlan
 from clincot.pipelines.status import format_run_status, format_schedule_status
 from clincot.pipelines.submit import submit_run, upload_pipeline
 from tests.support.kfp_stub import PipelinesStub, serving
@@ -68,7 +68,7 @@ def test_a_run_is_submitted_and_its_address_printed(stub: PipelinesStub, connect
     assert inputs["train"]["defaultValue"]["lr"] == PLAN.params.train.lr
     stub.runs[0]["state"] = "FAILED"
     assert "tonight: FAILED" in format_run_status(connection, run.id)
-    with pytest.raises(PipelinesFailed, match="there is no run run-99"):
+    with pytest.raises(PipelinesFailed, match="no run has the id run-99"):
         format_run_status(connection, "run-99")
 
 
@@ -88,7 +88,7 @@ def test_a_schedule_that_is_reconciled_twice_changes_nothing(stub: PipelinesStub
     assert one["trigger"]["cron_schedule"]["cron"] == "0 0 2 * * *"
     changes = list(stub.changes)
     (said,) = reconcile_recurring_run(connection, PLAN, NIGHTLY)
-    assert "is as it should be" in said
+    assert "is up to date" in said
     assert stub.changes == changes
     assert "ENABLED, cron 0 0 2 * * *" in format_schedule_status(connection)
 
@@ -162,14 +162,14 @@ def test_an_expired_token_is_told(
         assert app.main(arguments) == 0
         connection = connect_pipelines(stub.url, token_file=tmp_path / "token")
         stub.token = "newer"  # it expires in the middle
-        with pytest.raises(PipelinesFailed, match="HTTP 401, not let in"):
+        with pytest.raises(PipelinesFailed, match="HTTP 401, access denied"):
             reconcile_recurring_run(connection, PLAN, NIGHTLY)
 
 
 def test_a_wrong_endpoint_is_told(stub: PipelinesStub) -> None:
     with pytest.raises(PipelinesFailed, match=r"is --endpoint .* right"):
         connect_pipelines("http://127.0.0.1:9")
-    with pytest.raises(PipelinesFailed, match="HTTP 404, not what Kubeflow Pipelines answers"):
+    with pytest.raises(PipelinesFailed, match="HTTP 404, not an answer of Kubeflow Pipelines"):
         connect_pipelines(f"{stub.url}/pipeline")
     with pytest.raises(InvalidInput, match="must start with http"):
         connect_pipelines("kubeflow.example")
@@ -191,9 +191,9 @@ def test_a_multi_user_installation_needs_a_namespace() -> None:
 @pytest.mark.parametrize(
     ("plan", "told"),
     [
-        (replace(PLAN, data=""), "--data names nothing"),
-        (replace(PLAN, data="runs/data"), "a pod sees no folder of this machine"),
-        (replace(PLAN, params=Params()), "publish.store names no store"),
+        (replace(PLAN, data=""), "--data is missing"),
+        (replace(PLAN, data="runs/data"), "pods cannot read folders of this machine"),
+        (replace(PLAN, params=Params()), "publish.store is empty"),
     ],
 )
 def test_what_every_run_would_fail_of_is_refused(plan: RoundPlan, told: str, connection: Connection) -> None:

@@ -16,7 +16,8 @@ from clincot.config import load_params, parse_config
 from clincot.jsonl import InvalidRecord
 from clincot.pipelines.cluster_settings import TASK_NAMES, ClusterSettings, load_cluster_settings
 from clincot.pipelines.params import decode_params
-from clincot.pipelines.round import RoundPlan, compile_round
+from clincot.pipelines.round import compile_round
+from clincot.pipelines.round_plan import RoundPlan
 from clincot.preferences.versions import git
 from clincot.stages.catalog import STAGES
 from clincot.training.launch_settings import LaunchSettings
@@ -68,11 +69,14 @@ def _name(label: str) -> str:
     return label.removeprefix("exec-")
 
 
+def _task(name: str) -> str:
+    """record-round -> record_round, evaluate-2 -> evaluate"""
+    return name.removesuffix("-2").replace("-", "_")
+
+
 def test_every_task_is_placed(compiled: Any) -> None:
     containers, settings, _ = compiled
-    assert {name.removesuffix("-2").replace("-", "_") for name in containers} == {*TASK_NAMES} - {
-        "select_champion"
-    }  # of several rounds
+    assert {_task(name) for name in containers} == {*TASK_NAMES} - {"select_champion"}  # of several rounds
     assert set(settings) == set(containers)
 
 
@@ -140,6 +144,23 @@ def test_cache_labels_queue_account_and_time(compiled: Any) -> None:
     assert tasks["decide"]["retryPolicy"]["maxRetryCount"] == 2
 
 
+def test_the_round_is_recorded_before_anything_acts_on_it(compiled: Any) -> None:
+    """Else a page that fails after a promotion leaves a round that a retry cannot resume."""
+    _, _, tasks = compiled
+    (condition,) = [name for name in tasks if name.startswith("condition")]
+    assert "decide" in tasks["record-round"]["dependentTasks"]
+    for name in ("page", condition):
+        assert "record-round" in tasks[name]["dependentTasks"]
+    assert not [name for name, task in tasks.items() if "page" in task.get("dependentTasks", [])]
+
+
+def test_a_round_starts_only_after_all_checks(compiled: Any) -> None:
+    _, _, tasks = compiled
+    assert tasks["start-round"]["dependentTasks"] == ["preflight"]
+    assert tasks["start-round"]["inputs"]["artifacts"]["champion"]["taskOutputArtifact"]["producerTask"] == "preflight"
+    assert "run" not in tasks["preflight"]["inputs"]["parameters"]
+
+
 def test_publish_and_deploy_hang_on_the_verdict(compiled: Any) -> None:
     _, _, tasks = compiled
     (condition,) = [name for name in tasks if name.startswith("condition")]
@@ -154,9 +175,15 @@ def test_what_looks_outside_is_never_cached(compiled: Any) -> None:
     cached = {
         name: task["cachingOptions"].get("enableCache", False)
         for name, task in tasks.items()
-        if name.removesuffix("-2").replace("-", "_") in TASK_NAMES
+        if _task(name) in TASK_NAMES
     }
-    assert {name for name, on in cached.items() if not on} == {"preflight", "deploy", "record-run-status"}
+    assert {name for name, on in cached.items() if not on} == {
+        "preflight",
+        "start-round",
+        "record-round",
+        "deploy",
+        "record-run-status",
+    }
 
 
 @pytest.mark.parametrize(
@@ -221,7 +248,7 @@ def test_what_samples_is_told_the_lap_and_both_ends_the_run(compiled: Any) -> No
         name for name, task in tasks.items() if name in TASK_NAMES and "lap" in task["inputs"].get("parameters", {})
     }
     assert told == {"propose", "answer", "pair", "train"}
-    for name in ("preflight", "record-run-status"):
+    for name in ("start-round", "record-run-status"):
         run = tasks[name]["inputs"]["parameters"]["run"]["runtimeValue"]["constant"]
         assert run == "{{$.pipeline_job_uuid}}", name
 

@@ -12,7 +12,7 @@ from clincot.preferences.versions.init import init_repository
 from tests.support.local_pipeline import LIMIT_S, World, build_world, executed, round_digests
 from tests.support.s3_server import s3_server
 
-ALWAYS = ["preflight", "record-run-status"]
+ALWAYS = ["preflight", "start-round", "record-round", "record-run-status"]
 
 
 @pytest.fixture(scope="module")
@@ -86,9 +86,11 @@ def test_another_learning_rate_runs_training_and_what_follows_alone(world: World
     assert done.returncode == 0, done.stderr[-3000:]
     assert executed(done.stdout + done.stderr) == [
         "preflight",
+        "start-round",
         "train",
         "evaluate-2",
         "decide",
+        "record-round",
         "page",
         "record-run-status",
     ]
@@ -108,7 +110,7 @@ def test_killed_while_it_judges_and_while_it_trains_it_ends_in_the_same_digests(
 @pytest.mark.parametrize(
     ("more", "told"),
     [
-        (("--shards", "2"), "12 questions are 1 units of 64, too few for 2 shards"),
+        (("--shards", "2"), "12 questions are 1 block(s) of 64, too few for 2 shards"),
         (("--benchmark", "s3://sets/nothing/here"), "clincot preflight: s3://sets/nothing/here: neither folder.json"),
         (("--benchmark", "s3://no-such-bucket/x"), "no-such-bucket"),
         (("--set", "train.learning_rate=1"), "train.learning_rate"),

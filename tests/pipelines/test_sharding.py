@@ -92,7 +92,9 @@ def test_shards_are_runs_of_whole_units_and_together_all_questions(tmp_path: Pat
 def test_an_empty_shard_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "questions.jsonl"
     write_questions(path, 65)
-    with pytest.raises(InvalidInput, match="65 questions are 2 units of 64, too few for 3 shards: 1 would be empty"):
+    with pytest.raises(
+        InvalidInput, match=r"65 questions are 2 block\(s\) of 64, too few for 3 shards: 1 would be empty"
+    ):
         list_shard_names(path, 3)
     with pytest.raises(InvalidInput, match="shard 1/3 is empty"):
         write_shard(path, "1/3", tmp_path / "part.jsonl")

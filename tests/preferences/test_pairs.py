@@ -31,7 +31,7 @@ def accounted(report: PairReport) -> bool:
     return report.considered == report.pairs + sum(report.dropped.values())
 
 
-def test_every_gap_of_at_least_min_gap_is_a_pair_the_better_first():
+def test_every_gap_of_min_gap_is_a_pair_better_first():
     """Scores .9, .7, .4: gaps .2, .5, .3; 0.7 - 0.4 is 0.29999999999999993 in binary and counts as .3."""
     scored = [(candidate("left"), 0.9), (candidate("both"), 0.7), (candidate("right"), 0.4)]
     pairs, report = pairs_of(scored, min_gap=0.3)
@@ -102,7 +102,7 @@ def test_a_different_context_is_another_situation():
     assert nothing.value.report.dropped == {"different context": 1, "gap below min_gap": 1}
 
 
-def test_the_same_text_is_a_pair_only_where_the_policy_wrote_two_different_regions():
+def test_equal_texts_pair_only_with_written_regions():
     """Given regions: the policy did the same thing twice. Written ones: where it looked is what it did."""
     given = [(candidate("yes", box=LEFT), 0.9), (candidate("yes ", box=RIGHT), 0.1)]
     with pytest.raises(NoPairs) as nothing:
@@ -138,7 +138,8 @@ def test_unscored_candidates_are_in_no_pair_and_counted():
     assert report.candidates_unscored == 1
 
 
-def test_sides_scored_by_different_numbers_of_judges_are_not_compared():
+def test_sides_need_the_same_number_of_judges():
+    """Candidates that different numbers of judges scored are not compared."""
     one, other = candidate("yes"), candidate("no")
     with pytest.raises(NoPairs) as nothing:
         make_pairs([one, other], [score_of(one, 0.9, judges=3), score_of(other, 0.1, judges=2)], PairConfig(**OPEN))
@@ -187,7 +188,7 @@ def test_being_continued_is_not_rewarded():
     assert texts([step_0], scored) == [("left", "right")]
 
 
-def test_a_continuation_without_a_score_leaves_its_parent_unscored():
+def test_an_unscored_continuation_leaves_its_parent_unscored():
     _, (pairs, report) = chain(1.0, second_child=None)
     assert [pair.step for pair in pairs] == [1]
     assert report.candidates_unscored == 2  # the continuation, and the candidate that it continues
@@ -275,14 +276,16 @@ def test_what_is_balanced_away_does_not_depend_on_the_gap():
     assert sum(kept) / 50 == pytest.approx(mean_before, abs=0.1)
 
 
-def test_no_balance_is_possible_when_the_rejected_side_is_always_longer():
+def test_balance_fails_if_rejected_is_always_longer():
+    """No balance is possible if the rejected side is always longer."""
     with pytest.raises(
         NoPairs, match=r"no preference pair left of 5 combinations of 10 candidates.*'length balance': 5"
     ):
         pairs_of(lopsided(5, 0, 0), length_auc_tolerance=0.05)
 
 
-def test_pairs_that_differ_in_the_answer_alone_keep_to_their_share():
+def test_same_region_pairs_keep_to_their_share():
+    """Pairs that differ only in the answer keep to same_region_share."""
     scored = many(60)
     free, unlimited = pairs_of(scored, per_question=2, pick="random")
     pairs, report = pairs_of(scored, per_question=2, pick="random", same_region_share=0.25)
@@ -303,7 +306,7 @@ def test_both_limits_hold_together():
     assert accounted(report)
 
 
-def test_balancing_length_does_not_carry_the_share_over_its_limit():
+def test_length_balance_keeps_the_share_within_its_limit():
     """12 pairs of two regions, all rejected longer, and 12 of one region, 4 rejected shorter and 8 equal: half and
     half. Balancing length alone would drop 8 of the first kind and leave 12 of 16 in one region; the most that both
     limits leave is 4 and 4. An earlier version took pairs of one region at random, then had to balance length
@@ -321,7 +324,7 @@ def test_balancing_length_does_not_carry_the_share_over_its_limit():
 
 
 @pytest.mark.parametrize("seed", range(20))
-def test_no_more_is_dropped_for_two_limits_than_for_one_where_that_is_possible(seed):
+def test_two_limits_drop_no_more_than_one_if_possible(seed):
     """Rejected longer: 10 of two regions and 5 of one; shorter: 5 of two. Length needs 5 and 5, so 10 are dropped;
     the share of one region (5/20, the limit) is kept by taking enough of them from the 5."""
     scored = []
@@ -398,7 +401,7 @@ def test_files_that_do_not_belong_together_are_refused():
     with pytest.raises(BadPairInput, match=f"{orphan.id} continues candidate-gone"):
         pairs_of([(one, 0.9), (orphan, 0.1)])
     scattered = [(candidate("yes", question=q, seed=n), 0.5) for n, q in enumerate("aba")]
-    with pytest.raises(BadPairInput, match="candidates of a do not stand together"):
+    with pytest.raises(BadPairInput, match="candidates of a are not consecutive"):
         pairs_of(scattered)
 
 

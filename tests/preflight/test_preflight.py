@@ -1,4 +1,4 @@
-"""Preflight against real servers: each failure with its mend, all at once, and nothing left behind."""
+"""Preflight against real servers: each failure with its remedy, all probes at once, and nothing left behind."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ class Forgetful(FolderStore):
 def test_a_store_without_conditions_is_no_store_for_a_pointer(tmp_path: Path) -> None:
     checks = list(stores.check_store(Forgetful(tmp_path)))
     assert states(checks)["store: write once"] == states(checks)["store: compare and swap"] == "fail"
-    assert "two rounds could both become champion" in checks[3].mend
+    assert "two rounds could both become champion" in checks[3].remedy
     assert list(FolderStore(tmp_path).keys("preflight/")) == []
 
 
@@ -105,8 +105,8 @@ def test_an_s3_that_refuses_says_why(
         monkeypatch.setenv(name, value)
     (check,) = probed(section(publish={"store": "s3://nowhere-at-all/x"}), stores.build_store_probes)
     assert check.state == "fail"
-    assert expected in check.found
-    assert "publish.store" in check.mend
+    assert expected in check.result
+    assert "publish.store" in check.remedy
     assert SECRET not in check.model_dump_json()
     assert "not-the-secret" not in check.model_dump_json()
 
@@ -120,7 +120,7 @@ def test_a_store_that_hangs_has_failed_by_its_limit(monkeypatch: pytest.MonkeyPa
         began = time.monotonic()
         (check,) = probed(section(publish={"store": "s3://bucket/x"}, timeout_s=1.0), stores.build_store_probes)
         assert time.monotonic() - began < 5
-    assert (check.state, check.found) == ("fail", "no answer within 1 s")
+    assert (check.state, check.result) == ("fail", "no answer within 1 s")
 
 
 # --- judges
@@ -146,9 +146,9 @@ def _hang(request: Request) -> Reply:
 
 def test_a_judge_that_scores() -> None:
     models, score = judged(chat(YES))
-    assert (models.state, models.found) == ("pass", "serves med-vlm")
+    assert (models.state, models.result) == ("pass", "serves med-vlm")
     # e^-0.1 / (e^-0.1 + e^-2.4) = 1 / (1 + e^-2.3) = 0.908877
-    assert (score.state, score.found) == ("pass", "0.908877")
+    assert (score.state, score.result) == ("pass", "0.908877")
 
 
 def test_a_judge_is_asked_with_two_pictures_of_our_own() -> None:
@@ -166,7 +166,7 @@ def test_a_judge_is_asked_with_two_pictures_of_our_own() -> None:
 
 
 @pytest.mark.parametrize(
-    ("reply", "found", "mend"),
+    ("reply", "result", "remedy"),
     [
         pytest.param((500, b"out of memory"), "HTTP 500: 'out of memory'", "rating: true", id="500"),
         pytest.param((200, b"<html>"), "not JSON", "vLLM does", id="garbage"),
@@ -176,18 +176,18 @@ def test_a_judge_is_asked_with_two_pictures_of_our_own() -> None:
         pytest.param((200, completion("Well", {"Well": -0.1})), "under a thousandth", "another model", id="neither"),
     ],
 )
-def test_a_judge_that_serves_and_cannot_score(reply: Reply, found: str, mend: str) -> None:
+def test_a_judge_that_serves_and_cannot_score(reply: Reply, result: str, remedy: str) -> None:
     models, score = judged(lambda request: (200, MODELS) if request.path == "/v1/models" else reply)
     assert (models.state, score.state) == ("pass", "fail")
-    assert found in score.found
-    assert mend in score.mend
+    assert result in score.result
+    assert remedy in score.remedy
 
 
 def test_a_judge_that_hangs_is_bad_in_its_own_time() -> None:
     began = time.monotonic()
     (check,) = judged(_hang)
     assert check.state == "fail"
-    assert "no complete reply within 1 s" in check.found
+    assert "no complete reply within 1 s" in check.result
     assert time.monotonic() - began < 5
 
 
@@ -199,15 +199,15 @@ def test_a_judge_that_is_not_there_and_one_without_its_key(monkeypatch: pytest.M
         {"name": "keyless", "url": f"http://127.0.0.1:{port}/v1", "api_key_env": "JUDGE_KEY"},
     ]
     found = {check.name: check for check in probed(section(judge={"judges": asked}), judges.build_judge_probes)}
-    assert "no reply: ConnectError" in found["judge gone"].found
-    assert "JUDGE_KEY should hold the key, but is unset" in found["judge keyless"].found
+    assert "no reply: ConnectError" in found["judge gone"].result
+    assert "JUDGE_KEY should hold the key, but is unset" in found["judge keyless"].result
     assert found["panel"].state == "pass"  # two judges, each of its own name
 
 
 def test_keys_stand_in_no_report(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("JUDGE_KEY", KEY)
     (check,) = judged(lambda request: (403, {"error": request.headers["authorization"]}), api_key_env="JUDGE_KEY")
-    assert "HTTP 403" in check.found
+    assert "HTTP 403" in check.result
     assert KEY not in check.model_dump_json()
 
 
@@ -224,14 +224,14 @@ def test_judges_in_this_process_are_read(tmp_path: Path) -> None:
     }
     (tmp_path / "empty").mkdir()
     found = {check.name: check for check in probed(section(judge=asked), judges.build_judge_probes)}
-    assert found["judge good: checkpoint"].found == f"digest {hash_checkpoint(good)[:12]}"
-    assert "model.safetensors: not a whole safetensors file" in found["judge cut"].found
-    assert "no *.safetensors in this folder" in found["judge empty"].found
+    assert found["judge good: checkpoint"].result == f"digest {hash_checkpoint(good)[:12]}"
+    assert "model.safetensors: not a whole safetensors file" in found["judge cut"].result
+    assert "no *.safetensors in this folder" in found["judge empty"].result
 
 
 def test_too_few_judges_for_the_quorum() -> None:
     (check,) = probed(section(judge={"judges": [], "quorum": 2}), judges.build_judge_probes)
-    assert (check.name, check.state, check.found) == ("panel", "fail", "judges: none")
+    assert (check.name, check.state, check.result) == ("panel", "fail", "judges: none")
 
 
 # --- the starting policy
@@ -248,14 +248,14 @@ def test_the_round_starts_from_the_champion_not_from_the_base(store: Store, tmp_
     champion.promote_champion(store, one, over=base.sha256, by="ann", reason="won")
     start, (check,) = started(publish={"store": store.url, "name": LINE}, base=base.sha256)
     assert check.state == "pass"
-    assert "move 1 of the pointer" in check.found
+    assert "move 1 of the pointer" in check.result
     (policy,) = start
     assert (policy.uri, policy.sha256, policy.round, policy.source) == (one.uri, one.sha256, one.round, "champion")
     place = starting_policy.fetch_starting_policy(policy, store.url, tmp_path / "fetched")
     assert hash_checkpoint(place) == one.sha256
 
 
-def test_a_line_without_a_champion_starts_from_the_base_as_round_0(tmp_path: Path) -> None:
+def test_without_a_champion_the_base_is_round_0(tmp_path: Path) -> None:
     store = FolderStore(tmp_path / "store")
     folder = write_checkpoint(tmp_path / "base", 1.0)
     named = {"publish": {"store": store.url, "name": LINE}}
@@ -268,8 +268,8 @@ def test_a_line_without_a_champion_starts_from_the_base_as_round_0(tmp_path: Pat
     assert (by_digest.uri, by_digest.published) == (manifest.uri, True)
     start, (check,) = started(**named)
     assert start == []
-    assert "clincot models start" in check.mend
-    assert "has no champion yet" in check.found
+    assert "clincot models start" in check.remedy
+    assert "has no champion yet" in check.result
 
 
 def test_a_base_that_changed_since_is_refused(tmp_path: Path) -> None:
@@ -280,7 +280,7 @@ def test_a_base_that_changed_since_is_refused(tmp_path: Path) -> None:
         starting_policy.fetch_starting_policy(policy, "", tmp_path)
 
 
-def test_a_store_that_cannot_be_read_is_no_reason_to_start_from_the_base(
+def test_an_unreadable_store_does_not_lead_to_the_base(
     s3: S3Server, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     """Else a round would start over because of a network that was away for a moment."""
@@ -298,8 +298,8 @@ def test_a_champion_whose_files_are_not_what_they_were(tmp_path: Path) -> None:
     (store.root / build_checkpoint_key(LINE, manifest.sha256) / "model.safetensors").write_bytes(b"other")
     start, (check,) = started(publish={"store": store.url, "name": LINE})
     assert start == []
-    assert "has sha256" in check.found
-    assert "rollback" in check.mend
+    assert "has sha256" in check.result
+    assert "rollback" in check.remedy
     with pytest.raises(CorruptCheckpoint):
         starting_policy.resolve_starting_policy(section(publish={"store": store.url, "name": LINE}))
 
@@ -316,7 +316,7 @@ def test_a_manifest_whose_files_make_another_digest(tmp_path: Path) -> None:
     del content["id"]
     path.write_text(json.dumps(content))
     _, (check,) = started(publish={"store": store.url, "name": LINE})
-    assert "its files make the digest" in check.found
+    assert f"expected files with the digest {manifest.sha256[:12]}, got " in check.result
 
 
 def test_no_store_and_no_base_is_nothing_to_start_from() -> None:
@@ -371,14 +371,14 @@ def test_a_repository_that_may_be_read_and_not_pushed(data_repository: Path, tmp
         "data repository: push": "fail",
         "DVC remote": "pass",
     }
-    assert "403" in found["data repository: push"].found
-    assert "CLINCOT_GIT_TOKEN" in found["data repository: push"].mend
+    assert "403" in found["data repository: push"].result
+    assert "CLINCOT_GIT_TOKEN" in found["data repository: push"].remedy
 
 
 def test_a_repository_without_a_first_commit_and_none_at_all(tmp_path: Path) -> None:
     subprocess.run(["git", "init", "--quiet", "--bare", tmp_path / "empty.git"], check=True)
     found = probed(section(version={"repository": str(tmp_path / "empty.git")}), repository.build_repository_probes)
-    assert "clincot data init" in found[-1].mend
+    assert "clincot data init" in found[-1].remedy
     (gone,) = probed(section(version={"repository": str(tmp_path / "gone.git")}), repository.build_repository_probes)
     assert gone.state == "fail"
     (none,) = probed(section(), repository.build_repository_probes)
@@ -394,15 +394,15 @@ def test_kserve_and_the_permissions_of_a_rollout() -> None:
         found = list(cluster_checks.check_kserve(cluster, ServiceSettings(namespace="clinic")))
     assert states(found) == {"cluster: KServe": "pass", "cluster: permissions": "pass"}
     # 5 of InferenceServices, 4 of Services, 2 of their proxies, KServe's ConfigMap, the CRD that manifests are held to
-    assert "13 permissions in clinic" in found[1].tried
+    assert "13 permissions in clinic" in found[1].probe
 
 
 def test_what_is_not_allowed_is_named_all_of_it() -> None:
     server = ApiServer(denied={("delete", "inferenceservices"), ("create", "services/proxy")})
     with api_server(server) as cluster:
         kserve, may = cluster_checks.check_kserve(cluster, ServiceSettings(namespace="clinic"))
-    assert (kserve.state, kserve.mend) == ("fail", "install KServe 0.20 or later")
-    assert may.found == (
+    assert (kserve.state, kserve.remedy) == ("fail", "install KServe 0.20 or later")
+    assert may.result == (
         "not allowed: delete inferenceservices.serving.kserve.io in clinic, create services/proxy in clinic"
     )
     assert server.objects == {}  # asked, not tried
@@ -416,7 +416,7 @@ def test_no_cluster_is_looked_for_where_none_is_meant(monkeypatch: pytest.Monkey
     monkeypatch.setenv("KUBECONFIG", "/no/such/file")
     (check,) = run_probes(cluster_checks.build_cluster_probes(section(), {}))
     assert check.state == "fail"
-    assert "no cluster to connect to" in check.found
+    assert "no cluster to connect to" in check.result
 
 
 # --- all of it
@@ -491,7 +491,7 @@ def test_what_preflight_looks_at_is_set_where_it_is_used(tmp_path: Path) -> None
         load_params(None, ("preflight.judge.quorum=5",))
 
 
-def test_probes_run_side_by_side_and_a_fault_of_the_program_is_none_of_the_users() -> None:
+def test_probes_run_at_once_and_bugs_are_raised() -> None:
     """Two probes that wait for one another: one after the other they would never end."""
     meet = threading.Barrier(2)
 
@@ -521,7 +521,15 @@ def test_what_was_found_before_a_probe_hung_is_told_too() -> None:
     assert [(check.name, check.state) for check in found] == [("first", "pass"), ("both", "fail")]
 
 
-def test_a_bar_in_a_message_stays_in_its_cell() -> None:
-    written = render_check_table([fail_check("a", "x | y", "two\nlines", "mend | it")])
-    assert written.splitlines()[2] == "| a | **FAIL** | x \\| y | two lines | mend \\| it |"
+def test_a_pipe_in_a_message_stays_in_its_cell() -> None:
+    written = render_check_table([fail_check("a", "x | y", "two\nlines", "fix | it")])
+    assert written.splitlines()[2] == "| a | **FAIL** | x \\| y | two lines | fix \\| it |"
     assert checklist.check_disk(0.0, Path("/tmp")) is not None
+
+
+def test_the_json_keys_of_a_check_stay() -> None:
+    """Fields have new names in Python only; readers of the report know the old keys."""
+    check = fail_check("a", "x", "y", "z")
+    content = {"name": "a", "state": "fail", "tried": "x", "found": "y", "mend": "z"}
+    assert PreflightReport(checks=(check,)).model_dump(mode="json") == {"checks": [content]}
+    assert PreflightCheck.model_validate(content) == check

@@ -49,7 +49,7 @@ def test_one_question_a_cluster_is_the_ordinary_t_test() -> None:
     assert ours.lower_bound(ours.p) == pytest.approx(0.1, abs=1e-9)
 
 
-def test_twice_the_same_answer_of_every_patient_is_no_more_evidence() -> None:
+def test_repeating_every_patients_answer_adds_no_evidence() -> None:
     values = [1, 0, 1, -1, 1, 0, 0, 1]
     once = cluster_t_test(compute_totals(*of(*([v] for v in values))), 0.0)
     twice = cluster_t_test(compute_totals(*of(*([v, v] for v in values))), 0.0)
@@ -58,7 +58,7 @@ def test_twice_the_same_answer_of_every_patient_is_no_more_evidence() -> None:
     assert (twice.value, twice.error, twice.p) == pytest.approx((once.value, once.error, once.p))
 
 
-def test_degrees_of_freedom_count_large_patients_for_what_they_are() -> None:
+def test_large_patients_reduce_the_degrees_of_freedom() -> None:
     # one patient of 90 questions and nine of 10: Kish's number is 180² / (90² + 9·10²) = 3.6
     test = cluster_t_test(compute_totals(*of([1.0] * 90, *([0.0, 1.0] * 5 for _ in range(9)))), 0.0)
     assert test is not None
@@ -70,7 +70,7 @@ def test_too_few_patients_show_nothing() -> None:
     assert cluster_t_test(compute_totals(*few), 0.0) is None
 
 
-def test_seeing_no_abstention_in_forty_questions_does_not_show_that_they_are_rare() -> None:
+def test_no_abstention_in_forty_does_not_show_they_are_rare() -> None:
     """Without the least variance its spread is 0 and the test passes at any level; at a true rate of 5 % forty
     questions without one happen in .95^40 = 13 % of all cases."""
     none = compute_totals(np.zeros(40), np.arange(40))

@@ -111,7 +111,8 @@ def test_a_leak_and_a_broken_report_block(made: Path, tmp_path: Path) -> None:
     assert "panel.json: not a PanelReport" in decision_in(tmp_path).reasons[0]
 
 
-def test_the_ledger_is_written_once_for_the_same_evidence_and_a_lost_line_blocks(made: Path, tmp_path: Path) -> None:
+def test_equal_evidence_is_entered_once_a_lost_line_blocks(made: Path, tmp_path: Path) -> None:
+    """The ledger gets one entry for equal evidence, and a lost line blocks the next decision."""
     ledger = tmp_path / "ledger"
     ledger.mkdir()
     for _ in range(2):

@@ -50,7 +50,8 @@ def test_another_look_has_a_share_of_its_own_challengers_level() -> None:
     )
 
 
-def test_a_promotion_passes_its_whole_level_on_and_a_row_of_them_all_of_theirs() -> None:
+def test_promotions_in_a_row_pass_their_levels_on() -> None:
+    """A promotion passes its whole level on, and a row of promotions passes on all of theirs."""
     a, b, c, d = ledger(("a", True), ("b", True), ("c", False), ("d", False))
     alone = [0.05 * challenger_share(k) for k in (1, 2, 3, 4)]
     assert a.budget.challenger_level == pytest.approx(alone[0])
@@ -60,7 +61,7 @@ def test_a_promotion_passes_its_whole_level_on_and_a_row_of_them_all_of_theirs()
     assert (c.budget.passed_on, d.budget.passed_on) == (pytest.approx(alone[0] + alone[1]), 0.0)
 
 
-def test_whatever_is_promoted_the_levels_of_those_that_were_not_stay_within_the_budget() -> None:
+def test_levels_of_kept_challengers_stay_within_the_budget() -> None:
     """The proof's sum: levels of kept challengers, over every pattern of promotions of eight challengers."""
     for pattern in range(2**8):
         tests = [(f"c{k}", bool(pattern >> k & 1)) for k in range(8)]

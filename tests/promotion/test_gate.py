@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -13,7 +14,7 @@ from clincot.config import DecideConfig
 from clincot.evaluation.benchmark import Benchmark
 from clincot.promotion.explain import explain_decision, render_decision
 from clincot.promotion.gate import Comparison, GateResult, assign_slice, run_gate
-from clincot.promotion.ledger import Ledger, append_decision, read_ledger
+from clincot.promotion.ledger import append_decision, read_ledger
 from clincot.promotion.power import compute_power, minimum_detectable_gain, render_power_table, required_sample_size
 from clincot.records import GateFinding, Interval, Outcome, PromotionCheck
 from tests.support.benchmark_builders import BOX, asked, benchmark_of, outcome_of, study_of
@@ -53,18 +54,17 @@ def gated(
     blind: Sequence[Outcome] = BLIND,
     benchmark: Benchmark = BENCHMARK,
     config: DecideConfig = SECTION,
-    ledger: Ledger | None = None,
-    findings: Sequence[GateFinding] = (),
     name: str = "new",
+    **fields: Any,
 ) -> GateResult:
+    """Run the gate on champion "old" and challenger `name`; fields: more of Comparison's."""
     case = Comparison(
         champion="old",
         challenger=name,
         champion_outcomes=champion,
         challenger_outcomes=challenger,
         blind_outcomes=blind,
-        ledger=ledger or Ledger(),
-        findings=findings,
+        **fields,
     )
     return run_gate(case, benchmark, config)
 
@@ -126,20 +126,20 @@ def test_off_format_answers_have_a_ceiling() -> None:
     assert gated(answers("old", 60), answers("new", 90, off_format=3), config=lenient).decision.verdict == "promote"
 
 
-def test_a_challenger_cannot_gain_by_not_answering_what_it_does_not_know() -> None:
+def test_leaving_questions_unanswered_gains_nothing() -> None:
     """Unread answers leave the difference; so many of them block."""
     decision = gated(answers("old", 60), answers("new", 60, unread=60)).decision
     assert decision.verdict == "blocked"
     assert "50.0% of the challenger's answers could not be scored; 5.0% are allowed." in decision.reasons
 
 
-def test_a_challenger_that_does_not_beat_the_blind_baseline_is_kept_out() -> None:
+def test_a_challenger_has_to_beat_the_blind_baseline() -> None:
     decision = gated(answers("old", 60), answers("new", 90), blind=answers("blind", 90, arm="blind")).decision
     assert decision.verdict == "keep"
     assert not decision.checks[-1].passed
 
 
-def test_other_arms_and_policies_in_the_same_file_are_passed_over() -> None:
+def test_other_arms_and_policies_in_a_file_are_ignored() -> None:
     everything = [*answers("old", 60), *answers("new", 90), *answers("new", 0, arm="whole"), *answers("third", 120)]
     assert gated(everything, everything).decision == gated(answers("old", 60), answers("new", 90)).decision
 
@@ -180,7 +180,8 @@ MIXED_BLIND = said(
 )
 
 
-def test_a_gain_everywhere_is_promoted_and_one_bought_with_a_guard_is_not() -> None:
+def test_a_gain_at_the_cost_of_a_guard_is_not_promoted() -> None:
+    """A gain in every metric is promoted; one at the cost of a guarded metric is not."""
     old = said("old", HALF)
     assert gated(old, said("new", BETTER), benchmark=MIXED, blind=MIXED_BLIND).decision.verdict == "promote"
     losses = {
@@ -303,7 +304,7 @@ class TestLedgers:
         assert result.asked is not None
         append_decision(folder, result.spending, result.asked)
 
-    def test_every_challenger_has_less_and_the_same_decision_again_costs_nothing(self, tmp_path: Path) -> None:
+    def test_levels_shrink_and_a_repeated_decision_is_free(self, tmp_path: Path) -> None:
         levels = []
         for name in ("a", "b", "c"):
             result = gated(answers("old", 60), answers(name, 62), ledger=read_ledger(tmp_path), name=name)
@@ -375,13 +376,13 @@ class TestLedgers:
 
 
 class TestText:
-    def test_a_kept_challenger_is_told_what_would_have_to_change(self) -> None:
+    def test_a_kept_decision_explains_what_would_have_to_change(self) -> None:
         decision = gated(answers("old", 60), answers("new", 63)).decision
         text = explain_decision(decision)
         assert text.startswith("For a promotion:\n- The bound of the difference between the challenger's accuracy")
-        assert "If +0.025 is true, a benchmark of about" in text
+        assert "If the true difference is +0.025, a benchmark of about" in text
         worse = explain_decision(gated(answers("old", 60), answers("new", 50)).decision)
-        assert "more questions will not help, a better challenger may" in worse
+        assert "more questions will not help, but a better challenger may" in worse
         assert explain_decision(gated(answers("old", 60), answers("new", 90)).decision) == (
             "The challenger is promoted; nothing has to change."
         )

@@ -58,9 +58,8 @@ def test_the_same_file_in_training_blocks(sets: tuple[Path, Path]) -> None:
     assert "image-disjoint" in finding.reason
 
 
-def test_the_same_picture_in_other_bytes_blocks_and_warns_where_that_is_allowed(
-    sets: tuple[Path, Path], tmp_path: Path
-) -> None:
+def test_a_re_encoded_image_blocks_or_warns_if_allowed(sets: tuple[Path, Path], tmp_path: Path) -> None:
+    """The same image in other bytes blocks, or warns if near-duplicates are allowed."""
     benchmark, data = sets
     with Image.open(benchmark / "images" / "0.png") as image:
         image.convert("L").save(tmp_path / "copy.jpg", quality=60)
@@ -89,7 +88,8 @@ def test_answers_that_the_judges_were_calibrated_on_block(sets: tuple[Path, Path
 
 
 @real
-def test_vqa_rads_known_leak_is_found_and_the_image_disjoint_split_is_offered_and_has_none(tmp_path: Path) -> None:
+def test_vqa_rads_leak_is_found_in_its_official_split(tmp_path: Path) -> None:
+    """The finding suggests the image-disjoint split, which has no leak."""
     ingest_vqa_rad(REAL, tmp_path / "official", split="official")
     official = found(tmp_path / "official" / "test", tmp_path / "official" / "train")
     assert official[IMAGES].severity == "block"

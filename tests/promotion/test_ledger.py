@@ -48,7 +48,8 @@ def test_what_is_entered_is_read_back_and_counted(tmp_path: Path) -> None:
     assert ledger.find_used_questions(("old", "b")) == {"q2", "q3"}
 
 
-def test_the_same_evidence_is_entered_once_and_sees_the_ledger_as_it_was(tmp_path: Path) -> None:
+def test_equal_evidence_is_entered_once(tmp_path: Path) -> None:
+    """A second decision on the same evidence sees the ledger as the first one did."""
     first = decided(tmp_path, "a")
     decided(tmp_path, "b")
     before = (tmp_path / "budget.jsonl").read_bytes()
@@ -59,7 +60,7 @@ def test_the_same_evidence_is_entered_once_and_sees_the_ledger_as_it_was(tmp_pat
     assert ledger.rewind_ledger("new evidence").spent == ledger.spent
 
 
-def test_two_decisions_at_the_same_time_do_not_spend_one_level_twice(tmp_path: Path) -> None:
+def test_concurrent_decisions_do_not_spend_one_level_twice(tmp_path: Path) -> None:
     first = decided(tmp_path, "a")
     late = BudgetEntry.model_validate({**first.model_dump(exclude={"id"}), "evidence": "other", "challenger": "b"})
     asked = QuestionsUsed(evidence="other", number=1, slice=1, slices=1, questions=("q1",))
@@ -84,7 +85,7 @@ def test_a_ledger_that_was_tampered_with_is_refused(harm, says: str, tmp_path: P
         read_ledger(tmp_path)
 
 
-def test_a_lost_list_of_questions_is_noticed_and_so_is_a_folder_that_is_none(tmp_path: Path) -> None:
+def test_missing_questions_or_a_missing_folder_are_refused(tmp_path: Path) -> None:
     decided(tmp_path, "a")
     (tmp_path / "asked.jsonl").unlink()
     with pytest.raises(InvalidRecord, match="expected the questions of entry 1"):

@@ -1,4 +1,4 @@
-"""The champion pointer: one object, one winner, a history that does not break."""
+"""The champion pointer: moves, conflicts between processes, and its history."""
 
 from __future__ import annotations
 
@@ -39,14 +39,14 @@ def model(name: str, number: int = 0) -> Manifest:
 BASE, ONE, TWO = model("base"), model("one", 1), model("two", 2)
 
 
-def digests(found: Champion) -> list[str]:
-    return [move.sha256 for move in found.moves]
+def digests(pointer: Champion) -> list[str]:
+    return [move.sha256 for move in pointer.moves]
 
 
-def test_from_the_base_forward_and_back(tmp_path: Path) -> None:
-    """base, +one, +two, back to one, back to base: two is gone from what one can go back to, and history keeps it."""
+def test_promotions_and_rollbacks_move_the_pointer(tmp_path: Path) -> None:
+    """base, +one, +two, back to one, back to base: after that, two is no rollback target, but stays in the history."""
     store = FolderStore(tmp_path)
-    with pytest.raises(NoChampion, match="models start chest"):
+    with pytest.raises(NoChampion, match="models start DIGEST --name chest"):
         champion.read_champion(store, "chest")
     champion.create_champion_pointer(store, BASE, by="ann")
     champion.promote_champion(store, ONE, over=BASE.sha256, by="ann", reason="won", decision="decision-1")
@@ -64,7 +64,7 @@ def test_from_the_base_forward_and_back(tmp_path: Path) -> None:
     assert champion.read_champion(store, "chest") == last
 
 
-def test_starting_twice_is_starting_once(tmp_path: Path) -> None:
+def test_creating_the_pointer_twice_changes_nothing(tmp_path: Path) -> None:
     store = FolderStore(tmp_path)
     first = champion.create_champion_pointer(store, BASE, by="ann")
     assert champion.create_champion_pointer(store, BASE, by="bo") == first
@@ -73,7 +73,7 @@ def test_starting_twice_is_starting_once(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", ["folder", "s3"])
-def test_of_two_racers_one_wins_and_the_other_is_told_who(
+def test_concurrent_promotions_name_the_winner(
     kind: str, tmp_path: Path, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     store: Store = FolderStore(tmp_path)
@@ -84,10 +84,10 @@ def test_of_two_racers_one_wins_and_the_other_is_told_who(
         server.bucket(bucket := f"race-{uuid.uuid4().hex[:8]}")
         store = open_store(f"s3://{bucket}")
     champion.create_champion_pointer(store, BASE, by="ann")
-    gate = Barrier(2)
+    barrier = Barrier(2)
 
     def race(to: Manifest) -> str:
-        gate.wait()
+        barrier.wait()
         try:
             champion.promote_champion(store, to, over=BASE.sha256, by=f"racer {to.round}", reason="won")
         except ChampionMoved as error:
@@ -95,18 +95,18 @@ def test_of_two_racers_one_wins_and_the_other_is_told_who(
         return ""
 
     with ThreadPoolExecutor(2) as pool:
-        told = dict(zip((ONE, TWO), pool.map(race, (ONE, TWO)), strict=True))
-    (winner,) = [to for to, error in told.items() if not error]
-    (loser,) = [to for to, error in told.items() if error]
+        messages = dict(zip((ONE, TWO), pool.map(race, (ONE, TWO)), strict=True))
+    (winner,) = [to for to, error in messages.items() if not error]
+    (loser,) = [to for to, error in messages.items() if error]
     assert digests(champion.read_champion(store, "chest")) == [BASE.sha256, winner.sha256]
-    assert f"it is {winner.sha256[:12]} (round {winner.round}, promote" in told[loser]
-    assert f"by racer {winner.round}" in told[loser]
+    assert f"it is {winner.sha256[:12]} (round {winner.round}, promote" in messages[loser]
+    assert f"by racer {winner.round}" in messages[loser]
 
 
-def test_of_two_rounds_that_have_both_read_the_pointer_one_wins(
+def test_concurrent_writes_after_both_read_have_one_winner(
     s3: S3Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Two processes on S3. Both have read the base as champion before either writes: only the write itself decides."""
+    """Two processes on S3. Both have read the base as champion before either writes, so only the write decides."""
     for name, value in s3.environment.items():
         monkeypatch.setenv(name, value)
     s3.bucket(bucket := f"race-{uuid.uuid4().hex[:8]}")
@@ -136,29 +136,29 @@ def test_of_two_rounds_that_have_both_read_the_pointer_one_wins(
         assert racer.stdin is not None
         racer.stdin.write("go\n")
         racer.stdin.flush()
-    told = [racer.communicate(timeout=60)[0].strip() for racer in racers]
-    assert told.count("won") == 1
-    winner, loser = (ONE, TWO) if told[0] == "won" else (TWO, ONE)
+    messages = [racer.communicate(timeout=60)[0].strip() for racer in racers]
+    assert messages.count("won") == 1
+    winner, loser = (ONE, TWO) if messages[0] == "won" else (TWO, ONE)
     assert digests(champion.read_champion(store, "chest")) == [BASE.sha256, winner.sha256]
-    (lost,) = [line for line in told if line != "won"]
+    (lost,) = [line for line in messages if line != "won"]
     assert f"it is {winner.sha256[:12]} (round {winner.round}, promote" in lost
     assert f"by round {winner.round})" in lost
     assert loser.sha256 not in {move.sha256 for move in champion.read_champion(store, "chest").moves}
 
 
-def test_a_pointer_with_a_break_is_refused(tmp_path: Path) -> None:
+def test_a_pointer_with_a_missing_move_is_refused(tmp_path: Path) -> None:
     store = FolderStore(tmp_path)
     champion.create_champion_pointer(store, BASE, by="ann")
     broken = ChampionMove(number=1, kind="promote", sha256=TWO.sha256, previous=ONE.sha256, reason="a move is missing")
-    found = champion.read_champion(store, "chest")
-    text = found.model_dump_json().replace("]}", f",{broken.model_dump_json()}]}}")
+    pointer = champion.read_champion(store, "chest")
+    text = pointer.model_dump_json().replace("]}", f",{broken.model_dump_json()}]}}")
     store.delete("champions/chest.json")
     store.write_new("champions/chest.json", text.encode())
     with pytest.raises(InvalidRecord, match=r"champions/chest\.json: not a champion pointer.*does not follow"):
         champion.read_champion(store, "chest")
 
 
-def test_when_and_who_is_no_part_of_a_moves_identity() -> None:
+def test_a_moves_id_ignores_author_and_time() -> None:
     one = ChampionMove(number=0, kind="base", sha256=BASE.sha256, reason="r", uri="/a", by="ann", at="2026-01-01")
     other = ChampionMove(number=0, kind="base", sha256=BASE.sha256, reason="r", uri="s3://b", by="bo", at="2026-02-02")
     assert one.id == other.id

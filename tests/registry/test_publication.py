@@ -1,4 +1,4 @@
-"""Publishing: everything checked, nothing overwritten, the manifest last."""
+"""Publication: files are verified and never overwritten, and the manifest is written last."""
 
 from __future__ import annotations
 
@@ -28,10 +28,10 @@ from clincot.storage.folder_store import FolderStore
 from clincot.storage.store import Store
 from tests.support.deployment_builders import LINE, decided, golden, published, write_checkpoint
 
-SECTION = PublishConfig(name=LINE)
+CONFIG = PublishConfig(name=LINE)
 
 
-def test_what_is_published_comes_back_whole(store: Store, tmp_path: Path) -> None:
+def test_a_published_checkpoint_downloads_unchanged(store: Store, tmp_path: Path) -> None:
     base = published(store, tmp_path, 1.0)
     manifest = published(store, tmp_path, 2.0, over=base)
     assert (base.round, manifest.round, manifest.parent) == (0, 1, base.sha256)
@@ -47,23 +47,21 @@ def test_what_is_published_comes_back_whole(store: Store, tmp_path: Path) -> Non
     assert find_manifest(store, LINE, manifest.sha256[:8]) == manifest
 
 
-def test_publishing_again_changes_nothing_and_other_evidence_is_refused(store: Store, tmp_path: Path) -> None:
+def test_publishing_again_is_idempotent_for_the_same_evidence(store: Store, tmp_path: Path) -> None:
     checkpoint = write_checkpoint(tmp_path / "c", 1.0)
-    first = register_checkpoint(store, checkpoint, SECTION, PublicationEvidence())
-    again = register_checkpoint(store, checkpoint, SECTION, PublicationEvidence(git="another commit"))
+    first = register_checkpoint(store, checkpoint, CONFIG, PublicationEvidence())
+    again = register_checkpoint(store, checkpoint, CONFIG, PublicationEvidence(git="another commit"))
     assert again == first
     images = tmp_path / "g"
     decision = decided("0" * 64, first.sha256)
     other = PublicationEvidence(decision=decision, golden=golden(images), images=images)
     with pytest.raises(AlreadyPublished, match="with another decision, golden, files"):
-        register_checkpoint(store, checkpoint, SECTION, other)
+        register_checkpoint(store, checkpoint, CONFIG, other)
     assert read_manifest(store, LINE, first.sha256) == first
 
 
-def test_half_a_publication_does_not_exist_and_is_taken_up_again(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The process dies when it reads back what it sent; the next one keeps the files and writes the manifest."""
+def test_an_interrupted_publication_is_completed_later(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The process dies while it verifies the upload; the next one keeps the files and writes the manifest."""
     store = FolderStore(tmp_path / "store")
     checkpoint = write_checkpoint(tmp_path / "c", 1.0)
 
@@ -73,36 +71,36 @@ def test_half_a_publication_does_not_exist_and_is_taken_up_again(
     with monkeypatch.context() as patch:
         patch.setattr(publishing, "verify_checkpoint", die)
         with pytest.raises(KeyboardInterrupt):
-            register_checkpoint(store, checkpoint, SECTION, PublicationEvidence())
+            register_checkpoint(store, checkpoint, CONFIG, PublicationEvidence())
     digest = hash_checkpoint(checkpoint)
     assert list_published_digests(store, LINE) == []
     with pytest.raises(NotPublished):
         read_manifest(store, LINE, digest)
     weights = store.root / build_checkpoint_key(LINE, digest) / "model.safetensors"
     before = weights.stat().st_ino
-    register_checkpoint(store, checkpoint, SECTION, PublicationEvidence())
+    register_checkpoint(store, checkpoint, CONFIG, PublicationEvidence())
     assert list_published_digests(store, LINE) == [digest]
     assert weights.stat().st_ino == before
 
 
-def test_a_file_that_changed_on_the_way_is_named_and_nothing_appears(tmp_path: Path) -> None:
+def test_a_different_uploaded_file_stops_the_publication(tmp_path: Path) -> None:
     store = FolderStore(tmp_path / "store")
     checkpoint = write_checkpoint(tmp_path / "c", 1.0)
     digest = hash_checkpoint(checkpoint)
     store.write_new(f"{build_checkpoint_key(LINE, digest)}/config.json", b"left by another publication")
     with pytest.raises(CorruptCheckpoint, match=r"config\.json: an unfinished publication left another file"):
-        register_checkpoint(store, checkpoint, SECTION, PublicationEvidence())
+        register_checkpoint(store, checkpoint, CONFIG, PublicationEvidence())
     assert list_published_digests(store, LINE) == []
 
 
-def test_a_published_file_that_rots_is_named(tmp_path: Path) -> None:
+def test_a_damaged_published_file_is_named(tmp_path: Path) -> None:
     store = FolderStore(tmp_path / "store")
-    manifest = register_checkpoint(store, write_checkpoint(tmp_path / "c", 1.0), SECTION, PublicationEvidence())
+    manifest = register_checkpoint(store, write_checkpoint(tmp_path / "c", 1.0), CONFIG, PublicationEvidence())
     path = store.root / build_checkpoint_key(LINE, manifest.sha256) / "model.safetensors"
     path.write_bytes(path.read_bytes()[:-1] + b"!")
     with pytest.raises(CorruptCheckpoint, match=r"model\.safetensors: has sha256"):
         verify_checkpoint(store, manifest)
-    with pytest.raises(CorruptCheckpoint, match=r"model\.safetensors came with sha256"):
+    with pytest.raises(CorruptCheckpoint, match=r"model\.safetensors: downloaded with sha256"):
         download_checkpoint(store, manifest, tmp_path / "fetched")
 
 
@@ -111,22 +109,22 @@ def test_pickled_files_are_refused_by_name(tmp_path: Path, name: str) -> None:
     checkpoint = write_checkpoint(tmp_path / "c", 1.0)
     (checkpoint / name).write_bytes(b"\x80\x04.")
     with pytest.raises(UnsupportedCheckpoint, match=rf"{name} is pickled"):
-        register_checkpoint(FolderStore(tmp_path / "store"), checkpoint, SECTION, PublicationEvidence())
+        register_checkpoint(FolderStore(tmp_path / "store"), checkpoint, CONFIG, PublicationEvidence())
 
 
 def test_a_missing_shard_and_a_stray_file_are_named(tmp_path: Path) -> None:
     checkpoint = write_checkpoint(tmp_path / "c", 1.0)
     (checkpoint / "notes.md").write_text("mine")
     with pytest.raises(UnsupportedCheckpoint, match=r"notes\.md belongs to no checkpoint"):
-        register_checkpoint(FolderStore(tmp_path / "store"), checkpoint, SECTION, PublicationEvidence())
+        register_checkpoint(FolderStore(tmp_path / "store"), checkpoint, CONFIG, PublicationEvidence())
     (checkpoint / "notes.md").unlink()
     index = {"weight_map": {"w": "model-00001-of-00002.safetensors"}}
     (checkpoint / "model.safetensors.index.json").write_text(json.dumps(index))
     with pytest.raises(UnsupportedCheckpoint, match=r"names model-00001-of-00002\.safetensors, which is not"):
-        register_checkpoint(FolderStore(tmp_path / "store"), checkpoint, SECTION, PublicationEvidence())
+        register_checkpoint(FolderStore(tmp_path / "store"), checkpoint, CONFIG, PublicationEvidence())
 
 
-def test_the_adapter_alone_is_published_on_its_base(tmp_path: Path) -> None:
+def test_an_adapter_is_published_on_its_base(tmp_path: Path) -> None:
     store = FolderStore(tmp_path / "store")
     base = published(store, tmp_path, 1.0)
     merged = write_checkpoint(tmp_path / "c", 2.0, parent=base.sha256)
@@ -144,26 +142,26 @@ def test_the_adapter_alone_is_published_on_its_base(tmp_path: Path) -> None:
     assert [f.path for f in manifest.files] == ["README.md", "adapter_config.json", "adapter_model.safetensors"]
 
 
-def test_the_round_is_recorded_inherited_or_asked_for(tmp_path: Path) -> None:
+def test_the_round_is_inherited_or_configured(tmp_path: Path) -> None:
     store = FolderStore(tmp_path / "store")
     orphan = write_checkpoint(tmp_path / "c", 2.0, parent="ab" * 32)
-    with pytest.raises(ValueError, match="its parent abababababab is not published; say --round"):
-        register_checkpoint(store, orphan, SECTION, PublicationEvidence())
-    assert register_checkpoint(store, orphan, SECTION.model_copy(update={"round": 3}), PublicationEvidence()).round == 3
+    with pytest.raises(ValueError, match="its parent abababababab is not published; set --round"):
+        register_checkpoint(store, orphan, CONFIG, PublicationEvidence())
+    assert register_checkpoint(store, orphan, CONFIG.model_copy(update={"round": 3}), PublicationEvidence()).round == 3
 
 
 def test_evidence_about_another_checkpoint_is_refused(tmp_path: Path) -> None:
     checkpoint = write_checkpoint(tmp_path / "c", 1.0)
     with pytest.raises(ValueError, match="the decision is about"):
         register_checkpoint(
-            FolderStore(tmp_path / "s"), checkpoint, SECTION, PublicationEvidence(decision=decided("0" * 64, "1" * 64))
+            FolderStore(tmp_path / "s"), checkpoint, CONFIG, PublicationEvidence(decision=decided("0" * 64, "1" * 64))
         )
     report = BenchmarkReport(benchmark="b", policy="another", protocol="strict", metrics={})
-    with pytest.raises(ValueError, match="the report is of another"):
-        register_checkpoint(FolderStore(tmp_path / "s"), checkpoint, SECTION, PublicationEvidence(report=report))
+    with pytest.raises(ValueError, match="the report is about another"):
+        register_checkpoint(FolderStore(tmp_path / "s"), checkpoint, CONFIG, PublicationEvidence(report=report))
 
 
-def test_the_card_says_what_was_measured_and_what_it_is_not_for(tmp_path: Path) -> None:
+def test_the_model_card_states_metrics_and_limits(tmp_path: Path) -> None:
     store = FolderStore(tmp_path / "store")
     checkpoint = write_checkpoint(tmp_path / "c", 1.0)
     digest = hash_checkpoint(checkpoint)
@@ -174,7 +172,7 @@ def test_the_card_says_what_was_measured_and_what_it_is_not_for(tmp_path: Path) 
     manifest = register_checkpoint(
         store,
         checkpoint,
-        SECTION,
+        CONFIG,
         PublicationEvidence(report=report, decision=decided("0" * 64, digest), agreement=0.61),
     )
     card = store.read(f"{build_checkpoint_key(LINE, manifest.sha256)}/README.md").content.decode()

@@ -27,7 +27,7 @@ from clincot.records import (
     Study,
 )
 from clincot.reporting.lineage import AmbiguousId, RecordNotFound, draw_record, find_record, render_lineage
-from clincot.reporting.pictures import Illustrator, NoPictureForRecord
+from clincot.reporting.pictures import Illustrator, NoPicture
 from clincot.runs.lookup import RunRecords, grep_lines
 from tests.support.runs import JUDGES, sha, write_films, write_run
 
@@ -69,19 +69,19 @@ def first(path: Path, kind: type[Record]) -> Record:
 
 
 @pytest.mark.parametrize(("file", "kind"), PLACES, ids=lambda value: getattr(value, "__name__", ""))
-def test_every_kind_is_found_by_its_id_and_by_the_beginning_of_it(root: Path, file: str, kind: type[Record]) -> None:
+def test_every_kind_is_found_by_its_id_and_by_a_prefix(root: Path, file: str, kind: type[Record]) -> None:
     record = first(root / file, kind)
     assert find_record(root / "run", record.id) == record
     assert find_record(root / "run", record.id[:-4]) == record  # 16 hexadecimal digits: no other begins so
     assert find_record(root / "run", record.id.partition("-")[2]) == record
 
 
-def test_a_report_is_found_though_its_file_is_one_record_on_many_lines(root: Path) -> None:
+def test_a_report_written_on_many_lines_is_found(root: Path) -> None:
     report = BenchmarkReport.model_validate_json((root / "run" / "round-01" / "report.json").read_text())
     assert find_record(root / "run", report.id) == report
 
 
-def test_an_image_and_a_checkpoint_are_found_by_the_sha256_of_their_bytes(root: Path) -> None:
+def test_images_and_checkpoints_are_found_by_their_sha256(root: Path) -> None:
     study = first(root / "data" / "studies.jsonl", Study)
     assert isinstance(study, Study)
     assert find_record(root / "run", hash_files(root / "data" / study.image)) == study
@@ -110,7 +110,8 @@ def test_a_folder_that_is_no_run_is_called_so(tmp_path: Path) -> None:
         find_record(tmp_path, "pair-1")
 
 
-def test_from_a_pair_one_walks_to_the_image_the_judges_the_policy_and_the_configuration(root: Path) -> None:
+def test_a_pair_leads_to_everything_that_it_comes_from(root: Path) -> None:
+    """From a pair the tree leads to the image, the judges, the policy and the configuration."""
     run = root / "run"
     pair = first(run / "round-02" / "pairs.jsonl", PreferencePair)
     assert isinstance(pair, PreferencePair)
@@ -219,7 +220,7 @@ def test_a_line_that_is_no_record_is_named_with_its_number(copy: Path) -> None:
         find_record(copy / "run", pair.id)
 
 
-def test_the_answer_key_of_the_data_that_rounds_learn_from_is_never_opened(copy: Path) -> None:
+def test_the_answer_key_of_training_data_stays_closed(copy: Path) -> None:
     """A folder under the key's name: whoever opens it fails."""
     key = copy / "data" / "references.jsonl"
     secret = first(key, Reference)
@@ -242,7 +243,7 @@ def test_nor_is_it_where_the_data_set_lies_inside_the_run_folder(copy: Path) -> 
     assert find_record(copy / "run", shown.id) == shown
 
 
-def test_relative_paths_of_run_json_are_found_above_the_run_folder(copy: Path) -> None:
+def test_relative_paths_are_resolved_above_the_run_folder(copy: Path) -> None:
     assert RunRecords(copy / "run").data == copy / "data"
 
 
@@ -293,9 +294,8 @@ def test_both_sides_of_a_pair_are_drawn_in_their_colours(root: Path) -> None:
 
 
 @pytest.mark.parametrize(("file", "kind"), PLACES[:9], ids=lambda value: getattr(value, "__name__", ""))
-def test_every_kind_that_can_be_seen_has_a_picture_the_same_each_time(
-    root: Path, file: str, kind: type[Record]
-) -> None:
+def test_pictures_are_the_same_each_time(root: Path, file: str, kind: type[Record]) -> None:
+    """Every kind of record that can be drawn has a picture, with the same bytes each time."""
     record = first(root / file, kind)
     drawn = draw_record(root / "run", record)
     assert min(drawn.size) > FILM_SIDE_PX
@@ -304,7 +304,7 @@ def test_every_kind_that_can_be_seen_has_a_picture_the_same_each_time(
 
 def test_what_cannot_be_seen_has_no_picture(root: Path) -> None:
     decision = first(root / "run" / "round-01" / "decision.json", Decision)
-    with pytest.raises(NoPictureForRecord, match=f"{decision.id}: a Decision has no picture"):
+    with pytest.raises(NoPicture, match=f"{decision.id}: a Decision has no picture"):
         draw_record(root / "run", decision)
 
 

@@ -110,7 +110,8 @@ def test_every_reference_inside_the_page_has_its_target(page: Read) -> None:
     assert len({name for name in wanted if name.startswith("film-")}) > 6
 
 
-def test_every_film_stands_on_the_page_once_and_is_the_image_of_its_study(page: Read, root: Path) -> None:
+def test_every_film_is_on_the_page_once(page: Read, root: Path) -> None:
+    """Each film on the page is the image of its study."""
     studies = {
         f"film-{s.sha256[:12]}": folder / s.image
         for folder in (root / "data", root / "benchmark")
@@ -164,10 +165,10 @@ def test_the_table_shows_the_results(page: Read, root: Path) -> None:
     assert places == sorted(places)
 
 
-def test_few_patients_and_a_well_informed_blind_baseline_are_said_so(page: Read) -> None:
+def test_few_patients_and_the_blind_baseline_are_noted(page: Read) -> None:
     """24 benchmark films are of 12 patients; the fixture's blind baseline is fitted on the benchmark itself."""
-    assert "Intervals from fewer than 40 patients are approximate; here there are 12." in page.text
-    assert "knows the answers of the benchmark itself" in page.text
+    assert "Intervals from fewer than 40 patients are approximate; this benchmark has 12." in page.text
+    assert "the most frequent answer of the benchmark itself" in page.text
 
 
 def test_decisions_curves_digests_and_the_statement_are_there(page: Read, root: Path) -> None:
@@ -180,8 +181,8 @@ def test_decisions_curves_digests_and_the_statement_are_there(page: Read, root: 
         right = [(row.sides["champion"].correct, row.sides["challenger"].correct) for row in rows]
         won, lost = right.count((False, True)), right.count((True, False))
         assert won + lost > 0
-        said = f"the challenger alone was right on {won}, the champion alone on {lost}; {min(4, won + lost)} of them"
-        assert said in page.text
+        counts = f"only the challenger was right on {won}, only the champion on {lost}; {min(4, won + lost)} examples"
+        assert counts in page.text
     for title in ("Preference loss", "Reward accuracy", "Reward margin", "Chosen answer's NLL"):
         assert title in page.text
     for judge in read_judge_names(root / "run" / "round-01"):
@@ -189,7 +190,7 @@ def test_decisions_curves_digests_and_the_statement_are_there(page: Read, root: 
     assert "not clinical evidence" in page.text
 
 
-def test_rendered_radiographs_are_called_one_anatomy_and_other_films_are_not(page: Read, tmp_path: Path) -> None:
+def test_only_rendered_radiographs_are_called_one_anatomy(page: Read, tmp_path: Path) -> None:
     for name, seed in (("data", 1), ("benchmark", 2)):
         write_films(tmp_path / name, films=20, seed=seed, split=name, modality="rendered radiograph")
     write_run(tmp_path / "run", tmp_path / "data", tmp_path / "benchmark", rounds=1, limit=20)
@@ -329,13 +330,13 @@ def test_benchmark_examples_show_every_policy_and_the_key(root: Path) -> None:
     shown = select_benchmark_examples(policies, root / "benchmark", "written", PageImages(), 6)
     assert len(shown) == len({one.question.study for one in shown}) == 6
     for one in shown:
-        assert [tried.policy for tried in one.tried] == ["base", "round 1"]
-        assert {(tried.outcome.question, tried.outcome.arm) for tried in one.tried} == {(one.question.id, "written")}
+        assert [answer.policy for answer in one.answers] == ["base", "round 1"]
+        assert {(a.outcome.question, a.outcome.arm) for a in one.answers} == {(one.question.id, "written")}
         assert [mark.label for mark in one.film.marks] == ["base", "round 1", "answer key"]
     assert select_benchmark_examples(policies, root / "benchmark", "relevance", PageImages(), 6) == []
 
 
-def test_without_boxes_in_the_key_there_are_benchmark_examples_all_the_same(root: Path, tmp_path: Path) -> None:
+def test_benchmark_examples_do_not_need_boxes_in_the_key(root: Path, tmp_path: Path) -> None:
     folder = Path(shutil.copytree(root / "benchmark", tmp_path / "benchmark"))
     key = [r.model_copy(update={"boxes": ()}) for r in read_records(folder / "references.jsonl", Reference)]
     rows = [Reference.model_validate(r.model_dump(exclude={"id"})) for r in key]

@@ -1,4 +1,4 @@
-"""What Prometheus sees of rounds: from records as rounds leave them, over HTTP, also where the store is away."""
+"""Metrics of rounds: from the records that rounds write, over HTTP, and without a store."""
 
 from __future__ import annotations
 
@@ -37,8 +37,10 @@ def start(number: int) -> StartingPolicy:
 
 
 def play(store: Store, *verdicts: str) -> None:
-    """Rounds one after the other, with the judges' agreement falling by a tenth; "fails": the run fails; "fails at
-    once": before its round began."""
+    """Play rounds with these verdicts; the judges' agreement falls by 0.1 each.
+
+    "fails": the run fails. "fails at once": the run fails before its round began.
+    """
     for number, verdict in enumerate(verdicts):
         run = f"run-{next(RUNS)}"
         if verdict == "fails at once":
@@ -62,7 +64,7 @@ def play(store: Store, *verdicts: str) -> None:
         end_round(store, LINE, run=run, state="SUCCEEDED")
 
 
-def test_where_a_line_stands(tmp_path: Path) -> None:
+def test_the_state_of_a_line_follows_its_rounds(tmp_path: Path) -> None:
     store = FolderStore(tmp_path / "store")
     assert read_line_state(store, LINE) == LineState(0, False, 0, None, None)
     champion.create_champion_pointer(store, published(store, tmp_path, 1.0), by="ann")
@@ -72,11 +74,11 @@ def test_where_a_line_stands(tmp_path: Path) -> None:
     )
     play(store, "fails")
     assert read_line_state(store, LINE).failed
-    play(store, "promote")  # the same round again, which goes well: it is the fourth
+    play(store, "promote")  # round 4 again, which now succeeds
     assert read_line_state(store, LINE) == LineState(
         ended=4, failed=False, since_promotion=0, agreement=0.9, champion_round=0
     )
-    play(store, "fails at once")  # before its round began: there is no fifth, and it is told all the same
+    play(store, "fails at once")  # before its round began: there is no round 5, but the failure shows
     assert read_line_state(store, LINE) == LineState(
         ended=4, failed=True, since_promotion=0, agreement=0.9, champion_round=0
     )
@@ -84,7 +86,7 @@ def test_where_a_line_stands(tmp_path: Path) -> None:
     assert not read_line_state(store, LINE).failed
 
 
-def test_a_store_that_is_away_is_said_and_nothing_else() -> None:
+def test_an_unreachable_store_yields_one_gauge() -> None:
     class Away(FolderStore):
         def keys(self, prefix: str):  # type: ignore[no-untyped-def]
             raise StoreFailed("no answer")
@@ -93,16 +95,16 @@ def test_a_store_that_is_away_is_said_and_nothing_else() -> None:
     assert (family.name, family.samples[0].value) == ("clincot_store_readable", 0.0)
 
 
-def test_over_http_until_told_to_stop(tmp_path: Path) -> None:
+def test_metrics_are_served_until_sigterm(tmp_path: Path) -> None:
     store = FolderStore(tmp_path / "store")
     play(store, "keep", "fails")
     command = [sys.executable, "-m", "clincot.cli.app", "store", "watch", store.url, "--name", LINE, "--port", "0"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env={**os.environ}) as process:
         assert process.stdout is not None
         try:
-            said = process.stdout.readline()
-            address = re.match(r"http://\S+", said)
-            assert address is not None, said
+            line = process.stdout.readline()
+            address = re.match(r"http://\S+", line)
+            assert address is not None, line
             text = httpx.get(address[0], timeout=20).text
         finally:
             process.send_signal(signal.SIGTERM)

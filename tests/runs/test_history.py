@@ -1,4 +1,4 @@
-"""Which round a run is: the next one, or the one that was interrupted, from where that began."""
+"""Which round a run belongs to: the next one, or an interrupted one with its first starting policy."""
 
 from __future__ import annotations
 
@@ -7,8 +7,7 @@ from pathlib import Path
 import pytest
 
 from clincot.errors import InvalidInput
-from clincot.promotion.ledger import QuestionsUsed
-from clincot.promotion.ledger_store import LedgerConflict, sync_ledger
+from clincot.promotion.ledger import LedgerConflict, QuestionsUsed, sync_ledger
 from clincot.records import StartingPolicy
 from clincot.runs.history import (
     RoundOutputs,
@@ -35,7 +34,7 @@ def made(number: int) -> RoundOutputs:
     return RoundOutputs(number=number, digests={"pairs": A}, decision="decision-1", verdict="keep")
 
 
-def test_a_round_is_the_one_after_the_last_that_ended_well(store: Store) -> None:
+def test_a_round_follows_the_last_one_that_succeeded(store: Store) -> None:
     assert begin_round(store, start(A), run="one").number == 1
     end_round(store, "nodules", run="one", state="FAILED", error="a judge was down")
     assert begin_round(store, start(A), run="one").number == 1
@@ -44,8 +43,8 @@ def test_a_round_is_the_one_after_the_last_that_ended_well(store: Store) -> None
     assert begin_round(store, start(B), run="two").number == 2
 
 
-def test_an_interrupted_round_goes_on_from_where_it_began(store: Store) -> None:
-    """Asked for by its number. Without one it begins anew where someone else has moved the champion."""
+def test_an_interrupted_round_keeps_its_starting_policy(store: Store) -> None:
+    """If its number is requested. Without a number it starts again after someone else has moved the champion."""
     begin_round(store, start(A), run="one")
     assert begin_round(store, start(B), 1, run="two").start.sha256 == A
     assert begin_round(store, start(B), run="two").start.sha256 == B
@@ -59,14 +58,14 @@ def test_several_rounds_of_one_run_end_together(store: Store) -> None:
     assert end_round(store, "nodules", run="one", state="SUCCEEDED").number == 3
     assert next_round_number(store, "nodules") == 4
     assert read_round_outputs(store, "nodules", 2).digests == {"pairs": A}
-    with pytest.raises(InvalidInput, match="round 4 of nodules has not made anything yet"):
+    with pytest.raises(InvalidInput, match="round 4 of nodules has no outputs yet"):
         read_round_outputs(store, "nodules", 4)
 
 
-def test_a_run_that_failed_before_its_round_began_is_told_and_ends_no_other(store: Store) -> None:
-    """Round 1 is open, its run goes on; another run fails before it has begun one. The first ends its own."""
+def test_a_run_that_failed_before_its_round_ends_no_other(store: Store) -> None:
+    """Round 1 is open and its run continues, while another run fails before its round began."""
     begin_round(store, start(A), run="one")
-    with pytest.raises(InvalidInput, match=r"runs/nodules/other\.json is not there"):
+    with pytest.raises(InvalidInput, match=r"its record runs/nodules/other\.json does not exist"):
         end_round(store, "nodules", run="other", state="SUCCEEDED")
     ended = end_round(store, "nodules", run="other", state="FAILED", error="no champion")
     assert (ended.number, ended.error) == (None, "no champion")
@@ -79,7 +78,7 @@ def test_a_run_that_failed_before_its_round_began_is_told_and_ends_no_other(stor
 
 
 def test_a_run_that_ends_late_ends_its_own_round(store: Store) -> None:
-    """Its round was taken up and ended by another run, and the next one is open: that one is not failed."""
+    """Another run has resumed and ended its round, and the next round is open: that one has not failed."""
     begin_round(store, start(A), run="one")
     begin_round(store, start(A), run="again")
     end_round(store, "nodules", run="again", state="SUCCEEDED")
@@ -88,8 +87,8 @@ def test_a_run_that_ends_late_ends_its_own_round(store: Store) -> None:
     assert "rounds/nodules/0002/failed.json" not in [*store.keys("rounds/nodules/")]
 
 
-def test_of_two_decisions_at_once_one_is_told(store: Store, tmp_path: Path) -> None:
-    """Empty ledgers here: what is appended is promotion/ledger.py's, and read again before it is stored."""
+def test_of_two_concurrent_decisions_one_must_repeat(store: Store, tmp_path: Path) -> None:
+    """The store has no ledger yet. Both decisions append to their copies; the second one to finish conflicts."""
     first = sync_ledger(store, "nodules", tmp_path / "one")
     one = first.__enter__()
     with sync_ledger(store, "nodules", tmp_path / "two") as two:

@@ -1,4 +1,4 @@
-"""What does not belong is refused with its status code, says what is expected, and leaves no trace of content."""
+"""Invalid requests get the right status and code, and no content appears in replies, logs or files."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ SETTINGS = ServeSettings.model_validate(
         "url_hosts": ["localhost"],
     }
 )
-SECRET = "Has Jane Roe a nodule?"  # must stand in no log
+SECRET = "Has Jane Roe a nodule?"  # must not appear in logs
 
 
 def picture(kind: str, size: tuple[int, int] = (64, 64), mode: str = "L") -> bytes:
@@ -148,14 +148,14 @@ def check(reply: httpx.Response, status: int, code: str, path: str) -> None:
 
 @pytest.mark.parametrize(("path", "ask"), [(PREDICT, v1), (INFER, v2), (CHAT, chat)], ids=["v1", "v2", "openai"])
 @pytest.mark.parametrize("what", IMAGES)
-def test_images_that_are_refused(url: str, path: str, ask: Any, what: str) -> None:
+def test_invalid_images_are_refused(url: str, path: str, ask: Any, what: str) -> None:
     image, status, code = IMAGES[what]
     check(post(url, path, ask("Is there a nodule?", image)), status, code, path)
 
 
 @pytest.mark.parametrize(("path", "ask"), [(PREDICT, v1), (INFER, v2), (CHAT, chat)], ids=["v1", "v2", "openai"])
 @pytest.mark.parametrize("what", QUESTIONS)
-def test_questions_that_are_refused(url: str, path: str, ask: Any, what: str) -> None:
+def test_invalid_questions_are_refused(url: str, path: str, ask: Any, what: str) -> None:
     question, status, code = QUESTIONS[what]
     check(post(url, path, ask(question, GOOD)), status, code, path)
 
@@ -166,8 +166,8 @@ def test_questions_that_are_refused(url: str, path: str, ask: Any, what: str) ->
     ids=["PNG", "base64 alone", "JPEG", "DICOM"],
 )
 @pytest.mark.parametrize(("path", "ask"), [(PREDICT, v1), (INFER, v2), (CHAT, chat)], ids=["v1", "v2", "openai"])
-def test_what_belongs_is_answered(url: str, path: str, ask: Any, image: str) -> None:
-    """Without this the refusals above would prove nothing."""
+def test_valid_requests_are_answered(url: str, path: str, ask: Any, image: str) -> None:
+    """Without this the tests of refusals would prove nothing."""
     assert post(url, path, ask("Is there a nodule?", image)).status_code == 200
 
 
@@ -206,12 +206,12 @@ def test_what_belongs_is_answered(url: str, path: str, ask: Any, image: str) -> 
         ("/v1/models/policy:explain", v1("a", GOOD), 404, "not_found"),
     ],
 )
-def test_requests_that_are_refused(url: str, path: str, body: Any, status: int, code: str) -> None:
+def test_invalid_requests_are_refused(url: str, path: str, body: Any, status: int, code: str) -> None:
     check(post(url, path, body), status, code, path)
 
 
 @pytest.mark.parametrize("path", [PREDICT, INFER, CHAT])
-def test_headers_that_are_refused(url: str, path: str) -> None:
+def test_invalid_headers_are_refused(url: str, path: str) -> None:
     check(post(url, path, b"{}", **{"Content-Type": "text/plain"}), 415, "unsupported_media_type", path)
     check(post(url, path, b"{}", **{"Content-Type": "application/octet-stream"}), 415, "unsupported_media_type", path)
     check(post(url, path, b"{}", **{"Content-Encoding": "gzip"}), 415, "unsupported_encoding", path)
@@ -234,8 +234,8 @@ def test_probes_and_metrics_need_no_key_and_the_rest_does(url: str) -> None:
         assert httpx.get(url + path).status_code == 401, path
 
 
-def test_a_body_that_is_too_large_is_not_read(url: str) -> None:
-    """By its length, and where it does not say its length, by what has come."""
+def test_a_body_above_the_limit_is_not_read(url: str) -> None:
+    """Refused by its declared length or, without one, by the bytes received."""
 
     def pieces() -> Iterator[bytes]:
         for _ in range(30):
@@ -246,8 +246,8 @@ def test_a_body_that_is_too_large_is_not_read(url: str) -> None:
     check(httpx.post(url + PREDICT, content=pieces(), headers=headers), 413, "body_too_large", PREDICT)
 
 
-def test_a_body_that_trickles_is_not_waited_for(url: str) -> None:
-    """One byte and silence: 408 after body_s, whatever the client does."""
+def test_a_slow_body_is_refused(url: str) -> None:
+    """The client sends one byte and nothing more: it gets 408 after body_s."""
     address = httpx.URL(url)
     with socket.create_connection((address.host, address.port), timeout=60) as connection:
         connection.sendall(
@@ -257,11 +257,9 @@ def test_a_body_that_trickles_is_not_waited_for(url: str) -> None:
         assert connection.recv(100).startswith(b"HTTP/1.1 408 ")
 
 
-def test_neither_question_nor_image_nor_key_is_logged(
-    url: str, parrot: Parrot, caplog: pytest.LogCaptureFixture
-) -> None:
-    """Whether it is answered, refused, or fails in the model with a message that quotes it."""
-    with caplog.at_level(logging.DEBUG):  # of every logger but those that the server turns down
+def test_questions_images_and_keys_are_not_logged(url: str, parrot: Parrot, caplog: pytest.LogCaptureFixture) -> None:
+    """This holds for requests that are answered, refused, or fail in the model with a message that quotes them."""
+    with caplog.at_level(logging.DEBUG):  # all loggers except those that the server silences
         for path, ask in ((PREDICT, v1), (INFER, v2), (CHAT, chat)):
             assert post(url, path, ask(SECRET, GOOD)).status_code == 200
             assert post(url, path, ask(SECRET, GOOD[:-100])).status_code == 400
@@ -287,7 +285,7 @@ def test_refusals_are_counted(url: str) -> None:
     assert count() == before + 1
 
 
-def test_no_upload_stays_on_disk(url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_upload_remains_on_disk(url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import tempfile
 
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))

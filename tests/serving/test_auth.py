@@ -1,4 +1,4 @@
-"""API keys: a mounted secret that may change while the server runs."""
+"""API keys from a mounted secret that may change while the server runs."""
 
 from __future__ import annotations
 
@@ -11,23 +11,23 @@ from clincot.serving.api_errors import ApiError
 from clincot.serving.auth import ApiKeys
 
 
-def lets_in(keys: ApiKeys, header: str | None) -> bool:
+def is_valid(keys: ApiKeys, header: str | None) -> bool:
     try:
         keys.check_authorization(header)
-    except ApiError as told:
-        refused = told
+    except ApiError as error:
+        refusal = error
     else:
         return True
-    assert refused.status == 401
-    assert "sk-" not in refused.message
+    assert refusal.status == 401
+    assert "sk-" not in refusal.message
     return False
 
 
-def test_any_key_of_the_file_counts_and_nothing_else(tmp_path: Path) -> None:
+def test_only_keys_of_the_file_are_valid(tmp_path: Path) -> None:
     (tmp_path / "keys").write_text("sk-a  # the ward's\n\n# nobody's: sk-c\nsk-b\n")
     keys = ApiKeys(tmp_path / "keys")
-    assert lets_in(keys, "Bearer sk-a")
-    assert lets_in(keys, "bearer sk-b")
+    assert is_valid(keys, "Bearer sk-a")
+    assert is_valid(keys, "bearer sk-b")
     for header in (
         None,
         "",
@@ -39,38 +39,38 @@ def test_any_key_of_the_file_counts_and_nothing_else(tmp_path: Path) -> None:
         "sk-a",
         "Bearer SK-A",
     ):
-        assert not lets_in(keys, header), header
+        assert not is_valid(keys, header), header
 
 
-def test_a_rotated_key_counts_from_the_next_request(tmp_path: Path) -> None:
-    """As Kubernetes does it: a folder of files behind a link that is swapped."""
+def test_a_rotated_key_is_valid_from_the_next_request(tmp_path: Path) -> None:
+    """As Kubernetes does it: the files of the folder are links through a link that is replaced."""
     for name, key in (("..1", "sk-old"), ("..2", "sk-new")):
         (tmp_path / name).mkdir()
         (tmp_path / name / "key").write_text(key)
     (tmp_path / "..data").symlink_to("..1")
     (tmp_path / "key").symlink_to("..data/key")
     keys = ApiKeys(tmp_path)
-    assert lets_in(keys, "Bearer sk-old")
+    assert is_valid(keys, "Bearer sk-old")
     (tmp_path / "..swap").symlink_to("..2")
     os.replace(tmp_path / "..swap", tmp_path / "..data")
-    assert lets_in(keys, "Bearer sk-new")
-    assert not lets_in(keys, "Bearer sk-old")
+    assert is_valid(keys, "Bearer sk-new")
+    assert not is_valid(keys, "Bearer sk-old")
 
 
-def test_a_secret_that_disappears_shuts_everybody_out_until_it_is_back(tmp_path: Path) -> None:
+def test_a_missing_secret_refuses_all_requests(tmp_path: Path) -> None:
     file = tmp_path / "keys"
     file.write_text("sk-a")
     keys = ApiKeys(file)
     file.rename(tmp_path / "away")
-    assert not lets_in(keys, "Bearer sk-a")
+    assert not is_valid(keys, "Bearer sk-a")
     (tmp_path / "away").rename(file)
-    assert lets_in(keys, "Bearer sk-a")
+    assert is_valid(keys, "Bearer sk-a")
 
 
 @pytest.mark.parametrize("content", ["", "\n# only a comment\n"])
 def test_a_server_does_not_start_without_a_key(tmp_path: Path, content: str) -> None:
     (tmp_path / "keys").write_text(content)
-    with pytest.raises(ValueError, match="holds no API key"):
+    with pytest.raises(ValueError, match="contains no API key"):
         ApiKeys(tmp_path / "keys")
-    with pytest.raises(ValueError, match="holds no API key"):
+    with pytest.raises(ValueError, match="contains no API key"):
         ApiKeys(tmp_path / "none")

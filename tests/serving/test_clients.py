@@ -1,4 +1,4 @@
-"""The clients that people have: OpenAI's package, KServe's own, and curl, against `clincot serve`."""
+"""Common clients against `clincot serve`: OpenAI's package, KServe's own client, and curl."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ QUESTION = "Is there a nodule?"
 
 @pytest.fixture(scope="module")
 def prediction(served: Served, film: str) -> dict[str, Any]:
-    """What V1 answers: the others have to say the same."""
+    """The answer over V1, which the other protocols must match."""
     headers = {"Authorization": f"Bearer {KEY}"}
     reply = httpx.post(f"{served.url}/v1/models/policy:predict", json=v1(QUESTION, film), headers=headers, timeout=600)
     assert reply.status_code == 200, reply.text
@@ -33,11 +33,11 @@ def prediction(served: Served, film: str) -> dict[str, Any]:
 
 
 def near(one: dict[str, Any], other: dict[str, Any]) -> bool:
-    """Equal, but for what another batch rounds."""
+    """Whether two answers are equal up to rounding, which depends on the batch."""
     return one["answer"] == other["answer"] and abs(one["confidence"] - other["confidence"]) < 1e-4
 
 
-def test_the_chain_is_whole(prediction: dict[str, Any]) -> None:
+def test_the_chain_is_complete(prediction: dict[str, Any]) -> None:
     assert prediction["hypotheses"] == ["nodule", "normal"]
     assert prediction["regions"][-1]["grounder"] == "whole"
     assert 0 <= prediction["winner"] < len(prediction["regions"])
@@ -76,7 +76,7 @@ def test_openai_refusals(served: Served, film: str) -> None:
         client.with_options(api_key="sk-other").chat.completions.create(**chat(QUESTION, film))
 
 
-def test_the_overlay_is_a_picture(served: Served, film: str) -> None:
+def test_the_overlay_is_an_image(served: Served, film: str) -> None:
     client = OpenAI(base_url=f"{served.url}/openai/v1", api_key=KEY, max_retries=0, timeout=600)
     completion = client.chat.completions.create(
         **chat(QUESTION, film), extra_body={"clincot": {"return_overlay": True}}
@@ -86,7 +86,7 @@ def test_the_overlay_is_a_picture(served: Served, film: str) -> None:
     with Image.open(io.BytesIO(base64.b64decode(uri.partition(",")[2]))) as overlay:
         assert overlay.format == "PNG"
         colours = {colour for _, colour in overlay.convert("RGB").getcolors(1 << 24)}
-    assert (98, 195, 255) in colours  # the winning region's blue: the film itself is grey
+    assert (98, 195, 255) in colours  # the blue of the winning region; the film itself is gray
 
 
 def test_kserves_own_client_v1_and_v2(served: Served, film: str, prediction: dict[str, Any]) -> None:

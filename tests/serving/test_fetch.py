@@ -1,4 +1,4 @@
-"""Images from addresses: the allow-list, private networks in all their disguises, and the address that was checked."""
+"""Downloads of images: listed hosts, private addresses in every notation, and the pinned address."""
 
 from __future__ import annotations
 
@@ -46,12 +46,12 @@ HOST = "images.example"
         "2001:db8::1",
     ],
 )
-def test_private_addresses_are_told(address: str) -> None:
+def test_private_addresses_are_not_public(address: str) -> None:
     assert not is_public(ipaddress.ip_address(address))
 
 
 @pytest.mark.parametrize("address", ["8.8.8.8", "1.1.1.1", "2606:4700::1111", "::ffff:8.8.8.8"])
-def test_public_addresses_are_told(address: str) -> None:
+def test_public_addresses_are_public(address: str) -> None:
     assert is_public(ipaddress.ip_address(address))
 
 
@@ -73,14 +73,14 @@ def fetcher(*addresses: str, hosts: tuple[str, ...] = (HOST,), **options: object
         (f"https://{HOST}/a.png", "address_not_allowed"),
     ],
 )
-def test_what_is_not_allowed_is_refused_before_any_connection(url: str, code: str) -> None:
-    """The last one is on the list, but one of its two addresses is of this network."""
+def test_forbidden_urls_are_refused_before_any_connection(url: str, code: str) -> None:
+    """The host of the last one is listed, but one of its two addresses is private."""
     with pytest.raises(ApiError) as refused:
         fetcher("93.184.216.34", "10.0.0.7").fetch_image(url)
     assert (refused.value.status, refused.value.code) == (403, code)
 
 
-def test_without_a_list_nothing_is_fetched() -> None:
+def test_without_listed_hosts_nothing_is_downloaded() -> None:
     with pytest.raises(ApiError) as refused:
         fetcher("93.184.216.34", hosts=()).fetch_image(f"https://{HOST}/a.png")
     assert (refused.value.status, refused.value.code) == (403, "host_not_allowed")
@@ -147,19 +147,19 @@ def reaching(tls: Path) -> ImageFetcher:
     return fetcher("127.0.0.1", allowed=lambda address: address.is_loopback, tls=trusted)
 
 
-def test_the_address_that_was_checked_is_the_one_that_is_asked(site: int, tls: Path) -> None:
-    """images.example has no address anywhere: without the pin, and without its name in TLS, this would fail."""
+def test_the_connection_goes_to_the_checked_address(site: int, tls: Path) -> None:
+    """images.example has no address: this works only with the pinned address and the host's name in TLS."""
     assert reaching(tls).fetch_image(f"https://{HOST}:{site}/a.png") == b"picture"
 
 
 @pytest.mark.parametrize(("path", "status"), [("/moved", 422), ("/none", 422), ("/large", 413)])
-def test_redirects_are_not_followed_and_size_is_bounded(site: int, tls: Path, path: str, status: int) -> None:
+def test_redirects_are_not_followed_and_size_is_limited(site: int, tls: Path, path: str, status: int) -> None:
     with pytest.raises(ApiError) as refused:
         reaching(tls).fetch_image(f"https://{HOST}:{site}{path}")
     assert refused.value.status == status
 
 
-def test_another_sites_certificate_is_not_taken(site: int, tls: Path) -> None:
+def test_a_certificate_of_another_host_is_refused(site: int, tls: Path) -> None:
     trusted = ssl.create_default_context(cafile=str(tls))
     other = fetcher("127.0.0.1", hosts=("other.example",), allowed=lambda a: a.is_loopback, tls=trusted)
     with pytest.raises(ApiError) as refused:

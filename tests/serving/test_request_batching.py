@@ -1,4 +1,4 @@
-"""Requests under way at once share forward passes, and nothing else."""
+"""Batching of concurrent requests: shared forward passes, and isolation between requests."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from clincot.serving.request_context import RequestContext
 from tests.support.model_servers import Parrot, until
 
 
-def said(text: str) -> Conversation:
+def conversation(text: str) -> Conversation:
     return (Turn("user", text),)
 
 
@@ -28,10 +28,10 @@ def parrot() -> Parrot:
 
 @pytest.fixture
 def batcher(parrot: Parrot) -> Iterator[Batcher]:
-    made = Batcher(parrot, max_batch=8, gather_s=0.0)
-    yield made
+    batcher = Batcher(parrot, max_batch=8, gather_s=0.0)
+    yield batcher
     parrot.go.set()
-    made.close()
+    batcher.close()
 
 
 @pytest.fixture
@@ -40,18 +40,18 @@ def threads() -> Iterator[ThreadPoolExecutor]:
         yield pool
 
 
-def write(batcher: Batcher, texts: list[str], ticket: RequestContext | None = None) -> list[str]:
-    ticket = ticket or RequestContext(600)
-    with batcher.open_policy(ticket) as policy:
-        asked = [said(text) for text in texts]
+def write(batcher: Batcher, texts: list[str], context: RequestContext | None = None) -> list[str]:
+    context = context or RequestContext(600)
+    with batcher.open_policy(context) as policy:
+        asked = [conversation(text) for text in texts]
         replies = policy.generate(asked, max_new_tokens=4, temperature=0.0, seeds=[0] * len(asked))
     return [reply.text for reply in replies]
 
 
-def held(
+def queue_calls(
     batcher: Batcher, threads: ThreadPoolExecutor, parrot: Parrot, calls: list[Callable[[], object]]
 ) -> list[object]:
-    """Futures of calls that all wait while the model is busy with a first one."""
+    """Futures of calls that wait, in this order, while the model is busy with a first one."""
     first = threads.submit(write, batcher, ["first"])
     assert parrot.asked.wait(300)
     futures = []
@@ -63,39 +63,39 @@ def held(
     return futures  # type: ignore[return-value]
 
 
-def test_what_gathers_while_a_batch_runs_is_the_next_batch(
+def test_calls_during_a_batch_form_the_next_batch(
     batcher: Batcher, parrot: Parrot, threads: ThreadPoolExecutor
 ) -> None:
-    """Three requests of 2, 3 and 1 conversations wait for the first one's: one batch of 6."""
+    """Three requests with 2, 3 and 1 conversations wait for the first request and form one batch of 6."""
     texts = [["a", "b"], ["c", "d", "e"], ["f"]]
-    futures = held(batcher, threads, parrot, [lambda t=t: write(batcher, t) for t in texts])  # type: ignore[misc]
+    futures = queue_calls(batcher, threads, parrot, [lambda t=t: write(batcher, t) for t in texts])  # type: ignore[misc]
     assert [f.result(timeout=300) for f in futures] == [[f"1 turns: {x}" for x in t] for t in texts]  # type: ignore[attr-defined]
     assert parrot.batches == [1, 6]
 
 
-def test_a_batch_is_never_larger_than_allowed(batcher: Batcher, parrot: Parrot, threads: ThreadPoolExecutor) -> None:
-    """19 conversations of one request, 8 at most: 8 + 8 + 3, in their order."""
+def test_a_batch_is_never_larger_than_the_limit(batcher: Batcher, parrot: Parrot, threads: ThreadPoolExecutor) -> None:
+    """19 conversations of one request with batches of at most 8: 8 + 8 + 3, in order."""
     texts = [str(n) for n in range(19)]
-    (future,) = held(batcher, threads, parrot, [lambda: write(batcher, texts)])
+    (future,) = queue_calls(batcher, threads, parrot, [lambda: write(batcher, texts)])
     assert future.result(timeout=300) == [f"1 turns: {n}" for n in texts]  # type: ignore[attr-defined]
     assert parrot.batches == [1, 8, 8, 3]
 
 
-def test_calls_of_different_kinds_do_not_share(batcher: Batcher, parrot: Parrot, threads: ThreadPoolExecutor) -> None:
+def test_calls_of_different_kinds_share_no_batch(batcher: Batcher, parrot: Parrot, threads: ThreadPoolExecutor) -> None:
     def score() -> list[float | None]:
         with batcher.open_policy(RequestContext(600)) as policy:
-            return policy.p_yes([said("abc"), said("abcdef")])
+            return policy.p_yes([conversation("abc"), conversation("abcdef")])
 
-    futures = held(batcher, threads, parrot, [lambda: write(batcher, ["x"]), score])
+    futures = queue_calls(batcher, threads, parrot, [lambda: write(batcher, ["x"]), score])
     assert futures[0].result(timeout=300) == ["1 turns: x"]  # type: ignore[attr-defined]
     assert futures[1].result(timeout=300) == [0.003, 0.006]  # type: ignore[attr-defined]
     assert parrot.batches == [1, 1, 2]
 
 
-def test_a_window_that_two_requests_ask_about_is_looked_at_once(
+def test_equal_conversations_are_computed_once(
     batcher: Batcher, parrot: Parrot, threads: ThreadPoolExecutor, tmp_path: Path
 ) -> None:
-    """Two uploads of one image lie in two places. abc, abcdef and abc again: 2 of 3 conversations are scored."""
+    """Two uploads of one image in two folders. Of abc, abcdef and abc, only 2 conversations are scored."""
 
     def shown(text: str, folder: str) -> Conversation:
         return (Turn("user", text, (ImageView(str(tmp_path / folder / "film.png"), "f" * 64, None, 64),)),)
@@ -105,57 +105,59 @@ def test_a_window_that_two_requests_ask_about_is_looked_at_once(
             return policy.p_yes([shown(text, folder) for text in texts])
 
     calls = [lambda: score("one", "abc", "abcdef"), lambda: score("two", "abc")]
-    futures = held(batcher, threads, parrot, calls)  # type: ignore[arg-type]
+    futures = queue_calls(batcher, threads, parrot, calls)  # type: ignore[arg-type]
     assert [f.result(timeout=300) for f in futures] == [[0.003, 0.006], [0.003]]  # type: ignore[attr-defined]
     assert parrot.batches == [1, 2]
 
 
-def test_the_kind_that_most_wait_for_comes_next(batcher: Batcher, parrot: Parrot, threads: ThreadPoolExecutor) -> None:
-    """The oldest wants two probabilities, three others a text each: the texts go first, together."""
+def test_the_kind_with_most_waiting_calls_is_next(
+    batcher: Batcher, parrot: Parrot, threads: ThreadPoolExecutor
+) -> None:
+    """The oldest call asks for two probabilities, three others for a text each: the texts go first, together."""
 
     def score() -> list[float | None]:
         with batcher.open_policy(RequestContext(600)) as policy:
-            return policy.p_yes([said("a"), said("b")])
+            return policy.p_yes([conversation("a"), conversation("b")])
 
     calls = [score, *(lambda: write(batcher, ["x"]) for _ in range(3))]
-    for future in held(batcher, threads, parrot, calls):  # type: ignore[arg-type]
+    for future in queue_calls(batcher, threads, parrot, calls):  # type: ignore[arg-type]
         future.result(timeout=300)  # type: ignore[attr-defined]
     assert parrot.batches == [1, 3, 2]
 
 
-def test_nobody_is_passed_over_more_than_three_times(batcher: Batcher) -> None:
-    """One probability against two texts that are new each time: the fourth batch is the probability's."""
+def test_no_call_is_skipped_more_than_three_times(batcher: Batcher) -> None:
+    """One probability competes with two new texts each time: the fourth batch is the probability."""
     taken = []
-    with batcher._changed:  # the worker takes nothing meanwhile
-        late = _PendingCall(RequestContext(600), ("p_yes",), [(said("late"), 0)])
+    with batcher._changed:  # keeps the worker from taking calls
+        late = _PendingCall(RequestContext(600), ("p_yes",), [(conversation("late"), 0)])
         for _ in range(4):
-            fresh = [_PendingCall(RequestContext(600), ("write", 4, 0.0), [(said("new"), 0)]) for _ in range(2)]
+            fresh = [_PendingCall(RequestContext(600), ("write", 4, 0.0), [(conversation("new"), 0)]) for _ in range(2)]
             batcher._waiting = [late, *fresh]
             taken.append([work.call[0] for work, _ in batcher._take_batch()])
         batcher._waiting = []
     assert taken == [["write", "write"]] * 3 + [["p_yes"]]
 
 
-def test_a_request_that_fails_does_not_take_its_neighbours(
-    batcher: Batcher, parrot: Parrot, threads: ThreadPoolExecutor
-) -> None:
-    """The batch of both fails and each is tried alone."""
-    good, bad = held(batcher, threads, parrot, [lambda: write(batcher, ["good"]), lambda: write(batcher, ["bad"])])
+def test_a_failing_request_does_not_fail_others(batcher: Batcher, parrot: Parrot, threads: ThreadPoolExecutor) -> None:
+    """The batch of both fails, and each call is repeated separately."""
+    good, bad = queue_calls(
+        batcher, threads, parrot, [lambda: write(batcher, ["good"]), lambda: write(batcher, ["bad"])]
+    )
     assert good.result(timeout=300) == ["1 turns: good"]  # type: ignore[attr-defined]
     with pytest.raises(ValueError, match="cannot encode"):
         bad.result(timeout=300)  # type: ignore[attr-defined]
     assert parrot.batches == [1, 2, 1, 1]
 
 
-def test_who_goes_away_is_woken_at_once_and_costs_no_pass(
+def test_a_cancelled_call_ends_at_once_without_a_pass(
     batcher: Batcher, parrot: Parrot, threads: ThreadPoolExecutor
 ) -> None:
-    ticket = RequestContext(600)
+    context = RequestContext(600)
     first = threads.submit(write, batcher, ["first"])
     assert parrot.asked.wait(300)
-    gone = threads.submit(write, batcher, ["gone"], ticket)
+    gone = threads.submit(write, batcher, ["gone"], context)
     until(lambda: len(batcher._waiting) == 1)
-    ticket.cancel()
+    context.cancel()
     with pytest.raises(RequestCancelled):
         gone.result(timeout=300)  # while the model is still busy with the first
     assert not first.done()
@@ -164,15 +166,15 @@ def test_who_goes_away_is_woken_at_once_and_costs_no_pass(
     assert parrot.batches == [1]
 
 
-def test_past_its_deadline_a_request_is_told_so(batcher: Batcher, parrot: Parrot) -> None:
+def test_a_call_past_its_deadline_fails_with_504(batcher: Batcher, parrot: Parrot) -> None:
     began = time.monotonic()
-    with pytest.raises(ApiError) as told:
+    with pytest.raises(ApiError) as failed:
         write(batcher, ["slow"], RequestContext(0.2))
-    assert told.value.status == 504
+    assert failed.value.status == 504
     assert time.monotonic() - began < 300
     assert threading.active_count() < 100
 
 
-def test_nothing_asked_is_nothing_done(batcher: Batcher, parrot: Parrot) -> None:
+def test_an_empty_call_runs_nothing(batcher: Batcher, parrot: Parrot) -> None:
     assert write(batcher, []) == []
     assert parrot.batches == []

@@ -1,4 +1,4 @@
-"""Checkpoints that are refused before they are loaded, and ones that come from S3."""
+"""Checkpoints that are refused before they are loaded, and checkpoints from S3."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from tests.support.s3_server import S3Server
 
 @pytest.fixture
 def checkpoint(tmp_path: Path) -> Path:
-    """A whole one with its manifest, the weights in two shards."""
+    """A complete checkpoint with a manifest and weights in two shards."""
     folder = tiny.write_model(tmp_path / "policy", seed=0)
     weights = load_file(folder / "model.safetensors")
     names = sorted(weights)
@@ -40,7 +40,7 @@ def checkpoint(tmp_path: Path) -> Path:
 
 
 def flip(path: Path) -> None:
-    """One bit of the last weight: the file's size and header stay as they were."""
+    """Flip one bit of the last weight, leaving the file's size and header unchanged."""
     content = bytearray(path.read_bytes())
     content[-1] ^= 1
     path.write_bytes(bytes(content))
@@ -61,12 +61,12 @@ DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
 }
 
 
-def test_a_whole_one_is_taken(checkpoint: Path) -> None:
+def test_a_complete_checkpoint_is_accepted(checkpoint: Path) -> None:
     check_checkpoint_files(checkpoint)
 
 
 @pytest.mark.parametrize("what", DAMAGES)
-def test_a_damaged_one_is_refused_with_the_file_named(checkpoint: Path, what: str) -> None:
+def test_a_damaged_checkpoint_is_refused_by_file_name(checkpoint: Path, what: str) -> None:
     damage, named = DAMAGES[what]
     damage(checkpoint)
     with pytest.raises(UnsupportedCheckpoint, match=named.replace(".", r"\.")):
@@ -74,7 +74,9 @@ def test_a_damaged_one_is_refused_with_the_file_named(checkpoint: Path, what: st
 
 
 @pytest.mark.parametrize("what", ["a changed weight", "a missing shard", "pickled weights"])
-def test_the_server_does_not_start_on_it(checkpoint: Path, what: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_server_does_not_start_with_a_damaged_checkpoint(
+    checkpoint: Path, what: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     damage, named = DAMAGES[what]
     damage(checkpoint)
     assert main(["serve", "--checkpoint", str(checkpoint)]) == 1
@@ -83,8 +85,8 @@ def test_the_server_does_not_start_on_it(checkpoint: Path, what: str, capsys: py
     assert "Traceback" not in said
 
 
-def test_a_damage_that_no_manifest_tells_of_is_still_seen(checkpoint: Path) -> None:
-    """Without a manifest a changed weight cannot be known, but a cut-off one can."""
+def test_a_truncated_shard_is_found_without_a_manifest(checkpoint: Path) -> None:
+    """Without a manifest a changed weight is not detected, but a truncated file is."""
     (checkpoint / "manifest.json").unlink()
     flip(checkpoint / SHARD)
     check_checkpoint_files(checkpoint)
@@ -93,7 +95,7 @@ def test_a_damage_that_no_manifest_tells_of_is_still_seen(checkpoint: Path) -> N
         check_checkpoint_files(checkpoint)
 
 
-def test_a_transformer_fetches_no_weights(checkpoint: Path, s3: S3Server, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_transformer_downloads_no_weights(checkpoint: Path, s3: S3Server, monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in s3.environment.items():
         monkeypatch.setenv(name, value)
     s3.bucket("served")
@@ -117,7 +119,7 @@ def test_a_transformer_fetches_no_weights(checkpoint: Path, s3: S3Server, monkey
         pass
 
 
-def test_views_that_were_changed_are_refused(checkpoint: Path) -> None:
+def test_a_changed_prompt_format_is_refused(checkpoint: Path) -> None:
     (checkpoint / "clincot.json").write_text("{}")
     with pytest.raises(UnsupportedCheckpoint, match=r"clincot\.json"):
         load_served_prompt_format(checkpoint)

@@ -1,4 +1,4 @@
-"""A server that is killed loses one request and nothing else; one that is told to stop finishes what it accepted."""
+"""A killed server loses only its current requests; a stopped one finishes the accepted requests."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import pytest
 from tests.serving.conftest import POLICY
 from tests.support.model_servers import PREDICT, Served, serving, until, v1
 
-QUESTION = "Is there a nodule, an effusion, a consolidation or a pneumothorax?"  # four findings: a longer chain
+QUESTION = "Is there a nodule, an effusion, a consolidation or a pneumothorax?"  # four findings make the chain longer
 
 
 def running(server: Served) -> float:
@@ -34,7 +34,7 @@ def in_the_background(server: Served, film: str, kept: list[object]) -> threadin
     return thread
 
 
-def test_killed_mid_request_it_serves_again_when_restarted(film: str, tmp_path: Path) -> None:
+def test_a_killed_server_serves_again_after_a_restart(film: str, tmp_path: Path) -> None:
     answers: list[object] = []
     slow = ("--checkpoint", str(POLICY), "--set", "max_batch=1")
     with serving(tmp_path / "log", *slow) as server:
@@ -46,13 +46,13 @@ def test_killed_mid_request_it_serves_again_when_restarted(film: str, tmp_path: 
             thread.join()
         port = int(server.url.rpartition(":")[2])
     assert len(answers) == 4
-    assert answers[0] not in (200, 500)  # lost, and the client was told by the connection
+    assert answers[0] not in (200, 500)  # lost: the client sees a connection error
     with serving(tmp_path / "log", "--checkpoint", str(POLICY), port=port) as again:
         again.wait_ready()
         assert httpx.post(again.url + PREDICT, json=v1(QUESTION, film), timeout=600).status_code == 200
 
 
-def test_told_to_stop_it_finishes_what_it_accepted_and_takes_nothing_new(film: str, tmp_path: Path) -> None:
+def test_sigterm_finishes_accepted_requests_and_accepts_no_more(film: str, tmp_path: Path) -> None:
     answers: list[object] = []
     with serving(tmp_path / "log", "--checkpoint", str(POLICY), "--set", "max_batch=1", "--set", "running=1") as server:
         server.wait_ready()
@@ -66,7 +66,7 @@ def test_told_to_stop_it_finishes_what_it_accepted_and_takes_nothing_new(film: s
         with pytest.raises(httpx.ConnectError):
             httpx.get(server.url, timeout=10)
     assert answers == [200, 200, 200]
-    assert "what was accepted is answered" in (tmp_path / "log").read_text()
+    assert "all accepted requests are answered" in (tmp_path / "log").read_text()
 
 
 def metric(server: Served, name: str) -> float:
@@ -74,8 +74,8 @@ def metric(server: Served, name: str) -> float:
     return next(float(line.split()[1]) for line in lines if line.startswith(f"{name} "))
 
 
-def test_it_is_ready_in_ten_seconds(tmp_path: Path) -> None:
-    """Counted as the processor's time, which a busy machine does not stretch."""
+def test_the_server_is_ready_within_ten_seconds(tmp_path: Path) -> None:
+    """Measured in processor time, which does not depend on other load."""
     began = time.monotonic()
     with serving(tmp_path / "log", "--checkpoint", str(POLICY)) as server:
         server.wait_ready()

@@ -1,4 +1,4 @@
-"""Under load: the bounded queue, deadlines, clients that go away, and answers that do not depend on company."""
+"""Load: the bounded queue, deadlines, disconnected clients, and answers that do not depend on batching."""
 
 from __future__ import annotations
 
@@ -33,8 +33,8 @@ async def posts(url: str, bodies: Sequence[dict[str, Any]], *, at_once: int = 64
         return await asyncio.gather(*(http.post(url + PREDICT, json=body) for body in bodies))
 
 
-def test_a_full_queue_says_when_to_come_again(film: str) -> None:
-    """Two run, three wait; of ten requests five are answered and five are told 429."""
+def test_a_full_queue_says_when_to_try_again(film: str) -> None:
+    """Two run and three wait: of ten requests five are answered and five get 429."""
     parrot = Parrot()
     settings = ServeSettings.model_validate({"propose": LOOK_ONCE, "running": 2, "waiting": 3})
     with serving_here(parrot, settings) as url:
@@ -55,10 +55,12 @@ def test_a_full_queue_says_when_to_come_again(film: str) -> None:
         assert sorted(reply.status_code for reply in replies) == [200] * 5 + [429] * 5
         told = [reply for reply in replies if reply.status_code == 429]
         assert all(1 <= int(reply.headers["Retry-After"]) <= 30 for reply in told)
-        assert httpx.post(url + PREDICT, json=v1("Is there a nodule?", film)).status_code == 200  # room again
+        assert (
+            httpx.post(url + PREDICT, json=v1("Is there a nodule?", film)).status_code == 200
+        )  # the queue has room again
 
 
-def test_past_the_deadline_it_is_504_whether_it_ran_or_waited(film: str) -> None:
+def test_running_and_waiting_requests_get_504_at_the_deadline(film: str) -> None:
     parrot = Parrot()
     settings = ServeSettings.model_validate({"propose": LOOK_ONCE, "running": 1, "deadline_s": 0.5})
     with serving_here(parrot, settings) as url:
@@ -68,8 +70,8 @@ def test_past_the_deadline_it_is_504_whether_it_ran_or_waited(film: str) -> None
         assert replies[0].json()["code"] == "deadline_exceeded"
 
 
-def test_a_client_that_goes_away_frees_its_place(film: str) -> None:
-    """One place in all. The model stays busy with the lost request, and the place is free before that ends."""
+def test_a_disconnected_client_frees_its_slot(film: str) -> None:
+    """The only slot is free again while the model is still busy with the lost request."""
     parrot = Parrot()
     settings = ServeSettings.model_validate({"propose": LOOK_ONCE, "running": 1, "waiting": 0})
     with serving_here(parrot, settings) as url:
@@ -90,7 +92,7 @@ def test_a_client_that_goes_away_frees_its_place(film: str) -> None:
 
 
 class Counting:
-    """A model that remembers how large its batches were."""
+    """A model that records the sizes of its batches."""
 
     def __init__(self, model: VisionLanguageModel) -> None:
         self.model, self.digest, self.views = model, model.digest, model.views
@@ -107,7 +109,7 @@ class Counting:
 
 @pytest.fixture(scope="module")
 def small(tmp_path_factory: pytest.TempPathFactory) -> VisionLanguageModel:
-    """Untrained, with weights so large that what is said depends on the picture."""
+    """An untrained model with large weights, so that its answers depend on the image."""
     folder = tiny.write_model(tmp_path_factory.mktemp("small") / "policy", seed=0, text_layers=2)
     weights = load_file(folder / "model.safetensors")
     louder = {n: t * 8 if t.ndim == 2 and "vision_model" not in n else t for n, t in weights.items()}
@@ -116,8 +118,11 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> VisionLanguageModel:
 
 
 def same(one: dict[str, Any], other: dict[str, Any]) -> bool:
-    """The same chain. Sums round differently in another batch, so numbers agree to 1e-4; answers and places are equal
-    unless two tie within that, when either is right."""
+    """Whether two chains are the same.
+
+    Batch composition changes rounding, so numbers may differ by 1e-4. Answers and regions must be equal, except that
+    regions whose confidences are within 1e-4 may be exchanged.
+    """
     if abs(one["confidence"] - other["confidence"]) > 1e-4:
         return False
     places = [[(r["box"], r["answer"]) for r in a["regions"]] for a in (one, other)]
@@ -126,8 +131,8 @@ def same(one: dict[str, Any], other: dict[str, Any]) -> bool:
     return one["answer"] == other["answer"] and (places[0] == places[1] or ties)
 
 
-def test_batched_and_alone_first_and_thousandth_answers_are_the_same(small: VisionLanguageModel, films: Path) -> None:
-    """1000 requests by 16 clients about 6 films, each compared with its answer when nothing else ran."""
+def test_batching_does_not_change_answers(small: VisionLanguageModel, films: Path) -> None:
+    """1000 requests by 16 clients about 6 films, each compared with its answer without other requests."""
     counting = Counting(small)
     look = {"grounders": {"windows": 1, "written": 1}, "window_sides": [0.5], "window_stride": 1.0, "temperature": 0.0}
     settings = ServeSettings.model_validate({"propose": look, "max_new_tokens": 2, "deadline_s": 600, "body_s": 120})
@@ -137,6 +142,6 @@ def test_batched_and_alone_first_and_thousandth_answers_are_the_same(small: Visi
         most = max(counting.sizes)
         replies = asyncio.run(posts(url, [bodies[n % 6] for n in range(1000)], at_once=16))
     answers = [reply.json()["predictions"][0] for reply in replies]
-    assert len({answer["confidence"] for answer in alone}) > 1  # the films are told apart
-    assert max(counting.sizes) > most  # requests did share passes
+    assert len({answer["confidence"] for answer in alone}) > 1  # the answers depend on the film
+    assert max(counting.sizes) > most  # requests did share forward passes
     assert [n for n, answer in enumerate(answers) if not same(answer, alone[n % 6])] == []

@@ -1,4 +1,4 @@
-"""A stream begins when the regions are known, before they are looked at; what fails later is told in the stream."""
+"""A stream starts when the regions are known; later errors are events in the stream."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from openai import APIError, BadRequestError, OpenAI
 from clincot.serving.server_settings import ServeSettings
 from tests.support.model_servers import CHAT, Parrot, chat, serving_here, until
 
-# its region is drawn, not written: the policy is asked for nothing but the answers
+# the region is random rather than written by the policy, so the policy is called only for the answers
 SETTINGS = ServeSettings.model_validate({"propose": {"grounders": {"random": 1}}, "running": 1, "waiting": 0})
 
 
@@ -31,14 +31,14 @@ def client(url: str) -> OpenAI:
     return OpenAI(base_url=f"{url}/openai/v1", api_key="none", max_retries=0, timeout=300)
 
 
-def test_the_regions_come_before_the_answer_is_known(url: str, parrot: Parrot, film: str) -> None:
-    """The policy answers nothing until `go` is set, and that is after the first chunk has been read."""
+def test_regions_are_sent_before_the_answer_is_known(url: str, parrot: Parrot, film: str) -> None:
+    """The policy does not answer until `go` is set, which is after the first chunk was read."""
     stream = iter(client(url).chat.completions.create(**chat("Is there a nodule?", film), stream=True))
     first = next(stream)
     assert not parrot.go.is_set()
     assert first.model_extra is not None
-    looking = first.model_extra["clincot"]
-    assert (looking["hypotheses"], [r["grounder"] for r in looking["regions"]]) == (
+    proposed = first.model_extra["clincot"]
+    assert (proposed["hypotheses"], [r["grounder"] for r in proposed["regions"]]) == (
         ["nodule", "normal"],
         ["random", "whole"],
     )
@@ -48,10 +48,10 @@ def test_the_regions_come_before_the_answer_is_known(url: str, parrot: Parrot, f
     chain = rest[-1].model_extra["clincot"]
     assert "".join(chunk.choices[0].delta.content or "" for chunk in rest) == chain["answer"]
     assert chain["answer"].startswith("3 turns: Is there a nodule?")
-    assert [r["box"] for r in chain["regions"]] == [r["box"] for r in looking["regions"]]
+    assert [r["box"] for r in chain["regions"]] == [r["box"] for r in proposed["regions"]]
 
 
-def test_a_failure_after_the_first_chunk_is_an_event(url: str, parrot: Parrot, film: str) -> None:
+def test_an_error_after_the_first_chunk_is_an_event(url: str, parrot: Parrot, film: str) -> None:
     stream = iter(client(url).chat.completions.create(**chat("a bad question", film), stream=True))
     next(stream)
     parrot.go.set()
@@ -59,13 +59,13 @@ def test_a_failure_after_the_first_chunk_is_an_event(url: str, parrot: Parrot, f
         list(stream)
 
 
-def test_what_is_wrong_before_is_refused_by_its_status(url: str, film: str) -> None:
+def test_an_error_before_the_first_chunk_has_its_status(url: str, film: str) -> None:
     with pytest.raises(BadRequestError, match="damaged or cut off"):
         client(url).chat.completions.create(**chat("Is there a nodule?", film[:-200]), stream=True)
 
 
-def test_a_client_that_leaves_a_stream_frees_its_place(url: str, parrot: Parrot, film: str) -> None:
-    """One place in all, and the model still busy with the lost request when the place is free again."""
+def test_a_client_that_leaves_a_stream_frees_its_slot(url: str, parrot: Parrot, film: str) -> None:
+    """The only slot is free again while the model is still busy with the lost request."""
     body = chat("Is there a nodule?", film, stream=True)
     with httpx.stream("POST", url + CHAT, json=body, timeout=300) as reply:
         lines = reply.iter_lines()

@@ -1,4 +1,4 @@
-"""A folder and a real S3 server keep the same promises."""
+"""A folder and a real S3 server behave alike; the `store` fixture is each of them in turn."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ from clincot.storage.store import (
 from tests.support.s3_server import SECRET, S3Server
 
 
-def test_what_is_written_once_is_never_overwritten(store: Store) -> None:
+def test_write_new_never_overwrites(store: Store) -> None:
     store.write_new("models/a/manifest.json", b"one")
     with pytest.raises(KeyExists, match=r"models/a/manifest\.json exists already"):
         store.write_new("models/a/manifest.json", b"two")
     assert store.read("models/a/manifest.json").content == b"one"
 
 
-def test_replace_holds_only_over_the_version_that_was_read(store: Store) -> None:
+def test_replace_needs_the_current_version(store: Store) -> None:
     first = store.write_new("pointer.json", b"base")
     second = store.replace("pointer.json", b"round 1", first)
     with pytest.raises(VersionConflict, match="replaced by someone else"):
@@ -41,7 +41,7 @@ def test_replace_holds_only_over_the_version_that_was_read(store: Store) -> None
         store.replace("never/there.json", b"x", first)
 
 
-def test_of_sixteen_racers_one_wins(store: Store) -> None:
+def test_one_of_sixteen_concurrent_writers_wins(store: Store) -> None:
     tag = store.write_new("pointer.json", b"base")
     start = Barrier(16)
 
@@ -59,8 +59,10 @@ def test_of_sixteen_racers_one_wins(store: Store) -> None:
     assert store.read("pointer.json").content == b"racer %d" % won[0]
 
 
-def test_files_come_back_as_they_were_sent(store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Parts of 5 MiB, the least that S3 allows: 5 + 5 + 1 MiB."""
+def test_files_are_downloaded_as_they_were_uploaded(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In S3 in parts of 5 MiB, the smallest size that S3 allows: 5 + 5 + 1 MiB."""
     monkeypatch.setattr(store_s3, "PART_BYTES", 5 << 20)
     big, small = tmp_path / "big", tmp_path / "small"
     big.write_bytes(bytes(range(256)) * (11 << 12))
@@ -78,7 +80,7 @@ def test_files_come_back_as_they_were_sent(store: Store, tmp_path: Path, monkeyp
     assert list(store.keys("m/")) == ["m/small"]
 
 
-def test_what_is_not_there_is_named(store: Store, tmp_path: Path) -> None:
+def test_a_missing_key_is_named(store: Store, tmp_path: Path) -> None:
     with pytest.raises(KeyNotFound, match=r"nothing is stored under m/none"):
         store.read("m/none")
     with pytest.raises(KeyNotFound):
@@ -92,7 +94,7 @@ def test_a_key_stays_inside(key: str) -> None:
         validate_key(key)
 
 
-def test_half_a_folder_write_is_never_seen(tmp_path: Path) -> None:
+def test_the_temporary_file_of_a_killed_write_is_invisible(tmp_path: Path) -> None:
     store = FolderStore(tmp_path)
     (tmp_path / "m").mkdir()
     (tmp_path / "m" / ".writing-left-by-a-crash").write_bytes(b"half")
@@ -100,7 +102,7 @@ def test_half_a_folder_write_is_never_seen(tmp_path: Path) -> None:
     assert list(store.keys("m/")) == ["m/whole"]
 
 
-def test_a_wrong_secret_is_refused(s3: S3Server, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_wrong_secret_is_rejected(s3: S3Server, monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in (s3.environment | {"AWS_SECRET_ACCESS_KEY": "wrong-" + SECRET}).items():
         monkeypatch.setenv(name, value)
     with pytest.raises(StoreFailed, match=r"HTTP 403 .*AWS_SECRET_ACCESS_KEY") as refused:
@@ -108,9 +110,7 @@ def test_a_wrong_secret_is_refused(s3: S3Server, monkeypatch: pytest.MonkeyPatch
     assert SECRET not in str(refused.value)
 
 
-def test_a_bucket_that_is_missing_and_a_server_that_is_down_are_told_apart(
-    s3: S3Server, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_missing_bucket_and_a_missing_server_differ(s3: S3Server, monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in s3.environment.items():
         monkeypatch.setenv(name, value)
     with pytest.raises(StoreFailed, match=r"NoSuchBucket; create the bucket"):
@@ -121,7 +121,7 @@ def test_a_bucket_that_is_missing_and_a_server_that_is_down_are_told_apart(
         open_store("s3://ready").read("a")
 
 
-def test_an_address_with_credentials_is_refused_without_showing_them() -> None:
+def test_an_address_with_credentials_is_rejected_but_not_quoted() -> None:
     with pytest.raises(ValueError, match="credentials come from the environment") as refused:
         open_store("s3://user:hunter2@bucket/x")
     assert "hunter2" not in str(refused.value)

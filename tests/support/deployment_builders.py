@@ -1,4 +1,4 @@
-"""Small published checkpoints: real files, no model behind them."""
+"""Small published checkpoints: real files without a model."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ BOX = Box(x0=0.1, y0=0.2, x1=0.4, y1=0.6)
 
 
 def write_checkpoint(folder: Path, value: float, *, parent: str = "", round_: int = 0) -> Path:
-    """A folder as training leaves it, its weights one number."""
+    """Write a checkpoint folder as training does, with all weights equal to `value`."""
     folder.mkdir(parents=True)
     save_file({"w": np.full(4, value, np.float32)}, folder / "model.safetensors")
     (folder / "config.json").write_text('{"model_type": "idefics3"}\n')
@@ -55,25 +55,25 @@ def decided(champion: str, challenger: str, verdict: str = "promote") -> Decisio
 
 
 def golden(folder: Path, answers: tuple[str, ...] = ("yes", "no")) -> list[GoldenQuestion]:
-    """Golden questions about flat images in folder/golden."""
-    made = []
+    """Golden questions about uniform images in folder/golden."""
+    questions = []
     for number, answer in enumerate(answers):
         path = folder / f"{number}.png"
         folder.mkdir(parents=True, exist_ok=True)
         Image.fromarray(np.full((16, 16), 40 * number, np.uint8)).save(path)
         image, digest = copy_golden_image(path, folder)
-        made.append(
+        questions.append(
             GoldenQuestion(
                 question=f"Is there a nodule in film {number}?", image=image, sha256=digest, answer=answer, box=BOX
             )
         )
-    return made
+    return questions
 
 
 def published(
     store: Store, folder: Path, value: float, *, over: Manifest | None = None, verdict: str = "promote"
 ) -> Manifest:
-    """A published checkpoint; `over`: trained from that one and decided against it."""
+    """Publish a checkpoint. over: the one that it was trained from and compared with."""
     checkpoint = write_checkpoint(
         folder / f"checkpoint-{value}", value, parent=over.sha256 if over else "", round_=1 if over else 0
     )

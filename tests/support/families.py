@@ -1,8 +1,8 @@
 """Tiny random checkpoints of the model families that medical vision-language models use.
 
-Each is built from the family's real config, model, tokenizer and processor classes of transformers, with a chat template of
-the published checkpoint's shape (the repository on the hub is named beside each). Nothing is downloaded. Sizes are chosen so that
-a forward pass takes milliseconds; shapes, special tokens, end tokens and processing steps are those of the real thing.
+Each is built from the family's real config, model, tokenizer and processor classes of transformers, with a chat
+template in the shape of the published checkpoint's (Family.source names it). Nothing is downloaded. A forward pass
+takes milliseconds; special tokens, end tokens and processing steps are those of the real checkpoint.
 """
 
 from __future__ import annotations
@@ -19,9 +19,11 @@ CORPUS = [
     "Is there a nodule in the left lung? Answer yes or no. Yes No yes no YES NO",
     "First name the region of the image to look at, as [x0, y0, x1, y1] in percent of its width and height.",
     "This is that region at full resolution. Answer the question in a few words: Which zone is the nodule in?",
-    "The second image is the region [12, 30, 45, 78] of the first (percent of its width and height) at full resolution.",
+    "The second image is the region [12, 30, 45, 78] of the first (percent of its width and height) at full "
+    "resolution.",
     "Question: Proposed answer: upper lower zone Is the proposed answer right? effusion cardiomegaly consolidation",
-    "Does this region of a medical image show pneumothorax? user assistant system model USER: ASSISTANT: [INST] [/INST]",
+    "Does this region of a medical image show pneumothorax? user assistant system model USER: ASSISTANT: [INST] "
+    "[/INST]",
     '{"bbox_2d": [10, 20, 30, 40]} <box>[[10, 20, 30, 40]]</box> 0 1 2 3 4 5 6 7 8 9 10 100 1000',
 ] * 4
 
@@ -124,7 +126,8 @@ def build_byte_tokenizer(*extra: str, **options: Any) -> Any:
 VICUNA = (
     "{% for message in messages %}{% if message['role'] != 'system' %}{{ message['role'].upper() + ': '}}{% endif %}"
     "{% for content in message['content'] | selectattr('type', 'equalto', 'image') %}{{ '<image>\n' }}{% endfor %}"
-    "{% for content in message['content'] | selectattr('type', 'equalto', 'text') %}{{ content['text'] + ' '}}{% endfor %}"
+    "{% for content in message['content'] | selectattr('type', 'equalto', 'text') %}{{ content['text'] + ' '}}{% "
+    "endfor %}"
     "{% endfor %}{% if add_generation_prompt %}{{ 'ASSISTANT:' }}{% endif %}"
 )
 MISTRAL = (
@@ -132,40 +135,50 @@ MISTRAL = (
     "{% for content in message['content'] | selectattr('type', 'equalto', 'image') %}{{ '<image>\n' }}{% endfor %}"
     "{% for content in message['content'] | selectattr('type', 'equalto', 'text') %}{{ content['text'] }}{% endfor %}"
     "{{ ' [/INST]' }}{% elif message['role'] == 'assistant' %}"
-    "{% for content in message['content'] | selectattr('type', 'equalto', 'text') %}{{ ' ' + content['text'] }}{% endfor %}"
+    "{% for content in message['content'] | selectattr('type', 'equalto', 'text') %}{{ ' ' + content['text'] "
+    "}}{% endfor %}"
     "{{ '</s> ' }}{% endif %}{% endfor %}"
 )
 LLAVA_QWEN = (
     "{% for message in messages %}{{'<|im_start|>' + message['role'] + ' '}}"
     "{% for content in message['content'] | selectattr('type', 'equalto', 'image') %}{{ '<image>' }}{% endfor %}"
-    "{% for content in message['content'] | selectattr('type', 'equalto', 'text') %}{{ '\n' + content['text'] }}{% endfor %}"
+    "{% for content in message['content'] | selectattr('type', 'equalto', 'text') %}{{ '\n' + content['text'] "
+    "}}{% endfor %}"
     "{{'<|im_end|>'}}{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
 )
 QWEN_VL = (
     "{% for message in messages %}{% if loop.first and message['role'] != 'system' %}<|im_start|>system\n"
     "You are a helpful assistant.<|im_end|>\n{% endif %}<|im_start|>{{ message['role'] }}\n"
-    "{% for content in message['content'] %}{% if content['type'] == 'image' %}<|vision_start|><|image_pad|><|vision_end|>"
+    "{% for content in message['content'] %}{% if content['type'] == 'image' "
+    "%}<|vision_start|><|image_pad|><|vision_end|>"
     "{% elif 'text' in content %}{{ content['text'] }}{% endif %}{% endfor %}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
 QWEN3_VL = QWEN_VL.replace(
-    "{% if loop.first and message['role'] != 'system' %}<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n{% endif %}",
+    "{% if loop.first and message['role'] != 'system' %}<|im_start|>system\nYou are a helpful "
+    "assistant.<|im_end|>\n{% endif %}",
     "",
 )
 INTERN_VL = (
     "{% for message in messages %}{{'<|im_start|>' + message['role'] + '\n'}}{% for content in message['content'] %}"
-    "{% if content['type'] == 'image' %}{{ '<IMG_CONTEXT>\n' }}{% elif content['type'] == 'text' %}{{ content['text'] }}{% endif %}"
+    "{% if content['type'] == 'image' %}{{ '<IMG_CONTEXT>\n' }}{% elif content['type'] == 'text' %}{{ "
+    "content['text'] }}{% endif %}"
     "{% endfor %}{{'<|im_end|>\n'}}{% endfor %}{% if add_generation_prompt %}{{'<|im_start|>assistant\n' }}{% endif %}"
 )
 GEMMA3 = (
-    "{{ bos_token }}{% for message in messages %}{% set role = 'model' if message['role'] == 'assistant' else message['role'] %}"
-    "{{ '<start_of_turn>' + role + '\n' }}{% for item in message['content'] %}{% if item['type'] == 'image' %}{{ '<start_of_image>' }}"
-    "{% elif item['type'] == 'text' %}{{ item['text'] | trim }}{% endif %}{% endfor %}{{ '<end_of_turn>\n' }}{% endfor %}"
+    "{{ bos_token }}{% for message in messages %}{% set role = 'model' if message['role'] == 'assistant' else "
+    "message['role'] %}"
+    "{{ '<start_of_turn>' + role + '\n' }}{% for item in message['content'] %}{% if item['type'] == 'image' %}{{ "
+    "'<start_of_image>' }}"
+    "{% elif item['type'] == 'text' %}{{ item['text'] | trim }}{% endif %}{% endfor %}{{ '<end_of_turn>\n' }}{% "
+    "endfor %}"
     "{% if add_generation_prompt %}{{ '<start_of_turn>model\n' }}{% endif %}"
 )
 IDEFICS3 = (
-    "<|im_start|>{% for message in messages %}{{message['role'] | capitalize}}{% if message['content'][0]['type'] == 'image' %}"
-    "{{':'}}{% else %}{{': '}}{% endif %}{% for line in message['content'] %}{% if line['type'] == 'text' %}{{line['text']}}"
+    "<|im_start|>{% for message in messages %}{{message['role'] | capitalize}}{% if "
+    "message['content'][0]['type'] == 'image' %}"
+    "{{':'}}{% else %}{{': '}}{% endif %}{% for line in message['content'] %}{% if line['type'] == 'text' "
+    "%}{{line['text']}}"
     "{% elif line['type'] == 'image' %}{{ '<image>' }}{% endif %}{% endfor %}<end_of_utterance>\n{% endfor %}"
     "{% if add_generation_prompt %}{{ 'Assistant:' }}{% endif %}"
 )

@@ -1,4 +1,4 @@
-"""A real HTTP server on 127.0.0.1 for the tests of endpoints: started and stopped by the test, on a free port."""
+"""A real HTTP server on a free port of 127.0.0.1 for tests of endpoints; the test starts and stops it."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Server:
     stopping: threading.Event = field(default_factory=threading.Event)
 
     def hang(self) -> None:
-        """For handlers that never answer: returns when the server stops."""
+        """Block until the server stops, for handlers that never answer."""
         self.stopping.wait(timeout=30)
 
 
@@ -36,7 +36,7 @@ Reply = tuple[int, bytes | dict[str, Any]]  # status, body
 
 @contextlib.contextmanager
 def serving(reply: Callable[[Request], Reply]) -> Iterator[Server]:
-    """A server that answers every request with what `reply` makes of it, each in a thread of its own."""
+    """Start a server that answers every request with `reply(request)`, each in its own thread."""
 
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
@@ -74,7 +74,7 @@ def serving(reply: Callable[[Request], Reply]) -> Iterator[Server]:
 
 
 def free_port() -> int:
-    """A port on which nothing listens."""
+    """Return a port on which nothing listens."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])

@@ -1,7 +1,8 @@
-"""Runs rounds in a child process that is killed (SIGKILL) at one moment after the other, and then to the end.
+"""Run rounds in child processes that are killed (SIGKILL) at one moment after the other, and finally to the end.
 
-A process of its own for tests/test_killed.py: it imports everything once and computes nothing, so its children can be
-forked instead of started. Usage: python -m tests.support.killing FOLDER; prints at which moments a child was killed.
+Usage: python -m tests.support.killing FOLDER; prints the moments at which a child was killed. It is a separate program
+for tests/test_killed.py: it imports everything once and computes nothing itself, so that it can fork its children
+instead of starting them.
 """
 
 from __future__ import annotations
@@ -19,19 +20,19 @@ from pathlib import Path
 from clincot.rounds import Plan, run_rounds
 from tests.support import tiny
 
-# (event, path below the folder): just before it happens the run is killed. In their order: every run goes on where
-# the one before it was killed.
+# (audit event, path below the folder): the run is killed just before this happens. Each run resumes where the
+# previous one was killed, so the moments are in the order of the run.
 MOMENTS = (
-    ("open", "benchmark/images/1.png"),  # in the middle of measuring the base policy
-    ("os.rename", "run/base/outcomes.jsonl"),  # all is written, and not yet under its name
-    ("open", "data/images/3.png"),  # in the middle of proposing regions
-    ("open", "run/round-01/candidates.jsonl.*.partial"),  # a stage has ended, the next one begins
-    ("open", "data/images/4.png"),  # in the middle of answering
-    ("os.rename", "run/round-01/candidates.jsonl.stage.json"),  # the output is there, the stamp is not
-    ("os.rename", "run/round-01/scores.jsonl"),  # the first of a stage's outputs is there
-    ("open", "run/round-01/policy.partial/*checkpoint-2/trainer_state.json"),  # in the middle of training
-    ("os.rename", "run/round-01/policy"),  # trained, and not yet published
-    ("os.rename", "run/round-01/policy.stage.json"),  # published, without its stamp
+    ("open", "benchmark/images/1.png"),  # while the base policy is evaluated
+    ("os.rename", "run/base/outcomes.jsonl"),  # everything is written, but not under its final name
+    ("open", "data/images/3.png"),  # while regions are proposed
+    ("open", "run/round-01/candidates.jsonl.*.partial"),  # between two stages
+    ("open", "data/images/4.png"),  # while the policy answers
+    ("os.rename", "run/round-01/candidates.jsonl.stage.json"),  # the output exists, its stamp does not
+    ("os.rename", "run/round-01/scores.jsonl"),  # just before the first of a stage's outputs exists
+    ("open", "run/round-01/policy.partial/*checkpoint-2/trainer_state.json"),  # during training
+    ("os.rename", "run/round-01/policy"),  # trained, but not under its final name
+    ("os.rename", "run/round-01/policy.stage.json"),  # under its final name, without its stamp
     ("os.rename", "run/round-01/decision.json"),
     ("os.rename", "run/results.json"),
 )
@@ -52,7 +53,7 @@ def plan_in(folder: Path) -> Plan:
 
 
 def run_until(plan: Plan, moment: tuple[str, str]) -> bool:
-    """Run the plan in a child that dies (SIGKILL) at the moment; False: it ended well before."""
+    """Run the plan in a child that is killed at the moment; return False if the run ended before it."""
     child = os.fork()
     if child == 0:
         sys.addaudithook(_killer(plan.run.parent, *moment))
@@ -72,12 +73,12 @@ def run_until(plan: Plan, moment: tuple[str, str]) -> bool:
 
 
 def _killer(folder: Path, event: str, pattern: str) -> Callable[[str, tuple[object, ...]], None]:
-    """An audit hook (PEP 578): Python tells it of every file that it is about to open or to rename."""
+    """An audit hook (PEP 578): Python calls it before every file is opened or renamed."""
     wanted = str(folder / pattern)
 
-    def hook(name: str, about: tuple[object, ...]) -> None:
+    def hook(name: str, arguments: tuple[object, ...]) -> None:
         if name == event:
-            path = about[1 if name == "os.rename" else 0]
+            path = arguments[1 if name == "os.rename" else 0]
             if isinstance(path, str | os.PathLike) and fnmatch(os.fspath(path), wanted):
                 os.kill(os.getpid(), signal.SIGKILL)
 
@@ -85,7 +86,7 @@ def _killer(folder: Path, event: str, pattern: str) -> Callable[[str, tuple[obje
 
 
 def main() -> None:
-    import trl  # noqa: F401 - before the first child, so that none has to
+    import trl  # noqa: F401 - imported before the first fork, so that no child has to
 
     import clincot.models.load
     import clincot.training.margin_dpo  # noqa: F401

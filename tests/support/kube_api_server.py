@@ -1,7 +1,7 @@
 """A small stateful Kubernetes API server with a KServe controller behind it, for the real kubernetes client.
 
-Objects have resourceVersion and generation as in Kubernetes; a write over an old resourceVersion is 409. What becomes
-of a checkpoint is scripted by its digest (`Script`). Services are reached through the API server's proxy.
+Objects have resourceVersion and generation as in Kubernetes; a write with an old resourceVersion gets 409. A `Script`
+for each digest controls what happens to a checkpoint. Services are reached through the API server's proxy.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ PROXY = re.compile(r"/api/v1/namespaces/[^/]+/services/http:([^:]+):80/proxy(/.*
 
 @dataclass
 class Script:
-    """What becomes of a checkpoint: ready at the so-manieth look (0: never), gone at the so-manieth one after."""
+    """The fate of a checkpoint: ready at the `ready_after`-th read (0: never), not ready `gone_after` reads later."""
 
     ready_after: int = 1
     gone_after: int = 0
@@ -37,27 +37,29 @@ class Script:
 
     def look(self) -> bool:
         self.looks += 1
-        came = 0 < self.ready_after <= self.looks
-        return came and not (self.gone_after and self.looks >= self.ready_after + self.gone_after)
+        ready = 0 < self.ready_after <= self.looks
+        return ready and not (self.gone_after and self.looks >= self.ready_after + self.gone_after)
 
 
 @dataclass
 class ApiServer:
     scripts: dict[str, Script] = field(default_factory=dict)  # by digest
     objects: dict[str, Json] = field(default_factory=dict)  # by path
-    groups: set[str] = field(default_factory=set)  # "group/version" beside KServe's own
+    groups: set[str] = field(default_factory=set)  # "group/version", in addition to KServe's own
     forbidden: set[tuple[str, str]] = field(default_factory=set)  # (method, part of the path)
-    denied: set[tuple[str, str]] = field(default_factory=set)  # (verb, resource) that access reviews say no to
-    strict: dict[str, Callable[[Json], str]] = field(default_factory=dict)  # {plural: what strict validation says}
-    conflicts: int = 0  # so many writes find the object changed by someone else
-    broken: int = 0  # so many reads get a 503
+    denied: set[tuple[str, str]] = field(default_factory=set)  # (verb, resource) that access reviews deny
+    strict: dict[str, Callable[[Json], str]] = field(
+        default_factory=dict
+    )  # plural -> error of strict validation, or ""
+    conflicts: int = 0  # number of writes that find the object changed
+    broken: int = 0  # number of reads that get a 503
     slow_s: float = 0.0
     requests: list[tuple[str, str]] = field(default_factory=list)
     history: list[Json] = field(default_factory=list)  # every InferenceService and Service written
     url: str = ""
     _lock: threading.RLock = field(default_factory=threading.RLock)
     _version: int = 0
-    _revisions: list[str] = field(default_factory=list)  # what each revision of Knative serves
+    _revisions: list[str] = field(default_factory=list)  # address that each Knative revision serves
 
     def handle(self, method: str, path: str, body: Json | None, query: str = "") -> tuple[int, Json | str]:
         with self._lock:
@@ -100,7 +102,9 @@ class ApiServer:
             return 200, self.objects.pop(path)
         if method == "PUT":
             return self._put(path, body or {})
-        seen = copy.deepcopy(self.objects[path])  # as the controller left it: a status lags behind its spec by a look
+        seen = copy.deepcopy(
+            self.objects[path]
+        )  # as the controller left it: the status lags behind the spec by one read
         self._reconcile(self.objects[path])
         return 200, seen
 
@@ -124,11 +128,11 @@ class ApiServer:
         return written
 
     def _reconcile(self, thing: Json) -> None:
-        """KServe's controller, at each look: status from spec and script."""
+        """KServe's controller, which runs at each read: set the status from spec and script."""
         if thing.get("kind") != "InferenceService":
             return
         status, spec = thing["status"], thing["spec"]
-        status["observedGeneration"] = 1  # the Deployment's, as KServe has it
+        status["observedGeneration"] = 1  # KServe reports the Deployment's generation
         ready, model_status = self._state(spec["predictor"])
         status["conditions"] = [{"type": "Ready", "status": "True" if ready else "False"}]
         status["modelStatus"] = model_status
@@ -181,7 +185,7 @@ class ApiServer:
 
 @contextlib.contextmanager
 def api_server(server: ApiServer) -> Iterator[Cluster]:
-    """The server on a free port, and a real client of it."""
+    """Run the server on a free port; yields a real client."""
 
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
@@ -196,7 +200,7 @@ def api_server(server: ApiServer) -> Iterator[Cluster]:
             if path.startswith("/knative/"):
                 _, _, digest, rest = path.split("/", 3)
                 status, reply = server.answer(digest, f"/{rest}", body or {})
-            elif path.startswith("/own/"):  # a Service by its own address: the API server sees nothing of it
+            elif path.startswith("/own/"):  # a Service by its own address, not through the API server
                 _, _, service, rest = path.split("/", 3)
                 status, reply = server.reached(service, f"/{rest}", body or {})
             else:

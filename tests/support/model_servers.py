@@ -1,4 +1,4 @@
-"""Servers for the tests: in this process on a free port, or as `clincot serve` in a process of their own."""
+"""Model servers for tests: in this process on a free port, or `clincot serve` as its own process."""
 
 from __future__ import annotations
 
@@ -34,14 +34,14 @@ from tests.support.http_server import free_port
 
 ROOT = Path(__file__).resolve().parents[2]
 PREDICT, INFER, CHAT = "/v1/models/policy:predict", "/v2/models/policy/infer", "/openai/v1/chat/completions"
-# a machine that is busy with something else must not fail a test
+# long limits, so that other load on the machine does not fail a test
 PATIENT = [word for one in ("deadline_s=600", "body_s=120", "grace_s=300") for word in ("--set", one)]
 LOOK_ONCE: dict[str, Any] = {"grounders": {"written": 1}, "temperature": 0.0}
 
 
 @dataclass
 class Parrot:
-    """A policy that says how many pictures it saw, once `go` is set; a question with "bad" in it cannot be answered."""
+    """A policy that repeats the first turn, once `go` is set; it fails for a question that contains "bad"."""
 
     go: threading.Event = field(default_factory=threading.Event)
     asked: threading.Event = field(default_factory=threading.Event)
@@ -64,15 +64,15 @@ class Parrot:
         return [len(c[0].text) / 1000 for c in conversations]
 
 
-class Held:
-    """A backend around any policy in this process."""
+class PolicyBackend:
+    """A backend with any policy in this process."""
 
     def __init__(self, policy: Policy, settings: ServeSettings) -> None:
         self._batcher = Batcher(policy, max_batch=settings.max_batch, gather_s=settings.gather_s, observe=observe_batch)
         self.digest = policy.digest
 
-    def open_policy(self, ticket: RequestContext) -> Any:
-        return self._batcher.open_policy(ticket)
+    def open_policy(self, context: RequestContext) -> Any:
+        return self._batcher.open_policy(context)
 
     def check_health(self) -> bool:
         return True
@@ -85,11 +85,11 @@ class Held:
 def serving_here(
     policy: Policy, settings: ServeSettings, *, keys: ApiKeys | None = None, fetcher: ImageFetcher | None = None
 ) -> Iterator[str]:
-    """The address of a server in this process; ended when what it accepted is answered."""
-    levels = {name: logging.getLogger(name).level for name in QUIET_LOGGERS}  # other tests listen to these loggers
+    """Run a server in this process; yields its address, and stops it after the accepted requests."""
+    levels = {name: logging.getLogger(name).level for name in QUIET_LOGGERS}  # other tests use these loggers
     quiet_library_loggers()
-    answering = AnswerService(Held(policy, settings), settings, fetcher)
-    app = RequestMiddleware(build_application("policy", answering), settings, keys)
+    service = AnswerService(PolicyBackend(policy, settings), settings, fetcher)
+    app = RequestMiddleware(build_application("policy", service), settings, keys)
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         config = uvicorn.Config(app, log_config=None, access_log=False, timeout_graceful_shutdown=300)
@@ -102,7 +102,7 @@ def serving_here(
         finally:
             server.should_exit = True
             thread.join()
-            answering.close()
+            service.close()
             for name, level in levels.items():
                 logging.getLogger(name).setLevel(level)
 
@@ -125,7 +125,7 @@ class Served:
 
 @contextlib.contextmanager
 def serving(log: Path, *options: str, port: int = 0) -> Iterator[Served]:
-    """`clincot serve` with options, killed in the end if the test has not ended it."""
+    """Run `clincot serve` with options; it is killed at the end if the test has not stopped it."""
     port = port or free_port()
     command = [
         sys.executable,
@@ -156,10 +156,10 @@ def serving(log: Path, *options: str, port: int = 0) -> Iterator[Served]:
 
 
 def until(done: Any, timeout_s: float = 300) -> None:
-    """Wait for a condition that another thread or process brings about."""
+    """Wait until another thread or process makes the condition true."""
     deadline = time.monotonic() + timeout_s
     while not done():
-        assert time.monotonic() < deadline, "it did not happen in time"
+        assert time.monotonic() < deadline, f"the condition did not become true within {timeout_s:g} s"
         time.sleep(0.01)
 
 

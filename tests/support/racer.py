@@ -1,6 +1,6 @@
-"""A process that moves the champion's pointer: it reads, says so, waits for a line, and only then writes.
+"""A process that moves the champion pointer, and waits for a line on stdin between its read and its write.
 
-Usage: python -m tests.support.racer STORE MANIFEST OVER NAME; prints "read", then "won" or what it was told.
+Usage: python -m tests.support.racer STORE MANIFEST OVER NAME. It prints "read", then "won" or the error.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ def main() -> None:
     store = open_store(url)
     replace = store.replace
 
-    def held(key: str, content: bytes, tag: str) -> str:
+    def wait_and_replace(key: str, content: bytes, tag: str) -> str:
         print("read", flush=True)
         sys.stdin.readline()
         return replace(key, content, tag)
 
-    store.replace = held  # type: ignore[method-assign]
+    store.replace = wait_and_replace  # type: ignore[method-assign]
     to = Manifest.model_validate_json(Path(manifest).read_text())
     try:
         champion.promote_champion(store, to, over=over, by=name, reason="won")

@@ -1,7 +1,7 @@
-"""A small run folder with everything in it: real records, real images, the project's own panel, pairs and reports.
+"""A small but complete run folder: real records and images, and the project's own panel, pairs and reports.
 
-Only the models are simulated: an answer is right more often where the region shows what was asked, and a judge
-scores right answers higher, both from a seed.
+Only the models are simulated, from a seed: an answer is right more often if the region shows the finding, and a judge
+scores right answers higher.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ def sha(name: str) -> str:
 
 
 def write_films(folder: Path, *, films: int, seed: int, split: str, modality: str = "squares") -> None:
-    """A data set of noisy films with one bright square each; the question is on which side it lies."""
+    """Write a data set of noisy images with one bright square each; the question asks for the square's side."""
     rng = np.random.default_rng(seed)
     (folder / "images").mkdir(parents=True)
     studies, questions, references = [], [], []
@@ -87,7 +87,7 @@ def write_films(folder: Path, *, films: int, seed: int, split: str, modality: st
 
 
 class _Set:
-    """A data set in memory, with the other answers that its topics know."""
+    """A data set in memory, with the possible answers of every question text."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -102,7 +102,7 @@ class _Set:
 
 
 class SimulatedPolicy:
-    """Looks at the right place with probability `skill`, and answers right with .9 there and .45 elsewhere."""
+    """Looks at the right region with probability `skill`; answers right with 0.9 there and 0.45 elsewhere."""
 
     def __init__(self, known: _Set, digest: str, skill: float, rng: np.random.Generator) -> None:
         self.known, self.digest, self.skill, self.rng = known, digest, skill, rng
@@ -127,7 +127,7 @@ class SimulatedPolicy:
 
 
 def write_run(run: Path, data: Path, benchmark: Path, *, rounds: int = 2, seed: int = 0, limit: int = 40) -> None:
-    """A finished run of so many rounds over a data and a benchmark folder."""
+    """Write a finished run with this number of rounds over a data set and a benchmark."""
     rng = np.random.default_rng(seed)
     asked, tested = _Set(data), _Set(benchmark)
     board = Benchmark.from_records(tested.questions, tested.references.values(), tested.studies)
@@ -159,6 +159,7 @@ def write_run(run: Path, data: Path, benchmark: Path, *, rounds: int = 2, seed: 
         "comparisons": list(plan.comparisons),
         "blind_from": None,
         "judges": [judge.model_dump(mode="json") for judge in judges],
+        "recipe": params.describe_recipe(),
     }
     _json(run / "run.json", described)
     (run / "params.yaml").write_text(yaml.safe_dump(params.model_dump(mode="json"), sort_keys=False))
@@ -194,7 +195,7 @@ def write_run(run: Path, data: Path, benchmark: Path, *, rounds: int = 2, seed: 
 def _preferences(
     folder: Path, asked: _Set, questions: Sequence[Question], policy: SimulatedPolicy, rng: np.random.Generator
 ) -> list[PreferencePair]:
-    """questions, regions, candidates, judgements, scores and pairs of a round, with their reports."""
+    """Write questions, regions, candidates, judgements, scores and pairs of a round, with their reports."""
     regions, candidates, judgements = [], [], []
     for question in questions:
         finding = asked.references[question.id].finding or "nodule"
@@ -254,7 +255,7 @@ def _preferences(
 def _train(
     folder: Path, parent: str, pairs: Path, params: Params, rng: np.random.Generator, *, sft: bool = False
 ) -> str:
-    """A checkpoint folder without weights, with a log as the trainers write it."""
+    """Write a checkpoint folder without weights, with a training log like the trainers'."""
     folder.mkdir(parents=True)
     save_prompt_format(folder, VIEWS)
     digest = sha(f"{folder.parent.parent.name} {folder.parent.name}")
@@ -283,7 +284,7 @@ def _train(
 def _evaluate(
     folder: Path, tested: _Set, board: Benchmark, digest: str, skill: float, rng: np.random.Generator
 ) -> None:
-    """outcomes.jsonl and report.json of one policy."""
+    """Write outcomes.jsonl and report.json of one policy."""
     policy = SimulatedPolicy(tested, digest, skill, rng)
     outcomes = []
     for arm in ARMS:

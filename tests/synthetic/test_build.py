@@ -165,7 +165,7 @@ def test_what_drowns_in_texture_is_not_a_lesion(patient: Patient) -> None:
     assert square(int(rough[0]) + 20, int(rough[1]) + 20) is None
 
 
-def test_a_margin_shows_in_the_full_film_and_not_in_the_halved_one(patient: Patient) -> None:
+def test_a_margin_is_visible_only_at_full_resolution(patient: Patient) -> None:
     """With one seed the three nodules differ in nothing but the margin. What is left of that difference after
     halving is to be small beside what the full film has: less than a third, in root mean square."""
 

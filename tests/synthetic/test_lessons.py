@@ -151,7 +151,8 @@ def test_a_written_region_that_is_not_right_is_the_middle() -> None:
             assert conversation[1].text in {"[40, 40, 65, 65]", "[25, 25, 75, 75]"}
 
 
-def test_a_policy_learns_regions_and_answers_where_it_wrote_and_answers_alone_where_it_did_not() -> None:
+def test_policy_lessons_train_regions_it_writes_and_answers() -> None:
+    """If the policy writes the region, a lesson trains region and answer; otherwise it trains only the answer."""
     kinds: dict[tuple[int, tuple[bool, ...]], int] = {}
     for conversation in policy():
         kind = len(collect_views(conversation)), tuple(t.action for t in conversation)
@@ -203,7 +204,8 @@ def test_where_a_crop_looks_its_size_tells_nothing_of_presence() -> None:
     assert sizes == {"yes": {0.25}, "no": {0.25}, "effusion yes": {0.5}, "effusion no": {0.5}}
 
 
-def test_where_the_finding_is_the_answer_elsewhere_has_either_size() -> None:
+def test_regions_elsewhere_have_the_size_of_either_finding() -> None:
+    """If the finding is the answer, the size of a region elsewhere must not reveal it."""
     sizes = {"nodule": set(), "effusion": set()}  # type: dict[str, set[float]]
     for proposal in draw_labelled_answers(LESSONS, seed=0, region_truth=0.0, whole=0.0):
         if proposal.labelled_question.question.topic == "which finding":
@@ -257,7 +259,7 @@ def test_a_single_answer_has_no_wrong_one() -> None:
     assert [(p.answer, p.right) for p in made] == [("yes", True)]
 
 
-def test_a_judge_is_asked_of_both_answers_and_says_yes_to_the_right_one() -> None:
+def test_a_judge_says_yes_only_to_the_right_answer() -> None:
     """Part 2: all 240 questions, every other once more, each with its right and a wrong answer: 360 of either."""
     yes_no = {"yes": 0, "no": 0}
     for conversation in build_judge_lessons(LESSONS, FOLDER, VIEWS, seed=0, part=2):

@@ -87,7 +87,8 @@ def test_a_patch_that_shows_half_of_it_has_a_half() -> None:
     assert shares.sum() == shown.sum()
 
 
-def test_findings_that_overlap_are_each_there_and_two_of_a_kind_are_one_class() -> None:
+def test_overlapping_findings_keep_a_class_each() -> None:
+    """Two findings of a kind share their class."""
     film = radiograph(
         lesion("consolidation", 0, 0, 16, 16),
         lesion("pneumothorax", 0, 0, 16, 16),

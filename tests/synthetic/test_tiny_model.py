@@ -64,7 +64,7 @@ TEXTS = [
 
 
 @pytest.mark.parametrize("text", TEXTS)
-def test_any_text_comes_back_from_the_tokenizer_and_nothing_is_unknown(text: str) -> None:
+def test_tokenizer_restores_any_text_without_unknown_tokens(text: str) -> None:
     ids = TOKENIZER(text, add_special_tokens=False)["input_ids"]
     assert TOKENIZER.decode(ids) == text
     assert TOKENIZER.unk_token_id not in ids or TOKENIZER.unk_token_id is None

@@ -44,7 +44,7 @@ def images(count: int, seed: int = 0) -> Iterator[DenseFrames]:
 
 
 @pytest.mark.parametrize("findings", [1, 3])
-def test_a_tokens_shares_are_those_of_the_patches_that_pixel_shuffle_gives_it(checkpoint: Path, findings: int) -> None:
+def test_shares_are_grouped_as_the_pixel_shuffle_does(checkpoint: Path, findings: int) -> None:
     """The connector sees (N, P * P, H) in reading order; shares put in H's place come out token by token."""
     model, _ = load_checkpoint(str(checkpoint))
     block = model.config.scale_factor
@@ -89,10 +89,11 @@ def test_frames_without_texture_cannot_whiten(checkpoint: Path) -> None:
         whiten_patches(model.model.vision_model, np.zeros((4, 64, 64)))
 
 
-def test_pre_training_learns_trains_the_vision_side_alone_and_repeats_itself(checkpoint: Path, tmp_path: Path) -> None:
+def test_pre_training_learns_changes_vision_only_and_repeats(checkpoint: Path, tmp_path: Path) -> None:
+    """It changes only the vision side, and a second run gives the same result."""
     folders = [Path(shutil.copytree(checkpoint, tmp_path / name)) for name in ("one", "two")]
     losses = [
-        pretrain_vision(f, images(240), images_total=240, images_a_step=4, lr=3e-3, report_every=10) for f in folders
+        pretrain_vision(f, images(240), images_total=240, images_per_step=4, lr=3e-3, report_every=10) for f in folders
     ]
     assert losses[0] == losses[1]
     assert len(losses[0]) == 6
@@ -103,13 +104,15 @@ def test_pre_training_learns_trains_the_vision_side_alone_and_repeats_itself(che
     assert changed == {"vision_model", "connector"}
 
 
-@pytest.mark.parametrize(("given", "says"), [(7, "for 2 steps of 4, they ended after 1"), (0, "expected images")])
+@pytest.mark.parametrize(
+    ("given", "says"), [(7, "for 2 steps of 4 images, but they ended after 1"), (0, "expected images")]
+)
 def test_too_few_images_are_an_error_and_leave_the_weights(
     given: int, says: str, checkpoint: Path, tmp_path: Path
 ) -> None:
     folder = Path(shutil.copytree(checkpoint, tmp_path / "one"))
     with pytest.raises(ValueError, match=says):
-        pretrain_vision(folder, images(given), images_total=8, images_a_step=4)
+        pretrain_vision(folder, images(given), images_total=8, images_per_step=4)
     assert (folder / "model.safetensors").read_bytes() == (checkpoint / "model.safetensors").read_bytes()
 
 
@@ -123,7 +126,7 @@ def test_a_disk_that_is_full_half_way_leaves_the_old_weights(kept_bytes: int, ch
     resource.setrlimit(resource.RLIMIT_FSIZE, (kept_bytes, hard))
     try:
         with pytest.raises((OSError, SafetensorError)):
-            pretrain_vision(folder, images(8), images_total=8, images_a_step=4)
+            pretrain_vision(folder, images(8), images_total=8, images_per_step=4)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
@@ -132,4 +135,4 @@ def test_a_disk_that_is_full_half_way_leaves_the_old_weights(kept_bytes: int, ch
 
 def test_fewer_images_than_a_step_are_refused(checkpoint: Path) -> None:
     with pytest.raises(ValueError, match="3 images are not enough for one step of 4"):
-        pretrain_vision(checkpoint, images(3), images_total=3, images_a_step=4)
+        pretrain_vision(checkpoint, images(3), images_total=3, images_per_step=4)

@@ -128,7 +128,7 @@ def test_what_a_judge_could_not_score_is_left_aside_and_counted(
 
 
 @pytest.mark.parametrize(("right", "wrong"), [(0.3, 0.6), (0.5, 0.5)])
-def test_a_judge_that_cannot_tell_right_from_wrong_is_refused_and_nothing_is_written(
+def test_an_uninformative_judge_is_refused_and_writes_nothing(
     right: float, wrong: float, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Worse than chance, or at chance; the good one beside it does not get a file of its own."""
@@ -140,7 +140,7 @@ def test_a_judge_that_cannot_tell_right_from_wrong_is_refused_and_nothing_is_wri
 
 
 def test_identity_has_nothing_to_fit(panel: list[Judge], data: Path, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="calibration is identity: there is nothing to fit; set it to platt or"):
+    with pytest.raises(ValueError, match="calibration is identity, which needs no fit; set it to platt or"):
         fit_judge_calibrations(config("modest", calibration="identity"), data, tmp_path / "c", limit=400)
     assert panel[0].asked == 0  # type: ignore[attr-defined]
 

@@ -19,7 +19,7 @@ from clincot.training.checkpoint_writer import (
 )
 
 
-def test_the_rate_rises_over_the_warm_up_and_falls_as_half_a_cosine() -> None:
+def test_learning_rate_warms_up_and_decays_as_a_cosine() -> None:
     optimiser = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=2.0)
     schedule = build_cosine_schedule(optimiser, 0.2, 10)
     rates = []
@@ -53,7 +53,7 @@ def test_a_model_without_a_known_tower_is_refused() -> None:
         freeze_modules(torch.nn.Linear(1, 1), vision=True, connector=True)
 
 
-def test_an_older_checkpoint_is_replaced_only_when_the_new_one_is_whole(policy_dir: Path, tmp_path: Path) -> None:
+def test_a_checkpoint_is_replaced_only_by_a_complete_one(policy_dir: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     out.mkdir()
     (out / "older").touch()

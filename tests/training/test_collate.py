@@ -50,9 +50,8 @@ def _action_texts(batch: Batch, collator: ConversationCollator) -> list[str]:
     return [collator.encoder.tokenizer.decode(ids_ST[owners_ST == n]) for n in range(int(owners_ST.max()) + 1)]
 
 
-def test_only_answers_count_and_regions_only_where_the_policy_wrote_them(
-    batch: Batch, collator: ConversationCollator
-) -> None:
+def test_answers_and_written_regions_are_the_actions(batch: Batch, collator: ConversationCollator) -> None:
+    """Only answers are actions, and regions only if the policy wrote them."""
     chosen, rejected = f"{box_to_text(LEFT)}{END}yes{END}", f"no effusion{END}"
     assert _action_texts(batch, collator) == [chosen, chosen, rejected, rejected]
     whole = collator.encoder.tokenizer.decode(batch["input_ids"].flatten())

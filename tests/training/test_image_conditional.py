@@ -25,9 +25,7 @@ def test_the_crop_is_black_and_everything_else_is_as_it_was(
     assert read_picture(whole[2].pictures[0]).getextrema() != seen.getextrema()
 
 
-def test_crops_that_are_not_square_and_keep_their_size_are_blanked_at_it(
-    studies: list[Study], folder: Path, tmp_path: Path
-) -> None:
+def test_blanked_crops_keep_their_size(studies: list[Study], folder: Path, tmp_path: Path) -> None:
     """A policy without a crop size sees the crop as it is cut; another size would be another number of image tokens."""
     views = PromptFormat(min_crop=0.1)
     whole = conversation(studies[0], folder, views, box=LEFT, answer="yes")

@@ -153,7 +153,8 @@ def test_the_same_job_is_not_started_twice(server: TrainerServer, cluster: Clust
     assert len(server.history) == 1  # written once
 
 
-def test_a_failed_job_tells_its_log_and_is_started_anew_the_next_time(server: TrainerServer, cluster: Cluster) -> None:
+def test_a_failed_job_reports_its_log_and_is_replaced(server: TrainerServer, cluster: Cluster) -> None:
+    """A failed job's log is in the error, and the next call replaces the job."""
     server.fails = "jobset failed: node-0 exited with 1"
     server.pods = [pod("job-node-0-0-x", "Succeeded"), pod("job-node-0-1-y", "Failed")]
     server.logs = {"job-node-0-1-y": "Traceback …\nRuntimeError: NCCL timeout\n"}
@@ -185,7 +186,7 @@ def test_a_failed_job_whose_log_may_not_be_read_says_so(server: TrainerServer, c
             id="no node",
         ),
         pytest.param({"pods": [pod("a", "Pending", waiting="no such tag")]}, "BackOff: no such tag", id="image"),
-        pytest.param({"suspended": True}, "is there room in the queue", id="queue"),
+        pytest.param({"suspended": True}, "have enough free quota", id="queue"),
         pytest.param({}, "is Kubeflow Trainer's controller running", id="no controller"),
     ],
 )
@@ -284,7 +285,7 @@ def as_a_pod_does(job: Json) -> None:
 
 
 @pytest.mark.usefixtures("kubeconfig")
-def test_the_stage_trains_over_nodes_and_ends_in_the_bytes_of_one_process(
+def test_training_over_nodes_gives_the_bytes_of_one_process(
     work: TrainingJob, server: TrainerServer, tmp_path: Path
 ) -> None:
     mount = tmp_path / "mnt"
@@ -306,9 +307,8 @@ def test_the_stage_trains_over_nodes_and_ends_in_the_bytes_of_one_process(
 
 
 @pytest.mark.usefixtures("kubeconfig")
-def test_what_a_process_could_not_do_is_told_before_what_the_job_says(
-    work: TrainingJob, server: TrainerServer, tmp_path: Path
-) -> None:
+def test_process_errors_come_before_the_job_status(work: TrainingJob, server: TrainerServer, tmp_path: Path) -> None:
+    """The errors of the processes come before the status of the job in the message."""
     job = settings(tmp_path)
     there = copy_to_volume(work, tmp_path / "jobs" / derive_job_name(work, job), tmp_path)
     server.fails = "jobset failed"
@@ -326,7 +326,8 @@ def test_what_a_process_could_not_do_is_told_before_what_the_job_says(
 
 
 @pytest.mark.usefixtures("kubeconfig")
-def test_a_complete_job_that_left_nothing_is_a_volume_that_was_not_shared(work: TrainingJob, tmp_path: Path) -> None:
+def test_a_complete_job_without_result_names_the_volume(work: TrainingJob, tmp_path: Path) -> None:
+    """A complete job without a result means that its pods do not mount the shared volume."""
     with pytest.raises(TrainingFailed, match="do the job's pods mount shared"):
         train_on_nodes(work, settings(tmp_path))
 
@@ -363,11 +364,11 @@ def test_preflight_looks_at_the_job_before_it_is_needed(server: TrainerServer, c
     assert "unknown field" in dry.found
     server.groups = set()
     (absent,) = cluster_checks.check_trainjob(cluster, job)
-    assert absent.mend == "install Kubeflow Trainer v2"
+    assert absent.remedy == "install Kubeflow Trainer v2"
     assert len(list_job_permissions(job)) == 5
 
 
 def test_a_launch_of_a_job_needs_its_settings() -> None:
     assert LaunchSettings(how="train-job", job=settings(Path("/shared"))).job is not None
-    with pytest.raises(ValueError, match="a path from the root"):
+    with pytest.raises(ValueError, match="expected an absolute path as mount"):
         settings(Path("shared"))

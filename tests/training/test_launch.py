@@ -74,15 +74,13 @@ def when(path: Path, act: Callable[[], None]) -> threading.Thread:
     return thread
 
 
-def test_two_processes_killed_and_started_again_have_the_loss_curve_of_one(
-    work: TrainingJob, alone: list[dict[str, float]]
-) -> None:
+def test_two_killed_processes_resume_the_loss_curve_of_one(work: TrainingJob, alone: list[dict[str, float]]) -> None:
     """One of the two is killed (SIGKILL) in the sixth of ten steps: the other one ends, nothing is published, and the
     second launch goes on from there. Every step's loss is the undisturbed single process's."""
     two = work.model_copy(update={"checkpoint": work.checkpoint.with_name("two")})
     fifth = get_partial_folder(two.checkpoint) / "checkpoint-5" / "complete"
     killer = when(fifth, lambda: os.kill(processes(1)[0].pid, signal.SIGKILL))
-    with pytest.raises(TrainingFailed, match="a training process ended without a word"):
+    with pytest.raises(TrainingFailed, match="a training process ended without an error message"):
         run_training(two, TWO)
     killer.join()
     assert processes(0) == processes(1) == []
@@ -140,7 +138,7 @@ def test_the_mean_over_the_team_is_the_mean_over_the_batch(count: int, size: int
 
 def test_sft_is_refused_in_several_processes(work: TrainingJob) -> None:
     sft = work.model_copy(update={"config": work.config.model_copy(update={"loss": "sft"})})
-    with pytest.raises(InvalidInput, match="learns in one process"):
+    with pytest.raises(InvalidInput, match="trains in one process"):
         run_training(sft, TWO)
 
 
@@ -151,7 +149,7 @@ def test_a_lora_is_not_split(work: TrainingJob) -> None:
 
 
 def test_torchrun_without_a_gpu_has_to_be_told_how_many(work: TrainingJob) -> None:
-    with pytest.raises(InvalidInput, match="say `processes`"):
+    with pytest.raises(InvalidInput, match="set `processes`"):
         run_training(work, LaunchSettings(how="torchrun"))
 
 
@@ -160,12 +158,12 @@ def test_a_launch_is_read_strictly(tmp_path: Path) -> None:
     path.write_text("how: torchrun\nprocesses: 4\nsharding: fsdp\n")
     assert load_launch_settings(path) == LaunchSettings(how="torchrun", processes=4, sharding="fsdp")
     assert load_launch_settings(None).how == "auto"
-    for content, wrong in (
-        ("how: train-job\n", "`job` is the settings of how: train-job"),
-        ("processes: 2\n", "`processes` is of how: torchrun"),
-        ("how: here\nsharding: fsdp\n", "nothing to share a model with"),
+    for content, message in (
+        ("how: train-job\n", "`job` must be set for how: train-job, and only then"),
+        ("processes: 2\n", "`processes` can only be set for how: torchrun"),
+        ("how: here\nsharding: fsdp\n", "one process cannot shard a model"),
         ("nodes: 2\n", "Extra inputs are not permitted"),
     ):
         path.write_text(content)
-        with pytest.raises(InvalidRecord, match=wrong):
+        with pytest.raises(InvalidRecord, match=message):
             load_launch_settings(path)

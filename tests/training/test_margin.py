@@ -45,7 +45,8 @@ def test_codes_gap_of_0_8_asks_for_8_nats_at_beta_0_1() -> None:
     assert margin_nats(torch.tensor([margin]), 0.1).item() == pytest.approx(8.0)
 
 
-def test_paper_is_a_difference_of_one_rising_function_of_the_scores() -> None:
+def test_paper_is_a_difference_of_a_monotone_function() -> None:
+    """The paper's margin is a difference of one increasing function of the scores."""
     config = TrainConfig(recipe="paper", margin_lambda=0.5)
     # g(s) = 0.5 s: g(0.9) - g(0.3) = 0.45 - 0.15; differences of g add up along a chain of scores
     assert margin_logits(0.9 - 0.3, 0.4, config) == pytest.approx(0.30)
@@ -81,7 +82,8 @@ def test_loss_by_hand() -> None:
     assert _loss((-3, -6), (-4, -5), 0.25, 0.5) == pytest.approx(math.log1p(math.exp(-0.75)), abs=1e-12)
 
 
-def test_loss_of_an_unchanged_policy_is_log_of_one_plus_e_to_the_margin() -> None:
+def test_loss_of_an_unchanged_policy_is_log1p_exp_margin() -> None:
+    """If the policy equals the reference, the loss is log(1 + e^m)."""
     assert _loss((-3, -7), (-3, -7), 0.8, 0.1) == pytest.approx(math.log(1 + math.exp(0.8)), abs=1e-12)
     assert _loss((-3, -7), (-3, -7), 0.0, 0.1) == pytest.approx(math.log(2), abs=1e-12)
 

@@ -111,7 +111,7 @@ def test_lambda_zero_is_stock_dpo(
     assert abs(ours[-1] - math.log(2)) > 1e-3  # and something was learned
 
 
-def test_first_loss_is_log_of_one_plus_e_to_the_margin_for_each_pair(
+def test_first_loss_is_log1p_exp_margin_for_each_pair(
     policy_dir: Path, studies: list[Study], folder: Path, views: PromptFormat, tmp_path: Path
 ) -> None:
     """Batches of one pair at a learning rate of (almost) nothing: every step is a first step."""
@@ -206,7 +206,7 @@ def test_the_anchor_is_the_chosen_sides_mean_turn_nll(
 
 
 @pytest.mark.parametrize("lora_r", [0, 4])
-def test_the_published_checkpoint_is_whole_and_prefers_the_chosen_side(
+def test_the_checkpoint_is_complete_and_prefers_chosen(
     lora_r: int, policy_dir: Path, studies: list[Study], folder: Path, views: PromptFormat, tmp_path: Path
 ) -> None:
     """A LoRA is merged: the folder loads like any policy, and what was trained is in it."""
@@ -281,7 +281,7 @@ def _kill_at(step: int, monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
 
 @pytest.mark.parametrize("lora_r", [0, 4])
-def test_an_interrupted_training_resumes_to_the_same_losses_and_bytes(
+def test_a_resumed_training_has_the_same_losses_and_bytes(
     lora_r: int,
     policy_dir: Path,
     studies: list[Study],
@@ -343,7 +343,7 @@ def test_a_pair_without_a_finite_reference_is_named(
         MarginDPOTrainer(policy, rows, TrainConfig(batch_size=4), tmp_path / "work")
 
 
-def test_a_loss_that_explodes_names_its_pairs_and_publishes_nothing(
+def test_a_non_finite_loss_names_its_pairs_and_saves_nothing(
     policy_dir: Path, studies: list[Study], folder: Path, views: PromptFormat, tmp_path: Path
 ) -> None:
     rows = differing_crops(studies[:2], folder, views)

@@ -39,9 +39,8 @@ def alike(studies: list[Study], folder: Path, views: PromptFormat) -> list[Conve
     ]
 
 
-def test_a_pack_gives_every_conversation_the_log_probabilities_it_has_alone(
-    policy: VisionLanguageModel, alike: list[Conversation]
-) -> None:
+def test_packing_keeps_the_log_probabilities(policy: VisionLanguageModel, alike: list[Conversation]) -> None:
+    """Packed, every conversation has the log-probabilities that it has in a sequence of its own."""
     assert supports_packing(policy.model)
     collator = ConversationCollator(policy.encoder, make_feature_source(policy.encode_pictures), packed=True)
     encoded = [collator.encode_conversation(c, "c") for c in alike]
@@ -89,9 +88,10 @@ def test_a_pack_is_shorter_than_its_conversations(policy: VisionLanguageModel, a
     assert (batch["input_ids"] == collator.image_id).sum() == (4 + 1 + 1) * 4  # 4 tokens a frame
 
 
-def test_the_beginning_ends_before_a_crop_that_differs_although_its_tokens_look_alike(
+def test_prefix_ends_before_a_crop_that_differs(
     policy: VisionLanguageModel, studies: list[Study], folder: Path, views: PromptFormat
 ) -> None:
+    """The prefix ends before a crop that differs, although its image tokens are equal."""
     collator = ConversationCollator(policy.encoder, make_feature_source(policy.encode_pictures), packed=True)
     a, b = (
         collator.encode_conversation(conversation(study, folder, views, box=LEFT, answer="yes"), "c")
@@ -103,7 +103,7 @@ def test_the_beginning_ends_before_a_crop_that_differs_although_its_tokens_look_
     assert collator.image_id not in a.ids[:tokens]
 
 
-def test_the_beginning_ends_before_the_token_that_predicts_an_action(
+def test_prefix_ends_before_the_token_predicting_an_action(
     policy: VisionLanguageModel, studies: list[Study], folder: Path, views: PromptFormat
 ) -> None:
     """It once ran up to the action: its first token was then predicted by the other conversation's last token."""
@@ -118,7 +118,8 @@ def test_the_beginning_ends_before_the_token_that_predicts_an_action(
     assert tokens == a.actions.index(True) - 1
 
 
-def test_attention_is_causal_within_a_conversation_and_its_beginning() -> None:
+def test_attention_is_causal_within_segment_and_prefix() -> None:
+    """Attention is causal within a conversation and the shared prefix."""
     mask_TT = build_attention_mask(torch.tensor([[SHARED_SEGMENT, 0, 0, 1, PADDING_SEGMENT]]))[0, 0]
     assert mask_TT.int().tolist() == [
         [1, 0, 0, 0, 0],

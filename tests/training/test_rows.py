@@ -77,7 +77,7 @@ def test_a_written_region_is_an_action_and_a_tools_region_is_not(
     assert Turn("assistant", box_to_text(RIGHT)) in conversation
 
 
-def test_the_conversation_is_the_one_that_the_candidate_was_written_in(
+def test_the_candidates_conversation_is_rebuilt(
     question: Question, studies: list[Study], folder: Path, views: PromptFormat
 ) -> None:
     """Two steps of a chain: what was generated after is, turn by turn, what is trained after."""
@@ -142,12 +142,12 @@ def test_rows_read_from_files_are_the_rows_of_the_records(
         spread=0.05,
         step=1,
     )
-    files = {name: tmp_path / f"{name}.jsonl" for name in ("pairs", "candidates", "regions", "questions", "studies")}
+    files = {name: tmp_path / f"{name}.jsonl" for name in ("pairs", "candidates", "regions", "questions")}
     write_records(files["pairs"], [pair])
     write_records(files["candidates"], [first, unneeded, good, bad])
     write_records(files["regions"], [written, tool])
     write_records(files["questions"], [question])
-    write_records(files["studies"], studies)
+    write_records(folder / "studies.jsonl", studies)
     (row,) = read_training_rows(**files, folder=folder, views=views, steps=STEPS)
     sources = _sources(question, studies[0], [written, tool], [first, good, bad])
     assert [row] == list(build_training_rows([pair], sources, folder, views, steps=STEPS))

@@ -70,7 +70,8 @@ def test_micro_batches_make_the_step_of_their_sum(policy_dir: Path, rows: list[S
     assert losses[0][2] < losses[0][0] - 0.1
 
 
-def test_an_epoch_has_every_row_once_and_no_step_more_than_its_batch(policy_dir: Path, rows: list[SFTRow]) -> None:
+def test_an_epoch_has_every_row_once_in_bounded_steps(policy_dir: Path, rows: list[SFTRow]) -> None:
+    """An epoch has every row once, and no step has more rows than its batch."""
     encoder = VisionLanguageModel(policy_dir).encoder
     encoded = [encoder.encode(row.conversation) for row in rows]
     config = TrainConfig(batch_size=4, grad_accumulation=2)
@@ -125,9 +126,7 @@ def test_cached_features_and_pixels_give_the_same_losses(
     assert losses[0] == pytest.approx(losses[1], abs=1e-4)
 
 
-def test_it_learns_the_answers_and_says_how_well_on_held_out_rows(
-    policy_dir: Path, rows: list[SFTRow], tmp_path: Path
-) -> None:
+def test_sft_learns_the_answers_and_reports_held_out_loss(policy_dir: Path, rows: list[SFTRow], tmp_path: Path) -> None:
     one_answer = [row for row in rows if row.name.endswith("-1")]
     config = TrainConfig(lr=1e-2, batch_size=6, epochs=40)
     metrics = train_on_rows(

@@ -236,23 +236,53 @@ serving.kserve.io/s3-cabundle: /etc/ssl/custom-certs/cabundle.crt
 {{- printf "JUDGE_KEY_%s" (.name | upper | replace "-" "_") -}}
 {{- end }}
 
-{{/* params.yaml: pipeline.params, and what follows from other values. YAML. */}}
-{{- define "clincot.params" -}}
-{{- $params := deepCopy .Values.pipeline.params -}}
-{{- $judge := deepCopy (default dict $params.judge) -}}
-{{- if .Values.judges -}}
-{{- $judge = set $judge "judges" (include "clincot.judgeSpecs" . | fromJsonArray) -}}
+{{/* {below, above}: values of one source laid over those of another, as clincot.config.load_params does. Maps are
+merged; everything else, and `grounders`, is replaced. (mergeOverwrite would skip false, 0 and "".) JSON. */}}
+{{- define "clincot.overlay" -}}
+{{- $out := deepCopy .below -}}
+{{- range $key, $value := .above -}}
+{{- $old := get $out $key -}}
+{{- if and (kindIs "map" $value) (kindIs "map" $old) (ne $key "grounders") -}}
+{{- $value = include "clincot.overlay" (dict "below" $old "above" $value) | fromJson -}}
 {{- end -}}
-{{- $publish := merge (deepCopy (default dict $params.publish)) (dict "store" (include "clincot.storeUrl" .) "name" .Values.line) -}}
-{{- $params = set $params "publish" $publish -}}
-{{- if $judge }}{{- $params = set $params "judge" $judge -}}{{- end -}}
+{{- $out = set $out $key $value -}}
+{{- end -}}
+{{- toJson $out -}}
+{{- end }}
+
+{{/* The values of pipeline.recipe, from the chart's copy of recipes/. JSON; empty without a recipe. */}}
+{{- define "clincot.recipe" -}}
+{{- $recipe := dict -}}
+{{- with .Values.pipeline.recipe -}}
+{{- $file := printf "recipes/%s.yaml" . -}}
+{{- if not ($.Files.Get $file) -}}
+{{- $names := list -}}
+{{- range $path, $_ := $.Files.Glob "recipes/*.yaml" -}}
+{{- $names = append $names (trimSuffix ".yaml" (base $path)) -}}
+{{- end -}}
+{{- fail (printf "pipeline.recipe: no recipe is called %q; the chart has: %s" . (join ", " $names)) -}}
+{{- end -}}
+{{- $recipe = set ($.Files.Get $file | fromYaml) "recipe" (dict "name" .) -}}
+{{- end -}}
+{{- toJson $recipe -}}
+{{- end }}
+
+{{/* params.yaml: the recipe, what follows from other values, and pipeline.params; later ones win. YAML. */}}
+{{- define "clincot.params" -}}
+{{- $derived := dict "publish" (dict "store" (include "clincot.storeUrl" .) "name" .Values.line) -}}
 {{- if .Values.git.url -}}
-{{- $version := merge (deepCopy (default dict $params.version)) (dict "repository" .Values.git.url "branch" .Values.git.branch) -}}
-{{- $params = set $params "version" $version -}}
+{{- $derived = set $derived "version" (dict "repository" .Values.git.url "branch" .Values.git.branch) -}}
 {{- end -}}
 {{- if .Values.server.first.checkpoint -}}
-{{- $preflight := merge (deepCopy (default dict $params.preflight)) (dict "base" .Values.server.first.checkpoint) -}}
-{{- $params = set $params "preflight" $preflight -}}
+{{- $derived = set $derived "preflight" (dict "base" .Values.server.first.checkpoint) -}}
+{{- end -}}
+{{- $params := include "clincot.recipe" . | fromJson -}}
+{{- range $values := list $derived .Values.pipeline.params -}}
+{{- $params = include "clincot.overlay" (dict "below" $params "above" $values) | fromJson -}}
+{{- end -}}
+{{- if .Values.judges -}}
+{{- $judges := include "clincot.judgeSpecs" . | fromJsonArray -}}
+{{- $params = set $params "judge" (set (default dict $params.judge) "judges" $judges) -}}
 {{- end -}}
 {{- toYaml $params -}}
 {{- end }}

@@ -1,109 +1,291 @@
-"""`clincot pipeline`: the round as a Kubeflow pipeline, from the command line. kfp is loaded by the commands alone."""
+"""`clincot pipeline`: the round as a Kubeflow pipeline. Only the commands import kfp, when they run."""
 
 from __future__ import annotations
 
-import argparse
-from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated
 
-from clincot.config import Params
+import typer
+
+from clincot.cli.framework import Commands, Entry, add_command, build_group
+from clincot.cli.options import ParamsArguments, read_params
 from clincot.errors import InvalidInput
 
 if TYPE_CHECKING:
     from clincot.pipelines.client import Connection
-    from clincot.pipelines.round import RoundPlan
+    from clincot.pipelines.round_plan import RoundPlan
 
-ReadParams = Callable[[argparse.Namespace], Params]
-
-ABOUT = """\
-the round as a Kubeflow pipeline: compile, run-local, submit, schedule, status
-
-Where Kubeflow Pipelines is: --endpoint or KFP_ENDPOINT, with a token in KFP_TOKEN or a file named by --token-file or
-KFP_TOKEN_FILE. In a pod without either, the token projected to /var/run/secrets/kubeflow/pipelines/token is used.
+PIPELINE_PANEL = "Kubeflow"
+PLAN_PANEL, CONNECTION_PANEL = "The pipeline", "Connection to Kubeflow Pipelines"
+CONNECTING = """\
+Kubeflow Pipelines is found by --endpoint or KFP_ENDPOINT. The token is in KFP_TOKEN, or in the file that
+--token-file or KFP_TOKEN_FILE names. In a pod without either, the token that is projected to
+/var/run/secrets/kubeflow/pipelines/token is used.
 """
 
 
-def add_pipeline(
-    commands: Any,
-    command: Callable[..., argparse.ArgumentParser],
-    add_params: Callable[[argparse.ArgumentParser], None],
-    params: ReadParams,
-) -> None:
-    """Add `pipeline` to the parser's commands; `params` reads params.yaml with the overrides."""
-    pipeline = command(commands, "pipeline", ABOUT.splitlines()[0], None, epilog=ABOUT.partition("\n\n")[2])
-    parts = pipeline.add_subparsers(dest="part", required=True, metavar="WHAT")
-
-    def add(name: str, about: str, run: Callable[[argparse.Namespace], int]) -> argparse.ArgumentParser:
-        parser: argparse.ArgumentParser = parts.add_parser(name, help=about, description=about)
-        parser.set_defaults(run_command=run, read_params=params)
-        return parser
-
-    compiled = add("compile", "write the pipeline as YAML, for the Kubeflow UI", _compile)
-    compiled.add_argument("--out", type=Path, required=True, metavar="FILE.yaml")
-    local = add("run-local", "run the pipeline's tasks on this machine, one process each", _run_local)
-    local.add_argument("--run", type=Path, required=True, help="folder of the run; give it again to go on")
-    local.add_argument("--policy", type=Path, help="base policy: published, and round-0 champion, where none is")
-    submit = add("submit", "start a run now; prints its address", _submit)
-    submit.add_argument("--run-name", default="", help="default: the pipeline's name and the time")
-    submit.add_argument("--wait", type=float, default=0, metavar="SECONDS", help="until it ends; exit 1 if it failed")
-    schedule = add("schedule", "keep one recurring run as described here, whatever was before", _schedule)
-    schedule.add_argument("--cron", default="", help='with seconds, as Kubeflow has it: "0 0 2 * * *"')
-    schedule.add_argument("--interval", type=int, default=0, metavar="SECONDS", help="instead of --cron")
-    schedule.add_argument("--remove", action="store_true", help="remove it instead (with every older one)")
-    status = add("status", "how a run stands, or the recurring run and its last runs", _status)
-    status.add_argument("run_id", nargs="?", default="", help="of one run, as `submit` printed it")
-    upload = add("upload", "put the pipeline into the Kubeflow UI, unless this very version is there", _upload)
-    put = add("put", "a data set's or checkpoint's folder into the store; prints its address for --data", _put)
-    put.add_argument("folder", type=Path)
-    put.add_argument("url", help="s3://bucket/prefix, or a folder")
-    for parser in (compiled, local, submit, schedule, upload):
-        _add_plan(parser)
-        add_params(parser)
-    for parser in (submit, schedule, status, upload):
-        _add_connection(parser)
+def add_pipeline_commands(commands: Commands) -> None:
+    """Add `pipeline` and its commands."""
+    about, pipeline = "Compile, run, submit and schedule the round as a Kubeflow pipeline.", Commands()
+    add_command(pipeline, "compile", compile_pipeline, CompileArguments)
+    add_command(pipeline, "run-local", run_locally, RunLocalArguments)
+    add_command(pipeline, "submit", submit, SubmitArguments)
+    add_command(pipeline, "schedule", schedule, ScheduleArguments)
+    add_command(pipeline, "status", print_status, StatusArguments)
+    add_command(pipeline, "upload", upload, UploadArguments)
+    add_command(pipeline, "put", put_folder, PutArguments)
+    commands["pipeline"] = Entry(PIPELINE_PANEL, about, lambda: build_group(pipeline, about, epilog=CONNECTING))
 
 
-def _add_plan(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--cluster", type=Path, help="where the tasks run (pipelines/cluster.yaml has all keys)")
-    parser.add_argument("--service", type=Path, help="settings of the service (deployment/service_settings.py), YAML")
-    parser.add_argument("--launch", type=Path, help="how training is started (training/launch_settings.py), YAML")
-    parser.add_argument("--data", default="", help="data set of the rounds: folder or s3://bucket/prefix")
-    parser.add_argument("--benchmark", default="", help="held-out data set with its answer key")
-    parser.add_argument("--blind-from", default="", help="data set whose answers the blind baseline knows")
-    parser.add_argument("--shards", type=int, default=1, help="of a round's questions (default 1)")
-    parser.add_argument("--rounds", type=int, default=1, help="in one run, each from the last's challenger (default 1)")
-    parser.add_argument("--no-deploy", action="store_true", help="publish what is promoted, and leave it at that")
+@dataclass(frozen=True, kw_only=True)
+class PlanArguments(ParamsArguments):
+    """What the pipeline does."""
+
+    cluster: Annotated[
+        Path | None,
+        typer.Option(
+            "--cluster",
+            metavar="FILE",
+            help="Where the tasks run (YAML); pipelines/cluster.yaml lists all keys.",
+            rich_help_panel=PLAN_PANEL,
+        ),
+    ] = None
+    service: Annotated[
+        Path | None,
+        typer.Option(
+            "--service",
+            metavar="FILE",
+            help="Settings of the inference service (YAML), see deployment/service_settings.py.",
+            rich_help_panel=PLAN_PANEL,
+        ),
+    ] = None
+    launch: Annotated[
+        Path | None,
+        typer.Option(
+            "--launch",
+            metavar="FILE",
+            help="How training is started (YAML), see training/launch_settings.py.",
+            rich_help_panel=PLAN_PANEL,
+        ),
+    ] = None
+    data: Annotated[
+        str,
+        typer.Option(
+            "--data",
+            metavar="ADDRESS",
+            help="Data set of the rounds: a folder or s3://bucket/prefix.",
+            rich_help_panel=PLAN_PANEL,
+        ),
+    ] = ""
+    benchmark: Annotated[
+        str,
+        typer.Option(
+            "--benchmark",
+            metavar="ADDRESS",
+            help="Held-out data set with its answer key: a folder or s3://bucket/prefix.",
+            rich_help_panel=PLAN_PANEL,
+        ),
+    ] = ""
+    blind_from: Annotated[
+        str,
+        typer.Option(
+            "--blind-from",
+            metavar="ADDRESS",
+            help="Data set whose answers the image-blind baseline knows.",
+            rich_help_panel=PLAN_PANEL,
+        ),
+    ] = ""
+    shards: Annotated[
+        int,
+        typer.Option(
+            "--shards",
+            metavar="N",
+            help="Number of parts in which a round's questions are processed.",
+            rich_help_panel=PLAN_PANEL,
+        ),
+    ] = 1
+    rounds: Annotated[
+        int,
+        typer.Option(
+            "--rounds",
+            metavar="N",
+            help="Rounds in one run, each of which continues from the challenger of the one before.",
+            rich_help_panel=PLAN_PANEL,
+        ),
+    ] = 1
+    no_deploy: Annotated[
+        bool,
+        typer.Option(
+            "--no-deploy", help="Publish a promoted policy, but do not deploy it.", rich_help_panel=PLAN_PANEL
+        ),
+    ] = False
 
 
-def _add_connection(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--endpoint", default="", help="Kubeflow Pipelines' API (default: $KFP_ENDPOINT)")
-    parser.add_argument("--token-file", type=Path, help="file with a bearer token (default: $KFP_TOKEN_FILE)")
-    parser.add_argument("--ca-cert", type=Path, help="CA bundle of the endpoint's certificate")
-    parser.add_argument("--ui", default="", help="address of the UI, for the links (default: the endpoint)")
-    parser.add_argument("--namespace", default="", help="of the runs, multi-user installations alone")
-    parser.add_argument("--pipeline", default="clincot-round", help="name in the UI (default clincot-round)")
-    parser.add_argument("--experiment", default="clincot", help="default clincot")
+@dataclass(frozen=True, kw_only=True)
+class ConnectionArguments:
+    """Where Kubeflow Pipelines is, and what is called how in it."""
+
+    endpoint: Annotated[
+        str,
+        typer.Option(
+            "--endpoint",
+            metavar="URL",
+            help="API of Kubeflow Pipelines (default: $KFP_ENDPOINT).",
+            rich_help_panel=CONNECTION_PANEL,
+        ),
+    ] = ""
+    token_file: Annotated[
+        Path | None,
+        typer.Option(
+            "--token-file",
+            metavar="FILE",
+            help="File that holds a bearer token (default: $KFP_TOKEN_FILE).",
+            rich_help_panel=CONNECTION_PANEL,
+        ),
+    ] = None
+    ca_cert: Annotated[
+        Path | None,
+        typer.Option(
+            "--ca-cert",
+            metavar="FILE",
+            help="CA bundle (PEM) of the endpoint's certificate.",
+            rich_help_panel=CONNECTION_PANEL,
+        ),
+    ] = None
+    ui: Annotated[
+        str,
+        typer.Option(
+            "--ui",
+            metavar="URL",
+            help="Address of the UI in printed links (default: the endpoint).",
+            rich_help_panel=CONNECTION_PANEL,
+        ),
+    ] = ""
+    namespace: Annotated[
+        str,
+        typer.Option(
+            "--namespace",
+            help="Namespace of the runs; only for multi-user installations.",
+            rich_help_panel=CONNECTION_PANEL,
+        ),
+    ] = ""
+    pipeline: Annotated[
+        str,
+        typer.Option(
+            "--pipeline", metavar="NAME", help="Name of the pipeline in the UI.", rich_help_panel=CONNECTION_PANEL
+        ),
+    ] = "clincot-round"
+    experiment: Annotated[
+        str,
+        typer.Option(
+            "--experiment", metavar="NAME", help="Experiment that groups the runs.", rich_help_panel=CONNECTION_PANEL
+        ),
+    ] = "clincot"
 
 
-def _kfp_needed() -> None:
+@dataclass(frozen=True, kw_only=True)
+class CompileArguments(PlanArguments):
+    """Where the compiled pipeline goes."""
+
+    out: Annotated[Path, typer.Option("--out", metavar="FILE.yaml", help="File that is written (YAML).")]
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunLocalArguments(PlanArguments):
+    """Where the run goes, and what it starts from."""
+
+    run: Annotated[
+        Path, typer.Option("--run", metavar="DIR", help="Folder of the run. Name it again to resume the run.")
+    ]
+    policy: Annotated[
+        Path | None,
+        typer.Option(
+            "--policy",
+            metavar="DIR",
+            help="Checkpoint folder of the base policy: published and made round-0 champion if there is no champion.",
+        ),
+    ] = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class SubmitArguments(PlanArguments, ConnectionArguments):
+    """What the run is called, and whether to wait for it."""
+
+    run_name: Annotated[
+        str,
+        typer.Option("--run-name", metavar="NAME", help="Name of the run (default: the pipeline's name and the time)."),
+    ] = ""
+    wait: Annotated[
+        float,
+        typer.Option(
+            "--wait",
+            metavar="SECONDS",
+            help="Wait this long for the run to end; exit with 1 if it has not succeeded (default: no wait).",
+        ),
+    ] = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScheduleArguments(PlanArguments, ConnectionArguments):
+    """When the recurring run starts."""
+
+    cron: Annotated[
+        str, typer.Option("--cron", help='Cron expression with seconds, as Kubeflow expects it: "0 0 2 * * *".')
+    ] = ""
+    interval: Annotated[
+        int,
+        typer.Option(
+            "--interval",
+            metavar="SECONDS",
+            help="Instead of --cron: time between two starts (default: --cron applies).",
+        ),
+    ] = 0
+    remove: Annotated[bool, typer.Option("--remove", help="Remove the recurring run instead, and every older one.")] = (
+        False
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class StatusArguments(ConnectionArguments):
+    """Whose status."""
+
+    run_id: Annotated[
+        str, typer.Argument(help="Id of a run, as `submit` prints it; without it, the recurring run is shown.")
+    ] = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class UploadArguments(PlanArguments, ConnectionArguments):
+    """Which pipeline, to which Kubeflow."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PutArguments:
+    """Which folder goes where."""
+
+    folder: Annotated[Path, typer.Argument(help="Data-set folder or checkpoint folder on this machine.")]
+    url: Annotated[str, typer.Argument(help="Where it is stored: s3://bucket/prefix, or a folder.")]
+
+
+def _require_kfp() -> None:
     try:
         import kfp  # noqa: F401
     except ModuleNotFoundError as error:
         raise InvalidInput(f"pipelines need the extra 'cluster': pip install 'clincot[cluster]' ({error})") from None
 
 
-def _plan(args: argparse.Namespace) -> RoundPlan:
-    _kfp_needed()
+def _plan_round(args: PlanArguments) -> RoundPlan:
+    _require_kfp()
     from clincot.deployment.service_settings import load_service_settings
     from clincot.pipelines.cluster_settings import load_cluster_settings
-    from clincot.pipelines.round import RoundPlan
+    from clincot.pipelines.round_plan import RoundPlan
     from clincot.training.launch_settings import load_launch_settings
 
     if args.rounds < 1 or args.shards < 1:
         raise InvalidInput(f"--rounds and --shards must be at least 1, got {args.rounds} and {args.shards}")
     return RoundPlan(
-        params=args.read_params(args),
+        params=read_params(args),
         cluster=load_cluster_settings(args.cluster),
         service=load_service_settings(args.service),
         launch=load_launch_settings(args.launch),
@@ -116,12 +298,12 @@ def _plan(args: argparse.Namespace) -> RoundPlan:
     )
 
 
-def _connection(args: argparse.Namespace) -> Connection:
-    _kfp_needed()
+def _connect(args: ConnectionArguments) -> Connection:
+    _require_kfp()
     from clincot.pipelines.client import connect_pipelines
     from clincot.pipelines.cluster_settings import load_cluster_settings
 
-    cluster = getattr(args, "cluster", None)
+    cluster = args.cluster if isinstance(args, PlanArguments) else None
     return connect_pipelines(
         args.endpoint,
         token_file=args.token_file,
@@ -134,8 +316,9 @@ def _connection(args: argparse.Namespace) -> Connection:
     )
 
 
-def _compile(args: argparse.Namespace) -> int:
-    plan = _plan(args)
+def compile_pipeline(args: CompileArguments) -> int:
+    """Write the pipeline as YAML, which the Kubeflow UI can upload."""
+    plan = _plan_round(args)
     from clincot.pipelines.round import compile_round
 
     compile_round(plan, args.out)
@@ -143,16 +326,18 @@ def _compile(args: argparse.Namespace) -> int:
     return 0
 
 
-def _run_local(args: argparse.Namespace) -> int:
-    plan = _plan(args)
+def run_locally(args: RunLocalArguments) -> int:
+    """Run the pipeline's tasks on this machine, each in a process of its own."""
+    plan = _plan_round(args)
     from clincot.pipelines.run_local import run_local
 
     print(run_local(plan, args.run, policy=args.policy))
     return 0
 
 
-def _submit(args: argparse.Namespace) -> int:
-    plan, connection = _plan(args), _connection(args)
+def submit(args: SubmitArguments) -> int:
+    """Start a run now, and print its id and address."""
+    plan, connection = _plan_round(args), _connect(args)
     from clincot.pipelines.submit import submit_run, wait_for_run
 
     run = submit_run(connection, plan, name=args.run_name)
@@ -160,23 +345,22 @@ def _submit(args: argparse.Namespace) -> int:
     return 0 if not args.wait or wait_for_run(connection, run, seconds=args.wait) == "SUCCEEDED" else 1
 
 
-def _schedule(args: argparse.Namespace) -> int:
-    connection = _connection(args)
+def schedule(args: ScheduleArguments) -> int:
+    """Keep exactly one recurring run, with the settings given here."""
+    connection = _connect(args)
     from clincot.pipelines.recurring import RunSchedule, delete_recurring_runs, reconcile_recurring_run
 
     if args.remove:
         print("\n".join(delete_recurring_runs(connection)) or "no recurring run")
         return 0
-    print(
-        "\n".join(
-            reconcile_recurring_run(connection, _plan(args), RunSchedule(cron=args.cron, interval_s=args.interval))
-        )
-    )
+    timing = RunSchedule(cron=args.cron, interval_s=args.interval)
+    print("\n".join(reconcile_recurring_run(connection, _plan_round(args), timing)))
     return 0
 
 
-def _upload(args: argparse.Namespace) -> int:
-    plan, connection = _plan(args), _connection(args)
+def upload(args: UploadArguments) -> int:
+    """Upload the pipeline to the Kubeflow UI, unless this version is there already."""
+    plan, connection = _plan_round(args), _connect(args)
     from clincot.pipelines.submit import upload_pipeline
 
     version = upload_pipeline(connection, plan)
@@ -184,15 +368,17 @@ def _upload(args: argparse.Namespace) -> int:
     return 0
 
 
-def _status(args: argparse.Namespace) -> int:
-    connection = _connection(args)
+def print_status(args: StatusArguments) -> int:
+    """Show the state of a run, or the recurring run with its last runs."""
+    connection = _connect(args)
     from clincot.pipelines.status import format_run_status, format_schedule_status
 
     print(format_run_status(connection, args.run_id) if args.run_id else format_schedule_status(connection))
     return 0
 
 
-def _put(args: argparse.Namespace) -> int:
+def put_folder(args: PutArguments) -> int:
+    """Copy a data set or a checkpoint into a store, and print its address for --data and the like."""
     from clincot.storage.artifacts import upload_folder
 
     print(upload_folder(args.folder, args.url))

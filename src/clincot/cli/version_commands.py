@@ -2,50 +2,56 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 import tempfile
-from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated
 
-from clincot.config import Params, VersionConfig
+import typer
+
+from clincot.cli.data_commands import DATA_PANEL
+from clincot.cli.framework import Commands, Entry, add_command, build_group
+from clincot.cli.options import ParamsArguments, read_params
+from clincot.config import VersionConfig
 
 if TYPE_CHECKING:
     from clincot.preferences.versions.version_history import ChangeSummary, PairDiff
     from clincot.records import DataVersion
 
-Command = Callable[..., argparse.ArgumentParser]
+
+def add_version_commands(commands: Commands) -> None:
+    """Add `data` and its commands."""
+    about, data = "Manage versions of preference data in a data repository (git and DVC).", Commands()
+    add_command(data, "init", create_repository, InitArguments)
+    add_command(data, "log", print_versions, HistoryArguments)
+    add_command(data, "diff", print_diff, DiffArguments)
+    commands["data"] = Entry(DATA_PANEL, about, lambda: build_group(data, about))
 
 
-def add_versions(
-    commands: Any,
-    command: Command,
-    add_params: Callable[[argparse.ArgumentParser], None],
-    params: Callable[[argparse.Namespace], Params],
-) -> None:
-    """Add `data` to the parser's commands; `command` makes one."""
-    data = command(commands, "data", "versions of preference data in a data repository", None)
-    under = data.add_subparsers(dest="data_command", required=True, metavar="COMMAND")
-    init = command(under, "init", "make a data repository of an empty git repository", _run_init)
-    init.add_argument("repository", help="its git address; a folder that does not exist becomes a bare repository")
-    init.add_argument("--remote", required=True, help="where DVC keeps the files: s3://bucket/prefix, or a folder")
-    init.add_argument("--endpoint", default="", help="of an S3 that is not Amazon's (default: AWS_ENDPOINT_URL_S3)")
-    for name, about, run in (
-        ("log", "every version: pairs, size, judges, their agreement, policy", _run_log),
-        ("diff", "pairs added, removed and re-scored from version A to B", _run_diff),
-    ):
-        one = command(under, name, about, run)
-        if name == "diff":
-            one.add_argument("a", help="a round's number, a tag or a commit")
-            one.add_argument("b")
-        one.add_argument("--repository", help="git address (default: version.repository)")
-        one.add_argument("--json", action="store_true", help="as JSON")
-        add_params(one)
-        one.set_defaults(params_of=params)
+@dataclass(frozen=True, kw_only=True)
+class InitArguments:
+    """Which repository, and where its files go."""
+
+    repository: Annotated[
+        str,
+        typer.Argument(
+            help="Git address of an empty repository; a folder that does not exist becomes a bare repository."
+        ),
+    ]
+    remote: Annotated[
+        str, typer.Option("--remote", help="Where DVC stores the files: s3://bucket/prefix, or a folder.")
+    ]
+    endpoint: Annotated[
+        str,
+        typer.Option(
+            "--endpoint", metavar="URL", help="Endpoint of an S3 other than Amazon's (default: $AWS_ENDPOINT_URL_S3)."
+        ),
+    ] = ""
 
 
-def _run_init(args: argparse.Namespace) -> int:
+def create_repository(args: InitArguments) -> int:
+    """Turn an empty git repository into a data repository."""
     from clincot.preferences.versions.init import init_repository
 
     init_repository(args.repository, args.remote, endpoint=args.endpoint)
@@ -53,22 +59,46 @@ def _run_init(args: argparse.Namespace) -> int:
     return 0
 
 
-def _run_log(args: argparse.Namespace) -> int:
+@dataclass(frozen=True, kw_only=True)
+class HistoryArguments(ParamsArguments):
+    """Whose versions, and in which form."""
+
+    repository: Annotated[
+        str | None,
+        typer.Option(
+            "--repository", metavar="ADDRESS", help="Git address of the repository (default: version.repository)."
+        ),
+    ] = None
+    json: Annotated[bool, typer.Option("--json", help="Print the same as JSON.")] = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class DiffArguments(HistoryArguments):
+    """Which two versions."""
+
+    a: Annotated[str, typer.Argument(help="The earlier version: a round's number, a tag or a commit.")]
+    b: Annotated[str, typer.Argument(help="The later version: a round's number, a tag or a commit.")]
+
+
+def print_versions(args: HistoryArguments) -> int:
+    """List every version with its pairs, size, judges, agreement and policy."""
     from clincot.preferences.versions.version_history import list_versions
 
     with tempfile.TemporaryDirectory() as scratch:
-        found = list_versions(_section(args), Path(scratch))
-    print(
-        json.dumps([one.model_dump(mode="json") for one in found], indent=2) if args.json else render_version_log(found)
-    )
+        versions = list_versions(_read_config(args), Path(scratch))
+    if args.json:
+        print(json.dumps([version.model_dump(mode="json") for version in versions], indent=2))
+    else:
+        print(render_version_log(versions))
     return 0
 
 
-def _run_diff(args: argparse.Namespace) -> int:
+def print_diff(args: DiffArguments) -> int:
+    """Show the pairs added, removed and scored again between two versions."""
     from clincot.preferences.versions.version_history import diff_versions
 
     with tempfile.TemporaryDirectory() as scratch:
-        a, b, between = diff_versions(_section(args), args.a, args.b, Path(scratch))
+        a, b, between = diff_versions(_read_config(args), args.a, args.b, Path(scratch))
     if args.json:
         versions = {"a": a.model_dump(mode="json"), "b": b.model_dump(mode="json")}
         print(json.dumps({**versions, "pairs": between.model_dump(mode="json")}, indent=2))
@@ -77,47 +107,50 @@ def _run_diff(args: argparse.Namespace) -> int:
     return 0
 
 
-def _section(args: argparse.Namespace) -> VersionConfig:
-    config: VersionConfig = args.params_of(args).version
+def _read_config(args: HistoryArguments) -> VersionConfig:
+    config = read_params(args).version
     return config if args.repository is None else config.model_copy(update={"repository": args.repository})
 
 
 def render_version_log(versions: list[DataVersion]) -> str:
-    """One line a version, the newest last."""
+    """One line for each version, the newest last."""
     if not versions:
         return "no version yet"
     rows = [("version", "commit", "pairs", "questions", "size", "agreement", "judges", "policy", "sha256")]
-    for one in versions:
-        alpha = "–" if one.alpha is None else f"{one.alpha:.3f}"
-        judges = ", ".join(f"{name} {digest[:8]}" for name, digest in sorted(one.judges.items()))
-        policies = ", ".join(digest[:12] for digest in one.policies)
+    for version in versions:
+        alpha = "–" if version.alpha is None else f"{version.alpha:.3f}"
+        judges = ", ".join(f"{name} {digest[:8]}" for name, digest in sorted(version.judges.items()))
+        policies = ", ".join(digest[:12] for digest in version.policies)
         rows.append(
             (
-                one.tag,
-                one.revision[:10],
-                f"{one.pairs}",
-                f"{one.questions}",
-                f"{one.size / 1e6:.2f} MB",
+                version.tag,
+                version.revision[:10],
+                f"{version.pairs}",
+                f"{version.questions}",
+                f"{version.size / 1e6:.2f} MB",
                 alpha,
                 judges,
                 policies,
-                one.sha256[:12],
+                version.sha256[:12],
             )
         )
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    lines = ("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows)
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = []
+    for row in rows:
+        cells = [cell.ljust(width) for cell, width in zip(row, widths, strict=True)]
+        lines.append("  ".join(cells).rstrip())
     return "\n".join(lines)
 
 
 def render_version_diff(a: DataVersion, b: DataVersion, between: PairDiff) -> str:
-    """The difference in words."""
+    """The difference between two versions in words."""
     lines = [
         f"{a.tag} ({between.in_a} pairs) -> {b.tag} ({between.in_b} pairs)",
         f"  added     {between.added} ({between.added_of_new_questions} of questions that only the later one has)",
         f"  removed   {between.removed} ({between.removed_of_gone_questions} of questions that only the first one has)",
         f"  re-scored {between.rescored}, {between.turned} of them the other way round",
         f"  unchanged {between.unchanged}",
-        f"  mean gap  {_number(between.mean_gap_a)} -> {_number(between.mean_gap_b)}",
+        f"  mean gap  {_format_number(between.mean_gap_a)} -> {_format_number(between.mean_gap_b)}",
     ]
     moved = {
         "gap": between.gap,
@@ -125,7 +158,9 @@ def render_version_diff(a: DataVersion, b: DataVersion, between: PairDiff) -> st
         "rejected score": between.rejected_score,
         "spread": between.spread,
     }
-    lines += [f"  {name}: {_moved(one)}" for name, one in moved.items() if one is not None and between.rescored]
+    for name, change in moved.items():
+        if change is not None and between.rescored:
+            lines.append(f"  {name}: {_describe_change(change)}")
     judges = [f"{side.tag.rpartition('/')[2]} {', '.join(sorted(side.judges))}" for side in (a, b)]
     if a.judges != b.judges:
         lines.append(f"  other judges: {judges[0]}; {judges[1]}")
@@ -134,12 +169,12 @@ def render_version_diff(a: DataVersion, b: DataVersion, between: PairDiff) -> st
     return "\n".join(lines)
 
 
-def _number(value: float | None) -> str:
+def _format_number(value: float | None) -> str:
     return "–" if value is None else f"{value:.3f}"
 
 
-def _moved(one: ChangeSummary) -> str:
+def _describe_change(change: ChangeSummary) -> str:
     return (
-        f"moved by {one.mean:+.3f} on average ({one.mean_absolute:.3f} in size), from {one.lowest:+.3f} over "
-        f"{one.median:+.3f} to {one.highest:+.3f}"
+        f"moved by {change.mean:+.3f} on average ({change.mean_absolute:.3f} in size), from {change.lowest:+.3f} over "
+        f"{change.median:+.3f} to {change.highest:+.3f}"
     )

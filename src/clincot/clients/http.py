@@ -1,7 +1,7 @@
-"""JSON over HTTP for the endpoints of models: one request, one typed reply, every failure a ModelFailed.
+"""JSON over HTTP for model endpoints: one request, one typed reply; every failure is a ModelFailed.
 
-Nothing is retried here. Keys come from an environment variable or a file and go into one header; they appear in
-no message, no log line and no representation. Addresses may not hold credentials, because HTTP clients log them.
+This module does not retry. API keys come from an environment variable or a file and go into one header only; no
+message, log line or repr contains them. Addresses must not contain credentials, because HTTP clients log addresses.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from pydantic import BaseModel, ValidationError
 
 from clincot.errors import InvalidInput, ModelFailed
 
-MAX_REPLY_BYTES = 64 << 20  # a reply with masks of a few large films; far above any chat completion
+MAX_REPLY_BYTES = 64 << 20  # fits masks of a few large images; far above any chat completion
 _QUOTED_CHARS = 300  # characters of a reply that a message quotes
 
 A = TypeVar("A")
@@ -32,14 +32,17 @@ M = TypeVar("M", bound=BaseModel)
 
 
 def validate_url(url: str, *, what: str) -> str:
-    """`url` without a trailing slash; ValueError unless it is http(s) without credentials, query and fragment."""
+    """Return `url` without a trailing slash. Raises InvalidInput unless it is http(s) and holds no credentials.
+
+    Query and fragment are rejected as well. `what` names the setting in the message.
+    """
     try:
         parsed = httpx.URL(url)
     except httpx.InvalidURL:
         raise InvalidInput(f"{what}: expected an address like http://127.0.0.1:8000/v1, got a malformed one") from None
-    if "@" in url or parsed.query or parsed.fragment:  # what lies before an @ may parse as host or path
+    if "@" in url or parsed.query or parsed.fragment:  # text before an @ may be parsed as host or path
         raise InvalidInput(
-            f"{what}: the address holds a user, password, query or fragment; addresses are logged, so name an "
+            f"{what}: the address contains a user, password, query or fragment; addresses are logged, so name an "
             "environment variable or a file that holds the key instead"
         )
     if parsed.scheme not in ("http", "https") or not parsed.host:
@@ -48,33 +51,36 @@ def validate_url(url: str, *, what: str) -> str:
 
 
 def read_api_key(*, env: str = "", file: Path | None = None, what: str) -> str:
-    """The key held by an environment variable or a file, "" where neither is named; ValueError never quotes it."""
+    """Read an API key from an environment variable or a file; return "" if neither is named.
+
+    Raises InvalidInput if the key is missing or malformed. The message never quotes the key.
+    """
     if env and file is not None:
         raise InvalidInput(f"{what}: name an environment variable ({env}) or a file ({file}) for the key, not both")
     if file is not None:
-        place = f"the file {file}"
+        source = f"the file {file}"
         try:
             key = file.read_text(encoding="utf-8").strip()
         except OSError as error:
-            raise InvalidInput(f"{what}: {place} should hold the key, but cannot be read ({error.strerror})") from None
+            raise InvalidInput(f"{what}: {source} should hold the key, but cannot be read ({error.strerror})") from None
         except UnicodeDecodeError:
-            raise InvalidInput(f"{what}: {place} should hold the key as text, but is not UTF-8") from None
+            raise InvalidInput(f"{what}: {source} should hold the key as text, but is not UTF-8") from None
     elif env:
-        place = f"the environment variable {env}"
+        source = f"the environment variable {env}"
         key = os.environ.get(env, "").strip()
     else:
         return ""
     if not key:
         raise InvalidInput(
-            f"{what}: {place} should hold the key, but is {'empty' if file or env in os.environ else 'unset'}"
+            f"{what}: {source} should hold the key, but is {'empty' if file or env in os.environ else 'unset'}"
         )
-    if not (key.isascii() and key.isprintable() and " " not in key):  # else the HTTP client quotes it in its error
-        raise InvalidInput(f"{what}: {place} holds more than one word of printable ASCII; expected the key alone")
+    if not (key.isascii() and key.isprintable() and " " not in key):  # the HTTP client would quote it in its error
+        raise InvalidInput(f"{what}: {source} holds more than one word of printable ASCII; expected only the key")
     return key
 
 
 class JsonClient:
-    """A context manager that exchanges JSON. One may be shared by threads."""
+    """An HTTP client for JSON, to be used as a context manager. Threads may share it."""
 
     def __init__(self, *, timeout_s: float, key: str = "", connections: int = 1) -> None:
         self._timeout_s = timeout_s
@@ -90,47 +96,48 @@ class JsonClient:
         self._http.close()
 
     def request_json(self, method: str, url: str, reply: type[M], *, expected: str, payload: Any = None) -> M:
-        """One request; its reply as `reply`. `expected` says in words what should come. Raises ModelFailed."""
-        asked = f"{method} {url}"
+        """Send one request and parse its reply as `reply`. Raises ModelFailed.
+
+        expected: a description of the expected reply, for the message.
+        """
+        request = f"{method} {url}"
         try:
             status, body = self._send_request(method, url, payload)
         except httpx.TimeoutException:
-            raise self.build_error(asked, expected, f"no complete reply within {self._timeout_s:g} s") from None
+            raise self.build_error(request, expected, f"no complete reply within {self._timeout_s:g} s") from None
         except httpx.HTTPError as error:
-            raise self.build_error(asked, expected, f"no reply: {type(error).__name__}: {error}") from None
-        if status == 401:  # such bodies quote parts of the key
-            with_key = "the key sent was not accepted" if self._key else "no key was sent; one is needed"
-            raise self.build_error(asked, expected, f"HTTP {status}: {with_key}")
+            raise self.build_error(request, expected, f"no reply: {type(error).__name__}: {error}") from None
+        if status == 401:  # the body is not quoted: it may contain parts of the key
+            reason = "the key sent was not accepted" if self._key else "no key was sent; one is needed"
+            raise self.build_error(request, expected, f"HTTP {status}: {reason}")
         if status != 200:
-            raise self.build_error(asked, expected, f"HTTP {status}", body)
+            raise self.build_error(request, expected, f"HTTP {status}", body)
         try:
             content = json.loads(body)
-        except (ValueError, RecursionError):  # not JSON, not UTF-8, a number of 5000 digits; nested without end
-            raise self.build_error(asked, expected, "HTTP 200 with a body that is not JSON", body) from None
+        except (ValueError, RecursionError):  # not JSON or not UTF-8, a number of 5000 digits; nested too deeply
+            raise self.build_error(request, expected, "HTTP 200 with a body that is not JSON", body) from None
         try:
             return reply.model_validate(content)
         except ValidationError as error:
-            places = "; ".join(
-                f"{'.'.join(map(str, e['loc'])) or 'body'}: {e['msg']}"
-                for e in error.errors(include_url=False, include_input=False, include_context=False)[:5]
-            )
-            raise self.build_error(asked, expected, f"JSON of another shape ({places})", body) from None
+            items = error.errors(include_url=False, include_input=False, include_context=False)[:5]
+            problems = [f"{'.'.join(map(str, item['loc'])) or 'body'}: {item['msg']}" for item in items]
+            raise self.build_error(request, expected, f"JSON of another shape ({'; '.join(problems)})", body) from None
 
-    def build_error(self, asked: str, expected: str, came: str, body: bytes | None = None) -> ModelFailed:
-        """What was asked, expected and got, in one line, without the key."""
-        message = f"{asked}: expected {expected}, got {self._redact_key(came)}"
+    def build_error(self, request: str, expected: str, actual: str, body: bytes | None = None) -> ModelFailed:
+        """Build the error of a request: request, expected and actual reply, in one line, without the key."""
+        message = f"{request}: expected {expected}, got {self._redact_key(actual)}"
         if body is not None:
             shown = self._redact_key(body[:MAX_REPLY_BYTES].decode("utf-8", errors="replace"))
             message += f": {shown[:_QUOTED_CHARS]!r}" + ("…" if len(shown) > _QUOTED_CHARS else "")
         return ModelFailed(message)
 
     def _send_request(self, method: str, url: str, payload: Any) -> tuple[int, bytes]:
-        """Status and body. The deadline holds for the whole reply: httpx's own is for each piece of it."""
+        """Return status and body. The timeout covers the whole reply; httpx's own covers each read."""
         deadline = time.monotonic() + self._timeout_s
         body = bytearray()
         with self._http.stream(method, url, json=payload) as response:
-            for piece in response.iter_bytes():
-                body += piece
+            for chunk in response.iter_bytes():
+                body += chunk
                 if len(body) > MAX_REPLY_BYTES:
                     raise httpx.DecodingError(f"the reply is larger than {MAX_REPLY_BYTES} bytes")
                 if time.monotonic() > deadline:
@@ -144,10 +151,10 @@ class JsonClient:
 
 
 def map_in_threads(call: Callable[[A], B], items: Sequence[A], *, workers: int) -> list[B]:
-    """`call` of every item in at most `workers` threads, results in the items' order.
+    """Call `call` for every item in at most `workers` threads; return the results in the order of the items.
 
-    The first failure *in that order* is raised, whichever came first in time; what has not started by then never
-    starts.
+    Raises the error of the first failed item *in that order*, not in time. Calls that have not started by then are
+    cancelled.
     """
     with ThreadPoolExecutor(max_workers=workers) as pool:
         futures = [pool.submit(call, item) for item in items]
@@ -159,7 +166,7 @@ def map_in_threads(call: Callable[[A], B], items: Sequence[A], *, workers: int) 
 
 
 def encode_png_base64(image: Image.Image) -> str:
-    """The image as base64 of a PNG. Level 1: a 5-megapixel film takes a fraction of a second instead of seconds."""
+    """Encode an image as a PNG in base64. Level 1 compresses a 5-megapixel image in a fraction of a second."""
     buffer = io.BytesIO()
     image.save(buffer, format="PNG", compress_level=1)
     return base64.b64encode(buffer.getvalue()).decode("ascii")

@@ -1,13 +1,12 @@
-"""Kubernetes, as far as the project needs it. The only module that imports `kubernetes`.
+"""A small Kubernetes client: JSON objects by their API path. The only module that imports `kubernetes`.
 
-Objects are plain JSON. Every failure is a ClusterFailed that names the request and what the API server said of it.
+Every failure is a ClusterFailed whose message names the request and quotes the API server's reply.
 """
 
 from __future__ import annotations
 
 import json
 import os
-import time
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -17,36 +16,40 @@ from kubernetes.config.config_exception import ConfigException
 from urllib3.exceptions import HTTPError
 
 from clincot.errors import UserError
+from clincot.processes import retry_call
 
 Json = dict[str, Any]
 REQUEST_S = 30.0
-UPDATE_ATTEMPTS = 5  # of a change that others' changes get ahead of
-READ_ATTEMPTS, READ_RETRY_S = 4, 0.5  # tries of a read, and the pause before the second one (then doubled)
-_QUOTED_CHARS = 300
+UPDATE_ATTEMPTS = 5  # attempts of an update that meets write conflicts
+READ_ATTEMPTS, READ_RETRY_S = 4, 0.5  # attempts of a read; seconds before the second one, doubled for each further one
+_QUOTED_CHARS = 300  # characters of a reply that a message quotes
 
 
 class ClusterFailed(UserError, RuntimeError):
-    """The API server refused, or could not be reached."""
+    """The API server refused a request or could not be reached. `status` is HTTP's; 0 means that no reply came."""
 
     def __init__(self, message: str, status: int = 0) -> None:
         super().__init__(message)
-        self.status = status  # of HTTP; 0: no reply
+        self.status = status
 
 
 class ObjectNotFound(ClusterFailed):
-    """There is no such object (or kind of object)."""
+    """The object, or its kind, does not exist."""
 
 
 class Conflict(ClusterFailed):
-    """The object was changed, or made, by someone else since it was read."""
+    """Another client changed or created the object since it was read."""
 
 
 class Forbidden(ClusterFailed):
-    """The account may not do this; names verb and resource, for its Role."""
+    """The account lacks a permission; the message names the verb that its Role needs."""
 
 
 class Permission(NamedTuple):
-    """What an account may have to do. namespace "": in the whole cluster; name "": whatever the object is called."""
+    """A permission that an account may need.
+
+    namespace: "" means the whole cluster. name: "" means any object of the resource.
+    """
 
     verb: str
     group: str
@@ -56,19 +59,22 @@ class Permission(NamedTuple):
 
     def __str__(self) -> str:
         resource = f"{self.resource}.{self.group}" if self.group else self.resource
-        of = f" {self.name}" if self.name else ""
-        return f"{self.verb} {resource}{of} in {self.namespace or 'the cluster'}"
+        name = f" {self.name}" if self.name else ""
+        return f"{self.verb} {resource}{name} in {self.namespace or 'the cluster'}"
 
 
 def connect_cluster(context: str = "") -> Cluster:
-    """The cluster of the pod we run in, or of the kubeconfig's (current) context."""
+    """Connect to the cluster of this pod, or outside of one to the kubeconfig's context ("": the current one).
+
+    Raises ClusterFailed if neither is configured.
+    """
     configuration = client.Configuration()
     try:
         if not context and os.environ.get("KUBERNETES_SERVICE_HOST") and "KUBECONFIG" not in os.environ:
             config.load_incluster_config(client_configuration=configuration)
         else:
             config.load_kube_config(
-                config_file=os.environ.get("KUBECONFIG"),  # the client itself looks at it once, when it is imported
+                config_file=os.environ.get("KUBECONFIG"),  # the library reads it only once, on import
                 context=context or None,
                 client_configuration=configuration,
             )
@@ -78,17 +84,20 @@ def connect_cluster(context: str = "") -> Cluster:
 
 
 class Cluster:
-    """A connection. Paths are those of the API: `resource_path` makes them."""
+    """A connection to an API server. Paths are those of the Kubernetes API; resource_path() builds them.
+
+    Every method raises ClusterFailed, or one of its subclasses, if the request fails.
+    """
 
     def __init__(self, api: client.ApiClient) -> None:
         self._api = api
 
     def get(self, path: str) -> Json:
-        """Raises Missing."""
+        """Return the object. Raises ObjectNotFound."""
         return self.request("GET", path)
 
     def has_api(self, group: str, version: str) -> bool:
-        """Does the cluster serve this API group (is its operator installed)?"""
+        """Return whether the cluster serves this API group, that is, whether its operator is installed."""
         try:
             self.request("GET", f"/apis/{group}/{version}")
         except ObjectNotFound:
@@ -96,9 +105,12 @@ class Cluster:
         return True
 
     def is_allowed(self, permission: Permission) -> bool:
-        """Would the API server let this account do that? (SelfSubjectAccessReview: everyone may ask of themselves)"""
+        """Return whether this account has the permission.
+
+        Uses SelfSubjectAccessReview, which every account may create for itself.
+        """
         resource, _, subresource = permission.resource.partition("/")
-        about = {
+        attributes = {
             "verb": permission.verb,
             "group": permission.group,
             "resource": resource,
@@ -109,41 +121,38 @@ class Cluster:
         review = {
             "apiVersion": "authorization.k8s.io/v1",
             "kind": "SelfSubjectAccessReview",
-            "spec": {"resourceAttributes": {key: value for key, value in about.items() if value}},
+            "spec": {"resourceAttributes": {key: value for key, value in attributes.items() if value}},
         }
         answer = self.request("POST", "/apis/authorization.k8s.io/v1/selfsubjectaccessreviews", review)
         return answer.get("status", {}).get("allowed") is True
 
     def create(self, path: str, manifest: Json) -> Json:
-        """Raises Conflict where the object exists."""
+        """Create the object. Raises Conflict if it exists."""
         return self.request("POST", path.rpartition("/")[0], manifest)
 
     def delete(self, path: str) -> None:
-        """Nothing happens where nothing is."""
+        """Delete the object. Does nothing if it does not exist."""
         try:
             self.request("DELETE", path)
         except ObjectNotFound:
             return
 
     def update_with_retry(self, path: str, update: Callable[[Json], Json]) -> Json:
-        """Read, update, write over what was read; again where someone else's change came first.
+        """Read the object, apply `update` and write it back; after a write conflict, start again from the read.
 
-        `update` is given the object as it is, each time anew, and may raise where it is no longer what it should be.
+        `update` gets a copy of the current object, may change it in place, and returns the new one. It may raise if
+        the object is in an unexpected state. Raises Conflict if every attempt meets one.
         """
-        for attempt in range(UPDATE_ATTEMPTS):
+
+        def update_once() -> Json:
             before = self.get(path)
             after = update(json.loads(json.dumps(before)))
-            if after == before:
-                return before
-            try:
-                return self.request("PUT", path, after)
-            except Conflict:
-                if attempt == UPDATE_ATTEMPTS - 1:
-                    raise
-        raise AssertionError("unreachable")
+            return before if after == before else self.request("PUT", path, after)
+
+        return retry_call(update_once, is_transient=lambda error: isinstance(error, Conflict), attempts=UPDATE_ATTEMPTS)
 
     def request(self, method: str, path: str, body: Json | None = None, *, timeout_s: float = REQUEST_S) -> Json:
-        """One request to the API server; its JSON."""
+        """Send one request and return the JSON of its reply ({} for an empty one)."""
         content = self.request_text(method, path, body, timeout_s=timeout_s)
         try:
             decoded: Json = json.loads(content) if content else {}
@@ -152,16 +161,17 @@ class Cluster:
         return decoded
 
     def request_text(self, method: str, path: str, body: Json | None = None, *, timeout_s: float = REQUEST_S) -> str:
-        """One request; what came. Reading is tried again where the server is busy or away for a moment."""
-        for attempt in range(READ_ATTEMPTS if method == "GET" else 1):
-            try:
-                return self._send_once(method, path, body, timeout_s)
-            except ClusterFailed as error:
-                passing = error.status in (0, 429) or error.status >= 500
-                if not passing or method != "GET" or attempt == READ_ATTEMPTS - 1:
-                    raise
-                time.sleep(READ_RETRY_S * 2**attempt)
-        raise AssertionError("unreachable")
+        """Send one request and return the text of its reply.
+
+        A GET is retried while the server is busy or unreachable. Other methods are not: a request whose reply was
+        lost may have taken effect.
+        """
+        return retry_call(
+            lambda: self._send_once(method, path, body, timeout_s),
+            is_transient=_is_transient,
+            wait_s=lambda failures: READ_RETRY_S * 2 ** (failures - 1),
+            attempts=READ_ATTEMPTS if method == "GET" else 1,
+        )
 
     def _send_once(self, method: str, path: str, body: Json | None, timeout_s: float) -> str:
         headers = {"Accept": "application/json, */*", "Content-Type": "application/json"}
@@ -188,26 +198,32 @@ class Cluster:
 
 
 def resource_path(group: str, version: str, namespace: str, plural: str, name: str = "") -> str:
-    """The path of a namespaced object, or of its kind; group "" is the core API."""
+    """Return the API path of a namespaced object, or of all of its kind (name ""). group "" is the core API."""
     root = f"/apis/{group}/{version}" if group else f"/api/{version}"
     return f"{root}/namespaces/{namespace}/{plural}" + (f"/{name}" if name else "")
 
 
 def crd_path(name: str) -> str:
+    """Return the API path of a CustomResourceDefinition."""
     return f"/apis/apiextensions.k8s.io/v1/customresourcedefinitions/{name}"
 
 
 def service_proxy_path(namespace: str, service: str, path: str, port: int = 80) -> str:
-    """A request to a Service through the API server: nothing but its address and credentials are needed."""
+    """Return the path that reaches a Service through the API server's proxy, without a route to the Service itself."""
     return f"/api/v1/namespaces/{namespace}/services/http:{service}:{port}/proxy/{path.lstrip('/')}"
+
+
+def _is_transient(error: BaseException) -> bool:
+    """Return whether the same request may succeed later: no reply, too many requests, or a server error."""
+    return isinstance(error, ClusterFailed) and (error.status in (0, 429) or error.status >= 500)
 
 
 def _parse_api_error(method: str, path: str, error: ApiException) -> ClusterFailed:
     try:
-        said = json.loads(error.body).get("message", "") if error.body else ""
+        reply = json.loads(error.body).get("message", "") if error.body else ""
     except (ValueError, AttributeError):
-        said = str(error.body)
-    message = f"{method} {path}: HTTP {error.status}: {said[:_QUOTED_CHARS] or error.reason}"
+        reply = str(error.body)
+    message = f"{method} {path}: HTTP {error.status}: {reply[:_QUOTED_CHARS] or error.reason}"
     if error.status == 404:
         return ObjectNotFound(message, 404)
     if error.status == 409:
@@ -218,6 +234,7 @@ def _parse_api_error(method: str, path: str, error: ApiException) -> ClusterFail
     return ClusterFailed(message, error.status or 0)
 
 
-def get_conditions(thing: Mapping[str, Any]) -> dict[str, Json]:
-    """{type: condition} of an object's status."""
-    return {one["type"]: one for one in thing.get("status", {}).get("conditions", ())}
+def get_conditions(manifest: Mapping[str, Any]) -> dict[str, Json]:
+    """Return {type: condition} of an object's status."""
+    conditions = manifest.get("status", {}).get("conditions", ())
+    return {condition["type"]: condition for condition in conditions}

@@ -1,17 +1,17 @@
-"""Ingest of a folder of DICOM files: as PNG, without their headers, with questions or without.
+"""Ingest of a folder of DICOM files, with or without questions. Images become PNG files; headers are dropped.
 
-What a record keeps of a file is its picture, its modality and body part, and two keyed hashes: of the patient's number
-(the grouping key for splits and intervals) and of the file's own UID. Names, dates, UIDs, descriptions and private
-tags are dropped, and so are file names and folders, which often are names too: in messages and in the report a file is
-its place in the sorted listing, so that
+A record keeps the picture, its modality and body part, and two keyed hashes: one of the patient's number, which groups
+images for splits and intervals, and one of the file's own UID. Names, dates, UIDs, descriptions and private tags are
+dropped. So are the names of files and folders, because they often contain a patient's name: messages and the report
+identify a file by its position in the sorted listing, and
 
     find SOURCE -type f -not -path '*/.*' -printf '%P\\n' | LC_ALL=C sort | sed -n 17p
 
-names file 17 to whoever has the folder. The hashes' key is a secret file of one's own: the same key gives the same
-hashes, and without it nobody can find a patient by hashing all numbers there are.
+prints the name of file 17 to a person who has the folder. The key of the hashes is a secret file that you keep: the
+same key gives the same hashes, and without it nobody can identify a patient by hashing all possible numbers.
 
-What stands in the pixels stays there. Files that say they have annotations burned in are reported, and files that do
-not say; text in pixels is not searched for.
+Pixels are not changed. The report lists the files whose headers state that annotations are burned into the pixels, and
+those whose headers do not say; the pixels themselves are not searched for text.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ import secrets
 import tempfile
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Literal
@@ -48,14 +48,14 @@ from clincot.datasets.splits import assign_split, check_test_share
 from clincot.errors import InvalidInput
 from clincot.jsonl import InvalidRecord, parse_row
 
-# How reports and messages call what is read: its own names may name somebody.
+# Reports and messages use these labels instead of paths, because a path may contain a patient's name.
 FILES_LABEL, ROWS_LABEL = "DICOM folder", "questions"
 Split = Literal["given", "patient-disjoint"]
 
 
 @dataclass(frozen=True)
 class ConvertedDicom:
-    """A file's picture as PNG, and what is kept of its header."""
+    """A file's picture as PNG and what is kept of its header (fields as in RenderedDicom)."""
 
     png: Path
     patient: str
@@ -67,7 +67,7 @@ class ConvertedDicom:
     no_patient_id: bool
 
 
-def ingest_dicom(
+def ingest_dicom(  # noqa: PLR0913 (one keyword per command-line option)
     source: Path,
     out: Path,
     *,
@@ -79,13 +79,15 @@ def ingest_dicom(
     seed: int = 0,
     workers: int | None = None,
 ) -> IngestReport:
-    """Read the folder `source` into the dataset folder `out` (patient-disjoint: out/train and out/test).
+    """Read the folder `source` into the dataset folder `out`, or for patient-disjoint into out/train and out/test.
 
-    Without `questions` every file is a row, and the folder has images only. With them a row is a line of that JSONL
-    (as in jsonl_vqa, without patient and modality, which come from the files), whose `image` is a path in `source`;
-    files that no line names are not read. `salt_file` is made where there is none.
+    Without `questions`, every file is a row and the result has images only. With `questions`, a row is a line of that
+    JSONL file, in the format of jsonl_vqa without patient and modality, which come from the DICOM files; `image` is a
+    path inside `source`, and files that no line names are not read. `salt_file` is created if it does not exist.
+    `test_share` (expected share of patients in test) and `seed` apply to the patient-disjoint split only.
 
-    Raises BadRecord, and TooManyRefused, when the others are in place, where more rows are bad than `allow_refused`.
+    Raises InvalidRecord if there is nothing to read or a split stays empty; TooManyRefused if more rows are refused
+    than `allow_refused`; the other rows have been written by then.
     """
     if split not in ("given", "patient-disjoint"):
         raise InvalidInput(f'split is "given" or "patient-disjoint", got {split!r}')
@@ -98,30 +100,30 @@ def ingest_dicom(
     out.mkdir(parents=True, exist_ok=True)
     with (
         tempfile.TemporaryDirectory(prefix=".dicom-", suffix=".partial", dir=out) as scratch,
-        IngestIndex() as ledger,
+        IngestIndex() as index,
         WorkerPool(workers) as pool,
     ):
         converted = dict(zip(chosen, _convert_files(source, chosen, Path(scratch), salt, pool), strict=True))
-        images = ImageInspector(ledger, pool)
-        images.inspect_all(one.png for one in converted.values() if isinstance(one, ConvertedDicom))
+        images = ImageInspector(index, pool)
+        images.inspect_all(file.png for file in converted.values() if isinstance(file, ConvertedDicom))
         with contextlib.ExitStack() as stack:
             names = ("test", "train") if split == "patient-disjoint" else (".",)
             folders = {
-                name: stack.enter_context(open_dataset_folder(out / name, images, ledger, link_images=True))
+                name: stack.enter_context(open_dataset_folder(out / name, images, index, link_images=True))
                 for name in names
             }
 
-            def place(picture: SourceImage) -> tuple[FolderWriter, SourceImage]:
+            def assign_folder(picture: SourceImage) -> tuple[FolderWriter, SourceImage]:
                 if split == "given":
                     return folders["."], picture
                 side = assign_split(picture.patient, salt="dicom", seed=seed, test_share=test_share)
-                return folders[side], SourceImage(**{**vars(picture), "split": side})
+                return folders[side], replace(picture, split=side)
 
             if questions is None:
-                _add_images(chosen, converted, place, tally, notes)
+                _add_images(chosen, converted, assign_folder, tally, notes)
             else:
-                _add_questions(rows, converted, place, tally)
-                notes["files that no question names, not read"] = len(listing) - len(chosen)
+                _add_questions(rows, converted, assign_folder, tally)
+                notes["files without a question, not read"] = len(listing) - len(chosen)
             if tally.kept == 0:
                 raise tally.build_no_rows_error(Path(FILES_LABEL), "rows")
             for name, folder in folders.items():
@@ -132,31 +134,42 @@ def ingest_dicom(
         return write_report(
             out,
             tally,
-            ledger,
+            index,
             source=Path(FILES_LABEL),
             split=split,
             folders=[folder.count_records(name) for name, folder in sorted(folders.items(), reverse=True)],
-            leaks=find_pairwise_leakage(splits if split == "patient-disjoint" else {}, ledger),
-            notes=[*(f"{what}: {n}" for what, n in sorted(notes.items()) if n), *_list_file_notes(chosen, converted)],
+            leaks=find_pairwise_leakage(splits if split == "patient-disjoint" else {}, index),
+            notes=[
+                *(f"{note}: {count}" for note, count in sorted(notes.items()) if count),
+                *_list_file_notes(chosen, converted),
+            ],
         )
 
 
 def list_dicom_files(source: Path) -> list[str]:
-    """The files at any depth as paths in the folder, sorted by bytes; hidden ones are left out."""
+    """List the files at any depth as paths relative to the folder, sorted by bytes; hidden files are left out."""
     if not source.is_dir():
-        raise InvalidRecord(f"{source}: expected a folder of DICOM files, but there is none")
-    paths = (Path(folder, name).relative_to(source) for folder, _, names in os.walk(source) for name in names)
-    kept = [path.as_posix() for path in paths if not any(part.startswith(".") for part in path.parts)]
-    if not kept:
+        raise InvalidRecord(f"{source}: expected a folder of DICOM files, but the folder does not exist")
+    files: list[str] = []
+    for folder, _, names in os.walk(source):
+        for name in names:
+            path = Path(folder, name).relative_to(source)
+            if not _is_hidden(path):
+                files.append(path.as_posix())
+    if not files:
         raise InvalidRecord(f"{source}: expected DICOM files, but the folder is empty")
-    return sorted(kept, key=os.fsencode)
+    return sorted(files, key=os.fsencode)
+
+
+def _is_hidden(path: Path) -> bool:
+    return any(part.startswith(".") for part in path.parts)
 
 
 def read_salt(path: Path, out: Path) -> bytes:
-    """The secret, made at the first use (32 random bytes, readable by its owner alone)."""
+    """Read the secret; at the first use, create it (32 random bytes, readable only by the owner)."""
     if out.resolve() in (path.resolve(), *path.resolve().parents):
         raise InvalidRecord(
-            f"{path}: the secret must not lie in the data set {out}, which is passed on. Name another place"
+            f"{path}: the secret must not be inside the data set {out}, which you may share. Choose another path"
         )
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -165,7 +178,8 @@ def read_salt(path: Path, out: Path) -> bytes:
     salt = path.read_bytes().strip()
     if len(salt) < 16:
         raise InvalidRecord(
-            f"{path}: expected a secret of at least 16 bytes, got {len(salt)}. Remove the file: a new one is made"
+            f"{path}: expected a secret of at least 16 bytes, got {len(salt)}."
+            " Remove the file to have a new one created"
         )
     return salt
 
@@ -176,46 +190,54 @@ def _convert_files(
     jobs = [(source / name, scratch / f"{number}.png") for name, number in chosen.items()]
     pool = workers.start_pool(len(jobs))
     convert = partial(_convert_to_png, salt=salt)
-    made = map(convert, jobs) if pool is None else pool.map(convert, jobs, chunksize=4)
-    yield from tqdm(made, total=len(jobs), desc="DICOM files", unit="file", disable=None)
+    results = map(convert, jobs) if pool is None else pool.map(convert, jobs, chunksize=4)
+    yield from tqdm(results, total=len(jobs), desc="DICOM files", unit="file", disable=None)
 
 
 def _convert_to_png(job: tuple[Path, Path], salt: bytes) -> ConvertedDicom | UnusableDicom:
     path, png = job
     try:
-        one = render_dicom(path, salt)
+        rendered = render_dicom(path, salt)
     except UnusableDicom as error:
-        return error
-    one.image.save(png, format="PNG", compress_level=2)
+        return error  # returned, not raised: one bad file must not end the pool's map
+    rendered.image.save(png, format="PNG", compress_level=2)
     return ConvertedDicom(
-        png, one.patient, one.source_id, one.modality, one.burned_in, one.recognizable, one.shown, one.no_patient_id
+        png=png,
+        patient=rendered.patient,
+        source_id=rendered.source_id,
+        modality=rendered.modality,
+        burned_in=rendered.burned_in,
+        recognizable=rendered.recognizable,
+        shown=rendered.shown,
+        no_patient_id=rendered.no_patient_id,
     )
 
 
+# Maps a picture to its folder, and returns the picture with that folder's split.
 FolderAssigner = Callable[[SourceImage], tuple[FolderWriter, SourceImage]]
 
 
-def _build_source_image(one: ConvertedDicom | UnusableDicom, place: str, split: str = "") -> SourceImage:
-    if isinstance(one, UnusableDicom):
-        raise InvalidRow(f"image: {one}")
-    return SourceImage(place, one.png, one.source_id, modality=one.modality, patient=one.patient, split=split)
+def _build_source_image(file: ConvertedDicom | UnusableDicom, location: str, split: str = "") -> SourceImage:
+    if isinstance(file, UnusableDicom):
+        raise InvalidRow(f"image: {file}")
+    return SourceImage(location, file.png, file.source_id, modality=file.modality, patient=file.patient, split=split)
 
 
 def _add_images(
     chosen: dict[str, int],
     converted: dict[str, ConvertedDicom | UnusableDicom],
-    place: FolderAssigner,
+    assign_folder: FolderAssigner,
     tally: IngestTally,
     notes: Counter[str],
 ) -> None:
     for name, number in chosen.items():
-        one = converted[name]
-        if isinstance(one, NotAnImage):
-            notes[f"{one}, not taken"] += 1
+        file = converted[name]
+        if isinstance(file, NotAnImage):
+            notes[f"{file}, left out"] += 1
             continue
 
-        def add(one: ConvertedDicom | UnusableDicom = one, number: int = number) -> str | None:
-            folder, picture = place(_build_source_image(one, f"file {number}"))
+        def add(file: ConvertedDicom | UnusableDicom = file, number: int = number) -> str | None:
+            folder, picture = assign_folder(_build_source_image(file, f"file {number}"))
             return folder.add_image(picture)
 
         tally.take_row(FILES_LABEL, number, add)
@@ -224,15 +246,15 @@ def _add_images(
 def _add_questions(
     rows: Sequence[tuple[int, JsonlRow]],
     converted: dict[str, ConvertedDicom | UnusableDicom],
-    place: FolderAssigner,
+    assign_folder: FolderAssigner,
     tally: IngestTally,
 ) -> None:
     for number, row in rows:
 
         def add(row: JsonlRow = row, number: int = number) -> str | None:
             if row.image not in converted:
-                raise InvalidRow("image: there is no such file in the DICOM folder. Name one by its path in the folder")
-            folder, picture = place(_build_source_image(converted[row.image], f"row {number}", row.split))
+                raise InvalidRow("image: the DICOM folder has no such file. Give the path of a file in the folder")
+            folder, picture = assign_folder(_build_source_image(converted[row.image], f"row {number}", row.split))
             return folder.add_question(
                 SourceQuestion(
                     picture,
@@ -250,12 +272,13 @@ def _add_questions(
 
 
 def _read_question_rows(path: Path, tally: IngestTally) -> Iterator[tuple[int, JsonlRow]]:
-    """The questions that can be read. Messages repeat nothing of a row: an `image` may be named after somebody.
+    """Yield (row number, row) of the valid questions.
 
-    For the same reason a row's `id` is looked at but not kept; records name the row.
+    Messages never quote a row, because an `image` may contain a patient's name. For the same reason a row's `id` is
+    checked for duplicates but not kept; records refer to the row by number.
     """
     if not path.is_file():
-        raise InvalidRecord(f"{path}: expected a JSONL file of questions, but there is no such file")
+        raise InvalidRecord(f"{path}: expected a JSONL file of questions, but the file does not exist")
     first = dict[str, int]()
     with path.open("rb") as file:
         for number, line in enumerate(file, start=1):
@@ -264,27 +287,29 @@ def _read_question_rows(path: Path, tally: IngestTally) -> Iterator[tuple[int, J
             try:
                 row = JsonlRow.model_validate(parse_row(line, where=""))
             except ValidationError as error:
-                wrong = "; ".join(dict.fromkeys(_describe_error(item) for item in error.errors()))
-                tally.refuse_row(
-                    ROWS_LABEL,
-                    number,
-                    f"{wrong}. The fields are {', '.join(_ALLOWED_FIELDS)}; write them as `jsonl` has them",
-                )
+                problems = "; ".join(dict.fromkeys(_describe_error(item) for item in error.errors()))
+                remedy = f"The fields are {', '.join(_ALLOWED_FIELDS)}, written as for `clincot ingest jsonl`"
+                tally.refuse_row(ROWS_LABEL, number, f"{problems}. {remedy}")
                 continue
             except InvalidRecord:
-                tally.refuse_row(ROWS_LABEL, number, "no JSON object with every field once, in UTF-8. Write one a line")
+                reason = "expected a JSON object in UTF-8 that has every field once. Write one per line"
+                tally.refuse_row(ROWS_LABEL, number, reason)
                 continue
             if row.patient or row.modality:
-                tally.refuse_row(ROWS_LABEL, number, "patient and modality come from the DICOM file. Leave them out")
+                tally.refuse_row(
+                    ROWS_LABEL, number, "patient and modality come from the DICOM file. Leave these fields out"
+                )
             elif row.id and first.setdefault(row.id, number) != number:
-                tally.refuse_row(ROWS_LABEL, number, f"id: the same as row {first[row.id]}'s. Give every row its own")
+                tally.refuse_row(
+                    ROWS_LABEL, number, f"id: the same as in row {first[row.id]}. Give every row its own id"
+                )
             else:
                 yield number, row
 
 
 def _describe_error(item: ErrorDetails) -> str:
     if item["type"] == "extra_forbidden":
-        return "a field that is none of those"
+        return "an unknown field"
     return f"{'.'.join(map(str, item['loc']))}: {item['msg']}"
 
 
@@ -292,35 +317,36 @@ _ALLOWED_FIELDS = tuple(name for name in JsonlRow.model_fields if name not in ("
 
 
 def _list_file_notes(chosen: dict[str, int], converted: dict[str, ConvertedDicom | UnusableDicom]) -> Iterator[str]:
-    """What the files say of themselves that their user has to know."""
+    """Yield notes on the files: source of the pixel values, burned-in text, faces, missing patient numbers."""
     burned: defaultdict[str, list[int]] = defaultdict(list)
-    shown, faces, keyless = Counter[str](), list[int](), list[int]()
+    shown, faces, no_patient = Counter[str](), list[int](), list[int]()
     for name, number in chosen.items():
-        one = converted[name]
-        if isinstance(one, UnusableDicom):
+        file = converted[name]
+        if isinstance(file, UnusableDicom):
             continue
-        burned[one.burned_in].append(number)
-        shown[one.shown] += 1
-        if one.recognizable:
+        burned[file.burned_in if file.burned_in in ("YES", "NO") else "unknown"].append(number)
+        shown[file.shown] += 1
+        if file.recognizable:
             faces.append(number)
-        if one.no_patient_id:
-            keyless.append(number)
-    for how, count in sorted(shown.items()):
-        yield f"shown by {how}: {count}"
+        if file.no_patient_id:
+            no_patient.append(number)
+    for method, count in sorted(shown.items()):
+        yield f"pixel values from {method}: {count}"
     if burned["YES"]:
         yield (
-            f"files that say annotations are burned into the pixels: {len(burned['YES'])} ({_format_numbers(burned['YES'])})."
-            " Look at them before the set is passed on: they may name the patient"
+            f"files with annotations burned into the pixels: {_format_numbers(burned['YES'])}."
+            " Check them before you share the data set: they may show the patient's name"
         )
-    unsaid = [number for said, numbers in burned.items() if said not in ("YES", "NO") for number in numbers]
-    if unsaid:
-        yield f"files that do not say whether annotations are burned in: {len(unsaid)} ({_format_numbers(unsaid)})"
+    if burned["unknown"]:
+        yield f"files that do not state whether annotations are burned in: {_format_numbers(burned['unknown'])}"
     if faces:
-        yield f"files that say a face could be recognised: {len(faces)} ({_format_numbers(faces)})"
-    if keyless:
-        yield f"files without a patient's number, grouped by study: {len(keyless)} ({_format_numbers(keyless)})"
+        yield f"files in which a face may be recognisable: {_format_numbers(faces)}"
+    if no_patient:
+        yield f"files without a patient's number, grouped by study instead: {_format_numbers(no_patient)}"
 
 
 def _format_numbers(numbers: Sequence[int]) -> str:
+    """Format file numbers with their count, as in "2 (files 5, 6)"; at most 20 are listed."""
     listed = sorted(numbers)
-    return "files " + ", ".join(map(str, listed[:20])) + (f" and {len(listed) - 20} more" if len(listed) > 20 else "")
+    more = f" and {len(listed) - 20} more" if len(listed) > 20 else ""
+    return f"{len(listed)} (files {', '.join(map(str, listed[:20]))}{more})"

@@ -1,11 +1,12 @@
-"""One DICOM file as a radiologist would see it: 8-bit grey (or colour), without any of its header.
+"""Renders a DICOM file as a viewer displays it: 8-bit grey or colour, without its header.
 
-In this order: stored values -> modality LUT or rescale -> VOI LUT, or else the first window -> MONOCHROME1 inverted ->
-padding black -> square pixels. Overlays are not drawn. Where a file has neither VOI LUT nor window, 8-bit values are
-shown as they are, CT in a soft-tissue window, and anything else between its 0.5th and 99.5th percentile.
+The steps, in this order: stored values -> modality LUT or rescale -> VOI LUT, else the first window -> inversion of
+MONOCHROME1 -> padding black -> square pixels. Overlays are not drawn. A file with neither VOI LUT nor window is shown
+unchanged if its values have 8 bits, in a soft-tissue window if it is a CT, and otherwise between its 0.5th and 99.5th
+percentile.
 
-Nothing that a header says leaves this module but what `Rendered` has; messages name no header value that could
-identify, and what pydicom would log or warn is not let out, because it quotes values.
+Only the fields of `RenderedDicom` leave this module. Messages contain no header value that could identify a patient,
+and pydicom's own log messages and warnings are suppressed because they quote header values.
 """
 
 from __future__ import annotations
@@ -46,7 +47,7 @@ _MODALITIES = {
     "XA": "angiogram",
     "RF": "fluoroscopy",
 }
-# The only body parts that are passed on: the field is free text at some sites.
+# Only these body parts are kept, because some sites use the field for free text.
 _BODY_PARTS = (
     "ABDOMEN",
     "ANKLE",
@@ -73,7 +74,7 @@ _BODY_PARTS = (
     "SPINE",
     "WRIST",
 )
-# What pydicom raises on damaged files, besides its own errors.
+# Exceptions that pydicom raises on damaged files in addition to its own.
 _DAMAGED_FILE_ERRORS = (
     AttributeError,
     EOFError,
@@ -92,29 +93,32 @@ PixelValues = npt.NDArray[Any]
 
 
 class UnusableDicom(InvalidInput):
-    """Why a file cannot be taken, and what mends it; says nothing that identifies."""
+    """A file that cannot be used; the message states the reason and the remedy and identifies nobody."""
 
 
 class NotAnImage(UnusableDicom):
-    """An index of other files: nothing to take, and nothing wrong."""
+    """A DICOMDIR, which only lists other files. It is skipped and does not count as refused."""
 
 
 @dataclass(frozen=True)
 class RenderedDicom:
-    """What is kept of a DICOM file."""
+    """The picture of a DICOM file and what is kept of its header."""
 
     image: Image.Image  # mode L or RGB
     patient: str  # keyed hash
     source_id: str  # keyed hash of the file's own UID
     modality: str
-    burned_in: str  # "YES", "NO" or "" where the file does not say
-    recognizable: bool  # the file says that a face could be recognised
-    shown: str  # how the grey values came about
-    no_patient_id: bool  # `patient` is the study instead
+    burned_in: str  # BurnedInAnnotation: "YES", "NO", or "" if it is missing
+    recognizable: bool  # RecognizableVisualFeatures is "YES": a face may be recognisable
+    shown: str  # where the pixel values come from, for the report
+    no_patient_id: bool  # there is no patient number, and `patient` identifies the study
 
 
 def render_dicom(path: Path, salt: bytes, limits: ImageLimits = DEFAULT_LIMITS) -> RenderedDicom:
-    """Read and show one file; raises Unusable."""
+    """Read and render one file; raises UnusableDicom, or NotAnImage for a DICOMDIR.
+
+    `salt`: key of the hashes.
+    """
     with _silence_pydicom():
         header = _read_dataset(path, limits)
         try:
@@ -133,10 +137,10 @@ def render_dicom(path: Path, salt: bytes, limits: ImageLimits = DEFAULT_LIMITS) 
             )
         except UnusableDicom:
             raise
-        except _DAMAGED_FILE_ERRORS as error:  # its text may quote the header
+        except _DAMAGED_FILE_ERRORS as error:  # the error's text may quote the header
             raise UnusableDicom(
-                f"the file is damaged or not what its header says ({type(error).__name__} while its pixels were read)."
-                " Fetch it again, or remove it"
+                f"the file is damaged or contradicts its header ({type(error).__name__} while reading its pixels)."
+                " Download it again, or remove it"
             ) from None
 
 
@@ -162,12 +166,12 @@ def _read_dataset(path: Path, limits: ImageLimits) -> pydicom.Dataset:
         raise
     except InvalidDicomError:
         raise UnusableDicom(
-            "no DICOM file: there is no DICM at byte 128. Remove it from the folder; if it is a data set without its"
-            " file header, write one (dcmconv of DCMTK does)"
+            "not a DICOM file: the marker DICM is missing at byte 128. Remove it from the folder; if it is a data set"
+            " without a file header, add one with dcmconv of DCMTK"
         ) from None
     except _DAMAGED_FILE_ERRORS as error:
         raise UnusableDicom(
-            f"the header cannot be read ({type(error).__name__}). Fetch the file again, or remove it"
+            f"the header cannot be read ({type(error).__name__}). Download the file again, or remove it"
         ) from None
 
 
@@ -179,21 +183,19 @@ def _check_image(header: pydicom.Dataset, limits: ImageLimits) -> None:
     if modality in _NON_IMAGE_MODALITIES or not any(
         name in header for name in ("PixelData", "FloatPixelData", "DoubleFloatPixelData")
     ):
-        raise UnusableDicom(
-            f"it holds no image to look at (modality {_redact_code(modality)}). Remove it from the folder"
-        )
+        raise UnusableDicom(f"it contains no image (modality {_redact_code(modality)}). Remove it from the folder")
     frames = int(header.get("NumberOfFrames", 1) or 1)
     if frames > 1:
         raise UnusableDicom(
-            f"it has {frames} frames, and a question is about one picture. Export the frame that is meant as a file of"
-            " its own (dcmtk: dcm2img +F N; dcm4che: dcmframe)"
+            f"it has {frames} frames, but a question is about one picture. Export the frame that you need to a file"
+            " of its own (dcmtk: dcm2img +F N; dcm4che: dcmframe)"
         )
     rows, columns = int(header.Rows), int(header.Columns)
     if rows < 1 or columns < 1 or rows * columns > limits.max_pixels:
-        raise UnusableDicom(f"expected 1 to {limits.max_pixels} pixels, got {columns} x {rows}. Export it smaller")
+        raise UnusableDicom(f"expected 1 to {limits.max_pixels} pixels, got {columns} x {rows}. Export a smaller image")
     syntax = UID(str(meta.get("TransferSyntaxUID", "") or "")) if meta is not None else UID("")
     if not syntax:
-        raise UnusableDicom("it does not say how its pixels are written (TransferSyntaxUID). Export it again")
+        raise UnusableDicom("its header does not state how the pixels are encoded (TransferSyntaxUID). Export it again")
     _check_decoder(syntax)
 
 
@@ -206,37 +208,37 @@ def _check_decoder(syntax: UID) -> None:
         ) from None
     if not decoder.is_available:
         raise UnusableDicom(
-            f"its compression ({syntax.name}) needs a plugin of pydicom: {_list_missing_plugins(syntax)}. Install one with"
-            " pip, or export the file uncompressed"
+            f"its compression ({syntax.name}) needs a plugin of pydicom: {_list_missing_plugins(syntax)}."
+            " Install one with pip, or export the file uncompressed"
         )
 
 
 def _decode_pixels(header: pydicom.Dataset) -> PixelValues:
     try:
         return np.asarray(header.pixel_array)
-    except RuntimeError:  # every decoder that is installed gave up
+    except RuntimeError:  # every installed decoder failed
         syntax = UID(header.file_meta.TransferSyntaxUID)
         more = _list_missing_plugins(syntax) or "another decoder"
         raise UnusableDicom(
-            f"the decoders at hand cannot read its {header.BitsStored}-bit pixels ({syntax.name}). Where the file is"
-            f" whole, {more} may: install one with pip, or export the file uncompressed"
+            f"the installed decoders cannot read its {header.BitsStored}-bit pixels ({syntax.name}). If the file is"
+            f" intact, {more} may read it: install one with pip, or export the file uncompressed"
         ) from None
 
 
 def _list_missing_plugins(syntax: UID) -> str:
-    """The plugins that would read a compression and are not installed."""
+    """List the plugins that can read a compression but are not installed."""
     return "; or ".join(plugin.split(" - requires ")[-1] for plugin in get_decoder(syntax).missing_dependencies)
 
 
 def _render_pixels(header: pydicom.Dataset) -> tuple[npt.NDArray[np.uint8], str]:
-    """8-bit pixels, (H, W) or (H, W, 3), and how they came about."""
+    """Return 8-bit pixels, (H, W) or (H, W, 3), and where their values come from."""
     stored = _decode_pixels(header)
     kind = str(header.PhotometricInterpretation)
     if kind == "PALETTE COLOR":
         colours = apply_color_lut(stored, header)
-        return _scale_to_8_bits(colours[..., :3], 8 * colours.itemsize), "colour"
+        return _scale_to_8_bits(colours[..., :3], 8 * colours.itemsize), "the colour channels"
     if int(header.get("SamplesPerPixel", 1)) == 3:
-        return _scale_to_8_bits(stored, int(header.BitsStored)), "colour"
+        return _scale_to_8_bits(stored, int(header.BitsStored)), "the colour channels"
     if kind not in ("MONOCHROME1", "MONOCHROME2"):
         raise UnusableDicom(
             f"expected grey or colour pixels, got {_redact_code(kind)}. Export it again as MONOCHROME2 or RGB"
@@ -255,26 +257,30 @@ def _render_grey(
     values_HW = np.asarray(apply_modality_lut(stored_HW, header))
     if header.get("VOILUTSequence"):
         bits = int(header.VOILUTSequence[0].LUTDescriptor[2])
-        return _scale_to_8_bits(apply_voi(values_HW, header), bits), "VOI LUT"
+        return _scale_to_8_bits(apply_voi(values_HW, header), bits), "the VOI LUT"
     window = _read_window(header)
     if window is not None:
-        return apply_window(values_HW, *window, _read_code(header, "VOILUTFunction") or "LINEAR"), "window of the file"
+        return apply_window(values_HW, *window, _read_code(header, "VOILUTFunction") or "LINEAR"), "the file's window"
     rescaled = "ModalityLUTSequence" in header or float(header.get("RescaleSlope", 1)) != 1
     if int(header.BitsStored) == 8 and not rescaled and not float(header.get("RescaleIntercept", 0)):
-        return _scale_to_8_bits(values_HW, 8), "8 bits as they are"
+        return _scale_to_8_bits(values_HW, 8), "unchanged 8-bit values"
     if _read_code(header, "Modality") == "CT":
-        return apply_window(values_HW, *SOFT_TISSUE_WINDOW, "LINEAR"), "no window: soft tissue (centre 40, width 400)"
-    seen = values_HW[~padding_HW]
-    low, high = np.percentile(seen if seen.size else values_HW, (0.5, 99.5))
-    if high <= low:
+        return apply_window(values_HW, *SOFT_TISSUE_WINDOW, "LINEAR"), "a soft-tissue window (centre 40, width 400)"
+    visible = values_HW[~padding_HW]
+    low, high = np.percentile(visible if visible.size else values_HW, (0.5, 99.5))
+    if high <= low:  # nearly all pixels are equal
         low, high = float(values_HW.min()), float(values_HW.max())
     return apply_window(
         values_HW, (low + high) / 2, max(high - low, 1e-9), "LINEAR_EXACT"
-    ), "no window: percentiles 0.5-99.5"
+    ), "the range from the 0.5th to the 99.5th percentile"
 
 
 def apply_window(values: PixelValues, centre: float, width: float, function: str) -> npt.NDArray[np.uint8]:
-    """Grey levels 0-255 of a window [DICOM PS3.3 C.11.2.1.2 and C.11.2.1.3]: LINEAR, LINEAR_EXACT or SIGMOID."""
+    """Map values to grey levels 0-255 through a window [DICOM PS3.3 C.11.2.1.2 and C.11.2.1.3].
+
+    `function`: LINEAR, LINEAR_EXACT or SIGMOID; raises UnusableDicom for any other. `centre` and `width` are in the
+    units of `values`.
+    """
     x = values.astype(np.float64)
     if function == "LINEAR":
         level = (x - (centre - 0.5)) / max(width - 1, 1e-9) + 0.5
@@ -283,23 +289,25 @@ def apply_window(values: PixelValues, centre: float, width: float, function: str
     elif function == "SIGMOID":
         level = 1 / (1 + np.exp(np.clip(-4 * (x - centre) / width, -700, 700)))
     else:
-        raise UnusableDicom(f"its VOI LUT function {_redact_code(function)} is none of the standard's. Export it again")
+        raise UnusableDicom(
+            f"its VOI LUT function {_redact_code(function)} is not in the DICOM standard. Export it again"
+        )
     return np.asarray(np.rint(np.clip(level, 0, 1) * 255), dtype=np.uint8)
 
 
 def _read_window(header: pydicom.Dataset) -> tuple[float, float] | None:
-    """Centre and width, the first where a file has several; None where there is none, or one of no width."""
-    first = []
+    """Return centre and width of the first window, or None if there is none or its width is not positive."""
+    window = []
     for name in ("WindowCenter", "WindowWidth"):
         value = header.get(name)
         if value is None or value == "":
             return None
-        first.append(float(value[0] if isinstance(value, pydicom.multival.MultiValue) else value))
-    return (first[0], first[1]) if first[1] > 0 else None
+        window.append(float(value[0] if isinstance(value, pydicom.multival.MultiValue) else value))
+    return (window[0], window[1]) if window[1] > 0 else None
 
 
 def _find_padding(stored_HW: PixelValues, header: pydicom.Dataset) -> npt.NDArray[np.bool_]:
-    """Where the picture is not: stored values in the padding range."""
+    """Return a mask of the pixels outside the picture: stored values in the padding range."""
     first = header.get("PixelPaddingValue")
     if first is None:
         return np.zeros(stored_HW.shape, dtype=np.bool_)
@@ -309,7 +317,7 @@ def _find_padding(stored_HW: PixelValues, header: pydicom.Dataset) -> npt.NDArra
 
 
 def _scale_to_8_bits(values: PixelValues, bits: int) -> npt.NDArray[np.uint8]:
-    """Unsigned values of so many bits to 8."""
+    """Scale unsigned values of `bits` bits to 8 bits."""
     if bits == 8:
         return np.clip(values, 0, 255).astype(np.uint8)
     level = values.astype(np.float64) / (2**bits - 1)
@@ -317,7 +325,7 @@ def _scale_to_8_bits(values: PixelValues, bits: int) -> npt.NDArray[np.uint8]:
 
 
 def _make_pixels_square(image: Image.Image, header: pydicom.Dataset) -> Image.Image:
-    """Pixels that are higher than wide are stretched upright, and the other way round."""
+    """Stretch the image along the longer side of its pixels, so that they become square."""
     pair = header.get("PixelAspectRatio") or header.get("PixelSpacing") or (1, 1)
     vertical, horizontal = (float(value) for value in pair)
     if vertical <= 0 or horizontal <= 0 or abs(vertical / horizontal - 1) < 0.01:
@@ -330,7 +338,7 @@ def _make_pixels_square(image: Image.Image, header: pydicom.Dataset) -> Image.Im
 
 
 def _hash_patient(header: pydicom.Dataset, salt: bytes) -> str:
-    """One patient, one key; without a patient's number, one study, one key."""
+    """Return a keyed hash of the patient's number, or of the study if there is no number."""
     number = str(header.get("PatientID", "")).strip()
     if number:
         return _hash_parts(salt, "patient", str(header.get("IssuerOfPatientID", "")).strip(), number)
@@ -342,6 +350,7 @@ def _hash_parts(salt: bytes, *parts: str) -> str:
 
 
 def _describe_modality(header: pydicom.Dataset) -> str:
+    """Describe modality and body part, as in "chest x-ray"; "" for a modality that is not known."""
     kind = _MODALITIES.get(_read_code(header, "Modality"), "")
     part = _read_code(header, "BodyPartExamined")
     return f"{part.lower()} {kind}" if kind and part in _BODY_PARTS else kind
@@ -352,5 +361,5 @@ def _read_code(header: pydicom.Dataset, name: str) -> str:
 
 
 def _redact_code(code: str) -> str:
-    """A coded value for a message; anything that is no code is not repeated."""
+    """Return a coded value for a message; anything that does not look like a code is not quoted."""
     return code if len(code) <= 16 and code.replace("_", "").replace(" ", "").isalnum() else "not stated"

@@ -1,12 +1,12 @@
-"""Ingest of plain JSONL: one question a line, images beside it. The way in for data of one's own.
+"""Ingest of plain JSONL, the format for your own data: one question per line, images in files next to it.
 
     {"image": "scans/17.png", "question": "Is there an effusion?", "answer": "yes",
      "kind": "closed", "boxes": [[0.1, 0.5, 0.4, 0.9]], "modality": "chest x-ray", "patient": "p17",
      "split": "train", "topic": "presence", "finding": "effusion", "id": "17-1"}
 
-Only the first three are needed. `image` is relative to the JSONL file. `boxes` are normalised xyxy of the
-upright image. Without `kind`, a question whose answer is yes or no is closed and any other open;
-kind "report" asks for a whole report.
+Only the first three fields are required. `image` is relative to the JSONL file. `boxes` are normalised xyxy corners in
+the image as it is displayed (after its EXIF rotation). Without `kind`, a question with the answer yes or no is closed
+and any other question is open; kind "report" asks for a whole report.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import contextlib
 import hashlib
 import re
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -43,7 +43,7 @@ from clincot.jsonl import InvalidRecord, format_validation_error, parse_row
 from clincot.records import Study
 
 Split = Literal["given", "by-row", "patient-disjoint"]
-_BATCH_SIZE = 512  # rows parsed ahead, so that their images are decoded in parallel
+_BATCH_SIZE = 512  # rows parsed at a time, so that their images can be decoded in parallel
 
 _REMEDIES = {
     "image": "Name a PNG or JPEG file, relative to the JSONL file",
@@ -55,7 +55,7 @@ _REMEDIES = {
 
 
 def _convert_number_to_text(value: Any) -> Any:
-    # true is an int to Python, and 2.50 would lose its last digit: those stay what they are, and are refused
+    # Only integers: a Boolean is an int in Python, and 2.50 would lose its last digit. Both are refused later.
     return str(value) if type(value) is int else value
 
 
@@ -74,7 +74,7 @@ RequiredText = Annotated[str, StringConstraints(strip_whitespace=True, min_lengt
 
 
 class JsonlRow(BaseModel):
-    """A line of the source."""
+    """A line of the source; the module's docstring describes the fields."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
@@ -92,12 +92,13 @@ class JsonlRow(BaseModel):
 
     @property
     def question_kind(self) -> Literal["closed", "open", "report"]:
+        """`kind`, or if it is missing the kind that the answer suggests."""
         if self.kind is not None:
             return self.kind
         return "closed" if self.answer.lower().rstrip(".") in ("yes", "no") else "open"
 
 
-def ingest_jsonl(
+def ingest_jsonl(  # noqa: PLR0913 (one keyword per command-line option)
     source: Path,
     out: Path,
     *,
@@ -109,82 +110,104 @@ def ingest_jsonl(
     limits: ImageLimits = DEFAULT_LIMITS,
     workers: int | None = None,
 ) -> IngestReport:
-    """Read `source` (JSONL) into the dataset folder `out`; streams, so its size is bounded by the disk only.
+    """Read the JSONL file `source` into the dataset folder `out`. Rows are streamed, so memory stays constant.
 
-    With split "by-row" into a folder for each split that the rows name, out/train for "train". With
-    "patient-disjoint" into out/train and out/test: a patient's images are all on one side, and an
-    image whose row names no patient is a patient of its own; the rows' own `split` is then not used.
+    `split`: "given" writes one folder and keeps the rows' own `split`. "by-row" writes a folder per split that the
+    rows name, such as out/train. "patient-disjoint" writes out/train and out/test and ignores the rows' own `split`:
+    all images of a patient are in one of them, and an image without a patient counts as a patient of its own.
+    `test_share` (expected share of patients in test) and `seed` apply to this split only.
 
-    Bad rows are left out and listed in the report; more of them than `allow_refused` raise TooManyRefused when
-    the others are in place. A file that was cut off raises BadRecord; then `out` keeps what it had. `link_images`
-    hard-links images where the file system can, and copies otherwise.
+    `link_images`: hard-link images where the file system can, otherwise copy them.
+
+    Refused rows are listed in the report. Raises TooManyRefused if there are more of them than `allow_refused`; the
+    other rows have been written by then. Raises InvalidRecord if the file is missing, cut off or without a usable row,
+    or if a split stays empty; `out` is then unchanged.
     """
     if split not in get_args(Split):
-        raise InvalidInput(f"split is one of {', '.join(get_args(Split))}, got {split!r}")
+        raise InvalidInput(f"split: expected one of {', '.join(get_args(Split))}, got {split!r}")
     check_test_share(test_share)
     if not source.is_file():
-        raise InvalidRecord(f"{source}: expected a JSONL file, but there is no such file")
+        raise InvalidRecord(f"{source}: expected a JSONL file, but the file does not exist")
     tally = IngestTally(allow_refused)
-    with IngestIndex() as ledger, WorkerPool(workers) as pool:
-        images = ImageInspector(ledger, pool, limits)
+    with IngestIndex() as index, WorkerPool(workers) as pool:
+        images = ImageInspector(index, pool, limits)
         with contextlib.ExitStack() as stack:
-            folders = dict[str, FolderWriter]()
 
-            def add(row: SourceQuestion) -> str | None:
-                name = "."
-                if split == "by-row":
-                    name = row.picture.split
-                    if not re.fullmatch(r"\w[\w-]*", name):
-                        raise InvalidRow(
-                            f"split: expected a name such as train or test, got {name!r}. Give the row one"
-                        )
-                elif split == "patient-disjoint":
-                    group = row.picture.patient or images.read_facts(row.picture.image).sha256
-                    name = assign_split(group, salt="jsonl", seed=seed, test_share=test_share)
-                    row = replace(row, picture=replace(row.picture, split=name))
-                if name not in folders:
-                    folder = open_dataset_folder(out / name, images, ledger, link_images=link_images)
-                    folders[name] = stack.enter_context(folder)
-                return folders[name].add_question(row)
+            def open_folder(name: str) -> FolderWriter:
+                return stack.enter_context(open_dataset_folder(out / name, images, index, link_images=link_images))
 
+            router = _FolderRouter(split, test_share, seed, images, open_folder)
             for batch in _iter_batches(_read_lines(source), _BATCH_SIZE):
-                parsed = [(number, _try_parse_row(line, number, source, ledger)) for number, line in batch]
+                parsed = [(number, _try_parse_row(line, number, source, index)) for number, line in batch]
                 images.inspect_all(row.picture.image for _, row in parsed if isinstance(row, SourceQuestion))
                 for number, row in parsed:
                     if isinstance(row, InvalidRow):
                         tally.refuse_row(str(source), number, str(row))
                     else:
-                        tally.take_row(str(source), number, partial(add, row))
+                        tally.take_row(str(source), number, partial(router.add_question, row))
             if tally.kept == 0:
                 raise tally.build_no_rows_error(source)
-            empty = {"train", "test"} - set(folders) if split == "patient-disjoint" else set()
-            empty |= {name for name, folder in folders.items() if folder.kinds.total() == 0}
-            if empty:
-                raise InvalidRecord(
-                    f"{source}: no row for {', '.join(sorted(empty))} in the {split} split; try another seed"
-                )
-            for folder in folders.values():
+            router.check_no_split_is_empty(source)
+            for folder in router.folders.values():
                 folder.flush()
+        names = sorted(router.folders, key=_rank_split)
         return write_report(
             out,
             tally,
-            ledger,
+            index,
             source=source,
             split=split,
-            folders=[folders[name].count_records(name) for name in sorted(folders, key=_rank_split)],
-            leaks=find_pairwise_leakage(_list_splits(out, split, folders), ledger),
+            folders=[router.folders[name].count_records(name) for name in names],
+            leaks=find_pairwise_leakage(_list_splits(out, split, names), index),
         )
 
 
+@dataclass(frozen=True)
+class _FolderRouter:
+    """Adds each question to the folder of its split; a folder is opened when its first question arrives."""
+
+    split: Split
+    test_share: float
+    seed: int
+    images: ImageInspector
+    open_folder: Callable[[str], FolderWriter]
+    folders: dict[str, FolderWriter] = field(default_factory=dict)  # by name, relative to the output
+
+    def add_question(self, row: SourceQuestion) -> str | None:
+        """Add a question as `FolderWriter.add_question` does; raises InvalidRow if it names no valid split."""
+        name = "."
+        if self.split == "by-row":
+            name = row.picture.split
+            if not re.fullmatch(r"\w[\w-]*", name):  # it becomes the name of a folder
+                raise InvalidRow(f"split: expected a name such as train or test, got {name!r}. Give the row one")
+        elif self.split == "patient-disjoint":
+            group = row.picture.patient or self.images.read_facts(row.picture.image).sha256
+            name = assign_split(group, salt="jsonl", seed=self.seed, test_share=self.test_share)
+            row = replace(row, picture=replace(row.picture, split=name))
+        if name not in self.folders:
+            self.folders[name] = self.open_folder(name)
+        return self.folders[name].add_question(row)
+
+    def check_no_split_is_empty(self, source: Path) -> None:
+        """Raise InvalidRecord if a folder got no question, or a side of the patient-disjoint split has no folder."""
+        empty = {"train", "test"} - set(self.folders) if self.split == "patient-disjoint" else set()
+        empty |= {name for name, folder in self.folders.items() if folder.kinds.total() == 0}
+        if empty:
+            raise InvalidRecord(
+                f"{source}: no row for {', '.join(sorted(empty))} in the {self.split} split; try another seed"
+            )
+
+
 def _list_splits(out: Path, split: Split, folders: Iterable[str]) -> dict[str, Callable[[], Iterable[Study]]]:
+    """Map every split that was written to a function that reads its studies."""
     if split != "given":
-        return {name: partial(read_studies, out / name) for name in sorted(folders, key=_rank_split)}
+        return {name: partial(read_studies, out / name) for name in folders}
     named = {study.split for study in read_studies(out)} - {""}
     return {name: partial(read_studies, out, name) for name in sorted(named, key=_rank_split)}
 
 
 def _rank_split(split: str) -> tuple[bool, bool, str]:
-    """Splits in the order of use: train first, test last."""
+    """Sort key of a split's name: train first, test last."""
     return (split.lower().startswith("test"), not split.lower().startswith("train"), split)
 
 
@@ -193,30 +216,30 @@ def _iter_batches(lines: Iterator[tuple[int, bytes]], size: int) -> Iterator[lis
         yield batch
 
 
-def _try_parse_row(line: bytes, number: int, source: Path, ledger: IngestIndex) -> SourceQuestion | InvalidRow:
+def _try_parse_row(line: bytes, number: int, source: Path, index: IngestIndex) -> SourceQuestion | InvalidRow:
     try:
-        return _parse_row(line, number, source, ledger)
+        return _parse_row(line, number, source, index)
     except InvalidRow as error:
         return error
 
 
-def _parse_row(line: bytes, number: int, source: Path, ledger: IngestIndex) -> SourceQuestion:
-    place = f"row {number}"
+def _parse_row(line: bytes, number: int, source: Path, index: IngestIndex) -> SourceQuestion:
+    location = f"row {number}"
     try:
         row = JsonlRow.model_validate(parse_row(line, where="this line"))
     except ValidationError as error:
         fields = [str(item["loc"][0]) for item in error.errors() if item["loc"]]
-        mends = dict.fromkeys(_REMEDIES.get(name, _suggest_remedy(name)) for name in fields)
-        raise InvalidRow(". ".join((format_validation_error(error), *mends))) from None
+        remedies = dict.fromkeys(_REMEDIES.get(name, _suggest_remedy(name)) for name in fields)
+        raise InvalidRow(". ".join((format_validation_error(error), *remedies))) from None
     except InvalidRecord as error:
-        raise InvalidRow(f"{error}. Write one JSON object a line") from None
+        raise InvalidRow(f"{error}. Write one JSON object per line") from None
     if row.id:
-        first = ledger.register_id(hashlib.blake2b(row.id.encode(), digest_size=8).digest(), place)
-        if first != place:
-            raise InvalidRow(f"id: duplicate id {row.id!r}, first at {first}. Give every row its own")
+        first = index.register_id(hashlib.blake2b(row.id.encode(), digest_size=8).digest(), location)
+        if first != location:
+            raise InvalidRow(f"id: duplicate id {row.id!r}, first at {first}. Give every row its own id")
     return SourceQuestion(
         picture=SourceImage(
-            place=place,
+            location=location,
             image=source.parent / row.image,
             image_name=row.image,
             modality=row.modality,
@@ -240,7 +263,11 @@ def _suggest_remedy(field: str) -> str:
 
 
 def _read_lines(source: Path) -> Iterator[tuple[int, bytes]]:
-    """Lines that are not blank. The last may lack its newline, unless it was cut off: then all is in doubt."""
+    """Yield (line number, line) of lines that are not blank.
+
+    The last line may lack its newline only if it is valid JSON. If it is not, the file was cut off, other lines may be
+    missing as well, and InvalidRecord is raised.
+    """
     size = source.stat().st_size
     with (
         source.open("rb") as file,
@@ -255,6 +282,6 @@ def _read_lines(source: Path) -> Iterator[tuple[int, bytes]]:
                     parse_row(line, where=f"{source}:{number}")
                 except InvalidRecord as error:
                     raise InvalidRecord(
-                        f"{error}: the file ends in the middle of a line; it was cut off. Fetch it again"
+                        f"{error}: the file ends in the middle of a line; it was cut off. Export or download it again"
                     ) from None
             yield number, line

@@ -1,9 +1,9 @@
-"""A data set of report questions from a data set with reports.jsonl: one question a report, the report its answer.
+"""Turns a data set with reports.jsonl into one with report questions: one question per report, the report its answer.
 
-The question goes through the same loop as any other: regions, one report a region, judges, pairs. It is asked about the
-report's first image; the further images of a report on several are not taken over. Its reference's boxes are those that
-the folder's own answer key gives for that image, so that the oracle and the hit-rate have something to go by; an image
-whose key has none has none.
+A report question passes through the same loop as any other: regions, one report per region, judges, pairs. It is asked
+about the report's first image; further images of the report are left out. Its reference has the boxes that the source
+folder's answer key has for that image, because the oracle arm and the hit-rate need boxes. An image without boxes in
+the key gets none.
 """
 
 from __future__ import annotations
@@ -32,47 +32,49 @@ from clincot.jsonl import InvalidRecord
 
 DEFAULT_QUESTION = "Describe the findings."
 REPORT_TOPIC = "report"
-_BATCH_SIZE = 512  # reports read ahead, so that their images are decoded in parallel
+_BATCH_SIZE = 512  # reports read at a time, so that their images can be decoded in parallel
 
 
 def make_report_questions(
     source: Path, out: Path, *, question: str = DEFAULT_QUESTION, allow_refused: int = 0, workers: int | None = None
 ) -> IngestReport:
-    """Write the data set of report questions; images are hard-linked where the file system can.
+    """Write a data set of report questions to `out`; images are hard-linked where the file system can.
 
-    `source` is a dataset folder with reports.jsonl. The reports that are asked for are written to `out` too: of a
-    training set, they are the vocabulary of the r2gen protocol. A row without text or on a study that the folder does
-    not have is refused; more than `allow_refused` raise TooManyRefused when the others are in place. Raises BadRecord
-    where reports.jsonl has a line that is no report, where no row is left, or where out is source.
+    `source`: a dataset folder with reports.jsonl. The reports are also written to `out`; those of a training set are
+    the vocabulary of the r2gen protocol. A report without text, or on a study that is not in the folder, is
+    refused.
+
+    Raises TooManyRefused if more reports are refused than `allow_refused`; the others have been written by then. Raises
+    InvalidRecord if reports.jsonl has an invalid line or no usable report, or if `out` is `source`.
     """
     if out.resolve() == source.resolve():
-        raise InvalidRecord(f"{out}: the report questions need a folder of their own, not the one they are made from")
+        raise InvalidRecord(f"{out}: report questions need a folder of their own, not the source folder")
     path, tally, notes = source / REPORTS_FILE, IngestTally(allow_refused), Counter[str]()
     studies, boxes = StudyIndex(source), _collect_boxes(source)
     rows = iter(tqdm(read_numbered_reports(path), desc=f"reports of {source.name}", unit=" reports", disable=None))
-    with IngestIndex() as ledger, WorkerPool(workers) as pool:
-        images = ImageInspector(ledger, pool)
-        with open_dataset_folder(out, images, ledger, reports=True, link_images=True) as folder:
+    with IngestIndex() as index, WorkerPool(workers) as pool:
+        images = ImageInspector(index, pool)
+        with open_dataset_folder(out, images, index, reports=True, link_images=True) as folder:
             while batch := list(islice(rows, _BATCH_SIZE)):
                 images.inspect_all(studies.resolve_image_path(row.study) for _, row in batch if row.study in studies)
                 for number, row in batch:
-                    known = boxes.get(row.study, ())
+                    study_boxes = boxes.get(row.study, ())
                     tally.take_row(
                         str(path),
                         number,
-                        partial(_add_report_question, folder, row, number, studies, known, question, notes),
+                        partial(_add_report_question, folder, row, number, studies, study_boxes, question, notes),
                     )
             if tally.kept == 0:
                 raise tally.build_no_rows_error(path, "reports")
-        notes["studies that no question is about, not taken over"] = len(studies) - tally.kept
+        notes["studies without a question, left out"] = len(studies) - tally.kept
         return write_report(
             out,
             tally,
-            ledger,
+            index,
             source=path,
             folders=[folder.count_records(".")],
             published=DatasetAttribution(licence=f"that of {source}"),
-            notes=[f"{what}: {count}" for what, count in sorted(notes.items()) if count],
+            notes=[f"{note}: {count}" for note, count in sorted(notes.items()) if count],
         )
 
 
@@ -85,9 +87,9 @@ def _add_report_question(
     question: str,
     notes: Counter[str],
 ) -> str | None:
-    """The place of the row that this one repeats, None where it is new; raises RowRefused."""
-    asked = _build_source_question(row, number, studies, boxes, question)
-    first = folder.add_question(asked) or folder.add_report([asked.picture], row.text)
+    """Add the question and the report; returns and raises as `FolderWriter.add_question` does."""
+    source_question = _build_source_question(row, number, studies, boxes, question)
+    first = folder.add_question(source_question) or folder.add_report([source_question.picture], row.text)
     if first is None:
         notes["questions with boxes" if boxes else "questions without boxes"] += 1
         notes["reports on several images, asked about the first"] += len(row.studies) > 1
@@ -98,15 +100,13 @@ def _build_source_question(
     row: ReportRow, number: int, studies: StudyIndex, boxes: tuple[Box, ...], question: str
 ) -> SourceQuestion:
     if row.study not in studies:
-        raise InvalidRow(
-            f"study {row.study!r} is not in {studies.folder}. Give the report's study as studies.jsonl has it"
-        )
+        raise InvalidRow(f"study {row.study!r} is not in {studies.folder}. Use a study's id from studies.jsonl")
     if not row.text.strip():
-        raise InvalidRow("the report is empty. Leave the row out, or write its text")
+        raise InvalidRow("the report is empty. Remove the row, or write its text")
     study = studies[row.study]
     return SourceQuestion(
         picture=SourceImage(
-            place=f"row {number}",
+            location=f"row {number}",
             image=studies.resolve_image_path(row.study),
             image_name=study.source_id or study.image,
             modality=study.modality,
@@ -123,12 +123,12 @@ def _build_source_question(
 
 
 def _collect_boxes(source: Path) -> dict[str, tuple[Box, ...]]:
-    """{study: the boxes that the folder's answer key has of it, each once}; none where there is no key."""
+    """Return {study: the distinct boxes of its answers}; empty if the folder has no answer key."""
     if not ((source / QUESTIONS).is_file() and (source / REFERENCES).is_file()):
         return {}
-    study_of = {question.id: question.study for question in load_questions(source)}
-    found: dict[str, dict[Box, None]] = {}
+    studies = {question.id: question.study for question in load_questions(source)}
+    boxes: dict[str, dict[Box, None]] = {}  # a dict of boxes is an ordered set
     for reference in load_references(source):
-        if reference.boxes and reference.question in study_of:
-            found.setdefault(study_of[reference.question], {}).update(dict.fromkeys(reference.boxes))
-    return {study: tuple(boxes) for study, boxes in found.items()}
+        if reference.boxes and reference.question in studies:
+            boxes.setdefault(studies[reference.question], {}).update(dict.fromkeys(reference.boxes))
+    return {study: tuple(distinct) for study, distinct in boxes.items()}

@@ -1,5 +1,8 @@
-"""reports.jsonl: one {"study": id, "text": report} a line. A report on several images names them all as "studies"; one
-that was generated may say from how many views."""
+"""Reading and writing reports.jsonl: one {"study": id, "text": report} per line.
+
+A report on several images lists all of them as "studies". A generated report may state the number of views it is
+based on as "views".
+"""
 
 from __future__ import annotations
 
@@ -18,22 +21,22 @@ REPORTS_FILE = "reports.jsonl"
 
 
 class ReportRow(FrozenModel):
-    """The report of one study. `views`: images of it that a model saw; 0: not said."""
+    """The report of one study. `views`: how many of its images a model was shown; 0 if unknown."""
 
     study: Annotated[str, Field(min_length=1)]
     text: str
     views: Annotated[int, Field(ge=0)] = 0
-    studies: tuple[str, ...] = ()  # all images of the report, where there are several; `study` is the first
+    studies: tuple[str, ...] = ()  # all images of a report on several, `study` first; else empty
 
     @model_validator(mode="after")
     def _check_first_study(self) -> Self:
         if self.studies and self.studies[0] != self.study:
-            raise ValueError(f"studies: expected {self.study!r}, the report's study, first, got {self.studies[0]!r}")
+            raise ValueError(f"studies: expected the report's study {self.study!r} first, got {self.studies[0]!r}")
         return self
 
 
 def format_report_line(studies: Sequence[str], text: str) -> str:
-    """A line of reports.jsonl for a report on these studies."""
+    """Format a line of reports.jsonl for a report on these studies."""
     line: dict[str, object] = {"study": studies[0], "text": text}
     if len(studies) > 1:
         line["studies"] = list(studies)
@@ -41,14 +44,17 @@ def format_report_line(studies: Sequence[str], text: str) -> str:
 
 
 def read_reports(path: Path) -> Iterator[ReportRow]:
-    """Stream reports; a bad line, a cut-off last line or a study's second report raises BadRecord naming file:line."""
+    """Stream reports.
+
+    Raises InvalidRecord, naming file and line, for a bad line, a cut-off last line or a second report on a study.
+    """
     return (row for _, row in read_numbered_reports(path))
 
 
 def read_numbered_reports(path: Path) -> Iterator[tuple[int, ReportRow]]:
-    """As read_reports, each with the number of its line."""
+    """Stream reports as `read_reports` does, as (line number, report)."""
     if not path.is_file():
-        raise InvalidRecord(f'{path}: no such file; expected reports, one {{"study": …, "text": …}} a line')
+        raise InvalidRecord(f'{path}: file not found; expected reports, one {{"study": …, "text": …}} per line')
     seen: set[bytes] = set()
     with path.open("rb") as file:
         for number, line in enumerate(file, start=1):
@@ -65,6 +71,6 @@ def read_numbered_reports(path: Path) -> Iterator[tuple[int, ReportRow]]:
                 ) from None
             key = hashlib.blake2b(row.study.encode(), digest_size=8).digest()
             if key in seen:
-                raise InvalidRecord(f"{where}: a second report of study {row.study!r}; every study may have one")
+                raise InvalidRecord(f"{where}: a second report on study {row.study!r}; expected at most one per study")
             seen.add(key)
             yield number, row

@@ -1,8 +1,9 @@
-"""SLAKE's boxes: detection.json read and held against mask.png, and which of them a question is about.
+"""SLAKE's boxes: reads detection.json, checks it against mask.png and finds the boxes that a question is about.
 
-detection.json is a list of one-key objects {label: [four numbers]} in pixels. Two meanings of the four are in use,
-[x, y, width, height] and [x0, y0, x1, y1], and no box says which is meant. The mask does: the box of the pixels with
-the label's value (mask.txt beside imgs/ names the values, "12:Liver" a line), or else of any region of the mask.
+detection.json is a list of one-key objects {label: [four numbers]} in pixels. Two meanings of the numbers are in use,
+[x, y, width, height] and [x0, y0, x1, y1], and the file does not state which one applies. The mask tells them apart:
+the box is compared with the pixels that have the label's value, or if that value is unknown, with every region of the
+mask. mask.txt next to imgs/ lists the values, one per line, as in "12:Liver".
 """
 
 from __future__ import annotations
@@ -23,11 +24,11 @@ from clincot.geometry import Box, box_from_pixels, compute_iou
 from clincot.jsonl import InvalidRecord
 
 BoxFormat = Literal["xywh", "xyxy"]
-MIN_MASK_IOU = (
-    0.75  # IoU of a detection with its region of the mask; a box near the corner read the wrong way has up to 0.65
-)
+# IoU from which a box agrees with a region of the mask. A box near the image's corner reaches up to 0.65 when it is
+# read in the wrong format.
+MIN_MASK_IOU = 0.75
 
-# Names that Chinese questions use for SLAKE's labels, longest first where one begins another.
+# Names that Chinese questions use for SLAKE's labels. A name comes before a shorter name that it starts with.
 _CHINESE_LABELS = {
     "肺癌": "lung cancer",
     "肺炎": "pneumonia",
@@ -70,35 +71,38 @@ _CHINESE_LABELS = {
     "眼球": "eye",
 }
 _SIDES = {"left": "left", "right": "right", "左": "left", "右": "right"}
-_HEAD_NOUNS = ("tumor", "cancer", "edema")  # words that stand for a whole label where no label is named
+_HEAD_NOUNS = ("tumor", "cancer", "edema")  # each stands for all labels that end in it, if a text names no full label
 
 
 @dataclass(frozen=True)
 class ImageDetections:
-    """What one image's folder says: labels with their four numbers, and how they agree with the mask."""
+    """Labels and boxes of one image, and how many of them agree with its mask."""
 
-    found: tuple[tuple[str, tuple[float, float, float, float]], ...] = ()
-    checked: int = 0  # boxes that a region of the mask could be held against
-    as_xywh: int = 0  # of them, those that agree when read so
-    as_xyxy: int = 0
-    refused: str = ""  # why detection.json cannot be used
+    boxes: tuple[tuple[str, tuple[float, float, float, float]], ...] = ()  # (label, four numbers in pixels)
+    checked: int = 0  # boxes that could be compared with a region of the mask
+    as_xywh: int = 0  # checked boxes that agree with the mask when read as xywh
+    as_xyxy: int = 0  # ... when read as xyxy
+    refused: str = ""  # why the files cannot be used; "" if they can
 
 
 def read_detections(folder: Path, values: dict[str, int]) -> ImageDetections:
-    """Read FOLDER/detection.json and, where there is one, FOLDER/mask.png; `values` are mask.txt's, by label."""
+    """Read detection.json and mask.png of an image's folder; both are optional.
+
+    `values`: pixel value of each label, from `read_mask_values`. A damaged file is described in `refused`.
+    """
     path = folder / "detection.json"
     if not path.is_file():
         return ImageDetections()
     try:
-        found = tuple(_parse_boxes(json.loads(path.read_text(encoding="utf-8-sig"))))
+        boxes = tuple(_parse_boxes(json.loads(path.read_text(encoding="utf-8-sig"))))
     except ValueError as error:  # not JSON, not UTF-8, or not of this form
         return ImageDetections(
-            refused=f"{path}: expected a list of {{label: [four numbers]}} ({error}). Mend the file, or remove it to"
-            " take the image's questions without boxes"
+            refused=f"{path}: expected a list of {{label: [four numbers]}} ({error}). Fix the file, or remove it to"
+            " keep the image's questions without boxes"
         )
     mask_path = folder / "mask.png"
-    if not found or not mask_path.is_file():
-        return ImageDetections(found)
+    if not boxes or not mask_path.is_file():
+        return ImageDetections(boxes)
     try:
         with Image.open(mask_path) as image:
             mask_HW = np.asarray(image if image.mode in ("L", "P", "I", "I;16") else image.convert("L")).astype(
@@ -106,26 +110,26 @@ def read_detections(folder: Path, values: dict[str, int]) -> ImageDetections:
             )
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         return ImageDetections(
-            refused=f"{mask_path}: expected a PNG ({error}). Fetch it again, or remove it to take the boxes unchecked"
+            refused=f"{mask_path}: expected a PNG ({error}). Download it again, or remove it to use the boxes unchecked"
         )
     checked = as_xywh = as_xyxy = 0
-    for label, numbers in found:
+    for label, numbers in boxes:
         regions = _find_mask_regions(mask_HW, values.get(label.casefold()))
         if regions:
             checked += 1
             as_xywh += _matches_mask(numbers, "xywh", mask_HW.shape, regions)
             as_xyxy += _matches_mask(numbers, "xyxy", mask_HW.shape, regions)
-    return ImageDetections(found, checked, as_xywh, as_xyxy)
+    return ImageDetections(boxes, checked, as_xywh, as_xyxy)
 
 
 def read_mask_values(path: Path) -> dict[str, int]:
-    """mask.txt: {label in lower case: pixel value}; empty where there is no such file. Raises BadRecord."""
+    """mask.txt: {label in lower case: pixel value}; empty where there is no such file. Raises InvalidRecord."""
     if not path.is_file():
         return {}
     try:
         text = path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
-        raise InvalidRecord(f"{path}: not UTF-8 ({error.reason} at byte {error.start}); fetch it again") from None
+        raise InvalidRecord(f"{path}: not UTF-8 ({error.reason} at byte {error.start}); download it again") from None
     lines = (line.split(":", 1) for line in text.splitlines() if ":" in line)
     return {name.strip().casefold(): int(value) for value, name in lines if value.strip().isdigit()}
 
@@ -144,67 +148,73 @@ def normalize_box(numbers: tuple[float, float, float, float], how: BoxFormat, *,
 def _parse_boxes(raw: object) -> Iterable[tuple[str, tuple[float, float, float, float]]]:
     if not isinstance(raw, list):
         raise ValueError(f"got {type(raw).__name__}")
-    for one in raw:
-        if not isinstance(one, dict) or len(one) != 1:
-            raise ValueError(f"got {str(one)[:60]!r}")
-        ((label, numbers),) = one.items()
+    for entry in raw:
+        if not isinstance(entry, dict) or len(entry) != 1:
+            raise ValueError(f"got {str(entry)[:60]!r}")
+        ((label, numbers),) = entry.items()
         if not isinstance(numbers, list) or len(numbers) != 4 or any(type(n) not in (int, float) for n in numbers):
-            raise ValueError(f"got {str(one)[:60]!r}")
+            raise ValueError(f"got {str(entry)[:60]!r}")
         if not np.isfinite(numbers).all():
-            raise ValueError(f"got {str(one)[:60]!r}")
+            raise ValueError(f"got {str(entry)[:60]!r}")
         yield str(label).strip(), (float(numbers[0]), float(numbers[1]), float(numbers[2]), float(numbers[3]))
 
 
 def _find_mask_regions(mask_HW: npt.NDArray[np.int64], value: int | None) -> list[Box]:
-    """Boxes of the value's pixels and of each connected part of them; of every value where it is not known."""
+    """Return the boxes of all pixels with a value and of each of their connected parts.
+
+    If `value` is None, the boxes of every value except 0, the background. Parts one pixel wide or high are ignored.
+    """
     height, width = mask_HW.shape
     values = [value] if value is not None else [int(v) for v in np.unique(mask_HW) if v != 0]
-    slices: list[tuple[slice, slice]] = []
-    for one in values:
-        parts, _ = ndimage.label(mask_HW == one)
-        slices += [
-            place
-            for place in (*ndimage.find_objects(parts), *ndimage.find_objects((parts > 0).astype(np.int8)))
-            if place
-        ]
-    return [
-        box_from_pixels(xs.start, ys.start, xs.stop, ys.stop, width=width, height=height)
-        for ys, xs in slices
-        if xs.stop - xs.start > 1 and ys.stop - ys.start > 1
-    ]
+    regions: list[Box] = []
+    for label_value in values:
+        parts, _ = ndimage.label(mask_HW == label_value)
+        whole = (parts > 0).astype(np.int8)
+        for region in (*ndimage.find_objects(parts), *ndimage.find_objects(whole)):
+            if region is None:
+                continue
+            ys, xs = region
+            if xs.stop - xs.start > 1 and ys.stop - ys.start > 1:
+                regions.append(box_from_pixels(xs.start, ys.start, xs.stop, ys.stop, width=width, height=height))
+    return regions
 
 
 def _matches_mask(
-    numbers: tuple[float, float, float, float], how: BoxFormat, shape: tuple[int, ...], regions: Sequence[Box]
+    numbers: tuple[float, float, float, float], box_format: BoxFormat, shape: tuple[int, ...], regions: Sequence[Box]
 ) -> bool:
-    box = normalize_box(numbers, how, width=shape[1], height=shape[0])
+    box = normalize_box(numbers, box_format, width=shape[1], height=shape[0])
     return box is not None and max(compute_iou(box, region) for region in regions) >= MIN_MASK_IOU
 
 
-# Which labels a text names
+# Labels that a text names
 
 
 def strip_label_side(label: str) -> str:
-    """A label without its side: "Left Lung" -> "lung"."""
+    """Return a label in lower case without its side: "Left Lung" -> "lung"."""
     return " ".join(word for word in label.casefold().split() if word not in ("left", "right"))
 
 
 def read_label_side(label: str) -> str:
+    """Return "left", "right" or, if the label has no side, ""."""
     sides = [word for word in label.casefold().split() if word in ("left", "right")]
     return sides[0] if sides else ""
 
 
 def find_labels(text: str, bases: Iterable[str]) -> list[tuple[str, str]]:
-    """(base, side) of the labels that a text names, in its order; side "" where none is said.
+    """Find the labels that a text names, as (label without side, side) in text order; side "" if the text has none.
 
-    A longer name wins over one inside it ("lung cancer" is not "lung"); plurals are the same word. Where no label
-    is named, the words tumor, cancer and edema stand for all labels that end in them.
+    A longer name takes precedence over one that it contains ("lung cancer" is not "lung"), and plurals match. If the
+    text names no label in English, the words tumor, cancer and edema match all labels that end in them; if it has none
+    of these words, Chinese names are tried.
     """
     known = sorted(set(bases), key=lambda base: (-len(base), base))
-    heads = {head: [base for base in known if base.split()[-1] == head] for head in _HEAD_NOUNS}
-    chinese = {
-        word: [base] for word, base in sorted(_CHINESE_LABELS.items(), key=lambda pair: -len(pair[0])) if base in known
-    }
+    heads: dict[str, list[str]] = {head: [] for head in _HEAD_NOUNS}
+    for base in known:
+        last_word = base.split()[-1]
+        if last_word in heads:
+            heads[last_word].append(base)
+    longest_first = sorted(_CHINESE_LABELS.items(), key=lambda pair: -len(pair[0]))
+    chinese = {word: [base] for word, base in longest_first if base in known}
     for names in ({base: [base] for base in known}, heads, chinese):
         if hits := _find_names(text, names):
             return [(base, side) for _, base, side in sorted(hits)]
@@ -212,30 +222,31 @@ def find_labels(text: str, bases: Iterable[str]) -> list[tuple[str, str]]:
 
 
 def _find_names(text: str, names: Mapping[str, Sequence[str]]) -> list[tuple[int, str, str]]:
-    """(place, base, side) of every name in the text. Names are taken in their order, and what is taken is gone."""
-    left, hits = _normalize_plurals(text), list[tuple[int, str, str]]()
+    """Find (position, label, side) of every name in the text; earlier names consume the text that they match."""
+    rest, hits = _normalize_plurals(text), list[tuple[int, str, str]]()
     for name, bases in names.items():
         spelled = _normalize_plurals(name)
         pattern = re.compile(rf"(?<![a-z]){re.escape(spelled)}(?![a-z])" if spelled.isascii() else re.escape(spelled))
-        for found in pattern.finditer(left):
-            before = re.search(r"(left|right|左|右)[\s侧边]*$", left[: found.start()])
-            hits += [(found.start(), base, _SIDES[before[1]] if before else "") for base in bases]
-        left = pattern.sub(lambda match: "\0" * len(match[0]), left)
+        for match in pattern.finditer(rest):
+            before = re.search(r"(left|right|左|右)[\s侧边]*$", rest[: match.start()])
+            hits += [(match.start(), base, _SIDES[before[1]] if before else "") for base in bases]
+        rest = pattern.sub(lambda match: "\0" * len(match[0]), rest)  # keeps the positions of what follows
     return hits
 
 
 def _normalize_plurals(text: str) -> str:
-    """Lower case, every word without its final s: the same for a label and for its plural."""
+    """Return the text in lower case with the final s of every word removed, so that plurals match."""
     return re.sub(r"(?<=[a-z]{2})s(?![a-z])", "", text.casefold())
 
 
 def find_answer_boxes(
     question: str, answer: str, detections: Sequence[tuple[str, Box]], bases: Iterable[str]
 ) -> tuple[str, tuple[Box, ...]]:
-    """(finding, boxes): where the answer can be seen in this image, and what that is; ("", ()) where nothing is named.
+    """Find the boxes that show the answer in this image, as (finding, boxes); ("", ()) if no label is named.
 
-    The labels that the answer names, or else the first that the question names; on the side that is said in the
-    answer, if one is. An absent organ or disease has no box in detection.json, so it has none here.
+    The labels are those that the answer names, or else the first one that the question names, restricted to the side
+    that the answer states, if it states exactly one. An organ or disease that is absent has no boxes. `bases`: all
+    labels of the release, without side.
     """
     known = sorted(set(bases))
     wanted = find_labels(answer, known)
@@ -244,10 +255,10 @@ def find_answer_boxes(
         sides = {_SIDES[word] for word in re.findall(r"left|right|左|右", answer.casefold())}
         if len(sides) == 1:
             wanted = [(base, side or next(iter(sides))) for base, side in wanted]
-    boxes = [
-        box
-        for base, side in wanted
-        for label, box in detections
-        if strip_label_side(label) == base and read_label_side(label) in ("", side or read_label_side(label))
-    ]
+    boxes: list[Box] = []
+    for base, side in wanted:
+        for label, box in detections:
+            label_side = read_label_side(label)
+            if strip_label_side(label) == base and (not side or label_side in ("", side)):
+                boxes.append(box)
     return (wanted[0][0] if wanted else "", tuple(dict.fromkeys(boxes)))

@@ -1,4 +1,4 @@
-"""Splits: who belongs together, and who is in the test set."""
+"""Train/test splits by a seeded hash, and the grouping of images that must not be separated."""
 
 from __future__ import annotations
 
@@ -13,33 +13,41 @@ SplitSide = Literal["train", "test"]
 
 
 def hash_to_share(group: str, *, salt: str, seed: int) -> float:
-    """A number in [0, 1) that depends on nothing but the group, the seed and the data set's `salt`."""
+    """Hash a group's name to a number in [0, 1) that depends only on the name, `salt` and `seed`."""
     return int.from_bytes(hashlib.sha256(f"{salt}:{seed}:{group}".encode()).digest()[:8]) / 2**64
 
 
 def assign_split(group: str, *, salt: str, seed: int, test_share: float) -> SplitSide:
-    """Test for an expected `test_share` of the groups. More groups move none to the other side."""
+    """Assign a group to "test" with probability `test_share`, else to "train".
+
+    The side depends only on the group's own hash, so groups that are added later move no other group.
+    """
     return "test" if hash_to_share(group, salt=salt, seed=seed) < test_share else "train"
 
 
 def check_test_share(test_share: float) -> None:
+    """Raise InvalidInput unless 0 < test_share < 1."""
     if not 0 < test_share < 1:
         raise InvalidInput(f"test_share is a share of the images in (0, 1), got {test_share}")
 
 
 def group_connected(bonds: Iterable[tuple[K, K]], members: Sequence[K]) -> dict[K, K]:
-    """{member: the first of the members it is tied to, through any chain of bonds}; alone, that is itself."""
-    above: dict[K, K] = {}
+    """Group members that any chain of bonds connects (union-find).
 
-    def top(one: K) -> K:
-        while above.setdefault(one, one) != one:
-            above[one] = above[above[one]]  # halves the way for the next
-            one = above[one]
-        return one
+    Returns {member: the first member of its group}; a member without bonds is its own group. Keys in `bonds` need not
+    be members: two members are connected if both are bonded to the same key.
+    """
+    parents: dict[K, K] = {}
+
+    def find_root(key: K) -> K:
+        while parents.setdefault(key, key) != key:
+            parents[key] = parents[parents[key]]  # path halving keeps later searches short
+            key = parents[key]
+        return key
 
     for a, b in bonds:
-        above[top(a)] = top(b)
+        parents[find_root(a)] = find_root(b)
     first: dict[K, K] = {}
-    for one in members:
-        first.setdefault(top(one), one)
-    return {one: first[top(one)] for one in members}
+    for member in members:
+        first.setdefault(find_root(member), member)
+    return {member: first[find_root(member)] for member in members}

@@ -1,6 +1,7 @@
-"""`make demo`: whole ClinCoT rounds on the rendered benchmark, from nothing to a table, a page and an endpoint.
+"""Run ClinCoT rounds on the rendered benchmark: from nothing to a results table, a page and an endpoint.
 
-Run again after an interruption it goes on where it was and ends in the same table (stages.run_stage).
+An interrupted demo resumes when it is started again and ends in the same table. It needs no repository: models and
+parameters come with the package (recipe small-model).
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from clincot.config import load_params
+from clincot.config import load_params, resolve_path
 from clincot.datasets.vqa_rad import ingest_vqa_rad
 from clincot.demo.demo_endpoint import check_serving, run_endpoint_demo
 from clincot.errors import UserError
@@ -22,22 +23,23 @@ from clincot.reporting.page import write_page
 from clincot.rounds import Plan, render_results_table, run_rounds
 from clincot.synthetic.build import build_synthetic_dataset
 
-ROOT = Path(__file__).resolve().parents[3]
+RECIPE = "small-model"
+POLICY = "shipped:policy"
 NEXT_STEPS = """
 what next
-  look at a pair      .venv/bin/clincot show {pair} --run {run} --picture pair.png
-  another λ           .venv/bin/clincot rounds --run runs/dpo --data {data} --benchmark {benchmark} \\
-                        --policy assets/policy --count 2 --set train.margin_lambda=0
-  your own data       .venv/bin/clincot ingest jsonl questions.jsonl --out data/mine
-  all parameters      .venv/bin/clincot train --help    (and so for every stage)
+  look at a pair      clincot show {pair} --run {run} --picture pair.png
+  change λ            clincot rounds --recipe small-model --run runs/dpo --data {data} --benchmark {benchmark} \\
+                        --policy shipped:policy --count 2 --set train.margin_lambda=0
+  use your own data   clincot ingest jsonl questions.jsonl --out data/mine
+  see all parameters  clincot params --recipe small-model
 """
 
 
 @dataclass(frozen=True)
 class DemoSize:
-    """How much a run asks and is asked."""
+    """How many images a run renders, and how many rounds it has."""
 
-    images: int  # a round's share is images / rounds
+    images: int  # of all rounds together
     benchmark_images: int
     rounds: int
 
@@ -48,10 +50,11 @@ DATA_WARPS, BENCHMARK_WARPS = range(24), range(100, 124)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--run", type=Path, default=Path("runs/demo"))
-    parser.add_argument("--short", action="store_true", help="a few images only: does it run, not what does it learn")
-    parser.add_argument("--vqa-rad", type=Path, help="one round on this release of VQA-RAD instead")
+    """Run the demo; returns the exit code."""
+    parser = argparse.ArgumentParser(prog="clincot demo", description=__doc__)
+    parser.add_argument("--run", type=Path, default=Path("runs/demo"), help="folder of the run (default: runs/demo)")
+    parser.add_argument("--short", action="store_true", help="use few images: shows that it runs, not what it learns")
+    parser.add_argument("--vqa-rad", type=Path, help="run one round on this release of VQA-RAD instead")
     args = parser.parse_args(argv)
     try:
         _run_demo(args)
@@ -72,14 +75,18 @@ def _run_demo(args: argparse.Namespace) -> None:
     page = args.run / "page.html"
     write_page(args.run, page, title="ClinCoT on VQA-RAD" if args.vqa_rad else "ClinCoT on rendered radiographs")
     print(f"\n{render_results_table(results)}\n\ntable  {args.run / 'results.json'}\npage   {page}")
-    print("\nthe champion is published, rolled out and asked …", flush=True)
+    print("\npublishing the champion, rolling it out and asking it a question …", flush=True)
     print(run_endpoint_demo(plan).render_text())
     pair = next(read_records(args.run / "round-01" / "pairs.jsonl", PreferencePair))
     print(NEXT_STEPS.format(pair=pair.id, run=args.run, data=plan.data, benchmark=plan.benchmark))
 
 
 def plan_radiograph_rounds(run: Path, *, short: bool = False, seed: int = 0, beside: bool = False) -> Plan:
-    """Render the data sets (patients of the rounds, of the benchmark, all apart from the lessons') and plan the run."""
+    """Render the data sets and plan the run.
+
+    The patients of the rounds, of the benchmark and of the small models' training are disjoint. beside: train the
+    comparisons (SFT, plain DPO) in a second process.
+    """
     size = SHORT_SIZE if short else FULL_SIZE
     data, benchmark = run / "data", run / "benchmark"
     render_dataset(data, DATA_WARPS, size.images, seed=1000 + seed)
@@ -90,14 +97,14 @@ def plan_radiograph_rounds(run: Path, *, short: bool = False, seed: int = 0, bes
         f"propose.seed={seed}",
         f"answer.seed={seed}",
         f"pair.seed={seed}",
-        "decide.max_near_duplicates=1",
-    )  # every film is one anatomy: they look alike
-    params = load_params(ROOT / "params.yaml", overrides)
+        "decide.max_near_duplicates=1",  # rendered films are of one anatomy and look alike
+    )
+    params = load_params(None, overrides, recipe=RECIPE)
     return Plan(
         run,
         data,
         benchmark,
-        ROOT / "assets" / "policy",
+        resolve_path(POLICY),
         params,
         size.rounds,
         comparisons=("sft", "dpo"),
@@ -112,15 +119,13 @@ def plan_vqa_rad_round(run: Path, release: Path) -> Plan:
         raise InvalidRecord(f"{release}: no such folder; expected the VQA-RAD release (JSON and images/)")
     if not (run / "vqa-rad").is_dir():
         print(ingest_vqa_rad(release, run / "vqa-rad", split="image-disjoint").format_summary())
-    params = load_params(
-        ROOT / "params.yaml",
-        ("prepare.rounds=4", "evaluate.arms=[written, windows, random, whole]"),
-    )
+    overrides = ("prepare.rounds=4", "evaluate.arms=[written, windows, random, whole]")
+    params = load_params(None, overrides, recipe=RECIPE)
     return Plan(
         run,
         run / "vqa-rad" / "train",
         run / "vqa-rad" / "test",
-        ROOT / "assets" / "policy",
+        resolve_path(POLICY),
         params,
         1,
         blind_from=run / "vqa-rad" / "train",
@@ -128,7 +133,7 @@ def plan_vqa_rad_round(run: Path, release: Path) -> Plan:
 
 
 def render_dataset(out: Path, warps: range, images: int, *, seed: int) -> None:
-    """A data set of the benchmark, unless it is there; half of one is never taken for one (it appears when whole)."""
+    """Render a data set, unless it exists. The folder appears only when it is complete."""
     if (out / "studies.jsonl").is_file():
         return
     shutil.rmtree(out, ignore_errors=True)

@@ -1,5 +1,5 @@
-"""Rollouts: from a published checkpoint to an endpoint that answers, in steps, with rollback.
+"""Rollouts of a published checkpoint to an endpoint, in steps, with rollback.
 
-`rollout` is the state machine, `targets` are the places it can deploy to. Publishing and the champion pointer are
-clincot.registry; the server that runs behind the endpoint is clincot.serving.
+`rollout` is the state machine, and `targets` are the places that it can deploy to. Publishing and the champion pointer
+are in clincot.registry; the server behind the endpoint is in clincot.serving.
 """

@@ -1,7 +1,7 @@
-"""A manifest against the schema of its custom resource, refusing what the schema does not know.
+"""Validation of a manifest against its CustomResourceDefinition.
 
-An API server prunes unknown fields in silence: a misspelt `minReplicass` would be lost, and KServe's SDK models let
-`min_replicas="abc"` pass.
+Unknown fields are errors. An API server drops unknown fields silently, so a misspelt `minReplicass` would have no
+effect. The models of KServe's SDK do not help: they accept `min_replicas="abc"`.
 """
 
 from __future__ import annotations
@@ -19,20 +19,24 @@ Json = dict[str, Any]
 
 
 class InvalidResource(InvalidInput):
-    """A manifest that its CRD does not allow; names every field."""
+    """A manifest that its CRD does not allow; the message names the wrong fields."""
 
 
 def build_validator(crd: Json, version: str) -> Draft202012Validator:
-    """What `check` needs of one version of a CustomResourceDefinition."""
+    """Build the validator of one version of a CustomResourceDefinition.
+
+    Raises InvalidRecord.
+    """
     for served in crd.get("spec", {}).get("versions", ()):
         if served["name"] == version:
             return Draft202012Validator(forbid_unknown_fields(served["schema"]["openAPIV3Schema"]))
-    raise InvalidRecord(f"the CustomResourceDefinition has no version {version}")
+    known = ", ".join(served["name"] for served in crd.get("spec", {}).get("versions", ())) or "none"
+    raise InvalidRecord(f"expected a CustomResourceDefinition with version {version}; it has {known}")
 
 
 def read_crd(path: Path) -> Json:
-    """A CustomResourceDefinition from a YAML file."""
-    # KServe's is 5 MB of YAML: seconds with libyaml, minutes without
+    """Read a CustomResourceDefinition from a YAML file. Raises InvalidRecord."""
+    # KServe's CRD has 5 MB of YAML: libyaml takes seconds, the pure Python loader minutes
     content = yaml.load(path.read_text(encoding="utf-8"), Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
     if not isinstance(content, dict) or content.get("kind") != "CustomResourceDefinition":
         raise InvalidRecord(f"{path}: expected one CustomResourceDefinition")
@@ -40,27 +44,31 @@ def read_crd(path: Path) -> Json:
 
 
 def validate_manifest(manifest: Json, validator: Draft202012Validator) -> None:
-    """Raise InvalidManifest, naming every field that is unknown, missing or of another type."""
-    errors = validator.iter_errors(manifest)
-    found = sorted(f"{error.json_path.removeprefix('$.')}: {error.message[:200]}" for error in errors)
-    if found:
+    """Validate a manifest.
+
+    Raises InvalidResource, naming each field that is unknown, missing or of the wrong type (at most ten).
+    """
+    problems = sorted(
+        f"{error.json_path.removeprefix('$.')}: {error.message[:200]}" for error in validator.iter_errors(manifest)
+    )
+    if problems:
         metadata = manifest.get("metadata", {})
-        raise InvalidResource(f"{manifest.get('kind')} {metadata.get('name')}: " + "; ".join(found[:10]))
+        raise InvalidResource(f"{manifest.get('kind')} {metadata.get('name')}: " + "; ".join(problems[:10]))
 
 
 def forbid_unknown_fields(schema: Any) -> Any:
-    """An OpenAPI v3 schema as JSON schema that allows no unknown field.
+    """Convert an OpenAPI v3 schema to a JSON schema that allows no unknown fields.
 
-    `metadata` of the resource itself is an ObjectMeta, which a CRD leaves open.
+    A resource's own `metadata` stays open, because CRDs do not list the fields of ObjectMeta.
     """
     if isinstance(schema, list):
-        return [forbid_unknown_fields(one) for one in schema]
+        return [forbid_unknown_fields(item) for item in schema]
     if not isinstance(schema, dict):
         return schema
     out: Json = {}
     for key, value in schema.items():
         if key == "properties":
-            out[key] = {name: forbid_unknown_fields(one) for name, one in value.items()}
+            out[key] = {name: forbid_unknown_fields(field) for name, field in value.items()}
         elif key in ("items", "additionalProperties", "anyOf", "allOf", "oneOf", "not"):
             out[key] = forbid_unknown_fields(value)
         elif key in (

@@ -1,4 +1,7 @@
-"""Which rollout is begun, resumed, approved or given up. What happens in it is rollout.py's."""
+"""Starting, resuming, approving and abandoning rollouts.
+
+The steps of a rollout are in rollout.py.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +24,7 @@ from clincot.storage.store import KeyExists, Store
 
 
 class Approval(Record):
-    """Who let a rollout go ahead, and why."""
+    """Who approved a rollout, and why."""
 
     prefix: ClassVar[str] = "approval"
     provenance: ClassVar[frozenset[str]] = frozenset({"at"})
@@ -34,7 +37,7 @@ class Approval(Record):
 
 
 class DeploymentRefused(InvalidInput):
-    """The checkpoint is not the champion, and no decision says that it should be."""
+    """The checkpoint is neither the champion nor promoted over the champion."""
 
 
 def start_rollout(
@@ -46,22 +49,26 @@ def start_rollout(
     service: ServiceSettings | None,
     by: str,
 ) -> RolloutJournal:
-    """A new rollout of the line, or this checkpoint's open one. Raises NotToBeDeployed, RolloutTaken, ValueError."""
-    before = read_last_journal(store, manifest.line, by=by)
-    if before is not None and not before.ended:
-        plan = before.plan
+    """Start a rollout of the checkpoint, or return its open one.
+
+    Raises DeploymentRefused, RolloutConflict (another process starts one), and InvalidInput (another rollout of the
+    model line is open, or the checkpoint has no golden questions).
+    """
+    last = read_last_journal(store, manifest.line, by=by)
+    if last is not None and not last.ended:
+        plan = last.plan
         if (plan.sha256, plan.target, plan.service) == (manifest.sha256, target, service):
-            return before
+            return last
         raise InvalidInput(
             f"{plan.line}: rollout {plan.number} of {plan.sha256[:12]} to {plan.target} is open "
-            f"({before.last.kind} since {before.last.at}); run it to its end, or give it up with --abandon"
+            f"({last.last.kind} since {last.last.at}); resume it, or abandon it with --abandon"
         )
-    read_golden_images(store, manifest)  # without them nothing could be checked
+    read_golden_images(store, manifest)  # raises if there are none: the rollout could not be checked
     now = champion.read_champion(store, manifest.line).now
     decision = _check_decision(store, manifest, now.sha256)
     plan = RolloutPlan(
         line=manifest.line,
-        number=1 if before is None else before.plan.number + 1,
+        number=1 if last is None else last.plan.number + 1,
         sha256=manifest.sha256,
         previous="" if now.sha256 == manifest.sha256 else now.sha256,
         decision=decision,
@@ -73,21 +80,26 @@ def start_rollout(
 
 
 def _check_decision(store: Store, manifest: Manifest, now: str) -> str:
-    """The id of the decision by which the checkpoint follows the champion; "" for the champion itself."""
+    """Return the id of the decision that promotes the checkpoint over `now`.
+
+    now: digest of the champion. Raises DeploymentRefused if there is no such decision.
+    """
     if manifest.kind == "adapter":
-        raise DeploymentRefused(f"{manifest.line} {manifest.sha256[:12]} is an adapter; publish it merged to deploy it")
+        raise DeploymentRefused(
+            f"{manifest.line} {manifest.sha256[:12]} is an adapter; publish the merged checkpoint to deploy it"
+        )
     decision = manifest.decision
     if now == manifest.sha256:
         return "" if decision is None else decision.id
     if decision is None or decision.verdict != "promote":
-        said = "has no decision" if decision is None else f"was decided {decision.verdict!r}: {decision.reasons[0]}"
+        problem = "has no decision" if decision is None else f"was decided {decision.verdict!r}: {decision.reasons[0]}"
         raise DeploymentRefused(
-            f"{manifest.line} {manifest.sha256[:12]} {said}; only a promoted checkpoint is rolled out"
+            f"{manifest.line} {manifest.sha256[:12]} {problem}; only a promoted checkpoint can be rolled out"
         )
     against = read_manifest(store, manifest.line, now).measured
     if decision.champion != against:
         raise DeploymentRefused(
-            f"{decision.id} was decided against {decision.champion[:12]}, but the champion is {against[:12]} by now; "
+            f"{decision.id} was decided against {decision.champion[:12]}, but the champion is now {against[:12]}; "
             "decide again"
         )
     return decision.id
@@ -96,7 +108,11 @@ def _check_decision(store: Store, manifest: Manifest, now: str) -> str:
 def resume_rollout(
     store: Store, journal: RolloutJournal, target: RolloutTarget, *, wait: Callable[[float], None] = time.sleep
 ) -> Literal["awaiting approval", "finished"]:
-    """Run the rollout to its end, or up to where a person has to say yes. Raises what roll_out raises."""
+    """Run the rollout to its end, or until it needs a person's approval.
+
+    Raises what roll_out raises.
+    wait: sleeps for a number of seconds.
+    """
     if journal.plan.settings.approval and not any(event.kind == "approved" for event in journal.events):
         if not journal.awaits_approval:
             journal.add_event("awaiting approval", f"clincot approve {journal.plan.decision or journal.plan.id}")
@@ -104,7 +120,7 @@ def resume_rollout(
     plan = journal.plan
     manifest = read_manifest(store, plan.line, plan.sha256)
 
-    def crown() -> str:
+    def promote() -> str:
         now = champion.read_champion(store, plan.line).now
         if now.sha256 == plan.sha256:
             return f"{plan.sha256[:12]} is champion already"
@@ -113,22 +129,24 @@ def resume_rollout(
         )
         return f"{plan.sha256[:12]} in the place of {plan.previous[:12]}"
 
-    roll_out(journal, target, manifest, read_golden_images(store, manifest), crown=crown, wait=wait)
+    roll_out(journal, target, manifest, read_golden_images(store, manifest), promote=promote, wait=wait)
     return "finished"
 
 
-def approve_rollout(store: Store, given: str, *, by: str, reason: str) -> RolloutJournal:
-    """Approve the rollout that waits for this decision (or rollout); given: an id, or the beginning of one."""
+def approve_rollout(store: Store, id_prefix: str, *, by: str, reason: str) -> RolloutJournal:
+    """Approve the rollout that awaits it, and return its journal.
+
+    id_prefix: the id of the rollout or of its decision, or the beginning of one. Raises InvalidInput unless it names
+    exactly one rollout, and `by` and `reason` are set.
+    """
     if not by.strip() or not reason.strip():
-        raise InvalidInput("an approval carries a name and a reason (--by, --reason)")
+        raise InvalidInput("an approval needs a name and a reason (--by, --reason)")
     waiting = [journal for journal in _iter_open_rollouts(store, by) if journal.awaits_approval]
-    found = [
-        j for j in waiting if (j.plan.decision and j.plan.decision.startswith(given)) or j.plan.id.startswith(given)
-    ]
-    if len(found) != 1:
-        ids = ", ".join(f"{j.plan.decision or j.plan.id} ({j.plan.line})" for j in waiting) or "none"
-        raise InvalidInput(f"{given} names {len(found)} rollouts that await approval; waiting: {ids}")
-    journal = found[0]
+    matches = [journal for journal in waiting if _has_id(journal.plan, id_prefix)]
+    if len(matches) != 1:
+        ids = ", ".join(f"{journal.plan.decision or journal.plan.id} ({journal.plan.line})" for journal in waiting)
+        raise InvalidInput(f"{id_prefix} names {len(matches)} rollouts that await approval; waiting: {ids or 'none'}")
+    journal = matches[0]
     approval = Approval(
         rollout=journal.plan.id,
         decision=journal.plan.decision,
@@ -142,15 +160,19 @@ def approve_rollout(store: Store, given: str, *, by: str, reason: str) -> Rollou
     except KeyExists:
         first = Approval.model_validate_json(store.read(key).content)
         if first.by != by:
-            raise InvalidInput(f"{journal.plan.id} was approved by {first.by} at {first.at} already") from None
+            raise InvalidInput(f"{journal.plan.id} was already approved by {first.by} at {first.at}") from None
     journal.add_event("approved", f"{by}: {reason}")
     return journal
 
 
 def abandon_rollout(journal: RolloutJournal, target: RolloutTarget, reason: str) -> None:
-    """Give an open rollout up: traffic back, the new revision stopped."""
+    """Abandon an open rollout: move the traffic back and stop the new revision."""
     target.roll_back()
     journal.add_event("abandoned", reason, percent=0)
+
+
+def _has_id(plan: RolloutPlan, prefix: str) -> bool:
+    return plan.id.startswith(prefix) or bool(plan.decision and plan.decision.startswith(prefix))
 
 
 def _iter_open_rollouts(store: Store, by: str) -> Iterator[RolloutJournal]:
@@ -161,17 +183,20 @@ def _iter_open_rollouts(store: Store, by: str) -> Iterator[RolloutJournal]:
 
 
 def find_referenced_checkpoints(store: Store, line: str) -> dict[str, str]:
-    """{digest: what still names it} of a line: pointer, rollouts and decisions. These are never pruned."""
-    named: dict[str, str] = {}
+    """Map each checkpoint that is still in use to what names it.
+
+    The champion pointer and rollouts name checkpoints. These checkpoints are never pruned.
+    """
+    references: dict[str, str] = {}
     try:
-        found = champion.read_champion(store, line)
+        pointer = champion.read_champion(store, line)
     except champion.NoChampion:
-        found = None
+        pointer = None
     for journal in iter_journals(store, line):
         for digest in (journal.plan.previous, journal.plan.sha256):
             if digest:
-                named[digest] = f"rollout {journal.plan.number}"
-    if found is not None:
-        named |= {move.sha256: "the champion's history" for move in found.moves}
-        named[found.now.sha256] = "the champion pointer"
-    return named
+                references[digest] = f"rollout {journal.plan.number}"
+    if pointer is not None:
+        references |= {move.sha256: "the champion's history" for move in pointer.moves}
+        references[pointer.now.sha256] = "the champion pointer"
+    return references

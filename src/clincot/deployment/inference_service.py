@@ -1,10 +1,13 @@
-"""The InferenceService of a checkpoint: vLLM as predictor, `clincot serve` as transformer in front of it.
+"""The InferenceService of a checkpoint.
 
-By default the transformer is collocated: a container of the predictor's pod (KServe's `transformer-container`), which
-reaches vLLM by `--predictor_host=localhost:…`. A chain's second turn then meets the vLLM that has the first in its
-prefix cache, and, while two revisions share the traffic, never one of another checkpoint. It is also what makes
-`spec.canary[]` right: KServe sends a canary's share from the top route straight to the canary's *predictor*
-(applyCanaryWeights in kserve's httproute_reconciler.go), past a transformer of its own.
+vLLM is its predictor, and `clincot serve` its transformer. By default the transformer is collocated: it is a container
+of the predictor's pod (KServe's `transformer-container`) and reaches vLLM at `--predictor_host=localhost:…`. This has
+three advantages:
+
+- The second turn of a chain reaches the same vLLM, which has the first turn in its prefix cache.
+- While two revisions share the traffic, both turns are answered by the same checkpoint.
+- `spec.canary[]` works. KServe routes a canary's share directly to the canary's *predictor* (applyCanaryWeights in
+  kserve's httproute_reconciler.go) and so bypasses a separate transformer.
 """
 
 from __future__ import annotations
@@ -17,9 +20,9 @@ GROUP, VERSION, PLURAL = "serving.kserve.io", "v1beta1", "inferenceservices"
 CRD_NAME = f"{PLURAL}.{GROUP}"
 MODE_ANNOTATION = "serving.kserve.io/deploymentMode"
 TAG_ROUTING_ANNOTATION = "serving.kserve.io/enable-tag-routing"
-SERVICE_LABEL = "clincot/service"  # label of everything that serves one service, its pods too
-DIGEST_ANNOTATION = "clincot/checkpoint"  # annotation, set when a rollout is finished: what has all of the traffic
-MODELS_PATH = "/mnt/models"  # where KServe's storage initialiser puts a checkpoint
+SERVICE_LABEL = "clincot/service"  # label of all objects of a service, including its pods
+DIGEST_ANNOTATION = "clincot/checkpoint"  # annotation: the checkpoint of the last finished rollout
+MODELS_PATH = "/mnt/models"  # where KServe's storage initializer downloads the checkpoint to
 PORT, VLLM_PORT = 8080, 8085
 _PERIOD_S = 10
 
@@ -27,22 +30,27 @@ Json = dict[str, Any]
 
 
 def build_revision_name(digest: str) -> str:
-    """A predictor's name: its checkpoint's. Names of Kubernetes begin with a letter here."""
+    """The predictor's name, derived from its checkpoint.
+
+    Kubernetes requires a letter as its first character.
+    """
     return f"r{digest[:10]}"
 
 
 def build_inference_service(settings: ServiceSettings, digest: str, uri: str, *, name: str = "", mode: str) -> Json:
-    """The whole object with one predictor. mode: Standard or Knative, as KServe writes them."""
+    """Build the InferenceService with one predictor.
+
+    mode: "Standard" or "Knative", KServe's deployment modes.
+    """
     annotations = {MODE_ANNOTATION: mode}
     if mode == "Knative":
-        annotations[TAG_ROUTING_ANNOTATION] = (
-            "true"  # gives a revision without traffic an address for its smoke requests
-        )
+        # gives a revision without traffic its own address, which the smoke test needs
+        annotations[TAG_ROUTING_ANNOTATION] = "true"
     spec: Json = {"predictor": build_predictor(settings, digest, uri, mode=mode)}
     if settings.transformer == "separate":
         spec["transformer"] = {
             "minReplicas": settings.replicas,
-            "containers": [_build_transformer(settings, named="kserve-container")],
+            "containers": [_build_transformer(settings, name="kserve-container")],
             **_build_pod_fields(settings),
         }
     return {
@@ -59,7 +67,10 @@ def build_inference_service(settings: ServiceSettings, digest: str, uri: str, *,
 
 
 def build_labels(settings: ServiceSettings) -> dict[str, str]:
-    """KServe hands them on to pods and Services: the chart's network policies, budgets and monitors select by them."""
+    """Labels that KServe copies to pods and Services.
+
+    The chart's network policies, disruption budgets and monitors select by them.
+    """
     return {
         "app.kubernetes.io/managed-by": "clincot",
         "app.kubernetes.io/part-of": "clincot",
@@ -69,25 +80,26 @@ def build_labels(settings: ServiceSettings) -> dict[str, str]:
 
 
 def build_canary(settings: ServiceSettings, digest: str, uri: str, percent: int) -> Json:
-    """One entry of spec.canary[]: a predictor beside the stable one, with a share of the traffic.
+    """Build one entry of spec.canary[], a second predictor with a traffic share.
 
-    Its replicas are said outright: left out, KServe makes ceil(stable * percent / 100) of them, which is none at 0 %.
-    Its schema wants the model container's name, which KServe refuses in the stable predictor: an empty one suits both.
+    minReplicas is set explicitly, because KServe's default is ceil(stable * percent / 100), which is 0 at 0 %. The
+    schema requires the model container's name here, but KServe refuses a name in the stable predictor; an empty name
+    is valid in both.
     """
-    new = build_predictor(settings, digest, uri, mode="Standard")
-    new["model"]["name"] = ""
-    return {"trafficPercent": percent, "predictor": new}
+    predictor = build_predictor(settings, digest, uri, mode="Standard")
+    predictor["model"]["name"] = ""
+    return {"trafficPercent": percent, "predictor": predictor}
 
 
 def build_predictor(settings: ServiceSettings, digest: str, uri: str, *, mode: str) -> Json:
-    """spec.predictor; in Standard mode with a name of its own."""
+    """Build spec.predictor; in Standard mode it is named after the checkpoint."""
     if settings.engine == "clincot":
-        model, front = _build_embedded_model(settings, uri), []
+        model, transformers = _build_embedded_model(settings, uri), []
     else:
         collocated = settings.transformer == "collocated"
         model = _build_vllm_model(settings, uri, VLLM_PORT if collocated else PORT)
         host = f"--predictor_host=localhost:{VLLM_PORT}"
-        front = [_build_transformer(settings, host, named="transformer-container")] if collocated else []
+        transformers = [_build_transformer(settings, host, name="transformer-container")] if collocated else []
     if settings.runtime:
         model["runtime"] = settings.runtime
     out: Json = {"minReplicas": settings.replicas, "model": model, **_build_pod_fields(settings)}
@@ -96,10 +108,11 @@ def build_predictor(settings: ServiceSettings, digest: str, uri: str, *, mode: s
         *out.get("volumes", ()),
     ]
     if mode == "Standard":
-        out["name"] = build_revision_name(digest)  # promotion keeps the running pods: only this name moves
-        out["securityContext"] = {"seccompProfile": {"type": "RuntimeDefault"}}  # Knative allows it on containers alone
-    if front:
-        out["containers"] = front
+        # Promotion moves the canary to the stable predictor under the same name, so its running pods are kept.
+        out["name"] = build_revision_name(digest)
+        out["securityContext"] = {"seccompProfile": {"type": "RuntimeDefault"}}  # Knative allows it only on containers
+    if transformers:
+        out["containers"] = transformers
     if settings.storage_container:
         out["storageContainerName"] = settings.storage_container
     return out
@@ -109,7 +122,10 @@ def _build_vllm_model(settings: ServiceSettings, uri: str, port: int) -> Json:
     return {
         "modelFormat": {"name": "vLLM"},
         "storageUri": uri,
-        "args": [f"--port={port}", *settings.vllm_args],  # after the runtime's own; vLLM takes the last
+        "args": [
+            f"--port={port}",
+            *settings.vllm_args,
+        ],  # appended to the runtime's own; vLLM uses the last value of an option
         "resources": {kind: dict(sizes) for kind, sizes in settings.resources.items()},
         "startupProbe": _build_probe("/v1/models", port, failures=-(-settings.startup_s // _PERIOD_S)),
         "readinessProbe": _build_probe("/v1/models", port, failures=3),
@@ -121,16 +137,19 @@ def _build_vllm_model(settings: ServiceSettings, uri: str, port: int) -> Json:
 
 
 def _build_embedded_model(settings: ServiceSettings, uri: str) -> Json:
-    """`clincot serve` as the model's container. Its command is the runtime's; KServe adds these arguments to it."""
-    served = _build_transformer(settings, named="")
-    keep = ("resources", "readinessProbe", "startupProbe", "securityContext", "env", "volumeMounts")
-    out = {"modelFormat": {"name": "clincot"}, "storageUri": uri, **{key: served[key] for key in keep}}
+    """`clincot serve` as the model's container.
+
+    KServe appends these arguments to the command of the runtime.
+    """
+    container = _build_transformer(settings, name="")
+    shared = ("resources", "readinessProbe", "startupProbe", "securityContext", "env", "volumeMounts")
+    out = {"modelFormat": {"name": "clincot"}, "storageUri": uri, **{key: container[key] for key in shared}}
     out["resources"] = {kind: dict(sizes) for kind, sizes in settings.resources.items()}
-    out["args"] = served["args"][1:]  # without the subcommand, which the runtime gives
+    out["args"] = container["args"][1:]  # without the subcommand, which the runtime's command contains
     return out
 
 
-def _build_transformer(settings: ServiceSettings, *args: str, named: str) -> Json:
+def _build_transformer(settings: ServiceSettings, *args: str, name: str) -> Json:
     mounts = []
     if settings.ca_config_map:
         mounts.append({"name": "ca", "mountPath": "/etc/clincot/ca", "readOnly": True})
@@ -139,7 +158,7 @@ def _build_transformer(settings: ServiceSettings, *args: str, named: str) -> Jso
         mounts.append({"name": "api-keys", "mountPath": "/etc/clincot/keys", "readOnly": True})
         keys = ["--api-keys=/etc/clincot/keys"]
     return {
-        "name": named,
+        "name": name,
         "image": settings.image,
         "args": [
             "serve",
@@ -167,19 +186,19 @@ def _build_transformer(settings: ServiceSettings, *args: str, named: str) -> Jso
 
 
 def _build_pod_fields(settings: ServiceSettings) -> Json:
-    """What the pods of both components share."""
+    """Fields that the pods of predictor and transformer share."""
     volumes: list[Json] = [{"name": "tmp", "emptyDir": {}}]
     if settings.ca_config_map:
         volumes.append({"name": "ca", "configMap": {"name": settings.ca_config_map}})
     if settings.api_keys_secret:
         volumes.append({"name": "api-keys", "secret": {"secretName": settings.api_keys_secret}})
-    pod: Json = {"volumes": volumes, "automountServiceAccountToken": False}  # a server asks the API server nothing
+    pod: Json = {"volumes": volumes, "automountServiceAccountToken": False}  # servers do not use the Kubernetes API
     if settings.service_account:
         pod["serviceAccountName"] = settings.service_account
     if settings.node_selector:
         pod["nodeSelector"] = dict(settings.node_selector)
     if settings.tolerations:
-        pod["tolerations"] = [dict(one) for one in settings.tolerations]
+        pod["tolerations"] = [dict(toleration) for toleration in settings.tolerations]
     return pod
 
 
@@ -202,10 +221,10 @@ def _build_probe(path: str, port: int, *, failures: int) -> Json:
 def build_storage_secret(
     settings: ServiceSettings, *, secret: str, endpoint: str, region: str, verify: bool = True
 ) -> tuple[Json, Json]:
-    """The Secret (without its keys) and the ServiceAccount by which KServe reaches an S3 endpoint.
+    """Build the Secret and the ServiceAccount with which KServe reads from S3.
 
-    The keys AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY are put into the Secret by the operator (KServe reads
-    `awsAccessKeyID` and `awsSecretAccessKey` unless its ConfigMap names others); they pass through nothing of ours.
+    The operator adds the keys AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY to the Secret (KServe reads
+    `awsAccessKeyID` and `awsSecretAccessKey` unless its ConfigMap names others); clincot never sees them.
     """
     scheme, _, host = endpoint.partition("://")
     annotations = {

@@ -1,4 +1,7 @@
-"""Which published checkpoints may go. What a pointer, a rollout or a kept checkpoint's decision names, stays."""
+"""Removal of old published checkpoints.
+
+A checkpoint stays if the champion pointer, a rollout, or the decision of a kept checkpoint names it.
+"""
 
 from __future__ import annotations
 
@@ -14,62 +17,71 @@ from clincot.storage.store import Store
 
 @dataclass(frozen=True)
 class PruneResult:
-    """What stays, with why, and what goes (digests)."""
+    """The digests of the checkpoints that stay, with the reason, and of the others."""
 
     kept: dict[str, str]
     gone: tuple[str, ...]
 
 
 def prune_checkpoints(store: Store, line: str, *, keep: int, really: bool) -> PruneResult:
-    """Remove a line's checkpoints but the newest `keep` by round and those still named; `really`: do it.
+    """Remove a model line's old checkpoints.
 
-    A decision names two checkpoints. It holds the other one (the champion that it was made against) for as long as the
-    checkpoint that carries it stays; so do parent and base.
+    A checkpoint stays if it is among the newest `keep` by round, or still named.
+    A decision names two checkpoints: as long as the checkpoint that carries it stays, so does the champion that it was
+    compared with. The base of an adapter stays likewise.
+    really: delete them; otherwise only report what would be deleted. Raises InvalidInput if `keep` is negative.
     """
     if keep < 0:
         raise InvalidInput(f"keep must not be negative, got {keep}")
-    found = list(iter_manifests(store, line))
+    manifests = list(iter_manifests(store, line))
     kept = find_referenced_checkpoints(store, line)
-    kept |= {m.sha256: "one of the newest" for m in found[len(found) - min(keep, len(found)) :] if m.sha256 not in kept}
-    measured = {m.measured: m.sha256 for m in found}
-    waiting = [m for m in found if m.sha256 in kept]
+    for manifest in manifests[len(manifests) - min(keep, len(manifests)) :]:
+        kept.setdefault(manifest.sha256, "one of the newest")
+    # decisions name a checkpoint by its measured digest, which differs from the published one for an adapter
+    published = {manifest.measured: manifest.sha256 for manifest in manifests}
+    # follow references transitively: what a kept checkpoint names is kept, too
+    waiting = [manifest for manifest in manifests if manifest.sha256 in kept]
     while waiting:
-        manifest = waiting.pop()
-        for digest, why in _list_references(manifest):
-            other = measured.get(digest, digest)
+        for digest, reason in _list_references(waiting.pop()):
+            other = published.get(digest, digest)
             if other not in kept:
-                kept[other] = why
-                waiting += [m for m in found if m.sha256 == other]
-    gone = tuple(m.sha256 for m in found if m.sha256 not in kept)
+                kept[other] = reason
+                waiting += [manifest for manifest in manifests if manifest.sha256 == other]
+    gone = tuple(manifest.sha256 for manifest in manifests if manifest.sha256 not in kept)
     if really:
         for digest in gone:
             _delete_checkpoint(store, line, digest)
-    return PruneResult({m.sha256: kept[m.sha256] for m in found if m.sha256 in kept}, gone)
+    return PruneResult({m.sha256: kept[m.sha256] for m in manifests if m.sha256 in kept}, gone)
 
 
 def prune_unfinished(store: Store, line: str, *, really: bool) -> tuple[str, ...]:
-    """Folders without a manifest: publications that were interrupted, or are under way right now."""
+    """Remove folders without a manifest.
+
+    The publication of such a checkpoint was interrupted, or is in progress. Returns their digests.
+    really: delete them; otherwise only report them.
+    """
     folders = {key.split("/")[2] for key in store.keys(f"models/{line}/") if key.count("/") > 2}
-    found = tuple(sorted(folders - set(list_published_digests(store, line))))
+    unfinished = tuple(sorted(folders - set(list_published_digests(store, line))))
     if really:
-        for digest in found:
+        for digest in unfinished:
             _delete_checkpoint(store, line, digest)
-    return found
+    return unfinished
 
 
 def _list_references(manifest: Manifest) -> Sequence[tuple[str, str]]:
-    short = manifest.sha256[:12]
-    held = [(manifest.base, f"the base of {short}")]
-    if manifest.decision is not None:
-        held += [
-            (manifest.decision.champion, f"{manifest.decision.id}"),
-            (manifest.decision.challenger, f"{manifest.decision.id}"),
-        ]
-    return [(digest, why) for digest, why in held if digest]
+    """(digest, reason) of every checkpoint that this one needs."""
+    references = [(manifest.base, f"the base of {manifest.sha256[:12]}")]
+    decision = manifest.decision
+    if decision is not None:
+        references += [(decision.champion, decision.id), (decision.challenger, decision.id)]
+    return [(digest, reason) for digest, reason in references if digest]
 
 
 def _delete_checkpoint(store: Store, line: str, digest: str) -> None:
-    """The manifest first: from then on the checkpoint does not exist, whatever else is still there."""
+    """Delete a checkpoint, its manifest first.
+
+    An interrupted removal then leaves no published checkpoint with missing files.
+    """
     store.delete(f"{build_checkpoint_key(line, digest)}/{MANIFEST}")
     for key in list(store.keys(f"{build_checkpoint_key(line, digest)}/")):
         store.delete(key)

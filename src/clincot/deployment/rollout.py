@@ -1,10 +1,10 @@
-"""One rollout, top to bottom, wherever it runs: start, wait, smoke requests, traffic in steps, or back.
+"""The steps of a rollout on any target.
 
     planned → [awaiting approval → approved] → started → ready → smoke → shifted, watched, … → champion → finished
                                                    └───────── failed → rolled back ─────────┘
 
-A target (deployment/targets/kserve.py, deployment/targets/local.py) says how a revision is started and traffic is moved. A rollout that was
-interrupted is resumed from its start: everything a target does may be done twice.
+A target (deployment/targets/kserve.py, deployment/targets/local.py) starts revisions and moves traffic. An interrupted
+rollout is resumed from its first step, so every operation of a target must be repeatable.
 """
 
 from __future__ import annotations
@@ -30,38 +30,38 @@ from clincot.registry.manifest import Manifest
 
 
 class NotReady(UserError, RuntimeError):
-    """The new revision did not become ready, or ceased to be; says what is known of why."""
+    """The new revision did not become ready, or is no longer ready."""
 
 
 class TooManyErrors(UserError, RuntimeError):
-    """The new revision failed more of its requests than allowed."""
+    """The new revision failed more requests than allowed."""
 
 
 class TargetFailed(UserError, RuntimeError):
-    """Where the revision should run refused or could not be reached."""
+    """The target refused an operation or could not be reached."""
 
 
 class RolledBack(UserError, RuntimeError):
-    """The rollout failed and the traffic is where it was; says why."""
+    """The rollout failed, and all traffic is back on the old revision."""
 
 
 class RequestCounts(NamedTuple):
-    """Requests that the new revision served so far, and how many of them it failed."""
+    """How many requests the new revision has served, and how many of them failed."""
 
     requests: int
     failed: int
 
 
 def parse_request_counts(metrics: str) -> RequestCounts | None:
-    """From a server's Prometheus metrics (clincot_requests_total by status); None where it does not count."""
+    """Parse the request counts from a server's Prometheus metrics.
+
+    Returns None if clincot_requests_total is missing. Requests with a 5xx status count as failed.
+    """
     from prometheus_client.parser import text_string_to_metric_families
 
-    samples = [
-        sample
-        for family in text_string_to_metric_families(metrics)
-        for sample in family.samples
-        if sample.name == "clincot_requests_total"
-    ]
+    samples = []
+    for family in text_string_to_metric_families(metrics):
+        samples += [sample for sample in family.samples if sample.name == "clincot_requests_total"]
     if not samples:
         return None
     failed = sum(sample.value for sample in samples if sample.labels.get("status", "").startswith("5"))
@@ -69,40 +69,52 @@ def parse_request_counts(metrics: str) -> RequestCounts | None:
 
 
 class RolloutTarget(RevisionClient, Protocol):
-    """Where revisions run. Every method may raise TargetFailed, and may be called again after it was interrupted."""
+    """The place where revisions run.
+
+    Every method may raise TargetFailed, and must be safe to call again after an interruption.
+    """
 
     @property
     def how(self) -> str:
-        """How traffic is moved here, and why so, in words."""
+        """A sentence for the journal: how traffic is moved, and why this way."""
         ...
 
     @property
     def steps(self) -> tuple[int, ...]:
-        """The shares of traffic that can be had here, in percent, the last one 100."""
+        """The traffic shares of the new revision, in percent; the last one is 100."""
         ...
 
     def start_revision(self) -> str:
-        """Start the new revision beside the old one, without traffic; says how, in words."""
+        """Start the new revision next to the old one, without traffic.
+
+        Returns a description for the journal.
+        """
         ...
 
     def check_ready(self) -> bool:
-        """Is the new revision ready? Raises NotReady where it will never be, or was and is no longer."""
+        """Whether the new revision is ready.
+
+        Raises NotReady if it never will be, or is no longer ready.
+        """
         ...
 
     def read_request_counts(self) -> RequestCounts | None:
-        """None where nobody counts."""
+        """The new revision's counters; None if requests are not counted."""
         ...
 
     def shift_traffic(self, percent: int) -> None:
-        """Send so much of the traffic to the new revision."""
+        """Send `percent` of the traffic to the new revision."""
         ...
 
     def finish_rollout(self) -> None:
-        """The new revision is the only one in use from now on."""
+        """Make the new revision the only one in use."""
         ...
 
     def roll_back(self) -> None:
-        """All traffic to the old revision, the new one stopped. Nothing was started: nothing happens."""
+        """Send all traffic to the old revision and stop the new one.
+
+        Does nothing if none was started.
+        """
         ...
 
 
@@ -112,17 +124,19 @@ def roll_out(
     manifest: Manifest,
     images: Mapping[str, bytes],
     *,
-    crown: Callable[[], str],
+    promote: Callable[[], str],
     wait: Callable[[float], None] = time.sleep,
 ) -> None:
-    """Drive the rollout to its end. `crown` moves the champion pointer, at the end, and says so in words.
+    """Drive the rollout to its end, recording each step in the journal.
 
-    Raises RolledBack; RolloutTaken (another process goes on with it, and nothing is undone here); TargetFailed where
-    the way back failed too: then the rollout is open, and the next `clincot deploy` resumes it.
+    images: image file of each golden question, by its id. promote: moves the champion pointer after the last traffic
+    step and returns a description. wait: sleeps for a number of seconds.
+    Raises RolledBack; RolloutConflict if another process continues the rollout (nothing is undone here); TargetFailed
+    if rolling back failed, too: the rollout then stays open, and the next `clincot deploy` resumes it.
     """
-    begun = any(event.kind == "started" for event in journal.events)
+    started = any(event.kind == "started" for event in journal.events)
     try:
-        journal.add_event("resumed" if begun else "started", f"{target.how}; {target.start_revision()}")
+        journal.add_event("resumed" if started else "started", f"{target.how}; {target.start_revision()}")
         _wait_until_ready(target, journal.plan.settings, wait)
         journal.add_event("ready")
         journal.add_event("smoke", run_smoke_test(target, manifest, images, journal.plan.settings))
@@ -132,7 +146,7 @@ def roll_out(
             journal.add_event(
                 "watched", _watch_traffic(target, manifest, images, journal.plan.settings, wait), percent=percent
             )
-        journal.add_event("champion", crown())
+        journal.add_event("champion", promote())
     except (NotReady, SmokeFailed, TooManyErrors, TargetFailed, ChampionMoved) as error:
         journal.add_event("failed", f"{type(error).__name__}: {error}")
         target.roll_back()
@@ -157,7 +171,11 @@ def _watch_traffic(
     settings: DeployConfig,
     wait: Callable[[float], None],
 ) -> str:
-    """Look at the revision under its share of traffic, with golden questions among it; raises when it is no good."""
+    """Watch the revision under its traffic share for step_s seconds.
+
+    Returns a summary for the journal. Golden questions are asked repeatedly, each at least once. Raises NotReady if the
+    revision stops being ready, and TooManyErrors if it fails too many golden questions or users' requests.
+    """
     before = target.read_request_counts()
     until = time.monotonic() + settings.step_s
     asked = failed = 0
@@ -168,30 +186,33 @@ def _watch_traffic(
         if not target.check_ready():
             raise NotReady("the new revision is no longer ready")
         try:
-            found = describe_mismatch(
-                golden, ask_golden_question(target, golden, images[golden.id], settings), settings
-            )
+            reply = ask_golden_question(target, golden, images[golden.id], settings)
+            problem = describe_mismatch(golden, reply, settings)
         except RequestFailed as error:
-            found = f"{golden.id}: {error}"
+            problem = f"{golden.id}: {error}"
         asked += 1
-        failed += bool(found)
-        reason = found or reason
+        failed += bool(problem)
+        reason = problem or reason
         if asked >= len(manifest.golden):
             wait(min(settings.poll_s, max(0.0, until - time.monotonic())))
     allowed = max(settings.max_error_rate, settings.smoke_misses / len(manifest.golden))
     if failed / asked > allowed:
-        raise TooManyErrors(f"{failed} of {asked} golden questions failed ({allowed:.1%} allowed), last {reason}")
+        raise TooManyErrors(
+            f"{failed} of {asked} golden questions failed ({allowed:.1%} allowed); the last failure: {reason}"
+        )
     return f"{asked} golden questions, {failed} failed; {_check_served_requests(target, before, settings)}"
 
 
 def _check_served_requests(target: RolloutTarget, before: RequestCounts | None, settings: DeployConfig) -> str:
-    """What the users' requests say, where they are counted."""
+    """Summarize the users' requests since `before`, if they are counted.
+
+    Raises TooManyErrors.
+    """
     after = target.read_request_counts()
-    if before is None or after is None or after.requests < before.requests:  # a restarted server counts from 0
+    if before is None or after is None or after.requests < before.requests:  # a restarted server starts at 0
         return "the users' requests are not counted here"
     requests, failed = after.requests - before.requests, after.failed - before.failed
     if requests and failed / requests > settings.max_error_rate:
-        raise TooManyErrors(
-            f"{failed} of {requests} requests failed while it was watched ({settings.max_error_rate:.1%} allowed)"
-        )
+        allowed = f"{settings.max_error_rate:.1%} allowed"
+        raise TooManyErrors(f"{failed} of {requests} requests failed while the revision was watched ({allowed})")
     return f"{requests} requests served, {failed} failed"

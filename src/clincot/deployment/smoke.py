@@ -1,6 +1,7 @@
-"""Golden questions put to a server: does it answer as the checkpoint did when it was published, from the same region?
+"""The smoke test of a server.
 
-They are sent as any client would send them, over the OpenAI chat completions of the server.
+The server must answer golden questions as the published checkpoint did. Both the answer and the region must match. The
+questions are sent as OpenAI chat completions, like any client's.
 """
 
 from __future__ import annotations
@@ -27,18 +28,18 @@ CHAT_PATH = "/openai/v1/chat/completions"
 
 
 class RequestFailed(UserError, RuntimeError):
-    """A request got no usable reply: refused, timed out, an HTTP error, another shape."""
+    """A request was refused, timed out, failed, or returned something unusable."""
 
 
 class SmokeFailed(UserError, RuntimeError):
-    """The new revision answers golden questions otherwise; names them."""
+    """The new revision answers golden questions differently; the message names them."""
 
 
 class RevisionClient(Protocol):
-    """What a revision is asked through."""
+    """A client that sends requests to one revision."""
 
     def post_request(self, path: str, payload: Mapping[str, Any], timeout_s: float) -> Any:
-        """The reply's JSON. Raises RequestFailed."""
+        """POST the payload and return the reply's JSON. Raises RequestFailed."""
         ...
 
     @property
@@ -53,7 +54,7 @@ class _SmokeRegion(BaseModel):
 
 
 class _SmokeChain(BaseModel):
-    """The documented extension of the server's answer, as far as it is read here."""
+    """The part of the completion's extension `clincot` that the smoke test reads."""
 
     model_config = ConfigDict(extra="ignore")
 
@@ -76,18 +77,23 @@ class _SmokeCompletion(BaseModel):
 
 @dataclass(frozen=True)
 class SmokeReply:
+    """The answer of a server and the region that it came from."""
+
     answer: str
-    box: Box | None  # of the region that the answer was seen in; None: the server says none
+    box: Box | None  # of the winning region; None if the server reports none
 
 
 def build_smoke_headers() -> dict[str, str]:
-    """The API key of smoke requests, where the server wants one."""
+    """The Authorization header of smoke requests, if $CLINCOT_SMOKE_KEY is set."""
     key = read_api_key(env=SMOKE_KEY_ENV, what="smoke requests") if SMOKE_KEY_ENV in os.environ else ""
     return {"Authorization": f"Bearer {key}"} if key else {}
 
 
 def post_json(url: str, path: str, payload: Mapping[str, Any], timeout_s: float) -> Any:
-    """POST to a server that is reached by its own address; the reply's JSON. Raises RequestFailed."""
+    """POST to a server by its own address and return the reply's JSON.
+
+    Raises RequestFailed.
+    """
     try:
         reply = httpx.post(url.rstrip("/") + path, json=dict(payload), headers=build_smoke_headers(), timeout=timeout_s)
         reply.raise_for_status()
@@ -97,7 +103,7 @@ def post_json(url: str, path: str, payload: Mapping[str, Any], timeout_s: float)
 
 
 def get_text(url: str, path: str, timeout_s: float) -> str:
-    """GET from a server that is reached by its own address. Raises RequestFailed."""
+    """GET a text from a server by its own address. Raises RequestFailed."""
     try:
         reply = httpx.get(url.rstrip("/") + path, headers=build_smoke_headers(), timeout=timeout_s)
         reply.raise_for_status()
@@ -109,7 +115,7 @@ def get_text(url: str, path: str, timeout_s: float) -> str:
 def ask_golden_question(
     server: RevisionClient, golden: GoldenQuestion, image: bytes, settings: DeployConfig
 ) -> SmokeReply:
-    """One golden question, greedy. Raises RequestFailed."""
+    """Ask one golden question with greedy decoding. Raises RequestFailed."""
     url = "data:image/png;base64," + base64.b64encode(image).decode("ascii")
     payload = {
         "model": server.model,
@@ -130,14 +136,17 @@ def ask_golden_question(
     except ValidationError as error:
         raise RequestFailed(f"POST {CHAT_PATH}: expected a chat completion: {format_validation_error(error)}") from None
     if not completion.choices or completion.choices[0].message.content is None:
-        raise RequestFailed(f"POST {CHAT_PATH}: the completion holds no answer")
+        raise RequestFailed(f"POST {CHAT_PATH}: expected a completion with an answer, got one without")
     chain = completion.clincot
     box = chain.regions[chain.winner].box if 0 <= chain.winner < len(chain.regions) else None
     return SmokeReply(completion.choices[0].message.content, box)
 
 
 def describe_mismatch(golden: GoldenQuestion, reply: SmokeReply, settings: DeployConfig) -> str:
-    """Why the reply is not the golden one; "" where it is. Names the question by its id, not by its text."""
+    """Describe how the reply differs from the golden answer; "" if it matches.
+
+    The description contains the question's id, not its text.
+    """
     if reply.answer.strip().casefold() != golden.answer.strip().casefold():
         return f"{golden.id}: expected the answer {golden.answer!r}, got {reply.answer[:80]!r}"
     if golden.box is None:
@@ -151,30 +160,35 @@ def describe_mismatch(golden: GoldenQuestion, reply: SmokeReply, settings: Deplo
 
 
 def read_golden_images(store: Store, manifest: Manifest) -> dict[str, bytes]:
-    """{golden id: image file}. Raises ValueError where the checkpoint was published without golden questions."""
+    """Read the images of the golden questions, by the question's id.
+
+    Raises InvalidInput if the checkpoint was published without golden questions.
+    """
     if not manifest.golden:
         raise InvalidInput(
-            f"{manifest.line} {manifest.sha256[:12]} was published without golden questions, so no rollout of it can "
-            "be checked; publish with questions (--golden-data, publish.golden above 0)"
+            f"{manifest.line} {manifest.sha256[:12]} was published without golden questions, so a rollout cannot be "
+            "checked; publish with questions (--golden-data, publish.golden above 0)"
         )
-    at = build_checkpoint_key(manifest.line, manifest.sha256)
-    return {golden.id: store.read(f"{at}/{golden.image}").content for golden in manifest.golden}
+    folder = build_checkpoint_key(manifest.line, manifest.sha256)
+    return {golden.id: store.read(f"{folder}/{golden.image}").content for golden in manifest.golden}
 
 
 def run_smoke_test(
     server: RevisionClient, manifest: Manifest, images: Mapping[str, bytes], settings: DeployConfig
 ) -> str:
-    """Ask all golden questions; returns what was found, in words. Raises SmokeFailed."""
+    """Ask all golden questions and return a summary.
+
+    Raises SmokeFailed if more than smoke_misses answers differ.
+    """
     misses = []
     for golden in manifest.golden:
         try:
-            found = describe_mismatch(
-                golden, ask_golden_question(server, golden, images[golden.id], settings), settings
-            )
+            reply = ask_golden_question(server, golden, images[golden.id], settings)
+            problem = describe_mismatch(golden, reply, settings)
         except RequestFailed as error:
-            found = f"{golden.id}: {error}"
-        if found:
-            misses.append(found)
+            problem = f"{golden.id}: {error}"
+        if problem:
+            misses.append(problem)
     if len(misses) > settings.smoke_misses:
         raise SmokeFailed(
             f"{len(misses)} of {len(manifest.golden)} golden questions missed ({settings.smoke_misses} allowed): "

@@ -1,4 +1,4 @@
-"""Benchmark evaluation: answers from every kind of region, and their metrics with clustered intervals.
+"""Benchmark evaluation: answers given with every kind of region, and metrics with clustered intervals.
 
-The promotion decision built on these metrics is clincot.promotion; pages and figures are clincot.reporting.
+clincot.promotion decides on a promotion from these metrics; clincot.reporting builds pages and figures.
 """

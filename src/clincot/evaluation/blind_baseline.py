@@ -1,7 +1,7 @@
-"""The blind baseline: the most frequent answer to the same question text, without looking at any image.
+"""The blind baseline: the most frequent training answer to a question's text, without the image.
 
-On SLAKE it is level with published models (evaluation tables of LLaVA-Med and its successors), so every results
-table has it: a model that does not beat it has learnt nothing from images.
+On SLAKE it scores as high as published models (see the tables of LLaVA-Med and its successors), so every results
+table includes it: a model that does not beat the blind baseline has learnt nothing from images.
 """
 
 from __future__ import annotations
@@ -22,16 +22,18 @@ BLIND_ARM = "blind"
 
 @dataclass(frozen=True)
 class BlindBaseline:
-    """Majority answers, normalised; of equally frequent ones the alphabetically first. Of reports, the most frequent
-    one as it is written: always to report what most reports say."""
+    """Majority answers, normalised; ties go to the alphabetically first answer.
+
+    Reports are counted as they are written, so the baseline always gives the most frequent report.
+    """
 
     by_text: dict[str, str]  # {normalised question text: answer}
-    by_kind: dict[str, str]  # for a question never asked before
-    overall: str  # for a kind never seen before
+    by_kind: dict[str, str]  # {kind: answer}, for a question text that the training split lacks
+    overall: str  # for a kind that the training split lacks
 
     @classmethod
     def fit(cls, questions: Iterable[Question], references: Iterable[Reference]) -> BlindBaseline:
-        """Count the answers of a training split; raises ValueError when it is empty or lacks a reference."""
+        """Count the answers of a training split; raises InvalidInput if it is empty or lacks a reference."""
         answers = {reference.question: reference.answer for reference in references}
         by_text: defaultdict[str, Counter[str]] = defaultdict(Counter)
         by_kind: defaultdict[str, Counter[str]] = defaultdict(Counter)
@@ -54,16 +56,16 @@ class BlindBaseline:
 
     @property
     def digest(self) -> str:
-        """Identifies the baseline where a policy's digest stands in other rows."""
+        """Digest of the majority answers; it takes the place of a policy's digest in outcomes and reports."""
         return "blind-" + hash_json([self.by_text, self.by_kind, self.overall])[:20]
 
     def answer_question(self, question: Question) -> str:
-        """The majority answer to this question's text, or of its kind, or of all."""
-        known = self.by_text.get(normalize_text(question.text))
-        return known if known is not None else self.by_kind.get(question.kind, self.overall)
+        """Return the majority answer to the question's text, else of its kind, else of all questions."""
+        answer = self.by_text.get(normalize_text(question.text))
+        return answer if answer is not None else self.by_kind.get(question.kind, self.overall)
 
     def iter_outcomes(self, benchmark: Benchmark) -> Iterator[Outcome]:
-        """Its answers to a benchmark, scored like any policy's (arm "blind"; it looks nowhere, so hit is None)."""
+        """Answer a benchmark and score the answers like a policy's, in the arm "blind"; hit and IoU stay None."""
         for question in benchmark.questions.values():
             reference, answer = benchmark.references[question.id], self.answer_question(question)
             yield Outcome(

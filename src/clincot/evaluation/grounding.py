@@ -1,8 +1,8 @@
-"""Did the policy look at the right place? Hit and intersection over union against the reference boxes.
+"""Grounding metrics: hit and intersection over union (IoU) of a region with the reference boxes.
 
-A hit is stricter than the pointing game (Zhang et al. 2016, where a point inside the reference is enough): the crop
-has to *show* the finding. The whole image always hits, so a hit-rate is read beside IoU and beside the random region
-of equal area.
+A hit is stricter than the pointing game (Zhang et al. 2016), where a point inside the reference is enough: the crop
+has to *show* the finding. The whole image always hits, so read a hit-rate together with IoU and with the hit-rate of
+a random region of equal area.
 """
 
 from __future__ import annotations
@@ -11,22 +11,23 @@ from collections.abc import Sequence
 
 from clincot.geometry import Box, compute_coverage, compute_iou
 
-HIT_COVERED = 0.5
-HIT_IOU = 0.3
+HIT_COVERED = 0.5  # share of the reference's area that the crop has to cover
+HIT_IOU = 0.3  # for a reference larger than the crop
 
 
 def hits_reference(shown: Box, references: Sequence[Box]) -> bool | None:
     """Whether the crop shown to the policy shows one of the reference boxes; None without references.
 
-    It does if the reference's centre lies in the crop and
+    The crop shows a reference if the reference's centre is inside the crop, and
+
     - the crop covers at least half of the reference's area, or
-    - for a reference larger than the crop, which it could not cover: their IoU is at least 0.3.
+    - for a reference larger than the crop, which the crop cannot cover: their IoU is at least 0.3.
     """
     return any(_shows_reference(shown, reference) for reference in references) if references else None
 
 
 def best_iou(region: Box, references: Sequence[Box]) -> float | None:
-    """The highest IoU with any reference box, in [0, 1]; None without references."""
+    """Return the highest IoU with any reference box, in [0, 1]; None without references."""
     if not references:
         return None
     return max(compute_iou(region, reference) for reference in references)

@@ -1,6 +1,6 @@
-"""Paired comparison: two sets of outcomes over the same questions.
+"""Paired comparison of two sets of outcomes for the same questions.
 
-Pairing by question removes what both sides share (how hard a question is), which is most of the variance.
+Pairing by question removes what both sides share, the difficulty of the question, which is most of the variance.
 """
 
 from __future__ import annotations
@@ -14,19 +14,23 @@ from clincot.evaluation.intervals import paired_difference
 from clincot.records import Interval, Outcome
 
 PairedMetric = Literal["correct", "hit", "iou", "off_format"]
-_MAX_NAMED = 3  # questions named in a message; the rest are counted
+_MAX_NAMED = 3  # questions that a message names; the rest are counted
 
 
 @dataclass(frozen=True)
 class Side:
-    """One side's outcomes by question, and what is wrong with them, in sentences."""
+    """One side's outcomes by question id, and a sentence for each problem with them."""
 
     outcomes: Mapping[str, Outcome]
     problems: tuple[str, ...]
 
 
 def index_outcomes(name: str, outcomes: Iterable[Outcome], clusters: Mapping[str, str]) -> Side:
-    """One outcome a question of `clusters` {question id: patient}: none twice, none missing, none beside them."""
+    """Index outcomes by question and report as problems what breaks one outcome for each question.
+
+    name: how the problems call this side. clusters: {question id: patient} of all questions. A repeated, missing or
+    unknown question is a problem, and so is a score other than True, False or None.
+    """
     by_question: dict[str, Outcome] = {}
     repeated: list[str] = []
     foreign: list[str] = []
@@ -36,7 +40,7 @@ def index_outcomes(name: str, outcomes: Iterable[Outcome], clusters: Mapping[str
             repeated.append(outcome.question)
         elif outcome.question not in clusters:
             foreign.append(outcome.question)
-        elif outcome.correct is not None and not isinstance(outcome.correct, bool):  # NaN: built past validation
+        elif outcome.correct is not None and not isinstance(outcome.correct, bool):  # NaN, from model_construct
             unreadable.append(outcome.question)
         by_question.setdefault(outcome.question, outcome)
     missing = [question for question in clusters if question not in by_question]
@@ -58,10 +62,10 @@ def compare_outcomes(
     seed: int,
     resamples: int = 2000,
 ) -> Interval:
-    """Mean of a - b in one metric over the questions of `clusters` {question id: patient}, with its 95 % interval.
+    """Return the mean of a - b in one metric with its 95 % interval, clustered by patient.
 
-    Each side is one policy in one arm. Raises BadBenchmark, naming questions, unless both sides answered every
-    question of `clusters` once; a None on either side is unscored.
+    a, b: the outcomes of one policy in one arm each. clusters: {question id: patient}. A None on either side is
+    unscored. Raises BadBenchmark, naming questions, unless each side answered every question of `clusters` once.
     """
     first, second = index_outcomes("first side", a, clusters), index_outcomes("second side", b, clusters)
     if first.problems or second.problems:
@@ -72,7 +76,7 @@ def compare_outcomes(
 def compare_sides(
     first: Side, second: Side, clusters: Mapping[str, str], *, metric: PairedMetric, seed: int, resamples: int
 ) -> Interval:
-    """`compare` of two sides already checked."""
+    """Compare two sides that have no problems; see `compare_outcomes`."""
     return paired_difference(
         [getattr(first.outcomes[question], metric) for question in clusters],
         [getattr(second.outcomes[question], metric) for question in clusters],

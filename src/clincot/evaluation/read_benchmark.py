@@ -1,4 +1,4 @@
-"""Reading a benchmark: questions with their answer key, and the metrics their kind needs."""
+"""Reader of a benchmark folder, and the report metrics that its questions need."""
 
 from __future__ import annotations
 
@@ -14,12 +14,15 @@ if TYPE_CHECKING:
 
 
 def read_benchmark(folder: Path, *, limit: int = 0, only: Iterable[str] | None = None) -> Benchmark:
-    """Questions with their answer key, cut to the first `limit` or to the ids in `only`."""
+    """Read questions with their answer key: those with an id in `only` (None: all), cut to `limit` (0: no limit).
+
+    Raises InvalidRecord on a malformed file and BadBenchmark on files that do not match.
+    """
     from clincot.datasets.folder import StudyIndex, load_questions, load_references
     from clincot.evaluation.benchmark import Benchmark
 
-    kept = None if only is None else set(only)
-    questions = [q for q in load_questions(folder) if kept is None or q.id in kept]
+    wanted = None if only is None else set(only)
+    questions = [q for q in load_questions(folder) if wanted is None or q.id in wanted]
     questions = questions[: limit or None]
     ids = {q.id for q in questions}
     references = [r for r in load_references(folder) if r.question in ids]
@@ -27,7 +30,10 @@ def read_benchmark(folder: Path, *, limit: int = 0, only: Iterable[str] | None =
 
 
 def select_report_metrics(benchmark: Benchmark, training: Path | None) -> ReportMetrics | None:
-    """What scores the benchmark's reports; None where it asks for none. training: reports.jsonl, R2Gen's vocabulary."""
+    """Build the report metrics of a benchmark; None if none of its questions asks for a report.
+
+    training: a reports.jsonl from which the r2gen protocol takes its vocabulary; None leaves that protocol out.
+    """
     from clincot.evaluation.report_text.report_scorer import build_report_metrics
 
     if all(question.kind != "report" for question in benchmark.questions.values()):

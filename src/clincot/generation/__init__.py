@@ -1,4 +1,4 @@
-"""From a question to regions (hypotheses, grounders), and from regions to candidate answers.
+"""From questions to regions (hypotheses and grounders), and from regions to candidate answers.
 
-`visual_cot` is the same chain as one call, as the server uses it. Scores of candidates are clincot.judging.
+`visual_cot` runs the same chain in one call for the server. Candidates are scored in clincot.judging.
 """

@@ -1,8 +1,9 @@
-"""Candidates: the policy's answer from every region of a question, step by step of a chain.
+"""Candidates: the policy's answers from every region of a question, one chain step at a time.
 
-With one step (the default) a candidate is a region and an answer. With more, the best candidate of a step is kept as
-context of the next [ClinCoT], and every other candidate is continued once as well, since a region is worth what it does
-for what follows: s = s_cur + gamma * s_next [UV-CoT], computed in preferences/pairs.py from Candidate.parent.
+With one step (the default) a candidate is a region and an answer. With more steps, the best candidate of a step becomes
+the context of the next one [ClinCoT], and every other candidate is continued once as well, because a region is also
+worth what it contributes to later steps: s = s_cur + gamma * s_next [UV-CoT], computed in preferences/pairs.py from
+Candidate.parent.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from clincot.records import Candidate, Question, Region, Study
 
 @dataclass(frozen=True)
 class GenerationRequest:
-    """One candidate to be written: a question, a region, and what came before in its chain."""
+    """One candidate to generate: a question, a region and the earlier steps of its chain."""
 
     study: Study
     question: Question
@@ -31,24 +32,29 @@ class GenerationRequest:
     before: tuple[tuple[Region, Candidate], ...] = ()
 
     def build_conversation(self, folder: Path, policy: Policy, steps: Sequence[str]) -> Conversation:
+        """The conversation that asks for this candidate; images are below `folder`."""
         report = self.question.kind == "report"
-        done = [
+        earlier = [
             ChainStep(
-                render_step_question(steps[c.step], self.question), r.box, c.region_written, c.text, report=report
+                render_step_question(steps[candidate.step], self.question),
+                region.box,
+                candidate.region_written,
+                candidate.text,
+                report=report,
             )
-            for r, c in self.before
+            for region, candidate in self.before
         ]
-        now = ChainStep(
-            render_step_question(steps[len(done)], self.question),
+        current = ChainStep(
+            render_step_question(steps[len(earlier)], self.question),
             self.region.box,
             is_written(self.region),
             report=report,
         )
-        return chain_prompt(self.study, folder, policy.views, [*done, now])
+        return chain_prompt(self.study, folder, policy.views, [*earlier, current])
 
 
 def render_step_question(step: str, question: Question) -> str:
-    """A step's question; {question} stands for the data set's."""
+    """The question of a chain step, with {question} replaced by the data set's question."""
     return step.replace("{question}", question.text)
 
 
@@ -58,27 +64,29 @@ def is_written(region: Region) -> bool:
 
 
 def answer_regions(
-    asks: Iterable[GenerationRequest], folder: Path, policy: Policy, config: AnswerConfig
+    requests: Iterable[GenerationRequest], folder: Path, policy: Policy, config: AnswerConfig
 ) -> Iterator[Candidate]:
-    """One candidate an ask, streaming, in order. Each samples from a seed of its own content."""
-    for batch in _iter_batches(asks, config):
+    """Yield one candidate for each request, in order; each samples with a seed derived from its own content."""
+    for batch in _iter_batches(requests, config):
         prompt = hash_prompt(policy.views, report=batch[0].question.kind == "report")
-        parents = [ask.before[-1][1].id if ask.before else "" for ask in batch]
-        seeds = [derive_seed(config.seed, ask.region.id, parent) for ask, parent in zip(batch, parents, strict=True)]
+        parents = [request.before[-1][1].id if request.before else "" for request in batch]
+        seeds = [
+            derive_seed(config.seed, request.region.id, parent) for request, parent in zip(batch, parents, strict=True)
+        ]
         replies = policy.generate(
-            [ask.build_conversation(folder, policy, config.steps) for ask in batch],
+            [request.build_conversation(folder, policy, config.steps) for request in batch],
             max_new_tokens=config.get_max_tokens(batch[0].question.kind),
             temperature=config.temperature,
             seeds=seeds,
         )
-        for ask, parent, seed, reply in zip(batch, parents, seeds, replies, strict=True):
+        for request, parent, seed, reply in zip(batch, parents, seeds, replies, strict=True):
             yield Candidate(
-                question=ask.question.id,
-                region=ask.region.id,
+                question=request.question.id,
+                region=request.region.id,
                 text=reply.text,
                 token_logprobs=reply.token_logprobs,
-                region_written=is_written(ask.region),
-                step=len(ask.before),
+                region_written=is_written(request.region),
+                step=len(request.before),
                 parent=parent,
                 policy=policy.digest,
                 prompt=prompt,
@@ -87,23 +95,30 @@ def answer_regions(
             )
 
 
-def _iter_batches(asks: Iterable[GenerationRequest], config: AnswerConfig) -> Iterator[list[GenerationRequest]]:
-    """Asks in their order, of one unit; those of a batch all ask for reports, or none does: a report may be longer."""
-    numbered = iter_blocks(asks, lambda ask: ask.question.id)
-    for _, run in groupby(numbered, key=lambda one: (one[0], one[1].question.kind == "report")):
-        while batch := [ask for _, ask in islice(run, config.batch_size)]:
+def _iter_batches(requests: Iterable[GenerationRequest], config: AnswerConfig) -> Iterator[list[GenerationRequest]]:
+    """Batches of requests in their order.
+
+    A batch stays within one block (batching.py), and either all or none of its requests ask for a report, because
+    reports have their own token limit.
+    """
+    numbered = iter_blocks(requests, lambda request: request.question.id)
+    for _, run in groupby(numbered, key=lambda pair: (pair[0], pair[1].question.kind == "report")):
+        while batch := [request for _, request in islice(run, config.batch_size)]:
             yield batch
 
 
 def plan_first_step(
     questions: Iterable[Question], studies: Mapping[str, Study], regions: Iterable[Region]
 ) -> Iterator[GenerationRequest]:
-    """An ask for every region, given in the questions' order."""
-    waiting = iter(questions)
+    """Yield one request for every region; regions must be in the order of the questions.
+
+    Raises InvalidInput for a region of a question that is missing or out of order.
+    """
+    remaining = iter(questions)
     question = None
     for region in regions:
         while question is None or question.id != region.question:
-            question = next(waiting, None)
+            question = next(remaining, None)
             if question is None:
                 raise InvalidInput(
                     f"region {region.id} is of question {region.question}, which is not among the questions or out of "
@@ -112,29 +127,38 @@ def plan_first_step(
         yield GenerationRequest(studies[question.study], question, region)
 
 
-def plan_next_step(asked: Sequence[tuple[GenerationRequest, Candidate, float | None]]) -> Iterator[GenerationRequest]:
-    """The asks of one question's next step, from every ask so far with its candidate and score.
+def plan_next_step(
+    answered: Sequence[tuple[GenerationRequest, Candidate, float | None]],
+) -> Iterator[GenerationRequest]:
+    """Yield the requests of one question's next step.
 
-    Every candidate of the last step is continued from its own region (its next score), the best one from every other
-    region too. Unscored candidates end here.
+    `answered` holds every request so far with its candidate and score. Every candidate of the last step is continued
+    from its own region, which gives its s_next; the best one is also continued from every other region. Chains whose
+    last candidate has no score end here.
     """
-    last = max((candidate.step for _, candidate, _ in asked), default=0)
-    by_id = {candidate.id: (ask, candidate) for ask, candidate, _ in asked}
-    ending = [(ask, c, score) for ask, c, score in asked if c.step == last and score is not None]
-    if not ending:
+    last_step = max((candidate.step for _, candidate, _ in answered), default=0)
+    by_id = {candidate.id: (request, candidate) for request, candidate, _ in answered}
+    continued = [
+        (request, candidate, score)
+        for request, candidate, score in answered
+        if candidate.step == last_step and score is not None
+    ]
+    if not continued:
         return
-    _, best, _ = max(ending, key=lambda one: (one[2], one[1].id))
-    regions = {ask.region.id: ask.region for ask, _, _ in asked}
-    for ask, candidate, _ in ending:
-        chosen = [ask.region] + [r for r in regions.values() if candidate is best and r.id != ask.region.id]
-        for region in chosen:
-            yield GenerationRequest(ask.study, ask.question, region, _trace_chain(candidate, by_id))
+    _, best, _ = max(continued, key=lambda scored: (scored[2], scored[1].id))  # the id makes ties deterministic
+    regions = {request.region.id: request.region for request, _, _ in answered}
+    for request, candidate, _ in continued:
+        next_regions = [request.region]
+        if candidate is best:
+            next_regions += [region for region in regions.values() if region.id != request.region.id]
+        for region in next_regions:
+            yield GenerationRequest(request.study, request.question, region, _trace_chain(candidate, by_id))
 
 
 def _trace_chain(
     candidate: Candidate, by_id: Mapping[str, tuple[GenerationRequest, Candidate]]
 ) -> tuple[tuple[Region, Candidate], ...]:
     """The chain that ends in a candidate, first step first."""
-    ask, _ = by_id[candidate.id]
+    request, _ = by_id[candidate.id]
     before = _trace_chain(by_id[candidate.parent][1], by_id) if candidate.parent else ()
-    return (*before, (ask.region, candidate))
+    return (*before, (request.region, candidate))

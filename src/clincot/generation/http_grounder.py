@@ -1,17 +1,18 @@
-"""A segmentation or grounding model behind HTTP as a grounder.
+"""A grounder that calls a segmentation or grounding model over HTTP.
 
-One POST of JSON an image:
+Each image is one POST of JSON:
 
     {"image": "<base64 PNG>", "hypotheses": ["nodule", "pleural effusion"]}
 
-One reply, a list of any length; every region names the hypothesis it is for and has either a box or a mask:
+The reply lists any number of regions; each names its hypothesis and has either a box or a mask:
 
     {"regions": [{"hypothesis": "nodule", "box": [0.12, 0.30, 0.37, 0.55], "confidence": 0.8},
                  {"hypothesis": "pleural effusion", "mask": "<base64 PNG>"}]}
 
-A box is normalised x0, y0, x1, y1 in [0, 1] of the image as sent; numbers outside are an error, never a guess at
-pixels or percent. A mask is an 8-bit grey (255: surely) or 1-bit PNG of the image's proportions, at any size; what is
-at least half of 255 falls into connected components, whose mean grey is their confidence unless one is given.
+A box is x0, y0, x1, y1 in [0, 1], normalised to the image as sent. Numbers outside that range are an error; they are
+never interpreted as pixels or percent. A mask is an 8-bit grey (255: certain) or 1-bit PNG of any size with the image's
+proportions. Pixels of at least half of 255 are grouped into connected components; a component's confidence is its mean
+grey unless the reply states one.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ import binascii
 import io
 import struct
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -38,8 +39,8 @@ from clincot.models.protocols import GroundedRegion, GroundingQuery, collect_fin
 from clincot.records import Study
 
 _EXPECTED_REPLY = "regions for the hypotheses"
-_MASK_THRESHOLD = 128  # the first grey that is at least half of 255
-# What Pillow's PNG reader raises on damaged files, and base64 on other than ASCII.
+_MASK_THRESHOLD = 128  # the lowest grey that is at least half of 255
+# What Pillow's PNG reader raises on damaged files, and base64 on characters outside ASCII.
 _PNG_ERRORS = (
     OSError,
     SyntaxError,
@@ -66,9 +67,10 @@ class _GroundingReply(BaseModel):
 
 
 class HttpGrounder:
-    """See protocols.Grounder. Raises ModelFailed for any reply that is not as described above.
+    """See protocols.Grounder. Raises ModelFailed for any reply that does not follow the format above.
 
-    url: of the POST. side_px: the longest side of the image as sent; None: its own. timeout_s: of a whole request.
+    url: address of the POST. side_px: longest side of the image as sent; None keeps its size. timeout_s: limit of a
+    whole request. min_area: smallest component of a mask that counts, as a share of the image.
     """
 
     name = "http"
@@ -89,13 +91,13 @@ class HttpGrounder:
         self._side_px = side_px
         self._min_area = min_area
 
-    def ground(self, sought: Sequence[GroundingQuery], folder: Path) -> list[list[GroundedRegion]]:
-        """One request an image, for all its questions; "normal" is nowhere and not sent."""
-        return [
-            found
-            for study, asked in group_by_study(sought)
-            for found in self._ground_image(study, collect_findings(asked), [one.hypotheses for one in asked], folder)
-        ]
+    def ground(self, queries: Sequence[GroundingQuery], folder: Path) -> list[list[GroundedRegion]]:
+        """Send one request per image for all of its questions; "normal" has no place, so it is not sent."""
+        regions: list[list[GroundedRegion]] = []
+        for study, group in group_by_study(queries):
+            hypotheses = [query.hypotheses for query in group]
+            regions += self._ground_image(study, collect_findings(group), hypotheses, folder)
+        return regions
 
     def _ground_image(
         self, study: Study, findings: list[str], hypotheses: Sequence[Sequence[str]], folder: Path
@@ -104,20 +106,20 @@ class HttpGrounder:
             return [[] for _ in hypotheses]
         image = load_cached_view(folder / study.image, None, self._side_px)
         payload = {"image": encode_png_base64(image), "hypotheses": findings}
-        found: dict[str, list[GroundedRegion]] = {finding: [] for finding in findings}
+        regions: dict[str, list[GroundedRegion]] = {finding: [] for finding in findings}
         with JsonClient(timeout_s=self._timeout_s, key=self._key) as client:
             reply = client.request_json("POST", self.url, _GroundingReply, expected=_EXPECTED_REPLY, payload=payload)
             for position, region in enumerate(reply.regions):
                 try:
-                    if region.hypothesis not in found:
+                    if region.hypothesis not in regions:
                         raise _UnusableRegion(
                             f"a region for {region.hypothesis!r}, which was not asked; asked were {findings}"
                         )
-                    found[region.hypothesis] += self._parse_region(region, study)
+                    regions[region.hypothesis] += self._parse_region(region, study)
                 except _UnusableRegion as error:
                     where = f"POST {self.url} ({study.image})"
                     raise client.build_error(where, _EXPECTED_REPLY, f"at regions.{position}: {error}") from None
-        return [sort_by_confidence(g for h in dict.fromkeys(listed) for g in found.get(h, [])) for listed in hypotheses]
+        return [_select_regions(names, regions) for names in hypotheses]
 
     def _parse_region(self, region: _RegionReply, study: Study) -> Iterator[GroundedRegion]:
         if (region.box is None) == (region.mask is None):
@@ -136,11 +138,19 @@ class HttpGrounder:
 
 
 class _UnusableRegion(Exception):
-    """A region that cannot be used, and why."""
+    """A region of a reply that cannot be used; the message says why."""
+
+
+def _select_regions(hypotheses: Sequence[str], regions: Mapping[str, Sequence[GroundedRegion]]) -> list[GroundedRegion]:
+    """The regions of one question's hypotheses, best first."""
+    selected: list[GroundedRegion] = []
+    for hypothesis in dict.fromkeys(hypotheses):
+        selected += regions.get(hypothesis, ())
+    return sort_by_confidence(selected)
 
 
 def _parse_box(numbers: Sequence[float]) -> Box:
-    if not all(0 <= round(v, 4) <= 1 for v in numbers):  # false for NaN too; a box has four decimals
+    if not all(0 <= round(v, 4) <= 1 for v in numbers):  # false for NaN too; boxes are rounded to four decimals
         raise _UnusableRegion(
             f"expected a box as x0, y0, x1, y1 normalised to [0, 1] of the image, got {list(numbers)}; pixels or "
             "percent are not converted here, divide them by the image's width and height at the endpoint"
@@ -155,7 +165,7 @@ def _parse_box(numbers: Sequence[float]) -> Box:
 
 
 def _decode_mask(encoded: str, width: int, height: int) -> npt.NDArray[np.uint8]:
-    """A mask's grey values; `width` and `height` are those of the image that it has to cover."""
+    """Decode a mask to grey values (H, W); `width` and `height` are those of the image that it has to cover."""
     try:
         with Image.open(io.BytesIO(base64.b64decode(encoded, validate=True)), formats=("PNG",)) as image:
             if image.width * image.height > DEFAULT_LIMITS.max_pixels:

@@ -1,8 +1,8 @@
-"""What may be seen: finding names chosen from a question, the modality and a findings vocabulary.
+"""Hypotheses: findings to look for, chosen from the question, the modality and a vocabulary.
 
-The vocabulary is this project's own: everyday names of findings of chest radiographs, CT of head and abdomen and MR
-of the brain, with what questions call them. It is for choosing what to look for; it is no ontology, and negation
-does not matter to it ("no effusion?" is a reason to look for an effusion).
+The vocabulary is this project's own: common names of findings in chest radiographs, CT of head and abdomen and MR of
+the brain, with the synonyms that questions use. It chooses what to look for and is not an ontology. Negation is ignored
+on purpose: "no effusion?" is a reason to look for an effusion.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from itertools import chain, zip_longest
 
 NORMAL = "normal"
 
-# finding -> synonyms, in the singular and with American spelling: plurals and -ae-/-oe-/-our- are matched as well.
+# finding -> synonyms, in the singular and in American spelling; plurals and -ae-/-oe-/-our- are matched as well.
 FINDINGS: dict[str, tuple[str, ...]] = {
     # chest
     "nodule": ("nodular", "nodular opacity", "coin lesion"),
@@ -169,7 +169,7 @@ FINDINGS: dict[str, tuple[str, ...]] = {
     "foreign body": ("foreign object",),
 }
 
-# What to look for when the question names nothing, the likeliest first.
+# What to look for when the question names no finding, the likeliest first.
 VOCABULARIES: dict[str, tuple[str, ...]] = {
     "chest": (
         "nodule",
@@ -250,7 +250,7 @@ VOCABULARIES: dict[str, tuple[str, ...]] = {
     "general": ("lesion", "mass", "fracture", "hemorrhage", "fluid collection", "calcification", "edema", "cyst"),
 }
 
-# The place in the body that a word tells.
+# Body part -> the words that indicate it.
 _BODY_PART_WORDS: dict[str, str] = {
     "chest": "chest thorax thoracic cxr lung pulmonary pleura pleural heart cardiac mediastinum mediastinal rib "
     "trachea",
@@ -259,11 +259,11 @@ _BODY_PART_WORDS: dict[str, str] = {
     "bowel colon stomach gallbladder appendix intestine peritoneum",
     "general": "hand wrist elbow shoulder knee ankle foot hip leg arm femur tibia breast mammography skin neck spine",
 }
-_RADIOGRAPH_WORDS = {"radiograph", "radiography", "xray", "cr", "dx"}  # of the chest, unless another place is named
+_RADIOGRAPH_WORDS = {"radiograph", "radiography", "xray", "cr", "dx"}  # chest, unless another body part is named
 _MR_WORDS = {"mr", "mri", "flair", "dwi"}
 _CT_WORDS = {"ct", "cect", "ncct"}
 
-# Organ words of a question -> findings of a vocabulary that come first.
+# Organ words of a question -> the findings of a vocabulary that are moved to the front.
 _ORGAN_FINDINGS: dict[str, tuple[str, ...]] = {
     "heart cardiac cardiothoracic": ("cardiomegaly",),
     "pleura pleural costophrenic": ("pleural effusion", "pneumothorax"),
@@ -290,40 +290,41 @@ _ORGAN_FINDINGS: dict[str, tuple[str, ...]] = {
 
 
 def choose_hypotheses(question: str, *, modality: str = "", limit: int = 6) -> tuple[str, ...]:
-    """At most `limit` finding names, always ended by "normal", which counts.
+    """Choose at most `limit` hypotheses; the last one is always "normal", which counts towards the limit.
 
-    A question that names findings gets those, in its order, and no others: looking for something else would take
-    regions from what was asked. Any other question gets the modality's vocabulary, findings of organs it names first.
+    A question that names findings gets only those, in its order: looking for anything else would take regions away from
+    them. Any other question gets the vocabulary of the modality, with the findings of organs that it names first.
     """
     if limit < 1:
         raise ValueError(f"expected room for at least 'normal', got a limit of {limit}")
     words = _split_words(question)
-    listed = _find_named_findings(words) or _choose_vocabulary(words, _split_words(modality))
-    return (*listed[: limit - 1], NORMAL)
+    findings = _find_named_findings(words) or _choose_vocabulary(words, _split_words(modality))
+    return (*findings[: limit - 1], NORMAL)
 
 
 def _find_named_findings(words: Sequence[str]) -> list[str]:
     """The findings that a question names, in its order; of overlapping names the longest ("pericardial effusion")."""
-    return list(dict.fromkeys(_FINDING_BY_FORM[found] for found in _FINDING_PATTERN.findall(" ".join(words))))
+    return list(dict.fromkeys(_FINDING_BY_FORM[form] for form in _FINDING_PATTERN.findall(" ".join(words))))
 
 
 def _choose_vocabulary(question: Sequence[str], modality: Sequence[str]) -> list[str]:
-    """The findings of the place that the modality or else the question names; those of organs in the question first."""
-    told = {*modality, *question}
-    place = _find_body_part(modality) or _find_body_part(question)
-    if not place:  # a radiograph of nothing in particular is one of the chest
-        radiograph = told & _RADIOGRAPH_WORDS or "x ray" in " ".join(modality) or "x ray" in " ".join(question)
-        place = "chest" if radiograph else "general"
-    names = [place]
-    if place == "head":
-        names = [name for name, words in (("head CT", _CT_WORDS), ("brain MR", _MR_WORDS)) if told & words] or [
-            "head CT",
-            "brain MR",
-        ]
-    in_turn = chain.from_iterable(zip_longest(*(VOCABULARIES[name] for name in names)))
-    listed = list(dict.fromkeys(finding for finding in in_turn if finding is not None))
-    first = {finding for word in question for finding in _FINDINGS_BY_ORGAN.get(word, ())}
-    return sorted(listed, key=lambda finding: finding not in first)
+    """The findings of the body part that the modality, or else the question, names; findings of named organs first."""
+    words = {*modality, *question}
+    body_part = _find_body_part(modality) or _find_body_part(question)
+    if not body_part:  # a radiograph without a body part is most likely one of the chest
+        radiograph = words & _RADIOGRAPH_WORDS or "x ray" in " ".join(modality) or "x ray" in " ".join(question)
+        body_part = "chest" if radiograph else "general"
+    names = [body_part]
+    if body_part == "head":
+        by_modality = (("head CT", _CT_WORDS), ("brain MR", _MR_WORDS))
+        names = [name for name, modality_words in by_modality if words & modality_words] or ["head CT", "brain MR"]
+    # with two vocabularies, their findings alternate, so that a limit cuts both alike
+    interleaved = chain.from_iterable(zip_longest(*(VOCABULARIES[name] for name in names)))
+    findings = list(dict.fromkeys(finding for finding in interleaved if finding is not None))
+    of_named_organs: set[str] = set()
+    for word in question:
+        of_named_organs.update(_FINDINGS_BY_ORGAN.get(word, ()))
+    return sorted(findings, key=lambda finding: finding not in of_named_organs)  # stable: otherwise in their order
 
 
 def _find_body_part(words: Sequence[str]) -> str:
@@ -331,14 +332,17 @@ def _find_body_part(words: Sequence[str]) -> str:
 
 
 def _split_words(text: str) -> list[str]:
-    """Lower-case words in American spelling, without punctuation: "X-ray: no Haemorrhage?" is x ray no hemorrhage."""
+    """Lower-case words in American spelling, without punctuation.
+
+    "X-ray: no Haemorrhage?" becomes x, ray, no, hemorrhage.
+    """
     plain = unicodedata.normalize("NFKC", text).casefold()
     spelled = plain.replace("ae", "e").replace("oe", "e").replace("our", "or")
     return re.sub(r"[\W_]+", " ", spelled).split()
 
 
 def _inflect_term(term: str) -> set[str]:
-    """A term and its plurals, as _words has them."""
+    """A term and its plurals, spelled as _split_words spells them."""
     forms = {term, f"{term}s"}
     if term.endswith(("s", "x", "z", "ch", "sh")):
         forms.add(f"{term}es")
@@ -349,12 +353,24 @@ def _inflect_term(term: str) -> set[str]:
 
 
 def _index_forms(named: Iterable[tuple[str, Iterable[str]]]) -> dict[str, str]:
-    """{form of a term: what it names}; a form that names two things is a mistake in the tables above."""
+    """Map every form of a term to the name of its entry; a form of two entries is a mistake in the tables above."""
     index: dict[str, str] = {}
     for name, terms in named:
-        for form in sorted(form for term in terms for form in _inflect_term(term)):
+        forms: set[str] = set()
+        for term in terms:
+            forms |= _inflect_term(term)
+        for form in sorted(forms):
             if index.setdefault(form, name) != name:
                 raise ValueError(f"{form!r} names both {index[form]!r} and {name!r}")
+    return index
+
+
+def _index_organ_findings() -> dict[str, tuple[str, ...]]:
+    """Map every form of an organ word to the findings of that organ."""
+    index: dict[str, tuple[str, ...]] = {}
+    for words, findings in _ORGAN_FINDINGS.items():
+        for word in words.split():
+            index.update(dict.fromkeys(_inflect_term(word), findings))
     return index
 
 
@@ -362,7 +378,5 @@ _FINDING_BY_FORM = _index_forms((finding, (finding, *synonyms)) for finding, syn
 _FINDING_PATTERN = re.compile(
     rf"(?<!\w)(?:{'|'.join(sorted(map(re.escape, _FINDING_BY_FORM), key=lambda t: (-len(t), t)))})(?!\w)"
 )
-_BODY_PART_BY_FORM = _index_forms((place, words.split()) for place, words in _BODY_PART_WORDS.items())
-_FINDINGS_BY_ORGAN = {
-    form: found for words, found in _ORGAN_FINDINGS.items() for word in words.split() for form in _inflect_term(word)
-}
+_BODY_PART_BY_FORM = _index_forms((body_part, words.split()) for body_part, words in _BODY_PART_WORDS.items())
+_FINDINGS_BY_ORGAN = _index_organ_findings()

@@ -1,4 +1,4 @@
-"""Relevance maps and masks to boxes, and near-duplicates merged."""
+"""Extract boxes from relevance maps and masks, and merge near-duplicate regions."""
 
 from __future__ import annotations
 
@@ -11,29 +11,29 @@ from scipy import ndimage
 from clincot.geometry import Box, box_from_pixels, compute_iou
 from clincot.models.protocols import GroundedRegion
 
-# Shape suffixes: H rows, W columns of the map, whatever the image's size: it covers the whole image.
+# Shape suffixes: H rows, W columns of the map. The map covers the whole image, whatever the image's size.
 
-MIN_AREA = 0.0005  # share of the image: an 8 mm nodule on a 35 cm film; smaller components are specks
-_CONNECTIVITY = np.ones((3, 3), dtype=bool)  # pixels that touch at a corner belong together
+MIN_AREA = 0.0005  # share of the image, an 8 mm nodule on a 35 cm film; smaller components are noise
+_CONNECTIVITY = np.ones((3, 3), dtype=bool)  # 8-connected: pixels that touch at a corner are one component
 
 
 def extract_map_regions(
     relevance_HW: npt.NDArray[np.floating], *, quantile: float, min_area: float = MIN_AREA
 ) -> list[tuple[Box, float]]:
-    """(box, confidence) of each place where the map speaks for the hypothesis, best first.
+    """(box, confidence) of each area where the map speaks for the hypothesis, best first.
 
-    Kept are the values at or above the map's `quantile` and above 0 (a negative relevance speaks against). The
-    confidence is the mean relevance of a component as a share of the map's peak, in (0, 1]: it ranks places within
-    one map and says nothing across maps. A map that is the same everywhere says nothing about where: no region.
+    Values at or above the map's `quantile` and above 0 are kept (negative relevance is evidence against). The
+    confidence, in (0, 1], is the mean relevance of a component as a share of the map's peak: it ranks regions within
+    one map and cannot be compared across maps. A constant map says nothing about position, so it gives no region.
     Raises ValueError for anything but a finite two-dimensional map.
     """
     if relevance_HW.ndim != 2 or relevance_HW.size == 0:
-        raise ValueError(f"a relevance map has rows and columns, got the shape {relevance_HW.shape}")
+        raise ValueError(f"expected a relevance map with rows and columns, got the shape {relevance_HW.shape}")
     if not 0 <= quantile <= 1:
-        raise ValueError(f"the quantile lies in [0, 1], got {quantile}")
+        raise ValueError(f"expected a quantile in [0, 1], got {quantile}")
     if not np.isfinite(relevance_HW).all():
         raise ValueError(
-            f"a relevance map of finite numbers was expected, {(~np.isfinite(relevance_HW)).sum()} are not"
+            f"expected a relevance map of finite numbers, {(~np.isfinite(relevance_HW)).sum()} are not finite"
         )
     peak = float(relevance_HW.max())
     if peak <= 0 or peak == float(relevance_HW.min()):
@@ -45,39 +45,40 @@ def extract_map_regions(
 def extract_mask_regions(
     mask_HW: npt.NDArray[np.bool_], relevance_HW: npt.NDArray[np.floating], *, min_area: float = MIN_AREA
 ) -> list[tuple[Box, float]]:
-    """(box, mean relevance inside it) of each connected component of at least `min_area` of the image, best first.
+    """(box, mean relevance) of each connected component of at least `min_area` of the image, best first.
 
-    relevance_HW: in [0, 1], of the mask's shape. The box is the component's bounding box, pixel edges included.
+    relevance_HW: values in [0, 1], same shape as the mask; the mean is over the component's own pixels. The box is the
+    component's bounding box including its outermost pixels.
     """
     if mask_HW.shape != relevance_HW.shape or mask_HW.ndim != 2:
         raise ValueError(f"mask and relevance need one shape, got {mask_HW.shape} and {relevance_HW.shape}")
     labels_HW, _ = ndimage.label(mask_HW, structure=_CONNECTIVITY)
     height, width = mask_HW.shape
-    found = []
+    regions = []
     for label, (rows, columns) in enumerate(ndimage.find_objects(labels_HW), start=1):
-        component = labels_HW[rows, columns] == label
-        if component.sum() < min_area * mask_HW.size:
+        component_HW = labels_HW[rows, columns] == label
+        if component_HW.sum() < min_area * mask_HW.size:
             continue
         box = box_from_pixels(columns.start, rows.start, columns.stop, rows.stop, width=width, height=height)
-        found.append((box, round(float(relevance_HW[rows, columns][component].mean()), 6)))
-    return sorted(found, key=lambda pair: (-pair[1], pair[0].xyxy))
+        regions.append((box, round(float(relevance_HW[rows, columns][component_HW].mean()), 6)))
+    return sorted(regions, key=lambda region: (-region[1], region[0].xyxy))
 
 
-def sort_by_confidence(grounded: Iterable[GroundedRegion]) -> list[GroundedRegion]:
-    """By confidence; ties by place (leftmost, then topmost), then by hypothesis."""
-    return sorted(grounded, key=lambda g: (-g.confidence, g.box.xyxy, g.hypothesis))
+def sort_by_confidence(regions: Iterable[GroundedRegion]) -> list[GroundedRegion]:
+    """Sort by confidence, highest first; ties by position (leftmost, then topmost), then by hypothesis."""
+    return sorted(regions, key=lambda region: (-region.confidence, region.box.xyxy, region.hypothesis))
 
 
-def deduplicate_regions(grounded: Sequence[GroundedRegion], iou: float) -> list[GroundedRegion]:
-    """Those that overlap no earlier kept one by more than `iou`, in the order given: put the best first.
+def deduplicate_regions(regions: Sequence[GroundedRegion], iou: float) -> list[GroundedRegion]:
+    """Greedily drop every region that overlaps an earlier kept one by more than `iou`.
 
-    The order is the caller's because confidences of different grounders cannot be compared. Equal boxes are one
-    region whatever `iou` is.
+    Put the best regions first: the order is the caller's, because confidences of different grounders cannot be
+    compared. Equal boxes are duplicates whatever `iou` is.
     """
     if not 0 <= iou <= 1:
-        raise ValueError(f"the overlap above which regions are one lies in [0, 1], got {iou}")
-    kept: list[GroundedRegion] = []
-    for one in grounded:
-        if all(one.box != k.box and compute_iou(one.box, k.box) <= iou for k in kept):
-            kept.append(one)
-    return kept
+        raise ValueError(f"expected an overlap threshold (IoU) in [0, 1], got {iou}")
+    unique: list[GroundedRegion] = []
+    for region in regions:
+        if all(region.box != other.box and compute_iou(region.box, other.box) <= iou for other in unique):
+            unique.append(region)
+    return unique

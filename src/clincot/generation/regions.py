@@ -1,4 +1,4 @@
-"""Region hypotheses of every question: what may be there, where it would be, and always the whole image."""
+"""Propose the regions of every question: one for each likely position of a finding, and the whole image."""
 
 from __future__ import annotations
 
@@ -18,11 +18,12 @@ from clincot.records import Question, Region, Study
 
 
 def build_grounders(config: ProposeConfig, policy: RelevancePolicy) -> list[tuple[Grounder, int]]:
-    """The grounders that params.yaml asks for, with how many regions each gives a question."""
+    """Build the grounders of the configuration, each with the number of regions that it contributes to a question."""
     return [(build_grounder(name, config, policy, count), count) for name, count in config.grounders.items()]
 
 
 def build_grounder(name: str, config: ProposeConfig, policy: Policy, count: int) -> Grounder:
+    """Build a grounder by its name in propose.grounders; raises ValueError for an unknown name."""
     if name == "windows":
         return WindowGrounder(policy, sides=config.window_sides, stride=config.window_stride)
     if name == "relevance":
@@ -43,37 +44,46 @@ def propose_regions(
     grounders: Sequence[tuple[Grounder, int]],
     config: ProposeConfig,
 ) -> Iterator[Region]:
-    """Regions question by question, streaming, each grounder's best first, the whole image last.
+    """Yield the regions of each question: each grounder's best first, the whole image last.
 
-    Regions that the policy wrote are actions of a trajectory, regions of tools are inputs, so near-duplicates are
-    merged among each kind and not across.
+    Regions that the policy wrote are actions of a trajectory and regions of tools are inputs, so near-duplicates are
+    merged within each kind and not across.
     """
-    waiting = iter(questions)
-    while batch := list(islice(waiting, BLOCK_SIZE)):
-        sought = [build_grounding_query(q, studies[q.study], limit=config.hypotheses) for q in batch]
-        found = [(g.name, count, g.ground(sought, folder)) for g, count in grounders]
+    remaining = iter(questions)
+    while batch := list(islice(remaining, BLOCK_SIZE)):
+        queries = [
+            build_grounding_query(question, studies[question.study], limit=config.hypotheses) for question in batch
+        ]
+        results = [(grounder.name, count, grounder.ground(queries, folder)) for grounder, count in grounders]
         for position, question in enumerate(batch):
-            yield from _merge_regions(question, [(name, n, lists[position]) for name, n, lists in found], config)
+            of_question = [(name, count, regions[position]) for name, count, regions in results]
+            yield from _merge_regions(question, of_question, config)
 
 
 def build_grounding_query(question: Question, study: Study, *, limit: int) -> GroundingQuery:
-    """The question with its hypotheses, at most `limit`."""
+    """A question with at most `limit` hypotheses."""
     return GroundingQuery(
         study, question, tuple(choose_hypotheses(question.text, modality=study.modality, limit=limit))
     )
 
 
 def _merge_regions(
-    question: Question, found: Sequence[tuple[str, int, Sequence[GroundedRegion]]], config: ProposeConfig
+    question: Question, grounded: Sequence[tuple[str, int, Sequence[GroundedRegion]]], config: ProposeConfig
 ) -> Iterator[Region]:
-    kept: dict[bool, list[tuple[str, GroundedRegion]]] = {True: [], False: []}
-    for name, count, grounded in found:
-        group = kept[name == "written"]
-        before = [g for _, g in group]
-        new = deduplicate_regions([*before, *grounded], config.merge_iou)[len(before) :]
-        group += [(name, g) for g in new[:count]]
-    for name, g in (*kept[False], *kept[True]):
+    """The regions of one question from every grounder's (name, count, candidates), without near-duplicates."""
+    from_tools: list[tuple[str, GroundedRegion]] = []
+    from_policy: list[tuple[str, GroundedRegion]] = []
+    for name, count, candidates in grounded:
+        group = from_policy if name == "written" else from_tools
+        earlier = [region for _, region in group]  # distinct already, so they survive and come first
+        new = deduplicate_regions([*earlier, *candidates], config.merge_iou)[len(earlier) :]
+        group += [(name, region) for region in new[:count]]
+    for name, region in (*from_tools, *from_policy):
         yield Region(
-            question=question.id, hypothesis=g.hypothesis, box=g.box, confidence=round(g.confidence, 6), grounder=name
+            question=question.id,
+            hypothesis=region.hypothesis,
+            box=region.box,
+            confidence=round(region.confidence, 6),
+            grounder=name,
         )
     yield Region(question=question.id, hypothesis="whole image", box=WHOLE_IMAGE, confidence=0.0, grounder="whole")

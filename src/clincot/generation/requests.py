@@ -1,4 +1,4 @@
-"""What the policy and the judges are asked, read from the files of a round: questions, regions, candidates, steps."""
+"""Generation and judging requests, read from the files of a round: questions, regions, candidates, steps."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 
 def first_step_requests(inputs: Mapping[str, Path]) -> Iterator[GenerationRequest]:
+    """One request for every region of the input `regions`, in order."""
     from clincot.datasets.folder import StudyIndex
     from clincot.generation.candidates import plan_first_step
 
@@ -25,7 +26,10 @@ def first_step_requests(inputs: Mapping[str, Path]) -> Iterator[GenerationReques
 
 
 def read_steps(inputs: Mapping[str, Path]) -> tuple[str, ...]:
-    """The questions of a chain (answer.steps, as a JSON list in the input `steps`); without it there is one step."""
+    """The questions of a chain (answer.steps) from the JSON list in the input `steps`; one step without that input.
+
+    Raises InvalidRecord for anything but a list of strings.
+    """
     if "steps" not in inputs:
         return ("{question}",)
     path, expected = inputs["steps"], 'expected a JSON list of the chain\'s questions, such as ["What is seen?", …]'
@@ -39,7 +43,7 @@ def read_steps(inputs: Mapping[str, Path]) -> tuple[str, ...]:
 
 
 def resolve_step_question(candidate: Candidate, question: Question, steps: Sequence[str]) -> str:
-    """What the candidate's step of the chain asked; raises BadRecord where the chain has no such step."""
+    """The question that a candidate's step of the chain asked; raises InvalidRecord if the chain has no such step."""
     from clincot.generation.candidates import render_step_question
 
     if candidate.step >= len(steps):
@@ -51,42 +55,43 @@ def resolve_step_question(candidate: Candidate, question: Question, steps: Seque
 
 
 def join_candidates(inputs: Mapping[str, Path]) -> Iterator[tuple[GenerationRequest, Candidate]]:
-    """Every candidate with its question, study and region; both files are in the questions' order."""
-    candidates = groupby(read_records(inputs["candidates"], Candidate), key=lambda c: c.question)
-    asks = groupby(first_step_requests(inputs), key=lambda ask: ask.question.id)
-    nothing: tuple[str, Iterator[Any]] = ("the end of the file", iter(()))
-    for (question, asked), (answered, group) in zip_longest(asks, candidates, fillvalue=nothing):
-        if question != answered:
-            raise InvalidRecord(f"{inputs['candidates']}: expected candidates of {question}, got {answered}")
-        by_region = {ask.region.id: ask for ask in asked}
+    """Join every candidate with its question, study and region; all files are in the questions' order."""
+    candidates = groupby(read_records(inputs["candidates"], Candidate), key=lambda candidate: candidate.question)
+    requests = groupby(first_step_requests(inputs), key=lambda request: request.question.id)
+    end: tuple[str, Iterator[Any]] = ("the end of the file", iter(()))
+    for (expected, of_question), (question, group) in zip_longest(requests, candidates, fillvalue=end):
+        if expected != question:
+            raise InvalidRecord(f"{inputs['candidates']}: expected candidates of {expected}, got {question}")
+        by_region = {request.region.id: request for request in of_question}
         for candidate in group:
             if candidate.region not in by_region:
                 raise InvalidRecord(
-                    f"{inputs['candidates']}: {candidate.id} names {candidate.region}, not a region given"
+                    f"{inputs['candidates']}: {candidate.id} names {candidate.region}, which is not a region of "
+                    f"{question} in {inputs['regions']}"
                 )
             yield by_region[candidate.region], candidate
 
 
 def next_step_requests(inputs: Mapping[str, Path], config: AnswerConfig) -> Iterator[GenerationRequest]:
-    """The asks of the step after the last one in `candidates_before`."""
+    """The requests of the step after the last one in the input `candidates_before`."""
     from clincot.generation.candidates import plan_next_step
 
     scores = read_records(inputs["scores_before"], PanelScore)
     before = {**inputs, "candidates": inputs["candidates_before"]}
     for _, group in groupby(join_candidates(before), key=lambda pair: pair[1].question):
-        scored = [(ask, candidate, next(scores, None)) for ask, candidate in group]
-        for _, candidate, score in scored:
+        answered = []
+        for request, candidate in group:
+            score = next(scores, None)
             if score is None or score.candidate != candidate.id:
-                came = "the end of the file" if score is None else f"the one of {score.candidate}"
-                raise InvalidRecord(f"{inputs['scores_before']}: expected the score of {candidate.id}, got {came}")
-        yield from plan_next_step(
-            [(ask, candidate, score.score) for ask, candidate, score in scored if score is not None]
-        )
+                actual = "the end of the file" if score is None else f"the one of {score.candidate}"
+                raise InvalidRecord(f"{inputs['scores_before']}: expected the score of {candidate.id}, got {actual}")
+            answered.append((request, candidate, score.score))
+        yield from plan_next_step(answered)
 
 
-def merge_candidates(before: Iterator[Candidate], made: Iterator[Candidate]) -> Iterator[Candidate]:
-    """Candidates of the earlier steps and of this one, question by question."""
-    following = groupby(made, key=lambda candidate: candidate.question)
+def merge_candidates(before: Iterator[Candidate], new: Iterator[Candidate]) -> Iterator[Candidate]:
+    """Merge the candidates of earlier steps with those of this step, question by question."""
+    following = groupby(new, key=lambda candidate: candidate.question)
     waiting = next(following, None)
     for question, group in groupby(before, key=lambda candidate: candidate.question):
         yield from group

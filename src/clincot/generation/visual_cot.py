@@ -1,15 +1,15 @@
-"""The visual chain of thought at inference: hypotheses, regions, an answer from each region, one answer.
+"""The visual chain of thought at inference: hypotheses, regions, an answer from each region, one final answer.
 
-The same code whether the policy runs in this process or behind an endpoint: it needs `models.protocols.Policy` alone.
+It needs only `models.protocols.Policy`, so the policy may run in this process or behind an endpoint.
 
-Every region's answer is greedy. Answers that are equal after normalisation are one answer, and
+The answer from each region is greedy. Answers that are equal after normalisation count as one answer, and
 
     confidence(a) = 1/n · Σ_r [answer of r is a] · p(answer of r | r)        n regions, p: product over the tokens
 
-If each of the n regions were as good a place to look as any other, the policy's probability of `a` would be
-1/n · Σ_r p(a | r). Of that sum the confidence has the terms that were measured, so it never says more than the policy
-does: it is 1 only where all regions agree and none leaves a doubt. Grounders' confidences do not weigh in, because they
-cannot be compared across grounders (generation/masks.py). `agreement` is the plain share of regions that say the same.
+If each of the n regions were equally likely to be the right place to look, the policy's probability of `a` would be
+1/n · Σ_r p(a | r). The confidence keeps the terms of that sum that were measured, so it never exceeds that probability:
+it is 1 only if all regions agree and each answer has probability 1. The grounders' confidences do not enter, because
+they cannot be compared across grounders (generation/masks.py). `agreement` is the share of regions with that answer.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Protocol
 
-from pydantic import Field
+from pydantic import ConfigDict, Field
 
 from clincot.config import ProposeConfig
 from clincot.fields import FrozenModel, UnitFloat
@@ -35,7 +35,7 @@ from clincot.text import normalize_text
 
 
 class AnswerSettings(Protocol):
-    """The settings that shape an answer; a server's settings have them among others."""
+    """The settings that shape an answer; the server's settings contain them."""
 
     @property
     def propose(self) -> ProposeConfig:
@@ -55,7 +55,7 @@ class AnswerSettings(Protocol):
 
 @dataclass(frozen=True)
 class ImageQuestion:
-    """A question about an image that lies in `folder`."""
+    """A question about an image; the study's paths are relative to `folder`."""
 
     study: Study
     folder: Path
@@ -63,46 +63,54 @@ class ImageQuestion:
 
 
 class _VisualAnswerPart(FrozenModel):
-    pass
+    """Part of a reply; written with the wire names (aliases), read with either name."""
+
+    model_config = ConfigDict(serialize_by_alias=True, validate_by_alias=True, validate_by_name=True)
 
 
 class ProposedRegion(_VisualAnswerPart):
-    """A region that is looked at."""
+    """A region that the answer will look at."""
 
-    hypothesis: str  # what was looked for there
-    grounder: str  # "written": by the policy itself; "windows", "http", …; "whole": all of the image
+    hypothesis: str  # the finding that is looked for there
+    grounder: str  # "written": by the policy itself; "windows", "http", …; "whole": the whole image
     box: Box  # normalised x0, y0, x1, y1 of the upright image
-    found: Annotated[UnitFloat, Field(description="the grounder's confidence; says nothing across grounders")]
+    grounder_confidence: Annotated[
+        UnitFloat,
+        Field(alias="found", description="the grounder's confidence; not comparable across grounders"),
+    ]
 
 
 class RegionAnswer(ProposedRegion):
-    """What the policy answers from one region."""
+    """The policy's answer from one region."""
 
     answer: str
-    likelihood: Annotated[UnitFloat, Field(description="the policy's probability of its answer, looking there")]
+    likelihood: Annotated[UnitFloat, Field(description="the policy's probability of its answer from this region")]
 
 
 class VisualAnswer(_VisualAnswerPart):
     """An answer with the chain behind it: the extension `clincot` of every reply."""
 
-    answer: str  # also where `abstained`: what would have been said
+    answer: str  # if `abstained`, the answer that was withheld
     confidence: UnitFloat
-    agreement: Annotated[UnitFloat, Field(description="share of the regions whose answer it is")]
+    agreement: Annotated[UnitFloat, Field(description="share of the regions that gave this answer")]
     abstained: bool
     hypotheses: tuple[str, ...]
     regions: tuple[RegionAnswer, ...]  # the whole image last
-    winner: Annotated[int, Field(ge=0, description="position in `regions` of the region it was seen in best")]
+    winner: Annotated[
+        int, Field(ge=0, description="position in `regions` of the region with the likeliest such answer")
+    ]
     policy: str  # digest of the checkpoint
-    prompt: str  # digest of the wording
-    overlay: str | None = None  # data URI of a PNG: the image, the winning region drawn
+    prompt: str  # digest of the prompt template
+    overlay: str | None = None  # data URI of a PNG: the image with the winning region drawn on it
 
     @property
     def box(self) -> Box:
+        """The winning region's box."""
         return self.regions[self.winner].box
 
 
 class RegionsProposed(_VisualAnswerPart):
-    """Where an answer will be looked for: known before the answer is. A stream's extension until then."""
+    """The regions that an answer will look at; a stream sends them as its extension before the answer is known."""
 
     hypotheses: tuple[str, ...]
     regions: tuple[ProposedRegion, ...]  # the whole image last
@@ -115,19 +123,17 @@ def answer_question(
     *,
     tell: Callable[[RegionsProposed], None] = lambda _: None,
 ) -> VisualAnswer:
-    """The whole chain of one question; `tell` hears of the regions before they are looked at. Raises what the policy
-    raises."""
+    """Run the whole chain for one question.
+
+    `tell` is called with the proposed regions before the policy answers from them. Raises what the policy raises.
+    """
     question = Question(study=asked.study.id, text=asked.text, kind="open")
     config = settings.propose
-    grounders = [(build_grounder(name, config, policy, n), n) for name, n in config.grounders.items()]
+    grounders = [(build_grounder(name, config, policy, count), count) for name, count in config.grounders.items()]
     regions = list(propose_regions([question], {asked.study.id: asked.study}, asked.folder, grounders, config))
-    sought = choose_hypotheses(asked.text, modality=asked.study.modality, limit=config.hypotheses)
-    tell(
-        RegionsProposed(
-            hypotheses=sought,
-            regions=tuple(ProposedRegion.model_validate(_describe_region(region)) for region in regions),
-        )
-    )
+    hypotheses = choose_hypotheses(asked.text, modality=asked.study.modality, limit=config.hypotheses)
+    proposed = tuple(ProposedRegion(**_describe_region(region)) for region in regions)
+    tell(RegionsProposed(hypotheses=hypotheses, regions=proposed))
     steps = [ChainStep(asked.text, region.box, is_written(region)) for region in regions]
     replies = policy.generate(
         [chain_prompt(asked.study, asked.folder, policy.views, [step]) for step in steps],
@@ -135,52 +141,56 @@ def answer_question(
         temperature=0.0,
         seeds=[0] * len(regions),
     )
-    seen = [_build_region_answer(region, reply) for region, reply in zip(regions, replies, strict=True)]
-    answer, winner, confidence, agreement = combine_region_answers(seen)
+    region_answers = [_build_region_answer(region, reply) for region, reply in zip(regions, replies, strict=True)]
+    answer, winner, confidence, agreement = combine_region_answers(region_answers)
     return VisualAnswer(
         answer=answer,
         confidence=confidence,
         agreement=agreement,
         abstained=confidence < settings.abstain_below,
-        hypotheses=sought,
-        regions=tuple(seen),
+        hypotheses=hypotheses,
+        regions=tuple(region_answers),
         winner=winner,
         policy=policy.digest,
         prompt=hash_prompt(policy.views),
     )
 
 
-def combine_region_answers(seen: Sequence[RegionAnswer]) -> tuple[str, int, float, float]:
-    """(answer, winning region, confidence, agreement); of equally confident answers the one seen first.
+def combine_region_answers(regions: Sequence[RegionAnswer]) -> tuple[str, int, float, float]:
+    """Combine the answers of all regions to (answer, position of the winning region, confidence, agreement).
 
-    The answer is worded as in its winning region: the one of greatest likelihood, the first of equals.
+    Of equally confident answers the first one wins. The answer is worded as in its winning region, the one with the
+    highest likelihood (the first of equals). Raises ValueError without regions.
     """
-    if not seen:
-        raise ValueError("no region was looked at; the whole image always is one")
+    if not regions:
+        raise ValueError("no region was looked at; expected at least the whole image")
     groups: dict[str, list[int]] = {}
-    for position, one in enumerate(seen):
-        groups.setdefault(normalize_text(one.answer), []).append(position)
-    mass = {words: sum(seen[i].likelihood for i in group) / len(seen) for words, group in groups.items()}
-    best = max(groups, key=lambda words: mass[words])
-    winner = max(groups[best], key=lambda i: seen[i].likelihood)
-    return seen[winner].answer, winner, min(1.0, round(mass[best], 6)), round(len(groups[best]) / len(seen), 6)
+    for position, region in enumerate(regions):
+        groups.setdefault(normalize_text(region.answer), []).append(position)
+    confidences = {}
+    for answer, positions in groups.items():
+        confidences[answer] = sum(regions[i].likelihood for i in positions) / len(regions)
+    best = max(groups, key=lambda answer: confidences[answer])
+    winner = max(groups[best], key=lambda i: regions[i].likelihood)
+    agreement = round(len(groups[best]) / len(regions), 6)
+    return regions[winner].answer, winner, min(1.0, round(confidences[best], 6)), agreement
 
 
 def measure_leads(answer: VisualAnswer) -> tuple[float, float]:
-    """How far others are behind: the next answer in confidence, and the next region that says the same in likelihood.
+    """(lead of the answer over the next one in confidence, lead of its region over the next that agrees in likelihood).
 
-    What leads by less than sums round differently elsewhere (another batch, another machine) may not lead there.
+    Another batch or another machine rounds sums differently, so a lead below that rounding error may be lost there.
     """
     best = normalize_text(answer.answer)
-    mass: dict[str, float] = {}
-    for region in answer.regions:
-        said = normalize_text(region.answer)
-        mass[said] = mass.get(said, 0.0) + region.likelihood / len(answer.regions)
-    others = [
-        r.likelihood for i, r in enumerate(answer.regions) if i != answer.winner and normalize_text(r.answer) == best
-    ]
-    next_answer = max((m for said, m in mass.items() if said != best), default=0.0)
-    return mass[best] - next_answer, answer.regions[answer.winner].likelihood - max(others, default=0.0)
+    confidences: dict[str, float] = {}
+    agreeing = []  # likelihoods of the other regions with the same answer
+    for position, region in enumerate(answer.regions):
+        text = normalize_text(region.answer)
+        confidences[text] = confidences.get(text, 0.0) + region.likelihood / len(answer.regions)
+        if text == best and position != answer.winner:
+            agreeing.append(region.likelihood)
+    next_answer = max((value for text, value in confidences.items() if text != best), default=0.0)
+    return confidences[best] - next_answer, answer.regions[answer.winner].likelihood - max(agreeing, default=0.0)
 
 
 def _build_region_answer(region: Region, reply: Generation) -> RegionAnswer:
@@ -189,4 +199,9 @@ def _build_region_answer(region: Region, reply: Generation) -> RegionAnswer:
 
 
 def _describe_region(region: Region) -> dict[str, Any]:
-    return {"hypothesis": region.hypothesis, "grounder": region.grounder, "box": region.box, "found": region.confidence}
+    return {
+        "hypothesis": region.hypothesis,
+        "grounder": region.grounder,
+        "box": region.box,
+        "grounder_confidence": region.confidence,
+    }

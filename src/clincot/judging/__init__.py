@@ -1,4 +1,4 @@
-"""Judges: a panel scores every candidate; its members are calibrated and combined, and sick ones are excluded.
+"""Judging: a panel scores every candidate; calibrated scores are combined, and failing judges are excluded.
 
-Preference pairs built on the scores are clincot.preferences.
+Preference pairs are built from the scores in clincot.preferences.
 """

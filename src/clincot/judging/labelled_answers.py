@@ -1,24 +1,23 @@
-"""Labelled answers about regions, to calibrate judges and to teach the tiny models."""
+"""Labelled answers about regions, for calibrating judges and training the tiny models."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 
 import numpy as np
 
 from clincot.geometry import WHOLE_IMAGE, Box, box_from_xyxy, choose_view_side
 from clincot.records import Question, Reference, Study
 
-OFF_TOPIC_SHARE = 0.05  # share of the wrong answers that answer no question of this kind ("smooth" to "how many?")
-
-
-GRID_STEP = 0.05  # written regions start on a grid of 5 %: fewer words to learn
+OFF_TOPIC_SHARE = 0.05  # share of the wrong answers taken from another topic ("smooth" to "how many?")
+GRID_STEP = 0.05  # written regions start on a 5 % grid, so that the tiny models have fewer words to learn
 
 
 @dataclass(frozen=True)
 class LabelledQuestion:
-    """A question with everything a teacher knows about it."""
+    """A question with its study and reference answer."""
 
     study: Study
     question: Question
@@ -28,13 +27,13 @@ class LabelledQuestion:
 def join_references(
     studies: Mapping[str, Study], questions: Iterable[Question], references: Mapping[str, Reference]
 ) -> list[LabelledQuestion]:
-    """Questions with their studies and answers; a question without either raises KeyError naming it."""
+    """Join questions with their studies and reference answers; raises KeyError naming a question without either."""
     return [LabelledQuestion(studies[q.study], q, references[q.id]) for q in questions]
 
 
 @dataclass(frozen=True)
 class LabelledAnswer:
-    """An answer that a judge is asked about, with the truth about it."""
+    """An answer for a judge to rate, with its label."""
 
     labelled_question: LabelledQuestion
     answer: str
@@ -43,7 +42,7 @@ class LabelledAnswer:
 
 
 def draw_labelled_answers(
-    lessons: Sequence[LabelledQuestion],
+    questions: Sequence[LabelledQuestion],
     *,
     seed: int,
     region_truth: float,
@@ -52,28 +51,28 @@ def draw_labelled_answers(
     among: Sequence[LabelledQuestion] = (),
     off_topic: float = OFF_TOPIC_SHARE,
 ) -> Iterator[LabelledAnswer]:
-    """The right and a wrong answer of every question (with `both` False: one of them), seen from one region.
+    """Yield the right and a wrong answer to every question, both seen from one region; only one of them if not `both`.
 
-    Wrong answers are other answers to the same topic, `off_topic` of them of another, out of the lessons `among`
-    (default: these). `region_truth`: share of the regions that show the finding, `whole`: of those that are the whole
-    image; the others lie anywhere.
+    Wrong answers are other questions' answers to the same topic, except that a share `off_topic` of them comes from any
+    topic. They are taken from the questions `among` (default: `questions`). `region_truth` is the share of regions that
+    show the finding, `whole` the share that are the whole image; the others are random squares.
     """
     rng = np.random.default_rng([seed, 2])
-    sides = measure_finding_sides(among or lessons)
-    answers = _group_answers_by_topic(among or lessons)
-    everything = sorted({a for group in answers.values() for a in group})
-    for lesson in lessons:
-        truth = lesson.reference.answer
-        group = answers[lesson.question.topic] if rng.random() >= off_topic else everything
-        wrong = [answer for answer in group if answer != truth]
+    sides = measure_finding_sides(among or questions)
+    answers_by_topic = _group_answers_by_topic(among or questions)
+    all_answers = sorted(set(chain.from_iterable(answers_by_topic.values())))
+    for question in questions:
+        truth = question.reference.answer
+        pool = answers_by_topic[question.question.topic] if rng.random() >= off_topic else all_answers
+        wrong = [answer for answer in pool if answer != truth]
         choices = [truth, *([str(rng.choice(wrong))] if wrong else [])]
-        box = _sample_region(lesson, rng, sides, truth=region_truth, whole=whole)
+        box = _sample_region(question, rng, sides, truth=region_truth, whole=whole)
         for answer in choices if both else [str(rng.choice(choices))]:
-            yield LabelledAnswer(lesson, answer, box, answer == truth)
+            yield LabelledAnswer(question, answer, box, answer == truth)
 
 
 def _sample_region(
-    lesson: LabelledQuestion,
+    question: LabelledQuestion,
     rng: np.random.Generator,
     sides: Mapping[str, float],
     *,
@@ -81,20 +80,23 @@ def _sample_region(
     whole: float,
     grid: float = 0.01,
 ) -> Box:
-    """Where a lesson looks. Elsewhere is as large as the finding would be, so that size tells nothing of the answer;
-    where the finding is the answer, any finding's size."""
+    """The region from which an answer is judged: the whole image, the finding or a random square.
+
+    A random square is as large as the finding would be, so that its size does not give away the answer; if the finding
+    itself is the answer, it has the size of any finding.
+    """
     draw = rng.random()
     if draw < whole:
         return WHOLE_IMAGE
-    if lesson.reference.boxes and draw < whole + truth:
-        return _sample_true_region(lesson.reference.boxes, rng, grid)
-    named = lesson.reference.finding if lesson.reference.answer != lesson.reference.finding else ""
-    side = sides.get(named) or float(rng.choice(sorted(sides.values())))
+    if question.reference.boxes and draw < whole + truth:
+        return _sample_true_region(question.reference.boxes, rng, grid)
+    finding = question.reference.finding if question.reference.answer != question.reference.finding else ""
+    side = sides.get(finding) or float(rng.choice(sorted(sides.values())))
     return sample_grid_square(rng, side, grid)
 
 
 def _sample_true_region(boxes: Sequence[Box], rng: np.random.Generator, grid: float = 0.01) -> Box:
-    """The square around one of the boxes, off its centre by up to a fifth of a side."""
+    """A square that shows one of the boxes, off its centre by up to a fifth of the side."""
     box = boxes[int(rng.integers(len(boxes)))]
     side = choose_view_side(box)
     cx, cy = (c + rng.uniform(-0.2, 0.2) * side for c in box.center)
@@ -102,18 +104,18 @@ def _sample_true_region(boxes: Sequence[Box], rng: np.random.Generator, grid: fl
 
 
 def _sample_background_square(boxes: Sequence[Box], rng: np.random.Generator, side: float) -> Box:
-    """A square that shows as little of the boxes as the best of 20 draws."""
+    """A random square that shows as little of the boxes as possible: the best of 20 draws."""
     draws = [sample_grid_square(rng, side) for _ in range(20)]
-    return min(draws, key=lambda d: sum(_compute_overlap(b, d) for b in boxes))
+    return min(draws, key=lambda square: sum(_compute_overlap(box, square) for box in boxes))
 
 
-def measure_finding_sides(lessons: Sequence[LabelledQuestion]) -> dict[str, float]:
-    """The median side of the squares that show each finding."""
+def measure_finding_sides(questions: Sequence[LabelledQuestion]) -> dict[str, float]:
+    """The median side of the squares that show each finding; a quarter of the image if there is no box at all."""
     sides: dict[str, list[float]] = {}
-    for lesson in lessons:
-        for box in lesson.reference.boxes:
-            sides.setdefault(lesson.reference.finding, []).append(choose_view_side(box))
-    return {finding: sorted(found)[len(found) // 2] for finding, found in sorted(sides.items())} or {"": 0.25}
+    for question in questions:
+        for box in question.reference.boxes:
+            sides.setdefault(question.reference.finding, []).append(choose_view_side(box))
+    return {finding: sorted(values)[len(values) // 2] for finding, values in sorted(sides.items())} or {"": 0.25}
 
 
 def _compute_overlap(a: Box, b: Box) -> float:
@@ -123,6 +125,7 @@ def _compute_overlap(a: Box, b: Box) -> float:
 
 
 def sample_grid_square(rng: np.random.Generator, side: float, grid: float = 0.01) -> Box:
+    """A square of the given side with a uniformly drawn centre, its corner on a grid of that spacing."""
     cx, cy = rng.uniform(side / 2, 1 - side / 2, 2) if side < 1 else (0.5, 0.5)
     return snap_square(float(cx), float(cy), side, grid)
 
@@ -133,8 +136,8 @@ def snap_square(cx: float, cy: float, side: float, grid: float) -> Box:
     return box_from_xyxy((x0, y0, min(x0 + side, 1.0), min(y0 + side, 1.0)))
 
 
-def _group_answers_by_topic(lessons: Sequence[LabelledQuestion]) -> dict[str, list[str]]:
+def _group_answers_by_topic(questions: Sequence[LabelledQuestion]) -> dict[str, list[str]]:
     groups: dict[str, set[str]] = {}
-    for lesson in lessons:
-        groups.setdefault(lesson.question.topic, set()).add(lesson.reference.answer)
+    for question in questions:
+        groups.setdefault(question.question.topic, set()).add(question.reference.answer)
     return {topic: sorted(answers) for topic, answers in groups.items()}

@@ -1,16 +1,16 @@
-"""The panel: every judge scores every candidate, then the calibrated scores become one score and a spread.
+"""The panel: every judge scores every candidate, and the calibrated scores become one score and a spread.
 
-Two passes, so that the expensive one (asking models) leaves a file that the cheap one (combining) can be
-repeated on, for instance with another calibration:
+Two passes, so that the expensive one (calling models) leaves a file on which the cheap one (combining) can be repeated,
+for instance with another calibration:
 
-    Panel.judgements(asks)      -> judgements.jsonl   one Judgement per candidate and judge, in that order
-    Combination.scores(…)       -> scores.jsonl       one PanelScore per candidate, in the candidates' order
+    JudgePanel.collect_judgements   -> judgements.jsonl   one Judgement for each candidate and judge, in that order
+    ScoreCombiner.score_candidates  -> scores.jsonl       one PanelScore for each candidate, in the same order
 
-A call that fails is retried. A judge that still fails is left out *of all candidates*, those it scored before
-included: otherwise two candidates of one question could be scored by different panels and their gap would
-partly be a gap between judges. So is an endpoint that cannot even be asked which model it serves: without a digest
-it has no judgements at all, and the report says why. Fewer judges than the quorum: the stage fails. A missing score
-is None with a reason, and counted; it is never a number.
+A failed call is retried. A judge that keeps failing is excluded *for all candidates*, including those it has already
+scored: otherwise two candidates of one question could be scored by different panels, and their gap would partly be a
+gap between judges. An endpoint that cannot report which model it serves is excluded as well; without a digest it has no
+judgements, and the report says why. With fewer judges than the quorum the stage fails. A missing score is None with a
+reason, and it is counted; it is never replaced by a number.
 """
 
 from __future__ import annotations
@@ -32,6 +32,7 @@ from clincot.jsonl import read_records, write_records
 from clincot.judging.calibration import Calibration, CalibrationMethod, make_identity_calibration
 from clincot.judging.combination import PanelMember, PanelReport, QuorumLost, ScoreCombiner, report_unreachable_judge
 from clincot.models.protocols import Judge
+from clincot.processes import retry_call
 from clincot.prompts import hash_prompt, judge_prompt
 from clincot.records import Judgement, Study
 
@@ -43,36 +44,39 @@ NO_PROBABILITY = "neither yes nor no has a probability to speak of"
 
 @dataclass(frozen=True)
 class JudgeRequest:
-    """What a judge needs to know of a candidate: the image, the region's box, the question, the answer."""
+    """What a judge needs to rate a candidate: the image, the region's box, the question, the answer."""
 
     candidate: str  # the candidate's id
     study: Study
-    question: str  # as the candidate's step asked it
+    question: str  # as the candidate's chain step asked it
     box: Box
     answer: str
-    unit: int = 0  # of units.py: those of one unit are judged together
+    unit: int = 0  # block number (batching.py); a batch never spans two blocks
 
 
 @dataclass(frozen=True)
 class ExcludedJudge:
-    """A judge that failed after all its retries, and from when on."""
+    """A judge that failed after all retries, and at which candidate."""
 
     name: str
-    at: int | None  # the candidate (0-based); None: it never said who it is
+    at: int | None  # index of the candidate (0-based); None: it failed when asked for its digest
     calls: int
     error: str
 
     def __str__(self) -> str:
-        when = "when asked who it is" if self.at is None else f"at candidate {self.at}"
+        when = "when asked for its digest" if self.at is None else f"at candidate {self.at}"
         return f"{self.name} {when} after {self.calls} calls: {self.error}"
 
 
 class JudgePanel:
-    """Judges that answer the same questions. `judges` are those that said who they are (their digest) when the panel
-    was made; `left_out`, by name, has the others too and is final once `judgements` is exhausted.
+    """Judges that rate the same candidates.
 
-    quorum: judges that must be left; retries of a failed call, the first after retry_delay_s, doubling. Raises
-    QuorumLost where too few judges say who they are, ValueError where the judges given cannot be a panel.
+    `judges` are those that reported their digest when the panel was built. `excluded`, by name, also holds those that
+    did not, and is final once `collect_judgements` is exhausted.
+
+    quorum: least number of judges that must remain. retries: repetitions of a failed call; the first one after
+    retry_delay_s, then doubling. Raises QuorumLost if too few judges report a digest, and InvalidInput if names or
+    digests are not distinct or there are fewer judges than the quorum.
     """
 
     def __init__(
@@ -100,69 +104,88 @@ class JudgePanel:
         self.judges = tuple(judge for judge in judges if self._identify_judge(judge))
         if len({judge.digest for judge in self.judges}) < len(self.judges):
             known = ", ".join(f"{judge.name} ({judge.digest[:12]})" for judge in self.judges)
-            raise InvalidInput(f"every judge needs a digest of its own, else it counts twice, got {known}")
+            raise InvalidInput(f"every judge needs a digest of its own, or it would count twice, got {known}")
 
-    def collect_judgements(self, asks: Iterable[JudgeRequest], folder: Path) -> Iterator[Judgement]:
-        """One Judgement per ask and judge, streaming; images are below `folder`.
+    def collect_judgements(self, requests: Iterable[JudgeRequest], folder: Path) -> Iterator[Judgement]:
+        """Yield one Judgement for each request and judge, batch by batch; images are below `folder`.
 
-        Raises QuorumLost as soon as too few judges are left, ValueError when there is nothing to judge.
+        Raises QuorumLost as soon as too few judges are left, and InvalidInput if there are no requests.
         """
-        done = 0
-        for _, unit in groupby(asks, key=lambda ask: ask.unit):
-            while batch := list(islice(unit, self._batch)):
-                columns = [self._judge_batch(judge, batch, folder, at=done) for judge in self.judges]
+        judged = 0
+        for _, block in groupby(requests, key=lambda request: request.unit):
+            while batch := list(islice(block, self._batch)):
+                columns = [self._judge_batch(judge, batch, folder, at=judged) for judge in self.judges]
                 for row in zip(*columns, strict=True):
                     yield from row
-                done += len(batch)
-        if done == 0:
+                judged += len(batch)
+        if judged == 0:
             raise InvalidInput("no candidates to judge: the candidates file is empty")
 
     def _identify_judge(self, judge: Judge) -> bool:
         return self._call_with_retries(judge, lambda: judge.digest, at=None) is not None
 
     def _judge_batch(self, judge: Judge, batch: Sequence[JudgeRequest], folder: Path, *, at: int) -> list[Judgement]:
-        """One judge's judgements of a batch."""
+        """One judge's judgements of a batch; of an excluded judge, judgements without a score."""
         replies: list[float | str] | None = None
         if judge.name not in self.excluded:
             replies = self._call_with_retries(judge, lambda: _ask_judge(judge, batch, folder), at=at)
         if replies is None:
             replies = [f"judge left out: {self.excluded[judge.name].error}"] * len(batch)
         prompt = hash_prompt(judge.views)
-        return [
-            Judgement(candidate=ask.candidate, judge=judge.digest, prompt=prompt, score=None, reason=reply)
-            if isinstance(reply, str)
-            else Judgement(candidate=ask.candidate, judge=judge.digest, prompt=prompt, score=reply)
-            for ask, reply in zip(batch, replies, strict=True)
-        ]
+        judgements = []
+        for request, reply in zip(batch, replies, strict=True):
+            score, reason = (None, reply) if isinstance(reply, str) else (reply, "")
+            judgements.append(
+                Judgement(candidate=request.candidate, judge=judge.digest, prompt=prompt, score=score, reason=reason)
+            )
+        return judgements
 
     def _call_with_retries(self, judge: Judge, call: Callable[[], T], *, at: int | None) -> T | None:
-        """What the call returns; None where it fails to the last, and then the judge is in left_out."""
-        error = ""
-        for number in range(self._calls):
-            if number > 0:
-                delay_s = self._delay_s * 2 ** (number - 1)
-                _log.warning("judge %s failed (%s); again in %g s", judge.name, error, delay_s)
-                self._sleep(delay_s)
-            try:
-                return call()
-            except ModelFailed as failure:
-                error = str(failure) or type(failure).__name__
-        self._exclude_judge(ExcludedJudge(judge.name, at=at, calls=self._calls, error=error))
-        return None
+        """The result of the call, or None if every attempt failed; the judge is then excluded."""
+
+        def warn(error: BaseException, delay_s: float) -> None:
+            _log.warning("judge %s failed (%s); retrying in %g s", judge.name, _describe_failure(error), delay_s)
+
+        try:
+            return retry_call(
+                call,
+                is_transient=lambda error: isinstance(error, ModelFailed),
+                wait_s=lambda failures: self._delay_s * 2 ** (failures - 1),
+                attempts=self._calls,
+                on_retry=warn,
+                sleep=self._sleep,
+            )
+        except ModelFailed as error:
+            self._exclude_judge(ExcludedJudge(judge.name, at=at, calls=self._calls, error=_describe_failure(error)))
+            return None
 
     def _exclude_judge(self, failed: ExcludedJudge) -> None:
         self.excluded[failed.name] = failed
         left = self._size - len(self.excluded)
         if left < self.quorum:
-            errors = "; ".join(str(out) for out in self.excluded.values())
+            errors = "; ".join(str(judge) for judge in self.excluded.values())
             raise QuorumLost(f"{left} of {self._size} judges left, the quorum is {self.quorum}: {errors}")
-        _log.warning("judge %s left out; %d judges go on", failed, left)
+        _log.warning("judge excluded: %s; %d judges remain", failed, left)
+
+
+def _describe_failure(error: BaseException) -> str:
+    return str(error) or type(error).__name__
 
 
 def _ask_judge(judge: Judge, batch: Sequence[JudgeRequest], folder: Path) -> list[float | str]:
-    """Scores or reasons; raises ModelFailed."""
+    """The score of each candidate, or the reason why it has none; raises ModelFailed if the whole call failed."""
     replies = judge.p_yes(
-        [judge_prompt(a.study, folder, judge.views, question=a.question, answer=a.answer, box=a.box) for a in batch]
+        [
+            judge_prompt(
+                request.study,
+                folder,
+                judge.views,
+                question=request.question,
+                answer=request.answer,
+                box=request.box,
+            )
+            for request in batch
+        ]
     )
     if len(replies) != len(batch):
         raise ModelFailed(f"gave {len(replies)} scores for {len(batch)} candidates")
@@ -170,7 +193,7 @@ def _ask_judge(judge: Judge, batch: Sequence[JudgeRequest], folder: Path) -> lis
 
 
 def _parse_score(reply: float | None) -> float | str:
-    """A probability as it came, or why it is none: nothing is clipped into range."""
+    """The probability unchanged, or the reason why the reply is not one; nothing is clipped into range."""
     if reply is None:
         return NO_PROBABILITY
     if isinstance(reply, bool) or not isinstance(reply, Real):
@@ -184,29 +207,32 @@ def _parse_score(reply: float | None) -> float | str:
 
 
 def read_calibrations(path: Path, judges: Mapping[str, str], *, method: CalibrationMethod) -> dict[str, Calibration]:
-    """{digest: calibration} of a calibration file (JSONL); every judge ({digest: name}) must be in it, once."""
-    found: dict[str, Calibration] = {}
+    """Read {digest: calibration} from a JSONL file; every judge of `judges` ({digest: name}) must be in it once.
+
+    Raises InvalidInput for a missing or repeated judge and for a calibration fitted with another method.
+    """
+    calibrations: dict[str, Calibration] = {}
     for calibration in read_records(path, Calibration):
-        if calibration.judge in found:
+        if calibration.judge in calibrations:
             raise InvalidInput(f"{path}: two calibrations of judge {calibration.judge}, expected one")
         if calibration.method != method:
             raise InvalidInput(
                 f"{path}: the calibration of judge {calibration.judge} is {calibration.method}, "
                 f"but judge.calibration asks for {method}"
             )
-        found[calibration.judge] = calibration
-    missing = [f"{name} ({digest})" for digest, name in judges.items() if digest not in found]
+        calibrations[calibration.judge] = calibration
+    missing = [f"{name} ({digest})" for digest, name in judges.items() if digest not in calibrations]
     if missing:
         raise InvalidInput(
-            f"{path}: no calibration of {', '.join(missing)}; it has {sorted(found)}. Fit it for this panel, "
+            f"{path}: no calibration of {', '.join(missing)}; it has {sorted(calibrations)}. Fit it for this panel, "
             "or leave judge.calibration_file empty to use raw probabilities"
         )
-    return found
+    return calibrations
 
 
 def judge_candidates(
     judges: Sequence[Judge],
-    asks: Iterable[JudgeRequest],
+    requests: Iterable[JudgeRequest],
     config: JudgeConfig,
     *,
     folder: Path,
@@ -214,9 +240,9 @@ def judge_candidates(
     scores_path: Path,
     sleep: Callable[[float], None] = time.sleep,
 ) -> PanelReport:
-    """Both passes over files. Weights come from section.judges by name; a judge not named there weighs 1.
+    """Run both passes and write their files; weights come from config.judges by name (1 for a judge not listed).
 
-    Raises QuorumLost (no scores are written then), and what Panel, Combination and read_calibrations raise.
+    Raises QuorumLost (no scores are written then) and what JudgePanel, ScoreCombiner and read_calibrations raise.
     """
     panel = JudgePanel(
         judges,
@@ -226,42 +252,42 @@ def judge_candidates(
         batch_size=config.batch_size,
         sleep=sleep,
     )
-    seated = {judge.digest: judge.name for judge in panel.judges}
-    if config.calibration_file:  # before anything is asked: a judge without one is found at once
-        read_calibrations(Path(config.calibration_file), seated, method=config.calibration)
-    write_records(judgements_path, panel.collect_judgements(asks, folder))
-    left_out = {out.name: out.error for out in panel.excluded.values()}
-    return _write_panel_scores(config, seated, left_out, judgements_path, scores_path)
+    names = {judge.digest: judge.name for judge in panel.judges}
+    if config.calibration_path:  # checked before any judge is called, so that a missing calibration fails at once
+        read_calibrations(config.calibration_path, names, method=config.calibration)
+    write_records(judgements_path, panel.collect_judgements(requests, folder))
+    excluded = {judge.name: judge.error for judge in panel.excluded.values()}
+    return _write_panel_scores(config, names, excluded, judgements_path, scores_path)
 
 
 def _write_panel_scores(
     config: JudgeConfig,
-    seated: Mapping[str, str],
-    left_out: Mapping[str, str],
+    names: Mapping[str, str],
+    excluded: Mapping[str, str],
     judgements_path: Path,
     scores_path: Path,
 ) -> PanelReport:
-    """Write the scores. seated: {digest: name}; left_out: {name: why}, of judges without a digest too."""
-    if config.calibration_file:
-        calibrations = read_calibrations(Path(config.calibration_file), seated, method=config.calibration)
+    """Write the scores. names: {digest: name}; excluded: {name: reason}, including judges without a digest."""
+    if config.calibration_path:
+        calibrations = read_calibrations(config.calibration_path, names, method=config.calibration)
     else:
-        calibrations = {digest: make_identity_calibration(digest) for digest in seated}
+        calibrations = {digest: make_identity_calibration(digest) for digest in names}
     weights = {spec.name: spec.weight for spec in config.judges}
-    seats = [
+    members = [
         PanelMember(
-            name=name, weight=weights.get(name, 1.0), calibration=calibrations[digest], excluded=left_out.get(name, "")
+            name=name, weight=weights.get(name, 1.0), calibration=calibrations[digest], excluded=excluded.get(name, "")
         )
-        for digest, name in seated.items()
+        for digest, name in names.items()
     ]
-    combination = ScoreCombiner(seats, quorum=config.quorum)
-    write_records(scores_path, combination.score_candidates(read_records(judgements_path, Judgement)))
-    report = combination.build_report()
-    missing = tuple(
+    combiner = ScoreCombiner(members, quorum=config.quorum)
+    write_records(scores_path, combiner.score_candidates(read_records(judgements_path, Judgement)))
+    report = combiner.build_report()
+    unreachable = tuple(
         report_unreachable_judge(name, weight=weights.get(name, 1.0), error=error, candidates=report.candidates)
-        for name, error in left_out.items()
-        if name not in seated.values()
+        for name, error in excluded.items()
+        if name not in names.values()
     )
-    return report.model_copy(update={"judges": (*report.judges, *missing)})
+    return report.model_copy(update={"judges": (*report.judges, *unreachable)})
 
 
 def combine_panel(
@@ -271,26 +297,31 @@ def combine_panel(
     judgements_path: Path,
     scores_path: Path,
 ) -> PanelReport:
-    """The second pass over the judgements of a panel that sat once a shard, with a report of each.
+    """Run the second pass over the judgements of all shards, given the panel report of each shard.
 
-    A judge that was left out of one shard is left out of all of them. Raises QuorumLost naming the shards.
+    A judge that was excluded in one shard is excluded in all of them. Raises QuorumLost naming the shards, and
+    InvalidInput if a name belongs to different models in different shards.
     """
-    left_out: dict[str, str] = {}
-    named: dict[str, str] = {}  # {digest: name}, in the order in which they sit
+    excluded: dict[str, str] = {}
+    names_by_digest: dict[str, str] = {}  # in the order of the panel
+    judges: set[str] = set()
+    without_digest: set[str] = set()  # names of judges that did not report a digest in some shard
     for number, report in enumerate(reports, start=1):
-        for one in report.judges:
-            where = f" (in shard {number} of {len(reports)})" if len(reports) > 1 else ""
-            if one.left_out:
-                left_out.setdefault(one.name, one.left_out + where)
-            if one.digest:
-                named.setdefault(one.digest, one.name)
-    unknown = {one.name for report in reports for one in report.judges if not one.digest}  # never said who they are
-    seated = {digest: name for digest, name in named.items() if name not in unknown}
-    if len(set(seated.values())) < len(seated):
-        raise InvalidInput(f"a judge was another model in one shard than in another: {seated}; judge all shards again")
-    left = len({one.name for report in reports for one in report.judges} - set(left_out))
+        where = f" (in shard {number} of {len(reports)})" if len(reports) > 1 else ""
+        for judge in report.judges:
+            judges.add(judge.name)
+            if judge.left_out:
+                excluded.setdefault(judge.name, judge.left_out + where)
+            if judge.digest:
+                names_by_digest.setdefault(judge.digest, judge.name)
+            else:
+                without_digest.add(judge.name)
+    members = {digest: name for digest, name in names_by_digest.items() if name not in without_digest}
+    if len(set(members.values())) < len(members):
+        raise InvalidInput(f"a judge was a different model in different shards: {members}; judge all shards again")
+    left = len(judges - set(excluded))
     if left < config.quorum:
-        errors = "; ".join(f"{name}: {error}" for name, error in left_out.items())
+        errors = "; ".join(f"{name}: {error}" for name, error in excluded.items())
         raise QuorumLost(f"{left} judges answered in all shards, the quorum is {config.quorum}: {errors}")
-    write_records(judgements_path, (one for one in judgements if one.judge in seated))
-    return _write_panel_scores(config, seated, left_out, judgements_path, scores_path)
+    write_records(judgements_path, (judgement for judgement in judgements if judgement.judge in members))
+    return _write_panel_scores(config, members, excluded, judgements_path, scores_path)

@@ -1,4 +1,4 @@
-"""Policies and judges: the protocols they follow, checkpoints in this process, and OpenAI-compatible endpoints.
+"""Policies and judges: their protocols, checkpoints in this process, and OpenAI-compatible endpoints.
 
-Training a model is clincot.training; the tiny models that ship with the demo are built in clincot.synthetic.
+clincot.training trains models; clincot.synthetic builds the tiny models that ship with the demo.
 """

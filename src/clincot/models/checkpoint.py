@@ -1,4 +1,4 @@
-"""A checkpoint folder as files: what its digest covers, and what may not lie in it. Imports nothing heavy."""
+"""The files of a checkpoint folder: which of them the digest covers, and which are refused. Imports nothing heavy."""
 
 from __future__ import annotations
 
@@ -14,27 +14,29 @@ from clincot.jsonl import hash_files
 
 WEIGHTS_INDEX = "model.safetensors.index.json"
 MANIFEST = "manifest.json"  # of a published checkpoint
-METADATA_FILES = frozenset(
-    {"record.json", "train_log.json", MANIFEST}
-)  # told about a checkpoint, without a say in its answers
+# These files describe a checkpoint without affecting its answers, so the digest does not cover them.
+METADATA_FILES = frozenset({"record.json", "train_log.json", MANIFEST})
 _DIGESTED_SUFFIXES = frozenset({".safetensors", ".json", ".jinja", ".model", ".txt"})
-_PICKLE_SUFFIXES = frozenset({".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt"})  # loading one runs what is in it
+_PICKLE_SUFFIXES = frozenset({".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt"})  # loading one executes its content
 
 
 class UnsupportedCheckpoint(InvalidInput):
-    """The checkpoint cannot be used here; says why and what would mend it."""
+    """The checkpoint cannot be used here; the message says why and what would help."""
 
 
 def hash_checkpoint(path: Path) -> str:
-    """sha256 over names and bytes of everything that decides what a checkpoint says."""
+    """sha256 over the names and bytes of all files that affect a checkpoint's answers.
+
+    Raises UnsupportedCheckpoint for a folder without safetensors.
+    """
     names = list_digested_files(path)
-    if not any(n.endswith(".safetensors") for n in names):
+    if not any(name.endswith(".safetensors") for name in names):
         raise UnsupportedCheckpoint(f"{path}: no *.safetensors in this folder; pickled weights are not read")
     return hash_checkpoint_files({name: hash_files(path / name) for name in names})
 
 
 def hash_checkpoint_files(sha256: Mapping[str, str]) -> str:
-    """checkpoint_digest of a folder whose files, by their paths in it, have these digests."""
+    """The digest of a checkpoint (see hash_checkpoint), given the digest of each file by its path in the folder."""
     total = hashlib.sha256()
     for name in sorted(filter(_is_digested, sha256)):
         total.update(f"{name}:{sha256[name]}\n".encode())
@@ -42,8 +44,8 @@ def hash_checkpoint_files(sha256: Mapping[str, str]) -> str:
 
 
 def list_digested_files(path: Path) -> list[str]:
-    """Names of the files that the digest covers, sorted."""
-    return sorted(p.name for p in path.iterdir() if _is_digested(p.name) and p.is_file())
+    """The names of the files that the digest covers, sorted."""
+    return sorted(file.name for file in path.iterdir() if _is_digested(file.name) and file.is_file())
 
 
 def _is_digested(name: str) -> bool:
@@ -51,21 +53,21 @@ def _is_digested(name: str) -> bool:
 
 
 def check_weight_files(path: Path) -> None:
-    """Raise UnsupportedCheckpoint, naming the file, where a shard is missing or pickled weights lie in the folder."""
-    pickled = sorted(p.name for p in path.iterdir() if p.suffix in _PICKLE_SUFFIXES)
+    """Raise UnsupportedCheckpoint, naming the file, if a shard is missing or the folder contains pickled weights."""
+    pickled = sorted(file.name for file in path.iterdir() if file.suffix in _PICKLE_SUFFIXES)
     if pickled:
-        raise UnsupportedCheckpoint(f"{path}: {', '.join(pickled)} is pickled; expected safetensors alone")
+        raise UnsupportedCheckpoint(f"{path}: {', '.join(pickled)} is pickled; expected only safetensors")
     index = path / WEIGHTS_INDEX
     if not index.is_file():
         return
     shards = set(json.loads(index.read_text(encoding="utf-8")).get("weight_map", {}).values())
     missing = sorted(shard for shard in shards if not (path / shard).is_file())
     if missing:
-        raise UnsupportedCheckpoint(f"{path}: {WEIGHTS_INDEX} names {', '.join(missing)}, which is not in the folder")
+        raise UnsupportedCheckpoint(f"{path}: {WEIGHTS_INDEX} lists {', '.join(missing)}, which is not in the folder")
 
 
 def check_weight_headers(folder: Path) -> None:
-    """Raise UnsupportedCheckpoint naming the file whose header is damaged, or that was cut off."""
+    """Raise UnsupportedCheckpoint, naming the file, if a safetensors header is damaged or a file is truncated."""
     for path in sorted(folder.glob("*.safetensors")):
         try:
             with safe_open(path, framework="numpy"):

@@ -1,13 +1,13 @@
 """Conversations to token ids and tensors, the same way for answering, judging and training.
 
-The checkpoint's own chat template renders a conversation, its own processor says what each picture becomes in the text, and its own
-tokenizer turns the whole text into ids. So a model is fed exactly what its processor makes (tests/families compares), and the
-tokens that the policy wrote are known from character offsets rather than searched for. Three things are added:
+The checkpoint's own chat template renders a conversation, its own processor says what each picture becomes in the text,
+and its own tokenizer turns the whole text into ids. So a model is fed exactly what its processor makes (tests/families
+compares), and the tokens that the policy wrote are known from character offsets. Three things are added:
 
-- words of a question or an answer that look like control tokens are spelled out as text;
-- where the template does not end the assistant's turn with an end token (LLaVA-1.5), a turn that counts in a loss gets one, as in
-  the family's own training, so that the policy learns to stop;
-- a family without a chat template (PaliGemma) is given the prompt layout that its processor documents.
+- Control words in a question or an answer are spelled out as text, so that no data set ends a turn or shows a picture.
+- Where the template does not end the assistant's turn with an end token (LLaVA-1.5), a turn that counts in a loss gets
+  one, as in the family's own training, so that the policy learns to stop.
+- A family without a chat template (PaliGemma) gets the prompt layout that its processor documents.
 """
 
 from __future__ import annotations
@@ -179,7 +179,8 @@ class ConversationEncoder:
         parts = rendered.text.split(self.placeholder)
         if len(parts) != len(pictures) + 1:
             raise ChatTemplateError(
-                f"the chat template shows {len(parts) - 1} picture placeholders of a conversation with {len(pictures)} pictures"
+                f"the chat template shows {len(parts) - 1} picture placeholders of a conversation with "
+                f"{len(pictures)} pictures"
             )
         texts = self._read_picture_texts(pictures) if pictures else ()
         text, spans = _expand_placeholders(parts, texts, len(self.placeholder), rendered.actions)
@@ -343,11 +344,7 @@ def _is_inside(offset: tuple[int, int], spans: Sequence[tuple[int, int]]) -> boo
 
 
 def _select_tensors(out: Any) -> Tensors:
-    tensors = {}
-    for name, value in out.items():
-        if name not in _TEXT_KEYS and isinstance(value, torch.Tensor):
-            tensors[name] = value
-    return tensors
+    return {name: value for name, value in out.items() if name not in _TEXT_KEYS and isinstance(value, torch.Tensor)}
 
 
 def _list_control_words(tokenizer: Any, placeholder: str) -> list[str]:
@@ -384,8 +381,8 @@ def concatenate_pictures(pictures: Sequence[Tensors]) -> Tensors:
 def batch_pictures(conversations: Sequence[Tensors]) -> Tensors:
     """The image tensors of several conversations as one batch; {} if there is none.
 
-    Idefics3 and SmolVLM want (B, most frames, C, H, W), padded with zeros; LLaVA-NeXT and LLaVA-OneVision (pictures, most
-    tiles, C, H, W), padded with zeros; the others rows that are simply concatenated.
+    Idefics3 and SmolVLM want (B, most frames, C, H, W), LLaVA-NeXT and LLaVA-OneVision (pictures, most tiles, C, H, W),
+    both padded with zeros. The tensors of the others are concatenated.
     """
     if not conversations:
         return {}

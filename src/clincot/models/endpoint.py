@@ -1,11 +1,11 @@
 """An OpenAI-compatible chat-completions endpoint as policy and as judge.
 
-Every conversation is one request; pictures travel as PNG data URIs. P(yes) is read from the log-probabilities of
-the first token, so the endpoint has to return them: vLLM and the OpenAI API do, `transformers serve` does not. A
-judge without them can be asked for a rating ("8/10") instead, and only when the configuration says so.
+Every conversation is one request; pictures are sent as PNG data URIs. P(yes) is read from the log-probabilities of the
+first token, so the endpoint must return them: vLLM and the OpenAI API do, `transformers serve` does not. A judge
+without them can write a rating ("8/10") instead, if the configuration says so.
 
-Who an endpoint is can only be known by asking it: `digest` names the model that /v1/models reports. Other weights
-under the same name are not noticed.
+An endpoint's identity is what it reports: `digest` covers the model name from /v1/models. It does not notice other
+weights under the same name.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from clincot.records import hash_json
 TOP_LOGPROBS = 20  # the most that the OpenAI API gives, and vLLM's default limit
 _MAX_RATING_TOKENS = 16  # "10/10" in any tokenizer, and room to see that more was written
 _RATING_PATTERN = re.compile(r"\s*(\d{1,2}(?:\.\d+)?)\s*/\s*10\s*\.?\s*")
-_LEADING_SPACES = " \t\r\n▁Ġ"  # leading space as text, in SentencePiece and in byte-level BPE
+_LEADING_SPACES = " \t\r\n▁Ġ"  # a leading space as text, in SentencePiece and in byte-level BPE
 _EXPECTED_LOGPROBS = "a chat completion with log-probabilities"
 _LOGPROBS_REMEDY = "serve the model with something that returns them (vLLM does, `transformers serve` does not)"
 
@@ -39,7 +39,7 @@ _ConversationWithOptions = tuple[Conversation, dict[str, Any]]  # with the optio
 
 
 class _EndpointReply(BaseModel):
-    """What endpoints add beyond the fields below is ignored; a number written as text is not a number."""
+    """Part of a reply: additional fields are ignored, and a number written as text is refused."""
 
     model_config = ConfigDict(strict=True)
 
@@ -58,7 +58,7 @@ class _Logprobs(_EndpointReply):
 
 
 class _EndpointMessage(_EndpointReply):
-    content: str | None = None  # null where a reasoning model did not come to its answer
+    content: str | None = None  # null if a reasoning model did not reach its answer
 
 
 class _EndpointChoice(_EndpointReply):
@@ -80,16 +80,16 @@ class _ServedModels(_EndpointReply):
 
 
 class EndpointModel:
-    """Implements the Policy and the Judge protocol. Raises ModelFailed when any conversation's request failed.
+    """Implements the Policy and the Judge protocol. Raises ModelFailed if the request of any conversation fails.
 
-    url: base address, …/v1. model: name there; "" takes the only one served. The key comes from the environment
-    variable `api_key_env` or the file `api_key_file`. timeout_s: of each request, connecting included. At most
-    `concurrency` requests are under way at once. rating: ask for "n/10" instead of reading log-probabilities.
-    yes_no: ids of the tokens that mean yes or no (models/yes_no.py). vLLM is asked for these by name, however unlikely
-    they are; who does not know its `logprob_token_ids` gives the 20 likeliest.
+    url: base address, …/v1. model: name of the served model; "" takes the only one served. The key comes from the
+    environment variable `api_key_env` or the file `api_key_file`. timeout_s: limit of each request, including the
+    connection. concurrency: most requests in flight. rating: ask for "n/10" instead of reading log-probabilities.
+    yes_no: ids of the tokens that mean yes or no (models/yes_no.py). vLLM returns the log-probabilities of these
+    (`logprob_token_ids`) however unlikely they are; an endpoint without that option returns the 20 likeliest tokens.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 (the fields of a judge's specification)
         self,
         url: str,
         *,
@@ -118,23 +118,23 @@ class EndpointModel:
 
     @cached_property
     def model(self) -> str:
-        """The id under which the endpoint serves the model; asked once, again after a failure."""
-        asked, expected = f"{self.url}/models", "the list of served models"
+        """The id under which the endpoint serves the model; requested once, and again after a failure."""
+        address, expected = f"{self.url}/models", "the list of served models"
         with self._open_client() as client:
-            served = client.request_json("GET", asked, _ServedModels, expected=expected)
+            served = client.request_json("GET", address, _ServedModels, expected=expected)
             names = [model.id for model in served.data]
             if self._model in names:
                 return self._model
             if not self._model and len(names) == 1:
                 return names[0]
             wanted = f"a model called {self._model!r}" if self._model else "one model, since none was named (`model`)"
-            raise client.build_error(f"GET {asked}", wanted, f"{names}")
+            raise client.build_error(f"GET {address}", wanted, f"{names}")
 
     @cached_property
     def digest(self) -> str:
-        """Names the served model and how it is asked; raises ModelFailed when the endpoint cannot be asked."""
-        wording = [hash_prompt(self.views), RATING_INSTRUCTION if self.rating else ""]
-        return hash_json(["endpoint", self.model, self.name, wording])
+        """Identifies the served model and its prompts; raises ModelFailed if the endpoint does not answer."""
+        prompts = [hash_prompt(self.views), RATING_INSTRUCTION if self.rating else ""]
+        return hash_json(["endpoint", self.model, self.name, prompts])
 
     def generate(
         self,
@@ -144,38 +144,47 @@ class EndpointModel:
         temperature: float,
         seeds: Sequence[int],
     ) -> list[Generation]:
-        """See protocols.Policy. Whether log-probabilities are those of temperature 1, and whether the end of turn is
-        among the tokens, is the endpoint's custom."""
+        """See protocols.Policy.
+
+        It depends on the endpoint whether the log-probabilities are those of temperature 1 and whether they include the
+        end-of-turn token.
+        """
         if len(seeds) != len(conversations):
-            raise ValueError(f"one seed a conversation: {len(conversations)} conversations, {len(seeds)} seeds")
+            raise ValueError(
+                f"expected one seed for each conversation, got {len(conversations)} conversations, {len(seeds)} seeds"
+            )
         options = {"max_tokens": max_new_tokens, "temperature": temperature, "logprobs": True}
-        asked = [(c, {**options, "seed": seed}) for c, seed in zip(conversations, seeds, strict=True)]
-        return self._request_each(asked, _EXPECTED_LOGPROBS, _read_generation)
+        requests = [
+            (conversation, {**options, "seed": seed}) for conversation, seed in zip(conversations, seeds, strict=True)
+        ]
+        return self._request_each(requests, _EXPECTED_LOGPROBS, _read_generation)
 
     def p_yes(self, conversations: Sequence[Conversation]) -> list[float | None]:
-        """P(yes) / (P(yes) + P(no)) over every casing of yes and no among the 20 likeliest first tokens, each with or
-        without a leading space; one that is not among them counts as 0. With `yes_no` over these tokens. None where
-        they come to less than LEAST_YES_NO.
+        """P(yes) / (P(yes) + P(no)) of the first token; see protocols.Policy.
 
-        With `rating`: the written n/10 as n / 10, None where something else was written.
+        The sums are over every casing of yes and no, with or without a leading space, among the 20 likeliest first
+        tokens (or among the tokens of `yes_no`); a missing token counts as 0. None if both together have less than
+        MIN_YES_NO_MASS.
+
+        With `rating`, the written n/10 as n / 10, and None if anything else was written.
         """
         if self.rating:
             options: dict[str, Any] = {"max_tokens": _MAX_RATING_TOKENS, "temperature": 0}
-            return self._request_each(
-                [(rating_prompt(c), options) for c in conversations], "a chat completion", _read_rating
-            )
+            requests = [(rating_prompt(conversation), options) for conversation in conversations]
+            return self._request_each(requests, "a chat completion", _read_rating)
         options = {"max_tokens": 1, "temperature": 0, "logprobs": True, "top_logprobs": TOP_LOGPROBS, **self._named}
-        return self._request_each([(c, options) for c in conversations], _EXPECTED_LOGPROBS, _read_yes_probability)
+        requests = [(conversation, options) for conversation in conversations]
+        return self._request_each(requests, _EXPECTED_LOGPROBS, _read_yes_probability)
 
     def _request_each(
-        self, asked: Sequence[_ConversationWithOptions], expected: str, read: Callable[[_EndpointChoice], T]
+        self, requests: Sequence[_ConversationWithOptions], expected: str, read: Callable[[_EndpointChoice], T]
     ) -> list[T]:
-        """What `read` makes of the reply to each conversation with its options, in order."""
-        if not asked:
+        """Send each conversation with its options; return the replies as parsed by `read`, in order."""
+        if not requests:
             return []
         model, address = self.model, f"{self.url}/chat/completions"
 
-        def one(conversation_and_options: _ConversationWithOptions) -> T:
+        def send_request(conversation_and_options: _ConversationWithOptions) -> T:
             conversation, options = conversation_and_options
             payload = {"model": model, "messages": build_messages(conversation), **options}
             completion = client.request_json("POST", address, _EndpointCompletion, expected=expected, payload=payload)
@@ -184,16 +193,16 @@ class EndpointModel:
             except _UnusableCompletion as error:
                 raise client.build_error(f"POST {address} (model {model!r})", expected, str(error)) from None
 
-        workers = min(self._concurrency, len(asked))
+        workers = min(self._concurrency, len(requests))
         with self._open_client(connections=workers) as client:
-            return map_in_threads(one, asked, workers=workers)
+            return map_in_threads(send_request, requests, workers=workers)
 
     def _open_client(self, connections: int = 1) -> JsonClient:
         return JsonClient(timeout_s=self._timeout_s, key=self._key, connections=connections)
 
 
 def build_endpoint_judge(spec: JudgeSpec, *, views: PromptFormat | None = None, concurrency: int = 8) -> EndpointModel:
-    """The judge that params.yaml describes by its url. Raises ValueError when its key cannot be found."""
+    """The judge that the configuration describes by its url. Raises InvalidInput if its key cannot be found."""
     return EndpointModel(
         spec.url,
         name=spec.name,
@@ -207,7 +216,7 @@ def build_endpoint_judge(spec: JudgeSpec, *, views: PromptFormat | None = None, 
 
 
 def build_messages(conversation: Conversation) -> list[dict[str, Any]]:
-    """The conversation as the API's messages, the pictures of a turn before its text, as in-process models see it."""
+    """The conversation as API messages; as for models in this process, a turn's pictures come before its text."""
     return [{"role": turn.role, "content": _build_content(turn)} for turn in conversation]
 
 
@@ -218,7 +227,7 @@ def _build_content(turn: Turn) -> str | list[dict[str, Any]]:
     return [*pictures, {"type": "text", "text": turn.text}] if turn.text else pictures
 
 
-@lru_cache(maxsize=8)  # the candidates of a question show the same whole image, one after the other
+@lru_cache(maxsize=8)  # the candidates of a question are consecutive and show the same whole image
 def _encode_data_uri(picture: ImageView) -> str:
     return "data:image/png;base64," + encode_png_base64(
         load_cached_view(Path(picture.path), picture.box, picture.side_px)
@@ -226,7 +235,7 @@ def _encode_data_uri(picture: ImageView) -> str:
 
 
 class _UnusableCompletion(Exception):
-    """A well-formed completion that lacks what was asked for."""
+    """A well-formed completion without the requested content."""
 
 
 def _read_generation(choice: _EndpointChoice) -> Generation:
@@ -247,6 +256,7 @@ def _read_yes_probability(choice: _EndpointChoice) -> float | None:
         raise _UnusableCompletion(
             f"none; {_LOGPROBS_REMEDY}, or set `rating: true` for this judge to let it write n/10 instead"
         )
+    # "Yes", " yes" and "YES" are different tokens of one word
     mass = {"yes": 0.0, "no": 0.0}
     for token in choice.logprobs.content[0].top_logprobs:
         word = token.token.lstrip(_LEADING_SPACES).lower()
@@ -257,13 +267,13 @@ def _read_yes_probability(choice: _EndpointChoice) -> float | None:
 
 
 def _check_logprob(logprob: float) -> float:
-    if math.isnan(logprob) or logprob > 1e-3:  # rounding may lift a certain token's a little above 0
+    if math.isnan(logprob) or logprob > 1e-3:  # rounding may lift the value of a certain token a little above 0
         raise _UnusableCompletion(f"{logprob} as a log-probability; natural logarithms are never above 0")
     return logprob
 
 
 def _read_rating(choice: _EndpointChoice) -> float | None:
-    found = _RATING_PATTERN.fullmatch(choice.message.content or "")
-    if found is None or float(found[1]) > 10:
+    match = _RATING_PATTERN.fullmatch(choice.message.content or "")
+    if match is None or float(match[1]) > 10:
         return None
-    return round(float(found[1]) / 10, 6)
+    return round(float(match[1]) / 10, 6)

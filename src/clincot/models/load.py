@@ -1,4 +1,4 @@
-"""Policies and judges by where they are: a folder, a hub name, or an endpoint's URL."""
+"""Load policies and judges from a folder, a hub name or an endpoint's URL."""
 
 from __future__ import annotations
 
@@ -14,19 +14,22 @@ from clincot.models.vlm import VisionLanguageModel
 
 
 def load_policy(path: Path | str) -> VisionLanguageModel:
-    """The policy of a checkpoint folder, kept until another one is asked for or `forget` is called."""
+    """Load the policy of a checkpoint folder; the last few models stay in memory until `unload_models` is called."""
     return _load_model(str(path), "")
 
 
 def load_judge(spec: JudgeSpec) -> Judge:
+    """Load a judge: an endpoint if `url` is set, otherwise a checkpoint in this process."""
     if spec.url:
         return build_endpoint_judge(spec)
-    return _load_model(spec.path, spec.name)
+    return _load_model(spec.checkpoint, spec.name)
 
 
 def check_checkpoint_exists(path: str, *, what: str) -> None:
-    """Raise UnsupportedCheckpoint, naming `what`, unless there is a checkpoint of that folder or hub name. Nothing of
-    its weights is read."""
+    """Raise UnsupportedCheckpoint, naming `what`, unless the folder or hub name has a checkpoint.
+
+    The weights are not read.
+    """
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
@@ -36,16 +39,16 @@ def check_checkpoint_exists(path: str, *, what: str) -> None:
             raise UnsupportedCheckpoint(f"{what}: {path} holds no checkpoint (config.json and *.safetensors)")
         return
     try:
-        hf_hub_download(path, "config.json")  # a few hundred bytes; from the cache where it is there or offline
+        hf_hub_download(path, "config.json")  # a few hundred bytes, or from the cache
     except (HFValidationError, HfHubHTTPError, OSError) as error:
         reason = str(error).partition("\n")[0]
         raise UnsupportedCheckpoint(
-            f"{what}: {path} does not exist, and as the name of a checkpoint on the hub it cannot be had: {reason}"
+            f"{what}: {path} does not exist, and as the name of a checkpoint on the hub it cannot be loaded: {reason}"
         ) from error
 
 
 def unload_models() -> None:
-    """Drop the models held, so that training has the memory to itself."""
+    """Unload all models, so that training can use the memory."""
     _load_model.cache_clear()
 
 

@@ -1,4 +1,4 @@
-"""What a policy, a judge and a grounder are, whoever implements them."""
+"""The protocols of policies, judges and grounders, and the types that they exchange."""
 
 from __future__ import annotations
 
@@ -15,21 +15,23 @@ from clincot.geometry import Box
 from clincot.prompts import Conversation, PromptFormat
 from clincot.records import Question, Study
 
-# Least P(yes) + P(no) from which their ratio is read. Below it a model would say yes or no less than once in a thousand
-# replies: it is about to say something else, and the ratio of what is left over is noise. Endpoints list the 20
-# likeliest tokens only; what they leave out makes the sum smaller, so it can cost a score here and never make one.
+# Smallest P(yes) + P(no) for which their ratio is used. Below it, the model would write yes or no in fewer than one of
+# a thousand replies: it is about to write something else, and the ratio is noise. Endpoints list only the 20 likeliest
+# tokens; the missing ones make the sum smaller, so they can remove a score here but never create one.
 MIN_YES_NO_MASS = 1e-3
 
 
 @dataclass(frozen=True)
 class Generation:
-    text: str  # as decoded, without the end-of-turn token, stripped
-    token_logprobs: tuple[float, ...]  # nats, at temperature 1, of every generated token with the end of turn
-    cut_off: bool = False  # max_new_tokens came before the end of turn
+    """A generated assistant turn."""
+
+    text: str  # decoded without the end-of-turn token, stripped
+    token_logprobs: tuple[float, ...]  # nats, at temperature 1, of every generated token including the end of turn
+    cut_off: bool = False  # max_new_tokens was reached before the end of turn
 
 
 class Policy(Protocol):
-    """A vision-language model that looks and answers."""
+    """A vision-language model that proposes regions and answers questions."""
 
     @property
     def digest(self) -> str: ...
@@ -44,16 +46,16 @@ class Policy(Protocol):
         temperature: float,
         seeds: Sequence[int],
     ) -> list[Generation]:
-        """The next assistant turn of each conversation; temperature 0 is greedy. One seed a conversation."""
+        """The next assistant turn of each conversation; temperature 0 is greedy. `seeds`: one for each conversation."""
         ...
 
     def p_yes(self, conversations: Sequence[Conversation]) -> list[float | None]:
-        """P(yes) / (P(yes) + P(no)) of the next token; None where the two together have less than LEAST_YES_NO."""
+        """P(yes) / (P(yes) + P(no)) of the next token; None if both together have less than MIN_YES_NO_MASS."""
         ...
 
 
 class Judge(Protocol):
-    """A model that says how likely a candidate is right. Raises ModelFailed when a whole call failed."""
+    """A model that rates how likely a candidate is right. Raises ModelFailed if a whole call fails."""
 
     @property
     def name(self) -> str: ...
@@ -67,7 +69,7 @@ class Judge(Protocol):
 
 @dataclass(frozen=True)
 class GroundedRegion:
-    """A place that a grounder found for a hypothesis."""
+    """A region that a grounder proposes for a hypothesis."""
 
     hypothesis: str
     box: Box
@@ -76,41 +78,47 @@ class GroundedRegion:
 
 @dataclass(frozen=True)
 class GroundingQuery:
-    """A question about an image, and the hypotheses whose places are sought for it."""
+    """A question about an image, and the hypotheses to localise for it."""
 
     study: Study
     question: Question
     hypotheses: tuple[str, ...]
 
 
-def group_by_study(sought: Sequence[GroundingQuery]) -> Iterator[tuple[Study, list[GroundingQuery]]]:
-    """Each image with its questions, which stand together."""
-    for _, group in groupby(sought, key=lambda one: one.study.id):
-        asked = list(group)
-        yield asked[0].study, asked
+def group_by_study(queries: Sequence[GroundingQuery]) -> Iterator[tuple[Study, list[GroundingQuery]]]:
+    """Each image with its queries; the queries of an image must be consecutive."""
+    for _, group in groupby(queries, key=lambda query: query.study.id):
+        of_study = list(group)
+        yield of_study[0].study, of_study
 
 
-def collect_findings(asked: Sequence[GroundingQuery]) -> list[str]:
-    """The hypotheses of questions about one image, each once; "normal" is nowhere in particular."""
-    return sorted({h for one in asked for h in one.hypotheses if h != "normal"})
+def collect_findings(queries: Sequence[GroundingQuery]) -> list[str]:
+    """The distinct hypotheses of the queries, sorted, without "normal", which has no place in the image."""
+    findings: set[str] = set()
+    for query in queries:
+        findings.update(query.hypotheses)
+    return sorted(findings - {"normal"})
 
 
 class Grounder(Protocol):
-    """Finds where a hypothesis would be seen, for many questions at once; images are below `folder`.
+    """Finds where hypotheses would be seen, for many queries at once; images are below `folder`.
 
-    One list a question, best first; an empty list is an answer.
+    Returns one list for each query, best first; a list may be empty.
     """
 
     @property
     def name(self) -> str: ...
 
-    def ground(self, sought: Sequence[GroundingQuery], folder: Path) -> list[list[GroundedRegion]]: ...
+    def ground(self, queries: Sequence[GroundingQuery], folder: Path) -> list[list[GroundedRegion]]: ...
 
 
 class RelevancePolicy(Policy, Protocol):
-    """A policy in this process, whose gradients can be read."""
+    """A policy in this process whose gradients are accessible."""
 
     def compute_relevance(self, conversations: Sequence[Conversation]) -> list[npt.NDArray[np.float32]]:
-        """For each conversation a (rows, columns) map of its last picture: how much each part of it adds to
-        log P(yes)/P(no) (nats), beside a part that looks like the mean of all last pictures given."""
+        """A (rows, columns) map of the last picture of each conversation.
+
+        A value is the contribution of that part of the picture to log P(yes)/P(no), in nats, compared with a part that
+        looks like the mean of the last pictures of all conversations.
+        """
         ...

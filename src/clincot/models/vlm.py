@@ -1,13 +1,14 @@
-"""Any Hugging Face image-text-to-text checkpoint as policy and as judge, in this process.
+"""A Hugging Face image-text-to-text checkpoint as policy and as judge, in this process.
 
-Each picture goes through the vision encoder once and is reused by every conversation that shows it
-(`mm_encoder_outputs` of transformers), where the family's features allow; elsewhere it is encoded again.
+In families with shareable features, each picture goes through the vision encoder once and its features are reused by
+every conversation that shows it (`mm_encoder_outputs` of transformers). In other families it is encoded every time.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -37,7 +38,7 @@ from clincot.prompts import Conversation, ImageView, PromptFormat, load_prompt_f
 T = TypeVar("T")
 
 PREFIX_FAMILIES = frozenset({"paligemma"})  # no chat template: ConversationEncoder lays the prompt out
-_INTEGRATION_STEPS = 8  # of the integral over gradients
+_INTEGRATION_STEPS = 8  # of the integral over the gradients
 
 
 class VisionLanguageModel:
@@ -75,37 +76,42 @@ class VisionLanguageModel:
         temperature: float,
         seeds: Sequence[int],
     ) -> list[Generation]:
-        """See protocols.Policy. Each conversation samples from its own seed, whatever batch it falls into."""
+        """See protocols.Policy. Each conversation samples with its own seed, independently of its batch."""
         if len(seeds) != len(conversations):
-            raise ValueError(f"one seed a conversation: {len(conversations)} conversations, {len(seeds)} seeds")
+            raise ValueError(
+                f"expected one seed for each conversation, got {len(conversations)} conversations, {len(seeds)} seeds"
+            )
         out: list[Generation] = []
         pairs = list(zip(conversations, seeds, strict=True))
         for batch in self._iter_batches(pairs, "writing"):
-            out += self._generate_batch([c for c, _ in batch], [s for _, s in batch], max_new_tokens, temperature)
+            batch_conversations, batch_seeds = zip(*batch, strict=True)
+            out += self._generate_batch(batch_conversations, batch_seeds, max_new_tokens, temperature)
         return out
 
     def p_yes(self, conversations: Sequence[Conversation]) -> list[float | None]:
-        """See protocols.Policy: one forward pass a batch, nothing is generated."""
+        """See protocols.Policy. Needs one forward pass for each batch and generates nothing."""
         out: list[float | None] = []
         for batch in self._iter_batches(conversations, "scoring"):
-            logp_BV = self.compute_next_token_logprobs([self.encoder.encode(c, reply=True) for c in batch])
+            encoded = [self.encoder.encode(conversation, reply=True) for conversation in batch]
+            logp_BV = self.compute_next_token_logprobs(encoded)
             yes_B = torch.logsumexp(logp_BV[:, self._yes], dim=-1)
             no_B = torch.logsumexp(logp_BV[:, self._no], dim=-1)
-            mass_B = yes_B.exp() + no_B.exp()  # NaN where the weights are broken, which is no probability either
-            odds_B = torch.sigmoid((yes_B - no_B).double())
-            read = zip(odds_B.tolist(), mass_B.tolist(), strict=True)
-            out += [round(p, 6) if mass >= MIN_YES_NO_MASS else None for p, mass in read]
+            mass_B = yes_B.exp() + no_B.exp()  # NaN if the weights are damaged, which gives None below as well
+            p_yes_B = torch.sigmoid((yes_B - no_B).double())
+            scores = zip(p_yes_B.tolist(), mass_B.tolist(), strict=True)
+            out += [round(p_yes, 6) if mass >= MIN_YES_NO_MASS else None for p_yes, mass in scores]
         return out
 
     def compute_answer_logprobs(self, conversations: Sequence[Conversation]) -> list[float]:
-        """Sum of log-probabilities (nats) of the action tokens of each conversation."""
+        """The sum of the log-probabilities (nats) of each conversation's action tokens."""
         out: list[float] = []
         for batch in self._iter_batches(conversations, "scoring"):
-            encoded = [self.encoder.encode(c) for c in batch]
+            encoded = [self.encoder.encode(conversation) for conversation in batch]
             inputs = self._build_inputs(encoded, side="right")
             with torch.inference_mode():
                 logits_BTV = self.model(**inputs).logits
-            actions_BT = pad_rows([e.actions for e in encoded], False, side="right", dtype=torch.bool)
+            actions = [conversation.actions for conversation in encoded]
+            actions_BT = pad_rows(actions, False, side="right", dtype=torch.bool)
             logp_BT = gather_token_logprobs(logits_BTV, inputs["input_ids"])
             out += (logp_BT * actions_BT[:, 1:].to(logp_BT.device)).sum(-1).tolist()
         return out
@@ -114,7 +120,8 @@ class VisionLanguageModel:
         """See protocols.RelevancePolicy. Needs a family whose picture features are a square grid of tokens.
 
         Integrated gradients (Sundararajan et al. 2017, arXiv 1703.01365) along the straight path from the mean feature
-        of all pictures of the call, at the middles of 8 equal parts of it.
+        of all pictures of the call to the picture's own, evaluated at the midpoints of 8 equal intervals. Raises
+        UnsupportedCheckpoint for other families.
         """
         if not self.shares_features:
             raise UnsupportedCheckpoint(
@@ -122,34 +129,35 @@ class VisionLanguageModel:
                 f"{self.model.config.model_type!r}; use the windows, written or http grounder"
             )
         encoded = [self.encoder.encode(conversation, reply=True) for conversation in conversations]
-        # a picture that is split into frames is whole in the last of them
+        # if a picture is split into frames, the last frame shows all of it
         last_BTH = torch.cat([self.encode_pictures(one.pictures[-1:])[-1:] for one in encoded])
-        common_H = last_BTH.mean((0, 1))
+        mean_H = last_BTH.mean((0, 1))
         side = math.isqrt(last_BTH.shape[1])
         out: list[npt.NDArray[np.float32]] = []
-        for at in range(0, len(encoded), self.batch_size):
-            here = slice(at, at + self.batch_size)
-            evidence_BT = self._integrate_gradients(encoded[here], last_BTH[here], common_H)
+        for start in range(0, len(encoded), self.batch_size):
+            batch = slice(start, start + self.batch_size)
+            evidence_BT = self._integrate_gradients(encoded[batch], last_BTH[batch], mean_H)
             out += list(evidence_BT.reshape(-1, side, side).float().cpu().numpy())
         return out
 
     def _integrate_gradients(
-        self, encoded: Sequence[EncodedConversation], last_BTH: torch.Tensor, common_H: torch.Tensor
+        self, encoded: Sequence[EncodedConversation], last_BTH: torch.Tensor, mean_H: torch.Tensor
     ) -> torch.Tensor:
-        """(B, T) integrated gradients of log P(yes)/P(no) from the common feature to each last picture's own."""
+        """(B, T) integrated gradients of log P(yes)/P(no) from the mean feature to each last picture's features."""
         inputs = self._build_inputs(encoded, side="left")
         features_FTH = inputs["mm_encoder_outputs"]["image"].pooler_output
-        last = torch.tensor([len(self.encode_pictures(one.pictures)) for one in encoded], device=features_FTH.device)
+        frames = [len(self.encode_pictures(one.pictures)) for one in encoded]
+        last_frame_B = torch.tensor(frames, device=features_FTH.device).cumsum(0) - 1
         gradient_BTH = torch.zeros_like(last_BTH)
         for step in range(_INTEGRATION_STEPS):
             share = (step + 0.5) / _INTEGRATION_STEPS
-            between_BTH = (common_H + share * (last_BTH - common_H)).requires_grad_(True)
-            moved_FTH = features_FTH.index_copy(0, last.cumsum(0) - 1, between_BTH)
-            inputs["mm_encoder_outputs"] = {"image": BaseModelOutputWithPooling(pooler_output=moved_FTH)}
+            between_BTH = (mean_H + share * (last_BTH - mean_H)).requires_grad_(True)
+            replaced_FTH = features_FTH.index_copy(0, last_frame_B, between_BTH)
+            inputs["mm_encoder_outputs"] = {"image": BaseModelOutputWithPooling(pooler_output=replaced_FTH)}
             logits_BV = self.model(**inputs, logits_to_keep=1).logits[:, -1]
-            odds_B = torch.logsumexp(logits_BV[:, self._yes], -1) - torch.logsumexp(logits_BV[:, self._no], -1)
-            gradient_BTH += torch.autograd.grad(odds_B.sum(), between_BTH)[0] / _INTEGRATION_STEPS
-        return ((last_BTH - common_H) * gradient_BTH).sum(-1)
+            log_odds_B = torch.logsumexp(logits_BV[:, self._yes], -1) - torch.logsumexp(logits_BV[:, self._no], -1)
+            gradient_BTH += torch.autograd.grad(log_odds_B.sum(), between_BTH)[0] / _INTEGRATION_STEPS
+        return ((last_BTH - mean_H) * gradient_BTH).sum(-1)
 
     def compute_next_token_logprobs(self, encoded: Sequence[EncodedConversation]) -> torch.Tensor:
         """(B, V) log-probabilities of the token that follows each conversation."""
@@ -165,13 +173,13 @@ class VisionLanguageModel:
         max_new_tokens: int,
         temperature: float,
     ) -> list[Generation]:
-        encoded = [self.encoder.encode(c, reply=True) for c in conversations]
+        encoded = [self.encoder.encode(conversation, reply=True) for conversation in conversations]
         inputs = self._build_inputs(encoded, side="left")
         processors = LogitsProcessorList()
         if temperature > 0:
             processors.append(_SeededSampler(seeds, temperature))
-        # as an object: given as keywords, every call compares the model's whole configuration with its defaults (20 ms)
-        how = GenerationConfig(
+        # an object, because with keywords every call compares the model's whole configuration with its defaults (20 ms)
+        generation_config = GenerationConfig(
             max_new_tokens=max_new_tokens,
             do_sample=False,
             output_logits=True,
@@ -180,12 +188,12 @@ class VisionLanguageModel:
             eos_token_id=sorted(self.encoder.end_ids),
         )
         with torch.inference_mode():
-            out = self.model.generate(**inputs, logits_processor=processors, generation_config=how)
+            out = self.model.generate(**inputs, logits_processor=processors, generation_config=generation_config)
         new_BT = out.sequences[:, inputs["input_ids"].shape[1] :]
         logp_BT = torch.stack(
             [
                 torch.log_softmax(step_BV.float(), -1).gather(-1, new_BT[:, t : t + 1])[:, 0]
-                for t, step_BV in enumerate(out.logits)
+                for t, step_BV in enumerate(out.logits)  # raw logits: the sampler's noise and temperature do not count
             ],
             dim=1,
         )
@@ -194,26 +202,28 @@ class VisionLanguageModel:
         ]
 
     def _decode_generation(self, ids: list[int], logps: list[float]) -> Generation:
-        ended = next((i for i, token in enumerate(ids) if token in self.encoder.end_ids), None)
-        end = len(ids) if ended is None else ended + 1
+        end_of_turn = next((i for i, token in enumerate(ids) if token in self.encoder.end_ids), None)
+        end = len(ids) if end_of_turn is None else end_of_turn + 1
         text = self.encoder.tokenizer.decode(ids[:end], skip_special_tokens=True).strip()
-        return Generation(text, tuple(round(value, 6) for value in logps[:end]), cut_off=ended is None)
+        return Generation(text, tuple(round(value, 6) for value in logps[:end]), cut_off=end_of_turn is None)
 
     def _build_inputs(self, encoded: Sequence[EncodedConversation], *, side: str) -> dict[str, Any]:
+        """The keyword arguments of the model's forward method, padded on the given side."""
         device = self.model.device
         inputs: dict[str, Any] = {
-            "input_ids": pad_rows([e.ids for e in encoded], self.encoder.pad_id, side=side).to(device),
-            "attention_mask": pad_rows([[1] * len(e.ids) for e in encoded], 0, side=side).to(device),
+            "input_ids": pad_rows([one.ids for one in encoded], self.encoder.pad_id, side=side).to(device),
+            "attention_mask": pad_rows([[1] * len(one.ids) for one in encoded], 0, side=side).to(device),
         }
         if self.encoder.type_key:
-            inputs[self.encoder.type_key] = pad_rows([e.types for e in encoded], 0, side=side).to(device)
-        pictures = [p for e in encoded for p in e.pictures]
+            types = pad_rows([one.types for one in encoded], 0, side=side)
+            inputs[self.encoder.type_key] = types.to(device)
+        pictures = list(chain.from_iterable(one.pictures for one in encoded))
         if pictures and self.shares_features:
             features_FTH = self.encode_pictures(pictures)
             inputs["mm_encoder_outputs"] = {"image": BaseModelOutputWithPooling(pooler_output=features_FTH)}
         elif pictures:
-            tensors = self.encoder.stack_pictures([e.pictures for e in encoded])
-            inputs |= {k: v.to(device) for k, v in tensors.items()}
+            tensors = self.encoder.stack_pictures([one.pictures for one in encoded])
+            inputs |= {name: tensor.to(device) for name, tensor in tensors.items()}
         return inputs
 
     def encode_pictures(self, pictures: Sequence[ImageView]) -> torch.Tensor:
@@ -229,7 +239,7 @@ class VisionLanguageModel:
 
 
 def load_checkpoint(path: str, *, dtype: str = "float32", device: str = "cpu") -> tuple[Any, Any]:
-    """(model, processor) of any installed image-text-to-text family; UnsupportedCheckpoint says what is missing."""
+    """Load (model, processor) of an image-text-to-text family; UnsupportedCheckpoint says what is missing."""
     try:
         processor = load_processor(path)
         model = AutoModelForImageTextToText.from_pretrained(
@@ -242,7 +252,7 @@ def load_checkpoint(path: str, *, dtype: str = "float32", device: str = "cpu") -
         ) from error
     except (OSError, ValueError, KeyError, SafetensorError) as error:
         raise UnsupportedCheckpoint(
-            f"{path}: not an image-text-to-text checkpoint that can be read: {error}"
+            f"{path}: not an image-text-to-text checkpoint that transformers can load: {error}"
         ) from error
     if getattr(processor, "chat_template", None) is None and model.config.model_type not in PREFIX_FAMILIES:
         raise UnsupportedCheckpoint(f"{path}: the processor has no chat template (chat_template.jinja)")
@@ -267,19 +277,23 @@ def list_end_ids(model: Any) -> list[int]:
 
 
 def gather_token_logprobs(logits_BTV: torch.Tensor, ids_BT: torch.Tensor) -> torch.Tensor:
-    """(B, T-1) log-probability (nats) of every token but the first, given those before it."""
+    """(B, T-1) log-probability (nats) of every token except the first, given the tokens before it."""
     logp_BTV = torch.log_softmax(logits_BTV[:, :-1].float(), dim=-1)
     return logp_BTV.gather(-1, ids_BT[:, 1:, None])[..., 0]
 
 
 class _SeededSampler(LogitsProcessor):  # type: ignore[misc]
-    """Gumbel-max sampling: argmax(logits / temperature + noise), the noise of each row from its own seed."""
+    """Gumbel-max sampling: argmax(logits / temperature + noise) samples from the softmax.
+
+    The noise of each row comes from its own seed, so a row does not depend on the rest of the batch.
+    """
 
     def __init__(self, seeds: Sequence[int], temperature: float) -> None:
         self.generators = [np.random.default_rng(seed) for seed in seeds]
         self.temperature = temperature
 
     def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor) -> torch.FloatTensor:
-        noise = np.stack([g.gumbel(size=scores.shape[-1]) for g in self.generators]).astype(np.float32)
+        """Add noise to the scores (B, V) of the next token; greedy decoding then picks the sample."""
+        noise = np.stack([rng.gumbel(size=scores.shape[-1]) for rng in self.generators]).astype(np.float32)
         sampled: torch.FloatTensor = scores.float() / self.temperature + torch.from_numpy(noise).to(scores.device)  # type: ignore[assignment]
         return sampled

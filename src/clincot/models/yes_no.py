@@ -1,4 +1,7 @@
-"""Which tokens mean yes and no: what P(yes) is read from. Imports nothing heavy: a transformer has no model."""
+"""The tokens that mean yes and no, from which P(yes) is read.
+
+Imports nothing heavy, because a KServe transformer, which only needs the ids, has no model.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +14,10 @@ _YES_WORDS, _NO_WORDS = ("yes", "Yes", " yes", " Yes", "YES"), ("no", "No", " no
 
 
 def find_yes_no_ids(tokenizer: Any, where: object) -> tuple[list[int], list[int]]:
-    """Token ids that stand for yes and for no: every casing that is one token."""
+    """(ids for yes, ids for no): every casing that is a single token.
+
+    Raises UnsupportedCheckpoint, naming `where`, if a word has no single token or both share one.
+    """
 
     def ids(words: tuple[str, ...]) -> list[int]:
         tokens = [tokenizer(word, add_special_tokens=False)["input_ids"] for word in words]
@@ -29,7 +35,7 @@ def find_yes_no_ids(tokenizer: Any, where: object) -> tuple[list[int], list[int]
 
 
 def read_yes_no_ids(checkpoint: Path) -> tuple[int, ...]:
-    """The ids of both by the tokenizer of a checkpoint's folder; () where there is no tokenizer.json."""
+    """The ids for yes and no of a checkpoint folder's tokenizer; () without a tokenizer.json."""
     if not (checkpoint / "tokenizer.json").is_file():
         return ()
     from transformers import AutoTokenizer

@@ -1,4 +1,4 @@
 """Preference pairs (chosen, rejected, score gap) and their versions in a git and DVC repository.
 
-Scores come from clincot.judging; training on pairs is clincot.training.
+The scores come from clincot.judging; clincot.training trains on the pairs.
 """

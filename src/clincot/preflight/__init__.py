@@ -1,4 +1,5 @@
-"""Checks before a round: stores, judges, champion, cluster and disk, each failure with its remedy.
+"""Preflight: checks of store, data repository, judges, champion, cluster and disk before a round.
 
-All probes run before any GPU is requested. Checks of a trained challenger belong to clincot.promotion.
+All probes run before any GPU is requested, and every failure comes with a remedy. Checks of a trained challenger belong
+to clincot.promotion.
 """

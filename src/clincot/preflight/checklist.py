@@ -1,4 +1,4 @@
-"""Runs the checks side by side, each against the clock, and writes what they found."""
+"""The preflight stage: runs all checks and writes their report."""
 
 from __future__ import annotations
 
@@ -24,15 +24,16 @@ PreflightMetrics = dict[str, float]
 
 
 def run_preflight(config: PreflightConfig, inputs: Mapping[str, Path], outputs: Mapping[str, Path]) -> PreflightMetrics:
-    """Run every check; write the report and the table, and, where nothing failed, the round's starting policy.
+    """Run every check and write the report, the table and, if nothing failed, the round's starting policy.
 
-    Raises PreflightFailed, naming all checks that failed; the report and the table are there by then.
+    inputs, outputs: paths by the stage's names. Returns the stage's metrics. Raises PreflightFailed, which names all
+    failed checks, after report and table have been written.
     """
-    outputs["champion"].unlink(missing_ok=True)  # of an earlier look, when all was well
+    outputs["champion"].unlink(missing_ok=True)  # left by an earlier run that passed
     outputs["report"].parent.mkdir(parents=True, exist_ok=True)
     start: list[StartingPolicy] = []
-    found = run_probes(build_probes(config, inputs, outputs["report"].parent, start))
-    report = PreflightReport(checks=tuple(found))
+    checks = run_probes(build_probes(config, inputs, outputs["report"].parent, start))
+    report = PreflightReport(checks=tuple(checks))
     write_json(outputs["report"], report.model_dump(mode="json"))
     with atomic_write(outputs["table"]) as file:
         file.write(render_check_table(report.checks))
@@ -50,7 +51,10 @@ def run_preflight(config: PreflightConfig, inputs: Mapping[str, Path], outputs: 
 def build_probes(
     config: PreflightConfig, inputs: Mapping[str, Path], work: Path, start: list[StartingPolicy]
 ) -> list[Probe]:
-    """What is looked at, in the order of the table. The starting policy is put into `start` when it is found."""
+    """Build all probes, in the order of the table.
+
+    work: the folder whose disk has to have space. start: the champion's probe appends the starting policy to it.
+    """
     from clincot.preflight import cluster, judges, repository, starting_policy, stores
 
     return [
@@ -70,9 +74,12 @@ def build_probes(
 
 
 def check_disk(least_gb: float, work: Path) -> Iterator[PreflightCheck]:
-    """The space left in the work folder and where temporary files go."""
-    for name, place in (("disk: work folder", work), ("disk: TMPDIR", Path(tempfile.gettempdir()))):
-        free = shutil.disk_usage(place).free / 1e9
-        tried, came = f"{place}: at least {least_gb:g} GB free", f"{free:.1f} GB"
-        mend = "free some space, mount a larger volume, or set preflight.free_gb"
-        yield pass_check(name, tried, came) if free >= least_gb else fail_check(name, tried, came, mend)
+    """Check the free space of the work folder and of the folder for temporary files."""
+    remedy = "free some space, mount a larger volume, or set preflight.free_gb"
+    for name, folder in (("disk: work folder", work), ("disk: TMPDIR", Path(tempfile.gettempdir()))):
+        free_gb = shutil.disk_usage(folder).free / 1e9
+        probe, result = f"{folder}: at least {least_gb:g} GB free", f"{free_gb:.1f} GB"
+        if free_gb >= least_gb:
+            yield pass_check(name, probe, result)
+        else:
+            yield fail_check(name, probe, result, remedy)

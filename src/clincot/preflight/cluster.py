@@ -1,4 +1,7 @@
-"""Is KServe there, and may this account do what a rollout (and a TrainJob) does? Asked, not tried: nothing is made."""
+"""Checks of the cluster: KServe, Kubeflow Trainer, and the permissions that rollouts and TrainJobs need.
+
+The checks create nothing: permissions are asked for, and a TrainJob is submitted as a dry run only.
+"""
 
 from __future__ import annotations
 
@@ -16,14 +19,17 @@ if TYPE_CHECKING:
     from clincot.deployment.service_settings import ServiceSettings
     from clincot.training.launch_settings import TrainJobSettings
 
-_CLUSTER_PROBE = "KServe's InferenceService, and what the account may do"
+_CLUSTER_PROBE = "KServe's InferenceService, and the account's permissions"
 
 
 def build_cluster_probes(config: PreflightConfig, inputs: Mapping[str, Path]) -> list[Probe]:
+    """Build the probe of the cluster, which is skipped if no cluster is configured."""
+
     def run() -> Iterator[PreflightCheck]:
         if config.cluster == "no" or (config.cluster == "auto" and not has_cluster_config()):
-            why = "preflight.cluster is no" if config.cluster == "no" else "no cluster here (no pod, no KUBECONFIG)"
-            yield skip_check("cluster", _CLUSTER_PROBE, why)
+            never = config.cluster == "no"
+            reason = "preflight.cluster is no" if never else "no cluster is configured (not in a pod, no KUBECONFIG)"
+            yield skip_check("cluster", _CLUSTER_PROBE, reason)
             return
         from clincot.clients.kubernetes import connect_cluster
         from clincot.deployment.service_settings import load_service_settings
@@ -41,30 +47,34 @@ def build_cluster_probes(config: PreflightConfig, inputs: Mapping[str, Path]) ->
         else:
             yield from check_trainjob(cluster, job)
 
-    mend = "check KUBECONFIG or the pod's service account, and that the API server can be reached from here"
-    return [Probe("cluster", _CLUSTER_PROBE, mend, config.timeout_s, run)]
+    remedy = "check KUBECONFIG or the pod's service account, and that the API server can be reached from here"
+    return [Probe("cluster", _CLUSTER_PROBE, remedy, config.timeout_s, run)]
 
 
 def has_cluster_config() -> bool:
-    """Is there a cluster that one would mean: that of the pod we run in, or of a kubeconfig named outright?"""
+    """Whether this process runs in a pod or KUBECONFIG names a cluster; ~/.kube/config does not count."""
     return bool(os.environ.get("KUBERNETES_SERVICE_HOST") or os.environ.get("KUBECONFIG"))
 
 
 def check_kserve(cluster: Cluster, service: ServiceSettings) -> Iterator[PreflightCheck]:
-    """KServe's API and the account's permissions. Raises ClusterFailed where the API server does not answer."""
+    """Check KServe's API and the account's permissions; raises ClusterFailed if the API server does not answer."""
     from clincot.deployment.inference_service import GROUP, VERSION
     from clincot.deployment.permissions import list_rollout_permissions
 
-    name, tried = "cluster: KServe", f"does the cluster serve {GROUP}/{VERSION}?"
+    name, probe = "cluster: KServe", f"the cluster serves {GROUP}/{VERSION}"
     if cluster.has_api(GROUP, VERSION):
-        yield pass_check(name, tried, "yes")
+        yield pass_check(name, probe, "yes")
     else:
-        yield fail_check(name, tried, "no: its CustomResourceDefinitions are not there", "install KServe 0.20 or later")
+        result = "no: its CustomResourceDefinitions are not installed"
+        yield fail_check(name, probe, result, "install KServe 0.20 or later")
     yield check_permissions("cluster: permissions", cluster, list_rollout_permissions(service))
 
 
 def check_trainjob(cluster: Cluster, job: TrainJobSettings) -> Iterator[PreflightCheck]:
-    """Kubeflow Trainer's API, the account's permissions, and a dry run of a job such as training will start."""
+    """Check Kubeflow Trainer's API and the account's permissions, and dry-run the TrainJob that training will create.
+
+    Raises ClusterFailed if the API server does not answer.
+    """
     from clincot.clients.kubernetes import ClusterFailed, resource_path
     from clincot.training.kubeflow_trainer import (
         TRAINJOB_GROUP,
@@ -74,35 +84,35 @@ def check_trainjob(cluster: Cluster, job: TrainJobSettings) -> Iterator[Prefligh
         list_job_permissions,
     )
 
-    name, tried = "cluster: TrainJob", f"does the cluster serve {TRAINJOB_GROUP}/{TRAINJOB_VERSION}?"
+    name, probe = "cluster: TrainJob", f"the cluster serves {TRAINJOB_GROUP}/{TRAINJOB_VERSION}"
     if not cluster.has_api(TRAINJOB_GROUP, TRAINJOB_VERSION):
-        yield fail_check(name, tried, "no: its CustomResourceDefinitions are not there", "install Kubeflow Trainer v2")
+        result = "no: its CustomResourceDefinitions are not installed"
+        yield fail_check(name, probe, result, "install Kubeflow Trainer v2")
         return
-    yield pass_check(name, tried, "yes")
+    yield pass_check(name, probe, "yes")
     yield check_permissions("cluster: TrainJob permissions", cluster, list_job_permissions(job))
-    name, tried = "cluster: TrainJob dry run", f"to create a TrainJob of the runtime {job.runtime} without keeping it"
-    at = (
-        resource_path(TRAINJOB_GROUP, TRAINJOB_VERSION, job.namespace, TRAINJOB_PLURAL)
-        + "?dryRun=All&fieldValidation=Strict"
-    )
+    name, probe = "cluster: TrainJob dry run", f"dry run of creating a TrainJob with the runtime {job.runtime}"
+    path = resource_path(TRAINJOB_GROUP, TRAINJOB_VERSION, job.namespace, TRAINJOB_PLURAL)
+    train_job = build_train_job(f"{job.prefix}-preflight", job.mount / "work.json", job)
     try:
-        cluster.request("POST", at, build_train_job(f"{job.prefix}-preflight", job.mount / "work.json", job))
+        cluster.request("POST", f"{path}?dryRun=All&fieldValidation=Strict", train_job)
     except ClusterFailed as error:
-        mend = (
-            f"check the runtime {job.runtime_kind} {job.runtime}, and that Kubeflow Trainer knows spec.runtimePatches"
+        remedy = (
+            f"check the runtime {job.runtime_kind} {job.runtime}, and that this version of Kubeflow Trainer supports "
+            "spec.runtimePatches"
         )
-        yield fail_check(name, tried, str(error), mend)
+        yield fail_check(name, probe, str(error), remedy)
     else:
-        yield pass_check(name, tried, "accepted")
+        yield pass_check(name, probe, "accepted")
 
 
 def check_permissions(name: str, cluster: Cluster, needed: Sequence[Permission]) -> PreflightCheck:
-    """Asks about every permission (SelfSubjectAccessReview); one check, which names all that are missing."""
+    """Ask the API server about every permission, in one check that names all missing ones."""
     refused = [permission for permission in needed if not cluster.is_allowed(permission)]
-    tried = f"SelfSubjectAccessReview of {len(needed)} permissions in {needed[0].namespace}"
+    probe = f"SelfSubjectAccessReview of {len(needed)} permissions in {needed[0].namespace}"
     if not refused:
-        return pass_check(name, tried, "all allowed")
+        return pass_check(name, probe, "all allowed")
     missing = ", ".join(map(str, refused))
     return fail_check(
-        name, tried, f"not allowed: {missing}", "add these to the Role of the account that runs the round"
+        name, probe, f"not allowed: {missing}", "add these to the Role of the account that runs the round"
     )

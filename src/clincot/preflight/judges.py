@@ -1,5 +1,8 @@
-"""Does every judge answer? An endpoint is asked what it serves and for one score with log-probabilities; of a judge in
-this process, the checkpoint's files are read."""
+"""Checks of the judges: endpoints have to serve and score, local checkpoints have to be complete.
+
+An endpoint is asked for its models and for one score with log-probabilities. The files of a judge that will run in this
+process are read and verified.
+"""
 
 from __future__ import annotations
 
@@ -21,57 +24,62 @@ from clincot.preflight.probe import Probe
 from clincot.prompts import Conversation, PromptFormat, judge_prompt
 from clincot.records import Study
 
-_IMAGE_SIDE = 224  # pixels of the picture that is sent
+_IMAGE_SIDE = 224  # pixels of the probe image
 
 
 def build_judge_probes(config: PreflightConfig) -> list[Probe]:
+    """Build the probe of the panel and one probe for each judge."""
     judge, limit_s = config.judge, config.timeout_s
-    asked = [_build_judge_probe(spec, limit_s) for spec in judge.judges]
-    tried = f"{len(judge.judges)} judges for a quorum of {judge.quorum}, and their calibration"
-    mend = "fit it with `clincot calibrate`, or leave judge.calibration_file empty to use raw probabilities"
-    return [Probe("panel", tried, mend, limit_s, lambda: _check_panel(judge, tried)), *asked]
+    judge_probes = [_build_judge_probe(spec, limit_s) for spec in judge.judges]
+    description = f"{len(judge.judges)} judges for a quorum of {judge.quorum}, and their calibration"
+    remedy = "fit it with `clincot calibrate`, or leave judge.calibration_file empty to use raw probabilities"
+    return [Probe("panel", description, remedy, limit_s, lambda: _check_panel(judge, description)), *judge_probes]
 
 
 def _build_judge_probe(spec: JudgeSpec, limit_s: float) -> Probe:
     name = f"judge {spec.name}"
     if spec.url:
-        half = spec.model_copy(update={"timeout_s": min(spec.timeout_s, limit_s / 2)})  # two requests
-        mend = "start the endpoint, or mend judge.judges: url (…/v1), model, api_key_env, timeout_s"
-        return Probe(name, f"{spec.url}: what it serves", mend, limit_s, lambda: check_judge_endpoint(half, limit_s))
-    mend = "name a folder with config.json and all of its *.safetensors in judge.judges"
-    return Probe(name, f"{spec.path}: its files", mend, limit_s, lambda: check_judge_checkpoint(spec))
+        half = spec.model_copy(update={"timeout_s": min(spec.timeout_s, limit_s / 2)})  # the check sends two requests
+        remedy = "start the endpoint, or correct judge.judges: url (…/v1), model, api_key_env, timeout_s"
+        return Probe(name, f"{spec.url}: served models", remedy, limit_s, lambda: check_judge_endpoint(half))
+    remedy = "name a folder with config.json and all of its *.safetensors in judge.judges"
+    return Probe(name, f"{spec.path}: its files", remedy, limit_s, lambda: check_judge_checkpoint(spec))
 
 
-def check_judge_endpoint(spec: JudgeSpec, limit_s: float) -> Iterator[PreflightCheck]:
-    """What it serves, and one score of a picture of our own. Raises ModelFailed, BadInput (no key)."""
+def check_judge_endpoint(spec: JudgeSpec) -> Iterator[PreflightCheck]:
+    """Check an endpoint's served model and its score of a grey test image.
+
+    Raises ModelFailed if the endpoint does not list its models, InvalidInput if the API key is unset.
+    """
     judge = build_endpoint_judge(spec)
     yield pass_check(f"judge {spec.name}: models", f"GET {judge.url}/models", f"serves {judge.model}")
     name = f"judge {spec.name}: score"
-    how = "a rating n/10" if spec.rating else "log-probabilities"
-    tried = f"POST {judge.url}/chat/completions with two pictures, for {how}"
+    kind = "a rating n/10" if spec.rating else "log-probabilities"
+    probe = f"POST {judge.url}/chat/completions with two images, for {kind}"
     try:
         with tempfile.TemporaryDirectory() as folder:
             (score,) = judge.p_yes([build_probe_conversation(Path(folder), judge.views)])
     except ModelFailed as error:
-        yield fail_check(name, tried, str(error), _LOGPROBS_REMEDY)
+        yield fail_check(name, probe, str(error), _LOGPROBS_REMEDY)
         return
     if score is not None:
-        yield pass_check(name, tried, f"{score:g}")
+        yield pass_check(name, probe, f"{score:g}")
     elif spec.rating:
-        yield fail_check(name, tried, "a reply that is no rating", "ask another model: this one does not write n/10")
+        yield fail_check(name, probe, "a reply without a rating", "use another model: this one does not write n/10")
     else:
-        found = "log-probabilities, with yes and no together under a thousandth"
-        yield fail_check(name, tried, found, "ask another model, or set `rating: true`: it answers neither yes nor no")
+        result = "log-probabilities, with yes and no together under a thousandth"
+        remedy = "use another model, or set `rating: true`: this one answers neither yes nor no"
+        yield fail_check(name, probe, result, remedy)
 
 
 _LOGPROBS_REMEDY = (
-    "serve the model with something that takes pictures and returns log-probabilities (vLLM does), or set "
+    "serve the model with a server that accepts images and returns log-probabilities (vLLM does), or set "
     "`rating: true` for this judge"
 )
 
 
 def build_probe_conversation(folder: Path, views: PromptFormat) -> Conversation:
-    """A grey picture, written to the folder, and the question that judges are asked about candidates."""
+    """Build a judge's prompt about a grey image, which is written to the folder."""
     path = folder / "grey.png"
     Image.new("RGB", (_IMAGE_SIDE, _IMAGE_SIDE), (96, 96, 96)).save(path)
     study = Study(image=path.name, sha256=hash_files(path), width=_IMAGE_SIDE, height=_IMAGE_SIDE)
@@ -81,47 +89,43 @@ def build_probe_conversation(folder: Path, views: PromptFormat) -> Conversation:
 
 
 def check_judge_checkpoint(spec: JudgeSpec) -> Iterator[PreflightCheck]:
-    """The folder's files: all there, safetensors alone, their headers whole, and the digest that records will carry."""
-    name, folder = f"judge {spec.name}: checkpoint", Path(spec.path)
-    if not folder.is_dir():
-        from clincot.models.load import (
-            check_checkpoint_exists,  # torch comes with it: seconds that a folder need not wait
-        )
+    """Check that a checkpoint folder is complete, has only safetensors weights with valid headers, and its digest.
 
-        check_checkpoint_exists(spec.path, what=f"judge {spec.name!r}")
-        why = "a checkpoint of the hub's, whose weights come when it is loaded"
-        yield skip_check(name, f"{spec.path}: config.json can be had; its weights", why)
+    For a name on the hub only config.json is checked. Raises InvalidInput if a file is missing or malformed.
+    """
+    name, folder = f"judge {spec.name}: checkpoint", Path(spec.checkpoint)
+    if not folder.is_dir():
+        from clincot.models.load import check_checkpoint_exists  # imports torch, which takes seconds
+
+        check_checkpoint_exists(spec.checkpoint, what=f"judge {spec.name!r}")
+        reason = "config.json is available; the hub's weights are downloaded when the judge is loaded"
+        yield skip_check(name, f"{spec.path}: config.json and weights", reason)
         return
     digest = hash_checkpoint(folder)
     check_weight_files(folder)
     check_weight_headers(folder)
-    yield pass_check(name, f"{folder}: its files, read whole", f"digest {digest[:12]}")
+    yield pass_check(name, f"{folder}: all files read", f"digest {digest[:12]}")
 
 
-def _check_panel(config: JudgeConfig, tried: str) -> Iterator[PreflightCheck]:
-    """Enough judges, each of a name of its own; and, where one is named, a calibration for those whose digest is known
-    without asking."""
+def _check_panel(config: JudgeConfig, probe: str) -> Iterator[PreflightCheck]:
+    """Check that enough judges have distinct names and that those in local folders are calibrated.
+
+    The digest of a judge behind an endpoint is unknown before it is asked, so its calibration cannot be checked here.
+    """
     names = [spec.name for spec in config.judges]
     if len(set(names)) < len(names) or len(names) < config.quorum:
-        yield fail_check(
-            "panel",
-            tried,
-            f"judges: {', '.join(names) or 'none'}",
-            "name as many judges as judge.quorum asks for in judge.judges, each once",
-        )
+        result = f"judges: {', '.join(names) or 'none'}"
+        remedy = f"name at least {config.quorum} judges (judge.quorum) in judge.judges, each with a name of its own"
+        yield fail_check("panel", probe, result, remedy)
         return
-    if not config.calibration_file:
-        yield pass_check("panel", tried, "raw probabilities (no judge.calibration_file)")
+    if config.calibration_path is None:
+        yield pass_check("panel", probe, "raw probabilities (no judge.calibration_file)")
         return
-    fitted = {one.judge for one in read_records(Path(config.calibration_file), Calibration)}
-    folders = [Path(spec.path) for spec in config.judges if spec.path and Path(spec.path).is_dir()]
-    absent = [str(folder) for folder in folders if hash_checkpoint(folder) not in fitted]
+    calibrated = {calibration.judge for calibration in read_records(config.calibration_path, Calibration)}
+    folders = [Path(spec.checkpoint) for spec in config.judges if spec.path and Path(spec.checkpoint).is_dir()]
+    absent = [str(folder) for folder in folders if hash_checkpoint(folder) not in calibrated]
     if absent:
-        yield fail_check(
-            "panel",
-            tried,
-            f"{config.calibration_file} has no calibration of {', '.join(absent)}",
-            "fit it for this panel with `clincot calibrate`",
-        )
+        result = f"{config.calibration_file} has no calibration of {', '.join(absent)}"
+        yield fail_check("panel", probe, result, "fit it for this panel with `clincot calibrate`")
         return
-    yield pass_check("panel", tried, f"{config.calibration_file}: {len(fitted)} calibrations")
+    yield pass_check("panel", probe, f"{config.calibration_file}: {len(calibrated)} calibrations")

@@ -1,4 +1,4 @@
-"""A probe of one outside dependency, and how probes are run together."""
+"""Probes of outside dependencies, which all run at once and each within a time limit."""
 
 from __future__ import annotations
 
@@ -13,41 +13,46 @@ from clincot.preflight.preflight_report import PreflightCheck, fail_check
 
 @dataclass(frozen=True)
 class Probe:
-    """A few checks that build on one another, in `limit_s` seconds. An error for the user is a failed check as well."""
+    """Checks of one dependency that build on one another and share a time limit.
+
+    If the time limit passes or `run` raises a UserError or OSError, that is one more failed check with this
+    description and remedy.
+    """
 
     name: str
-    tried: str
-    mend: str
+    description: str
+    remedy: str
     limit_s: float
     run: Callable[[], Iterable[PreflightCheck]]
 
 
-def run_probes(asked: Sequence[Probe]) -> list[PreflightCheck]:
-    """All probes at once, each in a thread of its own; checks in the probes' order.
+def run_probes(probes: Sequence[Probe]) -> list[PreflightCheck]:
+    """Run all probes at once, each in its own thread, and return their checks in the order of the probes.
 
-    What has not ended by its limit has failed. Its thread is left behind (nothing in Python ends it) and keeps no
-    process from ending.
+    A probe that has not ended by its limit has failed. Its daemon thread keeps running; Python cannot stop it, but it
+    does not block exit. An error of a probe that is not a UserError or OSError is a bug and is raised.
     """
     began = time.monotonic()
-    answers = [_ProbeRun(probe) for probe in asked]
-    for answer in answers:
-        threading.Thread(target=answer.run_probe, name=f"preflight {answer.probe.name}", daemon=True).start()
-    found: list[PreflightCheck] = []
-    for answer in answers:
-        probe = answer.probe
-        ended = answer.ended.wait(timeout=max(0.0, began + probe.limit_s - time.monotonic()))
-        found += answer.checks[:]  # what was found before it hung or broke off, too
+    runs = [_ProbeRun(probe) for probe in probes]
+    for run in runs:
+        threading.Thread(target=run.run_probe, name=f"preflight {run.probe.name}", daemon=True).start()
+    checks: list[PreflightCheck] = []
+    for run in runs:
+        probe = run.probe
+        ended = run.ended.wait(timeout=max(0.0, began + probe.limit_s - time.monotonic()))
+        checks += run.checks[:]  # also those from before a timeout or an error
         if not ended:
-            found.append(fail_check(probe.name, probe.tried, f"no answer within {probe.limit_s:g} s", probe.mend))
-        elif isinstance(answer.error, (UserError, OSError)):
-            found.append(fail_check(probe.name, probe.tried, str(answer.error), probe.mend))
-        elif answer.error is not None:
-            raise answer.error  # a fault of the program
-    return found
+            result = f"no answer within {probe.limit_s:g} s"
+            checks.append(fail_check(probe.name, probe.description, result, probe.remedy))
+        elif isinstance(run.error, (UserError, OSError)):
+            checks.append(fail_check(probe.name, probe.description, str(run.error), probe.remedy))
+        elif run.error is not None:
+            raise run.error
+    return checks
 
 
 class _ProbeRun:
-    """What a probe has found so far."""
+    """A running probe and its checks so far."""
 
     def __init__(self, probe: Probe) -> None:
         self.probe = probe
@@ -56,9 +61,10 @@ class _ProbeRun:
         self.ended = threading.Event()
 
     def run_probe(self) -> None:
+        """Collect the probe's checks; keep an error for the thread that waits."""
         try:
             self.checks.extend(self.probe.run())
-        except BaseException as error:  # for the thread that waits, which tells or raises it
+        except BaseException as error:  # run_probes reports or raises it
             self.error = error
         finally:
             self.ended.set()

@@ -1,12 +1,13 @@
-"""What a round starts from: the line's champion, verified; for a line without one, the base policy as round 0."""
+"""The starting policy of a round: the model line's verified champion, or the base policy as round 0."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
-from clincot.config import PreflightConfig
+from clincot.config import PreflightConfig, resolve_path
 from clincot.errors import InvalidInput
 from clincot.models.checkpoint import check_weight_files, check_weight_headers, hash_checkpoint
 from clincot.preflight.preflight_report import PreflightCheck, fail_check, pass_check
@@ -30,34 +31,36 @@ _DIGEST_PATTERN = re.compile(r"[0-9a-f]{6,64}")
 
 
 def build_champion_probes(config: PreflightConfig, start: list[StartingPolicy]) -> list[Probe]:
-    tried = f"the champion of {config.publish.name}, and its files"
-    mend = "`clincot models show champion` says what is wrong; `clincot models rollback` goes back to the one before"
-    return [Probe("champion", tried, mend, config.verify_s, lambda: _check_champion(config, start, tried))]
+    """Build the probe of the champion, which appends the starting policy to `start`."""
+    description = f"the champion of {config.publish.name}, and its files"
+    remedy = "`clincot models show champion` shows the problem; `clincot models rollback` returns to the previous one"
+    run = partial(_check_champion, config, start, description)
+    return [Probe("champion", description, remedy, config.verify_s, run)]
 
 
-def _check_champion(config: PreflightConfig, start: list[StartingPolicy], tried: str) -> Iterator[PreflightCheck]:
+def _check_champion(config: PreflightConfig, start: list[StartingPolicy], probe: str) -> Iterator[PreflightCheck]:
     try:
-        policy, how = resolve_starting_policy(config)
+        policy, origin = resolve_starting_policy(config)
     except (NoChampion, NotPublished) as error:
-        mend = (
-            "publish the base model and `clincot models start` it, or name a checkpoint as preflight.base (--base): it "
-            "is then round 0"
+        remedy = (
+            "publish the base model and `clincot models start` it, or name a checkpoint as preflight.base (--base), "
+            "which then is round 0"
         )
-        yield fail_check("champion", tried, str(error), mend)
+        yield fail_check("champion", probe, str(error), remedy)
         return
     except CorruptCheckpoint as error:
-        mend = "publish this checkpoint again, or `clincot models rollback` to one that is whole"
-        yield fail_check("champion", tried, str(error), mend)
+        remedy = "publish this checkpoint again, or `clincot models rollback` to an intact one"
+        yield fail_check("champion", probe, str(error), remedy)
         return
     start.append(policy)
-    yield pass_check("champion", tried, f"{how}: {policy.sha256[:12]}, round {policy.round}, {policy.uri}")
+    yield pass_check("champion", probe, f"{origin}: {policy.sha256[:12]}, round {policy.round}, {policy.uri}")
 
 
 def resolve_starting_policy(config: PreflightConfig) -> tuple[StartingPolicy, str]:
-    """The round's starting policy, its files read and found right, and how it was found.
+    """Return the round's starting policy, whose files have been verified, and a description of its origin.
 
-    The base is taken only where there is certainly no champion: a store that cannot be read is an error, never a base.
-    Raises NoChampion, NotPublished, Corrupt, StoreFailed, BadInput.
+    The base policy is used only if the line certainly has no champion: an unreadable store is an error. Raises
+    NoChampion, NotPublished, CorruptCheckpoint, StoreFailed or InvalidInput.
     """
     line, url = config.publish.name, config.publish.store
     store = open_store(url) if url else None
@@ -71,12 +74,13 @@ def resolve_starting_policy(config: PreflightConfig) -> tuple[StartingPolicy, st
             manifest = read_manifest(store, line, champion.now.sha256)
             return _verify_published(store, manifest, "champion"), f"move {champion.now.number} of the pointer"
     if not config.base:
-        raise NoChampion("no store is named (publish.store), and no base policy either (preflight.base)")
+        raise NoChampion("neither a store (publish.store) nor a base policy (preflight.base) is configured")
     return _resolve_base(store, line, config.base), "no champion yet, so preflight.base"
 
 
-def _resolve_base(store: Store | None, line: str, given: str) -> StartingPolicy:
-    folder = Path(given)
+def _resolve_base(store: Store | None, line: str, base: str) -> StartingPolicy:
+    """Resolve preflight.base, which is a checkpoint folder or the digest of a published checkpoint."""
+    folder = resolve_path(base)
     if folder.is_dir():
         check_weight_files(folder)
         check_weight_headers(folder)
@@ -84,25 +88,27 @@ def _resolve_base(store: Store | None, line: str, given: str) -> StartingPolicy:
         return StartingPolicy(
             line=line, uri=str(folder.absolute()), sha256=digest, round=0, source="base", published=False
         )
-    if store is None or not _DIGEST_PATTERN.fullmatch(given):
+    if store is None:
         raise InvalidInput(
-            f"preflight.base: {given} is no folder"
-            + (" (and no store is named in which it could be published)" if store is None else " and no digest")
+            f"preflight.base: expected a checkpoint folder, got {base}, which is not a folder (a digest needs "
+            "publish.store)"
         )
-    return _verify_published(store, find_manifest(store, line, given), "base")
+    if not _DIGEST_PATTERN.fullmatch(base):
+        raise InvalidInput(f"preflight.base: expected a checkpoint folder or a published digest, got {base}")
+    return _verify_published(store, find_manifest(store, line, base), "base")
 
 
 def _verify_published(store: Store, manifest: Manifest, source: str) -> StartingPolicy:
-    """The published checkpoint, every file of it read and compared."""
+    """Read every file of a published checkpoint and compare it with the manifest."""
     if manifest.kind == "adapter":
         raise InvalidInput(
-            f"{manifest.uri}: is an adapter alone, and a round starts from a whole checkpoint; publish it merged "
+            f"{manifest.uri}: expected a complete checkpoint to start a round from, got an adapter; publish it merged "
             "(publish.adapter: merge)"
         )
     verify_checkpoint(store, manifest)
-    if (found := hash_manifest_files(manifest)) != manifest.sha256:
+    if (digest := hash_manifest_files(manifest)) != manifest.sha256:
         raise CorruptCheckpoint(
-            f"{manifest.uri}: its files make the digest {found[:12]}, it lies under {manifest.sha256[:12]}"
+            f"{manifest.uri}: expected files with the digest {manifest.sha256[:12]}, got {digest[:12]}"
         )
     return StartingPolicy.model_validate(
         {
@@ -117,14 +123,17 @@ def _verify_published(store: Store, manifest: Manifest, source: str) -> Starting
 
 
 def fetch_starting_policy(start: StartingPolicy, store_url: str, folder: Path) -> Path:
-    """The starting policy as a folder: below `folder`, from the store, or where an unpublished base lies. Verified.
+    """Return the verified folder of the starting policy.
 
-    Raises Corrupt, NotPublished, StoreFailed; BadInput where the base has changed since preflight looked at it.
+    A published policy is downloaded into `folder`; an unpublished base is used where it is. Raises CorruptCheckpoint,
+    NotPublished or StoreFailed, and InvalidInput if the base has changed since preflight.
     """
     if not start.published:
-        place = Path(start.uri)
-        if (found := hash_checkpoint(place)) != start.sha256:
-            raise InvalidInput(f"{place}: is {found[:12]} by now, the round started from {start.sha256[:12]}")
-        return place
+        path = Path(start.uri)
+        if (digest := hash_checkpoint(path)) != start.sha256:
+            raise InvalidInput(
+                f"{path}: expected the checkpoint {start.sha256[:12]} that the round started from, got {digest[:12]}"
+            )
+        return path
     store = open_store(store_url)
     return download_checkpoint(store, read_manifest(store, start.line, start.sha256), folder)

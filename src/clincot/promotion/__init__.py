@@ -1,5 +1,5 @@
-"""The promotion gate: does a challenger replace the champion?
+"""The promotion gate, which decides whether a challenger replaces the champion.
 
-Paired cluster tests, an error budget over the pipeline's lifetime, floors on guarded metrics, leakage and judge health.
-The metrics themselves are clincot.evaluation; publishing a promoted checkpoint is clincot.registry.
+Paired cluster tests, an error budget over the pipeline's lifetime, floors on guarded metrics, and checks for leakage
+and judge health. clincot.evaluation computes the metrics; clincot.registry publishes a promoted checkpoint.
 """

@@ -1,4 +1,4 @@
-"""A weighed check as a record: its numbers in the metric's own sense, its interval, and its reason in a sentence."""
+"""Records of the gate's checks: numbers in the metric's own direction, an interval and a reason."""
 
 from __future__ import annotations
 
@@ -25,35 +25,39 @@ METRIC_NAMES = {
 }
 
 
-def build_check(weighed: CheckResult, sides: Sides, config: DecideConfig, level: float) -> PromotionCheck:
-    """The record of a check. What `weigh` turned round (lower is better) is turned back."""
-    metric = GAIN_METRIC if weighed.role == "blind" else weighed.name
-    other = "blind" if weighed.role == "blind" else "champion"
+def build_check(result: CheckResult, sides: Sides, config: DecideConfig, level: float) -> PromotionCheck:
+    """Build the record of a check.
+
+    The tests work on differences for which higher is better. The record has them in the metric's own direction again,
+    so the sign flips where lower is better.
+    """
+    metric = GAIN_METRIC if result.role == "blind" else result.name
+    other = "blind" if result.role == "blind" else "champion"
     sign = -1.0 if metric in LOWER_IS_BETTER else 1.0
-    test = weighed.test
+    test = result.test
     return PromotionCheck.model_validate(
         {
-            "name": weighed.name,
-            "role": weighed.role,
+            "name": result.name,
+            "role": result.role,
             "better": "lower" if sign < 0 else "higher",
             "challenger": _mean_value(sides, "challenger", metric),
             "other": _mean_value(sides, other, metric),
             "difference": bootstrap_difference(sides, metric, config, other=other),
-            "threshold": _round_value(sign * weighed.null),
+            "threshold": _round_value(sign * result.null),
             "pooled": None if test is None else _round_value(sign * test.value),
             "error": None if test is None else _round_value(test.error),
             "bound": None if test is None else _round_value(sign * test.lower_bound(level)),
-            "p": None if weighed.p is None else float(f"{weighed.p:.6g}"),
-            "n": weighed.totals.n,
-            "clusters": weighed.totals.clusters,
-            "passed": weighed.passed,
-            "reason": _explain_check(weighed, sign, other, level),
+            "p": None if result.p is None else float(f"{result.p:.6g}"),
+            "n": result.totals.n,
+            "clusters": result.totals.clusters,
+            "passed": result.passed,
+            "reason": _explain_check(result, sign, other, level),
         }
     )
 
 
 def bootstrap_difference(sides: Sides, metric: str, config: DecideConfig, *, other: str) -> Interval:
-    """Challenger minus the other on this look's questions, with its 95 % interval clustered by patient."""
+    """Return challenger minus `other` on this look's questions, with its 95 % interval clustered by patient."""
     values, clusters = sides.paired_differences(metric, other)
     return cluster_bootstrap(
         [None if math.isnan(value) else float(value) for value in values],
@@ -68,20 +72,20 @@ def _mean_value(sides: Sides, side: str, metric: str) -> float | None:
     return None if np.isnan(values).all() else _round_value(float(np.nanmean(values)))
 
 
-def _explain_check(weighed: CheckResult, sign: float, other: str, level: float) -> str:
-    name = METRIC_NAMES.get(weighed.name, weighed.name)
+def _explain_check(result: CheckResult, sign: float, other: str, level: float) -> str:
+    name = METRIC_NAMES.get(result.name, result.name)
     against = "the blind baseline's" if other == "blind" else "the champion's"
-    totals, test = weighed.totals, weighed.test
+    totals, test = result.totals, result.test
     where = f"on {totals.n} questions of {totals.clusters} patients ({totals.n_unscored} unscored)"
-    if test is None or weighed.p is None:
+    if test is None or result.p is None:
         return f"Whether the challenger's {name} is good enough cannot be shown: {where}."
     side, bound = ("lower", "above") if sign > 0 else ("upper", "below")
-    verb = "is" if weighed.passed else "is not"
-    shown = f"its {side} bound at this look's level {sign * test.lower_bound(level):+.3f}, p = {weighed.p:.2g}"
+    verb = "is" if result.passed else "is not"
+    shown = f"its {side} bound at this look's level {sign * test.lower_bound(level):+.3f}, p = {result.p:.2g}"
     what = {"gain": "a gain", "blind": "beating the answers without an image", "guard": "keeping the floor"}
     return (
         f"The challenger's {name} minus {against} is {sign * test.value:+.3f} {where}: {shown}. "
-        f"{what[weighed.role].capitalize()} ({bound} {sign * weighed.null:+g}) {verb} shown."
+        f"{what[result.role].capitalize()} ({bound} {sign * result.null:+g}) {verb} shown."
     )
 
 

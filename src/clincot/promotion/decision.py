@@ -1,8 +1,8 @@
-"""The decide stage over files: gathers the evidence and asks the gate. It always ends with a decision.
+"""The decide stage: reads the evidence from files and runs the gate.
 
-What cannot be read (a missing champion, a file that was cut off, a report that is none) is a reason to block, not an
-error: a pipeline branches on the verdict. Only a ledger that another decision was entered into meanwhile is an error,
-since then this decision's level is spent.
+It always ends with a decision, because a pipeline branches on the verdict. An unreadable input (a missing champion, a
+truncated file, a malformed report) is therefore a reason to block and not an error. The only error is a ledger to which
+another decision was appended in the meantime, because that decision has spent the level.
 """
 
 from __future__ import annotations
@@ -25,32 +25,31 @@ from clincot.promotion.ledger import Ledger, read_ledger
 from clincot.records import GateFinding, Outcome, hash_json
 
 T = TypeVar("T")
+_INPUT_ERRORS = (InvalidRecord, BadBenchmark, InvalidImage, ValueError, KeyError, OSError)  # all name file and cause
 _EMPTY_BENCHMARK = Benchmark(questions={}, references={}, clusters={}, digest=hash_json([]))
 
 
 class _ProblemCollector:
-    """Collects what could not be read, so that one decision names all of it."""
+    """Collects the problems of all inputs, so that one decision names every one of them."""
 
     def __init__(self) -> None:
-        self.found: list[str] = []
+        self.problems: list[str] = []
 
-    def read_or_note(self, what: str, read: Callable[[], T], otherwise: T) -> T:
+    def read_or_note(self, what: str, read: Callable[[], T], default: T) -> T:
+        """Return what `read` returns; if it fails, note the problem and return `default`."""
         try:
             return read()
-        except (
-            InvalidRecord,
-            BadBenchmark,
-            InvalidImage,
-            ValueError,
-            KeyError,
-            OSError,
-        ) as error:  # all name file and cause
-            self.found.append(f"The {what} cannot be used: {error}")
-            return otherwise
+        except _INPUT_ERRORS as error:
+            self.problems.append(f"The {what} cannot be used: {error}")
+            return default
 
 
 def decide_from_files(config: DecideConfig, inputs: Mapping[str, Path], digests: Mapping[str, str]) -> gate.GateResult:
-    """inputs: the stage's, by name; digests: what each of them was, for the record."""
+    """Decide on a challenger from the stage's inputs.
+
+    inputs: paths by the stage's names, of which only champion, challenger and benchmark are required. digests: the
+    sha256 of each input, for the record.
+    """
     problems = _ProblemCollector()
     outcomes: dict[str, list[Outcome]] = {}
     for name in ("champion", "challenger", "base"):
@@ -58,13 +57,13 @@ def decide_from_files(config: DecideConfig, inputs: Mapping[str, Path], digests:
             outcomes[name] = problems.read_or_note(
                 f"{name}'s file of outcomes", partial(_read_outcomes, inputs[name]), []
             )
-    asked = {outcome.question for outcome in outcomes["challenger"]}
+    answered = {outcome.question for outcome in outcomes["challenger"]}
     benchmark = problems.read_or_note(
-        "benchmark", lambda: _read_asked_benchmark(inputs["benchmark"], asked), _EMPTY_BENCHMARK
+        "benchmark", lambda: _read_answered_benchmark(inputs["benchmark"], answered), _EMPTY_BENCHMARK
     )
     blind: list[Outcome] = []
     if benchmark.questions:
-        key = inputs.get("blind", inputs["benchmark"])  # whose answers the baseline knows by heart
+        key = inputs.get("blind", inputs["benchmark"])  # the folder whose answers the baseline learns
         blind = problems.read_or_note("blind baseline", lambda: _answer_blind(key, benchmark), [])
     ledger = Ledger()
     if "ledger" in inputs:
@@ -79,7 +78,7 @@ def decide_from_files(config: DecideConfig, inputs: Mapping[str, Path], digests:
         base_outcomes=outcomes.get("base", []),
         ledger=ledger,
         findings=_collect_findings(config, inputs, benchmark, problems),
-        problems=problems.found,
+        problems=problems.problems,
         inputs={name: digest for name, digest in digests.items() if name != "ledger"},
     )
     return gate.run_gate(case, benchmark, config)
@@ -88,9 +87,9 @@ def decide_from_files(config: DecideConfig, inputs: Mapping[str, Path], digests:
 def _collect_findings(
     config: DecideConfig, inputs: Mapping[str, Path], benchmark: Benchmark, problems: _ProblemCollector
 ) -> Sequence[GateFinding]:
-    found: list[GateFinding] = []
+    findings: list[GateFinding] = []
     reports = {name: inputs.get(name) for name in ("panel_report", "panel_report_before", "pair_report")}
-    found += problems.read_or_note(
+    findings += problems.read_or_note(
         "judges' and pairs' reports",
         lambda: check_judge_health(
             config, panel=reports["panel_report"], before=reports["panel_report_before"], pairs=reports["pair_report"]
@@ -98,18 +97,18 @@ def _collect_findings(
         [],
     )
     if benchmark.questions and "data" in inputs:
-        found += problems.read_or_note(
+        findings += problems.read_or_note(
             "comparison with the training data",
             lambda: find_leakage(benchmark, inputs["benchmark"], inputs["data"], config),
             [],
         )
     if benchmark.questions and "calibration" in inputs:
-        found += problems.read_or_note(
+        findings += problems.read_or_note(
             "comparison with the judges' calibration data",
             lambda: [find_calibration_leakage(benchmark, inputs["benchmark"], inputs["calibration"])],
             [],
         )
-    return found
+    return findings
 
 
 def _read_outcomes(path: Path) -> list[Outcome]:
@@ -118,9 +117,9 @@ def _read_outcomes(path: Path) -> list[Outcome]:
     return list(read_records(path, Outcome))
 
 
-def _read_asked_benchmark(folder: Path, asked: set[str]) -> Benchmark:
-    """The questions that the challenger was asked (evaluate.limit may have cut the benchmark); all, if it was none."""
-    questions = [question for question in load_questions(folder) if not asked or question.id in asked]
+def _read_answered_benchmark(folder: Path, answered: set[str]) -> Benchmark:
+    """Read the questions that the challenger answered, since evaluate.limit may cut the benchmark; all if none."""
+    questions = [question for question in load_questions(folder) if not answered or question.id in answered]
     return Benchmark.from_records(questions, load_references(folder), StudyIndex(folder).values())
 
 

@@ -1,18 +1,29 @@
-"""The lifetime budget: how small a p-value the next challenger needs, so that ever promoting wrongly stays rare.
+"""The lifetime error budget: the test level of each decision of a recurring pipeline.
 
-A recurring pipeline tests again and again, without end. Let α be the probability with which it may *ever* promote a
-challenger that is no better than its champion, or below a floor. Challenger k (a new pair of champion and challenger)
-is given α γ_k with γ_k = k^-1.6 / ζ(1.6), which sums to 1 and never runs out: alpha spending, with the exponent that
-Tian and Ramdas (arXiv 1910.04900) found good. Its j-th look, on questions that its earlier looks did not have and
-pooled with them, is given the share w_j = 0.6 · 0.4^(j-1) of that. By the union bound the false promotions of all
-challengers and looks together have probability at most Σ_k Σ_j α γ_k w_j = α, however the looks depend on each other,
-and however it is chosen from earlier verdicts who is tested next. An e-process per challenger would be as valid and
-need no shares; it was not chosen since for the usual single look it needs z = 2.9 where this needs 2.2.
-**A promotion gives its budget back**: challenger k's whole level passes on to challenger k + 1, and on from there as
-long as promotions follow each other (the online fallback of the same paper; Bretz et al. 2009). That is free: if the
-promotion was right, no null hypothesis used that level; if it was wrong, the error has already been counted. A
-challenger that is kept, or dropped after one look, gives nothing back, and neither does rolling a promotion back.
-All this holds for questions that did not help to breed the challenger; those that did are counted in the other ledger.
+A recurring pipeline tests challengers without end. Let α (`decide.lifetime_error`) be the allowed probability that it
+*ever* promotes a challenger that is no better than its champion or below a floor. Alpha spending divides α:
+
+    challenger k (a new pair of champion and challenger, from 1)   α_k = α·γ_k + R_k,   γ_k = k^-1.6 / ζ(1.6)
+    its look j (from 1)                                           level  α_k·w_j,      w_j = 0.6 · 0.4^(j-1)
+
+- Σ γ_k = 1 (ζ is Riemann's zeta function), so the budget never runs out. The exponent 1.6 is the one that Tian and
+  Ramdas (arXiv 1910.04900) recommend.
+- Σ w_j = 1. A later look asks questions that the earlier looks at the same challenger did not ask, and pools them with
+  the earlier answers.
+- R_k = α_{k-1} if challenger k-1 was promoted at any of its looks, else 0: a promotion passes its whole level on to
+  the next challenger, and so on through a row of promotions (the online fallback procedure of the same paper; Bretz et
+  al., Statistics in Medicine 28, 2009). This costs nothing: if the promotion was right, no null hypothesis used that
+  level; if it was wrong, the error has already been counted. A challenger that is kept, or dropped after one look,
+  passes nothing on, and rolling a promotion back changes nothing.
+
+Without promotions the union bound gives a probability of at most Σ_k Σ_j α·γ_k·w_j = α for any false promotion. It
+holds for any dependence between looks, and for any choice of the next challenger from earlier verdicts.
+
+An e-process for each challenger would be as valid and would need no w_j. It is not used, because the usual single look
+would need z = 2.9 instead of 2.2.
+
+All this assumes questions that did not influence the challenger. The second ledger (clincot.promotion.ledger) counts
+how often each question has been used.
 """
 
 from __future__ import annotations
@@ -25,36 +36,41 @@ from scipy.special import zeta
 from clincot.records import Budget
 
 SPENDING_EXPONENT = 1.6
-FIRST_LOOK_SHARE, NEXT_LOOK_SHARE = 0.6, 0.4
+FIRST_LOOK_SHARE, NEXT_LOOK_SHARE = 0.6, 0.4  # w_1, and w_{j+1} / w_j
 _DECIMALS = 12
 
 
 class PastTest(Protocol):
-    """What the budget needs to know of an earlier decision."""
+    """What the budget needs to know about an earlier decision."""
 
     @property
     def pair(self) -> tuple[str, str]:
-        """(champion, challenger)"""
+        """Digests of champion and challenger."""
 
     @property
-    def budget(self) -> Budget: ...
+    def budget(self) -> Budget:
+        """The budget that the test was given."""
 
     @property
-    def promoted(self) -> bool: ...
+    def promoted(self) -> bool:
+        """Whether the challenger was promoted."""
 
 
 def challenger_share(number: int) -> float:
-    """γ_k of the k-th challenger, from 1: k^-1.6 / ζ(1.6)."""
+    """Return γ_k = k^-1.6 / ζ(1.6), the share of the budget of challenger k = `number`, from 1."""
     return float(number**-SPENDING_EXPONENT / zeta(SPENDING_EXPONENT))
 
 
 def look_share(look: int) -> float:
-    """w_j of the j-th look at a challenger, from 1."""
+    """Return w_j = 0.6 · 0.4^(j-1), the share of a challenger's level for its look j, from 1."""
     return float(FIRST_LOOK_SHARE * NEXT_LOOK_SHARE ** (look - 1))
 
 
 def next_level(spent: Sequence[PastTest], pair: tuple[str, str], *, lifetime: float) -> Budget:
-    """The level of the next test of `pair`, given all earlier entries of the ledger in their order."""
+    """Compute the budget of the next test of `pair`.
+
+    spent: all entries of the ledger, in order. pair: digests of champion and challenger. lifetime: α.
+    """
     looks = [entry for entry in spent if entry.pair == pair]
     before = round(sum(entry.budget.level for entry in spent), _DECIMALS)
     if looks:
@@ -83,7 +99,7 @@ def next_level(spent: Sequence[PastTest], pair: tuple[str, str], *, lifetime: fl
 
 
 def _carry_over_level(spent: Sequence[PastTest]) -> float:
-    """The level of the challenger introduced last, if it was promoted."""
+    """Return R_k: the level of the challenger introduced last if it was promoted, else 0."""
     if not spent:
         return 0.0
     last = max(spent, key=lambda entry: entry.budget.challenger_number).pair

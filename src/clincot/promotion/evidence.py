@@ -1,6 +1,7 @@
-"""What champion, challenger, base and the blind baseline answered to the same questions, side by side.
+"""Evidence of a decision: the answers of champion, challenger, base and blind baseline to the same questions.
 
-Each question becomes a row (evidence.jsonl keeps them), each metric of the gate a vector of differences over rows.
+Each question becomes a row, stored in evidence.jsonl; each metric of the gate becomes a vector of differences over the
+rows.
 """
 
 from __future__ import annotations
@@ -27,8 +28,10 @@ from clincot.text import normalize_text
 GAIN_METRIC = "accuracy"
 LOWER_IS_BETTER = frozenset({"hallucination", "abstention", "answer_length"})
 GUARD_METRICS = ("closed_accuracy", "open_f1", "hit_rate", "hallucination", "abstention", "answer_length")
-ABSTENTIONS = frozenset({"unknown", "unsure", "not sure", "i do not know", "i dont know", "cannot tell", "cannot say"})
-_MIN_CLOSED_QUESTIONS = 20  # closed questions with both answers in the key, on which one answer alone is no answer
+ABSTENTION_PHRASES = frozenset(
+    {"unknown", "unsure", "not sure", "i do not know", "i dont know", "cannot tell", "cannot say"}
+)
+_MIN_CLOSED_QUESTIONS = 20  # from this many closed questions on, always giving the same answer is a fault
 
 
 class SideAnswer(FrozenModel):
@@ -38,48 +41,49 @@ class SideAnswer(FrozenModel):
     correct: bool | None
     box: Box
     hit: bool | None
-    f1: UnitFloat | None  # open questions: token-set F1 (strict)
+    f1: UnitFloat | None  # token-set F1 (strict); None unless the question is open
 
 
 class EvidenceRow(Record):
-    """A held-out question with every side's answer to it."""
+    """A held-out question with every side's answer."""
 
     prefix: ClassVar[str] = "evidence"
 
     question: NonEmptyStr
     reference: NonEmptyStr
-    cluster: NonEmptyStr  # the patient, or the study where the patient is not known
-    answer: NonEmptyStr  # of the key
+    cluster: NonEmptyStr  # the patient, or the study if the patient is unknown
+    answer: NonEmptyStr  # the answer key's
     kind: NonEmptyStr
     sides: Annotated[dict[str, SideAnswer], Field(min_length=1)]  # "champion", "challenger", "base", "blind"
 
 
 @dataclass(frozen=True)
 class Sides:
-    """The sides that were compared, on `questions`."""
+    """The compared sides and the questions that they are compared on."""
 
     benchmark: Benchmark
-    questions: tuple[str, ...]
-    sides: Mapping[str, Side]  # by name; "champion", "challenger" and "blind" are always there
+    questions: tuple[str, ...]  # ids
+    sides: Mapping[str, Side]  # by name: "champion", "challenger" and "blind" always, "base" if it is shown
 
     def iter_rows(self) -> Iterator[EvidenceRow]:
-        for one in self.questions:
-            question, reference = self.benchmark.questions[one], self.benchmark.references[one]
+        """Yield the row of every question."""
+        for question_id in self.questions:
+            question, reference = self._question_with_reference(question_id)
             yield EvidenceRow(
-                question=one,
+                question=question_id,
                 reference=reference.id,
-                cluster=self.benchmark.clusters[one],
+                cluster=self.benchmark.clusters[question_id],
                 answer=reference.answer,
                 kind=question.kind,
                 sides={
-                    name: _build_side_answer(side.outcomes[one], question, reference)
+                    name: _build_side_answer(side.outcomes[question_id], question, reference)
                     for name, side in self.sides.items()
-                    if one in side.outcomes
+                    if question_id in side.outcomes
                 },
             )
 
     def metric_values(self, side: str, metric: str) -> FloatArray:
-        """The metric of every question as a number; NaN where it is unscored or does not apply (see `applies`)."""
+        """Return the side's metric for every question (N,); NaN if it is unscored or does not apply."""
         outcomes = self.sides[side].outcomes
         return np.array(
             [_metric_value(metric, outcomes[q], *self._question_with_reference(q)) for q in self.questions],
@@ -87,27 +91,28 @@ class Sides:
         )
 
     def applicable_mask(self, metric: str) -> NDArray[np.bool_]:
+        """Return for every question whether the metric applies to it (N,)."""
         return np.array(
             [_metric_applies(metric, *self._question_with_reference(q)) for q in self.questions], dtype=np.bool_
         )
 
     def cluster_indices(self) -> NDArray[np.intp]:
+        """Return the index of every question's patient (N,), from 0."""
         return np.unique([self.benchmark.clusters[q] for q in self.questions], return_inverse=True)[1]
 
     def paired_differences(self, metric: str, other: str = "champion") -> tuple[FloatArray, NDArray[np.intp]]:
-        """Challenger minus the other on the questions that the metric applies to, with their clusters."""
-        kept = self.applicable_mask(metric)
-        return (self.metric_values("challenger", metric) - self.metric_values(other, metric))[
-            kept
-        ], self.cluster_indices()[kept]
+        """Return challenger minus `other` and the cluster index, for the questions that the metric applies to."""
+        applies = self.applicable_mask(metric)
+        differences = self.metric_values("challenger", metric) - self.metric_values(other, metric)
+        return differences[applies], self.cluster_indices()[applies]
 
     def sum_evidence(self) -> EvidenceSums:
-        """The sums that `verdict.weigh` needs, signed so that higher is better."""
+        """Compute the sums that `verdict.run_checks` needs, signed so that higher is better."""
         gain, clusters = self.paired_differences(GAIN_METRIC)
         guards = {}
         for metric in GUARD_METRICS:
-            values, of = self.paired_differences(metric)
-            guards[metric] = compute_totals(-values if metric in LOWER_IS_BETTER else values, of)
+            values, guard_clusters = self.paired_differences(metric)
+            guards[metric] = compute_totals(-values if metric in LOWER_IS_BETTER else values, guard_clusters)
         over_blind, _ = self.paired_differences(GAIN_METRIC, "blind")
         return EvidenceSums(
             compute_totals(gain, clusters),
@@ -134,7 +139,7 @@ def _metric_applies(metric: str, question: Question, reference: Reference) -> bo
 
 
 def _metric_value(metric: str, outcome: Outcome, question: Question, reference: Reference) -> float:
-    """NaN where nothing could be read; an abstention is exactly that, so it always has a value."""
+    """Return an outcome's metric, NaN if it is unscored; abstention always has a value, as unscored counts as one."""
     if metric == "abstention":
         return float(_is_abstention(outcome))
     if metric == "hit_rate":
@@ -152,9 +157,9 @@ def _metric_value(metric: str, outcome: Outcome, question: Question, reference: 
 
 
 def _is_abstention(outcome: Outcome) -> bool:
-    """No answer that could be read, an empty one, or one that says that it does not know."""
-    said = normalize_text(outcome.answer)
-    return outcome.correct is None or not said or said in ABSTENTIONS
+    """Whether an answer is unreadable, empty or says that the policy does not know."""
+    answer = normalize_text(outcome.answer)
+    return outcome.correct is None or not answer or answer in ABSTENTION_PHRASES
 
 
 def _build_side_answer(outcome: Outcome, question: Question, reference: Reference) -> SideAnswer:
@@ -169,13 +174,16 @@ def _build_side_answer(outcome: Outcome, question: Question, reference: Referenc
 
 
 def check_answers(sides: Sides, *, max_unscored: float, max_off_format: float) -> list[GateFinding]:
-    """What is wrong with the answers themselves: too many unscored, off format, or one answer to everything."""
-    found = []
+    """Check the answers themselves: unscored, off format, the same answer to everything, repeated questions.
+
+    max_unscored, max_off_format: allowed shares, in [0, 1].
+    """
+    findings = []
     for name in ("champion", "challenger"):
         outcomes = [sides.sides[name].outcomes[question] for question in sides.questions]
         unscored = sum(outcome.correct is None for outcome in outcomes) / len(outcomes)
         severity: Literal["block", "ok"] = "block" if unscored > max_unscored else "ok"
-        found.append(
+        findings.append(
             GateFinding(
                 name=f"{name} unscored",
                 severity=severity,
@@ -184,12 +192,12 @@ def check_answers(sides: Sides, *, max_unscored: float, max_off_format: float) -
                 reason=f"{unscored:.1%} of the {name}'s answers could not be scored; {max_unscored:.1%} are allowed.",
             )
         )
-        found.append(_check_one_answer(name, sides))
-    return [*found, _check_off_format(sides, max_off_format), _check_repeated_questions(sides)]
+        findings.append(_check_one_answer(name, sides))
+    return [*findings, _check_off_format(sides, max_off_format), _check_repeated_questions(sides)]
 
 
 def _check_off_format(sides: Sides, allowed: float) -> GateFinding:
-    """A warning here: what it does to the verdict is in gate.py (a challenger above it is kept, not blocked)."""
+    """Warn about too many off-format answers; gate.py then keeps the champion but does not block."""
     outcomes = [sides.sides["challenger"].outcomes[question] for question in sides.questions]
     off = sum(outcome.off_format or outcome.correct is None for outcome in outcomes)
     share = off / len(outcomes)
@@ -204,42 +212,43 @@ def _check_off_format(sides: Sides, allowed: float) -> GateFinding:
 
 
 def _check_one_answer(name: str, sides: Sides) -> GateFinding:
-    """A challenger that says "yes" to everything scores whatever share of the key is "yes"."""
+    """Check for a constant answer: "yes" to everything scores the share of the key that is "yes"."""
     closed = [question for question in sides.questions if sides.benchmark.questions[question].kind == "closed"]
-    said = {normalize_text(sides.sides[name].outcomes[question].answer) for question in closed}
-    wanted = {normalize_text(sides.benchmark.references[question].answer) for question in closed}
-    constant = len(closed) >= _MIN_CLOSED_QUESTIONS and len(said) == 1 and len(wanted) > 1
+    answers = {normalize_text(sides.sides[name].outcomes[question].answer) for question in closed}
+    expected = {normalize_text(sides.benchmark.references[question].answer) for question in closed}
+    constant = len(closed) >= _MIN_CLOSED_QUESTIONS and len(answers) == 1 and len(expected) > 1
     severity = "ok" if not constant else ("block" if name == "challenger" else "warn")
-    reason = f"The {name} gives {len(said)} different answers to {len(closed)} closed questions."
+    reason = f"The {name} gives {len(answers)} different answers to {len(closed)} closed questions."
     if constant:
-        reason = f"The {name} answers {next(iter(said))!r} to all {len(closed)} closed questions: it does not look."
+        reason = f"The {name} answers {next(iter(answers))!r} to all {len(closed)} closed questions: it does not look."
     return GateFinding.model_validate(
-        {"name": f"{name} one answer", "severity": severity, "value": len(said), "threshold": None, "reason": reason}
+        {"name": f"{name} one answer", "severity": severity, "value": len(answers), "threshold": None, "reason": reason}
     )
 
 
 def _check_repeated_questions(sides: Sides) -> GateFinding:
-    """The same question about the same image under two ids would count twice."""
-    seen: dict[tuple[str, str], str] = {}
-    twice: list[str] = []
-    for one in sides.questions:
-        question = sides.benchmark.questions[one]
-        if seen.setdefault((question.study, normalize_text(question.text)), one) != one:
-            twice.append(one)
-    named = f", first {twice[0]}" if twice else ""
+    """Check for a question about the same image under two ids, which would count twice."""
+    first_ids: dict[tuple[str, str], str] = {}
+    repeated: list[str] = []
+    for question_id in sides.questions:
+        question = sides.benchmark.questions[question_id]
+        if first_ids.setdefault((question.study, normalize_text(question.text)), question_id) != question_id:
+            repeated.append(question_id)
+    named = f", first {repeated[0]}" if repeated else ""
     return GateFinding(
         name="asked twice",
-        severity="block" if twice else "ok",
-        value=len(twice),
+        severity="block" if repeated else "ok",
+        value=len(repeated),
         threshold=0,
-        reason=f"{len(twice)} benchmark questions repeat another one about the same image{named}.",
+        reason=f"{len(repeated)} benchmark questions repeat another one about the same image{named}.",
     )
 
 
 def find_key_mismatches(sides: Mapping[str, Side], questions: Sequence[str]) -> list[str]:
-    """Questions that two sides were scored on with different answer keys."""
-    return [
-        question
-        for question in questions
-        if len({side.outcomes[question].reference for side in sides.values() if question in side.outcomes}) > 1
-    ]
+    """Return the questions on which the sides were scored with different answer keys."""
+    mismatches = []
+    for question in questions:
+        references = {side.outcomes[question].reference for side in sides.values() if question in side.outcomes}
+        if len(references) > 1:
+            mismatches.append(question)
+    return mismatches

@@ -1,9 +1,12 @@
-"""The gate: whether the challenger takes the champion's place, as one record with every number behind it.
+"""The gate: decides whether the challenger replaces the champion, with every number in one record.
 
-`promote` only if every check of promotion/verdict.py passes at the level of the lifetime budget (promotion/error_budget.py), at
-most `max_off_format` of the challenger's answers are off format, and nothing blocks. Otherwise `keep`. `blocked` when
-the comparison itself cannot be trusted: no questions, answers missing or doubled, NaN, too many unscored, a leak, a
-broken judge, a worn-out benchmark, a ledger that cannot be read. A blocked decision tests nothing and spends nothing.
+- `promote`: every check of clincot.promotion.verdict passes at the level of the lifetime budget
+  (clincot.promotion.error_budget), at most `max_off_format` of the challenger's answers are off format, and nothing
+  blocks.
+- `blocked`: the comparison itself cannot be trusted. The benchmark is empty or overused, answers are missing, repeated
+  or NaN, too many are unscored, data leaked, a judge is broken, or the ledger is unreadable. A blocked decision tests
+  nothing and spends nothing.
+- `keep`: everything else.
 """
 
 from __future__ import annotations
@@ -18,11 +21,10 @@ from clincot.config import DecideConfig
 from clincot.evaluation.benchmark import Benchmark
 from clincot.evaluation.intervals import MIN_RELIABLE_CLUSTERS
 from clincot.evaluation.paired import Side, index_outcomes
-from clincot.promotion import evidence as sides_module
 from clincot.promotion.checks import bootstrap_difference, build_check
 from clincot.promotion.cluster_tests import MIN_CLUSTERS
 from clincot.promotion.error_budget import next_level
-from clincot.promotion.evidence import GAIN_METRIC, Sides, find_key_mismatches
+from clincot.promotion.evidence import GAIN_METRIC, Sides, check_answers, find_key_mismatches
 from clincot.promotion.ledger import BudgetEntry, Ledger, QuestionsUsed
 from clincot.promotion.verdict import CheckResult, EvidenceSums, PromotionCriteria, run_checks, should_promote
 from clincot.records import BenchmarkReuse, Budget, Decision, GateFinding, Interval, Outcome, hash_json
@@ -36,51 +38,39 @@ _NO_LEDGER_CAUTION = (
 
 @dataclass(frozen=True)
 class Comparison:
-    """What is to be decided. Outcomes of other policies or arms are passed over, so whole files may be given."""
+    """The input of a decision. Outcomes may be whole files; those of other policies or arms are ignored."""
 
-    champion: str  # the policies' digests
+    champion: str  # digest of the policy
     challenger: str
     champion_outcomes: Iterable[Outcome]
     challenger_outcomes: Iterable[Outcome]
-    blind_outcomes: Iterable[Outcome]  # BlindBaseline.outcomes
-    base: str = ""  # "": no base policy is shown beside the two
+    blind_outcomes: Iterable[Outcome]  # from BlindBaseline.iter_outcomes
+    base: str = ""  # digest of the base policy, which is shown but not tested; "" shows none
     base_outcomes: Iterable[Outcome] = ()
     ledger: Ledger = field(default_factory=Ledger)
-    findings: Sequence[GateFinding] = ()  # of the data and the judges
-    problems: Sequence[str] = ()  # why something that was to be looked at could not be
+    findings: Sequence[GateFinding] = ()  # about the data and the judges
+    problems: Sequence[str] = ()  # why an input cannot be used; any problem blocks
     inputs: Mapping[str, str] = field(default_factory=dict)  # {input: sha256}, for the record
 
 
 @dataclass(frozen=True)
 class GateResult:
-    """The decision; what goes into the ledgers (None where nothing was tested); what was compared."""
+    """A decision with its ledger entries and the compared sides; all but the decision may be None."""
 
     decision: Decision
-    spending: BudgetEntry | None
+    spending: BudgetEntry | None  # None: nothing was tested
     asked: QuestionsUsed | None
-    sides: Sides | None
+    sides: Sides | None  # None: nothing could be compared
 
 
 def run_gate(case: Comparison, benchmark: Benchmark, config: DecideConfig) -> GateResult:
-    """Never raises on bad evidence: what is wrong becomes a reason of a `blocked` decision."""
-    old, new = (
-        index_outcomes(name, _select_outcomes(outcomes, policy, config.arm), benchmark.clusters)
-        for name, outcomes, policy in (
-            ("champion", case.champion_outcomes, case.champion),
-            ("challenger", case.challenger_outcomes, case.challenger),
-        )
-    )
-    blind = index_outcomes("blind baseline", case.blind_outcomes, benchmark.clusters)
-    given = {"champion": old, "challenger": new, "blind": blind}
-    if case.base:
-        given["base"] = index_outcomes(
-            "base", _select_outcomes(case.base_outcomes, case.base, config.arm), benchmark.clusters
-        )
+    """Decide on a challenger; bad evidence never raises, but becomes a reason of a `blocked` decision."""
+    given = _index_sides(case, benchmark, config)
     problems = [*case.problems, *_find_problems(given, benchmark, config)]
     if problems:
         return GateResult(_build_blocked_decision(case, benchmark, config, problems), None, None, None)
-    compared = _hash_comparison(case, benchmark, given, config)
-    ledger = case.ledger.rewind_ledger(compared)
+    evidence_digest = _hash_comparison(case, benchmark, given, config)
+    ledger = case.ledger.rewind_ledger(evidence_digest)
     questions, reuse, problems = _select_questions(case, ledger, benchmark, config)
     if not questions and not problems:
         reason = (
@@ -91,77 +81,103 @@ def run_gate(case: Comparison, benchmark: Benchmark, config: DecideConfig) -> Ga
     if problems:
         return GateResult(_build_blocked_decision(case, benchmark, config, problems, reuse=reuse), None, None, None)
     sides = Sides(benchmark, tuple(questions), given)
-    found = sides_module.check_answers(sides, max_unscored=config.max_unscored, max_off_format=config.max_off_format)
-    found = [*case.findings, *found]
+    answer_findings = check_answers(sides, max_unscored=config.max_unscored, max_off_format=config.max_off_format)
+    findings = [*case.findings, *answer_findings]
     look = sides.sum_evidence()
-    blocking = [finding.reason for finding in found if finding.severity == "block"] + _find_thin_evidence(look)
+    blocking = [finding.reason for finding in findings if finding.severity == "block"] + _find_thin_evidence(look)
     if blocking:
-        decision = _build_blocked_decision(case, benchmark, config, blocking, found, reuse=reuse)
+        decision = _build_blocked_decision(case, benchmark, config, blocking, findings, reuse=reuse)
         return GateResult(decision, None, None, sides)
-    return _test_challenger(case, config, sides, look, ledger, reuse, found, compared)
+    return _test_challenger(case, config, _Look(sides, look, tuple(findings), ledger, reuse, evidence_digest))
 
 
-def _test_challenger(
-    case: Comparison,
-    config: DecideConfig,
-    sides: Sides,
-    look: EvidenceSums,
-    ledger: Ledger,
-    reuse: BenchmarkReuse,
-    found: Sequence[GateFinding],
-    compared: str,
-) -> GateResult:
+def _index_sides(case: Comparison, benchmark: Benchmark, config: DecideConfig) -> dict[str, Side]:
+    """Index the outcomes of champion, challenger, blind baseline and, if there is one, base."""
+    policies = {
+        "champion": (case.champion, case.champion_outcomes),
+        "challenger": (case.challenger, case.challenger_outcomes),
+    }
+    sides = {}
+    for name, (policy, outcomes) in policies.items():
+        sides[name] = index_outcomes(name, _select_outcomes(outcomes, policy, config.arm), benchmark.clusters)
+    sides["blind"] = index_outcomes("blind baseline", case.blind_outcomes, benchmark.clusters)
+    if case.base:
+        outcomes = _select_outcomes(case.base_outcomes, case.base, config.arm)
+        sides["base"] = index_outcomes("base", outcomes, benchmark.clusters)
+    return sides
+
+
+@dataclass(frozen=True)
+class _Look:
+    """One look at a challenger: the sides on new questions, and all that the test needs to know about them."""
+
+    sides: Sides
+    sums: EvidenceSums  # of this look only
+    findings: tuple[GateFinding, ...]
+    ledger: Ledger  # as it was before this look
+    reuse: BenchmarkReuse
+    evidence_digest: str
+
+
+def _test_challenger(case: Comparison, config: DecideConfig, look: _Look) -> GateResult:
+    """Test a challenger on the evidence of this look pooled with that of earlier looks."""
+    sides, findings = look.sides, look.findings
     pair = (case.champion, case.challenger)
-    budget = next_level(ledger.spent, pair, lifetime=config.lifetime_error)
-    pooled = look
-    for earlier in ledger.find_looks(pair):
+    budget = next_level(look.ledger.spent, pair, lifetime=config.lifetime_error)
+    pooled = look.sums
+    for earlier in look.ledger.find_looks(pair):
         pooled = earlier.sums + pooled
-    weighed = run_checks(pooled, build_criteria(config), level=budget.level)
-    off_format = next(finding for finding in found if finding.name == "off format")
-    passed = should_promote(weighed) and off_format.severity == "ok"
+    results = run_checks(pooled, build_criteria(config), level=budget.level)
+    off_format = next(finding for finding in findings if finding.name == "off format")
+    passed = should_promote(results) and off_format.severity == "ok"
     verdict: Literal["promote", "keep"] = "promote" if passed else "keep"
-    checks = [build_check(check, sides, config, budget.level) for check in weighed]
+    checks = [build_check(result, sides, config, budget.level) for result in results]
     reasons = [check.reason for check in checks]
     reasons.insert(1, off_format.reason)
-    reasons += [f"Warning: {f.reason}" for f in found if f.severity == "warn" and f is not off_format]
-    reasons += [_explain_budget(budget), *_list_cautions(weighed, case.ledger, reuse)]
-    decision = _build_decision(case, sides.benchmark, config, verdict, reasons, found, reuse).model_copy(
+    reasons += [f"Warning: {f.reason}" for f in findings if f.severity == "warn" and f is not off_format]
+    reasons += [_explain_budget(budget), *_list_cautions(results, case.ledger, look.reuse)]
+    decision = _build_decision(case, sides.benchmark, config, verdict, reasons, findings, look.reuse).model_copy(
         update={
             "id": "",
             "checks": tuple(checks),
             "budget": budget,
             "difference": checks[0].difference,
             "base": bootstrap_difference(sides, GAIN_METRIC, config, other="base") if "base" in sides.sides else None,
-            "evidence": compared,
+            "evidence": look.evidence_digest,
         }
     )
-    decision = Decision.model_validate(decision.model_dump())  # with the id of its whole content
+    decision = Decision.model_validate(decision.model_dump())  # computes the id of the complete content
     spending = BudgetEntry(
-        evidence=compared,
+        evidence=look.evidence_digest,
         champion=case.champion,
         challenger=case.challenger,
         benchmark=sides.benchmark.digest,
         verdict=verdict,
         budget=budget,
-        gain=look.gain,
-        gain_rows=look.gain_rows,
-        guards=dict(look.guards),
-        blind=look.blind,
+        gain=look.sums.gain,
+        gain_rows=look.sums.gain_rows,
+        guards=dict(look.sums.guards),
+        blind=look.sums.blind,
     )
     asked = QuestionsUsed(
-        evidence=compared, number=budget.number, slice=reuse.slice, slices=reuse.slices, questions=sides.questions
+        evidence=look.evidence_digest,
+        number=budget.number,
+        slice=look.reuse.slice,
+        slices=look.reuse.slices,
+        questions=sides.questions,
     )
     return GateResult(decision, spending, asked, sides)
 
 
 def build_criteria(config: DecideConfig) -> PromotionCriteria:
+    """Return the promotion criteria of a configuration."""
     return PromotionCriteria(
         min_gain=config.min_gain, floors=config.floors.enabled, unbounded=frozenset({"answer_length"})
     )
 
 
 def assign_slice(cluster: str, slices: int) -> int:
-    """The slice (from 1) that a patient's questions belong to: a hash, so that new patients move no other."""
+    """Return the slice (from 1) of a patient's questions, by hash, so that new patients do not move others."""
     return 1 + int.from_bytes(hashlib.sha256(f"slice:{cluster}".encode()).digest()[:8]) % slices
 
 
@@ -170,16 +186,17 @@ def _select_outcomes(outcomes: Iterable[Outcome], policy: str, arm: str) -> Iter
 
 
 def _hash_comparison(case: Comparison, benchmark: Benchmark, given: Mapping[str, Side], config: DecideConfig) -> str:
-    """Of all that the verdict rests on, but for the ledger."""
-    answers = {
-        name: hash_json(sorted([outcome.id, outcome.correct, outcome.hit] for outcome in side.outcomes.values()))
-        for name, side in given.items()
-    }
+    """Hash everything that the verdict depends on except the ledger."""
+    answers = {name: _hash_outcomes(side) for name, side in given.items()}
     return hash_json([case.champion, case.challenger, benchmark.digest, config.model_dump(mode="json"), answers])
 
 
+def _hash_outcomes(side: Side) -> str:
+    return hash_json(sorted([outcome.id, outcome.correct, outcome.hit] for outcome in side.outcomes.values()))
+
+
 def _find_problems(given: Mapping[str, Side], benchmark: Benchmark, config: DecideConfig) -> list[str]:
-    """Why nothing can be compared; empty when it can."""
+    """Return why the sides cannot be compared; empty if they can."""
     if not benchmark.questions:
         return ["The benchmark is empty: there is no question to compare the two on."]
     numbers = {"min_gain": config.min_gain, "max_off_format": config.max_off_format, **config.floors.enabled}
@@ -191,17 +208,23 @@ def _find_problems(given: Mapping[str, Side], benchmark: Benchmark, config: Deci
     unclustered = [question for question, patient in benchmark.clusters.items() if not patient]
     if unclustered:
         problems.append(f"{len(unclustered)} questions belong to no patient, first {unclustered[0]}.")
-    problems += [problem for side in given.values() for problem in side.problems]
-    keyed = find_key_mismatches(given, list(benchmark.questions))
-    if keyed:
-        problems.append(f"The answer key differs between the sides for {len(keyed)} questions, first {keyed[0]}.")
+    for side in given.values():
+        problems += side.problems
+    mismatches = find_key_mismatches(given, list(benchmark.questions))
+    if mismatches:
+        problems.append(
+            f"The answer key differs between the sides for {len(mismatches)} questions, first {mismatches[0]}."
+        )
     return problems
 
 
 def _select_questions(
     case: Comparison, ledger: Ledger, benchmark: Benchmark, config: DecideConfig
 ) -> tuple[list[str], BenchmarkReuse, list[str]]:
-    """This decision's questions: its slice, without the worn ones and without patients of earlier looks at the pair."""
+    """Select this decision's slice of questions, without overused ones and patients of earlier looks at the pair.
+
+    Returns the questions, the statistics of their use, and the problems that block the decision.
+    """
     changed = [entry.budget.lifetime for entry in ledger.spent if entry.budget.lifetime != config.lifetime_error]
     if changed:
         now = f"decide.lifetime_error is {config.lifetime_error:g}"
@@ -210,31 +233,31 @@ def _select_questions(
     number = 1 + len(ledger.spent) % config.slices
     uses, seen = ledger.count_uses(), ledger.find_used_questions((case.champion, case.challenger))
     patients = {benchmark.clusters[question] for question in seen if question in benchmark.clusters}
-    mine = [q for q, patient in benchmark.clusters.items() if assign_slice(patient, config.slices) == number]
-    new = [q for q in mine if q not in seen and benchmark.clusters[q] not in patients]
-    kept = [question for question in new if uses[question] < config.max_uses]
+    in_slice = [q for q, patient in benchmark.clusters.items() if assign_slice(patient, config.slices) == number]
+    new = [q for q in in_slice if q not in seen and benchmark.clusters[q] not in patients]
+    selected = [question for question in new if uses[question] < config.max_uses]
     problems = []
-    if new and not kept:
+    if new and not selected:
         problems.append(
             f"All {len(new)} questions of slice {number} have been decided on {config.max_uses} times: the benchmark "
             "is worn out, since challengers are bred on its verdicts. Add new questions, or raise decide.max_uses."
         )
-    if not mine:
+    if not in_slice:
         problems.append(f"Slice {number} of {config.slices} has no patient; choose fewer decide.slices.")
-    return kept, _count_reuse(ledger, number, kept, new, config), problems
+    return selected, _count_reuse(ledger, number, selected, new, config), problems
 
 
 def _count_reuse(
-    ledger: Ledger, number: int, kept: Sequence[str], new: Sequence[str], config: DecideConfig
+    ledger: Ledger, number: int, selected: Sequence[str], new: Sequence[str], config: DecideConfig
 ) -> BenchmarkReuse:
     uses = ledger.count_uses()
     return BenchmarkReuse(
         slice=number,
         slices=config.slices,
-        questions=len(kept),
-        fresh=sum(uses[question] == 0 for question in kept),
-        worn=len(new) - len(kept),
-        most_uses=max((uses[question] + 1 for question in kept), default=0),
+        questions=len(selected),
+        fresh=sum(uses[question] == 0 for question in selected),
+        worn=len(new) - len(selected),
+        most_uses=max((uses[question] + 1 for question in selected), default=0),
         allowed=config.max_uses,
     )
 
@@ -263,8 +286,8 @@ def _explain_budget(budget: Budget) -> str:
     )
 
 
-def _list_cautions(weighed: Sequence[CheckResult], ledger: Ledger, reuse: BenchmarkReuse) -> list[str]:
-    clusters = weighed[0].totals.clusters
+def _list_cautions(results: Sequence[CheckResult], ledger: Ledger, reuse: BenchmarkReuse) -> list[str]:
+    clusters = results[0].totals.clusters
     cautions = []
     if clusters < MIN_RELIABLE_CLUSTERS:
         cautions.append(f"The intervals are approximate: {clusters} patients, fewer than {MIN_RELIABLE_CLUSTERS}.")
@@ -284,13 +307,13 @@ def _build_blocked_decision(
     benchmark: Benchmark,
     config: DecideConfig,
     reasons: Sequence[str],
-    found: Sequence[GateFinding] | None = None,
+    findings: Sequence[GateFinding] | None = None,
     *,
     reuse: BenchmarkReuse | None = None,
 ) -> Decision:
-    found = case.findings if found is None else found
-    reasons = [*reasons, *(f.reason for f in found if f.severity == "block" and f.reason not in reasons)]
-    return _build_decision(case, benchmark, config, "blocked", reasons, found, reuse)
+    findings = case.findings if findings is None else findings
+    reasons = [*reasons, *(f.reason for f in findings if f.severity == "block" and f.reason not in reasons)]
+    return _build_decision(case, benchmark, config, "blocked", reasons, findings, reuse)
 
 
 def _build_decision(
@@ -299,7 +322,7 @@ def _build_decision(
     config: DecideConfig,
     verdict: Literal["promote", "keep", "blocked"],
     reasons: Sequence[str],
-    found: Sequence[GateFinding] = (),
+    findings: Sequence[GateFinding] = (),
     reuse: BenchmarkReuse | None = None,
 ) -> Decision:
     return Decision(
@@ -310,7 +333,7 @@ def _build_decision(
         difference=NO_INTERVAL,
         verdict=verdict,
         reasons=tuple(reasons),
-        findings=tuple(found),
+        findings=tuple(findings),
         reuse=reuse,
         inputs=dict(case.inputs),
         settings=config.model_dump(mode="json"),

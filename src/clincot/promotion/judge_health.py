@@ -1,4 +1,4 @@
-"""Were the judges and the pairs of a round in order? Read from the reports that the judge and pair stages write."""
+"""Health checks of a round's judges and preference pairs, from the reports of the judge and pair stages."""
 
 from __future__ import annotations
 
@@ -13,26 +13,29 @@ from clincot.judging.combination import PanelReport
 from clincot.preferences.pairs import PairReport
 from clincot.records import GateFinding
 
-GOOD_ALPHA = 0.667  # below it agreement is not enough even for tentative conclusions (Krippendorff 2004)
-CONSTANT_SD = 1e-4  # standard deviation of a judge that says the same to everything
-CONTRADICTIONS_WARN, CONTRADICTIONS_BLOCK = 0.1, 0.5  # share of pairs that another pair of the question contradicts
+GOOD_ALPHA = 0.667  # smallest agreement that allows tentative conclusions (Krippendorff 2004)
+CONSTANT_SD = 1e-4  # below this standard deviation a judge gives the same score to everything
+CONTRADICTIONS_WARN, CONTRADICTIONS_BLOCK = 0.1, 0.5  # share of pairs contradicted by a pair of the same question
 _BINS = [f"{number / 10:.1f}" for number in range(10)]
 
 
 def check_judge_health(
     config: DecideConfig, *, panel: Path | None, before: Path | None, pairs: Path | None
 ) -> list[GateFinding]:
-    """Findings of the reports that are given; raises BadRecord on one that is none."""
-    found = []
+    """Check the reports whose paths are not None; `before` is the panel's report of the previous round.
+
+    Raises InvalidRecord if a file is not such a report.
+    """
+    findings = []
     if panel is not None:
         report = read_json_model(panel, PanelReport)
-        found += [_check_agreement(report, config), _check_unscored(report, config), *_check_judges(report)]
+        findings += [_check_agreement(report, config), _check_unscored(report, config), *_check_judges(report)]
         if before is not None:
-            found.append(_check_score_shift(report, read_json_model(before, PanelReport), config))
+            findings.append(_check_score_shift(report, read_json_model(before, PanelReport), config))
     if pairs is not None:
-        made = read_json_model(pairs, PairReport)
-        found += [_check_length_bias(made, config), _check_contradictions(made)]
-    return found
+        pair_report = read_json_model(pairs, PairReport)
+        findings += [_check_length_bias(pair_report, config), _check_contradictions(pair_report)]
+    return findings
 
 
 def _check_agreement(report: PanelReport, config: DecideConfig) -> GateFinding:
@@ -70,10 +73,10 @@ def _check_unscored(report: PanelReport, config: DecideConfig) -> GateFinding:
 
 
 def _check_judges(report: PanelReport) -> list[GateFinding]:
-    found = []
+    findings = []
     for judge in report.judges:
         if judge.left_out:
-            found.append(
+            findings.append(
                 GateFinding(
                     name=f"judge {judge.name}",
                     severity="warn",
@@ -84,7 +87,7 @@ def _check_judges(report: PanelReport) -> list[GateFinding]:
             )
         elif judge.sd_raw is not None and judge.scored > 1:
             constant = judge.sd_raw < CONSTANT_SD
-            found.append(
+            findings.append(
                 GateFinding(
                     name=f"judge {judge.name}",
                     severity="block" if constant else "ok",
@@ -94,7 +97,7 @@ def _check_judges(report: PanelReport) -> list[GateFinding]:
                     f"{judge.scored} candidates (standard deviation {judge.sd_raw:.4f}).",
                 )
             )
-    return found
+    return findings
 
 
 def _check_score_shift(now: PanelReport, before: PanelReport, config: DecideConfig) -> GateFinding:
@@ -118,12 +121,22 @@ def _check_score_shift(now: PanelReport, before: PanelReport, config: DecideConf
 
 
 def population_stability_index(before: Mapping[str, int], now: Mapping[str, int]) -> float | None:
-    """Σ (q - p) ln(q / p) over ten bins, each with half a count more so that an empty bin is no infinity."""
+    """Compute the population stability index Σ (q - p) ln(q / p) of two histograms {bin: count}.
+
+    p and q are the shares of the ten bins before and now; half a count is added to every bin, so that an empty one
+    does not make the index infinite. None if a histogram is empty. This is the symmetrised Kullback-Leibler divergence.
+    """
     if not before or not now:
         return None
-    p, q = ([counts.get(name, 0) + 0.5 for name in _BINS] for counts in (before, now))
-    shares = [(a / sum(p), b / sum(q)) for a, b in zip(p, q, strict=True)]
-    return sum((b - a) * math.log(b / a) for a, b in shares)
+    p = _smoothed_shares(before)
+    q = _smoothed_shares(now)
+    return sum((b - a) * math.log(b / a) for a, b in zip(p, q, strict=True))
+
+
+def _smoothed_shares(counts: Mapping[str, int]) -> list[float]:
+    smoothed = [counts.get(name, 0) + 0.5 for name in _BINS]
+    total = sum(smoothed)
+    return [count / total for count in smoothed]
 
 
 def _check_length_bias(report: PairReport, config: DecideConfig) -> GateFinding:

@@ -1,14 +1,16 @@
-"""Does the evidence promote? One pure function of sums; the decide stage and the simulation of pipelines call it.
+"""The verdict on the evidence, as a pure function of sums.
 
-A challenger is promoted only if it is *shown* to be more than `min_gain` better than the champion in the primary
-metric, shown to be above a floor in every guarded metric, and shown to beat the blind baseline. Every check is tested
-at the same level, that of this look in the lifetime budget (promotion/error_budget.py).
+The decide stage and the simulation of pipelines both call it. A challenger is promoted only if it is *shown* to be
+more than `min_gain` better than the champion in the primary metric, to be above a floor in every guarded metric, and
+to beat the blind baseline. Every check is tested at the same level, that of the current look in the lifetime budget
+(clincot.promotion.error_budget).
 
-Several checks need no correction for their number. The null hypothesis of a promotion is "not better, *or* below one
-of the floors, *or* no better than blind", a union; it is rejected only if each part is, which under any part happens
-with at most that part's own level (an intersection-union test; Berger 1982). Corrections such as Holm's are for
-gates that open when *one* of several tests does. What many checks cost is power: each has to be passed, so floors are
-wide and a metric that few questions measure (`clincot power` says how few) makes promotions rare, never wrong.
+The number of checks needs no correction. The null hypothesis of a promotion is the union "not better, *or* below one
+of the floors, *or* no better than blind". The gate rejects it only if every part is rejected. If part i is true, the
+probability of that is at most the probability of rejecting part i, which is at most the level: an intersection-union
+test (Berger, Technometrics 24, 1982). Corrections such as Holm's are for gates that open if *one* of several tests
+rejects. Many checks cost power instead, because each has to pass. Floors are therefore wide, and a metric that few
+questions measure makes promotions rare but not wrong; `clincot power` estimates how many questions it needs.
 """
 
 from __future__ import annotations
@@ -25,15 +27,15 @@ CheckRole = Literal["gain", "guard", "blind"]
 
 @dataclass(frozen=True)
 class EvidenceSums:
-    """Sums of per-question differences, challenger minus the other, signed so that higher is better."""
+    """Sums of per-question differences, challenger minus the other side, signed so that higher is better."""
 
     gain: Totals
-    gain_rows: tuple[ClusterRow, ...]  # the gain's clusters one by one, for the sign-flip test
-    guards: Mapping[str, Totals]  # a metric that applies to no question may be left out
+    gain_rows: tuple[ClusterRow, ...]  # every cluster of the gain, for the sign-flip test
+    guards: Mapping[str, Totals]  # by metric; may lack a metric that applies to no question
     blind: Totals
 
     def __add__(self, other: EvidenceSums) -> EvidenceSums:
-        """Both looks together; their patients are disjoint."""
+        """Pool two looks, whose patients have to be disjoint."""
         names = [*self.guards, *(name for name in other.guards if name not in self.guards)]
         return EvidenceSums(
             gain=self.gain + other.gain,
@@ -45,53 +47,57 @@ class EvidenceSums:
 
 @dataclass(frozen=True)
 class PromotionCriteria:
-    """What a promotion asks for. Floors are how much worse is still allowed, in the metric's own unit, positive."""
+    """What a promotion requires.
+
+    A floor is the loss in a guarded metric that is still allowed, positive and in the metric's own unit.
+    """
 
     min_gain: float
     floors: Mapping[str, float]
-    unbounded: frozenset[str] = frozenset()  # guards that are no shares: answer length
+    unbounded: frozenset[str] = frozenset()  # guarded metrics that are not shares, such as answer length
 
 
 @dataclass(frozen=True)
 class CheckResult:
-    """One check: is the mean above `null`?"""
+    """Result of one check, which tests whether the mean is above `null`."""
 
     name: str
     role: CheckRole
     null: float
     totals: Totals
-    test: MeanTest | None  # None: too few patients to show anything
+    test: MeanTest | None  # None: too few patients for a test
     p: float | None
     passed: bool
 
 
-def run_checks(evidence: EvidenceSums, demands: PromotionCriteria, *, level: float) -> tuple[CheckResult, ...]:
-    """Every check, the gain first; `promotes` says what follows."""
-    gain = check_gain(evidence.gain, evidence.gain_rows, demands, level=level)
-    return (gain, *check_guards(evidence.guards, evidence.blind, demands, level=level))
+def run_checks(evidence: EvidenceSums, criteria: PromotionCriteria, *, level: float) -> tuple[CheckResult, ...]:
+    """Run every check at `level`, the gain first; pass the results to `should_promote`."""
+    gain = check_gain(evidence.gain, evidence.gain_rows, criteria, level=level)
+    return (gain, *check_guards(evidence.guards, evidence.blind, criteria, level=level))
 
 
 def check_guards(
-    guards: Mapping[str, Totals], blind: Totals, demands: PromotionCriteria, *, level: float
+    guards: Mapping[str, Totals], blind: Totals, criteria: PromotionCriteria, *, level: float
 ) -> tuple[CheckResult, ...]:
-    """The guards and the blind baseline. A guard without any question is not a check."""
+    """Check the floors and the blind baseline; skip a guarded metric that applies to no question."""
     checks = []
-    for name, floor in demands.floors.items():
+    for name, floor in criteria.floors.items():
         totals = guards.get(name, Totals())
         if totals.n or totals.n_unscored:
-            least = 0.0 if name in demands.unbounded else share_variance(floor)
+            least = 0.0 if name in criteria.unbounded else share_variance(floor)
             checks.append(_check_mean(name, "guard", totals, -floor, level, least_variance=least))
     checks.append(_check_mean("beats_blind", "blind", blind, 0.0, level))
     return tuple(checks)
 
 
 def should_promote(checks: Sequence[CheckResult]) -> bool:
+    """Whether all checks passed."""
     return bool(checks) and all(check.passed for check in checks)
 
 
-def check_gain(totals: Totals, rows: Sequence[ClusterRow], demands: PromotionCriteria, *, level: float) -> CheckResult:
-    """Better than the champion by more than min_gain: by the t and by the sign-flip test."""
-    null = demands.min_gain
+def check_gain(totals: Totals, rows: Sequence[ClusterRow], criteria: PromotionCriteria, *, level: float) -> CheckResult:
+    """Check that the gain is above min_gain, with the larger p-value of the t-test and the sign-flip test."""
+    null = criteria.min_gain
     check = _check_mean("accuracy", "gain", totals, null, level, least_variance=share_variance(null))
     if check.test is None or check.p is None:
         return check

@@ -1,4 +1,5 @@
-"""The model registry: published checkpoints under their digest, model cards, golden questions, the champion pointer.
+"""The model registry.
 
-Rolling a published checkpoint out is clincot.deployment.
+It contains published checkpoints with their model cards and golden questions, and the champion pointers. A checkpoint
+is stored under its digest. Rollouts of a published checkpoint are in clincot.deployment.
 """

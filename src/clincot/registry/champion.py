@@ -1,7 +1,9 @@
-"""Who is champion of a model line: one small object, moved by compare-and-swap, with every move that was made.
+"""The champion pointer of a model line.
 
-The pointer names what a round starts from and what is served. It is started from the base model (round 0), moved
-forward by a decision, and back by hand with a reason. Of two who move it at once one wins, and the other is told who.
+It is one small object that includes its history and is updated by compare-and-swap. The pointer names the checkpoint
+that a round starts from and that is served. It starts at the base model (round 0); a decision moves it forward, and an
+operator moves it back with a reason. If two processes move it at the same time, one succeeds and the other gets an
+error that names the winner.
 """
 
 from __future__ import annotations
@@ -20,11 +22,11 @@ from clincot.storage.store import KeyExists, KeyNotFound, Store, VersionConflict
 
 
 class ChampionMoved(InvalidInput):
-    """Someone else moved the pointer first; names the one who won."""
+    """Another process moved the pointer first; the message names the move that won."""
 
 
 class NoChampion(InvalidInput):
-    """The line has no pointer yet."""
+    """The model line has no champion pointer yet."""
 
 
 class ChampionMove(Record):
@@ -35,8 +37,8 @@ class ChampionMove(Record):
 
     number: Annotated[int, Field(ge=0)]  # 0, 1, 2, …
     kind: Literal["base", "promote", "rollback"]
-    sha256: Sha256  # the champion from then on
-    previous: str = ""  # the champion until then
+    sha256: Sha256  # the new champion
+    previous: str = ""  # the champion before this move; "" for the first one
     round: Annotated[int, Field(ge=0)] = 0
     decision: str = ""
     reason: NonEmptyStr
@@ -46,7 +48,7 @@ class ChampionMove(Record):
 
 
 class Champion(FrozenModel):
-    """The pointer of a line: its moves, the last of which says who is champion."""
+    """The pointer of a model line. Its last move names the champion."""
 
     line: NonEmptyStr
     moves: tuple[ChampionMove, ...] = Field(min_length=1)
@@ -54,18 +56,22 @@ class Champion(FrozenModel):
     @model_validator(mode="after")
     def _check_moves(self) -> Champion:
         for number, move in enumerate(self.moves):
-            before = self.moves[number - 1].sha256 if number else ""
-            if (move.number, move.previous) != (number, before):
-                raise ValueError(f"move {number} of the pointer does not follow from the one before it")
+            previous = self.moves[number - 1].sha256 if number else ""
+            if (move.number, move.previous) != (number, previous):
+                raise ValueError(f"move {number} of the pointer does not follow from the move before it")
         return self
 
     @property
     def now(self) -> ChampionMove:
+        """The latest move; its sha256 is the current champion."""
         return self.moves[-1]
 
     @property
     def promotion_stack(self) -> tuple[ChampionMove, ...]:
-        """Base, and the promotions that no rollback has taken back, in their order: what one can go back to."""
+        """The base and all promotions that were not rolled back, in order.
+
+        The last one is the current champion; the others are what it can be rolled back to.
+        """
         stack: list[ChampionMove] = []
         for move in self.moves:
             if move.kind == "rollback":
@@ -77,18 +83,23 @@ class Champion(FrozenModel):
 
 
 def build_champion_key(line: str) -> str:
+    """The store key of a model line's pointer."""
     return f"champions/{line}.json"
 
 
 def read_champion(store: Store, line: str) -> Champion:
-    """Raises NoChampion."""
+    """Read the pointer of a model line. Raises NoChampion, InvalidRecord."""
     return _read_pointer(store, line)[0]
 
 
 def create_champion_pointer(
     store: Store, base: Manifest, *, by: str, reason: str = "the base model is the round-0 champion"
 ) -> Champion:
-    """The pointer of a new line. Raises ChampionMoved where it has one already, unless that names this very model."""
+    """Create the pointer of a new model line.
+
+    If the line already has a pointer to this model, that pointer is returned. Raises ChampionMoved if its pointer names
+    another model.
+    """
     move = ChampionMove(
         number=0,
         kind="base",
@@ -103,27 +114,33 @@ def create_champion_pointer(
     try:
         store.write_new(build_champion_key(base.line), _encode_champion(champion))
     except KeyExists:
-        found = read_champion(store, base.line)
-        if found.now.sha256 == base.sha256:
-            return found
-        raise ChampionMoved(f"{base.line} has a champion already: {_describe_move(found.now)}") from None
+        existing = read_champion(store, base.line)
+        if existing.now.sha256 == base.sha256:
+            return existing
+        raise ChampionMoved(f"{base.line} has a champion already: {_describe_move(existing.now)}") from None
     return champion
 
 
 def promote_champion(store: Store, to: Manifest, *, over: str, by: str, reason: str, decision: str = "") -> Champion:
-    """Make `to` champion in the place of `over`, the digest that it was decided against. Raises ChampionMoved."""
+    """Make `to` the champion in place of `over`.
+
+    over: digest of the champion that `to` was compared with. Raises ChampionMoved if it is no longer the champion.
+    """
     return _append_move(store, to, "promote", over=over, by=by, reason=reason, decision=decision)
 
 
 def roll_back_champion(store: Store, to: Manifest, *, over: str, by: str, reason: str) -> Champion:
-    """Go back from `over` to an earlier champion (one of `standing`). Raises ChampionMoved, ValueError."""
+    """Move the pointer back from `over` to an earlier champion of `promotion_stack`.
+
+    Raises ChampionMoved if `over` is no longer the champion, InvalidInput without a reason or if `to` was not champion.
+    """
     if not reason.strip():
-        raise InvalidInput("a rollback needs a reason; it stays in the pointer's history")
+        raise InvalidInput("a rollback needs a reason, which is kept in the pointer's history")
     champion = read_champion(store, to.line)
     earlier = [move.sha256 for move in champion.promotion_stack[:-1]]
     if to.sha256 not in earlier:
-        known = ", ".join(digest[:12] for digest in earlier) or "none: only the base model was champion"
-        raise InvalidInput(f"{to.line}: {to.sha256[:12]} is no earlier champion; one can go back to {known}")
+        known = ", ".join(digest[:12] for digest in earlier) or "none, because only the base model has been champion"
+        raise InvalidInput(f"{to.line}: {to.sha256[:12]} is no earlier champion; earlier champions: {known}")
     return _append_move(store, to, "rollback", over=over, by=by, reason=reason, decision="")
 
 
@@ -158,7 +175,8 @@ def _read_pointer(store: Store, line: str) -> tuple[Champion, str]:
         content, tag = store.read(build_champion_key(line))
     except KeyNotFound:
         raise NoChampion(
-            f"{store.url}: {line} has no champion yet; publish the base model and `clincot models start {line} DIGEST`"
+            f"{store.url}: {line} has no champion yet; publish the base model, "
+            f"then run `clincot models start DIGEST --name {line}`"
         ) from None
     try:
         return Champion.model_validate_json(content), tag
@@ -168,8 +186,11 @@ def _read_pointer(store: Store, line: str) -> tuple[Champion, str]:
         ) from None
 
 
-def _describe_conflict(found: Champion, over: str) -> str:
-    return f"{found.line}: expected {over[:12]} as champion, but it is {_describe_move(found.now)}; decide against that one"
+def _describe_conflict(current: Champion, over: str) -> str:
+    return (
+        f"{current.line}: expected {over[:12]} as champion, but it is {_describe_move(current.now)}; "
+        "decide against the current champion"
+    )
 
 
 def _describe_move(move: ChampionMove) -> str:

@@ -1,4 +1,7 @@
-"""A round's files into a publication: report, decision, panel and golden questions, all of this very policy."""
+"""Publication of a round's checkpoint with its evidence.
+
+The evidence consists of report, decision, judges and golden questions.
+"""
 
 from __future__ import annotations
 
@@ -21,26 +24,29 @@ from clincot.storage.artifacts import download_folder
 from clincot.storage.open import open_store
 from clincot.storage.store import Store
 
-# A question about an image: answer, region (None: others are as likely), and how far both are from being another.
+# (study, image folder, question) -> answer, region (None if several regions are equally likely), and the margin by
+# which both lead the next best alternative
 AnswerFn = Callable[[Study, Path, str], tuple[str, Box | None, float]]
 LoadAnswerFn = Callable[[Path], AnswerFn]  # a checkpoint's folder -> how it answers
-CANDIDATES_PER_GOLDEN = (
-    4  # golden questions are the clearest of so many times their number: a near tie may fall either way elsewhere
-)
+# Golden questions are the clearest of this many candidates each. A near tie could be decided differently on another
+# machine, and the smoke test would then reject a correct server.
+CANDIDATES_PER_GOLDEN = 4
 
 
 def publish_checkpoint(config: PublishConfig, inputs: Mapping[str, Path], *, load_look: LoadAnswerFn) -> Manifest:
-    """Publish `checkpoint` with what else is given: report, decision, panel_report, golden (a data-set folder).
+    """Publish a checkpoint with its evidence, and return the manifest.
 
-    load_look: loads the checkpoint that answers the golden questions; called only if there are any.
+    inputs: `checkpoint`, and optionally `report`, `decision`, `panel_report` and `golden` (a data-set folder).
+    load_look: loads the checkpoint that answers the golden questions; it is called only if there are any.
+    Raises what register_checkpoint and select_golden_questions raise.
     """
     store = open_store(config.store)
     judges, agreement = _read_panel(inputs.get("panel_report"))
-    with tempfile.TemporaryDirectory() as made:
+    with tempfile.TemporaryDirectory() as images:
         golden: list[GoldenQuestion] = []
         if "golden" in inputs and config.golden:
             golden = select_golden_questions(
-                load_look(inputs["checkpoint"]), inputs["golden"], Path(made), config.golden
+                load_look(inputs["checkpoint"]), inputs["golden"], Path(images), config.golden
             )
         evidence = PublicationEvidence(
             report=_read_report(inputs.get("report")),
@@ -48,7 +54,7 @@ def publish_checkpoint(config: PublishConfig, inputs: Mapping[str, Path], *, loa
             judges=judges,
             agreement=agreement,
             golden=golden,
-            images=Path(made),
+            images=Path(images),
         )
         return register_checkpoint(store, inputs["checkpoint"], config, evidence)
 
@@ -56,16 +62,18 @@ def publish_checkpoint(config: PublishConfig, inputs: Mapping[str, Path], *, loa
 def start_model_line(
     config: PublishConfig, store: Store, base: str, *, golden: str, by: str, load_look: LoadAnswerFn
 ) -> str:
-    """Publish `base` and make it the round-0 champion, where the line has none; says what was done.
+    """Publish `base` and make it the round-0 champion, unless the line has one.
 
-    base, golden: folders, or addresses in a store. Nothing is fetched where there is a champion already.
+    Returns a description of the result. Nothing is downloaded if the line already has a champion.
+    base, golden: folders, or addresses in a store.
     """
     try:
-        found = champion.read_champion(store, config.name)
+        existing = champion.read_champion(store, config.name)
     except champion.NoChampion:
         pass
     else:
-        return f"{config.name}: champion {found.now.sha256[:12]} (round {found.now.round}), there already"
+        now = existing.now
+        return f"{config.name}: already has the champion {now.sha256[:12]} (round {now.round})"
     inputs = {"checkpoint": download_folder(base)}
     if golden:
         inputs["golden"] = download_folder(golden)
@@ -74,25 +82,27 @@ def start_model_line(
     return f"{config.name}: champion {manifest.sha256[:12]}, published from {base}"
 
 
-def select_golden_questions(look: AnswerFn, data: Path, out: Path, count: int) -> list[GoldenQuestion]:
-    """The clearest of the first questions, one an image, with the policy's own answers; their images copied to `out`.
+def select_golden_questions(answer_fn: AnswerFn, data: Path, out: Path, count: int) -> list[GoldenQuestion]:
+    """Select the questions that the policy answers most clearly, one per image.
 
-    The answer key is not read: a golden answer is what this checkpoint says, right or wrong.
+    The candidates are the first questions of the data set. The images are copied to the folder `out`. The answer key is
+    not read: a golden answer is what this checkpoint answers, right or wrong. Raises InvalidInput if `data` has no
+    question.
     """
     studies = StudyIndex(data)
     first: dict[str, Question] = {}
     for question in islice(load_questions(data), 4 * CANDIDATES_PER_GOLDEN * count):
         first.setdefault(question.study, question)
-    asked = list(first.values())[: CANDIDATES_PER_GOLDEN * count]
-    found = []
-    for position, question in enumerate(asked):
+    candidates = list(first.values())[: CANDIDATES_PER_GOLDEN * count]
+    answered = []
+    for position, question in enumerate(candidates):
         study = studies[question.study]
-        answer, box, lead = look(study, data, question.text)
-        found.append((-lead, position, question.text, study, answer, box))
-    if not found:
-        raise InvalidInput(f"{data}: has no question to keep as golden")
+        answer, box, lead = answer_fn(study, data, question.text)
+        answered.append((-lead, position, question.text, study, answer, box))
+    if not answered:
+        raise InvalidInput(f"{data}: contains no question; golden questions need at least one")
     golden = []
-    for _, _, text, study, answer, box in sorted(found, key=lambda one: one[:2])[:count]:
+    for _, _, text, study, answer, box in sorted(answered, key=lambda entry: entry[:2])[:count]:
         image, digest = copy_golden_image(data / study.image, out)
         golden.append(GoldenQuestion(question=text, image=image, sha256=digest, answer=answer, box=box))
     return golden
@@ -113,5 +123,5 @@ def _read_panel(path: Path | None) -> tuple[tuple[JudgeSummary, ...], float | No
     if path is None:
         return (), None
     report = read_json_model(path, PanelReport)
-    judges = tuple(JudgeSummary(name=one.name, digest=one.digest, scored=one.scored) for one in report.judges)
+    judges = tuple(JudgeSummary(name=judge.name, digest=judge.digest, scored=judge.scored) for judge in report.judges)
     return judges, report.alpha_calibrated.value

@@ -1,10 +1,10 @@
-"""What is published under a digest, and how it is found again.
+"""The manifest of a published checkpoint, and the layout of the store.
 
-models/<line>/<digest>/…            the checkpoint's files, README.md (the model card), golden/ (images)
-models/<line>/<digest>/manifest.json    written last: what has no manifest does not exist
-champions/<line>.json               the pointer (registry/champion.py)
-rollouts/<line>/000001.jsonl        every rollout's events (deployment/journal.py)
-approvals/<line>/<id>.json          who approved what
+models/<line>/<digest>/…                the checkpoint's files, README.md (the model card), golden/ (images)
+models/<line>/<digest>/manifest.json    written last: a checkpoint without a manifest is not published
+champions/<line>.json                   the champion pointer (registry/champion.py)
+rollouts/<line>/000001.jsonl            the events of each rollout (deployment/journal.py)
+approvals/<line>/<id>.json              who approved a rollout, and why
 """
 
 from __future__ import annotations
@@ -18,33 +18,29 @@ from pydantic import Field, ValidationError
 from clincot.errors import InvalidInput
 from clincot.fields import FrozenModel, NonEmptyStr, Sha256
 from clincot.geometry import Box
-from clincot.jsonl import InvalidRecord, format_validation_error, hash_files
+from clincot.jsonl import InvalidRecord, format_validation_error
 from clincot.models.checkpoint import MANIFEST, hash_checkpoint_files
 from clincot.records import BenchmarkReport, Decision, Record
+from clincot.storage.artifacts import ArtifactFile, ChecksumMismatch, download_files
 from clincot.storage.store import KeyNotFound, Store, download_file, hash_object
 
 MODEL_CARD_FILE = "README.md"
 GOLDEN_FOLDER = "golden"  # folder of the golden questions' images
 
 
-class StoredFile(FrozenModel):
-    """One file of a published checkpoint, by its path in the checkpoint's folder."""
-
-    path: NonEmptyStr
-    sha256: Sha256
-    size: Annotated[int, Field(ge=0)]  # bytes
-
-
 class GoldenQuestion(Record):
-    """A question with what the published policy answers, greedy, and where it looks: a new server must do the same."""
+    """A question with the published policy's greedy answer and region.
+
+    A new server of the checkpoint must give the same answer from the same region.
+    """
 
     prefix: ClassVar[str] = "golden"
 
     question: NonEmptyStr
     image: NonEmptyStr  # path in the checkpoint's folder
-    sha256: Sha256  # of the image file
+    sha256: Sha256  # digest of the image file
     answer: str
-    box: Box | None  # None: no region was clearly where it was seen
+    box: Box | None  # None if no region was clearly the best
 
 
 class JudgeSummary(FrozenModel):
@@ -56,52 +52,60 @@ class JudgeSummary(FrozenModel):
 
 
 class Manifest(Record):
-    """A published checkpoint: all files with their digests, where it comes from and what it was measured to be."""
+    """A published checkpoint: its files, its origin, and its evaluation."""
 
     prefix: ClassVar[str] = "model"
     provenance: ClassVar[frozenset[str]] = frozenset({"uri", "git", "created", "data", "data_revision"})
 
     line: NonEmptyStr
-    sha256: Sha256  # the checkpoint's digest (models/checkpoint.py), under which it lies
-    measured: Sha256  # digest of the whole checkpoint that was evaluated: sha256 itself, unless this is its adapter
+    sha256: Sha256  # digest of the checkpoint (models/checkpoint.py), under which it is stored
+    measured: Sha256  # digest of the evaluated checkpoint: equal to sha256, except for an adapter
     kind: Literal["full", "adapter"]
-    base: str = ""  # digest of the checkpoint that an adapter goes on; "" for a full one
-    parent: str = ""  # digest of the policy it was trained from; "" for a base model
+    base: str = ""  # digest of the checkpoint that an adapter is applied to; "" for a full one
+    parent: str = ""  # digest of the policy that it was trained from; "" for a base model
     round: Annotated[int, Field(ge=0)] = 0
     pairs: str = ""  # digest of the preference data; "" for a base model
-    config: str = ""  # digest of the train section
+    config: str = ""  # digest of the training configuration
     judges: tuple[JudgeSummary, ...] = ()
     agreement: float | None = None  # Krippendorff's alpha of the calibrated scores
     report: BenchmarkReport | None = None
     decision: Decision | None = None
     licence: NonEmptyStr
     golden: tuple[GoldenQuestion, ...] = ()
-    files: tuple[StoredFile, ...]
+    files: tuple[ArtifactFile, ...]
     uri: str = ""
-    data: str = ""  # sha256 of the version of preference data
-    data_revision: str = ""  # the commit of the data repository that keeps it
+    data: str = ""  # digest of the preference data's version
+    data_revision: str = ""  # commit of the data repository that contains it
     git: str = ""
     created: str = ""  # UTC
 
 
 class NotPublished(InvalidInput):
-    """No checkpoint of this digest is published; names what is."""
+    """No checkpoint with this digest is published."""
 
 
 class CorruptCheckpoint(InvalidInput):
-    """What lies in the store is not what the manifest says; names the file."""
+    """A stored file differs from what the manifest lists; the message names the file."""
 
 
 def build_checkpoint_key(line: str, digest: str) -> str:
+    """The store key of a published checkpoint's folder."""
     return f"models/{line}/{digest}"
 
 
 def build_checkpoint_uri(store: Store, line: str, digest: str) -> str:
-    """Where a server finds the checkpoint: the digest is part of it, so no address ever means two checkpoints."""
+    """The address of a published checkpoint.
+
+    It contains the digest, so its content never changes.
+    """
     return f"{store.url}/{build_checkpoint_key(line, digest)}"
 
 
 def read_manifest(store: Store, line: str, digest: str) -> Manifest:
+    """Read the manifest of a published checkpoint.
+
+    Raises NotPublished, InvalidRecord.
+    """
     key = f"{build_checkpoint_key(line, digest)}/{MANIFEST}"
     try:
         content = store.read(key).content
@@ -113,70 +117,81 @@ def read_manifest(store: Store, line: str, digest: str) -> Manifest:
         raise InvalidRecord(f"{store.url}/{key}: not a manifest: {format_validation_error(error)}") from None
     if (manifest.line, manifest.sha256) != (line, digest):
         raise InvalidRecord(
-            f"{store.url}/{key}: is the manifest of {manifest.line} {manifest.sha256}, not of this folder"
+            f"{store.url}/{key}: expected the manifest of {line} {digest}, got the one of {manifest.line} "
+            f"{manifest.sha256}"
         )
     return manifest
 
 
 def list_published_digests(store: Store, line: str) -> list[str]:
-    """Digests of a line's published checkpoints, sorted."""
+    """Digests of a model line's published checkpoints, sorted."""
     keys = (key.split("/") for key in store.keys(f"models/{line}/"))
     return sorted(parts[2] for parts in keys if len(parts) == 4 and parts[3] == MANIFEST)
 
 
 def list_model_names(store: Store) -> list[str]:
+    """Names of all model lines in the store, sorted."""
     return sorted({key.split("/")[1] for key in store.keys("models/")})
 
 
 def iter_manifests(store: Store, line: str) -> Iterator[Manifest]:
-    """A line's published checkpoints, by round and digest."""
-    found = [read_manifest(store, line, digest) for digest in list_published_digests(store, line)]
-    yield from sorted(found, key=lambda m: (m.round, m.sha256))
+    """A model line's published checkpoints, ordered by round and digest."""
+    manifests = [read_manifest(store, line, digest) for digest in list_published_digests(store, line)]
+    yield from sorted(manifests, key=lambda manifest: (manifest.round, manifest.sha256))
 
 
-def find_manifest(store: Store, line: str, given: str) -> Manifest:
-    """The checkpoint whose digest begins with `given` (at least 6 characters). Raises NotPublished, ValueError."""
-    if len(given) < 6:
-        raise InvalidInput(f"{given!r} is too short to name a checkpoint; give at least 6 characters of its digest")
+def find_manifest(store: Store, line: str, prefix: str) -> Manifest:
+    """Find the checkpoint whose digest begins with `prefix` (at least 6 characters).
+
+    Raises NotPublished if there is none, InvalidInput if the prefix is too short or ambiguous.
+    """
+    if len(prefix) < 6:
+        raise InvalidInput(f"{prefix!r} is too short to name a checkpoint; give at least 6 characters of its digest")
     digests = list_published_digests(store, line)
-    found = [digest for digest in digests if digest.startswith(given)]
-    if not found:
+    matches = [digest for digest in digests if digest.startswith(prefix)]
+    if not matches:
         known = ", ".join(digest[:12] for digest in digests) or "none"
-        raise NotPublished(f"{store.url}: no checkpoint of {line} begins with {given}; published: {known}")
-    if len(found) > 1:
-        raise InvalidInput(f"{given} could be {' or '.join(d[:16] for d in found)}; give more of the digest")
-    return read_manifest(store, line, found[0])
+        raise NotPublished(f"{store.url}: no checkpoint of {line} begins with {prefix}; published: {known}")
+    if len(matches) > 1:
+        raise InvalidInput(
+            f"{prefix} is ambiguous: {' or '.join(digest[:16] for digest in matches)}; give more of the digest"
+        )
+    return read_manifest(store, line, matches[0])
 
 
 def verify_checkpoint(store: Store, manifest: Manifest) -> None:
-    """Read every file again from the store; raises Corrupt naming the first that is not what the manifest says."""
+    """Read every file again from the store and compare its digest.
+
+    Raises CorruptCheckpoint naming the first file that is missing or differs from the manifest.
+    """
     for file in manifest.files:
         key = f"{build_checkpoint_key(manifest.line, manifest.sha256)}/{file.path}"
         try:
-            found = hash_object(store, key)
+            actual = hash_object(store, key)
         except KeyNotFound:
-            raise CorruptCheckpoint(f"{store.url}/{key}: is in the manifest, but not in the store") from None
-        if found != file.sha256:
-            raise CorruptCheckpoint(f"{store.url}/{key}: has sha256 {found}, the manifest says {file.sha256}")
+            raise CorruptCheckpoint(f"{store.url}/{key}: is listed in the manifest, but is not in the store") from None
+        if actual != file.sha256:
+            raise CorruptCheckpoint(f"{store.url}/{key}: has sha256 {actual}, but the manifest lists {file.sha256}")
 
 
 def hash_manifest_files(manifest: Manifest) -> str:
-    """What the checkpoint's digest is by the manifest's files: `sha256`, in a manifest that was not tampered with."""
+    """Compute the checkpoint's digest from the listed files.
+
+    It equals `sha256`, unless the manifest was altered.
+    """
     return hash_checkpoint_files({file.path: file.sha256 for file in manifest.files})
 
 
 def download_checkpoint(store: Store, manifest: Manifest, folder: Path) -> Path:
-    """The checkpoint as a folder under `folder`, verified; what is there already and right is kept."""
+    """Download the checkpoint below `folder`, verify it, and return its folder.
+
+    Files that exist already with the right digest are kept. Raises CorruptCheckpoint.
+    """
     place = folder / manifest.line / manifest.sha256
-    for file in manifest.files:
-        path = place / file.path
-        if path.is_file() and hash_files(path) == file.sha256:
-            continue
-        download_file(store, f"{build_checkpoint_key(manifest.line, manifest.sha256)}/{file.path}", path)
-        if (found := hash_files(path)) != file.sha256:
-            path.unlink()
-            raise CorruptCheckpoint(
-                f"{store.url}: {file.path} came with sha256 {found}, the manifest says {file.sha256}"
-            )
-    download_file(store, f"{build_checkpoint_key(manifest.line, manifest.sha256)}/{MANIFEST}", place / MANIFEST)
+    prefix = f"{build_checkpoint_key(manifest.line, manifest.sha256)}/"
+    try:
+        download_files(store, {file.path: file.sha256 for file in manifest.files}, place, prefix=prefix)
+    except ChecksumMismatch as error:
+        raise CorruptCheckpoint(str(error)) from None
+    download_file(store, prefix + MANIFEST, place / MANIFEST)
     return place

@@ -1,11 +1,11 @@
-"""The model card of a published checkpoint, from its manifest: what it is, what was measured, what it is for."""
+"""The model card of a published checkpoint, rendered from its manifest."""
 
 from __future__ import annotations
 
 from clincot.records import BenchmarkReport, Interval
 from clincot.registry.manifest import Manifest
 
-# Columns of the table, where a report has them: name in the report, heading.
+# metric name in a report -> heading of its column in the table
 _METRIC_LABELS = {
     "accuracy": "accuracy",
     "hit_rate": "region hit-rate",
@@ -35,7 +35,10 @@ looked, not that the answer follows from it. Answers of low confidence should be
 
 
 def render_model_card(manifest: Manifest) -> str:
-    """Markdown with the front matter that model hubs read. No date: the same checkpoint has the same card."""
+    """Render Markdown with the front matter that model hubs read.
+
+    The card contains no date, so a checkpoint always has the same card.
+    """
     parts = [
         _render_front_matter(manifest),
         _render_origin(manifest),
@@ -78,7 +81,10 @@ def _render_origin(manifest: Manifest) -> str:
 def _render_benchmark(report: BenchmarkReport | None) -> str:
     if report is None:
         return "## Benchmark\n\nNot measured.\n"
-    names = [name for name in _METRIC_LABELS if any(name in arm for arm in report.metrics.values())]
+    reported: set[str] = set()
+    for metrics in report.metrics.values():
+        reported.update(metrics)
+    names = [name for name in _METRIC_LABELS if name in reported]
     rows = [["looks at", "n", *(_METRIC_LABELS[name] for name in names)], ["---"] * (len(names) + 2)]
     for arm, metrics in report.metrics.items():
         counted = metrics.get("accuracy")

@@ -1,7 +1,8 @@
-"""A checkpoint into the store: all its files, each checked after the upload, and the manifest last.
+"""Publication of a checkpoint.
 
-What was published is never overwritten. An interrupted publication is taken up again: files that are there already are
-kept where they are the same, and a folder without a manifest does not exist for anyone.
+All files are uploaded and verified; the manifest is written last. Published files are never overwritten. An interrupted
+publication can be repeated: files that were uploaded already are kept if they are the same. A folder without a manifest
+is not a published checkpoint.
 """
 
 from __future__ import annotations
@@ -14,11 +15,9 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
-from tqdm import tqdm
-
 from clincot.config import PublishConfig
 from clincot.errors import InvalidInput
-from clincot.jsonl import hash_files, read_records
+from clincot.jsonl import read_records
 from clincot.models.checkpoint import (
     MANIFEST,
     METADATA_FILES,
@@ -35,43 +34,47 @@ from clincot.registry.manifest import (
     JudgeSummary,
     Manifest,
     NotPublished,
-    StoredFile,
     build_checkpoint_key,
     build_checkpoint_uri,
     read_manifest,
     verify_checkpoint,
 )
 from clincot.registry.model_card import render_model_card
-from clincot.storage.store import KeyExists, Store, hash_object
+from clincot.storage.artifacts import ChecksumMismatch, list_artifact_files, upload_files
+from clincot.storage.store import KeyExists, Store
 
-ADAPTER_FOLDER = "adapter"  # folder beside merged weights, and the prefix of PEFT's files
+ADAPTER_FOLDER = "adapter"  # folder next to merged weights, and the prefix of PEFT's files
 ADAPTER_CONFIG = "adapter_config.json"
 
 
 class AlreadyPublished(InvalidInput):
-    """This checkpoint is published with other evidence; says which."""
+    """The checkpoint is already published with other evidence.
+
+    The message names the fields that differ.
+    """
 
 
 @dataclass(frozen=True)
 class PublicationEvidence:
-    """What is known of a checkpoint beside its weights."""
+    """What is published about a checkpoint in addition to its weights."""
 
     report: BenchmarkReport | None = None
     decision: Decision | None = None
     judges: tuple[JudgeSummary, ...] = ()
     agreement: float | None = None
     golden: Sequence[GoldenQuestion] = ()
-    images: Path | None = None  # the folder in which the golden questions' images lie, under their `image`
+    images: Path | None = None  # folder that contains the golden questions' images
     git: str = ""
 
 
 def register_checkpoint(
     store: Store, checkpoint: Path, config: PublishConfig, evidence: PublicationEvidence
 ) -> Manifest:
-    """Publish the checkpoint folder (whole, or its adapter where config.adapter is "keep"); returns the manifest.
+    """Publish a checkpoint folder and return the manifest.
 
-    Publishing the same again changes nothing. Raises UnsupportedCheckpoint (a missing shard, a pickled file),
-    AlreadyPublished, Corrupt (what arrived is not what was sent), StoreFailed.
+    If config.adapter is "keep", only the adapter is published. Publishing the same checkpoint again changes nothing.
+    Raises UnsupportedCheckpoint (a missing shard, a pickled file), AlreadyPublished, CorruptCheckpoint (an uploaded
+    file differs from the local one) and StoreFailed.
     """
     measured = hash_checkpoint(checkpoint)
     record = read_checkpoint_record(checkpoint)
@@ -80,35 +83,33 @@ def register_checkpoint(
     check_weight_files(checkpoint)
     _check_evidence(evidence, measured, checkpoint)
     manifest = _build_manifest(store, checkpoint, measured, record, config, evidence)
-    with tempfile.TemporaryDirectory() as made:
-        card = Path(made) / MODEL_CARD_FILE
+    with tempfile.TemporaryDirectory() as temporary:
+        card = Path(temporary) / MODEL_CARD_FILE
         card.write_text(render_model_card(manifest), encoding="utf-8")
         sources = _collect_files(checkpoint, evidence) | {MODEL_CARD_FILE: card}
-        files = tuple(
-            StoredFile(path=name, sha256=hash_files(path), size=path.stat().st_size)
-            for name, path in sorted(sources.items())
-        )
+        files = list_artifact_files(dict(sorted(sources.items())))
         manifest = Manifest.model_validate(manifest.model_dump(exclude={"id"}) | {"files": files})
-        before = _find_published(store, manifest)
-        if before is not None:
-            return before
-        for file in tqdm(files, desc="uploading", unit=" files", disable=None):
-            _upload_file(
-                store,
-                f"{build_checkpoint_key(manifest.line, manifest.sha256)}/{file.path}",
-                sources[file.path],
-                file.sha256,
-            )
+        published = _find_published(store, manifest)
+        if published is not None:
+            return published
+        prefix = f"{build_checkpoint_key(manifest.line, manifest.sha256)}/"
+        try:
+            upload_files(store, sources, files, prefix=prefix)
+        except ChecksumMismatch as error:
+            raise CorruptCheckpoint(
+                f"{error.location}: an unfinished publication left another file there; "
+                "`clincot models prune --unfinished` removes it"
+            ) from None
     verify_checkpoint(store, manifest)
     try:
         store.write_new(_build_manifest_key(manifest), (manifest.model_dump_json(indent=1) + "\n").encode())
-    except KeyExists:  # someone else published it in the meantime
+    except KeyExists:  # another process published it in the meantime
         return _find_published(store, manifest) or manifest
     return manifest
 
 
 def read_checkpoint_record(checkpoint: Path) -> Checkpoint | None:
-    """The record.json that training wrote; None for a base model."""
+    """Read the record.json that training wrote; None for a base model."""
     path = checkpoint / "record.json"
     if not path.is_file():
         return None
@@ -121,15 +122,15 @@ def _find_adapter(checkpoint: Path, record: Checkpoint | None) -> Path:
     if not (folder / ADAPTER_CONFIG).is_file() or record is None:
         raise UnsupportedCheckpoint(
             f"{checkpoint}: has no {ADAPTER_FOLDER}/{ADAPTER_CONFIG} to keep; train with train.lora_r above 0, or "
-            "publish it merged"
+            "publish the merged checkpoint"
         )
     return folder
 
 
 def _check_evidence(evidence: PublicationEvidence, measured: str, checkpoint: Path) -> None:
-    """Evidence about another checkpoint is refused."""
+    """Refuse evidence about another checkpoint. Raises InvalidInput."""
     if evidence.report is not None and evidence.report.policy != measured:
-        raise InvalidInput(f"{checkpoint}: is {measured[:12]}, but the report is of {evidence.report.policy[:12]}")
+        raise InvalidInput(f"{checkpoint}: is {measured[:12]}, but the report is about {evidence.report.policy[:12]}")
     if evidence.decision is not None and measured not in (evidence.decision.challenger, evidence.decision.champion):
         raise InvalidInput(
             f"{checkpoint}: is {measured[:12]}, but the decision is about {evidence.decision.challenger[:12]} and "
@@ -145,7 +146,7 @@ def _build_manifest(
     config: PublishConfig,
     evidence: PublicationEvidence,
 ) -> Manifest:
-    """The manifest without its files."""
+    """Build the manifest without its list of files."""
     digest = hash_checkpoint(folder)
     adapter = config.adapter == "keep"
     return Manifest(
@@ -174,7 +175,7 @@ def _build_manifest(
 
 
 def _resolve_round(store: Store, config: PublishConfig, record: Checkpoint | None) -> int:
-    """As said, or as recorded, or one after its published parent's."""
+    """The configured round, or the recorded one, or the parent's round plus one."""
     if config.round or record is None or not record.parent:
         return config.round
     if record.round:
@@ -183,53 +184,49 @@ def _resolve_round(store: Store, config: PublishConfig, record: Checkpoint | Non
         return read_manifest(store, config.name, record.parent).round + 1
     except NotPublished:
         raise InvalidInput(
-            f"which round the checkpoint is of is not known: its parent {record.parent[:12]} is not published; say "
+            f"the checkpoint's round is unknown, because its parent {record.parent[:12]} is not published; set "
             "--round (publish.round), or publish the parent first"
         ) from None
 
 
 def _collect_files(folder: Path, evidence: PublicationEvidence) -> dict[str, Path]:
-    """{path in the published folder: file}. Whatever else lies in the folder is refused by name."""
+    """Map each path in the published folder to its local file.
+
+    Raises UnsupportedCheckpoint naming files that do not belong to a checkpoint.
+    """
     names = [
         *list_digested_files(folder),
-        *(n for n in METADATA_FILES - {"record.json", MANIFEST} if (folder / n).is_file()),
+        *(name for name in METADATA_FILES - {"record.json", MANIFEST} if (folder / name).is_file()),
     ]
     known = {*names, *METADATA_FILES, MODEL_CARD_FILE, ADAPTER_FOLDER}
-    strange = sorted(p.name for p in folder.iterdir() if p.name not in known)
-    if strange:
-        raise UnsupportedCheckpoint(f"{folder}: {', '.join(strange)} belongs to no checkpoint; move it elsewhere")
+    unknown = sorted(path.name for path in folder.iterdir() if path.name not in known)
+    if unknown:
+        raise UnsupportedCheckpoint(f"{folder}: {', '.join(unknown)} belongs to no checkpoint; move it elsewhere")
     sources = {name: folder / name for name in names}
     for golden in evidence.golden:
         if evidence.images is None:
-            raise InvalidInput("golden questions come with the folder of their images")
+            raise InvalidInput("golden questions need the folder of their images (PublicationEvidence.images)")
         sources[golden.image] = evidence.images / golden.image
     return sources
 
 
 def _find_published(store: Store, manifest: Manifest) -> Manifest | None:
-    """What is published of it already, if it is the same."""
+    """The manifest published before, or None.
+
+    Raises AlreadyPublished if it differs in more than provenance.
+    """
     try:
-        before = read_manifest(store, manifest.line, manifest.sha256)
+        published = read_manifest(store, manifest.line, manifest.sha256)
     except NotPublished:
         return None
-    if before.id == manifest.id:
-        return before
-    fields = [f for f in Manifest.model_fields if f not in {"id", *Manifest.provenance}]
-    differing = [field for field in fields if getattr(before, field) != getattr(manifest, field)]
+    if published.id == manifest.id:
+        return published
+    fields = [field for field in Manifest.model_fields if field not in {"id", *Manifest.provenance}]
+    differing = [field for field in fields if getattr(published, field) != getattr(manifest, field)]
     raise AlreadyPublished(
-        f"{before.uri}: is published with another {', '.join(differing)}, and what is published stays as it is"
+        f"{published.uri}: is already published with another {', '.join(differing)}; published checkpoints are never "
+        "changed"
     )
-
-
-def _upload_file(store: Store, key: str, path: Path, sha256: str) -> None:
-    try:
-        store.upload(key, path)
-    except KeyExists:
-        if hash_object(store, key) != sha256:
-            raise CorruptCheckpoint(
-                f"{store.url}/{key}: an unfinished publication left another file there; "
-                "`clincot models prune --unfinished` takes it away"
-            ) from None
 
 
 def _build_manifest_key(manifest: Manifest) -> str:
@@ -237,7 +234,10 @@ def _build_manifest_key(manifest: Manifest) -> str:
 
 
 def copy_golden_image(source: Path, folder: Path) -> tuple[str, str]:
-    """A golden question's image copied into `folder`, named by its content: (path in the published folder, sha256)."""
+    """Copy a golden question's image into `folder`, named by its content.
+
+    Returns its path in the published folder and its digest.
+    """
     content = source.read_bytes()
     digest = hashlib.sha256(content).hexdigest()
     name = f"golden/{digest[:20]}{source.suffix.lower()}"

@@ -1,4 +1,4 @@
-"""What people look at: a run's page, its gallery and figures, and the lineage of a single record.
+"""Reports for people: a run's HTML page with gallery and figures, and the lineage of a single record.
 
-The page shown in the Kubeflow UI is built in clincot.pipelines.
+The page that the Kubeflow UI shows is built in clincot.pipelines.
 """

@@ -1,15 +1,17 @@
-"""From any id in a run folder to everything behind it: `clincot show`.
+"""Lineage of a record: a tree from any id in a run folder to everything it comes from (`clincot show`).
 
 pair -> candidates -> regions -> question -> study -> image file
-        judgements of each, by judge and prompt; the policy that answered; the configuration
+        with the judgements of each candidate, the policy that answered, and the configuration
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 from PIL import Image
 
@@ -37,66 +39,70 @@ from clincot.records import (
 from clincot.reporting.pictures import Illustrator
 from clincot.runs import layout
 from clincot.runs.lookup import RunRecords
+from clincot.text import format_interval
 
-_MAX_LISTED = 20
-_DATA_STAGES = ("propose", "answer", "judge", "pair")  # whose configuration a pair depends on
+_MAX_LISTED = 20  # records that a message lists
+_DATA_STAGES = ("propose", "answer", "judge", "pair")  # the stages whose configuration a pair depends on
 
 
 class RecordNotFound(InvalidInput):
-    """No record of the run begins with what was given."""
+    """No record of the run has an id that begins with the given text."""
 
 
 class AmbiguousId(InvalidInput):
-    """Several records begin with what was given; the message lists them."""
+    """Several records have an id that begins with the given text; the message lists them."""
 
 
 @dataclass
 class LineageNode:
-    """A line of the tree with what stands below it."""
+    """A line of the tree with the nodes below it."""
 
     text: str
     below: list[LineageNode] = field(default_factory=list)
 
 
-def find_record(run_dir: Path, given: str) -> Record:
-    """The record whose id begins with `given`; the hash alone, or an image's or checkpoint's sha256, will do too.
+def find_record(run_dir: Path, prefix: str) -> Record:
+    """Find the record whose id begins with `prefix`.
 
-    Raises NoSuchRecord, AmbiguousId (which lists the records), BadRecord where the folder is no run.
+    The hash of an id without its kind, and the sha256 of an image or a checkpoint, work as well. Raises RecordNotFound,
+    AmbiguousId, and InvalidRecord if the folder is not a run.
     """
-    given = given.strip()
-    found: dict[str, Record] = {}
-    for record in RunRecords(run_dir).find_by_prefix(given) if given else ():
-        if record.id == given:
+    prefix = prefix.strip()
+    matches: dict[str, Record] = {}
+    for record in RunRecords(run_dir).find_by_prefix(prefix) if prefix else ():
+        if record.id == prefix:
             return record
-        found[record.id] = record
-        if len(found) > _MAX_LISTED:
+        matches[record.id] = record
+        if len(matches) > _MAX_LISTED:
             break
-    if not found:
+    if not matches:
         raise RecordNotFound(
-            f"no record in {run_dir} begins with {given!r}; expected an id such as pair-1a2b, as it stands on the page "
+            f"no record in {run_dir} begins with {prefix!r}; expected an id such as pair-1a2b, as shown on the page "
             "and in the run's .jsonl files"
         )
-    if len(found) > 1:
-        listed = "\n".join(f"  {one.id}  {_summarise_record(one)}" for one in list(found.values())[:_MAX_LISTED])
-        more = "\n  and more" if len(found) > _MAX_LISTED else ""
-        raise AmbiguousId(f"{given!r} is the beginning of several ids:\n{listed}{more}")
-    return next(iter(found.values()))
+    if len(matches) > 1:
+        listed = [f"  {record.id}  {_summarise_record(record)}" for record in matches.values()][:_MAX_LISTED]
+        more = ["  and more"] if len(matches) > _MAX_LISTED else []
+        raise AmbiguousId("\n".join([f"{prefix!r} is the beginning of several ids:", *listed, *more]))
+    return next(iter(matches.values()))
 
 
 def render_lineage(run_dir: Path, record: Record) -> str:
-    """The record and everything behind it, as a tree of text; raises BadRecord where a link is broken."""
+    """Render a record and everything it comes from as a text tree; raises InvalidRecord if a link is broken."""
     return "\n".join(_render_lines(_LineageTree(RunRecords(run_dir)).build_node(record)))
 
 
 def draw_record(run_dir: Path, record: Record) -> Image.Image:
-    """The record's region over its radiograph, with the crop that the policy saw; of a pair, both sides.
+    """Draw a record's region on its radiograph, with the crop that the policy saw; for a pair, both sides.
 
-    Raises NoPicture for what cannot be seen (a checkpoint, a decision, a report), BadImage for a bad image file.
+    Raises NoPicture for a kind of record without a picture (checkpoint, decision, report), InvalidImage for an
+    unreadable image file.
     """
     return Illustrator(RunRecords(run_dir)).draw_record(record)
 
 
 def _render_lines(node: LineageNode) -> Iterator[str]:
+    """Yield the lines of a node and, indented, of the nodes below it."""
     yield node.text
     for number, below in enumerate(node.below, start=1):
         last = number == len(node.below)
@@ -106,51 +112,34 @@ def _render_lines(node: LineageNode) -> Iterator[str]:
 
 
 class _LineageTree:
-    """Makes the tree of a record."""
+    """Builds the tree of a record, with one method for each kind of record."""
 
     def __init__(self, records: RunRecords) -> None:
         self.records, self.run = records, records.run
 
     def build_node(self, record: Record) -> LineageNode:
-        match record:
-            case PreferencePair():
-                return self.build_pair(record)
-            case Candidate():
-                return self.build_candidate(record)
-            case Region():
-                return self.build_region(record, question=True)
-            case Question():
-                return self.build_question(record)
-            case Study():
-                return self.build_study(record)
-            case Judgement():
-                return self.build_judgement(record, candidate=True)
-            case PanelScore():
-                candidate = self.records.get_record(Candidate, record.candidate)
-                return LineageNode(_describe_score(record), [self.build_candidate(candidate)])
-            case Outcome():
-                return self.build_outcome(record)
-            case Reference():
-                return LineageNode(_describe_reference(record), [self.find_question(record.question)])
-            case Checkpoint():
-                return self.build_checkpoint(record)
-            case DataVersion():
-                return _build_version_node(record)
-            case Decision():
-                return self.build_decision(record)
-            case BenchmarkReport():
-                return self.build_report(record)
-        raise RecordNotFound(f"{record.id}: nothing is known about where a {type(record).__name__} comes from")
+        """Build the tree of any record; raises RecordNotFound for a kind without a lineage."""
+        builders: dict[type[Record], Callable[[Any], LineageNode]] = {
+            PreferencePair: self.build_pair,
+            Candidate: self.build_candidate,
+            Region: self.build_region,
+            Question: self.build_question,
+            Study: self.build_study,
+            Judgement: partial(self.build_judgement, candidate=True),
+            PanelScore: self.build_score,
+            Outcome: self.build_outcome,
+            Reference: self.build_reference,
+            Checkpoint: self.build_checkpoint,
+            DataVersion: _build_version_node,
+            Decision: self.build_decision,
+            BenchmarkReport: self.build_report,
+        }
+        if type(record) not in builders:
+            raise RecordNotFound(f"{record.id}: expected a record with a lineage, got a {type(record).__name__}")
+        return builders[type(record)](record)
 
     def build_pair(self, pair: PreferencePair) -> LineageNode:
         _, path = self.records.locate_record(PreferencePair, pair.id)
-        sides = [
-            (name, score, self.records.get_record(Candidate, one))
-            for name, score, one in (
-                ("chosen", pair.chosen_score, pair.chosen),
-                ("rejected", pair.rejected_score, pair.rejected),
-            )
-        ]
         below = [
             LineageNode(
                 f"gap {pair.gap:.3f} = {pair.chosen_score:.3f} − {pair.rejected_score:.3f}, "
@@ -158,8 +147,11 @@ class _LineageTree:
             ),
             self.find_question(pair.question),
         ]
-        for name, score, candidate in sides:
-            side = self.build_candidate(candidate, question=False)
+        for name, score, candidate_id in (
+            ("chosen", pair.chosen_score, pair.chosen),
+            ("rejected", pair.rejected_score, pair.rejected),
+        ):
+            side = self.build_candidate(self.records.get_record(Candidate, candidate_id), question=False)
             below.append(LineageNode(f"{name} at {score:.3f}: {side.text}", side.below))
         digest = hash_files(path)
         for folder, checkpoint in layout.iter_checkpoints(self.run):
@@ -187,11 +179,11 @@ class _LineageTree:
         step = f" (step {candidate.step + 1})" if candidate.step or candidate.parent else ""
         return LineageNode(f"{candidate.id}  “{candidate.text}”{step}", below)
 
-    def build_region(self, region: Region, *, question: bool) -> LineageNode:
+    def build_region(self, region: Region, *, question: bool = True) -> LineageNode:
         return LineageNode(_describe_region(region), [self.find_question(region.question)] if question else [])
 
-    def find_question(self, one: str) -> LineageNode:
-        return self.build_question(self.records.get_record(Question, one))
+    def find_question(self, question_id: str) -> LineageNode:
+        return self.build_question(self.records.get_record(Question, question_id))
 
     def build_question(self, question: Question) -> LineageNode:
         topic = f", {question.topic}" if question.topic else ""
@@ -212,11 +204,18 @@ class _LineageTree:
         )
 
     def build_judgement(self, judgement: Judgement, *, candidate: bool = False) -> LineageNode:
-        given = f"unscored: {judgement.reason}" if judgement.score is None else f"{judgement.score:.3f}"
+        score = f"unscored: {judgement.reason}" if judgement.score is None else f"{judgement.score:.3f}"
         below = [LineageNode(f"judge {judgement.judge}, prompt {judgement.prompt}")]
         if candidate:
             below.append(self.build_candidate(self.records.get_record(Candidate, judgement.candidate)))
-        return LineageNode(f"{judgement.id}  {self._find_judge_name(judgement)} {given}", below)
+        return LineageNode(f"{judgement.id}  {self._find_judge_name(judgement)} {score}", below)
+
+    def build_score(self, score: PanelScore) -> LineageNode:
+        candidate = self.records.get_record(Candidate, score.candidate)
+        return LineageNode(_describe_score(score), [self.build_candidate(candidate)])
+
+    def build_reference(self, reference: Reference) -> LineageNode:
+        return LineageNode(_describe_reference(reference), [self.find_question(reference.question)])
 
     def build_outcome(self, outcome: Outcome) -> LineageNode:
         reference = self.records.get_record(Reference, outcome.reference)
@@ -241,17 +240,16 @@ class _LineageTree:
         if checkpoint.data_revision:
             below.append(LineageNode(f"kept at revision {checkpoint.data_revision} of the data repository"))
         train = load_params(self.run / layout.PARAMS_FILE).train.digest
-        as_run = (
-            "params.yaml's" if checkpoint.config == train else "not params.yaml's: a comparison's, or it was changed"
-        )
-        below.append(LineageNode(f"train section {checkpoint.config} ({as_run})"))
+        same = checkpoint.config == train
+        origin = "params.yaml's" if same else "not params.yaml's: a comparison's, or it was changed"
+        below.append(LineageNode(f"train section {checkpoint.config} ({origin})"))
         if (log := folder / layout.TRAIN_LOG_FILE).is_file() and (entries := read_json(log)):
             below.append(LineageNode(f"last of {len(entries)} logged steps: {json.dumps(entries[-1], sort_keys=True)}"))
         return LineageNode(f"{checkpoint.id}  checkpoint  {self._shorten_path(folder)}", below)
 
     def build_decision(self, decision: Decision) -> LineageNode:
         below = [
-            LineageNode(f"{decision.metric}: challenger − champion {_format_interval(decision.difference)}"),
+            LineageNode(f"{decision.metric}: challenger − champion {_describe_interval(decision.difference)}"),
             *(LineageNode(reason) for reason in decision.reasons),
             self.build_policy("champion", decision.champion),
             self.build_policy("challenger", decision.challenger),
@@ -261,7 +259,7 @@ class _LineageTree:
 
     def build_report(self, report: BenchmarkReport) -> LineageNode:
         arms = [
-            LineageNode(f"{arm}: accuracy {_format_interval(metrics['accuracy'])}")
+            LineageNode(f"{arm}: accuracy {_describe_interval(metrics['accuracy'])}")
             for arm, metrics in report.metrics.items()
             if "accuracy" in metrics
         ]
@@ -272,8 +270,8 @@ class _LineageTree:
         known = self.records.find_checkpoint(digest)
         if known is not None:
             return LineageNode(f"{role} {digest}  {self._shorten_path(known[1])}, {known[0].id}")
-        place = layout.find_run_policies(self.run).get(digest)
-        return LineageNode(f"{role} {digest}  " + ("not one of this run's" if place is None else f"the base, {place}"))
+        base = layout.find_run_policies(self.run).get(digest)
+        return LineageNode(f"{role} {digest}  " + ("not one of this run's" if base is None else f"the base, {base}"))
 
     def build_configuration(self) -> LineageNode:
         params = load_params(self.run / layout.PARAMS_FILE)
@@ -291,7 +289,7 @@ class _LineageTree:
 
 
 def _summarise_record(record: Record) -> str:
-    """A record in a few words, for a list."""
+    """Summarise a record in a few words, for a list."""
     match record:
         case PreferencePair():
             return f"gap {record.gap:.3f}"
@@ -325,18 +323,19 @@ def _build_version_node(version: DataVersion) -> LineageNode:
 
 
 def _describe_region(region: Region) -> str:
-    sure = "" if region.grounder == "whole" else f", confidence {region.confidence:.3f}"
-    return f"{region.id}  {region.hypothesis} at {box_to_text(region.box)} percent, by {region.grounder}{sure}"
+    confidence = "" if region.grounder == "whole" else f", confidence {region.confidence:.3f}"
+    return f"{region.id}  {region.hypothesis} at {box_to_text(region.box)} percent, by {region.grounder}{confidence}"
 
 
 def _describe_score(score: PanelScore) -> str:
-    given = f"unscored: {score.reason}" if score.score is None else f"{score.score:.3f} ± {score.spread:.3f}"
-    return f"{score.id}  panel {given}, {score.judges} judges"
+    value = f"unscored: {score.reason}" if score.score is None else f"{score.score:.3f} ± {score.spread:.3f}"
+    return f"{score.id}  panel {value}, {score.judges} judges"
 
 
 def _describe_reference(reference: Reference) -> str:
-    places = ", ".join(box_to_text(box) for box in reference.boxes) or "nowhere in particular"
-    return f"{reference.id}  answer key: “{reference.answer}”, seen at {places}"
+    boxes = ", ".join(box_to_text(box) for box in reference.boxes)
+    where = f"seen at {boxes}" if boxes else "without a box"
+    return f"{reference.id}  answer key: “{reference.answer}”, {where}"
 
 
 def _describe_hit(outcome: Outcome) -> str:
@@ -344,8 +343,7 @@ def _describe_hit(outcome: Outcome) -> str:
     return hit + ("" if outcome.iou is None else f", IoU {outcome.iou:.3f}") + (", off format" * outcome.off_format)
 
 
-def _format_interval(interval: Interval) -> str:
+def _describe_interval(interval: Interval) -> str:
     if interval.value is None:
         return f"unscored ({interval.n_unscored})"
-    limits = "" if interval.low is None or interval.high is None else f" [{interval.low:.3f}, {interval.high:.3f}]"
-    return f"{interval.value:.3f}{limits}, n = {interval.n}, {interval.n_unscored} unscored"
+    return f"{format_interval(interval)}, n = {interval.n}, {interval.n_unscored} unscored"

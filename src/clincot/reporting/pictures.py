@@ -1,4 +1,4 @@
-"""The picture of a record: its regions over the radiograph, and the crop as the policy saw it."""
+"""Picture of a record: its regions drawn on the radiograph, and the crop as the policy saw it."""
 
 from __future__ import annotations
 
@@ -28,19 +28,19 @@ from clincot.runs import layout
 from clincot.runs.lookup import RunRecords
 
 
-class NoPictureForRecord(InvalidInput):
-    """The record is of something that cannot be seen."""
+class NoPicture(InvalidInput):
+    """The record is of a kind that has no picture."""
 
 
 class Illustrator:
-    """Draws records of one run."""
+    """Draws the records of one run."""
 
     def __init__(self, records: RunRecords) -> None:
         self.records = records
-        self.places = layout.find_run_policies(records.run)
+        self.policies = layout.find_run_policies(records.run)  # {digest: checkpoint}
 
     def draw_record(self, record: Record) -> Image.Image:
-        """Raises NoPicture for a checkpoint, a decision or a report."""
+        """Draw a record; raises NoPicture for a checkpoint, a decision or a report."""
         match record:
             case PreferencePair():
                 return self._draw_pair(record)
@@ -49,8 +49,8 @@ class Illustrator:
             case Judgement() | PanelScore():
                 return self.draw_record(self.records.get_record(Candidate, record.candidate))
             case Region():
-                views = self._find_prompt_format(next(iter(self.places), ""))
-                lines = _describe_place(record)
+                views = self._find_prompt_format(next(iter(self.policies), ""))
+                lines = _describe_region_lines(record)
                 panel = self._build_panel(
                     record.question, [BoxAnnotation(record.box, BLUE)], record.id, lines, record.box, views
                 )
@@ -64,30 +64,29 @@ class Illustrator:
             case Question():
                 return render_panels([self._build_panel(record.id, [], record.id)], self._read_title(record.id))
             case Study():
-                film = open_image(self.records.find_study_folder(record) / record.image)
-                return render_panels([ImagePanel(film, (), record.image)], record.id)
-        raise NoPictureForRecord(
+                image = open_image(self.records.find_study_folder(record) / record.image)
+                return render_panels([ImagePanel(image, (), record.image)], record.id)
+        raise NoPicture(
             f"{record.id}: a {type(record).__name__} has no picture; pairs, candidates, regions, questions, studies "
             "and outcomes have one"
         )
 
     def _draw_pair(self, pair: PreferencePair) -> Image.Image:
+        chosen = self.records.get_record(Candidate, pair.chosen)
+        rejected = self.records.get_record(Candidate, pair.rejected)
         sides = [
-            self._build_candidate_panel(self.records.get_record(Candidate, one), colour, f"{name} at {score:.2f}: ")
-            for name, one, score, colour in (
-                ("chosen", pair.chosen, pair.chosen_score, BLUE),
-                ("rejected", pair.rejected, pair.rejected_score, ORANGE),
-            )
+            self._build_candidate_panel(chosen, BLUE, f"chosen at {pair.chosen_score:.2f}: "),
+            self._build_candidate_panel(rejected, ORANGE, f"rejected at {pair.rejected_score:.2f}: "),
         ]
         return render_panels(sides, f"{self._read_title(pair.question)} (gap {pair.gap:.2f}, spread {pair.spread:.2f})")
 
-    def _build_candidate_panel(self, candidate: Candidate, colour: Rgb, before: str) -> ImagePanel:
+    def _build_candidate_panel(self, candidate: Candidate, colour: Rgb, prefix: str) -> ImagePanel:
         region = self.records.get_record(Region, candidate.region)
-        lines = list(_describe_place(region))
+        lines = list(_describe_region_lines(region))
         for score in self.records.find_by_candidate(PanelScore, candidate.id):
-            given = "unscored" if score.score is None else f"{score.score:.2f} ± {score.spread:.2f}"
-            lines.append(f"panel {given}, {score.judges} judges")
-        caption = f"{before}“{candidate.text}”"
+            value = "unscored" if score.score is None else f"{score.score:.2f} ± {score.spread:.2f}"
+            lines.append(f"panel {value}, {score.judges} judges")
+        caption = f"{prefix}“{candidate.text}”"
         views = self._find_prompt_format(candidate.policy)
         return self._build_panel(
             candidate.question, [BoxAnnotation(region.box, colour)], caption, lines, region.box, views
@@ -107,7 +106,7 @@ class Illustrator:
             f"answer key (dashed): “{reference.answer}”",
         ]
         caption = f"“{outcome.answer}”: {verdict}"
-        # the shuffled control looked at that place on another patient's film: this question's has no such crop
+        # The shuffled control showed this region of another patient's film, so this film has no such crop.
         box = None if outcome.arm == "shuffled" else outcome.box
         panel = self._build_panel(
             outcome.question, marks, caption, lines, box, self._find_prompt_format(outcome.policy)
@@ -123,14 +122,14 @@ class Illustrator:
         box: Box | None = None,
         views: PromptFormat | None = None,
     ) -> ImagePanel:
-        """The question's film with marks; with a box, the crop of it at the size at which a policy sees it."""
+        """Build a panel with the question's film and marks, and the crop of `box` as a policy sees it."""
         study = self.records.get_question_study(question)
         folder = self.records.find_study_folder(study)
         film = open_image(folder / study.image)
         crop = None
         if box is not None:
-            seen = build_crop_view(study, folder, views or PromptFormat(), box)
-            crop = render_view(film, seen.box, seen.side_px)
+            view = build_crop_view(study, folder, views or PromptFormat(), box)
+            crop = render_view(film, view.box, view.side_px)
         colour = marks[-1].colour if marks else WHITE
         return ImagePanel(film, tuple(marks), caption, tuple(lines), crop, colour)
 
@@ -138,10 +137,10 @@ class Illustrator:
         return self.records.get_record(Question, question).text
 
     def _find_prompt_format(self, policy: str) -> PromptFormat:
-        place: Path | None = self.places.get(policy)
-        return load_prompt_format(place) if place is not None and place.is_dir() else PromptFormat()
+        checkpoint: Path | None = self.policies.get(policy)
+        return load_prompt_format(checkpoint) if checkpoint is not None and checkpoint.is_dir() else PromptFormat()
 
 
-def _describe_place(region: Region) -> tuple[str, ...]:
-    sure = "" if region.grounder == "whole" else f", confidence {region.confidence:.2f}"
-    return (f"{region.hypothesis}{sure}", f"{box_to_text(region.box)} percent, by {region.grounder}")
+def _describe_region_lines(region: Region) -> tuple[str, ...]:
+    confidence = "" if region.grounder == "whole" else f", confidence {region.confidence:.2f}"
+    return (f"{region.hypothesis}{confidence}", f"{box_to_text(region.box)} percent, by {region.grounder}")

@@ -1,1 +1,1 @@
-"""Run folders and the history of a model's rounds: where files are, what began, what was made, how it ended."""
+"""Run folders, and the history of a model's rounds in its store."""

@@ -1,11 +1,14 @@
-"""The rounds of a model line in its store: which began from what, what they made, and how they ended.
+"""The history of a model line's rounds in its store: start, outputs and end of every round.
 
-rounds/<line>/0001/begun.json     where it starts from, resolved once: an interrupted round goes on from there
-rounds/<line>/0001/made.json      digests of what it made, and its decision
-rounds/<line>/0001/ended.json     written when its run succeeded; the next round is the one after the last of these
-rounds/<line>/0001/failed.json    how the last run of it failed
-runs/<line>/<run>.json            which round a run is of: it ends that one and no other
-unbegun/<line>/failed.json        the last run, if it failed before any round began; gone when one begins
+rounds/<line>/0001/begun.json     the starting policy, resolved once; an interrupted round resumes from it
+rounds/<line>/0001/made.json      digests of the round's outputs, and its decision
+rounds/<line>/0001/ended.json     written when the round's run succeeds; then the next round can begin
+rounds/<line>/0001/failed.json    how the round's latest run failed
+runs/<line>/<run>.json            the round of a run, so that the run ends no other round
+unbegun/<line>/failed.json        the latest run, if it failed before its round began; deleted when a round begins
+
+Each record is written atomically. Several records are not: begin_round writes begun.json before the run's record, and
+a process that is killed in between repeats both.
 """
 
 from __future__ import annotations
@@ -27,44 +30,44 @@ RoundNumber = Annotated[int, Field(ge=1)]
 
 
 class RoundStart(FrozenModel):
-    """A round that was begun."""
+    """The start of a round: its number and its starting policy."""
 
     number: RoundNumber
     start: StartingPolicy
 
 
 class RoundOutputs(FrozenModel):
-    """What a round made."""
+    """The outputs of a round."""
 
     number: RoundNumber
-    digests: dict[str, str]  # {questions, regions, …, checkpoint, decision: sha256 of the file or folder}
+    digests: dict[str, str]  # {output name, such as pairs or checkpoint: sha256 of the file or folder}
     decision: str  # the decision's id
     verdict: str
-    agreement: float | None = None  # of the judges: Krippendorff's alpha of their calibrated scores
+    agreement: float | None = None  # Krippendorff's alpha of the judges' calibrated scores
 
 
 class RunRound(FrozenModel):
-    """Which round (of several: the first) a run of the pipeline is."""
+    """The round of a pipeline run; the first one, if the run does several."""
 
     run: str
     number: RoundNumber
 
 
 class RunEnd(FrozenModel):
-    """How a run ended. number: of its round (of several, the last made); None: none had begun."""
+    """How a run ended. number: its last round with outputs; None: the run failed before its round began."""
 
     number: RoundNumber | None
-    state: str  # as Kubeflow Pipelines has it: SUCCEEDED, FAILED, CANCELLED
+    state: str  # a state of Kubeflow Pipelines: SUCCEEDED, FAILED, CANCELLED
     run: str = ""
     error: str = ""
-    at: str  # UTC
+    at: str  # UTC, ISO 8601
 
 
 def begin_round(store: Store, start: StartingPolicy, number: int = 0, *, run: str) -> RoundStart:
-    """The round that the run `run` is (of): `number`, or with 0 the next one.
+    """Begin or resume a round and record that `run` is a run of it. number: which round; 0: the next one.
 
-    A round that began and has not ended is taken up where it began, also when it moved the champion pointer itself in
-    the meantime; the next one begins anew where someone else moved it.
+    A round that began and has not ended keeps its starting policy, even if its own decision has moved the champion
+    since. Without an explicit number, the next round starts again from `start` if someone else moved the champion.
     """
     begun = _resume_or_begin(store, start, number)
     _write_record(store, _run_key(start.line, run), RunRound(run=run, number=begun.number))
@@ -73,7 +76,7 @@ def begin_round(store: Store, start: StartingPolicy, number: int = 0, *, run: st
 
 
 def _resume_or_begin(store: Store, start: StartingPolicy, number: int) -> RoundStart:
-    given, number = number, number or next_round_number(store, start.line)
+    explicit, number = bool(number), number or next_round_number(store, start.line)
     fresh = RoundStart(number=number, start=start)
     key = _round_key(start.line, number, "begun")
     try:
@@ -82,64 +85,67 @@ def _resume_or_begin(store: Store, start: StartingPolicy, number: int) -> RoundS
     except KeyExists:
         content, tag = store.read(key)
     begun = _parse_model(RoundStart, content, f"{store.url}/{key}")
-    if given or begun.start.id == start.id or _moved_champion(store, begun):
+    if explicit or begun.start.id == start.id or _moved_champion(store, begun):
         return begun
     store.replace(key, _encode_record(fresh), tag)
     return fresh
 
 
 def next_round_number(store: Store, line: str) -> int:
-    """The number after the last round that ended well."""
+    """Return the number after the last round that succeeded."""
     ended = [key for key in store.keys(f"rounds/{line}/") if key.endswith("/ended.json")]
     return 1 + max((int(key.split("/")[2]) for key in ended), default=0)
 
 
-def record_round_outputs(store: Store, line: str, made: RoundOutputs) -> None:
-    """Keep what a round made."""
-    _write_record(store, _round_key(line, made.number, "made"), made)
+def record_round_outputs(store: Store, line: str, outputs: RoundOutputs) -> None:
+    """Record the outputs of a round."""
+    _write_record(store, _round_key(line, outputs.number, "made"), outputs)
 
 
 def read_round_outputs(store: Store, line: str, number: int) -> RoundOutputs:
-    """Raises BadInput where the round has not come so far."""
+    """Read the outputs of a round. Raises InvalidInput if the round has none yet."""
     key = _round_key(line, number, "made")
     try:
         return _parse_model(RoundOutputs, store.read(key).content, f"{store.url}/{key}")
     except KeyNotFound:
-        raise InvalidInput(f"{store.url}: round {number} of {line} has not made anything yet") from None
+        raise InvalidInput(f"{store.url}: round {number} of {line} has no outputs yet") from None
 
 
 def end_round(store: Store, line: str, *, run: str, state: str, error: str = "") -> RunEnd:
-    """Record how the run ended, at the round that it began; of one with several rounds, at all that were made.
+    """Record how a run ended, for its round; after success, for all of its rounds that have outputs.
 
-    Returns the record of the last of them. A run that failed before its round began touches no round, also where an
-    older one is open: it is kept beside them (failed_unbegun). Raises BadInput where one succeeded that began none.
+    Returns the record of the last of them. A run that failed before its round began changes no round, even if an
+    earlier one is open; its failure is recorded separately (see failed_before_start). Raises InvalidInput if the run
+    succeeded without a round.
     """
     number = _find_round_number(store, line, run)
     ended = RunEnd(number=number, state=state, run=run, error=error, at=datetime.now(UTC).isoformat(timespec="seconds"))
     if number is None and state == "SUCCEEDED":
-        raise InvalidInput(f"{store.url}: the run {run} of {line} succeeded, but {_run_key(line, run)} is not there")
+        raise InvalidInput(
+            f"{store.url}: the run {run} of {line} succeeded, but its record {_run_key(line, run)} does not exist"
+        )
     if number is None:
         _write_record(store, _failed_before_start_key(line), ended)
         return ended
     if state != "SUCCEEDED":
         _write_record(store, _round_key(line, number, "failed"), ended)
         return ended
-    made = {int(key.split("/")[2]) for key in store.keys(f"rounds/{line}/") if key.endswith("/made.json")}
+    with_outputs = {int(key.split("/")[2]) for key in store.keys(f"rounds/{line}/") if key.endswith("/made.json")}
     while True:
         _write_record(store, _round_key(line, number, "ended"), ended)
-        if number + 1 not in made:
+        if number + 1 not in with_outputs:
             return ended
         number += 1
         ended = ended.model_copy(update={"number": number})
 
 
 def failed_before_start(store: Store, line: str) -> bool:
-    """Did the line's last run fail before a round began?"""
+    """Return whether the line's latest run failed before its round began."""
     return _failed_before_start_key(line) in store.keys(f"unbegun/{line}/")
 
 
 def _find_round_number(store: Store, line: str, run: str) -> int | None:
-    """The round that the run began; None where it began none."""
+    """Return the round of a run; None if the run began no round."""
     key = _run_key(line, run)
     try:
         return _parse_model(RunRound, store.read(key).content, f"{store.url}/{key}").number
@@ -148,14 +154,14 @@ def _find_round_number(store: Store, line: str, run: str) -> int | None:
 
 
 def _moved_champion(store: Store, begun: RoundStart) -> bool:
-    """Did this round's own decision make the champion that is there now?"""
+    """Return whether this round's own decision promoted the current champion."""
     line = begun.start.line
     try:
-        made = read_round_outputs(store, line, begun.number)
+        outputs = read_round_outputs(store, line, begun.number)
         now = read_champion(store, line).now
     except (InvalidInput, NoChampion):
         return False
-    return now.decision == made.decision and now.previous == begun.start.sha256
+    return now.decision == outputs.decision and now.previous == begun.start.sha256
 
 
 def _write_record(store: Store, key: str, record: BaseModel) -> None:

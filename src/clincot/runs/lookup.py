@@ -1,4 +1,4 @@
-"""The records of a run folder and of its data, looked up by scanning the files: no index, nothing held in memory."""
+"""Look up the records of a run folder and of its data by scanning the files, without an index."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from clincot.runs import layout
 
 R = TypeVar("R", bound=Record)
 
-# By the end of a file's name: a chain's earlier steps stand in step-0.candidates.jsonl and so on.
+# {end of a file name: record}. The earlier steps of a chain are in step-0.candidates.jsonl and so on.
 RECORD_FILES: dict[str, type[Record]] = {
     "pairs.jsonl": PreferencePair,
     "candidates.jsonl": Candidate,
@@ -41,28 +41,28 @@ RECORD_FILES: dict[str, type[Record]] = {
 
 
 def grep_lines(path: Path, words: Collection[str]) -> Iterator[tuple[int, bytes]]:
-    """Numbered lines of a file on which one of `words` (ids, or beginnings of ids) stands anywhere.
+    """Yield (number, line) for the lines of a file that contain one of `words` (ids, or beginnings of ids).
 
-    For a few words, since each is tried on every line. Other lines are passed over unread, which is what makes a scan
-    of a whole run take seconds; so a bad line that names none of the words is not noticed here.
+    Lines that do not contain a wanted id are skipped without parsing, so scanning a run takes seconds; an invalid
+    line among them goes unnoticed. Meant for few words, because each one is searched in every line.
     """
     if not words:
         return
-    named = re.compile(b"|".join(re.escape(word.encode()) for word in sorted(words)))
+    pattern = re.compile(b"|".join(re.escape(word.encode()) for word in sorted(words)))
     with path.open("rb") as file:
         for number, line in enumerate(file, start=1):
-            if named.search(line):
+            if pattern.search(line):
                 yield number, line
 
 
 def grep_records(path: Path, kind: type[R], words: Collection[str]) -> Iterator[R]:
-    """The records on those lines, in the file's order. Raises BadRecord at a line that is none."""
+    """Yield the records on the lines that contain one of `words`. Raises InvalidRecord at an invalid one."""
     for number, line in grep_lines(path, words):
         yield parse_record_line(line, kind, path, number)
 
 
 def parse_record_line(line: bytes, kind: type[R], path: Path, number: int) -> R:
-    """One line as a record; raises BadRecord naming file and line."""
+    """Parse one line as a record. Raises InvalidRecord, which names file and line."""
     try:
         text = line.decode("utf-8")
     except UnicodeDecodeError as error:
@@ -71,9 +71,9 @@ def parse_record_line(line: bytes, kind: type[R], path: Path, number: int) -> R:
 
 
 class RunRecords:
-    """A run folder with the data set and the benchmark that its run.json names.
+    """The records of a run folder, and of the data set and the benchmark that its run.json names.
 
-    The answer key of the data that rounds learn from is not among its files; the benchmark's is.
+    The answer key of the benchmark is included; that of the training data is not.
     """
 
     def __init__(self, run: Path) -> None:
@@ -84,73 +84,75 @@ class RunRecords:
         self.files = list(self._list_files())
 
     def _list_files(self) -> Iterator[tuple[Path, type[Record]]]:
-        """Every file of records, in a fixed order."""
+        """Yield every file of records with the kind of its records, in a fixed order."""
         for name, kind in RECORD_FILES.items():
-            if kind is Reference:  # a data set may lie inside the run folder, so the run is not searched for keys
-                places = [self.benchmark / name]
+            if kind is Reference:  # the run folder is not searched: it may contain the data set
+                candidates = [self.benchmark / name]
             else:
                 inside = sorted(p for p in self.run.rglob(f"*{name}") if p.name == name or p.name.endswith(f".{name}"))
-                places = [*inside, self.data / name, self.benchmark / name]
-            for path in dict.fromkeys(places):
+                candidates = [*inside, self.data / name, self.benchmark / name]
+            for path in dict.fromkeys(candidates):
                 if path.is_file():
                     yield path, kind
         for name, kind in layout.SINGLE_RECORD_FILES.items():
             for path in sorted(self.run.rglob(name)):
                 yield path, kind
 
-    def find_by_prefix(self, given: str) -> Iterator[Record]:
-        """Records whose id, its hash, or the sha256 of what it names (image, checkpoint) begins with `given`."""
+    def find_by_prefix(self, prefix: str) -> Iterator[Record]:
+        """Yield the records whose id, hash in the id, or sha256 (of an image, a checkpoint) begins with `prefix`."""
         for path, kind in self.files:
-            if "-" in given and not given.startswith(f"{kind.prefix}-"):
+            if "-" in prefix and not prefix.startswith(f"{kind.prefix}-"):
                 continue
             if path.suffix == ".json":
                 record = read_json_model(path, kind)
-                if _matches_prefix(given, record.id, getattr(record, "sha256", "")):
+                if _matches_prefix(prefix, record.id, getattr(record, "sha256", "")):
                     yield record
                 continue
-            for number, line in grep_lines(path, [given]):
-                if _matches_prefix(given, *_read_names(line, path, number)):
+            for number, line in grep_lines(path, [prefix]):
+                if _matches_prefix(prefix, *_read_names(line, path, number)):
                     yield parse_record_line(line, kind, path, number)
 
-    def get_record(self, kind: type[R], one: str) -> R:
-        """The record with this id; raises BadRecord where the run does not have it."""
-        return self.locate_record(kind, one)[0]
+    def get_record(self, kind: type[R], record_id: str) -> R:
+        """Return the record with this id. Raises InvalidRecord if the run does not contain it."""
+        return self.locate_record(kind, record_id)[0]
 
-    def locate_record(self, kind: type[R], one: str) -> tuple[R, Path]:
-        """The record with this id and the file that it stands in."""
-        for record, path in self._grep_kind(kind, one):
-            if record.id == one:
+    def locate_record(self, kind: type[R], record_id: str) -> tuple[R, Path]:
+        """Return the record with this id and its file. Raises InvalidRecord if the run does not contain it."""
+        for record, path in self._grep_kind(kind, record_id):
+            if record.id == record_id:
                 return record, path
-        raise InvalidRecord(f"{self.run}: expected {one} among its {kind.prefix} records, but it is not there")
+        raise InvalidRecord(f"{self.run}: expected {record_id} among its {kind.prefix} records, but it is not there")
 
     def find_by_candidate(self, kind: type[R], candidate: str) -> list[R]:
-        """The judgements or scores of a candidate, each once."""
-        named = (record for record, _ in self._grep_kind(kind, candidate))
-        return list({r.id: r for r in named if getattr(r, "candidate", "") == candidate}.values())
+        """List the judgements or scores of a candidate, without duplicates."""
+        records = (record for record, _ in self._grep_kind(kind, candidate))
+        return list({r.id: r for r in records if getattr(r, "candidate", "") == candidate}.values())
 
     def get_question_study(self, question: str) -> Study:
+        """Return the study of the question with this id."""
         return self.get_record(Study, self.get_record(Question, question).study)
 
     def find_study_folder(self, study: Study) -> Path:
-        """The data set that a study's image lies in."""
+        """Return the folder of the data set that contains a study's image."""
         return self.locate_record(Study, study.id)[1].parent
 
     def find_checkpoint(self, policy: str) -> tuple[Checkpoint, Path] | None:
-        """The policy with this digest and its folder, if the run trained it."""
+        """Return the policy with this digest and its folder, or None if the run did not train it."""
         for folder, checkpoint in layout.iter_checkpoints(self.run):
             if checkpoint.sha256 == policy:
                 return checkpoint, folder
         return None
 
-    def _grep_kind(self, kind: type[R], one: str) -> Iterator[tuple[R, Path]]:
-        for path, of in self.files:
-            if of is kind and path.suffix == ".jsonl":
-                for record in grep_records(path, kind, [f'"{one}"']):
+    def _grep_kind(self, kind: type[R], record_id: str) -> Iterator[tuple[R, Path]]:
+        """Yield the records of a kind whose lines mention an id."""
+        for path, file_kind in self.files:
+            if file_kind is kind and path.suffix == ".jsonl":
+                for record in grep_records(path, kind, [f'"{record_id}"']):
                     yield record, path
 
 
 def _read_names(line: bytes, path: Path, number: int) -> tuple[str, str]:
-    """A line's id and sha256, read before the whole record is checked: most lines only mention the id."""
+    """Return id and sha256 of a line. Cheaper than parsing the record, and most lines only mention the id."""
     try:
         content = json.loads(line)
     except ValueError as error:
@@ -158,5 +160,5 @@ def _read_names(line: bytes, path: Path, number: int) -> tuple[str, str]:
     return str(content.get("id", "")), str(content.get("sha256", ""))
 
 
-def _matches_prefix(given: str, *names: str) -> bool:
-    return any(name.startswith(given) or name.partition("-")[2].startswith(given) for name in names if name)
+def _matches_prefix(prefix: str, *names: str) -> bool:
+    return any(name.startswith(prefix) or name.partition("-")[2].startswith(prefix) for name in names if name)

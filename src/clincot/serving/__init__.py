@@ -1,4 +1,5 @@
-"""The model server: the visual chain of thought behind OpenAI, KServe V1 and V2 requests.
+"""The model server.
 
-The chain itself is clincot.generation.visual_cot; rollouts are clincot.deployment.
+It offers the visual chain of thought over the OpenAI, KServe V1 and KServe V2 protocols. The chain itself is in
+clincot.generation.visual_cot; rollouts are in clincot.deployment.
 """

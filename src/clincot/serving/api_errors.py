@@ -1,12 +1,16 @@
-"""Why a request is not answered. The message is for the client: it says what is expected, and quotes no content."""
+"""Errors that clients see.
+
+A message says what the server expects. It never quotes the request, because it may be logged.
+"""
 
 from __future__ import annotations
 
 
 class ApiError(Exception):
-    """A request that is not answered, with its HTTP status.
+    """The error response to a request that is not answered.
 
-    code: a word that programs can test. param: the field it is about. retry_after_s: when to try again (429).
+    status: HTTP status. code: a word for programs to test. param: the field in question. retry_after_s: seconds until
+    the client should try again (429).
     """
 
     def __init__(self, status: int, code: str, message: str, *, param: str = "", retry_after_s: int = 0) -> None:
@@ -15,7 +19,7 @@ class ApiError(Exception):
         self.retry_after_s = retry_after_s
 
     def build_body(self, path: str) -> dict[str, object]:
-        """As the protocol of the path has its errors."""
+        """Build the body in the format of the path's protocol."""
         if not path.startswith("/openai/"):
             return {"error": self.message, "code": self.code}
         kind = "server_error" if self.status >= 500 else "invalid_request_error"
@@ -24,14 +28,16 @@ class ApiError(Exception):
 
     @property
     def headers(self) -> dict[str, str]:
+        """Headers that the status requires: WWW-Authenticate or Retry-After."""
         if self.status == 401:
             return {"WWW-Authenticate": "Bearer"}
         return {"Retry-After": str(self.retry_after_s)} if self.retry_after_s else {}
 
 
 class RequestCancelled(Exception):
-    """The client went away; nobody waits for the answer."""
+    """The client has disconnected, so the answer is no longer needed."""
 
 
 def build_deadline_error() -> ApiError:
-    return ApiError(504, "deadline_exceeded", "the answer was not ready within the server's deadline")
+    """The error of a request that passed its deadline (504)."""
+    return ApiError(504, "deadline_exceeded", "the answer was not ready before the server's deadline")

@@ -1,7 +1,8 @@
-"""Where the policy runs: in this process (embedded), or behind an endpoint that speaks OpenAI's protocol (cluster).
+"""Backends, which run the policy.
 
-Both shapes give a chain the same `Policy`. A checkpoint is checked before it is loaded: pickled weights, a missing or
-cut-off shard, and files that are not what the manifest beside them says are refused by name.
+It runs in this process or, on a cluster, behind an endpoint with OpenAI's protocol. Both offer a chain the same
+`Policy`. A checkpoint is checked before it is loaded; pickled weights, missing or truncated shards, and files that
+differ from the checkpoint's manifest are refused by name.
 """
 
 from __future__ import annotations
@@ -11,13 +12,14 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
 import httpx
 
 from clincot.errors import ModelFailed
-from clincot.jsonl import InvalidRecord, hash_files
+from clincot.jsonl import InvalidRecord
 from clincot.models.checkpoint import MANIFEST, WEIGHTS_INDEX, UnsupportedCheckpoint, check_weight_files
 from clincot.models.endpoint import EndpointModel
 from clincot.models.protocols import Generation, Policy
@@ -25,27 +27,44 @@ from clincot.prompts import Conversation, PromptFormat, load_prompt_format
 from clincot.serving.request_batching import Batcher
 from clincot.serving.request_context import RequestContext
 from clincot.serving.server_settings import ServeSettings
+from clincot.storage.artifacts import ChecksumMismatch, download_files, verify_files
+from clincot.storage.open import open_store
+from clincot.storage.store import KeyNotFound
 
-_HEALTH_CACHE_S = 5.0  # how long an answer about the predictor's health is good for
+_HEALTH_CACHE_S = 5.0  # how long the result of a health check of the predictor is reused
+_PICKLE_MAGIC = (b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")  # protocols 2 to 5
+_ZIP_MAGIC = b"PK\x03\x04"  # torch.save writes pickles into a zip archive
 
 
 class Backend(Protocol):
-    """What answers conversations."""
+    """Runs the policy for the requests of a server."""
 
     @property
-    def digest(self) -> str: ...
-
-    def open_policy(self, ticket: RequestContext) -> AbstractContextManager[Policy]:
-        """The policy as one request sees it."""
+    def digest(self) -> str:
+        """Digest of the policy's checkpoint."""
         ...
 
-    def check_health(self) -> bool: ...
+    def open_policy(self, context: RequestContext) -> AbstractContextManager[Policy]:
+        """The policy for one request.
 
-    def close(self) -> None: ...
+        Its calls fail once the request is cancelled or past its deadline.
+        """
+        ...
+
+    def check_health(self) -> bool:
+        """Whether the policy can answer."""
+        ...
+
+    def close(self) -> None:
+        """Release what the backend holds."""
+        ...
 
 
 class LocalBackend:
-    """The checkpoint in this process, its forward passes shared by the requests that are under way."""
+    """The checkpoint in this process; concurrent requests share forward passes.
+
+    observe: called with the kind of call and the size of each batch. Raises UnsupportedCheckpoint.
+    """
 
     def __init__(self, checkpoint: Path, settings: ServeSettings, observe: Callable[[str, int], None]) -> None:
         from clincot.models.vlm import VisionLanguageModel
@@ -55,8 +74,8 @@ class LocalBackend:
         self.digest = model.digest
         self._batcher = Batcher(model, max_batch=settings.max_batch, gather_s=settings.gather_s, observe=observe)
 
-    def open_policy(self, ticket: RequestContext) -> AbstractContextManager[Policy]:
-        return self._batcher.open_policy(ticket)
+    def open_policy(self, context: RequestContext) -> AbstractContextManager[Policy]:
+        return self._batcher.open_policy(context)
 
     def check_health(self) -> bool:
         return True
@@ -65,31 +84,46 @@ class LocalBackend:
         self._batcher.close()
 
 
-class RemoteBackend:
-    """A predictor: `host` as KServe gives it (host, host:port or URL), its OpenAI routes under `path`.
+@dataclass(frozen=True)
+class PredictorAddress:
+    """How a predictor is reached.
 
-    Batching is the predictor's (vLLM batches continuously). Deadline and disconnection are looked at between calls.
+    KServe passes the host; the OpenAI routes are under `path`.
+    """
+
+    host: str  # host, host:port or URL
+    path: str = "/v1"
+    model: str = ""  # name of the model at the predictor; "": the only one that it serves
+    api_key_env: str = ""  # environment variable that contains the API key
+
+    @property
+    def url(self) -> str:
+        """The address under which the predictor's OpenAI routes are."""
+        base = self.host if "://" in self.host else f"http://{self.host}"
+        return base.rstrip("/") + "/" + self.path.strip("/")
+
+
+class RemoteBackend:
+    """A predictor with OpenAI's routes.
+
+    The predictor does the batching (vLLM batches continuously). Deadline and disconnection are checked between calls.
     """
 
     def __init__(
         self,
-        host: str,
+        predictor: PredictorAddress,
         *,
-        path: str = "/v1",
-        model: str = "",
         views: PromptFormat,
-        api_key_env: str = "",
         timeout_s: float = 60.0,
         yes_no: Sequence[int] = (),
         observe: Callable[[str, int], None],
     ) -> None:
-        base = host if "://" in host else f"http://{host}"
-        self.url = base.rstrip("/") + "/" + path.strip("/")
+        self.url = predictor.url
         self._model = EndpointModel(
             self.url,
             name="predictor",
-            model=model,
-            api_key_env=api_key_env,
+            model=predictor.model,
+            api_key_env=predictor.api_key_env,
             views=views,
             timeout_s=timeout_s,
             concurrency=16,
@@ -103,11 +137,11 @@ class RemoteBackend:
         return self._model.digest
 
     @contextmanager
-    def open_policy(self, ticket: RequestContext) -> Iterator[Policy]:
-        yield _CancellablePolicy(self._model, ticket, self._observe)
+    def open_policy(self, context: RequestContext) -> Iterator[Policy]:
+        yield _CancellablePolicy(self._model, context, self._observe)
 
     def check_health(self) -> bool:
-        """Whether the predictor lists its models."""
+        """Whether the predictor lists its models; the result is cached for a few seconds."""
         now = time.monotonic()
         if now - self._health[0] >= _HEALTH_CACHE_S:
             self._health = (now, self._probe_predictor())
@@ -124,10 +158,10 @@ class RemoteBackend:
 
 
 class _CancellablePolicy:
-    """A policy that is asked only while the request lives."""
+    """A policy that is called only while its request is alive."""
 
-    def __init__(self, model: Policy, ticket: RequestContext, observe: Callable[[str, int], None]) -> None:
-        self._model, self._ticket, self._observe = model, ticket, observe
+    def __init__(self, model: Policy, context: RequestContext, observe: Callable[[str, int], None]) -> None:
+        self._model, self._context, self._observe = model, context, observe
 
     @property
     def digest(self) -> str:
@@ -140,28 +174,33 @@ class _CancellablePolicy:
     def generate(
         self, conversations: Sequence[Conversation], *, max_new_tokens: int, temperature: float, seeds: Sequence[int]
     ) -> list[Generation]:
-        self._ticket.check_alive()
+        self._context.check_alive()
         self._observe("write", len(conversations))
         replies = self._model.generate(
             conversations, max_new_tokens=max_new_tokens, temperature=temperature, seeds=seeds
         )
-        self._ticket.check_alive()
+        self._context.check_alive()
         return replies
 
     def p_yes(self, conversations: Sequence[Conversation]) -> list[float | None]:
-        self._ticket.check_alive()
+        self._context.check_alive()
         self._observe("p_yes", len(conversations))
         odds = self._model.p_yes(conversations)
-        self._ticket.check_alive()
+        self._context.check_alive()
         return odds
 
 
 def check_checkpoint_files(folder: Path) -> None:
-    """Raise UnsupportedCheckpoint, naming the file, for one that is not whole, not as published, or pickled."""
+    """Check all files of a checkpoint.
+
+    Raises UnsupportedCheckpoint, naming a file that is missing, truncated, changed or pickled.
+    """
     if not folder.is_dir():
-        raise UnsupportedCheckpoint(f"{folder}: no such folder; expected a checkpoint (config.json, *.safetensors, …)")
+        raise UnsupportedCheckpoint(
+            f"{folder}: the folder does not exist; expected a checkpoint (config.json, *.safetensors, …)"
+        )
     check_weight_files(folder)
-    for path in sorted(p for p in folder.iterdir() if p.is_file()):
+    for path in sorted(path for path in folder.iterdir() if path.is_file()):
         _check_file_format(path)
     manifest = folder / MANIFEST
     if manifest.is_file():
@@ -169,19 +208,18 @@ def check_checkpoint_files(folder: Path) -> None:
 
 
 def check_manifest_files(folder: Path, manifest: Path, *, only: frozenset[str] = frozenset()) -> None:
-    """Every file that the manifest lists (or those of `only`) has the digest that it says."""
+    """Check all files (or those in `only`) against the manifest's digests.
+
+    Raises UnsupportedCheckpoint, naming the first file that differs.
+    """
     try:
         files = [(file["path"], file["sha256"]) for file in json.loads(manifest.read_text(encoding="utf-8"))["files"]]
     except (ValueError, KeyError, TypeError) as error:
         raise UnsupportedCheckpoint(f"{manifest}: not a manifest of files with their sha256 ({error!r})") from None
-    for name, expected in files:
-        if only and name not in only:
-            continue
-        path = folder / name
-        if not path.is_file():
-            raise UnsupportedCheckpoint(f"{path}: is missing, {manifest.name} lists it; fetch the checkpoint again")
-        if (found := hash_files(path)) != expected:
-            raise UnsupportedCheckpoint(f"{path}: has sha256 {found}, {manifest.name} says {expected}; it was changed")
+    try:
+        verify_files(folder, {name: digest for name, digest in files if not only or name in only})
+    except ChecksumMismatch as error:
+        raise UnsupportedCheckpoint(f"{error}; fetch the checkpoint again") from None
     listed = {name for name, _ in files}
     added = sorted(p.name for p in folder.glob("*.safetensors") if p.name not in listed)
     if added:
@@ -189,14 +227,18 @@ def check_manifest_files(folder: Path, manifest: Path, *, only: frozenset[str] =
 
 
 def _check_file_format(path: Path) -> None:
-    """A pickle under any name, and a safetensors file whose tensors do not fill it."""
+    """Refuse a pickle under any name, and a safetensors file of the wrong size.
+
+    A safetensors file consists of the header's length (8 bytes, little endian), the header (JSON with the byte offsets
+    of each tensor), and the tensors.
+    """
     with path.open("rb") as file:
         start = file.read(8)
         if path.suffix != ".safetensors":
-            if (start[:1] == b"\x80" and start[1:2] in (b"\x02", b"\x03", b"\x04", b"\x05")) or start[
-                :4
-            ] == b"PK\x03\x04":
-                raise UnsupportedCheckpoint(f"{path}: is pickled (or an archive); expected safetensors and text alone")
+            if start.startswith((*_PICKLE_MAGIC, _ZIP_MAGIC)):
+                raise UnsupportedCheckpoint(
+                    f"{path}: is pickled (or an archive); expected only safetensors and text files"
+                )
             return
         header = int.from_bytes(start, "little")
         size = path.stat().st_size
@@ -205,53 +247,58 @@ def _check_file_format(path: Path) -> None:
         except ValueError:
             tensors = None
     if not isinstance(tensors, dict):
-        raise UnsupportedCheckpoint(f"{path}: is cut off or no safetensors file (its header cannot be read)")
+        raise UnsupportedCheckpoint(f"{path}: is cut off or not a safetensors file (its header cannot be read)")
     ends = [tensor["data_offsets"][1] for name, tensor in tensors.items() if name != "__metadata__"]
-    if 8 + header + max(ends, default=0) != size:
-        raise UnsupportedCheckpoint(
-            f"{path}: has {size} bytes, its tensors need {8 + header + max(ends, default=0)}; it was cut off"
-        )
+    expected = 8 + header + max(ends, default=0)
+    if expected != size:
+        raise UnsupportedCheckpoint(f"{path}: has {size} bytes, but its tensors need {expected}; it was cut off")
 
 
 @contextmanager
 def open_checkpoint_folder(given: str, *, views_only: bool = False) -> Iterator[Path]:
-    """The folder of a path or `s3://bucket/…/<digest>` address; what is fetched is removed in the end.
+    """Open a checkpoint's folder by its path or `s3://bucket/…/<digest>` address.
 
-    views_only: a transformer needs how its checkpoint wants to be shown images, not the weights.
+    Downloaded files are removed at the end.
+    views_only: download only the prompt format and other small files, which are all that a transformer needs.
     """
     if "://" not in given:
         yield Path(given)
         return
-    from clincot.storage.open import open_store
-    from clincot.storage.store import KeyNotFound, download_file
-
-    parent, _, name = given.rstrip("/").rpartition("/")
-    store = open_store(parent)
-    keys = [key for key in store.keys(f"{name}/") if not views_only or key.endswith((".json", ".jinja"))]
+    parent, _, digest = given.rstrip("/").rpartition("/")
+    store, prefix = open_store(parent), f"{digest}/"
+    names = [key.removeprefix(prefix) for key in store.keys(prefix)]
     if views_only:
-        keys = [key for key in keys if key != f"{name}/{WEIGHTS_INDEX}"]
-    if not keys:
+        names = [name for name in names if name.endswith((".json", ".jinja")) and name != WEIGHTS_INDEX]
+    if not names:
         raise UnsupportedCheckpoint(f"{given}: nothing is stored there; expected a checkpoint's files")
-    with tempfile.TemporaryDirectory(prefix="clincot-checkpoint-") as folder:
-        for key in keys:
-            try:
-                download_file(store, key, Path(folder) / key)
-            except KeyNotFound:
-                raise UnsupportedCheckpoint(f"{given}: {key} was removed while it was fetched") from None
-        yield Path(folder) / name
+    with tempfile.TemporaryDirectory(prefix="clincot-checkpoint-") as temporary:
+        folder = Path(temporary) / digest
+        try:
+            download_files(store, dict.fromkeys(names), folder, prefix=prefix)
+        except KeyNotFound as error:
+            raise UnsupportedCheckpoint(f"{given}: a file was removed during the download: {error}") from None
+        yield folder
 
 
 def load_served_prompt_format(folder: Path) -> PromptFormat:
-    """A transformer's part of a checkpoint; what its manifest says about it is checked."""
+    """Load the prompt format, after checking it against the manifest, if any.
+
+    It is the only part of a checkpoint that a transformer needs.
+    """
     if not folder.is_dir():
-        raise InvalidRecord(f"{folder}: no such folder; expected the checkpoint's folder, for its clincot.json")
+        raise InvalidRecord(
+            f"{folder}: the folder does not exist; expected the checkpoint's folder with its clincot.json"
+        )
     if (folder / MANIFEST).is_file():
         check_manifest_files(folder, folder / MANIFEST, only=frozenset({"clincot.json"}))
     return load_prompt_format(folder)
 
 
 def redact_failure(error: ModelFailed) -> str:
-    """What may be logged of a failure: what was asked and expected, not what came, which may quote the request."""
+    """The part of a failure's message that may be logged.
+
+    It says what was expected. The part after ", got " is dropped, because a reply may quote the request.
+    """
     return str(error).partition(", got ")[0]
 
 

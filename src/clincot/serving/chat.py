@@ -1,8 +1,8 @@
-"""OpenAI chat completions over the chain: one question, one image, one answer.
+"""OpenAI chat completions, each with one question, one image and one answer.
 
-What would change an answer and is not done here (sampling, tools, several choices) is refused, not ignored. The chain
-comes in the extension `clincot` of the completion, or of the last chunk of a stream; the first chunk of a stream has
-the hypotheses and regions in it, and is sent before they are looked at.
+Unsupported options that would change an answer (sampling, tools, several choices) are refused rather than ignored. The
+chain is in the extension `clincot` of the completion, or of the last chunk of a stream. The first chunk of a stream
+contains the hypotheses and regions; it is sent before the policy answers.
 """
 
 from __future__ import annotations
@@ -37,9 +37,9 @@ class TextPart(_StrictModel):
 
 class ImageUrl(_StrictModel):
     url: Annotated[
-        str, Field(description="data:image/png;base64,… (or an address, where the operator allows its host)")
+        str, Field(description="A data URI (data:image/png;base64,…), or an https URL if the operator allows its host.")
     ]
-    detail: Literal["auto", "low", "high"] = "auto"  # the checkpoint decides how it is shown
+    detail: Literal["auto", "low", "high"] = "auto"  # ignored: the checkpoint determines the image's resolution
 
 
 class ImagePart(_StrictModel):
@@ -58,34 +58,44 @@ class StreamOptions(_StrictModel):
 
 
 class Extension(_StrictModel):
-    """What a client may ask for beyond OpenAI's protocol (`extra_body={"clincot": …}`)."""
+    """Options beyond OpenAI's protocol (`extra_body={"clincot": …}`)."""
 
     return_overlay: bool = False
 
 
 class ChatRequest(_StrictModel):
-    """A chat completion's request. Answers are greedy."""
+    """A request for a chat completion. Decoding is greedy."""
 
     model: str
-    messages: Annotated[list[UserMessage], Field(min_length=1, max_length=1, description="one question, no history")]
+    messages: Annotated[
+        list[UserMessage],
+        Field(min_length=1, max_length=1, description="One user message: a question without history."),
+    ]
     stream: bool = False
     stream_options: StreamOptions | None = None
-    temperature: Annotated[float, Field(ge=0, le=0, description="greedy: 0")] = 0.0
-    top_p: Annotated[float, Field(ge=0, le=1)] = 1.0  # greedy answers do not depend on it
+    temperature: Annotated[
+        float, Field(ge=0, le=0, description="Only 0, which means greedy decoding, is supported.")
+    ] = 0.0
+    top_p: Annotated[float, Field(ge=0, le=1)] = 1.0  # has no effect on greedy decoding
     n: Annotated[int, Field(ge=1, le=1)] = 1
-    max_tokens: Annotated[int | None, Field(ge=1, description="the server's own limit may be lower")] = None
+    max_tokens: Annotated[
+        int | None, Field(ge=1, description="Accepted and not applied: the server's own limit holds.")
+    ] = None
     max_completion_tokens: Annotated[int | None, Field(ge=1)] = None
-    seed: int | None = None  # nothing is drawn
+    seed: int | None = None  # has no effect on greedy decoding
     user: str = ""
     clincot: Extension = Extension()
 
     @property
     def answer_request(self) -> AnswerRequest:
-        """Raises Refused unless there is one image and a text."""
+        """The question and the image.
+
+        Raises ApiError (400) unless the message has exactly one image.
+        """
         parts = self.messages[0].content
         images = [part.image_url.url for part in parts if isinstance(part, ImagePart)]
         if len(images) != 1:
-            raise ApiError(400, "one_image", f"expected one image, got {len(images)}", param="messages")
+            raise ApiError(400, "one_image", f"expected exactly one image, got {len(images)}", param="messages")
         question = "\n".join(part.text for part in parts if isinstance(part, TextPart))
         return AnswerRequest(question, images[0], self.clincot.return_overlay)
 
@@ -103,7 +113,7 @@ class Choice(BaseModel):
 
 
 class Completion(BaseModel):
-    """A chat completion with the chain behind it."""
+    """A chat completion, with its chain in the extension `clincot`."""
 
     id: str
     object: Literal["chat.completion"] = "chat.completion"
@@ -125,8 +135,8 @@ class ServedModels(BaseModel):
     data: list[ServedModel]
 
 
-def build_chat_router(answering: AnswerService, name: str) -> APIRouter:
-    """The routes under /openai/v1 for the model `name`."""
+def build_chat_router(service: AnswerService, name: str) -> APIRouter:
+    """Build the routes under /openai/v1 for the model `name`."""
     router = APIRouter(prefix="/openai/v1", tags=["OpenAI"])
     started = int(time.time())
 
@@ -137,68 +147,72 @@ def build_chat_router(answering: AnswerService, name: str) -> APIRouter:
     @router.post("/chat/completions", response_model=Completion)
     async def chat(request: ChatRequest) -> Response:
         if request.model != name:
-            raise ApiError(404, "model_not_found", f"the model served here is {name!r}", param="model")
-        about: dict[str, Any] = {"id": f"chatcmpl-{uuid.uuid4().hex}", "created": int(time.time()), "model": name}
+            raise ApiError(404, "model_not_found", f"this server serves only the model {name!r}", param="model")
+        head: dict[str, Any] = {"id": f"chatcmpl-{uuid.uuid4().hex}", "created": int(time.time()), "model": name}
         if request.stream:
             usage = bool(request.stream_options and request.stream_options.include_usage)
-            return await _stream_answer(answering, request.answer_request, about, usage=usage)
-        answer = await answering.handle_request(request.answer_request)
-        completion = Completion(**about, choices=[Choice(message=Message(content=answer.answer))], clincot=answer)
-        return JSONResponse(completion.model_dump(mode="json"))
+            return await _stream_answer(service, request.answer_request, head, usage=usage)
+        answer = await service.handle_request(request.answer_request)
+        completion = Completion(**head, choices=[Choice(message=Message(content=answer.answer))], clincot=answer)
+        return JSONResponse(completion.model_dump(mode="json", by_alias=True))
 
     return router
 
 
 async def _stream_answer(
-    answering: AnswerService, order: AnswerRequest, about: dict[str, Any], *, usage: bool
+    service: AnswerService, request: AnswerRequest, head: dict[str, Any], *, usage: bool
 ) -> Response:
-    """A stream that begins when the regions are known. What is wrong before then is refused by its status."""
+    """Start a stream when the regions are known.
+
+    Errors until then are returned with their HTTP status.
+    """
     loop = asyncio.get_running_loop()
-    found: asyncio.Future[RegionsProposed] = loop.create_future()
+    regions: asyncio.Future[RegionsProposed] = loop.create_future()
 
-    def tell(looking: RegionsProposed) -> None:  # in the chain's thread
-        loop.call_soon_threadsafe(found.set_result, looking)
+    def on_regions(proposed: RegionsProposed) -> None:  # called in the chain's thread
+        loop.call_soon_threadsafe(regions.set_result, proposed)
 
-    work = asyncio.create_task(answering.handle_request(order, tell))
-    either: set[asyncio.Future[Any]] = {work, found}
+    work = asyncio.create_task(service.handle_request(request, on_regions))
+    either: set[asyncio.Future[Any]] = {work, regions}
     try:
         await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
     except asyncio.CancelledError:
         work.cancel()
         raise
-    if not found.done():
-        work.result()  # raises why
-    return StreamingResponse(_iter_chunks(about, found.result(), work, usage), media_type="text/event-stream")
+    if not regions.done():
+        work.result()  # raises the error that ended the work early
+    return StreamingResponse(_iter_chunks(head, regions.result(), work, usage), media_type="text/event-stream")
 
 
 async def _iter_chunks(
-    about: dict[str, Any], looking: RegionsProposed, work: asyncio.Task[VisualAnswer], usage: bool
+    head: dict[str, Any], proposed: RegionsProposed, work: asyncio.Task[VisualAnswer], usage: bool
 ) -> AsyncIterator[str]:
-    """The regions at once, then the answer word by word: it is known as a whole when all regions have been looked at.
+    """Yield the regions first and the answer, word by word, when it is known.
 
-    A failure after the first chunk is an event `error` in its place, as OpenAI's clients understand it.
+    The answer is known as a whole only after the policy has answered from all regions. An error after the first chunk
+    is sent as an event with `error`, which OpenAI's clients understand.
     """
-    head = {**about, "object": "chat.completion.chunk"}
+    head = {**head, "object": "chat.completion.chunk"}
 
     def event(delta: dict[str, str], finish: str | None = None, **extra: Any) -> str:
         choice = {"index": 0, "delta": delta, "finish_reason": finish, "logprobs": None}
         return f"data: {json.dumps({**head, 'choices': [choice], **extra})}\n\n"
 
     try:
-        yield event({"role": "assistant", "content": ""}, clincot=looking.model_dump(mode="json"))
+        yield event({"role": "assistant", "content": ""}, clincot=proposed.model_dump(mode="json", by_alias=True))
         try:
             answer = await work
         except RequestCancelled:
             return
-        except Exception as error:  # the status is sent already
+        except Exception as error:  # the HTTP status has been sent already
             refused = _convert_error(error)
             metrics.REFUSED.labels(refused.code).inc()
             yield f"data: {json.dumps(refused.build_body(CHAT_PATH))}\n\n"
             return
         for position, word in enumerate(answer.answer.split(" ")):
             yield event({"content": word if position == 0 else f" {word}"})
-        yield event({}, "stop", clincot=answer.model_dump(mode="json"))
-        if usage:  # tokens are the predictor's to count; the protocol wants the chunk
+        yield event({}, "stop", clincot=answer.model_dump(mode="json", by_alias=True))
+        if usage:  # the protocol requires the chunk; only the predictor can count tokens
             yield f"data: {json.dumps({**head, 'choices': [], 'usage': None})}\n\n"
         yield "data: [DONE]\n\n"
     finally:
@@ -206,7 +220,7 @@ async def _iter_chunks(
 
 
 def _convert_error(error: Exception) -> ApiError:
-    """As it would have been told by its status."""
+    """Convert an error to the one that would have been returned with its HTTP status."""
     if isinstance(error, ApiError):
         return error
     if isinstance(error, ModelFailed):

@@ -1,4 +1,4 @@
-"""The chain as a KServe model: the V1 and V2 protocols of its SDK.
+"""The chain as a KServe model, for the V1 and V2 protocols of its SDK.
 
 V1, POST /v1/models/NAME:predict
 
@@ -6,7 +6,8 @@ V1, POST /v1/models/NAME:predict
     {"predictions": [{"answer": "yes", "confidence": 0.91, "abstained": false, "regions": […], …}]}
 
 V2, POST /v2/models/NAME/infer: BYTES tensors `question` and `image` of shape [n]; BOOL parameter `return_overlay`.
-Back come `answer` and `chain` (JSON of the whole prediction) as BYTES, `confidence` as FP64 and `abstained` as BOOL.
+The reply has the outputs `answer` and `chain` (JSON of the whole prediction) as BYTES, `confidence` as FP64 and
+`abstained` as BOOL.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from clincot.serving.service import AnswerRequest, AnswerService
 
 
 class Image64(BaseModel):
-    """An image as TensorFlow Serving's clients send it."""
+    """An image in the format of TensorFlow Serving's clients."""
 
     model_config = ConfigDict(extra="forbid", strict=True)
 
@@ -59,15 +60,15 @@ class V1Response(BaseModel):
 
 
 class VisualCotModel(Model):  # type: ignore[misc]
-    """What the SDK's routes call."""
+    """The model that the SDK's routes call."""
 
-    def __init__(self, name: str, answering: AnswerService) -> None:
+    def __init__(self, name: str, service: AnswerService) -> None:
         super().__init__(name)
-        self.answering = answering
+        self.service = service
         self.ready = True
 
     async def healthy(self) -> bool:
-        return bool(self.ready) and await asyncio.to_thread(self.answering.backend.check_health)
+        return bool(self.ready) and await asyncio.to_thread(self.service.backend.check_health)
 
     def get_input_types(self) -> list[dict[str, Any]]:
         return [{"name": name, "datatype": "BYTES", "shape": [-1]} for name in ("question", "image")]
@@ -79,7 +80,10 @@ class VisualCotModel(Model):  # type: ignore[misc]
     async def predict(
         self, payload: dict[str, Any] | InferRequest, headers: dict[str, str] | None = None
     ) -> dict[str, Any] | InferResponse:
-        """Raises Refused for what is not a request of this model."""
+        """Answer a V1 or V2 request.
+
+        Raises ApiError (422) if it is not a request of this model.
+        """
         if isinstance(payload, InferRequest):
             answers = await self._answer_all(_parse_infer_request(payload))
             return _build_infer_response(payload, self.name, answers)
@@ -88,40 +92,45 @@ class VisualCotModel(Model):  # type: ignore[misc]
         except ValidationError as error:
             raise ApiError(422, "invalid_request", describe_validation_error(error)) from None
         answers = await self._answer_all([instance.answer_request for instance in request.instances])
-        return {"predictions": [answer.model_dump(mode="json") for answer in answers]}
+        return {"predictions": [answer.model_dump(mode="json", by_alias=True) for answer in answers]}
 
-    async def _answer_all(self, orders: Sequence[AnswerRequest]) -> list[VisualAnswer]:
-        most = self.answering.settings.max_instances
-        if len(orders) > most:
-            raise ApiError(413, "too_many_instances", f"expected at most {most} questions a request, got {len(orders)}")
-        # the first failure is the request's; the gate then cancels what is left of it
-        return list(await asyncio.gather(*(self.answering.handle_request(order) for order in orders)))
+    async def _answer_all(self, requests: Sequence[AnswerRequest]) -> list[VisualAnswer]:
+        limit = self.service.settings.max_instances
+        if len(requests) > limit:
+            message = f"expected at most {limit} questions in one request, got {len(requests)}"
+            raise ApiError(413, "too_many_instances", message)
+        # the first error fails the whole request; RequestMiddleware then cancels the other questions
+        return list(await asyncio.gather(*(self.service.handle_request(request) for request in requests)))
 
 
 def describe_validation_error(error: ValidationError | RequestValidationError) -> str:
-    """Which fields are wrong and how, without what came."""
-    found = error.errors()[:5]
-    return "; ".join(f"{'.'.join(map(str, e['loc'])) or 'body'}: {e['msg']}" for e in found)
+    """Name the wrong fields (at most five), without quoting their values."""
+    problems = []
+    for problem in error.errors()[:5]:
+        field = ".".join(map(str, problem["loc"])) or "body"
+        problems.append(f"{field}: {problem['msg']}")
+    return "; ".join(problems)
 
 
 def _parse_infer_request(request: InferRequest) -> list[AnswerRequest]:
     tensors = {tensor.name: _read_strings(tensor) for tensor in request.inputs}
     if set(tensors) != {"question", "image"} or len(request.inputs) != 2:
-        raise ApiError(422, "invalid_request", "expected the two inputs 'question' and 'image'")
+        raise ApiError(422, "invalid_request", "expected exactly two inputs, 'question' and 'image'")
     overlay = (request.parameters or {}).get("return_overlay", False)
     if not isinstance(overlay, bool):
-        raise ApiError(422, "invalid_request", "expected a boolean", param="return_overlay")
+        raise ApiError(422, "invalid_request", "expected a boolean return_overlay", param="return_overlay")
     if len(tensors["question"]) != len(tensors["image"]) or not tensors["question"]:
         raise ApiError(422, "invalid_request", "expected as many questions as images, and at least one")
-    return [AnswerRequest(q, i, overlay) for q, i in zip(tensors["question"], tensors["image"], strict=True)]
+    pairs = zip(tensors["question"], tensors["image"], strict=True)
+    return [AnswerRequest(question, image, overlay) for question, image in pairs]
 
 
 def _read_strings(tensor: InferInput) -> list[str]:
     values = tensor.data
     if tensor.datatype != "BYTES" or not isinstance(values, list) or list(tensor.shape) != [len(values)]:
-        raise ApiError(422, "invalid_request", "expected BYTES tensors of shape [n] with n strings")
+        raise ApiError(422, "invalid_request", "expected inputs of type BYTES and shape [n] with n strings")
     if not all(isinstance(value, str) for value in values):
-        raise ApiError(422, "invalid_request", "expected strings (images as data URI or base64)")
+        raise ApiError(422, "invalid_request", "expected inputs of strings (images as data URI or base64)")
     return list(values)
 
 
@@ -130,7 +139,7 @@ def _build_infer_response(request: InferRequest, name: str, answers: Sequence[Vi
         "answer": ("BYTES", [answer.answer for answer in answers]),
         "confidence": ("FP64", [answer.confidence for answer in answers]),
         "abstained": ("BOOL", [answer.abstained for answer in answers]),
-        "chain": ("BYTES", [answer.model_dump_json() for answer in answers]),
+        "chain": ("BYTES", [answer.model_dump_json(by_alias=True) for answer in answers]),
     }
     outputs = [InferOutput(column, [len(answers)], kind, data) for column, (kind, data) in columns.items()]
     return InferResponse(response_id=request.id or "", model_name=name, infer_outputs=outputs)

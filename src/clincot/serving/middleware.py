@@ -1,7 +1,7 @@
-"""In front of the application: keys, limits, the bounded queue, deadlines, disconnections, and one log line a request.
+"""Middleware for API keys, limits, the queue, deadlines and disconnections.
 
-A plain ASGI wrapper, because it has to see a request before its body is read and a client that goes away while the
-answer is made; the three protocols behind it then need to know of none of this.
+It also logs one line per request. It is a plain ASGI wrapper, because it must see a request before its body is read,
+and a client that disconnects while the answer is computed. The three protocols behind it need no code for any of this.
 """
 
 from __future__ import annotations
@@ -31,21 +31,21 @@ App = Callable[[Scope, Receive, Send], Awaitable[None]]
 CHAT_PATH = "/openai/v1/chat/completions"
 _V1_PATH = re.compile(r"/v1/models/[^/]+:predict")
 _V2_PATH = re.compile(r"/v2/models/[^/]+(/versions/[^/]+)?/infer")
-# what a probe or Prometheus asks for, without a key
+# paths of probes and Prometheus, which need no key
 _PUBLIC_PATHS = re.compile(r"/|/metrics|/v2/health/(live|ready)|/v1/models/[^/:]+|/v2/models/[^/]+/ready")
-# routes of the SDK that would let a client unload the model, or that answer nothing here
+# routes of the SDK that would let a client unload the model, or that are not implemented here
 CLOSED_PATHS = re.compile(r"/v2/repository/.*|/v1/models/.*:explain")
 _JSON_TYPE = re.compile(r"application/json\s*(;.*)?", re.IGNORECASE)
 _UNSAFE_CHARS = re.compile(r"[^A-Za-z0-9/_.:-]")
 
 
 class RequestMiddleware:
-    """The ASGI application that the server runs."""
+    """The ASGI application that the server runs, around the one with the routes."""
 
     def __init__(self, app: App, settings: ServeSettings, keys: ApiKeys | None) -> None:
         self._app, self._settings, self._keys = app, settings, keys
         self._accepted = 0
-        self._pace_s = 1.0  # a running mean of how long an answer takes
+        self._pace_s = 1.0  # exponential moving average of the time of an answer, for Retry-After
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -57,8 +57,8 @@ class RequestMiddleware:
         except ApiError as refused:
             await _send_error(refused, path, sent)
         except RequestCancelled:
-            sent.status = 499  # nobody reads it
-        except Exception as error:  # a bug: its place goes to the log, its message may quote a request and goes nowhere
+            sent.status = 499  # "client closed request"; only for the log and metrics
+        except Exception as error:  # a bug: log where it happened, but not its message, which may quote the request
             log_unexpected_error(error)
             if not sent.status:
                 await _send_error(ApiError(500, "internal_error", "the server failed; its log says where"), path, sent)
@@ -76,9 +76,10 @@ class RequestMiddleware:
             )
 
     async def _handle_request(self, scope: Scope, receive: Receive, send: _StatusRecorder) -> None:
-        path, headers = scope["path"], {k.decode("latin-1").lower(): v.decode("latin-1") for k, v in scope["headers"]}
+        path = scope["path"]
+        headers = {name.decode("latin-1").lower(): value.decode("latin-1") for name, value in scope["headers"]}
         if CLOSED_PATHS.fullmatch(path):
-            raise ApiError(404, "not_found", "there is no such route")
+            raise ApiError(404, "not_found", "the route does not exist")
         if self._keys is not None and not (scope["method"] in ("GET", "HEAD") and _PUBLIC_PATHS.fullmatch(path)):
             self._keys.check_authorization(headers.get("authorization"))
         if scope["method"] != "POST":
@@ -93,13 +94,14 @@ class RequestMiddleware:
 
     @contextmanager
     def _reserve_slot(self) -> Iterator[None]:
-        """One of the places for requests that run or wait; raises Refused (429) where none is free."""
+        """Reserve one of the slots for running and waiting requests.
+
+        Raises ApiError (429) if none is free.
+        """
         settings = self._settings
         if self._accepted >= settings.running + settings.waiting:
             wait = min(30, max(1, round(self._pace_s * settings.waiting / settings.running)))
-            raise ApiError(
-                429, "queue_full", "the server has as many requests as it takes; try again", retry_after_s=wait
-            )
+            raise ApiError(429, "queue_full", "the server's queue is full; try again later", retry_after_s=wait)
         self._accepted += 1
         try:
             yield
@@ -107,9 +109,9 @@ class RequestMiddleware:
             self._accepted -= 1
 
     async def _run_app(self, scope: Scope, body: bytes, receive: Receive, send: Send) -> None:
-        """Run the application; a client that goes away cancels it and whatever it waits for."""
-        ticket = RequestContext(self._settings.deadline_s)
-        current_request.set(ticket)
+        """Run the application, and cancel it and its work if the client disconnects."""
+        context = RequestContext(self._settings.deadline_s)
+        current_request.set(context)
         gone = asyncio.Event()
         replayed = False
 
@@ -124,7 +126,7 @@ class RequestMiddleware:
         async def watch() -> None:
             while (await receive())["type"] != "http.disconnect":
                 pass
-            ticket.cancel()
+            context.cancel()
             gone.set()
 
         watcher = asyncio.create_task(watch())
@@ -136,7 +138,7 @@ class RequestMiddleware:
                 raise RequestCancelled
             work.result()
         finally:
-            ticket.cancel()  # nothing of this request goes on, however it ended
+            context.cancel()  # stop all work for this request, however it ended
             for task in (watcher, work):
                 task.cancel()
             await asyncio.gather(watcher, work, return_exceptions=True)
@@ -147,7 +149,7 @@ async def _call_app(app: App, scope: Scope, receive: Receive, send: Send) -> Non
 
 
 class _StatusRecorder:
-    """`send`, and which status went out."""
+    """Wraps `send` and records the status that was sent."""
 
     def __init__(self, send: Send) -> None:
         self._send = send
@@ -160,6 +162,7 @@ class _StatusRecorder:
 
 
 def detect_protocol(path: str) -> str:
+    """The protocol of a path: openai, v1, v2 or other."""
     if path == CHAT_PATH:
         return "openai"
     if _V1_PATH.fullmatch(path):
@@ -168,20 +171,22 @@ def detect_protocol(path: str) -> str:
 
 
 def log_unexpected_error(error: BaseException) -> None:
-    """Where an unexpected error came from: type, files and lines, without its message and without values."""
-    places = " < ".join(
-        f"{f.filename.rpartition('/')[2]}:{f.lineno}" for f in traceback.extract_tb(error.__traceback__)[-6:]
-    )
-    _LOG.error("unexpected %s at %s", type(error).__name__, places)
+    """Log the type and the place of an unexpected error, without its message.
+
+    The message may quote the request.
+    """
+    frames = traceback.extract_tb(error.__traceback__)[-6:]
+    places = [f"{frame.filename.rpartition('/')[2]}:{frame.lineno}" for frame in frames]
+    _LOG.error("unexpected %s at %s", type(error).__name__, " < ".join(places))
 
 
 def _check_headers(headers: dict[str, str], settings: ServeSettings) -> None:
     if not _JSON_TYPE.fullmatch(headers.get("content-type", "")):
-        raise ApiError(415, "unsupported_media_type", "expected a body of Content-Type: application/json")
+        raise ApiError(415, "unsupported_media_type", "expected a request with Content-Type: application/json")
     if headers.get("content-encoding", "identity") != "identity":
-        raise ApiError(415, "unsupported_encoding", "expected a body that is not compressed")
+        raise ApiError(415, "unsupported_encoding", "expected a body without compression")
     if any(name.startswith("ce-") for name in headers):
-        raise ApiError(415, "unsupported_media_type", "CloudEvents are not taken; send the JSON itself")
+        raise ApiError(415, "unsupported_media_type", "CloudEvents are not supported; send plain JSON")
     length = headers.get("content-length", "0")
     if length.isdigit() and int(length[:18]) > settings.max_body_bytes:
         raise _build_size_error(settings)
@@ -201,7 +206,7 @@ async def _read_body(receive: Receive, settings: ServeSettings) -> bytes:
                 if not message.get("more_body", False):
                     return bytes(body)
     except TimeoutError:
-        raise ApiError(408, "body_too_slow", f"the body did not come within {settings.body_s:g} s") from None
+        raise ApiError(408, "body_too_slow", f"the body did not arrive within {settings.body_s:g} s") from None
 
 
 def _build_size_error(settings: ServeSettings) -> ApiError:
@@ -209,18 +214,18 @@ def _build_size_error(settings: ServeSettings) -> ApiError:
 
 
 async def _send_error(refused: ApiError, path: str, send: _StatusRecorder) -> None:
-    if send.status:  # too late to say so
+    if send.status:  # a reply has already been started
         return
     metrics.REFUSED.labels(refused.code).inc()
     body = json.dumps(refused.build_body(path)).encode()
     headers = {"Content-Type": "application/json", "Content-Length": str(len(body)), **refused.headers}
-    if refused.status in (408, 413, 429):  # the rest of the body is not wanted
+    if refused.status in (408, 413, 429):  # the rest of the body is not read
         headers["Connection"] = "close"
     await send(
         {
             "type": "http.response.start",
             "status": refused.status,
-            "headers": [(k.lower().encode(), v.encode()) for k, v in headers.items()],
+            "headers": [(name.lower().encode(), value.encode()) for name, value in headers.items()],
         }
     )
     await send({"type": "http.response.body", "body": body})

@@ -1,4 +1,7 @@
-"""The OpenAPI document: FastAPI's, with what the SDK leaves out (bodies, refusals), without what is closed."""
+"""The OpenAPI document: FastAPI's document, corrected.
+
+It adds request bodies and error responses that KServe's SDK does not declare, and drops routes that are closed.
+"""
 
 from __future__ import annotations
 
@@ -12,24 +15,24 @@ from clincot.serving.middleware import CLOSED_PATHS
 
 _SCHEMA_REF = "#/components/schemas/{model}"
 _ERROR_RESPONSES = {
-    "400": "malformed, or not a request that this server answers",
-    "401": "no valid API key",
-    "403": "not allowed",
-    "404": "no such model or route",
-    "408": "the body came too slowly",
-    "413": "too large",
-    "415": "unsupported type",
-    "422": "not as the protocol has it",
-    "429": "the queue is full; see Retry-After",
-    "502": "the predictor failed",
-    "503": "not ready",
-    "504": "not answered in time",
+    "400": "The request is malformed, or this server does not support it.",
+    "401": "The request has no valid API key.",
+    "403": "The image's URL is not allowed.",
+    "404": "The model or route does not exist.",
+    "408": "The request body arrived too slowly.",
+    "413": "The request, its image or its number of questions is too large.",
+    "415": "The content type or the image format is not supported.",
+    "422": "The request does not follow the protocol.",
+    "429": "The queue is full; Retry-After says when to try again.",
+    "502": "The model gave no usable answer.",
+    "503": "The model is not ready.",
+    "504": "The answer was not ready before the deadline.",
 }
 _V1_PATH = "/v1/models/{model_name}:predict"
 
 
 def build_openapi_document(app: FastAPI) -> dict[str, Any]:
-    """The OpenAPI 3.1 document of the application."""
+    """Build the OpenAPI 3.1 document of the application."""
     content = get_openapi(title=app.title, version=app.version, routes=app.routes)
     content["paths"] = {
         path: item
@@ -42,22 +45,22 @@ def build_openapi_document(app: FastAPI) -> dict[str, Any]:
         schemas.update(schema.pop("$defs", {}))
         schemas[model.__name__] = schema
     schemas["Refusal"] = _build_error_schema()
-    refusal = {"application/json": {"schema": {"$ref": _SCHEMA_REF.format(model="Refusal")}}}
+    error = {"application/json": {"schema": {"$ref": _SCHEMA_REF.format(model="Refusal")}}}
     for item in content["paths"].values():
         for operation in item.values():
             responses = operation.setdefault("responses", {})
-            for status, about in _ERROR_RESPONSES.items():
-                responses[status] = {"description": about, "content": refusal}
+            for status, description in _ERROR_RESPONSES.items():
+                responses[status] = {"description": description, "content": error}
     predict = content["paths"][_V1_PATH]["post"]
     predict["requestBody"] = {"required": True, "content": _build_json_content("V1Request")}
     predict["responses"]["200"] = {
-        "description": "answers in the questions' order",
+        "description": "Returns one prediction for each instance, in their order.",
         "content": _build_json_content("V1Response"),
     }
     content["components"]["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
     content["security"] = [{}, {"key": []}]
     content["paths"]["/metrics"]["get"]["responses"]["200"] = {
-        "description": "Prometheus metrics",
+        "description": "Returns Prometheus metrics.",
         "content": {"text/plain": {"schema": {"type": "string"}}},
     }
     return content
@@ -68,7 +71,10 @@ def _build_json_content(model: str) -> dict[str, Any]:
 
 
 def _build_error_schema() -> dict[str, Any]:
-    """KServe's protocols have the message as text, OpenAI's as an object."""
+    """The schema of error bodies.
+
+    The member `error` is a string in KServe's protocols, and an object in OpenAI's.
+    """
     text = {"type": "string"}
     inner = {
         "type": "object",

@@ -1,11 +1,14 @@
-"""Requests that are under way at once share forward passes.
+"""Batching of concurrent requests, so that they share forward passes.
 
-Each request runs its chain in a thread of its own and asks a `Policy` as if it were alone. That policy hands the
-conversations to one worker, the only thread that touches the model, which takes together whatever waits: what gathers
-while a batch runs is the next batch. It waits `gather_s` longer only while requests are under way that have not asked
-yet. Calls of one kind share a batch; the kind that most requests wait for comes next, so that requests fall into step
-and batches grow, but no request is passed over more than `_PASSED_OVER` times. Of one kind the oldest comes first. Work
-whose client has gone, or whose deadline has passed, is dropped before it costs a forward pass.
+Each request runs its chain in its own thread and uses a `Policy` that passes its conversations to one worker thread,
+the only one that touches the model. The worker forms batches by these rules:
+
+- Calls that arrive while a batch runs form the next batch. The worker waits up to `gather_s` longer only if requests
+  are in progress that have not called the model yet.
+- Only calls of the same kind share a batch. The kind with the most waiting calls is next, so that requests fall into
+  step and batches grow, but no call is skipped more than `_MAX_SKIPPED` times.
+- Within a kind, the oldest request comes first.
+- Calls whose client has disconnected, or whose deadline has passed, are dropped before they cost a forward pass.
 """
 
 from __future__ import annotations
@@ -19,38 +22,44 @@ from contextlib import contextmanager, suppress
 from typing import Any
 
 from clincot.models.protocols import Generation, Policy
-from clincot.prompts import Conversation, PromptFormat
+from clincot.prompts import Conversation, PromptFormat, Turn
 from clincot.serving.api_errors import RequestCancelled, build_deadline_error
 from clincot.serving.request_context import RequestContext
 
-_MAX_PASSED_OVER = 3
+_MAX_SKIPPED = 3
 _ConversationKey = tuple[tuple[str, str, tuple[str, ...]], ...]
-_BatchKey = tuple[Any, ...]  # what conversations of one batch have in common
+_BatchKey = tuple[Any, ...]  # kind of call with its options: equal for all conversations of a batch
 
 
 class _PendingCall:
-    """One call of one request: its conversations, how many are taken, and the results so far."""
+    """One call of one request, with its progress."""
 
-    def __init__(self, ticket: RequestContext, call: _BatchKey, items: Sequence[tuple[Conversation, int]]) -> None:
-        self.ticket, self.call, self.items = ticket, call, items
+    def __init__(self, context: RequestContext, call: _BatchKey, items: Sequence[tuple[Conversation, int]]) -> None:
+        self.context, self.call, self.items = context, call, items
         self.taken = 0
-        self.passed_over = 0
+        self.skipped = 0  # batches of another kind that were taken first
         self.results: list[Any] = []
         self.future: Future[list[Any]] = Future()
 
     def add_results(self, results: Sequence[Any]) -> None:
+        """Append results; with the last one the call is complete."""
         self.results += results
         if len(self.results) == len(self.items):
-            with suppress(InvalidStateError):  # cancelled meanwhile
+            with suppress(InvalidStateError):  # cancelled in the meantime
                 self.future.set_result(self.results)
 
     def set_error(self, error: BaseException) -> None:
+        """Fail the call, unless it is complete."""
         with suppress(InvalidStateError):
             self.future.set_exception(error)
 
 
 class Batcher:
-    """The worker in front of a model in this process. `observe(call, size)` hears of every batch."""
+    """The worker thread in front of a model in this process.
+
+    max_batch: most conversations in one batch. gather_s: seconds to wait for further calls. observe: called with the
+    kind and the size of each batch.
+    """
 
     def __init__(
         self, model: Policy, *, max_batch: int, gather_s: float, observe: Callable[[str, int], None] = lambda *_: None
@@ -58,53 +67,59 @@ class Batcher:
         self.model = model
         self._max_batch, self._gather_s, self._observe = max_batch, gather_s, observe
         self._waiting: list[_PendingCall] = []
-        self._active = 0  # requests under way, whether they wait for the model or not
+        self._active = 0  # requests in progress, whether they wait for the model or not
         self._changed = threading.Condition()
         self._closed = False
         self._thread = threading.Thread(target=self._run_worker, name="batcher", daemon=True)
         self._thread.start()
 
     @contextmanager
-    def open_policy(self, ticket: RequestContext) -> Iterator[Policy]:
-        """The model as one request sees it."""
+    def open_policy(self, context: RequestContext) -> Iterator[Policy]:
+        """The model as a Policy for one request."""
         with self._changed:
             self._active += 1
         try:
-            yield _BatchedPolicy(self, ticket)
+            yield _BatchedPolicy(self, context)
         finally:
             with self._changed:
                 self._active -= 1
                 self._changed.notify_all()
 
     def close(self) -> None:
+        """Stop the worker after the waiting calls, and wait for it."""
         with self._changed:
             self._closed = True
             self._changed.notify_all()
         self._thread.join()
 
-    def run_call(self, ticket: RequestContext, call: _BatchKey, items: Sequence[tuple[Conversation, int]]) -> list[Any]:
-        """The results of one call, in order; waits for them no longer than the ticket lives."""
-        ticket.check_alive()
+    def run_call(
+        self, context: RequestContext, call: _BatchKey, items: Sequence[tuple[Conversation, int]]
+    ) -> list[Any]:
+        """Run one call in batches with others and return its results in order.
+
+        Raises ApiError (504) at the deadline, RequestCancelled if the client disconnects, and what the model raises.
+        """
+        context.check_alive()
         if not items:
             return []
-        work = _PendingCall(ticket, call, items)
+        work = _PendingCall(context, call, items)
 
         def wake() -> None:
             work.set_error(RequestCancelled())
 
-        ticket.add_cancel_callback(wake)
+        context.add_cancel_callback(wake)
         try:
             with self._changed:
                 if self._closed:
-                    raise RuntimeError("the model was closed while a request was under way")
+                    raise RuntimeError("the model was closed while a request was in progress")
                 self._waiting.append(work)
                 self._changed.notify_all()
-            return work.future.result(timeout=max(0.0, ticket.remaining_s))
+            return work.future.result(timeout=max(0.0, context.remaining_s))
         except TimeoutError:
             work.set_error(RequestCancelled())
             raise build_deadline_error() from None
         finally:
-            ticket.remove_cancel_callback(wake)
+            context.remove_cancel_callback(wake)
 
     def _run_worker(self) -> None:
         while (batch := self._wait_for_batch()) is not None:
@@ -113,18 +128,20 @@ class Batcher:
             self._observe(batch[0][0].call[0], sum(count for _, count in batch))
             try:
                 self._run_batch(batch)
-            except Exception as error:  # whatever it is belongs to the requests, not to the worker
+            except Exception as error:  # it belongs to the requests, and must not end the worker
                 if len(batch) == 1:
                     batch[0][0].set_error(error)
                     continue
-                for alone in batch:  # one bad request must not take its neighbours with it
+                for part in batch:  # run each call separately, so that one bad request does not fail the others
                     try:
-                        self._run_batch([alone])
+                        self._run_batch([part])
                     except Exception as own:
-                        alone[0].set_error(own)
+                        part[0].set_error(own)
 
     def _run_batch(self, batch: Sequence[tuple[_PendingCall, int]]) -> None:
-        items = [item for work, count in batch for item in work.items[len(work.results) :][:count]]
+        items: list[tuple[Conversation, int]] = []
+        for work, count in batch:
+            items += work.items[len(work.results) :][:count]
         kind, *options = batch[0][0].call
         conversations = [conversation for conversation, _ in items]
         results: list[Any]
@@ -136,47 +153,64 @@ class Batcher:
                     conversations, max_new_tokens=options[0], temperature=options[1], seeds=[seed for _, seed in items]
                 )
             )
-        at = 0
+        start = 0
         for work, count in batch:
-            work.add_results(results[at : at + count])
-            at += count
+            work.add_results(results[start : start + count])
+            start += count
 
     def _compute_p_yes(self, conversations: Sequence[Conversation]) -> list[float | None]:
-        """Every window once, however many of the requests ask about it: questions about one image often do."""
-        asked = [_build_conversation_key(conversation) for conversation in conversations]
-        distinct = dict(zip(asked, conversations, strict=True))
-        odds = dict(zip(distinct, self.model.p_yes(list(distinct.values())), strict=True))
-        return [odds[content] for content in asked]
+        """Compute each distinct conversation once.
+
+        Requests about the same image often share conversations.
+        """
+        keys = [_build_conversation_key(conversation) for conversation in conversations]
+        distinct = dict(zip(keys, conversations, strict=True))
+        probabilities = dict(zip(distinct, self.model.p_yes(list(distinct.values())), strict=True))
+        return [probabilities[key] for key in keys]
 
     def _wait_for_batch(self) -> list[tuple[_PendingCall, int]] | None:
-        """(work, how many of its conversations) of one call's kind, oldest request first; None once closed."""
+        """Wait for the next batch; None once closed.
+
+        A batch is a list of calls, each with the number of its conversations. An empty batch means that all waiting
+        calls were dropped.
+        """
         with self._changed:
             while not self._waiting and not self._closed:
                 self._changed.wait()
             until = time.monotonic() + self._gather_s
             while self._is_gathering() and (left := until - time.monotonic()) > 0:
                 self._changed.wait(left)
-            self._waiting = [w for w in self._waiting if not w.future.done()]
-            for work in [w for w in self._waiting if not w.ticket.live]:
-                work.set_error(build_deadline_error())
-                self._waiting.remove(work)
+            self._drop_dead_calls()
             if not self._waiting:
                 return None if self._closed else []
             return self._take_batch()
 
+    def _drop_dead_calls(self) -> None:
+        """Remove calls that have ended, and fail those whose request is no longer alive."""
+        alive = []
+        for work in self._waiting:
+            if work.future.done():
+                continue
+            if work.context.live:
+                alive.append(work)
+            else:
+                work.set_error(build_deadline_error())
+        self._waiting = alive
+
     def _is_gathering(self) -> bool:
-        room = sum(len(w.items) - w.taken for w in self._waiting) < self._max_batch
-        return bool(self._waiting) and room and len(self._waiting) < self._active and not self._closed
+        """Whether waiting longer could make the next batch larger."""
+        has_room = sum(len(work.items) - work.taken for work in self._waiting) < self._max_batch
+        return bool(self._waiting) and has_room and len(self._waiting) < self._active and not self._closed
 
     def _take_batch(self) -> list[tuple[_PendingCall, int]]:
-        self._waiting.sort(key=lambda w: w.ticket.number)
-        asked = Counter(work.call for work in self._waiting)
-        late = next((work.call for work in self._waiting if work.passed_over >= _MAX_PASSED_OVER), None)
-        call, room = late or max(asked, key=lambda one: asked[one]), self._max_batch
+        self._waiting.sort(key=lambda work: work.context.number)
+        counts = Counter(work.call for work in self._waiting)
+        overdue = next((work.call for work in self._waiting if work.skipped >= _MAX_SKIPPED), None)
+        call, room = overdue or max(counts, key=lambda kind: counts[kind]), self._max_batch
         batch: list[tuple[_PendingCall, int]] = []
         for work in self._waiting:
-            work.passed_over += work.call != call
-        for work in [w for w in self._waiting if w.call == call]:
+            work.skipped += work.call != call
+        for work in [work for work in self._waiting if work.call == call]:
             count = min(room, len(work.items) - work.taken)
             if count == 0:
                 break
@@ -189,15 +223,19 @@ class Batcher:
 
 
 def _build_conversation_key(conversation: Conversation) -> _ConversationKey:
-    """What a model sees of a conversation: two requests' copies of an image are one."""
-    return tuple((turn.role, turn.text, tuple(p.key for p in turn.pictures)) for turn in conversation)
+    """A key of what the model sees, equal for copies of the same image."""
+    return tuple(_build_turn_key(turn) for turn in conversation)
+
+
+def _build_turn_key(turn: Turn) -> tuple[str, str, tuple[str, ...]]:
+    return turn.role, turn.text, tuple(picture.key for picture in turn.pictures)
 
 
 class _BatchedPolicy:
-    """The Policy protocol for one request."""
+    """The Policy of one request, which runs its calls through the batcher."""
 
-    def __init__(self, batcher: Batcher, ticket: RequestContext) -> None:
-        self._batcher, self._ticket = batcher, ticket
+    def __init__(self, batcher: Batcher, context: RequestContext) -> None:
+        self._batcher, self._context = batcher, context
 
     @property
     def digest(self) -> str:
@@ -211,7 +249,7 @@ class _BatchedPolicy:
         self, conversations: Sequence[Conversation], *, max_new_tokens: int, temperature: float, seeds: Sequence[int]
     ) -> list[Generation]:
         items = list(zip(conversations, seeds, strict=True))
-        return self._batcher.run_call(self._ticket, ("write", max_new_tokens, temperature), items)
+        return self._batcher.run_call(self._context, ("write", max_new_tokens, temperature), items)
 
     def p_yes(self, conversations: Sequence[Conversation]) -> list[float | None]:
-        return self._batcher.run_call(self._ticket, ("p_yes",), [(conversation, 0) for conversation in conversations])
+        return self._batcher.run_call(self._context, ("p_yes",), [(conversation, 0) for conversation in conversations])

@@ -1,4 +1,4 @@
-"""One request's right to be worked on: until its deadline, and while its client is there."""
+"""The life of a request, until its deadline or its client's disconnection."""
 
 from __future__ import annotations
 
@@ -14,7 +14,10 @@ _ARRIVAL_NUMBERS = itertools.count()
 
 
 class RequestContext:
-    """Shared by the event loop (which cancels) and the thread that answers (which checks)."""
+    """Deadline and cancellation of a request.
+
+    The event loop and the thread that answers the request share it.
+    """
 
     def __init__(self, deadline_s: float) -> None:
         self.number = next(_ARRIVAL_NUMBERS)  # order of arrival
@@ -25,20 +28,26 @@ class RequestContext:
 
     @property
     def remaining_s(self) -> float:
+        """Seconds until the deadline; negative after it."""
         return self.deadline - time.monotonic()
 
     @property
     def live(self) -> bool:
+        """Whether the request is neither cancelled nor past its deadline."""
         return not self._cancelled and self.remaining_s > 0
 
     def check_alive(self) -> None:
-        """Raises Cancelled, or Refused (504) past the deadline."""
+        """Raise an error if the request is no longer alive.
+
+        Raises RequestCancelled if it was cancelled, ApiError (504) if it is past its deadline.
+        """
         if self._cancelled:
             raise RequestCancelled
         if self.remaining_s <= 0:
             raise build_deadline_error()
 
     def cancel(self) -> None:
+        """Cancel the request and call the callbacks; safe to call again."""
         with self._lock:
             self._cancelled = True
             waiting, self._on_cancel = self._on_cancel, []
@@ -46,7 +55,7 @@ class RequestContext:
             wake()
 
     def add_cancel_callback(self, wake: Callable[[], None]) -> None:
-        """Calls `wake` once when the request is cancelled; at once where it is already."""
+        """Call `wake` once the request is cancelled; now if it was cancelled already."""
         with self._lock:
             if not self._cancelled:
                 self._on_cancel.append(wake)
@@ -54,9 +63,10 @@ class RequestContext:
         wake()
 
     def remove_cancel_callback(self, wake: Callable[[], None]) -> None:
+        """Remove a callback, if it is still registered."""
         with self._lock:
             if wake in self._on_cancel:
                 self._on_cancel.remove(wake)
 
 
-current_request: ContextVar[RequestContext] = ContextVar("ticket")  # of the request that a coroutine works for
+current_request: ContextVar[RequestContext] = ContextVar("current_request")  # of the running coroutine

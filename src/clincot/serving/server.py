@@ -1,4 +1,7 @@
-"""`clincot serve`: KServe's application with our routes, behind the gate, run by uvicorn on the address one wants."""
+"""`clincot serve`, the model server.
+
+It is KServe's application with our routes, behind RequestMiddleware, served by uvicorn.
+"""
 
 from __future__ import annotations
 
@@ -28,6 +31,7 @@ from clincot.serving.auth import ApiKeys
 from clincot.serving.backend import (
     Backend,
     LocalBackend,
+    PredictorAddress,
     RemoteBackend,
     load_served_prompt_format,
     open_checkpoint_folder,
@@ -47,30 +51,33 @@ QUIET_LOGGERS = ("uvicorn.access", "uvicorn.error", "httpx", "httpcore", "kserve
 
 @dataclass(frozen=True)
 class ServePlan:
-    """What `clincot serve` was told."""
+    """The options of `clincot serve`."""
 
-    checkpoint: str  # folder or s3://… address
+    checkpoint: str  # folder, or s3://… address
     settings: ServeSettings = field(default_factory=ServeSettings)
-    name: str = ""  # of the model; default: the checkpoint's folder
+    name: str = ""  # name of the model; default: name of the checkpoint's folder
     host: str = "127.0.0.1"
     port: int = 8080
     api_keys: Path | None = None
-    predictor_host: str = ""  # cluster shape
+    predictor_host: str = ""  # on a cluster; "": the model runs in this process
     predictor_path: str = "/v1"
     predictor_model: str = ""
     predictor_key_env: str = ""
 
 
 def run_server(plan: ServePlan) -> None:
-    """Serve until SIGTERM or SIGINT, then finish what was accepted. Raises what a checkpoint is refused for."""
+    """Serve until SIGTERM or SIGINT, and finish the accepted requests.
+
+    Raises UnsupportedCheckpoint, InvalidInput or InvalidRecord before it starts if checkpoint or keys cannot be used.
+    """
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     quiet_library_loggers()
     keys = None if plan.api_keys is None else ApiKeys(plan.api_keys)
     with ExitStack() as stack:
         folder = stack.enter_context(open_checkpoint_folder(plan.checkpoint, views_only=bool(plan.predictor_host)))
-        answering = AnswerService(open_backend(plan, folder), plan.settings)
-        stack.callback(answering.close)
-        app = RequestMiddleware(build_application(plan.name or folder.resolve().name, answering), plan.settings, keys)
+        service = AnswerService(open_backend(plan, folder), plan.settings)
+        stack.callback(service.close)
+        app = RequestMiddleware(build_application(plan.name or folder.resolve().name, service), plan.settings, keys)
         config = uvicorn.Config(
             app,
             host=plan.host,
@@ -81,29 +88,31 @@ def run_server(plan: ServePlan) -> None:
             timeout_graceful_shutdown=round(plan.settings.grace_s),
             timeout_keep_alive=65,
         )
-        # a predictor may still be starting: who it is, is asked with the first question
-        where = f"the predictor {plan.predictor_host}" if plan.predictor_host else "this process"
-        _LOG.info("http://%s:%d serves %s from %s", plan.host, plan.port, plan.checkpoint, where)
-        for number in (signal.SIGTERM, signal.SIGINT):  # uvicorn raises them again at its end; we still have to tidy up
+        # The predictor may still be starting; its digest is read with the first question.
+        backend = f"the predictor {plan.predictor_host}" if plan.predictor_host else "this process"
+        _LOG.info("http://%s:%d serves %s from %s", plan.host, plan.port, plan.checkpoint, backend)
+        # uvicorn raises these signals again when it ends, which would end the process before the cleanup
+        for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, lambda *_: None)
         uvicorn.Server(config).run()
-        _LOG.info("stopped; what was accepted is answered")
+        _LOG.info("stopped; all accepted requests are answered")
 
 
 def quiet_library_loggers() -> None:
-    """Turn off loggers of libraries that quote addresses with their queries; the gate has a line for every request."""
+    """Turn off access logs of libraries, which quote URLs with their queries.
+
+    RequestMiddleware logs one line for each request instead.
+    """
     for name in QUIET_LOGGERS:
         logging.getLogger(name).setLevel(logging.WARNING)
 
 
 def open_backend(plan: ServePlan, folder: Path) -> Backend:
+    """Open the backend of the plan: the checkpoint in this process, or a predictor."""
     if plan.predictor_host:
         return RemoteBackend(
-            plan.predictor_host,
-            path=plan.predictor_path,
-            model=plan.predictor_model,
+            PredictorAddress(plan.predictor_host, plan.predictor_path, plan.predictor_model, plan.predictor_key_env),
             views=load_served_prompt_format(folder),
-            api_key_env=plan.predictor_key_env,
             timeout_s=plan.settings.deadline_s,
             yes_no=read_yes_no_ids(folder),
             observe=observe_batch,
@@ -111,22 +120,28 @@ def open_backend(plan: ServePlan, folder: Path) -> Backend:
     return LocalBackend(folder, plan.settings, observe_batch)
 
 
-def build_application(name: str, answering: AnswerService) -> FastAPI:
-    """KServe's application for one model, and the OpenAI routes (KServe's own need vLLM in the process)."""
+def build_application(name: str, service: AnswerService) -> FastAPI:
+    """Build KServe's application for one model, with OpenAI routes of our own.
+
+    KServe's OpenAI routes need vLLM in the process.
+    """
     repository = ModelRepository()
-    repository.update(VisualCotModel(name, answering))
+    repository.update(VisualCotModel(name, service))
     plane = _ReadinessDataPlane(repository)
-    # the SDK adds its routes to the application of its module: each of ours gets one of its own
+    # the SDK adds its routes to a module-level application, so each server replaces it by one of its own
     app = model_server.app = FastAPI(title="ClinCoT", version=__version__, docs_url=None, redoc_url=None)
     RESTServer("", plane, ModelRepositoryExtension(repository), http_port=0).create_application()
-    app.include_router(build_chat_router(answering, name))
+    app.include_router(build_chat_router(service, name))
     _add_error_handlers(app)
     app.openapi = lambda: build_openapi_document(app)  # type: ignore[method-assign]
     return app
 
 
 class _ReadinessDataPlane(DataPlane):  # type: ignore[misc]
-    """A server is ready when its model is, and for a transformer that is when its predictor answers."""
+    """A server is ready if its model is ready.
+
+    A transformer's model is ready if its predictor answers.
+    """
 
     async def ready(self) -> bool:
         models = self.model_registry.get_models()
@@ -134,9 +149,12 @@ class _ReadinessDataPlane(DataPlane):  # type: ignore[misc]
 
 
 def _add_error_handlers(app: FastAPI) -> None:
-    """Every error as its protocol has it; none with a trace, none logged with what it quotes."""
+    """Return every error in the format of its protocol, without a traceback.
 
-    def saying(status: int, code: str, message: str) -> Any:
+    Errors are logged without the content that they may quote.
+    """
+
+    def respond(status: int, code: str, message: str) -> Any:
         return lambda request, error: _build_error_response(request, ApiError(status, code, message))
 
     async def refused(request: Request, error: ApiError) -> Response:
@@ -147,7 +165,7 @@ def _add_error_handlers(app: FastAPI) -> None:
         return _build_error_response(request, ApiError(status, "invalid_request", describe_validation_error(error)))
 
     async def predictor(request: Request, error: ModelFailed) -> Response:
-        _LOG.error("the model gave no answer: %s", redact_failure(error))
+        _LOG.error("the model gave no usable answer: %s", redact_failure(error))
         return _build_error_response(
             request, ApiError(502, "model_failed", "the model behind this server gave no usable answer")
         )
@@ -158,22 +176,22 @@ def _add_error_handlers(app: FastAPI) -> None:
     async def bug(request: Request, error: Exception) -> Response:
         return _build_error_response(request, ApiError(500, "internal_error", "the server failed; its log says where"))
 
-    not_ready = saying(503, "not_ready", "the model is not ready")
-    unknown = saying(404, "model_not_found", "no such model (or no such version of it) is served here")
+    not_ready = respond(503, "not_ready", "the model is not ready")
+    unknown = respond(404, "model_not_found", "this server does not serve the model or the version of it")
     handlers: dict[Any, Any] = {
         ApiError: refused,
-        RequestCancelled: saying(503, "cancelled", "the request was cancelled"),  # nobody is there to read it
+        RequestCancelled: respond(503, "cancelled", "the request was cancelled"),  # the client is gone
         RequestValidationError: invalid,
         HTTPException: http,
         ModelFailed: predictor,
-        errors.InvalidInput: saying(400, "invalid_request", "expected a JSON body as the protocol has it"),
+        errors.InvalidInput: respond(400, "invalid_request", "expected a JSON body that follows the protocol"),
         errors.ModelNotFound: unknown,
         errors.ModelNotReady: not_ready,
         errors.ServerNotReady: not_ready,
         errors.ServerNotLive: not_ready,
-        NotImplementedError: unknown,  # the SDK's word for a model's version
+        NotImplementedError: unknown,  # the SDK raises it for a model's version
         errors.InferenceError: bug,
-        Exception: bug,  # raised on after it: the gate logs its place
+        Exception: bug,  # Starlette raises it again afterwards, and RequestMiddleware logs where it happened
     }
     for kind, handler in handlers.items():
         app.add_exception_handler(kind, handler)

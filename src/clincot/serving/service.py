@@ -1,4 +1,7 @@
-"""From a checked question and image to an answer: waits for its turn, runs the chain in a thread, draws the overlay."""
+"""The service that answers requests of all protocols.
+
+A request waits for a free slot, its chain runs in a thread, and the overlay is drawn if the client wants one.
+"""
 
 from __future__ import annotations
 
@@ -28,15 +31,18 @@ RegionsCallback = Callable[[RegionsProposed], None]
 
 @dataclass(frozen=True)
 class AnswerRequest:
-    """What a client asks for, as sent: nothing is checked yet."""
+    """A client's request as received; nothing is checked yet."""
 
     question: str
-    image: str  # data URI, base64, or an address
+    image: str  # data URI, base64 or URL
     overlay: bool = False
 
 
 class AnswerService:
-    """Answers orders with one backend. `waiting` is bounded before, by the gate."""
+    """Answers requests with one backend.
+
+    RequestMiddleware has limited the number of waiting requests before.
+    """
 
     def __init__(self, backend: Backend, settings: ServeSettings, fetcher: ImageFetcher | None = None) -> None:
         self.backend, self.settings = backend, settings
@@ -46,31 +52,39 @@ class AnswerService:
         self._turns = asyncio.Semaphore(settings.running)
         self._threads = ThreadPoolExecutor(max_workers=settings.running, thread_name_prefix="chain")
 
-    async def handle_request(self, order: AnswerRequest, tell: RegionsCallback = lambda _: None) -> VisualAnswer:
-        """`tell` is called, in another thread, when the regions are known. Raises Refused, Cancelled or ModelFailed."""
-        question = check_question(order.question, self.settings)
-        ticket = current_request.get()
-        async with self._wait_for_turn(ticket):
+    async def handle_request(
+        self, request: AnswerRequest, on_regions: RegionsCallback = lambda _: None
+    ) -> VisualAnswer:
+        """Answer one request.
+
+        on_regions: called in another thread when the regions are known. Raises ApiError, RequestCancelled, ModelFailed.
+        """
+        question = check_question(request.question, self.settings)
+        context = current_request.get()
+        async with self._wait_for_turn(context):
             loop = asyncio.get_running_loop()
             try:
-                given = await loop.run_in_executor(self._threads, self._run_chain, question, order, ticket, tell)
+                answer = await loop.run_in_executor(
+                    self._threads, self._run_chain, question, request, context, on_regions
+                )
             except asyncio.CancelledError:
-                ticket.cancel()
+                context.cancel()
                 raise
-        metrics.REGIONS.observe(len(given.regions))
-        metrics.CONFIDENCE.observe(given.confidence)
-        metrics.ABSTENTIONS.inc(given.abstained)
-        return given
+        metrics.REGIONS.observe(len(answer.regions))
+        metrics.CONFIDENCE.observe(answer.confidence)
+        metrics.ABSTENTIONS.inc(answer.abstained)
+        return answer
 
     def close(self) -> None:
+        """Wait for running chains to end and close the backend."""
         self._threads.shutdown()
         self.backend.close()
 
     @asynccontextmanager
-    async def _wait_for_turn(self, ticket: RequestContext) -> AsyncIterator[None]:
+    async def _wait_for_turn(self, context: RequestContext) -> AsyncIterator[None]:
         metrics.WAITING.inc()
         try:
-            async with asyncio.timeout(max(0.0, ticket.remaining_s)):
+            async with asyncio.timeout(max(0.0, context.remaining_s)):
                 await self._turns.acquire()
         except TimeoutError:
             raise build_deadline_error() from None
@@ -84,21 +98,21 @@ class AnswerService:
             self._turns.release()
 
     def _run_chain(
-        self, question: str, order: AnswerRequest, ticket: RequestContext, tell: RegionsCallback
+        self, question: str, request: AnswerRequest, context: RequestContext, on_regions: RegionsCallback
     ) -> VisualAnswer:
-        ticket.check_alive()
+        context.check_alive()
         with tempfile.TemporaryDirectory(prefix="clincot-") as name:
             folder = Path(name)
-            study = store_image(read_image(order.image, self.settings, self._fetcher), folder, self.settings)
-            with self.backend.open_policy(ticket) as policy:
-                answer = answer_question(ImageQuestion(study, folder, question), policy, self.settings, tell=tell)
-            if not order.overlay:
+            study = store_image(read_image(request.image, self.settings, self._fetcher), folder, self.settings)
+            with self.backend.open_policy(context) as policy:
+                answer = answer_question(ImageQuestion(study, folder, question), policy, self.settings, tell=on_regions)
+            if not request.overlay:
                 return answer
             return answer.model_copy(update={"overlay": _draw_overlay(folder / study.image, answer)})
 
 
 def _draw_overlay(image: Path, answer: VisualAnswer) -> str:
-    """The image with the winning region drawn, as a data URI of a PNG."""
+    """Draw the winning region onto the image; returns a data URI of a PNG."""
     region = answer.regions[answer.winner]
     panel = ImagePanel(
         open_image(image),

@@ -1,4 +1,4 @@
-"""The answer stage: the policy answers from every region."""
+"""The answer stage: the policy answers every question from each of its regions."""
 
 from __future__ import annotations
 
@@ -14,11 +14,12 @@ def answer(config: AnswerConfig, inputs: Paths, outputs: Paths) -> Metrics:
     from clincot.models.load import load_policy
 
     policy = load_policy(inputs["policy"])
-    asks = next_step_requests(inputs, config) if "candidates_before" in inputs else first_step_requests(inputs)
-    made = answer_regions(show_progress(asks, "answers", "candidates"), inputs["data"], policy, config)
-    if "candidates_before" in inputs:
-        made = merge_candidates(read_records(inputs["candidates_before"], Candidate), made)
-    return {"candidates": write_records(outputs["candidates"], made)}
+    is_later_step = "candidates_before" in inputs
+    requests = next_step_requests(inputs, config) if is_later_step else first_step_requests(inputs)
+    candidates = answer_regions(show_progress(requests, "answers", "candidates"), inputs["data"], policy, config)
+    if is_later_step:
+        candidates = merge_candidates(read_records(inputs["candidates_before"], Candidate), candidates)
+    return {"candidates": write_records(outputs["candidates"], candidates)}
 
 
 STAGE = Stage(
@@ -28,6 +29,6 @@ STAGE = Stage(
     inputs=("data", "questions", "regions", "policy"),
     outputs=("candidates",),
     device="gpu",
-    about="the policy answers from every region",
+    about="Answer every question from each of its regions.",
     optional=("candidates_before", "scores_before"),
 )

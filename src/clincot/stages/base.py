@@ -12,17 +12,13 @@ from tqdm import tqdm
 from clincot.config import FrozenConfig
 
 Metrics = dict[str, float]
-
-
 Paths = Mapping[str, Path]
-
-
 T = TypeVar("T")
 
 
 @dataclass(frozen=True)
 class Stage:
-    """One step of a round. `run(section, inputs, outputs)` reads and writes exactly the named paths."""
+    """One step of a round. `run(config, inputs, outputs)` reads and writes only the named paths."""
 
     name: str
     run: Callable[[Any, Paths, Paths], Metrics]
@@ -30,18 +26,21 @@ class Stage:
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
     device: Literal["cpu", "gpu"]
-    about: str
-    optional: tuple[str, ...] = ()  # inputs that may be left out
-    may_be_missing: tuple[str, ...] = ()  # inputs that may be missing on disk: what that means is for the stage to say
-    append_only_inputs: tuple[
-        str, ...
-    ] = ()  # inputs that the stage adds to; given one, it is run again even if it is done
-    never_cached: bool = False  # run again even if it is done: what it looks at or changes lies outside its files
-    provenance_inputs: tuple[
-        str, ...
-    ] = ()  # optional inputs that are provenance alone: another one makes no work undone
-    flags: tuple[str, ...] = ()  # fields of the section that the command line also takes as --field
+    about: str  # one sentence in the imperative, for --help and user interfaces
+    # Inputs that may be left out.
+    optional: tuple[str, ...] = ()
+    # Inputs whose file may be missing on disk; the stage decides what that means.
+    may_be_missing: tuple[str, ...] = ()
+    # Inputs that the stage appends to. A stage that gets one always runs: it knows itself what it has done before.
+    append_only_inputs: tuple[str, ...] = ()
+    # Always run: the stage reads or changes something outside its files.
+    never_cached: bool = False
+    # Optional inputs that are only recorded; a changed one does not make the outputs stale.
+    provenance_inputs: tuple[str, ...] = ()
+    # Fields of the config that the command line also accepts as --field.
+    flags: tuple[str, ...] = ()
 
 
 def show_progress(items: Iterable[T], what: str, unit: str, total: int | None = None) -> Iterator[T]:
+    """Iterate over the items with a progress bar, if standard error is a terminal."""
     return iter(tqdm(items, desc=what, unit=f" {unit}", total=total, mininterval=2.0, disable=None))

@@ -13,18 +13,16 @@ def decide(config: DecideConfig, inputs: Paths, outputs: Paths) -> Metrics:
     from clincot.promotion.explain import render_decision
     from clincot.promotion.ledger import append_decision
 
-    gated = deciding.decide_from_files(
-        config, inputs, {name: hash_path_or_missing(path) for name, path in sorted(inputs.items())}
-    )
-    write_records(outputs["evidence"], iter(()) if gated.sides is None else gated.sides.iter_rows())
+    digests = {name: hash_path_or_missing(path) for name, path in sorted(inputs.items())}
+    result = deciding.decide_from_files(config, inputs, digests)
+    write_records(outputs["evidence"], iter(()) if result.sides is None else result.sides.iter_rows())
     with atomic_write(outputs["summary"]) as file:
-        file.write(render_decision(gated.decision))
-    if gated.spending is not None and gated.asked is not None and "ledger" in inputs:
-        append_decision(
-            inputs["ledger"], gated.spending, gated.asked
-        )  # before the decision: it is never acted on unspent
-    write_records(outputs["decision"], [gated.decision])
-    return {name: float(gated.decision.verdict == name) for name in ("promote", "keep", "blocked")}
+        file.write(render_decision(result.decision))
+    if result.spending is not None and result.asked is not None and "ledger" in inputs:
+        # Before the decision is written, so that nobody acts on one whose error budget is not spent yet.
+        append_decision(inputs["ledger"], result.spending, result.asked)
+    write_records(outputs["decision"], [result.decision])
+    return {name: float(result.decision.verdict == name) for name in ("promote", "keep", "blocked")}
 
 
 STAGE = Stage(
@@ -34,7 +32,7 @@ STAGE = Stage(
     inputs=("benchmark", "champion", "challenger"),
     outputs=("decision", "evidence", "summary"),
     device="cpu",
-    about="does the challenger take the champion's place? (the outcomes of both)",
+    about="Decide whether to promote the challenger.",
     optional=("blind", "base", "data", "calibration", "panel_report", "panel_report_before", "pair_report", "ledger"),
     may_be_missing=("champion", "challenger"),
     append_only_inputs=("ledger",),

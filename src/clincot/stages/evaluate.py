@@ -1,4 +1,4 @@
-"""The evaluate stage: the policy answers the benchmark from every kind of region."""
+"""The evaluate stage: the policy answers the benchmark from each kind of region."""
 
 from __future__ import annotations
 
@@ -29,10 +29,10 @@ def evaluate(config: EvaluateConfig, inputs: Paths, outputs: Paths) -> Metrics:
     )
     write_json(outputs["report"], report.model_dump(mode="json"))
     metrics = {}
-    for arm, measured in report.metrics.items():
-        for name, called in (("accuracy", "accuracy"), ("raw/rouge_l", "rouge_l"), ("finding_f1", "finding_f1")):
-            if name in measured and (value := measured[name].value) is not None:
-                metrics[f"{called}_{arm}"] = value
+    for arm, intervals in report.metrics.items():
+        for name, label in (("accuracy", "accuracy"), ("raw/rouge_l", "rouge_l"), ("finding_f1", "finding_f1")):
+            if name in intervals and (value := intervals[name].value) is not None:
+                metrics[f"{label}_{arm}"] = value
     return metrics
 
 
@@ -43,6 +43,6 @@ STAGE = Stage(
     inputs=("benchmark", "policy"),
     outputs=("outcomes", "report"),
     device="gpu",
-    about="the policy answers the benchmark from each kind of region, controls included",
+    about="Measure a policy on the benchmark, from each kind of region and from the controls.",
     optional=("train_reports",),
 )

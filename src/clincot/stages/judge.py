@@ -14,20 +14,20 @@ def judge(config: JudgeConfig, inputs: Paths, outputs: Paths) -> Metrics:
     from clincot.models.load import load_judge
 
     steps = read_steps(inputs)
-    asks = (
+    requests = (
         JudgeRequest(
             candidate.id,
-            ask.study,
-            resolve_step_question(candidate, ask.question, steps),
-            ask.region.box,
+            request.study,
+            resolve_step_question(candidate, request.question, steps),
+            request.region.box,
             candidate.text,
-            unit,
+            block,
         )
-        for unit, (ask, candidate) in iter_blocks(join_candidates(inputs), lambda pair: pair[1].question)
+        for block, (request, candidate) in iter_blocks(join_candidates(inputs), lambda pair: pair[1].question)
     )
     report = judge_candidates(
         [load_judge(spec) for spec in config.judges],
-        show_progress(asks, "judgements", "candidates"),
+        show_progress(requests, "judgements", "candidates"),
         config,
         folder=inputs["data"],
         judgements_path=outputs["judgements"],
@@ -45,6 +45,6 @@ STAGE = Stage(
     inputs=("data", "questions", "regions", "candidates"),
     outputs=("judgements", "scores", "panel_report"),
     device="gpu",
-    about="every judge scores every candidate",
+    about="Score every candidate with every judge.",
     optional=("steps",),
 )

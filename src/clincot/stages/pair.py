@@ -1,4 +1,4 @@
-"""The pair stage: ranked candidates become preference pairs."""
+"""The pair stage: scored candidates become preference pairs."""
 
 from __future__ import annotations
 
@@ -25,5 +25,5 @@ STAGE = Stage(
     inputs=("candidates", "scores"),
     outputs=("pairs", "pair_report"),
     device="cpu",
-    about="ranked candidates become preference pairs with their score gaps",
+    about="Make preference pairs, with their score gaps, from the scored candidates.",
 )

@@ -1,4 +1,4 @@
-"""The propose stage: hypotheses about every question, grounded as regions."""
+"""The propose stage: hypotheses about every question, grounded as regions of its image."""
 
 from __future__ import annotations
 
@@ -28,5 +28,5 @@ STAGE = Stage(
     inputs=("data", "questions", "policy"),
     outputs=("regions",),
     device="gpu",
-    about="hypotheses about every question, grounded as regions; the whole image is always one",
+    about="Propose regions for every question: hypotheses, grounded in the image, and the whole image.",
 )

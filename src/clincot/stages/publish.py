@@ -1,4 +1,4 @@
-"""The publish stage: a checkpoint into the model registry, with its evidence."""
+"""The publish stage: store a checkpoint in the model registry, with its evidence."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ STAGE = Stage(
     inputs=("checkpoint",),
     outputs=("published",),
     device="gpu",
-    about="a checkpoint into the store, under its digest, with manifest, model card and golden questions",
+    about="Store a checkpoint under its digest, with manifest, model card and golden questions.",
     optional=("report", "decision", "panel_report", "golden"),
     flags=("store", "name", "adapter"),
 )

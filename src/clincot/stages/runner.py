@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from clincot import __version__
-from clincot.config import FrozenConfig
+from clincot.config import FrozenConfig, resolve_path
 from clincot.jsonl import InvalidRecord, write_json
 from clincot.records import hash_json
 from clincot.stages.base import Metrics, Paths, Stage
@@ -17,33 +17,20 @@ from clincot.storage.digests import hash_path, hash_path_or_missing
 
 
 def run_stage(name: str, config: FrozenConfig, inputs: Paths, outputs: Paths) -> Metrics:
-    """Run a stage unless its outputs are already those of the same inputs, section and version; returns its metrics.
+    """Run a stage, or return the metrics of an earlier run with the same inputs, config and version of the package.
 
-    Beside the first output lies a stamp, <output>.stage.json, written when the stage ended well. Raises BadRecord where
-    a path is missing or not one of the stage's.
+    inputs, outputs: paths by name; `shipped:NAME` is resolved. When a stage ends without error, <first
+    output>.stage.json records its key and the hashes of its outputs. Raises InvalidRecord if a path is missing or is
+    none of the stage's.
     """
     stage = get_stage(name)
+    inputs = {name: resolve_path(path) for name, path in inputs.items()}
     _check_paths(stage, inputs, outputs)
-    named = {str(path): hash_path(path) for path in config.files if path.exists()}
-    key = hash_json(
-        [
-            name,
-            __version__,
-            config.model_dump(mode="json"),
-            named,
-            {
-                n: "" if n in stage.append_only_inputs else hash_path_or_missing(p)
-                for n, p in sorted(inputs.items())
-                if n not in stage.provenance_inputs
-            },
-        ]
-    )
+    key = _build_key(stage, config, inputs)
     stamp = outputs[stage.outputs[0]].with_name(outputs[stage.outputs[0]].name + ".stage.json")
     done = _read_stamp(stamp)
-    again = stage.never_cached or bool(
-        {*inputs} & {*stage.append_only_inputs}
-    )  # it knows itself what it has done before
-    if not again and done is not None and done["key"] == key and _outputs_match(done["outputs"], outputs):
+    always_runs = stage.never_cached or bool({*inputs} & {*stage.append_only_inputs})
+    if not always_runs and done is not None and done["key"] == key and _outputs_match(done["outputs"], outputs):
         metrics: Metrics = done["metrics"]
         return metrics
     stamp.unlink(missing_ok=True)
@@ -51,6 +38,20 @@ def run_stage(name: str, config: FrozenConfig, inputs: Paths, outputs: Paths) ->
     written = {n: hash_path(p) for n, p in sorted(outputs.items())}
     write_json(stamp, {"stage": name, "key": key, "outputs": written, "metrics": metrics})
     return metrics
+
+
+def _build_key(stage: Stage, config: FrozenConfig, inputs: Paths) -> str:
+    """Hash of everything that decides the outputs: code version, config, files that the config names, and inputs."""
+    named = {}
+    for text in config.named_paths:  # as written, not resolved: the key is the same wherever the package is installed
+        path = resolve_path(text)
+        if path.exists():
+            named[str(Path(text))] = hash_path(path)
+    digests = {}
+    for name, path in sorted(inputs.items()):
+        if name not in stage.provenance_inputs:
+            digests[name] = "" if name in stage.append_only_inputs else hash_path_or_missing(path)
+    return hash_json([stage.name, __version__, config.model_dump(mode="json"), named, digests])
 
 
 def _check_paths(stage: Stage, inputs: Paths, outputs: Paths) -> None:

@@ -18,7 +18,7 @@ def train(config: TrainConfig, inputs: Paths, outputs: Paths) -> Metrics:
 
     launch = load_launch_settings(inputs.get("launch"))
     data, revision = resolve_data_version(inputs)
-    work = TrainingJob(
+    job = TrainingJob(
         config=config,
         data=inputs["data"],
         questions=inputs["questions"],
@@ -29,8 +29,8 @@ def train(config: TrainConfig, inputs: Paths, outputs: Paths) -> Metrics:
         steps=read_steps(inputs),
         checkpoint=outputs["checkpoint"],
     )
-    unload_models()  # a policy held for answering would double the memory of a large one
-    metrics = run_training(work, launch)
+    unload_models()  # a policy kept in memory for answering would double what a large model needs
+    metrics = run_training(job, launch)
     record = Checkpoint(
         uri=str(outputs["checkpoint"]),
         sha256=hash_checkpoint(outputs["checkpoint"]),
@@ -45,14 +45,17 @@ def train(config: TrainConfig, inputs: Paths, outputs: Paths) -> Metrics:
 
 
 def resolve_data_version(inputs: Paths) -> tuple[str, str]:
-    """Which version of preference data the pairs are, for the checkpoint's record: its digest and its revision."""
+    """Return digest and revision of the pairs' data version, for the checkpoint's record; empty without a version.
+
+    Raises InvalidRecord if the version is of other pairs.
+    """
     if "version" not in inputs:
         return "", ""
-    (kept,) = read_records(inputs["version"], DataVersion)
+    (version,) = read_records(inputs["version"], DataVersion)
     pairs = hash_files(inputs["pairs"])
-    if pairs not in {file.sha256 for file in kept.files}:
+    if pairs not in {file.sha256 for file in version.files}:
         raise InvalidRecord(f"{inputs['version']}: is a version of other pairs than {inputs['pairs']} (sha256 {pairs})")
-    return kept.sha256, kept.revision
+    return version.sha256, version.revision
 
 
 STAGE = Stage(
@@ -62,7 +65,7 @@ STAGE = Stage(
     inputs=("data", "questions", "regions", "candidates", "pairs", "policy"),
     outputs=("checkpoint",),
     device="gpu",
-    about="margin-aware DPO on the pairs; reference: the policy it starts from",
+    about="Train the policy on the pairs by margin-aware DPO; the policy it starts from is the reference.",
     optional=("steps", "version", "launch"),
     provenance_inputs=("version", "launch"),
 )

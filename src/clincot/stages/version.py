@@ -10,9 +10,9 @@ from clincot.stages.base import Metrics, Paths, Stage
 def version(config: VersionConfig, inputs: Paths, outputs: Paths) -> Metrics:
     from clincot.preferences.versions.commit import commit_version
 
-    kept = commit_version(config, inputs, outputs["version"])
-    write_records(outputs["version"], [kept])
-    return {"versioned": float(bool(kept.revision)), "pairs": kept.pairs, "files": len(kept.files), "bytes": kept.size}
+    data = commit_version(config, inputs, outputs["version"])
+    write_records(outputs["version"], [data])
+    return {"versioned": float(bool(data.revision)), "pairs": data.pairs, "files": len(data.files), "bytes": data.size}
 
 
 STAGE = Stage(
@@ -22,7 +22,7 @@ STAGE = Stage(
     inputs=("questions", "regions", "candidates", "judgements", "scores", "panel_report", "pairs", "pair_report"),
     outputs=("version",),
     device="cpu",
-    about="the preference data into the data repository: pushed, verified, committed, tagged",
+    about="Push the preference data to the data repository, verify it, commit it and tag the commit.",
     optional=("steps",),
     never_cached=True,
     flags=("repository", "round"),

@@ -1,1 +1,1 @@
-"""Storage: folders and S3 behind one protocol, artifacts under their digest, and digests of files and folders."""
+"""Object stores (local folders and S3) behind one protocol, artifacts in them, and digests of files and folders."""

@@ -9,7 +9,11 @@ from clincot.records import hash_json
 
 
 def hash_path(path: Path) -> str:
-    """sha256 of a file, or of a folder's names and files; images count by the digests in studies.jsonl."""
+    """Compute the sha256 of a file, or of the names and contents of a folder's files.
+
+    A data set (a folder with studies.jsonl) is hashed by its records, which hold the digests of its images. The
+    bookkeeping of a training run (record.json, train_log.json) does not enter the digest of a checkpoint.
+    """
     if path.is_file():
         return hash_files(path)
     if (path / "studies.jsonl").is_file():
@@ -20,4 +24,5 @@ def hash_path(path: Path) -> str:
 
 
 def hash_path_or_missing(path: Path) -> str:
+    """Compute hash_path, or return "missing" if the path does not exist."""
     return hash_path(path) if path.exists() else "missing"

@@ -1,4 +1,9 @@
-"""A folder as a store, with compare-and-swap by file locks."""
+"""A local folder as a Store.
+
+Atomic: write_new and upload write a temporary file and hard-link it to its name, which fails if the name exists.
+replace holds a file lock per key while it compares the tag and renames the new file into place. Readers see the old
+or the new content, never a part. Not atomic: a listing by keys() while others write, and several keys together.
+"""
 
 from __future__ import annotations
 
@@ -11,8 +16,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from clincot.storage.store import (
-    _KEY_PATTERN,
     BLOCK_BYTES,
+    KEY_PATTERN,
     KeyExists,
     KeyNotFound,
     StoredObject,
@@ -22,7 +27,7 @@ from clincot.storage.store import (
 
 
 class FolderStore:
-    """A folder of this machine (or a file system that all machines mount and that has hard links and locks)."""
+    """A folder of this machine, or of a shared file system that supports hard links and file locks."""
 
     def __init__(self, root: Path) -> None:
         self.root = root.absolute()
@@ -47,10 +52,10 @@ class FolderStore:
     def replace(self, key: str, content: bytes, tag: str) -> str:
         with self._lock_key(key):
             try:
-                found = self.read(key).tag
+                current = self.read(key).tag
             except KeyNotFound:
-                found = ""
-            if found != tag:
+                current = ""
+            if current != tag:
                 raise VersionConflict(f"{self.url}: {key} was replaced by someone else since it was read")
             with self._create_temporary(key) as (file, path):
                 file.write_bytes(content)
@@ -59,11 +64,11 @@ class FolderStore:
         return _compute_tag(content)
 
     def upload(self, key: str, path: Path) -> None:
-        with self._create_temporary(key) as (file, place), path.open("rb") as source, file.open("wb") as target:
+        with self._create_temporary(key) as (file, destination), path.open("rb") as source, file.open("wb") as target:
             while block := source.read(BLOCK_BYTES):
                 target.write(block)
             target.flush()
-            self._link_new(file, place, key)
+            self._link_new(file, destination, key)
 
     def stream(self, key: str) -> Iterator[bytes]:
         try:
@@ -77,10 +82,9 @@ class FolderStore:
         folder = self.root / prefix
         if not prefix.endswith("/"):
             raise ValueError(f"a prefix ends with '/', got {prefix!r}")
-        found = (path.relative_to(self.root).as_posix() for path in folder.rglob("*") if path.is_file())
-        yield from sorted(
-            key for key in found if _KEY_PATTERN.fullmatch(key)
-        )  # what is being written starts with a dot
+        names = (path.relative_to(self.root).as_posix() for path in folder.rglob("*") if path.is_file())
+        # Temporary files and locks start with a dot, so they match no key.
+        yield from sorted(name for name in names if KEY_PATTERN.fullmatch(name))
 
     def delete(self, key: str) -> None:
         self._resolve_key(key).unlink(missing_ok=True)
@@ -90,6 +94,7 @@ class FolderStore:
 
     @contextlib.contextmanager
     def _create_temporary(self, key: str) -> Iterator[tuple[Path, Path]]:
+        """Yield an empty temporary file and the path of the key; the temporary file is removed afterwards."""
         path = self._resolve_key(key)
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, name = tempfile.mkstemp(prefix=".writing-", dir=path.parent)
@@ -103,7 +108,7 @@ class FolderStore:
     def _link_new(self, file: Path, path: Path, key: str) -> None:
         _fsync_file(file)
         try:
-            os.link(file, path)  # fails where the name exists, unlike a rename
+            os.link(file, path)  # unlike a rename, fails if the name exists
         except FileExistsError:
             raise KeyExists(f"{self.url}: {key} exists already; nothing is overwritten") from None
 

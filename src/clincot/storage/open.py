@@ -6,11 +6,11 @@ from pathlib import Path
 
 from clincot.errors import InvalidInput, require_extra
 from clincot.storage.folder_store import FolderStore
-from clincot.storage.store import Store, _redact_url
+from clincot.storage.store import Store, redact_url
 
 
 def open_store(url: str) -> Store:
-    """The store of a folder, `file:` or `s3://bucket/prefix` address."""
+    """Open the store at a folder path or an address s3://bucket/prefix. Raises InvalidInput for anything else."""
     if not url:
         raise InvalidInput("no store is named; expected a folder or s3://bucket/prefix (--store)")
     scheme, separator, rest = url.partition("://")
@@ -18,9 +18,10 @@ def open_store(url: str) -> Store:
         return FolderStore(Path(url))
     if scheme != "s3" or "@" in rest or not rest.strip("/"):
         raise InvalidInput(
-            f"a store is a folder or s3://bucket/prefix (credentials come from the environment), got {_redact_url(url)!r}"
+            "expected a store: a folder or s3://bucket/prefix (credentials come from the environment), got "
+            f"{redact_url(url)!r}"
         )
-    with require_extra("cluster", _redact_url(url)):
+    with require_extra("cluster", redact_url(url)):
         from clincot.storage.s3 import S3Store
     bucket, _, prefix = rest.strip("/").partition("/")
     return S3Store(bucket, prefix)

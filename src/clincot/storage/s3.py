@@ -1,6 +1,11 @@
 """A bucket of any S3 endpoint as a Store.
 
-botocore, not the minio client: the latter sends neither If-None-Match nor If-Match, on which everything here rests.
+Uses botocore because the minio client cannot send If-None-Match and If-Match, which every write here needs.
+
+Atomic: each object appears as a whole. write_new, replace and upload are conditional requests, so of several
+concurrent writers of a key only one succeeds; a multipart upload checks its condition when the parts are joined.
+Not atomic: several keys together. A killed multipart upload leaves invisible parts, which a lifecycle rule of the
+bucket should remove.
 """
 
 from __future__ import annotations
@@ -25,15 +30,19 @@ from clincot.storage.store import (
     validate_key,
 )
 
-PART_BYTES = 64 << 20  # of a multipart upload; files up to this size are one request
-MAX_PARTS = 10_000  # of S3
-ATTEMPTS = 4
+PART_BYTES = 64 << 20  # size of a part of a multipart upload; smaller files are sent in one request
+MAX_PARTS = 10_000  # S3's limit of parts per upload
+ATTEMPTS = 4  # of a request, by botocore
 _CONDITION_FAILED_CODES = {"PreconditionFailed", "ConditionalRequestConflict", "412", "409"}
 _NOT_FOUND_CODES = {"NoSuchKey", "404", "NotFound"}
 
 
 class S3Store:
-    """`s3://bucket/prefix`. Requests time out and are retried; a retried write that had landed counts as landed."""
+    """The store `s3://bucket/prefix`. Requests time out and are retried.
+
+    If the reply to write_new or replace is lost, the retry fails on the condition; the store then recognises its own
+    content and reports success.
+    """
 
     def __init__(self, bucket: str, prefix: str = "") -> None:
         self.bucket = bucket
@@ -45,7 +54,7 @@ class S3Store:
             retries={"mode": "standard", "max_attempts": ATTEMPTS},
             request_checksum_calculation="when_required",
             response_checksum_validation="when_required",
-            s3={"addressing_style": "path"},  # what endpoints other than Amazon's understand
+            s3={"addressing_style": "path"},  # endpoints other than Amazon's need it
         )
         region = session.get_config_variable("region") or "us-east-1"
         with self._map_store_errors("open the store"):
@@ -56,13 +65,13 @@ class S3Store:
         return f"s3://{self.bucket}/{self.prefix}".rstrip("/")
 
     def create_bucket(self) -> bool:
-        """Make the bucket; False where it is ours already. Raises StoreFailed, also where it is somebody else's."""
-        with self._map_store_errors(f"make the bucket {self.bucket}"):
+        """Create the bucket; return False if this account has it already. Raises StoreFailed."""
+        with self._map_store_errors(f"create the bucket {self.bucket}"):
             try:
                 self._s3.create_bucket(Bucket=self.bucket)
             except ClientError as error:
                 if _get_error_code(error) != "BucketAlreadyOwnedByYou":
-                    with contextlib.suppress(ClientError):  # SeaweedFS says BucketAlreadyExists of one's own, too
+                    with contextlib.suppress(ClientError):  # SeaweedFS says BucketAlreadyExists of own buckets too
                         self._s3.head_bucket(Bucket=self.bucket)
                         return False
                     raise
@@ -71,8 +80,8 @@ class S3Store:
 
     def read(self, key: str) -> StoredObject:
         with self._map_store_errors(f"read {key}"), self._map_not_found(key):
-            found = self._s3.get_object(Bucket=self.bucket, Key=self._object_key(key))
-            return StoredObject(found["Body"].read(), found["ETag"])
+            reply = self._s3.get_object(Bucket=self.bucket, Key=self._object_key(key))
+            return StoredObject(reply["Body"].read(), reply["ETag"])
 
     def write_new(self, key: str, content: bytes) -> str:
         try:
@@ -116,9 +125,11 @@ class S3Store:
         if not prefix.endswith("/"):
             raise ValueError(f"a prefix ends with '/', got {prefix!r}")
         with self._map_store_errors(f"list {prefix}"):
+            names: list[str] = []
             pages = self._s3.get_paginator("list_objects_v2").paginate(Bucket=self.bucket, Prefix=self.prefix + prefix)
-            found = [item["Key"] for page in pages for item in page.get("Contents", ())]
-        yield from sorted(key.removeprefix(self.prefix) for key in found if not key.endswith("/"))
+            for page in pages:
+                names += [item["Key"] for item in page.get("Contents", ())]
+        yield from sorted(name.removeprefix(self.prefix) for name in names if not name.endswith("/"))
 
     def delete(self, key: str) -> None:
         with self._map_store_errors(f"delete {key}"):
@@ -131,29 +142,31 @@ class S3Store:
         return str(self._s3.put_object(Bucket=self.bucket, Key=self._object_key(key), Body=body, **condition)["ETag"])
 
     def _upload_parts(self, key: str, path: Path, size: int) -> None:
-        """In parts, joined on the condition that nothing lies there by then."""
-        at = {"Bucket": self.bucket, "Key": self._object_key(key)}
+        """Upload in parts, which are joined on the condition that the key does not exist by then."""
+        target = {"Bucket": self.bucket, "Key": self._object_key(key)}
         part_bytes = max(PART_BYTES, -(-size // MAX_PARTS))
-        upload = self._s3.create_multipart_upload(**at)["UploadId"]
+        upload = self._s3.create_multipart_upload(**target)["UploadId"]
         try:
             parts: list[dict[str, Any]] = []
             with path.open("rb") as file:
                 while block := file.read(part_bytes):
                     number = len(parts) + 1
-                    tag = self._s3.upload_part(**at, UploadId=upload, PartNumber=number, Body=block)["ETag"]
+                    tag = self._s3.upload_part(**target, UploadId=upload, PartNumber=number, Body=block)["ETag"]
                     parts.append({"ETag": tag, "PartNumber": number})
-            self._s3.complete_multipart_upload(**at, UploadId=upload, MultipartUpload={"Parts": parts}, IfNoneMatch="*")
+            self._s3.complete_multipart_upload(
+                **target, UploadId=upload, MultipartUpload={"Parts": parts}, IfNoneMatch="*"
+            )
         except BaseException:
-            with contextlib.suppress(ClientError, BotoCoreError):  # the first error is the one to tell
-                self._s3.abort_multipart_upload(**at, UploadId=upload)
+            with contextlib.suppress(ClientError, BotoCoreError):  # the first error is the one to report
+                self._s3.abort_multipart_upload(**target, UploadId=upload)
             raise
 
     def _find_own_write(self, key: str, content: bytes, lost: _ConditionFailed) -> str | None:
-        """The tag of our own write, where a retry lost to the attempt before it, whose reply was lost."""
+        """Return the tag of our own write, if its reply was lost and the retry failed on the condition; else None."""
         if lost.retries == 0:
             return None
-        found = self.read(key)
-        return found.tag if found.content == content else None
+        stored = self.read(key)
+        return stored.tag if stored.content == content else None
 
     @contextlib.contextmanager
     def _map_not_found(self, key: str) -> Iterator[None]:
@@ -166,7 +179,7 @@ class S3Store:
 
     @contextlib.contextmanager
     def _map_store_errors(self, what: str) -> Iterator[None]:
-        """Errors of S3 as errors of the store. Messages of botocore hold no keys."""
+        """Raise botocore's errors as errors of the store. botocore's messages contain no credentials."""
         try:
             yield
         except ClientError as error:
@@ -175,7 +188,7 @@ class S3Store:
                 raise _ConditionFailed(error.response.get("ResponseMetadata", {}).get("RetryAttempts", 0)) from None
             hint = ""
             if status == 403:
-                hint = "; check AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and what they may do in this bucket"
+                hint = "; check AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and their permissions in this bucket"
             elif code == "NoSuchBucket":
                 hint = "; create the bucket, or name another store"
             kind = StoreUnavailable if status >= 500 else StoreFailed
@@ -183,13 +196,13 @@ class S3Store:
         except (BotoCoreError, HTTPClientError, ValueError) as error:
             if isinstance(error, (KeyExists, VersionConflict)):
                 raise
-            away = isinstance(error, (HTTPClientError, ConnectionError))
-            kind = StoreUnavailable if away else StoreFailed  # else: no keys, a malformed address
+            unreachable = isinstance(error, (HTTPClientError, ConnectionError))
+            kind = StoreUnavailable if unreachable else StoreFailed  # otherwise: no credentials, a malformed address
             raise kind(f"{self.url}: could not {what}: {type(error).__name__}: {error}") from None
 
 
 class _ConditionFailed(Exception):
-    """A condition did not hold."""
+    """A conditional write was refused. retries: how often botocore had retried it."""
 
     def __init__(self, retries: int) -> None:
         super().__init__(retries)

@@ -1,6 +1,7 @@
-"""The controlled benchmark: radiographs rendered from one real CT, with exact answers and boxes.
+"""Writes data sets of radiographs that are rendered from one real CT, with exact answers and boxes.
 
-One anatomy, warped and edited: a test of whether a model looks where the answer is. It is no clinical evidence.
+They have one anatomy, warped and edited. They test whether a model looks where the answer is; results are not clinical
+evidence.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ from clincot.synthetic.scenes import (
 )
 
 
-def build_synthetic_dataset(
+def build_synthetic_dataset(  # noqa: PLR0913 (one keyword per command-line option)
     out_dir: Path,
     *,
     warp_seeds: Sequence[int],
@@ -47,50 +48,56 @@ def build_synthetic_dataset(
     composition: Composition = ANY_COMPOSITION,
     cache_dir: Path | None = None,
 ) -> dict[str, int]:
-    """Write a dataset folder (studies, questions, references, reports, images/) and return how many of each.
+    """Write a dataset folder with reports, and return the numbers of studies and questions.
 
-    Everything is written beside `out_dir` and renamed at the end. Raises FileExistsError where `out_dir` holds
-    something already. `reports.jsonl` has one {"study", "text"} a line.
+    `warp_seeds`: the patients. `split`: written to every study. `composition`: the combinations of findings that may
+    occur. The data are written to a temporary folder that is renamed to `out_dir` at the end.
+
+    Raises InvalidInput if a count is below 1, and FileExistsError if `out_dir` is not empty.
     """
     if images < 1 or questions_per_image < 1:
-        raise InvalidInput(f"expected at least 1 image and 1 question an image, got {images} and {questions_per_image}")
+        raise InvalidInput(
+            f"expected at least 1 image and 1 question per image, got {images} and {questions_per_image}"
+        )
     if out_dir.exists() and any(out_dir.iterdir()):
         raise FileExistsError(f"{out_dir} is not empty; remove it or choose another folder")
-    aside = out_dir.with_name(f"{out_dir.name}.{os.getpid()}.partial")
-    (aside / IMAGES).mkdir(parents=True)
+    partial = out_dir.with_name(f"{out_dir.name}.{os.getpid()}.partial")
+    (partial / IMAGES).mkdir(parents=True)
     try:
-        made = stream_examples(
+        examples = stream_examples(
             warp_seeds, images, seed, cache_dir, questions_per_image=questions_per_image, composition=composition
         )
         counts = {"studies": 0, "questions": 0}
         with ExitStack() as stack:
             names = (STUDIES, QUESTIONS, REFERENCES, REPORTS_FILE)
-            files = {name: stack.enter_context(atomic_write(aside / name)) for name in names}
-            for index, (radiograph, asked) in enumerate(
-                tqdm(made, total=images, desc=f"radiographs ({split})", mininterval=5, disable=None)
+            files = {name: stack.enter_context(atomic_write(partial / name)) for name in names}
+            for index, (radiograph, questions) in enumerate(
+                tqdm(examples, total=images, desc=f"radiographs ({split})", mininterval=5, disable=None)
             ):
-                study = _write_study(radiograph, aside, split, index)
+                study = _write_study(radiograph, partial, split, index)
                 files[STUDIES].write(study.model_dump_json() + "\n")
-                for one in asked:
-                    question = Question(study=study.id, text=one.text, kind=one.kind, topic=one.topic)
-                    reference = Reference(question=question.id, answer=one.answer, boxes=one.boxes, finding=one.finding)
+                for templated in questions:
+                    question = Question(study=study.id, text=templated.text, kind=templated.kind, topic=templated.topic)
+                    reference = Reference(
+                        question=question.id, answer=templated.answer, boxes=templated.boxes, finding=templated.finding
+                    )
                     files[QUESTIONS].write(question.model_dump_json() + "\n")
                     files[REFERENCES].write(reference.model_dump_json() + "\n")
                 text = describe_radiograph(radiograph, np.random.default_rng([seed, RENDERER_VERSION, index, 4]))
                 files[REPORTS_FILE].write(format_report_line([study.id], text))
                 counts["studies"] += 1
-                counts["questions"] += len(asked)
+                counts["questions"] += len(questions)
         if out_dir.exists():
             out_dir.rmdir()
-        aside.rename(out_dir)
+        partial.rename(out_dir)
     except BaseException:
-        shutil.rmtree(aside, ignore_errors=True)
+        shutil.rmtree(partial, ignore_errors=True)
         raise
     return counts
 
 
 def _write_study(radiograph: Radiograph, folder: Path, split: str, index: int) -> Study:
-    """Write the image and describe it. The patient is the warp."""
+    """Write the image and return its study, whose patient is the warp."""
     buffer = io.BytesIO()
     Image.fromarray(radiograph.pixels).save(buffer, format="PNG", optimize=False, compress_level=6)
     content = buffer.getvalue()

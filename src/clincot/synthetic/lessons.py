@@ -1,10 +1,10 @@
-"""Supervised lessons for the small models, from a data set *with* its answer key.
+"""Supervised lessons for the tiny models, built from a data set *with* its answer key.
 
-Only base models and judges are taught this way, on patients that no round and no evaluation uses. The base policy is
-left improvable on purpose: it answers well from the right region, but the regions that it is taught to *write* are
-right only in a stated share of lessons and the middle of the image otherwise, as region annotations of mixed quality
-would be: some drawn with care, the rest the default box. So it looks at the middle unless something tells it that
-looking pays.
+Only base models and judges are trained this way, on patients that no round and no evaluation uses. The base policy is
+left with room to improve on purpose. It answers well from the right region, but the regions that it learns to *write*
+are right only in a certain share of the lessons and the middle of the image in the others, like annotations of mixed
+quality in which the rest is a default box. So it looks at the middle until training shows it that looking elsewhere
+pays.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ from clincot.judging.labelled_answers import (
     snap_square,
 )
 from clincot.prompts import (
+    ChainStep,
     Conversation,
     PromptFormat,
     Turn,
@@ -40,8 +41,8 @@ from clincot.prompts import (
     with_answer,
 )
 
-CROP_TOPICS = ("margin", "presence", "which finding")  # a crop is enough to answer these
-PLACE_TOPICS = ("side", "zone")  # the region's numbers are enough to answer these
+CROP_TOPICS = ("margin", "presence", "which finding")  # can be answered from a crop
+PLACE_TOPICS = ("side", "zone")  # can be answered from the region's coordinates
 
 
 def build_policy_lessons(
@@ -53,15 +54,15 @@ def build_policy_lessons(
     seed: int,
     part: int = 2,
 ) -> Iterator[Conversation]:
-    """Lessons of a policy in two parts.
+    """Build the lessons of a policy.
 
-    Part 1, short and many: naming what a crop shows, reading a place from a region's numbers, and what a region is: a
-    square of a quarter or a half, without any picture to find it in. Part 2: the whole image, writing a region and
-    answering from it, answering from a given region, and now and then naming what a crop shows, lest it be forgotten:
-    the sliding windows ask just that.
+    Part 1 has many short lessons: say what a crop shows, read a side or zone from a region's coordinates, and write a
+    region, a square of a quarter or half of the image, without seeing the image. Part 2 shows the whole image: write a
+    region and answer from it, and answer from a region that is provided. It sometimes asks what a crop shows, so that
+    the policy does not forget it: the window grounder depends on this question.
 
-    `region_truth`: share of the written regions that are where the finding is; the others of part 1 lie anywhere,
-    those of part 2 in the middle.
+    `region_truth`: share of the written regions that show the finding. In part 1 the other regions are anywhere, in
+    part 2 in the middle of the image.
     """
     rng = np.random.default_rng([seed, part])
     sides = measure_finding_sides(lessons)
@@ -77,19 +78,21 @@ def build_policy_lessons(
         report = lesson.question.kind == "report"
         opening = region_prompt(study, folder, views, text)
         box = _draw_written_region(lesson, rng, sides, truth=region_truth)
-        closer = answer_prompt(opening, study, folder, views, question=text, box=box, written=True, report=report)
+        closer = answer_prompt(opening, study, folder, views, ChainStep(text, box, written=True, report=report))
         yield with_answer(closer, answer)
         box = _sample_region(lesson, rng, sides, truth=0.65, whole=0.1)
-        yield with_answer(answer_prompt(opening, study, folder, views, question=text, box=box, report=report), answer)
-        there_and_elsewhere = list(_build_finding_lessons(lesson, folder, views, rng, sides))
+        unwritten = ChainStep(text, box, written=False, report=report)
+        yield with_answer(answer_prompt(opening, study, folder, views, unwritten), answer)
+        # One of the two lessons, on the finding or elsewhere, or none if the key has no boxes.
+        finding_lessons = list(_build_finding_lessons(lesson, folder, views, rng, sides))
         which = int(rng.integers(2))
-        yield from there_and_elsewhere[which : which + 1]
+        yield from finding_lessons[which : which + 1]
 
 
 def _build_crop_lessons(
     lesson: LabelledQuestion, folder: Path, views: PromptFormat, rng: np.random.Generator, sides: Mapping[str, float]
 ) -> Iterator[Conversation]:
-    """The question about a crop alone, where a crop is enough to answer it, and whether the crop shows the finding."""
+    """Ask the question about a crop, if a crop is enough to answer it, and whether the crop shows the finding."""
     if lesson.question.topic in CROP_TOPICS:
         for _ in range(2):
             box = _sample_region(lesson, rng, sides, truth=1.0, whole=0.0)
@@ -101,14 +104,18 @@ def _build_crop_lessons(
 def build_judge_lessons(
     lessons: Sequence[LabelledQuestion], folder: Path, views: PromptFormat, *, seed: int, part: int = 2
 ) -> Iterator[Conversation]:
-    """Lessons of a judge in parts: matching an answer with what is seen is hard to learn from yes and no alone, and
-    a judge that is shown everything from the start stays at AUC 0.5.
+    """Build the lessons of a judge, in parts.
 
-    Part 1, from near: a single crop, the finding's own or, where it is absent, any. It answers questions itself,
-    names what a crop shows, and says whether a right and a wrong answer are right. Part 2, as a panel asks: image, crop
-    and proposed answer, a third of them from places that mostly do not show the finding, where it cannot know and
-    learns P(yes) towards one half. Part 3: both together. Part 4: as part 2, with many wrong answers off topic: a
-    policy in training drifts that way, and a judge that never heard such an answer shrugs at it.
+    A judge that sees everything from the start stays at AUC 0.5, because matching an answer with an image is hard to
+    learn from yes and no only.
+
+    Part 1: one crop that shows the finding or, if the finding is absent, any crop. The judge answers questions itself,
+    says what the crop shows, and rates a right and a wrong answer.
+    Part 2: the panel's question, with image, crop and proposed answer. A third of the crops mostly do not show the
+    finding; the judge cannot know the answer there and learns a P(yes) near one half.
+    Part 3: both parts.
+    Part 4: as part 2, with many wrong answers off topic. A policy in training drifts towards such answers, and a judge
+    that has never seen them is undecided about them.
     """
     if part in (1, 3):
         yield from _build_close_up_lessons(lessons, folder, views, seed=seed)
@@ -124,11 +131,12 @@ def build_judge_lessons(
 def _build_close_up_lessons(
     lessons: Sequence[LabelledQuestion], folder: Path, views: PromptFormat, *, seed: int
 ) -> Iterator[Conversation]:
+    """Build part 1 of a judge's lessons."""
     rng = np.random.default_rng([seed, 33])
     sides = measure_finding_sides(lessons)
     for lesson in lessons:
         yield from _build_crop_lessons(lesson, folder, views, rng, sides)
-    near = [one for one in lessons if one.question.topic in CROP_TOPICS]
+    near = [lesson for lesson in lessons if lesson.question.topic in CROP_TOPICS]
     for repeat in range(2):
         for proposal in draw_labelled_answers(
             near, seed=seed + 50 + repeat, region_truth=1.0, whole=0.0, among=lessons
@@ -139,18 +147,18 @@ def _build_close_up_lessons(
 def _build_judgement(
     proposal: LabelledAnswer, folder: Path, views: PromptFormat, *, near: bool = False
 ) -> Conversation:
-    """The judge's question about a proposal and the truth about it; `near`: it is shown the crop alone."""
+    """Ask the judge about a proposal and answer with the truth; `near`: show only the crop."""
     lesson = proposal.labelled_question
-    (asked,) = judge_prompt(
+    (turn,) = judge_prompt(
         lesson.study, folder, views, question=lesson.question.text, answer=proposal.answer, box=proposal.box
     )
     if near:
-        asked = replace(asked, pictures=asked.pictures[-1:])
-    return with_answer((asked,), "yes" if proposal.right else "no")
+        turn = replace(turn, pictures=turn.pictures[-1:])
+    return with_answer((turn,), "yes" if proposal.right else "no")
 
 
 def _build_place_lessons(lesson: LabelledQuestion, rng: np.random.Generator) -> Iterator[Conversation]:
-    """A side or a zone from a region's numbers: question, region, answer, without any picture."""
+    """Ask for a side or zone from a region's coordinates, without a picture."""
     if lesson.question.topic in PLACE_TOPICS and lesson.reference.boxes:
         for _ in range(4):
             region = Turn("assistant", box_to_text(_sample_true_region(lesson.reference.boxes, rng)))
@@ -160,20 +168,23 @@ def _build_place_lessons(lesson: LabelledQuestion, rng: np.random.Generator) -> 
 def _build_finding_lessons(
     lesson: LabelledQuestion, folder: Path, views: PromptFormat, rng: np.random.Generator, sides: Mapping[str, float]
 ) -> Iterator[Conversation]:
-    """Is the finding in this crop? Only where the key says where it is, so that a "no" is known to be one."""
+    """Ask whether a crop shows the finding, once at the finding and once elsewhere.
+
+    Only if the key has boxes; otherwise a "no" might be wrong.
+    """
     finding, boxes = lesson.reference.finding, lesson.reference.boxes
     if not finding or not boxes:
         return
-    for there in (True, False):
-        box = _sample_true_region(boxes, rng) if there else _sample_background_square(boxes, rng, sides[finding])
-        asked = finding_prompt(lesson.study, folder, views, finding=finding, box=box)
-        yield with_answer(asked, "yes" if there else "no")
+    for shown in (True, False):
+        box = _sample_true_region(boxes, rng) if shown else _sample_background_square(boxes, rng, sides[finding])
+        prompt = finding_prompt(lesson.study, folder, views, finding=finding, box=box)
+        yield with_answer(prompt, "yes" if shown else "no")
 
 
 def _draw_written_region(
     lesson: LabelledQuestion, rng: np.random.Generator, sides: Mapping[str, float], *, truth: float
 ) -> Box:
-    """Where the finding is, or else the middle of the image, as large as the finding would be."""
+    """Draw a region at the finding with probability `truth`, else in the middle of the image and of typical size."""
     if lesson.reference.boxes and rng.random() < truth:
         return _sample_true_region(lesson.reference.boxes, rng, GRID_STEP)
     return snap_square(

@@ -1,7 +1,7 @@
-"""Frames of a rendered radiograph with the finding of every patch, for dense pre-training.
+"""Frames of a rendered radiograph with the finding that each patch shows, for dense pre-training.
 
-The frames are cut and resized exactly as a policy sees them (images.view): the whole image as a grid at low
-resolution, and square crops, half of them around a lesion.
+The frames are cut and resized exactly as a policy sees them (images.render_view): the whole image as a grid at low
+resolution, and square crops, many of them around a lesion.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from clincot.images import render_view
 from clincot.synthetic.rendering import Radiograph
 
 FRAME_PX = 64
-PATCHES_PER_SIDE = 8  # a side
+PATCHES_PER_SIDE = 8  # of a frame
 PATCH_CLASSES = (
     "smooth",
     "spiculated",
@@ -28,15 +28,21 @@ PATCH_CLASSES = (
 
 
 def tile_whole_image(grid: int = 2) -> list[Box]:
-    return [
-        box_from_xyxy((c / grid, r / grid, (c + 1) / grid, (r + 1) / grid)) for r in range(grid) for c in range(grid)
-    ]
+    """Return the `grid` x `grid` tiles of an image in reading order."""
+    tiles = []
+    for index in range(grid * grid):
+        row, column = divmod(index, grid)
+        tiles.append(box_from_xyxy((column / grid, row / grid, (column + 1) / grid, (row + 1) / grid)))
+    return tiles
 
 
 def cut_dense_frames(
     radiograph: Radiograph, rng: np.random.Generator, *, crops: int = 3
 ) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.float32]]:
-    """(N, 64, 64) pixels and (N, 8, 8, 7) shares of CLASSES: the 2 x 2 grid, then `crops` crops."""
+    """Cut the 2 x 2 grid and `crops` random crops.
+
+    Returns pixels (N, 64, 64) and the share of each patch that each of PATCH_CLASSES covers, (N, 8, 8, 7).
+    """
     return _cut_frames(radiograph, tile_whole_image() + [_draw_crop(radiograph, rng) for _ in range(crops)])
 
 
@@ -47,16 +53,19 @@ def _cut_frames(radiograph: Radiograph, boxes: list[Box]) -> tuple[npt.NDArray[n
     masks = np.zeros((len(PATCH_CLASSES), size, size), np.float32)
     for lesion in radiograph.lesions:
         assert lesion.mask is not None
-        place = masks[PATCH_CLASSES.index(lesion.margin or lesion.finding)]
-        np.maximum(place, lesion.mask, out=place)
+        class_mask = masks[PATCH_CLASSES.index(lesion.margin or lesion.finding)]
+        np.maximum(class_mask, lesion.mask, out=class_mask)
     return np.stack(frames), np.stack([_compute_class_shares(masks, box) for box in boxes])
 
 
 def cut_nodule_frames(
     radiograph: Radiograph, rng: np.random.Generator
 ) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.float32]]:
-    """As dense_frames, but two full-resolution crops a nodule and one of the grid's: margins are a few pixels wide and
-    hardly weigh among the larger findings."""
+    """Cut one tile of the grid, a random crop, two crops around each nodule and one around each other lesion.
+
+    Returns as `cut_dense_frames` does. Margins are a few pixels wide and carry little weight among the larger findings,
+    hence the extra crops at full resolution.
+    """
     size = radiograph.pixels.shape[0]
     x, y = rng.uniform(0.1, 0.9, 2)
     boxes = [tile_whole_image()[int(rng.integers(4))], _fit_square(x, y, 0.25, size)]
@@ -79,13 +88,16 @@ def _draw_crop(radiograph: Radiograph, rng: np.random.Generator) -> Box:
 
 
 def _fit_square(cx: float, cy: float, side: float, size: int) -> Box:
-    """A square around a centre, inside the image, its corner on a pixel."""
+    """Return a square around a centre, moved into the image, with its corner on a pixel.
+
+    The centre and `side` are normalised; `size` is the image's side in pixels.
+    """
     x0, y0 = (round(min(max(c - side / 2, 0.0), 1.0 - side) * size) / size for c in (cx, cy))
     return box_from_xyxy((x0, y0, x0 + side, y0 + side))
 
 
 def _compute_class_shares(masks: npt.NDArray[np.float32], box: Box) -> npt.NDArray[np.float32]:
-    """(8, 8, C): share of every patch of a crop that the masks (C, size, size) cover."""
+    """Return the share (8, 8, C) of each patch of a crop that the masks (C, size, size) cover."""
     size = masks.shape[1]
     x0, y0, x1, y1 = box_to_pixels(box, width=size, height=size)
     cut = masks[:, y0:y1, x0:x1]

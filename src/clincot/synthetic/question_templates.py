@@ -1,7 +1,7 @@
-"""What can be asked about a radiograph, and a short report of it.
+"""Templated questions about a radiograph with known findings, and short reports on it.
 
-An answer is one lower-case word or the name of a finding. Every topic has several wordings; a wording never says
-more than its topic, so that the answer cannot be read from the question.
+An answer is one lower-case word or the name of a finding. Every topic has several wordings. A wording contains no more
+information than its topic, so the answer cannot be guessed from the question.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from clincot.synthetic.rendering import Lesion, Radiograph
 COUNT_ANSWERS = ("one", "two", "three")
 TemplateKind = Literal["closed", "open"]
 
-TOPIC_SHARES: dict[str, float] = {  # the share of the questions that each topic is given
+TOPIC_SHARES: dict[str, float] = {  # share of each topic in all questions
     "margin": 0.35,
     "presence": 0.25,
     "which finding": 0.15,
@@ -36,7 +36,7 @@ TOPIC_ANSWERS: dict[str, tuple[str, ...]] = {
     "zone": ZONES,
     "count": COUNT_ANSWERS,
 }
-TOPIC_FINDINGS: dict[str, dict[str, float]] = {  # which finding a topic asks about, and how often
+TOPIC_FINDINGS: dict[str, dict[str, float]] = {  # the findings that a topic asks about, with weights
     "margin": {"nodule": 1.0},
     "presence": {finding: 0.4 if finding == "nodule" else 0.15 for finding in FINDINGS},
     "which finding": {"": 1.0},
@@ -81,57 +81,59 @@ _QUESTION_TEMPLATES: dict[str, tuple[tuple[TemplateKind, str], ...]] = {
 
 @dataclass(frozen=True)
 class TemplatedQuestion:
-    """A question with its answer. `boxes`: the lesions asked about; empty where the finding is absent."""
+    """A question with its answer. `boxes`: the lesions that it is about; empty if the finding is absent."""
 
     text: str
     answer: str
     kind: TemplateKind
     topic: str
     boxes: tuple[Box, ...]
-    finding: str  # "" where naming it is the answer
+    finding: str  # "" if its name is the answer
 
     @property
     def group(self) -> tuple[str, str]:
-        """Questions among which the answers have to be balanced."""
+        """Topic and finding; answers are balanced among the questions that share both."""
         return self.topic, self.finding
 
 
 def list_wordings(topic: str, finding: str) -> tuple[tuple[TemplateKind, str], ...]:
-    """(kind, text) of every wording; "a pleural effusion" but "cardiomegaly" and "consolidation" without article."""
-    named = []
+    """List (kind, text) of every wording; cardiomegaly, consolidation and pneumothorax get no article."""
+    wordings = []
     for kind, text in _QUESTION_TEMPLATES[topic]:
         if finding in ("cardiomegaly", "consolidation", "pneumothorax"):
             text = text.replace("a {finding}", "{finding}")
-        named.append((kind, text.format(finding=finding)))
-    return tuple(named)
+        wordings.append((kind, text.format(finding=finding)))
+    return tuple(wordings)
 
 
 def generate_questions(radiograph: Radiograph, rng: np.random.Generator) -> list[TemplatedQuestion]:
-    """Everything that can be asked about the radiograph, one wording each, in random order.
+    """Generate every question that the radiograph answers, with one wording each, in random order.
 
-    Not balanced: an image with one finding has one presence question with "yes" and four with "no". Balance is
-    what `Balance` (used by `examples` and `build`) is for. A film without findings is asked nothing.
+    Answers are not balanced: an image with one finding has one presence question with "yes" and four with "no".
+    `AnswerBalance` picks a balanced subset. There are no questions about a film without findings.
     """
     lesions = radiograph.lesions
     if not lesions:
         return []
-    by_finding = {name: [x for x in lesions if x.finding == name] for name in FINDINGS}
+    by_finding: dict[str, list[Lesion]] = {name: [] for name in FINDINGS}
+    for lesion in lesions:
+        by_finding[lesion.finding].append(lesion)
     present = [name for name in FINDINGS if by_finding[name]]
     nodules = by_finding["nodule"]
-    found: list[TemplatedQuestion] = []
+    questions: list[TemplatedQuestion] = []
     if len(nodules) == 1:
-        found.append(_build_question("margin", "nodule", str(nodules[0].margin), nodules, rng))
-        found.append(_build_question("zone", "nodule", str(nodules[0].zone), nodules, rng))
+        questions.append(_build_question("margin", "nodule", str(nodules[0].margin), nodules, rng))
+        questions.append(_build_question("zone", "nodule", str(nodules[0].zone), nodules, rng))
     if 1 <= len(nodules) <= len(COUNT_ANSWERS):
-        found.append(_build_question("count", "nodule", COUNT_ANSWERS[len(nodules) - 1], nodules, rng))
+        questions.append(_build_question("count", "nodule", COUNT_ANSWERS[len(nodules) - 1], nodules, rng))
     for name in FINDINGS:
         answer = "yes" if by_finding[name] else "no"
-        found.append(_build_question("presence", name, answer, by_finding[name], rng))
+        questions.append(_build_question("presence", name, answer, by_finding[name], rng))
         if len(by_finding[name]) == 1 and by_finding[name][0].side is not None:
-            found.append(_build_question("side", name, str(by_finding[name][0].side), by_finding[name], rng))
+            questions.append(_build_question("side", name, str(by_finding[name][0].side), by_finding[name], rng))
     if len(present) == 1:
-        found.append(_build_question("which finding", "", present[0], by_finding[present[0]], rng))
-    return [found[index] for index in rng.permutation(len(found))]
+        questions.append(_build_question("which finding", "", present[0], by_finding[present[0]], rng))
+    return [questions[index] for index in rng.permutation(len(questions))]
 
 
 def _build_question(
@@ -142,60 +144,69 @@ def _build_question(
     return TemplatedQuestion(text, answer, kind, topic, tuple(lesion.box for lesion in lesions), finding)
 
 
-_MAX_AHEAD = 3.0  # questions that a topic may be ahead of its share before it has to wait
+_MAX_AHEAD = 3.0  # number of questions by which a topic may exceed its share before it has to wait
 
 
 class AnswerBalance:
-    """How often each answer was given, by topic and finding: a few dozen counters, however long the stream."""
+    """Counts how often each answer has occurred, by topic and finding, to keep a stream of questions balanced.
+
+    It holds a few dozen counters, so memory does not grow with the stream.
+    """
 
     def __init__(self) -> None:
-        self._given: dict[tuple[str, str], dict[str, int]] = {}
+        self._counts: dict[tuple[str, str], dict[str, int]] = {}
 
     def draw_rarest_answer(self, topic: str, finding: str, rng: np.random.Generator) -> str:
-        """The answer given least often so far; ties are drawn."""
-        given = self._given.get((topic, finding), {})
-        counts = [given.get(answer, 0) for answer in TOPIC_ANSWERS[topic]]
+        """Return the answer that has occurred least often; ties are broken at random."""
+        group = self._counts.get((topic, finding), {})
+        counts = [group.get(answer, 0) for answer in TOPIC_ANSWERS[topic]]
         rare = [answer for answer, count in zip(TOPIC_ANSWERS[topic], counts, strict=True) if count == min(counts)]
         return rare[int(rng.integers(len(rare)))]
 
-    def count_question(self, asked: TemplatedQuestion) -> None:
-        given = self._given.setdefault(asked.group, {})
-        given[asked.answer] = given.get(asked.answer, 0) + 1
+    def count_question(self, question: TemplatedQuestion) -> None:
+        """Count a question that has been added to the stream."""
+        counts = self._counts.setdefault(question.group, {})
+        counts[question.answer] = counts.get(question.answer, 0) + 1
 
     def draw_lagging_topic(self, topics: dict[str, float], rng: np.random.Generator) -> str:
-        """The topic furthest behind its share of the questions so far; ties are drawn."""
-        totals = self._count_topics(topics)
-        expected = (sum(totals.values()) + 1) / sum(topics.values())
-        lag = {topic: expected * share - totals[topic] for topic, share in topics.items()}
+        """Return the topic that is furthest behind its share of the questions; ties are broken at random."""
+        lag = self._compute_lags(topics)
         last = [topic for topic in topics if lag[topic] > max(lag.values()) - 1e-9]
         return last[int(rng.integers(len(last)))]
 
     def pick_questions(
         self, options: Iterable[TemplatedQuestion], count: int, topics: dict[str, float]
     ) -> list[TemplatedQuestion]:
-        """At most `count` of the options: only answers that are rare so far, only topics not ahead of their share."""
+        """Pick at most `count` questions whose answers are rare so far and whose topics do not exceed their shares.
+
+        `topics`: the topics that may be picked, with their shares. Every pick is counted.
+        """
         left = [option for option in options if option.topic in topics]
         picked: list[TemplatedQuestion] = []
         while left and len(picked) < count:
-            totals = self._count_topics(topics)
-            expected = (sum(totals.values()) + 1) / sum(topics.values())
-            lag = {topic: expected * share - totals[topic] for topic, share in topics.items()}
+            lag = self._compute_lags(topics)
             left = [option for option in left if self._is_rare(option) and lag[option.topic] > -_MAX_AHEAD]
-            left.sort(key=lambda option: -lag[option.topic])  # stable: the random order among equals stays
+            left.sort(key=lambda option: -lag[option.topic])  # a stable sort keeps the random order of equals
             if left:
                 picked.append(left.pop(0))
                 self.count_question(picked[-1])
         return picked
 
+    def _compute_lags(self, topics: dict[str, float]) -> dict[str, float]:
+        """Return how many questions each topic is behind its share, counting the question to be asked next."""
+        totals = self._count_topics(topics)
+        expected = (sum(totals.values()) + 1) / sum(topics.values())
+        return {topic: expected * share - totals[topic] for topic, share in topics.items()}
+
     def _count_topics(self, topics: dict[str, float]) -> dict[str, int]:
         totals = dict.fromkeys(topics, 0)
-        for (topic, _), given in self._given.items():
-            totals[topic] = totals.get(topic, 0) + sum(given.values())
+        for (topic, _), counts in self._counts.items():
+            totals[topic] = totals.get(topic, 0) + sum(counts.values())
         return totals
 
-    def _is_rare(self, asked: TemplatedQuestion) -> bool:
-        given = self._given.get(asked.group, {})
-        return given.get(asked.answer, 0) == min(given.get(answer, 0) for answer in TOPIC_ANSWERS[asked.topic])
+    def _is_rare(self, question: TemplatedQuestion) -> bool:
+        counts = self._counts.get(question.group, {})
+        return counts.get(question.answer, 0) == min(counts.get(answer, 0) for answer in TOPIC_ANSWERS[question.topic])
 
 
 _FINDING_SENTENCES: dict[str, tuple[str, ...]] = {
@@ -233,7 +244,7 @@ _NORMAL_SENTENCES = (
 
 
 def describe_radiograph(radiograph: Radiograph, rng: np.random.Generator) -> str:
-    """Two to four sentences; with more findings than that, the last ones share a sentence's room."""
+    """Write a report of two to four sentences; if there are more findings, the last ones share a sentence."""
     lesions = radiograph.lesions
     sentences = []
     for lesion in lesions:

@@ -1,8 +1,8 @@
-"""How the shipped small models came to be: `clincot small-models` repeats it.
+"""Recipes of the shipped tiny models, which `clincot small-models` trains again.
 
-Three checkpoints, each from scratch on patients (warps of the CT) of its own, none of which any round or evaluation
-uses: the base policy, and two judges that differ from it and from each other in seed, size and training data.
-Then the judges are calibrated, on yet other patients. Half an hour a model on one core.
+There are three checkpoints: the base policy, and two judges that differ from it and from each other in seed, size and
+training data. Each is trained from scratch on its own patients (warps of the CT), which no round or evaluation uses.
+Then the judges are calibrated on yet other patients. Training takes about half an hour per model on one core.
 """
 
 from __future__ import annotations
@@ -32,13 +32,13 @@ from clincot.training.calibrate_judges import fit_judge_calibrations
 from clincot.training.rows import SFTRow
 from clincot.training.sft import train_on_rows
 
-REGION_TRUTH = 0.6  # of the regions that the policy is taught to write: leaves room for rounds to improve them
-LESSON_LR = {1: 2e-3, 2: 1e-3, 3: 1e-3, 4: 5e-4}  # by part of the lessons
+REGION_TRUTH = 0.6  # share of right regions in the policy's lessons; leaves room for rounds to improve
+LESSON_LR = {1: 2e-3, 2: 1e-3, 3: 1e-3, 4: 5e-4}  # learning rate by part of the lessons
 
 
 @dataclass(frozen=True)
 class ModelRecipe:
-    """What one small model is made of."""
+    """Sizes and training data of one tiny model."""
 
     name: str
     role: str  # "policy" or "judge"
@@ -46,12 +46,12 @@ class ModelRecipe:
     warps: range  # patients of its lessons
     dense_images: int  # radiographs for the dense pre-training
     lesson_images: int  # radiographs with questions for the supervised lessons
-    lessons: tuple[tuple[int, float], ...]  # (part, epochs), one after the other; every one on other draws
-    batch_size: int = 32  # matching answers with what is seen sets in after so many steps, not after so many lessons
+    lessons: tuple[tuple[int, float], ...]  # (part, epochs), trained in this order, each with its own random draws
+    batch_size: int = 32  # judges need many steps, not many lessons, to learn to match answers with images
 
 
-EVALUATION_WARPS = range(1000)  # kept free for rounds, calibration and benchmarks
-CALIBRATION_WARPS = range(400, 424)  # of those, used for the judges' calibration alone
+EVALUATION_WARPS = range(1000)  # reserved for rounds, calibration and benchmarks
+CALIBRATION_WARPS = range(400, 424)  # part of them, used only to calibrate the judges
 CALIBRATION_QUESTIONS = 1200
 RECIPES = (
     ModelRecipe(
@@ -79,7 +79,10 @@ RECIPES = (
 
 
 def pretrain_tower(recipe: ModelRecipe, work: Path) -> Path:
-    """Data for the lessons, an untrained checkpoint, and the dense pre-training of its vision side."""
+    """Render the lessons' data set, build an untrained checkpoint and pre-train its vision tower.
+
+    Returns the checkpoint's folder below `work`.
+    """
     lessons = work / f"{recipe.name}-lessons"
     if not lessons.is_dir():
         build_synthetic_dataset(
@@ -96,7 +99,7 @@ def pretrain_tower(recipe: ModelRecipe, work: Path) -> Path:
         checkpoint,
         _stream_dense_frames(recipe),
         images_total=recipe.dense_images,
-        images_a_step=8,
+        images_per_step=8,
         seed=recipe.spec.seed,
     )
     (checkpoint / "train_log.json").write_text(json.dumps({"dense_loss": losses}) + "\n", encoding="utf-8")
@@ -108,26 +111,30 @@ def train_sft(
     data: Path,
     start: Path,
     out: Path,
-    section: TrainConfig,
+    config: TrainConfig,
     *,
     region_truth: float = REGION_TRUTH,
     part: int = 2,
 ) -> dict[str, float]:
-    """Supervised lessons (synthetic/lessons.py) from a data set with its key; the checkpoint appears at `out`."""
+    """Train on supervised lessons (clincot.synthetic.lessons); writes a checkpoint to `out` and returns the metrics.
+
+    `role`: "policy" or "judge". `data`: a data set with its answer key. `start`: the checkpoint to start from.
+    `region_truth`: see build_policy_lessons. `part`: of the lessons.
+    """
     views = load_prompt_format(start)
     references = {reference.question: reference for reference in load_references(data)}
     lessons = join_references(StudyIndex(data), load_questions(data), references)
-    made = (
-        build_policy_lessons(lessons, data, views, region_truth=region_truth, seed=section.seed, part=part)
+    conversations = (
+        build_policy_lessons(lessons, data, views, region_truth=region_truth, seed=config.seed, part=part)
         if role == "policy"
-        else build_judge_lessons(lessons, data, views, seed=section.seed, part=part)
+        else build_judge_lessons(lessons, data, views, seed=config.seed, part=part)
     )
-    rows = [SFTRow(f"lesson {number}", conversation) for number, conversation in enumerate(made)]
-    return train_on_rows(rows, start, out, section, train_connector=True)
+    rows = [SFTRow(f"lesson {number}", conversation) for number, conversation in enumerate(conversations)]
+    return train_on_rows(rows, start, out, config, train_connector=True)
 
 
 def make_small_model(recipe: ModelRecipe, work: Path, out: Path) -> Path:
-    """The whole recipe of one model, or what is left of it; returns its folder below `out`."""
+    """Train one model, skipping steps whose results are in `work`; returns its folder below `out`."""
     tower = work / f"{recipe.name}-tower"
     if not (tower / "train_log.json").is_file():
         pretrain_tower(recipe, work)
@@ -136,33 +143,31 @@ def make_small_model(recipe: ModelRecipe, work: Path, out: Path) -> Path:
         done = work / f"{recipe.name}-{number}"
         if not done.is_dir():
             seed = recipe.spec.seed + 1000 * max(0, number - 2)
-            section = TrainConfig(
-                loss="sft", lr=LESSON_LR[part], epochs=epochs, batch_size=recipe.batch_size, seed=seed
-            )
-            train_sft(recipe.role, work / f"{recipe.name}-lessons", start, done, section, part=part)
+            config = TrainConfig(loss="sft", lr=LESSON_LR[part], epochs=epochs, batch_size=recipe.batch_size, seed=seed)
+            train_sft(recipe.role, work / f"{recipe.name}-lessons", start, done, config, part=part)
         start = done
     export_half_precision(start, out / recipe.name)
     return out / recipe.name
 
 
 def export_half_precision(trained: Path, out: Path) -> None:
-    """The checkpoint with its weights in half precision, which is how it lies in assets/: half the bytes."""
-    making = out.with_name(out.name + ".partial")
-    shutil.rmtree(making, ignore_errors=True)
-    shutil.copytree(trained, making)
-    for shard in making.glob("*.safetensors"):
+    """Copy a checkpoint with its weights in half precision, as stored in assets/, which halves its size."""
+    partial = out.with_name(out.name + ".partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    shutil.copytree(trained, partial)
+    for shard in partial.glob("*.safetensors"):
         weights = {name: tensor.half() for name, tensor in load_file(shard).items()}
         save_file(weights, shard, metadata={"format": "pt"})
-    config = json.loads((making / "config.json").read_text(encoding="utf-8"))
-    (making / "config.json").write_text(json.dumps({**config, "dtype": "float16"}, indent=2) + "\n", encoding="utf-8")
+    config = json.loads((partial / "config.json").read_text(encoding="utf-8"))
+    (partial / "config.json").write_text(json.dumps({**config, "dtype": "float16"}, indent=2) + "\n", encoding="utf-8")
     shutil.rmtree(out, ignore_errors=True)
-    making.rename(out)
+    partial.rename(out)
 
 
 def calibrate_small_judges(work: Path, out: Path) -> str:
-    """Fit the calibration of the judges below `out` on patients of its own; returns its table.
+    """Calibrate the judges below `out` on patients of their own; returns the table of results.
 
-    The curves (`out`/calibration.jsonl) name the judges by their digests, so that they fit no other weights.
+    The curves in `out`/calibration.jsonl refer to the judges by digest, so they apply to no other weights.
     """
     questions = work / "calibration-questions"
     if not questions.is_dir():
@@ -181,18 +186,21 @@ def calibrate_small_judges(work: Path, out: Path) -> str:
 
 
 def _stream_dense_frames(recipe: ModelRecipe) -> Iterator[DenseFrames]:
-    """Every other radiograph has three nodules, seen from near: margins are fine and nodules small."""
+    """Stream radiographs for the dense pre-training.
+
+    Every other one has three nodules and is cut at full resolution, because nodules are small and margins fine.
+    """
     half, seed = recipe.dense_images // 2, recipe.spec.seed
     anything = stream_radiographs(recipe.warps, half, seed)
     nodules = stream_radiographs(recipe.warps, half, seed + 100, findings=["nodule"] * 3)
-    for index, (one, other) in enumerate(zip(anything, nodules, strict=True)):
+    for index, (mixed, nodular) in enumerate(zip(anything, nodules, strict=True)):
         rng = np.random.default_rng([seed, index, 9])
-        yield DenseFrames(*cut_dense_frames(one, rng))
-        yield DenseFrames(*cut_nodule_frames(other, rng))
+        yield DenseFrames(*cut_dense_frames(mixed, rng))
+        yield DenseFrames(*cut_nodule_frames(nodular, rng))
 
 
 def read_corpus(folder: Path) -> Iterator[str]:
-    """What the tokenizer learns its words from: the lessons' questions and answers, reports, prompts, findings."""
+    """Stream the texts that the tokenizer learns from: questions, answers, reports, findings and prompts."""
     for question in load_questions(folder):
         yield question.text
     for reference in load_references(folder):

@@ -1,9 +1,9 @@
-"""The small model: an Idefics3 of about a million parameters, built from scratch.
+"""The tiny model: an Idefics3 of about a million parameters, built from scratch.
 
-It exists so that the code that runs on a cluster can run, and learn, on two cores. It is the real architecture
-with real files (safetensors, tokenizer, processor, chat template), not a stand-in: the same folder loads in
-transformers and in vLLM. Images are 64-px frames: the whole image as a 2 x 2 grid at half resolution and a crop
-at full resolution. It is not a clinical model.
+With it, the code that runs on a cluster can also run and learn on two cores. It has the real architecture and the real
+files (safetensors, tokenizer, processor, chat template), so the folder loads in transformers and in vLLM. Images are
+64-px frames: the whole image as a 2 x 2 grid at half resolution, and a crop at full resolution. It is not a clinical
+model.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from clincot.fields import FrozenModel
 from clincot.prompts import PromptFormat, save_prompt_format
 
 FRAME_PX = 64
-IMAGE_STD = 1 / 6  # pixels become -3 … 3: a tower trained from scratch starts faster than on -1 … 1
+IMAGE_STD = 1 / 6  # pixels range from -3 to 3: a tower trained from scratch starts faster than with -1 to 1
 SPECIAL_TOKENS = ("<|pad|>", "<end_of_utterance>", "<|user|>", "<|assistant|>", "<image>", "<fake_token_around_image>")
 
 CHAT_TEMPLATE = (
@@ -36,7 +36,7 @@ CHAT_TEMPLATE = (
 
 
 class TinyModelSpec(FrozenModel):
-    """Sizes of a small model. Head dimension 32: the least that vLLM's CPU attention supports."""
+    """Sizes of a tiny model. Attention heads have 32 dimensions, the minimum of vLLM's CPU attention."""
 
     vision_hidden: int = 128
     vision_layers: int = 3
@@ -49,11 +49,15 @@ class TinyModelSpec(FrozenModel):
 
     @property
     def scale_factor(self) -> int:
+        """Patches along the side of a token (the factor of the pixel shuffle)."""
         return FRAME_PX // self.patch_px // self.tokens_per_side
 
 
 def build_tiny_model(out_dir: Path, spec: TinyModelSpec, corpus: Iterable[str]) -> None:
-    """Write an untrained small checkpoint to out_dir; the same spec and corpus give the same bytes."""
+    """Write an untrained checkpoint to `out_dir`; the same spec and corpus give the same bytes.
+
+    `corpus`: texts that the tokenizer learns its vocabulary from.
+    """
     tokenizer = build_tokenizer(corpus, spec.vocabulary)
     processor = Idefics3Processor(
         Idefics3ImageProcessorPil(
@@ -82,7 +86,10 @@ def build_tiny_model(out_dir: Path, spec: TinyModelSpec, corpus: Iterable[str]) 
 
 
 def _init_xavier(tower: torch.nn.Module) -> None:
-    """Xavier weights for the vision tower: from transformers' default (std 0.02) so small a tower hardly starts."""
+    """Initialise the vision tower with Xavier weights.
+
+    With the default of transformers (standard deviation 0.02) so small a tower hardly starts to learn.
+    """
     for module in tower.modules():
         if isinstance(module, torch.nn.Linear | torch.nn.Conv2d):
             torch.nn.init.xavier_uniform_(module.weight.view(module.weight.shape[0], -1))
@@ -91,6 +98,7 @@ def _init_xavier(tower: torch.nn.Module) -> None:
 
 
 def build_tiny_config(spec: TinyModelSpec, tokenizer: PreTrainedTokenizerFast) -> Idefics3Config:
+    """Build the model's configuration from its sizes and the tokenizer's special tokens."""
     return Idefics3Config(
         image_token_id=tokenizer.convert_tokens_to_ids("<image>"),
         pad_token_id=tokenizer.pad_token_id,
@@ -122,7 +130,10 @@ def build_tiny_config(spec: TinyModelSpec, tokenizer: PreTrainedTokenizerFast) -
 
 
 def build_tokenizer(corpus: Iterable[str], vocabulary: int) -> PreTrainedTokenizerFast:
-    """A byte-level BPE: words of the corpus are single tokens, any other text is still bytes, never unknown."""
+    """Train a byte-level BPE tokenizer.
+
+    Words of the corpus become single tokens; any other text falls back to bytes, so no token is unknown.
+    """
     core = Tokenizer(token_models.BPE())
     core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     core.decoder = decoders.ByteLevel()
@@ -147,5 +158,8 @@ def build_tokenizer(corpus: Iterable[str], vocabulary: int) -> PreTrainedTokeniz
 
 
 def _list_number_texts() -> list[str]:
-    """Boxes, so that every percentage is one token wherever it stands in "[12, 30, 37, 55]"."""
-    return [f"[{n}, {n}, {n}, {n}]" for n in range(101) for _ in range(20)] + ["yes", "no", "Yes", "No"] * 20
+    """Return texts of boxes, so that a percentage is one token at every position of "[12, 30, 37, 55]"."""
+    texts: list[str] = []
+    for n in range(101):
+        texts += [f"[{n}, {n}, {n}, {n}]"] * 20
+    return texts + ["yes", "no", "Yes", "No"] * 20

@@ -1,4 +1,4 @@
-"""Training: margin-aware DPO and SFT on preference pairs, in one process, several, or a Kubeflow TrainJob.
+"""Training: margin-aware DPO and SFT on preference pairs, in one process, in several, or as a Kubeflow TrainJob.
 
-Teaching the tiny models from labelled questions is clincot.synthetic.
+clincot.synthetic trains the tiny models from labelled questions.
 """

@@ -1,7 +1,8 @@
-"""Fit the judges' calibration on a small labelled set that no round and no benchmark shares."""
+"""Fit the judges' calibrations on a small labelled set that no round and no benchmark uses."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -20,42 +21,29 @@ from clincot.models.load import load_judge
 from clincot.models.protocols import Judge
 from clincot.prompts import judge_prompt
 
+# Shape suffixes: N labelled answers.
+
 Floats = npt.NDArray[np.float64]
 
 
 def fit_judge_calibrations(config: JudgeConfig, data: Path, out: Path, *, limit: int) -> str:
-    """Write one calibration a judge to `out`; returns a table of each judge's reliability before and after.
+    """Write one calibration for each judge to `out`; return a table of the judges' reliability before and after.
 
-    Each question is asked once, with its right answer or a wrong one, from a region as likely to miss as to hit, since
-    that is what a panel gets to see. Raises CalibrationRefused where a judge cannot tell right from wrong.
+    Each question is used once, with its right answer or a wrong one, seen from a region that is as likely to miss the
+    finding as to show it, because a panel sees both. Raises CalibrationRefused if a judge cannot tell right from wrong,
+    and InvalidInput if the configured calibration needs no fit.
     """
     if config.calibration == "identity":
-        raise InvalidInput("judge.calibration is identity: there is nothing to fit; set it to platt or isotonic")
-    references = {r.question: r for r in load_references(data)}
-    studies = StudyIndex(data)
-    lessons = join_references(studies, islice(load_questions(data), limit), references)
-    asked: list[LabelledAnswer] = list(draw_labelled_answers(lessons, seed=0, region_truth=0.5, both=False))
-    right = np.array([proposal.right for proposal in asked])
-    calibrations, lines = (
-        [],
-        ["| judge | n | AUC | ECE before | after | Brier before | after |", "|---|---|---|---|---|---|---|"],
-    )
+        raise InvalidInput("judge.calibration is identity, which needs no fit; set it to platt or isotonic")
+    references = {reference.question: reference for reference in load_references(data)}
+    questions = join_references(StudyIndex(data), islice(load_questions(data), limit), references)
+    answers = list(draw_labelled_answers(questions, seed=0, region_truth=0.5, both=False))
+    right = [answer.right for answer in answers]
+    calibrations = []
+    lines = ["| judge | n | AUC | ECE before | after | Brier before | after |", "|---|---|---|---|---|---|---|"]
     for spec in config.judges:
         judge = load_judge(spec)
-        scores = judge.p_yes(
-            [
-                judge_prompt(
-                    p.labelled_question.study,
-                    data,
-                    judge.views,
-                    question=p.labelled_question.question.text,
-                    answer=p.answer,
-                    box=p.box,
-                )
-                for p in asked
-            ]
-        )
-        fitted = fit_calibration(judge.digest, scores, right.tolist(), method=config.calibration)
+        fitted = fit_calibration(judge.digest, _rate_answers(judge, answers, data), right, method=config.calibration)
         calibrations.append(fitted)
         before, after = fitted.before, fitted.after
         assert before is not None  # both are measured on the labelled set
@@ -69,57 +57,64 @@ def fit_judge_calibrations(config: JudgeConfig, data: Path, out: Path, *, limit:
 
 
 def measure_judges(config: JudgeConfig, data: Path, *, limit: int) -> list[dict[str, Any]]:
-    """Each judge on labelled answers that nothing else uses: AUC from the finding's own crop and from random crops, and
-    expected calibration error (10 bins) over both, raw and calibrated."""
-    references = {r.question: r for r in load_references(data)}
-    everything = join_references(StudyIndex(data), islice(load_questions(data), limit), references)
-    lessons = [lesson for lesson in everything if lesson.reference.boxes]
+    """Measure each judge on labelled answers that nothing else uses.
+
+    Returns one row for each judge: AUC from the finding's own crop ("oracle") and from random crops, and the expected
+    calibration error (10 bins) over both, raw and calibrated.
+    """
+    references = {reference.question: reference for reference in load_references(data)}
+    all_questions = join_references(StudyIndex(data), islice(load_questions(data), limit), references)
+    questions = [question for question in all_questions if question.reference.boxes]
     judges = [load_judge(spec) for spec in config.judges]
     curves = {judge.digest: make_identity_calibration(judge.digest) for judge in judges}
-    if config.calibration_file:
+    if config.calibration_path:
         names = {judge.digest: judge.name for judge in judges}
-        curves = read_calibrations(Path(config.calibration_file), names, method=config.calibration)
+        curves = read_calibrations(config.calibration_path, names, method=config.calibration)
+    oracle, random = (
+        list(draw_labelled_answers(questions, seed=1, region_truth=truth, whole=0.0, among=all_questions))
+        for truth in (1.0, 0.0)
+    )
     rows = []
     for judge in judges:
-        scored = {
-            where: _score_answers(
-                judge,
-                list(draw_labelled_answers(lessons, seed=1, region_truth=truth, whole=0.0, among=everything)),
-                data,
-            )
-            for where, truth in (("oracle", 1.0), ("random", 0.0))
-        }
-        p, right = (np.concatenate([scored[where][i] for where in scored]) for i in (0, 1))
-        calibrated = np.array([curves[judge.digest].calibrate_score(float(score)) for score in p])
+        oracle_p_N, oracle_y_N = _score_answers(judge, oracle, data)
+        random_p_N, random_y_N = _score_answers(judge, random, data)
+        p_N, y_N = np.concatenate([oracle_p_N, random_p_N]), np.concatenate([oracle_y_N, random_y_N])
+        calibrated_N = np.array([curves[judge.digest].calibrate_score(float(score)) for score in p_N])
         rows.append(
             {
                 "name": judge.name,
-                "auc_oracle": measure_reliability(*scored["oracle"]).auc,
-                "auc_random": measure_reliability(*scored["random"]).auc,
-                "ece_raw": measure_reliability(p, right).ece,
-                "ece": measure_reliability(calibrated, right).ece,
-                "n": len(p),
+                "auc_oracle": measure_reliability(oracle_p_N, oracle_y_N).auc,
+                "auc_random": measure_reliability(random_p_N, random_y_N).auc,
+                "ece_raw": measure_reliability(p_N, y_N).ece,
+                "ece": measure_reliability(calibrated_N, y_N).ece,
+                "n": len(p_N),
             }
         )
     return rows
 
 
-def _score_answers(judge: Judge, asked: list[LabelledAnswer], data: Path) -> tuple[Floats, Floats]:
-    """(scores, 1 for right and 0 for wrong) of the proposals; a judge that cannot score one is an error here."""
-    scores = judge.p_yes(
-        [
+def _rate_answers(judge: Judge, answers: Sequence[LabelledAnswer], data: Path) -> list[float | None]:
+    """The judge's P(yes) for each answer; None where it gave no score."""
+    prompts = []
+    for answer in answers:
+        labelled = answer.labelled_question
+        prompts.append(
             judge_prompt(
-                p.labelled_question.study,
+                labelled.study,
                 data,
                 judge.views,
-                question=p.labelled_question.question.text,
-                answer=p.answer,
-                box=p.box,
+                question=labelled.question.text,
+                answer=answer.answer,
+                box=answer.box,
             )
-            for p in asked
-        ]
-    )
+        )
+    return judge.p_yes(prompts)
+
+
+def _score_answers(judge: Judge, answers: Sequence[LabelledAnswer], data: Path) -> tuple[Floats, Floats]:
+    """(scores, labels: 1 for right and 0 for wrong) of the answers; raises InvalidInput if a score is missing."""
+    scores = _rate_answers(judge, answers, data)
     missing = sum(score is None for score in scores)
     if missing:
         raise InvalidInput(f"judge {judge.name}: {missing} of {len(scores)} labelled answers got no score")
-    return np.array(scores, dtype=np.float64), np.array([p.right for p in asked], dtype=np.float64)
+    return np.array(scores, dtype=np.float64), np.array([answer.right for answer in answers], dtype=np.float64)

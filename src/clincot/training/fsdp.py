@@ -1,7 +1,7 @@
-"""A model that is split among the processes that train it: fully sharded data parallel, by accelerate.
+"""Fully sharded data parallel (FSDP): accelerate splits the model among the training processes.
 
-Each decoder layer is gathered when it is needed and dropped afterwards; gradients and optimiser states are split too.
-The configuration is what `accelerate launch` would pass on in the environment.
+Each decoder layer is gathered when it is needed and released afterwards; gradients and optimiser states are sharded
+too. The configuration is the environment that `accelerate launch` would set.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from accelerate.utils import DistributedType
 
 from clincot.errors import InvalidInput
 
-# Of accelerate.utils.FullyShardedDataParallelPlugin. FULL_STATE_DICT: a resumable checkpoint is read by any number of
-# processes. The layers to wrap are what transformers' families name in `_no_split_modules`.
+# Read by accelerate.utils.FullyShardedDataParallelPlugin. With FULL_STATE_DICT, any number of processes can resume from
+# a checkpoint. The layers to wrap are those that a model class of transformers lists in `_no_split_modules`.
 FSDP_ENVIRONMENT = {
     "ACCELERATE_USE_FSDP": "true",
     "FSDP_VERSION": "2",
@@ -27,28 +27,32 @@ FSDP_ENVIRONMENT = {
 
 
 def enable_fsdp() -> None:
-    """From here on this process trains models that are split. Before anything of accelerate is made."""
+    """Shard the models that this process trains. Call it before any object of accelerate is created."""
     os.environ.update(FSDP_ENVIRONMENT)
 
 
 def is_fsdp_enabled() -> bool:
+    """Whether this process trains sharded models."""
     return os.environ.get("ACCELERATE_USE_FSDP") == "true"
 
 
 def check_sharded(trainer: Any) -> None:
-    """Raise BadInput where the model was to be split and is not: accelerate does so on GPUs alone, and says nothing."""
+    """Raise InvalidInput if sharding was requested but not applied: without GPUs, accelerate ignores it silently."""
     if is_fsdp_enabled() and trainer.accelerator.distributed_type != DistributedType.FSDP:
         raise InvalidInput("sharding fsdp splits a model among GPUs, and there are none here; set sharding: none")
 
 
 def gather_weights(trainer: Any) -> dict[str, torch.Tensor] | None:
-    """The whole weights on the first process's CPU, of a split model; None of one that is whole. All must call it."""
+    """Gather the full weights of a sharded model on the CPU of the main process; None if the model is not sharded.
+
+    All processes must call it.
+    """
     if not is_fsdp_enabled():
         return None
     weights: dict[str, torch.Tensor] = trainer.accelerator.get_state_dict(trainer.model_wrapped)
-    first: dict[int, str] = {}
+    first_names: dict[int, str] = {}
     for name, parameter in trainer.model.named_parameters(remove_duplicate=False):
-        kept = first.setdefault(id(parameter), name)
-        if name in weights and kept in weights:
-            weights[name] = weights[kept]  # tied weights are one tensor again, and written once
+        first_name = first_names.setdefault(id(parameter), name)
+        if name in weights and first_name in weights:
+            weights[name] = weights[first_name]  # tied weights become one tensor again, so they are written once
     return weights

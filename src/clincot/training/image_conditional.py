@@ -1,6 +1,6 @@
-"""Image-conditional pairs: the same text on a blanked crop, as the rejected side [mDPO, arXiv 2406.11839; MMedPO].
+"""Image-conditional pairs: the chosen text on a blanked crop as the rejected side [mDPO, arXiv 2406.11839; MMedPO].
 
-A policy that finds its answer as likely without the crop as with it has not looked.
+A policy that finds its answer as likely without the crop as with it has not used the image.
 """
 
 from __future__ import annotations
@@ -16,15 +16,17 @@ from clincot.prompts import Conversation, ImageView
 
 
 def blank_crops(conversation: Conversation, folder: Path) -> Conversation:
-    """The conversation with every crop black, at its own size; the whole image stays. Black files go to `folder`.
+    """Replace every crop by a black picture of its size and keep the whole image; black pictures are put in `folder`.
 
-    A crop is a picture that is shown after the assistant named a region.
+    A crop is a picture that is shown after the assistant has named a region.
     """
     region_named = False
     turns = []
     for turn in conversation:
         region_named = region_named or turn.role == "assistant"
-        pictures = tuple(_blank_picture(p, folder) for p in turn.pictures) if region_named else turn.pictures
+        pictures = turn.pictures
+        if region_named:
+            pictures = tuple(_blank_picture(picture, folder) for picture in pictures)
         turns.append(replace(turn, pictures=pictures))
     return tuple(turns)
 

@@ -1,4 +1,4 @@
-"""A training run as files: what a worker is given, wherever it is started, and what it leaves."""
+"""A training run as files: the job that a worker reads, wherever it runs, and the results that it writes."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ Sharding = Literal["none", "fsdp"]
 
 
 class TrainingFailed(UserError, RuntimeError):
-    """A training run of several processes ended badly; says what the processes said."""
+    """A training run of several processes failed; the message contains the errors of the processes."""
 
 
 class TrainingJob(FrozenModel):
-    """What is trained on what. Paths are those of the machine, or of the shared volume, that the workers see."""
+    """The inputs and settings of a training run. The paths must be valid where the workers run."""
 
     config: TrainConfig
     data: Path
@@ -36,27 +36,29 @@ class TrainingJob(FrozenModel):
 
     @property
     def folder(self) -> Path:
-        """Of the launch: the work itself, `metrics.json`, and `failure.<rank>` of a process that could not go on."""
+        """The folder of the launch: work.json, metrics.json, and failure.<rank> for each process that failed."""
         return self.checkpoint.with_name(self.checkpoint.name + ".launch")
 
     @property
     def result(self) -> Path:
+        """The file with the metrics of the finished training."""
         return self.folder / "metrics.json"
 
     @property
     def digest(self) -> str:
-        """Of what decides the result: the section, and what is in the inputs (images by their studies' digests)."""
+        """Digest of everything that decides the result: configuration and inputs (images by their studies' digests)."""
         files = [self.data / "studies.jsonl", self.questions, self.regions, self.candidates, self.pairs]
         return hash_json(
             [self.config.digest, self.steps, self.sharding, hash_checkpoint(self.policy), *map(hash_files, files)]
         )
 
 
-def locate_failure_file(work: TrainingJob, rank: int) -> Path:
-    return work.folder / f"failure.{rank}"
+def locate_failure_file(job: TrainingJob, rank: int) -> Path:
+    """The file in which a process writes why it failed."""
+    return job.folder / f"failure.{rank}"
 
 
-def read_failures(work: TrainingJob) -> list[str]:
-    """What the processes said that could not go on, each once, in the order of the ranks."""
-    found = sorted(work.folder.glob("failure.*"), key=lambda path: int(path.suffix[1:]))
-    return list(dict.fromkeys(path.read_text(encoding="utf-8") for path in found))
+def read_failures(job: TrainingJob) -> list[str]:
+    """The errors of the processes that failed, each once, in the order of the ranks."""
+    paths = sorted(job.folder.glob("failure.*"), key=lambda path: int(path.suffix[1:]))
+    return list(dict.fromkeys(path.read_text(encoding="utf-8") for path in paths))

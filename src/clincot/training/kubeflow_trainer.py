@@ -1,11 +1,11 @@
-"""Training as a Kubeflow Trainer v2 TrainJob: its manifest, and from a piece of work to the checkpoint it makes.
+"""Training as a Kubeflow Trainer v2 TrainJob: build its manifest, run it and fetch the checkpoint.
 
-Inputs and checkpoint go over a volume that this pod and the job's pods mount. Inputs that lie elsewhere are copied
-there; the checkpoint is copied from there. The job's name is that of its content: asked for again, the same job is
-waited for, or its result taken, and none is started twice.
+Inputs and checkpoint are exchanged over a volume that this pod and the job's pods mount. Inputs outside that volume are
+copied to it, and the checkpoint is copied from it. The job's name is derived from its content, so a repeated call waits
+for the job that is already running, or takes its result, instead of starting another one.
 
-`spec.runtimePatches` (volumes, mounts, selectors) is of the CRD as of August 2026; releases before it have
-`podTemplateOverrides` and refuse this manifest, which is sent with strict field validation.
+`spec.runtimePatches` (volumes, mounts, selectors) follows the CRD as of August 2026. Earlier releases have
+`podTemplateOverrides` instead and refuse this manifest, which is sent with strict field validation.
 """
 
 from __future__ import annotations
@@ -25,70 +25,74 @@ from clincot.training.trainjob_watch import run_train_job
 TRAINJOB_GROUP, TRAINJOB_VERSION, TRAINJOB_PLURAL = "trainer.kubeflow.org", "v1alpha1", "trainjobs"
 NODE_NAME = "node"  # replicated job and container of the runtime torch-distributed
 _PATCH_MANAGER = "clincot"
-RUN_AS_USER = 10001  # of the images
+RUN_AS_USER = 10001  # the user of the container images
 
 Json = dict[str, Any]
 
 
-def train_on_nodes(work: TrainingJob, settings: TrainJobSettings) -> dict[str, float]:
-    """Train the work on the job's nodes; its checkpoint is at `work.checkpoint` when it returns.
+def train_on_nodes(job: TrainingJob, settings: TrainJobSettings) -> dict[str, float]:
+    """Train on the nodes of a TrainJob and return the metrics; the checkpoint is then at `job.checkpoint`.
 
-    Raises TrainingFailed, ClusterFailed, BadInput (a batch that the processes cannot share, a mount that is not there).
+    Raises TrainingFailed, ClusterFailed, and InvalidInput (a batch that the processes cannot share, a missing mount).
     """
     total = settings.nodes * settings.processes_per_node
-    if work.config.batch_size % total:
+    if job.config.batch_size % total:
         raise InvalidInput(
-            f"train.batch_size is {work.config.batch_size}, which {total} processes ({settings.nodes} nodes x "
+            f"train.batch_size is {job.config.batch_size}, which {total} processes ({settings.nodes} nodes x "
             f"{settings.processes_per_node}) cannot share evenly"
         )
     if not settings.mount.is_dir():
         raise InvalidInput(f"{settings.mount}: the volume {settings.claim} of the job is not mounted here")
-    name = derive_job_name(work, settings)
-    there = copy_to_volume(work, settings.mount / "jobs" / name, settings.mount)
+    name = derive_job_name(job, settings)
+    on_volume = copy_to_volume(job, settings.mount / "jobs" / name, settings.mount)
     cluster = connect_cluster()
     try:
-        run_train_job(cluster, build_train_job(name, there.folder / "work.json", settings), settings)
+        run_train_job(cluster, build_train_job(name, on_volume.folder / "work.json", settings), settings)
     except TrainingFailed as error:
-        said = "; ".join(read_failures(there))
-        raise TrainingFailed(f"{said}: {error}" if said else str(error)) from None
+        errors = "; ".join(read_failures(on_volume))
+        raise TrainingFailed(f"{errors}: {error}" if errors else str(error)) from None
     finally:
         cluster.close()
-    if not there.result.is_file():
+    if not on_volume.result.is_file():
         raise TrainingFailed(
-            f"TrainJob {name} is complete, but {there.result} is not there; do the job's pods mount {settings.claim} "
-            f"at {settings.mount}? If it was removed since, delete the TrainJob and run this again"
+            f"TrainJob {name} is complete, but {on_volume.result} does not exist; do the job's pods mount "
+            f"{settings.claim} at {settings.mount}? If the file was deleted, delete the TrainJob and run this again"
         )
-    metrics: dict[str, float] = read_json(there.result)
-    _copy_when_whole(there.checkpoint, work.checkpoint)
+    metrics: dict[str, float] = read_json(on_volume.result)
+    _copy_atomically(on_volume.checkpoint, job.checkpoint)
     return metrics
 
 
-def derive_job_name(work: TrainingJob, settings: TrainJobSettings) -> str:
-    """Of what decides the result: the work's content and the image that does it."""
-    return f"{settings.prefix}-{hash_json([work.digest, settings.image])[:12]}"
+def derive_job_name(job: TrainingJob, settings: TrainJobSettings) -> str:
+    """Name a job after everything that decides its result: its content and the container image."""
+    return f"{settings.prefix}-{hash_json([job.digest, settings.image])[:12]}"
 
 
-def copy_to_volume(work: TrainingJob, folder: Path, mount: Path) -> TrainingJob:
-    """The work with every path on the volume: what lies elsewhere is copied into `folder`. Written as work.json."""
-    places = {name: getattr(work, name) for name in INPUT_NAMES}
-    for name, path in places.items():
+def copy_to_volume(job: TrainingJob, folder: Path, mount: Path) -> TrainingJob:
+    """Copy inputs outside the volume into `folder` and write work.json; return the job with paths on the volume."""
+    paths = {name: getattr(job, name) for name in INPUT_NAMES}
+    for name, path in paths.items():
         if not path.resolve().is_relative_to(mount.resolve()):
-            places[name] = folder / "inputs" / name
-            if not places[name].exists():  # whole since it is there, and the folder is of this content alone
-                _copy_when_whole(path, places[name])
-    there = work.model_copy(update={**places, "checkpoint": folder / "checkpoint"})
-    for old in there.folder.glob("failure.*"):
-        old.unlink()
-    write_json(there.folder / "work.json", there.model_dump(mode="json"))
-    return there
+            paths[name] = folder / "inputs" / name
+            # copies appear only when they are complete, and the folder's name is derived from their content
+            if not paths[name].exists():
+                _copy_atomically(path, paths[name])
+    on_volume = job.model_copy(update={**paths, "checkpoint": folder / "checkpoint"})
+    for old_failure in on_volume.folder.glob("failure.*"):
+        old_failure.unlink()
+    write_json(on_volume.folder / "work.json", on_volume.model_dump(mode="json"))
+    return on_volume
 
 
-def build_train_job(name: str, work: Path, settings: TrainJobSettings) -> Json:
-    """The TrainJob that runs a worker a process over the settings' nodes; rendezvous is the runtime's (PET_…)."""
+def build_train_job(name: str, job_file: Path, settings: TrainJobSettings) -> Json:
+    """The TrainJob manifest: one worker for each process on every node; the runtime configures rendezvous (PET_…).
+
+    job_file: path of work.json in the job's pods.
+    """
     env: list[Json] = [{"name": key, "value": value} for key, value in sorted(settings.env.items())]
     env += [
-        {"name": key, "valueFrom": {"secretKeyRef": {"name": place.secret, "key": place.key}}}
-        for key, place in sorted(settings.secret_env.items())
+        {"name": key, "valueFrom": {"secretKeyRef": {"name": source.secret, "key": source.key}}}
+        for key, source in sorted(settings.secret_env.items())
     ]
     labels = {"app.kubernetes.io/managed-by": "clincot"}
     if settings.queue:
@@ -103,7 +107,7 @@ def build_train_job(name: str, work: Path, settings: TrainJobSettings) -> Json:
             "trainer": {
                 "image": settings.image,
                 "command": ["python", "-m", "torch.distributed.run", "-m", "clincot.training.worker"],
-                "args": [str(PurePosixPath(work))],
+                "args": [str(PurePosixPath(job_file))],
                 "numNodes": settings.nodes,
                 "numProcPerNode": settings.processes_per_node,
                 "resourcesPerNode": settings.resources,
@@ -115,7 +119,7 @@ def build_train_job(name: str, work: Path, settings: TrainJobSettings) -> Json:
 
 
 def _build_runtime_patch(settings: TrainJobSettings) -> Json:
-    """What the runtime's pods get beside what a TrainJob's trainer can say: volumes, selectors, accounts."""
+    """Settings of the runtime's pods that `spec.trainer` cannot express: volumes, selectors, accounts."""
     mount: Json = {"name": "shared", "mountPath": str(PurePosixPath(settings.mount))}
     if settings.sub_path:
         mount["subPath"] = settings.sub_path
@@ -131,7 +135,7 @@ def _build_runtime_patch(settings: TrainJobSettings) -> Json:
                 "securityContext": {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}},
             }
         ],
-        # what Pod Security "restricted" asks for; the user is the images' (Dockerfile), the group owns the volume
+        # required by Pod Security "restricted"; the user is that of the images (Dockerfile), the group owns the volume
         "securityContext": {
             "runAsNonRoot": True,
             "runAsUser": RUN_AS_USER,
@@ -155,14 +159,14 @@ def _build_runtime_patch(settings: TrainJobSettings) -> Json:
 
 
 def list_job_permissions(settings: TrainJobSettings) -> list[Permission]:
-    """What running a job asks of the API server: the job itself, and its pods where one has to say why it failed."""
+    """The permissions that running a job needs: on the job itself, and on its pods to report why one failed."""
     here = settings.namespace
     needed = [Permission(verb, TRAINJOB_GROUP, TRAINJOB_PLURAL, here) for verb in ("get", "create", "delete")]
     return [*needed, Permission("list", "", "pods", here), Permission("get", "", "pods/log", here)]
 
 
-def _copy_when_whole(path: Path, to: Path) -> None:
-    """A file or folder, under its new name when it is whole; what is there already is replaced."""
+def _copy_atomically(path: Path, to: Path) -> None:
+    """Copy a file or folder so that it appears under its new name only when complete; replaces an existing one."""
     partial = to.with_name(to.name + ".copying")
     to.parent.mkdir(parents=True, exist_ok=True)
     if partial.is_dir():

@@ -1,4 +1,4 @@
-"""The margin of a preference pair and the loss that asks for it. Pure functions.
+"""The margin of a preference pair and the margin-DPO loss, as pure functions.
 
 Sources: [ClinCoT] arXiv 2603.01124 and its code, [UV-CoT] arXiv 2504.18397, [ODPO] arXiv 2402.10571,
 [DPO] arXiv 2305.18290, [mDPO] arXiv 2406.11839.
@@ -17,17 +17,20 @@ from clincot.config import TrainConfig
 
 
 def margin_logits(gap: float, spread: float, config: TrainConfig) -> float:
-    """m of a pair, in logits: how far β·Δ must exceed 0 before the loss is at ln 2.
+    """The margin m of a pair, in logits: the value of β·Δ (see margin_dpo_loss) at which the loss is ln 2.
 
-    gap = s_chosen - s_rejected > 0 and spread = the judges' standard deviation, both in score units.
+    gap = s_chosen - s_rejected >= 0, and spread is the standard deviation between the judges, both in score units.
+    λ is config.margin_lambda, τ config.margin_tau, c config.margin_cap and α config.odpo_alpha.
 
-    - ours   m = λ · clip(gap / (τ + spread), 0, c): disagreement shrinks it, nothing exceeds λ·c.
-    - paper  m = g(s_chosen) - g(s_rejected) [UV-CoT]. The text says of g only that it rises monotonically; taken here
-             is the simplest such g, linear: g(s) = λ·s, so m = λ · gap. Neither spread nor a bound.
-    - code   m = gap [ClinCoT's code]: outside β, unclipped, whatever λ is.
-    - odpo   m = α · log(1 + gap / τ) (`loss: odpo`, whichever recipe). [ODPO]'s α·log(gap) is negative for every gap
-             below 1, so the gap is rescaled to 1 + gap/τ: 1 (m = 0) where there is none, rising with it, and like
-             α·log(gap) up to a constant where the gap is well above τ.
+    - ours   m = λ · clip(gap / (τ + spread), 0, c): disagreement shrinks the margin, and it never exceeds λ·c.
+    - paper  m = g(s_chosen) - g(s_rejected) [UV-CoT]. The paper says only that g increases monotonically; the simplest
+             such g is used, g(s) = λ·s, so m = λ · gap, without spread or bound.
+    - code   m = gap [ClinCoT's code]: outside β, unclipped, independent of λ.
+    - odpo   m = α · log(1 + gap / τ) (`loss: odpo`, with any recipe). [ODPO]'s α·log(gap) is negative for every gap
+             below 1, so the gap is rescaled to 1 + gap/τ: m is 0 without a gap, increases with it, and approaches
+             α·log(gap) plus a constant for gaps well above τ.
+
+    Raises ValueError for a negative or non-finite gap or spread.
     """
     if gap < 0 or spread < 0 or not math.isfinite(gap + spread):
         raise ValueError(f"a margin needs a finite gap >= 0 and spread >= 0, got gap {gap} and spread {spread}")
@@ -41,7 +44,7 @@ def margin_logits(gap: float, spread: float, config: TrainConfig) -> float:
 
 
 def margin_nats(margin_B: torch.Tensor, beta: float) -> torch.Tensor:
-    """The log-ratios Δ, in nats, that margins in logits ask for: m / β."""
+    """The margin in nats, m / β: the log-ratio difference Δ that a margin in logits requires."""
     return margin_B / beta
 
 
@@ -53,15 +56,23 @@ def margin_dpo_loss(
     margin_B: torch.Tensor,
     beta: float,
 ) -> torch.Tensor:
-    """Margin-DPO, one loss (nats) a pair.
+    """The margin-DPO loss L of each pair, in nats.
 
         Δ = (log π(y_w|x_w) - log π_ref(y_w|x_w)) - (log π(y_l|x_l) - log π_ref(y_l|x_l))
         L = -log σ(β · Δ - m)
 
-    policy_*, ref_*: log-probabilities in nats, summed over the action tokens of the chosen (w) and the rejected (l)
-    side; x_w and x_l show the same image and different crops. β: logits per nat. m: the margin in logits. With
-    π = π_ref, L = log(1 + e^m); with m = 0 it is [DPO].
-    Source: [UV-CoT] for m as a function of scores, [ClinCoT]'s code for its place outside β.
+    π        the policy that is trained; policy_*: log π(y|x), in nats
+    π_ref    the reference, which is the policy before training; ref_*: log π_ref(y|x), in nats
+    y_w, y_l the action tokens of the chosen (w, winner) and the rejected (l, loser) side; log-probabilities are summed
+             over them
+    x_w, x_l their contexts, which show the same image and different crops
+    Δ        by how much the policy's preference for the chosen side exceeds the reference's, in nats
+    β        inverse temperature, in logits per nat
+    m        the margin, in logits (margin_logits); with m = 0 the loss is that of [DPO]
+    σ        the logistic function
+
+    At the start of training π = π_ref, so L = log(1 + e^m). Sources: [UV-CoT] for m as a function of the scores,
+    [ClinCoT]'s code for adding it outside β.
     """
     delta_B = (policy_chosen_B - ref_chosen_B) - (policy_rejected_B - ref_rejected_B)
     return -F.logsigmoid(beta * delta_B - margin_B)

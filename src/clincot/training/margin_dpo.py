@@ -1,10 +1,10 @@
-"""Margin-aware DPO on TRL's DPOTrainer, for pairs whose sides see different crops.
+"""Margin-aware DPO on TRL's DPOTrainer, for pairs whose sides show different crops.
 
-TRL keeps the training loop, checkpoints, LoRA and mixed precision. Ours are the collator (two pictures lists a pair),
-the loss (a margin, an NLL anchor, image-conditional pairs) and the reference, which is the policy that the round starts
-from: its log-probabilities are computed once before the first step, so no second model is held. Three private names of
-TRL 1.16.0 are overridden (`_prepare_dataset`, `_precompute_ref_logps`, `_save_checkpoint`); the version is pinned and
-tests hold the loss against stock DPO.
+TRL provides the training loop, checkpoints, LoRA and mixed precision. This module adds the collator (each side has its
+own pictures), the loss (a margin, an NLL anchor, image-conditional pairs) and the reference log-probabilities. The
+reference is the policy at the start of the round; its log-probabilities are computed once before the first step, so no
+second model is kept in memory. Three private names of TRL 1.16.0 are overridden (`_prepare_dataset`,
+`_precompute_ref_logps`, `_save_checkpoint`); the version is pinned, and tests compare the loss with stock DPO.
 """
 
 from __future__ import annotations
@@ -52,19 +52,21 @@ from clincot.training.margin import margin_dpo_loss, margin_logits, margin_nats
 from clincot.training.rows import TrainingRow, select_chosen_rows
 from clincot.training.sft import train_on_rows
 
-# Shape suffixes: B pairs, N conversations (see PairCollator).
+# Shape suffixes: B pairs, S sides of a pair (2, or 3 with image-conditional pairs), N conversations (S * B, ordered as
+# in PairCollator).
 
-COMPLETE_MARKER = "complete"  # a file in a resumable checkpoint: it was written to its end
+COMPLETE_MARKER = "complete"  # file in a resumable checkpoint that was written completely
 
 
 def train_on_pairs(
     rows: Sequence[TrainingRow], policy_dir: Path, out_dir: Path, config: TrainConfig, *, progress: bool = True
 ) -> dict[str, float]:
-    """Train the policy of `policy_dir` on preference pairs; the new checkpoint appears at `out_dir` when it is done.
+    """Train the policy of `policy_dir` on preference pairs; the finished checkpoint appears at `out_dir`.
 
-    Returns the metrics of the training log averaged over the last tenth of the steps, and the counts. With
-    `section.loss` "sft" it learns the chosen sides alone. An interrupted call with the same arguments resumes from the
-    last checkpoint of `section.save_steps`. Same rows, policy and section: same bytes (on one machine's CPU).
+    Returns the metrics of the training log, averaged over the last tenth of the steps, and the counts. With
+    `config.loss` "sft" it trains on the chosen sides only. An interrupted call with the same arguments resumes from the
+    last checkpoint of `config.save_steps`. Equal rows, policy and configuration give the same bytes (on the CPU of one
+    machine). Raises InvalidInput without rows, NonFiniteError for a loss or gradient that is NaN or infinite.
     """
     if not rows:
         raise InvalidInput("no pairs to train on; lower pair.min_gap or ask more questions")
@@ -72,14 +74,15 @@ def train_on_pairs(
         return train_on_rows(
             select_chosen_rows(rows), policy_dir, out_dir, config, train_connector=False, progress=progress
         )
-    policy, team, partial = _load_policy(policy_dir, config), ProcessGroup.from_torch(), get_partial_folder(out_dir)
+    policy, partial = _load_policy(policy_dir, config), get_partial_folder(out_dir)
+    process_group = ProcessGroup.from_torch()
     run = hash_json([policy.digest, config.digest, [repr(row) for row in rows]])
-    team.on_main_process(lambda: open_partial_folder(out_dir, run))
-    trainer = MarginDPOTrainer(policy, rows, config, partial, progress=progress and team.is_main_process)
+    process_group.on_main_process(lambda: open_partial_folder(out_dir, run))
+    trainer = MarginDPOTrainer(policy, rows, config, partial, progress=progress and process_group.is_main_process)
     trainer.train(resume_from_checkpoint=_find_last_checkpoint(partial))
     log = trainer.read_history()
     weights = gather_weights(trainer)
-    team.on_main_process(
+    process_group.on_main_process(
         lambda: save_checkpoint(
             trainer.model,
             policy.encoder.processor,
@@ -94,7 +97,7 @@ def train_on_pairs(
 
 
 class MarginDPOTrainer(DPOTrainer):  # type: ignore[misc]
-    """TRL's DPOTrainer with our collator, margin, anchor and reference."""
+    """TRL's DPOTrainer with per-side pictures, a margin, an NLL anchor and a precomputed reference."""
 
     def __init__(
         self,
@@ -108,9 +111,9 @@ class MarginDPOTrainer(DPOTrainer):  # type: ignore[misc]
         self.config, self.rows, self.progress, self.process_group = config, rows, progress, ProcessGroup.from_torch()
         self.process_group.per_process_batch(config.batch_size)
         self._metric_values: defaultdict[str, list[float]] = defaultdict(list)
-        self._pairs_in_step: list[str] = []  # pairs since the last log line
+        self._pairs_in_step: list[str] = []  # pairs since the last log line, named if the gradient is not finite
         freeze_modules(policy.model, vision=config.freeze_vision, connector=config.freeze_vision)
-        # the tower of a model that is split among processes is whole only inside the model's forward pass
+        # the tower of a sharded model is complete only inside the model's forward pass
         shared = config.freeze_vision and policy.shares_features and not is_fsdp_enabled()
         conversations = ConversationCollator(
             policy.encoder,
@@ -139,13 +142,15 @@ class MarginDPOTrainer(DPOTrainer):  # type: ignore[misc]
         self.add_callback(_ProgressBar(progress))
 
     def _prepare_dataset(self, dataset: Dataset, *_: Any, **__: Any) -> Dataset:
-        return dataset  # nothing to tokenise: the collator encodes conversations
+        """Return the data set unchanged: the collator encodes the conversations."""
+        return dataset
 
     def get_train_dataloader(self) -> DataLoader[Any]:
+        """TRL's loader, but with whole batches on every process, because the collator takes the slices."""
         return self.process_group.keep_whole_batches(super().get_train_dataloader())
 
     def _precompute_ref_logps(self, dataset: Dataset, name: str, batch_size: int) -> Dataset:
-        """The data set with `ref_logps`, one value (nats) a side. Called by TRL before the first step."""
+        """Add `ref_logps` to the data set, one value (nats) for each side. TRL calls this before the first step."""
         loader = self.accelerator.prepare(
             DataLoader(
                 dataset,
@@ -155,11 +160,11 @@ class MarginDPOTrainer(DPOTrainer):  # type: ignore[misc]
             )
         )
         batches = tqdm(loader, desc="reference log-probabilities", disable=not self.progress)
-        found = [self.accelerator.gather_for_metrics(self.compute_reference_logps(batch)).cpu() for batch in batches]
-        ref_BS = torch.cat(found)
-        bad = [
-            row.pair for row, fine in zip(self.rows, torch.isfinite(ref_BS).all(1).tolist(), strict=True) if not fine
-        ]
+        ref_BS = torch.cat(
+            [self.accelerator.gather_for_metrics(self.compute_reference_logps(batch)).cpu() for batch in batches]
+        )
+        finite_B = torch.isfinite(ref_BS).all(1).tolist()
+        bad = [row.pair for row, finite in zip(self.rows, finite_B, strict=True) if not finite]
         if bad:
             raise NonFiniteError(
                 f"reference log-probabilities are not finite for {len(bad)} of {len(self.rows)} pairs: "
@@ -168,7 +173,7 @@ class MarginDPOTrainer(DPOTrainer):  # type: ignore[misc]
         return dataset.add_column("ref_logps", ref_BS.tolist())
 
     def compute_reference_logps(self, batch: Batch) -> torch.Tensor:
-        """(B, sides) log-probabilities (nats) under the starting policy: this model, before any step, adapters off."""
+        """(B, S) log-probabilities (nats) under the starting policy: this model before any step, adapters off."""
         model = self.accelerator.unwrap_model(self.model)
         model.eval()
         base = getattr(model, "disable_adapter", torch.no_grad)
@@ -179,37 +184,42 @@ class MarginDPOTrainer(DPOTrainer):  # type: ignore[misc]
     def compute_loss(
         self, model: Any, inputs: Batch, return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> torch.Tensor:
-        """Mean over the batch of margin-DPO + nll_weight · NLL(chosen) + image_pair_weight · image-conditional DPO."""
+        """Mean over the batch of margin-DPO + nll_weight · NLL(chosen) + image_pair_weight · image-conditional DPO.
+
+        The NLL term anchors the chosen side: DPO alone can lower both sides as long as the rejected one falls faster.
+        """
         if return_outputs:
-            raise NotImplementedError("margin-DPO is trained, not evaluated, by this trainer")
+            raise NotImplementedError("this trainer only trains with margin-DPO; it does not evaluate")
         config, pairs = self.config, len(inputs["row"])
-        acted = compute_action_logprobs(model, inputs, self.data_collator.sides * pairs)
-        sides, refs = acted.sum_N.reshape(-1, pairs), inputs["ref_logps"].reshape(-1, pairs)
+        logprobs = compute_action_logprobs(model, inputs, self.data_collator.sides * pairs)
+        logps_SB, ref_SB = logprobs.sum_N.reshape(-1, pairs), inputs["ref_logps"].reshape(-1, pairs)
         margin_B = inputs["margin"]
-        loss_B = margin_dpo_loss(sides[0], sides[1], refs[0], refs[1], margin_B, config.beta)
-        nll_B = acted.nll_N[:pairs]
+        loss_B = margin_dpo_loss(logps_SB[0], logps_SB[1], ref_SB[0], ref_SB[1], margin_B, config.beta)
+        nll_B = logprobs.nll_N[:pairs]
         total_B = loss_B + config.nll_weight * nll_B
         if config.image_pair_weight:
-            image_B = margin_dpo_loss(sides[0], sides[2], refs[0], refs[2], torch.zeros_like(margin_B), config.beta)
+            no_margin_B = torch.zeros_like(margin_B)
+            image_B = margin_dpo_loss(logps_SB[0], logps_SB[2], ref_SB[0], ref_SB[2], no_margin_B, config.beta)
             total_B = total_B + config.image_pair_weight * image_B
             self._record_metrics(inputs, image_pair_loss=image_B)
         self._pairs_in_step += [self.rows[int(index)].pair for index in inputs["row"]]
         self._check_finite(total_B, inputs["row"])
-        reward_B = config.beta * ((sides[0] - refs[0]) - (sides[1] - refs[1]))
+        reward_B = config.beta * ((logps_SB[0] - ref_SB[0]) - (logps_SB[1] - ref_SB[1]))
         self._record_metrics(
             inputs,
             dpo_loss=loss_B,
             nll=nll_B,
             reward_margin=reward_B,
             accuracy=(reward_B > 0).float(),
-            chosen_logps=sides[0],
-            rejected_logps=sides[1],
+            chosen_logps=logps_SB[0],
+            rejected_logps=logps_SB[1],
             margin_logits=margin_B,
             margin_nats=margin_nats(margin_B, config.beta),
         )
         return average_batch(total_B, inputs)
 
     def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
+        """The cosine schedule of checkpoint_writer.build_cosine_schedule."""
         if self.lr_scheduler is None:  # type: ignore[has-type]
             self.lr_scheduler = build_cosine_schedule(
                 optimizer or self.optimizer, self.config.warmup_ratio, num_training_steps
@@ -217,7 +227,7 @@ class MarginDPOTrainer(DPOTrainer):  # type: ignore[misc]
         return self.lr_scheduler
 
     def _record_metrics(self, batch: Batch, **metrics: Any) -> None:
-        """Keep a step's means for the next log line; `reward_margin` and `accuracy` are without the added margin."""
+        """Store a step's means for the next log line; `reward_margin` and `accuracy` exclude the added margin."""
         for name, value_B in metrics.items():
             self._metric_values[name].append(float(average_batch(value_B.detach().float(), batch)))
 
@@ -226,17 +236,19 @@ class MarginDPOTrainer(DPOTrainer):  # type: ignore[misc]
             [self.rows[int(index)].pair for index in row_B[~torch.isfinite(total_B)]]
         )
         if bad:
-            asked = self.process_group.gather_unique([self.rows[int(index)].pair for index in row_B])
+            batch = self.process_group.gather_unique([self.rows[int(index)].pair for index in row_B])
             raise NonFiniteError(
-                f"step {self.state.global_step + 1}: the loss is not finite for {len(bad)} of {len(asked)} pairs: "
-                f"{', '.join(bad)}; nothing was published. Lower train.lr or look at these pairs (clincot show <id>)"
+                f"step {self.state.global_step + 1}: the loss is not finite for {len(bad)} of {len(batch)} pairs: "
+                f"{', '.join(bad)}; no checkpoint was written. Lower train.lr or inspect the pairs (clincot show <id>)"
             )
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Log a step with the recorded metrics; raises NonFiniteError for a gradient that is NaN or infinite."""
         if not math.isfinite(logs.get("grad_norm", 0.0)):
+            pairs = ", ".join(self._pairs_in_step)
             raise NonFiniteError(
-                f"step {self.state.global_step}: the gradient is not finite, with {', '.join(self._pairs_in_step)}; nothing "
-                "was published. Lower train.lr or look at these pairs (clincot show <id>)"
+                f"step {self.state.global_step}: the gradient is not finite, with {pairs}; no checkpoint was written. "
+                "Lower train.lr or inspect these pairs (clincot show <id>)"
             )
         logs |= self.process_group.average_metrics(
             {name: sum(values) / len(values) for name, values in self._metric_values.items()}
@@ -246,7 +258,7 @@ class MarginDPOTrainer(DPOTrainer):  # type: ignore[misc]
         super().log(logs, start_time)
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
-        """Without TRL's model card, which says nothing about a half-trained policy; marked once it is complete."""
+        """Save a resumable checkpoint, without TRL's model card, and mark it as complete."""
         Trainer._save_checkpoint(self, model, trial)
         self.process_group.wait_for_everyone()  # every process has written its part
         self.process_group.on_main_process(
@@ -254,9 +266,9 @@ class MarginDPOTrainer(DPOTrainer):  # type: ignore[misc]
         )
 
     def read_history(self) -> list[dict[str, float]]:
-        """One entry a step: what train_log.json holds."""
-        entries = [entry for entry in self.state.log_history if "dpo_loss" in entry]
-        return [{name: entry[name] for name in _LOGGED_METRICS if name in entry} for entry in entries]
+        """One entry for each step: the content of train_log.json."""
+        steps = (entry for entry in self.state.log_history if "dpo_loss" in entry)  # the last entry sums up the run
+        return [_select_logged_metrics(entry) for entry in steps]
 
 
 _LOGGED_METRICS = (
@@ -277,8 +289,12 @@ _LOGGED_METRICS = (
 )
 
 
+def _select_logged_metrics(entry: Mapping[str, float]) -> dict[str, float]:
+    return {name: entry[name] for name in _LOGGED_METRICS if name in entry}
+
+
 class _ProgressBar(TrainerCallback):  # type: ignore[misc]
-    """A progress bar with the loss; Trainer's own prints every log line."""
+    """A progress bar with the loss; Trainer's own bar prints every log line."""
 
     def __init__(self, shown: bool) -> None:
         self.shown = shown
@@ -329,12 +345,13 @@ def _build_arguments(config: TrainConfig, folder: Path) -> DPOConfig:
 
 
 def _load_policy(policy_dir: Path, config: TrainConfig) -> VisionLanguageModel:
-    """The policy to train, in fp32 unless it is only the frozen base of a LoRA: small updates vanish in bf16."""
+    """The policy to train, in fp32 unless it is the frozen base of a LoRA: small updates are lost in bf16."""
     dtype = config.dtype if config.lora_r else "float32"
     return VisionLanguageModel(policy_dir, device="cuda" if torch.cuda.is_available() else "cpu", dtype=dtype)
 
 
 def _find_last_checkpoint(folder: Path) -> str | None:
-    done = [p.parent for p in folder.glob(f"checkpoint-*/{COMPLETE_MARKER}")]
-    last = max(done, key=lambda p: int(p.name.rpartition("-")[2]), default=None)
+    """The complete checkpoint of the highest step; one whose writing was interrupted has no marker."""
+    complete = [marker.parent for marker in folder.glob(f"checkpoint-*/{COMPLETE_MARKER}")]
+    last = max(complete, key=lambda path: int(path.name.rpartition("-")[2]), default=None)
     return None if last is None else str(last)

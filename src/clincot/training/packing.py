@@ -1,8 +1,8 @@
-"""Conversations that begin alike, laid out so that their beginning is computed once.
+"""Pack conversations with a common prefix into one sequence, so that the prefix is computed once.
 
 Questions about one image, and the two sides of a pair, start with the same pictures and often the same words. A pack is
-that beginning followed by every conversation's own remainder; positions restart after the beginning and a token
-attends to the beginning and to its own remainder only, so the log-probabilities are those of the conversations alone.
+that prefix followed by the remainder of every conversation. Positions restart after the prefix, and a token attends
+only to the prefix and to its own remainder, so the log-probabilities equal those of separate conversations.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ from clincot.prompts import ImageView
 
 # Shape suffixes: S packs, T tokens.
 
-SHARED_SEGMENT, PADDING_SEGMENT = -1, -2  # segments that are no conversation's own
+SHARED_SEGMENT, PADDING_SEGMENT = -1, -2  # segments that do not belong to one conversation
 
 
 @dataclass(frozen=True)
 class Pack:
-    """`segments`: the conversation (its index in the pack) that each token is of, or SHARED."""
+    """A packed sequence; `segments` holds each token's conversation (index in the pack) or SHARED_SEGMENT."""
 
     ids: tuple[int, ...]
     positions: tuple[int, ...]
@@ -36,7 +36,7 @@ class Pack:
 def pack_conversations(
     conversations: Sequence[EncodedConversation], image_id: int, image_tokens: Callable[[ImageView], int]
 ) -> Pack:
-    """The conversations as one sequence. `image_tokens` says how many tokens `image_id` a picture has."""
+    """Pack the conversations into one sequence. `image_tokens` returns the number of `image_id` tokens of a picture."""
     if len(conversations) == 1:
         (only,) = conversations
         segments = (0,) * len(only.ids)
@@ -54,13 +54,13 @@ def pack_conversations(
     ids, actions = list(first.ids[:shared]), [False] * shared
     positions, own_segments, pictures = list(range(shared)), [SHARED_SEGMENT] * shared, list(first.pictures[:shown])
     picture_tokens = list(first.picture_tokens[:shown])
-    for index, one in enumerate(conversations):
-        ids += one.ids[shared:]
-        actions += one.actions[shared:]
-        positions += range(shared, len(one.ids))
-        own_segments += [index] * (len(one.ids) - shared)
-        pictures += one.pictures[shown:]
-        picture_tokens += one.picture_tokens[shown:]
+    for index, conversation in enumerate(conversations):
+        ids += conversation.ids[shared:]
+        actions += conversation.actions[shared:]
+        positions += range(shared, len(conversation.ids))
+        own_segments += [index] * (len(conversation.ids) - shared)
+        pictures += conversation.pictures[shown:]
+        picture_tokens += conversation.picture_tokens[shown:]
     return Pack(
         tuple(ids),
         tuple(positions),
@@ -74,35 +74,44 @@ def pack_conversations(
 def find_common_prefix(
     conversations: Sequence[EncodedConversation], image_id: int, image_tokens: Callable[[ImageView], int]
 ) -> tuple[int, int]:
-    """(tokens, pictures) that all the conversations begin with.
+    """(tokens, pictures) in the prefix that all conversations have in common.
 
-    It ends before the token that predicts a conversation's first action, since what is predicted there is that
-    conversation's own, and before the first picture that differs: two crops look alike in token ids.
+    The prefix ends before the token that predicts a conversation's first action, because that prediction belongs to one
+    conversation. It also ends before the first picture that differs, which token ids do not show: two crops have the
+    same image tokens.
     """
     first = conversations[0]
-    tokens = min(max(0, e.actions.index(True) - 1) if True in e.actions else len(e.ids) for e in conversations)
+    tokens = min(_count_unacted_tokens(conversation) for conversation in conversations)
     shown = len(first.pictures)
     for other in conversations[1:]:
         tokens = _count_common_items(first.ids, other.ids, tokens)
         shown = _count_common_items(first.pictures, other.pictures, shown)
-    places = [place for place, token in enumerate(first.ids) if token == image_id]
-    done = kept = 0
+    # keep the pictures whose image tokens are all inside the prefix, then end the prefix before the next picture
+    image_positions = [position for position, token in enumerate(first.ids) if token == image_id]
+    used = whole_pictures = 0  # image tokens and pictures in the prefix
     for picture in first.pictures[:shown]:
-        upto = done + image_tokens(picture)
-        if places[upto - 1] >= tokens:
+        end = used + image_tokens(picture)
+        if image_positions[end - 1] >= tokens:
             break
-        done, kept = upto, kept + 1
-    return min([tokens, *places[done : done + 1]]), kept
+        used, whole_pictures = end, whole_pictures + 1
+    return min([tokens, *image_positions[used : used + 1]]), whole_pictures
 
 
-def _count_common_items(a: Sequence[object], b: Sequence[object], most: int) -> int:
-    """How many of the first `most` members are the same."""
-    most = min(len(a), len(b), most)
-    return next((i for i in range(most) if a[i] != b[i]), most)
+def _count_unacted_tokens(conversation: EncodedConversation) -> int:
+    """The number of tokens before the one that predicts the first action."""
+    if True not in conversation.actions:
+        return len(conversation.ids)
+    return max(0, conversation.actions.index(True) - 1)
 
 
-def build_attention_mask(segments: torch.Tensor) -> torch.Tensor:
-    """(S, 1, T, T) of whether a token attends to another: an earlier one (or itself) of its own segment or SHARED."""
-    own_STT = segments[:, :, None] == segments[:, None, :]
-    shared_STT = (segments == SHARED_SEGMENT)[:, None, :] & (segments != PADDING_SEGMENT)[:, :, None]
+def _count_common_items(a: Sequence[object], b: Sequence[object], limit: int) -> int:
+    """The length of the common prefix of two sequences, at most `limit`."""
+    limit = min(len(a), len(b), limit)
+    return next((i for i in range(limit) if a[i] != b[i]), limit)
+
+
+def build_attention_mask(segments_ST: torch.Tensor) -> torch.Tensor:
+    """(S, 1, T, T) mask: a token attends to itself and to earlier tokens of its own segment or the shared prefix."""
+    own_STT = segments_ST[:, :, None] == segments_ST[:, None, :]
+    shared_STT = (segments_ST == SHARED_SEGMENT)[:, None, :] & (segments_ST != PADDING_SEGMENT)[:, :, None]
     return ((own_STT | shared_STT).tril())[:, None]

@@ -1,6 +1,6 @@
-"""One process of a training run: `python -m clincot.training.worker WORK.json`, alone or started by torchrun.
+"""One process of a training run: `python -m clincot.training.worker WORK.json`, started directly or by torchrun.
 
-What a process cannot do it says in a file beside the work's result (training/job.py), for whoever started it.
+A process that fails writes the error to a file next to the result (training/job.py), where the launcher reads it.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from accelerate import PartialState
 
 from clincot.errors import UserError
 from clincot.jsonl import atomic_write, read_json_model, write_json
-from clincot.processes import set_parent_death_signal
+from clincot.processes import end_with_parent
 from clincot.prompts import load_prompt_format
 from clincot.training.distributed import ProcessGroup
 from clincot.training.fsdp import enable_fsdp
@@ -24,43 +24,43 @@ from clincot.training.job import TrainingJob, locate_failure_file
 from clincot.training.margin_dpo import train_on_pairs
 from clincot.training.rows import read_training_rows
 
-PROCESS_TIMEOUT = timedelta(hours=1)  # while the first process writes a large checkpoint; NCCL's own is ten minutes
+# The others wait this long while the main process writes a large checkpoint; NCCL's default is ten minutes.
+PROCESS_TIMEOUT = timedelta(hours=1)
 
 
-def train_in_process(work: TrainingJob) -> dict[str, float]:
-    """Train in this process, or as one of its team; the metrics of margin_dpo.train_on_pairs."""
+def train_in_process(job: TrainingJob) -> dict[str, float]:
+    """Train in this process, as part of its process group if any; returns the metrics of train_on_pairs."""
     rows = read_training_rows(
-        pairs=work.pairs,
-        candidates=work.candidates,
-        regions=work.regions,
-        questions=work.questions,
-        studies=work.data / "studies.jsonl",
-        folder=work.data,
-        views=load_prompt_format(work.policy),
-        steps=work.steps,
+        pairs=job.pairs,
+        candidates=job.candidates,
+        regions=job.regions,
+        questions=job.questions,
+        folder=job.data,
+        views=load_prompt_format(job.policy),
+        steps=job.steps,
     )
-    return train_on_pairs(list(rows), work.policy, work.checkpoint, work.config)
+    return train_on_pairs(list(rows), job.policy, job.checkpoint, job.config)
 
 
 def main() -> None:
-    """Exit code 1 where a process says why it cannot go on; torchrun then ends the others."""
+    """Run the job of the file named on the command line; exits with 1 after a failure, so torchrun stops the others."""
     if "RANK" in os.environ:
-        set_parent_death_signal(signal.SIGKILL)
-    work = read_json_model(Path(sys.argv[1]), TrainingJob)
+        end_with_parent(signal.SIGKILL)
+    job = read_json_model(Path(sys.argv[1]), TrainingJob)
     if torch.cuda.is_available():
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
-    if work.sharding == "fsdp":
+    if job.sharding == "fsdp":
         enable_fsdp()
-    PartialState(cpu=not torch.cuda.is_available(), timeout=PROCESS_TIMEOUT)  # joins the team, if there is one
-    team = ProcessGroup.from_torch()
+    PartialState(cpu=not torch.cuda.is_available(), timeout=PROCESS_TIMEOUT)  # joins the process group, if any
+    process_group = ProcessGroup.from_torch()
     try:
-        metrics = train_in_process(work)
+        metrics = train_in_process(job)
     except (UserError, OSError) as error:
-        with atomic_write(locate_failure_file(work, team.rank)) as file:
+        with atomic_write(locate_failure_file(job, process_group.rank)) as file:
             file.write(str(error))
         raise SystemExit(1) from None
-    team.on_main_process(lambda: write_json(work.result, metrics))
-    if team.size > 1:
+    process_group.on_main_process(lambda: write_json(job.result, metrics))
+    if process_group.size > 1:
         torch.distributed.destroy_process_group()
 
 

@@ -58,7 +58,7 @@ def source(tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize("limit", [8_000, 20_000], ids=["while copying an image", "while writing questions"])
-def test_disk_full_leaves_what_was_there_and_a_second_run_finishes(source: Path, tmp_path: Path, limit: int) -> None:
+def test_full_disk_keeps_the_old_data_and_a_rerun_finishes(source: Path, tmp_path: Path, limit: int) -> None:
     out = tmp_path / "out"
     before = source.with_name("before.jsonl")
     Image.new("L", (8, 8)).save(source.with_name("old.png"))
@@ -68,8 +68,8 @@ def test_disk_full_leaves_what_was_there_and_a_second_run_finishes(source: Path,
 
     failed = run(INGEST, source, out, limit)
     assert failed.returncode == 1
-    assert f"while writing {out}; what was there before is unchanged" in failed.stderr
-    assert "Make room and run the same command again" in failed.stderr
+    assert f"while writing {out}; the folder's previous contents are unchanged" in failed.stderr
+    assert "Free some disk space and run the same command again" in failed.stderr
     left = contents(out)
     assert {name: left[name] for name in old} == old
     assert [question.text for question in load_questions(out)] == ["Old?"]

@@ -20,9 +20,7 @@ from clincot.records import DataVersion
 from tests.preferences.versions.conftest import BUCKET, git, key_of, make_round, references
 
 
-def test_another_gets_the_same_bytes_and_a_second_run_changes_nothing(
-    repository: Path, objects: Any, tmp_path: Path
-) -> None:
+def test_a_clone_gets_the_same_bytes_and_reruns_change_nothing(repository: Path, objects: Any, tmp_path: Path) -> None:
     """3 questions with 2 pairs each; 8 files and their listing are 9 objects."""
     made = make_round(tmp_path / "round")
     assert made.keep(repository) == {"versioned": 1.0, "pairs": 6, "files": 8, "bytes": made.kept.size}

@@ -52,7 +52,7 @@ def test_a_wrong_secret_and_a_missing_bucket_are_told(
     nothing_came_of_it(made, repository, before)
 
 
-def test_a_server_that_stops_after_the_push_is_not_taken_at_its_word(
+def test_a_push_is_verified_after_it_reports_success(
     repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A server of its own, stopped between `dvc push` and the look for the objects; the next run finds one up."""
@@ -71,7 +71,7 @@ def test_a_server_that_stops_after_the_push_is_not_taken_at_its_word(
             return said
 
         stopped.setattr(keeping, "run_dvc", stopping)
-        with pytest.raises(DvcFailed, match=r"the DVC remote cannot be asked: .*[Cc]onnect"):
+        with pytest.raises(DvcFailed, match=r"the DVC remote cannot be accessed: .*[Cc]onnect"):
             made.keep(repository)
     nothing_came_of_it(made, repository, before)
     made.keep(repository)
@@ -105,7 +105,7 @@ def test_an_object_that_did_not_land_is_named(
     monkeypatch.undo()
 
 
-def test_a_repository_that_refuses_the_push_has_no_version_and_no_tag(repository: Path, tmp_path: Path) -> None:
+def test_a_refused_push_leaves_no_version_and_no_tag(repository: Path, tmp_path: Path) -> None:
     hook(repository, "echo 'only the release team may push' >&2; exit 1")
     made, before = make_round(tmp_path / "round", seed=43), references(repository)
     with pytest.raises(
@@ -153,7 +153,7 @@ def test_what_is_no_data_repository_is_told(tmp_path: Path) -> None:
     with pytest.raises(GitFailed, match=r"nowhere\.git: could not be cloned: .*does not exist"):
         made.keep(tmp_path / "nowhere.git")
     git(tmp_path, "init", "--quiet", "--bare", "plain.git")
-    with pytest.raises(InvalidInput, match=r"plain\.git: is no data repository .*`clincot data init` makes one"):
+    with pytest.raises(InvalidInput, match=r"plain\.git: is not a data repository .*`clincot data init` makes one"):
         made.keep(tmp_path / "plain.git")
     with pytest.raises(GitFailed, match=r"could not be cloned: .*[Bb]ranch releases not found"):
         made.keep(tmp_path / "plain.git", branch="releases")

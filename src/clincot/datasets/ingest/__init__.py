@@ -1,4 +1,4 @@
-"""Writing a data set folder: rows checked one by one, images stored once, a report of what was refused.
+"""Writing of dataset folders: checks every row, stores every image once and reports the refused rows.
 
-Used by every reader in clincot.datasets. Reading such a folder back is clincot.datasets.folder.
+Every reader in clincot.datasets uses it; clincot.datasets.folder reads such a folder back.
 """

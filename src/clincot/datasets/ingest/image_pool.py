@@ -1,4 +1,4 @@
-"""The image files of a source: each decoded to its end once, in parallel where that pays."""
+"""Inspection of a source's image files: each is decoded completely, once, and in parallel if there are many."""
 
 from __future__ import annotations
 
@@ -19,11 +19,15 @@ from clincot.errors import InvalidInput
 from clincot.images import DEFAULT_LIMITS, ImageLimits, InvalidImage, open_image
 from clincot.jsonl import hash_files
 
-MIN_POOL_JOBS = 64  # files; below, starting processes (about a second) takes longer than decoding
+MIN_POOL_JOBS = 64  # with fewer files, starting processes (about a second) takes longer than decoding
 
 
 class WorkerPool:
-    """A process pool that starts with the first work that is worth it. One worker means none: all in this process."""
+    """A process pool that starts only when a batch is large enough to pay for it.
+
+    `count`: worker processes, by default one per usable CPU. With 1, no pool is started and all work runs in this
+    process. Use as a context manager. Raises InvalidInput if `count` is below 1.
+    """
 
     def __init__(self, count: int | None = None) -> None:
         if count is not None and count < 1:
@@ -39,48 +43,48 @@ class WorkerPool:
             self._pool.shutdown(cancel_futures=True)
 
     def start_pool(self, jobs: int) -> ProcessPoolExecutor | None:
-        """The pool for so many jobs, None where this process is as quick."""
+        """Return the pool for this number of jobs, or None if running them in this process is as fast."""
         if self._pool is None and self._count > 1 and jobs >= MIN_POOL_JOBS:
-            # spawn: a fork would copy this process's threads' locks without the threads
+            # spawn: a fork would copy locks that other threads hold, but not the threads that release them
             self._pool = ProcessPoolExecutor(self._count, mp_context=multiprocessing.get_context("spawn"))
         return self._pool
 
 
 class ImageInspector:
-    """Facts about image files, from the ledger or found out now."""
+    """Looks up facts about image files in the index, and inspects files that are not in it yet."""
 
-    def __init__(self, ledger: IngestIndex, workers: WorkerPool, limits: ImageLimits = DEFAULT_LIMITS) -> None:
-        self._ledger = ledger
+    def __init__(self, index: IngestIndex, workers: WorkerPool, limits: ImageLimits = DEFAULT_LIMITS) -> None:
+        self._index = index
         self._workers = workers
         self._limits = limits
 
     def inspect_all(self, paths: Iterable[Path], *, label: str = "") -> None:
-        """Decode all that are not known yet; with a label a progress bar shows it."""
-        fresh = [path for path in dict.fromkeys(paths) if self._ledger.find_file(path) is None]
-        find = partial(inspect_image, limits=self._limits)
+        """Decode all files that are not in the index yet; with a `label`, show a progress bar."""
+        fresh = [path for path in dict.fromkeys(paths) if self._index.find_file(path) is None]
+        inspect = partial(inspect_image, limits=self._limits)
         pool = self._workers.start_pool(len(fresh))
-        found = map(find, fresh) if pool is None else pool.map(find, fresh, chunksize=4)
-        shown = tqdm(found, total=len(fresh), desc=label, unit="image", disable=None if label else True)
-        for path, facts in zip(fresh, shown, strict=True):
-            self._ledger.remember_file(path, facts)
+        results = map(inspect, fresh) if pool is None else pool.map(inspect, fresh, chunksize=4)
+        progress = tqdm(results, total=len(fresh), desc=label, unit="image", disable=None if label else True)
+        for path, facts in zip(fresh, progress, strict=True):
+            self._index.remember_file(path, facts)
 
     def read_facts(self, path: Path) -> ImageFacts:
-        """Raises RowRefused where the file is no image that can be used."""
-        found = self._ledger.find_file(path)
-        if found is None:
-            found = inspect_image(path, self._limits)
-            self._ledger.remember_file(path, found)
-        if isinstance(found, str):
-            raise InvalidRow(f"image: {found}. Mend or replace the file, or remove the row")
-        return found
+        """Return the facts about an image file; raises InvalidRow if it is not a usable image."""
+        facts = self._index.find_file(path)
+        if facts is None:
+            facts = inspect_image(path, self._limits)
+            self._index.remember_file(path, facts)
+        if isinstance(facts, str):
+            raise InvalidRow(f"image: {facts}. Repair or replace the file, or remove the row")
+        return facts
 
 
 def inspect_image(path: Path, limits: ImageLimits = DEFAULT_LIMITS) -> ImageFacts | str:
-    """The facts, or why the file is refused."""
+    """Return the facts about an image file, or the reason why the file is refused."""
     try:
         image = open_image(path, limits=limits)
         with path.open("rb") as file:
-            suffix = ".png" if file.read(1) == b"\x89" else ".jpg"  # open_image takes nothing else
+            suffix = ".png" if file.read(1) == b"\x89" else ".jpg"  # open_image accepts PNG and JPEG only
         return ImageFacts(hash_files(path), *image.size, suffix, hash_image(image))
     except InvalidImage as error:
         return str(error)

@@ -1,7 +1,7 @@
-"""What an ingest has seen so far, in a temporary database on disk: memory stays flat however many rows there are.
+"""Index of the rows and images of one ingest, kept in a temporary database so that memory does not grow with the rows.
 
-Of questions and answers only digests are kept, never the texts. The database is private to the process (SQLite's
-unnamed one, in the folder for temporary files) and is gone when it is closed, however the process ends.
+Questions and answers are stored as digests, never as text. The database is SQLite's unnamed one in the folder for
+temporary files: private to the process, and deleted when it is closed or the process ends.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ _TABLES = """
     CREATE TABLE files (path TEXT PRIMARY KEY, refused TEXT, sha256 TEXT, width INT, height INT, suffix TEXT, hash TEXT)
         WITHOUT ROWID;
     CREATE INDEX by_content ON files (sha256);
-    CREATE TABLE ids (id BLOB PRIMARY KEY, place TEXT) WITHOUT ROWID;
-    CREATE TABLE answers (question BLOB PRIMARY KEY, answer BLOB, place TEXT) WITHOUT ROWID;
-    CREATE TABLE studies (sha256 TEXT, folder TEXT, modality TEXT, patient TEXT, split TEXT, place TEXT,
+    CREATE TABLE ids (id BLOB PRIMARY KEY, location TEXT) WITHOUT ROWID;
+    CREATE TABLE answers (question BLOB PRIMARY KEY, answer BLOB, location TEXT) WITHOUT ROWID;
+    CREATE TABLE studies (sha256 TEXT, folder TEXT, modality TEXT, patient TEXT, split TEXT, location TEXT,
         PRIMARY KEY (sha256, folder)) WITHOUT ROWID;
 """
 _DISK_ERRNOS = {sqlite3.SQLITE_FULL: errno.ENOSPC, sqlite3.SQLITE_IOERR: errno.EIO}
@@ -27,10 +27,10 @@ _DISK_ERRNOS = {sqlite3.SQLITE_FULL: errno.ENOSPC, sqlite3.SQLITE_IOERR: errno.E
 
 @dataclass(frozen=True)
 class ImageFacts:
-    """An image file that was decoded to its end."""
+    """Facts about an image file that was decoded completely."""
 
     sha256: str
-    width: int  # pixels, upright
+    width: int  # pixels, after the EXIF rotation
     height: int
     suffix: str
     near: int  # perceptual hash (clincot.datasets.near_duplicates)
@@ -38,16 +38,16 @@ class ImageFacts:
 
 @dataclass(frozen=True)
 class TakenStudy:
-    """An image that is in a folder of this ingest."""
+    """A study that this ingest has written to a folder."""
 
     modality: str
     patient: str
     split: str
-    place: str  # the row that brought it
+    location: str  # of the row that brought it, such as "row 3"
 
 
 class IngestIndex:
-    """Use as a context manager; one ingest, one ledger. A full disk under it ends the block with OSError."""
+    """Index of one ingest, used as a context manager. If its disk is full, the block raises OSError."""
 
     def __init__(self) -> None:
         self._db = sqlite3.connect("", isolation_level=None)
@@ -58,16 +58,16 @@ class IngestIndex:
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         self._db.close()
-        code = getattr(error, "sqlite_errorcode", 0) & 0xFF  # the higher bits say more
+        code = getattr(error, "sqlite_errorcode", 0) & 0xFF  # the higher bits hold the extended error code
         if code in _DISK_ERRNOS:
             raise OSError(
                 _DISK_ERRNOS[code],
-                f"{error} in the folder for temporary files, where an ingest keeps what it has seen. Make room there,"
-                " or name another with SQLITE_TMPDIR, and run the same command again",
+                f"{error} in the folder for temporary files, where the ingest keeps its index. Free some space there,"
+                " or set SQLITE_TMPDIR to another folder, and run the same command again",
             ) from error
 
     def find_file(self, path: Path) -> ImageFacts | str | None:
-        """What was found out about an image file: its facts, why it is refused, or nothing yet."""
+        """Return a file's facts, the reason why it is refused, or None if it has not been inspected."""
         row = self._db.execute(
             "SELECT refused, sha256, width, height, suffix, hash FROM files WHERE path = ?", (str(path),)
         ).fetchone()
@@ -76,50 +76,53 @@ class IngestIndex:
         refused, sha256, width, height, suffix, near = row
         return str(refused) if refused is not None else ImageFacts(sha256, width, height, suffix, int(near, 16))
 
-    def remember_file(self, path: Path, found: ImageFacts | str) -> None:
-        if isinstance(found, str):
-            values: tuple[object, ...] = (found, None, None, None, None, None)
+    def remember_file(self, path: Path, facts: ImageFacts | str) -> None:
+        """Store a file's facts, or the reason why it is refused."""
+        if isinstance(facts, str):
+            values: tuple[object, ...] = (facts, None, None, None, None, None)
         else:
-            *same, near = astuple(found)
-            values = (None, *same, f"{near:016x}")  # as text: SQLite's integers are signed
+            *others, near = astuple(facts)
+            values = (None, *others, f"{near:016x}")  # as text: SQLite's integers are signed
         self._db.execute("INSERT INTO files VALUES (?, ?, ?, ?, ?, ?, ?)", (str(path), *values))
 
-    def register_id(self, digest: bytes, place: str) -> str:
-        """The place of the first row with this id, which may be this one."""
-        self._db.execute("INSERT OR IGNORE INTO ids VALUES (?, ?)", (digest, place))
-        return str(self._db.execute("SELECT place FROM ids WHERE id = ?", (digest,)).fetchone()[0])
+    def register_id(self, digest: bytes, location: str) -> str:
+        """Return the location of the first row with this id, which may be this row."""
+        self._db.execute("INSERT OR IGNORE INTO ids VALUES (?, ?)", (digest, location))
+        return str(self._db.execute("SELECT location FROM ids WHERE id = ?", (digest,)).fetchone()[0])
 
-    def register_answer(self, question: bytes, answer: bytes, place: str) -> tuple[bytes, str]:
-        """The first answer to this question, and its place; both may be those given."""
-        self._db.execute("INSERT OR IGNORE INTO answers VALUES (?, ?, ?)", (question, answer, place))
-        known = self._db.execute("SELECT answer, place FROM answers WHERE question = ?", (question,)).fetchone()
+    def register_answer(self, question: bytes, answer: bytes, location: str) -> tuple[bytes, str]:
+        """Return the first answer to this question and its location, which may be the arguments themselves."""
+        self._db.execute("INSERT OR IGNORE INTO answers VALUES (?, ?, ?)", (question, answer, location))
+        known = self._db.execute("SELECT answer, location FROM answers WHERE question = ?", (question,)).fetchone()
         return bytes(known[0]), str(known[1])
 
     def find_studies(self, sha256: str) -> dict[str, TakenStudy]:
-        """{folder: the study with this image}."""
+        """Return {folder: its study with this image}."""
         rows = self._db.execute(
-            "SELECT folder, modality, patient, split, place FROM studies WHERE sha256 = ?", (sha256,)
+            "SELECT folder, modality, patient, split, location FROM studies WHERE sha256 = ?", (sha256,)
         )
         return {folder: TakenStudy(*rest) for folder, *rest in rows}
 
     def add_study(self, sha256: str, folder: str, study: TakenStudy) -> None:
+        """Record that a folder has a study with this image."""
         self._db.execute("INSERT INTO studies VALUES (?, ?, ?, ?, ?, ?)", (sha256, folder, *astuple(study)))
 
     def contains_image(self, folder: str, sha256_start: str) -> bool:
-        """Whether a study of the folder has an image whose sha256 begins so."""
-        found = self._db.execute(
+        """Return whether a study of the folder has an image whose sha256 starts with `sha256_start`."""
+        # Every hexadecimal digit sorts before "g", so the range is that of the prefix and the primary key serves it.
+        rows = self._db.execute(
             "SELECT 1 FROM studies WHERE sha256 >= ? AND sha256 < ? AND folder = ?",
             (sha256_start, sha256_start + "g", folder),
         )
-        return found.fetchone() is not None
+        return rows.fetchone() is not None
 
     def find_image_hash(self, sha256: str) -> int:
-        """The perceptual hash of an image that was taken."""
+        """Return the perceptual hash of an image in the index."""
         row = self._db.execute("SELECT hash FROM files WHERE sha256 = ? LIMIT 1", (sha256,)).fetchone()
         return int(row[0], 16)
 
     def count_modalities(self, folder: str | None = None) -> dict[str, int]:
-        """{modality: different images of it}, of one folder or of all."""
+        """Return {modality: number of distinct images}, of one folder or of all folders."""
         rows = self._db.execute(
             "SELECT modality, count(DISTINCT sha256) FROM studies WHERE ? IS NULL OR folder = ? GROUP BY modality"
             " ORDER BY modality",
@@ -128,7 +131,7 @@ class IngestIndex:
         return dict(rows.fetchall())
 
     def count_images(self, folder: str | None = None) -> int:
-        """Different images, of one folder or of all."""
+        """Return the number of distinct images, of one folder or of all folders."""
         row = self._db.execute(
             "SELECT count(DISTINCT sha256) FROM studies WHERE ? IS NULL OR folder = ?", (folder, folder)
         ).fetchone()

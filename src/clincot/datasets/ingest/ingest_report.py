@@ -1,4 +1,4 @@
-"""What became of every row of an ingest: kept, dropped as a duplicate, or refused with its reason."""
+"""The report of an ingest: which rows were kept, dropped as duplicates, or refused and why."""
 
 from __future__ import annotations
 
@@ -21,6 +21,8 @@ MAX_LISTED = 20  # how many refusals and duplicates are listed one by one
 
 
 class RefusedRow(FrozenModel):
+    """A row that was refused, and why."""
+
     file: str
     row: int  # line of a JSONL, position in the list of a JSON; both from 1
     reason: str
@@ -30,42 +32,48 @@ class RefusedRow(FrozenModel):
 
 
 class InvalidRow(InvalidInput):
-    """Why a row cannot be taken, and what mends it."""
+    """A row that cannot be used; the message states the reason and the remedy."""
 
 
 class TooManyRefused(InvalidInput):
-    """More rows were bad than allowed. The others were kept: `report` says what is where."""
+    """More rows were refused than allowed. The other rows are on disk; `report` describes them."""
 
     def __init__(self, report: IngestReport, allowed: int) -> None:
         listed = "\n  ".join(map(str, report.refused[:MAX_LISTED]))
         rows = "row was" if len(report.refused) == 1 else "rows were"
         self.verdict = (
-            f"{len(report.refused)} {rows} refused, {allowed} allowed; the {report.rows_kept} others were kept. Mend"
-            f" the refused rows and run the same command again, or pass --allow-refused {len(report.refused)} to do"
-            " without them"
+            f"{len(report.refused)} {rows} refused, {allowed} allowed; the {report.rows_kept} others were kept. Fix"
+            f" the refused rows and run the same command again, or pass --allow-refused {len(report.refused)} to"
+            " continue without them"
         )
         super().__init__(f"{self.verdict}:\n  {listed}")
         self.report = report
 
 
 class FolderCounts(FrozenModel):
-    """One dataset folder that was written."""
+    """Counts of one dataset folder that was written."""
 
     folder: str  # relative to the output: ".", "train", "test"
     studies: int
     questions: int
     questions_by_kind: dict[str, int]
-    images_by_modality: dict[str, int]  # "" where the source does not say
+    images_by_modality: dict[str, int]  # the key is "" for images whose modality the source does not state
     reports: int = 0
 
     def format_summary(self) -> str:
-        has = [f"{self.questions} questions ({format_counts(self.questions_by_kind)})"] if self.questions else []
-        has += [f"{self.reports} reports"] if self.reports else []
-        return f"{' and '.join(has) or 'no questions'} on {self.studies} images"
+        contents = []
+        if self.questions:
+            contents.append(f"{self.questions} questions ({format_counts(self.questions_by_kind)})")
+        if self.reports:
+            contents.append(f"{self.reports} reports")
+        return f"{' and '.join(contents) or 'no questions'} on {self.studies} images"
 
 
 class IngestReport(FrozenModel):
-    """Written as ingest_report.json beside the data; every row read is in exactly one of the three counts."""
+    """The report that is written to ingest_report.json next to the data.
+
+    Every row read is in exactly one of the three counts: kept, duplicate or refused.
+    """
 
     source: str
     split: str = ""
@@ -73,15 +81,15 @@ class IngestReport(FrozenModel):
     citation: str = ""
     rows_read: int
     rows_kept: int
-    rows_duplicate: int  # the same image, question and answer again: dropped
+    rows_duplicate: int  # repeats of an image, question and answer; dropped
     rows_refused: int
     refused: tuple[RefusedRow, ...] = ()
-    duplicates: tuple[str, ...] = ()  # the first of them, "file:row repeats row N"
+    duplicates: tuple[str, ...] = ()  # the first MAX_LISTED, as "file:row repeats row N"
     images: int  # distinct, over all folders
     images_by_modality: dict[str, int]
     folders: tuple[FolderCounts, ...]
-    leaks: tuple[LeakReport, ...] = ()  # of every two splits
-    notes: tuple[str, ...] = ()  # what was put right on the way in, and how often
+    leaks: tuple[LeakReport, ...] = ()  # one for every pair of splits
+    notes: tuple[str, ...] = ()  # corrections and omissions, with counts
 
     @model_validator(mode="after")
     def _check_row_counts(self) -> Self:
@@ -93,7 +101,7 @@ class IngestReport(FrozenModel):
         return self
 
     def format_summary(self) -> str:
-        """A few lines for a terminal."""
+        """Format the report as a few lines for a terminal."""
         lines = [
             f"{self.source}: {self.rows_read} rows read, {self.rows_kept} kept,"
             f" {self.rows_duplicate} duplicates dropped, {self.rows_refused} refused",
@@ -103,16 +111,16 @@ class IngestReport(FrozenModel):
         lines += [f"leak ({self.split or 'given'} split): {leak.format_summary()}" for leak in self.leaks]
         lines += [f"refused: {row}" for row in self.refused[:MAX_LISTED]]
         if len(self.refused) > MAX_LISTED:
-            lines.append(f"refused: {len(self.refused) - MAX_LISTED} more, all of them in {REPORT_FILE}")
+            lines.append(f"refused: {len(self.refused) - MAX_LISTED} more, listed in {REPORT_FILE}")
         lines += [f"note: {note}" for note in self.notes]
-        lines.append(f"licence: {self.licence or 'the source does not say'}")
+        lines.append(f"licence: {self.licence or 'not stated by the source'}")
         if self.citation:
             lines.append(f"cite: {self.citation}")
         return "\n".join(lines)
 
 
 class IngestTally:
-    """Counts what becomes of every row while an ingest runs."""
+    """Running counts of an ingest: rows kept, duplicate and refused."""
 
     def __init__(self, allow_refused: int) -> None:
         if allow_refused < 0:
@@ -120,14 +128,18 @@ class IngestTally:
         self.allow_refused = allow_refused
         self.kept = self.duplicate = 0
         self.refused: list[RefusedRow] = []
-        self.repeats: list[str] = []  # the first of them
+        self.repeats: list[str] = []  # the first MAX_LISTED
 
     @property
     def read(self) -> int:
         return self.kept + self.duplicate + len(self.refused)
 
     def take_row(self, file: str, row: int, add: Callable[[], str | None]) -> None:
-        """`add` takes the row in, returns the place of the row that it repeats, or raises RowRefused."""
+        """Add a row and count the result.
+
+        `add` stores the row and returns None, returns the location of the row that this one repeats, or raises
+        InvalidRow.
+        """
         try:
             first = add()
         except InvalidRow as error:
@@ -144,19 +156,26 @@ class IngestTally:
         self.refused.append(RefusedRow(file=file, row=row, reason=reason))
 
     def build_no_rows_error(self, source: Path, what: str = "rows") -> InvalidRecord:
-        """The error for a source of which no row can be kept, with the first reasons."""
-        why = "".join(f"\n  {row}" for row in self.sort_refused()[:MAX_LISTED])
-        return InvalidRecord(f"{source}: expected {what}, but none was kept of {self.read} read{why}")
+        """Build the error for a source without a usable row; it lists the first refusals."""
+        return InvalidRecord(
+            f"{source}: expected {what}, but none of the {self.read} read could be kept{self.format_refusals()}"
+        )
+
+    def format_refusals(self) -> str:
+        """Format the first refusals, one indented line each, to append to a message."""
+        return "".join(f"\n  {row}" for row in self.sort_refused()[:MAX_LISTED])
 
     def sort_refused(self) -> tuple[RefusedRow, ...]:
-        """By file, in the order in which the files were first refused a row, then by row."""
-        files = {name: place for place, name in enumerate(dict.fromkeys(row.file for row in self.refused))}
-        return tuple(sorted(self.refused, key=lambda row: (files[row.file], row.row)))
+        """Sort refused rows by file, in the order of each file's first refusal, then by row."""
+        order: dict[str, int] = {}
+        for refused in self.refused:
+            order.setdefault(refused.file, len(order))
+        return tuple(sorted(self.refused, key=lambda refused: (order[refused.file], refused.row)))
 
 
 @dataclass(frozen=True)
 class DatasetAttribution:
-    """What a data set says of itself."""
+    """Licence and citation of a published data set."""
 
     licence: str = ""
     citation: str = ""
@@ -165,10 +184,10 @@ class DatasetAttribution:
 NO_ATTRIBUTION = DatasetAttribution()
 
 
-def write_report(
+def write_report(  # noqa: PLR0913 (one argument per part of the report; all but three have defaults or are keywords)
     out: Path,
     tally: IngestTally,
-    ledger: IngestIndex,
+    index: IngestIndex,
     *,
     source: Path,
     folders: Sequence[FolderCounts],
@@ -177,7 +196,7 @@ def write_report(
     leaks: Sequence[LeakReport] = (),
     notes: Sequence[str] = (),
 ) -> IngestReport:
-    """Write the report beside the data, and return it; raises TooManyRefused where more rows were bad than allowed."""
+    """Write the report next to the data and return it; raises TooManyRefused if too many rows were refused."""
     report = IngestReport(
         source=str(source),
         split=split,
@@ -189,8 +208,8 @@ def write_report(
         rows_refused=len(tally.refused),
         refused=tally.sort_refused(),
         duplicates=tuple(tally.repeats),
-        images=ledger.count_images(),
-        images_by_modality=ledger.count_modalities(),
+        images=index.count_images(),
+        images_by_modality=index.count_modalities(),
         folders=tuple(folders),
         leaks=tuple(leaks),
         notes=tuple(notes),
@@ -203,8 +222,10 @@ def write_report(
 
 
 def format_counts(counts: dict[str, int]) -> str:
+    """Format counts by name, as in "12 open, 3 closed"."""
     return ", ".join(f"{number} {name or 'of unnamed modality'}" for name, number in counts.items())
 
 
 def sort_counts(counts: Counter[str]) -> dict[str, int]:
+    """Return the counts ordered by name, so that a report's bytes do not depend on the order of rows."""
     return dict(sorted(counts.items()))

@@ -1,4 +1,8 @@
-"""Rows of any source into a dataset folder: images checked and taken over, records written aside, then renamed."""
+"""Writer of dataset folders, shared by the readers of all sources.
+
+Images are checked and then linked or copied. Records go to temporary files that are renamed at the end, so a reader
+never sees half a data set.
+"""
 
 from __future__ import annotations
 
@@ -34,9 +38,9 @@ _DISK_FULL_ERRNOS = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT)
 class SourceImage:
     """An image of a source, as a row names it."""
 
-    place: str  # of the row, for messages: "row 3", "train.json:3"
+    location: str  # of the row, for messages: "row 3", "train.json:3"
     image: Path
-    image_name: str  # as the source calls it
+    image_name: str  # its name in the source
     modality: str = ""
     patient: str = ""
     split: str = ""
@@ -44,7 +48,7 @@ class SourceImage:
 
 @dataclass(frozen=True)
 class SourceQuestion:
-    """One question of a source, parsed."""
+    """A parsed question of a source."""
 
     picture: SourceImage
     question: str
@@ -57,30 +61,37 @@ class SourceQuestion:
 
 
 class FolderWriter:
-    """Takes rows into one dataset folder."""
+    """Adds rows to one dataset folder; created by `open_dataset_folder`.
+
+    `shared_with`: a folder of the same ingest; an image that both have is stored once, by hard link.
+    """
 
     def __init__(
         self,
         folder: Path,
         files: dict[str, IO[str]],
         images: ImageInspector,
-        ledger: IngestIndex,
+        index: IngestIndex,
         *,
         link_images: bool,
-        beside: FolderWriter | None,
+        shared_with: FolderWriter | None,
     ) -> None:
         self.folder = folder
         self._files = files
         self._images = images
-        self._ledger = ledger
-        self._key = str(folder)  # of this folder in the ledger
+        self._index = index
+        self._key = str(folder)  # of this folder in the index
         self._link_images = link_images
-        self._beside = beside  # a folder of the same ingest, whose images are shared by hard link
+        self._shared_with = shared_with
         self.kinds = Counter[str]()
         self.reports = 0
 
     def add_question(self, row: SourceQuestion) -> str | None:
-        """Take a question. Returns the place of the row that it repeats, None where it is new; raises RowRefused."""
+        """Add a question.
+
+        Returns the location of the row that it repeats, or None if it is new. Raises InvalidRow if the image or the
+        record is invalid, or contradicts an earlier row.
+        """
         study, is_new = self._build_study(row.picture)
         try:
             question = Question(
@@ -89,7 +100,7 @@ class FolderWriter:
             reference = Reference(question=question.id, answer=row.answer, boxes=row.boxes, finding=row.finding)
         except ValidationError as error:
             raise InvalidRow(format_validation_error(error)) from None
-        repeated = self._find_duplicate(question, reference, row.picture.place)
+        repeated = self._find_duplicate(question, reference, row.picture.location)
         if repeated is not None:
             return repeated
         if is_new:
@@ -100,18 +111,18 @@ class FolderWriter:
         return None
 
     def add_image(self, picture: SourceImage) -> str | None:
-        """Take an image without a question. Returns the place of the row that brought it before; raises RowRefused."""
+        """Add an image without a question; returns and raises as `add_question` does."""
         study, is_new = self._build_study(picture)
         if not is_new:
-            return self._ledger.find_studies(study.sha256)[self._key].place
+            return self._index.find_studies(study.sha256)[self._key].location
         self._store_study(study, picture)
         return None
 
     def add_report(self, pictures: Sequence[SourceImage], text: str) -> str | None:
-        """Take all views of one report, the same picture once; or none of them: raises RowRefused.
+        """Add a report with all of its views; returns and raises as `add_question` does.
 
-        Returns the place of the report that it repeats, None where it is new. A report goes by its first image, so a
-        second one that starts with the same is refused.
+        If one view is invalid, none is stored. Equal images of a report are stored once. A report is identified by its
+        first image, so a second report that starts with the same image and differs otherwise is refused.
         """
         views = dict[str, Study]()
         fresh = list[tuple[Study, SourceImage]]()
@@ -121,13 +132,13 @@ class FolderWriter:
                 fresh.append((study, picture))
             views.setdefault(study.sha256, study)
         ids = [study.id for study in views.values()]
-        place, answer = pictures[0].place, _hash_fields(_normalize_text(text), *ids)
-        known, first = self._ledger.register_answer(_hash_fields("report", self._key, ids[0]), answer, place)
+        location, answer = pictures[0].location, _hash_fields(_normalize_text(text), *ids)
+        known, first = self._index.register_answer(_hash_fields("report", self._key, ids[0]), answer, location)
         if known != answer:
             raise InvalidRow(
-                f"report: {first} starts with the same image and has another text or other views. Keep one of the two"
+                f"report: {first} starts with the same image but has another text or other views. Keep one of the two"
             )
-        if first != place:
+        if first != location:
             return first
         for study, picture in fresh:
             self._store_study(study, picture)
@@ -136,35 +147,37 @@ class FolderWriter:
         return None
 
     def count_records(self, name: str) -> FolderCounts:
+        """Count what was written; `name`: how the report calls the folder."""
         return FolderCounts(
             folder=name,
-            studies=self._ledger.count_images(self._key),
+            studies=self._index.count_images(self._key),
             questions=self.kinds.total(),
             questions_by_kind=sort_counts(self.kinds),
-            images_by_modality=self._ledger.count_modalities(self._key),
+            images_by_modality=self._index.count_modalities(self._key),
             reports=self.reports,
         )
 
     def flush(self) -> None:
+        """Write all records to the disk (fsync)."""
         for file in self._files.values():
             file.flush()
             os.fsync(file.fileno())
 
     def remove_orphans(self) -> None:
-        """Remove images of an earlier ingest, and halves of a killed one: images/ holds what the studies name."""
-        ours = re.compile(r"([0-9a-f]{32})\.(png|jpg)(\.partial)?")
+        """Remove images that no study names: left over from an earlier ingest, or partly written by a killed one."""
+        image_name = re.compile(r"([0-9a-f]{32})\.(png|jpg)(\.partial)?")
         images = self.folder / IMAGES
         for path in images.iterdir() if images.is_dir() else ():
-            name = ours.fullmatch(path.name)
-            if name is not None and (name[3] or not self._ledger.contains_image(self._key, name[1])):
+            match = image_name.fullmatch(path.name)
+            if match is not None and (match[3] or not self._index.contains_image(self._key, match[1])):
                 path.unlink()
 
     def _build_study(self, picture: SourceImage) -> tuple[Study, bool]:
-        """The picture's study, and whether this folder does not have it yet; raises RowRefused."""
+        """Build the picture's study and return it with whether it is new to this folder; raises InvalidRow."""
         facts = self._images.read_facts(picture.image)
         try:
             study = Study(
-                image=f"{IMAGES}/{facts.sha256[:32]}{facts.suffix}",  # by content: no clashes, no odd names
+                image=f"{IMAGES}/{facts.sha256[:32]}{facts.suffix}",  # named by content: no clashes, no unsafe names
                 sha256=facts.sha256,
                 width=facts.width,
                 height=facts.height,
@@ -175,36 +188,36 @@ class FolderWriter:
             )
         except ValidationError as error:
             raise InvalidRow(format_validation_error(error)) from None
-        taken = self._ledger.find_studies(facts.sha256)
-        came = (study.modality, study.patient)
-        for known in taken.values():
-            if (known.modality, known.patient) != came:
+        same_image = self._index.find_studies(facts.sha256)
+        labels = (study.modality, study.patient)
+        for known in same_image.values():
+            if (known.modality, known.patient) != labels:
                 raise InvalidRow(
-                    f"image: {study.source_id!r} has modality and patient {came}, but {known.place}, with the same"
-                    f" image, has {(known.modality, known.patient)}. Give all rows of an image the same"
+                    f"image: {study.source_id!r} has modality and patient {labels}, but {known.location}, with the"
+                    f" same image, has {(known.modality, known.patient)}. Give all rows of an image the same values"
                 )
-        here = taken.get(self._key)
-        if here is not None and here.split != picture.split:
+        existing = same_image.get(self._key)
+        if existing is not None and existing.split != picture.split:
             raise InvalidRow(
-                f"split: {picture.split!r}, but {here.place}, with the same image, is in {here.split!r}."
-                " An image in two splits leaks: put all its rows into one"
+                f"split: {picture.split!r}, but {existing.location}, with the same image, is in {existing.split!r}."
+                " An image in two splits leaks test data: put all its rows into one split"
             )
-        return study, here is None
+        return study, existing is None
 
-    def _find_duplicate(self, question: Question, reference: Reference, place: str) -> str | None:
-        """The place of the row that this one repeats, or None; another answer to the same question is refused.
+    def _find_duplicate(self, question: Question, reference: Reference, location: str) -> str | None:
+        """Return the location of the row that this one repeats, or None; raises InvalidRow if their answers differ.
 
-        Questions and answers are compared without case and spacing, and whatever kind and topic they are given.
+        The comparison ignores case, spacing, kind and topic.
         """
         key = _hash_fields(question.study, _normalize_text(question.text))
         boxes = [str(box.xyxy) for box in reference.boxes]
         answer = _hash_fields(_normalize_text(reference.answer), _normalize_text(reference.finding), *boxes)
-        known, first = self._ledger.register_answer(key, answer, place)
-        if first == place:
+        known, first = self._index.register_answer(key, answer, location)
+        if first == location:
             return None
         if known != answer:
             raise InvalidRow(
-                f"answer: {first} asks the same of the same image and has another answer, box or finding."
+                f"answer: {first} asks the same question about the same image but has another answer, box or finding."
                 " Keep one of the two"
             )
         return first
@@ -212,8 +225,8 @@ class FolderWriter:
     def _store_study(self, study: Study, picture: SourceImage) -> None:
         self._store_image(picture.image, study)
         self._write_record(STUDIES, study)
-        taken = TakenStudy(study.modality, study.patient, picture.split, picture.place)
-        self._ledger.add_study(study.sha256, self._key, taken)
+        study_row = TakenStudy(study.modality, study.patient, picture.split, picture.location)
+        self._index.add_study(study.sha256, self._key, study_row)
 
     def _write_record(self, name: str, record: Record) -> None:
         self._files[name].write(record.model_dump_json() + "\n")
@@ -221,15 +234,18 @@ class FolderWriter:
     def _store_image(self, source: Path, study: Study) -> None:
         target = self.folder / study.image
         if _has_digest(target, study.sha256):
-            return  # an earlier run brought it here
+            return  # stored by an earlier run
         link = self._link_images
-        if self._beside is not None and _has_digest(self._beside.folder / study.image, study.sha256):
-            source, link = self._beside.folder / study.image, True
+        if self._shared_with is not None and _has_digest(self._shared_with.folder / study.image, study.sha256):
+            source, link = self._shared_with.folder / study.image, True
         target.parent.mkdir(parents=True, exist_ok=True)
         partial = target.with_name(target.name + ".partial")
         partial.unlink(missing_ok=True)
         try:
-            _link_or_copy(source, partial) if link else shutil.copyfile(source, partial)
+            if link:
+                _link_or_copy(source, partial)
+            else:
+                shutil.copyfile(source, partial)
             partial.replace(target)
         except BaseException:
             partial.unlink(missing_ok=True)
@@ -240,50 +256,60 @@ class FolderWriter:
 def open_dataset_folder(
     folder: Path,
     images: ImageInspector,
-    ledger: IngestIndex,
+    index: IngestIndex,
     *,
     reports: bool = False,
     link_images: bool = False,
-    beside: FolderWriter | None = None,
+    shared_with: FolderWriter | None = None,
 ) -> Iterator[FolderWriter]:
-    """A dataset folder whose records appear together when the block ends well; otherwise the old ones stay.
+    """Open a dataset folder for writing.
 
-    The questions are renamed last: a folder with questions is whole. Images are named by their content, so
-    those that a broken-off run took over are right and are not copied again. Images of an earlier ingest that
-    no study names any more are removed at the end. `reports` opens the file of reports beside the others.
+    The new records replace the old ones when the block ends without an exception; otherwise the old ones stay.
+    questions.jsonl is renamed last, so a folder that has it is complete. Images are named by their content, so those
+    that an interrupted run stored are reused. Images that no study names any more are removed at the end.
+
+    `reports`: write reports.jsonl too. `link_images`: hard-link images where the file system can. `shared_with`: see
+    FolderWriter. Raises OSError with a remedy if the disk is full.
     """
     names = (QUESTIONS, REFERENCES, *((REPORTS_FILE,) if reports else ()), STUDIES)
     try:
-        with contextlib.ExitStack() as stack:  # renamed in the opposite order
+        with contextlib.ExitStack() as stack:  # closes, and so renames, the files in reverse order
             files = {name: stack.enter_context(atomic_write(folder / name)) for name in names}
-            writer = FolderWriter(folder, files, images, ledger, link_images=link_images, beside=beside)
+            writer = FolderWriter(folder, files, images, index, link_images=link_images, shared_with=shared_with)
             yield writer
-            writer.flush()  # all on disk before the first is renamed
+            writer.flush()  # every file is on disk before the first is renamed
             if not reports:
-                (folder / REPORTS_FILE).unlink(missing_ok=True)  # of an earlier ingest
+                (folder / REPORTS_FILE).unlink(missing_ok=True)  # left over from an earlier ingest
     except OSError as error:
         if error.errno in _DISK_FULL_ERRNOS:
             raise OSError(
                 error.errno,
-                f"{error.strerror} while writing {folder}; what was there before is unchanged."
-                " Make room and run the same command again",
+                f"{error.strerror} while writing {folder}; the folder's previous contents are unchanged."
+                " Free some disk space and run the same command again",
             ) from error
         raise
     writer.remove_orphans()
 
 
 def find_pairwise_leakage(
-    splits: Mapping[str, Callable[[], Iterable[Study]]], ledger: IngestIndex
+    splits: Mapping[str, Callable[[], Iterable[Study]]], index: IngestIndex
 ) -> tuple[LeakReport, ...]:
-    """Every two of the splits, the earlier as the one that is trained on. Call after the folders are written."""
+    """Compare every pair of splits, treating the earlier one as training data.
+
+    `splits` maps a name to a function that reads its studies, so the folders must have been written.
+    """
+
+    def find_hash(study: Study) -> int:
+        return index.find_image_hash(study.sha256)
+
     return tuple(
-        find_split_leakage(splits[a](), splits[b](), lambda study: ledger.find_image_hash(study.sha256), names=(a, b))
-        for a, b in combinations(splits, 2)
+        find_split_leakage(splits[train](), splits[test](), find_hash, names=(train, test))
+        for train, test in combinations(splits, 2)
     )
 
 
 def read_studies(folder: Path, split: str | None = None) -> Iterator[Study]:
-    """The studies of a folder, all or those of one split."""
+    """Stream the studies of a folder, of all splits or of one."""
     return (study for study in read_records(folder / STUDIES, Study) if split is None or study.split == split)
 
 
@@ -295,6 +321,7 @@ def _link_or_copy(source: Path, target: Path) -> None:
     try:
         os.link(source.resolve(), target)
     except OSError as error:
+        # Copy only if the file system cannot link; a full disk, for one, has to stay an error.
         if error.errno not in _HARD_LINK_ERRNOS:
             raise
         shutil.copyfile(source, target)

@@ -1,1 +1,4 @@
-"""Where a rollout can go: KServe canaries, two InferenceServices (blue-green), or processes on this machine."""
+"""Targets of a rollout.
+
+A rollout goes to KServe, by canaries or by two InferenceServices (blue-green), or to processes on this machine.
+"""

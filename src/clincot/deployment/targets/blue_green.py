@@ -1,4 +1,7 @@
-"""A rollout with two InferenceServices and a Service in front that selects the pods of one: all traffic at once."""
+"""Blue-green rollouts between two InferenceServices.
+
+A front Service selects the pods of one of them. All traffic moves at once.
+"""
 
 from __future__ import annotations
 
@@ -21,11 +24,14 @@ from clincot.deployment.inference_service import (
 from clincot.deployment.rollout import NotReady, RequestCounts, TargetFailed
 from clincot.deployment.targets.kserve import KServeTarget, is_ready, kserve_errors, read_served_digest
 
-PREVIOUS_SELECTOR_ANNOTATION = "clincot/before"  # annotation of the front: what it selected before
+PREVIOUS_SELECTOR_ANNOTATION = "clincot/before"  # annotation of the front Service: its previous selector
 
 
 class BlueGreenTarget(KServeTarget):
-    """A second InferenceService and a Service in front. The one before is kept until the next rollout."""
+    """A rollout to a second InferenceService.
+
+    The previous one is kept until the next rollout.
+    """
 
     @property
     def steps(self) -> tuple[int, ...]:
@@ -52,16 +58,16 @@ class BlueGreenTarget(KServeTarget):
             front = self._read_front()
             try:
                 self.cluster.create(self.build_path(self.service_name), self.build_manifest())
-            except Conflict:  # an attempt of ours before this one: the name holds the digest
+            except Conflict:  # from an earlier attempt of this rollout, since the name contains the digest
                 return f"InferenceService {self.service_name}, there already, its settings left as they are"
-        before = "" if front is None else f" beside {front['spec']['selector'].get('app', '')}"
-        return f"InferenceService {self.service_name}{before}"
+        previous = "" if front is None else f" beside {front['spec']['selector'].get('app', '')}"
+        return f"InferenceService {self.service_name}{previous}"
 
     def check_ready(self) -> bool:
         with kserve_errors():
             now = self._read_inference_service(self.service_name)
         if now is None:
-            raise NotReady(f"InferenceService {self.service_name} is gone")
+            raise NotReady(f"InferenceService {self.service_name} does not exist any more")
         return self._update_readiness(is_ready(now), now.get("status", {}).get("modelStatus", {}), self.service_name)
 
     def post_request(self, path: str, payload: Mapping[str, Any], timeout_s: float) -> Any:
@@ -72,10 +78,10 @@ class BlueGreenTarget(KServeTarget):
 
     def shift_traffic(self, percent: int) -> None:
         if percent != 100:
-            raise TargetFailed(f"blue-green moves all of the traffic at once, not {percent} %")
+            raise TargetFailed(f"a blue-green rollout moves 100 % of the traffic at once, not {percent} %")
         ours = {"app": f"isvc.{self.backend_service}"}  # how KServe labels the pods of a component
 
-        def turned(front: Json) -> Json:
+        def select_ours(front: Json) -> Json:
             if front["spec"]["selector"] != ours:
                 front["metadata"].setdefault("annotations", {})[PREVIOUS_SELECTOR_ANNOTATION] = json.dumps(
                     front["spec"]["selector"]
@@ -87,42 +93,41 @@ class BlueGreenTarget(KServeTarget):
             if self._read_front() is None:
                 self.cluster.create(self._build_front_path(), self._build_front(ours))
             else:
-                self.cluster.update_with_retry(self._build_front_path(), turned)
+                self.cluster.update_with_retry(self._build_front_path(), select_ours)
 
     def finish_rollout(self) -> None:
-        """What served before the one before is taken away."""
+        """Delete all InferenceServices of the service but the new and the previous one."""
 
-        def marked(front: Json) -> Json:
+        def mark_finished(front: Json) -> Json:
             front["metadata"].setdefault("annotations", {})[DIGEST_ANNOTATION] = self.digest
             return front
 
         with kserve_errors():
-            front = self.cluster.update_with_retry(self._build_front_path(), marked)
-            kept = {
-                f"isvc.{self.backend_service}",
-                json.loads(front["metadata"]["annotations"].get(PREVIOUS_SELECTOR_ANNOTATION, "{}")).get("app", ""),
-            }
-            at = kubernetes.resource_path(GROUP, VERSION, self.settings.namespace, PLURAL)
-            for one in self.cluster.get(at).get("items", ()):
-                name, labels = one["metadata"]["name"], one["metadata"].get("labels", {})
+            front = self.cluster.update_with_retry(self._build_front_path(), mark_finished)
+            kept = {f"isvc.{self.backend_service}", _read_previous_selector(front).get("app", "")}
+            path = kubernetes.resource_path(GROUP, VERSION, self.settings.namespace, PLURAL)
+            for service in self.cluster.get(path).get("items", ()):
+                name, labels = service["metadata"]["name"], service["metadata"].get("labels", {})
                 backends = {f"isvc.{name}-transformer", f"isvc.{name}-predictor"}
                 if labels.get(SERVICE_LABEL) == self.settings.name and not backends & kept:
                     self.cluster.delete(self.build_path(name))
 
     def roll_back(self) -> None:
-        def back(front: Json) -> Json:
-            before = json.loads(front["metadata"].get("annotations", {}).get(PREVIOUS_SELECTOR_ANNOTATION, "{}"))
-            if front["spec"]["selector"] == {"app": f"isvc.{self.backend_service}"} and before:
-                front["spec"]["selector"] = before
+        ours = {"app": f"isvc.{self.backend_service}"}
+
+        def select_previous(front: Json) -> Json:
+            previous = _read_previous_selector(front)
+            if front["spec"]["selector"] == ours and previous:
+                front["spec"]["selector"] = previous
             return front
 
         with kserve_errors():
             front = self._read_front()
             if front is not None and read_served_digest(front) == self.digest:
-                return  # it had all of the traffic before this rollout
+                return  # the revision had all traffic before this rollout
             if front is not None:
-                front = self.cluster.update_with_retry(self._build_front_path(), back)
-                if front["spec"]["selector"] == {"app": f"isvc.{self.backend_service}"}:  # nothing was served before
+                front = self.cluster.update_with_retry(self._build_front_path(), select_previous)
+                if front["spec"]["selector"] == ours:  # no revision was served before
                     self.cluster.delete(self._build_front_path())
             self.cluster.delete(self.build_path(self.service_name))
 
@@ -147,3 +152,10 @@ class BlueGreenTarget(KServeTarget):
             },
             "spec": {"selector": selector, "ports": [{"name": "http", "port": 80, "targetPort": 8080}]},
         }
+
+
+def _read_previous_selector(front: Json) -> Json:
+    """The front Service's previous selector; empty if it has had only one."""
+    annotations = front["metadata"].get("annotations", {})
+    previous: Json = json.loads(annotations.get(PREVIOUS_SELECTOR_ANNOTATION, "{}"))
+    return previous

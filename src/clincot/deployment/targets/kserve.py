@@ -1,6 +1,7 @@
-"""Rollouts on KServe (0.20 and later) by its own means: spec.canary[], and canaryTrafficPercent in Knative mode.
+"""Rollouts on KServe (0.20 and later).
 
-Every change is a read, a change of what is ours, and a write over what was read. deployment/targets/select.py chooses the way.
+They use spec.canary[], or canaryTrafficPercent in Knative mode. Each update reads the object, changes only our fields,
+and writes it back if it has not changed since. deployment/targets/select.py chooses the class.
 """
 
 from __future__ import annotations
@@ -37,7 +38,10 @@ _FAILED_TRANSITIONS = {"BlockedByFailedLoad", "InvalidSpec"}
 
 
 class KServeTarget(ABC):
-    """What the three ways have in common. One object is one rollout of one checkpoint."""
+    """The common part of the three KServe targets.
+
+    An instance performs one rollout of one checkpoint.
+    """
 
     def __init__(
         self,
@@ -55,7 +59,7 @@ class KServeTarget(ABC):
         self.revision = build_revision_name(digest)
         self._steps, self._validator = steps, validator
         self._ready = False
-        self._alone = False  # no other revision is there to share the traffic with
+        self._alone = False  # True if no other revision shares the traffic
 
     @property
     def steps(self) -> tuple[int, ...]:
@@ -66,11 +70,12 @@ class KServeTarget(ABC):
         return self.settings.name
 
     def build_path(self, name: str = "") -> str:
+        """The API path of an InferenceService; default: the one named like the service."""
         return kubernetes.resource_path(GROUP, VERSION, self.settings.namespace, PLURAL, name or self.settings.name)
 
     @abstractmethod
     def build_manifest(self) -> Json:
-        """What will be applied where nothing is yet."""
+        """Build the manifest that is applied if the object does not exist."""
 
     @abstractmethod
     def start_revision(self) -> str: ...
@@ -91,31 +96,37 @@ class KServeTarget(ABC):
     def roll_back(self) -> None: ...
 
     def validate_manifest(self) -> None:
-        """Against the CRD of the cluster, or the one given. Raises crd.InvalidManifest, TargetFailed."""
+        """Validate the manifest against the CRD.
+
+        Raises crd.InvalidResource, TargetFailed.
+        """
         if self._validator is None:
             with kserve_errors():
-                found = self.cluster.get(kubernetes.crd_path(CRD_NAME))
-            self._validator = crd.build_validator(found, VERSION)
+                definition = self.cluster.get(kubernetes.crd_path(CRD_NAME))
+            self._validator = crd.build_validator(definition, VERSION)
         self._validate_object(self.build_manifest())
 
     def _validate_object(self, manifest: Json) -> None:
         if self._validator is None:
-            raise AssertionError("validate() comes first")
+            raise AssertionError("call validate_manifest() first, which sets the validator")
         crd.validate_manifest(manifest, self._validator)
 
     def read_request_counts(self) -> RequestCounts | None:
         return None
 
     def _read_service_counts(self, service: str) -> RequestCounts | None:
-        """From the server's own metrics; of several replicas one would answer for all, so none is asked."""
+        """Read the server's own metrics; None if they cannot be read.
+
+        With several replicas, the Service would return the metrics of an arbitrary one, so they are not used.
+        """
         if self.settings.replicas > 1:
             return None
         try:
             if self.settings.service_url:
                 return parse_request_counts(get_text(self._build_service_url(service), "/metrics", _METRICS_TIMEOUT_S))
             return parse_request_counts(self.cluster.request_text("GET", self._build_proxy_path(service, "/metrics")))
-        except (ClusterFailed, RequestFailed):  # one that cannot say it is no worse than one that does not count
-            return None
+        except (ClusterFailed, RequestFailed):
+            return None  # metrics are optional: treat the server as one without metrics
 
     def _build_proxy_path(self, service: str, path: str) -> str:
         return kubernetes.service_proxy_path(self.settings.namespace, service, path)
@@ -130,14 +141,18 @@ class KServeTarget(ABC):
             return None
 
     def _update_readiness(self, ready: bool, model_status: Mapping[str, Any], what: str) -> bool:
-        """Ready or not; NotReady where it never will be, or no longer is."""
+        """Record the readiness and return it.
+
+        Raises NotReady if it is lost, or can never be reached.
+        """
         failure = model_status.get("lastFailureInfo") or {}
         if model_status.get("transitionStatus") in _FAILED_TRANSITIONS:
             raise NotReady(
                 f"{what}: {model_status['transitionStatus']}: {failure.get('message') or failure.get('reason')}"
             )
         if self._ready and not ready:
-            raise NotReady(f"{what} was ready and is no longer; {failure.get('message') or 'its pods say why'}")
+            cause = failure.get("message") or "the logs of its pods may say why"
+            raise NotReady(f"{what} was ready and is no longer ready; {cause}")
         self._ready = self._ready or ready
         return ready
 
@@ -153,7 +168,11 @@ class KServeTarget(ABC):
 
 
 class CanaryTarget(KServeTarget):
-    """spec.canary[]. The new revision is a predictor of its own name; promotion moves the name, pods stay."""
+    """A rollout with spec.canary[].
+
+    The new revision is a second predictor, named after its checkpoint. Promotion makes it the stable predictor under
+    the same name, so its pods keep running.
+    """
 
     def build_manifest(self) -> Json:
         return build_inference_service(self.settings, self.digest, self.uri, mode="Standard")
@@ -181,15 +200,16 @@ class CanaryTarget(KServeTarget):
         with kserve_errors():
             now = self._read_inference_service()
         if now is None:
-            raise NotReady(f"InferenceService {self.settings.name} is gone")
+            raise NotReady(f"InferenceService {self.settings.name} does not exist any more")
         if self._alone:
             return self._update_readiness(
                 is_ready(now), now.get("status", {}).get("modelStatus", {}), self.settings.name
             )
-        found: Json = next(
-            (c for c in now.get("status", {}).get("canaryStatuses", ()) if c["name"] == self.revision), {}
+        statuses = now.get("status", {}).get("canaryStatuses", ())
+        canary: Json = next((status for status in statuses if status["name"] == self.revision), {})
+        return self._update_readiness(
+            bool(canary.get("ready")), canary.get("modelStatus", {}), f"canary {self.revision}"
         )
-        return self._update_readiness(bool(found.get("ready")), found.get("modelStatus", {}), f"canary {self.revision}")
 
     @property
     def backend_service(self) -> str:
@@ -207,7 +227,7 @@ class CanaryTarget(KServeTarget):
                 self._set_canary_share(percent)
 
     def finish_rollout(self) -> None:
-        def promoted(now: Json) -> Json:
+        def promote(now: Json) -> Json:
             if not self._alone:
                 now["spec"]["predictor"] = build_predictor(self.settings, self.digest, self.uri, mode="Standard")
                 now["spec"].pop("canary", None)
@@ -215,27 +235,29 @@ class CanaryTarget(KServeTarget):
             return now
 
         with kserve_errors():
-            self.cluster.update_with_retry(self.build_path(), promoted)
+            self.cluster.update_with_retry(self.build_path(), promote)
 
     def roll_back(self) -> None:
-        def without(now: Json) -> Json:
-            rest = [one for one in now["spec"].get("canary", ()) if one["predictor"]["name"] != self.revision]
-            now["spec"].pop("canary", None)
-            return now | ({"spec": now["spec"] | {"canary": rest}} if rest else {})
+        def remove_canary(now: Json) -> Json:
+            canaries = now["spec"].pop("canary", ())
+            others = [canary for canary in canaries if canary["predictor"]["name"] != self.revision]
+            if others:
+                now["spec"]["canary"] = others
+            return now
 
         with kserve_errors():
             now = self._read_inference_service()
             if now is not None and _read_stable_name(now) != self.revision:
-                self.cluster.update_with_retry(self.build_path(), without)
-            elif now is not None and read_served_digest(now) is None:  # made by this rollout
+                self.cluster.update_with_retry(self.build_path(), remove_canary)
+            elif now is not None and read_served_digest(now) is None:  # created by this rollout
                 self.cluster.delete(self.build_path())
 
     def _build_canary_entry(self, percent: int) -> Json:
         return build_canary(self.settings, self.digest, self.uri, percent)
 
     def _set_canary_share(self, percent: int) -> None:
-        def shared(now: Json) -> Json:
-            others = [one["predictor"]["name"] for one in now["spec"].get("canary", ())]
+        def set_share(now: Json) -> Json:
+            others = [canary["predictor"]["name"] for canary in now["spec"].get("canary", ())]
             if any(name != self.revision for name in others):
                 raise TargetFailed(
                     f"InferenceService {self.settings.name} has the canary {others[0]} of another rollout"
@@ -243,19 +265,22 @@ class CanaryTarget(KServeTarget):
             now["spec"]["canary"] = [self._build_canary_entry(percent)]
             return now
 
-        self.cluster.update_with_retry(self.build_path(), shared)
+        self.cluster.update_with_retry(self.build_path(), set_share)
 
 
 class KnativeTarget(KServeTarget):
-    """canaryTrafficPercent: KServe keeps the rest of the traffic on the revision that last had all of it."""
+    """A rollout with canaryTrafficPercent.
+
+    KServe leaves the rest of the traffic on the revision that last had all of it.
+    """
 
     def build_manifest(self) -> Json:
         return build_inference_service(self.settings, self.digest, self.uri, mode="Knative")
 
     def start_revision(self) -> str:
-        def beside(now: Json) -> Json:
-            new = build_predictor(self.settings, self.digest, self.uri, mode="Knative")
-            now["spec"]["predictor"] = new | {"canaryTrafficPercent": 0}
+        def add_revision(now: Json) -> Json:
+            predictor = build_predictor(self.settings, self.digest, self.uri, mode="Knative")
+            now["spec"]["predictor"] = predictor | {"canaryTrafficPercent": 0}
             return now
 
         with kserve_errors():
@@ -266,7 +291,7 @@ class KnativeTarget(KServeTarget):
                 read_served_digest(now) == self.digest and _read_storage_uri(now) == self.uri
             )
             if not self._alone:
-                self.cluster.update_with_retry(self.build_path(), beside)
+                self.cluster.update_with_retry(self.build_path(), add_revision)
         how = _describe_unchanged(now) if self._alone else ", canaryTrafficPercent 0"
         return f"a revision of InferenceService {self.settings.name}{how}"
 
@@ -274,24 +299,24 @@ class KnativeTarget(KServeTarget):
         with kserve_errors():
             now = self._read_inference_service()
         if now is None:
-            raise NotReady(f"InferenceService {self.settings.name} is gone")
+            raise NotReady(f"InferenceService {self.settings.name} does not exist any more")
         status = now.get("status", {})
-        part = status.get("components", {}).get("predictor", {})
-        newest = part.get("latestCreatedRevision", "")
-        # Until the status speaks of the new revision it calls the old one, which has all of the traffic, the newest.
-        new = self._alone or self._ready or newest != part.get("latestRolledoutRevision")
-        ready = bool(newest and new and newest == part.get("latestReadyRevision") and is_ready(now))
+        predictor = status.get("components", {}).get("predictor", {})
+        newest = predictor.get("latestCreatedRevision", "")
+        # The status lags behind: at first it still names the old revision, which has all traffic, as the newest.
+        is_new = self._alone or self._ready or newest != predictor.get("latestRolledoutRevision")
+        ready = bool(newest and is_new and newest == predictor.get("latestReadyRevision") and is_ready(now))
         return self._update_readiness(ready, status.get("modelStatus", {}), self.settings.name)
 
     def post_request(self, path: str, payload: Mapping[str, Any], timeout_s: float) -> Any:
         with kserve_errors():
             status = (self._read_inference_service() or {}).get("status", {})
         traffic = status.get("components", {}).get("predictor", {}).get("traffic", ())
-        tagged = next((one["url"] for one in traffic if one.get("latestRevision") and one.get("url")), "")
+        tagged = next((entry["url"] for entry in traffic if entry.get("latestRevision") and entry.get("url")), "")
         url = tagged or (status.get("url", "") if self._alone else "")
         if not url:
             raise RequestFailed(
-                f"the new revision has no address of its own; expected the tag that {TAG_ROUTING_ANNOTATION} gives"
+                f"the new revision has no address; expected the tagged one that {TAG_ROUTING_ANNOTATION} creates"
             )
         return post_json(url, path, payload, timeout_s)
 
@@ -307,16 +332,18 @@ class KnativeTarget(KServeTarget):
             now = self._read_inference_service()
         if now is None or _read_storage_uri(now) != self.uri:
             return
-        if read_served_digest(now) is None:  # made by this rollout
+        if read_served_digest(now) is None:  # created by this rollout
             with kserve_errors():
                 self.cluster.delete(self.build_path())
         elif read_served_digest(now) != self.digest:
-            self._set_traffic_percent(0)  # pinned to the revision before; the next rollout writes over the spec
+            self._set_traffic_percent(0)  # pinned to the previous revision; the next rollout replaces the spec
 
     def _set_traffic_percent(self, percent: int | None) -> None:
-        def shared(now: Json) -> Json:
+        def set_percent(now: Json) -> Json:
             if _read_storage_uri(now) != self.uri:
-                raise TargetFailed(f"InferenceService {self.settings.name} was given another checkpoint meanwhile")
+                raise TargetFailed(
+                    f"InferenceService {self.settings.name} was changed to another checkpoint during the rollout"
+                )
             now["spec"]["predictor"].pop("canaryTrafficPercent", None)
             if percent is None:
                 now["metadata"].setdefault("annotations", {})[DIGEST_ANNOTATION] = self.digest
@@ -325,17 +352,20 @@ class KnativeTarget(KServeTarget):
             return now
 
         with kserve_errors():
-            self.cluster.update_with_retry(self.build_path(), shared)
+            self.cluster.update_with_retry(self.build_path(), set_percent)
 
 
 def read_served_digest(now: Json) -> str | None:
-    """The checkpoint whose rollout was finished; None where none ever was."""
-    found: str | None = now["metadata"].get("annotations", {}).get(DIGEST_ANNOTATION)
-    return found
+    """The checkpoint of the last finished rollout; None if no rollout has finished."""
+    digest: str | None = now["metadata"].get("annotations", {}).get(DIGEST_ANNOTATION)
+    return digest
 
 
 def _describe_unchanged(now: Json) -> str:
-    """A rollout moves checkpoints. Other settings of what is served already are `kubectl`'s (--show-manifests)."""
+    """A note that a served object's settings were not changed.
+
+    A rollout changes only the checkpoint. To change other settings, apply the output of --show-manifests with kubectl.
+    """
     return "" if read_served_digest(now) is None else ", served already, its settings left as they are"
 
 
@@ -348,13 +378,16 @@ def _read_stable_name(now: Json) -> str:
 
 
 def is_ready(now: Json) -> bool:
-    """KServe's own word. Its observedGeneration is the Deployment's, so it does not tell a status that lags behind."""
+    """Whether KServe reports the object as ready.
+
+    The status may lag behind the spec. KServe's observedGeneration does not show that: it is the Deployment's.
+    """
     return bool(kubernetes.get_conditions(now).get("Ready", {}).get("status") == "True")
 
 
 @contextlib.contextmanager
 def kserve_errors() -> Iterator[None]:
-    """What the cluster refuses is the target's failure."""
+    """Raise TargetFailed in place of ClusterFailed."""
     try:
         yield
     except ClusterFailed as error:

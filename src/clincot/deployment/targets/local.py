@@ -1,11 +1,14 @@
-"""A rollout between two server processes of this machine: the demo's end, and a rehearsal of the one on a cluster.
+"""Rollouts between two server processes on this machine.
 
-    state/front.json         the process whose address clients use (front.py), which stays
-    state/route.json         who gets how much of the traffic
-    state/servers/<digest>.json   a server process: pid, when it was started, address, log
-    state/checkpoints/…      what the servers read
+The demo uses them, and they are a way to try a rollout without a cluster.
 
-Processes outlive the command. A pid is only signalled where the process was started when the file says.
+    state/front.json              the splitter process, whose address clients use (traffic_splitter.py)
+    state/route.json              the traffic shares
+    state/servers/<digest>.json   a server process: pid, start time, address, log file
+    state/checkpoints/…           the checkpoints that the servers load
+
+The processes keep running after the command ends. A process is signalled only if its start time matches the file, since
+the operating system may have given its pid to another process.
 """
 
 from __future__ import annotations
@@ -26,7 +29,7 @@ from pydantic import BaseModel
 
 from clincot.deployment.rollout import NotReady, RequestCounts, TargetFailed
 from clincot.deployment.smoke import RequestFailed, build_smoke_headers, post_json
-from clincot.deployment.targets.traffic_splitter import (
+from clincot.deployment.targets.traffic_route import (
     COUNTS_PATH,
     ROUTE_FILE,
     TrafficBackend,
@@ -51,24 +54,24 @@ SERVE_COMMAND = (
     "--port",
     "{port}",
 )
-STOP_TIMEOUT_S = 90.0  # a server finishes what it accepted
-_TAIL_CHARS = 600  # characters of a log that a message quotes
+STOP_TIMEOUT_S = 90.0  # servers finish the requests that they have accepted
+_TAIL_CHARS = 600  # characters of a log that an error message quotes
 
 M = TypeVar("M", bound=BaseModel)
 
 
 class ServerProcess(FrozenModel):
-    """A process of ours."""
+    """A server or splitter process that a local rollout started."""
 
     pid: int
-    started: float  # as the system says; a pid alone may be another process's by now
+    started: float  # the start time that the operating system reports; a pid may be reused
     url: str
     log: str
     digest: str = ""
 
     @property
     def process(self) -> psutil.Process | None:
-        """None where it has ended."""
+        """The running process; None if it has ended."""
         try:
             process = psutil.Process(self.pid)
             same = abs(process.create_time() - self.started) < 0.05 and process.status() != psutil.STATUS_ZOMBIE
@@ -78,7 +81,10 @@ class ServerProcess(FrozenModel):
 
 
 class LocalTarget:
-    """Servers on ports of 127.0.0.1 behind one address. One object is one rollout of one checkpoint."""
+    """Server processes on 127.0.0.1 behind one address.
+
+    An instance performs one rollout of one checkpoint.
+    """
 
     how = "local processes behind one address"
 
@@ -105,15 +111,12 @@ class LocalTarget:
 
     @property
     def model(self) -> str:
-        """As the server names it (/openai/v1/models)."""
+        """The model's name at the server (/openai/v1/models). Raises RequestFailed."""
         if not self._model:
             try:
-                found = (
-                    httpx.get(f"{self._read_server().url}/openai/v1/models", headers=build_smoke_headers(), timeout=30)
-                    .raise_for_status()
-                    .json()
-                )
-                self._model = str(found["data"][0]["id"])
+                url = f"{self._read_server().url}/openai/v1/models"
+                reply = httpx.get(url, headers=build_smoke_headers(), timeout=30).raise_for_status()
+                self._model = str(reply.json()["data"][0]["id"])
             except (httpx.HTTPError, ValueError, LookupError) as error:
                 raise RequestFailed(f"GET /openai/v1/models: expected a model, got {type(error).__name__}") from None
         return self._model
@@ -124,25 +127,29 @@ class LocalTarget:
         if running is None or running.process is None:
             folder = download_checkpoint(self.store, self.manifest, self.state / "checkpoints")
             if hash_checkpoint(folder) != self.digest:
-                raise TargetFailed(f"{folder}: is not {self.digest[:12]}; remove the folder, it is fetched again")
+                raise TargetFailed(
+                    f"{folder}: expected the checkpoint {self.digest[:12]}, got other files; remove the folder, and it "
+                    "is downloaded again"
+                )
             port = _find_free_port()
             command = [part.format(checkpoint=folder, port=port) for part in self.command]
             running = _spawn_process(command, self.state / "logs" / f"{self.digest[:12]}.log", port, self.digest)
             _write_state(self._build_server_path(self.digest), running)
-        before = self._read_other_backends()
-        return f"a server on {running.url}, " + (f"beside {before[0].digest[:12]}" if before else "alone")
+        others = self._read_other_backends()
+        return f"a server on {running.url}, " + (f"beside {others[0].digest[:12]}" if others else "alone")
 
     def check_ready(self) -> bool:
         running = self._read_server()
         if running.process is None:
-            raise NotReady(f"the server ended; the end of {running.log}: {_read_log_tail(Path(running.log))}")
+            raise NotReady(f"the server has ended; the end of {running.log}: {_read_log_tail(Path(running.log))}")
         try:
             ready = httpx.get(f"{running.url}/v2/health/ready", timeout=10).status_code == 200
         except httpx.HTTPError:
             ready = False
         if self._was_ready and not ready:
             raise NotReady(
-                f"the server was ready and is no longer; the end of {running.log}: {_read_log_tail(Path(running.log))}"
+                f"the server was ready and is no longer ready; the end of {running.log}: "
+                f"{_read_log_tail(Path(running.log))}"
             )
         self._was_ready = self._was_ready or ready
         return ready
@@ -154,37 +161,36 @@ class LocalTarget:
         front = _read_state(self.state / "front.json", ServerProcess)
         if front is None or front.process is None:
             return None
-        found = httpx.get(front.url + COUNTS_PATH, timeout=10).json().get(self.digest, {"requests": 0, "failed": 0})
-        return RequestCounts(found["requests"], found["failed"])
+        counts = httpx.get(front.url + COUNTS_PATH, timeout=10).json().get(self.digest, {"requests": 0, "failed": 0})
+        return RequestCounts(counts["requests"], counts["failed"])
 
     def shift_traffic(self, percent: int) -> None:
         self.ensure_front()
         ours = TrafficBackend(digest=self.digest, url=self._read_server().url, percent=percent)
-        rest = [one.model_copy(update={"percent": 100 - percent}) for one in self._read_other_backends()]
-        if not rest and percent < 100:
-            raise TargetFailed(f"there is no other server to take the other {100 - percent} %")
-        _write_state(self.state / ROUTE_FILE, TrafficRoute(backends=(*rest, ours)))
+        others = [other.model_copy(update={"percent": 100 - percent}) for other in self._read_other_backends()]
+        if not others and percent < 100:
+            raise TargetFailed(f"no other server is running to take the remaining {100 - percent} % of the traffic")
+        _write_state(self.state / ROUTE_FILE, TrafficRoute(backends=(*others, ours)))
 
     def finish_rollout(self) -> None:
-        before = self._read_other_backends()
-        _write_state(
-            self.state / ROUTE_FILE,
-            TrafficRoute(backends=(TrafficBackend(digest=self.digest, url=self._read_server().url, percent=100),)),
-        )
-        for one in before:
-            self._stop_server(one.digest)
+        others = self._read_other_backends()
+        ours = TrafficBackend(digest=self.digest, url=self._read_server().url, percent=100)
+        _write_state(self.state / ROUTE_FILE, TrafficRoute(backends=(ours,)))
+        for other in others:
+            self._stop_server(other.digest)
 
     def roll_back(self) -> None:
-        before = self._read_other_backends()
-        if before or read_route(self.state).backends:
-            _write_state(
-                self.state / ROUTE_FILE,
-                TrafficRoute(backends=tuple(one.model_copy(update={"percent": 100}) for one in before)),
-            )
+        others = self._read_other_backends()
+        if others or read_route(self.state).backends:
+            backends = tuple(other.model_copy(update={"percent": 100}) for other in others)
+            _write_state(self.state / ROUTE_FILE, TrafficRoute(backends=backends))
         self._stop_server(self.digest)
 
     def ensure_front(self) -> ServerProcess:
-        """The process that clients talk to, started where it does not run."""
+        """Return the splitter process, after starting it if it does not run.
+
+        It is started on its previous address. Raises TargetFailed.
+        """
         path = self.state / "front.json"
         front = _read_state(path, ServerProcess)
         if front is not None and front.process is not None:
@@ -205,18 +211,19 @@ class LocalTarget:
         return front
 
     def _read_other_backends(self) -> list[TrafficBackend]:
-        """Who has the traffic now beside us: at most one, and alive."""
-        route = [one for one in read_route(self.state).backends if one.digest != self.digest]
-        alive = [
-            one for one in route if (found := self._find_server(one.digest)) is not None and found.process is not None
-        ]
-        return alive[:1]
+        """The running server that shares the traffic with ours: a list of at most one."""
+        running = []
+        for backend in read_route(self.state).backends:
+            server = self._find_server(backend.digest)
+            if backend.digest != self.digest and server is not None and server.process is not None:
+                running.append(backend)
+        return running[:1]
 
     def _read_server(self) -> ServerProcess:
-        found = self._find_server(self.digest)
-        if found is None:
+        server = self._find_server(self.digest)
+        if server is None:
             raise NotReady("the server was never started")
-        return found
+        return server
 
     def _find_server(self, digest: str) -> ServerProcess | None:
         return _read_state(self._build_server_path(digest), ServerProcess)
@@ -226,23 +233,27 @@ class LocalTarget:
 
     def _stop_server(self, digest: str) -> None:
         path = self._build_server_path(digest)
-        found = _read_state(path, ServerProcess)
-        if found is not None:
-            _stop_process(found)
+        server = _read_state(path, ServerProcess)
+        if server is not None:
+            _stop_process(server)
             path.unlink()
 
 
 def stop_all_servers(state: Path) -> list[str]:
-    """Stop the front and every server of a local deployment; says which."""
+    """Stop the splitter and all servers of a local deployment.
+
+    Returns a description of each stopped process.
+    """
     paths = [state / "front.json", *sorted((state / "servers").glob("*.json"))]
-    told = []
+    stopped = []
     for path in paths:
-        found = _read_state(path, ServerProcess)
-        if found is not None:
-            told.append(f"{'front' if path.name == 'front.json' else found.digest[:12]} {found.url} (pid {found.pid})")
-            _stop_process(found)
+        server = _read_state(path, ServerProcess)
+        if server is not None:
+            name = "front" if path.name == "front.json" else server.digest[:12]
+            stopped.append(f"{name} {server.url} (pid {server.pid})")
+            _stop_process(server)
             path.unlink()
-    return told
+    return stopped
 
 
 def _spawn_process(command: Sequence[str], log: Path, port: int, digest: str = "") -> ServerProcess:
@@ -279,13 +290,13 @@ def _wait_listening(running: ServerProcess, within_s: float = 60.0) -> None:
     deadline = time.monotonic() + within_s
     while time.monotonic() < deadline:
         if running.process is None:
-            raise TargetFailed(f"the front ended; the end of {running.log}: {_read_log_tail(Path(running.log))}")
+            raise TargetFailed(f"the splitter has ended; the end of {running.log}: {_read_log_tail(Path(running.log))}")
         try:
             httpx.get(running.url + COUNTS_PATH, timeout=5)
             return
         except httpx.HTTPError:
             time.sleep(0.05)
-    raise TargetFailed(f"the front does not listen on {running.url}")
+    raise TargetFailed(f"the splitter does not listen on {running.url} after {within_s:g} s")
 
 
 def _find_free_port() -> int:

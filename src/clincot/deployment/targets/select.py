@@ -1,9 +1,9 @@
-"""How traffic is moved on a cluster, by what the cluster offers.
+"""The choice of a traffic mode by what the cluster supports.
 
-canary       Standard mode, Gateway API: spec.canary[], a second predictor with its share
-knative      Knative mode: canaryTrafficPercent, the revision before keeps the rest
-blue-green   Standard mode without Gateway API (KServe ignores canaryTrafficPercent there in silence), or with a
-             transformer of its own: a second InferenceService, and a Service of ours in front that selects one
+canary       Standard mode with the Gateway API: spec.canary[], a second predictor with its own share
+knative      Knative mode: canaryTrafficPercent; the previous revision keeps the rest
+blue-green   Standard mode without the Gateway API (where KServe silently ignores canaryTrafficPercent), or with a
+             separate transformer: a second InferenceService, and a front Service of ours that selects one of the two
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def build_kserve_target(
     steps: tuple[int, ...],
     validator: Draft202012Validator | None = None,
 ) -> KServeTarget:
-    """The target for a checkpoint, as the cluster can. Raises TargetFailed."""
+    """Build the target of a checkpoint for this cluster. Raises TargetFailed."""
     if not manifest.uri.startswith("s3://"):
         raise TargetFailed(
             f"a cluster cannot read {manifest.uri}; publish to an S3 store, or deploy with --target local"
@@ -49,7 +49,10 @@ def build_kserve_target(
 
 
 def choose_traffic_mode(cluster: Cluster, settings: ServiceSettings) -> tuple[TrafficMode, str]:
-    """How traffic is moved here, and why so. Raises TargetFailed where what was asked for cannot be had."""
+    """Choose the traffic mode, and return it with the reason.
+
+    Raises TargetFailed if the cluster does not support the requested mode.
+    """
     with kserve_errors():
         knative = cluster.has_api("serving.knative.dev", "v1")
     separate = settings.transformer == "separate"
@@ -57,10 +60,10 @@ def choose_traffic_mode(cluster: Cluster, settings: ServiceSettings) -> tuple[Tr
         settings.mode == "auto" and knative and _read_default_mode(cluster, settings) == "Knative"
     ):
         if not knative:
-            raise TargetFailed("mode knative was asked for, but the cluster does not serve serving.knative.dev/v1")
+            raise TargetFailed("mode knative was requested, but the cluster does not serve serving.knative.dev/v1")
         if separate:
             raise TargetFailed(
-                "in Knative mode each request of a transformer of its own may meet another revision of the predictor; "
+                "in Knative mode each request of a separate transformer may reach another revision of the predictor; "
                 "set transformer: collocated"
             )
         return "knative", "KServe runs in Knative mode: canaryTrafficPercent"
@@ -72,16 +75,17 @@ def choose_traffic_mode(cluster: Cluster, settings: ServiceSettings) -> tuple[Tr
     elif gateway:
         return "canary", f"{why}: spec.canary[]"
     if settings.mode == "standard":
-        raise TargetFailed(f"mode standard was asked for, but spec.canary[] would do nothing here: {why}")
+        raise TargetFailed(f"mode standard was requested, but spec.canary[] would have no effect here: {why}")
     return "blue-green", f"{why}; all of the traffic moves at once"
 
 
 def _read_default_mode(cluster: Cluster, settings: ServiceSettings) -> str:
-    found = _read_kserve_config(cluster, settings, "deploy").get("defaultDeploymentMode", "Standard")
-    return "Knative" if found in ("Knative", "Serverless") else "Standard"
+    mode = _read_kserve_config(cluster, settings, "deploy").get("defaultDeploymentMode", "Standard")
+    return "Knative" if mode in ("Knative", "Serverless") else "Standard"
 
 
 def _check_gateway_api(cluster: Cluster, settings: ServiceSettings) -> tuple[bool, str]:
+    """Whether KServe routes through the Gateway API, and how that is known."""
     if settings.gateway_api != "auto":
         return settings.gateway_api == "yes", f"gateway_api is set to {settings.gateway_api}"
     with kserve_errors():
@@ -93,16 +97,16 @@ def _check_gateway_api(cluster: Cluster, settings: ServiceSettings) -> tuple[boo
 
 
 def _read_kserve_config(cluster: Cluster, settings: ServiceSettings, part: str) -> Json:
-    """One part of KServe's own configuration."""
+    """Read one entry of KServe's ConfigMap. Raises TargetFailed."""
     path = kubernetes.resource_path("", "v1", settings.kserve_namespace, "configmaps", "inferenceservice-config")
     try:
-        found: Json = json.loads(cluster.get(path).get("data", {}).get(part, "{}"))
+        content: Json = json.loads(cluster.get(path).get("data", {}).get(part, "{}"))
     except ObjectNotFound:
-        raise TargetFailed(f"{path}: KServe's configuration is not there; is kserve_namespace right?") from None
+        raise TargetFailed(f"{path}: KServe's configuration does not exist; check kserve_namespace") from None
     except Forbidden as error:
         raise TargetFailed(f"{error}; or set mode and gateway_api in the service's settings") from None
     except ClusterFailed as error:
         raise TargetFailed(str(error)) from None
     except ValueError as error:
         raise TargetFailed(f"{path}: {part} is not JSON: {error}") from None
-    return found
+    return content

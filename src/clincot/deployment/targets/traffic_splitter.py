@@ -1,165 +1,203 @@
-"""The address that clients of a local deployment use: passes requests on to servers by their share of the traffic.
+"""The reverse proxy in front of a local deployment.
 
-A process of its own (`python -m clincot.deployment.targets.traffic_splitter`), so that servers come and go behind an address that stays. Reads
-route.json anew when it was replaced. GET /-/counts says how many requests each checkpoint served, and failed.
+It splits requests between the servers by their traffic shares. It runs as a process of its own (`python -m
+clincot.deployment.targets.traffic_splitter`), so that servers can be replaced behind an address that stays the same.
+`GET /-/counts` reports how many requests each checkpoint has served and how many of them failed. A request fails if its
+server answers with a 5xx status or not at all, or if the client does not receive the whole reply.
 """
 
 from __future__ import annotations
 
 import argparse
-import http.client
-import json
+import asyncio
+import math
 import sys
-import threading
-from collections.abc import Sequence
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from collections.abc import AsyncIterator, Iterable, Sequence
+from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any
-from urllib.parse import urlsplit
 
-from clincot.fields import FrozenModel
+import httpx
+import uvicorn
+from starlette.applications import Starlette
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Mount, Route
+from starlette.types import Receive, Scope, Send
 
-COUNTS_PATH = "/-/counts"
-ROUTE_FILE = "route.json"
+from clincot.deployment.targets.traffic_route import COUNTS_PATH, TrafficBackend, TrafficRouter
+
+METHODS = ("GET", "POST", "PUT", "DELETE")
 ANSWER_TIMEOUT_S = 300.0
-_BLOCK_BYTES = 1 << 16
+KEEP_ALIVE_S = 65  # longer than usual clients keep idle connections, so that they are not cut while in use
+SHUTDOWN_S = 10
+# Headers of one connection (RFC 9110, section 7.6.1): a proxy must not pass them on.
 _HOP_HEADERS = {
-    "connection",
-    "keep-alive",
-    "transfer-encoding",
-    "te",
-    "upgrade",
-    "proxy-authenticate",
-    "proxy-authorization",
+    b"connection",
+    b"keep-alive",
+    b"transfer-encoding",
+    b"te",
+    b"trailer",
+    b"upgrade",
+    b"proxy-authenticate",
+    b"proxy-authorization",
+    b"proxy-connection",
 }
+RawHeaders = list[tuple[bytes, bytes]]
 
 
-class TrafficBackend(FrozenModel):
-    digest: str
-    url: str
-    percent: int  # of the traffic
+def build_application(router: TrafficRouter) -> Starlette:
+    """Build the ASGI application: the counts, and the proxy for all other paths."""
+    proxy = TrafficProxy(router)
+
+    async def read_counts(request: Request) -> Response:
+        return JSONResponse(router.counts)
+
+    @asynccontextmanager
+    async def lifespan(app: Starlette) -> AsyncIterator[None]:
+        async with proxy.client:
+            yield
+
+    routes = [Route(COUNTS_PATH, read_counts, methods=METHODS), Mount("/", proxy)]
+    return Starlette(routes=routes, lifespan=lifespan)
 
 
-class TrafficRoute(FrozenModel):
-    backends: tuple[TrafficBackend, ...] = ()
+class TrafficProxy:
+    """An ASGI application that relays requests to the chosen server and counts them."""
+
+    def __init__(self, router: TrafficRouter) -> None:
+        self.router = router
+        # Each request opens a new connection: if a server closed an idle connection just when it is reused, the
+        # request would fail and count against the checkpoint. Proxies from the environment are ignored.
+        limits = httpx.Limits(max_connections=None, max_keepalive_connections=0)
+        self.client = httpx.AsyncClient(timeout=ANSWER_TIMEOUT_S, limits=limits, trust_env=False)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        request = Request(scope, receive)
+        if request.method not in METHODS:
+            error = _build_error(501, f"the method is not supported; expected one of {', '.join(METHODS)}")
+            await error(scope, receive, send)
+            return
+        backend = self.router.choose_backend()
+        if backend is None:
+            await _build_error(503, "no server is deployed behind this address")(scope, receive, send)
+        elif "chunked" in request.headers.get("transfer-encoding", ""):
+            self.router.count_request(backend.digest, failed=False)
+            error = _build_error(411, "send a Content-Length; chunked request bodies are not supported")
+            await error(scope, receive, send)
+        else:
+            await self._relay_while_connected(request, send, backend)
+
+    async def _relay_while_connected(self, request: Request, send: Send, backend: TrafficBackend) -> None:
+        """Relay the request, and cancel it if the client disconnects.
+
+        The server then sees the disconnection, too, and can stop working on the request.
+        """
+        try:
+            body = await request.body()
+        except ClientDisconnect:
+            self.router.count_request(backend.digest, failed=True)
+            return
+        relay = asyncio.create_task(self._relay(request, body, send, backend))
+        watcher = asyncio.create_task(_wait_for_disconnect(request))
+        try:
+            await asyncio.wait({relay, watcher}, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            # uvicorn also reports a disconnect after a complete reply. By then the relay has counted the request, so
+            # cancelling it does no harm.
+            relay.cancel()
+            watcher.cancel()
+            outcome, _ = await asyncio.gather(relay, watcher, return_exceptions=True)
+        if isinstance(outcome, Exception):  # an error in the proxy; a cancellation is not an Exception
+            raise outcome
+
+    async def _relay(self, request: Request, body: bytes, send: Send, backend: TrafficBackend) -> None:
+        reply: httpx.Response | None = None
+        failed = True  # until the client has received the whole reply
+        try:
+            reply = await self.client.send(_build_request(request, body, backend), stream=True)
+            await _forward_reply(reply, send)
+            failed = reply.status_code >= 500
+        except httpx.HTTPError:
+            if reply is None:
+                error = _build_error(502, "the server behind this address does not answer")
+                await error(request.scope, request.receive, send)
+            # else the reply broke off: uvicorn closes the connection when a reply is incomplete
+        finally:
+            self.router.count_request(backend.digest, failed=failed)
+            if reply is not None:
+                await reply.aclose()
 
 
-def read_route(state: Path) -> TrafficRoute:
-    path = state / ROUTE_FILE
-    return TrafficRoute.model_validate_json(path.read_bytes()) if path.is_file() else TrafficRoute()
+def _build_request(request: Request, body: bytes, backend: TrafficBackend) -> httpx.Request:
+    """The request to the server, which differs only in hop-by-hop headers."""
+    target: bytes = request.scope["raw_path"]
+    if request.scope["query_string"]:
+        target += b"?" + request.scope["query_string"]
+    headers = _drop_hop_headers(request.headers.raw, drop={b"content-length"})
+    url = httpx.URL(backend.url).copy_with(raw_path=target)
+    # not client.build_request(), which would add the client's own headers (User-Agent, Accept-Encoding)
+    return httpx.Request(request.method, url, headers=headers, content=body or None)
 
 
-class TrafficRouter:
-    """Who gets the next request: in every run of 100, each backend gets as many as its share says."""
+async def _forward_reply(reply: httpx.Response, send: Send) -> None:
+    """Send each block of the reply as it arrives.
 
-    def __init__(self, state: Path) -> None:
-        self.state = state
-        self._lock = threading.Lock()
-        self._stamp, self._route = -1, TrafficRoute()
-        self._owed: dict[str, int] = {}  # by digest: its share so far, less what it was given
-        self.counts: dict[str, dict[str, int]] = {}
-
-    def choose_backend(self) -> TrafficBackend | None:
-        with self._lock:
-            stamp = (self.state / ROUTE_FILE).stat().st_mtime_ns if (self.state / ROUTE_FILE).is_file() else 0
-            if stamp != self._stamp:
-                self._stamp, self._route, self._owed = stamp, read_route(self.state), {}
-            backends = [one for one in self._route.backends if one.percent > 0]
-            if not backends:
-                return None
-            for one in backends:
-                self._owed[one.digest] = self._owed.get(one.digest, 0) + one.percent
-            chosen = max(backends, key=lambda one: self._owed[one.digest])
-            self._owed[chosen.digest] -= sum(one.percent for one in backends)
-            return chosen
-
-    def count_request(self, digest: str, *, failed: bool) -> None:
-        with self._lock:
-            counted = self.counts.setdefault(digest, {"requests": 0, "failed": 0})
-            counted["requests"] += 1
-            counted["failed"] += failed
+    Server-sent events are therefore not delayed. Returns directly after the last block, without waiting for the server,
+    so that the request is counted before the client can read the counts.
+    """
+    headers = _drop_hop_headers(reply.headers.raw, drop={b"date", b"server"})
+    await send({"type": "http.response.start", "status": reply.status_code, "headers": headers})
+    length = reply.headers.get("content-length")
+    remaining = math.inf if length is None else int(length)
+    async for block in reply.aiter_raw():
+        remaining -= len(block)
+        await send({"type": "http.response.body", "body": block, "more_body": remaining > 0})
+        if remaining <= 0:
+            return
+    await send({"type": "http.response.body", "body": b"", "more_body": False})
 
 
-def build_handler(router: TrafficRouter) -> type[BaseHTTPRequestHandler]:
-    class Handler(BaseHTTPRequestHandler):
-        protocol_version = "HTTP/1.1"
-        disable_nagle_algorithm = True  # else a reply's body waits 40 ms for the headers to be acknowledged
+def _drop_hop_headers(headers: Iterable[tuple[bytes, bytes]], *, drop: set[bytes]) -> RawHeaders:
+    """The headers without those in `drop` and without hop-by-hop ones.
 
-        def do_GET(self) -> None:
-            if self.path == COUNTS_PATH:
-                self._json(200, router.counts)
-                return
-            backend = router.choose_backend()
-            if backend is None:
-                self._json(503, {"error": {"message": "nothing is deployed here"}})
-                return
-            try:
-                failed = self._pass_on(backend)
-            except (OSError, http.client.HTTPException):
-                failed, self.close_connection = True, True
-            router.count_request(backend.digest, failed=failed)
+    The header Connection may name further hop-by-hop headers.
+    """
+    headers = list(headers)
+    dropped = _HOP_HEADERS | drop
+    for name, value in headers:
+        if name.lower() == b"connection":
+            dropped |= {option.strip().lower() for option in value.split(b",")}
+    return [(name, value) for name, value in headers if name.lower() not in dropped]
 
-        do_POST = do_PUT = do_DELETE = do_GET
 
-        def _pass_on(self, backend: TrafficBackend) -> bool:
-            """Did the server fail?"""
-            if "chunked" in self.headers.get("Transfer-Encoding", ""):
-                self._json(411, {"error": {"message": "send a Content-Length"}})
-                return False
-            place = urlsplit(backend.url)
-            server = http.client.HTTPConnection(place.hostname or "", place.port, timeout=ANSWER_TIMEOUT_S)
-            headers = {name: value for name, value in self.headers.items() if name.lower() not in _HOP_HEADERS}
-            body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
-            try:
-                try:
-                    server.request(self.command, self.path, body=body or None, headers=headers)
-                    reply = server.getresponse()
-                except OSError:
-                    self._json(502, {"error": {"message": "the server behind this address does not answer"}})
-                    return True
-                self._relay(reply)
-                return reply.status >= 500
-            finally:
-                server.close()
+def _build_error(status: int, message: str) -> Response:
+    return JSONResponse({"error": {"message": message}}, status_code=status)
 
-        def _relay(self, reply: http.client.HTTPResponse) -> None:
-            self.send_response(reply.status)
-            length = reply.getheader("Content-Length")
-            for name, value in reply.getheaders():
-                if name.lower() not in _HOP_HEADERS and name.lower() not in ("date", "server"):
-                    self.send_header(name, value)
-            if length is None:
-                self.send_header("Transfer-Encoding", "chunked")
-            self.end_headers()
-            while block := reply.read1(_BLOCK_BYTES):
-                self.wfile.write(block if length is not None else b"%x\r\n%s\r\n" % (len(block), block))
-                self.wfile.flush()
-            if length is None:
-                self.wfile.write(b"0\r\n\r\n")
 
-        def _json(self, status: int, content: Any) -> None:
-            encoded = json.dumps(content).encode()
-            self.send_response(status)
-            self.send_header("Content-Type", "application/json")
-            self.send_header("Content-Length", str(len(encoded)))
-            self.end_headers()
-            self.wfile.write(encoded)
-
-        def log_message(self, format: str, *args: object) -> None:
-            """Nothing: paths and addresses of clients are not written down."""
-
-    return Handler
+async def _wait_for_disconnect(request: Request) -> None:
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
 
 
 def main(argv: Sequence[str] | None = None) -> int:
+    """Run the splitter until it is stopped by a signal."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--state", type=Path, required=True)
-    parser.add_argument("--host", default="127.0.0.1")
-    parser.add_argument("--port", type=int, required=True)
+    parser.add_argument("--state", type=Path, required=True, help="Folder of the local deployment's state.")
+    parser.add_argument("--host", default="127.0.0.1", help="Address to listen on.")
+    parser.add_argument("--port", type=int, required=True, help="Port to listen on.")
     args = parser.parse_args(argv)
-    server = ThreadingHTTPServer((args.host, args.port), build_handler(TrafficRouter(args.state)))
-    server.daemon_threads = True
-    server.serve_forever()
+    uvicorn.run(
+        build_application(TrafficRouter(args.state)),
+        host=args.host,
+        port=args.port,
+        ws="none",
+        log_config=None,  # with access_log=False: paths and addresses of clients are not logged
+        access_log=False,
+        server_header=False,
+        proxy_headers=False,
+        timeout_keep_alive=KEEP_ALIVE_S,
+        timeout_graceful_shutdown=SHUTDOWN_S,
+    )
     return 0
 
 

@@ -1,12 +1,12 @@
-"""RadGraph F1, CheXbert F1 and RaTEScore: metrics of neural readers, from the packages of their authors.
+"""RadGraph F1, CheXbert F1 and RaTEScore: neural report metrics from their authors' packages.
 
-Each needs a package (the extra `clinical`; RaTEScore an environment of its own) and weights that no package carries.
-What is missing makes the metric absent, with the reason; it is never 0. Nothing is downloaded here but by RaTEScore's
-own loading where a hub is on line.
+Each needs a package (the extra `clinical`; RaTEScore needs an environment of its own) and weights that no package
+includes. A metric whose package or weights are missing is absent with the reason; it is never 0. This module downloads
+nothing, but RaTEScore's own loader does if it can reach the hub.
 
-- radgraph_f1: entities and relations that agree, reward level `partial`, model radgraph-xl, the mean over reports;
-- chexbert_f1_14, chexbert_f1_5: micro F1 over 14 (5) observations, uncertain counted as positive, as the package does;
-- ratescore: the mean over reports. The package gives 0.5 to a report in which it finds no entity, an empty one too.
+- radgraph_f1: agreement of entities and relations, reward level `partial`, model radgraph-xl, mean over reports;
+- chexbert_f1_14, chexbert_f1_5: micro F1 over 14 (5) observations; as in the package, uncertain counts as positive;
+- ratescore: mean over reports. The package gives 0.5 to a report without any entity, even to an empty one.
 """
 
 from __future__ import annotations
@@ -25,20 +25,24 @@ _LOAD_ONCE_HINT = "Load it once where the hub can be reached"
 
 
 class ClinicalUnavailable(RuntimeError):
-    """A metric's package or weights are missing; says which, and how to get them."""
+    """A metric's package or weights are missing; the message says which, and how to get them."""
 
 
 @dataclass(frozen=True)
 class ClinicalMetric:
-    """One package's metrics. `score` gives a number a metric (a mean), or its totals (with `statistic`)."""
+    """The metrics of one package.
+
+    `score` returns one item for each metric: a number, of which the metric is the mean, or with `statistic` the totals
+    that it is computed from.
+    """
 
     metrics: tuple[str, ...]
-    implementation: str
-    score: Callable[[str, str], tuple[Any, ...]]  # (generated, reference)
+    implementation: str  # package, version and settings, for reports
+    score: Callable[[str, str], tuple[Any, ...]]  # (generated, reference) -> one item for each metric
     statistic: Statistic | None = None
 
     def add_report(self, sums: MetricSums, generated: str | None, reference: str, cluster: str) -> None:
-        """Count one report in; None is a report that was not generated, unscored."""
+        """Add one report; None is a report that was not generated, and counts as unscored."""
         values = (None,) * len(self.metrics) if generated is None else self.score(generated, reference)
         for name, value in zip(self.metrics, values, strict=True):
             if self.statistic is None:
@@ -48,7 +52,7 @@ class ClinicalMetric:
 
 
 def load_radgraph_f1() -> ClinicalMetric:
-    """Raises ClinicalUnavailable."""
+    """Load RadGraph F1; raises ClinicalUnavailable if its package or weights are missing."""
     _require_package("radgraph", "RadGraph F1")
     from appdirs import user_cache_dir
 
@@ -73,7 +77,7 @@ def load_radgraph_f1() -> ClinicalMetric:
 
 
 def load_chexbert_f1() -> ClinicalMetric:
-    """Raises ClinicalUnavailable."""
+    """Load CheXbert F1; raises ClinicalUnavailable if its package or weights are missing."""
     _require_package("f1chexbert", "CheXbert F1")
     from appdirs import user_cache_dir
 
@@ -91,15 +95,15 @@ def load_chexbert_f1() -> ClinicalMetric:
     five = [int(at) for at in labeller.target_names_5_index]
 
     def score(generated: str, reference: str) -> tuple[list[float], list[float]]:
-        stated, wanted = labeller.get_label(generated.strip()), labeller.get_label(reference.strip())
-        return count_labels(stated, wanted), count_labels([stated[at] for at in five], [wanted[at] for at in five])
+        stated, expected = labeller.get_label(generated.strip()), labeller.get_label(reference.strip())
+        return count_labels(stated, expected), count_labels([stated[at] for at in five], [expected[at] for at in five])
 
     implementation = f"f1chexbert {version('f1chexbert')}, micro F1, uncertain as positive"
     return ClinicalMetric(("chexbert_f1_14", "chexbert_f1_5"), implementation, score, micro_f1)
 
 
 def load_ratescore() -> ClinicalMetric:
-    """Raises ClinicalUnavailable."""
+    """Load RaTEScore; raises ClinicalUnavailable if its packages or weights are missing."""
     for name in ("RaTEScore", "medspacy"):
         _require_package(
             name, "RaTEScore", f"it needs {name} in an environment with numpy < 2, as its spaCy < 3.8 does"
@@ -109,7 +113,7 @@ def load_ratescore() -> ClinicalMetric:
         from RaTEScore import RaTEScore
 
         scorer = RaTEScore(use_gpu=torch.cuda.is_available())
-    except (ImportError, OSError) as error:  # what transformers raises where neither cache nor hub has the weights
+    except (ImportError, OSError) as error:  # transformers raises OSError if neither cache nor hub has the weights
         raise ClinicalUnavailable(
             f"RaTEScore: its weights (Angelakeke/RaTE-NER-Deberta, FremyCompany/BioLORD-2023-C) cannot be loaded: "
             f"{_first_error_line(error)}. {_LOAD_ONCE_HINT}"
@@ -128,10 +132,10 @@ CLINICAL_METRICS: dict[str, Callable[[], ClinicalMetric]] = {
 }
 
 
-def count_labels(stated: list[int], wanted: list[int]) -> list[float]:
-    """(in both, stated, wanted) of two 0/1 label vectors: what micro F1 adds up."""
-    both = sum(1 for a, b in zip(stated, wanted, strict=True) if a and b)
-    return [float(both), float(sum(map(bool, stated))), float(sum(map(bool, wanted)))]
+def count_labels(stated: list[int], expected: list[int]) -> list[float]:
+    """Count the labels set in both 0/1 vectors, in the first and in the second (3,), which micro F1 adds up."""
+    both = sum(1 for a, b in zip(stated, expected, strict=True) if a and b)
+    return [float(both), float(sum(map(bool, stated))), float(sum(map(bool, expected)))]
 
 
 def _require_package(name: str, metric: str, how: str = "`pip install 'clincot[clinical]'`") -> None:

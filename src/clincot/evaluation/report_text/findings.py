@@ -1,16 +1,18 @@
-"""Findings that a report states, each with its side: what precision and recall of findings are counted over.
+"""Rule-based extraction of the findings that a report states, each with its side.
 
-The names are radlabels' (49 findings of chest radiographs and how reports word them). radlabels itself reads the output
-of a neural parser whose weights are fetched; here a report is read by rules instead, so that it works anywhere:
+Precision and recall of findings are counted over the result. The names are those of radlabels: 49 findings of chest
+radiographs with the phrases that reports use for them. radlabels itself reads the output of a neural parser, whose
+weights have to be downloaded; rules need no weights, so they work in any installation:
 
-- wording: the words of an alias in any order, close together, within a sentence and not across a comma;
-- negation: "no", "without", "free of" … reach to the end of the sentence or a "but"; "is not seen", "has resolved"
-  reach back. "No change" and its like deny nothing. A finding said to be possible is `uncertain`, and counts as not
+- wording: the words of an alias match in any order, if they are close together and no sentence end or comma separates
+  them;
+- negation: "no", "without", "free of" … extend to the end of the sentence or to a "but"; "is not seen", "has resolved"
+  extend backwards. "No change" and similar phrases negate nothing. A possible finding is `uncertain` and counts as not
   stated;
-- side: left, right or both, from the finding's own part of the sentence, else from the only side that the sentence
-  names. Findings of the midline have none. "Bilateral" is both.
+- side: left, right or both, from the finding's own part of the sentence, otherwise from the only side that the
+  sentence names. "Bilateral" means both sides. Midline findings have no side.
 
-Rules err. What they agree with, and how often, is measured in the tests on reports with radiologists' own labels.
+Rules make mistakes. The tests measure their agreement on reports that radiologists have labelled.
 """
 
 from __future__ import annotations
@@ -30,14 +32,15 @@ from numpy.typing import NDArray
 FindingStatus = Literal["present", "uncertain", "absent"]
 SidedFinding = tuple[str, str]  # (label, side): side is "left", "right" or ""
 
-MAX_WORD_GAP = 3  # words that may stand between those of an alias
-# Reports say so; radlabels leaves it to its parser to connect "effusion" with the pleura and "nodule" with the lung.
+MAX_WORD_GAP = 3  # other words allowed between the words of an alias
+# Short forms that reports use; radlabels' parser connects "effusion" to the pleura and "nodule" to the lung.
 _EXTRA_ALIASES: dict[str, tuple[str, ...]] = {
     "pleural_effusion": ("effusion",),
     "lung_nodule_or_mass": ("nodule",),
     "consolidation": ("consolidated",),
     "cardiomegaly": ("cardiac silhouette larger",),
 }
+# An alias preceded by one of these words is about another organ.
 _OTHER_ORGANS: dict[tuple[str, ...], set[str]] = {
     ("effusion",): {"pericardial", "joint", "knee"},
     ("nodule",): {"thyroid", "adrenal", "breast"},
@@ -115,7 +118,7 @@ class _AliasMatch:
 
 
 def require_radlabels() -> str:
-    """radlabels' name and version; raises RadlabelsMissing."""
+    """Return radlabels' name and version; raises RadlabelsMissing."""
     if importlib.util.find_spec("radlabels") is None:
         raise RadlabelsMissing(
             "radlabels is not installed: `pip install --no-deps radlabels==0.2.0` (without its dependencies: it asks "
@@ -125,7 +128,7 @@ def require_radlabels() -> str:
 
 
 def extract_mentions(report: str) -> Iterator[FindingMention]:
-    """Every finding that the report mentions, sentence by sentence; raises RadlabelsMissing."""
+    """Yield every finding that the report mentions, sentence by sentence; raises RadlabelsMissing."""
     for sentence in _SENTENCE_END.split(report.lower()):
         words = _WORD.findall(sentence)
         for clause in _split_clauses(words):
@@ -133,48 +136,50 @@ def extract_mentions(report: str) -> Iterator[FindingMention]:
 
 
 def extract_findings(report: str, *, uncertain: bool = False) -> frozenset[SidedFinding]:
-    """The findings that the report states as there. `uncertain`: possible ones count as well (on IU, the radiologists'
-    own labels agree better without them: effusion F1 .86 against .73).
+    """Return the findings that the report states as present; raises RadlabelsMissing.
 
-    A side-less mention of a finding that has a side elsewhere in the report says nothing new and is left out. What is
-    present in one sentence is present, whatever another denies ("no right effusion, small left effusion").
+    uncertain: include possible findings too. On IU-Xray the radiologists' labels agree better without them (F1 of
+    effusion .86 instead of .73).
+
+    A mention without a side adds nothing if the report gives the finding a side elsewhere, and is dropped. A finding
+    that is present in one sentence is present even if another negates it ("no right effusion, small left effusion").
     """
-    wanted = {"present", "uncertain"} if uncertain else {"present"}
-    found: set[SidedFinding] = set()
+    statuses = {"present", "uncertain"} if uncertain else {"present"}
+    stated: set[SidedFinding] = set()
     for mention in extract_mentions(report):
-        if mention.status in wanted:
-            found.update((mention.label, side) for side in mention.sides or ("",))
-    sided = {label for label, side in found if side}
-    return frozenset((label, side) for label, side in found if side or label not in sided)
+        if mention.status in statuses:
+            stated.update((mention.label, side) for side in mention.sides or ("",))
+    sided = {label for label, side in stated if side}
+    return frozenset((label, side) for label, side in stated if side or label not in sided)
 
 
 def count_findings(generated: str, reference: str) -> list[float]:
-    """(in both, in the generated report, in the reference), over findings with their side."""
-    stated, wanted = extract_findings(generated), extract_findings(reference)
-    return [float(len(stated & wanted)), float(len(stated)), float(len(wanted))]
+    """Count the findings, with their side, in both reports, in the generated one and in the reference (3,)."""
+    stated, expected = extract_findings(generated), extract_findings(reference)
+    return [float(len(stated & expected)), float(len(stated)), float(len(expected))]
 
 
 def finding_precision(totals_3: NDArray[np.float64]) -> float | None:
-    """Of summed finding_counts; None where nothing was stated."""
+    """Compute precision from summed `count_findings` (3,); None if no generated report states a finding."""
     return float(totals_3[0] / totals_3[1]) if totals_3[1] else None
 
 
 def finding_recall(totals_3: NDArray[np.float64]) -> float | None:
-    """Of summed finding_counts; None where there was nothing to find."""
+    """Compute recall from summed `count_findings` (3,); None if no reference states a finding."""
     return float(totals_3[0] / totals_3[2]) if totals_3[2] else None
 
 
 def micro_f1(totals_3: NDArray[np.float64]) -> float | None:
-    """Of summed finding_counts (micro F1); None where neither side states anything."""
+    """Compute micro F1 = 2 both / (generated + reference) from summed counts (3,); None if both are 0."""
     both = totals_3[1] + totals_3[2]
     return float(2 * totals_3[0] / both) if both else None
 
 
-# --------------------------------------------------------------------------------------------- reading a sentence
+# ------------------------------------------------------------------------------------ parsing of a sentence
 
 
 def _split_clauses(words: Sequence[str]) -> Iterator[list[str]]:
-    """A sentence's words, divided where a denial ends."""
+    """Split a sentence at the words that end a negation, such as "but"."""
     clause: list[str] = []
     for word in words:
         if word in _CLAUSE_BREAKS:
@@ -186,24 +191,35 @@ def _split_clauses(words: Sequence[str]) -> Iterator[list[str]]:
 
 
 def _extract_clause_mentions(words: Sequence[str]) -> Iterator[FindingMention]:
+    """Yield the findings of a clause, each with its sides and status."""
     matches = _match_aliases(words)
     if not matches:
         return
     parts = _number_parts(words, {match.first for match in matches})
-    spoken = {side for word in words for side in _SIDE_WORDS.get(word, ())}
+    clause_sides = _collect_sides(words)
     for match in matches:
         sides: set[str] = set()
         if match.label not in MIDLINE_FINDINGS:
-            own = [words[at] for at, part in enumerate(parts) if part == parts[match.first]]
-            sides = {side for word in own for side in _SIDE_WORDS.get(word, ())} or (
-                spoken if len(spoken) == 1 else set()
-            )
+            sides = _collect_sides([words[at] for at, part in enumerate(parts) if part == parts[match.first]])
+            if not sides and len(clause_sides) == 1:  # no side of its own, and only one that can be meant
+                sides = clause_sides
         yield FindingMention(match.label, tuple(sorted(sides)), _classify_status(words, match))
 
 
+def _collect_sides(words: Sequence[str]) -> set[str]:
+    """Return the sides that the words name: none, left, right or both."""
+    sides: set[str] = set()
+    for word in words:
+        sides.update(_SIDE_WORDS.get(word, ()))
+    return sides
+
+
 def _number_parts(words: Sequence[str], starts: set[int]) -> list[int]:
-    """The number of the part that each word is in. Parts end at commas and "and"; one without a finding of its own
-    belongs to the next ("right and left effusions"), or to the last where none follows."""
+    """Return the number of the part that each word belongs to. starts: positions where a finding begins.
+
+    A part ends at a comma or "and". A part without a finding of its own belongs to the next part ("right and left
+    effusions"), or to the previous one if no finding follows.
+    """
     numbers, number, has_finding = [], 0, False
     for at, word in enumerate(words):
         if word in _PART_BREAKS and has_finding and any(start > at for start in starts):
@@ -214,46 +230,46 @@ def _number_parts(words: Sequence[str], starts: set[int]) -> list[int]:
 
 
 def _classify_status(words: Sequence[str], match: _AliasMatch) -> FindingStatus:
+    """Classify a match as present, absent or uncertain; uncertainty wins over negation ("cannot exclude")."""
     before, after = " ".join(words[: match.first]), " ".join(words[match.last + 1 :])
     inside = " ".join(words[match.first : match.last + 1])
-    if _UNCERTAINTY.search(f"{before} {inside}") or _UNCERTAINTY.search(
-        " ".join(words[match.last + 1 : match.last + 5])
-    ):
+    soon_after = " ".join(words[match.last + 1 : match.last + 5])
+    if _UNCERTAINTY.search(f"{before} {inside}") or _UNCERTAINTY.search(soon_after):
         return "uncertain"
-    behind = after.split(" , ")[0]
-    if _PRE_NEGATION.search(before) or _PRE_NEGATION.search(inside) or _POST_NEGATION.search(behind):
+    up_to_comma = after.split(" , ")[0]
+    if _PRE_NEGATION.search(before) or _PRE_NEGATION.search(inside) or _POST_NEGATION.search(up_to_comma):
         return "absent"
     return "present"
 
 
 def _match_aliases(words: Sequence[str]) -> list[_AliasMatch]:
-    """Every label once or more, where its alias stands; of one label's overlapping aliases the first."""
+    """Find every alias in a clause; of one label's matches that end at the same word, keep the shortest."""
     stems = [_strip_plural(word) for word in words]
-    places: dict[str, list[int]] = {}
+    positions: dict[str, list[int]] = {}
     for at, stem in enumerate(stems):
-        places.setdefault(stem, []).append(at)
-    found: dict[tuple[str, int], _AliasMatch] = {}
+        positions.setdefault(stem, []).append(at)
+    matches: dict[tuple[str, int], _AliasMatch] = {}
     table = _load_aliases()
     for first, stem in enumerate(stems):
         for label, alias in table.get(stem, ()):
-            if not all(other in places for other in alias):
+            if not all(other in positions for other in alias):
                 continue
-            span = _find_span(alias, first, places, stems)
+            span = _find_span(alias, first, positions, stems)
             if span is None or not _OTHER_ORGANS.get(alias, set()).isdisjoint(stems[max(0, first - 2) : first]):
                 continue
-            kept = found.get((label, span[1]))
-            if kept is None or kept.first < span[0]:
-                found[label, span[1]] = _AliasMatch(label, *span)
-    return sorted(found.values(), key=lambda match: (match.first, match.label))
+            previous = matches.get((label, span[1]))
+            if previous is None or previous.first < span[0]:
+                matches[label, span[1]] = _AliasMatch(label, *span)
+    return sorted(matches.values(), key=lambda match: (match.first, match.label))
 
 
 def _find_span(
-    alias: Sequence[str], first: int, places: dict[str, list[int]], stems: Sequence[str]
+    alias: Sequence[str], first: int, positions: dict[str, list[int]], stems: Sequence[str]
 ) -> tuple[int, int] | None:
-    """First and last position of an alias's words near position `first`; None where they are too far apart."""
+    """Return the first and last position of an alias's words near `first`; None if they are too far apart."""
     taken = [first]
     for stem in alias[1:]:
-        near = [at for at in places[stem] if at not in taken and abs(at - first) < len(alias) + MAX_WORD_GAP]
+        near = [at for at in positions[stem] if at not in taken and abs(at - first) < len(alias) + MAX_WORD_GAP]
         if not near:
             return None
         taken.append(min(near, key=lambda at: abs(at - first)))
@@ -264,7 +280,7 @@ def _find_span(
 
 
 def _strip_plural(word: str) -> str:
-    """A word without its plural: enough for aliases and reports to meet."""
+    """Strip a word's plural ending, which is enough to match aliases with reports."""
     if word.endswith("thoraces"):
         return word[:-3] + "x"
     if word.endswith("ies") and len(word) > 4:
@@ -278,9 +294,9 @@ def _strip_plural(word: str) -> str:
 
 @lru_cache(maxsize=1)
 def _load_aliases() -> dict[str, list[tuple[str, tuple[str, ...]]]]:
-    """{first stem: (label, stems) of every alias that begins so}.
+    """Load {first stem: (label, stems) of every alias that begins with it}.
 
-    The table is read from its file: importing radlabels would look for WordNet, and download it where there is none.
+    The table is loaded from its file, because importing radlabels itself would download WordNet if it is missing.
     """
     require_radlabels()
     spec = importlib.util.find_spec("radlabels")
@@ -291,11 +307,11 @@ def _load_aliases() -> dict[str, list[tuple[str, tuple[str, ...]]]]:
     assert table.loader is not None
     module = importlib.util.module_from_spec(table)
     table.loader.exec_module(module)
-    listed: dict[str, list[tuple[str, tuple[str, ...]]]] = {}
+    by_stem: dict[str, list[tuple[str, tuple[str, ...]]]] = {}
     for label, entry in sorted(module.ALIASES.items()):
         for alias in (label.replace("_", " "), *entry["aliases"], *_EXTRA_ALIASES.get(label, ())):
             stems = tuple(_strip_plural(word) for word in _WORD.findall(alias.lower()))
-            same = listed.setdefault(stems[0], [])
-            if (label, stems) not in same:
-                same.append((label, stems))
-    return listed
+            aliases = by_stem.setdefault(stems[0], [])
+            if (label, stems) not in aliases:
+                aliases.append((label, stems))
+    return by_stem

@@ -1,13 +1,13 @@
-"""BLEU, ROUGE-L and METEOR of reports, each by a named package, over the tokens of a protocol.
+"""BLEU, ROUGE-L and METEOR of reports, each from a named package, over the tokens of a protocol.
 
-The packages do the scoring; here is what they are given and how their scores become metrics with intervals:
+The packages compute the scores; this module prepares their input and turns the scores into metrics with intervals:
 
-- bleu_1 … bleu_4: sacreBLEU, unsmoothed, one reference, of the whole corpus (equal to pycocoevalcap's and NLTK's). Its
-  interval draws clusters of reports and scores their n-gram counts again;
-- rouge_l: rouge-score's F1 of the longest common subsequence, the mean over reports. Under r2gen also rouge_l_beta_1.2,
-  pycocoevalcap's weighting of the same precision and recall, which R2Gen's tables print;
-- meteor: NLTK's (alpha .9, beta 3, gamma .5; exact, stem and WordNet synonyms), the mean over reports. It is not the
-  Java METEOR 1.5 of pycocoevalcap, whose numbers differ. Without WordNet it is absent.
+- bleu_1 … bleu_4: sacreBLEU's corpus BLEU, unsmoothed, with one reference (equal to pycocoevalcap's and NLTK's). Its
+  interval resamples clusters of reports and recomputes BLEU from their n-gram counts;
+- rouge_l: rouge-score's F1 of the longest common subsequence, mean over reports. Under r2gen also rouge_l_beta_1.2,
+  the same precision and recall weighted as pycocoevalcap does, which is what R2Gen's tables print;
+- meteor: NLTK's METEOR (alpha .9, beta 3, gamma .5; exact, stem and WordNet synonyms), mean over reports. It is not
+  the Java METEOR 1.5 of pycocoevalcap, whose numbers differ. It is absent without WordNet.
 """
 
 from __future__ import annotations
@@ -32,23 +32,24 @@ Tokens = list[str]
 
 @dataclass(frozen=True)
 class TextProtocol:
-    """One protocol's tokens and what is computed over them. Names of metrics begin with `name/`."""
+    """The tokenisation of one protocol and the metrics over its tokens; metric names begin with `name/`."""
 
     name: str
-    reference: Callable[[str], Tokens]
-    generated: Callable[[str], Tokens]
+    reference: Callable[[str], Tokens]  # tokenises a reference report
+    generated: Callable[[str], Tokens]  # tokenises a generated report
     rouge: Callable[[str, str], tuple[float, float, float]]  # (reference, generated) -> precision, recall, F1
-    coco: bool  # also ROUGE-L as pycocoevalcap weights it
-    wordnet: Any | None  # None: METEOR is absent
+    coco: bool  # also report ROUGE-L as pycocoevalcap weights it
+    wordnet: Any | None  # NLTK's reader; None: METEOR is absent
 
     @property
     def metrics(self) -> tuple[str, ...]:
+        """Names of all metrics of this protocol, the BLEU orders first."""
         names = [f"bleu_{order}" for order in BLEU_ORDERS] + ["rouge_l"]
         names += ["rouge_l_beta_1.2"] * self.coco + ["meteor"] * (self.wordnet is not None)
         return tuple(f"{self.name}/{name}" for name in names)
 
     def add_report(self, sums: MetricSums, generated: str | None, reference: str, cluster: str) -> None:
-        """Count one report in; None is a report that was not generated, unscored in every metric."""
+        """Add one report; None is a report that was not generated, and counts as unscored in every metric."""
         counts = None
         values: dict[str, float | None] = dict.fromkeys(self.metrics[len(BLEU_ORDERS) :])
         if generated is not None:
@@ -72,7 +73,7 @@ class TextProtocol:
 
 
 def build_raw_protocol(wordnet: Any | None) -> TextProtocol:
-    """The text as written: sacreBLEU's tokens (13a) for BLEU and METEOR, rouge-score's own for ROUGE-L."""
+    """Build the `raw` protocol: sacreBLEU's tokens (13a) for BLEU and METEOR, rouge-score's own for ROUGE-L."""
     from sacrebleu.tokenizers.tokenizer_13a import Tokenizer13a
 
     tokenizer = Tokenizer13a()
@@ -84,11 +85,11 @@ def build_raw_protocol(wordnet: Any | None) -> TextProtocol:
 
 
 def build_r2gen_protocol(vocabulary: R2GenVocabulary, wordnet: Any | None) -> TextProtocol:
-    """R2Gen's tokens for all of them."""
+    """Build the `r2gen` protocol, with R2Gen's tokens for all metrics."""
     from rouge_score.tokenizers import Tokenizer
 
     class Words(Tokenizer):  # type: ignore[misc]  # rouge-score has no types
-        """The tokens of a protocol, which stand between spaces."""
+        """Splits a text that is already tokenised at its spaces."""
 
         def tokenize(self, text: str) -> Tokens:
             return text.split()
@@ -104,7 +105,7 @@ def build_r2gen_protocol(vocabulary: R2GenVocabulary, wordnet: Any | None) -> Te
 
 
 def try_load_wordnet() -> tuple[Any | None, str]:
-    """(WordNet's reader, its version), or (None, why there is none)."""
+    """Return WordNet's reader and its version, or None and the reason why WordNet is missing."""
     try:
         return load_wordnet()
     except WordNetMissing as missing:
@@ -112,7 +113,7 @@ def try_load_wordnet() -> tuple[Any | None, str]:
 
 
 def describe_implementations() -> dict[str, str]:
-    """{metric: the package that computes it, with version and settings}."""
+    """Return {metric: the package that computes it, with version and settings}."""
     return {
         "bleu": f"sacrebleu {version('sacrebleu')}, corpus BLEU, no smoothing, one reference",
         "rouge_l": f"rouge-score {version('rouge-score')}, F1 of the longest common subsequence, no stemming",
@@ -123,20 +124,20 @@ def describe_implementations() -> dict[str, str]:
 
 
 def f_beta_score(precision: float, recall: float, beta: float) -> float:
-    """(1 + β²) P R / (R + β² P); 0 where both are."""
+    """Compute F_β = (1 + β²) P R / (R + β² P) of precision P and recall R; 0 if both are 0."""
     weight = beta * beta
-    below = recall + weight * precision
-    return (1 + weight) * precision * recall / below if below else 0.0
+    denominator = recall + weight * precision
+    return (1 + weight) * precision * recall / denominator if denominator else 0.0
 
 
 def count_bleu_ngrams(generated: Sequence[str], reference: Sequence[str]) -> list[float]:
-    """What corpus BLEU adds up over reports: 4 matching n-gram counts, 4 counts, both lengths (10,)."""
+    """Count what corpus BLEU sums over reports (10,): 4 matching n-gram counts, 4 n-gram counts, both lengths."""
     score = _load_bleu().corpus_score([" ".join(generated)], [[" ".join(reference)]])
     return [*score.counts, *score.totals, score.sys_len, score.ref_len]
 
 
 def corpus_bleu(totals_K: NDArray[np.float64], *, order: int) -> float:
-    """BLEU-`order`, in [0, 1], of summed bleu_counts (10,)."""
+    """Compute BLEU-`order`, in [0, 1], from summed `count_bleu_ngrams` (10,)."""
     correct, total = totals_K[:order].astype(int).tolist(), totals_K[4 : 4 + order].astype(int).tolist()
     score = _load_bleu().compute_bleu(
         correct, total, int(totals_K[8]), int(totals_K[9]), smooth_method="none", max_ngram_order=order
@@ -148,7 +149,8 @@ def corpus_bleu(totals_K: NDArray[np.float64], *, order: int) -> float:
 def _load_bleu() -> Any:
     from sacrebleu.metrics.bleu import BLEU
 
-    return BLEU(tokenize="none", smooth_method="none", force=True)  # tokens are given; force: no hint about them
+    # The text is tokenised already; `force` suppresses sacreBLEU's warning about that.
+    return BLEU(tokenize="none", smooth_method="none", force=True)
 
 
 def _build_rouge_scorer(tokenizer: Any | None) -> Callable[[str, str], tuple[float, float, float]]:
@@ -157,7 +159,7 @@ def _build_rouge_scorer(tokenizer: Any | None) -> Callable[[str, str], tuple[flo
     scorer = RougeScorer(["rougeL"], use_stemmer=False, tokenizer=tokenizer)
 
     def score(reference: str, generated: str) -> tuple[float, float, float]:
-        found = scorer.score(reference, generated)["rougeL"]
-        return float(found.precision), float(found.recall), float(found.fmeasure)
+        rouge_l = scorer.score(reference, generated)["rougeL"]
+        return float(rouge_l.precision), float(rouge_l.recall), float(rouge_l.fmeasure)
 
     return score

@@ -1,7 +1,8 @@
-"""All metrics of generated reports: which can be computed here, by what, and why the others cannot.
+"""All metrics of generated reports: those that this installation can compute, and why others are absent.
 
-Metrics by name: `raw/bleu_1` … and `r2gen/bleu_1` … (report_text), `finding_precision`, `finding_recall`, `finding_f1`
-(findings, with negation and side), `radgraph_f1`, `chexbert_f1_14`, `chexbert_f1_5`, `ratescore` (clinical).
+- ngrams: `raw/bleu_1` … `raw/meteor` and `r2gen/bleu_1` … `r2gen/meteor`;
+- findings: `finding_precision`, `finding_recall`, `finding_f1`, with negation and side;
+- clinical: `radgraph_f1`, `chexbert_f1_14`, `chexbert_f1_5`, `ratescore`.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from clincot.evaluation.intervals import MetricSums, add_mean, add_totals
 from clincot.evaluation.report_text import findings
 from clincot.evaluation.report_text.clinical import CLINICAL_METRICS, ClinicalMetric, ClinicalUnavailable
 from clincot.evaluation.report_text.ngrams import (
+    BLEU_ORDERS,
     TextProtocol,
     build_r2gen_protocol,
     build_raw_protocol,
@@ -22,7 +24,8 @@ from clincot.evaluation.report_text.ngrams import (
 from clincot.evaluation.report_text.report_protocols import R2GenVocabulary
 
 REPORT_METRIC_HEADINGS: dict[str, str] = {
-    **{f"{p}/bleu_{n}": f"BLEU-{n} ({p})" for p in ("raw", "r2gen") for n in (1, 2, 3, 4)},
+    **{f"raw/bleu_{order}": f"BLEU-{order} (raw)" for order in BLEU_ORDERS},
+    **{f"r2gen/bleu_{order}": f"BLEU-{order} (r2gen)" for order in BLEU_ORDERS},
     "raw/rouge_l": "ROUGE-L (raw)",
     "r2gen/rouge_l": "ROUGE-L (r2gen)",
     "r2gen/rouge_l_beta_1.2": "ROUGE-L β 1.2 (r2gen)",
@@ -48,16 +51,16 @@ _NOT_REQUESTED = "not asked for"
 
 @dataclass(frozen=True)
 class ReportMetrics:
-    """What is computed of every report. Made once: reading WordNet or weights takes seconds."""
+    """The metrics computed for every report. Build it once: loading WordNet or weights takes seconds."""
 
     texts: tuple[TextProtocol, ...]
-    finds: bool
+    finds: bool  # whether the finding metrics are computed
     clinical: tuple[ClinicalMetric, ...]
-    by: dict[str, str]  # {metric: the package and settings that compute it}
+    by: dict[str, str]  # {metric: the package that computes it, with version and settings}
     absent: dict[str, str]  # {metric: why it is absent}
 
     def add_report(self, sums: MetricSums, generated: str | None, reference: str, cluster: str) -> None:
-        """Count one report in. None: it was not generated, and is unscored in every metric; "" was, and is scored."""
+        """Add one report. None (not generated) is unscored in every metric; "" (generated, empty) is scored."""
         for text in self.texts:
             text.add_report(sums, generated, reference, cluster)
         if self.finds:
@@ -69,7 +72,7 @@ class ReportMetrics:
         add_mean(sums, "report_words", None if generated is None else len(generated.split()), cluster)
 
     def describe_metrics(self) -> str:
-        """What computes the metrics, and what is absent, in one line."""
+        """Describe in one line what computes each metric and which metrics are absent."""
         absent = "; ".join(f"{name} ({reason})" for name, reason in self.absent.items() if reason != _NOT_REQUESTED)
         computed = "; ".join(f"{name}: {by}" for name, by in self.by.items())
         return f"report texts: {computed}" + (f"; absent: {absent}" if absent else "")
@@ -78,21 +81,22 @@ class ReportMetrics:
 def build_report_metrics(
     training_reports: Iterable[str] | None = None, *, clinical: Sequence[str] = ()
 ) -> ReportMetrics:
-    """Everything that can be computed here. Training reports are R2Gen's vocabulary; clinical: names of CLINICAL.
+    """Build every metric that this installation can compute; the others go to `absent` with the reason.
 
-    What cannot be computed goes to `absent` with its reason. Raises ValueError on an unknown clinical name or training
-    reports without a word that is frequent enough.
+    training_reports: texts for R2Gen's vocabulary; None leaves the r2gen protocol out. clinical: names of
+    CLINICAL_METRICS. Raises ValueError on an unknown clinical name, and if no word of the training reports is frequent
+    enough.
     """
     if unknown := sorted({*clinical} - {*CLINICAL_METRICS}):
         raise ValueError(f"no clinical metric is called {', '.join(unknown)}; there are {', '.join(CLINICAL_METRICS)}")
     absent: dict[str, str] = {}
     by = describe_implementations()
-    wordnet, told = try_load_wordnet()
+    wordnet, version_or_reason = try_load_wordnet()
     if wordnet is None:
-        absent["meteor"] = told
+        absent["meteor"] = version_or_reason
         del by["meteor"]
     else:
-        by["meteor"] += f", {told}"
+        by["meteor"] += f", {version_or_reason}"
     texts = [build_raw_protocol(wordnet)]
     if training_reports is None:
         absent["r2gen"] = _NO_TRAINING_REPORTS
@@ -108,6 +112,7 @@ def build_report_metrics(
 
 
 def _enable_finding_metrics(absent: dict[str, str], by: dict[str, str], name: str, require: Callable[[], str]) -> bool:
+    """Enter the finding metrics into `by` if their package is installed, otherwise into `absent`."""
     try:
         by[name] = f"{require()}'s names, negation and side by rules; micro average over findings"
     except findings.RadlabelsMissing as missing:
@@ -119,6 +124,7 @@ def _enable_finding_metrics(absent: dict[str, str], by: dict[str, str], name: st
 def _load_clinical_metric(
     absent: dict[str, str], by: dict[str, str], name: str, load: Callable[[], ClinicalMetric]
 ) -> ClinicalMetric | None:
+    """Load a clinical metric and enter it into `by`; if that fails, enter the reason into `absent`."""
     try:
         metric = load()
     except ClinicalUnavailable as error:

@@ -1,4 +1,4 @@
-"""Scores of generated reports against reference reports, from two files: `clincot report-metrics`."""
+"""Scores of a file of generated reports against a file of reference reports (`clincot report-metrics`)."""
 
 from __future__ import annotations
 
@@ -14,22 +14,24 @@ from clincot.evaluation.intervals import MIN_RELIABLE_CLUSTERS, MetricSums
 from clincot.evaluation.report_text.report_scorer import REPORT_METRIC_HEADINGS, build_report_metrics
 from clincot.jsonl import InvalidRecord, read_records, write_json
 from clincot.records import Interval, Study
+from clincot.text import format_interval, markdown_table
 
 NOT_CLINICAL_NOTE = "Agreement of texts is not agreement about the patient; none of these numbers is clinical evidence."
 
 
 @dataclass(frozen=True)
 class ReportScores:
-    """Metrics with their intervals, what computed them, and what is absent and why."""
+    """Metrics with their intervals, what computed them, and which metrics are absent and why."""
 
     label: str
     metrics: dict[str, Interval]
-    by: dict[str, str]
-    absent: dict[str, str]
+    by: dict[str, str]  # {metric: the package that computed it}
+    absent: dict[str, str]  # {metric: why it is absent}
     clusters: str  # what the bootstrap draws: "patients" or "studies"
-    views: dict[int, int]  # {views that a report was generated from: reports}; 0: not said
+    views: dict[int, int]  # {number of views that a report was generated from, 0 if unknown: number of reports}
 
     def as_json(self) -> dict[str, Any]:
+        """Return the scores as the content of the JSON file."""
         return {
             **asdict(self),
             "metrics": {n: m.model_dump() for n, m in self.metrics.items()},
@@ -37,30 +39,33 @@ class ReportScores:
         }
 
     def render_table(self) -> str:
-        """Markdown: a metric a row; below it what computed the metrics and what is absent."""
-        rows = [f"{self.label}", "", "| metric | value [95 % interval] | reports |", "|---|---|---|"]
-        rows += [
-            f"| {REPORT_METRIC_HEADINGS[name]} | {_format_value(self.metrics[name])} | {_format_counts(self.metrics[name])} |"
-            for name in REPORT_METRIC_HEADINGS
-            if name in self.metrics
-        ]
+        """Render a Markdown table with one row for each metric, and below it what computed the metrics."""
+        rows = []
+        for name, heading in REPORT_METRIC_HEADINGS.items():
+            if name in self.metrics:
+                metric = self.metrics[name]
+                rows.append([heading, format_interval(metric, decimals=4), _format_counts(metric)])
+        table = markdown_table(["metric", "value [95 % interval]", "reports"], rows)
         drawn = max((metric.clusters for metric in self.metrics.values()), default=0)
-        rows += [
+        lines = [
+            f"{self.label}",
             "",
-            f"95 % intervals from a bootstrap of {drawn} {self.clusters}; of BLEU and the finding metrics the "
-            "counts are drawn and the corpus score is computed again.",
+            table,
+            "",
+            f"95 % intervals from a bootstrap of {drawn} {self.clusters}; for BLEU and the finding metrics it "
+            "resamples the counts and recomputes the corpus score.",
         ]
         if drawn < MIN_RELIABLE_CLUSTERS:
-            rows[-1] += f" Below {MIN_RELIABLE_CLUSTERS} they are approximate."
-        rows += [f"- {name}: {by}" for name, by in self.by.items()]
+            lines[-1] += f" Below {MIN_RELIABLE_CLUSTERS} they are approximate."
+        lines += [f"- {name}: {by}" for name, by in self.by.items()]
         if "r2gen" in self.by and set(self.views) != {2}:
-            said = ", ".join(f"{n} from {views or 'an unknown number of'} views" for views, n in self.views.items())
-            rows.append(f"- r2gen is the protocol of the texts alone: R2Gen's models see 2 views ({said})")
-        rows += [f"- absent: {name}: {reason}" for name, reason in self.absent.items()]
-        return "\n".join([*rows, NOT_CLINICAL_NOTE])
+            views = ", ".join(f"{n} from {count or 'an unknown number of'} views" for count, n in self.views.items())
+            lines.append(f"- r2gen covers the preparation of the text only: R2Gen's models see 2 views ({views})")
+        lines += [f"- absent: {name}: {reason}" for name, reason in self.absent.items()]
+        return "\n".join([*lines, NOT_CLINICAL_NOTE])
 
 
-def score_reports(
+def score_reports(  # noqa: PLR0913  one argument for each option of `clincot report-metrics`
     references: Path,
     generated: Path,
     *,
@@ -71,12 +76,12 @@ def score_reports(
     seed: int = 0,
     resamples: int = 2000,
 ) -> ReportScores:
-    """Score the generated reports (reports.jsonl) study by study.
+    """Score the generated reports (a reports.jsonl) study by study.
 
-    training: the training reports, for the r2gen protocol. studies: a studies.jsonl that names the patients, by whom
-    the bootstrap is then clustered. A reference without a generated report is unscored in every metric, and
-    counted. Raises BadRecord on a generated report of a study without a reference, an empty reference, or an unknown
-    study.
+    training: the training reports, for the r2gen protocol. studies: a studies.jsonl that names the patients; the
+    bootstrap is then clustered by patient instead of study. A reference without a generated report counts as unscored
+    in every metric. Raises InvalidRecord on a generated report without a reference, an empty reference or an unknown
+    study, and if the references are empty.
     """
     texts = {row.study: row for row in tqdm(read_reports(generated), desc="generated", unit=" reports", disable=None)}
     patients = {} if studies is None else {s.id: s.patient or s.id for s in read_records(studies, Study)}
@@ -90,17 +95,17 @@ def score_reports(
             raise InvalidRecord(
                 f"{references}: study {row.study!r} is not in {studies}; give the studies of these reports"
             )
-        found = texts.pop(row.study, None)
-        metrics.add_report(sums, None if found is None else found.text, row.text, patients.get(row.study, row.study))
-        if found is not None:
-            views[found.views] = views.get(found.views, 0) + 1
+        report = texts.pop(row.study, None)
+        metrics.add_report(sums, None if report is None else report.text, row.text, patients.get(row.study, row.study))
+        if report is not None:
+            views[report.views] = views.get(report.views, 0) + 1
     if texts:
         raise InvalidRecord(
             f"{generated}: {len(texts)} reports are of studies without a reference in {references}, "
             f"for instance {next(iter(texts))!r}"
         )
     if not sums:
-        raise InvalidRecord(f"{references}: there is no report to score against")
+        raise InvalidRecord(f"{references}: expected reference reports, found none")
     return ReportScores(
         label=label or f"report-text metrics on {references}",
         metrics={name: metric.compute_interval(seed=seed, resamples=resamples) for name, metric in sums.items()},
@@ -112,22 +117,16 @@ def score_reports(
 
 
 def write_scores(path: Path, scores: ReportScores) -> None:
+    """Write the scores as a JSON file."""
     write_json(path, scores.as_json())
 
 
 def _require_text(rows: Iterable[ReportRow], path: Path) -> Iterable[ReportRow]:
+    """Pass the references on; raises InvalidRecord on an empty one, which no text could match."""
     for row in rows:
         if not row.text.strip():
             raise InvalidRecord(f"{path}: the reference report of study {row.study!r} is empty; leave the study out")
         yield row
-
-
-def _format_value(metric: Interval) -> str:
-    if metric.value is None:
-        return "–"
-    if metric.low is None or metric.high is None:
-        return f"{metric.value:.4f}"
-    return f"{metric.value:.4f} [{metric.low:.4f}, {metric.high:.4f}]"
 
 
 def _format_counts(metric: Interval) -> str:

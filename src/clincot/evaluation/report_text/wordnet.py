@@ -1,4 +1,4 @@
-"""WordNet for METEOR: NLTK's own data, or the files of Debian's package wordnet-base (WordNet 3.0)."""
+"""WordNet for METEOR: NLTK's own data or the files of Debian's package wordnet-base (WordNet 3.0)."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import IO, Any
 
 DEBIAN_WORDNET = Path("/usr/share/wordnet")
 WORDNET_VARIABLE = "CLINCOT_WORDNET"
-# wordnet-base lacks the file `lexnames` (only its manual page lists them); the position is the number.
+# wordnet-base lacks the file `lexnames`, which only its manual page lists; a name's position is its number.
 _LEXNAMES = (
     "adj.all adj.pert adv.all noun.Tops noun.act noun.animal noun.artifact noun.attribute noun.body noun.cognition "
     "noun.communication noun.event noun.feeling noun.food noun.group noun.location noun.motive noun.object noun.person "
@@ -23,13 +23,14 @@ _LEXNAMES = (
 
 
 class WordNetMissing(LookupError):
-    """WordNet is in none of the places looked at; the message says how to get it."""
+    """WordNet is not in any of the known locations; the message says how to install it."""
 
 
 def load_wordnet() -> tuple[Any, str]:
-    """(reader, "WordNet" and its version). Looked for in $CLINCOT_WORDNET, NLTK's data and /usr/share/wordnet.
+    """Return a WordNet reader and its name with version, such as "WordNet 3.0".
 
-    Never downloaded. Raises WordNetMissing. Reading takes some seconds, so the reader is kept.
+    Looks in $CLINCOT_WORDNET, NLTK's data and /usr/share/wordnet, in this order, and downloads nothing. The reader is
+    cached, because loading takes seconds. Raises WordNetMissing.
     """
     return _find_wordnet(os.environ.get(WORDNET_VARIABLE, ""))
 
@@ -54,8 +55,8 @@ def _find_wordnet(named: str) -> tuple[Any, str]:
     if (DEBIAN_WORDNET / "data.noun").is_file():
         return _with_version(_open_reader(DEBIAN_WORDNET))
     raise WordNetMissing(
-        f"WordNet not found in NLTK's data folders or {DEBIAN_WORDNET}: `apt-get install wordnet-base`, or name a folder with "
-        f"its files in {WORDNET_VARIABLE}"
+        f"WordNet not found in NLTK's data folders or {DEBIAN_WORDNET}: `apt-get install wordnet-base`, or name a "
+        f"folder with its files in {WORDNET_VARIABLE}"
     )
 
 
@@ -68,7 +69,7 @@ def _open_reader(folder: Path) -> Any:
     from nltk.corpus.reader.wordnet import WordNetCorpusReader
 
     class Bare(WordNetCorpusReader):  # type: ignore[misc]  # nltk has no types
-        """The database files alone: English, without sense keys."""
+        """Reader of the bare database files: English only, without sense keys."""
 
         def open(self, file: str) -> IO[str]:
             if file == "lexnames" and not (folder / file).is_file():
@@ -77,10 +78,10 @@ def _open_reader(folder: Path) -> Any:
             return opened
 
         def map_wn(self, version: str = "wordnet") -> None:
-            """No mapping to another WordNet: only other languages need it."""
+            """Skip the mapping to other WordNet versions, which only other languages need."""
 
     if str(folder) not in nltk.data.path:
-        nltk.data.path.append(str(folder))  # NLTK reads no files outside its data folders
+        nltk.data.path.append(str(folder))  # NLTK refuses to read files outside its data folders
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="The multilingual functions are not available")
         return Bare(str(folder), None)

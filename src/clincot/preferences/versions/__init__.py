@@ -1,1 +1,1 @@
-"""Versions of a round's preference data: DVC stores the files, git their hashes, a tag names the round."""
+"""Versions of a round's preference data: DVC stores the files, git their digests, and a tag names the round."""

@@ -1,12 +1,14 @@
-"""A version into the data repository, in the only safe order: files to the remote, each looked for there, then git.
+"""Commit a version to the data repository.
 
     preferences/           the files, tracked by DVC as one folder (preferences.dvc)
     preferences.json       the DataVersion, so that `clincot data log` needs none of the files
     tag preferences/round-0001    one commit, one tag, one round
 
-Interrupted anywhere it is simply done again: objects that are there are not sent twice, and a commit that was not
-pushed is nobody's. Files whose version is there already get no second one. Where others pushed in the meantime the
-version is put on top of theirs, as whole files: merged line by line, a pointer would point at nobody's data.
+The order of the steps makes an interruption harmless: push the files to the DVC remote, verify that every object
+arrived, then push the commit and its tag to git. After an interruption the call is simply repeated: objects that are in
+the remote are not uploaded twice, and an unpushed commit is discarded. Files that already have a version do not get
+another one. If others pushed in the meantime, the version is committed on top of theirs as whole files: a pointer file
+merged line by line would not match any data.
 """
 
 from __future__ import annotations
@@ -14,7 +16,6 @@ from __future__ import annotations
 import logging
 import random
 import shutil
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -34,6 +35,7 @@ from clincot.preferences.versions.dvc import (
     write_local_config,
 )
 from clincot.preferences.versions.git import Git, GitFailed, clone_repository
+from clincot.processes import retry_call
 from clincot.records import DataVersion
 
 DATA_VERSION_FILE = "preferences.json"
@@ -42,14 +44,15 @@ _log = logging.getLogger(__name__)
 
 
 class RoundAlreadyVersioned(InvalidInput):
-    """The round's tag holds other preference data; says whose."""
+    """The round's tag holds other preference data; the message says whose."""
 
 
 def commit_version(config: VersionConfig, inputs: Mapping[str, Path], output: Path) -> DataVersion:
-    """Keep the files as the version `preferences/round-NNNN`; without a repository a version that says so.
+    """Commit the files as the version `preferences/round-NNNN`.
 
-    inputs: the version stage's; the clone is made beside `output`. Raises BadRecord (files that do not belong
-    together), DvcFailed, GitFailed, RoundTaken.
+    inputs: those of the version stage. The temporary clone is next to `output`. Without a configured repository nothing
+    is committed and the returned version says so (`unversioned`). Raises InvalidRecord (files that do not belong
+    together), DvcFailed, GitFailed, RoundAlreadyVersioned.
     """
     described = describe_version(inputs)
     if not config.repository:
@@ -57,15 +60,15 @@ def commit_version(config: VersionConfig, inputs: Mapping[str, Path], output: Pa
         _log.warning("the preference data is not versioned: %s", why)
         return DataVersion.model_validate({**described.model_dump(), "unversioned": why})
     with open_temporary_clone(config, output.with_name(f"{output.name}.clone")) as git:
-        kept = _find_kept_version(git, config, described, read_versions(git, config.repository))
-        if kept is None or missing_objects(git, kept):
+        existing = _find_existing_version(git, config, described, read_versions(git, config.repository))
+        if existing is None or missing_objects(git, existing):
             _push_files(git, config, described, inputs)
-        return kept or _push_version(git, config, described)
+        return existing or _push_version(git, config, described)
 
 
 @contextmanager
 def open_temporary_clone(config: VersionConfig, folder: Path) -> Iterator[Git]:
-    """A clone of the data repository that is gone afterwards; one that a killed run left there is thrown away."""
+    """A clone of the data repository, deleted afterwards; a clone left by a killed run is replaced."""
     folder = folder.absolute()
     shutil.rmtree(folder, ignore_errors=True)
     folder.parent.mkdir(parents=True, exist_ok=True)
@@ -78,32 +81,34 @@ def open_temporary_clone(config: VersionConfig, folder: Path) -> Iterator[Git]:
 
 
 def read_versions(git: Git, repository: str) -> list[DataVersion]:
-    """All versions of a clone, by round. Raises BadRecord where a tag holds no version."""
+    """All versions of a clone, by round. Raises InvalidRecord for a tag without a version."""
+    # %(*objectname) is the commit of an annotated tag, and empty for a lightweight one, whose objectname is the commit
     rows = git("for-each-ref", "--format=%(refname:strip=2) %(objectname) %(*objectname)", f"refs/tags/{TAG_PREFIX}*")
     tags = [row.split() for row in rows.splitlines()]
     if not tags:
         return []
-    blobs = git("cat-file", "--batch", given="".join(f"{tag[-1]}:{DATA_VERSION_FILE}\n" for tag in tags)).encode()
-    found, at = [], 0
-    for name, *_, commit in tags:
-        head, _, _ = blobs[at:].partition(b"\n")
+    blobs = git("cat-file", "--batch", stdin="".join(f"{tag[-1]}:{DATA_VERSION_FILE}\n" for tag in tags)).encode()
+    versions, offset = [], 0
+    for name, *_, commit in tags:  # `cat-file --batch` prints "<id> blob <bytes>", the content and a newline for each
+        head, _, _ = blobs[offset:].partition(b"\n")
         if not head.split()[-1].isdigit():
             raise InvalidRecord(
-                f"{repository}: the tag {name} holds no {DATA_VERSION_FILE}; tags of this name are for versions alone"
+                f"{repository}: the tag {name} holds no {DATA_VERSION_FILE}; tags of this name are reserved for "
+                "versions"
             )
-        start, size = at + len(head) + 1, int(head.split()[-1])
+        start, size = offset + len(head) + 1, int(head.split()[-1])
         version = parse_record(
             blobs[start : start + size].decode(), DataVersion, where=f"{repository} {name}:{DATA_VERSION_FILE}"
         )
         if version.tag != name:
             raise InvalidRecord(f"{repository}: the tag {name} holds the version of {version.tag}")
-        found.append(version.model_copy(update={"revision": commit, "repository": repository}))
-        at = start + size + 1
-    return sorted(found, key=lambda version: version.round)
+        versions.append(version.model_copy(update={"revision": commit, "repository": repository}))
+        offset = start + size + 1
+    return sorted(versions, key=lambda version: version.round)
 
 
 def missing_objects(git: Git, version: DataVersion) -> list[str]:
-    """Objects of a kept version that the DVC remote does not have."""
+    """Objects of a committed version that are missing from the DVC remote."""
     listing, _, _ = read_dvc_pointer(
         git("show", f"{version.revision}:{POINTER_FILE}"), where=f"{version.tag}:{POINTER_FILE}"
     )
@@ -111,21 +116,25 @@ def missing_objects(git: Git, version: DataVersion) -> list[str]:
 
 
 def _list_objects(version: DataVersion, listing: str) -> dict[str, int | None]:
+    """{digest: size} of a version's objects; the size of the folder listing is unknown (None)."""
     return {listing: None} | {file.md5: file.size for file in version.files}
 
 
-def _find_kept_version(
-    git: Git, config: VersionConfig, described: DataVersion, known: Sequence[DataVersion]
+def _find_existing_version(
+    git: Git, config: VersionConfig, described: DataVersion, versions: Sequence[DataVersion]
 ) -> DataVersion | None:
-    """The version that these files have already. Raises RoundTaken where the round has one of other files."""
+    """The version that these files already have, if any.
+
+    Raises RoundAlreadyVersioned if the configured round has a version of other files.
+    """
     same = None
-    for version in known:
+    for version in versions:
         if config.round and version.round == config.round and version.sha256 != described.sha256:
             when = git("log", "-1", "--format=%an, %ai", version.revision).strip()
             raise RoundAlreadyVersioned(
                 f"{config.repository}: {version.tag} holds other preference data ({version.pairs} pairs, "
                 f"{version.sha256[:12]}, of {when}); this round's is {described.sha256[:12]}. Choose another "
-                "version.round, or 0 for the next one that is free"
+                "version.round, or 0 for the next free one"
             )
         if version.sha256 == described.sha256 and config.round in (0, version.round) and same is None:
             same = version
@@ -133,7 +142,7 @@ def _find_kept_version(
 
 
 def _push_files(git: Git, config: VersionConfig, described: DataVersion, inputs: Mapping[str, Path]) -> None:
-    """Add and push the files, and look for every object. Raises DvcFailed where one did not land."""
+    """Add and push the files, then verify every object. Raises DvcFailed if one did not arrive."""
     folder = git.folder / DATA_FOLDER
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir()
@@ -143,32 +152,32 @@ def _push_files(git: Git, config: VersionConfig, described: DataVersion, inputs:
     listing, size, count = read_dvc_pointer((git.folder / POINTER_FILE).read_text(encoding="utf-8"), where=POINTER_FILE)
     if (size, count) != (described.size, len(described.files)):
         raise DvcFailed(
-            f"DVC tracks {count} files of {size} bytes, the round has {len(described.files)} of {described.size}: "
-            "they were changed while they were being read"
+            f"DVC tracks {count} files with {size} bytes, the round has {len(described.files)} with {described.size}: "
+            "the files changed while they were being read"
         )
     run_dvc(git.folder, "push", POINTER_FILE, timeout_s=config.timeout_s)
     names = {file.md5: file.name for file in described.files}
     absent = find_missing_objects(git.folder, _list_objects(described, listing))
-    if lost := {digest: folder / names[digest] for digest in absent if digest in names}:
-        upload_objects(git.folder, lost)
+    # `dvc push` skips the files of a folder whose listing is already in the remote, even if some of them are missing
+    if skipped := {digest: folder / names[digest] for digest in absent if digest in names}:
+        upload_objects(git.folder, skipped)
         absent = find_missing_objects(git.folder, _list_objects(described, listing))
     if absent:
-        told = ", ".join(f"{names.get(digest, 'the listing')} ({digest})" for digest in absent)
-        raise DvcFailed(f"pushed, but not in the DVC remote: {told}; nothing was committed. Run the stage again")
+        missing = ", ".join(f"{names.get(digest, 'the listing')} ({digest})" for digest in absent)
+        raise DvcFailed(f"pushed, but not in the DVC remote: {missing}; nothing was committed. Run the stage again")
 
 
 def _push_version(git: Git, config: VersionConfig, described: DataVersion) -> DataVersion:
-    """Commit, tag and push; on top of what others pushed in the meantime, as often as section.attempts."""
-    branch, refused = git("rev-parse", "--abbrev-ref", "HEAD").strip(), ""
+    """Commit, tag and push; after a conflict with another push, retry on top of it, at most version.attempts times."""
+    branch = git("rev-parse", "--abbrev-ref", "HEAD").strip()
     pointer = (git.folder / POINTER_FILE).read_bytes()
-    for attempt in range(config.attempts):
-        if attempt:
-            time.sleep(random.uniform(0, 0.2 * attempt))  # those who lost together do not come back together
-        known = read_versions(git, config.repository)
-        kept = _find_kept_version(git, config, described, known)
-        if kept is not None:
-            return kept
-        number = config.round or max((version.round for version in known), default=0) + 1
+
+    def push_once() -> DataVersion:
+        versions = read_versions(git, config.repository)
+        existing = _find_existing_version(git, config, described, versions)
+        if existing is not None:  # another run of this round has pushed the same files in the meantime
+            return existing
+        number = config.round or max((version.round for version in versions), default=0) + 1
         version = described.model_copy(update={"round": number, "tag": f"{TAG_PREFIX}{number:04d}"})
         before = _read_remote_head(git, branch)
         _commit_and_tag(git, version, pointer, before)
@@ -177,17 +186,33 @@ def _push_version(git: Git, config: VersionConfig, described: DataVersion) -> Da
         if not refused:
             revision = git("rev-parse", "HEAD").strip()
             return version.model_copy(update={"revision": revision, "repository": config.repository})
-        both = ("+refs/heads/*:refs/remotes/origin/*", "+refs/tags/*:refs/tags/*")
-        git("fetch", "--quiet", "--prune", "--force", "origin", *both)
+        refspecs = ("+refs/heads/*:refs/remotes/origin/*", "+refs/tags/*:refs/tags/*")
+        git("fetch", "--quiet", "--prune", "--force", "origin", *refspecs)
+        # neither the branch nor the tag has moved, so this was no conflict and a retry would be refused as well
         if _read_remote_head(git, branch) == before and not git("tag", "--list", version.tag):
             raise GitFailed(
                 f"{config.repository}: the push of {version.tag} was refused: {refused}; the files are in the DVC "
-                "remote, no version of them is in git. Check the rights to push to this repository"
+                "remote, but git has no version of them. Check the permission to push to this repository"
             )
-    raise GitFailed(
-        f"{config.repository}: others pushed first {config.attempts} times (version.attempts); run the stage again. "
-        f"The last push was refused: {refused}"
-    )
+        raise _PushRejected(refused)
+
+    try:
+        return retry_call(
+            push_once,
+            is_transient=lambda error: isinstance(error, _PushRejected),
+            # jitter, so that clients that conflicted do not retry in step
+            wait_s=lambda failures: random.uniform(0, 0.2 * failures),
+            attempts=config.attempts,
+        )
+    except _PushRejected as error:
+        raise GitFailed(
+            f"{config.repository}: another client pushed first {config.attempts} times in a row (version.attempts); "
+            f"run the stage again. The last push was refused: {error}"
+        ) from None
+
+
+class _PushRejected(Exception):
+    """Another client pushed first; the message is git's."""
 
 
 def _read_remote_head(git: Git, branch: str) -> str:
@@ -195,7 +220,7 @@ def _read_remote_head(git: Git, branch: str) -> str:
 
 
 def _commit_and_tag(git: Git, version: DataVersion, pointer: bytes, onto: str) -> None:
-    """One commit on top of `onto`, and its tag. The files themselves stay where they are: git does not see them."""
+    """Make one commit on top of `onto`, and its tag. Git ignores the data files, so the reset leaves them in place."""
     git("reset", "--quiet", "--hard", onto)
     (git.folder / POINTER_FILE).write_bytes(pointer)
     (git.folder / DATA_VERSION_FILE).write_text(version.model_dump_json(indent=1) + "\n", encoding="utf-8")
@@ -204,6 +229,6 @@ def _commit_and_tag(git: Git, version: DataVersion, pointer: bytes, onto: str) -
     if f"/{DATA_FOLDER}" not in lines:
         ignored.write_text("\n".join([*lines, f"/{DATA_FOLDER}", ""]), encoding="utf-8")
     git("add", "--", POINTER_FILE, DATA_VERSION_FILE, ".gitignore")
-    told = f"Round {version.round}: {version.pairs} preference pairs\n\nsha256 {version.sha256}\n"
-    git("commit", "--quiet", "--no-gpg-sign", "--file=-", given=told)
-    git("tag", "--annotate", "--no-sign", "--file=-", version.tag, given=told)
+    message = f"Round {version.round}: {version.pairs} preference pairs\n\nsha256 {version.sha256}\n"
+    git("commit", "--quiet", "--no-gpg-sign", "--file=-", stdin=message)
+    git("tag", "--annotate", "--no-sign", "--file=-", version.tag, stdin=message)

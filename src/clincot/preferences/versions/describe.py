@@ -1,4 +1,4 @@
-"""What the preference data of a round is, read from its files: digests, counts, policies, judges."""
+"""Describe the preference data of a round from its files: digests, counts, policies, judges."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from clincot.judging.combination import PanelReport
 from clincot.preferences.pairs import PairReport
 from clincot.records import Candidate, DataFile, DataVersion, PreferencePair, Question, hash_json
 
-# What a file is called in the data repository, by the input that it comes from.
+# Input of the version stage -> file name in the data repository.
 FILE_NAMES = {
     "questions": "questions.jsonl",
     "regions": "regions.jsonl",
@@ -26,9 +26,10 @@ FILE_NAMES = {
 
 
 def describe_version(inputs: Mapping[str, Path]) -> DataVersion:
-    """The version that these files are, kept nowhere yet; the records stream by, none is held.
+    """Build the (uncommitted) version of these files; records are streamed, not held in memory.
 
-    Raises BadRecord where a file does not hold what its name says, or the pairs are not those of the report.
+    Raises InvalidRecord if a file does not hold the records that its name promises, or if the pairs or candidates are
+    not those of the pair report.
     """
     panel = read_json_model(inputs["panel_report"], PanelReport)
     report = read_json_model(inputs["pair_report"], PairReport)
@@ -47,9 +48,8 @@ def describe_version(inputs: Mapping[str, Path]) -> DataVersion:
             f"{inputs['candidates']}: holds {candidates} candidates, but {inputs['pair_report']} was made from "
             f"{report.candidates}"
         )
-    files = tuple(
-        sorted((_hash_data_file(FILE_NAMES[name], path) for name, path in inputs.items()), key=lambda file: file.name)
-    )
+    hashed = [_hash_data_file(FILE_NAMES[name], path) for name, path in inputs.items()]
+    files = tuple(sorted(hashed, key=lambda file: file.name))
     return DataVersion(
         sha256=hash_json([[file.name, file.sha256] for file in files]),
         files=files,
@@ -63,6 +63,7 @@ def describe_version(inputs: Mapping[str, Path]) -> DataVersion:
 
 
 def _hash_data_file(name: str, path: Path) -> DataFile:
+    """Digests and size in one pass; md5 is the name under which DVC stores the file."""
     sha256, md5, size = hashlib.sha256(), hashlib.md5(usedforsecurity=False), 0
     with path.open("rb") as file:
         while block := file.read(1 << 20):

@@ -1,8 +1,8 @@
-"""DVC in a clone: its command line adds and pushes, its library is asked what really lies in the remote.
+"""DVC in a clone: its command line adds and pushes files, its library checks what the remote contains.
 
-The remote stands in the data repository's .dvc/config; S3 takes its credentials (and, where that file names none, its
-endpoint) from the AWS_… variables. DVC is left to say where an object lies; only the question "is it there?" is ours,
-since a push that was told to be done has been known not to be (DVC remembers what it believes to be there).
+The remote is configured in the data repository's .dvc/config. S3 takes its credentials (and its endpoint, if that file
+names none) from the AWS_… variables. DVC decides where an object is stored; only the check that it exists is done here,
+because `dvc push` has reported success without uploading every object (DVC caches what it believes the remote to have).
 """
 
 from __future__ import annotations
@@ -27,17 +27,17 @@ _REMOTE_HINT = "check the AWS_… variables and the remote in the data repositor
 
 
 class DvcFailed(UserError, RuntimeError):
-    """A dvc command failed, or an object is not where it should be; says which and why."""
+    """A dvc command failed, or an object is missing from the remote; the message says which and why."""
 
 
 def run_dvc(folder: Path, *arguments: str, timeout_s: float) -> str:
-    """What `dvc …` printed, run in `folder`. Raises DvcFailed."""
-    own = {"DVC_NO_ANALYTICS": "1"}  # nobody is told of our runs
+    """Run `dvc …` in `folder` and return what it printed. Raises DvcFailed."""
+    environment = {**build_git_environment(), "DVC_NO_ANALYTICS": "1"}  # disable DVC's usage analytics
     try:
         done = subprocess.run(
             [sys.executable, "-m", "dvc", *arguments],
             cwd=folder,
-            env={**build_git_environment(), **own},
+            env=environment,
             capture_output=True,
             text=True,
             timeout=timeout_s,
@@ -54,29 +54,34 @@ def run_dvc(folder: Path, *arguments: str, timeout_s: float) -> str:
 
 
 def _parse_dvc_error(done: subprocess.CompletedProcess[str]) -> str:
-    """What DVC calls the error, without its courtesies."""
+    """DVC's error lines, without hints."""
     lines = [line for line in done.stderr.splitlines() if line.startswith("ERROR: ")]
-    return " / ".join(
-        line.removeprefix("ERROR: ").removeprefix("unexpected error - ") for line in lines
-    ) or summarize_output(done)
+    errors = [line.removeprefix("ERROR: ").removeprefix("unexpected error - ") for line in lines]
+    return " / ".join(errors) or summarize_output(done)
 
 
 def write_local_config(folder: Path) -> None:
-    """Settings of this clone alone: no calls home, nothing remembered elsewhere, files linked and not copied again."""
+    """Configure this clone: no analytics or update checks, no cache outside the clone, linked instead of copied files.
+
+    Raises InvalidInput if the clone is not a DVC repository.
+    """
     if not (folder / ".dvc" / "config").is_file():
         raise InvalidInput(
-            f"{_read_origin(folder)}: is no data repository (it has no .dvc/config); `clincot data init` makes one"
+            f"{_read_origin(folder)}: is not a data repository (it has no .dvc/config); `clincot data init` makes one"
         )
-    remembers = folder / ".dvc" / "tmp" / "site"
-    own = (
-        f"[core]\n    analytics = false\n    check_update = false\n    site_cache_dir = {remembers}\n"
+    site_cache = folder / ".dvc" / "tmp" / "site"
+    content = (
+        f"[core]\n    analytics = false\n    check_update = false\n    site_cache_dir = {site_cache}\n"
         '[cache]\n    type = "reflink,hardlink,copy"\n'
     )
-    (folder / ".dvc" / "config.local").write_text(own, encoding="utf-8")
+    (folder / ".dvc" / "config.local").write_text(content, encoding="utf-8")
 
 
 def read_dvc_pointer(content: str, *, where: str) -> tuple[str, int, int]:
-    """What a committed preferences.dvc points at: (digest of the folder's listing, bytes, files)."""
+    """Parse a committed preferences.dvc to (digest of the folder's listing, bytes, number of files).
+
+    Raises InvalidInput, naming `where`, for anything else.
+    """
     try:
         (out,) = yaml.safe_load(content)["outs"]
         return str(out["md5"]), int(out["size"]), int(out["nfiles"])
@@ -85,41 +90,40 @@ def read_dvc_pointer(content: str, *, where: str) -> tuple[str, int, int]:
 
 
 def find_missing_objects(folder: Path, objects: Mapping[str, int | None]) -> list[str]:
-    """Which of the objects {digest: bytes, None: whatever} do not lie whole in the remote; every one is asked for.
+    """Check every object {digest: bytes} in the remote; return those that are missing or have another size.
 
-    Raises DvcFailed where the remote cannot be asked, BadInput where there is none or it names objects otherwise.
+    A size of None is not checked. Raises DvcFailed if the remote cannot be accessed or none is configured.
     """
     with _open_remote(folder) as odb:
-        absent = []
+        missing = []
         for digest, size in objects.items():
-            place = odb.oid_to_path(digest)
             try:
-                found = odb.fs.info(place)["size"]
+                actual_size = odb.fs.info(odb.oid_to_path(digest))["size"]
             except FileNotFoundError:
-                absent.append(digest)
+                missing.append(digest)
                 continue
-            if size is not None and found != size:
-                absent.append(digest)
-        return absent
+            if size is not None and actual_size != size:
+                missing.append(digest)
+        return missing
 
 
 def try_remote(folder: Path) -> str:
-    """Write, read and delete a small object of its own name in the remote; its address. Raises DvcFailed."""
+    """Write, read and delete a small object with a unique name; return the remote's address. Raises DvcFailed."""
     with _open_remote(folder) as odb:
-        place, written = odb.fs.join(odb.path, "preflight", uuid.uuid4().hex), b"preflight\n"
-        odb.fs.makedirs(odb.fs.parent(place), exist_ok=True)
-        odb.fs.pipe_file(place, written)
+        path, content = odb.fs.join(odb.path, "preflight", uuid.uuid4().hex), b"preflight\n"
+        odb.fs.makedirs(odb.fs.parent(path), exist_ok=True)
+        odb.fs.pipe_file(path, content)
         try:
-            found = odb.fs.cat_file(place)
+            actual = odb.fs.cat_file(path)
         finally:
-            odb.fs.rm_file(place)
-        if found != written:
-            raise DvcFailed(f"the DVC remote gave back {found[:40]!r} for {written!r}; {_REMOTE_HINT}")
+            odb.fs.rm_file(path)
+        if actual != content:
+            raise DvcFailed(f"the DVC remote returned {actual[:40]!r} instead of {content!r}; {_REMOTE_HINT}")
         return str(odb.fs.unstrip_protocol(odb.path))
 
 
 def download_from_dvc(folder: Path, revision: str, path: str, to: Path) -> Path:
-    """A file of the data repository as it was at a revision, from the remote. Raises DvcFailed."""
+    """Download a file of the data repository, as of a revision, from the remote to `to`. Raises DvcFailed."""
     to.parent.mkdir(parents=True, exist_ok=True)
     with _dvc_errors():
         from dvc.api import DVCFileSystem
@@ -129,7 +133,10 @@ def download_from_dvc(folder: Path, revision: str, path: str, to: Path) -> Path:
 
 
 def upload_objects(folder: Path, objects: Mapping[str, Path]) -> None:
-    """Send files {digest: file} that a push left out: where a folder's listing is, DVC takes its files to be too."""
+    """Upload files {digest: file} that `dvc push` skipped.
+
+    DVC assumes that the files of a folder are in the remote if the folder's listing is.
+    """
     with _open_remote(folder) as odb:
         from dvc.fs import LocalFileSystem
 
@@ -139,7 +146,7 @@ def upload_objects(folder: Path, objects: Mapping[str, Path]) -> None:
 
 @contextmanager
 def _open_remote(folder: Path) -> Iterator[Any]:
-    """The remote's store of objects."""
+    """The remote's object database, with its cached listing invalidated."""
     with _dvc_errors():
         from dvc.repo import Repo
 
@@ -151,7 +158,7 @@ def _open_remote(folder: Path) -> Iterator[Any]:
 
 @contextmanager
 def _dvc_errors() -> Iterator[None]:
-    """Errors of DVC and of the remote as errors for the user."""
+    """Turn errors of DVC and of the remote into DvcFailed."""
     try:
         from botocore.exceptions import BotoCoreError, ClientError
         from dvc.exceptions import DvcException
@@ -160,9 +167,9 @@ def _dvc_errors() -> Iterator[None]:
     try:
         yield
     except DvcException as error:
-        raise DvcFailed(f"the DVC remote cannot be asked: {error}; {_REMOTE_HINT}") from None
+        raise DvcFailed(f"the DVC remote cannot be accessed: {error}; {_REMOTE_HINT}") from None
     except (OSError, BotoCoreError, ClientError) as error:
-        raise DvcFailed(f"the DVC remote cannot be asked: {type(error).__name__}: {error}; {_REMOTE_HINT}") from None
+        raise DvcFailed(f"the DVC remote cannot be accessed: {type(error).__name__}: {error}; {_REMOTE_HINT}") from None
 
 
 def _read_origin(folder: Path) -> str:

@@ -1,4 +1,4 @@
-"""A new data repository: git for the names, a DVC remote for the files."""
+"""Create a data repository: git for the digests and tags, a DVC remote for the files."""
 
 from __future__ import annotations
 
@@ -33,13 +33,16 @@ DEFAULT_BRANCH = "main"
 def init_repository(address: str, remote: str, *, endpoint: str = "", timeout_s: float = 600.0) -> None:
     """Make the first commit of the (empty) git repository at `address`, whose files go to the DVC remote `remote`.
 
-    remote: s3://bucket/prefix, or whatever else DVC takes; endpoint: of an S3 that is not Amazon's, "" where the
-    environment says it (AWS_ENDPOINT_URL_S3). A folder that does not exist yet becomes a bare repository. Doing it
-    again changes nothing. Raises BadInput where something else lies there, GitFailed, DvcFailed.
+    remote: s3://bucket/prefix, or any other address that DVC accepts. endpoint: address of an S3 service other than
+    Amazon's; "" takes it from the environment (AWS_ENDPOINT_URL_S3). A folder that does not exist yet becomes a bare
+    repository. Repeating the call changes nothing. Raises InvalidInput if the repository has another remote, GitFailed,
+    DvcFailed.
     """
     check_address(address)
     if "@" in remote.partition("://")[2]:
-        raise InvalidInput("the remote's address holds credentials; they come from the environment (AWS_… variables)")
+        raise InvalidInput(
+            "the remote's address contains credentials; set them in the environment instead (AWS_… variables)"
+        )
     if "://" not in remote:
         remote = str(Path(remote).absolute())
     if "://" not in address and ":" not in address and not Path(address).exists():
@@ -47,9 +50,9 @@ def init_repository(address: str, remote: str, *, endpoint: str = "", timeout_s:
     with tempfile.TemporaryDirectory() as scratch:
         git = clone_repository(address, Path(scratch) / "clone", branch="", timeout_s=timeout_s)
         if (git.folder / ".dvc" / "config").is_file():
-            found = run_dvc(git.folder, "config", "remote.data.url", timeout_s=timeout_s).strip()
-            if found != remote:
-                raise InvalidInput(f"{address}: is a data repository already, whose files go to {found}")
+            existing = run_dvc(git.folder, "config", "remote.data.url", timeout_s=timeout_s).strip()
+            if existing != remote:
+                raise InvalidInput(f"{address}: is a data repository already, whose files go to {existing}")
             return
         _write_first_commit(git, remote, endpoint, timeout_s)
         branch = git("rev-parse", "--abbrev-ref", "HEAD").strip()
@@ -61,7 +64,7 @@ def _init_bare_repository(folder: Path) -> None:
     command = ["git", "init", "--quiet", "--bare", f"--initial-branch={DEFAULT_BRANCH}", str(folder)]
     done = subprocess.run(command, env=build_git_environment(), capture_output=True, text=True, check=False)
     if done.returncode != 0:
-        raise GitFailed(f"{folder}: could not be made a git repository: {summarize_output(done)}")
+        raise GitFailed(f"{folder}: git init failed: {summarize_output(done)}")
 
 
 def _write_first_commit(git: Git, remote: str, endpoint: str, timeout_s: float) -> None:

@@ -1,4 +1,4 @@
-"""The versions of a data repository, and what lies between two of them."""
+"""List the versions of a data repository and compare two of them."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ PAIRS_FILE = "pairs.jsonl"
 
 
 class ChangeSummary(FrozenModel):
-    """How a number moved from A to B over the pairs that both have: B - A."""
+    """How a number changed from A to B (B - A) over the pairs that both have."""
 
     mean: FiniteFloat
     mean_absolute: FiniteFloat
@@ -34,22 +34,22 @@ class ChangeSummary(FrozenModel):
 
 
 class PairDiff(FrozenModel):
-    """Pairs of two versions. The same pair: the same two candidates of one question, whichever is the better one.
+    """The pairs of two versions compared; two pairs are the same if they have the same two candidates, in any order.
 
-    in_a = removed + rescored + unchanged, in_b = added + rescored + unchanged.
+    in_a = removed + rescored + unchanged and in_b = added + rescored + unchanged.
     """
 
     in_a: Count
     in_b: Count
     added: Count
-    added_of_new_questions: Count  # of questions of which A has no pair
+    added_of_new_questions: Count  # pairs of questions for which A has no pair
     removed: Count
-    removed_of_gone_questions: Count
-    unchanged: Count  # the same scores and spread
+    removed_of_gone_questions: Count  # pairs of questions for which B has no pair
+    unchanged: Count  # same scores and spread
     rescored: Count
-    turned: Count  # of those rescored: chosen has become rejected
-    gap: ChangeSummary | None  # over the pairs of both; None: they share none
-    chosen_score: ChangeSummary | None  # of the candidate that A has chosen
+    turned: Count  # rescored pairs whose chosen and rejected candidates are swapped
+    gap: ChangeSummary | None  # over the shared pairs; None: no pair is shared
+    chosen_score: ChangeSummary | None  # score of the candidate that is chosen in A
     rejected_score: ChangeSummary | None
     spread: ChangeSummary | None
     mean_gap_a: FiniteFloat | None
@@ -57,93 +57,95 @@ class PairDiff(FrozenModel):
 
 
 def list_versions(config: VersionConfig, scratch: Path) -> list[DataVersion]:
-    """All versions of the data repository, by round; `scratch` is a folder for the clone."""
+    """All versions of the data repository, by round; `scratch` is a folder for a temporary clone."""
     with open_temporary_clone(_require_repository(config), scratch / "clone") as git:
         return read_versions(git, config.repository)
 
 
 def diff_versions(config: VersionConfig, a: str, b: str, scratch: Path) -> tuple[DataVersion, DataVersion, PairDiff]:
-    """What changed from version a to b; each a round's number, a tag or (the beginning of) a commit.
+    """Compare version a with version b, each named by its round, its tag or (the beginning of) its commit.
 
-    Raises BadInput where there is no such version, DvcFailed, BadRecord where its pairs are not those it names.
+    Returns both versions and the difference of their pairs. Raises InvalidInput if there is no such version, DvcFailed,
+    and InvalidRecord if the downloaded pairs are not those of the version.
     """
     with open_temporary_clone(_require_repository(config), scratch / "clone") as git:
-        known = read_versions(git, config.repository)
-        one, other = (find_version(known, given, config.repository) for given in (a, b))
-        files = [_download_pairs(git, version, scratch / side) for version, side in ((one, "a"), (other, "b"))]
-        return one, other, compare_pairs(*(read_records(file, PreferencePair) for file in files))
+        versions = read_versions(git, config.repository)
+        version_a, version_b = (find_version(versions, name, config.repository) for name in (a, b))
+        pairs_a = _download_pairs(git, version_a, scratch / "a")
+        pairs_b = _download_pairs(git, version_b, scratch / "b")
+        diff = compare_pairs(read_records(pairs_a, PreferencePair), read_records(pairs_b, PreferencePair))
+        return version_a, version_b, diff
 
 
-def find_version(known: Sequence[DataVersion], given: str, repository: str) -> DataVersion:
-    """The version of a round's number, a tag or (at least 6 characters of) a commit. Raises BadInput."""
-    for version in known:
-        if given in (str(version.round), version.tag, version.tag.removeprefix(TAG_PREFIX)):
+def find_version(versions: Sequence[DataVersion], name: str, repository: str) -> DataVersion:
+    """Find a version by its round, its tag or (at least 6 characters of) its commit. Raises InvalidInput."""
+    for version in versions:
+        if name in (str(version.round), version.tag, version.tag.removeprefix(TAG_PREFIX)):
             return version
-    found = [version for version in known if len(given) >= 6 and version.revision.startswith(given)]
-    if len(found) != 1:
-        there = ", ".join(version.tag for version in known) or "none"
+    matches = [version for version in versions if len(name) >= 6 and version.revision.startswith(name)]
+    if len(matches) != 1:
+        tags = ", ".join(version.tag for version in versions) or "none"
         raise InvalidInput(
-            f"{repository}: no version is called {given!r} (a round, a tag or a commit); there are: {there}"
+            f"{repository}: no version is called {name!r} (a round, a tag or a commit); there are: {tags}"
         )
-    return found[0]
+    return matches[0]
 
 
 def compare_pairs(a: Iterable[PreferencePair], b: Iterable[PreferencePair]) -> PairDiff:
-    """The difference of two files of pairs; of A a digest and three numbers a pair are held, no text."""
-    before = {_hash_pair(pair): _extract_scores(pair) for pair in a}
-    questions_a = {key[:16] for key in before}
-    gaps_b, met, questions_b = [], set[bytes](), set[bytes]()
-    added = new = unchanged = turned = 0
-    moved: dict[str, list[float]] = {"gap": [], "chosen_score": [], "rejected_score": [], "spread": []}
+    """Compare two streams of pairs; only a digest and the numbers of each pair of A are held in memory, no text."""
+    scores_a = {_hash_pair(pair): _extract_scores(pair) for pair in a}
+    questions_a = {key[:16] for key in scores_a}
+    gaps_b, shared, questions_b = [], set[bytes](), set[bytes]()
+    added = added_of_new_questions = unchanged = turned = 0
+    changes: dict[str, list[float]] = {"gap": [], "chosen_score": [], "rejected_score": [], "spread": []}
     for pair in b:
         key = _hash_pair(pair)
         gaps_b.append(pair.gap)
         questions_b.add(key[:16])
-        if key not in before:
+        if key not in scores_a:
             added += 1
-            new += key[:16] not in questions_a
+            added_of_new_questions += key[:16] not in questions_a
             continue
-        met.add(key)
-        (first, score_first, score_second, spread), (now, now_first, now_second, spread_now) = (
-            before[key],
-            _extract_scores(pair),
-        )
-        if first != now:  # seen from the candidate that A has chosen
+        shared.add(key)
+        chosen_a, chosen_score_a, rejected_score_a, spread_a = scores_a[key]
+        chosen_b, chosen_score_b, rejected_score_b, spread_b = _extract_scores(pair)
+        if chosen_a != chosen_b:  # compare candidate with candidate, in the order of A
             turned += 1
-            now_first, now_second = now_second, now_first
-        changes = (
-            (now_first - now_second) - (score_first - score_second),
-            now_first - score_first,
-            now_second - score_second,
-            spread_now - spread,
+            chosen_score_b, rejected_score_b = rejected_score_b, chosen_score_b
+        pair_changes = (
+            (chosen_score_b - rejected_score_b) - (chosen_score_a - rejected_score_a),
+            chosen_score_b - chosen_score_a,
+            rejected_score_b - rejected_score_a,
+            spread_b - spread_a,
         )
-        unchanged += not any(changes)
-        for name, change in zip(moved, changes, strict=True):
-            moved[name].append(change)
-    gone = [key for key in before if key not in met]
+        unchanged += not any(pair_changes)
+        for name, change in zip(changes, pair_changes, strict=True):
+            changes[name].append(change)
+    removed = [key for key in scores_a if key not in shared]
     return PairDiff(
-        in_a=len(before),
+        in_a=len(scores_a),
         in_b=len(gaps_b),
         added=added,
-        added_of_new_questions=new,
-        removed=len(gone),
-        removed_of_gone_questions=sum(key[:16] not in questions_b for key in gone),
+        added_of_new_questions=added_of_new_questions,
+        removed=len(removed),
+        removed_of_gone_questions=sum(key[:16] not in questions_b for key in removed),
         unchanged=unchanged,
-        rescored=len(met) - unchanged,
+        rescored=len(shared) - unchanged,
         turned=turned,
-        mean_gap_a=_compute_mean([one[1] - one[2] for one in before.values()]),
+        mean_gap_a=_compute_mean([chosen - rejected for _, chosen, rejected, _ in scores_a.values()]),
         mean_gap_b=_compute_mean(gaps_b),
-        **{name: _summarize_changes(changes) for name, changes in moved.items()},
+        **{name: _summarize_changes(values) for name, values in changes.items()},
     )
 
 
 def _hash_pair(pair: PreferencePair) -> bytes:
-    """32 bytes that name the question (16), and the two candidates without their order."""
+    """32 bytes: 16 for the question, 16 for the step and the two candidates in any order."""
     sides = "\n".join(sorted((pair.chosen, pair.rejected)))
     return _hash_text(pair.question) + _hash_text(f"{pair.step}\n{sides}")
 
 
 def _extract_scores(pair: PreferencePair) -> tuple[bytes, float, float, float]:
+    """(digest of the chosen candidate, chosen score, rejected score, spread)."""
     return _hash_text(pair.chosen), pair.chosen_score, pair.rejected_score, pair.spread
 
 
@@ -156,7 +158,7 @@ def _summarize_changes(changes: list[float]) -> ChangeSummary | None:
         return None
     return ChangeSummary(
         mean=statistics.fmean(changes),
-        mean_absolute=statistics.fmean(abs(c) for c in changes),
+        mean_absolute=statistics.fmean(abs(change) for change in changes),
         lowest=min(changes),
         median=statistics.median(changes),
         highest=max(changes),
@@ -168,11 +170,11 @@ def _compute_mean(values: list[float]) -> float | None:
 
 
 def _download_pairs(git: Git, version: DataVersion, folder: Path) -> Path:
-    """The version's pairs.jsonl, fetched from the DVC remote and checked."""
+    """Download the version's pairs.jsonl from the DVC remote and verify its digest."""
     path = download_from_dvc(git.folder, version.revision, f"{DATA_FOLDER}/{PAIRS_FILE}", folder / PAIRS_FILE)
     expected = next(file.sha256 for file in version.files if file.name == PAIRS_FILE)
-    if (came := hash_files(path)) != expected:
-        raise InvalidRecord(f"{version.tag}: {PAIRS_FILE} came with sha256 {came}, the version says {expected}")
+    if (actual := hash_files(path)) != expected:
+        raise InvalidRecord(f"{version.tag}: expected {PAIRS_FILE} with sha256 {expected}, got {actual}")
     return path
 
 

@@ -1,0 +1,185 @@
+"""A round whose run fails after the promotion is resumed by the next run, from where it first started."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from clincot.config import PublishConfig
+from clincot.jsonl import write_json, write_records
+from clincot.judging.calibration import make_identity_calibration
+from clincot.judging.combination import PanelMember, ScoreCombiner
+from clincot.pipelines import round_page, tasks
+from clincot.pipelines.params import encode_params
+from clincot.pipelines.round_files import RoundContext, RoundFiles
+from clincot.records import Decision, StartingPolicy
+from clincot.registry.champion import create_champion_pointer, promote_champion
+from clincot.registry.manifest import Manifest
+from clincot.runs import history
+from clincot.storage.artifacts import STALE_DOWNLOAD_S, get_cache_folder
+from clincot.storage.digests import hash_path
+from clincot.storage.folder_store import FolderStore
+from tests.support.deployment_builders import LINE, decided, published
+
+NAMES = tuple(RoundFiles.__dataclass_fields__)
+DIGEST = "c" * 64
+
+
+@dataclass(frozen=True)
+class ModelLine:
+    """A model with a champion, a challenger that was published after a promotion, and a store."""
+
+    folder: Path
+    store: FolderStore
+    base: Manifest
+    challenger: Manifest
+    decision: Decision
+
+    @property
+    def publish(self) -> dict[str, Any]:
+        return encode_params(PublishConfig(store=self.store.url, name=LINE).model_dump(mode="json"))
+
+    def found_by_preflight(self, champion: Manifest) -> str:
+        """The file in which preflight writes the policy from which a round would start."""
+        start = StartingPolicy(
+            line=LINE,
+            uri=champion.uri,
+            sha256=champion.sha256,
+            round=champion.round,
+            source="champion",
+            published=True,
+        )
+        path = self.folder / f"start-{champion.round}.jsonl"
+        write_records(path, [start])
+        return str(path)
+
+    def stored(self) -> list[Path]:
+        """All files of the store."""
+        return sorted((self.folder / "store").rglob("*"))
+
+    def promote(self) -> None:
+        promote_champion(
+            self.store,
+            self.challenger,
+            over=self.base.sha256,
+            by="pipeline",
+            reason="better",
+            decision=self.decision.id,
+        )
+
+
+@pytest.fixture
+def line(tmp_path: Path) -> ModelLine:
+    store = FolderStore(tmp_path / "store")
+    base = published(store, tmp_path, 1.0)
+    challenger = published(store, tmp_path, 2.0, over=base)
+    create_champion_pointer(store, base, by="ann")
+    return ModelLine(tmp_path, store, base, challenger, decided(base.measured, challenger.measured))
+
+
+@pytest.fixture
+def files(line: ModelLine) -> RoundFiles:
+    """The files of a round; only the decision and the report of the panel are read."""
+    paths = {name: line.folder / name for name in NAMES}
+    for name, path in paths.items():
+        path.write_text(name, encoding="utf-8")
+    write_records(paths["decision"], [line.decision])
+    panel = ScoreCombiner([PanelMember("judge-a", 1.0, make_identity_calibration("a" * 64))], quorum=1)
+    write_json(paths["panel_report"], panel.build_report().model_dump(mode="json"))
+    return RoundFiles(**{name: str(path) for name, path in paths.items()})
+
+
+@pytest.fixture
+def context() -> RoundContext:
+    return RoundContext(1, "data", "benchmark", "", "policy", "checkpoint", "outcomes", "report")
+
+
+def test_a_failed_page_does_not_lose_the_round(
+    line: ModelLine, files: RoundFiles, context: RoundContext, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The challenger is promoted, then the page fails. The retry finds another champion, and resumes all the same."""
+
+    def fail(*_: Any, **__: Any) -> None:
+        raise OSError("no space left on the device")
+
+    first = tasks.start_round(line.publish, line.found_by_preflight(line.base), number=0, run_id="one")
+    assert (first.policy_digest, first.number) == (line.base.sha256, 1)
+    tasks.record_round(line.publish, files, number=1, checkpoint_digest=DIGEST)
+    line.promote()
+    monkeypatch.setattr(round_page, "write_round_page", fail)
+    with pytest.raises(SystemExit, match="clincot page: no space left on the device"):
+        tasks.page({}, context, files, page="page.html", results="results.md")
+    tasks.record_run_status(line.publish, state="FAILED", run_id="one", error="page")
+
+    again = tasks.start_round(line.publish, line.found_by_preflight(line.challenger), number=0, run_id="two")
+    assert again == first
+    tasks.record_run_status(line.publish, state="SUCCEEDED", run_id="two", error="")
+    following = tasks.start_round(line.publish, line.found_by_preflight(line.challenger), number=0, run_id="three")
+    assert (following.policy_digest, following.number) == (line.challenger.sha256, 2)
+
+
+def test_without_the_record_the_round_starts_anew(line: ModelLine) -> None:
+    """Why record_round comes before the promotion: the pointer alone does not tell who moved it."""
+    tasks.start_round(line.publish, line.found_by_preflight(line.base), number=0, run_id="one")
+    line.promote()
+    again = tasks.start_round(line.publish, line.found_by_preflight(line.challenger), number=0, run_id="two")
+    assert (again.policy_digest, again.number) == (line.challenger.sha256, 1)
+
+
+def test_the_record_holds_digests_and_decision(line: ModelLine, files: RoundFiles) -> None:
+    tasks.record_round(line.publish, files, number=4, checkpoint_digest=DIGEST)
+    record = history.read_round_outputs(line.store, LINE, 4)
+    assert list(record.digests) == sorted({*NAMES, "checkpoint"})
+    assert record.digests["checkpoint"] == DIGEST
+    assert record.digests["pairs"] == hash_path(Path(files.pairs))
+    assert (record.decision, record.verdict) == (line.decision.id, "promote")
+
+
+def test_the_page_changes_nothing_in_the_store(
+    line: ModelLine, files: RoundFiles, context: RoundContext, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rendered: list[RoundContext] = []
+    monkeypatch.setattr(round_page, "write_round_page", lambda _, context, *__, **___: rendered.append(context))
+    before = line.stored()
+    tasks.page({"publish": line.publish}, context, files, page="page.html", results="results.md")
+    assert rendered == [context]
+    assert line.stored() == before
+
+
+def test_preflight_starts_no_round(line: ModelLine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It checks, and returns digests. The store of the model stays as it is, also if all checks pass."""
+    calls = []
+    monkeypatch.setattr(tasks, "run_stage_task", lambda *args, **_: calls.append(args[0]) or "digest")
+    data = line.folder / "data"
+    data.mkdir()
+    (data / "questions.jsonl").write_text("", encoding="utf-8")
+    before = line.stored()
+    digests = tasks.preflight(
+        {"publish": line.publish}, {}, {}, {"table": str(line.folder / "table")}, data=str(data), benchmark=str(data)
+    )
+    assert calls == ["preflight"]
+    assert digests.data_digest == digests.benchmark_digest == hash_path(data)
+    assert line.stored() == before
+
+
+def test_the_status_task_only_records(line: ModelLine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Abandoned downloads of the cache are not its business."""
+    monkeypatch.setenv("CLINCOT_CACHE", str(line.folder / "cache"))
+    abandoned = get_cache_folder() / ".fetching-old"
+    abandoned.mkdir(parents=True)
+    os.utime(abandoned, (0, abandoned.stat().st_mtime - 2 * STALE_DOWNLOAD_S))
+    tasks.start_round(line.publish, line.found_by_preflight(line.base), number=0, run_id="one")
+    assert tasks.record_run_status(line.publish, state="FAILED", run_id="one", error="") == f"round 1 of {LINE}: FAILED"
+    assert abandoned.is_dir()
+
+
+def test_without_a_store_nothing_is_recorded(line: ModelLine, files: RoundFiles) -> None:
+    publish = encode_params(PublishConfig().model_dump(mode="json"))
+    origin = tasks.start_round(publish, line.found_by_preflight(line.base), number=0, run_id="one")
+    assert origin == (line.base.uri, line.base.sha256, 0, 1)
+    tasks.record_round(publish, files, number=1, checkpoint_digest=DIGEST)
+    assert "nothing is recorded" in tasks.record_run_status(publish, state="FAILED", run_id="one", error="")
