@@ -12,10 +12,10 @@ from clincot.geometry import box_from_xyxy
 from clincot.models.encoding import (
     ChatTemplateError,
     ConversationEncoder,
-    EncodedPicture,
+    batch_pictures,
+    concatenate_pictures,
     pad_rows,
     read_picture,
-    stack_pictures,
 )
 from clincot.models.vlm import VisionLanguageModel
 from clincot.prompts import ChainStep, Conversation, Turn, chain_prompt, collect_views
@@ -66,11 +66,11 @@ def test_later_frames_are_processed_as_the_processor_would(
     """Once a frame's tokens are known only its pixels are made; they are those of the whole processor."""
     encoder = ConversationEncoder(small.encoder.processor)
     pictures = collect_views(talks(small, shown, films)["two steps"])
-    encoder.encode_picture_ids(pictures[0])
+    encoder.count_image_tokens(pictures[0])
     for picture in pictures[1:]:
         whole = encoder.processor(text=[encoder.placeholder], images=[[read_picture(picture)]], return_tensors="pt")
-        made = encoder.encode_picture(picture)
-        assert list(made.ids) == whole["input_ids"][0].tolist()
+        made = encoder.encode_pictures([picture])
+        assert encoder.tokenizer(made.texts[0])["input_ids"] == whole["input_ids"][0].tolist()
         assert made.tensors.keys() == {"pixel_values", "pixel_attention_mask"} <= set(whole)
         assert all(torch.equal(tensor, whole[name]) for name, tensor in made.tensors.items())
 
@@ -113,7 +113,12 @@ def test_every_picture_has_its_placeholders(small: VisionLanguageModel, shown: l
 
 
 def test_a_template_that_shows_pictures_of_its_own_is_refused(small: VisionLanguageModel) -> None:
-    with_template(small, "<image>{{ messages[0]['content'] }}", (Turn("user", "a"),), "more picture placeholders")
+    with_template(
+        small,
+        "<image>{{ messages[0]['content'] }}",
+        (Turn("user", "a"),),
+        "shows 1 picture placeholders of a conversation with 0 pictures",
+    )
 
 
 def test_a_template_that_drops_pictures_is_refused(small: VisionLanguageModel, shown: list[Study], films: Path) -> None:
@@ -121,12 +126,12 @@ def test_a_template_that_drops_pictures_is_refused(small: VisionLanguageModel, s
         small,
         "{% for m in messages %}{{ m['role'] }}{% endfor %}",
         talks(small, shown, films)["one step"],
-        "fewer pictures than the 5",
+        "shows 0 picture placeholders of a conversation with 5 pictures",
     )
 
 
 def test_a_template_that_rewrites_earlier_turns_is_refused(small: VisionLanguageModel) -> None:
-    talk = (Turn("user", "a"), Turn("assistant", "b"), Turn("user", "c"))
+    talk = (Turn("user", "a"), Turn("assistant", "b", action=True), Turn("user", "c"))
     with_template(small, "{{ messages | length }}{% for m in messages %}{{ m['role'] }}{% endfor %}", talk, "rewrites")
 
 
@@ -172,14 +177,14 @@ def test_rows_are_padded_on_the_side_asked_for() -> None:
 def test_pictures_are_stacked_by_conversation_or_in_a_row() -> None:
     """Idefics: 2 pictures of one frame and 1 of one frame -> (2 conversations, 2 frames), the missing one zero."""
 
-    def idefics(value: float) -> EncodedPicture:
-        pixels = torch.full((1, 1, 3, 2, 2), value)
-        return EncodedPicture((), {"pixel_values": pixels, "pixel_attention_mask": torch.ones(1, 1, 2, 2)})
+    def idefics(value: float) -> dict[str, torch.Tensor]:
+        return {"pixel_values": torch.full((1, 1, 3, 2, 2), value), "pixel_attention_mask": torch.ones(1, 1, 2, 2)}
 
-    batch = stack_pictures([idefics(1.0), idefics(2.0), idefics(3.0)], [2, 1])
+    two, one = concatenate_pictures([idefics(1.0), idefics(2.0)]), concatenate_pictures([idefics(3.0)])
+    batch = batch_pictures([two, one])
     assert batch["pixel_values"].shape == (2, 2, 3, 2, 2)
     assert batch["pixel_values"].amax((2, 3, 4)).tolist() == [[1.0, 2.0], [3.0, 0.0]]
     assert batch["pixel_attention_mask"].amax((2, 3)).tolist() == [[1.0, 1.0], [1.0, 0.0]]
-    plain = [EncodedPicture((), {"pixel_values": torch.full((1, 3, 2, 2), v)}) for v in (1.0, 2.0)]
-    assert stack_pictures(plain, [1, 1])["pixel_values"].shape == (2, 3, 2, 2)
-    assert stack_pictures([], [0]) == {}
+    plain = [{"pixel_values": torch.full((1, 3, 2, 2), value)} for value in (1.0, 2.0)]
+    assert batch_pictures(plain)["pixel_values"].shape == (2, 3, 2, 2)
+    assert batch_pictures([]) == {}

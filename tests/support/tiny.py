@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -17,14 +18,26 @@ SIDE = 128
 CORPUS = ["Is there a nodule in the left lung? Which zone is the nodule in? upper lower yes no effusion"] * 3
 
 
-def write_set(folder: Path, *, studies: int = 6, key: bool = True, seed: int = 0, patients: int | None = None) -> Path:
-    """`studies` films of noise with a bright square (the nodule) each, and two questions about each of them."""
+def write_set(
+    folder: Path,
+    *,
+    studies: int = 6,
+    key: bool = True,
+    seed: int = 0,
+    patients: int | None = None,
+    shapes: Sequence[tuple[int, int]] = ((SIDE, SIDE),),
+) -> Path:
+    """`studies` films of noise with a bright square (the nodule) each, and two questions about each of them.
+
+    shapes: (width, height) of the films in pixels, taken in turn.
+    """
     rng = np.random.default_rng(seed)
     (folder / "images").mkdir(parents=True)
     films, questions, references = [], [], []
     for number in range(studies):
-        pixels = rng.integers(10, 80, (SIDE, SIDE)).astype(np.uint8)
-        x, y = (int(v) for v in rng.integers(4, SIDE - 28, 2))
+        width, height = shapes[number % len(shapes)]
+        pixels = rng.integers(10, 80, (height, width)).astype(np.uint8)
+        x, y = int(rng.integers(4, width - 28)), int(rng.integers(4, height - 28))
         pixels[y : y + 24, x : x + 24] = 240
         name = f"images/{number}.png"
         Image.fromarray(pixels).save(folder / name)
@@ -32,13 +45,13 @@ def write_set(folder: Path, *, studies: int = 6, key: bool = True, seed: int = 0
             Study(
                 image=name,
                 sha256=hash_files(folder / name),
-                width=SIDE,
-                height=SIDE,
+                width=width,
+                height=height,
                 patient=f"{seed}-{number % (patients or studies)}",
             )
         )
-        boxes = (box_from_pixels(x, y, x + 24, y + 24, width=SIDE, height=SIDE),)
-        zone = "upper" if y + 12 < SIDE / 2 else "lower"
+        boxes = (box_from_pixels(x, y, x + 24, y + 24, width=width, height=height),)
+        zone = "upper" if y + 12 < height / 2 else "lower"
         for text, kind, topic, answer in (
             ("Is there a nodule in the left lung?", "closed", "presence", "yes"),
             ("Which zone is the nodule in?", "open", "zone", zone),

@@ -1,15 +1,19 @@
-"""Encode conversations as token ids and tensors, in the same way for answering, judging and training.
+"""Conversations to token ids and tensors, the same way for answering, judging and training.
 
-A conversation is rendered by the checkpoint's own chat template, cut at the picture placeholders and at the action
-turns, and tokenised piece by piece. The tokens in training are therefore exactly those of generation, each picture is
-processed once for any number of conversations that show it, and the pieces that count in a loss are known without a
-search.
+The checkpoint's own chat template renders a conversation, its own processor says what each picture becomes in the text,
+and its own tokenizer turns the whole text into ids. So a model is fed exactly what its processor makes (tests/families
+compares), and the tokens that the policy wrote are known from character offsets. Three things are added:
+
+- Control words in a question or an answer are spelled out as text, so that no data set ends a turn or shows a picture.
+- Where the template does not end the assistant's turn with an end token (LLaVA-1.5), a turn that counts in a loss gets
+  one, as in the family's own training, so that the policy learns to stop.
+- A family without a chat template (PaliGemma) gets the prompt layout that its processor documents.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -24,13 +28,25 @@ from clincot.prompts import Conversation, ImageView, collect_views
 
 # Shape suffixes: B conversations, T tokens.
 
+Tensors = dict[str, torch.Tensor]
+_TEXT_KEYS = {
+    "input_ids",
+    "attention_mask",
+    "token_type_ids",
+    "mm_token_type_ids",
+    "labels",
+    "text_replacement_offsets",
+}
+_TYPE_KEYS = ("mm_token_type_ids", "token_type_ids")
+_FIRST_HIDDEN = 0xF0000  # private characters that stand for control words while a text is rendered and cut
+
 
 @dataclass(frozen=True)
-class EncodedPicture:
-    """A picture as token ids and image tensors."""
+class EncodedPictures:
+    """Pictures of one conversation as the processor makes them."""
 
-    ids: tuple[int, ...]  # the placeholder as the processor expands it
-    tensors: dict[str, torch.Tensor]  # the processor's image tensors for this picture
+    texts: tuple[str, ...]  # what replaces each placeholder in the text
+    tensors: Tensors
 
 
 @dataclass(frozen=True)
@@ -40,6 +56,8 @@ class EncodedConversation:
     ids: tuple[int, ...]
     actions: tuple[bool, ...]
     pictures: tuple[ImageView, ...]
+    types: tuple[int, ...] = ()  # modality of each token, where the model reads it (ConversationEncoder.type_key)
+    picture_tokens: tuple[int, ...] = ()  # image tokens of each picture
 
 
 class ChatTemplateError(InvalidInput):
@@ -47,7 +65,6 @@ class ChatTemplateError(InvalidInput):
 
 
 def read_picture(picture: ImageView) -> Image.Image:
-    """The picture as shown: cropped to its box and scaled."""
     return render_view(_open_cached(picture.path), picture.box, picture.side_px)
 
 
@@ -56,144 +73,278 @@ def _open_cached(path: str) -> Image.Image:
     return open_image(Path(path))  # a question's crops all come from the same file
 
 
-class ConversationEncoder:
-    """Tokenises conversations for one processor (tokenizer + image processor + chat template)."""
+@dataclass(frozen=True)
+class _RenderedTurns:
+    """A conversation as text, with the character spans of the turns that the policy wrote."""
 
-    def __init__(self, processor: Any, *, pictures_kept: int = 128) -> None:
+    text: str
+    actions: tuple[tuple[int, int], ...]
+
+
+class ConversationEncoder:
+    """Encodes conversations for one processor (tokenizer, image processor and chat template).
+
+    end_ids: further ids that end a turn, for instance those of the checkpoint's generation config.
+    """
+
+    def __init__(self, processor: Any, *, end_ids: Sequence[int] = (), pictures_kept: int = 128) -> None:
         self.processor = processor
         self.tokenizer = processor.tokenizer
         self.placeholder: str = getattr(processor, "boi_token", None) or processor.image_token
-        self.end_ids = _find_end_ids(self.tokenizer)
-        self.pad_id: int = self.tokenizer.pad_token_id if self.tokenizer.pad_token_id is not None else min(self.end_ids)
-        # A control word in a question or an answer is plain text. It is replaced by a private-use character while the
-        # template is rendered and cut, and then spelled out, so that no data set can end a turn or insert a picture.
-        self._hidden = {
-            word: chr(0xF0000 + n) for n, word in enumerate(_list_control_words(self.tokenizer, self.placeholder))
-        }
+        self.image_ids = frozenset(i for i in processor.image_token_ids if i is not None)
+        # A control word in a question or an answer is text: it is hidden behind a private character while the template
+        # is rendered and cut, and then spelled out, so that no data set ends a turn or shows a picture.
+        words = _list_control_words(self.tokenizer, self.placeholder)
+        self._hidden = {word: chr(_FIRST_HIDDEN + n) for n, word in enumerate(words)}
         self._words = {hidden: word for word, hidden in self._hidden.items()}
         self._control = re.compile("|".join(re.escape(word) for word in self._hidden))
         self._spelled = re.compile(f"([{''.join(self._words)}])")
-        self._text = lru_cache(maxsize=65536)(self._tokenise_text)
         self._template = lru_cache(maxsize=16384)(self._apply_template)
-        # pixels are large and needed once; placeholder ids are small and needed by every conversation
-        self._pictures: Callable[[ImageView], EncodedPicture] = lru_cache(maxsize=pictures_kept)(self._process_picture)
-        self._picture_ids = lru_cache(maxsize=200_000)(lambda picture: self.encode_picture(picture).ids)
-        # Idefics3 without splitting makes one frame of any picture, so all pictures have the same placeholder ids
+        self._tokenize = lru_cache(maxsize=16384)(self._tokenize_text)
+        # Pixels are large and needed once; texts are small and needed by every conversation.
+        self._pictures: Callable[[tuple[ImageView, ...]], EncodedPictures]
+        self._pictures = lru_cache(maxsize=pictures_kept)(self._process_pictures)
+        self._picture_texts: dict[tuple[ImageView, ...], tuple[str, ...]] = {}
+        # LLaVA-OneVision tiles a picture only if it is the conversation's only one.
+        self.pictures_are_independent = "num_image_tokens" not in vars(processor)
+        # Idefics3 without splitting makes one frame of any picture, so one picture's text is every picture's.
         self._one_frame = getattr(processor.image_processor, "do_image_splitting", None) is False
-        self._frame_ids: tuple[int, ...] = ()
+        self.type_key, self._adds_special = self._probe_processor()
+        self.end_ids = frozenset(_find_end_ids(self.tokenizer)) | {int(i) for i in end_ids} | self._find_turn_end()
+        pad = self.tokenizer.pad_token_id
+        self.pad_id: int = pad if pad is not None else min(self.end_ids)
+        self._end_texts = tuple(self.tokenizer.convert_ids_to_tokens(sorted(self.end_ids)))
+        self._end_text: str = self.tokenizer.eos_token or self._end_texts[0]
 
-    def encode_picture(self, picture: ImageView) -> EncodedPicture:
-        """Process a picture; the most recent ones are cached."""
-        return self._pictures(picture)
+    # --- pictures
 
-    def encode_picture_ids(self, picture: ImageView) -> tuple[int, ...]:
-        """The token ids that represent a picture, without caching its pixels."""
-        if self._one_frame:
-            self._frame_ids = self._frame_ids or self.encode_picture(picture).ids
-            return self._frame_ids
-        ids: tuple[int, ...] = self._picture_ids(picture)
-        return ids
+    def encode_pictures(self, pictures: Sequence[ImageView]) -> EncodedPictures:
+        """All pictures of one conversation."""
+        if not self.pictures_are_independent:
+            return self._pictures(tuple(pictures))
+        encoded = [self._pictures((picture,)) for picture in pictures]
+        texts = tuple(one.texts[0] for one in encoded)
+        return EncodedPictures(texts, concatenate_pictures([one.tensors for one in encoded]))
+
+    def stack_pictures(self, pictures: Sequence[Sequence[ImageView]]) -> Tensors:
+        """The image tensors of a batch, given the pictures of each conversation; {} where none has a picture."""
+        return batch_pictures([self.encode_pictures(of_one).tensors for of_one in pictures if of_one])
+
+    def count_image_tokens(self, picture: ImageView) -> int:
+        """How many image tokens stand for a picture that a conversation shows by itself."""
+        (text,) = self._read_picture_texts((picture,))
+        return sum(token in self.image_ids for token in self._tokenize(text)[0])
+
+    def _read_picture_texts(self, pictures: tuple[ImageView, ...]) -> tuple[str, ...]:
+        """What replaces each picture's placeholder, without keeping its pixels."""
+        if self.pictures_are_independent and len(pictures) > 1:
+            return tuple(self._read_picture_texts((picture,))[0] for picture in pictures)
+        key = () if self._one_frame else pictures
+        if key not in self._picture_texts:
+            self._picture_texts[key] = self._pictures(pictures).texts
+        return self._picture_texts[key]
+
+    def _process_pictures(self, pictures: tuple[ImageView, ...]) -> EncodedPictures:
+        images = [[read_picture(picture) for picture in pictures]]
+        if self._one_frame and () in self._picture_texts:  # tokenising the same placeholder again would double the time
+            out = self.processor.image_processor(images, return_tensors="pt")
+            return EncodedPictures(self._picture_texts[()] * len(pictures), _select_tensors(out))
+        return self._run_processor(images)
+
+    def _run_processor(self, images: list[list[Image.Image]]) -> EncodedPictures:
+        out = self.processor(
+            text=[self.placeholder * len(images[0])],
+            images=images,
+            return_tensors="pt",
+            return_text_replacement_offsets=True,
+        )
+        (offsets,) = out["text_replacement_offsets"]
+        return EncodedPictures(tuple(one["replacement"] for one in offsets), _select_tensors(out))
+
+    def _probe_processor(self) -> tuple[str, bool]:
+        """(name of the token type tensor or "", whether special tokens are added), as the processor itself does."""
+        blank = [[Image.new("RGB", (64, 64))]]
+        out = self.processor(text=[self.placeholder], images=blank, return_tensors="pt")
+        type_key = next((key for key in _TYPE_KEYS if key in out), "")
+        ids = out["input_ids"][0].tolist()
+        bos = self.tokenizer.bos_token_id
+        return type_key, bos is not None and ids[0] == bos and not self.placeholder.startswith(self.tokenizer.bos_token)
+
+    # --- conversations
 
     def encode(self, conversation: Conversation, *, reply: bool = False) -> EncodedConversation:
-        """Encode a conversation; with `reply` it ends where the assistant's next turn begins.
-
-        Raises ChatTemplateError if the template does not show the conversation's pictures.
-        """
-        ids: list[int] = []
-        actions: list[bool] = []
-        pictures = collect_views(conversation)
-        remaining = iter(pictures)
-        for text, action in self._split_pieces(conversation, reply=reply):
-            for position, part in enumerate(text.split(self.placeholder)):
-                if position:
-                    expanded = self.encode_picture_ids(_next_picture(remaining, conversation))
-                    ids.extend(expanded)
-                    actions.extend([False] * len(expanded))
-                tokens = self._text(part)
-                ids.extend(tokens)
-                actions.extend([action] * len(tokens))
-        if next(remaining, None) is not None:
+        """Token ids of a conversation; with `reply` it ends where the assistant's next turn begins."""
+        pictures = tuple(collect_views(conversation))
+        rendered = self._render_turns(conversation, reply=reply)
+        parts = rendered.text.split(self.placeholder)
+        if len(parts) != len(pictures) + 1:
             raise ChatTemplateError(
-                f"the chat template shows fewer pictures than the {len(pictures)} of the conversation"
+                f"the chat template shows {len(parts) - 1} picture placeholders of a conversation with "
+                f"{len(pictures)} pictures"
             )
-        return EncodedConversation(tuple(ids), tuple(actions), tuple(pictures))
+        texts = self._read_picture_texts(pictures) if pictures else ()
+        text, spans = _expand_placeholders(parts, texts, len(self.placeholder), rendered.actions)
+        ids, offsets = self._tokenize(text)
+        actions = tuple(_is_inside(offset, spans) for offset in offsets)
+        types = self._find_types(ids, actions) if self.type_key else ()
+        return EncodedConversation(ids, actions, pictures, types, self._count_picture_tokens(texts))
 
-    def _split_pieces(self, conversation: Conversation, *, reply: bool) -> list[tuple[str, bool]]:
-        """Split the rendered conversation into (text, is action) pieces."""
-        pieces: list[tuple[str, bool]] = []
-        done = 0  # characters of the rendering that are already in pieces
+    def _count_picture_tokens(self, texts: Sequence[str]) -> tuple[int, ...]:
+        return tuple(sum(token in self.image_ids for token in self._tokenize(text)[0]) for text in texts)
+
+    def _find_types(self, ids: Sequence[int], actions: Sequence[bool]) -> tuple[int, ...]:
+        if self.processor.chat_template is None:  # PaliGemma: 0 for the prompt, 1 for the answer
+            return tuple(int(action) for action in actions)
+        (types,) = self.processor.create_mm_token_type_ids([list(ids)])
+        return tuple(types)
+
+    def _render_turns(self, conversation: Conversation, *, reply: bool) -> _RenderedTurns:
+        """The conversation by the chat template, and where the policy's own turns are in it.
+
+        A turn that the policy wrote follows the very text that it was asked with, also where the template writes a past
+        turn's head in another way (LLaVA-OneVision's has a space more).
+        """
+        if self.processor.chat_template is None:
+            return self._render_prefix_layout(conversation, reply=reply)
         whole = self._render_conversation(conversation, reply=reply)
+        pieces: list[str] = []
+        spans = []
+        done = length = 0  # characters of `whole` that are in pieces; characters of the pieces
         for position, turn in enumerate(conversation):
-            if turn.role != "assistant":
+            if not turn.action:
                 continue
-            before = self._render_conversation(conversation[:position], reply=True)
+            past = self._render_conversation(conversation[:position], reply=False)
+            asked = self._render_conversation(conversation[:position], reply=True)
             after = self._render_conversation(conversation[: position + 1], reply=False)
-            if not (whole.startswith(before) and after.startswith(before)):
+            if not (whole.startswith(past) and after.startswith(past) and asked.startswith(past)):
                 raise ChatTemplateError("the chat template rewrites earlier turns when later ones are added")
-            spoken = after[len(before) :]
-            # the text after the end-of-turn token (mostly a newline) comes from the template, not from the policy
-            ends = [spoken.find(text) + len(text) for text in self._list_end_texts() if text in spoken]
-            end = max(ends, default=len(spoken))
-            pieces += [(whole[done : len(before)], False), (spoken[:end], turn.action)]
-            done = len(before) + end
-        return [*pieces, (whole[done:], False)]
+            head, rendered = asked[len(past) :], after[len(past) :]
+            start = len(head) if rendered.startswith(head) else self._find_text(rendered, turn.text)
+            spoken, replaced = self._end_turn(rendered[start:])
+            pieces += [whole[done : len(past)], head, spoken]
+            length += len(past) - done + len(head)
+            spans.append((length, length + len(spoken)))
+            length += len(spoken)
+            done = len(past) + start + replaced
+        pieces.append(whole[done:])
+        return _RenderedTurns("".join(pieces), tuple(spans))
 
-    @lru_cache(maxsize=1)  # noqa: B019 - an encoder lives as long as its model
-    def _list_end_texts(self) -> tuple[str, ...]:
-        return tuple(self.tokenizer.convert_ids_to_tokens(sorted(self.end_ids)))
+    def _find_text(self, rendered: str, text: str) -> int:
+        """Where the turn's own text begins in its rendering."""
+        start = rendered.find(self._hide_control_words(text).strip())
+        if start < 0:
+            raise ChatTemplateError(f"the chat template does not show the assistant's turn as it is: {rendered!r}")
+        return start
+
+    def _render_prefix_layout(self, conversation: Conversation, *, reply: bool) -> _RenderedTurns:
+        """PaliGemma's layout: all images, <bos>, the texts of all turns in lines, and the answer with its end token."""
+        acting = [position for position, turn in enumerate(conversation) if turn.action]
+        trained = not reply and bool(acting) and acting[-1] == len(conversation) - 1
+        if len(acting) > 1 and not reply:
+            raise ChatTemplateError(
+                "this checkpoint's layout puts all images in front, so a region that it writes would see its own crop; "
+                "train it on regions of a grounder (propose.grounders without 'written')"
+            )
+        prompt = conversation[:-1] if trained else conversation
+        lines = "\n".join(self._hide_control_words(turn.text) for turn in prompt)
+        text = self.placeholder * sum(len(turn.pictures) for turn in conversation)
+        text += f"{self.tokenizer.bos_token}{lines}\n"
+        if not trained:
+            return _RenderedTurns(text, ())
+        answer = self._hide_control_words(conversation[-1].text) + self._end_text
+        return _RenderedTurns(text + answer, ((len(text), len(text) + len(answer)),))
+
+    def _end_turn(self, spoken: str) -> tuple[str, int]:
+        """(the turn up to and with its end token, how many characters of `spoken` it replaces).
+
+        What follows the end token (mostly a newline) is the template's, not the policy's.
+        """
+        ends = [spoken.find(text) + len(text) for text in self._end_texts if text in spoken]
+        if ends:
+            return spoken[: max(ends)], max(ends)
+        text = spoken.rstrip()
+        return text + self._end_text, len(text)
 
     def _render_conversation(self, conversation: Conversation, *, reply: bool) -> str:
-        # a rendering depends on the number of pictures in a turn, not on the pictures, so it can often be reused
+        # What is rendered depends on how many pictures a turn has, not on which: the same words come again and again.
         turns = tuple((turn.role, len(turn.pictures), self._hide_control_words(turn.text)) for turn in conversation)
         return self._template(turns, reply)
 
     def _hide_control_words(self, text: str) -> str:
-        return self._control.sub(lambda match: self._hidden[match[0]], text)
+        return self._control.sub(lambda found: self._hidden[found[0]], text)
 
     def _apply_template(self, turns: tuple[tuple[str, int, str], ...], reply: bool) -> str:
         messages = []
         for role, pictures, text in turns:
-            content: list[dict[str, str]] = [{"type": "image"} for _ in range(pictures)]
-            messages.append({"role": role, "content": [*content, {"type": "text", "text": text}]})
+            shown = [{"type": "image"} for _ in range(pictures)]
+            messages.append({"role": role, "content": [*shown, {"type": "text", "text": text}]})
         rendered: str = self.processor.apply_chat_template(messages, add_generation_prompt=reply, tokenize=False)
         return rendered
 
-    def _tokenise_text(self, text: str) -> tuple[int, ...]:
+    def _tokenize_text(self, text: str) -> tuple[tuple[int, ...], tuple[tuple[int, int], ...]]:
+        """(ids, character offsets) of a rendered text, special tokens in front where the processor adds them."""
+        bos = self.tokenizer.bos_token
+        special = self._adds_special and not (bos is not None and text.startswith(bos))
+        if not self._spelled.search(text):
+            encoded = self.tokenizer(text, add_special_tokens=special, return_offsets_mapping=True)
+            return tuple(encoded["input_ids"]), tuple(encoded["offset_mapping"])
         ids: list[int] = []
+        offsets: list[tuple[int, int]] = []
+        start = 0
         for part in self._spelled.split(text):
-            is_control_word = part in self._words
+            word = self._words.get(part)
             if part:
-                options = {"split_special_tokens": True} if is_control_word else {}
-                plain = self._words[part] if is_control_word else part
-                ids += self.tokenizer(plain, add_special_tokens=False, **options)["input_ids"]
-        return tuple(ids)
+                options = {"split_special_tokens": True} if word is not None else {}
+                encoded = self.tokenizer(
+                    part if word is None else word,
+                    add_special_tokens=special and start == 0,
+                    return_offsets_mapping=True,
+                    **options,
+                )
+                ids += encoded["input_ids"]
+                for begin, end in encoded["offset_mapping"]:
+                    offsets.append((start, start + 1) if word is not None else (start + begin, start + end))
+            start += len(part)
+        return tuple(ids), tuple(offsets)
 
-    def _process_picture(self, picture: ImageView) -> EncodedPicture:
-        if self._frame_ids:  # known already; tokenising the same placeholder again would double the time
-            out = self.processor.image_processor([[read_picture(picture)]], return_tensors="pt")
-            return EncodedPicture(self._frame_ids, {k: v for k, v in out.items() if isinstance(v, torch.Tensor)})
-        out = self.processor(
-            text=[self.placeholder],
-            images=[[read_picture(picture)]],
-            return_tensors="pt",
-            add_special_tokens=False,
-        )
-        ids = tuple(out.pop("input_ids")[0].tolist())
-        tensors = {k: v for k, v in out.items() if isinstance(v, torch.Tensor) and k not in _TEXT_TENSOR_NAMES}
-        return EncodedPicture(ids, tensors)
+    def _find_turn_end(self) -> set[int]:
+        """The special token with which the chat template closes an assistant's turn, if it does."""
+        if self.processor.chat_template is None:
+            return set()
+        asked = (("user", 0, "a"),)
+        past = self._apply_template(asked, False)
+        after = self._apply_template((*asked, ("assistant", 0, "b")), False)
+        closing = after[len(past) :].rpartition("b")[2].lstrip()
+        for word in sorted(self._hidden, key=len, reverse=True):
+            if closing.startswith(word):
+                return {self.tokenizer.convert_tokens_to_ids(word)}
+        return set()
 
 
-_TEXT_TENSOR_NAMES = {"attention_mask", "token_type_ids", "mm_token_type_ids"}
+def _expand_placeholders(
+    parts: Sequence[str], texts: Sequence[str], placeholder: int, spans: Sequence[tuple[int, int]]
+) -> tuple[str, list[tuple[int, int]]]:
+    """The text with every picture's own text in place of its placeholder, and the spans moved along."""
+    moved = list(spans)
+    out = parts[0]
+    read = len(parts[0])  # characters of the text before expansion
+    for text, part in zip(texts, parts[1:], strict=True):
+        grown = len(text) - placeholder
+        moved = [
+            (a + grown, b + grown) if old >= read else (a, b) for (a, b), (old, _) in zip(moved, spans, strict=True)
+        ]
+        out += text + part
+        read += placeholder + len(part)
+    return out, moved
 
 
-def _next_picture(remaining: Iterator[ImageView], conversation: Conversation) -> ImageView:
-    picture = next(remaining, None)
-    if picture is None:
-        raise ChatTemplateError(
-            "the rendered conversation has more picture placeholders than its "
-            f"{len(collect_views(conversation))} pictures"
-        )
-    return picture
+def _is_inside(offset: tuple[int, int], spans: Sequence[tuple[int, int]]) -> bool:
+    """Whether a token has a character of a span; a token of no characters (an added special one) has none."""
+    return any(offset[0] < end and offset[1] > start for start, end in spans)
+
+
+def _select_tensors(out: Any) -> Tensors:
+    return {name: value for name, value in out.items() if name not in _TEXT_KEYS and isinstance(value, torch.Tensor)}
 
 
 def _list_control_words(tokenizer: Any, placeholder: str) -> list[str]:
@@ -202,43 +353,51 @@ def _list_control_words(tokenizer: Any, placeholder: str) -> list[str]:
     return sorted(special | {placeholder}, key=lambda word: (-len(word), word))
 
 
-def _find_end_ids(tokenizer: Any) -> frozenset[int]:
+def _find_end_ids(tokenizer: Any) -> set[int]:
     ids = {tokenizer.eos_token_id, tokenizer.convert_tokens_to_ids("<end_of_utterance>")}
-    return frozenset(i for i in ids if isinstance(i, int) and i != tokenizer.unk_token_id)
+    return {i for i in ids if isinstance(i, int) and i != tokenizer.unk_token_id}
 
 
 def pad_rows(
     rows: Sequence[Sequence[int | bool]], value: int | bool, *, side: str, dtype: torch.dtype = torch.long
 ) -> torch.Tensor:
-    """Pad rows of different lengths to one (B, T) tensor; side: "left" or "right"."""
+    """Rows of differing length to one (B, T) tensor, padded on the given side."""
     longest = max(len(row) for row in rows)
-    padded = []
-    for row in rows:
-        padding = [value] * (longest - len(row))
-        padded.append([*padding, *row] if side == "left" else [*row, *padding])
-    return torch.tensor(padded, dtype=dtype)
+    fill = [[value] * (longest - len(row)) for row in rows]
+    return torch.tensor(
+        [[*f, *row] if side == "left" else [*row, *f] for f, row in zip(fill, rows, strict=True)], dtype=dtype
+    )
 
 
-def stack_pictures(pictures: Sequence[EncodedPicture], counts: Sequence[int]) -> dict[str, torch.Tensor]:
-    """The image tensors of a batch. `counts`: number of pictures of each conversation, in order.
+def concatenate_pictures(pictures: Sequence[Tensors]) -> Tensors:
+    """The tensors of one conversation's pictures, each processed by itself, as if they had been processed together."""
+    if len(pictures) == 1:
+        return pictures[0]
+    if "pixel_attention_mask" in pictures[0]:  # Idefics3, SmolVLM: (1, frames, C, H, W) a picture
+        return {name: torch.cat([one[name] for one in pictures], dim=1) for name in pictures[0]}
+    return batch_pictures(pictures)
 
-    Idefics-style processors return (1, frames, C, H, W) for a picture, and their models expect (B, most frames, C, H,
-    W) padded with zeros. The tensors of other processors are concatenated along the first dimension.
+
+def batch_pictures(conversations: Sequence[Tensors]) -> Tensors:
+    """The image tensors of several conversations as one batch; {} if there is none.
+
+    Idefics3 and SmolVLM want (B, most frames, C, H, W), LLaVA-NeXT and LLaVA-OneVision (pictures, most tiles, C, H, W),
+    both padded with zeros. The tensors of the others are concatenated.
     """
-    if not pictures:
+    if not conversations:
         return {}
-    first = pictures[0].tensors
-    if first["pixel_values"].ndim != 5 or "pixel_attention_mask" not in first:
-        return {name: _concatenate(pictures, name) for name in first}
-    batch: dict[str, torch.Tensor] = {}
+    first = conversations[0]
+    batch: Tensors = {}
     for name in first:
-        rows, start = [], 0
-        for count in counts:
-            rows.append(torch.cat([picture.tensors[name][0] for picture in pictures[start : start + count]]))
-            start += count
-        batch[name] = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)
+        tensors = [one[name] for one in conversations]
+        ragged = first["pixel_values"].ndim == 5 and name in ("pixel_values", "pixel_attention_mask")
+        batch[name] = torch.cat([_pad_tiles(one, tensors) for one in tensors]) if ragged else torch.cat(tensors)
     return batch
 
 
-def _concatenate(pictures: Sequence[EncodedPicture], name: str) -> torch.Tensor:
-    return torch.cat([picture.tensors[name] for picture in pictures])
+def _pad_tiles(tensor: torch.Tensor, tensors: Sequence[torch.Tensor]) -> torch.Tensor:
+    """Zeros after the last tile (dimension 1), up to the most that any of the tensors has."""
+    missing = max(one.shape[1] for one in tensors) - tensor.shape[1]
+    if not missing:
+        return tensor
+    return torch.cat([tensor, tensor.new_zeros((tensor.shape[0], missing, *tensor.shape[2:]))], dim=1)

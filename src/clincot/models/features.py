@@ -10,7 +10,7 @@ from typing import Any, Literal
 import torch
 
 from clincot.errors import InvalidInput
-from clincot.models.encoding import ConversationEncoder
+from clincot.models.encoding import ConversationEncoder, concatenate_pictures
 from clincot.prompts import ImageView
 
 # Shape suffixes: F frames, T tokens of a frame, H hidden size.
@@ -57,12 +57,10 @@ class PictureFeatures:
         return out_FTH
 
     def _compute_features(self, pictures: Sequence[ImageView]) -> dict[str, torch.Tensor]:
-        encoded = [self.encoder.encode_picture(picture) for picture in pictures]
-        frames = [picture.tensors["pixel_values"].shape[1] for picture in encoded]
-        inputs = {}
-        for name in encoded[0].tensors:
-            tensor = torch.cat([picture.tensors[name] for picture in encoded], dim=1)
-            inputs[name] = tensor.to(self.model.device)
+        encoded = [self.encoder.encode_pictures([picture]).tensors for picture in pictures]
+        frames = [tensors["pixel_values"].shape[1] for tensors in encoded]
+        tensors = concatenate_pictures(encoded)
+        inputs = {name: tensor.to(self.model.device) for name, tensor in tensors.items()}
         with torch.inference_mode():
             features_FTH = getattr(self.model.get_image_features(**inputs), self.output)
         # Idefics3 takes a frame whose normalised pixels are all 0 (one mid-grey value) for padding and drops it

@@ -27,7 +27,7 @@ from transformers import (
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from clincot.models.checkpoint import UnsupportedCheckpoint, hash_checkpoint
-from clincot.models.encoding import ConversationEncoder, EncodedConversation, pad_rows, stack_pictures
+from clincot.models.encoding import ConversationEncoder, EncodedConversation, pad_rows
 from clincot.models.features import SHARED_FEATURE_FAMILIES, PictureFeatures
 from clincot.models.protocols import MIN_YES_NO_MASS, Generation
 from clincot.models.yes_no import find_yes_no_ids
@@ -37,6 +37,7 @@ from clincot.prompts import Conversation, ImageView, PromptFormat, load_prompt_f
 
 T = TypeVar("T")
 
+PREFIX_FAMILIES = frozenset({"paligemma"})  # no chat template: ConversationEncoder lays the prompt out
 _INTEGRATION_STEPS = 8  # of the integral over the gradients
 
 
@@ -62,7 +63,7 @@ class VisionLanguageModel:
         self.progress = progress
         self.model, processor = load_checkpoint(str(path), dtype=dtype, device=device)
         self.model.eval()
-        self.encoder = ConversationEncoder(processor)
+        self.encoder = ConversationEncoder(processor, end_ids=list_end_ids(self.model))
         self.shares_features: bool = self.model.config.model_type in SHARED_FEATURE_FAMILIES
         self._features = PictureFeatures(self.model, self.encoder, kept_mb=features_mb)
         self._yes, self._no = find_yes_no_ids(self.encoder.tokenizer, self.path)
@@ -213,14 +214,15 @@ class VisionLanguageModel:
             "input_ids": pad_rows([one.ids for one in encoded], self.encoder.pad_id, side=side).to(device),
             "attention_mask": pad_rows([[1] * len(one.ids) for one in encoded], 0, side=side).to(device),
         }
+        if self.encoder.type_key:
+            types = pad_rows([one.types for one in encoded], 0, side=side)
+            inputs[self.encoder.type_key] = types.to(device)
         pictures = list(chain.from_iterable(one.pictures for one in encoded))
         if pictures and self.shares_features:
             features_FTH = self.encode_pictures(pictures)
             inputs["mm_encoder_outputs"] = {"image": BaseModelOutputWithPooling(pooler_output=features_FTH)}
         elif pictures:
-            tensors = stack_pictures(
-                [self.encoder.encode_picture(picture) for picture in pictures], [len(one.pictures) for one in encoded]
-            )
+            tensors = self.encoder.stack_pictures([one.pictures for one in encoded])
             inputs |= {name: tensor.to(device) for name, tensor in tensors.items()}
         return inputs
 
@@ -239,7 +241,7 @@ class VisionLanguageModel:
 def load_checkpoint(path: str, *, dtype: str = "float32", device: str = "cpu") -> tuple[Any, Any]:
     """Load (model, processor) of an image-text-to-text family; UnsupportedCheckpoint says what is missing."""
     try:
-        processor = AutoProcessor.from_pretrained(path, backend="pil", trust_remote_code=False)
+        processor = load_processor(path)
         model = AutoModelForImageTextToText.from_pretrained(
             path, dtype=getattr(torch, dtype), trust_remote_code=False, use_safetensors=True
         )
@@ -252,9 +254,26 @@ def load_checkpoint(path: str, *, dtype: str = "float32", device: str = "cpu") -
         raise UnsupportedCheckpoint(
             f"{path}: not an image-text-to-text checkpoint that transformers can load: {error}"
         ) from error
-    if getattr(processor, "chat_template", None) is None:
+    if getattr(processor, "chat_template", None) is None and model.config.model_type not in PREFIX_FAMILIES:
         raise UnsupportedCheckpoint(f"{path}: the processor has no chat template (chat_template.jinja)")
     return model.to(device), processor
+
+
+def load_processor(path: str) -> Any:
+    """The checkpoint's processor, with the image processor of PIL where the family has one: the same pixels everywhere.
+
+    Families with a video processor need torchvision for it, and then use its image processor as well.
+    """
+    try:
+        return AutoProcessor.from_pretrained(path, backend="pil", trust_remote_code=False)
+    except (ValueError, ImportError):
+        return AutoProcessor.from_pretrained(path, trust_remote_code=False)
+
+
+def list_end_ids(model: Any) -> list[int]:
+    """The ids that end a turn by the checkpoint's generation config."""
+    ids = model.generation_config.eos_token_id
+    return [] if ids is None else [ids] if isinstance(ids, int) else list(ids)
 
 
 def gather_token_logprobs(logits_BTV: torch.Tensor, ids_BT: torch.Tensor) -> torch.Tensor:

@@ -15,7 +15,7 @@ import torch
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from clincot.errors import InvalidInput
-from clincot.models.encoding import ConversationEncoder, EncodedConversation, pad_rows, stack_pictures
+from clincot.models.encoding import ConversationEncoder, EncodedConversation, pad_rows
 from clincot.models.features import SHARED_FEATURE_FAMILIES
 from clincot.prompts import Conversation, ImageView
 from clincot.training.packing import PADDING_SEGMENT, Pack, build_attention_mask, pack_conversations
@@ -43,7 +43,7 @@ class ConversationCollator:
 
     def __init__(self, encoder: ConversationEncoder, pictures: PictureTensors, *, packed: bool = False) -> None:
         self.encoder, self.pictures, self.packed = encoder, pictures, packed
-        self.image_id: int = encoder.tokenizer.convert_tokens_to_ids(encoder.processor.image_token)
+        self.image_id = min(encoder.image_ids)
         self._image_tokens: dict[ImageView, int] = {}
 
     def encode_conversation(self, conversation: Conversation, name: str) -> EncodedConversation:
@@ -63,7 +63,7 @@ class ConversationCollator:
         Raises ImageTokenMismatch, naming the conversation.
         """
         for conversation, name in zip(encoded, names, strict=True):
-            self._check_image_tokens(conversation.ids, conversation.pictures, name)
+            self._check_image_tokens(conversation.ids, conversation.picture_tokens, name)
         groups = groups if self.packed else [[index] for index in range(len(encoded))]
         packs, owners = [], []
         for group in groups:
@@ -73,6 +73,8 @@ class ConversationCollator:
             owners.append(_list_owners(pack, group))
         ids_ST = pad_rows([pack.ids for pack in packs], self.encoder.pad_id, side="right")
         batch = {"input_ids": ids_ST, "owners": pad_rows(owners, -1, side="right")}
+        if self.encoder.type_key:
+            batch[self.encoder.type_key] = pad_rows([one.types for one in packs], 0, side="right")
         if self.packed:
             batch["position_ids"] = pad_rows([pack.positions for pack in packs], 0, side="right")
             segments_ST = pad_rows([pack.segments for pack in packs], PADDING_SEGMENT, side="right")
@@ -80,7 +82,7 @@ class ConversationCollator:
         else:
             batch["attention_mask"] = pad_rows([[1] * len(pack.ids) for pack in packs], 0, side="right")
         for ids_T, pack, group in zip(ids_ST.tolist(), packs, groups, strict=True):
-            self._check_image_tokens(ids_T, pack.pictures, ", ".join(names[i] for i in group))
+            self._check_image_tokens(ids_T, pack.picture_tokens, ", ".join(names[i] for i in group))
         if any(pack.pictures for pack in packs):
             batch |= self.pictures([pack.pictures for pack in packs])
         return batch
@@ -89,14 +91,14 @@ class ConversationCollator:
         """The number of image tokens that represent a picture."""
         count = self._image_tokens.get(picture)
         if count is None:
-            count = self._image_tokens[picture] = self.encoder.encode_picture_ids(picture).count(self.image_id)
+            count = self._image_tokens[picture] = self.encoder.count_image_tokens(picture)
         return count
 
-    def _check_image_tokens(self, ids: Sequence[int], pictures: Sequence[ImageView], name: str) -> None:
-        actual, expected = ids.count(self.image_id), sum(self.count_image_tokens(picture) for picture in pictures)
+    def _check_image_tokens(self, ids: Sequence[int], picture_tokens: Sequence[int], name: str) -> None:
+        actual, expected = sum(token in self.encoder.image_ids for token in ids), sum(picture_tokens)
         if actual != expected:
             raise ImageTokenMismatch(
-                f"{name}: {len(pictures)} pictures are {expected} image tokens, the sequence has {actual}"
+                f"{name}: {len(picture_tokens)} pictures are {expected} image tokens, the sequence has {actual}"
             )
 
 
@@ -152,8 +154,7 @@ def make_pixel_source(encoder: ConversationEncoder) -> PictureTensors:
     """Pictures as the processor's image tensors, for models whose vision tower is trained or cannot be shared."""
 
     def load_pixels(pictures: Sequence[Sequence[ImageView]]) -> Batch:
-        encoded = [encoder.encode_picture(picture) for picture in chain.from_iterable(pictures)]
-        return stack_pictures(encoded, [len(of_sequence) for of_sequence in pictures])
+        return encoder.stack_pictures(pictures)
 
     return load_pixels
 

@@ -29,6 +29,8 @@ class Pack:
     actions: tuple[bool, ...]
     segments: tuple[int, ...]
     pictures: tuple[ImageView, ...]
+    types: tuple[int, ...] = ()  # modality of each token; only unpacked conversations have it
+    picture_tokens: tuple[int, ...] = ()
 
 
 def pack_conversations(
@@ -37,18 +39,36 @@ def pack_conversations(
     """Pack the conversations into one sequence. `image_tokens` returns the number of `image_id` tokens of a picture."""
     if len(conversations) == 1:
         (only,) = conversations
-        return Pack(only.ids, tuple(range(len(only.ids))), only.actions, (0,) * len(only.ids), only.pictures)
+        segments = (0,) * len(only.ids)
+        return Pack(
+            only.ids,
+            tuple(range(len(only.ids))),
+            only.actions,
+            segments,
+            only.pictures,
+            only.types,
+            only.picture_tokens,
+        )
     shared, shown = find_common_prefix(conversations, image_id, image_tokens)
     first = conversations[0]
     ids, actions = list(first.ids[:shared]), [False] * shared
-    positions, segments, pictures = list(range(shared)), [SHARED_SEGMENT] * shared, list(first.pictures[:shown])
+    positions, own_segments, pictures = list(range(shared)), [SHARED_SEGMENT] * shared, list(first.pictures[:shown])
+    picture_tokens = list(first.picture_tokens[:shown])
     for index, conversation in enumerate(conversations):
         ids += conversation.ids[shared:]
         actions += conversation.actions[shared:]
         positions += range(shared, len(conversation.ids))
-        segments += [index] * (len(conversation.ids) - shared)
+        own_segments += [index] * (len(conversation.ids) - shared)
         pictures += conversation.pictures[shown:]
-    return Pack(tuple(ids), tuple(positions), tuple(actions), tuple(segments), tuple(pictures))
+        picture_tokens += conversation.picture_tokens[shown:]
+    return Pack(
+        tuple(ids),
+        tuple(positions),
+        tuple(actions),
+        tuple(own_segments),
+        tuple(pictures),
+        picture_tokens=tuple(picture_tokens),
+    )
 
 
 def find_common_prefix(
