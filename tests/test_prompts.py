@@ -185,7 +185,7 @@ QWENS_OWN = SmartResize(factor=28, min_pixels=3136, max_pixels=1003520)  # the i
     ("files", "expected"),
     [
         ({}, QWENS_OWN),
-        # as published: Qwen/Qwen2.5-VL-7B-Instruct, preprocessor_config.json
+        # the older layout, in which Qwen2.5-VL was published
         (
             {
                 "preprocessor_config.json": {

@@ -41,8 +41,9 @@ PROMPT_FORMAT_FILE = "clincot.json"
 
 # model_type (config.json) -> the form in which the family was trained to write regions; all others write percent.
 REGION_FORMS: dict[str, RegionForm] = {
-    # Coordinates normalised to [0, 1000): arXiv 2409.12191, and the authors in QwenLM/Qwen3-VL, issue 866. Fine-tuning
-    # data is round(x / width * 1000): convert_to_qwen2vl_format, qwen-vl-finetune/tools/process_bbox.ipynb there.
+    # Coordinates normalised to [0, 1000): the authors in QwenLM/Qwen3-VL, issue 866, which quotes arXiv 2409.12191.
+    # Fine-tuning data is round(x / width * 1000): convert_to_qwen2vl_format of qwen-vl-finetune/tools/process_bbox.ipynb
+    # there (read in other repositories that copied it).
     "qwen2_vl": "qwen2_box",
     # "absolute coordinates based on the actual input size of the image ... after processer": the authors in
     # QwenLM/Qwen3-VL, issue 676; written as {"bbox_2d": [x1, y1, x2, y2]}: cookbooks/spatial_understanding.ipynb.
@@ -53,7 +54,8 @@ REGION_FORMS: dict[str, RegionForm] = {
     "qwen3_vl": "thousand",
     "qwen3_vl_moe": "thousand",
     # Lists of four numbers, divided by 1000: OpenGVLab/InternVL, commit 0355722a,
-    # internvl_chat/eval/refcoco/evaluate_grounding.py (PATTERN). <box> and </box> are special tokens of its tokenizer.
+    # internvl_chat/eval/refcoco/evaluate_grounding.py (PATTERN); the markers: commit a08ba330,
+    # internvl_chat/internvl/train/constants.py (BOX_START_TOKEN), which training adds to the tokenizer.
     "internvl": "internvl_box",
     # round(box * 1023) as <locY1><locX1><locY2><locX2>: google-research/big_vision, commit 5f95305c,
     # big_vision/pp/proj/paligemma/segmentation.py; "detect {things}" prompts: commit 1475d53d,
@@ -297,7 +299,7 @@ def format_region(box: Box, study: Study, views: PromptFormat) -> str:
 def region_prompt(study: Study, folder: Path, views: PromptFormat, question: str, *, finding: str = "") -> Conversation:
     """Build the first turn: the whole image and the question. The policy replies with a region.
 
-    finding: what to look for, for families that are asked by a name alone ("detect nodule"). Without it, the turn is
+    finding: what to look for, for families whose prompt names only that ("detect nodule"). Without it, the turn is
     the opening of a chain whose region is known.
     """
     wording = get_template(views)
