@@ -42,8 +42,8 @@ PROMPT_FORMAT_FILE = "clincot.json"
 # model_type (config.json) -> the form in which the family was trained to write regions; all others write percent.
 REGION_FORMS: dict[str, RegionForm] = {
     # Coordinates normalised to [0, 1000): the authors in QwenLM/Qwen3-VL, issue 866, which quotes arXiv 2409.12191.
-    # Fine-tuning data is round(x / width * 1000): convert_to_qwen2vl_format of qwen-vl-finetune/tools/process_bbox.ipynb
-    # there (read in other repositories that copied it).
+    # Fine-tuning data is round(x / width * 1000): convert_to_qwen2vl_format of its notebook
+    # qwen-vl-finetune/tools/process_bbox.ipynb (read in repositories that copied the function).
     "qwen2_vl": "qwen2_box",
     # "absolute coordinates based on the actual input size of the image ... after processer": the authors in
     # QwenLM/Qwen3-VL, issue 676; written as {"bbox_2d": [x1, y1, x2, y2]}: cookbooks/spatial_understanding.ipynb.
