@@ -1,9 +1,14 @@
+from itertools import combinations, product
+from typing import get_args
+
 import pytest
 from pydantic import ValidationError
 
 from clincot.geometry import (
     WHOLE_IMAGE,
     Box,
+    RegionForm,
+    SmartResize,
     box_from_pixels,
     box_from_text,
     box_from_xyxy,
@@ -12,7 +17,12 @@ from clincot.geometry import (
     compute_coverage,
     compute_iou,
     crop_square,
+    parse_region,
+    region_to_text,
 )
+
+FORMS: tuple[RegionForm, ...] = get_args(RegionForm)
+SIZE = (700, 364)  # pixels of the image as a processor resized it
 
 
 @pytest.mark.parametrize(
@@ -127,6 +137,127 @@ def test_box_text_both_ways() -> None:
 )
 def test_text_that_is_no_box_is_none(text: str) -> None:
     assert box_from_text(text) is None
+
+
+@pytest.mark.parametrize(
+    ("form", "text"),
+    [
+        ("percent", "[12, 30, 37, 55]"),
+        ("pixels", "[84, 109, 259, 200]"),  # .12 * 700, .3 * 364 = 109.2, .37 * 700, .55 * 364 = 200.2
+        ("thousand", "[120, 300, 370, 550]"),
+        ("qwen2_box", "<|box_start|>(120,300),(370,550)<|box_end|>"),
+        ("internvl_box", "<box>[[120, 300, 370, 550]]</box>"),
+        ("loc", "<loc0307><loc0123><loc0563><loc0379>"),  # * 1023 = 306.9, 122.8, 562.7, 378.5
+    ],
+)
+def test_a_region_in_each_form(form: RegionForm, text: str) -> None:
+    box = box_from_xyxy((0.12, 0.3, 0.37, 0.55))
+    assert region_to_text(box, form, SIZE) == text
+    parsed = parse_region(f"It is at {text}.", form, SIZE)
+    assert parsed is not None
+    assert parsed.xyxy == pytest.approx(box.xyxy, abs=0.0015)
+
+
+@pytest.mark.parametrize("size", [SIZE, (28, 28), (56, 4984), (3360, 2520)])
+@pytest.mark.parametrize("form", FORMS)
+def test_regions_come_back_within_the_forms_resolution(form: RegionForm, size: tuple[int, int]) -> None:
+    """Every box of a grid, with edges on the borders and inside: half a unit, or 1.5 at the last pixel, where a box of
+    one pixel is shifted inward."""
+    edges = [0.0, 0.0371, 0.25, 1 / 3, 0.5, 0.7143, 0.9649, 1.0]
+    units = {"percent": (100, 100), "pixels": size, "loc": (1023, 1023)}.get(form, (1000, 1000))
+    most = 1.5 if form == "pixels" else 0.5
+    for (x0, x1), (y0, y1) in product(combinations(edges, 2), repeat=2):
+        box = box_from_xyxy((x0, y0, x1, y1))
+        text = region_to_text(box, form, size)
+        parsed = parse_region(text, form, size)
+        assert parsed is not None
+        assert abs(parsed.x0 - x0) <= most / units[0] + 2e-4
+        assert abs(parsed.x1 - x1) <= most / units[0] + 2e-4
+        assert abs(parsed.y0 - y0) <= most / units[1] + 2e-4
+        assert abs(parsed.y1 - y1) <= most / units[1] + 2e-4
+        assert region_to_text(parsed, form, size) == text  # what the policy wrote is what it is shown
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_the_thinnest_region_is_one_unit(form: RegionForm) -> None:
+    for corner in (0.0, 0.5, 0.9999):
+        thin = box_from_xyxy((corner, corner, corner + 0.0001, corner + 0.0001))
+        assert parse_region(region_to_text(thin, form, SIZE), form, SIZE) is not None
+
+
+def test_whole_image_in_each_form() -> None:
+    texts = [region_to_text(WHOLE_IMAGE, form, SIZE) for form in FORMS]
+    assert texts == [
+        "[0, 0, 100, 100]",
+        "[0, 0, 699, 363]",
+        "[0, 0, 1000, 1000]",
+        "<|box_start|>(0,0),(1000,1000)<|box_end|>",
+        "<box>[[0, 0, 1000, 1000]]</box>",
+        "<loc0000><loc0000><loc1023><loc1023>",
+    ]
+    assert parse_region("[0, 0, 700, 364]", "pixels", SIZE) == WHOLE_IMAGE  # the edge itself
+
+
+@pytest.mark.parametrize(
+    ("form", "text"),
+    [
+        ("pixels", '```json\n[\n\t{"bbox_2d": [70, 91, 350, 182], "label": "nodule"},\n\t{"bbox_2d": [1, 2, 3, 4]'),
+        ("pixels", "[70,91,350,182]"),
+        ("thousand", '[{"bbox_2d": [100, 250, 500, 500], "label": "nodule"}]'),
+        ("qwen2_box", "nodule(100,250),(500,500)"),  # as a decoder without special tokens shows it
+        ("qwen2_box", "<|object_ref_start|>a nodule<|object_ref_end|><|box_start|>(100, 250), (500, 500)<|box_end|>"),
+        ("internvl_box", "<ref>nodule</ref><box>[[100, 250, 500, 500]]</box>"),
+        ("internvl_box", "nodule[[100, 250, 500, 500], [1, 2, 3, 4]]"),
+        ("loc", "<loc0256><loc0102><loc0512><loc0512> nodule ; <loc0001><loc0002><loc0003><loc0004> nodule"),
+    ],
+)
+def test_what_families_write_around_a_region(form: RegionForm, text: str) -> None:
+    box = parse_region(text, form, SIZE)
+    assert box is not None
+    assert box.xyxy == pytest.approx((0.1, 0.25, 0.5, 0.5), abs=0.001)
+
+
+@pytest.mark.parametrize(
+    ("form", "text"),
+    [
+        *product(FORMS, ["", "no box here", "[12, 30, 37]", "(1,2),(3", "<loc0001><loc0002>", "[0.1, 0.2, 0.3, 0.4]"]),
+        ("pixels", "[350, 91, 70, 182]"),  # reversed
+        ("pixels", "[70, 91, 70, 182]"),  # no width
+        ("pixels", "[70, 91, 701, 182]"),  # outside
+        ("pixels", "[70, -1, 350, 182]"),
+        ("pixels", "[70, 91, 350, 182000000000]"),
+        ("thousand", "[100, 250, 500, 1001]"),
+        ("thousand", "[500, 250, 100, 500]"),
+        ("qwen2_box", "(100,500),(500,250)"),
+        ("qwen2_box", "(100,250),(1001,500)"),
+        ("qwen2_box", "[100, 250, 500, 500]"),  # another family's form is not guessed
+        ("internvl_box", "<box>[[500, 500, 500, 600]]</box>"),
+        ("loc", "<loc0512><loc0102><loc0256><loc0512>"),
+        ("loc", "<loc0256><loc0102><loc1024><loc0512>"),
+        ("loc", "[100, 250, 500, 500]"),
+    ],
+)
+def test_what_is_no_region_in_a_form_is_none(form: RegionForm, text: str) -> None:
+    assert parse_region(text, form, SIZE) is None
+
+
+def test_a_pixel_that_vanishes_in_rounding_is_no_region() -> None:
+    """Boxes have 4 decimals: one pixel of 90,000 is less than that."""
+    assert parse_region("[10, 0, 11, 100]", "pixels", (90000, 364)) is None
+
+
+@pytest.mark.parametrize(
+    ("width", "height", "expected"),
+    [
+        (300, 200, (308, 196)),  # 10.7 and 7.1 patches of 28
+        (2000, 1000, (1400, 700)),  # 2 megapixels to at most 1003520: by 1.4117, floor(50.6), floor(25.3)
+        (30, 20, (84, 56)),  # 600 to at least 3136: by 2.286, ceil(2.45), ceil(1.63)
+        (10000, 10, (1792, 28)),  # 10000 wide: 357 patches, no height; sqrt(3136 / 100000) shrinks, the ceiling holds
+    ],
+)
+def test_qwens_resize(width: int, height: int, expected: tuple[int, int]) -> None:
+    resize = SmartResize(factor=28, min_pixels=56 * 56, max_pixels=28 * 28 * 1280)
+    assert resize.compute_size(width, height) == expected
 
 
 def test_boxes_are_frozen() -> None:

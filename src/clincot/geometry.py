@@ -5,14 +5,37 @@ All code uses this one unit. Only this module converts boxes to pixels, and to a
 
 from __future__ import annotations
 
+import math
 import re
+from typing import Literal
 
 from pydantic import model_validator
 
-from clincot.fields import FrozenModel, UnitFloat
+from clincot.fields import FrozenModel, PositiveInt, UnitFloat
+
+# The forms in which model families write a region; prompts.REGION_FORMS maps families to forms and names the sources.
+#
+#   percent       [12, 30, 37, 55]                                    percent of width and height
+#   pixels        [86, 108, 266, 198]                                 pixels of the image as the processor resized it
+#   thousand      [120, 300, 370, 550]                                0 to 1000 across width and height
+#   qwen2_box     <|box_start|>(120,300),(370,550)<|box_end|>         0 to 1000
+#   internvl_box  <box>[[120, 300, 370, 550]]</box>                   0 to 1000
+#   loc           <loc0307><loc0123><loc0563><loc0379>                0 to 1023, y before x
+RegionForm = Literal["percent", "pixels", "thousand", "qwen2_box", "internvl_box", "loc"]
 
 # A region in a policy's own words: percent of width and height, for instance "[12, 30, 37, 55]".
 _BOX_PATTERN = re.compile(r"\[\s*(\d{1,3})\s*,\s*(\d{1,3})\s*,\s*(\d{1,3})\s*,\s*(\d{1,3})\s*\]")
+
+# Other forms. Markers and JSON around the numbers are optional, because decoders drop special tokens.
+_LIST_PATTERN = re.compile(r"\[\s*(\d{1,5})\s*,\s*(\d{1,5})\s*,\s*(\d{1,5})\s*,\s*(\d{1,5})\s*\]")
+_CORNERS_PATTERN = re.compile(r"\(\s*(\d{1,4})\s*,\s*(\d{1,4})\s*\)\s*,\s*\(\s*(\d{1,4})\s*,\s*(\d{1,4})\s*\)")
+_LOC_PATTERN = re.compile(r"<loc(\d{4})>\s*<loc(\d{4})>\s*<loc(\d{4})>\s*<loc(\d{4})>")
+
+# A whole region with its markers, as region_to_text writes it (a regular expression). Markers are special tokens, which
+# conversations otherwise spell out as text; inside such a region they stay tokens, as in the family's own training.
+REGION_MARKUP = (
+    r"<\|box_start\|>\(\d{1,4},\d{1,4}\),\(\d{1,4},\d{1,4}\)<\|box_end\|>|<box>\[\[\d{1,4}(?:, \d{1,4}){3}\]\]</box>"
+)
 
 
 class Box(FrozenModel):
@@ -133,3 +156,88 @@ def box_from_text(text: str) -> Box | None:
     if not (0 <= x0 < x1 <= 100 and 0 <= y0 < y1 <= 100):
         return None
     return box_from_xyxy((x0 / 100, y0 / 100, x1 / 100, y1 / 100))
+
+
+class SmartResize(FrozenModel):
+    """How Qwen's image processor resizes an image: both sides to multiples of `factor`, the area between two limits."""
+
+    factor: PositiveInt
+    min_pixels: PositiveInt
+    max_pixels: PositiveInt
+
+    def compute_size(self, width: int, height: int) -> tuple[int, int]:
+        """(width, height) after resizing, in pixels.
+
+        smart_resize of transformers 5.19.0, models/qwen2_vl/image_processing_qwen2_vl.py. That function also refuses
+        proportions above 200, and the processor does so when it is shown the image.
+        """
+        factor = self.factor
+        new_width, new_height = round(width / factor) * factor, round(height / factor) * factor
+        if new_width * new_height > self.max_pixels:
+            shrink = math.sqrt(width * height / self.max_pixels)
+            new_width = max(factor, math.floor(width / shrink / factor) * factor)
+            new_height = max(factor, math.floor(height / shrink / factor) * factor)
+        elif new_width * new_height < self.min_pixels:
+            grow = math.sqrt(self.min_pixels / (width * height))
+            new_width, new_height = (
+                math.ceil(width * grow / factor) * factor,
+                math.ceil(height * grow / factor) * factor,
+            )
+        return new_width, new_height
+
+
+def region_to_text(box: Box, form: RegionForm, size: tuple[int, int]) -> str:
+    """Format a box as the policy writes it, at least one unit wide and high.
+
+    size: (width, height) in pixels of the image as the model receives it; only the form "pixels" reads it.
+    """
+    if form == "percent":
+        return box_to_text(box)
+    scales, largest = _find_units(form, size)
+    x0, x1 = _round_edges(box.x0, box.x1, scale=scales[0], largest=largest[0])
+    y0, y1 = _round_edges(box.y0, box.y1, scale=scales[1], largest=largest[1])
+    if form == "qwen2_box":
+        return f"<|box_start|>({x0},{y0}),({x1},{y1})<|box_end|>"
+    if form == "internvl_box":
+        return f"<box>[[{x0}, {y0}, {x1}, {y1}]]</box>"
+    if form == "loc":
+        return f"<loc{y0:04d}><loc{x0:04d}><loc{y1:04d}><loc{x1:04d}>"
+    return f"[{x0}, {y0}, {x1}, {y1}]"
+
+
+def parse_region(text: str, form: RegionForm, size: tuple[int, int]) -> Box | None:
+    """Parse the first region in a policy's text; None unless it is well formed. Other forms are not guessed.
+
+    size: see region_to_text.
+    """
+    if form == "percent":
+        return box_from_text(text)
+    pattern = {"qwen2_box": _CORNERS_PATTERN, "loc": _LOC_PATTERN}.get(form, _LIST_PATTERN)
+    match = pattern.search(text)
+    if match is None:
+        return None
+    numbers = [int(number) for number in match.groups()]
+    if form == "loc":
+        numbers = [numbers[1], numbers[0], numbers[3], numbers[2]]
+    (width, height), _ = _find_units(form, size)
+    limits = (width, height, width, height)
+    if any(number > limit for number, limit in zip(numbers, limits, strict=True)):
+        return None
+    x0, y0, x1, y1 = (round(number / limit, 4) for number, limit in zip(numbers, limits, strict=True))
+    if not (x0 < x1 and y0 < y1):  # after rounding: on images of over 10,000 px, a pixel may vanish
+        return None
+    return Box(x0=x0, y0=y0, x1=x1, y1=y1)
+
+
+def _find_units(form: RegionForm, size: tuple[int, int]) -> tuple[tuple[int, int], tuple[int, int]]:
+    """(numbers at the right and the bottom edge, largest numbers that are written) of a form."""
+    if form == "pixels":
+        # the last pixel, as in Qwen's own data; a policy may also write the edge itself
+        return size, (size[0] - 1, size[1] - 1)
+    units = 1023 if form == "loc" else 1000
+    return (units, units), (units, units)
+
+
+def _round_edges(low: float, high: float, *, scale: int, largest: int) -> tuple[int, int]:
+    first = min(round(low * scale), largest - 1)
+    return first, max(min(round(high * scale), largest), first + 1)

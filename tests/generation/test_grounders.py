@@ -17,8 +17,9 @@ from clincot.generation.grounders import (
     draw_random_square,
     stitch_tiles,
 )
-from clincot.geometry import WHOLE_IMAGE, box_from_xyxy, compute_coverage, compute_iou
+from clincot.geometry import WHOLE_IMAGE, SmartResize, box_from_xyxy, compute_coverage, compute_iou
 from clincot.models.protocols import GroundedRegion, Grounder, GroundingQuery
+from clincot.prompts import PromptFormat
 from clincot.records import Question, Study
 from tests.support.bright import BrightPolicy, ask, film
 
@@ -172,6 +173,37 @@ def test_written_regions_are_read_and_what_is_no_box_is_counted(tmp_path: Path) 
     assert one.confidence == pytest.approx(math.exp(-0.75), abs=1e-6)
     assert {g.hypothesis for g in lists[0]} == {"nodule"}
     assert {g.hypothesis for g in lists[1]} == {"normal"}
+
+
+@pytest.mark.parametrize(
+    ("views", "words", "prompt"),
+    [
+        # 128 x 128 px become 140 x 140, 4.57 patches of 28 rounded to 5
+        (
+            PromptFormat(region_form="pixels", resize=SmartResize(factor=28, min_pixels=56 * 56, max_pixels=10**6)),
+            ["[14, 28, 70, 140]", '[{"bbox_2d": [14, 28, 70, 140], "label": "nodule"}]', "[14, 28, 70, 141]"],
+            "in pixels.",
+        ),
+        (
+            PromptFormat(region_form="qwen2_box"),
+            ["<|box_start|>(100,200),(500,1000)<|box_end|>", "(100,200),(500,1000)", "(500,200),(100,1000)"],
+            "with coordinates from 0 to 1000.",
+        ),
+    ],
+)
+def test_written_regions_are_read_in_the_policys_form(
+    views: PromptFormat, words: list[str], prompt: str, tmp_path: Path
+) -> None:
+    """Two ways to write one box, and one that is outside the image or reversed."""
+    study, _ = film(tmp_path, "a.png", 0, 0)
+    policy = BrightPolicy(words)
+    policy.views = views
+    grounder = WrittenGrounder(policy, samples=12, temperature=1.0, seed=0)
+    (regions,) = ground(grounder, study, tmp_path, [ask(study)], [["nodule"]])
+    assert {region.box.xyxy for region in regions} == {(0.1, 0.2, 0.5, 1.0)}
+    assert len(regions) + grounder.off_format == 12
+    assert grounder.off_format > 0
+    assert policy.asked[0][-1].text.endswith(prompt)
 
 
 def test_a_question_draws_the_same_whatever_stands_beside_it(tmp_path: Path) -> None:

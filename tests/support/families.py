@@ -368,7 +368,7 @@ def _qwen_processors(patch_size: int) -> tuple[Any, Any]:
 def build_qwen2_vl(folder: Path) -> None:
     from transformers import Qwen2VLConfig, Qwen2VLForConditionalGeneration, Qwen2VLProcessor
 
-    tokenizer = build_qwen_tokenizer(*QWEN_WORDS)
+    tokenizer = build_qwen_tokenizer(*QWEN_WORDS, "<|box_start|>", "<|box_end|>")
     config = Qwen2VLConfig(
         vision_config={"depth": 2, "embed_dim": 32, "hidden_size": 32, "num_heads": 2, "patch_size": 8, "mlp_ratio": 2},
         text_config=_qwen_text(tokenizer, "qwen2_vl_text"),
@@ -435,7 +435,7 @@ def build_internvl(folder: Path) -> None:
         InternVLVideoProcessor,
     )
 
-    tokenizer = build_qwen_tokenizer("<img>", "</img>", "<IMG_CONTEXT>", "<video>")
+    tokenizer = build_qwen_tokenizer("<img>", "</img>", "<IMG_CONTEXT>", "<video>", "<box>", "</box>")
     for name, word in (
         ("start_image_token", "<img>"),
         ("end_image_token", "</img>"),

@@ -19,8 +19,9 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from clincot.generation.hypotheses import NORMAL
 from clincot.generation.masks import extract_map_regions
-from clincot.geometry import WHOLE_IMAGE, Box, box_from_text, box_from_xyxy
+from clincot.geometry import WHOLE_IMAGE, Box, RegionForm, box_from_xyxy, parse_region
 from clincot.models.protocols import (
     GroundedRegion,
     GroundingQuery,
@@ -29,13 +30,23 @@ from clincot.models.protocols import (
     collect_findings,
     group_by_study,
 )
-from clincot.prompts import finding_prompt, region_prompt
+from clincot.prompts import compute_region_size, finding_prompt, region_prompt
 from clincot.records import Study, hash_json
 
 # Shape suffixes: H rows, W columns of a relevance map.
 
 MAP_SIDE = 64  # rows and columns of a relevance map of the whole image
-REGION_TOKENS = 24  # enough for "[100, 100, 100, 100]" in every tokenizer tried
+# Most tokens of a written region: enough for "[100, 100, 100, 100]" in every tokenizer tried. In the other forms,
+# enough for four numbers of four digits (a token each in Qwen's tokenizer) with JSON or a name around them.
+REGION_TOKENS: dict[RegionForm, int] = {
+    "percent": 24,
+    "pixels": 64,
+    "thousand": 64,
+    "qwen2_box": 64,
+    "internvl_box": 64,
+    "loc": 24,
+}
+UNNAMED_FINDING = "abnormality"  # for families that are asked for a region by a finding's name
 
 _RegionsByFinding = Mapping[tuple[str, str], Sequence[GroundedRegion]]  # (study id, finding) -> regions
 
@@ -153,21 +164,23 @@ class WrittenGrounder:
     def ground(self, queries: Sequence[GroundingQuery], folder: Path) -> list[list[GroundedRegion]]:
         """The boxes that the policy wrote, in sampling order; the confidence is the probability of the reply."""
         prompts, seeds = [], []
+        views = self.policy.views
         for query in queries:
-            prompt = region_prompt(query.study, folder, self.policy.views, query.question.text)
+            finding = next((name for name in query.hypotheses if name != NORMAL), UNNAMED_FINDING)
+            prompt = region_prompt(query.study, folder, views, query.question.text, finding=finding)
             for sample in range(self.samples):
                 prompts.append(prompt)
                 seeds.append(derive_seed(self.seed, query.question.id, sample))
-        replies = iter(
-            self.policy.generate(prompts, max_new_tokens=REGION_TOKENS, temperature=self.temperature, seeds=seeds)
-        )
+        limit = REGION_TOKENS[views.region_form]
+        replies = iter(self.policy.generate(prompts, max_new_tokens=limit, temperature=self.temperature, seeds=seeds))
         regions_by_query = []
         for query in queries:
-            hypothesis = query.hypotheses[0] if query.hypotheses else "normal"
+            hypothesis = query.hypotheses[0] if query.hypotheses else NORMAL
+            size = compute_region_size(query.study, views)
             regions = []
             for _ in range(self.samples):
                 reply = next(replies)
-                box = box_from_text(reply.text)
+                box = parse_region(reply.text, views.region_form, size)
                 if box is None:
                     self.off_format += 1
                 else:

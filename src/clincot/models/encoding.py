@@ -23,6 +23,7 @@ import torch
 from PIL import Image
 
 from clincot.errors import InvalidInput
+from clincot.geometry import REGION_MARKUP
 from clincot.images import open_image, render_view
 from clincot.prompts import Conversation, ImageView, collect_views
 
@@ -97,7 +98,8 @@ class ConversationEncoder:
         words = _list_control_words(self.tokenizer, self.placeholder)
         self._hidden = {word: chr(_FIRST_HIDDEN + n) for n, word in enumerate(words)}
         self._words = {hidden: word for word, hidden in self._hidden.items()}
-        self._control = re.compile("|".join(re.escape(word) for word in self._hidden))
+        # The markers of a region are tokens, as the policy writes them: a whole region is left as it is.
+        self._control = re.compile("|".join([REGION_MARKUP, *map(re.escape, self._hidden)]))
         self._spelled = re.compile(f"([{''.join(self._words)}])")
         self._template = lru_cache(maxsize=16384)(self._apply_template)
         self._tokenize = lru_cache(maxsize=16384)(self._tokenize_text)
@@ -271,7 +273,7 @@ class ConversationEncoder:
         return self._template(turns, reply)
 
     def _hide_control_words(self, text: str) -> str:
-        return self._control.sub(lambda found: self._hidden[found[0]], text)
+        return self._control.sub(lambda found: self._hidden.get(found[0], found[0]), text)
 
     def _apply_template(self, turns: tuple[tuple[str, int, str], ...], reply: bool) -> str:
         messages = []

@@ -1,0 +1,85 @@
+"""ClinCoT: medical vision-language models that look before they answer.
+
+The names in `__all__` are the public interface; all other modules may change without notice. They are imported on
+first use, so that `import clincot` itself stays fast.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from importlib.metadata import PackageNotFoundError, version
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from clincot.config import Params, load_params
+    from clincot.geometry import Box
+    from clincot.records import (
+        BenchmarkReport,
+        Candidate,
+        Checkpoint,
+        DataVersion,
+        Decision,
+        Interval,
+        Judgement,
+        Outcome,
+        PanelScore,
+        PreferencePair,
+        Question,
+        Record,
+        Reference,
+        Region,
+        StartingPolicy,
+        Study,
+    )
+    from clincot.rounds import Plan, run_rounds
+
+__all__ = [
+    "BenchmarkReport",
+    "Box",
+    "Candidate",
+    "Checkpoint",
+    "DataVersion",
+    "Decision",
+    "Interval",
+    "Judgement",
+    "Outcome",
+    "PanelScore",
+    "Params",
+    "Plan",
+    "PreferencePair",
+    "Question",
+    "Record",
+    "Reference",
+    "Region",
+    "StartingPolicy",
+    "Study",
+    "__version__",
+    "load_params",
+    "run_rounds",
+]
+
+try:
+    __version__ = version("clincot")
+except PackageNotFoundError:  # a source tree that was never installed
+    __version__ = "0+unknown"
+
+_MODULES = {
+    "Box": "geometry",
+    "Params": "config",
+    "Plan": "rounds",
+    "load_params": "config",
+    "run_rounds": "rounds",
+}
+
+
+def __getattr__(name: str) -> object:
+    """Import a public name on first use (PEP 562)."""
+    if name not in __all__:
+        raise AttributeError(f"module 'clincot' has no attribute {name!r}")
+    value: object = getattr(import_module(f"clincot.{_MODULES.get(name, 'records')}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -1,0 +1,240 @@
+"""A small Kubernetes client: JSON objects by their API path. The only module that imports `kubernetes`.
+
+Every failure is a ClusterFailed whose message names the request and quotes the API server's reply.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+from kubernetes import client, config
+from kubernetes.client.exceptions import ApiException
+from kubernetes.config.config_exception import ConfigException
+from urllib3.exceptions import HTTPError
+
+from clincot.errors import UserError
+from clincot.processes import retry_call
+
+Json = dict[str, Any]
+REQUEST_S = 30.0
+UPDATE_ATTEMPTS = 5  # attempts of an update that meets write conflicts
+READ_ATTEMPTS, READ_RETRY_S = 4, 0.5  # attempts of a read; seconds before the second one, doubled for each further one
+_QUOTED_CHARS = 300  # characters of a reply that a message quotes
+
+
+class ClusterFailed(UserError, RuntimeError):
+    """The API server refused a request or could not be reached. `status` is HTTP's; 0 means that no reply came."""
+
+    def __init__(self, message: str, status: int = 0) -> None:
+        super().__init__(message)
+        self.status = status
+
+
+class ObjectNotFound(ClusterFailed):
+    """The object, or its kind, does not exist."""
+
+
+class Conflict(ClusterFailed):
+    """Another client changed or created the object since it was read."""
+
+
+class Forbidden(ClusterFailed):
+    """The account lacks a permission; the message names the verb that its Role needs."""
+
+
+class Permission(NamedTuple):
+    """A permission that an account may need.
+
+    namespace: "" means the whole cluster. name: "" means any object of the resource.
+    """
+
+    verb: str
+    group: str
+    resource: str  # "services", or with a subresource "services/proxy"
+    namespace: str
+    name: str = ""
+
+    def __str__(self) -> str:
+        resource = f"{self.resource}.{self.group}" if self.group else self.resource
+        name = f" {self.name}" if self.name else ""
+        return f"{self.verb} {resource}{name} in {self.namespace or 'the cluster'}"
+
+
+def connect_cluster(context: str = "") -> Cluster:
+    """Connect to the cluster of this pod, or outside of one to the kubeconfig's context ("": the current one).
+
+    Raises ClusterFailed if neither is configured.
+    """
+    configuration = client.Configuration()
+    try:
+        if not context and os.environ.get("KUBERNETES_SERVICE_HOST") and "KUBECONFIG" not in os.environ:
+            config.load_incluster_config(client_configuration=configuration)
+        else:
+            config.load_kube_config(
+                config_file=os.environ.get("KUBECONFIG"),  # the library reads it only once, on import
+                context=context or None,
+                client_configuration=configuration,
+            )
+    except (ConfigException, OSError) as error:
+        raise ClusterFailed(f"no cluster to connect to: {error}; set KUBECONFIG or run in a pod") from None
+    return Cluster(client.ApiClient(configuration))
+
+
+class Cluster:
+    """A connection to an API server. Paths are those of the Kubernetes API; resource_path() builds them.
+
+    Every method raises ClusterFailed, or one of its subclasses, if the request fails.
+    """
+
+    def __init__(self, api: client.ApiClient) -> None:
+        self._api = api
+
+    def get(self, path: str) -> Json:
+        """Return the object. Raises ObjectNotFound."""
+        return self.request("GET", path)
+
+    def has_api(self, group: str, version: str) -> bool:
+        """Return whether the cluster serves this API group, that is, whether its operator is installed."""
+        try:
+            self.request("GET", f"/apis/{group}/{version}")
+        except ObjectNotFound:
+            return False
+        return True
+
+    def is_allowed(self, permission: Permission) -> bool:
+        """Return whether this account has the permission.
+
+        Uses SelfSubjectAccessReview, which every account may create for itself.
+        """
+        resource, _, subresource = permission.resource.partition("/")
+        attributes = {
+            "verb": permission.verb,
+            "group": permission.group,
+            "resource": resource,
+            "subresource": subresource,
+            "namespace": permission.namespace,
+            "name": permission.name,
+        }
+        review = {
+            "apiVersion": "authorization.k8s.io/v1",
+            "kind": "SelfSubjectAccessReview",
+            "spec": {"resourceAttributes": {key: value for key, value in attributes.items() if value}},
+        }
+        answer = self.request("POST", "/apis/authorization.k8s.io/v1/selfsubjectaccessreviews", review)
+        return answer.get("status", {}).get("allowed") is True
+
+    def create(self, path: str, manifest: Json) -> Json:
+        """Create the object. Raises Conflict if it exists."""
+        return self.request("POST", path.rpartition("/")[0], manifest)
+
+    def delete(self, path: str) -> None:
+        """Delete the object. Does nothing if it does not exist."""
+        try:
+            self.request("DELETE", path)
+        except ObjectNotFound:
+            return
+
+    def update_with_retry(self, path: str, update: Callable[[Json], Json]) -> Json:
+        """Read the object, apply `update` and write it back; after a write conflict, start again from the read.
+
+        `update` gets a copy of the current object, may change it in place, and returns the new one. It may raise if
+        the object is in an unexpected state. Raises Conflict if every attempt meets one.
+        """
+
+        def update_once() -> Json:
+            before = self.get(path)
+            after = update(json.loads(json.dumps(before)))
+            return before if after == before else self.request("PUT", path, after)
+
+        return retry_call(update_once, is_transient=lambda error: isinstance(error, Conflict), attempts=UPDATE_ATTEMPTS)
+
+    def request(self, method: str, path: str, body: Json | None = None, *, timeout_s: float = REQUEST_S) -> Json:
+        """Send one request and return the JSON of its reply ({} for an empty one)."""
+        content = self.request_text(method, path, body, timeout_s=timeout_s)
+        try:
+            decoded: Json = json.loads(content) if content else {}
+        except ValueError:
+            raise ClusterFailed(f"{method} {path}: the reply is not JSON: {content[:_QUOTED_CHARS]!r}") from None
+        return decoded
+
+    def request_text(self, method: str, path: str, body: Json | None = None, *, timeout_s: float = REQUEST_S) -> str:
+        """Send one request and return the text of its reply.
+
+        A GET is retried while the server is busy or unreachable. Other methods are not: a request whose reply was
+        lost may have taken effect.
+        """
+        return retry_call(
+            lambda: self._send_once(method, path, body, timeout_s),
+            is_transient=_is_transient,
+            wait_s=lambda failures: READ_RETRY_S * 2 ** (failures - 1),
+            attempts=READ_ATTEMPTS if method == "GET" else 1,
+        )
+
+    def _send_once(self, method: str, path: str, body: Json | None, timeout_s: float) -> str:
+        headers = {"Accept": "application/json, */*", "Content-Type": "application/json"}
+        try:
+            reply = self._api.call_api(
+                path,
+                method,
+                body=body,
+                header_params=headers,
+                auth_settings=["BearerToken"],
+                _request_timeout=timeout_s,
+                _preload_content=False,
+                _return_http_data_only=True,
+            )
+            content: bytes = reply.data
+        except ApiException as error:
+            raise _parse_api_error(method, path, error) from None
+        except HTTPError as error:
+            raise ClusterFailed(f"{method} {path}: no reply from the API server: {type(error).__name__}") from None
+        return content.decode("utf-8", errors="replace")
+
+    def close(self) -> None:
+        self._api.close()
+
+
+def resource_path(group: str, version: str, namespace: str, plural: str, name: str = "") -> str:
+    """Return the API path of a namespaced object, or of all of its kind (name ""). group "" is the core API."""
+    root = f"/apis/{group}/{version}" if group else f"/api/{version}"
+    return f"{root}/namespaces/{namespace}/{plural}" + (f"/{name}" if name else "")
+
+
+def crd_path(name: str) -> str:
+    """Return the API path of a CustomResourceDefinition."""
+    return f"/apis/apiextensions.k8s.io/v1/customresourcedefinitions/{name}"
+
+
+def service_proxy_path(namespace: str, service: str, path: str, port: int = 80) -> str:
+    """Return the path that reaches a Service through the API server's proxy, without a route to the Service itself."""
+    return f"/api/v1/namespaces/{namespace}/services/http:{service}:{port}/proxy/{path.lstrip('/')}"
+
+
+def _is_transient(error: BaseException) -> bool:
+    """Return whether the same request may succeed later: no reply, too many requests, or a server error."""
+    return isinstance(error, ClusterFailed) and (error.status in (0, 429) or error.status >= 500)
+
+
+def _parse_api_error(method: str, path: str, error: ApiException) -> ClusterFailed:
+    try:
+        reply = json.loads(error.body).get("message", "") if error.body else ""
+    except (ValueError, AttributeError):
+        reply = str(error.body)
+    message = f"{method} {path}: HTTP {error.status}: {reply[:_QUOTED_CHARS] or error.reason}"
+    if error.status == 404:
+        return ObjectNotFound(message, 404)
+    if error.status == 409:
+        return Conflict(message, 409)
+    if error.status in (401, 403):
+        verb = {"GET": "get", "POST": "create", "PUT": "update", "DELETE": "delete"}[method]
+        return Forbidden(f"{message}; the account needs a Role that allows {verb!r} here", error.status)
+    return ClusterFailed(message, error.status or 0)
+
+
+def get_conditions(manifest: Mapping[str, Any]) -> dict[str, Json]:
+    """Return {type: condition} of an object's status."""
+    conditions = manifest.get("status", {}).get("conditions", ())
+    return {condition["type"]: condition for condition in conditions}

@@ -1,0 +1,478 @@
+"""The sections of parameters, one a stage, with neutral defaults.
+
+Neutral defaults suit models of billions of parameters as far as a source says anything about them; what another model
+or data set needs is a recipe (recipes/*.yaml). Unknown keys are refused.
+Sources: [ClinCoT] arXiv 2603.01124, [UV-CoT] arXiv 2504.18397, [MMedPO] arXiv 2412.06141, [ODPO] arXiv 2402.10571,
+[mDPO] arXiv 2406.11839.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal, get_args
+
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+
+from clincot.config.shipped import resolve_path
+from clincot.fields import FrozenModel, PositiveInt
+from clincot.records import hash_json
+
+Share = Annotated[float, Field(ge=0, le=1)]
+# YAML reads an empty value as null; here it is the empty text.
+OptionalText = Annotated[str, BeforeValidator(lambda value: "" if value is None else value)]
+_MODEL_NAME_PATTERN = r"^[a-z]([-a-z0-9]{0,38}[a-z0-9])?$"  # also the name of a Kubernetes service, with suffixes
+GrounderName = Literal["windows", "relevance", "written", "http", "random"]
+
+
+def _sort_grounders(grounders: dict[GrounderName, int]) -> dict[GrounderName, int]:
+    """One order, whatever the order of the keys: of two overlapping regions the first grounder's is kept."""
+    return {name: grounders[name] for name in get_args(GrounderName) if name in grounders}
+
+
+def _undo_yaml_boolean(value: Any) -> Any:
+    """YAML 1.1 reads the words yes and no as true and false."""
+    return {True: "yes", False: "no"}[value] if isinstance(value, bool) else value
+
+
+class FrozenConfig(BaseModel):
+    """Base of all settings: immutable, and it refuses unknown keys."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    @property
+    def digest(self) -> str:
+        return hash_json(self.model_dump(mode="json"))
+
+    @property
+    def named_paths(self) -> tuple[str, ...]:
+        """Paths of files and folders that the section names, as written. Their content decides a stage's result too."""
+        return ()
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """The same files and folders, resolved."""
+        return tuple(resolve_path(path) for path in self.named_paths)
+
+
+class PrepareConfig(FrozenConfig):
+    """Which questions a round asks: disjoint subsets X_1 … X_m, split by image [ClinCoT]."""
+
+    rounds: PositiveInt = Field(
+        default=4, description="m, the number of disjoint subsets into which the questions are split [ClinCoT: 4]."
+    )
+    round: int = Field(default=0, ge=0, description="Subset (0-based) of this round.")
+    limit: int = Field(default=0, ge=0, description="Maximum number of questions; 0: the whole subset.")
+    seed: int = Field(default=0, description="Seed of the split.")
+
+
+class ProposeConfig(FrozenConfig):
+    """How regions are proposed for a question."""
+
+    grounders: Annotated[
+        dict[GrounderName, PositiveInt],
+        AfterValidator(_sort_grounders),
+        Field(description="Regions per question from each grounder; the whole image is always added."),
+    ] = {"windows": 2, "written": 4}
+    hypotheses: int = Field(default=4, ge=2, description="Findings asked about each question, 'normal' included.")
+    window_sides: tuple[Annotated[float, Field(gt=0, le=1)], ...] = Field(
+        default=(0.25, 0.5), min_length=1, description="Sides of the sliding windows, as shares of the image."
+    )
+    window_stride: float = Field(
+        default=0.75, gt=0, le=1, description="Step between windows, as a share of their side."
+    )
+    merge_iou: Share = Field(default=0.7, description="Regions of a question that overlap more (IoU) are merged.")
+    temperature: float = Field(
+        default=1.0, ge=0, description="Sampling temperature of regions that the policy writes [UV-CoT: 0.7]."
+    )
+    relevance_quantile: Share = Field(default=0.9, description="Quantile at which a relevance map is cut into masks.")
+    http_url: OptionalText = Field(default="", description="Endpoint of the 'http' grounder.")
+    seed: int = Field(default=0, description="Seed of sampled and random regions.")
+
+
+class AnswerConfig(FrozenConfig):
+    """How the policy answers: one candidate per region."""
+
+    temperature: float = Field(default=0.7, ge=0, description="Sampling temperature of answers [UV-CoT: 0.7].")
+    max_new_tokens: PositiveInt = Field(default=16, description="Maximum length of an answer; a longer one is cut.")
+    report_max_new_tokens: PositiveInt = Field(
+        default=160, description="Maximum length of a report; a longer one is cut."
+    )
+    steps: tuple[str, ...] = Field(
+        default=("{question}",),
+        min_length=1,
+        description="Questions of a chain; {question} is the data set's. The best answer of a step becomes context.",
+    )
+    batch_size: PositiveInt = Field(default=128, description="Answers generated in one batch.")
+    seed: int = Field(default=0, description="Seed of sampled answers.")
+
+    def get_max_tokens(self, kind: str) -> int:
+        """Maximum number of tokens of an answer to a question of that kind."""
+        return self.report_max_new_tokens if kind == "report" else self.max_new_tokens
+
+
+class JudgeSpec(FrozenConfig):
+    """One judge: a checkpoint in this process, or an OpenAI-compatible endpoint that returns log-probabilities."""
+
+    name: str = Field(min_length=1, description="Name of the judge; unique in the panel.")
+    path: OptionalText = Field(default="", description="Checkpoint: folder, shipped:NAME or hub name.")
+    url: OptionalText = Field(default="", description="Base URL of an endpoint, ending in /v1.")
+    model: OptionalText = Field(default="", description="Name of the model at the endpoint.")
+    api_key_env: OptionalText = Field(default="", description="Environment variable that holds the API key.")
+    rating: bool = Field(default=False, description="Ask for 'n/10' instead of reading log-probabilities.")
+    timeout_s: float = Field(default=60.0, gt=0, description="Deadline of one request, in seconds.")
+    weight: float = Field(default=1.0, gt=0, description="Weight in the panel's mean.")
+
+    @property
+    def checkpoint(self) -> str:
+        """The path with `shipped:` resolved; empty for an endpoint."""
+        return self.path and (self.path if "://" in self.path else str(resolve_path(self.path)))
+
+    @model_validator(mode="after")
+    def _check_path_or_url(self) -> JudgeSpec:
+        if bool(self.path) == bool(self.url):
+            raise ValueError(f"judge {self.name!r} needs either path or url, not both and not neither")
+        return self
+
+
+class JudgeConfig(FrozenConfig):
+    """The panel of judges; every judge scores every candidate."""
+
+    judges: tuple[JudgeSpec, ...] = Field(
+        default=(),
+        description="Checkpoints in this process (path) or OpenAI-compatible endpoints (url, model, api_key_env).",
+    )
+    calibration: Literal["identity", "platt", "isotonic"] = Field(
+        default="platt", description="Method by which each judge's probabilities were calibrated."
+    )
+    calibration_file: OptionalText = Field(
+        default="", description="File written by `clincot calibrate`; empty: raw probabilities."
+    )
+    quorum: PositiveInt = Field(
+        default=2, description="Judges that must score a candidate; with fewer the stage fails."
+    )
+    retries: int = Field(default=3, ge=0, description="Retries of a judge that fails.")
+    retry_delay_s: float = Field(default=1.0, ge=0, description="Seconds before the first retry; doubles each time.")
+    batch_size: PositiveInt = Field(default=128, description="Candidates judged in one batch.")
+
+    @property
+    def named_paths(self) -> tuple[str, ...]:
+        paths = [spec.path for spec in self.judges]
+        return tuple(path for path in (*paths, self.calibration_file) if path)
+
+    @property
+    def calibration_path(self) -> Path | None:
+        """Where the calibration is; None: raw probabilities."""
+        return resolve_path(self.calibration_file) if self.calibration_file else None
+
+
+class PairConfig(FrozenConfig):
+    """How scored candidates become preference pairs."""
+
+    min_gap: float = Field(default=0.3, gt=0, description="Smallest score gap of a pair, in calibrated probability.")
+    per_question: PositiveInt = Field(default=2, description="k, pairs kept per question [UV-CoT code: 2].")
+    pick: Literal["random", "top"] = Field(
+        default="random", description="Which pairs are kept: random [ClinCoT] or top gaps."
+    )
+    gamma: float = Field(default=1.0, ge=0, description="Weight of the next step's score in a chain [UV-CoT].")
+    same_region_share: Share = Field(
+        default=0.5,
+        description="Maximum share of pairs whose sides come from the same region and differ in the answer only.",
+    )
+    length_auc_tolerance: float = Field(
+        default=0.05,
+        ge=0,
+        le=0.5,
+        description="'Longer is rejected' may tell the sides apart with an AUC of 0.5 ± this.",
+    )
+    seed: int = Field(default=0, description="Seed of the random choice.")
+
+
+class VersionConfig(FrozenConfig):
+    """Where a round's preference data is versioned. Credentials come from elsewhere (preferences/versions/git.py)."""
+
+    repository: OptionalText = Field(
+        default="", description="Git address of the data repository; empty: no version is kept."
+    )
+    branch: OptionalText = Field(default="", description="Branch; empty: the repository's default branch.")
+    round: int = Field(default=0, ge=0, description="Number of the tag preferences/round-NNNN; 0: the next free one.")
+    attempts: PositiveInt = Field(default=8, description="Attempts to push while others push at the same time.")
+    timeout_s: float = Field(default=1800.0, gt=0, description="Deadline of one git or dvc command, in seconds.")
+
+
+class TrainConfig(FrozenConfig):
+    """Margin-aware DPO, or SFT on the chosen answers."""
+
+    recipe: Literal["ours", "paper", "code"] = Field(
+        default="ours",
+        description="Margin: ours is λ·clip(gap/(τ+spread), 0, c); paper is g(s_w)-g(s_l) [UV-CoT]; code is s_w-s_l.",
+    )
+    loss: Literal["margin_dpo", "odpo", "sft"] = Field(
+        default="margin_dpo", description="Loss; sft trains on the chosen side only."
+    )
+    beta: float = Field(default=0.1, gt=0, description="β, strength of the reference [ClinCoT code: 0.1].")
+    margin_lambda: float = Field(default=0.5, ge=0, description="λ, weight of the margin; 0 is plain DPO.")
+    margin_tau: float = Field(default=0.5, gt=0, description="τ, in units of the score.")
+    margin_cap: float = Field(default=2.0, gt=0, description="c, upper bound of the margin in logits, before λ.")
+    odpo_alpha: float = Field(default=1.0, ge=0, description="α of the margin α·log(1 + gap/τ) of `loss: odpo` [ODPO].")
+    nll_weight: float = Field(
+        default=0.2, ge=0, description="Weight of the chosen side's NLL (the anchor), averaged over tokens and turns."
+    )
+    image_pair_weight: float = Field(
+        default=0.0, ge=0, description="Weight of pairs whose rejected side sees a blanked crop [mDPO, MMedPO]."
+    )
+    lr: float = Field(
+        default=1e-4, gt=0, description="Peak learning rate [1e-7 … 1e-5 for billions of parameters, MMedPO]."
+    )
+    epochs: float = Field(default=1.0, gt=0, description="Passes over the pairs.")
+    batch_size: PositiveInt = Field(default=32, description="Pairs per step, over all devices together.")
+    grad_accumulation: PositiveInt = Field(
+        default=1, description="Parts into which a step's batch is split to save memory."
+    )
+    warmup_ratio: Share = Field(default=0.1, description="Share of the steps in which the learning rate rises.")
+    max_grad_norm: float = Field(default=1.0, gt=0, description="Gradients are clipped to this norm.")
+    freeze_vision: bool = Field(default=True, description="Keep the vision tower fixed and reuse its features.")
+    lora_r: int = Field(default=0, ge=0, description="Rank of LoRA; 0: full fine-tuning [MMedPO: 128].")
+    lora_alpha: PositiveInt = Field(default=256, description="α of LoRA.")
+    dtype: Literal["float32", "bfloat16"] = Field(default="float32", description="Type of weights and activations.")
+    save_steps: int = Field(default=0, ge=0, description="Steps between resumable checkpoints; 0: only at the end.")
+    seed: int = Field(default=0, description="Seed of the order of pairs.")
+
+
+class EvaluateConfig(FrozenConfig):
+    """How a policy is measured on the benchmark, and how intervals are computed."""
+
+    arms: tuple[
+        Literal["written", "windows", "relevance", "http", "random", "wrong", "oracle", "shuffled", "whole"], ...
+    ] = Field(
+        default=("written", "windows", "random", "oracle", "whole"),
+        description="Kinds of regions that the policy answers from; random, wrong, shuffled and whole are controls.",
+    )
+    propose: ProposeConfig = Field(
+        default=ProposeConfig(), description="Settings of the grounders; `clincot rounds` takes those of the round."
+    )
+    limit: int = Field(default=0, ge=0, description="Maximum number of questions; 0: all.")
+    max_new_tokens: PositiveInt = Field(default=16, description="Maximum length of an answer.")
+    report_max_new_tokens: PositiveInt = Field(default=160, description="Maximum length of a report.")
+    resamples: PositiveInt = Field(default=2000, description="Resamples of the cluster bootstrap.")
+    seed: int = Field(default=0, description="Seed of the bootstrap and of random regions.")
+
+    def get_max_tokens(self, kind: str) -> int:
+        """Maximum number of tokens of an answer to a question of that kind."""
+        return self.report_max_new_tokens if kind == "report" else self.max_new_tokens
+
+
+Floor = Annotated[float, Field(gt=0)] | None
+
+
+class Floors(FrozenConfig):
+    """Largest tolerated loss of each guarded metric against the champion; null: not guarded."""
+
+    closed_accuracy: Floor = Field(default=0.05, description="Accuracy of closed questions.")
+    open_f1: Floor = Field(default=0.05, description="Token-set F1 of open questions.")
+    hit_rate: Floor = Field(default=0.1, description="Share of regions that hit the finding, where the key has boxes.")
+    hallucination: Floor = Field(default=0.1, description="Share of absent findings called present.")
+    abstention: Floor = Field(default=0.05, description="Share of answers that are empty, unreadable or say 'unknown'.")
+    answer_length: Floor = Field(default=3.0, description="Mean length of answers, in words.")
+
+    @property
+    def enabled(self) -> dict[str, float]:
+        return {name: floor for name, floor in self.model_dump().items() if floor is not None}
+
+
+class DecideConfig(FrozenConfig):
+    """When the challenger replaces the champion."""
+
+    arm: str = Field(default="written", description="Kind of regions on which the decision rests: the policy's own.")
+    lifetime_error: float = Field(
+        default=0.05,
+        gt=0,
+        lt=0.5,
+        description="Probability of ever promoting wrongly, over all rounds (promotion/error_budget.py).",
+    )
+    min_gain: float = Field(default=0.0, description="A promotion must show a gain in accuracy above this.")
+    floors: Floors = Field(
+        default=Floors(),
+        description="Largest tolerated loss of each guarded metric against the champion; null: not guarded.",
+    )
+    max_off_format: Share = Field(
+        default=0.02, description="Share of the challenger's answers that may be off format; more blocks the promotion."
+    )
+    max_unscored: Share = Field(
+        default=0.05, description="Share of either side's answers, or of the judges' candidates, that may be unscored."
+    )
+    slices: PositiveInt = Field(
+        default=1, description="Slices into which the benchmark's patients are split; decisions take turns on them."
+    )
+    max_uses: PositiveInt = Field(
+        default=20, description="Decisions that a benchmark question may serve before it is overused."
+    )
+    max_near_duplicates: Share = Field(
+        default=0.0,
+        description="Share of benchmark images with a near-duplicate in training; more blocks, any duplicate warns.",
+    )
+    min_alpha: float = Field(
+        default=0.1, le=1, description="Agreement of the judges (Krippendorff's α) below which the decision is blocked."
+    )
+    max_shift: float = Field(
+        default=0.25, gt=0, description="Population stability index of the scores against the last round; more warns."
+    )
+    length_auc_tolerance: float = Field(
+        default=0.05, ge=0, le=0.5, description="'Longer is rejected' may have an AUC of 0.5 ± this; outside it blocks."
+    )
+    resamples: PositiveInt = Field(default=2000, description="Resamples of the intervals' cluster bootstrap.")
+    seed: int = Field(default=0, description="Seed of the bootstrap.")
+
+
+class PublishConfig(FrozenConfig):
+    """How a checkpoint is stored in the model registry, under an address that is never used again."""
+
+    store: OptionalText = Field(
+        default="", description="Folder or s3://bucket/prefix; S3 is configured by AWS_… environment variables."
+    )
+    name: str = Field(
+        default="clincot",
+        pattern=_MODEL_NAME_PATTERN,
+        description="Name of the model whose checkpoints succeed one another.",
+    )
+    adapter: Literal["merge", "keep"] = Field(
+        default="merge", description="LoRA checkpoints: merge into the base's weights, or keep the adapter only."
+    )
+    round: int = Field(
+        default=0, ge=0, description="Round of the checkpoint; 0: as recorded, or one after its parent's."
+    )
+    golden: int = Field(
+        default=8, ge=0, description="Questions stored with their answers and regions, for smoke tests."
+    )
+    licence: str = Field(
+        default="Apache-2.0", min_length=1, description="SPDX name; a derived model carries the licence of its base."
+    )
+
+
+class DeployConfig(FrozenConfig):
+    """How a published checkpoint is rolled out to an endpoint. Nothing here is secret."""
+
+    steps: tuple[Annotated[int, Field(ge=1, le=100)], ...] = Field(
+        default=(10, 50, 100), min_length=1, description="Shares of the traffic in percent, rising, the last one 100."
+    )
+    step_s: float = Field(default=60.0, ge=0, description="Seconds for which each share is watched.")
+    ready_s: float = Field(
+        default=1800.0,
+        gt=0,
+        description="Seconds until the new revision must be ready; large models take long to load.",
+    )
+    poll_s: float = Field(default=2.0, gt=0, description="Seconds between two reads of the cluster's state.")
+    request_s: float = Field(default=60.0, gt=0, description="Deadline of one smoke request, in seconds.")
+    max_error_rate: Share = Field(default=0.02, description="Share of the new revision's requests that may fail.")
+    smoke_iou: Share = Field(
+        default=0.5, description="Smallest IoU at which an answer's region matches the golden one."
+    )
+    smoke_misses: int = Field(default=0, ge=0, description="Golden questions that may be answered differently.")
+    approval: bool = Field(default=False, description="Wait for `clincot approve` before the rollout starts.")
+
+    @model_validator(mode="after")
+    def _check_traffic_steps(self) -> DeployConfig:
+        if list(self.steps) != sorted(set(self.steps)) or self.steps[-1] != 100:
+            raise ValueError(f"deploy.steps must rise and end at 100, got {self.steps}")
+        return self
+
+
+class PreflightConfig(FrozenConfig):
+    """What is checked before a round requests a GPU.
+
+    The round's own judges, store and data repository are checked: Params.get_stage_config fills in `judge`, `publish`
+    and `version`, so they cannot be set here.
+    """
+
+    base: OptionalText = Field(
+        default="",
+        description="Starting policy, as round 0, of a model without a champion: a checkpoint's folder, shipped:NAME, "
+        "or the beginning of a published checkpoint's digest.",
+    )
+    cluster: Annotated[
+        Literal["auto", "yes", "no"],
+        BeforeValidator(_undo_yaml_boolean),
+        Field(description="Check KServe and permissions: yes, no, or auto (in a pod or with KUBECONFIG set)."),
+    ] = "auto"
+    namespace: OptionalText = Field(
+        default="", description="Namespace of the rollout; empty: the one in the service's settings."
+    )
+    free_gb: float = Field(
+        default=5.0, ge=0, description="Free space needed in the work folder and in TMPDIR, in 10^9 bytes."
+    )
+    timeout_s: float = Field(
+        default=60.0, gt=0, description="Deadline of each check in seconds; one that exceeds it fails."
+    )
+    verify_s: float = Field(
+        default=900.0, gt=0, description="Deadline for reading the champion's files again; 15 GB take minutes."
+    )
+    judge: JudgeConfig = JudgeConfig()
+    publish: PublishConfig = PublishConfig()
+    version: VersionConfig = VersionConfig()
+
+
+INHERITED_BY_PREFLIGHT = ("judge", "publish", "version")
+
+
+class RecipeReference(FrozenModel):
+    """The recipe that parameters come from. Provenance only: it enters no digest."""
+
+    name: str = Field(default="", description="Name of the recipe; empty: neutral defaults.")
+    digest: str = Field(default="", description="Hash of the recipe's values.")
+    changed: tuple[str, ...] = Field(default=(), description="Fields (section.field) that differ from the recipe.")
+
+
+class Params(FrozenConfig):
+    """All parameters of a round: what params.yaml holds."""
+
+    preflight: PreflightConfig = PreflightConfig()
+    prepare: PrepareConfig = PrepareConfig()
+    propose: ProposeConfig = ProposeConfig()
+    answer: AnswerConfig = AnswerConfig()
+    judge: JudgeConfig = JudgeConfig()
+    pair: PairConfig = PairConfig()
+    version: VersionConfig = VersionConfig()
+    train: TrainConfig = TrainConfig()
+    evaluate: EvaluateConfig = EvaluateConfig()
+    decide: DecideConfig = DecideConfig()
+    publish: PublishConfig = PublishConfig()
+    deploy: DeployConfig = DeployConfig()
+    recipe: RecipeReference = RecipeReference()
+
+    @model_validator(mode="after")
+    def _check_preflight_inherits(self) -> Params:
+        for name in INHERITED_BY_PREFLIGHT:
+            if getattr(self.preflight, name) != getattr(PreflightConfig(), name):
+                raise ValueError(f"preflight.{name} is the round's own; set {name} instead")
+        return self
+
+    @property
+    def digest(self) -> str:
+        """Hash of all sections; the recipe's name is not part of it."""
+        return hash_json(self.model_dump(mode="json", exclude={"recipe"}))
+
+    def describe_recipe(self) -> dict[str, Any]:
+        """Name and digest of the recipe, and the fields that differ from it, for the records of a run."""
+        if self.recipe.name:
+            return self.recipe.model_dump(mode="json")
+        neutral = Params()
+        return {"name": "neutral", "digest": neutral.digest, "changed": list(self.list_changes(neutral))}
+
+    def list_changes(self, base: Params) -> tuple[str, ...]:
+        """The fields (`section.field`) in which the parameters differ from others."""
+        changed = []
+        for section in SECTION_NAMES:
+            before = getattr(base, section).model_dump(mode="json")
+            for name, value in getattr(self, section).model_dump(mode="json").items():
+                if before[name] != value:
+                    changed.append(f"{section}.{name}")
+        return tuple(changed)
+
+    def get_stage_config(self, stage: str) -> FrozenConfig:
+        """Return the stage's section; preflight's with the judges, the store and the data repository to check."""
+        config: FrozenConfig = getattr(self, stage)
+        if isinstance(config, PreflightConfig):
+            return config.model_copy(update={name: getattr(self, name) for name in INHERITED_BY_PREFLIGHT})
+        return config
+
+
+SECTION_NAMES = tuple(name for name in Params.model_fields if name != "recipe")

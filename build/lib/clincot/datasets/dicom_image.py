@@ -1,0 +1,365 @@
+"""Renders a DICOM file as a viewer displays it: 8-bit grey or colour, without its header.
+
+The steps, in this order: stored values -> modality LUT or rescale -> VOI LUT, else the first window -> inversion of
+MONOCHROME1 -> padding black -> square pixels. Overlays are not drawn. A file with neither VOI LUT nor window is shown
+unchanged if its values have 8 bits, in a soft-tissue window if it is a CT, and otherwise between its 0.5th and 99.5th
+percentile.
+
+Only the fields of `RenderedDicom` leave this module. Messages contain no header value that could identify a patient,
+and pydicom's own log messages and warnings are suppressed because they quote header values.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hmac
+import logging
+import struct
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pydicom
+from PIL import Image
+from pydicom.errors import InvalidDicomError
+from pydicom.pixels.decoders.base import get_decoder
+from pydicom.pixels.processing import apply_color_lut, apply_modality_lut, apply_voi
+from pydicom.uid import UID, MediaStorageDirectoryStorage
+
+from clincot.errors import InvalidInput
+from clincot.images import DEFAULT_LIMITS, ImageLimits
+
+SOFT_TISSUE_WINDOW = (40.0, 400.0)  # centre and width in Hounsfield units
+_NON_IMAGE_MODALITIES = ("SEG", "RTDOSE", "RTSTRUCT", "RTPLAN", "SR", "PR", "KO", "REG", "FID")
+_MODALITIES = {
+    "CR": "x-ray",
+    "DX": "x-ray",
+    "CT": "CT",
+    "MR": "MR",
+    "US": "ultrasound",
+    "MG": "mammogram",
+    "PT": "PET",
+    "NM": "scintigram",
+    "XA": "angiogram",
+    "RF": "fluoroscopy",
+}
+# Only these body parts are kept, because some sites use the field for free text.
+_BODY_PARTS = (
+    "ABDOMEN",
+    "ANKLE",
+    "ARM",
+    "BRAIN",
+    "BREAST",
+    "CHEST",
+    "CSPINE",
+    "ELBOW",
+    "EXTREMITY",
+    "FOOT",
+    "HAND",
+    "HEAD",
+    "HEART",
+    "HIP",
+    "KNEE",
+    "LEG",
+    "LSPINE",
+    "NECK",
+    "PANCREAS",
+    "PELVIS",
+    "SHOULDER",
+    "SKULL",
+    "SPINE",
+    "WRIST",
+)
+# Exceptions that pydicom raises on damaged files in addition to its own.
+_DAMAGED_FILE_ERRORS = (
+    AttributeError,
+    EOFError,
+    IndexError,
+    KeyError,
+    NotImplementedError,
+    OSError,
+    OverflowError,
+    RuntimeError,
+    TypeError,
+    ValueError,
+    struct.error,
+)
+
+PixelValues = npt.NDArray[Any]
+
+
+class UnusableDicom(InvalidInput):
+    """A file that cannot be used; the message states the reason and the remedy and identifies nobody."""
+
+
+class NotAnImage(UnusableDicom):
+    """A DICOMDIR, which only lists other files. It is skipped and does not count as refused."""
+
+
+@dataclass(frozen=True)
+class RenderedDicom:
+    """The picture of a DICOM file and what is kept of its header."""
+
+    image: Image.Image  # mode L or RGB
+    patient: str  # keyed hash
+    source_id: str  # keyed hash of the file's own UID
+    modality: str
+    burned_in: str  # BurnedInAnnotation: "YES", "NO", or "" if it is missing
+    recognizable: bool  # RecognizableVisualFeatures is "YES": a face may be recognisable
+    shown: str  # where the pixel values come from, for the report
+    no_patient_id: bool  # there is no patient number, and `patient` identifies the study
+
+
+def render_dicom(path: Path, salt: bytes, limits: ImageLimits = DEFAULT_LIMITS) -> RenderedDicom:
+    """Read and render one file; raises UnusableDicom, or NotAnImage for a DICOMDIR.
+
+    `salt`: key of the hashes.
+    """
+    with _silence_pydicom():
+        header = _read_dataset(path, limits)
+        try:
+            _check_image(header, limits)
+            pixels, shown = _render_pixels(header)
+            image = _make_pixels_square(Image.fromarray(pixels), header)
+            return RenderedDicom(
+                image=image,
+                patient=_hash_patient(header, salt),
+                source_id="dicom-" + _hash_parts(salt, "instance", str(header.get("SOPInstanceUID", path))),
+                modality=_describe_modality(header),
+                burned_in=_read_code(header, "BurnedInAnnotation"),
+                recognizable=_read_code(header, "RecognizableVisualFeatures") == "YES",
+                shown=shown,
+                no_patient_id=not str(header.get("PatientID", "")).strip(),
+            )
+        except UnusableDicom:
+            raise
+        except _DAMAGED_FILE_ERRORS as error:  # the error's text may quote the header
+            raise UnusableDicom(
+                f"the file is damaged or contradicts its header ({type(error).__name__} while reading its pixels)."
+                " Download it again, or remove it"
+            ) from None
+
+
+@contextlib.contextmanager
+def _silence_pydicom() -> Iterator[None]:
+    logger = logging.getLogger("pydicom")
+    was, logger.disabled = logger.disabled, True
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.disabled = was
+
+
+def _read_dataset(path: Path, limits: ImageLimits) -> pydicom.Dataset:
+    try:
+        size = path.stat().st_size
+        if size > limits.max_bytes:
+            raise UnusableDicom(f"expected at most {limits.max_bytes} bytes, got {size}. Export single images")
+        return pydicom.dcmread(path)
+    except UnusableDicom:
+        raise
+    except InvalidDicomError:
+        raise UnusableDicom(
+            "not a DICOM file: the marker DICM is missing at byte 128. Remove it from the folder; if it is a data set"
+            " without a file header, add one with dcmconv of DCMTK"
+        ) from None
+    except _DAMAGED_FILE_ERRORS as error:
+        raise UnusableDicom(
+            f"the header cannot be read ({type(error).__name__}). Download the file again, or remove it"
+        ) from None
+
+
+def _check_image(header: pydicom.Dataset, limits: ImageLimits) -> None:
+    meta = getattr(header, "file_meta", None)
+    if meta is not None and meta.get("MediaStorageSOPClassUID") == MediaStorageDirectoryStorage:
+        raise NotAnImage("an index of other files (DICOMDIR)")
+    modality = _read_code(header, "Modality")
+    if modality in _NON_IMAGE_MODALITIES or not any(
+        name in header for name in ("PixelData", "FloatPixelData", "DoubleFloatPixelData")
+    ):
+        raise UnusableDicom(f"it contains no image (modality {_redact_code(modality)}). Remove it from the folder")
+    frames = int(header.get("NumberOfFrames", 1) or 1)
+    if frames > 1:
+        raise UnusableDicom(
+            f"it has {frames} frames, but a question is about one picture. Export the frame that you need to a file"
+            " of its own (dcmtk: dcm2img +F N; dcm4che: dcmframe)"
+        )
+    rows, columns = int(header.Rows), int(header.Columns)
+    if rows < 1 or columns < 1 or rows * columns > limits.max_pixels:
+        raise UnusableDicom(f"expected 1 to {limits.max_pixels} pixels, got {columns} x {rows}. Export a smaller image")
+    syntax = UID(str(meta.get("TransferSyntaxUID", "") or "")) if meta is not None else UID("")
+    if not syntax:
+        raise UnusableDicom("its header does not state how the pixels are encoded (TransferSyntaxUID). Export it again")
+    _check_decoder(syntax)
+
+
+def _check_decoder(syntax: UID) -> None:
+    try:
+        decoder = get_decoder(syntax)
+    except NotImplementedError:
+        raise UnusableDicom(
+            f"its compression ({syntax.name}) cannot be read by pydicom. Export it uncompressed (dcmtk: dcmconv +te)"
+        ) from None
+    if not decoder.is_available:
+        raise UnusableDicom(
+            f"its compression ({syntax.name}) needs a plugin of pydicom: {_list_missing_plugins(syntax)}."
+            " Install one with pip, or export the file uncompressed"
+        )
+
+
+def _decode_pixels(header: pydicom.Dataset) -> PixelValues:
+    try:
+        return np.asarray(header.pixel_array)
+    except RuntimeError:  # every installed decoder failed
+        syntax = UID(header.file_meta.TransferSyntaxUID)
+        more = _list_missing_plugins(syntax) or "another decoder"
+        raise UnusableDicom(
+            f"the installed decoders cannot read its {header.BitsStored}-bit pixels ({syntax.name}). If the file is"
+            f" intact, {more} may read it: install one with pip, or export the file uncompressed"
+        ) from None
+
+
+def _list_missing_plugins(syntax: UID) -> str:
+    """List the plugins that can read a compression but are not installed."""
+    return "; or ".join(plugin.split(" - requires ")[-1] for plugin in get_decoder(syntax).missing_dependencies)
+
+
+def _render_pixels(header: pydicom.Dataset) -> tuple[npt.NDArray[np.uint8], str]:
+    """Return 8-bit pixels, (H, W) or (H, W, 3), and where their values come from."""
+    stored = _decode_pixels(header)
+    kind = str(header.PhotometricInterpretation)
+    if kind == "PALETTE COLOR":
+        colours = apply_color_lut(stored, header)
+        return _scale_to_8_bits(colours[..., :3], 8 * colours.itemsize), "the colour channels"
+    if int(header.get("SamplesPerPixel", 1)) == 3:
+        return _scale_to_8_bits(stored, int(header.BitsStored)), "the colour channels"
+    if kind not in ("MONOCHROME1", "MONOCHROME2"):
+        raise UnusableDicom(
+            f"expected grey or colour pixels, got {_redact_code(kind)}. Export it again as MONOCHROME2 or RGB"
+        )
+    padding_HW = _find_padding(stored, header)
+    grey_HW, shown = _render_grey(stored, header, padding_HW)
+    if kind == "MONOCHROME1":
+        grey_HW = 255 - grey_HW
+    grey_HW[padding_HW] = 0
+    return grey_HW, shown
+
+
+def _render_grey(
+    stored_HW: PixelValues, header: pydicom.Dataset, padding_HW: npt.NDArray[np.bool_]
+) -> tuple[npt.NDArray[np.uint8], str]:
+    values_HW = np.asarray(apply_modality_lut(stored_HW, header))
+    if header.get("VOILUTSequence"):
+        bits = int(header.VOILUTSequence[0].LUTDescriptor[2])
+        return _scale_to_8_bits(apply_voi(values_HW, header), bits), "the VOI LUT"
+    window = _read_window(header)
+    if window is not None:
+        return apply_window(values_HW, *window, _read_code(header, "VOILUTFunction") or "LINEAR"), "the file's window"
+    rescaled = "ModalityLUTSequence" in header or float(header.get("RescaleSlope", 1)) != 1
+    if int(header.BitsStored) == 8 and not rescaled and not float(header.get("RescaleIntercept", 0)):
+        return _scale_to_8_bits(values_HW, 8), "unchanged 8-bit values"
+    if _read_code(header, "Modality") == "CT":
+        return apply_window(values_HW, *SOFT_TISSUE_WINDOW, "LINEAR"), "a soft-tissue window (centre 40, width 400)"
+    visible = values_HW[~padding_HW]
+    low, high = np.percentile(visible if visible.size else values_HW, (0.5, 99.5))
+    if high <= low:  # nearly all pixels are equal
+        low, high = float(values_HW.min()), float(values_HW.max())
+    return apply_window(
+        values_HW, (low + high) / 2, max(high - low, 1e-9), "LINEAR_EXACT"
+    ), "the range from the 0.5th to the 99.5th percentile"
+
+
+def apply_window(values: PixelValues, centre: float, width: float, function: str) -> npt.NDArray[np.uint8]:
+    """Map values to grey levels 0-255 through a window [DICOM PS3.3 C.11.2.1.2 and C.11.2.1.3].
+
+    `function`: LINEAR, LINEAR_EXACT or SIGMOID; raises UnusableDicom for any other. `centre` and `width` are in the
+    units of `values`.
+    """
+    x = values.astype(np.float64)
+    if function == "LINEAR":
+        level = (x - (centre - 0.5)) / max(width - 1, 1e-9) + 0.5
+    elif function == "LINEAR_EXACT":
+        level = (x - centre) / width + 0.5
+    elif function == "SIGMOID":
+        level = 1 / (1 + np.exp(np.clip(-4 * (x - centre) / width, -700, 700)))
+    else:
+        raise UnusableDicom(
+            f"its VOI LUT function {_redact_code(function)} is not in the DICOM standard. Export it again"
+        )
+    return np.asarray(np.rint(np.clip(level, 0, 1) * 255), dtype=np.uint8)
+
+
+def _read_window(header: pydicom.Dataset) -> tuple[float, float] | None:
+    """Return centre and width of the first window, or None if there is none or its width is not positive."""
+    window = []
+    for name in ("WindowCenter", "WindowWidth"):
+        value = header.get(name)
+        if value is None or value == "":
+            return None
+        window.append(float(value[0] if isinstance(value, pydicom.multival.MultiValue) else value))
+    return (window[0], window[1]) if window[1] > 0 else None
+
+
+def _find_padding(stored_HW: PixelValues, header: pydicom.Dataset) -> npt.NDArray[np.bool_]:
+    """Return a mask of the pixels outside the picture: stored values in the padding range."""
+    first = header.get("PixelPaddingValue")
+    if first is None:
+        return np.zeros(stored_HW.shape, dtype=np.bool_)
+    last = header.get("PixelPaddingRangeLimit", first)
+    low, high = sorted((int(first), int(last)))
+    return np.asarray((stored_HW >= low) & (stored_HW <= high), dtype=np.bool_)
+
+
+def _scale_to_8_bits(values: PixelValues, bits: int) -> npt.NDArray[np.uint8]:
+    """Scale unsigned values of `bits` bits to 8 bits."""
+    if bits == 8:
+        return np.clip(values, 0, 255).astype(np.uint8)
+    level = values.astype(np.float64) / (2**bits - 1)
+    return np.asarray(np.rint(np.clip(level, 0, 1) * 255), dtype=np.uint8)
+
+
+def _make_pixels_square(image: Image.Image, header: pydicom.Dataset) -> Image.Image:
+    """Stretch the image along the longer side of its pixels, so that they become square."""
+    pair = header.get("PixelAspectRatio") or header.get("PixelSpacing") or (1, 1)
+    vertical, horizontal = (float(value) for value in pair)
+    if vertical <= 0 or horizontal <= 0 or abs(vertical / horizontal - 1) < 0.01:
+        return image
+    if vertical > horizontal:
+        size = (image.width, round(image.height * vertical / horizontal))
+    else:
+        size = (round(image.width * horizontal / vertical), image.height)
+    return image.resize(size, Image.Resampling.BICUBIC)
+
+
+def _hash_patient(header: pydicom.Dataset, salt: bytes) -> str:
+    """Return a keyed hash of the patient's number, or of the study if there is no number."""
+    number = str(header.get("PatientID", "")).strip()
+    if number:
+        return _hash_parts(salt, "patient", str(header.get("IssuerOfPatientID", "")).strip(), number)
+    return _hash_parts(salt, "study", str(header.get("StudyInstanceUID") or header.get("SOPInstanceUID", "")))
+
+
+def _hash_parts(salt: bytes, *parts: str) -> str:
+    return hmac.new(salt, "\0".join(parts).encode(), "sha256").hexdigest()[:16]
+
+
+def _describe_modality(header: pydicom.Dataset) -> str:
+    """Describe modality and body part, as in "chest x-ray"; "" for a modality that is not known."""
+    kind = _MODALITIES.get(_read_code(header, "Modality"), "")
+    part = _read_code(header, "BodyPartExamined")
+    return f"{part.lower()} {kind}" if kind and part in _BODY_PARTS else kind
+
+
+def _read_code(header: pydicom.Dataset, name: str) -> str:
+    return str(header.get(name, "") or "").strip().upper()
+
+
+def _redact_code(code: str) -> str:
+    """Return a coded value for a message; anything that does not look like a code is not quoted."""
+    return code if len(code) <= 16 and code.replace("_", "").replace(" ", "").isalnum() else "not stated"

@@ -1,0 +1,1 @@
+"""The demo: two rounds on rendered radiographs, a page to read, and an endpoint to ask."""

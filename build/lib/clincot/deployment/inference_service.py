@@ -1,0 +1,253 @@
+"""The InferenceService of a checkpoint.
+
+vLLM is its predictor, and `clincot serve` its transformer. By default the transformer is collocated: it is a container
+of the predictor's pod (KServe's `transformer-container`) and reaches vLLM at `--predictor_host=localhost:…`. This has
+three advantages:
+
+- The second turn of a chain reaches the same vLLM, which has the first turn in its prefix cache.
+- While two revisions share the traffic, both turns are answered by the same checkpoint.
+- `spec.canary[]` works. KServe routes a canary's share directly to the canary's *predictor* (applyCanaryWeights in
+  kserve's httproute_reconciler.go) and so bypasses a separate transformer.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from clincot.deployment.service_settings import ServiceSettings
+
+GROUP, VERSION, PLURAL = "serving.kserve.io", "v1beta1", "inferenceservices"
+CRD_NAME = f"{PLURAL}.{GROUP}"
+MODE_ANNOTATION = "serving.kserve.io/deploymentMode"
+TAG_ROUTING_ANNOTATION = "serving.kserve.io/enable-tag-routing"
+SERVICE_LABEL = "clincot/service"  # label of all objects of a service, including its pods
+DIGEST_ANNOTATION = "clincot/checkpoint"  # annotation: the checkpoint of the last finished rollout
+MODELS_PATH = "/mnt/models"  # where KServe's storage initializer downloads the checkpoint to
+PORT, VLLM_PORT = 8080, 8085
+_PERIOD_S = 10
+
+Json = dict[str, Any]
+
+
+def build_revision_name(digest: str) -> str:
+    """The predictor's name, derived from its checkpoint.
+
+    Kubernetes requires a letter as its first character.
+    """
+    return f"r{digest[:10]}"
+
+
+def build_inference_service(settings: ServiceSettings, digest: str, uri: str, *, name: str = "", mode: str) -> Json:
+    """Build the InferenceService with one predictor.
+
+    mode: "Standard" or "Knative", KServe's deployment modes.
+    """
+    annotations = {MODE_ANNOTATION: mode}
+    if mode == "Knative":
+        # gives a revision without traffic its own address, which the smoke test needs
+        annotations[TAG_ROUTING_ANNOTATION] = "true"
+    spec: Json = {"predictor": build_predictor(settings, digest, uri, mode=mode)}
+    if settings.transformer == "separate":
+        spec["transformer"] = {
+            "minReplicas": settings.replicas,
+            "containers": [_build_transformer(settings, name="kserve-container")],
+            **_build_pod_fields(settings),
+        }
+    return {
+        "apiVersion": f"{GROUP}/{VERSION}",
+        "kind": "InferenceService",
+        "metadata": {
+            "name": name or settings.name,
+            "namespace": settings.namespace,
+            "annotations": annotations,
+            "labels": build_labels(settings),
+        },
+        "spec": spec,
+    }
+
+
+def build_labels(settings: ServiceSettings) -> dict[str, str]:
+    """Labels that KServe copies to pods and Services.
+
+    The chart's network policies, disruption budgets and monitors select by them.
+    """
+    return {
+        "app.kubernetes.io/managed-by": "clincot",
+        "app.kubernetes.io/part-of": "clincot",
+        "app.kubernetes.io/component": "server",
+        SERVICE_LABEL: settings.name,
+    }
+
+
+def build_canary(settings: ServiceSettings, digest: str, uri: str, percent: int) -> Json:
+    """Build one entry of spec.canary[], a second predictor with a traffic share.
+
+    minReplicas is set explicitly, because KServe's default is ceil(stable * percent / 100), which is 0 at 0 %. The
+    schema requires the model container's name here, but KServe refuses a name in the stable predictor; an empty name
+    is valid in both.
+    """
+    predictor = build_predictor(settings, digest, uri, mode="Standard")
+    predictor["model"]["name"] = ""
+    return {"trafficPercent": percent, "predictor": predictor}
+
+
+def build_predictor(settings: ServiceSettings, digest: str, uri: str, *, mode: str) -> Json:
+    """Build spec.predictor; in Standard mode it is named after the checkpoint."""
+    if settings.engine == "clincot":
+        model, transformers = _build_embedded_model(settings, uri), []
+    else:
+        collocated = settings.transformer == "collocated"
+        model = _build_vllm_model(settings, uri, VLLM_PORT if collocated else PORT)
+        host = f"--predictor_host=localhost:{VLLM_PORT}"
+        transformers = [_build_transformer(settings, host, name="transformer-container")] if collocated else []
+    if settings.runtime:
+        model["runtime"] = settings.runtime
+    out: Json = {"minReplicas": settings.replicas, "model": model, **_build_pod_fields(settings)}
+    out["volumes"] = [
+        {"name": "devshm", "emptyDir": {"medium": "Memory", "sizeLimit": settings.shm}},
+        *out.get("volumes", ()),
+    ]
+    if mode == "Standard":
+        # Promotion moves the canary to the stable predictor under the same name, so its running pods are kept.
+        out["name"] = build_revision_name(digest)
+        out["securityContext"] = {"seccompProfile": {"type": "RuntimeDefault"}}  # Knative allows it only on containers
+    if transformers:
+        out["containers"] = transformers
+    if settings.storage_container:
+        out["storageContainerName"] = settings.storage_container
+    return out
+
+
+def _build_vllm_model(settings: ServiceSettings, uri: str, port: int) -> Json:
+    return {
+        "modelFormat": {"name": "vLLM"},
+        "storageUri": uri,
+        "args": [
+            f"--port={port}",
+            *settings.vllm_args,
+        ],  # appended to the runtime's own; vLLM uses the last value of an option
+        "resources": {kind: dict(sizes) for kind, sizes in settings.resources.items()},
+        "startupProbe": _build_probe("/v1/models", port, failures=-(-settings.startup_s // _PERIOD_S)),
+        "readinessProbe": _build_probe("/v1/models", port, failures=3),
+        "livenessProbe": _build_probe("/health", port, failures=6),
+        "securityContext": {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}},
+        "volumeMounts": [{"name": "devshm", "mountPath": "/dev/shm"}],
+        "env": _build_environment(settings),
+    }
+
+
+def _build_embedded_model(settings: ServiceSettings, uri: str) -> Json:
+    """`clincot serve` as the model's container.
+
+    KServe appends these arguments to the command of the runtime.
+    """
+    container = _build_transformer(settings, name="")
+    shared = ("resources", "readinessProbe", "startupProbe", "securityContext", "env", "volumeMounts")
+    out = {"modelFormat": {"name": "clincot"}, "storageUri": uri, **{key: container[key] for key in shared}}
+    out["resources"] = {kind: dict(sizes) for kind, sizes in settings.resources.items()}
+    out["args"] = container["args"][1:]  # without the subcommand, which the runtime's command contains
+    return out
+
+
+def _build_transformer(settings: ServiceSettings, *args: str, name: str) -> Json:
+    mounts = []
+    if settings.ca_config_map:
+        mounts.append({"name": "ca", "mountPath": "/etc/clincot/ca", "readOnly": True})
+    keys = []
+    if settings.api_keys_secret:
+        mounts.append({"name": "api-keys", "mountPath": "/etc/clincot/keys", "readOnly": True})
+        keys = ["--api-keys=/etc/clincot/keys"]
+    return {
+        "name": name,
+        "image": settings.image,
+        "args": [
+            "serve",
+            f"--checkpoint={MODELS_PATH}",
+            "--host=0.0.0.0",
+            f"--port={PORT}",
+            f"--model_name={settings.name}",
+            *args,
+            *keys,
+        ],
+        "ports": [{"containerPort": PORT, "protocol": "TCP"}],
+        "resources": {kind: dict(sizes) for kind, sizes in settings.transformer_resources.items()},
+        "readinessProbe": _build_probe("/v2/health/ready", PORT, failures=3),
+        "startupProbe": _build_probe("/v2/health/ready", PORT, failures=-(-settings.startup_s // _PERIOD_S)),
+        "securityContext": {
+            "allowPrivilegeEscalation": False,
+            "capabilities": {"drop": ["ALL"]},
+            "readOnlyRootFilesystem": True,
+            "runAsNonRoot": True,
+            "seccompProfile": {"type": "RuntimeDefault"},
+        },
+        "env": _build_environment(settings),
+        "volumeMounts": [*mounts, {"name": "tmp", "mountPath": "/tmp"}],
+    }
+
+
+def _build_pod_fields(settings: ServiceSettings) -> Json:
+    """Fields that the pods of predictor and transformer share."""
+    volumes: list[Json] = [{"name": "tmp", "emptyDir": {}}]
+    if settings.ca_config_map:
+        volumes.append({"name": "ca", "configMap": {"name": settings.ca_config_map}})
+    if settings.api_keys_secret:
+        volumes.append({"name": "api-keys", "secret": {"secretName": settings.api_keys_secret}})
+    pod: Json = {"volumes": volumes, "automountServiceAccountToken": False}  # servers do not use the Kubernetes API
+    if settings.service_account:
+        pod["serviceAccountName"] = settings.service_account
+    if settings.node_selector:
+        pod["nodeSelector"] = dict(settings.node_selector)
+    if settings.tolerations:
+        pod["tolerations"] = [dict(toleration) for toleration in settings.tolerations]
+    return pod
+
+
+def _build_environment(settings: ServiceSettings) -> list[Json]:
+    env = [{"name": name, "value": value} for name, value in sorted(settings.proxies.items())]
+    if settings.ca_config_map:
+        env.append({"name": "SSL_CERT_FILE", "value": "/etc/clincot/ca/cabundle.crt"})
+    return env
+
+
+def _build_probe(path: str, port: int, *, failures: int) -> Json:
+    return {
+        "httpGet": {"path": path, "port": port},
+        "periodSeconds": _PERIOD_S,
+        "timeoutSeconds": 5,
+        "failureThreshold": failures,
+    }
+
+
+def build_storage_secret(
+    settings: ServiceSettings, *, secret: str, endpoint: str, region: str, verify: bool = True
+) -> tuple[Json, Json]:
+    """Build the Secret and the ServiceAccount with which KServe reads from S3.
+
+    The operator adds the keys AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY to the Secret (KServe reads
+    `awsAccessKeyID` and `awsSecretAccessKey` unless its ConfigMap names others); clincot never sees them.
+    """
+    scheme, _, host = endpoint.partition("://")
+    annotations = {
+        "serving.kserve.io/s3-endpoint": host,
+        "serving.kserve.io/s3-usehttps": "1" if scheme == "https" else "0",
+        "serving.kserve.io/s3-region": region,
+        "serving.kserve.io/s3-verifyssl": "1" if verify else "0",
+    }
+    if settings.ca_config_map:
+        annotations["serving.kserve.io/s3-cabundle-configmap"] = settings.ca_config_map
+        annotations["serving.kserve.io/s3-cabundle"] = "/etc/ssl/custom-certs/cabundle.crt"
+    at = {"namespace": settings.namespace}
+    return (
+        {
+            "apiVersion": "v1",
+            "kind": "Secret",
+            "metadata": {"name": secret, **at, "annotations": annotations},
+            "type": "Opaque",
+        },
+        {
+            "apiVersion": "v1",
+            "kind": "ServiceAccount",
+            "metadata": {"name": settings.service_account, **at},
+            "secrets": [{"name": secret}],
+        },
+    )

@@ -1,0 +1,126 @@
+"""Settings of a service on a cluster.
+
+They name Secrets and never contain credentials.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from clincot.config import FrozenConfig, parse_config, read_settings
+from clincot.jsonl import InvalidRecord
+
+ResourceRequirements = dict[Literal["requests", "limits"], dict[str, str]]
+Name = Annotated[str, Field(pattern=r"^[a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?$")]
+
+
+class ServiceSettings(FrozenConfig):
+    """Settings of a service (`clincot deploy --service service.yaml`)."""
+
+    name: Annotated[
+        str, Field(pattern=r"^[a-z]([-a-z0-9]{0,36}[a-z0-9])?$", description="Name of the InferenceService.")
+    ] = "clincot"
+    namespace: Name = "default"
+    mode: Annotated[
+        Literal["auto", "standard", "knative", "blue-green"],
+        Field(description="How traffic is moved; auto chooses by what the cluster supports."),
+    ] = "auto"
+    gateway_api: Annotated[
+        Literal["auto", "yes", "no"],
+        Field(
+            description="Whether KServe routes through the Gateway API; auto reads its ConfigMap, if that is allowed."
+        ),
+    ] = "auto"
+    kserve_namespace: Name = "kserve"
+    image: Annotated[str, Field(min_length=1, description="Image of `clincot serve`.")] = "clincot:latest"
+    engine: Annotated[
+        Literal["vllm", "clincot"],
+        Field(
+            description="vllm: vLLM runs the model, with `clincot serve` in front of it. clincot: `clincot serve` runs "
+            "the model in its own process, for small models without a GPU; runtime names its ServingRuntime."
+        ),
+    ] = "vllm"
+    transformer: Annotated[
+        Literal["collocated", "separate"],
+        Field(
+            description="collocated: `clincot serve` runs in the predictor's pod, so that both turns of a chain reach "
+            "the same vLLM. separate: it is a component of its own, which scales independently."
+        ),
+    ] = "collocated"
+    runtime: Annotated[str, Field(description="A (Cluster)ServingRuntime; if empty, KServe chooses one for vLLM.")] = ""
+    vllm_args: tuple[str, ...] = ()
+    service_account: Annotated[
+        str, Field(description="ServiceAccount whose annotated Secret contains the store's keys.")
+    ] = ""
+    storage_container: Annotated[
+        str,
+        Field(
+            description="A ClusterStorageContainer with enough memory for the checkpoint; KServe's default has 1 Gi."
+        ),
+    ] = ""
+    replicas: Annotated[int, Field(ge=1)] = 1
+    resources: ResourceRequirements = Field(
+        default={"requests": {"cpu": "4", "memory": "32Gi"}, "limits": {"memory": "32Gi", "nvidia.com/gpu": "1"}}
+    )
+    transformer_resources: ResourceRequirements = Field(
+        default={"requests": {"cpu": "1", "memory": "2Gi"}, "limits": {"memory": "4Gi"}}
+    )
+    shm: Annotated[str, Field(description="Size of /dev/shm.")] = "8Gi"
+    startup_s: Annotated[int, Field(ge=60, description="Seconds within which vLLM must answer /v1/models.")] = 1800
+    node_selector: dict[str, str] = Field(default={})
+    tolerations: tuple[dict[str, str | int], ...] = ()
+    ca_config_map: Annotated[
+        str, Field(description="ConfigMap with all trusted CAs in cabundle.crt (KServe's file name).")
+    ] = ""
+    proxies: dict[Literal["HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY"], str] = Field(
+        default={}, description="Proxies as environment variables, without credentials."
+    )
+    api_keys_secret: Annotated[
+        str,
+        Field(description="Secret that is mounted as the server's API keys; smoke requests send $CLINCOT_SMOKE_KEY."),
+    ] = ""
+    service_url: Annotated[
+        str,
+        Field(
+            description="Address of a Service for smoke requests; from a pod it is "
+            "http://{service}.{namespace}.svc.cluster.local. If empty, they go through the API server, which needs no "
+            "other address but does not forward API keys."
+        ),
+    ] = ""
+
+    @model_validator(mode="after")
+    def _check_combination(self) -> ServiceSettings:
+        if self.engine == "clincot" and not self.runtime:
+            raise ValueError("engine clincot needs runtime: a ServingRuntime of `clincot serve` (the chart has one)")
+        if self.engine == "clincot" and self.transformer == "separate":
+            raise ValueError("engine clincot has no separate transformer; set transformer: collocated")
+        if self.api_keys_secret and not self.service_url:
+            raise ValueError("api_keys_secret needs service_url for smoke requests: the API server forwards no key")
+        return self
+
+
+def load_service_settings(path: Path | None) -> ServiceSettings:
+    """Read the settings from a YAML file; the defaults without one.
+
+    Raises InvalidRecord naming the file and the field.
+    """
+    if path is None:
+        return ServiceSettings()
+    content = read_settings(path, "the service's settings (service.yaml)")
+    settings = parse_config(ServiceSettings, content, where=str(path))
+    with_credentials = [name for name, url in settings.proxies.items() if "@" in url]
+    if with_credentials:
+        raise InvalidRecord(
+            f"{path}: proxies.{with_credentials[0]} contains credentials; expected none, because manifests and records "
+            "contain the proxies"
+        )
+    return settings
+
+
+def get_user_name() -> str:
+    """The user name for records: $CLINCOT_USER, or $USER."""
+    return os.environ.get("CLINCOT_USER") or os.environ.get("USER") or "unknown"

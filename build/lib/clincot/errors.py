@@ -1,0 +1,31 @@
+"""Errors whose message is written for the user: what is wrong, where, and how to fix it.
+
+The command line prints a UserError as one line. Any other exception is a bug in the program or in a library and keeps
+its traceback, which shows the developer where to look.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+
+class UserError(Exception):
+    """Base class of errors that the command line prints without a traceback."""
+
+
+class InvalidInput(UserError, ValueError):
+    """An unusable file, setting or checkpoint."""
+
+
+@contextmanager
+def require_extra(name: str, what: str) -> Iterator[None]:
+    """Wrap the imports of an optional extra. Raises InvalidInput if it is not installed; `what` names who needs it."""
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        raise InvalidInput(f"{what} needs the extra {name!r}: pip install 'clincot[{name}]' ({error})") from None
+
+
+class ModelFailed(UserError, RuntimeError):
+    """A model or endpoint gave no usable reply: unreachable, timeout, HTTP error, or no log-probabilities."""

@@ -1,0 +1,232 @@
+"""Benchmark reports: metrics with intervals computed from outcomes, and their table.
+
+Both protocols of clincot.evaluation.vqa are reported by name. Every metric of an arm counts each question that it
+applies to either as scored (n) or as unscored (n_unscored). A question that an arm did not answer at all is unscored,
+so a run that stopped half way cannot look complete.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from clincot.evaluation import blind_baseline
+from clincot.evaluation.benchmark import BadBenchmark, Benchmark
+from clincot.evaluation.intervals import MIN_RELIABLE_CLUSTERS, MetricSums, add_mean
+from clincot.evaluation.report_text.report_scorer import REPORT_METRIC_HEADINGS as REPORT_HEADINGS
+from clincot.evaluation.report_text.report_scorer import ReportMetrics
+from clincot.evaluation.vqa import answer_length, says_yes, score_llava_med_closed, score_llava_med_open, token_set_f1
+from clincot.records import BenchmarkReport, Interval, Outcome, Question, Reference
+from clincot.text import format_interval, markdown_table, normalize_text
+
+VQA_PROTOCOL = "strict and llava-med"
+PRESENCE_TOPICS = frozenset({"presence", "pres"})  # our topic, and VQA-RAD's question type
+# Columns of the table in this order; the heading names the protocol.
+METRIC_HEADINGS = {
+    "accuracy": "accuracy (strict)",
+    "closed_accuracy": "closed (strict)",
+    "open_accuracy": "open (strict)",
+    "token_f1": "token F1 (strict)",
+    "llava_med_closed_accuracy": "closed (llava-med)",
+    "llava_med_open_recall": "open recall (llava-med)",
+    "hit_rate": "region hit-rate",
+    "iou": "region IoU",
+    "hallucination": "hallucination",
+    "off_format": "off format",
+    "answer_length": "answer words",
+    **REPORT_HEADINGS,
+}
+
+_ALL_QUESTION_METRICS = ("accuracy", "report_words")  # one of these counts every question of an arm
+
+
+@dataclass
+class _PolicySums:
+    """The sums over one policy's outcomes, by arm."""
+
+    arms: dict[str, MetricSums] = field(default_factory=dict)
+    answered: dict[str, set[str]] = field(default_factory=dict)  # {arm: ids of the questions with an outcome}
+
+
+def build_benchmark_reports(
+    outcomes: Iterable[Outcome],
+    benchmark: Benchmark,
+    *,
+    reports: ReportMetrics | None = None,
+    seed: int = 0,
+    resamples: int = 2000,
+) -> list[BenchmarkReport]:
+    """Build one report for each policy; policies and arms keep their order of appearance.
+
+    The outcomes are streamed and not kept in memory. Each metric of an arm is a mean over questions with its 95 %
+    interval, clustered by patient:
+
+    - accuracy, accuracy/<topic>, closed_accuracy, open_accuracy, token_f1 (strict protocol);
+    - llava_med_closed_accuracy, llava_med_open_recall (llava-med protocol);
+    - hit_rate, iou: questions with reference boxes, in every arm but the blind one;
+    - hallucination: share of "yes" among presence questions about an absent finding;
+    - off_format, answer_length (words).
+
+    Questions that ask for a report have the metrics of `reports`, hit_rate, iou and off_format instead. A metric that
+    applies to no question is absent. Raises BadBenchmark on an empty benchmark, an unknown or repeated question, an
+    outcome scored with another answer key, or questions that ask for a report if `reports` is None.
+    """
+    if not benchmark.questions:
+        raise BadBenchmark("the benchmark has no questions; there is nothing to report")
+    kinds: set[str] = {question.kind for question in benchmark.questions.values()}
+    if "report" in kinds and reports is None:
+        raise BadBenchmark("questions of the benchmark ask for reports, but no report metrics were passed")
+    policies: dict[str, _PolicySums] = {}
+    for outcome in outcomes:
+        _check_outcome(outcome, benchmark)
+        policy_sums = policies.setdefault(outcome.policy, _PolicySums())
+        answered = policy_sums.answered.setdefault(outcome.arm, set())
+        if outcome.question in answered:
+            raise BadBenchmark(
+                f"question {outcome.question} has two outcomes of policy {outcome.policy} in arm {outcome.arm!r}"
+            )
+        answered.add(outcome.question)
+        sums = policy_sums.arms.setdefault(outcome.arm, {})
+        _count_outcome(sums, outcome.question, outcome, benchmark, reports, arm=outcome.arm)
+    built = []
+    for policy, policy_sums in policies.items():
+        metrics = {}
+        for arm, sums in policy_sums.arms.items():
+            for question in benchmark.questions:
+                if question not in policy_sums.answered[arm]:
+                    _count_outcome(sums, question, None, benchmark, reports, arm=arm)
+            metrics[arm] = {n: metric.compute_interval(seed=seed, resamples=resamples) for n, metric in sums.items()}
+        protocol = _describe_protocol(kinds, reports)
+        built.append(BenchmarkReport(benchmark=benchmark.digest, policy=policy, protocol=protocol, metrics=metrics))
+    return built
+
+
+def _describe_protocol(kinds: set[str], reports: ReportMetrics | None) -> str:
+    """Name the protocols of the benchmark's kinds of questions; for reports, what computes each metric."""
+    parts = [VQA_PROTOCOL] if kinds - {"report"} else []
+    return "; ".join([*parts, reports.describe_metrics()] if "report" in kinds and reports is not None else parts)
+
+
+def _check_outcome(outcome: Outcome, benchmark: Benchmark) -> None:
+    reference = benchmark.references.get(outcome.question)
+    if reference is None:
+        raise BadBenchmark(f"outcome {outcome.id} is of question {outcome.question}, not one of this benchmark")
+    if outcome.reference != reference.id:
+        raise BadBenchmark(
+            f"outcome {outcome.id} was scored with reference {outcome.reference}; the answer key has {reference.id}"
+        )
+
+
+def _count_outcome(
+    sums: MetricSums,
+    question_id: str,
+    outcome: Outcome | None,
+    benchmark: Benchmark,
+    reports: ReportMetrics | None,
+    *,
+    arm: str,
+) -> None:
+    question, reference = benchmark.questions[question_id], benchmark.references[question_id]
+    cluster = benchmark.clusters[question_id]
+    if question.kind == "report":
+        assert reports is not None
+        reports.add_report(sums, None if outcome is None else outcome.answer, reference.answer, cluster)
+    else:
+        for name, value in _iter_metric_values(question, reference, outcome):
+            add_mean(sums, name, value, cluster, share=name != "answer_length")
+    if reference.boxes and arm != blind_baseline.BLIND_ARM:
+        add_mean(sums, "hit_rate", None if outcome is None else outcome.hit, cluster, share=True)
+        add_mean(sums, "iou", None if outcome is None else outcome.iou, cluster, share=True)
+    add_mean(sums, "off_format", None if outcome is None else outcome.off_format, cluster, share=True)
+
+
+def _iter_metric_values(
+    question: Question, reference: Reference, outcome: Outcome | None
+) -> Iterator[tuple[str, float | None]]:
+    """Yield every answer metric that applies to the question with its value; None without a readable outcome."""
+    read = outcome is not None and outcome.correct is not None
+    answer = outcome.answer if outcome is not None and read else None
+
+    correct = None if outcome is None else outcome.correct
+    yield "accuracy", correct
+    yield f"{question.kind}_accuracy", correct
+    if question.topic:
+        yield f"accuracy/{question.topic}", correct
+    yield "token_f1", None if answer is None else token_set_f1(answer, reference.answer)
+    if question.kind == "closed":
+        hit = None if answer is None else score_llava_med_closed(answer, reference.answer)
+        yield "llava_med_closed_accuracy", hit
+    else:
+        recall = None if answer is None else score_llava_med_open(answer, reference.answer).recall
+        yield "llava_med_open_recall", recall
+    if asks_about_absent_finding(question, reference):
+        yield "hallucination", None if answer is None else says_yes(answer)
+    yield "answer_length", None if answer is None else answer_length(answer)
+
+
+def asks_about_absent_finding(question: Question, reference: Reference) -> bool:
+    """Whether a closed presence question is about a finding that the answer key says is absent."""
+    return (
+        question.kind == "closed"
+        and question.topic.lower() in PRESENCE_TOPICS
+        and normalize_text(reference.answer) == "no"
+    )
+
+
+def render_metrics_table(
+    reports: Sequence[BenchmarkReport],
+    *,
+    names: Mapping[str, str] | None = None,
+    metrics: Sequence[str] | None = None,
+) -> str:
+    """Render a Markdown table that also reads well in a terminal, with one row for each policy and arm.
+
+    names: {policy digest: row name}. metrics: the columns (default: those of METRIC_HEADINGS that any report has). A
+    cell shows its own counts if they differ from the counts of the row's accuracy. Raises BadBenchmark on reports of
+    different benchmarks, because rows over different questions cannot be compared.
+    """
+    benchmarks = sorted({report.benchmark for report in reports})
+    if len(benchmarks) != 1:
+        raise BadBenchmark(f"a table shows one benchmark, got reports of {len(benchmarks)}: {', '.join(benchmarks)}")
+    present: set[str] = set()
+    for report in reports:
+        present.update(*report.metrics.values())
+    columns = [name for name in METRIC_HEADINGS if name in present] if metrics is None else list(metrics)
+    head = ["policy", "region", "n", *(METRIC_HEADINGS.get(name, name) for name in columns)]
+    rows = []
+    for report in reports:
+        for arm, values in report.metrics.items():
+            whole = next((values[name] for name in _ALL_QUESTION_METRICS if name in values), None)
+            policy = (names or {}).get(report.policy, report.policy[:16])
+            cells = [_format_cell(values.get(name), whole) for name in columns]
+            rows.append([policy, arm, _format_counts(whole), *cells])
+    return markdown_table(head, rows, layout="aligned") + "\n\n" + _format_footnote(reports)
+
+
+def _format_cell(interval: Interval | None, whole: Interval | None) -> str:
+    if interval is None:
+        return "–"
+    same = whole is not None and (interval.n, interval.n_unscored) == (whole.n, whole.n_unscored)
+    counts = "" if same else f" ({_format_counts(interval)})"
+    return f"{format_interval(interval)}{counts}"
+
+
+def _format_counts(interval: Interval | None) -> str:
+    if interval is None:
+        return "–"
+    return f"{interval.n}" + (f", {interval.n_unscored} unscored" if interval.n_unscored else "")
+
+
+def _format_footnote(reports: Sequence[BenchmarkReport]) -> str:
+    clusters: set[int] = set()
+    for report in reports:
+        for metrics in report.metrics.values():
+            clusters.update(metric.clusters for metric in metrics.values() if metric.n)
+    fewest, most = min(clusters, default=0), max(clusters, default=0)
+    patients = f"{fewest}" if fewest == most else f"{fewest} to {most}"
+    note = f"95 % intervals clustered by patient ({patients} patients)."
+    if fewest < MIN_RELIABLE_CLUSTERS:
+        note += f" Below {MIN_RELIABLE_CLUSTERS} patients they are approximate."
+    if not any(blind_baseline.BLIND_ARM in report.metrics for report in reports):
+        note += " The blind baseline is not in this table."
+    return note

@@ -1,0 +1,195 @@
+"""The evaluator: a policy answers every benchmark question with a region from each arm.
+
+An arm is the source of the region that the policy looks at:
+
+- `written`: the policy's own region; `windows`, `relevance`, `http`: the region of that grounder;
+- controls: `whole` (the whole image), `random` (a random square of equal area), `wrong` (a square that does not show
+  the finding), `oracle` (the answer key's box), `shuffled` (the oracle's region on another patient's image).
+
+Every answer becomes one Outcome. Answers are decoded greedily.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import groupby, islice
+from pathlib import Path
+
+from clincot.batching import BLOCK_SIZE
+from clincot.config import EvaluateConfig
+from clincot.errors import InvalidInput
+from clincot.evaluation.benchmark import Benchmark
+from clincot.evaluation.grounding import best_iou, hits_reference
+from clincot.evaluation.vqa import grade_answer
+from clincot.generation.grounders import WrittenGrounder, derive_seed, draw_random_square
+from clincot.generation.regions import build_grounder, build_grounding_query
+from clincot.geometry import WHOLE_IMAGE, Box, choose_view_side, choose_view_square, compute_coverage, crop_square
+from clincot.models.protocols import Generation, Grounder, RelevancePolicy
+from clincot.prompts import ChainStep, chain_prompt
+from clincot.records import Outcome, Question, Reference, Study
+from clincot.text import normalize_text
+
+GROUNDER_ARMS = ("windows", "relevance", "http")
+MAX_ANSWER_SPACE = 20  # a topic with at most this many distinct answers expects one of them
+_BATCH_SIZE = 128
+
+
+@dataclass(frozen=True)
+class _RegionInput:
+    """A question, the image shown with it, and the region that the policy looks at."""
+
+    question: Question
+    shown: Study  # the question's study, except in the control `shuffled`
+    box: Box | None  # None: the policy wrote no readable region
+
+
+def evaluate_policy(
+    policy: RelevancePolicy, benchmark: Benchmark, studies: Mapping[str, Study], folder: Path, config: EvaluateConfig
+) -> Iterator[Outcome]:
+    """Yield outcomes arm by arm, each arm in the benchmark's order.
+
+    studies: by id; folder: holds their images. Raises InvalidInput if the arm `shuffled` finds images of one patient
+    only.
+    """
+    questions = list(islice(benchmark.questions.values(), config.limit or None))
+    spaces = collect_answer_spaces(benchmark)
+    for arm in config.arms:
+        region_inputs = _choose_regions(arm, questions, benchmark, policy, studies, folder, config)
+        for batch in _iter_batches(region_inputs):
+            kind = batch[0].question.kind
+            prompts = []
+            for item in batch:
+                box = item.box or WHOLE_IMAGE
+                step = ChainStep(item.question.text, box, written=arm == "written", report=kind == "report")
+                prompts.append(chain_prompt(item.shown, folder, policy.views, [step]))
+            replies = policy.generate(
+                prompts, max_new_tokens=config.get_max_tokens(kind), temperature=0.0, seeds=[0] * len(batch)
+            )
+            for item, reply in zip(batch, replies, strict=True):
+                reference = benchmark.references[item.question.id]
+                space = spaces.get(item.question.topic, frozenset())
+                off = reply.cut_off or not _is_in_format(reply, item.question, space) or item.box is None
+                yield _score_outcome(item, arm, reply.text, reference, policy, off_format=off)
+
+
+def _iter_batches(region_inputs: Iterable[_RegionInput]) -> Iterator[list[_RegionInput]]:
+    """Batch in order; a batch holds reports only or no reports, because reports may be longer."""
+    for _, run in groupby(region_inputs, key=lambda item: item.question.kind == "report"):
+        while batch := list(islice(run, _BATCH_SIZE)):
+            yield batch
+
+
+def collect_answer_spaces(benchmark: Benchmark) -> dict[str, frozenset[str]]:
+    """Collect the normalised answers of every topic with few of them; any other answer is off format."""
+    answers: dict[str, set[str]] = {}
+    for question in benchmark.questions.values():
+        if question.kind != "report":
+            answers.setdefault(question.topic, set()).add(normalize_text(benchmark.references[question.id].answer))
+    return {topic: frozenset(a) for topic, a in answers.items() if topic and len(a) <= MAX_ANSWER_SPACE}
+
+
+def _is_in_format(reply: Generation, question: Question, space: frozenset[str]) -> bool:
+    """Whether a reply is one of its topic's few answers, else yes or no if closed, else not empty."""
+    answer = normalize_text(reply.text)
+    if space and question.kind != "report":
+        return answer in space
+    if question.kind == "closed":
+        return answer in {"yes", "no"}
+    return bool(answer)
+
+
+def _score_outcome(
+    item: _RegionInput, arm: str, answer: str, reference: Reference, policy: RelevancePolicy, *, off_format: bool
+) -> Outcome:
+    box = item.box or WHOLE_IMAGE
+    aspect = item.shown.width / item.shown.height
+    shown = box if box == WHOLE_IMAGE else crop_square(box, min_side=policy.views.min_crop, aspect=aspect)
+    # IoU compares the crop with the crop of the reference, not its box: a crop is never smaller than min_crop.
+    iou = best_iou(shown, [choose_view_square(b) for b in reference.boxes])
+    return Outcome(
+        question=item.question.id,
+        policy=policy.digest,
+        arm=arm,
+        box=box,
+        answer=answer,
+        reference=reference.id,
+        correct=grade_answer(answer, item.question, reference),
+        # If the policy wrote no region and the key has one, count a miss; the whole image would count as a hit.
+        hit=False if item.box is None and reference.boxes else hits_reference(shown, reference.boxes),
+        iou=None if iou is None else (0.0 if item.box is None else round(iou, 6)),
+        off_format=off_format,
+    )
+
+
+def _choose_regions(
+    arm: str,
+    questions: Sequence[Question],
+    benchmark: Benchmark,
+    policy: RelevancePolicy,
+    studies: Mapping[str, Study],
+    folder: Path,
+    config: EvaluateConfig,
+) -> Iterator[_RegionInput]:
+    """Yield every question with its arm's region, in order."""
+    if arm == "written" or arm in GROUNDER_ARMS:
+        if arm == "written":
+            grounder: Grounder = WrittenGrounder(policy, samples=1, temperature=0.0, seed=config.seed)
+        else:
+            grounder = build_grounder(arm, config.propose, policy, 1)
+        fallback = None if arm == "written" else WHOLE_IMAGE  # a grounder that finds nothing leaves the whole image
+        limit = config.propose.hypotheses
+        for at in range(0, len(questions), BLOCK_SIZE):
+            block = questions[at : at + BLOCK_SIZE]
+            queries = [build_grounding_query(q, studies[q.study], limit=limit) for q in block]
+            for query, regions in zip(queries, grounder.ground(queries, folder), strict=True):
+                yield _RegionInput(query.question, query.study, regions[0].box if regions else fallback)
+        return
+    other_studies = _match_other_patients(questions, benchmark) if arm == "shuffled" else {}
+    sides = compute_crop_sides(benchmark)
+    for question in questions:
+        reference = benchmark.references[question.id]
+        shown = studies[other_studies[question.study] if arm == "shuffled" else question.study]
+        yield _RegionInput(question, shown, _choose_control_region(arm, question, reference, sides, config.seed))
+
+
+def _match_other_patients(questions: Sequence[Question], benchmark: Benchmark) -> dict[str, str]:
+    """Map each study to the next one of another patient in the benchmark's order, wrapping around at the end."""
+    patients = {q.study: benchmark.clusters[q.id] for q in questions}
+    order = list(patients)
+    other_studies = {}
+    for at, study in enumerate(order):
+        later = (other for other in order[at + 1 :] + order[:at] if patients[other] != patients[study])
+        other = next(later, None)
+        if other is None:
+            raise InvalidInput(f"the arm 'shuffled' needs images of two patients, all are of {patients[study]!r}")
+        other_studies[study] = other
+    return other_studies
+
+
+def compute_crop_sides(benchmark: Benchmark) -> dict[str, float]:
+    """Compute the median crop side of each finding, for the controls of questions about an absent finding."""
+    sides: dict[str, list[float]] = {}
+    for reference in benchmark.references.values():
+        for box in reference.boxes:
+            sides.setdefault(reference.finding, []).append(choose_view_side(box))
+    return {finding: sorted(lengths)[len(lengths) // 2] for finding, lengths in sides.items()}
+
+
+def _choose_control_region(
+    arm: str, question: Question, reference: Reference, sides: Mapping[str, float], seed: int
+) -> Box:
+    """Choose a control's region.
+
+    If the key has no box (an absent finding), every control but `whole` takes a random square of the size that the
+    finding has when present, so that the size of the crop does not give the answer away.
+    """
+    if arm == "whole":
+        return WHOLE_IMAGE
+    boxes = reference.boxes
+    if arm in ("oracle", "shuffled") and boxes:
+        return choose_view_square(boxes[0])
+    side = choose_view_side(boxes[0]) if boxes else sides.get(reference.finding, 0.25)
+    attempts = 20 if arm == "wrong" else 1  # `wrong` takes the draw that covers the finding least
+    draws = [draw_random_square(derive_seed(seed, question.id, arm, n), side) for n in range(attempts)]
+    return min(draws, key=lambda draw: sum(compute_coverage(box, by=draw) for box in boxes))

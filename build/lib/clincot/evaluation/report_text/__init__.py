@@ -1,0 +1,1 @@
+"""Metrics of radiology reports: n-gram overlap, findings, and adapters of neural clinical metrics."""

@@ -1,0 +1,135 @@
+"""Boxes on images, as normalised xyxy in [0, 1] of the unpadded image.
+
+All code uses this one unit. Only this module converts boxes to pixels, and to and from the text that a policy writes.
+"""
+
+from __future__ import annotations
+
+import re
+
+from pydantic import model_validator
+
+from clincot.fields import FrozenModel, UnitFloat
+
+# A region in a policy's own words: percent of width and height, for instance "[12, 30, 37, 55]".
+_BOX_PATTERN = re.compile(r"\[\s*(\d{1,3})\s*,\s*(\d{1,3})\s*,\s*(\d{1,3})\s*,\s*(\d{1,3})\s*\]")
+
+
+class Box(FrozenModel):
+    """A rectangle: 0 <= x0 < x1 <= 1 from the left edge, 0 <= y0 < y1 <= 1 from the top edge."""
+
+    x0: UnitFloat
+    y0: UnitFloat
+    x1: UnitFloat
+    y1: UnitFloat
+
+    @model_validator(mode="after")
+    def _check_area(self) -> Box:
+        if self.x1 <= self.x0 or self.y1 <= self.y0:
+            raise ValueError(f"a box needs x0 < x1 and y0 < y1, got {self.xyxy}")
+        return self
+
+    @property
+    def xyxy(self) -> tuple[float, float, float, float]:
+        return (self.x0, self.y0, self.x1, self.y1)
+
+    @property
+    def area(self) -> float:
+        """The box's share of the image area, in (0, 1]."""
+        return (self.x1 - self.x0) * (self.y1 - self.y0)
+
+    @property
+    def center(self) -> tuple[float, float]:
+        return ((self.x0 + self.x1) / 2, (self.y0 + self.y1) / 2)
+
+
+WHOLE_IMAGE = Box(x0=0.0, y0=0.0, x1=1.0, y1=1.0)
+
+
+def box_from_xyxy(xyxy: tuple[float, float, float, float]) -> Box:
+    """Build a Box from four numbers, rounded to 4 decimals so that its id does not depend on the platform."""
+    x0, y0, x1, y1 = (round(float(v), 4) for v in xyxy)
+    return Box(x0=x0, y0=y0, x1=x1, y1=y1)
+
+
+def box_from_pixels(x0: float, y0: float, x1: float, y1: float, *, width: int, height: int) -> Box:
+    """Convert pixel edges (x1, y1 exclusive) to a normalised box."""
+    return box_from_xyxy((x0 / width, y0 / height, x1 / width, y1 / height))
+
+
+def box_to_pixels(box: Box, *, width: int, height: int) -> tuple[int, int, int, int]:
+    """Convert a box to the nearest whole-pixel edges (x1, y1 exclusive) inside the image, at least one pixel apart.
+
+    Inverts box_from_pixels for images of up to 5000 px a side. Beyond that, 4 decimals are coarser than a pixel.
+    """
+    x0 = min(round(box.x0 * width), width - 1)
+    y0 = min(round(box.y0 * height), height - 1)
+    x1 = max(x0 + 1, min(width, round(box.x1 * width)))
+    y1 = max(y0 + 1, min(height, round(box.y1 * height)))
+    return x0, y0, x1, y1
+
+
+def compute_iou(a: Box, b: Box) -> float:
+    """Compute intersection over union, in [0, 1]."""
+    width = min(a.x1, b.x1) - max(a.x0, b.x0)
+    height = min(a.y1, b.y1) - max(a.y0, b.y0)
+    if width <= 0 or height <= 0:
+        return 0.0
+    shared = width * height
+    return shared / (a.area + b.area - shared)
+
+
+def compute_coverage(target: Box, by: Box) -> float:
+    """Compute the share of the target's area that `by` covers, in [0, 1]."""
+    width = min(target.x1, by.x1) - max(target.x0, by.x0)
+    height = min(target.y1, by.y1) - max(target.y0, by.y0)
+    return max(width, 0.0) * max(height, 0.0) / target.area
+
+
+def crop_square(box: Box, *, min_side: float, aspect: float = 1.0) -> Box:
+    """Compute the square crop that shows a region: half side = max(half width, half height, M), inside the image.
+
+    The rule is UV-CoT's (kesenzhao/UV-CoT), where M is 168 px (generation) or 112 px (evaluation) of a 336 px input.
+    Here `min_side` sets the smallest side as a fraction of the image's shorter side. `aspect` is the image's width /
+    height in pixels, since the crop is square in pixels. A crop that crosses a border is shifted inward; one that is
+    larger than the image is cut to it. Raises ValueError unless 0 < min_side <= 1.
+    """
+    if not 0 < min_side <= 1:
+        raise ValueError(f"min_side is a fraction of the image in (0, 1], got {min_side}")
+    shorter = min(aspect, 1.0)  # lengths are in units of the image's height
+    side = max((box.x1 - box.x0) * aspect, box.y1 - box.y0, min_side * shorter)
+    width, height = min(side / aspect, 1.0), min(side, 1.0)
+    cx, cy = box.center
+    x0 = min(max(cx - width / 2, 0.0), 1.0 - width)
+    y0 = min(max(cy - height / 2, 0.0), 1.0 - height)
+    return box_from_xyxy((x0, y0, x0 + width, y0 + height))
+
+
+def choose_view_side(box: Box) -> float:
+    """Choose the side of the square view of a box: a quarter of the image, or a half for a larger box."""
+    return 0.25 if max(box.x1 - box.x0, box.y1 - box.y0) < 0.35 else 0.5
+
+
+def choose_view_square(box: Box) -> Box:
+    """Compute the square of choose_view_side() around the centre of a box, shifted to be inside the image."""
+    side = choose_view_side(box)
+    x0, y0 = (min(max(c - side / 2, 0.0), 1.0 - side) for c in box.center)
+    return box_from_xyxy((x0, y0, x0 + side, y0 + side))
+
+
+def box_to_text(box: Box) -> str:
+    """Format a box as a policy reads and writes it: integer percent, for instance "[12, 30, 37, 55]"."""
+    x0, y0 = (min(round(v * 100), 99) for v in (box.x0, box.y0))
+    x1, y1 = max(round(box.x1 * 100), x0 + 1), max(round(box.y1 * 100), y0 + 1)  # at least 1 % wide and high
+    return f"[{x0}, {y0}, {x1}, {y1}]"
+
+
+def box_from_text(text: str) -> Box | None:
+    """Parse the first box in a policy's text; None unless it is well formed. Other units are not guessed."""
+    match = _BOX_PATTERN.search(text)
+    if match is None:
+        return None
+    x0, y0, x1, y1 = (int(v) for v in match.groups())
+    if not (0 <= x0 < x1 <= 100 and 0 <= y0 < y1 <= 100):
+        return None
+    return box_from_xyxy((x0 / 100, y0 / 100, x1 / 100, y1 / 100))

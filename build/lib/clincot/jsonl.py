@@ -1,0 +1,184 @@
+"""JSON and JSON Lines files: streamed records, precise errors, and atomic writes."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import IO, Any, TypeVar
+
+from pydantic import BaseModel, ValidationError
+
+from clincot.errors import InvalidInput
+from clincot.records import Record
+
+R = TypeVar("R", bound=Record)
+M = TypeVar("M", bound=BaseModel)
+
+
+class InvalidRecord(InvalidInput):
+    """An invalid record or file; the message names file and line, what was expected and what was found."""
+
+
+@contextlib.contextmanager
+def atomic_write(path: Path) -> Iterator[IO[str]]:
+    """Open a text file that appears under `path` only if the block succeeds. An error leaves no file behind.
+
+    Writes to a temporary file in the same folder, flushes it to disk and renames it. A killed process may leave the
+    temporary file (*.partial), never an incomplete file under the final name.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(path.name + f".{os.getpid()}.partial")
+    try:
+        with partial.open("w", encoding="utf-8", newline="\n") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(path)
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        raise
+
+
+def write_json(path: Path, content: object) -> None:
+    """Write a JSON document atomically, with sorted keys, so that equal content gives equal bytes.
+
+    Raises ValueError for NaN and infinity.
+    """
+    with atomic_write(path) as file:
+        json.dump(content, file, indent=2, sort_keys=True, allow_nan=False)
+        file.write("\n")
+
+
+def write_records(path: Path, records: Iterable[Record]) -> int:
+    """Write one record per line, atomically; return the number of records."""
+    count = 0
+    with atomic_write(path) as file:
+        for record in records:
+            file.write(record.model_dump_json() + "\n")
+            count += 1
+    return count
+
+
+def read_records(path: Path, kind: type[R]) -> Iterator[R]:
+    """Stream the records of a file.
+
+    Raises InvalidRecord, naming file and line, for an invalid line, a truncated last line or a repeated id.
+    """
+    seen: set[bytes] = set()
+    for number, line in _iter_lines(path):
+        record = parse_record(line, kind, where=f"{path}:{number}")
+        key = hashlib.blake2b(record.id.encode(), digest_size=8).digest()
+        if key in seen:
+            raise InvalidRecord(f"{path}:{number}: duplicate id {record.id!r}; every {kind.__name__} may occur once")
+        seen.add(key)
+        yield record
+
+
+def parse_record(line: str, kind: type[R], *, where: str) -> R:
+    """Parse one line as a record. Raises InvalidRecord, whose message begins with `where`."""
+    try:
+        return kind.model_validate_json(line)
+    except ValidationError as error:
+        raise InvalidRecord(f"{where}: not a {kind.__name__}: {format_validation_error(error)}") from None
+
+
+def format_validation_error(error: ValidationError) -> str:
+    """Format a validation error in one line: field, what was expected, what was found."""
+    parts = []
+    for item in error.errors(include_url=False):
+        field = ".".join(str(step) for step in item["loc"])
+        actual = repr(item.get("input"))
+        actual = actual if len(actual) <= 120 else actual[:117] + "…"
+        parts.append((f"{field}: " if field else "") + f"{item['msg']} (got {actual})")
+    return "; ".join(parts)
+
+
+def parse_row(line: bytes, *, where: str) -> dict[str, Any]:
+    """Parse one line of a foreign JSONL file as an object. Raises InvalidRecord.
+
+    Stricter than json.loads: rejects repeated keys and unpaired surrogates, which could not be written again.
+    """
+    try:
+        row = json.loads(line.decode("utf-8-sig"), object_pairs_hook=_reject_repeated_keys)
+    except json.JSONDecodeError as error:
+        start = line.rstrip()[:80].decode("utf-8", errors="replace")
+        raise InvalidRecord(f"{where}: not JSON ({error.msg} at column {error.colno}): {start!r}") from None
+    except UnicodeDecodeError as error:
+        raise InvalidRecord(f"{where}: not UTF-8 ({error.reason} at byte {error.start})") from None
+    except RecursionError:
+        raise InvalidRecord(f"{where}: nested too deeply to be a row") from None
+    except _RepeatedKey as error:
+        raise InvalidRecord(f"{where}: the field {error.args[0]!r} occurs twice in one row") from None
+    if not isinstance(row, dict):
+        raise InvalidRecord(f"{where}: expected a JSON object, got {type(row).__name__}")
+    if b"\\ud" in line.lower():  # an escaped surrogate, perhaps without its other half
+        try:
+            json.dumps(row, ensure_ascii=False).encode()
+        except UnicodeEncodeError as error:
+            half = error.object[error.start : error.end]
+            raise InvalidRecord(f"{where}: half of a surrogate pair, {half!r}, is not text") from None
+    return row
+
+
+class _RepeatedKey(Exception):
+    pass
+
+
+def _reject_repeated_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    row = dict(pairs)
+    if len(row) < len(pairs):  # json would silently keep the last one
+        keys = [key for key, _ in pairs]
+        raise _RepeatedKey(next(key for key in keys if keys.count(key) > 1))
+    return row
+
+
+def _iter_lines(path: Path) -> Iterator[tuple[int, str]]:
+    """Yield non-blank lines with their numbers. Raises InvalidRecord if the last line has no newline."""
+    with path.open("rb") as file:
+        number, raw = 0, b"\n"
+        for number, raw in enumerate(file, start=1):
+            if not raw.strip():
+                continue
+            if not raw.endswith(b"\n"):
+                raise InvalidRecord(
+                    f"{path}:{number}: the file ends in the middle of a line; it was cut off: {raw[:80]!r}"
+                )
+            try:
+                yield number, raw.decode("utf-8")
+            except UnicodeDecodeError as error:
+                raise InvalidRecord(f"{path}:{number}: not UTF-8 ({error.reason} at byte {error.start})") from None
+
+
+def hash_files(*paths: Path) -> str:
+    """Compute the sha256 of the concatenated bytes of the files, in the order of the arguments."""
+    total = hashlib.sha256()
+    for path in paths:
+        with path.open("rb") as file:
+            while block := file.read(1 << 20):
+                total.update(block)
+    return total.hexdigest()
+
+
+def read_json_model(path: Path, kind: type[M]) -> M:
+    """Read a JSON file as a model. Raises InvalidRecord, which names the file and the invalid field."""
+    content = read_json(path)
+    try:
+        return kind.model_validate(content)
+    except ValidationError as error:
+        raise InvalidRecord(f"{path}: not a {kind.__name__}: {format_validation_error(error)}") from None
+
+
+def read_json(path: Path) -> Any:
+    """Read a JSON file of a run folder. Raises InvalidRecord if it is missing or no JSON."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise InvalidRecord(f"{path}: no such file; expected a run folder with {path.name} in it") from None
+    except UnicodeDecodeError as error:
+        raise InvalidRecord(f"{path}: not UTF-8 ({error.reason} at byte {error.start})") from None
+    except json.JSONDecodeError as error:
+        raise InvalidRecord(f"{path}:{error.lineno}: not JSON ({error.msg})") from None

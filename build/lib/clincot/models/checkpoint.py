@@ -1,0 +1,80 @@
+"""The files of a checkpoint folder: which of them the digest covers, and which are refused. Imports nothing heavy."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+from safetensors import SafetensorError, safe_open
+
+from clincot.errors import InvalidInput
+from clincot.jsonl import hash_files
+
+WEIGHTS_INDEX = "model.safetensors.index.json"
+MANIFEST = "manifest.json"  # of a published checkpoint
+# These files describe a checkpoint without affecting its answers, so the digest does not cover them.
+METADATA_FILES = frozenset({"record.json", "train_log.json", MANIFEST})
+_DIGESTED_SUFFIXES = frozenset({".safetensors", ".json", ".jinja", ".model", ".txt"})
+_PICKLE_SUFFIXES = frozenset({".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt"})  # loading one executes its content
+
+
+class UnsupportedCheckpoint(InvalidInput):
+    """The checkpoint cannot be used here; the message says why and what would help."""
+
+
+def hash_checkpoint(path: Path) -> str:
+    """sha256 over the names and bytes of all files that affect a checkpoint's answers.
+
+    Raises UnsupportedCheckpoint for a folder without safetensors.
+    """
+    names = list_digested_files(path)
+    if not any(name.endswith(".safetensors") for name in names):
+        raise UnsupportedCheckpoint(f"{path}: no *.safetensors in this folder; pickled weights are not read")
+    return hash_checkpoint_files({name: hash_files(path / name) for name in names})
+
+
+def hash_checkpoint_files(sha256: Mapping[str, str]) -> str:
+    """The digest of a checkpoint (see hash_checkpoint), given the digest of each file by its path in the folder."""
+    total = hashlib.sha256()
+    for name in sorted(filter(_is_digested, sha256)):
+        total.update(f"{name}:{sha256[name]}\n".encode())
+    return total.hexdigest()
+
+
+def list_digested_files(path: Path) -> list[str]:
+    """The names of the files that the digest covers, sorted."""
+    return sorted(file.name for file in path.iterdir() if _is_digested(file.name) and file.is_file())
+
+
+def _is_digested(name: str) -> bool:
+    return "/" not in name and Path(name).suffix in _DIGESTED_SUFFIXES and name not in METADATA_FILES
+
+
+def check_weight_files(path: Path) -> None:
+    """Raise UnsupportedCheckpoint, naming the file, if a shard is missing or the folder contains pickled weights."""
+    pickled = sorted(file.name for file in path.iterdir() if file.suffix in _PICKLE_SUFFIXES)
+    if pickled:
+        raise UnsupportedCheckpoint(f"{path}: {', '.join(pickled)} is pickled; expected only safetensors")
+    index = path / WEIGHTS_INDEX
+    if not index.is_file():
+        return
+    shards = set(json.loads(index.read_text(encoding="utf-8")).get("weight_map", {}).values())
+    missing = sorted(shard for shard in shards if not (path / shard).is_file())
+    if missing:
+        raise UnsupportedCheckpoint(f"{path}: {WEIGHTS_INDEX} lists {', '.join(missing)}, which is not in the folder")
+
+
+def check_weight_headers(folder: Path) -> None:
+    """Raise UnsupportedCheckpoint, naming the file, if a safetensors header is damaged or a file is truncated."""
+    for path in sorted(folder.glob("*.safetensors")):
+        try:
+            with safe_open(path, framework="numpy"):
+                pass
+        except SafetensorError as error:
+            raise UnsupportedCheckpoint(f"{path}: not a whole safetensors file: {error}") from None
+    try:
+        json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UnsupportedCheckpoint(f"{folder / 'config.json'}: not JSON: {error}") from None

@@ -1,0 +1,280 @@
+"""A Hugging Face image-text-to-text checkpoint as policy and as judge, in this process.
+
+In families with shareable features, each picture goes through the vision encoder once and its features are reused by
+every conversation that shows it (`mm_encoder_outputs` of transformers). In other families it is encoded every time.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from itertools import chain
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from safetensors import SafetensorError
+from tqdm import tqdm
+from transformers import (
+    AutoModelForImageTextToText,
+    AutoProcessor,
+    GenerationConfig,
+    LogitsProcessor,
+    LogitsProcessorList,
+)
+from transformers.modeling_outputs import BaseModelOutputWithPooling
+
+from clincot.models.checkpoint import UnsupportedCheckpoint, hash_checkpoint
+from clincot.models.encoding import ConversationEncoder, EncodedConversation, pad_rows, stack_pictures
+from clincot.models.features import SHARED_FEATURE_FAMILIES, PictureFeatures
+from clincot.models.protocols import MIN_YES_NO_MASS, Generation
+from clincot.models.yes_no import find_yes_no_ids
+from clincot.prompts import Conversation, ImageView, PromptFormat, load_prompt_format
+
+# Shape suffixes: B conversations, T tokens, V vocabulary, F frames, H hidden size.
+
+T = TypeVar("T")
+
+_INTEGRATION_STEPS = 8  # of the integral over the gradients
+
+
+class VisionLanguageModel:
+    """A checkpoint loaded for inference. Implements the Policy and the Judge protocol."""
+
+    def __init__(
+        self,
+        path: str | Path,
+        *,
+        name: str = "",
+        device: str = "cpu",
+        dtype: str = "float32",
+        batch_size: int = 64,
+        features_mb: int = 256,
+        progress: bool = False,
+    ) -> None:
+        self.path = Path(path)
+        self.name = name or self.path.name
+        self.digest = hash_checkpoint(self.path) if self.path.is_dir() else f"hub:{path}"
+        self.views: PromptFormat = load_prompt_format(self.path)
+        self.batch_size = batch_size
+        self.progress = progress
+        self.model, processor = load_checkpoint(str(path), dtype=dtype, device=device)
+        self.model.eval()
+        self.encoder = ConversationEncoder(processor)
+        self.shares_features: bool = self.model.config.model_type in SHARED_FEATURE_FAMILIES
+        self._features = PictureFeatures(self.model, self.encoder, kept_mb=features_mb)
+        self._yes, self._no = find_yes_no_ids(self.encoder.tokenizer, self.path)
+
+    def generate(
+        self,
+        conversations: Sequence[Conversation],
+        *,
+        max_new_tokens: int,
+        temperature: float,
+        seeds: Sequence[int],
+    ) -> list[Generation]:
+        """See protocols.Policy. Each conversation samples with its own seed, independently of its batch."""
+        if len(seeds) != len(conversations):
+            raise ValueError(
+                f"expected one seed for each conversation, got {len(conversations)} conversations, {len(seeds)} seeds"
+            )
+        out: list[Generation] = []
+        pairs = list(zip(conversations, seeds, strict=True))
+        for batch in self._iter_batches(pairs, "writing"):
+            batch_conversations, batch_seeds = zip(*batch, strict=True)
+            out += self._generate_batch(batch_conversations, batch_seeds, max_new_tokens, temperature)
+        return out
+
+    def p_yes(self, conversations: Sequence[Conversation]) -> list[float | None]:
+        """See protocols.Policy. Needs one forward pass for each batch and generates nothing."""
+        out: list[float | None] = []
+        for batch in self._iter_batches(conversations, "scoring"):
+            encoded = [self.encoder.encode(conversation, reply=True) for conversation in batch]
+            logp_BV = self.compute_next_token_logprobs(encoded)
+            yes_B = torch.logsumexp(logp_BV[:, self._yes], dim=-1)
+            no_B = torch.logsumexp(logp_BV[:, self._no], dim=-1)
+            mass_B = yes_B.exp() + no_B.exp()  # NaN if the weights are damaged, which gives None below as well
+            p_yes_B = torch.sigmoid((yes_B - no_B).double())
+            scores = zip(p_yes_B.tolist(), mass_B.tolist(), strict=True)
+            out += [round(p_yes, 6) if mass >= MIN_YES_NO_MASS else None for p_yes, mass in scores]
+        return out
+
+    def compute_answer_logprobs(self, conversations: Sequence[Conversation]) -> list[float]:
+        """The sum of the log-probabilities (nats) of each conversation's action tokens."""
+        out: list[float] = []
+        for batch in self._iter_batches(conversations, "scoring"):
+            encoded = [self.encoder.encode(conversation) for conversation in batch]
+            inputs = self._build_inputs(encoded, side="right")
+            with torch.inference_mode():
+                logits_BTV = self.model(**inputs).logits
+            actions = [conversation.actions for conversation in encoded]
+            actions_BT = pad_rows(actions, False, side="right", dtype=torch.bool)
+            logp_BT = gather_token_logprobs(logits_BTV, inputs["input_ids"])
+            out += (logp_BT * actions_BT[:, 1:].to(logp_BT.device)).sum(-1).tolist()
+        return out
+
+    def compute_relevance(self, conversations: Sequence[Conversation]) -> list[npt.NDArray[np.float32]]:
+        """See protocols.RelevancePolicy. Needs a family whose picture features are a square grid of tokens.
+
+        Integrated gradients (Sundararajan et al. 2017, arXiv 1703.01365) along the straight path from the mean feature
+        of all pictures of the call to the picture's own, evaluated at the midpoints of 8 equal intervals. Raises
+        UnsupportedCheckpoint for other families.
+        """
+        if not self.shares_features:
+            raise UnsupportedCheckpoint(
+                f"{self.path}: relevance maps are read from {sorted(SHARED_FEATURE_FAMILIES)} checkpoints, this one is "
+                f"{self.model.config.model_type!r}; use the windows, written or http grounder"
+            )
+        encoded = [self.encoder.encode(conversation, reply=True) for conversation in conversations]
+        # if a picture is split into frames, the last frame shows all of it
+        last_BTH = torch.cat([self.encode_pictures(one.pictures[-1:])[-1:] for one in encoded])
+        mean_H = last_BTH.mean((0, 1))
+        side = math.isqrt(last_BTH.shape[1])
+        out: list[npt.NDArray[np.float32]] = []
+        for start in range(0, len(encoded), self.batch_size):
+            batch = slice(start, start + self.batch_size)
+            evidence_BT = self._integrate_gradients(encoded[batch], last_BTH[batch], mean_H)
+            out += list(evidence_BT.reshape(-1, side, side).float().cpu().numpy())
+        return out
+
+    def _integrate_gradients(
+        self, encoded: Sequence[EncodedConversation], last_BTH: torch.Tensor, mean_H: torch.Tensor
+    ) -> torch.Tensor:
+        """(B, T) integrated gradients of log P(yes)/P(no) from the mean feature to each last picture's features."""
+        inputs = self._build_inputs(encoded, side="left")
+        features_FTH = inputs["mm_encoder_outputs"]["image"].pooler_output
+        frames = [len(self.encode_pictures(one.pictures)) for one in encoded]
+        last_frame_B = torch.tensor(frames, device=features_FTH.device).cumsum(0) - 1
+        gradient_BTH = torch.zeros_like(last_BTH)
+        for step in range(_INTEGRATION_STEPS):
+            share = (step + 0.5) / _INTEGRATION_STEPS
+            between_BTH = (mean_H + share * (last_BTH - mean_H)).requires_grad_(True)
+            replaced_FTH = features_FTH.index_copy(0, last_frame_B, between_BTH)
+            inputs["mm_encoder_outputs"] = {"image": BaseModelOutputWithPooling(pooler_output=replaced_FTH)}
+            logits_BV = self.model(**inputs, logits_to_keep=1).logits[:, -1]
+            log_odds_B = torch.logsumexp(logits_BV[:, self._yes], -1) - torch.logsumexp(logits_BV[:, self._no], -1)
+            gradient_BTH += torch.autograd.grad(log_odds_B.sum(), between_BTH)[0] / _INTEGRATION_STEPS
+        return ((last_BTH - mean_H) * gradient_BTH).sum(-1)
+
+    def compute_next_token_logprobs(self, encoded: Sequence[EncodedConversation]) -> torch.Tensor:
+        """(B, V) log-probabilities of the token that follows each conversation."""
+        inputs = self._build_inputs(encoded, side="left")
+        with torch.inference_mode():
+            logits_BTV = self.model(**inputs, logits_to_keep=1).logits
+        return torch.log_softmax(logits_BTV[:, -1].float(), dim=-1)
+
+    def _generate_batch(
+        self,
+        conversations: Sequence[Conversation],
+        seeds: Sequence[int],
+        max_new_tokens: int,
+        temperature: float,
+    ) -> list[Generation]:
+        encoded = [self.encoder.encode(conversation, reply=True) for conversation in conversations]
+        inputs = self._build_inputs(encoded, side="left")
+        processors = LogitsProcessorList()
+        if temperature > 0:
+            processors.append(_SeededSampler(seeds, temperature))
+        # an object, because with keywords every call compares the model's whole configuration with its defaults (20 ms)
+        generation_config = GenerationConfig(
+            max_new_tokens=max_new_tokens,
+            do_sample=False,
+            output_logits=True,
+            return_dict_in_generate=True,
+            pad_token_id=self.encoder.pad_id,
+            eos_token_id=sorted(self.encoder.end_ids),
+        )
+        with torch.inference_mode():
+            out = self.model.generate(**inputs, logits_processor=processors, generation_config=generation_config)
+        new_BT = out.sequences[:, inputs["input_ids"].shape[1] :]
+        logp_BT = torch.stack(
+            [
+                torch.log_softmax(step_BV.float(), -1).gather(-1, new_BT[:, t : t + 1])[:, 0]
+                for t, step_BV in enumerate(out.logits)  # raw logits: the sampler's noise and temperature do not count
+            ],
+            dim=1,
+        )
+        return [
+            self._decode_generation(ids, logps) for ids, logps in zip(new_BT.tolist(), logp_BT.tolist(), strict=True)
+        ]
+
+    def _decode_generation(self, ids: list[int], logps: list[float]) -> Generation:
+        end_of_turn = next((i for i, token in enumerate(ids) if token in self.encoder.end_ids), None)
+        end = len(ids) if end_of_turn is None else end_of_turn + 1
+        text = self.encoder.tokenizer.decode(ids[:end], skip_special_tokens=True).strip()
+        return Generation(text, tuple(round(value, 6) for value in logps[:end]), cut_off=end_of_turn is None)
+
+    def _build_inputs(self, encoded: Sequence[EncodedConversation], *, side: str) -> dict[str, Any]:
+        """The keyword arguments of the model's forward method, padded on the given side."""
+        device = self.model.device
+        inputs: dict[str, Any] = {
+            "input_ids": pad_rows([one.ids for one in encoded], self.encoder.pad_id, side=side).to(device),
+            "attention_mask": pad_rows([[1] * len(one.ids) for one in encoded], 0, side=side).to(device),
+        }
+        pictures = list(chain.from_iterable(one.pictures for one in encoded))
+        if pictures and self.shares_features:
+            features_FTH = self.encode_pictures(pictures)
+            inputs["mm_encoder_outputs"] = {"image": BaseModelOutputWithPooling(pooler_output=features_FTH)}
+        elif pictures:
+            tensors = stack_pictures(
+                [self.encoder.encode_picture(picture) for picture in pictures], [len(one.pictures) for one in encoded]
+            )
+            inputs |= {name: tensor.to(device) for name, tensor in tensors.items()}
+        return inputs
+
+    def encode_pictures(self, pictures: Sequence[ImageView]) -> torch.Tensor:
+        """(F, T, H) features of the pictures' frames, in order; each distinct picture is encoded once."""
+        return self._features(pictures)
+
+    def _iter_batches(self, items: Sequence[T], what: str) -> Iterator[Sequence[T]]:
+        starts = range(0, len(items), self.batch_size)
+        for start in tqdm(
+            starts, desc=f"{self.name}: {what}", disable=not self.progress or len(starts) < 4, leave=False
+        ):
+            yield items[start : start + self.batch_size]
+
+
+def load_checkpoint(path: str, *, dtype: str = "float32", device: str = "cpu") -> tuple[Any, Any]:
+    """Load (model, processor) of an image-text-to-text family; UnsupportedCheckpoint says what is missing."""
+    try:
+        processor = AutoProcessor.from_pretrained(path, backend="pil", trust_remote_code=False)
+        model = AutoModelForImageTextToText.from_pretrained(
+            path, dtype=getattr(torch, dtype), trust_remote_code=False, use_safetensors=True
+        )
+    except ImportError as error:
+        raise UnsupportedCheckpoint(
+            f"{path}: its processor needs a package that is not installed here: {error}. Families that run without "
+            "torchvision: Idefics3, Llava, LlavaNext, Gemma3, PaliGemma"
+        ) from error
+    except (OSError, ValueError, KeyError, SafetensorError) as error:
+        raise UnsupportedCheckpoint(
+            f"{path}: not an image-text-to-text checkpoint that transformers can load: {error}"
+        ) from error
+    if getattr(processor, "chat_template", None) is None:
+        raise UnsupportedCheckpoint(f"{path}: the processor has no chat template (chat_template.jinja)")
+    return model.to(device), processor
+
+
+def gather_token_logprobs(logits_BTV: torch.Tensor, ids_BT: torch.Tensor) -> torch.Tensor:
+    """(B, T-1) log-probability (nats) of every token except the first, given the tokens before it."""
+    logp_BTV = torch.log_softmax(logits_BTV[:, :-1].float(), dim=-1)
+    return logp_BTV.gather(-1, ids_BT[:, 1:, None])[..., 0]
+
+
+class _SeededSampler(LogitsProcessor):  # type: ignore[misc]
+    """Gumbel-max sampling: argmax(logits / temperature + noise) samples from the softmax.
+
+    The noise of each row comes from its own seed, so a row does not depend on the rest of the batch.
+    """
+
+    def __init__(self, seeds: Sequence[int], temperature: float) -> None:
+        self.generators = [np.random.default_rng(seed) for seed in seeds]
+        self.temperature = temperature
+
+    def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor) -> torch.FloatTensor:
+        """Add noise to the scores (B, V) of the next token; greedy decoding then picks the sample."""
+        noise = np.stack([rng.gumbel(size=scores.shape[-1]) for rng in self.generators]).astype(np.float32)
+        sampled: torch.FloatTensor = scores.float() / self.temperature + torch.from_numpy(noise).to(scores.device)  # type: ignore[assignment]
+        return sampled

@@ -1,0 +1,229 @@
+"""Settings of the cluster (cluster.yaml): where the tasks of a round run. They name Secrets but contain none.
+
+Each field describes its key, and pipelines/cluster.yaml is a commented example with all keys. A task gets the profile
+`gpu` or `cpu` according to the device of its stage, and then the changes under `stages` for this task.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import Field, field_validator, model_validator
+
+from clincot.config import FrozenConfig, parse_config, read_settings
+from clincot.jsonl import InvalidRecord
+from clincot.stages.catalog import STAGES
+
+Name = Annotated[str, Field(pattern=r"^[a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?$")]
+ImageReference = Annotated[str, Field(pattern=r"^[a-z0-9][-\w./:]*(@sha256:[0-9a-f]{64})?$")]
+Quantity = Annotated[str, Field(pattern=r"^\d+(\.\d+)?(m|[kMGTPE]i?)?$")]
+VariableName = Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")]
+Seconds = Annotated[int, Field(ge=1)]
+# Tasks that are not stages; all of them run on CPUs.
+NON_STAGE_TASKS = (
+    "start_round",
+    "merge",
+    "record_round",
+    "page",
+    "deploy",
+    "select_champion",
+    "record_run_status",
+)
+TASK_NAMES = (*(stage.name for stage in STAGES), *NON_STAGE_TASKS)
+_SECRET_NAME = re.compile(r"(?i)(secret|token|passw|_key$|credential)")
+
+
+class Images(FrozenConfig):
+    """Images of the tasks. Only a digest (…@sha256:…) fixes the code of a run; a tag can move in the registry."""
+
+    cpu: Annotated[ImageReference, Field(description="image of tasks without a GPU")] = "clincot-cpu:latest"
+    gpu: Annotated[ImageReference, Field(description="image of the stages whose device is gpu")] = "clincot-cuda:latest"
+    pull_policy: Literal["Always", "IfNotPresent", "Never"] = "IfNotPresent"
+    pull_secrets: Annotated[tuple[Name, ...], Field(description="Secrets with registry credentials")] = ()
+
+
+class ContainerResources(FrozenConfig):
+    """CPU and memory of one container."""
+
+    cpu: Annotated[str, Field(pattern=r"^\d+(\.\d+)?m?$")]
+    memory: Quantity
+
+
+class Toleration(FrozenConfig):
+    """A toleration, as in the spec of a pod."""
+
+    key: str = ""
+    operator: Literal["Equal", "Exists"] = "Equal"
+    value: str = ""
+    effect: Literal["", "NoSchedule", "PreferNoSchedule", "NoExecute"] = ""
+    seconds: Annotated[int | None, Field(ge=0, description="tolerationSeconds for NoExecute")] = None
+
+
+class RetryPolicy(FrozenConfig):
+    """Retries of a failed task. Each pause is longer than the one before by the factor."""
+
+    count: Annotated[int, Field(ge=0)] = 2
+    backoff_s: Seconds = 30
+    factor: Annotated[float, Field(ge=1)] = 2.0
+    max_s: Seconds = 600
+
+
+class ResourceProfile(FrozenConfig):
+    """Resources, placement and time limit of a task."""
+
+    requests: ContainerResources
+    limits: ContainerResources
+    accelerator: Annotated[str, Field(description="resource name, such as nvidia.com/gpu; unused if count is 0")] = ""
+    count: Annotated[int, Field(ge=0, description="number of accelerators")] = 0
+    node_selector: dict[str, str] = Field(default={})
+    tolerations: tuple[Toleration, ...] = ()
+    shm: Annotated[
+        Quantity | Literal[""], Field(description="size of /dev/shm; empty: 64Mi, the default of the runtime")
+    ] = ""
+    timeout_s: Annotated[Seconds, Field(description="a task that takes longer is stopped and counts as failed")] = 3600
+    retries: RetryPolicy = RetryPolicy()
+
+    @model_validator(mode="after")
+    def _check_accelerator(self) -> ResourceProfile:
+        if self.count and not self.accelerator:
+            raise ValueError(f"count is {self.count}, but accelerator names no resource (nvidia.com/gpu)")
+        return self
+
+
+class StageOverrides(FrozenConfig):
+    """Changes of a profile for one task. Fields that are not set keep the value of the profile."""
+
+    requests: ContainerResources | None = None
+    limits: ContainerResources | None = None
+    accelerator: str | None = None
+    count: Annotated[int | None, Field(ge=0)] = None
+    node_selector: dict[str, str] | None = None
+    tolerations: tuple[Toleration, ...] | None = None
+    shm: Quantity | Literal[""] | None = None
+    timeout_s: Seconds | None = None
+    retries: RetryPolicy | None = None
+
+
+class CacheVolume(FrozenConfig):
+    """Volume that keeps data sets and checkpoints between tasks. Without it, each task downloads what it needs."""
+
+    claim: Annotated[
+        Name | Literal[""], Field(description="PersistentVolumeClaim in the namespace of the runs; empty: none")
+    ] = ""
+    mount: Annotated[str, Field(pattern=r"^/[-\w./]+$")] = "/cache"
+    sub_path: str = ""
+
+
+class SecretEnv(FrozenConfig):
+    """Keys of a Secret in the namespace of the runs, as environment variables."""
+
+    name: Name
+    env: Annotated[
+        dict[str, VariableName], Field(min_length=1, description="{key of the Secret: environment variable}")
+    ]
+    optional: Annotated[bool, Field(description="the pod also starts if the Secret does not exist")] = False
+    stages: Annotated[tuple[str, ...], Field(description="tasks that get the variables; empty: all")] = ()
+
+    @field_validator("stages")
+    @classmethod
+    def _check_stages(cls, stages: tuple[str, ...]) -> tuple[str, ...]:
+        return _check_task_names(stages)
+
+
+class PodSecurity(FrozenConfig):
+    """Security context of the pods, as far as Kubeflow Pipelines can set it.
+
+    It cannot set a read-only root, dropped capabilities or seccomp. The Pod Security level of the namespace or an
+    admission policy can require them, and the images run with them.
+    """
+
+    user: Annotated[int, Field(ge=1, description="the default is the user of the images (Dockerfile)")] = 10001
+    group: Annotated[int, Field(ge=1)] = 10001
+    non_root: Literal[True] = True
+
+
+class ClusterSettings(FrozenConfig):
+    """All settings of cluster.yaml."""
+
+    namespace: Annotated[
+        Name, Field(description="namespace of the run pods: that of Kubeflow Pipelines or of a profile")
+    ] = "kubeflow"
+    service_account: Annotated[
+        Name | Literal[""], Field(description="account of the run pods; empty: the default of Kubeflow Pipelines")
+    ] = ""
+    images: Images = Images()
+    cpu: ResourceProfile = ResourceProfile(
+        requests=ContainerResources(cpu="2", memory="8Gi"),
+        limits=ContainerResources(cpu="4", memory="16Gi"),
+        timeout_s=3600,
+    )
+    gpu: ResourceProfile = ResourceProfile(
+        requests=ContainerResources(cpu="4", memory="32Gi"),
+        limits=ContainerResources(cpu="8", memory="64Gi"),
+        timeout_s=86400,
+        accelerator="nvidia.com/gpu",
+        count=1,
+        shm="8Gi",
+        tolerations=(Toleration(key="nvidia.com/gpu", operator="Exists", effect="NoSchedule"),),
+    )
+    stages: Annotated[dict[str, StageOverrides], Field(description="{task: changes of its profile}")] = Field(
+        default={}
+    )
+    cache: CacheVolume = CacheVolume()
+    env: Annotated[
+        dict[VariableName, str], Field(description="environment of every task: endpoints, CA bundles, proxies")
+    ] = Field(default={})
+    ca_config_map: Annotated[
+        Name | Literal[""],
+        Field(description="ConfigMap in the namespace of the runs with cabundle.crt: all CAs to trust"),
+    ] = ""
+    secrets: tuple[SecretEnv, ...] = ()
+    security: PodSecurity = PodSecurity()
+    labels: Annotated[dict[str, str], Field(description="labels of every pod")] = Field(default={})
+    annotations: Annotated[dict[str, str], Field(description="annotations of every pod")] = Field(default={})
+    queue: Annotated[str, Field(description="LocalQueue of Kueue for the pods; empty: none")] = ""
+    parallel_shards: Annotated[int, Field(ge=0, description="shards that run at the same time; 0: all")] = 0
+    deadline_s: Annotated[Seconds, Field(description="time limit of a whole run")] = 7 * 86400
+    keep_s: Annotated[int, Field(ge=0, description="how long the workflow object of a finished run is kept")] = (
+        7 * 86400
+    )
+
+    @field_validator("stages")
+    @classmethod
+    def _check_stages(cls, stages: dict[str, StageOverrides]) -> dict[str, StageOverrides]:
+        _check_task_names(tuple(stages))
+        return stages
+
+    def resolve_profile(self, task: str) -> ResourceProfile:
+        """Return the profile for the device of the task, with the changes for this task."""
+        device = next((stage.device for stage in STAGES if stage.name == task), "cpu")
+        base: ResourceProfile = self.gpu if device == "gpu" else self.cpu
+        changes = self.stages.get(task, StageOverrides()).model_dump(exclude_none=True)
+        return ResourceProfile.model_validate(base.model_dump() | changes)
+
+    def select_image(self, task: str) -> str:
+        device = next((stage.device for stage in STAGES if stage.name == task), "cpu")
+        return self.images.gpu if device == "gpu" else self.images.cpu
+
+
+def _check_task_names(names: tuple[str, ...]) -> tuple[str, ...]:
+    unknown = [name for name in names if name not in TASK_NAMES]
+    if unknown:
+        raise ValueError(f"no task is called {', '.join(unknown)}; the tasks are {', '.join(TASK_NAMES)}")
+    return names
+
+
+def load_cluster_settings(path: Path | None) -> ClusterSettings:
+    """Read cluster.yaml; without a path, return the defaults. Raises InvalidRecord that names the file and the key."""
+    if path is None:
+        return ClusterSettings()
+    content = read_settings(path, "the cluster's settings (cluster.yaml)")
+    settings = parse_config(ClusterSettings, content, where=str(path))
+    for name, value in settings.env.items():
+        if _SECRET_NAME.search(name) or ("://" in value and "@" in value):
+            raise InvalidRecord(
+                f"{path}: env.{name} looks like a secret and would appear in manifests; name a Secret instead"
+            )
+    return settings

@@ -1,0 +1,105 @@
+"""Builds kfp pipelines from dataclasses of their inputs, with a description for each input and output.
+
+kfp reads the interface of a pipeline from the signature and the docstring of a function. Here the fields of dataclasses
+become the signature, and the tables of clincot.pipelines.params become the docstring, so the tasks of a pipeline
+receive objects with named fields. Pipelines inside pipelines (subpipelines) are built in the same way.
+"""
+
+from __future__ import annotations
+
+import ast
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import MISSING, Field, fields
+from typing import Any
+
+from kfp import dsl
+
+from clincot.pipelines.params import describe
+
+PARAMETER_TYPES = (str, int, float, bool, dict, list)  # passed by value; all other types are artifacts (files)
+
+
+def build_pipeline(  # noqa: PLR0913 (the parts of a kfp pipeline)
+    name: str,
+    summary: str,
+    inputs: Sequence[type],
+    outputs: Any,
+    body: Callable[..., Any],
+    *,
+    optional: bool = False,
+    defaults: Mapping[str, Any] | None = None,
+    config: dsl.PipelineConfig | None = None,
+) -> Any:
+    """Build a pipeline, or a subpipeline that can be called as a task.
+
+    inputs: dataclasses whose fields, taken together, are the inputs, annotated with the types of kfp. `body` receives
+    an instance of each and returns an instance of `outputs`, a NamedTuple, or None.
+    optional: also take the fields that have a default. kfp has no optional artifacts as inputs of a pipeline, so
+    callers that need both build one pipeline with them and one without.
+    defaults: default values of parameters, by name.
+    """
+    taken = [_taken_fields(kind, optional=optional) for kind in inputs]
+
+    def pipeline(*args: Any, **kwargs: Any) -> Any:
+        values = inspect.signature(pipeline).bind(*args, **kwargs).arguments
+        instances = []
+        for kind, names in zip(inputs, taken, strict=True):
+            instances.append(kind(**{one.name: values[one.name] for one in names}))
+        return body(*instances)
+
+    flat: list[Field[Any]] = []
+    for names in taken:
+        flat += names
+    pipeline.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
+        [_make_parameter(one, defaults or {}) for one in flat], return_annotation=outputs
+    )
+    described = {one.name: describe(name, one.name, artifact=one.type not in PARAMETER_TYPES) for one in flat}
+    pipeline.__doc__ = build_docstring(summary, described, _describe_outputs(name, outputs))
+    return dsl.pipeline(name=name, pipeline_config=config)(pipeline)
+
+
+def build_docstring(summary: str, inputs: Mapping[str, str], outputs: Mapping[str, str]) -> str:
+    """Return a docstring from which kfp reads the descriptions: inputs below "Args:", outputs below "Returns:"."""
+    lines = [summary, "", "Args:", *(f"    {name}: {text}" for name, text in inputs.items())]
+    if outputs:
+        lines += ["", "Returns:", *(f"    {name}: {text}" for name, text in outputs.items())]
+    return "\n".join(lines)
+
+
+def strip_docstrings(spec: Mapping[str, Any]) -> None:
+    """Remove the docstrings from the source of the components in a compiled pipeline.
+
+    The descriptions of the pipeline already contain their text. The source is part of every pod and of the key of
+    Kubeflow's cache, so without docstrings pods stay small, and a better description does not repeat finished work.
+    """
+    for executor in spec["deploymentSpec"]["executors"].values():
+        command = executor["container"]["command"]
+        command[-1] = _strip_docstring(command[-1])
+
+
+def _strip_docstring(source: str) -> str:
+    lines = source.splitlines(keepends=True)
+    for node in ast.parse(source).body:
+        if isinstance(node, ast.FunctionDef) and ast.get_docstring(node) is not None:
+            docstring = node.body[0]
+            del lines[docstring.lineno - 1 : docstring.end_lineno]
+    return "".join(lines)
+
+
+def _taken_fields(kind: type, *, optional: bool) -> list[Field[Any]]:
+    return [one for one in fields(kind) if optional or one.default is MISSING]
+
+
+def _make_parameter(one: Field[Any], defaults: Mapping[str, Any]) -> inspect.Parameter:
+    default = defaults.get(one.name, inspect.Parameter.empty)
+    return inspect.Parameter(one.name, inspect.Parameter.POSITIONAL_OR_KEYWORD, default=default, annotation=one.type)
+
+
+def _describe_outputs(pipeline: str, outputs: Any) -> dict[str, str]:
+    if outputs is None:
+        return {}
+    return {
+        name: describe(pipeline, name, artifact=kind not in PARAMETER_TYPES)
+        for name, kind in outputs.__annotations__.items()
+    }

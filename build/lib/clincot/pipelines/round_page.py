@@ -1,0 +1,87 @@
+"""The page and the benchmark table of one round, from files that the tasks of a pipeline left in different places.
+
+`clincot.rounds` renders a run folder. This module arranges links to the files as such a folder, and renders it.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Collection, Mapping
+from pathlib import Path
+
+from clincot.config import Params, RecipeReference, find_recipe, parse_config
+from clincot.jsonl import atomic_write, write_json
+from clincot.pipelines.params import JsonObject, decode_params
+from clincot.pipelines.round_files import RoundContext, RoundFiles
+from clincot.reporting.page import write_page
+from clincot.rounds import Plan, collect_results, render_results_table, start_run
+from clincot.storage.artifacts import download_folder
+
+_ROUND_FILES = {  # output of a task -> its name in the folder of a round, as in rounds.py
+    "questions": "questions.jsonl",
+    "regions": "regions.jsonl",
+    "candidates": "candidates.jsonl",
+    "judgements": "judgements.jsonl",
+    "scores": "scores.jsonl",
+    "panel_report": "panel.report.json",
+    "pairs": "pairs.jsonl",
+    "pair_report": "pairs.report.json",
+    "outcomes": "outcomes.jsonl",
+    "report": "report.json",
+    "decision": "decision.json",
+    "evidence": "evidence.jsonl",
+}
+
+
+def write_round_page(
+    params: Mapping[str, JsonObject], context: RoundContext, files: RoundFiles, *, page: Path, results: Path
+) -> None:
+    """Write the page (HTML) and the benchmark table (Markdown) of one round."""
+    parsed = parse_config(
+        Params, {name: decode_params(section) for name, section in params.items()}, where="pipeline parameters"
+    )
+    parsed = parsed.model_copy(update={"recipe": _describe_recipe(parsed, context.recipe, sections=params)})
+    with tempfile.TemporaryDirectory() as temporary:
+        run = Path(temporary) / "run"
+        plan = Plan(
+            run=run,
+            data=download_folder(context.data),
+            benchmark=download_folder(context.benchmark),
+            policy=download_folder(context.policy),
+            params=parsed,
+            count=1,
+            blind_from=download_folder(context.blind_from) if context.blind_from else None,
+        )
+        run.mkdir()
+        start_run(plan)
+        _link_round(run, context, files)
+        gathered = collect_results(plan)
+        write_json(run / "results.json", gathered)
+        write_page(run, page, title=f"ClinCoT: round {context.number}")
+    with atomic_write(results) as file:
+        file.write(render_results_table(gathered) + "\n")
+
+
+def _describe_recipe(params: Params, name: str, *, sections: Collection[str]) -> RecipeReference:
+    """The recipe that the settings of a run come from, with the fields that the run changed."""
+    if not name:
+        return RecipeReference()
+    recipe = find_recipe(name)
+    changes = params.list_changes(recipe.params)
+    changed = tuple(change for change in changes if change.partition(".")[0] in sections)
+    return RecipeReference(name=recipe.name, digest=recipe.digest, changed=changed)
+
+
+def _link_round(run: Path, context: RoundContext, files: RoundFiles) -> None:
+    folder = run / "round-01"
+    for name, path in files.by_name().items():
+        _link_file(path, folder / _ROUND_FILES[name])
+    _link_file(Path(context.checkpoint), folder / "policy")
+    _link_file(Path(context.champion_outcomes), run / "base" / _ROUND_FILES["outcomes"])
+    _link_file(Path(context.champion_report), run / "base" / _ROUND_FILES["report"])
+
+
+def _link_file(path: Path, link: Path) -> None:
+    link.parent.mkdir(parents=True, exist_ok=True)
+    os.symlink(path.absolute(), link)

@@ -1,0 +1,118 @@
+"""Checks of the cluster: KServe, Kubeflow Trainer, and the permissions that rollouts and TrainJobs need.
+
+The checks create nothing: permissions are asked for, and a TrainJob is submitted as a dry run only.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from clincot.config import PreflightConfig
+from clincot.preflight.preflight_report import PreflightCheck, fail_check, pass_check, skip_check
+from clincot.preflight.probe import Probe
+
+if TYPE_CHECKING:
+    from clincot.clients.kubernetes import Cluster, Permission
+    from clincot.deployment.service_settings import ServiceSettings
+    from clincot.training.launch_settings import TrainJobSettings
+
+_CLUSTER_PROBE = "KServe's InferenceService, and the account's permissions"
+
+
+def build_cluster_probes(config: PreflightConfig, inputs: Mapping[str, Path]) -> list[Probe]:
+    """Build the probe of the cluster, which is skipped if no cluster is configured."""
+
+    def run() -> Iterator[PreflightCheck]:
+        if config.cluster == "no" or (config.cluster == "auto" and not has_cluster_config()):
+            never = config.cluster == "no"
+            reason = "preflight.cluster is no" if never else "no cluster is configured (not in a pod, no KUBECONFIG)"
+            yield skip_check("cluster", _CLUSTER_PROBE, reason)
+            return
+        from clincot.clients.kubernetes import connect_cluster
+        from clincot.deployment.service_settings import load_service_settings
+        from clincot.training.launch_settings import load_launch_settings
+
+        service, job = load_service_settings(inputs.get("service")), load_launch_settings(inputs.get("launch")).job
+        if config.namespace:
+            service = service.model_copy(update={"namespace": config.namespace})
+        cluster = connect_cluster()
+        yield from check_kserve(cluster, service)
+        if job is None:
+            yield skip_check(
+                "cluster: TrainJob", "Kubeflow Trainer", "training is not launched as a TrainJob (`launch`)"
+            )
+        else:
+            yield from check_trainjob(cluster, job)
+
+    remedy = "check KUBECONFIG or the pod's service account, and that the API server can be reached from here"
+    return [Probe("cluster", _CLUSTER_PROBE, remedy, config.timeout_s, run)]
+
+
+def has_cluster_config() -> bool:
+    """Whether this process runs in a pod or KUBECONFIG names a cluster; ~/.kube/config does not count."""
+    return bool(os.environ.get("KUBERNETES_SERVICE_HOST") or os.environ.get("KUBECONFIG"))
+
+
+def check_kserve(cluster: Cluster, service: ServiceSettings) -> Iterator[PreflightCheck]:
+    """Check KServe's API and the account's permissions; raises ClusterFailed if the API server does not answer."""
+    from clincot.deployment.inference_service import GROUP, VERSION
+    from clincot.deployment.permissions import list_rollout_permissions
+
+    name, probe = "cluster: KServe", f"the cluster serves {GROUP}/{VERSION}"
+    if cluster.has_api(GROUP, VERSION):
+        yield pass_check(name, probe, "yes")
+    else:
+        result = "no: its CustomResourceDefinitions are not installed"
+        yield fail_check(name, probe, result, "install KServe 0.20 or later")
+    yield check_permissions("cluster: permissions", cluster, list_rollout_permissions(service))
+
+
+def check_trainjob(cluster: Cluster, job: TrainJobSettings) -> Iterator[PreflightCheck]:
+    """Check Kubeflow Trainer's API and the account's permissions, and dry-run the TrainJob that training will create.
+
+    Raises ClusterFailed if the API server does not answer.
+    """
+    from clincot.clients.kubernetes import ClusterFailed, resource_path
+    from clincot.training.kubeflow_trainer import (
+        TRAINJOB_GROUP,
+        TRAINJOB_PLURAL,
+        TRAINJOB_VERSION,
+        build_train_job,
+        list_job_permissions,
+    )
+
+    name, probe = "cluster: TrainJob", f"the cluster serves {TRAINJOB_GROUP}/{TRAINJOB_VERSION}"
+    if not cluster.has_api(TRAINJOB_GROUP, TRAINJOB_VERSION):
+        result = "no: its CustomResourceDefinitions are not installed"
+        yield fail_check(name, probe, result, "install Kubeflow Trainer v2")
+        return
+    yield pass_check(name, probe, "yes")
+    yield check_permissions("cluster: TrainJob permissions", cluster, list_job_permissions(job))
+    name, probe = "cluster: TrainJob dry run", f"dry run of creating a TrainJob with the runtime {job.runtime}"
+    path = resource_path(TRAINJOB_GROUP, TRAINJOB_VERSION, job.namespace, TRAINJOB_PLURAL)
+    train_job = build_train_job(f"{job.prefix}-preflight", job.mount / "work.json", job)
+    try:
+        cluster.request("POST", f"{path}?dryRun=All&fieldValidation=Strict", train_job)
+    except ClusterFailed as error:
+        remedy = (
+            f"check the runtime {job.runtime_kind} {job.runtime}, and that this version of Kubeflow Trainer supports "
+            "spec.runtimePatches"
+        )
+        yield fail_check(name, probe, str(error), remedy)
+    else:
+        yield pass_check(name, probe, "accepted")
+
+
+def check_permissions(name: str, cluster: Cluster, needed: Sequence[Permission]) -> PreflightCheck:
+    """Ask the API server about every permission, in one check that names all missing ones."""
+    refused = [permission for permission in needed if not cluster.is_allowed(permission)]
+    probe = f"SelfSubjectAccessReview of {len(needed)} permissions in {needed[0].namespace}"
+    if not refused:
+        return pass_check(name, probe, "all allowed")
+    missing = ", ".join(map(str, refused))
+    return fail_check(
+        name, probe, f"not allowed: {missing}", "add these to the Role of the account that runs the round"
+    )

@@ -1,0 +1,404 @@
+"""The loop of rounds: every stage from prepare to decide, then the next round with the new policy.
+
+A run folder holds everything that a run made. An interrupted run resumes, because run_stage skips every stage whose
+outputs are complete and whose inputs have not changed:
+
+    run.json  params.yaml            the run's inputs and configuration
+    base/                            outcomes and report of the base policy, which is the round-0 champion
+    round-01/                        questions, regions, candidates, judgements, scores, pairs, version.json, policy/,
+                                     outcomes, report.json, decision.json, decision.md,
+                                     evidence.jsonl (the answers that were compared)
+    round-01/sft/  round-01/dpo/     comparisons trained on the same pairs: SFT on chosen, and plain DPO
+    champion.json                    the current champion and all promotions
+    ledger/                          what the decisions spent of the lifetime budget, and the questions they used
+    results.json                     the results table
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+
+from clincot.config import Params, TrainConfig, resolve_path
+from clincot.datasets.reports import REPORTS_FILE
+from clincot.errors import InvalidInput
+from clincot.evaluation.read_benchmark import read_benchmark, select_report_metrics
+from clincot.jsonl import InvalidRecord, atomic_write, read_records, write_json
+from clincot.processes import BackgroundWorker, background_worker
+from clincot.records import BenchmarkReport, Decision, Outcome
+from clincot.runs.layout import PAIRS_REPORT_FILE, PANEL_REPORT_FILE, VERSION_FILE
+from clincot.stages.base import Metrics
+from clincot.stages.runner import run_stage
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The inputs and the configuration of a run."""
+
+    run: Path
+    data: Path  # the data set whose questions the rounds use; its answer key is never opened
+    benchmark: Path  # held-out questions with their answer key
+    policy: Path  # the base policy
+    params: Params
+    count: int  # number of rounds
+    start_from: Literal["challenger", "champion"] = "challenger"  # [ClinCoT]: f^{i+1} is the challenger
+    comparisons: tuple[Literal["sft", "dpo"], ...] = ()
+    background_comparisons: bool = False  # train and evaluate the comparisons in a second process
+    blind_from: Path | None = None  # data set whose answers the blind baseline knows; None: the benchmark itself
+    calibration: Path | None = None  # labelled data set of the judges' calibration, checked for leakage
+
+
+def run_rounds(plan: Plan) -> dict[str, Any]:
+    """Run the plan, or resume it, and return the content of results.json.
+
+    Raises InvalidInput for a plan that cannot work or a run folder that was started with other inputs.
+    """
+    _check_plan(plan)
+    plan.run.mkdir(parents=True, exist_ok=True)
+    start_run(plan)
+    _evaluate_policy(plan, plan.policy, plan.run / "base")
+    champion: dict[str, Any] = {
+        "round": 0,
+        "policy": str(plan.policy),
+        "outcomes": str(plan.run / "base" / "outcomes.jsonl"),
+    }
+    promotions: list[dict[str, Any]] = []
+    challenger = plan.policy
+    comparisons = dict.fromkeys(plan.comparisons, plan.policy)
+    with background_worker(plan.run / "comparisons.log") if plan.background_comparisons else nullcontext() as worker:
+        for number in range(1, plan.count + 1):
+            folder = plan.run / f"round-{number:02d}"
+            start = challenger if plan.start_from == "challenger" else Path(champion["policy"])
+            preferences = _run_round(plan, number, folder, start)
+            comparisons = _train_comparisons(plan, folder, preferences, comparisons, worker)
+            challenger = folder / "policy"
+            decision = _decide_promotion(plan, number, folder, Path(champion["outcomes"]))
+            if decision.verdict == "promote":
+                champion = {"round": number, "policy": str(challenger), "outcomes": str(folder / "outcomes.jsonl")}
+                promotions.append({"round": number, "decision": decision.id})
+            write_json(plan.run / "champion.json", {**champion, "promotions": promotions})
+    results = collect_results(plan)
+    write_json(plan.run / "results.json", results)
+    return results
+
+
+def _run_round(plan: Plan, number: int, folder: Path, start: Path) -> dict[str, Path]:
+    """Run one round from the policy `start`; return its preference data as {input of the train stage: path}."""
+    folder.mkdir(exist_ok=True)
+    params, files = plan.params, {"data": plan.data, "questions": folder / "questions.jsonl"}
+    prepare = params.prepare.model_copy(update={"round": number - 1, "rounds": max(params.prepare.rounds, plan.count)})
+    run_stage("prepare", prepare, {"data": plan.data}, {"questions": files["questions"]})
+    questions = dict(files)
+    files["regions"] = folder / "regions.jsonl"
+    run_stage("propose", params.propose, {**questions, "policy": start}, {"regions": files["regions"]})
+    steps: dict[str, Path] = {}  # judging and training need the questions of a chain's steps
+    if len(params.answer.steps) > 1:
+        steps["steps"] = folder / "steps.json"
+        write_json(steps["steps"], list(params.answer.steps))
+    files["candidates"], scores = _answer_and_judge(plan, folder, start, files, steps)
+    files["pairs"] = folder / "pairs.jsonl"
+    run_stage(
+        "pair",
+        params.pair,
+        {"candidates": files["candidates"], "scores": scores},
+        {"pairs": files["pairs"], "pair_report": folder / PAIRS_REPORT_FILE},
+    )
+    files |= steps
+    files["version"] = _version_preferences(plan, number, folder, files, scores)
+    _train_and_evaluate(plan, params.train, files, start, folder, folder / "policy")
+    return files
+
+
+def _version_preferences(plan: Plan, number: int, folder: Path, files: dict[str, Path], scores: Path) -> Path:
+    """Commit the round's preference data as a version; return the path of its record."""
+    config, version = plan.params.version, folder / VERSION_FILE
+    if config.round:  # the configured number is that of the run's first round
+        config = config.model_copy(update={"round": config.round + number - 1})
+    versioned = {name: path for name, path in files.items() if name not in {"data", "policy"}}
+    run_stage(
+        "version",
+        config,
+        {
+            **versioned,
+            "scores": scores,
+            "judgements": folder / "judgements.jsonl",
+            "panel_report": folder / PANEL_REPORT_FILE,
+            "pair_report": folder / PAIRS_REPORT_FILE,
+        },
+        {"version": version},
+    )
+    return version
+
+
+def _train_comparisons(
+    plan: Plan,
+    folder: Path,
+    preferences: dict[str, Path],
+    policies: dict[Any, Path],
+    worker: BackgroundWorker | None,
+) -> dict[Any, Path]:
+    """Train and evaluate the comparisons on the round's pairs; return {name: path of its new policy}.
+
+    policies: where each comparison starts. With a worker, the new policies appear later; the next round's training is
+    queued behind them.
+    """
+    trained: dict[Any, Path] = {}
+    for name, policy in policies.items():
+        update: dict[str, Any] = {"loss": "sft"} if name == "sft" else {"loss": "margin_dpo", "margin_lambda": 0.0}
+        if name == "dpo":
+            update["recipe"] = "ours"
+        trained[name] = folder / name / "policy"
+        config = plan.params.train.model_copy(update=update)
+        arguments = (plan, config, preferences, policy, folder / name, trained[name])
+        if worker is None:
+            _train_and_evaluate(*arguments)
+        else:
+            worker.submit(_train_and_evaluate, *arguments)
+    return trained
+
+
+def _answer_and_judge(
+    plan: Plan, folder: Path, policy: Path, files: dict[str, Path], steps: dict[str, Path]
+) -> tuple[Path, Path]:
+    """Answer and judge each step of the chain in turn; return the candidates and scores of all steps."""
+    before: dict[str, Path] = {}
+    for step in range(len(plan.params.answer.steps)):
+        last = step == len(plan.params.answer.steps) - 1
+        stem = "" if last else f"step-{step}."
+        candidates, scores = folder / f"{stem}candidates.jsonl", folder / f"{stem}scores.jsonl"
+        run_stage("answer", plan.params.answer, {**files, "policy": policy, **before}, {"candidates": candidates})
+        run_stage(
+            "judge",
+            plan.params.judge,
+            {**files, **steps, "candidates": candidates},
+            {
+                "judgements": folder / f"{stem}judgements.jsonl",
+                "scores": scores,
+                "panel_report": folder / f"{stem}panel.report.json",
+            },
+        )
+        before = {"candidates_before": candidates, "scores_before": scores}
+    return candidates, scores
+
+
+def _train_and_evaluate(
+    plan: Plan, config: TrainConfig, preferences: dict[str, Path], start: Path, folder: Path, checkpoint: Path
+) -> None:
+    folder.mkdir(exist_ok=True)
+    run_stage("train", config, {**preferences, "policy": start}, {"checkpoint": checkpoint})
+    _evaluate_policy(plan, checkpoint, folder)
+
+
+def _evaluate_policy(plan: Plan, policy: Path, folder: Path) -> Metrics:
+    folder.mkdir(exist_ok=True)
+    config = plan.params.evaluate.model_copy(update={"propose": plan.params.propose})
+    outputs = {"outcomes": folder / "outcomes.jsonl", "report": folder / "report.json"}
+    inputs = {"benchmark": plan.benchmark, "policy": policy}
+    if (training := _find_training_reports(plan)) is not None:
+        inputs["train_reports"] = training
+    return run_stage("evaluate", config, inputs, outputs)
+
+
+def _find_training_reports(plan: Plan) -> Path | None:
+    """Return the data set's reports if the benchmark asks for reports; R2Gen's protocol needs their vocabulary."""
+    from clincot.datasets.folder import load_questions
+
+    if all(question.kind != "report" for question in load_questions(plan.benchmark)):
+        return None
+    return plan.data / REPORTS_FILE if (plan.data / REPORTS_FILE).is_file() else None
+
+
+def _decide_promotion(plan: Plan, number: int, folder: Path, champion: Path) -> Decision:
+    """Run the promotion gate with the run's ledger, which holds the error budget that earlier rounds have spent."""
+    ledger, before = plan.run / "ledger", plan.run / f"round-{number - 1:02d}" / "panel.report.json"
+    ledger.mkdir(exist_ok=True)
+    inputs = {
+        "benchmark": plan.benchmark,
+        "champion": champion,
+        "challenger": folder / "outcomes.jsonl",
+        "base": plan.run / "base" / "outcomes.jsonl",
+        "data": plan.data,
+        "panel_report": folder / "panel.report.json",
+        "pair_report": folder / "pairs.report.json",
+        "ledger": ledger,
+    }
+    optional = {"blind": plan.blind_from, "calibration": plan.calibration}
+    inputs |= {name: path for name, path in optional.items() if path is not None}
+    if number > 1:
+        inputs["panel_report_before"] = before
+    outputs = {
+        "decision": folder / "decision.json",
+        "evidence": folder / "evidence.jsonl",
+        "summary": folder / "decision.md",
+    }
+    run_stage("decide", plan.params.decide, inputs, outputs)
+    (decision,) = read_records(outputs["decision"], Decision)
+    return decision
+
+
+def collect_results(plan: Plan) -> dict[str, Any]:
+    """Collect the results: metrics of every policy and arm, paired differences to the base, and the blind baseline."""
+    folders = {"base": plan.run / "base"}
+    for number in range(1, plan.count + 1):
+        folder = plan.run / f"round-{number:02d}"
+        folders[f"round {number}"] = folder
+        folders |= {f"{COMPARISON_LABELS[name]}, round {number}": folder / name for name in plan.comparisons}
+    rows = [{"row": row, **_read_metrics(folder / "report.json")} for row, folder in folders.items()]
+    decisions = [
+        next(read_records(plan.run / f"round-{n:02d}" / "decision.json", Decision)).model_dump(mode="json")
+        for n in range(1, plan.count + 1)
+    ]
+    return {
+        "rows": rows,
+        "blind": _score_blind_baseline(plan),
+        "gains": [{"row": row, **_compute_gains(plan, folder)} for row, folder in folders.items() if row != "base"],
+        "decisions": decisions,
+        "recipe": plan.params.describe_recipe(),
+    }
+
+
+_GAIN_METRICS: tuple[Literal["correct", "hit"], ...] = ("correct", "hit")
+COMPARISON_LABELS = {"sft": "SFT on chosen", "dpo": "plain DPO"}
+
+
+def _read_metrics(path: Path) -> dict[str, Any]:
+    report = BenchmarkReport.model_validate_json(path.read_text(encoding="utf-8"))
+    return {"policy": report.policy, "arms": report.model_dump(mode="json")["metrics"]}
+
+
+def _score_blind_baseline(plan: Plan) -> dict[str, Any]:
+    from clincot.datasets.folder import load_questions, load_references
+    from clincot.evaluation.benchmark_report import build_benchmark_reports
+    from clincot.evaluation.blind_baseline import BlindBaseline
+
+    benchmark = read_benchmark(plan.benchmark, limit=plan.params.evaluate.limit)
+    key = plan.blind_from or plan.benchmark
+    blind = BlindBaseline.fit(load_questions(key), load_references(key))
+    config = plan.params.evaluate
+    (report,) = build_benchmark_reports(
+        blind.iter_outcomes(benchmark),
+        benchmark,
+        reports=select_report_metrics(benchmark, _find_training_reports(plan)),
+        seed=config.seed,
+        resamples=config.resamples,
+    )
+    return {
+        "fitted_on": "the benchmark itself" if plan.blind_from is None else "other data",
+        "arms": report.model_dump(mode="json")["metrics"],
+    }
+
+
+def _compute_gains(plan: Plan, folder: Path) -> dict[str, Any]:
+    """Compute paired differences to the base policy, with 95 % intervals clustered by patient."""
+    from clincot.evaluation.paired import compare_outcomes
+
+    benchmark = read_benchmark(plan.benchmark, limit=plan.params.evaluate.limit)
+    gains: dict[str, Any] = {}
+    for arm in plan.params.evaluate.arms:
+        base = _read_outcomes(plan.run / "base", arm)
+        outcomes = _read_outcomes(folder, arm)
+        for metric in _GAIN_METRICS:
+            difference = compare_outcomes(
+                outcomes, base, benchmark.clusters, metric=metric, seed=plan.params.evaluate.seed
+            )
+            gains.setdefault(arm, {})[metric] = difference.model_dump(mode="json")
+    return gains
+
+
+def _read_outcomes(folder: Path, arm: str) -> list[Outcome]:
+    return [outcome for outcome in read_records(folder / "outcomes.jsonl", Outcome) if outcome.arm == arm]
+
+
+def _check_plan(plan: Plan) -> None:
+    """Check what would otherwise fail hours later, or only after run.json is written. Raises InvalidInput."""
+    from clincot.models.load import check_checkpoint_exists
+
+    arms = plan.params.evaluate.arms
+    if plan.params.decide.arm not in arms:
+        raise InvalidInput(f"decide.arm is {plan.params.decide.arm!r}, which evaluate.arms {arms} does not measure")
+    paths = {"data": plan.data, "benchmark": plan.benchmark, "policy": plan.policy, "blind_from": plan.blind_from}
+    if plan.params.judge.calibration_path:
+        paths["judge.calibration_file"] = plan.params.judge.calibration_path
+    for name, path in paths.items():
+        if path is not None and not resolve_path(path).exists():
+            raise InvalidRecord(f"{name}: {path} does not exist")
+    check_checkpoint_exists(str(resolve_path(plan.policy)), what="policy")
+    for spec in plan.params.judge.judges:
+        if spec.path:
+            check_checkpoint_exists(spec.checkpoint, what=f"judge {spec.name!r}")
+
+
+def start_run(plan: Plan) -> None:
+    """Write run.json and params.yaml. Raises InvalidRecord if the run folder was started with other inputs."""
+    start = {
+        "data": str(plan.data),
+        "benchmark": str(plan.benchmark),
+        "policy": str(plan.policy),
+        "start_from": plan.start_from,
+        "comparisons": list(plan.comparisons),
+        "blind_from": None if plan.blind_from is None else str(plan.blind_from),
+        "judges": [spec.model_dump(mode="json") for spec in plan.params.judge.judges],
+    }
+    path = plan.run / "run.json"
+    if path.is_file():
+        before = json.loads(path.read_text(encoding="utf-8"))
+        changed = sorted(key for key in start if before.get(key) != start[key])
+        if changed:
+            raise InvalidRecord(
+                f"{path}: this run was started with another {', '.join(changed)}; "
+                "choose another --run folder or delete this one"
+            )
+    write_json(path, {**start, "recipe": plan.params.describe_recipe()})
+    with atomic_write(plan.run / "params.yaml") as file:
+        yaml.safe_dump(plan.params.model_dump(mode="json"), file, sort_keys=False)
+
+
+def render_results_table(
+    results: dict[str, Any], *, arms: Sequence[str] = ("written", "windows", "random", "oracle", "whole")
+) -> str:
+    """Render the results as a Markdown table, a row per policy and one for the blind baseline.
+
+    The columns are the accuracy of every arm (ROUGE-L if all questions ask for reports), and hit rate, IoU and share
+    of malformed replies of the policy's own regions.
+    """
+    blind = results["blind"]["arms"]["blind"]
+    metric, label = ("accuracy", "accuracy") if "accuracy" in blind else ("raw/rouge_l", "ROUGE-L")
+    header = [
+        "policy",
+        *(f"{label}: {_ARM_LABELS.get(arm, arm)}" for arm in arms),
+        "own region: hit-rate",
+        "IoU",
+        "off format",
+    ]
+    rows = []
+    for row in results["rows"]:
+        cells = [format_interval(row["arms"].get(arm, {}).get(metric)) for arm in arms]
+        own = row["arms"].get("written", {})
+        rows.append([row["row"], *cells, *(format_interval(own.get(m)) for m in ("hit_rate", "iou", "off_format"))])
+    rows.append(["blind (no image)", format_interval(blind.get(metric)), *["–"] * (len(arms) + 2)])
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+_ARM_LABELS = {
+    "written": "own region",
+    "windows": "grounder",
+    "random": "random region",
+    "oracle": "oracle region",
+    "whole": "whole image",
+}
+
+
+def format_interval(interval: dict[str, Any] | None) -> str:
+    """Format an interval as "value [low, high]"; a dash if there is no value."""
+    if interval is None or interval["value"] is None:
+        return "–"
+    if interval["low"] is None:
+        return f"{interval['value']:.3f}"
+    return f"{interval['value']:.3f} [{interval['low']:.3f}, {interval['high']:.3f}]"

@@ -1,0 +1,308 @@
+"""Backends, which run the policy.
+
+It runs in this process or, on a cluster, behind an endpoint with OpenAI's protocol. Both offer a chain the same
+`Policy`. A checkpoint is checked before it is loaded; pickled weights, missing or truncated shards, and files that
+differ from the checkpoint's manifest are refused by name.
+"""
+
+from __future__ import annotations
+
+import json
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import httpx
+
+from clincot.errors import ModelFailed
+from clincot.jsonl import InvalidRecord
+from clincot.models.checkpoint import MANIFEST, WEIGHTS_INDEX, UnsupportedCheckpoint, check_weight_files
+from clincot.models.endpoint import EndpointModel
+from clincot.models.protocols import Generation, Policy
+from clincot.prompts import Conversation, PromptFormat, load_prompt_format
+from clincot.serving.request_batching import Batcher
+from clincot.serving.request_context import RequestContext
+from clincot.serving.server_settings import ServeSettings
+from clincot.storage.artifacts import ChecksumMismatch, download_files, verify_files
+from clincot.storage.open import open_store
+from clincot.storage.store import KeyNotFound
+
+_HEALTH_CACHE_S = 5.0  # how long the result of a health check of the predictor is reused
+_PICKLE_MAGIC = (b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")  # protocols 2 to 5
+_ZIP_MAGIC = b"PK\x03\x04"  # torch.save writes pickles into a zip archive
+
+
+class Backend(Protocol):
+    """Runs the policy for the requests of a server."""
+
+    @property
+    def digest(self) -> str:
+        """Digest of the policy's checkpoint."""
+        ...
+
+    def open_policy(self, context: RequestContext) -> AbstractContextManager[Policy]:
+        """The policy for one request.
+
+        Its calls fail once the request is cancelled or past its deadline.
+        """
+        ...
+
+    def check_health(self) -> bool:
+        """Whether the policy can answer."""
+        ...
+
+    def close(self) -> None:
+        """Release what the backend holds."""
+        ...
+
+
+class LocalBackend:
+    """The checkpoint in this process; concurrent requests share forward passes.
+
+    observe: called with the kind of call and the size of each batch. Raises UnsupportedCheckpoint.
+    """
+
+    def __init__(self, checkpoint: Path, settings: ServeSettings, observe: Callable[[str, int], None]) -> None:
+        from clincot.models.vlm import VisionLanguageModel
+
+        check_checkpoint_files(checkpoint)
+        model = VisionLanguageModel(checkpoint, device=_choose_device(), batch_size=settings.max_batch)
+        self.digest = model.digest
+        self._batcher = Batcher(model, max_batch=settings.max_batch, gather_s=settings.gather_s, observe=observe)
+
+    def open_policy(self, context: RequestContext) -> AbstractContextManager[Policy]:
+        return self._batcher.open_policy(context)
+
+    def check_health(self) -> bool:
+        return True
+
+    def close(self) -> None:
+        self._batcher.close()
+
+
+@dataclass(frozen=True)
+class PredictorAddress:
+    """How a predictor is reached.
+
+    KServe passes the host; the OpenAI routes are under `path`.
+    """
+
+    host: str  # host, host:port or URL
+    path: str = "/v1"
+    model: str = ""  # name of the model at the predictor; "": the only one that it serves
+    api_key_env: str = ""  # environment variable that contains the API key
+
+    @property
+    def url(self) -> str:
+        """The address under which the predictor's OpenAI routes are."""
+        base = self.host if "://" in self.host else f"http://{self.host}"
+        return base.rstrip("/") + "/" + self.path.strip("/")
+
+
+class RemoteBackend:
+    """A predictor with OpenAI's routes.
+
+    The predictor does the batching (vLLM batches continuously). Deadline and disconnection are checked between calls.
+    """
+
+    def __init__(
+        self,
+        predictor: PredictorAddress,
+        *,
+        views: PromptFormat,
+        timeout_s: float = 60.0,
+        yes_no: Sequence[int] = (),
+        observe: Callable[[str, int], None],
+    ) -> None:
+        self.url = predictor.url
+        self._model = EndpointModel(
+            self.url,
+            name="predictor",
+            model=predictor.model,
+            api_key_env=predictor.api_key_env,
+            views=views,
+            timeout_s=timeout_s,
+            concurrency=16,
+            yes_no=yes_no,
+        )
+        self._observe = observe
+        self._health: tuple[float, bool] = (-_HEALTH_CACHE_S, False)
+
+    @property
+    def digest(self) -> str:
+        return self._model.digest
+
+    @contextmanager
+    def open_policy(self, context: RequestContext) -> Iterator[Policy]:
+        yield _CancellablePolicy(self._model, context, self._observe)
+
+    def check_health(self) -> bool:
+        """Whether the predictor lists its models; the result is cached for a few seconds."""
+        now = time.monotonic()
+        if now - self._health[0] >= _HEALTH_CACHE_S:
+            self._health = (now, self._probe_predictor())
+        return self._health[1]
+
+    def _probe_predictor(self) -> bool:
+        try:
+            return httpx.get(f"{self.url}/models", timeout=3.0).status_code == 200
+        except httpx.HTTPError:
+            return False
+
+    def close(self) -> None:
+        pass
+
+
+class _CancellablePolicy:
+    """A policy that is called only while its request is alive."""
+
+    def __init__(self, model: Policy, context: RequestContext, observe: Callable[[str, int], None]) -> None:
+        self._model, self._context, self._observe = model, context, observe
+
+    @property
+    def digest(self) -> str:
+        return self._model.digest
+
+    @property
+    def views(self) -> PromptFormat:
+        return self._model.views
+
+    def generate(
+        self, conversations: Sequence[Conversation], *, max_new_tokens: int, temperature: float, seeds: Sequence[int]
+    ) -> list[Generation]:
+        self._context.check_alive()
+        self._observe("write", len(conversations))
+        replies = self._model.generate(
+            conversations, max_new_tokens=max_new_tokens, temperature=temperature, seeds=seeds
+        )
+        self._context.check_alive()
+        return replies
+
+    def p_yes(self, conversations: Sequence[Conversation]) -> list[float | None]:
+        self._context.check_alive()
+        self._observe("p_yes", len(conversations))
+        odds = self._model.p_yes(conversations)
+        self._context.check_alive()
+        return odds
+
+
+def check_checkpoint_files(folder: Path) -> None:
+    """Check all files of a checkpoint.
+
+    Raises UnsupportedCheckpoint, naming a file that is missing, truncated, changed or pickled.
+    """
+    if not folder.is_dir():
+        raise UnsupportedCheckpoint(
+            f"{folder}: the folder does not exist; expected a checkpoint (config.json, *.safetensors, …)"
+        )
+    check_weight_files(folder)
+    for path in sorted(path for path in folder.iterdir() if path.is_file()):
+        _check_file_format(path)
+    manifest = folder / MANIFEST
+    if manifest.is_file():
+        check_manifest_files(folder, manifest)
+
+
+def check_manifest_files(folder: Path, manifest: Path, *, only: frozenset[str] = frozenset()) -> None:
+    """Check all files (or those in `only`) against the manifest's digests.
+
+    Raises UnsupportedCheckpoint, naming the first file that differs.
+    """
+    try:
+        files = [(file["path"], file["sha256"]) for file in json.loads(manifest.read_text(encoding="utf-8"))["files"]]
+    except (ValueError, KeyError, TypeError) as error:
+        raise UnsupportedCheckpoint(f"{manifest}: not a manifest of files with their sha256 ({error!r})") from None
+    try:
+        verify_files(folder, {name: digest for name, digest in files if not only or name in only})
+    except ChecksumMismatch as error:
+        raise UnsupportedCheckpoint(f"{error}; fetch the checkpoint again") from None
+    listed = {name for name, _ in files}
+    added = sorted(p.name for p in folder.glob("*.safetensors") if p.name not in listed)
+    if added:
+        raise UnsupportedCheckpoint(f"{folder / added[0]}: is not in {manifest.name}; nothing may be added")
+
+
+def _check_file_format(path: Path) -> None:
+    """Refuse a pickle under any name, and a safetensors file of the wrong size.
+
+    A safetensors file consists of the header's length (8 bytes, little endian), the header (JSON with the byte offsets
+    of each tensor), and the tensors.
+    """
+    with path.open("rb") as file:
+        start = file.read(8)
+        if path.suffix != ".safetensors":
+            if start.startswith((*_PICKLE_MAGIC, _ZIP_MAGIC)):
+                raise UnsupportedCheckpoint(
+                    f"{path}: is pickled (or an archive); expected only safetensors and text files"
+                )
+            return
+        header = int.from_bytes(start, "little")
+        size = path.stat().st_size
+        try:
+            tensors = json.loads(file.read(header)) if 8 + header <= size else None
+        except ValueError:
+            tensors = None
+    if not isinstance(tensors, dict):
+        raise UnsupportedCheckpoint(f"{path}: is cut off or not a safetensors file (its header cannot be read)")
+    ends = [tensor["data_offsets"][1] for name, tensor in tensors.items() if name != "__metadata__"]
+    expected = 8 + header + max(ends, default=0)
+    if expected != size:
+        raise UnsupportedCheckpoint(f"{path}: has {size} bytes, but its tensors need {expected}; it was cut off")
+
+
+@contextmanager
+def open_checkpoint_folder(given: str, *, views_only: bool = False) -> Iterator[Path]:
+    """Open a checkpoint's folder by its path or `s3://bucket/…/<digest>` address.
+
+    Downloaded files are removed at the end.
+    views_only: download only the prompt format and other small files, which are all that a transformer needs.
+    """
+    if "://" not in given:
+        yield Path(given)
+        return
+    parent, _, digest = given.rstrip("/").rpartition("/")
+    store, prefix = open_store(parent), f"{digest}/"
+    names = [key.removeprefix(prefix) for key in store.keys(prefix)]
+    if views_only:
+        names = [name for name in names if name.endswith((".json", ".jinja")) and name != WEIGHTS_INDEX]
+    if not names:
+        raise UnsupportedCheckpoint(f"{given}: nothing is stored there; expected a checkpoint's files")
+    with tempfile.TemporaryDirectory(prefix="clincot-checkpoint-") as temporary:
+        folder = Path(temporary) / digest
+        try:
+            download_files(store, dict.fromkeys(names), folder, prefix=prefix)
+        except KeyNotFound as error:
+            raise UnsupportedCheckpoint(f"{given}: a file was removed during the download: {error}") from None
+        yield folder
+
+
+def load_served_prompt_format(folder: Path) -> PromptFormat:
+    """Load the prompt format, after checking it against the manifest, if any.
+
+    It is the only part of a checkpoint that a transformer needs.
+    """
+    if not folder.is_dir():
+        raise InvalidRecord(
+            f"{folder}: the folder does not exist; expected the checkpoint's folder with its clincot.json"
+        )
+    if (folder / MANIFEST).is_file():
+        check_manifest_files(folder, folder / MANIFEST, only=frozenset({"clincot.json"}))
+    return load_prompt_format(folder)
+
+
+def redact_failure(error: ModelFailed) -> str:
+    """The part of a failure's message that may be logged.
+
+    It says what was expected. The part after ", got " is dropped, because a reply may quote the request.
+    """
+    return str(error).partition(", got ")[0]
+
+
+def _choose_device() -> str:
+    import torch
+
+    return "cuda" if torch.cuda.is_available() else "cpu"

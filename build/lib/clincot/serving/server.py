@@ -1,0 +1,202 @@
+"""`clincot serve`, the model server.
+
+It is KServe's application with our routes, behind RequestMiddleware, served by uvicorn.
+"""
+
+from __future__ import annotations
+
+import logging
+import signal
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import uvicorn
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse, Response
+from kserve import ModelRepository, errors, model_server
+from kserve.protocol.dataplane import DataPlane
+from kserve.protocol.model_repository_extension import ModelRepositoryExtension
+from kserve.protocol.rest.server import RESTServer
+from starlette.exceptions import HTTPException
+
+from clincot import __version__
+from clincot.errors import ModelFailed
+from clincot.models.yes_no import read_yes_no_ids
+from clincot.serving import metrics
+from clincot.serving.api_errors import ApiError, RequestCancelled
+from clincot.serving.auth import ApiKeys
+from clincot.serving.backend import (
+    Backend,
+    LocalBackend,
+    PredictorAddress,
+    RemoteBackend,
+    load_served_prompt_format,
+    open_checkpoint_folder,
+    redact_failure,
+)
+from clincot.serving.chat import build_chat_router
+from clincot.serving.kserve_model import VisualCotModel, describe_validation_error
+from clincot.serving.metrics import observe_batch
+from clincot.serving.middleware import RequestMiddleware
+from clincot.serving.openapi import build_openapi_document
+from clincot.serving.server_settings import ServeSettings
+from clincot.serving.service import AnswerService
+
+_LOG = logging.getLogger("clincot.serve")
+QUIET_LOGGERS = ("uvicorn.access", "uvicorn.error", "httpx", "httpcore", "kserve", "kserve.trace")
+
+
+@dataclass(frozen=True)
+class ServePlan:
+    """The options of `clincot serve`."""
+
+    checkpoint: str  # folder, or s3://… address
+    settings: ServeSettings = field(default_factory=ServeSettings)
+    name: str = ""  # name of the model; default: name of the checkpoint's folder
+    host: str = "127.0.0.1"
+    port: int = 8080
+    api_keys: Path | None = None
+    predictor_host: str = ""  # on a cluster; "": the model runs in this process
+    predictor_path: str = "/v1"
+    predictor_model: str = ""
+    predictor_key_env: str = ""
+
+
+def run_server(plan: ServePlan) -> None:
+    """Serve until SIGTERM or SIGINT, and finish the accepted requests.
+
+    Raises UnsupportedCheckpoint, InvalidInput or InvalidRecord before it starts if checkpoint or keys cannot be used.
+    """
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    quiet_library_loggers()
+    keys = None if plan.api_keys is None else ApiKeys(plan.api_keys)
+    with ExitStack() as stack:
+        folder = stack.enter_context(open_checkpoint_folder(plan.checkpoint, views_only=bool(plan.predictor_host)))
+        service = AnswerService(open_backend(plan, folder), plan.settings)
+        stack.callback(service.close)
+        app = RequestMiddleware(build_application(plan.name or folder.resolve().name, service), plan.settings, keys)
+        config = uvicorn.Config(
+            app,
+            host=plan.host,
+            port=plan.port,
+            log_config=None,
+            access_log=False,
+            server_header=False,
+            timeout_graceful_shutdown=round(plan.settings.grace_s),
+            timeout_keep_alive=65,
+        )
+        # The predictor may still be starting; its digest is read with the first question.
+        backend = f"the predictor {plan.predictor_host}" if plan.predictor_host else "this process"
+        _LOG.info("http://%s:%d serves %s from %s", plan.host, plan.port, plan.checkpoint, backend)
+        # uvicorn raises these signals again when it ends, which would end the process before the cleanup
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, lambda *_: None)
+        uvicorn.Server(config).run()
+        _LOG.info("stopped; all accepted requests are answered")
+
+
+def quiet_library_loggers() -> None:
+    """Turn off access logs of libraries, which quote URLs with their queries.
+
+    RequestMiddleware logs one line for each request instead.
+    """
+    for name in QUIET_LOGGERS:
+        logging.getLogger(name).setLevel(logging.WARNING)
+
+
+def open_backend(plan: ServePlan, folder: Path) -> Backend:
+    """Open the backend of the plan: the checkpoint in this process, or a predictor."""
+    if plan.predictor_host:
+        return RemoteBackend(
+            PredictorAddress(plan.predictor_host, plan.predictor_path, plan.predictor_model, plan.predictor_key_env),
+            views=load_served_prompt_format(folder),
+            timeout_s=plan.settings.deadline_s,
+            yes_no=read_yes_no_ids(folder),
+            observe=observe_batch,
+        )
+    return LocalBackend(folder, plan.settings, observe_batch)
+
+
+def build_application(name: str, service: AnswerService) -> FastAPI:
+    """Build KServe's application for one model, with OpenAI routes of our own.
+
+    KServe's OpenAI routes need vLLM in the process.
+    """
+    repository = ModelRepository()
+    repository.update(VisualCotModel(name, service))
+    plane = _ReadinessDataPlane(repository)
+    # the SDK adds its routes to a module-level application, so each server replaces it by one of its own
+    app = model_server.app = FastAPI(title="ClinCoT", version=__version__, docs_url=None, redoc_url=None)
+    RESTServer("", plane, ModelRepositoryExtension(repository), http_port=0).create_application()
+    app.include_router(build_chat_router(service, name))
+    _add_error_handlers(app)
+    app.openapi = lambda: build_openapi_document(app)  # type: ignore[method-assign]
+    return app
+
+
+class _ReadinessDataPlane(DataPlane):  # type: ignore[misc]
+    """A server is ready if its model is ready.
+
+    A transformer's model is ready if its predictor answers.
+    """
+
+    async def ready(self) -> bool:
+        models = self.model_registry.get_models()
+        return all([await self.model_registry.is_model_ready(name) for name in models])
+
+
+def _add_error_handlers(app: FastAPI) -> None:
+    """Return every error in the format of its protocol, without a traceback.
+
+    Errors are logged without the content that they may quote.
+    """
+
+    def respond(status: int, code: str, message: str) -> Any:
+        return lambda request, error: _build_error_response(request, ApiError(status, code, message))
+
+    async def refused(request: Request, error: ApiError) -> Response:
+        return _build_error_response(request, error)
+
+    async def invalid(request: Request, error: RequestValidationError) -> Response:
+        status = 400 if request.url.path.startswith("/openai/") else 422
+        return _build_error_response(request, ApiError(status, "invalid_request", describe_validation_error(error)))
+
+    async def predictor(request: Request, error: ModelFailed) -> Response:
+        _LOG.error("the model gave no usable answer: %s", redact_failure(error))
+        return _build_error_response(
+            request, ApiError(502, "model_failed", "the model behind this server gave no usable answer")
+        )
+
+    async def http(request: Request, error: HTTPException) -> Response:
+        return _build_error_response(request, ApiError(error.status_code, "http_error", str(error.detail)))
+
+    async def bug(request: Request, error: Exception) -> Response:
+        return _build_error_response(request, ApiError(500, "internal_error", "the server failed; its log says where"))
+
+    not_ready = respond(503, "not_ready", "the model is not ready")
+    unknown = respond(404, "model_not_found", "this server does not serve the model or the version of it")
+    handlers: dict[Any, Any] = {
+        ApiError: refused,
+        RequestCancelled: respond(503, "cancelled", "the request was cancelled"),  # the client is gone
+        RequestValidationError: invalid,
+        HTTPException: http,
+        ModelFailed: predictor,
+        errors.InvalidInput: respond(400, "invalid_request", "expected a JSON body that follows the protocol"),
+        errors.ModelNotFound: unknown,
+        errors.ModelNotReady: not_ready,
+        errors.ServerNotReady: not_ready,
+        errors.ServerNotLive: not_ready,
+        NotImplementedError: unknown,  # the SDK raises it for a model's version
+        errors.InferenceError: bug,
+        Exception: bug,  # Starlette raises it again afterwards, and RequestMiddleware logs where it happened
+    }
+    for kind, handler in handlers.items():
+        app.add_exception_handler(kind, handler)
+
+
+def _build_error_response(request: Request, refused: ApiError) -> Response:
+    metrics.REFUSED.labels(refused.code).inc()
+    return JSONResponse(refused.build_body(request.url.path), status_code=refused.status, headers=refused.headers)

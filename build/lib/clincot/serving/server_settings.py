@@ -1,0 +1,75 @@
+"""Settings of a server.
+
+The defaults are safe for a server that is reachable by clients.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from pydantic import Field
+
+from clincot.config import FrozenConfig, ProposeConfig, Share, parse_config, parse_override_value
+from clincot.fields import PositiveInt
+from clincot.jsonl import InvalidRecord
+
+Seconds = Annotated[float, Field(gt=0)]
+
+
+class ServeSettings(FrozenConfig):
+    """How a server answers, how many requests it accepts, and what it refuses."""
+
+    propose: Annotated[
+        ProposeConfig,
+        Field(description="The regions that an answer is derived from; the whole image is always added."),
+    ] = ProposeConfig(grounders={"windows": 2, "written": 1}, temperature=0.0)
+    max_new_tokens: Annotated[PositiveInt, Field(description="Longest answer from one region, in tokens.")] = 16
+    abstain_below: Annotated[
+        Share, Field(description="Confidence below which an answer abstains; 0: never. It depends on the checkpoint.")
+    ] = 0.0
+
+    running: Annotated[PositiveInt, Field(description="Requests that are answered at the same time.")] = 32
+    waiting: Annotated[
+        int, Field(ge=0, description="Requests that may wait for a free slot; further ones get 429.")
+    ] = 64
+    max_batch: Annotated[PositiveInt, Field(description="Conversations in one forward pass; 1: no batching.")] = 256
+    gather_s: Annotated[float, Field(ge=0, description="Seconds that a batch waits for other requests to join.")] = (
+        0.004
+    )
+    deadline_s: Annotated[Seconds, Field(description="Seconds from a request's acceptance until it gets 504.")] = 60.0
+    body_s: Annotated[
+        Seconds, Field(description="Seconds within which a request's body must arrive, or it gets 408.")
+    ] = 15.0
+    grace_s: Annotated[Seconds, Field(description="Seconds for accepted requests to finish after SIGTERM.")] = 75.0
+
+    max_body_bytes: Annotated[
+        PositiveInt, Field(description="Largest request body; base64 adds a third to an image.")
+    ] = 48 << 20
+    max_image_bytes: Annotated[PositiveInt, Field(description="Largest image file.")] = 32 << 20
+    max_pixels: Annotated[PositiveInt, Field(description="Most pixels of an image, read from its header.")] = 30_000_000
+    max_question: Annotated[PositiveInt, Field(description="Longest question, in characters.")] = 2000
+    max_instances: Annotated[PositiveInt, Field(description="Most questions in one V1 or V2 request.")] = 16
+    url_hosts: Annotated[
+        tuple[str, ...], Field(description="Hosts from which images are downloaded over https; empty: none.")
+    ] = ()
+    url_s: Annotated[Seconds, Field(description="Seconds for the download of one image.")] = 10.0
+
+
+def load_serve_settings(overrides: tuple[str, ...] = ()) -> ServeSettings:
+    """The defaults with overrides `field=value` or `propose.field=value`.
+
+    Raises InvalidRecord naming a wrong override.
+    """
+    content: dict[str, Any] = ServeSettings().model_dump(mode="json")
+    for override in overrides:
+        name, equals, value = override.partition("=")
+        if not equals or not name:
+            raise InvalidRecord(f"--set {override!r}: expected field=value, for instance running=16")
+        *outer, field = name.split(".")
+        target = content
+        for key in outer:
+            target = target.setdefault(key, {})
+            if not isinstance(target, dict):
+                raise InvalidRecord(f"--set {override!r}: {key!r} has no fields")
+        target[field] = parse_override_value(value, where=f"--set {override!r}")
+    return parse_config(ServeSettings, content, where="serve settings")

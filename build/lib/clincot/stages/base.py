@@ -1,0 +1,46 @@
+"""What a stage is: its name, configuration, inputs, outputs and function."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+from tqdm import tqdm
+
+from clincot.config import FrozenConfig
+
+Metrics = dict[str, float]
+Paths = Mapping[str, Path]
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One step of a round. `run(config, inputs, outputs)` reads and writes only the named paths."""
+
+    name: str
+    run: Callable[[Any, Paths, Paths], Metrics]
+    config: type[FrozenConfig]
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+    device: Literal["cpu", "gpu"]
+    about: str  # one sentence in the imperative, for --help and user interfaces
+    # Inputs that may be left out.
+    optional: tuple[str, ...] = ()
+    # Inputs whose file may be missing on disk; the stage decides what that means.
+    may_be_missing: tuple[str, ...] = ()
+    # Inputs that the stage appends to. A stage that gets one always runs: it knows itself what it has done before.
+    append_only_inputs: tuple[str, ...] = ()
+    # Always run: the stage reads or changes something outside its files.
+    never_cached: bool = False
+    # Optional inputs that are only recorded; a changed one does not make the outputs stale.
+    provenance_inputs: tuple[str, ...] = ()
+    # Fields of the config that the command line also accepts as --field.
+    flags: tuple[str, ...] = ()
+
+
+def show_progress(items: Iterable[T], what: str, unit: str, total: int | None = None) -> Iterator[T]:
+    """Iterate over the items with a progress bar, if standard error is a terminal."""
+    return iter(tqdm(items, desc=what, unit=f" {unit}", total=total, mininterval=2.0, disable=None))

@@ -1,0 +1,48 @@
+"""The evaluate stage: the policy answers the benchmark from each kind of region."""
+
+from __future__ import annotations
+
+from clincot.config import EvaluateConfig
+from clincot.evaluation.read_benchmark import read_benchmark, select_report_metrics
+from clincot.jsonl import read_records, write_json, write_records
+from clincot.records import Outcome
+from clincot.stages.base import Metrics, Paths, Stage, show_progress
+
+
+def evaluate(config: EvaluateConfig, inputs: Paths, outputs: Paths) -> Metrics:
+    from clincot.datasets.folder import StudyIndex
+    from clincot.evaluation.benchmark_report import build_benchmark_reports
+    from clincot.evaluation.evaluator import evaluate_policy as answer_benchmark
+    from clincot.models.load import load_policy
+
+    benchmark = read_benchmark(inputs["benchmark"], limit=config.limit)
+    studies = StudyIndex(inputs["benchmark"])
+    outcomes = answer_benchmark(load_policy(inputs["policy"]), benchmark, studies, inputs["benchmark"], config)
+    total = len(config.arms) * len(benchmark.questions)
+    write_records(outputs["outcomes"], show_progress(outcomes, "benchmark", "answers", total))
+    (report,) = build_benchmark_reports(
+        read_records(outputs["outcomes"], Outcome),
+        benchmark,
+        seed=config.seed,
+        resamples=config.resamples,
+        reports=select_report_metrics(benchmark, inputs.get("train_reports")),
+    )
+    write_json(outputs["report"], report.model_dump(mode="json"))
+    metrics = {}
+    for arm, intervals in report.metrics.items():
+        for name, label in (("accuracy", "accuracy"), ("raw/rouge_l", "rouge_l"), ("finding_f1", "finding_f1")):
+            if name in intervals and (value := intervals[name].value) is not None:
+                metrics[f"{label}_{arm}"] = value
+    return metrics
+
+
+STAGE = Stage(
+    name="evaluate",
+    run=evaluate,
+    config=EvaluateConfig,
+    inputs=("benchmark", "policy"),
+    outputs=("outcomes", "report"),
+    device="gpu",
+    about="Measure a policy on the benchmark, from each kind of region and from the controls.",
+    optional=("train_reports",),
+)

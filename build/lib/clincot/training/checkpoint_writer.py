@@ -1,0 +1,150 @@
+"""Choose the weights to train, and write a trained policy as a checkpoint folder."""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from clincot.config import TrainConfig
+from clincot.errors import InvalidInput, UserError
+from clincot.jsonl import atomic_write, write_json
+from clincot.prompts import PromptFormat, save_prompt_format
+
+LOG_FILE = "train_log.json"
+_VISION_TOWER_NAMES = ("vision_model", "vision_tower", "visual")  # its names in the model families of transformers
+
+
+class NonFiniteError(UserError, RuntimeError):
+    """The loss or its gradient became NaN or infinite; the message names the pairs or rows."""
+
+
+def freeze_modules(model: Any, *, vision: bool, connector: bool) -> None:
+    """Freeze the vision tower and/or the connector (projector); the language model is always trained.
+
+    Raises InvalidInput if the model has no vision tower under a known name.
+    """
+    inner = getattr(model, "model", model)
+    towers = [getattr(inner, name) for name in _VISION_TOWER_NAMES if isinstance(getattr(inner, name, None), nn.Module)]
+    if not towers:
+        raise InvalidInput(
+            f"{type(model).__name__} has none of {_VISION_TOWER_NAMES}, so its vision tower cannot be identified"
+        )
+    model.requires_grad_(not connector)  # the parts that are not set again below are the connector, under any name
+    for tower in towers:
+        tower.requires_grad_(not vision)
+    model.get_decoder().requires_grad_(True)
+    model.get_output_embeddings().requires_grad_(True)
+
+
+def build_lora_config(model: Any, config: TrainConfig) -> Any:
+    """A LoRA on every linear layer that is trained, except the output head, whose weight TRL reads directly."""
+    from peft import LoraConfig
+
+    head = model.get_output_embeddings()
+    targets = [
+        name
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Linear) and module is not head and module.weight.requires_grad
+    ]
+    return LoraConfig(
+        r=config.lora_r, lora_alpha=config.lora_alpha, lora_dropout=0.0, target_modules=targets, task_type="CAUSAL_LM"
+    )
+
+
+def build_cosine_schedule(optimiser: torch.optim.Optimizer, warmup_ratio: float, steps: int) -> Any:
+    """Linear warm-up over a share of the steps, then half a cosine period that reaches 0 after the last step.
+
+    No step has a rate of 0. The schedule of transformers starts at 0, so a run of one step would learn nothing.
+    """
+    warmup_steps = round(warmup_ratio * steps)
+
+    def rate(step: int) -> float:
+        if step < warmup_steps:
+            return (step + 1) / warmup_steps
+        return 0.5 * (1 + math.cos(math.pi * min(1.0, (step - warmup_steps) / max(1, steps - warmup_steps))))
+
+    return torch.optim.lr_scheduler.LambdaLR(optimiser, rate)
+
+
+def get_partial_folder(out_dir: Path) -> Path:
+    """The folder in which a checkpoint is written before it is renamed to `out_dir`."""
+    return out_dir.with_name(out_dir.name + ".partial")
+
+
+def open_partial_folder(out_dir: Path, run: str) -> Path:
+    """Open the partial folder for a run (identified by a digest); the leftovers of another run are deleted."""
+    folder = get_partial_folder(out_dir)
+    marker = folder / "run"
+    if folder.exists() and (not marker.is_file() or marker.read_text(encoding="utf-8") != run):
+        shutil.rmtree(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    marker.write_text(run, encoding="utf-8")
+    return folder
+
+
+def save_checkpoint(
+    model: Any,
+    processor: Any,
+    views: PromptFormat,
+    out_dir: Path,
+    *,
+    dtype: str,
+    log: Sequence[Mapping[str, float]],
+    weights: Mapping[str, torch.Tensor] | None = None,
+) -> None:
+    """Write weights, processor, prompt format and training log to the partial folder, then rename it to `out_dir`.
+
+    A LoRA is merged into the weights, so that this checkpoint can be the next round's reference as it is. The adapter
+    is kept in adapter/ as well, for servers that load it onto the base (`clincot publish --adapter keep`). `weights`
+    replaces the model's own weights if these are sharded among processes (training/fsdp.py).
+    """
+    partial = get_partial_folder(out_dir) / "checkpoint"
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    if hasattr(model, "merge_and_unload"):
+        _save_adapter(model, partial / "adapter")
+        model = model.merge_and_unload()
+    if weights is None:
+        model.to(getattr(torch, dtype)).save_pretrained(partial, safe_serialization=True)
+    else:
+        # convert each tensor once, so that tied weights are still one tensor and are written once
+        converted = {id(tensor): tensor.to(getattr(torch, dtype)) for tensor in weights.values()}
+        state_dict = {name: converted[id(tensor)] for name, tensor in weights.items()}
+        model.save_pretrained(partial, state_dict=state_dict, safe_serialization=True)
+    processor.save_pretrained(partial)
+    save_prompt_format(partial, views)
+    with atomic_write(partial / LOG_FILE) as file:
+        json.dump(list(log), file, indent=1)
+        file.write("\n")
+    if out_dir.exists():
+        shutil.rmtree(out_dir)
+    partial.rename(out_dir)
+    shutil.rmtree(get_partial_folder(out_dir))
+
+
+def _save_adapter(model: Any, folder: Path) -> None:
+    """Write PEFT's two files with the same bytes in every process and on every machine."""
+    model.save_pretrained(folder, safe_serialization=True)
+    (folder / "README.md").unlink(missing_ok=True)
+    path = folder / "adapter_config.json"
+    content = json.loads(path.read_text(encoding="utf-8"))
+    content["base_model_name_or_path"] = None  # a path of this machine; the checkpoint's record names the parent
+    content["target_modules"] = sorted(content["target_modules"])  # a set, whose order differs between processes
+    write_json(path, content)
+
+
+def average_last_steps(log: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """Average every metric over the last tenth of the steps (at least one step)."""
+    tail = log[-max(1, len(log) // 10) :]
+    averages = {}
+    for name in tail[-1]:
+        if name not in {"step", "epoch", "learning_rate"}:
+            averages[name] = sum(entry[name] for entry in tail) / len(tail)
+    return averages

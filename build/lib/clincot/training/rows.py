@@ -1,0 +1,170 @@
+"""Training rows: preference pairs and supervised examples, rebuilt from the records of a round.
+
+The two sides of a pair are two complete conversations, because they look at different regions: the same question, two
+crops, two answers. `Turn.action` marks the tokens that a loss may count: always the answer, and the region only if the
+policy wrote it (a tool's region is input, not an action).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+from clincot.jsonl import InvalidRecord, read_records
+from clincot.prompts import ChainStep, Conversation, PromptFormat, chain_prompt, hash_prompt
+from clincot.records import Candidate, PreferencePair, Question, Region, Study
+
+R = TypeVar("R")
+
+SINGLE_STEP = ("{question}",)  # answer.steps of a chain with one step
+
+
+@dataclass(frozen=True)
+class TrainingRow:
+    """One preference pair as the policy sees it."""
+
+    pair: str  # PreferencePair.id
+    chosen: Conversation
+    rejected: Conversation
+    gap: float  # chosen score - rejected score, > 0
+    spread: float  # standard deviation between the judges, in score units
+
+
+@dataclass(frozen=True)
+class SFTRow:
+    """One conversation whose action turns are learned."""
+
+    name: str  # identifies the row in error messages
+    conversation: Conversation
+
+
+@dataclass(frozen=True)
+class SourceRecords:
+    """The records behind a set of pairs, by id."""
+
+    candidates: Mapping[str, Candidate]
+    regions: Mapping[str, Region]
+    questions: Mapping[str, Question]
+    studies: Mapping[str, Study]
+
+
+def rebuild_conversation(
+    candidate: Candidate,
+    sources: SourceRecords,
+    folder: Path,
+    views: PromptFormat,
+    *,
+    steps: Sequence[str] = SINGLE_STEP,
+) -> Conversation:
+    """Rebuild the conversation in which a candidate was generated, up to and including its answer.
+
+    `folder` is the folder of the data set and `steps` is answer.steps. Earlier steps of a chain are context, not
+    actions. Raises InvalidRecord if a record is missing or the candidate was generated with another prompt template or
+    other picture sizes.
+    """
+    question = _find_record(sources.questions, candidate.question, "question", candidate.id)
+    report = question.kind == "report"
+    if candidate.prompt != (prompt := hash_prompt(views, report=report)):
+        raise InvalidRecord(
+            f"candidate {candidate.id} was written with prompts {candidate.prompt}, but the policy to train has "
+            f"{prompt}; train the policy that generated the candidates, or generate them again"
+        )
+    study = _find_record(sources.studies, question.study, "study", question.id)
+    chain: list[ChainStep] = []
+    for step in _trace_lineage(candidate, sources.candidates):
+        if step.step >= len(steps):
+            raise InvalidRecord(f"candidate {step.id} is of step {step.step}, but the chain has {len(steps)} steps")
+        box = _find_record(sources.regions, step.region, "region", step.id).box
+        step_question = steps[step.step].replace("{question}", question.text)
+        chain.append(ChainStep(step_question, box, step.region_written, step.text, report=report))
+    return chain_prompt(study, folder, views, chain)
+
+
+def build_training_rows(
+    pairs: Iterable[PreferencePair],
+    sources: SourceRecords,
+    folder: Path,
+    views: PromptFormat,
+    *,
+    steps: Sequence[str] = SINGLE_STEP,
+) -> Iterator[TrainingRow]:
+    """Yield the row of each pair, in order."""
+    for pair in pairs:
+        chosen, rejected = (
+            rebuild_conversation(
+                _find_record(sources.candidates, side, "candidate", pair.id), sources, folder, views, steps=steps
+            )
+            for side in (pair.chosen, pair.rejected)
+        )
+        yield TrainingRow(pair.id, chosen, rejected, pair.gap, pair.spread)
+
+
+def read_training_rows(
+    *,
+    pairs: Path,
+    candidates: Path,
+    regions: Path,
+    questions: Path,
+    folder: Path,
+    views: PromptFormat,
+    steps: Sequence[str] = SINGLE_STEP,
+) -> Iterator[TrainingRow]:
+    """Yield rows from the files of the stages and the data set in `folder`.
+
+    Only the records that some pair needs are in memory, and no image.
+    """
+    used = _read_used_candidates(pairs, candidates, len(steps))
+    region_ids = {candidate.region for candidate in used.values()}
+    question_ids = {candidate.question for candidate in used.values()}
+    used_questions = {q.id: q for q in read_records(questions, Question) if q.id in question_ids}
+    study_ids = {question.study for question in used_questions.values()}
+    sources = SourceRecords(
+        candidates=used,
+        regions={region.id: region for region in read_records(regions, Region) if region.id in region_ids},
+        questions=used_questions,
+        studies={s.id: s for s in read_records(folder / "studies.jsonl", Study) if s.id in study_ids},
+    )
+    yield from build_training_rows(read_records(pairs, PreferencePair), sources, folder, views, steps=steps)
+
+
+def _read_used_candidates(pairs: Path, candidates: Path, step_count: int) -> dict[str, Candidate]:
+    """The candidates of the pairs and all that they continue, by id."""
+    sides: set[str] = set()
+    for pair in read_records(pairs, PreferencePair):
+        sides |= {pair.chosen, pair.rejected}
+    of_pairs: dict[str, Candidate] = {}
+    earlier: dict[str, Candidate] = {}  # any candidate before the last step may be the context of another one
+    for candidate in read_records(candidates, Candidate):
+        if candidate.id in sides:
+            of_pairs[candidate.id] = candidate
+        elif candidate.step < step_count - 1:
+            earlier[candidate.id] = candidate
+    by_id = {**earlier, **of_pairs}
+    used: dict[str, Candidate] = {}
+    for candidate in of_pairs.values():
+        used.update((ancestor.id, ancestor) for ancestor in _trace_lineage(candidate, by_id))
+    return used
+
+
+def select_chosen_rows(rows: Iterable[TrainingRow]) -> list[SFTRow]:
+    """The chosen side of each pair, for SFT on chosen."""
+    return [SFTRow(row.pair, row.chosen) for row in rows]
+
+
+def _trace_lineage(candidate: Candidate, candidates: Mapping[str, Candidate]) -> list[Candidate]:
+    """The candidate and those that it continues, the first step first."""
+    lineage = [candidate]
+    while lineage[0].parent:
+        lineage.insert(0, _find_record(candidates, lineage[0].parent, "candidate", lineage[0].id))
+    return lineage
+
+
+def _find_record(records: Mapping[str, R], key: str, kind: str, child: str) -> R:
+    record = records.get(key)
+    if record is None:
+        raise InvalidRecord(
+            f"{child} names the {kind} {key!r}, which is not among the {len(records)} {kind} records of the input"
+        )
+    return record
