@@ -218,7 +218,7 @@ def test_what_the_cluster_lacks_is_said_at_once_and_can_be_said_offline() -> Non
         "argoproj.io/v1alpha1/Workflow",
         "monitoring.coreos.com/v1/ServiceMonitor",
     ]
-    assert "offline: --api-versions argoproj.io/v1alpha1/Workflow" in done.stderr
+    assert "To render without a cluster, pass --api-versions argoproj.io/v1alpha1/Workflow" in done.stderr
     assert template("--set", "store.existingSecret=s3,monitoring.serviceMonitor=true", served=missing).returncode == 0
     less = "store.existingSecret=s3,pipeline.enabled=false,servingRuntime.create=false,servingRuntime.name=vllm"
     assert template("--set", less, served=missing[:1]).returncode == 0
@@ -228,16 +228,16 @@ def test_what_the_cluster_lacks_is_said_at_once_and_can_be_said_offline() -> Non
     ("values", "message"),
     [
         ("store.region=eu-1", "the object store's keys are missing: set store.existingSecret"),
-        ("store.existingSecret=s3,store.accessKey=a,store.secretKey=b", "both given; say one"),
-        ("store.existingSecret=s3,seaweedfs.enabled=true,store.endpoint=http://x", "brings its own endpoint"),
+        ("store.existingSecret=s3,store.accessKey=a,store.secretKey=b", "both set; set only one of them"),
+        ("store.existingSecret=s3,seaweedfs.enabled=true,store.endpoint=http://x", "provides its own endpoint"),
         ("store.existingSecret=s3,server.apiKeysSecret=k", "set server.smokeKeySecret"),
-        ("store.existingSecret=s3,seaweedfs.enabled=true", "seaweedfs.enabled makes its identity from"),
+        ("store.existingSecret=s3,seaweedfs.enabled=true", "seaweedfs.enabled creates its user from"),
         ("store.existingSecret=s3,servingRuntime.create=false", "set servingRuntime.name"),
         ("store.existingSecret=s3,git.existingSecret=g,git.password=p", "git.existingSecret and git.password"),
         ("store.existingSecret=s3,pipeline.schedule.enabled=true", "needs pipeline.data and pipeline.benchmark"),
-        ("store.existingSecret=s3,kfp.runNamespace=kubeflow,quota.enabled=true", "quota.enabled would limit"),
-        ("store.existingSecret=s3,pipeline.trainJobs=true", "accessMode must be ReadWriteMany, not ReadWriteOnce"),
-        ("store.existingSecret=s3,pipeline.trainJobs=true,pipeline.cache.create=false", "cache, and there is none"),
+        ("store.existingSecret=s3,kfp.runNamespace=kubeflow,quota.enabled=true", "quota.enabled would also limit"),
+        ("store.existingSecret=s3,pipeline.trainJobs=true", "accessMode ReadWriteMany, got ReadWriteOnce"),
+        ("store.existingSecret=s3,pipeline.trainJobs=true,pipeline.cache.create=false", "through the cache, but there is no cache volume"),
         ("store.existingSecret=s3,pipeline.launch.job.nodes=2", "set pipeline.trainJobs"),
     ],
 )
@@ -264,9 +264,9 @@ def notes(profile: str, folder: Path) -> str:
 
 def test_the_notes_say_how_it_stands_and_what_is_next(tmp_path: Path) -> None:
     said = notes("production", tmp_path)
-    assert "its runs in clincot-runs" in said
-    assert "judges      med-a, med-b, general" in said
-    assert "every 0 0 2 * * 6" in said
+    assert "its pipeline runs use the namespace clincot-runs" in said
+    assert "judges      The panel consists of med-a, med-b, general." in said
+    assert 'runs on the schedule "0 0 2 * * 6"' in said
     assert "annotate --overwrite secret clincot-s3" in said
     assert "serving.kserve.io/s3-endpoint=s3.hospital.example" in said
     assert "helm test clincot -n clincot --logs" in said
