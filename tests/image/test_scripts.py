@@ -41,7 +41,7 @@ def test_the_test_of_images_asks_before_it_changes_the_system() -> None:
     assert done.returncode == 1
     assert "buildah podman runc debootstrap" in done.stdout
     assert "root" in done.stdout
-    assert "nothing was done. CONFIRM=yes does it" in done.stderr
+    assert "nothing was done; set CONFIRM=yes to continue" in done.stderr
 
 
 def test_the_test_on_a_cluster_names_what_is_missing(tmp_path: Path) -> None:
