@@ -1,7 +1,8 @@
-"""Print buildah flags, one per line, that give an image's build this machine's pip settings: `pip_for_build.py FOLDER`.
+"""Print this machine's pip settings as buildah flags: `pip_for_build.py FOLDER`.
 
-Indexes and folders of wheels become a pip.conf (written to FOLDER) and volumes; a private certificate becomes a secret.
-Only the build sees them, and nothing of them stays in the image. If pip has no settings, nothing is printed.
+Each line is one flag for an image's build. Indexes and folders of wheels become a pip.conf (written to FOLDER) and
+volumes; a private certificate becomes a secret. Only the build sees them, and nothing of them stays in the image. If
+pip has no settings, nothing is printed.
 """
 
 from __future__ import annotations
@@ -16,7 +17,10 @@ PLACES = ("find-links", "index-url", "extra-index-url")
 
 
 def pip_settings(listed: str) -> dict[str, str]:
-    """Parse `pip config list` into {setting: value}; the environment overrides files, as in pip itself."""
+    """Parse `pip config list` into {setting: value}.
+
+    As in pip itself, the environment overrides files.
+    """
     settings: dict[str, str] = {}
     for line in sorted(listed.splitlines(), key=lambda line: line.startswith(":env:")):
         key, _, value = line.partition("=")

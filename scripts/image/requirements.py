@@ -1,7 +1,7 @@
-"""Print the requirements of an image's dependency layer from pyproject.toml: `requirements.py [EXTRA …]`.
+"""Print the requirements of a dependency layer: `requirements.py [EXTRA …]`.
 
-pip cannot install a project's dependencies without the project itself, but an image needs them in a layer of their own,
-so that a change of the source does not rebuild it.
+They come from pyproject.toml in the working folder. pip cannot install a project's dependencies without the project
+itself, but an image needs them in a layer of their own, so that a change of the source does not rebuild it.
 """
 
 from __future__ import annotations

@@ -1,4 +1,7 @@
-"""Check, in an image, that constraints.txt (standard input) pins all installed packages and that the SBOM lists them."""
+"""Check in an image that all packages are pinned and that the SBOM lists them.
+
+The pins are constraints.txt on standard input.
+"""
 
 from __future__ import annotations
 
