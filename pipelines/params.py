@@ -51,6 +51,7 @@ DESCRIPTIONS: Mapping[str, str] = {
     "data_digest": "sha256 of the data set, part of the cache key.",
     "benchmark": "Address of the held-out data set with its answer key.",
     "benchmark_digest": "sha256 of the benchmark, part of the cache key.",
+    "recipe": "Name of the recipe that the settings come from, for the round's page; empty: neutral.",
     "blind_from": "Address of a data set whose answers the blind baseline may use; empty: no baseline.",
     "blind": "Address of a data set whose answers the blind baseline may use; empty: no baseline.",
     "calibrated_on": "Address of the data set on which the judges were calibrated, for the leak check.",
@@ -113,32 +114,6 @@ DESCRIPTIONS: Mapping[str, str] = {
     "deploy.Output": "Outcome of the rollout, in words.",
     "record_run_status.Output": "What was recorded, in words.",
 }
-_FALLBACK_ARTIFACTS: Mapping[str, str] = {
-    "questions": "Questions of the round (JSONL).",
-    "regions": "Regions proposed for every question (JSONL).",
-    "candidates": "Answers of the policy, one for each region (JSONL).",
-    "judgements": "Score of every judge for every candidate (JSONL).",
-    "scores": "Combined score of the panel for every candidate (JSONL).",
-    "panel_report": "Agreement of the judges, calibration and excluded judges (JSON).",
-    "pairs": "Preference pairs with their score gaps (JSONL).",
-    "pair_report": "Counts and checks of the preference pairs (JSON).",
-    "checkpoint": "Folder of the trained checkpoint.",
-    "outcomes": "Answer to every benchmark question for each kind of region (JSONL).",
-    "report": "Benchmark metrics with their intervals (JSON).",
-    "decision": "Decision of the promotion gate (JSONL, one record).",
-    "evidence": "Paired scores on which the decision rests (JSONL).",
-    "summary": "Decision in words (Markdown).",
-    "champion": "Benchmark outcomes of the champion (JSONL).",
-    "challenger": "Benchmark outcomes of the challenger (JSONL).",
-    "base": "Benchmark outcomes of the base policy (JSONL).",
-    "panel_report_before": "Panel report of the previous round (JSON).",
-    "candidates_before": "Candidates of the previous step of the chain (JSONL).",
-    "scores_before": "Panel scores of the previous step of the chain (JSONL).",
-    "published": "Manifest of the published checkpoint (JSON).",
-    "table": "Result of every check as a table (Markdown).",
-    "version": "Record of the data version (JSONL, one record).",
-}
-_ARTIFACTS: Mapping[str, str] = {**_FALLBACK_ARTIFACTS, **getattr(catalog, "ARTIFACTS", {})}
 _ARTIFACT_ALIASES = {"version_record": "version"}  # names that a component cannot share with its section
 
 
@@ -149,8 +124,8 @@ def describe(component: str, name: str, *, artifact: bool) -> str:
     """
     if f"{component}.{name}" in DESCRIPTIONS:
         return DESCRIPTIONS[f"{component}.{name}"]
-    if artifact and _ARTIFACT_ALIASES.get(name, name) in _ARTIFACTS:
-        return _ARTIFACTS[_ARTIFACT_ALIASES.get(name, name)]
+    if artifact and _ARTIFACT_ALIASES.get(name, name) in catalog.ARTIFACTS:
+        return catalog.ARTIFACTS[_ARTIFACT_ALIASES.get(name, name)]
     return DESCRIPTIONS[name]
 
 

@@ -45,6 +45,7 @@ class RoundContext:
     checkpoint: str  # path of the challenger
     champion_outcomes: str  # path
     champion_report: str  # path
+    recipe: str = ""  # name of the recipe that the settings come from; empty: neutral defaults
 
 
 def summarize_round(files: RoundFiles, *, number: int, checkpoint_digest: str) -> RoundOutputs:

@@ -17,6 +17,7 @@ from clincot.pipelines.round_plan import RoundPlan
 class RunParameters:
     """The parameters of a run, which the UI shows as a form."""
 
+    recipe: str
     data: str
     benchmark: str
     blind_from: str

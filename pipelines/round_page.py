@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 
-from clincot.config import Params, parse_config
+from clincot.config import Params, RecipeReference, find_recipe, parse_config
 from clincot.jsonl import atomic_write, write_json
 from clincot.pipelines.params import JsonObject, decode_params
 from clincot.pipelines.round_files import RoundContext, RoundFiles
@@ -41,6 +41,7 @@ def write_round_page(
     parsed = parse_config(
         Params, {name: decode_params(section) for name, section in params.items()}, where="pipeline parameters"
     )
+    parsed = parsed.model_copy(update={"recipe": _describe_recipe(parsed, context.recipe, sections=params)})
     with tempfile.TemporaryDirectory() as temporary:
         run = Path(temporary) / "run"
         plan = Plan(
@@ -60,6 +61,16 @@ def write_round_page(
         write_page(run, page, title=f"ClinCoT: round {context.number}")
     with atomic_write(results) as file:
         file.write(render_results_table(gathered) + "\n")
+
+
+def _describe_recipe(params: Params, name: str, *, sections: Collection[str]) -> RecipeReference:
+    """The recipe that the settings of a run come from, with the fields that the run changed."""
+    if not name:
+        return RecipeReference()
+    recipe = find_recipe(name)
+    changes = params.list_changes(recipe.params)
+    changed = tuple(change for change in changes if change.partition(".")[0] in sections)
+    return RecipeReference(name=recipe.name, digest=recipe.digest, changed=changed)
 
 
 def _link_round(run: Path, context: RoundContext, files: RoundFiles) -> None:

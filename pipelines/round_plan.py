@@ -55,6 +55,7 @@ class RoundPlan:
         sections["service"] = self.service.model_dump(mode="json")
         sections["launch"] = self.launch.model_dump(mode="json")
         return {
+            "recipe": self.params.recipe.name,
             "data": self.data,
             "benchmark": self.benchmark,
             "blind_from": self.blind_from,

@@ -252,6 +252,7 @@ def add_page(this: Round, data: PreferenceData, challenger: Challenger, decided:
             evaluate=this.run.evaluate,
             decide=this.run.decide,
             publish=this.run.publish,
+            recipe=this.run.recipe,
             number=this.run.number,
             ahead=this.ahead,
             data=this.run.data,

@@ -13,6 +13,26 @@ from clincot.storage.store import Store
 from tests.support import tiny
 from tests.support.s3_server import S3Server, s3_server
 
+TESTS = Path(__file__).parent
+
+
+# Marks of whole folders: those whose tests start servers, run helm, or compile and run pipelines.
+MARKED_FOLDERS = {"chart": "kube", "components": "kfp", "families": "slow", "pipelines": "kfp", "serving": "slow"}
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark tests by their folder, and those that use a server of S3 or of the Kubernetes API by their fixtures."""
+    for item in items:
+        folder = item.path.relative_to(TESTS).parts[0]
+        if folder in MARKED_FOLDERS:
+            item.add_marker(MARKED_FOLDERS[folder])
+        parameters = getattr(getattr(item, "callspec", None), "params", {})
+        on_s3 = any(isinstance(value, str) and value == "s3" for value in parameters.values())
+        if on_s3 or "s3" in getattr(item, "fixturenames", ()):
+            item.add_marker("s3")
+        if hasattr(getattr(item, "module", None), "api_server"):
+            item.add_marker("kube")
+
 
 @pytest.fixture(scope="session")
 def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:

@@ -18,6 +18,8 @@ from clincot.config import load_params
 from clincot.stages.catalog import STAGES, get_stage
 from tests.support import tiny
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[1]
 FILE: dict[str, Any] = yaml.safe_load((ROOT / "dvc.yaml").read_text())
 ROUND = {name: stage for name, stage in FILE["stages"].items() if not name.startswith("render-")}

@@ -7,7 +7,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from tests.support.killing import MOMENTS
+
+pytestmark = pytest.mark.slow
 
 OUTPUTS = (
     "results.json",

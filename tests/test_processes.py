@@ -15,6 +15,8 @@ import pytest
 
 from clincot.processes import background_worker, end_with_parent, retry_call
 
+pytestmark = pytest.mark.slow
+
 
 def write_word(path: Path, word: str) -> None:
     time.sleep(0.1 if word == "first" else 0.0)

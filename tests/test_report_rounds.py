@@ -27,6 +27,8 @@ from clincot.rounds import Plan, run_rounds
 from clincot.rounds import render_results_table as rounds_table
 from tests.support import tiny
 
+pytestmark = pytest.mark.slow
+
 LONG, SHORT = 9, 2  # tokens of a report, and of any other answer
 
 

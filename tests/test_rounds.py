@@ -21,6 +21,8 @@ from clincot.records import Candidate, Checkpoint, Judgement, PanelScore, Prefer
 from clincot.rounds import Plan, format_interval, render_results_table, run_rounds
 from tests.support import tiny
 
+pytestmark = pytest.mark.slow
+
 
 @dataclass(frozen=True)
 class Finished:

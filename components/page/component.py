@@ -17,6 +17,7 @@ def page(
     evaluate: dict,
     decide: dict,
     publish: dict,
+    recipe: str,
     number: int,
     ahead: int,
     data: str,
@@ -57,6 +58,7 @@ def page(
         evaluate: Settings of the evaluation: kinds of regions, answer length, resamples.
         decide: Settings of the promotion gate: error budget, smallest gain, floors, leak limits.
         publish: Settings of the model registry: store, name of the model, golden questions.
+        recipe: Name of the recipe that the settings come from, for the round's page; empty: neutral.
         number: Number of the run's first round; 0: the next round of the model.
         ahead: Position of this round in the run, starting at 0.
         data: Address of the training data set: a folder or `s3://bucket/prefix/<sha256>`.
@@ -123,5 +125,6 @@ def page(
         checkpoint=checkpoint.path,
         champion_outcomes=champion_outcomes.path,
         champion_report=champion_report.path,
+        recipe=recipe,
     )
     tasks.page(sections, context, files, page=looks.path, results=results.path)

@@ -76,7 +76,7 @@ SPELLINGS: dict[str, str] = {
     "models show": "<checkpoint> --store= --name= --by= --params= --set= --card",
     "models start": "<checkpoint> --store= --name= --by= --params= --set=",
     "models rollback": "--store= --name= --by= --params= --set= --to= --reason=!",
-    "models prune": "--store= --name= --by= --params= --set= --keep= --unfinished --really",
+    "models prune": "--store= --name= --by= --params= --set= --keep= --unfinished --really --yes",
     "deploy": (
         "--store= --name= --by= --params= --set= --checkpoint= --approval --show-manifests --storage-secret= "
         "--base= --golden= --ask --abandon= --stop --target= --service= --crd= --context= --state= --port= "

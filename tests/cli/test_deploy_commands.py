@@ -28,6 +28,8 @@ from tests.support.kube_api_server import ApiServer, Script, api_server
 from tests.support.runs import write_films
 from tests.support.s3_server import S3Server
 
+pytestmark = pytest.mark.slow
+
 SERVER = Path(__file__).parents[1] / "support" / "small_server.py"
 BOX = Box(x0=0.1, y0=0.1, x1=0.5, y1=0.5)
 

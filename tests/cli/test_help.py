@@ -17,7 +17,7 @@ import pytest
 
 from clincot.cli.app import get_command, main
 from clincot.cli.reference import render_cli_reference
-from clincot.stages.catalog import ARTIFACTS, STAGES
+from clincot.stages.catalog import ARTIFACTS, STAGES, describe_artifact
 
 PANELS = {
     "Stages": [stage.name for stage in STAGES],
@@ -72,7 +72,7 @@ def test_every_path_of_a_stage_is_described(capsys: pytest.CaptureFixture[str]) 
     for stage in STAGES:
         text = " ".join(read_help(capsys, stage.name).split())
         for name in (*stage.inputs, *stage.optional, *stage.outputs):
-            assert ARTIFACTS[name] in text, (stage.name, name)
+            assert describe_artifact(stage.name, name) in text, (stage.name, name)
 
 
 def test_only_known_paths_are_described() -> None:

@@ -11,6 +11,8 @@ from clincot.datasets.ingest.ingest_report import IngestReport, TooManyRefused
 from clincot.datasets.vqa_rad import ingest_vqa_rad
 from clincot.jsonl import InvalidRecord
 
+pytestmark = pytest.mark.slow
+
 REAL = Path(__file__).parents[3] / "shared" / "data" / "vqa-rad"
 real = pytest.mark.skipif(not REAL.is_dir(), reason=f"VQA-RAD is not at {REAL}")
 

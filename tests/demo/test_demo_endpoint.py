@@ -28,6 +28,8 @@ from tests.serving.conftest import POLICY
 from tests.support import tiny
 from tests.support.deployment_builders import decided
 
+pytestmark = pytest.mark.slow
+
 
 def report(policy: Path) -> dict[str, object]:
     measured = BenchmarkReport(benchmark="b" * 64, policy=hash_checkpoint(policy), protocol="strict", metrics={})

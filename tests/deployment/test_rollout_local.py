@@ -23,6 +23,8 @@ from clincot.registry.manifest import Manifest
 from clincot.storage.folder_store import FolderStore
 from tests.support.deployment_builders import LINE, published
 
+pytestmark = pytest.mark.slow
+
 SERVER = str(Path(__file__).parents[1] / "support" / "small_server.py")
 FAST = DeployConfig(steps=(20, 100), step_s=0, poll_s=0.02, ready_s=120, request_s=60)
 

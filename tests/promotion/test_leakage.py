@@ -17,6 +17,8 @@ from clincot.promotion.leakage import find_calibration_leakage, find_leakage
 from clincot.records import GateFinding, Study
 from tests.support import tiny
 
+pytestmark = pytest.mark.slow
+
 REAL = Path(__file__).parents[3] / "shared" / "data" / "vqa-rad"
 real = pytest.mark.skipif(not REAL.is_dir(), reason=f"VQA-RAD is not at {REAL}")
 IMAGES, PATIENTS, NEAR = "images in training", "patients in training", "near-duplicates in training"

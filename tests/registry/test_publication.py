@@ -120,7 +120,7 @@ def test_a_missing_shard_and_a_stray_file_are_named(tmp_path: Path) -> None:
     (checkpoint / "notes.md").unlink()
     index = {"weight_map": {"w": "model-00001-of-00002.safetensors"}}
     (checkpoint / "model.safetensors.index.json").write_text(json.dumps(index))
-    with pytest.raises(UnsupportedCheckpoint, match=r"names model-00001-of-00002\.safetensors, which is not"):
+    with pytest.raises(UnsupportedCheckpoint, match=r"lists model-00001-of-00002\.safetensors, which is not"):
         register_checkpoint(FolderStore(tmp_path / "store"), checkpoint, CONFIG, PublicationEvidence())
 
 

@@ -33,6 +33,8 @@ from clincot.storage.digests import hash_path
 from tests.support import tiny
 from tests.support.http_server import free_port
 
+pytestmark = pytest.mark.slow
+
 MADE = ("questions", "regions", "candidates", "judgements", "scores", "pairs")
 
 

@@ -39,6 +39,8 @@ from clincot.synthetic.rendering import (
 )
 from clincot.synthetic.scenes import HELD_OUT_COMBINATIONS, Composition, stream_examples, stream_radiographs
 
+pytestmark = pytest.mark.slow
+
 TRAIN_WARP, TEST_WARP = 0, 1
 
 

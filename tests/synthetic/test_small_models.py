@@ -24,6 +24,8 @@ from clincot.synthetic.small_models import (
 from clincot.synthetic.tiny_model import TinyModelSpec
 from tests.support.tiny import write_model
 
+pytestmark = pytest.mark.slow
+
 SPEC = TinyModelSpec(seed=4, vision_hidden=32, vision_layers=1, text_hidden=32, text_layers=1, vocabulary=512)
 
 

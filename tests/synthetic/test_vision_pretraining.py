@@ -18,6 +18,8 @@ from clincot.synthetic.tiny_model import TinyModelSpec, build_tiny_model
 from clincot.synthetic.vision_pretraining import DenseFrames, group_shares_by_token, pretrain_vision, whiten_patches
 from tests.support.training_builders import CORPUS
 
+pytestmark = pytest.mark.slow
+
 # 8 x 8 patches of 8 px, tokens of 2 x 2 patches: as the shipped models, only narrower.
 SPEC = TinyModelSpec(vision_hidden=32, vision_layers=1, text_hidden=32, text_layers=1, vocabulary=700)
 

@@ -37,6 +37,8 @@ from tests.support.kube_api_server import Json, api_server
 from tests.support.pair_files import write_work
 from tests.support.trainer_server import TrainerServer, pod
 
+pytestmark = pytest.mark.slow
+
 CRD = Path(__file__).parents[3] / "shared/crds/trainer.kubeflow.org_trainjobs.yaml"
 
 
@@ -360,8 +362,8 @@ def test_preflight_looks_at_the_job_before_it_is_needed(server: TrainerServer, c
     server.denied = {("create", "trainjobs"), ("get", "pods/log")}
     server.strict["trainjobs"] = lambda body: 'unknown field "spec.runtimePatches"'
     _, may, dry = cluster_checks.check_trainjob(cluster, job)
-    assert "create trainjobs.trainer.kubeflow.org in clinic, get pods/log in clinic" in may.found
-    assert "unknown field" in dry.found
+    assert "create trainjobs.trainer.kubeflow.org in clinic, get pods/log in clinic" in may.result
+    assert "unknown field" in dry.result
     server.groups = set()
     (absent,) = cluster_checks.check_trainjob(cluster, job)
     assert absent.remedy == "install Kubeflow Trainer v2"

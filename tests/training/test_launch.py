@@ -26,6 +26,8 @@ from clincot.training.launch_settings import LaunchSettings, load_launch_setting
 from clincot.training.worker import train_in_process
 from tests.support.pair_files import write_work
 
+pytestmark = pytest.mark.slow
+
 TWO = LaunchSettings(how="torchrun", processes=2)
 # Sums over a batch of 4 are made as (2 + 2), so they round differently: 1e-7 of a loss of about 2, and Adam divides by
 # the root of squares that are as small. Measured over 10 steps: at most 5e-7.

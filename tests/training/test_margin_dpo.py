@@ -25,6 +25,8 @@ from clincot.training.margin_dpo import MarginDPOTrainer, train_on_pairs
 from clincot.training.rows import TrainingRow
 from tests.support.training_builders import differing_crops, shared_images
 
+pytestmark = pytest.mark.slow
+
 PLAIN = {"margin_lambda": 0.0, "nll_weight": 0.0, "warmup_ratio": 0.0, "lr": 1e-3, "beta": 0.5}
 
 

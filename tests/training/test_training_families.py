@@ -19,6 +19,8 @@ from clincot.synthetic.tiny_model import CHAT_TEMPLATE, build_tokenizer
 from clincot.training.margin_dpo import train_on_pairs
 from tests.support.training_builders import CORPUS, differing_crops
 
+pytestmark = pytest.mark.slow
+
 VIEWS = PromptFormat(whole_px=32, crop_px=32)
 
 

@@ -10,6 +10,7 @@ import typer
 
 from clincot.cli.framework import Commands, Entry, add_command, build_group
 from clincot.cli.options import ParamsArguments, read_params
+from clincot.config import resolve_path
 from clincot.errors import InvalidInput
 
 if TYPE_CHECKING:
@@ -331,7 +332,7 @@ def run_locally(args: RunLocalArguments) -> int:
     plan = _plan_round(args)
     from clincot.pipelines.run_local import run_local
 
-    print(run_local(plan, args.run, policy=args.policy))
+    print(run_local(plan, args.run, policy=None if args.policy is None else resolve_path(args.policy)))
     return 0
 
 

@@ -162,7 +162,8 @@ class PruneArguments(StoreArguments):
         bool, typer.Option("--unfinished", help="Remove the remains of interrupted publications instead.")
     ] = False
     really: Annotated[
-        bool, typer.Option("--really", help="Remove them; without this flag, only print what would be removed.")
+        bool,
+        typer.Option("--yes", "--really", help="Remove them; otherwise only print what would be removed."),
     ] = False
 
 
@@ -171,7 +172,7 @@ def prune(args: PruneArguments) -> int:
     from clincot.deployment.prune import prune_checkpoints, prune_unfinished
 
     store, line, _ = open_line(args, read_params(args))
-    verb = "removed" if args.really else "would be removed (--really)"
+    verb = "removed" if args.really else "would be removed (--yes)"
     if args.unfinished:
         for digest in prune_unfinished(store, line, really=args.really):
             print(f"{digest[:12]} {verb}: a publication without a manifest")

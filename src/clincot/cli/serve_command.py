@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from clincot.cli.framework import Commands, add_command
+from clincot.config import is_shipped, resolve_path
 from clincot.errors import require_extra
 
 SERVING_PANEL = "Serving and deployment"
@@ -103,7 +104,7 @@ def serve_checkpoint(args: ServeArguments) -> int:
         overrides = (*overrides, f"abstain_below={args.abstain_below}")
     run_server(
         ServePlan(
-            checkpoint=args.checkpoint,
+            checkpoint=str(resolve_path(args.checkpoint)) if is_shipped(args.checkpoint) else args.checkpoint,
             settings=load_serve_settings(overrides),
             name=args.model_name,
             host=args.host,

@@ -34,7 +34,7 @@ from clincot.config import FrozenConfig, Params, load_params
 from clincot.errors import UserError
 from clincot.records import Decision
 from clincot.stages.base import Metrics, Stage
-from clincot.stages.catalog import ARTIFACTS, STAGES, get_stage
+from clincot.stages.catalog import STAGES, describe_artifact, get_stage
 from clincot.stages.runner import run_stage
 
 STAGE_PANEL = "Stages"
@@ -69,9 +69,9 @@ def build_stage_command(stage: Stage) -> Any:
 
 def list_stage_parameters(stage: Stage) -> list[inspect.Parameter]:
     """The stage's inputs, outputs and flags, then where its parameters come from."""
-    parameters = [make_path_parameter(name, INPUTS, required=True) for name in stage.inputs]
-    parameters += [make_path_parameter(name, INPUTS, required=False) for name in stage.optional]
-    parameters += [make_path_parameter(name, OUTPUTS, required=True) for name in stage.outputs]
+    parameters = [make_path_parameter(stage, name, INPUTS, required=True) for name in stage.inputs]
+    parameters += [make_path_parameter(stage, name, INPUTS, required=False) for name in stage.optional]
+    parameters += [make_path_parameter(stage, name, OUTPUTS, required=True) for name in stage.outputs]
     if stage.name == "decide":
         parameters.append(make_parameter("exit_code", ExitCodeOption, False))
         parameters.append(make_parameter("explain", ExplainOption, False))
@@ -82,8 +82,9 @@ def list_stage_parameters(stage: Stage) -> list[inspect.Parameter]:
     return parameters
 
 
-def make_path_parameter(name: str, panel: str, *, required: bool) -> inspect.Parameter:
-    about = ARTIFACTS[name] if required else f"Optional. {ARTIFACTS[name]}"
+def make_path_parameter(stage: Stage, name: str, panel: str, *, required: bool) -> inspect.Parameter:
+    about = describe_artifact(stage.name, name)
+    about = about if required else f"Optional. {about}"
     option = typer.Option(f"--{_to_dashes(name)}", metavar="PATH", help=about, rich_help_panel=panel)
     if required:
         return make_parameter(name, Annotated[Path, option])

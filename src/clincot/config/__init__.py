@@ -36,7 +36,7 @@ from clincot.config.sections import (
     VersionConfig,
 )
 from clincot.config.settings_file import parse_config, parse_override_value, read_settings
-from clincot.config.shipped import resolve_path
+from clincot.config.shipped import is_shipped, resolve_path
 
 __all__ = [
     "SECTION_NAMES",
@@ -61,6 +61,7 @@ __all__ = [
     "TrainConfig",
     "VersionConfig",
     "find_recipe",
+    "is_shipped",
     "list_recipes",
     "load_params",
     "parse_config",

@@ -28,7 +28,7 @@ def resolve_path(path: str | Path) -> Path:
     other path is returned as it is. Raises InvalidInput if nothing is shipped under the name.
     """
     text = str(path)
-    if not text.startswith(SHIPPED_PREFIX):
+    if not is_shipped(path):
         return Path(path)
     name, folder = text.removeprefix(SHIPPED_PREFIX), find_data_folder("assets")
     shipped = list_shipped_files(folder)
@@ -36,6 +36,11 @@ def resolve_path(path: str | Path) -> Path:
         names = ", ".join(f"{SHIPPED_PREFIX}{file}" for file in shipped) or "no file"
         raise InvalidInput(f"{text}: the package ships no file or folder of this name; it ships {names}")
     return folder / name
+
+
+def is_shipped(path: str | Path) -> bool:
+    """Return whether a path names a file of the package (`shipped:NAME`)."""
+    return str(path).startswith(SHIPPED_PREFIX)
 
 
 def list_shipped_files(folder: Path) -> list[str]:

@@ -51,7 +51,7 @@ ARTIFACTS: dict[str, str] = {
     "candidates": "JSON Lines of the policy's answers, one per region and step, which `answer` wrote.",
     "candidates_before": "JSON Lines of the candidates of a chain's earlier steps, which `answer` wrote.",
     "challenger": "JSON Lines of the challenger's benchmark outcomes, which `evaluate` wrote.",
-    "champion": "JSON of the starting policy, which `preflight` writes; `decide` reads the champion's outcomes.",
+    "champion": "JSON of the policy from which the round starts, which `preflight` writes.",
     "checkpoint": "Folder of a model's weights, tokenizer and record, which `train` wrote.",
     "data": "Folder of a data set with studies, images and questions, which `ingest` or `render` wrote.",
     "decision": "JSON of the verdict (promote, keep or blocked) with its checks, which `decide` writes.",
@@ -87,3 +87,14 @@ def get_stage(name: str) -> Stage:
         if stage.name == name:
             return stage
     raise InvalidInput(f"no stage is called {name!r}; there are {', '.join(stage.name for stage in STAGES)}")
+
+
+# Artifacts of a stage that share their name with another stage's.
+_OWN_ARTIFACTS = {
+    "decide.champion": "JSON Lines of the champion's answers to the benchmark, which `evaluate` writes.",
+}
+
+
+def describe_artifact(stage: str, name: str) -> str:
+    """Return the sentence about an input or output of a stage."""
+    return _OWN_ARTIFACTS.get(f"{stage}.{name}") or ARTIFACTS[name]

@@ -19,6 +19,8 @@ from clincot.preferences.versions.describe import FILE_NAMES
 from clincot.records import DataVersion
 from tests.preferences.versions.conftest import BUCKET, git, key_of, make_round, references
 
+pytestmark = pytest.mark.slow
+
 
 def test_a_clone_gets_the_same_bytes_and_reruns_change_nothing(repository: Path, objects: Any, tmp_path: Path) -> None:
     """3 questions with 2 pairs each; 8 files and their listing are 9 objects."""

@@ -19,6 +19,8 @@ from clincot.stages.catalog import get_stage
 from tests.preferences.versions.conftest import BUCKET, Round, git, hook, key_of, make_round, references
 from tests.support.s3_server import SECRET, s3_server
 
+pytestmark = pytest.mark.slow
+
 
 def other_remote(repository: Path, folder: Path, url: str) -> None:
     """Let the repository's files go elsewhere."""

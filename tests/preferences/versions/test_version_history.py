@@ -14,6 +14,8 @@ from clincot.preferences.versions.version_history import compare_pairs, find_ver
 from clincot.records import DataVersion, PreferencePair
 from tests.preferences.versions.conftest import make_round
 
+pytestmark = pytest.mark.slow
+
 
 def pair(
     chosen: str, rejected: str, high: float, low: float, *, question: str = "q1", spread: float = 0.1

@@ -17,6 +17,8 @@ from clincot.storage.folder_store import FolderStore
 from tests.preferences.versions.conftest import git, references
 from tests.support import tiny
 
+pytestmark = pytest.mark.slow
+
 TRAINED_ON = ("questions", "regions", "candidates", "pairs")
 
 
