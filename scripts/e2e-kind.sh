@@ -1,13 +1,15 @@
 #!/usr/bin/env bash
-# A whole platform on this machine's Docker: a kind cluster, Kubeflow Pipelines, KServe, the images, the chart with
-# values-cpu.yaml, one tiny round and one question to the endpoint. `make e2e-kind`; takes about an hour the first time.
+# Tests the whole platform on this machine's Docker: creates a kind cluster, installs Kubeflow Pipelines, KServe and the
+# chart with values-cpu.yaml, asks the endpoint the golden questions and runs one tiny round. `make e2e-kind` takes
+# about an hour the first time.
 #
-#   KEEP=yes     leave the cluster standing (kind delete cluster --name clincot-e2e takes it away)
-#   LOGS=folder  where logs go if something fails (default runs/e2e)
+#   KEEP=yes     keep the cluster (kind delete cluster --name clincot-e2e removes it)
+#   LOGS=folder  folder for logs if something fails (default runs/e2e)
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
-# Tried together by their makers: Kubeflow Pipelines 2.17 on Kubernetes 1.33; KServe in Standard mode on cert-manager.
+# Combinations that the projects test: Kubeflow Pipelines 2.17 on Kubernetes 1.33; KServe in Standard mode on
+# cert-manager.
 NODE=kindest/node:v1.33.12
 KFP=2.17.0
 KSERVE=v0.21.0
@@ -35,9 +37,9 @@ missing: ${missing[*]}"
   cores=$(docker info --format '{{.NCPU}}')
   memory=$(docker info --format '{{.MemTotal}}')
   [ "$cores" -ge 4 ] && [ "$memory" -ge 15000000000 ] \
-    || fail "Docker has $cores cores and $((memory / 1000000000)) GB; this takes 4 cores, 15 GB and 40 GB of disk"
+    || fail "Docker has $cores cores and $((memory / 1000000000)) GB; expected at least 4 cores, 15 GB and 40 GB of disk"
   ! kind get clusters 2> /dev/null | grep -qx "$CLUSTER" \
-    || fail "there is a kind cluster $CLUSTER already: kind delete cluster --name $CLUSTER"
+    || fail "the kind cluster $CLUSTER exists already; remove it with: kind delete cluster --name $CLUSTER"
 }
 
 collect_logs() {
@@ -54,11 +56,11 @@ finish() {
   trap - EXIT
   for forward in "${FORWARDS[@]}"; do kill "$forward" 2> /dev/null || true; done
   if [ "$code" != 0 ] && kind get clusters 2> /dev/null | grep -qx "$CLUSTER"; then
-    say "failed; logs go to $LOGS"
-    collect_logs || echo "some logs could not be had" >&2
+    say "failed; writing logs to $LOGS"
+    collect_logs || echo "some logs could not be collected" >&2
   fi
   if [ "${KEEP:-}" = yes ]; then
-    echo "the cluster stands: kind export kubeconfig --name $CLUSTER"
+    echo "the cluster is kept; to use it, run: kind export kubeconfig --name $CLUSTER"
   else
     kind delete cluster --name "$CLUSTER" || true
   fi
@@ -66,7 +68,7 @@ finish() {
   exit "$code"
 }
 
-again() { # again TIMES COMMAND …: for what the network or a webhook that is not up yet may refuse
+again() { # again TIMES COMMAND …: retry, because the network may fail or a webhook may not be up yet
   local left=$1
   shift
   until "$@"; do
@@ -81,22 +83,22 @@ forward() { # forward NAMESPACE SERVICE LOCAL REMOTE
   kubectl -n "$1" port-forward "service/$2" "$3:$4" > /dev/null 2>&1 &
   FORWARDS+=($!)
   until curl --silent --output /dev/null "http://127.0.0.1:$3/"; do
-    [ $((SECONDS - begun)) -lt 60 ] || fail "nothing answers behind service $2 of $1"
+    [ $((SECONDS - begun)) -lt 60 ] || fail "the service $2 in $1 does not answer"
     sleep 1
   done
 }
 
-job_done() { # job_done JOB SECONDS: until it is complete; a failed one is not waited for
+job_done() { # job_done JOB SECONDS: wait until the job is complete, and fail at once if it failed
   local begun=$SECONDS state
   until state=$(kubectl -n "$NAMESPACE" get job "$1" -o 'jsonpath={.status.conditions[?(@.status=="True")].type}') \
     && [[ " $state " == *" Complete "* ]]; do
     [[ " $state " != *" Failed "* ]] || { kubectl -n "$NAMESPACE" logs "job/$1" --all-containers; fail "job $1 failed"; }
-    [ $((SECONDS - begun)) -lt "$2" ] || fail "job $1 was not done within $2 s"
+    [ $((SECONDS - begun)) -lt "$2" ] || fail "job $1 was not complete after $2 s"
     sleep 5
   done
 }
 
-clincot() { # the command in the cpu image, on this machine's network, with the trial's keys
+clincot() { # run clincot in the cpu image, on this machine's network, with the trial's keys
   docker run --rm --network host --read-only --tmpfs /tmp:rw,mode=0777 --volume "$LOGS/work:/work" \
     --env AWS_ENDPOINT_URL_S3=http://127.0.0.1:8333 --env AWS_REGION=us-east-1 --env AWS_DEFAULT_REGION=us-east-1 \
     --env AWS_ACCESS_KEY_ID --env AWS_SECRET_ACCESS_KEY "clincot-cpu:$VERSION" "$@"
@@ -132,14 +134,14 @@ kserve() {
     --set kserve.controller.gateway.disableIngressCreation=true --wait --timeout 10m
 }
 
-# Films of noise with a bright square, drawn by the tests' own code in the cpu image: enough for every stage to have
-# something to do, while the judges' scores are hardly apart (pair.min_gap, below).
+# Images of noise with a bright square, drawn by the tests' own code in the cpu image. They give every stage something
+# to do, but the judges' scores hardly differ, so pair.min_gap is small below.
 draw='from pathlib import Path
-from tests.tiny import write_set
+from tests.support.tiny import write_set
 write_set(Path("/work/data"), studies=16, seed=1)
 write_set(Path("/work/benchmark"), studies=8, seed=2)'
 
-store() { # the chart with its store, then a data set and a benchmark in it: $DATA and $BENCHMARK
+store() { # install the chart with its store, and upload a data set ($DATA) and a benchmark ($BENCHMARK)
   say "the chart"
   helm install "$RELEASE" charts/clincot --namespace "$NAMESPACE" --create-namespace --values "$VALUES" --timeout 20m \
     --set server.first.enabled=false
@@ -156,8 +158,8 @@ store() { # the chart with its store, then a data set and a benchmark in it: $DA
   BENCHMARK=$(clincot pipeline put /work/benchmark s3://clincot/e2e)
 }
 
-endpoint() { # the first model, served and asked the benchmark's golden questions
-  say "the first model, to the endpoint"
+endpoint() { # serve the first model, and ask it the benchmark's golden questions
+  say "rollout of the first model"
   helm upgrade "$RELEASE" charts/clincot --namespace "$NAMESPACE" --values "$VALUES" --timeout 20m \
     --set "pipeline.data=$DATA" --set "pipeline.benchmark=$BENCHMARK"
   job_done "$RELEASE-rollout-2" 1800
@@ -179,7 +181,7 @@ round() {
 secret() { kubectl -n "$NAMESPACE" get secret "$RELEASE-store" -o "jsonpath={.data.$1}" | base64 --decode; }
 
 needs
-KUBECONFIG=$(mktemp) # a file of its own: your clusters stay out of it
+KUBECONFIG=$(mktemp) # a separate file, so that your own kubeconfig is not changed
 export KUBECONFIG
 trap finish EXIT
 mkdir -p "$LOGS"
@@ -192,4 +194,4 @@ kserve
 store
 endpoint
 round
-say "all well"
+say "all checks passed"

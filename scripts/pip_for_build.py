@@ -1,7 +1,8 @@
-"""How pip is set up on this machine, as buildah's flags for an image's build: `pip_for_build.py FOLDER`, a flag a line.
+"""Print this machine's pip settings as buildah flags: `pip_for_build.py FOLDER`.
 
-Indexes and folders of wheels become a pip.conf (written to FOLDER) and volumes, a private certificate a secret. The
-build sees them while it installs; nothing of them stays in the image. Where pip runs as it comes, there are no flags.
+Each line is one flag for an image's build. Indexes and folders of wheels become a pip.conf (written to FOLDER) and
+volumes; a private certificate becomes a secret. Only the build sees them, and nothing of them stays in the image. If
+pip has no settings, nothing is printed.
 """
 
 from __future__ import annotations
@@ -16,7 +17,10 @@ PLACES = ("find-links", "index-url", "extra-index-url")
 
 
 def pip_settings(listed: str) -> dict[str, str]:
-    """`pip config list` as {setting: value}; what the environment says wins over files, as in pip itself."""
+    """Parse `pip config list` into {setting: value}.
+
+    As in pip itself, the environment overrides files.
+    """
     settings: dict[str, str] = {}
     for line in sorted(listed.splitlines(), key=lambda line: line.startswith(":env:")):
         key, _, value = line.partition("=")
@@ -25,25 +29,25 @@ def pip_settings(listed: str) -> dict[str, str]:
 
 
 def folders(settings: dict[str, str]) -> list[Path]:
-    """Folders on this machine that the settings name and that exist."""
-    named: set[Path] = set()
+    """List the existing folders on this machine that the settings name."""
+    paths: set[Path] = set()
     for place in (word for setting in PLACES for word in settings.get(setting, "").split()):
         if place.startswith("file://"):
-            named.add(Path(place.removeprefix("file://")).parent)  # an index points at files beside itself
+            paths.add(Path(place.removeprefix("file://")).parent)  # an index refers to files in sibling folders
         elif place.startswith("/"):
-            named.add(Path(place))
-    return sorted(folder for folder in named if folder.is_dir())
+            paths.add(Path(place))
+    return sorted(folder for folder in paths if folder.is_dir())
 
 
 def flags(settings: dict[str, str], work: Path) -> list[str]:
-    """buildah's flags; writes `work`/pip.conf if there is anything to say."""
+    """Return buildah's flags, and write `work`/pip.conf if pip has settings."""
     conf = [
         f"{name} = " + "\n    ".join(settings[name].split()) for name in (*PLACES, "trusted-host") if name in settings
     ]
     out = []
     for folder in folders(settings):
         out += ["--volume", f"{folder}:{folder}:ro"]
-        if any(folder.glob("torch-*+cpu-*.whl")):  # torch for CPUs lies here: its own index is not needed
+        if any(folder.glob("torch-*+cpu-*.whl")):  # this folder has torch for CPUs, so torch's own index is not needed
             out += ["--build-arg", "TORCH_INDEX="]
     if certificate := settings.get("cert"):
         conf.append("cert = /run/secrets/pip_cert")
@@ -55,9 +59,9 @@ def flags(settings: dict[str, str], work: Path) -> list[str]:
 
 
 if __name__ == "__main__":
-    if find_spec("pip"):  # a Python without pip has no settings of it either
-        said = subprocess.run(
+    if find_spec("pip"):  # without pip there are no settings to pass on
+        listing = subprocess.run(
             [sys.executable, "-m", "pip", "config", "list"], check=True, capture_output=True, text=True
         )
-        for flag in flags(pip_settings(said.stdout), Path(sys.argv[1])):
+        for flag in flags(pip_settings(listing.stdout), Path(sys.argv[1])):
             print(flag)

@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
-# Builds the images cpu and serve on a Debian base made here, runs them as a cluster would (their own uid, a read-only
-# root, no capabilities), and looks at what is in them. No registry and no Docker daemon: `make test-image CONFIRM=yes`.
+# Builds the images cpu and serve on a Debian base that it creates, runs them as a cluster does (own uid, read-only
+# root, no capabilities) and checks their content. It needs no registry and no Docker daemon: `make test-image
+# CONFIRM=yes`.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -19,13 +20,13 @@ fail() { printf 'test-image: %s\n' "$*" >&2; exit 1; }
 consent() {
   cat <<EOF
 This needs root on Debian or Ubuntu. It will
-  - install what is missing of the Debian packages ${PACKAGES[*]}
-  - fetch Debian packages from $MIRROR, and Python packages as pip is set up here
+  - install the Debian packages ${PACKAGES[*]}, if they are missing
+  - download Debian packages from $MIRROR, and Python packages with this machine's pip settings
   - write a Debian base, the images and their layers to $WORK (about 12 GB)
-  - run containers; the server listens on 127.0.0.1 while it is asked
-To take it away again: rm -rf $WORK, and apt-get remove what it names as installed.
+  - run containers; during the test, the server listens on 127.0.0.1
+To undo this: rm -rf $WORK, and apt-get remove the packages that it reports as installed.
 EOF
-  [ "${CONFIRM:-}" = yes ] || fail "nothing was done. CONFIRM=yes does it"
+  [ "${CONFIRM:-}" = yes ] || fail "nothing was done; set CONFIRM=yes to continue"
   [ "$(id -u)" = 0 ] || fail "this must run as root"
   command -v apt-get > /dev/null || fail "this needs Debian or Ubuntu (apt-get)"
 }
@@ -52,7 +53,7 @@ make_base() {
   rm -rf "$WORK"/base/var/cache/apt/archives/*.deb "$WORK"/base/var/lib/apt/lists/*
   tar -C "$WORK/base" --numeric-owner -c . | podman "${STORAGE[@]}" import --quiet - localhost/clincot-base
   rm -rf "$WORK/base"
-  echo "base: made in $((SECONDS - begun)) s"
+  echo "base: created in $((SECONDS - begun)) s"
 }
 
 build() { # build TARGET
@@ -63,13 +64,13 @@ build() { # build TARGET
   buildah "${STORAGE[@]}" bud --isolation chroot --network host --layers --format docker \
     --target "$1" --tag "localhost/clincot-$1:$VERSION" --build-arg BASE_IMAGE=localhost/clincot-base \
     --build-arg "VERSION=$VERSION" --build-arg "REVISION=$(git rev-parse HEAD 2> /dev/null || echo unknown)" \
-    "${pip[@]}" . > "$WORK/build-$1.log" 2>&1 || { tail -30 "$WORK/build-$1.log" >&2; fail "$1 was not built"; }
+    "${pip[@]}" . > "$WORK/build-$1.log" 2>&1 || { tail -30 "$WORK/build-$1.log" >&2; fail "building $1 failed"; }
   echo "$1: built in $((SECONDS - begun)) s, $(inspect "$1" '{{.Size}}' | awk '{printf "%.2f GB", $1 / 1e9}')"
 }
 
 inspect() { podman "${STORAGE[@]}" image inspect "localhost/clincot-$1:$VERSION" --format "$2"; }
 
-run() { # run TARGET ENTRYPOINT [podman's flags] -- ARGUMENTS: as a cluster runs it
+run() { # run TARGET ENTRYPOINT [podman's flags] -- ARGUMENTS: run a container as a cluster does
   local target=$1 entrypoint=$2 flags=()
   shift 2
   while [ "$1" != -- ]; do flags+=("$1"); shift; done
@@ -80,9 +81,9 @@ run() { # run TARGET ENTRYPOINT [podman's flags] -- ARGUMENTS: as a cluster runs
     "localhost/clincot-$target:$VERSION" "$@"
 }
 
-look_at() { # look_at TARGET
+check_content() { # check_content TARGET
   local target=$1 label
-  say "$target: what is in it"
+  say "$target: content"
   run "$target" /bin/bash --volume "$PWD/tests/image:/checks:ro" -- /checks/inside.sh || fail "$target: see above"
   run "$target" python --volume "$PWD/tests/image:/checks:ro" --interactive -- /checks/inside.py "$VERSION" \
     < constraints.txt || fail "$target: see above"
@@ -96,7 +97,7 @@ look_at() { # look_at TARGET
   echo "uid 10001, read-only root, no compiler, no pip, no cache; clincot $VERSION"
 }
 
-run_stages() { # the stages prepare and propose on one image, and what the version stage calls
+run_stages() { # run the stages prepare and propose on one image, and the programs that the stage version calls
   say "cpu: stages"
   local out=$WORK/stages
   rm -rf "$out"
@@ -110,10 +111,10 @@ run_stages() { # the stages prepare and propose on one image, and what the versi
   stage propose --data /work/data --questions /work/questions.jsonl --policy assets/policy --regions /work/regions.jsonl
   [ "$(wc -l < "$out/regions.jsonl")" -ge 2 ] || fail "propose wrote fewer than two regions"
   run cpu /bin/bash -- -c 'set -e; git --version; cd /tmp; git init -q data; cd data; dvc init -q; touch x; dvc add -q x;
-    dvc --version' || fail "git and dvc do not work in it"
+    dvc --version' || fail "git or dvc does not work in the image cpu"
 }
 
-ask_server() { # one question to `clincot serve`, over HTTP
+ask_server() { # ask `clincot serve` one question over HTTP
   say "serve: a question"
   local port answer begun=$SECONDS
   port=$("$PYTHON" -c 'import socket; s = socket.socket(); s.bind(("127.0.0.1", 0)); print(s.getsockname()[1])')
@@ -143,11 +144,11 @@ install_packages
 make_base
 for target in "${TARGETS[@]}"; do
   build "$target"
-  look_at "$target"
+  check_content "$target"
   case $target in
     cpu) run_stages ;;
     serve) ask_server ;;
-    *) fail "only cpu and serve are tested here, not $target" ;;
+    *) fail "expected the targets cpu and serve, got $target" ;;
   esac
 done
-say "all well"
+say "all checks passed"

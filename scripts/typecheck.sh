@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# mypy over the package as it is installed. mypy finds modules by their path, and pipelines/ and components/ are not
-# below src/clincot, so it is given a folder of links in which they are.
+# Runs mypy on the package as it is installed. mypy finds modules by their path, but pipelines/ and components/ are not
+# below src/clincot, so this creates a folder of links in which they are.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 tree=.mypy_cache/tree

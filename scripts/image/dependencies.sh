@@ -1,13 +1,15 @@
 #!/usr/bin/env bash
-# Within an image's build. Without an argument: the project's own dependencies, into /opt/venv. With the name of an
-# extra: what that adds to them, into /added, so that images share the layer of the former.
+# dependencies.sh [EXTRA]: installs dependencies, during an image's build.
+#
+# Without an argument, the project's own dependencies go into /opt/venv. With the name of an extra, the packages that it
+# adds go into /added, so that several images share the layer of the project's own ones.
 set -euo pipefail
 install() { /opt/tools/bin/pip --python /opt/venv/bin/python install --quiet --no-compile --use-pep517 "$@"; }
 
 python3.11 requirements.py "$@" > requirements.txt
 if [ $# = 0 ]; then
   install --requirement requirements.txt
-  install --no-deps radlabels # its names alone: it asks for an older torch
+  install --no-deps radlabels # without dependencies: it requires an older torch, but only its list of findings is used
   ./bytecode.sh /opt/venv
 else
   install --root /added --no-warn-script-location --requirement requirements.txt

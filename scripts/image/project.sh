@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
-# Within an image's build: what the project's wheel adds to /opt/venv, in /project, with the SBOM of the whole.
-# project.sh VERSION
+# project.sh VERSION: installs the project's wheel, during an image's build.
+#
+# The files that it adds to /opt/venv go into /project, with the SBOM of the whole image.
 set -euo pipefail
 version=$1
 python=/opt/venv/bin/python
@@ -12,7 +13,7 @@ cp -a /project/opt/venv/. /opt/venv/
 
 installed=$($python -c 'from importlib.metadata import version; print(version("clincot"))')
 if [ "$installed" != "$version" ]; then
-  echo "pyproject.toml says $installed, the build says $version: pass --build-arg VERSION=$installed" >&2
+  echo "expected the version $version, got $installed from pyproject.toml: pass --build-arg VERSION=$installed" >&2
   exit 1
 fi
 mkdir -p /project/opt/venv/share/sbom

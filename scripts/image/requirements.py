@@ -1,7 +1,7 @@
-"""The requirements of an image's layer of dependencies, from pyproject.toml: `requirements.py [EXTRA …]`.
+"""Print the requirements of a dependency layer: `requirements.py [EXTRA …]`.
 
-pip cannot install a project's dependencies without the project itself, and an image wants them in a layer of their own
-that a change of the source leaves alone.
+They come from pyproject.toml in the working folder. pip cannot install a project's dependencies without the project
+itself, but an image needs them in a layer of their own, so that a change of the source does not rebuild it.
 """
 
 from __future__ import annotations
@@ -12,12 +12,15 @@ from pathlib import Path
 
 
 def requirements(pyproject: Path, extras: list[str]) -> list[str]:
-    """The project's own dependencies and those of `extras`, sorted. KeyError: an extra that is not there."""
+    """Return the project's own dependencies and those of `extras`, sorted.
+
+    Raises KeyError for an extra that pyproject.toml does not define.
+    """
     project = tomllib.loads(pyproject.read_text(encoding="utf-8"))["project"]
-    wanted: set[str] = set(project["dependencies"])
+    names: set[str] = set(project["dependencies"])
     for extra in extras:
-        wanted.update(project["optional-dependencies"][extra])
-    return sorted(wanted)
+        names.update(project["optional-dependencies"][extra])
+    return sorted(names)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The simulation's questions are what it says they are, and its pipelines decide as the gate does."""
+"""Simulated rounds have the requested statistics, and decide as the gate does."""
 
 from __future__ import annotations
 
@@ -13,8 +13,11 @@ from clincot.promotion.verdict import EvidenceSums, run_checks, should_promote
 
 
 @pytest.mark.parametrize("repeated", [False, True])
-def test_gain_discordance_and_correlation_are_as_asked_for(repeated: bool) -> None:
-    """22,000 questions: the standard error of the gain is about .0034, of the discordance .003."""
+def test_simulated_rounds_have_the_requested_statistics(repeated: bool) -> None:
+    """The tolerances are several standard errors for 22,000 questions.
+
+    The standard error is about .0034 for the gain and .003 for the discordance.
+    """
     setting, rng = Setting(images=4000, gain=0.03, discordance=0.15), np.random.default_rng(0)
     one = (
         draw_repeated_round(draw_benchmark(setting, rng), setting, rng) if repeated else draw_fresh_round(setting, rng)
@@ -24,13 +27,13 @@ def test_gain_discordance_and_correlation_are_as_asked_for(repeated: bool) -> No
     assert np.abs(d).mean() == pytest.approx(0.15, abs=0.012)
     if repeated:
         return
-    # intra-cluster correlation: mean product of two questions of an image, about the mean, over the variance
+    # intra-cluster correlation: covariance of two questions of the same image, over the variance
     s, m = np.bincount(image, weights=d), np.bincount(image)
     products = (s**2 - np.bincount(image, weights=d**2)).sum() / (m * (m - 1)).sum()
     assert (products - d.mean() ** 2) / d.var() == pytest.approx(0.1, abs=0.03)
 
 
-def test_a_pipeline_decides_as_the_gate_on_all_checks() -> None:
+def test_a_simulated_pipeline_decides_as_the_gate() -> None:
     config, promoted = DecideConfig(), 0
     for seed in range(12):
         one = draw_fresh_round(Setting(images=300, questions=1000, gain=0.05), np.random.default_rng(seed))
@@ -43,11 +46,11 @@ def test_a_pipeline_decides_as_the_gate_on_all_checks() -> None:
         assert entry.promoted == should_promote(checks)
         assert p == checks[0].p
         promoted += entry.promoted
-    assert promoted > 6  # +5 points is 3.7 standard errors, against 2.2
+    assert promoted > 6  # a gain of 5 points is 3.7 standard errors; the gate needs about 2.2
 
 
-def test_a_share_of_none_and_of_all_has_an_honest_limit() -> None:
-    # Clopper-Pearson: 0 of 100 has upper limit 1 - .025^(1/100) = .0362
+def test_confidence_limits_of_extreme_shares() -> None:
+    """Clopper-Pearson: for 0 of 100, the upper limit is 1 - .025^(1/100) = .0362."""
     assert gate_simulation._clopper_pearson_limit(0, 100, 0.025) == 0.0
     assert gate_simulation._clopper_pearson_limit(0, 100, 0.975) == pytest.approx(0.0362, abs=1e-4)
     assert gate_simulation._clopper_pearson_limit(100, 100, 0.975) == 1.0

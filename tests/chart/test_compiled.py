@@ -1,4 +1,4 @@
-"""The settings that the chart renders make a pipeline: compiled by the hook's own arguments, read task by task."""
+"""The hook compiles the right pipeline from the rendered settings."""
 
 from __future__ import annotations
 
@@ -18,8 +18,10 @@ Json = dict[str, Any]
 
 
 def compiled(profile: str, folder: Path, *flags: str) -> tuple[Json, Json, Json]:
-    """{task: container}, {task: Kubernetes settings}, {parameter: default} of the pipeline, with the arguments of the
-    hook's container."""
+    """Compile the pipeline with the arguments of the hook's container.
+
+    Returns {task: container}, {task: Kubernetes settings} and {parameter: default}.
+    """
     objects = rendered(profile, *flags)
     (job,) = of_kind(objects, "Job", "clincot-pipeline")
     settings = folder / "settings"
@@ -27,13 +29,13 @@ def compiled(profile: str, folder: Path, *flags: str) -> tuple[Json, Json, Json]
     for name, content in settings_of(objects).items():
         (settings / name).write_text(content)
     words = job["spec"]["template"]["spec"]["initContainers"][0]["args"]
-    kept = [
+    arguments = [
         word.replace("/etc/clincot/settings", str(settings))
         for word in words[2:]
         if word.partition("=")[0] not in ("--pipeline", "--experiment", "--namespace")
     ]
     out = folder / "round.yaml"
-    assert main(["pipeline", "compile", *kept, "--out", str(out)]) == 0
+    assert main(["pipeline", "compile", *arguments, "--out", str(out)]) == 0
     spec, platform = yaml.load_all(out.read_text(), Loader=yaml.CSafeLoader)
     executors = spec["deploymentSpec"]["executors"]
     tasks = {name.removeprefix("exec-"): one["container"] for name, one in executors.items()}
@@ -44,19 +46,20 @@ def compiled(profile: str, folder: Path, *flags: str) -> tuple[Json, Json, Json]
 
 
 @pytest.mark.parametrize("profile", PROFILES)
-def test_what_the_hook_uploads(profile: str, tmp_path: Path) -> None:
+def test_the_hook_uploads_a_pipeline_with_the_settings(profile: str, tmp_path: Path) -> None:
+    """Images, resources, labels, CAs, cache and secrets are those of the values."""
     tasks, pods, defaults = compiled(profile, tmp_path, *CA)
     assert defaults["launch"]["how"] == "auto"
     assert {"preflight", "judge", "train", "decide"} <= set(tasks)
     values = yaml.safe_load((CHART / f"values-{profile}.yaml").read_text())
     gpus = values["pipeline"].get("gpu", {}).get("count", 1)
-    asked = int(tasks["train"].get("resources", {}).get("accelerator", {}).get("resourceCount", 0))
-    assert asked == (4 if profile == "production" else gpus)
+    requested = int(tasks["train"].get("resources", {}).get("accelerator", {}).get("resourceCount", 0))
+    assert requested == (4 if profile == "production" else gpus)
     assert "accelerator" not in tasks["decide"]["resources"]
     assert tasks["train"]["image"] == f"clincot-{'cuda' if gpus else 'cpu'}:0.1.0"
     for name, pod in pods.items():
         labels = pod["podMetadata"]["labels"]
-        assert labels["app.kubernetes.io/component"] == "run", name  # what the network policies select
+        assert labels["app.kubernetes.io/component"] == "run", name  # the network policies select it
         assert pod["securityContext"]["runAsUser"] == "10001", name
         assert {one["configMapName"] for one in pod["configMapAsVolume"]} == {"hospital-ca"}, name
         assert "clincot-cache" in str(pod["pvcMount"]), name
@@ -65,9 +68,12 @@ def test_what_the_hook_uploads(profile: str, tmp_path: Path) -> None:
     assert {name.partition("-")[0] for name in seen} == ({"preflight", "version"} if profile == "production" else set())
 
 
-def test_with_train_jobs_training_is_one_over_nodes_such_as_train_asked_for(tmp_path: Path) -> None:
-    """Production's `stages.train` (4 GPUs, 32Gi of shared memory, 172800 s) is a node's; the task that waits needs
-    none of it. Both mount the cache at the same place."""
+def test_a_train_jobs_nodes_get_the_resources_of_train(tmp_path: Path) -> None:
+    """Each node of the TrainJob has the resources of production's `stages.train`.
+
+    These are 4 GPUs, 32Gi of shared memory and 172800 s. The waiting task needs none of it. Both mount the cache at
+    the same path.
+    """
     flags = ("--set", "pipeline.trainJobs=true,pipeline.launch.sharding=fsdp,pipeline.launch.job.nodes=3")
     tasks, pods, defaults = compiled("production", tmp_path, *flags, "--set", "pipeline.queue=gpus")
     launch = load_launch_settings(tmp_path / "settings" / "launch.yaml")

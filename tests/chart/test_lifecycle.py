@@ -1,4 +1,7 @@
-"""The chart's life with a real Helm against a stub of a cluster: install, a rollout, upgrade, test, uninstall."""
+"""Install, roll out, upgrade, test and uninstall the chart on a cluster stub.
+
+Helm is the real one.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +19,7 @@ from tests.support.chart_kube_server import KubeServer, kube_server
 
 Helm = Callable[..., subprocess.CompletedProcess[str]]
 TRIAL = ("--values", str(CHART / "values-trial.yaml"), *GIVEN["trial"])
-BUCKET = "store create s3://clincot/platform"  # by the rollout before it begins, and by a hook
+BUCKET = "store create s3://clincot/platform"  # run by the rollout's init container and by a hook
 POLICY = "/apis/serving.kserve.io/v1beta1/namespaces/clincot/inferenceservices/clincot"
 
 
@@ -33,19 +36,20 @@ def helm(request: pytest.FixtureRequest, server: KubeServer, tmp_path: Path) -> 
         )
 
 
-def told(server: KubeServer) -> list[str]:
-    """The commands that ran, without their options."""
+def list_commands(server: KubeServer) -> list[str]:
+    """Return the commands that ran, without their options."""
     commands = [" ".join(word for word in words if not word.startswith("--")) for words in server.ran]
     return [f"{one} --remove" if "--remove" in words else one for one, words in zip(commands, server.ran, strict=True)]
 
 
 def test_from_install_to_uninstall(helm: Helm, server: KubeServer) -> None:
+    """A rollout of a round survives upgrade and uninstall; hooks run at their time."""
     done = helm("install", "clincot", str(CHART), "--create-namespace", *TRIAL)
     assert done.returncode == 0, done.stderr
-    assert told(server) == [BUCKET, "deploy", BUCKET, "pipeline upload", "pipeline schedule --remove"]
+    assert list_commands(server) == [BUCKET, "deploy", BUCKET, "pipeline upload", "pipeline schedule --remove"]
     assert "helm test clincot -n clincot --logs" in done.stdout
 
-    # a round deploys: the InferenceService is its own, with a canary under way
+    # a round deploys: it owns the InferenceService, which has a canary in progress
     server.objects[POLICY] = build_inference_service(
         ServiceSettings(namespace="clincot"), "4f" * 32, "s3://b/x", mode="Standard"
     )
@@ -62,23 +66,27 @@ def test_from_install_to_uninstall(helm: Helm, server: KubeServer) -> None:
     )
     done = helm("upgrade", "clincot", str(CHART), *TRIAL, *scheduled)
     assert done.returncode == 0, done.stderr
-    assert told(server) == [BUCKET, "deploy", BUCKET, "pipeline upload", "pipeline schedule"]
+    assert list_commands(server) == [BUCKET, "deploy", BUCKET, "pipeline upload", "pipeline schedule"]
     assert server.objects[POLICY] == before
     assert not [path for _, path in server.written if path.startswith(POLICY)]
-    assert server.names("jobs") == {"clincot-rollout-2"}  # the hooks' are gone, the first revision's too
+    assert server.names("jobs") == {"clincot-rollout-2"}  # Jobs of hooks and of the first revision are deleted
 
     server.ran.clear()
     assert helm("test", "clincot").returncode == 0
-    assert told(server) == ["preflight", "deploy"]
+    assert list_commands(server) == ["preflight", "deploy"]
     server.ran.clear()
     done = helm("uninstall", "clincot")
     assert done.returncode == 0, done.stderr
-    assert told(server) == ["pipeline schedule --remove"]
-    assert server.objects.pop(POLICY) == before  # goes on serving
-    assert {path.split("/")[-2] for path in server.objects} == {"namespaces", "pods"}  # pods: of helm test, to read
+    assert list_commands(server) == ["pipeline schedule --remove"]
+    assert server.objects.pop(POLICY) == before  # it keeps serving
+    assert {path.split("/")[-2] for path in server.objects} == {
+        "namespaces",
+        "pods",
+    }  # the pods of `helm test` stay for their logs
 
 
-def test_a_cluster_without_kserve_and_pipelines_is_left_as_it_is(helm: Helm, server: KubeServer) -> None:
+def test_nothing_is_installed_without_kserve_and_pipelines(helm: Helm, server: KubeServer) -> None:
+    """The error names both missing APIs, and the cluster stays unchanged."""
     server.absent = frozenset({"serving.kserve.io", "argoproj.io"})
     done = helm("install", "clincot", str(CHART), *TRIAL)
     assert done.returncode != 0

@@ -1,4 +1,4 @@
-"""Helm 3 and 4: lint, package, and what the schema refuses, each wrong value with its message."""
+"""Helm 3 and 4 lint and package the chart, and name wrong values."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import yaml
 
 from tests.chart.rendering import CHART, GIVEN, HELMS, PROFILES, ROOT, of_kind, rendered, run, template
 
-# (--set, --set-json or --set-string; the value; what Helm 3 says of it; what Helm 4 says of it)
+# (--set, --set-json or --set-string; the value; part of Helm 3's message; part of Helm 4's message)
 WRONG = [
     ("--set", "storee.bucket=x", "(root): Additional property storee is not allowed", "additional properties 'storee'"),
     (
@@ -150,8 +150,11 @@ def test_a_wrong_value_is_refused_by_name(how: str, value: str, three: str, four
     assert (three if helm == "3" else four) in done.stderr
 
 
-def test_no_key_of_the_schema_is_open() -> None:
-    """Everything that has properties refuses others; every key of values.yaml is in the schema, and the other way."""
+def test_the_schema_refuses_unknown_keys() -> None:
+    """Every object with properties refuses others.
+
+    schema and values.yaml have the same keys.
+    """
     schema = yaml.safe_load((CHART / "values.schema.json").read_text())
     values = yaml.safe_load((CHART / "values.yaml").read_text())
 
@@ -192,7 +195,7 @@ def test_package(helm: str, tmp_path: Path) -> None:
     assert "templates/NOTES.txt" in names
 
 
-def test_the_charts_version_is_the_projects() -> None:
+def test_the_chart_has_the_version_of_the_project() -> None:
     chart = yaml.safe_load((CHART / "Chart.yaml").read_text())
     assert chart["version"] == chart["appVersion"] == _version()
 
@@ -208,7 +211,8 @@ def test_both_helms_render_the_same(profile: str) -> None:
     assert sorted(map(str, three)) == sorted(map(str, four))
 
 
-def test_what_the_cluster_lacks_is_said_at_once_and_can_be_said_offline() -> None:
+def test_all_missing_apis_are_named_at_once() -> None:
+    """Without a cluster, --api-versions declares them."""
     done = template("--set", "store.existingSecret=s3,monitoring.serviceMonitor=true", served=())
     assert done.returncode != 0
     missing = re.findall(r"^- (\S+) is not served by this cluster", done.stderr, re.MULTILINE)
@@ -218,7 +222,7 @@ def test_what_the_cluster_lacks_is_said_at_once_and_can_be_said_offline() -> Non
         "argoproj.io/v1alpha1/Workflow",
         "monitoring.coreos.com/v1/ServiceMonitor",
     ]
-    assert "offline: --api-versions argoproj.io/v1alpha1/Workflow" in done.stderr
+    assert "To render without a cluster, pass --api-versions argoproj.io/v1alpha1/Workflow" in done.stderr
     assert template("--set", "store.existingSecret=s3,monitoring.serviceMonitor=true", served=missing).returncode == 0
     less = "store.existingSecret=s3,pipeline.enabled=false,servingRuntime.create=false,servingRuntime.name=vllm"
     assert template("--set", less, served=missing[:1]).returncode == 0
@@ -228,20 +232,23 @@ def test_what_the_cluster_lacks_is_said_at_once_and_can_be_said_offline() -> Non
     ("values", "message"),
     [
         ("store.region=eu-1", "the object store's keys are missing: set store.existingSecret"),
-        ("store.existingSecret=s3,store.accessKey=a,store.secretKey=b", "both given; say one"),
-        ("store.existingSecret=s3,seaweedfs.enabled=true,store.endpoint=http://x", "brings its own endpoint"),
+        ("store.existingSecret=s3,store.accessKey=a,store.secretKey=b", "both set; set only one of them"),
+        ("store.existingSecret=s3,seaweedfs.enabled=true,store.endpoint=http://x", "provides its own endpoint"),
         ("store.existingSecret=s3,server.apiKeysSecret=k", "set server.smokeKeySecret"),
-        ("store.existingSecret=s3,seaweedfs.enabled=true", "seaweedfs.enabled makes its identity from"),
+        ("store.existingSecret=s3,seaweedfs.enabled=true", "seaweedfs.enabled creates its user from"),
         ("store.existingSecret=s3,servingRuntime.create=false", "set servingRuntime.name"),
         ("store.existingSecret=s3,git.existingSecret=g,git.password=p", "git.existingSecret and git.password"),
         ("store.existingSecret=s3,pipeline.schedule.enabled=true", "needs pipeline.data and pipeline.benchmark"),
-        ("store.existingSecret=s3,kfp.runNamespace=kubeflow,quota.enabled=true", "quota.enabled would limit"),
-        ("store.existingSecret=s3,pipeline.trainJobs=true", "accessMode must be ReadWriteMany, not ReadWriteOnce"),
-        ("store.existingSecret=s3,pipeline.trainJobs=true,pipeline.cache.create=false", "cache, and there is none"),
+        ("store.existingSecret=s3,kfp.runNamespace=kubeflow,quota.enabled=true", "quota.enabled would also limit"),
+        ("store.existingSecret=s3,pipeline.trainJobs=true", "accessMode ReadWriteMany, got ReadWriteOnce"),
+        (
+            "store.existingSecret=s3,pipeline.trainJobs=true,pipeline.cache.create=false",
+            "through the cache, but there is no cache volume",
+        ),
         ("store.existingSecret=s3,pipeline.launch.job.nodes=2", "set pipeline.trainJobs"),
     ],
 )
-def test_values_that_contradict_each_other(values: str, message: str) -> None:
+def test_contradictory_values_are_refused(values: str, message: str) -> None:
     done = template("--set", values)
     assert done.returncode != 0
     assert message in done.stderr
@@ -256,21 +263,21 @@ NOTES = """extraObjects:
 
 
 def notes(profile: str, folder: Path) -> str:
-    """What `helm install` would print."""
+    """Return the notes that `helm install` would print."""
     (folder / "more.yaml").write_text(NOTES)
-    (found,) = of_kind(rendered(profile, "--values", str(folder / "more.yaml")), "ConfigMap", "notes")
-    return base64.b64decode(found["data"]["notes"]).decode()
+    (config_map,) = of_kind(rendered(profile, "--values", str(folder / "more.yaml")), "ConfigMap", "notes")
+    return base64.b64decode(config_map["data"]["notes"]).decode()
 
 
-def test_the_notes_say_how_it_stands_and_what_is_next(tmp_path: Path) -> None:
-    said = notes("production", tmp_path)
-    assert "its runs in clincot-runs" in said
-    assert "judges      med-a, med-b, general" in said
-    assert "every 0 0 2 * * 6" in said
-    assert "annotate --overwrite secret clincot-s3" in said
-    assert "serving.kserve.io/s3-endpoint=s3.hospital.example" in said
-    assert "helm test clincot -n clincot --logs" in said
-    assert "job/clincot-rollout-1" in said
+def test_the_notes_describe_the_release_and_the_next_steps(tmp_path: Path) -> None:
+    text = notes("production", tmp_path)
+    assert "its pipeline runs use the namespace clincot-runs" in text
+    assert "judges      The panel consists of med-a, med-b, general." in text
+    assert 'runs on the schedule "0 0 2 * * 6"' in text
+    assert "annotate --overwrite secret clincot-s3" in text
+    assert "serving.kserve.io/s3-endpoint=s3.hospital.example" in text
+    assert "helm test clincot -n clincot --logs" in text
+    assert "job/clincot-rollout-1" in text
     trial = notes("trial", tmp_path)
     assert "for trials, not for production" in trial
     assert "pipeline.data and pipeline.benchmark are empty" in trial

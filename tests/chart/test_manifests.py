@@ -1,4 +1,4 @@
-"""manifests/ is the chart again: nothing drifts, and kustomize makes of every overlay what Helm makes of its values."""
+"""manifests/ is up to date, and kustomize builds the objects that Helm renders."""
 
 from __future__ import annotations
 
@@ -19,19 +19,19 @@ def kustomized(folder: str, kubectl: str) -> list[Json]:
     return [one for one in yaml.load_all(done.stdout, Loader=yaml.CSafeLoader) if one]
 
 
-def test_what_is_committed_is_what_the_chart_renders() -> None:
-    run("helm", "3", "version")  # skips where there is no Helm
+def test_committed_manifests_are_up_to_date() -> None:
+    run("helm", "3", "version")  # skips the test if there is no Helm
     expected = manifests.files()
     found = {path.relative_to(MANIFESTS) for path in MANIFESTS.rglob("*.yaml")}
-    by_hand = {"values.yaml", "base/namespace.yaml"}
-    assert {str(path) for path in found} - by_hand == {str(path) for path in expected}
+    handwritten = {"values.yaml", "base/namespace.yaml"}
+    assert {str(path) for path in found} - handwritten == {str(path) for path in expected}
     for path, content in expected.items():
         assert (MANIFESTS / path).read_text(encoding="utf-8") == content, "python -m tests.chart.manifests --write"
 
 
 @pytest.mark.parametrize("kubectl", HELMS)
 @pytest.mark.parametrize("name", ["", *OVERLAYS])
-def test_kustomize_builds_what_helm_renders(name: str, kubectl: str) -> None:
+def test_kustomize_builds_the_objects_that_helm_renders(name: str, kubectl: str) -> None:
     run("helm", "3", "version")
     expected = sorted([*(overlay(name) if name else base()), _namespace()], key=key_of)
     found = sorted(kustomized(f"overlays/{name}" if name else "base", kubectl), key=key_of)
@@ -52,7 +52,8 @@ def test_overlays_are_valid(name: str) -> None:
             kubernetes_validate.validate(one, "1.37", strict=True)
 
 
-def test_the_kind_overlay_asks_for_no_gpu_and_the_profile_runs_where_it_should() -> None:
+def test_kind_needs_no_gpu_and_profile_runs_in_its_namespace() -> None:
+    """The overlay kind requests no GPU; the overlay profile has its runner in team-a."""
     assert "nvidia.com/gpu" not in yaml.safe_dump_all(kustomized("overlays/kind", "4"))
     objects = kustomized("overlays/profile", "4")
     runner = next(one for one in objects if key_of(one)[0::2] == ("ServiceAccount", "clincot-runner"))

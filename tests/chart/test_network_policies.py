@@ -1,4 +1,7 @@
-"""Who may reach whom, worked out from the rendered policies as a network plugin does."""
+"""The rendered network policies allow the needed traffic and nothing else.
+
+The tests evaluate them as a network plugin does.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +18,7 @@ STORE = ("clincot", {"app.kubernetes.io/part-of": "clincot", "app.kubernetes.io/
 MONITOR = ("clincot", {"app.kubernetes.io/part-of": "clincot", "app.kubernetes.io/component": "monitor"})
 GATEWAY, PROMETHEUS = ("istio-system", {"app": "gateway"}), ("monitoring", {"app": "prometheus"})
 KFP, STRANGER = ("kubeflow", {"app": "ml-pipeline"}), ("elsewhere", {"app": "x"})
-Place = tuple[str, dict[str, str]]
+Workload = tuple[str, dict[str, str]]
 
 
 def selects(selector: Json, labels: dict[str, str]) -> bool:
@@ -23,36 +26,39 @@ def selects(selector: Json, labels: dict[str, str]) -> bool:
     return all(labels.get(key) == value for key, value in selector.get("matchLabels", {}).items())
 
 
-def allowed(policies: list[Json], source: Place, target: Place | None, port: int) -> bool:
-    """May a packet go? target None: an address outside of the cluster. Both ends must let it (no policy: they do)."""
-    out = _lets(policies, "egress", source, target, port)
-    return out and (target is None or _lets(policies, "ingress", target, source, port))
+def allowed(policies: list[Json], source: Workload, target: Workload | None, port: int) -> bool:
+    """Return whether both ends allow the traffic; a pod without a policy allows all.
+
+    Without a target, the traffic leaves the cluster.
+    """
+    out = _allows(policies, "egress", source, target, port)
+    return out and (target is None or _allows(policies, "ingress", target, source, port))
 
 
-def _lets(policies: list[Json], way: str, here: Place, there: Place | None, port: int) -> bool:
+def _allows(policies: list[Json], direction: str, pod: Workload, other: Workload | None, port: int) -> bool:
     mine = [
         one["spec"]
         for one in policies
-        if one["metadata"]["namespace"] == here[0]
-        and selects(one["spec"]["podSelector"], here[1])
-        and way.capitalize() in one["spec"]["policyTypes"]
+        if one["metadata"]["namespace"] == pod[0]
+        and selects(one["spec"]["podSelector"], pod[1])
+        and direction.capitalize() in one["spec"]["policyTypes"]
     ]
     if not mine:
         return True
-    for rule in (rule for spec in mine for rule in spec.get(way, ())):
+    for rule in (rule for spec in mine for rule in spec.get(direction, ())):
         ports = {one["port"] for one in rule.get("ports", ()) if one["protocol"] == "TCP"}
-        peers = rule.get("to" if way == "egress" else "from")
-        if (not rule.get("ports") or port in ports) and (peers is None or any(_is(p, here, there) for p in peers)):
+        peers = rule.get("to" if direction == "egress" else "from")
+        if (not rule.get("ports") or port in ports) and (peers is None or any(_is(p, pod, other) for p in peers)):
             return True
     return False
 
 
-def _is(peer: Json, here: Place, there: Place | None) -> bool:
-    if "ipBlock" in peer or there is None:
-        return "ipBlock" in peer and there is None
-    names = {"kubernetes.io/metadata.name": there[0]}
-    near = selects(peer["namespaceSelector"], names) if "namespaceSelector" in peer else there[0] == here[0]
-    return near and selects(peer.get("podSelector", {}), there[1])
+def _is(peer: Json, pod: Workload, other: Workload | None) -> bool:
+    if "ipBlock" in peer or other is None:
+        return "ipBlock" in peer and other is None
+    names = {"kubernetes.io/metadata.name": other[0]}
+    near = selects(peer["namespaceSelector"], names) if "namespaceSelector" in peer else other[0] == pod[0]
+    return near and selects(peer.get("podSelector", {}), other[1])
 
 
 @pytest.fixture(scope="module")
@@ -86,7 +92,7 @@ def trial() -> list[Json]:
         (PROMETHEUS, MONITOR, 8080),
     ],
 )
-def test_what_is_needed_goes(trial: list[Json], source: Place, target: Place | None, port: int) -> None:
+def test_needed_traffic_is_allowed(trial: list[Json], source: Workload, target: Workload | None, port: int) -> None:
     assert allowed(trial, source, target, port)
 
 
@@ -113,17 +119,17 @@ def test_what_is_needed_goes(trial: list[Json], source: Place, target: Place | N
         (RUN, None, 25),
     ],
 )
-def test_what_is_not_needed_does_not(trial: list[Json], source: Place, target: Place | None, port: int) -> None:
+def test_other_traffic_is_denied(trial: list[Json], source: Workload, target: Workload | None, port: int) -> None:
     assert not allowed(trial, source, target, port)
 
 
-def test_pods_of_others_are_left_alone(trial: list[Json]) -> None:
-    """Kubeflow Pipelines' own pods share the run namespace."""
+def test_policies_do_not_select_pods_of_others(trial: list[Json]) -> None:
+    """Kubeflow Pipelines' own pods run in the same namespace."""
     assert allowed(trial, STRANGER, KFP, 8888)
     assert allowed(trial, KFP, STRANGER, 25)
 
 
-def test_a_store_outside_is_reached_where_it_is() -> None:
+def test_an_external_store_is_reached_at_its_address() -> None:
     block = 'networkPolicy.store=[{"ipBlock":{"cidr":"10.1.0.0/16"}}]'
     flags = ("--set", "networkPolicy.storePort=9000", "--set-json", block)
     policies = of_kind(rendered("production", *flags), "NetworkPolicy")
@@ -131,8 +137,8 @@ def test_a_store_outside_is_reached_where_it_is() -> None:
     assert not allowed(policies, SERVER, None, 443)
 
 
-def test_every_pod_of_the_chart_falls_under_a_policy_of_its_own() -> None:
-    """Its component has one beside the general denial, or it could reach nothing at all."""
+def test_every_pod_has_a_policy_for_its_component() -> None:
+    """With the default denial only, it could not reach anything."""
     objects = rendered("trial", "--set", "monitoring.rules.enabled=true,server.first.enabled=true")
     named = {one["metadata"]["name"].removeprefix("clincot-") for one in of_kind(objects, "NetworkPolicy")}
     for one in objects:

@@ -1,4 +1,7 @@
-"""What is rendered is what Kubernetes 1.30, 1.33 and 1.37 and KServe accept, and refuses nothing in silence."""
+"""Rendered objects are valid for Kubernetes 1.30, 1.33, 1.37 and for KServe.
+
+Unknown fields count as errors.
+"""
 
 from __future__ import annotations
 
@@ -28,10 +31,10 @@ JUDGE = '{"name":"med","modelUri":"s3://m/med"}'
 BLOCK = '{"ipBlock":{"cidr":"10.1.0.0/16"}}'
 MORE = '{"apiVersion":"v1","kind":"ConfigMap","metadata":{"name":"{{ .Release.Name }}-more"}}'
 DATA = "pipeline.data=s3://data/train,pipeline.benchmark=s3://data/test"
-# every flag that changes objects, and what one would give with it
+# every flag that changes objects, with the values that one would set with it
 FLAGS: tuple[tuple[str, ...], ...] = (
     (),
-    ("--set", "kfp.runNamespace=clincot"),  # one namespace for all
+    ("--set", "kfp.runNamespace=clincot"),  # one namespace for runs and release
     ("--set", "kfp.runNamespace=team-a,kfp.multiUser=true,kfp.extraClusterRole=kubeflow-edit"),
     ("--set", "pipeline.enabled=false"),
     ("--set", f"pipeline.schedule.enabled=true,{DATA},pipeline.deploys=false,pipeline.queue=gpus"),
@@ -65,9 +68,9 @@ ALL = [
 
 @pytest.fixture(scope="module")
 def kserve() -> dict[str, Draft202012Validator]:
-    """By kind, with unknown fields refused."""
+    """Return validators by kind, which refuse unknown fields."""
     if not CRDS.is_dir():
-        pytest.skip(f"{CRDS} is not here")
+        pytest.skip(f"the folder {CRDS} does not exist")
     return {
         "InferenceService": build_validator(read_crd(CRDS / "serving.kserve.io_inferenceservices.yaml"), "v1beta1"),
         "ServingRuntime": build_validator(read_crd(CRDS / "serving.kserve.io_servingruntimes.yaml"), "v1alpha1"),
@@ -75,7 +78,7 @@ def kserve() -> dict[str, Draft202012Validator]:
 
 
 @pytest.mark.parametrize(("profile", "flags"), ALL)
-def test_every_object_is_valid_for_every_kubernetes(profile: str, flags: tuple[str, ...]) -> None:
+def test_objects_are_valid_for_every_kubernetes(profile: str, flags: tuple[str, ...]) -> None:
     for one, version in itertools.product(_distinct(rendered(profile, *flags)), KUBERNETES):
         kubernetes_validate.validate(one, version, strict=True)
 
@@ -84,7 +87,7 @@ _SEEN: set[str] = set()
 
 
 def _distinct(objects: tuple[Json, ...]) -> list[Json]:
-    """Those that no test before has looked at: many flags leave most objects as they are."""
+    """Return the objects that no earlier test has seen; most flags change only a few."""
     fresh = []
     for one in objects:
         if one["kind"] not in CUSTOM and (content := json.dumps(one, sort_keys=True)) not in _SEEN:
@@ -94,7 +97,7 @@ def _distinct(objects: tuple[Json, ...]) -> list[Json]:
 
 
 @pytest.mark.parametrize(("profile", "flags"), ALL)
-def test_every_custom_object_is_what_kserve_allows(
+def test_custom_objects_are_valid_for_kserve(
     profile: str, flags: tuple[str, ...], kserve: dict[str, Draft202012Validator]
 ) -> None:
     for one in rendered(profile, *flags):
@@ -104,8 +107,11 @@ def test_every_custom_object_is_what_kserve_allows(
 
 
 @pytest.mark.parametrize(("profile", "flags"), ALL)
-def test_the_settings_are_what_the_code_reads(profile: str, flags: tuple[str, ...], tmp_path: Path) -> None:
-    """params.yaml, cluster.yaml and service.yaml, each parsed by the code that will; in both namespaces the same."""
+def test_the_code_can_read_the_settings(profile: str, flags: tuple[str, ...], tmp_path: Path) -> None:
+    """The code parses params.yaml, cluster.yaml and service.yaml.
+
+    They are the same in both namespaces.
+    """
     objects = rendered(profile, *flags)
     found = [one["data"] for one in of_kind(objects, "ConfigMap", "clincot")]
     assert all(one == found[0] for one in found)
@@ -129,10 +135,13 @@ def _parsed(folder: Path) -> tuple[Params, ClusterSettings, ServiceSettings]:
 
 
 @pytest.mark.parametrize("profile", PROFILES)
-def test_what_a_rollout_applies_fits_the_runtime(
+def test_a_rollouts_manifest_fits_the_runtime(
     profile: str, tmp_path: Path, kserve: dict[str, Draft202012Validator]
 ) -> None:
-    """The policy's InferenceService is `clincot deploy`'s alone: the chart renders none for an upgrade to set back."""
+    """Only `clincot deploy` creates the policy's InferenceService.
+
+    An upgrade of the chart therefore cannot reset it.
+    """
     objects = rendered(profile)
     judges = {one["metadata"]["name"] for one in of_kind(objects, "InferenceService")}
     (tmp_path / "service.yaml").write_text(settings_of(objects)["service.yaml"])
@@ -150,8 +159,11 @@ def test_what_a_rollout_applies_fits_the_runtime(
     assert model["modelFormat"]["name"] in {one["name"] for one in runtime["spec"]["supportedModelFormats"]}
 
 
-def test_judges_are_where_params_say() -> None:
-    """Each judge's address is the Service that KServe makes for it, its model the name that vLLM serves."""
+def test_params_contain_the_judges_addresses() -> None:
+    """The address of a judge is the Service that KServe creates for it.
+
+    Its model is the name that vLLM serves.
+    """
     objects = rendered("production")
     params = parse_config(Params, yaml.safe_load(settings_of(objects)["params.yaml"]), where="params.yaml")
     services = {one["metadata"]["name"]: one for one in of_kind(objects, "InferenceService")}
@@ -167,25 +179,25 @@ def test_judges_are_where_params_say() -> None:
     assert spread[0]["labelSelector"]["matchLabels"] == {"serving.kserve.io/inferenceservice": "clincot-judge-med-a"}
 
 
-def test_the_tasks_that_values_may_change_are_those_of_a_round() -> None:
+def test_the_schema_has_all_tasks_and_sections() -> None:
     schema = json.loads((CHART / "values.schema.json").read_text())
     assert set(schema["properties"]["pipeline"]["properties"]["stages"]["properties"]) == set(TASK_NAMES)
     assert set(schema["properties"]["pipeline"]["properties"]["params"]["properties"]) == set(SECTION_NAMES)
 
 
-def test_the_launch_that_values_may_say_is_launch_yaml() -> None:
+def test_the_schema_has_all_keys_of_launch_yaml() -> None:
     schema = json.loads((CHART / "values.schema.json").read_text())
     launch = schema["properties"]["pipeline"]["properties"]["launch"]["properties"]
     assert set(launch) == set(LaunchSettings.model_fields)
     assert set(launch["job"]["properties"]) == set(TrainJobSettings.model_fields)
 
 
-def test_alerts_ask_for_metrics_that_there_are() -> None:
+def test_alerts_use_existing_metrics() -> None:
     (rule,) = of_kind(rendered("production"), "PrometheusRule")
     expressions = " ".join(one["expr"] for group in rule["spec"]["groups"] for one in group["rules"])
     server = {family.name + "_total" for family in REQUESTS.collect()}
-    asked = set(re.findall(r"clincot_\w+", expressions))
-    assert asked == server | {
+    used = set(re.findall(r"clincot_\w+", expressions))
+    assert used == server | {
         "clincot_round_failed",
         "clincot_rounds_since_promotion",
         "clincot_judge_agreement",
@@ -193,18 +205,18 @@ def test_alerts_ask_for_metrics_that_there_are() -> None:
     }
 
 
-def test_names_that_belong_together_are_the_same() -> None:
-    """A claim, secrets and a service account that cluster.yaml names are those that are made in the run namespace."""
+def test_references_match_created_objects() -> None:
+    """cluster.yaml only names a claim, Secrets and an account that are created."""
     objects = rendered("cpu")
     cluster = yaml.safe_load(settings_of(objects, "kubeflow")["cluster.yaml"])
     assert of_kind(objects, "PersistentVolumeClaim", cluster["cache"]["claim"], "kubeflow")
     assert of_kind(objects, "Secret", cluster["secrets"][0]["name"], "kubeflow")
     assert cluster["gpu"]["count"] == 0
-    assert cluster["images"]["gpu"] == cluster["images"]["cpu"]  # without GPUs nothing needs the cuda image
+    assert cluster["images"]["gpu"] == cluster["images"]["cpu"]  # without GPUs, no task needs the cuda image
     assert cluster["security"] == {"user": 10001, "group": 10001}
 
 
-def test_nothing_is_kept_twice_where_runs_live_in_the_releases_namespace() -> None:
+def test_one_namespace_for_all_has_no_duplicate_objects() -> None:
     objects = rendered("cpu", "--set", "kfp.runNamespace=clincot")
     keys = [(one["kind"], one["metadata"].get("namespace"), one["metadata"]["name"]) for one in objects]
     assert len(keys) == len(set(keys))
@@ -212,21 +224,24 @@ def test_nothing_is_kept_twice_where_runs_live_in_the_releases_namespace() -> No
         "clincot",
         "kserve",
         None,
-    }  # None: the ClusterRole that reads a CRD
+    }  # None: the ClusterRole and its binding
 
 
-def test_images_come_from_the_mirror_or_by_digest() -> None:
+def test_images_use_the_mirror_and_digests() -> None:
     digest = "sha256:" + "ab" * 32
     objects = rendered("trial", "--set", f"global.imageRegistry=mirror.local:5000/ml,image.cpu.digest={digest}")
     text = yaml.safe_dump_all(objects)
     found = {word for line in text.splitlines() if "image:" in line for word in line.split() if "/" in word}
     assert all(word.startswith("mirror.local:5000/ml/") for word in found), found
     assert f"mirror.local:5000/ml/clincot-cpu@{digest}" in found
-    assert "mirror.local:5000/ml/chrislusf/seaweedfs:4.48" in found  # its own registry is replaced
+    assert "mirror.local:5000/ml/chrislusf/seaweedfs:4.48" in found  # the mirror replaces the image's own registry
 
 
-def test_hooks_run_when_they_should() -> None:
-    """Upload and recurring run after install and upgrade, removal before uninstall, and nothing else is a hook."""
+def test_hooks_run_at_their_time() -> None:
+    """Upload and schedule run after install and upgrade, removal before uninstall.
+
+    Nothing else is a hook.
+    """
     objects = rendered("production")
     hooks = {
         one["metadata"]["name"]: one["metadata"]["annotations"]["helm.sh/hook"]
@@ -251,7 +266,7 @@ def test_hooks_run_when_they_should() -> None:
     assert "--remove" in unscheduled["spec"]["template"]["spec"]["containers"][0]["args"]
 
 
-def test_every_command_is_one_that_the_program_has() -> None:
+def test_clincot_parses_every_command() -> None:
     """Each container's arguments are parsed by `clincot` itself."""
     from clincot.cli.app import parse
 

@@ -1,4 +1,4 @@
-"""The pods' params.yaml is the recipe with pipeline.params over it, as load_params reads both."""
+"""A pod's params.yaml is the recipe overridden by pipeline.params."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import yaml
 from clincot.config import Params, find_recipe, list_recipes, load_params
 from tests.chart.rendering import CHART, HELMS, PROFILES, ROOT, Json, rendered, settings_of, template
 
-# Values with which Helm's own merging goes wrong: false, 0, "", null and a map that must be replaced.
+# Values that Helm's own merge functions handle wrongly: false, 0, "" and a map that must be replaced.
 TRICKY: Json = {
     "train": {"freeze_vision": False, "nll_weight": 0, "lr": 1e-5},
     "propose": {"grounders": {"random": 1}},
@@ -25,14 +25,17 @@ TRICKY: Json = {
 
 
 def load_effective(objects: tuple[Json, ...], tmp_path: Path) -> Params:
-    """What a pod makes of its params.yaml."""
+    """Return the parameters that a pod reads from its params.yaml."""
     path = tmp_path / "rendered.yaml"
     path.write_text(settings_of(objects)["params.yaml"])
     return load_params(path)
 
 
 def load_expected(values: dict[str, Any], tmp_path: Path, recipe: str, **derived: Json) -> Params:
-    """load_params of a file with pipeline.params, over the recipe and what the chart derives from other values."""
+    """Return what load_params makes of pipeline.params, over the recipe.
+
+    Includes what the chart derives from other values.
+    """
     path = tmp_path / "values.yaml"
     derived.setdefault("publish", {"store": "s3://clincot/platform", "name": "clincot"})
     for section, fields in derived.items():
@@ -46,15 +49,15 @@ def read_pipeline(profile: str) -> dict[str, Any]:
     return content["pipeline"]  # type: ignore[no-any-return]
 
 
-def test_the_charts_recipes_are_the_projects() -> None:
-    """Helm reads no file outside the chart, so the chart has a copy."""
+def test_the_chart_has_copies_of_the_projects_recipes() -> None:
+    """Helm reads no file outside the chart, so the chart needs copies."""
     copies = {path.name: path.read_bytes() for path in (CHART / "recipes").iterdir()}
     assert copies == {path.name: path.read_bytes() for path in (ROOT / "recipes").glob("*.yaml")}
 
 
 @pytest.mark.parametrize("profile", ["trial", "cpu"])
 @pytest.mark.parametrize("version", HELMS)
-def test_a_profile_of_small_models_has_their_recipe(profile: str, version: str, tmp_path: Path) -> None:
+def test_profiles_of_small_models_use_their_recipe(profile: str, version: str, tmp_path: Path) -> None:
     pipeline = read_pipeline(profile)
     assert pipeline["recipe"] == "small-model"
     effective = load_effective(rendered(profile, version=version), tmp_path)
@@ -71,7 +74,7 @@ def test_a_profile_of_small_models_has_their_recipe(profile: str, version: str, 
 
 
 @pytest.mark.parametrize("version", HELMS)
-def test_production_lays_its_values_over_neutral_defaults(version: str, tmp_path: Path) -> None:
+def test_production_overrides_neutral_defaults(version: str, tmp_path: Path) -> None:
     pipeline = read_pipeline("production")
     assert "recipe" not in pipeline
     effective = load_effective(rendered("production", version=version), tmp_path)
@@ -84,7 +87,7 @@ def test_production_lays_its_values_over_neutral_defaults(version: str, tmp_path
 
 @pytest.mark.parametrize("recipe", ["", "small-model"])
 @pytest.mark.parametrize("version", HELMS)
-def test_values_lie_over_a_recipe_as_in_load_params(recipe: str, version: str, tmp_path: Path) -> None:
+def test_values_override_a_recipe_as_in_load_params(recipe: str, version: str, tmp_path: Path) -> None:
     flags = ("--set", f"pipeline.recipe={recipe}", "--set-json", f"pipeline.params={json.dumps(TRICKY)}")
     effective = load_effective(rendered("default", *flags, version=version), tmp_path)
     assert effective == load_expected(TRICKY, tmp_path, recipe)
@@ -94,13 +97,14 @@ def test_values_lie_over_a_recipe_as_in_load_params(recipe: str, version: str, t
 
 
 @pytest.mark.parametrize("profile", PROFILES)
-def test_no_recipe_leaves_a_profile_with_neutral_defaults(profile: str, tmp_path: Path) -> None:
+def test_without_a_recipe_a_profile_has_neutral_defaults(profile: str, tmp_path: Path) -> None:
     effective = load_effective(rendered(profile, "--set", "pipeline.recipe="), tmp_path)
     assert effective.train == Params().train
     assert effective.recipe.name == ""
 
 
-def test_an_unknown_recipe_is_refused_with_the_known_ones() -> None:
+def test_an_unknown_recipe_is_refused() -> None:
+    """The message lists the known ones."""
     done = template("--set", "store.existingSecret=s3", "--set", "pipeline.recipe=large-model")
     assert done.returncode != 0
     names = ", ".join(recipe.name for recipe in list_recipes())

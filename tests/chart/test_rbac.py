@@ -1,4 +1,7 @@
-"""The rules are what the code calls, recorded against a stub API server, and what Argo and the launcher need."""
+"""The RBAC rules allow exactly the requests of the code, Argo and the launcher.
+
+The requests of the code are recorded on a stub API server.
+"""
 
 from __future__ import annotations
 
@@ -45,7 +48,7 @@ PATH = re.compile(
 
 
 def permission_of(method: str, path: str) -> Permission | None:
-    """What the account must be allowed for a request; None for discovery, which everyone may."""
+    """Return the permission that a request needs; None for discovery."""
     if path.count("/") < 4 and path.startswith("/apis/"):
         return None
     found = PATH.fullmatch(path)
@@ -56,7 +59,10 @@ def permission_of(method: str, path: str) -> Permission | None:
 
 
 def granted(objects: tuple[Json, ...], account: str) -> set[Permission]:
-    """What the bindings of the chart let an account do; a rule without names is one with the name ""."""
+    """Return the permissions that the bindings grant to an account.
+
+    A rule without resource names has the name "".
+    """
     roles = {(one["kind"], one["metadata"].get("namespace", ""), one["metadata"]["name"]): one for one in objects}
     out: set[Permission] = set()
     for binding in (*of_kind(objects, "RoleBinding"), *of_kind(objects, "ClusterRoleBinding")):
@@ -83,8 +89,11 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> ServiceSettings:
     return load_service_settings(path)
 
 
-def recorded(folder: Path, service: ServiceSettings, mode: TrafficMode) -> set[Permission]:
-    """What was asked of the API server by rollouts that end in every way: well, rolled back, given up."""
+def record_permissions(folder: Path, service: ServiceSettings, mode: TrafficMode) -> set[Permission]:
+    """Return the permissions used by rollouts with every outcome.
+
+    The outcomes are success, rollback and abandonment.
+    """
     store = FolderStore(folder / "store")
     base = published(store, folder, 1.0)
     better = published(store, folder, 2.0, over=base)
@@ -96,7 +105,7 @@ def recorded(folder: Path, service: ServiceSettings, mode: TrafficMode) -> set[P
     with api_server(server) as cluster:
         reached = service.model_copy(update={"service_url": server.url + "/own/{service}"})
 
-        def begun(manifest: Manifest, **script: Any) -> tuple[RolloutJournal, KServeTarget]:
+        def start(manifest: Manifest, **script: Any) -> tuple[RolloutJournal, KServeTarget]:
             script.setdefault("chat", answering(manifest.golden))
             server.scripts[manifest.sha256] = Script(metrics=lambda: "", **script)
             target = build_kserve_target(cluster, reached, in_s3(manifest), FAST.steps)
@@ -104,25 +113,25 @@ def recorded(folder: Path, service: ServiceSettings, mode: TrafficMode) -> set[P
             return start_rollout(store, manifest, FAST, target="kserve", service=reached, by="ann"), target
 
         def rolled_back(manifest: Manifest, **script: Any) -> None:
-            journal, target = begun(manifest, **script)
+            journal, target = start(manifest, **script)
             with pytest.raises(RolledBack):
                 resume_rollout(store, journal, target, wait=lambda _: None)
 
         assert choose_traffic_mode(cluster, reached)[0] == mode
-        rolled_back(base, gone_after=2)  # with all of the traffic, and nothing before it
+        rolled_back(base, gone_after=2)  # gets all traffic at once, because nothing was served before
         for manifest in (base, better):
-            journal, target = begun(manifest)
+            journal, target = start(manifest)
             resume_rollout(store, journal, target, wait=lambda _: None)
         third = published(store, folder, 3.0, over=better)
         rolled_back(third, chat=answering(third.golden, wrong=2))
-        journal, target = begun(published(store, folder, 4.0, over=better))
+        journal, target = start(published(store, folder, 4.0, over=better))
         journal.add_event("started", target.start_revision())
         abandon_rollout(journal, target, "enough")
     return {found for request in server.requests if (found := permission_of(*request)) is not None}
 
 
 def in_s3(manifest: Manifest) -> Manifest:
-    """As if it lay in S3: a cluster reads nothing else."""
+    """Return the manifest with an address in S3, the only one that a cluster reads."""
     return manifest.model_copy(update={"uri": f"s3://b/{manifest.sha256}"})
 
 
@@ -144,24 +153,32 @@ OPEN_CRD = {
 }
 
 
-def free(permissions: set[Permission]) -> set[Permission]:
-    """Without the names of objects where the rules have none: a rule without names holds for all of them."""
+def drop_free_names(permissions: set[Permission]) -> set[Permission]:
+    """Remove object names that the rules do not restrict.
+
+    A rule without names holds for all objects.
+    """
     kept = {"inferenceservice-config", CRD_NAME}
     return {one if one.name in kept else one._replace(name="") for one in permissions}
 
 
-def test_the_deployer_may_what_rollouts_ask_and_no_more(tmp_path: Path, service: ServiceSettings) -> None:
-    asked: set[Permission] = set()
+def test_the_deployer_may_do_what_rollouts_request(tmp_path: Path, service: ServiceSettings) -> None:
+    """It may do nothing else: both sets are equal."""
+    requested: set[Permission] = set()
     for mode in ("canary", "blue-green"):
-        asked |= free(recorded(tmp_path / mode, service, mode))
-    assert granted(rendered("trial"), "clincot-deployer") == asked
+        requested |= drop_free_names(record_permissions(tmp_path / mode, service, mode))
+    assert granted(rendered("trial"), "clincot-deployer") == requested
 
 
-def test_preflight_asks_about_what_the_deployer_may(service: ServiceSettings) -> None:
+def test_preflight_checks_all_permissions_of_the_deployer(service: ServiceSettings) -> None:
     assert set(list_rollout_permissions(service)) == granted(rendered("trial"), "clincot-deployer")
 
 
-def test_the_runner_may_what_argo_and_the_launcher_need_and_deploy_if_runs_do() -> None:
+def test_the_runner_has_documented_permissions() -> None:
+    """They are those that Argo and the launcher need.
+
+    If runs deploy, the runner has the permissions of the deployer too.
+    """
     deploying = granted(rendered("trial"), "clincot-deployer")
     assert granted(rendered("trial"), "clincot-runner") == DOCUMENTED | deploying
     without = rendered("trial", "--set", "pipeline.deploys=false")
@@ -169,20 +186,24 @@ def test_the_runner_may_what_argo_and_the_launcher_need_and_deploy_if_runs_do() 
     assert granted(without, "clincot-deployer") == deploying
 
 
-def test_the_runner_may_have_train_jobs_where_runs_do() -> None:
+def test_train_jobs_give_the_runner_their_permissions() -> None:
     job = TrainJobSettings(image="clincot-cuda:0.1.0", claim="cache", mount=Path("/cache"), namespace="kubeflow")
     objects = rendered("trial", "--set", "pipeline.trainJobs=true,pipeline.cache.accessMode=ReadWriteMany")
     before = granted(rendered("trial"), "clincot-runner")
     assert granted(objects, "clincot-runner") - before == set(list_job_permissions(job))
 
 
-def test_kserves_configuration_is_read_only_where_something_is_auto() -> None:
-    said = rendered("trial", "--set", "server.mode=standard,server.gatewayApi=yes")
-    assert not [one for one in granted(said, "clincot-deployer") if one.resource == "configmaps"]
+def test_kserves_configuration_is_only_read_in_mode_auto() -> None:
+    """With both settings explicit, the deployer may not read the ConfigMap."""
+    objects = rendered("trial", "--set", "server.mode=standard,server.gatewayApi=yes")
+    assert not [one for one in granted(objects, "clincot-deployer") if one.resource == "configmaps"]
 
 
-def test_the_scheduler_may_keep_recurring_runs_and_the_others_nothing() -> None:
-    """In multi-user installations Kubeflow Pipelines asks for these by SubjectAccessReview; alone it asks for none."""
+def test_only_the_scheduler_may_change_recurring_runs() -> None:
+    """A multi-user installation checks these permissions (SubjectAccessReview).
+
+    Other installations check none.
+    """
     objects = rendered("production")
     may = granted(objects, "clincot-scheduler")
     assert {one.group for one in may} == {"pipelines.kubeflow.org"}

@@ -1,4 +1,4 @@
-"""The README's table is what values.yaml says; every value is described."""
+"""The README's table is up to date, and every value is described."""
 
 from __future__ import annotations
 
@@ -10,6 +10,6 @@ def test_the_table_is_up_to_date() -> None:
 
 
 def test_every_value_is_described() -> None:
-    """rows() raises, naming the line, where one is not; here are the ones that a reader looks for first."""
+    """rows() raises for a value without a description, and names its line."""
     described = {row.key for row in rows()}
     assert {"store.endpoint", "store.existingSecret", "judges", "pipeline.data", "server.first.enabled"} <= described

@@ -1,4 +1,4 @@
-"""The trial's S3 server: the container's own arguments start a real one, and its identities are those of the keys."""
+"""The trial's S3 server starts with the rendered arguments, and accepts the keys."""
 
 from __future__ import annotations
 
@@ -14,10 +14,13 @@ from tests.chart.rendering import Json, of_kind, rendered, settings_of
 from tests.support.s3_server import S3Server, _free_ports, weed
 
 
-def test_the_containers_arguments_start_it(
+def test_the_containers_arguments_start_a_server(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """With its folders and ports moved, since this machine is shared; the bucket's Job waits until it is up."""
+    """The bucket's Job waits until the server is up.
+
+    Folders and ports are replaced, because this machine is shared.
+    """
     keys = {"AWS_ACCESS_KEY_ID": "test-access", "AWS_SECRET_ACCESS_KEY": "test-secret-0123456789"}
     flags = ("--set", f"store.accessKey={keys['AWS_ACCESS_KEY_ID']},store.secretKey={keys['AWS_SECRET_ACCESS_KEY']}")
     objects = rendered("trial", *flags)
@@ -62,7 +65,7 @@ def _moved(objects: tuple[Json, ...], folder: Path, port: int) -> list[str]:
     return [weed(), *arguments, *(f"-{name}={number}" for name, number in {**ports, **grpc}.items())]
 
 
-def test_its_address_is_what_everyone_is_told() -> None:
+def test_all_settings_contain_the_servers_address() -> None:
     objects = rendered("trial")
     (service,) = of_kind(objects, "Service", "clincot-seaweedfs")
     address = f"http://clincot-seaweedfs.clincot.svc.cluster.local:{service['spec']['ports'][0]['port']}"

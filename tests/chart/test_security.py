@@ -1,4 +1,7 @@
-"""Every pod of every profile: Pod Security "restricted", sizes, probes, accounts; and where secrets may not stand."""
+"""Pods comply with Pod Security "restricted", and secrets are only in Secrets.
+
+Also checked: resources, probes and service accounts.
+"""
 
 from __future__ import annotations
 
@@ -15,12 +18,12 @@ HIDDEN = "hunter2-never-shown"
 TRIAL = ("--set", f"store.accessKey={HIDDEN},store.secretKey={HIDDEN}")
 FIRST = ("--set", "server.first.enabled=true,server.first.checkpoint=assets/policy")
 JUDGE = ("--set-json", 'judges=[{"name":"med","modelUri":"s3://m/med"}]')
-# (profile, flags): every kind of pod that the chart has, in every profile
+# (profile, flags) that render every kind of pod in every profile
 EVERY = [(profile, (*FIRST, *more)) for profile in ("default", *PROFILES) for more in ((), JUDGE)]
 
 
 def every_pod(tmp_path: Path) -> list[tuple[str, Json]]:
-    """With the policy's own, which `clincot deploy` makes from service.yaml."""
+    """Return every pod, including the policy's, which `clincot deploy` creates."""
     found = []
     for profile, flags in EVERY:
         objects = rendered(profile, *flags)
@@ -35,7 +38,10 @@ def every_pod(tmp_path: Path) -> list[tuple[str, Json]]:
 
 
 def test_every_pod_is_restricted(tmp_path: Path) -> None:
-    """https://kubernetes.io/docs/concepts/security/pod-security-standards/#restricted, control by control."""
+    """Every control of the Pod Security standard "restricted" holds.
+
+    https://kubernetes.io/docs/concepts/security/pod-security-standards/#restricted
+    """
     allowed = {"configMap", "downwardAPI", "emptyDir", "ephemeral", "persistentVolumeClaim", "projected", "secret"}
     found = every_pod(tmp_path)
     assert {name.partition(": ")[2].split()[0] for name, _ in found} == {
@@ -58,28 +64,29 @@ def test_every_pod_is_restricted(tmp_path: Path) -> None:
             assert own.get("runAsNonRoot", of_pod.get("runAsNonRoot")) is True, where
             assert own.get("runAsUser", of_pod.get("runAsUser", 10001)) == 10001, where
             assert (own.get("seccompProfile") or of_pod["seccompProfile"])["type"] == "RuntimeDefault", where
-            assert own["readOnlyRootFilesystem"] is True, where  # more than "restricted" asks for
+            assert own["readOnlyRootFilesystem"] is True, where  # not required by "restricted"
             assert {"privileged", "procMount"}.isdisjoint(own), where
             assert not any("hostPort" in port for port in container.get("ports", ())), where
 
 
-def test_what_is_read_only_has_a_place_to_write(tmp_path: Path) -> None:
+def test_containers_can_write_to_tmp(tmp_path: Path) -> None:
+    """Their root file system is read-only."""
     for name, pod in every_pod(tmp_path):
         for container in containers(pod):
             mounted = {mount["mountPath"] for mount in container["volumeMounts"]}
             assert "/tmp" in mounted, (name, container["name"])
-            volumes = {volume["name"] for volume in pod["volumes"]} | {"data"}  # data: the StatefulSet's own claim
+            volumes = {volume["name"] for volume in pod["volumes"]} | {"data"}  # data is the StatefulSet's claim
             assert {mount["name"] for mount in container["volumeMounts"]} <= volumes, name
 
 
-def test_every_container_has_sizes(tmp_path: Path) -> None:
+def test_every_container_has_requests_and_limits(tmp_path: Path) -> None:
     for name, pod in every_pod(tmp_path):
         for container in containers(pod):
             for kind in ("requests", "limits"):
                 assert {"cpu", "memory"} <= set(container["resources"][kind]), (name, container["name"], kind)
 
 
-def test_what_serves_is_probed(tmp_path: Path) -> None:
+def test_servers_have_probes(tmp_path: Path) -> None:
     serving = 0
     for name, pod in every_pod(tmp_path):
         for container in containers(pod):
@@ -90,12 +97,12 @@ def test_what_serves_is_probed(tmp_path: Path) -> None:
 
 
 def test_no_pod_runs_as_the_default_account(tmp_path: Path) -> None:
-    """And only those have a token of the API server that ask it something."""
-    asking = {"clincot-runner", "clincot-deployer"}
+    """Only accounts that call the API server have a token for it."""
+    callers = {"clincot-runner", "clincot-deployer"}
     for name, pod in every_pod(tmp_path):
         account = pod["serviceAccountName"]
         assert account.startswith("clincot-"), name
-        assert pod["automountServiceAccountToken"] is (account in asking), name
+        assert pod["automountServiceAccountToken"] is (account in callers), name
     for profile, flags in EVERY:
         objects = rendered(profile, *flags)
         accounts = {one["metadata"]["name"] for one in of_kind(objects, "ServiceAccount")}
@@ -103,15 +110,15 @@ def test_no_pod_runs_as_the_default_account(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("profile", ["trial", "cpu"])
-def test_a_secret_stands_in_secrets_alone(profile: str) -> None:
-    """Keys given as values are in no ConfigMap, environment, argument or annotation."""
+def test_secret_values_are_only_in_secrets(profile: str) -> None:
+    """Keys set as values are in no ConfigMap, environment, argument or annotation."""
     flags = (*TRIAL, "--set", f"git.url=https://g.example/d.git,git.username=me,git.password={HIDDEN}")
     holding = [one for one in rendered(profile, *flags, *FIRST) if HIDDEN in yaml.safe_dump(one)]
     assert {one["kind"] for one in holding} == {"Secret"}
     assert {one["metadata"]["name"] for one in holding} == {"clincot-store", "clincot-git", "clincot-seaweedfs"}
 
 
-def test_environments_take_secrets_by_reference() -> None:
+def test_environments_refer_to_secrets() -> None:
     for profile, flags in EVERY:
         for name, pod in pods(rendered(profile, *flags)):
             for container in containers(pod):

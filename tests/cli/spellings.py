@@ -1,6 +1,7 @@
-"""Every command with its arguments as they were before the command line moved to typer; none may disappear.
+"""Every command with its arguments before the command line moved to typer.
 
-"<x>" is a required positional argument, "[x]" an optional one, "--x=" an option with a value, "!" marks required ones.
+None of them may disappear. "<x>" is a required positional argument, "[x]" an optional one, "--x=" an option with a
+value; "!" marks required options.
 """
 
 from __future__ import annotations

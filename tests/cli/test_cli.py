@@ -1,4 +1,4 @@
-"""The command line: help for everything, exit codes, and messages that name what is wrong."""
+"""Help for every command, exit codes, and messages that name what is wrong."""
 
 from __future__ import annotations
 
@@ -48,8 +48,8 @@ COMMANDS = [
 
 
 @pytest.fixture
-def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A working folder without a params.yaml, with a data set."""
+def workdir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Change to a folder with a data set and without a params.yaml."""
     monkeypatch.chdir(tmp_path)
     tiny.write_set(tmp_path / "data", key=False)
     return tmp_path
@@ -60,25 +60,26 @@ def prepare(*more: str) -> list[str]:
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_every_command_explains_itself(command: str, capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit) as left:
+def test_every_command_has_help(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as exit_info:
         main([command, "--help"])
-    assert left.value.code == 0
+    assert exit_info.value.code == 0
     assert f"usage: clincot {command}" in capsys.readouterr().out
 
 
 def test_the_help_lists_every_command(capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit) as left:
+    with pytest.raises(SystemExit) as exit_info:
         main(["--help"])
-    assert left.value.code == 0
+    assert exit_info.value.code == 0
     text = capsys.readouterr().out
     assert [command for command in COMMANDS if f"\n    {command}" not in text] == []
 
 
 @pytest.mark.parametrize("stage", STAGES, ids=lambda stage: stage.name)
-def test_a_stages_help_shows_its_paths_and_every_parameter_with_its_default(
-    stage: Stage, here: Path, capsys: pytest.CaptureFixture[str]
+def test_a_stages_help_shows_its_paths_and_parameters(
+    stage: Stage, workdir: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    """Every parameter is shown with its default."""
     with pytest.raises(SystemExit):
         main([stage.name, "--help"])
     text = capsys.readouterr().out
@@ -88,17 +89,16 @@ def test_a_stages_help_shows_its_paths_and_every_parameter_with_its_default(
         assert f"{stage.name}.{name} = {value!r}" in text
 
 
-def test_a_stage_runs_and_prints_its_metrics(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_stage_runs_and_prints_its_metrics(workdir: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(prepare("--set", "prepare.rounds=1", "--set", "prepare.limit=5")) == 0
     assert json.loads(capsys.readouterr().out) == {"questions": 5}
-    assert len((here / "q.jsonl").read_text().splitlines()) == 5
+    assert len((workdir / "q.jsonl").read_text().splitlines()) == 5
 
 
-def test_params_yaml_of_the_working_folder_is_read_unless_another_is_named(
-    here: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    (here / "params.yaml").write_text("prepare: {rounds: 1, limit: 2}")
-    (here / "other.yaml").write_text("prepare: {rounds: 1, limit: 3}")
+def test_params_yaml_of_the_working_folder_is_the_default(workdir: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The option --params names another file."""
+    (workdir / "params.yaml").write_text("prepare: {rounds: 1, limit: 2}")
+    (workdir / "other.yaml").write_text("prepare: {rounds: 1, limit: 3}")
     counts = []
     for more in ([], ["--params", "other.yaml"], ["--set", "prepare.limit=4"]):
         assert main(prepare(*more)) == 0
@@ -117,23 +117,23 @@ def test_params_yaml_of_the_working_folder_is_read_unless_another_is_named(
         ("train.lr=[", "--set 'train.lr=['"),
     ],
 )
-def test_a_wrong_parameter_is_named_and_nothing_is_run(
-    override: str, named: str, here: Path, capsys: pytest.CaptureFixture[str]
+def test_a_wrong_parameter_is_named_and_nothing_runs(
+    override: str, named: str, workdir: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(prepare("--set", override)) == 1
     error = capsys.readouterr().err
     assert error.startswith("clincot prepare: ")
     assert named in error
-    assert not (here / "q.jsonl").exists()
+    assert not (workdir / "q.jsonl").exists()
 
 
-def test_a_learning_rate_without_a_point_is_taken(here: Path) -> None:
-    """Every section is checked whatever the stage; YAML alone would have read 1e-5 as text."""
+def test_a_number_without_a_point_is_accepted(workdir: Path) -> None:
+    """Every stage checks every section. YAML alone would read 1e-5 as text."""
     assert main(prepare("--set", "train.lr=1e-5", "--set", "prepare.rounds=1")) == 0
 
 
 @pytest.mark.parametrize(
-    ("arguments", "says"),
+    ("arguments", "message"),
     [
         (["prepare", "--data", "nowhere", "--questions", "q.jsonl"], "nowhere does not exist"),
         (["prepare", "--data", "data", "--questions", "q.jsonl", "--params", "no.yaml"], "no.yaml: no such file"),
@@ -158,21 +158,24 @@ def test_a_learning_rate_without_a_point_is_taken(here: Path) -> None:
         ),
     ],
 )
-def test_what_cannot_be_done_is_said_in_one_line(
-    arguments: list[str], says: str, here: Path, capsys: pytest.CaptureFixture[str]
+def test_user_errors_are_one_line(
+    arguments: list[str], message: str, workdir: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(arguments) == 1
     error = capsys.readouterr().err
     assert error.startswith(f"clincot {arguments[0]}: ")
-    assert says in error
+    assert message in error
     assert "Traceback" not in error
 
 
 @pytest.mark.parametrize("fault", [RuntimeError("shapes differ"), KeyError("answer"), ValueError("bad axis")])
-def test_a_fault_of_the_program_keeps_its_traceback(
-    fault: Exception, here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+def test_program_errors_keep_their_traceback(
+    fault: Exception, workdir: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """They were told in one line, as what a user could mend: "clincot prepare: 'answer'"."""
+    """They used to be reported as user errors.
+
+    The message was one line, such as "clincot prepare: 'answer'".
+    """
 
     def broken(*stage: object) -> None:
         raise fault
@@ -200,8 +203,8 @@ def test_a_fault_of_the_program_keeps_its_traceback(
     ],
     ids=lambda error: type(error).__name__,
 )
-def test_what_a_user_can_mend_is_told_in_one_line(
-    error: Exception, here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+def test_user_errors_of_a_stage_are_one_line(
+    error: Exception, workdir: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def refusing(*stage: object) -> None:
         raise error
@@ -213,7 +216,7 @@ def test_what_a_user_can_mend_is_told_in_one_line(
 
 
 @pytest.mark.parametrize(
-    ("arguments", "says"),
+    ("arguments", "message"),
     [
         ([], "COMMAND"),
         (["trian"], "'trian'"),
@@ -224,35 +227,36 @@ def test_what_a_user_can_mend_is_told_in_one_line(
         (["rounds", "--run", "r"], "--data"),
     ],
 )
-def test_wrong_usage_ends_with_2(arguments: list[str], says: str, capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit) as left:
+def test_wrong_usage_exits_with_2(arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as exit_info:
         main(arguments)
-    assert left.value.code == 2
-    assert says in capsys.readouterr().err
+    assert exit_info.value.code == 2
+    assert message in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("name", ["vqa-rad", "slake", "iu-xray", "dicom", "jsonl"])
-def test_every_format_of_ingest_explains_itself(name: str, capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit) as left:
+def test_every_format_of_ingest_has_help(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as exit_info:
         main(["ingest", name, "--help"])
-    assert left.value.code == 0
+    assert exit_info.value.code == 0
     text = capsys.readouterr().out
     assert all(option in text for option in ("SOURCE", "--split", "--allow-refused", "--workers"))
 
 
-def test_ingest_keeps_the_rest_and_exits_1_unless_it_is_allowed(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    image = next((here / "data" / "images").iterdir()).relative_to(here)
+def test_ingest_exits_with_1_for_refused_rows(workdir: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """It keeps the others, and --allow-refused sets how many rows may be refused."""
+    image = next((workdir / "data" / "images").iterdir()).relative_to(workdir)
     rows = [
         {"image": str(image), "question": "?", "answer": "yes"},
         {"image": "gone.png", "question": "?", "answer": "no"},
     ]
-    (here / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (workdir / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     assert main(["ingest", "jsonl", "rows.jsonl", "--out", "out"]) == 1
-    said = capsys.readouterr()
-    assert "2 rows read, 1 kept, 0 duplicates dropped, 1 refused" in said.out
-    assert "rows.jsonl:2: image: gone.png" in said.out
-    assert said.err.startswith("clincot ingest: 1 row was refused, 0 allowed; the 1 others were kept. Fix")
-    assert len((here / "out" / "questions.jsonl").read_text().splitlines()) == 1
+    output = capsys.readouterr()
+    assert "2 rows read, 1 kept, 0 duplicates dropped, 1 refused" in output.out
+    assert "rows.jsonl:2: image: gone.png" in output.out
+    assert output.err.startswith("clincot ingest: 1 row was refused, 0 allowed; the 1 others were kept. Fix")
+    assert len((workdir / "out" / "questions.jsonl").read_text().splitlines()) == 1
     assert main(["ingest", "jsonl", "rows.jsonl", "--out", "out", "--allow-refused", "1"]) == 0
 
 

@@ -1,4 +1,4 @@
-"""From a checkpoint to an endpoint by the command line alone, as a user would type it."""
+"""From a checkpoint to an endpoint, with the commands that a user would type."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def run(capsys: pytest.CaptureFixture[str], *words: object, code: int = 0) -> st
     return error if code else out
 
 
-def test_publish_is_a_stage_like_the_others(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_publish_runs_as_a_stage(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     checkpoint, store, out = write_checkpoint(tmp_path / "c", 1.0), tmp_path / "store", tmp_path / "published.json"
     command = ("publish", "--checkpoint", checkpoint, "--published", out, "--store", store, "--name", LINE)
     assert json.loads(run(capsys, *command)) == {"bytes": pytest.approx(2000, abs=1500), "files": 4, "golden": 0}
@@ -52,7 +52,7 @@ def test_publish_is_a_stage_like_the_others(tmp_path: Path, capsys: pytest.Captu
     assert "no store is named" in run(capsys, *command[:5], code=1)
 
 
-def test_from_a_published_base_to_an_endpoint_and_back(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_published_base_is_deployed_and_rolled_back(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     store = FolderStore(tmp_path / "store")
     base = published(store, tmp_path, 1.0)
     won = published(store, tmp_path, 2.0, over=base)
@@ -72,14 +72,14 @@ def test_from_a_published_base_to_an_endpoint_and_back(tmp_path: Path, capsys: p
     assert "has no champion yet" in run(capsys, "deploy", *at, *local, code=1)
     assert "champion " + base.sha256[:12] in run(capsys, "models", "start", base.sha256[:10], *at)
     try:
-        said = run(capsys, "deploy", *at, *local)
-        address = said.rpartition("endpoint ")[2].split()[0]
+        output = run(capsys, "deploy", *at, *local)
+        address = output.rpartition("endpoint ")[2].split()[0]
         assert httpx.get(f"{address}/models", timeout=30).json()["data"][0]["id"] == "small"
         run(capsys, "deploy", *at, *local, "--checkpoint", won.sha256[:10], "--approval")
         assert won.decision is not None
-        said = run(capsys, "approve", won.decision.id, *at, *local, "--reason", "looks where it should")
-        assert "approved: ann: looks where it should" in said
-        assert "finished 100 %" in said
+        output = run(capsys, "approve", won.decision.id, *at, *local, "--reason", "looks where it should")
+        assert "approved: ann: looks where it should" in output
+        assert "finished 100 %" in output
         listed = run(capsys, "models", "list", *at).splitlines()
         assert [line.split()[1:4] + line.split()[-1:] for line in listed] == [
             [base.sha256[:12], "round", "0", "decision"],
@@ -87,8 +87,8 @@ def test_from_a_published_base_to_an_endpoint_and_back(tmp_path: Path, capsys: p
         ]
         assert "by the pointer" not in run(capsys, "models", "show", "champion", *at)
         assert "# chest, round 1" in run(capsys, "models", "show", won.sha256[:8], "--card", *at)
-        said = run(capsys, "models", "rollback", *at, "--reason", "too slow at night")
-        assert f"champion {base.sha256[:12]} (round 0) in the place of {won.sha256[:12]}" in said
+        output = run(capsys, "models", "rollback", *at, "--reason", "too slow at night")
+        assert f"champion {base.sha256[:12]} (round 0) in the place of {won.sha256[:12]}" in output
         assert "finished 100 %" in run(capsys, "deploy", *at, *local)
         assert "stays: the champion pointer" in run(capsys, "models", "prune", *at, "--keep", "0")
     finally:
@@ -96,7 +96,7 @@ def test_from_a_published_base_to_an_endpoint_and_back(tmp_path: Path, capsys: p
     assert stopped.count("(pid ") == 2
 
 
-def test_what_would_be_applied_can_be_read_first(
+def test_manifests_can_be_shown_before_they_are_applied(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     store = FolderStore(tmp_path / "store")
@@ -106,18 +106,19 @@ def test_what_would_be_applied_can_be_read_first(
     monkeypatch.setenv("AWS_ENDPOINT_URL_S3", "http://s3.local:8333")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "hunter2")
     at = ("--store", store.url, "--name", LINE, "--checkpoint", base.sha256[:8], "--service", service)
-    said = run(capsys, "deploy", *at, "--show-manifests", "--storage-secret", "keys")
-    secret, account, inference = yaml.safe_load_all(said)
+    output = run(capsys, "deploy", *at, "--show-manifests", "--storage-secret", "keys")
+    secret, account, inference = yaml.safe_load_all(output)
     assert secret["metadata"]["annotations"]["serving.kserve.io/s3-endpoint"] == "s3.local:8333"
     assert account["metadata"]["name"] == inference["spec"]["predictor"]["serviceAccountName"] == "reader"
     assert inference["spec"]["predictor"]["minReplicas"] == 2
-    assert "hunter2" not in said
+    assert "hunter2" not in output
 
 
-def test_golden_questions_are_the_clearest_one_an_image(tmp_path: Path) -> None:
-    """Of 8 films tried for 2 golden questions, those farthest from another answer; wrong answers are kept.
+def test_golden_questions_are_the_clearest_of_each_image(tmp_path: Path) -> None:
+    """Of 8 films for 2 golden questions, those whose answers lead by most are chosen.
 
-    The surest had regions of nearly one likelihood, and a rollout failed because another of them won in its batch.
+    Wrong answers are kept. The most probable answers had regions of nearly equal likelihood, so another batch chose
+    another region and a rollout failed.
     """
     data = tmp_path / "data"
     write_films(data, films=12, seed=0, split="test")
@@ -142,17 +143,18 @@ def test_golden_questions_are_the_clearest_one_an_image(tmp_path: Path) -> None:
     assert manifest.decision is not None
 
 
-def test_a_line_without_a_champion_starts_from_a_base_and_only_once(tmp_path: Path) -> None:
+def test_a_line_without_a_champion_starts_from_a_base(tmp_path: Path) -> None:
+    """It starts only once: a second call changes nothing."""
     data = tmp_path / "data"
     write_films(data, films=12, seed=0, split="test")
     store = FolderStore(tmp_path / "store")
     config = PublishConfig(store=store.url, name=LINE, golden=2)
     base = write_checkpoint(tmp_path / "base", 1.0)
-    said = start_model_line(
+    output = start_model_line(
         config, store, str(base), golden=str(data), by="ann", load_look=lambda _: lambda *_: ("left", BOX, 0.9)
     )
     digest = hash_checkpoint(base)
-    assert said == f"{LINE}: champion {digest[:12]}, published from {base}"
+    assert output == f"{LINE}: champion {digest[:12]}, published from {base}"
     assert read_champion(store, LINE).now.sha256 == digest
     again = start_model_line(
         config, store, "s3://not/looked-at", golden="", by="bob", load_look=lambda _: pytest.fail("loaded")
@@ -160,17 +162,20 @@ def test_a_line_without_a_champion_starts_from_a_base_and_only_once(tmp_path: Pa
     assert again == f"{LINE}: already has the champion {digest[:12]} (round 0)"
 
 
-def test_the_films_that_a_trial_starts_with_are_a_data_set() -> None:
+def test_the_golden_films_of_a_trial_are_a_data_set() -> None:
     golden = Path(__file__).parents[2] / "assets" / "golden"
     asked = list(load_questions(golden))
     assert len({one.study for one in asked}) == 7
     assert all((golden / study.image).is_file() for study in StudyIndex(golden).values())
 
 
-def test_what_is_served_is_asked_the_champions_golden_questions(
+def test_deploy_ask_checks_the_served_champion(
     s3: S3Server, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As `helm test` does, in a cluster that serves the champion; then one whose answers have changed."""
+    """A cluster serves the champion first, and then its answers change.
+
+    `helm test` runs the same command.
+    """
     for name, value in s3.environment.items():
         monkeypatch.setenv(name, value)
     s3.bucket("asked")
@@ -183,8 +188,8 @@ def test_what_is_served_is_asked_the_champions_golden_questions(
         kubeconfig.write_text(KUBECONFIG.replace("URL", server.url))
         monkeypatch.setenv("KUBECONFIG", str(kubeconfig))
         service = tmp_path / "service.yaml"
-        said = f"name: {LINE}\nmode: standard\ngateway_api: 'yes'\nservice_url: {server.url}/own/{{service}}\n"
-        service.write_text(said)
+        settings = f"name: {LINE}\nmode: standard\ngateway_api: 'yes'\nservice_url: {server.url}/own/{{service}}\n"
+        service.write_text(settings)
         server.groups.add("gateway.networking.k8s.io/v1")
         command = ("deploy", "--ask", "--store", store.url, "--name", LINE, "--service", service)
         assert run(capsys, *command) == "2 of 2 golden questions met\n"

@@ -1,4 +1,7 @@
-"""The help: grouped commands, a sentence for every argument, the parameters that would run, plain text in a pipe."""
+"""Help is grouped, describes every argument and shows the effective parameters.
+
+In a pipe it is plain text.
+"""
 
 from __future__ import annotations
 
@@ -28,7 +31,7 @@ PANELS = {
 
 @pytest.fixture
 def empty(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A working folder without a params.yaml."""
+    """Change to a folder without a params.yaml."""
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
@@ -57,22 +60,22 @@ def test_commands_are_listed_in_groups(capsys: pytest.CaptureFixture[str]) -> No
 
 
 def test_every_command_and_argument_has_a_sentence() -> None:
-    silent = []
+    undescribed = []
     for path, command in iter_commands(get_command()):
         if len((command.help or "").split()) < 3:
-            silent.append(path)
-        silent += [f"{path} {one.name}" for one in command.params if len((one.help or "").split()) < 3]
-    assert silent == []
+            undescribed.append(path)
+        undescribed += [f"{path} {one.name}" for one in command.params if len((one.help or "").split()) < 3]
+    assert undescribed == []
 
 
-def test_every_path_of_a_stage_has_its_sentence(capsys: pytest.CaptureFixture[str]) -> None:
+def test_every_path_of_a_stage_is_described(capsys: pytest.CaptureFixture[str]) -> None:
     for stage in STAGES:
         text = " ".join(read_help(capsys, stage.name).split())
         for name in (*stage.inputs, *stage.optional, *stage.outputs):
             assert describe_artifact(stage.name, name) in text, (stage.name, name)
 
 
-def test_no_sentence_is_about_an_unknown_path() -> None:
+def test_only_known_paths_are_described() -> None:
     used = {name for stage in STAGES for name in stage.inputs + stage.optional + stage.outputs}
     assert used == set(ARTIFACTS)
 
@@ -88,7 +91,7 @@ def test_help_shows_the_values_that_would_run(empty: Path, capsys: pytest.Captur
 
 @pytest.mark.parametrize("words", [["--recipe", "r.yaml"], ["-r", "r.yaml"], ["-rr.yaml"], ["--recipe=r.yaml"]])
 def test_help_shows_a_recipes_values(words: list[str], empty: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """./params.yaml does not count then, unless it is named."""
+    """With a recipe, ./params.yaml is only read if it is named."""
     (empty / "params.yaml").write_text("pair: {min_gap: 0.4}")
     (empty / "r.yaml").write_text("recipe: {name: mine, about: for this test}\npair: {min_gap: 0.2, per_question: 5}")
     text = read_help(capsys, "pair", *words)
@@ -132,7 +135,7 @@ def test_output_in_a_pipe_is_plain_and_has_one_width(words: list[str], empty: Pa
 
 
 def complete(words: str, empty: Path) -> list[str]:
-    """What bash is offered for the last word."""
+    """Return what bash offers for the last word."""
     environment = {
         **os.environ,
         "_CLINCOT_COMPLETE": "complete_bash",
@@ -161,7 +164,7 @@ def test_the_reference_has_every_command_and_argument() -> None:
 
 
 def test_the_reference_is_the_same_everywhere(empty: Path) -> None:
-    """It depends neither on the folder, nor on a params.yaml, nor on the home folder or the terminal."""
+    """It does not depend on the folder, params.yaml, the home folder or the terminal."""
     (empty / "params.yaml").write_text("train: {beta: 0.7}")
     environment = {**os.environ, "HOME": "/home/somebody", "COLUMNS": "50"}
     command = [sys.executable, "-c", "from clincot.cli.reference import render_cli_reference as r; print(r(), end='')"]

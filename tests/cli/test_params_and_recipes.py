@@ -1,4 +1,4 @@
-"""Where parameters come from: defaults, recipe, file, --set; and the commands that print them."""
+"""Parameters come from defaults, recipe, file and --set, and can be printed."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tests.support import tiny
 
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A working folder with a data set, a params.yaml and a recipe."""
+    """Change to a folder with a data set, a params.yaml and a recipe."""
     monkeypatch.chdir(tmp_path)
     tiny.write_set(tmp_path / "data", key=False)
     (tmp_path / "params.yaml").write_text("prepare: {rounds: 1, limit: 2}")
@@ -50,7 +50,7 @@ def test_an_unknown_recipe_is_an_error(folder: Path, capsys: pytest.CaptureFixtu
 
 
 def test_params_prints_what_would_run(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """And what it prints is a parameter file of the same meaning."""
+    """The output is a parameter file with the same meaning."""
     assert main(["params", "-r", "recipe.yaml", "--set", "train.lr=1e-6"]) == 0
     (folder / "printed.yaml").write_text(capsys.readouterr().out)
     expected = load_params(None, ("train.lr=1e-6",), "recipe.yaml")

@@ -21,7 +21,7 @@ def find_command(path: str) -> Any:
 
 
 def spell(command: Any) -> set[str]:
-    """The arguments of a command in the notation of SPELLINGS."""
+    """Return the arguments of a command in the notation of SPELLINGS."""
     spellings = set()
     for parameter in command.params:
         mark = "!" if parameter.required else ""
@@ -34,8 +34,8 @@ def spell(command: Any) -> set[str]:
 
 
 @pytest.mark.parametrize("path", SPELLINGS)
-def test_no_spelling_has_disappeared(path: str) -> None:
-    """And no new argument is required."""
+def test_no_argument_has_disappeared(path: str) -> None:
+    """New arguments are optional."""
     old, new = set(SPELLINGS[path].split()), spell(find_command(path))
     assert old - new == set()
     assert {name for name in new - old if name.endswith(("!", ">"))} == set()
@@ -49,7 +49,7 @@ def test_positional_arguments_keep_their_order() -> None:
 
 
 def read_serve_arguments(monkeypatch: pytest.MonkeyPatch, *words: str) -> ServeArguments:
-    """What `clincot serve` is called with."""
+    """Return the arguments with which `clincot serve` is called."""
     calls: list[ServeArguments] = []
 
     def record(args: ServeArguments) -> int:
@@ -79,7 +79,7 @@ def test_dashes_and_repeated_settings(monkeypatch: pytest.MonkeyPatch) -> None:
     assert args.abstain_below is None
 
 
-def test_options_may_stand_before_positional_arguments() -> None:
+def test_options_may_precede_positional_arguments() -> None:
     for words in (["show", "--run", "r", "pair-1"], ["show", "pair-1", "--run=r"], ["show", "--", "pair-1"]):
         assert parse(words).command == "show"
 
@@ -98,7 +98,7 @@ def test_options_may_stand_before_positional_arguments() -> None:
     ],
     ids=" ".join,
 )
-def test_wrong_values_are_wrong_usage(words: list[str]) -> None:
+def test_wrong_values_exit_with_2(words: list[str]) -> None:
     with pytest.raises(SystemExit) as exit_info:
         parse(words)
     assert exit_info.value.code == 2

@@ -1,4 +1,4 @@
-"""A bucket is made once, on a real S3 server."""
+"""`clincot store create` creates a bucket once, on a real S3 server."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from clincot.storage.open import open_store
 from tests.support.s3_server import S3Server
 
 
-def test_a_bucket_is_made_once(
+def test_a_bucket_is_created_once(
     s3: S3Server, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for name, value in s3.environment.items():
         monkeypatch.setenv(name, value)
     url = "s3://made-once/some/prefix"
-    said = []
+    outputs = []
     for _ in range(2):
         assert main(["store", "create", url]) == 0
-        said.append(capsys.readouterr().out.strip())
-    assert said == ["made-once: made", "made-once: there already"]
+        outputs.append(capsys.readouterr().out.strip())
+    assert outputs == ["made-once: made", "made-once: there already"]
     open_store(url).write_new("a", b"1")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "another")
     assert main(["store", "create", "s3://another/prefix"]) == 1

@@ -1,4 +1,7 @@
-"""Run within an image: only what constraints.txt (standard input) pins is installed, and the SBOM names all of it."""
+"""Check in an image that all packages are pinned and that the SBOM lists them.
+
+The pins are constraints.txt on standard input.
+"""
 
 from __future__ import annotations
 
@@ -12,22 +15,23 @@ SITE = "/opt/venv/lib/python3.11/site-packages"
 SBOM = Path("/opt/venv/share/sbom/clincot.cdx.json")
 
 
-def plain(name: str) -> str:
+def normalize_name(name: str) -> str:
+    """Return a distribution's name in its canonical spelling (PEP 503)."""
     return re.sub(r"[-_.]+", "-", name).lower()
 
 
 lines = [line.strip().split("==") for line in sys.stdin if "==" in line and not line.startswith("#")]
-pins = {plain(name): version for name, version in lines}
-here = {plain(distribution.name): distribution.version for distribution in distributions(path=[SITE])}
+pins = {normalize_name(name): version for name, version in lines}
+installed = {normalize_name(distribution.name): distribution.version for distribution in distributions(path=[SITE])}
 sbom = json.loads(SBOM.read_text())
-named = {plain(part["name"]): part["version"] for part in sbom["components"]} | {
-    plain(sbom["metadata"]["component"]["name"]): sbom["metadata"]["component"]["version"]
+listed = {normalize_name(part["name"]): part["version"] for part in sbom["components"]} | {
+    normalize_name(sbom["metadata"]["component"]["name"]): sbom["metadata"]["component"]["version"]
 }
-if missing := {name: version for name, version in here.items() if named.get(name) != version}:
+if missing := {name: version for name, version in installed.items() if listed.get(name) != version}:
     sys.exit(f"not in the SBOM: {missing}")
-if here.pop("clincot") != sys.argv[1]:
-    sys.exit(f"clincot is not {sys.argv[1]}")
-# torch for CPUs calls itself 2.13.0+cpu
-if loose := {name: version for name, version in here.items() if version.partition("+")[0] != pins.get(name)}:
-    sys.exit(f"not as constraints.txt has it: {loose}")
-print(f"{len(here)} distributions, all pinned, all in the SBOM")
+if installed.pop("clincot") != sys.argv[1]:
+    sys.exit(f"expected clincot {sys.argv[1]}")
+# torch for CPUs has the version 2.13.0+cpu
+if unpinned := {name: version for name, version in installed.items() if version.partition("+")[0] != pins.get(name)}:
+    sys.exit(f"versions that constraints.txt does not pin: {unpinned}")
+print(f"{len(installed)} distributions are pinned and in the SBOM")

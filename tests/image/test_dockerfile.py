@@ -1,4 +1,4 @@
-"""The images, as far as reading the Dockerfile shows. `make test-image` builds and runs them."""
+"""Check the Dockerfile without building it; `make test-image` builds the images."""
 
 from __future__ import annotations
 
@@ -17,12 +17,15 @@ Stage = list[tuple[str, str]]  # (instruction, arguments)
 
 
 def tool(name: str) -> str:
-    """A linter from the extra `dev`, beside this interpreter."""
+    """Return the path of a linter from the extra `dev`."""
     return str(Path(sys.executable).parent / name)
 
 
 def read_stages(text: str) -> dict[str, tuple[str, Stage]]:
-    """Every stage's parent and instructions. Comments go, continued lines are joined."""
+    """Return every stage's parent and instructions.
+
+    Comments are removed and continued lines are joined.
+    """
     lines = [line for line in text.splitlines() if not line.lstrip().startswith("#")]
     stages: dict[str, tuple[str, Stage]] = {}
     name = ""
@@ -40,7 +43,7 @@ STAGES = read_stages((ROOT / "Dockerfile").read_text())
 
 
 def lineage(name: str) -> Stage:
-    """The instructions of a stage after those of the stages that it is built on."""
+    """Return a stage's instructions, after those of the stages it is built on."""
     parent, own = STAGES[name]
     return [*(lineage(parent) if parent in STAGES else []), *own]
 
@@ -54,57 +57,57 @@ def project_version() -> str:
     return version
 
 
-def test_there_is_an_image_of_each_kind_on_a_base_that_the_builder_chooses() -> None:
+def test_all_images_are_built_on_the_chosen_base() -> None:
     assert STAGES["base"][0] == "${BASE_IMAGE}"
     for image in IMAGES:
         assert ("FROM", image) not in STAGES[image][1]
         assert lineage(image)[0] == STAGES["base"][1][0]
 
 
-def test_the_version_is_the_projects_everywhere() -> None:
+def test_images_and_chart_have_the_projects_version() -> None:
     defaults = [value for _, own in STAGES.values() for value in of(own, "ARG") if value.startswith("VERSION")]
     assert set(defaults) == {f"VERSION={project_version()}"}
-    assert len(defaults) == 2 * len(IMAGES)  # the project's stage and the image, of each
+    assert len(defaults) == 2 * len(IMAGES)  # one in the project's stage and one in the image
     chart = ROOT / "charts" / "clincot" / "Chart.yaml"
     if not chart.exists():
-        pytest.skip("no chart in this tree")
+        pytest.skip("this tree has no chart")
     assert yaml.safe_load(chart.read_text())["appVersion"] == project_version()
 
 
 @pytest.mark.parametrize("image", IMAGES)
-def test_an_image_runs_as_a_user_who_is_not_root(image: str) -> None:
+def test_an_image_does_not_run_as_root(image: str) -> None:
     assert of(STAGES[image][1], "USER") == ["10001:10001"]
     after = [name for name, _ in STAGES[image][1]]
     assert "RUN" not in after[after.index("USER") :]
     assert "COPY" not in after[after.index("USER") :]
-    made = " ".join(of(lineage(image), "RUN"))
-    assert "groupadd --gid 10001" in made
-    assert "useradd --uid 10001 --gid 10001" in made
+    commands = " ".join(of(lineage(image), "RUN"))
+    assert "groupadd --gid 10001" in commands
+    assert "useradd --uid 10001 --gid 10001" in commands
 
 
 @pytest.mark.parametrize("image", IMAGES)
-def test_an_image_writes_under_tmp_alone(image: str) -> None:
+def test_an_image_only_writes_below_tmp(image: str) -> None:
     words = " ".join(of(lineage(image), "ENV")).split()
     env = dict(word.split("=", 1) for word in words)
     places = ["HOME", "TMPDIR", "XDG_CACHE_HOME", "HF_HOME", "MPLCONFIGDIR", "DVC_SITE_CACHE_DIR", "CLINCOT_CACHE"]
     assert {name: env[name] for name in places if not f"{env[name]}/".startswith("/tmp/")} == {}
     assert env["PATH"].startswith("/opt/venv/bin:")
-    assert of(STAGES[image][1], "WORKDIR") == ["/app"]  # params.yaml names assets/… from there
+    assert of(STAGES[image][1], "WORKDIR") == ["/app"]  # params.yaml has paths relative to it
 
 
 @pytest.mark.parametrize("image", IMAGES)
-def test_an_image_holds_nothing_of_its_making(image: str) -> None:
-    """pip and its caches are in stages that the image is not built on; apt leaves no lists."""
+def test_an_image_contains_no_build_tools(image: str) -> None:
+    """pip and its caches are in other stages, and apt leaves no lists."""
     runs = of(lineage(image), "RUN")
     assert not any("pip" in run for run in runs)
     assert all("rm -rf /var/lib/apt/lists/*" in run for run in runs if "apt-get" in run)
     packages = {word for run in runs if "apt-get" in run for word in run.split()}
     compilers = packages & {"build-essential", "clang", "g++", "gcc", "make", "python3-dev"}
-    assert compilers == ({"gcc"} if image == "cuda" else set())  # Triton compiles launchers where it runs
+    assert compilers == ({"gcc"} if image == "cuda" else set())  # Triton compiles launchers at run time
 
 
 @pytest.mark.parametrize("image", IMAGES)
-def test_an_image_is_labelled_and_says_where_its_sbom_is(image: str) -> None:
+def test_an_image_has_labels_including_its_sbom(image: str) -> None:
     labels = " ".join(of(STAGES[image][1], "LABEL"))
     names = re.findall(r"([\w.]+)=", labels)
     oci = [f"org.opencontainers.image.{name}" for name in ("title", "description", "version", "revision", "licenses")]
@@ -116,7 +119,7 @@ def test_an_image_is_labelled_and_says_where_its_sbom_is(image: str) -> None:
 
 
 def test_dependencies_come_before_source() -> None:
-    """A layer of dependencies has seen nothing of the source, and is copied before anything that has."""
+    """A dependency layer is copied before anything that depends on the source."""
     about_dependencies = {"constraints.txt", "pyproject.toml", "requirements-cuda.txt"}
     for name in ("cluster-dependencies", "serve-dependencies", "cuda-dependencies"):
         copied = {word for words in of(lineage(name), "COPY") for word in words.split()[:-1]}
@@ -130,7 +133,7 @@ def test_dependencies_come_before_source() -> None:
 
 
 def test_every_installation_is_pinned() -> None:
-    """pip only ever runs with a file of pins in force; nothing is added from an address."""
+    """pip only runs with a constraints file, and nothing is added from a URL."""
     assert "PIP_CONSTRAINT=/build/constraints.txt" in " ".join(of(STAGES["tools"][1], "ENV"))
     installing = [(name, run) for name, (_, own) in STAGES.items() for run in of(own, "RUN") if "pip install" in run]
     assert {name for name, _ in installing} <= {"tools"}
@@ -144,10 +147,10 @@ def ancestors(name: str) -> list[str]:
     return [parent, *ancestors(parent)] if parent in STAGES else []
 
 
-def test_nothing_enters_a_build_but_what_it_needs() -> None:
+def test_the_build_context_has_only_needed_files() -> None:
     lines = [line for line in (ROOT / ".dockerignore").read_text().splitlines() if line and line[0] != "#"]
     assert lines[0] == "*"
-    let_in = {line[1:] for line in lines if line.startswith("!")}
+    included = {line[1:] for line in lines if line.startswith("!")}
     context = [
         word
         for _, own in STAGES.values()
@@ -156,14 +159,21 @@ def test_nothing_enters_a_build_but_what_it_needs() -> None:
         for word in words.split()[:-1]
         if word != "."
     ]
-    # what the wheel is made of, and what the Dockerfile names
-    assert let_in == {"README.md", "src", "components", "pipelines", "recipes", *(_let_in_by(word) for word in context)}
+    # the sources of the wheel, and the paths that the Dockerfile names
+    assert included == {
+        "README.md",
+        "src",
+        "components",
+        "pipelines",
+        "recipes",
+        *(_context_path(word) for word in context),
+    }
 
 
-def _let_in_by(path: str) -> str:
+def _context_path(path: str) -> str:
     return "scripts/image" if path.startswith("scripts/image/") else path
 
 
-def test_hadolint_finds_nothing() -> None:
+def test_hadolint_finds_no_error() -> None:
     done = subprocess.run([tool("hadolint"), ROOT / "Dockerfile"], capture_output=True, text=True)
     assert done.returncode == 0, done.stdout

@@ -1,4 +1,4 @@
-"""The scripts around the images: their shell, and what they say before they do anything."""
+"""The scripts for images: their shell code, and what they print at first."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ SCRIPTS = sorted(
 )
 
 
-def test_shellcheck_finds_nothing() -> None:
+def test_shellcheck_finds_no_error() -> None:
     assert len(SCRIPTS) >= 6
     done = subprocess.run([tool("shellcheck"), ROOT / ".ci" / "run", *SCRIPTS], capture_output=True, text=True)
     assert done.returncode == 0, done.stdout
 
 
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.name)
-def test_scripts_can_be_run(script: Path) -> None:
+def test_scripts_are_executable(script: Path) -> None:
     assert os.access(script, os.X_OK)
 
 
@@ -36,16 +36,16 @@ def run_script(name: str, **env: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run([ROOT / "scripts" / name], env=env, capture_output=True, text=True, timeout=60)
 
 
-def test_the_test_of_images_asks_before_it_changes_the_system() -> None:
+def test_the_image_test_needs_consent() -> None:
     done = run_script("test-image.sh", PATH=os.environ["PATH"])
     assert done.returncode == 1
     assert "buildah podman runc debootstrap" in done.stdout
     assert "root" in done.stdout
-    assert "nothing was done. CONFIRM=yes does it" in done.stderr
+    assert "nothing was done; set CONFIRM=yes to continue" in done.stderr
 
 
-def test_the_test_on_a_cluster_names_what_is_missing(tmp_path: Path) -> None:
-    """A machine with git and nothing else of what it takes."""
+def test_the_cluster_test_names_missing_tools(tmp_path: Path) -> None:
+    """This machine has git, but none of the other tools."""
     for name in ("bash", "dirname", "sed", "git"):
         found = next(Path(folder) / name for folder in ("/usr/bin", "/bin") if (Path(folder) / name).exists())
         (tmp_path / name).symlink_to(found)
@@ -55,13 +55,16 @@ def test_the_test_on_a_cluster_names_what_is_missing(tmp_path: Path) -> None:
     assert "missing: docker kind kubectl helm curl" in done.stderr
 
 
-def test_pip_as_it_comes_needs_no_flags(tmp_path: Path) -> None:
+def test_pip_without_settings_needs_no_flags(tmp_path: Path) -> None:
     assert flags(pip_settings("global.timeout='60'\n"), tmp_path) == []
     assert not (tmp_path / "pip.conf").exists()
 
 
-def test_a_private_index_reaches_the_build_and_stays_out_of_the_image(tmp_path: Path) -> None:
-    """The environment wins over files; folders of this machine are mounted, the certificate is a secret."""
+def test_a_private_index_is_passed_to_the_build(tmp_path: Path) -> None:
+    """Local folders are mounted, and the certificate is a secret.
+
+    The environment overrides files.
+    """
     wheels, index = tmp_path / "wheels", tmp_path / "mirror" / "simple"
     wheels.mkdir()
     index.mkdir(parents=True)
@@ -87,8 +90,8 @@ def test_a_private_index_reaches_the_build_and_stays_out_of_the_image(tmp_path: 
 
 
 @pytest.mark.parametrize("workflow", ["ci.yaml", "e2e.yaml"])
-def test_workflows_run_what_one_runs_by_hand_with_the_least_rights(workflow: str) -> None:
-    """Actions by others are pinned by commit: a tag can be moved."""
+def test_workflows_have_least_rights_and_run_local_commands(workflow: str) -> None:
+    """Third-party actions are pinned by commit, because a tag can be moved."""
     jobs = yaml.safe_load((ROOT / ".github" / "workflows" / workflow).read_text())
     assert jobs["permissions"] == {"contents": "read"}
     steps = [step for job in jobs["jobs"].values() for step in job["steps"]]

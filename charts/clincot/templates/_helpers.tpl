@@ -1,4 +1,4 @@
-{{/* Names, labels and what all pods share. */}}
+{{/* Names, labels, settings files, and the parts that all pods share. */}}
 
 {{- define "clincot.fullname" -}}
 {{- if .Values.fullnameOverride -}}
@@ -23,12 +23,12 @@ app.kubernetes.io/part-of: clincot
 {{ include "clincot.selector" . }}
 {{- end }}
 
-{{/* The namespaces in which secrets and settings are needed: the release's, and the run pods' where it is another. */}}
+{{/* The namespaces that need secrets and settings: the release's, and the run pods' if it is a different one. JSON. */}}
 {{- define "clincot.namespaces" -}}
 {{- list .Release.Namespace .Values.kfp.runNamespace | uniq | toJson -}}
 {{- end }}
 
-{{/* {root, image}: registry/repository:tag or @digest; the global registry takes the place of the image's own. */}}
+{{/* registry/repository:tag or @digest; global.imageRegistry replaces the image's own registry. {root, image} */}}
 {{- define "clincot.image" -}}
 {{- $repository := .image.repository -}}
 {{- if .root.Values.global.imageRegistry -}}
@@ -121,7 +121,7 @@ capabilities: {drop: [ALL]}
 seccompProfile: {type: RuntimeDefault}
 {{- end }}
 
-{{/* Environment of every pod of ours: the store by reference, proxies, CAs. No value of it is secret. */}}
+{{/* Environment of the chart's own pods: store, proxies and CAs. It refers to Secrets and contains no secret value. */}}
 {{- define "clincot.env" -}}
 - {name: HOME, value: /tmp}
 - {name: AWS_ENDPOINT_URL_S3, value: {{ include "clincot.storeEndpoint" . | quote }}}
@@ -151,7 +151,7 @@ seccompProfile: {type: RuntimeDefault}
 {{- end }}
 {{- end }}
 
-{{/* What the chart's own pods share: where they run and as whom. {root, account, token} */}}
+{{/* Account, security context and placement of the chart's own pods. {root, account, token} */}}
 {{- define "clincot.pod" -}}
 {{- $root := .root -}}
 serviceAccountName: {{ include "clincot.account" (dict "root" $root "which" .account) }}
@@ -194,7 +194,7 @@ affinity: {{ toJson . }}
 {{- end }}
 {{- end }}
 
-{{/* How KServe's storage initialiser reaches the store: annotations of the Secret that the server's account names. */}}
+{{/* KServe's storage initialiser reads the store's address from these annotations of the server account's Secret. */}}
 {{- define "clincot.storeAnnotations" -}}
 {{- $endpoint := include "clincot.storeEndpoint" . -}}
 serving.kserve.io/s3-endpoint: {{ include "clincot.hostOf" $endpoint | quote }}
@@ -211,7 +211,7 @@ serving.kserve.io/s3-cabundle: /etc/ssl/custom-certs/cabundle.crt
 {{- printf "%s-judge-%s" (include "clincot.fullname" .root) .judge.name -}}
 {{- end }}
 
-{{/* The section `judge` of params.yaml: where each judge is. JSON. */}}
+{{/* judge.judges of params.yaml: the address of each judge. JSON. */}}
 {{- define "clincot.judgeSpecs" -}}
 {{- $specs := list -}}
 {{- range $judge := .Values.judges -}}
@@ -236,8 +236,9 @@ serving.kserve.io/s3-cabundle: /etc/ssl/custom-certs/cabundle.crt
 {{- printf "JUDGE_KEY_%s" (.name | upper | replace "-" "_") -}}
 {{- end }}
 
-{{/* {below, above}: values of one source laid over those of another, as clincot.config.load_params does. Maps are
-merged; everything else, and `grounders`, is replaced. (mergeOverwrite would skip false, 0 and "".) JSON. */}}
+{{/* Override the values `below` with the values `above`, as clincot.config.load_params does. Maps are merged; everything
+else, and `grounders`, is replaced. mergeOverwrite cannot be used, because it skips false, 0 and "". {below, above}.
+JSON. */}}
 {{- define "clincot.overlay" -}}
 {{- $out := deepCopy .below -}}
 {{- range $key, $value := .above -}}
@@ -250,7 +251,7 @@ merged; everything else, and `grounders`, is replaced. (mergeOverwrite would ski
 {{- toJson $out -}}
 {{- end }}
 
-{{/* The values of pipeline.recipe, from the chart's copy of recipes/. JSON; empty without a recipe. */}}
+{{/* The values of pipeline.recipe, from the chart's copy of recipes/. Empty without a recipe. JSON. */}}
 {{- define "clincot.recipe" -}}
 {{- $recipe := dict -}}
 {{- with .Values.pipeline.recipe -}}
@@ -267,7 +268,7 @@ merged; everything else, and `grounders`, is replaced. (mergeOverwrite would ski
 {{- toJson $recipe -}}
 {{- end }}
 
-{{/* params.yaml: the recipe, what follows from other values, and pipeline.params; later ones win. YAML. */}}
+{{/* params.yaml: the recipe, overridden by what follows from other values, overridden by pipeline.params. YAML. */}}
 {{- define "clincot.params" -}}
 {{- $derived := dict "publish" (dict "store" (include "clincot.storeUrl" .) "name" .Values.line) -}}
 {{- if .Values.git.url -}}
@@ -287,7 +288,7 @@ merged; everything else, and `grounders`, is replaced. (mergeOverwrite would ski
 {{- toYaml $params -}}
 {{- end }}
 
-{{/* service.yaml: src/clincot/deployment/service_settings.py. YAML. */}}
+{{/* service.yaml, which src/clincot/deployment/service_settings.py reads. YAML. */}}
 {{- define "clincot.service" -}}
 {{- with .Values.server -}}
 name: {{ .name }}
@@ -358,18 +359,19 @@ timeoutSeconds: 5
 failureThreshold: {{ .failures }}
 {{- end }}
 
-{{/* Tolerations as cluster.yaml has them. JSON. */}}
+{{/* Tolerations with the keys of cluster.yaml: `seconds` instead of `tolerationSeconds`. JSON. */}}
 {{- define "clincot.clusterTolerations" -}}
 {{- $out := list -}}
 {{- range . -}}
-{{- $one := omit . "tolerationSeconds" -}}
-{{- if hasKey . "tolerationSeconds" }}{{- $one = set $one "seconds" .tolerationSeconds -}}{{- end -}}
-{{- $out = append $out $one -}}
+{{- $toleration := omit . "tolerationSeconds" -}}
+{{- if hasKey . "tolerationSeconds" }}{{- $toleration = set $toleration "seconds" .tolerationSeconds -}}{{- end -}}
+{{- $out = append $out $toleration -}}
 {{- end -}}
 {{- toJson $out -}}
 {{- end }}
 
-{{/* launch.yaml: src/clincot/training/launch_settings.py. A TrainJob's node is what `train` would have asked for. YAML. */}}
+{{/* launch.yaml, which src/clincot/training/launch_settings.py reads. Each node of a TrainJob gets the resources that the
+task `train` would get without one. YAML. */}}
 {{- define "clincot.launch" -}}
 {{- $launch := deepCopy .Values.pipeline.launch -}}
 {{- if .Values.pipeline.trainJobs -}}
@@ -383,9 +385,9 @@ failureThreshold: {{ .failures }}
 {{- end -}}
 {{- $tolerations := list -}}
 {{- range (default $gpu.tolerations $node.tolerations) -}}
-{{- $one := omit . "seconds" -}}
-{{- if hasKey . "seconds" }}{{- $one = set $one "tolerationSeconds" .seconds -}}{{- end -}}
-{{- $tolerations = append $tolerations $one -}}
+{{- $toleration := omit . "seconds" -}}
+{{- if hasKey . "seconds" }}{{- $toleration = set $toleration "tolerationSeconds" .seconds -}}{{- end -}}
+{{- $tolerations = append $tolerations $toleration -}}
 {{- end -}}
 {{- $image := include "clincot.image" (dict "root" . "image" (ternary .Values.image.cuda .Values.image.cpu (gt $count 0))) -}}
 {{- $job := dict "image" $image "claim" (include "clincot.cacheClaim" .) "mount" "/cache" "namespace" .Values.kfp.runNamespace -}}
@@ -402,20 +404,21 @@ failureThreshold: {{ .failures }}
 {{- toYaml $launch -}}
 {{- end }}
 
-{{/* The stages of cluster.yaml. The task that waits for a TrainJob asks for what a task without a GPU does. JSON. */}}
+{{/* The stages of cluster.yaml. With trainJobs, `train` only waits for the TrainJob, so it gets the resources of a task
+without a GPU. JSON. */}}
 {{- define "clincot.stages" -}}
 {{- $stages := deepCopy .Values.pipeline.stages -}}
 {{- if .Values.pipeline.trainJobs -}}
 {{- $cpu := .Values.pipeline.cpu -}}
-{{- $waits := dict "count" 0 "accelerator" "" "shm" "" "requests" $cpu.resources.requests "limits" $cpu.resources.limits -}}
-{{- $waits = set $waits "node_selector" $cpu.nodeSelector -}}
-{{- $waits = set $waits "tolerations" (include "clincot.clusterTolerations" $cpu.tolerations | fromJsonArray) -}}
-{{- $stages = set $stages "train" (merge $waits (pick (default dict (get $stages "train")) "timeout_s" "retries")) -}}
+{{- $waiting := dict "count" 0 "accelerator" "" "shm" "" "requests" $cpu.resources.requests "limits" $cpu.resources.limits -}}
+{{- $waiting = set $waiting "node_selector" $cpu.nodeSelector -}}
+{{- $waiting = set $waiting "tolerations" (include "clincot.clusterTolerations" $cpu.tolerations | fromJsonArray) -}}
+{{- $stages = set $stages "train" (merge $waiting (pick (default dict (get $stages "train")) "timeout_s" "retries")) -}}
 {{- end -}}
 {{- toJson $stages -}}
 {{- end }}
 
-{{/* cluster.yaml: pipelines/cluster_settings.py. YAML. */}}
+{{/* cluster.yaml, which pipelines/cluster_settings.py reads. YAML. */}}
 {{- define "clincot.cluster" -}}
 {{- $cpu := .Values.pipeline.cpu -}}
 {{- $gpu := .Values.pipeline.gpu -}}
@@ -492,7 +495,7 @@ deadline_s: {{ int .Values.pipeline.deadlineSeconds }}
 keep_s: {{ int .Values.pipeline.keepSeconds }}
 {{- end }}
 
-{{/* A container that runs `clincot` with the store at hand. {root, name, args, resources, smoke, git} */}}
+{{/* A container that runs `clincot` with access to the store. {root, name, args, resources, smoke, git} */}}
 {{- define "clincot.step" -}}
 - name: {{ .name }}
   image: {{ include "clincot.image" (dict "root" .root "image" .root.Values.image.cpu) }}
@@ -527,7 +530,7 @@ keep_s: {{ int .Values.pipeline.keepSeconds }}
     {{- include "clincot.mounts" .root | nindent 4 }}
 {{- end }}
 
-{{/* Of the policy's pods; through the ServingRuntime, since a rollout's InferenceService says nothing of it. YAML. */}}
+{{/* Affinity of the policy's pods. The ServingRuntime has it, because a rollout's InferenceService does not set one. YAML. */}}
 {{- define "clincot.serverAffinity" -}}
 {{- if .Values.server.affinity -}}
 {{- toYaml .Values.server.affinity -}}

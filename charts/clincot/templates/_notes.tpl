@@ -1,18 +1,29 @@
-{{/* What `helm install` says at its end; a template of its own, so that it can be shown without a cluster. */}}
+{{/* The text that `helm install` prints at its end. It is a named template, so that tests can render it without a cluster. */}}
 {{- define "clincot.notes" -}}
 {{- $name := include "clincot.fullname" . -}}
-ClinCoT {{ .Chart.AppVersion }} in {{ .Release.Namespace }}, its runs in {{ .Values.kfp.runNamespace }}.
+{{- $namespaces := include "clincot.namespaces" . | fromJsonArray | join " and " -}}
+{{- $judges := list -}}
+{{- range (default dict (include "clincot.params" . | fromYaml).judge).judges -}}
+{{- $judges = append $judges .name -}}
+{{- end -}}
+{{- $empty := list -}}
+{{- range $key := list "data" "benchmark" -}}
+{{- if not (get $.Values.pipeline $key) -}}{{- $empty = append $empty (printf "pipeline.%s" $key) -}}{{- end -}}
+{{- end -}}
+ClinCoT {{ .Chart.AppVersion }} is installed in the namespace {{ .Release.Namespace }}; its pipeline runs use the namespace {{ .Values.kfp.runNamespace }}.
 
-  store       {{ include "clincot.storeUrl" . }} at {{ include "clincot.storeEndpoint" . }}
-              {{- if .Values.seaweedfs.enabled }} (SeaweedFS of this release: for trials, not for production){{ end }}
-  keys        Secret {{ include "clincot.storeSecret" . }}{{ if .Values.store.existingSecret }}, which must exist in {{ include "clincot.namespaces" . | fromJsonArray | join " and " }}{{ end }}
-  data        {{ default "no data repository: rounds keep no version of their preference data (git.url)" .Values.git.url }}
-  judges      {{ if .Values.judges }}{{ range $n, $judge := .Values.judges }}{{ if $n }}, {{ end }}{{ $judge.name }}{{ end }}{{ else }}none: a round needs at least two (judges){{ end }}
-  pipeline    {{ if .Values.pipeline.enabled }}{{ .Values.pipeline.name }} at {{ include "clincot.kfpEndpoint" . }}, {{ ternary (printf "every %s" .Values.pipeline.schedule.cron) "no recurring run (pipeline.schedule.enabled)" .Values.pipeline.schedule.enabled }}{{ else }}not uploaded (pipeline.enabled){{ end }}
-  endpoint    model {{ .Values.server.name }}, {{ .Values.server.replicas }} x {{ .Values.server.engine }}
-{{- if and .Values.store.existingSecret }}
+  store       Checkpoints and records are kept in {{ include "clincot.storeUrl" . }} at {{ include "clincot.storeEndpoint" . }}.
+              {{- if .Values.seaweedfs.enabled }}
+              This is the SeaweedFS server of this release, which is for trials, not for production.
+              {{- end }}
+  keys        {{ if .Values.store.existingSecret }}The store's keys are read from the Secret {{ .Values.store.existingSecret }}, which must exist in {{ $namespaces }}.{{ else }}The chart created the Secret {{ include "clincot.storeSecret" . }} with the store's keys in {{ $namespaces }}.{{ end }}
+  data        {{ if .Values.git.url }}Each round commits its preference data to {{ .Values.git.url }}.{{ else }}Rounds keep no version of their preference data; set git.url to a data repository to change this.{{ end }}
+  judges      {{ if $judges }}The panel consists of {{ join ", " $judges }}.{{ else }}No judges are configured, but a round needs at least two; set judges or pipeline.recipe.{{ end }}
+  pipeline    {{ if .Values.pipeline.enabled }}{{ .Values.pipeline.name }} is uploaded to {{ include "clincot.kfpEndpoint" . }}{{ if .Values.pipeline.schedule.enabled }} and runs on the schedule "{{ .Values.pipeline.schedule.cron }}" (with seconds).{{ else }}; no recurring run is scheduled (pipeline.schedule.enabled).{{ end }}{{ else }}No pipeline is uploaded (pipeline.enabled is false).{{ end }}
+  endpoint    The model {{ .Values.server.name }} is served by {{ .Values.server.replicas }} replica{{ if gt (int .Values.server.replicas) 1 }}s{{ end }} with the engine {{ .Values.server.engine }}, after its first rollout.
+{{- if .Values.store.existingSecret }}
 
-KServe reads the store by annotations of that Secret; in {{ .Release.Namespace }} it must carry them once:
+KServe reads the address of the store from annotations of the Secret in {{ .Release.Namespace }}. Add them once:
 
   kubectl -n {{ .Release.Namespace }} annotate --overwrite secret {{ .Values.store.existingSecret }}
   {{- range $key, $value := include "clincot.storeAnnotations" . | fromYaml }} \
@@ -20,20 +31,31 @@ KServe reads the store by annotations of that Secret; in {{ .Release.Namespace }
   {{- end }}
 {{- end }}
 
-Next:
+Next steps:
+{{- if .Values.tests.enabled }}
 
-  helm test {{ .Release.Name }} -n {{ .Release.Namespace }} --logs         # everything that a round needs, with the mend of what is missing
+  # check everything that a round needs; each failed check is printed with its remedy
+  helm test {{ .Release.Name }} -n {{ .Release.Namespace }} --logs
+{{- end }}
 {{- if .Values.server.first.enabled }}
-  kubectl -n {{ .Release.Namespace }} logs -f job/{{ $name }}-rollout-{{ .Release.Revision }}   # the champion's way to the endpoint
+
+  # follow the rollout of the champion to the endpoint
+  kubectl -n {{ .Release.Namespace }} logs -f job/{{ $name }}-rollout-{{ .Release.Revision }}
 {{- else }}
-  # publish a base model and make it champion, then: --set server.first.enabled=true
+
+  # upload a base model with `clincot pipeline put FOLDER s3://{{ .Values.store.bucket }}/models`, then serve the printed ADDRESS
+  helm upgrade {{ .Release.Name }} charts/clincot -n {{ .Release.Namespace }} --reuse-values \
+    --set server.first.enabled=true,server.first.checkpoint=ADDRESS
 {{- end }}
+
+  # show the state and the address of the endpoint
   kubectl -n {{ .Release.Namespace }} get inferenceservice
-{{- if and .Values.pipeline.enabled (not .Values.pipeline.data) }}
+{{- if and .Values.pipeline.enabled $empty }}
 
-pipeline.data and pipeline.benchmark are empty: runs must be given them in the UI.
+{{ join " and " $empty }} {{ ternary "is" "are" (eq (len $empty) 1) }} empty. Upload the data with `clincot pipeline put FOLDER s3://{{ .Values.store.bucket }}/data`
+and set the printed address, or enter an address in the Kubeflow UI for each run.
 {{- end }}
 
-`helm uninstall` removes the recurring run. What rounds deployed goes on serving until it is deleted:
+`helm uninstall` removes the recurring run, but models that rounds deployed keep serving. Delete them with
   kubectl -n {{ .Release.Namespace }} delete inferenceservice,service -l clincot/service={{ .Values.server.name }}
 {{- end }}
