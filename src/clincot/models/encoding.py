@@ -376,7 +376,10 @@ def concatenate_pictures(pictures: Sequence[Tensors]) -> Tensors:
     if len(pictures) == 1:
         return pictures[0]
     if "pixel_attention_mask" in pictures[0]:  # Idefics3, SmolVLM: (1, frames, C, H, W) a picture
-        return {name: torch.cat([one[name] for one in pictures], dim=1) for name in pictures[0]}
+        frames = {}
+        for name in pictures[0]:
+            frames[name] = torch.cat([tensors[name] for tensors in pictures], dim=1)
+        return frames
     return batch_pictures(pictures)
 
 
