@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from clincot.cli.app import main
+from clincot.jsonl import hash_files
 from clincot.models.checkpoint import UnsupportedCheckpoint, hash_checkpoint
 from clincot.models.conversion import (
     FAMILIES,
@@ -25,7 +27,15 @@ from clincot.models.conversion import (
 )
 from clincot.models.vlm import VisionLanguageModel
 from clincot.prompts import Conversation, ImageView, Turn
-from tests.support.original_llava import IMAGE_TOKEN_INDEX, Message, OriginalLlava, write_original, write_tower
+from tests.support.families import build_llama_tokenizer
+from tests.support.original_llava import (
+    IMAGE_TOKEN_INDEX,
+    Message,
+    OriginalLlava,
+    write_original,
+    write_sentencepiece_model,
+    write_tower,
+)
 
 TOLERANCE = 1e-4
 NAMES = ["llava-med", "huatuogpt-vision"]
@@ -64,11 +74,11 @@ def converted(request: pytest.FixtureRequest, tower: Path, tmp_path_factory: pyt
 
 def make_turns(*turns: tuple[str, str, list[Path]]) -> tuple[list[Message], Conversation]:
     """The same conversation for the original and for the product."""
-    messages = [Message(role, text, [Image.open(p).convert("RGB") for p in paths]) for role, text, paths in turns]
-    product = [
-        Turn("user" if role == "user" else "assistant", text, tuple(ImageView(str(p)) for p in paths))
-        for role, text, paths in turns
-    ]
+    messages, product = [], []
+    for role, text, paths in turns:
+        messages.append(Message(role, text, [Image.open(path).convert("RGB") for path in paths]))
+        views = tuple(ImageView(str(path), hash_files(path)) for path in paths)
+        product.append(Turn("user" if role == "user" else "assistant", text, views))
     return messages, tuple(product)
 
 
@@ -111,16 +121,22 @@ def test_the_picture_matters(converted: tuple[Any, Any], pictures: list[Path]) -
 
 @pytest.mark.parametrize("family", NAMES)
 @pytest.mark.parametrize(
-    ("changed", "by"),
-    [("multi_modal_projector.linear_1.bias", 0.1), ("vision_tower.vision_model.embeddings.class_embedding", 1.0)],
+    "changed",
+    [
+        "multi_modal_projector.linear_1.bias",
+        "vision_tower.vision_model.embeddings.class_embedding",
+        "vision_tower.vision_model.encoder.layers.1.mlp.fc2.weight",
+        "language_model.model.layers.0.self_attn.k_proj.weight",
+    ],
 )
 def test_one_wrong_weight_shows(
-    tmp_path: Path, tower: Path, pictures: list[Path], family: str, changed: str, by: float
+    tmp_path: Path, tower: Path, pictures: list[Path], family: str, changed: str
 ) -> None:
     write_original(tmp_path / "original", family)
     convert_checkpoint(tmp_path / "original", tmp_path / "out", FAMILIES[family], vision_tower=tower)
     tensors = load_file(tmp_path / "out" / "model.safetensors")
-    tensors[changed] = tensors[changed] + by
+    torch.manual_seed(0)
+    tensors[changed] = tensors[changed] + 0.1 * torch.randn_like(tensors[changed])
     save_file(tensors, tmp_path / "out" / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(AssertionError):
         compare(
@@ -321,12 +337,42 @@ def test_a_missing_shard_and_a_damaged_file(tmp_path: Path, tower: Path) -> None
 
 
 def test_a_tokenizer_that_reads_pictures_otherwise(tmp_path: Path, tower: Path) -> None:
-    """Without "legacy", a Llama tokenizer puts no space in front of the text after a picture; the original does."""
+    """A space in front of the first part only, as new Llama tokenizers have it; the original puts one before each."""
     write_original(tmp_path / "original", "llava-med")
-    path = tmp_path / "original" / "tokenizer_config.json"
-    path.write_text(json.dumps({**json.loads(path.read_text()), "legacy": False}))
-    with pytest.raises(UnsupportedCheckpoint, match='needs "legacy": true in tokenizer_config.json'):
+    build_llama_tokenizer(legacy=False, add_bos_token=True).save_pretrained(tmp_path / "original")
+    with pytest.raises(UnsupportedCheckpoint, match='must put a space in front of every part .prepend_scheme "always"'):
         convert_checkpoint(tmp_path / "original", tmp_path / "out", FAMILIES["llava-med"], vision_tower=tower)
+
+
+def test_a_tokenizer_without_bos(tmp_path: Path, tower: Path) -> None:
+    write_original(tmp_path / "original", "llava-med")
+    build_llama_tokenizer(legacy=True, add_bos_token=False).save_pretrained(tmp_path / "original")
+    with pytest.raises(UnsupportedCheckpoint, match="its tokenizer does not put <s> in front of a text"):
+        convert_checkpoint(tmp_path / "original", tmp_path / "out", FAMILIES["llava-med"], vision_tower=tower)
+
+
+def test_a_sentencepiece_model_without_its_package(
+    tmp_path: Path, tower: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "sentencepiece", None)
+    write_original(tmp_path / "original", "llava-med")
+    (tmp_path / "original" / "tokenizer.json").rename(tmp_path / "original" / "tokenizer.model")
+    with pytest.raises(UnsupportedCheckpoint, match="without a tokenizer.json needs SentencePiece: pip install"):
+        convert_checkpoint(tmp_path / "original", tmp_path / "out", FAMILIES["llava-med"], vision_tower=tower)
+
+
+def test_a_sentencepiece_model(tmp_path: Path, tower: Path, pictures: list[Path]) -> None:
+    """The tokens are SentencePiece's own, a space in front of every part included; needs sentencepiece."""
+    sentencepiece = pytest.importorskip("sentencepiece")
+    write_original(tmp_path / "original", "llava-med")
+    write_sentencepiece_model(tmp_path / "original")
+    convert_checkpoint(tmp_path / "original", tmp_path / "out", FAMILIES["llava-med"], vision_tower=tower)
+    model = VisionLanguageModel(tmp_path / "out")
+    pieces = sentencepiece.SentencePieceProcessor(model_file=str(tmp_path / "original" / "tokenizer.model"))
+    image_id = model.model.config.image_token_index
+    _, conversation = make_turns(("user", QUESTION, pictures[:1]))
+    expected = [1, *pieces.encode("[INST] "), *[image_id] * PATCHES, *pieces.encode(f"\n{QUESTION} [/INST]")]
+    assert list(model.encoder.encode(conversation, reply=True).ids) == expected
 
 
 def test_an_existing_folder_is_left_alone(tmp_path: Path, tower: Path) -> None:

@@ -12,6 +12,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,7 @@ from transformers import (
 )
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
-from tests.support.families import build_llama_tokenizer, build_qwen_tokenizer
+from tests.support.families import CORPUS, build_llama_tokenizer, build_qwen_tokenizer
 
 IMAGE_TOKEN_INDEX = -200
 TOWER_CONFIG = {
@@ -142,9 +143,10 @@ def write_original(
     folder.mkdir(parents=True)
     if family == "llava-med":
         tokenizer = build_llama_tokenizer(legacy=True, add_bos_token=True)
+        write_mistral_tokenizer(folder, tokenizer)
     else:
         tokenizer = build_qwen_tokenizer(eos="<|endoftext|>")
-    tokenizer.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
     rows = len(tokenizer) + (8 if family == "huatuogpt-vision" else 0)  # Qwen2 has more rows than tokens
     ids = {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id}
     config = {**CONFIGS[family], "vocab_size": rows, **ids, **changes}
@@ -161,6 +163,37 @@ def write_original(
     index = {"metadata": {}, "weight_map": weight_map}
     (folder / "model.safetensors.index.json").write_text(json.dumps(index))
     return config
+
+
+def write_mistral_tokenizer(folder: Path, tokenizer: Any) -> None:
+    """The files of mistralai/Mistral-7B-Instruct-v0.2 in shape: a Prepend normalizer, no padding token."""
+    content = json.loads(tokenizer.backend_tokenizer.to_str())
+    replaced = {"type": "Replace", "pattern": {"String": " "}, "content": "\u2581"}
+    prepended = {"type": "Prepend", "prepend": "\u2581"}
+    content["normalizer"] = {"type": "Sequence", "normalizers": [prepended, replaced]}
+    content["pre_tokenizer"] = None
+    (folder / "tokenizer.json").write_text(json.dumps(content))
+    fields = {"add_bos_token": True, "add_eos_token": False, "legacy": True, "tokenizer_class": "LlamaTokenizer"}
+    fields |= {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>", "pad_token": None}
+    (folder / "tokenizer_config.json").write_text(json.dumps(fields))
+
+
+def write_sentencepiece_model(folder: Path) -> None:
+    """A tokenizer.model in place of tokenizer.json; the package sentencepiece trains it."""
+    trainer = import_module("sentencepiece").SentencePieceTrainer
+    with (folder / "tokenizer.model").open("wb") as file:
+        trainer.train(
+            sentence_iterator=iter(CORPUS),
+            model_writer=file,
+            vocab_size=420,
+            model_type="bpe",
+            byte_fallback=True,
+            pad_id=-1,
+            normalization_rule_name="identity",
+            remove_extra_whitespaces=False,
+            minloglevel=1,
+        )
+    (folder / "tokenizer.json").unlink()
 
 
 def draw_original(config: Mapping[str, Any], *, tower_weights: bool = True) -> dict[str, torch.Tensor]:

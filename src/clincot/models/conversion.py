@@ -19,6 +19,7 @@ import re
 import shutil
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,7 @@ from transformers import (
     AutoTokenizer,
     CLIPVisionConfig,
     GenerationConfig,
+    LlamaTokenizer,
     LlavaConfig,
     LlavaForConditionalGeneration,
     LlavaProcessor,
@@ -45,6 +47,7 @@ from clincot.models.checkpoint import WEIGHTS_INDEX, UnsupportedCheckpoint, hash
 
 IMAGE_TOKEN = "<image>"
 CONVERSION_RECORD = "conversion.json"
+PROBES = ("[INST] Is this <|user|>\n", "\nWhich  zone is the nodule in? 12 %")  # texts before and after a picture
 MAX_SHARD_BYTES = 4_000_000_000
 VOCABULARY_MULTIPLE = 64  # transformers' script pads the vocabulary to it as well
 EMBEDDINGS, LM_HEAD = "language_model.model.embed_tokens.weight", "language_model.lm_head.weight"
@@ -114,14 +117,15 @@ class OriginalFamily:
     text_type: str  # transformers' model type of the language model
     chat_template: str
     always_pads: bool  # pictures are padded to a square whatever the config's image_aspect_ratio is
+    adds_bos: bool  # its tokenizer puts the beginning-of-text token in front of a conversation
     pads_with: str  # the tokenizer's attribute with the token that pads batches, as in the original
 
 
 FAMILIES = {
     family.name: family
     for family in (
-        OriginalFamily("llava-med", "llava_mistral", "mistral", MISTRAL_TEMPLATE, False, "unk_token"),
-        OriginalFamily("huatuogpt-vision", "llava_qwen2", "qwen2", HUATUO_TEMPLATE, True, "eos_token"),
+        OriginalFamily("llava-med", "llava_mistral", "mistral", MISTRAL_TEMPLATE, False, True, "unk_token"),
+        OriginalFamily("huatuogpt-vision", "llava_qwen2", "qwen2", HUATUO_TEMPLATE, True, False, "eos_token"),
     )
 }
 
@@ -330,28 +334,54 @@ def plan_tower_weights(source: Path, original: Mapping[str, Any], tower: VisionT
 def read_tokenizer(source: Path, family: OriginalFamily) -> Any:
     """The original's tokenizer with the image token and a padding token.
 
-    Raises UnsupportedCheckpoint if a text around the image token is not cut into tokens as the original cuts it, which
-    tokenizes the parts before and after a picture by themselves (tokenizer_image_token in mm_utils.py).
+    Raises UnsupportedCheckpoint if it would not produce the original's tokens: no beginning-of-text token where the
+    original has one, or another reading of the text after a picture. The original tokenizes the parts before and after
+    a picture by themselves (tokenizer_image_token in mm_utils.py).
     """
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(
-            source, config=CONFIG_MAPPING[family.text_type](), trust_remote_code=False
-        )
-    except (OSError, ValueError, KeyError, ImportError) as error:
-        raise UnsupportedCheckpoint(f"{source}: its tokenizer cannot be loaded: {error}") from error
+    tokenizer = _load_tokenizer(source, family)
     tokenizer.add_tokens([AddedToken(IMAGE_TOKEN, special=True, normalized=False)], special_tokens=True)
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = getattr(tokenizer, family.pads_with) or tokenizer.eos_token
-    before, after = "Is this [INST] <|user|>\n", "\nIs there a nodule?"
+    before, after = PROBES
     first, second = tokenizer(before)["input_ids"], tokenizer(after)["input_ids"]
-    if second[:1] == [tokenizer.bos_token_id]:
+    if family.adds_bos:
+        if tokenizer.bos_token_id is None or first[:1] != [tokenizer.bos_token_id]:
+            raise UnsupportedCheckpoint(f"{source}: its tokenizer does not put {tokenizer.bos_token} in front of a text")
         second = second[1:]
     expected = [*first, tokenizer.convert_tokens_to_ids(IMAGE_TOKEN), *second]
     if tokenizer(before + IMAGE_TOKEN + after)["input_ids"] != expected:
         raise UnsupportedCheckpoint(
-            f"{source}: its tokenizer reads the text after {IMAGE_TOKEN} differently from a text by itself, as the "
-            "original reads it; a Llama tokenizer needs \"legacy\": true in tokenizer_config.json for that"
+            f"{source}: its tokenizer reads the text after {IMAGE_TOKEN} differently from a text by itself, which is "
+            "how the original reads it; its tokenizer.json must put a space in front of every part (prepend_scheme "
+            '"always", or a Prepend normalizer)'
         )
+    return tokenizer
+
+
+def _load_tokenizer(source: Path, family: OriginalFamily) -> Any:
+    """From tokenizer.json or vocabulary and merges; from tokenizer.model only where there is nothing else.
+
+    Without tokenizer.json, AutoTokenizer of transformers 5.19.0 reads Mistral's tokenizer.model as a TokenizersBackend
+    that leaves out SentencePiece's space in front of a text; LlamaTokenizer with legacy=True keeps it.
+    """
+    path = source / "tokenizer.model"
+    if (source / "tokenizer.json").is_file() or not path.is_file():
+        try:
+            config = CONFIG_MAPPING[family.text_type]()
+            return AutoTokenizer.from_pretrained(source, config=config, trust_remote_code=False)
+        except (OSError, ValueError, KeyError, ImportError) as error:
+            raise UnsupportedCheckpoint(f"{source}: its tokenizer cannot be loaded: {error}") from error
+    try:
+        pieces = import_module("sentencepiece").SentencePieceProcessor(model_file=str(path))
+        tokenizer = LlamaTokenizer.from_pretrained(source, legacy=True)
+    except (ImportError, ValueError, OSError, RuntimeError) as error:
+        raise UnsupportedCheckpoint(
+            f"{path}: reading it without a tokenizer.json needs SentencePiece: pip install 'sentencepiece==0.2.0' "
+            f"protobuf ({error})"
+        ) from error
+    for text in PROBES:
+        if tokenizer(text, add_special_tokens=False)["input_ids"] != pieces.encode(text):
+            raise UnsupportedCheckpoint(f"{path}: transformers reads {text!r} differently from SentencePiece")
     return tokenizer
 
 
