@@ -17,14 +17,10 @@ from safetensors.torch import load_file, save_file
 from clincot.cli.app import main
 from clincot.jsonl import hash_files
 from clincot.models.checkpoint import UnsupportedCheckpoint, hash_checkpoint
-from clincot.models.conversion import (
-    FAMILIES,
-    ConversionRecord,
-    convert_checkpoint,
-    group_by_size,
-    plan_original_weights,
-    read_vision_tower,
-)
+from clincot.models.conversion.convert import ConversionRecord, convert_checkpoint
+from clincot.models.conversion.original_families import FAMILIES
+from clincot.models.conversion.vision_tower import read_vision_tower
+from clincot.models.conversion.weights import group_by_size, plan_original_weights
 from clincot.models.vlm import VisionLanguageModel
 from clincot.prompts import Conversation, ImageView, Turn
 from tests.support.families import build_llama_tokenizer
@@ -129,9 +125,7 @@ def test_the_picture_matters(converted: tuple[Any, Any], pictures: list[Path]) -
         "language_model.model.layers.0.self_attn.k_proj.weight",
     ],
 )
-def test_one_wrong_weight_shows(
-    tmp_path: Path, tower: Path, pictures: list[Path], family: str, changed: str
-) -> None:
+def test_one_wrong_weight_shows(tmp_path: Path, tower: Path, pictures: list[Path], family: str, changed: str) -> None:
     write_original(tmp_path / "original", family)
     convert_checkpoint(tmp_path / "original", tmp_path / "out", FAMILIES[family], vision_tower=tower)
     tensors = load_file(tmp_path / "out" / "model.safetensors")
@@ -200,6 +194,9 @@ def test_vocabulary_record_and_end_tokens(tmp_path: Path, tower: Path) -> None:
         weight = out[f"language_model.{new}"]
         assert torch.equal(weight[:rows], original[old])
         assert torch.allclose(weight[rows:], original[old].mean(0).expand(record.vocabulary - rows, -1), atol=1e-6)
+    text = json.loads((tmp_path / "out" / "config.json").read_text())["text_config"]
+    assert text["rope_parameters"]["rope_theta"] == config["rope_theta"]
+    assert (text["rms_norm_eps"], text["sliding_window"]) == (config["rms_norm_eps"], None)
     ends = json.loads((tmp_path / "out" / "generation_config.json").read_text())
     assert ends["eos_token_id"] == config["eos_token_id"]
     assert "temperature" not in ends
@@ -265,9 +262,7 @@ def test_the_known_tower_needs_no_folder_for_its_config(tmp_path: Path) -> None:
         ({"intermediate_size": 48}, r"mlp\.\w+\.weight has shape .*, and by the config"),
     ],
 )
-def test_a_config_that_llava_cannot_express(
-    tmp_path: Path, tower: Path, changes: dict[str, Any], message: str
-) -> None:
+def test_a_config_that_llava_cannot_express(tmp_path: Path, tower: Path, changes: dict[str, Any], message: str) -> None:
     original = tmp_path / "original"
     config = write_original(original, "llava-med")
     (original / "config.json").write_text(json.dumps({**config, **changes}))
@@ -329,7 +324,7 @@ def test_a_missing_shard_and_a_damaged_file(tmp_path: Path, tower: Path) -> None
     write_original(tmp_path / "original", "llava-med", shards=2)
     shard = tmp_path / "original" / "model-00002-of-00002.safetensors"
     shard.write_bytes(shard.read_bytes()[:2000])
-    with pytest.raises(UnsupportedCheckpoint, match="00002-of-00002.safetensors: not a whole safetensors file"):
+    with pytest.raises(UnsupportedCheckpoint, match=r"00002-of-00002.safetensors: not a whole safetensors file"):
         convert_checkpoint(tmp_path / "original", tmp_path / "out", FAMILIES["llava-med"], vision_tower=tower)
     shard.unlink()
     with pytest.raises(UnsupportedCheckpoint, match=r"lists model-00002-of-00002\.safetensors, not in the folder"):
@@ -340,14 +335,16 @@ def test_a_tokenizer_that_reads_pictures_otherwise(tmp_path: Path, tower: Path) 
     """A space in front of the first part only, as new Llama tokenizers have it; the original puts one before each."""
     write_original(tmp_path / "original", "llava-med")
     build_llama_tokenizer(legacy=False, add_bos_token=True).save_pretrained(tmp_path / "original")
-    with pytest.raises(UnsupportedCheckpoint, match='must put a space in front of every part .prepend_scheme "always"'):
+    with pytest.raises(
+        UnsupportedCheckpoint, match=r'must put a space in front of every part .prepend_scheme "always"'
+    ):
         convert_checkpoint(tmp_path / "original", tmp_path / "out", FAMILIES["llava-med"], vision_tower=tower)
 
 
 def test_a_tokenizer_without_bos(tmp_path: Path, tower: Path) -> None:
     write_original(tmp_path / "original", "llava-med")
     build_llama_tokenizer(legacy=True, add_bos_token=False).save_pretrained(tmp_path / "original")
-    with pytest.raises(UnsupportedCheckpoint, match="its tokenizer does not put <s> in front of a text"):
+    with pytest.raises(UnsupportedCheckpoint, match=r"its tokenizer does not put <s> in front of a text"):
         convert_checkpoint(tmp_path / "original", tmp_path / "out", FAMILIES["llava-med"], vision_tower=tower)
 
 
@@ -357,7 +354,7 @@ def test_a_sentencepiece_model_without_its_package(
     monkeypatch.setitem(sys.modules, "sentencepiece", None)
     write_original(tmp_path / "original", "llava-med")
     (tmp_path / "original" / "tokenizer.json").rename(tmp_path / "original" / "tokenizer.model")
-    with pytest.raises(UnsupportedCheckpoint, match="without a tokenizer.json needs SentencePiece: pip install"):
+    with pytest.raises(UnsupportedCheckpoint, match=r"without a tokenizer.json needs SentencePiece: pip install"):
         convert_checkpoint(tmp_path / "original", tmp_path / "out", FAMILIES["llava-med"], vision_tower=tower)
 
 

@@ -185,7 +185,7 @@ def write_sentencepiece_model(folder: Path) -> None:
         trainer.train(
             sentence_iterator=iter(CORPUS),
             model_writer=file,
-            vocab_size=420,
+            vocab_size=560,
             model_type="bpe",
             byte_fallback=True,
             pad_id=-1,

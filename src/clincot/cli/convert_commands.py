@@ -48,7 +48,8 @@ def convert_huatuogpt_vision(args: ConvertArguments) -> int:
 
 
 def _convert(args: ConvertArguments, family: str) -> int:
-    from clincot.models.conversion import FAMILIES, convert_checkpoint
+    from clincot.models.conversion.convert import convert_checkpoint
+    from clincot.models.conversion.original_families import FAMILIES
 
     record = convert_checkpoint(args.source, args.out, FAMILIES[family], vision_tower=args.vision_tower)
     added = record.vocabulary - record.source_vocabulary
