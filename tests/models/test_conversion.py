@@ -108,6 +108,18 @@ def test_logits_of_a_second_turn_with_its_own_picture(converted: tuple[Any, Any]
     )
 
 
+def test_a_trained_turn_ends_with_the_end_token(converted: tuple[Any, Any], pictures: list[Path]) -> None:
+    """Also where the format has none (HuatuoGPT-Vision), so that training teaches the model to stop."""
+    _, model = converted
+    _, conversation = make_turns(("user", QUESTION, pictures[:1]))
+    encoded = model.encoder.encode((*conversation, Turn("assistant", "yes", action=True)))
+    written = [token for token, action in zip(encoded.ids, encoded.actions, strict=True) if action]
+    assert written[-1] == model.encoder.tokenizer.eos_token_id
+    assert model.encoder.tokenizer.decode(written, skip_special_tokens=True).strip() == "yes"
+    asked = model.encoder.encode(conversation, reply=True).ids
+    assert encoded.ids[: len(asked)] == asked
+
+
 def test_the_picture_matters(converted: tuple[Any, Any], pictures: list[Path]) -> None:
     """Otherwise equal logits would say nothing of the tower and the projector."""
     original, _ = converted
@@ -241,6 +253,19 @@ def test_the_known_tower_needs_no_folder_for_its_config(tmp_path: Path) -> None:
         tower = read_vision_tower(tmp_path, {"mm_vision_tower": name}, None)
         assert (tower.config.image_size, tower.config.patch_size, tower.config.num_hidden_layers) == (336, 14, 24)
         assert tower.image_processor["size"] == {"shortest_edge": 336}
+
+
+def test_image_processing_of_the_towers_folder(tmp_path: Path) -> None:
+    """Numbers of preprocessor_config.json count, whatever CLIP's own are."""
+    write_tower(tmp_path / "tower")
+    path = tmp_path / "tower" / "preprocessor_config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "image_mean": [0.5, 0.4, 0.3]}))
+    write_original(tmp_path / "original", "llava-med")
+    convert_checkpoint(tmp_path / "original", tmp_path / "out", FAMILIES["llava-med"], vision_tower=tmp_path / "tower")
+    processor = json.loads((tmp_path / "out" / "processor_config.json").read_text())["image_processor"]
+    assert processor["image_mean"] == [0.5, 0.4, 0.3]
+    assert (processor["size"], processor["crop_size"]) == ({"shortest_edge": 32}, {"height": 32, "width": 32})
+    assert processor["do_pad"] is True
 
 
 # --- refusals
