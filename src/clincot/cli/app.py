@@ -14,6 +14,7 @@ from typing import Annotated, Any
 import typer
 
 from clincot import __version__
+from clincot.cli.convert_commands import add_convert_commands
 from clincot.cli.data_commands import add_data_commands
 from clincot.cli.deploy_commands import add_deploy_commands
 from clincot.cli.framework import Commands, Invocation, build_group, parse_command_line
@@ -66,6 +67,7 @@ def get_command() -> Any:
     add_data_commands(commands)
     add_version_commands(commands)
     add_model_commands(commands)
+    add_convert_commands(commands)
     add_registry_commands(commands)
     add_serve_command(commands)
     add_deploy_commands(commands)
