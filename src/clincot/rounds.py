@@ -96,7 +96,9 @@ def _run_round(plan: Plan, number: int, folder: Path, start: Path) -> dict[str, 
     run_stage("prepare", prepare, {"data": plan.data}, {"questions": files["questions"]})
     questions = dict(files)
     files["regions"] = folder / "regions.jsonl"
-    run_stage("propose", params.get_stage_config("propose"), {**questions, "policy": start}, {"regions": files["regions"]})
+    run_stage(
+        "propose", params.get_stage_config("propose"), {**questions, "policy": start}, {"regions": files["regions"]}
+    )
     steps: dict[str, Path] = {}  # judging and training need the questions of a chain's steps
     if len(params.answer.steps) > 1:
         steps["steps"] = folder / "steps.json"

@@ -146,11 +146,11 @@ SABOTAGES: dict[str, Sabotage] = {
 
 
 @pytest.mark.parametrize("name", SABOTAGES)
-def test_what_is_taken_away_is_missed(  # noqa: PLR0913 (fixtures)
+def test_what_is_taken_away_is_missed(
     name: str,
     family: Family,
     model: VisionLanguageModel,
-    conversations: list[Conversation],  # noqa: F811
+    conversations: list[Conversation],
     studies: list[Study],
     films: Path,
     monkeypatch: pytest.MonkeyPatch,

@@ -21,13 +21,11 @@ from tqdm import tqdm
 from transformers import (
     AutoConfig,
     AutoModelForImageTextToText,
-    AutoProcessor,
     GenerationConfig,
     LogitsProcessor,
     LogitsProcessorList,
 )
 from transformers.modeling_outputs import BaseModelOutputWithPooling
-from transformers.models.auto.processing_auto import PROCESSOR_MAPPING
 
 from clincot.models.checkpoint import UnsupportedCheckpoint, hash_checkpoint
 from clincot.models.encoding import ConversationEncoder, EncodedConversation, pad_rows
@@ -273,6 +271,9 @@ def load_processor(path: str) -> Any:
     and uses torchvision's image processor as well: transformers 5.19 takes one `backend` for both
     (processing_utils.py, ProcessorMixin._get_arguments_from_pretrained) and has no video processor of PIL.
     """
+    # here, because it fails where torchvision is installed and does not work with torch
+    from transformers.models.auto.processing_auto import PROCESSOR_MAPPING, AutoProcessor
+
     config = AutoConfig.from_pretrained(path, trust_remote_code=False)
     processor_class = PROCESSOR_MAPPING.get(type(config), None)
     if processor_class is not None and "video_processor" in processor_class.get_attributes():
@@ -290,8 +291,8 @@ def _explain_import_failure(error: ImportError | RuntimeError) -> str:
         )
     if "torchvision" in str(error):
         return (
-            f"its processor needs torchvision, which is installed but does not work with torch {torch.__version__} "
-            f"({error}). Install the torchvision that belongs to it"
+            f"torchvision is installed but does not work with torch {torch.__version__} ({error}). Install the "
+            "torchvision that belongs to it"
         )
     if isinstance(error, ImportError):
         return f"its processor needs a package that is not installed here: {error}"
