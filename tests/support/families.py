@@ -87,7 +87,8 @@ def build_llama_tokenizer(*extra: str, **options: Any) -> Any:
     vocabulary, merges = _train_sentencepiece(["<unk>", "<s>", "</s>"])
     tokenizer = LlamaTokenizer(vocab=vocabulary, merges=merges, pad_token="<unk>", **options)
     tokenizer.add_tokens(_special(*extra))
-    return tokenizer
+    # tokenizer_config.json of llava-hf/llava-1.5-7b-hf; its chat template does not write <s>
+    return _reload(tokenizer, add_bos_token=True)
 
 
 def build_gemma_tokenizer(*extra: str, **options: Any) -> Any:
@@ -501,7 +502,14 @@ def build_gemma3(folder: Path) -> None:
     start, end, soft = _ids(tokenizer, "<start_of_image>", "<end_of_image>", "<image_soft_token>")
     config = Gemma3Config(
         vision_config=_siglip_config(vision_use_head=False),
-        text_config=_llama_config(tokenizer, "gemma3_text", sliding_window=16, query_pre_attn_scalar=16),
+        # The last token sees a picture only in a layer without a window; published checkpoints have one in six.
+        text_config=_llama_config(
+            tokenizer,
+            "gemma3_text",
+            sliding_window=16,
+            layer_types=["sliding_attention", "full_attention"],
+            query_pre_attn_scalar=16,
+        ),
         boi_token_index=start,
         eoi_token_index=end,
         image_token_index=soft,

@@ -70,7 +70,7 @@ def panel(data: Path, monkeypatch: pytest.MonkeyPatch) -> list[Judge]:
 
 def seat(judges: Sequence[Judge], monkeypatch: pytest.MonkeyPatch) -> None:
     by_name = {judge.name: judge for judge in judges}
-    monkeypatch.setattr(calibrate_judges, "load_judge", lambda spec: by_name[spec.name])
+    monkeypatch.setattr(calibrate_judges, "load_judge", lambda spec, dtype: by_name[spec.name])
 
 
 def config(*names: str, **other: object) -> JudgeConfig:

@@ -11,6 +11,7 @@ import typer
 
 from clincot.cli.framework import Commands, add_command
 from clincot.cli.options import ParamsArguments, read_params
+from clincot.config import JudgeConfig
 
 MODEL_PANEL = "Models and judges"
 
@@ -112,5 +113,7 @@ def calibrate_judges(args: CalibrateArguments) -> int:
     """Fit the calibration of the judges on a small labelled data set."""
     from clincot.training.calibrate_judges import fit_judge_calibrations
 
-    print(fit_judge_calibrations(read_params(args).judge, args.data, args.out, limit=args.limit))
+    config = read_params(args).get_stage_config("judge")
+    assert isinstance(config, JudgeConfig)
+    print(fit_judge_calibrations(config, args.data, args.out, limit=args.limit))
     return 0

@@ -22,6 +22,8 @@ Share = Annotated[float, Field(ge=0, le=1)]
 OptionalText = Annotated[str, BeforeValidator(lambda value: "" if value is None else value)]
 _MODEL_NAME_PATTERN = r"^[a-z]([-a-z0-9]{0,38}[a-z0-9])?$"  # also the name of a Kubernetes service, with suffixes
 GrounderName = Literal["windows", "relevance", "written", "http", "random"]
+InferenceDtype = Literal["auto", "float32", "bfloat16", "float16"]
+StageDtype = Literal["inherit", "auto", "float32", "bfloat16", "float16"]
 
 
 def _sort_grounders(grounders: dict[GrounderName, int]) -> dict[GrounderName, int]:
@@ -87,6 +89,7 @@ class ProposeConfig(FrozenConfig):
     relevance_quantile: Share = Field(default=0.9, description="Quantile at which a relevance map is cut into masks.")
     http_url: OptionalText = Field(default="", description="Endpoint of the 'http' grounder.")
     seed: int = Field(default=0, description="Seed of sampled and random regions.")
+    dtype: StageDtype = Field(default="inherit", description="Number type of the policy; inherit: models.dtype.")
 
 
 class AnswerConfig(FrozenConfig):
@@ -104,6 +107,7 @@ class AnswerConfig(FrozenConfig):
     )
     batch_size: PositiveInt = Field(default=128, description="Answers generated in one batch.")
     seed: int = Field(default=0, description="Seed of sampled answers.")
+    dtype: StageDtype = Field(default="inherit", description="Number type of the policy; inherit: models.dtype.")
 
     def get_max_tokens(self, kind: str) -> int:
         """Maximum number of tokens of an answer to a question of that kind."""
@@ -153,6 +157,9 @@ class JudgeConfig(FrozenConfig):
     retries: int = Field(default=3, ge=0, description="Retries of a judge that fails.")
     retry_delay_s: float = Field(default=1.0, ge=0, description="Seconds before the first retry; doubles each time.")
     batch_size: PositiveInt = Field(default=128, description="Candidates judged in one batch.")
+    dtype: StageDtype = Field(
+        default="inherit", description="Number type of judges in this process; inherit: models.dtype."
+    )
 
     @property
     def named_paths(self) -> tuple[str, ...]:
@@ -255,6 +262,7 @@ class EvaluateConfig(FrozenConfig):
     report_max_new_tokens: PositiveInt = Field(default=160, description="Maximum length of a report.")
     resamples: PositiveInt = Field(default=2000, description="Resamples of the cluster bootstrap.")
     seed: int = Field(default=0, description="Seed of the bootstrap and of random regions.")
+    dtype: StageDtype = Field(default="inherit", description="Number type of the policy; inherit: models.dtype.")
 
     def get_max_tokens(self, kind: str) -> int:
         """Maximum number of tokens of an answer to a question of that kind."""
@@ -413,6 +421,16 @@ class PreflightConfig(FrozenConfig):
 INHERITED_BY_PREFLIGHT = ("judge", "publish", "version")
 
 
+class ModelsConfig(FrozenConfig):
+    """How every stage loads models for inference: the policy, and judges that run in its process."""
+
+    dtype: InferenceDtype = Field(
+        default="auto",
+        description="Number type; auto: bfloat16 on a GPU that computes in it, else float32. The environment variable "
+        "CLINCOT_DTYPE overrides it, also that of a stage.",
+    )
+
+
 class RecipeReference(FrozenModel):
     """The recipe that parameters come from. Provenance only: it enters no digest."""
 
@@ -436,6 +454,7 @@ class Params(FrozenConfig):
     decide: DecideConfig = DecideConfig()
     publish: PublishConfig = PublishConfig()
     deploy: DeployConfig = DeployConfig()
+    models: ModelsConfig = ModelsConfig()
     recipe: RecipeReference = RecipeReference()
 
     @model_validator(mode="after")
@@ -468,10 +487,16 @@ class Params(FrozenConfig):
         return tuple(changed)
 
     def get_stage_config(self, stage: str) -> FrozenConfig:
-        """Return the stage's section; preflight's with the judges, the store and the data repository to check."""
+        """Return the stage's section with what it takes from others.
+
+        Preflight takes the judges, the store and the data repository to check; a stage that loads models takes
+        `models.dtype`, unless it has a type of its own.
+        """
         config: FrozenConfig = getattr(self, stage)
         if isinstance(config, PreflightConfig):
             return config.model_copy(update={name: getattr(self, name) for name in INHERITED_BY_PREFLIGHT})
+        if getattr(config, "dtype", "") == "inherit":
+            return config.model_copy(update={"dtype": self.models.dtype})
         return config
 
 

@@ -2,27 +2,30 @@
 
 from __future__ import annotations
 
-import os
 from functools import lru_cache
 from pathlib import Path
 
 from clincot.config import JudgeSpec
 from clincot.models.checkpoint import UnsupportedCheckpoint
 from clincot.models.endpoint import build_endpoint_judge
+from clincot.models.precision import choose_device, choose_dtype
 from clincot.models.protocols import Judge
 from clincot.models.vlm import VisionLanguageModel
 
 
-def load_policy(path: Path | str) -> VisionLanguageModel:
-    """Load the policy of a checkpoint folder; the last few models stay in memory until `unload_models` is called."""
-    return _load_model(str(path), "")
+def load_policy(path: Path | str, *, dtype: str = "auto") -> VisionLanguageModel:
+    """Load the policy of a checkpoint folder; the last few models stay in memory until `unload_models` is called.
+
+    dtype: number type of a stage (`models.dtype`, or the stage's own).
+    """
+    return _load_in_process(str(path), "", dtype)
 
 
-def load_judge(spec: JudgeSpec) -> Judge:
+def load_judge(spec: JudgeSpec, *, dtype: str = "auto") -> Judge:
     """Load a judge: an endpoint if `url` is set, otherwise a checkpoint in this process."""
     if spec.url:
         return build_endpoint_judge(spec)
-    return _load_model(spec.checkpoint, spec.name)
+    return _load_in_process(spec.checkpoint, spec.name, dtype)
 
 
 def check_checkpoint_exists(path: str, *, what: str) -> None:
@@ -52,12 +55,12 @@ def unload_models() -> None:
     _load_model.cache_clear()
 
 
+def _load_in_process(path: str, name: str, dtype: str) -> VisionLanguageModel:
+    device = choose_device()
+    # a section that nobody filled in (Params.get_stage_config) inherits the default of models.dtype
+    return _load_model(path, name, device, choose_dtype("auto" if dtype == "inherit" else dtype, device))
+
+
 @lru_cache(maxsize=4)
-def _load_model(path: str, name: str) -> VisionLanguageModel:
-    return VisionLanguageModel(path, name=name, device=_pick_device(), dtype=os.environ.get("CLINCOT_DTYPE", "float32"))
-
-
-def _pick_device() -> str:
-    import torch
-
-    return "cuda" if torch.cuda.is_available() else "cpu"
+def _load_model(path: str, name: str, device: str, dtype: str) -> VisionLanguageModel:
+    return VisionLanguageModel(path, name=name, device=device, dtype=dtype)

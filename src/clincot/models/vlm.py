@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
+from importlib.util import find_spec
 from itertools import chain
 from pathlib import Path
 from typing import Any, TypeVar
@@ -18,8 +19,8 @@ import torch
 from safetensors import SafetensorError
 from tqdm import tqdm
 from transformers import (
+    AutoConfig,
     AutoModelForImageTextToText,
-    AutoProcessor,
     GenerationConfig,
     LogitsProcessor,
     LogitsProcessorList,
@@ -29,6 +30,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling
 from clincot.models.checkpoint import UnsupportedCheckpoint, hash_checkpoint
 from clincot.models.encoding import ConversationEncoder, EncodedConversation, pad_rows
 from clincot.models.features import SHARED_FEATURE_FAMILIES, PictureFeatures
+from clincot.models.precision import choose_dtype
 from clincot.models.protocols import MIN_YES_NO_MASS, Generation
 from clincot.models.yes_no import find_yes_no_ids
 from clincot.prompts import Conversation, ImageView, PromptFormat, load_prompt_format
@@ -37,6 +39,7 @@ from clincot.prompts import Conversation, ImageView, PromptFormat, load_prompt_f
 
 T = TypeVar("T")
 
+FAMILIES_WITHOUT_TORCHVISION = ("Idefics3", "Llava", "LlavaNext", "Gemma3", "PaliGemma")
 PREFIX_FAMILIES = frozenset({"paligemma"})  # no chat template: ConversationEncoder lays the prompt out
 _INTEGRATION_STEPS = 8  # of the integral over the gradients
 
@@ -50,7 +53,7 @@ class VisionLanguageModel:
         *,
         name: str = "",
         device: str = "cpu",
-        dtype: str = "float32",
+        dtype: str = "auto",
         batch_size: int = 64,
         features_mb: int = 256,
         progress: bool = False,
@@ -238,18 +241,19 @@ class VisionLanguageModel:
             yield items[start : start + self.batch_size]
 
 
-def load_checkpoint(path: str, *, dtype: str = "float32", device: str = "cpu") -> tuple[Any, Any]:
-    """Load (model, processor) of an image-text-to-text family; UnsupportedCheckpoint says what is missing."""
+def load_checkpoint(path: str, *, dtype: str = "auto", device: str = "cpu") -> tuple[Any, Any]:
+    """Load (model, processor) of an image-text-to-text family; UnsupportedCheckpoint says what is missing.
+
+    dtype: see precision.choose_dtype.
+    """
+    chosen = getattr(torch, choose_dtype(dtype, device))
     try:
         processor = load_processor(path)
         model = AutoModelForImageTextToText.from_pretrained(
-            path, dtype=getattr(torch, dtype), trust_remote_code=False, use_safetensors=True
+            path, dtype=chosen, trust_remote_code=False, use_safetensors=True
         )
-    except ImportError as error:
-        raise UnsupportedCheckpoint(
-            f"{path}: its processor needs a package that is not installed here: {error}. Families that run without "
-            "torchvision: Idefics3, Llava, LlavaNext, Gemma3, PaliGemma"
-        ) from error
+    except (ImportError, RuntimeError) as error:
+        raise UnsupportedCheckpoint(f"{path}: {_explain_import_failure(error)}") from error
     except (OSError, ValueError, KeyError, SafetensorError) as error:
         raise UnsupportedCheckpoint(
             f"{path}: not an image-text-to-text checkpoint that transformers can load: {error}"
@@ -260,14 +264,39 @@ def load_checkpoint(path: str, *, dtype: str = "float32", device: str = "cpu") -
 
 
 def load_processor(path: str) -> Any:
-    """The checkpoint's processor, with the image processor of PIL where the family has one: the same pixels everywhere.
+    """The checkpoint's processor.
 
-    Families with a video processor need torchvision for it, and then use its image processor as well.
+    A family without a video processor gets the image processor of PIL, so that the pixels do not depend on whether
+    torchvision is installed. A family with one (Qwen-VL, InternVL, LLaVA-OneVision, SmolVLM) needs torchvision for it
+    and uses torchvision's image processor as well: transformers 5.19 takes one `backend` for both
+    (processing_utils.py, ProcessorMixin._get_arguments_from_pretrained) and has no video processor of PIL.
     """
-    try:
-        return AutoProcessor.from_pretrained(path, backend="pil", trust_remote_code=False)
-    except (ValueError, ImportError):
+    # here, because it fails where torchvision is installed and does not work with torch
+    from transformers.models.auto.processing_auto import PROCESSOR_MAPPING, AutoProcessor
+
+    config = AutoConfig.from_pretrained(path, trust_remote_code=False)
+    processor_class = PROCESSOR_MAPPING.get(type(config), None)
+    if processor_class is not None and "video_processor" in processor_class.get_attributes():
         return AutoProcessor.from_pretrained(path, trust_remote_code=False)
+    return AutoProcessor.from_pretrained(path, backend="pil", trust_remote_code=False)
+
+
+def _explain_import_failure(error: ImportError | RuntimeError) -> str:
+    """What is missing for a checkpoint's processor or model. Re-raises an error that is about something else."""
+    if find_spec("torchvision") is None and "torchvision" in str(error).lower():
+        return (
+            "its processor needs torchvision, which is not installed here. Install the torchvision that belongs to "
+            f"torch {torch.__version__}, or take a checkpoint of a family that runs without it: "
+            f"{', '.join(FAMILIES_WITHOUT_TORCHVISION)}"
+        )
+    if "torchvision" in str(error):
+        return (
+            f"torchvision is installed but does not work with torch {torch.__version__} ({error}). Install the "
+            "torchvision that belongs to it"
+        )
+    if isinstance(error, ImportError):
+        return f"its processor needs a package that is not installed here: {error}"
+    raise error
 
 
 def list_end_ids(model: Any) -> list[int]:

@@ -67,10 +67,14 @@ class LocalBackend:
     """
 
     def __init__(self, checkpoint: Path, settings: ServeSettings, observe: Callable[[str, int], None]) -> None:
+        from clincot.models.precision import choose_device, choose_dtype
         from clincot.models.vlm import VisionLanguageModel
 
         check_checkpoint_files(checkpoint)
-        model = VisionLanguageModel(checkpoint, device=_choose_device(), batch_size=settings.max_batch)
+        device = choose_device()
+        model = VisionLanguageModel(
+            checkpoint, device=device, dtype=choose_dtype(settings.dtype, device), batch_size=settings.max_batch
+        )
         self.digest = model.digest
         self._batcher = Batcher(model, max_batch=settings.max_batch, gather_s=settings.gather_s, observe=observe)
 
@@ -300,9 +304,3 @@ def redact_failure(error: ModelFailed) -> str:
     It says what was expected. The part after ", got " is dropped, because a reply may quote the request.
     """
     return str(error).partition(", got ")[0]
-
-
-def _choose_device() -> str:
-    import torch
-
-    return "cuda" if torch.cuda.is_available() else "cpu"

@@ -17,7 +17,8 @@ def answer_as_served(checkpoint: Path) -> AnswerFn:
     from clincot.models.load import load_policy
     from clincot.serving.server_settings import ServeSettings
 
-    policy, settings = load_policy(checkpoint), ServeSettings()
+    settings = ServeSettings()
+    policy = load_policy(checkpoint, dtype=settings.dtype)
 
     def answer(study: Study, folder: Path, question: str) -> tuple[str, Box | None, float]:
         result = answer_question(ImageQuestion(study, folder, question), policy, settings)

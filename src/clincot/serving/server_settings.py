@@ -7,9 +7,10 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from clincot.config import FrozenConfig, ProposeConfig, Share, parse_config, parse_override_value
+from clincot.config.sections import InferenceDtype
 from clincot.fields import PositiveInt
 from clincot.jsonl import InvalidRecord
 
@@ -27,6 +28,13 @@ class ServeSettings(FrozenConfig):
     abstain_below: Annotated[
         Share, Field(description="Confidence below which an answer abstains; 0: never. It depends on the checkpoint.")
     ] = 0.0
+    dtype: Annotated[
+        InferenceDtype,
+        Field(
+            description="Number type of the model in this process; auto: bfloat16 on a GPU that computes in it, else "
+            "float32. The environment variable CLINCOT_DTYPE overrides it."
+        ),
+    ] = "auto"
 
     running: Annotated[PositiveInt, Field(description="Requests that are answered at the same time.")] = 32
     waiting: Annotated[
@@ -53,6 +61,12 @@ class ServeSettings(FrozenConfig):
         tuple[str, ...], Field(description="Hosts from which images are downloaded over https; empty: none.")
     ] = ()
     url_s: Annotated[Seconds, Field(description="Seconds for the download of one image.")] = 10.0
+
+    @model_validator(mode="after")
+    def _check_one_dtype(self) -> ServeSettings:
+        if self.propose.dtype not in ("inherit", self.dtype):
+            raise ValueError("propose.dtype: a server has one model for regions and answers; set dtype instead")
+        return self
 
 
 def load_serve_settings(overrides: tuple[str, ...] = ()) -> ServeSettings:

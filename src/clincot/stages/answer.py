@@ -13,7 +13,7 @@ def answer(config: AnswerConfig, inputs: Paths, outputs: Paths) -> Metrics:
     from clincot.generation.candidates import answer_regions
     from clincot.models.load import load_policy
 
-    policy = load_policy(inputs["policy"])
+    policy = load_policy(inputs["policy"], dtype=config.dtype)
     is_later_step = "candidates_before" in inputs
     requests = next_step_requests(inputs, config) if is_later_step else first_step_requests(inputs)
     candidates = answer_regions(show_progress(requests, "answers", "candidates"), inputs["data"], policy, config)

@@ -17,7 +17,8 @@ def evaluate(config: EvaluateConfig, inputs: Paths, outputs: Paths) -> Metrics:
 
     benchmark = read_benchmark(inputs["benchmark"], limit=config.limit)
     studies = StudyIndex(inputs["benchmark"])
-    outcomes = answer_benchmark(load_policy(inputs["policy"]), benchmark, studies, inputs["benchmark"], config)
+    policy = load_policy(inputs["policy"], dtype=config.dtype)
+    outcomes = answer_benchmark(policy, benchmark, studies, inputs["benchmark"], config)
     total = len(config.arms) * len(benchmark.questions)
     write_records(outputs["outcomes"], show_progress(outcomes, "benchmark", "answers", total))
     (report,) = build_benchmark_reports(

@@ -26,7 +26,7 @@ def judge(config: JudgeConfig, inputs: Paths, outputs: Paths) -> Metrics:
         for block, (request, candidate) in iter_blocks(join_candidates(inputs), lambda pair: pair[1].question)
     )
     report = judge_candidates(
-        [load_judge(spec) for spec in config.judges],
+        [load_judge(spec, dtype=config.dtype) for spec in config.judges],
         show_progress(requests, "judgements", "candidates"),
         config,
         folder=inputs["data"],

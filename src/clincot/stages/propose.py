@@ -14,7 +14,7 @@ def propose(config: ProposeConfig, inputs: Paths, outputs: Paths) -> Metrics:
     from clincot.generation.regions import build_grounders, propose_regions
     from clincot.models.load import load_policy
 
-    grounders = build_grounders(config, load_policy(inputs["policy"]))
+    grounders = build_grounders(config, load_policy(inputs["policy"], dtype=config.dtype))
     questions = show_progress(read_records(inputs["questions"], Question), "regions", "questions")
     regions = propose_regions(questions, StudyIndex(inputs["data"]), inputs["data"], grounders, config)
     count = write_records(outputs["regions"], regions)

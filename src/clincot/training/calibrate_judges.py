@@ -42,7 +42,7 @@ def fit_judge_calibrations(config: JudgeConfig, data: Path, out: Path, *, limit:
     calibrations = []
     lines = ["| judge | n | AUC | ECE before | after | Brier before | after |", "|---|---|---|---|---|---|---|"]
     for spec in config.judges:
-        judge = load_judge(spec)
+        judge = load_judge(spec, dtype=config.dtype)
         fitted = fit_calibration(judge.digest, _rate_answers(judge, answers, data), right, method=config.calibration)
         calibrations.append(fitted)
         before, after = fitted.before, fitted.after
@@ -65,7 +65,7 @@ def measure_judges(config: JudgeConfig, data: Path, *, limit: int) -> list[dict[
     references = {reference.question: reference for reference in load_references(data)}
     all_questions = join_references(StudyIndex(data), islice(load_questions(data), limit), references)
     questions = [question for question in all_questions if question.reference.boxes]
-    judges = [load_judge(spec) for spec in config.judges]
+    judges = [load_judge(spec, dtype=config.dtype) for spec in config.judges]
     curves = {judge.digest: make_identity_calibration(judge.digest) for judge in judges}
     if config.calibration_path:
         names = {judge.digest: judge.name for judge in judges}

@@ -1,0 +1,59 @@
+"""The served answer is the answer of the loaded model: chain, regions, confidence and words."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from starlette.testclient import TestClient
+
+from clincot.config import ProposeConfig
+from clincot.generation.visual_cot import ImageQuestion, VisualAnswer, answer_question
+from clincot.models.vlm import VisionLanguageModel
+from clincot.records import Study
+from clincot.serving.middleware import RequestMiddleware
+from clincot.serving.server import ServePlan, build_application, open_backend
+from clincot.serving.server_settings import ServeSettings
+from clincot.serving.service import AnswerService
+from tests.support.model_servers import CHAT, PREDICT, chat, data_uri, v1
+
+QUESTION = "Is there a nodule in the left lung?"
+SETTINGS = ServeSettings(
+    propose=ProposeConfig(grounders={"windows": 2, "written": 1}, window_sides=(0.5,), hypotheses=2, temperature=0.0),
+    max_new_tokens=4,
+    deadline_s=600.0,
+)
+
+
+@pytest.fixture
+def client(checkpoint: Path) -> TestClient:
+    """The application of `clincot serve --checkpoint …`, without a port."""
+    service = AnswerService(open_backend(ServePlan(str(checkpoint), settings=SETTINGS), checkpoint), SETTINGS)
+    return TestClient(RequestMiddleware(build_application("policy", service), SETTINGS, None))
+
+
+def describe(answer: VisualAnswer) -> list[tuple[str, str, str, str]]:
+    """The chain in words: where the model looked, and what it said there."""
+    return [(r.hypothesis, r.grounder, str(r.box.xyxy), r.answer) for r in answer.regions]
+
+
+def test_the_served_answer_is_the_models_own(
+    client: TestClient, model: VisionLanguageModel, studies: list[Study], films: Path
+) -> None:
+    """Over both protocols, for films of three shapes. Likelihoods may differ in rounding: batches are others."""
+    with client:
+        for study in studies[:3]:
+            expected = answer_question(ImageQuestion(study, films, QUESTION), model, SETTINGS)
+            image = data_uri(films / study.image)
+            replies = client.post(PREDICT, json=v1(QUESTION, image)), client.post(CHAT, json=chat(QUESTION, image))
+            assert [reply.status_code for reply in replies] == [200, 200], [reply.text for reply in replies]
+            bodies = replies[0].json()["predictions"][0], replies[1].json()["clincot"]
+            for body in bodies:
+                served = VisualAnswer.model_validate(body)
+                assert describe(served) == describe(expected)
+                assert served.answer == expected.answer
+                assert served.policy == expected.policy
+                assert served.confidence == pytest.approx(expected.confidence, abs=1e-4)
+                for ours, theirs in zip(served.regions, expected.regions, strict=True):
+                    assert ours.likelihood == pytest.approx(theirs.likelihood, abs=1e-4)
+            assert replies[1].json()["choices"][0]["message"]["content"] == expected.answer
