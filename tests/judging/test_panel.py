@@ -316,7 +316,7 @@ def test_candidates_are_taken_batch_by_batch(tmp_path, asks):
             taken += 1
             yield JudgeRequest(f"candidate-{number}", asks[0].study, asks[0].question, BRIGHT, "yes")
 
-    panel = JudgePanel([WordJudge()], quorum=1, retries=0, retry_delay_s=0, batch_size=10)
+    panel = JudgePanel([WordJudge()], JudgeConfig(quorum=1, retries=0, retry_delay_s=0, batch_size=10))
     next(panel.collect_judgements(counted(), tmp_path))
     assert taken == 10
 

@@ -6,40 +6,59 @@ for instance with another calibration:
     JudgePanel.collect_judgements   -> judgements.jsonl   one Judgement for each candidate and judge, in that order
     ScoreCombiner.score_candidates  -> scores.jsonl       one PanelScore for each candidate, in the same order
 
-A failed call is retried. A judge that keeps failing is excluded *for all candidates*, including those it has already
-scored: otherwise two candidates of one question could be scored by different panels, and their gap would partly be a
-gap between judges. An endpoint that cannot report which model it serves is excluded as well; without a digest it has no
+Endpoints are asked at the same time, each with several requests in flight; judges in this process take turns. A failed
+request to an endpoint is retried on its own and costs, if it keeps failing, the score of its candidate. For a judge in
+this process the whole call is retried. A judge is excluded if it fails as a whole: an endpoint that refuses
+connections, the key or the model, one whose failed requests exceed judge.max_failures, one that returns no real
+probabilities, a call that keeps failing. It is excluded *for all candidates*, including those it has already scored:
+otherwise two candidates of one question could be scored by different panels, and their gap would partly be a gap
+between judges. An endpoint that cannot report which model it serves is excluded as well; without a digest it has no
 judgements, and the report says why. With fewer judges than the quorum the stage fails. A missing score is None with a
 reason, and it is counted; it is never replaced by a number.
+
+Replies are logged as they come (progress.py), so a rerun of an interrupted panel asks only what is missing.
 """
 
 from __future__ import annotations
 
 import logging
 import math
+import random
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
 from itertools import groupby, islice
 from numbers import Real
 from pathlib import Path
 from typing import TypeVar
 
-from clincot.config import JudgeConfig
+from clincot.clients.http import RequestFailed, RetryPolicy
+from clincot.config import JudgeConfig, JudgeSpec
 from clincot.errors import InvalidInput, ModelFailed
 from clincot.geometry import Box
 from clincot.jsonl import read_records, write_records
 from clincot.judging.calibration import Calibration, CalibrationMethod, make_identity_calibration
 from clincot.judging.combination import PanelMember, PanelReport, QuorumLost, ScoreCombiner, report_unreachable_judge
-from clincot.models.protocols import Judge
+from clincot.judging.progress import JudgementLog
+from clincot.models.chat_replies import NO_PROBABILITY
+from clincot.models.endpoint import EndpointModel
+from clincot.models.protocols import Judge, JudgeReply
 from clincot.processes import retry_call
-from clincot.prompts import hash_prompt, judge_prompt
+from clincot.prompts import Conversation, JudgeStyle, hash_judge_prompt, judge_prompt, text_judge_prompt
 from clincot.records import Judgement, Study
 
 _log = logging.getLogger(__name__)
 T = TypeVar("T")
 
-NO_PROBABILITY = "neither yes nor no has a probability to speak of"
+_MIN_REPLIES = 20  # from which a share of failures, or scores that are all 0 or 1, say something about an endpoint
+_SMALL_MASS = 0.5  # mean P(yes) + P(no) below which a judge is warned about
+_NO_REAL_PROBABILITIES = (
+    "all of its {count} scores are exactly 0 or 1 over {prompts} different prompts, so they are no probabilities: the "
+    "server divides by the temperature 0 before it takes log-probabilities. Set `temperature: 1` for this judge, or "
+    "serve the model with log-probabilities from before sampling (vLLM: --logprobs-mode raw_logprobs), or set "
+    "`prompt: rubric`"
+)
 
 
 @dataclass(frozen=True)
@@ -52,6 +71,8 @@ class JudgeRequest:
     box: Box
     answer: str
     unit: int = 0  # block number (batching.py); a batch never spans two blocks
+    finding: str = ""  # the hypothesis for which the region was proposed; only text_only judges are told
+    reference: str = ""  # the right answer, for `clincot calibrate` with judge.show_reference; never in a round
 
 
 @dataclass(frozen=True)
@@ -60,12 +81,52 @@ class ExcludedJudge:
 
     name: str
     at: int | None  # index of the candidate (0-based); None: it failed when asked for its digest
-    calls: int
     error: str
+    calls: int = 0  # attempts of the call that failed; 0: the requests were retried one by one
 
     def __str__(self) -> str:
         when = "when asked for its digest" if self.at is None else f"at candidate {self.at}"
-        return f"{self.name} {when} after {self.calls} calls: {self.error}"
+        return f"{self.name} {when}{f' after {self.calls} calls' if self.calls else ''}: {self.error}"
+
+
+@dataclass
+class _EndpointTally:
+    """What one endpoint has replied so far, in the order of the candidates."""
+
+    asked: int = 0
+    failed: int = 0
+    last_failure: str = ""
+    scored: int = 0
+    extreme: int = 0  # scores that are exactly 0 or 1
+    mass_sum: float = 0.0
+    masses: int = 0
+    prompts: set[str] = field(default_factory=set)
+
+    def add(self, request: JudgeRequest, reply: JudgeReply) -> None:
+        """Count one reply."""
+        self.asked += 1
+        if reply.failed:
+            self.failed += 1
+            self.last_failure = reply.reason
+        if reply.score is not None:
+            self.scored += 1
+            self.extreme += reply.score in (0.0, 1.0)
+            self.prompts.add(f"{request.study.id} {request.box} {request.question} {request.answer}")
+        if reply.mass is not None:
+            self.mass_sum += reply.mass
+            self.masses += 1
+
+    def find_fault(self, *, max_failures: float, probabilities: bool, last: bool) -> str:
+        """Why the judge has to be excluded; "" if it does not. last: there are no further candidates."""
+        too_many = self.failed > max_failures * self.asked and self.asked >= _MIN_REPLIES
+        if too_many or (last and self.failed == self.asked > 0):
+            return (
+                f"{self.failed} of {self.asked} requests failed, judge.max_failures is {max_failures:.0%}; the last: "
+                f"{self.last_failure}"
+            )
+        if probabilities and self.extreme == self.scored and len(self.prompts) >= _MIN_REPLIES:
+            return _NO_REAL_PROBABILITIES.format(count=self.scored, prompts=len(self.prompts))
+        return ""
 
 
 class JudgePanel:
@@ -74,37 +135,43 @@ class JudgePanel:
     `judges` are those that reported their digest when the panel was built. `excluded`, by name, also holds those that
     did not, and is final once `collect_judgements` is exhausted.
 
-    quorum: least number of judges that must remain. retries: repetitions of a failed call; the first one after
-    retry_delay_s, then doubling. Raises QuorumLost if too few judges report a digest, and InvalidInput if names or
-    digests are not distinct or there are fewer judges than the quorum.
+    The settings come from `config`, a judge's own from config.judges by name. log: replies of an interrupted run.
+    sleep and draw: for tests, see RetryPolicy. Raises QuorumLost if too few judges report a digest, and InvalidInput if
+    names or digests are not distinct or there are fewer judges than the quorum.
     """
 
     def __init__(
         self,
         judges: Sequence[Judge],
+        config: JudgeConfig,
         *,
-        quorum: int,
-        retries: int,
-        retry_delay_s: float,
-        batch_size: int,
+        log: JudgementLog | None = None,
         sleep: Callable[[float], None] = time.sleep,
+        draw: Callable[[], float] = random.random,
     ) -> None:
         names = [judge.name for judge in judges]
         if len(set(names)) < len(names):
             raise InvalidInput(f"every judge needs a name of its own, got {', '.join(names)}")
-        if len(judges) < quorum:
-            raise InvalidInput(f"the quorum is {quorum} judges, but the panel has {len(judges)}")
-        self.quorum = quorum
+        if len(judges) < config.quorum:
+            raise InvalidInput(f"the quorum is {config.quorum} judges, but the panel has {len(judges)}")
+        self.quorum = config.quorum
         self.excluded: dict[str, ExcludedJudge] = {}
+        self._config = config
         self._size = len(judges)
-        self._calls = retries + 1
-        self._delay_s = retry_delay_s
-        self._batch = batch_size
+        self._log = log or JudgementLog(None)
         self._sleep = sleep
+        self._retry = build_retry_policy(config, sleep=sleep, draw=draw)
+        self._styles = {judge.name: get_judge_style(config, judge.name) for judge in judges}
+        self._tallies = {judge.name: _EndpointTally() for judge in judges if isinstance(judge, EndpointModel)}
         self.judges = tuple(judge for judge in judges if self._identify_judge(judge))
         if len({judge.digest for judge in self.judges}) < len(self.judges):
             known = ", ".join(f"{judge.name} ({judge.digest[:12]})" for judge in self.judges)
             raise InvalidInput(f"every judge needs a digest of its own, or it would count twice, got {known}")
+
+    @property
+    def mean_masses(self) -> dict[str, float]:
+        """{name: mean P(yes) + P(no)} of the judges that report it."""
+        return {name: tally.mass_sum / tally.masses for name, tally in self._tallies.items() if tally.masses}
 
     def collect_judgements(self, requests: Iterable[JudgeRequest], folder: Path) -> Iterator[Judgement]:
         """Yield one Judgement for each request and judge, batch by batch; images are below `folder`.
@@ -113,50 +180,117 @@ class JudgePanel:
         """
         judged = 0
         for _, block in groupby(requests, key=lambda request: request.unit):
-            while batch := list(islice(block, self._batch)):
-                columns = [self._judge_batch(judge, batch, folder, at=judged) for judge in self.judges]
-                for row in zip(*columns, strict=True):
+            while batch := list(islice(block, self._config.batch_size)):
+                for row in zip(*self._judge_batch(batch, folder, at=judged), strict=True):
                     yield from row
                 judged += len(batch)
         if judged == 0:
             raise InvalidInput("no candidates to judge: the candidates file is empty")
+        self._exclude_faulty(at=judged - 1, last=True)
 
     def _identify_judge(self, judge: Judge) -> bool:
         return self._call_with_retries(judge, lambda: judge.digest, at=None) is not None
 
-    def _judge_batch(self, judge: Judge, batch: Sequence[JudgeRequest], folder: Path, *, at: int) -> list[Judgement]:
-        """One judge's judgements of a batch; of an excluded judge, judgements without a score."""
-        replies: list[float | str] | None = None
-        if judge.name not in self.excluded:
-            replies = self._call_with_retries(judge, lambda: _ask_judge(judge, batch, folder), at=at)
-        if replies is None:
-            replies = [f"judge left out: {self.excluded[judge.name].error}"] * len(batch)
-        prompt = hash_prompt(judge.views)
-        judgements = []
-        for request, reply in zip(batch, replies, strict=True):
-            score, reason = (None, reply) if isinstance(reply, str) else (reply, "")
-            judgements.append(
-                Judgement(candidate=request.candidate, judge=judge.digest, prompt=prompt, score=score, reason=reason)
+    def _judge_batch(self, batch: Sequence[JudgeRequest], folder: Path, *, at: int) -> list[list[Judgement]]:
+        """The judgements of a batch, a column for each judge; of an excluded judge, judgements without a score."""
+        asked = [judge for judge in self.judges if judge.name not in self.excluded]
+        remote = [judge for judge in asked if isinstance(judge, EndpointModel)]
+        replies: dict[str, Sequence[JudgeReply]] = {}
+        with ThreadPoolExecutor(max_workers=max(1, len(remote))) as pool:
+            futures: dict[str, Future[list[JudgeReply]]] = {
+                judge.name: pool.submit(self._ask_endpoint, judge, batch, folder) for judge in remote
+            }
+            for judge in asked:
+                if judge.name not in futures:
+                    local = self._ask_local(judge, batch, folder, at=at)
+                    if local is not None:
+                        replies[judge.name] = local
+        for judge in remote:
+            try:
+                replies[judge.name] = futures[judge.name].result()
+            except ModelFailed as error:
+                self._exclude_judge(ExcludedJudge(judge.name, at=at, error=_describe_failure(error)))
+                continue
+            for request, reply in zip(batch, replies[judge.name], strict=True):
+                self._tallies[judge.name].add(request, reply)
+        self._exclude_faulty(at=at)
+        columns = []
+        for judge in self.judges:
+            if judge.name in replies:
+                column = replies[judge.name]
+            else:
+                reason = f"judge left out: {self.excluded[judge.name].error}"
+                column = [JudgeReply(None, reason=reason)] * len(batch)
+            columns.append(self._build_judgements(judge, batch, column))
+        return columns
+
+    def _build_judgements(
+        self, judge: Judge, batch: Sequence[JudgeRequest], replies: Sequence[JudgeReply]
+    ) -> list[Judgement]:
+        prompt = hash_judge_prompt(judge.views, self._styles[judge.name])
+        return [
+            Judgement(
+                candidate=request.candidate, judge=judge.digest, prompt=prompt, score=reply.score, reason=reply.reason
             )
-        return judgements
+            for request, reply in zip(batch, replies, strict=True)
+        ]
+
+    def _ask_endpoint(self, judge: EndpointModel, batch: Sequence[JudgeRequest], folder: Path) -> list[JudgeReply]:
+        """The endpoint's replies; only those that the log does not have are requested. Raises ModelFailed."""
+        digest, style = judge.digest, self._styles[judge.name]
+        replies = [self._log.get(request.candidate, digest) for request in batch]
+        missing = [position for position, reply in enumerate(replies) if reply is None]
+
+        def keep(number: int, reply: JudgeReply) -> None:
+            replies[missing[number]] = reply
+            self._log.add(batch[missing[number]].candidate, digest, reply)
+
+        prompts = [build_judge_conversation(judge, style, batch[position], folder) for position in missing]
+        judge.rate(prompts, retry=self._retry, on_reply=keep, on_retry=lambda e, d: _warn_of_retry(judge, e, d))
+        return [reply for reply in replies if reply is not None]
+
+    def _ask_local(
+        self, judge: Judge, batch: Sequence[JudgeRequest], folder: Path, *, at: int
+    ) -> Sequence[JudgeReply] | None:
+        """The replies of a judge in this process; None if every attempt failed, and the judge is excluded then.
+
+        The log is used for a whole batch only, because the composition of a batch can change the last digit of a score.
+        """
+        logged = [self._log.get(request.candidate, judge.digest) for request in batch]
+        complete = [reply for reply in logged if reply is not None]
+        if len(complete) == len(batch):
+            return complete
+        style = self._styles[judge.name]
+        replies = self._call_with_retries(judge, lambda: _ask_judge(judge, style, batch, folder), at=at)
+        for request, reply in zip(batch, replies or (), strict=False):
+            self._log.add(request.candidate, judge.digest, reply)
+        return replies
+
+    def _exclude_faulty(self, *, at: int, last: bool = False) -> None:
+        """Exclude endpoints whose replies so far show that they cannot be used."""
+        for judge in self.judges:
+            if judge.name in self.excluded or not isinstance(judge, EndpointModel):
+                continue
+            fault = self._tallies[judge.name].find_fault(
+                max_failures=self._config.max_failures, probabilities=judge.reads_probabilities, last=last
+            )
+            if fault:
+                self._exclude_judge(ExcludedJudge(judge.name, at=at, error=fault))
 
     def _call_with_retries(self, judge: Judge, call: Callable[[], T], *, at: int | None) -> T | None:
         """The result of the call, or None if every attempt failed; the judge is then excluded."""
-
-        def warn(error: BaseException, delay_s: float) -> None:
-            _log.warning("judge %s failed (%s); retrying in %g s", judge.name, _describe_failure(error), delay_s)
-
+        calls = self._config.retries + 1
         try:
             return retry_call(
                 call,
-                is_transient=lambda error: isinstance(error, ModelFailed),
-                wait_s=lambda failures: self._delay_s * 2 ** (failures - 1),
-                attempts=self._calls,
-                on_retry=warn,
+                is_transient=_is_transient,
+                wait_s=lambda failures: self._config.retry_delay_s * 2 ** (failures - 1),
+                attempts=calls,
+                on_retry=lambda error, delay_s: _warn_of_retry(judge, error, delay_s),
                 sleep=self._sleep,
             )
         except ModelFailed as error:
-            self._exclude_judge(ExcludedJudge(judge.name, at=at, calls=self._calls, error=_describe_failure(error)))
+            self._exclude_judge(ExcludedJudge(judge.name, at=at, calls=calls, error=_describe_failure(error)))
             return None
 
     def _exclude_judge(self, failed: ExcludedJudge) -> None:
@@ -172,38 +306,84 @@ def _describe_failure(error: BaseException) -> str:
     return str(error) or type(error).__name__
 
 
-def _ask_judge(judge: Judge, batch: Sequence[JudgeRequest], folder: Path) -> list[float | str]:
-    """The score of each candidate, or the reason why it has none; raises ModelFailed if the whole call failed."""
-    replies = judge.p_yes(
-        [
-            judge_prompt(
-                request.study,
-                folder,
-                judge.views,
-                question=request.question,
-                answer=request.answer,
-                box=request.box,
-            )
-            for request in batch
-        ]
+def _is_transient(error: BaseException) -> bool:
+    return error.transient if isinstance(error, RequestFailed) else isinstance(error, ModelFailed)
+
+
+def _warn_of_retry(judge: Judge, error: BaseException, delay_s: float) -> None:
+    _log.warning("judge %s failed (%s); retrying in %.3g s", judge.name, _describe_failure(error), delay_s)
+
+
+def build_retry_policy(
+    config: JudgeConfig, *, sleep: Callable[[float], None] = time.sleep, draw: Callable[[], float] = random.random
+) -> RetryPolicy:
+    """How requests to endpoints are retried."""
+    return RetryPolicy(
+        retries=config.retries,
+        delay_s=config.retry_delay_s,
+        budget_s=config.retry_budget_s,
+        sleep=sleep,
+        draw=draw,
     )
+
+
+def get_judge_style(config: JudgeConfig, name: str) -> JudgeStyle:
+    """What the judge of that name is shown and asked for; the defaults for a judge that is not in the config."""
+    spec: JudgeSpec | None = next((spec for spec in config.judges if spec.name == name), None)
+    if spec is None:
+        return JudgeStyle()
+    return JudgeStyle(
+        form="rating" if spec.rating else spec.prompt,
+        text_only=spec.text_only,
+        reference=spec.text_only and config.show_reference,
+    )
+
+
+def build_judge_conversation(judge: Judge, style: JudgeStyle, request: JudgeRequest, folder: Path) -> Conversation:
+    """The prompt about a candidate: image, crop, question and answer, or their text for a text_only judge."""
+    if style.text_only:
+        return text_judge_prompt(
+            question=request.question,
+            answer=request.answer,
+            box=request.box,
+            finding=request.finding,
+            reference=request.reference if style.reference else "",
+        )
+    return judge_prompt(
+        request.study, folder, judge.views, question=request.question, answer=request.answer, box=request.box
+    )
+
+
+def rate_requests(
+    judge: Judge, style: JudgeStyle, requests: Sequence[JudgeRequest], folder: Path, retry: RetryPolicy
+) -> list[JudgeReply]:
+    """The judge's replies to all requests at once, outside a panel. Raises ModelFailed."""
+    if not isinstance(judge, EndpointModel):
+        return _ask_judge(judge, style, requests, folder)
+    prompts = [build_judge_conversation(judge, style, request, folder) for request in requests]
+    return judge.rate(prompts, retry=retry, on_retry=lambda e, d: _warn_of_retry(judge, e, d))
+
+
+def _ask_judge(judge: Judge, style: JudgeStyle, batch: Sequence[JudgeRequest], folder: Path) -> list[JudgeReply]:
+    """The reply about each candidate; raises ModelFailed if the whole call failed."""
+    replies = judge.p_yes([build_judge_conversation(judge, style, request, folder) for request in batch])
     if len(replies) != len(batch):
         raise ModelFailed(f"gave {len(replies)} scores for {len(batch)} candidates")
     return [_parse_score(reply) for reply in replies]
 
 
-def _parse_score(reply: float | None) -> float | str:
+def _parse_score(reply: float | None) -> JudgeReply:
     """The probability unchanged, or the reason why the reply is not one; nothing is clipped into range."""
     if reply is None:
-        return NO_PROBABILITY
+        return JudgeReply(None, reason=NO_PROBABILITY)
     if isinstance(reply, bool) or not isinstance(reply, Real):
-        return f"the judge gave a {type(reply).__name__} where a probability was expected"
+        return JudgeReply(None, reason=f"the judge gave a {type(reply).__name__} where a probability was expected")
     score = float(reply)
     if not math.isfinite(score):
-        return "the judge gave a number that is not finite"
+        return JudgeReply(None, reason="the judge gave a number that is not finite")
     if not 0.0 <= score <= 1.0:
-        return "the judge gave a number outside [0, 1]"
-    return score
+        return JudgeReply(None, reason="the judge gave a number outside [0, 1]")
+    return JudgeReply(score)
 
 
 def read_calibrations(path: Path, judges: Mapping[str, str], *, method: CalibrationMethod) -> dict[str, Calibration]:
@@ -230,7 +410,7 @@ def read_calibrations(path: Path, judges: Mapping[str, str], *, method: Calibrat
     return calibrations
 
 
-def judge_candidates(
+def judge_candidates(  # noqa: PLR0913 (the config, three paths and what tests replace)
     judges: Sequence[Judge],
     requests: Iterable[JudgeRequest],
     config: JudgeConfig,
@@ -238,26 +418,42 @@ def judge_candidates(
     folder: Path,
     judgements_path: Path,
     scores_path: Path,
+    progress_key: str = "",
     sleep: Callable[[float], None] = time.sleep,
 ) -> PanelReport:
     """Run both passes and write their files; weights come from config.judges by name (1 for a judge not listed).
 
-    Raises QuorumLost (no scores are written then) and what JudgePanel, ScoreCombiner and read_calibrations raise.
+    progress_key: identifies config and inputs; a rerun with the same key goes on where an interrupted run stopped. "":
+    no progress is kept. Raises QuorumLost (no scores are written then) and what JudgePanel, ScoreCombiner and
+    read_calibrations raise.
     """
-    panel = JudgePanel(
-        judges,
-        quorum=config.quorum,
-        retries=config.retries,
-        retry_delay_s=config.retry_delay_s,
-        batch_size=config.batch_size,
-        sleep=sleep,
-    )
-    names = {judge.digest: judge.name for judge in panel.judges}
-    if config.calibration_path:  # checked before any judge is called, so that a missing calibration fails at once
-        read_calibrations(config.calibration_path, names, method=config.calibration)
-    write_records(judgements_path, panel.collect_judgements(requests, folder))
-    excluded = {judge.name: judge.error for judge in panel.excluded.values()}
-    return _write_panel_scores(config, names, excluded, judgements_path, scores_path)
+    progress = judgements_path.with_name(f".{judgements_path.name}.progress") if progress_key else None
+    with JudgementLog(progress, progress_key) as log:
+        panel = JudgePanel(judges, config, log=log, sleep=sleep)
+        names = {judge.digest: judge.name for judge in panel.judges}
+        if config.calibration_path:  # checked before any judge is called, so that a missing calibration fails at once
+            read_calibrations(config.calibration_path, names, method=config.calibration)
+        if len(log):
+            _log.info("%s: %d replies of an interrupted run are used", progress, len(log))
+        write_records(judgements_path, panel.collect_judgements(requests, folder))
+        excluded = {judge.name: judge.error for judge in panel.excluded.values()}
+        report = _write_panel_scores(config, names, excluded, judgements_path, scores_path)
+        log.remove()
+    return _add_masses(report, panel.mean_masses)
+
+
+def _add_masses(report: PanelReport, masses: Mapping[str, float]) -> PanelReport:
+    """The report with each judge's mean P(yes) + P(no), {name: mass}; a small one is logged."""
+    for name, mass in masses.items():
+        if mass < _SMALL_MASS:
+            _log.warning(
+                "judge %s: yes and no together have a probability of %.2g on average; it is about to write something "
+                "else, such as a thinking block (see `thinking`)",
+                name,
+                mass,
+            )
+    judges = [judge.model_copy(update={"mean_mass": masses.get(judge.name)}) for judge in report.judges]
+    return report.model_copy(update={"judges": tuple(judges)})
 
 
 def _write_panel_scores(
@@ -324,4 +520,17 @@ def combine_panel(
         errors = "; ".join(f"{name}: {error}" for name, error in excluded.items())
         raise QuorumLost(f"{left} judges answered in all shards, the quorum is {config.quorum}: {errors}")
     write_records(judgements_path, (judgement for judgement in judgements if judgement.judge in members))
-    return _write_panel_scores(config, members, excluded, judgements_path, scores_path)
+    merged = _write_panel_scores(config, members, excluded, judgements_path, scores_path)
+    return _add_masses(merged, _average_masses(reports))
+
+
+def _average_masses(reports: Sequence[PanelReport]) -> dict[str, float]:
+    """{name: mean mass} over the shards, weighted by their candidates."""
+    sums: dict[str, float] = {}
+    counts: dict[str, int] = {}
+    for report in reports:
+        for judge in report.judges:
+            if judge.mean_mass is not None:
+                sums[judge.name] = sums.get(judge.name, 0.0) + judge.mean_mass * report.candidates
+                counts[judge.name] = counts.get(judge.name, 0) + report.candidates
+    return {name: sums[name] / count for name, count in counts.items()}

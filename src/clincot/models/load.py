@@ -22,6 +22,12 @@ def load_judge(spec: JudgeSpec) -> Judge:
     """Load a judge: an endpoint if `url` is set, otherwise a checkpoint in this process."""
     if spec.url:
         return build_endpoint_judge(spec)
+    if spec.text_only:
+        from clincot.models.text_model import LanguageModelJudge
+
+        return LanguageModelJudge(
+            spec.checkpoint, name=spec.name, device=_pick_device(), thinking=spec.thinking != "off"
+        )
     return _load_model(spec.checkpoint, spec.name)
 
 

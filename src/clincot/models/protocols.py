@@ -30,6 +30,16 @@ class Generation:
     cut_off: bool = False  # max_new_tokens was reached before the end of turn
 
 
+@dataclass(frozen=True)
+class JudgeReply:
+    """What a judge says about one candidate: P(right), or the reason why there is no score."""
+
+    score: float | None
+    reason: str = ""
+    mass: float | None = None  # P(yes) + P(no); None: unknown, or not asked for yes or no
+    failed: bool = False  # the request failed; another attempt may give a score
+
+
 class Policy(Protocol):
     """A vision-language model that proposes regions and answers questions."""
 
