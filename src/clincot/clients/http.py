@@ -1,6 +1,6 @@
-"""JSON over HTTP for model endpoints: one request, one typed reply; every failure is a RequestFailed (a ModelFailed).
+"""JSON over HTTP for model endpoints: one request, one typed reply; every failure is a HttpFailure (a ModelFailed).
 
-JsonClient sends a request once. RetryPolicy repeats it where another attempt may help. API keys come from an
+JsonClient sends a request once. RequestRetries repeats it where another attempt may help. API keys come from an
 environment variable or a file and go into one header only; no message, log line or repr contains them. Addresses must
 not contain credentials, because HTTP clients log addresses.
 """
@@ -44,7 +44,7 @@ B = TypeVar("B")
 M = TypeVar("M", bound=BaseModel)
 
 
-class RequestFailed(ModelFailed):
+class HttpFailure(ModelFailed):
     """A request without a usable reply.
 
     status: HTTP status; None if no complete reply came. transient: another attempt may succeed. fatal: every further
@@ -68,7 +68,7 @@ class RequestFailed(ModelFailed):
 
 
 @dataclass(frozen=True)
-class RetryPolicy:
+class RequestRetries:
     """When a failed request is sent again.
 
     Without `Retry-After` the n-th failure is followed by delay_s * 2^(n-1) seconds, at most max_delay_s, times a random
@@ -84,13 +84,13 @@ class RetryPolicy:
     sleep: Callable[[float], None] = field(default=time.sleep, compare=False)
     draw: Callable[[], float] = field(default=random.random, compare=False)  # uniform on [0, 1)
 
-    def call(self, request: Callable[[], B], on_retry: Callable[[RequestFailed, float], None] | None = None) -> B:
-        """Call `request` until it succeeds; raise the last RequestFailed. on_retry: called before each wait."""
+    def call(self, request: Callable[[], B], on_retry: Callable[[HttpFailure, float], None] | None = None) -> B:
+        """Call `request` until it succeeds; raise the last HttpFailure. on_retry: called before each wait."""
         failures, waited = 0, 0.0
         while True:
             try:
                 return request()
-            except RequestFailed as error:
+            except HttpFailure as error:
                 if not error.transient:
                     raise
                 asked = error.retry_after_s
@@ -111,7 +111,7 @@ class RetryPolicy:
                 self.sleep(delay)
 
 
-NO_RETRIES = RetryPolicy()
+NO_RETRIES = RequestRetries()
 
 
 def parse_retry_after(value: str, *, now: float | None = None) -> float | None:
@@ -209,7 +209,7 @@ class JsonClient:
         self._http.close()
 
     def request_json(self, method: str, url: str, reply: type[M], *, expected: str, payload: Any = None) -> M:
-        """Send one request and parse its reply as `reply`. Raises RequestFailed.
+        """Send one request and parse its reply as `reply`. Raises HttpFailure.
 
         expected: a description of the expected reply, for the message.
         """
@@ -239,21 +239,21 @@ class JsonClient:
 
     def build_error(
         self, request: str, expected: str, actual: str, body: bytes | None = None, **facts: Any
-    ) -> RequestFailed:
+    ) -> HttpFailure:
         """Build the error of a request: request, expected and actual reply, in one line, without the key.
 
-        facts: further fields of RequestFailed.
+        facts: further fields of HttpFailure.
         """
         message = f"{request}: expected {expected}, got {self._redact_key(actual)}"
         shown = ""
         if body is not None:
             shown = self._redact_key(body[:MAX_REPLY_BYTES].decode("utf-8", errors="replace"))
             message += f": {shown[:_QUOTED_CHARS]!r}" + ("…" if len(shown) > _QUOTED_CHARS else "")
-        return RequestFailed(message, body=shown, **facts)
+        return HttpFailure(message, body=shown, **facts)
 
     def _build_status_error(
         self, request: str, expected: str, status: int, headers: httpx.Headers, body: bytes
-    ) -> RequestFailed:
+    ) -> HttpFailure:
         no_credit = status == 429 and _NO_CREDIT.encode() in body
         wait = headers.get("retry-after") if status in (429, 503) else None
         facts: dict[str, Any] = {

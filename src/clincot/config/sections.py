@@ -198,7 +198,8 @@ class JudgeConfig(FrozenConfig):
 
     @property
     def named_paths(self) -> tuple[str, ...]:
-        return tuple(path for path in (*(spec.path for spec in self.judges), self.calibration_file) if path)
+        paths = [spec.path for spec in self.judges]
+        return tuple(path for path in (*paths, self.calibration_file) if path)
 
     @property
     def calibration_path(self) -> Path | None:

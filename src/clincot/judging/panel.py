@@ -33,7 +33,7 @@ from numbers import Real
 from pathlib import Path
 from typing import TypeVar
 
-from clincot.clients.http import RequestFailed, RetryPolicy
+from clincot.clients.http import HttpFailure, RequestRetries
 from clincot.config import JudgeConfig, JudgeSpec
 from clincot.errors import InvalidInput, ModelFailed
 from clincot.geometry import Box
@@ -41,9 +41,7 @@ from clincot.jsonl import read_records, write_records
 from clincot.judging.calibration import Calibration, CalibrationMethod, make_identity_calibration
 from clincot.judging.combination import PanelMember, PanelReport, QuorumLost, ScoreCombiner, report_unreachable_judge
 from clincot.judging.progress import JudgementLog
-from clincot.models.chat_replies import NO_PROBABILITY
-from clincot.models.endpoint import EndpointModel
-from clincot.models.protocols import Judge, JudgeReply
+from clincot.models.protocols import NO_PROBABILITY, Judge, JudgeReply, RemoteJudge, is_remote
 from clincot.processes import retry_call
 from clincot.prompts import Conversation, JudgeStyle, hash_judge_prompt, judge_prompt, text_judge_prompt
 from clincot.records import Judgement, Study
@@ -111,7 +109,7 @@ class _EndpointTally:
         if reply.score is not None:
             self.scored += 1
             self.extreme += reply.score in (0.0, 1.0)
-            self.prompts.add(f"{request.study.id} {request.box} {request.question} {request.answer}")
+            self.prompts.add(repr((request.study.id, request.box, request.question, request.answer)))
         if reply.mass is not None:
             self.mass_sum += reply.mass
             self.masses += 1
@@ -136,7 +134,7 @@ class JudgePanel:
     did not, and is final once `collect_judgements` is exhausted.
 
     The settings come from `config`, a judge's own from config.judges by name. log: replies of an interrupted run.
-    sleep and draw: for tests, see RetryPolicy. Raises QuorumLost if too few judges report a digest, and InvalidInput if
+    sleep and draw: for tests, see RequestRetries. Raises QuorumLost if too few judges report a digest, InvalidInput if
     names or digests are not distinct or there are fewer judges than the quorum.
     """
 
@@ -158,11 +156,11 @@ class JudgePanel:
         self.excluded: dict[str, ExcludedJudge] = {}
         self._config = config
         self._size = len(judges)
-        self._log = log or JudgementLog(None)
+        self._log = log if log is not None else JudgementLog(None)  # an empty log is false
         self._sleep = sleep
         self._retry = build_retry_policy(config, sleep=sleep, draw=draw)
         self._styles = {judge.name: get_judge_style(config, judge.name) for judge in judges}
-        self._tallies = {judge.name: _EndpointTally() for judge in judges if isinstance(judge, EndpointModel)}
+        self._tallies = {judge.name: _EndpointTally() for judge in judges if is_remote(judge)}
         self.judges = tuple(judge for judge in judges if self._identify_judge(judge))
         if len({judge.digest for judge in self.judges}) < len(self.judges):
             known = ", ".join(f"{judge.name} ({judge.digest[:12]})" for judge in self.judges)
@@ -194,7 +192,7 @@ class JudgePanel:
     def _judge_batch(self, batch: Sequence[JudgeRequest], folder: Path, *, at: int) -> list[list[Judgement]]:
         """The judgements of a batch, a column for each judge; of an excluded judge, judgements without a score."""
         asked = [judge for judge in self.judges if judge.name not in self.excluded]
-        remote = [judge for judge in asked if isinstance(judge, EndpointModel)]
+        remote = [judge for judge in asked if is_remote(judge)]
         replies: dict[str, Sequence[JudgeReply]] = {}
         with ThreadPoolExecutor(max_workers=max(1, len(remote))) as pool:
             futures: dict[str, Future[list[JudgeReply]]] = {
@@ -235,7 +233,7 @@ class JudgePanel:
             for request, reply in zip(batch, replies, strict=True)
         ]
 
-    def _ask_endpoint(self, judge: EndpointModel, batch: Sequence[JudgeRequest], folder: Path) -> list[JudgeReply]:
+    def _ask_endpoint(self, judge: RemoteJudge, batch: Sequence[JudgeRequest], folder: Path) -> list[JudgeReply]:
         """The endpoint's replies; only those that the log does not have are requested. Raises ModelFailed."""
         digest, style = judge.digest, self._styles[judge.name]
         replies = [self._log.get(request.candidate, digest) for request in batch]
@@ -269,7 +267,7 @@ class JudgePanel:
     def _exclude_faulty(self, *, at: int, last: bool = False) -> None:
         """Exclude endpoints whose replies so far show that they cannot be used."""
         for judge in self.judges:
-            if judge.name in self.excluded or not isinstance(judge, EndpointModel):
+            if judge.name in self.excluded or not is_remote(judge):
                 continue
             fault = self._tallies[judge.name].find_fault(
                 max_failures=self._config.max_failures, probabilities=judge.reads_probabilities, last=last
@@ -307,7 +305,7 @@ def _describe_failure(error: BaseException) -> str:
 
 
 def _is_transient(error: BaseException) -> bool:
-    return error.transient if isinstance(error, RequestFailed) else isinstance(error, ModelFailed)
+    return error.transient if isinstance(error, HttpFailure) else isinstance(error, ModelFailed)
 
 
 def _warn_of_retry(judge: Judge, error: BaseException, delay_s: float) -> None:
@@ -316,9 +314,9 @@ def _warn_of_retry(judge: Judge, error: BaseException, delay_s: float) -> None:
 
 def build_retry_policy(
     config: JudgeConfig, *, sleep: Callable[[float], None] = time.sleep, draw: Callable[[], float] = random.random
-) -> RetryPolicy:
+) -> RequestRetries:
     """How requests to endpoints are retried."""
-    return RetryPolicy(
+    return RequestRetries(
         retries=config.retries,
         delay_s=config.retry_delay_s,
         budget_s=config.retry_budget_s,
@@ -355,10 +353,10 @@ def build_judge_conversation(judge: Judge, style: JudgeStyle, request: JudgeRequ
 
 
 def rate_requests(
-    judge: Judge, style: JudgeStyle, requests: Sequence[JudgeRequest], folder: Path, retry: RetryPolicy
+    judge: Judge, style: JudgeStyle, requests: Sequence[JudgeRequest], folder: Path, retry: RequestRetries
 ) -> list[JudgeReply]:
     """The judge's replies to all requests at once, outside a panel. Raises ModelFailed."""
-    if not isinstance(judge, EndpointModel):
+    if not is_remote(judge):
         return _ask_judge(judge, style, requests, folder)
     prompts = [build_judge_conversation(judge, style, request, folder) for request in requests]
     return judge.rate(prompts, retry=retry, on_retry=lambda e, d: _warn_of_retry(judge, e, d))

@@ -14,9 +14,8 @@ from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from clincot.models.protocols import MIN_YES_NO_MASS, Generation, JudgeReply
+from clincot.models.protocols import MIN_YES_NO_MASS, NO_PROBABILITY, Generation, JudgeReply
 
-NO_PROBABILITY = "neither yes nor no has a probability to speak of"
 LOGPROBS_REMEDY = "serve the model with something that returns them (vLLM does, `transformers serve` does not)"
 
 _SPACE_MARKS = str.maketrans("▁ĠĊ", "   ")  # a space in SentencePiece, a space and a newline in byte-level BPE

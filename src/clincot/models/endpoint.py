@@ -21,10 +21,10 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from clincot.clients.http import (
     NO_RETRIES,
+    HttpFailure,
     JsonClient,
     KeyHeader,
-    RequestFailed,
-    RetryPolicy,
+    RequestRetries,
     encode_png_base64,
     map_in_threads,
     read_api_key,
@@ -163,7 +163,7 @@ class EndpointModel:
         with self._open_client() as client:
             try:
                 served = client.request_json("GET", address, _ServedModels, expected=expected)
-            except RequestFailed as error:
+            except HttpFailure as error:
                 malformed = error.status is None and error.body != ""  # a reply with status 200, but no list
                 if self._model and (error.status in _NO_MODEL_LIST or malformed):
                     return self._model
@@ -233,9 +233,9 @@ class EndpointModel:
         self,
         conversations: Sequence[Conversation],
         *,
-        retry: RetryPolicy = NO_RETRIES,
+        retry: RequestRetries = NO_RETRIES,
         on_reply: Callable[[int, JudgeReply], None] | None = None,
-        on_retry: Callable[[RequestFailed, float], None] | None = None,
+        on_retry: Callable[[HttpFailure, float], None] | None = None,
     ) -> list[JudgeReply]:
         """Rate each conversation on its own: a request that fails costs its own score only.
 
@@ -252,7 +252,7 @@ class EndpointModel:
             try:
                 reply = retry.call(lambda: self._rate_one(client, conversation), on_retry)
                 self._streak = 0  # shared by the threads: a count that is late by one does no harm
-            except RequestFailed as error:
+            except HttpFailure as error:
                 self._streak += 1
                 if error.fatal or self._streak >= _MAX_STREAK:
                     raise
@@ -288,7 +288,7 @@ class EndpointModel:
         read: Callable[[EndpointChoice], T],
         conversation_and_options: _ConversationWithOptions,
     ) -> T:
-        """Send one conversation with its options; return the reply as parsed by `read`. Raises RequestFailed."""
+        """Send one conversation with its options; return the reply as parsed by `read`. Raises HttpFailure."""
         conversation, options = conversation_and_options
         model, address = self.model, f"{self.url}/chat/completions"
         payload = {"model": model, "messages": build_messages(conversation, text_only=self.options.text_only)}
@@ -299,7 +299,7 @@ class EndpointModel:
                     "POST", address, EndpointCompletion, expected=expected, payload=content
                 )
                 break
-            except RequestFailed as error:
+            except HttpFailure as error:
                 if not self._adapt_to_refusal(error, content):
                     raise self._explain_unlisted(error) from None
         try:
@@ -312,7 +312,7 @@ class EndpointModel:
         renamed.pop("", None)
         return renamed
 
-    def _adapt_to_refusal(self, error: RequestFailed, sent: dict[str, Any]) -> bool:
+    def _adapt_to_refusal(self, error: HttpFailure, sent: dict[str, Any]) -> bool:
         """Whether the request is worth sending again without the option that the server refused.
 
         OpenAI's reasoning models and Azure's refuse max_tokens ("Unsupported parameter: 'max_tokens' is not supported
@@ -332,12 +332,12 @@ class EndpointModel:
         self._renamed |= changes
         return bool(changes)
 
-    def _explain_unlisted(self, error: RequestFailed) -> RequestFailed:
+    def _explain_unlisted(self, error: HttpFailure) -> HttpFailure:
         """A 404 for a model that the endpoint does not list names the listed ones."""
         if error.status != 404 or self._served is None or self.model in self._served:
             return error
         message = f"{error}; the endpoint lists {self._served}, not {self.model!r}"
-        return RequestFailed(message, status=error.status, fatal=error.fatal, body=error.body)
+        return HttpFailure(message, status=error.status, fatal=error.fatal, body=error.body)
 
     def _open_client(self, connections: int = 1) -> JsonClient:
         version = self.options.api_version
