@@ -11,9 +11,9 @@ from clincot.clients.http import HttpFailure
 from clincot.config import JudgeSpec
 from clincot.errors import ModelFailed
 from clincot.models.chat_replies import EndpointCompletion, read_rubric
-from clincot.models.endpoint import ChatOptions, EndpointModel, build_endpoint_judge
+from clincot.models.endpoint import ChatOptions, EndpointModel, build_endpoint_judge, build_messages
 from clincot.models.protocols import JudgeReply
-from clincot.prompts import RUBRIC_INSTRUCTION, Turn
+from clincot.prompts import RUBRIC_INSTRUCTION, ImageView, Turn
 from tests.support.chat_endpoint import KEY, StandIn, asked, odds_for, written
 from tests.support.http_server import Reply, Request, serving
 
@@ -162,7 +162,7 @@ def test_a_named_model_needs_no_list() -> None:
     with StandIn(models=False).serve() as server:
         assert rate(server, model="my-deployment").score == pytest.approx(odds_for("Right?"), abs=1e-6)
         assert server.posts[0]["model"] == "my-deployment"
-        with pytest.raises(ModelFailed, match="GET .*HTTP 404"):
+        with pytest.raises(ModelFailed, match=r"GET .*HTTP 404"):
             rate(server)
 
     def gateway(request: Request) -> Reply:
@@ -216,9 +216,6 @@ def test_azure_wants_its_own_header_and_version(monkeypatch: pytest.MonkeyPatch)
 
 
 def test_pictures_are_not_sent_to_text_only_models() -> None:
-    from clincot.models.endpoint import build_messages
-    from clincot.prompts import ImageView
-
     turn = Turn("user", "Right?", (ImageView("nowhere.png", "0" * 64),))
     assert build_messages((turn,), text_only=True) == [{"role": "user", "content": "Right?"}]
 

@@ -89,9 +89,9 @@ class StandIn:
     """A server with the habits of real ones; P(yes) of a prompt is odds_for(its text).
 
     busy_503, limited_429, hanging: shares of the requests that get them, drawn from `seed`; at most one an item, so
-    that every item can be scored. 503 is what vLLM's and KServe's proxies send while a pod restarts; 429 with Retry-After is
-    OpenAI's rate limit (API reference, "Rate limits") and RFC 9110, section 10.2.3; hanging requests are a pod that is
-    killed behind a load balancer (NVIDIA/NeMo-Agent-Toolkit#842).
+    that every item can be scored. 503 is what a proxy sends while a pod restarts (Envoy's text); 429 with Retry-After
+    is OpenAI's rate limit (API reference, "Rate limits") and RFC 9110, section 10.2.3; a hanging request is one to a
+    pod that is killed behind a load balancer (NVIDIA/NeMo-Agent-Toolkit#842).
     retry_after: the header's value. always_failing: every request whose text contains it gets 500.
     dies_after: so many answered posts, then 503 for ever.
     scaled: log-probabilities are divided by the temperature (vLLM, --logprobs-mode processed_logprobs; for temperature

@@ -97,13 +97,12 @@ def read_yes_probability(choice: EndpointChoice, *, after_thinking: bool = False
     is below MIN_YES_NO_MASS, and none if the model is about to think instead of answering. Raises UnusableCompletion
     without log-probabilities.
     """
-    tokens = _require_tokens(choice)
-    position = 0
-    if after_thinking:
-        start = _find_answer(tokens)
-        if start is None:
-            return JudgeReply(None, reason=_describe_missing_answer(choice))
-        position = start
+    tokens = choice.logprobs.content if choice.logprobs is not None else None
+    if not tokens:
+        raise UnusableCompletion(f"none; {_JUDGE_REMEDY}")
+    position = _find_answer(tokens) if after_thinking else 0
+    if position is None:
+        return JudgeReply(None, reason=_describe_missing_answer(choice))
     top = tokens[position].top_logprobs
     if not top:
         raise UnusableCompletion(f"none; {_JUDGE_REMEDY}")
@@ -178,12 +177,6 @@ def normalise_token(token: str) -> str:
 
 
 _JUDGE_REMEDY = f"{LOGPROBS_REMEDY}, or set `rating: true` for this judge to let it write n/10 instead"
-
-
-def _require_tokens(choice: EndpointChoice) -> list[TokenLogprob]:
-    if choice.logprobs is None or not choice.logprobs.content or not choice.logprobs.content[0].top_logprobs:
-        raise UnusableCompletion(f"none; {_JUDGE_REMEDY}")
-    return choice.logprobs.content
 
 
 def _begins_thinking(token: str) -> bool:
