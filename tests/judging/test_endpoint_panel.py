@@ -17,8 +17,9 @@ import pytest
 import clincot
 from clincot.config import JudgeConfig, JudgeSpec
 from clincot.jsonl import read_records
+from clincot.judging.asking import JudgeRequest
 from clincot.judging.combination import PanelReport, QuorumLost
-from clincot.judging.panel import JudgeRequest, judge_candidates
+from clincot.judging.panel import judge_candidates
 from clincot.models.endpoint import build_endpoint_judge
 from clincot.models.protocols import NO_PROBABILITY
 from clincot.prompts import JudgeStyle, hash_judge_prompt, hash_prompt

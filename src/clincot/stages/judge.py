@@ -14,7 +14,8 @@ from clincot.stages.base import Metrics, Paths, Stage, show_progress
 
 
 def judge(config: JudgeConfig, inputs: Paths, outputs: Paths) -> Metrics:
-    from clincot.judging.panel import JudgeRequest, judge_candidates
+    from clincot.judging.asking import JudgeRequest
+    from clincot.judging.panel import judge_candidates
     from clincot.models.load import load_judge
 
     if config.show_reference:

@@ -14,15 +14,10 @@ from clincot.config import JudgeConfig
 from clincot.datasets.folder import StudyIndex, load_questions, load_references
 from clincot.errors import InvalidInput
 from clincot.jsonl import write_records
+from clincot.judging.asking import JudgeRequest, build_retry_policy, get_judge_style, rate_requests
 from clincot.judging.calibration import fit_calibration, make_identity_calibration, measure_reliability
 from clincot.judging.labelled_answers import LabelledAnswer, draw_labelled_answers, join_references
-from clincot.judging.panel import (
-    JudgeRequest,
-    build_retry_policy,
-    get_judge_style,
-    rate_requests,
-    read_calibrations,
-)
+from clincot.judging.panel import read_calibrations
 from clincot.models.load import load_judge
 from clincot.models.protocols import Judge
 
