@@ -203,6 +203,27 @@ RATING_INSTRUCTION = (
 )
 
 
+# For judges that rate along a scale: appended like RATING_INSTRUCTION.
+RUBRIC_INSTRUCTION = (
+    "Instead of yes or no, rate the proposed answer from 0 to 10: 10 if it is certainly right, 8 if it is right but "
+    "for a detail, 5 if it is as likely right as wrong, 2 if it is mostly wrong, 0 if it is certainly wrong. Write the "
+    "rating in the form n/10 and nothing else."
+)
+
+# For language models without image input, which judge from text only. The lines in braces with nothing to say are
+# left out.
+_TEXT_JUDGE = (
+    "A question about a medical image was answered. You cannot see the image; judge from what is written here.\n"
+    "Question: {question}\n"
+    "Region of the image from which it was answered: {region}\n"
+    "{finding}{reference}"
+    "Proposed answer: {answer}\n"
+    "Is the proposed answer right? Answer yes or no."
+)
+_TEXT_FINDING = "What was looked for in that region: {finding}\n"
+_TEXT_REFERENCE = "Reference answer: {reference}\n"
+
+
 def get_template(views: PromptFormat) -> PromptTemplate:
     """The texts of a format's wording, with the sentences of its region form."""
     return FULL_TEMPLATES[views.region_form] if views.wording == "full" else PROMPT_TEMPLATES[views.wording]
@@ -363,10 +384,45 @@ def judge_prompt(
     return (Turn("user", text, images),)
 
 
-def rating_prompt(conversation: Conversation) -> Conversation:
+def text_judge_prompt(*, question: str, answer: str, box: Box, finding: str = "", reference: str = "") -> Conversation:
+    """Build the prompt that asks a text-only judge about a candidate: no image, the region in words.
+
+    finding: the hypothesis for which the region was proposed. reference: the right answer. It is the answer key, so it
+    is "" wherever the scores enter a round. Empty ones are left out.
+    """
+    text = _TEXT_JUDGE.format(
+        question=question,
+        region=describe_box(box),
+        finding=_TEXT_FINDING.format(finding=finding) if finding else "",
+        reference=_TEXT_REFERENCE.format(reference=reference) if reference else "",
+        answer=answer,
+    )
+    return (Turn("user", text),)
+
+
+_PLACES = (
+    ("the upper left part", "the upper part", "the upper right part"),
+    ("the left part", "the centre", "the right part"),
+    ("the lower left part", "the lower part", "the lower right part"),
+)
+
+
+def describe_box(box: Box) -> str:
+    """A box in words, such as "the upper left part, 20 % of the width and 30 % of the height".
+
+    Left and right are those of the image, not the patient's.
+    """
+    if box == WHOLE_IMAGE:
+        return "the whole image"
+    column, row = (min(int(center * 3), 2) for center in box.center)
+    width, height = round((box.x1 - box.x0) * 100), round((box.y1 - box.y0) * 100)
+    return f"{_PLACES[row][column]}, {width} % of the width and {height} % of the height"
+
+
+def rating_prompt(conversation: Conversation, instruction: str = RATING_INSTRUCTION) -> Conversation:
     """Rewrite a judge's prompt so that it asks for a rating instead of yes or no."""
     *before, last = conversation
-    return (*before, replace(last, text=f"{last.text}\n{RATING_INSTRUCTION}"))
+    return (*before, replace(last, text=f"{last.text}\n{instruction}"))
 
 
 def finding_prompt(study: Study, folder: Path, views: PromptFormat, *, finding: str, box: Box) -> Conversation:
@@ -379,6 +435,29 @@ def hash_prompt(views: PromptFormat, *, report: bool = False) -> str:
     """Identify the wording and the image sizes of a prompt. report: the answer is a whole report."""
     wording = get_template(views)
     return hash_json([wording.digest, views.model_dump(mode="json"), *[wording.report] * report])[:20]
+
+
+@dataclass(frozen=True)
+class JudgeStyle:
+    """What a judge is shown and asked for, beyond the PromptFormat; the defaults are image, crop and yes or no."""
+
+    form: Literal["yes_no", "rating", "rubric"] = "yes_no"
+    text_only: bool = False
+    reference: bool = False  # the prompt holds the right answer
+
+
+def hash_judge_prompt(views: PromptFormat, style: JudgeStyle) -> str:
+    """Identify a judge's prompt: as `hash_prompt`, unless the style is another one.
+
+    A rating has no part in it, as in earlier versions; the judge's digest covers it.
+    """
+    base = hash_prompt(views)
+    if style.form != "rubric" and not style.text_only and not style.reference:
+        return base
+    wording = [RUBRIC_INSTRUCTION if style.form == "rubric" else ""]
+    if style.text_only:
+        wording += [_TEXT_JUDGE, _TEXT_FINDING, _TEXT_REFERENCE]
+    return hash_json([base, style.form, style.text_only, style.reference, wording])[:20]
 
 
 def collect_views(conversation: Sequence[Turn]) -> list[ImageView]:

@@ -9,10 +9,12 @@ import pytest
 import clincot
 from clincot.config import JudgeConfig, JudgeSpec
 from clincot.jsonl import read_records, write_records
+from clincot.judging.asking import JudgeRequest
 from clincot.judging.calibration import Calibration, make_identity_calibration
 from clincot.judging.combination import BadJudgements, PanelMember, QuorumLost, ScoreCombiner, combine_scores
-from clincot.judging.panel import NO_PROBABILITY, JudgePanel, JudgeRequest, judge_candidates
+from clincot.judging.panel import JudgePanel, judge_candidates
 from clincot.models.endpoint import EndpointModel
+from clincot.models.protocols import NO_PROBABILITY
 from clincot.prompts import hash_prompt
 from clincot.records import Judgement, PanelScore
 from tests.support.chat_endpoint import MODELS, completion
@@ -316,7 +318,7 @@ def test_candidates_are_taken_batch_by_batch(tmp_path, asks):
             taken += 1
             yield JudgeRequest(f"candidate-{number}", asks[0].study, asks[0].question, BRIGHT, "yes")
 
-    panel = JudgePanel([WordJudge()], quorum=1, retries=0, retry_delay_s=0, batch_size=10)
+    panel = JudgePanel([WordJudge()], JudgeConfig(quorum=1, retries=0, retry_delay_s=0, batch_size=10))
     next(panel.collect_judgements(counted(), tmp_path))
     assert taken == 10
 

@@ -208,7 +208,19 @@ def rating(text: str | None) -> float | None:
 
 @pytest.mark.parametrize(
     ("text", "score"),
-    [("8/10", 0.8), ("0/10", 0.0), ("10/10", 1.0), (" 7.5 / 10.\n", 0.75)],
+    [
+        ("8/10", 0.8),
+        ("0/10", 0.0),
+        ("10/10", 1.0),
+        (" 7.5 / 10.\n", 0.75),
+        ("**8/10**", 0.8),
+        ("8/10.", 0.8),
+        ("I would say 8/10", 0.8),
+        ("Rating: 8/10. It is 8/10.", 0.8),
+        ("<think>Perhaps 3/10, or 4/10?</think>\n\n8/10", 0.8),
+        ("so 3/10 is too low.\n</think>\n\n**8/10**.", 0.8),
+        ("[THINK]3/10?[/THINK]8/10", 0.8),
+    ],
 )
 def test_a_rating_is_read(text: str, score: float) -> None:
     assert rating(text) == score
@@ -216,7 +228,7 @@ def test_a_rating_is_read(text: str, score: float) -> None:
 
 @pytest.mark.parametrize(
     "text",
-    ["8", "80%", "eight/10", "11/10", "-3/10", "8/100", "8/10 or 9/10", "I would say 8/10", "", None, "8/5", "²/10"],
+    ["8", "80%", "eight/10", "11/10", "-3/10", "8/100", "8/10 or 9/10", "", None, "8/5", "²/10", "<think>8/10"],
 )
 def test_what_is_no_rating_is_none(text: str | None) -> None:
     assert rating(text) is None
@@ -253,11 +265,14 @@ def test_an_unknown_model_fails_naming_the_served_ones() -> None:
     """A model that is not served or not named fails, and the message lists the served ones."""
 
     def several(request: Request) -> Reply:
-        return 200, {"data": [{"id": "a"}, {"id": "b"}]}
+        if request.path == "/v1/models":
+            return 200, {"data": [{"id": "a"}, {"id": "b"}]}
+        return 404, {"error": {"message": "The model `c` does not exist.", "code": 404}}  # vLLM 0.32
 
     with serving(several) as server:
-        with pytest.raises(ModelFailed, match=r"expected a model called 'c', got \['a', 'b'\]"):
+        with pytest.raises(ModelFailed, match=r"HTTP 404: .*; the endpoint lists \['a', 'b'\], not 'c'"):
             EndpointModel(f"{server.url}/v1", model="c").p_yes([asked("?")])
+        server.requests.clear()
         with pytest.raises(
             ModelFailed, match=r"expected one model, since none was named \(`model`\), got \['a', 'b'\]"
         ):

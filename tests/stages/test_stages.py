@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from clincot.config import SECTION_NAMES, JudgeSpec, Params
+from clincot.errors import InvalidInput
 from clincot.jsonl import InvalidRecord, read_records, write_records
 from clincot.records import (
     Candidate,
@@ -263,8 +264,10 @@ def test_a_disk_that_is_full_half_way_spoils_nothing_and_a_second_run_goes_on(
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     after = {path.name: path.read_bytes() for path in copy.iterdir() if not path.name.endswith(".stage.json")}
+    after.pop(".judgements.jsonl.progress", None)  # from which the second run goes on
     assert after == before
     shop.run(name, copy)
+    assert not (copy / ".judgements.jsonl.progress").exists()
     assert (copy / first).read_bytes() == (done / first).read_bytes()
 
 
@@ -285,6 +288,15 @@ def test_an_interrupted_run_again_does_not_pass_for_done(
             shop.run("answer", copy, other)
     shop.run("answer", copy, other)
     assert (copy / "candidates.jsonl").read_bytes() != old
+
+
+def test_a_round_never_shows_the_reference(shop: Workshop, copy: Path) -> None:
+    """The reference is the answer key; `clincot calibrate` may show it, the judge stage refuses."""
+    (copy / "scores.jsonl").unlink()
+    update = {"judge": shop.params.judge.model_copy(update={"show_reference": True})}
+    with pytest.raises(InvalidInput, match=r"judge\.show_reference is for `clincot calibrate` only"):
+        shop.run("judge", copy, shop.params.model_copy(update=update))
+    assert not (copy / "scores.jsonl").exists()
 
 
 def test_unknown_and_missing_paths_are_named(shop: Workshop, tmp_path: Path) -> None:

@@ -31,7 +31,8 @@ class Server:
         self.stopping.wait(timeout=30)
 
 
-Reply = tuple[int, bytes | dict[str, Any]]  # status, body
+# status and body, or status, body and further headers
+Reply = tuple[int, bytes | dict[str, Any]] | tuple[int, bytes | dict[str, Any], dict[str, str]]
 
 
 @contextlib.contextmanager
@@ -47,11 +48,13 @@ def serving(reply: Callable[[Request], Reply]) -> Iterator[Server]:
             headers = {name.lower(): value for name, value in self.headers.items()}
             request = Request(self.command, self.path, headers, content)
             server.requests.append(request)
-            status, body = reply(request)
+            status, body, *more = reply(request)
             encoded = body if isinstance(body, bytes) else json.dumps(body).encode()
             with contextlib.suppress(ConnectionError):  # the client may have given up by now
                 self.send_response(status)
                 self.send_header("Content-Length", str(len(encoded)))
+                for name, value in more[0].items() if more else ():
+                    self.send_header(name, value)
                 self.end_headers()
                 self.wfile.write(encoded)
 

@@ -11,7 +11,7 @@ from PIL import Image
 from clincot.errors import ModelFailed
 from clincot.geometry import Box, box_from_xyxy, box_to_pixels, box_to_text
 from clincot.jsonl import hash_files
-from clincot.judging.panel import JudgeRequest
+from clincot.judging.asking import JudgeRequest
 from clincot.prompts import Conversation, PromptFormat, collect_views
 from clincot.records import Candidate, PanelScore, Study
 

@@ -169,3 +169,29 @@ def test_a_data_set_without_its_key_is_refused(panel: list[Judge], tmp_path: Pat
     asked = tiny.write_set(tmp_path / "asked", key=False)
     with pytest.raises(UserError, match=r"references\.jsonl"):
         fit_judge_calibrations(config("modest"), asked, tmp_path / "c", limit=400)
+
+
+class TextReader(Reader):
+    """Says what the reference in its prompt says."""
+
+    def _score(self, conversation: Conversation) -> float:
+        text = conversation[0].text
+        answer = text.partition("Proposed answer: ")[2].partition("\n")[0]
+        reference = text.partition("Reference answer: ")[2].partition("\n")[0]
+        return 0.9 if reference == answer else 0.3 + 0.01 * (len(text) % 7)
+
+
+def test_a_reference_is_shown_here_and_the_calibration_says_so(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its calibration is of another digest, so that no round can use it. Without the reference it knows nothing."""
+    seat([TextReader(data, "text", right=0.5, wrong=0.5)], monkeypatch)
+    spec = JudgeSpec(name="text", path="text", text_only=True)
+    out = tmp_path / "calibration.jsonl"
+    fit_judge_calibrations(JudgeConfig(judges=(spec,), show_reference=True), data, out, limit=400)
+    (fitted,) = read_records(out, Calibration)
+    assert fitted.judge == "digest-of-text+reference"
+    assert fitted.before is not None
+    assert fitted.before.auc == 1.0
+    with pytest.raises(CalibrationRefused):
+        fit_judge_calibrations(JudgeConfig(judges=(spec,)), data, out, limit=400)

@@ -1,7 +1,8 @@
-"""JSON over HTTP for model endpoints: one request, one typed reply; every failure is a ModelFailed.
+"""JSON over HTTP for model endpoints: one request, one typed reply; every failure is a HttpFailure (a ModelFailed).
 
-This module does not retry. API keys come from an environment variable or a file and go into one header only; no
-message, log line or repr contains them. Addresses must not contain credentials, because HTTP clients log addresses.
+JsonClient sends a request once. RequestRetries repeats it where another attempt may help. API keys come from an
+environment variable or a file and go into one header only; no message, log line or repr contains them. Addresses must
+not contain credentials, because HTTP clients log addresses.
 """
 
 from __future__ import annotations
@@ -10,12 +11,16 @@ import base64
 import io
 import json
 import os
+import random
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from datetime import UTC
+from email.utils import parsedate_to_datetime
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self, TypeVar
+from typing import Any, Literal, Self, TypeVar
 
 import httpx
 from PIL import Image
@@ -25,10 +30,104 @@ from clincot.errors import InvalidInput, ModelFailed
 
 MAX_REPLY_BYTES = 64 << 20  # fits masks of a few large images; far above any chat completion
 _QUOTED_CHARS = 300  # characters of a reply that a message quotes
+# Statuses that are worth another attempt, besides every 5xx; the list of the openai SDK (openai-python 3.57.0,
+# src/openai/_base_client.py, `_should_retry`) and 425 (RFC 8470).
+_TRANSIENT_STATUSES = frozenset({408, 409, 425, 429})
+# Statuses that say that this client will not be served at all: no credit, a wrong key, a wrong address or model.
+_FATAL_STATUSES = frozenset({401, 402, 403, 404})
+_NO_CREDIT = "insufficient_quota"  # the code of OpenAI's 429 for an account without credit, which does not pass
+
+KeyHeader = Literal["authorization", "api-key"]
 
 A = TypeVar("A")
 B = TypeVar("B")
 M = TypeVar("M", bound=BaseModel)
+
+
+class HttpFailure(ModelFailed):
+    """A request without a usable reply.
+
+    status: HTTP status; None if no complete reply came. transient: another attempt may succeed. fatal: every further
+    request would fail as well. retry_after_s: the wait that the server asked for. body: the start of the reply, for
+    code that adapts to a server's refusals.
+    """
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        status: int | None = None,
+        transient: bool = False,
+        fatal: bool = False,
+        retry_after_s: float | None = None,
+        body: str = "",
+    ) -> None:
+        super().__init__(message)
+        self.status, self.transient, self.fatal = status, transient, fatal
+        self.retry_after_s, self.body = retry_after_s, body
+
+
+@dataclass(frozen=True)
+class RequestRetries:
+    """When a failed request is sent again.
+
+    Without `Retry-After` the n-th failure is followed by delay_s * 2^(n-1) seconds, at most max_delay_s, times a random
+    factor from [1, 1.5), so that clients that failed together do not come back together; after `retries` such waits the
+    failure is final. A `Retry-After` replaces the wait and does not count as one of the `retries`. All waits of one
+    request together are at most budget_s.
+    """
+
+    retries: int = 0
+    delay_s: float = 1.0
+    max_delay_s: float = 30.0
+    budget_s: float = 120.0
+    sleep: Callable[[float], None] = field(default=time.sleep, compare=False)
+    draw: Callable[[], float] = field(default=random.random, compare=False)  # uniform on [0, 1)
+
+    def call(self, request: Callable[[], B], on_retry: Callable[[HttpFailure, float], None] | None = None) -> B:
+        """Call `request` until it succeeds; raise the last HttpFailure. on_retry: called before each wait."""
+        failures, waited = 0, 0.0
+        while True:
+            try:
+                return request()
+            except HttpFailure as error:
+                if not error.transient:
+                    raise
+                asked = error.retry_after_s
+                if asked is None:
+                    failures += 1
+                    if failures > self.retries:
+                        raise
+                    delay = min(self.max_delay_s, self.delay_s * 2 ** (failures - 1)) * (1 + self.draw() / 2)
+                elif self.retries == 0:
+                    raise
+                else:  # a server that says 0 would otherwise be asked in a busy loop
+                    delay = max(asked, 0.1) + self.delay_s * self.draw() / 2
+                if waited + delay > self.budget_s:
+                    raise
+                waited += delay
+                if on_retry is not None:
+                    on_retry(error, delay)
+                self.sleep(delay)
+
+
+NO_RETRIES = RequestRetries()
+
+
+def parse_retry_after(value: str, *, now: float | None = None) -> float | None:
+    """The seconds of a Retry-After header (RFC 9110, section 10.2.3): a number or an HTTP date; None if it is neither.
+
+    now: seconds since the epoch, for a date.
+    """
+    text = value.strip()
+    if text.replace(".", "", 1).isascii() and text.replace(".", "", 1).isdigit():
+        return float(text)
+    try:
+        date = parsedate_to_datetime(text)
+    except (TypeError, ValueError):
+        return None
+    date = date if date.tzinfo is not None else date.replace(tzinfo=UTC)
+    return max(0.0, date.timestamp() - (time.time() if now is None else now))
 
 
 def validate_url(url: str, *, what: str) -> str:
@@ -80,14 +179,28 @@ def read_api_key(*, env: str = "", file: Path | None = None, what: str) -> str:
 
 
 class JsonClient:
-    """An HTTP client for JSON, to be used as a context manager. Threads may share it."""
+    """An HTTP client for JSON, to be used as a context manager. Threads may share it.
 
-    def __init__(self, *, timeout_s: float, key: str = "", connections: int = 1) -> None:
+    key_header: `authorization` sends the key as a bearer token, `api-key` in the header of Azure OpenAI. query: added
+    to every address, such as Azure's api-version.
+    """
+
+    def __init__(
+        self,
+        *,
+        timeout_s: float,
+        key: str = "",
+        connections: int = 1,
+        key_header: KeyHeader = "authorization",
+        query: Mapping[str, str] | None = None,
+    ) -> None:
         self._timeout_s = timeout_s
         self._key = key
-        headers = {"Accept": "application/json"} | ({"Authorization": f"Bearer {key}"} if key else {})
+        headers = {"Accept": "application/json"}
+        if key:
+            headers |= {"Authorization": f"Bearer {key}"} if key_header == "authorization" else {"api-key": key}
         limits = httpx.Limits(max_connections=connections, max_keepalive_connections=connections)
-        self._http = httpx.Client(timeout=timeout_s, headers=headers, limits=limits)
+        self._http = httpx.Client(timeout=timeout_s, headers=headers, limits=limits, params=dict(query or {}))
 
     def __enter__(self) -> Self:
         return self
@@ -96,26 +209,27 @@ class JsonClient:
         self._http.close()
 
     def request_json(self, method: str, url: str, reply: type[M], *, expected: str, payload: Any = None) -> M:
-        """Send one request and parse its reply as `reply`. Raises ModelFailed.
+        """Send one request and parse its reply as `reply`. Raises HttpFailure.
 
         expected: a description of the expected reply, for the message.
         """
         request = f"{method} {url}"
         try:
-            status, body = self._send_request(method, url, payload)
-        except httpx.TimeoutException:
-            raise self.build_error(request, expected, f"no complete reply within {self._timeout_s:g} s") from None
+            status, headers, body = self._send_request(method, url, payload)
+        except httpx.TimeoutException as error:
+            actual = f"no complete reply within {self._timeout_s:g} s"
+            fatal = isinstance(error, httpx.ConnectTimeout)
+            raise self.build_error(request, expected, actual, transient=True, fatal=fatal) from None
         except httpx.HTTPError as error:
-            raise self.build_error(request, expected, f"no reply: {type(error).__name__}: {error}") from None
-        if status == 401:  # the body is not quoted: it may contain parts of the key
-            reason = "the key sent was not accepted" if self._key else "no key was sent; one is needed"
-            raise self.build_error(request, expected, f"HTTP {status}: {reason}")
+            actual, fatal = f"no reply: {type(error).__name__}: {error}", isinstance(error, httpx.ConnectError)
+            raise self.build_error(request, expected, actual, transient=True, fatal=fatal) from None
         if status != 200:
-            raise self.build_error(request, expected, f"HTTP {status}", body)
+            raise self._build_status_error(request, expected, status, headers, body)
         try:
             content = json.loads(body)
         except (ValueError, RecursionError):  # not JSON or not UTF-8, a number of 5000 digits; nested too deeply
-            raise self.build_error(request, expected, "HTTP 200 with a body that is not JSON", body) from None
+            actual = "HTTP 200 with a body that is not JSON"  # perhaps the page of a proxy
+            raise self.build_error(request, expected, actual, body, transient=True) from None
         try:
             return reply.model_validate(content)
         except ValidationError as error:
@@ -123,16 +237,38 @@ class JsonClient:
             problems = [f"{'.'.join(map(str, item['loc'])) or 'body'}: {item['msg']}" for item in items]
             raise self.build_error(request, expected, f"JSON of another shape ({'; '.join(problems)})", body) from None
 
-    def build_error(self, request: str, expected: str, actual: str, body: bytes | None = None) -> ModelFailed:
-        """Build the error of a request: request, expected and actual reply, in one line, without the key."""
+    def build_error(
+        self, request: str, expected: str, actual: str, body: bytes | None = None, **facts: Any
+    ) -> HttpFailure:
+        """Build the error of a request: request, expected and actual reply, in one line, without the key.
+
+        facts: further fields of HttpFailure.
+        """
         message = f"{request}: expected {expected}, got {self._redact_key(actual)}"
+        shown = ""
         if body is not None:
             shown = self._redact_key(body[:MAX_REPLY_BYTES].decode("utf-8", errors="replace"))
             message += f": {shown[:_QUOTED_CHARS]!r}" + ("…" if len(shown) > _QUOTED_CHARS else "")
-        return ModelFailed(message)
+        return HttpFailure(message, body=shown, **facts)
 
-    def _send_request(self, method: str, url: str, payload: Any) -> tuple[int, bytes]:
-        """Return status and body. The timeout covers the whole reply; httpx's own covers each read."""
+    def _build_status_error(
+        self, request: str, expected: str, status: int, headers: httpx.Headers, body: bytes
+    ) -> HttpFailure:
+        no_credit = status == 429 and _NO_CREDIT.encode() in body
+        wait = headers.get("retry-after") if status in (429, 503) else None
+        facts: dict[str, Any] = {
+            "status": status,
+            "fatal": status in _FATAL_STATUSES or no_credit,
+            "transient": (status in _TRANSIENT_STATUSES or status >= 500) and not no_credit,
+            "retry_after_s": parse_retry_after(wait) if wait else None,
+        }
+        if status == 401:  # the body is not quoted: it may contain parts of the key
+            reason = "the key sent was not accepted" if self._key else "no key was sent; one is needed"
+            return self.build_error(request, expected, f"HTTP {status}: {reason}", **facts)
+        return self.build_error(request, expected, f"HTTP {status}", body, **facts)
+
+    def _send_request(self, method: str, url: str, payload: Any) -> tuple[int, httpx.Headers, bytes]:
+        """Return status, headers and body. The timeout covers the whole reply; httpx's own covers each read."""
         deadline = time.monotonic() + self._timeout_s
         body = bytearray()
         with self._http.stream(method, url, json=payload) as response:
@@ -142,7 +278,7 @@ class JsonClient:
                     raise httpx.DecodingError(f"the reply is larger than {MAX_REPLY_BYTES} bytes")
                 if time.monotonic() > deadline:
                     raise httpx.ReadTimeout("the reply takes too long")
-        return response.status_code, bytes(body)
+        return response.status_code, response.headers, bytes(body)
 
     def _redact_key(self, text: str) -> str:
         if not self._key:

@@ -36,6 +36,11 @@ def _undo_yaml_boolean(value: Any) -> Any:
     return {True: "yes", False: "no"}[value] if isinstance(value, bool) else value
 
 
+def _undo_yaml_off(value: Any) -> Any:
+    """YAML 1.1 reads the word off as false."""
+    return "off" if value is False else value
+
+
 class FrozenConfig(BaseModel):
     """Base of all settings: immutable, and it refuses unknown keys."""
 
@@ -122,8 +127,27 @@ class JudgeSpec(FrozenConfig):
     url: OptionalText = Field(default="", description="Base URL of an endpoint, ending in /v1.")
     model: OptionalText = Field(default="", description="Name of the model at the endpoint.")
     api_key_env: OptionalText = Field(default="", description="Environment variable that holds the API key.")
+    api_key_header: Literal["authorization", "api-key"] = Field(
+        default="authorization", description="Header of the API key: a bearer token, or api-key [Azure OpenAI]."
+    )
+    api_version: OptionalText = Field(default="", description="Query api-version of every request [Azure OpenAI].")
+    text_only: bool = Field(
+        default=False, description="A language model without image input; it judges the text of question and answer."
+    )
+    prompt: Literal["yes_no", "rubric"] = Field(
+        default="yes_no", description="Ask for yes or no, or for n/10 along a rubric (endpoints)."
+    )
     rating: bool = Field(default=False, description="Ask for 'n/10' instead of reading log-probabilities.")
+    thinking: Annotated[Literal["default", "off", "skip"], BeforeValidator(_undo_yaml_off)] = Field(
+        default="default",
+        description="Thinking block: off asks the chat template for none; skip reads the answer after it (endpoints).",
+    )
+    max_thinking_tokens: PositiveInt = Field(default=2048, description="Longest thinking block that is skipped.")
+    temperature: float = Field(
+        default=0.0, ge=0, description="0, or 1 for an endpoint that scales its log-probabilities by the temperature."
+    )
     timeout_s: float = Field(default=60.0, gt=0, description="Deadline of one request, in seconds.")
+    concurrency: PositiveInt = Field(default=8, description="Requests in flight at the same time.")
     weight: float = Field(default=1.0, gt=0, description="Weight in the panel's mean.")
 
     @property
@@ -135,6 +159,15 @@ class JudgeSpec(FrozenConfig):
     def _check_path_or_url(self) -> JudgeSpec:
         if bool(self.path) == bool(self.url):
             raise ValueError(f"judge {self.name!r} needs either path or url, not both and not neither")
+        if self.rating and self.prompt == "rubric":
+            raise ValueError(f"judge {self.name!r}: rating and prompt: rubric exclude each other; set one of them")
+        if self.path and (self.prompt == "rubric" or self.thinking == "skip"):
+            raise ValueError(
+                f"judge {self.name!r}: prompt: rubric and thinking: skip need an endpoint (url); in this process a "
+                "judge's P(yes) is read from the first token"
+            )
+        if self.path and self.thinking == "off" and not self.text_only:
+            raise ValueError(f"judge {self.name!r}: in this process thinking: off is for text_only judges")
         return self
 
 
@@ -154,8 +187,17 @@ class JudgeConfig(FrozenConfig):
     quorum: PositiveInt = Field(
         default=2, description="Judges that must score a candidate; with fewer the stage fails."
     )
-    retries: int = Field(default=3, ge=0, description="Retries of a judge that fails.")
+    retries: int = Field(default=5, ge=0, description="Retries of a request, or of a judge in this process.")
     retry_delay_s: float = Field(default=1.0, ge=0, description="Seconds before the first retry; doubles each time.")
+    retry_budget_s: float = Field(
+        default=120.0, ge=0, description="Longest total wait for one request, including what Retry-After asks for."
+    )
+    max_failures: Share = Field(
+        default=0.2, description="Share of a judge's requests that may fail; with more the judge is excluded."
+    )
+    show_reference: bool = Field(
+        default=False, description="Show text_only judges the reference answer; `clincot calibrate` only, not rounds."
+    )
     batch_size: PositiveInt = Field(default=128, description="Candidates judged in one batch.")
     dtype: StageDtype = Field(
         default="inherit", description="Number type of judges in this process; inherit: models.dtype."

@@ -56,6 +56,9 @@ class JudgeReport(FrozenModel):
     mean_calibrated: UnitFloat | None
     sd_raw: Annotated[float, Field(ge=0)] | None = None  # standard deviation of its raw scores; 0: all are equal
     left_out: str = ""  # why the judge was excluded; empty: it was not
+    # Mean of P(yes) + P(no) over its replies; None, and not written: unknown. A small one means that the judge is about
+    # to write something else, and its ratio of yes to no is mostly noise.
+    mean_mass: UnitFloat | None = Field(default=None, exclude_if=lambda mass: mass is None)
 
 
 def report_unreachable_judge(name: str, *, weight: float, error: str, candidates: int) -> JudgeReport:

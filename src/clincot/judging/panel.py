@@ -6,52 +6,57 @@ for instance with another calibration:
     JudgePanel.collect_judgements   -> judgements.jsonl   one Judgement for each candidate and judge, in that order
     ScoreCombiner.score_candidates  -> scores.jsonl       one PanelScore for each candidate, in the same order
 
-A failed call is retried. A judge that keeps failing is excluded *for all candidates*, including those it has already
-scored: otherwise two candidates of one question could be scored by different panels, and their gap would partly be a
-gap between judges. An endpoint that cannot report which model it serves is excluded as well; without a digest it has no
+Endpoints are asked at the same time, each with several requests in flight; judges in this process take turns. A failed
+request to an endpoint is retried on its own and costs, if it keeps failing, the score of its candidate. For a judge in
+this process the whole call is retried. A judge is excluded if it fails as a whole: an endpoint that refuses
+connections, the key or the model, one whose failed requests exceed judge.max_failures, one that returns no real
+probabilities, a call that keeps failing. It is excluded *for all candidates*, including those it has already scored:
+otherwise two candidates of one question could be scored by different panels, and their gap would partly be a gap
+between judges. An endpoint that cannot report which model it serves is excluded as well; without a digest it has no
 judgements, and the report says why. With fewer judges than the quorum the stage fails. A missing score is None with a
 reason, and it is counted; it is never replaced by a number.
+
+Replies are logged as they come (progress.py), so a rerun of an interrupted panel asks only what is missing.
 """
 
 from __future__ import annotations
 
 import logging
-import math
+import random
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import groupby, islice
-from numbers import Real
 from pathlib import Path
 from typing import TypeVar
 
 from clincot.config import JudgeConfig
 from clincot.errors import InvalidInput, ModelFailed
-from clincot.geometry import Box
 from clincot.jsonl import read_records, write_records
+from clincot.judging.asking import (
+    EndpointTally,
+    JudgeRequest,
+    ask_local_judge,
+    build_judge_conversation,
+    build_retry_policy,
+    describe_failure,
+    get_judge_style,
+    is_transient_failure,
+    warn_of_retry,
+)
 from clincot.judging.calibration import Calibration, CalibrationMethod, make_identity_calibration
 from clincot.judging.combination import PanelMember, PanelReport, QuorumLost, ScoreCombiner, report_unreachable_judge
-from clincot.models.protocols import Judge
+from clincot.judging.progress import JudgementLog
+from clincot.models.protocols import Judge, JudgeReply, RemoteJudge, is_remote
 from clincot.processes import retry_call
-from clincot.prompts import hash_prompt, judge_prompt
-from clincot.records import Judgement, Study
+from clincot.prompts import hash_judge_prompt
+from clincot.records import Judgement
 
 _log = logging.getLogger(__name__)
 T = TypeVar("T")
 
-NO_PROBABILITY = "neither yes nor no has a probability to speak of"
-
-
-@dataclass(frozen=True)
-class JudgeRequest:
-    """What a judge needs to rate a candidate: the image, the region's box, the question, the answer."""
-
-    candidate: str  # the candidate's id
-    study: Study
-    question: str  # as the candidate's chain step asked it
-    box: Box
-    answer: str
-    unit: int = 0  # block number (batching.py); a batch never spans two blocks
+_SMALL_MASS = 0.5  # mean P(yes) + P(no) below which a judge is warned about
 
 
 @dataclass(frozen=True)
@@ -60,12 +65,12 @@ class ExcludedJudge:
 
     name: str
     at: int | None  # index of the candidate (0-based); None: it failed when asked for its digest
-    calls: int
     error: str
+    calls: int = 0  # attempts of the call that failed; 0: the requests were retried one by one
 
     def __str__(self) -> str:
         when = "when asked for its digest" if self.at is None else f"at candidate {self.at}"
-        return f"{self.name} {when} after {self.calls} calls: {self.error}"
+        return f"{self.name} {when}{f' after {self.calls} calls' if self.calls else ''}: {self.error}"
 
 
 class JudgePanel:
@@ -74,37 +79,43 @@ class JudgePanel:
     `judges` are those that reported their digest when the panel was built. `excluded`, by name, also holds those that
     did not, and is final once `collect_judgements` is exhausted.
 
-    quorum: least number of judges that must remain. retries: repetitions of a failed call; the first one after
-    retry_delay_s, then doubling. Raises QuorumLost if too few judges report a digest, and InvalidInput if names or
-    digests are not distinct or there are fewer judges than the quorum.
+    The settings come from `config`, a judge's own from config.judges by name. log: replies of an interrupted run.
+    sleep and draw: for tests, see RequestRetries. Raises QuorumLost if too few judges report a digest, InvalidInput if
+    names or digests are not distinct or there are fewer judges than the quorum.
     """
 
     def __init__(
         self,
         judges: Sequence[Judge],
+        config: JudgeConfig,
         *,
-        quorum: int,
-        retries: int,
-        retry_delay_s: float,
-        batch_size: int,
+        log: JudgementLog | None = None,
         sleep: Callable[[float], None] = time.sleep,
+        draw: Callable[[], float] = random.random,
     ) -> None:
         names = [judge.name for judge in judges]
         if len(set(names)) < len(names):
             raise InvalidInput(f"every judge needs a name of its own, got {', '.join(names)}")
-        if len(judges) < quorum:
-            raise InvalidInput(f"the quorum is {quorum} judges, but the panel has {len(judges)}")
-        self.quorum = quorum
+        if len(judges) < config.quorum:
+            raise InvalidInput(f"the quorum is {config.quorum} judges, but the panel has {len(judges)}")
+        self.quorum = config.quorum
         self.excluded: dict[str, ExcludedJudge] = {}
+        self._config = config
         self._size = len(judges)
-        self._calls = retries + 1
-        self._delay_s = retry_delay_s
-        self._batch = batch_size
+        self._log = log if log is not None else JudgementLog(None)  # an empty log is false
         self._sleep = sleep
+        self._retry = build_retry_policy(config, sleep=sleep, draw=draw)
+        self._styles = {judge.name: get_judge_style(config, judge.name) for judge in judges}
+        self._tallies = {judge.name: EndpointTally() for judge in judges if is_remote(judge)}
         self.judges = tuple(judge for judge in judges if self._identify_judge(judge))
         if len({judge.digest for judge in self.judges}) < len(self.judges):
             known = ", ".join(f"{judge.name} ({judge.digest[:12]})" for judge in self.judges)
             raise InvalidInput(f"every judge needs a digest of its own, or it would count twice, got {known}")
+
+    @property
+    def mean_masses(self) -> dict[str, float]:
+        """{name: mean P(yes) + P(no)} of the judges that report it."""
+        return {name: tally.mass_sum / tally.masses for name, tally in self._tallies.items() if tally.masses}
 
     def collect_judgements(self, requests: Iterable[JudgeRequest], folder: Path) -> Iterator[Judgement]:
         """Yield one Judgement for each request and judge, batch by batch; images are below `folder`.
@@ -113,50 +124,117 @@ class JudgePanel:
         """
         judged = 0
         for _, block in groupby(requests, key=lambda request: request.unit):
-            while batch := list(islice(block, self._batch)):
-                columns = [self._judge_batch(judge, batch, folder, at=judged) for judge in self.judges]
-                for row in zip(*columns, strict=True):
+            while batch := list(islice(block, self._config.batch_size)):
+                for row in zip(*self._judge_batch(batch, folder, at=judged), strict=True):
                     yield from row
                 judged += len(batch)
         if judged == 0:
             raise InvalidInput("no candidates to judge: the candidates file is empty")
+        self._exclude_faulty(at=judged - 1, last=True)
 
     def _identify_judge(self, judge: Judge) -> bool:
         return self._call_with_retries(judge, lambda: judge.digest, at=None) is not None
 
-    def _judge_batch(self, judge: Judge, batch: Sequence[JudgeRequest], folder: Path, *, at: int) -> list[Judgement]:
-        """One judge's judgements of a batch; of an excluded judge, judgements without a score."""
-        replies: list[float | str] | None = None
-        if judge.name not in self.excluded:
-            replies = self._call_with_retries(judge, lambda: _ask_judge(judge, batch, folder), at=at)
-        if replies is None:
-            replies = [f"judge left out: {self.excluded[judge.name].error}"] * len(batch)
-        prompt = hash_prompt(judge.views)
-        judgements = []
-        for request, reply in zip(batch, replies, strict=True):
-            score, reason = (None, reply) if isinstance(reply, str) else (reply, "")
-            judgements.append(
-                Judgement(candidate=request.candidate, judge=judge.digest, prompt=prompt, score=score, reason=reason)
+    def _judge_batch(self, batch: Sequence[JudgeRequest], folder: Path, *, at: int) -> list[list[Judgement]]:
+        """The judgements of a batch, a column for each judge; of an excluded judge, judgements without a score."""
+        asked = [judge for judge in self.judges if judge.name not in self.excluded]
+        remote = [judge for judge in asked if is_remote(judge)]
+        replies: dict[str, Sequence[JudgeReply]] = {}
+        with ThreadPoolExecutor(max_workers=max(1, len(remote))) as pool:
+            futures: dict[str, Future[list[JudgeReply]]] = {
+                judge.name: pool.submit(self._ask_endpoint, judge, batch, folder) for judge in remote
+            }
+            for judge in asked:
+                if judge.name not in futures:
+                    local = self._ask_local(judge, batch, folder, at=at)
+                    if local is not None:
+                        replies[judge.name] = local
+        for judge in remote:
+            try:
+                replies[judge.name] = futures[judge.name].result()
+            except ModelFailed as error:
+                self._exclude_judge(ExcludedJudge(judge.name, at=at, error=describe_failure(error)))
+                continue
+            for request, reply in zip(batch, replies[judge.name], strict=True):
+                self._tallies[judge.name].add(request, reply)
+        self._exclude_faulty(at=at)
+        columns = []
+        for judge in self.judges:
+            if judge.name in replies:
+                column = replies[judge.name]
+            else:
+                reason = f"judge left out: {self.excluded[judge.name].error}"
+                column = [JudgeReply(None, reason=reason)] * len(batch)
+            columns.append(self._build_judgements(judge, batch, column))
+        return columns
+
+    def _build_judgements(
+        self, judge: Judge, batch: Sequence[JudgeRequest], replies: Sequence[JudgeReply]
+    ) -> list[Judgement]:
+        prompt = hash_judge_prompt(judge.views, self._styles[judge.name])
+        return [
+            Judgement(
+                candidate=request.candidate, judge=judge.digest, prompt=prompt, score=reply.score, reason=reply.reason
             )
-        return judgements
+            for request, reply in zip(batch, replies, strict=True)
+        ]
+
+    def _ask_endpoint(self, judge: RemoteJudge, batch: Sequence[JudgeRequest], folder: Path) -> list[JudgeReply]:
+        """The endpoint's replies; only those that the log does not have are requested. Raises ModelFailed."""
+        digest, style = judge.digest, self._styles[judge.name]
+        replies = [self._log.get(request.candidate, digest) for request in batch]
+        missing = [position for position, reply in enumerate(replies) if reply is None]
+
+        def keep(number: int, reply: JudgeReply) -> None:
+            replies[missing[number]] = reply
+            self._log.add(batch[missing[number]].candidate, digest, reply)
+
+        prompts = [build_judge_conversation(judge, style, batch[position], folder) for position in missing]
+        judge.rate(prompts, retry=self._retry, on_reply=keep, on_retry=lambda e, d: warn_of_retry(judge, e, d))
+        return [reply for reply in replies if reply is not None]
+
+    def _ask_local(
+        self, judge: Judge, batch: Sequence[JudgeRequest], folder: Path, *, at: int
+    ) -> Sequence[JudgeReply] | None:
+        """The replies of a judge in this process; None if every attempt failed, and the judge is excluded then.
+
+        The log is used for a whole batch only, because the composition of a batch can change the last digit of a score.
+        """
+        logged = [self._log.get(request.candidate, judge.digest) for request in batch]
+        complete = [reply for reply in logged if reply is not None]
+        if len(complete) == len(batch):
+            return complete
+        style = self._styles[judge.name]
+        replies = self._call_with_retries(judge, lambda: ask_local_judge(judge, style, batch, folder), at=at)
+        for request, reply in zip(batch, replies or (), strict=False):
+            self._log.add(request.candidate, judge.digest, reply)
+        return replies
+
+    def _exclude_faulty(self, *, at: int, last: bool = False) -> None:
+        """Exclude endpoints whose replies so far show that they cannot be used."""
+        for judge in self.judges:
+            if judge.name in self.excluded or not is_remote(judge):
+                continue
+            fault = self._tallies[judge.name].find_fault(
+                max_failures=self._config.max_failures, probabilities=judge.reads_probabilities, last=last
+            )
+            if fault:
+                self._exclude_judge(ExcludedJudge(judge.name, at=at, error=fault))
 
     def _call_with_retries(self, judge: Judge, call: Callable[[], T], *, at: int | None) -> T | None:
         """The result of the call, or None if every attempt failed; the judge is then excluded."""
-
-        def warn(error: BaseException, delay_s: float) -> None:
-            _log.warning("judge %s failed (%s); retrying in %g s", judge.name, _describe_failure(error), delay_s)
-
+        calls = self._config.retries + 1
         try:
             return retry_call(
                 call,
-                is_transient=lambda error: isinstance(error, ModelFailed),
-                wait_s=lambda failures: self._delay_s * 2 ** (failures - 1),
-                attempts=self._calls,
-                on_retry=warn,
+                is_transient=is_transient_failure,
+                wait_s=lambda failures: self._config.retry_delay_s * 2 ** (failures - 1),
+                attempts=calls,
+                on_retry=lambda error, delay_s: warn_of_retry(judge, error, delay_s),
                 sleep=self._sleep,
             )
         except ModelFailed as error:
-            self._exclude_judge(ExcludedJudge(judge.name, at=at, calls=self._calls, error=_describe_failure(error)))
+            self._exclude_judge(ExcludedJudge(judge.name, at=at, calls=calls, error=describe_failure(error)))
             return None
 
     def _exclude_judge(self, failed: ExcludedJudge) -> None:
@@ -166,44 +244,6 @@ class JudgePanel:
             errors = "; ".join(str(judge) for judge in self.excluded.values())
             raise QuorumLost(f"{left} of {self._size} judges left, the quorum is {self.quorum}: {errors}")
         _log.warning("judge excluded: %s; %d judges remain", failed, left)
-
-
-def _describe_failure(error: BaseException) -> str:
-    return str(error) or type(error).__name__
-
-
-def _ask_judge(judge: Judge, batch: Sequence[JudgeRequest], folder: Path) -> list[float | str]:
-    """The score of each candidate, or the reason why it has none; raises ModelFailed if the whole call failed."""
-    replies = judge.p_yes(
-        [
-            judge_prompt(
-                request.study,
-                folder,
-                judge.views,
-                question=request.question,
-                answer=request.answer,
-                box=request.box,
-            )
-            for request in batch
-        ]
-    )
-    if len(replies) != len(batch):
-        raise ModelFailed(f"gave {len(replies)} scores for {len(batch)} candidates")
-    return [_parse_score(reply) for reply in replies]
-
-
-def _parse_score(reply: float | None) -> float | str:
-    """The probability unchanged, or the reason why the reply is not one; nothing is clipped into range."""
-    if reply is None:
-        return NO_PROBABILITY
-    if isinstance(reply, bool) or not isinstance(reply, Real):
-        return f"the judge gave a {type(reply).__name__} where a probability was expected"
-    score = float(reply)
-    if not math.isfinite(score):
-        return "the judge gave a number that is not finite"
-    if not 0.0 <= score <= 1.0:
-        return "the judge gave a number outside [0, 1]"
-    return score
 
 
 def read_calibrations(path: Path, judges: Mapping[str, str], *, method: CalibrationMethod) -> dict[str, Calibration]:
@@ -230,7 +270,7 @@ def read_calibrations(path: Path, judges: Mapping[str, str], *, method: Calibrat
     return calibrations
 
 
-def judge_candidates(
+def judge_candidates(  # noqa: PLR0913 (the config, three paths and what tests replace)
     judges: Sequence[Judge],
     requests: Iterable[JudgeRequest],
     config: JudgeConfig,
@@ -238,26 +278,42 @@ def judge_candidates(
     folder: Path,
     judgements_path: Path,
     scores_path: Path,
+    progress_key: str = "",
     sleep: Callable[[float], None] = time.sleep,
 ) -> PanelReport:
     """Run both passes and write their files; weights come from config.judges by name (1 for a judge not listed).
 
-    Raises QuorumLost (no scores are written then) and what JudgePanel, ScoreCombiner and read_calibrations raise.
+    progress_key: identifies config and inputs; a rerun with the same key goes on where an interrupted run stopped. "":
+    no progress is kept. Raises QuorumLost (no scores are written then) and what JudgePanel, ScoreCombiner and
+    read_calibrations raise.
     """
-    panel = JudgePanel(
-        judges,
-        quorum=config.quorum,
-        retries=config.retries,
-        retry_delay_s=config.retry_delay_s,
-        batch_size=config.batch_size,
-        sleep=sleep,
-    )
-    names = {judge.digest: judge.name for judge in panel.judges}
-    if config.calibration_path:  # checked before any judge is called, so that a missing calibration fails at once
-        read_calibrations(config.calibration_path, names, method=config.calibration)
-    write_records(judgements_path, panel.collect_judgements(requests, folder))
-    excluded = {judge.name: judge.error for judge in panel.excluded.values()}
-    return _write_panel_scores(config, names, excluded, judgements_path, scores_path)
+    progress = judgements_path.with_name(f".{judgements_path.name}.progress") if progress_key else None
+    with JudgementLog(progress, progress_key) as log:
+        panel = JudgePanel(judges, config, log=log, sleep=sleep)
+        names = {judge.digest: judge.name for judge in panel.judges}
+        if config.calibration_path:  # checked before any judge is called, so that a missing calibration fails at once
+            read_calibrations(config.calibration_path, names, method=config.calibration)
+        if len(log):
+            _log.info("%s: %d replies of an interrupted run are used", progress, len(log))
+        write_records(judgements_path, panel.collect_judgements(requests, folder))
+        excluded = {judge.name: judge.error for judge in panel.excluded.values()}
+        report = _write_panel_scores(config, names, excluded, judgements_path, scores_path)
+        log.remove()
+    return _add_masses(report, panel.mean_masses)
+
+
+def _add_masses(report: PanelReport, masses: Mapping[str, float]) -> PanelReport:
+    """The report with each judge's mean P(yes) + P(no), {name: mass}; a small one is logged."""
+    for name, mass in masses.items():
+        if mass < _SMALL_MASS:
+            _log.warning(
+                "judge %s: yes and no together have a probability of %.2g on average; it is about to write something "
+                "else, such as a thinking block (see `thinking`)",
+                name,
+                mass,
+            )
+    judges = [judge.model_copy(update={"mean_mass": masses.get(judge.name)}) for judge in report.judges]
+    return report.model_copy(update={"judges": tuple(judges)})
 
 
 def _write_panel_scores(
@@ -324,4 +380,17 @@ def combine_panel(
         errors = "; ".join(f"{name}: {error}" for name, error in excluded.items())
         raise QuorumLost(f"{left} judges answered in all shards, the quorum is {config.quorum}: {errors}")
     write_records(judgements_path, (judgement for judgement in judgements if judgement.judge in members))
-    return _write_panel_scores(config, members, excluded, judgements_path, scores_path)
+    merged = _write_panel_scores(config, members, excluded, judgements_path, scores_path)
+    return _add_masses(merged, _average_masses(reports))
+
+
+def _average_masses(reports: Sequence[PanelReport]) -> dict[str, float]:
+    """{name: mean mass} over the shards, weighted by their candidates."""
+    sums: dict[str, float] = {}
+    counts: dict[str, int] = {}
+    for report in reports:
+        for judge in report.judges:
+            if judge.mean_mass is not None:
+                sums[judge.name] = sums.get(judge.name, 0.0) + judge.mean_mass * report.candidates
+                counts[judge.name] = counts.get(judge.name, 0) + report.candidates
+    return {name: sums[name] / count for name, count in counts.items()}

@@ -4,79 +4,106 @@ Every conversation is one request; pictures are sent as PNG data URIs. P(yes) is
 first token, so the endpoint must return them: vLLM and the OpenAI API do, `transformers serve` does not. A judge
 without them can write a rating ("8/10") instead, if the configuration says so.
 
-An endpoint's identity is what it reports: `digest` covers the model name from /v1/models. It does not notice other
-weights under the same name.
+An endpoint's identity is what it reports: `digest` covers the model name. It does not notice other weights under the
+same name.
 """
 
 from __future__ import annotations
 
-import math
-import re
 from collections.abc import Callable, Sequence
-from functools import cached_property, lru_cache
+from dataclasses import asdict, dataclass
+from functools import cached_property, lru_cache, partial
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 import httpx
 from pydantic import BaseModel, ConfigDict, Field
 
-from clincot.clients.http import JsonClient, encode_png_base64, map_in_threads, read_api_key, validate_url
+from clincot.clients.http import (
+    NO_RETRIES,
+    HttpFailure,
+    JsonClient,
+    KeyHeader,
+    RequestRetries,
+    encode_png_base64,
+    map_in_threads,
+    read_api_key,
+    validate_url,
+)
 from clincot.config import JudgeSpec
 from clincot.images import load_cached_view
-from clincot.models.protocols import MIN_YES_NO_MASS, Generation
-from clincot.prompts import RATING_INSTRUCTION, Conversation, ImageView, PromptFormat, Turn, hash_prompt, rating_prompt
+from clincot.models.chat_replies import (
+    EndpointChoice,
+    EndpointCompletion,
+    UnusableCompletion,
+    read_generation,
+    read_rating,
+    read_rubric,
+    read_yes_probability,
+)
+from clincot.models.protocols import Generation, JudgeReply
+from clincot.prompts import (
+    RATING_INSTRUCTION,
+    RUBRIC_INSTRUCTION,
+    Conversation,
+    ImageView,
+    PromptFormat,
+    Turn,
+    hash_prompt,
+    rating_prompt,
+)
 from clincot.records import hash_json
 
 TOP_LOGPROBS = 20  # the most that the OpenAI API gives, and vLLM's default limit
 _MAX_RATING_TOKENS = 16  # "10/10" in any tokenizer, and room to see that more was written
-_RATING_PATTERN = re.compile(r"\s*(\d{1,2}(?:\.\d+)?)\s*/\s*10\s*\.?\s*")
-_LEADING_SPACES = " \t\r\n▁Ġ"  # a leading space as text, in SentencePiece and in byte-level BPE
 _EXPECTED_LOGPROBS = "a chat completion with log-probabilities"
-_LOGPROBS_REMEDY = "serve the model with something that returns them (vLLM does, `transformers serve` does not)"
+_MAX_STREAK = 16  # failed requests in a row, each after its retries, after which an endpoint is given up
+
+# A list of models is not needed if the model is named. Azure lists base models and no deployments, LiteLLM's wildcard
+# lists "*" (BerriAI/litellm#4903), restricted OpenAI keys get 403, and other gateways have no such route.
+_NO_MODEL_LIST = frozenset({400, 403, 404, 405, 501})
 
 T = TypeVar("T")
 _ConversationWithOptions = tuple[Conversation, dict[str, Any]]  # with the options of its request
 
 
-class _EndpointReply(BaseModel):
-    """Part of a reply: additional fields are ignored, and a number written as text is refused."""
-
+class _ServedModel(BaseModel):
     model_config = ConfigDict(strict=True)
 
-
-class _Logprob(_EndpointReply):
-    token: str
-    logprob: float
-
-
-class _TokenLogprob(_Logprob):
-    top_logprobs: list[_Logprob] | None = None
-
-
-class _Logprobs(_EndpointReply):
-    content: list[_TokenLogprob] | None = None
-
-
-class _EndpointMessage(_EndpointReply):
-    content: str | None = None  # null if a reasoning model did not reach its answer
-
-
-class _EndpointChoice(_EndpointReply):
-    message: _EndpointMessage
-    logprobs: _Logprobs | None = None
-    finish_reason: str | None = None
-
-
-class _EndpointCompletion(_EndpointReply):
-    choices: Annotated[list[_EndpointChoice], Field(min_length=1)]
-
-
-class _ServedModel(_EndpointReply):
     id: Annotated[str, Field(min_length=1)]
 
 
-class _ServedModels(_EndpointReply):
+class _ServedModels(BaseModel):
+    model_config = ConfigDict(strict=True)
+
     data: list[_ServedModel]
+
+
+@dataclass(frozen=True)
+class ChatOptions:
+    """How an endpoint is asked, beyond its address and model.
+
+    form: `yes_no` reads P(yes); `rating` reads a written n/10; `rubric` reads the expected n/10. thinking: `off` asks
+    the chat template for no thinking block, `skip` reads the answer after it. temperature: 0, or 1 for a server that
+    scales its log-probabilities by the temperature. text_only: pictures are not sent. key_header and api_version: how
+    Azure OpenAI wants its key and version.
+    """
+
+    form: Literal["yes_no", "rating", "rubric"] = "yes_no"
+    thinking: Literal["default", "off", "skip"] = "default"
+    max_thinking_tokens: int = 2048
+    temperature: float = 0.0
+    text_only: bool = False
+    key_header: KeyHeader = "authorization"
+    api_version: str = ""
+
+    @property
+    def identity(self) -> list[Any]:
+        """The options that change a score, without those at their defaults; [] keeps the digests of earlier runs."""
+        defaults = asdict(ChatOptions())
+        names = ("thinking", "max_thinking_tokens", "temperature", "text_only")
+        changed = {name: getattr(self, name) for name in names if getattr(self, name) != defaults[name]}
+        return [changed] if changed else []
 
 
 class EndpointModel:
@@ -84,9 +111,10 @@ class EndpointModel:
 
     url: base address, …/v1. model: name of the served model; "" takes the only one served. The key comes from the
     environment variable `api_key_env` or the file `api_key_file`. timeout_s: limit of each request, including the
-    connection. concurrency: most requests in flight. rating: ask for "n/10" instead of reading log-probabilities.
-    yes_no: ids of the tokens that mean yes or no (models/yes_no.py). vLLM returns the log-probabilities of these
-    (`logprob_token_ids`) however unlikely they are; an endpoint without that option returns the 20 likeliest tokens.
+    connection. concurrency: most requests in flight. rating: ask for "n/10" instead of reading log-probabilities, the
+    same as the form `rating` of `options`. yes_no: ids of the tokens that mean yes or no (models/yes_no.py). vLLM
+    returns the log-probabilities of these (`logprob_token_ids`) however unlikely they are; an endpoint without that
+    option returns the 20 likeliest tokens.
     """
 
     def __init__(  # noqa: PLR0913 (the fields of a judge's specification)
@@ -102,6 +130,7 @@ class EndpointModel:
         timeout_s: float = 60.0,
         concurrency: int = 8,
         yes_no: Sequence[int] = (),
+        options: ChatOptions | None = None,
     ) -> None:
         if concurrency < 1 or timeout_s <= 0:
             raise ValueError(f"expected concurrency >= 1 and timeout_s > 0, got {concurrency} and {timeout_s}")
@@ -109,31 +138,49 @@ class EndpointModel:
         self.url = validate_url(url, what=what)
         self.name = name or model or httpx.URL(self.url).host
         self.views = views or PromptFormat()
-        self.rating = rating
+        self.options = options or ChatOptions(form="rating" if rating else "yes_no")
         self._model = model
         self._key = read_api_key(env=api_key_env, file=api_key_file, what=what)
         self._timeout_s = timeout_s
         self._named = {"logprob_token_ids": list(yes_no)} if yes_no else {}
         self._concurrency = concurrency
+        self._served: list[str] | None = None  # as listed; None: not listed, or not asked yet
+        self._streak = 0  # failed requests in a row
+        self._renamed: dict[str, str] = {}  # option -> the name that this server wants; "": it refuses the option
+
+    @property
+    def reads_probabilities(self) -> bool:
+        """Whether its scores are probabilities of the words yes and no."""
+        return self.options.form == "yes_no"
 
     @cached_property
     def model(self) -> str:
-        """The id under which the endpoint serves the model; requested once, and again after a failure."""
+        """The id under which the endpoint serves the model; requested once, and again after a failure.
+
+        A named model is used even if the endpoint does not list it, as long as the endpoint answers.
+        """
         address, expected = f"{self.url}/models", "the list of served models"
         with self._open_client() as client:
-            served = client.request_json("GET", address, _ServedModels, expected=expected)
-            names = [model.id for model in served.data]
-            if self._model in names:
+            try:
+                served = client.request_json("GET", address, _ServedModels, expected=expected)
+            except HttpFailure as error:
+                malformed = error.status is None and error.body != ""  # a reply with status 200, but no list
+                if self._model and (error.status in _NO_MODEL_LIST or malformed):
+                    return self._model
+                raise
+            self._served = [model.id for model in served.data]
+            if self._model:
                 return self._model
-            if not self._model and len(names) == 1:
-                return names[0]
-            wanted = f"a model called {self._model!r}" if self._model else "one model, since none was named (`model`)"
-            raise client.build_error(f"GET {address}", wanted, f"{names}")
+            if len(self._served) == 1:
+                return self._served[0]
+            wanted = "one model, since none was named (`model`)"
+            raise client.build_error(f"GET {address}", wanted, f"{self._served}", fatal=True)
 
     @cached_property
     def digest(self) -> str:
         """Identifies the served model and its prompts; raises ModelFailed if the endpoint does not answer."""
-        prompts = [hash_prompt(self.views), RATING_INSTRUCTION if self.rating else ""]
+        instruction = {"yes_no": "", "rating": RATING_INSTRUCTION, "rubric": RUBRIC_INSTRUCTION}[self.options.form]
+        prompts = [hash_prompt(self.views), instruction, *self.options.identity]
         return hash_json(["endpoint", self.model, self.name, prompts])
 
     def generate(
@@ -157,71 +204,185 @@ class EndpointModel:
         requests = [
             (conversation, {**options, "seed": seed}) for conversation, seed in zip(conversations, seeds, strict=True)
         ]
-        return self._request_each(requests, _EXPECTED_LOGPROBS, _read_generation)
+        if not requests:
+            return []
+        _ = self.model  # before the threads, so that it is requested once
+        workers = min(self._concurrency, len(requests))
+        with self._open_client(connections=workers) as client:
+            ask = partial(self._request_one, client, _EXPECTED_LOGPROBS, read_generation)
+            return map_in_threads(ask, requests, workers=workers)
 
     def p_yes(self, conversations: Sequence[Conversation]) -> list[float | None]:
-        """P(yes) / (P(yes) + P(no)) of the first token; see protocols.Policy.
+        """P(yes) / (P(yes) + P(no)) of the answer's first token; see protocols.Policy and chat_replies.
 
         The sums are over every casing of yes and no, with or without a leading space, among the 20 likeliest first
         tokens (or among the tokens of `yes_no`); a missing token counts as 0. None if both together have less than
         MIN_YES_NO_MASS.
 
-        With `rating`, the written n/10 as n / 10, and None if anything else was written.
+        Of a judge that rates: the written n/10 as n / 10, or its expectation, and None if something else was written.
         """
-        if self.rating:
-            options: dict[str, Any] = {"max_tokens": _MAX_RATING_TOKENS, "temperature": 0}
-            requests = [(rating_prompt(conversation), options) for conversation in conversations]
-            return self._request_each(requests, "a chat completion", _read_rating)
-        options = {"max_tokens": 1, "temperature": 0, "logprobs": True, "top_logprobs": TOP_LOGPROBS, **self._named}
-        requests = [(conversation, options) for conversation in conversations]
-        return self._request_each(requests, _EXPECTED_LOGPROBS, _read_yes_probability)
-
-    def _request_each(
-        self, requests: Sequence[_ConversationWithOptions], expected: str, read: Callable[[_EndpointChoice], T]
-    ) -> list[T]:
-        """Send each conversation with its options; return the replies as parsed by `read`, in order."""
-        if not requests:
+        if not conversations:
             return []
-        model, address = self.model, f"{self.url}/chat/completions"
-
-        def send_request(conversation_and_options: _ConversationWithOptions) -> T:
-            conversation, options = conversation_and_options
-            payload = {"model": model, "messages": build_messages(conversation), **options}
-            completion = client.request_json("POST", address, _EndpointCompletion, expected=expected, payload=payload)
-            try:
-                return read(completion.choices[0])
-            except _UnusableCompletion as error:
-                raise client.build_error(f"POST {address} (model {model!r})", expected, str(error)) from None
-
-        workers = min(self._concurrency, len(requests))
+        _ = self.model  # before the threads, so that it is requested once
+        workers = min(self._concurrency, len(conversations))
         with self._open_client(connections=workers) as client:
-            return map_in_threads(send_request, requests, workers=workers)
+            replies = map_in_threads(partial(self._rate_one, client), conversations, workers=workers)
+        return [reply.score for reply in replies]
+
+    def rate(
+        self,
+        conversations: Sequence[Conversation],
+        *,
+        retry: RequestRetries = NO_RETRIES,
+        on_reply: Callable[[int, JudgeReply], None] | None = None,
+        on_retry: Callable[[HttpFailure, float], None] | None = None,
+    ) -> list[JudgeReply]:
+        """Rate each conversation on its own: a request that fails costs its own score only.
+
+        on_reply: called with the position of each reply as it comes, from several threads at once. Raises ModelFailed
+        if further requests would fail as well: the endpoint refuses connections, the key, the address or the model, or
+        _MAX_STREAK requests in a row have failed, those of earlier calls included.
+        """
+        if not conversations:
+            return []
+        retry.call(lambda: self.model, on_retry)
+
+        def rate_one(numbered: tuple[int, Conversation]) -> JudgeReply:
+            position, conversation = numbered
+            try:
+                reply = retry.call(lambda: self._rate_one(client, conversation), on_retry)
+                self._streak = 0  # shared by the threads: a count that is late by one does no harm
+            except HttpFailure as error:
+                self._streak += 1
+                if error.fatal or self._streak >= _MAX_STREAK:
+                    raise
+                reply = JudgeReply(None, reason=f"the request failed: {error}", failed=True)
+            if on_reply is not None:
+                on_reply(position, reply)
+            return reply
+
+        workers = min(self._concurrency, len(conversations))
+        with self._open_client(connections=workers) as client:
+            return map_in_threads(rate_one, list(enumerate(conversations)), workers=workers)
+
+    def _rate_one(self, client: JsonClient, conversation: Conversation) -> JudgeReply:
+        options, form = self.options, self.options.form
+        skip = options.thinking == "skip"
+        tokens = (1 if form == "yes_no" else _MAX_RATING_TOKENS) + skip * options.max_thinking_tokens
+        request: dict[str, Any] = {"max_tokens": tokens, "temperature": options.temperature or 0}
+        if options.thinking == "off":  # vLLM and SGLang pass these on to the template; Qwen3's knows enable_thinking
+            request["chat_template_kwargs"] = {"enable_thinking": False}
+        if form == "rating":
+            return self._request_one(client, "a chat completion", read_rating, (rating_prompt(conversation), request))
+        request |= {"logprobs": True, "top_logprobs": TOP_LOGPROBS}
+        if form == "rubric":
+            asked = rating_prompt(conversation, RUBRIC_INSTRUCTION)
+            return self._request_one(client, "a chat completion", read_rubric, (asked, request))
+        read = partial(read_yes_probability, after_thinking=skip)
+        return self._request_one(client, _EXPECTED_LOGPROBS, read, (conversation, {**request, **self._named}))
+
+    def _request_one(
+        self,
+        client: JsonClient,
+        expected: str,
+        read: Callable[[EndpointChoice], T],
+        conversation_and_options: _ConversationWithOptions,
+    ) -> T:
+        """Send one conversation with its options; return the reply as parsed by `read`. Raises HttpFailure."""
+        conversation, options = conversation_and_options
+        model, address = self.model, f"{self.url}/chat/completions"
+        payload = {"model": model, "messages": build_messages(conversation, text_only=self.options.text_only)}
+        while True:
+            content = payload | self._rename_options(options)
+            try:
+                completion = client.request_json(
+                    "POST", address, EndpointCompletion, expected=expected, payload=content
+                )
+                break
+            except HttpFailure as error:
+                if not self._adapt_to_refusal(error, content):
+                    raise self._explain_unlisted(error) from None
+        try:
+            return read(completion.choices[0])
+        except UnusableCompletion as error:
+            raise client.build_error(f"POST {address} (model {model!r})", expected, str(error)) from None
+
+    def _rename_options(self, options: dict[str, Any]) -> dict[str, Any]:
+        renamed = {self._renamed.get(name, name): value for name, value in options.items()}
+        renamed.pop("", None)
+        return renamed
+
+    def _adapt_to_refusal(self, error: HttpFailure, sent: dict[str, Any]) -> bool:
+        """Whether the request is worth sending again without the option that the server refused.
+
+        OpenAI's reasoning models and Azure's refuse max_tokens ("Unsupported parameter: 'max_tokens' is not supported
+        with this model. Use 'max_completion_tokens' instead.") and every temperature but their own ("Unsupported value:
+        'temperature' does not support 0 with this model."); models without log-probabilities refuse them, and a rubric
+        does not need them.
+        """
+        if error.status not in (400, 422):
+            return False
+        changes: dict[str, str] = {}
+        if "max_completion_tokens" in error.body and "max_tokens" in sent:
+            changes = {"max_tokens": "max_completion_tokens"}
+        elif "'temperature'" in error.body and "temperature" in sent and "nsupported" in error.body:
+            changes = {"temperature": ""}
+        elif self.options.form == "rubric" and "logprobs" in error.body and "logprobs" in sent:
+            changes = {"logprobs": "", "top_logprobs": ""}
+        self._renamed |= changes
+        return bool(changes)
+
+    def _explain_unlisted(self, error: HttpFailure) -> HttpFailure:
+        """A 404 for a model that the endpoint does not list names the listed ones."""
+        if error.status != 404 or self._served is None or self.model in self._served:
+            return error
+        message = f"{error}; the endpoint lists {self._served}, not {self.model!r}"
+        return HttpFailure(message, status=error.status, fatal=error.fatal, body=error.body)
 
     def _open_client(self, connections: int = 1) -> JsonClient:
-        return JsonClient(timeout_s=self._timeout_s, key=self._key, connections=connections)
+        version = self.options.api_version
+        return JsonClient(
+            timeout_s=self._timeout_s,
+            key=self._key,
+            connections=connections,
+            key_header=self.options.key_header,
+            query={"api-version": version} if version else None,
+        )
 
 
-def build_endpoint_judge(spec: JudgeSpec, *, views: PromptFormat | None = None, concurrency: int = 8) -> EndpointModel:
+def build_endpoint_judge(spec: JudgeSpec, *, views: PromptFormat | None = None) -> EndpointModel:
     """The judge that the configuration describes by its url. Raises InvalidInput if its key cannot be found."""
+    options = ChatOptions(
+        form="rating" if spec.rating else spec.prompt,
+        thinking=spec.thinking,
+        max_thinking_tokens=spec.max_thinking_tokens,
+        temperature=spec.temperature,
+        text_only=spec.text_only,
+        key_header=spec.api_key_header,
+        api_version=spec.api_version,
+    )
     return EndpointModel(
         spec.url,
         name=spec.name,
         model=spec.model,
         api_key_env=spec.api_key_env,
-        rating=spec.rating,
         timeout_s=spec.timeout_s,
         views=views,
-        concurrency=concurrency,
+        concurrency=spec.concurrency,
+        options=options,
     )
 
 
-def build_messages(conversation: Conversation) -> list[dict[str, Any]]:
-    """The conversation as API messages; as for models in this process, a turn's pictures come before its text."""
-    return [{"role": turn.role, "content": _build_content(turn)} for turn in conversation]
+def build_messages(conversation: Conversation, *, text_only: bool = False) -> list[dict[str, Any]]:
+    """The conversation as API messages; as for models in this process, a turn's pictures come before its text.
+
+    text_only: without the pictures.
+    """
+    return [{"role": turn.role, "content": _build_content(turn, text_only)} for turn in conversation]
 
 
-def _build_content(turn: Turn) -> str | list[dict[str, Any]]:
-    if not turn.pictures:
+def _build_content(turn: Turn, text_only: bool) -> str | list[dict[str, Any]]:
+    if not turn.pictures or text_only:
         return turn.text
     pictures = [{"type": "image_url", "image_url": {"url": _encode_data_uri(picture)}} for picture in turn.pictures]
     return [*pictures, {"type": "text", "text": turn.text}] if turn.text else pictures
@@ -232,48 +393,3 @@ def _encode_data_uri(picture: ImageView) -> str:
     return "data:image/png;base64," + encode_png_base64(
         load_cached_view(Path(picture.path), picture.box, picture.side_px)
     )
-
-
-class _UnusableCompletion(Exception):
-    """A well-formed completion without the requested content."""
-
-
-def _read_generation(choice: _EndpointChoice) -> Generation:
-    if choice.message.content is None:
-        raise _UnusableCompletion("a completion without text (content is null)")
-    if choice.logprobs is None or choice.logprobs.content is None:
-        raise _UnusableCompletion(f"none; {_LOGPROBS_REMEDY}")
-    logps = tuple(round(_check_logprob(token.logprob), 6) for token in choice.logprobs.content)
-    if choice.message.content and not logps:
-        raise _UnusableCompletion(f"text, but an empty list of them; {_LOGPROBS_REMEDY}")
-    if not all(map(math.isfinite, logps)):
-        raise _UnusableCompletion("a written token with probability 0")
-    return Generation(choice.message.content.strip(), logps, cut_off=choice.finish_reason == "length")
-
-
-def _read_yes_probability(choice: _EndpointChoice) -> float | None:
-    if choice.logprobs is None or not choice.logprobs.content or not choice.logprobs.content[0].top_logprobs:
-        raise _UnusableCompletion(
-            f"none; {_LOGPROBS_REMEDY}, or set `rating: true` for this judge to let it write n/10 instead"
-        )
-    # "Yes", " yes" and "YES" are different tokens of one word
-    mass = {"yes": 0.0, "no": 0.0}
-    for token in choice.logprobs.content[0].top_logprobs:
-        word = token.token.lstrip(_LEADING_SPACES).lower()
-        if word in mass:
-            mass[word] += math.exp(_check_logprob(token.logprob))  # vLLM writes -9999 for minus infinity: 0
-    total = mass["yes"] + mass["no"]
-    return round(mass["yes"] / total, 6) if total >= MIN_YES_NO_MASS else None
-
-
-def _check_logprob(logprob: float) -> float:
-    if math.isnan(logprob) or logprob > 1e-3:  # rounding may lift the value of a certain token a little above 0
-        raise _UnusableCompletion(f"{logprob} as a log-probability; natural logarithms are never above 0")
-    return logprob
-
-
-def _read_rating(choice: _EndpointChoice) -> float | None:
-    match = _RATING_PATTERN.fullmatch(choice.message.content or "")
-    if match is None or float(match[1]) > 10:
-        return None
-    return round(float(match[1]) / 10, 6)

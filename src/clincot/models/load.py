@@ -25,6 +25,14 @@ def load_judge(spec: JudgeSpec, *, dtype: str = "auto") -> Judge:
     """Load a judge: an endpoint if `url` is set, otherwise a checkpoint in this process."""
     if spec.url:
         return build_endpoint_judge(spec)
+    if spec.text_only:
+        from clincot.models.text_model import LanguageModelJudge
+
+        device = choose_device()
+        kind = choose_dtype("auto" if dtype == "inherit" else dtype, device)
+        return LanguageModelJudge(
+            spec.checkpoint, name=spec.name, device=device, dtype=kind, thinking=spec.thinking != "off"
+        )
     return _load_in_process(spec.checkpoint, spec.name, dtype)
 
 

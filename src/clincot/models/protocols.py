@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, TypeGuard
 
 import numpy as np
 import numpy.typing as npt
 
+from clincot.clients.http import HttpFailure, RequestRetries
 from clincot.geometry import Box
 from clincot.prompts import Conversation, PromptFormat
 from clincot.records import Question, Study
@@ -28,6 +29,19 @@ class Generation:
     text: str  # decoded without the end-of-turn token, stripped
     token_logprobs: tuple[float, ...]  # nats, at temperature 1, of every generated token including the end of turn
     cut_off: bool = False  # max_new_tokens was reached before the end of turn
+
+
+NO_PROBABILITY = "neither yes nor no has a probability to speak of"
+
+
+@dataclass(frozen=True)
+class JudgeReply:
+    """What a judge says about one candidate: P(right), or the reason why there is no score."""
+
+    score: float | None
+    reason: str = ""
+    mass: float | None = None  # P(yes) + P(no); None: unknown, or not asked for yes or no
+    failed: bool = False  # the request failed; another attempt may give a score
 
 
 class Policy(Protocol):
@@ -65,6 +79,34 @@ class Judge(Protocol):
     def views(self) -> PromptFormat: ...
 
     def p_yes(self, conversations: Sequence[Conversation]) -> list[float | None]: ...
+
+
+class RemoteJudge(Judge, Protocol):
+    """A judge whose conversations are separate requests, any of which may fail on its own."""
+
+    @property
+    def reads_probabilities(self) -> bool:
+        """Whether its scores are probabilities of the words yes and no."""
+        ...
+
+    def rate(
+        self,
+        conversations: Sequence[Conversation],
+        *,
+        retry: RequestRetries,
+        on_reply: Callable[[int, JudgeReply], None] | None = None,
+        on_retry: Callable[[HttpFailure, float], None] | None = None,
+    ) -> list[JudgeReply]:
+        """Rate each conversation; raises ModelFailed if the endpoint fails as a whole.
+
+        on_reply: called with the position of each reply as it comes, from several threads at once.
+        """
+        ...
+
+
+def is_remote(judge: Judge) -> TypeGuard[RemoteJudge]:
+    """Whether a judge is asked by requests. An isinstance check of a protocol would request the digest."""
+    return hasattr(judge, "rate")
 
 
 @dataclass(frozen=True)

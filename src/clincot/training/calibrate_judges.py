@@ -14,12 +14,12 @@ from clincot.config import JudgeConfig
 from clincot.datasets.folder import StudyIndex, load_questions, load_references
 from clincot.errors import InvalidInput
 from clincot.jsonl import write_records
+from clincot.judging.asking import JudgeRequest, build_retry_policy, get_judge_style, rate_requests
 from clincot.judging.calibration import fit_calibration, make_identity_calibration, measure_reliability
 from clincot.judging.labelled_answers import LabelledAnswer, draw_labelled_answers, join_references
 from clincot.judging.panel import read_calibrations
 from clincot.models.load import load_judge
 from clincot.models.protocols import Judge
-from clincot.prompts import judge_prompt
 
 # Shape suffixes: N labelled answers.
 
@@ -43,7 +43,9 @@ def fit_judge_calibrations(config: JudgeConfig, data: Path, out: Path, *, limit:
     lines = ["| judge | n | AUC | ECE before | after | Brier before | after |", "|---|---|---|---|---|---|---|"]
     for spec in config.judges:
         judge = load_judge(spec, dtype=config.dtype)
-        fitted = fit_calibration(judge.digest, _rate_answers(judge, answers, data), right, method=config.calibration)
+        # A judge that sees the reference is another judge: its calibration must not be applied in a round.
+        digest = judge.digest + "+reference" * get_judge_style(config, judge.name).reference
+        fitted = fit_calibration(digest, _rate_answers(judge, answers, data, config), right, method=config.calibration)
         calibrations.append(fitted)
         before, after = fitted.before, fitted.after
         assert before is not None  # both are measured on the labelled set
@@ -76,8 +78,8 @@ def measure_judges(config: JudgeConfig, data: Path, *, limit: int) -> list[dict[
     )
     rows = []
     for judge in judges:
-        oracle_p_N, oracle_y_N = _score_answers(judge, oracle, data)
-        random_p_N, random_y_N = _score_answers(judge, random, data)
+        oracle_p_N, oracle_y_N = _score_answers(judge, oracle, data, config)
+        random_p_N, random_y_N = _score_answers(judge, random, data, config)
         p_N, y_N = np.concatenate([oracle_p_N, random_p_N]), np.concatenate([oracle_y_N, random_y_N])
         calibrated_N = np.array([curves[judge.digest].calibrate_score(float(score)) for score in p_N])
         rows.append(
@@ -93,27 +95,32 @@ def measure_judges(config: JudgeConfig, data: Path, *, limit: int) -> list[dict[
     return rows
 
 
-def _rate_answers(judge: Judge, answers: Sequence[LabelledAnswer], data: Path) -> list[float | None]:
+def _rate_answers(
+    judge: Judge, answers: Sequence[LabelledAnswer], data: Path, config: JudgeConfig
+) -> list[float | None]:
     """The judge's P(yes) for each answer; None where it gave no score."""
-    prompts = []
+    requests = []
     for answer in answers:
         labelled = answer.labelled_question
-        prompts.append(
-            judge_prompt(
-                labelled.study,
-                data,
-                judge.views,
+        requests.append(
+            JudgeRequest(
+                candidate=labelled.question.id,
+                study=labelled.study,
                 question=labelled.question.text,
-                answer=answer.answer,
                 box=answer.box,
+                answer=answer.answer,
+                reference=labelled.reference.answer,
             )
         )
-    return judge.p_yes(prompts)
+    style = get_judge_style(config, judge.name)
+    return [reply.score for reply in rate_requests(judge, style, requests, data, build_retry_policy(config))]
 
 
-def _score_answers(judge: Judge, answers: Sequence[LabelledAnswer], data: Path) -> tuple[Floats, Floats]:
+def _score_answers(
+    judge: Judge, answers: Sequence[LabelledAnswer], data: Path, config: JudgeConfig
+) -> tuple[Floats, Floats]:
     """(scores, labels: 1 for right and 0 for wrong) of the answers; raises InvalidInput if a score is missing."""
-    scores = _rate_answers(judge, answers, data)
+    scores = _rate_answers(judge, answers, data, config)
     missing = sum(score is None for score in scores)
     if missing:
         raise InvalidInput(f"judge {judge.name}: {missing} of {len(scores)} labelled answers got no score")
