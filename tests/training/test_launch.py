@@ -105,7 +105,7 @@ def test_two_killed_processes_resume_the_loss_curve_of_one(work: TrainingJob, al
 
 def test_a_loss_that_is_not_finite_stops_both_processes_by_name(tmp_path: Path) -> None:
     """A learning rate of 1e30: the first step is fine, the second one's loss is NaN on both; they name the pairs."""
-    config = TrainConfig(batch_size=4, epochs=2, lr=1e30, warmup_ratio=0.0, max_grad_norm=1e30)
+    config = TrainConfig(batch_size=4, epochs=2, lr=1e30, warmup_ratio=0.0, max_grad_norm=1e30, train_projector=False)
     work = write_work(tmp_path, config, studies=3, extra=0)
     with pytest.raises(TrainingFailed, match=r"step 2: the loss is not finite for 4 of 4 pairs: pair-.*Lower train.lr"):
         run_training(work, TWO)
