@@ -230,6 +230,8 @@ def _save(folder: Path, model_class: Any, config: Any, processor: Any, end_ids: 
         for name, weight in model.named_parameters():
             if weight.ndim == 2 and "vis" not in name:
                 weight.mul_(4)
+            if name.endswith("mm_input_projection_weight"):  # Gemma3's projector is drawn as zeros: no picture at all
+                weight.normal_(std=0.1)
     model.generation_config.eos_token_id = end_ids if len(end_ids) > 1 else end_ids[0]
     model.generation_config.pad_token_id = processor.tokenizer.pad_token_id
     model.generation_config.bos_token_id = processor.tokenizer.bos_token_id
@@ -501,7 +503,13 @@ def build_gemma3(folder: Path) -> None:
     start, end, soft = _ids(tokenizer, "<start_of_image>", "<end_of_image>", "<image_soft_token>")
     config = Gemma3Config(
         vision_config=_siglip_config(vision_use_head=False),
-        text_config=_llama_config(tokenizer, "gemma3_text", sliding_window=16, query_pre_attn_scalar=16),
+        text_config=_llama_config(
+            tokenizer,
+            "gemma3_text",
+            sliding_window=16,
+            query_pre_attn_scalar=16,
+            layer_types=["sliding_attention", "full_attention"],  # with windows only, no answer would see the picture
+        ),
         boi_token_index=start,
         eoi_token_index=end,
         image_token_index=soft,

@@ -172,7 +172,8 @@ class MarginDPOTrainer(DPOTrainer):  # type: ignore[misc]
         if not self._projects_features or "features" not in batch:
             return batch
         (projector,) = find_projectors(get_base_model(self.accelerator.unwrap_model(self.model))).values()
-        return {**batch, "features": projector(batch["features"])}
+        with self.accelerator.autocast():
+            return {**batch, "features": projector(batch["features"])}
 
     def create_optimizer(self, model: Any = None) -> Any:
         """TRL's optimiser, with the projector's own learning rate where it has one."""
