@@ -167,3 +167,14 @@ def test_a_launch_is_read_strictly(tmp_path: Path) -> None:
         path.write_text(content)
         with pytest.raises(InvalidRecord, match=message):
             load_launch_settings(path)
+
+
+def test_a_large_model_is_not_split_unless_all_is_trained(work: TrainingJob, monkeypatch: pytest.MonkeyPatch) -> None:
+    """LoRA is its default, so FSDP needs full fine-tuning to be asked for."""
+    monkeypatch.setattr("clincot.training.resolved_settings.LARGE_MODEL_PARAMETERS", 1000)
+    split = TWO.model_copy(update={"sharding": "fsdp"})
+    with pytest.raises(InvalidInput, match=r"FSDP with LoRA is not supported: the policy has .* parameters"):
+        run_training(work, split)
+    full = work.model_copy(update={"config": work.config.model_copy(update={"full_finetuning": True})})
+    with pytest.raises(TrainingFailed, match="there are none here"):  # past this check: no GPU to split it among
+        run_training(full, split)

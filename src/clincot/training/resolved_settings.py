@@ -53,7 +53,6 @@ class ResolvedSettings:
     train_projector: bool
     lr: float
     projector_lr: float
-    quantization: Literal["none", "4bit"]
     dtype: Literal["float32", "bfloat16"]
     gradient_checkpointing: bool
 
@@ -68,8 +67,9 @@ def resolve_settings(config: TrainConfig, parameters: int, device: Device) -> Re
 
     Above 1e9 parameters the default is LoRA of rank 128 with the projector at its own learning rate. Full fine-tuning
     of such a model has to be asked for: weights, gradients and Adam's two moments in float32 are 16 bytes a parameter.
-    Raises InvalidInput for `quantization: 4bit` without a LoRA or without bitsandbytes.
+    Raises InvalidInput for `quantization: 4bit`.
     """
+    _check_quantization(config)
     large = parameters > LARGE_MODEL_PARAMETERS
     chosen_by_size = large and not config.lora_r and not config.full_finetuning
     lora_r = LARGE_MODEL_LORA_R if chosen_by_size else config.lora_r
@@ -77,8 +77,6 @@ def resolve_settings(config: TrainConfig, parameters: int, device: Device) -> Re
     dtype = config.dtype
     if dtype == "auto":
         dtype = "bfloat16" if device.bfloat16 else "float32"
-    if config.quantization == "4bit":
-        _check_quantization(lora_r)
     return ResolvedSettings(
         parameters=parameters,
         lora_r=lora_r,
@@ -86,19 +84,18 @@ def resolve_settings(config: TrainConfig, parameters: int, device: Device) -> Re
         train_projector=config.train_projector,
         lr=config.lr,
         projector_lr=projector_lr,
-        quantization=config.quantization,
         dtype=dtype,
         gradient_checkpointing=large or (device.gpu and config.loss != "sft"),
     )
 
 
-def _check_quantization(lora_r: int) -> None:
-    if not lora_r:
-        raise InvalidInput("train.quantization 4bit keeps the weights fixed, so it needs a LoRA; set train.lora_r: 128")
-    if find_spec("bitsandbytes") is None:
+def _check_quantization(config: TrainConfig) -> None:
+    if config.quantization != "none":
+        missing = "" if find_spec("bitsandbytes") else ", and the package bitsandbytes is not installed here"
         raise InvalidInput(
-            "train.quantization 4bit needs the package bitsandbytes, which is not installed here; "
-            "set train.quantization: none, or add bitsandbytes to the image"
+            f"train.quantization {config.quantization} (QLoRA) is not supported: a LoRA is merged into the policy's own "
+            f"weights, which quantised ones are not{missing}; set train.quantization: none (LoRA in bfloat16 needs about "
+            "2 bytes a parameter)"
         )
 
 
@@ -106,8 +103,7 @@ def log_settings(settings: ResolvedSettings) -> None:
     """Log the resolved settings in one line."""
     method = "full fine-tuning"
     if settings.lora_r:
-        quantized = " on 4-bit weights" if settings.quantization == "4bit" else ""
-        method = f"LoRA r {settings.lora_r}, alpha {settings.lora_alpha}{quantized}"
+        method = f"LoRA r {settings.lora_r}, alpha {settings.lora_alpha}"
     projector = f"projector at {settings.projector_lr:g}" if settings.train_projector else "projector frozen"
     checkpointing = "on" if settings.gradient_checkpointing else "off"
     _log.info(

@@ -77,7 +77,7 @@ def train_on_rows(
 
     The loss is the negative log-probability (nats) of the action tokens, averaged over the action tokens of a batch.
     Fields of `config` that are used: lr, epochs, batch_size (conversations), grad_accumulation, warmup_ratio,
-    max_grad_norm, freeze_vision, train_projector, projector_lr, full_finetuning, lora_*, quantization, dtype,
+    max_grad_norm, freeze_vision, train_projector, projector_lr, full_finetuning, lora_*, dtype,
     save_steps, seed. An interrupted call resumes at the last multiple of save_steps.
 
     Returns the mean loss of the last tenth of the steps, the numbers of rows and steps and, with `held_out`, its loss.
