@@ -247,7 +247,7 @@ class TrainConfig(FrozenConfig):
     )
     lora_alpha: PositiveInt = Field(default=256, description="α of LoRA [MMedPO: 256].")
     quantization: Literal["none", "4bit"] = Field(
-        default="none", description="4bit, frozen weights in NF4 under a LoRA [QLoRA], is refused: it cannot be merged."
+        default="none", description="Frozen weights under a LoRA; 4bit [QLoRA] is refused, since it cannot be merged."
     )
     dtype: Literal["auto", "float32", "bfloat16"] = Field(
         default="auto",

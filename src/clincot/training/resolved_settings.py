@@ -93,9 +93,9 @@ def _check_quantization(config: TrainConfig) -> None:
     if config.quantization != "none":
         missing = "" if find_spec("bitsandbytes") else ", and the package bitsandbytes is not installed here"
         raise InvalidInput(
-            f"train.quantization {config.quantization} (QLoRA) is not supported: a LoRA is merged into the policy's own "
-            f"weights, which quantised ones are not{missing}; set train.quantization: none (LoRA in bfloat16 needs about "
-            "2 bytes a parameter)"
+            f"train.quantization {config.quantization} (QLoRA) is not supported: a LoRA is merged into the policy's "
+            f"own weights, which quantised ones are not{missing}; set train.quantization: none (LoRA in bfloat16 needs "
+            "about 2 bytes a parameter)"
         )
 
 
