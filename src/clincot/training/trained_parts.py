@@ -80,7 +80,9 @@ def build_lora_config(model: Any, settings: LoraSettings) -> Any:
 
     head = model.get_output_embeddings()
     projectors = {name: module for name, module in find_projectors(model).items() if _is_trained(module)}
-    in_projectors = {id(module) for projector in projectors.values() for module in projector.modules()}
+    in_projectors: set[int] = set()
+    for projector in projectors.values():
+        in_projectors |= set(map(id, projector.modules()))
     targets = [
         name
         for name, module in model.named_modules()
