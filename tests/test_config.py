@@ -97,7 +97,7 @@ def test_a_bad_override_is_shown(override: str, says: str, tmp_path: Path) -> No
     assert says in str(refused.value)
 
 
-def test_the_recipe_changes_nine_neutral_defaults() -> None:
+def test_the_recipe_changes_eleven_neutral_defaults() -> None:
     """On purpose: the shipped judges, one finding list, the controls that the results table shows, the benchmark's
     grounders set like the round's, and a training for models a thousandth of the usual size."""
     params = load_params(None, recipe="small-model")
@@ -109,6 +109,8 @@ def test_the_recipe_changes_nine_neutral_defaults() -> None:
         "train.nll_weight",
         "train.lr",
         "train.batch_size",
+        "train.train_projector",
+        "train.dtype",
         "evaluate.arms",
         "evaluate.propose",
     )

@@ -106,7 +106,7 @@ def test_later_sources_win(tmp_path: Path) -> None:
     """Neutral defaults < recipe < params file < --set, field by field."""
     path = written(tmp_path, "recipe: {name: small-model}\ntrain: {lr: 0.5, beta: 0.2}")
     params = load_params(path, ("train.beta=0.3",))
-    assert params.train.dtype == Params().train.dtype  # neutral
+    assert params.train.epochs == Params().train.epochs  # neutral
     assert params.train.nll_weight == 5.0  # the recipe's
     assert params.train.lr == 0.5  # the file's
     assert params.train.beta == 0.3

@@ -231,6 +231,8 @@ def _save(folder: Path, model_class: Any, config: Any, processor: Any, end_ids: 
         for name, weight in model.named_parameters():
             if weight.ndim == 2 and "vis" not in name:
                 weight.mul_(4)
+            if name.endswith("mm_input_projection_weight"):  # Gemma3's projector is drawn as zeros: no picture at all
+                weight.normal_(std=0.1)
     model.generation_config.eos_token_id = end_ids if len(end_ids) > 1 else end_ids[0]
     model.generation_config.pad_token_id = processor.tokenizer.pad_token_id
     model.generation_config.bos_token_id = processor.tokenizer.bos_token_id

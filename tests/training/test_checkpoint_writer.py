@@ -7,16 +7,19 @@ from pathlib import Path
 import pytest
 import torch
 
+from clincot.config import TrainConfig
 from clincot.models.vlm import load_checkpoint
 from clincot.prompts import load_prompt_format
 from clincot.training.checkpoint_writer import (
     average_last_steps,
     build_cosine_schedule,
-    freeze_modules,
     get_partial_folder,
     open_partial_folder,
     save_checkpoint,
 )
+from clincot.training.resolved_settings import Device, resolve_settings
+
+SETTINGS = resolve_settings(TrainConfig(), 1000, Device(gpu=False, bfloat16=False))
 
 
 def test_learning_rate_warms_up_and_decays_as_a_cosine() -> None:
@@ -39,20 +42,6 @@ def test_a_run_of_one_step_learns_at_the_full_rate() -> None:
     assert build_cosine_schedule(optimiser, 0.1, 1).get_last_lr() == [2.0]
 
 
-@pytest.mark.parametrize("vision", [True, False])
-@pytest.mark.parametrize("connector", [True, False])
-def test_freezing(policy_dir: Path, vision: bool, connector: bool) -> None:
-    model, _ = load_checkpoint(str(policy_dir))
-    freeze_modules(model, vision=vision, connector=connector)
-    frozen = {name.split(".")[1] for name, p in model.named_parameters() if not p.requires_grad}
-    assert frozen == {part for part, is_frozen in (("vision_model", vision), ("connector", connector)) if is_frozen}
-
-
-def test_a_model_without_a_known_tower_is_refused() -> None:
-    with pytest.raises(ValueError, match="Linear has none of"):
-        freeze_modules(torch.nn.Linear(1, 1), vision=True, connector=True)
-
-
 def test_a_checkpoint_is_replaced_only_by_a_complete_one(policy_dir: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     out.mkdir()
@@ -61,12 +50,13 @@ def test_a_checkpoint_is_replaced_only_by_a_complete_one(policy_dir: Path, tmp_p
     model, processor = load_checkpoint(str(policy_dir))
     with pytest.raises(TypeError, match="not JSON serializable"):
         save_checkpoint(
-            model, processor, load_prompt_format(policy_dir), out, dtype="float32", log=[{"loss": object()}]
+            model, processor, load_prompt_format(policy_dir), out, settings=SETTINGS, log=[{"loss": object()}]
         )  # type: ignore[dict-item]
     assert [p.name for p in out.iterdir()] == ["older"]
-    save_checkpoint(model, processor, load_prompt_format(policy_dir), out, dtype="float32", log=[{"loss": 1.0}])
+    save_checkpoint(model, processor, load_prompt_format(policy_dir), out, settings=SETTINGS, log=[{"loss": 1.0}])
     assert not (out / "older").exists()
-    assert {p.name for p in policy_dir.iterdir()} | {"train_log.json"} == {p.name for p in out.iterdir()}
+    added = {"train_log.json", "train_settings.json"}
+    assert {p.name for p in policy_dir.iterdir()} | added == {p.name for p in out.iterdir()}
     assert not get_partial_folder(out).exists()
 
 

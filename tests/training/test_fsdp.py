@@ -10,11 +10,13 @@ import pytest
 import torch
 from accelerate.utils import DistributedType
 
+from clincot.config import TrainConfig
 from clincot.errors import InvalidInput
 from clincot.models.checkpoint import hash_checkpoint
 from clincot.models.vlm import VisionLanguageModel
 from clincot.training import fsdp
 from clincot.training.checkpoint_writer import save_checkpoint
+from clincot.training.resolved_settings import Device, resolve_settings
 
 
 def gathering(model: Any, kind: DistributedType = DistributedType.FSDP) -> Any:
@@ -40,7 +42,8 @@ def test_gathered_weights_are_published_as_the_same_bytes(
     weights = fsdp.gather_weights(gathering(policy.model))
     assert weights is not None
     assert weights["lm_head.weight"] is weights["model.text_model.embed_tokens.weight"]
-    at = {"dtype": dtype, "log": []}
+    settings = resolve_settings(TrainConfig(dtype=dtype), 1000, Device(gpu=False, bfloat16=False))
+    at = {"settings": settings, "log": []}
     save_checkpoint(policy.model, policy.encoder.processor, policy.views, tmp_path / "split", weights=weights, **at)
     save_checkpoint(policy.model, policy.encoder.processor, policy.views, tmp_path / "whole", **at)
     if dtype == "float32":  # the bytes of weights alone: the second model's configuration was rounded with it

@@ -107,7 +107,7 @@ def test_two_killed_processes_resume_the_loss_curve_of_one(work: TrainingJob, al
 
 def test_a_loss_that_is_not_finite_stops_both_processes_by_name(tmp_path: Path) -> None:
     """A learning rate of 1e30: the first step is fine, the second one's loss is NaN on both; they name the pairs."""
-    config = TrainConfig(batch_size=4, epochs=2, lr=1e30, warmup_ratio=0.0, max_grad_norm=1e30)
+    config = TrainConfig(batch_size=4, epochs=2, lr=1e30, warmup_ratio=0.0, max_grad_norm=1e30, train_projector=False)
     work = write_work(tmp_path, config, studies=3, extra=0)
     with pytest.raises(TrainingFailed, match=r"step 2: the loss is not finite for 4 of 4 pairs: pair-.*Lower train.lr"):
         run_training(work, TWO)
@@ -169,3 +169,14 @@ def test_a_launch_is_read_strictly(tmp_path: Path) -> None:
         path.write_text(content)
         with pytest.raises(InvalidRecord, match=message):
             load_launch_settings(path)
+
+
+def test_a_large_model_is_not_split_unless_all_is_trained(work: TrainingJob, monkeypatch: pytest.MonkeyPatch) -> None:
+    """LoRA is its default, so FSDP needs full fine-tuning to be asked for."""
+    monkeypatch.setattr("clincot.training.resolved_settings.LARGE_MODEL_PARAMETERS", 1000)
+    split = TWO.model_copy(update={"sharding": "fsdp"})
+    with pytest.raises(InvalidInput, match=r"FSDP with LoRA is not supported: the policy has .* parameters"):
+        run_training(work, split)
+    full = work.model_copy(update={"config": work.config.model_copy(update={"full_finetuning": True})})
+    with pytest.raises(TrainingFailed, match="there are none here"):  # past this check: no GPU to split it among
+        run_training(full, split)

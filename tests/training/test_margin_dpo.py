@@ -20,9 +20,10 @@ from clincot.models.encoding import read_picture
 from clincot.models.vlm import VisionLanguageModel, load_checkpoint
 from clincot.prompts import Conversation, PromptFormat, collect_views, load_prompt_format
 from clincot.records import Study
-from clincot.training.checkpoint_writer import NonFiniteError, build_lora_config, freeze_modules, get_partial_folder
+from clincot.training.checkpoint_writer import NonFiniteError, get_partial_folder
 from clincot.training.margin_dpo import MarginDPOTrainer, train_on_pairs
 from clincot.training.rows import TrainingRow
+from clincot.training.trained_parts import build_lora_config, freeze_modules
 from tests.support.training_builders import differing_crops, shared_images
 
 pytestmark = pytest.mark.slow
@@ -52,7 +53,7 @@ def _messages(conversation: Conversation) -> list[dict[str, Any]]:
 def _stock_losses(rows: list[TrainingRow], policy_dir: Path, config: TrainConfig, folder: Path) -> list[float]:
     """TRL's own DPOTrainer with its own collator on the same pairs, one loss a step."""
     model, processor = load_checkpoint(str(policy_dir))
-    freeze_modules(model, vision=config.freeze_vision, connector=config.freeze_vision)
+    freeze_modules(model, vision=config.freeze_vision, projector=not config.train_projector)
     data = [
         {
             "images": [read_picture(p) for p in collect_views(row.chosen)],
@@ -97,6 +98,8 @@ def _stock_losses(rows: list[TrainingRow], policy_dir: Path, config: TrainConfig
         pytest.param({"lora_r": 4, "lora_alpha": 8}, id="lora"),
         pytest.param({"lr": 1e-4}, id="full"),
         pytest.param({"lr": 1e-4, "freeze_vision": False}, id="full-with-vision"),
+        pytest.param({"lr": 1e-4, "train_projector": False}, id="language-model"),
+        pytest.param({"lora_r": 4, "lora_alpha": 8, "train_projector": False}, id="lora-language-model"),
     ],
 )
 def test_lambda_zero_is_stock_dpo(
@@ -342,14 +345,14 @@ def test_a_pair_without_a_finite_reference_is_named(
 
     policy.encode_pictures = overflowing  # type: ignore[method-assign]
     with pytest.raises(NonFiniteError, match=r"reference .* pair-2;"):
-        MarginDPOTrainer(policy, rows, TrainConfig(batch_size=4), tmp_path / "work")
+        MarginDPOTrainer(policy, rows, TrainConfig(batch_size=4, train_projector=False), tmp_path / "work")
 
 
 def test_a_non_finite_loss_names_its_pairs_and_saves_nothing(
     policy_dir: Path, studies: list[Study], folder: Path, views: PromptFormat, tmp_path: Path
 ) -> None:
     rows = differing_crops(studies[:2], folder, views)
-    config = TrainConfig(lr=1e30, warmup_ratio=0.0, batch_size=1, epochs=2)
+    config = TrainConfig(lr=1e30, warmup_ratio=0.0, batch_size=1, epochs=2, train_projector=False)
     with pytest.raises(NonFiniteError, match=r"step 2: .* 1 of 1 pairs: pair-[01];"):
         train_on_pairs(rows, policy_dir, tmp_path / "out", config, progress=False)
     assert not (tmp_path / "out").exists()

@@ -86,25 +86,24 @@ def test_an_epoch_has_every_row_once_in_bounded_steps(policy_dir: Path, rows: li
 
 
 @pytest.mark.parametrize(
-    ("config", "train_connector", "expected"),
+    ("config", "expected"),
     [
-        (TrainConfig(), True, {"connector", "text_model"}),
-        (TrainConfig(), False, {"text_model"}),
-        (TrainConfig(freeze_vision=False), True, {"vision_model", "connector", "text_model"}),
-        (TrainConfig(lora_r=4), True, {"connector", "text_model"}),
-        (TrainConfig(lora_r=4), False, {"text_model"}),
+        (TrainConfig(), {"connector", "text_model"}),
+        (TrainConfig(train_projector=False), {"text_model"}),
+        (TrainConfig(freeze_vision=False), {"vision_model", "connector", "text_model"}),
+        (TrainConfig(lora_r=4), {"connector", "text_model"}),
+        (TrainConfig(lora_r=4, train_projector=False), {"text_model"}),
     ],
 )
 def test_what_is_frozen_stays_as_it_is(
     config: TrainConfig,
-    train_connector: bool,
     expected: set[str],
     policy_dir: Path,
     rows: list[SFTRow],
     tmp_path: Path,
 ) -> None:
     changed = config.model_copy(update={"lr": 1e-2, "batch_size": 8})
-    train_on_rows(rows, policy_dir, tmp_path / "out", changed, train_connector=train_connector, progress=False)
+    train_on_rows(rows, policy_dir, tmp_path / "out", changed, progress=False)
     assert _changed(policy_dir, tmp_path / "out") == expected
 
 
@@ -178,10 +177,10 @@ def test_sft_on_chosen_never_sees_the_rejected_side(
     policy_dir: Path, studies: list[Study], folder: Path, views: PromptFormat, tmp_path: Path
 ) -> None:
     rows = differing_crops(studies[:4], folder, views)
-    config = TrainConfig(loss="sft", lr=1e-3, batch_size=4)
+    config = TrainConfig(loss="sft", lr=1e-3, batch_size=4, train_projector=False)
     train_on_pairs(rows, policy_dir, tmp_path / "pairs", config, progress=False)
     chosen = [SFTRow(row.pair, row.chosen) for row in rows]
-    train_on_rows(chosen, policy_dir, tmp_path / "rows", config, train_connector=False, progress=False)
+    train_on_rows(chosen, policy_dir, tmp_path / "rows", config, progress=False)
     weights = [(tmp_path / name / "model.safetensors").read_bytes() for name in ("pairs", "rows")]
     assert weights[0] == weights[1]
     assert _changed(policy_dir, tmp_path / "pairs") == {"text_model"}

@@ -68,10 +68,12 @@ def llava(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize(
     ("changes", "trained"),
     [
-        ({}, {"language_model"}),
-        ({"lora_r": 4}, {"language_model"}),
+        ({}, {"language_model", "multi_modal_projector"}),
+        ({"train_projector": False}, {"language_model"}),
+        ({"lora_r": 4}, {"language_model", "multi_modal_projector"}),
+        ({"lora_r": 4, "train_projector": False}, {"language_model"}),
         ({"freeze_vision": False}, {"language_model", "vision_tower", "multi_modal_projector"}),
-        ({"loss": "sft"}, {"language_model"}),
+        ({"loss": "sft"}, {"language_model", "multi_modal_projector"}),
     ],
 )
 def test_llava_trains_and_what_is_frozen_stays(

@@ -3,7 +3,7 @@
 Neutral defaults suit models of billions of parameters as far as a source says anything about them; what another model
 or data set needs is a recipe (recipes/*.yaml). Unknown keys are refused.
 Sources: [ClinCoT] arXiv 2603.01124, [UV-CoT] arXiv 2504.18397, [MMedPO] arXiv 2412.06141, [ODPO] arXiv 2402.10571,
-[mDPO] arXiv 2406.11839.
+[mDPO] arXiv 2406.11839, [LLaVA] arXiv 2310.03744, [QLoRA] arXiv 2305.14314.
 """
 
 from __future__ import annotations
@@ -280,11 +280,40 @@ class TrainConfig(FrozenConfig):
     warmup_ratio: Share = Field(default=0.1, description="Share of the steps in which the learning rate rises.")
     max_grad_norm: float = Field(default=1.0, gt=0, description="Gradients are clipped to this norm.")
     freeze_vision: bool = Field(default=True, description="Keep the vision tower fixed and reuse its features.")
-    lora_r: int = Field(default=0, ge=0, description="Rank of LoRA; 0: full fine-tuning [MMedPO: 128].")
-    lora_alpha: PositiveInt = Field(default=256, description="α of LoRA.")
-    dtype: Literal["float32", "bfloat16"] = Field(default="float32", description="Type of weights and activations.")
+    train_projector: bool = Field(
+        default=True, description="Train the projector between vision tower and language model too [LLaVA, MMedPO]."
+    )
+    projector_lr: float | None = Field(
+        default=None,
+        gt=0,
+        description="Peak learning rate of the projector; null: lr, or 2e-5 where LoRA is chosen by size [MMedPO].",
+    )
+    full_finetuning: bool = Field(
+        default=False,
+        description="Train all weights of a model above 1e9 parameters too, where LoRA is the default [ClinCoT code].",
+    )
+    lora_r: int = Field(
+        default=0, ge=0, description="Rank of LoRA; 0: none up to 1e9 parameters, 128 above [MMedPO: 128]."
+    )
+    lora_alpha: PositiveInt = Field(default=256, description="α of LoRA [MMedPO: 256].")
+    quantization: Literal["none", "4bit"] = Field(
+        default="none", description="Frozen weights under a LoRA; 4bit [QLoRA] is refused, since it cannot be merged."
+    )
+    dtype: Literal["auto", "float32", "bfloat16"] = Field(
+        default="auto",
+        description="Type of weights and activations; auto: bfloat16 on a GPU that has it, float32 elsewhere.",
+    )
     save_steps: int = Field(default=0, ge=0, description="Steps between resumable checkpoints; 0: only at the end.")
     seed: int = Field(default=0, description="Seed of the order of pairs.")
+
+    @model_validator(mode="after")
+    def _check_method(self) -> TrainConfig:
+        if self.full_finetuning and (self.lora_r or self.quantization != "none"):
+            raise ValueError(
+                f"full_finetuning trains all weights; set lora_r: 0 and quantization: none, got lora_r: {self.lora_r} "
+                f"and quantization: {self.quantization}"
+            )
+        return self
 
 
 class EvaluateConfig(FrozenConfig):

@@ -15,7 +15,7 @@ from clincot.jsonl import hash_files
 WEIGHTS_INDEX = "model.safetensors.index.json"
 MANIFEST = "manifest.json"  # of a published checkpoint
 # These files describe a checkpoint without affecting its answers, so the digest does not cover them.
-METADATA_FILES = frozenset({"record.json", "train_log.json", MANIFEST})
+METADATA_FILES = frozenset({"record.json", "train_log.json", "train_settings.json", MANIFEST})
 _DIGESTED_SUFFIXES = frozenset({".safetensors", ".json", ".jinja", ".model", ".txt"})
 _PICKLE_SUFFIXES = frozenset({".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt"})  # loading one executes its content
 

@@ -130,7 +130,7 @@ def train_sft(
         else build_judge_lessons(lessons, data, views, seed=config.seed, part=part)
     )
     rows = [SFTRow(f"lesson {number}", conversation) for number, conversation in enumerate(conversations)]
-    return train_on_rows(rows, start, out, config, train_connector=True)
+    return train_on_rows(rows, start, out, config.model_copy(update={"train_projector": True}))
 
 
 def make_small_model(recipe: ModelRecipe, work: Path, out: Path) -> Path:

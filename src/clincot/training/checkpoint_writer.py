@@ -1,4 +1,4 @@
-"""Choose the weights to train, and write a trained policy as a checkpoint folder."""
+"""Write a trained policy as a checkpoint folder, with its log and settings."""
 
 from __future__ import annotations
 
@@ -10,52 +10,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
-from clincot.config import TrainConfig
-from clincot.errors import InvalidInput, UserError
+from clincot.errors import UserError
 from clincot.jsonl import atomic_write, write_json
 from clincot.prompts import PromptFormat, save_prompt_format
+from clincot.training.resolved_settings import SETTINGS_FILE, ResolvedSettings, describe_settings
 
 LOG_FILE = "train_log.json"
-_VISION_TOWER_NAMES = ("vision_model", "vision_tower", "visual")  # its names in the model families of transformers
 
 
 class NonFiniteError(UserError, RuntimeError):
     """The loss or its gradient became NaN or infinite; the message names the pairs or rows."""
-
-
-def freeze_modules(model: Any, *, vision: bool, connector: bool) -> None:
-    """Freeze the vision tower and/or the connector (projector); the language model is always trained.
-
-    Raises InvalidInput if the model has no vision tower under a known name.
-    """
-    inner = getattr(model, "model", model)
-    towers = [getattr(inner, name) for name in _VISION_TOWER_NAMES if isinstance(getattr(inner, name, None), nn.Module)]
-    if not towers:
-        raise InvalidInput(
-            f"{type(model).__name__} has none of {_VISION_TOWER_NAMES}, so its vision tower cannot be identified"
-        )
-    model.requires_grad_(not connector)  # the parts that are not set again below are the connector, under any name
-    for tower in towers:
-        tower.requires_grad_(not vision)
-    model.get_decoder().requires_grad_(True)
-    model.get_output_embeddings().requires_grad_(True)
-
-
-def build_lora_config(model: Any, config: TrainConfig) -> Any:
-    """A LoRA on every linear layer that is trained, except the output head, whose weight TRL reads directly."""
-    from peft import LoraConfig
-
-    head = model.get_output_embeddings()
-    targets = [
-        name
-        for name, module in model.named_modules()
-        if isinstance(module, nn.Linear) and module is not head and module.weight.requires_grad
-    ]
-    return LoraConfig(
-        r=config.lora_r, lora_alpha=config.lora_alpha, lora_dropout=0.0, target_modules=targets, task_type="CAUSAL_LM"
-    )
 
 
 def build_cosine_schedule(optimiser: torch.optim.Optimizer, warmup_ratio: float, steps: int) -> Any:
@@ -95,11 +60,11 @@ def save_checkpoint(
     views: PromptFormat,
     out_dir: Path,
     *,
-    dtype: str,
+    settings: ResolvedSettings,
     log: Sequence[Mapping[str, float]],
     weights: Mapping[str, torch.Tensor] | None = None,
 ) -> None:
-    """Write weights, processor, prompt format and training log to the partial folder, then rename it to `out_dir`.
+    """Write weights, processor, prompt format, log and settings to the partial folder, then rename it to `out_dir`.
 
     A LoRA is merged into the weights, so that this checkpoint can be the next round's reference as it is. The adapter
     is kept in adapter/ as well, for servers that load it onto the base (`clincot publish --adapter keep`). `weights`
@@ -108,14 +73,15 @@ def save_checkpoint(
     partial = get_partial_folder(out_dir) / "checkpoint"
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
+    dtype = getattr(torch, settings.dtype)
     if hasattr(model, "merge_and_unload"):
         _save_adapter(model, partial / "adapter")
         model = model.merge_and_unload()
     if weights is None:
-        model.to(getattr(torch, dtype)).save_pretrained(partial, safe_serialization=True)
+        model.to(dtype).save_pretrained(partial, safe_serialization=True)
     else:
         # convert each tensor once, so that tied weights are still one tensor and are written once
-        converted = {id(tensor): tensor.to(getattr(torch, dtype)) for tensor in weights.values()}
+        converted = {id(tensor): tensor.to(dtype) for tensor in weights.values()}
         state_dict = {name: converted[id(tensor)] for name, tensor in weights.items()}
         model.save_pretrained(partial, state_dict=state_dict, safe_serialization=True)
     processor.save_pretrained(partial)
@@ -123,6 +89,7 @@ def save_checkpoint(
     with atomic_write(partial / LOG_FILE) as file:
         json.dump(list(log), file, indent=1)
         file.write("\n")
+    write_json(partial / SETTINGS_FILE, describe_settings(settings))
     if out_dir.exists():
         shutil.rmtree(out_dir)
     partial.rename(out_dir)

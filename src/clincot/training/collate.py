@@ -16,7 +16,8 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from clincot.errors import InvalidInput
 from clincot.models.encoding import ConversationEncoder, EncodedConversation, pad_rows
-from clincot.models.features import SHARED_FEATURE_FAMILIES
+from clincot.models.features import SHARED_FEATURE_FAMILIES, PictureFeatures
+from clincot.models.vlm import VisionLanguageModel
 from clincot.prompts import Conversation, ImageView
 from clincot.training.packing import PADDING_SEGMENT, Pack, build_attention_mask, pack_conversations
 from clincot.training.rows import TrainingRow
@@ -24,6 +25,8 @@ from clincot.training.rows import TrainingRow
 # Shape suffixes: B pairs, N conversations (B chosen, B rejected and, with image pairs, B blanked), S sequences (N, or
 # fewer packs), T tokens, K positions at which the vocabulary is projected, A action tokens, V vocabulary, F frames,
 # H hidden size, U turns.
+
+TOWER_CACHE_MB = 2048  # size of the cache of tower states; the tiny tower needs 0.16 MB for an image
 
 Batch = dict[str, torch.Tensor]
 PictureTensors = Callable[[Sequence[Sequence[ImageView]]], Batch]  # the pictures of each sequence
@@ -166,6 +169,20 @@ def make_feature_source(encode_pictures: Callable[[Sequence[ImageView]], torch.T
         return {"features": encode_pictures(list(chain.from_iterable(pictures)))}
 
     return load_features
+
+
+def make_tower_source(policy: VisionLanguageModel, dtype: str) -> PictureTensors:
+    """Pictures as the states (F, T, H) of a frozen tower, for a projector that is trained.
+
+    The states are computed once for each picture, in mixed precision where `dtype` is bfloat16.
+    """
+    states = PictureFeatures(policy.model, policy.encoder, output="last_hidden_state", kept_mb=TOWER_CACHE_MB)
+
+    def load_states(pictures: Sequence[Sequence[ImageView]]) -> Batch:
+        with torch.autocast(policy.model.device.type, torch.bfloat16, enabled=dtype == "bfloat16"):
+            return {"features": states(list(chain.from_iterable(pictures)))}
+
+    return load_states
 
 
 def supports_packing(model: Any) -> bool:

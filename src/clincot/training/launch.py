@@ -27,8 +27,8 @@ def run_training(job: TrainingJob, launch: LaunchSettings) -> dict[str, float]:
     processes = _count_processes(launch)
     if job.config.loss == "sft" and (launch.job is not None or processes > 1):
         raise InvalidInput("train.loss sft trains in one process; launch it with how: here")
-    if job.config.lora_r and launch.sharding != "none":
-        raise InvalidInput("a LoRA can only be merged into an unsharded model; set sharding: none, or train.lora_r: 0")
+    if launch.sharding != "none":
+        _check_sharding(job)
     if launch.job is not None:
         from clincot.training.kubeflow_trainer import train_on_nodes
 
@@ -38,6 +38,24 @@ def run_training(job: TrainingJob, launch: LaunchSettings) -> dict[str, float]:
 
         return train_in_process(job)
     return run_torchrun(job.model_copy(update={"sharding": launch.sharding}), processes)
+
+
+def _check_sharding(job: TrainingJob) -> None:
+    """Raise InvalidInput if the model would be trained by LoRA, whether the configuration or its size says so."""
+    from clincot.training.resolved_settings import Device, count_checkpoint_parameters, resolve_settings
+
+    config = job.config
+    if not config.lora_r and not config.full_finetuning:
+        parameters = count_checkpoint_parameters(job.policy)
+        by_size = resolve_settings(config, parameters, Device(gpu=False, bfloat16=False)).lora_r > 0
+        reason = f"the policy has {parameters / 1e9:.1f}e9 parameters, for which LoRA is the default; "
+    else:
+        by_size, reason = False, ""
+    if config.lora_r or by_size:
+        raise InvalidInput(
+            f"FSDP with LoRA is not supported: {reason}a LoRA can only be merged into an unsharded model; "
+            "set sharding: none, or train.full_finetuning: true (and train.lora_r: 0) to shard full fine-tuning"
+        )
 
 
 def _count_processes(launch: LaunchSettings) -> int:

@@ -30,8 +30,6 @@ from clincot.training.checkpoint_writer import (
     NonFiniteError,
     average_last_steps,
     build_cosine_schedule,
-    build_lora_config,
-    freeze_modules,
     get_partial_folder,
     open_partial_folder,
     save_checkpoint,
@@ -40,17 +38,36 @@ from clincot.training.collate import (
     Batch,
     ConversationCollator,
     PairCollator,
+    PictureTensors,
     compute_action_logprobs,
     make_feature_source,
     make_pixel_source,
+    make_tower_source,
     supports_packing,
 )
 from clincot.training.distributed import DistributedCollator, ProcessGroup, average_batch
 from clincot.training.fsdp import check_sharded, gather_weights, is_fsdp_enabled
 from clincot.training.image_conditional import blank_crops
 from clincot.training.margin import margin_dpo_loss, margin_logits, margin_nats
+from clincot.training.resolved_settings import (
+    Device,
+    ResolvedSettings,
+    count_checkpoint_parameters,
+    count_parameters,
+    describe_settings,
+    log_settings,
+    resolve_settings,
+)
 from clincot.training.rows import TrainingRow, select_chosen_rows
 from clincot.training.sft import train_on_rows
+from clincot.training.trained_parts import (
+    build_lora_config,
+    find_projectors,
+    freeze_modules,
+    get_base_model,
+    keep_trained_weights_in_float32,
+    set_projector_rate,
+)
 
 # Shape suffixes: B pairs, S sides of a pair (2, or 3 with image-conditional pairs), N conversations (S * B, ordered as
 # in PairCollator).
@@ -71,12 +88,12 @@ def train_on_pairs(
     if not rows:
         raise InvalidInput("no pairs to train on; lower pair.min_gap or ask more questions")
     if config.loss == "sft":
-        return train_on_rows(
-            select_chosen_rows(rows), policy_dir, out_dir, config, train_connector=False, progress=progress
-        )
-    policy, partial = _load_policy(policy_dir, config), get_partial_folder(out_dir)
+        return train_on_rows(select_chosen_rows(rows), policy_dir, out_dir, config, progress=progress)
+    settings = resolve_settings(config, count_checkpoint_parameters(policy_dir), Device.detect())
+    policy, partial = load_policy_to_train(policy_dir, settings), get_partial_folder(out_dir)
     process_group = ProcessGroup.from_torch()
-    run = hash_json([policy.digest, config.digest, [repr(row) for row in rows]])
+    process_group.on_main_process(lambda: log_settings(settings))
+    run = hash_json([policy.digest, config.digest, describe_settings(settings), [repr(row) for row in rows]])
     process_group.on_main_process(lambda: open_partial_folder(out_dir, run))
     trainer = MarginDPOTrainer(policy, rows, config, partial, progress=progress and process_group.is_main_process)
     trainer.train(resume_from_checkpoint=_find_last_checkpoint(partial))
@@ -88,7 +105,7 @@ def train_on_pairs(
             policy.encoder.processor,
             policy.views,
             out_dir,
-            dtype=config.dtype,
+            settings=trainer.settings,
             log=log,
             weights=weights,
         )
@@ -112,13 +129,13 @@ class MarginDPOTrainer(DPOTrainer):  # type: ignore[misc]
         self.process_group.per_process_batch(config.batch_size)
         self._metric_values: defaultdict[str, list[float]] = defaultdict(list)
         self._pairs_in_step: list[str] = []  # pairs since the last log line, named if the gradient is not finite
-        freeze_modules(policy.model, vision=config.freeze_vision, connector=config.freeze_vision)
+        self.settings = resolve_settings(config, count_parameters(policy.model), Device.detect())
+        freeze_modules(policy.model, vision=config.freeze_vision, projector=not config.train_projector)
         # the tower of a sharded model is complete only inside the model's forward pass
         shared = config.freeze_vision and policy.shares_features and not is_fsdp_enabled()
+        self._projects_features = shared and config.train_projector
         conversations = ConversationCollator(
-            policy.encoder,
-            make_feature_source(policy.encode_pictures) if shared else make_pixel_source(policy.encoder),
-            packed=shared and supports_packing(policy.model),
+            policy.encoder, self._choose_pictures(policy, shared), packed=shared and supports_packing(policy.model)
         )
         blanked = (
             [blank_crops(row.chosen, folder / f"blank-{self.process_group.rank}") for row in rows]
@@ -128,18 +145,43 @@ class MarginDPOTrainer(DPOTrainer):  # type: ignore[misc]
         margins = [margin_logits(row.gap, row.spread, config) for row in rows]
         super().__init__(
             model=policy.model,
-            args=_build_arguments(config, folder),
+            args=_build_arguments(config, self.settings, folder),
             data_collator=DistributedCollator(
                 PairCollator(rows, margins, conversations, blanked=blanked), self.process_group
             ),
             train_dataset=Dataset.from_dict({"row": list(range(len(rows)))}),
             processing_class=policy.encoder.processor,
-            peft_config=build_lora_config(policy.model, config) if config.lora_r else None,
+            peft_config=build_lora_config(policy.model, self.settings) if self.settings.lora_r else None,
         )
+        keep_trained_weights_in_float32(self.model)
         check_sharded(self)
         self.remove_callback(PrinterCallback)
         self.remove_callback(ProgressCallback)
         self.add_callback(_ProgressBar(progress))
+
+    def _choose_pictures(self, policy: VisionLanguageModel, shared: bool) -> PictureTensors:
+        """What a batch holds of its pictures: pixels, features, or the tower's states if only the tower is fixed."""
+        if not shared:
+            return make_pixel_source(policy.encoder)
+        if not self._projects_features:
+            return make_feature_source(policy.encode_pictures)
+        return make_tower_source(policy, self.settings.weights_dtype)
+
+    def _project_features(self, batch: Batch) -> Batch:
+        """The batch with the projector applied to the states of the tower, if it is trained."""
+        if not self._projects_features or "features" not in batch:
+            return batch
+        (projector,) = find_projectors(get_base_model(self.accelerator.unwrap_model(self.model))).values()
+        with self.accelerator.autocast():
+            return {**batch, "features": projector(batch["features"])}
+
+    def create_optimizer(self, model: Any = None) -> Any:
+        """TRL's optimiser, with the projector's own learning rate where it has one."""
+        created = self.optimizer is None
+        optimiser = super().create_optimizer(model)
+        if created and self.settings.train_projector and self.settings.projector_lr != self.settings.lr:
+            set_projector_rate(optimiser, self.model, self.settings.projector_lr)
+        return optimiser
 
     def _prepare_dataset(self, dataset: Dataset, *_: Any, **__: Any) -> Dataset:
         """Return the data set unchanged: the collator encodes the conversations."""
@@ -178,7 +220,8 @@ class MarginDPOTrainer(DPOTrainer):  # type: ignore[misc]
         model.eval()
         base = getattr(model, "disable_adapter", torch.no_grad)
         with torch.no_grad(), base(), self.accelerator.autocast():
-            logps_N = compute_action_logprobs(model, batch, self.data_collator.sides * len(batch["row"])).sum_N
+            projected = self._project_features(batch)
+            logps_N = compute_action_logprobs(model, projected, self.data_collator.sides * len(batch["row"])).sum_N
         return logps_N.reshape(-1, len(batch["row"])).T.contiguous()
 
     def compute_loss(
@@ -191,7 +234,7 @@ class MarginDPOTrainer(DPOTrainer):  # type: ignore[misc]
         if return_outputs:
             raise NotImplementedError("this trainer only trains with margin-DPO; it does not evaluate")
         config, pairs = self.config, len(inputs["row"])
-        logprobs = compute_action_logprobs(model, inputs, self.data_collator.sides * pairs)
+        logprobs = compute_action_logprobs(model, self._project_features(inputs), self.data_collator.sides * pairs)
         logps_SB, ref_SB = logprobs.sum_N.reshape(-1, pairs), inputs["ref_logps"].reshape(-1, pairs)
         margin_B = inputs["margin"]
         loss_B = margin_dpo_loss(logps_SB[0], logps_SB[1], ref_SB[0], ref_SB[1], margin_B, config.beta)
@@ -313,7 +356,7 @@ class _ProgressBar(TrainerCallback):  # type: ignore[misc]
         self.bar.close()
 
 
-def _build_arguments(config: TrainConfig, folder: Path) -> DPOConfig:
+def _build_arguments(config: TrainConfig, settings: ResolvedSettings, folder: Path) -> DPOConfig:
     gpu = torch.cuda.is_available()
     return DPOConfig(
         output_dir=str(folder),
@@ -323,10 +366,10 @@ def _build_arguments(config: TrainConfig, folder: Path) -> DPOConfig:
         per_device_train_batch_size=config.batch_size,
         gradient_accumulation_steps=config.grad_accumulation,
         max_grad_norm=config.max_grad_norm,
-        bf16=config.dtype == "bfloat16",
+        bf16=settings.dtype == "bfloat16",
         fp16=False,
         use_cpu=not gpu,
-        gradient_checkpointing=gpu,
+        gradient_checkpointing=settings.gradient_checkpointing,
         seed=config.seed,
         data_seed=config.seed,
         dataloader_num_workers=0,
@@ -344,10 +387,10 @@ def _build_arguments(config: TrainConfig, folder: Path) -> DPOConfig:
     )
 
 
-def _load_policy(policy_dir: Path, config: TrainConfig) -> VisionLanguageModel:
+def load_policy_to_train(policy_dir: Path, settings: ResolvedSettings) -> VisionLanguageModel:
     """The policy to train, in fp32 unless it is the frozen base of a LoRA: small updates are lost in bf16."""
-    dtype = config.dtype if config.lora_r else "float32"
-    return VisionLanguageModel(policy_dir, device="cuda" if torch.cuda.is_available() else "cpu", dtype=dtype)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    return VisionLanguageModel(policy_dir, device=device, dtype=settings.weights_dtype)
 
 
 def _find_last_checkpoint(folder: Path) -> str | None:

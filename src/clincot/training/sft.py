@@ -19,15 +19,12 @@ from tqdm import tqdm
 from clincot.config import TrainConfig
 from clincot.errors import InvalidInput
 from clincot.models.encoding import EncodedConversation
-from clincot.models.features import PictureFeatures
 from clincot.models.vlm import VisionLanguageModel
 from clincot.records import hash_json
 from clincot.training.checkpoint_writer import (
     NonFiniteError,
     average_last_steps,
     build_cosine_schedule,
-    build_lora_config,
-    freeze_modules,
     open_partial_folder,
     save_checkpoint,
 )
@@ -37,14 +34,29 @@ from clincot.training.collate import (
     compute_action_logprobs,
     make_feature_source,
     make_pixel_source,
+    make_tower_source,
     supports_packing,
 )
+from clincot.training.resolved_settings import (
+    Device,
+    ResolvedSettings,
+    count_checkpoint_parameters,
+    describe_settings,
+    log_settings,
+    resolve_settings,
+)
 from clincot.training.rows import SFTRow
+from clincot.training.trained_parts import (
+    build_lora_config,
+    find_projectors,
+    freeze_modules,
+    keep_trained_weights_in_float32,
+    set_projector_rate,
+)
 
 # Shape suffixes: N conversations of a micro-batch.
 
 LOG_EVERY = 10  # steps between two updates of the progress bar's loss
-TOWER_CACHE_MB = 2048  # size of the cache of tower states; the tiny tower needs 0.16 MB for an image
 BUCKET_SIZE = 50  # number of batches whose rows are sorted by length together
 PACK_SIZE = 8  # most conversations packed into one sequence
 RESUME_FILE = "resume.pt"
@@ -58,7 +70,6 @@ def train_on_rows(
     out_dir: Path,
     config: TrainConfig,
     *,
-    train_connector: bool = True,
     held_out: Sequence[SFTRow] = (),
     progress: bool = True,
 ) -> dict[str, float]:
@@ -66,56 +77,66 @@ def train_on_rows(
 
     The loss is the negative log-probability (nats) of the action tokens, averaged over the action tokens of a batch.
     Fields of `config` that are used: lr, epochs, batch_size (conversations), grad_accumulation, warmup_ratio,
-    max_grad_norm, freeze_vision, lora_*, dtype, save_steps, seed. `train_connector`: whether to train the connector
-    between tower and language model while the tower is frozen; a model trained from scratch needs it. An interrupted
-    call resumes at the last multiple of save_steps.
+    max_grad_norm, freeze_vision, train_projector, projector_lr, full_finetuning, lora_*, dtype,
+    save_steps, seed. An interrupted call resumes at the last multiple of save_steps.
 
     Returns the mean loss of the last tenth of the steps, the numbers of rows and steps and, with `held_out`, its loss.
     Raises InvalidInput without rows, NonFiniteError for a loss or gradient that is NaN or infinite.
     """
     if not rows:
         raise InvalidInput("no rows to train on")
+    settings = resolve_settings(config, count_checkpoint_parameters(policy_dir), Device.detect())
+    log_settings(settings)
     gpu = torch.cuda.is_available()
-    policy = VisionLanguageModel(
-        policy_dir, device="cuda" if gpu else "cpu", dtype=config.dtype if config.lora_r else "float32"
-    )
+    policy = VisionLanguageModel(policy_dir, device="cuda" if gpu else "cpu", dtype=settings.weights_dtype)
     run = hash_json(
-        [policy.digest, config.digest, train_connector, [[row.name, repr(row.conversation)] for row in rows]]
+        [
+            policy.digest,
+            config.digest,
+            describe_settings(settings),
+            [[row.name, repr(row.conversation)] for row in rows],
+        ]
     )
     partial = open_partial_folder(out_dir, run)
-    loop = _SftLoop(policy, config, train_connector)
+    loop = _SftLoop(policy, config, settings)
     loop.train_epochs(rows, partial / RESUME_FILE, progress=progress)
     metrics = {**average_last_steps(loop.log), "rows": float(len(rows)), "steps": float(loop.step)}
     if held_out:
         metrics["held_out_loss"] = loop.measure_loss(held_out)
-    save_checkpoint(loop.model, policy.encoder.processor, policy.views, out_dir, dtype=config.dtype, log=loop.log)
+    save_checkpoint(loop.model, policy.encoder.processor, policy.views, out_dir, settings=settings, log=loop.log)
     return metrics
 
 
 class _SftLoop:
     """The model, optimiser and log of one training run."""
 
-    def __init__(self, policy: VisionLanguageModel, config: TrainConfig, train_connector: bool) -> None:
+    def __init__(self, policy: VisionLanguageModel, config: TrainConfig, settings: ResolvedSettings) -> None:
         torch.manual_seed(config.seed)
-        self.config = config
+        self.config, self.settings = config, settings
         model: Any = policy.model
-        freeze_modules(model, vision=config.freeze_vision, connector=config.freeze_vision and not train_connector)
-        self.connector: Any = None
+        freeze_modules(model, vision=config.freeze_vision, projector=not config.train_projector)
+        shared = config.freeze_vision and policy.shares_features
         source = make_pixel_source(policy.encoder)
-        if config.freeze_vision and policy.shares_features:
+        if shared and config.train_projector:
+            source = make_tower_source(policy, settings.weights_dtype)
+        elif shared:
             source = make_feature_source(policy.encode_pictures)
-            if train_connector:
-                states = PictureFeatures(model, policy.encoder, output="last_hidden_state", kept_mb=TOWER_CACHE_MB)
-                source, self.connector = make_feature_source(states), model.model.connector
-        packed = config.freeze_vision and policy.shares_features and supports_packing(model)
-        self.collator = ConversationCollator(policy.encoder, source, packed=packed)
-        if config.lora_r:
+        self.collator = ConversationCollator(policy.encoder, source, packed=shared and supports_packing(model))
+        self.model: Any = model
+        if settings.gradient_checkpointing:
+            model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        if settings.lora_r:
             from peft import get_peft_model
 
-            model = get_peft_model(model, build_lora_config(model, config))
-        self.model: Any = model
-        self.trained = [p for p in model.parameters() if p.requires_grad]
+            self.model = get_peft_model(model, build_lora_config(model, settings))
+            keep_trained_weights_in_float32(self.model)
+        self.projector: Any = None  # applied to the states of the tower, if it is trained and the tower is fixed
+        if shared and config.train_projector:
+            (self.projector,) = find_projectors(model).values()
+        self.trained = [p for p in self.model.parameters() if p.requires_grad]
         self.optimiser = torch.optim.AdamW(self.trained, lr=config.lr, weight_decay=0.0)
+        if config.train_projector and settings.projector_lr != config.lr:
+            set_projector_rate(self.optimiser, self.model, settings.projector_lr)
         self.log: list[dict[str, float]] = []
         self.step = 0
 
@@ -192,9 +213,9 @@ class _SftLoop:
         """(log-probability, number) of the action tokens of each conversation, both (N,)."""
         device = self.trained[0].device
         batch: Batch = {k: v.to(device) for k, v in self.collator(encoded, names, groups).items()}
-        with torch.autocast(device.type, torch.bfloat16, enabled=self.config.dtype == "bfloat16"):
-            if self.connector is not None and "features" in batch:
-                batch["features"] = self.connector(batch["features"])
+        with torch.autocast(device.type, torch.bfloat16, enabled=self.settings.dtype == "bfloat16"):
+            if self.projector is not None and "features" in batch:
+                batch["features"] = self.projector(batch["features"])
             logprobs = compute_action_logprobs(self.model, batch, len(encoded))
             return logprobs.sum_N, logprobs.tokens_N
 
