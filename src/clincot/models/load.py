@@ -22,7 +22,9 @@ def load_judge(spec: JudgeSpec) -> Judge:
     """Load a judge: an endpoint if `url` is set, otherwise a checkpoint in this process."""
     if spec.url:
         return build_endpoint_judge(spec)
-    return _load_model(spec.checkpoint, spec.name)
+    model = _load_model(spec.checkpoint, spec.name)
+    _ = model.yes_no_ids  # raises for a tokenizer without yes and no
+    return model
 
 
 def check_checkpoint_exists(path: str, *, what: str) -> None:
@@ -36,7 +38,10 @@ def check_checkpoint_exists(path: str, *, what: str) -> None:
     folder = Path(path)
     if folder.exists():
         if not (folder / "config.json").is_file() or not any(folder.glob("*.safetensors")):
-            raise UnsupportedCheckpoint(f"{what}: {path} holds no checkpoint (config.json and *.safetensors)")
+            raise UnsupportedCheckpoint(
+                f"{what}: {path} holds no checkpoint (config.json and *.safetensors)",
+                f"`clincot doctor {path}` says what is missing",
+            )
         return
     try:
         hf_hub_download(path, "config.json")  # a few hundred bytes, or from the cache

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
+from functools import cached_property
 from itertools import chain
 from pathlib import Path
 from typing import Any, TypeVar
@@ -19,7 +20,6 @@ from safetensors import SafetensorError
 from tqdm import tqdm
 from transformers import (
     AutoModelForImageTextToText,
-    AutoProcessor,
     GenerationConfig,
     LogitsProcessor,
     LogitsProcessorList,
@@ -29,6 +29,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling
 from clincot.models.checkpoint import UnsupportedCheckpoint, hash_checkpoint
 from clincot.models.encoding import ConversationEncoder, EncodedConversation, pad_rows
 from clincot.models.features import SHARED_FEATURE_FAMILIES, PictureFeatures
+from clincot.models.inspection import list_ids, read_model_config, read_processor
 from clincot.models.protocols import MIN_YES_NO_MASS, Generation
 from clincot.models.yes_no import find_yes_no_ids
 from clincot.prompts import Conversation, ImageView, PromptFormat, load_prompt_format
@@ -37,7 +38,6 @@ from clincot.prompts import Conversation, ImageView, PromptFormat, load_prompt_f
 
 T = TypeVar("T")
 
-PREFIX_FAMILIES = frozenset({"paligemma"})  # no chat template: ConversationEncoder lays the prompt out
 _INTEGRATION_STEPS = 8  # of the integral over the gradients
 
 
@@ -66,7 +66,11 @@ class VisionLanguageModel:
         self.encoder = ConversationEncoder(processor, end_ids=list_end_ids(self.model))
         self.shares_features: bool = self.model.config.model_type in SHARED_FEATURE_FAMILIES
         self._features = PictureFeatures(self.model, self.encoder, kept_mb=features_mb)
-        self._yes, self._no = find_yes_no_ids(self.encoder.tokenizer, self.path)
+
+    @cached_property
+    def yes_no_ids(self) -> tuple[list[int], list[int]]:
+        """(ids for yes, ids for no). Raises UnsupportedCheckpoint if the tokenizer has none; a policy may do without."""
+        return find_yes_no_ids(self.encoder.tokenizer, self.path)
 
     def generate(
         self,
@@ -90,12 +94,13 @@ class VisionLanguageModel:
 
     def p_yes(self, conversations: Sequence[Conversation]) -> list[float | None]:
         """See protocols.Policy. Needs one forward pass for each batch and generates nothing."""
+        yes, no = self.yes_no_ids
         out: list[float | None] = []
         for batch in self._iter_batches(conversations, "scoring"):
             encoded = [self.encoder.encode(conversation, reply=True) for conversation in batch]
             logp_BV = self.compute_next_token_logprobs(encoded)
-            yes_B = torch.logsumexp(logp_BV[:, self._yes], dim=-1)
-            no_B = torch.logsumexp(logp_BV[:, self._no], dim=-1)
+            yes_B = torch.logsumexp(logp_BV[:, yes], dim=-1)
+            no_B = torch.logsumexp(logp_BV[:, no], dim=-1)
             mass_B = yes_B.exp() + no_B.exp()  # NaN if the weights are damaged, which gives None below as well
             p_yes_B = torch.sigmoid((yes_B - no_B).double())
             scores = zip(p_yes_B.tolist(), mass_B.tolist(), strict=True)
@@ -144,6 +149,7 @@ class VisionLanguageModel:
         self, encoded: Sequence[EncodedConversation], last_BTH: torch.Tensor, mean_H: torch.Tensor
     ) -> torch.Tensor:
         """(B, T) integrated gradients of log P(yes)/P(no) from the mean feature to each last picture's features."""
+        yes, no = self.yes_no_ids
         inputs = self._build_inputs(encoded, side="left")
         features_FTH = inputs["mm_encoder_outputs"]["image"].pooler_output
         frames = [len(self.encode_pictures(one.pictures)) for one in encoded]
@@ -155,7 +161,7 @@ class VisionLanguageModel:
             replaced_FTH = features_FTH.index_copy(0, last_frame_B, between_BTH)
             inputs["mm_encoder_outputs"] = {"image": BaseModelOutputWithPooling(pooler_output=replaced_FTH)}
             logits_BV = self.model(**inputs, logits_to_keep=1).logits[:, -1]
-            log_odds_B = torch.logsumexp(logits_BV[:, self._yes], -1) - torch.logsumexp(logits_BV[:, self._no], -1)
+            log_odds_B = torch.logsumexp(logits_BV[:, yes], -1) - torch.logsumexp(logits_BV[:, no], -1)
             gradient_BTH += torch.autograd.grad(log_odds_B.sum(), between_BTH)[0] / _INTEGRATION_STEPS
         return ((last_BTH - mean_H) * gradient_BTH).sum(-1)
 
@@ -239,41 +245,34 @@ class VisionLanguageModel:
 
 
 def load_checkpoint(path: str, *, dtype: str = "float32", device: str = "cpu") -> tuple[Any, Any]:
-    """Load (model, processor) of an image-text-to-text family; UnsupportedCheckpoint says what is missing."""
+    """Load (model, processor) of an image-text-to-text family; UnsupportedCheckpoint says what is wrong or missing."""
+    config = read_model_config(path)
+    processor = read_processor(path, config.model_type)
     try:
-        processor = load_processor(path)
-        model = AutoModelForImageTextToText.from_pretrained(
-            path, dtype=getattr(torch, dtype), trust_remote_code=False, use_safetensors=True
+        model, loading = AutoModelForImageTextToText.from_pretrained(
+            path,
+            dtype=getattr(torch, dtype),
+            trust_remote_code=False,
+            use_safetensors=True,
+            output_loading_info=True,
         )
-    except ImportError as error:
+    except (OSError, ValueError, KeyError, AttributeError, TypeError, RuntimeError, SafetensorError) as error:
         raise UnsupportedCheckpoint(
-            f"{path}: its processor needs a package that is not installed here: {error}. Families that run without "
-            "torchvision: Idefics3, Llava, LlavaNext, Gemma3, PaliGemma"
+            f"{path}: the weights cannot be loaded into {type(config).__name__}'s model: {error}",
+            "copy config.json and all *.safetensors from the same published checkpoint",
         ) from error
-    except (OSError, ValueError, KeyError, SafetensorError) as error:
+    missing = sorted(loading["missing_keys"])
+    if missing:  # transformers would go on with random numbers in their place
         raise UnsupportedCheckpoint(
-            f"{path}: not an image-text-to-text checkpoint that transformers can load: {error}"
-        ) from error
-    if getattr(processor, "chat_template", None) is None and model.config.model_type not in PREFIX_FAMILIES:
-        raise UnsupportedCheckpoint(f"{path}: the processor has no chat template (chat_template.jinja)")
+            f"{path}: its safetensors lack {len(missing)} tensors of the model, such as {missing[0]}",
+            "copy config.json and all *.safetensors from the same published checkpoint",
+        )
     return model.to(device), processor
-
-
-def load_processor(path: str) -> Any:
-    """The checkpoint's processor, with the image processor of PIL where the family has one: the same pixels everywhere.
-
-    Families with a video processor need torchvision for it, and then use its image processor as well.
-    """
-    try:
-        return AutoProcessor.from_pretrained(path, backend="pil", trust_remote_code=False)
-    except (ValueError, ImportError):
-        return AutoProcessor.from_pretrained(path, trust_remote_code=False)
 
 
 def list_end_ids(model: Any) -> list[int]:
     """The ids that end a turn by the checkpoint's generation config."""
-    ids = model.generation_config.eos_token_id
-    return [] if ids is None else [ids] if isinstance(ids, int) else list(ids)
+    return list_ids(model.generation_config.eos_token_id)
 
 
 def gather_token_logprobs(logits_BTV: torch.Tensor, ids_BT: torch.Tensor) -> torch.Tensor:
