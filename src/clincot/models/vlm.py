@@ -69,7 +69,7 @@ class VisionLanguageModel:
 
     @cached_property
     def yes_no_ids(self) -> tuple[list[int], list[int]]:
-        """(ids for yes, ids for no). Raises UnsupportedCheckpoint if the tokenizer has none; a policy may do without."""
+        """(ids for yes, ids for no). Raises UnsupportedCheckpoint if there are none; a policy may do without."""
         return find_yes_no_ids(self.encoder.tokenizer, self.path)
 
     def generate(
