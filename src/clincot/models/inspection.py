@@ -82,7 +82,7 @@ def _refuse_config(path: str, kind: str, content: Mapping[str, Any], error: Exce
             f"use a checkpoint of one of the tested families: {TESTED_FAMILIES}",
         )
     return UnsupportedCheckpoint(
-        f"{path}: config.json cannot be read as a model's config: {_first_line(error)}",
+        f"{path}: config.json cannot be read as a model's config: {first_line(error)}",
         "copy config.json from the published checkpoint",
     )
 
@@ -145,7 +145,7 @@ def _refuse_processor(path: str, error: Exception | None) -> UnsupportedCheckpoi
             f"{path}: the processor is incomplete, there is no {', and no '.join(missing)}",
             "copy the missing files from the published checkpoint, or write them with processor.save_pretrained",
         )
-    what = "it has no image processor" if error is None else _first_line(error)
+    what = "it has no image processor" if error is None else first_line(error)
     return UnsupportedCheckpoint(
         f"{path}: the processor cannot be loaded: {what}",
         "copy processor_config.json, preprocessor_config.json and the tokenizer's files from the published checkpoint",
@@ -178,7 +178,7 @@ def _check_picture_text(processor: Any, path: str) -> None:
         ids = [i for i in processor.image_token_ids if i is not None]
         known = bool(ids) and len(out["text_replacement_offsets"][0]) == 1
     except (AttributeError, KeyError, IndexError, TypeError, ValueError) as error:
-        raise _refuse_family(processor, path, _first_line(error)) from error
+        raise _refuse_family(processor, path, first_line(error)) from error
     if not known:
         raise _refuse_family(processor, path, "no image token")
 
@@ -208,5 +208,5 @@ def _has_any(folder: Path, names: tuple[str, ...]) -> bool:
     return any((folder / name).is_file() for name in names)
 
 
-def _first_line(error: Exception) -> str:
+def first_line(error: Exception) -> str:
     return str(error).strip().partition("\n")[0] or type(error).__name__

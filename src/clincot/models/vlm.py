@@ -38,6 +38,18 @@ from clincot.prompts import Conversation, ImageView, PromptFormat, load_prompt_f
 
 T = TypeVar("T")
 
+# what transformers raises for files that do not fit together, or for a package that is missing
+_LOADING_ERRORS = (
+    AssertionError,
+    AttributeError,
+    ImportError,
+    KeyError,
+    OSError,
+    RuntimeError,
+    SafetensorError,
+    TypeError,
+    ValueError,
+)
 _INTEGRATION_STEPS = 8  # of the integral over the gradients
 
 
@@ -256,7 +268,7 @@ def load_checkpoint(path: str, *, dtype: str = "float32", device: str = "cpu") -
             use_safetensors=True,
             output_loading_info=True,
         )
-    except (OSError, ValueError, KeyError, AttributeError, TypeError, RuntimeError, SafetensorError) as error:
+    except _LOADING_ERRORS as error:
         raise UnsupportedCheckpoint(
             f"{path}: the weights cannot be loaded into {type(config).__name__}'s model: {error}",
             "copy config.json and all *.safetensors from the same published checkpoint",

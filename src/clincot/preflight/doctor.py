@@ -88,6 +88,11 @@ class _Checkup:
     size: ModelSize | None = None
 
     @property
+    def known_size(self) -> ModelSize:
+        assert self.size is not None
+        return self.size
+
+    @property
     def known_encoder(self) -> ConversationEncoder:
         assert self.encoder is not None
         return self.encoder
@@ -154,7 +159,7 @@ def _examine_loading(checkup: _Checkup, *, whole: bool) -> Iterator[PreflightChe
 
 
 def _run_step(name: str, probe: str, step: Step, checkup: _Checkup) -> PreflightCheck:
-    """One check; an exception is a failed one, also of transformers, which meets files here that it was not made for."""
+    """One check. Any exception is a failed one: transformers meets files here that it was not made for."""
     try:
         check = step(checkup)
     except UnsupportedCheckpoint as error:
@@ -196,7 +201,9 @@ def _check_files(checkup: _Checkup) -> PreflightCheck:
 def _check_config(checkup: _Checkup) -> PreflightCheck:
     checkup.config = read_model_config(str(checkup.path))
     checkup.views = load_prompt_format(checkup.path)
-    return _passed(f"{type(checkup.config).__name__} (model_type {checkup.config.model_type!r})")
+    checkup.size = measure_model(checkup.config)
+    kind = f"{type(checkup.config).__name__} (model_type {checkup.config.model_type!r})"
+    return _passed(f"{kind}, {format_count(checkup.size.total)} parameters")
 
 
 def _check_processor(checkup: _Checkup) -> PreflightCheck:
@@ -326,15 +333,15 @@ def _check_region_form(checkup: _Checkup) -> PreflightCheck:
 
 
 def _check_serving_memory(checkup: _Checkup) -> PreflightCheck:
-    size = checkup.size = measure_model(checkup.config)
+    size = checkup.known_size
     estimate = estimate_serving(size, tokens=_count_tokens(checkup), batch=_SERVED_TOGETHER)
-    about = f"{format_count(size.total)} parameters in bfloat16, {_SERVED_TOGETHER} conversations at once"
+    about = f"bfloat16, {_SERVED_TOGETHER} conversations at once"
     remedy = "use a GPU with more memory, or serve it with vLLM on several GPUs (tensor parallelism)"
     return _compare_memory(checkup, f"{estimate}: {about}", estimate, remedy)
 
 
 def _check_training_memory(checkup: _Checkup) -> PreflightCheck:
-    size, train = checkup.size or measure_model(checkup.config), checkup.options.train
+    size, train = checkup.known_size, checkup.options.train
     assert train is not None
     tokens, method = _count_tokens(checkup), choose_method(size, train)
     estimate = estimate_training(size, train, tokens=tokens, method=method)
@@ -352,8 +359,8 @@ def _suggest_training(checkup: _Checkup, size: ModelSize, train: TrainConfig, to
     limit = (checkup.options.gpu_gib or 0) * SHARE_USED
     lora = TrainingMethod(train.lora_r or LORA_RANK, bfloat16=True, four_bit=False)
     for method, setting in ((None, ""), (lora, f"train.lora_r={lora.rank} train.dtype=bfloat16 ")):
-        for batch in (train.batch_size, 8, 4, 2, 1):
-            smaller = train.model_copy(update={"batch_size": min(batch, train.batch_size)})
+        for halvings in range(train.batch_size.bit_length()):
+            smaller = train.model_copy(update={"batch_size": train.batch_size >> halvings})
             estimate = estimate_training(size, smaller, tokens=tokens, method=method)
             if estimate.gib <= limit:
                 return f"--set {setting}train.batch_size={smaller.batch_size}: {format_gib(estimate.gib)} GiB"
@@ -374,8 +381,7 @@ def _compare_memory(checkup: _Checkup, result: str, estimate: MemoryEstimate, re
 
 
 def _check_generation(checkup: _Checkup) -> PreflightCheck:
-    size = checkup.size or measure_model(checkup.config)
-    reason = _find_obstacle(checkup.options, size)
+    reason = _find_obstacle(checkup.options, checkup.known_size)
     if reason:
         return skip_check("-", "-", reason)
     device = "cuda" if torch.cuda.is_available() else "cpu"

@@ -14,6 +14,8 @@ from torch import nn
 from transformers import AutoModelForImageTextToText
 
 from clincot.config import TrainConfig
+from clincot.models.checkpoint import UnsupportedCheckpoint
+from clincot.models.inspection import TESTED_FAMILIES, first_line
 
 GIB = 1 << 30
 SHARE_USED = 0.9  # of a GPU's memory; the rest is for the CUDA context and for fragments between allocations
@@ -73,9 +75,23 @@ class TrainingMethod:
 
 
 def measure_model(config: Any) -> ModelSize:
-    """Build the config's model on the meta device and count."""
-    with torch.device("meta"):
-        model = AutoModelForImageTextToText.from_config(config)
+    """Build the config's model on the meta device and count.
+
+    Raises UnsupportedCheckpoint for a config whose numbers make no model.
+    """
+    try:
+        with torch.device("meta"):
+            model = AutoModelForImageTextToText.from_config(config)
+    except ImportError as error:
+        raise UnsupportedCheckpoint(
+            f"{config.model_type!r} needs a package that is not installed here: {first_line(error)}",
+            f"install it, or use a checkpoint of one of the tested families: {TESTED_FAMILIES}",
+        ) from error
+    except (AssertionError, AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
+        raise UnsupportedCheckpoint(
+            f"config.json describes no model that can be built: {type(error).__name__}: {error}",
+            "copy config.json from the published checkpoint",
+        ) from error
     inner = getattr(model, "model", model)
     modules = [getattr(inner, name, None) for name in _VISION_TOWERS]
     towers = [module for module in modules if isinstance(module, nn.Module)]
