@@ -30,7 +30,6 @@ from tests.support import families
 from tests.support.families import FAMILIES, Family
 
 SOUND = next(family for family in FAMILIES if family.name == "llava-mistral")
-FORMS = ("percent", "pixels", "thousandths", "loc")
 
 
 @pytest.fixture(autouse=True)
@@ -361,23 +360,27 @@ def test_families_of_the_older_processors(build: Damage, tmp_path: Path, capsys:
 # --- torchvision
 
 
-@pytest.mark.parametrize(
-    ("error", "state"),
-    [
-        (ImportError("LlavaProcessor requires the Torchvision library"), "is not installed here"),
-        (RuntimeError("operator torchvision::nms does not exist"), "does not fit the installed torch"),
-    ],
-)
-def test_a_missing_torchvision_is_named(
-    error: Exception, state: str, folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_missing_torchvision_is_named(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(path: str) -> None:
-        raise error
+        raise ImportError("Qwen2VLVideoProcessor requires the Torchvision library")
 
     monkeypatch.setattr("clincot.models.inspection.load_processor", fail)
-    with pytest.raises(UnsupportedCheckpoint, match=f"torchvision, which {state}; run: pip install") as caught:
+    monkeypatch.setattr("clincot.models.inspection.find_spec", lambda name: None)
+    with pytest.raises(
+        UnsupportedCheckpoint, match="needs torchvision, which is not installed here; run `pip"
+    ) as caught:
         load_checkpoint(str(folder))
     assert find_torchvision_command() in str(caught.value)
+
+
+def test_a_torchvision_of_another_torch_is_named(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(path: str) -> None:
+        raise RuntimeError("operator torchvision::nms does not exist")
+
+    monkeypatch.setattr("clincot.models.inspection.load_processor", fail)
+    monkeypatch.setattr("clincot.models.inspection.find_spec", lambda name: object())
+    with pytest.raises(UnsupportedCheckpoint, match=r"does not work with torch \S+ \(operator torchvision::nms"):
+        load_checkpoint(str(folder))
 
 
 @pytest.mark.parametrize(

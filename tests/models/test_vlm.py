@@ -144,8 +144,9 @@ def test_p_yes_is_none_below_a_thousandth_of_the_mass(
         out = small.model(**inputs, output_hidden_states=True)
     hidden, logits = out.hidden_states[-1][0, -1], out.logits[0, -1]
     before = torch.softmax(logits.double(), -1)
-    mass = float(before[small._yes].sum() + before[small._no].sum())
-    word = max({*range(len(logits))} - {*encoded.ids, *small._yes, *small._no})  # the head is the embedding, too
+    yes, no = small.yes_no_ids
+    mass = float(before[yes].sum() + before[no].sum())
+    word = max({*range(len(logits))} - {*encoded.ids, *yes, *no})  # the head is the embedding, too
     kept, said = share / mass, float(before[word])
     wanted = float(logits[word]) + math.log((1 - kept * (1 - said)) / (kept * said))
     folder = copied(small_dir, tmp_path)
@@ -155,7 +156,7 @@ def test_p_yes_is_none_below_a_thousandth_of_the_mass(
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
     model = VisionLanguageModel(folder)
     after = model.compute_next_token_logprobs([encoded])[0].exp()
-    assert float(after[model._yes].sum() + after[model._no].sum()) == pytest.approx(share, rel=1e-3)
+    assert float(after[yes].sum() + after[no].sum()) == pytest.approx(share, rel=1e-3)
     expected = small.p_yes(asked)[0] if scored else None
     assert model.p_yes(asked)[0] == (pytest.approx(expected, abs=1e-4) if scored else None)
 
@@ -201,7 +202,8 @@ def test_relevance_sums_to_the_change_of_the_log_odds(
         inputs["mm_encoder_outputs"]["image"].pooler_output = look_FTH
         with torch.inference_mode():
             logits = small.model(**inputs, logits_to_keep=1).logits[:, -1].double()
-        return torch.logsumexp(logits[:, small._yes], 1) - torch.logsumexp(logits[:, small._no], 1)
+        yes, no = small.yes_no_ids
+        return torch.logsumexp(logits[:, yes], 1) - torch.logsumexp(logits[:, no], 1)
 
     gained = (odds(features) - odds(features.mean((0, 1)).expand_as(features))).tolist()
     assert [float(m.sum()) for m in maps] == pytest.approx(gained, rel=0.02, abs=2e-3)
@@ -283,7 +285,7 @@ def test_a_checkpoint_whose_tokenizer_lacks_the_word_is_refused(missing: str, sm
     path.write_text(json.dumps(content))
     message = rf"{folder}: the tokenizer has no single token for '{missing}', so P\(yes\) cannot be read; use a"
     with pytest.raises(UnsupportedCheckpoint, match=message):
-        VisionLanguageModel(folder)
+        _ = VisionLanguageModel(folder).yes_no_ids  # a policy that only writes regions may do without
 
 
 def test_pickled_weights_are_not_read(small_dir: Path, tmp_path: Path) -> None:
@@ -304,7 +306,7 @@ def test_a_model_of_text_alone_is_refused(small_dir: Path, tmp_path: Path) -> No
     folder = copied(small_dir, tmp_path)
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps({**config["text_config"], "architectures": ["LlamaForCausalLM"]}))
-    with pytest.raises(UnsupportedCheckpoint, match="not an image-text-to-text checkpoint"):
+    with pytest.raises(UnsupportedCheckpoint, match="is no model that reads images and writes text"):
         VisionLanguageModel(folder)
 
 
@@ -330,7 +332,7 @@ def test_qwen_without_torchvision_says_so(small_dir: Path, tmp_path: Path) -> No
     (folder / "preprocessor_config.json").write_text(
         json.dumps({"image_processor_type": "Qwen2VLImageProcessor", "processor_class": "Qwen2_5_VLProcessor"})
     )
-    with pytest.raises(UnsupportedCheckpoint, match=r"(?s)needs a package that is not installed.*[Tt]orchvision"):
+    with pytest.raises(UnsupportedCheckpoint, match=r"needs torchvision, which is not installed here; run `pip"):
         VisionLanguageModel(folder)
 
 

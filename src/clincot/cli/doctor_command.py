@@ -54,7 +54,6 @@ def examine(args: DoctorArguments) -> int:
     from clincot.preflight.preflight_report import render_check_table
 
     logging.set_verbosity_error()  # its warnings would stand between the lines of the table
-    logging.disable_progress_bar()
     params = read_params(args)
     options = DoctorOptions(
         role=args.role,

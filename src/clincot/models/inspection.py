@@ -10,6 +10,7 @@ import json
 import shlex
 from collections.abc import Mapping
 from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -50,9 +51,14 @@ def read_model_config(path: str) -> Any:
         )
     try:
         config = AutoConfig.from_pretrained(path, trust_remote_code=False)
+        is_known = type(config) in AutoModelForImageTextToText._model_mapping
+    except RuntimeError as error:  # a torchvision that does not fit breaks imports of transformers
+        if "torchvision" in str(error):
+            raise refuse_without_torchvision(path, error) from error
+        raise
     except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
         raise _refuse_config(path, kind, content, error) from error
-    if type(config) not in AutoModelForImageTextToText._model_mapping:
+    if not is_known:
         raise UnsupportedCheckpoint(
             f"{path}: {type(config).__name__} (model_type {config.model_type!r}) is no model that reads images and "
             "writes text",
@@ -129,14 +135,18 @@ def read_processor(path: str, model_type: str) -> Any:
 
 
 def _refuse_processor(path: str, error: Exception | None) -> UnsupportedCheckpoint:
-    """What is wrong with a processor that did not load: torchvision, a missing file, or what transformers says."""
-    reason = "" if error is None else str(error)
-    if "torchvision" in reason.lower():
-        broken = isinstance(error, RuntimeError) and not isinstance(error, ImportError)
-        state = "does not fit the installed torch" if broken else "is not installed here"
+    """What is wrong with a processor that did not load: a package, a missing file, or what transformers says.
+
+    Raises a RuntimeError again that is not about torchvision.
+    """
+    if error is not None and "torchvision" in str(error).lower():
+        return refuse_without_torchvision(path, error)
+    if isinstance(error, ImportError):
         return UnsupportedCheckpoint(
-            f"{path}: its processor needs torchvision, which {state}", f"run: {find_torchvision_command()}"
+            f"{path}: its processor needs a package that is not installed here: {first_line(error)}", "install it"
         )
+    if isinstance(error, RuntimeError):
+        raise error
     folder = Path(path)
     groups = (_PROCESSOR_FILES, _TOKENIZER_FILES) if folder.is_dir() else ()
     missing = [" or ".join(names) for names in groups if not _has_any(folder, names)]
@@ -149,6 +159,18 @@ def _refuse_processor(path: str, error: Exception | None) -> UnsupportedCheckpoi
     return UnsupportedCheckpoint(
         f"{path}: the processor cannot be loaded: {what}",
         "copy processor_config.json, preprocessor_config.json and the tokenizer's files from the published checkpoint",
+    )
+
+
+def refuse_without_torchvision(path: str, error: Exception) -> UnsupportedCheckpoint:
+    """The refusal for an error that is about torchvision: not installed, or not made for the torch installed."""
+    problem = "its processor needs torchvision, which is not installed here"
+    if find_spec("torchvision") is not None:
+        problem = f"torchvision is installed but does not work with torch {version('torch')} ({first_line(error)})"
+    return UnsupportedCheckpoint(
+        f"{path}: {problem}",
+        f"run `{find_torchvision_command()}`, or take a checkpoint of a family that runs without it: "
+        "Idefics3, Llava, LlavaNext, Gemma3, PaliGemma",
     )
 
 

@@ -29,7 +29,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling
 from clincot.models.checkpoint import UnsupportedCheckpoint, hash_checkpoint
 from clincot.models.encoding import ConversationEncoder, EncodedConversation, pad_rows
 from clincot.models.features import SHARED_FEATURE_FAMILIES, PictureFeatures
-from clincot.models.inspection import list_ids, read_model_config, read_processor
+from clincot.models.inspection import list_ids, read_model_config, read_processor, refuse_without_torchvision
 from clincot.models.protocols import MIN_YES_NO_MASS, Generation
 from clincot.models.yes_no import find_yes_no_ids
 from clincot.prompts import Conversation, ImageView, PromptFormat, load_prompt_format
@@ -269,6 +269,8 @@ def load_checkpoint(path: str, *, dtype: str = "float32", device: str = "cpu") -
             output_loading_info=True,
         )
     except _LOADING_ERRORS as error:
+        if "torchvision" in str(error).lower():
+            raise refuse_without_torchvision(path, error) from error
         raise UnsupportedCheckpoint(
             f"{path}: the weights cannot be loaded into {type(config).__name__}'s model: {error}",
             "copy config.json and all *.safetensors from the same published checkpoint",

@@ -12,10 +12,9 @@ from typing import Any
 from clincot.models.checkpoint import UnsupportedCheckpoint
 
 _YES_WORDS, _NO_WORDS = ("yes", "Yes", "YES"), ("no", "No", "NO")
-# A word at the start of a line and after a space are different tokens: "yes" and " yes", which byte-level vocabularies
-# (GPT-2, Qwen, Llama 3) spell with U+0120 and SentencePiece ones (Llama 2, Gemma) with U+2581. Looking them up covers
-# tokenizers that put a space in front of every text and so never give the token without one.
-_SPACES = ("", " ", "\u0120", "\u2581")
+# A word at the start of a line and after a space are different tokens. SentencePiece tokenizers (Llama 2) put a space
+# in front of every text, so the one without a space shows only after a line break.
+_BEFORE = ("", " ", "\n")
 
 
 def find_yes_no_ids(tokenizer: Any, where: object) -> tuple[list[int], list[int]]:
@@ -38,11 +37,17 @@ def find_yes_no_ids(tokenizer: Any, where: object) -> tuple[list[int], list[int]
 
 
 def _find_word_ids(tokenizer: Any, words: tuple[str, ...]) -> list[int]:
-    spellings = [space + word for space, word in product(_SPACES, words)]
-    encoded = [tokenizer(text, add_special_tokens=False)["input_ids"] for text in spellings]
-    ids = {tokens[0] for tokens in encoded if len(tokens) == 1}
-    ids |= {tokenizer.convert_tokens_to_ids(text) for text in spellings}
-    return sorted(ids - {tokenizer.unk_token_id, None})
+    def encode(text: str) -> list[int]:
+        ids: list[int] = tokenizer(text, add_special_tokens=False)["input_ids"]
+        return ids
+
+    line_break = encode("\n")
+    found = set()
+    for before, word in product(_BEFORE, words):
+        ids = encode(before + word)
+        if ids and ids[:-1] == (line_break if before == "\n" else []):
+            found.add(ids[-1])
+    return sorted(found - {tokenizer.unk_token_id})
 
 
 def read_yes_no_ids(checkpoint: Path) -> tuple[int, ...]:

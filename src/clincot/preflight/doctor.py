@@ -12,12 +12,14 @@ import shlex
 import tempfile
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from PIL import Image
+from transformers.utils import logging
 
 from clincot.config import ProposeConfig, TrainConfig
 from clincot.errors import UserError
@@ -48,7 +50,15 @@ from clincot.preflight.gpu_memory import (
     measure_model,
 )
 from clincot.preflight.preflight_report import PreflightCheck, fail_check, pass_check, skip_check
-from clincot.prompts import ChainStep, Conversation, PromptFormat, chain_prompt, judge_prompt, load_prompt_format
+from clincot.prompts import (
+    ChainStep,
+    Conversation,
+    PromptFormat,
+    chain_prompt,
+    collect_views,
+    judge_prompt,
+    load_prompt_format,
+)
 from clincot.records import Study
 
 _FILM_SIDE, _SMALL_SIDE = 1024, 32  # pixels of the picture that tokens are counted on, and of the one that is shown
@@ -252,8 +262,9 @@ def _encode_by_processor(encoder: ConversationEncoder, conversation: Conversatio
     """Ids of a conversation as a user of transformers gets them."""
     processor = encoder.processor
     if processor.chat_template is None:
-        images = [read_picture(picture) for turn in conversation for picture in turn.pictures]
-        text = processor.image_token * len(images) + "\n".join(turn.text for turn in conversation)
+        images = [read_picture(picture) for picture in collect_views(conversation)]
+        lines = "\n".join(turn.text for turn in conversation)
+        text = processor.image_token * len(images) + lines
         out = processor(text=[text], images=[images], return_tensors="pt")
     else:
         messages = []
@@ -386,7 +397,8 @@ def _check_generation(checkup: _Checkup) -> PreflightCheck:
         return skip_check("-", "-", reason)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     dtype = "bfloat16" if device == "cuda" else "float32"
-    model = VisionLanguageModel(checkup.path, device=device, dtype=dtype)
+    with _hidden_progress():
+        model = VisionLanguageModel(checkup.path, device=device, dtype=dtype)
     try:
         with tempfile.TemporaryDirectory() as name:
             return _passed(_generate_tokens(model, Path(name), checkup.options.role))
@@ -395,6 +407,18 @@ def _check_generation(checkup: _Checkup) -> PreflightCheck:
         gc.collect()
         if device == "cuda":
             torch.cuda.empty_cache()
+
+
+@contextmanager
+def _hidden_progress() -> Iterator[None]:
+    """Without transformers' progress bars, which would stand among preflight's messages."""
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
 
 
 def _generate_tokens(model: VisionLanguageModel, folder: Path, role: str) -> str:

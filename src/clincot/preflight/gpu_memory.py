@@ -95,7 +95,9 @@ def measure_model(config: Any) -> ModelSize:
     inner = getattr(model, "model", model)
     modules = [getattr(inner, name, None) for name in _VISION_TOWERS]
     towers = [module for module in modules if isinstance(module, nn.Module)]
-    vision = {id(weight): weight for tower in towers for weight in tower.parameters()}
+    vision: dict[int, nn.Parameter] = {}
+    for tower in towers:
+        vision |= {id(weight): weight for weight in tower.parameters()}
     language = {id(weight): weight for weight in model.get_decoder().parameters()}
     head = model.get_output_embeddings()
     language |= {id(weight): weight for weight in head.parameters()}
