@@ -62,6 +62,7 @@ SPELLINGS: dict[str, str] = {
     "small-models": "--out=! --work=! --only=",
     "sft": "<role> --data=! --policy=! --out=! --region-truth= --part= --params= --set=",
     "calibrate": "--data=! --out=! --limit= --params= --set=",
+    "doctor": "<checkpoint> --as= --gpu-memory= --no-generate --params= --set=",
     "show": "<id> --run= --picture=",
     "page": "--run=",
     "power": "<decision> --questions= --gain= --power=",
