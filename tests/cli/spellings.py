@@ -66,6 +66,7 @@ SPELLINGS: dict[str, str] = {
     "convert": "",
     "convert llava-med": "<source> <out> --vision-tower=",
     "convert huatuogpt-vision": "<source> <out> --vision-tower=",
+    "doctor": "<checkpoint> --as= --gpu-memory= --no-generate --params= --set=",
     "show": "<id> --run= --picture=",
     "page": "--run=",
     "power": "<decision> --questions= --gain= --power=",

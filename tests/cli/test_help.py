@@ -23,7 +23,7 @@ PANELS = {
     "Stages": [stage.name for stage in STAGES],
     "Rounds and inspection": ["rounds", "demo", "params", "recipes", "show", "power", "blind", "report-metrics"],
     "Data": ["ingest", "render", "report-questions", "data"],
-    "Models and judges": ["small-models", "calibrate", "models"],
+    "Models and judges": ["small-models", "calibrate", "doctor", "models"],
     "Serving and deployment": ["serve", "deploy", "approve", "store"],
     "Kubeflow": ["pipeline"],
 }

@@ -39,6 +39,7 @@ from clincot.registry.manifest import CorruptCheckpoint, build_checkpoint_key
 from clincot.stages.runner import run_stage
 from clincot.storage.folder_store import FolderStore
 from clincot.storage.store import Store, StoreFailed
+from tests.support import tiny
 from tests.support.chat_endpoint import KEY, MODELS, chat, completion
 from tests.support.deployment_builders import LINE, published, write_checkpoint
 from tests.support.http_server import Reply, Request, free_port, serving
@@ -227,6 +228,16 @@ def test_judges_in_this_process_are_read(tmp_path: Path) -> None:
     assert found["judge good: checkpoint"].result == f"digest {hash_checkpoint(good)[:12]}"
     assert "model.safetensors: not a whole safetensors file" in found["judge cut"].result
     assert "no *.safetensors in this folder" in found["judge empty"].result
+
+
+def test_a_large_judge_is_not_loaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Preflight may run in a pod without the memory for it; everything but the tokens is checked all the same."""
+    monkeypatch.setattr("clincot.preflight.doctor.MAX_PREFLIGHT_BYTES", 1000.0)
+    spec = {"name": "a", "path": str(tiny.write_model(tmp_path / "a", 0))}
+    found = {c.name: c for c in probed(section(judge={"judges": [spec], "quorum": 1}), judges.build_judge_probes)}
+    assert found["judge a: generation"].state == "skipped"
+    assert "above the limit of 9.31e-07 GiB for this check" in found["judge a: generation"].result
+    assert found["judge a: yes and no"].state == "pass"
 
 
 def test_too_few_judges_for_the_quorum() -> None:
@@ -455,8 +466,7 @@ def test_every_failure_at_once_through_the_stage_list(tmp_path: Path, monkeypatc
 
 
 def test_the_command_prints_its_table_and_ends_with_1(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    base = write_checkpoint(tmp_path / "base", 1.0)
-    judge = write_checkpoint(tmp_path / "judge", 2.0)
+    base, judge = tiny.write_model(tmp_path / "base", 0), tiny.write_model(tmp_path / "judge", 1)
     (tmp_path / "params.yaml").write_text(
         f"preflight: {{cluster: 'no', free_gb: 0.001}}\n"
         f"judge: {{judges: [{{name: a, path: {judge}}}], quorum: 1}}\n"
@@ -476,6 +486,8 @@ def test_the_command_prints_its_table_and_ends_with_1(tmp_path: Path, capsys: py
     assert main([*command, "--base", str(base)]) == 0
     shown = capsys.readouterr().out
     assert "| store: compare and swap | pass |" in shown
+    assert "| judge a: generation | pass |" in shown
+    assert "| starting policy: memory: training | pass |" in shown
     assert StartingPolicy.model_validate_json((tmp_path / "c.json").read_bytes()).sha256 == hash_checkpoint(base)
     assert main(command) == 1  # looked at again, though nothing of its files changed
     told = capsys.readouterr()

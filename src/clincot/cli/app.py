@@ -17,6 +17,7 @@ from clincot import __version__
 from clincot.cli.convert_commands import add_convert_commands
 from clincot.cli.data_commands import add_data_commands
 from clincot.cli.deploy_commands import add_deploy_commands
+from clincot.cli.doctor_command import add_doctor_command
 from clincot.cli.framework import Commands, Invocation, build_group, parse_command_line
 from clincot.cli.model_commands import add_model_commands
 from clincot.cli.pipeline_commands import add_pipeline_commands
@@ -68,6 +69,7 @@ def get_command() -> Any:
     add_version_commands(commands)
     add_model_commands(commands)
     add_convert_commands(commands)
+    add_doctor_command(commands)
     add_registry_commands(commands)
     add_serve_command(commands)
     add_deploy_commands(commands)

@@ -458,8 +458,8 @@ class DeployConfig(FrozenConfig):
 class PreflightConfig(FrozenConfig):
     """What is checked before a round requests a GPU.
 
-    The round's own judges, store and data repository are checked: Params.get_stage_config fills in `judge`, `publish`
-    and `version`, so they cannot be set here.
+    The round's own judges, store and data repository are checked, and whether the starting policy can propose regions
+    and be trained: Params.get_stage_config fills in these sections, so they cannot be set here.
     """
 
     base: OptionalText = Field(
@@ -482,14 +482,16 @@ class PreflightConfig(FrozenConfig):
         default=60.0, gt=0, description="Deadline of each check in seconds; one that exceeds it fails."
     )
     verify_s: float = Field(
-        default=900.0, gt=0, description="Deadline for reading the champion's files again; 15 GB take minutes."
+        default=900.0, gt=0, description="Deadline for reading and loading a checkpoint; 15 GB take minutes."
     )
     judge: JudgeConfig = JudgeConfig()
     publish: PublishConfig = PublishConfig()
     version: VersionConfig = VersionConfig()
+    propose: ProposeConfig = ProposeConfig()
+    train: TrainConfig = TrainConfig()
 
 
-INHERITED_BY_PREFLIGHT = ("judge", "publish", "version")
+INHERITED_BY_PREFLIGHT = ("judge", "publish", "version", "propose", "train")
 
 
 class ModelsConfig(FrozenConfig):

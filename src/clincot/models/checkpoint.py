@@ -21,7 +21,15 @@ _PICKLE_SUFFIXES = frozenset({".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt"}
 
 
 class UnsupportedCheckpoint(InvalidInput):
-    """The checkpoint cannot be used here; the message says why and what would help."""
+    """The checkpoint cannot be used here: what is wrong, and what to do about it.
+
+    The message is both in one sentence; `problem` and `remedy` are its parts. `remedy` is empty where the message does
+    not separate them.
+    """
+
+    def __init__(self, problem: str, remedy: str = "") -> None:
+        super().__init__(f"{problem}; {remedy}" if remedy else problem)
+        self.problem, self.remedy = problem, remedy
 
 
 def hash_checkpoint(path: Path) -> str:
@@ -56,7 +64,10 @@ def check_weight_files(path: Path) -> None:
     """Raise UnsupportedCheckpoint, naming the file, if a shard is missing or the folder contains pickled weights."""
     pickled = sorted(file.name for file in path.iterdir() if file.suffix in _PICKLE_SUFFIXES)
     if pickled:
-        raise UnsupportedCheckpoint(f"{path}: {', '.join(pickled)} is pickled; expected only safetensors")
+        raise UnsupportedCheckpoint(
+            f"{path}: {', '.join(pickled)} is pickled and would execute code when it is loaded",
+            "save the weights as safetensors (model.save_pretrained) and delete this file",
+        )
     index = path / WEIGHTS_INDEX
     if not index.is_file():
         return

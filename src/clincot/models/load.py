@@ -33,7 +33,9 @@ def load_judge(spec: JudgeSpec, *, dtype: str = "auto") -> Judge:
         return LanguageModelJudge(
             spec.checkpoint, name=spec.name, device=device, dtype=kind, thinking=spec.thinking != "off"
         )
-    return _load_in_process(spec.checkpoint, spec.name, dtype)
+    model = _load_in_process(spec.checkpoint, spec.name, dtype)
+    _ = model.yes_no_ids  # raises for a tokenizer without yes and no
+    return model
 
 
 def check_checkpoint_exists(path: str, *, what: str) -> None:
@@ -47,7 +49,10 @@ def check_checkpoint_exists(path: str, *, what: str) -> None:
     folder = Path(path)
     if folder.exists():
         if not (folder / "config.json").is_file() or not any(folder.glob("*.safetensors")):
-            raise UnsupportedCheckpoint(f"{what}: {path} holds no checkpoint (config.json and *.safetensors)")
+            raise UnsupportedCheckpoint(
+                f"{what}: {path} holds no checkpoint (config.json and *.safetensors)",
+                f"`clincot doctor {path}` says what is missing",
+            )
         return
     try:
         hf_hub_download(path, "config.json")  # a few hundred bytes, or from the cache

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from importlib.util import find_spec
+from functools import cached_property
 from itertools import chain
 from pathlib import Path
 from typing import Any, TypeVar
@@ -19,7 +19,6 @@ import torch
 from safetensors import SafetensorError
 from tqdm import tqdm
 from transformers import (
-    AutoConfig,
     AutoModelForImageTextToText,
     GenerationConfig,
     LogitsProcessor,
@@ -30,6 +29,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling
 from clincot.models.checkpoint import UnsupportedCheckpoint, hash_checkpoint
 from clincot.models.encoding import ConversationEncoder, EncodedConversation, pad_rows
 from clincot.models.features import SHARED_FEATURE_FAMILIES, PictureFeatures
+from clincot.models.inspection import list_ids, read_model_config, read_processor, refuse_without_torchvision
 from clincot.models.precision import choose_dtype
 from clincot.models.protocols import MIN_YES_NO_MASS, Generation
 from clincot.models.yes_no import find_yes_no_ids
@@ -39,8 +39,18 @@ from clincot.prompts import Conversation, ImageView, PromptFormat, load_prompt_f
 
 T = TypeVar("T")
 
-FAMILIES_WITHOUT_TORCHVISION = ("Idefics3", "Llava", "LlavaNext", "Gemma3", "PaliGemma")
-PREFIX_FAMILIES = frozenset({"paligemma"})  # no chat template: ConversationEncoder lays the prompt out
+# what transformers raises for files that do not fit together, or for a package that is missing
+_LOADING_ERRORS = (
+    AssertionError,
+    AttributeError,
+    ImportError,
+    KeyError,
+    OSError,
+    RuntimeError,
+    SafetensorError,
+    TypeError,
+    ValueError,
+)
 _INTEGRATION_STEPS = 8  # of the integral over the gradients
 
 
@@ -69,7 +79,11 @@ class VisionLanguageModel:
         self.encoder = ConversationEncoder(processor, end_ids=list_end_ids(self.model))
         self.shares_features: bool = self.model.config.model_type in SHARED_FEATURE_FAMILIES
         self._features = PictureFeatures(self.model, self.encoder, kept_mb=features_mb)
-        self._yes, self._no = find_yes_no_ids(self.encoder.tokenizer, self.path)
+
+    @cached_property
+    def yes_no_ids(self) -> tuple[list[int], list[int]]:
+        """(ids for yes, ids for no). Raises UnsupportedCheckpoint if there are none; a policy may do without."""
+        return find_yes_no_ids(self.encoder.tokenizer, self.path)
 
     def generate(
         self,
@@ -93,12 +107,13 @@ class VisionLanguageModel:
 
     def p_yes(self, conversations: Sequence[Conversation]) -> list[float | None]:
         """See protocols.Policy. Needs one forward pass for each batch and generates nothing."""
+        yes, no = self.yes_no_ids
         out: list[float | None] = []
         for batch in self._iter_batches(conversations, "scoring"):
             encoded = [self.encoder.encode(conversation, reply=True) for conversation in batch]
             logp_BV = self.compute_next_token_logprobs(encoded)
-            yes_B = torch.logsumexp(logp_BV[:, self._yes], dim=-1)
-            no_B = torch.logsumexp(logp_BV[:, self._no], dim=-1)
+            yes_B = torch.logsumexp(logp_BV[:, yes], dim=-1)
+            no_B = torch.logsumexp(logp_BV[:, no], dim=-1)
             mass_B = yes_B.exp() + no_B.exp()  # NaN if the weights are damaged, which gives None below as well
             p_yes_B = torch.sigmoid((yes_B - no_B).double())
             scores = zip(p_yes_B.tolist(), mass_B.tolist(), strict=True)
@@ -147,6 +162,7 @@ class VisionLanguageModel:
         self, encoded: Sequence[EncodedConversation], last_BTH: torch.Tensor, mean_H: torch.Tensor
     ) -> torch.Tensor:
         """(B, T) integrated gradients of log P(yes)/P(no) from the mean feature to each last picture's features."""
+        yes, no = self.yes_no_ids
         inputs = self._build_inputs(encoded, side="left")
         features_FTH = inputs["mm_encoder_outputs"]["image"].pooler_output
         frames = [len(self.encode_pictures(one.pictures)) for one in encoded]
@@ -158,7 +174,7 @@ class VisionLanguageModel:
             replaced_FTH = features_FTH.index_copy(0, last_frame_B, between_BTH)
             inputs["mm_encoder_outputs"] = {"image": BaseModelOutputWithPooling(pooler_output=replaced_FTH)}
             logits_BV = self.model(**inputs, logits_to_keep=1).logits[:, -1]
-            log_odds_B = torch.logsumexp(logits_BV[:, self._yes], -1) - torch.logsumexp(logits_BV[:, self._no], -1)
+            log_odds_B = torch.logsumexp(logits_BV[:, yes], -1) - torch.logsumexp(logits_BV[:, no], -1)
             gradient_BTH += torch.autograd.grad(log_odds_B.sum(), between_BTH)[0] / _INTEGRATION_STEPS
         return ((last_BTH - mean_H) * gradient_BTH).sum(-1)
 
@@ -242,67 +258,39 @@ class VisionLanguageModel:
 
 
 def load_checkpoint(path: str, *, dtype: str = "auto", device: str = "cpu") -> tuple[Any, Any]:
-    """Load (model, processor) of an image-text-to-text family; UnsupportedCheckpoint says what is missing.
+    """Load (model, processor) of an image-text-to-text family; UnsupportedCheckpoint says what is wrong or missing.
 
     dtype: see precision.choose_dtype.
     """
-    chosen = getattr(torch, choose_dtype(dtype, device))
+    config = read_model_config(path)
+    processor = read_processor(path, config.model_type)
     try:
-        processor = load_processor(path)
-        model = AutoModelForImageTextToText.from_pretrained(
-            path, dtype=chosen, trust_remote_code=False, use_safetensors=True
+        model, loading = AutoModelForImageTextToText.from_pretrained(
+            path,
+            dtype=getattr(torch, choose_dtype(dtype, device)),
+            trust_remote_code=False,
+            use_safetensors=True,
+            output_loading_info=True,
         )
-    except (ImportError, RuntimeError) as error:
-        raise UnsupportedCheckpoint(f"{path}: {_explain_import_failure(error)}") from error
-    except (OSError, ValueError, KeyError, SafetensorError) as error:
+    except _LOADING_ERRORS as error:
+        if "torchvision" in str(error).lower():
+            raise refuse_without_torchvision(path, error) from error
         raise UnsupportedCheckpoint(
-            f"{path}: not an image-text-to-text checkpoint that transformers can load: {error}"
+            f"{path}: the weights cannot be loaded into {type(config).__name__}'s model: {error}",
+            "copy config.json and all *.safetensors from the same published checkpoint",
         ) from error
-    if getattr(processor, "chat_template", None) is None and model.config.model_type not in PREFIX_FAMILIES:
-        raise UnsupportedCheckpoint(f"{path}: the processor has no chat template (chat_template.jinja)")
+    missing = sorted(loading["missing_keys"])
+    if missing:  # transformers would go on with random numbers in their place
+        raise UnsupportedCheckpoint(
+            f"{path}: its safetensors lack {len(missing)} tensors of the model, such as {missing[0]}",
+            "copy config.json and all *.safetensors from the same published checkpoint",
+        )
     return model.to(device), processor
-
-
-def load_processor(path: str) -> Any:
-    """The checkpoint's processor.
-
-    A family without a video processor gets the image processor of PIL, so that the pixels do not depend on whether
-    torchvision is installed. A family with one (Qwen-VL, InternVL, LLaVA-OneVision, SmolVLM) needs torchvision for it
-    and uses torchvision's image processor as well: transformers 5.19 takes one `backend` for both
-    (processing_utils.py, ProcessorMixin._get_arguments_from_pretrained) and has no video processor of PIL.
-    """
-    # here, because it fails where torchvision is installed and does not work with torch
-    from transformers.models.auto.processing_auto import PROCESSOR_MAPPING, AutoProcessor
-
-    config = AutoConfig.from_pretrained(path, trust_remote_code=False)
-    processor_class = PROCESSOR_MAPPING.get(type(config), None)
-    if processor_class is not None and "video_processor" in processor_class.get_attributes():
-        return AutoProcessor.from_pretrained(path, trust_remote_code=False)
-    return AutoProcessor.from_pretrained(path, backend="pil", trust_remote_code=False)
-
-
-def _explain_import_failure(error: ImportError | RuntimeError) -> str:
-    """What is missing for a checkpoint's processor or model. Re-raises an error that is about something else."""
-    if find_spec("torchvision") is None and "torchvision" in str(error).lower():
-        return (
-            "its processor needs torchvision, which is not installed here. Install the torchvision that belongs to "
-            f"torch {torch.__version__}, or take a checkpoint of a family that runs without it: "
-            f"{', '.join(FAMILIES_WITHOUT_TORCHVISION)}"
-        )
-    if "torchvision" in str(error):
-        return (
-            f"torchvision is installed but does not work with torch {torch.__version__} ({error}). Install the "
-            "torchvision that belongs to it"
-        )
-    if isinstance(error, ImportError):
-        return f"its processor needs a package that is not installed here: {error}"
-    raise error
 
 
 def list_end_ids(model: Any) -> list[int]:
     """The ids that end a turn by the checkpoint's generation config."""
-    ids = model.generation_config.eos_token_id
-    return [] if ids is None else [ids] if isinstance(ids, int) else list(ids)
+    return list_ids(model.generation_config.eos_token_id)
 
 
 def gather_token_logprobs(logits_BTV: torch.Tensor, ids_BT: torch.Tensor) -> torch.Tensor:

@@ -5,33 +5,49 @@ Imports nothing heavy, because a KServe transformer, which only needs the ids, h
 
 from __future__ import annotations
 
+from itertools import product
 from pathlib import Path
 from typing import Any
 
 from clincot.models.checkpoint import UnsupportedCheckpoint
 
-_YES_WORDS, _NO_WORDS = ("yes", "Yes", " yes", " Yes", "YES"), ("no", "No", " no", " No", "NO")
+_YES_WORDS, _NO_WORDS = ("yes", "Yes", "YES"), ("no", "No", "NO")
+# A word at the start of a line and after a space are different tokens. SentencePiece tokenizers (Llama 2) put a space
+# in front of every text, so the one without a space shows only after a line break.
+_BEFORE = ("", " ", "\n")
 
 
 def find_yes_no_ids(tokenizer: Any, where: object) -> tuple[list[int], list[int]]:
-    """(ids for yes, ids for no): every casing that is a single token.
+    """(ids for yes, ids for no): every casing that is a single token, with and without a space in front.
 
     Raises UnsupportedCheckpoint, naming `where`, if a word has no single token or both share one.
     """
-
-    def ids(words: tuple[str, ...]) -> list[int]:
-        tokens = [tokenizer(word, add_special_tokens=False)["input_ids"] for word in words]
-        return sorted({t[0] for t in tokens if len(t) == 1 and t[0] != tokenizer.unk_token_id})
-
-    yes, no = ids(_YES_WORDS), ids(_NO_WORDS)
+    yes, no = _find_word_ids(tokenizer, _YES_WORDS), _find_word_ids(tokenizer, _NO_WORDS)
+    remedy = "use a checkpoint whose tokenizer knows yes and no"
     if set(yes) & set(no):
-        raise UnsupportedCheckpoint(f"{where}: the tokenizer has one token for yes and no, so P(yes) cannot be read")
+        raise UnsupportedCheckpoint(
+            f"{where}: the tokenizer has one token for yes and no, so P(yes) cannot be read", remedy
+        )
     if not yes or not no:
         raise UnsupportedCheckpoint(
-            f"{where}: the tokenizer has no single token for {'yes' if not yes else 'no'!r}, so P(yes) cannot be read; "
-            "use a checkpoint whose tokenizer knows yes and no"
+            f"{where}: the tokenizer has no single token for {'yes' if not yes else 'no'!r}, so P(yes) cannot be read",
+            remedy,
         )
     return yes, no
+
+
+def _find_word_ids(tokenizer: Any, words: tuple[str, ...]) -> list[int]:
+    def encode(text: str) -> list[int]:
+        ids: list[int] = tokenizer(text, add_special_tokens=False)["input_ids"]
+        return ids
+
+    line_break = encode("\n")
+    found = set()
+    for before, word in product(_BEFORE, words):
+        ids = encode(before + word)
+        if ids and ids[:-1] == (line_break if before == "\n" else []):
+            found.add(ids[-1])
+    return sorted(found - {tokenizer.unk_token_id})
 
 
 def read_yes_no_ids(checkpoint: Path) -> tuple[int, ...]:

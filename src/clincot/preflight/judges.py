@@ -1,7 +1,7 @@
 """Checks of the judges: endpoints have to serve and score, local checkpoints have to be complete.
 
 An endpoint is asked for its models and for one score with log-probabilities. The files of a judge that will run in this
-process are read and verified.
+process are verified, and then it is examined like by `clincot doctor`.
 """
 
 from __future__ import annotations
@@ -30,20 +30,20 @@ _IMAGE_SIDE = 224  # pixels of the probe image
 def build_judge_probes(config: PreflightConfig) -> list[Probe]:
     """Build the probe of the panel and one probe for each judge."""
     judge, limit_s = config.judge, config.timeout_s
-    judge_probes = [_build_judge_probe(spec, limit_s) for spec in judge.judges]
+    judge_probes = [_build_judge_probe(spec, config) for spec in judge.judges]
     description = f"{len(judge.judges)} judges for a quorum of {judge.quorum}, and their calibration"
     remedy = "fit it with `clincot calibrate`, or leave judge.calibration_file empty to use raw probabilities"
     return [Probe("panel", description, remedy, limit_s, lambda: _check_panel(judge, description)), *judge_probes]
 
 
-def _build_judge_probe(spec: JudgeSpec, limit_s: float) -> Probe:
-    name = f"judge {spec.name}"
+def _build_judge_probe(spec: JudgeSpec, config: PreflightConfig) -> Probe:
+    name, limit_s = f"judge {spec.name}", config.timeout_s
     if spec.url:
         half = spec.model_copy(update={"timeout_s": min(spec.timeout_s, limit_s / 2)})  # the check sends two requests
         remedy = "start the endpoint, or correct judge.judges: url (…/v1), model, api_key_env, timeout_s"
         return Probe(name, f"{spec.url}: served models", remedy, limit_s, lambda: check_judge_endpoint(half))
     remedy = "name a folder with config.json and all of its *.safetensors in judge.judges"
-    return Probe(name, f"{spec.path}: its files", remedy, limit_s, lambda: check_judge_checkpoint(spec))
+    return Probe(name, f"{spec.path}: its files", remedy, config.verify_s, lambda: check_judge_checkpoint(spec))
 
 
 def check_judge_endpoint(spec: JudgeSpec) -> Iterator[PreflightCheck]:
@@ -89,7 +89,7 @@ def build_probe_conversation(folder: Path, views: PromptFormat) -> Conversation:
 
 
 def check_judge_checkpoint(spec: JudgeSpec) -> Iterator[PreflightCheck]:
-    """Check that a checkpoint folder is complete, has only safetensors weights with valid headers, and its digest.
+    """Check that a checkpoint folder is complete and can work as a judge (preflight.doctor).
 
     For a name on the hub only config.json is checked. Raises InvalidInput if a file is missing or malformed.
     """
@@ -101,10 +101,13 @@ def check_judge_checkpoint(spec: JudgeSpec) -> Iterator[PreflightCheck]:
         reason = "config.json is available; the hub's weights are downloaded when the judge is loaded"
         yield skip_check(name, f"{spec.path}: config.json and weights", reason)
         return
-    digest = hash_checkpoint(folder)
     check_weight_files(folder)
+    digest = hash_checkpoint(folder)
     check_weight_headers(folder)
     yield pass_check(name, f"{folder}: all files read", f"digest {digest[:12]}")
+    from clincot.preflight.doctor import DoctorOptions, examine_in_preflight  # imports torch
+
+    yield from examine_in_preflight(f"judge {spec.name}", folder, DoctorOptions(role="judge"))
 
 
 def _check_panel(config: JudgeConfig, probe: str) -> Iterator[PreflightCheck]:

@@ -54,6 +54,11 @@ def _check_champion(config: PreflightConfig, start: list[StartingPolicy], probe:
         return
     start.append(policy)
     yield pass_check("champion", probe, f"{origin}: {policy.sha256[:12]}, round {policy.round}, {policy.uri}")
+    if not policy.published:  # a published checkpoint is in the store, and was examined before its round
+        from clincot.preflight.doctor import DoctorOptions, examine_in_preflight  # imports torch
+
+        options = DoctorOptions(role="policy", train=config.train, propose=config.propose)
+        yield from examine_in_preflight("starting policy", Path(policy.uri), options)
 
 
 def resolve_starting_policy(config: PreflightConfig) -> tuple[StartingPolicy, str]:
