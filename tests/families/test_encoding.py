@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from clincot.geometry import Box, box_from_xyxy
-from clincot.models.encoding import ChatTemplateError, read_picture
+from clincot.models.encoding import ChatTemplateError, ConversationEncoder, read_picture
 from clincot.models.vlm import VisionLanguageModel
 from clincot.prompts import ChainStep, Conversation, chain_prompt, finding_prompt, judge_prompt, with_answer
 from clincot.records import Study
@@ -216,3 +216,47 @@ def test_a_written_region_is_trained_or_refused(
         action and not before for before, action in zip((False, *encoded.actions), encoded.actions, strict=False)
     )
     assert turns == 2
+
+
+def test_generation_defaults_of_a_checkpoint_do_not_act(
+    model: VisionLanguageModel, conversations: list[Conversation]
+) -> None:
+    """Beams and a repetition penalty in generation_config.json change neither the answer nor its log-probabilities."""
+    (expected,) = model.generate(conversations[:1], max_new_tokens=5, temperature=0.0, seeds=[0])
+    own = model.model.generation_config
+    before = own.to_dict()
+    own.num_beams, own.repetition_penalty = 3, 8.0
+    try:
+        (found,) = model.generate(conversations[:1], max_new_tokens=5, temperature=0.0, seeds=[0])
+    finally:
+        own.num_beams, own.repetition_penalty = before["num_beams"], before["repetition_penalty"]
+    assert found == expected
+
+
+THINKING_TEMPLATE = (
+    "{% for message in messages %}<|im_start|>{{ message['role'] }}\n"
+    "{% if message['role'] == 'assistant' and loop.last %}<think>\n\n</think>\n\n{% endif %}"
+    "{% for content in message['content'] %}{% if content['type'] == 'image' %}"
+    "<|vision_start|><|image_pad|><|vision_end|>{% else %}{{ content['text'] }}{% endif %}{% endfor %}<|im_end|>\n"
+    "{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+
+
+def test_a_template_with_thinking_blocks_keeps_later_turns_whole(
+    family: Family, model: VisionLanguageModel, studies: list[Study], films: Path
+) -> None:
+    """Qwen3's thinking templates put an empty block before the last answer only: it never shifts or enters a turn."""
+    if family.name != "qwen3-vl":
+        pytest.skip("a template of Qwen3")
+    processor = model.encoder.processor
+    before, processor.chat_template = processor.chat_template, THINKING_TEMPLATE
+    try:
+        encoder = ConversationEncoder(processor, end_ids=sorted(model.encoder.end_ids))
+        prompt = chain_prompt(studies[0], films, model.views, [ChainStep(QUESTION, LEFT, written=True)])
+        text = encoder.tokenizer.decode(encoder.encode(prompt, reply=True).ids)
+        assert "<think>" not in text
+        assert text.count("<|im_start|>user\n") == 2
+        with pytest.raises(ChatTemplateError, match="<think>"):
+            encoder.encode(with_answer(prompt, "yes"))
+    finally:
+        processor.chat_template = before

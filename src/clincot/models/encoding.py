@@ -217,26 +217,41 @@ class ConversationEncoder:
                 continue
             past = self._render_conversation(conversation[:position], reply=False)
             asked = self._render_conversation(conversation[:position], reply=True)
-            after = self._render_conversation(conversation[: position + 1], reply=False)
-            if not (whole.startswith(past) and after.startswith(past) and asked.startswith(past)):
+            if not (whole.startswith(past) and asked.startswith(past)):
                 raise ChatTemplateError("the chat template rewrites earlier turns when later ones are added")
-            head, rendered = asked[len(past) :], after[len(past) :]
-            start = len(head) if rendered.startswith(head) else self._find_text(rendered, turn.text)
-            spoken, replaced = self._end_turn(rendered[start:])
+            head = asked[len(past) :]
+            spoken, replaced = self._cut_turn(whole[len(past) :], head, turn.text)
             pieces += [whole[done : len(past)], head, spoken]
             length += len(past) - done + len(head)
             spans.append((length, length + len(spoken)))
             length += len(spoken)
-            done = len(past) + start + replaced
+            done = len(past) + replaced
         pieces.append(whole[done:])
         return _RenderedTurns("".join(pieces), tuple(spans))
 
-    def _find_text(self, rendered: str, text: str) -> int:
-        """Where the turn's own text begins in its rendering."""
-        start = rendered.find(self._hide_control_words(text).strip())
+    def _cut_turn(self, rendered: str, head: str, text: str) -> tuple[str, int]:
+        """(a turn up to and with its end token, how many characters of `rendered` it replaces).
+
+        rendered: the conversation from this turn on. head: what the template writes before a reply. What follows the
+        end token (mostly a newline) is the template's, not the policy's.
+        """
+        same = 0  # characters that a past turn's head shares with the head of a reply
+        while rendered[same : same + 1] == head[same : same + 1] != "":
+            same += 1
+        text = self._hide_control_words(text).strip()
+        start = rendered.find(text, same)
         if start < 0:
-            raise ChatTemplateError(f"the chat template does not show the assistant's turn as it is: {rendered!r}")
-        return start
+            raise ChatTemplateError(f"the chat template does not show the assistant's turn as it is: {text!r}")
+        gap = rendered[len(head) : start] if rendered.startswith(head) else ""
+        if gap.strip():  # a thinking block, which the policy did not write
+            raise ChatTemplateError(f"the chat template puts {gap!r} before the assistant's turn")
+        end = start + len(text)
+        closing = rendered[end:]
+        for word in self._end_texts:
+            if closing.lstrip().startswith(word):
+                skipped = end + len(closing) - len(closing.lstrip()) + len(word)
+                return gap + rendered[start:skipped], skipped
+        return gap + text + self._end_text, end
 
     def _render_prefix_layout(self, conversation: Conversation, *, reply: bool) -> _RenderedTurns:
         """PaliGemma's layout: all images, <bos>, the texts of all turns in lines, and the answer with its end token."""
@@ -255,17 +270,6 @@ class ConversationEncoder:
             return _RenderedTurns(text, ())
         answer = self._hide_control_words(conversation[-1].text) + self._end_text
         return _RenderedTurns(text + answer, ((len(text), len(text) + len(answer)),))
-
-    def _end_turn(self, spoken: str) -> tuple[str, int]:
-        """(the turn up to and with its end token, how many characters of `spoken` it replaces).
-
-        What follows the end token (mostly a newline) is the template's, not the policy's.
-        """
-        ends = [spoken.find(text) + len(text) for text in self._end_texts if text in spoken]
-        if ends:
-            return spoken[: max(ends)], max(ends)
-        text = spoken.rstrip()
-        return text + self._end_text, len(text)
 
     def _render_conversation(self, conversation: Conversation, *, reply: bool) -> str:
         # What is rendered depends on how many pictures a turn has, not on which: the same words come again and again.
@@ -313,10 +317,9 @@ class ConversationEncoder:
         """The special token with which the chat template closes an assistant's turn, if it does."""
         if self.processor.chat_template is None:
             return set()
-        asked = (("user", 0, "a"),)
-        past = self._apply_template(asked, False)
-        after = self._apply_template((*asked, ("assistant", 0, "b")), False)
-        closing = after[len(past) :].rpartition("b")[2].lstrip()
+        answer = "xyzzy"  # a word that no template writes itself
+        after = self._apply_template((("user", 0, "a"), ("assistant", 0, answer)), False)
+        closing = after.partition(answer)[2].lstrip()
         for word in sorted(self._hidden, key=len, reverse=True):
             if closing.startswith(word):
                 return {self.tokenizer.convert_tokens_to_ids(word)}

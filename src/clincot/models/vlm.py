@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from functools import cached_property
 from itertools import chain
 from pathlib import Path
@@ -206,7 +207,7 @@ class VisionLanguageModel:
             pad_token_id=self.encoder.pad_id,
             eos_token_id=sorted(self.encoder.end_ids),
         )
-        with torch.inference_mode():
+        with torch.inference_mode(), _without_generation_defaults(self.model):
             out = self.model.generate(**inputs, logits_processor=processors, generation_config=generation_config)
         new_BT = out.sequences[:, inputs["input_ids"].shape[1] :]
         logp_BT = torch.stack(
@@ -297,6 +298,21 @@ def gather_token_logprobs(logits_BTV: torch.Tensor, ids_BT: torch.Tensor) -> tor
     """(B, T-1) log-probability (nats) of every token except the first, given the tokens before it."""
     logp_BTV = torch.log_softmax(logits_BTV[:, :-1].float(), dim=-1)
     return logp_BTV.gather(-1, ids_BT[:, 1:, None])[..., 0]
+
+
+@contextmanager
+def _without_generation_defaults(model: Any) -> Iterator[None]:
+    """Hide the checkpoint's generation config, from which generate() fills what is not set.
+
+    Beams, penalties, stop strings and time limits of the checkpoint would change answers and their log-probabilities;
+    its end tokens are set by the caller.
+    """
+    own = model.generation_config
+    model.generation_config = GenerationConfig()
+    try:
+        yield
+    finally:
+        model.generation_config = own
 
 
 class _SeededSampler(LogitsProcessor):  # type: ignore[misc]
