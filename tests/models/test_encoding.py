@@ -124,7 +124,8 @@ def test_a_template_that_shows_pictures_of_its_own_is_refused(small: VisionLangu
 def test_a_template_that_drops_pictures_is_refused(small: VisionLanguageModel, shown: list[Study], films: Path) -> None:
     with_template(
         small,
-        "{% for m in messages %}{{ m['role'] }}{{ m['content'][-1]['text'] }}{% endfor %}",
+        "{% for m in messages %}{{ m['role'] }}{{ m['content'][-1]['text'] }}{% endfor %}"
+        "{% if add_generation_prompt %}assistant{% endif %}",
         talks(small, shown, films)["one step"],
         "shows 0 picture placeholders of a conversation with 5 pictures",
     )
