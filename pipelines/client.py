@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
+import re
 import sys
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import httpx
 import kfp
@@ -20,6 +23,16 @@ from clincot.errors import InvalidInput, UserError
 POD_TOKEN = Path("/var/run/secrets/kubeflow/pipelines/token")  # where Kubeflow's documentation mounts it
 REQUEST_S = 30.0
 _MAX_SHOWN_CHARS = 300
+# The cause follows such a name: "Failed to get a run: Failed to fetch run r: ResourceNotFoundError: Run r not found"
+# (kubeflow/pipelines 2.17.0, backend/src/common/util/error.go).
+_ERROR_NAME = re.compile(r"\b(?:\w+Error|PermissionDenied|Unauthenticated): ")
+
+
+class ServerInfo(NamedTuple):
+    """What the health check of the API server reports."""
+
+    multi_user: bool
+    version: str  # the release, for example 2.17.0; "unknown" if the image was built without a tag
 
 
 class PipelinesFailed(UserError, RuntimeError):
@@ -36,6 +49,7 @@ class Connection:
     namespace: str  # the profile's on a multi-user installation, otherwise ""
     pipeline: str
     experiment: str
+    server_version: str = "unknown"
 
     def ensure_experiment(self) -> str:
         """Return the id of the experiment; create the experiment if it does not exist."""
@@ -66,9 +80,9 @@ def connect_pipelines(  # noqa: PLR0913 (one keyword per command-line option)
     if not endpoint.startswith(("http://", "https://")):
         raise InvalidInput(f"the endpoint must start with http:// or https://, got {endpoint!r}")
     token, origin = _read_token(token_file)
-    multi_user = _probe_endpoint(endpoint, token, origin, ca_cert)
-    namespace = namespace or (profile if multi_user else "")
-    if multi_user and not namespace:
+    server = _probe_endpoint(endpoint, token, origin, ca_cert)
+    namespace = namespace or (profile if server.multi_user else "")
+    if server.multi_user and not namespace:
         raise InvalidInput(
             f"{endpoint} is a multi-user installation: set the namespace of your profile with --namespace"
         )
@@ -83,7 +97,7 @@ def connect_pipelines(  # noqa: PLR0913 (one keyword per command-line option)
             ui_host=ui or endpoint,
         )
     client._context_setting["namespace"] = namespace
-    return Connection(client, endpoint, (ui or endpoint).rstrip("/"), namespace, pipeline, experiment)
+    return Connection(client, endpoint, (ui or endpoint).rstrip("/"), namespace, pipeline, experiment, server.version)
 
 
 @contextlib.contextmanager
@@ -116,8 +130,8 @@ def _read_token(token_file: Path | None) -> tuple[str, str]:
     return token, str(path)
 
 
-def _probe_endpoint(endpoint: str, token: str, origin: str, ca_cert: Path | None) -> bool:
-    """Check that the endpoint is Kubeflow Pipelines and accepts the token; return whether it is multi-user."""
+def _probe_endpoint(endpoint: str, token: str, origin: str, ca_cert: Path | None) -> ServerInfo:
+    """Check that the endpoint is Kubeflow Pipelines and accepts the token; return what it reports about itself."""
     url = f"{endpoint}/apis/v2beta1/healthz"
     try:
         reply = httpx.get(
@@ -130,28 +144,69 @@ def _probe_endpoint(endpoint: str, token: str, origin: str, ca_cert: Path | None
         raise PipelinesFailed(
             f"{url}: no answer ({type(error).__name__}: {error}); is --endpoint (KFP_ENDPOINT) right?"
         ) from None
-    if reply.status_code in (301, 302, 303, 307, 401, 403):  # a redirect to a login page is a refusal, too
+    status = 401 if reply.is_redirect else reply.status_code  # a redirect to a login page is a refusal, too
+    if status in (401, 403) or status >= 500:
+        raise PipelinesFailed(_describe_refusal(endpoint, status, reply.text, origin))
+    health = _parse_json_object(reply.text) if status == 200 else None
+    if health is None:
         raise PipelinesFailed(
-            _describe_refusal(endpoint, 401 if reply.is_redirect else reply.status_code, reply.text, origin)
-        )
-    try:
-        multi_user = reply.json().get("multi_user", False) if reply.status_code == 200 else None
-    except (ValueError, AttributeError):
-        multi_user = None
-    if multi_user is None:
-        raise PipelinesFailed(
-            f"{url}: HTTP {reply.status_code}, not an answer of Kubeflow Pipelines; is --endpoint (KFP_ENDPOINT) right?"
+            f"{url}: HTTP {status}, not an answer of Kubeflow Pipelines; is --endpoint (KFP_ENDPOINT) right?"
             " Behind Kubeflow's gateway it ends in /pipeline"
         )
-    return bool(multi_user)
+    return ServerInfo(bool(health.get("multi_user", False)), str(health.get("tag_name") or "unknown"))
 
 
 def _describe_refusal(endpoint: str, status: int, body: str, origin: str = "") -> str:
-    shown = " ".join(body.split())[:_MAX_SHOWN_CHARS]
-    if status in (401, 403):
-        token = f"the token of {origin}" if origin else "the token, if there is one,"
-        return (
-            f"{endpoint}: HTTP {status}, access denied: {token} has expired or lacks permission; get a new one and set "
-            f"KFP_TOKEN, KFP_TOKEN_FILE or --token-file ({shown})"
+    """Return one sentence: what the status means, the server's own reason, and what to do."""
+    reason = _extract_reason(body)
+    shown = f" ({reason})" if reason else ""
+    token = f"the token of {origin}" if origin else "the token, if there is one,"
+    if status == 401:
+        meaning = (
+            f"access denied: {token} has expired or is not accepted; get a new one and set KFP_TOKEN, KFP_TOKEN_FILE "
+            f"or --token-file{shown}"
         )
-    return f"{endpoint}: HTTP {status}: {shown}"
+    elif status == 403:
+        meaning = (
+            f"access denied: {token} has expired or lacks permission{shown}; check --namespace and the roles of the "
+            "account, or get a new token"
+        )
+    elif status == 404:
+        meaning = f"not found{shown}"
+    elif status == 409:
+        meaning = f"something of this name exists already{shown}"
+    elif status >= 500:
+        meaning = f"Kubeflow Pipelines has failed or is not ready{shown}; try again, or read the log of ml-pipeline"
+    else:
+        meaning = f"the request was refused{shown}"
+    return f"{endpoint}: HTTP {status}, {meaning}"
+
+
+def _extract_reason(body: str) -> str:
+    """Return the innermost message of an error body on one line, without the Go stack; "" if it has none.
+
+    The gRPC gateway answers {"code", "message", "details": [{"message"}]}, the upload server {"error_message",
+    "error_details"}, of which the latter is a stack (kubeflow/pipelines 2.17.0,
+    backend/src/apiserver/server/pipeline_upload_server.go: writeErrorToResponse). A proxy in front of them may answer
+    with text or HTML.
+    """
+    answer = _parse_json_object(body)
+    if answer is None:
+        message = "" if body.lstrip().startswith("<") else body
+    else:
+        details = answer.get("details")
+        nested = [detail.get("message") for detail in details if isinstance(detail, dict)] if details else []
+        candidates = [*nested, answer.get("message"), answer.get("error_message"), answer.get("error")]
+        message = next((text for text in candidates if isinstance(text, str) and text), "")
+    first_line = message.strip().partition("\n")[0]
+    named = _ERROR_NAME.search(first_line)
+    reason = first_line[named.end() :] if named else first_line
+    return " ".join(reason.split())[:_MAX_SHOWN_CHARS].rstrip(" .")
+
+
+def _parse_json_object(text: str) -> dict[str, Any] | None:
+    try:
+        parsed = json.loads(text)
+    except ValueError:
+        return None
+    return parsed if isinstance(parsed, dict) else None

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import json
+import logging
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
+import httpx
 import pytest
 
 from clincot.cli import app
@@ -18,7 +22,7 @@ from clincot.pipelines.recurring import RunSchedule, delete_recurring_runs, list
 from clincot.pipelines.round_plan import RoundPlan
 from clincot.pipelines.status import format_run_status, format_schedule_status
 from clincot.pipelines.submit import submit_run, upload_pipeline
-from tests.support.kfp_stub import PipelinesStub, serving
+from tests.support.kfp_stub import RECORDED, PipelinesStub, serving
 
 PLAN = RoundPlan(
     params=Params.model_validate({"publish": {"store": "s3://models/platform"}}),
@@ -213,3 +217,172 @@ def test_an_unknown_parameter_is_refused_before_anything_is_sent(
 def test_a_timing_is_one_and_whole(timing: dict[str, object]) -> None:
     with pytest.raises(InvalidInput):
         RunSchedule(**timing)  # type: ignore[arg-type]
+
+
+def test_every_upload_in_a_profile_after_the_first_is_quiet(caplog: pytest.LogCaptureFixture) -> None:
+    """kubeflow/pipelines 2.17.0, backend/src/apiserver/server/pipeline_server.go (listPipelines): a list without a
+    namespace does not hold the pipelines of a profile."""
+    with serving(PipelinesStub(multi_user=True)) as stub:
+        for profile in ("team-a", "team-b"):
+            upload_pipeline(connect_pipelines(stub.url, namespace=profile), PLAN)
+            reconcile_recurring_run(connect_pipelines(stub.url, namespace=profile), PLAN, NIGHTLY)
+            changes = list(stub.changes)
+            for _ in range(9):
+                connection = connect_pipelines(stub.url, namespace=profile)
+                upload_pipeline(connection, PLAN)
+                (line,) = reconcile_recurring_run(connection, PLAN, NIGHTLY)
+                assert "is up to date" in line
+            assert stub.changes == changes
+        assert [(one["namespace"], one["name"]) for one in stub.pipelines] == [
+            ("team-a", "clincot-round"),
+            ("team-b", "clincot-round"),
+        ]
+    assert caplog.records == []
+
+
+def test_a_shared_pipeline_of_the_same_name_is_not_touched() -> None:
+    with serving(PipelinesStub(multi_user=True)) as stub:
+        stub.pipelines.append(
+            {"pipeline_id": "shared", "namespace": "", "name": "clincot-round", "display_name": "clincot-round"}
+        )
+        version = upload_pipeline(connect_pipelines(stub.url, namespace="team-a"), PLAN)
+        assert version.pipeline_id != "shared"
+        assert {one["pipeline_id"] for one in stub.versions} == {version.pipeline_id}
+
+
+def test_a_pipeline_created_by_another_caller_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both callers find no pipeline and no version; the slower one gets HTTP 409 for each."""
+    with serving(PipelinesStub(multi_user=True)) as stub:
+        first = upload_pipeline(connect_pipelines(stub.url, namespace="team-a"), PLAN)
+        slower = connect_pipelines(stub.url, namespace="team-a")
+        for method, page in (
+            ("list_pipelines", SimpleNamespace(pipelines=None)),
+            ("list_pipeline_versions", SimpleNamespace(pipeline_versions=None, next_page_token="")),
+        ):
+            real, before = getattr(slower.client, method), iter([page])
+            monkeypatch.setattr(
+                slower.client,
+                method,
+                lambda *a, _real=real, _before=before, **options: next(_before, None) or _real(*a, **options),
+            )
+        assert upload_pipeline(slower, PLAN) == first
+        assert (len(stub.pipelines), len(stub.versions)) == (1, 1)
+
+
+def test_the_stub_keeps_pipelines_by_namespace_and_name() -> None:
+    """kubeflow/pipelines 2.17.0, backend/src/apiserver: model/pipeline.go, server/pipeline_server.go (listPipelines),
+    resource/resource_manager.go (ReplaceNamespace)."""
+
+    def upload(namespace: str) -> int:
+        query = {"name": "round", "namespace": namespace}
+        return httpx.post(f"{stub.url}/apis/v2beta1/pipelines/upload", params=query).status_code
+
+    def list_namespaces(namespace: str) -> list[str]:
+        query = {"namespace": namespace} if namespace else {}
+        found = httpx.get(f"{stub.url}/apis/v2beta1/pipelines", params=query).json()["pipelines"]
+        return [one["namespace"] for one in found]
+
+    with serving(PipelinesStub(multi_user=True)) as stub:
+        assert [upload("team-a"), upload("team-b"), upload(""), upload("team-a")] == [200, 200, 200, 409]
+        assert [list_namespaces(name) for name in ("team-a", "team-b", "", "team-c")] == [
+            ["team-a"],
+            ["team-b"],
+            [""],
+            [],
+        ]
+    with serving(PipelinesStub()) as stub:
+        assert [upload("team-a"), upload("team-b")] == [200, 409], "a single-user server ignores namespaces"
+        assert list_namespaces("team-c") == [""]
+
+
+@pytest.mark.parametrize("version", ["2.15.0", "2.16.1", "v2.16.0", "1.8.5"])
+def test_a_server_that_ignores_the_platform_spec_is_refused(version: str) -> None:
+    """kubeflow/pipelines api/v2alpha1/pipeline_spec.proto: PipelineConfig has our fields from 2.17.0 on."""
+    with serving(PipelinesStub(version=version)) as stub:
+        connection = connect_pipelines(stub.url)
+        for action in (
+            lambda: submit_run(connection, PLAN),
+            lambda: upload_pipeline(connection, PLAN),
+            lambda: reconcile_recurring_run(connection, PLAN, NIGHTLY),
+        ):
+            with pytest.raises(PipelinesFailed, match=f"Kubeflow Pipelines is {version}, expected 2.17 or later"):
+                action()
+        assert stub.changes == []
+        assert format_schedule_status(connection) == "no recurring run", "what exists can still be looked at"
+
+
+@pytest.mark.parametrize(
+    ("version", "warns"), [("2.17.0", False), ("2.20.1", False), ("3.0.0", False), ("unknown", True)]
+)
+def test_an_unknown_server_version_is_a_warning(version: str, warns: bool, caplog: pytest.LogCaptureFixture) -> None:
+    """An image that was built without a tag reports "unknown" (kfp_answers.json, both health checks)."""
+    with serving(PipelinesStub(version=version)) as stub, caplog.at_level(logging.WARNING):
+        assert upload_pipeline(connect_pipelines(stub.url), PLAN).id
+    assert [("must be Kubeflow Pipelines 2.17 or later" in one.message) for one in caplog.records] == [True] * warns
+
+
+GATEWAY_PAGE = "<html>\n<head><title>503 Service Temporarily Unavailable</title></head>\n</html>"
+
+
+@pytest.mark.parametrize(
+    ("status", "body", "sentence"),
+    [
+        (
+            401,
+            json.dumps(RECORDED["no identity, multi-user (401)"]),
+            "HTTP 401, access denied: the token, if there is one, has expired or is not accepted; get a new one and set"
+            " KFP_TOKEN, KFP_TOKEN_FILE or --token-file (Failed to check authorization. User identity is empty in the "
+            "request header)",
+        ),
+        (
+            403,
+            json.dumps(RECORDED["a user of a profile deletes a shared pipeline (403)"]),
+            "HTTP 403, access denied: the token, if there is one, has expired or lacks permission (User "
+            "'user@example.com' is not authorized); check --namespace and the roles of the account, or get a new token",
+        ),
+        (
+            404,
+            json.dumps(RECORDED["a run that does not exist (404)"]),
+            "HTTP 404, not found (Run 00000000-0000-0000-0000-000000000000 not found)",
+        ),
+        (
+            409,
+            json.dumps(RECORDED["upload of a name that exists (409)"]),
+            "HTTP 409, something of this name exists already (Failed to create a pipeline and a pipeline version)",
+        ),
+        (
+            500,
+            json.dumps({"error_message": "Failed to create a pipeline", "error_details": "x\ngithub.com/x.go:1"}),
+            "HTTP 500, Kubeflow Pipelines has failed or is not ready (Failed to create a pipeline); try again, or read "
+            "the log of ml-pipeline",
+        ),
+        (
+            503,
+            GATEWAY_PAGE,
+            "HTTP 503, Kubeflow Pipelines has failed or is not ready; try again, or read the log of ml-pipeline",
+        ),
+        (
+            503,
+            "no healthy upstream",
+            "HTTP 503, Kubeflow Pipelines has failed or is not ready (no healthy upstream); try again, or read the log"
+            " of ml-pipeline",
+        ),
+    ],
+)
+def test_an_error_of_the_server_is_one_sentence(
+    status: int, body: str, sentence: str, stub: PipelinesStub, connection: Connection
+) -> None:
+    stub.refusal = (status, body)
+    with pytest.raises(PipelinesFailed) as caught:
+        connection.ensure_experiment()
+    assert str(caught.value) == f"{stub.url}: {sentence}"
+
+
+def test_a_conflict_that_cannot_be_found_names_the_pipeline(
+    stub: PipelinesStub, connection: Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    upload_pipeline(connection, PLAN)
+    monkeypatch.setattr(connection.client, "list_pipelines", lambda **_: SimpleNamespace(pipelines=None))
+    with pytest.raises(PipelinesFailed, match="HTTP 409, a pipeline named clincot-round exists already") as caught:
+        upload_pipeline(connection, PLAN)
+    assert "github.com" not in str(caught.value)

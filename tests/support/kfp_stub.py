@@ -1,4 +1,10 @@
-"""A small Kubeflow Pipelines API: it keeps state, checks the bodies it is sent, and can break off before any change."""
+"""A small Kubeflow Pipelines API: it keeps state, checks the bodies it is sent, and can break off before any change.
+
+Pipelines follow the rules of the real server (kubeflow/pipelines 2.17.0, backend/src/apiserver): a name is unique
+within a namespace (model/pipeline.go), a list holds the pipelines of exactly one namespace, which without one in the
+request is that of the shared pipelines (server/pipeline_server.go: listPipelines), and a single-user server ignores
+namespaces (resource/resource_manager.go: ReplaceNamespace).
+"""
 
 from __future__ import annotations
 
@@ -8,12 +14,16 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, urlparse
 
 import yaml
 
 Json = dict[str, Any]
+# Bodies of errors and health checks as the API server of Kubeflow Pipelines 2.17.0 (kubeflow/pipelines, its own
+# manifests, on Kubernetes 1.34.4) answered them; the Go stack is shortened to three frames.
+RECORDED: dict[str, Json] = json.loads((Path(__file__).parent / "kfp_answers.json").read_text(encoding="utf-8"))
 RUN = {"experiment_id", "display_name", "pipeline_spec", "runtime_config", "service_account"}
 RECURRING = {
     "experiment_id",
@@ -29,11 +39,24 @@ RECURRING = {
 }
 
 
-class PipelinesStub:
-    """token: the only one that is let in; break_before: from this change (1, 2, …) on there is no answer."""
+class Refused(Exception):
+    """The stub answers with this status and body."""
 
-    def __init__(self, *, token: str = "", multi_user: bool = False) -> None:
-        self.token, self.multi_user = token, multi_user
+    def __init__(self, status: int, body: Json) -> None:
+        super().__init__(status, body)
+        self.status, self.body = status, body
+
+
+class PipelinesStub:
+    """Server state and its switches.
+
+    token: the only one that is let in; version: the tag_name of the health check; break_before: from this change
+    (1, 2, …) on there is no answer; refusal: status and body of every answer but the health check.
+    """
+
+    def __init__(self, *, token: str = "", multi_user: bool = False, version: str = "2.17.0") -> None:
+        self.token, self.multi_user, self.version = token, multi_user, version
+        self.refusal: tuple[int, str] | None = None
         self.experiments: list[Json] = []
         self.pipelines: list[Json] = []
         self.versions: list[Json] = []
@@ -50,11 +73,13 @@ class PipelinesStub:
 
     def get(self, path: str, query: dict[str, list[str]]) -> Json:
         if path == "/healthz":
-            return {"multi_user": self.multi_user}
+            recorded = RECORDED["healthz, multi-user" if self.multi_user else "healthz, single-user"]
+            return {**recorded, "tag_name": self.version}
         if path == "/experiments":
             return {"experiments": _filtered(self.experiments, query)}
         if path == "/pipelines":
-            return {"pipelines": _filtered(self.pipelines, query)}
+            namespace = self._replace_namespace(query)
+            return {"pipelines": _filtered([one for one in self.pipelines if one["namespace"] == namespace], query)}
         if match := re.fullmatch(r"/pipelines/([^/]+)/versions", path):
             return {"pipeline_versions": [v for v in self.versions if v["pipeline_id"] == match[1]]}
         if path == "/recurringruns":  # in pages of one, as a long list would come
@@ -73,14 +98,24 @@ class PipelinesStub:
             found["mode"], found["status"] = match[2].upper(), f"{match[2].upper()}D"
             return {}
         if path == "/pipelines/upload":
-            self.pipelines.append({"pipeline_id": self.new_id("pipeline"), "display_name": query["name"][0]})
+            key = {"namespace": self._replace_namespace(query), "name": query["name"][0]}
+            if any(key.items() <= one.items() for one in self.pipelines):
+                raise Refused(409, RECORDED["upload of a name that exists (409)"])
+            self.pipelines.append({**key, "pipeline_id": self.new_id("pipeline"), "display_name": key["name"]})
             return self.pipelines[-1]
         if path == "/pipelines/upload_version":
             pipeline = _named(self.pipelines, "pipeline_id", query["pipelineid"][0])["pipeline_id"]
+            if any((one["pipeline_id"], one["display_name"]) == (pipeline, query["name"][0]) for one in self.versions):
+                raise Refused(
+                    409, {"error_message": "Failed to create a pipeline version"}
+                )  # model/pipeline_version.go
             version = {"pipeline_version_id": self.new_id("version"), "pipeline_id": pipeline}
             self.versions.append({**version, "display_name": query["name"][0], "spec": _uploaded(body)})
             return {name: value for name, value in self.versions[-1].items() if name != "spec"}
         return self._created(path, body)
+
+    def _replace_namespace(self, query: dict[str, list[str]]) -> str:
+        return query.get("namespace", [""])[0] if self.multi_user else ""
 
     def _created(self, path: str, body: Json) -> Json:
         if path == "/experiments":
@@ -139,6 +174,9 @@ class _Handler(BaseHTTPRequestHandler):
         if stub.token and self.headers.get("Authorization") != f"Bearer {stub.token}":
             self._send(401, {"error": "token is expired"})
             return
+        if stub.refusal is not None and path != "/healthz":
+            self._send_text(*stub.refusal)
+            return
         if self.command != "GET":
             if stub.break_before and len(stub.changes) + 1 >= stub.break_before:  # the client tries some things again
                 self.connection.close()
@@ -154,6 +192,8 @@ class _Handler(BaseHTTPRequestHandler):
                 reply = stub.post(path, query, body)
         except (KeyError, StopIteration):
             self._send(404, {"error": f"nothing at {self.path}"})
+        except Refused as refused:
+            self._send(refused.status, refused.body)
         except AssertionError as error:
             self._send(400, {"error": f"refused: {error}"})
         else:
@@ -162,7 +202,10 @@ class _Handler(BaseHTTPRequestHandler):
     do_GET = do_POST = do_DELETE = _answer
 
     def _send(self, status: int, body: Json) -> None:
-        content = json.dumps(body).encode()
+        self._send_text(status, json.dumps(body))
+
+    def _send_text(self, status: int, text: str) -> None:
+        content = text.encode()
         self.send_response(status)
         self.send_header("Content-Type", "application/json")
         self.send_header("Content-Length", str(len(content)))

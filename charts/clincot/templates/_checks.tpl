@@ -15,7 +15,7 @@
 {{- $errors = printf "%s%s" $errors (include "clincot.needs" (merge (dict "kind" "serving.kserve.io/v1alpha1/ServingRuntime" "remedy" "install KServe, or set servingRuntime.create=false") $need)) -}}
 {{- end -}}
 {{- if .Values.pipeline.enabled -}}
-{{- $errors = printf "%s%s" $errors (include "clincot.needs" (merge (dict "kind" "argoproj.io/v1alpha1/Workflow" "remedy" "install Kubeflow Pipelines 2.15 or later, or set pipeline.enabled=false") $need)) -}}
+{{- $errors = printf "%s%s" $errors (include "clincot.needs" (merge (dict "kind" "argoproj.io/v1alpha1/Workflow" "remedy" "install Kubeflow Pipelines 2.17 or later, or set pipeline.enabled=false") $need)) -}}
 {{- end -}}
 {{- if .Values.pipeline.trainJobs -}}
 {{- $errors = printf "%s%s" $errors (include "clincot.needs" (merge (dict "kind" "trainer.kubeflow.org/v1alpha1/TrainJob" "remedy" "install Kubeflow Trainer 2, or set pipeline.trainJobs=false") $need)) -}}
