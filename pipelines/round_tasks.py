@@ -40,7 +40,9 @@ def add_preflight(plan: RoundPlan, run: RunParameters) -> Any:
     return apply_placement(
         preflight(
             preflight=run.preflight,
+            propose=run.propose,
             judge=run.judge,
+            train=run.train,
             publish=run.publish,
             version=run.version,
             service=run.service,

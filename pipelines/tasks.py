@@ -147,7 +147,7 @@ def preflight(
 ) -> InputDigests:
     """Check everything that the round needs, without changing anything; return the digests of its inputs.
 
-    sections: preflight, judge, publish and version.
+    sections: preflight, propose, judge, train, publish and version.
     """
     with user_errors("preflight"):
         parsed = parse_config(

@@ -10,7 +10,9 @@ from clincot.components import IMAGE
 @dsl.component(base_image=IMAGE, install_kfp_package=False)
 def preflight(
     preflight: dict,
+    propose: dict,
     judge: dict,
+    train: dict,
     publish: dict,
     version: dict,
     service: dict,
@@ -26,7 +28,9 @@ def preflight(
 
     Args:
         preflight: Settings of the checks before the round: base policy, time limits, free disk space.
+        propose: Settings of the regions: grounders and their counts, hypotheses, sampling.
         judge: Settings of the judge panel: judges, calibration, quorum, retries.
+        train: Settings of the training: loss, margin, learning rate, batch size, adapters.
         publish: Settings of the model registry: store, name of the model, golden questions.
         version: Settings of the data repository: git address, branch, number of the version.
         service: Settings of the InferenceService: name, namespace, engine, images, resources.
@@ -45,6 +49,13 @@ def preflight(
     """
     from clincot.pipelines import tasks
 
-    sections = {"preflight": preflight, "judge": judge, "publish": publish, "version": version}
+    sections = {
+        "preflight": preflight,
+        "propose": propose,
+        "judge": judge,
+        "train": train,
+        "publish": publish,
+        "version": version,
+    }
     outputs = {"report": report.path, "table": table.path, "champion": champion.path}
     return tasks.preflight(sections, service, launch, outputs, data=data, benchmark=benchmark, metrics=metrics)

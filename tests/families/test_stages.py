@@ -122,7 +122,7 @@ def test_a_candidate_ends_with_each_end_token(
     tokenizer = policy.encoder.tokenizer
     for token in family.end_tokens:
         (out / "candidates.jsonl.stage.json").unlink(missing_ok=True)  # else the stage is up to date
-        with writing(policy, [policy._yes[0], tokenizer.convert_tokens_to_ids(token)]):
+        with writing(policy, [policy.yes_no_ids[0][0], tokenizer.convert_tokens_to_ids(token)]):
             candidates = run_answer(out, data, checkpoint)
         assert {candidate.text.lower() for candidate in candidates} == {"yes"}, token
         assert {len(candidate.token_logprobs) for candidate in candidates} == {2}, token
@@ -133,7 +133,7 @@ def test_only_an_answer_without_an_end_is_off_format(
 ) -> None:
     """ "yes" to a closed question is in format if the turn ended, by whichever end token, and not if it was cut off."""
     closed = {q.id for q in read_records(out / "questions.jsonl", Question) if q.kind == "closed"}
-    yes = policy._yes[0]
+    yes = policy.yes_no_ids[0][0]
     endings = [policy.encoder.tokenizer.convert_tokens_to_ids(token) for token in family.end_tokens]
     for tokens, off_format in [*(([yes, end], False) for end in endings), ([yes], True)]:
         (out / "outcomes.jsonl.stage.json").unlink(missing_ok=True)

@@ -88,7 +88,7 @@ def build_llama_tokenizer(*extra: str, **options: Any) -> Any:
     tokenizer = LlamaTokenizer(vocab=vocabulary, merges=merges, pad_token="<unk>", **options)
     tokenizer.add_tokens(_special(*extra))
     # tokenizer_config.json of llava-hf/llava-1.5-7b-hf; its chat template does not write <s>
-    return _reload(tokenizer, add_bos_token=True)
+    return _reload(tokenizer, **{"add_bos_token": True, **options})
 
 
 def build_gemma_tokenizer(*extra: str, **options: Any) -> Any:

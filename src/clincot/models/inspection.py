@@ -51,10 +51,11 @@ def read_model_config(path: str) -> Any:
     try:
         config = AutoConfig.from_pretrained(path, trust_remote_code=False)
         is_known = type(config) in AutoModelForImageTextToText._model_mapping
-    except RuntimeError as error:  # a torchvision that does not fit breaks imports of transformers
-        if "torchvision" in str(error):
-            raise refuse_without_torchvision(path, error) from error
-        raise
+    except (RuntimeError, ImportError) as error:  # a torchvision that does not fit breaks imports of transformers
+        cause = _find_torchvision_error(error)
+        if cause is None:
+            raise
+        raise refuse_without_torchvision(path, cause) from error
     except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
         raise _refuse_config(path, kind, content, error) from error
     if not is_known:
@@ -64,6 +65,16 @@ def read_model_config(path: str) -> Any:
             f"use a checkpoint of one of the tested families: {TESTED_FAMILIES}",
         )
     return config
+
+
+def _find_torchvision_error(error: BaseException) -> Exception | None:
+    """The error about torchvision among an error and its causes."""
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, Exception) and "torchvision" in str(cause):
+            return cause
+        cause = cause.__cause__ or cause.__context__
+    return None
 
 
 def _read_json(path: Path) -> Mapping[str, Any]:
