@@ -1,1 +1,0 @@
-"""The small models that come with the package, their calibration and seven golden films (data files only)."""

@@ -1,1 +1,0 @@
-"""The demo: two rounds on rendered radiographs, a page to read, and an endpoint to ask."""

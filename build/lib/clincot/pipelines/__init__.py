@@ -1,1 +1,0 @@
-"""The round as a Kubeflow pipeline: its tasks, where they run, and how runs are submitted and scheduled."""
