@@ -50,6 +50,7 @@ CALLED = {
     "page": None,
     "deploy": "live",
     "select_champion": None,
+    "end_round": "ended",
     "record_run_status": "recorded",
 }
 
@@ -273,7 +274,7 @@ def test_deploy_is_the_librarys_function() -> None:
     assert outputs["artifacts"] == set()
 
 
-@pytest.mark.parametrize("name", ["train", "record_run_status"])
+@pytest.mark.parametrize("name", ["train", "end_round", "record_run_status"])
 def test_a_component_installs_nothing_when_it_runs(name: str, tmp_path: Path) -> None:
     compiler.Compiler().compile(component(name), str(tmp_path / "one.yaml"))
     spec = yaml.safe_load((tmp_path / "one.yaml").read_text(encoding="utf-8"))
