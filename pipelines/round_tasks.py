@@ -42,6 +42,8 @@ def add_preflight(plan: RoundPlan, run: RunParameters) -> Any:
             judge=run.judge,
             publish=run.publish,
             version=run.version,
+            propose=run.propose,
+            train=run.train,
             service=run.service,
             launch=run.launch,
             data=run.data,

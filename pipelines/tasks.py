@@ -148,7 +148,7 @@ def preflight(
 ) -> InputDigests:
     """Check everything that the round needs, without changing anything; return the digests of its inputs.
 
-    sections: preflight, judge, publish and version.
+    sections: preflight, and those that it checks (INHERITED_BY_PREFLIGHT).
     """
     with user_errors("preflight"):
         parsed = parse_config(

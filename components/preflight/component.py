@@ -13,6 +13,8 @@ def preflight(
     judge: dict,
     publish: dict,
     version: dict,
+    propose: dict,
+    train: dict,
     service: dict,
     launch: dict,
     data: str,
@@ -29,6 +31,8 @@ def preflight(
         judge: Settings of the judge panel: judges, calibration, quorum, retries.
         publish: Settings of the model registry: store, name of the model, golden questions.
         version: Settings of the data repository: git address, branch, number of the version.
+        propose: Settings of the regions: grounders and their counts, hypotheses, sampling.
+        train: Settings of the training: loss, margin, learning rate, batch size, adapters.
         service: Settings of the InferenceService: name, namespace, engine, images, resources.
         launch: How training is started: in the task, with torchrun, or as a TrainJob.
         data: Address of the training data set: a folder or `s3://bucket/prefix/<sha256>`.
@@ -45,6 +49,13 @@ def preflight(
     """
     from clincot.pipelines import tasks
 
-    sections = {"preflight": preflight, "judge": judge, "publish": publish, "version": version}
+    sections = {
+        "preflight": preflight,
+        "judge": judge,
+        "publish": publish,
+        "version": version,
+        "propose": propose,
+        "train": train,
+    }
     outputs = {"report": report.path, "table": table.path, "champion": champion.path}
     return tasks.preflight(sections, service, launch, outputs, data=data, benchmark=benchmark, metrics=metrics)
