@@ -32,7 +32,7 @@ from tests.support.s3_server import S3Server, s3_server
 OUTAGE_S = 20.0
 KILLS = 10
 # run anew each time, so a kill in them proves nothing
-UNKILLED_TASKS = ("preflight", "start-round", "record-round", "record-run-status")
+UNKILLED_TASKS = ("preflight", "start-round", "record-round", "end-round", "record-run-status")
 OUTAGE_TASK = "version"
 _TASK_START_PATTERN = re.compile(r"(\d\d):(\d\d):(\d\d\.\d+) - INFO - Executing task \S*?'([a-z0-9-]+)'")
 

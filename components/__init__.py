@@ -9,8 +9,9 @@ merge              merges the files of the shards
 record_round       records the digests and the decision of the round, before anything acts on the decision
 page               renders the page of the round
 deploy             rolls out the published checkpoint
+end_round          records the end of the run's rounds, as its last task
 select_champion    selects the champion for the next round of the same run
-record_run_status  records how the run ended
+record_run_status  records that the run failed, if its round has not ended
 
 Docstrings and README.md files are generated from pipelines/params.py: `make pipelines`.
 """

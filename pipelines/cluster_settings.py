@@ -29,6 +29,7 @@ NON_STAGE_TASKS = (
     "page",
     "deploy",
     "select_champion",
+    "end_round",
     "record_run_status",
 )
 TASK_NAMES = (*(stage.name for stage in STAGES), *NON_STAGE_TASKS)

@@ -112,6 +112,7 @@ DESCRIPTIONS: Mapping[str, str] = {
     "decide.Output": "Verdict of the promotion gate: promote, keep or blocked.",
     "publish.Output": "sha256 of the published checkpoint.",
     "deploy.Output": "Outcome of the rollout, in words.",
+    "end_round.Output": "What was recorded, in words.",
     "record_run_status.Output": "What was recorded, in words.",
 }
 _ARTIFACT_ALIASES = {"version_record": "version"}  # names that a component cannot share with its section

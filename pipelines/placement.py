@@ -29,10 +29,11 @@ DISPLAY_NAMES = {
     "publish": "publish checkpoint",
     "deploy": "deploy checkpoint",
     "select_champion": "select champion",
+    "end_round": "end round",
     "record_run_status": "record run status",
 }
 # Tasks that read or change something outside their inputs and outputs, so a cached result would be wrong.
-NEVER_CACHED_TASKS = ("preflight", "start_round", "record_round", "deploy", "record_run_status")
+NEVER_CACHED_TASKS = ("preflight", "start_round", "record_round", "deploy", "end_round", "record_run_status")
 
 
 def apply_placement(

@@ -3,10 +3,11 @@
     preflight -> start_round -> evaluate (champion)
       -> prepare -> (each shard: propose -> answer -> judge) -> merge -> pair -> version -> train
       -> evaluate (challenger) -> decide -> record_round -> page, and if promoted: publish -> deploy
+      -> end_round
     and, however the run ends: record_run_status
 
-This file says which task follows which. What each task receives is in round_tasks.py and generation_tasks.py, what it
-does is in tasks.py, and where it runs is in placement.py.
+This file says which task follows which. What each task receives is in round_tasks.py, generation_tasks.py and
+promotion_tasks.py, what it does is in tasks.py, and where it runs is in placement.py.
 
 Parameters are one JSON object for each section of params.yaml. The policy from which a run starts is resolved once, by
 start_round. Digests travel as parameters next to what they identify, so that the cache of Kubeflow recognizes the same
@@ -19,7 +20,7 @@ import tempfile
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import yaml
 from kfp import compiler, dsl
@@ -29,6 +30,7 @@ from clincot.pipelines import round_tasks
 from clincot.pipelines.generation_tasks import build_generation
 from clincot.pipelines.pipeline_builder import build_pipeline, strip_docstrings
 from clincot.pipelines.placement import build_pipeline_config
+from clincot.pipelines.promotion_tasks import build_promotion
 from clincot.pipelines.round_inputs import (
     Challenger,
     ChampionResults,
@@ -39,6 +41,14 @@ from clincot.pipelines.round_inputs import (
     StartingPoint,
 )
 from clincot.pipelines.round_plan import RoundPlan
+
+
+class _Subpipelines(NamedTuple):
+    """The pipelines inside a pipeline. rounds: one for each round, if a run does several."""
+
+    generate: Any
+    promote: Any
+    rounds: Sequence[Any]
 
 
 def build_round_pipeline(plan: RoundPlan) -> Any:
@@ -68,8 +78,8 @@ def compile_round(plan: RoundPlan, out: Path) -> None:
         yaml.safe_dump_all(documents, file, sort_keys=True, width=120)
 
 
-def _add_run(plan: RoundPlan, run: RunParameters, subpipelines: Sequence[Any]) -> None:
-    """Add the checks, the start and the evaluation of the champion, then the rounds."""
+def _add_run(plan: RoundPlan, run: RunParameters, subpipelines: _Subpipelines) -> None:
+    """Add the checks, the start and the evaluation of the champion, then the rounds and their end."""
     with dsl.ExitHandler(round_tasks.add_run_status(plan, run), name="round"):
         checked = round_tasks.add_preflight(plan, run)
         started = round_tasks.add_start_round(plan, run, checked)
@@ -87,13 +97,18 @@ def _add_run(plan: RoundPlan, run: RunParameters, subpipelines: Sequence[Any]) -
         )
         champion = ChampionResults(measured["outcomes"], measured["report"])
         if plan.rounds == 1:
-            _add_round(Round(plan, run, start, champion, generate=subpipelines[0]))
+            this = Round(plan, run, start, champion, subpipelines.generate, subpipelines.promote)
+            _, last_tasks = _add_round(this)
         else:
-            _add_rounds(plan, run, start, champion, subpipelines)
+            last_tasks = _add_rounds(plan, run, start, champion, subpipelines.rounds)
+        round_tasks.add_end_round(plan, run).after(*last_tasks)
 
 
-def _add_round(this: Round) -> RoundResult | None:
-    """Add the tasks of one round; return what the next round of the run continues from, if there is one."""
+def _add_round(this: Round) -> tuple[RoundResult | None, list[dsl.PipelineTask]]:
+    """Add the tasks of one round.
+
+    Returns what the next round of the run continues from, if the run does several, and the tasks that end the round.
+    """
     prepared = round_tasks.add_prepare(this)
     generated = round_tasks.add_generation(this, prepared)
     paired = round_tasks.add_pair(this, prepared, generated)
@@ -123,26 +138,26 @@ def _add_round(this: Round) -> RoundResult | None:
     challenger = Challenger(trained["checkpoint"], trained["Output"], measured["outcomes"], measured["report"])
     decided = round_tasks.add_decide(this, data, challenger)
     recorded = round_tasks.add_record(this, data, challenger, decided)
-    round_tasks.add_page(this, data, challenger, decided).after(recorded)
-    with dsl.If(decided["Output"] == "promote", name="if promoted"):
-        published = round_tasks.add_publish(this, data, challenger, decided).after(recorded)
-        if this.plan.deploys:
-            round_tasks.add_deploy(this, published.outputs)
+    paged = round_tasks.add_page(this, data, challenger, decided).after(recorded)
+    promoted = round_tasks.add_promotion(this, data, challenger, decided).after(recorded)
     if this.plan.rounds == 1:
-        return None
+        return None, [paged, promoted]
     champion = round_tasks.add_select_champion(this, challenger, decided)
-    return RoundResult(
+    result = RoundResult(
         challenger.checkpoint, challenger.digest, data.panel_report, champion["outcomes"], champion["report"]
     )
+    return result, [paged, promoted]
 
 
 def _add_rounds(
     plan: RoundPlan, run: RunParameters, start: StartingPoint, champion: ChampionResults, subpipelines: Sequence[Any]
-) -> None:
+) -> list[dsl.PipelineTask]:
     """Add the rounds of a run, each as a subpipeline that continues from the challenger of the one before."""
+    tasks = []
     base = champion.champion_outcomes
     for ahead, add_round in enumerate(subpipelines):
         task = add_round(**vars(run), **_without_missing(start), **vars(champion))
+        tasks.append(task)
         result = task.set_display_name(f"round {ahead + 1} of {plan.rounds}").outputs
         champion = ChampionResults(result["champion_outcomes"], result["champion_report"])
         start = replace(
@@ -152,18 +167,20 @@ def _add_rounds(
             panel_report_before=result["panel_report"],
             base=base,
         )
+    return tasks
 
 
 def _without_missing(start: StartingPoint) -> dict[str, Any]:
     return {name: value for name, value in vars(start).items() if value is not None}
 
 
-def _build_subpipelines(plan: RoundPlan) -> list[Any]:
-    """Build one subpipeline for each round of a run; for a run of one round, only its generation."""
+def _build_subpipelines(plan: RoundPlan) -> _Subpipelines:
+    """Build the generation and the promotion, and for a run of several rounds one subpipeline for each."""
+    first, promote = build_generation(plan), build_promotion(plan)
+    rounds: list[Any] = []
     if plan.rounds == 1:
-        return [build_generation(plan)]
-    first, later = build_generation(plan), build_generation(plan, continued=True)
-    rounds = []
+        return _Subpipelines(first, promote, rounds)
+    later = build_generation(plan, continued=True)
     for ahead in range(plan.rounds):
         generate = later if ahead else first
 
@@ -174,7 +191,8 @@ def _build_subpipelines(plan: RoundPlan) -> list[Any]:
             generate: Any = generate,
             ahead: int = ahead,
         ) -> RoundResult | None:
-            return _add_round(Round(plan, run, start, champion, generate, ahead))
+            result, _ = _add_round(Round(plan, run, start, champion, generate, promote, ahead))
+            return result
 
         rounds.append(
             build_pipeline(
@@ -186,4 +204,4 @@ def _build_subpipelines(plan: RoundPlan) -> list[Any]:
                 optional=ahead > 0,
             )
         )
-    return rounds
+    return _Subpipelines(first, promote, rounds)

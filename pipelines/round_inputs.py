@@ -108,4 +108,5 @@ class Round:
     start: StartingPoint
     champion: ChampionResults
     generate: Any  # subpipeline of generation_tasks.py
+    promote: Any  # subpipeline of promotion_tasks.py
     ahead: int = 0  # position in the run

@@ -11,13 +11,12 @@ from typing import Any
 from kfp import dsl
 
 from clincot.components.decide.component import decide
-from clincot.components.deploy.component import deploy
+from clincot.components.end_round.component import end_round
 from clincot.components.evaluate.component import evaluate
 from clincot.components.page.component import page
 from clincot.components.pair.component import pair
 from clincot.components.preflight.component import preflight
 from clincot.components.prepare.component import prepare
-from clincot.components.publish.component import publish
 from clincot.components.record_round.component import record_round
 from clincot.components.record_run_status.component import record_run_status
 from clincot.components.select_champion.component import select_champion
@@ -45,6 +44,8 @@ def add_preflight(plan: RoundPlan, run: RunParameters) -> Any:
             train=run.train,
             publish=run.publish,
             version=run.version,
+            propose=run.propose,
+            train=run.train,
             service=run.service,
             launch=run.launch,
             data=run.data,
@@ -285,38 +286,23 @@ def add_page(this: Round, data: PreferenceData, challenger: Challenger, decided:
     )
 
 
-def add_publish(this: Round, data: PreferenceData, challenger: Challenger, decided: Any) -> dsl.PipelineTask:
-    return apply_placement(
-        publish(
-            publish=this.run.publish,
-            number=this.run.number,
-            ahead=this.ahead,
-            benchmark=this.run.benchmark,
-            benchmark_digest=this.start.benchmark_digest,
-            image=this.plan.cache_image("publish"),
-            checkpoint=challenger.checkpoint,
-            report=challenger.report,
-            decision=decided["decision"],
-            panel_report=data.panel_report,
-        ),
-        "publish",
-        this.plan.cluster,
+def add_promotion(this: Round, data: PreferenceData, challenger: Challenger, decided: Any) -> dsl.PipelineTask:
+    """Add the subpipeline that publishes and rolls out the challenger if it is promoted."""
+    task = this.promote(
+        publish=this.run.publish,
+        deploy=this.run.deploy,
+        service=this.run.service,
+        verdict=decided["Output"],
+        number=this.run.number,
+        ahead=this.ahead,
+        benchmark=this.run.benchmark,
+        benchmark_digest=this.start.benchmark_digest,
+        checkpoint=challenger.checkpoint,
+        report=challenger.report,
+        decision=decided["decision"],
+        panel_report=data.panel_report,
     )
-
-
-def add_deploy(this: Round, published: Any) -> dsl.PipelineTask:
-    return apply_placement(
-        deploy(
-            deploy=this.run.deploy,
-            publish=this.run.publish,
-            service=this.run.service,
-            digest=published["Output"],
-            target=this.plan.target,
-            state=this.plan.state,
-        ),
-        "deploy",
-        this.plan.cluster,
-    )
+    return task.set_display_name("promote")
 
 
 def add_select_champion(this: Round, challenger: Challenger, decided: Any) -> Any:
@@ -331,3 +317,12 @@ def add_select_champion(this: Round, challenger: Challenger, decided: Any) -> An
         "select_champion",
         this.plan.cluster,
     ).outputs
+
+
+def add_end_round(plan: RoundPlan, run: RunParameters) -> dsl.PipelineTask:
+    """Add the record that the rounds of the run have ended. It has to run after all their tasks."""
+    return apply_placement(
+        end_round(publish=run.publish, run=dsl.PIPELINE_JOB_ID_PLACEHOLDER, rounds=plan.rounds),
+        "end_round",
+        plan.cluster,
+    )

@@ -39,6 +39,7 @@ from clincot.storage.open import open_store
 
 if TYPE_CHECKING:
     from clincot.pipelines.round_files import RoundContext, RoundFiles
+    from clincot.runs.history import RoundStart, RunEnd
 
 # Path of a file to which a failing task appends its error; a local run reads it to decide whether to retry.
 ERRORS_ENV = "CLINCOT_TASK_ERRORS"
@@ -147,7 +148,7 @@ def preflight(
 ) -> InputDigests:
     """Check everything that the round needs, without changing anything; return the digests of its inputs.
 
-    sections: preflight, propose, judge, train, publish and version.
+    sections: preflight, and those that it checks (INHERITED_BY_PREFLIGHT).
     """
     with user_errors("preflight"):
         parsed = parse_config(
@@ -182,7 +183,11 @@ def start_round(publish: JsonObject, champion: str, *, number: int, run_id: str)
         config = _parse_publish(publish)
         (start,) = read_records(Path(champion), StartingPolicy)
         if config.store:
-            started = history.begin_round(open_store(config.store), start, number, run=run_id)
+            store = open_store(config.store)
+            interrupted = history.find_open_round(store, start.line, number)
+            started = history.begin_round(store, start, number, run=run_id)
+            if interrupted is not None:
+                print(_describe_resumption(interrupted, started))
             start, number = started.start, started.number
         return RoundOrigin(start.uri, start.sha256, start.round, number or start.round + 1)
 
@@ -258,18 +263,36 @@ def record_round(publish: JsonObject, files: RoundFiles, *, number: int, checkpo
             history.record_round_outputs(open_store(config.store), config.name, outputs)
 
 
-def record_run_status(publish: JsonObject, *, state: str, run_id: str, error: str) -> str:
-    """Record how a run ended; return what was recorded, in words.
+def end_round(publish: JsonObject, *, run_id: str, rounds: int) -> str:
+    """Record that the rounds of a run have ended; return what was recorded, in words.
 
+    run_id: the identifier with which `start_round` recorded the round of the run. rounds: how many the run consists of.
+    """
+    with user_errors("end_round"):
+        config = _parse_publish(publish)
+        if not config.store:
+            return "publish.store names no store, so nothing is recorded"
+        ended = history.end_round(open_store(config.store), config.name, run=run_id, rounds=rounds)
+        message = f"round {ended.number} of {config.name}: {ended.state}"
+        print(message)
+        return message
+
+
+def record_run_status(publish: JsonObject, *, state: str, run_id: str, error: str) -> str:
+    """Record that a run failed if its round has not ended; return what was recorded, in words.
+
+    state: what Kubeflow Pipelines reports, from which success and failure cannot be told apart (see history.py).
     run_id: the identifier with which `start_round` recorded the round of the run. Rounds of other runs stay unchanged.
     """
     with user_errors("record_run_status"):
         config = _parse_publish(publish)
         if not config.store:
             return f"{state}: publish.store names no store, so nothing is recorded"
-        ended = history.end_round(open_store(config.store), config.name, run=run_id, state=state, error=error)
-        which = f"round {ended.number} of {config.name}" if ended.number else f"{config.name}, before a round began"
-        return f"{which}: {state}{': ' * bool(error)}{error}"
+        store = open_store(config.store)
+        recorded = history.record_run_failure(store, config.name, run=run_id, reported=state, error=error)
+        message = _describe_status(config.name, recorded, run_id)
+        print(message)
+        return message
 
 
 def deploy(
@@ -309,6 +332,22 @@ def select_champion(
     """Copy the files of the policy that is the champion after the decision."""
     for name, path in (challenger if verdict == "promote" else champion).items():
         shutil.copyfile(path, outputs[name])
+
+
+def _describe_resumption(interrupted: RoundStart, started: RoundStart) -> str:
+    begun = f"round {started.number} of {started.start.line} began in an earlier run and has not ended"
+    if started.start == interrupted.start:
+        return f"{begun}: this run resumes it from {started.start.uri}"
+    return f"{begun}: the champion has changed since, so this run begins it again from {started.start.uri}"
+
+
+def _describe_status(line: str, recorded: RunEnd, run_id: str) -> str:
+    which = f"round {recorded.number} of {line}" if recorded.number else f"{line}, before a round began"
+    if recorded.state == "SUCCEEDED" and recorded.run != run_id:
+        return f"{which}: ended by the run {recorded.run}, so nothing is recorded of this run"
+    unusual = recorded.reported not in ("", recorded.state)
+    reported = f" (Kubeflow Pipelines reports {recorded.reported})" if unusual else ""
+    return f"{which}: {recorded.state}{reported}{': ' * bool(recorded.error)}{recorded.error}"
 
 
 def _parse_publish(publish: JsonObject) -> PublishConfig:

@@ -10,11 +10,11 @@ from clincot.components import IMAGE
 @dsl.component(base_image=IMAGE, install_kfp_package=False)
 def preflight(
     preflight: dict,
-    propose: dict,
     judge: dict,
-    train: dict,
     publish: dict,
     version: dict,
+    propose: dict,
+    train: dict,
     service: dict,
     launch: dict,
     data: str,
@@ -28,11 +28,11 @@ def preflight(
 
     Args:
         preflight: Settings of the checks before the round: base policy, time limits, free disk space.
-        propose: Settings of the regions: grounders and their counts, hypotheses, sampling.
         judge: Settings of the judge panel: judges, calibration, quorum, retries.
-        train: Settings of the training: loss, margin, learning rate, batch size, adapters.
         publish: Settings of the model registry: store, name of the model, golden questions.
         version: Settings of the data repository: git address, branch, number of the version.
+        propose: Settings of the regions: grounders and their counts, hypotheses, sampling.
+        train: Settings of the training: loss, margin, learning rate, batch size, adapters.
         service: Settings of the InferenceService: name, namespace, engine, images, resources.
         launch: How training is started: in the task, with torchrun, or as a TrainJob.
         data: Address of the training data set: a folder or `s3://bucket/prefix/<sha256>`.
@@ -51,11 +51,11 @@ def preflight(
 
     sections = {
         "preflight": preflight,
-        "propose": propose,
         "judge": judge,
-        "train": train,
         "publish": publish,
         "version": version,
+        "propose": propose,
+        "train": train,
     }
     outputs = {"report": report.path, "table": table.path, "champion": champion.path}
     return tasks.preflight(sections, service, launch, outputs, data=data, benchmark=benchmark, metrics=metrics)

@@ -1,4 +1,4 @@
-"""Kubeflow component that records how a run ended."""
+"""Kubeflow component that records the failure of a run."""
 
 from kfp import dsl
 
@@ -7,7 +7,7 @@ from clincot.components import IMAGE
 
 @dsl.component(base_image=IMAGE, install_kfp_package=False)
 def record_run_status(publish: dict, run: str, status: dsl.PipelineTaskFinalStatus) -> str:
-    """Record in the store how the run ended.
+    """Record in the store that the run failed, if its round has not ended.
 
     Args:
         publish: Settings of the model registry: store, name of the model, golden questions.

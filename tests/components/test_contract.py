@@ -17,8 +17,11 @@ from kfp import compiler
 
 import clincot.components
 from clincot.components import IMAGE
+from clincot.config import Params, parse_config
+from clincot.config.sections import INHERITED_BY_PREFLIGHT
 from clincot.pipelines import sharding, tasks
 from clincot.pipelines.cluster_settings import TASK_NAMES
+from clincot.pipelines.params import decode_params
 from clincot.pipelines.round_plan import RoundPlan
 from clincot.stages.base import Stage
 from clincot.stages.catalog import STAGES
@@ -50,6 +53,7 @@ CALLED = {
     "page": None,
     "deploy": "live",
     "select_champion": None,
+    "end_round": "ended",
     "record_run_status": "recorded",
 }
 
@@ -265,6 +269,17 @@ def test_the_number_of_a_round_counts_on_within_a_run(recorder: Recorder, tmp_pa
     assert recorder.arguments("run_stage_task")["config"].round == 5
 
 
+def test_preflight_receives_the_sections_that_it_checks() -> None:
+    """Each once: as the parameter that the round itself uses, not as a copy inside the section of preflight."""
+    inputs, _ = interface("preflight")
+    assert {*INHERITED_BY_PREFLIGHT} <= inputs["parameters"]
+    params = Params.model_validate({"propose": {"relevance_quantile": 0.5}, "train": {"lr": 0.001}})
+    arguments = RoundPlan(params=params).arguments
+    sections = {name: decode_params(arguments[name]) for name in ("preflight", *INHERITED_BY_PREFLIGHT)}
+    checked = parse_config(Params, sections, where="pipeline parameters").get_stage_config("preflight")
+    assert (checked.propose.relevance_quantile, checked.train.lr) == (0.5, 0.001)
+
+
 def test_deploy_is_the_librarys_function() -> None:
     """A rollout is no stage: it is held to what it calls."""
     inputs, outputs = interface("deploy")
@@ -273,7 +288,7 @@ def test_deploy_is_the_librarys_function() -> None:
     assert outputs["artifacts"] == set()
 
 
-@pytest.mark.parametrize("name", ["train", "record_run_status"])
+@pytest.mark.parametrize("name", ["train", "end_round", "record_run_status"])
 def test_a_component_installs_nothing_when_it_runs(name: str, tmp_path: Path) -> None:
     compiler.Compiler().compile(component(name), str(tmp_path / "one.yaml"))
     spec = yaml.safe_load((tmp_path / "one.yaml").read_text(encoding="utf-8"))

@@ -136,9 +136,11 @@ def test_tasks_have_display_names(one_round: dict[str, Any]) -> None:
         "decide": "decide",
         "record-round": "record round",
         "page": "page of the round",
-        "condition-2": "if promoted",
+        "promotion": "promote",
+        "condition-1": "if promoted",
         "publish": "publish checkpoint",
         "deploy": "deploy checkpoint",
+        "end-round": "end round",
         "record-run-status": "record run status",
     }
 

@@ -117,9 +117,59 @@ def test_a_failed_page_does_not_lose_the_round(
 
     again = tasks.start_round(line.publish, line.found_by_preflight(line.challenger), number=0, run_id="two")
     assert again == first
-    tasks.record_run_status(line.publish, state="SUCCEEDED", run_id="two", error="")
+    assert tasks.end_round(line.publish, run_id="two", rounds=1) == f"round 1 of {LINE}: SUCCEEDED"
+    tasks.record_run_status(line.publish, state="COMPLETE", run_id="two", error="")
     following = tasks.start_round(line.publish, line.found_by_preflight(line.challenger), number=0, run_id="three")
     assert (following.policy_digest, following.number) == (line.challenger.sha256, 2)
+
+
+@pytest.mark.parametrize("state", ["COMPLETE", "RUNNING", "CACHED", "SUCCEEDED", "FAILED"])
+def test_three_nightly_runs_are_three_rounds(line: ModelLine, files: RoundFiles, state: str) -> None:
+    """Kubeflow Pipelines 2.17.0 gives the exit task of a successful run COMPLETE, or RUNNING if its tail was cached."""
+    champion = line.found_by_preflight(line.base)
+    for night in (1, 2, 3):
+        run = f"night-{night}"
+        assert tasks.start_round(line.publish, champion, number=0, run_id=run).number == night
+        tasks.record_round(line.publish, files, number=night, checkpoint_digest=DIGEST)
+        tasks.end_round(line.publish, run_id=run, rounds=1)
+        said = tasks.record_run_status(line.publish, state=state, run_id=run, error="")
+        assert said == f"round {night} of {LINE}: SUCCEEDED"
+    names = {path.name for path in line.stored() if path.parent.name.startswith("000")}
+    assert names == {"begun.json", "made.json", "ended.json"}
+    assert history.next_round_number(line.store, LINE) == 4
+
+
+@pytest.mark.parametrize("state", ["COMPLETE", "RUNNING", "CACHED", "SUCCEEDED"])
+def test_a_failure_is_recorded_under_any_state(line: ModelLine, files: RoundFiles, state: str) -> None:
+    """A run that failed in decide is reported as RUNNING. Its round has no end, so it failed."""
+    champion = line.found_by_preflight(line.base)
+    tasks.start_round(line.publish, champion, number=0, run_id="one")
+    tasks.record_round(line.publish, files, number=1, checkpoint_digest=DIGEST)
+    said = tasks.record_run_status(line.publish, state=state, run_id="one", error="")
+    assert said == f"round 1 of {LINE}: FAILED (Kubeflow Pipelines reports {state})"
+    assert tasks.start_round(line.publish, champion, number=0, run_id="two").number == 1
+
+
+def test_a_resumed_round_is_announced(line: ModelLine, files: RoundFiles, capsys: pytest.CaptureFixture[str]) -> None:
+    """A terminated run never reaches its exit task, so only the missing end shows that its round is open."""
+    tasks.start_round(line.publish, line.found_by_preflight(line.base), number=0, run_id="one")
+    assert "has not ended" not in capsys.readouterr().out
+    tasks.start_round(line.publish, line.found_by_preflight(line.base), number=0, run_id="two")
+    begun = f"round 1 of {LINE} began in an earlier run and has not ended"
+    assert f"{begun}: this run resumes it from {line.base.uri}" in capsys.readouterr().out
+    tasks.start_round(line.publish, line.found_by_preflight(line.challenger), number=0, run_id="three")
+    assert f"so this run begins it again from {line.challenger.uri}" in capsys.readouterr().out
+    tasks.record_round(line.publish, files, number=1, checkpoint_digest=DIGEST)
+    tasks.end_round(line.publish, run_id="three", rounds=1)
+    assert "ended by the run three" in tasks.record_run_status(line.publish, state="RUNNING", run_id="one", error="")
+    capsys.readouterr()
+    tasks.start_round(line.publish, line.found_by_preflight(line.challenger), number=0, run_id="four")
+    assert "has not ended" not in capsys.readouterr().out
+
+
+def test_a_run_without_a_round_cannot_end_one(line: ModelLine) -> None:
+    with pytest.raises(SystemExit, match=r"clincot end_round: .*runs/\S+/one\.json does not exist"):
+        tasks.end_round(line.publish, run_id="one", rounds=1)
 
 
 def test_without_the_record_the_round_starts_anew(line: ModelLine) -> None:
@@ -182,4 +232,5 @@ def test_without_a_store_nothing_is_recorded(line: ModelLine, files: RoundFiles)
     origin = tasks.start_round(publish, line.found_by_preflight(line.base), number=0, run_id="one")
     assert origin == (line.base.uri, line.base.sha256, 0, 1)
     tasks.record_round(publish, files, number=1, checkpoint_digest=DIGEST)
+    assert "nothing is recorded" in tasks.end_round(publish, run_id="one", rounds=1)
     assert "nothing is recorded" in tasks.record_run_status(publish, state="FAILED", run_id="one", error="")

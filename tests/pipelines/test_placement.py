@@ -147,11 +147,29 @@ def test_cache_labels_queue_account_and_time(compiled: Any) -> None:
 def test_the_round_is_recorded_before_anything_acts_on_it(compiled: Any) -> None:
     """Else a page that fails after a promotion leaves a round that a retry cannot resume."""
     _, _, tasks = compiled
-    (condition,) = [name for name in tasks if name.startswith("condition")]
     assert "decide" in tasks["record-round"]["dependentTasks"]
-    for name in ("page", condition):
+    for name in ("page", "promotion"):
         assert "record-round" in tasks[name]["dependentTasks"]
-    assert not [name for name, task in tasks.items() if "page" in task.get("dependentTasks", [])]
+    assert [name for name, task in tasks.items() if "page" in task.get("dependentTasks", [])] == ["end-round"]
+
+
+def test_the_end_of_a_round_follows_everything_it_does(compiled: Any) -> None:
+    """Also if nothing is promoted: a task that depends on a skipped dsl.If itself would never run.
+
+    Kubeflow Pipelines 2.17.0 compiles dependencies to `TASK.Succeeded` (backend/src/v2/compiler/argocompiler/dag.go).
+    """
+    _, _, tasks = compiled
+    assert tasks["end-round"]["dependentTasks"] == ["page", "promotion"]
+    assert "triggerPolicy" not in tasks["promotion"]
+    assert not [name for name, task in tasks.items() if "end-round" in task.get("dependentTasks", [])]
+
+
+def test_a_run_of_three_rounds_ends_them_together(tmp_path: Path) -> None:
+    compile_round(RoundPlan(rounds=3), tmp_path / "round.yaml")
+    spec, _ = yaml.safe_load_all((tmp_path / "round.yaml").read_text(encoding="utf-8"))
+    tasks = spec["components"]["comp-exit-handler-1"]["dag"]["tasks"]
+    assert tasks["end-round"]["dependentTasks"] == ["round-1", "round-2", "round-3"]
+    assert tasks["end-round"]["inputs"]["parameters"]["rounds"]["runtimeValue"]["constant"] == 3
 
 
 def test_a_round_starts_only_after_all_checks(compiled: Any) -> None:
@@ -165,7 +183,9 @@ def test_publish_and_deploy_hang_on_the_verdict(compiled: Any) -> None:
     _, _, tasks = compiled
     (condition,) = [name for name in tasks if name.startswith("condition")]
     assert tasks[condition]["triggerPolicy"]["condition"].endswith("== 'promote'")
-    assert tasks["publish"]["inputs"]["artifacts"]["checkpoint"]["componentInputArtifact"].endswith("train-checkpoint")
+    checkpoint = tasks["promotion"]["inputs"]["artifacts"]["checkpoint"]["taskOutputArtifact"]
+    assert checkpoint == {"producerTask": "train", "outputArtifactKey": "checkpoint"}
+    assert tasks["publish"]["inputs"]["artifacts"]["checkpoint"]["componentInputArtifact"].endswith("checkpoint")
     assert tasks["deploy"]["dependentTasks"] == ["publish"]
     assert tasks["record-run-status"]["triggerPolicy"]["strategy"] == "ALL_UPSTREAM_TASKS_COMPLETED"
 
@@ -182,6 +202,7 @@ def test_what_looks_outside_is_never_cached(compiled: Any) -> None:
         "start-round",
         "record-round",
         "deploy",
+        "end-round",
         "record-run-status",
     }
 
@@ -248,7 +269,7 @@ def test_what_samples_is_told_the_lap_and_both_ends_the_run(compiled: Any) -> No
         name for name, task in tasks.items() if name in TASK_NAMES and "lap" in task["inputs"].get("parameters", {})
     }
     assert told == {"propose", "answer", "pair", "train"}
-    for name in ("start-round", "record-run-status"):
+    for name in ("start-round", "end-round", "record-run-status"):
         run = tasks[name]["inputs"]["parameters"]["run"]["runtimeValue"]["constant"]
         assert run == "{{$.pipeline_job_uuid}}", name
 

@@ -12,7 +12,7 @@ from clincot.preferences.versions.init import init_repository
 from tests.support.local_pipeline import LIMIT_S, World, build_world, executed, round_digests
 from tests.support.s3_server import s3_server
 
-ALWAYS = ["preflight", "start-round", "record-round", "record-run-status"]
+ALWAYS = ["preflight", "start-round", "record-round", "end-round", "record-run-status"]
 
 
 @pytest.fixture(scope="module")
@@ -92,6 +92,7 @@ def test_another_learning_rate_runs_training_and_what_follows_alone(world: World
         "decide",
         "record-round",
         "page",
+        "end-round",
         "record-run-status",
     ]
 

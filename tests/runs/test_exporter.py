@@ -11,11 +11,12 @@ import sys
 from pathlib import Path
 
 import httpx
+import pytest
 
 from clincot.records import StartingPolicy
 from clincot.registry import champion
 from clincot.runs.exporter import LineState, LineStateCollector, read_line_state
-from clincot.runs.history import RoundOutputs, begin_round, end_round, record_round_outputs
+from clincot.runs.history import RoundOutputs, begin_round, end_round, record_round_outputs, record_run_failure
 from clincot.storage.folder_store import FolderStore
 from clincot.storage.store import Store, StoreFailed
 from tests.support.deployment_builders import LINE, published
@@ -44,11 +45,11 @@ def play(store: Store, *verdicts: str) -> None:
     for number, verdict in enumerate(verdicts):
         run = f"run-{next(RUNS)}"
         if verdict == "fails at once":
-            end_round(store, LINE, run=run, state="FAILED", error="preflight: no champion")
+            record_run_failure(store, LINE, run=run, reported="FAILED", error="preflight: no champion")
             continue
         begun = begin_round(store, start(number), run=run)
         if verdict == "fails":
-            end_round(store, LINE, run=run, state="FAILED", error="judge: out of memory")
+            record_run_failure(store, LINE, run=run, reported="FAILED", error="judge: out of memory")
             continue
         record_round_outputs(
             store,
@@ -61,7 +62,7 @@ def play(store: Store, *verdicts: str) -> None:
                 agreement=0.9 - number / 10,
             ),
         )
-        end_round(store, LINE, run=run, state="SUCCEEDED")
+        end_round(store, LINE, run=run)
 
 
 def test_the_state_of_a_line_follows_its_rounds(tmp_path: Path) -> None:
@@ -84,6 +85,16 @@ def test_the_state_of_a_line_follows_its_rounds(tmp_path: Path) -> None:
     )
     play(store, "keep")
     assert not read_line_state(store, LINE).failed
+
+
+@pytest.mark.parametrize("reported", ["COMPLETE", "RUNNING", "CACHED", "SUCCEEDED", "FAILED"])
+def test_a_success_is_no_failure_whatever_is_reported(tmp_path: Path, reported: str) -> None:
+    """`reported` is what the exit task of Kubeflow Pipelines 2.17.0 may receive: COMPLETE, or RUNNING if cached."""
+    store = FolderStore(tmp_path / "store")
+    play(store, "fails", "keep")
+    record_run_failure(store, LINE, run=f"run-{next(RUNS) - 1}", reported=reported)
+    gauges = {family.name: family.samples[0].value for family in LineStateCollector(store, LINE).collect()}
+    assert (gauges["clincot_round_failed"], gauges["clincot_rounds_ended"]) == (0.0, 1.0)
 
 
 def test_an_unreachable_store_yields_one_gauge() -> None:

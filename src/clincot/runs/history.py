@@ -2,10 +2,14 @@
 
 rounds/<line>/0001/begun.json     the starting policy, resolved once; an interrupted round resumes from it
 rounds/<line>/0001/made.json      digests of the round's outputs, and its decision
-rounds/<line>/0001/ended.json     written when the round's run succeeds; then the next round can begin
+rounds/<line>/0001/ended.json     written by the last task of the round's run; then the next round can begin
 rounds/<line>/0001/failed.json    how the round's latest run failed
 runs/<line>/<run>.json            the round of a run, so that the run ends no other round
 unbegun/<line>/failed.json        the latest run, if it failed before its round began; deleted when a round begins
+
+The end of a round is what its run recorded, not the status that Kubeflow Pipelines reports: the exit task of a run that
+succeeded receives COMPLETE, or RUNNING if its last tasks came from the cache, and so does one that failed (KFP 2.17.0,
+backend/src/v2/driver/resolve.go, resolves it from the state of the execution in ML Metadata).
 
 Each record is written atomically. Several records are not: begin_round writes begun.json before the run's record, and
 a process that is killed in between repeats both.
@@ -57,7 +61,10 @@ class RunEnd(FrozenModel):
     """How a run ended. number: its last round with outputs; None: the run failed before its round began."""
 
     number: RoundNumber | None
-    state: str  # a state of Kubeflow Pipelines: SUCCEEDED, FAILED, CANCELLED
+    state: str  # SUCCEEDED or FAILED
+    reported: str = (
+        ""  # the state that Kubeflow Pipelines reported of a failed run: FAILED, RUNNING, COMPLETE, CACHED, ...
+    )
     run: str = ""
     error: str = ""
     at: str  # UTC, ISO 8601
@@ -91,8 +98,19 @@ def _resume_or_begin(store: Store, start: StartingPolicy, number: int) -> RoundS
     return fresh
 
 
+def find_open_round(store: Store, line: str, number: int = 0) -> RoundStart | None:
+    """Return the start of a round that began and has not ended; None if there is none.
+
+    number: which round; 0: the next one.
+    """
+    number = number or next_round_number(store, line)
+    if find_round_end(store, line, number) is not None:
+        return None
+    return _find_record(RoundStart, store, _round_key(line, number, "begun"))
+
+
 def next_round_number(store: Store, line: str) -> int:
-    """Return the number after the last round that succeeded."""
+    """Return the number after the last round that ended."""
     ended = [key for key in store.keys(f"rounds/{line}/") if key.endswith("/ended.json")]
     return 1 + max((int(key.split("/")[2]) for key in ended), default=0)
 
@@ -111,32 +129,48 @@ def read_round_outputs(store: Store, line: str, number: int) -> RoundOutputs:
         raise InvalidInput(f"{store.url}: round {number} of {line} has no outputs yet") from None
 
 
-def end_round(store: Store, line: str, *, run: str, state: str, error: str = "") -> RunEnd:
-    """Record how a run ended, for its round; after success, for all of its rounds that have outputs.
+def end_round(store: Store, line: str, *, run: str, rounds: int = 1) -> RunEnd:
+    """Record that a run has done everything its rounds need; return the record of the last of them.
 
-    Returns the record of the last of them. A run that failed before its round began changes no round, even if an
-    earlier one is open; its failure is recorded separately (see failed_before_start). Raises InvalidInput if the run
-    succeeded without a round.
+    rounds: number of rounds in the run. Raises InvalidInput if the run began no round, or if one has no outputs.
+    """
+    first = _find_round_number(store, line, run)
+    if first is None:
+        raise InvalidInput(
+            f"{store.url}: the run {run} of {line} ends a round, but its record {_run_key(line, run)} does not exist"
+        )
+    numbers = range(first, first + rounds)
+    for number in numbers:
+        read_round_outputs(store, line, number)
+    ended = RunEnd(number=first, state="SUCCEEDED", run=run, at=_now())
+    for number in numbers:
+        ended = ended.model_copy(update={"number": number})
+        _write_record(store, _round_key(line, number, "ended"), ended)
+    return ended
+
+
+def record_run_failure(store: Store, line: str, *, run: str, reported: str, error: str = "") -> RunEnd:
+    """Record that a run failed, unless its round has ended; return the record of the failure, or that of the end.
+
+    reported: the state that Kubeflow Pipelines reports, which is recorded and otherwise ignored. A run that failed
+    before its round began changes no round, even if an earlier one is open; its failure is recorded separately (see
+    failed_before_start).
     """
     number = _find_round_number(store, line, run)
-    ended = RunEnd(number=number, state=state, run=run, error=error, at=datetime.now(UTC).isoformat(timespec="seconds"))
-    if number is None and state == "SUCCEEDED":
-        raise InvalidInput(
-            f"{store.url}: the run {run} of {line} succeeded, but its record {_run_key(line, run)} does not exist"
-        )
+    failed = RunEnd(number=number, state="FAILED", reported=reported, run=run, error=error, at=_now())
     if number is None:
-        _write_record(store, _failed_before_start_key(line), ended)
+        _write_record(store, _failed_before_start_key(line), failed)
+        return failed
+    ended = find_round_end(store, line, number)
+    if ended is not None:
         return ended
-    if state != "SUCCEEDED":
-        _write_record(store, _round_key(line, number, "failed"), ended)
-        return ended
-    with_outputs = {int(key.split("/")[2]) for key in store.keys(f"rounds/{line}/") if key.endswith("/made.json")}
-    while True:
-        _write_record(store, _round_key(line, number, "ended"), ended)
-        if number + 1 not in with_outputs:
-            return ended
-        number += 1
-        ended = ended.model_copy(update={"number": number})
+    _write_record(store, _round_key(line, number, "failed"), failed)
+    return failed
+
+
+def find_round_end(store: Store, line: str, number: int) -> RunEnd | None:
+    """Return the record of a round's end; None if the round has not ended."""
+    return _find_record(RunEnd, store, _round_key(line, number, "ended"))
 
 
 def failed_before_start(store: Store, line: str) -> bool:
@@ -146,11 +180,19 @@ def failed_before_start(store: Store, line: str) -> bool:
 
 def _find_round_number(store: Store, line: str, run: str) -> int | None:
     """Return the round of a run; None if the run began no round."""
-    key = _run_key(line, run)
+    record = _find_record(RunRound, store, _run_key(line, run))
+    return None if record is None else record.number
+
+
+def _find_record(kind: type[M], store: Store, key: str) -> M | None:
     try:
-        return _parse_model(RunRound, store.read(key).content, f"{store.url}/{key}").number
+        return _parse_model(kind, store.read(key).content, f"{store.url}/{key}")
     except KeyNotFound:
         return None
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")
 
 
 def _moved_champion(store: Store, begun: RoundStart) -> bool:
