@@ -24,7 +24,7 @@ from clincot.training.trainjob_watch import run_train_job
 
 TRAINJOB_GROUP, TRAINJOB_VERSION, TRAINJOB_PLURAL = "trainer.kubeflow.org", "v1alpha1", "trainjobs"
 NODE_NAME = "node"  # replicated job and container of the runtime torch-distributed
-_PATCH_MANAGER = "clincot"
+_PATCH_MANAGER = "clincot.io/training"  # Trainer's webhook requires a domain-prefixed path
 RUN_AS_USER = 10001  # the user of the container images
 
 Json = dict[str, Any]
