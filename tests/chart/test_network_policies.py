@@ -6,8 +6,9 @@ The tests evaluate them as a network plugin does.
 from __future__ import annotations
 
 import pytest
+import yaml
 
-from tests.chart.rendering import Json, of_kind, rendered
+from tests.chart.rendering import Json, of_kind, rendered, settings_of
 
 RUN = ("kubeflow", {"app.kubernetes.io/part-of": "clincot", "app.kubernetes.io/component": "run"})
 DEPLOYER = ("clincot", {"app.kubernetes.io/part-of": "clincot", "app.kubernetes.io/component": "deployer"})
@@ -177,6 +178,21 @@ def test_git_has_a_rule_only_if_there_is_a_repository() -> None:
     for value in ("git.url", "pipeline.params.version.repository"):
         policies = of_kind(rendered("trial", *closed, "--set", f"{value}={url}"), "NetworkPolicy")
         assert allowed(policies, RUN, None, 443)
+
+
+def test_the_nodes_of_a_train_job_reach_only_each_other() -> None:
+    flags = ("--set", "pipeline.trainJobs=true,pipeline.cache.accessMode=ReadWriteMany")
+    objects = rendered("trial", *flags)
+    job = yaml.safe_load(settings_of(objects)["launch.yaml"])["job"]
+    policies, node = of_kind(objects, "NetworkPolicy"), (job["namespace"], job["pod_labels"])
+    assert allowed(policies, node, node, 29500)
+    for other in (STORE, STRANGER, RUN, None):
+        assert not allowed(policies, node, other, 443)
+    assert not allowed(policies, STRANGER, node, 29500)
+    (account,) = of_kind(objects, "ServiceAccount", job["service_account"], job["namespace"])
+    assert account["automountServiceAccountToken"] is False  # a TrainJob's patch cannot set it
+    assert job["pod_labels"]["app.kubernetes.io/instance"] == "clincot"
+    assert not of_kind(rendered("trial"), "ServiceAccount", job["service_account"])
 
 
 def test_an_external_store_is_reached_at_its_address() -> None:

@@ -119,7 +119,7 @@ def test_the_predictor_has_vllm_and_a_collocated_transformer() -> None:
 def test_fixed_replicas_have_no_autoscaler(mode: str) -> None:
     """In Standard mode, KServe's default class `hpa` would create a HorizontalPodAutoscaler for every revision.
 
-    The classes are in pkg/constants/constants.go of kserve/kserve 0.20; with `none`, createRawDefaultDeployment in
+    The classes are in pkg/constants/constants.go of kserve/kserve (main); with `none`, createRawDefaultDeployment in
     reconcilers/deployment/deployment_reconciler.go takes the number of replicas from minReplicas.
     """
     manifest = build_inference_service(FULL, DIGEST, URI, mode=mode)

@@ -61,6 +61,7 @@ ALL_OF_IT = {
     "sub_path": "rounds",
     "node_selector": {"gpu": "a100"},
     "service_account": "trainer",
+    "pod_labels": {"app.kubernetes.io/part-of": "clincot"},
     "queue": "clinic",
     "tolerations": ({"key": "nvidia.com/gpu", "operator": "Exists"},),
     "image_pull_secrets": ("registry",),
@@ -118,7 +119,12 @@ def test_what_the_manifest_says() -> None:
     assert (inside["securityContext"]["runAsNonRoot"], inside["securityContext"]["runAsUser"]) == (True, 10001)
     assert inside["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
     container = inside["containers"][0]["securityContext"]
-    assert container == {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}}
+    restricted = {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}}
+    assert container == {**restricted, "readOnlyRootFilesystem": True}
+    assert mounts["/tmp"] == {"name": "tmp", "mountPath": "/tmp"}
+    assert {"name": "tmp", "emptyDir": {}} in inside["volumes"]
+    assert replicated["template"]["spec"]["template"]["metadata"]["labels"] == ALL_OF_IT["pod_labels"]
+    assert "metadata" not in yaml.safe_dump(manifest()["spec"])
     assert manifest(**ALL_OF_IT)["metadata"]["labels"]["kueue.x-k8s.io/queue-name"] == "clinic"
 
 
