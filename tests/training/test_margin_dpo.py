@@ -246,7 +246,7 @@ def test_the_checkpoint_is_complete_and_prefers_chosen(
         pytest.param({"freeze_vision": False}, True, id="vision tower"),
     ],
 )
-def test_ddp_searches_unused_parameters_only_if_there_may_be_some(
+def test_ddp_searches_unused_parameters_only_if_there_are_some(
     policy_dir: Path,
     studies: list[Study],
     folder: Path,
