@@ -44,8 +44,6 @@ def add_preflight(plan: RoundPlan, run: RunParameters) -> Any:
             train=run.train,
             publish=run.publish,
             version=run.version,
-            propose=run.propose,
-            train=run.train,
             service=run.service,
             launch=run.launch,
             data=run.data,

@@ -6,8 +6,9 @@ The tests evaluate them as a network plugin does.
 from __future__ import annotations
 
 import pytest
+import yaml
 
-from tests.chart.rendering import Json, of_kind, rendered
+from tests.chart.rendering import Json, of_kind, rendered, settings_of
 
 RUN = ("kubeflow", {"app.kubernetes.io/part-of": "clincot", "app.kubernetes.io/component": "run"})
 DEPLOYER = ("clincot", {"app.kubernetes.io/part-of": "clincot", "app.kubernetes.io/component": "deployer"})
@@ -45,12 +46,21 @@ def _allows(policies: list[Json], direction: str, pod: Workload, other: Workload
     ]
     if not mine:
         return True
-    for rule in (rule for spec in mine for rule in spec.get(direction, ())):
-        ports = {one["port"] for one in rule.get("ports", ()) if one["protocol"] == "TCP"}
-        peers = rule.get("to" if direction == "egress" else "from")
-        if (not rule.get("ports") or port in ports) and (peers is None or any(_is(p, pod, other) for p in peers)):
-            return True
-    return False
+    rules = [rule for spec in mine for rule in spec.get(direction) or ()]
+    return any(_rule_allows(rule, direction, pod, other, port) for rule in rules)
+
+
+def _rule_allows(rule: Json, direction: str, pod: Workload, other: Workload | None, port: int) -> bool:
+    """Return whether one rule allows the traffic; an empty or missing list of ports or peers means all of them.
+
+    "If this field is empty or missing, this rule matches all sources": NetworkPolicyIngressRule and
+    NetworkPolicyEgressRule in staging/src/k8s.io/api/networking/v1/types.go of kubernetes/kubernetes v1.34.4.
+    """
+    ports = rule.get("ports")
+    if ports and port not in [one["port"] for one in ports if one["protocol"] == "TCP"]:
+        return False
+    peers = rule.get("to" if direction == "egress" else "from")
+    return not peers or any(_is(peer, pod, other) for peer in peers)
 
 
 def _is(peer: Json, pod: Workload, other: Workload | None) -> bool:
@@ -127,6 +137,62 @@ def test_policies_do_not_select_pods_of_others(trial: list[Json]) -> None:
     """Kubeflow Pipelines' own pods run in the same namespace."""
     assert allowed(trial, STRANGER, KFP, 8888)
     assert allowed(trial, KFP, STRANGER, 25)
+
+
+@pytest.mark.parametrize("rule", [{"from": []}, {"from": None, "ports": []}, {}])
+def test_an_empty_list_in_a_rule_means_everyone(rule: Json) -> None:
+    spec = {"podSelector": {}, "policyTypes": ["Ingress"], "ingress": [rule]}
+    policy = {"metadata": {"namespace": "clincot"}, "spec": spec}
+    assert allowed([policy], STRANGER, SERVER, 8085)
+
+
+@pytest.mark.parametrize("empty", ["[]", "null"])
+@pytest.mark.parametrize(
+    ("value", "source", "target", "port"),
+    [
+        ("networkPolicy.gateway", GATEWAY, SERVER, 8080),
+        ("networkPolicy.gateway", STRANGER, SERVER, 8085),
+        ("networkPolicy.prometheus", PROMETHEUS, JUDGE, 8080),
+        ("networkPolicy.prometheus", STRANGER, MONITOR, 8080),
+        ("networkPolicy.apiServerPorts", RUN, None, 6443),
+        ("networkPolicy.apiServerPorts", DEPLOYER, None, 25),
+        ("kfp.ports", RUN, KFP, 8888),
+        ("kfp.ports", HOOK, KFP, 25),
+    ],
+)
+def test_an_empty_list_allows_nothing(
+    value: str, source: Workload, target: Workload | None, port: int, empty: str
+) -> None:
+    """A rule with an empty list would allow everything, so the chart renders no rule."""
+    judges = 'judges=[{"name":"med","modelUri":"s3://m/med"}]'
+    flags = ("--set", "monitoring.serviceMonitor=true", "--set-json", judges, "--set-json", f"{value}={empty}")
+    policies = of_kind(rendered("trial", *flags), "NetworkPolicy")
+    assert not allowed(policies, source, target, port)
+
+
+def test_git_has_a_rule_only_if_there_is_a_repository() -> None:
+    """Without a repository, run pods must not reach any address on port 443."""
+    closed = ("--set-json", 'networkPolicy.apiServer=["10.0.0.1/32"]', "--set", "networkPolicy.apiServerPorts={6443}")
+    assert not allowed(of_kind(rendered("trial", *closed), "NetworkPolicy"), RUN, None, 443)
+    url = "https://git.hospital.example/data.git"
+    for value in ("git.url", "pipeline.params.version.repository"):
+        policies = of_kind(rendered("trial", *closed, "--set", f"{value}={url}"), "NetworkPolicy")
+        assert allowed(policies, RUN, None, 443)
+
+
+def test_the_nodes_of_a_train_job_reach_only_each_other() -> None:
+    flags = ("--set", "pipeline.trainJobs=true,pipeline.cache.accessMode=ReadWriteMany")
+    objects = rendered("trial", *flags)
+    job = yaml.safe_load(settings_of(objects)["launch.yaml"])["job"]
+    policies, node = of_kind(objects, "NetworkPolicy"), (job["namespace"], job["pod_labels"])
+    assert allowed(policies, node, node, 29500)
+    for other in (STORE, STRANGER, RUN, None):
+        assert not allowed(policies, node, other, 443)
+    assert not allowed(policies, STRANGER, node, 29500)
+    (account,) = of_kind(objects, "ServiceAccount", job["service_account"], job["namespace"])
+    assert account["automountServiceAccountToken"] is False  # a TrainJob's patch cannot set it
+    assert job["pod_labels"]["app.kubernetes.io/instance"] == "clincot"
+    assert not of_kind(rendered("trial"), "ServiceAccount", job["service_account"])
 
 
 def test_an_external_store_is_reached_at_its_address() -> None:

@@ -22,7 +22,7 @@ from clincot.deployment.service_settings import ServiceSettings, load_service_se
 from clincot.pipelines.cluster_settings import TASK_NAMES, ClusterSettings, load_cluster_settings
 from clincot.serving.metrics import REQUESTS
 from clincot.training.launch_settings import LaunchSettings, TrainJobSettings
-from tests.chart.rendering import CHART, PROFILES, ROOT, Json, of_kind, rendered, settings_of
+from tests.chart.rendering import CHART, PROFILES, ROOT, Json, joined, of_kind, rendered, settings_of
 
 CRDS = ROOT.parent / "shared" / "crds"
 KUBERNETES = ("1.30", "1.33", "1.37")
@@ -157,6 +157,36 @@ def test_a_rollouts_manifest_fits_the_runtime(
     model = stable["spec"]["predictor"]["model"]
     (runtime,) = of_kind(objects, "ServingRuntime", model["runtime"])
     assert model["modelFormat"]["name"] in {one["name"] for one in runtime["spec"]["supportedModelFormats"]}
+
+
+@pytest.mark.parametrize("profile", PROFILES)
+def test_the_policys_container_gets_every_argument_once(profile: str, tmp_path: Path) -> None:
+    """KServe appends the model's arguments to the runtime's, see `joined`. vLLM's port is overridden on purpose."""
+    objects = rendered(profile)
+    (tmp_path / "service.yaml").write_text(settings_of(objects)["service.yaml"])
+    service = load_service_settings(tmp_path / "service.yaml")
+    predictor = build_inference_service(service, "4f" * 32, "s3://b/x", mode="Standard")["spec"]["predictor"]
+    runtimes = {one["metadata"]["name"]: one for one in of_kind(objects, "ServingRuntime")}
+    arguments = [one.partition("=")[0] for one in joined(predictor, runtimes)["containers"][0]["args"]]
+    repeated = {one for one in arguments if arguments.count(one) > 1}
+    assert repeated == ({"--port"} if service.engine == "vllm" else set())
+    if service.engine == "clincot":
+        assert arguments == ["serve", "--checkpoint", "--host", "--port", "--model_name"]
+
+
+def test_the_logs_of_hooks_and_jobs_are_kept() -> None:
+    """`helm test --logs` reads the logs after the hooks, so only the next test may delete their pods.
+
+    A Job with restartPolicy OnFailure loses its pod when backoffLimit is reached (kubernetes/website v1.34,
+    docs/concepts/workloads/controllers/job.md, "Pod backoff failure policy").
+    """
+    objects = rendered("trial", "--set", "server.first.enabled=true")
+    hooks = [one["metadata"]["annotations"] for one in of_kind(objects, "Pod")]
+    tests = [annotations for annotations in hooks if annotations["helm.sh/hook"] == "test"]
+    assert [annotations["helm.sh/hook-delete-policy"] for annotations in tests] == ["before-hook-creation"] * 2
+    jobs = {one["metadata"]["name"]: one["spec"]["template"]["spec"] for one in of_kind(objects, "Job")}
+    assert "clincot-rollout-1" in jobs
+    assert {spec["restartPolicy"] for spec in jobs.values()} == {"Never"}
 
 
 def test_params_contain_the_judges_addresses() -> None:

@@ -65,6 +65,12 @@ def _moved(objects: tuple[Json, ...], folder: Path, port: int) -> list[str]:
     return [weed(), *arguments, *(f"-{name}={number}" for name, number in {**ports, **grpc}.items())]
 
 
+def test_the_server_reports_no_statistics() -> None:
+    """The master reports to telemetry.seaweedfs.com by default: weed/command/server.go of seaweedfs/seaweedfs 4.48."""
+    (server,) = of_kind(rendered("trial"), "StatefulSet")
+    assert "-master.telemetry=false" in server["spec"]["template"]["spec"]["containers"][0]["args"]
+
+
 def test_all_settings_contain_the_servers_address() -> None:
     objects = rendered("trial")
     (service,) = of_kind(objects, "Service", "clincot-seaweedfs")

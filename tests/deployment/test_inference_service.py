@@ -115,6 +115,19 @@ def test_the_predictor_has_vllm_and_a_collocated_transformer() -> None:
     assert spec["serviceAccountName"] == "clincot-models"
 
 
+@pytest.mark.parametrize("mode", ["Standard", "Knative"])
+def test_fixed_replicas_have_no_autoscaler(mode: str) -> None:
+    """In Standard mode, KServe's default class `hpa` would create a HorizontalPodAutoscaler for every revision.
+
+    The classes are in pkg/constants/constants.go of kserve/kserve (main); with `none`, createRawDefaultDeployment in
+    reconcilers/deployment/deployment_reconciler.go takes the number of replicas from minReplicas.
+    """
+    manifest = build_inference_service(FULL, DIGEST, URI, mode=mode)
+    autoscaler = manifest["metadata"]["annotations"].get("serving.kserve.io/autoscalerClass")
+    assert autoscaler == ("none" if mode == "Standard" else None)
+    assert manifest["spec"]["predictor"]["minReplicas"] == 2
+
+
 def test_manifests_contain_no_store_keys() -> None:
     secret, account = build_storage_secret(FULL, secret="store", endpoint="https://s3.example:9000", region="eu-1")
     assert secret["metadata"]["annotations"]["serving.kserve.io/s3-endpoint"] == "s3.example:9000"

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import yaml
 
-from clincot.clients.kubernetes import Cluster, ClusterFailed
+from clincot.clients.kubernetes import AdmissionDenied, Cluster, ClusterFailed
 from clincot.config import TrainConfig
 from clincot.deployment.crd import InvalidResource, build_validator, read_crd, validate_manifest
 from clincot.errors import InvalidInput
@@ -61,6 +61,7 @@ ALL_OF_IT = {
     "sub_path": "rounds",
     "node_selector": {"gpu": "a100"},
     "service_account": "trainer",
+    "pod_labels": {"app.kubernetes.io/part-of": "clincot"},
     "queue": "clinic",
     "tolerations": ({"key": "nvidia.com/gpu", "operator": "Exists"},),
     "image_pull_secrets": ("registry",),
@@ -118,7 +119,12 @@ def test_what_the_manifest_says() -> None:
     assert (inside["securityContext"]["runAsNonRoot"], inside["securityContext"]["runAsUser"]) == (True, 10001)
     assert inside["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
     container = inside["containers"][0]["securityContext"]
-    assert container == {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}}
+    restricted = {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}}
+    assert container == {**restricted, "readOnlyRootFilesystem": True}
+    assert mounts["/tmp"] == {"name": "tmp", "mountPath": "/tmp"}
+    assert {"name": "tmp", "emptyDir": {}} in inside["volumes"]
+    assert replicated["template"]["spec"]["template"]["metadata"]["labels"] == ALL_OF_IT["pod_labels"]
+    assert "metadata" not in yaml.safe_dump(manifest()["spec"])
     assert manifest(**ALL_OF_IT)["metadata"]["labels"]["kueue.x-k8s.io/queue-name"] == "clinic"
 
 
@@ -242,6 +248,15 @@ def test_an_api_server_that_is_away_does_not_end_the_job(
     with pytest.raises(ClusterFailed, match="503"):
         run_train_job(cluster, manifest(), settings(Path("/shared")))
     assert jobs(server) == ["clincot-train-0123456789ab"]
+
+
+def test_a_denied_admission_is_not_a_missing_role(server: TrainerServer, cluster: Cluster) -> None:
+    job = manifest()
+    job["spec"]["runtimePatches"][0]["manager"] = "clincot"
+    with pytest.raises(AdmissionDenied, match=r"403: admission webhook .*must be a domain-prefixed path") as refused:
+        run_train_job(cluster, job, settings(Path("/shared")))
+    assert "needs a Role" not in str(refused.value)
+    assert jobs(server) == []
 
 
 def test_a_cluster_that_knows_a_field_no_longer_refuses_it(server: TrainerServer, cluster: Cluster) -> None:

@@ -237,6 +237,39 @@ def test_the_checkpoint_is_complete_and_prefers_chosen(
         assert str(policy_dir) not in (tmp_path / "out" / "adapter" / "adapter_config.json").read_text()
 
 
+@pytest.mark.parametrize(
+    ("fields", "searches"),
+    [
+        pytest.param({}, False, id="default"),
+        pytest.param({"train_projector": False}, False, id="fixed projector"),
+        pytest.param({"lora_r": 4, "lora_alpha": 8}, False, id="LoRA"),
+        pytest.param({"freeze_vision": False}, True, id="vision tower"),
+    ],
+)
+def test_ddp_searches_unused_parameters_only_if_there_are_some(
+    policy_dir: Path,
+    studies: list[Study],
+    folder: Path,
+    views: PromptFormat,
+    tmp_path: Path,
+    fields: dict[str, Any],
+    searches: bool,
+) -> None:
+    """By default, TRL sets ddp_find_unused_parameters (DPOTrainer.__init__ in trl/trainer/dpo_trainer.py of TRL)."""
+    rows = differing_crops(studies[:2], folder, views)
+    trainer = MarginDPOTrainer(
+        VisionLanguageModel(policy_dir), rows, TrainConfig(batch_size=2, **fields), tmp_path / "work"
+    )
+    trainer.train()
+    handler = trainer.accelerator.ddp_handler
+    assert handler is not None
+    assert handler.find_unused_parameters is searches
+    trained = {name for name, parameter in trainer.model.named_parameters() if parameter.requires_grad}
+    stepped = {id(parameter) for parameter in trainer.optimizer.state}
+    unused = {name for name, parameter in trainer.model.named_parameters() if id(parameter) not in stepped} & trained
+    assert searches or not unused, unused
+
+
 def test_the_reference_is_the_policy_that_the_round_starts_from(
     policy_dir: Path, studies: list[Study], folder: Path, views: PromptFormat, tmp_path: Path
 ) -> None:

@@ -396,6 +396,9 @@ task `train` would get without one. YAML. */}}
 {{- $job = set $job "node_selector" (default $gpu.nodeSelector $node.node_selector) -}}
 {{- $job = set $job "tolerations" $tolerations -}}
 {{- $job = set $job "image_pull_secrets" .Values.global.imagePullSecrets -}}
+{{- $job = set $job "service_account" (include "clincot.account" (dict "root" . "which" "trainer")) -}}
+{{- $labels := merge (dict "app.kubernetes.io/component" "trainer" "sidecar.istio.io/inject" "false") (include "clincot.labels" . | fromYaml) -}}
+{{- $job = set $job "pod_labels" (merge $labels .Values.pipeline.podLabels) -}}
 {{- $job = set $job "queue" .Values.pipeline.queue -}}
 {{- $job = set $job "timeout_s" (int (default $gpu.timeoutSeconds $node.timeout_s)) -}}
 {{- with (default $gpu.shm $node.shm) }}{{- $job = set $job "shm" . -}}{{- end -}}

@@ -45,6 +45,10 @@ class Forbidden(ClusterFailed):
     """The account lacks a permission; the message names the verb that its Role needs."""
 
 
+class AdmissionDenied(ClusterFailed):
+    """An admission webhook refused the object; a permission would not change that."""
+
+
 class Permission(NamedTuple):
     """A permission that an account may need.
 
@@ -228,6 +232,8 @@ def _parse_api_error(method: str, path: str, error: ApiException) -> ClusterFail
         return ObjectNotFound(message, 404)
     if error.status == 409:
         return Conflict(message, 409)
+    if reply.startswith("admission webhook "):  # also answered with 403, like a missing permission
+        return AdmissionDenied(f"{message}; the webhook refuses the object itself, no Role is missing", error.status)
     if error.status in (401, 403):
         verb = {"GET": "get", "POST": "create", "PUT": "update", "DELETE": "delete"}[method]
         return Forbidden(f"{message}; the account needs a Role that allows {verb!r} here", error.status)

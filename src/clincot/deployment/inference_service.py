@@ -19,6 +19,7 @@ from clincot.deployment.service_settings import ServiceSettings
 GROUP, VERSION, PLURAL = "serving.kserve.io", "v1beta1", "inferenceservices"
 CRD_NAME = f"{PLURAL}.{GROUP}"
 MODE_ANNOTATION = "serving.kserve.io/deploymentMode"
+AUTOSCALER_ANNOTATION = "serving.kserve.io/autoscalerClass"
 TAG_ROUTING_ANNOTATION = "serving.kserve.io/enable-tag-routing"
 SERVICE_LABEL = "clincot/service"  # label of all objects of a service, including its pods
 DIGEST_ANNOTATION = "clincot/checkpoint"  # annotation: the checkpoint of the last finished rollout
@@ -43,6 +44,9 @@ def build_inference_service(settings: ServiceSettings, digest: str, uri: str, *,
     mode: "Standard" or "Knative", KServe's deployment modes.
     """
     annotations = {MODE_ANNOTATION: mode}
+    if mode == "Standard":
+        # The number of replicas is fixed; KServe's default class creates a HorizontalPodAutoscaler for every revision.
+        annotations[AUTOSCALER_ANNOTATION] = "none"
     if mode == "Knative":
         # gives a revision without traffic its own address, which the smoke test needs
         annotations[TAG_ROUTING_ANNOTATION] = "true"
@@ -139,13 +143,13 @@ def _build_vllm_model(settings: ServiceSettings, uri: str, port: int) -> Json:
 def _build_embedded_model(settings: ServiceSettings, uri: str) -> Json:
     """`clincot serve` as the model's container.
 
-    KServe appends these arguments to the command of the runtime.
+    KServe appends these arguments to those of the runtime, which has only the subcommand.
     """
     container = _build_transformer(settings, name="")
     shared = ("resources", "readinessProbe", "startupProbe", "securityContext", "env", "volumeMounts")
     out = {"modelFormat": {"name": "clincot"}, "storageUri": uri, **{key: container[key] for key in shared}}
     out["resources"] = {kind: dict(sizes) for kind, sizes in settings.resources.items()}
-    out["args"] = container["args"][1:]  # without the subcommand, which the runtime's command contains
+    out["args"] = container["args"][1:]  # without the subcommand, which the runtime contains
     return out
 
 

@@ -24,7 +24,7 @@ from clincot.training.trainjob_watch import run_train_job
 
 TRAINJOB_GROUP, TRAINJOB_VERSION, TRAINJOB_PLURAL = "trainer.kubeflow.org", "v1alpha1", "trainjobs"
 NODE_NAME = "node"  # replicated job and container of the runtime torch-distributed
-_PATCH_MANAGER = "clincot"
+_PATCH_MANAGER = "clincot.io/training"  # Trainer's webhook requires a domain-prefixed path
 RUN_AS_USER = 10001  # the user of the container images
 
 Json = dict[str, Any]
@@ -94,7 +94,7 @@ def build_train_job(name: str, job_file: Path, settings: TrainJobSettings) -> Js
         {"name": key, "valueFrom": {"secretKeyRef": {"name": source.secret, "key": source.key}}}
         for key, source in sorted(settings.secret_env.items())
     ]
-    labels = {"app.kubernetes.io/managed-by": "clincot"}
+    labels = {"app.kubernetes.io/managed-by": "clincot"} | settings.pod_labels
     if settings.queue:
         labels["kueue.x-k8s.io/queue-name"] = settings.queue
     return {
@@ -127,12 +127,21 @@ def _build_runtime_patch(settings: TrainJobSettings) -> Json:
         "volumes": [
             {"name": "shared", "persistentVolumeClaim": {"claimName": settings.claim}},
             {"name": "shm", "emptyDir": {"medium": "Memory", "sizeLimit": settings.shm}},
+            {"name": "tmp", "emptyDir": {}},  # the root is read-only; HOME and the caches of the image are in /tmp
         ],
         "containers": [
             {
                 "name": NODE_NAME,
-                "volumeMounts": [mount, {"name": "shm", "mountPath": "/dev/shm"}],
-                "securityContext": {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}},
+                "volumeMounts": [
+                    mount,
+                    {"name": "shm", "mountPath": "/dev/shm"},
+                    {"name": "tmp", "mountPath": "/tmp"},
+                ],
+                "securityContext": {
+                    "allowPrivilegeEscalation": False,
+                    "capabilities": {"drop": ["ALL"]},
+                    "readOnlyRootFilesystem": True,
+                },
             }
         ],
         # required by Pod Security "restricted"; the user is that of the images (Dockerfile), the group owns the volume
@@ -144,6 +153,7 @@ def _build_runtime_patch(settings: TrainJobSettings) -> Json:
             "seccompProfile": {"type": "RuntimeDefault"},
         },
     }
+    # `automountServiceAccountToken` is no field of a patch; the account decides whether its token is mounted.
     optional = {
         "nodeSelector": settings.node_selector,
         "tolerations": list(settings.tolerations),
@@ -151,7 +161,10 @@ def _build_runtime_patch(settings: TrainJobSettings) -> Json:
         "imagePullSecrets": [{"name": name} for name in settings.image_pull_secrets],
     }
     pod |= {key: value for key, value in optional.items() if value}
-    replicated = {"name": NODE_NAME, "template": {"spec": {"template": {"spec": pod}}}}
+    template: Json = {"spec": pod}
+    if settings.pod_labels:
+        template["metadata"] = {"labels": dict(settings.pod_labels)}
+    replicated = {"name": NODE_NAME, "template": {"spec": {"template": template}}}
     return {
         "manager": _PATCH_MANAGER,
         "trainingRuntimeSpec": {"template": {"spec": {"replicatedJobs": [replicated]}}},

@@ -57,6 +57,9 @@ class TrainJobSettings(FrozenConfig):
     node_selector: dict[str, str] = Field(default={})
     tolerations: tuple[dict[str, str | int], ...] = ()
     service_account: str = ""
+    pod_labels: Annotated[
+        dict[str, str], Field(description="Labels of the job and its pods, which network policies select.")
+    ] = Field(default={})
     image_pull_secrets: tuple[Name, ...] = ()
     queue: Annotated[str, Field(description="Kueue queue; empty: none.")] = ""
     schedule_s: Annotated[

@@ -66,6 +66,7 @@ from clincot.training.trained_parts import (
     freeze_modules,
     get_base_model,
     keep_trained_weights_in_float32,
+    may_leave_parameters_unused,
     set_projector_rate,
 )
 
@@ -145,7 +146,7 @@ class MarginDPOTrainer(DPOTrainer):  # type: ignore[misc]
         margins = [margin_logits(row.gap, row.spread, config) for row in rows]
         super().__init__(
             model=policy.model,
-            args=_build_arguments(config, self.settings, folder),
+            args=_build_arguments(config, self.settings, folder, unused=may_leave_parameters_unused(policy.model)),
             data_collator=DistributedCollator(
                 PairCollator(rows, margins, conversations, blanked=blanked), self.process_group
             ),
@@ -356,7 +357,8 @@ class _ProgressBar(TrainerCallback):  # type: ignore[misc]
         self.bar.close()
 
 
-def _build_arguments(config: TrainConfig, settings: ResolvedSettings, folder: Path) -> DPOConfig:
+def _build_arguments(config: TrainConfig, settings: ResolvedSettings, folder: Path, *, unused: bool) -> DPOConfig:
+    """TRL's arguments. unused: whether a forward pass may skip trained parameters."""
     gpu = torch.cuda.is_available()
     return DPOConfig(
         output_dir=str(folder),
@@ -372,6 +374,8 @@ def _build_arguments(config: TrainConfig, settings: ResolvedSettings, folder: Pa
         gradient_checkpointing=settings.gradient_checkpointing,
         seed=config.seed,
         data_seed=config.seed,
+        # TRL's default searches the graph of every step for unused parameters.
+        ddp_find_unused_parameters=None if unused else False,
         dataloader_num_workers=0,
         dataloader_pin_memory=gpu,
         max_length=None,  # a cut sequence would lose image tokens

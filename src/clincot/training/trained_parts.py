@@ -70,6 +70,18 @@ def freeze_modules(model: Any, *, vision: bool, projector: bool) -> None:
     model.get_output_embeddings().requires_grad_(True)
 
 
+def may_leave_parameters_unused(model: Any) -> bool:
+    """Whether a forward pass may skip trained parameters.
+
+    Language model, output head and projector take part in every forward pass. A vision tower may have layers that do
+    not (CLIP's last ones, SigLIP's pooling head), as may parameters of no named part (LlavaNext's image_newline).
+    """
+    used: set[int] = set()
+    for module in (model.get_decoder(), model.get_output_embeddings(), *find_projectors(model).values()):
+        used |= set(map(id, module.parameters()))
+    return any(parameter.requires_grad and id(parameter) not in used for parameter in model.parameters())
+
+
 def build_lora_config(model: Any, settings: LoraSettings) -> Any:
     """A LoRA on every linear layer that is trained, and a trained copy of the projector if it is trained.
 
