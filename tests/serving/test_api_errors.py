@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+import json
 import logging
 import socket
 import struct
@@ -208,6 +209,14 @@ def test_valid_requests_are_answered(url: str, path: str, ask: Any, image: str) 
 )
 def test_invalid_requests_are_refused(url: str, path: str, body: Any, status: int, code: str) -> None:
     check(post(url, path, body), status, code, path)
+
+
+@pytest.mark.parametrize("kind", ["application/json; charset=utf-8", "Application/JSON", 'APPLICATION/json;v="1"'])
+@pytest.mark.parametrize(("path", "ask"), [(PREDICT, v1), (INFER, v2), (CHAT, chat)], ids=["v1", "v2", "openai"])
+def test_json_with_parameters_or_capitals_is_json(url: str, path: str, ask: Any, kind: str) -> None:
+    """Spring, axios and .NET send a charset; RFC 9110 section 8.3.1 ignores case."""
+    body = json.dumps(ask("Is there a nodule?", GOOD)).encode()
+    assert post(url, path, body, **{"Content-Type": kind}).status_code == 200
 
 
 @pytest.mark.parametrize("path", [PREDICT, INFER, CHAT])

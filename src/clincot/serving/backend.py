@@ -8,6 +8,7 @@ differ from the checkpoint's manifest are refused by name.
 from __future__ import annotations
 
 import json
+import re
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -18,7 +19,8 @@ from typing import Protocol
 
 import httpx
 
-from clincot.errors import ModelFailed
+from clincot.clients.http import HttpFailure
+from clincot.errors import ModelFailed, PromptTooLong
 from clincot.jsonl import InvalidRecord
 from clincot.models.checkpoint import MANIFEST, WEIGHTS_INDEX, UnsupportedCheckpoint, check_weight_files
 from clincot.models.endpoint import EndpointModel
@@ -32,6 +34,10 @@ from clincot.storage.open import open_store
 from clincot.storage.store import KeyNotFound
 
 _HEALTH_CACHE_S = 5.0  # how long the result of a health check of the predictor is reused
+# vllm-project/vllm@017638d, vllm/renderers/params.py, TokenizeParams._token_len_check
+_VLLM_TOO_LONG = re.compile(
+    r"You passed (\d+) input tokens and requested (\d+) output tokens\. However, the model's context length is only (\d+)"
+)
 _PICKLE_MAGIC = (b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")  # protocols 2 to 5
 _ZIP_MAGIC = b"PK\x03\x04"  # torch.save writes pickles into a zip archive
 
@@ -75,6 +81,7 @@ class LocalBackend:
         model = VisionLanguageModel(
             checkpoint, device=device, dtype=choose_dtype(settings.dtype, device), batch_size=settings.max_batch
         )
+        model.refuses_long_prompts = True
         self.digest = model.digest
         self._batcher = Batcher(model, max_batch=settings.max_batch, gather_s=settings.gather_s, observe=observe)
 
@@ -180,9 +187,14 @@ class _CancellablePolicy:
     ) -> list[Generation]:
         self._context.check_alive()
         self._observe("write", len(conversations))
-        replies = self._model.generate(
-            conversations, max_new_tokens=max_new_tokens, temperature=temperature, seeds=seeds
-        )
+        try:
+            replies = self._model.generate(
+                conversations, max_new_tokens=max_new_tokens, temperature=temperature, seeds=seeds
+            )
+        except HttpFailure as error:
+            if too_long := _read_prompt_too_long(error):
+                raise too_long from None
+            raise
         self._context.check_alive()
         return replies
 
@@ -192,6 +204,12 @@ class _CancellablePolicy:
         odds = self._model.p_yes(conversations)
         self._context.check_alive()
         return odds
+
+
+def _read_prompt_too_long(error: HttpFailure) -> PromptTooLong | None:
+    """The numbers in vLLM's refusal of a long prompt; None for other failures."""
+    numbers = _VLLM_TOO_LONG.search(error.body) if error.status == 400 else None
+    return PromptTooLong(*map(int, numbers.groups())) if numbers else None
 
 
 def check_checkpoint_files(folder: Path) -> None:
