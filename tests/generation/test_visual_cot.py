@@ -91,10 +91,25 @@ def test_nothing_seen_is_refused() -> None:
 
 
 def test_a_cut_off_answer_adds_no_confidence() -> None:
-    """Two likely cut-off answers and an empty one lose to one that ended: 0.4 / 4, and one of four regions agrees."""
-    regions = [seen("[[[[", 0.99, cut_off=True), seen("no", 0.99, cut_off=True), seen("", 0.9), seen("no", 0.4)]
+    """Two likely cut-off answers lose to one that ended: 0.4 / 4, and one of four regions agrees."""
+    regions = [seen("[[[[", 0.99, cut_off=True), seen("no", 0.99, cut_off=True), seen("yes", 0.1), seen("no", 0.4)]
     assert combine_region_answers(regions) == ("no", 3, 0.1, 0.25)
-    assert measure_leads(answered(*regions)) == pytest.approx((0.1, 0.4))
+    assert measure_leads(answered(*regions)) == pytest.approx((0.075, 0.4))
+
+
+def test_an_empty_answer_abstains(films: Path) -> None:
+    """It is off format in evaluation too; its confidence stays what was measured."""
+
+    class Silent(Parrot):
+        def generate(self, conversations, **options):  # type: ignore[no-untyped-def]
+            return [replace(reply, text="") for reply in super().generate(conversations, **options)]
+
+    parrot = Silent()
+    parrot.go.set()
+    study = next(iter(StudyIndex(films).values()))
+    settings = ServeSettings.model_validate({"propose": {"grounders": {"random": 1}}})
+    answer = answer_question(ImageQuestion(study, films, "Is there a nodule?"), parrot, settings)
+    assert (answer.answer, answer.abstained, answer.confidence, answer.cut_off) == ("", True, 0.472367, False)
 
 
 def test_without_a_complete_answer_the_confidence_is_zero() -> None:

@@ -8,10 +8,11 @@ The answer from each region is greedy. Answers that are equal after normalisatio
 
 If each of the n regions were equally likely to be the right place to look, the policy's probability of `a` would be
 1/n · Σ_r p(a | r). The confidence keeps the terms of that sum that were measured, so it never exceeds that probability:
-it is 1 only if all regions agree and each answer has probability 1. An answer that was cut off or is empty (off format,
-as in evaluation/evaluator.py) was not measured to its end, so it adds nothing; if no region has a complete answer, the
-confidence is 0 and the answer abstains. The grounders' confidences do not enter, because
-they cannot be compared across grounders (generation/masks.py). `agreement` is the share of regions with that answer.
+it is 1 only if all regions agree and each answer has probability 1. An answer that was cut off was not
+measured to its end, so it adds nothing; if all were cut off, the confidence is 0 and the answer abstains. An empty
+answer is off format (as in evaluation/evaluator.py) and abstains as well. The grounders' confidences do not enter,
+because they cannot be compared across grounders (generation/masks.py). `agreement` is the share of regions with that
+answer.
 """
 
 from __future__ import annotations
@@ -95,11 +96,6 @@ class RegionAnswer(ProposedRegion):
         ),
     ] = False
 
-    @property
-    def is_complete(self) -> bool:
-        """Whether the answer ended by itself and is not empty."""
-        return not self.cut_off and bool(normalize_text(self.answer))
-
 
 class VisualAnswer(_VisualAnswerPart):
     """An answer with the chain behind it: the extension `clincot` of every reply."""
@@ -166,7 +162,9 @@ def answer_question(
         answer=answer,
         confidence=confidence,
         agreement=agreement,
-        abstained=confidence < settings.abstain_below or not any(region.is_complete for region in region_answers),
+        abstained=confidence < settings.abstain_below
+        or not normalize_text(answer)
+        or all(region.cut_off for region in region_answers),
         hypotheses=hypotheses,
         regions=tuple(region_answers),
         winner=winner,
@@ -178,13 +176,13 @@ def answer_question(
 def combine_region_answers(regions: Sequence[RegionAnswer]) -> tuple[str, int, float, float]:
     """Combine the answers of all regions to (answer, position of the winning region, confidence, agreement).
 
-    Only complete answers take part. Without any, all of them do, and the confidence is 0. Of equally confident answers
+    Answers that were cut off do not take part. If all were, all of them do, and the confidence is 0. Of equally confident answers
     the first one wins. The answer is worded as in its winning region, the one with the highest likelihood (the first of
     equals). Raises ValueError without regions.
     """
     if not regions:
         raise ValueError("no region was looked at; expected at least the whole image")
-    complete = any(region.is_complete for region in regions)
+    complete = not all(region.cut_off for region in regions)
     groups: dict[str, list[int]] = {}
     for position in _list_counted_positions(regions):
         groups.setdefault(normalize_text(regions[position].answer), []).append(position)
@@ -200,7 +198,7 @@ def combine_region_answers(regions: Sequence[RegionAnswer]) -> tuple[str, int, f
 
 def _list_counted_positions(regions: Sequence[RegionAnswer]) -> list[int]:
     """The positions of the complete answers; of all answers if none is complete."""
-    complete = [position for position, region in enumerate(regions) if region.is_complete]
+    complete = [position for position, region in enumerate(regions) if not region.cut_off]
     return complete or list(range(len(regions)))
 
 
