@@ -176,9 +176,9 @@ def answer_question(
 def combine_region_answers(regions: Sequence[RegionAnswer]) -> tuple[str, int, float, float]:
     """Combine the answers of all regions to (answer, position of the winning region, confidence, agreement).
 
-    Answers that were cut off do not take part. If all were, all of them do, and the confidence is 0. Of equally confident answers
-    the first one wins. The answer is worded as in its winning region, the one with the highest likelihood (the first of
-    equals). Raises ValueError without regions.
+    Answers that were cut off do not take part. If all were, all of them do, and the confidence is 0. Of equally
+    confident answers the first one wins. The answer is worded as in its winning region, the one with the highest
+    likelihood (the first of equals). Raises ValueError without regions.
     """
     if not regions:
         raise ValueError("no region was looked at; expected at least the whole image")
