@@ -27,5 +27,15 @@ def require_extra(name: str, what: str) -> Iterator[None]:
         raise InvalidInput(f"{what} needs the extra {name!r}: pip install 'clincot[{name}]' ({error})") from None
 
 
+class PromptTooLong(UserError, ValueError):
+    """A conversation with more tokens than the model's limit."""
+
+    def __init__(self, tokens: int, new_tokens: int, limit: int) -> None:
+        super().__init__(
+            f"the model's limit is {limit} tokens, and the request needs {tokens + new_tokens}: {tokens} for the "
+            f"question with its images and {new_tokens} for the answer"
+        )
+
+
 class ModelFailed(UserError, RuntimeError):
     """A model or endpoint gave no usable reply: unreachable, timeout, HTTP error, or no log-probabilities."""

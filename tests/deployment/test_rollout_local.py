@@ -16,12 +16,13 @@ from clincot.config import DeployConfig
 from clincot.deployment.deployment import abandon_rollout, resume_rollout, start_rollout
 from clincot.deployment.journal import RolloutJournal
 from clincot.deployment.rollout import RolledBack
-from clincot.deployment.targets.local import LocalTarget, ServerProcess, stop_all_servers
+from clincot.deployment.targets.local import SERVE_COMMAND, LocalTarget, ServerProcess, stop_all_servers
 from clincot.deployment.targets.traffic_route import TrafficBackend, TrafficRoute, TrafficRouter
 from clincot.registry import champion
 from clincot.registry.manifest import Manifest
 from clincot.storage.folder_store import FolderStore
 from tests.support.deployment_builders import LINE, published
+from tests.support.model_servers import until
 
 pytestmark = pytest.mark.slow
 
@@ -122,6 +123,15 @@ def test_traffic_shares_and_abandoning_an_open_rollout(world: World) -> None:
     assert world.asked(5) == {world.base.sha256: 5}
     assert world.servers() == [world.base.sha256]
     assert journal.ended
+
+
+def test_the_served_name_is_that_of_the_line(world: World) -> None:
+    """Clients name a model that stays the same over rollouts."""
+    echo = (sys.executable, "-c", "import sys; print('argv', *sys.argv[1:])", "{port}", *SERVE_COMMAND[-2:])
+    LocalTarget(world.state, world.store, world.base, FAST.steps, command=echo).start_revision()
+    log = world.state / "logs" / f"{world.base.sha256[:12]}.log"
+    until(lambda: log.read_text().strip())
+    assert log.read_text().split()[-2:] == ["--model-name", LINE]
 
 
 def test_a_reused_pid_is_not_signalled(world: World) -> None:

@@ -61,6 +61,14 @@ def test_only_the_winning_region_is_compared() -> None:
     assert "expected the answer 'Yes', got 'no'" in ask_server(completion("no", BOX))[1]
 
 
+def test_the_withheld_answer_of_an_abstention_is_compared() -> None:
+    """The message of a server that abstains has a refusal and no content."""
+    reply = completion("yes", BOX)
+    reply["choices"][0]["message"] = {"role": "assistant", "content": None, "refusal": "The model abstains."}
+    reply["clincot"] |= {"answer": "yes", "abstained": True}
+    assert ask_server(reply)[1] == ""
+
+
 @pytest.mark.parametrize(
     ("status", "reply"), [(401, {}), (500, {}), (200, {"choices": []}), (200, b"<html>"), (200, {})]
 )

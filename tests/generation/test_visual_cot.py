@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -27,7 +28,7 @@ from tests.support.model_servers import Parrot
 HERE = box_from_xyxy((0.1, 0.1, 0.5, 0.5))
 
 
-def seen(answer: str, likelihood: float) -> RegionAnswer:
+def seen(answer: str, likelihood: float, *, cut_off: bool = False) -> RegionAnswer:
     return RegionAnswer(
         hypothesis="nodule",
         grounder="windows",
@@ -35,6 +36,7 @@ def seen(answer: str, likelihood: float) -> RegionAnswer:
         grounder_confidence=0.5,
         answer=answer,
         likelihood=likelihood,
+        cut_off=cut_off,
     )
 
 
@@ -86,6 +88,53 @@ def test_confidence_never_exceeds_the_mixture_it_stands_for() -> None:
 def test_nothing_seen_is_refused() -> None:
     with pytest.raises(ValueError, match="no region"):
         combine_region_answers([])
+
+
+def test_a_cut_off_answer_adds_no_confidence() -> None:
+    """Two likely cut-off answers lose to one that ended: 0.4 / 4, and one of four regions agrees."""
+    regions = [seen("[[[[", 0.99, cut_off=True), seen("no", 0.99, cut_off=True), seen("yes", 0.1), seen("no", 0.4)]
+    assert combine_region_answers(regions) == ("no", 3, 0.1, 0.25)
+    assert measure_leads(answered(*regions)) == pytest.approx((0.075, 0.4))
+
+
+def test_an_empty_answer_abstains(films: Path) -> None:
+    """It is off format in evaluation too; its confidence stays what was measured."""
+
+    class Silent(Parrot):
+        def generate(self, conversations, **options):  # type: ignore[no-untyped-def]
+            return [replace(reply, text="") for reply in super().generate(conversations, **options)]
+
+    parrot = Silent()
+    parrot.go.set()
+    study = next(iter(StudyIndex(films).values()))
+    settings = ServeSettings.model_validate({"propose": {"grounders": {"random": 1}}})
+    answer = answer_question(ImageQuestion(study, films, "Is there a nodule?"), parrot, settings)
+    assert (answer.answer, answer.abstained, answer.confidence, answer.cut_off) == ("", True, 0.472367, False)
+
+
+def test_without_a_complete_answer_the_confidence_is_zero() -> None:
+    assert combine_region_answers([seen("it is a", 0.9, cut_off=True)] * 2) == ("it is a", 0, 0.0, 1.0)
+
+
+@pytest.mark.parametrize(
+    ("cut", "abstained", "confidence"), [({0, 1}, True, 0.0), ({0}, False, 0.236183), ((), False, 0.472367)]
+)
+def test_an_answer_without_an_end_abstains(films: Path, cut: set[int], abstained: bool, confidence: float) -> None:
+    """Generation.cut_off reaches the region's answer and, if all are cut off, the reply."""
+
+    class Cutting(Parrot):
+        def generate(self, conversations, **options):  # type: ignore[no-untyped-def]
+            replies = super().generate(conversations, **options)
+            return [replace(reply, cut_off=i in cut) for i, reply in enumerate(replies)]
+
+    parrot = Cutting()
+    parrot.go.set()
+    study = next(iter(StudyIndex(films).values()))
+    settings = ServeSettings.model_validate({"propose": {"grounders": {"random": 1}}})
+    answer = answer_question(ImageQuestion(study, films, "Is there a nodule?"), parrot, settings)
+    assert [region.cut_off for region in answer.regions] == [0 in cut, 1 in cut]
+    assert (answer.abstained, answer.cut_off, answer.confidence) == (abstained, abstained, confidence)
+    assert answer.model_dump_json().count('"cut_off"') == len(cut)  # replies without cut-off answers keep their bytes
 
 
 def answered(*regions: RegionAnswer) -> VisualAnswer:

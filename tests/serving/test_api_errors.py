@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+import json
 import logging
 import socket
 import struct
@@ -192,7 +193,11 @@ def test_valid_requests_are_answered(url: str, path: str, ask: Any, image: str) 
         (CHAT, b"{", 400, "invalid_request"),
         (CHAT, chat("a", GOOD, temperature=0.7), 400, "invalid_request"),
         (CHAT, chat("a", GOOD, n=2), 400, "invalid_request"),
-        (CHAT, chat("a", GOOD, tools=[]), 400, "invalid_request"),
+        (CHAT, chat("a", GOOD, tools=[{}]), 400, "invalid_request"),
+        (CHAT, chat("a", GOOD, logprobs=True), 400, "invalid_request"),
+        (CHAT, chat("a", GOOD, presence_penalty=0.5), 400, "invalid_request"),
+        (CHAT, chat("a", GOOD, response_format={"type": "json_object"}), 400, "invalid_request"),
+        (CHAT, {"model": "policy", "messages": [{"role": "user", "content": "a"}]}, 400, "one_image"),
         (CHAT, chat("a", GOOD) | {"model": "other"}, 404, "model_not_found"),
         (CHAT, {"model": "policy", "messages": [{"role": "system", "content": "Be brief"}]}, 400, "invalid_request"),
         (CHAT, {"model": "policy", "messages": chat("a", GOOD)["messages"] * 2}, 400, "invalid_request"),
@@ -208,6 +213,32 @@ def test_valid_requests_are_answered(url: str, path: str, ask: Any, image: str) 
 )
 def test_invalid_requests_are_refused(url: str, path: str, body: Any, status: int, code: str) -> None:
     check(post(url, path, body), status, code, path)
+
+
+@pytest.mark.parametrize(
+    "option",
+    [
+        *({name: None} for name in ("temperature", "stream", "n", "user", "top_p", "tools", "response_format")),
+        {"tools": []},
+        {"logprobs": False},
+        {"presence_penalty": 0, "frequency_penalty": 0.0},
+        {"response_format": {"type": "text"}},
+    ],
+    ids=str,
+)
+def test_neutral_options_change_nothing(url: str, option: dict[str, Any]) -> None:
+    """LangChain and LlamaIndex send nulls and neutral values of options that they do not use."""
+    plain, neutral = (post(url, CHAT, chat("Is there a nodule?", GOOD, **more)).json() for more in ({}, option))
+    assert neutral["choices"] == plain["choices"]
+    assert neutral["clincot"] == plain["clincot"]
+
+
+@pytest.mark.parametrize("kind", ["application/json; charset=utf-8", "Application/JSON", 'APPLICATION/json;v="1"'])
+@pytest.mark.parametrize(("path", "ask"), [(PREDICT, v1), (INFER, v2), (CHAT, chat)], ids=["v1", "v2", "openai"])
+def test_json_with_parameters_or_capitals_is_json(url: str, path: str, ask: Any, kind: str) -> None:
+    """Spring, axios and .NET send a charset; RFC 9110 section 8.3.1 ignores case."""
+    body = json.dumps(ask("Is there a nodule?", GOOD)).encode()
+    assert post(url, path, body, **{"Content-Type": kind}).status_code == 200
 
 
 @pytest.mark.parametrize("path", [PREDICT, INFER, CHAT])

@@ -76,6 +76,14 @@ def test_openai_refusals(served: Served, film: str) -> None:
         client.with_options(api_key="sk-other").chat.completions.create(**chat(QUESTION, film))
 
 
+def test_more_tokens_than_the_limit_are_refused(served: Served, film: str) -> None:
+    """The 2,000 characters of an emoji are about 8,000 tokens; the policy was made for 2,048."""
+    client = OpenAI(base_url=f"{served.url}/openai/v1", api_key=KEY, max_retries=0, timeout=600)
+    with pytest.raises(BadRequestError, match=r"limit is 2048 tokens, and the request needs 8\d\d\d") as refused:
+        client.chat.completions.create(**chat("\N{LUNGS}" * 2000, film))
+    assert refused.value.code == "context_length_exceeded"
+
+
 def test_the_overlay_is_an_image(served: Served, film: str) -> None:
     client = OpenAI(base_url=f"{served.url}/openai/v1", api_key=KEY, max_retries=0, timeout=600)
     completion = client.chat.completions.create(

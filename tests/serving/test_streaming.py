@@ -8,6 +8,7 @@ import httpx
 import pytest
 from openai import APIError, BadRequestError, OpenAI
 
+from clincot.models.protocols import Generation
 from clincot.serving.server_settings import ServeSettings
 from tests.support.model_servers import CHAT, Parrot, chat, serving_here, until
 
@@ -62,6 +63,42 @@ def test_an_error_after_the_first_chunk_is_an_event(url: str, parrot: Parrot, fi
 def test_an_error_before_the_first_chunk_has_its_status(url: str, film: str) -> None:
     with pytest.raises(BadRequestError, match="damaged or cut off"):
         client(url).chat.completions.create(**chat("Is there a nodule?", film[:-200]), stream=True)
+
+
+@pytest.mark.parametrize(
+    ("settings", "content", "refusal"),
+    [
+        ({}, None, "The model abstains: its confidence in an answer is too low."),
+        ({"abstain_content": "not sure: {answer}", "abstain_refusal": ""}, "not sure: 3 turns: Is it?", None),
+    ],
+)
+@pytest.mark.parametrize("cut_off", [False, True])
+def test_abstention_is_visible_to_openai_clients(
+    film: str, settings: dict[str, str], content: str | None, refusal: str | None, cut_off: bool
+) -> None:
+    """In a completion and in a stream: the refusal, the configured content, and the extension with the answer."""
+
+    class Cutting(Parrot):
+        def generate(self, conversations, **options):  # type: ignore[no-untyped-def]
+            replies = super().generate(conversations, **options)
+            return [Generation(reply.text.partition("?")[0] + "?", (-0.5,), cut_off=cut_off) for reply in replies]
+
+    parrot = Cutting()
+    parrot.go.set()
+    given = {"propose": {"grounders": {"random": 1}}, "abstain_below": 0.0 if cut_off else 0.9, **settings}
+    finish = "length" if cut_off else "stop"
+    with serving_here(parrot, ServeSettings.model_validate(given)) as url:
+        completion = client(url).chat.completions.create(**chat("Is it?", film))
+        chunks = list(client(url).chat.completions.create(**chat("Is it?", film), stream=True))
+    choice = completion.choices[0]
+    assert (choice.message.content, choice.message.refusal, choice.finish_reason) == (content, refusal, finish)
+    deltas = [chunk.choices[0].delta for chunk in chunks]
+    assert "".join(delta.content or "" for delta in deltas) == (content or "")
+    assert "".join(delta.refusal or "" for delta in deltas) == (refusal or "")
+    assert chunks[-1].choices[0].finish_reason == finish
+    for extra in (completion.model_extra, chunks[-1].model_extra):
+        assert extra is not None
+        assert (extra["clincot"]["abstained"], extra["clincot"]["answer"]) == (True, "3 turns: Is it?")
 
 
 def test_a_client_that_leaves_a_stream_frees_its_slot(url: str, parrot: Parrot, film: str) -> None:

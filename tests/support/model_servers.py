@@ -22,6 +22,7 @@ import uvicorn
 from clincot.models.protocols import Generation, Policy
 from clincot.prompts import Conversation, PromptFormat
 from clincot.serving.auth import ApiKeys
+from clincot.serving.backend import is_device_error
 from clincot.serving.fetch import ImageFetcher
 from clincot.serving.metrics import observe_batch
 from clincot.serving.middleware import RequestMiddleware
@@ -68,14 +69,20 @@ class PolicyBackend:
     """A backend with any policy in this process."""
 
     def __init__(self, policy: Policy, settings: ServeSettings) -> None:
-        self._batcher = Batcher(policy, max_batch=settings.max_batch, gather_s=settings.gather_s, observe=observe_batch)
+        self._batcher = Batcher(
+            policy,
+            max_batch=settings.max_batch,
+            gather_s=settings.gather_s,
+            observe=observe_batch,
+            is_fatal=is_device_error,
+        )
         self.digest = policy.digest
 
     def open_policy(self, context: RequestContext) -> Any:
         return self._batcher.open_policy(context)
 
     def check_health(self) -> bool:
-        return True
+        return self._batcher.check_health()
 
     def close(self) -> None:
         self._batcher.close()

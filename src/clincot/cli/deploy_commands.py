@@ -82,7 +82,7 @@ class TargetArguments(StoreArguments):
         typer.Option(
             "--serve-command",
             metavar="COMMAND",
-            help="local: command that serves, with {checkpoint} and {port} in it (default: clincot serve).",
+            help="local: command that serves, with {checkpoint}, {port} and {name} in it (default: clincot serve).",
             rich_help_panel=TARGET_PANEL,
         ),
     ] = ""

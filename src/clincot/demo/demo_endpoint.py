@@ -112,7 +112,8 @@ def run_endpoint_demo(plan: Plan) -> EndpointTranscript:
     finally:
         stop_all_servers(state)
     folder = _shorten_path(state.absolute() / "checkpoints" / MODEL_NAME / manifest.sha256)
-    python, *words = (word.format(checkpoint=folder, port=served.url.rpartition(":")[2]) for word in SERVE_COMMAND)
+    values = {"checkpoint": folder, "port": served.url.rpartition(":")[2], "name": MODEL_NAME}
+    python, *words = (word.format(**values) for word in SERVE_COMMAND)
     serve = shlex.join([_shorten_path(Path(python)), *words])
     return EndpointTranscript(serve, deploy, ask, through, golden.question, stop)
 
@@ -224,11 +225,11 @@ def _ask_endpoint(url: str, request: Path) -> tuple[str, dict[str, Any]]:
 
 
 def _build_request(manifest: Manifest, golden: GoldenQuestion, image: Path) -> dict[str, Any]:
-    """A chat completion request, as any OpenAI client sends it. A server's model name is its checkpoint's digest."""
+    """A chat completion request, as any OpenAI client sends it. A server's model name is that of its line."""
     kind = "jpeg" if image.suffix in (".jpg", ".jpeg") else "png"
     uri = f"data:image/{kind};base64," + base64.b64encode(image.read_bytes()).decode("ascii")
     parts = [{"type": "image_url", "image_url": {"url": uri}}, {"type": "text", "text": golden.question}]
-    return {"model": manifest.sha256, "messages": [{"role": "user", "content": parts}]}
+    return {"model": manifest.line, "messages": [{"role": "user", "content": parts}]}
 
 
 def _find_free_port() -> int:

@@ -58,6 +58,8 @@ class _SmokeChain(BaseModel):
 
     model_config = ConfigDict(extra="ignore")
 
+    answer: str = ""
+    abstained: bool = False
     regions: tuple[_SmokeRegion, ...] = ()
     winner: int = 0
 
@@ -135,11 +137,14 @@ def ask_golden_question(
         completion = _SmokeCompletion.model_validate(body)
     except ValidationError as error:
         raise RequestFailed(f"POST {CHAT_PATH}: expected a chat completion: {format_validation_error(error)}") from None
-    if not completion.choices or completion.choices[0].message.content is None:
-        raise RequestFailed(f"POST {CHAT_PATH}: expected a completion with an answer, got one without")
     chain = completion.clincot
+    content = completion.choices[0].message.content if completion.choices else None
+    if chain.abstained:
+        content = chain.answer  # the withheld answer; the message contains what the server's settings say
+    if content is None:
+        raise RequestFailed(f"POST {CHAT_PATH}: expected a completion with an answer, got one without")
     box = chain.regions[chain.winner].box if 0 <= chain.winner < len(chain.regions) else None
-    return SmokeReply(completion.choices[0].message.content, box)
+    return SmokeReply(content, box)
 
 
 def describe_mismatch(golden: GoldenQuestion, reply: SmokeReply, settings: DeployConfig) -> str:

@@ -31,7 +31,7 @@ class TargetOptions:
     """
 
     state: Path = Path("runs/serving")  # folder of the local processes' state
-    serve_command: Sequence[str] = SERVE_COMMAND  # with the placeholders {checkpoint} and {port}
+    serve_command: Sequence[str] = SERVE_COMMAND  # with the placeholders {checkpoint}, {port} and {name}
     port: int = 0  # of the address that clients use; 0: any free port
 
     service: ServiceSettings | None = None

@@ -8,8 +8,11 @@ The answer from each region is greedy. Answers that are equal after normalisatio
 
 If each of the n regions were equally likely to be the right place to look, the policy's probability of `a` would be
 1/n · Σ_r p(a | r). The confidence keeps the terms of that sum that were measured, so it never exceeds that probability:
-it is 1 only if all regions agree and each answer has probability 1. The grounders' confidences do not enter, because
-they cannot be compared across grounders (generation/masks.py). `agreement` is the share of regions with that answer.
+it is 1 only if all regions agree and each answer has probability 1. An answer that was cut off was not
+measured to its end, so it adds nothing; if all were cut off, the confidence is 0 and the answer abstains. An empty
+answer is off format (as in evaluation/evaluator.py) and abstains as well. The grounders' confidences do not enter,
+because they cannot be compared across grounders (generation/masks.py). `agreement` is the share of regions with that
+answer.
 """
 
 from __future__ import annotations
@@ -85,6 +88,13 @@ class RegionAnswer(ProposedRegion):
 
     answer: str
     likelihood: Annotated[UnitFloat, Field(description="the policy's probability of its answer from this region")]
+    cut_off: Annotated[
+        bool,
+        Field(
+            description="the answer reached the token limit before its end, so it does not count; absent if false",
+            exclude_if=lambda cut_off: not cut_off,
+        ),
+    ] = False
 
 
 class VisualAnswer(_VisualAnswerPart):
@@ -102,6 +112,11 @@ class VisualAnswer(_VisualAnswerPart):
     policy: str  # digest of the checkpoint
     prompt: str  # digest of the prompt template
     overlay: str | None = None  # data URI of a PNG: the image with the winning region drawn on it
+
+    @property
+    def cut_off(self) -> bool:
+        """Whether the answers from all regions were cut off."""
+        return all(region.cut_off for region in self.regions)
 
     @property
     def box(self) -> Box:
@@ -147,7 +162,9 @@ def answer_question(
         answer=answer,
         confidence=confidence,
         agreement=agreement,
-        abstained=confidence < settings.abstain_below,
+        abstained=confidence < settings.abstain_below
+        or not normalize_text(answer)
+        or all(region.cut_off for region in region_answers),
         hypotheses=hypotheses,
         regions=tuple(region_answers),
         winner=winner,
@@ -159,21 +176,30 @@ def answer_question(
 def combine_region_answers(regions: Sequence[RegionAnswer]) -> tuple[str, int, float, float]:
     """Combine the answers of all regions to (answer, position of the winning region, confidence, agreement).
 
-    Of equally confident answers the first one wins. The answer is worded as in its winning region, the one with the
-    highest likelihood (the first of equals). Raises ValueError without regions.
+    Answers that were cut off do not take part. If all were, all of them do, and the confidence is 0. Of equally
+    confident answers the first one wins. The answer is worded as in its winning region, the one with the highest
+    likelihood (the first of equals). Raises ValueError without regions.
     """
     if not regions:
         raise ValueError("no region was looked at; expected at least the whole image")
+    complete = not all(region.cut_off for region in regions)
     groups: dict[str, list[int]] = {}
-    for position, region in enumerate(regions):
-        groups.setdefault(normalize_text(region.answer), []).append(position)
+    for position in _list_counted_positions(regions):
+        groups.setdefault(normalize_text(regions[position].answer), []).append(position)
     confidences = {}
     for answer, positions in groups.items():
         confidences[answer] = sum(regions[i].likelihood for i in positions) / len(regions)
     best = max(groups, key=lambda answer: confidences[answer])
     winner = max(groups[best], key=lambda i: regions[i].likelihood)
     agreement = round(len(groups[best]) / len(regions), 6)
-    return regions[winner].answer, winner, min(1.0, round(confidences[best], 6)), agreement
+    confidence = min(1.0, round(confidences[best], 6)) if complete else 0.0
+    return regions[winner].answer, winner, confidence, agreement
+
+
+def _list_counted_positions(regions: Sequence[RegionAnswer]) -> list[int]:
+    """The positions of the complete answers; of all answers if none is complete."""
+    complete = [position for position, region in enumerate(regions) if not region.cut_off]
+    return complete or list(range(len(regions)))
 
 
 def measure_leads(answer: VisualAnswer) -> tuple[float, float]:
@@ -184,7 +210,8 @@ def measure_leads(answer: VisualAnswer) -> tuple[float, float]:
     best = normalize_text(answer.answer)
     confidences: dict[str, float] = {}
     agreeing = []  # likelihoods of the other regions with the same answer
-    for position, region in enumerate(answer.regions):
+    for position in _list_counted_positions(answer.regions):
+        region = answer.regions[position]
         text = normalize_text(region.answer)
         confidences[text] = confidences.get(text, 0.0) + region.likelihood / len(answer.regions)
         if text == best and position != answer.winner:
@@ -195,7 +222,9 @@ def measure_leads(answer: VisualAnswer) -> tuple[float, float]:
 
 def _build_region_answer(region: Region, reply: Generation) -> RegionAnswer:
     likelihood = math.exp(min(0.0, sum(reply.token_logprobs)))
-    return RegionAnswer(**_describe_region(region), answer=reply.text, likelihood=round(likelihood, 6))
+    return RegionAnswer(
+        **_describe_region(region), answer=reply.text, likelihood=round(likelihood, 6), cut_off=reply.cut_off
+    )
 
 
 def _describe_region(region: Region) -> dict[str, Any]:

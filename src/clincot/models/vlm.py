@@ -27,6 +27,7 @@ from transformers import (
 )
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
+from clincot.errors import PromptTooLong
 from clincot.models.checkpoint import UnsupportedCheckpoint, hash_checkpoint
 from clincot.models.encoding import ConversationEncoder, EncodedConversation, pad_rows
 from clincot.models.features import SHARED_FEATURE_FAMILIES, PictureFeatures
@@ -75,11 +76,22 @@ class VisionLanguageModel:
         self.views: PromptFormat = load_prompt_format(self.path)
         self.batch_size = batch_size
         self.progress = progress
+        self.refuses_long_prompts = False  # True: raise PromptTooLong instead of computing beyond the trained positions
         self.model, processor = load_checkpoint(str(path), dtype=dtype, device=device)
         self.model.eval()
         self.encoder = ConversationEncoder(processor, end_ids=list_end_ids(self.model))
         self.shares_features: bool = self.model.config.model_type in SHARED_FEATURE_FAMILIES
         self._features = PictureFeatures(self.model, self.encoder, kept_mb=features_mb)
+
+    @property
+    def token_limit(self) -> int | None:
+        """The number of positions that the language model was made for; None if its config names none.
+
+        vLLM's default limit is this key as well (derive_max_model_len_and_key), and like here, prompt and answer
+        together must fit (vllm-project/vllm@017638d, vllm/renderers/params.py, TokenizeParams).
+        """
+        limit = getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
+        return limit if isinstance(limit, int) else None
 
     @cached_property
     def yes_no_ids(self) -> tuple[list[int], list[int]]:
@@ -111,7 +123,7 @@ class VisionLanguageModel:
         yes, no = self.yes_no_ids
         out: list[float | None] = []
         for batch in self._iter_batches(conversations, "scoring"):
-            encoded = [self.encoder.encode(conversation, reply=True) for conversation in batch]
+            encoded = self._encode_prompts(batch, new_tokens=1)
             logp_BV = self.compute_next_token_logprobs(encoded)
             yes_B = torch.logsumexp(logp_BV[:, yes], dim=-1)
             no_B = torch.logsumexp(logp_BV[:, no], dim=-1)
@@ -193,7 +205,7 @@ class VisionLanguageModel:
         max_new_tokens: int,
         temperature: float,
     ) -> list[Generation]:
-        encoded = [self.encoder.encode(conversation, reply=True) for conversation in conversations]
+        encoded = self._encode_prompts(conversations, new_tokens=max_new_tokens)
         inputs = self._build_inputs(encoded, side="left")
         processors = LogitsProcessorList()
         if temperature > 0:
@@ -220,6 +232,16 @@ class VisionLanguageModel:
         return [
             self._decode_generation(ids, logps) for ids, logps in zip(new_BT.tolist(), logp_BT.tolist(), strict=True)
         ]
+
+    def _encode_prompts(self, conversations: Sequence[Conversation], *, new_tokens: int) -> list[EncodedConversation]:
+        """Encode conversations up to the reply; raises PromptTooLong if the model should refuse long prompts."""
+        encoded = [self.encoder.encode(conversation, reply=True) for conversation in conversations]
+        limit = self.token_limit if self.refuses_long_prompts else None
+        if limit is not None:
+            longest = max(len(one.ids) for one in encoded)
+            if longest + new_tokens > limit:
+                raise PromptTooLong(longest, new_tokens, limit)
+        return encoded
 
     def _decode_generation(self, ids: list[int], logps: list[float]) -> Generation:
         end_of_turn = next((i for i, token in enumerate(ids) if token in self.encoder.end_ids), None)

@@ -8,6 +8,7 @@ differ from the checkpoint's manifest are refused by name.
 from __future__ import annotations
 
 import json
+import re
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -18,7 +19,8 @@ from typing import Protocol
 
 import httpx
 
-from clincot.errors import ModelFailed
+from clincot.clients.http import HttpFailure
+from clincot.errors import ModelFailed, PromptTooLong
 from clincot.jsonl import InvalidRecord
 from clincot.models.checkpoint import MANIFEST, WEIGHTS_INDEX, UnsupportedCheckpoint, check_weight_files
 from clincot.models.endpoint import EndpointModel
@@ -32,6 +34,11 @@ from clincot.storage.open import open_store
 from clincot.storage.store import KeyNotFound
 
 _HEALTH_CACHE_S = 5.0  # how long the result of a health check of the predictor is reused
+# vllm-project/vllm@017638d, vllm/renderers/params.py, TokenizeParams._token_len_check
+_VLLM_TOO_LONG = re.compile(
+    r"You passed (\d+) input tokens and requested (\d+) output tokens\. "
+    r"However, the model's context length is only (\d+)"
+)
 _PICKLE_MAGIC = (b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")  # protocols 2 to 5
 _ZIP_MAGIC = b"PK\x03\x04"  # torch.save writes pickles into a zip archive
 
@@ -75,14 +82,21 @@ class LocalBackend:
         model = VisionLanguageModel(
             checkpoint, device=device, dtype=choose_dtype(settings.dtype, device), batch_size=settings.max_batch
         )
+        model.refuses_long_prompts = True
         self.digest = model.digest
-        self._batcher = Batcher(model, max_batch=settings.max_batch, gather_s=settings.gather_s, observe=observe)
+        self._batcher = Batcher(
+            model,
+            max_batch=settings.max_batch,
+            gather_s=settings.gather_s,
+            observe=observe,
+            is_fatal=is_device_error,
+        )
 
     def open_policy(self, context: RequestContext) -> AbstractContextManager[Policy]:
         return self._batcher.open_policy(context)
 
     def check_health(self) -> bool:
-        return True
+        return self._batcher.check_health()
 
     def close(self) -> None:
         self._batcher.close()
@@ -101,10 +115,14 @@ class PredictorAddress:
     api_key_env: str = ""  # environment variable that contains the API key
 
     @property
+    def base(self) -> str:
+        """The predictor's URL without `path`."""
+        return (self.host if "://" in self.host else f"http://{self.host}").rstrip("/")
+
+    @property
     def url(self) -> str:
         """The address under which the predictor's OpenAI routes are."""
-        base = self.host if "://" in self.host else f"http://{self.host}"
-        return base.rstrip("/") + "/" + self.path.strip("/")
+        return self.base + "/" + self.path.strip("/")
 
 
 class RemoteBackend:
@@ -122,7 +140,7 @@ class RemoteBackend:
         yes_no: Sequence[int] = (),
         observe: Callable[[str, int], None],
     ) -> None:
-        self.url = predictor.url
+        self.url, self._health_url = predictor.url, f"{predictor.base}/health"
         self._model = EndpointModel(
             self.url,
             name="predictor",
@@ -145,7 +163,7 @@ class RemoteBackend:
         yield _CancellablePolicy(self._model, context, self._observe)
 
     def check_health(self) -> bool:
-        """Whether the predictor lists its models; the result is cached for a few seconds."""
+        """Whether the predictor lists its models and its engine runs; the result is cached for a few seconds."""
         now = time.monotonic()
         if now - self._health[0] >= _HEALTH_CACHE_S:
             self._health = (now, self._probe_predictor())
@@ -153,7 +171,11 @@ class RemoteBackend:
 
     def _probe_predictor(self) -> bool:
         try:
-            return httpx.get(f"{self.url}/models", timeout=3.0).status_code == 200
+            if httpx.get(f"{self.url}/models", timeout=3.0).status_code != 200:
+                return False
+            # vLLM lists its models even if its engine has died; then /health is 503 (vllm-project/vllm, main,
+            # vllm/entrypoints/serve/instrumentator/health.py). Other servers may not have the route.
+            return httpx.get(self._health_url, timeout=3.0).status_code != 503
         except httpx.HTTPError:
             return False
 
@@ -180,9 +202,14 @@ class _CancellablePolicy:
     ) -> list[Generation]:
         self._context.check_alive()
         self._observe("write", len(conversations))
-        replies = self._model.generate(
-            conversations, max_new_tokens=max_new_tokens, temperature=temperature, seeds=seeds
-        )
+        try:
+            replies = self._model.generate(
+                conversations, max_new_tokens=max_new_tokens, temperature=temperature, seeds=seeds
+            )
+        except HttpFailure as error:
+            if too_long := _read_prompt_too_long(error):
+                raise too_long from None
+            raise
         self._context.check_alive()
         return replies
 
@@ -192,6 +219,22 @@ class _CancellablePolicy:
         odds = self._model.p_yes(conversations)
         self._context.check_alive()
         return odds
+
+
+def is_device_error(error: Exception) -> bool:
+    """Whether the device has failed, after which every call of this process fails.
+
+    Examples are a device-side assert and an illegal memory access. torch.OutOfMemoryError is another type (torch 2.13).
+    """
+    import torch
+
+    return isinstance(error, torch.AcceleratorError)
+
+
+def _read_prompt_too_long(error: HttpFailure) -> PromptTooLong | None:
+    """The numbers in vLLM's refusal of a long prompt; None for other failures."""
+    numbers = _VLLM_TOO_LONG.search(error.body) if error.status == 400 else None
+    return PromptTooLong(*map(int, numbers.groups())) if numbers else None
 
 
 def check_checkpoint_files(folder: Path) -> None:

@@ -1,6 +1,9 @@
 """OpenAI chat completions, each with one question, one image and one answer.
 
-Unsupported options that would change an answer (sampling, tools, several choices) are refused rather than ignored. The
+Unsupported options that would change an answer (sampling, tools, several choices) are refused rather than ignored; the
+same options with their neutral values are accepted, because clients send them. An answer that abstains has a `refusal`,
+as in OpenAI's protocol (openai-python 3.57.0, types/chat/chat_completion_message.py and chat_completion_chunk.py), and
+the finish reason is "length" if the answers from all regions were cut off. The
 chain is in the extension `clincot` of the completion, or of the last chunk of a stream. The first chunk of a stream
 contains the hypotheses and regions; it is sent before the policy answers.
 """
@@ -23,6 +26,7 @@ from clincot.generation.visual_cot import RegionsProposed, VisualAnswer
 from clincot.serving import metrics
 from clincot.serving.api_errors import ApiError, RequestCancelled
 from clincot.serving.middleware import CHAT_PATH, log_unexpected_error
+from clincot.serving.server_settings import ServeSettings
 from clincot.serving.service import AnswerRequest, AnswerService
 
 
@@ -49,12 +53,16 @@ class ImagePart(_StrictModel):
 
 class UserMessage(_StrictModel):
     role: Literal["user"]
-    content: Annotated[list[TextPart | ImagePart], Field(min_length=1, max_length=16)]
-    name: str = ""
+    content: str | Annotated[list[TextPart | ImagePart], Field(min_length=1, max_length=16)]
+    name: str | None = None
 
 
 class StreamOptions(_StrictModel):
     include_usage: bool = False
+
+
+class TextFormat(_StrictModel):
+    type: Literal["text"]
 
 
 class Extension(_StrictModel):
@@ -71,19 +79,25 @@ class ChatRequest(_StrictModel):
         list[UserMessage],
         Field(min_length=1, max_length=1, description="One user message: a question without history."),
     ]
-    stream: bool = False
+    stream: bool | None = False
     stream_options: StreamOptions | None = None
     temperature: Annotated[
-        float, Field(ge=0, le=0, description="Only 0, which means greedy decoding, is supported.")
+        float | None, Field(ge=0, le=0, description="Only 0 or null, which mean greedy decoding, are supported.")
     ] = 0.0
-    top_p: Annotated[float, Field(ge=0, le=1)] = 1.0  # has no effect on greedy decoding
-    n: Annotated[int, Field(ge=1, le=1)] = 1
+    top_p: Annotated[float | None, Field(ge=0, le=1)] = 1.0  # has no effect on greedy decoding
+    n: Annotated[int | None, Field(ge=1, le=1)] = 1
     max_tokens: Annotated[
         int | None, Field(ge=1, description="Accepted and not applied: the server's own limit holds.")
     ] = None
     max_completion_tokens: Annotated[int | None, Field(ge=1)] = None
     seed: int | None = None  # has no effect on greedy decoding
-    user: str = ""
+    user: str | None = None
+    # Neutral values of unsupported options (openai-python 3.57.0, types/chat/completion_create_params.py)
+    tools: Annotated[list[Any] | None, Field(max_length=0, description="Only an empty list or null.")] = None
+    logprobs: Literal[False] | None = None
+    presence_penalty: Annotated[float | None, Field(ge=0, le=0)] = None
+    frequency_penalty: Annotated[float | None, Field(ge=0, le=0)] = None
+    response_format: TextFormat | None = None
     clincot: Extension = Extension()
 
     @property
@@ -92,7 +106,8 @@ class ChatRequest(_StrictModel):
 
         Raises ApiError (400) unless the message has exactly one image.
         """
-        parts = self.messages[0].content
+        content = self.messages[0].content
+        parts = [TextPart(type="text", text=content)] if isinstance(content, str) else content
         images = [part.image_url.url for part in parts if isinstance(part, ImagePart)]
         if len(images) != 1:
             raise ApiError(400, "one_image", f"expected exactly one image, got {len(images)}", param="messages")
@@ -102,13 +117,14 @@ class ChatRequest(_StrictModel):
 
 class Message(BaseModel):
     role: Literal["assistant"] = "assistant"
-    content: str
+    content: str | None
+    refusal: Annotated[str | None, Field(exclude_if=lambda refusal: refusal is None)] = None
 
 
 class Choice(BaseModel):
     index: int = 0
     message: Message
-    finish_reason: Literal["stop"] = "stop"
+    finish_reason: Literal["stop", "length"] = "stop"
     logprobs: None = None
 
 
@@ -153,10 +169,23 @@ def build_chat_router(service: AnswerService, name: str) -> APIRouter:
             usage = bool(request.stream_options and request.stream_options.include_usage)
             return await _stream_answer(service, request.answer_request, head, usage=usage)
         answer = await service.handle_request(request.answer_request)
-        completion = Completion(**head, choices=[Choice(message=Message(content=answer.answer))], clincot=answer)
+        choice = Choice(message=_build_message(answer, service.settings), finish_reason=_find_finish_reason(answer))
+        completion = Completion(**head, choices=[choice], clincot=answer)
         return JSONResponse(completion.model_dump(mode="json", by_alias=True))
 
     return router
+
+
+def _build_message(answer: VisualAnswer, settings: ServeSettings) -> Message:
+    """The assistant's message; one that abstains refuses, with the content that the operator has set."""
+    if not answer.abstained:
+        return Message(content=answer.answer)
+    content = settings.abstain_content.replace("{answer}", answer.answer)
+    return Message(content=content or None, refusal=settings.abstain_refusal or None)
+
+
+def _find_finish_reason(answer: VisualAnswer) -> Literal["stop", "length"]:
+    return "length" if answer.cut_off else "stop"
 
 
 async def _stream_answer(
@@ -181,11 +210,17 @@ async def _stream_answer(
         raise
     if not regions.done():
         work.result()  # raises the error that ended the work early
-    return StreamingResponse(_iter_chunks(head, regions.result(), work, usage), media_type="text/event-stream")
+    chunks = _iter_chunks(head, regions.result(), work, service.settings, usage=usage)
+    return StreamingResponse(chunks, media_type="text/event-stream")
 
 
 async def _iter_chunks(
-    head: dict[str, Any], proposed: RegionsProposed, work: asyncio.Task[VisualAnswer], usage: bool
+    head: dict[str, Any],
+    proposed: RegionsProposed,
+    work: asyncio.Task[VisualAnswer],
+    settings: ServeSettings,
+    *,
+    usage: bool,
 ) -> AsyncIterator[str]:
     """Yield the regions first and the answer, word by word, when it is known.
 
@@ -209,9 +244,13 @@ async def _iter_chunks(
             metrics.REFUSED.labels(refused.code).inc()
             yield f"data: {json.dumps(refused.build_body(CHAT_PATH))}\n\n"
             return
-        for position, word in enumerate(answer.answer.split(" ")):
-            yield event({"content": word if position == 0 else f" {word}"})
-        yield event({}, "stop", clincot=answer.model_dump(mode="json", by_alias=True))
+        message = _build_message(answer, settings)
+        if message.content is not None:
+            for position, word in enumerate(message.content.split(" ")):
+                yield event({"content": word if position == 0 else f" {word}"})
+        if message.refusal is not None:
+            yield event({"refusal": message.refusal})
+        yield event({}, _find_finish_reason(answer), clincot=answer.model_dump(mode="json", by_alias=True))
         if usage:  # the protocol requires the chunk; only the predictor can count tokens
             yield f"data: {json.dumps({**head, 'choices': [], 'usage': None})}\n\n"
         yield "data: [DONE]\n\n"

@@ -86,6 +86,7 @@ class RequestMiddleware:
             await self._app(scope, receive, send)
             return
         _check_headers(headers, self._settings)
+        scope = _normalize_content_type(scope)
         with self._reserve_slot():
             body = await _read_body(receive, self._settings)
             began = time.monotonic()
@@ -190,6 +191,16 @@ def _check_headers(headers: dict[str, str], settings: ServeSettings) -> None:
     length = headers.get("content-length", "0")
     if length.isdigit() and int(length[:18]) > settings.max_body_bytes:
         raise _build_size_error(settings)
+
+
+def _normalize_content_type(scope: Scope) -> Scope:
+    """Drop parameters and case of the media type, which the gate has accepted as JSON.
+
+    KServe's DataPlane.decode (kserve 0.21.0, protocol/dataplane.py) compares the header with JSON_HEADERS letter by
+    letter. RFC 8259 section 11 defines no parameters, and RFC 9110 section 8.3.1 ignores case.
+    """
+    others = [(name, value) for name, value in scope["headers"] if name.lower() != b"content-type"]
+    return {**scope, "headers": [*others, (b"content-type", b"application/json")]}
 
 
 async def _read_body(receive: Receive, settings: ServeSettings) -> bytes:

@@ -58,13 +58,20 @@ class Batcher:
     """The worker thread in front of a model in this process.
 
     max_batch: most conversations in one batch. gather_s: seconds to wait for further calls. observe: called with the
-    kind and the size of each batch.
+    kind and the size of each batch. is_fatal: whether an error of the model means that all later calls fail as well.
     """
 
     def __init__(
-        self, model: Policy, *, max_batch: int, gather_s: float, observe: Callable[[str, int], None] = lambda *_: None
+        self,
+        model: Policy,
+        *,
+        max_batch: int,
+        gather_s: float,
+        observe: Callable[[str, int], None] = lambda *_: None,
+        is_fatal: Callable[[Exception], bool] = lambda _: False,
     ) -> None:
         self.model = model
+        self._is_fatal, self._broken = is_fatal, False
         self._max_batch, self._gather_s, self._observe = max_batch, gather_s, observe
         self._waiting: list[_PendingCall] = []
         self._active = 0  # requests in progress, whether they wait for the model or not
@@ -72,6 +79,10 @@ class Batcher:
         self._closed = False
         self._thread = threading.Thread(target=self._run_worker, name="batcher", daemon=True)
         self._thread.start()
+
+    def check_health(self) -> bool:
+        """Whether the worker runs and the model has raised no fatal error."""
+        return self._thread.is_alive() and not self._broken
 
     @contextmanager
     def open_policy(self, context: RequestContext) -> Iterator[Policy]:
@@ -129,6 +140,7 @@ class Batcher:
             try:
                 self._run_batch(batch)
             except Exception as error:  # it belongs to the requests, and must not end the worker
+                self._broken = self._broken or self._is_fatal(error)
                 if len(batch) == 1:
                     batch[0][0].set_error(error)
                     continue

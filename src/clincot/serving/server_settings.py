@@ -28,6 +28,13 @@ class ServeSettings(FrozenConfig):
     abstain_below: Annotated[
         Share, Field(description="Confidence below which an answer abstains; 0: never. It depends on the checkpoint.")
     ] = 0.0
+    abstain_refusal: Annotated[
+        str, Field(description="`message.refusal` of a chat completion that abstains; empty: no such field.")
+    ] = "The model abstains: its confidence in an answer is too low."
+    abstain_content: Annotated[
+        str,
+        Field(description="`message.content` of a chat completion that abstains, with {answer} in it; empty: null."),
+    ] = ""
     dtype: Annotated[
         InferenceDtype,
         Field(

@@ -16,10 +16,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from clincot.drawing import BLUE, BoxAnnotation, ImagePanel, render_panels
+from clincot.errors import PromptTooLong
 from clincot.generation.visual_cot import ImageQuestion, RegionsProposed, VisualAnswer, answer_question
 from clincot.images import open_image
 from clincot.serving import metrics
-from clincot.serving.api_errors import build_deadline_error
+from clincot.serving.api_errors import ApiError, build_deadline_error
 from clincot.serving.backend import Backend
 from clincot.serving.fetch import ImageFetcher
 from clincot.serving.image_input import check_question, read_image, store_image
@@ -104,8 +105,12 @@ class AnswerService:
         with tempfile.TemporaryDirectory(prefix="clincot-") as name:
             folder = Path(name)
             study = store_image(read_image(request.image, self.settings, self._fetcher), folder, self.settings)
-            with self.backend.open_policy(context) as policy:
-                answer = answer_question(ImageQuestion(study, folder, question), policy, self.settings, tell=on_regions)
+            try:
+                with self.backend.open_policy(context) as policy:
+                    asked = ImageQuestion(study, folder, question)
+                    answer = answer_question(asked, policy, self.settings, tell=on_regions)
+            except PromptTooLong as error:  # the code is OpenAI's
+                raise ApiError(400, "context_length_exceeded", str(error), param="question") from None
             if not request.overlay:
                 return answer
             return answer.model_copy(update={"overlay": _draw_overlay(folder / study.image, answer)})

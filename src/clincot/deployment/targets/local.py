@@ -7,6 +7,8 @@ The demo uses them, and they are a way to try a rollout without a cluster.
     state/servers/<digest>.json   a server process: pid, start time, address, log file
     state/checkpoints/…           the checkpoints that the servers load
 
+The servers serve the model under the name of its line, so clients need not change it after a rollout.
+
 The processes keep running after the command ends. A process is signalled only if its start time matches the file, since
 the operating system may have given its pid to another process.
 """
@@ -53,6 +55,8 @@ SERVE_COMMAND = (
     "127.0.0.1",
     "--port",
     "{port}",
+    "--model-name",
+    "{name}",
 )
 STOP_TIMEOUT_S = 90.0  # servers finish the requests that they have accepted
 _TAIL_CHARS = 600  # characters of a log that an error message quotes
@@ -132,7 +136,7 @@ class LocalTarget:
                     "is downloaded again"
                 )
             port = _find_free_port()
-            command = [part.format(checkpoint=folder, port=port) for part in self.command]
+            command = [part.format(checkpoint=folder, port=port, name=self.manifest.line) for part in self.command]
             running = _spawn_process(command, self.state / "logs" / f"{self.digest[:12]}.log", port, self.digest)
             _write_state(self._build_server_path(self.digest), running)
         others = self._read_other_backends()
