@@ -24,8 +24,12 @@ class DoctorArguments(ParamsArguments):
 
     checkpoint: Annotated[str, typer.Argument(help="Checkpoint folder, or shipped:NAME.")]
     role: Annotated[
-        Literal["policy", "judge"],
-        typer.Option("--as", help="What the checkpoint is to be: a policy, or a judge, which has to read yes and no."),
+        Literal["policy", "judge", "text-judge"],
+        typer.Option(
+            "--as",
+            help="What the checkpoint is to be: a policy, a judge, which has to read yes and no, or a text-judge, which "
+            "is a language model without image input (text_only).",
+        ),
     ] = "policy"
     gpu_memory: Annotated[
         float | None,
