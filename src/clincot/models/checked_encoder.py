@@ -9,13 +9,34 @@ from typing import Any
 
 from jinja2 import TemplateError
 
+from clincot.errors import InvalidInput
+from clincot.images import InvalidImage
 from clincot.models.checkpoint import UnsupportedCheckpoint
-from clincot.models.encoding import ChatTemplateError, ConversationEncoder
+from clincot.models.encoding import ChatTemplateError, ConversationEncoder, EncodedPictures, read_picture
+from clincot.prompts import ImageView
 
 TEMPLATE_REMEDY = (
     "copy chat_template.jinja from the published checkpoint; it has to write an image token for every picture, and to "
     "take each message's content as a list of parts"
 )
+
+
+class _CheckedEncoder(ConversationEncoder):
+    """An encoder that names the picture which its processor refuses."""
+
+    def _process_pictures(self, pictures: tuple[ImageView, ...]) -> EncodedPictures:
+        try:
+            return super()._process_pictures(pictures)
+        except InvalidInput:
+            raise
+        except ValueError as error:  # such as Qwen-VL's "absolute aspect ratio must be smaller than 200"
+            sizes = (
+                f"{picture.path} ({' x '.join(map(str, read_picture(picture).size))} pixels)" for picture in pictures
+            )
+            raise InvalidImage(
+                f"{', '.join(sizes)}: expected a picture that {type(self.processor).__name__} takes: {error}; leave the "
+                "study out, or use a checkpoint of another family"
+            ) from error
 
 
 class NoEndTokens(UnsupportedCheckpoint):
@@ -30,11 +51,11 @@ def build_checked_encoder(path: str | Path, processor: Any, *, end_ids: Sequence
     """
     stand_in = [] if end_ids or processor.tokenizer.eos_token_id is not None else [0]
     with refuse_template_errors(path):
-        encoder = ConversationEncoder(processor, end_ids=[*end_ids, *stand_in])
+        encoder = _CheckedEncoder(processor, end_ids=[*end_ids, *stand_in])
         if not stand_in:
             return encoder
         if encoder.end_ids != frozenset(stand_in):  # the template has one
-            return ConversationEncoder(processor, end_ids=sorted(encoder.end_ids - {*stand_in}))
+            return _CheckedEncoder(processor, end_ids=sorted(encoder.end_ids - {*stand_in}))
     raise NoEndTokens(
         f"{path}: neither the tokenizer, nor the generation config, nor the chat template has an end token, so answers "
         "would not end",

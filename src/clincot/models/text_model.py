@@ -67,6 +67,7 @@ def _load_text_model(path: str, dtype: str) -> Any:
             dtype=getattr(torch, dtype),
             trust_remote_code=False,
             use_safetensors=True,
+            ignore_mismatched_sizes=True,  # refuse_incomplete_weights names the tensor
             output_loading_info=True,
         )
     except LOADING_ERRORS as error:

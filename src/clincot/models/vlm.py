@@ -264,6 +264,7 @@ def load_checkpoint(path: str, *, dtype: str = "auto", device: str = "cpu") -> t
             dtype=getattr(torch, choose_dtype(dtype, device)),
             trust_remote_code=False,
             use_safetensors=True,
+            ignore_mismatched_sizes=True,  # refuse_incomplete_weights names the tensor
             output_loading_info=True,
         )
     except LOADING_ERRORS as error:
