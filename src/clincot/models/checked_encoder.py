@@ -30,12 +30,13 @@ class _CheckedEncoder(ConversationEncoder):
         except InvalidInput:
             raise
         except ValueError as error:  # such as Qwen-VL's "absolute aspect ratio must be smaller than 200"
-            sizes = (
-                f"{picture.path} ({' x '.join(map(str, read_picture(picture).size))} pixels)" for picture in pictures
-            )
+            names = []
+            for picture in pictures:
+                width, height = read_picture(picture).size
+                names.append(f"{picture.path} ({width} x {height} pixels)")
             raise InvalidImage(
-                f"{', '.join(sizes)}: expected a picture that {type(self.processor).__name__} takes: {error}; leave the "
-                "study out, or use a checkpoint of another family"
+                f"{', '.join(names)}: expected a picture that {type(self.processor).__name__} takes: {error}; leave "
+                "the study out, or use a checkpoint of another family"
             ) from error
 
 
