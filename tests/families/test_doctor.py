@@ -12,12 +12,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
+from transformers import AutoTokenizer
 
 from clincot.cli.app import main
 from clincot.config import PreflightConfig, TrainConfig
+from clincot.images import InvalidImage
 from clincot.models.checkpoint import UnsupportedCheckpoint
 from clincot.models.inspection import find_torchvision_command
 from clincot.models.load import load_judge, unload_models
@@ -26,6 +29,7 @@ from clincot.preflight import doctor, gpu_memory, judges, starting_policy
 from clincot.preflight.gpu_memory import GIB, ModelSize
 from clincot.preflight.preflight_report import PreflightCheck
 from clincot.preflight.probe import run_probes
+from clincot.prompts import ImageView, Turn
 from tests.support import families
 from tests.support.families import FAMILIES, Family
 
@@ -184,6 +188,75 @@ def drop_weight(folder: Path) -> None:
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
 
 
+def cut_weight(folder: Path) -> None:
+    weights = load_file(folder / "model.safetensors")
+    name = next(name for name in sorted(weights) if "q_proj" in name and name.endswith("weight"))
+    weights[name] = weights[name][:-1].clone()
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+def damage_weight(folder: Path) -> None:
+    weights = load_file(folder / "model.safetensors")
+    name = next(name for name in sorted(weights) if "language_model" in name and "q_proj" in name)
+    weights[name].fill_(float("nan"))
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+def add_adapter(folder: Path) -> None:
+    """As peft's save_pretrained into the folder of the full weights."""
+    (folder / "adapter_config.json").write_text('{"peft_type": "LORA", "base_model_name_or_path": "elsewhere"}')
+    save_file({"base_model.q_proj.lora_A.weight": torch.ones(2, 2)}, folder / "adapter_model.safetensors")
+
+
+def leave_adapter_only(folder: Path) -> None:
+    add_adapter(folder)
+    (folder / "model.safetensors").unlink()
+
+
+def leave_bare_adapter(folder: Path) -> None:
+    leave_adapter_only(folder)
+    (folder / "config.json").unlink()
+
+
+def break_template(folder: Path) -> None:
+    path = folder / "chat_template.jinja"
+    path.write_text(path.read_text() + "{% if %}")
+
+
+def write_template_of_strings(folder: Path) -> None:
+    template = "{% for message in messages %}{{ '<s>' + message['content'] }}{% endfor %}"
+    (folder / "chat_template.jinja").write_text(template)
+
+
+def let_template_refuse(folder: Path) -> None:
+    path = folder / "chat_template.jinja"
+    path.write_text("{{ raise_exception('roles must alternate') }}" + path.read_text())
+
+
+def remove_end_tokens(folder: Path) -> None:
+    edit_json(folder / "generation_config.json", eos_token_id=None)
+    edit_json(folder / "tokenizer_config.json", eos_token=None)
+    content = json.loads((folder / "config.json").read_text())
+    edit_json(folder / "config.json", text_config={**content["text_config"], "eos_token_id": None})
+    path = folder / "chat_template.jinja"
+    path.write_text(path.read_text().replace("eos_token", "''").replace("</s>", ""))
+
+
+def name_another_image_token(folder: Path) -> None:
+    content = json.loads((folder / "config.json").read_text())
+    name = "image_token_id" if "image_token_id" in content else "image_token_index"
+    edit_json(folder / "config.json", **{name: content[name] - 1})
+
+
+def add_tokens(folder: Path) -> None:
+    """More tokens than the embedding has rows."""
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer.add_tokens([f"<new{number}>" for number in range(200)])
+    tokenizer.save_pretrained(folder / "new")
+    shutil.move(folder / "new" / "tokenizer.json", folder / "tokenizer.json")
+    shutil.rmtree(folder / "new")
+
+
 def spell_yes_and_no(folder: Path) -> None:
     """The words come apart into letters: no merge makes them, and no token is called so."""
     path = folder / "tokenizer.json"
@@ -209,7 +282,18 @@ DAMAGES: list[tuple[Damage, str, str, str]] = [  # what is done, the check that 
     (pickle_weights, "files", "pytorch_model.bin is pickled", "save the weights as safetensors"),
     (remove_template, "processor", "no chat template", "add chat_template.jinja"),
     (write_template_of_texts, "chat template", "shows 0 picture placeholders", "an image token for every picture"),
-    (drop_weight, "generation", "lack 1 tensors of the model, such as", "the same published checkpoint"),
+    (drop_weight, "weights", "lack 1 tensors of the model, such as", "the same published checkpoint"),
+    (cut_weight, "weights", "1 tensors have another shape than config.json says", "the same published checkpoint"),
+    (damage_weight, "generation", "no finite numbers: the weights are damaged", "the same published checkpoint"),
+    (add_adapter, "files", "a PEFT adapter beside full weights", "merge it first (peft: merge_and_unload)"),
+    (leave_adapter_only, "files", "a PEFT adapter without the model's weights", "or give the merged checkpoint"),
+    (leave_bare_adapter, "files", "a PEFT adapter without the model's weights", "or give the merged checkpoint"),
+    (break_template, "chat template", "fails: TemplateSyntaxError", "copy chat_template.jinja"),
+    (write_template_of_strings, "chat template", "fails: TypeError", "content as a list of parts"),
+    (let_template_refuse, "chat template", "fails: TemplateError: roles must alternate", "copy chat_template.jinja"),
+    (remove_end_tokens, "end tokens", "so answers would not end", "copy generation_config.json"),
+    (name_another_image_token, "vocabulary", "and the processor writes", "the processor's files"),
+    (add_tokens, "vocabulary", "and the embedding has", "the tokenizer's files"),
     (spell_yes_and_no, "yes and no", "no single token for 'yes'", "whose tokenizer knows yes and no"),
 ]
 
@@ -261,7 +345,11 @@ def test_preflight_refuses_by_name(
         assert remedy in failed.remedy
 
 
-LOADED = [case for case in DAMAGES if case[1] not in ("files", "chat template", "yes and no")]
+LOADED = [
+    case
+    for case in DAMAGES
+    if case[1] in ("config class", "processor", "weights") or case[0] in (add_adapter, leave_adapter_only)
+]
 
 
 @pytest.mark.parametrize(("damage", "name", "result", "remedy"), LOADED, ids=[case[0].__name__ for case in LOADED])
@@ -272,6 +360,63 @@ def test_loading_refuses_in_the_same_words(damage: Damage, name: str, result: st
     with pytest.raises(UnsupportedCheckpoint, match=re.escape(result)) as caught:
         load_checkpoint(str(folder))
     assert remedy in str(caught.value)
+
+
+@pytest.mark.parametrize("damage", [break_template, write_template_of_strings, let_template_refuse, remove_end_tokens])
+def test_a_model_is_refused_in_the_same_words(damage: Damage, folder: Path) -> None:
+    result, remedy = next(case[2:] for case in DAMAGES if case[0] is damage)
+    damage(folder)
+    with pytest.raises(UnsupportedCheckpoint, match=re.escape(result)) as caught:
+        VisionLanguageModel(folder)
+    assert remedy in str(caught.value)
+
+
+@pytest.mark.parametrize("damage", [drop_weight, cut_weight])
+def test_headers_are_read_if_no_token_is_written(
+    damage: Damage, folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With --no-generate, and in preflight for weights that are too large for it."""
+    damage(folder)
+    code, table = run_doctor(capsys, folder, "--no-generate")
+    assert (code, table["weights"][0]) == (1, "**FAIL**")
+    monkeypatch.setattr(doctor, "MAX_PREFLIGHT_BYTES", 1000.0)
+    (failed,) = (check for check in run_preflight(folder, "policy") if check.state == "fail")
+    assert failed.name == "starting policy: weights"
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "result"),
+    [
+        ("content['text']", "content['text'] | lower", "does not show the assistant's turn as it is"),
+        ("messages %}", "messages if message['role'] != 'assistant' %}", "does not show the assistant's turn"),
+        ("if add_generation_prompt", "if false", "shows the model's turns"),
+    ],
+)
+def test_a_template_keeps_the_policys_own_turns(
+    old: str, new: str, result: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A judge writes nothing that is trained."""
+    next(family for family in FAMILIES if family.name == "llava-qwen2").build(tmp_path / "a")
+    path = tmp_path / "a" / "chat_template.jinja"
+    assert old in path.read_text()
+    path.write_text(path.read_text().replace(old, new))
+    code, table = run_doctor(capsys, tmp_path / "a")
+    assert (code, table["chat template"][0]) == (1, "**FAIL**")
+    assert result in table["chat template"][2]
+    assert "copy chat_template.jinja" in table["chat template"][3]
+    assert run_doctor(capsys, tmp_path / "a", "--as", "judge", "--no-generate")[0] == 0
+
+
+def test_a_picture_that_a_processor_refuses_is_named(tmp_path: Path) -> None:
+    """Qwen2-VL takes no picture whose sides differ by a factor of 200 or more."""
+    if not families.has_torchvision():
+        pytest.skip("its processor needs torchvision; `make test-families` has it")
+    next(family for family in FAMILIES if family.name == "qwen2-vl").build(tmp_path / "a")
+    Image.new("RGB", (500, 1)).save(tmp_path / "thin.png")
+    conversation = (Turn("user", "Is it normal?", (ImageView(str(tmp_path / "thin.png"), "0" * 64),)),)
+    model = VisionLanguageModel(tmp_path / "a")
+    with pytest.raises(InvalidImage, match=r"thin\.png \(500 x 1 pixels\): .* must be smaller than 200, got 500"):
+        model.p_yes([conversation])
 
 
 def test_a_judge_needs_yes_and_no(folder: Path) -> None:
@@ -384,7 +529,7 @@ def test_a_torchvision_of_another_torch_is_named(folder: Path, monkeypatch: pyte
 
 
 @pytest.mark.parametrize(
-    ("torch", "command"),
+    ("release", "command"),
     [
         ("2.13.0", 'pip install "torch==2.13.0" "torchvision==0.28.*"'),
         ("2.0.1", 'pip install "torch==2.0.1" "torchvision==0.15.*"'),
@@ -394,8 +539,8 @@ def test_a_torchvision_of_another_torch_is_named(folder: Path, monkeypatch: pyte
         ),
     ],
 )
-def test_the_torchvision_that_fits_torch(torch: str, command: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("clincot.models.inspection.version", lambda name: torch)
+def test_the_torchvision_that_fits_torch(release: str, command: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("clincot.models.inspection.version", lambda name: release)
     assert find_torchvision_command() == command
 
 

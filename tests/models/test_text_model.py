@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
-from clincot.config import JudgeSpec
+from clincot.cli.app import main
+from clincot.config import JudgeSpec, PreflightConfig
 from clincot.geometry import WHOLE_IMAGE, Box, box_from_xyxy
 from clincot.models.checkpoint import UnsupportedCheckpoint
 from clincot.models.load import load_judge
 from clincot.models.text_model import LanguageModelJudge
+from clincot.preflight.judges import build_judge_probes
+from clincot.preflight.preflight_report import PreflightCheck
+from clincot.preflight.probe import run_probes
 from clincot.prompts import Conversation, describe_box, text_judge_prompt
 from tests.support.families import build_llama_tokenizer, build_qwen_tokenizer
 
@@ -95,6 +101,88 @@ def test_a_checkpoint_that_is_no_language_model_is_refused(tmp_path: Path) -> No
     (tmp_path / "model.safetensors").write_bytes(b"")
     with pytest.raises(UnsupportedCheckpoint, match=r"not a causal language model that transformers can load"):
         load_judge(JudgeSpec(name="text", path=str(tmp_path), text_only=True))
+
+
+def drop_tensor(weights: dict[str, torch.Tensor]) -> None:
+    del weights["model.layers.1.mlp.up_proj.weight"]
+
+
+def cut_tensor(weights: dict[str, torch.Tensor]) -> None:
+    weights["lm_head.weight"] = weights["lm_head.weight"][:-10].clone()
+
+
+def damage_tensor(weights: dict[str, torch.Tensor]) -> None:
+    weights["model.layers.1.mlp.up_proj.weight"].fill_(float("nan"))
+
+
+def damage_checkpoint(checkpoint: Path, folder: Path, damage: Any) -> Path:
+    shutil.copytree(checkpoint, folder)
+    weights = load_file(folder / "model.safetensors")
+    damage(weights)
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    return folder
+
+
+DAMAGES = [
+    (drop_tensor, "weights", "lack 1 tensors of the model, such as model.layers.1.mlp.up_proj.weight"),
+    (cut_tensor, "weights", "1 tensors have another shape than config.json says, such as lm_head.weight"),
+    (damage_tensor, "generation", "no finite numbers: the weights are damaged"),
+]
+
+
+@pytest.mark.parametrize(("damage", "result"), [(case[0], case[2]) for case in DAMAGES[:2]])
+def test_no_tensor_is_random(damage: Any, result: str, checkpoint: Path, tmp_path: Path) -> None:
+    """transformers fills what is missing with random numbers; the scores changed with every load."""
+    folder = damage_checkpoint(checkpoint, tmp_path / "damaged", damage)
+    with pytest.raises(UnsupportedCheckpoint, match=result):
+        load_judge(JudgeSpec(name="text", path=str(folder), text_only=True))
+
+
+def test_an_adapter_is_refused(checkpoint: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(checkpoint, tmp_path / "adapter"))
+    (folder / "adapter_config.json").write_text("{}")
+    with pytest.raises(UnsupportedCheckpoint, match=r"merge it first \(peft: merge_and_unload\)"):
+        load_judge(JudgeSpec(name="text", path=str(folder), text_only=True))
+
+
+def test_a_template_that_fails_is_refused(checkpoint: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(checkpoint, tmp_path / "template"))
+    (folder / "chat_template.jinja").write_text("{{ raise_exception('no') }}")
+    judge = load_judge(JudgeSpec(name="text", path=str(folder), text_only=True))
+    with pytest.raises(UnsupportedCheckpoint, match="the chat template fails: TemplateError: no; copy chat_template"):
+        judge.p_yes(prompts())
+
+
+def examine_in_preflight(folder: Path) -> list[PreflightCheck]:
+    judge = {"judges": [{"name": "a", "path": str(folder), "text_only": True}], "quorum": 1}
+    config = PreflightConfig.model_validate({"timeout_s": 60.0, "free_gb": 0.0, "judge": judge})
+    return run_probes(build_judge_probes(config))
+
+
+def test_preflight_passes_a_sound_judge(checkpoint: Path) -> None:
+    checks = {check.name: check for check in examine_in_preflight(checkpoint)}
+    assert {check.state for check in checks.values()} == {"pass"}
+    assert "P(yes) " in checks["judge a: generation"].result
+
+
+@pytest.mark.parametrize(("damage", "name", "result"), DAMAGES)
+def test_preflight_refuses_by_name(damage: Any, name: str, result: str, checkpoint: Path, tmp_path: Path) -> None:
+    folder = damage_checkpoint(checkpoint, tmp_path / "damaged", damage)
+    (failed,) = (check for check in examine_in_preflight(folder) if check.state == "fail")
+    assert failed.name == f"judge a: {name}"
+    assert result in failed.result
+    assert "the same published checkpoint" in failed.remedy
+
+
+def test_the_doctor_examines_a_text_judge(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(["doctor", str(checkpoint), "--as", "text-judge"]) == 0
+    assert "can be used as text-judge" in capsys.readouterr().out
+    (tmp_path / "config.json").write_text('{"model_type": "idefics3"}')
+    assert main(["doctor", str(tmp_path), "--as", "text-judge", "--no-generate"]) == 1
+    assert "not a causal language model that transformers can load" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

@@ -24,8 +24,12 @@ class DoctorArguments(ParamsArguments):
 
     checkpoint: Annotated[str, typer.Argument(help="Checkpoint folder, or shipped:NAME.")]
     role: Annotated[
-        Literal["policy", "judge"],
-        typer.Option("--as", help="What the checkpoint is to be: a policy, or a judge, which has to read yes and no."),
+        Literal["policy", "judge", "text-judge"],
+        typer.Option(
+            "--as",
+            help="What the checkpoint is to be: a policy, a judge, which has to read yes and no, or a text-judge, "
+            "which is a language model without image input (text_only).",
+        ),
     ] = "policy"
     gpu_memory: Annotated[
         float | None,
@@ -46,7 +50,8 @@ def examine(args: DoctorArguments) -> int:
     """Check a checkpoint from its config class to two tokens that it writes, and say what to do if it cannot work.
 
     Checked are its files, config class, processor, chat template, image tokens, yes and no, end tokens, the form of its
-    regions, and the GPU memory for serving and for training with the recipe. The exit code is 1 if a check fails.
+    regions, vocabulary, the GPU memory for serving and for training with the recipe, and the names and shapes of its
+    tensors. A text-judge is checked for what reads text. The exit code is 1 if a check fails.
     """
     from transformers.utils import logging
 

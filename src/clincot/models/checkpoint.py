@@ -12,6 +12,8 @@ from safetensors import SafetensorError, safe_open
 from clincot.errors import InvalidInput
 from clincot.jsonl import hash_files
 
+ADAPTER_CONFIG = "adapter_config.json"  # of PEFT
+MERGE_REMEDY = "merge it first (peft: merge_and_unload) or give the merged checkpoint"
 WEIGHTS_INDEX = "model.safetensors.index.json"
 MANIFEST = "manifest.json"  # of a published checkpoint
 # These files describe a checkpoint without affecting its answers, so the digest does not cover them.
@@ -75,6 +77,18 @@ def check_weight_files(path: Path) -> None:
     missing = sorted(shard for shard in shards if not (path / shard).is_file())
     if missing:
         raise UnsupportedCheckpoint(f"{path}: {WEIGHTS_INDEX} lists {', '.join(missing)}, which is not in the folder")
+
+
+def check_no_adapter(path: Path) -> None:
+    """Raise UnsupportedCheckpoint for a folder with a PEFT adapter, also where full weights lie next to it.
+
+    transformers would put the adapter onto the weights, or onto those of another folder that adapter_config.json names.
+    """
+    if not (path / ADAPTER_CONFIG).is_file():
+        return
+    weights = sorted(file.name for file in path.glob("*.safetensors") if not file.name.startswith("adapter_"))
+    problem = "a PEFT adapter beside full weights" if weights else "a PEFT adapter without the model's weights"
+    raise UnsupportedCheckpoint(f"{path}: holds {ADAPTER_CONFIG}, {problem}", MERGE_REMEDY)
 
 
 def check_weight_headers(folder: Path) -> None:

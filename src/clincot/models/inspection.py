@@ -17,7 +17,7 @@ from typing import Any
 from PIL import Image
 from transformers import AutoConfig, AutoModelForImageTextToText, GenerationConfig
 
-from clincot.models.checkpoint import UnsupportedCheckpoint
+from clincot.models.checkpoint import UnsupportedCheckpoint, check_no_adapter
 
 PREFIX_FAMILIES = frozenset({"paligemma"})  # no chat template: ConversationEncoder lays the prompt out
 TESTED_FAMILIES = "Llava, LlavaNext, LlavaOnevision, Qwen2/2.5/3-VL, InternVL, Gemma3, PaliGemma, Idefics3 and SmolVLM"
@@ -32,9 +32,10 @@ _PROCESSOR_FILES = ("processor_config.json", "preprocessor_config.json")
 def read_model_config(path: str) -> Any:
     """The checkpoint's config, of a class that transformers loads as an image-text-to-text model.
 
-    Raises UnsupportedCheckpoint for an unknown model_type, the layout of an original repository, and models of text or
-    images only.
+    Raises UnsupportedCheckpoint for an unknown model_type, the layout of an original repository, an adapter, and models
+    of text or images only.
     """
+    check_no_adapter(Path(path))
     content = _read_json(Path(path) / "config.json")
     kind = str(content.get("model_type", ""))
     if kind in _CONVERSIONS:

@@ -6,7 +6,7 @@ from functools import lru_cache
 from pathlib import Path
 
 from clincot.config import JudgeSpec
-from clincot.models.checkpoint import UnsupportedCheckpoint
+from clincot.models.checkpoint import UnsupportedCheckpoint, check_no_adapter
 from clincot.models.endpoint import build_endpoint_judge
 from clincot.models.precision import choose_device, choose_dtype
 from clincot.models.protocols import Judge
@@ -48,6 +48,7 @@ def check_checkpoint_exists(path: str, *, what: str) -> None:
 
     folder = Path(path)
     if folder.exists():
+        check_no_adapter(folder)
         if not (folder / "config.json").is_file() or not any(folder.glob("*.safetensors")):
             raise UnsupportedCheckpoint(
                 f"{what}: {path} holds no checkpoint (config.json and *.safetensors)",

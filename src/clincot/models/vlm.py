@@ -17,7 +17,6 @@ from typing import Any, TypeVar
 import numpy as np
 import numpy.typing as npt
 import torch
-from safetensors import SafetensorError
 from tqdm import tqdm
 from transformers import (
     AutoModelForImageTextToText,
@@ -28,12 +27,19 @@ from transformers import (
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from clincot.errors import PromptTooLong
+from clincot.models.checked_encoder import build_checked_encoder
 from clincot.models.checkpoint import UnsupportedCheckpoint, hash_checkpoint
-from clincot.models.encoding import ConversationEncoder, EncodedConversation, pad_rows
+from clincot.models.encoding import EncodedConversation, pad_rows
 from clincot.models.features import SHARED_FEATURE_FAMILIES, PictureFeatures
 from clincot.models.inspection import list_ids, read_model_config, read_processor, refuse_without_torchvision
 from clincot.models.precision import choose_dtype
 from clincot.models.protocols import MIN_YES_NO_MASS, Generation
+from clincot.models.weight_shapes import (
+    LOADING_ERRORS,
+    WEIGHTS_REMEDY,
+    refuse_incomplete_weights,
+    refuse_loaded_adapter,
+)
 from clincot.models.yes_no import find_yes_no_ids
 from clincot.prompts import Conversation, ImageView, PromptFormat, load_prompt_format
 
@@ -41,18 +47,6 @@ from clincot.prompts import Conversation, ImageView, PromptFormat, load_prompt_f
 
 T = TypeVar("T")
 
-# what transformers raises for files that do not fit together, or for a package that is missing
-_LOADING_ERRORS = (
-    AssertionError,
-    AttributeError,
-    ImportError,
-    KeyError,
-    OSError,
-    RuntimeError,
-    SafetensorError,
-    TypeError,
-    ValueError,
-)
 _INTEGRATION_STEPS = 8  # of the integral over the gradients
 
 
@@ -79,7 +73,7 @@ class VisionLanguageModel:
         self.refuses_long_prompts = False  # True: raise PromptTooLong instead of computing beyond the trained positions
         self.model, processor = load_checkpoint(str(path), dtype=dtype, device=device)
         self.model.eval()
-        self.encoder = ConversationEncoder(processor, end_ids=list_end_ids(self.model))
+        self.encoder = build_checked_encoder(self.path, processor, end_ids=list_end_ids(self.model))
         self.shares_features: bool = self.model.config.model_type in SHARED_FEATURE_FAMILIES
         self._features = PictureFeatures(self.model, self.encoder, kept_mb=features_mb)
 
@@ -293,21 +287,18 @@ def load_checkpoint(path: str, *, dtype: str = "auto", device: str = "cpu") -> t
             dtype=getattr(torch, choose_dtype(dtype, device)),
             trust_remote_code=False,
             use_safetensors=True,
+            ignore_mismatched_sizes=True,  # refuse_incomplete_weights names the tensor
             output_loading_info=True,
         )
-    except _LOADING_ERRORS as error:
+    except LOADING_ERRORS as error:
         if "torchvision" in str(error).lower():
             raise refuse_without_torchvision(path, error) from error
         raise UnsupportedCheckpoint(
             f"{path}: the weights cannot be loaded into {type(config).__name__}'s model: {error}",
-            "copy config.json and all *.safetensors from the same published checkpoint",
+            WEIGHTS_REMEDY,
         ) from error
-    missing = sorted(loading["missing_keys"])
-    if missing:  # transformers would go on with random numbers in their place
-        raise UnsupportedCheckpoint(
-            f"{path}: its safetensors lack {len(missing)} tensors of the model, such as {missing[0]}",
-            "copy config.json and all *.safetensors from the same published checkpoint",
-        )
+    refuse_loaded_adapter(path, model)
+    refuse_incomplete_weights(path, loading)
     return model.to(device), processor
 
 

@@ -7,6 +7,7 @@ on a failed one is not made. Nothing is downloaded and no code of a checkpoint i
 from __future__ import annotations
 
 import gc
+import math
 import os
 import shlex
 import tempfile
@@ -14,26 +15,38 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from itertools import groupby
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from PIL import Image
+from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
 from transformers.utils import logging
 
 from clincot.config import ProposeConfig, TrainConfig
 from clincot.errors import UserError
 from clincot.geometry import box_from_xyxy
 from clincot.jsonl import hash_files
+from clincot.models.checked_encoder import (
+    TEMPLATE_REMEDY,
+    NoEndTokens,
+    build_checked_encoder,
+    refuse_template_errors,
+)
 from clincot.models.checkpoint import (
+    ADAPTER_CONFIG,
     UnsupportedCheckpoint,
+    check_no_adapter,
     check_weight_files,
     check_weight_headers,
     hash_checkpoint,
 )
 from clincot.models.encoding import ChatTemplateError, ConversationEncoder, read_picture
 from clincot.models.inspection import TESTED_FAMILIES, read_end_ids, read_model_config, read_processor
+from clincot.models.text_model import LanguageModelJudge, encode_text, read_text_config, read_text_tokenizer
 from clincot.models.vlm import VisionLanguageModel
+from clincot.models.weight_shapes import WEIGHTS_REMEDY, check_weight_shapes
 from clincot.models.yes_no import find_yes_no_ids
 from clincot.preflight.gpu_memory import (
     GIB,
@@ -58,6 +71,7 @@ from clincot.prompts import (
     collect_views,
     judge_prompt,
     load_prompt_format,
+    text_judge_prompt,
 )
 from clincot.records import Study
 
@@ -69,6 +83,9 @@ _ANSWER_TOKENS = 160  # the longest report by default
 _READS_YES_NO = {"windows", "relevance"}  # grounders that read P(yes) of the policy
 MAX_PREFLIGHT_BYTES = 4.0 * GIB  # preflight may run in a small pod: larger weights are not loaded there
 _TURN = threading.Lock()
+_WEIGHTS_PROBE = "names and shapes in the safetensors headers, against the model of config.json"
+_NOT_FINITE = "log-probabilities of the next token that are no finite numbers: the weights are damaged"
+_TEXT_PROMPT = text_judge_prompt(question=_QUESTION, answer="yes", box=_BOX)
 _TRANSFORMERS_BUG = "report it with the checkpoint's name, and use a tested family meanwhile: " + TESTED_FAMILIES
 
 
@@ -76,7 +93,8 @@ _TRANSFORMERS_BUG = "report it with the checkpoint's name, and use a tested fami
 class DoctorOptions:
     """What a checkpoint is examined for."""
 
-    role: Literal["policy", "judge"] = "policy"
+    role: Literal["policy", "judge", "text-judge"] = "policy"  # text-judge: a language model without image input
+    thinking: bool = True  # text-judge: False asks the chat template for no thinking block
     train: TrainConfig | None = None  # None: memory for training is not estimated
     propose: ProposeConfig = field(default_factory=ProposeConfig)
     gpu_gib: float | None = None  # memory of the GPU; None: estimates are shown and compared with nothing
@@ -92,10 +110,13 @@ class _Checkup:
     options: DoctorOptions
     config: Any = None
     processor: Any = None
+    tokenizer: Any = None  # of a text-judge
     encoder: ConversationEncoder | None = None
+    end_error: NoEndTokens | None = None  # with it, `encoder` ends turns with any token
     views: PromptFormat = field(default_factory=PromptFormat)
     tokens: int = 0  # of a conversation with a film and its crop
     size: ModelSize | None = None
+    text_weights: int = 0  # numbers in the weights of a text-judge
 
     @property
     def known_size(self) -> ModelSize:
@@ -116,7 +137,7 @@ def examine_checkpoint(path: Path, options: DoctorOptions) -> Iterator[Preflight
     checkup = _Checkup(path, options)
     files = _run_step("files", f"{path}: config.json and safetensors, all of them", _check_files, checkup)
     yield files
-    if not (path / "config.json").is_file():
+    if not (path / "config.json").is_file() or (path / ADAPTER_CONFIG).is_file():
         return
     yield from _examine_loading(checkup, whole=files.state == "pass")
 
@@ -134,6 +155,9 @@ def examine_in_preflight(name: str, path: Path, options: DoctorOptions) -> Itera
 
 def _examine_loading(checkup: _Checkup, *, whole: bool) -> Iterator[PreflightCheck]:
     """From the config class to generated tokens. whole: the files are complete, so the weights may be loaded."""
+    if checkup.options.role == "text-judge":
+        yield from _examine_text_judge(checkup, whole=whole)
+        return
     config = _run_step("config class", "config.json names a model of transformers", _check_config, checkup)
     yield config
     if config.state == "fail":
@@ -155,6 +179,7 @@ def _examine_loading(checkup: _Checkup, *, whole: bool) -> Iterator[PreflightChe
             ("yes and no", "single tokens from which P(yes) is read", _check_yes_no),
             ("end tokens", "tokens that end the model's turn", _check_end_tokens),
             ("region form", "how the checkpoint writes a region", _check_region_form),
+            ("vocabulary", "every token of the tokenizer has an embedding", _check_vocabulary),
         ):
             check = _run_step(name, probe, step, checkup)
             yield check
@@ -163,9 +188,32 @@ def _examine_loading(checkup: _Checkup, *, whole: bool) -> Iterator[PreflightChe
     if checkup.options.train is not None and checkup.options.role == "policy":
         probe = "weights, gradients, Adam, activations of one step of the recipe"
         yield _run_step("memory: training", probe, _check_training_memory, checkup)
-    if whole and readable:
-        probe = f"two tokens about a picture of {_SMALL_SIDE} x {_SMALL_SIDE} pixels"
-        yield _run_step("generation", probe, _check_generation, checkup)
+    if whole:
+        weights = _run_step("weights", _WEIGHTS_PROBE, _check_weights, checkup)
+        yield weights
+        if readable and weights.state != "fail":
+            probe = f"two tokens about a picture of {_SMALL_SIDE} x {_SMALL_SIDE} pixels"
+            yield _run_step("generation", probe, _check_generation, checkup)
+
+
+def _examine_text_judge(checkup: _Checkup, *, whole: bool) -> Iterator[PreflightCheck]:
+    """The checks of a judge that reads text only, from the config class to P(yes). A failed one is the last."""
+    steps: list[tuple[str, str, Step]] = [
+        ("config class", "config.json names a causal language model of transformers", _check_text_config),
+        ("tokenizer", "the question to the judge becomes tokens", _check_text_tokenizer),
+        ("yes and no", "single tokens from which P(yes) is read", _check_text_yes_no),
+        ("vocabulary", "every token of the tokenizer has an embedding", _check_vocabulary),
+    ]
+    if whole:
+        steps += [
+            ("weights", _WEIGHTS_PROBE, _check_weights),
+            ("generation", "P(yes) of an answer", _check_text_judgement),
+        ]
+    for name, probe, step in steps:
+        check = _run_step(name, probe, step, checkup)
+        yield check
+        if check.state == "fail":
+            return
 
 
 def _run_step(name: str, probe: str, step: Step, checkup: _Checkup) -> PreflightCheck:
@@ -199,6 +247,7 @@ def _check_files(checkup: _Checkup) -> PreflightCheck:
             f"{path} is not a folder on this machine",
             f"download it, for instance with `hf download {shlex.quote(str(path))} --local-dir DIR`, and name DIR",
         )
+    check_no_adapter(path)
     if not (path / "config.json").is_file():
         return _failed(f"{path} has no config.json", "copy config.json from the published checkpoint")
     check_weight_files(path)
@@ -224,22 +273,51 @@ def _check_processor(checkup: _Checkup) -> PreflightCheck:
 
 
 def _check_template(checkup: _Checkup) -> PreflightCheck:
-    """The template shows every picture, keeps earlier turns, and shows the model's own turn as it was written."""
-    remedy = "copy chat_template.jinja from the published checkpoint; it has to write an image token for every picture"
+    """The template shows every picture, keeps earlier turns, and shows the model's own turns as they were written."""
+    path, processor = checkup.path, checkup.processor
+    end_ids = read_end_ids(str(path), checkup.config)
     try:
-        end_ids = read_end_ids(str(checkup.path), checkup.config)
-        encoder = ConversationEncoder(checkup.processor, end_ids=end_ids)
-        with tempfile.TemporaryDirectory() as folder:
-            conversation = _build_conversation(Path(folder), checkup.views, _SMALL_SIDE)
-            encoded = encoder.encode(conversation, reply=True)
-    except ChatTemplateError as error:
-        raise UnsupportedCheckpoint(f"{checkup.path}: {error}", remedy) from error
+        encoder = build_checked_encoder(path, processor, end_ids=end_ids)
+    except NoEndTokens as error:  # the check of end tokens raises it
+        checkup.end_error = error
+        with refuse_template_errors(path):
+            encoder = ConversationEncoder(processor, end_ids=[0])
+    with tempfile.TemporaryDirectory() as folder, refuse_template_errors(path):
+        conversation = _build_conversation(Path(folder), checkup.views, _SMALL_SIDE)
+        encoded = encoder.encode(conversation, reply=True)
+        if checkup.options.role == "policy":
+            _check_own_turns(encoder, _build_trained_conversation(Path(folder), encoder, checkup.views))
     if not all(encoded.picture_tokens):
-        raise UnsupportedCheckpoint(f"{checkup.path}: a picture becomes no image token", remedy)
+        raise UnsupportedCheckpoint(f"{path}: a picture becomes no image token", TEMPLATE_REMEDY)
     checkup.encoder = encoder
-    if checkup.processor.chat_template is None:
+    if processor.chat_template is None:
         return _passed("none: pictures, then the text in lines, as this family's processor lays it out")
-    return _passed(f"{len(checkup.processor.chat_template)} characters, {encoder.placeholder!r} for each picture")
+    return _passed(f"{len(processor.chat_template)} characters, {encoder.placeholder!r} for each picture")
+
+
+def _build_trained_conversation(folder: Path, encoder: ConversationEncoder, views: PromptFormat) -> Conversation:
+    """A question, a region that the policy wrote, its crop and an answer; both are trained.
+
+    A family without a chat template is trained on answers only.
+    """
+    step = ChainStep(_QUESTION, _BOX, written=encoder.processor.chat_template is not None, answer="Yes")
+    return chain_prompt(_write_study(folder, _SMALL_SIDE), folder, views, [step])
+
+
+def _check_own_turns(encoder: ConversationEncoder, conversation: Conversation) -> None:
+    """Raise ChatTemplateError unless the tokens to train on are the policy's turns, each with its end token."""
+    encoded = encoder.encode(conversation, reply=False)
+    runs = []
+    for is_action, pairs in groupby(zip(encoded.ids, encoded.actions, strict=True), key=lambda pair: pair[1]):
+        if is_action:
+            runs.append([token for token, _ in pairs])
+    turns = [turn.text for turn in conversation if turn.action]
+    written = [encoder.tokenizer.decode(run[:-1]) for run in runs]
+    # white space between a template's parts and the tokens of a text is the tokenizer's
+    if ["".join(text.split()) for text in written] != ["".join(text.split()) for text in turns]:
+        raise ChatTemplateError(f"the chat template shows the model's turns {turns!r} as {written!r}")
+    if not all(run[-1] in encoder.end_ids for run in runs):
+        raise ChatTemplateError("a turn of the model is not followed by its end token")
 
 
 def _check_tokens(checkup: _Checkup) -> PreflightCheck:
@@ -322,11 +400,8 @@ def _check_yes_no(checkup: _Checkup) -> PreflightCheck:
 
 def _check_end_tokens(checkup: _Checkup) -> PreflightCheck:
     encoder = checkup.known_encoder
-    if not encoder.end_ids:
-        return _failed(
-            "neither the tokenizer, nor the generation config, nor the chat template has one, so answers would not end",
-            "copy generation_config.json and the tokenizer's files from the published checkpoint",
-        )
+    if checkup.end_error is not None:
+        raise checkup.end_error
     return _passed(_show_tokens(encoder.tokenizer, sorted(encoder.end_ids)))
 
 
@@ -338,6 +413,79 @@ def _show_tokens(tokenizer: Any, ids: list[int]) -> str:
 def _check_region_form(checkup: _Checkup) -> PreflightCheck:
     form = getattr(checkup.views, "region_form", "percent")
     return _passed(f"{form}, wording {checkup.views.wording!r}")
+
+
+# --- vocabulary, weights
+
+
+def _check_vocabulary(checkup: _Checkup) -> PreflightCheck:
+    """No token lies outside of the embedding, and config and processor agree on the image token."""
+    rows = checkup.config.get_text_config().vocab_size
+    tokenizer = checkup.tokenizer or checkup.known_encoder.tokenizer
+    vocabulary = tokenizer.get_vocab()
+    if checkup.options.role == "text-judge":  # rows of a batch are padded with the first token
+        vocabulary.pop(tokenizer.pad_token, None)
+    word, highest = max(vocabulary.items(), key=lambda entry: entry[1])
+    if highest >= rows:
+        return _failed(
+            f"the tokenizer's {word!r} is token {highest}, and the embedding has {rows} rows (vocab_size)",
+            "copy config.json, the tokenizer's files and all *.safetensors from the same published checkpoint",
+        )
+    image_id = getattr(checkup.config, "image_token_id", None)
+    if checkup.encoder is not None and image_id is not None and image_id not in checkup.encoder.image_ids:
+        return _failed(
+            f"config.json has image_token_id {image_id}, and the processor writes {sorted(checkup.encoder.image_ids)}",
+            "copy config.json and the processor's files from the same published checkpoint",
+        )
+    return _passed(f"{len(vocabulary)} tokens, {rows} rows")
+
+
+def _check_weights(checkup: _Checkup) -> PreflightCheck:
+    if getattr(checkup.config, "quantization_config", None):
+        return skip_check("-", "-", "quantised: the stored tensors have other names and shapes than the model's")
+    auto_class = AutoModelForCausalLM if checkup.options.role == "text-judge" else AutoModelForImageTextToText
+    with _hidden_progress():
+        count = check_weight_shapes(checkup.path, checkup.config, auto_class)
+    return _passed(f"{count} tensors, none missing")
+
+
+# --- a judge that reads text only
+
+
+def _check_text_config(checkup: _Checkup) -> PreflightCheck:
+    checkup.config = read_text_config(str(checkup.path))
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(checkup.config)
+    checkup.text_weights = sum(weight.numel() for weight in model.parameters())
+    kind = f"{type(checkup.config).__name__} (model_type {checkup.config.model_type!r})"
+    return _passed(f"{kind}, {format_count(checkup.text_weights)} parameters")
+
+
+def _check_text_tokenizer(checkup: _Checkup) -> PreflightCheck:
+    checkup.tokenizer = read_text_tokenizer(str(checkup.path))
+    options = {} if checkup.options.thinking else {"enable_thinking": False}
+    ids = encode_text(checkup.path, checkup.tokenizer, _TEXT_PROMPT, options)
+    template = "no chat template" if checkup.tokenizer.chat_template is None else "its chat template"
+    return _passed(f"{type(checkup.tokenizer).__name__}, {template}, {len(ids)} tokens for a question")
+
+
+def _check_text_yes_no(checkup: _Checkup) -> PreflightCheck:
+    yes, no = find_yes_no_ids(checkup.tokenizer, checkup.path)
+    return _passed(f"yes: {_show_tokens(checkup.tokenizer, yes)}; no: {_show_tokens(checkup.tokenizer, no)}")
+
+
+def _check_text_judgement(checkup: _Checkup) -> PreflightCheck:
+    reason = _find_obstacle(checkup.options, checkup.text_weights)
+    if reason:
+        return skip_check("-", "-", reason)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    dtype = "bfloat16" if device == "cuda" else "float32"
+    with _hidden_progress(), _freed_memory(device):
+        judge = LanguageModelJudge(checkup.path, device=device, dtype=dtype, thinking=checkup.options.thinking)
+        if not judge.compute_next_token_logprobs([_TEXT_PROMPT]).isfinite().all():
+            return _failed(_NOT_FINITE, WEIGHTS_REMEDY)
+        (p_yes,) = judge.p_yes([_TEXT_PROMPT])
+    return _passed(f"P(yes) {'unreadable' if p_yes is None else f'{p_yes:.3f}'} on {device}")
 
 
 # --- memory
@@ -392,18 +540,26 @@ def _compare_memory(checkup: _Checkup, result: str, estimate: MemoryEstimate, re
 
 
 def _check_generation(checkup: _Checkup) -> PreflightCheck:
-    reason = _find_obstacle(checkup.options, checkup.known_size)
+    reason = _find_obstacle(checkup.options, checkup.known_size.total)
     if reason:
         return skip_check("-", "-", reason)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     dtype = "bfloat16" if device == "cuda" else "float32"
-    with _hidden_progress():
-        model = VisionLanguageModel(checkup.path, device=device, dtype=dtype)
-    try:
+    with _freed_memory(device):
+        with _hidden_progress():
+            model = VisionLanguageModel(checkup.path, device=device, dtype=dtype)
         with tempfile.TemporaryDirectory() as name:
-            return _passed(_generate_tokens(model, Path(name), checkup.options.role))
-    finally:
+            check = _generate_tokens(model, Path(name), checkup.options.role)
         del model
+    return check
+
+
+@contextmanager
+def _freed_memory(device: str) -> Iterator[None]:
+    """Free the memory of a model afterwards, which the next check may need."""
+    try:
+        yield
+    finally:
         gc.collect()
         if device == "cuda":
             torch.cuda.empty_cache()
@@ -421,25 +577,27 @@ def _hidden_progress() -> Iterator[None]:
             logging.enable_progress_bar()
 
 
-def _generate_tokens(model: VisionLanguageModel, folder: Path, role: str) -> str:
+def _generate_tokens(model: VisionLanguageModel, folder: Path, role: str) -> PreflightCheck:
     study = _write_study(folder, _SMALL_SIDE)
     step = ChainStep(_QUESTION, _BOX, written=False)
     conversation = chain_prompt(study, folder, model.views, [step])
     (generation,) = model.generate([conversation], max_new_tokens=2, temperature=0.0, seeds=[0])
+    if not all(map(math.isfinite, generation.token_logprobs)):
+        return _failed(_NOT_FINITE, WEIGHTS_REMEDY)
     result = f"{generation.text!r} on {model.model.device.type}"
     if role == "judge":
         prompt = judge_prompt(study, folder, model.views, question=_QUESTION, answer="yes", box=_BOX)
         (p_yes,) = model.p_yes([prompt])
         result += ", P(yes) " + ("unreadable for a grey picture" if p_yes is None else f"{p_yes:.3f}")
-    return result
+    return _passed(result)
 
 
-def _find_obstacle(options: DoctorOptions, size: ModelSize) -> str:
-    """Why no token is generated, or ""."""
+def _find_obstacle(options: DoctorOptions, weights: int) -> str:
+    """Why no token is generated, or "". weights: how many numbers they are."""
     if not options.generate:
         return "not asked for (--no-generate)"
     on_gpu = torch.cuda.is_available()
-    needed = size.total * (2 if on_gpu else 4)
+    needed = weights * (2 if on_gpu else 4)
     limit = options.max_generate_bytes
     if limit is not None and needed > limit:
         return f"the weights take {needed / GIB:.3g} GiB, above the limit of {limit / GIB:.3g} GiB for this check"

@@ -17,7 +17,12 @@ from clincot.errors import ModelFailed
 from clincot.geometry import box_from_xyxy
 from clincot.jsonl import hash_files, read_records
 from clincot.judging.calibration import Calibration
-from clincot.models.checkpoint import check_weight_files, check_weight_headers, hash_checkpoint
+from clincot.models.checkpoint import (
+    check_no_adapter,
+    check_weight_files,
+    check_weight_headers,
+    hash_checkpoint,
+)
 from clincot.models.endpoint import build_endpoint_judge
 from clincot.preflight.preflight_report import PreflightCheck, fail_check, pass_check, skip_check
 from clincot.preflight.probe import Probe
@@ -101,13 +106,15 @@ def check_judge_checkpoint(spec: JudgeSpec) -> Iterator[PreflightCheck]:
         reason = "config.json is available; the hub's weights are downloaded when the judge is loaded"
         yield skip_check(name, f"{spec.path}: config.json and weights", reason)
         return
+    check_no_adapter(folder)
     check_weight_files(folder)
     digest = hash_checkpoint(folder)
     check_weight_headers(folder)
     yield pass_check(name, f"{folder}: all files read", f"digest {digest[:12]}")
     from clincot.preflight.doctor import DoctorOptions, examine_in_preflight  # imports torch
 
-    yield from examine_in_preflight(f"judge {spec.name}", folder, DoctorOptions(role="judge"))
+    options = DoctorOptions(role="text-judge" if spec.text_only else "judge", thinking=spec.thinking != "off")
+    yield from examine_in_preflight(f"judge {spec.name}", folder, options)
 
 
 def _check_panel(config: JudgeConfig, probe: str) -> Iterator[PreflightCheck]:

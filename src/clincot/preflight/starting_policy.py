@@ -9,7 +9,7 @@ from pathlib import Path
 
 from clincot.config import PreflightConfig, resolve_path
 from clincot.errors import InvalidInput
-from clincot.models.checkpoint import check_weight_files, check_weight_headers, hash_checkpoint
+from clincot.models.checkpoint import check_no_adapter, check_weight_files, check_weight_headers, hash_checkpoint
 from clincot.preflight.preflight_report import PreflightCheck, fail_check, pass_check
 from clincot.preflight.probe import Probe
 from clincot.records import StartingPolicy
@@ -87,6 +87,7 @@ def _resolve_base(store: Store | None, line: str, base: str) -> StartingPolicy:
     """Resolve preflight.base, which is a checkpoint folder or the digest of a published checkpoint."""
     folder = resolve_path(base)
     if folder.is_dir():
+        check_no_adapter(folder)
         check_weight_files(folder)
         check_weight_headers(folder)
         digest = hash_checkpoint(folder)
