@@ -135,7 +135,7 @@ class ConversationEncoder:
     def count_image_tokens(self, picture: ImageView) -> int:
         """How many image tokens stand for a picture that a conversation shows by itself."""
         (text,) = self._read_picture_texts((picture,))
-        return sum(token in self.image_ids for token in self._tokenize(text)[0])
+        return self._count_text_tokens(text)
 
     def _read_picture_texts(self, pictures: tuple[ImageView, ...]) -> tuple[str, ...]:
         """What replaces each picture's placeholder, without keeping its pixels."""
@@ -192,7 +192,11 @@ class ConversationEncoder:
         return EncodedConversation(ids, actions, pictures, types, self._count_picture_tokens(texts))
 
     def _count_picture_tokens(self, texts: Sequence[str]) -> tuple[int, ...]:
-        return tuple(sum(token in self.image_ids for token in self._tokenize(text)[0]) for text in texts)
+        return tuple(map(self._count_text_tokens, texts))
+
+    def _count_text_tokens(self, text: str) -> int:
+        """How many image tokens the text of a picture has."""
+        return sum(token in self.image_ids for token in self._tokenize(text)[0])
 
     def _find_types(self, ids: Sequence[int], actions: Sequence[bool]) -> tuple[int, ...]:
         if self.processor.chat_template is None:  # PaliGemma: 0 for the prompt, 1 for the answer
