@@ -602,7 +602,8 @@ def test_sizes_are_those_of_the_weights(sound: Path) -> None:
     ],
 )
 def test_what_would_fit_is_suggested(gpu: float, remedy: str) -> None:
-    options = doctor.DoctorOptions(train=TrainConfig(), gpu_gib=gpu)
+    everything = TrainConfig(full_finetuning=True, dtype="float32")
+    options = doctor.DoctorOptions(train=everything, gpu_gib=gpu)
     checkup = doctor._Checkup(Path("seven-billion"), options, tokens=840, size=SEVEN_BILLION)
     check = doctor._check_training_memory(checkup)
     assert check.state == "fail"
