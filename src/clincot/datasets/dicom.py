@@ -35,6 +35,7 @@ from clincot.datasets.dicom_image import NotAnImage, UnusableDicom, render_dicom
 from clincot.datasets.ingest.image_pool import ImageInspector, WorkerPool
 from clincot.datasets.ingest.index import IngestIndex
 from clincot.datasets.ingest.ingest_report import IngestReport, IngestTally, InvalidRow, write_report
+from clincot.datasets.ingest.output_folder import check_output_folder
 from clincot.datasets.ingest.writer import (
     FolderWriter,
     SourceImage,
@@ -92,6 +93,7 @@ def ingest_dicom(  # noqa: PLR0913 (one keyword per command-line option)
     if split not in ("given", "patient-disjoint"):
         raise InvalidInput(f'split is "given" or "patient-disjoint", got {split!r}')
     check_test_share(test_share)
+    check_output_folder(out, source, *([questions] if questions is not None else []))
     tally, notes = IngestTally(allow_refused), Counter[str]()
     salt, listing = read_salt(salt_file, out), list_dicom_files(source)
     rows = list(_read_question_rows(questions, tally)) if questions is not None else []
