@@ -47,7 +47,7 @@ from clincot.datasets.ingest.writer import (
 from clincot.datasets.jsonl_vqa import JsonlRow
 from clincot.datasets.splits import assign_split, check_test_share
 from clincot.errors import InvalidInput
-from clincot.jsonl import InvalidRecord, parse_row
+from clincot.jsonl import InvalidRecord, parse_row, strip_prefix
 
 # Reports and messages use these labels instead of paths, because a path may contain a patient's name.
 FILES_LABEL, ROWS_LABEL = "DICOM folder", "questions"
@@ -312,7 +312,7 @@ def _read_question_rows(path: Path, tally: IngestTally) -> Iterator[tuple[int, J
 def _describe_error(item: ErrorDetails) -> str:
     if item["type"] == "extra_forbidden":
         return "an unknown field"
-    return f"{'.'.join(map(str, item['loc']))}: {item['msg']}"
+    return f"{'.'.join(map(str, item['loc']))}: {strip_prefix(item['msg'])}"
 
 
 _ALLOWED_FIELDS = tuple(name for name in JsonlRow.model_fields if name not in ("patient", "modality"))
