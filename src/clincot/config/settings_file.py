@@ -59,7 +59,9 @@ def parse_parameters(
             source = where if override is None else f"--set {override!r}"
             problem = format_problem(item) if item["type"] != "extra_forbidden" else _describe_unknown(kind, path)
             sources.setdefault(source, []).append(problem)
-        raise InvalidRecord("; ".join(f"{source}: {'; '.join(told)}" for source, told in sources.items())) from None
+        raise InvalidRecord(
+            "; ".join(f"{source}: {'; '.join(problems)}" for source, problems in sources.items())
+        ) from None
 
 
 def _find_override(name: str, overrides: Sequence[str]) -> str | None:
