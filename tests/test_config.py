@@ -89,12 +89,36 @@ def test_overrides_win_over_the_file_and_make_sections(tmp_path: Path) -> None:
         ("train.lr.deep=1", "'lr' is not a section"),
         ("train.lr=[", "not YAML"),
         ("train.lt=1", "train.lt"),
+        ("train.lrr=1", "--set 'train.lrr=1': unknown parameter train.lrr; did you mean train.lr?"),
+        ("trian.lr=1", "--set 'trian.lr=1': unknown parameter trian; did you mean train?"),
+        ("train.zzzzzz=1", "--set 'train.zzzzzz=1': unknown parameter train.zzzzzz"),
+        ("train.lr=-1", "--set 'train.lr=-1': train.lr: Input should be greater than 0 (got -1)"),
+        ("propose.hypotheses=x", "--set 'propose.hypotheses=x': propose.hypotheses: "),
+        ("judge.judges=[{name: a, pth: x}]", "judge.judges.0.pth; did you mean judge.judges.0.path?"),
+        ("judge.judges=[{name: a}]", "': judge.judges.0: judge 'a' needs either path or url"),
     ],
 )
 def test_a_bad_override_is_shown(override: str, says: str, tmp_path: Path) -> None:
     with pytest.raises(InvalidRecord) as refused:
         load_params(written(tmp_path, "train: {lr: 0.5}"), (override,))
     assert says in str(refused.value)
+
+
+def test_each_wrong_parameter_is_named_with_its_source(tmp_path: Path) -> None:
+    path = written(tmp_path, "pair: {min_gapp: 0.5}")
+    with pytest.raises(InvalidRecord) as refused:
+        load_params(path, ("train.lrr=1", "prepare.limit=2"))
+    assert f"{path}: unknown parameter pair.min_gapp; did you mean pair.min_gap?" in str(refused.value)
+    assert "--set 'train.lrr=1': unknown parameter train.lrr; did you mean train.lr?" in str(refused.value)
+    assert "prepare" not in str(refused.value)
+
+
+def test_a_file_that_is_no_text_is_named(tmp_path: Path) -> None:
+    (tmp_path / "params.yaml").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(InvalidRecord, match=r"params\.yaml: not UTF-8 text"):
+        load_params(tmp_path / "params.yaml")
+    with pytest.raises(InvalidRecord, match="is a directory; expected a YAML file"):
+        load_params(tmp_path)
 
 
 def test_the_recipe_changes_eleven_neutral_defaults() -> None:

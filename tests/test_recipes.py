@@ -157,8 +157,8 @@ def test_an_unknown_recipe_is_refused_with_the_known_ones(name: str) -> None:
         ("recipe: mine", "recipe: expected {name: …, about: …}, got 'mine'"),
         ("recipe: {name: mine}", "recipe: about: Field required"),
         ("recipe: {name: '', about: x}", "recipe: name: "),
-        (HEAD + "trian: {lr: 0.5}", "trian: Extra inputs are not permitted"),
-        (HEAD + "train: {lt: 0.5}", "train.lt: Extra inputs are not permitted"),
+        (HEAD + "trian: {lr: 0.5}", "unknown parameter trian; did you mean train?"),
+        (HEAD + "train: {lt: 0.5}", "unknown parameter train.lt; did you mean train.lr?"),
     ],
 )
 def test_a_wrong_recipe_is_named_with_its_file(text: str, message: str, tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from clincot.datasets.folder import StudyIndex
+from clincot.errors import InvalidInput
 from clincot.jsonl import InvalidRecord, read_records
 from clincot.models.checkpoint import UnsupportedCheckpoint
 from clincot.models.vlm import VisionLanguageModel
@@ -138,11 +139,10 @@ def test_a_run_folder_rejects_other_inputs(changed: str, one: Finished, tmp_path
     if changed == "policy":
         shutil.copytree(one.plan.policy, tmp_path / "other")
     else:
-        (tmp_path / "other").mkdir()
+        tiny.write_set(tmp_path / "other")
     before = files(one.plan.run)
-    with pytest.raises(
-        InvalidRecord, match=f"this run was started with another {changed}; choose another --run folder"
-    ):
+    change = f"different {changed}" if changed in ("data", "comparisons") else f"a different {changed}"
+    with pytest.raises(InvalidRecord, match=f"this run was started with {change}; choose another --run folder"):
         run_rounds(replace(one.plan, **{changed: other.get(changed, tmp_path / "other")}))
     assert files(one.plan.run) == before
 
@@ -185,6 +185,24 @@ def test_a_wrong_path_starts_no_run(missing: str, base: Plan, tmp_path: Path) ->
     """Nothing is written: with the wrong path in run.json, the corrected one would be rejected as another run."""
     with pytest.raises(InvalidRecord, match=rf"{missing}: .*nowhere does not exist"):
         run_rounds(replace(base, run=tmp_path / "run", **{missing: tmp_path / "nowhere"}))  # type: ignore[arg-type]
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("wrong", ["data", "benchmark", "blind_from", "calibration"])
+def test_a_plan_with_a_folder_that_is_no_data_set_starts_no_run(wrong: str, base: Plan, tmp_path: Path) -> None:
+    name = "calibrated_on" if wrong == "calibration" else wrong
+    for folder, message in (("nowhere", "does not exist"), ("empty", "is not a data set; expected a folder with")):
+        (tmp_path / "empty").mkdir(exist_ok=True)
+        with pytest.raises(InvalidRecord, match=rf"{name}: .*{folder} {message}"):
+            run_rounds(replace(base, run=tmp_path / "run", **{wrong: tmp_path / folder}))  # type: ignore[arg-type]
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_plan_with_fewer_judges_than_the_quorum_starts_no_run(base: Plan, tmp_path: Path) -> None:
+    judge = base.params.judge.model_copy(update={"judges": base.params.judge.judges[:1], "quorum": 2})
+    plan = replace(base, run=tmp_path / "run", params=base.params.model_copy(update={"judge": judge}))
+    with pytest.raises(InvalidInput, match=r"judge\.quorum is 2, but judge\.judges has 1 judge; name more judges"):
+        run_rounds(plan)
     assert not (tmp_path / "run").exists()
 
 

@@ -36,14 +36,14 @@ def answer(
         image: Image or source version, which stands for the code in the cache key.
         shard: Shard of the questions to process, such as 1/2.
         lap: How often earlier rounds used the same questions; each time samples with new seeds.
-        questions: JSON Lines of the questions of this round, which `prepare` wrote.
-        regions: JSON Lines of the proposed regions of every question, which `propose` wrote.
+        questions: JSON Lines of the questions of this round, which `prepare` writes.
+        regions: JSON Lines of the proposed regions of every question, which `propose` writes.
         trained: Checkpoint that the previous round of this run trained; replaces `policy`.
-        candidates_before: JSON Lines of the candidates of a chain's earlier steps, which `answer` wrote.
-        scores_before: JSON Lines of the scores of a chain's earlier steps, which `judge` wrote.
+        candidates_before: JSON Lines of the candidates of a chain's earlier steps, which `answer` writes.
+        scores_before: JSON Lines of the scores of a chain's earlier steps, which `judge` writes.
 
     Returns:
-        candidates: JSON Lines of the policy's answers, one per region and step, which `answer` wrote.
+        candidates: JSON Lines of the policy's answers, one per region and step, which `answer` writes.
         metrics: Figures of the task for the Kubeflow UI.
         Output: sha256 of the candidates.
     """

@@ -40,10 +40,10 @@ def decide(
         calibration: Address of the data set on which the judges were calibrated, for the leak check.
         champion_round: Round that trained the checkpoint from which the run starts; 0: the base policy.
         champion: Benchmark outcomes of the champion (JSONL).
-        challenger: JSON Lines of the challenger's benchmark outcomes, which `evaluate` wrote.
-        panel_report: JSON report of the judges: who scored, who was left out, how far they agree; `judge` wrote it.
-        pair_report: JSON report of how many pairs were made and why others were not, which `pair` wrote.
-        base: JSON Lines of the base policy's benchmark outcomes, which `evaluate` wrote for the policy of round 0.
+        challenger: JSON Lines of the challenger's benchmark outcomes, which `evaluate` writes.
+        panel_report: JSON report of the judges: who scored, who was left out, how far they agree; `judge` writes it.
+        pair_report: JSON report of how many pairs were made and why others were not, which `pair` writes.
+        base: JSON Lines of the base policy's benchmark outcomes, which `evaluate` writes for the policy of round 0.
         panel_report_before: JSON report of the judges of the previous round, compared to find a shift of their scores.
 
     Returns:

@@ -32,14 +32,14 @@ def judge(
         panel_digest: sha256 over the files of the judges, part of the cache key.
         image: Image or source version, which stands for the code in the cache key.
         shard: Shard of the questions to process, such as 1/2.
-        questions: JSON Lines of the questions of this round, which `prepare` wrote.
-        regions: JSON Lines of the proposed regions of every question, which `propose` wrote.
-        candidates: JSON Lines of the policy's answers, one per region and step, which `answer` wrote.
+        questions: JSON Lines of the questions of this round, which `prepare` writes.
+        regions: JSON Lines of the proposed regions of every question, which `propose` writes.
+        candidates: JSON Lines of the policy's answers, one per region and step, which `answer` writes.
 
     Returns:
-        judgements: JSON Lines of every judge's score of every candidate, which `judge` wrote.
-        scores: JSON Lines of the panel's calibrated score of every candidate, which `judge` wrote.
-        panel_report: JSON report of the judges: who scored, who was left out, how far they agree; `judge` wrote it.
+        judgements: JSON Lines of every judge's score of every candidate, which `judge` writes.
+        scores: JSON Lines of the panel's calibrated score of every candidate, which `judge` writes.
+        panel_report: JSON report of the judges: who scored, who was left out, how far they agree; `judge` writes it.
         metrics: Figures of the task for the Kubeflow UI.
         Output: sha256 of the judgements.
     """

@@ -24,18 +24,18 @@ def merge(
 
     Args:
         judge: Settings of the judge panel: judges, calibration, quorum, retries.
-        questions: JSON Lines of the questions of this round, which `prepare` wrote.
+        questions: JSON Lines of the questions of this round, which `prepare` writes.
         region_parts: Regions of every shard.
         candidate_parts: Candidates of every shard.
         judgement_parts: Judgements of every shard.
         report_parts: Panel reports of every shard.
 
     Returns:
-        regions: JSON Lines of the proposed regions of every question, which `propose` wrote.
-        candidates: JSON Lines of the policy's answers, one per region and step, which `answer` wrote.
-        judgements: JSON Lines of every judge's score of every candidate, which `judge` wrote.
-        scores: JSON Lines of the panel's calibrated score of every candidate, which `judge` wrote.
-        panel_report: JSON report of the judges: who scored, who was left out, how far they agree; `judge` wrote it.
+        regions: JSON Lines of the proposed regions of every question, which `propose` writes.
+        candidates: JSON Lines of the policy's answers, one per region and step, which `answer` writes.
+        judgements: JSON Lines of every judge's score of every candidate, which `judge` writes.
+        scores: JSON Lines of the panel's calibrated score of every candidate, which `judge` writes.
+        panel_report: JSON report of the judges: who scored, who was left out, how far they agree; `judge` writes it.
         metrics: Figures of the task for the Kubeflow UI.
         Output: sha256 of the merged candidates.
     """

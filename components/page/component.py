@@ -67,19 +67,19 @@ def page(
         benchmark_digest: sha256 of the benchmark, part of the cache key.
         blind_from: Address of a data set whose answers the blind baseline may use; empty: no baseline.
         policy: Address of the checkpoint from which the run starts.
-        questions: JSON Lines of the questions of this round, which `prepare` wrote.
-        regions: JSON Lines of the proposed regions of every question, which `propose` wrote.
-        candidates: JSON Lines of the policy's answers, one per region and step, which `answer` wrote.
-        judgements: JSON Lines of every judge's score of every candidate, which `judge` wrote.
-        scores: JSON Lines of the panel's calibrated score of every candidate, which `judge` wrote.
-        panel_report: JSON report of the judges: who scored, who was left out, how far they agree; `judge` wrote it.
-        pairs: JSON Lines of preference pairs with their score gaps, which `pair` wrote.
-        pair_report: JSON report of how many pairs were made and why others were not, which `pair` wrote.
+        questions: JSON Lines of the questions of this round, which `prepare` writes.
+        regions: JSON Lines of the proposed regions of every question, which `propose` writes.
+        candidates: JSON Lines of the policy's answers, one per region and step, which `answer` writes.
+        judgements: JSON Lines of every judge's score of every candidate, which `judge` writes.
+        scores: JSON Lines of the panel's calibrated score of every candidate, which `judge` writes.
+        panel_report: JSON report of the judges: who scored, who was left out, how far they agree; `judge` writes it.
+        pairs: JSON Lines of preference pairs with their score gaps, which `pair` writes.
+        pair_report: JSON report of how many pairs were made and why others were not, which `pair` writes.
         outcomes: JSON Lines of a policy's answers to the benchmark, one per question and arm, which `evaluate` writes.
         report: JSON report of the stage: all checks from `preflight`, the benchmark's metrics from `evaluate`.
         decision: JSON of the verdict (promote, keep or blocked) with its checks, which `decide` writes.
         evidence: JSON Lines of both sides' answers to every benchmark question, which `decide` writes.
-        checkpoint: Folder of a model's weights, tokenizer and record, which `train` wrote.
+        checkpoint: Folder of a model's weights, tokenizer and record, which `train` writes.
         champion_outcomes: Benchmark outcomes of the champion (JSONL).
         champion_report: Benchmark report of the champion (JSON).
         trained: Checkpoint that the previous round of this run trained; replaces `policy`.

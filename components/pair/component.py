@@ -20,12 +20,12 @@ def pair(
     Args:
         pair: Settings of the preference pairs: smallest score gap, pairs per question.
         lap: How often earlier rounds used the same questions; each time samples with new seeds.
-        candidates: JSON Lines of the policy's answers, one per region and step, which `answer` wrote.
-        scores: JSON Lines of the panel's calibrated score of every candidate, which `judge` wrote.
+        candidates: JSON Lines of the policy's answers, one per region and step, which `answer` writes.
+        scores: JSON Lines of the panel's calibrated score of every candidate, which `judge` writes.
 
     Returns:
-        pairs: JSON Lines of preference pairs with their score gaps, which `pair` wrote.
-        pair_report: JSON report of how many pairs were made and why others were not, which `pair` wrote.
+        pairs: JSON Lines of preference pairs with their score gaps, which `pair` writes.
+        pair_report: JSON report of how many pairs were made and why others were not, which `pair` writes.
         metrics: Figures of the task for the Kubeflow UI.
         Output: sha256 of the preference pairs.
     """

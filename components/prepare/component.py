@@ -31,7 +31,7 @@ def prepare(
         shards: Number of shards into which the questions are split.
 
     Returns:
-        questions: JSON Lines of the questions of this round, which `prepare` wrote.
+        questions: JSON Lines of the questions of this round, which `prepare` writes.
         metrics: Figures of the task for the Kubeflow UI.
         shard_names: Names of the shards, such as 1/2 and 2/2.
         lap: How often earlier rounds used the same questions; each time samples with new seeds.

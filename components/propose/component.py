@@ -31,11 +31,11 @@ def propose(
         image: Image or source version, which stands for the code in the cache key.
         shard: Shard of the questions to process, such as 1/2.
         lap: How often earlier rounds used the same questions; each time samples with new seeds.
-        questions: JSON Lines of the questions of this round, which `prepare` wrote.
+        questions: JSON Lines of the questions of this round, which `prepare` writes.
         trained: Checkpoint that the previous round of this run trained; replaces `policy`.
 
     Returns:
-        regions: JSON Lines of the proposed regions of every question, which `propose` wrote.
+        regions: JSON Lines of the proposed regions of every question, which `propose` writes.
         metrics: Figures of the task for the Kubeflow UI.
         Output: sha256 of the regions.
     """

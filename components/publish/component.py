@@ -29,10 +29,10 @@ def publish(
         benchmark: Address of the held-out data set with its answer key.
         benchmark_digest: sha256 of the benchmark, part of the cache key.
         image: Image or source version, which stands for the code in the cache key.
-        checkpoint: Folder of a model's weights, tokenizer and record, which `train` wrote.
+        checkpoint: Folder of a model's weights, tokenizer and record, which `train` writes.
         report: JSON report of the stage: all checks from `preflight`, the benchmark's metrics from `evaluate`.
         decision: JSON of the verdict (promote, keep or blocked) with its checks, which `decide` writes.
-        panel_report: JSON report of the judges: who scored, who was left out, how far they agree; `judge` wrote it.
+        panel_report: JSON report of the judges: who scored, who was left out, how far they agree; `judge` writes it.
 
     Returns:
         published: JSON manifest of the stored checkpoint, which `publish` writes.

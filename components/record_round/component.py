@@ -31,14 +31,14 @@ def record_round(
         number: Number of the run's first round; 0: the next round of the model.
         ahead: Position of this round in the run, starting at 0.
         checkpoint_digest: sha256 of the challenger's checkpoint.
-        questions: JSON Lines of the questions of this round, which `prepare` wrote.
-        regions: JSON Lines of the proposed regions of every question, which `propose` wrote.
-        candidates: JSON Lines of the policy's answers, one per region and step, which `answer` wrote.
-        judgements: JSON Lines of every judge's score of every candidate, which `judge` wrote.
-        scores: JSON Lines of the panel's calibrated score of every candidate, which `judge` wrote.
-        panel_report: JSON report of the judges: who scored, who was left out, how far they agree; `judge` wrote it.
-        pairs: JSON Lines of preference pairs with their score gaps, which `pair` wrote.
-        pair_report: JSON report of how many pairs were made and why others were not, which `pair` wrote.
+        questions: JSON Lines of the questions of this round, which `prepare` writes.
+        regions: JSON Lines of the proposed regions of every question, which `propose` writes.
+        candidates: JSON Lines of the policy's answers, one per region and step, which `answer` writes.
+        judgements: JSON Lines of every judge's score of every candidate, which `judge` writes.
+        scores: JSON Lines of the panel's calibrated score of every candidate, which `judge` writes.
+        panel_report: JSON report of the judges: who scored, who was left out, how far they agree; `judge` writes it.
+        pairs: JSON Lines of preference pairs with their score gaps, which `pair` writes.
+        pair_report: JSON report of how many pairs were made and why others were not, which `pair` writes.
         outcomes: JSON Lines of a policy's answers to the benchmark, one per question and arm, which `evaluate` writes.
         report: JSON report of the stage: all checks from `preflight`, the benchmark's metrics from `evaluate`.
         decision: JSON of the verdict (promote, keep or blocked) with its checks, which `decide` writes.

@@ -40,14 +40,14 @@ def train(
         version: Record of the data version as JSON, kept with the checkpoint.
         launch: How training is started: in the task, with torchrun, or as a TrainJob.
         lap: How often earlier rounds used the same questions; each time samples with new seeds.
-        questions: JSON Lines of the questions of this round, which `prepare` wrote.
-        regions: JSON Lines of the proposed regions of every question, which `propose` wrote.
-        candidates: JSON Lines of the policy's answers, one per region and step, which `answer` wrote.
-        pairs: JSON Lines of preference pairs with their score gaps, which `pair` wrote.
+        questions: JSON Lines of the questions of this round, which `prepare` writes.
+        regions: JSON Lines of the proposed regions of every question, which `propose` writes.
+        candidates: JSON Lines of the policy's answers, one per region and step, which `answer` writes.
+        pairs: JSON Lines of preference pairs with their score gaps, which `pair` writes.
         trained: Checkpoint that the previous round of this run trained; replaces `policy`.
 
     Returns:
-        checkpoint: Folder of a model's weights, tokenizer and record, which `train` wrote.
+        checkpoint: Folder of a model's weights, tokenizer and record, which `train` writes.
         metrics: Figures of the task for the Kubeflow UI.
         Output: sha256 of the challenger's checkpoint.
     """

@@ -25,17 +25,17 @@ def version(
     Args:
         version: Settings of the data repository: git address, branch, number of the version.
         answer: Settings of the answers: sampling, length, steps of a chain.
-        questions: JSON Lines of the questions of this round, which `prepare` wrote.
-        regions: JSON Lines of the proposed regions of every question, which `propose` wrote.
-        candidates: JSON Lines of the policy's answers, one per region and step, which `answer` wrote.
-        judgements: JSON Lines of every judge's score of every candidate, which `judge` wrote.
-        scores: JSON Lines of the panel's calibrated score of every candidate, which `judge` wrote.
-        panel_report: JSON report of the judges: who scored, who was left out, how far they agree; `judge` wrote it.
-        pairs: JSON Lines of preference pairs with their score gaps, which `pair` wrote.
-        pair_report: JSON report of how many pairs were made and why others were not, which `pair` wrote.
+        questions: JSON Lines of the questions of this round, which `prepare` writes.
+        regions: JSON Lines of the proposed regions of every question, which `propose` writes.
+        candidates: JSON Lines of the policy's answers, one per region and step, which `answer` writes.
+        judgements: JSON Lines of every judge's score of every candidate, which `judge` writes.
+        scores: JSON Lines of the panel's calibrated score of every candidate, which `judge` writes.
+        panel_report: JSON report of the judges: who scored, who was left out, how far they agree; `judge` writes it.
+        pairs: JSON Lines of preference pairs with their score gaps, which `pair` writes.
+        pair_report: JSON report of how many pairs were made and why others were not, which `pair` writes.
 
     Returns:
-        version_record: JSON record of the preference data's version: its files, digest and revision; `version` wrote
+        version_record: JSON record of the preference data's version: its files, digest and revision; `version` writes
             it.
         metrics: Figures of the task for the Kubeflow UI.
         Output: Record of the data version as JSON.

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import IO, Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
+from pydantic_core import ErrorDetails
 
 from clincot.errors import InvalidInput
 from clincot.records import Record
@@ -88,13 +89,20 @@ def parse_record(line: str, kind: type[R], *, where: str) -> R:
 
 def format_validation_error(error: ValidationError) -> str:
     """Format a validation error in one line: field, what was expected, what was found."""
-    parts = []
-    for item in error.errors(include_url=False):
-        field = ".".join(str(step) for step in item["loc"])
-        actual = repr(item.get("input"))
-        actual = actual if len(actual) <= 120 else actual[:117] + "…"
-        parts.append((f"{field}: " if field else "") + f"{item['msg']} (got {actual})")
-    return "; ".join(parts)
+    return "; ".join(format_problem(item) for item in error.errors(include_url=False))
+
+
+def format_problem(item: ErrorDetails) -> str:
+    """Format one problem of a validation error: field, what was expected, what was found."""
+    field = ".".join(str(step) for step in item["loc"])
+    actual = repr(item.get("input"))
+    actual = actual if len(actual) <= 120 else actual[:117] + "…"
+    return (f"{field}: " if field else "") + f"{strip_prefix(item['msg'])} (got {actual})"
+
+
+def strip_prefix(message: str) -> str:
+    """Remove what pydantic puts before the message of a validator's ValueError."""
+    return message.removeprefix("Value error, ")
 
 
 def parse_row(line: bytes, *, where: str) -> dict[str, Any]:

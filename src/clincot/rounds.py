@@ -26,6 +26,7 @@ from typing import Any, Literal
 import yaml
 
 from clincot.config import Params, TrainConfig, resolve_path
+from clincot.datasets.folder import STUDIES
 from clincot.datasets.reports import REPORTS_FILE
 from clincot.errors import InvalidInput
 from clincot.evaluation.read_benchmark import read_benchmark, select_report_metrics
@@ -35,6 +36,7 @@ from clincot.records import BenchmarkReport, Decision, Outcome
 from clincot.runs.layout import PAIRS_REPORT_FILE, PANEL_REPORT_FILE, VERSION_FILE
 from clincot.stages.base import Metrics
 from clincot.stages.runner import run_stage
+from clincot.text import format_count
 
 
 @dataclass(frozen=True)
@@ -325,16 +327,30 @@ def _check_plan(plan: Plan) -> None:
     arms = plan.params.evaluate.arms
     if plan.params.decide.arm not in arms:
         raise InvalidInput(f"decide.arm is {plan.params.decide.arm!r}, which evaluate.arms {arms} does not measure")
-    paths = {"data": plan.data, "benchmark": plan.benchmark, "policy": plan.policy, "blind_from": plan.blind_from}
+    datasets = {
+        "data": plan.data,
+        "benchmark": plan.benchmark,
+        "blind_from": plan.blind_from,
+        "calibrated_on": plan.calibration,
+    }
+    paths = {**datasets, "policy": plan.policy}
     if plan.params.judge.calibration_path:
         paths["judge.calibration_file"] = plan.params.judge.calibration_path
     for name, path in paths.items():
         if path is not None and not resolve_path(path).exists():
             raise InvalidRecord(f"{name}: {path} does not exist")
+    for name, path in datasets.items():
+        if path is not None and not (resolve_path(path) / STUDIES).is_file():
+            raise InvalidRecord(f"{name}: {path} is not a data set; expected a folder with {STUDIES} in it")
     check_checkpoint_exists(str(resolve_path(plan.policy)), what="policy")
     for spec in plan.params.judge.judges:
         if spec.path:
             check_checkpoint_exists(spec.checkpoint, what=f"judge {spec.name!r}")
+    quorum, panel = plan.params.judge.quorum, format_count(len(plan.params.judge.judges), "judge")
+    if len(plan.params.judge.judges) < quorum:
+        raise InvalidInput(
+            f"judge.quorum is {quorum}, but judge.judges has {panel}; name more judges or lower the quorum"
+        )
 
 
 def start_run(plan: Plan) -> None:
@@ -354,12 +370,16 @@ def start_run(plan: Plan) -> None:
         changed = sorted(key for key in start if before.get(key) != start[key])
         if changed:
             raise InvalidRecord(
-                f"{path}: this run was started with another {', '.join(changed)}; "
+                f"{path}: this run was started with {' and '.join(map(_describe_change, changed))}; "
                 "choose another --run folder or delete this one"
             )
     write_json(path, {**start, "recipe": plan.params.describe_recipe()})
     with atomic_write(plan.run / "params.yaml") as file:
         yaml.safe_dump(plan.params.model_dump(mode="json"), file, sort_keys=False)
+
+
+def _describe_change(key: str) -> str:
+    return f"different {key}" if key in {"data", "judges", "comparisons"} else f"a different {key}"
 
 
 def render_results_table(

@@ -42,6 +42,11 @@ def _is_separator(character: str) -> bool:
     return character in "=+`" or (character not in ".%" and unicodedata.category(character).startswith("P"))
 
 
+def format_count(number: int, noun: str) -> str:
+    """Format a number with its noun, as in "1 image" and "2 images"."""
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
 # --------------------------------------------------------------------------------------------------- Markdown
 
 

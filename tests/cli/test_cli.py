@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -11,8 +13,9 @@ import pytest
 
 from clincot import __version__
 from clincot.cli import stage_commands
-from clincot.cli.app import main
-from clincot.config import Params
+from clincot.cli.app import GUIDE, main, parse
+from clincot.config import SECTION_NAMES, FrozenConfig, Params, load_params, resolve_path
+from clincot.config.params_yaml import render_value
 from clincot.datasets.folder import UnknownStudy
 from clincot.errors import ModelFailed
 from clincot.images import InvalidImage
@@ -52,6 +55,7 @@ def workdir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Change to a folder with a data set and without a params.yaml."""
     monkeypatch.chdir(tmp_path)
     tiny.write_set(tmp_path / "data", key=False)
+    (tmp_path / "binary.yaml").write_bytes(b"\xff\xfe\x00")
     return tmp_path
 
 
@@ -85,8 +89,15 @@ def test_a_stages_help_shows_its_paths_and_parameters(
     text = capsys.readouterr().out
     for name in (*stage.inputs, *stage.optional, *stage.outputs):
         assert f"--{name.replace('_', '-')}" in text
-    for name, value in getattr(Params(), stage.name):
-        assert f"{stage.name}.{name} = {value!r}" in text
+    config = getattr(Params(), stage.name)
+    for name, value in config:
+        if isinstance(value, FrozenConfig) and name in SECTION_NAMES:
+            assert f"{stage.name}.{name}: see `clincot {name} --help`" in text
+        elif isinstance(value, FrozenConfig):
+            for part in type(value).model_fields:
+                assert f"{stage.name}.{name}.{part} = {render_value(value, part)}\n" in text
+        else:
+            assert f"{stage.name}.{name} = {render_value(config, name)}\n" in text
 
 
 def test_a_stage_runs_and_prints_its_metrics(workdir: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -147,6 +158,13 @@ def test_a_number_without_a_point_is_accepted(workdir: Path) -> None:
         (["report-questions", "data", "--out", "out", "--workers", "0"], "at least 1 worker, got 0"),
         (["blind", "--train", "data"], "expected either --data or both --train and --test"),
         (["show", "pair-0", "--run", "no-run"], "no-run"),
+        (["show", "pair-0", "--picture", "p.txt"], "--picture p.txt: .txt is no image format; expected .png or .jpg"),
+        (["params", "--params", "binary.yaml"], "binary.yaml: not UTF-8 text (invalid start byte at byte 0)"),
+        (["params", "--recipe", "binary.yaml"], "binary.yaml: not UTF-8 text (invalid start byte at byte 0)"),
+        (["params", "--params", "data"], "data is a directory; expected a YAML file"),
+        (["params", "--set", "judge.judges=[{name: a}]"], "judge.judges.0: judge 'a' needs either path or url"),
+        (["ingest", "jsonl", "data/questions.jsonl", "--out", "data"], "--out data contains the source data/questions"),
+        (["prepare", "--data", "data", "--questions", "data/questions.jsonl"], "is inside input 'data' (data)"),
         (["page", "--run", "no-run"], "no-run"),
         (["blind", "--train", "data", "--test", "data"], "references.jsonl"),
         (["report-questions", "data", "--out", "out"], "data/reports.jsonl: file not found"),
@@ -225,6 +243,8 @@ def test_user_errors_of_a_stage_are_one_line(
         (["render", "--out", "o", "--images", "3", "--warps", "5"], "FROM:TO"),
         (["render", "--out", "o", "--images", "many", "--warps", "0:2"], "--images"),
         (["rounds", "--run", "r"], "--data"),
+        (["serve", "--checkpoint", "c", "--port", "80000"], "--port"),
+        (["store", "watch", "s", "--port", "-1"], "--port"),
     ],
 )
 def test_wrong_usage_exits_with_2(arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -258,6 +278,28 @@ def test_ingest_exits_with_1_for_refused_rows(workdir: Path, capsys: pytest.Capt
     assert output.err.startswith("clincot ingest: 1 row was refused, 0 allowed; the 1 others were kept. Fix")
     assert len((workdir / "out" / "questions.jsonl").read_text().splitlines()) == 1
     assert main(["ingest", "jsonl", "rows.jsonl", "--out", "out", "--allow-refused", "1"]) == 0
+
+
+def test_a_reader_that_ends_early_is_no_error(workdir: Path) -> None:
+    """As in `clincot params | head -1`, for an output that is longer than what a pipe holds."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    command = [sys.executable, "-m", "clincot", "params"]
+    done = subprocess.run(command, stdout=writer, stderr=subprocess.PIPE, text=True, check=False)
+    os.close(writer)
+    assert (done.returncode, done.stderr) == (141, "")
+
+
+def test_the_guides_round_needs_nothing_of_the_repository(workdir: Path) -> None:
+    """Every line of `clincot --help` about a round parses, with a policy that the package ships."""
+    lines = GUIDE.replace("\\\n", " ").splitlines()
+    (words,) = (shlex.split(line)[1:] for line in lines if line.startswith("  clincot rounds "))
+    parse(words)
+    options = dict(zip(words[1::2], words[2::2], strict=True))
+    assert resolve_path(options["--policy"]).is_dir()
+    assert load_params(None, [options["--set"]], options["--recipe"]).judge.judges
+    for folder in (options["--data"], options["--benchmark"]):
+        assert f"clincot render --out {folder} " in GUIDE
 
 
 def test_the_module_is_the_command(tmp_path: Path) -> None:

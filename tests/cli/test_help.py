@@ -85,7 +85,7 @@ def test_help_shows_the_values_that_would_run(empty: Path, capsys: pytest.Captur
     text = read_help(capsys, "train", "--set", "train.epochs=2", "--set=train.lr=1e-6")
     assert "train.beta = 0.7" in text
     assert "train.epochs = 2.0" in text
-    assert "train.lr = 1e-06" in text
+    assert "train.lr = 1.0e-06" in text
     assert "as they would run, from the defaults, then ./params.yaml, then --set:" in text
 
 
@@ -101,6 +101,26 @@ def test_help_shows_a_recipes_values(words: list[str], empty: Path, capsys: pyte
     assert "pair.min_gap = 0.4" in text
     assert "pair.per_question = 5" in text
     assert "from the defaults, then the recipe mine (r.yaml), then ./params.yaml:" in " ".join(text.split())
+
+
+def test_help_shows_values_as_yaml(empty: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    text = read_help(capsys, "train")
+    assert "train.projector_lr = null\n" in text
+    assert "train.freeze_vision = true\n" in text
+    text = read_help(capsys, "judge", "--recipe", "small-model")
+    assert "judge.judges = [{name: judge-a, path: 'shipped:judge-a'}, {name: judge-b," in text
+    many = ", ".join(f"{{name: judge-{number}, path: shipped:judge-a}}" for number in range(9))
+    lines = read_help(capsys, "judge", "--set", f"judge.judges=[{many}]").splitlines()
+    (judges,) = (line for line in lines if "judge.judges =" in line)
+    assert judges.endswith(" …")
+    assert len(judges) < 190
+
+
+def test_help_refers_to_other_stages_sections(empty: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert "preflight.train: see `clincot train --help`\n" in read_help(capsys, "preflight")
+    assert "evaluate.propose: see `clincot propose --help`\n" in read_help(capsys, "evaluate")
+    text = read_help(capsys, "evaluate", "--set", "evaluate.propose.hypotheses=3")
+    assert "evaluate.propose.hypotheses = 3\n" in text
 
 
 def test_help_names_the_recipe_of_a_file(empty: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -59,6 +59,14 @@ def test_params_prints_what_would_run(folder: Path, capsys: pytest.CaptureFixtur
     assert set(yaml.safe_load((folder / "printed.yaml").read_text())) <= set(Params.model_fields)
 
 
+@pytest.mark.parametrize("words", [[], ["-r", "small-model"]])
+def test_printed_parameters_are_no_recipe(words: list[str], folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["params", *words]) == 0
+    (folder / "printed.yaml").write_text(capsys.readouterr().out)
+    assert main(["params", "--recipe", "printed.yaml"]) == 1
+    assert "printed.yaml: this is a parameters file; use --params" in capsys.readouterr().err
+
+
 def test_params_names_a_wrong_parameter(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["params", "--set", "prepare.limits=1"]) == 1
     assert "prepare.limits" in capsys.readouterr().err

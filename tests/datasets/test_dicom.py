@@ -384,7 +384,7 @@ def test_images_only_and_the_same_picture_twice(tmp_path: Path) -> None:
     assert (report.rows_kept, report.rows_duplicate) == (1, 1)
     assert report.duplicates == ("DICOM folder:2 repeats file 1",)
     assert list(load_questions(out)) == []
-    assert "./: no questions on 1 images" in report.format_summary()
+    assert "./: no questions on 1 image" in report.format_summary()
     assert not list(out.glob(".dicom-*"))
 
 

@@ -66,7 +66,7 @@ def test_views_are_studies_of_one_patient_and_of_one_report(tmp_path: Path) -> N
     assert "NC-ND" in report.licence
     assert "JAMIA" in report.citation
     assert "test has 1 entries; the published release has 590" in report.notes
-    assert "train/: 1 reports on 2 images" in report.format_summary()
+    assert "train/: 1 report on 2 images" in report.format_summary()
 
 
 def test_one_view_is_enough_and_equal_pictures_are_one_view(tmp_path: Path) -> None:

@@ -13,7 +13,8 @@ from PIL import Image
 
 from clincot.datasets.folder import StudyIndex, load_questions, load_references
 from clincot.datasets.ingest.ingest_report import IngestReport, TooManyRefused
-from clincot.datasets.jsonl_vqa import ingest_jsonl
+from clincot.datasets.jsonl_vqa import Split, ingest_jsonl
+from clincot.errors import InvalidInput
 from clincot.images import ImageLimits, open_image
 from clincot.jsonl import InvalidRecord
 
@@ -483,6 +484,37 @@ def test_nothing_kept_is_no_data_set(source: Path, tmp_path: Path) -> None:
         InvalidRecord, match=r"none of the 1 read could be kept\n  .*rows\.jsonl:1: answer: String should have"
     ):
         ingest_jsonl(rows(source, {**ROW, "answer": ""}), tmp_path / "out", allow_refused=1)
+
+
+def test_a_folder_that_contains_the_source_is_refused(source: Path) -> None:
+    """The records of the data set would replace a source that is called questions.jsonl."""
+    path = rows(source, ROW).rename(source / "questions.jsonl")
+    before = contents(source)
+    for out in (source, source.parent, path):
+        with pytest.raises(InvalidInput, match=r"contains the source .*questions\.jsonl"):
+            ingest_jsonl(path, out)
+    assert contents(source) == before
+
+
+@pytest.mark.parametrize("name", ["notes.txt", "questions.jsonl", "train/questions.jsonl", "images/a.png"])
+def test_a_folder_with_files_of_others_is_refused(name: str, source: Path, tmp_path: Path) -> None:
+    path = tmp_path / "out" / name
+    path.parent.mkdir(parents=True)
+    path.write_text("mine")
+    with pytest.raises(InvalidInput, match=rf"was not written by `clincot ingest` \(it contains .*{name}\)"):
+        ingest_jsonl(rows(source, ROW), tmp_path / "out")
+    assert contents(tmp_path / "out") == {name: b"mine"}
+
+
+@pytest.mark.parametrize("split", ["given", "by-row"])
+def test_what_an_interrupted_ingest_left_is_replaced(split: Split, source: Path, tmp_path: Path) -> None:
+    path = rows(source, {**ROW, "split": "train"})
+    ingest_jsonl(path, tmp_path / "out", split=split)
+    before = contents(tmp_path / "out")
+    (tmp_path / "out" / "ingest_report.json").unlink()
+    (tmp_path / "out" / "questions.jsonl.17.partial").write_text("{")
+    ingest_jsonl(path, tmp_path / "out", split=split)
+    assert {name: content for name, content in contents(tmp_path / "out").items() if name in before} == before
 
 
 def test_missing_source(tmp_path: Path) -> None:

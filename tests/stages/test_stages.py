@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from clincot.config import SECTION_NAMES, JudgeSpec, Params
+from clincot.config import SECTION_NAMES, JudgeSpec, Params, PrepareConfig
 from clincot.errors import InvalidInput
 from clincot.jsonl import InvalidRecord, read_records, write_records
 from clincot.records import (
@@ -315,6 +315,34 @@ def test_unknown_and_missing_paths_are_named(shop: Workshop, tmp_path: Path) -> 
     ):
         get_stage("trian")
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("target", ["data/questions.jsonl", "data/new.jsonl", "data/../data/new.jsonl", "link/q.jsonl"])
+def test_an_output_inside_an_input_folder_is_refused(target: str, shop: Workshop, tmp_path: Path) -> None:
+    shutil.copytree(shop.data, tmp_path / "data")
+    (tmp_path / "link").symlink_to(tmp_path / "data")
+    before = {path.name: path.read_bytes() for path in (tmp_path / "data").glob("*.*")}
+    with pytest.raises(InvalidRecord, match=r"output 'questions' \(.*\) is inside input 'data' \(.*data\)"):
+        run_stage("prepare", PrepareConfig(rounds=1), {"data": tmp_path / "data"}, {"questions": tmp_path / target})
+    assert {path.name: path.read_bytes() for path in (tmp_path / "data").glob("*.*")} == before
+
+
+@pytest.mark.parametrize(
+    ("target", "message"),
+    [
+        ("data/studies.jsonl", "output 'regions' .* is inside input 'data'"),
+        ("questions.jsonl", "output 'regions' .* is input 'questions'"),
+        (".", "output 'regions' .* contains input 'data'"),
+    ],
+)
+def test_an_output_that_is_an_input_is_refused(target: str, message: str, shop: Workshop, tmp_path: Path) -> None:
+    shutil.copytree(shop.data, tmp_path / "data")
+    shutil.copy(shop.data / "questions.jsonl", tmp_path / "questions.jsonl")
+    inputs = {"data": tmp_path / "data", "questions": tmp_path / "questions.jsonl", "policy": shop.policy}
+    before = (tmp_path / "questions.jsonl").read_bytes()
+    with pytest.raises(InvalidRecord, match=message):
+        run_stage("propose", shop.params.propose, inputs, {"regions": tmp_path / target})
+    assert (tmp_path / "questions.jsonl").read_bytes() == before
 
 
 def test_a_round_without_a_question_is_an_error_and_no_empty_file(shop: Workshop, tmp_path: Path) -> None:

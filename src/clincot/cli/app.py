@@ -1,11 +1,13 @@
 """`clincot`: one program, a command for each stage, and what surrounds them.
 
 Exit codes: 0 done; 1 an error for the user, in one line (or a fault of the program, with a traceback); 2 wrong usage;
-`decide --exit-code`: 0 promote, 3 keep, 4 blocked.
+`decide --exit-code`: 0 promote, 3 keep, 4 blocked; 141 if the reader of the output ended (`clincot params | head -1`).
 """
 
 from __future__ import annotations
 
+import os
+import select
 import sys
 from collections.abc import Sequence
 from functools import cache
@@ -30,14 +32,17 @@ from clincot.cli.version_commands import add_version_commands
 from clincot.errors import UserError
 
 PROGRAM = "clincot"
+BROKEN_PIPE_CODE = 141  # what a shell reports for a program that SIGPIPE ended: 128 + 13
 ABOUT = "Teach medical vision-language models to look before they answer."
 GUIDE = """\
-A first round (every stage reads ./params.yaml and prints what it wrote):
+A first round (without --recipe, a command reads ./params.yaml if it exists):
 
   clincot demo --short                                   everything once, on a few rendered images
   clincot ingest vqa-rad DIR --out data/vqa-rad          a published data set
   clincot render --out data/train --warps 0:24 --images 400     or the controlled benchmark
-  clincot rounds --run runs/mine --data data/train --benchmark data/test --policy assets/policy --count 2
+  clincot render --out data/test --warps 100:124 --images 100   and its held-out patients
+  clincot rounds --recipe small-model --policy shipped:policy --data data/train --benchmark data/test \\
+      --run runs/mine --count 2 --set decide.max_near_duplicates=1
   clincot show pair-1a2b --run runs/mine                 a record with everything it was made from
   clincot publish --checkpoint runs/mine/round-01/policy --store DIR_OR_S3 --published published.json
   clincot deploy --store DIR_OR_S3 --target local        an endpoint, checked before it gets traffic
@@ -48,10 +53,31 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run a command line and return its exit code. Raises SystemExit after --help and after wrong usage."""
     invocation = parse(argv)
     try:
-        return invocation.run()
+        code = invocation.run()
+        sys.stdout.flush()
+        return code
     except (UserError, OSError) as error:  # OSError: a full disk, a missing file, no permission
+        if isinstance(error, BrokenPipeError) and _reader_is_gone():
+            return BROKEN_PIPE_CODE
         print(f"{PROGRAM} {invocation.command}: {error}", file=sys.stderr)
         return 1
+
+
+def _reader_is_gone() -> bool:
+    """Whether the program that reads standard output has ended, as in `clincot params | head -1`.
+
+    Standard output then goes to os.devnull, so that Python does not fail again when it flushes it at exit.
+    """
+    try:
+        output = sys.stdout.fileno()
+    except OSError:  # not a file, as in tests
+        return False
+    poll = select.poll()
+    poll.register(output, 0)
+    if not any(state & (select.POLLERR | select.POLLHUP) for _, state in poll.poll(0)):
+        return False
+    os.dup2(os.open(os.devnull, os.O_WRONLY), output)
+    return True
 
 
 def parse(argv: Sequence[str] | None = None) -> Invocation:

@@ -235,7 +235,9 @@ class RenderArguments:
         ),
     ]
     images: Annotated[int, typer.Option("--images", metavar="N", help="Number of images to render.")]
-    questions: Annotated[int, typer.Option("--questions", metavar="N", help="Most questions on one image.")] = 3
+    questions: Annotated[
+        int, typer.Option("--questions", metavar="N", help="Maximum number of questions per image.")
+    ] = 3
     seed: SeedOption = 0
     split: Annotated[
         str, typer.Option("--split", metavar="NAME", help="Name of the split in the records (default: name of --out).")

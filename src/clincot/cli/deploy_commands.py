@@ -75,7 +75,13 @@ class TargetArguments(StoreArguments):
     ] = Path("runs/serving")
     port: Annotated[
         int,
-        typer.Option("--port", help="local: port of the endpoint; 0 picks a free one.", rich_help_panel=TARGET_PANEL),
+        typer.Option(
+            "--port",
+            min=0,
+            max=65535,
+            help="local: port of the endpoint; 0 picks a free one.",
+            rich_help_panel=TARGET_PANEL,
+        ),
     ] = 0
     serve_command: Annotated[
         str,

@@ -203,12 +203,21 @@ def show_record(args: ShowArguments) -> int:
     """Show a record of a run with everything it was made from."""
     from clincot.reporting.lineage import draw_record, find_record, render_lineage
 
+    if args.picture is not None:
+        _check_picture_suffix(args.picture)
     record = find_record(args.run, args.id)
     print(render_lineage(args.run, record))
     if args.picture is not None:
         draw_record(args.run, record).save(args.picture)
         print(f"\n{args.picture}")
     return 0
+
+
+def _check_picture_suffix(path: Path) -> None:
+    from PIL import Image
+
+    if path.suffix.lower() not in Image.registered_extensions():
+        raise InvalidInput(f"--picture {path}: {path.suffix or 'no suffix'} is no image format; expected .png or .jpg")
 
 
 @dataclass(frozen=True, kw_only=True)

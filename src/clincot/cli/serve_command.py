@@ -42,7 +42,7 @@ class ServeArguments:
         ),
     ]
     host: Annotated[str, typer.Option("--host", help="Address to listen on.")] = "127.0.0.1"
-    port: Annotated[int, typer.Option("--port", "--http_port", help="Port to listen on.")] = 8080
+    port: Annotated[int, typer.Option("--port", "--http_port", min=0, max=65535, help="Port to listen on.")] = 8080
     model_name: Annotated[
         str,
         typer.Option(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import json
+import textwrap
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -31,6 +32,7 @@ from clincot.cli.options import (
     read_params,
 )
 from clincot.config import FrozenConfig, Params, load_params
+from clincot.config.params_yaml import render_value
 from clincot.errors import UserError
 from clincot.records import Decision
 from clincot.stages.base import Metrics, Stage
@@ -38,6 +40,7 @@ from clincot.stages.catalog import STAGES, describe_artifact, get_stage
 from clincot.stages.runner import run_stage
 
 STAGE_PANEL = "Stages"
+MAX_VALUE = 160  # characters of a value in the help; `clincot params` prints all of it
 INPUTS, OUTPUTS = "Inputs", "Outputs"
 VERDICT_CODES = {"promote": 0, "keep": 3, "blocked": 4}
 ExitCodeOption = Annotated[
@@ -159,13 +162,22 @@ def render_parameters(stage: Stage, arguments: Sequence[str]) -> str:
         params = Params()
         sources = f"the defaults only, because of an error: {error}"
     heading = wrap_text(f"Parameters of {stage.name} ({stage.device}) as they would run, from {sources}:")
-    return "\n".join([heading, *_render_fields(stage.name, getattr(params, stage.name))])
+    return "\n".join([heading, *_render_fields(stage.name, getattr(params, stage.name), params)])
 
 
-def _render_fields(section: str, config: FrozenConfig) -> list[str]:
+def _render_fields(section: str, config: FrozenConfig, params: Params) -> list[str]:
+    """A line for each field, as in `clincot params`; a section that is another stage's own is named only."""
     lines = []
     for name, field in type(config).model_fields.items():
-        lines.append(f"{INDENT}{section}.{name} = {getattr(config, name)!r}")
+        value = getattr(config, name)
+        if isinstance(value, FrozenConfig):
+            if section == "preflight" or value == getattr(params, name, None):
+                lines.append(f"{INDENT}{section}.{name}: see `clincot {name} --help`")
+            else:
+                lines += _render_fields(f"{section}.{name}", value, params)
+            continue
+        text = render_value(config, name)
+        lines.append(f"{INDENT}{section}.{name} = {textwrap.shorten(text, MAX_VALUE, placeholder=' …')}")
         if field.description:
             lines.append(wrap_text(field.description, INDENT * 2))
     return lines

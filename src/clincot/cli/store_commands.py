@@ -62,7 +62,7 @@ class WatchArguments:
     url: Annotated[str, typer.Argument(metavar="STORE", help="Store of the rounds: a folder or s3://bucket/prefix.")]
     name: Annotated[str, typer.Option("--name", help="Name of the model line.")] = "clincot"
     host: Annotated[str, typer.Option("--host", help="Address to listen on.")] = "127.0.0.1"
-    port: Annotated[int, typer.Option("--port", help="Port to listen on; 0 picks a free one.")] = 9090
+    port: Annotated[int, typer.Option("--port", min=0, max=65535, help="Port to listen on; 0 picks a free one.")] = 9090
 
 
 def watch_rounds(args: WatchArguments) -> int:

@@ -10,7 +10,7 @@ from pydantic import BaseModel
 
 from clincot.config.recipes import Recipe, find_recipe
 from clincot.config.sections import FrozenConfig, Params, RecipeReference
-from clincot.config.settings_file import parse_config, parse_override_value, read_settings
+from clincot.config.settings_file import parse_config, parse_override_value, parse_parameters, read_settings
 from clincot.errors import InvalidInput
 from clincot.jsonl import InvalidRecord
 
@@ -31,7 +31,7 @@ def load_params(path: Path | None, overrides: Sequence[str] = (), recipe: str = 
     base = _find_base(reference, recipe, where)
     values = merge_values(Params, {} if base is None else base.values, content)
     apply_overrides(values, overrides)
-    params = parse_config(Params, values, where=where)
+    params = parse_parameters(Params, values, where=where, overrides=overrides)
     return params.model_copy(update={"recipe": _describe_recipe(params, base, reference, overrides)})
 
 

@@ -73,6 +73,14 @@ def _render_fields(config: FrozenConfig, params: Params, path: str, *, indent: s
             yield from _describe_line(f"{indent}{name}: {_dump(_to_json(config, name))}", description, indent)
 
 
+def render_value(config: FrozenConfig, name: str) -> str:
+    """The value of a field as YAML on one line; of a list of sections, only what differs from their defaults."""
+    value = getattr(config, name)
+    if isinstance(value, tuple) and value and isinstance(value[0], FrozenConfig):
+        return _dump([item.model_dump(mode="json", exclude_defaults=True) for item in value])
+    return _dump(_to_json(config, name))
+
+
 def _to_json(config: FrozenConfig, name: str) -> Any:
     return config.model_dump(mode="json", include={name})[name]
 

@@ -11,8 +11,8 @@ from typing import Any
 
 from pydantic import Field
 
-from clincot.config.sections import FrozenConfig, Params
-from clincot.config.settings_file import parse_config, read_settings
+from clincot.config.sections import SECTION_NAMES, FrozenConfig, Params
+from clincot.config.settings_file import parse_config, parse_parameters, read_settings
 from clincot.config.shipped import find_data_folder
 from clincot.errors import InvalidInput
 from clincot.fields import NonEmptyStr
@@ -68,11 +68,19 @@ def find_recipe(name_or_path: str | Path) -> Recipe:
 def read_recipe(path: Path) -> Recipe:
     """Read and validate a recipe file. Raises InvalidRecord naming the file and the key."""
     content = read_settings(path, "a recipe: `recipe: {name, about}` and parameters by section")
+    if _is_params_file(content):
+        raise InvalidRecord(f"{path}: this is a parameters file; use --params")
     if "recipe" not in content:
         raise InvalidRecord(f"{path}: not a recipe; expected `recipe: {{name: …, about: …}}` at its top")
     head = content.pop("recipe")
     if not isinstance(head, dict):
         raise InvalidRecord(f"{path}: recipe: expected {{name: …, about: …}}, got {head!r}")
     parsed = parse_config(RecipeHead, head, where=f"{path}: recipe")
-    params = parse_config(Params, content, where=str(path))
+    params = parse_parameters(Params, content, where=str(path))
     return Recipe(name=parsed.name, about=parsed.about, path=path, values=content, params=params)
+
+
+def _is_params_file(content: dict[str, Any]) -> bool:
+    """Whether this is what `clincot params` writes: every section, and no sentence about a recipe."""
+    head = content.get("recipe")
+    return {*SECTION_NAMES} <= {*content} and not (isinstance(head, dict) and "about" in head)

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import difflib
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args
 
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from clincot.jsonl import InvalidRecord, format_validation_error
+from clincot.jsonl import InvalidRecord, format_problem, format_validation_error
 
 ConfigT = TypeVar("ConfigT", bound=BaseModel)
 
@@ -19,6 +21,11 @@ def read_settings(path: Path, expected: str, shape: str = "settings by name") ->
         content = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
     except FileNotFoundError:
         raise InvalidRecord(f"{path}: no such file; expected {expected}") from None
+    except IsADirectoryError:
+        raise InvalidRecord(f"{path} is a directory; expected a YAML file") from None
+    except UnicodeDecodeError as error:
+        where = f"{error.reason} at byte {error.start}"
+        raise InvalidRecord(f"{path}: not UTF-8 text ({where}); expected {expected}") from None
     except yaml.YAMLError as error:
         raise InvalidRecord(f"{path}: not YAML: {error}") from None
     if not isinstance(content, dict):
@@ -32,6 +39,59 @@ def parse_config(kind: type[ConfigT], content: dict[str, Any], *, where: str) ->
         return kind.model_validate(content)
     except ValidationError as error:
         raise InvalidRecord(f"{where}: {format_validation_error(error)}") from None
+
+
+def parse_parameters(
+    kind: type[ConfigT], content: dict[str, Any], *, where: str, overrides: Sequence[str] = ()
+) -> ConfigT:
+    """Validate parameters by section.
+
+    Raises InvalidRecord that names every wrong parameter with its source, the file `where` or one of the `overrides`
+    (`section.field=value`), and for an unknown name the known one that is most like it.
+    """
+    try:
+        return kind.model_validate(content)
+    except ValidationError as error:
+        sources: dict[str, list[str]] = {}
+        for item in error.errors(include_url=False):
+            path = item["loc"]
+            override = _find_override(".".join(map(str, path)), overrides)
+            source = where if override is None else f"--set {override!r}"
+            problem = format_problem(item) if item["type"] != "extra_forbidden" else _describe_unknown(kind, path)
+            sources.setdefault(source, []).append(problem)
+        raise InvalidRecord(
+            "; ".join(f"{source}: {'; '.join(problems)}" for source, problems in sources.items())
+        ) from None
+
+
+def _find_override(name: str, overrides: Sequence[str]) -> str | None:
+    """The last override that sets this parameter, a part of it, or all of the section that it names."""
+    if name.startswith("evaluate.propose."):
+        name = name.removeprefix("evaluate.")  # it follows `propose` (apply_overrides)
+    for override in reversed(overrides):
+        target = override.partition("=")[0]
+        if f"{name}.".startswith(f"{target}.") or f"{target}.".startswith(f"{name}."):
+            return override
+    return None
+
+
+def _describe_unknown(kind: type[BaseModel], path: tuple[int | str, ...]) -> str:
+    """Say that a parameter is unknown, and which known one its name is most like."""
+    *sections, name = path
+    parent: Any = kind
+    for step in sections:
+        if isinstance(step, str) and _is_model(parent) and step in parent.model_fields:
+            parent = parent.model_fields[step].annotation
+        elif isinstance(step, int) and get_args(parent):
+            parent = get_args(parent)[0]
+    message = f"unknown parameter {'.'.join(map(str, path))}"
+    known = list(parent.model_fields) if _is_model(parent) else []
+    alike = difflib.get_close_matches(str(name), known, n=1, cutoff=0.5)
+    return f"{message}; did you mean {'.'.join(map(str, (*sections, alike[0])))}?" if alike else message
+
+
+def _is_model(kind: Any) -> bool:
+    return isinstance(kind, type) and issubclass(kind, BaseModel)
 
 
 def parse_override_value(value: str, *, where: str) -> Any:

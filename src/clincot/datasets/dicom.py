@@ -35,6 +35,7 @@ from clincot.datasets.dicom_image import NotAnImage, UnusableDicom, render_dicom
 from clincot.datasets.ingest.image_pool import ImageInspector, WorkerPool
 from clincot.datasets.ingest.index import IngestIndex
 from clincot.datasets.ingest.ingest_report import IngestReport, IngestTally, InvalidRow, write_report
+from clincot.datasets.ingest.output_folder import check_output_folder
 from clincot.datasets.ingest.writer import (
     FolderWriter,
     SourceImage,
@@ -46,7 +47,7 @@ from clincot.datasets.ingest.writer import (
 from clincot.datasets.jsonl_vqa import JsonlRow
 from clincot.datasets.splits import assign_split, check_test_share
 from clincot.errors import InvalidInput
-from clincot.jsonl import InvalidRecord, parse_row
+from clincot.jsonl import InvalidRecord, parse_row, strip_prefix
 
 # Reports and messages use these labels instead of paths, because a path may contain a patient's name.
 FILES_LABEL, ROWS_LABEL = "DICOM folder", "questions"
@@ -92,6 +93,7 @@ def ingest_dicom(  # noqa: PLR0913 (one keyword per command-line option)
     if split not in ("given", "patient-disjoint"):
         raise InvalidInput(f'split is "given" or "patient-disjoint", got {split!r}')
     check_test_share(test_share)
+    check_output_folder(out, source, *([questions] if questions is not None else []))
     tally, notes = IngestTally(allow_refused), Counter[str]()
     salt, listing = read_salt(salt_file, out), list_dicom_files(source)
     rows = list(_read_question_rows(questions, tally)) if questions is not None else []
@@ -310,7 +312,7 @@ def _read_question_rows(path: Path, tally: IngestTally) -> Iterator[tuple[int, J
 def _describe_error(item: ErrorDetails) -> str:
     if item["type"] == "extra_forbidden":
         return "an unknown field"
-    return f"{'.'.join(map(str, item['loc']))}: {item['msg']}"
+    return f"{'.'.join(map(str, item['loc']))}: {strip_prefix(item['msg'])}"
 
 
 _ALLOWED_FIELDS = tuple(name for name in JsonlRow.model_fields if name not in ("patient", "modality"))

@@ -23,6 +23,7 @@ from clincot.errors import UserError
 from clincot.fields import FrozenModel
 from clincot.jsonl import InvalidRecord, parse_record, read_records
 from clincot.records import Question, Reference, Study
+from clincot.text import format_count
 
 STUDIES, QUESTIONS, REFERENCES, IMAGES = "studies.jsonl", "questions.jsonl", "references.jsonl", "images"
 
@@ -112,8 +113,8 @@ class LeakReport(FrozenModel):
     def format_summary(self) -> str:
         return (
             f"{self.shared_images} of {self.test_images} {self.test} images also occur in {self.train}"
-            f" ({self.train_images} images), {self.near_images} more are near duplicates;"
-            f" {self.shared_patients} patients occur in both"
+            f" ({format_count(self.train_images, 'image')}), {self.near_images} more are near duplicates;"
+            f" {format_count(self.shared_patients, 'patient')} occur in both"
         )
 
 

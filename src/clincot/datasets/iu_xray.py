@@ -35,6 +35,7 @@ from clincot.datasets.ingest.ingest_report import (
     InvalidRow,
     write_report,
 )
+from clincot.datasets.ingest.output_folder import check_output_folder
 from clincot.datasets.ingest.writer import SourceImage, find_pairwise_leakage, open_dataset_folder, read_studies
 from clincot.datasets.splits import assign_split, check_test_share
 from clincot.errors import InvalidInput
@@ -91,6 +92,7 @@ def ingest_iu_xray(  # noqa: PLR0913 (one keyword per command-line option)
     if split not in ("official", "patient-disjoint"):
         raise InvalidInput(f'split is "official" or "patient-disjoint", got {split!r}')
     check_test_share(test_share)
+    check_output_folder(out, source)
     path = source / "annotation.json"
     raw, tally, notes = _load_annotation(path), IngestTally(allow_refused), Counter[str]()
     entries = list(_parse_entries(raw, tally))

@@ -27,6 +27,7 @@ from tqdm import tqdm
 from clincot.datasets.ingest.image_pool import ImageInspector, WorkerPool
 from clincot.datasets.ingest.index import IngestIndex
 from clincot.datasets.ingest.ingest_report import IngestReport, IngestTally, InvalidRow, write_report
+from clincot.datasets.ingest.output_folder import check_output_folder
 from clincot.datasets.ingest.writer import (
     FolderWriter,
     SourceImage,
@@ -128,6 +129,7 @@ def ingest_jsonl(  # noqa: PLR0913 (one keyword per command-line option)
     check_test_share(test_share)
     if not source.is_file():
         raise InvalidRecord(f"{source}: expected a JSONL file, but the file does not exist")
+    check_output_folder(out, source)
     tally = IngestTally(allow_refused)
     with IngestIndex() as index, WorkerPool(workers) as pool:
         images = ImageInspector(index, pool, limits)

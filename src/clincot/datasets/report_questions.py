@@ -25,6 +25,7 @@ from clincot.datasets.ingest.ingest_report import (
     InvalidRow,
     write_report,
 )
+from clincot.datasets.ingest.output_folder import check_output_folder
 from clincot.datasets.ingest.writer import FolderWriter, SourceImage, SourceQuestion, open_dataset_folder
 from clincot.datasets.reports import REPORTS_FILE, ReportRow, read_numbered_reports
 from clincot.geometry import Box
@@ -49,6 +50,7 @@ def make_report_questions(
     """
     if out.resolve() == source.resolve():
         raise InvalidRecord(f"{out}: report questions need a folder of their own, not the source folder")
+    check_output_folder(out, source)
     path, tally, notes = source / REPORTS_FILE, IngestTally(allow_refused), Counter[str]()
     studies, boxes = StudyIndex(source), _collect_boxes(source)
     rows = iter(tqdm(read_numbered_reports(path), desc=f"reports of {source.name}", unit=" reports", disable=None))

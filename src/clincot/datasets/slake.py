@@ -31,6 +31,7 @@ from clincot.datasets.ingest.ingest_report import (
     InvalidRow,
     write_report,
 )
+from clincot.datasets.ingest.output_folder import check_output_folder
 from clincot.datasets.ingest.writer import (
     SourceImage,
     SourceQuestion,
@@ -129,6 +130,7 @@ def ingest_slake(  # noqa: PLR0913 (one keyword per command-line option)
     if split not in ("official", "image-disjoint"):
         raise InvalidInput(f'split is "official" or "image-disjoint", got {split!r}')
     check_test_share(test_share)
+    check_output_folder(out, source)
     tally, notes = IngestTally(allow_refused), Counter[str]()
     rows = dict(_read_rows(source, language, tally, notes))
     names = list(dict.fromkeys(row.img_name for row in rows.values()))

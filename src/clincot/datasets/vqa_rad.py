@@ -29,6 +29,7 @@ from clincot.datasets.ingest.ingest_report import (
     InvalidRow,
     write_report,
 )
+from clincot.datasets.ingest.output_folder import check_output_folder
 from clincot.datasets.ingest.writer import (
     SourceImage,
     SourceQuestion,
@@ -104,6 +105,7 @@ def ingest_vqa_rad(
     if split not in ("official", "image-disjoint"):
         raise InvalidInput(f'split is "official" or "image-disjoint", got {split!r}')
     check_test_share(test_share)
+    check_output_folder(out, source)
     questions, images = _find_one(source, _QUESTION_FILES, "file"), _find_one(source, _IMAGE_FOLDERS, "folder")
     raw, tally = _load_json(questions), IngestTally(allow_refused)
     rows = dict(_parse_rows(raw, questions.name, tally))

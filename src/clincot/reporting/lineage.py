@@ -39,7 +39,7 @@ from clincot.records import (
 from clincot.reporting.pictures import Illustrator
 from clincot.runs import layout
 from clincot.runs.lookup import RunRecords
-from clincot.text import format_interval
+from clincot.text import format_count, format_interval
 
 _MAX_LISTED = 20  # records that a message lists
 _DATA_STAGES = ("propose", "answer", "judge", "pair")  # the stages whose configuration a pair depends on
@@ -329,7 +329,7 @@ def _describe_region(region: Region) -> str:
 
 def _describe_score(score: PanelScore) -> str:
     value = f"unscored: {score.reason}" if score.score is None else f"{score.score:.3f} ± {score.spread:.3f}"
-    return f"{score.id}  panel {value}, {score.judges} judges"
+    return f"{score.id}  panel {value}, {format_count(score.judges, 'judge')}"
 
 
 def _describe_reference(reference: Reference) -> str:

@@ -22,6 +22,7 @@ from kserve.protocol.infer_type import InferInput, InferOutput
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from clincot.generation.visual_cot import VisualAnswer
+from clincot.jsonl import strip_prefix
 from clincot.serving.api_errors import ApiError
 from clincot.serving.service import AnswerRequest, AnswerService
 
@@ -108,7 +109,7 @@ def describe_validation_error(error: ValidationError | RequestValidationError) -
     problems = []
     for problem in error.errors()[:5]:
         field = ".".join(map(str, problem["loc"])) or "body"
-        problems.append(f"{field}: {problem['msg']}")
+        problems.append(f"{field}: {strip_prefix(problem['msg'])}")
     return "; ".join(problems)
 
 

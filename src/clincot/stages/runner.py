@@ -21,11 +21,12 @@ def run_stage(name: str, config: FrozenConfig, inputs: Paths, outputs: Paths) ->
 
     inputs, outputs: paths by name; `shipped:NAME` is resolved. When a stage ends without error, <first
     output>.stage.json records its key and the hashes of its outputs. Raises InvalidRecord if a path is missing or is
-    none of the stage's.
+    none of the stage's, or if an output would overwrite an input.
     """
     stage = get_stage(name)
     inputs = {name: resolve_path(path) for name, path in inputs.items()}
     _check_paths(stage, inputs, outputs)
+    _check_outputs_spare_inputs(stage, inputs, outputs)
     key = _build_key(stage, config, inputs)
     stamp = outputs[stage.outputs[0]].with_name(outputs[stage.outputs[0]].name + ".stage.json")
     done = _read_stamp(stamp)
@@ -65,6 +66,25 @@ def _check_paths(stage: Stage, inputs: Paths, outputs: Paths) -> None:
     for name, path in inputs.items():
         if not path.exists() and name not in stage.may_be_missing:
             raise InvalidRecord(f"stage {stage.name}: input {name!r}: {path} does not exist")
+
+
+def _check_outputs_spare_inputs(stage: Stage, inputs: Paths, outputs: Paths) -> None:
+    """Raise InvalidRecord if an output is an input, is inside an input folder, or contains an input."""
+    for output, target in outputs.items():
+        for name, source in inputs.items():
+            written, read = target.resolve(), source.resolve()
+            if written == read:
+                relation = "is"
+            elif written.is_relative_to(read):
+                relation = "is inside"
+            elif read.is_relative_to(written):
+                relation = "contains"
+            else:
+                continue
+            raise InvalidRecord(
+                f"stage {stage.name}: output {output!r} ({target}) {relation} input {name!r} ({source}) and would "
+                "overwrite it; choose another path"
+            )
 
 
 def _read_stamp(stamp: Path) -> dict[str, Any] | None:

@@ -15,6 +15,7 @@ from clincot.datasets.ingest.index import IngestIndex
 from clincot.errors import InvalidInput
 from clincot.fields import FrozenModel
 from clincot.jsonl import InvalidRecord, atomic_write
+from clincot.text import format_count
 
 REPORT_FILE = "ingest_report.json"
 MAX_LISTED = 20  # how many refusals and duplicates are listed one by one
@@ -63,10 +64,10 @@ class FolderCounts(FrozenModel):
     def format_summary(self) -> str:
         contents = []
         if self.questions:
-            contents.append(f"{self.questions} questions ({format_counts(self.questions_by_kind)})")
+            contents.append(f"{format_count(self.questions, 'question')} ({format_counts(self.questions_by_kind)})")
         if self.reports:
-            contents.append(f"{self.reports} reports")
-        return f"{' and '.join(contents) or 'no questions'} on {self.studies} images"
+            contents.append(format_count(self.reports, "report"))
+        return f"{' and '.join(contents) or 'no questions'} on {format_count(self.studies, 'image')}"
 
 
 class IngestReport(FrozenModel):
@@ -103,9 +104,9 @@ class IngestReport(FrozenModel):
     def format_summary(self) -> str:
         """Format the report as a few lines for a terminal."""
         lines = [
-            f"{self.source}: {self.rows_read} rows read, {self.rows_kept} kept,"
-            f" {self.rows_duplicate} duplicates dropped, {self.rows_refused} refused",
-            f"{self.images} images: {format_counts(self.images_by_modality)}",
+            f"{self.source}: {format_count(self.rows_read, 'row')} read, {self.rows_kept} kept,"
+            f" {format_count(self.rows_duplicate, 'duplicate')} dropped, {self.rows_refused} refused",
+            f"{format_count(self.images, 'image')}: {format_counts(self.images_by_modality)}",
         ]
         lines += [f"{counts.folder}/: {counts.format_summary()}" for counts in self.folders]
         lines += [f"leak ({self.split or 'given'} split): {leak.format_summary()}" for leak in self.leaks]

@@ -10,7 +10,6 @@ import contextlib
 import errno
 import hashlib
 import os
-import re
 import shutil
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -25,6 +24,7 @@ from clincot.datasets.folder import IMAGES, QUESTIONS, REFERENCES, STUDIES, Leak
 from clincot.datasets.ingest.image_pool import ImageInspector
 from clincot.datasets.ingest.index import IngestIndex, TakenStudy
 from clincot.datasets.ingest.ingest_report import FolderCounts, InvalidRow, sort_counts
+from clincot.datasets.ingest.output_folder import IMAGE_NAME
 from clincot.datasets.reports import REPORTS_FILE, format_report_line
 from clincot.geometry import Box
 from clincot.jsonl import atomic_write, format_validation_error, hash_files, read_records
@@ -165,10 +165,9 @@ class FolderWriter:
 
     def remove_orphans(self) -> None:
         """Remove images that no study names: left over from an earlier ingest, or partly written by a killed one."""
-        image_name = re.compile(r"([0-9a-f]{32})\.(png|jpg)(\.partial)?")
         images = self.folder / IMAGES
         for path in images.iterdir() if images.is_dir() else ():
-            match = image_name.fullmatch(path.name)
+            match = IMAGE_NAME.fullmatch(path.name)
             if match is not None and (match[3] or not self._index.contains_image(self._key, match[1])):
                 path.unlink()
 
