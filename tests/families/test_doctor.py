@@ -596,8 +596,8 @@ def test_sizes_are_those_of_the_weights(sound: Path) -> None:
 @pytest.mark.parametrize(
     ("gpu", "remedy"),
     [
-        (48.0, "--set train.lora_r=128 train.dtype=bfloat16 train.batch_size=32"),
-        (24.0, "--set train.lora_r=128 train.dtype=bfloat16 train.batch_size=4"),
+        (48.0, "--set train.full_finetuning=false train.lora_r=128 train.dtype=bfloat16 train.batch_size=32"),
+        (24.0, "--set train.full_finetuning=false train.lora_r=128 train.dtype=bfloat16 train.batch_size=4"),
         (8.0, "shard the model over several"),
     ],
 )

@@ -517,7 +517,8 @@ def _suggest_training(checkup: _Checkup, size: ModelSize, train: TrainConfig, to
     """What would fit: fewer pairs in a pass, or a LoRA in bfloat16 on top of that; or several GPUs."""
     limit = (checkup.options.gpu_gib or 0) * SHARE_USED
     lora = TrainingMethod(train.lora_r or LORA_RANK, bfloat16=True, four_bit=False)
-    for method, setting in ((None, ""), (lora, f"train.lora_r={lora.rank} train.dtype=bfloat16 ")):
+    everything = "train.full_finetuning=false " if train.full_finetuning else ""
+    for method, setting in ((None, ""), (lora, f"{everything}train.lora_r={lora.rank} train.dtype=bfloat16 ")):
         for halvings in range(train.batch_size.bit_length()):
             smaller = train.model_copy(update={"batch_size": train.batch_size >> halvings})
             estimate = estimate_training(size, smaller, tokens=tokens, method=method)
