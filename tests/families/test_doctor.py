@@ -389,7 +389,7 @@ def test_headers_are_read_if_no_token_is_written(
     [
         ("content['text']", "content['text'] | lower", "does not show the assistant's turn as it is"),
         ("messages %}", "messages if message['role'] != 'assistant' %}", "does not show the assistant's turn"),
-        ("if add_generation_prompt", "if false", "shows the model's turns"),
+        ("if add_generation_prompt", "if false", "before the assistant's turn"),
     ],
 )
 def test_a_template_keeps_the_policys_own_turns(
