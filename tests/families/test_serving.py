@@ -56,4 +56,5 @@ def test_the_served_answer_is_the_models_own(
                 assert served.confidence == pytest.approx(expected.confidence, abs=1e-4)
                 for ours, theirs in zip(served.regions, expected.regions, strict=True):
                     assert ours.likelihood == pytest.approx(theirs.likelihood, abs=1e-4)
-            assert replies[1].json()["choices"][0]["message"]["content"] == expected.answer
+            message = replies[1].json()["choices"][0]["message"]
+            assert message["content"] == (None if expected.abstained else expected.answer)  # cut off: refused
