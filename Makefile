@@ -70,8 +70,7 @@ $(VLLM)/.ready: requirements-vllm.txt
 	$(VLLM)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps -r requirements-vllm.txt
 	touch $@
 
-# checkov has an environment of its own, because it requires other versions than the project
-test-families: $(FULL) $(FAMILIES)/.ready  ## Test every model family on its real processor (torchvision in its own environment)
+test-families: $(FULL) $(FAMILIES)/.ready  ## test every model family on its real processor (torchvision in its own environment)
 	OMP_NUM_THREADS=1 $(FAMILIES)/bin/python -m pytest tests/families $(TESTS)
 
 $(FAMILIES)/.ready: requirements-families.txt tests/support/torchvision_operators.py $(FULL)
@@ -80,6 +79,7 @@ $(FAMILIES)/.ready: requirements-families.txt tests/support/torchvision_operator
 	$(FAMILIES)/bin/python tests/support/torchvision_operators.py $(FAMILIES) $(VENV)/lib/python*/site-packages
 	touch $@
 
+# checkov has an environment of its own, because it requires other versions than the project
 $(CHECKOV)/.ready: requirements-checkov.txt
 	$(PYTHON) -m venv $(CHECKOV)
 	$(CHECKOV)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps -r requirements-checkov.txt
