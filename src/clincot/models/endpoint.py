@@ -10,6 +10,7 @@ same name.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property, lru_cache, partial
@@ -146,6 +147,7 @@ class EndpointModel:
         self._concurrency = concurrency
         self._served: list[str] | None = None  # as listed; None: not listed, or not asked yet
         self._streak = 0  # failed requests in a row
+        self._lock = threading.Lock()
         self._renamed: dict[str, str] = {}  # option -> the name that this server wants; "": it refuses the option
 
     @property
@@ -247,14 +249,21 @@ class EndpointModel:
             return []
         retry.call(lambda: self.model, on_retry)
 
+        given_up: list[HttpFailure] = []
+
         def rate_one(numbered: tuple[int, Conversation]) -> JudgeReply:
             position, conversation = numbered
+            if given_up:  # not sent: the caller learns of the failure when its turn comes
+                raise given_up[0]
             try:
                 reply = retry.call(lambda: self._rate_one(client, conversation), on_retry)
-                self._streak = 0  # shared by the threads: a count that is late by one does no harm
+                with self._lock:
+                    self._streak = 0
             except HttpFailure as error:
-                self._streak += 1
+                with self._lock:
+                    self._streak += 1
                 if error.fatal or self._streak >= _MAX_STREAK:
+                    given_up.append(error)
                     raise
                 reply = JudgeReply(None, reason=f"the request failed: {error}", failed=True)
             if on_reply is not None:
