@@ -214,6 +214,24 @@ def add_decide(this: Round, data: PreferenceData, challenger: Challenger) -> Any
     ).outputs
 
 
+def _list_round_files(data: PreferenceData, challenger: Challenger, decided: Any) -> dict[str, Any]:
+    """The artifacts of a round that its record and its page are made from, by the name of the input."""
+    return {
+        "questions": data.questions,
+        "regions": data.regions,
+        "candidates": data.candidates,
+        "judgements": data.judgements,
+        "scores": data.scores,
+        "panel_report": data.panel_report,
+        "pairs": data.pairs,
+        "pair_report": data.pair_report,
+        "outcomes": challenger.outcomes,
+        "report": challenger.report,
+        "decision": decided["decision"],
+        "evidence": decided["evidence"],
+    }
+
+
 def add_record(this: Round, data: PreferenceData, challenger: Challenger, decided: Any) -> dsl.PipelineTask:
     """Add the record of the round. It runs before anything acts on the decision, so that a retry can resume."""
     return apply_placement(
@@ -222,18 +240,7 @@ def add_record(this: Round, data: PreferenceData, challenger: Challenger, decide
             number=this.run.number,
             ahead=this.ahead,
             checkpoint_digest=challenger.digest,
-            questions=data.questions,
-            regions=data.regions,
-            candidates=data.candidates,
-            judgements=data.judgements,
-            scores=data.scores,
-            panel_report=data.panel_report,
-            pairs=data.pairs,
-            pair_report=data.pair_report,
-            outcomes=challenger.outcomes,
-            report=challenger.report,
-            decision=decided["decision"],
-            evidence=decided["evidence"],
+            **_list_round_files(data, challenger, decided),
         ),
         "record_round",
         this.plan.cluster,
@@ -262,18 +269,7 @@ def add_page(this: Round, data: PreferenceData, challenger: Challenger, decided:
             benchmark_digest=this.start.benchmark_digest,
             blind_from=this.run.blind_from,
             policy=this.start.policy,
-            questions=data.questions,
-            regions=data.regions,
-            candidates=data.candidates,
-            judgements=data.judgements,
-            scores=data.scores,
-            panel_report=data.panel_report,
-            pairs=data.pairs,
-            pair_report=data.pair_report,
-            outcomes=challenger.outcomes,
-            report=challenger.report,
-            decision=decided["decision"],
-            evidence=decided["evidence"],
+            **_list_round_files(data, challenger, decided),
             checkpoint=challenger.checkpoint,
             champion_outcomes=this.champion.champion_outcomes,
             champion_report=this.champion.champion_report,
