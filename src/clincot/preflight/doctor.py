@@ -50,7 +50,6 @@ from clincot.models.weight_shapes import WEIGHTS_REMEDY, check_weight_shapes
 from clincot.models.yes_no import find_yes_no_ids
 from clincot.preflight.gpu_memory import (
     GIB,
-    LORA_RANK,
     SHARE_USED,
     MemoryEstimate,
     ModelSize,
@@ -74,6 +73,7 @@ from clincot.prompts import (
     text_judge_prompt,
 )
 from clincot.records import Study
+from clincot.training.resolved_settings import LARGE_MODEL_LORA_R
 
 _FILM_SIDE, _SMALL_SIDE = 1024, 32  # pixels of the picture that tokens are counted on, and of the one that is shown
 _QUESTION = "Is there a nodule in the left lung?"
@@ -411,8 +411,7 @@ def _show_tokens(tokenizer: Any, ids: list[int]) -> str:
 
 
 def _check_region_form(checkup: _Checkup) -> PreflightCheck:
-    form = getattr(checkup.views, "region_form", "percent")
-    return _passed(f"{form}, wording {checkup.views.wording!r}")
+    return _passed(f"{checkup.views.region_form}, wording {checkup.views.wording!r}")
 
 
 # --- vocabulary, weights
@@ -516,7 +515,7 @@ def _count_tokens(checkup: _Checkup) -> int:
 def _suggest_training(checkup: _Checkup, size: ModelSize, train: TrainConfig, tokens: int) -> str:
     """What would fit: fewer pairs in a pass, or a LoRA in bfloat16 on top of that; or several GPUs."""
     limit = (checkup.options.gpu_gib or 0) * SHARE_USED
-    lora = TrainingMethod(train.lora_r or LORA_RANK, bfloat16=True, four_bit=False)
+    lora = TrainingMethod(train.lora_r or LARGE_MODEL_LORA_R, bfloat16=True, four_bit=False)
     everything = "train.full_finetuning=false " if train.full_finetuning else ""
     for method, setting in ((None, ""), (lora, f"{everything}train.lora_r={lora.rank} train.dtype=bfloat16 ")):
         for halvings in range(train.batch_size.bit_length()):

@@ -16,11 +16,10 @@ from transformers import AutoModelForImageTextToText
 from clincot.config import TrainConfig
 from clincot.models.checkpoint import UnsupportedCheckpoint
 from clincot.models.inspection import TESTED_FAMILIES, first_line
+from clincot.training.resolved_settings import choose_lora_rank
 
 GIB = 1 << 30
 SHARE_USED = 0.9  # of a GPU's memory; the rest is for the CUDA context and for fragments between allocations
-LORA_SIZE = 1e9  # parameters; larger models are trained with LoRA unless full fine-tuning is asked for
-LORA_RANK = 128  # of the default LoRA [MMedPO, arXiv 2412.06141]
 _VISION_TOWERS = ("vision_model", "vision_tower", "visual")
 _NF4_BYTES = (4 + 0.127) / 8  # a weight with double quantisation (QLoRA, arXiv 2305.14314, section 3)
 _LAYER_BYTES = 34  # activations of a layer per token and hidden unit at 16 bits (arXiv 2205.05198, equation 1)
@@ -145,11 +144,8 @@ def estimate_serving(size: ModelSize, *, tokens: int, batch: int, number_bytes: 
 
 def choose_method(size: ModelSize, train: TrainConfig) -> TrainingMethod:
     """How a recipe trains a model of this size on a GPU."""
-    rank = train.lora_r
-    if not rank and size.total > LORA_SIZE and not getattr(train, "full_finetuning", True):
-        rank = LORA_RANK
-    four_bit = getattr(train, "quantization", "none") == "4bit"
-    return TrainingMethod(rank, bfloat16=train.dtype != "float32", four_bit=four_bit)
+    rank = choose_lora_rank(train, size.total)
+    return TrainingMethod(rank, bfloat16=train.dtype != "float32", four_bit=train.quantization == "4bit")
 
 
 def estimate_training(
@@ -168,7 +164,7 @@ def estimate_training(
     """
     method = method or choose_method(size, train)
     wide = not method.bfloat16
-    connector = not train.freeze_vision or getattr(train, "train_projector", False)
+    connector = not train.freeze_vision or train.train_projector
     trained_parts = (True, connector, not train.freeze_vision)
     counts = (size.language, size.connector, size.vision)
     trained = sum(count for count, is_trained in zip(counts, trained_parts, strict=True) if is_trained)

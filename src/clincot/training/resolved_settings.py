@@ -71,8 +71,8 @@ def resolve_settings(config: TrainConfig, parameters: int, device: Device) -> Re
     """
     _check_quantization(config)
     large = parameters > LARGE_MODEL_PARAMETERS
-    chosen_by_size = large and not config.lora_r and not config.full_finetuning
-    lora_r = LARGE_MODEL_LORA_R if chosen_by_size else config.lora_r
+    lora_r = choose_lora_rank(config, parameters)
+    chosen_by_size = lora_r != config.lora_r
     projector_lr = config.projector_lr or (LARGE_MODEL_PROJECTOR_LR if chosen_by_size else config.lr)
     dtype = config.dtype
     if dtype == "auto":
@@ -87,6 +87,13 @@ def resolve_settings(config: TrainConfig, parameters: int, device: Device) -> Re
         dtype=dtype,
         gradient_checkpointing=large or (device.gpu and config.loss != "sft"),
     )
+
+
+def choose_lora_rank(config: TrainConfig, parameters: int) -> int:
+    """The rank of the LoRA for a model of `parameters` weights; 0: full fine-tuning."""
+    if parameters > LARGE_MODEL_PARAMETERS and not config.lora_r and not config.full_finetuning:
+        return LARGE_MODEL_LORA_R
+    return config.lora_r
 
 
 def _check_quantization(config: TrainConfig) -> None:
