@@ -16,22 +16,8 @@ from clincot.pipelines.params import JsonObject, decode_params
 from clincot.pipelines.round_files import RoundContext, RoundFiles
 from clincot.reporting.page import write_page
 from clincot.rounds import Plan, collect_results, render_results_table, start_run
+from clincot.runs.layout import ROUND_FILES
 from clincot.storage.artifacts import download_folder
-
-_ROUND_FILES = {  # output of a task -> its name in the folder of a round, as in rounds.py
-    "questions": "questions.jsonl",
-    "regions": "regions.jsonl",
-    "candidates": "candidates.jsonl",
-    "judgements": "judgements.jsonl",
-    "scores": "scores.jsonl",
-    "panel_report": "panel.report.json",
-    "pairs": "pairs.jsonl",
-    "pair_report": "pairs.report.json",
-    "outcomes": "outcomes.jsonl",
-    "report": "report.json",
-    "decision": "decision.json",
-    "evidence": "evidence.jsonl",
-}
 
 
 def write_round_page(
@@ -76,10 +62,10 @@ def _describe_recipe(params: Params, name: str, *, sections: Collection[str]) ->
 def _link_round(run: Path, context: RoundContext, files: RoundFiles) -> None:
     folder = run / "round-01"
     for name, path in files.by_name().items():
-        _link_file(path, folder / _ROUND_FILES[name])
+        _link_file(path, folder / ROUND_FILES[name])
     _link_file(Path(context.checkpoint), folder / "policy")
-    _link_file(Path(context.champion_outcomes), run / "base" / _ROUND_FILES["outcomes"])
-    _link_file(Path(context.champion_report), run / "base" / _ROUND_FILES["report"])
+    _link_file(Path(context.champion_outcomes), run / "base" / ROUND_FILES["outcomes"])
+    _link_file(Path(context.champion_report), run / "base" / ROUND_FILES["report"])
 
 
 def _link_file(path: Path, link: Path) -> None:

@@ -221,7 +221,7 @@ def _find_training_reports(plan: Plan) -> Path | None:
 
 def _decide_promotion(plan: Plan, number: int, folder: Path, champion: Path) -> Decision:
     """Run the promotion gate with the run's ledger, which holds the error budget that earlier rounds have spent."""
-    ledger, before = plan.run / "ledger", plan.run / f"round-{number - 1:02d}" / "panel.report.json"
+    ledger, before = plan.run / "ledger", plan.run / f"round-{number - 1:02d}" / PANEL_REPORT_FILE
     ledger.mkdir(exist_ok=True)
     inputs = {
         "benchmark": plan.benchmark,
@@ -229,7 +229,7 @@ def _decide_promotion(plan: Plan, number: int, folder: Path, champion: Path) -> 
         "challenger": folder / "outcomes.jsonl",
         "base": plan.run / "base" / "outcomes.jsonl",
         "data": plan.data,
-        "panel_report": folder / "panel.report.json",
+        "panel_report": folder / PANEL_REPORT_FILE,
         "pair_report": folder / "pairs.report.json",
         "ledger": ledger,
     }

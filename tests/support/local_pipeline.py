@@ -15,27 +15,14 @@ from pathlib import Path
 import yaml
 
 from clincot.runs import history
+from clincot.runs.layout import ROUND_FILES
 from clincot.storage.artifacts import upload_folder
 from clincot.storage.digests import hash_path
 from clincot.storage.open import open_store
 from tests.support import tiny
 from tests.support.s3_server import S3Server
 
-ROUND = {  # what a round makes: its name in rounds.py's folder
-    "questions": "questions.jsonl",
-    "regions": "regions.jsonl",
-    "candidates": "candidates.jsonl",
-    "judgements": "judgements.jsonl",
-    "scores": "scores.jsonl",
-    "panel_report": "panel.report.json",
-    "pairs": "pairs.jsonl",
-    "pair_report": "pairs.report.json",
-    "checkpoint": "policy",
-    "outcomes": "outcomes.jsonl",
-    "report": "report.json",
-    "decision": "decision.json",
-    "evidence": "evidence.jsonl",
-}
+ROUND = ROUND_FILES | {"checkpoint": "policy"}  # what a round makes: its name in the folder of the round
 LIMIT_S = 900
 
 

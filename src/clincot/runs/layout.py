@@ -28,6 +28,21 @@ CHECKPOINT_FILE, TRAIN_LOG_FILE, DECISION_FILE, BENCHMARK_REPORT_FILE = (
 )
 EVIDENCE_FILE, VERSION_FILE = "evidence.jsonl", "version.json"
 PANEL_REPORT_FILE, PAIRS_REPORT_FILE = "panel.report.json", "pairs.report.json"
+# {output of a task: name of its file in the folder of a round}; the checkpoint is the folder policy/.
+ROUND_FILES = {
+    "questions": "questions.jsonl",
+    "regions": "regions.jsonl",
+    "candidates": "candidates.jsonl",
+    "judgements": "judgements.jsonl",
+    "scores": "scores.jsonl",
+    "panel_report": PANEL_REPORT_FILE,
+    "pairs": "pairs.jsonl",
+    "pair_report": PAIRS_REPORT_FILE,
+    "outcomes": "outcomes.jsonl",
+    "report": BENCHMARK_REPORT_FILE,
+    "decision": DECISION_FILE,
+    "evidence": EVIDENCE_FILE,
+}
 # Files that hold a single record: {file name: record}.
 SINGLE_RECORD_FILES: dict[str, type[Record]] = {
     CHECKPOINT_FILE: Checkpoint,
