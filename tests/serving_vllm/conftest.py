@@ -44,7 +44,8 @@ def films(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def adapter(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    """(a LoRA adapter on the shipped policy, the same merged into its weights). Random, large enough to be heard."""
+    """(a LoRA adapter on the shipped policy, the same merged into its weights). Random, large enough to be heard, and
+    the same in every run: peft draws A from the global generator, which depends on the tests that ran before."""
     folder = tmp_path_factory.mktemp("lora")
     model, processor = load_checkpoint(str(POLICY))
     targets = [n for n, _ in model.named_modules() if "text_model" in n and n.endswith((".q_proj", ".v_proj"))]
@@ -53,8 +54,8 @@ def adapter(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for name, weight in model.named_parameters():
-            if "lora_B" in name:
-                weight.copy_(torch.randn(weight.shape, generator=generator) * 0.1)
+            if "lora_A" in name or "lora_B" in name:
+                weight.copy_(torch.randn(weight.shape, generator=generator) * 0.2)
     model.save_pretrained(folder / "adapter")
     merged = model.merge_and_unload()
     merged.save_pretrained(folder / "merged")
