@@ -16,10 +16,9 @@ from pathlib import Path
 from typing import Any
 
 import clincot.components
-from clincot.pipelines.cluster_settings import TASK_NAMES
+from clincot.pipelines.cluster_settings import GPU_TASKS, TASK_NAMES, TASK_STAGES
 from clincot.pipelines.params import describe
 from clincot.pipelines.pipeline_builder import build_docstring
-from clincot.stages.catalog import STAGES
 
 FOLDER = Path(clincot.components.__file__).resolve().parent
 _LINE_WIDTH = 120
@@ -53,16 +52,15 @@ def expected_docstring(name: str) -> str:
 def render_readme(name: str) -> str:
     """Return README.md of a component: what it does, its device, its inputs and outputs."""
     spec = load_component(name).component_spec
-    stage = next((stage for stage in STAGES if stage.name == name), None)
-    device = stage.device.upper() if stage else "CPU"
+    stages = [f"`{stage}`" for stage in TASK_STAGES[name]]
     summary = (ast.get_docstring(_parse_function(name)) or "").partition("\n")[0]
     lines = [
         f"# {name}",
         "",
         summary,
         "",
-        f"- Runs the stage `{name}`" if stage else "- Not a stage: this task exists only in the pipeline",
-        f"- Device: {device}",
+        f"- Stages: {', '.join(stages)}" if stages else "- Not a stage: this task exists only in the pipeline",
+        f"- Device: {'GPU' if name in GPU_TASKS else 'CPU'}",
         "",
     ]
     lines += _render_table("Inputs", name, spec.inputs or {}) + _render_table("Outputs", name, spec.outputs or {})

@@ -7,7 +7,6 @@ receive objects with named fields. Pipelines inside pipelines (subpipelines) are
 
 from __future__ import annotations
 
-import ast
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import MISSING, Field, fields
@@ -51,6 +50,7 @@ def build_pipeline(  # noqa: PLR0913 (the parts of a kfp pipeline)
     flat: list[Field[Any]] = []
     for names in taken:
         flat += names
+    flat.sort(key=lambda one: one.name in (defaults or {}))  # Python wants parameters without a default first
     pipeline.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
         [_make_parameter(one, defaults or {}) for one in flat], return_annotation=outputs
     )
@@ -67,24 +67,17 @@ def build_docstring(summary: str, inputs: Mapping[str, str], outputs: Mapping[st
     return "\n".join(lines)
 
 
-def strip_docstrings(spec: Mapping[str, Any]) -> None:
-    """Remove the docstrings from the source of the components in a compiled pipeline.
+def shorten_commands(spec: Mapping[str, Any]) -> None:
+    """Let the tasks of a compiled pipeline run the components of the library in the image.
 
-    The descriptions of the pipeline already contain their text. The source is part of every pod and of the key of
-    Kubeflow's cache, so without docstrings pods stay small, and a better description does not repeat finished work.
+    kfp copies the source of each component, with a script that writes it to a file, into the pipeline. Argo then keeps
+    it in eight places for each task (workflow_size.py). The images contain the components anyway.
     """
     for executor in spec["deploymentSpec"]["executors"].values():
-        command = executor["container"]["command"]
-        command[-1] = _strip_docstring(command[-1])
-
-
-def _strip_docstring(source: str) -> str:
-    lines = source.splitlines(keepends=True)
-    for node in ast.parse(source).body:
-        if isinstance(node, ast.FunctionDef) and ast.get_docstring(node) is not None:
-            docstring = node.body[0]
-            del lines[docstring.lineno - 1 : docstring.end_lineno]
-    return "".join(lines)
+        container = executor["container"]
+        if container["command"][-1].partition("def ")[2].partition("(")[0] != container["args"][-1]:
+            raise ValueError(f"not the command of a component: {container['args']}")
+        container["command"] = ["python3", "-m", "clincot.pipelines.run_component"]
 
 
 def _taken_fields(kind: type, *, optional: bool) -> list[Field[Any]]:

@@ -1,8 +1,9 @@
 """The functions that Kubeflow components call, over the paths and parameters of a task.
 
-The body of a component (components/<task>/component.py) calls one of these functions. Parameters arrive as Kubeflow
-passes them (sections as JSON objects whose integers may be floats), data sets and policies as addresses
-(storage/artifacts.py), and everything between tasks as files.
+The body of a component (components/<task>/component.py) calls one of these functions. The first task checks the
+parameters of the run and stores them; the others get the address of their settings (run_settings.py). Policies arrive
+as addresses (storage/artifacts.py), and what tasks hand to each other as files or folders with the names of a run
+folder (runs/layout.py).
 """
 
 from __future__ import annotations
@@ -21,14 +22,24 @@ from clincot.config import (
     AnswerConfig,
     FrozenConfig,
     JudgeConfig,
-    Params,
     PublishConfig,
     parse_config,
 )
 from clincot.errors import InvalidInput, UserError
-from clincot.jsonl import read_records, write_json
-from clincot.pipelines.params import JsonObject, decode_params, parse_stage_config
-from clincot.records import hash_json
+from clincot.jsonl import read_json_model, read_records, write_json
+from clincot.pipelines.params import (
+    JsonObject,
+    build_evaluate_config,
+    build_prepare_config,
+    build_publish_config,
+    decode_params,
+    parse_stage_config,
+)
+from clincot.pipelines.round_files import PREFERENCE_FILES, RESULT_FILES, DecisionFiles, name_files
+from clincot.pipelines.run_form import SECTIONS, RunForm, parse_run
+from clincot.pipelines.run_settings import TaskSettings, read_task_settings, write_task_settings
+from clincot.pipelines.shard_generation import ShardInputs, build_shard_key, download_shards, generate_shard
+from clincot.records import BenchmarkReport, DataVersion, PreferencePair, StartingPolicy, hash_json
 from clincot.runs import history
 from clincot.stages.base import Metrics
 from clincot.stages.catalog import get_stage
@@ -38,7 +49,7 @@ from clincot.storage.digests import hash_path
 from clincot.storage.open import open_store
 
 if TYPE_CHECKING:
-    from clincot.pipelines.round_files import RoundContext, RoundFiles
+    from clincot.pipelines.round_files import PublicationFiles, RoundContext, RoundFiles, TrainingFiles
     from clincot.runs.history import RoundStart, RunEnd
 
 # Path of a file to which a failing task appends its error; a local run reads it to decide whether to retry.
@@ -54,12 +65,28 @@ class MetricsArtifact(Protocol):
     def log_metric(self, metric: str, value: float) -> None: ...
 
 
-class InputDigests(NamedTuple):
-    """sha256 of what a round works on: data set, benchmark, files of the judges."""
+class CheckedRun(NamedTuple):
+    """What preflight hands on: the starting policy (JSON of a StartingPolicy), and the settings of every task."""
 
-    data_digest: str
-    benchmark_digest: str
-    panel_digest: str
+    champion: str
+    round_settings: str
+    prepare_settings: str
+    generate_settings: str
+    pair_settings: str
+    version_settings: str
+    train_settings: str
+    evaluate_settings: str
+    decide_settings: str
+    publish_settings: str
+    deploy_settings: str
+    page_settings: str
+
+
+class PreparedQuestions(NamedTuple):
+    """Names of the shards, and how often earlier rounds used the same questions."""
+
+    shard_names: list[str]
+    lap: int
 
 
 class RoundOrigin(NamedTuple):
@@ -137,38 +164,44 @@ def log_metrics(metrics: MetricsArtifact | None, values: Metrics) -> None:
 
 
 def preflight(
+    form: RunForm,
     sections: Mapping[str, JsonObject],
-    service: JsonObject,
-    launch: JsonObject,
     outputs: Mapping[str, str],
-    *,
-    data: str,
-    benchmark: str,
-    metrics: MetricsArtifact | None = None,
-) -> InputDigests:
-    """Check everything that the round needs, without changing anything; return the digests of its inputs.
+) -> CheckedRun:
+    """Check everything that the run needs, then store the settings of its tasks; return where they are.
 
-    sections: preflight, and those that it checks (INHERITED_BY_PREFLIGHT).
+    form: the fields of the run's form that have a type of their own. sections: the other settings, by section. An
+    unknown key or a bad value of any section is refused here. Nothing is stored unless every check has passed.
     """
     with user_errors("preflight"):
-        parsed = parse_config(
-            Params, {name: decode_params(section) for name, section in sections.items()}, where="pipeline parameters"
-        )
+        parsed, service, launch = parse_run(form, sections)
         judge = _download_judges(parsed.judge)
         assert isinstance(judge, JudgeConfig)
         config = parsed.model_copy(update={"judge": judge}).get_stage_config("preflight")
-        digests = InputDigests(
-            data_digest=read_digest(data),
-            benchmark_digest=read_digest(benchmark),
-            panel_digest=hash_json([[path.name, hash_path(path)] for path in judge.files if path.exists()]),
-        )
-        try:
-            documents = {"service": decode_params(service), "launch": decode_params(launch)}
-            run_stage_task("preflight", config, {}, outputs, metrics=metrics, documents=documents)
-        finally:
-            table = Path(outputs["table"])
-            print(table.read_text(encoding="utf-8") if table.is_file() else "")
-        return digests
+        inputs = {
+            "data": form.data,
+            "data_digest": read_digest(form.data),
+            "benchmark": form.benchmark,
+            "benchmark_digest": read_digest(form.benchmark),
+            "blind_from": form.blind_from,
+            "calibrated_on": form.calibrated_on,
+            "panel_digest": hash_json([[path.name, hash_path(path)] for path in judge.files if path.exists()]),
+            "recipe": form.recipe,
+            "code": form.code,
+        }
+        with tempfile.TemporaryDirectory() as temporary:
+            written = {name: str(Path(temporary) / name) for name in ("report", "champion")} | dict(outputs)
+            documents = {"service": service.model_dump(mode="json"), "launch": launch.model_dump(mode="json")}
+            try:
+                run_stage_task("preflight", config, {}, written, documents=documents)
+            finally:
+                table = Path(written["table"])
+                print(table.read_text(encoding="utf-8") if table.is_file() else "")
+            (start,) = read_records(Path(written["champion"]), StartingPolicy)
+        checked = {name: getattr(parsed, name).model_dump(mode="json") for name in SECTIONS} | documents
+        addresses = write_task_settings(form.store, checked, inputs)
+        settings = {f"{task}_settings": address for task, address in addresses.items()}
+        return CheckedRun(champion=start.model_dump_json(), **settings)
 
 
 def start_round(publish: JsonObject, champion: str, *, number: int, run_id: str) -> RoundOrigin:
@@ -203,49 +236,155 @@ def find_training_reports(data: str, benchmark: str) -> str:
     return str(path) if path.is_file() else ""
 
 
-def merge(
-    judge: JsonObject,
-    questions: str,
-    parts: Mapping[str, Sequence[str]],
-    outputs: Mapping[str, str],
-    *,
-    metrics: MetricsArtifact | None = None,
-) -> str:
-    """Merge the files of the shards (`sharding.merge_shards`); return the digest of the candidates."""
+def read_section(task: str, settings: str, section: str) -> JsonObject:
+    """Return a section of the settings of a task."""
+    with user_errors(task):
+        return read_task_settings(settings).get_section(section)
+
+
+def prepare(settings: str, questions: str, *, number: int, rounds: int, shards: int) -> PreparedQuestions:
+    """Select the questions of round `number` and split them into shards.
+
+    shards: their number; 0: as many as possible.
+    """
+    from clincot.pipelines.sharding import list_shard_names
+
+    with user_errors("prepare"):
+        given = read_task_settings(settings)
+        config, lap = build_prepare_config(given.get_section("prepare"), number, rounds)
+        run_stage_task("prepare", config, {"data": given.inputs["data"]}, {"questions": questions})
+        return PreparedQuestions(list_shard_names(Path(questions), shards), lap)
+
+
+def generate(settings: str, questions: str, *, policy: str, policy_digest: str, shard: str, lap: int) -> str:
+    """Generate and score the candidates of a shard; return the sha256 under which its files are stored."""
+    with user_errors("generate"):
+        given = read_task_settings(settings)
+        chain = given.get_section("answer")
+
+        def run(stage: str, inputs: Mapping[str, str], outputs: Mapping[str, str]) -> None:
+            run_stage_task(
+                stage,
+                given.get_section(stage),
+                inputs,
+                outputs,
+                shard=shard,
+                answer=chain if stage == "judge" else None,
+                lap=0 if stage == "judge" else lap,
+            )
+
+        inputs = ShardInputs(
+            shard=shard,
+            data=given.inputs["data"],
+            questions=questions,
+            policy=policy,
+            steps=len(_read_chain(chain)),
+            key=build_shard_key(settings, Path(questions), policy_digest, lap=lap, shard=shard),
+        )
+        return generate_shard(inputs, open_store(given.store), run)
+
+
+def pair(settings: str, questions: str, shards: Sequence[str], preferences: str, *, lap: int) -> dict[str, float]:
+    """Merge the shards and make preference pairs from their candidates; return figures about them.
+
+    shards: sha256 of the files of each shard, in their order. preferences: the folder that is written.
+    """
     from clincot.pipelines.sharding import merge_shards
 
-    with user_errors("merge"):
-        config = parse_config(JudgeConfig, decode_params(judge), where="pipeline parameter 'judge'")
-        merged = {name: Path(path) for name, path in outputs.items()}
-        files = {}
-        for name, paths in parts.items():
-            files[name] = [Path(path) for path in paths]
-        log_metrics(metrics, merge_shards(config, Path(questions), files, merged))
-        return hash_path(merged["candidates"])
+    with user_errors("pair"):
+        given = read_task_settings(settings)
+        config = parse_config(
+            JudgeConfig, decode_params(given.get_section("judge")), where="section 'judge' of the settings"
+        )
+        files = name_files(preferences, PREFERENCE_FILES)
+        parts = download_shards(open_store(given.store), shards)
+        merged = merge_shards(config, Path(questions), parts, {name: Path(path) for name, path in files.items()})
+        log_metrics(None, merged)
+        run_stage_task(
+            "pair",
+            given.get_section("pair"),
+            {name: files[name] for name in ("candidates", "scores")},
+            {name: files[name] for name in ("pairs", "pair_report")},
+            lap=lap,
+        )
+        pairs = sum(1 for _ in read_records(Path(files["pairs"]), PreferencePair))
+        return {**merged, "pairs": pairs}
 
 
-def decide(
-    config: JsonObject,
-    publish: JsonObject,
-    inputs: Mapping[str, str],
-    outputs: Mapping[str, str],
-    *,
-    metrics: MetricsArtifact | None = None,
-) -> str:
+def version(settings: str, questions: str, preferences: str, output: str) -> dict[str, str]:
+    """Commit the preference data to the data repository; return where it is.
+
+    preferences: the folder that `pair` wrote.
+    """
+    given = _read_settings("version", settings)
+    inputs = {"questions": questions, **name_files(preferences, PREFERENCE_FILES)}
+    run_stage_task(
+        "version", given.get_section("version"), inputs, {"version": output}, answer=given.get_section("answer")
+    )
+    (record,) = read_records(Path(output), DataVersion)
+    known = {"id": record.id, "repository": record.repository, "tag": record.tag, "revision": record.revision}
+    return {name: value for name, value in known.items() if value}
+
+
+def train(settings: str, files: TrainingFiles, checkpoint: str, *, policy: str, lap: int) -> str:
+    """Train the challenger; return the digest of its checkpoint."""
+    given = _read_settings("train", settings)
+    inputs = {
+        "data": given.inputs["data"],
+        "policy": policy,
+        "questions": files.questions,
+        **name_files(files.preferences, ("regions", "candidates", "pairs")),
+        "version": files.data_version,
+    }
+    return run_stage_task(
+        "train",
+        given.get_section("train"),
+        inputs,
+        {"checkpoint": checkpoint},
+        answer=given.get_section("answer"),
+        documents={"launch": given.get_section("launch")},
+        lap=lap,
+    )
+
+
+def evaluate(settings: str, policy: str, results: str) -> None:
+    """Answer the benchmark with a policy. results: folder for outcomes and report."""
+    with user_errors("evaluate"):
+        given = read_task_settings(settings)
+        config = build_evaluate_config(given.get_section("evaluate"), given.get_section("propose"))
+        benchmark = given.inputs["benchmark"]
+        reports = find_training_reports(given.inputs["data"], benchmark)
+    inputs = {"benchmark": benchmark, "policy": policy, "train_reports": reports}
+    run_stage_task("evaluate", config, inputs, name_files(results, RESULT_FILES))
+
+
+def decide(settings: str, files: DecisionFiles, *, metrics: MetricsArtifact | None = None) -> str:
     """Run the promotion gate with the error budget ledger from the store; return the verdict."""
     from clincot.promotion.ledger import sync_ledger
     from clincot.records import Decision
 
     with user_errors("decide"), tempfile.TemporaryDirectory() as temporary:
-        registry = _parse_publish(publish)
-        if registry.store:
-            with sync_ledger(open_store(registry.store), registry.name, Path(temporary) / "ledger") as ledger:
-                run_stage_task("decide", config, {**inputs, "ledger": str(ledger)}, outputs, metrics=metrics)
-        else:
-            run_stage_task("decide", config, inputs, outputs, metrics=metrics)
+        given = read_task_settings(settings)
+        registry = _parse_publish(given.get_section("publish"))
+        inputs, outputs = files.name_inputs(given.inputs), files.name_outputs()
+        with sync_ledger(open_store(registry.store), registry.name, Path(temporary) / "ledger") as ledger:
+            run_stage_task("decide", given.get_section("decide"), {**inputs, "ledger": str(ledger)}, outputs)
         (decision,) = read_records(Path(outputs["decision"]), Decision)
         print(f"{decision.verdict}: {'; '.join(decision.reasons)}")
+        log_metrics(metrics, _list_round_figures(decision.verdict, files))
         return decision.verdict
+
+
+def publish(settings: str, files: PublicationFiles, *, number: int) -> str:
+    """Store the promoted checkpoint in the model registry; return its sha256 there. number: of the round."""
+    with user_errors("publish"), tempfile.TemporaryDirectory() as temporary:
+        given = read_task_settings(settings)
+        config = build_publish_config(given.get_section("publish"), number)
+        published = Path(temporary) / "published.json"
+        inputs = files.name_inputs(given.inputs["benchmark"])
+        run_stage_task("publish", config, inputs, {"published": str(published)})
+        digest: str = json.loads(published.read_text(encoding="utf-8"))["sha256"]
+        return digest
 
 
 def record_round(publish: JsonObject, files: RoundFiles, *, number: int, checkpoint_digest: str) -> None:
@@ -295,9 +434,7 @@ def record_run_status(publish: JsonObject, *, state: str, run_id: str, error: st
         return message
 
 
-def deploy(
-    config: JsonObject, publish: JsonObject, service: JsonObject, *, digest: str, target: str, state: str
-) -> str:
+def deploy(settings: str, *, digest: str, target: str, state: str) -> str:
     """Roll out a published checkpoint; return the outcome in words."""
     from clincot.config import DeployConfig
     from clincot.deployment.service_settings import ServiceSettings
@@ -306,32 +443,28 @@ def deploy(
     with user_errors("deploy"):
         if target not in ("kserve", "local"):
             raise InvalidInput(f"the target of a rollout must be kserve or local, got {target!r}")
+        given = read_task_settings(settings)
         return deploy_checkpoint(
-            parse_config(DeployConfig, decode_params(config), where="pipeline parameter 'deploy'"),
-            _parse_publish(publish),
-            parse_config(ServiceSettings, decode_params(service), where="pipeline parameter 'service'"),
+            parse_config(DeployConfig, decode_params(given.get_section("deploy")), where="section 'deploy'"),
+            _parse_publish(given.get_section("publish")),
+            parse_config(ServiceSettings, decode_params(given.get_section("service")), where="section 'service'"),
             digest,
             target=target,  # type: ignore[arg-type]
             state=Path(state or "serving"),
         )
 
 
-def page(
-    sections: Mapping[str, JsonObject], context: RoundContext, files: RoundFiles, *, page: str, results: str
-) -> None:
+def page(settings: str, context: RoundContext, files: RoundFiles, *, page: str, results: str) -> None:
     """Render the page and the benchmark table of a round (`round_page.write_round_page`)."""
     from clincot.pipelines.round_page import write_round_page
 
     with user_errors("page"):
-        write_round_page(sections, context, files, page=Path(page), results=Path(results))
+        write_round_page(read_task_settings(settings), context, files, page=Path(page), results=Path(results))
 
 
-def select_champion(
-    verdict: str, champion: Mapping[str, str], challenger: Mapping[str, str], outputs: Mapping[str, str]
-) -> None:
-    """Copy the files of the policy that is the champion after the decision."""
-    for name, path in (challenger if verdict == "promote" else champion).items():
-        shutil.copyfile(path, outputs[name])
+def select_champion(verdict: str, champion: str, challenger: str, output: str) -> None:
+    """Copy the benchmark results (folders) of the policy that is the champion after the decision."""
+    shutil.copytree(challenger if verdict == "promote" else champion, output, dirs_exist_ok=True)
 
 
 def _describe_resumption(interrupted: RoundStart, started: RoundStart) -> str:
@@ -348,6 +481,22 @@ def _describe_status(line: str, recorded: RunEnd, run_id: str) -> str:
     unusual = recorded.reported not in ("", recorded.state)
     reported = f" (Kubeflow Pipelines reports {recorded.reported})" if unusual else ""
     return f"{which}: {recorded.state}{reported}{': ' * bool(recorded.error)}{recorded.error}"
+
+
+def _list_round_figures(verdict: str, files: DecisionFiles) -> Metrics:
+    """Figures that tell runs apart in the UI: the verdict, and the accuracy of both policies."""
+    from clincot.evaluation.benchmark_report import list_headline_figures
+
+    figures = {name: float(verdict == name) for name in ("promote", "keep", "blocked")}
+    for side, folder in (("champion", files.champion_results), ("challenger", files.challenger_results)):
+        report = read_json_model(Path(name_files(folder, RESULT_FILES)["report"]), BenchmarkReport)
+        figures |= {f"{side}_{name}": value for name, value in list_headline_figures(report).items()}
+    return figures
+
+
+def _read_settings(task: str, settings: str) -> TaskSettings:
+    with user_errors(task):
+        return read_task_settings(settings)
 
 
 def _parse_publish(publish: JsonObject) -> PublishConfig:

@@ -1,0 +1,130 @@
+"""Generates and scores the candidates of one shard: propose, then answer and judge for each step of the chain.
+
+The stages are those of the command line and write the same bytes. They run in one task, because each task of Kubeflow
+Pipelines costs some 40 kB of the Workflow object (workflow_size.py), and a shard's policy is downloaded once.
+
+After each stage the files of the shard are stored, so that a task whose pod was lost goes on after the last finished
+stage:
+
+    <store>/shards/<sha256>/…            files of a shard, under the hash of their content
+    <store>/shards/unfinished/<key>.json  where the files of an unfinished shard are; key: everything they depend on
+
+The address of the finished shard is all that the next task gets of it.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from clincot.records import hash_json
+from clincot.runs.layout import ROUND_FILES
+from clincot.storage.artifacts import MANIFEST_NAMES, download_folder, upload_folder
+from clincot.storage.digests import hash_path
+from clincot.storage.store import KeyExists, KeyNotFound, Store, VersionConflict
+
+SHARDS_FOLDER = "shards"
+UNFINISHED_FOLDER = f"{SHARDS_FOLDER}/unfinished"
+# Files of a shard that are merged. The scores are computed from the judgements of all shards.
+SHARD_FILES = ("regions", "candidates", "judgements", "panel_report")
+
+# Runs a stage: name, input paths or addresses by name, output paths by name.
+StageRunner = Callable[[str, Mapping[str, str], Mapping[str, str]], object]
+
+
+@dataclass(frozen=True)
+class ShardInputs:
+    """What the stages of a shard read: paths or addresses. key: changes with everything that decides the result."""
+
+    shard: str  # its name, such as 2/8
+    data: str
+    questions: str
+    policy: str
+    steps: int  # of the chain
+    key: str
+
+
+def generate_shard(inputs: ShardInputs, store: Store, run: StageRunner) -> str:
+    """Run the stages of a shard, or those that an interrupted task left; return the sha256 of the shard's files.
+
+    They are stored as the folder `<store>/shards/<sha256>`.
+    """
+    with tempfile.TemporaryDirectory() as temporary:
+        work = Path(temporary) / "work"
+        _restore_progress(store, inputs.key, work)
+        names = {name: str(work / ROUND_FILES[name]) for name in SHARD_FILES}
+
+        def run_and_keep(stage: str, read: Mapping[str, str], written: Mapping[str, str]) -> None:
+            print(f"generate, {inputs.shard}: {stage}", flush=True)
+            run(stage, read, written)
+            _keep_progress(store, inputs.key, work)
+
+        questions = {"data": inputs.data, "questions": inputs.questions}
+        run_and_keep("propose", {**questions, "policy": inputs.policy}, {"regions": names["regions"]})
+        _answer_and_judge(inputs, {**questions, "regions": names["regions"]}, work, run_and_keep)
+        finished = Path(temporary) / "finished"
+        finished.mkdir()
+        for name in SHARD_FILES:
+            shutil.copyfile(names[name], finished / ROUND_FILES[name])
+        address = upload_folder(finished, f"{store.url}/{SHARDS_FOLDER}")
+    store.delete(_progress_key(inputs.key))
+    return address.rpartition("/")[2]
+
+
+def download_shards(store: Store, digests: Sequence[str]) -> dict[str, list[Path]]:
+    """Download finished shards; return the paths of their files, {name of SHARD_FILES: path in each shard}."""
+    folders = [download_folder(f"{store.url}/{SHARDS_FOLDER}/{digest}") for digest in digests]
+    return {name: [folder / ROUND_FILES[name] for folder in folders] for name in SHARD_FILES}
+
+
+def build_shard_key(settings: str, questions: Path, policy_digest: str, *, lap: int, shard: str) -> str:
+    """Return a hash of everything that the files of a shard depend on. settings: their address."""
+    return hash_json([settings.rpartition("/")[2], hash_path(questions), policy_digest, int(lap), shard])
+
+
+def _answer_and_judge(inputs: ShardInputs, read: Mapping[str, str], work: Path, run: StageRunner) -> None:
+    """Run answer and judge for each step of the chain. A later step reads the candidates and scores of the earlier."""
+    before: dict[str, str] = {}
+    for step in range(1, inputs.steps + 1):
+        stem = "" if step == inputs.steps else f"step-{step}."
+        written = {
+            name: str(work / f"{stem}{ROUND_FILES[name]}")
+            for name in ("candidates", "judgements", "scores", "panel_report")
+        }
+        candidates = {"candidates": written.pop("candidates")}
+        run("answer", {**read, "policy": inputs.policy, **before}, candidates)
+        run("judge", {**read, **candidates}, written)
+        before = {"candidates_before": candidates["candidates"], "scores_before": written["scores"]}
+
+
+def _progress_key(key: str) -> str:
+    return f"{UNFINISHED_FOLDER}/{key}.json"
+
+
+def _restore_progress(store: Store, key: str, work: Path) -> None:
+    """Copy the files that an interrupted task has stored into the work folder."""
+    try:
+        address = json.loads(store.read(_progress_key(key)).content)["files"]
+    except KeyNotFound:
+        work.mkdir()
+        return
+    print(f"resuming from the files of an earlier attempt: {address}", flush=True)
+    shutil.copytree(download_folder(address), work, ignore=shutil.ignore_patterns(*MANIFEST_NAMES))
+
+
+def _keep_progress(store: Store, key: str, work: Path) -> None:
+    """Store the files of the work folder, and where they are. Of two pods with one shard, either's files serve."""
+    address = upload_folder(work, f"{store.url}/{SHARDS_FOLDER}")
+    content = json.dumps({"files": address}).encode()
+    with suppress(KeyExists, VersionConflict):
+        try:
+            tag = store.read(_progress_key(key)).tag
+        except KeyNotFound:
+            store.write_new(_progress_key(key), content)
+        else:
+            store.replace(_progress_key(key), content, tag)
