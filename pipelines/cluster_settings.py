@@ -48,9 +48,10 @@ GPU_TASKS = frozenset(
     task for task, stages in TASK_STAGES.items() if any(get_stage(stage).device == "gpu" for stage in stages)
 )
 # Names by which cluster.yaml knows the tasks: both evaluations have the same resources.
-PROFILE_NAMES: Mapping[str, str] = {
-    task: "evaluate" if task.startswith("evaluate_") else task for task in TASK_NAMES
-}
+PROFILE_NAMES: Mapping[str, str] = {task: "evaluate" if task.startswith("evaluate_") else task for task in TASK_NAMES}
+# Shards are divided among so many tasks unless parallel_shards says otherwise. Each task takes about 50 kB of the
+# Workflow object, which may have 1 MB when its status is compressed (workflow_size.py).
+MAX_SHARD_TASKS = 16
 _SHARD_STAGES = ("propose", "answer", "judge")
 _HOST_LABEL = "kubernetes.io/hostname"
 _SECRET_NAME = re.compile(r"(?i)(secret|token|passw|_key$|credential)")
@@ -210,7 +211,9 @@ class ClusterSettings(FrozenConfig):
     labels: Annotated[dict[str, str], Field(description="labels of every pod")] = Field(default={})
     annotations: Annotated[dict[str, str], Field(description="annotations of every pod")] = Field(default={})
     queue: Annotated[str, Field(description="LocalQueue of Kueue for the pods; empty: none")] = ""
-    parallel_shards: Annotated[int, Field(ge=0, description="shards that run at the same time; 0: all")] = 0
+    parallel_shards: Annotated[
+        int, Field(ge=0, description=f"tasks that process shards at the same time; 0: at most {MAX_SHARD_TASKS}")
+    ] = 0
     deadline_s: Annotated[Seconds, Field(description="time limit of a whole run")] = 7 * 86400
     keep_s: Annotated[int, Field(ge=0, description="how long the workflow object of a finished run is kept")] = (
         7 * 86400
@@ -235,6 +238,10 @@ class ClusterSettings(FrozenConfig):
                 f"and gpu to one node with node_selector {{{_HOST_LABEL}: NAME}}"
             )
         return self
+
+    def count_shard_tasks(self) -> int:
+        """Return the largest number of tasks that process shards at the same time."""
+        return self.parallel_shards or MAX_SHARD_TASKS
 
     def resolve_profile(self, task: str) -> ResourceProfile:
         """Return the profile for the device of the task, with the changes for this task."""

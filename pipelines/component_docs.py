@@ -43,8 +43,8 @@ def expected_docstring(name: str) -> str:
     summary = ast.get_docstring(_parse_function(name), clean=True) or ""
     docstring = build_docstring(
         summary.partition("\n")[0],
-        {one: describe(name, one, artifact=_is_artifact(about)) for one, about in (spec.inputs or {}).items()},
-        {one: describe(name, one, artifact=_is_artifact(about)) for one, about in (spec.outputs or {}).items()},
+        {one: describe(name, one) for one in spec.inputs or {}},
+        {one: describe(name, one) for one in spec.outputs or {}},
     )
     return "\n".join(_wrap(line) for line in docstring.splitlines())
 
@@ -101,7 +101,7 @@ def _render_table(title: str, component: str, specs: dict[str, Any]) -> list[str
         return []
     rows = [f"## {title}", "", "| name | type | description |", "|---|---|---|"]
     for name, about in specs.items():
-        text = describe(component, name, artifact=_is_artifact(about)).replace("|", "\\|")
+        text = describe(component, name).replace("|", "\\|")
         rows.append(f"| `{name}` | {_name_type(about)} | {text} |")
     return [*rows, ""]
 

@@ -19,13 +19,11 @@ from clincot.pipelines.round_plan import RoundPlan
 class GenerationInputs:
     """Inputs of the generation subpipeline."""
 
-    generate_settings: str
     pair_settings: str
-    policy: str
-    policy_digest: str
-    shard_names: list
+    work: str
+    questions: str
+    shard_groups: list
     lap: int
-    questions: dsl.Input[dsl.Dataset]
     trained: dsl.Input[dsl.Model] = None
 
 
@@ -57,24 +55,14 @@ def optional_artifact(name: str, artifact: Any) -> dict[str, Any]:
 
 
 def _add_generation(plan: RoundPlan, inputs: GenerationInputs) -> GenerationOutputs:
-    """Add the loop over the shards and the task that merges them.
+    """Add the loop over the groups of shards, and the task that merges the shards.
 
     A shard hands on a digest, not files: the digests of 64 shards are 4 kB in one argument of the next task, where the
     descriptions of their artifacts would not fit into one (MAX_ARG_STRLEN of Linux, 128 KiB).
     """
-    with dsl.ParallelFor(
-        inputs.shard_names, name="each shard", parallelism=plan.cluster.parallel_shards
-    ) as shard:
+    with dsl.ParallelFor(inputs.shard_groups, name="each group of shards") as group:
         generated = apply_placement(
-            generate(
-                settings=inputs.generate_settings,
-                policy=inputs.policy,
-                policy_digest=inputs.policy_digest,
-                shard=shard,
-                lap=inputs.lap,
-                questions=inputs.questions,
-                **optional_artifact("trained", inputs.trained),
-            ),
+            generate(work=inputs.work, group=group, **optional_artifact("trained", inputs.trained)),
             "generate",
             plan.cluster,
         )
@@ -82,8 +70,8 @@ def _add_generation(plan: RoundPlan, inputs: GenerationInputs) -> GenerationOutp
         pair(
             settings=inputs.pair_settings,
             lap=inputs.lap,
-            shards=dsl.Collected(generated.output),
             questions=inputs.questions,
+            shards=dsl.Collected(generated.output),
         ),
         "pair",
         plan.cluster,

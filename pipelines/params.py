@@ -3,7 +3,8 @@
 A run has typed fields for what people change and one JSON object for each section of params.yaml (run_form.py).
 `DESCRIPTIONS` holds the only copy of the text for each input and output. The docstrings of the components repeat these
 texts, because kfp reads its descriptions from the source (`python -m clincot.pipelines.component_docs --write` updates
-them). Argo keeps the descriptions of a task's inputs in eight places, so those of tasks are short.
+them). Argo keeps the specs of a task in eight places, so the compiled pipeline contains the descriptions of the
+run's parameters alone, which are those that the UI shows (pipeline_builder.shorten_specs).
 """
 
 from __future__ import annotations
@@ -79,8 +80,13 @@ DESCRIPTIONS: Mapping[str, str] = {
     # numbers and names
     "ahead": "Position of this round in the run, from 0.",
     "rounds": "Number of rounds in the run.",
-    "shard_names": "Names of the shards, such as 1/2 and 2/2.",
-    "shard": "Name of the shard, such as 1/2.",
+    "work": "Address of the settings of generate, with questions and policy.",
+    "generation.questions": "sha256 of the questions of the round.",
+    "pair.questions": "sha256 of the questions of the round.",
+    "prepare.questions": "sha256 of the questions of the round.",
+    "shard_groups": "Shards of each task, such as 1-4/8 and 5-8/8.",
+    "group": "Shards of this task, such as 1-4/8.",
+    "groups": "Largest number of tasks that process shards.",
     "pair.shards": "sha256 of the files of each shard.",
     "lap": "How often earlier rounds used the questions.",
     "run": "Identifier of the pipeline run.",
@@ -92,7 +98,6 @@ DESCRIPTIONS: Mapping[str, str] = {
     "code": "Stands for the source in local caches.",
     "champion": "Policy from which the round would start (JSON).",
     # artifacts
-    "questions_file": "Questions of the round (JSONL).",
     "checks": "All checks with their remedies (Markdown).",
     "preferences": "Folder: regions, candidates, judgements, scores, pairs.",
     "preferences_before": "Preferences of the previous round.",
@@ -104,12 +109,12 @@ DESCRIPTIONS: Mapping[str, str] = {
     "base_results": "Folder: the base policy's outcomes and report.",
     "next_champion_results": "Results of the champion after the decision.",
     "decision": "The decision and its reasons (Markdown).",
-    "evidence": "Folder: the decision and the answers that it compared.",
+    "round_files": "Folder: the decision, and all files of the round.",
     "figures": "Verdict and accuracy, to compare runs.",
     "round_page": "Page of the round: images, figures, digests (HTML).",
     "benchmark_table": "Benchmark table of the round (Markdown).",
     # values that a component returns
-    "generate.Output": "sha256 of the files of the shard.",
+    "generate.Output": "sha256 of the files of each shard.",
     "train.Output": "sha256 of the challenger.",
     "decide.Output": "promote, keep or blocked.",
     "publish.Output": "sha256 of the published checkpoint.",
@@ -118,17 +123,13 @@ DESCRIPTIONS: Mapping[str, str] = {
     "record_run_status.Output": "What was recorded, in words.",
 }
 
-_ALIASES = {(True, "questions"): "questions_file"}  # a name that is a number in the form and a file between tasks
 
-
-def describe(component: str, name: str, *, artifact: bool) -> str:
+def describe(component: str, name: str) -> str:
     """Return the description of an input or output of a component or subpipeline.
 
     Raises KeyError if no table describes it.
     """
-    if f"{component}.{name}" in DESCRIPTIONS:
-        return DESCRIPTIONS[f"{component}.{name}"]
-    return DESCRIPTIONS[_ALIASES.get((artifact, name), name)]
+    return DESCRIPTIONS.get(f"{component}.{name}") or DESCRIPTIONS[name]
 
 
 def encode_params(content: JsonObject) -> dict[str, Any]:

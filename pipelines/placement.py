@@ -16,7 +16,7 @@ DISPLAY_NAMES = {
     "start_round": "start round",
     "evaluate_champion": "evaluate: champion",
     "prepare": "prepare questions",
-    "generate": "generate: one shard",
+    "generate": "generate candidates",
     "pair": "pair candidates",
     "version": "version data",
     "train": "train challenger",

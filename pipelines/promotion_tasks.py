@@ -27,11 +27,8 @@ class PromotionInputs:
     number: int
     ahead: int
     challenger_digest: str
-    questions: dsl.Input[dsl.Dataset]
-    preferences: dsl.Input[dsl.Dataset]
     challenger: dsl.Input[dsl.Model]
-    challenger_results: dsl.Input[dsl.Dataset]
-    evidence: dsl.Input[dsl.Dataset]
+    round_files: dsl.Input[dsl.Dataset]
 
 
 def build_promotion(plan: RoundPlan) -> Any:
@@ -57,10 +54,7 @@ def _add_promotion(plan: RoundPlan, inputs: PromotionInputs) -> None:
             number=inputs.number,
             ahead=inputs.ahead,
             challenger_digest=inputs.challenger_digest,
-            questions=inputs.questions,
-            preferences=inputs.preferences,
-            challenger_results=inputs.challenger_results,
-            evidence=inputs.evidence,
+            round_files=inputs.round_files,
         ),
         "record_round",
         plan.cluster,
@@ -78,9 +72,7 @@ def _add_publish(plan: RoundPlan, inputs: PromotionInputs) -> Any:
             number=inputs.number,
             ahead=inputs.ahead,
             challenger=inputs.challenger,
-            challenger_results=inputs.challenger_results,
-            evidence=inputs.evidence,
-            preferences=inputs.preferences,
+            round_files=inputs.round_files,
         ),
         "publish",
         plan.cluster,

@@ -32,7 +32,7 @@ from kfp import compiler, dsl
 from clincot.jsonl import atomic_write
 from clincot.pipelines import round_tasks
 from clincot.pipelines.generation_tasks import build_generation
-from clincot.pipelines.pipeline_builder import build_pipeline, shorten_commands
+from clincot.pipelines.pipeline_builder import build_pipeline, share_components, shorten_specs
 from clincot.pipelines.placement import build_pipeline_config
 from clincot.pipelines.promotion_tasks import build_promotion
 from clincot.pipelines.round_inputs import (
@@ -40,6 +40,7 @@ from clincot.pipelines.round_inputs import (
     ChampionResults,
     PreferenceData,
     Round,
+    RoundPosition,
     RoundResult,
     RunParameters,
     RunSettings,
@@ -47,10 +48,9 @@ from clincot.pipelines.round_inputs import (
 )
 from clincot.pipelines.round_plan import RoundPlan
 
-
-# Name inside the compiled pipeline. The names of Workflows and pods begin with it, and Kubernetes cuts host names at 63
-# characters: `round-xxxxx-metadata-0-3-retry-system-container-impl-1234567890` has exactly 63 (the part in the middle is
-# Kubeflow's, backend/src/v2/compiler/argocompiler/container.go at 2.17.0).
+# Name inside the compiled pipeline. The names of Workflows and pods begin with it, and Kubernetes cuts host names at
+# 63 characters: `round-xxxxx-metadata-0-3-retry-system-container-impl-1234567890` has exactly 63. The part in the
+# middle is Kubeflow's own (backend/src/v2/compiler/argocompiler/container.go at 2.17.0).
 PIPELINE_NAME = "round"
 
 
@@ -83,7 +83,8 @@ def compile_round(plan: RoundPlan, out: Path) -> None:
         path = Path(folder) / "round.yaml"
         compiler.Compiler().compile(build_round_pipeline(plan), str(path))
         documents = list(yaml.safe_load_all(path.read_text(encoding="utf-8")))
-    shorten_commands(documents[0])
+    shorten_specs(documents[0])
+    share_components(documents[0], documents[1])
     with atomic_write(out) as file:
         file.write("# A round of ClinCoT for Kubeflow Pipelines, made by `clincot pipeline compile`.\n")
         yaml.safe_dump_all(documents, file, sort_keys=True, width=120)
@@ -103,7 +104,7 @@ def _add_run(plan: RoundPlan, run: RunParameters, subpipelines: _Subpipelines) -
         )
         champion = ChampionResults(round_tasks.add_evaluate_champion(plan, settings, start))
         if plan.rounds == 1:
-            _add_round(Round(plan, settings, start, champion, subpipelines.generate, subpipelines.promote))
+            _add_round(Round(plan, settings, start, champion, 0, subpipelines.generate, subpipelines.promote))
         else:
             tasks = _add_rounds(plan, settings, start, champion, subpipelines.rounds)
             round_tasks.add_end_round(plan, settings).after(*tasks)
@@ -112,18 +113,17 @@ def _add_run(plan: RoundPlan, run: RunParameters, subpipelines: _Subpipelines) -
 def _add_round(this: Round) -> RoundResult | None:
     """Add the tasks of one round; return what the next round of the run continues from, if the run does several."""
     prepared = round_tasks.add_prepare(this)
-    questions = prepared["questions"]
     preferences = round_tasks.add_generation(this, prepared)
-    data_version = round_tasks.add_version(this, questions, preferences)
-    data = PreferenceData(prepared["lap"], questions, preferences, data_version)
+    data_version = round_tasks.add_version(this, preferences)
+    data = PreferenceData(prepared["lap"], preferences, data_version)
     trained = round_tasks.add_train(this, data)
     results = round_tasks.add_evaluate_challenger(this, trained)
     challenger = Challenger(trained["challenger"], trained["Output"], results)
     decided = round_tasks.add_decide(this, data, challenger)
-    last = round_tasks.add_promotion(this, data, challenger, decided)
+    last = round_tasks.add_promotion(this, challenger, decided)
     if this.plan.rounds == 1:
         last = round_tasks.add_end_round(this.plan, this.settings).after(last)
-    round_tasks.add_page(this, data, challenger, decided).after(last)
+    round_tasks.add_page(this, challenger, decided).after(last)
     if this.plan.rounds == 1:
         return None
     champion = round_tasks.add_select_champion(this, challenger, decided)
@@ -141,7 +141,7 @@ def _add_rounds(
     tasks = []
     base = champion.champion_results
     for ahead, add_round in enumerate(subpipelines):
-        task = add_round(**vars(settings), **_without_missing(start), **vars(champion))
+        task = add_round(ahead=ahead, **vars(settings), **_without_missing(start), **vars(champion))
         tasks.append(task)
         result = task.set_display_name(f"round {ahead + 1} of {plan.rounds}").outputs
         champion = ChampionResults(result["next_champion_results"])
@@ -162,30 +162,28 @@ def _without_missing(start: StartingPoint) -> dict[str, Any]:
 def _build_subpipelines(plan: RoundPlan) -> _Subpipelines:
     """Build the generation and the promotion, and for a run of several rounds one subpipeline for each."""
     first, promote = build_generation(plan), build_promotion(plan)
-    rounds: list[Any] = []
     if plan.rounds == 1:
-        return _Subpipelines(first, promote, rounds)
-    later = build_generation(plan, continued=True)
-    for ahead in range(plan.rounds):
-        generate = later if ahead else first
+        return _Subpipelines(first, promote, [])
+    rounds = []
+    for generate, continued in ((first, False), (build_generation(plan, continued=True), True)):
 
         def add(
             settings: RunSettings,
             start: StartingPoint,
             champion: ChampionResults,
+            position: RoundPosition,
             generate: Any = generate,
-            ahead: int = ahead,
         ) -> RoundResult | None:
-            return _add_round(Round(plan, settings, start, champion, generate, promote, ahead))
+            return _add_round(Round(plan, settings, start, champion, position.ahead, generate, promote))
 
         rounds.append(
             build_pipeline(
-                f"round-{ahead + 1}",
-                f"Round {ahead + 1} of {plan.rounds}.",
-                [RunSettings, StartingPoint, ChampionResults],
+                "later-round" if continued else "first-round",
+                "One round of a run of several.",
+                [RunSettings, StartingPoint, ChampionResults, RoundPosition],
                 RoundResult,
                 add,
-                optional=ahead > 0,
+                optional=continued,
             )
         )
-    return _Subpipelines(first, promote, rounds)
+    return _Subpipelines(first, promote, [rounds[0], *[rounds[1]] * (plan.rounds - 1)])

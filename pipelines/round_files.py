@@ -6,6 +6,7 @@ that can be read, and a smaller Workflow object.
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -18,7 +19,16 @@ from clincot.runs.layout import ROUND_FILES
 from clincot.storage.digests import hash_path
 
 # Files of the folder artifacts.
-PREFERENCE_FILES = ("regions", "candidates", "judgements", "scores", "panel_report", "pairs", "pair_report")
+PREFERENCE_FILES = (
+    "questions",
+    "regions",
+    "candidates",
+    "judgements",
+    "scores",
+    "panel_report",
+    "pairs",
+    "pair_report",
+)
 RESULT_FILES = ("outcomes", "report")  # of a policy on the benchmark
 EVIDENCE_FILES = ("decision", "evidence")
 
@@ -50,36 +60,31 @@ class RoundFiles:
         return {name: Path(path) for name, path in asdict(self).items()}
 
     @classmethod
-    def locate(cls, questions: str, *, preferences: str, results: str, evidence: str) -> RoundFiles:
-        """Find the files in the folders of a round. results: of the challenger."""
-        return cls(
-            questions=questions,
-            **name_files(preferences, PREFERENCE_FILES),
-            **name_files(results, RESULT_FILES),
-            **name_files(evidence, EVIDENCE_FILES),
-        )
+    def locate(cls, folder: str) -> RoundFiles:
+        """Find the files in the folder that `decide` wrote."""
+        return cls(**name_files(folder, tuple(ROUND_FILES)))
 
 
 @dataclass(frozen=True)
-class TrainingFiles:
-    """What training reads besides data set and policy. preferences: a folder; the others are files."""
+class RoundOrder:
+    """Which round it is: its number, and how many rounds the run does."""
 
-    questions: str
-    preferences: str
-    data_version: str
+    number: int
+    rounds: int
 
 
 @dataclass(frozen=True)
 class DecisionFiles:
-    """What the gate reads and writes. summary is a file, the others are folders; "" stands for what does not exist.
+    """What the gate reads and writes. summary is a file, the others are folders; "": it does not exist.
 
-    base_results: of the policy of round 0, if the run starts from it. preferences_before: of the previous round.
+    round_files: gets the decision, its evidence and a copy of the files of the round. base_results: of the policy of
+    round 0, if the run starts from it. preferences_before: of the previous round.
     """
 
     champion_results: str
     challenger_results: str
     preferences: str
-    evidence: str
+    round_files: str
     summary: str
     base_results: str = ""
     preferences_before: str = ""
@@ -102,27 +107,16 @@ class DecisionFiles:
         }
 
     def name_outputs(self) -> dict[str, str]:
-        return {**name_files(self.evidence, EVIDENCE_FILES), "summary": self.summary}
+        return {**name_files(self.round_files, EVIDENCE_FILES), "summary": self.summary}
 
-
-@dataclass(frozen=True)
-class PublicationFiles:
-    """What is published, and its evidence. All are folders."""
-
-    checkpoint: str
-    results: str
-    evidence: str
-    preferences: str
-
-    def name_inputs(self, benchmark: str) -> dict[str, str]:
-        """Return the inputs of the stage. benchmark: address of the set of the golden questions."""
-        return {
-            "checkpoint": self.checkpoint,
-            "report": name_files(self.results, ("report",))["report"],
-            "decision": name_files(self.evidence, ("decision",))["decision"],
-            **name_files(self.preferences, ("panel_report",)),
-            "golden": benchmark,
+    def copy_round_files(self) -> None:
+        """Copy what the round made into the folder, so that the tasks that follow get one artifact instead of four."""
+        sources = {
+            **name_files(self.preferences, PREFERENCE_FILES),
+            **name_files(self.challenger_results, RESULT_FILES),
         }
+        for name, path in sources.items():
+            shutil.copyfile(path, Path(self.round_files) / ROUND_FILES[name])
 
 
 @dataclass(frozen=True)

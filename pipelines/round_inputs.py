@@ -82,6 +82,13 @@ class ChampionResults:
     champion_results: dsl.Input[dsl.Dataset]
 
 
+@dataclass(frozen=True)
+class RoundPosition:
+    """Which round of the run it is, from 0."""
+
+    ahead: int
+
+
 class RoundResult(NamedTuple):
     """What the next round of the same run continues from."""
 
@@ -96,7 +103,6 @@ class PreferenceData:
     """Outputs of the tasks from prepare to version."""
 
     lap: Any
-    questions: Any
     preferences: Any
     data_version: Any
 
@@ -118,6 +124,6 @@ class Round:
     settings: RunSettings
     start: StartingPoint
     champion: ChampionResults
+    ahead: Any  # position in the run, from 0
     generate: Any  # subpipeline of generation_tasks.py
     promote: Any  # subpipeline of promotion_tasks.py
-    ahead: int = 0  # position in the run

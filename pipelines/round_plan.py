@@ -12,6 +12,7 @@ from clincot.pipelines.params import encode_params
 from clincot.pipelines.run_form import REQUIRED_FIELDS, split_sections
 from clincot.training.launch_settings import LaunchSettings
 
+
 @dataclass(frozen=True)
 class RoundPlan:
     """What is fixed when a pipeline is compiled. `arguments` are defaults, which each run can change."""

@@ -79,9 +79,7 @@ def add_start_round(plan: RoundPlan, run: RunParameters, checked: Any) -> Any:
 def add_evaluate_champion(plan: RoundPlan, settings: RunSettings, start: StartingPoint) -> Any:
     """Add the evaluation of the policy from which the run starts; return its results."""
     return apply_placement(
-        evaluate_champion(
-            settings=settings.evaluate_settings, policy=start.policy, policy_digest=start.policy_digest
-        ),
+        evaluate_champion(settings=settings.evaluate_settings, policy=start.policy, policy_digest=start.policy_digest),
         "evaluate_champion",
         plan.cluster,
     ).outputs["champion_results"]
@@ -91,10 +89,14 @@ def add_prepare(this: Round) -> Any:
     return apply_placement(
         prepare(
             settings=this.settings.prepare_settings,
+            generate_settings=this.settings.generate_settings,
+            policy=this.start.policy,
+            policy_digest=this.start.policy_digest,
             number=this.settings.number,
             ahead=this.ahead,
             rounds=this.plan.rounds,
             shards=this.settings.shards,
+            groups=this.plan.cluster.count_shard_tasks(),
         ),
         "prepare",
         this.plan.cluster,
@@ -104,21 +106,19 @@ def add_prepare(this: Round) -> Any:
 def add_generation(this: Round, prepared: Any) -> Any:
     """Add the subpipeline that makes preference pairs, shard by shard; return the folder with them."""
     task = this.generate(
-        generate_settings=this.settings.generate_settings,
         pair_settings=this.settings.pair_settings,
-        policy=this.start.policy,
-        policy_digest=this.start.policy_digest,
-        shard_names=prepared["shard_names"],
-        lap=prepared["lap"],
+        work=prepared["work"],
         questions=prepared["questions"],
+        shard_groups=prepared["shard_groups"],
+        lap=prepared["lap"],
         **optional_artifact("trained", this.start.trained),
     )
     return task.set_display_name("generate preferences").outputs["preferences"]
 
 
-def add_version(this: Round, questions: Any, preferences: Any) -> Any:
+def add_version(this: Round, preferences: Any) -> Any:
     return apply_placement(
-        version(settings=this.settings.version_settings, questions=questions, preferences=preferences),
+        version(settings=this.settings.version_settings, preferences=preferences),
         "version",
         this.plan.cluster,
     ).outputs["data_version"]
@@ -131,7 +131,6 @@ def add_train(this: Round, data: PreferenceData) -> Any:
             policy=this.start.policy,
             policy_digest=this.start.policy_digest,
             lap=data.lap,
-            questions=data.questions,
             preferences=data.preferences,
             data_version=data.data_version,
             **optional_artifact("trained", this.start.trained),
@@ -166,7 +165,7 @@ def add_decide(this: Round, data: PreferenceData, challenger: Challenger) -> Any
     ).outputs
 
 
-def add_promotion(this: Round, data: PreferenceData, challenger: Challenger, decided: Any) -> dsl.PipelineTask:
+def add_promotion(this: Round, challenger: Challenger, decided: Any) -> dsl.PipelineTask:
     """Add the subpipeline that records the round, and publishes and rolls out the challenger if it is promoted."""
     task = this.promote(
         round_settings=this.settings.round_settings,
@@ -176,28 +175,22 @@ def add_promotion(this: Round, data: PreferenceData, challenger: Challenger, dec
         number=this.settings.number,
         ahead=this.ahead,
         challenger_digest=challenger.digest,
-        questions=data.questions,
-        preferences=data.preferences,
         challenger=challenger.checkpoint,
-        challenger_results=challenger.results,
-        evidence=decided["evidence"],
+        round_files=decided["round_files"],
     )
     return task.set_display_name("record and promote")
 
 
-def add_page(this: Round, data: PreferenceData, challenger: Challenger, decided: Any) -> dsl.PipelineTask:
+def add_page(this: Round, challenger: Challenger, decided: Any) -> dsl.PipelineTask:
     return apply_placement(
         page(
             settings=this.settings.page_settings,
             number=this.settings.number,
             ahead=this.ahead,
             policy=this.start.policy,
-            questions=data.questions,
-            preferences=data.preferences,
             champion_results=this.champion.champion_results,
             challenger=challenger.checkpoint,
-            challenger_results=challenger.results,
-            evidence=decided["evidence"],
+            round_files=decided["round_files"],
             **optional_artifact("trained", this.start.trained),
         ),
         "page",

@@ -83,8 +83,8 @@ def parse_run(form: RunForm, sections: Mapping[str, JsonObject]) -> tuple[Params
     for field, (section, key) in FIELD_KEYS.items():
         if key in decoded.get(section, {}):
             raise InvalidInput(
-                f"the section `{section}` contains `{key}`, which is the parameter `{field}` of the run; remove it from "
-                "the section"
+                f"the section `{section}` contains `{key}`, which is the parameter `{field}` of the run; remove it "
+                "from the section"
             )
         decoded.setdefault(section, {})[key] = getattr(form, field)
     service = parse_config(ServiceSettings, decoded.pop("service"), where="pipeline parameter 'service'")

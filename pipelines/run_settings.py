@@ -85,16 +85,20 @@ def write_task_settings(store: str, sections: Mapping[str, JsonObject], inputs: 
     """
     if not store:
         raise InvalidInput("the run has no store: set the parameter `store` to a folder or s3://bucket/prefix")
-    target, addresses = open_store(store), {}
+    addresses = {}
     for task, names in TASK_SECTIONS.items():
-        content = encode_settings(
-            {name: sections[name] for name in names}, {name: inputs[name] for name in TASK_INPUTS.get(task, ())}
-        )
-        key = f"{SETTINGS_FOLDER}/{hashlib.sha256(content).hexdigest()}.json"
-        with suppress(KeyExists):  # its name is its hash, so the content is the same
-            target.write_new(key, content)
-        addresses[task] = f"{store.rstrip('/')}/{key}"
+        used = {name: inputs[name] for name in TASK_INPUTS.get(task, ())}
+        addresses[task] = write_settings(store, {name: sections[name] for name in names}, used)
     return addresses
+
+
+def write_settings(store: str, sections: Mapping[str, JsonObject], inputs: Mapping[str, str]) -> str:
+    """Store settings under the hash of their content; return their address."""
+    content = encode_settings(sections, inputs)
+    key = f"{SETTINGS_FOLDER}/{hashlib.sha256(content).hexdigest()}.json"
+    with suppress(KeyExists):  # its name is its hash, so the content is the same
+        open_store(store).write_new(key, content)
+    return f"{store.rstrip('/')}/{key}"
 
 
 def encode_settings(sections: Mapping[str, JsonObject], inputs: Mapping[str, str]) -> bytes:
@@ -111,7 +115,9 @@ def read_task_settings(address: str) -> TaskSettings:
     folder, _, name = address.rpartition("/")
     store, _, parent = folder.rpartition("/")
     if parent != SETTINGS_FOLDER or not store or not name.endswith(".json"):
-        raise InvalidInput(f"expected the address of settings, <store>/{SETTINGS_FOLDER}/<sha256>.json, got {address!r}")
+        raise InvalidInput(
+            f"expected the address of settings, <store>/{SETTINGS_FOLDER}/<sha256>.json, got {address!r}"
+        )
     content = open_store(store).read(f"{SETTINGS_FOLDER}/{name}").content
     digest = hashlib.sha256(content).hexdigest()
     if digest != name.removesuffix(".json"):

@@ -6,6 +6,7 @@ Pipelines costs some 40 kB of the Workflow object (workflow_size.py), and a shar
 After each stage the files of the shard are stored, so that a task whose pod was lost goes on after the last finished
 stage:
 
+    <store>/questions/<sha256>.jsonl      questions of a round
     <store>/shards/<sha256>/…            files of a shard, under the hash of their content
     <store>/shards/unfinished/<key>.json  where the files of an unfinished shard are; key: everything they depend on
 
@@ -22,13 +23,13 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from clincot.records import hash_json
+from clincot.jsonl import hash_files
 from clincot.runs.layout import ROUND_FILES
-from clincot.storage.artifacts import MANIFEST_NAMES, download_folder, upload_folder
-from clincot.storage.digests import hash_path
+from clincot.storage.artifacts import MANIFEST_NAMES, download_files, download_folder, upload_folder
 from clincot.storage.store import KeyExists, KeyNotFound, Store, VersionConflict
 
 SHARDS_FOLDER = "shards"
+QUESTIONS_FOLDER = "questions"
 UNFINISHED_FOLDER = f"{SHARDS_FOLDER}/unfinished"
 # Files of a shard that are merged. The scores are computed from the judgements of all shards.
 SHARD_FILES = ("regions", "candidates", "judgements", "panel_report")
@@ -82,9 +83,19 @@ def download_shards(store: Store, digests: Sequence[str]) -> dict[str, list[Path
     return {name: [folder / ROUND_FILES[name] for folder in folders] for name in SHARD_FILES}
 
 
-def build_shard_key(settings: str, questions: Path, policy_digest: str, *, lap: int, shard: str) -> str:
-    """Return a hash of everything that the files of a shard depend on. settings: their address."""
-    return hash_json([settings.rpartition("/")[2], hash_path(questions), policy_digest, int(lap), shard])
+def upload_questions(store: Store, path: Path) -> str:
+    """Store the questions of a round under their sha256, and return it."""
+    digest = hash_files(path)
+    with suppress(KeyExists):
+        store.upload(f"{QUESTIONS_FOLDER}/{digest}.jsonl", path)
+    return digest
+
+
+def download_questions(store: Store, digest: str, folder: Path) -> Path:
+    """Download questions into the folder and verify them; return the path. Raises ChecksumMismatch, KeyNotFound."""
+    name = f"{digest}.jsonl"
+    download_files(store, {name: digest}, folder, prefix=f"{QUESTIONS_FOLDER}/")
+    return (folder / name).rename(folder / ROUND_FILES["questions"])
 
 
 def _answer_and_judge(inputs: ShardInputs, read: Mapping[str, str], work: Path, run: StageRunner) -> None:

@@ -15,6 +15,7 @@ import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
@@ -35,12 +36,19 @@ from clincot.pipelines.params import (
     decode_params,
     parse_stage_config,
 )
-from clincot.pipelines.round_files import PREFERENCE_FILES, RESULT_FILES, DecisionFiles, name_files
+from clincot.pipelines.round_files import PREFERENCE_FILES, RESULT_FILES, DecisionFiles, RoundFiles, name_files
 from clincot.pipelines.run_form import SECTIONS, RunForm, parse_run
-from clincot.pipelines.run_settings import TaskSettings, read_task_settings, write_task_settings
-from clincot.pipelines.shard_generation import ShardInputs, build_shard_key, download_shards, generate_shard
+from clincot.pipelines.run_settings import TaskSettings, read_task_settings, write_settings, write_task_settings
+from clincot.pipelines.shard_generation import (
+    ShardInputs,
+    download_questions,
+    download_shards,
+    generate_shard,
+    upload_questions,
+)
 from clincot.records import BenchmarkReport, DataVersion, PreferencePair, StartingPolicy, hash_json
 from clincot.runs import history
+from clincot.runs.layout import ROUND_FILES
 from clincot.stages.base import Metrics
 from clincot.stages.catalog import get_stage
 from clincot.stages.runner import run_stage
@@ -49,7 +57,7 @@ from clincot.storage.digests import hash_path
 from clincot.storage.open import open_store
 
 if TYPE_CHECKING:
-    from clincot.pipelines.round_files import PublicationFiles, RoundContext, RoundFiles, TrainingFiles
+    from clincot.pipelines.round_files import RoundContext, RoundOrder
     from clincot.runs.history import RoundStart, RunEnd
 
 # Path of a file to which a failing task appends its error; a local run reads it to decide whether to retry.
@@ -82,10 +90,16 @@ class CheckedRun(NamedTuple):
     page_settings: str
 
 
-class PreparedQuestions(NamedTuple):
-    """Names of the shards, and how often earlier rounds used the same questions."""
+class PreparedRound(NamedTuple):
+    """What the tasks of a round get of their questions.
 
-    shard_names: list[str]
+    work: address of the settings of `generate`, with questions and policy. questions: their sha256. shard_groups: the
+    shards of each task. lap: how often earlier rounds used the same questions.
+    """
+
+    work: str
+    questions: str
+    shard_groups: list[str]
     lap: int
 
 
@@ -207,14 +221,12 @@ def preflight(
 def start_round(publish: JsonObject, champion: str, *, number: int, run_id: str) -> RoundOrigin:
     """Start a round in the store, or resume it from the policy from which it first started.
 
-    champion: path of the policy that preflight found. number: of the round; 0: the next one of the model.
+    champion: the policy that preflight found (JSON). number: of the round; 0: the next one of the model.
     run_id: identifier of the pipeline run. Without a store nothing is recorded.
     """
-    from clincot.records import StartingPolicy
-
     with user_errors("start_round"):
         config = _parse_publish(publish)
-        (start,) = read_records(Path(champion), StartingPolicy)
+        start = StartingPolicy.model_validate_json(champion)
         if config.store:
             store = open_store(config.store)
             interrupted = history.find_open_round(store, start.line, number)
@@ -242,63 +254,85 @@ def read_section(task: str, settings: str, section: str) -> JsonObject:
         return read_task_settings(settings).get_section(section)
 
 
-def prepare(settings: str, questions: str, *, number: int, rounds: int, shards: int) -> PreparedQuestions:
-    """Select the questions of round `number` and split them into shards.
+def prepare(
+    settings: str, generate_settings: str, policy: tuple[str, str], order: RoundOrder, *, shards: int, groups: int
+) -> PreparedRound:
+    """Select the questions of a round, store them, and divide them among the tasks that generate candidates.
 
-    shards: their number; 0: as many as possible.
+    policy: address and sha256. groups: largest number of tasks that process the shards.
     """
-    from clincot.pipelines.sharding import list_shard_names
+    from clincot.pipelines.sharding import group_shards, list_shard_names
 
-    with user_errors("prepare"):
-        given = read_task_settings(settings)
-        config, lap = build_prepare_config(given.get_section("prepare"), number, rounds)
-        run_stage_task("prepare", config, {"data": given.inputs["data"]}, {"questions": questions})
-        return PreparedQuestions(list_shard_names(Path(questions), shards), lap)
+    with user_errors("prepare"), tempfile.TemporaryDirectory() as temporary:
+        given, generation = read_task_settings(settings), read_task_settings(generate_settings)
+        config, lap = build_prepare_config(given.get_section("prepare"), order.number, order.rounds)
+        path = Path(temporary) / ROUND_FILES["questions"]
+        run_stage_task("prepare", config, {"data": given.inputs["data"]}, {"questions": str(path)})
+        names = list_shard_names(path, shards)
+        questions = upload_questions(open_store(given.store), path)
+        inputs = {"policy": policy[0], "policy_digest": policy[1], "questions": questions, "lap": str(lap)}
+        work = write_settings(given.store, generation.sections, {**generation.inputs, **inputs})
+        return PreparedRound(work, questions, group_shards(names, groups), lap)
 
 
-def generate(settings: str, questions: str, *, policy: str, policy_digest: str, shard: str, lap: int) -> str:
-    """Generate and score the candidates of a shard; return the sha256 under which its files are stored."""
-    with user_errors("generate"):
-        given = read_task_settings(settings)
-        chain = given.get_section("answer")
+def generate(work: str, group: str, *, trained: str = "") -> str:
+    """Generate and score the candidates of a group of shards, one after the other.
 
-        def run(stage: str, inputs: Mapping[str, str], outputs: Mapping[str, str]) -> None:
-            run_stage_task(
-                stage,
-                given.get_section(stage),
-                inputs,
-                outputs,
+    work: address that `prepare` returned. trained: folder of a policy that replaces that of the settings. Returns the
+    sha256 of the files of each shard, separated by spaces.
+    """
+    from clincot.pipelines.sharding import parse_shard_group
+
+    with user_errors("generate"), tempfile.TemporaryDirectory() as temporary:
+        given = read_task_settings(work)
+        store, lap = open_store(given.store), int(given.inputs["lap"])
+        questions = download_questions(store, given.inputs["questions"], Path(temporary))
+        digests = []
+        for shard in parse_shard_group(group):
+            inputs = ShardInputs(
                 shard=shard,
-                answer=chain if stage == "judge" else None,
-                lap=0 if stage == "judge" else lap,
+                data=given.inputs["data"],
+                questions=str(questions),
+                policy=trained or given.inputs["policy"],
+                steps=len(_read_chain(given.get_section("answer"))),
+                key=hash_json([work.rpartition("/")[2], shard]),
             )
+            digests.append(generate_shard(inputs, store, partial(_run_shard_stage, given, shard, lap)))
+        return " ".join(digests)
 
-        inputs = ShardInputs(
-            shard=shard,
-            data=given.inputs["data"],
-            questions=questions,
-            policy=policy,
-            steps=len(_read_chain(chain)),
-            key=build_shard_key(settings, Path(questions), policy_digest, lap=lap, shard=shard),
-        )
-        return generate_shard(inputs, open_store(given.store), run)
+
+def _run_shard_stage(
+    given: TaskSettings, shard: str, lap: int, stage: str, inputs: Mapping[str, str], outputs: Mapping[str, str]
+) -> None:
+    """Run propose, answer or judge for one shard. The judges do not sample, so their seed is that of every lap."""
+    judges = stage == "judge"
+    run_stage_task(
+        stage,
+        given.get_section(stage),
+        inputs,
+        outputs,
+        shard=shard,
+        answer=given.get_section("answer") if judges else None,
+        lap=0 if judges else lap,
+    )
 
 
 def pair(settings: str, questions: str, shards: Sequence[str], preferences: str, *, lap: int) -> dict[str, float]:
     """Merge the shards and make preference pairs from their candidates; return figures about them.
 
-    shards: sha256 of the files of each shard, in their order. preferences: the folder that is written.
+    questions: sha256 under which they are stored. shards: what `generate` returned for each group, in their order.
+    preferences: the folder that is written.
     """
     from clincot.pipelines.sharding import merge_shards
 
     with user_errors("pair"):
         given = read_task_settings(settings)
-        config = parse_config(
-            JudgeConfig, decode_params(given.get_section("judge")), where="section 'judge' of the settings"
-        )
+        store = open_store(given.store)
+        config = parse_config(JudgeConfig, decode_params(given.get_section("judge")), where="section 'judge'")
         files = name_files(preferences, PREFERENCE_FILES)
-        parts = download_shards(open_store(given.store), shards)
-        merged = merge_shards(config, Path(questions), parts, {name: Path(path) for name, path in files.items()})
+        asked = download_questions(store, questions, Path(preferences))
+        parts = download_shards(store, " ".join(shards).split())
+        merged = merge_shards(config, asked, parts, {name: Path(path) for name, path in files.items()})
         log_metrics(None, merged)
         run_stage_task(
             "pair",
@@ -311,13 +345,13 @@ def pair(settings: str, questions: str, shards: Sequence[str], preferences: str,
         return {**merged, "pairs": pairs}
 
 
-def version(settings: str, questions: str, preferences: str, output: str) -> dict[str, str]:
+def version(settings: str, preferences: str, output: str) -> dict[str, str]:
     """Commit the preference data to the data repository; return where it is.
 
     preferences: the folder that `pair` wrote.
     """
     given = _read_settings("version", settings)
-    inputs = {"questions": questions, **name_files(preferences, PREFERENCE_FILES)}
+    inputs = name_files(preferences, PREFERENCE_FILES)
     run_stage_task(
         "version", given.get_section("version"), inputs, {"version": output}, answer=given.get_section("answer")
     )
@@ -326,15 +360,14 @@ def version(settings: str, questions: str, preferences: str, output: str) -> dic
     return {name: value for name, value in known.items() if value}
 
 
-def train(settings: str, files: TrainingFiles, checkpoint: str, *, policy: str, lap: int) -> str:
-    """Train the challenger; return the digest of its checkpoint."""
+def train(settings: str, preferences: str, data_version: str, checkpoint: str, *, policy: str, lap: int) -> str:
+    """Train the challenger; return the digest of its checkpoint. preferences: the folder that `pair` wrote."""
     given = _read_settings("train", settings)
     inputs = {
         "data": given.inputs["data"],
         "policy": policy,
-        "questions": files.questions,
-        **name_files(files.preferences, ("regions", "candidates", "pairs")),
-        "version": files.data_version,
+        **name_files(preferences, ("questions", "regions", "candidates", "pairs")),
+        "version": data_version,
     }
     return run_stage_task(
         "train",
@@ -371,20 +404,30 @@ def decide(settings: str, files: DecisionFiles, *, metrics: MetricsArtifact | No
             run_stage_task("decide", given.get_section("decide"), {**inputs, "ledger": str(ledger)}, outputs)
         (decision,) = read_records(Path(outputs["decision"]), Decision)
         print(f"{decision.verdict}: {'; '.join(decision.reasons)}")
+        files.copy_round_files()
         log_metrics(metrics, _list_round_figures(decision.verdict, files))
         return decision.verdict
 
 
-def publish(settings: str, files: PublicationFiles, *, number: int) -> str:
-    """Store the promoted checkpoint in the model registry; return its sha256 there. number: of the round."""
+def publish(settings: str, checkpoint: str, round_files: str, *, number: int) -> str:
+    """Store the promoted checkpoint in the model registry; return its sha256 there.
+
+    round_files: the folder that `decide` wrote. number: of the round.
+    """
     with user_errors("publish"), tempfile.TemporaryDirectory() as temporary:
         given = read_task_settings(settings)
         config = build_publish_config(given.get_section("publish"), number)
         published = Path(temporary) / "published.json"
-        inputs = files.name_inputs(given.inputs["benchmark"])
+        evidence = name_files(round_files, ("report", "decision", "panel_report"))
+        inputs = {"checkpoint": checkpoint, **evidence, "golden": given.inputs["benchmark"]}
         run_stage_task("publish", config, inputs, {"published": str(published)})
         digest: str = json.loads(published.read_text(encoding="utf-8"))["sha256"]
         return digest
+
+
+def locate_round_files(folder: str) -> RoundFiles:
+    """Find the files of the round in the folder that `decide` wrote."""
+    return RoundFiles.locate(folder)
 
 
 def record_round(publish: JsonObject, files: RoundFiles, *, number: int, checkpoint_digest: str) -> None:

@@ -13,7 +13,7 @@ def decide(
     challenger_results: dsl.Input[dsl.Dataset],
     preferences: dsl.Input[dsl.Dataset],
     decision: dsl.Output[dsl.Markdown],
-    evidence: dsl.Output[dsl.Dataset],
+    round_files: dsl.Output[dsl.Dataset],
     figures: dsl.Output[dsl.Metrics],
     base_results: dsl.Input[dsl.Dataset] = None,
     preferences_before: dsl.Input[dsl.Dataset] = None,
@@ -31,18 +31,19 @@ def decide(
 
     Returns:
         decision: The decision and its reasons (Markdown).
-        evidence: Folder: the decision and the answers that it compared.
+        round_files: Folder: the decision, and all files of the round.
         figures: Verdict and accuracy, to compare runs.
         Output: promote, keep or blocked.
     """
-    from clincot.pipelines import round_files, tasks
+    from clincot.pipelines import round_files as layout
+    from clincot.pipelines import tasks
 
     base = base_results.path if base_results else champion_results.path
-    files = round_files.DecisionFiles(
+    files = layout.DecisionFiles(
         champion_results=champion_results.path,
         challenger_results=challenger_results.path,
         preferences=preferences.path,
-        evidence=evidence.path,
+        round_files=round_files.path,
         summary=decision.path,
         base_results=base if int(policy_round) == 0 else "",  # compared only if the run starts from the base policy
         preferences_before=preferences_before.path if preferences_before else "",

@@ -9,8 +9,8 @@ from clincot.components import IMAGE
 def pair(
     settings: str,
     lap: int,
+    questions: str,
     shards: list,
-    questions: dsl.Input[dsl.Dataset],
     preferences: dsl.Output[dsl.Dataset],
 ):
     """Merge the shards, and build preference pairs from the scored candidates.
@@ -18,12 +18,12 @@ def pair(
     Args:
         settings: Address of the task's settings, which ends in their sha256.
         lap: How often earlier rounds used the questions.
+        questions: sha256 of the questions of the round.
         shards: sha256 of the files of each shard.
-        questions: Questions of the round (JSONL).
 
     Returns:
         preferences: Folder: regions, candidates, judgements, scores, pairs.
     """
     from clincot.pipelines import tasks
 
-    preferences.metadata.update(tasks.pair(settings, questions.path, shards, preferences.path, lap=int(lap)))
+    preferences.metadata.update(tasks.pair(settings, questions, shards, preferences.path, lap=int(lap)))

@@ -11,10 +11,7 @@ def record_round(
     number: int,
     ahead: int,
     challenger_digest: str,
-    questions: dsl.Input[dsl.Dataset],
-    preferences: dsl.Input[dsl.Dataset],
-    challenger_results: dsl.Input[dsl.Dataset],
-    evidence: dsl.Input[dsl.Dataset],
+    round_files: dsl.Input[dsl.Dataset],
 ):
     """Record the digests and the decision of a round in the store, before anything acts on the decision.
 
@@ -23,15 +20,10 @@ def record_round(
         number: Number of the run's first round; 0: the next round of the model.
         ahead: Position of this round in the run, from 0.
         challenger_digest: sha256 of the challenger.
-        questions: Questions of the round (JSONL).
-        preferences: Folder: regions, candidates, judgements, scores, pairs.
-        challenger_results: Folder: the challenger's outcomes and report.
-        evidence: Folder: the decision and the answers that it compared.
+        round_files: Folder: the decision, and all files of the round.
     """
-    from clincot.pipelines import round_files, tasks
+    from clincot.pipelines import tasks
 
     publish = tasks.read_section("record_round", settings, "publish")
-    files = round_files.RoundFiles.locate(
-        questions.path, preferences=preferences.path, results=challenger_results.path, evidence=evidence.path
-    )
+    files = tasks.locate_round_files(round_files.path)
     tasks.record_round(publish, files, number=int(number) + int(ahead), checkpoint_digest=challenger_digest)

@@ -11,7 +11,6 @@ def train(
     policy: str,
     policy_digest: str,
     lap: int,
-    questions: dsl.Input[dsl.Dataset],
     preferences: dsl.Input[dsl.Dataset],
     data_version: dsl.Input[dsl.Artifact],
     challenger: dsl.Output[dsl.Model],
@@ -24,7 +23,6 @@ def train(
         policy: Address of the policy from which the run starts.
         policy_digest: sha256 of the policy that the task uses.
         lap: How often earlier rounds used the questions.
-        questions: Questions of the round (JSONL).
         preferences: Folder: regions, candidates, judgements, scores, pairs.
         data_version: Version of the preference data, with its tag (JSON).
         trained: Challenger of the previous round; replaces `policy`.
@@ -33,11 +31,15 @@ def train(
         challenger: Challenger: weights, tokenizer and record.
         Output: sha256 of the challenger.
     """
-    from clincot.pipelines import round_files, tasks
+    from clincot.pipelines import tasks
 
-    files = round_files.TrainingFiles(questions.path, preferences.path, data_version.path)
     digest = tasks.train(
-        settings, files, challenger.path, policy=trained.path if trained else policy, lap=int(lap)
+        settings,
+        preferences.path,
+        data_version.path,
+        challenger.path,
+        policy=trained.path if trained else policy,
+        lap=int(lap),
     )
     challenger.metadata.update({"sha256": digest, "trained from": policy_digest})
     return digest

@@ -8,7 +8,6 @@ from clincot.components import IMAGE
 @dsl.component(base_image=IMAGE, install_kfp_package=False)
 def version(
     settings: str,
-    questions: dsl.Input[dsl.Dataset],
     preferences: dsl.Input[dsl.Dataset],
     data_version: dsl.Output[dsl.Artifact],
 ):
@@ -16,7 +15,6 @@ def version(
 
     Args:
         settings: Address of the task's settings, which ends in their sha256.
-        questions: Questions of the round (JSONL).
         preferences: Folder: regions, candidates, judgements, scores, pairs.
 
     Returns:
@@ -24,4 +22,4 @@ def version(
     """
     from clincot.pipelines import tasks
 
-    data_version.metadata.update(tasks.version(settings, questions.path, preferences.path, data_version.path))
+    data_version.metadata.update(tasks.version(settings, preferences.path, data_version.path))
