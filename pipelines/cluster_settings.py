@@ -49,9 +49,10 @@ GPU_TASKS = frozenset(
 )
 # Names by which cluster.yaml knows the tasks: both evaluations have the same resources.
 PROFILE_NAMES: Mapping[str, str] = {task: "evaluate" if task.startswith("evaluate_") else task for task in TASK_NAMES}
-# Shards are divided among so many tasks unless parallel_shards says otherwise. Each task takes about 50 kB of the
-# Workflow object, which may have 1 MB when its status is compressed (workflow_size.py).
-MAX_SHARD_TASKS = 16
+# Shards are divided among so many tasks unless parallel_shards says otherwise. Each task takes about 36 kB of the
+# Workflow object. With 8 of them a run of one round stays below 1 MB as it is, and one of three rounds below half of
+# that when Argo compresses it (workflow_size.py).
+MAX_SHARD_TASKS = 8
 _SHARD_STAGES = ("propose", "answer", "judge")
 _HOST_LABEL = "kubernetes.io/hostname"
 _SECRET_NAME = re.compile(r"(?i)(secret|token|passw|_key$|credential)")

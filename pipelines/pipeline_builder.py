@@ -70,8 +70,8 @@ def shorten_specs(spec: Mapping[str, Any]) -> None:
     """Leave out of a compiled pipeline what Argo would keep in eight places for each task (workflow_size.py).
 
     These are the source of each component, with a script that writes it to a file: the images contain the components
-    anyway, and run_component.py runs them. And the descriptions of inputs and outputs of tasks, which no UI shows; those
-    of the run's parameters stay.
+    anyway, and run_component.py runs them. And the descriptions of inputs and outputs of tasks, which no UI shows;
+    those of the run's parameters stay.
     """
     for executor in spec["deploymentSpec"]["executors"].values():
         container = executor["container"]

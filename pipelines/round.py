@@ -47,6 +47,7 @@ from clincot.pipelines.round_inputs import (
     StartingPoint,
 )
 from clincot.pipelines.round_plan import RoundPlan
+from clincot.pipelines.workflow_size import check_workflow_size, estimate_workflow_size
 
 # Name inside the compiled pipeline. The names of Workflows and pods begin with it, and Kubernetes cuts host names at
 # 63 characters: `round-xxxxx-metadata-0-3-retry-system-container-impl-1234567890` has exactly 63. The part in the
@@ -77,17 +78,23 @@ def build_round_pipeline(plan: RoundPlan) -> Any:
 
 
 def compile_round(plan: RoundPlan, out: Path) -> None:
-    """Write the pipeline as YAML. The same plan gives the same bytes (the order of keys in kfp's own files varies)."""
+    """Write the pipeline as YAML. The same plan gives the same bytes (the order of keys in kfp's own files varies).
+
+    Raises InvalidInput if a run would not finish because its Workflow object became too large for Argo.
+    """
     out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "round.yaml"
         compiler.Compiler().compile(build_round_pipeline(plan), str(path))
-        documents = list(yaml.safe_load_all(path.read_text(encoding="utf-8")))
-    shorten_specs(documents[0])
-    share_components(documents[0], documents[1])
+        spec, platform = yaml.safe_load_all(path.read_text(encoding="utf-8"))
+    shorten_specs(spec)
+    share_components(spec, platform)
+    groups = plan.cluster.count_shard_tasks()
+    size = estimate_workflow_size(spec, platform, groups=groups, shards=plan.shards)
+    check_workflow_size(size, groups=groups, rounds=plan.rounds)
     with atomic_write(out) as file:
         file.write("# A round of ClinCoT for Kubeflow Pipelines, made by `clincot pipeline compile`.\n")
-        yaml.safe_dump_all(documents, file, sort_keys=True, width=120)
+        yaml.safe_dump_all([spec, platform], file, sort_keys=True, width=120)
 
 
 def _add_run(plan: RoundPlan, run: RunParameters, subpipelines: _Subpipelines) -> None:

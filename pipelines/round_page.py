@@ -66,8 +66,8 @@ def _link_round(run: Path, context: RoundContext, files: RoundFiles) -> None:
     for name, path in files.by_name().items():
         _link_file(path, folder / ROUND_FILES[name])
     _link_file(Path(context.checkpoint), folder / "policy")
-    for name, path in name_files(context.champion_results, RESULT_FILES).items():
-        _link_file(Path(path), run / "base" / ROUND_FILES[name])
+    for name, source in name_files(context.champion_results, RESULT_FILES).items():
+        _link_file(Path(source), run / "base" / ROUND_FILES[name])
 
 
 def _link_file(path: Path, link: Path) -> None:

@@ -32,6 +32,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from clincot.errors import InvalidInput
+from clincot.text import format_count
 
 Json = dict[str, Any]
 
@@ -73,23 +74,28 @@ class WorkflowSize:
         )
 
 
-def estimate_workflow_size(spec: Json, platform: Json, shards: int) -> WorkflowSize:
-    """Estimate the size at the end of a run. spec, platform: the documents of a compiled pipeline."""
-    builder = _WorkflowBuilder(spec, _read_kubernetes_configs(platform), shards)
+def estimate_workflow_size(spec: Json, platform: Json, *, groups: int, shards: int = 0) -> WorkflowSize:
+    """Estimate the size at the end of a run.
+
+    spec, platform: the documents of a compiled pipeline. groups: tasks that process shards at the same time, in every
+    round. shards: their number, if it is larger.
+    """
+    builder = _WorkflowBuilder(spec, _read_kubernetes_configs(platform), groups, max(groups, shards))
     nodes = builder.build_status()
     status = _encode(nodes)
     compressed = base64.b64encode(gzip.compress(status.encode(), 6, mtime=0))
     return WorkflowSize(len(nodes), builder.measure_spec(), len(status), len(compressed))
 
 
-def check_workflow_size(size: WorkflowSize, *, shards: int, rounds: int) -> None:
+def check_workflow_size(size: WorkflowSize, *, groups: int, rounds: int) -> None:
     """Raise InvalidInput, with the numbers, if a run of this size could not end."""
     allowed = int(ALLOWED_SHARE * ARGO_LIMIT)
     if size.compressed_total > allowed:
         raise InvalidInput(
-            f"a run with {shards} shards and {rounds} round(s) would not finish: its Workflow object would have "
-            f"{size.describe()}; Argo's limit is {ARGO_LIMIT / 1e6:.2f} MB, and {allowed / 1e6:.2f} MB of it may be "
-            "planned. Use fewer shards (--shards), or fewer rounds in one run (--rounds)"
+            f"a run of {format_count(rounds, 'round')} with {format_count(groups, 'task')} for shards in each would "
+            f"not finish: its Workflow object would have {size.describe()}; Argo's limit is {ARGO_LIMIT / 1e6:.2f} MB, "
+            f"and {allowed / 1e6:.2f} MB of it may be planned. Let fewer tasks process shards (parallel_shards in "
+            "cluster.yaml), or do fewer rounds in one run (--rounds)"
         )
 
 
@@ -104,10 +110,11 @@ def _encode(content: object) -> str:
 
 @dataclass
 class _WorkflowBuilder:
-    """Writes the nodes of a run. Ids and times come from a generator with a fixed seed: the same pipeline, same size."""
+    """Writes the nodes of a run. Ids and times come from a generator with a fixed seed, so sizes are repeatable."""
 
     spec: Json
     kubernetes: Mapping[str, Json]
+    groups: int
     shards: int
     random: random.Random = field(default_factory=lambda: random.Random(0))
     nodes: dict[str, Json] = field(default_factory=dict)
@@ -166,7 +173,7 @@ class _WorkflowBuilder:
         self._add_pair(path, f"{template}-{name}-iterator")
         self._add_driver(f"{path}(0).iteration-driver", inputs, "system-dag-driver", _DAG_OUTPUTS)
         self._add_node(f"{path}(0).iteration-iterations", "TaskGroup", f"{template}-iteration", {}, {})
-        for number in range(self.shards):
+        for number in range(self.groups):
             item = f"{path}(0).iteration-iterations({number}:{number})"
             index = {"iteration-index": str(number), "parent-dag-id": self._digits(3)}
             self._add_pair(item, f"{template}-iteration", index)
@@ -264,7 +271,7 @@ class _WorkflowBuilder:
         }
         volumes = [*kubernetes.get("pvcMount", []), *kubernetes.get("configMapAsVolume", [])]
         volumes += kubernetes.get("emptyDirMounts", [])
-        placement = {
+        placement: Json = {
             name: kubernetes[name] for name in ("tolerations", "nodeSelector", "imagePullSecret") if name in kubernetes
         }
         patch = {"containers": [main], "activeDeadlineSeconds": kubernetes.get("activeDeadlineSeconds"), **placement}
@@ -347,14 +354,14 @@ class _WorkflowBuilder:
 
 
 _DAG_OUTPUTS = {"execution-id": "159", "iteration-count": "0", "condition": "nil"}
-_SHORT_PARAMETERS = ("shard", "verdict", "target", "state", "code", "run")
+_SHORT_PARAMETERS = ("group", "verdict", "target", "state", "code", "run")
 _LAUNCHER_ARGUMENTS = (
-    "--pod_name $(KFP_POD_NAME) --pod_uid $(KFP_POD_UID) --ml_pipeline_server_address"
-    " ml-pipeline.kubeflow.svc.cluster.local --ml_pipeline_server_port 8887 --mlmd_server_address"
-    " metadata-grpc-service.kubeflow.svc.cluster.local --mlmd_server_port 8080 --publish_logs true"
-    " --ml_pipeline_tls_enabled=false --metadata_tls_enabled=false --ca_cert_path  --cache_disabled=false"
-    " --log_level 1 --"
-).split(" ")
+    *("--pod_name", "$(KFP_POD_NAME)", "--pod_uid", "$(KFP_POD_UID)"),
+    *("--ml_pipeline_server_address", "ml-pipeline.kubeflow.svc.cluster.local", "--ml_pipeline_server_port", "8887"),
+    *("--mlmd_server_address", "metadata-grpc-service.kubeflow.svc.cluster.local", "--mlmd_server_port", "8080"),
+    *("--publish_logs", "true", "--ml_pipeline_tls_enabled=false", "--metadata_tls_enabled=false"),
+    *("--ca_cert_path", "", "--cache_disabled=false", "--log_level", "1", "--"),
+)
 
 
 def _output_parameter(name: str, value: str) -> Json:
