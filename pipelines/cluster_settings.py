@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from operator import attrgetter
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -45,14 +46,14 @@ TASK_STAGES: Mapping[str, tuple[str, ...]] = {
 }
 TASK_NAMES = tuple(TASK_STAGES)
 GPU_TASKS = frozenset(
-    task for task, stages in TASK_STAGES.items() if any(get_stage(stage).device == "gpu" for stage in stages)
+    task for task, stages in TASK_STAGES.items() if "gpu" in {*map(attrgetter("device"), map(get_stage, stages))}
 )
 # Names by which cluster.yaml knows the tasks: both evaluations have the same resources.
 PROFILE_NAMES: Mapping[str, str] = {task: "evaluate" if task.startswith("evaluate_") else task for task in TASK_NAMES}
-# Shards are divided among so many tasks unless parallel_shards says otherwise. Each task takes about 36 kB of the
-# Workflow object. With 8 of them a run of one round stays below 1 MB as it is, and one of three rounds below half of
-# that when Argo compresses it (workflow_size.py).
-MAX_SHARD_TASKS = 8
+# Shards are divided among so many tasks of a round and of a run, unless parallel_shards says otherwise. Each of these
+# tasks takes some 40 kB of the Workflow object, 4 kB when compressed. Within these bounds a run of three rounds takes
+# less than half of what Argo allows, however many shards there are (workflow_size.py).
+MAX_SHARD_TASKS, MAX_RUN_SHARD_TASKS = 8, 16
 _SHARD_STAGES = ("propose", "answer", "judge")
 _HOST_LABEL = "kubernetes.io/hostname"
 _SECRET_NAME = re.compile(r"(?i)(secret|token|passw|_key$|credential)")
@@ -138,8 +139,11 @@ class CacheVolume(FrozenConfig):
     mount: Annotated[str, Field(pattern=r"^/[-\w./]+$")] = "/cache"
     sub_path: str = ""
     access_mode: Annotated[
-        Literal["ReadWriteMany", "ReadWriteOnce"],
-        Field(description="of the claim; ReadWriteOnce: only pods on one node can mount it, so all run there"),
+        Literal["ReadWriteMany", "ReadWriteOnce", "ReadWriteOncePod"],
+        Field(
+            description="of the claim; ReadWriteOnce: only pods on one node can mount it at the same time, so tasks "
+            "run one after the other unless all are pinned to one node"
+        ),
     ] = "ReadWriteMany"
 
 
@@ -227,22 +231,34 @@ class ClusterSettings(FrozenConfig):
         return stages
 
     @model_validator(mode="after")
-    def _check_cache_reaches_all_pods(self) -> ClusterSettings:
-        """A ReadWriteOnce volume is attached to one node, and pods on others wait for it until they time out."""
-        if not self.cache.claim or self.cache.access_mode == "ReadWriteMany":
-            return self
-        nodes = {self.resolve_profile(task).node_selector.get(_HOST_LABEL, "") for task in TASK_NAMES}
-        if len(nodes) > 1 or "" in nodes:
+    def _check_cache_allows_parallel_tasks(self) -> ClusterSettings:
+        if self.runs_one_task_at_a_time and self.parallel_shards > 1:
             raise ValueError(
-                f"cache.access_mode is ReadWriteOnce, but tasks that run at the same time (shards, and the evaluation "
-                f"of the champion beside them) may be placed on several nodes; use a ReadWriteMany claim, or pin cpu "
-                f"and gpu to one node with node_selector {{{_HOST_LABEL}: NAME}}"
+                f"parallel_shards is {self.parallel_shards}, but cache.access_mode is {self.cache.access_mode} and "
+                "tasks may run on several nodes, of which only one can mount the volume; use a ReadWriteMany claim, or "
+                f"pin cpu and gpu to one node with node_selector {{{_HOST_LABEL}: NAME}}"
             )
         return self
 
-    def count_shard_tasks(self) -> int:
-        """Return the largest number of tasks that process shards at the same time."""
-        return self.parallel_shards or MAX_SHARD_TASKS
+    @property
+    def runs_one_task_at_a_time(self) -> bool:
+        """Whether the cache can be mounted on one node only, while the tasks may run on several.
+
+        Kubeflow Pipelines 2.17.0 has no pod affinity that would bring them together (its proto has one, but
+        backend/src/v2/driver/k8s.go does not read it).
+        """
+        if not self.cache.claim or self.cache.access_mode == "ReadWriteMany":
+            return False
+        if self.cache.access_mode == "ReadWriteOncePod":
+            return True
+        nodes = {self.resolve_profile(task).node_selector.get(_HOST_LABEL, "") for task in TASK_NAMES}
+        return len(nodes) > 1 or "" in nodes
+
+    def count_shard_tasks(self, rounds: int = 1) -> int:
+        """Return the largest number of tasks that process shards at the same time, in a run of so many rounds."""
+        if self.runs_one_task_at_a_time:
+            return 1
+        return self.parallel_shards or max(1, min(MAX_SHARD_TASKS, MAX_RUN_SHARD_TASKS // rounds))
 
     def resolve_profile(self, task: str) -> ResourceProfile:
         """Return the profile for the device of the task, with the changes for this task."""

@@ -57,8 +57,8 @@ def optional_artifact(name: str, artifact: Any) -> dict[str, Any]:
 def _add_generation(plan: RoundPlan, inputs: GenerationInputs) -> GenerationOutputs:
     """Add the loop over the groups of shards, and the task that merges the shards.
 
-    A shard hands on a digest, not files: the digests of 64 shards are 4 kB in one argument of the next task, where the
-    descriptions of their artifacts would not fit into one (MAX_ARG_STRLEN of Linux, 128 KiB).
+    A group hands on the digest of the list of its shards, not files: kfp passes everything that a task receives as one
+    argument, and the descriptions of the files of 58 shards did not fit into one (MAX_ARG_STRLEN of Linux, 128 KiB).
     """
     with dsl.ParallelFor(inputs.shard_groups, name="each group of shards") as group:
         generated = apply_placement(

@@ -87,7 +87,7 @@ DESCRIPTIONS: Mapping[str, str] = {
     "shard_groups": "Shards of each task, such as 1-4/8 and 5-8/8.",
     "group": "Shards of this task, such as 1-4/8.",
     "groups": "Largest number of tasks that process shards.",
-    "pair.shards": "sha256 of the files of each shard.",
+    "pair.shards": "What generate returned for each group.",
     "lap": "How often earlier rounds used the questions.",
     "run": "Identifier of the pipeline run.",
     "status": "Final status of the run, from Kubeflow Pipelines.",
@@ -114,7 +114,7 @@ DESCRIPTIONS: Mapping[str, str] = {
     "round_page": "Page of the round: images, figures, digests (HTML).",
     "benchmark_table": "Benchmark table of the round (Markdown).",
     # values that a component returns
-    "generate.Output": "sha256 of the files of each shard.",
+    "generate.Output": "sha256 of the list of the shards' files.",
     "train.Output": "sha256 of the challenger.",
     "decide.Output": "promote, keep or blocked.",
     "publish.Output": "sha256 of the published checkpoint.",

@@ -89,8 +89,8 @@ def compile_round(plan: RoundPlan, out: Path) -> None:
         spec, platform = yaml.safe_load_all(path.read_text(encoding="utf-8"))
     shorten_specs(spec)
     share_components(spec, platform)
-    groups = plan.cluster.count_shard_tasks()
-    size = estimate_workflow_size(spec, platform, groups=groups, shards=plan.shards)
+    groups = plan.cluster.count_shard_tasks(plan.rounds)
+    size = estimate_workflow_size(spec, platform, groups=groups)
     check_workflow_size(size, groups=groups, rounds=plan.rounds)
     with atomic_write(out) as file:
         file.write("# A round of ClinCoT for Kubeflow Pipelines, made by `clincot pipeline compile`.\n")
@@ -109,9 +109,12 @@ def _add_run(plan: RoundPlan, run: RunParameters, subpipelines: _Subpipelines) -
             policy_digest=started["policy_digest"],
             policy_round=started["policy_round"],
         )
-        champion = ChampionResults(round_tasks.add_evaluate_champion(plan, settings, start))
+        evaluated = round_tasks.add_evaluate_champion(plan, settings, start)
+        champion = ChampionResults(evaluated.outputs["champion_results"])
         if plan.rounds == 1:
-            _add_round(Round(plan, settings, start, champion, 0, subpipelines.generate, subpipelines.promote))
+            _add_round(
+                Round(plan, settings, start, champion, 0, subpipelines.generate, subpipelines.promote, evaluated)
+            )
         else:
             tasks = _add_rounds(plan, settings, start, champion, subpipelines.rounds)
             round_tasks.add_end_round(plan, settings).after(*tasks)
@@ -119,7 +122,7 @@ def _add_run(plan: RoundPlan, run: RunParameters, subpipelines: _Subpipelines) -
 
 def _add_round(this: Round) -> RoundResult | None:
     """Add the tasks of one round; return what the next round of the run continues from, if the run does several."""
-    prepared = round_tasks.add_prepare(this)
+    prepared = round_tasks.add_prepare(this).outputs
     preferences = round_tasks.add_generation(this, prepared)
     data_version = round_tasks.add_version(this, preferences)
     data = PreferenceData(prepared["lap"], preferences, data_version)

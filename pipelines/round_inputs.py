@@ -127,3 +127,4 @@ class Round:
     ahead: Any  # position in the run, from 0
     generate: Any  # subpipeline of generation_tasks.py
     promote: Any  # subpipeline of promotion_tasks.py
+    waits_for: Any = None  # the task of the same graph that evaluates the champion

@@ -76,17 +76,18 @@ def add_start_round(plan: RoundPlan, run: RunParameters, checked: Any) -> Any:
     ).outputs
 
 
-def add_evaluate_champion(plan: RoundPlan, settings: RunSettings, start: StartingPoint) -> Any:
-    """Add the evaluation of the policy from which the run starts; return its results."""
+def add_evaluate_champion(plan: RoundPlan, settings: RunSettings, start: StartingPoint) -> dsl.PipelineTask:
+    """Add the evaluation of the policy from which the run starts."""
     return apply_placement(
         evaluate_champion(settings=settings.evaluate_settings, policy=start.policy, policy_digest=start.policy_digest),
         "evaluate_champion",
         plan.cluster,
-    ).outputs["champion_results"]
+    )
 
 
-def add_prepare(this: Round) -> Any:
-    return apply_placement(
+def add_prepare(this: Round) -> dsl.PipelineTask:
+    """Add the selection of the questions. It waits for the champion's evaluation if both cannot mount the cache."""
+    task = apply_placement(
         prepare(
             settings=this.settings.prepare_settings,
             generate_settings=this.settings.generate_settings,
@@ -96,11 +97,14 @@ def add_prepare(this: Round) -> Any:
             ahead=this.ahead,
             rounds=this.plan.rounds,
             shards=this.settings.shards,
-            groups=this.plan.cluster.count_shard_tasks(),
+            groups=this.plan.cluster.count_shard_tasks(this.plan.rounds),
         ),
         "prepare",
         this.plan.cluster,
-    ).outputs
+    )
+    if this.waits_for is not None and this.plan.cluster.runs_one_task_at_a_time:
+        task.after(this.waits_for)
+    return task
 
 
 def add_generation(this: Round, prepared: Any) -> Any:

@@ -8,13 +8,15 @@ stage:
 
     <store>/questions/<sha256>.jsonl      questions of a round
     <store>/shards/<sha256>/…            files of a shard, under the hash of their content
+    <store>/shards/groups/<sha256>.json   which shards a task has finished
     <store>/shards/unfinished/<key>.json  where the files of an unfinished shard are; key: everything they depend on
 
-The address of the finished shard is all that the next task gets of it.
+The next task gets the digest of the list of a task's shards, so an argument holds the results of any number of shards.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 import tempfile
@@ -25,12 +27,13 @@ from pathlib import Path
 
 from clincot.jsonl import hash_files
 from clincot.runs.layout import ROUND_FILES
-from clincot.storage.artifacts import MANIFEST_NAMES, download_files, download_folder, upload_folder
+from clincot.storage.artifacts import MANIFEST_NAMES, ChecksumMismatch, download_files, download_folder, upload_folder
 from clincot.storage.store import KeyExists, KeyNotFound, Store, VersionConflict
 
 SHARDS_FOLDER = "shards"
 QUESTIONS_FOLDER = "questions"
 UNFINISHED_FOLDER = f"{SHARDS_FOLDER}/unfinished"
+GROUPS_FOLDER = f"{SHARDS_FOLDER}/groups"
 # Files of a shard that are merged. The scores are computed from the judgements of all shards.
 SHARD_FILES = ("regions", "candidates", "judgements", "panel_report")
 
@@ -77,10 +80,34 @@ def generate_shard(inputs: ShardInputs, store: Store, run: StageRunner) -> str:
     return address.rpartition("/")[2]
 
 
-def download_shards(store: Store, digests: Sequence[str]) -> dict[str, list[Path]]:
-    """Download finished shards; return the paths of their files, {name of SHARD_FILES: path in each shard}."""
-    folders = [download_folder(f"{store.url}/{SHARDS_FOLDER}/{digest}") for digest in digests]
-    return {name: [folder / ROUND_FILES[name] for folder in folders] for name in SHARD_FILES}
+def write_group_manifest(store: Store, digests: Sequence[str]) -> str:
+    """Store which shards a task has finished; return the sha256 of the list, which is all that the next task gets."""
+    content = json.dumps({"shards": list(digests)}).encode()
+    digest = hashlib.sha256(content).hexdigest()
+    with suppress(KeyExists):
+        store.write_new(f"{GROUPS_FOLDER}/{digest}.json", content)
+    return digest
+
+
+def download_shards(store: Store, groups: Sequence[str]) -> dict[str, list[Path]]:
+    """Download finished shards; return the paths of their files, {name of SHARD_FILES: path in each shard}.
+
+    groups: what `write_group_manifest` returned for each task, in the order of the shards. Raises ChecksumMismatch.
+    """
+    folders = []
+    for group in groups:
+        content = store.read(f"{GROUPS_FOLDER}/{group}.json").content
+        if hashlib.sha256(content).hexdigest() != group:
+            raise ChecksumMismatch(
+                f"{store.url}/{GROUPS_FOLDER}/{group}.json", "somebody has changed the list of shards"
+            )
+        folders += [
+            download_folder(f"{store.url}/{SHARDS_FOLDER}/{digest}") for digest in json.loads(content)["shards"]
+        ]
+    files = {}
+    for name in SHARD_FILES:
+        files[name] = [folder / ROUND_FILES[name] for folder in folders]
+    return files
 
 
 def upload_questions(store: Store, path: Path) -> str:

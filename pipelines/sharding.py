@@ -21,18 +21,9 @@ from clincot.records import Candidate, Judgement, Question, Region
 
 Metrics = dict[str, float]
 
-# The digests of all shards are one argument of the task that merges them, and Linux limits an argument to 128 KiB
-# (MAX_ARG_STRLEN). A digest takes 65 bytes of it.
-MAX_SHARDS = 1000
-
 
 def list_shard_names(questions: Path, shards: int) -> list[str]:
-    """Return the names of the shards: "1/3", "2/3", "3/3".
-
-    Raises InvalidInput if a shard would be empty, or if there are more than MAX_SHARDS.
-    """
-    if shards > MAX_SHARDS:
-        raise InvalidInput(f"{shards} shards: the digests of at most {MAX_SHARDS} fit into an argument of a task")
+    """Return the names of the shards: "1/3", "2/3", "3/3". Raises InvalidInput if a shard would be empty."""
     count = sum(1 for _ in read_records(questions, Question))
     blocks = -(-count // BLOCK_SIZE)
     if shards > blocks:

@@ -45,6 +45,7 @@ from clincot.pipelines.shard_generation import (
     download_shards,
     generate_shard,
     upload_questions,
+    write_group_manifest,
 )
 from clincot.records import BenchmarkReport, DataVersion, PreferencePair, StartingPolicy, hash_json
 from clincot.runs import history
@@ -279,7 +280,7 @@ def generate(work: str, group: str, *, trained: str = "") -> str:
     """Generate and score the candidates of a group of shards, one after the other.
 
     work: address that `prepare` returned. trained: folder of a policy that replaces that of the settings. Returns the
-    sha256 of the files of each shard, separated by spaces.
+    sha256 of the list of the shards' files, which are stored.
     """
     from clincot.pipelines.sharding import parse_shard_group
 
@@ -298,7 +299,7 @@ def generate(work: str, group: str, *, trained: str = "") -> str:
                 key=hash_json([work.rpartition("/")[2], shard]),
             )
             digests.append(generate_shard(inputs, store, partial(_run_shard_stage, given, shard, lap)))
-        return " ".join(digests)
+        return write_group_manifest(store, digests)
 
 
 def _run_shard_stage(
@@ -331,7 +332,7 @@ def pair(settings: str, questions: str, shards: Sequence[str], preferences: str,
         config = parse_config(JudgeConfig, decode_params(given.get_section("judge")), where="section 'judge'")
         files = name_files(preferences, PREFERENCE_FILES)
         asked = download_questions(store, questions, Path(preferences))
-        parts = download_shards(store, " ".join(shards).split())
+        parts = download_shards(store, shards)
         merged = merge_shards(config, asked, parts, {name: Path(path) for name, path in files.items()})
         log_metrics(None, merged)
         run_stage_task(

@@ -14,8 +14,8 @@ measures it, compressed as Argo does it (gzip level 6, base64). Which nodes ther
     loop                    2 nodes, a driver and a TaskGroup; for each item 2 nodes and a pipeline in a pipeline
 
 The patch of a pod contains the inputs and outputs of the task as JSON (executor_input), the spec of the component, and
-the command. The shape of the nodes comes from a recorded run (114 nodes, 1.29 MB), whose sizes are in
-recorded_nodes.csv; tests/pipelines/test_workflow_size.py compares them. Read for the rules: kubeflow/pipelines 2.17.0,
+the command. The shape of the nodes comes from a recorded run (114 nodes, 1.29 MB of status), with whose sizes
+tests/pipelines/test_workflow_size.py compares the estimate. Read for the rules: kubeflow/pipelines 2.17.0,
 backend/src/v2/compiler/argocompiler (argo.go, dag.go, container.go) and backend/src/v2/driver/driver.go.
 
 What is not known before a run is assumed generously: a promotion, and addresses and digests of 160 and 64 characters.
@@ -74,13 +74,13 @@ class WorkflowSize:
         )
 
 
-def estimate_workflow_size(spec: Json, platform: Json, *, groups: int, shards: int = 0) -> WorkflowSize:
+def estimate_workflow_size(spec: Json, platform: Json, *, groups: int, promoted: bool = True) -> WorkflowSize:
     """Estimate the size at the end of a run.
 
     spec, platform: the documents of a compiled pipeline. groups: tasks that process shards at the same time, in every
-    round. shards: their number, if it is larger.
+    round; the number of shards does not matter. promoted: every round promotes its challenger.
     """
-    builder = _WorkflowBuilder(spec, _read_kubernetes_configs(platform), groups, max(groups, shards))
+    builder = _WorkflowBuilder(spec, _read_kubernetes_configs(platform), groups, promoted)
     nodes = builder.build_status()
     status = _encode(nodes)
     compressed = base64.b64encode(gzip.compress(status.encode(), 6, mtime=0))
@@ -115,7 +115,7 @@ class _WorkflowBuilder:
     spec: Json
     kubernetes: Mapping[str, Json]
     groups: int
-    shards: int
+    promoted: bool
     random: random.Random = field(default_factory=lambda: random.Random(0))
     nodes: dict[str, Json] = field(default_factory=dict)
 
@@ -164,6 +164,9 @@ class _WorkflowBuilder:
     def _add_subpipeline(self, path: str, name: str, task: Json, component: Json) -> None:
         inputs = {"component": _encode(component), "task": _encode(task), **self._driver_ids(name)}
         self._add_driver(f"{path}-driver", inputs, "system-dag-driver", _DAG_OUTPUTS)
+        if not self.promoted and "condition" in task.get("triggerPolicy", {}):
+            self._add_node(path, "Skipped", task["componentRef"]["name"], {}, {})
+            return
         self._add_pair(path, task["componentRef"]["name"])
         self._add_dag(f"{path}(0)", component)
 
@@ -312,7 +315,7 @@ class _WorkflowBuilder:
             return wired["runtimeValue"]["constant"]
         kind = about["parameterType"]
         if kind == "LIST":
-            return [self._hex(_DIGEST_CHARS) for _ in range(self.shards)]
+            return [self._hex(_DIGEST_CHARS) for _ in range(self.groups)]
         if kind in ("NUMBER_INTEGER", "BOOLEAN", "NUMBER_DOUBLE"):
             return self.random.randrange(99)
         default = self.spec["root"].get("inputDefinitions", {}).get("parameters", {}).get(name, {}).get("defaultValue")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +17,9 @@ from clincot.judging.combination import PanelMember, ScoreCombiner
 from clincot.pipelines import round_page, tasks
 from clincot.pipelines.params import encode_params
 from clincot.pipelines.round_files import RoundContext, RoundFiles
+from clincot.pipelines.round_plan import RoundPlan
+from clincot.pipelines.run_form import RunForm
+from clincot.pipelines.run_settings import read_task_settings, write_settings
 from clincot.records import Decision, StartingPolicy
 from clincot.registry.champion import create_champion_pointer, promote_champion
 from clincot.registry.manifest import Manifest
@@ -43,8 +47,13 @@ class ModelLine:
     def publish(self) -> dict[str, Any]:
         return encode_params(PublishConfig(store=self.store.url, name=LINE).model_dump(mode="json"))
 
+    @property
+    def page_settings(self) -> str:
+        """Address of the settings of the page."""
+        return write_settings(self.store.url, {"publish": self.publish}, {})
+
     def found_by_preflight(self, champion: Manifest) -> str:
-        """The file in which preflight writes the policy from which a round would start."""
+        """The policy from which a round would start, as preflight hands it on."""
         start = StartingPolicy(
             line=LINE,
             uri=champion.uri,
@@ -53,9 +62,7 @@ class ModelLine:
             source="champion",
             published=True,
         )
-        path = self.folder / f"start-{champion.round}.jsonl"
-        write_records(path, [start])
-        return str(path)
+        return start.model_dump_json()
 
     def stored(self) -> list[Path]:
         """All files of the store."""
@@ -95,7 +102,7 @@ def files(line: ModelLine) -> RoundFiles:
 
 @pytest.fixture
 def context() -> RoundContext:
-    return RoundContext(1, "data", "benchmark", "", "policy", "checkpoint", "outcomes", "report")
+    return RoundContext(1, "policy", "checkpoint", "champion-results")
 
 
 def test_a_failed_page_does_not_lose_the_round(
@@ -112,7 +119,7 @@ def test_a_failed_page_does_not_lose_the_round(
     line.promote()
     monkeypatch.setattr(round_page, "write_round_page", fail)
     with pytest.raises(SystemExit, match="clincot page: no space left on the device"):
-        tasks.page({}, context, files, page="page.html", results="results.md")
+        tasks.page(line.page_settings, context, files, page="page.html", results="results.md")
     tasks.record_run_status(line.publish, state="FAILED", run_id="one", error="page")
 
     again = tasks.start_round(line.publish, line.found_by_preflight(line.challenger), number=0, run_id="two")
@@ -193,27 +200,36 @@ def test_the_page_changes_nothing_in_the_store(
     line: ModelLine, files: RoundFiles, context: RoundContext, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     rendered: list[RoundContext] = []
+    assert line.page_settings  # stored by preflight
     monkeypatch.setattr(round_page, "write_round_page", lambda _, context, *__, **___: rendered.append(context))
     before = line.stored()
-    tasks.page({"publish": line.publish}, context, files, page="page.html", results="results.md")
+    tasks.page(line.page_settings, context, files, page="page.html", results="results.md")
     assert rendered == [context]
     assert line.stored() == before
 
 
 def test_preflight_starts_no_round(line: ModelLine, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It checks, and returns digests. The store of the model stays as it is, also if all checks pass."""
-    calls = []
-    monkeypatch.setattr(tasks, "run_stage_task", lambda *args, **_: calls.append(args[0]) or "digest")
+    """If all checks pass, it stores the settings of the tasks, under their digests, and nothing else."""
     data = line.folder / "data"
     data.mkdir()
     (data / "questions.jsonl").write_text("", encoding="utf-8")
-    before = line.stored()
-    digests = tasks.preflight(
-        {"publish": line.publish}, {}, {}, {"table": str(line.folder / "table")}, data=str(data), benchmark=str(data)
-    )
-    assert calls == ["preflight"]
-    assert digests.data_digest == digests.benchmark_digest == hash_path(data)
-    assert line.stored() == before
+    sections = {name: value for name, value in RoundPlan().arguments.items() if isinstance(value, dict)}
+    form = RunForm(str(data), str(data), line.store.url, LINE, base="", questions=0)
+    start = line.found_by_preflight(line.base)
+
+    def check(stage: str, config: object, inputs: object, outputs: dict[str, str], **_: object) -> str:
+        Path(outputs["champion"]).write_text(start + "\n", encoding="utf-8")
+        return "digest"
+
+    monkeypatch.setattr(tasks, "run_stage_task", check)
+    before = {*line.stored()}
+    checked = tasks.preflight(form, sections, {"table": str(line.folder / "table")})
+    assert checked.champion == start
+    new = [path for path in line.stored() if path not in before and path.is_file()]
+    assert {path.parent.name for path in new} == {"settings"}
+    assert {path.stem for path in new} == {hashlib.sha256(path.read_bytes()).hexdigest() for path in new}
+    settings = read_task_settings(checked.evaluate_settings)
+    assert settings.inputs["data_digest"] == settings.inputs["benchmark_digest"] == hash_path(data)
 
 
 def test_the_status_task_only_records(line: ModelLine, monkeypatch: pytest.MonkeyPatch) -> None:
