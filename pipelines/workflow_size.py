@@ -12,6 +12,7 @@ measures it, compressed as Argo does it (gzip level 6, base64). Which nodes ther
                             inputs and the patch of the pod as output; executor: 4 nodes with the patch as input
     pipeline in a pipeline  driver: 2 nodes with the specs of component and task; 2 nodes for the DAG
     loop                    2 nodes, a driver and a TaskGroup; for each item 2 nodes and a pipeline in a pipeline
+    exit task               2 nodes for the hook, and those of the task
 
 The patch of a pod contains the inputs and outputs of the task as JSON (executor_input), the spec of the component, and
 the command. The shape of the nodes comes from a recorded run (114 nodes, 1.29 MB of status), with whose sizes
@@ -154,7 +155,11 @@ class _WorkflowBuilder:
     def _add_dag(self, path: str, component: Json) -> None:
         for name, task in component["dag"]["tasks"].items():
             called = self.spec["components"][task["componentRef"]["name"]]
-            if "parameterIterator" in task:
+            if task.get("triggerPolicy", {}).get("strategy") == "ALL_UPSTREAM_TASKS_COMPLETED":
+                hook = f"{path}.{task['dependentTasks'][0]}.onExit"
+                self._add_pair(hook, f"exit-hook-{name}")
+                self._add_task(f"{hook}(0).{name}", name, task, called)
+            elif "parameterIterator" in task:
                 self._add_loop(f"{path}.{name}", name, task, called)
             elif "dag" in called:
                 self._add_subpipeline(f"{path}.{name}", name, task, called)

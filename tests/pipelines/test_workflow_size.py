@@ -19,7 +19,7 @@ from clincot.errors import InvalidInput
 from clincot.pipelines.cluster_settings import ClusterSettings
 from clincot.pipelines.round import PIPELINE_NAME, compile_round
 from clincot.pipelines.round_plan import RoundPlan
-from clincot.pipelines.workflow_size import ARGO_LIMIT, WorkflowSize, check_workflow_size, estimate_workflow_size
+from clincot.pipelines.workflow_size import ARGO_LIMIT, check_workflow_size, estimate_workflow_size
 
 RECORDED = Path(__file__).parent / "recorded"
 RECORDED_SPEC = 174_000  # bytes
@@ -52,12 +52,18 @@ def recorded_pipeline() -> tuple[dict[str, Any], dict[str, Any]]:
         return spec, platform
 
 
-def sizes(plan: RoundPlan, folder: Path, **options: Any) -> WorkflowSize:
-    compile_round(plan, folder / "round.yaml")
-    with (folder / "round.yaml").open(encoding="utf-8") as file:
-        spec, platform = yaml.load_all(file, Loader=yaml.CSafeLoader)
-    options.setdefault("groups", plan.cluster.count_shard_tasks(plan.rounds))
-    return estimate_workflow_size(spec, platform, **options)
+@pytest.fixture(scope="module")
+def compiled(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, int], tuple[dict[str, Any], dict[str, Any]]]:
+    """{(settings of the cluster, rounds): documents of the compiled pipeline}."""
+    path = tmp_path_factory.mktemp("compiled") / "round.yaml"
+    found = {}
+    for name, cluster in (("default", ClusterSettings()), ("chart", ClusterSettings.model_validate(CHART_LIKE))):
+        for rounds in (1, 3):
+            compile_round(RoundPlan(cluster=cluster, rounds=rounds, shards=64), path)
+            with path.open(encoding="utf-8") as file:
+                spec, platform = yaml.load_all(file, Loader=yaml.CSafeLoader)
+            found[name, rounds] = (spec, platform)
+    return found
 
 
 def test_a_task_is_six_nodes_and_a_shard_was_24(recorded_nodes: list[dict[str, str]]) -> None:
@@ -105,32 +111,35 @@ def test_a_run_that_argo_would_end_is_refused_with_the_numbers(
     check_workflow_size(estimate_workflow_size(*recorded_pipeline, groups=8), groups=8, rounds=1)
 
 
-def test_64_shards_in_three_rounds_take_less_than_half_of_the_limit(tmp_path: Path) -> None:
+def test_64_shards_in_three_rounds_take_less_than_half_of_the_limit(compiled: Any) -> None:
     """The shards of a round are divided among 5 tasks: 16 for a run of three rounds. Their number does not matter."""
-    for cluster in (ClusterSettings(), ClusterSettings.model_validate(CHART_LIKE)):
-        plan = RoundPlan(rounds=3, shards=64, cluster=cluster)
-        assert plan.cluster.count_shard_tasks(3) == 5
-        assert sizes(plan, tmp_path).compressed_total < 0.5 * ARGO_LIMIT
+    groups = ClusterSettings().count_shard_tasks(3)
+    assert groups == 5
+    for name in ("default", "chart"):
+        size = estimate_workflow_size(*compiled[name, 3], groups=groups)
+        assert size.compressed_total < 0.5 * ARGO_LIMIT, name
 
 
-def test_64_tasks_at_the_same_time_fit_into_a_run_of_one_round(tmp_path: Path) -> None:
+def test_64_tasks_at_the_same_time_fit_into_a_run_of_one_round(compiled: Any, tmp_path: Path) -> None:
     """Who asks for more pods than the default gets them as long as the run can end."""
-    cluster = ClusterSettings.model_validate({"parallel_shards": 64})
-    assert sizes(RoundPlan(cluster=cluster, shards=64), tmp_path).compressed_total < 0.5 * ARGO_LIMIT
+    for name in ("default", "chart"):
+        assert estimate_workflow_size(*compiled[name, 1], groups=64).compressed_total < 0.5 * ARGO_LIMIT
+    plan = RoundPlan(cluster=ClusterSettings.model_validate({"parallel_shards": 64}), rounds=3)
     with pytest.raises(InvalidInput, match=r"a run of 3 rounds with 64 tasks for shards in each would not finish"):
-        compile_round(RoundPlan(cluster=cluster, shards=64, rounds=3), tmp_path / "round.yaml")
-    assert not (tmp_path / "refused.yaml").exists()
+        compile_round(plan, tmp_path / "round.yaml")
+    assert not (tmp_path / "round.yaml").exists()
 
 
-def test_the_default_run_is_not_compressed(tmp_path: Path) -> None:
+def test_the_default_run_is_not_compressed(compiled: Any) -> None:
     """Below 1 MB Argo leaves the status as it is, and Kubeflow's record of the tasks is whole.
 
-    One shard is the default of the command line; with all 8 tasks for shards it holds for a challenger that is kept.
+    One shard is the default of the command line. With all 8 tasks for shards it holds for a challenger that is kept,
+    under the default settings of the cluster.
     """
-    assert sizes(RoundPlan(), tmp_path, groups=1).uncompressed_total < 0.85 * ARGO_LIMIT
-    assert sizes(RoundPlan(), tmp_path, promoted=False).uncompressed_total < ARGO_LIMIT
-    chart = RoundPlan(cluster=ClusterSettings.model_validate(CHART_LIKE))
-    assert sizes(chart, tmp_path, groups=1).uncompressed_total < ARGO_LIMIT
+    for name in ("default", "chart"):
+        assert estimate_workflow_size(*compiled[name, 1], groups=1).uncompressed_total < ARGO_LIMIT, name
+    kept = estimate_workflow_size(*compiled["default", 1], groups=8, promoted=False)
+    assert kept.uncompressed_total < ARGO_LIMIT
 
 
 def test_names_of_pods_are_host_names(tmp_path: Path) -> None:
