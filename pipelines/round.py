@@ -1,8 +1,8 @@
 """The round as a pipeline, top to bottom.
 
-    preflight -> start_round -> evaluate_champion
-      -> prepare -> (each shard: generate) -> pair -> version -> train -> evaluate_challenger
-      -> decide -> record_round, and if promoted: publish -> deploy
+    preflight -> start_round
+      -> evaluate_champion, and prepare -> (each group of shards: generate) -> pair -> version -> train
+      -> evaluate_challenger -> decide -> record_round, and if promoted: publish -> deploy
       -> end_round -> page
     and, however the run ends: record_run_status
 
@@ -24,7 +24,7 @@ import tempfile
 from collections.abc import Sequence
 from dataclasses import fields, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import yaml
 from kfp import compiler, dsl
@@ -37,7 +37,7 @@ from clincot.pipelines.placement import build_pipeline_config
 from clincot.pipelines.promotion_tasks import build_promotion
 from clincot.pipelines.round_inputs import (
     Challenger,
-    ChampionResults,
+    FirstRoundResult,
     PreferenceData,
     Round,
     RoundPosition,
@@ -55,23 +55,15 @@ from clincot.pipelines.workflow_size import check_workflow_size, estimate_workfl
 PIPELINE_NAME = "round"
 
 
-class _Subpipelines(NamedTuple):
-    """The pipelines inside a pipeline. rounds: one for each round, if a run does several."""
-
-    generate: Any
-    promote: Any
-    rounds: Sequence[Any]
-
-
 def build_round_pipeline(plan: RoundPlan) -> Any:
     """Build the pipeline of a plan as a kfp object, to be compiled or to be called under kfp.local."""
-    subpipelines = _build_subpipelines(plan)  # kfp cannot build a pipeline while it builds another
+    rounds = _build_rounds(plan)  # kfp cannot build a pipeline while it builds another
     return build_pipeline(
         PIPELINE_NAME,
         "Look before you answer: train a challenger on its own judged answers, and promote it if it is better.",
         [RunParameters],
         None,
-        lambda run: _add_run(plan, run, subpipelines),
+        lambda run: _add_run(plan, run, rounds),
         defaults=plan.arguments,
         config=build_pipeline_config(plan.cluster),
     )
@@ -97,9 +89,9 @@ def compile_round(plan: RoundPlan, out: Path) -> None:
         yaml.safe_dump_all([spec, platform], file, sort_keys=True, width=120)
 
 
-def _add_run(plan: RoundPlan, run: RunParameters, subpipelines: _Subpipelines) -> None:
-    """Add the checks, the start and the evaluation of the champion, then the rounds and their end."""
-    with dsl.ExitHandler(round_tasks.add_run_status(plan, run), name="round"):
+def _add_run(plan: RoundPlan, run: RunParameters, rounds: Sequence[Any]) -> None:
+    """Add the checks and the start, then the rounds and their end. rounds: a pipeline inside the pipeline for each."""
+    with dsl.ExitHandler(round_tasks.add_run_status(plan, run), name="run"):
         checked = round_tasks.add_preflight(plan, run)
         started = round_tasks.add_start_round(plan, run, checked)
         addresses = {one.name: checked[one.name] for one in fields(RunSettings) if one.name.endswith("_settings")}
@@ -109,58 +101,27 @@ def _add_run(plan: RoundPlan, run: RunParameters, subpipelines: _Subpipelines) -
             policy_digest=started["policy_digest"],
             policy_round=started["policy_round"],
         )
-        evaluated = round_tasks.add_evaluate_champion(plan, settings, start)
-        champion = ChampionResults(evaluated.outputs["champion_results"])
         if plan.rounds == 1:
-            _add_round(
-                Round(plan, settings, start, champion, 0, subpipelines.generate, subpipelines.promote, evaluated)
-            )
+            (add_round,) = rounds
+            add_round(ahead=0, **vars(settings), **_without_missing(start)).set_display_name("round")
         else:
-            tasks = _add_rounds(plan, settings, start, champion, subpipelines.rounds)
+            tasks = _add_rounds(settings, start, rounds)
             round_tasks.add_end_round(plan, settings).after(*tasks)
 
 
-def _add_round(this: Round) -> RoundResult | None:
-    """Add the tasks of one round; return what the next round of the run continues from, if the run does several."""
-    prepared = round_tasks.add_prepare(this).outputs
-    preferences = round_tasks.add_generation(this, prepared)
-    data_version = round_tasks.add_version(this, preferences)
-    data = PreferenceData(prepared["lap"], preferences, data_version)
-    trained = round_tasks.add_train(this, data)
-    results = round_tasks.add_evaluate_challenger(this, trained)
-    challenger = Challenger(trained["challenger"], trained["Output"], results)
-    decided = round_tasks.add_decide(this, data, challenger)
-    last = round_tasks.add_promotion(this, challenger, decided)
-    if this.plan.rounds == 1:
-        last = round_tasks.add_end_round(this.plan, this.settings).after(last)
-    round_tasks.add_page(this, challenger, decided).after(last)
-    if this.plan.rounds == 1:
-        return None
-    champion = round_tasks.add_select_champion(this, challenger, decided)
-    return RoundResult(challenger.checkpoint, challenger.digest, preferences, champion)
-
-
-def _add_rounds(
-    plan: RoundPlan,
-    settings: RunSettings,
-    start: StartingPoint,
-    champion: ChampionResults,
-    subpipelines: Sequence[Any],
-) -> list[dsl.PipelineTask]:
-    """Add the rounds of a run, each as a subpipeline that continues from the challenger of the one before."""
-    tasks = []
-    base = champion.champion_results
-    for ahead, add_round in enumerate(subpipelines):
-        task = add_round(ahead=ahead, **vars(settings), **_without_missing(start), **vars(champion))
-        tasks.append(task)
-        result = task.set_display_name(f"round {ahead + 1} of {plan.rounds}").outputs
-        champion = ChampionResults(result["next_champion_results"])
+def _add_rounds(settings: RunSettings, start: StartingPoint, rounds: Sequence[Any]) -> list[dsl.PipelineTask]:
+    """Add the rounds of a run. Each continues from the challenger of the one before."""
+    tasks: list[dsl.PipelineTask] = []
+    for ahead, add_round in enumerate(rounds):
+        task = add_round(ahead=ahead, **vars(settings), **_without_missing(start))
+        tasks.append(task.set_display_name(f"round {ahead + 1} of {len(rounds)}"))
         start = replace(
             start,
-            policy_digest=result["trained_digest"],
-            trained=result["trained"],
-            preferences_before=result["preferences"],
-            base_results=base,
+            policy_digest=task.outputs["trained_digest"],
+            trained=task.outputs["trained"],
+            preferences_before=task.outputs["preferences"],
+            champion_results=task.outputs["next_champion_results"],
+            base_results=tasks[0].outputs["champion_results"],
         )
     return tasks
 
@@ -169,31 +130,59 @@ def _without_missing(start: StartingPoint) -> dict[str, Any]:
     return {name: value for name, value in vars(start).items() if value is not None}
 
 
-def _build_subpipelines(plan: RoundPlan) -> _Subpipelines:
-    """Build the generation and the promotion, and for a run of several rounds one subpipeline for each."""
-    first, promote = build_generation(plan), build_promotion(plan)
+def _build_rounds(plan: RoundPlan) -> list[Any]:
+    """Build each round of a run as a pipeline inside the pipeline.
+
+    Its inputs are not drawn in the graph of the UI, where settings as outputs of preflight would lead to every task.
+    """
+    promote = build_promotion(plan)
     if plan.rounds == 1:
-        return _Subpipelines(first, promote, [])
-    rounds = []
-    for generate, continued in ((first, False), (build_generation(plan, continued=True), True)):
+        return [_build_round(plan, "round", build_generation(plan), promote, outputs=None)]
+    first = _build_round(plan, "first-round", build_generation(plan), promote, outputs=FirstRoundResult)
+    continued = build_generation(plan, continued=True)
+    later = _build_round(plan, "later-round", continued, promote, outputs=RoundResult)
+    return [first, *[later] * (plan.rounds - 1)]
 
-        def add(
-            settings: RunSettings,
-            start: StartingPoint,
-            champion: ChampionResults,
-            position: RoundPosition,
-            generate: Any = generate,
-        ) -> RoundResult | None:
-            return _add_round(Round(plan, settings, start, champion, position.ahead, generate, promote))
 
-        rounds.append(
-            build_pipeline(
-                "later-round" if continued else "first-round",
-                "One round of a run of several.",
-                [RunSettings, StartingPoint, ChampionResults, RoundPosition],
-                RoundResult,
-                add,
-                optional=continued,
-            )
-        )
-    return _Subpipelines(first, promote, [rounds[0], *[rounds[1]] * (plan.rounds - 1)])
+def _build_round(plan: RoundPlan, name: str, generate: Any, promote: Any, *, outputs: Any) -> Any:
+    def add(settings: RunSettings, start: StartingPoint, position: RoundPosition) -> Any:
+        made = _add_round(Round(plan, settings, start, position.ahead, generate, promote))
+        return None if outputs is None else outputs(**{name: made[name] for name in outputs._fields})
+
+    return build_pipeline(
+        name,
+        "One round, from the questions to the page.",
+        [RunSettings, StartingPoint, RoundPosition],
+        outputs,
+        add,
+        optional=outputs is RoundResult,
+    )
+
+
+def _add_round(this: Round) -> dict[str, Any]:
+    """Add the tasks of one round; return what the next round of the same run continues from."""
+    champion, evaluated = this.start.champion_results, None
+    if champion is None:
+        evaluated = round_tasks.add_evaluate_champion(this)
+        champion = evaluated.outputs["champion_results"]
+    prepared = round_tasks.add_prepare(this, evaluated).outputs
+    preferences = round_tasks.add_generation(this, prepared)
+    data_version = round_tasks.add_version(this, preferences)
+    data = PreferenceData(prepared["lap"], preferences, data_version)
+    trained = round_tasks.add_train(this, data)
+    results = round_tasks.add_evaluate_challenger(this, trained)
+    challenger = Challenger(trained["challenger"], trained["Output"], results)
+    decided = round_tasks.add_decide(this, data, champion, challenger)
+    last = round_tasks.add_promotion(this, challenger, decided)
+    if this.plan.rounds == 1:
+        last = round_tasks.add_end_round(this.plan, this.settings).after(last)
+    round_tasks.add_page(this, champion, challenger, decided).after(last)
+    if this.plan.rounds == 1:
+        return {}
+    return {
+        "trained": challenger.checkpoint,
+        "trained_digest": challenger.digest,
+        "preferences": preferences,
+        "next_champion_results": round_tasks.add_select_champion(this, champion, challenger, decided),
+        "champion_results": champion,
+    }

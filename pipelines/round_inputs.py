@@ -65,21 +65,15 @@ class RunSettings:
 
 @dataclass(frozen=True)
 class StartingPoint:
-    """What a round starts from. The last three exist from the second round of a run on."""
+    """What a round starts from. The last four exist from the second round of a run on."""
 
     policy: str
     policy_digest: str
     policy_round: int
     trained: dsl.Input[dsl.Model] = None
     preferences_before: dsl.Input[dsl.Dataset] = None
+    champion_results: dsl.Input[dsl.Dataset] = None
     base_results: dsl.Input[dsl.Dataset] = None
-
-
-@dataclass(frozen=True)
-class ChampionResults:
-    """Results of the champion, with which the challenger is compared."""
-
-    champion_results: dsl.Input[dsl.Dataset]
 
 
 @dataclass(frozen=True)
@@ -96,6 +90,16 @@ class RoundResult(NamedTuple):
     trained_digest: str
     preferences: dsl.Dataset
     next_champion_results: dsl.Dataset
+
+
+class FirstRoundResult(NamedTuple):
+    """What the later rounds continue from: the results of the starting policy as well."""
+
+    trained: dsl.Model
+    trained_digest: str
+    preferences: dsl.Dataset
+    next_champion_results: dsl.Dataset
+    champion_results: dsl.Dataset
 
 
 @dataclass(frozen=True)
@@ -123,8 +127,6 @@ class Round:
     plan: RoundPlan
     settings: RunSettings
     start: StartingPoint
-    champion: ChampionResults
     ahead: Any  # position in the run, from 0
     generate: Any  # subpipeline of generation_tasks.py
     promote: Any  # subpipeline of promotion_tasks.py
-    waits_for: Any = None  # the task of the same graph that evaluates the champion

@@ -30,7 +30,6 @@ from clincot.pipelines.round_inputs import (
     Round,
     RunParameters,
     RunSettings,
-    StartingPoint,
 )
 from clincot.pipelines.round_plan import RoundPlan
 from clincot.pipelines.run_form import SECTIONS
@@ -76,16 +75,20 @@ def add_start_round(plan: RoundPlan, run: RunParameters, checked: Any) -> Any:
     ).outputs
 
 
-def add_evaluate_champion(plan: RoundPlan, settings: RunSettings, start: StartingPoint) -> dsl.PipelineTask:
+def add_evaluate_champion(this: Round) -> dsl.PipelineTask:
     """Add the evaluation of the policy from which the run starts."""
     return apply_placement(
-        evaluate_champion(settings=settings.evaluate_settings, policy=start.policy, policy_digest=start.policy_digest),
+        evaluate_champion(
+            settings=this.settings.evaluate_settings,
+            policy=this.start.policy,
+            policy_digest=this.start.policy_digest,
+        ),
         "evaluate_champion",
-        plan.cluster,
+        this.plan.cluster,
     )
 
 
-def add_prepare(this: Round) -> dsl.PipelineTask:
+def add_prepare(this: Round, evaluated: dsl.PipelineTask | None) -> dsl.PipelineTask:
     """Add the selection of the questions. It waits for the champion's evaluation if both cannot mount the cache."""
     task = apply_placement(
         prepare(
@@ -102,8 +105,8 @@ def add_prepare(this: Round) -> dsl.PipelineTask:
         "prepare",
         this.plan.cluster,
     )
-    if this.waits_for is not None and this.plan.cluster.runs_one_task_at_a_time:
-        task.after(this.waits_for)
+    if evaluated is not None and this.plan.cluster.runs_one_task_at_a_time:
+        task.after(evaluated)
     return task
 
 
@@ -152,13 +155,13 @@ def add_evaluate_challenger(this: Round, trained: Any) -> Any:
     ).outputs["challenger_results"]
 
 
-def add_decide(this: Round, data: PreferenceData, challenger: Challenger) -> Any:
+def add_decide(this: Round, data: PreferenceData, champion: Any, challenger: Challenger) -> Any:
     """Add the promotion gate; return the outputs of the task."""
     return apply_placement(
         decide(
             settings=this.settings.decide_settings,
             policy_round=this.start.policy_round,
-            champion_results=this.champion.champion_results,
+            champion_results=champion,
             challenger_results=challenger.results,
             preferences=data.preferences,
             **optional_artifact("base_results", this.start.base_results),
@@ -185,14 +188,14 @@ def add_promotion(this: Round, challenger: Challenger, decided: Any) -> dsl.Pipe
     return task.set_display_name("record and promote")
 
 
-def add_page(this: Round, challenger: Challenger, decided: Any) -> dsl.PipelineTask:
+def add_page(this: Round, champion: Any, challenger: Challenger, decided: Any) -> dsl.PipelineTask:
     return apply_placement(
         page(
             settings=this.settings.page_settings,
             number=this.settings.number,
             ahead=this.ahead,
             policy=this.start.policy,
-            champion_results=this.champion.champion_results,
+            champion_results=champion,
             challenger=challenger.checkpoint,
             round_files=decided["round_files"],
             **optional_artifact("trained", this.start.trained),
@@ -202,11 +205,11 @@ def add_page(this: Round, challenger: Challenger, decided: Any) -> dsl.PipelineT
     )
 
 
-def add_select_champion(this: Round, challenger: Challenger, decided: Any) -> Any:
+def add_select_champion(this: Round, champion: Any, challenger: Challenger, decided: Any) -> Any:
     return apply_placement(
         select_champion(
             verdict=decided["Output"],
-            champion_results=this.champion.champion_results,
+            champion_results=champion,
             challenger_results=challenger.results,
         ),
         "select_champion",

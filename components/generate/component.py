@@ -15,7 +15,7 @@ def generate(work: str, group: str, trained: dsl.Input[dsl.Model] = None) -> str
         trained: Challenger of the previous round; replaces `policy`.
 
     Returns:
-        Output: sha256 of the files of each shard.
+        Output: sha256 of the list of the shards' files.
     """
     from clincot.pipelines import tasks
 

@@ -115,7 +115,8 @@ def task_names(spec: dict[str, Any]) -> dict[str, str]:
 
 def test_tasks_have_display_names(one_round: dict[str, Any]) -> None:
     assert task_names(one_round) == {
-        "exit-handler-1": "round",
+        "exit-handler-1": "run",
+        "round": "round",
         "preflight": "preflight checks",
         "start-round": "start round",
         "evaluate-champion": "evaluate: champion",
@@ -160,15 +161,14 @@ def test_the_graph_of_a_round_can_be_read(one_round: dict[str, Any], three_round
             if not any(name.startswith("later-round") for name in part["dag"]["tasks"]):
                 assert len({*artifacts}) == len(artifacts) <= 12
     assert len(dags) > 10
-    round_dag = one_round["components"]["comp-exit-handler-1"]
+    round_dag = one_round["components"]["comp-round"]
     tasks = round_dag["dag"]["tasks"]
-    assert len(tasks) == 12
+    assert len(tasks) == 10
     assert sorted(list_artifacts(one_round, round_dag)) == [
         "benchmark_table",
         "challenger",
         "challenger_results",
         "champion_results",
-        "checks",
         "data_version",
         "decision",
         "figures",
@@ -180,6 +180,8 @@ def test_the_graph_of_a_round_can_be_read(one_round: dict[str, Any], three_round
     assert {*tasks} - followed == {"page"}
     after_decide = {name for name, task in tasks.items() if "decide" in task.get("dependentTasks", [])}
     assert after_decide == {"promotion", "page"}
+    settings = [one for task in tasks.values() for one in task["inputs"].get("parameters", {}).items()]
+    assert not [one for one in settings if "settings" in one[0] and "taskOutputParameter" in one[1]]
 
 
 def test_several_rounds_are_told_apart(three_rounds: dict[str, Any]) -> None:

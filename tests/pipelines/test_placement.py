@@ -158,7 +158,7 @@ def test_the_end_of_a_round_follows_everything_that_acts_on_its_decision(compile
     The page is the last task: if it fails, the round has ended all the same.
     """
     _, _, tasks = compiled
-    assert tasks["end-round"]["dependentTasks"] == ["preflight", "promotion"]
+    assert tasks["end-round"]["dependentTasks"] == ["promotion"]
     assert "triggerPolicy" not in tasks["promotion"]
     assert [name for name, task in tasks.items() if "end-round" in task.get("dependentTasks", [])] == ["page"]
     assert not [name for name, task in tasks.items() if "page" in task.get("dependentTasks", [])]
@@ -273,7 +273,7 @@ def test_tasks_that_share_a_volume_of_one_node_do_not_run_side_by_side(tmp_path:
     assert anywhere.count_shard_tasks() == 1
     compile_round(RoundPlan(cluster=anywhere), tmp_path / "round.yaml")
     spec, _ = yaml.safe_load_all((tmp_path / "round.yaml").read_text(encoding="utf-8"))
-    tasks = spec["components"]["comp-exit-handler-1"]["dag"]["tasks"]
+    tasks = spec["components"]["comp-round"]["dag"]["tasks"]
     assert "evaluate-champion" in tasks["prepare"]["dependentTasks"]
     assert tasks["prepare"]["inputs"]["parameters"]["groups"]["runtimeValue"]["constant"] == 1
     profile = "{requests: {cpu: 1, memory: 1Gi}, limits: {cpu: 1, memory: 1Gi}, node_selector: {%s: a}}"
