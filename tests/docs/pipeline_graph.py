@@ -36,8 +36,8 @@ def render_graph_page(introduction: str) -> str:
         introduction,
         "",
         "The pictures show `pipelines/compiled/round.yaml` as the UI of Kubeflow Pipelines draws it: tasks as",
-        "rectangles, their artifacts as rounded boxes. A run shows two nodes, *run* and *record run status*, which comes",
-        "last however the run ends. A double click on a node with a graph inside opens it.",
+        "rectangles, their artifacts as rounded boxes. A run shows two nodes, *run* and *record run status*, which",
+        "comes last however the run ends. A double click on a node with a graph inside opens it.",
         "",
     ]
     for name, title in _GRAPHS.items():
