@@ -409,3 +409,41 @@ def test_bfloat16_follows_float32(
     assert losses[0] == pytest.approx(losses[1], abs=0.05)
     weights = load_file(tmp_path / "bfloat16" / "model.safetensors")
     assert {tensor.dtype for tensor in weights.values()} == {torch.bfloat16}
+
+
+def test_probes_are_logged_and_change_no_weight(
+    policy_dir: Path,
+    studies: list[Study],
+    folder: Path,
+    views: PromptFormat,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Ten steps: probed at 0, 2, 4, 6 and 8, or not at all, with the same weights at the end."""
+    rows = differing_crops(studies[:10], folder, views)
+    config = TrainConfig(**PLAIN | {"batch_size": 1, "epochs": 1, "nll_weight": 1.0, "margin_lambda": 1.0})
+    metrics = train_on_pairs(rows, policy_dir, tmp_path / "probed", config, progress=False)
+    log = _log(tmp_path / "probed")
+    assert [entry["step"] - 1 for entry in log if "preference_share" in entry] == [0, 2, 4, 6, 8]
+    assert all(0 < entry["preference_share"] < 1 for entry in log if "preference_share" in entry)
+    assert all("reward_margin_std" in entry and entry["margin_logits_max"] > 0 for entry in log)
+    assert 0 < metrics["preference_share"] < 1
+    monkeypatch.setattr("clincot.training.margin_dpo.can_probe", lambda *_, **__: False)
+    train_on_pairs(rows, policy_dir, tmp_path / "plain", config, progress=False)
+    assert not any("preference_share" in entry for entry in _log(tmp_path / "plain"))
+    probed, plain = (
+        {name: content for name, content in _bytes(tmp_path / run).items() if name != "train_log.json"}
+        for run in ("probed", "plain")
+    )
+    assert probed == plain
+
+
+def test_a_strong_anchor_leaves_the_preference_a_small_share(
+    policy_dir: Path, studies: list[Study], folder: Path, views: PromptFormat, tmp_path: Path, caplog: Any
+) -> None:
+    """The anchor a thousand times as heavy: the run says that it is practically supervised training."""
+    rows = differing_crops(studies[:4], folder, views)
+    config = TrainConfig(**PLAIN | {"batch_size": 4, "epochs": 1, "nll_weight": 1000.0})
+    metrics = train_on_pairs(rows, policy_dir, tmp_path / "out", config, progress=False)
+    assert metrics["preference_share"] < 0.1
+    assert "practically supervised training on the chosen answers" in caplog.text

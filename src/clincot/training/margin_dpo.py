@@ -9,6 +9,7 @@ second model is kept in memory. Three private names of TRL 1.16.0 are overridden
 
 from __future__ import annotations
 
+import logging
 import math
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
@@ -47,6 +48,7 @@ from clincot.training.collate import (
 )
 from clincot.training.distributed import DistributedCollator, ProcessGroup, average_batch
 from clincot.training.fsdp import check_sharded, gather_weights, is_fsdp_enabled
+from clincot.training.gradient_probe import can_probe, list_probe_steps, measure_terms
 from clincot.training.image_conditional import blank_crops
 from clincot.training.margin import margin_dpo_loss, margin_logits, margin_nats
 from clincot.training.resolved_settings import (
@@ -60,6 +62,7 @@ from clincot.training.resolved_settings import (
 )
 from clincot.training.rows import TrainingRow, select_chosen_rows
 from clincot.training.sft import train_on_rows
+from clincot.training.term_summary import TermSummary, summarize_terms
 from clincot.training.trained_parts import (
     build_lora_config,
     find_projectors,
@@ -74,6 +77,8 @@ from clincot.training.trained_parts import (
 # in PairCollator).
 
 COMPLETE_MARKER = "complete"  # file in a resumable checkpoint that was written completely
+
+_log = logging.getLogger(__name__)
 
 
 def train_on_pairs(
@@ -99,6 +104,8 @@ def train_on_pairs(
     trainer = MarginDPOTrainer(policy, rows, config, partial, progress=progress and process_group.is_main_process)
     trainer.train(resume_from_checkpoint=_find_last_checkpoint(partial))
     log = trainer.read_history()
+    terms = summarize_terms(log)
+    process_group.on_main_process(lambda: _log_warnings(terms))
     weights = gather_weights(trainer)
     process_group.on_main_process(
         lambda: save_checkpoint(
@@ -111,7 +118,13 @@ def train_on_pairs(
             weights=weights,
         )
     )
-    return {**average_last_steps(log), "pairs": float(len(rows)), "steps": float(trainer.state.global_step)}
+    shares = {"preference_share": terms.preference_share, "margin_share": terms.margin_share}
+    return {
+        **average_last_steps(log),
+        **{name: share for name, share in shares.items() if share is not None},
+        "pairs": float(len(rows)),
+        "steps": float(trainer.state.global_step),
+    }
 
 
 class MarginDPOTrainer(DPOTrainer):  # type: ignore[misc]
@@ -144,6 +157,7 @@ class MarginDPOTrainer(DPOTrainer):  # type: ignore[misc]
             else []
         )
         margins = [margin_logits(row.gap, row.spread, config) for row in rows]
+        self._largest_margin = max(margins)
         super().__init__(
             model=policy.model,
             args=_build_arguments(config, self.settings, folder, unused=may_leave_parameters_unused(policy.model)),
@@ -156,6 +170,8 @@ class MarginDPOTrainer(DPOTrainer):  # type: ignore[misc]
         )
         keep_trained_weights_in_float32(self.model)
         check_sharded(self)
+        self._trained_weights = [weight for weight in self.model.parameters() if weight.requires_grad]
+        self._can_probe = can_probe(self._trained_weights, sharded=is_fsdp_enabled())
         self.remove_callback(PrinterCallback)
         self.remove_callback(ProgressCallback)
         self.add_callback(_ProgressBar(progress))
@@ -241,14 +257,24 @@ class MarginDPOTrainer(DPOTrainer):  # type: ignore[misc]
         loss_B = margin_dpo_loss(logps_SB[0], logps_SB[1], ref_SB[0], ref_SB[1], margin_B, config.beta)
         nll_B = logprobs.nll_N[:pairs]
         total_B = loss_B + config.nll_weight * nll_B
+        others = [config.nll_weight * average_batch(nll_B, inputs)]
         if config.image_pair_weight:
             no_margin_B = torch.zeros_like(margin_B)
             image_B = margin_dpo_loss(logps_SB[0], logps_SB[2], ref_SB[0], ref_SB[2], no_margin_B, config.beta)
             total_B = total_B + config.image_pair_weight * image_B
+            others.append(config.image_pair_weight * average_batch(image_B, inputs))
             self._record_metrics(inputs, image_pair_loss=image_B)
         self._pairs_in_step += [self.rows[int(index)].pair for index in inputs["row"]]
         self._check_finite(total_B, inputs["row"])
         reward_B = config.beta * ((logps_SB[0] - ref_SB[0]) - (logps_SB[1] - ref_SB[1]))
+        if self._is_probe_step():
+            without_B = margin_dpo_loss(
+                logps_SB[0], logps_SB[1], ref_SB[0], ref_SB[1], torch.zeros_like(margin_B), config.beta
+            )
+            terms = (average_batch(loss_B, inputs), average_batch(without_B, inputs))
+            for name, share in measure_terms(*terms, others, self._trained_weights).items():
+                self._metric_values[name].append(share)
+        self._metric_values["reward_margin_std"].append(float(reward_B.detach().float().std(correction=0)))
         self._record_metrics(
             inputs,
             dpo_loss=loss_B,
@@ -269,6 +295,9 @@ class MarginDPOTrainer(DPOTrainer):  # type: ignore[misc]
                 optimizer or self.optimizer, self.config.warmup_ratio, num_training_steps
             )
         return self.lr_scheduler
+
+    def _is_probe_step(self) -> bool:
+        return self._can_probe and self.state.global_step in list_probe_steps(self.state.max_steps)
 
     def _record_metrics(self, batch: Batch, **metrics: Any) -> None:
         """Store a step's means for the next log line; `reward_margin` and `accuracy` exclude the added margin."""
@@ -297,6 +326,8 @@ class MarginDPOTrainer(DPOTrainer):  # type: ignore[misc]
         logs |= self.process_group.average_metrics(
             {name: sum(values) / len(values) for name, values in self._metric_values.items()}
         )
+        if self._metric_values:
+            logs["margin_logits_max"] = self._largest_margin
         self._metric_values.clear()
         self._pairs_in_step.clear()
         super().log(logs, start_time)
@@ -315,6 +346,11 @@ class MarginDPOTrainer(DPOTrainer):  # type: ignore[misc]
         return [_select_logged_metrics(entry) for entry in steps]
 
 
+def _log_warnings(terms: TermSummary) -> None:
+    for warning in terms.list_warnings():
+        _log.warning(warning)
+
+
 _LOGGED_METRICS = (
     "step",
     "epoch",
@@ -328,6 +364,10 @@ _LOGGED_METRICS = (
     "rejected_logps",
     "margin_logits",
     "margin_nats",
+    "margin_logits_max",
+    "reward_margin_std",
+    "preference_share",
+    "margin_share",
     "grad_norm",
     "learning_rate",
 )
