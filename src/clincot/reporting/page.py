@@ -323,6 +323,11 @@ def _describe_round_data(panel: Mapping[str, Any], pairs: Mapping[str, Any]) -> 
             f"{pairs['pairs']:,} pairs of {pairs['considered']:,} combinations"
             + ("." if auc is None else f"; AUC of “longer = rejected” {auc:.2f}.")
         )
+        if pairs["pairs"] and "same_text" in pairs:
+            parts.append(
+                f"They differ in the answer alone in {pairs['same_region'] / pairs['pairs']:.0%} of cases, in the "
+                f"region alone in {pairs['same_text'] / pairs['pairs']:.0%}, otherwise in both."
+            )
         dropped = ", ".join(f"{reason} {count:,}" for reason, count in pairs["dropped"].items())
         parts += [f"Dropped: {dropped}."] if dropped else []
     return " ".join(parts)

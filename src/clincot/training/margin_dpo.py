@@ -91,7 +91,7 @@ def train_on_pairs(
     last checkpoint of `config.save_steps`. Equal rows, policy and configuration give the same bytes (on the CPU of one
     machine). Raises InvalidInput without rows, NonFiniteError for a loss or gradient that is NaN or infinite.
     """
-    if not rows:
+    if all(row.anchor for row in rows):
         raise InvalidInput("no pairs to train on; lower pair.min_gap or ask more questions")
     if config.loss == "sft":
         return train_on_rows(select_chosen_rows(rows), policy_dir, out_dir, config, progress=progress)
@@ -119,10 +119,12 @@ def train_on_pairs(
         )
     )
     shares = {"preference_share": terms.preference_share, "margin_share": terms.margin_share}
+    anchors = sum(row.anchor for row in rows)
     return {
         **average_last_steps(log),
         **{name: share for name, share in shares.items() if share is not None},
-        "pairs": float(len(rows)),
+        **({"anchors": float(anchors)} if anchors else {}),
+        "pairs": float(len(rows) - anchors),
         "steps": float(trainer.state.global_step),
     }
 
@@ -246,6 +248,7 @@ class MarginDPOTrainer(DPOTrainer):  # type: ignore[misc]
     ) -> torch.Tensor:
         """Mean over the batch of margin-DPO + nll_weight · NLL(chosen) + image_pair_weight · image-conditional DPO.
 
+        The preference terms of an anchor are 0: both of its sides are one answer.
         The NLL term anchors the chosen side: DPO alone can lower both sides as long as the rejected one falls faster.
         """
         if return_outputs:
@@ -253,36 +256,41 @@ class MarginDPOTrainer(DPOTrainer):  # type: ignore[misc]
         config, pairs = self.config, len(inputs["row"])
         logprobs = compute_action_logprobs(model, self._project_features(inputs), self.data_collator.sides * pairs)
         logps_SB, ref_SB = logprobs.sum_N.reshape(-1, pairs), inputs["ref_logps"].reshape(-1, pairs)
-        margin_B = inputs["margin"]
-        loss_B = margin_dpo_loss(logps_SB[0], logps_SB[1], ref_SB[0], ref_SB[1], margin_B, config.beta)
+        margin_B, is_pair_B = inputs["margin"], inputs["is_pair"]
+        preference_B = is_pair_B * margin_dpo_loss(
+            logps_SB[0], logps_SB[1], ref_SB[0], ref_SB[1], margin_B, config.beta
+        )
         nll_B = logprobs.nll_N[:pairs]
-        total_B = loss_B + config.nll_weight * nll_B
+        total_B = preference_B + config.nll_weight * nll_B
         others = [config.nll_weight * average_batch(nll_B, inputs)]
+        no_margin_B = torch.zeros_like(margin_B)
         if config.image_pair_weight:
-            no_margin_B = torch.zeros_like(margin_B)
-            image_B = margin_dpo_loss(logps_SB[0], logps_SB[2], ref_SB[0], ref_SB[2], no_margin_B, config.beta)
+            image_B = is_pair_B * margin_dpo_loss(
+                logps_SB[0], logps_SB[2], ref_SB[0], ref_SB[2], no_margin_B, config.beta
+            )
             total_B = total_B + config.image_pair_weight * image_B
             others.append(config.image_pair_weight * average_batch(image_B, inputs))
             self._record_metrics(inputs, image_pair_loss=image_B)
         self._pairs_in_step += [self.rows[int(index)].pair for index in inputs["row"]]
         self._check_finite(total_B, inputs["row"])
-        reward_B = config.beta * ((logps_SB[0] - ref_SB[0]) - (logps_SB[1] - ref_SB[1]))
         if self._is_probe_step():
-            without_B = margin_dpo_loss(
-                logps_SB[0], logps_SB[1], ref_SB[0], ref_SB[1], torch.zeros_like(margin_B), config.beta
+            without_B = is_pair_B * margin_dpo_loss(
+                logps_SB[0], logps_SB[1], ref_SB[0], ref_SB[1], no_margin_B, config.beta
             )
-            terms = (average_batch(loss_B, inputs), average_batch(without_B, inputs))
+            terms = (average_batch(preference_B, inputs), average_batch(without_B, inputs))
             for name, share in measure_terms(*terms, others, self._trained_weights).items():
                 self._metric_values[name].append(share)
-        self._metric_values["reward_margin_std"].append(float(reward_B.detach().float().std(correction=0)))
+        reward_B = is_pair_B * config.beta * ((logps_SB[0] - ref_SB[0]) - (logps_SB[1] - ref_SB[1]))
         self._record_metrics(
             inputs,
-            dpo_loss=loss_B,
             nll=nll_B,
+            pair_share=is_pair_B,
+            dpo_loss=preference_B,
             reward_margin=reward_B,
+            reward_margin_square=reward_B.square(),
             accuracy=(reward_B > 0).float(),
-            chosen_logps=logps_SB[0],
-            rejected_logps=logps_SB[1],
+            chosen_logps=is_pair_B * logps_SB[0],
+            rejected_logps=is_pair_B * logps_SB[1],
             margin_logits=margin_B,
             margin_nats=margin_nats(margin_B, config.beta),
         )
@@ -300,7 +308,10 @@ class MarginDPOTrainer(DPOTrainer):  # type: ignore[misc]
         return self._can_probe and self.state.global_step in list_probe_steps(self.state.max_steps)
 
     def _record_metrics(self, batch: Batch, **metrics: Any) -> None:
-        """Store a step's means for the next log line; `reward_margin` and `accuracy` exclude the added margin."""
+        """Store a step's means for the next log line; `reward_margin` and `accuracy` exclude the added margin.
+
+        Values of pairs are 0 for anchors here; _average_over_pairs divides their means by the share of pairs.
+        """
         for name, value_B in metrics.items():
             self._metric_values[name].append(float(average_batch(value_B.detach().float(), batch)))
 
@@ -326,8 +337,9 @@ class MarginDPOTrainer(DPOTrainer):  # type: ignore[misc]
         logs |= self.process_group.average_metrics(
             {name: sum(values) / len(values) for name, values in self._metric_values.items()}
         )
-        if self._metric_values:
-            logs["margin_logits_max"] = self._largest_margin
+        if "pair_share" in logs:
+            logs |= {"margin_logits_max": self._largest_margin}
+            _average_over_pairs(logs)
         self._metric_values.clear()
         self._pairs_in_step.clear()
         super().log(logs, start_time)
@@ -342,7 +354,7 @@ class MarginDPOTrainer(DPOTrainer):  # type: ignore[misc]
 
     def read_history(self) -> list[dict[str, float]]:
         """One entry for each step: the content of train_log.json."""
-        steps = (entry for entry in self.state.log_history if "dpo_loss" in entry)  # the last entry sums up the run
+        steps = (entry for entry in self.state.log_history if "nll" in entry)  # the last entry sums up the run
         return [_select_logged_metrics(entry) for entry in steps]
 
 
@@ -373,6 +385,34 @@ _LOGGED_METRICS = (
 )
 
 
+_PAIR_METRICS = (
+    "dpo_loss",
+    "image_pair_loss",
+    "reward_margin",
+    "reward_margin_square",
+    "accuracy",
+    "chosen_logps",
+    "rejected_logps",
+    "margin_logits",
+    "margin_nats",
+)
+
+
+def _average_over_pairs(logs: dict[str, float]) -> None:
+    """Turn means over all rows of a step into means over its pairs, and the mean square of β·Δ into its spread.
+
+    A step without any pair keeps none of them.
+    """
+    share = logs.pop("pair_share")
+    means = {name: logs.pop(name) / share for name in _PAIR_METRICS if name in logs and share > 0}
+    for name in _PAIR_METRICS:
+        logs.pop(name, None)
+    if means:
+        square = means.pop("reward_margin_square")
+        means["reward_margin_std"] = math.sqrt(max(0.0, square - means["reward_margin"] ** 2))
+    logs |= means
+
+
 def _select_logged_metrics(entry: Mapping[str, float]) -> dict[str, float]:
     return {name: entry[name] for name in _LOGGED_METRICS if name in entry}
 
@@ -389,9 +429,10 @@ class _ProgressBar(TrainerCallback):  # type: ignore[misc]
         )
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Mapping[str, float], **_: Any) -> None:
-        if "dpo_loss" in logs:
+        if "nll" in logs:
             self.bar.update(state.global_step - self.bar.n)
-            self.bar.set_postfix(loss=f"{logs['loss']:.4f}", accuracy=f"{logs['accuracy']:.2f}")
+            accuracy = f"{logs['accuracy']:.2f}" if "accuracy" in logs else "no pairs"
+            self.bar.set_postfix(loss=f"{logs['loss']:.4f}", accuracy=accuracy)
 
     def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         self.bar.close()
