@@ -59,6 +59,7 @@ def add_start_round(plan: RoundPlan, run: RunParameters, checked: Any) -> Any:
         start_round(
             publish=run.publish,
             number=run.number,
+            rounds=plan.rounds,
             run=dsl.PIPELINE_JOB_ID_PLACEHOLDER,
             champion=checked["champion"],
         ),
@@ -239,6 +240,7 @@ def add_record(this: Round, data: PreferenceData, challenger: Challenger, decide
             publish=this.run.publish,
             number=this.run.number,
             ahead=this.ahead,
+            run=dsl.PIPELINE_JOB_ID_PLACEHOLDER,
             checkpoint_digest=challenger.digest,
             **_list_round_files(data, challenger, decided),
         ),

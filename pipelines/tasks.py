@@ -39,7 +39,7 @@ from clincot.storage.open import open_store
 
 if TYPE_CHECKING:
     from clincot.pipelines.round_files import RoundContext, RoundFiles
-    from clincot.runs.history import RoundStart, RunEnd
+    from clincot.runs.round_records import RunEnd
 
 # Path of a file to which a failing task appends its error; a local run reads it to decide whether to retry.
 ERRORS_ENV = "CLINCOT_TASK_ERRORS"
@@ -171,11 +171,11 @@ def preflight(
         return digests
 
 
-def start_round(publish: JsonObject, champion: str, *, number: int, run_id: str) -> RoundOrigin:
+def start_round(publish: JsonObject, champion: str, *, number: int, run_id: str, rounds: int = 1) -> RoundOrigin:
     """Start a round in the store, or resume it from the policy from which it first started.
 
     champion: path of the policy that preflight found. number: of the round; 0: the next one of the model.
-    run_id: identifier of the pipeline run. Without a store nothing is recorded.
+    run_id: identifier of the pipeline run. rounds: how many the run consists of. Without a store nothing is recorded.
     """
     from clincot.records import StartingPolicy
 
@@ -183,12 +183,9 @@ def start_round(publish: JsonObject, champion: str, *, number: int, run_id: str)
         config = _parse_publish(publish)
         (start,) = read_records(Path(champion), StartingPolicy)
         if config.store:
-            store = open_store(config.store)
-            interrupted = history.find_open_round(store, start.line, number)
-            started = history.begin_round(store, start, number, run=run_id)
-            if interrupted is not None:
-                print(_describe_resumption(interrupted, started))
-            start, number = started.start, started.number
+            begun, notes = history.begin_round(open_store(config.store), start, number, run=run_id, rounds=rounds)
+            print("\n".join((*notes, f"round {begun.number} of {start.line} starts from {begun.start.uri}")))
+            start, number = begun.start, begun.number
         return RoundOrigin(start.uri, start.sha256, start.round, number or start.round + 1)
 
 
@@ -248,11 +245,12 @@ def decide(
         return decision.verdict
 
 
-def record_round(publish: JsonObject, files: RoundFiles, *, number: int, checkpoint_digest: str) -> None:
+def record_round(publish: JsonObject, files: RoundFiles, *, number: int, checkpoint_digest: str, run_id: str) -> None:
     """Record what a round made, before anything acts on its decision.
 
     A run that is interrupted after the promotion needs this record to resume the round: it tells the promotion of this
-    round from one that somebody else made. Without a store nothing is recorded.
+    round from one that somebody else made. The task fails if another run has decided the round (`history.RoundTaken`).
+    Without a store nothing is recorded.
     """
     from clincot.pipelines.round_files import summarize_round
 
@@ -260,7 +258,7 @@ def record_round(publish: JsonObject, files: RoundFiles, *, number: int, checkpo
         config = _parse_publish(publish)
         outputs = summarize_round(files, number=number, checkpoint_digest=checkpoint_digest)
         if config.store:
-            history.record_round_outputs(open_store(config.store), config.name, outputs)
+            print(history.record_round_outputs(open_store(config.store), config.name, outputs, run=run_id))
 
 
 def end_round(publish: JsonObject, *, run_id: str, rounds: int) -> str:
@@ -273,7 +271,7 @@ def end_round(publish: JsonObject, *, run_id: str, rounds: int) -> str:
         if not config.store:
             return "publish.store names no store, so nothing is recorded"
         ended = history.end_round(open_store(config.store), config.name, run=run_id, rounds=rounds)
-        message = f"round {ended.number} of {config.name}: {ended.state}"
+        message = _describe_status(config.name, ended, run_id)
         print(message)
         return message
 
@@ -332,13 +330,6 @@ def select_champion(
     """Copy the files of the policy that is the champion after the decision."""
     for name, path in (challenger if verdict == "promote" else champion).items():
         shutil.copyfile(path, outputs[name])
-
-
-def _describe_resumption(interrupted: RoundStart, started: RoundStart) -> str:
-    begun = f"round {started.number} of {started.start.line} began in an earlier run and has not ended"
-    if started.start == interrupted.start:
-        return f"{begun}: this run resumes it from {started.start.uri}"
-    return f"{begun}: the champion has changed since, so this run begins it again from {started.start.uri}"
 
 
 def _describe_status(line: str, recorded: RunEnd, run_id: str) -> str:

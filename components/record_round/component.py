@@ -10,6 +10,7 @@ def record_round(
     publish: dict,
     number: int,
     ahead: int,
+    run: str,
     checkpoint_digest: str,
     questions: dsl.Input[dsl.Dataset],
     regions: dsl.Input[dsl.Dataset],
@@ -30,6 +31,7 @@ def record_round(
         publish: Settings of the model registry: store, name of the model, golden questions.
         number: Number of the run's first round; 0: the next round of the model.
         ahead: Position of this round in the run, starting at 0.
+        run: Identifier of the pipeline run.
         checkpoint_digest: sha256 of the challenger's checkpoint.
         questions: JSON Lines of the questions of this round, which `prepare` writes.
         regions: JSON Lines of the proposed regions of every question, which `propose` writes.
@@ -60,4 +62,4 @@ def record_round(
         decision=decision.path,
         evidence=evidence.path,
     )
-    tasks.record_round(publish, files, number=int(number) + int(ahead), checkpoint_digest=checkpoint_digest)
+    tasks.record_round(publish, files, number=int(number) + int(ahead), checkpoint_digest=checkpoint_digest, run_id=run)

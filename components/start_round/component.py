@@ -11,6 +11,7 @@ from clincot.components import IMAGE
 def start_round(
     publish: dict,
     number: int,
+    rounds: int,
     run: str,
     champion: dsl.Input[dsl.Artifact],
 ) -> NamedTuple("Start", [("policy", str), ("policy_digest", str), ("policy_round", int), ("number", int)]):
@@ -19,6 +20,7 @@ def start_round(
     Args:
         publish: Settings of the model registry: store, name of the model, golden questions.
         number: Number of the run's first round; 0: the next round of the model.
+        rounds: Number of rounds in the run.
         run: Identifier of the pipeline run.
         champion: Policy that preflight found (JSONL, one StartingPolicy).
 
@@ -30,4 +32,4 @@ def start_round(
     """
     from clincot.pipelines import tasks
 
-    return tasks.start_round(publish, champion.path, number=int(number), run_id=run)
+    return tasks.start_round(publish, champion.path, number=int(number), run_id=run, rounds=int(rounds))

@@ -1,4 +1,4 @@
-"""A round whose run fails after the promotion is resumed by the next run, from where it first started."""
+"""The tasks around a round: what they record, refuse and say. tests/runs/test_history.py has every transition."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from clincot.pipelines.round_files import RoundContext, RoundFiles
 from clincot.records import Decision, StartingPolicy
 from clincot.registry.champion import create_champion_pointer, promote_champion
 from clincot.registry.manifest import Manifest
-from clincot.runs import history
+from clincot.runs.round_records import next_round_number, read_round_outputs
 from clincot.storage.artifacts import STALE_DOWNLOAD_S, get_cache_folder
 from clincot.storage.digests import hash_path
 from clincot.storage.folder_store import FolderStore
@@ -99,28 +99,29 @@ def context() -> RoundContext:
 
 
 def test_a_failed_page_does_not_lose_the_round(
-    line: ModelLine, files: RoundFiles, context: RoundContext, monkeypatch: pytest.MonkeyPatch
+    line: ModelLine,
+    files: RoundFiles,
+    context: RoundContext,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """The challenger is promoted, then the page fails. The retry finds another champion, and resumes all the same."""
+    """The challenger is promoted, then the page fails. The round has all it needs: the next run ends it and goes on."""
 
     def fail(*_: Any, **__: Any) -> None:
         raise OSError("no space left on the device")
 
     first = tasks.start_round(line.publish, line.found_by_preflight(line.base), number=0, run_id="one")
     assert (first.policy_digest, first.number) == (line.base.sha256, 1)
-    tasks.record_round(line.publish, files, number=1, checkpoint_digest=DIGEST)
+    tasks.record_round(line.publish, files, number=1, checkpoint_digest=DIGEST, run_id="one")
     line.promote()
     monkeypatch.setattr(round_page, "write_round_page", fail)
     with pytest.raises(SystemExit, match="clincot page: no space left on the device"):
         tasks.page({}, context, files, page="page.html", results="results.md")
     tasks.record_run_status(line.publish, state="FAILED", run_id="one", error="page")
 
-    again = tasks.start_round(line.publish, line.found_by_preflight(line.challenger), number=0, run_id="two")
-    assert again == first
-    assert tasks.end_round(line.publish, run_id="two", rounds=1) == f"round 1 of {LINE}: SUCCEEDED"
-    tasks.record_run_status(line.publish, state="COMPLETE", run_id="two", error="")
-    following = tasks.start_round(line.publish, line.found_by_preflight(line.challenger), number=0, run_id="three")
+    following = tasks.start_round(line.publish, line.found_by_preflight(line.challenger), number=0, run_id="two")
     assert (following.policy_digest, following.number) == (line.challenger.sha256, 2)
+    assert f"round 1 of {LINE} is complete (promote; the champion was moved)" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("state", ["COMPLETE", "RUNNING", "CACHED", "SUCCEEDED", "FAILED"])
@@ -130,13 +131,13 @@ def test_three_nightly_runs_are_three_rounds(line: ModelLine, files: RoundFiles,
     for night in (1, 2, 3):
         run = f"night-{night}"
         assert tasks.start_round(line.publish, champion, number=0, run_id=run).number == night
-        tasks.record_round(line.publish, files, number=night, checkpoint_digest=DIGEST)
+        tasks.record_round(line.publish, files, number=night, checkpoint_digest=DIGEST, run_id=run)
         tasks.end_round(line.publish, run_id=run, rounds=1)
         said = tasks.record_run_status(line.publish, state=state, run_id=run, error="")
         assert said == f"round {night} of {LINE}: SUCCEEDED"
     names = {path.name for path in line.stored() if path.parent.name.startswith("000")}
     assert names == {"begun.json", "made.json", "ended.json"}
-    assert history.next_round_number(line.store, LINE) == 4
+    assert next_round_number(line.store, LINE) == 4
 
 
 @pytest.mark.parametrize("state", ["COMPLETE", "RUNNING", "CACHED", "SUCCEEDED"])
@@ -144,27 +145,50 @@ def test_a_failure_is_recorded_under_any_state(line: ModelLine, files: RoundFile
     """A run that failed in decide is reported as RUNNING. Its round has no end, so it failed."""
     champion = line.found_by_preflight(line.base)
     tasks.start_round(line.publish, champion, number=0, run_id="one")
-    tasks.record_round(line.publish, files, number=1, checkpoint_digest=DIGEST)
+    tasks.record_round(line.publish, files, number=1, checkpoint_digest=DIGEST, run_id="one")
     said = tasks.record_run_status(line.publish, state=state, run_id="one", error="")
-    assert said == f"round 1 of {LINE}: FAILED (Kubeflow Pipelines reports {state})"
+    assert said == (
+        f"round 1 of {LINE}: FAILED (Kubeflow Pipelines reports {state}): no error was passed on; the last record of "
+        "the run is that of record_round. `clincot pipeline status one` names the task"
+    )
     assert tasks.start_round(line.publish, champion, number=0, run_id="two").number == 1
 
 
-def test_a_resumed_round_is_announced(line: ModelLine, files: RoundFiles, capsys: pytest.CaptureFixture[str]) -> None:
+def test_what_became_of_the_run_before_is_said(
+    line: ModelLine, files: RoundFiles, capsys: pytest.CaptureFixture[str]
+) -> None:
     """A terminated run never reaches its exit task, so only the missing end shows that its round is open."""
     tasks.start_round(line.publish, line.found_by_preflight(line.base), number=0, run_id="one")
-    assert "has not ended" not in capsys.readouterr().out
+    assert capsys.readouterr().out == f"round 1 of {LINE} starts from {line.base.uri}\n"
     tasks.start_round(line.publish, line.found_by_preflight(line.base), number=0, run_id="two")
-    begun = f"round 1 of {LINE} began in an earlier run and has not ended"
-    assert f"{begun}: this run resumes it from {line.base.uri}" in capsys.readouterr().out
+    begun = f"round 1 of {LINE} was begun by the run one and has not ended, nor recorded a failure"
+    lost = "so it was terminated, was lost or still runs"
+    assert f"{begun}, {lost}: this run resumes it from {line.base.uri}" in capsys.readouterr().out
     tasks.start_round(line.publish, line.found_by_preflight(line.challenger), number=0, run_id="three")
     assert f"so this run begins it again from {line.challenger.uri}" in capsys.readouterr().out
-    tasks.record_round(line.publish, files, number=1, checkpoint_digest=DIGEST)
+    tasks.record_round(line.publish, files, number=1, checkpoint_digest=DIGEST, run_id="three")
     tasks.end_round(line.publish, run_id="three", rounds=1)
     assert "ended by the run three" in tasks.record_run_status(line.publish, state="RUNNING", run_id="one", error="")
     capsys.readouterr()
     tasks.start_round(line.publish, line.found_by_preflight(line.challenger), number=0, run_id="four")
     assert "has not ended" not in capsys.readouterr().out
+    tasks.start_round(line.publish, line.found_by_preflight(line.challenger), number=1, run_id="five")
+    assert "was ended by the run three; this run was asked for it and repeats it" in capsys.readouterr().out
+
+
+def test_a_run_that_others_overtook_stops_before_the_promotion(
+    line: ModelLine, files: RoundFiles, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The task of the record fails, and the page and the promotion depend on it."""
+    for run in ("one", "two"):
+        tasks.start_round(line.publish, line.found_by_preflight(line.base), number=0, run_id=run)
+    tasks.record_round(line.publish, files, number=1, checkpoint_digest=DIGEST, run_id="one")
+    line.promote()
+    tasks.record_round(line.publish, files, number=1, checkpoint_digest=DIGEST, run_id="two")
+    assert "the run one has recorded the same outputs already" in capsys.readouterr().out
+    Path(files.pairs).write_text("others", encoding="utf-8")
+    with pytest.raises(SystemExit, match=r"clincot record_round: .* was decided by the run one \(promote, "):
+        tasks.record_round(line.publish, files, number=1, checkpoint_digest=DIGEST, run_id="two")
 
 
 def test_a_run_without_a_round_cannot_end_one(line: ModelLine) -> None:
@@ -181,12 +205,14 @@ def test_without_the_record_the_round_starts_anew(line: ModelLine) -> None:
 
 
 def test_the_record_holds_digests_and_decision(line: ModelLine, files: RoundFiles) -> None:
-    tasks.record_round(line.publish, files, number=4, checkpoint_digest=DIGEST)
-    record = history.read_round_outputs(line.store, LINE, 4)
+    tasks.start_round(line.publish, line.found_by_preflight(line.base), number=4, run_id="one")
+    tasks.record_round(line.publish, files, number=4, checkpoint_digest=DIGEST, run_id="one")
+    record = read_round_outputs(line.store, LINE, 4)
     assert list(record.digests) == sorted({*NAMES, "checkpoint"})
     assert record.digests["checkpoint"] == DIGEST
     assert record.digests["pairs"] == hash_path(Path(files.pairs))
     assert (record.decision, record.verdict) == (line.decision.id, "promote")
+    assert (record.run, record.start) == ("one", line.base.sha256)
 
 
 def test_the_page_changes_nothing_in_the_store(
@@ -223,7 +249,8 @@ def test_the_status_task_only_records(line: ModelLine, monkeypatch: pytest.Monke
     abandoned.mkdir(parents=True)
     os.utime(abandoned, (0, abandoned.stat().st_mtime - 2 * STALE_DOWNLOAD_S))
     tasks.start_round(line.publish, line.found_by_preflight(line.base), number=0, run_id="one")
-    assert tasks.record_run_status(line.publish, state="FAILED", run_id="one", error="") == f"round 1 of {LINE}: FAILED"
+    said = tasks.record_run_status(line.publish, state="FAILED", run_id="one", error="judge: HTTP 401")
+    assert said == f"round 1 of {LINE}: FAILED: judge: HTTP 401"
     assert abandoned.is_dir()
 
 
@@ -231,6 +258,6 @@ def test_without_a_store_nothing_is_recorded(line: ModelLine, files: RoundFiles)
     publish = encode_params(PublishConfig().model_dump(mode="json"))
     origin = tasks.start_round(publish, line.found_by_preflight(line.base), number=0, run_id="one")
     assert origin == (line.base.uri, line.base.sha256, 0, 1)
-    tasks.record_round(publish, files, number=1, checkpoint_digest=DIGEST)
+    tasks.record_round(publish, files, number=1, checkpoint_digest=DIGEST, run_id="one")
     assert "nothing is recorded" in tasks.end_round(publish, run_id="one", rounds=1)
     assert "nothing is recorded" in tasks.record_run_status(publish, state="FAILED", run_id="one", error="")

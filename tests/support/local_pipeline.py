@@ -14,8 +14,8 @@ from pathlib import Path
 
 import yaml
 
-from clincot.runs import history
 from clincot.runs.layout import ROUND_FILES
+from clincot.runs.round_records import read_round_outputs
 from clincot.storage.artifacts import upload_folder
 from clincot.storage.digests import hash_path
 from clincot.storage.open import open_store
@@ -102,7 +102,7 @@ class World:
         before = dict(os.environ)
         os.environ.update(self.environment)
         try:
-            return history.read_round_outputs(open_store("s3://models/platform"), line, number).digests
+            return read_round_outputs(open_store("s3://models/platform"), line, number).digests
         finally:
             os.environ.clear()
             os.environ.update(before)
