@@ -121,6 +121,10 @@ def add_version(this: Round, data: PreferenceData) -> Any:
         version(
             version=this.run.version,
             answer=this.run.answer,
+            publish=this.run.publish,
+            number=this.run.number,
+            ahead=this.ahead,
+            run=dsl.PIPELINE_JOB_ID_PLACEHOLDER,
             questions=data.questions,
             regions=data.regions,
             candidates=data.candidates,

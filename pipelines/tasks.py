@@ -221,6 +221,13 @@ def merge(
         return hash_path(merged["candidates"])
 
 
+def describe_data_origin(publish: JsonObject, *, number: int, run_id: str) -> dict[str, Any]:
+    """Return the document `origin` of the version stage: line, round and run of the preference data."""
+    from clincot.preferences.versions.tags import DataOrigin
+
+    return DataOrigin(line=_parse_publish(publish).name, round=number, run=run_id).model_dump(mode="json")
+
+
 def decide(
     config: JsonObject,
     publish: JsonObject,

@@ -9,6 +9,10 @@ from clincot.components import IMAGE
 def version(
     version: dict,
     answer: dict,
+    publish: dict,
+    number: int,
+    ahead: int,
+    run: str,
     questions: dsl.Input[dsl.Dataset],
     regions: dsl.Input[dsl.Dataset],
     candidates: dsl.Input[dsl.Dataset],
@@ -25,6 +29,10 @@ def version(
     Args:
         version: Settings of the data repository: git address, branch, number of the version.
         answer: Settings of the answers: sampling, length, steps of a chain.
+        publish: Settings of the model registry: store, name of the model, golden questions.
+        number: Number of the run's first round; 0: the next round of the model.
+        ahead: Position of this round in the run, starting at 0.
+        run: Identifier of the pipeline run.
         questions: JSON Lines of the questions of this round, which `prepare` writes.
         regions: JSON Lines of the proposed regions of every question, which `propose` writes.
         candidates: JSON Lines of the policy's answers, one per region and step, which `answer` writes.
@@ -54,5 +62,14 @@ def version(
         "pairs": pairs.path,
         "pair_report": pair_report.path,
     }
-    tasks.run_stage_task("version", version, inputs, {"version": version_record.path}, metrics=metrics, answer=answer)
+    origin = tasks.describe_data_origin(publish, number=int(number) + int(ahead), run_id=run)
+    tasks.run_stage_task(
+        "version",
+        version,
+        inputs,
+        {"version": version_record.path},
+        metrics=metrics,
+        answer=answer,
+        documents={"origin": origin},
+    )
     return Path(version_record.path).read_text(encoding="utf-8")

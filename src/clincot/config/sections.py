@@ -243,7 +243,9 @@ class VersionConfig(FrozenConfig):
         default="", description="Git address of the data repository; empty: no version is kept."
     )
     branch: OptionalText = Field(default="", description="Branch; empty: the repository's default branch.")
-    round: int = Field(default=0, ge=0, description="Number of the tag preferences/round-NNNN; 0: the next free one.")
+    round: int = Field(
+        default=0, ge=0, description="Number in the tag of the version; 0: that of the round, or the next free one."
+    )
     attempts: PositiveInt = Field(default=8, description="Attempts to push while others push at the same time.")
     timeout_s: float = Field(default=1800.0, gt=0, description="Deadline of one git or dvc command, in seconds.")
 
