@@ -92,7 +92,11 @@ def test_a_version_is_named_by_round_tag_or_commit() -> None:
     known = [version(1, "aaaaaa1" + "0" * 33), version(2, "aaaaaa2" + "0" * 33)]
     for given, number in (("1", 1), ("preferences/round-0002", 2), ("0002", 2), ("aaaaaa2", 2)):
         assert find_version(known, given, "repo").round == number
-    for given in ("3", "aaaaaa", "round"):
+    with pytest.raises(
+        InvalidInput, match=r"'aaaaaa' names 2 versions: preferences/round-0001, .*; name one by its tag"
+    ):
+        find_version(known, "aaaaaa", "repo")
+    for given in ("3", "round"):
         with pytest.raises(
             InvalidInput, match=r"no version is called .*there are: preferences/round-0001, preferences/round-"
         ):
@@ -128,6 +132,7 @@ def test_log_and_diff_of_a_repository(repository: Path, tmp_path: Path, capsys: 
     assert head.split() == [
         "version",
         "commit",
+        "run",
         "pairs",
         "questions",
         "size",
