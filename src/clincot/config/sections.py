@@ -245,7 +245,7 @@ class PairConfig(FrozenConfig):
         default=0.05,
         ge=0,
         le=0.5,
-        description="'Longer is rejected' may tell the sides apart with an AUC of 0.5 ± this.",
+        description="'Longer is rejected' may tell the sides apart with an AUC of 0.5 ± this; outside it blocks.",
     )
     seed: int = Field(default=0, description="Seed of the random choice.")
 
@@ -414,9 +414,6 @@ class DecideConfig(FrozenConfig):
     )
     max_shift: float = Field(
         default=0.25, gt=0, description="Population stability index of the scores against the last round; more warns."
-    )
-    length_auc_tolerance: float = Field(
-        default=0.05, ge=0, le=0.5, description="'Longer is rejected' may have an AUC of 0.5 ± this; outside it blocks."
     )
     resamples: PositiveInt = Field(default=2000, description="Resamples of the intervals' cluster bootstrap.")
     seed: int = Field(default=0, description="Seed of the bootstrap.")
