@@ -26,7 +26,7 @@ from clincot.config import (
     parse_config,
 )
 from clincot.errors import InvalidInput, UserError
-from clincot.jsonl import read_records, write_json
+from clincot.jsonl import InvalidRecord, read_records, write_json
 from clincot.pipelines.params import JsonObject, decode_params, parse_stage_config
 from clincot.records import hash_json
 from clincot.runs import history
@@ -39,6 +39,7 @@ from clincot.storage.open import open_store
 
 if TYPE_CHECKING:
     from clincot.pipelines.round_files import RoundContext, RoundFiles
+    from clincot.preflight.preflight_report import PreflightCheck
     from clincot.runs.round_records import RunEnd
 
 # Path of a file to which a failing task appends its error; a local run reads it to decide whether to retry.
@@ -142,33 +143,71 @@ def preflight(
     launch: JsonObject,
     outputs: Mapping[str, str],
     *,
-    data: str,
-    benchmark: str,
+    addresses: Mapping[str, str],
     metrics: MetricsArtifact | None = None,
 ) -> InputDigests:
     """Check everything that the round needs, without changing anything; return the digests of its inputs.
 
-    sections: preflight, and those that it checks (INHERITED_BY_PREFLIGHT).
+    sections: all sections of the run, so that a wrong key is told here and not by the task that reads it. addresses: of
+    `data`, `benchmark` and `calibration`, of which the last may be empty.
     """
+    from clincot.preflight.checklist import write_checks
+
     with user_errors("preflight"):
-        parsed = parse_config(
-            Params, {name: decode_params(section) for name, section in sections.items()}, where="pipeline parameters"
-        )
-        judge = _download_judges(parsed.judge)
-        assert isinstance(judge, JudgeConfig)
-        config = parsed.model_copy(update={"judge": judge}).get_stage_config("preflight")
-        digests = InputDigests(
-            data_digest=read_digest(data),
-            benchmark_digest=read_digest(benchmark),
-            panel_digest=hash_json([[path.name, hash_path(path)] for path in judge.files if path.exists()]),
-        )
+        paths = {name: Path(path) for name, path in outputs.items()}
+        required = {name: addresses[name] for name in ("data", "benchmark")}
         try:
+            wrong = check_run_parameters(sections, service, launch, required)
+            if wrong:
+                write_checks(wrong, paths)
+            parsed = parse_config(
+                Params,
+                {name: decode_params(section) for name, section in sections.items()},
+                where="pipeline parameters",
+            )
+            judge = _download_judges(parsed.judge)
+            assert isinstance(judge, JudgeConfig)
+            config = parsed.model_copy(update={"judge": judge}).get_stage_config("preflight")
+            config = config.model_copy(update=addresses)
             documents = {"service": decode_params(service), "launch": decode_params(launch)}
             run_stage_task("preflight", config, {}, outputs, metrics=metrics, documents=documents)
         finally:
-            table = Path(outputs["table"])
-            print(table.read_text(encoding="utf-8") if table.is_file() else "")
-        return digests
+            print(paths["table"].read_text(encoding="utf-8") if paths["table"].is_file() else "")
+        return InputDigests(
+            data_digest=read_digest(addresses["data"]),
+            benchmark_digest=read_digest(addresses["benchmark"]),
+            panel_digest=hash_json([[path.name, hash_path(path)] for path in judge.files if path.exists()]),
+        )
+
+
+def check_run_parameters(
+    sections: Mapping[str, JsonObject], service: JsonObject, launch: JsonObject, required: Mapping[str, str]
+) -> list[PreflightCheck]:
+    """Return a failed check for every section with a wrong key or value, and for every required parameter left empty.
+
+    required: {name: value}.
+    """
+    from clincot.deployment.service_settings import ServiceSettings
+    from clincot.preflight.preflight_report import fail_check
+    from clincot.training.launch_settings import LaunchSettings
+
+    failed = []
+    for name, value in required.items():
+        if not value:
+            remedy = f"fill in the field {name} of the run: the address that `clincot pipeline put` printed"
+            failed.append(fail_check(f"settings: {name}", f"the parameter {name} of the run", "it is empty", remedy))
+    kinds = {name: type(getattr(Params(), name)) for name in sections} | {
+        "service": ServiceSettings,
+        "launch": LaunchSettings,
+    }
+    contents = {**sections, "service": service, "launch": launch}
+    for name, kind in kinds.items():
+        try:
+            parse_config(kind, decode_params(contents[name]), where=f"pipeline parameter {name!r}")
+        except InvalidRecord as error:
+            remedy = f"correct the JSON of the field {name}; docs/reference/params.md lists the keys and their limits"
+            failed.append(fail_check(f"settings: {name}", f"every key and value of {name}", str(error), remedy))
+    return failed
 
 
 def start_round(publish: JsonObject, champion: str, *, number: int, run_id: str, rounds: int = 1) -> RoundOrigin:

@@ -10,15 +10,22 @@ from clincot.components import IMAGE
 @dsl.component(base_image=IMAGE, install_kfp_package=False)
 def preflight(
     preflight: dict,
-    judge: dict,
-    publish: dict,
-    version: dict,
+    prepare: dict,
     propose: dict,
+    answer: dict,
+    judge: dict,
+    pair: dict,
+    version: dict,
     train: dict,
+    evaluate: dict,
+    decide: dict,
+    publish: dict,
+    deploy: dict,
     service: dict,
     launch: dict,
     data: str,
     benchmark: str,
+    calibrated_on: str,
     report: dsl.Output[dsl.Artifact],
     table: dsl.Output[dsl.Markdown],
     champion: dsl.Output[dsl.Artifact],
@@ -28,15 +35,22 @@ def preflight(
 
     Args:
         preflight: Settings of the checks before the round: base policy, time limits, free disk space.
-        judge: Settings of the judge panel: judges, calibration, quorum, retries.
-        publish: Settings of the model registry: store, name of the model, golden questions.
-        version: Settings of the data repository: git address, branch, number of the version.
+        prepare: Settings of the question split: number of subsets, limit, seed.
         propose: Settings of the regions: grounders and their counts, hypotheses, sampling.
+        answer: Settings of the answers: sampling, length, steps of a chain.
+        judge: Settings of the judge panel: judges, calibration, quorum, retries.
+        pair: Settings of the preference pairs: smallest score gap, pairs per question.
+        version: Settings of the data repository: git address, branch, number of the version.
         train: Settings of the training: loss, margin, learning rate, batch size, adapters.
+        evaluate: Settings of the evaluation: kinds of regions, answer length, resamples.
+        decide: Settings of the promotion gate: error budget, smallest gain, floors, leak limits.
+        publish: Settings of the model registry: store, name of the model, golden questions.
+        deploy: Settings of the rollout: traffic steps, time limits, smoke tests, approval.
         service: Settings of the InferenceService: name, namespace, engine, images, resources.
         launch: How training is started: in the task, with torchrun, or as a TrainJob.
         data: Address of the training data set: a folder or `s3://bucket/prefix/<sha256>`.
         benchmark: Address of the held-out data set with its answer key.
+        calibrated_on: Address of the data set on which the judges were calibrated, for the leak check.
 
     Returns:
         report: Result and remedy of every check (JSON).
@@ -51,11 +65,18 @@ def preflight(
 
     sections = {
         "preflight": preflight,
-        "judge": judge,
-        "publish": publish,
-        "version": version,
+        "prepare": prepare,
         "propose": propose,
+        "answer": answer,
+        "judge": judge,
+        "pair": pair,
+        "version": version,
         "train": train,
+        "evaluate": evaluate,
+        "decide": decide,
+        "publish": publish,
+        "deploy": deploy,
     }
     outputs = {"report": report.path, "table": table.path, "champion": champion.path}
-    return tasks.preflight(sections, service, launch, outputs, data=data, benchmark=benchmark, metrics=metrics)
+    addresses = {"data": data, "benchmark": benchmark, "calibration": calibrated_on}
+    return tasks.preflight(sections, service, launch, outputs, addresses=addresses, metrics=metrics)

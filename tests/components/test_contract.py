@@ -18,7 +18,7 @@ from kfp import compiler
 import clincot.components
 from clincot.components import IMAGE
 from clincot.config import Params, parse_config
-from clincot.config.sections import INHERITED_BY_PREFLIGHT
+from clincot.config.sections import INHERITED_BY_PREFLIGHT, SECTION_NAMES
 from clincot.pipelines import sharding, tasks
 from clincot.pipelines.cluster_settings import TASK_NAMES
 from clincot.pipelines.params import decode_params
@@ -29,7 +29,7 @@ from clincot.stages.catalog import STAGES
 FOLDER = Path(clincot.components.__file__).parent
 MAX_STATEMENTS = 10  # of a body, its nested ones included
 ADDRESSES = {"data", "benchmark", "policy", "blind", "calibration"}  # of data sets and policies: parameters
-SECTIONS = {"answer": {"steps"}}  # inputs that are made from a section, by its parameter
+SECTIONS = {"answer": {"steps"}, "publish": {"origin"}}  # inputs that are made from a section, by its parameter
 # What a component calls otherwise than its stage, and why.
 RENAMED = {
     ("version", "version"): "version_record",  # its section has the name
@@ -44,6 +44,7 @@ CACHE_KEYS = {"data_digest", "benchmark_digest", "policy_digest", "panel_digest"
 # What a component calls, and what the call returns to it.
 CALLED = {
     "run_stage_task": "digest",
+    "describe_data_origin": {"line": "nodules", "round": 1, "run": "run"},
     "find_training_reports": "reports",
     "preflight": ("data", "benchmark", "panel"),
     "start_round": ("policy", "digest", 1, 2),
@@ -272,6 +273,7 @@ def test_the_number_of_a_round_counts_on_within_a_run(recorder: Recorder, tmp_pa
 def test_preflight_receives_the_sections_that_it_checks() -> None:
     """Each once: as the parameter that the round itself uses, not as a copy inside the section of preflight."""
     inputs, _ = interface("preflight")
+    assert {*SECTION_NAMES} - {"models"} <= inputs["parameters"]  # all of them, so that a wrong key is told first
     assert {*INHERITED_BY_PREFLIGHT} <= inputs["parameters"]
     params = Params.model_validate({"propose": {"relevance_quantile": 0.5}, "train": {"lr": 0.001}})
     arguments = RoundPlan(params=params).arguments

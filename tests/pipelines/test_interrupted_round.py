@@ -234,9 +234,9 @@ def test_preflight_starts_no_round(line: ModelLine, monkeypatch: pytest.MonkeyPa
     data.mkdir()
     (data / "questions.jsonl").write_text("", encoding="utf-8")
     before = line.stored()
-    digests = tasks.preflight(
-        {"publish": line.publish}, {}, {}, {"table": str(line.folder / "table")}, data=str(data), benchmark=str(data)
-    )
+    addresses = {"data": str(data), "benchmark": str(data), "calibration": ""}
+    outputs = {"table": str(line.folder / "table")}
+    digests = tasks.preflight({"publish": line.publish}, {}, {}, outputs, addresses=addresses)
     assert calls == ["preflight"]
     assert digests.data_digest == digests.benchmark_digest == hash_path(data)
     assert line.stored() == before

@@ -254,7 +254,8 @@ def started(**fields: Any) -> tuple[list[StartingPolicy], list[PreflightCheck]]:
 
 
 def test_the_round_starts_from_the_champion_not_from_the_base(store: Store, tmp_path: Path) -> None:
-    base, one = (published(store, tmp_path, value) for value in (1.0, 2.0))
+    base = published(store, tmp_path, 1.0)
+    one = published(store, tmp_path, 2.0, over=base)
     champion.create_champion_pointer(store, base, by="ann")
     champion.promote_champion(store, one, over=base.sha256, by="ann", reason="won")
     start, (check,) = started(publish={"store": store.url, "name": LINE}, base=base.sha256)
@@ -352,7 +353,9 @@ def test_a_data_repository_that_takes_a_round(data_repository: Path) -> None:
             section(version={"repository": str(data_repository)}, timeout_s=60.0), repository.build_repository_probes
         )
     )
-    assert found == dict.fromkeys(["data repository: clone", "data repository: push", "DVC remote"], "pass")
+    assert found == dict.fromkeys(
+        ["data repository: clone", "data repository: push", "data repository: versions", "DVC remote"], "pass"
+    )
     refs = subprocess.run(["git", "for-each-ref"], cwd=data_repository, capture_output=True, text=True, check=True)
     assert "preflight" not in refs.stdout
     assert before == (sorted(data_repository.rglob("*")), sorted((data_repository.parent / "remote").rglob("*.*")))
@@ -380,6 +383,7 @@ def test_a_repository_that_may_be_read_and_not_pushed(data_repository: Path, tmp
     assert states(list(found.values())) == {
         "data repository: clone": "pass",
         "data repository: push": "fail",
+        "data repository: versions": "pass",
         "DVC remote": "pass",
     }
     assert "403" in found["data repository: push"].result

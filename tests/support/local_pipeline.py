@@ -116,7 +116,7 @@ def build_world(folder: Path, s3: S3Server, repository: str, *, studies: int = 6
     del sections["preflight"]
     (folder / "params.yaml").write_text(yaml.safe_dump(sections))
     tiny.write_set(folder / "data", key=False, studies=studies)
-    tiny.write_set(folder / "benchmark", seed=1, studies=3)
+    tiny.write_set(folder / "benchmark", seed=1, studies=8)  # 7 patients are the least that a decision needs
     s3.bucket("models")
     s3.bucket("sets")
     environment = {**os.environ, **s3.environment, "CLINCOT_CACHE": str(folder / "cache")}

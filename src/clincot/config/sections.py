@@ -475,14 +475,22 @@ class DeployConfig(FrozenConfig):
 class PreflightConfig(FrozenConfig):
     """What is checked before a round requests a GPU.
 
-    The round's own judges, store and data repository are checked, and whether the starting policy can propose regions
-    and be trained: Params.get_stage_config fills in these sections, so they cannot be set here.
+    The round's own judges, store, data repository and benchmark are checked, and whether the starting policy can
+    propose regions and be trained: Params.get_stage_config fills in these sections, so they cannot be set here. A
+    pipeline fills in the addresses of its own data sets.
     """
 
     base: OptionalText = Field(
         default="",
         description="Starting policy, as round 0, of a model without a champion: a checkpoint's folder, shipped:NAME, "
         "or the beginning of a published checkpoint's digest.",
+    )
+    data: OptionalText = Field(default="", description="Address of the data set to check; empty: it is not checked.")
+    benchmark: OptionalText = Field(
+        default="", description="Address of the benchmark to check; empty: it is not checked."
+    )
+    calibration: OptionalText = Field(
+        default="", description="Address of the judges' calibration data, for the leak check; empty: it is not checked."
     )
     cluster: Annotated[
         Literal["auto", "yes", "no"],
@@ -504,11 +512,14 @@ class PreflightConfig(FrozenConfig):
     judge: JudgeConfig = JudgeConfig()
     publish: PublishConfig = PublishConfig()
     version: VersionConfig = VersionConfig()
+    prepare: PrepareConfig = PrepareConfig()
     propose: ProposeConfig = ProposeConfig()
     train: TrainConfig = TrainConfig()
+    evaluate: EvaluateConfig = EvaluateConfig()
+    decide: DecideConfig = DecideConfig()
 
 
-INHERITED_BY_PREFLIGHT = ("judge", "publish", "version", "propose", "train")
+INHERITED_BY_PREFLIGHT = ("judge", "publish", "version", "prepare", "propose", "train", "evaluate", "decide")
 
 
 class ModelsConfig(FrozenConfig):

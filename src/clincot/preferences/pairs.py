@@ -357,9 +357,7 @@ class _PairTally:
         self.dropped: Counter[str] = Counter()
         self.gaps: Counter[str] = Counter()
 
-    def build_report(
-        self, pairs: Sequence[_EligiblePair], *, auc_before: float | None, tolerance: float
-    ) -> PairReport:
+    def build_report(self, pairs: Sequence[_EligiblePair], *, auc_before: float | None, tolerance: float) -> PairReport:
         """The report on the final pairs; `auc_before` is the length AUC before balancing."""
         gaps_kept = Counter(_bin_gap(_round_gap(pair.pair.gap)) for pair in pairs)
         return PairReport(
