@@ -93,7 +93,7 @@ def test_a_benchmark_of_few_patients_can_promote_nothing(data: Path, tmp_path: P
 
 
 def test_the_budget_that_is_spent_asks_for_more_patients(data: Path, benchmark: Path, tmp_path: Path) -> None:
-    """Nine challengers were tested. Number 10 has 0.05 · 10^-1.6 / ζ(1.6) = 5.5e-4, its first look 0.6 · that = 3.3e-4."""
+    """Nine challengers were tested. Number 10 has 0.05 · 10^-1.6 / ζ(1.6) = 5.5e-4, and 0.6 of it for one look."""
     store = FolderStore(tmp_path / "store")
     write_ledger(store, tested=9)
     published = {"store": store.url, "name": "nodules"}
