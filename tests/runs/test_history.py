@@ -428,6 +428,26 @@ def test_of_two_runs_the_first_to_complete_the_round_decides_it(line: ModelLine)
     assert line.begin("three")[0] == 2
 
 
+def test_a_rollout_that_goes_on_is_not_overtaken(line: ModelLine) -> None:
+    """The first run has recorded a promotion, which takes effect half an hour later."""
+    line.begin("one")
+    line.begin("two")
+    line.make("one", verdict="promote", what=A)
+    with pytest.raises(RoundTaken, match=r"was decided by the run one \(promote, decision-1-aaaa\)"):
+        line.make("two", verdict="promote", what=B)
+    line.promote(what=A)
+    assert line.end("one").run == "one"
+
+
+def test_a_run_replaces_what_a_lost_run_made_without_effect(line: ModelLine) -> None:
+    """It was there when the run began, so no run that goes on made it."""
+    line.begin("one")
+    line.make("one", verdict="promote", what=A)
+    line.begin("two")
+    assert line.make("two", verdict="keep", what=B) == f"round 1 of {LINE}: keep"
+    assert read_round_outputs(line.store, LINE, 1).run == "two"
+
+
 def test_two_runs_that_make_the_same_both_succeed(line: ModelLine) -> None:
     line.begin("one")
     line.begin("two")

@@ -12,8 +12,9 @@ So a later run may find a round without an end. `begin_round` then says what bec
 - resumes an open round from its first starting policy, also if its own decision has moved the champion since;
 - begins an open round again, under the same number, if somebody else has moved the champion.
 
-The first run that completes a round decides it. Another run of the same round that made something else is refused when
-it records its outputs, before anything acts on its decision. docs/kubeflow/recurring.md has all transitions in a table.
+The first of several runs of a round that records its outputs decides the round. Another one that made something else is
+refused when it records them, before anything acts on its decision. A run that resumes a round knows the outputs that it
+found, and may replace those, as long as they had no effect. docs/kubeflow/recurring.md has all transitions in a table.
 """
 
 from __future__ import annotations
@@ -80,6 +81,8 @@ def begin_round(store: Store, start: StartingPolicy, number: int = 0, *, run: st
         begun, notes = _begin_next(store, start, run)
         repeats = False
     record = RunRound(run=run, number=begun.number, rounds=rounds, start=begun.start.sha256, repeats=repeats)
+    earlier = [find_round_outputs(store, line, number) for number in record.numbers]
+    record = record.model_copy(update={"found": tuple(made.decision for made in earlier if made is not None)})
     write_record(store, build_run_key(line, run), record)
     store.delete(build_unbegun_key(line))
     return BegunRound(begun, notes)
@@ -93,7 +96,7 @@ def record_round_outputs(store: Store, line: str, outputs: RoundOutputs, *, run:
     mine = _require_run_round(store, line, run, "records the outputs of")
     outputs = outputs.model_copy(update={"run": run, "start": mine.start})
     number = outputs.number
-    if not mine.repeats and (other := _find_other_result(store, line, number, run)) is not None:
+    if not mine.repeats and (other := _find_other_result(store, line, number, mine)) is not None:
         if other.has_same_content(outputs):
             return f"round {number} of {line}: the run {other.run} has recorded the same outputs already"
         raise RoundTaken(
@@ -341,14 +344,13 @@ def _describe_previous_run(store: Store, before: RoundStart, *, by: str) -> str:
     return f"{begun}, nor recorded a failure, so it was terminated, was lost or still runs"
 
 
-def _find_other_result(store: Store, line: str, number: int, run: str) -> RoundOutputs | None:
-    """The outputs with which another run has ended or completed the round."""
+def _find_other_result(store: Store, line: str, number: int, mine: RunRound) -> RoundOutputs | None:
+    """The outputs with which another run decided the round: it ended or completed it, or recorded them meanwhile."""
     outputs = find_round_outputs(store, line, number)
-    if outputs is None or outputs.run in ("", run):
+    if outputs is None or outputs.run in ("", mine.run):
         return None
-    if find_round_end(store, line, number) is not None or is_round_complete(store, line, outputs):
-        return outputs
-    return None
+    over = find_round_end(store, line, number) is not None or is_round_complete(store, line, outputs)
+    return outputs if over or outputs.decision not in mine.found else None
 
 
 def _find_last_record(store: Store, line: str, attempt: RunRound, numbers: Iterable[int]) -> str:

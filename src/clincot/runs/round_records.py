@@ -61,6 +61,7 @@ class RunRound(FrozenModel):
     rounds: int = Field(default=1, ge=1)  # how many rounds the run does
     start: str = ""  # sha256 of the policy from which the run started
     repeats: bool = False  # the round was over already, and was asked for by its number
+    found: tuple[str, ...] = ()  # decisions of the rounds that earlier runs had recorded when this one began
 
     @property
     def numbers(self) -> range:
