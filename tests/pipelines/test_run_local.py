@@ -115,7 +115,7 @@ def test_killed_while_it_judges_and_while_it_trains_it_ends_in_the_same_digests(
     ("more", "told"),
     [
         (("--shards", "2"), "12 questions are 1 block(s) of 64, too few for 2 shards"),
-        (("--benchmark", "s3://sets/nothing/here"), "clincot preflight: s3://sets/nothing/here: neither folder.json"),
+        (("--benchmark", "s3://sets/nothing/here"), "benchmark: s3://sets/nothing/here: neither folder.json"),
         (("--benchmark", "s3://no-such-bucket/x"), "no-such-bucket"),
         (("--set", "train.learning_rate=1"), "train.learning_rate"),
     ],
