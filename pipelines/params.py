@@ -115,6 +115,8 @@ DESCRIPTIONS: Mapping[str, str] = {
     "benchmark_table": "Benchmark table of the round (Markdown).",
     # values that a component returns
     "generate.Output": "sha256 of the list of the shards' files.",
+    "version.Output": "sha256 of the record of the data version.",
+    "train.data_version": "sha256 of the record of the data version.",
     "train.Output": "sha256 of the challenger.",
     "decide.Output": "promote, keep or blocked.",
     "publish.Output": "sha256 of the published checkpoint.",

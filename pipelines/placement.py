@@ -31,7 +31,7 @@ DISPLAY_NAMES = {
     "record_run_status": "record run status",
 }
 # Tasks that read or change something outside their inputs and outputs, so a cached result would be wrong.
-NEVER_CACHED_TASKS = ("preflight", "start_round", "record_round", "deploy", "end_round", "record_run_status")
+NEVER_CACHED_TASKS = ("preflight", "start_round", "version", "record_round", "deploy", "end_round", "record_run_status")
 
 
 def apply_placement(task: dsl.PipelineTask, name: str, cluster: ClusterSettings) -> dsl.PipelineTask:

@@ -54,6 +54,7 @@ def _add_promotion(plan: RoundPlan, inputs: PromotionInputs) -> None:
             number=inputs.number,
             ahead=inputs.ahead,
             challenger_digest=inputs.challenger_digest,
+            run=dsl.PIPELINE_JOB_ID_PLACEHOLDER,
             round_files=inputs.round_files,
         ),
         "record_round",

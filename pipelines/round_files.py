@@ -14,8 +14,8 @@ from pathlib import Path
 from clincot.jsonl import read_json_model, read_records
 from clincot.judging.combination import PanelReport
 from clincot.records import Decision
-from clincot.runs.history import RoundOutputs
 from clincot.runs.layout import ROUND_FILES
+from clincot.runs.round_records import RoundOutputs
 from clincot.storage.digests import hash_path
 
 # Files of the folder artifacts.

@@ -68,6 +68,7 @@ def add_start_round(plan: RoundPlan, run: RunParameters, checked: Any) -> Any:
             settings=checked["round_settings"],
             champion=checked["champion"],
             number=run.number,
+            rounds=plan.rounds,
             run=dsl.PIPELINE_JOB_ID_PLACEHOLDER,
         ),
         "start_round",
@@ -125,10 +126,16 @@ def add_generation(this: Round, prepared: Any) -> Any:
 
 def add_version(this: Round, preferences: Any) -> Any:
     return apply_placement(
-        version(settings=this.settings.version_settings, preferences=preferences),
+        version(
+            settings=this.settings.version_settings,
+            number=this.settings.number,
+            ahead=this.ahead,
+            run=dsl.PIPELINE_JOB_ID_PLACEHOLDER,
+            preferences=preferences,
+        ),
         "version",
         this.plan.cluster,
-    ).outputs["data_version"]
+    ).outputs["Output"]
 
 
 def add_train(this: Round, data: PreferenceData) -> Any:

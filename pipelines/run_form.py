@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from clincot.config import Params, parse_config
+from clincot.config import FrozenConfig, Params, parse_config
 from clincot.config.sections import INHERITED_BY_PREFLIGHT
 from clincot.deployment.service_settings import ServiceSettings
 from clincot.errors import InvalidInput
@@ -37,6 +37,9 @@ FIELD_KEYS: Mapping[str, tuple[str, str]] = {
     "model": ("publish", "name"),
     "base": ("preflight", "base"),
     "questions": ("prepare", "limit"),
+    "data": ("preflight", "data"),
+    "benchmark": ("preflight", "benchmark"),
+    "calibrated_on": ("preflight", "calibration"),
 }
 # Fields without a default, unless the pipeline was compiled with one: {field: what to type}.
 REQUIRED_FIELDS: Mapping[str, str] = {
@@ -73,20 +76,33 @@ def split_sections(params: Params) -> tuple[dict[str, Any], dict[str, dict[str, 
 def parse_run(form: RunForm, sections: Mapping[str, JsonObject]) -> tuple[Params, ServiceSettings, LaunchSettings]:
     """Parse the form and every section, as Kubeflow Pipelines passes them.
 
-    sections: those of SECTIONS, `service` and `launch`. Raises InvalidInput for an empty required field and for a key
-    that is a field of the form, and InvalidRecord, naming section and key, for unknown keys and bad values.
+    sections: those of SECTIONS, `service` and `launch`. Raises what `parse_section` raises.
     """
-    for field, what in REQUIRED_FIELDS.items():
-        if not getattr(form, field):
-            raise InvalidInput(f"the parameter `{field}` is empty; expected {what}")
-    decoded = {name: decode_params(section) for name, section in sections.items()}
+    parsed = {name: parse_section(form, name, content) for name, content in sections.items()}
+    service, launch = parsed.pop("service"), parsed.pop("launch")
+    assert isinstance(service, ServiceSettings)
+    assert isinstance(launch, LaunchSettings)
+    values = {name: section.model_dump(mode="json") for name, section in parsed.items()}
+    return parse_config(Params, values, where="pipeline parameters"), service, launch
+
+
+def parse_section(form: RunForm, name: str, content: JsonObject) -> FrozenConfig:
+    """Parse a section with the keys that are fields of the form.
+
+    Raises InvalidInput for a key that is a field of the form, and InvalidRecord, naming section and key, for unknown
+    keys and bad values.
+    """
+    decoded = decode_params(content)
     for field, (section, key) in FIELD_KEYS.items():
-        if key in decoded.get(section, {}):
+        if section != name:
+            continue
+        if key in decoded:
             raise InvalidInput(
                 f"the section `{section}` contains `{key}`, which is the parameter `{field}` of the run; remove it "
                 "from the section"
             )
-        decoded.setdefault(section, {})[key] = getattr(form, field)
-    service = parse_config(ServiceSettings, decoded.pop("service"), where="pipeline parameter 'service'")
-    launch = parse_config(LaunchSettings, decoded.pop("launch"), where="pipeline parameter 'launch'")
-    return parse_config(Params, decoded, where="pipeline parameters"), service, launch
+        decoded[key] = getattr(form, field)
+    kinds: dict[str, type[FrozenConfig]] = {"service": ServiceSettings, "launch": LaunchSettings}
+    kind = kinds.get(name) or type(getattr(Params(), name))
+    parsed: FrozenConfig = parse_config(kind, decoded, where=f"pipeline parameter {name!r}")
+    return parsed

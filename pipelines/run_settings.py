@@ -30,7 +30,7 @@ TASK_SECTIONS: Mapping[str, tuple[str, ...]] = {
     "prepare": ("prepare",),
     "generate": ("propose", "answer", "judge"),
     "pair": ("judge", "pair"),
-    "version": ("version", "answer"),
+    "version": ("version", "answer", "publish"),
     "train": ("train", "answer", "launch"),
     "evaluate": ("evaluate", "propose"),
     "decide": ("decide", "publish"),

@@ -7,6 +7,7 @@ After each stage the files of the shard are stored, so that a task whose pod was
 stage:
 
     <store>/questions/<sha256>.jsonl      questions of a round
+    <store>/versions/<sha256>.jsonl       record of the version of the preference data
     <store>/shards/<sha256>/…            files of a shard, under the hash of their content
     <store>/shards/groups/<sha256>.json   which shards a task has finished
     <store>/shards/unfinished/<key>.json  where the files of an unfinished shard are; key: everything they depend on
@@ -32,6 +33,7 @@ from clincot.storage.store import KeyExists, KeyNotFound, Store, VersionConflict
 
 SHARDS_FOLDER = "shards"
 QUESTIONS_FOLDER = "questions"
+VERSIONS_FOLDER = "versions"
 UNFINISHED_FOLDER = f"{SHARDS_FOLDER}/unfinished"
 GROUPS_FOLDER = f"{SHARDS_FOLDER}/groups"
 # Files of a shard that are merged. The scores are computed from the judgements of all shards.
@@ -110,19 +112,19 @@ def download_shards(store: Store, groups: Sequence[str]) -> dict[str, list[Path]
     return files
 
 
-def upload_questions(store: Store, path: Path) -> str:
-    """Store the questions of a round under their sha256, and return it."""
+def store_file(store: Store, folder: str, path: Path) -> str:
+    """Store a file (JSON Lines) below a folder of the store under its sha256, and return that."""
     digest = hash_files(path)
     with suppress(KeyExists):
-        store.upload(f"{QUESTIONS_FOLDER}/{digest}.jsonl", path)
+        store.upload(f"{folder}/{digest}.jsonl", path)
     return digest
 
 
-def download_questions(store: Store, digest: str, folder: Path) -> Path:
-    """Download questions into the folder and verify them; return the path. Raises ChecksumMismatch, KeyNotFound."""
+def fetch_file(store: Store, folder: str, digest: str, target: Path) -> Path:
+    """Download a stored file into the folder `target` and verify it. Raises ChecksumMismatch, KeyNotFound."""
     name = f"{digest}.jsonl"
-    download_files(store, {name: digest}, folder, prefix=f"{QUESTIONS_FOLDER}/")
-    return (folder / name).rename(folder / ROUND_FILES["questions"])
+    download_files(store, {name: digest}, target, prefix=f"{folder}/")
+    return target / name
 
 
 def _answer_and_judge(inputs: ShardInputs, read: Mapping[str, str], work: Path, run: StageRunner) -> None:

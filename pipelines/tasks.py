@@ -27,7 +27,7 @@ from clincot.config import (
     parse_config,
 )
 from clincot.errors import InvalidInput, UserError
-from clincot.jsonl import read_json_model, read_records, write_json
+from clincot.jsonl import InvalidRecord, read_json_model, read_records, write_json
 from clincot.pipelines.params import (
     JsonObject,
     build_evaluate_config,
@@ -37,14 +37,16 @@ from clincot.pipelines.params import (
     parse_stage_config,
 )
 from clincot.pipelines.round_files import PREFERENCE_FILES, RESULT_FILES, DecisionFiles, RoundFiles, name_files
-from clincot.pipelines.run_form import SECTIONS, RunForm, parse_run
+from clincot.pipelines.run_form import REQUIRED_FIELDS, SECTIONS, RunForm, parse_run, parse_section
 from clincot.pipelines.run_settings import TaskSettings, read_task_settings, write_settings, write_task_settings
 from clincot.pipelines.shard_generation import (
+    QUESTIONS_FOLDER,
+    VERSIONS_FOLDER,
     ShardInputs,
-    download_questions,
     download_shards,
+    fetch_file,
     generate_shard,
-    upload_questions,
+    store_file,
     write_group_manifest,
 )
 from clincot.records import BenchmarkReport, DataVersion, PreferencePair, StartingPolicy, hash_json
@@ -59,7 +61,8 @@ from clincot.storage.open import open_store
 
 if TYPE_CHECKING:
     from clincot.pipelines.round_files import RoundContext, RoundOrder
-    from clincot.runs.history import RoundStart, RunEnd
+    from clincot.preflight.preflight_report import PreflightCheck
+    from clincot.runs.round_records import RunEnd
 
 # Path of a file to which a failing task appends its error; a local run reads it to decide whether to retry.
 ERRORS_ENV = "CLINCOT_TASK_ERRORS"
@@ -102,6 +105,13 @@ class PreparedRound(NamedTuple):
     questions: str
     shard_groups: list[str]
     lap: int
+
+
+class VersionedData(NamedTuple):
+    """Where a data version is, and the sha256 under which its record is stored."""
+
+    where: dict[str, str]
+    digest: str
 
 
 class RoundOrigin(NamedTuple):
@@ -188,11 +198,25 @@ def preflight(
     form: the fields of the run's form that have a type of their own. sections: the other settings, by section. An
     unknown key or a bad value of any section is refused here. Nothing is stored unless every check has passed.
     """
+    from clincot.preflight.checklist import write_checks
+
     with user_errors("preflight"):
-        parsed, service, launch = parse_run(form, sections)
-        judge = _download_judges(parsed.judge)
-        assert isinstance(judge, JudgeConfig)
-        config = parsed.model_copy(update={"judge": judge}).get_stage_config("preflight")
+        with tempfile.TemporaryDirectory() as temporary:
+            written = {name: str(Path(temporary) / name) for name in ("report", "champion")} | dict(outputs)
+            paths = {name: Path(path) for name, path in written.items()}
+            try:
+                wrong = check_run_parameters(form, sections)
+                if wrong:
+                    write_checks(wrong, paths)
+                parsed, service, launch = parse_run(form, sections)
+                judge = _download_judges(parsed.judge)
+                assert isinstance(judge, JudgeConfig)
+                config = parsed.model_copy(update={"judge": judge}).get_stage_config("preflight")
+                documents = {"service": service.model_dump(mode="json"), "launch": launch.model_dump(mode="json")}
+                run_stage_task("preflight", config, {}, written, documents=documents)
+            finally:
+                print(paths["table"].read_text(encoding="utf-8") if paths["table"].is_file() else "")
+            (start,) = read_records(paths["champion"], StartingPolicy)
         inputs = {
             "data": form.data,
             "data_digest": read_digest(form.data),
@@ -204,37 +228,43 @@ def preflight(
             "recipe": form.recipe,
             "code": form.code,
         }
-        with tempfile.TemporaryDirectory() as temporary:
-            written = {name: str(Path(temporary) / name) for name in ("report", "champion")} | dict(outputs)
-            documents = {"service": service.model_dump(mode="json"), "launch": launch.model_dump(mode="json")}
-            try:
-                run_stage_task("preflight", config, {}, written, documents=documents)
-            finally:
-                table = Path(written["table"])
-                print(table.read_text(encoding="utf-8") if table.is_file() else "")
-            (start,) = read_records(Path(written["champion"]), StartingPolicy)
         checked = {name: getattr(parsed, name).model_dump(mode="json") for name in SECTIONS} | documents
         addresses = write_task_settings(form.store, checked, inputs)
         settings = {f"{task}_settings": address for task, address in addresses.items()}
         return CheckedRun(champion=start.model_dump_json(), **settings)
 
 
-def start_round(publish: JsonObject, champion: str, *, number: int, run_id: str) -> RoundOrigin:
+def check_run_parameters(form: RunForm, sections: Mapping[str, JsonObject]) -> list[PreflightCheck]:
+    """Return a failed check for every section with a wrong key or value, and for every required field left empty."""
+    from clincot.preflight.preflight_report import fail_check
+
+    failed = []
+    for name, what in REQUIRED_FIELDS.items():
+        if not getattr(form, name):
+            remedy = f"fill in the field {name} of the run: {what}"
+            failed.append(fail_check(f"settings: {name}", f"the parameter {name} of the run", "it is empty", remedy))
+    for name, content in sections.items():
+        try:
+            parse_section(form, name, content)
+        except (InvalidInput, InvalidRecord) as error:
+            remedy = f"correct the JSON of the field {name}; docs/reference/params.md lists the keys and their limits"
+            failed.append(fail_check(f"settings: {name}", f"every key and value of {name}", str(error), remedy))
+    return failed
+
+
+def start_round(publish: JsonObject, champion: str, *, number: int, run_id: str, rounds: int = 1) -> RoundOrigin:
     """Start a round in the store, or resume it from the policy from which it first started.
 
     champion: the policy that preflight found (JSON). number: of the round; 0: the next one of the model.
-    run_id: identifier of the pipeline run. Without a store nothing is recorded.
+    run_id: identifier of the pipeline run. rounds: how many the run consists of. Without a store nothing is recorded.
     """
     with user_errors("start_round"):
         config = _parse_publish(publish)
         start = StartingPolicy.model_validate_json(champion)
         if config.store:
-            store = open_store(config.store)
-            interrupted = history.find_open_round(store, start.line, number)
-            started = history.begin_round(store, start, number, run=run_id)
-            if interrupted is not None:
-                print(_describe_resumption(interrupted, started))
-            start, number = started.start, started.number
+            begun, notes = history.begin_round(open_store(config.store), start, number, run=run_id, rounds=rounds)
+            print("\n".join((*notes, f"round {begun.number} of {start.line} starts from {begun.start.uri}")))
+            start, number = begun.start, begun.number
         return RoundOrigin(start.uri, start.sha256, start.round, number or start.round + 1)
 
 
@@ -270,7 +300,7 @@ def prepare(
         path = Path(temporary) / ROUND_FILES["questions"]
         run_stage_task("prepare", config, {"data": given.inputs["data"]}, {"questions": str(path)})
         names = list_shard_names(path, shards)
-        questions = upload_questions(open_store(given.store), path)
+        questions = store_file(open_store(given.store), QUESTIONS_FOLDER, path)
         inputs = {"policy": policy[0], "policy_digest": policy[1], "questions": questions, "lap": str(lap)}
         work = write_settings(given.store, generation.sections, {**generation.inputs, **inputs})
         return PreparedRound(work, questions, group_shards(names, groups), lap)
@@ -287,7 +317,7 @@ def generate(work: str, group: str, *, trained: str = "") -> str:
     with user_errors("generate"), tempfile.TemporaryDirectory() as temporary:
         given = read_task_settings(work)
         store, lap = open_store(given.store), int(given.inputs["lap"])
-        questions = download_questions(store, given.inputs["questions"], Path(temporary))
+        questions = fetch_file(store, QUESTIONS_FOLDER, given.inputs["questions"], Path(temporary))
         digests = []
         for shard in parse_shard_group(group):
             inputs = ShardInputs(
@@ -331,7 +361,7 @@ def pair(settings: str, questions: str, shards: Sequence[str], preferences: str,
         store = open_store(given.store)
         config = parse_config(JudgeConfig, decode_params(given.get_section("judge")), where="section 'judge'")
         files = name_files(preferences, PREFERENCE_FILES)
-        asked = download_questions(store, questions, Path(preferences))
+        asked = fetch_file(store, QUESTIONS_FOLDER, questions, Path(preferences)).rename(files["questions"])
         parts = download_shards(store, shards)
         merged = merge_shards(config, asked, parts, {name: Path(path) for name, path in files.items()})
         log_metrics(None, merged)
@@ -346,39 +376,59 @@ def pair(settings: str, questions: str, shards: Sequence[str], preferences: str,
         return {**merged, "pairs": pairs}
 
 
-def version(settings: str, preferences: str, output: str) -> dict[str, str]:
+def version(settings: str, preferences: str, output: str, *, number: int, run_id: str) -> VersionedData:
     """Commit the preference data to the data repository; return where it is.
 
-    preferences: the folder that `pair` wrote.
+    preferences: the folder that `pair` wrote. number: of the round. run_id: identifier of the pipeline run.
     """
     given = _read_settings("version", settings)
-    inputs = name_files(preferences, PREFERENCE_FILES)
+    origin = describe_data_origin(given.get_section("publish"), number=number, run_id=run_id)
     run_stage_task(
-        "version", given.get_section("version"), inputs, {"version": output}, answer=given.get_section("answer")
+        "version",
+        given.get_section("version"),
+        name_files(preferences, PREFERENCE_FILES),
+        {"version": output},
+        answer=given.get_section("answer"),
+        documents={"origin": origin},
     )
-    (record,) = read_records(Path(output), DataVersion)
+    with user_errors("version"):
+        digest = store_file(open_store(given.store), VERSIONS_FOLDER, Path(output))
+        (record,) = read_records(Path(output), DataVersion)
     known = {"id": record.id, "repository": record.repository, "tag": record.tag, "revision": record.revision}
-    return {name: value for name, value in known.items() if value}
+    return VersionedData({name: value for name, value in known.items() if value}, digest)
+
+
+def describe_data_origin(publish: JsonObject, *, number: int, run_id: str) -> dict[str, Any]:
+    """Return the document `origin` of the version stage: line, round and run of the preference data."""
+    from clincot.preferences.versions.tags import DataOrigin
+
+    return DataOrigin(line=_parse_publish(publish).name, round=number, run=run_id).model_dump(mode="json")
 
 
 def train(settings: str, preferences: str, data_version: str, checkpoint: str, *, policy: str, lap: int) -> str:
-    """Train the challenger; return the digest of its checkpoint. preferences: the folder that `pair` wrote."""
+    """Train the challenger; return the digest of its checkpoint.
+
+    preferences: the folder that `pair` wrote. data_version: sha256 under which the record of their version is stored.
+    """
     given = _read_settings("train", settings)
-    inputs = {
-        "data": given.inputs["data"],
-        "policy": policy,
-        **name_files(preferences, ("questions", "regions", "candidates", "pairs")),
-        "version": data_version,
-    }
-    return run_stage_task(
-        "train",
-        given.get_section("train"),
-        inputs,
-        {"checkpoint": checkpoint},
-        answer=given.get_section("answer"),
-        documents={"launch": given.get_section("launch")},
-        lap=lap,
-    )
+    with tempfile.TemporaryDirectory() as temporary:
+        with user_errors("train"):
+            record = fetch_file(open_store(given.store), VERSIONS_FOLDER, data_version, Path(temporary))
+        inputs = {
+            "data": given.inputs["data"],
+            "policy": policy,
+            **name_files(preferences, ("questions", "regions", "candidates", "pairs")),
+            "version": str(record),
+        }
+        return run_stage_task(
+            "train",
+            given.get_section("train"),
+            inputs,
+            {"checkpoint": checkpoint},
+            answer=given.get_section("answer"),
+            documents={"launch": given.get_section("launch")},
+            lap=lap,
+        )
 
 
 def evaluate(settings: str, policy: str, results: str) -> None:
@@ -431,11 +481,12 @@ def locate_round_files(folder: str) -> RoundFiles:
     return RoundFiles.locate(folder)
 
 
-def record_round(publish: JsonObject, files: RoundFiles, *, number: int, checkpoint_digest: str) -> None:
+def record_round(publish: JsonObject, files: RoundFiles, *, number: int, checkpoint_digest: str, run_id: str) -> None:
     """Record what a round made, before anything acts on its decision.
 
     A run that is interrupted after the promotion needs this record to resume the round: it tells the promotion of this
-    round from one that somebody else made. Without a store nothing is recorded.
+    round from one that somebody else made. The task fails if another run has decided the round (`history.RoundTaken`).
+    Without a store nothing is recorded.
     """
     from clincot.pipelines.round_files import summarize_round
 
@@ -443,7 +494,7 @@ def record_round(publish: JsonObject, files: RoundFiles, *, number: int, checkpo
         config = _parse_publish(publish)
         outputs = summarize_round(files, number=number, checkpoint_digest=checkpoint_digest)
         if config.store:
-            history.record_round_outputs(open_store(config.store), config.name, outputs)
+            print(history.record_round_outputs(open_store(config.store), config.name, outputs, run=run_id))
 
 
 def end_round(publish: JsonObject, *, run_id: str, rounds: int) -> str:
@@ -456,7 +507,7 @@ def end_round(publish: JsonObject, *, run_id: str, rounds: int) -> str:
         if not config.store:
             return "publish.store names no store, so nothing is recorded"
         ended = history.end_round(open_store(config.store), config.name, run=run_id, rounds=rounds)
-        message = f"round {ended.number} of {config.name}: {ended.state}"
+        message = _describe_status(config.name, ended, run_id)
         print(message)
         return message
 
@@ -509,13 +560,6 @@ def page(settings: str, context: RoundContext, files: RoundFiles, *, page: str, 
 def select_champion(verdict: str, champion: str, challenger: str, output: str) -> None:
     """Copy the benchmark results (folders) of the policy that is the champion after the decision."""
     shutil.copytree(challenger if verdict == "promote" else champion, output, dirs_exist_ok=True)
-
-
-def _describe_resumption(interrupted: RoundStart, started: RoundStart) -> str:
-    begun = f"round {started.number} of {started.start.line} began in an earlier run and has not ended"
-    if started.start == interrupted.start:
-        return f"{begun}: this run resumes it from {started.start.uri}"
-    return f"{begun}: the champion has changed since, so this run begins it again from {started.start.uri}"
 
 
 def _describe_status(line: str, recorded: RunEnd, run_id: str) -> str:

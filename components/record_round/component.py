@@ -11,6 +11,7 @@ def record_round(
     number: int,
     ahead: int,
     challenger_digest: str,
+    run: str,
     round_files: dsl.Input[dsl.Dataset],
 ):
     """Record the digests and the decision of a round in the store, before anything acts on the decision.
@@ -26,4 +27,6 @@ def record_round(
 
     publish = tasks.read_section("record_round", settings, "publish")
     files = tasks.locate_round_files(round_files.path)
-    tasks.record_round(publish, files, number=int(number) + int(ahead), checkpoint_digest=challenger_digest)
+    tasks.record_round(
+        publish, files, number=int(number) + int(ahead), checkpoint_digest=challenger_digest, run_id=run
+    )

@@ -13,6 +13,7 @@ def start_round(
     champion: str,
     number: int,
     run: str,
+    rounds: int,
 ) -> NamedTuple("Start", [("policy", str), ("policy_digest", str), ("policy_round", int), ("number", int)]):
     """Start the round in the store, or resume it from the policy from which it first started.
 
@@ -31,4 +32,4 @@ def start_round(
     from clincot.pipelines import tasks
 
     publish = tasks.read_section("start_round", settings, "publish")
-    return tasks.start_round(publish, champion, number=int(number), run_id=run)
+    return tasks.start_round(publish, champion, number=int(number), run_id=run, rounds=int(rounds))

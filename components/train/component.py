@@ -11,8 +11,8 @@ def train(
     policy: str,
     policy_digest: str,
     lap: int,
+    data_version: str,
     preferences: dsl.Input[dsl.Dataset],
-    data_version: dsl.Input[dsl.Artifact],
     challenger: dsl.Output[dsl.Model],
     trained: dsl.Input[dsl.Model] = None,
 ) -> str:
@@ -36,7 +36,7 @@ def train(
     digest = tasks.train(
         settings,
         preferences.path,
-        data_version.path,
+        data_version,
         challenger.path,
         policy=trained.path if trained else policy,
         lap=int(lap),

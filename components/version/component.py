@@ -8,9 +8,12 @@ from clincot.components import IMAGE
 @dsl.component(base_image=IMAGE, install_kfp_package=False)
 def version(
     settings: str,
+    number: int,
+    ahead: int,
+    run: str,
     preferences: dsl.Input[dsl.Dataset],
     data_version: dsl.Output[dsl.Artifact],
-):
+) -> str:
     """Commit the preference data of the round to the data repository.
 
     Args:
@@ -22,4 +25,8 @@ def version(
     """
     from clincot.pipelines import tasks
 
-    data_version.metadata.update(tasks.version(settings, preferences.path, data_version.path))
+    versioned = tasks.version(
+        settings, preferences.path, data_version.path, number=int(number) + int(ahead), run_id=run
+    )
+    data_version.metadata.update(versioned.where)
+    return versioned.digest

@@ -12,7 +12,7 @@ from clincot.preferences.versions.init import init_repository
 from tests.support.local_pipeline import LIMIT_S, World, build_world, executed, round_digests
 from tests.support.s3_server import s3_server
 
-ALWAYS = ["preflight", "start-round", "record-round", "end-round", "record-run-status"]
+ALWAYS = ["preflight", "start-round", "version", "record-round", "end-round", "record-run-status"]
 
 
 @pytest.fixture(scope="module")
@@ -61,6 +61,8 @@ def test_it_ends_in_the_same_digests_as_the_plain_command_line(
         str(world.folder / "policy"),
         "--params",
         str(world.folder / "params.yaml"),
+        "--set",
+        "publish.name=tiny",
     ]
     done = subprocess.run(command, capture_output=True, text=True, env=dict(world.environment), timeout=LIMIT_S)
     assert done.returncode == 0, done.stderr[-3000:]
@@ -69,7 +71,7 @@ def test_it_ends_in_the_same_digests_as_the_plain_command_line(
     tags = subprocess.run(
         ["git", "-C", str(world.folder / "preferences.git"), "tag"], capture_output=True, text=True, check=True
     )
-    assert tags.stdout.split() == ["preferences/round-0001"]
+    assert tags.stdout.split() == ["preferences/tiny/round-0001"]
     assert "round 1 of tiny: SUCCEEDED" in first
 
 
@@ -87,6 +89,7 @@ def test_another_learning_rate_runs_training_and_what_follows_alone(world: World
     assert executed(done.stdout + done.stderr) == [
         "preflight",
         "start-round",
+        "version",
         "train",
         "evaluate-challenger",
         "decide",
@@ -113,7 +116,7 @@ def test_killed_while_it_judges_and_while_it_trains_it_ends_in_the_same_digests(
     ("more", "told"),
     [
         (("--shards", "2"), "12 questions are 1 block(s) of 64, too few for 2 shards"),
-        (("--benchmark", "s3://sets/nothing/here"), "clincot preflight: s3://sets/nothing/here: neither folder.json"),
+        (("--benchmark", "s3://sets/nothing/here"), "benchmark: s3://sets/nothing/here: neither folder.json"),
         (("--benchmark", "s3://no-such-bucket/x"), "no-such-bucket"),
         (("--set", "train.learning_rate=1"), "train.learning_rate"),
     ],

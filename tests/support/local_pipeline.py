@@ -14,8 +14,8 @@ from pathlib import Path
 
 import yaml
 
-from clincot.runs import history
 from clincot.runs.layout import ROUND_FILES
+from clincot.runs.round_records import read_round_outputs
 from clincot.storage.artifacts import upload_folder
 from clincot.storage.digests import hash_path
 from clincot.storage.open import open_store
@@ -105,7 +105,7 @@ class World:
         before = dict(os.environ)
         os.environ.update(self.environment)
         try:
-            return history.read_round_outputs(open_store("s3://models/platform"), line, number).digests
+            return read_round_outputs(open_store("s3://models/platform"), line, number).digests
         finally:
             os.environ.clear()
             os.environ.update(before)
@@ -119,7 +119,7 @@ def build_world(folder: Path, s3: S3Server, repository: str, *, studies: int = 6
     del sections["preflight"]
     (folder / "params.yaml").write_text(yaml.safe_dump(sections))
     tiny.write_set(folder / "data", key=False, studies=studies)
-    tiny.write_set(folder / "benchmark", seed=1, studies=3)
+    tiny.write_set(folder / "benchmark", seed=1, studies=8)  # 7 patients are the least that a decision needs
     s3.bucket("models")
     s3.bucket("sets")
     environment = {**os.environ, **s3.environment, "CLINCOT_CACHE": str(folder / "cache")}
