@@ -21,12 +21,11 @@ def record_round(
         number: Number of the run's first round; 0: the next round of the model.
         ahead: Position of this round in the run, from 0.
         challenger_digest: sha256 of the challenger.
+        run: Identifier of the pipeline run.
         round_files: Folder: the decision, and all files of the round.
     """
     from clincot.pipelines import tasks
 
     publish = tasks.read_section("record_round", settings, "publish")
     files = tasks.locate_round_files(round_files.path)
-    tasks.record_round(
-        publish, files, number=int(number) + int(ahead), checkpoint_digest=challenger_digest, run_id=run
-    )
+    tasks.record_round(publish, files, number=int(number) + int(ahead), checkpoint_digest=challenger_digest, run_id=run)

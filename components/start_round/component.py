@@ -22,6 +22,7 @@ def start_round(
         champion: Policy from which the round would start (JSON).
         number: Number of the run's first round; 0: the next round of the model.
         run: Identifier of the pipeline run.
+        rounds: Number of rounds in the run.
 
     Returns:
         policy: Address of the policy from which the run starts.

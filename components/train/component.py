@@ -23,8 +23,8 @@ def train(
         policy: Address of the policy from which the run starts.
         policy_digest: sha256 of the policy that the task uses.
         lap: How often earlier rounds used the questions.
+        data_version: sha256 of the record of the data version.
         preferences: Folder: regions, candidates, judgements, scores, pairs.
-        data_version: Version of the preference data, with its tag (JSON).
         trained: Challenger of the previous round; replaces `policy`.
 
     Returns:

@@ -18,10 +18,14 @@ def version(
 
     Args:
         settings: Address of the task's settings, which ends in their sha256.
+        number: Number of the run's first round; 0: the next round of the model.
+        ahead: Position of this round in the run, from 0.
+        run: Identifier of the pipeline run.
         preferences: Folder: regions, candidates, judgements, scores, pairs.
 
     Returns:
         data_version: Version of the preference data, with its tag (JSON).
+        Output: sha256 of the record of the data version.
     """
     from clincot.pipelines import tasks
 
