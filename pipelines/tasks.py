@@ -443,20 +443,29 @@ def evaluate(settings: str, policy: str, results: str) -> None:
 
 
 def decide(settings: str, files: DecisionFiles, *, metrics: MetricsArtifact | None = None) -> str:
-    """Run the promotion gate with the error budget ledger from the store; return the verdict."""
+    """Run the promotion gate, and copy what the round made beside its decision; return the verdict."""
+    given = _read_settings("decide", settings)
+    inputs, outputs = files.name_inputs(given.inputs), files.name_outputs()
+    verdict = decide_with_ledger(given.get_section("decide"), given.get_section("publish"), inputs, outputs)
+    with user_errors("decide"):
+        files.copy_round_files()
+        log_metrics(metrics, _list_round_figures(verdict, files))
+        return verdict
+
+
+def decide_with_ledger(
+    config: JsonObject, publish: JsonObject, inputs: Mapping[str, str], outputs: Mapping[str, str]
+) -> str:
+    """Run the stage `decide` with the error budget ledger from the store; return the verdict."""
     from clincot.promotion.ledger import sync_ledger
     from clincot.records import Decision
 
     with user_errors("decide"), tempfile.TemporaryDirectory() as temporary:
-        given = read_task_settings(settings)
-        registry = _parse_publish(given.get_section("publish"))
-        inputs, outputs = files.name_inputs(given.inputs), files.name_outputs()
+        registry = _parse_publish(publish)
         with sync_ledger(open_store(registry.store), registry.name, Path(temporary) / "ledger") as ledger:
-            run_stage_task("decide", given.get_section("decide"), {**inputs, "ledger": str(ledger)}, outputs)
+            run_stage_task("decide", config, {**inputs, "ledger": str(ledger)}, outputs)
         (decision,) = read_records(Path(outputs["decision"]), Decision)
         print(f"{decision.verdict}: {'; '.join(decision.reasons)}")
-        files.copy_round_files()
-        log_metrics(metrics, _list_round_figures(decision.verdict, files))
         return decision.verdict
 
 

@@ -26,6 +26,7 @@ from clincot.pipelines.round_files import PREFERENCE_FILES, RESULT_FILES, Decisi
 from clincot.pipelines.round_plan import RoundPlan
 from clincot.pipelines.run_form import RunForm, parse_run
 from clincot.pipelines.run_settings import TASK_INPUTS, TASK_SECTIONS, write_settings, write_task_settings
+from clincot.pipelines.shard_generation import QUESTIONS_FOLDER, VERSIONS_FOLDER, store_file
 from clincot.records import Question
 from clincot.runs.layout import ROUND_FILES
 from clincot.stages.catalog import STAGES, get_stage
@@ -42,7 +43,7 @@ CALLED = {
     "prepare": ("work", "questions", ["1-1/1"], 0),
     "generate": "digests",
     "pair": {"pairs": 3.0},
-    "version": {"tag": "preferences/round-0001"},
+    "version": tasks.VersionedData({"tag": "preferences/m/round-0001"}, "digest"),
     "train": "digest",
     "evaluate": None,
     "decide": "keep",
@@ -247,9 +248,10 @@ def test_a_body_hands_on_everything_it_receives(name: str, optional: bool, recor
 
 def test_the_number_of_a_round_counts_on_within_a_run(recorder: Recorder, tmp_path: Path) -> None:
     """The third round of a line starts the run: the round after the next one is the fifth."""
-    for name in ("prepare", "record_round", "page", "publish"):
+    for name in ("prepare", "version", "record_round", "page", "publish"):
         run_body(name, tmp_path, optional=False)
     assert recorder.arguments("prepare")["order"] == RoundOrder(number=5, rounds=17)
+    assert recorder.arguments("version")["number"] == 5
     assert recorder.arguments("record_round")["number"] == 5
     assert recorder.arguments("page")["context"].number == 5
     assert recorder.arguments("publish")["number"] == 5
@@ -267,7 +269,7 @@ def test_the_base_is_compared_only_if_the_run_starts_from_it(recorder: Recorder,
 def test_a_run_can_be_followed_from_its_artifacts(recorder: Recorder, tmp_path: Path) -> None:
     """The UI shows the metadata of an artifact: where the data version, the champion and the challenger are."""
     for name, artifact, shown in [
-        ("version", "data_version", {"tag": "preferences/round-0001"}),
+        ("version", "data_version", {"tag": "preferences/m/round-0001"}),
         ("train", "challenger", {"sha256": "digest", "trained from": "policy_digest as text"}),
         ("evaluate_champion", "champion_results", {"champion": "policy as text", "sha256": "policy_digest as text"}),
         ("page", "round_page", {"champion": "policy as text", "round": "5"}),
@@ -334,12 +336,13 @@ def test_a_task_calls_its_stage_with_the_stages_names(
         for path in name_files(folder, names).values():
             Path(path).write_text("{}", encoding="utf-8")
     order = RoundOrder(number=1, rounds=1)
+    versioned = store_file(FolderStore(tmp_path / "store"), VERSIONS_FOLDER, Path(preferences) / "pairs.jsonl")
     out = str(tmp_path / "out")
     files = DecisionFiles(results, results, preferences, made, out, results, preferences)
     for call in (
         lambda: tasks.prepare(settings["prepare"], settings["generate"], ("p", "d"), order, shards=1, groups=1),
-        lambda: tasks.version(settings["version"], preferences, out),
-        lambda: tasks.train(settings["train"], preferences, out, out, policy=out, lap=0),
+        lambda: tasks.version(settings["version"], preferences, out, number=1, run_id="run"),
+        lambda: tasks.train(settings["train"], preferences, versioned, out, policy=out, lap=0),
         lambda: tasks.evaluate(settings["evaluate"], str(tmp_path), results),
         lambda: tasks.decide(settings["decide"], files),
         lambda: tasks.publish(settings["publish"], out, made, number=1),
@@ -359,7 +362,12 @@ def test_a_shard_calls_its_stages_with_the_stages_names(
     store = FolderStore(tmp_path / "store")
     path = tmp_path / "questions.jsonl"
     write_records(path, [Question(study="study-1", text="Normal?", kind="closed")])
-    inputs = {**given.inputs, "questions": tasks.upload_questions(store, path), "policy": str(tmp_path), "lap": "0"}
+    inputs = {
+        **given.inputs,
+        "questions": store_file(store, QUESTIONS_FOLDER, path),
+        "policy": str(tmp_path),
+        "lap": "0",
+    }
     work = write_settings(store.url, given.sections, inputs)
     recorder = StageRecorder(monkeypatch)
     with pytest.raises(StopStageError, match="propose"):

@@ -119,6 +119,7 @@ def test_an_address_changes_exactly_if_the_task_uses_what_has_changed(tmp_path: 
         ("propose", {"seed": 4}, {"generate", "evaluate", "page"}),
         ("decide", {"seed": 4}, {"decide", "page"}),
         ("deploy", {"step_s": 4.0}, {"deploy"}),
+        ("publish", {"golden": 3}, {"round", "version", "decide", "publish", "deploy", "page"}),
     ]:
         after = addresses(tmp_path, **{section: change})
         assert {name for name in before if before[name] != after[name]} == tasks, section
