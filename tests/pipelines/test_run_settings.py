@@ -19,6 +19,7 @@ from clincot.pipelines.run_settings import (
     write_settings,
     write_task_settings,
 )
+from clincot.pipelines.tasks import check_run_parameters
 from clincot.storage.artifacts import ChecksumMismatch
 from clincot.storage.store import KeyNotFound
 
@@ -70,8 +71,9 @@ def test_a_misspelt_key_of_any_section_is_refused_by_name(section: str) -> None:
 
 @pytest.mark.parametrize("field", ["data", "benchmark", "store"])
 def test_an_empty_required_field_is_told_with_what_to_type(field: str) -> None:
-    with pytest.raises(InvalidInput, match=rf"the parameter `{field}` is empty; expected "):
-        parse_run(RunForm(**{**vars(FORM), field: ""}), form_sections())
+    (check,) = check_run_parameters(RunForm(**{**vars(FORM), field: ""}), form_sections())
+    assert (check.name, check.result) == (f"settings: {field}", "it is empty")
+    assert check.remedy.startswith(f"fill in the field {field} of the run: ")
 
 
 @pytest.mark.parametrize("field", sorted(FIELD_KEYS))
