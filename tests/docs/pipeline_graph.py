@@ -21,7 +21,9 @@ _GRAPHS = {
     "comp-exit-handler-1": "The run",
     "comp-round": "The round",
     "comp-generation": "Generate preferences",
+    "comp-for-loop-1": "Each group of shards",
     "comp-promotion": "Record and promote",
+    "comp-condition-1": "If promoted",
 }
 
 
