@@ -19,7 +19,7 @@ the command. The shape of the nodes comes from a recorded run (114 nodes, 1.29 M
 tests/pipelines/test_workflow_size.py compares the estimate. Read for the rules: kubeflow/pipelines 2.17.0,
 backend/src/v2/compiler/argocompiler (argo.go, dag.go, container.go) and backend/src/v2/driver/driver.go.
 
-What is not known before a run is assumed generously: a promotion, and addresses and digests of 128 and 64 characters.
+What is not known before a run is assumed generously: a promotion, and addresses and digests of 160 and 64 characters.
 """
 
 from __future__ import annotations
@@ -38,11 +38,11 @@ from clincot.text import format_count
 Json = dict[str, Any]
 
 ARGO_LIMIT = 1024 * 1024  # bytes
-# A run is refused if the estimate exceeds this share of the limit: the estimate of the recorded run is 2 % off, failed
+# A run is refused if the estimate exceeds this share of the limit: the estimate of the recorded run is 5 % off, failed
 # attempts of a task add a node each, and an administrator may add labels and variables to every pod.
 ALLOWED_SHARE = 0.8
 _STATIC_TEMPLATES = 16_000  # bytes of the templates that every Workflow has, measured on the recorded run
-_ADDRESS_CHARS, _DIGEST_CHARS = 128, 64
+_ADDRESS_CHARS, _DIGEST_CHARS = 160, 64
 _SESSION = (
     '{"Provider":"minio","Params":{"accessKeyKey":"accesskey","disableSSL":"true","endpoint":"seaweedfs.kubeflow:9000",'
     '"fromEnv":"false","maxRetries":"5","region":"minio","secretKeyKey":"secretkey",'
