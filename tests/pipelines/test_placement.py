@@ -200,6 +200,7 @@ def test_what_looks_outside_is_never_cached(compiled: Any) -> None:
     assert {name for name, on in cached.items() if not on} == {
         "preflight",
         "start-round",
+        "version",
         "record-round",
         "deploy",
         "end-round",
