@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from clincot.config import Params
-from clincot.config.sections import INHERITED_BY_PREFLIGHT
+from clincot.config.sections import INHERITED_BY_PREFLIGHT, PREFLIGHT_ADDRESSES
 from clincot.deployment.service_settings import ServiceSettings
 from clincot.pipelines.cluster_settings import ClusterSettings
 from clincot.pipelines.params import encode_params
@@ -51,7 +51,8 @@ class RoundPlan:
     def arguments(self) -> dict[str, Any]:
         """The parameters of the pipeline with their defaults."""
         sections = {name: self.params.get_stage_config(name).model_dump(mode="json") for name in SECTIONS}
-        for name in INHERITED_BY_PREFLIGHT:  # preflight checks the sections of the round, not its own copies
+        # preflight checks the sections and the data sets of the round, not its own copies
+        for name in (*INHERITED_BY_PREFLIGHT, *PREFLIGHT_ADDRESSES):
             del sections["preflight"][name]
         sections["service"] = self.service.model_dump(mode="json")
         sections["launch"] = self.launch.model_dump(mode="json")
