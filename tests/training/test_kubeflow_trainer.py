@@ -15,7 +15,7 @@ import yaml
 
 from clincot.clients.kubernetes import AdmissionDenied, Cluster, ClusterFailed
 from clincot.config import TrainConfig
-from clincot.deployment.crd import InvalidResource, build_validator, read_crd, validate_manifest
+from clincot.deployment.crd import InvalidResource, validate_manifest
 from clincot.errors import InvalidInput
 from clincot.models.checkpoint import hash_checkpoint
 from clincot.preflight import cluster as cluster_checks
@@ -23,7 +23,6 @@ from clincot.stages.runner import run_stage
 from clincot.training import trainjob_watch
 from clincot.training.job import TrainingFailed, TrainingJob, locate_failure_file
 from clincot.training.kubeflow_trainer import (
-    TRAINJOB_VERSION,
     build_train_job,
     copy_to_volume,
     derive_job_name,
@@ -33,13 +32,12 @@ from clincot.training.kubeflow_trainer import (
 from clincot.training.launch_settings import LaunchSettings, SecretKey, TrainJobSettings
 from clincot.training.trainjob_watch import run_train_job
 from clincot.training.worker import train_in_process
+from tests.support.crds import load_validator
 from tests.support.kube_api_server import Json, api_server
 from tests.support.pair_files import write_work
 from tests.support.trainer_server import TrainerServer, pod
 
 pytestmark = pytest.mark.slow
-
-CRD = Path(__file__).parents[3] / "shared/crds/trainer.kubeflow.org_trainjobs.yaml"
 
 
 def settings(mount: Path, **fields: Any) -> TrainJobSettings:
@@ -81,9 +79,7 @@ def manifest(mount: Path = Path("/shared"), **fields: Any) -> Json:
 
 @pytest.fixture(scope="module")
 def schema() -> Any:
-    if not CRD.is_file():
-        pytest.skip("no CRDs at ../shared/crds")
-    return build_validator(read_crd(CRD), TRAINJOB_VERSION)
+    return load_validator("TrainJob")
 
 
 @pytest.mark.parametrize("fields", [pytest.param({}, id="least"), pytest.param(ALL_OF_IT, id="all of it")])
