@@ -159,9 +159,8 @@ def test_the_policys_container_gets_every_argument_once(profile: str, tmp_path: 
     objects = rendered(profile)
     (tmp_path / "service.yaml").write_text(settings_of(objects)["service.yaml"])
     service = load_service_settings(tmp_path / "service.yaml")
-    predictor = build_inference_service(service, "4f" * 32, "s3://b/x", mode="Standard")["spec"]["predictor"]
-    runtimes = {one["metadata"]["name"]: one for one in of_kind(objects, "ServingRuntime")}
-    arguments = [one.partition("=")[0] for one in joined(predictor, runtimes)["containers"][0]["args"]]
+    predictor = build_inference_service(service, "4f" * 32, "s3://clincot/x", mode="Standard")["spec"]["predictor"]
+    arguments = [one.partition("=")[0] for one in joined(predictor, objects)["containers"][0]["args"]]
     repeated = {one for one in arguments if arguments.count(one) > 1}
     assert repeated == ({"--port"} if service.engine == "vllm" else set())
     if service.engine == "clincot":

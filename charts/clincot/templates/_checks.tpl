@@ -14,6 +14,9 @@
 {{- if .Values.servingRuntime.create -}}
 {{- $errors = printf "%s%s" $errors (include "clincot.needs" (merge (dict "kind" "serving.kserve.io/v1alpha1/ServingRuntime" "remedy" "install KServe, or set servingRuntime.create=false") $need)) -}}
 {{- end -}}
+{{- if .Values.server.storageInitializer.create -}}
+{{- $errors = printf "%s%s" $errors (include "clincot.needs" (merge (dict "kind" "serving.kserve.io/v1alpha1/ClusterStorageContainer" "remedy" "install KServe 0.20 or later, or set server.storageInitializer.create=false") $need)) -}}
+{{- end -}}
 {{- if .Values.pipeline.enabled -}}
 {{- $errors = printf "%s%s" $errors (include "clincot.needs" (merge (dict "kind" "argoproj.io/v1alpha1/Workflow" "remedy" "install Kubeflow Pipelines 2.17 or later, or set pipeline.enabled=false") $need)) -}}
 {{- end -}}

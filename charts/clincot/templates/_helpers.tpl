@@ -207,6 +207,20 @@ serving.kserve.io/s3-cabundle: /etc/ssl/custom-certs/cabundle.crt
 {{- end }}
 {{- end }}
 
+{{/* The ClusterStorageContainer that the chart creates; its name is unique in the cluster. */}}
+{{- define "clincot.ownStorageContainer" -}}
+{{- printf "%s-%s" (include "clincot.fullname" .) .Release.Namespace | trunc 63 | trimSuffix "-" -}}
+{{- end }}
+
+{{/* The ClusterStorageContainer of server and judges; empty if KServe chooses one. */}}
+{{- define "clincot.storageContainer" -}}
+{{- if .Values.server.storageContainer -}}
+{{- .Values.server.storageContainer -}}
+{{- else if .Values.server.storageInitializer.create -}}
+{{- include "clincot.ownStorageContainer" . -}}
+{{- end -}}
+{{- end }}
+
 {{- define "clincot.judgeName" -}}
 {{- printf "%s-judge-%s" (include "clincot.fullname" .root) .judge.name -}}
 {{- end }}
@@ -300,7 +314,7 @@ kserve_namespace: {{ .kserveNamespace }}
 image: {{ include "clincot.image" (dict "root" $ "image" $.Values.image.serve) }}
 runtime: {{ include "clincot.runtime" (dict "root" $ "engine" .engine) }}
 service_account: {{ include "clincot.account" (dict "root" $ "which" "server") }}
-{{- with .storageContainer }}
+{{- with (include "clincot.storageContainer" $) }}
 storage_container: {{ . }}
 {{- end }}
 replicas: {{ .replicas }}
