@@ -12,6 +12,7 @@ from tests.chart.rendering import Json, of_kind, rendered, settings_of
 
 RUN = ("kubeflow", {"app.kubernetes.io/part-of": "clincot", "app.kubernetes.io/component": "run"})
 DEPLOYER = ("clincot", {"app.kubernetes.io/part-of": "clincot", "app.kubernetes.io/component": "deployer"})
+BUCKET = ("clincot", {"app.kubernetes.io/part-of": "clincot", "app.kubernetes.io/component": "bucket"})
 HOOK = ("clincot", {"app.kubernetes.io/part-of": "clincot", "app.kubernetes.io/component": "hook"})
 SERVER = ("clincot", {"app.kubernetes.io/part-of": "clincot", "app.kubernetes.io/component": "server"})
 JUDGE = ("clincot", {"app.kubernetes.io/part-of": "clincot", "app.kubernetes.io/component": "judge"})
@@ -91,7 +92,8 @@ def trial() -> list[Json]:
         (DEPLOYER, None, 6443),
         (DEPLOYER, STORE, 8333),
         (HOOK, KFP, 8888),
-        (HOOK, STORE, 8333),
+        (BUCKET, STORE, 8333),
+        (BUCKET, None, 6443),
         (SERVER, STORE, 8333),
         (SERVER, SERVER, 8080),
         (JUDGE, STORE, 8333),
@@ -121,7 +123,15 @@ def test_needed_traffic_is_allowed(trial: list[Json], source: Workload, target: 
         (SERVER, None, 443),
         (JUDGE, None, 443),
         (HOOK, SERVER, 8080),
+        (HOOK, STORE, 8333),
         (HOOK, None, 443),
+        (BUCKET, KFP, 8888),
+        (SERVER, JUDGE, 8080),
+        (DEPLOYER, JUDGE, 8080),
+        (GATEWAY, SERVER, 8085),
+        (RUN, SERVER, 8085),
+        (PROMETHEUS, SERVER, 8085),
+        (SERVER, SERVER, 8085),
         (RUN, STRANGER, 9000),
         (DEPLOYER, KFP, 8888),
         (STORE, None, 443),
@@ -193,6 +203,41 @@ def test_the_nodes_of_a_train_job_reach_only_each_other() -> None:
     assert account["automountServiceAccountToken"] is False  # a TrainJob's patch cannot set it
     assert job["pod_labels"]["app.kubernetes.io/instance"] == "clincot"
     assert not of_kind(rendered("trial"), "ServiceAccount", job["service_account"])
+
+
+@pytest.mark.parametrize(
+    ("values", "source", "port"),
+    [
+        ("store.endpoint=http://minio.minio.svc:9000", SERVER, 9000),
+        ("store.endpoint=http://minio.minio.svc:9000", RUN, 9000),
+        ("store.endpoint=http://minio.minio.svc", RUN, 80),
+        ("store.endpoint=https://[fd00::1]:9443", RUN, 9443),
+        ("store.endpoint=https://[fd00::1]", JUDGE, 443),
+        ("git.url=https://git.hospital.example:8443/data.git", RUN, 8443),
+        ("pipeline.params.version.repository=ssh://git.hospital.example/data.git", RUN, 22),
+        ("proxy.https=http://proxy:3129,proxy.http=http://proxy:3128", RUN, 3129),
+        ("proxy.https=http://proxy:3129,proxy.http=http://proxy:3128", HOOK, 3128),
+        ("kfp.endpoint=https://kubeflow.hospital.example:8443", HOOK, 8443),
+        ("judges[0].name=far,judges[0].url=http://judge.example:8000/v1", RUN, 8000),
+    ],
+)
+def test_ports_follow_from_the_addresses(values: str, source: Workload, port: int) -> None:
+    """Without the address, the port is closed; networkPolicy needs no value for it."""
+    closed = ("--set-json", 'networkPolicy.apiServer=["10.0.0.1/32"]', "--set", "networkPolicy.apiServerPorts={6443}")
+    flags = ("--set", "store.endpoint=http://s3.example:81", *closed, "--set", "git.existingSecret=g")
+    assert not allowed(of_kind(rendered("default", *flags), "NetworkPolicy"), source, None, port)
+    assert allowed(of_kind(rendered("default", *flags, "--set", values), "NetworkPolicy"), source, None, port)
+
+
+def test_knatives_proxy_is_reached_in_its_modes() -> None:
+    """The gateway's requests enter a Knative pod through the queue-proxy.
+
+    Ports of pkg/networking/constants.go in knative/serving: 8012 (HTTP), 8013 (HTTP/2), 8112 (HTTPS).
+    """
+    for mode, reached in (("auto", True), ("knative", True), ("standard", False), ("blue-green", False)):
+        policies = of_kind(rendered("trial", "--set", f"server.mode={mode}"), "NetworkPolicy")
+        assert [allowed(policies, GATEWAY, SERVER, port) for port in (8012, 8013, 8112)] == [reached] * 3
+        assert not allowed(policies, GATEWAY, SERVER, 8085)
 
 
 def test_an_external_store_is_reached_at_its_address() -> None:

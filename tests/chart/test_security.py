@@ -106,6 +106,16 @@ def test_run_pods_pass_restricted_as_recorded() -> None:
     assert users == {10001}
 
 
+def test_changing_the_owner_of_the_stores_disk_needs_root() -> None:
+    """seaweedfs.changeOwner says so; everything else of the pod stays restricted."""
+    (pod,) = [pod for name, pod in pods(rendered("trial", "--set", "seaweedfs.changeOwner=true")) if "Stateful" in name]
+    changing, *others = pod["initContainers"]
+    assert changing["name"] == "change-owner"
+    assert changing["securityContext"]["capabilities"] == {"drop": ["ALL"], "add": ["CHOWN"]}
+    assert "runAsUser=0" in explain_denial(pod)
+    assert explain_denial(pod | {"initContainers": others}) == ""
+
+
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
@@ -179,7 +189,7 @@ def test_servers_have_probes(tmp_path: Path) -> None:
 
 def test_no_pod_runs_as_the_default_account(tmp_path: Path) -> None:
     """Only accounts that call the API server have a token for it."""
-    callers = {"clincot-runner", "clincot-deployer"}
+    callers = {"clincot-runner", "clincot-deployer", "clincot-bucket"}
     for name, pod in every_pod(tmp_path):
         account = pod["serviceAccountName"]
         assert account.startswith("clincot-"), name

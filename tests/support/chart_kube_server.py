@@ -38,7 +38,10 @@ KINDS = {  # group/version -> kind -> plural; a * before: of the whole cluster
         "ClusterRoleBinding": "*clusterrolebindings",
     },
     "serving.kserve.io/v1beta1": {"InferenceService": "inferenceservices"},
-    "serving.kserve.io/v1alpha1": {"ServingRuntime": "servingruntimes"},
+    "serving.kserve.io/v1alpha1": {
+        "ServingRuntime": "servingruntimes",
+        "ClusterStorageContainer": "*clusterstoragecontainers",
+    },
     "argoproj.io/v1alpha1": {"Workflow": "workflows"},
 }
 DONE = {"conditions": [{"type": "Complete", "status": "True"}], "succeeded": 1}
@@ -239,7 +242,8 @@ def kube_server(server: KubeServer, folder: Path) -> Iterator[Path]:
                 self.close_connection = True
                 code, reply = 200, b""
             elif url.path.endswith("/log"):
-                code, reply = 200, b"said by the pod\n"
+                there = url.path.removesuffix("/log") in server.objects
+                code, reply = (200, b"said by the pod\n") if there else (404, b'{"message": "no such pod"}')
             else:
                 code, found = server.handle(self.command, url.path, query, body)
                 reply = json.dumps(found).encode()

@@ -101,6 +101,20 @@ imagePullSecrets:
 {{- trimSuffix "/" (last (splitList "://" .)) -}}
 {{- end }}
 
+{{/* The port of a URL: its own, or that of its scheme; 22 for git over SSH. */}}
+{{- define "clincot.portOf" -}}
+{{- $own := regexFind ":[0-9]+$" (urlParse .).host -}}
+{{- if $own -}}
+{{- trimPrefix ":" $own -}}
+{{- else if hasPrefix "http:" . -}}
+80
+{{- else if hasPrefix "https:" . -}}
+443
+{{- else -}}
+22
+{{- end -}}
+{{- end }}
+
 {{- define "clincot.noProxy" -}}
 {{- compact (list .Values.proxy.noProxy "localhost" "127.0.0.1" ".svc" ".svc.cluster.local") | join "," -}}
 {{- end }}
