@@ -261,7 +261,7 @@ def test_images_use_the_mirror_and_digests() -> None:
 
 
 def test_hooks_run_at_their_time() -> None:
-    """Upload and schedule run after install and upgrade, removal before uninstall.
+    """Upload and schedule run after install, upgrade and rollback, removal before uninstall.
 
     Nothing else is a hook.
     """
@@ -272,7 +272,7 @@ def test_hooks_run_at_their_time() -> None:
         if "helm.sh/hook" in one["metadata"].get("annotations", {})
     }
     assert hooks == {
-        "clincot-pipeline": "post-install,post-upgrade",
+        "clincot-pipeline": "post-install,post-upgrade,post-rollback",
         "clincot-unschedule": "pre-delete",
         "clincot-preflight": "test",
         "clincot-ask": "test",

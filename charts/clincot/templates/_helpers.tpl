@@ -526,6 +526,17 @@ deadline_s: {{ int .Values.pipeline.deadlineSeconds }}
 keep_s: {{ int .Values.pipeline.keepSeconds }}
 {{- end }}
 
+{{/* What becomes of a hook's Job. Helm 3.18 and later print the log of a failed hook, so the Job can be deleted;
+earlier versions do not, so it is kept for a day. */}}
+{{- define "clincot.hookPolicy" -}}
+{{- if semverCompare ">=3.18.0-0" .Capabilities.HelmVersion.Version -}}
+helm.sh/hook-delete-policy: before-hook-creation,hook-succeeded,hook-failed
+helm.sh/hook-output-log-policy: hook-failed
+{{- else -}}
+helm.sh/hook-delete-policy: before-hook-creation,hook-succeeded
+{{- end -}}
+{{- end }}
+
 {{/* A container that runs `clincot` with access to the store. {root, name, args, resources, smoke, git} */}}
 {{- define "clincot.step" -}}
 - name: {{ .name }}

@@ -35,7 +35,15 @@ Next steps:
 {{- if .Values.tests.enabled }}
 
   # check everything that a round needs; each failed check is printed with its remedy
+  {{- if eq .Release.Namespace .Values.kfp.runNamespace }}
   helm test {{ .Release.Name }} -n {{ .Release.Namespace }} --logs
+  {{- else }}
+  helm test {{ .Release.Name }} -n {{ .Release.Namespace }}
+  kubectl -n {{ .Values.kfp.runNamespace }} logs {{ $name }}-preflight
+  {{- if .Values.tests.endpoint }}
+  kubectl -n {{ .Release.Namespace }} logs {{ $name }}-ask
+  {{- end }}
+  {{- end }}
 {{- end }}
 {{- if .Values.server.first.enabled }}
 
