@@ -1,4 +1,4 @@
-"""What transformers prints while it loads a checkpoint: no progress bars in logs, no warnings about its own defaults."""
+"""What transformers prints while it loads a checkpoint: no progress bars in logs, no warnings about its defaults."""
 
 from __future__ import annotations
 
