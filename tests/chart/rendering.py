@@ -25,6 +25,7 @@ SERVED = (  # APIs of a cluster with everything that the chart can use
     "serving.kserve.io/v1alpha1/ServingRuntime",
     "serving.kserve.io/v1alpha1/ClusterStorageContainer",
     "argoproj.io/v1alpha1/Workflow",
+    "keda.sh/v1alpha1/ScaledObject",
     "monitoring.coreos.com/v1/ServiceMonitor",
     "monitoring.coreos.com/v1/PrometheusRule",
     "trainer.kubeflow.org/v1alpha1/TrainJob",

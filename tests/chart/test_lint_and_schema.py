@@ -253,6 +253,7 @@ def test_all_missing_apis_are_named_at_once() -> None:
         ("store.existingSecret=s3,git.existingSecret=g,git.password=p", "git.existingSecret and git.password"),
         ("store.existingSecret=s3,pipeline.schedule.enabled=true", "needs pipeline.data and pipeline.benchmark"),
         ("store.existingSecret=s3,kfp.runNamespace=kubeflow,quota.enabled=true", "quota.enabled would also limit"),
+        ("store.existingSecret=s3,server.pdb.minAvailable=1", "is 1 and server.replicas 1, so no node with a replica"),
         ("store.existingSecret=s3,pipeline.trainJobs=true", "accessMode ReadWriteMany, got ReadWriteOnce"),
         (
             "store.existingSecret=s3,pipeline.trainJobs=true,pipeline.cache.create=false",
@@ -275,10 +276,11 @@ NOTES = """extraObjects:
 """
 
 
-def notes(profile: str, folder: Path) -> str:
+def notes(profile: str, folder: Path, *flags: str) -> str:
     """Return the notes that `helm install` would print."""
     (folder / "more.yaml").write_text(NOTES)
-    (config_map,) = of_kind(rendered(profile, "--values", str(folder / "more.yaml")), "ConfigMap", "notes")
+    objects = rendered(profile, "--values", str(folder / "more.yaml"), *flags)
+    (config_map,) = of_kind(objects, "ConfigMap", "notes")
     return base64.b64decode(config_map["data"]["notes"]).decode()
 
 
@@ -287,12 +289,20 @@ def test_the_notes_describe_the_release_and_the_next_steps(tmp_path: Path) -> No
     assert "its pipeline runs use the namespace clincot-runs" in text
     assert "judges      The panel consists of med-a, med-b, general." in text
     assert 'runs on the schedule "0 0 2 * * 6"' in text
-    assert "annotate --overwrite secret clincot-s3" in text
-    assert "serving.kserve.io/s3-endpoint=s3.hospital.example" in text
+    assert "annotate" not in text  # the chart's ClusterStorageContainer has the address
     assert "helm test clincot -n clincot\n  kubectl -n clincot-runs logs clincot-preflight" in text
-    assert "job/clincot-rollout-1" in text
+    assert "--set server.first.enabled=true,server.first.checkpoint=ADDRESS" in text
     trial = notes("trial", tmp_path)
     assert "for trials, not for production" in trial
     assert "pipeline.data and pipeline.benchmark are empty" in trial
     assert "annotate" not in trial
+    assert "job/clincot-rollout-1" in trial
     assert "hunter2" not in trial
+
+
+@pytest.mark.parametrize("value", ["customCA.configMap=ca", "server.storageInitializer.create=false"])
+def test_the_notes_annotate_the_secret_if_kserve_reads_it(value: str, tmp_path: Path) -> None:
+    """A private CA, and the address without the chart's ClusterStorageContainer, come from the Secret's annotations."""
+    text = notes("production", tmp_path, "--set", value)
+    assert "annotate --overwrite secret clincot-s3" in text
+    assert "serving.kserve.io/s3-endpoint=s3.hospital.example" in text

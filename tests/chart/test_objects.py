@@ -159,7 +159,9 @@ def test_the_policys_container_gets_every_argument_once(profile: str, tmp_path: 
     objects = rendered(profile)
     (tmp_path / "service.yaml").write_text(settings_of(objects)["service.yaml"])
     service = load_service_settings(tmp_path / "service.yaml")
-    predictor = build_inference_service(service, "4f" * 32, "s3://clincot/x", mode="Standard")["spec"]["predictor"]
+    predictor = build_inference_service(service, "4f" * 32, "s3://clincot/platform/x", mode="Standard")["spec"][
+        "predictor"
+    ]
     arguments = [one.partition("=")[0] for one in joined(predictor, objects)["containers"][0]["args"]]
     repeated = {one for one in arguments if arguments.count(one) > 1}
     assert repeated == ({"--port"} if service.engine == "vllm" else set())

@@ -45,7 +45,7 @@ def every_pod(tmp_path: Path) -> list[tuple[str, Json]]:
         path = tmp_path / "service.yaml"
         path.write_text(settings_of(objects)["service.yaml"])
         service = load_service_settings(path)
-        policy = build_inference_service(service, "4f" * 32, "s3://clincot/x", mode="Standard")
+        policy = build_inference_service(service, "4f" * 32, "s3://clincot/platform/x", mode="Standard")
         found.append((f"{profile}: policy", joined(policy["spec"]["predictor"], objects)))
     return found
 

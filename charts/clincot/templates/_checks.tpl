@@ -36,6 +36,12 @@
 {{- if .Values.monitoring.rules.enabled -}}
 {{- $errors = printf "%s%s" $errors (include "clincot.needs" (merge (dict "kind" "monitoring.coreos.com/v1/PrometheusRule" "remedy" "install the Prometheus operator, or set monitoring.rules.enabled=false") $need)) -}}
 {{- end -}}
+{{- if .Values.judgeDefaults.schedule.enabled -}}
+{{- $errors = printf "%s%s" $errors (include "clincot.needs" (merge (dict "kind" "keda.sh/v1alpha1/ScaledObject" "remedy" "install KEDA, or set judgeDefaults.schedule.enabled=false") $need)) -}}
+{{- end -}}
+{{- if ge (int .Values.server.pdb.minAvailable) (int .Values.server.replicas) -}}
+{{- $errors = printf "%s\n- server.pdb.minAvailable is %d and server.replicas %d, so no node with a replica could be drained; expected fewer than the replicas" $errors (int .Values.server.pdb.minAvailable) (int .Values.server.replicas) -}}
+{{- end -}}
 {{- if and .Values.store.existingSecret (or .Values.store.accessKey .Values.store.secretKey) -}}
 {{- $errors = printf "%s\n- store.existingSecret and store.accessKey/secretKey are both set; set only one of them" $errors -}}
 {{- end -}}

@@ -14,6 +14,7 @@ _FILES = {  # kind: (file, version)
     "ServingRuntime": ("serving.kserve.io_servingruntimes", "v1alpha1"),
     "ClusterStorageContainer": ("serving.kserve.io_clusterstoragecontainers", "v1alpha1"),
     "TrainJob": ("trainer.kubeflow.org_trainjobs", "v1alpha1"),
+    "ScaledObject": ("keda.sh_scaledobjects", "v1alpha1"),
     "ServiceMonitor": ("monitoring.coreos.com_servicemonitors", "v1"),
     "PrometheusRule": ("monitoring.coreos.com_prometheusrules", "v1"),
 }
