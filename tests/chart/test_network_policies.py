@@ -8,6 +8,7 @@ from __future__ import annotations
 import pytest
 import yaml
 
+from tests.chart.policy_evaluation import Workload, allowed, list_traffic
 from tests.chart.rendering import Json, of_kind, rendered, settings_of
 
 RUN = ("kubeflow", {"app.kubernetes.io/part-of": "clincot", "app.kubernetes.io/component": "run"})
@@ -20,56 +21,6 @@ STORE = ("clincot", {"app.kubernetes.io/part-of": "clincot", "app.kubernetes.io/
 MONITOR = ("clincot", {"app.kubernetes.io/part-of": "clincot", "app.kubernetes.io/component": "monitor"})
 GATEWAY, PROMETHEUS = ("istio-system", {"app": "gateway"}), ("monitoring", {"app": "prometheus"})
 KFP, STRANGER = ("kubeflow", {"app": "ml-pipeline"}), ("elsewhere", {"app": "x"})
-Workload = tuple[str, dict[str, str]]
-
-
-def selects(selector: Json, labels: dict[str, str]) -> bool:
-    assert set(selector) <= {"matchLabels"}, selector
-    return all(labels.get(key) == value for key, value in selector.get("matchLabels", {}).items())
-
-
-def allowed(policies: list[Json], source: Workload, target: Workload | None, port: int) -> bool:
-    """Return whether both ends allow the traffic; a pod without a policy allows all.
-
-    Without a target, the traffic leaves the cluster.
-    """
-    out = _allows(policies, "egress", source, target, port)
-    return out and (target is None or _allows(policies, "ingress", target, source, port))
-
-
-def _allows(policies: list[Json], direction: str, pod: Workload, other: Workload | None, port: int) -> bool:
-    mine = [
-        one["spec"]
-        for one in policies
-        if one["metadata"]["namespace"] == pod[0]
-        and selects(one["spec"]["podSelector"], pod[1])
-        and direction.capitalize() in one["spec"]["policyTypes"]
-    ]
-    if not mine:
-        return True
-    rules = [rule for spec in mine for rule in spec.get(direction) or ()]
-    return any(_rule_allows(rule, direction, pod, other, port) for rule in rules)
-
-
-def _rule_allows(rule: Json, direction: str, pod: Workload, other: Workload | None, port: int) -> bool:
-    """Return whether one rule allows the traffic; an empty or missing list of ports or peers means all of them.
-
-    "If this field is empty or missing, this rule matches all sources": NetworkPolicyIngressRule and
-    NetworkPolicyEgressRule in staging/src/k8s.io/api/networking/v1/types.go of kubernetes/kubernetes v1.34.4.
-    """
-    ports = rule.get("ports")
-    if ports and port not in [one["port"] for one in ports if one["protocol"] == "TCP"]:
-        return False
-    peers = rule.get("to" if direction == "egress" else "from")
-    return not peers or any(_is(peer, pod, other) for peer in peers)
-
-
-def _is(peer: Json, pod: Workload, other: Workload | None) -> bool:
-    if "ipBlock" in peer or other is None:
-        return "ipBlock" in peer and other is None
-    names = {"kubernetes.io/metadata.name": other[0]}
-    near = selects(peer["namespaceSelector"], names) if "namespaceSelector" in peer else other[0] == pod[0]
-    return near and selects(peer.get("podSelector", {}), other[1])
 
 
 @pytest.fixture(scope="module")
@@ -246,6 +197,18 @@ def test_an_external_store_is_reached_at_its_address() -> None:
     policies = of_kind(rendered("production", *flags), "NetworkPolicy")
     assert allowed(policies, SERVER, None, 9000)
     assert not allowed(policies, SERVER, None, 443)
+
+
+def test_the_table_lists_what_is_allowed() -> None:
+    """A row for each pair with open ports; ports that are open everywhere are in the row of any address only."""
+    rows = {(source, target): ports for source, target, ports in list_traffic("trial") if ports}
+    assert rows["endpoint", "the trial's store"] == [8333]
+    assert rows["tasks of a run", "any address"] == [443, 6443]
+    assert rows["tasks of a run", "Kubeflow Pipelines"] == [3000, 8080, 8333, 8887, 8888, 9000]
+    assert ("any other pod", "endpoint") not in rows
+    assert ("endpoint", "any address") not in rows
+    opened = list_traffic("trial", "--set", "networkPolicy.enabled=false")
+    assert ("any other pod", "endpoint") in {(source, target) for source, target, ports in opened if 8085 in ports}
 
 
 def test_every_pod_has_a_policy_for_its_component() -> None:
