@@ -46,6 +46,7 @@ def _rule_allows(rule: Json, direction: str, pod: Workload, other: Workload | No
     NetworkPolicyEgressRule in staging/src/k8s.io/api/networking/v1/types.go of kubernetes/kubernetes v1.34.4.
     """
     ports = rule.get("ports")
+    assert all(set(one) == {"port", "protocol"} for one in ports or ()), ports  # no ranges, no names
     if ports and port not in [one["port"] for one in ports if one["protocol"] == "TCP"]:
         return False
     peers = rule.get("to" if direction == "egress" else "from")
@@ -53,6 +54,12 @@ def _rule_allows(rule: Json, direction: str, pod: Workload, other: Workload | No
 
 
 def _is(peer: Json, pod: Workload, other: Workload | None) -> bool:
+    """Return whether a peer selects a pod; None is an address outside the cluster, which every ipBlock here contains.
+
+    A podSelector alone selects pods of the policy's own namespace, an empty selector everything of its kind.
+    """
+    assert peer, "a peer without selector and ipBlock is invalid"
+    assert set(peer) <= {"ipBlock", "namespaceSelector", "podSelector"}, peer
     if "ipBlock" in peer or other is None:
         return "ipBlock" in peer and other is None
     names = {"kubernetes.io/metadata.name": other[0]}

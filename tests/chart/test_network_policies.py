@@ -107,6 +107,25 @@ def test_an_empty_list_in_a_rule_means_everyone(rule: Json) -> None:
     assert allowed([policy], STRANGER, SERVER, 8085)
 
 
+@pytest.mark.parametrize(
+    ("peer", "source", "selected"),
+    [
+        ({"podSelector": {}}, JUDGE, True),
+        ({"podSelector": {}}, STRANGER, False),
+        ({"namespaceSelector": {}}, STRANGER, True),
+        ({"namespaceSelector": {}, "podSelector": {"matchLabels": {"app": "x"}}}, STRANGER, True),
+        ({"namespaceSelector": {}, "podSelector": {"matchLabels": {"app": "y"}}}, STRANGER, False),
+        ({"namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": "elsewhere"}}}, JUDGE, False),
+        ({"ipBlock": {"cidr": "0.0.0.0/0"}}, STRANGER, False),
+    ],
+)
+def test_peers_are_selected_as_in_kubernetes(peer: Json, source: Workload, selected: bool) -> None:
+    """NetworkPolicyPeer in staging/src/k8s.io/api/networking/v1/types.go of kubernetes/kubernetes v1.34.4."""
+    spec = {"podSelector": {}, "policyTypes": ["Ingress"], "ingress": [{"from": [peer]}]}
+    policy = {"metadata": {"namespace": "clincot"}, "spec": spec}
+    assert allowed([policy], source, SERVER, 8080) is selected
+
+
 @pytest.mark.parametrize("empty", ["[]", "null"])
 @pytest.mark.parametrize(
     ("value", "source", "target", "port"),
