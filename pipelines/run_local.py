@@ -65,6 +65,9 @@ def run_local(plan: RoundPlan, run: Path, *, policy: Path | None = None) -> str:
     policy: the base policy, which is published and becomes the round-0 champion if the model has no champion.
     Raises RunFailed and InvalidInput.
     """
+    for option, address in (("--data", plan.data), ("--benchmark", plan.benchmark)):
+        if not address:
+            raise InvalidInput(f"{option} is missing: name a data set's folder or its address in a store")
     run = run.absolute()
     run.mkdir(parents=True, exist_ok=True)
     config = plan.params.publish
@@ -82,7 +85,7 @@ def run_local(plan: RoundPlan, run: Path, *, policy: Path | None = None) -> str:
         data=_make_absolute(plan.data),
         benchmark=_make_absolute(plan.benchmark),
         blind_from=_make_absolute(plan.blind_from),
-        image=f"clincot-{_hash_source()}",
+        code=f"clincot-{_hash_source()}",
         target="local",
         state=str(run / "serving"),
     )

@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from clincot.config import PublishConfig
+from clincot.config import PreflightConfig, PublishConfig
 from clincot.jsonl import write_json, write_records
 from clincot.judging.calibration import make_identity_calibration
 from clincot.judging.combination import PanelMember, ScoreCombiner
 from clincot.pipelines import round_page, tasks
 from clincot.pipelines.params import encode_params
 from clincot.pipelines.round_files import RoundContext, RoundFiles
+from clincot.pipelines.round_plan import RoundPlan
+from clincot.pipelines.run_form import RunForm
+from clincot.pipelines.run_settings import read_task_settings, write_settings
 from clincot.records import Decision, StartingPolicy
 from clincot.registry.champion import create_champion_pointer, promote_champion
 from clincot.registry.manifest import Manifest
@@ -43,8 +47,13 @@ class ModelLine:
     def publish(self) -> dict[str, Any]:
         return encode_params(PublishConfig(store=self.store.url, name=LINE).model_dump(mode="json"))
 
+    @property
+    def page_settings(self) -> str:
+        """Address of the settings of the page."""
+        return write_settings(self.store.url, {"publish": self.publish}, {})
+
     def found_by_preflight(self, champion: Manifest) -> str:
-        """The file in which preflight writes the policy from which a round would start."""
+        """The policy from which a round would start, as preflight hands it on."""
         start = StartingPolicy(
             line=LINE,
             uri=champion.uri,
@@ -53,9 +62,7 @@ class ModelLine:
             source="champion",
             published=True,
         )
-        path = self.folder / f"start-{champion.round}.jsonl"
-        write_records(path, [start])
-        return str(path)
+        return start.model_dump_json()
 
     def stored(self) -> list[Path]:
         """All files of the store."""
@@ -95,7 +102,7 @@ def files(line: ModelLine) -> RoundFiles:
 
 @pytest.fixture
 def context() -> RoundContext:
-    return RoundContext(1, "data", "benchmark", "", "policy", "checkpoint", "outcomes", "report")
+    return RoundContext(1, "policy", "checkpoint", "champion-results")
 
 
 def test_a_failed_page_does_not_lose_the_round(
@@ -116,7 +123,7 @@ def test_a_failed_page_does_not_lose_the_round(
     line.promote()
     monkeypatch.setattr(round_page, "write_round_page", fail)
     with pytest.raises(SystemExit, match="clincot page: no space left on the device"):
-        tasks.page({}, context, files, page="page.html", results="results.md")
+        tasks.page(line.page_settings, context, files, page="page.html", results="results.md")
     tasks.record_run_status(line.publish, state="FAILED", run_id="one", error="page")
 
     following = tasks.start_round(line.publish, line.found_by_preflight(line.challenger), number=0, run_id="two")
@@ -219,26 +226,62 @@ def test_the_page_changes_nothing_in_the_store(
     line: ModelLine, files: RoundFiles, context: RoundContext, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     rendered: list[RoundContext] = []
+    assert line.page_settings  # stored by preflight
     monkeypatch.setattr(round_page, "write_round_page", lambda _, context, *__, **___: rendered.append(context))
     before = line.stored()
-    tasks.page({"publish": line.publish}, context, files, page="page.html", results="results.md")
+    tasks.page(line.page_settings, context, files, page="page.html", results="results.md")
     assert rendered == [context]
     assert line.stored() == before
 
 
-def test_preflight_starts_no_round(line: ModelLine, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It checks, and returns digests. The store of the model stays as it is, also if all checks pass."""
-    calls = []
-    monkeypatch.setattr(tasks, "run_stage_task", lambda *args, **_: calls.append(args[0]) or "digest")
+@pytest.fixture
+def form(line: ModelLine) -> RunForm:
     data = line.folder / "data"
     data.mkdir()
     (data / "questions.jsonl").write_text("", encoding="utf-8")
+    return RunForm(str(data), str(data), line.store.url, LINE, base="", questions=0)
+
+
+def form_sections() -> dict[str, Any]:
+    return {name: dict(value) for name, value in RoundPlan().arguments.items() if isinstance(value, dict)}
+
+
+def test_preflight_starts_no_round(line: ModelLine, form: RunForm, monkeypatch: pytest.MonkeyPatch) -> None:
+    """If all checks pass, it stores the settings of the tasks, under their digests, and nothing else."""
+    start = line.found_by_preflight(line.base)
+    checked_configs = []
+
+    def check(stage: str, config: object, inputs: object, outputs: dict[str, str], **_: object) -> str:
+        checked_configs.append(config)
+        Path(outputs["champion"]).write_text(start + "\n", encoding="utf-8")
+        return "digest"
+
+    monkeypatch.setattr(tasks, "run_stage_task", check)
+    before = {*line.stored()}
+    checked = tasks.preflight(form, form_sections(), {"table": str(line.folder / "table")})
+    assert checked.champion == start
+    new = [path for path in line.stored() if path not in before and path.is_file()]
+    assert {path.parent.name for path in new} == {"settings"}
+    assert {path.stem for path in new} == {hashlib.sha256(path.read_bytes()).hexdigest() for path in new}
+    settings = read_task_settings(checked.evaluate_settings)
+    assert settings.inputs["data_digest"] == settings.inputs["benchmark_digest"] == hash_path(Path(form.data))
+    (config,) = checked_configs
+    assert isinstance(config, PreflightConfig)
+    assert (config.data, config.benchmark, config.publish.store) == (form.data, form.benchmark, form.store)
+
+
+def test_everything_wrong_with_the_form_is_in_one_table(line: ModelLine, form: RunForm) -> None:
+    """Before anything else is checked: every section with its wrong key, and every required field left empty."""
+    sections = form_sections()
+    sections["decide"]["min_gian"] = 1
+    sections["publish"]["store"] = "elsewhere"
+    table = line.folder / "table"
     before = line.stored()
-    addresses = {"data": str(data), "benchmark": str(data), "calibration": ""}
-    outputs = {"table": str(line.folder / "table")}
-    digests = tasks.preflight({"publish": line.publish}, {}, {}, outputs, addresses=addresses)
-    assert calls == ["preflight"]
-    assert digests.data_digest == digests.benchmark_digest == hash_path(data)
+    with pytest.raises(SystemExit, match="3 of 3 checks failed"):
+        tasks.preflight(replace(form, benchmark=""), sections, {"table": str(table)})
+    shown = table.read_text(encoding="utf-8")
+    for told in ("the parameter benchmark of the run", "min_gian", "contains `store`, which is the parameter `store`"):
+        assert told in shown
     assert line.stored() == before
 
 

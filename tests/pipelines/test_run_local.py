@@ -79,7 +79,7 @@ def test_the_same_run_twice_does_no_work_twice(world: World, first: str) -> None
     done = world.run_local("run")
     assert done.returncode == 0, done.stderr[-3000:]
     assert executed(first)[0] == "preflight"
-    assert {"propose", "answer", "judge", "train", "evaluate", "decide"} <= {*executed(first)}
+    assert {"generate", "pair", "train", "evaluate-champion", "evaluate-challenger", "decide"} <= {*executed(first)}
     assert executed(done.stdout + done.stderr) == ALWAYS
 
 
@@ -91,11 +91,11 @@ def test_another_learning_rate_runs_training_and_what_follows_alone(world: World
         "start-round",
         "version",
         "train",
-        "evaluate-2",
+        "evaluate-challenger",
         "decide",
         "record-round",
-        "page",
         "end-round",
+        "page",
         "record-run-status",
     ]
 
@@ -103,11 +103,12 @@ def test_another_learning_rate_runs_training_and_what_follows_alone(world: World
 def test_killed_while_it_judges_and_while_it_trains_it_ends_in_the_same_digests(
     world: World, undisturbed: dict[str, str]
 ) -> None:
+    """The task that was killed while it judged goes on with the answers that it has stored."""
     assert world.kill_at("killed", "judge", line="killed", after_s=0.3)
     assert world.kill_at("killed", "train", line="killed", after_s=0.3)
     done = world.run_local("killed", line="killed")
     assert done.returncode == 0, done.stderr[-3000:]
-    assert "propose" not in executed(done.stdout + done.stderr)
+    assert "generate" not in executed(done.stdout + done.stderr)
     assert world.made(line="killed") == undisturbed
 
 

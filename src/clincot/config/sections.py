@@ -519,7 +519,6 @@ class PreflightConfig(FrozenConfig):
     decide: DecideConfig = DecideConfig()
 
 
-PREFLIGHT_ADDRESSES = ("data", "benchmark", "calibration")  # a pipeline fills in those of its run
 INHERITED_BY_PREFLIGHT = ("judge", "publish", "version", "prepare", "propose", "train", "evaluate", "decide")
 
 
