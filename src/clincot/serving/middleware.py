@@ -12,6 +12,7 @@ import logging
 import re
 import time
 import traceback
+import uuid
 from collections.abc import Awaitable, Callable, Iterator, MutableMapping
 from contextlib import contextmanager
 from typing import Any
@@ -19,6 +20,7 @@ from typing import Any
 from clincot.serving import metrics
 from clincot.serving.api_errors import ApiError, RequestCancelled
 from clincot.serving.auth import ApiKeys
+from clincot.serving.content_types import choose_content_type
 from clincot.serving.request_context import RequestContext, current_request
 from clincot.serving.server_settings import ServeSettings
 
@@ -35,7 +37,7 @@ _V2_PATH = re.compile(r"/v2/models/[^/]+(/versions/[^/]+)?/infer")
 _PUBLIC_PATHS = re.compile(r"/|/metrics|/v2/health/(live|ready)|/v1/models/[^/:]+|/v2/models/[^/]+/ready")
 # routes of the SDK that would let a client unload the model, or that are not implemented here
 CLOSED_PATHS = re.compile(r"/v2/repository/.*|/v1/models/.*:explain")
-_JSON_TYPE = re.compile(r"application/json\s*(;.*)?", re.IGNORECASE)
+_OWN_ID = re.compile(r"[A-Za-z0-9._:/+=-]{1,128}")  # a client's request id that is safe in a header
 _UNSAFE_CHARS = re.compile(r"[^A-Za-z0-9/_.:-]")
 
 
@@ -43,7 +45,7 @@ class RequestMiddleware:
     """The ASGI application that the server runs, around the one with the routes."""
 
     def __init__(self, app: App, settings: ServeSettings, keys: ApiKeys | None) -> None:
-        self._app, self._settings, self._keys = app, settings, keys
+        self._app, self.settings, self._keys = app, settings, keys
         self._accepted = 0
         self._pace_s = 1.0  # exponential moving average of the time of an answer, for Retry-After
 
@@ -51,7 +53,7 @@ class RequestMiddleware:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        path, began, sent = str(scope["path"]), time.monotonic(), _StatusRecorder(send)
+        path, began, sent = str(scope["path"]), time.monotonic(), _StatusRecorder(send, _find_request_id(scope))
         try:
             await self._handle_request(scope, receive, sent)
         except ApiError as refused:
@@ -68,11 +70,12 @@ class RequestMiddleware:
             metrics.LATENCY.labels(protocol).observe(time.monotonic() - began)
             _LOG.log(
                 logging.DEBUG if protocol == "other" else logging.INFO,
-                "%s %s %d %.0f ms",
+                "%s %s %d %.0f ms %s",
                 _UNSAFE_CHARS.sub("?", scope["method"][:10]),
                 _UNSAFE_CHARS.sub("?", path[:100]),
                 sent.status or 499,
                 1000 * (time.monotonic() - began),
+                sent.logged_id,
             )
 
     async def _handle_request(self, scope: Scope, receive: Receive, send: _StatusRecorder) -> None:
@@ -80,26 +83,31 @@ class RequestMiddleware:
         headers = {name.decode("latin-1").lower(): value.decode("latin-1") for name, value in scope["headers"]}
         if CLOSED_PATHS.fullmatch(path):
             raise ApiError(404, "not_found", "the route does not exist")
-        if self._keys is not None and not (scope["method"] in ("GET", "HEAD") and _PUBLIC_PATHS.fullmatch(path)):
-            self._keys.check_authorization(headers.get("authorization"))
+        if not (scope["method"] in ("GET", "HEAD") and _PUBLIC_PATHS.fullmatch(path)):
+            self.check_key(headers.get("authorization"))
         if scope["method"] != "POST":
             await self._app(scope, receive, send)
             return
-        _check_headers(headers, self._settings)
-        scope = _normalize_content_type(scope)
-        with self._reserve_slot():
-            body = await _read_body(receive, self._settings)
+        _check_headers(headers, self.settings)
+        scope = _replace_content_type(scope, choose_content_type(path, headers))
+        with self.reserve_slot():
+            body = await _read_body(receive, self.settings)
             began = time.monotonic()
             await self._run_app(scope, body, receive, send)
             self._pace_s += 0.1 * (time.monotonic() - began - self._pace_s)
 
+    def check_key(self, authorization: str | None) -> None:
+        """Raise ApiError (401) unless the server needs no keys or the header has a valid one."""
+        if self._keys is not None:
+            self._keys.check_authorization(authorization)
+
     @contextmanager
-    def _reserve_slot(self) -> Iterator[None]:
+    def reserve_slot(self) -> Iterator[None]:
         """Reserve one of the slots for running and waiting requests.
 
         Raises ApiError (429) if none is free.
         """
-        settings = self._settings
+        settings = self.settings
         if self._accepted >= settings.running + settings.waiting:
             wait = min(30, max(1, round(self._pace_s * settings.waiting / settings.running)))
             raise ApiError(429, "queue_full", "the server's queue is full; try again later", retry_after_s=wait)
@@ -111,7 +119,7 @@ class RequestMiddleware:
 
     async def _run_app(self, scope: Scope, body: bytes, receive: Receive, send: Send) -> None:
         """Run the application, and cancel it and its work if the client disconnects."""
-        context = RequestContext(self._settings.deadline_s)
+        context = RequestContext(self.settings.deadline_s)
         current_request.set(context)
         gone = asyncio.Event()
         replayed = False
@@ -150,21 +158,31 @@ async def _call_app(app: App, scope: Scope, receive: Receive, send: Send) -> Non
 
 
 class _StatusRecorder:
-    """Wraps `send` and records the status that was sent."""
+    """Wraps `send`, adds the request's id to the reply and records the status that was sent.
 
-    def __init__(self, send: Send) -> None:
+    given: the client's own id. It is returned, but never logged, because a client may write anything into it; the log
+    has an id of the server's own, which is returned if the client has sent none.
+    """
+
+    def __init__(self, send: Send, given: str) -> None:
         self._send = send
         self.status = 0
+        self.logged_id = f"req_{uuid.uuid4().hex}"
+        self._returned_id = given or self.logged_id
 
     async def __call__(self, message: MutableMapping[str, Any]) -> None:
         if message["type"] == "http.response.start":
             self.status = int(message["status"])
+            added = [(b"x-request-id", self._returned_id.encode("ascii"))]
+            if self._returned_id != self.logged_id:
+                added.append((b"x-clincot-request-id", self.logged_id.encode("ascii")))
+            message = {**message, "headers": [*message.get("headers", ()), *added]}
         await self._send(message)
 
 
 def detect_protocol(path: str) -> str:
     """The protocol of a path: openai, v1, v2 or other."""
-    if path == CHAT_PATH:
+    if path in (CHAT_PATH, "/v1/chat/completions"):
         return "openai"
     if _V1_PATH.fullmatch(path):
         return "v1"
@@ -181,9 +199,14 @@ def log_unexpected_error(error: BaseException) -> None:
     _LOG.error("unexpected %s at %s", type(error).__name__, " < ".join(places))
 
 
+def _find_request_id(scope: Scope) -> str:
+    """The client's X-Request-ID, which Istio sets as well; "" without a usable one."""
+    given = next((value for name, value in scope["headers"] if name.lower() == b"x-request-id"), b"")
+    text: str = given.decode("latin-1")
+    return text if _OWN_ID.fullmatch(text) else ""
+
+
 def _check_headers(headers: dict[str, str], settings: ServeSettings) -> None:
-    if not _JSON_TYPE.fullmatch(headers.get("content-type", "")):
-        raise ApiError(415, "unsupported_media_type", "expected a request with Content-Type: application/json")
     if headers.get("content-encoding", "identity") != "identity":
         raise ApiError(415, "unsupported_encoding", "expected a body without compression")
     if any(name.startswith("ce-") for name in headers):
@@ -193,14 +216,9 @@ def _check_headers(headers: dict[str, str], settings: ServeSettings) -> None:
         raise _build_size_error(settings)
 
 
-def _normalize_content_type(scope: Scope) -> Scope:
-    """Drop parameters and case of the media type, which the gate has accepted as JSON.
-
-    KServe's DataPlane.decode (kserve 0.21.0, protocol/dataplane.py) compares the header with JSON_HEADERS letter by
-    letter. RFC 8259 section 11 defines no parameters, and RFC 9110 section 8.3.1 ignores case.
-    """
+def _replace_content_type(scope: Scope, media_type: str) -> Scope:
     others = [(name, value) for name, value in scope["headers"] if name.lower() != b"content-type"]
-    return {**scope, "headers": [*others, (b"content-type", b"application/json")]}
+    return {**scope, "headers": [*others, (b"content-type", media_type.encode("ascii"))]}
 
 
 async def _read_body(receive: Receive, settings: ServeSettings) -> bytes:

@@ -9,24 +9,37 @@ import asyncio
 import base64
 import io
 import tempfile
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+
+from PIL import Image
 
 from clincot.drawing import BLUE, BoxAnnotation, ImagePanel, render_panels
 from clincot.errors import PromptTooLong
-from clincot.generation.visual_cot import ImageQuestion, RegionsProposed, VisualAnswer, answer_question
+from clincot.generation.visual_cot import (
+    GREEDY,
+    AnswerDecoding,
+    ImageQuestion,
+    RegionsProposed,
+    VisualAnswer,
+    answer_question,
+)
 from clincot.images import open_image
+from clincot.models.protocols import Generation, Policy
+from clincot.prompts import Conversation, PromptFormat
 from clincot.serving import metrics
 from clincot.serving.api_errors import ApiError, build_deadline_error
 from clincot.serving.backend import Backend
+from clincot.serving.blank_image import check_contrast
 from clincot.serving.fetch import ImageFetcher
 from clincot.serving.image_input import check_question, read_image, store_image
 from clincot.serving.request_context import RequestContext, current_request
 from clincot.serving.server_settings import ServeSettings
 
+_SHOWN_PX = 1600  # longest side of an image in a reply
 RegionsCallback = Callable[[RegionsProposed], None]
 
 
@@ -35,8 +48,35 @@ class AnswerRequest:
     """A client's request as received; nothing is checked yet."""
 
     question: str
-    image: str  # data URI, base64 or URL
+    image: str | bytes  # data URI, base64 or URL; bytes: the image file itself
     overlay: bool = False
+    with_image: bool = False  # return the image to which the boxes refer
+    instructions: str = ""
+    history: tuple[tuple[str, str], ...] = ()
+    decoding: AnswerDecoding = GREEDY
+
+
+@dataclass
+class TokenCount:
+    """Tokens of a request's conversations in which the policy wrote something."""
+
+    prompt: int | None = 0  # None: the predictor does not report it
+    written: int = 0
+
+    def add_replies(self, replies: Sequence[Generation]) -> None:
+        """Count the prompts and the written tokens of a call."""
+        for reply in replies:
+            known = self.prompt is not None and reply.prompt_tokens is not None
+            self.prompt = (self.prompt or 0) + (reply.prompt_tokens or 0) if known else None
+            self.written += len(reply.token_logprobs)
+
+
+@dataclass(frozen=True)
+class ServedAnswer:
+    """An answer and what it cost."""
+
+    answer: VisualAnswer
+    tokens: TokenCount
 
 
 class AnswerService:
@@ -55,26 +95,25 @@ class AnswerService:
 
     async def handle_request(
         self, request: AnswerRequest, on_regions: RegionsCallback = lambda _: None
-    ) -> VisualAnswer:
+    ) -> ServedAnswer:
         """Answer one request.
 
         on_regions: called in another thread when the regions are known. Raises ApiError, RequestCancelled, ModelFailed.
         """
-        question = check_question(request.question, self.settings)
+        checked = _check_texts(request, self.settings)
         context = current_request.get()
         async with self._wait_for_turn(context):
             loop = asyncio.get_running_loop()
             try:
-                answer = await loop.run_in_executor(
-                    self._threads, self._run_chain, question, request, context, on_regions
-                )
+                served = await loop.run_in_executor(self._threads, self._run_chain, checked, context, on_regions)
             except asyncio.CancelledError:
                 context.cancel()
                 raise
+        answer = served.answer
         metrics.REGIONS.observe(len(answer.regions))
         metrics.CONFIDENCE.observe(answer.confidence)
         metrics.ABSTENTIONS.inc(answer.abstained)
-        return answer
+        return served
 
     def close(self) -> None:
         """Wait for running chains to end and close the backend."""
@@ -98,22 +137,76 @@ class AnswerService:
             metrics.RUNNING.dec()
             self._turns.release()
 
-    def _run_chain(
-        self, question: str, request: AnswerRequest, context: RequestContext, on_regions: RegionsCallback
-    ) -> VisualAnswer:
+    def _run_chain(self, request: AnswerRequest, context: RequestContext, on_regions: RegionsCallback) -> ServedAnswer:
         context.check_alive()
+        tokens = TokenCount()
         with tempfile.TemporaryDirectory(prefix="clincot-") as name:
             folder = Path(name)
             study = store_image(read_image(request.image, self.settings, self._fetcher), folder, self.settings)
             try:
+                check_contrast(folder / study.image, self.settings.min_contrast)
                 with self.backend.open_policy(context) as policy:
-                    asked = ImageQuestion(study, folder, question)
-                    answer = answer_question(asked, policy, self.settings, tell=on_regions)
+                    asked = ImageQuestion(study, folder, request.question, request.instructions, request.history)
+                    counted = _CountingPolicy(policy, tokens)
+                    answer = answer_question(asked, counted, self.settings, decoding=request.decoding, tell=on_regions)
             except PromptTooLong as error:  # the code is OpenAI's
                 raise ApiError(400, "context_length_exceeded", str(error), param="question") from None
-            if not request.overlay:
-                return answer
-            return answer.model_copy(update={"overlay": _draw_overlay(folder / study.image, answer)})
+            pictures = {}
+            if request.overlay:
+                pictures["overlay"] = _draw_overlay(folder / study.image, answer)
+            if request.with_image:
+                pictures["image"] = _encode_image(open_image(folder / study.image))
+            return ServedAnswer(answer.model_copy(update=pictures), tokens)
+
+
+class _CountingPolicy:
+    """A policy whose tokens are counted."""
+
+    def __init__(self, policy: Policy, tokens: TokenCount) -> None:
+        self._policy, self._tokens = policy, tokens
+
+    @property
+    def digest(self) -> str:
+        return self._policy.digest
+
+    @property
+    def views(self) -> PromptFormat:
+        return self._policy.views
+
+    def generate(
+        self, conversations: Sequence[Conversation], *, max_new_tokens: int, temperature: float, seeds: Sequence[int]
+    ) -> list[Generation]:
+        replies = self._policy.generate(
+            conversations, max_new_tokens=max_new_tokens, temperature=temperature, seeds=seeds
+        )
+        self._tokens.add_replies(replies)
+        return replies
+
+    def p_yes(self, conversations: Sequence[Conversation]) -> list[float | None]:
+        return self._policy.p_yes(conversations)
+
+
+def _check_texts(request: AnswerRequest, settings: ServeSettings) -> AnswerRequest:
+    """The request with its texts checked. Raises ApiError."""
+    instructions, history = request.instructions.strip(), []
+    if instructions:
+        instructions = check_question(instructions, settings, "messages")
+    for question, answer in request.history:
+        history.append((check_question(question, settings, "messages"), check_question(answer, settings, "messages")))
+    return replace(
+        request,
+        question=check_question(request.question, settings),
+        instructions=instructions,
+        history=tuple(history),
+    )
+
+
+def _encode_image(image: Image.Image) -> str:
+    """The image as a data URI of a PNG, reduced to _SHOWN_PX."""
+    image.thumbnail((_SHOWN_PX, _SHOWN_PX))
+    buffer = io.BytesIO()
+    image.save(buffer, format="PNG")
+    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
 
 
 def _draw_overlay(image: Path, answer: VisualAnswer) -> str:
@@ -125,6 +218,4 @@ def _draw_overlay(image: Path, answer: VisualAnswer) -> str:
         f"{answer.answer} ({answer.confidence:.2f})",
         (f"{region.hypothesis}, by {region.grounder}",),
     )
-    buffer = io.BytesIO()
-    render_panels([panel], "where it was seen").save(buffer, format="PNG")
-    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
+    return _encode_image(render_panels([panel], "where it was seen"))
