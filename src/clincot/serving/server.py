@@ -38,6 +38,7 @@ from clincot.serving.backend import (
 )
 from clincot.serving.chat import build_chat_router, build_models_router
 from clincot.serving.data_plane import VisualCotDataPlane
+from clincot.serving.grpc_server import JointServer
 from clincot.serving.kserve_model import VisualCotModel, describe_validation_error
 from clincot.serving.metrics import observe_batch
 from clincot.serving.middleware import RequestMiddleware
@@ -58,6 +59,7 @@ class ServePlan:
     name: str = ""  # name of the model; default: name of the checkpoint's folder
     host: str = "127.0.0.1"
     port: int = 8080
+    grpc_port: int = 0  # 0: no gRPC
     api_keys: Path | None = None
     predictor_host: str = ""  # on a cluster; "": the model runs in this process
     predictor_path: str = "/v1"
@@ -77,7 +79,8 @@ def run_server(plan: ServePlan) -> None:
         folder = stack.enter_context(open_checkpoint_folder(plan.checkpoint, views_only=bool(plan.predictor_host)))
         service = AnswerService(open_backend(plan, folder), plan.settings)
         stack.callback(service.close)
-        app = RequestMiddleware(build_application(plan.name or folder.resolve().name, service), plan.settings, keys)
+        plane = build_data_plane(plan.name or folder.resolve().name, service)
+        app = RequestMiddleware(build_application(plane, service), plan.settings, keys)
         config = uvicorn.Config(
             app,
             host=plan.host,
@@ -94,7 +97,11 @@ def run_server(plan: ServePlan) -> None:
         # uvicorn raises these signals again when it ends, which would end the process before the cleanup
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, lambda *_: None)
-        uvicorn.Server(config).run()
+        server = uvicorn.Server(config)
+        if plan.grpc_port:
+            server = JointServer(config, plane, app, f"{plan.host}:{plan.grpc_port}")
+            _LOG.info("gRPC listens on %s:%d", plan.host, plan.grpc_port)
+        server.run()
         _LOG.info("stopped; all accepted requests are answered")
 
 
@@ -127,12 +134,12 @@ def build_data_plane(name: str, service: AnswerService) -> VisualCotDataPlane:
     return VisualCotDataPlane(repository)
 
 
-def build_application(name: str, service: AnswerService, plane: VisualCotDataPlane | None = None) -> FastAPI:
-    """Build KServe's application for one model, with OpenAI routes of our own.
+def build_application(plane: VisualCotDataPlane, service: AnswerService) -> FastAPI:
+    """Build KServe's application for the data plane's model, with OpenAI routes of our own.
 
-    KServe's OpenAI routes need vLLM in the process. plane: by default, one of the application's own.
+    KServe's OpenAI routes need vLLM in the process.
     """
-    plane = plane or build_data_plane(name, service)
+    (name,) = plane.model_registry.get_models()
     # the SDK adds its routes to a module-level application, so each server replaces it by one of its own
     app = model_server.app = FastAPI(title="ClinCoT", version=__version__, docs_url=None, redoc_url=None)
     app.include_router(build_models_router(service, name))  # before the SDK's routes, two of which it replaces
