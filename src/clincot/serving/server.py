@@ -43,6 +43,7 @@ from clincot.serving.kserve_model import VisualCotModel, describe_validation_err
 from clincot.serving.metrics import observe_batch
 from clincot.serving.middleware import RequestMiddleware
 from clincot.serving.openapi import build_openapi_document
+from clincot.serving.page_routes import build_page_router
 from clincot.serving.server_settings import ServeSettings
 from clincot.serving.service import AnswerService
 
@@ -142,6 +143,8 @@ def build_application(plane: VisualCotDataPlane, service: AnswerService) -> Fast
     (name,) = plane.model_registry.get_models()
     # the SDK adds its routes to a module-level application, so each server replaces it by one of its own
     app = model_server.app = FastAPI(title="ClinCoT", version=__version__, docs_url=None, redoc_url=None)
+    if service.settings.page:
+        app.include_router(build_page_router())
     app.include_router(build_models_router(service, name))  # before the SDK's routes, two of which it replaces
     app.include_router(build_chat_router(service, name))
     repository = ModelRepositoryExtension(plane.model_registry)
