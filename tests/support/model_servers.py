@@ -28,7 +28,7 @@ from clincot.serving.metrics import observe_batch
 from clincot.serving.middleware import RequestMiddleware
 from clincot.serving.request_batching import Batcher
 from clincot.serving.request_context import RequestContext
-from clincot.serving.server import QUIET_LOGGERS, build_application, quiet_library_loggers
+from clincot.serving.server import QUIET_LOGGERS, build_application, build_uvicorn_config, quiet_library_loggers
 from clincot.serving.server_settings import ServeSettings
 from clincot.serving.service import AnswerService
 from tests.support.http_server import free_port
@@ -99,8 +99,7 @@ def serving_here(
     app = RequestMiddleware(build_application("policy", service), settings, keys)
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
-        config = uvicorn.Config(app, log_config=None, access_log=False, timeout_graceful_shutdown=300)
-        server = uvicorn.Server(config)
+        server = uvicorn.Server(build_uvicorn_config(app, settings))
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
         thread.start()
         try:
