@@ -73,6 +73,9 @@ def run_task(call: str, folder: Path, limits: DecodeLimits) -> dict[str, Any]:
     except UnusableDicom as error:
         if str(error).startswith("expected 1 to "):
             return _build_refusal(413, "image_too_large", f"expected at most {limits.max_pixels} pixels")
+        if str(error).startswith("expected at most "):
+            message = f"expected a DICOM data set of at most {limits.max_file_bytes} bytes"
+            return _build_refusal(413, "image_too_large", message)
         return _build_refusal(400, "invalid_image", "expected a DICOM file with one readable picture")
     except InvalidImage as error:
         reason = str(error).removeprefix(f"{folder / UPLOAD}: ")

@@ -57,7 +57,9 @@ class ImageDecoder:
             raise build_size_error(self._settings)
         upload = folder / UPLOAD
         upload.write_bytes(encoded)
-        size = self._small.run_task("measure", folder, context, size=len(encoded))
+        length = len(encoded)
+        del encoded  # the workers read the file
+        size = self._small.run_task("measure", folder, context, size=length)
         pixels = int(size["width"]) * int(size["height"])
         with self._pixels.hold(pixels, context):
             worker = self._small if pixels <= SMALL_PIXELS else self._large
