@@ -87,7 +87,9 @@ def measure_image(path: Path, *, limits: ImageLimits = DEFAULT_LIMITS) -> tuple[
     except InvalidImage:
         raise
     except _DECODE_ERRORS as error:
-        raise InvalidImage(f"{path}: expected a PNG or JPEG file, but its header is damaged ({error})") from error
+        raise InvalidImage(
+            f"{path}: expected a whole PNG or JPEG file, but it is damaged or cut off ({error})"
+        ) from error
 
 
 def render_view(image: Image.Image, box: Box | None, side_px: int | None) -> Image.Image:
