@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -65,10 +66,17 @@ class EndpointChoice(_EndpointReply):
     finish_reason: str | None = None
 
 
+class EndpointUsage(_EndpointReply):
+    """The tokens of a completion."""
+
+    prompt_tokens: int
+
+
 class EndpointCompletion(_EndpointReply):
     """A chat completion."""
 
     choices: Annotated[list[EndpointChoice], Field(min_length=1)]
+    usage: EndpointUsage | None = None
 
 
 class UnusableCompletion(Exception):
@@ -87,6 +95,12 @@ def read_generation(choice: EndpointChoice) -> Generation:
     if not all(map(math.isfinite, logps)):
         raise UnusableCompletion("a written token with probability 0")
     return Generation(choice.message.content.strip(), logps, cut_off=choice.finish_reason == "length")
+
+
+def read_completion(completion: EndpointCompletion) -> Generation:
+    """The first choice as read_generation reads it, with the length of the prompt if the endpoint counts tokens."""
+    prompt_tokens = None if completion.usage is None else completion.usage.prompt_tokens
+    return replace(read_generation(completion.choices[0]), prompt_tokens=prompt_tokens)
 
 
 def read_yes_probability(choice: EndpointChoice, *, after_thinking: bool = False) -> JudgeReply:

@@ -12,6 +12,7 @@ import logging
 import re
 import time
 import traceback
+import uuid
 from collections.abc import Awaitable, Callable, Iterator, Mapping, MutableMapping
 from contextlib import contextmanager
 from typing import Any
@@ -20,6 +21,7 @@ from clincot.serving import metrics
 from clincot.serving.api_errors import ApiError, RequestCancelled
 from clincot.serving.auth import ApiKeys
 from clincot.serving.budgets import BodyBudget, BodyLease
+from clincot.serving.content_types import choose_content_type
 from clincot.serving.request_context import RequestContext, current_request
 from clincot.serving.server_settings import ServeSettings
 from clincot.serving.tracing import end_request, trace_request
@@ -37,8 +39,8 @@ _V2_PATH = re.compile(r"/v2/models/[^/]+(/versions/[^/]+)?/infer")
 _PUBLIC_PATHS = re.compile(r"/|/metrics|/v2/health/(live|ready)|/v1/models/[^/:]+|/v2/models/[^/]+/ready")
 # routes of the SDK that would let a client unload the model, or that are not implemented here
 CLOSED_PATHS = re.compile(r"/v2/repository/.*|/v1/models/.*:explain")
-_JSON_TYPE = re.compile(r"application/json\s*(;.*)?", re.IGNORECASE)
 MAX_JSON_VALUES = 200_000  # of a body; 16 questions of 2,000 commas each have fewer
+_OWN_ID = re.compile(r"[A-Za-z0-9._:/+=-]{1,128}")  # a client's request id that is safe in a header
 _UNSAFE_CHARS = re.compile(r"[^A-Za-z0-9/_.:-]")
 
 
@@ -46,7 +48,7 @@ class RequestMiddleware:
     """The ASGI application that the server runs, around the one with the routes."""
 
     def __init__(self, app: App, settings: ServeSettings, keys: ApiKeys | None) -> None:
-        self._app, self._settings, self._keys = app, settings, keys
+        self._app, self.settings, self._keys = app, settings, keys
         self._bodies = BodyBudget(settings.max_held_bytes, settings.max_body_bytes)
         metrics.HELD_BYTES.set_function(lambda: self._bodies.used)
         self._accepted = 0
@@ -56,7 +58,7 @@ class RequestMiddleware:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        path, sent = str(scope["path"]), _StatusRecorder(send)
+        path, sent = str(scope["path"]), _StatusRecorder(send, _find_request_id(scope))
         headers = {name.decode("latin-1").lower(): value.decode("latin-1") for name, value in scope["headers"]}
         if detect_protocol(path) == "other":
             await self._answer_request(scope, headers, receive, sent)
@@ -81,7 +83,7 @@ class RequestMiddleware:
             if not sent.status:
                 await _send_error(ApiError(500, "internal_error", "the server failed; its log says where"), path, sent)
         finally:
-            _record_request(scope["method"], path, sent.status or 499, time.monotonic() - began)
+            _record_request(scope["method"], path, sent, time.monotonic() - began)
 
     async def _handle_request(
         self, scope: Scope, headers: Mapping[str, str], receive: Receive, send: _StatusRecorder
@@ -89,18 +91,18 @@ class RequestMiddleware:
         path = scope["path"]
         if CLOSED_PATHS.fullmatch(path):
             raise ApiError(404, "not_found", "the route does not exist")
-        if self._keys is not None and not (scope["method"] in ("GET", "HEAD") and _PUBLIC_PATHS.fullmatch(path)):
-            self._keys.check_authorization(headers.get("authorization"))
+        if not (scope["method"] in ("GET", "HEAD") and _PUBLIC_PATHS.fullmatch(path)):
+            self.check_key(headers.get("authorization"))
         if scope["method"] != "POST":
             await self._app(scope, receive, send)
             return
-        _check_headers(headers, self._settings)
-        scope = _normalize_content_type(scope)
+        _check_headers(headers, self.settings)
+        scope = _replace_content_type(scope, choose_content_type(path, headers))
         self._check_queue()  # before the body, so that a full server does not read it
         async with self._bodies.open_lease() as lease:
             body = await self._read_body(receive, lease)
             check_json_size(body, headers)
-            with self._reserve_slot():  # after the body: a slow client must not take a slot
+            with self.reserve_slot():  # after the body: a slow client must not take a slot
                 began = time.monotonic()
                 await self._run_app(scope, body, receive, send)
                 self._pace_s += 0.1 * (time.monotonic() - began - self._pace_s)
@@ -110,7 +112,7 @@ class RequestMiddleware:
 
         Raises ApiError: 408 if the client is too slow, 413 if the body is too large, 429 if there was no room in time.
         """
-        settings, body, began = self._settings, bytearray(), time.monotonic()
+        settings, body, began = self.settings, bytearray(), time.monotonic()
         try:
             async with asyncio.timeout(settings.body_s):
                 while True:
@@ -132,16 +134,21 @@ class RequestMiddleware:
         return bytes(body)
 
     def _check_queue(self) -> None:
-        if self._accepted >= self._settings.running + self._settings.waiting:
+        if self._accepted >= self.settings.running + self.settings.waiting:
             raise self._build_queue_error()
 
     def _build_queue_error(self) -> ApiError:
-        settings = self._settings
+        settings = self.settings
         wait = min(30, max(1, round(self._pace_s * settings.waiting / settings.running)))
         return ApiError(429, "queue_full", "the server's queue is full; try again later", retry_after_s=wait)
 
+    def check_key(self, authorization: str | None) -> None:
+        """Raise ApiError (401) unless the server needs no keys or the header has a valid one."""
+        if self._keys is not None:
+            self._keys.check_authorization(authorization)
+
     @contextmanager
-    def _reserve_slot(self) -> Iterator[None]:
+    def reserve_slot(self) -> Iterator[None]:
         """Reserve one of the slots for running and waiting requests.
 
         Raises ApiError (429) if none is free.
@@ -155,7 +162,7 @@ class RequestMiddleware:
 
     async def _run_app(self, scope: Scope, body: bytes | None, receive: Receive, send: Send) -> None:
         """Run the application, and cancel it and its work if the client disconnects."""
-        context = RequestContext(self._settings.deadline_s)
+        context = RequestContext(self.settings.deadline_s)
         current_request.set(context)
         gone = asyncio.Event()
 
@@ -194,36 +201,48 @@ async def _call_app(app: App, scope: Scope, receive: Receive, send: Send) -> Non
 
 
 class _StatusRecorder:
-    """Wraps `send` and records the status that was sent."""
+    """Wraps `send`, adds the request's id to the reply and records the status that was sent.
 
-    def __init__(self, send: Send) -> None:
+    given: the client's own id. It is returned, but never logged, because a client may write anything into it; the log
+    has an id of the server's own, which is returned if the client has sent none.
+    """
+
+    def __init__(self, send: Send, given: str) -> None:
         self._send = send
         self.status = 0
+        self.logged_id = f"req_{uuid.uuid4().hex}"
+        self._returned_id = given or self.logged_id
 
     async def __call__(self, message: MutableMapping[str, Any]) -> None:
         if message["type"] == "http.response.start":
             self.status = int(message["status"])
+            added = [(b"x-request-id", self._returned_id.encode("ascii"))]
+            if self._returned_id != self.logged_id:
+                added.append((b"x-clincot-request-id", self.logged_id.encode("ascii")))
+            message = {**message, "headers": [*message.get("headers", ()), *added]}
         await self._send(message)
 
 
 def detect_protocol(path: str) -> str:
     """The protocol of a path: openai, v1, v2 or other."""
-    if path == CHAT_PATH:
+    if path in (CHAT_PATH, "/v1/chat/completions"):
         return "openai"
     if _V1_PATH.fullmatch(path):
         return "v1"
     return "v2" if _V2_PATH.fullmatch(path) else "other"
 
 
-def _record_request(method: str, path: str, status: int, seconds: float) -> None:
+def _record_request(method: str, path: str, sent: _StatusRecorder, seconds: float) -> None:
     """Count a request and log one line about it, without its query, which may contain anything."""
-    protocol = detect_protocol(path)
+    protocol, status = detect_protocol(path), sent.status or 499
     metrics.REQUESTS.labels(protocol, str(status)).inc()
     metrics.LATENCY.labels(protocol).observe(seconds)
     method, path = _UNSAFE_CHARS.sub("?", method[:10]), _UNSAFE_CHARS.sub("?", path[:100])
     fields = {"protocol": protocol, "method": method, "path": path, "status": status, "ms": round(1000 * seconds)}
     level = logging.DEBUG if protocol == "other" else logging.INFO
-    _LOG.log(level, "%s %s %d %.0f ms", method, path, status, 1000 * seconds, extra={"fields": fields})
+    text = "%s %s %d %.0f ms %s"
+    extra = {"fields": {**fields, "request": sent.logged_id}}
+    _LOG.log(level, text, method, path, status, 1000 * seconds, sent.logged_id, extra=extra)
 
 
 def log_unexpected_error(error: BaseException) -> None:
@@ -236,9 +255,14 @@ def log_unexpected_error(error: BaseException) -> None:
     _LOG.error("unexpected %s at %s", type(error).__name__, " < ".join(places))
 
 
+def _find_request_id(scope: Scope) -> str:
+    """The client's X-Request-ID, which Istio sets as well; "" without a usable one."""
+    given = next((value for name, value in scope["headers"] if name.lower() == b"x-request-id"), b"")
+    text: str = given.decode("latin-1")
+    return text if _OWN_ID.fullmatch(text) else ""
+
+
 def _check_headers(headers: Mapping[str, str], settings: ServeSettings) -> None:
-    if not _JSON_TYPE.fullmatch(headers.get("content-type", "")):
-        raise ApiError(415, "unsupported_media_type", "expected a request with Content-Type: application/json")
     if headers.get("content-encoding", "identity") != "identity":
         raise ApiError(415, "unsupported_encoding", "expected a body without compression")
     if any(name.startswith("ce-") for name in headers):
@@ -248,14 +272,9 @@ def _check_headers(headers: Mapping[str, str], settings: ServeSettings) -> None:
         raise _build_size_error(settings)
 
 
-def _normalize_content_type(scope: Scope) -> Scope:
-    """Drop parameters and case of the media type, which the gate has accepted as JSON.
-
-    KServe's DataPlane.decode (kserve 0.21.0, protocol/dataplane.py) compares the header with JSON_HEADERS letter by
-    letter. RFC 8259 section 11 defines no parameters, and RFC 9110 section 8.3.1 ignores case.
-    """
+def _replace_content_type(scope: Scope, media_type: str) -> Scope:
     others = [(name, value) for name, value in scope["headers"] if name.lower() != b"content-type"]
-    return {**scope, "headers": [*others, (b"content-type", b"application/json")]}
+    return {**scope, "headers": [*others, (b"content-type", media_type.encode("ascii"))]}
 
 
 def check_json_size(body: bytes, headers: Mapping[str, str]) -> None:

@@ -18,7 +18,6 @@ from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, Response
 from kserve import ModelRepository, errors, model_server
-from kserve.protocol.dataplane import DataPlane
 from kserve.protocol.model_repository_extension import ModelRepositoryExtension
 from kserve.protocol.rest.server import RESTServer
 from starlette.exceptions import HTTPException
@@ -27,7 +26,7 @@ from clincot import __version__
 from clincot.errors import ModelFailed
 from clincot.models.yes_no import read_yes_no_ids
 from clincot.serving import metrics
-from clincot.serving.api_errors import ApiError, RequestCancelled
+from clincot.serving.api_errors import OPENAI_PREFIXES, ApiError, RequestCancelled
 from clincot.serving.auth import ApiKeys
 from clincot.serving.backend import (
     Backend,
@@ -38,8 +37,9 @@ from clincot.serving.backend import (
     open_checkpoint_folder,
     redact_failure,
 )
-from clincot.serving.chat import build_chat_router
+from clincot.serving.chat import build_chat_router, build_models_router
 from clincot.serving.connections import MAX_HEADER_BYTES, build_protocol_class
+from clincot.serving.data_plane import VisualCotDataPlane
 from clincot.serving.kserve_model import VisualCotModel, describe_validation_error
 from clincot.serving.log_format import configure_logging
 from clincot.serving.metrics import observe_batch
@@ -150,32 +150,28 @@ def open_backend(plan: ServePlan, folder: Path) -> Backend:
     return LocalBackend(folder, plan.settings, observe_batch)
 
 
-def build_application(name: str, service: AnswerService) -> FastAPI:
-    """Build KServe's application for one model, with OpenAI routes of our own.
-
-    KServe's OpenAI routes need vLLM in the process.
-    """
+def build_data_plane(name: str, service: AnswerService) -> VisualCotDataPlane:
+    """Build KServe's data plane with one model; its HTTP and gRPC servers share it."""
     repository = ModelRepository()
     repository.update(VisualCotModel(name, service))
-    plane = _ReadinessDataPlane(repository)
+    return VisualCotDataPlane(repository)
+
+
+def build_application(name: str, service: AnswerService, plane: VisualCotDataPlane | None = None) -> FastAPI:
+    """Build KServe's application for one model, with OpenAI routes of our own.
+
+    KServe's OpenAI routes need vLLM in the process. plane: by default, one of the application's own.
+    """
+    plane = plane or build_data_plane(name, service)
     # the SDK adds its routes to a module-level application, so each server replaces it by one of its own
     app = model_server.app = FastAPI(title="ClinCoT", version=__version__, docs_url=None, redoc_url=None)
-    RESTServer("", plane, ModelRepositoryExtension(repository), http_port=0).create_application()
+    app.include_router(build_models_router(service, name))  # before the SDK's routes, two of which it replaces
     app.include_router(build_chat_router(service, name))
+    repository = ModelRepositoryExtension(plane.model_registry)
+    RESTServer("", plane, repository, http_port=0).create_application()
     _add_error_handlers(app)
     app.openapi = lambda: build_openapi_document(app)  # type: ignore[method-assign]
     return app
-
-
-class _ReadinessDataPlane(DataPlane):  # type: ignore[misc]
-    """A server is ready if its model is ready.
-
-    A transformer's model is ready if its predictor answers.
-    """
-
-    async def ready(self) -> bool:
-        models = self.model_registry.get_models()
-        return all([await self.model_registry.is_model_ready(name) for name in models])
 
 
 def _add_error_handlers(app: FastAPI) -> None:
@@ -191,7 +187,7 @@ def _add_error_handlers(app: FastAPI) -> None:
         return _build_error_response(request, error)
 
     async def invalid(request: Request, error: RequestValidationError) -> Response:
-        status = 400 if request.url.path.startswith("/openai/") else 422
+        status = 400 if request.url.path.startswith(OPENAI_PREFIXES) else 422
         return _build_error_response(request, ApiError(status, "invalid_request", describe_validation_error(error)))
 
     async def predictor(request: Request, error: ModelFailed) -> Response:

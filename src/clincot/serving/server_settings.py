@@ -30,12 +30,45 @@ class ServeSettings(FrozenConfig):
         Share, Field(description="Confidence below which an answer abstains; 0: never. It depends on the checkpoint.")
     ] = 0.0
     abstain_refusal: Annotated[
-        str, Field(description="`message.refusal` of a chat completion that abstains; empty: no such field.")
-    ] = "The model abstains: its confidence in an answer is too low."
+        str,
+        Field(
+            description="`message.refusal` of a chat completion that abstains, with the {reason} in it; empty: no such "
+            "field."
+        ),
+    ] = "The model abstains: {reason}."
     abstain_content: Annotated[
         str,
-        Field(description="`message.content` of a chat completion that abstains, with {answer} in it; empty: null."),
-    ] = ""
+        Field(
+            description="`message.content` of a chat completion that abstains, which is all that many clients show; "
+            "{refusal} is the refusal and {answer} the withheld answer; empty: null."
+        ),
+    ] = "{refusal}"
+    min_contrast: Annotated[
+        int,
+        Field(
+            ge=0,
+            le=255,
+            description="Smallest difference between the dark and the bright gray levels of an image (0.1st and 99.9th "
+            "percentile, of 255); an image with less is refused as blank; 0: none is.",
+        ),
+    ] = 4
+    system_messages: Annotated[
+        bool,
+        Field(
+            description="Whether a chat may have system messages, which are put before the question. Evaluation has "
+            "none, so its results do not hold for such answers."
+        ),
+    ] = True
+    max_history: Annotated[
+        int,
+        Field(
+            ge=0,
+            description="Most earlier questions, with their answers, in a chat; 0: only single questions. Like system "
+            "messages, they are no part of the evaluation.",
+        ),
+    ] = 8
+    max_choices: Annotated[PositiveInt, Field(description="Most choices (`n`) of a chat completion.")] = 4
+    page: Annotated[bool, Field(description="Whether browsers get a page at / to try the model.")] = True
     dtype: Annotated[
         InferenceDtype,
         Field(
