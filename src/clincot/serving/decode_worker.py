@@ -4,8 +4,8 @@ It is the only code that parses the bytes of an image from a client. Its memory 
 limited by the kernel (setrlimit), so whatever an image does, at most this process ends. It has no environment variables
 of the server, and so no credentials.
 
-It reads one JSON task a line from standard input and writes one JSON reply a line. When the server has ended, however
-it ended, standard input is closed; the process then removes the server's temporary folder.
+It reads one JSON task a line from standard input and writes one JSON reply a line, until an empty line. If standard
+input ends without one, the server was killed; the process then removes the server's temporary folder.
 """
 
 from __future__ import annotations
@@ -50,11 +50,13 @@ class DecodeLimits:
 
 
 def run_worker(limits: DecodeLimits, tasks: BinaryIO, replies: BinaryIO) -> None:
-    """Work until the server closes `tasks`."""
+    """Work until the server says that it needs no more, or has ended."""
     os.nice(5)  # forward passes and the event loop come first
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     resource.setrlimit(resource.RLIMIT_DATA, (limits.memory_bytes, limits.memory_bytes))
     for line in tasks:
+        if line == b"\n":
+            return
         _limit_cpu_time(limits.cpu_s)
         task = json.loads(line)
         replies.write(json.dumps(run_task(task["call"], Path(task["folder"]), limits)).encode() + b"\n")

@@ -135,19 +135,15 @@ class _Worker:
             self.close()
 
     def close(self) -> None:
-        """Close the pipes, at which the process ends, and wait for it."""
+        """End the process and wait for it."""
         process, self._process = self._process, None
         if process is None:
             return
-        for pipe in (process.stdin, process.stdout):
-            if pipe is not None:
-                with contextlib.suppress(BrokenPipeError):
-                    pipe.close()
         try:
-            process.wait(timeout=10)
+            process.communicate(b"\n", timeout=10)  # also if the process has ended already
         except subprocess.TimeoutExpired:
             process.kill()
-            process.wait()
+            process.communicate()
 
 
 def build_size_error(settings: ServeSettings) -> ApiError:
