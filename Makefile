@@ -15,7 +15,7 @@ export OMP_NUM_THREADS ?= 2
 export TOKENIZERS_PARALLELISM := false
 export HF_HUB_OFFLINE ?= 1
 
-.PHONY: help setup demo check docs docs-reference test test-fast test-vllm test-families lint results small-models vqa-rad bench bench-serving bench-gate bench-ingest bench-processes bench-version bench-pipeline bench-kills pipelines test-image e2e-kind lint-workflows manifests clean
+.PHONY: help setup demo check docs docs-reference test test-fast test-vllm test-families lint results small-models vqa-rad bench bench-serving attack soak bench-gate bench-ingest bench-processes bench-version bench-pipeline bench-kills pipelines test-image e2e-kind lint-workflows manifests clean
 
 help:  ## list the targets
 	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -117,8 +117,14 @@ small-models: $(READY)  ## train the shipped policy and judges again from scratc
 vqa-rad: $(READY)  ## run one round on real VQA-RAD questions (VQA_RAD=folder of the release)
 	$(BIN)/python -m clincot.demo --run runs/vqa-rad --vqa-rad $(or $(VQA_RAD),../shared/data/vqa-rad)
 
-bench-serving: $(FULL)  ## measure the server with 1, 4, 16 and 64 clients (SOAK=600: RSS before and after ten minutes with 16)
-	$(BIN)/python -m benchmarks.serving_throughput $(if $(SOAK),--soak $(SOAK))
+bench-serving: $(FULL)  ## measure the server with 1, 4, 16 and 64 clients, and the forward passes of its model
+	$(BIN)/python -m benchmarks.serving_throughput
+
+attack: $(FULL)  ## attack the server under the chart's memory limit, beside 16 honest clients (about 5 minutes)
+	$(BIN)/python -m benchmarks.serving_attack
+
+soak: $(FULL)  ## ask the server about 2,000 pictures for ten minutes with 16 clients (SOAK=seconds): errors and memory
+	$(BIN)/python -m benchmarks.serving_soak --seconds $(or $(SOAK),600)
 
 bench: $(READY)  ## measure the renderer in images per second
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.render_rate

@@ -29,7 +29,13 @@ from clincot.serving.metrics import observe_batch
 from clincot.serving.middleware import RequestMiddleware
 from clincot.serving.request_batching import Batcher
 from clincot.serving.request_context import RequestContext
-from clincot.serving.server import QUIET_LOGGERS, build_application, build_data_plane, quiet_library_loggers
+from clincot.serving.server import (
+    QUIET_LOGGERS,
+    build_application,
+    build_data_plane,
+    build_uvicorn_config,
+    quiet_library_loggers,
+)
 from clincot.serving.server_settings import ServeSettings
 from clincot.serving.service import AnswerService
 from tests.support.http_server import free_port
@@ -109,7 +115,7 @@ def serving_here(
     app = RequestMiddleware(build_application(plane, service), settings, keys)
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
-        config = uvicorn.Config(app, log_config=None, access_log=False, timeout_graceful_shutdown=300)
+        config = build_uvicorn_config(app, settings)
         server = JointServer(config, plane, app, "127.0.0.1:0") if grpc_ports is not None else uvicorn.Server(config)
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
         thread.start()

@@ -5,6 +5,7 @@ It is KServe's application with our routes, behind RequestMiddleware, served by 
 
 from __future__ import annotations
 
+import ctypes
 import logging
 import signal
 from contextlib import ExitStack
@@ -37,17 +38,21 @@ from clincot.serving.backend import (
     redact_failure,
 )
 from clincot.serving.chat import build_chat_router, build_models_router
+from clincot.serving.connections import MAX_HEADER_BYTES, build_protocol_class
 from clincot.serving.data_plane import VisualCotDataPlane
 from clincot.serving.grpc_server import JointServer
 from clincot.serving.kserve_model import VisualCotModel, describe_validation_error
+from clincot.serving.log_format import configure_logging
 from clincot.serving.metrics import observe_batch
 from clincot.serving.middleware import RequestMiddleware
 from clincot.serving.openapi import build_openapi_document
 from clincot.serving.page_routes import build_page_router
 from clincot.serving.server_settings import ServeSettings
 from clincot.serving.service import AnswerService
+from clincot.serving.tracing import start_exporter
 
 _LOG = logging.getLogger("clincot.serve")
+_M_MMAP_THRESHOLD, _M_ARENA_MAX = -3, -8  # of glibc's malloc.h
 QUIET_LOGGERS = ("uvicorn.access", "uvicorn.error", "httpx", "httpcore", "kserve", "kserve.trace")
 
 
@@ -73,25 +78,21 @@ def run_server(plan: ServePlan) -> None:
 
     Raises UnsupportedCheckpoint, InvalidInput or InvalidRecord before it starts if checkpoint or keys cannot be used.
     """
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    configure_logging(plan.settings.log_format)
     quiet_library_loggers()
+    limit_allocator()
     keys = None if plan.api_keys is None else ApiKeys(plan.api_keys)
     with ExitStack() as stack:
         folder = stack.enter_context(open_checkpoint_folder(plan.checkpoint, views_only=bool(plan.predictor_host)))
+        name = plan.name or folder.resolve().name
+        if plan.settings.traces_endpoint:
+            stack.callback(start_exporter(plan.settings.traces_endpoint, name))
         service = AnswerService(open_backend(plan, folder), plan.settings)
         stack.callback(service.close)
-        plane = build_data_plane(plan.name or folder.resolve().name, service)
+        service.decoder.start()
+        plane = build_data_plane(name, service)
         app = RequestMiddleware(build_application(plane, service), plan.settings, keys)
-        config = uvicorn.Config(
-            app,
-            host=plan.host,
-            port=plan.port,
-            log_config=None,
-            access_log=False,
-            server_header=False,
-            timeout_graceful_shutdown=round(plan.settings.grace_s),
-            timeout_keep_alive=65,
-        )
+        config = build_uvicorn_config(app, plan.settings, host=plan.host, port=plan.port)
         # The predictor may still be starting; its digest is read with the first question.
         backend = f"the predictor {plan.predictor_host}" if plan.predictor_host else "this process"
         _LOG.info("http://%s:%d serves %s from %s", plan.host, plan.port, plan.checkpoint, backend)
@@ -104,6 +105,35 @@ def run_server(plan: ServePlan) -> None:
             _LOG.info("gRPC listens on %s:%d", plan.host, plan.grpc_port)
         server.run()
         _LOG.info("stopped; all accepted requests are answered")
+
+
+def build_uvicorn_config(app: RequestMiddleware, settings: ServeSettings, **address: Any) -> uvicorn.Config:
+    """The configuration of uvicorn, with the limits of connections. address: host and port."""
+    return uvicorn.Config(
+        app,
+        http=build_protocol_class(settings),
+        ws="none",
+        h11_max_incomplete_event_size=MAX_HEADER_BYTES,
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        backlog=settings.max_connections,
+        timeout_graceful_shutdown=round(settings.grace_s),
+        timeout_keep_alive=round(settings.idle_s),
+        **address,
+    )
+
+
+def limit_allocator() -> None:
+    """Let glibc return the memory of large buffers at once, and share arenas between threads.
+
+    By default it keeps up to 32 MiB of each freed buffer, and has eight arenas for each core, so that a server's memory
+    stays at its peak. Elsewhere than on glibc this does nothing.
+    """
+    libc = ctypes.CDLL(None)
+    if hasattr(libc, "mallopt"):
+        libc.mallopt(_M_MMAP_THRESHOLD, 4 << 20)
+        libc.mallopt(_M_ARENA_MAX, 4)
 
 
 def quiet_library_loggers() -> None:

@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import contextvars
 import io
-import tempfile
+import threading
 from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import asynccontextmanager
+from contextlib import ExitStack, asynccontextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 from PIL import Image
@@ -35,10 +37,14 @@ from clincot.serving.api_errors import ApiError, build_deadline_error
 from clincot.serving.backend import Backend
 from clincot.serving.blank_image import check_contrast
 from clincot.serving.fetch import ImageFetcher
-from clincot.serving.image_input import check_question, read_image, store_image
+from clincot.serving.image_decoder import ImageDecoder
+from clincot.serving.image_input import check_question, is_url, read_image
 from clincot.serving.request_context import RequestContext, current_request
 from clincot.serving.server_settings import ServeSettings
+from clincot.serving.spool import Spool, open_spool
+from clincot.serving.tracing import StageSequence, measure_stage
 
+DOWNLOADS = 2  # images from URLs that are in memory at the same time, besides those in request bodies
 _SHOWN_PX = 1600  # longest side of an image in a reply
 RegionsCallback = Callable[[RegionsProposed], None]
 
@@ -82,14 +88,27 @@ class ServedAnswer:
 class AnswerService:
     """Answers requests with one backend.
 
-    RequestMiddleware has limited the number of waiting requests before.
+    RequestMiddleware has limited the number of waiting requests before. spool: the server's temporary folder; by
+    default the service makes one.
     """
 
-    def __init__(self, backend: Backend, settings: ServeSettings, fetcher: ImageFetcher | None = None) -> None:
+    def __init__(
+        self,
+        backend: Backend,
+        settings: ServeSettings,
+        fetcher: ImageFetcher | None = None,
+        *,
+        spool: Spool | None = None,
+    ) -> None:
         self.backend, self.settings = backend, settings
+        self._stack = ExitStack()
+        self._spool = spool or self._stack.enter_context(open_spool())
+        self.decoder = ImageDecoder(settings, self._spool)
+        self._stack.callback(self.decoder.close)
         self._fetcher = fetcher or ImageFetcher(
             settings.url_hosts, max_bytes=settings.max_image_bytes, timeout_s=settings.url_s
         )
+        self._downloads = threading.BoundedSemaphore(DOWNLOADS)
         self._turns = asyncio.Semaphore(settings.running)
         self._threads = ThreadPoolExecutor(max_workers=settings.running, thread_name_prefix="chain")
 
@@ -105,7 +124,9 @@ class AnswerService:
         async with self._wait_for_turn(context):
             loop = asyncio.get_running_loop()
             try:
-                served = await loop.run_in_executor(self._threads, self._run_chain, checked, context, on_regions)
+                chain = partial(self._run_chain, checked, context, on_regions)
+                # in a copy of this coroutine's context, so that the thread's spans belong to the request's
+                served = await loop.run_in_executor(self._threads, contextvars.copy_context().run, chain)
             except asyncio.CancelledError:
                 context.cancel()
                 raise
@@ -119,13 +140,15 @@ class AnswerService:
         """Wait for running chains to end and close the backend."""
         self._threads.shutdown()
         self.backend.close()
+        self._stack.close()
 
     @asynccontextmanager
     async def _wait_for_turn(self, context: RequestContext) -> AsyncIterator[None]:
         metrics.WAITING.inc()
         try:
-            async with asyncio.timeout(max(0.0, context.remaining_s)):
-                await self._turns.acquire()
+            with measure_stage("queue"):
+                async with asyncio.timeout(max(0.0, context.remaining_s)):
+                    await self._turns.acquire()
         except TimeoutError:
             raise build_deadline_error() from None
         finally:
@@ -139,24 +162,47 @@ class AnswerService:
 
     def _run_chain(self, request: AnswerRequest, context: RequestContext, on_regions: RegionsCallback) -> ServedAnswer:
         context.check_alive()
-        tokens = TokenCount()
-        with tempfile.TemporaryDirectory(prefix="clincot-") as name:
-            folder = Path(name)
-            study = store_image(read_image(request.image, self.settings, self._fetcher), folder, self.settings)
-            try:
-                check_contrast(folder / study.image, self.settings.min_contrast)
-                with self.backend.open_policy(context) as policy:
-                    asked = ImageQuestion(study, folder, request.question, request.instructions, request.history)
-                    counted = _CountingPolicy(policy, tokens)
-                    answer = answer_question(asked, counted, self.settings, decoding=request.decoding, tell=on_regions)
-            except PromptTooLong as error:  # the code is OpenAI's
-                raise ApiError(400, "context_length_exceeded", str(error), param="question") from None
+        with ExitStack() as stack:
+            folder = stack.enter_context(self._spool.open_folder())
+            if isinstance(request.image, str) and is_url(request.image):
+                stack.enter_context(self._downloads)
+            encoded = read_image(request.image, self.settings, self._fetcher)
+            study = stack.enter_context(self.decoder.open_picture(encoded, folder, context))
+            del encoded
+            picture = folder / study.image
+            check_contrast(picture, self.settings.min_contrast)
+            tokens = TokenCount()
+            asked = ImageQuestion(study, folder, request.question, request.instructions, request.history)
+            answer = self._answer_question(asked, request.decoding, tokens, context, on_regions)
             pictures = {}
             if request.overlay:
-                pictures["overlay"] = _draw_overlay(folder / study.image, answer)
+                with measure_stage("overlay"):
+                    pictures["overlay"] = _draw_overlay(picture, answer)
             if request.with_image:
-                pictures["image"] = _encode_image(open_image(folder / study.image))
+                pictures["image"] = _encode_image(open_image(picture))
             return ServedAnswer(answer.model_copy(update=pictures), tokens)
+
+    def _answer_question(
+        self,
+        asked: ImageQuestion,
+        decoding: AnswerDecoding,
+        tokens: TokenCount,
+        context: RequestContext,
+        on_regions: RegionsCallback,
+    ) -> VisualAnswer:
+        with StageSequence() as stages:
+
+            def on_regions_known(proposed: RegionsProposed) -> None:
+                stages.enter("answers")
+                on_regions(proposed)
+
+            stages.enter("regions")
+            try:
+                with self.backend.open_policy(context) as policy:
+                    counted = _CountingPolicy(policy, tokens)
+                    return answer_question(asked, counted, self.settings, decoding=decoding, tell=on_regions_known)
+            except PromptTooLong as error:  # the code is OpenAI's
+                raise ApiError(400, "context_length_exceeded", str(error), param="question") from None
 
 
 class _CountingPolicy:
