@@ -41,10 +41,10 @@ def test_a_person_asks_a_question(
     assert found["model"] == "policy"
     assert found["status"] == ""
     assert found["answer"].startswith("3 turns: Is pneumothorax seen?")
-    assert found["confidence"] == "47.2 %"
+    assert found["confidence"] == "47.2\u00a0%"
     assert found["hypotheses"] == ["pneumothorax", "normal"]
     assert len(found["regions"]) == len(found["boxes"]) == 3
-    assert all("probability 47.2 %" in region for region in found["regions"])
+    assert all("probability 47.2\u00a0%" in region for region in found["regions"])
     assert found["boxes"][-1] == [0, 0, 100, 100]  # the whole image is the last region
     assert (found["winners"], found["picked"]) == (1, 1)
     assert found["drawn on the picture"]

@@ -152,7 +152,7 @@ function pickRegion(picked) {
   [...get("boxes").children].forEach((rect, position) => rect.classList.toggle("picked", position === picked));
 }
 
-const formatPercent = (share) => `${(100 * share).toFixed(1)} %`;
+const formatPercent = (share) => `${(100 * share).toFixed(1)}\u00a0%`;
 
 async function start() {
   get("form").addEventListener("submit", ask);
