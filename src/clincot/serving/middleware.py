@@ -290,6 +290,8 @@ def _find_request_id(scope: Scope) -> str:
 
 
 def _check_headers(headers: Mapping[str, str], settings: ServeSettings) -> None:
+    if headers.get("sec-fetch-site") == "cross-site":  # another site's page, with the key that the browser remembers
+        raise ApiError(403, "cross_site", "expected a browser's request to come from this server's own page")
     if headers.get("content-encoding", "identity") != "identity":
         raise ApiError(415, "unsupported_encoding", "expected a body without compression")
     if any(name.startswith("ce-") for name in headers):
