@@ -51,6 +51,8 @@ from clincot.serving.tracing import start_exporter
 
 _LOG = logging.getLogger("clincot.serve")
 _M_MMAP_THRESHOLD, _M_ARENA_MAX = -3, -8  # of glibc's malloc.h
+# FastAPI's own spans and logs quote the messages of exceptions and failed validations (0.165, telemetry/_api.py)
+_NO_TELEMETRY: Any = {"tracing": False, "metrics": False, "logs": False}
 QUIET_LOGGERS = ("uvicorn.access", "uvicorn.error", "httpx", "httpcore", "kserve", "kserve.trace")
 
 
@@ -164,7 +166,9 @@ def build_application(name: str, service: AnswerService, plane: VisualCotDataPla
     """
     plane = plane or build_data_plane(name, service)
     # the SDK adds its routes to a module-level application, so each server replaces it by one of its own
-    app = model_server.app = FastAPI(title="ClinCoT", version=__version__, docs_url=None, redoc_url=None)
+    app = model_server.app = FastAPI(
+        title="ClinCoT", version=__version__, docs_url=None, redoc_url=None, telemetry=_NO_TELEMETRY
+    )
     app.include_router(build_models_router(service, name))  # before the SDK's routes, two of which it replaces
     app.include_router(build_chat_router(service, name))
     repository = ModelRepositoryExtension(plane.model_registry)
