@@ -61,6 +61,16 @@ def bomb() -> bytes:
     )
 
 
+def blank(kind: str, level: int, *, mode: str = "L", specks: int = 0) -> bytes:
+    """An image of one gray level, with some pixels (of 4,096) of another."""
+    image = Image.new("L", (64, 64), level)
+    for position in range(specks):
+        image.putpixel((position, 0), 255 - level)
+    buffer = io.BytesIO()
+    image.convert(mode).save(buffer, kind)
+    return buffer.getvalue()
+
+
 def dicom(side: int = 64) -> bytes:
     """A computed radiograph of noise, uncompressed."""
     file = pydicom.Dataset()
@@ -104,6 +114,9 @@ IMAGES = {
     ),
     "more DICOM pixels than allowed": (uri(dicom(200), "application/dicom"), 413, "image_too_large"),
     "nothing": ("", 415, "unsupported_image"),
+    "a black image": (uri(blank("PNG", 0)), 400, "blank_image"),
+    "a gray image with four specks": (uri(blank("PNG", 100, specks=4)), 400, "blank_image"),
+    "a white JPEG in colour": (uri(blank("JPEG", 255, mode="RGB"), "image/jpeg"), 400, "blank_image"),
     "an address over http": ("http://localhost/a.png", 403, "scheme_not_allowed"),
     "a file": ("file:///etc/passwd", 403, "scheme_not_allowed"),
     "a host that is not listed": ("https://example.org/a.png", 403, "host_not_allowed"),

@@ -43,6 +43,16 @@ class ServeArguments:
     ]
     host: Annotated[str, typer.Option("--host", help="Address to listen on.")] = "127.0.0.1"
     port: Annotated[int, typer.Option("--port", "--http_port", min=0, max=65535, help="Port to listen on.")] = 8080
+    grpc_port: Annotated[
+        int,
+        typer.Option(
+            "--grpc-port",
+            "--grpc_port",
+            min=0,
+            max=65535,
+            help="Port for the V2 protocol over gRPC, for instance 8081 (default: no gRPC).",
+        ),
+    ] = 0
     model_name: Annotated[
         str,
         typer.Option(
@@ -85,6 +95,9 @@ class ServeArguments:
             "--predictor-key-env", metavar="NAME", help="Environment variable that holds the predictor's API key."
         ),
     ] = ""
+    page: Annotated[
+        bool, typer.Option("--page/--no-page", help="Whether browsers get a page at / to try the model.")
+    ] = True
     overrides: Annotated[
         list[str],
         typer.Option(
@@ -100,6 +113,8 @@ def serve_checkpoint(args: ServeArguments) -> int:
     from clincot.serving.server_settings import load_serve_settings
 
     overrides = tuple(args.overrides)
+    if not args.page:
+        overrides = (*overrides, "page=false")
     if args.abstain_below is not None:
         overrides = (*overrides, f"abstain_below={args.abstain_below}")
     run_server(
@@ -109,6 +124,7 @@ def serve_checkpoint(args: ServeArguments) -> int:
             name=args.model_name,
             host=args.host,
             port=args.port,
+            grpc_port=args.grpc_port,
             api_keys=args.api_keys,
             predictor_host=args.predictor_host,
             predictor_path=args.predictor_path,

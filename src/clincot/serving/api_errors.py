@@ -17,6 +17,7 @@ class ApiError(Exception):
 
     def __init__(self, status: int, code: str, message: str, *, param: str = "", retry_after_s: int = 0) -> None:
         super().__init__(message)
+        self.challenge = "Bearer"  # how a client may authenticate (401)
         self.status, self.code, self.message, self.param = status, code, message, param
         self.retry_after_s = retry_after_s
 
@@ -36,7 +37,7 @@ class ApiError(Exception):
     def headers(self) -> dict[str, str]:
         """Headers that the status requires: WWW-Authenticate or Retry-After."""
         if self.status == 401:
-            return {"WWW-Authenticate": "Bearer"}
+            return {"WWW-Authenticate": self.challenge}
         return {"Retry-After": str(self.retry_after_s)} if self.retry_after_s else {}
 
 

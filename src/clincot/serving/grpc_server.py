@@ -7,11 +7,14 @@ disconnections.
 
 from __future__ import annotations
 
+import asyncio
+import socket
 import time
 from collections.abc import Awaitable, Callable
 from typing import Any
 
 import grpc
+import uvicorn
 from kserve import errors
 from kserve.protocol.dataplane import DataPlane
 from kserve.protocol.grpc import grpc_predict_v2_pb2_grpc as services
@@ -135,3 +138,26 @@ def _convert_to_api_error(error: Exception) -> ApiError:
         return ApiError(400, "invalid_request", "expected tensors that follow the protocol")
     log_unexpected_error(error)
     return ApiError(500, "internal_error", "the server failed; its log says where")
+
+
+class JointServer(uvicorn.Server):
+    """An HTTP server with a gRPC server beside it, which starts before it and drains with it.
+
+    address: HOST:PORT of the gRPC server.
+    """
+
+    def __init__(self, config: uvicorn.Config, plane: DataPlane, gate: RequestMiddleware, address: str) -> None:
+        super().__init__(config)
+        self._plane, self._gate, self._address = plane, gate, address
+        self._grpc: grpc.aio.Server | None = None
+        self.grpc_port = 0  # 0: not started
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        self._grpc, self.grpc_port = await start_grpc_server(self._plane, self._gate, self._address)
+        await super().startup(sockets)
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        grpc_server = self._grpc
+        grace_s = self._gate.settings.grace_s
+        stops = [] if grpc_server is None else [grpc_server.stop(grace_s)]
+        await asyncio.gather(super().shutdown(sockets), *stops)

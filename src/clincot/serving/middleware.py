@@ -22,6 +22,7 @@ from clincot.serving.api_errors import ApiError, RequestCancelled
 from clincot.serving.auth import ApiKeys
 from clincot.serving.budgets import BodyBudget, BodyLease
 from clincot.serving.content_types import choose_content_type
+from clincot.serving.page_routes import PAGE_CHALLENGE, is_page_request
 from clincot.serving.request_context import RequestContext, current_request
 from clincot.serving.server_settings import ServeSettings
 from clincot.serving.tracing import end_request, trace_request
@@ -91,7 +92,10 @@ class RequestMiddleware:
         path = scope["path"]
         if CLOSED_PATHS.fullmatch(path):
             raise ApiError(404, "not_found", "the route does not exist")
-        if not (scope["method"] in ("GET", "HEAD") and _PUBLIC_PATHS.fullmatch(path)):
+        reads = scope["method"] in ("GET", "HEAD")
+        if reads and self.settings.page and is_page_request(path, headers):
+            self._check_browser_key(headers.get("authorization"))
+        elif not (reads and _PUBLIC_PATHS.fullmatch(path)):
             self.check_key(headers.get("authorization"))
         if scope["method"] != "POST":
             await self._app(scope, receive, send)
@@ -146,6 +150,14 @@ class RequestMiddleware:
         """Raise ApiError (401) unless the server needs no keys or the header has a valid one."""
         if self._keys is not None:
             self._keys.check_authorization(authorization)
+
+    def _check_browser_key(self, authorization: str | None) -> None:
+        """Like check_key, but a browser asks its user for the key."""
+        try:
+            self.check_key(authorization)
+        except ApiError as error:
+            error.challenge = PAGE_CHALLENGE
+            raise
 
     @contextmanager
     def reserve_slot(self) -> Iterator[None]:

@@ -40,11 +40,13 @@ from clincot.serving.backend import (
 from clincot.serving.chat import build_chat_router, build_models_router
 from clincot.serving.connections import MAX_HEADER_BYTES, build_protocol_class
 from clincot.serving.data_plane import VisualCotDataPlane
+from clincot.serving.grpc_server import JointServer
 from clincot.serving.kserve_model import VisualCotModel, describe_validation_error
 from clincot.serving.log_format import configure_logging
 from clincot.serving.metrics import observe_batch
 from clincot.serving.middleware import RequestMiddleware
 from clincot.serving.openapi import build_openapi_document
+from clincot.serving.page_routes import build_page_router
 from clincot.serving.server_settings import ServeSettings
 from clincot.serving.service import AnswerService
 from clincot.serving.tracing import start_exporter
@@ -65,6 +67,7 @@ class ServePlan:
     name: str = ""  # name of the model; default: name of the checkpoint's folder
     host: str = "127.0.0.1"
     port: int = 8080
+    grpc_port: int = 0  # 0: no gRPC
     api_keys: Path | None = None
     predictor_host: str = ""  # on a cluster; "": the model runs in this process
     predictor_path: str = "/v1"
@@ -89,7 +92,8 @@ def run_server(plan: ServePlan) -> None:
         service = AnswerService(open_backend(plan, folder), plan.settings)
         stack.callback(service.close)
         service.decoder.start()
-        app = RequestMiddleware(build_application(name, service), plan.settings, keys)
+        plane = build_data_plane(name, service)
+        app = RequestMiddleware(build_application(plane, service), plan.settings, keys)
         config = build_uvicorn_config(app, plan.settings, host=plan.host, port=plan.port)
         # The predictor may still be starting; its digest is read with the first question.
         backend = f"the predictor {plan.predictor_host}" if plan.predictor_host else "this process"
@@ -97,7 +101,11 @@ def run_server(plan: ServePlan) -> None:
         # uvicorn raises these signals again when it ends, which would end the process before the cleanup
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, lambda *_: None)
-        uvicorn.Server(config).run()
+        server = uvicorn.Server(config)
+        if plan.grpc_port:
+            server = JointServer(config, plane, app, f"{plan.host}:{plan.grpc_port}")
+            _LOG.info("gRPC listens on %s:%d", plan.host, plan.grpc_port)
+        server.run()
         _LOG.info("stopped; all accepted requests are answered")
 
 
@@ -159,16 +167,18 @@ def build_data_plane(name: str, service: AnswerService) -> VisualCotDataPlane:
     return VisualCotDataPlane(repository)
 
 
-def build_application(name: str, service: AnswerService, plane: VisualCotDataPlane | None = None) -> FastAPI:
-    """Build KServe's application for one model, with OpenAI routes of our own.
+def build_application(plane: VisualCotDataPlane, service: AnswerService) -> FastAPI:
+    """Build KServe's application for the data plane's model, with OpenAI routes of our own.
 
-    KServe's OpenAI routes need vLLM in the process. plane: by default, one of the application's own.
+    KServe's OpenAI routes need vLLM in the process.
     """
-    plane = plane or build_data_plane(name, service)
+    (name,) = plane.model_registry.get_models()
     # the SDK adds its routes to a module-level application, so each server replaces it by one of its own
     app = model_server.app = FastAPI(
         title="ClinCoT", version=__version__, docs_url=None, redoc_url=None, telemetry=_NO_TELEMETRY
     )
+    if service.settings.page:
+        app.include_router(build_page_router())
     app.include_router(build_models_router(service, name))  # before the SDK's routes, two of which it replaces
     app.include_router(build_chat_router(service, name))
     repository = ModelRepositoryExtension(plane.model_registry)

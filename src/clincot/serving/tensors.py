@@ -85,7 +85,13 @@ def read_binary_request(body: bytes, json_length: str, model_name: str) -> Infer
         data = tensor.data
         if data is None:
             size = tensor.parameters.get("binary_data_size")
-            if not isinstance(size, int) or not 0 <= size <= len(body) - position or tensor.datatype != "BYTES":
+            room = len(body) - position
+            if (
+                isinstance(size, bool)
+                or not isinstance(size, int)
+                or not 0 <= size <= room
+                or tensor.datatype != "BYTES"
+            ):
                 raise _refuse_tensor(f"input {tensor.name[:40]!r}: expected a BYTES tensor with its binary_data_size")
             data = _split_elements(body[position : position + size])
             position += size
