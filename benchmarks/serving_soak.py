@@ -30,7 +30,7 @@ def run_soak(checkpoint: Path, seconds: float, clients: int, films: int, log: Pa
     Raises httpx.HTTPStatusError at the first reply that is an error.
     """
     requests = build_requests(films, questions=1)
-    with start_server(checkpoint, log=log) as server:
+    with start_server(checkpoint, overrides=("deadline_s=600",), log=log) as server:  # errors are not to be about speed
         memory, answers = asyncio.run(_ask_in_parts(server, requests, clients, seconds))
         peak = server.peak
     return {
