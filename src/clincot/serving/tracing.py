@@ -34,7 +34,7 @@ def start_exporter(endpoint: str, service: str) -> Callable[[], None]:
         from opentelemetry.sdk.trace import TracerProvider
         from opentelemetry.sdk.trace.export import BatchSpanProcessor
     except ImportError:
-        message = "traces_endpoint is set, but OpenTelemetry's SDK is not installed: pip install 'clincot[traces]'"
+        message = "traces_endpoint is set, but OpenTelemetry's SDK is not installed: pip install 'clincot[serve]'"
         raise InvalidInput(message) from None
     provider = TracerProvider(resource=Resource.create({SERVICE_NAME: service}))
     exporter = OTLPSpanExporter(endpoint=endpoint.rstrip("/") + TRACES_PATH)
