@@ -15,6 +15,7 @@ import asyncio
 import json
 import os
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,13 +27,16 @@ WARM_ANSWERS = 700
 PARTS = 10
 
 
-def run_soak(checkpoint: Path, seconds: float, clients: int, films: int, log: Path | None = None) -> dict[str, Any]:
+def run_soak(
+    checkpoint: Path, seconds: float, clients: int, films: int, overrides: Sequence[str] = (), log: Path | None = None
+) -> dict[str, Any]:
     """Run clients for a while; returns the number of answers, and the memory in MiB from the beginning to the end.
 
     Raises httpx.HTTPStatusError at the first reply that is an error.
     """
     requests = build_requests(films, questions=1)
-    with start_server(checkpoint, overrides=("deadline_s=600",), log=log) as server:  # errors are not to be about speed
+    patient = ("deadline_s=600", *overrides)  # errors are not to be about the machine's speed
+    with start_server(checkpoint, overrides=patient, log=log) as server:
         memory, answers = asyncio.run(_ask_in_parts(server, requests, clients, seconds))
         peak = server.peak
     return {
@@ -68,9 +72,10 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=600.0, help="Duration.")
     parser.add_argument("--clients", type=int, default=16, help="Number of clients.")
     parser.add_argument("--films", type=int, default=2000, help="Number of different pictures.")
+    parser.add_argument("--set", action="append", default=[], metavar="FIELD=VALUE", help="Setting of the server.")
     parser.add_argument("--log", type=Path, help="File for the server's log.")
     args = parser.parse_args()
-    report = run_soak(args.checkpoint, args.seconds, args.clients, args.films, args.log)
+    report = run_soak(args.checkpoint, args.seconds, args.clients, args.films, args.set, args.log)
     print(json.dumps(report, indent=2))
     if report["growth"] > MAX_GROWTH:
         sys.exit(f"the memory grew by {report['growth']:.0%}: expected at most {MAX_GROWTH:.0%}")
