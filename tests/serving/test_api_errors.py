@@ -266,6 +266,7 @@ def test_invalid_headers_are_refused(url: str, path: str) -> None:
     check(post(url, path, b"{}", **{"Content-Type": "text/plain"}), 415, "unsupported_media_type", path)
     check(post(url, path, b"{}", **{"Content-Type": "application/octet-stream"}), 415, "unsupported_media_type", path)
     check(post(url, path, b"{}", **{"Content-Encoding": "gzip"}), 415, "unsupported_encoding", path)
+    check(post(url, path, b"{}", **{"Sec-Fetch-Site": "cross-site"}), 403, "cross_site", path)
     check(post(url, path, b"{}", **{"ce-id": "1", "ce-specversion": "1.0"}), 415, "unsupported_media_type", path)
     check(post(url, path, b"{}", Authorization="Bearer sk-wrong"), 401, "invalid_api_key", path)
     assert post(url, path, b"{}", Authorization="").headers["WWW-Authenticate"] == "Bearer"

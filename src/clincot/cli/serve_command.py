@@ -14,13 +14,13 @@ from clincot.errors import require_extra
 
 SERVING_PANEL = "Serving and deployment"
 AFTERWARDS = """\
-Then, from another shell:
+Then open http://localhost:8080 in a browser, or from another shell:
 
   curl -s localhost:8080/v1/models/policy:predict -H 'Content-Type: application/json' -d '{"instances": [
     {"question": "Is there a nodule?", "image": "data:image/png;base64,'$(base64 -w0 film.png)'"}]}'
 
-The settings are in src/clincot/serving/server_settings.py, the request formats in serving/kserve_model.py and
-serving/chat.py.
+The settings are in src/clincot/serving/server_settings.py, the request formats in docs/guides/querying.md and in the
+server's /openapi.json.
 """
 
 

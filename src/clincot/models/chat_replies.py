@@ -11,7 +11,7 @@ import math
 import re
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Annotated
+from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -66,17 +66,11 @@ class EndpointChoice(_EndpointReply):
     finish_reason: str | None = None
 
 
-class EndpointUsage(_EndpointReply):
-    """The tokens of a completion."""
-
-    prompt_tokens: int
-
-
 class EndpointCompletion(_EndpointReply):
     """A chat completion."""
 
     choices: Annotated[list[EndpointChoice], Field(min_length=1)]
-    usage: EndpointUsage | None = None
+    usage: Any = None  # only its prompt_tokens are read, so whatever else it is must not fail a request
 
 
 class UnusableCompletion(Exception):
@@ -99,7 +93,9 @@ def read_generation(choice: EndpointChoice) -> Generation:
 
 def read_completion(completion: EndpointCompletion) -> Generation:
     """The first choice as read_generation reads it, with the length of the prompt if the endpoint counts tokens."""
-    prompt_tokens = None if completion.usage is None else completion.usage.prompt_tokens
+    usage = completion.usage if isinstance(completion.usage, dict) else {}
+    counted = usage.get("prompt_tokens")
+    prompt_tokens = counted if isinstance(counted, int) else None
     return replace(read_generation(completion.choices[0]), prompt_tokens=prompt_tokens)
 
 

@@ -6,10 +6,11 @@ history, and the last user message is the question.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from clincot.serving.api_errors import ApiError
 from clincot.serving.chat_schema import (
     AssistantMessage,
-    ChatMessage,
     ChatRequest,
     ImagePart,
     SystemMessage,
@@ -43,7 +44,7 @@ def read_conversation(request: ChatRequest, settings: ServeSettings) -> AnswerRe
     )
 
 
-def _pair_turns(turns: list[ChatMessage]) -> tuple[tuple[tuple[str, str], ...], str]:
+def _pair_turns(turns: Sequence[UserMessage | AssistantMessage]) -> tuple[tuple[tuple[str, str], ...], str]:
     """(earlier questions with their answers, the last question).
 
     Several messages of a user in a row are one question.
@@ -53,11 +54,11 @@ def _pair_turns(turns: list[ChatMessage]) -> tuple[tuple[tuple[str, str], ...], 
     for turn in turns:
         if isinstance(turn, UserMessage):
             question.append(_read_question(turn))
-        elif isinstance(turn, AssistantMessage):
-            if not question:
-                raise _refuse_messages("invalid_history", "expected an assistant message only after a user message")
-            history.append(("\n".join(question), _read_answer(turn)))
-            question = []
+            continue
+        if not question:
+            raise _refuse_messages("invalid_history", "expected an assistant message only after a user message")
+        history.append(("\n".join(question), _read_answer(turn)))
+        question = []
     if not question:
         raise _refuse_messages("invalid_history", "expected the last message to be a user's question")
     return tuple(history), "\n".join(question)
@@ -80,7 +81,7 @@ def _join_text(content: TextContent) -> str:
     return content if isinstance(content, str) else "\n".join(part.text for part in content)
 
 
-def _find_image(turns: list[ChatMessage]) -> str:
+def _find_image(turns: Sequence[UserMessage | AssistantMessage]) -> str:
     """The conversation's only image; the same one may be sent again with a later question."""
     images: list[str] = []
     for turn in turns:

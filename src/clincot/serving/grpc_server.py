@@ -114,14 +114,15 @@ class _GateInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[misc]
             self._gate.check_key(given.get("authorization"))
         if method != "ModelInfer":
             return await run(request, context)
-        with self._gate.reserve_slot():
-            left = context.time_remaining()
-            life = RequestContext(min(self._gate.settings.deadline_s, left or self._gate.settings.deadline_s))
-            current_request.set(life)
-            try:
-                return await run(request, context)
-            finally:  # also if the client has cancelled the call
-                life.cancel()
+        async with self._gate.hold_bytes(request.ByteSize()):
+            with self._gate.reserve_slot():
+                deadline_s = self._gate.settings.deadline_s
+                life = RequestContext(min(deadline_s, context.time_remaining() or deadline_s))
+                current_request.set(life)
+                try:
+                    return await run(request, context)
+                finally:  # also if the client has cancelled the call
+                    life.cancel()
 
 
 def _convert_to_api_error(error: Exception) -> ApiError:

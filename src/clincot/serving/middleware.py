@@ -13,8 +13,8 @@ import re
 import time
 import traceback
 import uuid
-from collections.abc import Awaitable, Callable, Iterator, Mapping, MutableMapping
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, MutableMapping
+from contextlib import asynccontextmanager, contextmanager
 from typing import Any
 
 from clincot.serving import metrics
@@ -136,6 +136,21 @@ class RequestMiddleware:
         self._bodies.complete(lease)
         metrics.observe_stage("body", time.monotonic() - began)
         return bytes(body)
+
+    @asynccontextmanager
+    async def hold_bytes(self, size: int) -> AsyncIterator[None]:
+        """Count a message that is in memory already, such as gRPC's, in the budget of all bodies.
+
+        Raises ApiError (429) if there was no room in time.
+        """
+        async with self._bodies.open_lease() as lease:
+            try:
+                async with asyncio.timeout(self.settings.body_s):
+                    await lease.grow_to(size)
+            except TimeoutError:
+                raise self._build_queue_error() from None
+            self._bodies.complete(lease)
+            yield
 
     def _check_queue(self) -> None:
         if self._accepted >= self.settings.running + self.settings.waiting:
@@ -275,6 +290,8 @@ def _find_request_id(scope: Scope) -> str:
 
 
 def _check_headers(headers: Mapping[str, str], settings: ServeSettings) -> None:
+    if headers.get("sec-fetch-site") == "cross-site":  # another site's page, with the key that the browser remembers
+        raise ApiError(403, "cross_site", "expected a browser's request to come from this server's own page")
     if headers.get("content-encoding", "identity") != "identity":
         raise ApiError(415, "unsupported_encoding", "expected a body without compression")
     if any(name.startswith("ce-") for name in headers):

@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from importlib.resources import files
+from typing import Any
 
 from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, Response
@@ -40,7 +41,9 @@ def build_page_router() -> APIRouter:
     router = APIRouter()
     status = {"type": "object", "required": ["status"], "properties": {"status": {"const": "alive"}}}
     content = {"application/json": {"schema": status}, "text/html": {"schema": {"type": "string"}}}
-    described = {200: {"description": "Returns the page to browsers, and the status to others.", "content": content}}
+    described: dict[int | str, dict[str, Any]] = {
+        200: {"description": "Returns the page to browsers, and the status to others.", "content": content}
+    }
 
     @router.get("/", responses=described)
     async def page_or_status(request: Request) -> Response:

@@ -9,6 +9,7 @@ import asyncio
 import ctypes
 import logging
 import signal
+import warnings
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -143,8 +144,10 @@ def limit_allocator() -> None:
 def quiet_library_loggers() -> None:
     """Turn off access logs of libraries, which quote URLs with their queries.
 
-    RequestMiddleware logs one line for each request instead.
+    RequestMiddleware logs one line for each request instead. FastAPI's warning about the SDK's V1 routes (kserve
+    0.21.0, protocol/rest/v1_endpoints.py) would come with requests.
     """
+    warnings.filterwarnings("ignore", message="ORJSONResponse is deprecated")
     for name in QUIET_LOGGERS:
         logging.getLogger(name).setLevel(logging.WARNING)
 
