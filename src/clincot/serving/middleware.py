@@ -328,8 +328,6 @@ async def _send_error(refused: ApiError, path: str, send: _StatusRecorder) -> No
     metrics.REFUSED.labels(refused.code).inc()
     body = json.dumps(refused.build_body(path)).encode()
     headers = {"Content-Type": "application/json", "Content-Length": str(len(body)), **refused.headers}
-    if refused.status in (408, 413, 429):  # the rest of the body is not read
-        headers["Connection"] = "close"
     await send(
         {
             "type": "http.response.start",
