@@ -266,11 +266,11 @@ def _is_negated(clause: str, start: int, end: int) -> bool:
 
 def _find_asserted(text: str, pattern: re.Pattern[str]) -> bool:
     """Whether some clause names the pattern without negating it."""
-    return any(
-        not _is_negated(clause, match.start(), match.end())
-        for clause in _iter_clauses(text)
-        for match in pattern.finditer(clause)
-    )
+    for clause in _iter_clauses(text):
+        for match in pattern.finditer(clause):
+            if not _is_negated(clause, match.start(), match.end()):
+                return True
+    return False
 
 
 def _list_alternatives(question: str) -> list[str]:
