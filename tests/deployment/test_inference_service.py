@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from jsonschema import Draft202012Validator
 
-from clincot.deployment.crd import InvalidResource, build_validator, forbid_unknown_fields, read_crd, validate_manifest
+from clincot.deployment.crd import InvalidResource, build_validator, forbid_unknown_fields, validate_manifest
 from clincot.deployment.inference_service import (
     WAIT_FOR_CALLS,
     build_canary,
@@ -22,8 +22,8 @@ from clincot.deployment.inference_service import (
 from clincot.deployment.service_settings import ServiceSettings, load_service_settings
 from clincot.jsonl import InvalidRecord
 from clincot.serving.server_settings import load_serve_settings
+from tests.support.crds import load_validator
 
-CRDS = Path(__file__).parents[3] / "shared" / "crds" / "serving.kserve.io_inferenceservices.yaml"
 DIGEST = "4f" * 32
 URI = f"s3://models/clincot/models/chest/{DIGEST}"
 FULL = ServiceSettings(
@@ -44,9 +44,7 @@ FULL = ServiceSettings(
 
 @pytest.fixture(scope="module")
 def kserve() -> Draft202012Validator:
-    if not CRDS.is_file():
-        pytest.skip(f"{CRDS} is not here")
-    return build_validator(read_crd(CRDS), "v1beta1")
+    return load_validator("InferenceService")
 
 
 @pytest.mark.parametrize("mode", ["Standard", "Knative"])

@@ -39,6 +39,9 @@ METRIC_HEADINGS = {
     **REPORT_HEADINGS,
 }
 
+# Metrics that stand for a whole report in one line of figures: {metric: its name there}.
+_HEADLINE_METRICS = {"accuracy": "accuracy", "raw/rouge_l": "rouge_l", "finding_f1": "finding_f1"}
+
 _ALL_QUESTION_METRICS = ("accuracy", "report_words")  # one of these counts every question of an arm
 
 
@@ -235,3 +238,13 @@ def _format_footnote(reports: Sequence[BenchmarkReport]) -> str:
     if not any(blind_baseline.BLIND_ARM in report.metrics for report in reports):
         note += " The blind baseline is not in this table."
     return note
+
+
+def list_headline_figures(report: BenchmarkReport) -> dict[str, float]:
+    """Return the main figures of a report: {<metric>_<arm>: value}."""
+    figures = {}
+    for arm, intervals in report.metrics.items():
+        for name, label in _HEADLINE_METRICS.items():
+            if name in intervals and (value := intervals[name].value) is not None:
+                figures[f"{label}_{arm}"] = value
+    return figures

@@ -109,7 +109,8 @@ function showChain(chain, refusal) {
   get("confidence").value = chain.confidence;
   get("percent").textContent = formatPercent(chain.confidence);
   const agreeing = Math.round(chain.agreement * chain.regions.length);
-  get("agreement").textContent = `${agreeing} of ${chain.regions.length} regions gave this answer.`;
+  const which = chain.abstained ? "the answer that is withheld" : "this answer";
+  get("agreement").textContent = `${agreeing} of ${chain.regions.length} regions gave ${which}.`;
 }
 
 function drawRegions(regions, winner) {
