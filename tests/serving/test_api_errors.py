@@ -185,6 +185,12 @@ def test_valid_requests_are_answered(url: str, path: str, ask: Any, image: str) 
     assert post(url, path, ask("Is there a nodule?", image)).status_code == 200
 
 
+def test_an_operator_can_accept_blank_images(parrot: Parrot) -> None:
+    settings = SETTINGS.model_copy(update={"min_contrast": 0})
+    with serving_here(parrot, settings) as own:
+        assert post(own, PREDICT, v1("Is there a nodule?", uri(blank("PNG", 0)))).status_code == 200
+
+
 @pytest.mark.parametrize(
     ("path", "body", "status", "code"),
     [
