@@ -178,6 +178,16 @@ def failed_before_start(store: Store, line: str) -> bool:
     return _failed_before_start_key(line) in store.keys(f"unbegun/{line}/")
 
 
+def find_run_round(store: Store, line: str, run: str) -> RunRound | None:
+    """Return the round of a run; None if the run began none."""
+    return _find_record(RunRound, store, _run_key(line, run))
+
+
+def find_round_outputs(store: Store, line: str, number: int) -> RoundOutputs | None:
+    """Return the outputs of a round; None if it has none yet."""
+    return _find_record(RoundOutputs, store, _round_key(line, number, "made"))
+
+
 def _find_round_number(store: Store, line: str, run: str) -> int | None:
     """Return the round of a run; None if the run began no round."""
     record = _find_record(RunRound, store, _run_key(line, run))

@@ -1,0 +1,31 @@
+"""The decision of a run's round, read from the model store."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from clincot.errors import UserError
+from clincot.pipelines.ownership import find_owner
+from clincot.runs.history import find_round_outputs, find_run_round
+from clincot.storage.open import open_store
+
+
+def describe_decision(run: Any, spec: Any) -> str:
+    """Return one sentence: what the round of a run decided; "" if the run names no store.
+
+    run, spec: the run and its compiled pipeline, as the API returns them. The store is read with the keys of this
+    environment (AWS_…); without them, the sentence says why the decision is not known here.
+    """
+    arguments = run.runtime_config.parameters if run.runtime_config is not None else None
+    owner = find_owner(spec, arguments)
+    if owner is None or not owner.store:
+        return ""
+    try:
+        store = open_store(owner.store)
+        begun = find_run_round(store, owner.line, run.run_id)
+        outputs = find_round_outputs(store, owner.line, begun.number) if begun is not None else None
+    except (UserError, OSError) as error:
+        return f"decision: not readable here: {error}"
+    if outputs is None:
+        return f"decision: none; the run recorded no result of a round of {owner.line} in {owner.store}"
+    return f"decision: {outputs.verdict} (round {outputs.number} of {owner.line}, {outputs.decision[:12]})"
