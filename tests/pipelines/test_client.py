@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import json
-import logging
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
-import httpx
 import pytest
 
 from clincot.cli import app
@@ -80,15 +78,17 @@ def test_the_same_pipeline_is_uploaded_once(stub: PipelinesStub, connection: Con
     first, again = upload_pipeline(connection, PLAN), upload_pipeline(connection, PLAN)
     assert (first.name, first.pipeline_id) == (again.name, again.pipeline_id)
     uploaded = [version["display_name"] for version in stub.versions]
-    assert uploaded == [first.name]
+    assert uploaded == ["clincot-round", first.name], "the upload of a pipeline makes its first version"
     changed = replace(PLAN, shards=4)
     assert upload_pipeline(connection, changed).name != first.name
 
 
 def test_a_schedule_that_is_reconciled_twice_changes_nothing(stub: PipelinesStub, connection: Connection) -> None:
     (said,) = reconcile_recurring_run(connection, PLAN, NIGHTLY)
-    assert said.startswith("created clincot-round-")
+    assert said.startswith("created clincot (")
     (one,) = stub.recurring
+    assert one["display_name"] == "clincot"
+    assert one["description"].startswith("Rounds of the model line clincot, cron 0 0 2 * * *.")
     assert one["trigger"]["cron_schedule"]["cron"] == "0 0 2 * * *"
     changes = list(stub.changes)
     (said,) = reconcile_recurring_run(connection, PLAN, NIGHTLY)
@@ -144,11 +144,12 @@ def test_two_of_the_same_name_become_one_and_a_disabled_one_is_enabled(
 
 def test_remove_leaves_what_others_made(stub: PipelinesStub, connection: Connection) -> None:
     reconcile_recurring_run(connection, PLAN, NIGHTLY)
-    stub.recurring.append({**stub.recurring[0], "recurring_run_id": "theirs", "display_name": "nightly backup"})
+    theirs = {"recurring_run_id": "theirs", "display_name": "nightly backup", "description": "by hand"}
+    stub.recurring.append({**stub.recurring[0], **theirs})
     assert len(delete_recurring_runs(connection)) == 1
     assert [one["display_name"] for one in stub.recurring] == ["nightly backup"]
     assert delete_recurring_runs(connection) == []
-    assert list_recurring_runs(connection, connection.ensure_experiment()) == []
+    assert list_recurring_runs(connection) == []
 
 
 def test_an_expired_token_is_told(
@@ -266,33 +267,7 @@ def test_a_pipeline_created_by_another_caller_is_found(monkeypatch: pytest.Monke
                 lambda *a, _real=real, _before=before, **options: next(_before, None) or _real(*a, **options),
             )
         assert upload_pipeline(slower, PLAN) == first
-        assert (len(stub.pipelines), len(stub.versions)) == (1, 1)
-
-
-def test_the_stub_keeps_pipelines_by_namespace_and_name() -> None:
-    """kubeflow/pipelines 2.17.0, backend/src/apiserver: model/pipeline.go, server/pipeline_server.go (listPipelines),
-    resource/resource_manager.go (ReplaceNamespace)."""
-
-    def upload(namespace: str) -> int:
-        query = {"name": "round", "namespace": namespace}
-        return httpx.post(f"{stub.url}/apis/v2beta1/pipelines/upload", params=query).status_code
-
-    def list_namespaces(namespace: str) -> list[str]:
-        query = {"namespace": namespace} if namespace else {}
-        found = httpx.get(f"{stub.url}/apis/v2beta1/pipelines", params=query).json()["pipelines"]
-        return [one["namespace"] for one in found]
-
-    with serving(PipelinesStub(multi_user=True)) as stub:
-        assert [upload("team-a"), upload("team-b"), upload(""), upload("team-a")] == [200, 200, 200, 409]
-        assert [list_namespaces(name) for name in ("team-a", "team-b", "", "team-c")] == [
-            ["team-a"],
-            ["team-b"],
-            [""],
-            [],
-        ]
-    with serving(PipelinesStub()) as stub:
-        assert [upload("team-a"), upload("team-b")] == [200, 409], "a single-user server ignores namespaces"
-        assert list_namespaces("team-c") == [""]
+        assert (len(stub.pipelines), len(stub.versions)) == (1, 2)
 
 
 @pytest.mark.parametrize("version", ["2.15.0", "2.16.1", "v2.16.0", "1.8.5"])
@@ -311,14 +286,41 @@ def test_a_server_that_ignores_the_platform_spec_is_refused(version: str) -> Non
         assert format_schedule_status(connection) == "no recurring run", "what exists can still be looked at"
 
 
-@pytest.mark.parametrize(
-    ("version", "warns"), [("2.17.0", False), ("2.20.1", False), ("3.0.0", False), ("unknown", True)]
-)
-def test_an_unknown_server_version_is_a_warning(version: str, warns: bool, caplog: pytest.LogCaptureFixture) -> None:
+@pytest.mark.parametrize("version", ["2.17.0", "v2.17.1", "2.20.1", "3.0.0", "unknown"])
+def test_supported_and_unknown_server_versions_are_used(version: str, caplog: pytest.LogCaptureFixture) -> None:
     """An image that was built without a tag reports "unknown" (kfp_answers.json, both health checks)."""
-    with serving(PipelinesStub(version=version)) as stub, caplog.at_level(logging.WARNING):
+    with serving(PipelinesStub(version=version)) as stub:
+        connection = connect_pipelines(stub.url)
+        assert upload_pipeline(connection, PLAN).id
+        assert submit_run(connection, PLAN).id
+    assert caplog.records == []
+
+
+@pytest.mark.parametrize("understands", ["2.15.2", "2.16.1"])
+def test_an_unknown_server_that_drops_the_platform_spec_is_refused(understands: str) -> None:
+    """Nothing but what such a server stores shows what it is; no run starts."""
+    with serving(PipelinesStub(version="unknown", understands=understands)) as stub:
+        connection = connect_pipelines(stub.url)
+        for action in (
+            lambda: submit_run(connection, PLAN),
+            lambda: upload_pipeline(connection, PLAN),
+            lambda: reconcile_recurring_run(connection, PLAN, NIGHTLY),
+        ):
+            with pytest.raises(PipelinesFailed, match=r"without its Kubernetes settings: it is older than 2\.17"):
+                action()
+        assert (stub.runs, stub.recurring) == ([], [])
+
+
+def test_a_version_that_an_older_server_stored_is_refused_after_the_upgrade() -> None:
+    """The name is a hash of the content, so the version would be found, and run without Secrets and volumes."""
+    with serving(PipelinesStub(version="unknown", understands="2.16.1")) as stub:
+        with pytest.raises(PipelinesFailed):
+            upload_pipeline(connect_pipelines(stub.url), PLAN)
+        stub.version, stub.release = "2.17.0", "2.17.0"
+        with pytest.raises(PipelinesFailed, match="an older release stored it; delete the version clincot-round-"):
+            upload_pipeline(connect_pipelines(stub.url), PLAN)
+        stub.versions.clear()
         assert upload_pipeline(connect_pipelines(stub.url), PLAN).id
-    assert [("must be Kubeflow Pipelines 2.17 or later" in one.message) for one in caplog.records] == [True] * warns
 
 
 GATEWAY_PAGE = "<html>\n<head><title>503 Service Temporarily Unavailable</title></head>\n</html>"
@@ -343,12 +345,14 @@ GATEWAY_PAGE = "<html>\n<head><title>503 Service Temporarily Unavailable</title>
         (
             404,
             json.dumps(RECORDED["a run that does not exist (404)"]),
-            "HTTP 404, not found (Run 00000000-0000-0000-0000-000000000000 not found)",
+            "HTTP 404, not found (Run 00000000-0000-0000-0000-000000000000 not found); check the id or name and "
+            "--namespace",
         ),
         (
             409,
             json.dumps(RECORDED["upload of a name that exists (409)"]),
-            "HTTP 409, something of this name exists already (Failed to create a pipeline and a pipeline version)",
+            "HTTP 409, something of this name exists already (Failed to create a pipeline and a pipeline version); "
+            "repeat the command, or choose another name",
         ),
         (
             500,

@@ -8,6 +8,7 @@ before any change, and replay recorded runs (tests/support/kfp_recordings/).
 from __future__ import annotations
 
 import json
+import re
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -390,11 +391,53 @@ class PipelinesStub:
         found["mode"], found["status"] = verb.upper(), f"{verb.upper()}D"
         return {}
 
+    def tick(self, now: int) -> list[str]:
+        """Start the runs that are due at `now` (seconds after a recurring run was created); return their names.
+
+        src/crd/controller/scheduledworkflow: util/scheduled_workflow.go (GetNextScheduledEpoch, NextResourceName),
+        util/periodic_schedule.go (GetNextScheduledEpochNoCatchup), controller.go (syncHandler), for intervals.
+        """
+        started = []
+        for one in self.recurring:
+            runs = [run for run in self.runs if run.get("recurring_run_id") == one["recurring_run_id"]]
+            interval = int(one["trigger"]["periodic_schedule"]["interval_second"])
+            due = one.get("last", 0) + interval
+            if one.get("no_catchup") and now >= due + interval:
+                due = now
+            active = [run for run in runs if run["state"] in ("PENDING", "RUNNING", "CANCELING")]
+            if one["mode"] != "ENABLE" or len(active) >= int(one["max_concurrency"]) or due > now:
+                continue
+            one["last"] = due
+            name = name_next_run(name_scheduled_workflow(one["display_name"]), len(runs) + 1)
+            self._start_scheduled_run(one, name)
+            started.append(name)
+        return started
+
+    def _start_scheduled_run(self, one: Json, name: str) -> None:
+        source = {"pipeline_version_reference": one["pipeline_version_reference"]}
+        made = {"run_id": self.new_id("run"), "recurring_run_id": one["recurring_run_id"], "state": "RUNNING"}
+        fields = {field: one[field] for field in ("experiment_id", "namespace", "service_account")}
+        self.runs.append({"display_name": name, **fields, **source, **made, "state_history": []})
+
     def replay_run(self, run_id: str, recording: Json) -> None:
         """Let a run have the state, the times and the tasks of a recorded one."""
         run = _find(self.runs, "run_id", run_id, "Run")
         for name in ("state", "state_history", "created_at", "finished_at", "run_details"):
             run[name] = recording[name]
+
+
+def name_scheduled_workflow(display_name: str) -> str:
+    """template/template.go: toSWFCRDResourceGeneratedName; Kubernetes then appends five random characters."""
+    kept = re.sub("[^a-z0-9-]+", "", display_name.lower()) or "job-"
+    return f"{kept[:25]}q9q94"
+
+
+def name_next_run(scheduled_workflow: str, index: int) -> str:
+    """src/crd/controller/scheduledworkflow/util/scheduled_workflow.go: NextResourceName, with FNV-1a of 32 bits."""
+    name, digest = f"{scheduled_workflow}-{index}", 0x811C9DC5
+    for byte in name.encode():
+        digest = ((digest ^ byte) * 0x01000193) & 0xFFFFFFFF
+    return f"{name}-{digest}"
 
 
 def _find(things: list[Json], key: str, value: str, kind: str) -> Json:
