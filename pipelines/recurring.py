@@ -119,6 +119,16 @@ def list_recurring_runs(connection: Connection) -> list[Any]:
     return [one for one in _iter_recurring_runs(connection) if _is_kept(one)]
 
 
+def list_line_runs(connection: Connection) -> list[Any]:
+    """List the recurring runs of the connection's model line, of whichever store, and those of its installation."""
+    owner, found = connection.owner, []
+    for one in list_recurring_runs(connection):
+        other = _find_owner(connection, one)
+        if other is not None and (other.line == owner.line or owner.replaces(other)):
+            found.append(one)
+    return found
+
+
 def _iter_recurring_runs(connection: Connection) -> Iterator[Any]:
     token = ""
     while True:

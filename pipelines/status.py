@@ -10,7 +10,7 @@ from typing import Any
 from kfp_server_api import ApiException
 
 from clincot.pipelines.client import Connection, PipelinesFailed, kfp_errors
-from clincot.pipelines.recurring import describe_trigger, list_recurring_runs
+from clincot.pipelines.recurring import describe_trigger, list_line_runs
 from clincot.pipelines.run_record import TERMINAL_STATES, RunRecord, TaskRow, read_run_record
 from clincot.pipelines.submit import get_run
 from clincot.pipelines.task_logs import read_log_tail
@@ -78,7 +78,7 @@ def format_schedule_status(connection: Connection) -> str:
     """Return the recurring run and its latest runs as text."""
     lines = [
         f"{recurring.display_name}: {recurring.status or recurring.mode}, {describe_trigger(recurring)}"
-        for recurring in list_recurring_runs(connection)
+        for recurring in list_line_runs(connection)
     ]
     experiment = connection.find_experiment()
     runs: list[Any] = []

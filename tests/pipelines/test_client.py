@@ -13,8 +13,6 @@ import pytest
 from clincot.cli import app
 from clincot.config import Params
 from clincot.errors import InvalidInput
-from clincot.pipelines import round as round_module
-from clincot.pipelines import submit as submitting
 from clincot.pipelines.client import Connection, PipelinesFailed, connect_pipelines
 from clincot.pipelines.recurring import RunSchedule, delete_recurring_runs, list_recurring_runs, reconcile_recurring_run
 from clincot.pipelines.round_plan import RoundPlan
@@ -30,21 +28,7 @@ PLAN = RoundPlan(
 NIGHTLY = RunSchedule(cron="0 0 2 * * *")
 
 
-@pytest.fixture(autouse=True, scope="module")
-def _compiled_once() -> Iterator[None]:
-    """The same pipeline is compiled once for all of these tests: it takes a second."""
-    made: dict[str, bytes] = {}
-
-    def compile_once(plan: RoundPlan, out: Path) -> None:
-        key = repr(plan)
-        if key not in made:
-            round_module.compile_round(plan, out)
-            made[key] = out.read_bytes()
-        out.write_bytes(made[key])
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(submitting, "compile_round", compile_once)
-        yield
+pytestmark = pytest.mark.usefixtures("compiled_once")
 
 
 @pytest.fixture

@@ -7,6 +7,7 @@ at 2.15.0, 2.16.1 and 2.17.0).
 
 from __future__ import annotations
 
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -33,8 +34,9 @@ SUPPORTED = [*(one for one in RELEASES if version_of(one) >= MIN_SERVER_VERSION)
 OLDER = [one for one in RELEASES if version_of(one) < MIN_SERVER_VERSION]
 
 
+@cache
 def read_documents(path: Path) -> tuple[Any, Any]:
-    pipeline, platform = yaml.safe_load_all(path.read_text(encoding="utf-8"))
+    pipeline, platform = yaml.load_all(path.read_text(encoding="utf-8"), Loader=yaml.CSafeLoader)
     return pipeline, platform
 
 

@@ -575,7 +575,7 @@ class _Handler(BaseHTTPRequestHandler):
 def serving(stub: PipelinesStub) -> Iterator[PipelinesStub]:
     """The stub on a free port of 127.0.0.1."""
     server = ThreadingHTTPServer(("127.0.0.1", 0), type("Handler", (_Handler,), {"stub": stub}))
-    threading.Thread(target=server.serve_forever, daemon=True).start()
+    threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
     stub.url = f"http://127.0.0.1:{server.server_address[1]}"
     try:
         yield stub
