@@ -24,7 +24,6 @@ from clincot.pipelines.ownership import Owner
 
 POD_TOKEN = Path("/var/run/secrets/kubeflow/pipelines/token")  # where Kubeflow's documentation mounts it
 REQUEST_S = 30.0
-_CONNECT_RETRIES = 2
 _MAX_SHOWN_CHARS = 300
 _REDIRECTS = (301, 302, 303, 307, 308)
 # The cause follows such a name: "Failed to get a run: Failed to fetch run r: ResourceNotFoundError: Run r not found"
@@ -41,6 +40,10 @@ class ServerInfo(NamedTuple):
 
 class PipelinesFailed(UserError, RuntimeError):
     """Kubeflow Pipelines refused a request or did not answer; the message says which, and what to do."""
+
+
+class PipelinesUnavailable(PipelinesFailed):
+    """Kubeflow Pipelines did not answer or reported an error of its own; the same request may succeed later."""
 
 
 @dataclass(frozen=True)
@@ -175,7 +178,7 @@ def _build_client(endpoint: str, source: TokenSource, ca_cert: Path | None, name
             authorization=source.read()
         )
     api.configuration.retries = urllib3.Retry(
-        total=None, connect=_CONNECT_RETRIES, read=0, redirect=0, status=0, other=0, raise_on_redirect=False
+        total=None, connect=0, read=0, redirect=0, status=0, other=0, raise_on_redirect=False
     )
     api.rest_client = _RestClient(api.configuration)
     return client
@@ -207,16 +210,18 @@ def kfp_errors(endpoint: str) -> Iterator[None]:
             yield
     except ApiException as error:
         body = error.body.decode(errors="replace") if isinstance(error.body, bytes) else error.body
-        raise PipelinesFailed(_describe_refusal(endpoint, error.status, str(body or error.reason))) from None
+        kind = PipelinesUnavailable if error.status >= 500 else PipelinesFailed
+        raise kind(_describe_refusal(endpoint, error.status, str(body or error.reason))) from None
     except urllib3.exceptions.MaxRetryError as error:
-        raise PipelinesFailed(_describe_silence(endpoint, error.reason or error)) from None
+        raise PipelinesUnavailable(_describe_silence(endpoint, error.reason or error)) from None
     except (urllib3.exceptions.HTTPError, OSError) as error:
-        raise PipelinesFailed(_describe_silence(endpoint, error)) from None
+        raise PipelinesUnavailable(_describe_silence(endpoint, error)) from None
 
 
 def _describe_silence(endpoint: str, error: Exception) -> str:
     """Return one sentence: why no answer came, and what to do."""
-    if isinstance(error, urllib3.exceptions.TimeoutError):
+    refused = isinstance(error, urllib3.exceptions.NewConnectionError)  # which counts as a timeout in urllib3
+    if isinstance(error, urllib3.exceptions.TimeoutError) and not refused:
         return (
             f"{endpoint}: no answer from Kubeflow Pipelines within {REQUEST_S:g} s; try again, or look whether the pod "
             "ml-pipeline is ready"

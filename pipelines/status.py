@@ -9,7 +9,7 @@ from typing import Any
 
 from kfp_server_api import ApiException
 
-from clincot.pipelines.client import Connection, PipelinesFailed, kfp_errors
+from clincot.pipelines.client import Connection, PipelinesFailed, PipelinesUnavailable, kfp_errors
 from clincot.pipelines.recurring import describe_trigger, list_line_runs
 from clincot.pipelines.run_record import TERMINAL_STATES, RunRecord, TaskRow, read_run_record
 from clincot.pipelines.submit import get_run
@@ -32,10 +32,13 @@ def watch_run_status(
 ) -> Iterator[str]:
     """Yield the status of a run every few seconds, until the run has ended. Raises PipelinesFailed."""
     while True:
-        run = get_run(connection, run_id)
-        yield _format_run(connection, run)
-        if run.state in TERMINAL_STATES:
-            return
+        try:
+            run = get_run(connection, run_id)
+            yield _format_run(connection, run)
+            if run.state in TERMINAL_STATES:
+                return
+        except PipelinesUnavailable as error:  # the run goes on while the server is away
+            yield str(error)
         sleep(WATCH_S)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import re
 import tempfile
 import time
@@ -17,7 +18,7 @@ from typing import Any
 from kfp_server_api import ApiException
 
 from clincot.errors import InvalidInput
-from clincot.pipelines.client import Connection, PipelinesFailed, kfp_errors, read_reason
+from clincot.pipelines.client import Connection, PipelinesFailed, PipelinesUnavailable, kfp_errors, read_reason
 from clincot.pipelines.ownership import read_owner, write_description
 from clincot.pipelines.round import compile_round
 from clincot.pipelines.round_plan import RoundPlan
@@ -29,6 +30,7 @@ POLL_S = 5.0
 # and volumes (kubeflow/pipelines, api/v2alpha1/pipeline_spec.proto and backend/src/apiserver/template/v2_template.go:
 # IsPlatformSpecWithKubernetesConfig, at 2.15.0, 2.16.1 and 2.17.0; tests/pipelines/test_pipeline_spec_versions.py).
 MIN_SERVER_VERSION = (2, 17)
+_log = logging.getLogger(__name__)
 _RELEASE = re.compile(r"v?(\d+)\.(\d+)(?!\d)")
 
 
@@ -75,15 +77,25 @@ def submit_run(connection: Connection, plan: RoundPlan, *, name: str = "") -> Su
 
 
 def wait_for_run(connection: Connection, run: SubmittedRun, *, seconds: float) -> str:
-    """Wait until the run ends and return its state. Raises PipelinesFailed if it takes longer than `seconds`."""
-    deadline = time.monotonic() + seconds
-    while (state := get_run(connection, run.id).state or "PENDING") not in TERMINAL_STATES:
+    """Wait until the run ends and return its state. Raises PipelinesFailed if it takes longer than `seconds`.
+
+    The run goes on while the server is away, so that only a warning is logged.
+    """
+    deadline, state = time.monotonic() + seconds, "PENDING"
+    while True:
+        try:
+            state = str(get_run(connection, run.id).state or "PENDING")
+        except PipelinesUnavailable as error:
+            if time.monotonic() >= deadline:
+                raise
+            _log.warning("%s", error)
+        if state in TERMINAL_STATES:
+            return state
         if time.monotonic() >= deadline:
             raise PipelinesFailed(
                 f"{run.url}: {state} after {seconds:g} s; the run goes on, see `clincot pipeline status {run.id}`"
             )
         time.sleep(min(POLL_S, seconds))
-    return str(state)
 
 
 def upload_pipeline(connection: Connection, plan: RoundPlan) -> PipelineVersion:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -13,6 +14,7 @@ import pytest
 from clincot.cli import app
 from clincot.config import Params
 from clincot.errors import InvalidInput
+from clincot.pipelines import client as client_module
 from clincot.pipelines.client import Connection, PipelinesFailed, connect_pipelines
 from clincot.pipelines.recurring import RunSchedule, delete_recurring_runs, list_recurring_runs, reconcile_recurring_run
 from clincot.pipelines.round_plan import RoundPlan
@@ -305,6 +307,104 @@ def test_a_version_that_an_older_server_stored_is_refused_after_the_upgrade() ->
             upload_pipeline(connect_pipelines(stub.url), PLAN)
         stub.versions.clear()
         assert upload_pipeline(connect_pipelines(stub.url), PLAN).id
+
+
+def test_a_redirect_to_a_login_is_told(stub: PipelinesStub, connection: Connection) -> None:
+    """Istio with oauth2-proxy or Dex redirects a request without a session; its login page is no answer."""
+    stub.redirect = "https://kubeflow.example/dex/auth?client_id=kubeflow"
+    told = "the gateway redirects to a login: .* has expired or is not accepted; get a new one and set KFP_TOKEN"
+    with pytest.raises(PipelinesFailed, match=f"HTTP 302, {told}"):
+        connect_pipelines(stub.url)
+    with pytest.raises(PipelinesFailed, match=f"HTTP 302, {told}"):
+        connection.ensure_experiment()
+    assert stub.changes == []
+
+
+def test_a_login_page_instead_of_an_answer_is_told(stub: PipelinesStub, connection: Connection) -> None:
+    """With HTTP 200; kfp would read it as an experiment without an id."""
+    stub.refusal = (200, "<!DOCTYPE html>\n<html><body>Log in to Your Account</body></html>")
+    with pytest.raises(PipelinesFailed, match="HTTP 200, a web page instead of an answer, such as that of a login"):
+        connection.ensure_experiment()
+
+
+def test_a_server_that_does_not_answer_is_told(
+    stub: PipelinesStub, connection: Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It takes the request and says nothing for longer than the time limit."""
+    monkeypatch.setattr(client_module, "REQUEST_S", 1.0)
+    released = threading.Event()
+    stub.before_change = lambda change: released.wait(10)
+    with pytest.raises(PipelinesFailed, match="no answer from Kubeflow Pipelines within 1 s"):
+        connection.ensure_experiment()
+    released.set()
+
+
+def test_a_server_that_is_gone_is_told(connection: Connection) -> None:
+    connection.client._run_api.api_client.configuration.host = "http://127.0.0.1:9"
+    with pytest.raises(PipelinesFailed, match=r"no answer from Kubeflow Pipelines \(NewConnectionError\); try again"):
+        connection.ensure_experiment()
+
+
+def test_a_token_file_is_read_again_for_every_request(tmp_path: Path) -> None:
+    """Kubernetes rotates a projected token before it expires, while `submit --wait` goes on."""
+    with serving(PipelinesStub(token="one", multi_user=True)) as stub:
+        path = tmp_path / "token"
+        path.write_text("one\n")
+        connection = connect_pipelines(stub.url, token_file=path, namespace="team-a")
+        stub.token = "two"
+        path.write_text("two\n")
+        assert connection.ensure_experiment()
+        path.write_text("")
+        with pytest.raises(InvalidInput, match="is empty, expected a bearer token"):
+            connection.ensure_experiment()
+
+
+def test_an_existing_token_goes_before_files_and_variables(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("KFP_TOKEN", "stale")
+    with serving(PipelinesStub(token="given-7c1")) as stub:
+        arguments = ["pipeline", "status", "--endpoint", stub.url]
+        assert app.main([*arguments, "--existing-token", "given-7c1"]) == 0
+        assert capsys.readouterr().out == "no recurring run\n"
+        assert stub.experiments == [], "looking creates nothing"
+        assert app.main([*arguments, "--existing-token", "wrong-5f3"]) == 1
+        told = capsys.readouterr().err
+    assert "the token of --existing-token has expired or is not accepted" in told
+    assert "wrong-5f3" not in told
+
+
+def test_the_token_that_is_projected_into_a_pod_is_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("KFP_TOKEN", "KFP_TOKEN_FILE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(client_module, "POD_TOKEN", tmp_path / "token")
+    (tmp_path / "token").write_text("projected")
+    with serving(PipelinesStub(token="projected")) as stub:
+        assert connect_pipelines(stub.url).ensure_experiment()
+
+
+def test_an_account_without_a_role_is_told_although_the_server_says_400() -> None:
+    """kubeflow/pipelines 2.17.0, backend/src/apiserver/server/pipeline_upload_server.go: uploadPipeline."""
+    with serving(PipelinesStub(multi_user=True)) as stub:
+        stub.allowed = {"team-b"}
+        with pytest.raises(PipelinesFailed, match="HTTP 403, access denied"):  # the look-up comes first
+            upload_pipeline(connect_pipelines(stub.url, namespace="team-a"), PLAN)
+        connection = connect_pipelines(stub.url, namespace="team-b")
+        stub.before_change = lambda change: stub.allowed.clear() if stub.allowed else None
+        with pytest.raises(PipelinesFailed, match="the token may not create pipelines in the namespace team-b"):
+            upload_pipeline(connection, PLAN)
+
+
+def test_an_experiment_created_by_another_caller_is_found(stub: PipelinesStub, connection: Connection) -> None:
+    """Both look and find none; the slower one gets HTTP 409."""
+
+    def create_first(change: str) -> None:
+        if change == "POST /experiments" and not stub.experiments:
+            about = {"namespace": "", "display_name": "clincot", "description": ""}
+            stub.experiments.append({"experiment_id": "theirs", **about})
+
+    stub.before_change = create_first
+    assert connection.ensure_experiment() == "theirs"
 
 
 GATEWAY_PAGE = "<html>\n<head><title>503 Service Temporarily Unavailable</title></head>\n</html>"

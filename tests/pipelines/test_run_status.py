@@ -14,8 +14,9 @@ import pytest
 
 from clincot.cli import app
 from clincot.pipelines import submit as submitting
-from clincot.pipelines.client import Connection, connect_pipelines
+from clincot.pipelines.client import Connection, PipelinesFailed, connect_pipelines
 from clincot.pipelines.status import format_run_status, watch_run_status
+from clincot.pipelines.submit import SubmittedRun, wait_for_run
 from clincot.records import StartingPolicy
 from clincot.runs.history import begin_round, record_round_outputs
 from clincot.storage.folder_store import FolderStore
@@ -260,6 +261,27 @@ def test_submit_waits_and_tells_how_the_run_ended(
     monkeypatch.setattr(submitting.time, "sleep", end_run)
     assert app.main(["pipeline", "submit", "--endpoint", stub.url, *SUBMIT, "--wait", "60"]) == code
     assert told in capsys.readouterr().out
+
+
+def test_waiting_outlasts_a_server_that_is_away(
+    stub: PipelinesStub, connection: Connection, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Its pod is moved to another node: HTTP 503 for a while. The run goes on."""
+    run = SubmittedRun(add_run(stub, "run-succeeded"), "http://ui/run")
+    stub.refusal = (503, "no healthy upstream")
+
+    def come_back(seconds: float) -> None:
+        stub.refusal = None
+
+    monkeypatch.setattr(submitting.time, "sleep", come_back)
+    assert wait_for_run(connection, run, seconds=60) == "SUCCEEDED"
+    assert ["HTTP 503" in one.message for one in caplog.records] == [True]
+    stub.refusal = (503, "no healthy upstream")
+    shown = list(watch_run_status(connection, run.id, sleep=come_back))
+    assert ["HTTP 503" in one for one in shown] == [True, False]
+    stub.runs[0]["state"] = "RUNNING"
+    with pytest.raises(PipelinesFailed, match="http://ui/run: RUNNING after 0 s; the run goes on"):
+        wait_for_run(connection, run, seconds=0)
 
 
 def test_watch_needs_a_run(capsys: pytest.CaptureFixture[str]) -> None:
