@@ -5,6 +5,7 @@ from __future__ import annotations
 from kfp import dsl, kubernetes
 
 from clincot.pipelines.cluster_settings import ClusterSettings, ResourceProfile, Toleration
+from clincot.preflight.cluster import ACCOUNT_VARIABLE
 
 CA_FOLDER = "/etc/clincot/ca"
 CA_VARIABLES = ("SSL_CERT_FILE", "REQUESTS_CA_BUNDLE", "AWS_CA_BUNDLE", "GIT_SSL_CAINFO")
@@ -93,6 +94,8 @@ def _configure_pod(task: dsl.PipelineTask, name: str, cluster: ClusterSettings) 
             kubernetes.use_secret_as_env(task, secret.name, dict(secret.env), optional=secret.optional)
     for variable, value in cluster.env.items():
         task.set_env_variable(variable, value)
+    if cluster.service_account and name == "preflight":
+        task.set_env_variable(ACCOUNT_VARIABLE, cluster.service_account)
     if cluster.ca_config_map:
         kubernetes.use_config_map_as_volume(task, cluster.ca_config_map, mount_path=CA_FOLDER)
         for variable in CA_VARIABLES:

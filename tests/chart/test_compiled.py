@@ -32,7 +32,7 @@ def compiled(profile: str, folder: Path, *flags: str) -> tuple[Json, Json, Json]
     arguments = [
         word.replace("/etc/clincot/settings", str(settings))
         for word in words[2:]
-        if word.partition("=")[0] not in ("--pipeline", "--experiment", "--namespace")
+        if word.partition("=")[0] not in ("--line", "--installation", "--pipeline", "--experiment", "--namespace")
     ]
     out = folder / "round.yaml"
     assert main(["pipeline", "compile", *arguments, "--out", str(out)]) == 0

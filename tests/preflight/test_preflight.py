@@ -414,9 +414,44 @@ def test_what_is_not_allowed_is_named_all_of_it() -> None:
         kserve, may = cluster_checks.check_kserve(cluster, ServiceSettings(namespace="clinic"))
     assert (kserve.state, kserve.remedy) == ("fail", "install KServe 0.20 or later")
     assert may.result == (
-        "not allowed: delete inferenceservices.serving.kserve.io in clinic, create services/proxy in clinic"
+        "not allowed to system:serviceaccount:kubeflow:pipeline-runner: delete inferenceservices.serving.kserve.io in "
+        "clinic, create services/proxy in clinic"
     )
     assert server.objects == {}  # asked, not tried
+
+
+@pytest.mark.parametrize(
+    ("account", "told"),
+    [
+        (
+            "system:serviceaccount:kubeflow:pipeline-runner",
+            "start the run again and type clincot-runner into the field Service Account of the form (the chart's "
+            "value kfp.defaultAccount.bind lets runs do without), or add these to the Role of the account that runs "
+            "the round",
+        ),
+        (
+            "system:serviceaccount:kubeflow:clincot-runner",
+            "add these to the Role of the account that runs the round",
+        ),
+    ],
+)
+def test_a_run_with_another_account_is_told_what_to_type(
+    account: str, told: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The compiled pipeline says for which account it was made, and the API server under which one it asks."""
+    monkeypatch.setenv("CLINCOT_RUN_ACCOUNT", "clincot-runner")
+    server = ApiServer(denied={("create", "inferenceservices")}, account=account)
+    with api_server(server) as cluster:
+        _, may = cluster_checks.check_kserve(cluster, ServiceSettings(namespace="clinic"))
+    assert (may.state, may.remedy) == ("fail", told)
+
+
+def test_an_api_server_without_self_reviews_names_no_account() -> None:
+    """They exist since Kubernetes 1.28."""
+    server = ApiServer(denied={("create", "inferenceservices")}, forbidden={("POST", "selfsubjectreviews")})
+    with api_server(server) as cluster:
+        _, may = cluster_checks.check_kserve(cluster, ServiceSettings(namespace="clinic"))
+    assert may.result == "not allowed: create inferenceservices.serving.kserve.io in clinic"
 
 
 def test_no_cluster_is_looked_for_where_none_is_meant(monkeypatch: pytest.MonkeyPatch) -> None:

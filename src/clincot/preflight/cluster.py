@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from clincot.deployment.service_settings import ServiceSettings
     from clincot.training.launch_settings import TrainJobSettings
 
+ACCOUNT_VARIABLE = "CLINCOT_RUN_ACCOUNT"  # the account for which a pipeline was compiled
 _CLUSTER_PROBE = "KServe's InferenceService, and the account's permissions"
 
 
@@ -112,7 +113,30 @@ def check_permissions(name: str, cluster: Cluster, needed: Sequence[Permission])
     probe = f"SelfSubjectAccessReview of {len(needed)} permissions in {needed[0].namespace}"
     if not refused:
         return pass_check(name, probe, "all allowed")
-    missing = ", ".join(map(str, refused))
-    return fail_check(
-        name, probe, f"not allowed: {missing}", "add these to the Role of the account that runs the round"
+    missing, account = ", ".join(map(str, refused)), find_own_account(cluster)
+    whose = f" to {account}" if account else ""
+    return fail_check(name, probe, f"not allowed{whose}: {missing}", _advise_account(account))
+
+
+def find_own_account(cluster: Cluster) -> str:
+    """Return the name under which requests to the API server are made; "" if it does not say (before 1.28)."""
+    from clincot.clients.kubernetes import ClusterFailed
+
+    path, kind = "/apis/authentication.k8s.io/v1/selfsubjectreviews", "SelfSubjectReview"
+    try:
+        review = cluster.request("POST", path, {"apiVersion": "authentication.k8s.io/v1", "kind": kind})
+    except ClusterFailed:
+        return ""
+    return str(review.get("status", {}).get("userInfo", {}).get("username", ""))
+
+
+def _advise_account(account: str) -> str:
+    """Return the remedy for missing permissions; in a run of Kubeflow with the wrong account, what to type where."""
+    remedy = "add these to the Role of the account that runs the round"
+    intended = os.environ.get(ACCOUNT_VARIABLE, "")
+    if not intended or account.rpartition(":")[2] == intended:
+        return remedy
+    return (
+        f"start the run again and type {intended} into the field Service Account of the form (the chart's value "
+        f"kfp.defaultAccount.bind lets runs do without), or {remedy}"
     )
