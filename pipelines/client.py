@@ -184,7 +184,7 @@ def _build_client(endpoint: str, source: TokenSource, ca_cert: Path | None, name
     return client
 
 
-class _RestClient(RESTClientObject):  # type: ignore[misc] (kfp_server_api has no types)
+class _RestClient(RESTClientObject):  # type: ignore[misc]  # kfp_server_api has no types
     """The HTTP client of kfp with a time limit, and an error for a web page, which kfp reads as an empty object."""
 
     def __init__(self, configuration: Any) -> None:

@@ -51,6 +51,8 @@ def apply_placement(
     task.set_container_image(cluster.select_image(name))
     _set_resources(task, profile)
     _configure_pod(task, name, cluster)
+    if cluster.service_account and name == "preflight":
+        task.set_env_variable(ACCOUNT_VARIABLE, cluster.service_account)
     for key, value in profile.node_selector.items():
         kubernetes.add_node_selector(task, label_key=key, label_value=value)
     for toleration in profile.tolerations:
@@ -94,8 +96,6 @@ def _configure_pod(task: dsl.PipelineTask, name: str, cluster: ClusterSettings) 
             kubernetes.use_secret_as_env(task, secret.name, dict(secret.env), optional=secret.optional)
     for variable, value in cluster.env.items():
         task.set_env_variable(variable, value)
-    if cluster.service_account and name == "preflight":
-        task.set_env_variable(ACCOUNT_VARIABLE, cluster.service_account)
     if cluster.ca_config_map:
         kubernetes.use_config_map_as_volume(task, cluster.ca_config_map, mount_path=CA_FOLDER)
         for variable in CA_VARIABLES:

@@ -15,11 +15,20 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, NamedTuple
 
 TERMINAL_STATES = ("SUCCEEDED", "FAILED", "SKIPPED", "CANCELED", "CANCELLED")
 _ROUND_KEY = re.compile(r"round-\d+")
 _ORDER = ("failed", "stopped", "running", "waiting", "not recorded", "succeeded", "cached", "skipped", "not reached")
+
+_STATES = {
+    "PENDING": "waiting",
+    "RUNNING": "running",
+    "SUCCEEDED": "succeeded",
+    "SKIPPED": "skipped",
+    "CANCELED": "stopped",
+    "CANCELLED": "stopped",
+}
 
 
 @dataclass(frozen=True)
@@ -62,6 +71,14 @@ class RunRecord:
         return [row for row in self.rows if row.state == "failed"]
 
 
+class _RunFacts(NamedTuple):
+    """What is known of a run as a whole."""
+
+    over: bool
+    terminated: bool
+    incomplete: bool
+
+
 @dataclass
 class _Entries:
     """The named entries of a record, by name."""
@@ -85,10 +102,9 @@ def read_run_record(run: Any, spec: Any) -> RunRecord:
     state = str(run.state or "PENDING")
     over = state in TERMINAL_STATES
     terminated = any(one.state == "CANCELING" for one in run.state_history or [])
-    incomplete = over and any(_is_open(entry) for found in entries.by_name.values() for entry in found)
-    rows: list[TaskRow] = []
-    for task in list_planned_tasks(spec):
-        rows += _build_rows(task, entries, over=over, terminated=terminated, incomplete=incomplete)
+    incomplete = over and any(_is_open(entry) for entry in details)
+    facts = _RunFacts(over, terminated, incomplete)
+    rows = [_build_row(task, entries, facts) for task in list_planned_tasks(spec)]
     rows.sort(key=_sort_key)  # stable: tasks without a time stay in the order of the pipeline, after the others
     return RunRecord(
         state, tuple(rows), terminated, incomplete, _parse_time(run.created_at), _parse_time(run.finished_at)
@@ -149,43 +165,33 @@ def _name_template(task: Mapping[str, Any], settings: Mapping[str, Any]) -> str:
     return f"metadata-{len(metadata.get('annotations', {}))}-{len(metadata.get('labels', {}))}-{name}"
 
 
-def _build_rows(
-    task: PlannedTask, entries: _Entries, *, over: bool, terminated: bool, incomplete: bool
-) -> list[TaskRow]:
-    """Return one row for a task, or one for each round if the run does several."""
-    found = [*entries.find(task.key)]
-    drivers = entries.find(f"{task.key}-driver")
+def _build_row(task: PlannedTask, entries: _Entries, run: _RunFacts) -> TaskRow:
+    """Return the row of a task. If the run does several rounds, each round's task is one of its own."""
+    found, drivers, label = entries.find(task.key), entries.find(f"{task.key}-driver"), task.label
     window = next((key for key in task.around if _ROUND_KEY.fullmatch(key)), "")
-    label = task.label
     if window:
         label = f"{window.replace('-', ' ')}: {label}"
-        found = _within(found, entries.find(window))
-        drivers = _within(drivers, entries.find(window))
-    if not found and not drivers:
-        return [TaskRow(task, label, _name_missing(task, entries, over=over, incomplete=incomplete))]
+        found, drivers = _within(found, entries.find(window)), _within(drivers, entries.find(window))
+    shown = found or drivers
+    if not shown:
+        return TaskRow(task, label, _name_missing(task, entries, run))
     states, nodes = [], []
-    for entry in found or drivers:
-        state = _name_state(entry, drivers, over=over, terminated=terminated)
-        states.append(state)
-        if state == "failed":
+    for entry in shown:
+        states.append(_name_state(entry, drivers, run))
+        if states[-1] == "failed":
             nodes += _find_nodes(entry, task, entries)
-    worst = min(states, key=_ORDER.index)
-    reached = [entry for entry in found or drivers if entry.state]
-    reached = reached or [driver for driver in drivers if driver.state]
+    reached = [entry for entry in shown if entry.state] or [driver for driver in drivers if driver.state]
     started = [time for entry in reached if (time := _parse_time(entry.start_time))]
     ended = [time for entry in reached if (time := _parse_time(entry.end_time))]
-    complete = bool(ended) and len(ended) == len(reached)
-    return [
-        TaskRow(
-            task,
-            label,
-            worst,
-            len(found or drivers) if task.iterated else 1,
-            min(started, default=None),
-            max(ended) if complete else None,
-            tuple(nodes),
-        )
-    ]
+    return TaskRow(
+        task,
+        label,
+        state=min(states, key=_ORDER.index),
+        count=len(shown) if task.iterated else 1,
+        started=min(started, default=None),
+        ended=max(ended) if ended and len(ended) == len(reached) else None,
+        nodes=tuple(nodes),
+    )
 
 
 def _within(found: Sequence[Any], windows: Sequence[Any]) -> list[Any]:
@@ -201,29 +207,26 @@ def _within(found: Sequence[Any], windows: Sequence[Any]) -> list[Any]:
     return kept
 
 
-def _name_state(entry: Any, drivers: Sequence[Any], *, over: bool, terminated: bool) -> str:
+def _name_state(entry: Any, drivers: Sequence[Any], run: _RunFacts) -> str:
     """Return the state of a task's entry in words."""
+    failed = "stopped" if run.terminated else "failed"
     if not entry.state:  # Argo omitted it, because a task before it failed, or its own driver did
-        failed = any(driver.state == "FAILED" for driver in drivers)
-        return ("stopped" if terminated else "failed") if failed else "not reached"
+        return failed if any(driver.state == "FAILED" for driver in drivers) else "not reached"
     if _is_open(entry):
-        return "not recorded" if over else ("running" if entry.state == "RUNNING" else "waiting")
-    if entry.state == "SUCCEEDED":
-        # the executor of a task whose result comes from the cache is skipped, which takes no time
-        return "cached" if entry.start_time == entry.end_time else "succeeded"
-    if entry.state == "FAILED":
-        return "stopped" if terminated else "failed"
-    return {"SKIPPED": "skipped", "CANCELED": "stopped", "CANCELLED": "stopped"}.get(entry.state, "waiting")
+        return "not recorded" if run.over else _STATES[entry.state]
+    if entry.state == "SUCCEEDED" and entry.start_time == entry.end_time:
+        return "cached"  # the executor of a task whose result comes from the cache is skipped, which takes no time
+    return failed if entry.state == "FAILED" else _STATES.get(entry.state, "waiting")
 
 
-def _name_missing(task: PlannedTask, entries: _Entries, *, over: bool, incomplete: bool) -> str:
+def _name_missing(task: PlannedTask, entries: _Entries, run: _RunFacts) -> str:
     """Return the state of a task without an entry in words."""
-    around = [entry.state for key in task.around for entry in entries.find(key)]
-    if "SKIPPED" in around:
-        return "skipped"
-    if not over:
+    for key in task.around:
+        if any(entry.state == "SKIPPED" for entry in entries.find(key)):
+            return "skipped"
+    if not run.over:
         return "waiting"
-    return "not recorded" if incomplete else "not reached"
+    return "not recorded" if run.incomplete else "not reached"
 
 
 def _find_nodes(entry: Any, task: PlannedTask, entries: _Entries) -> list[str]:

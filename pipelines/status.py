@@ -119,11 +119,12 @@ def _format_rows(rows: tuple[TaskRow, ...]) -> list[str]:
         ended = row.ended or (now if row.state == "running" else None)
         took = _format_seconds((ended - row.started).total_seconds()) if row.started and ended and started else ""
         cells.append((started, label, row.state, "" if row.state in ("cached", "skipped") else took))
-    widths = [max(len(line[column]) for line in cells) for column in range(3)]
-    return [
-        f"{started:{widths[0]}}  {label:{widths[1]}}  {state:{widths[2]}}  {took}".rstrip()
-        for started, label, state, took in cells
-    ]
+    lengths = [tuple(map(len, line)) for line in cells]
+    wide, wider, widest = (max(column) for column in list(zip(*lengths, strict=True))[:3])
+    lines = []
+    for started, label, state, took in cells:
+        lines.append(f"{started:{wide}}  {label:{wider}}  {state:{widest}}  {took}".rstrip())
+    return lines
 
 
 def _describe_failure(connection: Connection, run_id: str, row: TaskRow) -> list[str]:
