@@ -97,20 +97,20 @@ def reconcile_recurring_run(connection: Connection, plan: RoundPlan, timing: Run
 def delete_recurring_runs(connection: Connection) -> list[str]:
     """Disable and delete every recurring run of the connection's owner; return one line for each.
 
-    Without the address of a store, those of the line are deleted, if they are all of one store. Raises InvalidInput if
-    they are not.
+    Without the address of a store, an installation deletes its own. A person deletes those of the line, if they are all
+    of one store. Raises InvalidInput if they are not.
     """
     found = list_recurring_runs(connection)
     owner = connection.owner
-    if not owner.store:
+    if not owner.store and not owner.installation:
         owners = [_find_owner(connection, one) for one in found]
         stores = {other.store for other in owners if other is not None and other.line == owner.line}
-        if len(stores) > 1 and not owner.installation:
+        if len(stores) > 1:
             raise InvalidInput(
                 f"the model line {owner.line} has recurring runs for several stores ({', '.join(sorted(stores))}); say "
                 "which one with --set publish.store=ADDRESS"
             )
-        owner = replace(owner, store=stores.pop() if len(stores) == 1 else "")
+        owner = replace(owner, store=stores.pop() if stores else "")
     return _delete_runs(connection, [one for one in found if _replaces(connection, owner, one)])
 
 

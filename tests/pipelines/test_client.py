@@ -227,6 +227,29 @@ def test_every_upload_in_a_profile_after_the_first_is_quiet(caplog: pytest.LogCa
     assert caplog.records == []
 
 
+def test_two_releases_take_turns_in_a_profile(capsys: pytest.CaptureFixture[str]) -> None:
+    """Each compiles a pipeline of its own. The first release did not yet say in the description whose it is."""
+    with serving(PipelinesStub(multi_user=True)) as stub:
+        releases = (PLAN, replace(PLAN, shards=4))
+        connection = connect_pipelines(stub.url, namespace="team-a")
+        names = [upload_pipeline(connection, plan).name for plan in releases]
+        stub.pipelines[0]["description"] = ""
+        changes = list(stub.changes)
+        capsys.readouterr()
+        for plan in releases * 5:
+            connection = connect_pipelines(stub.url, namespace="team-a")
+            assert upload_pipeline(connection, plan).name in names
+        assert stub.changes == changes
+        assert [one["display_name"] for one in stub.versions] == ["clincot-round", *names]
+        assert capsys.readouterr() == ("", "")
+        for number in range(10):
+            run = submit_run(connection, PLAN, name=f"run {number}")
+        assert [run["namespace"] for run in stub.runs] == ["team-a"] * 10
+        assert len(stub.experiments) == 1
+        assert "run 9: PENDING" in format_run_status(connection, run.id)
+        assert format_schedule_status(connect_pipelines(stub.url, namespace="team-b")) == "no recurring run"
+
+
 def test_a_shared_pipeline_of_the_same_name_is_not_touched() -> None:
     with serving(PipelinesStub(multi_user=True)) as stub:
         stub.pipelines.append(

@@ -122,6 +122,15 @@ def test_a_recurring_run_that_a_person_made_stays(stub: PipelinesStub) -> None:
     assert [one["recurring_run_id"] for one in stub.recurring] == ["hers"]
 
 
+def test_an_installation_without_a_schedule_removes_only_its_own(stub: PipelinesStub) -> None:
+    """As the hook of a release does whose schedule is off, while another release keeps the same line elsewhere."""
+    first, second = "ward-1/clincot", "ward-2/clincot"
+    reconcile_recurring_run(connect(stub, installation=first), plan_of(), NIGHTLY)
+    for store in ("", OTHER_STORE):
+        assert delete_recurring_runs(connect(stub, store=store, installation=second)) == []
+    assert len(delete_recurring_runs(connect(stub, "renamed", store="", installation=first))) == 1
+
+
 def test_removal_without_a_store_is_refused_if_it_is_not_clear(stub: PipelinesStub) -> None:
     reconcile_recurring_run(connect(stub), plan_of(), NIGHTLY)
     assert len(delete_recurring_runs(connect(stub, store=""))) == 1
