@@ -102,5 +102,6 @@ def find_owner(spec: Any, arguments: Any = None) -> Owner | None:
     publish = values.get("publish")
     if not isinstance(publish, dict):
         return None
-    store = values.get("store") or publish.get("store") or ""
-    return Owner(str(values.get("line") or publish.get("name") or Owner.line), str(store))
+    # parameters of their own, or in the section `publish`, where earlier releases had them
+    line, store = values.get("model") or publish.get("name"), values.get("store") or publish.get("store")
+    return Owner(str(line or Owner.line), str(store or ""))

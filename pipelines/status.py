@@ -112,9 +112,7 @@ def _format_rows(rows: tuple[TaskRow, ...]) -> list[str]:
     cells = [("STARTED", "TASK", "STATE", "TOOK")]
     now = datetime.now(UTC)
     for row in rows:
-        label = (
-            f"{row.label} ({format_count(row.count, 'shard')})" if row.task.iterated and row.count > 1 else row.label
-        )
+        label = f"{row.label} ({format_count(row.count, 'part')})" if row.task.iterated and row.count > 1 else row.label
         started = f"{row.started:%H:%M:%S}" if row.started and row.state != "not reached" else ""
         ended = row.ended or (now if row.state == "running" else None)
         took = _format_seconds((ended - row.started).total_seconds()) if row.started and ended and started else ""

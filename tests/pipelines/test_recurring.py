@@ -176,3 +176,7 @@ def test_owners_survive_descriptions_and_specs() -> None:
     assert find_owner(spec) == find_owner({"pipeline_spec": spec}) == Owner("nodules", STORE)
     assert find_owner(spec, {"publish": {"name": "nodules", "store": OTHER_STORE}}) == Owner("nodules", OTHER_STORE)
     assert find_owner({"root": {}}) is None
+    typed = {"publish": {"defaultValue": {}}, "store": {}, "model": {"defaultValue": "nodules"}}
+    assert find_owner({"root": {"inputDefinitions": {"parameters": typed}}}, {"store": STORE}) == Owner(
+        "nodules", STORE
+    )

@@ -229,9 +229,9 @@ def test_shards_are_one_row_and_rounds_are_told_apart(stub: PipelinesStub, conne
     }
     shown = format_run_status(connection, run).split("TOOK\n")[1].split("\n\n")[0]
     assert [re.split(" {2,}", line.strip()) for line in shown.splitlines()] == [
-        ["00:01:00", "round 1: propose regions (2 shards)", "succeeded", "4 min 0 s"],
+        ["00:01:00", "round 1: propose regions (2 parts)", "succeeded", "4 min 0 s"],
         ["00:06:00", "round 1: train challenger", "succeeded", "3 min 0 s"],
-        ["00:31:00", "round 2: propose regions (2 shards)", "failed", "4 min 0 s"],
+        ["00:31:00", "round 2: propose regions (2 parts)", "failed", "4 min 0 s"],
         ["round 2: train challenger", "not reached"],
     ]
 
