@@ -138,6 +138,15 @@ def test_the_archived_log_is_found_by_the_id_of_the_node(stub: PipelinesStub, co
     assert "  | error: not allowed: create inferenceservices" in format_run_status(connection, run)
 
 
+def test_a_log_is_read_with_the_token_and_behind_the_gateway(stub: PipelinesStub, tmp_path: Path) -> None:
+    """The gateway leads to the UI, which does not pass the API's request for a log on, but has one of its own."""
+    stub.token, stub.behind_gateway = "secret", True
+    (tmp_path / "token").write_text("secret")
+    run = add_run(stub, "run-failed-in-preflight")
+    stub.logs["clincot-round-hqdwf-metadata-0-3-retry-system-container-impl-2613796817"] = "the reason"
+    assert "  | the reason" in format_run_status(connect_pipelines(stub.url, token_file=tmp_path / "token"), run)
+
+
 def test_a_log_that_is_gone_is_told(stub: PipelinesStub, connection: Connection) -> None:
     shown = format_run_status(connection, add_run(stub, "run-failed-in-preflight"))
     assert "preflight failed; the server has no log of it any more." in shown
