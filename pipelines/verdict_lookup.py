@@ -6,7 +6,7 @@ from typing import Any
 
 from clincot.errors import UserError
 from clincot.pipelines.ownership import find_owner
-from clincot.runs.history import find_round_outputs, find_run_round
+from clincot.runs.round_records import find_round_outputs, find_run_round
 from clincot.storage.open import open_store
 
 
@@ -23,9 +23,13 @@ def describe_decision(run: Any, spec: Any) -> str:
     try:
         store = open_store(owner.store)
         begun = find_run_round(store, owner.line, run.run_id)
-        outputs = find_round_outputs(store, owner.line, begun.number) if begun is not None else None
+        made = [find_round_outputs(store, owner.line, number) for number in begun.numbers] if begun is not None else []
     except (UserError, OSError) as error:
         return f"decision: not readable here: {error}"
-    if outputs is None:
+    decided = []
+    for outputs in made:
+        if outputs is not None and outputs.run in (run.run_id, ""):  # "": recorded by an earlier release
+            decided.append(f"{outputs.verdict} (round {outputs.number} of {owner.line}, {outputs.decision})")
+    if not decided:
         return f"decision: none; the run recorded no result of a round of {owner.line} in {owner.store}"
-    return f"decision: {outputs.verdict} (round {outputs.number} of {owner.line}, {outputs.decision[:12]})"
+    return f"decision: {', '.join(decided)}"

@@ -113,30 +113,31 @@ def check_permissions(name: str, cluster: Cluster, needed: Sequence[Permission])
     probe = f"SelfSubjectAccessReview of {len(needed)} permissions in {needed[0].namespace}"
     if not refused:
         return pass_check(name, probe, "all allowed")
-    missing, account = ", ".join(map(str, refused)), find_own_account(cluster)
-    whose = f" to {account}" if account else ""
-    return fail_check(name, probe, f"not allowed{whose}: {missing}", _advise_account(account))
+    user = cluster.get_user_name()
+    account = _describe_account(user)
+    return fail_check(name, probe, f"{account} may not: {', '.join(map(str, refused))}", _advise_account(user))
 
 
-def find_own_account(cluster: Cluster) -> str:
-    """Return the name under which requests to the API server are made; "" if it does not say (before 1.28)."""
-    from clincot.clients.kubernetes import ClusterFailed
+def _advise_account(user: str) -> str:
+    """Return the remedy for missing permissions; in a run of Kubeflow with another account, what to type where.
 
-    path, kind = "/apis/authentication.k8s.io/v1/selfsubjectreviews", "SelfSubjectReview"
-    try:
-        review = cluster.request("POST", path, {"apiVersion": "authentication.k8s.io/v1", "kind": kind})
-    except ClusterFailed:
-        return ""
-    return str(review.get("status", {}).get("userInfo", {}).get("username", ""))
-
-
-def _advise_account(account: str) -> str:
-    """Return the remedy for missing permissions; in a run of Kubeflow with the wrong account, what to type where."""
-    remedy = "add these to the Role of the account that runs the round"
+    user: as the API server names it; "" if it is unknown.
+    """
+    remedy = f"add these to the Role of {_describe_account(user)}"
     intended = os.environ.get(ACCOUNT_VARIABLE, "")
-    if not intended or account.rpartition(":")[2] == intended:
+    if intended and user.rpartition(":")[2] == intended:
         return remedy
+    account = intended or "the account of the release (NAME-runner, as in `kubectl get serviceaccounts`)"
     return (
-        f"start the run again and type {intended} into the field Service Account of the form (the chart's value "
-        f"kfp.defaultAccount.bind lets runs do without), or {remedy}"
+        f"in a run from the Kubeflow UI type {account} in the field Service Account, or set kfp.defaultAccount.bind of "
+        f"the chart; else {remedy}"
     )
+
+
+def _describe_account(user: str) -> str:
+    """The account of the run in words. user: such as system:serviceaccount:NAMESPACE:NAME; "" if it is unknown."""
+    if not user:
+        return "the account of the run"
+    prefix, _, rest = user.partition("system:serviceaccount:")
+    namespace, _, name = rest.partition(":")
+    return user if prefix or not name else f"the account {name} of {namespace}"
