@@ -26,10 +26,8 @@ def describe_decision(run: Any, spec: Any) -> str:
         made = [find_round_outputs(store, owner.line, number) for number in begun.numbers] if begun is not None else []
     except (UserError, OSError) as error:
         return f"decision: not readable here: {error}"
-    decided = []
-    for outputs in made:
-        if outputs is not None and outputs.run in (run.run_id, ""):  # "": recorded by an earlier release
-            decided.append(f"{outputs.verdict} (round {outputs.number} of {owner.line}, {outputs.decision})")
+    mine = [outputs for outputs in made if outputs is not None and outputs.run in (run.run_id, "")]
+    decided = [f"{outputs.verdict} (round {outputs.number} of {owner.line}, {outputs.decision})" for outputs in mine]
     if not decided:
         return f"decision: none; the run recorded no result of a round of {owner.line} in {owner.store}"
     return f"decision: {', '.join(decided)}"

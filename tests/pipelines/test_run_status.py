@@ -19,10 +19,11 @@ from clincot.pipelines.status import format_run_status, watch_run_status
 from clincot.pipelines.submit import SubmittedRun, wait_for_run
 from clincot.records import StartingPolicy
 from clincot.runs.history import begin_round, record_round_outputs
+from clincot.runs.round_records import RoundOutputs
 from clincot.storage.folder_store import FolderStore
-from tests.runs.test_history import A, made
 from tests.support.kfp_stub import Json, PipelinesStub, load_recording, serving
 
+A = "a" * 64
 RECORDED_RUNS = (
     "run-succeeded",
     "run-succeeded-record-incomplete",
@@ -179,7 +180,8 @@ def test_the_decision_is_read_from_the_store_of_the_run(
     store = FolderStore(tmp_path)
     begun = StartingPolicy(line="clincot", uri="s3://m/a", sha256=A, round=0, source="champion", published=True)
     begin_round(store, begun, run=run)
-    record_round_outputs(store, "clincot", made(1))
+    outputs = RoundOutputs(number=1, digests={"pairs": A}, decision="decision-1", verdict="keep")
+    record_round_outputs(store, "clincot", outputs, run=run)
     assert format_run_status(connection, run).endswith("decision: keep (round 1 of clincot, decision-1)")
 
 
