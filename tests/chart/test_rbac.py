@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from clincot.clients.kubernetes import Permission
+from clincot.clients.pod_status import refuse_failing_pod
 from clincot.deployment.deployment import abandon_rollout, resume_rollout, start_rollout
 from clincot.deployment.inference_service import CRD_NAME
 from clincot.deployment.journal import RolloutJournal
@@ -186,6 +187,19 @@ def test_the_runner_has_documented_permissions() -> None:
     assert granted(without, "clincot-deployer") == deploying
 
 
+@pytest.mark.parametrize(("profile", "account"), [("trial", "pipeline-runner"), ("production", "default-editor")])
+def test_a_run_without_an_account_has_the_permissions_of_the_runner(profile: str, account: str) -> None:
+    """The account that Kubeflow Pipelines takes if the field Service Account of the form is empty.
+
+    kubeflow/pipelines 2.17.0, backend/src/apiserver/common/const.go: pipeline-runner; with profiles, Kubeflow's
+    manifests set default-editor (DEFAULTPIPELINERUNNERSERVICEACCOUNT).
+    """
+    objects = rendered(profile)
+    assert granted(objects, account) == granted(objects, "clincot-runner") != set()
+    assert granted(rendered(profile, "--set", "kfp.defaultAccount.bind=false"), account) == set()
+    assert granted(rendered(profile, "--set", "kfp.defaultAccount.name=runs"), "runs") == granted(objects, account)
+
+
 def test_train_jobs_give_the_runner_their_permissions() -> None:
     job = TrainJobSettings(image="clincot-cuda:0.1.0", claim="cache", mount=Path("/cache"), namespace="kubeflow")
     objects = rendered("trial", "--set", "pipeline.trainJobs=true,pipeline.cache.accessMode=ReadWriteMany")
@@ -219,6 +233,18 @@ def test_only_the_scheduler_may_change_recurring_runs() -> None:
     assert granted(rendered("trial"), "clincot-scheduler") == set()
     for account in ("clincot-server", "clincot-store"):
         assert granted(rendered("trial"), account) == set()
+
+
+def test_the_buckets_hook_reads_only_the_stores_pod() -> None:
+    server = ApiServer()
+    with api_server(server) as cluster:
+        refuse_failing_pod(cluster, "clincot", "clincot-seaweedfs-0")
+    requested = {permission_of(*request) for request in server.requests}
+    assert granted(rendered("trial"), "clincot-bucket") == requested
+    (job,) = of_kind(rendered("trial"), "Job", "clincot-bucket")
+    spec = job["spec"]["template"]["spec"]
+    assert "--pod=clincot/clincot-seaweedfs-0" in spec["containers"][0]["args"]
+    assert not of_kind(rendered("production"), "ServiceAccount", "clincot-bucket")
 
 
 def test_no_rule_has_a_star() -> None:

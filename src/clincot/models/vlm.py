@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import cached_property
 from itertools import chain
 from pathlib import Path
@@ -223,8 +224,10 @@ class VisionLanguageModel:
             ],
             dim=1,
         )
+        replies = zip(encoded, new_BT.tolist(), logp_BT.tolist(), strict=True)
         return [
-            self._decode_generation(ids, logps) for ids, logps in zip(new_BT.tolist(), logp_BT.tolist(), strict=True)
+            replace(self._decode_generation(ids, logps), prompt_tokens=len(prompt.ids))
+            for prompt, ids, logps in replies
         ]
 
     def _encode_prompts(self, conversations: Sequence[Conversation], *, new_tokens: int) -> list[EncodedConversation]:
@@ -269,7 +272,10 @@ class VisionLanguageModel:
     def _iter_batches(self, items: Sequence[T], what: str) -> Iterator[Sequence[T]]:
         starts = range(0, len(items), self.batch_size)
         for start in tqdm(
-            starts, desc=f"{self.name}: {what}", disable=not self.progress or len(starts) < 4, leave=False
+            starts,
+            desc=f"{self.name}: {what}",
+            disable=None if self.progress and len(starts) >= 4 else True,
+            leave=False,
         ):
             yield items[start : start + self.batch_size]
 
