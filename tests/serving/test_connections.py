@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import contextlib
 import socket
+import threading
 import time
 from collections.abc import Iterator
+from typing import Any
 
 import httpx
 import pytest
+import uvicorn
 
 from clincot.serving.auth import ApiKeys
-from clincot.serving.connections import MAX_HEADER_BYTES
+from clincot.serving.connections import MAX_HEADER_BYTES, build_protocol_class
 from clincot.serving.server_settings import ServeSettings
-from tests.support.model_servers import LOOK_ONCE, PREDICT, Parrot, serving_here, v1
+from tests.support.model_servers import LOOK_ONCE, PREDICT, Parrot, serving_here, until, v1
 
 SHORT = {"propose": LOOK_ONCE, "header_s": 0.5, "body_s": 0.5, "reply_s": 0.5, "idle_s": 1.0}
 HEAD = f"POST {PREDICT} HTTP/1.1\r\nHost: a\r\nContent-Type: application/json\r\n".encode()
@@ -115,12 +118,27 @@ def test_slow_bodies_take_no_slot(film: str) -> None:
         assert httpx.post(url + PREDICT, json=v1("Is there a nodule?", film), timeout=60).status_code == 200
 
 
-def test_an_unread_reply_is_dropped(short: str) -> None:
-    """The client pipelines requests whose replies fill the buffers of both sides, and reads none of them."""
-    with connected(short) as connection:
-        connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
-        assert send_until_reset(connection, b"GET /openapi.json HTTP/1.1\r\nHost: a\r\n\r\n" * 100) < 60
-    assert httpx.get(f"{short}/v2/health/live").status_code == 200
+async def reply_with_64_mib(scope: Any, receive: Any, send: Any) -> None:
+    await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"%d" % (64 << 20))]})
+    await send({"type": "http.response.body", "body": bytes(64 << 20)})
+
+
+def test_an_unread_reply_is_dropped() -> None:
+    """The reply is larger than the buffers of both sides; after 0.5 s the connection is closed, and most is unsent."""
+    protocol = build_protocol_class(ServeSettings.model_validate(SHORT))
+    server = uvicorn.Server(uvicorn.Config(reply_with_64_mib, http=protocol, lifespan="off", log_config=None))
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
+        thread.start()
+        until(lambda: server.started)
+        with connected(f"http://127.0.0.1:{listener.getsockname()[1]}") as connection:
+            connection.sendall(GET)
+            time.sleep(1)  # the server has accepted it by then
+            until(lambda: not server.server_state.connections, timeout_s=60)
+            assert len(read_all(connection)) < 64 << 20
+        server.should_exit = True
+        thread.join()
 
 
 def test_the_rest_of_a_refused_body_is_not_read_for_ever(short: str) -> None:
