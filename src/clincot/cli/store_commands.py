@@ -41,16 +41,18 @@ def create_bucket(args: CreateArguments) -> int:
     from clincot.storage.open import open_store
     from clincot.storage.s3 import S3Store
     from clincot.storage.store import StoreFailed
+    from clincot.waiting import ServiceWaiting, use_waiting
 
     store = open_store(args.url)
     if not isinstance(store, S3Store):
         raise InvalidInput(f"{args.url}: expected s3://bucket/prefix; a folder needs no bucket")
-    created = retry_call(
-        store.create_bucket,
-        is_transient=lambda error: isinstance(error, StoreFailed),
-        wait_s=lambda failures: PAUSE_S,
-        timeout_s=args.wait,
-    )
+    with use_waiting(ServiceWaiting(budget_s=0.0)):  # --wait says how long; a starting server also refuses keys
+        created = retry_call(
+            store.create_bucket,
+            is_transient=lambda error: isinstance(error, StoreFailed),
+            wait_s=lambda failures: PAUSE_S,
+            timeout_s=args.wait,
+        )
     print(f"{store.bucket}: {'made' if created else 'there already'}")
     return 0
 

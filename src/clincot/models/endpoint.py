@@ -164,7 +164,9 @@ class EndpointModel:
         address, expected = f"{self.url}/models", "the list of served models"
         with self._open_client() as client:
             try:
-                served = client.request_json("GET", address, _ServedModels, expected=expected)
+                served = NO_RETRIES.call(
+                    self.url, lambda: client.request_json("GET", address, _ServedModels, expected=expected)
+                )
             except HttpFailure as error:
                 malformed = error.status is None and error.body != ""  # a reply with status 200, but no list
                 if self._model and (error.status in _NO_MODEL_LIST or malformed):
@@ -211,7 +213,12 @@ class EndpointModel:
         _ = self.model  # before the threads, so that it is requested once
         workers = min(self._concurrency, len(requests))
         with self._open_client(connections=workers) as client:
-            ask = partial(self._request_one, client, _EXPECTED_LOGPROBS, read_generation)
+
+            def ask(request: _ConversationWithOptions) -> Generation:
+                return NO_RETRIES.call(
+                    self.url, lambda: self._request_one(client, _EXPECTED_LOGPROBS, read_generation, request)
+                )
+
             return map_in_threads(ask, requests, workers=workers)
 
     def p_yes(self, conversations: Sequence[Conversation]) -> list[float | None]:
@@ -228,7 +235,11 @@ class EndpointModel:
         _ = self.model  # before the threads, so that it is requested once
         workers = min(self._concurrency, len(conversations))
         with self._open_client(connections=workers) as client:
-            replies = map_in_threads(partial(self._rate_one, client), conversations, workers=workers)
+
+            def rate(conversation: Conversation) -> JudgeReply:
+                return NO_RETRIES.call(self.url, lambda: self._rate_one(client, conversation))
+
+            replies = map_in_threads(rate, conversations, workers=workers)
         return [reply.score for reply in replies]
 
     def rate(
@@ -247,7 +258,7 @@ class EndpointModel:
         """
         if not conversations:
             return []
-        retry.call(lambda: self.model, on_retry)
+        retry.call(self.url, lambda: self.model, on_retry)
 
         given_up: list[HttpFailure] = []
 
@@ -256,7 +267,7 @@ class EndpointModel:
             if given_up:  # not sent: the caller learns of the failure when its turn comes
                 raise given_up[0]
             try:
-                reply = retry.call(lambda: self._rate_one(client, conversation), on_retry)
+                reply = retry.call(self.url, lambda: self._rate_one(client, conversation), on_retry)
                 with self._lock:
                     self._streak = 0
             except HttpFailure as error:
