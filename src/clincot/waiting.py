@@ -104,7 +104,7 @@ class ServiceWaiting:
         find_outage: what passes about an error; None if another attempt would fail in the same way.
         Raises the error of the last attempt, whose message then says how long was waited.
         """
-        waited = _Wait(self, service, find_outage, self.clock(), _alarm.count)
+        waited = _Wait(self, service, find_outage, _alarm.count)
         retrying = tenacity.Retrying(
             retry=tenacity.retry_if_exception(waited.passes),
             wait=waited.choose_delay,
@@ -157,11 +157,9 @@ class _Wait:
     waiting: ServiceWaiting
     service: str
     find_outage: Callable[[BaseException], Outage | None]
-    began: float
     alarms: int  # rung before the call
     first_failure: float | None = None
-    outage: Outage | None = None
-    waits: int = 0
+    outage: Outage | None = None  # of the latest attempt
     refused_s: float | None = None  # a Retry-After beyond what is left
 
     def passes(self, error: BaseException) -> bool:
@@ -171,12 +169,16 @@ class _Wait:
         return self.outage is not None
 
     @property
-    def left_s(self) -> float:
-        """Seconds until the budget of the outage, that of this call, or the time limit of the task is spent."""
+    def spent_s(self) -> float:
+        """Seconds from the first failure of the outage, or of this call if others have succeeded since."""
         now = self.waiting.clock()
         self.first_failure = now if self.first_failure is None else self.first_failure
-        start = min(self.waiting._find_start(self.service, now), self.first_failure)
-        return min(start + self.waiting.budget_s, self.waiting.ends_at) - now
+        return now - min(self.waiting._find_start(self.service, now), self.first_failure)
+
+    @property
+    def left_s(self) -> float:
+        """Seconds until the budget or the time limit of the task is spent."""
+        return min(self.waiting.budget_s - self.spent_s, self.waiting.ends_at - self.waiting.clock())
 
     def choose_delay(self, state: tenacity.RetryCallState) -> float:
         assert self.outage is not None
@@ -194,7 +196,6 @@ class _Wait:
 
     def announce(self, state: tenacity.RetryCallState) -> None:
         assert self.outage is not None
-        self.waits += 1
         if self.waiting._may_tell(self.service, self.waiting.clock(), state.upcoming_sleep):
             _log.warning(
                 "%s is away (%s); waiting %.3g s, %s of %s left",
@@ -207,13 +208,12 @@ class _Wait:
 
     def explain(self, error: BaseException) -> None:
         """Add to the message of an error that passes how long was waited, and how to wait longer."""
-        if self.outage is None or self.first_failure is None or not (self.waits or self.refused_s):
+        if self.outage is None or not self.waiting.budget_s:
             return
-        spent = format_seconds(self.waiting.clock() - self.first_failure)
         if self.refused_s is not None:
             added = f"it asks to wait {format_seconds(self.refused_s)}, longer than {WAIT_ENV} allows"
         else:
-            added = f"still away after {spent} ({WAIT_ENV}={self.waiting.budget_s:g})"
+            added = f"still away after {format_seconds(self.spent_s)} ({WAIT_ENV}={self.waiting.budget_s:g})"
         error.args = (f"{error}; {added}", *error.args[1:])
 
 

@@ -55,7 +55,7 @@ class HttpFailure(ModelFailed):
 
     status: HTTP status; None if no complete reply came. transient: another attempt may succeed. away: the endpoint
     itself does not serve now. fatal: every further request would fail as well. retry_after_s: the wait that the server
-    asked for. body: the start of the reply, for code that adapts to a server's refusals.
+    asked for. body: the start of the reply, for code that adapts to a server's refusals. summary: what came instead of a reply.
     """
 
     def __init__(
@@ -68,10 +68,11 @@ class HttpFailure(ModelFailed):
         fatal: bool = False,
         retry_after_s: float | None = None,
         body: str = "",
+        summary: str = "",
     ) -> None:
         super().__init__(message)
         self.status, self.transient, self.away, self.fatal = status, transient or away, away, fatal
-        self.retry_after_s, self.body = retry_after_s, body
+        self.retry_after_s, self.body, self.summary = retry_after_s, body, summary or message
 
 
 @dataclass(frozen=True)
@@ -121,7 +122,7 @@ class RequestRetries:
 def _find_outage(error: BaseException) -> Outage | None:
     if not (isinstance(error, HttpFailure) and error.away):
         return None
-    return Outage(str(error), error.retry_after_s)
+    return Outage(error.summary, error.retry_after_s)
 
 
 NO_RETRIES = RequestRetries()
@@ -268,7 +269,7 @@ class JsonClient:
         if body is not None:
             shown = self._redact_key(body[:MAX_REPLY_BYTES].decode("utf-8", errors="replace"))
             message += f": {shown[:_QUOTED_CHARS]!r}" + ("…" if len(shown) > _QUOTED_CHARS else "")
-        return HttpFailure(message, body=shown, **facts)
+        return HttpFailure(message, body=shown, summary=self._redact_key(actual), **facts)
 
     def _build_status_error(
         self, request: str, expected: str, status: int, headers: httpx.Headers, body: bytes
