@@ -18,7 +18,16 @@ import kfp
 import urllib3
 from kfp_server_api import ApiException
 
+from clincot.clients.http import parse_retry_after
 from clincot.errors import InvalidInput, UserError
+from clincot.waiting import (
+    Outage,
+    get_waiting,
+    is_passing_status,
+    is_unknown_host,
+    is_wrong_certificate,
+    iter_causes,
+)
 
 POD_TOKEN = Path("/var/run/secrets/kubeflow/pipelines/token")  # where Kubeflow's documentation mounts it
 REQUEST_S = 30.0
@@ -97,7 +106,48 @@ def connect_pipelines(  # noqa: PLR0913 (one keyword per command-line option)
             ui_host=ui or endpoint,
         )
     client._context_setting["namespace"] = namespace
+    _wait_for_server(client, endpoint)
     return Connection(client, endpoint, (ui or endpoint).rstrip("/"), namespace, pipeline, experiment, server.version)
+
+
+def _wait_for_server(client: kfp.Client, endpoint: str) -> None:
+    """Make the client wait for a server that is away (clincot/waiting.py), below all of its methods.
+
+    A request that changes something is repeated only if the server refused it as a whole or was not reached.
+    """
+    rest = client._run_api.api_client.rest_client
+    send_once = rest.request
+
+    def send(method: str, *args: Any, **kwargs: Any) -> Any:
+        return get_waiting().call(
+            _name_service(endpoint),
+            lambda: send_once(method, *args, **kwargs),
+            lambda error: _find_outage(error, repeatable=method in ("GET", "HEAD", "DELETE")),
+        )
+
+    rest.request = send
+
+
+def _name_service(endpoint: str) -> str:
+    return f"Kubeflow Pipelines at {endpoint}"
+
+
+def _find_outage(error: BaseException, *, repeatable: bool = True) -> Outage | None:
+    """Return why a request failed, if the server is away."""
+    if isinstance(error, ApiException):
+        asked = str((error.headers or {}).get("Retry-After", ""))
+        passes = is_passing_status(error.status) if repeatable else error.status in (429, 502, 503)
+        return Outage(f"HTTP {error.status}", float(asked) if asked.isdigit() else None) if passes else None
+    if isinstance(error, _ServerError):
+        return Outage(str(error), parse_retry_after(error.reply.headers.get("Retry-After", "")))
+    if not isinstance(error, (urllib3.exceptions.HTTPError, httpx.HTTPError, ConnectionError)):
+        return None
+    if is_unknown_host(error) or is_wrong_certificate(error):
+        return None
+    unreached = (urllib3.exceptions.NewConnectionError, urllib3.exceptions.ConnectTimeoutError)
+    if not repeatable and not any(isinstance(one, unreached) for one in iter_causes(error)):
+        return None
+    return Outage(type(error).__name__)
 
 
 @contextlib.contextmanager
@@ -134,12 +184,7 @@ def _probe_endpoint(endpoint: str, token: str, origin: str, ca_cert: Path | None
     """Check that the endpoint is Kubeflow Pipelines and accepts the token; return what it reports about itself."""
     url = f"{endpoint}/apis/v2beta1/healthz"
     try:
-        reply = httpx.get(
-            url,
-            headers={"Authorization": f"Bearer {token}"} if token else {},
-            timeout=REQUEST_S,
-            verify=str(ca_cert) if ca_cert else True,
-        )
+        reply = _get_health(endpoint, url, token, ca_cert)
     except (httpx.HTTPError, OSError) as error:
         raise PipelinesFailed(
             f"{url}: no answer ({type(error).__name__}: {error}); is --endpoint (KFP_ENDPOINT) right?"
@@ -154,6 +199,34 @@ def _probe_endpoint(endpoint: str, token: str, origin: str, ca_cert: Path | None
             " Behind Kubeflow's gateway it ends in /pipeline"
         )
     return ServerInfo(bool(health.get("multi_user", False)), str(health.get("tag_name") or "unknown"))
+
+
+def _get_health(endpoint: str, url: str, token: str, ca_cert: Path | None) -> httpx.Response:
+    """Return the reply of the health check; while the server is away, wait."""
+
+    def get_once() -> httpx.Response:
+        reply = httpx.get(
+            url,
+            headers={"Authorization": f"Bearer {token}"} if token else {},
+            timeout=REQUEST_S,
+            verify=str(ca_cert) if ca_cert else True,
+        )
+        if is_passing_status(reply.status_code):
+            raise _ServerError(reply)
+        return reply
+
+    try:
+        return get_waiting().call(_name_service(endpoint), get_once, _find_outage)
+    except _ServerError as error:
+        return error.reply
+
+
+class _ServerError(Exception):
+    """A reply with a status that passes."""
+
+    def __init__(self, reply: httpx.Response) -> None:
+        super().__init__(f"HTTP {reply.status_code}")
+        self.reply = reply
 
 
 def _describe_refusal(endpoint: str, status: int, body: str, origin: str = "") -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from kfp import dsl, kubernetes
 
 from clincot.pipelines.cluster_settings import ClusterSettings, ResourceProfile, Toleration
+from clincot.waiting import TASK_TIMEOUT_ENV, WAIT_ENV
 
 CA_FOLDER = "/etc/clincot/ca"
 CA_VARIABLES = ("SSL_CERT_FILE", "REQUESTS_CA_BUNDLE", "AWS_CA_BUNDLE", "GIT_SSL_CAINFO")
@@ -50,6 +51,7 @@ def apply_placement(
     task.set_container_image(cluster.select_image(name))
     _set_resources(task, profile)
     _configure_pod(task, name, cluster)
+    task.set_env_variable(WAIT_ENV, str(cluster.wait_s)).set_env_variable(TASK_TIMEOUT_ENV, str(profile.timeout_s))
     for key, value in profile.node_selector.items():
         kubernetes.add_node_selector(task, label_key=key, label_value=value)
     for toleration in profile.tolerations:

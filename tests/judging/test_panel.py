@@ -221,9 +221,7 @@ def test_too_few_live_judges_fail_with_every_error(tmp_path, asks):
     with pytest.raises(QuorumLost) as lost:
         run([dead, FailingJudge(fails=range(9)), WordJudge()], asks, tmp_path, retries=1)
     told = str(lost.value)
-    assert told.startswith(
-        "1 of 3 judges left, the quorum is 2: dead when asked for its digest: GET http://"
-    )
+    assert told.startswith("1 of 3 judges left, the quorum is 2: dead when asked for its digest: GET http://")
     assert told.endswith("; failing at candidate 0 after 2 calls: HTTP 500 from failing")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["half.png"]
 

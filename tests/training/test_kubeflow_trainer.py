@@ -20,7 +20,6 @@ from clincot.errors import InvalidInput
 from clincot.models.checkpoint import hash_checkpoint
 from clincot.preflight import cluster as cluster_checks
 from clincot.stages.runner import run_stage
-from clincot.training import trainjob_watch
 from clincot.training.job import TrainingFailed, TrainingJob, locate_failure_file
 from clincot.training.kubeflow_trainer import (
     TRAINJOB_VERSION,
@@ -33,9 +32,9 @@ from clincot.training.kubeflow_trainer import (
 from clincot.training.launch_settings import LaunchSettings, SecretKey, TrainJobSettings
 from clincot.training.trainjob_watch import run_train_job
 from clincot.training.worker import train_in_process
+from tests.support.fast_clock import FastClock
 from tests.support.kube_api_server import Json, api_server
 from tests.support.pair_files import write_work
-from tests.support.fast_clock import FastClock
 from tests.support.trainer_server import TrainerServer, pod
 
 pytestmark = pytest.mark.slow

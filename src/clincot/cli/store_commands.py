@@ -71,6 +71,8 @@ def watch_rounds(args: WatchArguments) -> int:
     """Serve Prometheus metrics of a line's rounds: failures, rounds without promotion, agreement of the judges."""
     from clincot.runs.exporter import serve_line_metrics
     from clincot.storage.open import open_store
+    from clincot.waiting import ServiceWaiting, use_waiting
 
-    serve_line_metrics(open_store(args.url), args.name, host=args.host, port=args.port)
+    with use_waiting(ServiceWaiting(budget_s=0.0)):  # Prometheus asks again; a request that waits would time out
+        serve_line_metrics(open_store(args.url), args.name, host=args.host, port=args.port)
     return 0

@@ -36,8 +36,8 @@ _QUOTED_CHARS = 300  # characters of a reply that a message quotes
 # Statuses that are worth another attempt, besides every 5xx; the list of the openai SDK (openai-python 3.57.0,
 # src/openai/_base_client.py, `_should_retry`) and 425 (RFC 8470).
 _TRANSIENT_STATUSES = frozenset({408, 409, 425, 429})
-# Statuses that say that the endpoint itself is away or overloaded, whatever is asked. 500 and 504 can be the fault of one
-# request: a prompt that makes the model fail, or one that takes too long.
+# Statuses that say that the endpoint itself is away or overloaded, whatever is asked. 500 and 504 can be the fault of
+# one request: a prompt that makes the model fail, or one that takes too long.
 _AWAY_STATUSES = frozenset({429, 502, 503})
 # Statuses that say that this client will not be served at all: no credit, a wrong key, a wrong address or model.
 _FATAL_STATUSES = frozenset({401, 402, 403, 404})
@@ -55,10 +55,11 @@ class HttpFailure(ModelFailed):
 
     status: HTTP status; None if no complete reply came. transient: another attempt may succeed. away: the endpoint
     itself does not serve now. fatal: every further request would fail as well. retry_after_s: the wait that the server
-    asked for. body: the start of the reply, for code that adapts to a server's refusals. summary: what came instead of a reply.
+    asked for. body: the start of the reply, for code that adapts to a server's refusals. summary: what came instead of
+    a reply.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 (one keyword per fact that a caller may act on)
         self,
         message: str,
         *,
@@ -110,9 +111,7 @@ class RequestRetries:
         return retry_call(
             wait_for_endpoint,
             is_transient=lambda error: isinstance(error, HttpFailure) and error.transient,
-            wait_s=lambda failures: (
-                min(self.max_delay_s, self.delay_s * 2 ** (failures - 1)) * (1 + self.draw() / 2)
-            ),
+            wait_s=lambda failures: min(self.max_delay_s, self.delay_s * 2 ** (failures - 1)) * (1 + self.draw() / 2),
             attempts=self.retries + 1,
             on_retry=lambda error, delay_s: on_retry(error, delay_s) if on_retry else None,  # type: ignore[arg-type]
             sleep=self.sleep,

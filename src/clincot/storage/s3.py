@@ -1,7 +1,7 @@
 """A bucket of any S3 endpoint as a Store.
 
-Uses botocore because the minio client cannot send If-None-Match and If-Match, which every write here needs. A store that
-is away is waited for (waiting.py), so botocore itself sends each request once.
+Uses botocore because the minio client cannot send If-None-Match and If-Match, which every write here needs. A store
+that is away is waited for (waiting.py), so botocore itself sends each request once.
 
 Atomic: each object appears as a whole. write_new, replace and upload are conditional requests, so of several
 concurrent writers of a key only one succeeds; a multipart upload checks its condition when the parts are joined.

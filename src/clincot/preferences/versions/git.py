@@ -1,6 +1,8 @@
 """Git's command line, without terminal prompts and without secrets in arguments or messages.
 
-A host that is away is waited for (waiting.py). Credentials come from the environment. Over https: CLINCOT_GIT_TOKEN, or CLINCOT_GIT_TOKEN_FILE for a mounted secret,
+A host that is away is waited for (waiting.py).
+
+Credentials come from the environment. Over https: CLINCOT_GIT_TOKEN, or CLINCOT_GIT_TOKEN_FILE for a mounted secret,
 with CLINCOT_GIT_USER if the host requires a user name (default "git"), in addition to any configured credential helper.
 Over ssh: GIT_SSH_COMMAND, or the configured agent and keys. An address that contains a password is refused.
 """
@@ -73,7 +75,9 @@ class Git:
             return done
 
         try:
-            return get_waiting().call("git repository", run_once, lambda e: e.outage if isinstance(e, _HostAway) else None)
+            return get_waiting().call(
+                "git repository", run_once, lambda e: e.outage if isinstance(e, _HostAway) else None
+            )
         except _HostAway as away:
             away.done.stderr = str(away)
             return away.done
