@@ -126,6 +126,11 @@ class ServiceWaiting:
         with self._lock:
             return self._get_state(service).since is not None
 
+    def finds_outage(self) -> bool:
+        """Return whether any service is away."""
+        with self._lock:
+            return any(state.since is not None for state in self._states.values())
+
     def _get_state(self, service: str) -> _ServiceState:
         return self._states.setdefault(service, _ServiceState())
 
