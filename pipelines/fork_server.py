@@ -73,6 +73,7 @@ def serve_forks(address: str, parent: int) -> None:
     import clincot.models.load
     import clincot.models.vlm
     import clincot.pipelines.tasks
+    import clincot.storage.s3
     import clincot.training.margin_dpo  # noqa: F401
 
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)

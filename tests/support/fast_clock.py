@@ -14,6 +14,7 @@ class FastClock:
 
     slept: list[float] = field(default_factory=list)
     at: dict[float, Callable[[], None]] = field(default_factory=dict)
+    on_sleep: Callable[[], None] | None = None  # called after every sleep
     _ahead: float = 0.0
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
@@ -28,3 +29,5 @@ class FastClock:
             events = [self.at.pop(moment) for moment in sorted(due)]
         for event in events:
             event()
+        if self.on_sleep is not None:
+            self.on_sleep()

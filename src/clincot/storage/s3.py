@@ -11,12 +11,14 @@ bucket should remove.
 
 from __future__ import annotations
 
+import base64
 import contextlib
+import hashlib
 import itertools
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import IO, Any, TypeVar
 
 from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError, HTTPClientError
@@ -186,8 +188,13 @@ class S3Store:
     def _object_key(self, key: str) -> str:
         return self.prefix + validate_key(key)
 
-    def _put_object(self, key: str, body: Any, **condition: Any) -> str:
-        return str(self._s3.put_object(Bucket=self.bucket, Key=self._object_key(key), Body=body, **condition)["ETag"])
+    def _put_object(self, key: str, body: bytes | IO[bytes], **condition: Any) -> str:
+        """Write an object, with the digest of its content.
+
+        Without the digest, SeaweedFS 4.48 stores an empty object if the connection is cut before the content comes.
+        """
+        target = {"Bucket": self.bucket, "Key": self._object_key(key), "ContentMD5": _encode_md5(body)}
+        return str(self._s3.put_object(**target, Body=body, **condition)["ETag"])
 
     def _upload_parts(self, key: str, path: Path, size: int) -> None:
         """Upload in parts, which are joined on the condition that the key does not exist by then."""
@@ -200,6 +207,7 @@ class S3Store:
             with path.open("rb") as file:
                 while block := file.read(part_bytes):
                     part = {**target, "UploadId": upload, "PartNumber": len(parts) + 1, "Body": block}
+                    part["ContentMD5"] = _encode_md5(block)
                     reply = self._request(what, partial(self._s3.upload_part, **part))
                     parts.append({"ETag": reply["ETag"], "PartNumber": part["PartNumber"]})
             joined = {**target, "UploadId": upload, "MultipartUpload": {"Parts": parts}, "IfNoneMatch": "*"}
@@ -268,6 +276,17 @@ def _get_outage(error: BaseException) -> Outage | None:
 
 def _get_error_code(error: ClientError) -> str:
     return str(error.response.get("Error", {}).get("Code", ""))
+
+
+def _encode_md5(body: bytes | IO[bytes]) -> str:
+    """Return the MD5 of a content as the header Content-MD5 has it; a file is then at its start again."""
+    if isinstance(body, bytes):
+        return base64.b64encode(hashlib.md5(body, usedforsecurity=False).digest()).decode("ascii")
+    digest = hashlib.md5(usedforsecurity=False)
+    while block := body.read(BLOCK_BYTES):
+        digest.update(block)
+    body.seek(0)
+    return base64.b64encode(digest.digest()).decode("ascii")
 
 
 def _get_hint(status: int, code: str) -> str:
