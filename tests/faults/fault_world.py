@@ -1,4 +1,4 @@
-"""The world of the fault matrix: a recorded round, and the services that can be away while one of its tasks runs again."""
+"""The world of the fault matrix: a recorded round, and services that can be away while a task of it runs again."""
 
 from __future__ import annotations
 
@@ -25,7 +25,15 @@ from clincot.waiting import WAIT_ENV
 from tests.support.fault_servers import FaultPlan, FaultyJudge, gate_before
 from tests.support.kube_api_server import ApiServer, Script, api_server
 from tests.support.local_pipeline import World, build_world
-from tests.support.recorded_round import RecordedTask, connect, hash_outputs, list_objects, read_tasks, restore_state
+from tests.support.recorded_round import (
+    RecordedTask,
+    connect,
+    hash_outputs,
+    list_objects,
+    read_tasks,
+    restore_state,
+    save_state,
+)
 from tests.support.s3_server import s3_server
 
 T = TypeVar("T")
@@ -71,18 +79,38 @@ class FaultWorld:
     runs: int = 0
     _baselines: dict[str, Attempt] = field(default_factory=dict)
     _stable: dict[str, Mapping[str, str]] = field(default_factory=dict)
+    _states: dict[str, Any] = field(default_factory=dict)
     _followed: dict[tuple[Any, ...], Any] = field(default_factory=dict)
+
+    @property
+    def blobs(self) -> Path:
+        return self.folder / "recording" / "blobs"
 
     def restore(self, task: RecordedTask) -> None:
         """Make store, data repository and cluster what they were before the task."""
-        restore_state(connect(), self.folder / "recording" / "blobs", task.stored)
-        repository = Path(self.environment["CLINCOT_TEST_REPOSITORY"])
-        shutil.rmtree(repository)
-        shutil.copytree(task.repository, repository)
+        self._restore_state(task.stored, Path(task.repository))
         self.kube.objects.clear()
         self.kube.objects[crd_path(CRD_NAME)] = OPEN_CRD
         for script in self.kube.scripts.values():
             script.looks = 0
+
+    def _restore_state(self, stored: Mapping[str, str], repository: Path) -> None:
+        restore_state(connect(), self.blobs, stored)
+        current = Path(self.environment["CLINCOT_TEST_REPOSITORY"])
+        shutil.rmtree(current)
+        shutil.copytree(repository, current)
+
+    def once(self, key: str, act: Callable[[], T]) -> T:
+        """The result of `act`, and the state that it left; it runs the first time only, then its state is restored."""
+        if key not in self._states:
+            result = act()
+            repository = self.folder / "states" / key
+            shutil.copytree(self.environment["CLINCOT_TEST_REPOSITORY"], repository)
+            self._states[key] = (result, save_state(connect(), self.blobs), repository)
+        result, stored, repository = self._states[key]
+        self._restore_state(stored, repository)
+        known: T = result
+        return known
 
     def list_stored(self) -> set[str]:
         return {name.partition("/")[2] for name in list_objects(connect())}

@@ -18,6 +18,10 @@ NEXT_RUN = "next-run"
 EXIT_TASK_S = 30.0  # from the end of the failed task to the start of the exit task's container
 CODES = {137: "SIGKILL", 143: "SIGTERM"}
 _MAX_CHARS = 260
+# How a connection fails that is reset: at once, or when the request has been sent.
+_NO_CONNECTION = (
+    r"(?:EndpointConnectionError|ConnectionClosedError|ProtocolError|NewConnectionError|ConnectionResetError)"
+)
 
 
 class Cell(NamedTuple):
@@ -73,8 +77,7 @@ def exercise_lost_pod(signal: str) -> Callable[[FaultWorld, RecordedTask], Cell]
     def exercise(world: FaultWorld, task: RecordedTask) -> Cell:
         world.plan.begin({})
         before = world.list_stored()
-        attempt = world.run(task, fault=signal)
-        assert CODES.get(attempt.code) == signal, (attempt.code, attempt.output[-2000:])
+        end_by_signal(world, task, signal)
         left = describe_keys(world, before)
         again = world.run_again(task)
         happens = f"ends by {signal}; the next attempt"
@@ -87,16 +90,15 @@ def exercise_terminated(world: FaultWorld, task: RecordedTask) -> Cell:
     """Terminate in the UI: the pod gets SIGTERM, and neither the tasks that follow nor the exit task runs."""
     world.plan.begin({})
     before = world.list_stored()
-    attempt = world.run(task, fault="SIGTERM")
-    assert CODES.get(attempt.code) == "SIGTERM", (attempt.code, attempt.output[-2000:])
+    end_by_signal(world, task, "SIGTERM")
     recorded = describe_keys(world, before)
     return Cell("ends by SIGTERM; the exit task does not run", recorded, start_next_run(world), "nothing")
 
 
 def exercise_retried(world: FaultWorld, task: RecordedTask) -> Cell:
     """The task fails, the exit task runs, then somebody presses Retry: the task and those after it run again."""
-    failed, before = fail_once(world, task)
-    record_failure(world, task)
+    before = world.list_stored()
+    failed = world.once(f"{task.name}-failed", lambda: fail_and_record(world, task))
     again = world.run(task)
     for name in ("record_round", "end_round"):
         if list(world.tasks).index(name) > list(world.tasks).index(task.name):
@@ -108,8 +110,8 @@ def exercise_retried(world: FaultWorld, task: RecordedTask) -> Cell:
 
 def exercise_cloned(world: FaultWorld, task: RecordedTask) -> Cell:
     """The task fails, the exit task runs, then somebody clones the run: another run with the same arguments."""
-    failed, before = fail_once(world, task)
-    record_failure(world, task)
+    before = world.list_stored()
+    failed = world.once(f"{task.name}-failed", lambda: fail_and_record(world, task))
     following = start_next_run(world)
     again = world.run(task, values={world.run_id: NEXT_RUN})
     cell = describe_success(
@@ -142,12 +144,19 @@ def exercise_cell(world: FaultWorld, fault: Fault, name: str) -> Cell:
     return fault.exercise(world, task)
 
 
-def fail_once(world: FaultWorld, task: RecordedTask) -> tuple[Attempt, set[str]]:
+def end_by_signal(world: FaultWorld, task: RecordedTask, signal: str) -> None:
+    """End the task by a signal while it writes its outputs."""
+    attempt = world.once(f"{task.name}-{signal}", lambda: world.run(task, fault=signal))
+    assert CODES.get(attempt.code) == signal, (attempt.code, attempt.output[-2000:])
+
+
+def fail_and_record(world: FaultWorld, task: RecordedTask) -> Attempt:
+    """Let the task fail while it writes its outputs, and the exit task record that."""
     world.plan.begin({})
-    before = world.list_stored()
     failed = world.run(task, fault="error")
     assert failed.code == 1, (failed.code, failed.output[-2000:])
-    return failed, before
+    record_failure(world, task)
+    return failed
 
 
 def record_failure(world: FaultWorld, task: RecordedTask) -> None:
@@ -170,7 +179,7 @@ def describe_failure(world: FaultWorld, task: RecordedTask, attempt: Attempt, be
     )
 
 
-def describe_success(  # noqa: PLR0913
+def describe_success(
     world: FaultWorld,
     task: RecordedTask,
     attempt: Attempt,
@@ -210,6 +219,7 @@ def _start_next_run(world: FaultWorld) -> str:
 
 
 def find_waits(world: FaultWorld, attempt: Attempt) -> list[str]:
+    """The first wait for each service."""
     lines = [normalize(world, line) for line in attempt.output.splitlines() if " is away (" in line]
     return sorted(dict.fromkeys(line for line in lines if "waiting 1 s" in line))
 
@@ -222,6 +232,9 @@ def summarize(world: FaultWorld, attempt: Attempt) -> str:
 def normalize(world: FaultWorld, text: str) -> str:
     """Replace what differs from run to run: folders, ports, digests, identifiers."""
     text = text.replace(str(world.folder), "…")
+    text = re.sub(r"^\[KFP Executor [^\]]*\]: ", "", text)
+    text = re.sub(rf"is away \({_NO_CONNECTION}\)", "is away (no connection)", text)
+    text = re.sub(rf"{_NO_CONNECTION}: [^;]*?(?=; still away|$)", "no connection", text)
     text = re.sub(r"http://127\.0\.0\.1:\d+", "http://HOST", text)
     text = re.sub(r"\bclincot-round-[\d-]+", "RUN", text)
     text = re.sub(r"/(run/kfp|outputs)/\S+?/(?=[\w.-]+\b)", "/", text)

@@ -1,4 +1,4 @@
-"""Services that are away for a while, by a clock that a test moves: a gate before a server, and a judge that refuses."""
+"""Services that are away for a while by the clock of a test: a gate before a server, and a judge that refuses."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
 """One tiny round as a local pipeline, recorded: the command of every task, and what the store held before it ran.
 
-As a program (`python -m tests.support.recorded_round REAL FOLDER ARGUMENTS…`) it stands for the Python that runs a task.
-Two tasks are not run as they are. Six images prove nothing, so the verdict of `decide` becomes "promote". `deploy` is
-only noted, because the tests roll out to a cluster.
+As a program (`python -m tests.support.recorded_round REAL FOLDER ARGUMENTS…`) it stands for the Python that runs a
+task. Two tasks are not run as they are. Six images prove nothing, so the verdict of `decide` becomes "promote".
+`deploy` is only noted, because the tests roll out to a cluster.
 """
 
 from __future__ import annotations
