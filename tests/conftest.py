@@ -21,7 +21,14 @@ os.environ.setdefault(WAIT_ENV, "0")  # a service that is away in a test stays a
 
 
 # Marks of whole folders: those whose tests start servers, run helm, or compile and run pipelines.
-MARKED_FOLDERS = {"chart": "kube", "components": "kfp", "families": "slow", "pipelines": "kfp", "serving": "slow"}
+MARKED_FOLDERS = {
+    "chart": "kube",
+    "components": "kfp",
+    "families": "slow",
+    "faults": "slow",
+    "pipelines": "kfp",
+    "serving": "slow",
+}
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
