@@ -76,6 +76,7 @@ def serve_forks(address: str, parent: int) -> None:
     import clincot.storage.s3
     import clincot.training.margin_dpo  # noqa: F401
 
+    clincot.storage.s3.get_model_loader()
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     with socket.socket(socket.AF_UNIX) as listening:
         listening.bind(address)

@@ -16,7 +16,7 @@ import contextlib
 import hashlib
 import itertools
 from collections.abc import Callable, Iterator
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import IO, Any, TypeVar
 
@@ -57,6 +57,7 @@ class S3Store:
         self.bucket = bucket
         self.prefix = prefix.strip("/") + "/" if prefix.strip("/") else ""
         session = get_session()
+        session.register_component("data_loader", get_model_loader())
         config = Config(
             connect_timeout=10,
             read_timeout=120,
@@ -256,6 +257,15 @@ class S3Store:
             if (outage := find_store_outage(error)) is not None:
                 raise StoreUnavailable(message, outage) from None
             raise StoreFailed(message) from None  # no credentials, an unknown host, a wrong certificate
+
+
+@cache
+def get_model_loader() -> Any:
+    """Return botocore's loader of API descriptions, which keeps what it has parsed; each session has one of its own."""
+    session = get_session()
+    loader = session.get_component("data_loader")
+    session.create_client("s3", region_name="us-east-1", aws_access_key_id="none", aws_secret_access_key="none")
+    return loader
 
 
 class _ConditionFailed(Exception):
