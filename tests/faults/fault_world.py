@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import copy
+import hashlib
 import json
 import re
 import shutil
@@ -80,7 +82,6 @@ class FaultWorld:
     _baselines: dict[str, Attempt] = field(default_factory=dict)
     _stable: dict[str, Mapping[str, str]] = field(default_factory=dict)
     _states: dict[str, Any] = field(default_factory=dict)
-    _followed: dict[tuple[Any, ...], Any] = field(default_factory=dict)
 
     @property
     def blobs(self) -> Path:
@@ -106,9 +107,12 @@ class FaultWorld:
             result = act()
             repository = self.folder / "states" / key
             shutil.copytree(self.environment["CLINCOT_TEST_REPOSITORY"], repository)
-            self._states[key] = (result, save_state(connect(), self.blobs), repository)
-        result, stored, repository = self._states[key]
+            objects = copy.deepcopy(self.kube.objects)
+            self._states[key] = (result, save_state(connect(), self.blobs), repository, objects)
+        result, stored, repository, objects = self._states[key]
         self._restore_state(stored, repository)
+        self.kube.objects.clear()
+        self.kube.objects.update(copy.deepcopy(objects))
         known: T = result
         return known
 
@@ -160,13 +164,11 @@ class FaultWorld:
             return self._baselines[task.name]
         return self.run(task)
 
-    def follow(self, key: tuple[Any, ...], act: Callable[[], T]) -> T:
-        """What follows from the state of the store: `act` runs once for each state and key."""
-        state = (*key, frozenset(list_objects(connect()).items()))
-        if state not in self._followed:
-            self._followed[state] = act()
-        found: T = self._followed[state]
-        return found
+    def follow_on(self, key: str, act: Callable[[], T]) -> T:
+        """`once` for each state of the store: what follows from the same state is the same."""
+        stored = sorted(list_objects(connect()).items())
+        digest = hashlib.sha256(json.dumps(stored).encode()).hexdigest()[:16]
+        return self.once(f"{key}-{digest}", act)
 
     def find_stable_files(self, name: str) -> Mapping[str, str]:
         """The files of a task that are the same in every undisturbed run, with their digests."""

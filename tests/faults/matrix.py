@@ -6,6 +6,7 @@ import re
 import sys
 import tempfile
 from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -33,6 +34,9 @@ class Cell(NamedTuple):
     told: str  # what the log of the task says
 
 
+UNAFFECTED = Cell("not affected: same result", "as without the fault", "—", "nothing")
+
+
 class Fault(NamedTuple):
     """A fault: how a row of the page names it, and how a task meets it."""
 
@@ -44,6 +48,9 @@ def exercise_outage(away: Mapping[str, float], status: int = 0) -> Callable[[Fau
     """A service is away from the start of the task on."""
 
     def exercise(world: FaultWorld, task: RecordedTask) -> Cell:
+        if "store" not in away and runs_alone(world, task):
+            return UNAFFECTED
+        world.restore(task)
         world.plan.begin(away, status=status)
         before = world.list_stored()
         attempt = world.run(task)
@@ -55,6 +62,17 @@ def exercise_outage(away: Mapping[str, float], status: int = 0) -> Callable[[Fau
         return describe_success(world, task, attempt, "waits, then goes on", waits[0])
 
     return exercise
+
+
+def runs_alone(world: FaultWorld, task: RecordedTask) -> bool:
+    """Whether the task ends as undisturbed, without a wait, while judge and API server are both away for good."""
+
+    def run() -> bool:
+        world.plan.begin({"judge": 1e9, "cluster": 1e9}, status=401)
+        attempt = world.run(task)
+        return not find_waits(world, attempt) and world.made_the_same(task.name, attempt)
+
+    return world.once(f"{task.name}-alone", run)
 
 
 def exercise_limit(fault: str) -> Callable[[FaultWorld, RecordedTask], Cell]:
@@ -101,8 +119,8 @@ def exercise_retried(world: FaultWorld, task: RecordedTask) -> Cell:
     failed = world.once(f"{task.name}-failed", lambda: fail_and_record(world, task))
     again = world.run(task)
     for name in ("record_round", "end_round"):
-        if list(world.tasks).index(name) > list(world.tasks).index(task.name):
-            done = world.run(world.tasks[name])
+        if list(world.tasks).index(name) > list(world.tasks).index(task.name) > list(world.tasks).index("start_round"):
+            done = world.follow_on(name, partial(world.run, world.tasks[name]))
             assert done.code == 0, done.output[-2000:]
     happens = "fails; after Retry"
     return describe_success(world, task, again, happens, summarize(world, failed), describe_keys(world, before), True)
@@ -164,7 +182,9 @@ def record_failure(world: FaultWorld, task: RecordedTask) -> None:
     if task.name == "record_run_status":
         return
     world.plan.move(world.plan.elapsed + EXIT_TASK_S)
-    done = world.run(world.tasks["record_run_status"], values={"SUCCEEDED": "FAILED"})
+    exit_task = world.tasks["record_run_status"]
+    away = "away" if world.plan.is_away("store") else "there"
+    done = world.follow_on(f"exit-{away}", lambda: world.run(exit_task, values={"SUCCEEDED": "FAILED"}))
     assert done.code == 0, done.output[-2000:]
 
 
@@ -208,7 +228,7 @@ def describe_keys(world: FaultWorld, before: set[str]) -> str:
 def start_next_run(world: FaultWorld) -> str:
     """Start another run of the line; return what its first task says about the round. The store stays as it is."""
     world.plan.begin({})
-    return world.follow(("next run",), lambda: _start_next_run(world))
+    return world.follow_on("next-run", lambda: _start_next_run(world))
 
 
 def _start_next_run(world: FaultWorld) -> str:
@@ -252,7 +272,7 @@ def render_page(cells: Mapping[tuple[str, str], Cell]) -> str:
             if title == fault.title:
                 rows.setdefault(cell, []).append(name)
         lines = [
-            f"## {fault.title}",
+            f"### {fault.title}",
             "",
             "| tasks | what happens | recorded | next run | log |",
             "|---|---|---|---|---|",
@@ -269,8 +289,8 @@ def read_page() -> dict[tuple[str, str], Cell]:
     cells: dict[tuple[str, str], Cell] = {}
     title = ""
     for line in PAGE.read_text(encoding="utf-8").partition(MARK)[2].splitlines():
-        if line.startswith("## "):
-            title = line.removeprefix("## ")
+        if line.startswith("### "):
+            title = line.removeprefix("### ")
         elif line.startswith("| `"):
             names, *columns = (one.replace("\\|", "|") for one in re.split(r" (?<!\\)\| ", line.strip("| ")))
             for name in names.replace("`", "").split(", "):
