@@ -92,8 +92,8 @@ class FaultWorld:
         self._restore_state(task.stored, Path(task.repository))
         self.kube.objects.clear()
         self.kube.objects[crd_path(CRD_NAME)] = OPEN_CRD
-        for script in self.kube.scripts.values():
-            script.looks = 0
+        if task.name == "deploy":
+            _serve_published(self.kube, task)
 
     def _restore_state(self, stored: Mapping[str, str], repository: Path) -> None:
         restore_state(connect(), self.blobs, stored)
@@ -217,7 +217,6 @@ def build_fault_world(folder: Path) -> Iterator[FaultWorld]:
         environment = {**world.environment, **settings}
         tasks = _record(world, environment)
         python = stack.enter_context(preloaded_python())
-        _serve_published(kube, tasks["deploy"])
         yield FaultWorld(folder, plan, python, environment, tasks, kube)
 
 
@@ -285,7 +284,8 @@ def _answer_golden(golden: tuple[GoldenQuestion, ...]) -> Any:
 
     def chat(body: dict[str, Any]) -> tuple[int, dict[str, Any]]:
         question = answers[body["messages"][0]["content"][1]["text"]]
-        regions = [{"box": question.box.model_dump(), "answer": question.answer, "grounder": "written"}]
+        box = question.box.model_dump() if question.box is not None else None
+        regions = [{"box": box, "answer": question.answer, "grounder": "written"}] if box else []
         return 200, {
             "choices": [{"message": {"role": "assistant", "content": question.answer}}],
             "clincot": {"regions": regions, "winner": 0, "confidence": 0.9},
