@@ -74,7 +74,7 @@ def serve_forks(address: str, parent: int) -> None:
     import clincot.models.vlm
     import clincot.pipelines.tasks
     import clincot.storage.s3
-    import clincot.training.margin_dpo  # noqa: F401
+    import clincot.training.margin_dpo
 
     clincot.storage.s3.get_model_loader()
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)

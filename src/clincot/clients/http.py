@@ -80,7 +80,8 @@ class HttpFailure(ModelFailed):
 class RequestRetries:
     """When a failed request is sent again.
 
-    An endpoint that is away is waited for, as long as `waiting` allows. A request that fails although its endpoint is
+    An endpoint that is away is waited for (waiting.py), unless `waits` is false: a server that answers requests itself
+    passes the failure on. A request that fails although its endpoint is
     there is sent again `retries` times: the n-th failure is followed by delay_s * 2^(n-1) seconds, at most max_delay_s,
     times a random factor from [1, 1.5).
     """
@@ -88,6 +89,7 @@ class RequestRetries:
     retries: int = 0
     delay_s: float = 1.0
     max_delay_s: float = 30.0
+    waits: bool = True
     sleep: Callable[[float], None] = field(default=time.sleep, compare=False)
     draw: Callable[[], float] = field(default=random.random, compare=False)  # uniform on [0, 1)
 
@@ -101,10 +103,10 @@ class RequestRetries:
 
         def wait_for_endpoint() -> B:
             try:
-                return get_waiting().call(service, request, _find_outage)
+                return get_waiting().call(service, request, _find_outage) if self.waits else request()
             except HttpFailure as error:
                 if error.away:  # the time to wait is spent; later requests would fail, too, if none has succeeded
-                    error.fatal = error.fatal or get_waiting().is_away(service)
+                    error.fatal = error.fatal or (self.waits and get_waiting().is_away(service))
                     error.away = error.transient = False
                 raise
 
@@ -125,6 +127,7 @@ def _find_outage(error: BaseException) -> Outage | None:
 
 
 NO_RETRIES = RequestRetries()
+FAIL_AT_ONCE = RequestRetries(waits=False)
 
 
 def parse_retry_after(value: str, *, now: float | None = None) -> float | None:

@@ -115,7 +115,7 @@ class EndpointModel:
     connection. concurrency: most requests in flight. rating: ask for "n/10" instead of reading log-probabilities, the
     same as the form `rating` of `options`. yes_no: ids of the tokens that mean yes or no (models/yes_no.py). vLLM
     returns the log-probabilities of these (`logprob_token_ids`) however unlikely they are; an endpoint without that
-    option returns the 20 likeliest tokens.
+    option returns the 20 likeliest tokens. retry: for all requests but those of `rate`.
     """
 
     def __init__(  # noqa: PLR0913 (the fields of a judge's specification)
@@ -132,6 +132,7 @@ class EndpointModel:
         concurrency: int = 8,
         yes_no: Sequence[int] = (),
         options: ChatOptions | None = None,
+        retry: RequestRetries = NO_RETRIES,
     ) -> None:
         if concurrency < 1 or timeout_s <= 0:
             raise ValueError(f"expected concurrency >= 1 and timeout_s > 0, got {concurrency} and {timeout_s}")
@@ -145,6 +146,7 @@ class EndpointModel:
         self._timeout_s = timeout_s
         self._named = {"logprob_token_ids": list(yes_no)} if yes_no else {}
         self._concurrency = concurrency
+        self._retry = retry
         self._served: list[str] | None = None  # as listed; None: not listed, or not asked yet
         self._streak = 0  # failed requests in a row
         self._lock = threading.Lock()
@@ -164,7 +166,7 @@ class EndpointModel:
         address, expected = f"{self.url}/models", "the list of served models"
         with self._open_client() as client:
             try:
-                served = NO_RETRIES.call(
+                served = self._retry.call(
                     self.url, lambda: client.request_json("GET", address, _ServedModels, expected=expected)
                 )
             except HttpFailure as error:
@@ -215,7 +217,7 @@ class EndpointModel:
         with self._open_client(connections=workers) as client:
 
             def ask(request: _ConversationWithOptions) -> Generation:
-                return NO_RETRIES.call(
+                return self._retry.call(
                     self.url, lambda: self._request_one(client, _EXPECTED_LOGPROBS, read_generation, request)
                 )
 
@@ -237,7 +239,7 @@ class EndpointModel:
         with self._open_client(connections=workers) as client:
 
             def rate(conversation: Conversation) -> JudgeReply:
-                return NO_RETRIES.call(self.url, lambda: self._rate_one(client, conversation))
+                return self._retry.call(self.url, lambda: self._rate_one(client, conversation))
 
             replies = map_in_threads(rate, conversations, workers=workers)
         return [reply.score for reply in replies]

@@ -19,7 +19,7 @@ from typing import Protocol
 
 import httpx
 
-from clincot.clients.http import HttpFailure
+from clincot.clients.http import FAIL_AT_ONCE, HttpFailure
 from clincot.errors import ModelFailed, PromptTooLong
 from clincot.jsonl import InvalidRecord
 from clincot.models.checkpoint import MANIFEST, WEIGHTS_INDEX, UnsupportedCheckpoint, check_weight_files
@@ -150,6 +150,7 @@ class RemoteBackend:
             timeout_s=timeout_s,
             concurrency=16,
             yes_no=yes_no,
+            retry=FAIL_AT_ONCE,  # the client of this server decides whether to ask again
         )
         self._observe = observe
         self._health: tuple[float, bool] = (-_HEALTH_CACHE_S, False)
