@@ -122,7 +122,7 @@ class FaultWorld:
     @property
     def run_id(self) -> str:
         """The identifier of the recorded run."""
-        return next(part for part in Path(self.tasks["preflight"].outputs).parts if part.startswith("clincot-round-"))
+        return str(self.tasks["start_round"].executor_input["inputs"]["parameterValues"]["run"])
 
     def run(
         self,
