@@ -256,7 +256,7 @@ def normalize(world: FaultWorld, text: str) -> str:
     text = re.sub(rf"is away \({_NO_CONNECTION}\)", "is away (no connection)", text)
     text = re.sub(rf"{_NO_CONNECTION}: [^;]*?(?=; still away|$)", "no connection", text)
     text = re.sub(r"http://127\.0\.0\.1:\d+", "http://HOST", text)
-    text = re.sub(r"\bclincot-round-[\d-]+", "RUN", text).replace(world.run_id, "RUN").replace(NEXT_RUN, "RUN")
+    text = re.sub(r"\bround-\d{4}-[\d-]+", "RUN", text).replace(world.run_id, "RUN").replace(NEXT_RUN, "RUN")
     text = re.sub(r"files/md5/\w\w/", "files/md5/", text)
     text = re.sub(r"\b\d+ of \d+ checks", "some checks", text)
     text = re.sub(r"still away after 10 min \d+ s", "still away after 10 min", text)

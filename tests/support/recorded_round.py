@@ -136,8 +136,9 @@ def _promote(outputs: dict[str, Any]) -> None:
     """Turn the verdict of `decide` into a promotion, in its output and in the decision that later tasks read."""
     from clincot.jsonl import read_records, write_records
     from clincot.records import Decision
+    from clincot.runs.layout import DECISION_FILE
 
-    path = Path(outputs["artifacts"]["decision"]["artifacts"][0]["uri"])
+    path = Path(outputs["artifacts"]["round_files"]["artifacts"][0]["uri"]) / DECISION_FILE
     (decision,) = read_records(path, Decision)
     content = {**decision.model_dump(exclude={"id"}), "verdict": "promote", "reasons": ("for the test",)}
     write_records(path, [Decision.model_validate(content)])
