@@ -17,12 +17,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-import psutil
-
 from clincot.waiting import ServiceWaiting, use_waiting
 from tests.support.fault_servers import FaultPlan
-
-MEMORY_LEFT = 1 << 20  # bytes that a task may still allocate, of which each small model needs several
 
 
 class PlanClock:
@@ -52,10 +48,7 @@ def main() -> None:
 
 def _arm(fault: str, outputs: str) -> None:
     """Make a fault happen when the process first writes below `outputs`, or at once where it is a limit."""
-    if fault == "memory":
-        limit = psutil.Process().memory_info().vms + MEMORY_LEFT
-        resource.setrlimit(resource.RLIMIT_AS, (limit, resource.RLIM_INFINITY))
-    elif fault == "disk":
+    if fault == "disk":
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
         resource.setrlimit(resource.RLIMIT_FSIZE, (0, resource.RLIM_INFINITY))
     elif fault in ("SIGKILL", "SIGTERM", "error"):
