@@ -215,16 +215,12 @@ class EndpointModel:
         _ = self.model  # before the threads, so that it is requested once
         workers = min(self._concurrency, len(requests))
         with self._open_client(connections=workers) as client:
-<<<<<<< HEAD
 
             def ask(request: _ConversationWithOptions) -> Generation:
                 return self._retry.call(
-                    self.url, lambda: self._request_one(client, _EXPECTED_LOGPROBS, read_generation, request)
+                    self.url, lambda: self._request_one(client, _EXPECTED_LOGPROBS, read_completion, request)
                 )
 
-=======
-            ask = partial(self._request_one, client, _EXPECTED_LOGPROBS, read_completion)
->>>>>>> main
             return map_in_threads(ask, requests, workers=workers)
 
     def p_yes(self, conversations: Sequence[Conversation]) -> list[float | None]:

@@ -19,11 +19,7 @@ from typing import Protocol
 import httpx
 from opentelemetry.trace import SpanKind
 
-<<<<<<< HEAD
-from clincot.clients.http import FAIL_AT_ONCE, HttpFailure
-=======
-from clincot.clients.http import HttpFailure, limit_requests
->>>>>>> main
+from clincot.clients.http import FAIL_AT_ONCE, HttpFailure, limit_requests
 from clincot.errors import ModelFailed, PromptTooLong
 from clincot.jsonl import InvalidRecord
 from clincot.models.checkpoint import MANIFEST, WEIGHTS_INDEX, UnsupportedCheckpoint, check_weight_files
