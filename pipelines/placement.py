@@ -5,6 +5,7 @@ from __future__ import annotations
 from kfp import dsl, kubernetes
 
 from clincot.pipelines.cluster_settings import PROFILE_NAMES, ClusterSettings, ResourceProfile, Toleration
+from clincot.preflight.cluster import ACCOUNT_VARIABLE
 from clincot.waiting import TASK_TIMEOUT_ENV, WAIT_ENV
 
 CA_FOLDER = "/etc/clincot/ca"
@@ -48,6 +49,8 @@ def apply_placement(task: dsl.PipelineTask, name: str, cluster: ClusterSettings)
     _set_resources(task, profile)
     _configure_pod(task, name, cluster)
     task.set_env_variable(WAIT_ENV, str(cluster.wait_s)).set_env_variable(TASK_TIMEOUT_ENV, str(profile.timeout_s))
+    if cluster.service_account and name == "preflight":
+        task.set_env_variable(ACCOUNT_VARIABLE, cluster.service_account)
     for key, value in profile.node_selector.items():
         kubernetes.add_node_selector(task, label_key=key, label_value=value)
     for toleration in profile.tolerations:

@@ -41,7 +41,7 @@ from tests.support.s3_server import s3_server
 T = TypeVar("T")
 ROOT = Path(__file__).parents[2]
 LINE = "tiny"
-TASK_LIMIT_S = 120
+TASK_LIMIT_S = 900
 OPEN_SCHEMA = {"type": "object", "x-kubernetes-preserve-unknown-fields": True}
 OPEN_CRD = {
     "kind": "CustomResourceDefinition",
