@@ -10,6 +10,7 @@ import sys
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,8 +20,17 @@ import urllib3
 from kfp_server_api import ApiException
 from kfp_server_api.rest import RESTClientObject
 
+from clincot.clients.http import parse_retry_after
 from clincot.errors import InvalidInput, UserError
 from clincot.pipelines.ownership import Owner
+from clincot.waiting import (
+    Outage,
+    get_waiting,
+    is_passing_status,
+    is_unknown_host,
+    is_wrong_certificate,
+    iter_causes,
+)
 
 POD_TOKEN = Path("/var/run/secrets/kubeflow/pipelines/token")  # where Kubeflow's documentation mounts it
 REQUEST_S = 30.0
@@ -185,7 +195,11 @@ def _build_client(endpoint: str, source: TokenSource, ca_cert: Path | None, name
 
 
 class _RestClient(RESTClientObject):  # type: ignore[misc]  # kfp_server_api has no types
-    """The HTTP client of kfp with a time limit, and an error for a web page, which kfp reads as an empty object."""
+    """The HTTP client of kfp with a time limit, and an error for a web page, which kfp reads as an empty object.
+
+    It waits for a server that is away (clincot/waiting.py). A request that changes something is repeated only if the
+    server refused it as a whole or was not reached.
+    """
 
     def __init__(self, configuration: Any) -> None:
         super().__init__(configuration)
@@ -193,13 +207,39 @@ class _RestClient(RESTClientObject):  # type: ignore[misc]  # kfp_server_api has
 
     def request(self, method: str, url: str, *args: Any, **options: Any) -> Any:
         options["_request_timeout"] = options.get("_request_timeout") or int(REQUEST_S)
-        response = super().request(method, url, *args, **options)
+        response = get_waiting().call(
+            _name_service(self._host),
+            partial(super().request, method, url, *args, **options),
+            partial(_find_outage, repeatable=method in ("GET", "HEAD", "DELETE")),
+        )
         if response.data.lstrip()[:1] == b"<":
             raise PipelinesFailed(
                 f"{self._host}: HTTP {response.status}, a web page instead of an answer, such as that of a login; get "
                 "a new token and set KFP_TOKEN, KFP_TOKEN_FILE or --token-file"
             )
         return response
+
+
+def _name_service(endpoint: str) -> str:
+    return f"Kubeflow Pipelines at {endpoint}"
+
+
+def _find_outage(error: BaseException, *, repeatable: bool = True) -> Outage | None:
+    """Return why a request failed, if the server is away."""
+    if isinstance(error, ApiException):
+        asked = str((error.headers or {}).get("Retry-After", ""))
+        passes = is_passing_status(error.status) if repeatable else error.status in (429, 502, 503)
+        return Outage(f"HTTP {error.status}", float(asked) if asked.isdigit() else None) if passes else None
+    if isinstance(error, _ServerError):
+        return Outage(str(error), parse_retry_after(error.reply.headers.get("Retry-After", "")))
+    if not isinstance(error, (urllib3.exceptions.HTTPError, httpx.HTTPError, ConnectionError)):
+        return None
+    if is_unknown_host(error) or is_wrong_certificate(error):
+        return None
+    unreached = (urllib3.exceptions.NewConnectionError, urllib3.exceptions.ConnectTimeoutError)
+    if not repeatable and not any(isinstance(one, unreached) for one in iter_causes(error)):
+        return None
+    return Outage(type(error).__name__)
 
 
 @contextlib.contextmanager
@@ -246,12 +286,7 @@ def _probe_endpoint(endpoint: str, source: TokenSource, ca_cert: Path | None) ->
     """Check that the endpoint is Kubeflow Pipelines and accepts the token; return what it reports about itself."""
     url, token = f"{endpoint}/apis/v2beta1/healthz", source.read()
     try:
-        reply = httpx.get(
-            url,
-            headers={"Authorization": f"Bearer {token}"} if token else {},
-            timeout=REQUEST_S,
-            verify=str(ca_cert) if ca_cert else True,
-        )
+        reply = _get_health(endpoint, url, token, ca_cert)
     except (httpx.HTTPError, OSError) as error:
         raise PipelinesFailed(
             f"{url}: no answer ({type(error).__name__}: {error}); is --endpoint (KFP_ENDPOINT) right?"
@@ -267,6 +302,34 @@ def _probe_endpoint(endpoint: str, source: TokenSource, ca_cert: Path | None) ->
             "/pipeline, and a login page means that a token is missing (KFP_TOKEN, KFP_TOKEN_FILE or --token-file)"
         )
     return ServerInfo(bool(health.get("multi_user", False)), str(health.get("tag_name") or "unknown"))
+
+
+def _get_health(endpoint: str, url: str, token: str, ca_cert: Path | None) -> httpx.Response:
+    """Return the reply of the health check; while the server is away, wait."""
+
+    def get_once() -> httpx.Response:
+        reply = httpx.get(
+            url,
+            headers={"Authorization": f"Bearer {token}"} if token else {},
+            timeout=REQUEST_S,
+            verify=str(ca_cert) if ca_cert else True,
+        )
+        if is_passing_status(reply.status_code):
+            raise _ServerError(reply)
+        return reply
+
+    try:
+        return get_waiting().call(_name_service(endpoint), get_once, _find_outage)
+    except _ServerError as error:
+        return error.reply
+
+
+class _ServerError(Exception):
+    """A reply with a status that passes."""
+
+    def __init__(self, reply: httpx.Response) -> None:
+        super().__init__(f"HTTP {reply.status_code}")
+        self.reply = reply
 
 
 def _describe_refusal(endpoint: str, status: int, body: str, origin: str = "") -> str:

@@ -17,6 +17,7 @@ from pydantic import Field, field_validator, model_validator
 from clincot.config import FrozenConfig, parse_config, read_settings
 from clincot.jsonl import InvalidRecord
 from clincot.stages.catalog import get_stage
+from clincot.waiting import DEFAULT_BUDGET_S
 
 Name = Annotated[str, Field(pattern=r"^[a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?$")]
 ImageReference = Annotated[str, Field(pattern=r"^[a-z0-9][-\w./:]*(@sha256:[0-9a-f]{64})?$")]
@@ -86,7 +87,11 @@ class Toleration(FrozenConfig):
 
 
 class RetryPolicy(FrozenConfig):
-    """Retries of a failed task. Each pause is longer than the one before by the factor."""
+    """Retries of a task by Kubeflow Pipelines. Each pause is longer than the one before by the factor.
+
+    From 2.17.0 on, its configuration of Argo (workflow-controller-configmap: retryPolicy OnError) retries only tasks
+    whose pod was lost; up to 2.16, also those that ended with an error. What passes is waited for inside the task.
+    """
 
     count: Annotated[int, Field(ge=0)] = 2
     backoff_s: Seconds = 30
@@ -216,6 +221,9 @@ class ClusterSettings(FrozenConfig):
     labels: Annotated[dict[str, str], Field(description="labels of every pod")] = Field(default={})
     annotations: Annotated[dict[str, str], Field(description="annotations of every pod")] = Field(default={})
     queue: Annotated[str, Field(description="LocalQueue of Kueue for the pods; empty: none")] = ""
+    wait_s: Annotated[
+        int, Field(ge=0, description="how long a task waits for a store, judge or API server that is away; 0: never")
+    ] = int(DEFAULT_BUDGET_S)
     parallel_shards: Annotated[
         int, Field(ge=0, description=f"tasks that process shards at the same time; 0: at most {MAX_SHARD_TASKS}")
     ] = 0
@@ -229,6 +237,17 @@ class ClusterSettings(FrozenConfig):
     def _check_stages(cls, stages: dict[str, StageOverrides]) -> dict[str, StageOverrides]:
         _check_task_names(tuple(stages))
         return stages
+
+    @model_validator(mode="after")
+    def _check_wait(self) -> ClusterSettings:
+        for task in TASK_NAMES:
+            timeout_s = self.resolve_profile(task).timeout_s
+            if self.wait_s >= timeout_s:
+                raise ValueError(
+                    f"wait_s is {self.wait_s}, but the task {task} is stopped after timeout_s = {timeout_s}, before it "
+                    "could say why it fails; set a shorter wait_s or a longer timeout_s"
+                )
+        return self
 
     @model_validator(mode="after")
     def _check_cache_allows_parallel_tasks(self) -> ClusterSettings:

@@ -73,8 +73,10 @@ def serve_forks(address: str, parent: int) -> None:
     import clincot.models.load
     import clincot.models.vlm
     import clincot.pipelines.tasks
-    import clincot.training.margin_dpo  # noqa: F401
+    import clincot.storage.s3
+    import clincot.training.margin_dpo
 
+    clincot.storage.s3.get_model_loader()
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     with socket.socket(socket.AF_UNIX) as listening:
         listening.bind(address)

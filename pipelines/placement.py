@@ -6,6 +6,7 @@ from kfp import dsl, kubernetes
 
 from clincot.pipelines.cluster_settings import PROFILE_NAMES, ClusterSettings, ResourceProfile, Toleration
 from clincot.preflight.cluster import ACCOUNT_VARIABLE
+from clincot.waiting import TASK_TIMEOUT_ENV, WAIT_ENV
 
 CA_FOLDER = "/etc/clincot/ca"
 CA_VARIABLES = ("SSL_CERT_FILE", "REQUESTS_CA_BUNDLE", "AWS_CA_BUNDLE", "GIT_SSL_CAINFO")
@@ -47,6 +48,7 @@ def apply_placement(task: dsl.PipelineTask, name: str, cluster: ClusterSettings)
     task.set_container_image(cluster.select_image(name))
     _set_resources(task, profile)
     _configure_pod(task, name, cluster)
+    task.set_env_variable(WAIT_ENV, str(cluster.wait_s)).set_env_variable(TASK_TIMEOUT_ENV, str(profile.timeout_s))
     if cluster.service_account and name == "preflight":
         task.set_env_variable(ACCOUNT_VARIABLE, cluster.service_account)
     for key, value in profile.node_selector.items():

@@ -8,9 +8,7 @@ RUN/cache/       cache of kfp: a task that succeeded does not run again with the
 
 from __future__ import annotations
 
-import itertools
 import json
-import logging
 import multiprocessing
 import os
 import sys
@@ -31,32 +29,22 @@ from clincot.pipelines.fork_server import preloaded_python
 from clincot.pipelines.round import build_round_pipeline
 from clincot.pipelines.round_plan import RoundPlan
 from clincot.pipelines.tasks import ERRORS_ENV
-from clincot.preferences.versions.dvc import DvcFailed
-from clincot.preferences.versions.git import GitFailed
-from clincot.processes import retry_call
 from clincot.records import hash_json
 from clincot.registry.champion import NoChampion, create_champion_pointer, read_champion
 from clincot.registry.publication import PublicationEvidence, register_checkpoint
 from clincot.runs.round_records import RoundOutputs, next_round_number, read_round_outputs
 from clincot.storage.open import open_store
-from clincot.storage.store import Store, StoreUnavailable
+from clincot.storage.store import Store
 
 _NOMINAL_RESOURCES = ContainerResources(cpu="1", memory="1Gi")
 LOCAL_CLUSTER = ClusterSettings(
     cpu=ResourceProfile(requests=_NOMINAL_RESOURCES, limits=_NOMINAL_RESOURCES, retries=RetryPolicy(count=0)),
     gpu=ResourceProfile(requests=_NOMINAL_RESOURCES, limits=_NOMINAL_RESOURCES, retries=RetryPolicy(count=0)),
 )
-RETRY_PAUSES_S = (10.0, 20.0, 40.0)
-# Errors of services that may be back after a pause. Tasks report errors by the name of their class.
-TRANSIENT_ERRORS = tuple(error.__name__ for error in (StoreUnavailable, GitFailed, DvcFailed))
 
 
 class RunFailed(UserError, RuntimeError):
     """A task failed; the message names it and repeats its error."""
-
-
-class _TransientFailure(RunFailed):
-    """A failure that another attempt may not meet."""
 
 
 def run_local(plan: RoundPlan, run: Path, *, policy: Path | None = None) -> str:
@@ -89,14 +77,14 @@ def run_local(plan: RoundPlan, run: Path, *, policy: Path | None = None) -> str:
         target="local",
         state=str(run / "serving"),
     )
-    _run_with_retries(local_plan, run)
+    _run_pipeline(local_plan, run)
     return "\n".join(
         _format_summary(read_round_outputs(store, config.name, number + more)) for more in range(plan.rounds)
     )
 
 
-def _run_with_retries(plan: RoundPlan, run: Path) -> None:
-    """Run the pipeline, with retries like those of Kubeflow if the store or the data repository was unavailable."""
+def _run_pipeline(plan: RoundPlan, run: Path) -> None:
+    """Run the pipeline. Its tasks wait for services that are away (clincot/waiting.py), as they do in pods."""
     errors = run / "errors.jsonl"
     os.environ[ERRORS_ENV] = str(errors)
     os.environ.setdefault("CLINCOT_CACHE", str(run / "cache"))
@@ -108,34 +96,16 @@ def _run_with_retries(plan: RoundPlan, run: Path) -> None:
         cache_root=str(run / "cache" / "kfp"),
     )
     with preloaded_python() as python, _override_python(str(python)):
-        attempts = itertools.count(1)
-
-        def run_pipeline() -> None:
-            first_attempt = next(attempts) == 1
-            errors.unlink(missing_ok=True)
-            process = multiprocessing.get_context("fork").Process(target=_run_once, args=(plan, errors))
-            process.start()  # one process for each attempt, because the loops of kfp leak state
-            process.join()
-            if process.exitcode == 0:
-                return
-            failures = _read_errors(errors)
-            if not failures:
-                raise RunFailed("the pipeline failed because of an internal error; see its traceback above")
-            message = "; ".join(failure["message"] for failure in failures)
-            in_preflight = any(failure["message"].startswith("clincot preflight") for failure in failures)
-            transient = any(failure["error"] in TRANSIENT_ERRORS for failure in failures)
-            # A failure of the first preflight is a mistake in the settings; later, a service may be unavailable.
-            if (in_preflight and first_attempt) or not (transient or in_preflight):
-                raise RunFailed(message)
-            raise _TransientFailure(message)
-
-        retry_call(
-            run_pipeline,
-            is_transient=lambda error: isinstance(error, _TransientFailure),
-            wait_s=lambda failures: RETRY_PAUSES_S[failures - 1],
-            attempts=1 + len(RETRY_PAUSES_S),
-            on_retry=lambda error, wait_s: logging.warning("%s; next attempt in %g s", error, wait_s),
-        )
+        errors.unlink(missing_ok=True)
+        process = multiprocessing.get_context("fork").Process(target=_run_once, args=(plan, errors))
+        process.start()  # a process of its own, because the loops of kfp leak state
+        process.join()
+    if process.exitcode == 0:
+        return
+    failures = _read_errors(errors)
+    if not failures:
+        raise RunFailed("the pipeline failed because of an internal error; see its traceback above")
+    raise RunFailed("; ".join(failure["message"] for failure in failures))
 
 
 def _run_once(plan: RoundPlan, errors: Path) -> None:

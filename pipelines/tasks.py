@@ -128,8 +128,8 @@ def user_errors(task: str) -> Iterator[None]:
     """End the task with one line for errors that a user can fix; other errors keep their traceback."""
     try:
         yield
-    except (UserError, OSError) as error:
-        message = f"clincot {task}: {error}"
+    except (UserError, OSError, MemoryError) as error:
+        message = f"clincot {task}: {_describe_memory_limit(task) if isinstance(error, MemoryError) else error}"
         if os.environ.get(ERRORS_ENV):
             with Path(os.environ[ERRORS_ENV]).open("a", encoding="utf-8") as file:
                 file.write(json.dumps({"error": type(error).__name__, "message": message}) + "\n")
@@ -569,6 +569,10 @@ def page(settings: str, context: RoundContext, files: RoundFiles, *, page: str, 
 def select_champion(verdict: str, champion: str, challenger: str, output: str) -> None:
     """Copy the benchmark results (folders) of the policy that is the champion after the decision."""
     shutil.copytree(challenger if verdict == "promote" else champion, output, dirs_exist_ok=True)
+
+
+def _describe_memory_limit(task: str) -> str:
+    return f"out of memory; raise stages.{task}.limits.memory in cluster.yaml, or give the task less to do at once"
 
 
 def _describe_status(line: str, recorded: RunEnd, run_id: str) -> str:

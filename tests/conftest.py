@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,14 +11,24 @@ import pytest
 
 from clincot.storage.open import open_store
 from clincot.storage.store import Store
+from clincot.waiting import WAIT_ENV, ServiceWaiting, use_waiting
 from tests.support import tiny
+from tests.support.fast_clock import FastClock
 from tests.support.s3_server import S3Server, s3_server
 
 TESTS = Path(__file__).parent
+os.environ.setdefault(WAIT_ENV, "0")  # a service that is away in a test stays away, unless the test says otherwise
 
 
 # Marks of whole folders: those whose tests start servers, run helm, or compile and run pipelines.
-MARKED_FOLDERS = {"chart": "kube", "components": "kfp", "families": "slow", "pipelines": "kfp", "serving": "slow"}
+MARKED_FOLDERS = {
+    "chart": "kube",
+    "components": "kfp",
+    "families": "slow",
+    "faults": "slow",
+    "pipelines": "kfp",
+    "serving": "slow",
+}
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -38,6 +49,14 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
     with s3_server(tmp_path_factory.mktemp("s3")) as server:
         yield server
+
+
+@pytest.fixture
+def fast_clock() -> Iterator[FastClock]:
+    """Waiting for services as in production (10 minutes), on a clock that the waits themselves move."""
+    clock = FastClock()
+    with use_waiting(ServiceWaiting(600.0, clock=clock.read, sleep=clock.sleep, draw=lambda: 0.0)):
+        yield clock
 
 
 @pytest.fixture(params=["folder", "s3"])

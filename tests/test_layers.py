@@ -25,7 +25,7 @@ FOLDERS = {  # the packages of the installed distribution, and where their sourc
 # A package or root module imports from earlier lines only. The first line is the root modules, which may import each
 # other as long as there is no cycle; on every other line, names joined by "+" are one room, the others are strangers.
 LAYERS: tuple[tuple[str, ...], ...] = (
-    ("fields+records+geometry+config+errors+jsonl+images+text+batching+processes+prompts+drawing",),
+    ("fields+records+geometry+config+errors+jsonl+images+text+batching+processes+waiting+prompts+drawing",),
     ("storage", "clients"),
     ("datasets", "models"),
     ("generation", "judging"),

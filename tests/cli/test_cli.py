@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from clincot import __version__
-from clincot.cli import stage_commands
+from clincot.cli import app, stage_commands
 from clincot.cli.app import GUIDE, main, parse
 from clincot.config import SECTION_NAMES, FrozenConfig, Params, load_params, resolve_path
 from clincot.config.params_yaml import render_value
@@ -27,6 +27,7 @@ from clincot.stages.catalog import STAGES
 from clincot.synthetic.anatomy import AnatomyUnavailable
 from clincot.synthetic.rendering import UnrenderableFindings
 from clincot.training.checkpoint_writer import NonFiniteError
+from clincot.waiting import WAIT_ENV, get_waiting
 from tests.support import tiny
 
 COMMANDS = [
@@ -307,3 +308,21 @@ def test_the_module_is_the_command(tmp_path: Path) -> None:
         [sys.executable, "-m", "clincot.cli.app", "--version"], capture_output=True, text=True, timeout=60, cwd=tmp_path
     )
     assert (done.returncode, done.stdout) == (0, f"clincot {__version__}\n")
+
+
+@pytest.mark.parametrize(
+    ("command", "budget_s"),
+    [("preflight", 30.0), ("pipeline", 30.0), ("models", 30.0), ("train", 600.0), ("rounds", 600.0)],
+)
+def test_a_command_that_somebody_waits_for_gives_up_sooner(
+    command: str, budget_s: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The default of tasks is ten minutes; $CLINCOT_WAIT_S overrides both."""
+    monkeypatch.delenv(WAIT_ENV)
+    monkeypatch.setattr("clincot.waiting._current", [])
+    with app._limit_waiting(command):
+        assert get_waiting().budget_s == budget_s
+    monkeypatch.setattr("clincot.waiting._current", [])
+    monkeypatch.setenv(WAIT_ENV, "7")
+    with app._limit_waiting(command):
+        assert get_waiting().budget_s == 7.0

@@ -1,4 +1,4 @@
-"""When a request is sent again, and how long the client waits; the clock and the jitter are the test's."""
+"""When a request is sent again: an endpoint that is away is waited for, a request that fails alone is repeated."""
 
 from __future__ import annotations
 
@@ -8,6 +8,9 @@ from typing import Any
 import pytest
 
 from clincot.clients.http import HttpFailure, RequestRetries, parse_retry_after
+from tests.support.fast_clock import FastClock
+
+URL = "http://judge/v1"
 
 
 def failing(*failures: HttpFailure) -> Callable[[], str]:
@@ -27,57 +30,67 @@ def policy(slept: list[float], **options: Any) -> RequestRetries:
     return RequestRetries(**settings)
 
 
-def busy(**facts: Any) -> HttpFailure:
-    return HttpFailure("busy", status=503, transient=True, **facts)
+def broken(message: str = "HTTP 500") -> HttpFailure:
+    return HttpFailure(message, status=500, transient=True)
+
+
+def away(**facts: Any) -> HttpFailure:
+    return HttpFailure("HTTP 503", status=503, away=True, **facts)
 
 
 def test_waits_double_up_to_the_longest() -> None:
     slept: list[float] = []
-    assert policy(slept, retries=5, max_delay_s=6.0).call(failing(*[busy()] * 5)) == "done"
+    assert policy(slept, retries=5, max_delay_s=6.0).call(URL, failing(*[broken()] * 5)) == "done"
     assert slept == [1.0, 2.0, 4.0, 6.0, 6.0]
 
 
 def test_jitter_lengthens_a_wait_by_up_to_a_half() -> None:
     slept: list[float] = []
-    policy(slept, draw=lambda: 0.5).call(failing(busy(), busy()))
+    policy(slept, draw=lambda: 0.5).call(URL, failing(broken(), broken()))
     assert slept == [1.25, 2.5]
 
 
 def test_the_last_failure_is_raised_after_all_retries() -> None:
     slept: list[float] = []
     with pytest.raises(HttpFailure, match="fourth"):
-        policy(slept).call(failing(busy(), busy(), busy(), HttpFailure("fourth", transient=True)))
+        policy(slept).call(URL, failing(broken(), broken(), broken(), broken("fourth")))
     assert slept == [1.0, 2.0, 4.0]
 
 
-def test_a_permanent_failure_is_not_retried() -> None:
+def test_a_permanent_failure_is_not_retried(fast_clock: FastClock) -> None:
     slept: list[float] = []
     with pytest.raises(HttpFailure, match="bad request"):
-        policy(slept).call(failing(HttpFailure("bad request", status=400)))
+        policy(slept).call(URL, failing(HttpFailure("bad request", status=400)))
+    assert slept == fast_clock.slept == []
+
+
+def test_an_endpoint_that_is_away_costs_no_retry(fast_clock: FastClock) -> None:
+    """Six 503s with `retries` 0: the endpoint is waited for."""
+    slept: list[float] = []
+    assert policy(slept, retries=0).call(URL, failing(*[away()] * 6)) == "done"
+    assert fast_clock.slept == [1.0, 2.0, 4.0, 8.0, 16.0, 30.0]
     assert slept == []
 
 
-def test_retry_after_replaces_the_wait_and_costs_no_retry() -> None:
-    """15 s as in the finding; six of them with three retries."""
-    slept: list[float] = []
-    assert policy(slept).call(failing(*[busy(retry_after_s=15.0)] * 6)) == "done"
-    assert slept == [15.0] * 6
+def test_retry_after_replaces_the_wait(fast_clock: FastClock) -> None:
+    assert policy([]).call(URL, failing(*[away(retry_after_s=15.0)] * 6)) == "done"
+    assert fast_clock.slept == [15.0] * 6
 
 
-def test_a_wait_beyond_the_budget_is_not_started() -> None:
+def test_when_the_wait_is_over_the_failure_is_final(fast_clock: FastClock) -> None:
+    """Ten minutes once, not once more for each of the three retries; and the endpoint is given up."""
     slept: list[float] = []
-    with pytest.raises(HttpFailure):
-        policy(slept, budget_s=40.0).call(failing(*[busy(retry_after_s=15.0)] * 6))
-    assert slept == [15.0, 15.0]
-    with pytest.raises(HttpFailure):
-        policy(slept, budget_s=40.0).call(failing(busy(retry_after_s=3600.0)))
-    assert slept == [15.0, 15.0]
+    with pytest.raises(HttpFailure, match="still away after 10 min") as failed:
+        policy(slept).call(URL, failing(*[away() for _ in range(500)]))
+    assert (failed.value.transient, failed.value.away, failed.value.fatal) == (False, False, True)
+    assert sum(fast_clock.slept) == pytest.approx(600.0, abs=2.0)
+    assert slept == []
 
 
 def test_without_retries_nothing_is_retried() -> None:
     slept: list[float] = []
     with pytest.raises(HttpFailure):
-        policy(slept, retries=0).call(failing(busy(retry_after_s=1.0)))
+        policy(slept, retries=0).call(URL, failing(broken()))
     assert slept == []
 
 

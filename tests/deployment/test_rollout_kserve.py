@@ -261,8 +261,8 @@ def test_a_forbidden_request_names_the_missing_permission(world: World) -> None:
         world.deploy(world.base)
 
 
-def test_a_slow_and_faulty_api_server_is_tolerated(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("clincot.clients.kubernetes.READ_RETRY_S", 0.001)
+@pytest.mark.usefixtures("fast_clock")
+def test_a_slow_and_faulty_api_server_is_tolerated(world: World) -> None:
     world.server.slow_s, world.server.broken = 0.02, 3
     world.deploy(world.base)
     assert world.champion == world.base.sha256

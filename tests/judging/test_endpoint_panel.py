@@ -28,6 +28,8 @@ from tests.support.chat_endpoint import StandIn, odds_for, text_of, written
 from tests.support.http_server import free_port
 from tests.support.judging_builders import BRIGHT, BrightnessJudge, FailingJudge, half_and_half
 
+pytestmark = pytest.mark.usefixtures("fast_clock")
+
 PROGRESS = ".judgements.jsonl.progress"
 REPOSITORY = Path(__file__).parents[2]
 

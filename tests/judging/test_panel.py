@@ -31,6 +31,8 @@ from tests.support.judging_builders import (
     half_and_half,
 )
 
+pytestmark = pytest.mark.usefixtures("fast_clock")
+
 SOURCE = str(Path(clincot.__file__).parents[1])
 
 
@@ -163,9 +165,8 @@ def test_too_few_judges_left_fails_the_stage_and_leaves_no_file(tmp_path, asks):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["half.png"]
 
 
-def test_an_endpoint_that_is_down_is_retried_and_left_out(tmp_path, asks):
-    """The panel failed while it was put together: an endpoint's digest is the model that it says it serves."""
-    slept: list[float] = []
+def test_an_endpoint_that_stays_away_is_waited_for_once_and_left_out(tmp_path, asks, fast_clock):
+    """Ten minutes, and not again for each retry. An endpoint's digest is the model that it says it serves."""
     port = free_port()
     dead = EndpointModel(f"http://127.0.0.1:{port}/v1", name="dead")
     write_records(tmp_path / "c.jsonl", [Calibration(judge=j, method="platt") for j in ("brightness-1", "words-1")])
@@ -173,12 +174,10 @@ def test_an_endpoint_that_is_down_is_retried_and_left_out(tmp_path, asks):
         [BrightnessJudge(), dead, WordJudge()],
         asks,
         tmp_path,
-        sleep=slept.append,
         retries=2,
-        retry_delay_s=1.0,
         calibration_file=str(tmp_path / "c.jsonl"),
     )
-    assert slept == [1.0, 2.0]
+    assert sum(fast_clock.slept) == pytest.approx(600.0, abs=5.0)
     assert [s.score for s in scores] == pytest.approx([0.95, 0.45, 0.35])  # as with brightness and words alone
     assert {j.judge for j in judgements} == {"brightness-1", "words-1"}
     assert [(j.name, j.digest, j.scored) for j in report.judges] == [
@@ -188,11 +187,12 @@ def test_an_endpoint_that_is_down_is_retried_and_left_out(tmp_path, asks):
     ]
     said = report.judges[2].left_out
     assert said.startswith(f"GET http://127.0.0.1:{port}/v1/models: expected the list of served models, got no reply")
+    assert said.endswith("; still away after 10 min (CLINCOT_WAIT_S=600)")
     assert report.judges[2].unscored == {said: 3}
 
 
-def test_an_endpoint_that_starts_late_is_retried(tmp_path, asks):
-    """Down for the first request, then it serves: P(yes) = .8 / (.8 + .2)."""
+def test_an_endpoint_that_starts_late_is_waited_for(tmp_path, asks, fast_clock):
+    """Down for 90 s (waits of 1, 2, 4, 8, 16, 30 and 30 s reach 91 s), then it serves: P(yes) = .8 / (.8 + .2)."""
     up = False
 
     def starting(request: Request) -> Reply:
@@ -200,14 +200,16 @@ def test_an_endpoint_that_starts_late_is_retried(tmp_path, asks):
             return 503, b"loading the model"
         return (200, MODELS) if request.path == "/v1/models" else (200, answer)
 
-    def wait(delay_s: float) -> None:
+    def start() -> None:
         nonlocal up
         up = True
 
+    fast_clock.at[90.0] = start
     answer = completion("yes", {"yes": math.log(0.8), "no": math.log(0.2)})
     with serving(starting) as server:
         served = EndpointModel(f"{server.url}/v1", name="served")
-        report, _, scores = run([WordJudge(), served], asks, tmp_path, sleep=wait, retries=1)
+        report, _, scores = run([WordJudge(), served], asks, tmp_path, retries=0)
+    assert fast_clock.slept == [1.0, 2.0, 4.0, 8.0, 16.0, 30.0, 30.0]
     assert [(j.name, j.scored, j.left_out) for j in report.judges] == [("words", 3, ""), ("served", 3, "")]
     assert [s.score for s in scores] == pytest.approx([0.85, 0.85, 0.5])
 
@@ -219,9 +221,7 @@ def test_too_few_live_judges_fail_with_every_error(tmp_path, asks):
     with pytest.raises(QuorumLost) as lost:
         run([dead, FailingJudge(fails=range(9)), WordJudge()], asks, tmp_path, retries=1)
     told = str(lost.value)
-    assert told.startswith(
-        "1 of 3 judges left, the quorum is 2: dead when asked for its digest after 2 calls: GET http://"
-    )
+    assert told.startswith("1 of 3 judges left, the quorum is 2: dead when asked for its digest: GET http://")
     assert told.endswith("; failing at candidate 0 after 2 calls: HTTP 500 from failing")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["half.png"]
 

@@ -13,9 +13,11 @@ from typing import Any
 
 import pytest
 
+from clincot.clients.http import FAIL_AT_ONCE
 from clincot.errors import ModelFailed
 from clincot.models.endpoint import EndpointModel
 from tests.support.chat_endpoint import KEY, MODELS, asked, chat, completion, p_yes_of
+from tests.support.fast_clock import FastClock
 from tests.support.http_server import Reply, Request, free_port, serving
 
 
@@ -38,6 +40,40 @@ def test_nothing_is_retried_here() -> None:
         with pytest.raises(ModelFailed):
             p_yes_of(server)
         assert len(server.requests) == 1
+
+
+class Starting:
+    """A server that answers 503 to its first three requests, in the words of a gateway before a pod that starts."""
+
+    def __init__(self) -> None:
+        self.left = 3
+
+    def __call__(self, request: Request) -> Reply:
+        self.left -= 1
+        if self.left >= 0:
+            return 503, b"no healthy upstream"
+        return (200, MODELS) if request.path == "/v1/models" else (200, completion("?", {"yes": -0.1, "no": -2.4}))
+
+
+def test_an_endpoint_that_is_away_is_waited_for(fast_clock: FastClock) -> None:
+    with serving(Starting()) as server:
+        assert p_yes_of(server) == [pytest.approx(0.909, abs=1e-3)]  # e^-0.1 / (e^-0.1 + e^-2.4)
+    assert fast_clock.slept == [1.0, 2.0, 4.0]
+
+
+def test_a_server_passes_the_failure_of_its_model_on(fast_clock: FastClock) -> None:
+    """`clincot serve` before vLLM: a request that waited for ten minutes would be of no use."""
+    with serving(Starting()) as server, pytest.raises(ModelFailed, match="HTTP 503"):
+        p_yes_of(server, retry=FAIL_AT_ONCE)
+    assert fast_clock.slept == []
+    assert len(server.requests) == 1
+
+
+@pytest.mark.parametrize("status", [401, 403, 404])
+def test_a_refusal_is_not_waited_for(status: int, fast_clock: FastClock) -> None:
+    with serving(lambda request: (status, b"no")) as server, pytest.raises(ModelFailed, match=f"HTTP {status}"):
+        p_yes_of(server)
+    assert fast_clock.slept == []
 
 
 @pytest.mark.parametrize(

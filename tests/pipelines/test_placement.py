@@ -319,3 +319,24 @@ def test_the_committed_pipelines_are_what_is_compiled_now(rounds: int, name: str
     )
     compile_round(plan, tmp_path / name)
     assert (FOLDER / "compiled" / name).read_text(encoding="utf-8") == (tmp_path / name).read_text(encoding="utf-8")
+
+
+def test_every_task_knows_how_long_it_may_wait(
+    compiled: tuple[dict[str, Any], dict[str, Any], dict[str, Any]],
+) -> None:
+    """Ten minutes by default, and the task's own time limit, before which a wait ends."""
+    containers, _, _ = compiled
+    settings = parse_config(ClusterSettings, yaml.safe_load(CLUSTER), where="CLUSTER")
+    limits = {}
+    for name, container in containers.items():
+        env = {one["name"]: one["value"] for one in container["env"]}
+        assert env["CLINCOT_WAIT_S"] == "600"
+        limits[name] = env["CLINCOT_TASK_TIMEOUT_S"]
+    assert limits == {name: str(settings.resolve_profile(_task(name)).timeout_s) for name in containers}
+    assert (limits["train"], limits["decide"]) == ("7200", "3600")
+
+
+def test_a_wait_that_outlasts_a_task_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "cluster.yaml").write_text("wait_s: 900\nstages: {decide: {timeout_s: 900}}\n")
+    with pytest.raises(InvalidRecord, match=r"wait_s is 900, but the task decide is stopped after timeout_s = 900"):
+        load_cluster_settings(tmp_path / "cluster.yaml")

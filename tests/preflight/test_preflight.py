@@ -40,9 +40,11 @@ from clincot.registry.publication import PublicationEvidence, register_checkpoin
 from clincot.stages.runner import run_stage
 from clincot.storage.folder_store import FolderStore
 from clincot.storage.store import Store, StoreFailed
+from clincot.waiting import Outage, get_waiting
 from tests.support import tiny
 from tests.support.chat_endpoint import KEY, MODELS, chat, completion
 from tests.support.deployment_builders import LINE, published, write_checkpoint
+from tests.support.fast_clock import FastClock
 from tests.support.http_server import Reply, Request, free_port, serving
 from tests.support.kube_api_server import ApiServer, api_server
 from tests.support.s3_server import SECRET, S3Server
@@ -511,6 +513,40 @@ def test_every_failure_at_once_through_the_stage_list(tmp_path: Path, monkeypatc
         assert f"| {check.name} | **FAIL** |" in outputs["table"].read_text()
     assert not outputs["champion"].exists()
     assert "secret" not in outputs["report"].read_text() + outputs["table"].read_text() + str(caught.value)
+
+
+def test_the_table_of_a_failed_preflight_stays_in_the_store(store: Store, tmp_path: Path) -> None:
+    """Kubeflow Pipelines shows no artifact of a failed task. The second failure replaces the table of the first."""
+    params = Params.model_validate(
+        {"preflight": {"timeout_s": 20.0, "cluster": "no"}, "judge": {"quorum": 1}, "publish": {"store": store.url}}
+    )
+    outputs = {name: tmp_path / f"{name}.out" for name in ("report", "table", "champion")}
+    for _ in range(2):
+        with pytest.raises(PreflightFailed, match=rf"{store.url}/preflight/clincot/failed\.md"):
+            run_stage("preflight", params.get_stage_config("preflight"), {}, outputs)
+    assert list(store.keys("preflight/")) == ["preflight/clincot/failed.md"]
+    stored = store.read("preflight/clincot/failed.md").content.decode()
+    assert stored.endswith(outputs["table"].read_text())
+    assert "| panel | **FAIL** |" in stored
+
+
+def test_a_probe_may_wait_for_a_service_that_is_away(fast_clock: FastClock) -> None:
+    """Its own limit of 0.1 s does not run while the endpoint is away; a wait takes 0.05 s here instead of seconds."""
+    fast_clock.on_sleep = lambda: time.sleep(0.05)
+    answers = iter([ConnectionError] * 5)
+
+    def ask() -> str:
+        for error in answers:
+            raise error("refused")
+        return "ok"
+
+    def run() -> list[PreflightCheck]:
+        said = get_waiting().call("judge", ask, lambda error: Outage(str(error)))
+        return [pass_check("judge", "ask it", said)]
+
+    (check,) = run_probes([Probe("judge", "ask it", "start it", 0.1, run)])
+    assert (check.state, check.result) == ("pass", "ok")
+    assert len(fast_clock.slept) == 5
 
 
 def test_the_command_prints_its_table_and_ends_with_1(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -115,7 +115,6 @@ def test_a_missing_bucket_and_a_missing_server_differ(s3: S3Server, monkeypatch:
         monkeypatch.setenv(name, value)
     with pytest.raises(StoreFailed, match=r"NoSuchBucket; create the bucket"):
         open_store("s3://nowhere-to-be-found").read("a")
-    monkeypatch.setattr(store_s3, "ATTEMPTS", 1)
     monkeypatch.setenv("AWS_ENDPOINT_URL_S3", "http://127.0.0.1:9")
     with pytest.raises(StoreFailed, match="could not read a: EndpointConnectionError"):
         open_store("s3://ready").read("a")

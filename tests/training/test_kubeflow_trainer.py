@@ -21,7 +21,6 @@ from clincot.errors import InvalidInput
 from clincot.models.checkpoint import hash_checkpoint
 from clincot.preflight import cluster as cluster_checks
 from clincot.stages.runner import run_stage
-from clincot.training import trainjob_watch
 from clincot.training.job import TrainingFailed, TrainingJob, locate_failure_file
 from clincot.training.kubeflow_trainer import (
     build_train_job,
@@ -34,6 +33,7 @@ from clincot.training.launch_settings import LaunchSettings, SecretKey, TrainJob
 from clincot.training.trainjob_watch import run_train_job
 from clincot.training.worker import train_in_process
 from tests.support.crds import load_validator
+from tests.support.fast_clock import FastClock
 from tests.support.kube_api_server import Json, api_server
 from tests.support.pair_files import write_work
 from tests.support.recordings import read_recording
@@ -236,15 +236,14 @@ def test_a_job_that_someone_deletes_is_no_success(server: TrainerServer, cluster
 
 
 def test_an_api_server_that_is_away_does_not_end_the_job(
-    server: TrainerServer, cluster: Cluster, monkeypatch: pytest.MonkeyPatch
+    server: TrainerServer, cluster: Cluster, fast_clock: FastClock
 ) -> None:
     """Five looks in a row get a 503: the job goes on. Away for too long: the error, and the job is still there."""
-    monkeypatch.setattr("clincot.clients.kubernetes.READ_RETRY_S", 0.0)
     server.broken = 5
     run_train_job(cluster, manifest(), settings(Path("/shared")))
-    monkeypatch.setattr(trainjob_watch, "API_OUTAGE_S", 0.1)
+    assert fast_clock.slept == [1.0, 2.0, 4.0, 8.0, 16.0]
     server.ends_after, server.broken = 10**9, 10**9
-    with pytest.raises(ClusterFailed, match="503"):
+    with pytest.raises(ClusterFailed, match=r"503.*still away after 10 min"):
         run_train_job(cluster, manifest(), settings(Path("/shared")))
     assert jobs(server) == ["clincot-train-0123456789ab"]
 

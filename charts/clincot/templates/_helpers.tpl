@@ -163,6 +163,7 @@ seccompProfile: {type: RuntimeDefault}
 {{- if or .Values.proxy.http .Values.proxy.https }}
 - {name: NO_PROXY, value: {{ include "clincot.noProxy" . | quote }}}
 {{- end }}
+- {name: CLINCOT_WAIT_S, value: {{ int .Values.pipeline.waitSeconds | quote }}}
 {{- end }}
 
 {{/* Account, security context and placement of the chart's own pods. {root, account, token} */}}
@@ -524,6 +525,7 @@ security: {user: 10001, group: 10001}
 labels: {{ toJson (merge (dict "app.kubernetes.io/part-of" "clincot" "app.kubernetes.io/instance" .Release.Name "app.kubernetes.io/component" "run") .Values.pipeline.podLabels) }}
 annotations: {{ toJson .Values.pipeline.podAnnotations }}
 queue: {{ .Values.pipeline.queue | quote }}
+wait_s: {{ int .Values.pipeline.waitSeconds }}
 parallel_shards: {{ int .Values.pipeline.parallelShards }}
 deadline_s: {{ int .Values.pipeline.deadlineSeconds }}
 keep_s: {{ int .Values.pipeline.keepSeconds }}

@@ -9,7 +9,8 @@ from __future__ import annotations
 import os
 import select
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from functools import cache
 from typing import Annotated, Any
 
@@ -30,8 +31,14 @@ from clincot.cli.stage_commands import add_stage_commands
 from clincot.cli.store_commands import add_store_commands
 from clincot.cli.version_commands import add_version_commands
 from clincot.errors import UserError
+from clincot.stages.catalog import STAGES
+from clincot.waiting import WAIT_ENV, ServiceWaiting, use_waiting
 
 PROGRAM = "clincot"
+# Somebody waits for the answer of a short command, and its address may be mistyped. These commands work for hours, so
+# they wait as long as the tasks of a pipeline.
+LONG_COMMANDS = frozenset({stage.name for stage in STAGES if stage.name != "preflight"} | {"rounds", "serve", "deploy"})
+COMMAND_WAIT_S = 30.0
 BROKEN_PIPE_CODE = 141  # what a shell reports for a program that SIGPIPE ended: 128 + 13
 ABOUT = "Teach medical vision-language models to look before they answer."
 GUIDE = """\
@@ -53,7 +60,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run a command line and return its exit code. Raises SystemExit after --help and after wrong usage."""
     invocation = parse(argv)
     try:
-        code = invocation.run()
+        with _limit_waiting(invocation.command):
+            code = invocation.run()
         sys.stdout.flush()
         return code
     except (UserError, OSError) as error:  # OSError: a full disk, a missing file, no permission
@@ -61,6 +69,16 @@ def main(argv: Sequence[str] | None = None) -> int:
             return BROKEN_PIPE_CODE
         print(f"{PROGRAM} {invocation.command}: {error}", file=sys.stderr)
         return 1
+
+
+@contextmanager
+def _limit_waiting(command: str) -> Iterator[None]:
+    """Let short commands wait only COMMAND_WAIT_S for a service that is away, unless the environment sets a budget."""
+    if command in LONG_COMMANDS or os.environ.get(WAIT_ENV):
+        yield
+        return
+    with use_waiting(ServiceWaiting(COMMAND_WAIT_S)):
+        yield
 
 
 def _reader_is_gone() -> bool:

@@ -50,17 +50,19 @@ def create_bucket(args: CreateArguments) -> int:
     from clincot.storage.open import open_store
     from clincot.storage.s3 import S3Store
     from clincot.storage.store import StoreFailed
+    from clincot.waiting import ServiceWaiting, use_waiting
 
     store = open_store(args.url)
     if not isinstance(store, S3Store):
         raise InvalidInput(f"{args.url}: expected s3://bucket/prefix; a folder needs no bucket")
     is_transient = _build_pod_check(args.pod) if args.pod else lambda error: isinstance(error, StoreFailed)
-    created = retry_call(
-        store.create_bucket,
-        is_transient=is_transient,
-        wait_s=lambda failures: PAUSE_S,
-        timeout_s=args.wait,
-    )
+    with use_waiting(ServiceWaiting(budget_s=0.0)):  # --wait says how long; a starting server also refuses keys
+        created = retry_call(
+            store.create_bucket,
+            is_transient=is_transient,
+            wait_s=lambda failures: PAUSE_S,
+            timeout_s=args.wait,
+        )
     print(f"{store.bucket}: {'made' if created else 'there already'}")
     return 0
 
@@ -97,6 +99,8 @@ def watch_rounds(args: WatchArguments) -> int:
     """Serve Prometheus metrics of a line's rounds: failures, rounds without promotion, agreement of the judges."""
     from clincot.runs.exporter import serve_line_metrics
     from clincot.storage.open import open_store
+    from clincot.waiting import ServiceWaiting, use_waiting
 
-    serve_line_metrics(open_store(args.url), args.name, host=args.host, port=args.port)
+    with use_waiting(ServiceWaiting(budget_s=0.0)):  # Prometheus asks again; a request that waits would time out
+        serve_line_metrics(open_store(args.url), args.name, host=args.host, port=args.port)
     return 0

@@ -1,6 +1,7 @@
 """JSON over HTTP for model endpoints: one request, one typed reply; every failure is a HttpFailure (a ModelFailed).
 
-JsonClient sends a request once. RequestRetries repeats it where another attempt may help. API keys come from an
+JsonClient sends a request once. RequestRetries waits for an endpoint that is away (waiting.py), and repeats a request
+that failed although the endpoint is there, such as one answered with 500. API keys come from an
 environment variable or a file and go into one header only; no message, log line or repr contains them. Addresses must
 not contain credentials, because HTTP clients log addresses.
 """
@@ -30,12 +31,17 @@ from PIL import Image
 from pydantic import BaseModel, ValidationError
 
 from clincot.errors import InvalidInput, ModelFailed
+from clincot.processes import retry_call
+from clincot.waiting import Outage, end_waits_on_interrupt, get_waiting, is_unknown_host, is_wrong_certificate
 
 MAX_REPLY_BYTES = 64 << 20  # fits masks of a few large images; far above any chat completion
 _QUOTED_CHARS = 300  # characters of a reply that a message quotes
 # Statuses that are worth another attempt, besides every 5xx; the list of the openai SDK (openai-python 3.57.0,
 # src/openai/_base_client.py, `_should_retry`) and 425 (RFC 8470).
 _TRANSIENT_STATUSES = frozenset({408, 409, 425, 429})
+# Statuses that say that the endpoint itself is away or overloaded, whatever is asked. 500 and 504 can be the fault of
+# one request: a prompt that makes the model fail, or one that takes too long.
+_AWAY_STATUSES = frozenset({429, 502, 503})
 # Statuses that say that this client will not be served at all: no credit, a wrong key, a wrong address or model.
 _FATAL_STATUSES = frozenset({401, 402, 403, 404})
 _NO_CREDIT = "insufficient_quota"  # the code of OpenAI's 429 for an account without credit, which does not pass
@@ -53,71 +59,81 @@ M = TypeVar("M", bound=BaseModel)
 class HttpFailure(ModelFailed):
     """A request without a usable reply.
 
-    status: HTTP status; None if no complete reply came. transient: another attempt may succeed. fatal: every further
-    request would fail as well. retry_after_s: the wait that the server asked for. body: the start of the reply, for
-    code that adapts to a server's refusals.
+    status: HTTP status; None if no complete reply came. transient: another attempt may succeed. away: the endpoint
+    itself does not serve now. fatal: every further request would fail as well. retry_after_s: the wait that the server
+    asked for. body: the start of the reply, for code that adapts to a server's refusals. summary: what came instead of
+    a reply.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 (one keyword per fact that a caller may act on)
         self,
         message: str,
         *,
         status: int | None = None,
         transient: bool = False,
+        away: bool = False,
         fatal: bool = False,
         retry_after_s: float | None = None,
         body: str = "",
+        summary: str = "",
     ) -> None:
         super().__init__(message)
-        self.status, self.transient, self.fatal = status, transient, fatal
-        self.retry_after_s, self.body = retry_after_s, body
+        self.status, self.transient, self.away, self.fatal = status, transient or away, away, fatal
+        self.retry_after_s, self.body, self.summary = retry_after_s, body, summary or message
 
 
 @dataclass(frozen=True)
 class RequestRetries:
     """When a failed request is sent again.
 
-    Without `Retry-After` the n-th failure is followed by delay_s * 2^(n-1) seconds, at most max_delay_s, times a random
-    factor from [1, 1.5), so that clients that failed together do not come back together; after `retries` such waits the
-    failure is final. A `Retry-After` replaces the wait and does not count as one of the `retries`. All waits of one
-    request together are at most budget_s.
+    An endpoint that is away is waited for (waiting.py), unless `waits` is false: a server that answers requests itself
+    passes the failure on. A request that fails although its endpoint is
+    there is sent again `retries` times: the n-th failure is followed by delay_s * 2^(n-1) seconds, at most max_delay_s,
+    times a random factor from [1, 1.5).
     """
 
     retries: int = 0
     delay_s: float = 1.0
     max_delay_s: float = 30.0
-    budget_s: float = 120.0
+    waits: bool = True
     sleep: Callable[[float], None] = field(default=time.sleep, compare=False)
     draw: Callable[[], float] = field(default=random.random, compare=False)  # uniform on [0, 1)
 
-    def call(self, request: Callable[[], B], on_retry: Callable[[HttpFailure, float], None] | None = None) -> B:
-        """Call `request` until it succeeds; raise the last HttpFailure. on_retry: called before each wait."""
-        failures, waited = 0, 0.0
-        while True:
+    def call(
+        self, service: str, request: Callable[[], B], on_retry: Callable[[HttpFailure, float], None] | None = None
+    ) -> B:
+        """Call `request` until it succeeds; raise the last HttpFailure, which is then neither transient nor away.
+
+        service: address of the endpoint. on_retry: called before each wait between the `retries`.
+        """
+
+        def wait_for_endpoint() -> B:
             try:
-                return request()
+                return get_waiting().call(service, request, _find_outage) if self.waits else request()
             except HttpFailure as error:
-                if not error.transient:
-                    raise
-                asked = error.retry_after_s
-                if asked is None:
-                    failures += 1
-                    if failures > self.retries:
-                        raise
-                    delay = min(self.max_delay_s, self.delay_s * 2 ** (failures - 1)) * (1 + self.draw() / 2)
-                elif self.retries == 0:
-                    raise
-                else:  # a server that says 0 would otherwise be asked in a busy loop
-                    delay = max(asked, 0.1) + self.delay_s * self.draw() / 2
-                if waited + delay > self.budget_s:
-                    raise
-                waited += delay
-                if on_retry is not None:
-                    on_retry(error, delay)
-                self.sleep(delay)
+                if error.away:  # the time to wait is spent; later requests would fail, too, if none has succeeded
+                    error.fatal = error.fatal or (self.waits and get_waiting().is_away(service))
+                    error.away = error.transient = False
+                raise
+
+        return retry_call(
+            wait_for_endpoint,
+            is_transient=lambda error: isinstance(error, HttpFailure) and error.transient,
+            wait_s=lambda failures: min(self.max_delay_s, self.delay_s * 2 ** (failures - 1)) * (1 + self.draw() / 2),
+            attempts=self.retries + 1,
+            on_retry=lambda error, delay_s: on_retry(error, delay_s) if on_retry else None,  # type: ignore[arg-type]
+            sleep=self.sleep,
+        )
+
+
+def _find_outage(error: BaseException) -> Outage | None:
+    if not (isinstance(error, HttpFailure) and error.away):
+        return None
+    return Outage(error.summary, error.retry_after_s)
 
 
 NO_RETRIES = RequestRetries()
+FAIL_AT_ONCE = RequestRetries(waits=False)
 
 
 def parse_retry_after(value: str, *, now: float | None = None) -> float | None:
@@ -234,11 +250,17 @@ class JsonClient:
             status, headers, body = self._send_request(method, url, payload)
         except httpx.TimeoutException as error:
             actual = f"no complete reply within {self._timeout_s:g} s"
-            fatal = isinstance(error, httpx.ConnectTimeout)
-            raise self.build_error(request, expected, actual, transient=True, fatal=fatal) from None
+            unconnected = isinstance(error, httpx.ConnectTimeout)
+            raise self.build_error(
+                request, expected, actual, transient=True, away=unconnected, fatal=unconnected
+            ) from None
         except httpx.HTTPError as error:
-            actual, fatal = f"no reply: {type(error).__name__}: {error}", isinstance(error, httpx.ConnectError)
-            raise self.build_error(request, expected, actual, transient=True, fatal=fatal) from None
+            actual, unconnected = f"no reply: {type(error).__name__}: {error}", isinstance(error, httpx.ConnectError)
+            passes = not (is_unknown_host(error) or is_wrong_certificate(error))
+            cut = isinstance(error, httpx.NetworkError | httpx.RemoteProtocolError)
+            raise self.build_error(
+                request, expected, actual, transient=passes, away=cut and passes, fatal=unconnected
+            ) from None
         if status != 200:
             raise self._build_status_error(request, expected, status, headers, body)
         try:
@@ -265,7 +287,7 @@ class JsonClient:
         if body is not None:
             shown = self._redact_key(body[:MAX_REPLY_BYTES].decode("utf-8", errors="replace"))
             message += f": {shown[:_QUOTED_CHARS]!r}" + ("…" if len(shown) > _QUOTED_CHARS else "")
-        return HttpFailure(message, body=shown, **facts)
+        return HttpFailure(message, body=shown, summary=self._redact_key(actual), **facts)
 
     def _build_status_error(
         self, request: str, expected: str, status: int, headers: httpx.Headers, body: bytes
@@ -275,6 +297,7 @@ class JsonClient:
         facts: dict[str, Any] = {
             "status": status,
             "fatal": status in _FATAL_STATUSES or no_credit,
+            "away": status in _AWAY_STATUSES and not no_credit,
             "transient": (status in _TRANSIENT_STATUSES or status >= 500) and not no_credit,
             "retry_after_s": parse_retry_after(wait) if wait else None,
         }
@@ -312,7 +335,8 @@ def map_in_threads(call: Callable[[A], B], items: Sequence[A], *, workers: int) 
     with ThreadPoolExecutor(max_workers=workers) as pool:
         futures = [pool.submit(copy_context().run, call, item) for item in items]
         try:
-            return [future.result() for future in futures]
+            with end_waits_on_interrupt():
+                return [future.result() for future in futures]
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             raise

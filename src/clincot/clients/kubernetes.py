@@ -5,10 +5,11 @@ Every failure is a ClusterFailed whose message names the request and quotes the 
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 from kubernetes import client, config
 from kubernetes.client.exceptions import ApiException
@@ -17,20 +18,24 @@ from urllib3.exceptions import HTTPError
 
 from clincot.errors import UserError
 from clincot.processes import retry_call
+from clincot.waiting import Outage, get_waiting, is_passing_status, is_unknown_host, is_wrong_certificate
 
 Json = dict[str, Any]
+T = TypeVar("T")
 REQUEST_S = 30.0
 UPDATE_ATTEMPTS = 5  # attempts of an update that meets write conflicts
-READ_ATTEMPTS, READ_RETRY_S = 4, 0.5  # attempts of a read; seconds before the second one, doubled for each further one
 _QUOTED_CHARS = 300  # characters of a reply that a message quotes
 
 
 class ClusterFailed(UserError, RuntimeError):
-    """The API server refused a request or could not be reached. `status` is HTTP's; 0 means that no reply came."""
+    """The API server refused a request or could not be reached.
 
-    def __init__(self, message: str, status: int = 0) -> None:
+    status: HTTP's; 0 means that no reply came. outage: set if the same request may succeed later.
+    """
+
+    def __init__(self, message: str, status: int = 0, outage: Outage | None = None) -> None:
         super().__init__(message)
-        self.status = status
+        self.status, self.outage = status, outage
 
 
 class ObjectNotFound(ClusterFailed):
@@ -73,6 +78,7 @@ def connect_cluster(context: str = "") -> Cluster:
     Raises ClusterFailed if neither is configured.
     """
     configuration = client.Configuration()
+    configuration.retries = False  # urllib3 would try each connection four times; Cluster waits itself
     try:
         if not context and os.environ.get("KUBERNETES_SERVICE_HOST") and "KUBECONFIG" not in os.environ:
             config.load_incluster_config(client_configuration=configuration)
@@ -143,8 +149,23 @@ class Cluster:
         return str(answer.get("status", {}).get("userInfo", {}).get("username", ""))
 
     def create(self, path: str, manifest: Json) -> Json:
-        """Create the object. Raises Conflict if it exists."""
-        return self.request("POST", path.rpartition("/")[0], manifest)
+        """Create the object. Raises Conflict if it exists.
+
+        If the reply was lost, the next attempt finds the object of the first one; that is no conflict.
+        """
+        attempts = itertools.count()
+
+        def create_once() -> Json:
+            repeated = next(attempts) > 0
+            try:
+                return self._request_once("POST", path.rpartition("/")[0], manifest)
+            except Conflict:
+                existing = self.get(path) if repeated else {}
+                if not _contains(existing, manifest):
+                    raise
+                return existing
+
+        return self._wait_for_server(create_once)
 
     def delete(self, path: str) -> None:
         """Delete the object. Does nothing if it does not exist."""
@@ -177,17 +198,20 @@ class Cluster:
         return decoded
 
     def request_text(self, method: str, path: str, body: Json | None = None, *, timeout_s: float = REQUEST_S) -> str:
-        """Send one request and return the text of its reply.
+        """Send a request until the server answers it, and return the text of its reply.
 
-        A GET is retried while the server is busy or unreachable. Other methods are not: a request whose reply was
-        lost may have taken effect.
+        A request whose reply was lost may have taken effect. Sending it again is harmless: a DELETE or POST is refused
+        then (404, 409), and a PUT with an old resourceVersion, too.
         """
-        return retry_call(
-            lambda: self._send_once(method, path, body, timeout_s),
-            is_transient=_is_transient,
-            wait_s=lambda failures: READ_RETRY_S * 2 ** (failures - 1),
-            attempts=READ_ATTEMPTS if method == "GET" else 1,
-        )
+        return self._wait_for_server(lambda: self._send_once(method, path, body, timeout_s))
+
+    def _request_once(self, method: str, path: str, body: Json) -> Json:
+        content = self._send_once(method, path, body, REQUEST_S)
+        decoded: Json = json.loads(content)
+        return decoded
+
+    def _wait_for_server(self, call: Callable[[], T]) -> T:
+        return get_waiting().call(f"API server {self._api.configuration.host}", call, _get_outage)
 
     def _send_once(self, method: str, path: str, body: Json | None, timeout_s: float) -> str:
         headers = {"Accept": "application/json, */*", "Content-Type": "application/json"}
@@ -206,7 +230,11 @@ class Cluster:
         except ApiException as error:
             raise _parse_api_error(method, path, error) from None
         except HTTPError as error:
-            raise ClusterFailed(f"{method} {path}: no reply from the API server: {type(error).__name__}") from None
+            reason = getattr(error, "reason", None) or error
+            message = f"{method} {path}: no reply from the API server: {type(reason).__name__}"
+            if is_unknown_host(error) or is_wrong_certificate(error):
+                raise ClusterFailed(f"{message}: {reason}") from None
+            raise ClusterFailed(message, outage=Outage(type(reason).__name__)) from None
         return content.decode("utf-8", errors="replace")
 
     def close(self) -> None:
@@ -229,9 +257,26 @@ def service_proxy_path(namespace: str, service: str, path: str, port: int = 80) 
     return f"/api/v1/namespaces/{namespace}/services/http:{service}:{port}/proxy/{path.lstrip('/')}"
 
 
-def _is_transient(error: BaseException) -> bool:
-    """Return whether the same request may succeed later: no reply, too many requests, or a server error."""
-    return isinstance(error, ClusterFailed) and (error.status in (0, 429) or error.status >= 500)
+def _get_outage(error: BaseException) -> Outage | None:
+    return error.outage if isinstance(error, ClusterFailed) else None
+
+
+def _find_outage(path: str, error: ApiException) -> Outage | None:
+    """Return why a refusal passes. An error that the proxied Service answers says nothing about the API server."""
+    if not is_passing_status(error.status or 0) or "/proxy/" in path:
+        return None
+    asked = str((error.headers or {}).get("Retry-After", ""))
+    return Outage(f"HTTP {error.status}", float(asked) if asked.isdigit() else None)
+
+
+def _contains(existing: Any, wanted: Any) -> bool:
+    """Return whether an object has every field of a manifest; the server adds defaults, status and metadata."""
+    if isinstance(wanted, dict):
+        return isinstance(existing, dict) and all(_contains(existing.get(key), value) for key, value in wanted.items())
+    if isinstance(wanted, list):
+        same_length = isinstance(existing, list) and len(existing) == len(wanted)
+        return same_length and all(map(_contains, existing, wanted))
+    return bool(existing == wanted)
 
 
 def _parse_api_error(method: str, path: str, error: ApiException) -> ClusterFailed:
@@ -249,7 +294,7 @@ def _parse_api_error(method: str, path: str, error: ApiException) -> ClusterFail
     if error.status in (401, 403):
         verb = {"GET": "get", "POST": "create", "PUT": "update", "DELETE": "delete"}[method]
         return Forbidden(f"{message}; the account needs a Role that allows {verb!r} here", error.status)
-    return ClusterFailed(message, error.status or 0)
+    return ClusterFailed(message, error.status or 0, _find_outage(path, error))
 
 
 def get_conditions(manifest: Mapping[str, Any]) -> dict[str, Json]:

@@ -201,11 +201,12 @@ class JudgeConfig(FrozenConfig):
     quorum: PositiveInt = Field(
         default=2, description="Judges that must score a candidate; with fewer the stage fails."
     )
-    retries: int = Field(default=5, ge=0, description="Retries of a request, or of a judge in this process.")
-    retry_delay_s: float = Field(default=1.0, ge=0, description="Seconds before the first retry; doubles each time.")
-    retry_budget_s: float = Field(
-        default=120.0, ge=0, description="Longest total wait for one request, including what Retry-After asks for."
+    retries: int = Field(
+        default=5,
+        ge=0,
+        description="Retries of a request that fails while its endpoint is up, or of a judge in this process.",
     )
+    retry_delay_s: float = Field(default=1.0, ge=0, description="Seconds before the first retry; doubles each time.")
     max_failures: Share = Field(
         default=0.2, description="Share of a judge's requests that may fail; with more the judge is excluded."
     )

@@ -31,7 +31,7 @@ import numpy.typing as npt
 from PIL import Image, UnidentifiedImageError
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from clincot.clients.http import JsonClient, encode_png_base64, read_api_key, validate_url
+from clincot.clients.http import NO_RETRIES, JsonClient, encode_png_base64, read_api_key, validate_url
 from clincot.generation.masks import MIN_AREA, extract_mask_regions, sort_by_confidence
 from clincot.geometry import Box, box_from_xyxy
 from clincot.images import DEFAULT_LIMITS, load_cached_view
@@ -108,7 +108,12 @@ class HttpGrounder:
         payload = {"image": encode_png_base64(image), "hypotheses": findings}
         regions: dict[str, list[GroundedRegion]] = {finding: [] for finding in findings}
         with JsonClient(timeout_s=self._timeout_s, key=self._key) as client:
-            reply = client.request_json("POST", self.url, _GroundingReply, expected=_EXPECTED_REPLY, payload=payload)
+            reply = NO_RETRIES.call(
+                self.url,
+                lambda: client.request_json(
+                    "POST", self.url, _GroundingReply, expected=_EXPECTED_REPLY, payload=payload
+                ),
+            )
             for position, region in enumerate(reply.regions):
                 try:
                     if region.hypothesis not in regions:

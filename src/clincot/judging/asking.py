@@ -103,7 +103,6 @@ def build_retry_policy(
     return RequestRetries(
         retries=config.retries,
         delay_s=config.retry_delay_s,
-        budget_s=config.retry_budget_s,
         sleep=sleep,
         draw=draw,
     )

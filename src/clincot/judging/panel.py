@@ -21,6 +21,7 @@ Replies are logged as they come (progress.py), so a rerun of an interrupted pane
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import random
 import time
@@ -31,6 +32,7 @@ from itertools import groupby, islice
 from pathlib import Path
 from typing import TypeVar
 
+from clincot.clients.http import HttpFailure
 from clincot.config import JudgeConfig
 from clincot.errors import InvalidInput, ModelFailed
 from clincot.jsonl import read_records, write_records
@@ -52,6 +54,7 @@ from clincot.models.protocols import Judge, JudgeReply, RemoteJudge, is_remote
 from clincot.processes import retry_call
 from clincot.prompts import hash_judge_prompt
 from clincot.records import Judgement
+from clincot.waiting import end_waits_on_interrupt
 
 _log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -107,6 +110,7 @@ class JudgePanel:
         self._retry = build_retry_policy(config, sleep=sleep, draw=draw)
         self._styles = {judge.name: get_judge_style(config, judge.name) for judge in judges}
         self._tallies = {judge.name: EndpointTally() for judge in judges if is_remote(judge)}
+        _wait_for_endpoints(judges)
         self.judges = tuple(judge for judge in judges if self._identify_judge(judge))
         if len({judge.digest for judge in self.judges}) < len(self.judges):
             known = ", ".join(f"{judge.name} ({judge.digest[:12]})" for judge in self.judges)
@@ -140,7 +144,7 @@ class JudgePanel:
         asked = [judge for judge in self.judges if judge.name not in self.excluded]
         remote = [judge for judge in asked if is_remote(judge)]
         replies: dict[str, Sequence[JudgeReply]] = {}
-        with ThreadPoolExecutor(max_workers=max(1, len(remote))) as pool:
+        with ThreadPoolExecutor(max_workers=max(1, len(remote))) as pool, end_waits_on_interrupt():
             futures: dict[str, Future[list[JudgeReply]]] = {
                 judge.name: pool.submit(self._ask_endpoint, judge, batch, folder) for judge in remote
             }
@@ -234,7 +238,10 @@ class JudgePanel:
                 sleep=self._sleep,
             )
         except ModelFailed as error:
-            self._exclude_judge(ExcludedJudge(judge.name, at=at, calls=calls, error=describe_failure(error)))
+            asked_once = isinstance(error, HttpFailure) and not error.transient
+            self._exclude_judge(
+                ExcludedJudge(judge.name, at=at, calls=0 if asked_once else calls, error=describe_failure(error))
+            )
             return None
 
     def _exclude_judge(self, failed: ExcludedJudge) -> None:
@@ -244,6 +251,21 @@ class JudgePanel:
             errors = "; ".join(str(judge) for judge in self.excluded.values())
             raise QuorumLost(f"{left} of {self._size} judges left, the quorum is {self.quorum}: {errors}")
         _log.warning("judge excluded: %s; %d judges remain", failed, left)
+
+
+def _wait_for_endpoints(judges: Sequence[Judge]) -> None:
+    """Ask all endpoints at the same time for their digests, so that the waits for those that are away overlap.
+
+    A failure is reported when the judge is identified, which does not wait for the same endpoint again.
+    """
+    remote = [judge for judge in judges if is_remote(judge)]
+
+    def ask(judge: RemoteJudge) -> None:
+        with contextlib.suppress(ModelFailed):
+            _ = judge.digest
+
+    with ThreadPoolExecutor(max_workers=max(1, len(remote))) as pool, end_waits_on_interrupt():
+        list(pool.map(ask, remote))
 
 
 def read_calibrations(path: Path, judges: Mapping[str, str], *, method: CalibrationMethod) -> dict[str, Calibration]:

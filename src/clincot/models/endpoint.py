@@ -115,7 +115,7 @@ class EndpointModel:
     connection. concurrency: most requests in flight. rating: ask for "n/10" instead of reading log-probabilities, the
     same as the form `rating` of `options`. yes_no: ids of the tokens that mean yes or no (models/yes_no.py). vLLM
     returns the log-probabilities of these (`logprob_token_ids`) however unlikely they are; an endpoint without that
-    option returns the 20 likeliest tokens.
+    option returns the 20 likeliest tokens. retry: for all requests but those of `rate`.
     """
 
     def __init__(  # noqa: PLR0913 (the fields of a judge's specification)
@@ -132,6 +132,7 @@ class EndpointModel:
         concurrency: int = 8,
         yes_no: Sequence[int] = (),
         options: ChatOptions | None = None,
+        retry: RequestRetries = NO_RETRIES,
     ) -> None:
         if concurrency < 1 or timeout_s <= 0:
             raise ValueError(f"expected concurrency >= 1 and timeout_s > 0, got {concurrency} and {timeout_s}")
@@ -145,6 +146,7 @@ class EndpointModel:
         self._timeout_s = timeout_s
         self._named = {"logprob_token_ids": list(yes_no)} if yes_no else {}
         self._concurrency = concurrency
+        self._retry = retry
         self._served: list[str] | None = None  # as listed; None: not listed, or not asked yet
         self._streak = 0  # failed requests in a row
         self._lock = threading.Lock()
@@ -164,7 +166,9 @@ class EndpointModel:
         address, expected = f"{self.url}/models", "the list of served models"
         with self._open_client() as client:
             try:
-                served = client.request_json("GET", address, _ServedModels, expected=expected)
+                served = self._retry.call(
+                    self.url, lambda: client.request_json("GET", address, _ServedModels, expected=expected)
+                )
             except HttpFailure as error:
                 malformed = error.status is None and error.body != ""  # a reply with status 200, but no list
                 if self._model and (error.status in _NO_MODEL_LIST or malformed):
@@ -211,7 +215,12 @@ class EndpointModel:
         _ = self.model  # before the threads, so that it is requested once
         workers = min(self._concurrency, len(requests))
         with self._open_client(connections=workers) as client:
-            ask = partial(self._request_one, client, _EXPECTED_LOGPROBS, read_completion)
+
+            def ask(request: _ConversationWithOptions) -> Generation:
+                return self._retry.call(
+                    self.url, lambda: self._request_one(client, _EXPECTED_LOGPROBS, read_completion, request)
+                )
+
             return map_in_threads(ask, requests, workers=workers)
 
     def p_yes(self, conversations: Sequence[Conversation]) -> list[float | None]:
@@ -228,7 +237,11 @@ class EndpointModel:
         _ = self.model  # before the threads, so that it is requested once
         workers = min(self._concurrency, len(conversations))
         with self._open_client(connections=workers) as client:
-            replies = map_in_threads(partial(self._rate_one, client), conversations, workers=workers)
+
+            def rate(conversation: Conversation) -> JudgeReply:
+                return self._retry.call(self.url, lambda: self._rate_one(client, conversation))
+
+            replies = map_in_threads(rate, conversations, workers=workers)
         return [reply.score for reply in replies]
 
     def rate(
@@ -247,7 +260,7 @@ class EndpointModel:
         """
         if not conversations:
             return []
-        retry.call(lambda: self.model, on_retry)
+        retry.call(self.url, lambda: self.model, on_retry)
 
         given_up: list[HttpFailure] = []
 
@@ -256,7 +269,7 @@ class EndpointModel:
             if given_up:  # not sent: the caller learns of the failure when its turn comes
                 raise given_up[0]
             try:
-                reply = retry.call(lambda: self._rate_one(client, conversation), on_retry)
+                reply = retry.call(self.url, lambda: self._rate_one(client, conversation), on_retry)
                 with self._lock:
                     self._streak = 0
             except HttpFailure as error:

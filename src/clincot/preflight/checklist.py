@@ -5,9 +5,11 @@ from __future__ import annotations
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 
-from clincot.config import PreflightConfig
+from clincot.config import PreflightConfig, PublishConfig
+from clincot.errors import UserError
 from clincot.jsonl import atomic_write, write_json, write_records
 from clincot.preflight.preflight_report import (
     PreflightCheck,
@@ -19,6 +21,8 @@ from clincot.preflight.preflight_report import (
 )
 from clincot.preflight.probe import Probe, run_probes
 from clincot.records import StartingPolicy
+from clincot.storage.open import open_store
+from clincot.storage.store import KeyExists
 
 PreflightMetrics = dict[str, float]
 
@@ -33,21 +37,30 @@ def run_preflight(config: PreflightConfig, inputs: Mapping[str, Path], outputs: 
     outputs["report"].parent.mkdir(parents=True, exist_ok=True)
     start: list[StartingPolicy] = []
     checks = [check_decision_arm(config), *run_probes(build_probes(config, inputs, outputs["report"].parent, start))]
-    write_checks(checks, outputs)
+    write_checks(checks, outputs, config.publish)
     write_records(outputs["champion"], start)
     states = [check.state for check in checks]
     return {"passed": states.count("pass"), "skipped": states.count("skipped"), "round": start[0].round}
 
 
-def write_checks(checks: Sequence[PreflightCheck], outputs: Mapping[str, Path]) -> None:
-    """Write the report and the table. Raises PreflightFailed, which names every failed check with its result."""
+def write_checks(
+    checks: Sequence[PreflightCheck], outputs: Mapping[str, Path], publish: PublishConfig | None = None
+) -> None:
+    """Write the report and the table. Raises PreflightFailed, which names every failed check with its result.
+
+    publish: names the store in which the table of a failed preflight is kept.
+    """
     report = PreflightReport(checks=tuple(checks))
     write_json(outputs["report"], report.model_dump(mode="json"))
     with atomic_write(outputs["table"]) as file:
         file.write(render_check_table(report.checks))
     if report.failed:
         results = "; ".join(f"{check.name}: {check.result}" for check in report.failed)
-        raise PreflightFailed(f"{len(report.failed)} of {len(report.checks)} checks failed: {results}")
+        stored = _store_failed_table(publish, outputs["table"]) if publish is not None else ""
+        raise PreflightFailed(
+            f"{len(report.failed)} of {len(report.checks)} checks failed: {results}"
+            + (f" (the table is in {stored})" if stored else "")
+        )
 
 
 def check_decision_arm(config: PreflightConfig) -> PreflightCheck:
@@ -58,6 +71,30 @@ def check_decision_arm(config: PreflightConfig) -> PreflightCheck:
         return pass_check("settings: decide.arm", probe, arm)
     result = f"decide.arm is {arm!r}, and evaluate.arms has {', '.join(arms)}"
     return fail_check("settings: decide.arm", probe, result, f"add {arm} to evaluate.arms, or set decide.arm")
+
+
+def _store_failed_table(publish: PublishConfig, table: Path) -> str:
+    """Copy the table of a failed preflight to the store; return where it is, or "" if the store cannot be written.
+
+    Kubeflow Pipelines 2.17.0 uploads no artifact of a failed task except its log (backend/src/v2/component/
+    launcher_v2.go), and the log goes with the pod, so without this the table would be gone when somebody looks for it.
+    """
+    if not publish.store:
+        return ""
+    key, content = f"preflight/{publish.name}/failed.md", f"{_now()}\n\n{table.read_text(encoding='utf-8')}".encode()
+    try:
+        store = open_store(publish.store)
+        try:
+            store.write_new(key, content)
+        except KeyExists:
+            store.replace(key, content, store.read(key).tag)
+    except (UserError, OSError):  # the store is what preflight complains about; the table has it
+        return ""
+    return f"{store.url}/{key}"
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")
 
 
 def build_probes(

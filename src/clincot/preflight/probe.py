@@ -9,6 +9,9 @@ from dataclasses import dataclass
 
 from clincot.errors import UserError
 from clincot.preflight.preflight_report import PreflightCheck, fail_check
+from clincot.waiting import get_waiting
+
+_POLL_S = 1.0  # how often to look whether a service is away
 
 
 @dataclass(frozen=True)
@@ -29,8 +32,9 @@ class Probe:
 def run_probes(probes: Sequence[Probe]) -> list[PreflightCheck]:
     """Run all probes at once, each in its own thread, and return their checks in the order of the probes.
 
-    A probe that has not ended by its limit has failed. Its daemon thread keeps running; Python cannot stop it, but it
-    does not block exit. An error of a probe that is not a UserError or OSError is a bug and is raised.
+    A probe that has not ended by its limit has failed. While a service is away for which probes wait (waiting.py), the
+    limit does not run. The daemon thread of a failed probe keeps running; Python cannot stop it, but it does not block
+    exit. An error of a probe that is not a UserError or OSError is a bug and is raised.
     """
     began = time.monotonic()
     runs = [_ProbeRun(probe) for probe in probes]
@@ -39,7 +43,7 @@ def run_probes(probes: Sequence[Probe]) -> list[PreflightCheck]:
     checks: list[PreflightCheck] = []
     for run in runs:
         probe = run.probe
-        ended = run.ended.wait(timeout=max(0.0, began + probe.limit_s - time.monotonic()))
+        ended = run.wait_until(began + probe.limit_s)
         checks += run.checks[:]  # also those from before a timeout or an error
         if not ended:
             result = f"no answer within {probe.limit_s:g} s"
@@ -59,6 +63,18 @@ class _ProbeRun:
         self.checks: list[PreflightCheck] = []
         self.error: BaseException | None = None
         self.ended = threading.Event()
+
+    def wait_until(self, deadline: float) -> bool:
+        """Wait for the end of the probe until `deadline` (monotonic), which an outage moves; return whether it came."""
+        waiting = get_waiting()
+        latest = deadline + waiting.budget_s
+        while not self.ended.wait(timeout=max(0.0, min(deadline - time.monotonic(), _POLL_S))):
+            now = time.monotonic()
+            if waiting.finds_outage():
+                deadline = min(latest, max(deadline, now + self.probe.limit_s))
+            if now >= deadline:
+                return False
+        return True
 
     def run_probe(self) -> None:
         """Collect the probe's checks; keep an error for the thread that waits."""

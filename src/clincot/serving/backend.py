@@ -19,7 +19,7 @@ from typing import Protocol
 import httpx
 from opentelemetry.trace import SpanKind
 
-from clincot.clients.http import HttpFailure, limit_requests
+from clincot.clients.http import FAIL_AT_ONCE, HttpFailure, limit_requests
 from clincot.errors import ModelFailed, PromptTooLong
 from clincot.jsonl import InvalidRecord
 from clincot.models.checkpoint import MANIFEST, WEIGHTS_INDEX, UnsupportedCheckpoint, check_weight_files
@@ -165,6 +165,7 @@ class RemoteBackend:
             timeout_s=timeout_s,
             concurrency=16,
             yes_no=yes_no,
+            retry=FAIL_AT_ONCE,  # the client of this server decides whether to ask again
         )
         self._observe = observe
         self._metrics_url = f"{predictor.base}/metrics" if predictor.is_local else ""

@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import NamedTuple, Protocol
 
 from clincot.errors import InvalidInput, UserError
+from clincot.waiting import Outage
 
 KEY_PATTERN = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._=+-]*(/[A-Za-z0-9_][A-Za-z0-9._=+-]*)*")
 BLOCK_BYTES = 1 << 20  # read and written at a time
@@ -36,6 +37,10 @@ class StoreFailed(UserError, RuntimeError):
 
 class StoreUnavailable(StoreFailed):
     """The store does not answer, or answers with a server error; the same request may succeed later."""
+
+    def __init__(self, message: str, outage: Outage | None = None) -> None:
+        super().__init__(message)
+        self.outage = outage
 
 
 class KeyNotFound(UserError, KeyError):

@@ -21,7 +21,6 @@ from clincot.training.job import TrainingFailed
 from clincot.training.launch_settings import TrainJobSettings
 
 Json = dict[str, Any]
-API_OUTAGE_S = 300.0  # longest outage of the API server before watching stops (the job keeps running)
 DELETE_TIMEOUT_S = 120.0  # longest time until the name of a deleted job is free again
 LOG_LINES = 30
 STRICT_VALIDATION = "?fieldValidation=Strict"  # refuse fields that the cluster does not know instead of dropping them
@@ -76,23 +75,18 @@ def _create_job(cluster: Cluster, path: str, manifest: Json, poll_s: float) -> N
 def _watch_job(cluster: Cluster, path: str, settings: TrainJobSettings) -> str:
     """Wait for the job to end; return "" if it is complete, or the reason if it failed.
 
-    Raises TrainingFailed if it exceeds a time limit or was deleted, and ClusterFailed for a refused request or a long
-    outage of the API server.
+    Raises TrainingFailed if it exceeds a time limit or was deleted, and ClusterFailed for a refused request or an
+    outage of the API server that outlasts the wait for it.
     """
-    name, start, last_reply = path.rpartition("/")[2], time.monotonic(), time.monotonic()
+    name, start = path.rpartition("/")[2], time.monotonic()
     running = False
     with tqdm(desc=f"TrainJob {name}", unit=" polls", disable=None) as bar:
         while True:
-            now = time.monotonic()
             try:
-                job, last_reply = cluster.get(path), now
+                job = cluster.get(path)
             except ObjectNotFound:
                 raise TrainingFailed(f"TrainJob {name} was deleted by someone else while it was running") from None
-            except ClusterFailed as error:
-                if _is_permanent(error) or now - last_reply > API_OUTAGE_S:
-                    raise
-                time.sleep(settings.poll_s)
-                continue
+            now = time.monotonic()
             bar.update()
             if _has_condition(job, "Complete"):
                 return ""
@@ -108,11 +102,6 @@ def _watch_job(cluster: Cluster, path: str, settings: TrainJobSettings) -> str:
             if now - start > settings.timeout_s + settings.schedule_s:
                 raise TrainingFailed(f"TrainJob {name} did not end within {settings.timeout_s} s and was deleted")
             time.sleep(settings.poll_s)
-
-
-def _is_permanent(error: ClusterFailed) -> bool:
-    """Whether repeating the request is pointless: a client error other than 429 (too many requests)."""
-    return bool(error.status) and error.status < 500 and error.status != 429
 
 
 def _has_condition(job: Json, condition: str) -> bool:
