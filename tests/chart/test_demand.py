@@ -30,7 +30,7 @@ def _compile_run(objects: tuple[Json, ...], folder: Path) -> Json:
         (settings / name).write_text(content)
     (job,) = of_kind(objects, "Job", "clincot-pipeline")
     words = job["spec"]["template"]["spec"]["initContainers"][0]["args"][2:]
-    left_out = ("--pipeline", "--experiment", "--namespace")
+    left_out = ("--line", "--installation", "--pipeline", "--experiment", "--namespace")
     kept = [word for word in words if word.partition("=")[0] not in left_out]
     arguments = [word.replace("/etc/clincot/settings", str(settings)) for word in kept]
     out = folder / "round.yaml"
