@@ -19,7 +19,7 @@ from clincot.config import SECTION_NAMES, Params, load_params, parse_config
 from clincot.deployment.crd import validate_manifest
 from clincot.deployment.inference_service import build_canary, build_inference_service
 from clincot.deployment.service_settings import ServiceSettings, load_service_settings
-from clincot.pipelines.cluster_settings import TASK_NAMES, ClusterSettings, load_cluster_settings
+from clincot.pipelines.cluster_settings import PROFILE_NAMES, ClusterSettings, load_cluster_settings
 from clincot.serving.metrics import REQUESTS
 from clincot.training.launch_settings import LaunchSettings, TrainJobSettings
 from tests.chart.rendering import CHART, PROFILES, Json, joined, of_kind, rendered, settings_of
@@ -206,7 +206,7 @@ def test_params_contain_the_judges_addresses() -> None:
 
 def test_the_schema_has_all_tasks_and_sections() -> None:
     schema = json.loads((CHART / "values.schema.json").read_text())
-    assert set(schema["properties"]["pipeline"]["properties"]["stages"]["properties"]) == set(TASK_NAMES)
+    assert set(schema["properties"]["pipeline"]["properties"]["stages"]["properties"]) == set(PROFILE_NAMES.values())
     assert set(schema["properties"]["pipeline"]["properties"]["params"]["properties"]) == set(SECTION_NAMES)
 
 

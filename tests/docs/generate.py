@@ -16,6 +16,7 @@ import re
 import tempfile
 import textwrap
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +38,7 @@ from clincot.storage.folder_store import FolderStore
 from clincot.text import markdown_table
 from tests.chart.policy_evaluation import render_traffic_tables
 from tests.chart.readme import table as chart_values_table
+from tests.docs.pipeline_graph import render_graph_page
 
 ROOT = Path(__file__).resolve().parents[2]
 DOCS = ROOT / "docs"
@@ -441,6 +443,7 @@ def render_cli_page() -> str:
 
 PAGES: dict[str, Callable[[], str]] = {
     "concepts/records.md": render_records_page,
+    "kubeflow/graph.md": partial(render_graph_page, REGENERATE),
     "reference/cli.md": render_cli_page,
     "reference/params.md": render_params_reference,
     "reference/artifacts.md": render_artifacts_reference,

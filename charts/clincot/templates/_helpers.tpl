@@ -480,6 +480,7 @@ gpu:
 stages: {{ include "clincot.stages" . }}
 cache:
   claim: {{ include "clincot.cacheClaim" . | quote }}
+  access_mode: {{ .Values.pipeline.cache.accessMode }}
 env:
   AWS_ENDPOINT_URL_S3: {{ include "clincot.storeEndpoint" . | quote }}
   AWS_REGION: {{ .Values.store.region | quote }}
@@ -509,7 +510,7 @@ secrets:
   {{- if .apiKeySecret }}
   - name: {{ .apiKeySecret }}
     env: {key: {{ include "clincot.judgeKeyEnv" . }}}
-    stages: [preflight, judge]
+    stages: [preflight, generate]
   {{- end }}
   {{- end }}
   {{- with .Values.server.smokeKeySecret }}
