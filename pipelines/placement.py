@@ -5,6 +5,7 @@ from __future__ import annotations
 from kfp import dsl, kubernetes
 
 from clincot.pipelines.cluster_settings import PROFILE_NAMES, ClusterSettings, ResourceProfile, Toleration
+from clincot.preflight.cluster import ACCOUNT_VARIABLE
 
 CA_FOLDER = "/etc/clincot/ca"
 CA_VARIABLES = ("SSL_CERT_FILE", "REQUESTS_CA_BUNDLE", "AWS_CA_BUNDLE", "GIT_SSL_CAINFO")
@@ -46,6 +47,8 @@ def apply_placement(task: dsl.PipelineTask, name: str, cluster: ClusterSettings)
     task.set_container_image(cluster.select_image(name))
     _set_resources(task, profile)
     _configure_pod(task, name, cluster)
+    if cluster.service_account and name == "preflight":
+        task.set_env_variable(ACCOUNT_VARIABLE, cluster.service_account)
     for key, value in profile.node_selector.items():
         kubernetes.add_node_selector(task, label_key=key, label_value=value)
     for toleration in profile.tolerations:

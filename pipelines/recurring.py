@@ -1,25 +1,33 @@
-"""Keeps one recurring run as the plan and the schedule describe it.
+"""Keeps one recurring run of a model line as the plan and the schedule describe it.
 
-Kubeflow cannot change a recurring run in place, so a new recurring run replaces the old one. Its name is a hash of
-its content (pipeline, schedule, account). The new one is created first, then the old ones are disabled and deleted. If
-this is interrupted, one recurring run exists at any time, and the next call completes the change. Calling it again
-without a change does nothing.
+Kubeflow cannot change a recurring run in place, so a new recurring run replaces the old one. The description says whose
+it is, and holds a hash of its content (pipeline, schedule, account). The new one is created first, then the old ones
+are disabled and deleted. If this is interrupted, one recurring run exists at any time, and the next call completes the
+change. Calling it again without a change does nothing.
+
+All recurring runs of the namespace are searched, so that a renamed pipeline, experiment or model line leaves none
+behind. Those of other model lines and installations, and those that people made in the UI, are never touched.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
+
+from kfp_server_api import ApiException
 
 from clincot.errors import InvalidInput
 from clincot.pipelines.client import Connection, kfp_errors
+from clincot.pipelines.ownership import Owner, find_owner, read_description, read_owner, write_description
 from clincot.pipelines.round_plan import RoundPlan
 from clincot.pipelines.submit import check_run_inputs, upload_pipeline
 from clincot.records import hash_json
 
 _CRON_FIELDS = 6  # a cron expression of Kubeflow begins with seconds
+# Names from before the description said whose a recurring run is: those of the pipeline and a hash.
+_NAME_BEFORE = re.compile(r"[a-z][-a-z0-9]*-[0-9a-f]{12}")
 
 
 @dataclass(frozen=True)
@@ -47,23 +55,26 @@ class RunSchedule:
 def reconcile_recurring_run(connection: Connection, plan: RoundPlan, timing: RunSchedule) -> list[str]:
     """Make the recurring run match plan and schedule; return one line for each change. Raises PipelinesFailed."""
     check_run_inputs(plan)
+    owner = replace(connection.owner, line=plan.params.publish.name, store=plan.params.publish.store)
     version = upload_pipeline(connection, plan)
+    experiment = connection.ensure_experiment()
     account = plan.cluster.service_account
-    digest = hash_json([version.name, timing.cron, timing.interval_s, account])[:12]
-    name, experiment = f"{connection.pipeline}-{digest}", connection.ensure_experiment()
-    before = list_recurring_runs(connection, experiment)
+    digest = hash_json([version.name, experiment, timing.cron, timing.interval_s, account])[:12]
+    before = [one for one in list_recurring_runs(connection) if _replaces(connection, owner, one)]
     same = sorted(
-        (one for one in before if one.display_name == name), key=lambda one: (one.created_at, one.recurring_run_id)
+        (one for one in before if _read_digest(one) == digest), key=lambda one: (one.created_at, one.recurring_run_id)
     )
+    name = f"{owner.recurring_name} ({digest})"
     done = []
     client = connection.client
     with kfp_errors(connection.endpoint):
         if not same:
+            about = f"Rounds of the model line {owner.line}, {timing}. Kept by `clincot pipeline schedule`."
             same = [
                 client.create_recurring_run(
                     experiment,
-                    name,
-                    description=str(timing),
+                    owner.recurring_name,
+                    description=write_description(about, owner, content=digest),
                     cron_expression=timing.cron or None,
                     interval_second=timing.interval_s or None,
                     max_concurrency=1,
@@ -84,22 +95,80 @@ def reconcile_recurring_run(connection: Connection, plan: RoundPlan, timing: Run
 
 
 def delete_recurring_runs(connection: Connection) -> list[str]:
-    """Disable and delete every recurring run of ours; return one line for each."""
-    return _delete_runs(connection, list_recurring_runs(connection, connection.ensure_experiment()))
+    """Disable and delete every recurring run of the connection's owner; return one line for each.
+
+    Without the address of a store, an installation deletes its own. A person deletes those of the line, if they are all
+    of one store. Raises InvalidInput if they are not.
+    """
+    found = list_recurring_runs(connection)
+    owner = connection.owner
+    if not owner.store and not owner.installation:
+        owners = [_find_owner(connection, one) for one in found]
+        stores = {other.store for other in owners if other is not None and other.line == owner.line}
+        if len(stores) > 1:
+            raise InvalidInput(
+                f"the model line {owner.line} has recurring runs for several stores ({', '.join(sorted(stores))}); say "
+                "which one with --set publish.store=ADDRESS"
+            )
+        owner = replace(owner, store=stores.pop() if stores else "")
+    return _delete_runs(connection, [one for one in found if _replaces(connection, owner, one)])
 
 
-def list_recurring_runs(connection: Connection, experiment: str) -> list[Any]:
-    """List the recurring runs of the experiment whose names this module made."""
-    ours = re.compile(re.escape(connection.pipeline) + r"-[0-9a-f]{12}")
-    recurring: list[Any] = []
+def list_recurring_runs(connection: Connection) -> list[Any]:
+    """List the recurring runs of the namespace that this module made, for whichever model line."""
+    return [one for one in _iter_recurring_runs(connection) if _is_kept(one)]
+
+
+def list_line_runs(connection: Connection) -> list[Any]:
+    """List the recurring runs of the connection's model line, of whichever store, and those of its installation."""
+    owner, found = connection.owner, []
+    for one in list_recurring_runs(connection):
+        other = _find_owner(connection, one)
+        if other is not None and (other.line == owner.line or owner.replaces(other)):
+            found.append(one)
+    return found
+
+
+def _iter_recurring_runs(connection: Connection) -> Iterator[Any]:
     token = ""
+    while True:
+        with kfp_errors(connection.endpoint):
+            page = connection.client.list_recurring_runs(
+                page_token=token, page_size=100, namespace=connection.namespace or None
+            )
+        yield from page.recurring_runs or []
+        token = page.next_page_token
+        if not token:
+            return
+
+
+def _is_kept(one: Any) -> bool:
+    return read_owner(one.description) is not None or _NAME_BEFORE.fullmatch(one.display_name or "") is not None
+
+
+def _replaces(connection: Connection, owner: Owner, one: Any) -> bool:
+    other = _find_owner(connection, one)
+    return other is not None and owner.replaces(other)
+
+
+def _find_owner(connection: Connection, one: Any) -> Owner | None:
+    """Return whose a recurring run is, from its description or else from the pipeline that it starts."""
+    owner = read_owner(one.description)
+    source = one.pipeline_version_reference
+    if owner is not None or source is None or not source.pipeline_version_id:
+        return owner
     with kfp_errors(connection.endpoint):
-        while True:
-            page = connection.client.list_recurring_runs(page_token=token, page_size=100, experiment_id=experiment)
-            recurring += [one for one in page.recurring_runs or [] if ours.fullmatch(one.display_name or "")]
-            token = page.next_page_token
-            if not token:
-                return recurring
+        try:
+            version = connection.client.get_pipeline_version(source.pipeline_id, source.pipeline_version_id)
+        except ApiException as error:
+            if error.status == 404:
+                return None
+            raise
+    return find_owner(version.pipeline_spec, one.runtime_config.parameters if one.runtime_config else None)
+
+
+def _read_digest(one: Any) -> str:
+    return (read_description(one.description) or {}).get("content", "")
 
 
 def describe_trigger(one: Any) -> str:

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import yaml
 
-from clincot.cli.app import main
+from clincot.cli.app import main, parse
 from clincot.pipelines.params import decode_params
 from clincot.training.launch_settings import load_launch_settings
 from tests.chart.rendering import CHART, PROFILES, of_kind, rendered, settings_of
@@ -32,7 +32,7 @@ def compiled(profile: str, folder: Path, *flags: str) -> tuple[Json, Json, Json]
     arguments = [
         word.replace("/etc/clincot/settings", str(settings))
         for word in words[2:]
-        if word.partition("=")[0] not in ("--pipeline", "--experiment", "--namespace")
+        if word.partition("=")[0] not in ("--line", "--installation", "--pipeline", "--experiment", "--namespace")
     ]
     out = folder / "round.yaml"
     assert main(["pipeline", "compile", *arguments, "--out", str(out)]) == 0
@@ -90,3 +90,19 @@ def test_a_train_jobs_nodes_get_the_resources_of_train(tmp_path: Path) -> None:
     assert tasks["train"]["resources"] == tasks["decide"]["resources"]
     assert not {"emptyDirMounts", "tolerations"} & set(pods["train"])
     assert pods["train"]["activeDeadlineSeconds"] == str(job.timeout_s) == "172800"
+
+
+@pytest.mark.parametrize("profile", PROFILES)
+def test_the_hooks_say_whose_the_recurring_run_is(profile: str) -> None:
+    """The model line and the release; names of pipeline and experiment only if they are set."""
+    objects = rendered(profile, "--set", "line=nodules,pipeline.experiment=ward")
+    for name in ("clincot-pipeline", "clincot-unschedule"):
+        (job,) = of_kind(objects, "Job", name)
+        spec = job["spec"]["template"]["spec"]
+        for container in (*spec.get("initContainers", []), *spec["containers"]):
+            words = container["args"]
+            assert "--line=nodules" in words
+            assert f"--installation={job['metadata']['namespace']}/clincot" in words
+            assert "--experiment=ward" in words
+            assert not [word for word in words if word.startswith("--pipeline=")]
+            parse(words)

@@ -187,6 +187,19 @@ def test_the_runner_has_documented_permissions() -> None:
     assert granted(without, "clincot-deployer") == deploying
 
 
+@pytest.mark.parametrize(("profile", "account"), [("trial", "pipeline-runner"), ("production", "default-editor")])
+def test_a_run_without_an_account_has_the_permissions_of_the_runner(profile: str, account: str) -> None:
+    """The account that Kubeflow Pipelines takes if the field Service Account of the form is empty.
+
+    kubeflow/pipelines 2.17.0, backend/src/apiserver/common/const.go: pipeline-runner; with profiles, Kubeflow's
+    manifests set default-editor (DEFAULTPIPELINERUNNERSERVICEACCOUNT).
+    """
+    objects = rendered(profile)
+    assert granted(objects, account) == granted(objects, "clincot-runner") != set()
+    assert granted(rendered(profile, "--set", "kfp.defaultAccount.bind=false"), account) == set()
+    assert granted(rendered(profile, "--set", "kfp.defaultAccount.name=runs"), "runs") == granted(objects, account)
+
+
 def test_train_jobs_give_the_runner_their_permissions() -> None:
     job = TrainJobSettings(image="clincot-cuda:0.1.0", claim="cache", mount=Path("/cache"), namespace="kubeflow")
     objects = rendered("trial", "--set", "pipeline.trainJobs=true,pipeline.cache.accessMode=ReadWriteMany")

@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 import json
-import logging
+import threading
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
-import httpx
 import pytest
 
 from clincot.cli import app
 from clincot.config import Params
 from clincot.errors import InvalidInput
-from clincot.pipelines import round as round_module
-from clincot.pipelines import submit as submitting
+from clincot.pipelines import client as client_module
 from clincot.pipelines.client import Connection, PipelinesFailed, connect_pipelines
 from clincot.pipelines.recurring import RunSchedule, delete_recurring_runs, list_recurring_runs, reconcile_recurring_run
 from clincot.pipelines.round_plan import RoundPlan
@@ -32,21 +30,7 @@ PLAN = RoundPlan(
 NIGHTLY = RunSchedule(cron="0 0 2 * * *")
 
 
-@pytest.fixture(autouse=True, scope="module")
-def _compiled_once() -> Iterator[None]:
-    """The same pipeline is compiled once for all of these tests: it takes a second."""
-    made: dict[str, bytes] = {}
-
-    def compile_once(plan: RoundPlan, out: Path) -> None:
-        key = repr(plan)
-        if key not in made:
-            round_module.compile_round(plan, out)
-            made[key] = out.read_bytes()
-        out.write_bytes(made[key])
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(submitting, "compile_round", compile_once)
-        yield
+pytestmark = pytest.mark.usefixtures("compiled_once")
 
 
 @pytest.fixture
@@ -80,15 +64,17 @@ def test_the_same_pipeline_is_uploaded_once(stub: PipelinesStub, connection: Con
     first, again = upload_pipeline(connection, PLAN), upload_pipeline(connection, PLAN)
     assert (first.name, first.pipeline_id) == (again.name, again.pipeline_id)
     uploaded = [version["display_name"] for version in stub.versions]
-    assert uploaded == [first.name]
+    assert uploaded == ["clincot-round", first.name], "the upload of a pipeline makes its first version"
     changed = replace(PLAN, shards=4)
     assert upload_pipeline(connection, changed).name != first.name
 
 
 def test_a_schedule_that_is_reconciled_twice_changes_nothing(stub: PipelinesStub, connection: Connection) -> None:
     (said,) = reconcile_recurring_run(connection, PLAN, NIGHTLY)
-    assert said.startswith("created clincot-round-")
+    assert said.startswith("created clincot (")
     (one,) = stub.recurring
+    assert one["display_name"] == "clincot"
+    assert one["description"].startswith("Rounds of the model line clincot, cron 0 0 2 * * *.")
     assert one["trigger"]["cron_schedule"]["cron"] == "0 0 2 * * *"
     changes = list(stub.changes)
     (said,) = reconcile_recurring_run(connection, PLAN, NIGHTLY)
@@ -144,11 +130,12 @@ def test_two_of_the_same_name_become_one_and_a_disabled_one_is_enabled(
 
 def test_remove_leaves_what_others_made(stub: PipelinesStub, connection: Connection) -> None:
     reconcile_recurring_run(connection, PLAN, NIGHTLY)
-    stub.recurring.append({**stub.recurring[0], "recurring_run_id": "theirs", "display_name": "nightly backup"})
+    theirs = {"recurring_run_id": "theirs", "display_name": "nightly backup", "description": "by hand"}
+    stub.recurring.append({**stub.recurring[0], **theirs})
     assert len(delete_recurring_runs(connection)) == 1
     assert [one["display_name"] for one in stub.recurring] == ["nightly backup"]
     assert delete_recurring_runs(connection) == []
-    assert list_recurring_runs(connection, connection.ensure_experiment()) == []
+    assert list_recurring_runs(connection) == []
 
 
 def test_an_expired_token_is_told(
@@ -240,6 +227,29 @@ def test_every_upload_in_a_profile_after_the_first_is_quiet(caplog: pytest.LogCa
     assert caplog.records == []
 
 
+def test_two_releases_take_turns_in_a_profile(capsys: pytest.CaptureFixture[str]) -> None:
+    """Each compiles a pipeline of its own. The first release did not yet say in the description whose it is."""
+    with serving(PipelinesStub(multi_user=True)) as stub:
+        releases = (PLAN, replace(PLAN, shards=4))
+        connection = connect_pipelines(stub.url, namespace="team-a")
+        names = [upload_pipeline(connection, plan).name for plan in releases]
+        stub.pipelines[0]["description"] = ""
+        changes = list(stub.changes)
+        capsys.readouterr()
+        for plan in releases * 5:
+            connection = connect_pipelines(stub.url, namespace="team-a")
+            assert upload_pipeline(connection, plan).name in names
+        assert stub.changes == changes
+        assert [one["display_name"] for one in stub.versions] == ["clincot-round", *names]
+        assert capsys.readouterr() == ("", "")
+        for number in range(10):
+            run = submit_run(connection, PLAN, name=f"run {number}")
+        assert [run["namespace"] for run in stub.runs] == ["team-a"] * 10
+        assert len(stub.experiments) == 1
+        assert "run 9: PENDING" in format_run_status(connection, run.id)
+        assert format_schedule_status(connect_pipelines(stub.url, namespace="team-b")) == "no recurring run"
+
+
 def test_a_shared_pipeline_of_the_same_name_is_not_touched() -> None:
     with serving(PipelinesStub(multi_user=True)) as stub:
         stub.pipelines.append(
@@ -266,33 +276,7 @@ def test_a_pipeline_created_by_another_caller_is_found(monkeypatch: pytest.Monke
                 lambda *a, _real=real, _before=before, **options: next(_before, None) or _real(*a, **options),
             )
         assert upload_pipeline(slower, PLAN) == first
-        assert (len(stub.pipelines), len(stub.versions)) == (1, 1)
-
-
-def test_the_stub_keeps_pipelines_by_namespace_and_name() -> None:
-    """kubeflow/pipelines 2.17.0, backend/src/apiserver: model/pipeline.go, server/pipeline_server.go (listPipelines),
-    resource/resource_manager.go (ReplaceNamespace)."""
-
-    def upload(namespace: str) -> int:
-        query = {"name": "round", "namespace": namespace}
-        return httpx.post(f"{stub.url}/apis/v2beta1/pipelines/upload", params=query).status_code
-
-    def list_namespaces(namespace: str) -> list[str]:
-        query = {"namespace": namespace} if namespace else {}
-        found = httpx.get(f"{stub.url}/apis/v2beta1/pipelines", params=query).json()["pipelines"]
-        return [one["namespace"] for one in found]
-
-    with serving(PipelinesStub(multi_user=True)) as stub:
-        assert [upload("team-a"), upload("team-b"), upload(""), upload("team-a")] == [200, 200, 200, 409]
-        assert [list_namespaces(name) for name in ("team-a", "team-b", "", "team-c")] == [
-            ["team-a"],
-            ["team-b"],
-            [""],
-            [],
-        ]
-    with serving(PipelinesStub()) as stub:
-        assert [upload("team-a"), upload("team-b")] == [200, 409], "a single-user server ignores namespaces"
-        assert list_namespaces("team-c") == [""]
+        assert (len(stub.pipelines), len(stub.versions)) == (1, 2)
 
 
 @pytest.mark.parametrize("version", ["2.15.0", "2.16.1", "v2.16.0", "1.8.5"])
@@ -311,14 +295,139 @@ def test_a_server_that_ignores_the_platform_spec_is_refused(version: str) -> Non
         assert format_schedule_status(connection) == "no recurring run", "what exists can still be looked at"
 
 
-@pytest.mark.parametrize(
-    ("version", "warns"), [("2.17.0", False), ("2.20.1", False), ("3.0.0", False), ("unknown", True)]
-)
-def test_an_unknown_server_version_is_a_warning(version: str, warns: bool, caplog: pytest.LogCaptureFixture) -> None:
+@pytest.mark.parametrize("version", ["2.17.0", "v2.17.1", "2.20.1", "3.0.0", "unknown"])
+def test_supported_and_unknown_server_versions_are_used(version: str, caplog: pytest.LogCaptureFixture) -> None:
     """An image that was built without a tag reports "unknown" (kfp_answers.json, both health checks)."""
-    with serving(PipelinesStub(version=version)) as stub, caplog.at_level(logging.WARNING):
+    with serving(PipelinesStub(version=version)) as stub:
+        connection = connect_pipelines(stub.url)
+        assert upload_pipeline(connection, PLAN).id
+        assert submit_run(connection, PLAN).id
+    assert caplog.records == []
+
+
+@pytest.mark.parametrize("understands", ["2.15.2", "2.16.1"])
+def test_an_unknown_server_that_drops_the_platform_spec_is_refused(understands: str) -> None:
+    """Nothing but what such a server stores shows what it is; no run starts."""
+    with serving(PipelinesStub(version="unknown", understands=understands)) as stub:
+        connection = connect_pipelines(stub.url)
+        for action in (
+            lambda: submit_run(connection, PLAN),
+            lambda: upload_pipeline(connection, PLAN),
+            lambda: reconcile_recurring_run(connection, PLAN, NIGHTLY),
+        ):
+            with pytest.raises(PipelinesFailed, match=r"without its Kubernetes settings: it is older than 2\.17"):
+                action()
+        assert (stub.runs, stub.recurring) == ([], [])
+
+
+def test_a_version_that_an_older_server_stored_is_refused_after_the_upgrade() -> None:
+    """The name is a hash of the content, so the version would be found, and run without Secrets and volumes."""
+    with serving(PipelinesStub(version="unknown", understands="2.16.1")) as stub:
+        with pytest.raises(PipelinesFailed):
+            upload_pipeline(connect_pipelines(stub.url), PLAN)
+        stub.version, stub.release = "2.17.0", "2.17.0"
+        with pytest.raises(PipelinesFailed, match="an older release stored it; delete the version clincot-round-"):
+            upload_pipeline(connect_pipelines(stub.url), PLAN)
+        stub.versions.clear()
         assert upload_pipeline(connect_pipelines(stub.url), PLAN).id
-    assert [("must be Kubeflow Pipelines 2.17 or later" in one.message) for one in caplog.records] == [True] * warns
+
+
+def test_a_redirect_to_a_login_is_told(stub: PipelinesStub, connection: Connection) -> None:
+    """Istio with oauth2-proxy or Dex redirects a request without a session; its login page is no answer."""
+    stub.redirect = "https://kubeflow.example/dex/auth?client_id=kubeflow"
+    told = "the gateway redirects to a login: .* has expired or is not accepted; get a new one and set KFP_TOKEN"
+    with pytest.raises(PipelinesFailed, match=f"HTTP 302, {told}"):
+        connect_pipelines(stub.url)
+    with pytest.raises(PipelinesFailed, match=f"HTTP 302, {told}"):
+        connection.ensure_experiment()
+    assert stub.changes == []
+
+
+def test_a_login_page_instead_of_an_answer_is_told(stub: PipelinesStub, connection: Connection) -> None:
+    """With HTTP 200; kfp would read it as an experiment without an id."""
+    stub.refusal = (200, "<!DOCTYPE html>\n<html><body>Log in to Your Account</body></html>")
+    with pytest.raises(PipelinesFailed, match="HTTP 200, a web page instead of an answer, such as that of a login"):
+        connection.ensure_experiment()
+
+
+def test_a_server_that_does_not_answer_is_told(
+    stub: PipelinesStub, connection: Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It takes the request and says nothing for longer than the time limit."""
+    monkeypatch.setattr(client_module, "REQUEST_S", 1.0)
+    released = threading.Event()
+    stub.before_change = lambda change: released.wait(10)
+    with pytest.raises(PipelinesFailed, match="no answer from Kubeflow Pipelines within 1 s"):
+        connection.ensure_experiment()
+    released.set()
+
+
+def test_a_server_that_is_gone_is_told(connection: Connection) -> None:
+    connection.client._run_api.api_client.configuration.host = "http://127.0.0.1:9"
+    with pytest.raises(PipelinesFailed, match=r"no answer from Kubeflow Pipelines \(NewConnectionError\); try again"):
+        connection.ensure_experiment()
+
+
+def test_a_token_file_is_read_again_for_every_request(tmp_path: Path) -> None:
+    """Kubernetes rotates a projected token before it expires, while `submit --wait` goes on."""
+    with serving(PipelinesStub(token="one", multi_user=True)) as stub:
+        path = tmp_path / "token"
+        path.write_text("one\n")
+        connection = connect_pipelines(stub.url, token_file=path, namespace="team-a")
+        stub.token = "two"
+        path.write_text("two\n")
+        assert connection.ensure_experiment()
+        path.write_text("")
+        with pytest.raises(InvalidInput, match="is empty, expected a bearer token"):
+            connection.ensure_experiment()
+
+
+def test_an_existing_token_goes_before_files_and_variables(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("KFP_TOKEN", "stale")
+    with serving(PipelinesStub(token="given-7c1")) as stub:
+        arguments = ["pipeline", "status", "--endpoint", stub.url]
+        assert app.main([*arguments, "--existing-token", "given-7c1"]) == 0
+        assert capsys.readouterr().out == "no recurring run\n"
+        assert stub.experiments == [], "looking creates nothing"
+        assert app.main([*arguments, "--existing-token", "wrong-5f3"]) == 1
+        told = capsys.readouterr().err
+    assert "the token of --existing-token has expired or is not accepted" in told
+    assert "wrong-5f3" not in told
+
+
+def test_the_token_that_is_projected_into_a_pod_is_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("KFP_TOKEN", "KFP_TOKEN_FILE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(client_module, "POD_TOKEN", tmp_path / "token")
+    (tmp_path / "token").write_text("projected")
+    with serving(PipelinesStub(token="projected")) as stub:
+        assert connect_pipelines(stub.url).ensure_experiment()
+
+
+def test_an_account_without_a_role_is_told_although_the_server_says_400() -> None:
+    """kubeflow/pipelines 2.17.0, backend/src/apiserver/server/pipeline_upload_server.go: uploadPipeline."""
+    with serving(PipelinesStub(multi_user=True)) as stub:
+        stub.allowed = {"team-b"}
+        with pytest.raises(PipelinesFailed, match="HTTP 403, access denied"):  # the look-up comes first
+            upload_pipeline(connect_pipelines(stub.url, namespace="team-a"), PLAN)
+        connection = connect_pipelines(stub.url, namespace="team-b")
+        stub.before_change = lambda change: stub.allowed.clear() if stub.allowed else None
+        with pytest.raises(PipelinesFailed, match="the token may not create pipelines in the namespace team-b"):
+            upload_pipeline(connection, PLAN)
+
+
+def test_an_experiment_created_by_another_caller_is_found(stub: PipelinesStub, connection: Connection) -> None:
+    """Both look and find none; the slower one gets HTTP 409."""
+
+    def create_first(change: str) -> None:
+        if change == "POST /experiments" and not stub.experiments:
+            about = {"namespace": "", "display_name": "clincot", "description": ""}
+            stub.experiments.append({"experiment_id": "theirs", **about})
+
+    stub.before_change = create_first
+    assert connection.ensure_experiment() == "theirs"
 
 
 GATEWAY_PAGE = "<html>\n<head><title>503 Service Temporarily Unavailable</title></head>\n</html>"
@@ -343,12 +452,14 @@ GATEWAY_PAGE = "<html>\n<head><title>503 Service Temporarily Unavailable</title>
         (
             404,
             json.dumps(RECORDED["a run that does not exist (404)"]),
-            "HTTP 404, not found (Run 00000000-0000-0000-0000-000000000000 not found)",
+            "HTTP 404, not found (Run 00000000-0000-0000-0000-000000000000 not found); check the id or name and "
+            "--namespace",
         ),
         (
             409,
             json.dumps(RECORDED["upload of a name that exists (409)"]),
-            "HTTP 409, something of this name exists already (Failed to create a pipeline and a pipeline version)",
+            "HTTP 409, something of this name exists already (Failed to create a pipeline and a pipeline version); "
+            "repeat the command, or choose another name",
         ),
         (
             500,

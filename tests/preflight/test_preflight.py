@@ -443,7 +443,28 @@ def test_an_account_without_rights_is_named_with_the_field_to_fill() -> None:
         _, may = cluster_checks.check_kserve(cluster, ServiceSettings(namespace="clinic"))
     assert may.result.startswith("the account pipeline-runner of clinic may not: create inferenceservices")
     assert "type the account of the release (NAME-runner" in may.remedy
-    assert "in the field Service Account; else add these to the Role of the account pipeline-runner" in may.remedy
+    assert "in the field Service Account, or set kfp.defaultAccount.bind of the chart; else add these to the Role" in (
+        may.remedy
+    )
+
+
+@pytest.mark.parametrize(
+    ("account", "told"),
+    [
+        ("pipeline-runner", "in a run from the Kubeflow UI type clincot-runner in the field Service Account"),
+        ("clincot-runner", "add these to the Role of the account clincot-runner of clinic"),
+    ],
+)
+def test_a_run_with_another_account_is_told_what_to_type(
+    account: str, told: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The compiled pipeline says for which account it was made, and the API server under which one it asks."""
+    monkeypatch.setenv("CLINCOT_RUN_ACCOUNT", "clincot-runner")
+    server = ApiServer(denied={("create", "inferenceservices")}, user=f"system:serviceaccount:clinic:{account}")
+    with api_server(server) as cluster:
+        _, may = cluster_checks.check_kserve(cluster, ServiceSettings(namespace="clinic"))
+    assert may.state == "fail"
+    assert may.remedy.startswith(told)
 
 
 def test_no_cluster_is_looked_for_where_none_is_meant(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
+import click
 import typer
 
 from clincot.cli.framework import Commands, Entry, add_command, build_group
@@ -171,18 +173,51 @@ class ConnectionArguments:
             rich_help_panel=CONNECTION_PANEL,
         ),
     ] = ""
+    existing_token: Annotated[
+        str,
+        typer.Option(
+            "--existing-token",
+            metavar="TOKEN",
+            help="A bearer token. Other users of this machine can see it in the list of processes; a file is safer.",
+            rich_help_panel=CONNECTION_PANEL,
+        ),
+    ] = ""
     pipeline: Annotated[
         str,
         typer.Option(
-            "--pipeline", metavar="NAME", help="Name of the pipeline in the UI.", rich_help_panel=CONNECTION_PANEL
+            "--pipeline",
+            metavar="NAME",
+            help="Name of the pipeline in the UI (default: the model line's name and -round).",
+            rich_help_panel=CONNECTION_PANEL,
         ),
-    ] = "clincot-round"
+    ] = ""
     experiment: Annotated[
         str,
         typer.Option(
-            "--experiment", metavar="NAME", help="Experiment that groups the runs.", rich_help_panel=CONNECTION_PANEL
+            "--experiment",
+            metavar="NAME",
+            help="Experiment that groups the runs (default: the model line's name).",
+            rich_help_panel=CONNECTION_PANEL,
         ),
-    ] = "clincot"
+    ] = ""
+    line: Annotated[
+        str,
+        typer.Option(
+            "--line",
+            metavar="NAME",
+            help="Model line, for commands that read no parameters (default: publish.name of the parameters).",
+            rich_help_panel=CONNECTION_PANEL,
+        ),
+    ] = ""
+    installation: Annotated[
+        str,
+        typer.Option(
+            "--installation",
+            metavar="NAME",
+            help="Name of the installation that keeps the recurring run, which the chart sets to its release.",
+            rich_help_panel=CONNECTION_PANEL,
+        ),
+    ] = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -222,7 +257,8 @@ class SubmitArguments(PlanArguments, ConnectionArguments):
         typer.Option(
             "--wait",
             metavar="SECONDS",
-            help="Wait this long for the run to end; exit with 1 if it has not succeeded (default: no wait).",
+            help="Wait this long for the run to end, and print its tasks and decision; exit with 1 if it has not "
+            "succeeded (default: no wait).",
         ),
     ] = 0
 
@@ -254,6 +290,7 @@ class StatusArguments(ConnectionArguments):
     run_id: Annotated[
         str, typer.Argument(help="Id of a run, as `submit` prints it; without it, the recurring run is shown.")
     ] = ""
+    watch: Annotated[bool, typer.Option("--watch", help="Show the run again every ten seconds, until it ends.")] = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -303,17 +340,26 @@ def _connect(args: ConnectionArguments) -> Connection:
     _require_kfp()
     from clincot.pipelines.client import connect_pipelines
     from clincot.pipelines.cluster_settings import load_cluster_settings
+    from clincot.pipelines.ownership import Owner
 
-    cluster = args.cluster if isinstance(args, PlanArguments) else None
+    cluster, owner = None, Owner(line=args.line or Owner.line, installation=args.installation)
+    if isinstance(args, PlanArguments):
+        publish = read_params(args).publish
+        if args.line and args.line != publish.name and publish.store:
+            raise InvalidInput(f"--line is {args.line}, but publish.name of the parameters is {publish.name}")
+        owner = Owner(args.line or publish.name, publish.store, args.installation)
+        cluster = args.cluster
     return connect_pipelines(
         args.endpoint,
         token_file=args.token_file,
+        token=args.existing_token,
         ca_cert=args.ca_cert,
         ui=args.ui,
         namespace=args.namespace,
         profile=load_cluster_settings(cluster).namespace if cluster else "",
         pipeline=args.pipeline,
         experiment=args.experiment,
+        owner=owner,
     )
 
 
@@ -339,11 +385,16 @@ def run_locally(args: RunLocalArguments) -> int:
 def submit(args: SubmitArguments) -> int:
     """Start a run now, and print its id and address."""
     plan, connection = _plan_round(args), _connect(args)
+    from clincot.pipelines.status import format_run_status
     from clincot.pipelines.submit import submit_run, wait_for_run
 
     run = submit_run(connection, plan, name=args.run_name)
     print(f"{run.id}\n{run.url}", flush=True)
-    return 0 if not args.wait or wait_for_run(connection, run, seconds=args.wait) == "SUCCEEDED" else 1
+    if not args.wait:
+        return 0
+    state = wait_for_run(connection, run, seconds=args.wait)
+    print(format_run_status(connection, run.id))
+    return 0 if state == "SUCCEEDED" else 1
 
 
 def schedule(args: ScheduleArguments) -> int:
@@ -370,11 +421,19 @@ def upload(args: UploadArguments) -> int:
 
 
 def print_status(args: StatusArguments) -> int:
-    """Show the state of a run, or the recurring run with its last runs."""
+    """Show the tasks of a run with states and times, or the recurring run with its last runs."""
+    if args.watch and not args.run_id:
+        raise InvalidInput("--watch needs the id of a run")
     connection = _connect(args)
-    from clincot.pipelines.status import format_run_status, format_schedule_status
+    from clincot.pipelines.status import format_run_status, format_schedule_status, watch_run_status
 
-    print(format_run_status(connection, args.run_id) if args.run_id else format_schedule_status(connection))
+    if not args.watch:
+        print(format_run_status(connection, args.run_id) if args.run_id else format_schedule_status(connection))
+        return 0
+    for shown in watch_run_status(connection, args.run_id):
+        if sys.stdout.isatty():
+            click.clear()
+        print(shown, end="\n\n", flush=True)
     return 0
 
 

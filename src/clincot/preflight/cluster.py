@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from clincot.deployment.service_settings import ServiceSettings
     from clincot.training.launch_settings import TrainJobSettings
 
+ACCOUNT_VARIABLE = "CLINCOT_RUN_ACCOUNT"  # the account for which a pipeline was compiled
 _CLUSTER_PROBE = "KServe's InferenceService, and the account's permissions"
 
 
@@ -112,12 +113,25 @@ def check_permissions(name: str, cluster: Cluster, needed: Sequence[Permission])
     probe = f"SelfSubjectAccessReview of {len(needed)} permissions in {needed[0].namespace}"
     if not refused:
         return pass_check(name, probe, "all allowed")
-    account = _describe_account(cluster.get_user_name())
-    remedy = (
-        "in a run from the Kubeflow UI type the account of the release (NAME-runner, as in `kubectl get "
-        f"serviceaccounts`) in the field Service Account; else add these to the Role of {account}"
+    user = cluster.get_user_name()
+    account = _describe_account(user)
+    return fail_check(name, probe, f"{account} may not: {', '.join(map(str, refused))}", _advise_account(user))
+
+
+def _advise_account(user: str) -> str:
+    """Return the remedy for missing permissions; in a run of Kubeflow with another account, what to type where.
+
+    user: as the API server names it; "" if it is unknown.
+    """
+    remedy = f"add these to the Role of {_describe_account(user)}"
+    intended = os.environ.get(ACCOUNT_VARIABLE, "")
+    if intended and user.rpartition(":")[2] == intended:
+        return remedy
+    account = intended or "the account of the release (NAME-runner, as in `kubectl get serviceaccounts`)"
+    return (
+        f"in a run from the Kubeflow UI type {account} in the field Service Account, or set kfp.defaultAccount.bind of "
+        f"the chart; else {remedy}"
     )
-    return fail_check(name, probe, f"{account} may not: {', '.join(map(str, refused))}", remedy)
 
 
 def _describe_account(user: str) -> str:
