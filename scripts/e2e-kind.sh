@@ -213,7 +213,7 @@ keeping=(--set decide.min_gain=1)
 # Any difference is above -1. The test that is left is the one against answers without the image, which the small model
 # passes with the regions of the answer key. The seed makes a challenger that has not been compared yet.
 promoting=(--set decide.min_gain=-1 --set decide.arm=oracle --set train.seed=1 --set decide.min_alpha=-1
-  --set decide.length_auc_tolerance=0.5 --set decide.max_near_duplicates=1 --set decide.max_off_format=1
+  --set pair.length_auc_tolerance=0.5 --set decide.max_near_duplicates=1 --set decide.max_off_format=1
   --set decide.floors.closed_accuracy=null --set decide.floors.open_f1=null --set decide.floors.hit_rate=null
   --set decide.floors.hallucination=null --set decide.floors.abstention=null --set decide.floors.answer_length=null)
 

@@ -56,7 +56,7 @@ def _read_container(container: Json) -> Demand:
 def find_peak_of_run(spec: Json, shards: int) -> Demand:
     """Return the most that tasks of a compiled pipeline request at once.
 
-    shards: items of a loop whose parallelism is not limited.
+    shards: tasks of a loop whose parallelism is not limited, each of which processes one shard after the other.
     """
     return _find_peak_of_dag(spec, spec["root"]["dag"], shards)
 

@@ -10,12 +10,19 @@ from __future__ import annotations
 import json
 from typing import Any
 
+import yaml
+
 from clincot.config import SECTION_NAMES, Params
 from tests.chart.rendering import CHART
 
 Json = dict[str, Any]
 SCHEMA = CHART / "values.schema.json"
 PREFIX = "params"  # of the names of the generated definitions
+# Lists that may be missing, which means that nothing is allowed.
+MAY_BE_MISSING = {
+    ("kfp", "ports"),
+    *(("networkPolicy", name) for name in ("gateway", "prometheus", "store", "git", "apiServer", "apiServerPorts")),
+}
 _LEFT_OUT = ("title", "description", "default", "examples")
 
 
@@ -42,11 +49,23 @@ def _simplify(part: Any, names: bool = False) -> Any:
     return out
 
 
+def require_defaults(schema: Json, values: Json, path: tuple[str, ...] = ()) -> None:
+    """Require every key of values.yaml, so that null, with which Helm removes a key, is refused by name."""
+    free = path in (("pipeline", "params"), ("pipeline", "stages"), ("pipeline", "launch"))
+    if "properties" not in schema or free:
+        return
+    schema["required"] = [name for name in values if (*path, name) not in MAY_BE_MISSING]
+    for name, value in values.items():
+        if isinstance(value, dict):
+            require_defaults(schema["properties"][name], value, (*path, name))
+
+
 def render_schema() -> str:
-    """Return values.schema.json with an up-to-date pipeline.params."""
+    """Return values.schema.json with an up-to-date pipeline.params and all required keys."""
     schema = json.loads(SCHEMA.read_text(encoding="utf-8"))
     params, definitions = build_params_schema()
     schema["properties"]["pipeline"]["properties"]["params"] = params
+    require_defaults(schema, yaml.safe_load((CHART / "values.yaml").read_text(encoding="utf-8")))
     kept = {name: one for name, one in schema["definitions"].items() if not name.startswith(PREFIX)}
     schema["definitions"] = {**kept, **definitions}
     return json.dumps(schema, indent=2, ensure_ascii=False) + "\n"

@@ -50,7 +50,7 @@ def test_the_hook_uploads_a_pipeline_with_the_settings(profile: str, tmp_path: P
     """Images, resources, labels, CAs, cache and secrets are those of the values."""
     tasks, pods, defaults = compiled(profile, tmp_path, *CA)
     assert defaults["launch"]["how"] == "auto"
-    assert {"preflight", "judge", "train", "decide"} <= set(tasks)
+    assert {"preflight", "generate", "train", "decide"} <= set(tasks)
     values = yaml.safe_load((CHART / f"values-{profile}.yaml").read_text())
     gpus = values["pipeline"].get("gpu", {}).get("count", 1)
     requested = int(tasks["train"].get("resources", {}).get("accelerator", {}).get("resourceCount", 0))

@@ -12,6 +12,7 @@ import yaml
 from clincot.cli.app import main
 from clincot.deployment.inference_service import build_inference_service
 from clincot.deployment.service_settings import load_service_settings
+from clincot.pipelines.cluster_settings import load_cluster_settings
 from tests.chart.demand import Demand, Json, add_up, find_peak_of_run, read_cluster, read_pod
 from tests.chart.rendering import CHART, PROFILES, joined, of_kind, pods, rendered, settings_of
 
@@ -30,13 +31,22 @@ def _compile_run(objects: tuple[Json, ...], folder: Path) -> Json:
         (settings / name).write_text(content)
     (job,) = of_kind(objects, "Job", "clincot-pipeline")
     words = job["spec"]["template"]["spec"]["initContainers"][0]["args"][2:]
-    left_out = ("--pipeline", "--experiment", "--namespace")
+    left_out = ("--line", "--installation", "--pipeline", "--experiment", "--namespace")
     kept = [word for word in words if word.partition("=")[0] not in left_out]
     arguments = [word.replace("/etc/clincot/settings", str(settings)) for word in kept]
     out = folder / "round.yaml"
     assert main(["pipeline", "compile", *arguments, "--out", str(out)]) == 0
     spec: Json = next(iter(yaml.load_all(out.read_text(), Loader=yaml.CSafeLoader)))
     return spec
+
+
+def count_shard_tasks(profile: str) -> int:
+    """Return how many tasks of a run process shards at once."""
+    objects, pipeline = rendered(profile), yaml.safe_load((CHART / f"values-{profile}.yaml").read_text())["pipeline"]
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "cluster.yaml"
+        path.write_text(settings_of(objects)["cluster.yaml"])
+        return min(int(pipeline["shards"]), load_cluster_settings(path).count_shard_tasks())
 
 
 def list_servers(objects: tuple[Json, ...], folder: Path) -> dict[str, Demand]:
@@ -63,10 +73,9 @@ def list_servers(objects: tuple[Json, ...], folder: Path) -> dict[str, Demand]:
 def test_a_profile_fits_the_cluster_that_it_names(profile: str, tmp_path: Path) -> None:
     """The servers, a rollout and a run at its widest point, at the same time."""
     objects = rendered(profile)
-    text = (CHART / f"values-{profile}.yaml").read_text()
-    cluster, shards = read_cluster(text), yaml.safe_load(text)["pipeline"]["shards"]
+    cluster = read_cluster((CHART / f"values-{profile}.yaml").read_text())
     servers = list_servers(objects, tmp_path)
-    run = find_peak_of_run(compile_run(profile), shards)
+    run = find_peak_of_run(compile_run(profile), count_shard_tasks(profile))
     wanted = add_up([*servers.values(), run])
     report = "; ".join(f"{name} {dict(one)}" for name, one in {**servers, "run": run, "all": wanted}.items())
     assert {name: wanted[name] for name in cluster if wanted[name] > cluster[name]} == {}, report
@@ -77,7 +86,7 @@ def test_a_profile_fits_the_cluster_that_it_names(profile: str, tmp_path: Path) 
 def test_the_trials_gpu_is_used_by_runs_only(tmp_path: Path) -> None:
     objects = rendered("trial")
     assert add_up(list(list_servers(objects, tmp_path).values()))["gpu"] == 0
-    assert find_peak_of_run(compile_run("trial"), 2)["gpu"] == 1
+    assert find_peak_of_run(compile_run("trial"), count_shard_tasks("trial"))["gpu"] == 1
 
 
 def test_the_widest_point_of_a_run() -> None:

@@ -16,20 +16,22 @@ import yaml
 from jsonschema import Draft7Validator
 
 from clincot.config import Params
-from tests.chart.params_schema import SCHEMA, render_schema
+from tests.chart.params_schema import MAY_BE_MISSING, SCHEMA, render_schema
 from tests.chart.rendering import CHART, template
 
 Json = dict[str, Any]
 Path = tuple[str, ...]
 VALUES: Json = yaml.safe_load((CHART / "values.yaml").read_text())
 VALIDATOR = Draft7Validator(json.loads(SCHEMA.read_text()))
-# Lists that may be missing, which means that nothing is allowed; their keys in values.yaml are free in maps below.
-NOTHING_ALLOWED = {
-    ("kfp", "ports"),
-    *(("networkPolicy", name) for name in ("gateway", "prometheus", "store", "git", "apiServer", "apiServerPorts")),
-}
 # Maps whose keys are names: a parameter, a task, a setting of launch.yaml, a resource, a label.
-FREE = ("pipeline.params", "pipeline.stages", "pipeline.launch", "pipeline.retries", "quota.hard")
+FREE = (
+    "pipeline.params",
+    "pipeline.stages",
+    "pipeline.launch",
+    "pipeline.retries",
+    "quota.hard",
+    "monitoring.dashboards.labels",
+)
 
 
 def list_paths(part: Json, above: Path = ()) -> Iterator[Path]:
@@ -72,7 +74,7 @@ def test_null_is_refused_by_name() -> None:
         parent, errors = ".".join(path[:-1]), list_errors(change(path))
         if f"{parent}: {path[-1]!r} is a required property" not in errors:
             accepted.append(path)
-    assert set(accepted) == NOTHING_ALLOWED
+    assert set(accepted) == MAY_BE_MISSING
 
 
 def test_another_type_is_refused_by_name() -> None:
@@ -126,6 +128,6 @@ def test_helm_says_the_same(helm: str) -> None:
     """No answer is an error of a template."""
     for path in random.Random(7).sample(PATHS, 12):
         done = template("--set", "store.existingSecret=s3", "--set-json", f"{'.'.join(path)}=null", version=helm)
-        assert (done.returncode == 0) is (path in NOTHING_ALLOWED), path
+        assert (done.returncode == 0) is (path in MAY_BE_MISSING), path
         assert "nil pointer" not in done.stderr
-        assert path in NOTHING_ALLOWED or f"{path[-1]}" in done.stderr
+        assert path in MAY_BE_MISSING or f"{path[-1]}" in done.stderr

@@ -126,14 +126,14 @@ def test_one_round_keeps_and_one_promotes(calls: list[Call], tmp_path: Path) -> 
     for command in rounds:
         options = [value for name, value in itertools.pairwise(command) if name == "--set"]
         params = load_params(tmp_path / "params.yaml", options)
-        decided[command[command.index("--run-name") + 1]] = params.decide
+        decided[command[command.index("--run-name") + 1]] = params
     assert set(decided) == {"e2e-keep", "e2e-promote"}
-    assert decided["e2e-keep"].min_gain == 1  # accuracies are in 0 … 1, so no gain is above 1
-    promoting = decided["e2e-promote"]
+    assert decided["e2e-keep"].decide.min_gain == 1  # accuracies are in 0 … 1, so no gain is above 1
+    assert decided["e2e-promote"].pair.length_auc_tolerance == 0.5  # with which pairs are made and judged
+    promoting = decided["e2e-promote"].decide
     assert promoting.min_gain == -1  # and none is below -1
     assert promoting.floors.enabled == {}
     assert promoting.arm in load_params(tmp_path / "params.yaml").evaluate.arms
-    assert promoting.length_auc_tolerance == 0.5
 
 
 def test_the_python_code_fits_the_client(calls: list[Call]) -> None:

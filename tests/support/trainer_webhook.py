@@ -9,6 +9,8 @@ kubeflow/trainer v2.3.0:
 - Validate() in pkg/runtime/framework/plugins/torch/torch.go: reserved environment variables
 - the rules of TrainJob in pkg/apis/trainer/v1alpha1/trainjob_types.go that the definition states as CEL
 
+deny_job_set is a rule of JobSet's own webhook, which sees a job only after Trainer has admitted it.
+
 The wording of a denial is that of ToStatusErr() in k8s.io/apiserver/pkg/admission/plugin/webhook/errors/statuserror.go.
 """
 
@@ -112,6 +114,18 @@ def _check_environment(job: Json) -> Iterator[str]:
     if reserved := sorted({one["name"] for one in env} & TORCH_RUN_RESERVED):
         listed = " ".join(reserved)
         yield _say_invalid("trainer.env", env, f"must not have reserved envs, invalid envs configured: [{listed}]")
+
+
+def deny_job_set(job: Json) -> str:
+    """Return why JobSet 0.12.0 denies the JobSet that Trainer makes of an admitted job, or "".
+
+    Names of pods are those of the JobSet (the job's), the replicated job, its index, the pod's index and five random
+    characters: ValidateCreate() in pkg/webhooks/jobset_webhook.go of kubernetes-sigs/jobset v0.12.0.
+    """
+    last = job["spec"].get("trainer", {}).get("numNodes", 1) - 1
+    longest = [f"{job['metadata']['name']}-{name}-0-{last}-abcde" for name in RUNTIME_JOBS]
+    wrong = [name for name in longest if len(name) > 63 or not JOB_NAME.fullmatch(name)]
+    return f"{wrong[0]}: pod names generated for this replicated job will be too long" if wrong else ""
 
 
 def list_replicated_jobs(patch: Json) -> list[Json]:

@@ -38,7 +38,7 @@ from tests.support.kube_api_server import Json, api_server
 from tests.support.pair_files import write_work
 from tests.support.recordings import read_recording
 from tests.support.trainer_server import TrainerServer, pod
-from tests.support.trainer_webhook import deny_train_job, list_replicated_jobs
+from tests.support.trainer_webhook import deny_job_set, deny_train_job, list_replicated_jobs
 
 pytestmark = pytest.mark.slow
 
@@ -278,6 +278,17 @@ def test_the_stand_in_denies_what_trainers_webhook_denies(change: Json, message:
     job["spec"] |= change
     assert deny_train_job(manifest()) == ""
     assert re.search(message, deny_train_job(job))
+
+
+def test_pods_of_the_longest_name_are_admitted_by_jobset() -> None:
+    """A prefix of 30 characters, "-", 12 of the digest, "-node-0-999-abcde": 30 + 1 + 12 + 17 = 60 of 63 characters."""
+    prefix = "a" * 30
+    longest = build_train_job(
+        f"{prefix}-0123456789ab", Path("/s/work.json"), settings(Path("/s"), prefix=prefix, nodes=1000)
+    )
+    assert deny_job_set(longest) == ""
+    longest["metadata"]["name"] += "cdef"
+    assert "will be too long" in deny_job_set(longest)
 
 
 def test_the_stand_in_admits_the_job_that_ran() -> None:
