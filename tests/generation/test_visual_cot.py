@@ -21,7 +21,7 @@ from clincot.generation.visual_cot import (
 )
 from clincot.geometry import WHOLE_IMAGE, box_from_xyxy
 from clincot.models.vlm import VisionLanguageModel
-from clincot.serving.server_settings import ServeSettings
+from clincot.config.server_settings import ServeSettings
 from tests.serving.conftest import POLICY
 from tests.support.model_servers import Parrot
 

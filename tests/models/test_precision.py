@@ -15,7 +15,7 @@ from clincot.models.precision import choose_dtype
 from clincot.models.vlm import VisionLanguageModel
 from clincot.pipelines.round_plan import RoundPlan
 from clincot.serving.backend import LocalBackend
-from clincot.serving.server_settings import load_serve_settings
+from clincot.config.server_settings import load_serve_settings
 
 
 def test_inference_is_float32_on_a_processor(small_dir: Path) -> None:

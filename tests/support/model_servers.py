@@ -29,7 +29,7 @@ from clincot.serving.middleware import RequestMiddleware
 from clincot.serving.request_batching import Batcher
 from clincot.serving.request_context import RequestContext
 from clincot.serving.server import QUIET_LOGGERS, build_application, quiet_library_loggers
-from clincot.serving.server_settings import ServeSettings
+from clincot.config.server_settings import ServeSettings
 from clincot.serving.service import AnswerService
 from tests.support.http_server import free_port
 

@@ -28,7 +28,7 @@ from clincot.models.protocols import Generation, Policy
 from clincot.prompts import Conversation, PromptFormat, load_prompt_format
 from clincot.serving.request_batching import Batcher
 from clincot.serving.request_context import RequestContext
-from clincot.serving.server_settings import ServeSettings
+from clincot.config.server_settings import ServeSettings
 from clincot.storage.artifacts import ChecksumMismatch, download_files, verify_files
 from clincot.storage.open import open_store
 from clincot.storage.store import KeyNotFound

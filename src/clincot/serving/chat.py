@@ -26,7 +26,7 @@ from clincot.generation.visual_cot import RegionsProposed, VisualAnswer
 from clincot.serving import metrics
 from clincot.serving.api_errors import ApiError, RequestCancelled
 from clincot.serving.middleware import CHAT_PATH, log_unexpected_error
-from clincot.serving.server_settings import ServeSettings
+from clincot.config.server_settings import ServeSettings
 from clincot.serving.service import AnswerRequest, AnswerService
 
 

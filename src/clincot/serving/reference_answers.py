@@ -15,7 +15,7 @@ def answer_as_served(checkpoint: Path) -> AnswerFn:
     """Load the checkpoint and return a function that answers as a server of it would."""
     from clincot.generation.visual_cot import ImageQuestion, answer_question, measure_leads
     from clincot.models.load import load_policy
-    from clincot.serving.server_settings import ServeSettings
+    from clincot.config.server_settings import ServeSettings
 
     settings = ServeSettings()
     policy = load_policy(checkpoint, dtype=settings.dtype)

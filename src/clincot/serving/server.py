@@ -42,7 +42,7 @@ from clincot.serving.kserve_model import VisualCotModel, describe_validation_err
 from clincot.serving.metrics import observe_batch
 from clincot.serving.middleware import RequestMiddleware
 from clincot.serving.openapi import build_openapi_document
-from clincot.serving.server_settings import ServeSettings
+from clincot.config.server_settings import ServeSettings
 from clincot.serving.service import AnswerService
 
 _LOG = logging.getLogger("clincot.serve")

@@ -25,7 +25,7 @@ from clincot.serving.backend import Backend
 from clincot.serving.fetch import ImageFetcher
 from clincot.serving.image_input import check_question, read_image, store_image
 from clincot.serving.request_context import RequestContext, current_request
-from clincot.serving.server_settings import ServeSettings
+from clincot.config.server_settings import ServeSettings
 
 RegionsCallback = Callable[[RegionsProposed], None]
 
