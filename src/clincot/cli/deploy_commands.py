@@ -182,7 +182,7 @@ def _start_line(args: DeployArguments, params: Params, store: Store, line: str, 
     from clincot.registry.golden import start_model_line
     from clincot.serving.reference_answers import answer_as_served
 
-    config = params.publish.model_copy(update={"store": store.url, "name": line})
+    config = params.get_stage_config("publish").model_copy(update={"store": store.url, "name": line})
     print(start_model_line(config, store, args.base, golden=args.golden, by=by, load_look=answer_as_served))
 
 

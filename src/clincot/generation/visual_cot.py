@@ -1,6 +1,7 @@
 """The visual chain of thought at inference: hypotheses, regions, an answer from each region, one final answer.
 
-It needs only `models.protocols.Policy`, so the policy may run in this process or behind an endpoint.
+It needs only `models.protocols.Policy`, so the policy may run in this process or behind an endpoint. The server answers
+with it, and the benchmark's arm `served` calls the same code with the same settings (config.ServeConfig).
 
 The answer from each region is greedy. Answers that are equal after normalisation count as one answer, and
 
@@ -18,14 +19,14 @@ answer.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Protocol
+from typing import Annotated, Any
 
 from pydantic import ConfigDict, Field
 
-from clincot.config import ProposeConfig
+from clincot.config import ServeConfig
 from clincot.fields import FrozenModel, UnitFloat
 from clincot.generation.candidates import is_written
 from clincot.generation.hypotheses import choose_hypotheses
@@ -35,25 +36,6 @@ from clincot.models.protocols import Generation, Policy
 from clincot.prompts import ChainStep, chain_prompt, hash_prompt
 from clincot.records import Question, Region, Study
 from clincot.text import normalize_text
-
-
-class AnswerSettings(Protocol):
-    """The settings that shape an answer; the server's settings contain them."""
-
-    @property
-    def propose(self) -> ProposeConfig:
-        """Which regions an answer looks at."""
-        ...
-
-    @property
-    def max_new_tokens(self) -> int:
-        """Longest answer from one region, in tokens."""
-        ...
-
-    @property
-    def abstain_below(self) -> float:
-        """Confidence under which an answer abstains."""
-        ...
 
 
 @dataclass(frozen=True)
@@ -111,6 +93,7 @@ class VisualAnswer(_VisualAnswerPart):
     ]
     policy: str  # digest of the checkpoint
     prompt: str  # digest of the prompt template
+    settings: str = ""  # digest of the settings that decide the answer (config.ServeConfig.answer_digest)
     overlay: str | None = None  # data URI of a PNG: the image with the winning region drawn on it
 
     @property
@@ -134,7 +117,7 @@ class RegionsProposed(_VisualAnswerPart):
 def answer_question(
     asked: ImageQuestion,
     policy: Policy,
-    settings: AnswerSettings,
+    settings: ServeConfig,
     *,
     tell: Callable[[RegionsProposed], None] = lambda _: None,
 ) -> VisualAnswer:
@@ -142,21 +125,62 @@ def answer_question(
 
     `tell` is called with the proposed regions before the policy answers from them. Raises what the policy raises.
     """
-    question = Question(study=asked.study.id, text=asked.text, kind="open")
+    chain = _propose_chains([asked], policy, settings)[0]
+    proposed = tuple(ProposedRegion(**_describe_region(region)) for region in chain.regions)
+    tell(RegionsProposed(hypotheses=chain.hypotheses, regions=proposed))
+    return next(_answer_chains([chain], policy, settings))
+
+
+def answer_questions(asked: Sequence[ImageQuestion], policy: Policy, settings: ServeConfig) -> Iterator[VisualAnswer]:
+    """Run the chains of several questions about images of one folder, with forward passes in common.
+
+    The answers are those of answer_question, in order, up to the rounding of larger batches.
+    """
+    yield from _answer_chains(_propose_chains(asked, policy, settings), policy, settings)
+
+
+@dataclass(frozen=True)
+class _Chain:
+    """A question with the regions that its answer looks at."""
+
+    asked: ImageQuestion
+    hypotheses: tuple[str, ...]
+    regions: tuple[Region, ...]
+
+
+def _propose_chains(asked: Sequence[ImageQuestion], policy: Policy, settings: ServeConfig) -> list[_Chain]:
     config = settings.propose
     grounders = [(build_grounder(name, config, policy, count), count) for name, count in config.grounders.items()]
-    regions = list(propose_regions([question], {asked.study.id: asked.study}, asked.folder, grounders, config))
-    hypotheses = choose_hypotheses(asked.text, modality=asked.study.modality, limit=config.hypotheses)
-    proposed = tuple(ProposedRegion(**_describe_region(region)) for region in regions)
-    tell(RegionsProposed(hypotheses=hypotheses, regions=proposed))
-    steps = [ChainStep(asked.text, region.box, is_written(region)) for region in regions]
-    replies = policy.generate(
-        [chain_prompt(asked.study, asked.folder, policy.views, [step]) for step in steps],
-        max_new_tokens=settings.max_new_tokens,
-        temperature=0.0,
-        seeds=[0] * len(regions),
+    questions = [Question(study=item.study.id, text=item.text, kind="open") for item in asked]
+    studies = {item.study.id: item.study for item in asked}
+    regions: dict[str, list[Region]] = {question.id: [] for question in questions}
+    distinct = {question.id: question for question in questions}
+    for region in propose_regions(distinct.values(), studies, asked[0].folder, grounders, config):
+        regions[region.question].append(region)
+    chains = []
+    for item, question in zip(asked, questions, strict=True):
+        hypotheses = choose_hypotheses(item.text, modality=item.study.modality, limit=config.hypotheses)
+        chains.append(_Chain(item, hypotheses, tuple(regions[question.id])))
+    return chains
+
+
+def _answer_chains(chains: Sequence[_Chain], policy: Policy, settings: ServeConfig) -> Iterator[VisualAnswer]:
+    prompts = []
+    for chain in chains:
+        for region in chain.regions:
+            step = ChainStep(chain.asked.text, region.box, is_written(region))
+            prompts.append(chain_prompt(chain.asked.study, chain.asked.folder, policy.views, [step]))
+    replies = iter(
+        policy.generate(prompts, max_new_tokens=settings.max_new_tokens, temperature=0.0, seeds=[0] * len(prompts))
     )
-    region_answers = [_build_region_answer(region, reply) for region, reply in zip(regions, replies, strict=True)]
+    for chain in chains:
+        answers = [_build_region_answer(region, next(replies)) for region in chain.regions]
+        yield _join_answers(chain, answers, policy, settings)
+
+
+def _join_answers(
+    chain: _Chain, region_answers: Sequence[RegionAnswer], policy: Policy, settings: ServeConfig
+) -> VisualAnswer:
     answer, winner, confidence, agreement = combine_region_answers(region_answers)
     return VisualAnswer(
         answer=answer,
@@ -165,11 +189,12 @@ def answer_question(
         abstained=confidence < settings.abstain_below
         or not normalize_text(answer)
         or all(region.cut_off for region in region_answers),
-        hypotheses=hypotheses,
+        hypotheses=chain.hypotheses,
         regions=tuple(region_answers),
         winner=winner,
         policy=policy.digest,
         prompt=hash_prompt(policy.views),
+        settings=settings.answer_digest,
     )
 
 
