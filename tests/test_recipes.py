@@ -18,8 +18,8 @@ from clincot.config import (
     load_params,
     render_params,
 )
-from clincot.config.recipes import Recipe
 from clincot.config.params_yaml import is_inherited
+from clincot.config.recipes import Recipe
 from clincot.errors import InvalidInput
 from clincot.jsonl import InvalidRecord
 

@@ -19,6 +19,7 @@ from typing import Any
 import httpx
 import uvicorn
 
+from clincot.config.server_settings import ServeSettings
 from clincot.models.protocols import Generation, Policy
 from clincot.prompts import Conversation, PromptFormat
 from clincot.serving.auth import ApiKeys
@@ -29,7 +30,6 @@ from clincot.serving.middleware import RequestMiddleware
 from clincot.serving.request_batching import Batcher
 from clincot.serving.request_context import RequestContext
 from clincot.serving.server import QUIET_LOGGERS, build_application, quiet_library_loggers
-from clincot.config.server_settings import ServeSettings
 from clincot.serving.service import AnswerService
 from tests.support.http_server import free_port
 

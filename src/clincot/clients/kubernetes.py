@@ -217,6 +217,11 @@ def service_proxy_path(namespace: str, service: str, path: str, port: int = 80) 
     return f"/api/v1/namespaces/{namespace}/services/http:{service}:{port}/proxy/{path.lstrip('/')}"
 
 
+def pod_proxy_path(namespace: str, pod: str, path: str, port: int) -> str:
+    """Return the path that reaches one pod through the API server's proxy."""
+    return f"/api/v1/namespaces/{namespace}/pods/http:{pod}:{port}/proxy/{path.lstrip('/')}"
+
+
 def _is_transient(error: BaseException) -> bool:
     """Return whether the same request may succeed later: no reply, too many requests, or a server error."""
     return isinstance(error, ClusterFailed) and (error.status in (0, 429) or error.status >= 500)

@@ -9,7 +9,14 @@ from typing import Any
 import yaml
 
 from clincot.config.recipes import list_recipes
-from clincot.config.sections import INHERITED_BY_PREFLIGHT, SECTION_NAMES, SERVE_INHERITORS, FrozenConfig, Params, RecipeReference
+from clincot.config.sections import (
+    INHERITED_BY_PREFLIGHT,
+    SECTION_NAMES,
+    SERVE_INHERITORS,
+    FrozenConfig,
+    Params,
+    RecipeReference,
+)
 
 _WIDTH = 120  # columns; a comment that would reach further goes above its key
 _HEAD = (

@@ -30,13 +30,13 @@ from clincot.storage.open import open_store
 from clincot.storage.store import Store
 from clincot.text import normalize_text
 
-# (study, image folder, question) -> answer, region (None if no region leads clearly), and the margin by which the answer
-# leads the next best one
+# (study, image folder, question) -> answer, region (None if no region leads clearly), and the margin by which the
+# answer leads the next best one
 AnswerFn = Callable[[Study, Path, str], tuple[str, Box | None, float]]
 LoadAnswerFn = Callable[[Path, ServeConfig], AnswerFn]  # a checkpoint's folder, its settings -> how it answers
 CANDIDATES_PER_GOLDEN = 4  # answered for each golden question, of which the clearest are kept
-# Gray levels (of 255) by which an image is changed to see whether the answer stays. The change in the model's numbers is
-# larger than any rounding between machines.
+# Gray levels (of 255) by which an image is changed to see whether the answer stays. The change in the model's numbers
+# is larger than any rounding between machines.
 _TEST_CHANGE = 1
 
 
@@ -109,8 +109,8 @@ def select_golden_questions(answer_fn: AnswerFn, data: Path, out: Path, count: i
 
     The candidates are the first questions of the data set. Those whose answer leads by less than CLEAR_LEAD, or changes
     if the image is changed by one gray level, are left out: another machine could answer them differently. The images
-    are copied to the folder `out`. The answer key is not read: a golden answer is what this checkpoint answers, right or
-    wrong. Without a clear answer the list is empty, and the checkpoint cannot be rolled out. Raises InvalidInput if
+    are copied to the folder `out`. The answer key is not read: a golden answer is what this checkpoint answers, right
+    or wrong. Without a clear answer the list is empty, and the checkpoint cannot be rolled out. Raises InvalidInput if
     `data` has no question.
     """
     studies = StudyIndex(data)
@@ -145,8 +145,8 @@ def select_served_questions(
     """
     if sample.settings != config.serve.answer_digest:
         raise InvalidInput(
-            f"the report's arm served was measured with the server settings {sample.settings}, but the checkpoint is to "
-            f"be served with {config.serve.answer_digest}; evaluate with the same section serve"
+            f"the report's arm served was measured with the server settings {sample.settings}, but the checkpoint is "
+            f"to be served with {config.serve.answer_digest}; evaluate with the same section serve"
         )
     studies = StudyIndex(data)
     measured = {item.question: item for item in sample.answers}

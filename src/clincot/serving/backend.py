@@ -20,6 +20,7 @@ from typing import Protocol
 import httpx
 
 from clincot.clients.http import HttpFailure
+from clincot.config.server_settings import ServeSettings
 from clincot.errors import ModelFailed, PromptTooLong
 from clincot.jsonl import InvalidRecord
 from clincot.models.checkpoint import MANIFEST, WEIGHTS_INDEX, UnsupportedCheckpoint, check_weight_files
@@ -28,7 +29,6 @@ from clincot.models.protocols import Generation, Policy
 from clincot.prompts import Conversation, PromptFormat, load_prompt_format
 from clincot.serving.request_batching import Batcher
 from clincot.serving.request_context import RequestContext
-from clincot.config.server_settings import ServeSettings
 from clincot.storage.artifacts import ChecksumMismatch, download_files, verify_files
 from clincot.storage.open import open_store
 from clincot.storage.store import KeyNotFound

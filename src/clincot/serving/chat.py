@@ -21,12 +21,12 @@ from fastapi import APIRouter
 from fastapi.responses import JSONResponse, Response, StreamingResponse
 from pydantic import BaseModel, ConfigDict, Field
 
+from clincot.config.server_settings import ServeSettings
 from clincot.errors import ModelFailed
 from clincot.generation.visual_cot import RegionsProposed, VisualAnswer
 from clincot.serving import metrics
 from clincot.serving.api_errors import ApiError, RequestCancelled
 from clincot.serving.middleware import CHAT_PATH, log_unexpected_error
-from clincot.config.server_settings import ServeSettings
 from clincot.serving.service import AnswerRequest, AnswerService
 
 

@@ -12,12 +12,12 @@ import io
 import re
 from pathlib import Path
 
+from clincot.config.server_settings import ServeSettings
 from clincot.datasets.dicom_image import UnusableDicom, render_dicom
 from clincot.images import ImageLimits, InvalidImage, open_image
 from clincot.records import Study
 from clincot.serving.api_errors import ApiError
 from clincot.serving.fetch import ImageFetcher
-from clincot.config.server_settings import ServeSettings
 
 _MEDIA_TYPES = ("image/png", "image/jpeg", "application/dicom")
 _DATA_URI = re.compile(r"data:([a-zA-Z0-9.+/-]{0,80})((?:;[a-zA-Z0-9=._-]{1,80}){0,4}),")

@@ -16,11 +16,11 @@ from collections.abc import Awaitable, Callable, Iterator, MutableMapping
 from contextlib import contextmanager
 from typing import Any
 
+from clincot.config.server_settings import ServeSettings
 from clincot.serving import metrics
 from clincot.serving.api_errors import ApiError, RequestCancelled
 from clincot.serving.auth import ApiKeys
 from clincot.serving.request_context import RequestContext, current_request
-from clincot.config.server_settings import ServeSettings
 
 _LOG = logging.getLogger("clincot.serve")
 Scope = MutableMapping[str, Any]

@@ -23,6 +23,7 @@ from kserve.protocol.rest.server import RESTServer
 from starlette.exceptions import HTTPException
 
 from clincot import __version__
+from clincot.config.server_settings import ServeSettings
 from clincot.errors import ModelFailed
 from clincot.models.yes_no import read_yes_no_ids
 from clincot.serving import metrics
@@ -42,7 +43,6 @@ from clincot.serving.kserve_model import VisualCotModel, describe_validation_err
 from clincot.serving.metrics import observe_batch
 from clincot.serving.middleware import RequestMiddleware
 from clincot.serving.openapi import build_openapi_document
-from clincot.config.server_settings import ServeSettings
 from clincot.serving.service import AnswerService
 
 _LOG = logging.getLogger("clincot.serve")

@@ -15,6 +15,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from clincot.config.server_settings import ServeSettings
 from clincot.drawing import BLUE, BoxAnnotation, ImagePanel, render_panels
 from clincot.errors import PromptTooLong
 from clincot.generation.visual_cot import ImageQuestion, RegionsProposed, VisualAnswer, answer_question
@@ -25,7 +26,6 @@ from clincot.serving.backend import Backend
 from clincot.serving.fetch import ImageFetcher
 from clincot.serving.image_input import check_question, read_image, store_image
 from clincot.serving.request_context import RequestContext, current_request
-from clincot.config.server_settings import ServeSettings
 
 RegionsCallback = Callable[[RegionsProposed], None]
 
