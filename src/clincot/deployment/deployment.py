@@ -183,7 +183,7 @@ def approve_rollout(store: Store, id_prefix: str, *, by: str, reason: str) -> Ro
     """
     if by.strip() in ("", UNKNOWN_USER) or not reason.strip():
         raise InvalidInput("an approval needs a person's name and a reason (--by, --reason)")
-    if len(id_prefix.rpartition("-")[2]) < MIN_ID_DIGITS:
+    if len(id_prefix.partition("-")[2]) < MIN_ID_DIGITS:
         raise InvalidInput(
             f"{id_prefix!r} could name several decisions; expected an id with at least {MIN_ID_DIGITS} of its digits, "
             "as in decision-12ab34cd"
@@ -230,8 +230,8 @@ def roll_back_line(store: Store, line: str, *, to: str, by: str, reason: str) ->
     last = read_last_journal(store, line, by=by)
     if last is not None and not last.ended:
         raise InvalidInput(
-            f"{line}: rollout {last.plan.number} of {last.plan.sha256[:12]} is open; --abandon REASON ends it and sends "
-            "the traffic back to the champion; roll back after that if the champion itself is bad"
+            f"{line}: rollout {last.plan.number} of {last.plan.sha256[:12]} is open; --abandon REASON ends it and "
+            "sends the traffic back to the champion; roll back after that if the champion itself is bad"
         )
     now = champion.read_champion(store, line)
     earlier = [move.sha256 for move in now.promotion_stack[:-1]]

@@ -113,7 +113,7 @@ class ServiceSettings(FrozenConfig):
     serve: dict[str, Any] = Field(
         default={},
         description="Settings of the server (config/server_settings.py), such as abstain_below or running. What "
-        "decides the answers (propose, max_new_tokens) is taken from the published checkpoint, as the gate measured it.",
+        "decides the answers (propose, max_new_tokens) is taken from the published checkpoint, as it was measured.",
     )
 
     def with_measured(self, serve: ServeConfig | None) -> ServiceSettings:

@@ -254,9 +254,9 @@ class CanaryTarget(KServeTarget):
 
     KServe takes the replicas of ready canaries off the stable predictor (adjustStableMinReplicasForCanaries in
     pkg/controller/v1beta1/inferenceservice/components/predictor.go of kserve/kserve@aaac4e2). So while the canary
-    exists, the stable predictor asks for its own replicas plus the canary's: it keeps all of its pods until the end, also
-    for a return of the traffic. The canary has as many replicas as its share needs, and they are ready before it gets the
-    share.
+    exists, the stable predictor asks for its own replicas plus the canary's: it keeps all of its pods until the end,
+    also for a return of the traffic. The canary has as many replicas as its share needs, and they are ready before it
+    gets the share.
     """
 
     def build_manifest(self) -> Json:
