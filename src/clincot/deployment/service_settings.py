@@ -122,8 +122,15 @@ class ServiceSettings(FrozenConfig):
         return self.model_copy(update={"serve": measured | self.serve})
 
     def list_serve_arguments(self) -> list[str]:
-        """`serve` as arguments of `clincot serve`; JSON is also YAML, which --set reads."""
-        return [f"--set={name}={json.dumps(value, ensure_ascii=False)}" for name, value in self.serve.items()]
+        """`serve` as arguments of `clincot serve`; JSON is also YAML, which --set reads.
+
+        KServe fills in `{{…}}` and Kubernetes `$(…)` in arguments, so texts with these are written with escapes.
+        """
+        arguments = []
+        for name, value in self.serve.items():
+            text = json.dumps(value).replace("{{", "{\\u007b").replace("$(", "\\u0024(")
+            arguments.append(f"--set={name}={text}")
+        return arguments
 
     @model_validator(mode="after")
     def _check_serve_settings(self) -> ServiceSettings:
