@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from clincot.clients.kubernetes import Cluster
-from clincot.clients.pod_problems import find_pod_problems, list_pods
+from clincot.clients.pod_problems import find_pod_problems, list_creation_events, list_pods
 from clincot.deployment.rollout import NotReady
 from clincot.deployment.service_settings import ServiceSettings
 from clincot.deployment.targets.blue_green import BlueGreenTarget
@@ -80,11 +80,12 @@ def test_pod_security_is_told_as_kubernetes_says_it() -> None:
         for event in read_recording("podsecurity-events")
     ]
     server = ApiServer(scripts={DIGEST: Script(create_error=RESTRICTED)})
-    server._list_events = lambda namespace: events  # type: ignore[method-assign]
     with api_server(server) as cluster:
+        target = start(cluster)
+        server._list_events = lambda namespace: events  # type: ignore[method-assign]
         (problem,) = find_pod_problems(cluster, "clincot", SELECTOR, OWNER)
         with pytest.raises(NotReady, match=r"cannot become ready: FailedCreate: .* is forbidden: violates PodSecurity"):
-            start(cluster).check_ready()
+            target.check_ready()
     assert problem.permanent
     assert problem.text.startswith('FailedCreate: Error creating: pods is forbidden: violates PodSecurity "restricted')
     assert 'container "storage-initializer" must set securityContext.allowPrivilegeEscalation=false' in problem.text
@@ -99,3 +100,16 @@ def test_the_stubs_events_are_like_the_recorded_ones() -> None:
     assert f"{involved['kind']}/{involved['name']}" == recorded["object"]
     assert event["reason"] == recorded["reason"]
     assert event["message"].partition("violates")[0] == recorded["message"].partition("violates")[0]
+
+
+def test_events_of_an_earlier_attempt_do_not_end_the_wait() -> None:
+    """They stay for an hour, so a rollout after the namespace was mended still sees them."""
+    server = ApiServer(scripts={DIGEST: Script(create_error=RESTRICTED)})
+    with api_server(server) as cluster:
+        start(cluster)
+        past = cluster.get("/api/v1/namespaces/clincot/events")["items"]
+        server._list_events = lambda namespace: past  # type: ignore[method-assign]
+        known = list_creation_events(cluster, "clincot", OWNER)
+        assert find_pod_problems(cluster, "clincot", SELECTOR, OWNER, old_events=known) == []
+        past[0]["count"] += 1  # it happened again
+        assert find_pod_problems(cluster, "clincot", SELECTOR, OWNER, old_events=known)[0].permanent

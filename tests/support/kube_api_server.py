@@ -97,6 +97,7 @@ class ApiServer:
     url: str = ""
     _lock: threading.RLock = field(default_factory=threading.RLock)
     _version: int = 0
+    _attempts: int = 0
     _revisions: list[str] = field(default_factory=list)  # address that each Knative revision serves
 
     def handle(self, method: str, path: str, body: Json | None, query: str = "") -> tuple[int, Json | str]:
@@ -305,7 +306,9 @@ class ApiServer:
                 if error:
                     involved = {"kind": "ReplicaSet", "name": owner}
                     message = error.format(pod=owner)
-                    events.append({"reason": "FailedCreate", "involvedObject": involved, "message": message})
+                    event = {"reason": "FailedCreate", "involvedObject": involved, "message": message}
+                    self._attempts += 1  # the ReplicaSet tries again, which counts its event up
+                    events.append(event | {"metadata": {"uid": owner}, "count": self._attempts})
         return events
 
     def _script_of_pod(self, pod: str) -> Script:

@@ -7,7 +7,7 @@ pkg/kubelet/kuberuntime (containers), pkg/controller/replicaset (FailedCreate), 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator
 from typing import Any, NamedTuple
 from urllib.parse import quote
 
@@ -37,15 +37,39 @@ def list_pods(cluster: Cluster, namespace: str, selector: str) -> list[Json]:
     return pods
 
 
-def find_pod_problems(cluster: Cluster, namespace: str, selector: str, owner: str) -> list[PodProblem]:
+def list_creation_events(cluster: Cluster, namespace: str, owner: str) -> dict[str, str]:
+    """The events that pods could not be created: {identity: message}.
+
+    owner: name of the Deployment. An event stays for an hour and is counted up when it happens again, so its identity
+    contains the count. Raises ClusterFailed.
+    """
+    path = resource_path("", "v1", namespace, "events")
+    events = cluster.get(f"{path}?fieldSelector={quote('reason=FailedCreate', safe='')}").get("items") or []
+    found = {}
+    for event in events:
+        involved, metadata = event.get("involvedObject", {}), event.get("metadata", {})
+        if involved.get("kind") == "ReplicaSet" and str(involved.get("name", "")).startswith(f"{owner}-"):
+            identity = f"{metadata.get('uid', '')} {event.get('count', 1)} {event.get('lastTimestamp', '')}"
+            found[identity] = str(event.get("message", ""))
+    return found
+
+
+def find_pod_problems(
+    cluster: Cluster, namespace: str, selector: str, owner: str, *, old_events: Collection[str] = ()
+) -> list[PodProblem]:
     """Why the pods with these labels are not ready; permanent problems first, each text once.
 
     owner: name of the Deployment, with which the names of its ReplicaSets and pods begin. Without the permission to
-    read pods or events, that is the only problem. Raises ClusterFailed if the API server does not answer.
+    read pods or events, that is the only problem. old_events: identities of events before the pods' manifest was
+    written. Raises ClusterFailed if the API server does not answer.
     """
     try:
         pods = [pod for pod in list_pods(cluster, namespace, selector) if "deletionTimestamp" not in pod["metadata"]]
-        problems = [*_read_creation_problems(cluster, namespace, owner, pods)]
+        problems: list[PodProblem] = []
+        if not pods:
+            for identity, message in list_creation_events(cluster, namespace, owner).items():
+                if identity not in old_events:
+                    problems.append(_read_creation_problem(message))
         for pod in pods:
             problems += _read_pod(cluster, namespace, pod)
     except Forbidden as error:
@@ -58,20 +82,10 @@ def count_ready_pods(pods: Iterable[Json]) -> int:
     return sum(get_conditions(pod).get("Ready", {}).get("status") == "True" for pod in pods)
 
 
-def _read_creation_problems(cluster: Cluster, namespace: str, owner: str, pods: Sequence[Json]) -> Iterator[PodProblem]:
-    """Pods that could not even be created; such an event stays for an hour, so it counts only without pods."""
-    if pods:
-        return
-    path = resource_path("", "v1", namespace, "events")
-    events = cluster.get(f"{path}?fieldSelector={quote('reason=FailedCreate', safe='')}").get("items") or []
-    for event in events:
-        involved = event.get("involvedObject", {})
-        if involved.get("kind") != "ReplicaSet" or not str(involved.get("name", "")).startswith(f"{owner}-"):
-            continue
-        message = str(event.get("message", ""))
-        # "exceeded quota" passes when another pod ends; PodSecurity and admission refuse every pod alike
-        permanent = "is forbidden" in message and "exceeded quota" not in message
-        yield PodProblem(f"FailedCreate: {_without_pod_name(message)[:_MESSAGE_CHARS]}", permanent)
+def _read_creation_problem(message: str) -> PodProblem:
+    # "exceeded quota" passes when another pod ends; PodSecurity and admission refuse every pod alike
+    permanent = "is forbidden" in message and "exceeded quota" not in message
+    return PodProblem(f"FailedCreate: {_without_pod_name(message)[:_MESSAGE_CHARS]}", permanent)
 
 
 def _without_pod_name(message: str) -> str:

@@ -55,6 +55,7 @@ class BlueGreenTarget(KServeTarget):
 
     def start_revision(self) -> str:
         with kserve_errors():
+            self._note_old_events()
             front = self._read_front()
             try:
                 self.cluster.create(self.build_path(self.service_name), self.build_manifest())

@@ -14,8 +14,8 @@ from typing import Any
 from jsonschema import Draft202012Validator
 
 from clincot.clients import kubernetes
-from clincot.clients.kubernetes import Cluster, ClusterFailed, ObjectNotFound
-from clincot.clients.pod_problems import count_ready_pods, find_pod_problems, list_pods
+from clincot.clients.kubernetes import Cluster, ClusterFailed, Forbidden, ObjectNotFound
+from clincot.clients.pod_problems import count_ready_pods, find_pod_problems, list_creation_events, list_pods
 from clincot.deployment import crd
 from clincot.deployment.inference_service import (
     CRD_NAME,
@@ -64,6 +64,7 @@ class KServeTarget(ABC):
         self.revision = build_revision_name(digest)
         self._steps, self._validator = steps, validator
         self._ready = False
+        self._old_events: frozenset[str] = frozenset()  # of an earlier attempt, before this one wrote anything
         self._reasons = ""  # why the revision is not ready, as Kubernetes said it at the last look
         self._alone = False  # True if no other revision shares the traffic
 
@@ -184,10 +185,17 @@ class KServeTarget(ABC):
         selector = self.pod_selector
         if not selector:
             return
-        problems = find_pod_problems(self.cluster, self.settings.namespace, selector, self.deployment_name)
+        problems = find_pod_problems(
+            self.cluster, self.settings.namespace, selector, self.deployment_name, old_events=self._old_events
+        )
         self._reasons = "; ".join(problem.text for problem in problems[:_MAX_REASONS])
         if problems and problems[0].permanent:
             raise NotReady(f"{self.deployment_name} cannot become ready: {problems[0].text}")
+
+    def _note_old_events(self) -> None:
+        with contextlib.suppress(Forbidden):  # then the wait tells that events cannot be read
+            events = list_creation_events(self.cluster, self.settings.namespace, self.deployment_name)
+            self._old_events = frozenset(events)
 
     def _note_conditions(self, now: Json) -> None:
         """Note what KServe says about the object, where its pods tell nothing."""
@@ -269,6 +277,7 @@ class CanaryTarget(KServeTarget):
 
     def start_revision(self) -> str:
         with kserve_errors():
+            self._note_old_events()
             now = self._read_inference_service()
             if now is None:
                 now = self.cluster.create(self.build_path(), self.build_manifest())
