@@ -135,9 +135,9 @@ def test_the_recipe_changes_twelve_neutral_defaults() -> None:
         "train.batch_size",
         "train.train_projector",
         "train.dtype",
-        "serve.propose",
         "evaluate.arms",
         "evaluate.propose",
+        "serve.propose",
     )
 
 

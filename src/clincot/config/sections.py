@@ -563,11 +563,11 @@ class Params(FrozenConfig):
     pair: PairConfig = PairConfig()
     version: VersionConfig = VersionConfig()
     train: TrainConfig = TrainConfig()
-    serve: ServeConfig = ServeConfig()
     evaluate: EvaluateConfig = EvaluateConfig()
     decide: DecideConfig = DecideConfig()
     publish: PublishConfig = PublishConfig()
     deploy: DeployConfig = DeployConfig()
+    serve: ServeConfig = ServeConfig()
     models: ModelsConfig = ModelsConfig()
     recipe: RecipeReference = RecipeReference()
 
