@@ -51,6 +51,28 @@ def test_every_region_gets_one_candidate_in_order(study: Study, tmp_path: Path) 
     assert len({c.seed for c in made}) == len(made)
 
 
+def test_several_answers_of_a_region_follow_each_other_and_begin_with_the_single_one(
+    study: Study, tmp_path: Path
+) -> None:
+    """Three of each region, each with a seed of its own; the first has the seed and the text of per_region 1."""
+    question = ask(study)
+    regions = [region(question, x) for x in (0.1, 0.5)]
+
+    def answers(per_region: int) -> list[Candidate]:
+        asks = plan_first_step([question], {study.id: study}, regions, per_region=per_region)
+        return list(answer_regions(asks, tmp_path, BrightPolicy(WORDS), AnswerConfig(temperature=0.9)))
+
+    three = answers(3)
+    assert [c.region for c in three] == [regions[0].id] * 3 + [regions[1].id] * 3
+    assert len({c.seed for c in three}) == len({c.id for c in three}) == 6
+    assert three[::3] == answers(1)
+
+
+def test_several_answers_need_a_temperature() -> None:
+    with pytest.raises(ValueError, match="per_region 2 with temperature 0 gives the same answer 2 times"):
+        AnswerConfig(per_region=2, temperature=0)
+
+
 def test_an_answer_does_not_depend_on_what_else_is_asked(study: Study, tmp_path: Path) -> None:
     question = ask(study)
     regions = [region(question, x) for x in (0.1, 0.3, 0.5)]

@@ -16,11 +16,13 @@ from safetensors.torch import load_file
 from trl import DPOConfig, DPOTrainer
 
 from clincot.config import TrainConfig
+from clincot.errors import InvalidInput
 from clincot.models.encoding import read_picture
 from clincot.models.vlm import VisionLanguageModel, load_checkpoint
 from clincot.prompts import Conversation, PromptFormat, collect_views, load_prompt_format
 from clincot.records import Study
 from clincot.training.checkpoint_writer import NonFiniteError, get_partial_folder
+from clincot.training.margin import margin_logits
 from clincot.training.margin_dpo import MarginDPOTrainer, train_on_pairs
 from clincot.training.rows import TrainingRow
 from clincot.training.trained_parts import build_lora_config, freeze_modules
@@ -409,3 +411,72 @@ def test_bfloat16_follows_float32(
     assert losses[0] == pytest.approx(losses[1], abs=0.05)
     weights = load_file(tmp_path / "bfloat16" / "model.safetensors")
     assert {tensor.dtype for tensor in weights.values()} == {torch.bfloat16}
+
+
+def test_probes_are_logged_and_change_no_weight(
+    policy_dir: Path,
+    studies: list[Study],
+    folder: Path,
+    views: PromptFormat,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Ten steps: probed at 0, 2, 4, 6 and 8, or not at all, with the same weights at the end."""
+    rows = differing_crops(studies[:10], folder, views)
+    config = TrainConfig(**PLAIN | {"batch_size": 1, "epochs": 1, "nll_weight": 1.0, "margin_lambda": 1.0})
+    metrics = train_on_pairs(rows, policy_dir, tmp_path / "probed", config, progress=False)
+    log = _log(tmp_path / "probed")
+    assert [entry["step"] - 1 for entry in log if "preference_share" in entry] == [0, 2, 4, 6, 8]
+    assert all(0 < entry["preference_share"] < 1 for entry in log if "preference_share" in entry)
+    assert all("reward_margin_std" in entry and entry["margin_logits_max"] > 0 for entry in log)
+    assert 0 < metrics["preference_share"] < 1
+    monkeypatch.setattr("clincot.training.margin_dpo.can_probe", lambda *_, **__: False)
+    train_on_pairs(rows, policy_dir, tmp_path / "plain", config, progress=False)
+    assert not any("preference_share" in entry for entry in _log(tmp_path / "plain"))
+    probed, plain = (
+        {name: content for name, content in _bytes(tmp_path / run).items() if name != "train_log.json"}
+        for run in ("probed", "plain")
+    )
+    assert probed == plain
+
+
+def test_a_strong_anchor_leaves_the_preference_a_small_share(
+    policy_dir: Path, studies: list[Study], folder: Path, views: PromptFormat, tmp_path: Path, caplog: Any
+) -> None:
+    """The anchor a thousand times as heavy: the run says that it is practically supervised training."""
+    rows = differing_crops(studies[:4], folder, views)
+    config = TrainConfig(**PLAIN | {"batch_size": 4, "epochs": 1, "nll_weight": 1000.0})
+    metrics = train_on_pairs(rows, policy_dir, tmp_path / "out", config, progress=False)
+    assert metrics["preference_share"] < 0.1
+    assert "practically supervised training on the chosen answers" in caplog.text
+
+
+def test_an_anchor_acts_through_the_nll_alone(
+    policy_dir: Path, studies: list[Study], folder: Path, views: PromptFormat, tmp_path: Path
+) -> None:
+    """Pair and anchor in one batch: the loss is (log(1 + e^m) + 2 NLL + 2 NLL) / 2, and pairs' means leave it out."""
+    pair, other = differing_crops(studies[:2], folder, views)
+    anchor = TrainingRow("anchor", other.chosen, other.chosen, gap=0.0, spread=0.0, anchor=True)
+    config = TrainConfig(**PLAIN | {"batch_size": 2, "epochs": 1, "nll_weight": 2.0, "margin_lambda": 1.0})
+    metrics = train_on_pairs([pair, anchor], policy_dir, tmp_path / "out", config, progress=False)
+    (step,) = _log(tmp_path / "out")
+    margin = margin_logits(pair.gap, pair.spread, config)
+    assert step["margin_logits"] == pytest.approx(margin)
+    assert step["dpo_loss"] == pytest.approx(math.log1p(math.exp(margin)), abs=1e-5)
+    assert step["loss"] == pytest.approx(step["dpo_loss"] / 2 + 2 * step["nll"], abs=1e-5)
+    assert (metrics["pairs"], metrics["anchors"]) == (1, 1)
+
+
+def test_a_step_of_anchors_alone_has_no_values_of_pairs(
+    policy_dir: Path, studies: list[Study], folder: Path, views: PromptFormat, tmp_path: Path
+) -> None:
+    pair, other = differing_crops(studies[:2], folder, views)
+    anchor = TrainingRow("anchor", other.chosen, other.chosen, gap=0.0, spread=0.0, anchor=True)
+    config = TrainConfig(**PLAIN | {"batch_size": 1, "epochs": 1, "nll_weight": 1.0})
+    train_on_pairs([pair, anchor], policy_dir, tmp_path / "out", config, progress=False)
+    with_pair, without = sorted(_log(tmp_path / "out"), key=lambda step: "dpo_loss" not in step)
+    assert "reward_margin" in with_pair
+    assert not {"dpo_loss", "reward_margin", "accuracy", "margin_logits"} & {*without}
+    assert without["loss"] == pytest.approx(without["nll"], abs=1e-6)
+    with pytest.raises(InvalidInput, match="no pairs to train on"):
+        train_on_pairs([anchor], policy_dir, tmp_path / "none", config, progress=False)

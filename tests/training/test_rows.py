@@ -12,7 +12,9 @@ from clincot.jsonl import InvalidRecord, write_records
 from clincot.prompts import Conversation, PromptFormat, Turn, hash_prompt
 from clincot.records import Candidate, PreferencePair, Question, Region, Study
 from clincot.training.rows import (
+    PairFiles,
     SourceRecords,
+    TrainingRow,
     build_training_rows,
     read_training_rows,
     rebuild_conversation,
@@ -148,7 +150,7 @@ def test_rows_read_from_files_are_the_rows_of_the_records(
     write_records(files["regions"], [written, tool])
     write_records(files["questions"], [question])
     write_records(folder / "studies.jsonl", studies)
-    (row,) = read_training_rows(**files, folder=folder, views=views, steps=STEPS)
+    (row,) = read_training_rows(PairFiles(**files), folder, views, steps=STEPS)
     sources = _sources(question, studies[0], [written, tool], [first, good, bad])
     assert [row] == list(build_training_rows([pair], sources, folder, views, steps=STEPS))
     assert (row.pair, row.spread) == (pair.id, 0.05)
@@ -156,3 +158,44 @@ def test_rows_read_from_files_are_the_rows_of_the_records(
     assert row.chosen[-1].text == "yes"
     assert _actions(row.rejected) == [box_to_text(LEFT), "no"]
     assert [(r.name, r.conversation) for r in select_chosen_rows([row])] == [(pair.id, row.chosen)]
+
+
+def test_every_question_without_a_pair_gets_one_anchor(
+    studies: list[Study], folder: Path, views: PromptFormat, tmp_path: Path
+) -> None:
+    """Three questions: one has a pair, one has two candidates and no pair, one has only an empty answer."""
+    paired, unpaired, silent = (
+        Question(study=studies[0].id, text=text, kind="closed") for text in ("a nodule?", "an effusion?", "a mass?")
+    )
+    of_pair, of_other, of_silent = (_region(question, LEFT, "written") for question in (paired, unpaired, silent))
+    good, bad = (_candidate(of_pair, text, views) for text in ("yes", "no"))
+    samples = [_candidate(of_other, text, views) for text in ("left", "right")]
+    pair = PreferencePair(
+        question=paired.id,
+        chosen=good.id,
+        rejected=bad.id,
+        chosen_region=of_pair.id,
+        rejected_region=of_pair.id,
+        chosen_score=0.9,
+        rejected_score=0.3,
+        spread=0.0,
+    )
+    files = {name: tmp_path / f"{name}.jsonl" for name in ("pairs", "candidates", "regions", "questions")}
+    write_records(files["pairs"], [pair])
+    write_records(files["candidates"], [good, bad, *samples, _candidate(of_silent, " ", views)])
+    write_records(files["regions"], [of_pair, of_other, of_silent])
+    write_records(files["questions"], [paired, unpaired, silent])
+    write_records(folder / "studies.jsonl", studies)
+
+    def read(seed: int | None) -> list[TrainingRow]:
+        return list(read_training_rows(PairFiles(**files), folder, views, anchor_seed=seed))
+
+    first, anchor = read(0)
+    assert [first] == read(None)
+    assert not first.anchor
+    assert anchor.anchor
+    assert anchor.chosen == anchor.rejected
+    assert anchor.pair in {f"anchor {sample.id}" for sample in samples}
+    drawn = {read(seed)[1].chosen[-1].text for seed in range(8)}
+    assert drawn == {"left", "right"}  # the seed chooses, not a score
+    assert [row.conversation for row in select_chosen_rows([first, anchor])] == [first.chosen, anchor.chosen]

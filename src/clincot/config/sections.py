@@ -98,7 +98,12 @@ class ProposeConfig(FrozenConfig):
 
 
 class AnswerConfig(FrozenConfig):
-    """How the policy answers: one candidate per region."""
+    """How the policy answers: `per_region` candidates from every region."""
+
+    per_region: PositiveInt = Field(
+        default=1,
+        description="Answers sampled from each region in a chain's first step; with 2, pairs may differ in them alone.",
+    )
 
     temperature: float = Field(default=0.7, ge=0, description="Sampling temperature of answers [UV-CoT: 0.7].")
     max_new_tokens: PositiveInt = Field(default=16, description="Maximum length of an answer; a longer one is cut.")
@@ -113,6 +118,15 @@ class AnswerConfig(FrozenConfig):
     batch_size: PositiveInt = Field(default=128, description="Answers generated in one batch.")
     seed: int = Field(default=0, description="Seed of sampled answers.")
     dtype: StageDtype = Field(default="inherit", description="Number type of the policy; inherit: models.dtype.")
+
+    @model_validator(mode="after")
+    def _check_samples(self) -> AnswerConfig:
+        if self.per_region > 1 and self.temperature == 0:
+            raise ValueError(
+                f"per_region {self.per_region} with temperature 0 gives the same answer {self.per_region} times; "
+                "set a temperature above 0, or per_region: 1"
+            )
+        return self
 
     def get_max_tokens(self, kind: str) -> int:
         """Maximum number of tokens of an answer to a question of that kind."""
@@ -288,6 +302,10 @@ class TrainConfig(FrozenConfig):
     odpo_alpha: float = Field(default=1.0, ge=0, description="α of the margin α·log(1 + gap/τ) of `loss: odpo` [ODPO].")
     nll_weight: float = Field(
         default=0.2, ge=0, description="Weight of the chosen side's NLL (the anchor), averaged over tokens and turns."
+    )
+    anchors: bool = Field(
+        default=False,
+        description="Also train on one answer of the policy for each question without a pair, by the NLL alone.",
     )
     image_pair_weight: float = Field(
         default=0.0, ge=0, description="Weight of pairs whose rejected side sees a blanked crop [mDPO, MMedPO]."

@@ -1,9 +1,9 @@
 """Candidates: the policy's answers from every region of a question, one chain step at a time.
 
-With one step (the default) a candidate is a region and an answer. With more steps, the best candidate of a step becomes
-the context of the next one [ClinCoT], and every other candidate is continued once as well, because a region is also
-worth what it contributes to later steps: s = s_cur + gamma * s_next [UV-CoT], computed in preferences/pairs.py from
-Candidate.parent.
+With one step (the default) a candidate is a region and one of the answers sampled from it. With more steps, the best
+candidate of a step becomes the context of the next one [ClinCoT], and every other candidate is continued once as well,
+because a region is also worth what it contributes to later steps: s = s_cur + gamma * s_next [UV-CoT], computed in
+preferences/pairs.py from Candidate.parent.
 """
 
 from __future__ import annotations
@@ -30,6 +30,13 @@ class GenerationRequest:
     question: Question
     region: Region
     before: tuple[tuple[Region, Candidate], ...] = ()
+    sample: int = 0  # number of this answer among those sampled from the region
+
+    def derive_seed(self, seed: int) -> int:
+        """The seed of this answer, from the stage's own and the content of the request."""
+        parent = self.before[-1][1].id if self.before else ""
+        repetition = [self.sample] if self.sample else []  # so that the first answer is the one of per_region: 1
+        return derive_seed(seed, self.region.id, parent, *repetition)
 
     def build_conversation(self, folder: Path, policy: Policy, steps: Sequence[str]) -> Conversation:
         """The conversation that asks for this candidate; images are below `folder`."""
@@ -69,17 +76,14 @@ def answer_regions(
     """Yield one candidate for each request, in order; each samples with a seed derived from its own content."""
     for batch in _iter_batches(requests, config):
         prompt = hash_prompt(policy.views, report=batch[0].question.kind == "report")
-        parents = [request.before[-1][1].id if request.before else "" for request in batch]
-        seeds = [
-            derive_seed(config.seed, request.region.id, parent) for request, parent in zip(batch, parents, strict=True)
-        ]
+        seeds = [request.derive_seed(config.seed) for request in batch]
         replies = policy.generate(
             [request.build_conversation(folder, policy, config.steps) for request in batch],
             max_new_tokens=config.get_max_tokens(batch[0].question.kind),
             temperature=config.temperature,
             seeds=seeds,
         )
-        for request, parent, seed, reply in zip(batch, parents, seeds, replies, strict=True):
+        for request, seed, reply in zip(batch, seeds, replies, strict=True):
             yield Candidate(
                 question=request.question.id,
                 region=request.region.id,
@@ -87,7 +91,7 @@ def answer_regions(
                 token_logprobs=reply.token_logprobs,
                 region_written=is_written(request.region),
                 step=len(request.before),
-                parent=parent,
+                parent=request.before[-1][1].id if request.before else "",
                 policy=policy.digest,
                 prompt=prompt,
                 seed=seed,
@@ -108,9 +112,9 @@ def _iter_batches(requests: Iterable[GenerationRequest], config: AnswerConfig) -
 
 
 def plan_first_step(
-    questions: Iterable[Question], studies: Mapping[str, Study], regions: Iterable[Region]
+    questions: Iterable[Question], studies: Mapping[str, Study], regions: Iterable[Region], *, per_region: int = 1
 ) -> Iterator[GenerationRequest]:
-    """Yield one request for every region; regions must be in the order of the questions.
+    """Yield `per_region` requests for every region; regions must be in the order of the questions.
 
     Raises InvalidInput for a region of a question that is missing or out of order.
     """
@@ -124,7 +128,8 @@ def plan_first_step(
                     f"region {region.id} is of question {region.question}, which is not among the questions or out of "
                     "order; regions must come from the same questions file"
                 )
-        yield GenerationRequest(studies[question.study], question, region)
+        for sample in range(per_region):
+            yield GenerationRequest(studies[question.study], question, region, sample=sample)
 
 
 def plan_next_step(

@@ -16,13 +16,13 @@ if TYPE_CHECKING:
     from clincot.generation.candidates import GenerationRequest
 
 
-def first_step_requests(inputs: Mapping[str, Path]) -> Iterator[GenerationRequest]:
-    """One request for every region of the input `regions`, in order."""
+def first_step_requests(inputs: Mapping[str, Path], *, per_region: int = 1) -> Iterator[GenerationRequest]:
+    """`per_region` requests for every region of the input `regions`, in order."""
     from clincot.datasets.folder import StudyIndex
     from clincot.generation.candidates import plan_first_step
 
     questions, regions = read_records(inputs["questions"], Question), read_records(inputs["regions"], Region)
-    return plan_first_step(questions, StudyIndex(inputs["data"]), regions)
+    return plan_first_step(questions, StudyIndex(inputs["data"]), regions, per_region=per_region)
 
 
 def read_steps(inputs: Mapping[str, Path]) -> tuple[str, ...]:

@@ -42,7 +42,8 @@ class PairReport(FrozenModel):
     considered: Count  # combinations of two candidates of one question and step
     dropped: dict[str, int]  # reason -> combinations
     pairs: Count
-    same_region: Count  # pairs whose sides look at the same region
+    same_region: Count  # pairs whose sides look at the same region, so that they differ in the answer alone
+    same_text: Count = 0  # pairs whose sides say the same, so that they differ in the written region alone
     written: Count  # pairs whose regions the policy wrote
     longer_rejected_auc_before: UnitFloat | None  # P(rejected text longer) + P(equal)/2, in characters; None: no pairs
     longer_rejected_auc: UnitFloat | None  # the same after balancing
@@ -368,6 +369,7 @@ class _PairTally:
             dropped=dict(sorted(self.dropped.items())),
             pairs=len(pairs),
             same_region=sum(pair.same_region for pair in pairs),
+            same_text=sum(len(set(pair.texts)) == 1 for pair in pairs),
             written=sum(pair.written for pair in pairs),
             longer_rejected_auc_before=auc_before,
             longer_rejected_auc=_compute_length_auc([pair.chars for pair in pairs]),

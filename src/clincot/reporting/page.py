@@ -27,6 +27,7 @@ from clincot.reporting import figures, gallery
 from clincot.runs import layout
 from clincot.runs.layout import RunFile, RunResults
 from clincot.text import format_interval
+from clincot.training.term_summary import summarize_terms
 
 RENDERED_DISCLAIMER = (
     "Every radiograph on this page is rendered from one real chest CT, which was warped and edited so that the "
@@ -168,6 +169,7 @@ def _build_context(run: Path, title: str) -> dict[str, Any]:
         "grounders": sorted(grounders),
         "pairs": pairs,
         "logs": logs,
+        "terms": [(name, summarize_terms(log)) for name, log in logs.items()],
         "charts": figures.build_charts(logs),
         "chart": figures.PLOT_FRAME,
         "films": _list_films(pictures),
@@ -321,6 +323,11 @@ def _describe_round_data(panel: Mapping[str, Any], pairs: Mapping[str, Any]) -> 
             f"{pairs['pairs']:,} pairs of {pairs['considered']:,} combinations"
             + ("." if auc is None else f"; AUC of “longer = rejected” {auc:.2f}.")
         )
+        if pairs["pairs"] and "same_text" in pairs:
+            parts.append(
+                f"They differ in the answer alone in {pairs['same_region'] / pairs['pairs']:.0%} of cases, in the "
+                f"region alone in {pairs['same_text'] / pairs['pairs']:.0%}, otherwise in both."
+            )
         dropped = ", ".join(f"{reason} {count:,}" for reason, count in pairs["dropped"].items())
         parts += [f"Dropped: {dropped}."] if dropped else []
     return " ".join(parts)

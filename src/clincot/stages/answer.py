@@ -15,7 +15,10 @@ def answer(config: AnswerConfig, inputs: Paths, outputs: Paths) -> Metrics:
 
     policy = load_policy(inputs["policy"], dtype=config.dtype)
     is_later_step = "candidates_before" in inputs
-    requests = next_step_requests(inputs, config) if is_later_step else first_step_requests(inputs)
+    if is_later_step:
+        requests = next_step_requests(inputs, config)
+    else:
+        requests = first_step_requests(inputs, per_region=config.per_region)
     candidates = answer_regions(show_progress(requests, "answers", "candidates"), inputs["data"], policy, config)
     if is_later_step:
         candidates = merge_candidates(read_records(inputs["candidates_before"], Candidate), candidates)

@@ -108,10 +108,10 @@ def _save_adapter(model: Any, folder: Path) -> None:
 
 
 def average_last_steps(log: Sequence[Mapping[str, float]]) -> dict[str, float]:
-    """Average every metric over the last tenth of the steps (at least one step)."""
+    """Average every metric that each step has over the last tenth of the steps (at least one step)."""
     tail = log[-max(1, len(log) // 10) :]
     averages = {}
     for name in tail[-1]:
-        if name not in {"step", "epoch", "learning_rate"}:
+        if name not in {"step", "epoch", "learning_rate"} and all(name in entry for entry in tail):
             averages[name] = sum(entry[name] for entry in tail) / len(tail)
     return averages

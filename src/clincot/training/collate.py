@@ -114,8 +114,8 @@ class PairCollator:
     """Collates rows of a data set (`row`, reference log-probabilities) into a batch of pairs.
 
     The order of the N conversations is chosen 1…B, rejected 1…B and, with `blanked`, the chosen texts on a blanked crop
-    1…B. Returns the tensors of ConversationCollator, `margin` (B,) in logits, `row` (B,) of indices into `rows` and, if
-    the examples have them, `ref_logps` (N,) in nats.
+    1…B. Returns the tensors of ConversationCollator, `margin` (B,) in logits, `is_pair` (B,) of 1 for a pair and 0 for
+    an anchor, `row` (B,) of indices into `rows` and, if the examples have them, `ref_logps` (N,) in nats.
     """
 
     def __init__(
@@ -138,6 +138,7 @@ class PairCollator:
         pairs = [list(range(first, len(sides), len(indices))) for first in range(len(indices))]
         batch = self.collator([self._encode_side(side, index) for side, index in sides], names, pairs)
         batch["margin"] = torch.tensor([self.margins[index] for index in indices], dtype=torch.float32)
+        batch["is_pair"] = torch.tensor([float(not self.rows[index].anchor) for index in indices])
         batch["row"] = torch.tensor(indices)
         if "ref_logps" in examples[0]:  # one value for each side of a row
             batch["ref_logps"] = torch.tensor([example["ref_logps"] for example in examples]).T.reshape(-1)

@@ -9,6 +9,7 @@ second model is kept in memory. Three private names of TRL 1.16.0 are overridden
 
 from __future__ import annotations
 
+import logging
 import math
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
@@ -47,6 +48,7 @@ from clincot.training.collate import (
 )
 from clincot.training.distributed import DistributedCollator, ProcessGroup, average_batch
 from clincot.training.fsdp import check_sharded, gather_weights, is_fsdp_enabled
+from clincot.training.gradient_probe import can_probe, list_probe_steps, measure_terms
 from clincot.training.image_conditional import blank_crops
 from clincot.training.margin import margin_dpo_loss, margin_logits, margin_nats
 from clincot.training.resolved_settings import (
@@ -60,6 +62,7 @@ from clincot.training.resolved_settings import (
 )
 from clincot.training.rows import TrainingRow, select_chosen_rows
 from clincot.training.sft import train_on_rows
+from clincot.training.term_summary import TermSummary, summarize_terms
 from clincot.training.trained_parts import (
     build_lora_config,
     find_projectors,
@@ -75,6 +78,8 @@ from clincot.training.trained_parts import (
 
 COMPLETE_MARKER = "complete"  # file in a resumable checkpoint that was written completely
 
+_log = logging.getLogger(__name__)
+
 
 def train_on_pairs(
     rows: Sequence[TrainingRow], policy_dir: Path, out_dir: Path, config: TrainConfig, *, progress: bool = True
@@ -86,7 +91,7 @@ def train_on_pairs(
     last checkpoint of `config.save_steps`. Equal rows, policy and configuration give the same bytes (on the CPU of one
     machine). Raises InvalidInput without rows, NonFiniteError for a loss or gradient that is NaN or infinite.
     """
-    if not rows:
+    if all(row.anchor for row in rows):
         raise InvalidInput("no pairs to train on; lower pair.min_gap or ask more questions")
     if config.loss == "sft":
         return train_on_rows(select_chosen_rows(rows), policy_dir, out_dir, config, progress=progress)
@@ -99,6 +104,8 @@ def train_on_pairs(
     trainer = MarginDPOTrainer(policy, rows, config, partial, progress=progress and process_group.is_main_process)
     trainer.train(resume_from_checkpoint=_find_last_checkpoint(partial))
     log = trainer.read_history()
+    terms = summarize_terms(log)
+    process_group.on_main_process(lambda: _log_warnings(terms))
     weights = gather_weights(trainer)
     process_group.on_main_process(
         lambda: save_checkpoint(
@@ -111,7 +118,15 @@ def train_on_pairs(
             weights=weights,
         )
     )
-    return {**average_last_steps(log), "pairs": float(len(rows)), "steps": float(trainer.state.global_step)}
+    shares = {"preference_share": terms.preference_share, "margin_share": terms.margin_share}
+    anchors = sum(row.anchor for row in rows)
+    return {
+        **average_last_steps(log),
+        **{name: share for name, share in shares.items() if share is not None},
+        **({"anchors": float(anchors)} if anchors else {}),
+        "pairs": float(len(rows) - anchors),
+        "steps": float(trainer.state.global_step),
+    }
 
 
 class MarginDPOTrainer(DPOTrainer):  # type: ignore[misc]
@@ -144,6 +159,7 @@ class MarginDPOTrainer(DPOTrainer):  # type: ignore[misc]
             else []
         )
         margins = [margin_logits(row.gap, row.spread, config) for row in rows]
+        self._largest_margin = max(margins)
         super().__init__(
             model=policy.model,
             args=_build_arguments(config, self.settings, folder, unused=may_leave_parameters_unused(policy.model)),
@@ -156,6 +172,8 @@ class MarginDPOTrainer(DPOTrainer):  # type: ignore[misc]
         )
         keep_trained_weights_in_float32(self.model)
         check_sharded(self)
+        self._trained_weights = [weight for weight in self.model.parameters() if weight.requires_grad]
+        self._can_probe = can_probe(self._trained_weights, sharded=is_fsdp_enabled())
         self.remove_callback(PrinterCallback)
         self.remove_callback(ProgressCallback)
         self.add_callback(_ProgressBar(progress))
@@ -230,6 +248,7 @@ class MarginDPOTrainer(DPOTrainer):  # type: ignore[misc]
     ) -> torch.Tensor:
         """Mean over the batch of margin-DPO + nll_weight · NLL(chosen) + image_pair_weight · image-conditional DPO.
 
+        The preference terms of an anchor are 0: both of its sides are one answer.
         The NLL term anchors the chosen side: DPO alone can lower both sides as long as the rejected one falls faster.
         """
         if return_outputs:
@@ -237,26 +256,41 @@ class MarginDPOTrainer(DPOTrainer):  # type: ignore[misc]
         config, pairs = self.config, len(inputs["row"])
         logprobs = compute_action_logprobs(model, self._project_features(inputs), self.data_collator.sides * pairs)
         logps_SB, ref_SB = logprobs.sum_N.reshape(-1, pairs), inputs["ref_logps"].reshape(-1, pairs)
-        margin_B = inputs["margin"]
-        loss_B = margin_dpo_loss(logps_SB[0], logps_SB[1], ref_SB[0], ref_SB[1], margin_B, config.beta)
+        margin_B, is_pair_B = inputs["margin"], inputs["is_pair"]
+        preference_B = is_pair_B * margin_dpo_loss(
+            logps_SB[0], logps_SB[1], ref_SB[0], ref_SB[1], margin_B, config.beta
+        )
         nll_B = logprobs.nll_N[:pairs]
-        total_B = loss_B + config.nll_weight * nll_B
+        total_B = preference_B + config.nll_weight * nll_B
+        others = [config.nll_weight * average_batch(nll_B, inputs)]
+        no_margin_B = torch.zeros_like(margin_B)
         if config.image_pair_weight:
-            no_margin_B = torch.zeros_like(margin_B)
-            image_B = margin_dpo_loss(logps_SB[0], logps_SB[2], ref_SB[0], ref_SB[2], no_margin_B, config.beta)
+            image_B = is_pair_B * margin_dpo_loss(
+                logps_SB[0], logps_SB[2], ref_SB[0], ref_SB[2], no_margin_B, config.beta
+            )
             total_B = total_B + config.image_pair_weight * image_B
+            others.append(config.image_pair_weight * average_batch(image_B, inputs))
             self._record_metrics(inputs, image_pair_loss=image_B)
         self._pairs_in_step += [self.rows[int(index)].pair for index in inputs["row"]]
         self._check_finite(total_B, inputs["row"])
-        reward_B = config.beta * ((logps_SB[0] - ref_SB[0]) - (logps_SB[1] - ref_SB[1]))
+        if self._is_probe_step():
+            without_B = is_pair_B * margin_dpo_loss(
+                logps_SB[0], logps_SB[1], ref_SB[0], ref_SB[1], no_margin_B, config.beta
+            )
+            terms = (average_batch(preference_B, inputs), average_batch(without_B, inputs))
+            for name, share in measure_terms(*terms, others, self._trained_weights).items():
+                self._metric_values[name].append(share)
+        reward_B = is_pair_B * config.beta * ((logps_SB[0] - ref_SB[0]) - (logps_SB[1] - ref_SB[1]))
         self._record_metrics(
             inputs,
-            dpo_loss=loss_B,
             nll=nll_B,
+            pair_share=is_pair_B,
+            dpo_loss=preference_B,
             reward_margin=reward_B,
+            reward_margin_square=reward_B.square(),
             accuracy=(reward_B > 0).float(),
-            chosen_logps=logps_SB[0],
-            rejected_logps=logps_SB[1],
+            chosen_logps=is_pair_B * logps_SB[0],
+            rejected_logps=is_pair_B * logps_SB[1],
             margin_logits=margin_B,
             margin_nats=margin_nats(margin_B, config.beta),
         )
@@ -270,8 +304,14 @@ class MarginDPOTrainer(DPOTrainer):  # type: ignore[misc]
             )
         return self.lr_scheduler
 
+    def _is_probe_step(self) -> bool:
+        return self._can_probe and self.state.global_step in list_probe_steps(self.state.max_steps)
+
     def _record_metrics(self, batch: Batch, **metrics: Any) -> None:
-        """Store a step's means for the next log line; `reward_margin` and `accuracy` exclude the added margin."""
+        """Store a step's means for the next log line; `reward_margin` and `accuracy` exclude the added margin.
+
+        Values of pairs are 0 for anchors here; _average_over_pairs divides their means by the share of pairs.
+        """
         for name, value_B in metrics.items():
             self._metric_values[name].append(float(average_batch(value_B.detach().float(), batch)))
 
@@ -297,6 +337,9 @@ class MarginDPOTrainer(DPOTrainer):  # type: ignore[misc]
         logs |= self.process_group.average_metrics(
             {name: sum(values) / len(values) for name, values in self._metric_values.items()}
         )
+        if "pair_share" in logs:
+            logs |= {"margin_logits_max": self._largest_margin}
+            _average_over_pairs(logs)
         self._metric_values.clear()
         self._pairs_in_step.clear()
         super().log(logs, start_time)
@@ -311,8 +354,13 @@ class MarginDPOTrainer(DPOTrainer):  # type: ignore[misc]
 
     def read_history(self) -> list[dict[str, float]]:
         """One entry for each step: the content of train_log.json."""
-        steps = (entry for entry in self.state.log_history if "dpo_loss" in entry)  # the last entry sums up the run
+        steps = (entry for entry in self.state.log_history if "nll" in entry)  # the last entry sums up the run
         return [_select_logged_metrics(entry) for entry in steps]
+
+
+def _log_warnings(terms: TermSummary) -> None:
+    for warning in terms.list_warnings():
+        _log.warning(warning)
 
 
 _LOGGED_METRICS = (
@@ -328,9 +376,41 @@ _LOGGED_METRICS = (
     "rejected_logps",
     "margin_logits",
     "margin_nats",
+    "margin_logits_max",
+    "reward_margin_std",
+    "preference_share",
+    "margin_share",
     "grad_norm",
     "learning_rate",
 )
+
+
+_PAIR_METRICS = (
+    "dpo_loss",
+    "image_pair_loss",
+    "reward_margin",
+    "reward_margin_square",
+    "accuracy",
+    "chosen_logps",
+    "rejected_logps",
+    "margin_logits",
+    "margin_nats",
+)
+
+
+def _average_over_pairs(logs: dict[str, float]) -> None:
+    """Turn means over all rows of a step into means over its pairs, and the mean square of β·Δ into its spread.
+
+    A step without any pair keeps none of them.
+    """
+    share = logs.pop("pair_share")
+    means = {name: logs.pop(name) / share for name in _PAIR_METRICS if name in logs and share > 0}
+    for name in _PAIR_METRICS:
+        logs.pop(name, None)
+    if means:
+        square = means.pop("reward_margin_square")
+        means["reward_margin_std"] = math.sqrt(max(0.0, square - means["reward_margin"] ** 2))
+    logs |= means
 
 
 def _select_logged_metrics(entry: Mapping[str, float]) -> dict[str, float]:
@@ -349,9 +429,10 @@ class _ProgressBar(TrainerCallback):  # type: ignore[misc]
         )
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Mapping[str, float], **_: Any) -> None:
-        if "dpo_loss" in logs:
+        if "nll" in logs:
             self.bar.update(state.global_step - self.bar.n)
-            self.bar.set_postfix(loss=f"{logs['loss']:.4f}", accuracy=f"{logs['accuracy']:.2f}")
+            accuracy = f"{logs['accuracy']:.2f}" if "accuracy" in logs else "no pairs"
+            self.bar.set_postfix(loss=f"{logs['loss']:.4f}", accuracy=accuracy)
 
     def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         self.bar.close()

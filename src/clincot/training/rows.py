@@ -7,14 +7,14 @@ policy wrote it (a tool's region is input, not an action).
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
 from clincot.jsonl import InvalidRecord, read_records
 from clincot.prompts import ChainStep, Conversation, PromptFormat, chain_prompt, hash_prompt
-from clincot.records import Candidate, PreferencePair, Question, Region, Study
+from clincot.records import Candidate, PreferencePair, Question, Region, Study, hash_json
 
 R = TypeVar("R")
 
@@ -30,6 +30,7 @@ class TrainingRow:
     rejected: Conversation
     gap: float  # chosen score - rejected score, > 0
     spread: float  # standard deviation between the judges, in score units
+    anchor: bool = False  # both sides are one answer of the policy: only the NLL acts (build_anchor_rows)
 
 
 @dataclass(frozen=True)
@@ -38,6 +39,16 @@ class SFTRow:
 
     name: str  # identifies the row in error messages
     conversation: Conversation
+
+
+@dataclass(frozen=True)
+class PairFiles:
+    """The files of a round that hold its pairs and the records behind them."""
+
+    pairs: Path
+    candidates: Path
+    regions: Path
+    questions: Path
 
 
 @dataclass(frozen=True)
@@ -101,42 +112,76 @@ def build_training_rows(
         yield TrainingRow(pair.id, chosen, rejected, pair.gap, pair.spread)
 
 
-def read_training_rows(
-    *,
-    pairs: Path,
-    candidates: Path,
-    regions: Path,
-    questions: Path,
+def build_anchor_rows(
+    anchors: Iterable[Candidate],
+    sources: SourceRecords,
     folder: Path,
     views: PromptFormat,
+    *,
     steps: Sequence[str] = SINGLE_STEP,
+) -> Iterator[TrainingRow]:
+    """Yield a row for each candidate with it on both sides.
+
+    Its preference term is constant, so that it only keeps the policy at what it said: a topic on which the judges see
+    no difference has no pairs, and without anchors its answers drift with the others' gradients.
+    """
+    for candidate in anchors:
+        conversation = rebuild_conversation(candidate, sources, folder, views, steps=steps)
+        yield TrainingRow(f"anchor {candidate.id}", conversation, conversation, gap=0.0, spread=0.0, anchor=True)
+
+
+def read_training_rows(
+    files: PairFiles,
+    folder: Path,
+    views: PromptFormat,
+    *,
+    steps: Sequence[str] = SINGLE_STEP,
+    anchor_seed: int | None = None,
 ) -> Iterator[TrainingRow]:
     """Yield rows from the files of the stages and the data set in `folder`.
 
-    Only the records that some pair needs are in memory, and no image.
+    With `anchor_seed`, the pairs are followed by one anchor for each question without a pair, a candidate of its last
+    step that this seed chooses. Only the records that some row needs are in memory, and no image.
     """
-    used = _read_used_candidates(pairs, candidates, len(steps))
+    anchors = [] if anchor_seed is None else _choose_anchors(files, len(steps), anchor_seed)
+    used = _read_used_candidates(files, len(steps), {anchor.id for anchor in anchors})
     region_ids = {candidate.region for candidate in used.values()}
     question_ids = {candidate.question for candidate in used.values()}
-    used_questions = {q.id: q for q in read_records(questions, Question) if q.id in question_ids}
+    used_questions = {q.id: q for q in read_records(files.questions, Question) if q.id in question_ids}
     study_ids = {question.study for question in used_questions.values()}
     sources = SourceRecords(
         candidates=used,
-        regions={region.id: region for region in read_records(regions, Region) if region.id in region_ids},
+        regions={region.id: region for region in read_records(files.regions, Region) if region.id in region_ids},
         questions=used_questions,
         studies={s.id: s for s in read_records(folder / "studies.jsonl", Study) if s.id in study_ids},
     )
-    yield from build_training_rows(read_records(pairs, PreferencePair), sources, folder, views, steps=steps)
+    yield from build_training_rows(read_records(files.pairs, PreferencePair), sources, folder, views, steps=steps)
+    yield from build_anchor_rows(anchors, sources, folder, views, steps=steps)
 
 
-def _read_used_candidates(pairs: Path, candidates: Path, step_count: int) -> dict[str, Candidate]:
-    """The candidates of the pairs and all that they continue, by id."""
-    sides: set[str] = set()
-    for pair in read_records(pairs, PreferencePair):
+def _choose_anchors(files: PairFiles, step_count: int, seed: int) -> list[Candidate]:
+    """One candidate of the last step for each question without a pair, in the order of the file; none without a text.
+
+    The hash of seed and candidate decides, not a score: an anchor keeps what the policy says, right or wrong.
+    """
+    paired = {pair.question for pair in read_records(files.pairs, PreferencePair)}
+    chosen: dict[str, tuple[str, Candidate]] = {}
+    for candidate in read_records(files.candidates, Candidate):
+        if candidate.question in paired or candidate.step != step_count - 1 or not candidate.text.strip():
+            continue
+        drawn = (hash_json([seed, candidate.id]), candidate)
+        chosen[candidate.question] = min(drawn, chosen.get(candidate.question, drawn), key=lambda pair: pair[0])
+    return [candidate for _, candidate in chosen.values()]
+
+
+def _read_used_candidates(files: PairFiles, step_count: int, anchors: Collection[str]) -> dict[str, Candidate]:
+    """The anchors, the candidates of the pairs, and all that they continue, by id."""
+    sides: set[str] = set(anchors)
+    for pair in read_records(files.pairs, PreferencePair):
         sides |= {pair.chosen, pair.rejected}
     of_pairs: dict[str, Candidate] = {}
     earlier: dict[str, Candidate] = {}  # any candidate before the last step may be the context of another one
-    for candidate in read_records(candidates, Candidate):
+    for candidate in read_records(files.candidates, Candidate):
         if candidate.id in sides:
             of_pairs[candidate.id] = candidate
         elif candidate.step < step_count - 1:
@@ -149,7 +194,7 @@ def _read_used_candidates(pairs: Path, candidates: Path, step_count: int) -> dic
 
 
 def select_chosen_rows(rows: Iterable[TrainingRow]) -> list[SFTRow]:
-    """The chosen side of each pair, for SFT on chosen."""
+    """The chosen side of each pair and every anchor, for SFT on chosen."""
     return [SFTRow(row.pair, row.chosen) for row in rows]
 
 

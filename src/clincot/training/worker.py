@@ -22,7 +22,7 @@ from clincot.training.distributed import ProcessGroup
 from clincot.training.fsdp import enable_fsdp
 from clincot.training.job import TrainingJob, locate_failure_file
 from clincot.training.margin_dpo import train_on_pairs
-from clincot.training.rows import read_training_rows
+from clincot.training.rows import PairFiles, read_training_rows
 
 # The others wait this long while the main process writes a large checkpoint; NCCL's default is ten minutes.
 PROCESS_TIMEOUT = timedelta(hours=1)
@@ -31,13 +31,11 @@ PROCESS_TIMEOUT = timedelta(hours=1)
 def train_in_process(job: TrainingJob) -> dict[str, float]:
     """Train in this process, as part of its process group if any; returns the metrics of train_on_pairs."""
     rows = read_training_rows(
-        pairs=job.pairs,
-        candidates=job.candidates,
-        regions=job.regions,
-        questions=job.questions,
-        folder=job.data,
-        views=load_prompt_format(job.policy),
+        PairFiles(job.pairs, job.candidates, job.regions, job.questions),
+        job.data,
+        load_prompt_format(job.policy),
         steps=job.steps,
+        anchor_seed=job.config.seed if job.config.anchors else None,
     )
     return train_on_pairs(list(rows), job.policy, job.checkpoint, job.config)
 
