@@ -221,7 +221,7 @@ def count_requests(world: World, answered: dict[str, int], failed: dict[str, int
             "# TYPE clincot_requests counter\n"
             f'clincot_requests_total{{protocol="openai",status="200"}} {good}\n'
             f'clincot_requests_total{{protocol="v2",status="500"}} {bad}\n'
-            'clincot_requests_total{protocol="other",status="200"} 1000\n'
+            f'clincot_requests_total{{protocol="other",status="200"}} {1000 * past}\n'
         )
 
     script.metrics = read_metrics
