@@ -172,6 +172,8 @@ def test_a_failed_rollout_is_rolled_back(world: World, mode: TrafficMode, script
     assert journal is not None
     assert kinds(journal)[-2:] == ["failed", "rolled back"]
     assert why in journal.events[-2].detail
+    assert "traffic goes to" in journal.last.detail
+    assert "this rollout's revision" not in journal.last.detail.replace("0 % of the traffic goes to this rollout's", "")
     world.server.scripts[world.challenger.sha256] = Script(chat=answering(world.challenger.golden))
     assert kinds(world.deploy(world.challenger, mode))[-1] == "finished"  # after a fix the next rollout succeeds
 

@@ -221,8 +221,9 @@ def _take_steps(
     except (NotReady, SmokeFailed, TooManyErrors, TargetFailed, ChampionMoved) as error:
         journal.add_event("failed", f"{type(error).__name__}: {error}")
         target.roll_back()
-        journal.add_event("rolled back", percent=0)
-        raise RolledBack(f"{journal.plan.id} was rolled back: {error}") from error
+        traffic = target.describe_traffic()
+        journal.add_event("rolled back", traffic, percent=0)
+        raise RolledBack(f"{journal.plan.id} was rolled back: {error}; {traffic}") from error
     target.finish_rollout()
     journal.add_event("finished", percent=100)
 
