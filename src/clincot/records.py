@@ -259,7 +259,7 @@ class Outcome(Record):
     region_lead: Annotated[float | None, Field(exclude_if=lambda value: value is None)] = None
 
 
-class ServedAnswer(FrozenModel):
+class MeasuredAnswer(FrozenModel):
     """An answer of the arm `served` that leads clearly, so that any machine with the checkpoint gives it."""
 
     question: NonEmptyStr
@@ -271,7 +271,7 @@ class ServedSample(FrozenModel):
     """Benchmark questions that a rollout asks the deployed server, with the answers that the gate measured."""
 
     settings: NonEmptyStr  # hash of the settings that decide the answers
-    answers: tuple[ServedAnswer, ...]
+    answers: tuple[MeasuredAnswer, ...]
 
 
 class Interval(FrozenModel):

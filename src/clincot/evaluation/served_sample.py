@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import TypeVar
 
-from clincot.records import Outcome, ServedAnswer, ServedSample
+from clincot.records import Outcome, MeasuredAnswer, ServedSample
 
 T = TypeVar("T")
 
@@ -28,7 +28,7 @@ def collect_served_sample(outcomes: Iterable[Outcome]) -> ServedSample | None:
     answers = []
     for outcome in spread_evenly(clear, MAX_SAMPLE):
         box = outcome.box if (outcome.region_lead or 0.0) >= CLEAR_LEAD else None
-        answers.append(ServedAnswer(question=outcome.question, answer=outcome.answer, box=box))
+        answers.append(MeasuredAnswer(question=outcome.question, answer=outcome.answer, box=box))
     return ServedSample(settings=served[0].settings, answers=tuple(answers))
 
 
