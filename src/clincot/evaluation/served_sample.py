@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import TypeVar
 
-from clincot.records import Outcome, MeasuredAnswer, ServedSample
+from clincot.records import MeasuredAnswer, Outcome, ServedSample
 
 T = TypeVar("T")
 
