@@ -49,12 +49,14 @@ RUN --mount=type=secret,id=pip_conf,target=/etc/pip.conf \
 
 # ---- dependencies: layers that a change of the source does not rebuild; cpu and serve share the first one
 FROM tools AS dependencies
-# PyPI's torch for Linux is the CUDA build, so this adds the index of the CPU build. If empty, pip's own index is used.
+# PyPI's torch for Linux is the CUDA build, so it comes from the index of the CPU build. If TORCH_INDEX is empty, pip's
+# own index is used; if TORCH_BUILD is empty, any build is accepted.
 ARG TORCH_INDEX=https://download.pytorch.org/whl/cpu
+ARG TORCH_BUILD=cpu
+COPY scripts/image/torch.sh scripts/image/torch_build.py ./
 RUN --mount=type=secret,id=pip_conf,target=/etc/pip.conf \
     --mount=type=secret,id=pip_cert,target=/run/secrets/pip_cert \
-    /opt/tools/bin/pip --python /opt/venv/bin/python install --quiet --no-compile \
-      ${TORCH_INDEX:+--extra-index-url "$TORCH_INDEX"} torch
+    ./torch.sh
 COPY pyproject.toml scripts/image/requirements.py scripts/image/dependencies.sh scripts/image/bytecode.sh ./
 RUN --mount=type=secret,id=pip_conf,target=/etc/pip.conf \
     --mount=type=secret,id=pip_cert,target=/run/secrets/pip_cert \
@@ -71,12 +73,13 @@ RUN --mount=type=secret,id=pip_conf,target=/etc/pip.conf \
     ./dependencies.sh serve
 
 FROM tools AS cuda-dependencies
-COPY requirements-cuda.txt scripts/image/bytecode.sh ./
+COPY requirements-cuda.txt scripts/image/bytecode.sh scripts/image/torch_build.py ./
 # requirements-cuda.txt is a complete lock with torch's CUDA build from PyPI, hence --no-deps.
 RUN --mount=type=secret,id=pip_conf,target=/etc/pip.conf \
     --mount=type=secret,id=pip_cert,target=/run/secrets/pip_cert \
     PIP_CONSTRAINT=/build/requirements-cuda.txt /opt/tools/bin/pip --python /opt/venv/bin/python install --quiet \
       --no-compile --no-deps --requirement requirements-cuda.txt \
+ && /opt/venv/bin/python torch_build.py cuda \
  && ./bytecode.sh /opt/venv
 
 # ---- the project: one wheel, the files that it adds to each environment, and the SBOM of the whole image

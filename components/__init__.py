@@ -1,15 +1,15 @@
 """Kubeflow components, one folder each: lightweight components over an image that contains the library.
 
-A body only calls clincot.pipelines.tasks. kfp copies the source of the function into the pipeline and runs it alone, so
-the body imports everything that it names. A component of a stage has the inputs and outputs of the stage
-(clincot.stages.catalog); tests/components checks this. The components that are not stages:
+A body only calls clincot.pipelines.tasks. kfp.local runs a copy of the source of the function, so the body imports
+everything that it names; on a cluster, clincot.pipelines.run_component runs the function of the image. Every component
+but the first gets the address of its settings (clincot.pipelines.run_settings). Which stages a component runs is in
+clincot.pipelines.cluster_settings. These run none:
 
 start_round        starts the round in the store, or resumes it from the policy from which it first started
-merge              merges the files of the shards
 record_round       records the digests and the decision of the round, before anything acts on the decision
-page               renders the page of the round
 deploy             rolls out the published checkpoint
-end_round          records the end of the run's rounds, as its last task
+end_round          records the end of the run's rounds
+page               renders the page of the round
 select_champion    selects the champion for the next round of the same run
 record_run_status  records that the run failed, if its round has not ended
 

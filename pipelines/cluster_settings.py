@@ -7,6 +7,8 @@ Each field describes its key, and pipelines/cluster.yaml is a commented example 
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
+from operator import attrgetter
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -14,25 +16,46 @@ from pydantic import Field, field_validator, model_validator
 
 from clincot.config import FrozenConfig, parse_config, read_settings
 from clincot.jsonl import InvalidRecord
-from clincot.stages.catalog import STAGES
+from clincot.stages.catalog import get_stage
 
 Name = Annotated[str, Field(pattern=r"^[a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?$")]
 ImageReference = Annotated[str, Field(pattern=r"^[a-z0-9][-\w./:]*(@sha256:[0-9a-f]{64})?$")]
 Quantity = Annotated[str, Field(pattern=r"^\d+(\.\d+)?(m|[kMGTPE]i?)?$")]
 VariableName = Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")]
 Seconds = Annotated[int, Field(ge=1)]
-# Tasks that are not stages; all of them run on CPUs.
-NON_STAGE_TASKS = (
-    "start_round",
-    "merge",
-    "record_round",
-    "page",
-    "deploy",
-    "select_champion",
-    "end_round",
-    "record_run_status",
+# Tasks of the pipeline, each of which is a folder of components/: {task: stages that it runs}. A task needs an
+# accelerator if one of its stages does.
+TASK_STAGES: Mapping[str, tuple[str, ...]] = {
+    "preflight": ("preflight",),
+    "start_round": (),
+    "evaluate_champion": ("evaluate",),
+    "prepare": ("prepare",),
+    "generate": ("propose", "answer", "judge"),
+    "pair": ("pair",),
+    "version": ("version",),
+    "train": ("train",),
+    "evaluate_challenger": ("evaluate",),
+    "decide": ("decide",),
+    "record_round": (),
+    "publish": ("publish",),
+    "deploy": (),
+    "end_round": (),
+    "page": (),
+    "select_champion": (),
+    "record_run_status": (),
+}
+TASK_NAMES = tuple(TASK_STAGES)
+GPU_TASKS = frozenset(
+    task for task, stages in TASK_STAGES.items() if "gpu" in {*map(attrgetter("device"), map(get_stage, stages))}
 )
-TASK_NAMES = (*(stage.name for stage in STAGES), *NON_STAGE_TASKS)
+# Names by which cluster.yaml knows the tasks: both evaluations have the same resources.
+PROFILE_NAMES: Mapping[str, str] = {task: "evaluate" if task.startswith("evaluate_") else task for task in TASK_NAMES}
+# Shards are divided among so many tasks of a round and of a run, unless parallel_shards says otherwise. Each of these
+# tasks takes some 40 kB of the Workflow object, 4 kB when compressed. Within these bounds a run of three rounds takes
+# less than half of what Argo allows, however many shards there are (workflow_size.py).
+MAX_SHARD_TASKS, MAX_RUN_SHARD_TASKS = 8, 16
+_SHARD_STAGES = ("propose", "answer", "judge")
+_HOST_LABEL = "kubernetes.io/hostname"
 _SECRET_NAME = re.compile(r"(?i)(secret|token|passw|_key$|credential)")
 
 
@@ -115,6 +138,13 @@ class CacheVolume(FrozenConfig):
     ] = ""
     mount: Annotated[str, Field(pattern=r"^/[-\w./]+$")] = "/cache"
     sub_path: str = ""
+    access_mode: Annotated[
+        Literal["ReadWriteMany", "ReadWriteOnce", "ReadWriteOncePod"],
+        Field(
+            description="of the claim; ReadWriteOnce: only pods on one node can mount it at the same time, so tasks "
+            "run one after the other unless all are pinned to one node"
+        ),
+    ] = "ReadWriteMany"
 
 
 class SecretEnv(FrozenConfig):
@@ -134,10 +164,11 @@ class SecretEnv(FrozenConfig):
 
 
 class PodSecurity(FrozenConfig):
-    """Security context of the pods, as far as Kubeflow Pipelines can set it.
+    """Security context of the pods, as far as a pipeline can set it.
 
-    It cannot set a read-only root, dropped capabilities or seccomp. The Pod Security level of the namespace or an
-    admission policy can require them, and the images run with them.
+    Kubeflow Pipelines 2.17 itself adds what Pod Security `restricted` asks for: no capabilities, no privilege
+    escalation, seccomp RuntimeDefault (kfp/kubernetes/security_context.py; seen on a cluster). Nothing in a pipeline
+    can set a read-only root; the images run with one if an admission policy adds it.
     """
 
     user: Annotated[int, Field(ge=1, description="the default is the user of the images (Dockerfile)")] = 10001
@@ -185,7 +216,9 @@ class ClusterSettings(FrozenConfig):
     labels: Annotated[dict[str, str], Field(description="labels of every pod")] = Field(default={})
     annotations: Annotated[dict[str, str], Field(description="annotations of every pod")] = Field(default={})
     queue: Annotated[str, Field(description="LocalQueue of Kueue for the pods; empty: none")] = ""
-    parallel_shards: Annotated[int, Field(ge=0, description="shards that run at the same time; 0: all")] = 0
+    parallel_shards: Annotated[
+        int, Field(ge=0, description=f"tasks that process shards at the same time; 0: at most {MAX_SHARD_TASKS}")
+    ] = 0
     deadline_s: Annotated[Seconds, Field(description="time limit of a whole run")] = 7 * 86400
     keep_s: Annotated[int, Field(ge=0, description="how long the workflow object of a finished run is kept")] = (
         7 * 86400
@@ -197,22 +230,53 @@ class ClusterSettings(FrozenConfig):
         _check_task_names(tuple(stages))
         return stages
 
+    @model_validator(mode="after")
+    def _check_cache_allows_parallel_tasks(self) -> ClusterSettings:
+        if self.runs_one_task_at_a_time and self.parallel_shards > 1:
+            raise ValueError(
+                f"parallel_shards is {self.parallel_shards}, but cache.access_mode is {self.cache.access_mode} and "
+                "tasks may run on several nodes, of which only one can mount the volume; use a ReadWriteMany claim, or "
+                f"pin cpu and gpu to one node with node_selector {{{_HOST_LABEL}: NAME}}"
+            )
+        return self
+
+    @property
+    def runs_one_task_at_a_time(self) -> bool:
+        """Whether the cache can be mounted on one node only, while the tasks may run on several.
+
+        Kubeflow Pipelines 2.17.0 has no pod affinity that would bring them together (its proto has one, but
+        backend/src/v2/driver/k8s.go does not read it).
+        """
+        if not self.cache.claim or self.cache.access_mode == "ReadWriteMany":
+            return False
+        if self.cache.access_mode == "ReadWriteOncePod":
+            return True
+        nodes = {self.resolve_profile(task).node_selector.get(_HOST_LABEL, "") for task in TASK_NAMES}
+        return len(nodes) > 1 or "" in nodes
+
+    def count_shard_tasks(self, rounds: int = 1) -> int:
+        """Return the largest number of tasks that process shards at the same time, in a run of so many rounds."""
+        if self.runs_one_task_at_a_time:
+            return 1
+        return self.parallel_shards or max(1, min(MAX_SHARD_TASKS, MAX_RUN_SHARD_TASKS // rounds))
+
     def resolve_profile(self, task: str) -> ResourceProfile:
         """Return the profile for the device of the task, with the changes for this task."""
-        device = next((stage.device for stage in STAGES if stage.name == task), "cpu")
-        base: ResourceProfile = self.gpu if device == "gpu" else self.cpu
-        changes = self.stages.get(task, StageOverrides()).model_dump(exclude_none=True)
+        base: ResourceProfile = self.gpu if task in GPU_TASKS else self.cpu
+        changes = self.stages.get(PROFILE_NAMES[task], StageOverrides()).model_dump(exclude_none=True)
         return ResourceProfile.model_validate(base.model_dump() | changes)
 
     def select_image(self, task: str) -> str:
-        device = next((stage.device for stage in STAGES if stage.name == task), "cpu")
-        return self.images.gpu if device == "gpu" else self.images.cpu
+        return self.images.gpu if task in GPU_TASKS else self.images.cpu
 
 
 def _check_task_names(names: tuple[str, ...]) -> tuple[str, ...]:
-    unknown = [name for name in names if name not in TASK_NAMES]
+    known = tuple(dict.fromkeys(PROFILE_NAMES.values()))
+    unknown = [name for name in names if name not in known]
     if unknown:
-        raise ValueError(f"no task is called {', '.join(unknown)}; the tasks are {', '.join(TASK_NAMES)}")
+        merged = [name for name in unknown if name in _SHARD_STAGES]
+        hint = f"; {', '.join(merged)}: part of the task generate" if merged else ""
+        raise ValueError(f"no task is called {', '.join(unknown)}; the tasks are {', '.join(known)}{hint}")
     return names
 
 

@@ -16,10 +16,9 @@ from pathlib import Path
 from typing import Any
 
 import clincot.components
-from clincot.pipelines.cluster_settings import TASK_NAMES
+from clincot.pipelines.cluster_settings import GPU_TASKS, TASK_NAMES, TASK_STAGES
 from clincot.pipelines.params import describe
 from clincot.pipelines.pipeline_builder import build_docstring
-from clincot.stages.catalog import STAGES
 
 FOLDER = Path(clincot.components.__file__).resolve().parent
 _LINE_WIDTH = 120
@@ -44,8 +43,8 @@ def expected_docstring(name: str) -> str:
     summary = ast.get_docstring(_parse_function(name), clean=True) or ""
     docstring = build_docstring(
         summary.partition("\n")[0],
-        {one: describe(name, one, artifact=_is_artifact(about)) for one, about in (spec.inputs or {}).items()},
-        {one: describe(name, one, artifact=_is_artifact(about)) for one, about in (spec.outputs or {}).items()},
+        {one: describe(name, one) for one in spec.inputs or {}},
+        {one: describe(name, one) for one in spec.outputs or {}},
     )
     return "\n".join(_wrap(line) for line in docstring.splitlines())
 
@@ -53,16 +52,15 @@ def expected_docstring(name: str) -> str:
 def render_readme(name: str) -> str:
     """Return README.md of a component: what it does, its device, its inputs and outputs."""
     spec = load_component(name).component_spec
-    stage = next((stage for stage in STAGES if stage.name == name), None)
-    device = stage.device.upper() if stage else "CPU"
+    stages = [f"`{stage}`" for stage in TASK_STAGES[name]]
     summary = (ast.get_docstring(_parse_function(name)) or "").partition("\n")[0]
     lines = [
         f"# {name}",
         "",
         summary,
         "",
-        f"- Runs the stage `{name}`" if stage else "- Not a stage: this task exists only in the pipeline",
-        f"- Device: {device}",
+        f"- Stages: {', '.join(stages)}" if stages else "- Not a stage: this task exists only in the pipeline",
+        f"- Device: {'GPU' if name in GPU_TASKS else 'CPU'}",
         "",
     ]
     lines += _render_table("Inputs", name, spec.inputs or {}) + _render_table("Outputs", name, spec.outputs or {})
@@ -103,7 +101,7 @@ def _render_table(title: str, component: str, specs: dict[str, Any]) -> list[str
         return []
     rows = [f"## {title}", "", "| name | type | description |", "|---|---|---|"]
     for name, about in specs.items():
-        text = describe(component, name, artifact=_is_artifact(about)).replace("|", "\\|")
+        text = describe(component, name).replace("|", "\\|")
         rows.append(f"| `{name}` | {_name_type(about)} | {text} |")
     return [*rows, ""]
 

@@ -1,4 +1,4 @@
-"""The tasks that generate and score candidates: each shard proposes, answers and judges, then the shards are merged.
+"""The tasks that make preference pairs: each shard generates and scores candidates, then the shards are paired.
 
 (kfp reads annotations as types: no `from __future__ import annotations` here.)
 """
@@ -8,10 +8,8 @@ from typing import Any, NamedTuple
 
 from kfp import dsl
 
-from clincot.components.answer.component import answer
-from clincot.components.judge.component import judge
-from clincot.components.merge.component import merge
-from clincot.components.propose.component import propose
+from clincot.components.generate.component import generate
+from clincot.components.pair.component import pair
 from clincot.pipelines.pipeline_builder import build_pipeline
 from clincot.pipelines.placement import apply_placement
 from clincot.pipelines.round_plan import RoundPlan
@@ -21,28 +19,18 @@ from clincot.pipelines.round_plan import RoundPlan
 class GenerationInputs:
     """Inputs of the generation subpipeline."""
 
-    propose: dict
-    answer: dict
-    judge: dict
-    data: str
-    data_digest: str
-    policy: str
-    policy_digest: str
-    panel_digest: str
-    shard_names: list
+    pair_settings: str
+    work: str
+    questions: str
+    shard_groups: list
     lap: int
-    questions: dsl.Input[dsl.Dataset]
     trained: dsl.Input[dsl.Model] = None
 
 
 class GenerationOutputs(NamedTuple):
-    """Merged files of all shards."""
+    """The folder with the merged files of all shards and their pairs."""
 
-    regions: dsl.Dataset
-    candidates: dsl.Dataset
-    judgements: dsl.Dataset
-    scores: dsl.Dataset
-    panel_report: dsl.Artifact
+    preferences: dsl.Dataset
 
 
 def build_generation(plan: RoundPlan, *, continued: bool = False) -> Any:
@@ -53,7 +41,7 @@ def build_generation(plan: RoundPlan, *, continued: bool = False) -> Any:
     """
     return build_pipeline(
         "generation",
-        "Generate and score the candidates of every shard, and merge the shards.",
+        "Generate and score the candidates of every shard, and pair them.",
         [GenerationInputs],
         GenerationOutputs,
         lambda inputs: _add_generation(plan, inputs),
@@ -67,101 +55,25 @@ def optional_artifact(name: str, artifact: Any) -> dict[str, Any]:
 
 
 def _add_generation(plan: RoundPlan, inputs: GenerationInputs) -> GenerationOutputs:
-    with dsl.ParallelFor(
-        inputs.shard_names, name="generate (one shard)", parallelism=plan.cluster.parallel_shards
-    ) as shard:
-        proposed = _add_propose(plan, inputs, shard)
-        answered, judged = _add_step(plan, inputs, shard, proposed, step=1)
-        for step in range(2, len(plan.params.answer.steps) + 1):
-            answered, judged = _add_step(plan, inputs, shard, proposed, step, answered, judged)
-    merged = apply_placement(
-        merge(
-            judge=inputs.judge,
+    """Add the loop over the groups of shards, and the task that merges the shards.
+
+    A group hands on the digest of the list of its shards, not files: kfp passes everything that a task receives as one
+    argument, and the descriptions of the files of 58 shards did not fit into one (MAX_ARG_STRLEN of Linux, 128 KiB).
+    """
+    with dsl.ParallelFor(inputs.shard_groups, name="each group of shards") as group:
+        generated = apply_placement(
+            generate(work=inputs.work, group=group, **optional_artifact("trained", inputs.trained)),
+            "generate",
+            plan.cluster,
+        )
+    paired = apply_placement(
+        pair(
+            settings=inputs.pair_settings,
+            lap=inputs.lap,
             questions=inputs.questions,
-            region_parts=dsl.Collected(proposed["regions"]),
-            candidate_parts=dsl.Collected(answered["candidates"]),
-            report_parts=dsl.Collected(judged["panel_report"]),
-            judgement_parts=dsl.Collected(judged["judgements"]),
+            shards=dsl.Collected(generated.output),
         ),
-        "merge",
+        "pair",
         plan.cluster,
-    ).outputs
-    return GenerationOutputs(
-        regions=merged["regions"],
-        candidates=merged["candidates"],
-        judgements=merged["judgements"],
-        scores=merged["scores"],
-        panel_report=merged["panel_report"],
     )
-
-
-def _add_propose(plan: RoundPlan, inputs: GenerationInputs, shard: Any) -> Any:
-    return apply_placement(
-        propose(
-            propose=inputs.propose,
-            data=inputs.data,
-            data_digest=inputs.data_digest,
-            policy=inputs.policy,
-            policy_digest=inputs.policy_digest,
-            image=plan.cache_image("propose"),
-            shard=shard,
-            lap=inputs.lap,
-            questions=inputs.questions,
-            **optional_artifact("trained", inputs.trained),
-        ),
-        "propose",
-        plan.cluster,
-    ).outputs
-
-
-def _add_step(
-    plan: RoundPlan,
-    inputs: GenerationInputs,
-    shard: Any,
-    proposed: Any,
-    step: int,
-    answered_before: Any = None,
-    judged_before: Any = None,
-) -> tuple[Any, Any]:
-    """Add one step of a chain, which answers and judges; later steps build on the one before. Returns their outputs."""
-    steps = len(plan.params.answer.steps)
-    suffix = f": step {step} of {steps}" if steps > 1 else ""
-    answered = apply_placement(
-        answer(
-            answer=inputs.answer,
-            steps=steps,
-            data=inputs.data,
-            data_digest=inputs.data_digest,
-            policy=inputs.policy,
-            policy_digest=inputs.policy_digest,
-            image=plan.cache_image("answer"),
-            shard=shard,
-            lap=inputs.lap,
-            questions=inputs.questions,
-            regions=proposed["regions"],
-            **optional_artifact("trained", inputs.trained),
-            **optional_artifact("candidates_before", answered_before and answered_before["candidates"]),
-            **optional_artifact("scores_before", judged_before and judged_before["scores"]),
-        ),
-        "answer",
-        plan.cluster,
-        display_name=f"answer questions{suffix}",
-    ).outputs
-    judged = apply_placement(
-        judge(
-            judge=inputs.judge,
-            answer=inputs.answer,
-            data=inputs.data,
-            data_digest=inputs.data_digest,
-            panel_digest=inputs.panel_digest,
-            image=plan.cache_image("judge"),
-            shard=shard,
-            questions=inputs.questions,
-            regions=proposed["regions"],
-            candidates=answered["candidates"],
-        ),
-        "judge",
-        plan.cluster,
-        display_name=f"judge candidates{suffix}",
-    ).outputs
-    return answered, judged
+    return GenerationOutputs(preferences=paired.outputs["preferences"])

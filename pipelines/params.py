@@ -1,8 +1,10 @@
 """Parameters of the pipeline: how settings travel through Kubeflow Pipelines, and what the UI says about them.
 
-Kubeflow Pipelines carries one JSON object per section of params.yaml. `DESCRIPTIONS` holds the only copy of the text
-for each input and output. The docstrings of the components repeat these texts, because kfp reads its descriptions from
-the source (`python -m clincot.pipelines.component_docs --write` updates them).
+A run has typed fields for what people change and one JSON object for each section of params.yaml (run_form.py).
+`DESCRIPTIONS` holds the only copy of the text for each input and output. The docstrings of the components repeat these
+texts, because kfp reads its descriptions from the source (`python -m clincot.pipelines.component_docs --write` updates
+them). Argo keeps the specs of a task in eight places, so the compiled pipeline contains the descriptions of the
+run's parameters alone, which are those that the UI shows (pipeline_builder.shorten_specs).
 """
 
 from __future__ import annotations
@@ -11,7 +13,6 @@ from collections.abc import Mapping
 from typing import Any
 
 from clincot.config import (
-    AnswerConfig,
     EvaluateConfig,
     FrozenConfig,
     PrepareConfig,
@@ -19,7 +20,6 @@ from clincot.config import (
     PublishConfig,
     parse_config,
 )
-from clincot.errors import InvalidInput
 from clincot.records import hash_json
 from clincot.stages import catalog
 
@@ -46,88 +46,92 @@ DESCRIPTIONS: Mapping[str, str] = {
     "deploy": "Settings of the rollout: traffic steps, time limits, smoke tests, approval.",
     "service": "Settings of the InferenceService: name, namespace, engine, images, resources.",
     "launch": "How training is started: in the task, with torchrun, or as a TrainJob.",
-    # data sets and policies
-    "data": "Address of the training data set: a folder or `s3://bucket/prefix/<sha256>`.",
-    "data_digest": "sha256 of the data set, part of the cache key.",
-    "benchmark": "Address of the held-out data set with its answer key.",
-    "benchmark_digest": "sha256 of the benchmark, part of the cache key.",
+    # fields of the form
+    "data": "Required. Address of the training data set: a folder or `s3://bucket/prefix/<sha256>`.",
+    "benchmark": "Required. Address of the held-out data set with its answer key.",
+    "store": "Required. Folder or `s3://bucket/prefix` for checkpoints, champion and records.",
+    "model": "Name of the model whose checkpoints succeed one another.",
+    "base": "Starting policy of a model without a champion: a checkpoint's address; empty: none.",
     "recipe": "Name of the recipe that the settings come from, for the round's page; empty: neutral.",
     "blind_from": "Address of a data set whose answers the blind baseline may use; empty: no baseline.",
-    "blind": "Address of a data set whose answers the blind baseline may use; empty: no baseline.",
     "calibrated_on": "Address of the data set on which the judges were calibrated, for the leak check.",
-    "calibration": "Address of the data set on which the judges were calibrated, for the leak check.",
-    "policy": "Address of the checkpoint from which the run starts.",
-    "policy_digest": "sha256 of the checkpoint that the task uses, part of the cache key.",
-    "policy_round": "Round that trained the checkpoint from which the run starts; 0: the base policy.",
-    "champion_round": "Round that trained the checkpoint from which the run starts; 0: the base policy.",
-    "panel_digest": "sha256 over the files of the judges, part of the cache key.",
-    "image": "Image or source version, which stands for the code in the cache key.",
-    # numbers and names
     "number": "Number of the run's first round; 0: the next round of the model.",
-    "ahead": "Position of this round in the run, starting at 0.",
+    "questions": "Maximum number of questions of a round; 0: the whole subset.",
+    "shards": "Number of shards into which the questions of a round are split.",
+    # settings by address
+    "settings": "Address of the task's settings, which ends in their sha256.",
+    "round_settings": "Settings of the records of the round.",
+    "prepare_settings": "Settings of prepare.",
+    "generate_settings": "Settings of generate.",
+    "pair_settings": "Settings of pair.",
+    "version_settings": "Settings of version.",
+    "train_settings": "Settings of train.",
+    "evaluate_settings": "Settings of both evaluations.",
+    "decide_settings": "Settings of decide.",
+    "publish_settings": "Settings of publish.",
+    "deploy_settings": "Settings of deploy.",
+    "page_settings": "Settings of page.",
+    # policies
+    "policy": "Address of the policy from which the run starts.",
+    "policy_digest": "sha256 of the policy that the task uses.",
+    "policy_round": "Round that trained the policy; 0: the base policy.",
+    "challenger_digest": "sha256 of the challenger.",
+    "trained_digest": "sha256 of the challenger.",
+    # numbers and names
+    "ahead": "Position of this round in the run, from 0.",
     "rounds": "Number of rounds in the run.",
-    "shards": "Number of shards into which the questions are split.",
-    "shard_names": "Names of the shards, such as 1/2 and 2/2.",
-    "shard": "Shard of the questions to process, such as 1/2.",
-    "lap": "How often earlier rounds used the same questions; each time samples with new seeds.",
-    "steps": "Number of questions in a chain for which the pipeline was compiled.",
+    "work": "Address of the settings of generate, with questions and policy.",
+    "generation.questions": "sha256 of the questions of the round.",
+    "pair.questions": "sha256 of the questions of the round.",
+    "prepare.questions": "sha256 of the questions of the round.",
+    "shard_groups": "Shards of each task, such as 1-4/8 and 5-8/8.",
+    "group": "Shards of this task, such as 1-4/8.",
+    "groups": "Largest number of tasks that process shards.",
+    "pair.shards": "What generate returned for each group.",
+    "lap": "How often earlier rounds used the questions.",
     "run": "Identifier of the pipeline run.",
-    "status": "Final status of the run, filled in by Kubeflow Pipelines.",
-    "pairs_digest": "sha256 of the preference pairs, part of the cache key.",
-    "checkpoint_digest": "sha256 of the challenger's checkpoint.",
-    "trained_digest": "sha256 of the challenger's checkpoint.",
-    "verdict": "Verdict of the promotion gate: promote, keep or blocked.",
-    "digest": "sha256 of the published checkpoint to roll out.",
+    "status": "Final status of the run, from Kubeflow Pipelines.",
+    "verdict": "promote, keep or blocked.",
+    "digest": "sha256 of the published checkpoint.",
     "target": "Where to roll out: kserve or local.",
-    "state": "Folder for the state of a local rollout; empty: serving.",
-    "train.version": "Record of the data version as JSON, kept with the checkpoint.",
-    # artifacts of the pipeline itself; those of the stages are described in stages/catalog.py
-    "trained": "Checkpoint that the previous round of this run trained; replaces `policy`.",
-    "metrics": "Figures of the task for the Kubeflow UI.",
-    "region_parts": "Regions of every shard.",
-    "candidate_parts": "Candidates of every shard.",
-    "judgement_parts": "Judgements of every shard.",
-    "report_parts": "Panel reports of every shard.",
-    "champion_outcomes": "Benchmark outcomes of the champion (JSONL).",
-    "champion_report": "Benchmark report of the champion (JSON).",
-    "challenger_outcomes": "Benchmark outcomes of the challenger (JSONL).",
-    "challenger_report": "Benchmark report of the challenger (JSON).",
-    "looks": "Page of the round: regions and pairs on the images, figures, digests (HTML).",
-    "results": "Benchmark table of the round (Markdown).",
-    "select_champion.outcomes": "Benchmark outcomes of the champion after the decision (JSONL).",
-    "select_champion.report": "Benchmark report of the champion after the decision (JSON).",
-    "preflight.report": "Result and remedy of every check (JSON).",
-    "preflight.champion": "Policy from which the round would start (JSONL, one StartingPolicy).",
-    "start_round.champion": "Policy that preflight found (JSONL, one StartingPolicy).",
-    "decide.champion": "Benchmark outcomes of the champion (JSONL).",
+    "state": "Folder of a local rollout; empty: serving.",
+    "code": "Stands for the source in local caches.",
+    "champion": "Policy from which the round would start (JSON).",
+    # artifacts
+    "checks": "All checks with their remedies (Markdown).",
+    "preferences": "Folder: regions, candidates, judgements, scores, pairs.",
+    "preferences_before": "Preferences of the previous round.",
+    "data_version": "Version of the preference data, with its tag (JSON).",
+    "challenger": "Challenger: weights, tokenizer and record.",
+    "trained": "Challenger of the previous round; replaces `policy`.",
+    "champion_results": "Folder: the champion's outcomes and report.",
+    "challenger_results": "Folder: the challenger's outcomes and report.",
+    "base_results": "Folder: the base policy's outcomes and report.",
+    "next_champion_results": "Results of the champion after the decision.",
+    "decision": "The decision and its reasons (Markdown).",
+    "round_files": "Folder: the decision, and all files of the round.",
+    "figures": "Verdict and accuracy, to compare runs.",
+    "round_page": "Page of the round: images, figures, digests (HTML).",
+    "benchmark_table": "Benchmark table of the round (Markdown).",
     # values that a component returns
-    "propose.Output": "sha256 of the regions.",
-    "answer.Output": "sha256 of the candidates.",
-    "judge.Output": "sha256 of the judgements.",
-    "merge.Output": "sha256 of the merged candidates.",
-    "pair.Output": "sha256 of the preference pairs.",
-    "version.Output": "Record of the data version as JSON.",
-    "train.Output": "sha256 of the challenger's checkpoint.",
-    "evaluate.Output": "sha256 of the outcomes.",
-    "decide.Output": "Verdict of the promotion gate: promote, keep or blocked.",
+    "generate.Output": "sha256 of the list of the shards' files.",
+    "version.Output": "sha256 of the record of the data version.",
+    "train.data_version": "sha256 of the record of the data version.",
+    "train.Output": "sha256 of the challenger.",
+    "decide.Output": "promote, keep or blocked.",
     "publish.Output": "sha256 of the published checkpoint.",
     "deploy.Output": "Outcome of the rollout, in words.",
     "end_round.Output": "What was recorded, in words.",
     "record_run_status.Output": "What was recorded, in words.",
 }
-_ARTIFACT_ALIASES = {"version_record": "version"}  # names that a component cannot share with its section
 
 
-def describe(component: str, name: str, *, artifact: bool) -> str:
+def describe(component: str, name: str) -> str:
     """Return the description of an input or output of a component or subpipeline.
 
     Raises KeyError if no table describes it.
     """
-    if f"{component}.{name}" in DESCRIPTIONS:
-        return DESCRIPTIONS[f"{component}.{name}"]
-    if artifact and _ARTIFACT_ALIASES.get(name, name) in catalog.ARTIFACTS:
-        return catalog.ARTIFACTS[_ARTIFACT_ALIASES.get(name, name)]
-    return DESCRIPTIONS[name]
+    return DESCRIPTIONS.get(f"{component}.{name}") or DESCRIPTIONS[name]
 
 
 def encode_params(content: JsonObject) -> dict[str, Any]:
@@ -185,13 +189,3 @@ def build_publish_config(content: JsonObject, number: int) -> PublishConfig:
     """Return the section with the round of the checkpoint, unless the section sets one."""
     config = parse_config(PublishConfig, decode_params(content), where="pipeline parameter 'publish'")
     return config if config.round else config.model_copy(update={"round": int(number)})
-
-
-def check_step_count(answer: JsonObject, compiled: int) -> None:
-    """Raise InvalidInput if answer.steps has another length than the pipeline was compiled for."""
-    steps = parse_config(AnswerConfig, decode_params(answer), where="pipeline parameter 'answer'").steps
-    if len(steps) != int(compiled):
-        raise InvalidInput(
-            f"answer.steps has {len(steps)} questions, but the pipeline was compiled for {int(compiled)}; compile it "
-            "with these parameters (`clincot pipeline compile --params …`)"
-        )

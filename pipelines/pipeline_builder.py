@@ -7,7 +7,6 @@ receive objects with named fields. Pipelines inside pipelines (subpipelines) are
 
 from __future__ import annotations
 
-import ast
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import MISSING, Field, fields
@@ -16,8 +15,7 @@ from typing import Any
 from kfp import dsl
 
 from clincot.pipelines.params import describe
-
-PARAMETER_TYPES = (str, int, float, bool, dict, list)  # passed by value; all other types are artifacts (files)
+from clincot.records import hash_json
 
 
 def build_pipeline(  # noqa: PLR0913 (the parts of a kfp pipeline)
@@ -51,10 +49,11 @@ def build_pipeline(  # noqa: PLR0913 (the parts of a kfp pipeline)
     flat: list[Field[Any]] = []
     for names in taken:
         flat += names
+    flat.sort(key=lambda one: one.name in (defaults or {}))  # Python wants parameters without a default first
     pipeline.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
         [_make_parameter(one, defaults or {}) for one in flat], return_annotation=outputs
     )
-    described = {one.name: describe(name, one.name, artifact=one.type not in PARAMETER_TYPES) for one in flat}
+    described = {one.name: describe(name, one.name) for one in flat}
     pipeline.__doc__ = build_docstring(summary, described, _describe_outputs(name, outputs))
     return dsl.pipeline(name=name, pipeline_config=config)(pipeline)
 
@@ -67,24 +66,58 @@ def build_docstring(summary: str, inputs: Mapping[str, str], outputs: Mapping[st
     return "\n".join(lines)
 
 
-def strip_docstrings(spec: Mapping[str, Any]) -> None:
-    """Remove the docstrings from the source of the components in a compiled pipeline.
+def shorten_specs(spec: Mapping[str, Any]) -> None:
+    """Leave out of a compiled pipeline what Argo would keep in eight places for each task (workflow_size.py).
 
-    The descriptions of the pipeline already contain their text. The source is part of every pod and of the key of
-    Kubeflow's cache, so without docstrings pods stay small, and a better description does not repeat finished work.
+    These are the source of each component, with a script that writes it to a file: the images contain the components
+    anyway, and run_component.py runs them. And the descriptions of inputs and outputs of tasks, which no UI shows;
+    those of the run's parameters stay.
     """
     for executor in spec["deploymentSpec"]["executors"].values():
-        command = executor["container"]["command"]
-        command[-1] = _strip_docstring(command[-1])
+        container = executor["container"]
+        if f"def {container['args'][-1]}(" not in container["command"][-1]:
+            raise ValueError(f"not the command of a component: {container['args']}")
+        container["command"] = ["python3", "-m", "clincot.pipelines.run_component"]
+    for component in spec["components"].values():
+        for definitions in (component.get("inputDefinitions", {}), component.get("outputDefinitions", {})):
+            for one in (*definitions.get("parameters", {}).values(), *definitions.get("artifacts", {}).values()):
+                one.pop("description", None)
 
 
-def _strip_docstring(source: str) -> str:
-    lines = source.splitlines(keepends=True)
-    for node in ast.parse(source).body:
-        if isinstance(node, ast.FunctionDef) and ast.get_docstring(node) is not None:
-            docstring = node.body[0]
-            del lines[docstring.lineno - 1 : docstring.end_lineno]
-    return "".join(lines)
+def share_components(spec: dict[str, Any], platform: dict[str, Any]) -> None:
+    """Let equal components of a compiled pipeline share one definition.
+
+    kfp gives every call of a pipeline inside a pipeline copies of its components, with numbers behind their names. The
+    copies of a run of several rounds would fill a third of the Workflow object (workflow_size.py).
+    """
+    executors, components = spec["deploymentSpec"]["executors"], spec["components"]
+    placed = platform["platforms"]["kubernetes"]["deploymentSpec"]["executors"]
+    labels = _name_equal_ones({name: [one, placed.get(name)] for name, one in executors.items()})
+    for component in components.values():
+        if "executorLabel" in component:
+            component["executorLabel"] = labels[component["executorLabel"]]
+    for name in [name for name, kept in labels.items() if name != kept]:
+        del executors[name]
+        placed.pop(name, None)
+    while True:  # components that contain equal components are equal themselves once these have one name
+        names = _name_equal_ones(components)
+        for part in (spec["root"], *components.values()):
+            for task in part.get("dag", {}).get("tasks", {}).values():
+                task["componentRef"]["name"] = names[task["componentRef"]["name"]]
+        duplicates = [name for name, kept in names.items() if name != kept]
+        if not duplicates:
+            return
+        for name in duplicates:
+            del components[name]
+
+
+def _name_equal_ones(definitions: Mapping[str, Any]) -> dict[str, str]:
+    """Return {name: the first name with the same content}; shorter names come first."""
+    first: dict[str, str] = {}
+    names = {}
+    for name in sorted(definitions, key=lambda name: (len(name), name)):
+        names[name] = first.setdefault(hash_json(definitions[name]), name)
+    return names
 
 
 def _taken_fields(kind: type, *, optional: bool) -> list[Field[Any]]:
@@ -99,7 +132,4 @@ def _make_parameter(one: Field[Any], defaults: Mapping[str, Any]) -> inspect.Par
 def _describe_outputs(pipeline: str, outputs: Any) -> dict[str, str]:
     if outputs is None:
         return {}
-    return {
-        name: describe(pipeline, name, artifact=kind not in PARAMETER_TYPES)
-        for name, kind in outputs.__annotations__.items()
-    }
+    return {name: describe(pipeline, name) for name in outputs.__annotations__}

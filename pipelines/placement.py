@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from kfp import dsl, kubernetes
 
-from clincot.pipelines.cluster_settings import ClusterSettings, ResourceProfile, Toleration
+from clincot.pipelines.cluster_settings import PROFILE_NAMES, ClusterSettings, ResourceProfile, Toleration
 
 CA_FOLDER = "/etc/clincot/ca"
 CA_VARIABLES = ("SSL_CERT_FILE", "REQUESTS_CA_BUNDLE", "AWS_CA_BUNDLE", "GIT_SSL_CAINFO")
@@ -14,37 +14,33 @@ KUEUE_QUEUE_LABEL = "kueue.x-k8s.io/queue-name"
 DISPLAY_NAMES = {
     "preflight": "preflight checks",
     "start_round": "start round",
+    "evaluate_champion": "evaluate: champion",
     "prepare": "prepare questions",
-    "propose": "propose regions",
-    "answer": "answer questions",
-    "judge": "judge candidates",
-    "merge": "merge shards",
+    "generate": "generate candidates",
     "pair": "pair candidates",
     "version": "version data",
     "train": "train challenger",
-    "evaluate": "evaluate",
+    "evaluate_challenger": "evaluate: challenger",
     "decide": "decide",
     "record_round": "record round",
-    "page": "page of the round",
     "publish": "publish checkpoint",
     "deploy": "deploy checkpoint",
-    "select_champion": "select champion",
     "end_round": "end round",
+    "page": "page of the round",
+    "select_champion": "select champion",
     "record_run_status": "record run status",
 }
 # Tasks that read or change something outside their inputs and outputs, so a cached result would be wrong.
-NEVER_CACHED_TASKS = ("preflight", "start_round", "record_round", "deploy", "end_round", "record_run_status")
+NEVER_CACHED_TASKS = ("preflight", "start_round", "version", "record_round", "deploy", "end_round", "record_run_status")
 
 
-def apply_placement(
-    task: dsl.PipelineTask, name: str, cluster: ClusterSettings, *, display_name: str = ""
-) -> dsl.PipelineTask:
+def apply_placement(task: dsl.PipelineTask, name: str, cluster: ClusterSettings) -> dsl.PipelineTask:
     """Set the image, resources, secrets, volumes, time limits, labels, caching and display name of a task.
 
-    name: one of cluster_settings.TASK_NAMES. display_name: replaces the name in DISPLAY_NAMES.
+    name: one of cluster_settings.TASK_NAMES.
     """
     profile = cluster.resolve_profile(name)
-    task.set_display_name(display_name or DISPLAY_NAMES[name])
+    task.set_display_name(DISPLAY_NAMES[name])
     if name in NEVER_CACHED_TASKS:
         task.set_caching_options(False)
     task.set_container_image(cluster.select_image(name))
@@ -89,7 +85,7 @@ def _configure_pod(task: dsl.PipelineTask, name: str, cluster: ClusterSettings) 
         task, run_as_user=security.user, run_as_group=security.group, run_as_non_root=security.non_root
     )
     for secret in cluster.secrets:
-        if not secret.stages or name in secret.stages:
+        if not secret.stages or PROFILE_NAMES[name] in secret.stages:
             kubernetes.use_secret_as_env(task, secret.name, dict(secret.env), optional=secret.optional)
     for variable, value in cluster.env.items():
         task.set_env_variable(variable, value)

@@ -17,12 +17,16 @@ from clincot.pipelines.round_plan import RoundPlan
 class RunParameters:
     """The parameters of a run, which the UI shows as a form."""
 
-    recipe: str
     data: str
     benchmark: str
+    store: str
+    model: str
+    base: str
+    recipe: str
     blind_from: str
     calibrated_on: str
     number: int
+    questions: int
     shards: int
     preflight: dict
     prepare: dict
@@ -41,26 +45,42 @@ class RunParameters:
 
 
 @dataclass(frozen=True)
-class StartingPoint:
-    """What a round starts from. The last three exist from the second round of a run on."""
+class RunSettings:
+    """What the tasks of a round get of the parameters: addresses of their settings, and two numbers."""
 
-    data_digest: str
-    benchmark_digest: str
-    panel_digest: str
+    round_settings: str
+    prepare_settings: str
+    generate_settings: str
+    pair_settings: str
+    version_settings: str
+    train_settings: str
+    evaluate_settings: str
+    decide_settings: str
+    publish_settings: str
+    deploy_settings: str
+    page_settings: str
+    number: int
+    shards: int
+
+
+@dataclass(frozen=True)
+class StartingPoint:
+    """What a round starts from. The last four exist from the second round of a run on."""
+
     policy: str
     policy_digest: str
     policy_round: int
     trained: dsl.Input[dsl.Model] = None
-    panel_report_before: dsl.Input[dsl.Artifact] = None
-    base: dsl.Input[dsl.Dataset] = None
+    preferences_before: dsl.Input[dsl.Dataset] = None
+    champion_results: dsl.Input[dsl.Dataset] = None
+    base_results: dsl.Input[dsl.Dataset] = None
 
 
 @dataclass(frozen=True)
-class ChampionResults:
-    """Results of the champion, with which the challenger is compared."""
+class RoundPosition:
+    """Which round of the run it is, from 0."""
 
-    champion_outcomes: dsl.Input[dsl.Dataset]
-    champion_report: dsl.Input[dsl.Artifact]
+    ahead: int
 
 
 class RoundResult(NamedTuple):
@@ -68,35 +88,36 @@ class RoundResult(NamedTuple):
 
     trained: dsl.Model
     trained_digest: str
-    panel_report: dsl.Artifact
-    champion_outcomes: dsl.Dataset
-    champion_report: dsl.Artifact
+    preferences: dsl.Dataset
+    next_champion_results: dsl.Dataset
+
+
+class FirstRoundResult(NamedTuple):
+    """What the later rounds continue from: the results of the starting policy as well."""
+
+    trained: dsl.Model
+    trained_digest: str
+    preferences: dsl.Dataset
+    next_champion_results: dsl.Dataset
+    champion_results: dsl.Dataset
 
 
 @dataclass(frozen=True)
 class PreferenceData:
-    """Outputs of the tasks from prepare to pair."""
+    """Outputs of the tasks from prepare to version."""
 
     lap: Any
-    questions: Any
-    regions: Any
-    candidates: Any
-    judgements: Any
-    scores: Any
-    panel_report: Any
-    pairs: Any
-    pairs_digest: Any
-    pair_report: Any
+    preferences: Any
+    data_version: Any
 
 
 @dataclass(frozen=True)
 class Challenger:
-    """Outputs of train and evaluate."""
+    """Outputs of train and of the evaluation of the challenger."""
 
     checkpoint: Any
     digest: Any
-    outcomes: Any
-    report: Any
+    results: Any
 
 
 @dataclass(frozen=True)
@@ -104,9 +125,8 @@ class Round:
     """One round of a run, whose tasks are added to the pipeline that is being built."""
 
     plan: RoundPlan
-    run: RunParameters
+    settings: RunSettings
     start: StartingPoint
-    champion: ChampionResults
+    ahead: Any  # position in the run, from 0
     generate: Any  # subpipeline of generation_tasks.py
     promote: Any  # subpipeline of promotion_tasks.py
-    ahead: int = 0  # position in the run

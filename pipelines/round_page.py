@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Collection, Mapping
+from collections.abc import Collection
 from pathlib import Path
 
 from clincot.config import Params, RecipeReference, find_recipe, parse_config
 from clincot.jsonl import atomic_write, write_json
-from clincot.pipelines.params import JsonObject, decode_params
-from clincot.pipelines.round_files import RoundContext, RoundFiles
+from clincot.pipelines.params import decode_params
+from clincot.pipelines.round_files import RESULT_FILES, RoundContext, RoundFiles, name_files
+from clincot.pipelines.run_settings import TaskSettings
 from clincot.reporting.page import write_page
 from clincot.rounds import Plan, collect_results, render_results_table, start_run
 from clincot.runs.layout import ROUND_FILES
@@ -21,23 +22,24 @@ from clincot.storage.artifacts import download_folder
 
 
 def write_round_page(
-    params: Mapping[str, JsonObject], context: RoundContext, files: RoundFiles, *, page: Path, results: Path
+    settings: TaskSettings, context: RoundContext, files: RoundFiles, *, page: Path, results: Path
 ) -> None:
     """Write the page (HTML) and the benchmark table (Markdown) of one round."""
+    sections, inputs = settings.sections, settings.inputs
     parsed = parse_config(
-        Params, {name: decode_params(section) for name, section in params.items()}, where="pipeline parameters"
+        Params, {name: decode_params(section) for name, section in sections.items()}, where="settings of the run"
     )
-    parsed = parsed.model_copy(update={"recipe": _describe_recipe(parsed, context.recipe, sections=params)})
+    parsed = parsed.model_copy(update={"recipe": _describe_recipe(parsed, inputs["recipe"], sections=sections)})
     with tempfile.TemporaryDirectory() as temporary:
         run = Path(temporary) / "run"
         plan = Plan(
             run=run,
-            data=download_folder(context.data),
-            benchmark=download_folder(context.benchmark),
+            data=download_folder(inputs["data"]),
+            benchmark=download_folder(inputs["benchmark"]),
             policy=download_folder(context.policy),
             params=parsed,
             count=1,
-            blind_from=download_folder(context.blind_from) if context.blind_from else None,
+            blind_from=download_folder(inputs["blind_from"]) if inputs["blind_from"] else None,
         )
         run.mkdir()
         start_run(plan)
@@ -64,8 +66,8 @@ def _link_round(run: Path, context: RoundContext, files: RoundFiles) -> None:
     for name, path in files.by_name().items():
         _link_file(path, folder / ROUND_FILES[name])
     _link_file(Path(context.checkpoint), folder / "policy")
-    _link_file(Path(context.champion_outcomes), run / "base" / ROUND_FILES["outcomes"])
-    _link_file(Path(context.champion_report), run / "base" / ROUND_FILES["report"])
+    for name, source in name_files(context.champion_results, RESULT_FILES).items():
+        _link_file(Path(source), run / "base" / ROUND_FILES[name])
 
 
 def _link_file(path: Path, link: Path) -> None:

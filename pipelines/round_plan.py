@@ -6,26 +6,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from clincot.config import Params
-from clincot.config.sections import INHERITED_BY_PREFLIGHT
 from clincot.deployment.service_settings import ServiceSettings
 from clincot.pipelines.cluster_settings import ClusterSettings
 from clincot.pipelines.params import encode_params
+from clincot.pipelines.run_form import REQUIRED_FIELDS, split_sections
 from clincot.training.launch_settings import LaunchSettings
-
-SECTIONS = (
-    "preflight",
-    "prepare",
-    "propose",
-    "answer",
-    "judge",
-    "pair",
-    "version",
-    "train",
-    "evaluate",
-    "decide",
-    "publish",
-    "deploy",
-)
 
 
 @dataclass(frozen=True)
@@ -45,27 +30,24 @@ class RoundPlan:
     number: int = 0  # of the first round; 0: the next round of the model
     target: str = "kserve"
     state: str = ""
-    image: str = ""  # stands for the code in cache keys; empty: the images of the cluster settings
+    code: str = ""  # stands for the source in cache keys; empty: the image, which Kubeflow's own key contains
 
     @property
     def arguments(self) -> dict[str, Any]:
-        """The parameters of the pipeline with their defaults."""
-        sections = {name: self.params.get_stage_config(name).model_dump(mode="json") for name in SECTIONS}
-        for name in INHERITED_BY_PREFLIGHT:  # preflight checks the sections of the round, not its own copies
-            del sections["preflight"][name]
+        """The parameters of the pipeline with their defaults. A required one has none unless the plan sets it."""
+        fields, sections = split_sections(self.params)
         sections["service"] = self.service.model_dump(mode="json")
         sections["launch"] = self.launch.model_dump(mode="json")
-        return {
-            "recipe": self.params.recipe.name,
+        fields |= {
             "data": self.data,
             "benchmark": self.benchmark,
+            "recipe": self.params.recipe.name,
             "blind_from": self.blind_from,
             "calibrated_on": "",
             "number": self.number,
             "shards": self.shards,
+        }
+        return {
+            **{name: value for name, value in fields.items() if value or name not in REQUIRED_FIELDS},
             **{name: encode_params(content) for name, content in sections.items()},
         }
-
-    def cache_image(self, task: str) -> str:
-        """Return what stands for the code of a task in its cache key."""
-        return self.image or self.cluster.select_image(task)

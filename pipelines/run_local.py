@@ -37,8 +37,7 @@ from clincot.processes import retry_call
 from clincot.records import hash_json
 from clincot.registry.champion import NoChampion, create_champion_pointer, read_champion
 from clincot.registry.publication import PublicationEvidence, register_checkpoint
-from clincot.runs import history
-from clincot.runs.history import RoundOutputs
+from clincot.runs.round_records import RoundOutputs, next_round_number, read_round_outputs
 from clincot.storage.open import open_store
 from clincot.storage.store import Store, StoreUnavailable
 
@@ -66,6 +65,9 @@ def run_local(plan: RoundPlan, run: Path, *, policy: Path | None = None) -> str:
     policy: the base policy, which is published and becomes the round-0 champion if the model has no champion.
     Raises RunFailed and InvalidInput.
     """
+    for option, address in (("--data", plan.data), ("--benchmark", plan.benchmark)):
+        if not address:
+            raise InvalidInput(f"{option} is missing: name a data set's folder or its address in a store")
     run = run.absolute()
     run.mkdir(parents=True, exist_ok=True)
     config = plan.params.publish
@@ -83,13 +85,13 @@ def run_local(plan: RoundPlan, run: Path, *, policy: Path | None = None) -> str:
         data=_make_absolute(plan.data),
         benchmark=_make_absolute(plan.benchmark),
         blind_from=_make_absolute(plan.blind_from),
-        image=f"clincot-{_hash_source()}",
+        code=f"clincot-{_hash_source()}",
         target="local",
         state=str(run / "serving"),
     )
     _run_with_retries(local_plan, run)
     return "\n".join(
-        _format_summary(history.read_round_outputs(store, config.name, number + more)) for more in range(plan.rounds)
+        _format_summary(read_round_outputs(store, config.name, number + more)) for more in range(plan.rounds)
     )
 
 
@@ -182,7 +184,7 @@ def _resolve_round_number(run: Path, store: Store, config: PublishConfig) -> int
                 f"{path}: this run was started with {before}, not with {identity}; choose another --run folder"
             )
         return int(before["number"])
-    number = history.next_round_number(store, config.name)
+    number = next_round_number(store, config.name)
     write_json(path, {**identity, "number": number})
     return number
 

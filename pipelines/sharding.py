@@ -6,8 +6,9 @@ same bytes, whichever shard contains it.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
-from itertools import chain, islice
+from itertools import chain, islice, pairwise
 from pathlib import Path
 
 from clincot.batching import BLOCK_SIZE
@@ -31,6 +32,25 @@ def list_shard_names(questions: Path, shards: int) -> list[str]:
             f"{shards - blocks} would be empty; use at most {blocks} (--shards)"
         )
     return [f"{number}/{shards}" for number in range(1, shards + 1)]
+
+
+def group_shards(names: Sequence[str], groups: int) -> list[str]:
+    """Distribute shards over tasks: "1-3/8" are the shards 1/8, 2/8 and 3/8. No group is empty.
+
+    names: of all shards, in their order. groups: their largest number.
+    """
+    total, count = len(names), min(groups, len(names))
+    bounds = [total * number // count for number in range(count + 1)]
+    return [f"{first + 1}-{last}/{total}" for first, last in pairwise(bounds)]
+
+
+def parse_shard_group(group: str) -> list[str]:
+    """Return the names of the shards of a group. Raises InvalidInput."""
+    match = re.fullmatch(r"(\d+)-(\d+)/(\d+)", group)
+    first, last, total = map(int, match.groups()) if match else (0, 0, 0)
+    if not 1 <= first <= last <= total:
+        raise InvalidInput(f"a group of shards must be written as 1-3/8, got {group!r}")
+    return [f"{number}/{total}" for number in range(first, last + 1)]
 
 
 def write_shard(questions: Path, shard: str, out: Path) -> None:

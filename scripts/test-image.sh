@@ -110,6 +110,9 @@ run_stages() { # run the stages prepare and propose on one image, and the progra
   stage prepare --data /work/data --questions /work/questions.jsonl --set prepare.rounds=1
   stage propose --data /work/data --questions /work/questions.jsonl --policy assets/policy --regions /work/regions.jsonl
   [ "$(wc -l < "$out/regions.jsonl")" -ge 2 ] || fail "propose wrote fewer than two regions"
+  local said
+  said=$(run cpu clincot -- render --out /tmp/x --warps 0:1 --images 1 2>&1 || true)
+  [[ "$said" == *CLINCOT_ANATOMY_WHEEL* ]] || fail "render does not say how to get its CT without pip: $said"
   run cpu /bin/bash -- -c 'set -e; git --version; cd /tmp; git init -q data; cd data; dvc init -q; touch x; dvc add -q x;
     dvc --version' || fail "git or dvc does not work in the image cpu"
 }

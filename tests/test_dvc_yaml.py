@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import csv
+import json
 import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -23,17 +26,18 @@ pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parents[1]
 FILE: dict[str, Any] = yaml.safe_load((ROOT / "dvc.yaml").read_text())
 ROUND = {name: stage for name, stage in FILE["stages"].items() if not name.startswith("render-")}
+STAGES_OF_LIST = {name: stage for name, stage in ROUND.items() if name != "figures"}  # that one reads the others' files
 
 
 def test_every_stage_of_a_round_is_there() -> None:
     """Preflight and publish are about a cluster and a store."""
-    run = [shlex.split(stage["cmd"])[1] for stage in ROUND.values()]
+    run = [shlex.split(stage["cmd"])[1] for stage in STAGES_OF_LIST.values()]
     named = [stage.name for stage in STAGES if stage.name not in {"preflight", "publish"}]
     assert sorted({*run}, key=named.index) == named
     assert sorted(run) == sorted([*named, "evaluate"])  # of the base too
 
 
-@pytest.mark.parametrize("name", ROUND)
+@pytest.mark.parametrize("name", STAGES_OF_LIST)
 def test_a_stage_is_the_one_of_the_list(name: str) -> None:
     """Its command gives every input and output, DVC knows each as dependency or output, and its section as params."""
     written = ROUND[name]
@@ -45,8 +49,7 @@ def test_a_stage_is_the_one_of_the_list(name: str) -> None:
     assert {*stage.inputs, *stage.outputs} <= {*given} <= {*stage.inputs, *stage.optional, *stage.outputs}
     named = [str(path.relative_to(ROOT)) for path in getattr(load_params(ROOT / "params.yaml"), command).files]
     assert written["deps"] == [path for flag, path in given.items() if flag not in stage.outputs] + named
-    made = [*written["outs"], *written.get("metrics", [])]
-    assert sorted(made) == sorted(given[output] for output in stage.outputs)
+    assert sorted(written["outs"]) == sorted(given[output] for output in stage.outputs)
     loads_models = "dtype" in stage.config.model_fields and command != "train"
     assert written["params"] == [command, *(["models"] if loads_models else [])]
 
@@ -57,21 +60,26 @@ def test_the_benchmark_is_looked_at_with_the_grounders_of_the_round() -> None:
     assert params.evaluate.propose == params.propose
 
 
-@pytest.fixture
-def workshop(tmp_path: Path) -> Path:
+@pytest.fixture(scope="module")
+def workshop(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The repository's dvc.yaml over the smallest models and data there are; nothing is rendered."""
+    tmp_path = tmp_path_factory.mktemp("workshop")
     content = {**FILE, "stages": ROUND}
     (tmp_path / "dvc.yaml").write_text(yaml.safe_dump(content, sort_keys=False, width=1000))
     judges = [tiny.write_model(tmp_path / "assets" / name, seed) for seed, name in ((1, "judge-a"), (2, "judge-b"))]
     tiny.write_model(tmp_path / "assets" / "policy", 0)
     (tmp_path / "assets" / "calibration.jsonl").write_text("")
     relative = [judge.relative_to(tmp_path) for judge in judges]
-    params = tiny.params(relative, evaluate={"arms": ["written"], "max_new_tokens": 2})
+    decide = {"resamples": 20, "min_alpha": -1.0, "max_off_format": 1.0}  # untrained models are compared all the same
+    params = tiny.params(relative, evaluate={"arms": ["written"], "max_new_tokens": 2}, decide=decide)
     (tmp_path / "params.yaml").write_text(yaml.safe_dump(params.model_dump(mode="json")))
     tiny.write_set(tmp_path / "runs" / "dvc" / "data", studies=3, key=False)
-    tiny.write_set(tmp_path / "runs" / "dvc" / "benchmark", seed=1, studies=2)
-    dvc(tmp_path, "init", "--no-scm")
+    tiny.write_set(tmp_path / "runs" / "dvc" / "benchmark", seed=1, studies=8)
+    for arguments in (("init", "--quiet"), ("config", "user.name", "test"), ("config", "user.email", "t@localhost")):
+        subprocess.run(["git", *arguments], cwd=tmp_path, check=True)
+    dvc(tmp_path, "init", "--quiet")
     dvc(tmp_path, "config", "core.analytics", "false")
+    (tmp_path / ".gitignore").write_text("/site\n/assets\n/runs/dvc/data\n/runs/dvc/benchmark\n")
     return tmp_path
 
 
@@ -94,19 +102,57 @@ def ran(folder: Path) -> list[str]:
     return re.findall(r"Running stage '([^']+)'", dvc(folder, "repro"))
 
 
-def test_dvc_runs_what_a_change_touches_and_no_more(workshop: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture(scope="module")
+def made_once(workshop: Path) -> Path:
     """The round is made in this process, which has loaded everything already, and given to DVC as if it had run it."""
-    monkeypatch.chdir(workshop)
     variables = {"folder": "runs/dvc", "policy": "assets/policy"}
-    for stage in ROUND.values():
-        command = stage["cmd"]
-        for name, value in variables.items():
-            command = command.replace(f"${{{name}}}", value)
-        assert main(shlex.split(command)[1:]) == 0
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(workshop)
+        for stage in ROUND.values():
+            command = stage["cmd"]
+            for name, value in variables.items():
+                command = command.replace(f"${{{name}}}", value)
+            assert main(shlex.split(command)[1:]) == 0
     dvc(workshop, "commit", "--force")
-    assert ran(workshop) == []
-    params = yaml.safe_load((workshop / "params.yaml").read_text())
+    subprocess.run(["git", "add", "--all"], cwd=workshop, check=True)
+    subprocess.run(["git", "commit", "--quiet", "--message=A round"], cwd=workshop, check=True)
+    return workshop
+
+
+@pytest.fixture
+def made(made_once: Path, tmp_path: Path) -> Path:
+    """A copy for one test."""
+    return Path(shutil.copytree(made_once, tmp_path / "workshop", symlinks=True))
+
+
+def test_dvc_runs_what_a_change_touches_and_no_more(made: Path) -> None:
+    assert ran(made) == []
+    params = yaml.safe_load((made / "params.yaml").read_text())
     params["train"]["lr"] = 0.002
-    (workshop / "params.yaml").write_text(yaml.safe_dump(params))
-    assert ran(workshop) == ["train", "evaluate", "decide"]
-    assert ran(workshop) == []
+    (made / "params.yaml").write_text(yaml.safe_dump(params))
+    assert ran(made) == ["train", "evaluate", "decide", "figures"]
+    assert ran(made) == []
+
+
+def test_dvc_shows_a_dozen_figures_three_plots_and_readable_experiments(made: Path) -> None:
+    """Another threshold of the decision is another experiment, of which two stages run again."""
+    figures = json.loads(dvc(made, "metrics", "show", "--json"))[""]["data"]
+    ((name, shown),) = figures.items()
+    assert name == "runs/dvc/figures/metrics.json"
+    assert 8 <= len(shown["data"]) <= 12
+    assert shown["data"] == json.loads((made / name).read_text())
+    assert {"accuracy", "gain", "judges_agreement", "pairs", "verdict"} <= {*shown["data"]}
+
+    page = (made / dvc(made, "plots", "show", "--out", "plots").strip().removeprefix("file://")).read_text()
+    plots = json.loads(dvc(made, "plots", "show", "--json", "--split", "--out", "plots"))["data"]
+    assert sorted(plots) == ["accuracy", "gaps", "reliability"]
+    assert all(title in page for title in ("Accuracy before (0) and after (1) the round", "Score gaps of the pairs"))
+
+    assert re.findall(r"Running stage '([^']+)'", dvc(made, "exp", "run", "--set-param", "decide.min_gain=0.4")) == [
+        "decide",
+        "figures",
+    ]
+    table = list(csv.DictReader(dvc(made, "exp", "show", "--only-changed", "--csv").splitlines()))
+    assert len(table) == 3  # the workspace, the commit, and the experiment
+    assert len(table[0]) <= 20
+    assert {row["decide.min_gain"] for row in table} == {"0.0", "0.4"}

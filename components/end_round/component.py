@@ -6,11 +6,11 @@ from clincot.components import IMAGE
 
 
 @dsl.component(base_image=IMAGE, install_kfp_package=False)
-def end_round(publish: dict, run: str, rounds: int) -> str:
+def end_round(settings: str, run: str, rounds: int) -> str:
     """Record in the store that the rounds of the run have ended, after everything that they do.
 
     Args:
-        publish: Settings of the model registry: store, name of the model, golden questions.
+        settings: Address of the task's settings, which ends in their sha256.
         run: Identifier of the pipeline run.
         rounds: Number of rounds in the run.
 
@@ -19,4 +19,5 @@ def end_round(publish: dict, run: str, rounds: int) -> str:
     """
     from clincot.pipelines import tasks
 
+    publish = tasks.read_section("end_round", settings, "publish")
     return tasks.end_round(publish, run_id=run, rounds=int(rounds))

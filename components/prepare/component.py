@@ -9,38 +9,38 @@ from clincot.components import IMAGE
 
 @dsl.component(base_image=IMAGE, install_kfp_package=False)
 def prepare(
-    prepare: dict,
-    data: str,
-    data_digest: str,
+    settings: str,
+    generate_settings: str,
+    policy: str,
+    policy_digest: str,
     number: int,
     ahead: int,
     rounds: int,
     shards: int,
-    questions: dsl.Output[dsl.Dataset],
-    metrics: dsl.Output[dsl.Metrics],
-) -> NamedTuple("Prepared", [("shard_names", list), ("lap", int)]):
-    """Select the questions of a round and split them into shards.
+    groups: int,
+) -> NamedTuple("PreparedRound", [("work", str), ("questions", str), ("shard_groups", list), ("lap", int)]):
+    """Select the questions of a round, and divide them among the tasks that generate candidates.
 
     Args:
-        prepare: Settings of the question split: number of subsets, limit, seed.
-        data: Address of the training data set: a folder or `s3://bucket/prefix/<sha256>`.
-        data_digest: sha256 of the data set, part of the cache key.
+        settings: Address of the task's settings, which ends in their sha256.
+        generate_settings: Settings of generate.
+        policy: Address of the policy from which the run starts.
+        policy_digest: sha256 of the policy that the task uses.
         number: Number of the run's first round; 0: the next round of the model.
-        ahead: Position of this round in the run, starting at 0.
+        ahead: Position of this round in the run, from 0.
         rounds: Number of rounds in the run.
-        shards: Number of shards into which the questions are split.
+        shards: Number of shards into which the questions of a round are split.
+        groups: Largest number of tasks that process shards.
 
     Returns:
-        questions: JSON Lines of the questions of this round, which `prepare` writes.
-        metrics: Figures of the task for the Kubeflow UI.
-        shard_names: Names of the shards, such as 1/2 and 2/2.
-        lap: How often earlier rounds used the same questions; each time samples with new seeds.
+        work: Address of the settings of generate, with questions and policy.
+        questions: sha256 of the questions of the round.
+        shard_groups: Shards of each task, such as 1-4/8 and 5-8/8.
+        lap: How often earlier rounds used the questions.
     """
-    from pathlib import Path
+    from clincot.pipelines import round_files, tasks
 
-    from clincot.pipelines import params, sharding, tasks
-
-    with tasks.user_errors("prepare"):
-        config, lap = params.build_prepare_config(prepare, int(number) + int(ahead), int(rounds))
-        tasks.run_stage_task("prepare", config, {"data": data}, {"questions": questions.path}, metrics=metrics)
-        return sharding.list_shard_names(Path(questions.path), int(shards)), lap
+    order = round_files.RoundOrder(number=int(number) + int(ahead), rounds=int(rounds))
+    return tasks.prepare(
+        settings, generate_settings, (policy, policy_digest), order, shards=int(shards), groups=int(groups)
+    )

@@ -7,52 +7,30 @@ from clincot.components import IMAGE
 
 @dsl.component(base_image=IMAGE, install_kfp_package=False)
 def version(
-    version: dict,
-    answer: dict,
-    questions: dsl.Input[dsl.Dataset],
-    regions: dsl.Input[dsl.Dataset],
-    candidates: dsl.Input[dsl.Dataset],
-    judgements: dsl.Input[dsl.Dataset],
-    scores: dsl.Input[dsl.Dataset],
-    panel_report: dsl.Input[dsl.Artifact],
-    pairs: dsl.Input[dsl.Dataset],
-    pair_report: dsl.Input[dsl.Artifact],
-    version_record: dsl.Output[dsl.Artifact],
-    metrics: dsl.Output[dsl.Metrics],
+    settings: str,
+    number: int,
+    ahead: int,
+    run: str,
+    preferences: dsl.Input[dsl.Dataset],
+    data_version: dsl.Output[dsl.Artifact],
 ) -> str:
     """Commit the preference data of the round to the data repository.
 
     Args:
-        version: Settings of the data repository: git address, branch, number of the version.
-        answer: Settings of the answers: sampling, length, steps of a chain.
-        questions: JSON Lines of the questions of this round, which `prepare` writes.
-        regions: JSON Lines of the proposed regions of every question, which `propose` writes.
-        candidates: JSON Lines of the policy's answers, one per region and step, which `answer` writes.
-        judgements: JSON Lines of every judge's score of every candidate, which `judge` writes.
-        scores: JSON Lines of the panel's calibrated score of every candidate, which `judge` writes.
-        panel_report: JSON report of the judges: who scored, who was left out, how far they agree; `judge` writes it.
-        pairs: JSON Lines of preference pairs with their score gaps, which `pair` writes.
-        pair_report: JSON report of how many pairs were made and why others were not, which `pair` writes.
+        settings: Address of the task's settings, which ends in their sha256.
+        number: Number of the run's first round; 0: the next round of the model.
+        ahead: Position of this round in the run, from 0.
+        run: Identifier of the pipeline run.
+        preferences: Folder: regions, candidates, judgements, scores, pairs.
 
     Returns:
-        version_record: JSON record of the preference data's version: its files, digest and revision; `version` writes
-            it.
-        metrics: Figures of the task for the Kubeflow UI.
-        Output: Record of the data version as JSON.
+        data_version: Version of the preference data, with its tag (JSON).
+        Output: sha256 of the record of the data version.
     """
-    from pathlib import Path
-
     from clincot.pipelines import tasks
 
-    inputs = {
-        "questions": questions.path,
-        "regions": regions.path,
-        "candidates": candidates.path,
-        "judgements": judgements.path,
-        "scores": scores.path,
-        "panel_report": panel_report.path,
-        "pairs": pairs.path,
-        "pair_report": pair_report.path,
-    }
-    tasks.run_stage_task("version", version, inputs, {"version": version_record.path}, metrics=metrics, answer=answer)
-    return Path(version_record.path).read_text(encoding="utf-8")
+    versioned = tasks.version(
+        settings, preferences.path, data_version.path, number=int(number) + int(ahead), run_id=run
+    )
+    data_version.metadata.update(versioned.where)
+    return versioned.digest

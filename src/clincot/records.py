@@ -191,7 +191,9 @@ class DataVersion(Record):
     """
 
     prefix: ClassVar[str] = "data"
-    provenance: ClassVar[frozenset[str]] = frozenset({"repository", "revision", "tag", "round", "unversioned"})
+    provenance: ClassVar[frozenset[str]] = frozenset(
+        {"repository", "revision", "tag", "line", "round", "run", "unversioned"}
+    )
 
     sha256: Sha256  # of the files' names and digests
     files: tuple[DataFile, ...]  # sorted by name
@@ -203,8 +205,10 @@ class DataVersion(Record):
     alpha: FiniteFloat | None  # Krippendorff's alpha of the judges' calibrated scores; None: undefined
     repository: str = ""  # its address, without credentials
     revision: str = ""  # the commit
-    tag: str = ""  # for instance preferences/round-0001
+    tag: str = ""  # for instance preferences/nodules/round-0001
+    line: str = ""  # the model line; "": the data belongs to no line
     round: Annotated[int, Field(ge=0)] = 0
+    run: str = ""  # the run that committed the version
     unversioned: str = ""
 
     @property

@@ -5,7 +5,8 @@ outputs are complete and whose inputs have not changed:
 
     run.json  params.yaml            the run's inputs and configuration
     base/                            outcomes and report of the base policy, which is the round-0 champion
-    round-01/                        questions, regions, candidates, judgements, scores, pairs, version.json, policy/,
+    round-01/                        questions, regions, candidates, judgements, scores, pairs, policy/,
+                                     version.json, origin.json (whose round the pairs are, for their version),
                                      outcomes, report.json, decision.json, decision.md,
                                      evidence.jsonl (the answers that were compared)
     round-01/sft/  round-01/dpo/     comparisons trained on the same pairs: SFT on chosen, and plain DPO
@@ -31,9 +32,10 @@ from clincot.datasets.reports import REPORTS_FILE
 from clincot.errors import InvalidInput
 from clincot.evaluation.read_benchmark import read_benchmark, select_report_metrics
 from clincot.jsonl import InvalidRecord, atomic_write, read_records, write_json
+from clincot.preferences.versions.tags import DataOrigin
 from clincot.processes import BackgroundWorker, background_worker
 from clincot.records import BenchmarkReport, Decision, Outcome
-from clincot.runs.layout import PAIRS_REPORT_FILE, PANEL_REPORT_FILE, VERSION_FILE
+from clincot.runs.layout import ORIGIN_FILE, PAIRS_REPORT_FILE, PANEL_REPORT_FILE, VERSION_FILE
 from clincot.stages.base import Metrics
 from clincot.stages.runner import run_stage
 from clincot.text import format_count
@@ -124,6 +126,8 @@ def _version_preferences(plan: Plan, number: int, folder: Path, files: dict[str,
     config, version = plan.params.version, folder / VERSION_FILE
     if config.round:  # the configured number is that of the run's first round
         config = config.model_copy(update={"round": config.round + number - 1})
+    origin = DataOrigin(line=plan.params.publish.name, round=number, run=plan.run.name)
+    write_json(folder / ORIGIN_FILE, origin.model_dump(mode="json"))
     versioned = {name: path for name, path in files.items() if name not in {"data", "policy"}}
     run_stage(
         "version",
@@ -134,6 +138,7 @@ def _version_preferences(plan: Plan, number: int, folder: Path, files: dict[str,
             "judgements": folder / "judgements.jsonl",
             "panel_report": folder / PANEL_REPORT_FILE,
             "pair_report": folder / PAIRS_REPORT_FILE,
+            "origin": folder / ORIGIN_FILE,
         },
         {"version": version},
     )

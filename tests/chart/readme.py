@@ -1,4 +1,4 @@
-"""Generate the table of values in the chart's README from values.yaml.
+"""Generate the table of values in the chart's README from values.yaml, and the schema of its parameters.
 
     python -m tests.chart.readme --write
 
@@ -15,6 +15,7 @@ from typing import NamedTuple
 
 import yaml
 
+from tests.chart.params_schema import SCHEMA, render_schema
 from tests.chart.rendering import CHART
 
 BEGIN, END = "<!-- values: begin -->", "<!-- values: end -->"
@@ -89,5 +90,6 @@ def readme() -> str:
 if __name__ == "__main__":
     if "--write" in sys.argv:
         README.write_text(readme(), encoding="utf-8")
+        SCHEMA.write_text(render_schema(), encoding="utf-8")
     else:
         print(table())

@@ -12,6 +12,7 @@ import pytest
 import yaml
 
 from tests.chart.binaries import NoBinaries, binary
+from tests.support.recordings import read_recording
 
 Json = dict[str, Any]
 ROOT = Path(__file__).parents[2]
@@ -22,7 +23,9 @@ PROFILES = ("trial", "production", "cpu")
 SERVED = (  # APIs of a cluster with everything that the chart can use
     "serving.kserve.io/v1beta1/InferenceService",
     "serving.kserve.io/v1alpha1/ServingRuntime",
+    "serving.kserve.io/v1alpha1/ClusterStorageContainer",
     "argoproj.io/v1alpha1/Workflow",
+    "keda.sh/v1alpha1/ScaledObject",
     "monitoring.coreos.com/v1/ServiceMonitor",
     "monitoring.coreos.com/v1/PrometheusRule",
     "trainer.kubeflow.org/v1alpha1/TrainJob",
@@ -85,7 +88,6 @@ def pods(objects: Sequence[Json]) -> Iterator[tuple[str, Json]]:
 
     InferenceServices are merged with their runtimes.
     """
-    runtimes = {one["metadata"]["name"]: one for one in of_kind(objects, "ServingRuntime")}
     for one in objects:
         name = f"{one['kind']} {one['metadata']['name']}"
         if one["kind"] == "Pod":
@@ -93,17 +95,17 @@ def pods(objects: Sequence[Json]) -> Iterator[tuple[str, Json]]:
         elif one["kind"] in ("Job", "StatefulSet", "Deployment"):
             yield name, one["spec"]["template"]["spec"]
         elif one["kind"] == "InferenceService":
-            yield name, joined(one["spec"]["predictor"], runtimes)
+            yield name, joined(one["spec"]["predictor"], objects)
 
 
-def joined(predictor: Json, runtimes: dict[str, Json]) -> Json:
+def joined(predictor: Json, objects: Sequence[Json]) -> Json:
     """Return a predictor's pod: its runtime, overridden by the model's settings.
 
     Lists are merged by name and arguments are appended, as MergeRuntimeContainers and MergePodSpec in KServe's
     inferenceservice/utils do.
     """
     model = predictor["model"]
-    runtime = runtimes[model["runtime"]]["spec"]
+    runtime = of_kind(objects, "ServingRuntime", model["runtime"])[0]["spec"]
     (container,) = runtime["containers"]
     own = {key: value for key, value in model.items() if key not in ("modelFormat", "runtime", "storageUri", "name")}
     merged = _over(container, own)
@@ -114,7 +116,26 @@ def joined(predictor: Json, runtimes: dict[str, Json]) -> Json:
         if key not in ("model", "minReplicas", "maxReplicas", "name", "containers", "storageContainerName")
     }
     shared = {key: runtime[key] for key in ("volumes", "affinity", "nodeSelector", "tolerations") if key in runtime}
-    return _over(shared, pod) | {"containers": [merged, *predictor.get("containers", ())]}
+    pod = _over(shared, pod) | {"containers": [merged, *predictor.get("containers", ())]}
+    if not model["storageUri"].startswith("pvc://"):
+        pod["initContainers"] = [build_storage_initializer(predictor, objects)]
+        pod["volumes"] = [*pod.get("volumes", ()), {"name": "kserve-provision-location", "emptyDir": {}}]
+    return pod
+
+
+def build_storage_initializer(predictor: Json, objects: Sequence[Json]) -> Json:
+    """Return the container that KServe's webhook adds: its own, overridden by the ClusterStorageContainer's.
+
+    CommonStorageInitialization in pkg/webhook/admission/pod/storage_initializer_injector.go of kserve/kserve aaac4e2.
+    """
+    (own,) = read_recording("inferenceservice-pod")["spec"]["initContainers"]
+    own = own | {"args": [predictor["model"]["storageUri"], "/mnt/models"]}
+    if "storageContainerName" not in predictor:
+        return own
+    (found,) = of_kind(objects, "ClusterStorageContainer", predictor["storageContainerName"])
+    uris = [one["prefix"] for one in found["spec"]["supportedUriFormats"]]
+    assert predictor["model"]["storageUri"].startswith(tuple(uris)), uris
+    return _over(own, found["spec"]["container"])
 
 
 _KEYS = {"env": "name", "volumes": "name", "volumeMounts": "mountPath", "ports": "containerPort"}

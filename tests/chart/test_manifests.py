@@ -9,7 +9,7 @@ import yaml
 from tests.chart import manifests
 from tests.chart.manifests import OVERLAYS, base, key_of, overlay
 from tests.chart.rendering import HELMS, MANIFESTS, Json, run
-from tests.chart.test_objects import CUSTOM
+from tests.support.crds import KINDS
 
 
 def kustomized(folder: str, kubectl: str) -> list[Json]:
@@ -48,7 +48,7 @@ def _namespace() -> Json:
 @pytest.mark.parametrize("name", OVERLAYS)
 def test_overlays_are_valid(name: str) -> None:
     for one in kustomized(f"overlays/{name}", "4"):
-        if one["kind"] not in CUSTOM:
+        if one["kind"] not in KINDS:
             kubernetes_validate.validate(one, "1.37", strict=True)
 
 

@@ -8,10 +8,12 @@ from __future__ import annotations
 import pytest
 import yaml
 
+from tests.chart.policy_evaluation import Workload, allowed, list_traffic
 from tests.chart.rendering import Json, of_kind, rendered, settings_of
 
 RUN = ("kubeflow", {"app.kubernetes.io/part-of": "clincot", "app.kubernetes.io/component": "run"})
 DEPLOYER = ("clincot", {"app.kubernetes.io/part-of": "clincot", "app.kubernetes.io/component": "deployer"})
+BUCKET = ("clincot", {"app.kubernetes.io/part-of": "clincot", "app.kubernetes.io/component": "bucket"})
 HOOK = ("clincot", {"app.kubernetes.io/part-of": "clincot", "app.kubernetes.io/component": "hook"})
 SERVER = ("clincot", {"app.kubernetes.io/part-of": "clincot", "app.kubernetes.io/component": "server"})
 JUDGE = ("clincot", {"app.kubernetes.io/part-of": "clincot", "app.kubernetes.io/component": "judge"})
@@ -19,56 +21,6 @@ STORE = ("clincot", {"app.kubernetes.io/part-of": "clincot", "app.kubernetes.io/
 MONITOR = ("clincot", {"app.kubernetes.io/part-of": "clincot", "app.kubernetes.io/component": "monitor"})
 GATEWAY, PROMETHEUS = ("istio-system", {"app": "gateway"}), ("monitoring", {"app": "prometheus"})
 KFP, STRANGER = ("kubeflow", {"app": "ml-pipeline"}), ("elsewhere", {"app": "x"})
-Workload = tuple[str, dict[str, str]]
-
-
-def selects(selector: Json, labels: dict[str, str]) -> bool:
-    assert set(selector) <= {"matchLabels"}, selector
-    return all(labels.get(key) == value for key, value in selector.get("matchLabels", {}).items())
-
-
-def allowed(policies: list[Json], source: Workload, target: Workload | None, port: int) -> bool:
-    """Return whether both ends allow the traffic; a pod without a policy allows all.
-
-    Without a target, the traffic leaves the cluster.
-    """
-    out = _allows(policies, "egress", source, target, port)
-    return out and (target is None or _allows(policies, "ingress", target, source, port))
-
-
-def _allows(policies: list[Json], direction: str, pod: Workload, other: Workload | None, port: int) -> bool:
-    mine = [
-        one["spec"]
-        for one in policies
-        if one["metadata"]["namespace"] == pod[0]
-        and selects(one["spec"]["podSelector"], pod[1])
-        and direction.capitalize() in one["spec"]["policyTypes"]
-    ]
-    if not mine:
-        return True
-    rules = [rule for spec in mine for rule in spec.get(direction) or ()]
-    return any(_rule_allows(rule, direction, pod, other, port) for rule in rules)
-
-
-def _rule_allows(rule: Json, direction: str, pod: Workload, other: Workload | None, port: int) -> bool:
-    """Return whether one rule allows the traffic; an empty or missing list of ports or peers means all of them.
-
-    "If this field is empty or missing, this rule matches all sources": NetworkPolicyIngressRule and
-    NetworkPolicyEgressRule in staging/src/k8s.io/api/networking/v1/types.go of kubernetes/kubernetes v1.34.4.
-    """
-    ports = rule.get("ports")
-    if ports and port not in [one["port"] for one in ports if one["protocol"] == "TCP"]:
-        return False
-    peers = rule.get("to" if direction == "egress" else "from")
-    return not peers or any(_is(peer, pod, other) for peer in peers)
-
-
-def _is(peer: Json, pod: Workload, other: Workload | None) -> bool:
-    if "ipBlock" in peer or other is None:
-        return "ipBlock" in peer and other is None
-    names = {"kubernetes.io/metadata.name": other[0]}
-    near = selects(peer["namespaceSelector"], names) if "namespaceSelector" in peer else other[0] == pod[0]
-    return near and selects(peer.get("podSelector", {}), other[1])
 
 
 @pytest.fixture(scope="module")
@@ -91,7 +43,8 @@ def trial() -> list[Json]:
         (DEPLOYER, None, 6443),
         (DEPLOYER, STORE, 8333),
         (HOOK, KFP, 8888),
-        (HOOK, STORE, 8333),
+        (BUCKET, STORE, 8333),
+        (BUCKET, None, 6443),
         (SERVER, STORE, 8333),
         (SERVER, SERVER, 8080),
         (JUDGE, STORE, 8333),
@@ -121,7 +74,15 @@ def test_needed_traffic_is_allowed(trial: list[Json], source: Workload, target: 
         (SERVER, None, 443),
         (JUDGE, None, 443),
         (HOOK, SERVER, 8080),
+        (HOOK, STORE, 8333),
         (HOOK, None, 443),
+        (BUCKET, KFP, 8888),
+        (SERVER, JUDGE, 8080),
+        (DEPLOYER, JUDGE, 8080),
+        (GATEWAY, SERVER, 8085),
+        (RUN, SERVER, 8085),
+        (PROMETHEUS, SERVER, 8085),
+        (SERVER, SERVER, 8085),
         (RUN, STRANGER, 9000),
         (DEPLOYER, KFP, 8888),
         (STORE, None, 443),
@@ -144,6 +105,25 @@ def test_an_empty_list_in_a_rule_means_everyone(rule: Json) -> None:
     spec = {"podSelector": {}, "policyTypes": ["Ingress"], "ingress": [rule]}
     policy = {"metadata": {"namespace": "clincot"}, "spec": spec}
     assert allowed([policy], STRANGER, SERVER, 8085)
+
+
+@pytest.mark.parametrize(
+    ("peer", "source", "selected"),
+    [
+        ({"podSelector": {}}, JUDGE, True),
+        ({"podSelector": {}}, STRANGER, False),
+        ({"namespaceSelector": {}}, STRANGER, True),
+        ({"namespaceSelector": {}, "podSelector": {"matchLabels": {"app": "x"}}}, STRANGER, True),
+        ({"namespaceSelector": {}, "podSelector": {"matchLabels": {"app": "y"}}}, STRANGER, False),
+        ({"namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": "elsewhere"}}}, JUDGE, False),
+        ({"ipBlock": {"cidr": "0.0.0.0/0"}}, STRANGER, False),
+    ],
+)
+def test_peers_are_selected_as_in_kubernetes(peer: Json, source: Workload, selected: bool) -> None:
+    """NetworkPolicyPeer in staging/src/k8s.io/api/networking/v1/types.go of kubernetes/kubernetes v1.34.4."""
+    spec = {"podSelector": {}, "policyTypes": ["Ingress"], "ingress": [{"from": [peer]}]}
+    policy = {"metadata": {"namespace": "clincot"}, "spec": spec}
+    assert allowed([policy], source, SERVER, 8080) is selected
 
 
 @pytest.mark.parametrize("empty", ["[]", "null"])
@@ -195,12 +175,59 @@ def test_the_nodes_of_a_train_job_reach_only_each_other() -> None:
     assert not of_kind(rendered("trial"), "ServiceAccount", job["service_account"])
 
 
+@pytest.mark.parametrize(
+    ("values", "source", "port"),
+    [
+        ("store.endpoint=http://minio.minio.svc:9000", SERVER, 9000),
+        ("store.endpoint=http://minio.minio.svc:9000", RUN, 9000),
+        ("store.endpoint=http://minio.minio.svc", RUN, 80),
+        ("store.endpoint=https://[fd00::1]:9443", RUN, 9443),
+        ("store.endpoint=https://[fd00::1]", JUDGE, 443),
+        ("git.url=https://git.hospital.example:8443/data.git", RUN, 8443),
+        ("pipeline.params.version.repository=ssh://git.hospital.example/data.git", RUN, 22),
+        ("proxy.https=http://proxy:3129,proxy.http=http://proxy:3128", RUN, 3129),
+        ("proxy.https=http://proxy:3129,proxy.http=http://proxy:3128", HOOK, 3128),
+        ("kfp.endpoint=https://kubeflow.hospital.example:8443", HOOK, 8443),
+        ("judges[0].name=far,judges[0].url=http://judge.example:8000/v1", RUN, 8000),
+    ],
+)
+def test_ports_follow_from_the_addresses(values: str, source: Workload, port: int) -> None:
+    """Without the address, the port is closed; networkPolicy needs no value for it."""
+    closed = ("--set-json", 'networkPolicy.apiServer=["10.0.0.1/32"]', "--set", "networkPolicy.apiServerPorts={6443}")
+    flags = ("--set", "store.endpoint=http://s3.example:81", *closed, "--set", "git.existingSecret=g")
+    assert not allowed(of_kind(rendered("default", *flags), "NetworkPolicy"), source, None, port)
+    assert allowed(of_kind(rendered("default", *flags, "--set", values), "NetworkPolicy"), source, None, port)
+
+
+def test_knatives_proxy_is_reached_in_its_modes() -> None:
+    """The gateway's requests enter a Knative pod through the queue-proxy.
+
+    Ports of pkg/networking/constants.go in knative/serving: 8012 (HTTP), 8013 (HTTP/2), 8112 (HTTPS).
+    """
+    for mode, reached in (("auto", True), ("knative", True), ("standard", False), ("blue-green", False)):
+        policies = of_kind(rendered("trial", "--set", f"server.mode={mode}"), "NetworkPolicy")
+        assert [allowed(policies, GATEWAY, SERVER, port) for port in (8012, 8013, 8112)] == [reached] * 3
+        assert not allowed(policies, GATEWAY, SERVER, 8085)
+
+
 def test_an_external_store_is_reached_at_its_address() -> None:
     block = 'networkPolicy.store=[{"ipBlock":{"cidr":"10.1.0.0/16"}}]'
     flags = ("--set", "networkPolicy.storePort=9000", "--set-json", block)
     policies = of_kind(rendered("production", *flags), "NetworkPolicy")
     assert allowed(policies, SERVER, None, 9000)
     assert not allowed(policies, SERVER, None, 443)
+
+
+def test_the_table_lists_what_is_allowed() -> None:
+    """A row for each pair with open ports; ports that are open everywhere are in the row of any address only."""
+    rows = {(source, target): ports for source, target, ports in list_traffic("trial") if ports}
+    assert rows["endpoint", "the trial's store"] == [8333]
+    assert rows["tasks of a run", "any address"] == [443, 6443]
+    assert rows["tasks of a run", "Kubeflow Pipelines"] == [3000, 8080, 8333, 8887, 8888, 9000]
+    assert ("any other pod", "endpoint") not in rows
+    assert ("endpoint", "any address") not in rows
+    opened = list_traffic("trial", "--set", "networkPolicy.enabled=false")
+    assert ("any other pod", "endpoint") in {(source, target) for source, target, ports in opened if 8085 in ports}
 
 
 def test_every_pod_has_a_policy_for_its_component() -> None:

@@ -16,17 +16,16 @@ import yaml
 from jsonschema import Draft202012Validator
 
 from clincot.config import SECTION_NAMES, Params, load_params, parse_config
-from clincot.deployment.crd import build_validator, read_crd, validate_manifest
+from clincot.deployment.crd import validate_manifest
 from clincot.deployment.inference_service import build_canary, build_inference_service
 from clincot.deployment.service_settings import ServiceSettings, load_service_settings
-from clincot.pipelines.cluster_settings import TASK_NAMES, ClusterSettings, load_cluster_settings
+from clincot.pipelines.cluster_settings import PROFILE_NAMES, ClusterSettings, load_cluster_settings
 from clincot.serving.metrics import REQUESTS
 from clincot.training.launch_settings import LaunchSettings, TrainJobSettings
-from tests.chart.rendering import CHART, PROFILES, ROOT, Json, joined, of_kind, rendered, settings_of
+from tests.chart.rendering import CHART, PROFILES, Json, joined, of_kind, rendered, settings_of
+from tests.support.crds import KINDS, load_validator
 
-CRDS = ROOT.parent / "shared" / "crds"
 KUBERNETES = ("1.30", "1.33", "1.37")
-CUSTOM = {"InferenceService", "ServingRuntime", "ServiceMonitor", "PrometheusRule"}
 JUDGE = '{"name":"med","modelUri":"s3://m/med"}'
 BLOCK = '{"ipBlock":{"cidr":"10.1.0.0/16"}}'
 MORE = '{"apiVersion":"v1","kind":"ConfigMap","metadata":{"name":"{{ .Release.Name }}-more"}}'
@@ -67,14 +66,9 @@ ALL = [
 
 
 @pytest.fixture(scope="module")
-def kserve() -> dict[str, Draft202012Validator]:
+def custom() -> dict[str, Draft202012Validator]:
     """Return validators by kind, which refuse unknown fields."""
-    if not CRDS.is_dir():
-        pytest.skip(f"the folder {CRDS} does not exist")
-    return {
-        "InferenceService": build_validator(read_crd(CRDS / "serving.kserve.io_inferenceservices.yaml"), "v1beta1"),
-        "ServingRuntime": build_validator(read_crd(CRDS / "serving.kserve.io_servingruntimes.yaml"), "v1alpha1"),
-    }
+    return {kind: load_validator(kind) for kind in KINDS}
 
 
 @pytest.mark.parametrize(("profile", "flags"), ALL)
@@ -90,19 +84,19 @@ def _distinct(objects: tuple[Json, ...]) -> list[Json]:
     """Return the objects that no earlier test has seen; most flags change only a few."""
     fresh = []
     for one in objects:
-        if one["kind"] not in CUSTOM and (content := json.dumps(one, sort_keys=True)) not in _SEEN:
+        if one["kind"] not in KINDS and (content := json.dumps(one, sort_keys=True)) not in _SEEN:
             _SEEN.add(content)
             fresh.append(one)
     return fresh
 
 
 @pytest.mark.parametrize(("profile", "flags"), ALL)
-def test_custom_objects_are_valid_for_kserve(
-    profile: str, flags: tuple[str, ...], kserve: dict[str, Draft202012Validator]
+def test_custom_objects_fit_their_definitions(
+    profile: str, flags: tuple[str, ...], custom: dict[str, Draft202012Validator]
 ) -> None:
     for one in rendered(profile, *flags):
-        if one["kind"] in kserve and (content := json.dumps(one, sort_keys=True)) not in _SEEN:
-            validate_manifest(one, kserve[one["kind"]])
+        if one["kind"] in custom and (content := json.dumps(one, sort_keys=True)) not in _SEEN:
+            validate_manifest(one, custom[one["kind"]])
             _SEEN.add(content)
 
 
@@ -136,7 +130,7 @@ def _parsed(folder: Path) -> tuple[Params, ClusterSettings, ServiceSettings]:
 
 @pytest.mark.parametrize("profile", PROFILES)
 def test_a_rollouts_manifest_fits_the_runtime(
-    profile: str, tmp_path: Path, kserve: dict[str, Draft202012Validator]
+    profile: str, tmp_path: Path, custom: dict[str, Draft202012Validator]
 ) -> None:
     """Only `clincot deploy` creates the policy's InferenceService.
 
@@ -149,11 +143,11 @@ def test_a_rollouts_manifest_fits_the_runtime(
     assert service.name not in judges
     for mode in ("Standard", "Knative"):
         validate_manifest(
-            build_inference_service(service, "4f" * 32, "s3://b/x", mode=mode), kserve["InferenceService"]
+            build_inference_service(service, "4f" * 32, "s3://b/x", mode=mode), custom["InferenceService"]
         )
     stable = build_inference_service(service, "4f" * 32, "s3://b/x", mode="Standard")
     stable["spec"]["canary"] = [build_canary(service, "5e" * 32, "s3://b/y", 10)]
-    validate_manifest(stable, kserve["InferenceService"])
+    validate_manifest(stable, custom["InferenceService"])
     model = stable["spec"]["predictor"]["model"]
     (runtime,) = of_kind(objects, "ServingRuntime", model["runtime"])
     assert model["modelFormat"]["name"] in {one["name"] for one in runtime["spec"]["supportedModelFormats"]}
@@ -165,9 +159,10 @@ def test_the_policys_container_gets_every_argument_once(profile: str, tmp_path: 
     objects = rendered(profile)
     (tmp_path / "service.yaml").write_text(settings_of(objects)["service.yaml"])
     service = load_service_settings(tmp_path / "service.yaml")
-    predictor = build_inference_service(service, "4f" * 32, "s3://b/x", mode="Standard")["spec"]["predictor"]
-    runtimes = {one["metadata"]["name"]: one for one in of_kind(objects, "ServingRuntime")}
-    arguments = [one.partition("=")[0] for one in joined(predictor, runtimes)["containers"][0]["args"]]
+    predictor = build_inference_service(service, "4f" * 32, "s3://clincot/platform/x", mode="Standard")["spec"][
+        "predictor"
+    ]
+    arguments = [one.partition("=")[0] for one in joined(predictor, objects)["containers"][0]["args"]]
     repeated = {one for one in arguments if arguments.count(one) > 1}
     assert repeated == ({"--port"} if service.engine == "vllm" else set())
     if service.engine == "clincot":
@@ -211,7 +206,7 @@ def test_params_contain_the_judges_addresses() -> None:
 
 def test_the_schema_has_all_tasks_and_sections() -> None:
     schema = json.loads((CHART / "values.schema.json").read_text())
-    assert set(schema["properties"]["pipeline"]["properties"]["stages"]["properties"]) == set(TASK_NAMES)
+    assert set(schema["properties"]["pipeline"]["properties"]["stages"]["properties"]) == set(PROFILE_NAMES.values())
     assert set(schema["properties"]["pipeline"]["properties"]["params"]["properties"]) == set(SECTION_NAMES)
 
 
@@ -268,7 +263,7 @@ def test_images_use_the_mirror_and_digests() -> None:
 
 
 def test_hooks_run_at_their_time() -> None:
-    """Upload and schedule run after install and upgrade, removal before uninstall.
+    """Upload and schedule run after install, upgrade and rollback, removal before uninstall.
 
     Nothing else is a hook.
     """
@@ -279,7 +274,7 @@ def test_hooks_run_at_their_time() -> None:
         if "helm.sh/hook" in one["metadata"].get("annotations", {})
     }
     assert hooks == {
-        "clincot-pipeline": "post-install,post-upgrade",
+        "clincot-pipeline": "post-install,post-upgrade,post-rollback",
         "clincot-unschedule": "pre-delete",
         "clincot-preflight": "test",
         "clincot-ask": "test",

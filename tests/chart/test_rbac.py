@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from clincot.clients.kubernetes import Permission
+from clincot.clients.pod_status import refuse_failing_pod
 from clincot.deployment.deployment import abandon_rollout, resume_rollout, start_rollout
 from clincot.deployment.inference_service import CRD_NAME
 from clincot.deployment.journal import RolloutJournal
@@ -234,6 +235,18 @@ def test_only_the_scheduler_may_change_recurring_runs() -> None:
     assert granted(rendered("trial"), "clincot-scheduler") == set()
     for account in ("clincot-server", "clincot-store"):
         assert granted(rendered("trial"), account) == set()
+
+
+def test_the_buckets_hook_reads_only_the_stores_pod() -> None:
+    server = ApiServer()
+    with api_server(server) as cluster:
+        refuse_failing_pod(cluster, "clincot", "clincot-seaweedfs-0")
+    requested = {permission_of(*request) for request in server.requests}
+    assert granted(rendered("trial"), "clincot-bucket") == requested
+    (job,) = of_kind(rendered("trial"), "Job", "clincot-bucket")
+    spec = job["spec"]["template"]["spec"]
+    assert "--pod=clincot/clincot-seaweedfs-0" in spec["containers"][0]["args"]
+    assert not of_kind(rendered("production"), "ServiceAccount", "clincot-bucket")
 
 
 def test_no_rule_has_a_star() -> None:

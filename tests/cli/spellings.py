@@ -91,7 +91,7 @@ SPELLINGS: dict[str, str] = {
         "--state= --port= --serve-command="
     ),
     "store": "",
-    "store create": "<url> --wait=",
+    "store create": "<url> --wait= --pod=",
     "store watch": "<url> --name= --host= --port=",
     "pipeline": "",
     "pipeline compile": (

@@ -10,7 +10,7 @@ from jsonschema import Draft202012Validator
 
 from clincot.config import load_params
 from clincot.config.server_settings import ServeSettings, load_serve_settings
-from clincot.deployment.crd import InvalidResource, build_validator, forbid_unknown_fields, read_crd, validate_manifest
+from clincot.deployment.crd import InvalidResource, build_validator, forbid_unknown_fields, validate_manifest
 from clincot.deployment.inference_service import (
     build_canary,
     build_inference_service,
@@ -19,8 +19,8 @@ from clincot.deployment.inference_service import (
 )
 from clincot.deployment.service_settings import ServiceSettings, load_service_settings
 from clincot.jsonl import InvalidRecord
+from tests.support.crds import load_validator
 
-CRDS = Path(__file__).parents[3] / "shared" / "crds" / "serving.kserve.io_inferenceservices.yaml"
 DIGEST = "4f" * 32
 URI = f"s3://models/clincot/models/chest/{DIGEST}"
 FULL = ServiceSettings(
@@ -41,9 +41,7 @@ FULL = ServiceSettings(
 
 @pytest.fixture(scope="module")
 def kserve() -> Draft202012Validator:
-    if not CRDS.is_file():
-        pytest.skip(f"{CRDS} is not here")
-    return build_validator(read_crd(CRDS), "v1beta1")
+    return load_validator("InferenceService")
 
 
 @pytest.mark.parametrize("mode", ["Standard", "Knative"])

@@ -16,6 +16,7 @@ import re
 import tempfile
 import textwrap
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +37,9 @@ from clincot.serving import metrics as server_metrics
 from clincot.stages.catalog import ARTIFACTS, STAGES
 from clincot.storage.folder_store import FolderStore
 from clincot.text import markdown_table
+from tests.chart.policy_evaluation import render_traffic_tables
 from tests.chart.readme import table as chart_values_table
+from tests.docs.pipeline_graph import render_graph_page
 
 ROOT = Path(__file__).resolve().parents[2]
 DOCS = ROOT / "docs"
@@ -295,6 +298,26 @@ def render_values_reference() -> str:
     return "\n".join(lines)
 
 
+def render_network_policies() -> str:
+    """Who reaches whom in each profile of the chart, evaluated on the rendered network policies."""
+    lines = [
+        "# Network policies",
+        "",
+        REGENERATE,
+        "",
+        "What the chart's network policies allow in each profile. Everything else is denied for the pods of the "
+        "release and of its runs, except DNS (port 53). Gateways and Prometheus are the namespaces in "
+        "`networkPolicy.gateway` and `networkPolicy.prometheus`. *Any address* is inside and outside the cluster: "
+        "restrict it with `networkPolicy.apiServer`, `networkPolicy.store` and `networkPolicy.git`. Ports 443 and "
+        "6443 are the API server's (`networkPolicy.apiServerPorts`); those of store, data repository, proxy, "
+        "judges and Kubeflow follow from their addresses. vLLM's port 8085, which asks for no key, is reached "
+        "inside its own pod only.",
+        "",
+        render_traffic_tables(),
+    ]
+    return "\n".join(lines)
+
+
 # ------------------------------------------------------------------------------------------------ records
 
 
@@ -421,11 +444,13 @@ def render_cli_page() -> str:
 
 PAGES: dict[str, Callable[[], str]] = {
     "concepts/records.md": render_records_page,
+    "kubeflow/graph.md": partial(render_graph_page, REGENERATE),
     "reference/cli.md": render_cli_page,
     "reference/params.md": render_params_reference,
     "reference/artifacts.md": render_artifacts_reference,
     "reference/metrics.md": render_metrics_reference,
     "reference/values.md": render_values_reference,
+    "reference/network-policies.md": render_network_policies,
 }
 
 

@@ -71,6 +71,8 @@ def test_every_metric_of_an_arm_by_hand() -> None:
         "token_f1": pytest.approx((1 + 0 + 2 / 3 + 0 + 1) / 5, abs=1e-6),
         "llava_med_closed_accuracy": 0.5,  # present and "normal", of 4
         "llava_med_open_recall": 0.75,  # tp 3, fn 1
+        # of present, absent ("Yes, large": wrong) and side; "normal" is no statement about an effusion: unscored
+        "parsed_accuracy": pytest.approx(2 / 3, abs=1e-6),
         "hit_rate": 0.5,  # of the 2 with boxes
         "iou": 0.3,
         "hallucination": 0.5,  # of the 2 absent findings
@@ -116,6 +118,7 @@ def test_an_unanswered_question_is_unscored_in_its_metrics() -> None:
         "token_f1": (1, 4),
         "llava_med_closed_accuracy": (1, 3),
         "llava_med_open_recall": (0, 1),
+        "parsed_accuracy": (1, 3),  # the margin is no question of its kinds
         "hit_rate": (1, 1),
         "iou": (1, 1),
         "hallucination": (0, 2),

@@ -142,6 +142,18 @@ def test_every_installation_is_pinned() -> None:
     assert not [words for _, own in STAGES.values() for words in of(own, "ADD")]
 
 
+def test_torch_is_checked_right_after_its_installation() -> None:
+    """The layer with torch is the first of all dependencies, so another build ends the image's build early."""
+    runs = of(STAGES["dependencies"][1], "RUN")
+    assert ["torch.sh" in run for run in runs] == [True, False]
+    script = (ROOT / "scripts" / "image" / "torch.sh").read_text()
+    assert script.index("install") < script.index("torch_build.py")
+    assert "--no-deps --retries 1" in script
+    assert "--extra-index-url" not in script
+    (cuda,) = of(STAGES["cuda-dependencies"][1], "RUN")
+    assert cuda.index("pip_conf") < cuda.index("torch_build.py cuda") < cuda.index("bytecode.sh")
+
+
 def ancestors(name: str) -> list[str]:
     parent = STAGES[name][0]
     return [parent, *ancestors(parent)] if parent in STAGES else []

@@ -15,6 +15,7 @@ ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT / "scripts" / "image"))
 
 from requirements import requirements  # noqa: E402
+from torch_build import explain_wrong_build  # noqa: E402
 
 
 def normalize_name(name: str) -> str:
@@ -64,3 +65,22 @@ def test_requirements_are_those_of_project_and_extras(tmp_path: Path) -> None:
     assert requirements(pyproject, ["serve"]) == ["numpy", "torch", "uvicorn"]
     with pytest.raises(KeyError, match="gpu"):
         requirements(pyproject, ["gpu"])
+
+
+@pytest.mark.parametrize(
+    ("installed", "wanted", "problem"),
+    [
+        ("2.13.0+cpu", "cpu", ""),
+        ("2.13.0", "cuda", ""),
+        ("2.13.0+cu130", "cuda", ""),
+        ("2.13.0", "", ""),
+        ("2.13.0", "cpu", "torch 2.13.0 is not the build for CPUs (2.13.0+cpu)"),
+        ("2.13.0+cu130", "cpu", "torch 2.13.0+cu130 is not the build for CPUs (2.13.0+cpu)"),
+        ("2.13.0+cpu", "cuda", "torch 2.13.0+cpu is the build for CPUs, which cannot use a GPU"),
+        ("2.13.0", "gpu", "TORCH_BUILD: expected cpu, cuda or nothing, got 'gpu'"),
+    ],
+)
+def test_another_build_of_torch_ends_the_images_build(installed: str, wanted: str, problem: str) -> None:
+    said = explain_wrong_build(installed, wanted)
+    assert said.startswith(problem)
+    assert bool(said) is bool(problem)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +16,7 @@ from clincot.pipelines.params import DESCRIPTIONS, describe
 from clincot.pipelines.placement import DISPLAY_NAMES, NEVER_CACHED_TASKS
 from clincot.pipelines.round import compile_round
 from clincot.pipelines.round_plan import RoundPlan
-
-KINDS = ("parameters", "artifacts")
+from clincot.pipelines.run_form import FIELD_KEYS, REQUIRED_FIELDS
 
 
 def compiled(plan: RoundPlan, folder: Path) -> dict[str, Any]:
@@ -37,49 +35,49 @@ def three_rounds(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     return compiled(RoundPlan(rounds=3), tmp_path_factory.mktemp("three"))
 
 
-def component_name(label: str) -> str:
-    """comp-record-round -> record_round, comp-evaluate-2 -> evaluate; subpipelines keep their hyphens."""
-    name = label.removeprefix("comp-")
-    stem, _, number = name.rpartition("-")
-    if number.isdigit() and stem != "round":
-        name = stem
-    return name.replace("-", "_") if name.replace("-", "_") in TASK_NAMES else name
+def test_parameters_of_the_run_form_are_described(one_round: dict[str, Any]) -> None:
+    parameters = one_round["root"]["inputDefinitions"]["parameters"]
+    assert {name: " ".join(about["description"].split()) for name, about in parameters.items()} == {
+        name: describe("round", name) for name in parameters
+    }
+    assert set(parameters) == {*RoundPlan().arguments, *REQUIRED_FIELDS}
+    assert {*Params.model_fields} - {"models"} <= set(parameters)  # the sections carry what `models` says
+    assert one_round["pipelineInfo"]["description"].startswith("Look before you answer")
 
 
-def described(spec: dict[str, Any]) -> Iterator[tuple[str, str, str, bool, str]]:
-    """(where, component, name, whether it is an artifact, description) of each input and output of a pipeline.
+def test_the_form_asks_for_what_a_run_cannot_guess(one_round: dict[str, Any]) -> None:
+    """Fields without a default: Kubeflow Pipelines refuses a run without them."""
+    parameters = one_round["root"]["inputDefinitions"]["parameters"]
+    assert {name for name, about in parameters.items() if "defaultValue" not in about} == {"data", "benchmark", "store"}
+    for name in REQUIRED_FIELDS:
+        assert parameters[name]["description"].startswith("Required.")
 
-    Groups that kfp adds (exit handler, condition, loop) are left out: their inputs are channels, not a person's.
-    """
-    parts = {"clincot-round": spec["root"], **spec["components"]}
-    for label, part in parts.items():
-        name = component_name(label)
-        if name.startswith(("exit-handler", "condition", "for-loop")):
-            continue
-        for where in ("inputDefinitions", "outputDefinitions"):
-            for kind in KINDS:
-                for one, about in part.get(where, {}).get(kind, {}).items():
-                    yield where, name, one, kind == "artifacts", about.get("description", "")
+
+def test_what_people_change_is_a_typed_field_and_the_rest_are_sections(one_round: dict[str, Any]) -> None:
+    parameters = one_round["root"]["inputDefinitions"]["parameters"]
+    kinds = {name: about["parameterType"] for name, about in parameters.items()}
+    assert {name: kind for name, kind in kinds.items() if kind != "STRUCT"} == {
+        "data": "STRING",
+        "benchmark": "STRING",
+        "store": "STRING",
+        "model": "STRING",
+        "base": "STRING",
+        "recipe": "STRING",
+        "blind_from": "STRING",
+        "calibrated_on": "STRING",
+        "number": "NUMBER_INTEGER",
+        "questions": "NUMBER_INTEGER",
+        "shards": "NUMBER_INTEGER",
+    }
+    for field, (section, key) in FIELD_KEYS.items():
+        assert key not in parameters[section]["defaultValue"], field
 
 
 @pytest.mark.parametrize("pipeline", ["one_round", "three_rounds"])
-def test_every_input_and_output_is_described(pipeline: str, request: pytest.FixtureRequest) -> None:
-    rows = list(described(request.getfixturevalue(pipeline)))
-    assert {name for _, name, *_ in rows} >= {*TASK_NAMES} - {"select_champion"} | {"clincot-round"}
-    assert len(rows) > 250
-    wrong = []
-    for where, name, one, artifact, text in rows:
-        if " ".join(text.split()) != describe(name, one, artifact=artifact):
-            wrong.append((where, name, one, text))
-    assert wrong == []
-
-
-def test_parameters_of_the_run_form_are_described(one_round: dict[str, Any]) -> None:
-    parameters = one_round["root"]["inputDefinitions"]["parameters"]
-    assert set(parameters) == set(RoundPlan().arguments)
-    assert {*Params.model_fields} - {"models"} <= set(parameters)  # the sections carry what `models` says
-    assert parameters["data"]["description"] == DESCRIPTIONS["data"]
-    assert one_round["pipelineInfo"]["description"].startswith("Look before you answer")
+def test_tasks_carry_no_descriptions(pipeline: str, request: pytest.FixtureRequest) -> None:
+    """No UI shows them, and Argo would keep each in eight places."""
+    for name, component in request.getfixturevalue(pipeline)["components"].items():
+        assert "description" not in str(component), name
 
 
 def test_every_description_is_a_short_sentence() -> None:
@@ -99,12 +97,11 @@ def test_docstrings_and_readmes_are_up_to_date(name: str) -> None:
     assert (FOLDER / name / "README.md").read_text(encoding="utf-8") == render_readme(name)
 
 
-def test_the_source_in_a_pod_carries_no_docstring(one_round: dict[str, Any]) -> None:
-    """The source is part of the cache key: another description must not repeat finished work."""
+def test_a_pod_runs_the_component_of_its_image(one_round: dict[str, Any]) -> None:
+    """No source stands in the pipeline. The image is part of the key of Kubeflow's cache."""
     for executor in one_round["deploymentSpec"]["executors"].values():
-        source = executor["container"]["command"][-1]
-        assert '"""' not in source
-        compile(source, "component", "exec")
+        assert executor["container"]["command"] == ["python3", "-m", "clincot.pipelines.run_component"]
+        assert executor["container"]["args"][-1] in TASK_NAMES
 
 
 def task_names(spec: dict[str, Any]) -> dict[str, str]:
@@ -118,41 +115,80 @@ def task_names(spec: dict[str, Any]) -> dict[str, str]:
 
 def test_tasks_have_display_names(one_round: dict[str, Any]) -> None:
     assert task_names(one_round) == {
-        "exit-handler-1": "round",
+        "exit-handler-1": "run",
+        "round": "round",
         "preflight": "preflight checks",
         "start-round": "start round",
-        "evaluate": "evaluate: champion",
+        "evaluate-champion": "evaluate: champion",
         "prepare": "prepare questions",
-        "generation": "generate (all shards)",
-        "for-loop-1": "generate (one shard)",
-        "propose": "propose regions",
-        "answer": "answer questions",
-        "judge": "judge candidates",
-        "merge": "merge shards",
+        "generation": "generate preferences",
+        "for-loop-1": "each group of shards",
+        "generate": "generate candidates",
         "pair": "pair candidates",
         "version": "version data",
         "train": "train challenger",
-        "evaluate-2": "evaluate: challenger",
+        "evaluate-challenger": "evaluate: challenger",
         "decide": "decide",
+        "promotion": "record and promote",
         "record-round": "record round",
-        "page": "page of the round",
-        "promotion": "promote",
         "condition-1": "if promoted",
         "publish": "publish checkpoint",
         "deploy": "deploy checkpoint",
         "end-round": "end round",
+        "page": "page of the round",
         "record-run-status": "record run status",
     }
 
 
-def test_several_rounds_and_steps_are_told_apart(three_rounds: dict[str, Any], tmp_path: Path) -> None:
+def list_artifacts(spec: dict[str, Any], dag: dict[str, Any]) -> list[str]:
+    """Artifacts that the UI draws in a graph: the outputs of its tasks."""
+    found: list[str] = []
+    for task in dag["dag"]["tasks"].values():
+        component = spec["components"][task["componentRef"]["name"]]
+        found += component.get("outputDefinitions", {}).get("artifacts", {})
+    return found
+
+
+def test_the_graph_of_a_round_can_be_read(one_round: dict[str, Any], three_rounds: dict[str, Any]) -> None:
+    """At most 12 tasks and 12 artifacts, each name once; the decision and the page come last."""
+    dags = [part for spec in (one_round, three_rounds) for part in spec["components"].values() if "dag" in part]
+    for spec in (one_round, three_rounds):
+        for part in (part for part in spec["components"].values() if "dag" in part):
+            titles = [task["taskInfo"]["name"] for task in part["dag"]["tasks"].values()]
+            assert len(titles) <= 12
+            assert len({*titles}) == len(titles)
+            artifacts = list_artifacts(spec, part)
+            if not any(name.startswith("later-round") for name in part["dag"]["tasks"]):
+                assert len({*artifacts}) == len(artifacts) <= 12
+    assert len(dags) > 10
+    round_dag = one_round["components"]["comp-round"]
+    tasks = round_dag["dag"]["tasks"]
+    assert len(tasks) == 10
+    assert sorted(list_artifacts(one_round, round_dag)) == [
+        "benchmark_table",
+        "challenger",
+        "challenger_results",
+        "champion_results",
+        "data_version",
+        "decision",
+        "figures",
+        "preferences",
+        "round_files",
+        "round_page",
+    ]
+    followed = {name for task in tasks.values() for name in task.get("dependentTasks", [])}
+    assert {*tasks} - followed == {"page"}
+    after_decide = {name for name, task in tasks.items() if "decide" in task.get("dependentTasks", [])}
+    assert after_decide == {"promotion", "page"}
+    settings = [one for task in tasks.values() for one in task["inputs"].get("parameters", {}).items()]
+    assert not [one for one in settings if "settings" in one[0] and "taskOutputParameter" in one[1]]
+
+
+def test_several_rounds_are_told_apart(three_rounds: dict[str, Any]) -> None:
     names = task_names(three_rounds)
-    assert [names[f"round-{number}"] for number in (1, 2, 3)] == [f"round {number} of 3" for number in (1, 2, 3)]
+    titles = [names[task] for task in ("first-round", "later-round", "later-round-2")]
+    assert titles == [f"round {number} of 3" for number in (1, 2, 3)]
     assert names["select-champion"] == "select champion"
-    chain = Params.model_validate({"answer": {"steps": ["Where?", "{question}"]}})
-    names = task_names(compiled(RoundPlan(params=chain), tmp_path))
-    assert [names["answer"], names["answer-2"]] == ["answer questions: step 1 of 2", "answer questions: step 2 of 2"]
-    assert names["judge-2"] == "judge candidates: step 2 of 2"
 
 
 def test_every_task_has_a_display_name() -> None:

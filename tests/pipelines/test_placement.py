@@ -18,12 +18,12 @@ from clincot.pipelines.cluster_settings import TASK_NAMES, ClusterSettings, load
 from clincot.pipelines.params import decode_params
 from clincot.pipelines.round import compile_round
 from clincot.pipelines.round_plan import RoundPlan
+from clincot.pipelines.run_settings import TASK_SECTIONS
 from clincot.preferences.versions import git
-from clincot.stages.catalog import STAGES
 from clincot.training.launch_settings import LaunchSettings
 
 FOLDER = Path(clincot.pipelines.__file__).resolve().parent
-GPU = {stage.name for stage in STAGES if stage.device == "gpu"}
+GPU = {"generate", "train", "evaluate-champion", "evaluate-challenger", "publish"}
 CLUSTER = """
 namespace: team
 images: {cpu: registry.example/cpu:1, gpu: "registry.example/gpu@sha256:%s", pull_secrets: [registry]}
@@ -65,13 +65,13 @@ def compiled(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], 
 
 
 def _name(label: str) -> str:
-    """exec-evaluate-2 -> evaluate-2"""
+    """exec-record-round -> record-round"""
     return label.removeprefix("exec-")
 
 
 def _task(name: str) -> str:
-    """record-round -> record_round, evaluate-2 -> evaluate"""
-    return name.removesuffix("-2").replace("-", "_")
+    """record-round -> record_round"""
+    return name.replace("-", "_")
 
 
 def test_every_task_is_placed(compiled: Any) -> None:
@@ -83,16 +83,15 @@ def test_every_task_is_placed(compiled: Any) -> None:
 def test_only_gpu_stages_ask_for_gpus_and_training_for_its_own_number(compiled: Any) -> None:
     containers, settings, _ = compiled
     for name, container in containers.items():
-        stage = name.removesuffix("-2")
         asked = container["resources"].get("accelerator")
-        if stage not in GPU:
+        if name not in GPU:
             assert asked is None, name
             assert "nodeSelector" not in settings[name]
             assert "tolerations" not in settings[name]
             assert container["image"] == "registry.example/cpu:1"
             continue
         assert asked["resourceType"] == "nvidia.com/gpu"
-        assert asked["resourceCount"] == ("4" if stage == "train" else "1")
+        assert asked["resourceCount"] == ("4" if name == "train" else "1")
         assert settings[name]["nodeSelector"]["labels"] == {"pool": "gpus"}
         assert settings[name]["tolerations"] == [
             {"key": "nvidia.com/gpu", "operator": "Exists", "effect": "NoSchedule"}
@@ -108,7 +107,7 @@ def test_resources_and_shared_memory(compiled: Any) -> None:
     assert settings["train"]["emptyDirMounts"] == [
         {"volumeName": "dshm", "mountPath": "/dev/shm", "medium": "Memory", "sizeLimit": "64Gi"}
     ]
-    assert settings["propose"]["emptyDirMounts"][0]["sizeLimit"] == "8Gi"
+    assert settings["generate"]["emptyDirMounts"][0]["sizeLimit"] == "8Gi"
     assert "emptyDirMounts" not in settings["decide"]
 
 
@@ -132,7 +131,7 @@ def test_cache_labels_queue_account_and_time(compiled: Any) -> None:
         assert one["podMetadata"]["labels"] == {"team": "radiology", "kueue.x-k8s.io/queue-name": "gpus"}
         assert one["imagePullSecret"][0]["secretName"] == "registry"
         assert one["securityContext"] == {"runAsUser": "1234", "runAsGroup": "1234", "runAsNonRoot": True}
-        assert one["activeDeadlineSeconds"] == ("7200" if name.removesuffix("-2") in GPU else "3600")
+        assert one["activeDeadlineSeconds"] == ("7200" if name in GPU else "3600")
         env = {variable["name"]: variable["value"] for variable in containers[name]["env"]}
         assert env == {"AWS_ENDPOINT_URL": "https://s3.example", "CLINCOT_CACHE": "/cache"}
     assert tasks["train"]["retryPolicy"] == {
@@ -145,37 +144,39 @@ def test_cache_labels_queue_account_and_time(compiled: Any) -> None:
 
 
 def test_the_round_is_recorded_before_anything_acts_on_it(compiled: Any) -> None:
-    """Else a page that fails after a promotion leaves a round that a retry cannot resume."""
+    """Else a failure after a promotion leaves a round that a retry cannot resume."""
     _, _, tasks = compiled
-    assert "decide" in tasks["record-round"]["dependentTasks"]
-    for name in ("page", "promotion"):
-        assert "record-round" in tasks[name]["dependentTasks"]
-    assert [name for name, task in tasks.items() if "page" in task.get("dependentTasks", [])] == ["end-round"]
+    assert "decide" in tasks["promotion"]["dependentTasks"]
+    (condition,) = [name for name in tasks if name.startswith("condition")]
+    assert tasks[condition]["dependentTasks"] == ["record-round"]
 
 
-def test_the_end_of_a_round_follows_everything_it_does(compiled: Any) -> None:
+def test_the_end_of_a_round_follows_everything_that_acts_on_its_decision(compiled: Any) -> None:
     """Also if nothing is promoted: a task that depends on a skipped dsl.If itself would never run.
 
     Kubeflow Pipelines 2.17.0 compiles dependencies to `TASK.Succeeded` (backend/src/v2/compiler/argocompiler/dag.go).
+    The page is the last task: if it fails, the round has ended all the same.
     """
     _, _, tasks = compiled
-    assert tasks["end-round"]["dependentTasks"] == ["page", "promotion"]
+    assert tasks["end-round"]["dependentTasks"] == ["promotion"]
     assert "triggerPolicy" not in tasks["promotion"]
-    assert not [name for name, task in tasks.items() if "end-round" in task.get("dependentTasks", [])]
+    assert [name for name, task in tasks.items() if "end-round" in task.get("dependentTasks", [])] == ["page"]
+    assert not [name for name, task in tasks.items() if "page" in task.get("dependentTasks", [])]
 
 
 def test_a_run_of_three_rounds_ends_them_together(tmp_path: Path) -> None:
     compile_round(RoundPlan(rounds=3), tmp_path / "round.yaml")
     spec, _ = yaml.safe_load_all((tmp_path / "round.yaml").read_text(encoding="utf-8"))
     tasks = spec["components"]["comp-exit-handler-1"]["dag"]["tasks"]
-    assert tasks["end-round"]["dependentTasks"] == ["round-1", "round-2", "round-3"]
+    assert tasks["end-round"]["dependentTasks"] == ["first-round", "later-round", "later-round-2", "preflight"]
     assert tasks["end-round"]["inputs"]["parameters"]["rounds"]["runtimeValue"]["constant"] == 3
 
 
 def test_a_round_starts_only_after_all_checks(compiled: Any) -> None:
     _, _, tasks = compiled
     assert tasks["start-round"]["dependentTasks"] == ["preflight"]
-    assert tasks["start-round"]["inputs"]["artifacts"]["champion"]["taskOutputArtifact"]["producerTask"] == "preflight"
+    champion = tasks["start-round"]["inputs"]["parameters"]["champion"]["taskOutputParameter"]
+    assert champion == {"producerTask": "preflight", "outputParameterKey": "champion"}
     assert "run" not in tasks["preflight"]["inputs"]["parameters"]
 
 
@@ -183,9 +184,9 @@ def test_publish_and_deploy_hang_on_the_verdict(compiled: Any) -> None:
     _, _, tasks = compiled
     (condition,) = [name for name in tasks if name.startswith("condition")]
     assert tasks[condition]["triggerPolicy"]["condition"].endswith("== 'promote'")
-    checkpoint = tasks["promotion"]["inputs"]["artifacts"]["checkpoint"]["taskOutputArtifact"]
-    assert checkpoint == {"producerTask": "train", "outputArtifactKey": "checkpoint"}
-    assert tasks["publish"]["inputs"]["artifacts"]["checkpoint"]["componentInputArtifact"].endswith("checkpoint")
+    checkpoint = tasks["promotion"]["inputs"]["artifacts"]["challenger"]["taskOutputArtifact"]
+    assert checkpoint == {"producerTask": "train", "outputArtifactKey": "challenger"}
+    assert tasks["publish"]["inputs"]["artifacts"]["challenger"]["componentInputArtifact"].endswith("challenger")
     assert tasks["deploy"]["dependentTasks"] == ["publish"]
     assert tasks["record-run-status"]["triggerPolicy"]["strategy"] == "ALL_UPSTREAM_TASKS_COMPLETED"
 
@@ -200,6 +201,7 @@ def test_what_looks_outside_is_never_cached(compiled: Any) -> None:
     assert {name for name, on in cached.items() if not on} == {
         "preflight",
         "start-round",
+        "version",
         "record-round",
         "deploy",
         "end-round",
@@ -212,6 +214,8 @@ def test_what_looks_outside_is_never_cached(compiled: Any) -> None:
     [
         ("gpus: {count: 1}", "gpus"),
         ("stages: {training: {count: 1}}", "no task is called training"),
+        ("stages: {judge: {count: 0}}", "no task is called judge; .*; judge: part of the task generate"),
+        ("{parallel_shards: 2, cache: {claim: cache, access_mode: ReadWriteOnce}}", "use a ReadWriteMany claim"),
         ("stages: {train: {gpu: 1}}", "stages.train.gpu"),
         ("env: {AWS_SECRET_ACCESS_KEY: hidden}", "name a Secret instead"),
         ("env: {HTTPS_PROXY: 'http://me:word@proxy'}", "env.HTTPS_PROXY looks like a secret"),
@@ -259,16 +263,38 @@ def test_training_is_launched_as_the_operator_says_and_preflight_looks_at_that(t
     assert parse_config(LaunchSettings, decode_params(default), where="launch") == launch
     tasks = spec["components"]["comp-exit-handler-1"]["dag"]["tasks"]
     taken = {name for name, task in tasks.items() if "launch" in task["inputs"].get("parameters", {})}
-    assert taken == {"preflight", "train"}
+    assert taken == {"preflight"}
+    assert "launch" in TASK_SECTIONS["train"]
 
 
-def test_what_samples_is_told_the_lap_and_both_ends_the_run(compiled: Any) -> None:
-    """Recurring runs ask the questions again; `record_run_status` ends the round that this very run began."""
+def test_tasks_that_share_a_volume_of_one_node_do_not_run_side_by_side(tmp_path: Path) -> None:
+    """A ReadWriteOnce volume is attached to one node. Tasks that are pinned to it may share it."""
+    (tmp_path / "cluster.yaml").write_text("cache: {claim: cache, access_mode: ReadWriteOnce}\n")
+    anywhere = load_cluster_settings(tmp_path / "cluster.yaml")
+    assert anywhere.count_shard_tasks() == 1
+    compile_round(RoundPlan(cluster=anywhere), tmp_path / "round.yaml")
+    spec, _ = yaml.safe_load_all((tmp_path / "round.yaml").read_text(encoding="utf-8"))
+    tasks = spec["components"]["comp-round"]["dag"]["tasks"]
+    assert "evaluate-champion" in tasks["prepare"]["dependentTasks"]
+    assert tasks["prepare"]["inputs"]["parameters"]["groups"]["runtimeValue"]["constant"] == 1
+    profile = "{requests: {cpu: 1, memory: 1Gi}, limits: {cpu: 1, memory: 1Gi}, node_selector: {%s: a}}"
+    profile = profile.replace("cpu: 1", 'cpu: "1"') % "kubernetes.io/hostname"
+    with (tmp_path / "cluster.yaml").open("a") as file:
+        file.write(f"cpu: {profile}\ngpu: {profile}\nparallel_shards: 4\n")
+    assert load_cluster_settings(tmp_path / "cluster.yaml").count_shard_tasks() == 4
+
+
+def test_what_samples_is_told_the_lap_and_three_tasks_the_run(compiled: Any) -> None:
+    """Recurring runs ask the questions again; `record_run_status` ends the round that this very run began.
+
+    The settings of `generate`, which prepare makes, contain the lap.
+    """
     _, _, tasks = compiled
     told = {
         name for name, task in tasks.items() if name in TASK_NAMES and "lap" in task["inputs"].get("parameters", {})
     }
-    assert told == {"propose", "answer", "pair", "train"}
+    assert told == {"pair", "train"}
+    assert tasks["generate"]["inputs"]["parameters"]["work"] == {"componentInputParameter": "pipelinechannel--work"}
     for name in ("start-round", "end-round", "record-run-status"):
         run = tasks[name]["inputs"]["parameters"]["run"]["runtimeValue"]["constant"]
         assert run == "{{$.pipeline_job_uuid}}", name

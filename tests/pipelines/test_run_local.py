@@ -12,7 +12,7 @@ from clincot.preferences.versions.init import init_repository
 from tests.support.local_pipeline import LIMIT_S, World, build_world, executed, round_digests
 from tests.support.s3_server import s3_server
 
-ALWAYS = ["preflight", "start-round", "record-round", "end-round", "record-run-status"]
+ALWAYS = ["preflight", "start-round", "version", "record-round", "end-round", "record-run-status"]
 
 
 @pytest.fixture(scope="module")
@@ -61,6 +61,8 @@ def test_it_ends_in_the_same_digests_as_the_plain_command_line(
         str(world.folder / "policy"),
         "--params",
         str(world.folder / "params.yaml"),
+        "--set",
+        "publish.name=tiny",
     ]
     done = subprocess.run(command, capture_output=True, text=True, env=dict(world.environment), timeout=LIMIT_S)
     assert done.returncode == 0, done.stderr[-3000:]
@@ -69,7 +71,7 @@ def test_it_ends_in_the_same_digests_as_the_plain_command_line(
     tags = subprocess.run(
         ["git", "-C", str(world.folder / "preferences.git"), "tag"], capture_output=True, text=True, check=True
     )
-    assert tags.stdout.split() == ["preferences/round-0001"]
+    assert tags.stdout.split() == ["preferences/tiny/round-0001"]
     assert "round 1 of tiny: SUCCEEDED" in first
 
 
@@ -77,7 +79,7 @@ def test_the_same_run_twice_does_no_work_twice(world: World, first: str) -> None
     done = world.run_local("run")
     assert done.returncode == 0, done.stderr[-3000:]
     assert executed(first)[0] == "preflight"
-    assert {"propose", "answer", "judge", "train", "evaluate", "decide"} <= {*executed(first)}
+    assert {"generate", "pair", "train", "evaluate-champion", "evaluate-challenger", "decide"} <= {*executed(first)}
     assert executed(done.stdout + done.stderr) == ALWAYS
 
 
@@ -87,12 +89,13 @@ def test_another_learning_rate_runs_training_and_what_follows_alone(world: World
     assert executed(done.stdout + done.stderr) == [
         "preflight",
         "start-round",
+        "version",
         "train",
-        "evaluate-2",
+        "evaluate-challenger",
         "decide",
         "record-round",
-        "page",
         "end-round",
+        "page",
         "record-run-status",
     ]
 
@@ -100,11 +103,12 @@ def test_another_learning_rate_runs_training_and_what_follows_alone(world: World
 def test_killed_while_it_judges_and_while_it_trains_it_ends_in_the_same_digests(
     world: World, undisturbed: dict[str, str]
 ) -> None:
+    """The task that was killed while it judged goes on with the answers that it has stored."""
     assert world.kill_at("killed", "judge", line="killed", after_s=0.3)
     assert world.kill_at("killed", "train", line="killed", after_s=0.3)
     done = world.run_local("killed", line="killed")
     assert done.returncode == 0, done.stderr[-3000:]
-    assert "propose" not in executed(done.stdout + done.stderr)
+    assert "generate" not in executed(done.stdout + done.stderr)
     assert world.made(line="killed") == undisturbed
 
 
@@ -112,7 +116,7 @@ def test_killed_while_it_judges_and_while_it_trains_it_ends_in_the_same_digests(
     ("more", "told"),
     [
         (("--shards", "2"), "12 questions are 1 block(s) of 64, too few for 2 shards"),
-        (("--benchmark", "s3://sets/nothing/here"), "clincot preflight: s3://sets/nothing/here: neither folder.json"),
+        (("--benchmark", "s3://sets/nothing/here"), "benchmark: s3://sets/nothing/here: neither folder.json"),
         (("--benchmark", "s3://no-such-bucket/x"), "no-such-bucket"),
         (("--set", "train.learning_rate=1"), "train.learning_rate"),
     ],

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import shutil
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
@@ -12,8 +15,12 @@ from clincot.geometry import WHOLE_IMAGE
 from clincot.jsonl import read_records, write_json, write_records
 from clincot.judging.calibration import make_identity_calibration
 from clincot.judging.combination import PanelMember, QuorumLost, ScoreCombiner
-from clincot.pipelines.sharding import list_shard_names, merge_shards, write_shard
+from clincot.pipelines.shard_generation import ShardInputs, download_shards, generate_shard, write_group_manifest
+from clincot.pipelines.sharding import group_shards, list_shard_names, merge_shards, parse_shard_group, write_shard
 from clincot.records import Candidate, Judgement, Question, Region
+from clincot.runs.layout import ROUND_FILES
+from clincot.storage.artifacts import ChecksumMismatch, upload_folder
+from clincot.storage.folder_store import FolderStore
 
 A, B = "a" * 64, "b" * 64
 FILES = ("regions", "candidates", "judgements", "panel_report")
@@ -142,3 +149,104 @@ def test_a_missing_shard_is_told(tmp_path: Path) -> None:
         merged(tmp_path / "together", path, [one])
     with pytest.raises(InvalidInput, match="a shard is missing or out of order"):
         merged(tmp_path / "again", path, [two, one])
+
+
+def test_shards_are_divided_among_tasks_in_their_order() -> None:
+    """Ten shards in at most four tasks: 2, 3, 2 and 3 of them; two shards are two tasks at most."""
+    ten = [f"{number}/10" for number in range(1, 11)]
+    groups = group_shards(ten, 4)
+    assert groups == ["1-2/10", "3-5/10", "6-7/10", "8-10/10"]
+    assert [shard for group in groups for shard in parse_shard_group(group)] == ten
+    assert group_shards(["1/2", "2/2"], 8) == ["1-1/2", "2-2/2"]
+    for wrong in ("3", "2-1/4", "1-5/4", "0-1/4"):
+        with pytest.raises(InvalidInput, match="must be written as 1-3/8"):
+            parse_shard_group(wrong)
+
+
+def test_64_shards_are_merged_from_what_8_tasks_hand_on(tmp_path: Path) -> None:
+    """A task hands on a digest of 64 characters: 8 of them take 0.5 kB of the 128 KiB that an argument may have.
+
+    The descriptions of the files of 58 shards were more than that.
+    """
+    path = tmp_path / "questions.jsonl"
+    questions = write_questions(path, 64)
+    whole = make(tmp_path / "whole", questions)
+    candidates, store = list(read_records(whole["candidates"], Candidate)), FolderStore(tmp_path / "store")
+    digests = []
+    for number, question in enumerate(questions):
+        shard = make(tmp_path / f"shard-{number}", [question])
+        write_records(shard["candidates"], [candidates[number]])
+        mine = (one for one in read_records(whole["judgements"], Judgement) if one.candidate == candidates[number].id)
+        write_records(shard["judgements"], mine)
+        finished = tmp_path / f"finished-{number}"
+        finished.mkdir()
+        for name in FILES:
+            shutil.copyfile(shard[name], finished / ROUND_FILES[name])
+        digests.append(upload_folder(finished, f"{store.url}/shards").rpartition("/")[2])
+    handed_on = [write_group_manifest(store, digests[first : first + 8]) for first in range(0, 64, 8)]
+    assert len(json.dumps(handed_on)) < 1024
+    folder = tmp_path / "together"
+    folder.mkdir()
+    outputs = {name: folder / name for name in (*FILES, "scores")}
+    merge_shards(SECTION, path, download_shards(store, handed_on), outputs)
+    assert [name for name in outputs if outputs[name].read_bytes() != whole[name].read_bytes()] == []
+    (tmp_path / "store" / "shards" / "groups" / f"{handed_on[0]}.json").write_text('{"shards": []}')
+    with pytest.raises(ChecksumMismatch, match="somebody has changed the list of shards"):
+        download_shards(store, handed_on)
+
+
+class LostPod(Exception):
+    """The pod of a task is gone."""
+
+
+class Stages:
+    """Stands for the stages: each writes its name, unless its output is there already, as run_stage does."""
+
+    def __init__(self, dies_in: str = "") -> None:
+        self.dies_in = dies_in
+        self.worked: list[str] = []
+        self.inputs: list[tuple[str, list[str]]] = []
+
+    def run(self, stage: str, inputs: Mapping[str, str], outputs: Mapping[str, str]) -> None:
+        self.inputs.append((stage, sorted(inputs)))
+        if all(Path(path).is_file() for path in outputs.values()):
+            return
+        if stage == self.dies_in:
+            raise LostPod
+        self.worked.append(stage)
+        for name, path in outputs.items():
+            Path(path).write_text(f"{name} of {stage} {Path(path).name}", encoding="utf-8")
+
+
+def test_a_shard_goes_on_after_the_stage_that_a_lost_pod_had_finished(tmp_path: Path) -> None:
+    """The next pod finds regions and answers in the store, and lets the judges score them."""
+    store = FolderStore(tmp_path / "store")
+    inputs = ShardInputs(shard="1/2", data="data", questions="questions", policy="policy", steps=1, key="k" * 64)
+    undisturbed = Stages()
+    expected = generate_shard(inputs, FolderStore(tmp_path / "other"), undisturbed.run)
+    assert undisturbed.worked == ["propose", "answer", "judge"]
+    lost = Stages(dies_in="judge")
+    with pytest.raises(LostPod):
+        generate_shard(inputs, store, lost.run)
+    assert lost.worked == ["propose", "answer"]
+    again = Stages()
+    assert generate_shard(inputs, store, again.run) == expected
+    assert again.worked == ["judge"]
+    assert list(store.keys("shards/unfinished/")) == []
+
+
+def test_the_steps_of_a_chain_build_on_one_another(tmp_path: Path) -> None:
+    """Of two steps the second reads the candidates and scores of the first; the shard has the files of the last."""
+    store = FolderStore(tmp_path / "store")
+    inputs = ShardInputs(shard="1/1", data="data", questions="questions", policy="policy", steps=2, key="k" * 64)
+    stages = Stages()
+    digest = generate_shard(inputs, store, stages.run)
+    assert stages.worked == ["propose", "answer", "judge", "answer", "judge"]
+    assert stages.inputs[1] == ("answer", ["data", "policy", "questions", "regions"])
+    assert stages.inputs[3] == (
+        "answer",
+        ["candidates_before", "data", "policy", "questions", "regions", "scores_before"],
+    )
+    finished = tmp_path / "store" / "shards" / digest
+    assert (finished / "candidates.jsonl").read_text() == "candidates of answer candidates.jsonl"
+    assert {path.name for path in finished.iterdir()} == {ROUND_FILES[name] for name in FILES} | {"folder.json"}

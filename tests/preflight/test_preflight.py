@@ -15,7 +15,7 @@ import pytest
 from safetensors.numpy import save_file
 
 from clincot.cli.app import main
-from clincot.config import Params, PreflightConfig
+from clincot.config import Params, PreflightConfig, PublishConfig
 from clincot.deployment.service_settings import ServiceSettings
 from clincot.errors import InvalidInput
 from clincot.jsonl import InvalidRecord
@@ -36,6 +36,7 @@ from clincot.records import StartingPolicy
 from clincot.registry import champion
 from clincot.registry.champion import NoChampion
 from clincot.registry.manifest import CorruptCheckpoint, build_checkpoint_key
+from clincot.registry.publication import PublicationEvidence, register_checkpoint
 from clincot.stages.runner import run_stage
 from clincot.storage.folder_store import FolderStore
 from clincot.storage.store import Store, StoreFailed
@@ -254,7 +255,8 @@ def started(**fields: Any) -> tuple[list[StartingPolicy], list[PreflightCheck]]:
 
 
 def test_the_round_starts_from_the_champion_not_from_the_base(store: Store, tmp_path: Path) -> None:
-    base, one = (published(store, tmp_path, value) for value in (1.0, 2.0))
+    base = published(store, tmp_path, 1.0)
+    one = published(store, tmp_path, 2.0, over=base)
     champion.create_champion_pointer(store, base, by="ann")
     champion.promote_champion(store, one, over=base.sha256, by="ann", reason="won")
     start, (check,) = started(publish={"store": store.url, "name": LINE}, base=base.sha256)
@@ -264,6 +266,16 @@ def test_the_round_starts_from_the_champion_not_from_the_base(store: Store, tmp_
     assert (policy.uri, policy.sha256, policy.round, policy.source) == (one.uri, one.sha256, one.round, "champion")
     place = starting_policy.fetch_starting_policy(policy, store.url, tmp_path / "fetched")
     assert hash_checkpoint(place) == one.sha256
+
+
+def test_a_published_base_is_examined_before_its_first_round(tmp_path: Path) -> None:
+    """Nothing has loaded it before. What a round trained was loaded when it was evaluated."""
+    store = FolderStore(tmp_path / "store")
+    folder = tiny.write_model(tmp_path / "model", 0)
+    manifest = register_checkpoint(store, folder, PublishConfig(name=LINE), PublicationEvidence())
+    champion.create_champion_pointer(store, manifest, by="ann")
+    _, checks = started(publish={"store": store.url, "name": LINE})
+    assert states(checks)["starting policy: generation"] == "pass"
 
 
 def test_without_a_champion_the_base_is_round_0(tmp_path: Path) -> None:
@@ -352,7 +364,9 @@ def test_a_data_repository_that_takes_a_round(data_repository: Path) -> None:
             section(version={"repository": str(data_repository)}, timeout_s=60.0), repository.build_repository_probes
         )
     )
-    assert found == dict.fromkeys(["data repository: clone", "data repository: push", "DVC remote"], "pass")
+    assert found == dict.fromkeys(
+        ["data repository: clone", "data repository: push", "data repository: versions", "DVC remote"], "pass"
+    )
     refs = subprocess.run(["git", "for-each-ref"], cwd=data_repository, capture_output=True, text=True, check=True)
     assert "preflight" not in refs.stdout
     assert before == (sorted(data_repository.rglob("*")), sorted((data_repository.parent / "remote").rglob("*.*")))
@@ -380,6 +394,7 @@ def test_a_repository_that_may_be_read_and_not_pushed(data_repository: Path, tmp
     assert states(list(found.values())) == {
         "data repository: clone": "pass",
         "data repository: push": "fail",
+        "data repository: versions": "pass",
         "DVC remote": "pass",
     }
     assert "403" in found["data repository: push"].result
@@ -461,9 +476,21 @@ def test_what_is_not_allowed_is_named_all_of_it() -> None:
         kserve, may = cluster_checks.check_kserve(cluster, ServiceSettings(namespace="clinic"))
     assert (kserve.state, kserve.remedy) == ("fail", "install KServe 0.20 or later")
     assert may.result == (
-        "not allowed: delete inferenceservices.serving.kserve.io in clinic, create services/proxy in clinic"
+        "the account of the run may not: delete inferenceservices.serving.kserve.io in clinic, "
+        "create services/proxy in clinic"
     )
     assert server.objects == {}  # asked, not tried
+
+
+def test_an_account_without_rights_is_named_with_the_field_to_fill() -> None:
+    """A run from the UI whose field Service Account is empty has the default account of Kubeflow Pipelines."""
+    user = "system:serviceaccount:clinic:pipeline-runner"
+    server = ApiServer(denied={("create", "inferenceservices")}, user=user)
+    with api_server(server) as cluster:
+        _, may = cluster_checks.check_kserve(cluster, ServiceSettings(namespace="clinic"))
+    assert may.result.startswith("the account pipeline-runner of clinic may not: create inferenceservices")
+    assert "type the account of the release (NAME-runner" in may.remedy
+    assert "in the field Service Account; else add these to the Role of the account pipeline-runner" in may.remedy
 
 
 def test_no_cluster_is_looked_for_where_none_is_meant(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -109,6 +109,9 @@ def test_the_stability_index_by_hand() -> None:
         ({"longer_rejected_auc": 0.55}, "length AUC", "ok"),
         ({"longer_rejected_auc": 0.56}, "length AUC", "block"),
         ({"longer_rejected_auc": 0.44}, "length AUC", "block"),
+        # The pairs were balanced to 0.5 ± 0.2 (pair.length_auc_tolerance), and are judged by the same.
+        ({"longer_rejected_auc": 0.7, "length_auc_tolerance": 0.2}, "length AUC", "ok"),
+        ({"longer_rejected_auc": 0.71, "length_auc_tolerance": 0.2}, "length AUC", "block"),
         ({"longer_rejected_auc": None, "pairs": 0}, "length AUC", "block"),
         ({"contradictions": 2}, "contradictions", "ok"),
         ({"contradictions": 3}, "contradictions", "warn"),

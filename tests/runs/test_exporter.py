@@ -16,7 +16,8 @@ import pytest
 from clincot.records import StartingPolicy
 from clincot.registry import champion
 from clincot.runs.exporter import LineState, LineStateCollector, read_line_state
-from clincot.runs.history import RoundOutputs, begin_round, end_round, record_round_outputs, record_run_failure
+from clincot.runs.history import begin_round, end_round, record_round_outputs, record_run_failure
+from clincot.runs.round_records import RoundOutputs
 from clincot.storage.folder_store import FolderStore
 from clincot.storage.store import Store, StoreFailed
 from tests.support.deployment_builders import LINE, published
@@ -47,7 +48,7 @@ def play(store: Store, *verdicts: str) -> None:
         if verdict == "fails at once":
             record_run_failure(store, LINE, run=run, reported="FAILED", error="preflight: no champion")
             continue
-        begun = begin_round(store, start(number), run=run)
+        begun, _ = begin_round(store, start(number), run=run)
         if verdict == "fails":
             record_run_failure(store, LINE, run=run, reported="FAILED", error="judge: out of memory")
             continue
@@ -61,6 +62,7 @@ def play(store: Store, *verdicts: str) -> None:
                 verdict=verdict,
                 agreement=0.9 - number / 10,
             ),
+            run=run,
         )
         end_round(store, LINE, run=run)
 
@@ -95,6 +97,17 @@ def test_a_success_is_no_failure_whatever_is_reported(tmp_path: Path, reported: 
     record_run_failure(store, LINE, run=f"run-{next(RUNS) - 1}", reported=reported)
     gauges = {family.name: family.samples[0].value for family in LineStateCollector(store, LINE).collect()}
     assert (gauges["clincot_round_failed"], gauges["clincot_rounds_ended"]) == (0.0, 1.0)
+
+
+def test_a_failure_shows_until_another_run_has_the_round(tmp_path: Path) -> None:
+    """Not until the round has ended, which may take a day after the run that resumed it began."""
+    store = FolderStore(tmp_path / "store")
+    play(store, "fails")
+    assert read_line_state(store, LINE).failed
+    begin_round(store, start(0), run="the-next")
+    assert not read_line_state(store, LINE).failed
+    record_run_failure(store, LINE, run="the-next", reported="RUNNING")
+    assert read_line_state(store, LINE).failed
 
 
 def test_an_unreachable_store_yields_one_gauge() -> None:

@@ -38,10 +38,14 @@ KINDS = {  # group/version -> kind -> plural; a * before: of the whole cluster
         "ClusterRoleBinding": "*clusterrolebindings",
     },
     "serving.kserve.io/v1beta1": {"InferenceService": "inferenceservices"},
-    "serving.kserve.io/v1alpha1": {"ServingRuntime": "servingruntimes"},
+    "serving.kserve.io/v1alpha1": {
+        "ServingRuntime": "servingruntimes",
+        "ClusterStorageContainer": "*clusterstoragecontainers",
+    },
     "argoproj.io/v1alpha1": {"Workflow": "workflows"},
 }
 DONE = {"conditions": [{"type": "Complete", "status": "True"}], "succeeded": 1}
+FAILED = {"conditions": [{"type": "Failed", "status": "True", "reason": "BackoffLimitExceeded"}], "failed": 1}
 
 
 @dataclass
@@ -49,6 +53,7 @@ class KubeServer:
     objects: dict[str, Json] = field(default_factory=dict)  # by path
     ran: list[list[str]] = field(default_factory=list)  # arguments of every container of jobs and pods, in their order
     absent: frozenset[str] = frozenset()  # groups that are not installed
+    failing: frozenset[str] = frozenset()  # names of the Jobs that fail
     written: list[tuple[str, str]] = field(default_factory=list)  # (method, path) of everything but reads
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
@@ -65,6 +70,7 @@ class KubeServer:
             if path not in self.objects:  # Helm 4 applies on the server's side, where nothing is, too
                 return self._create(path, body) if method == "PATCH" else _status(404, path)
             if method == "DELETE":
+                self._collect_garbage(path)
                 return 200, self.objects.pop(path)
             merged = body if method == "PUT" else _merged(self.objects[path], body)
             self.objects[path] = merged
@@ -78,8 +84,26 @@ class KubeServer:
             spec = body["spec"]["template"]["spec"] if body["kind"] == "Job" else body["spec"]
             self.ran += [one["args"] for one in (*spec.get("initContainers", ()), *spec["containers"])]
             body["status"] = DONE if body["kind"] == "Job" else {"phase": "Succeeded"}
+        if body["kind"] == "Job" and body["metadata"]["name"] in self.failing:
+            self._fail(path, body)
         self.objects[path] = body
         return 201, body
+
+    def _fail(self, path: str, job: Json) -> None:
+        """A Job whose tries are used up, with the pod of one of them."""
+        job["status"] = FAILED
+        name = job["metadata"]["name"]
+        about = {"name": f"{name}-x1", "namespace": job["metadata"]["namespace"], "labels": {"job-name": name}}
+        pod = {"apiVersion": "v1", "kind": "Pod", "metadata": about, "spec": job["spec"]["template"]["spec"]}
+        self.objects[f"{path.rpartition('/jobs/')[0].replace('/apis/batch/v1', '/api/v1')}/pods/{name}-x1"] = pod
+
+    def _collect_garbage(self, path: str) -> None:
+        """Delete the pods of a deleted Job."""
+        if self.objects[path]["kind"] == "Job":
+            name = path.rpartition("/")[2]
+            pods = [at for at, one in self.objects.items() if one["metadata"].get("labels", {}).get("job-name") == name]
+            for pod in pods:
+                del self.objects[pod]
 
     def _get(self, path: str, query: dict[str, list[str]]) -> tuple[int, Json]:
         if (found := discovery(path, self.absent)) is not None:
@@ -239,7 +263,8 @@ def kube_server(server: KubeServer, folder: Path) -> Iterator[Path]:
                 self.close_connection = True
                 code, reply = 200, b""
             elif url.path.endswith("/log"):
-                code, reply = 200, b"said by the pod\n"
+                there = url.path.removesuffix("/log") in server.objects
+                code, reply = (200, b"said by the pod\n") if there else (404, b'{"message": "no such pod"}')
             else:
                 code, found = server.handle(self.command, url.path, query, body)
                 reply = json.dumps(found).encode()

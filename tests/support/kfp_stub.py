@@ -124,7 +124,7 @@ class PipelinesStub:
         _named(self.experiments, "experiment_id", body["experiment_id"])
         if path == "/runs":
             assert set(body) <= RUN, set(body) - RUN
-            assert body["pipeline_spec"]["pipeline_spec"]["pipelineInfo"]["name"] == "clincot-round"
+            assert body["pipeline_spec"]["pipeline_spec"]["pipelineInfo"]["name"] == "round"
             self.runs.append({**body, "run_id": self.new_id("run"), "state": "PENDING"})
             return self.runs[-1]
         if path == "/recurringruns":

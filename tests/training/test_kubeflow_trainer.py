@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import threading
 from collections.abc import Iterator
@@ -15,7 +16,7 @@ import yaml
 
 from clincot.clients.kubernetes import AdmissionDenied, Cluster, ClusterFailed
 from clincot.config import TrainConfig
-from clincot.deployment.crd import InvalidResource, build_validator, read_crd, validate_manifest
+from clincot.deployment.crd import InvalidResource, validate_manifest
 from clincot.errors import InvalidInput
 from clincot.models.checkpoint import hash_checkpoint
 from clincot.preflight import cluster as cluster_checks
@@ -23,7 +24,6 @@ from clincot.stages.runner import run_stage
 from clincot.training import trainjob_watch
 from clincot.training.job import TrainingFailed, TrainingJob, locate_failure_file
 from clincot.training.kubeflow_trainer import (
-    TRAINJOB_VERSION,
     build_train_job,
     copy_to_volume,
     derive_job_name,
@@ -33,13 +33,14 @@ from clincot.training.kubeflow_trainer import (
 from clincot.training.launch_settings import LaunchSettings, SecretKey, TrainJobSettings
 from clincot.training.trainjob_watch import run_train_job
 from clincot.training.worker import train_in_process
+from tests.support.crds import load_validator
 from tests.support.kube_api_server import Json, api_server
 from tests.support.pair_files import write_work
+from tests.support.recordings import read_recording
 from tests.support.trainer_server import TrainerServer, pod
+from tests.support.trainer_webhook import deny_train_job, list_replicated_jobs
 
 pytestmark = pytest.mark.slow
-
-CRD = Path(__file__).parents[3] / "shared/crds/trainer.kubeflow.org_trainjobs.yaml"
 
 
 def settings(mount: Path, **fields: Any) -> TrainJobSettings:
@@ -81,9 +82,7 @@ def manifest(mount: Path = Path("/shared"), **fields: Any) -> Json:
 
 @pytest.fixture(scope="module")
 def schema() -> Any:
-    if not CRD.is_file():
-        pytest.skip("no CRDs at ../shared/crds")
-    return build_validator(read_crd(CRD), TRAINJOB_VERSION)
+    return load_validator("TrainJob")
 
 
 @pytest.mark.parametrize("fields", [pytest.param({}, id="least"), pytest.param(ALL_OF_IT, id="all of it")])
@@ -257,6 +256,34 @@ def test_a_denied_admission_is_not_a_missing_role(server: TrainerServer, cluster
         run_train_job(cluster, job, settings(Path("/shared")))
     assert "needs a Role" not in str(refused.value)
     assert jobs(server) == []
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"runtimeRef": {"kind": "TrainingRuntime", "name": "ours"}}, r'"ours\" not found.* must be created before'),
+        ({"runtimeRef": {"kind": "Runtime", "name": "ours"}}, "unsupported runtime: Runtime"),
+        ({"initializer": {"dataset": {}}}, "must have dataset-initializer job"),
+        ({"trainer": {"env": [{"name": "PET_NNODES"}]}}, r"must not have reserved envs.*\[PET_NNODES\]"),
+        ({"job": "launcher"}, "must not have replicated job that doesn't exist in the runtime"),
+        ({"container": {"name": "sidecar"}}, "must not have container that doesn't exist in the runtime job node"),
+        ({"container": {"name": "node", "env": [{"name": "A"}]}}, "must not have envs for the"),
+    ],
+)
+def test_the_stand_in_denies_what_trainers_webhook_denies(change: Json, message: str) -> None:
+    job = manifest()
+    (replicated,) = list_replicated_jobs(job["spec"]["runtimePatches"][0])
+    replicated["name"] = change.pop("job", replicated["name"])
+    if "container" in change:
+        replicated["template"]["spec"]["template"]["spec"]["containers"] = [change.pop("container")]
+    job["spec"] |= change
+    assert deny_train_job(manifest()) == ""
+    assert re.search(message, deny_train_job(job))
+
+
+def test_the_stand_in_admits_the_job_that_ran() -> None:
+    """A recorded TrainJob, which Trainer 2.3.0 admitted and completed."""
+    assert deny_train_job(read_recording("trainjob-complete")) == ""
 
 
 def test_a_cluster_that_knows_a_field_no_longer_refuses_it(server: TrainerServer, cluster: Cluster) -> None:

@@ -14,6 +14,9 @@
 {{- if .Values.servingRuntime.create -}}
 {{- $errors = printf "%s%s" $errors (include "clincot.needs" (merge (dict "kind" "serving.kserve.io/v1alpha1/ServingRuntime" "remedy" "install KServe, or set servingRuntime.create=false") $need)) -}}
 {{- end -}}
+{{- if .Values.server.storageInitializer.create -}}
+{{- $errors = printf "%s%s" $errors (include "clincot.needs" (merge (dict "kind" "serving.kserve.io/v1alpha1/ClusterStorageContainer" "remedy" "install KServe 0.20 or later, or set server.storageInitializer.create=false") $need)) -}}
+{{- end -}}
 {{- if .Values.pipeline.enabled -}}
 {{- $errors = printf "%s%s" $errors (include "clincot.needs" (merge (dict "kind" "argoproj.io/v1alpha1/Workflow" "remedy" "install Kubeflow Pipelines 2.17 or later, or set pipeline.enabled=false") $need)) -}}
 {{- end -}}
@@ -32,6 +35,12 @@
 {{- end -}}
 {{- if .Values.monitoring.rules.enabled -}}
 {{- $errors = printf "%s%s" $errors (include "clincot.needs" (merge (dict "kind" "monitoring.coreos.com/v1/PrometheusRule" "remedy" "install the Prometheus operator, or set monitoring.rules.enabled=false") $need)) -}}
+{{- end -}}
+{{- if .Values.judgeDefaults.schedule.enabled -}}
+{{- $errors = printf "%s%s" $errors (include "clincot.needs" (merge (dict "kind" "keda.sh/v1alpha1/ScaledObject" "remedy" "install KEDA, or set judgeDefaults.schedule.enabled=false") $need)) -}}
+{{- end -}}
+{{- if ge (int .Values.server.pdb.minAvailable) (int .Values.server.replicas) -}}
+{{- $errors = printf "%s\n- server.pdb.minAvailable is %d and server.replicas %d, so no node with a replica could be drained; expected fewer than the replicas" $errors (int .Values.server.pdb.minAvailable) (int .Values.server.replicas) -}}
 {{- end -}}
 {{- if and .Values.store.existingSecret (or .Values.store.accessKey .Values.store.secretKey) -}}
 {{- $errors = printf "%s\n- store.existingSecret and store.accessKey/secretKey are both set; set only one of them" $errors -}}

@@ -101,6 +101,20 @@ imagePullSecrets:
 {{- trimSuffix "/" (last (splitList "://" .)) -}}
 {{- end }}
 
+{{/* The port of a URL: its own, or that of its scheme; 22 for git over SSH. */}}
+{{- define "clincot.portOf" -}}
+{{- $own := regexFind ":[0-9]+$" (urlParse .).host -}}
+{{- if $own -}}
+{{- trimPrefix ":" $own -}}
+{{- else if hasPrefix "http:" . -}}
+80
+{{- else if hasPrefix "https:" . -}}
+443
+{{- else -}}
+22
+{{- end -}}
+{{- end }}
+
 {{- define "clincot.noProxy" -}}
 {{- compact (list .Values.proxy.noProxy "localhost" "127.0.0.1" ".svc" ".svc.cluster.local") | join "," -}}
 {{- end }}
@@ -207,6 +221,20 @@ serving.kserve.io/s3-cabundle: /etc/ssl/custom-certs/cabundle.crt
 {{- end }}
 {{- end }}
 
+{{/* The ClusterStorageContainer that the chart creates; its name is unique in the cluster. */}}
+{{- define "clincot.ownStorageContainer" -}}
+{{- printf "%s-%s" (include "clincot.fullname" .) .Release.Namespace | trunc 63 | trimSuffix "-" -}}
+{{- end }}
+
+{{/* The ClusterStorageContainer of server and judges; empty if KServe chooses one. */}}
+{{- define "clincot.storageContainer" -}}
+{{- if .Values.server.storageContainer -}}
+{{- .Values.server.storageContainer -}}
+{{- else if .Values.server.storageInitializer.create -}}
+{{- include "clincot.ownStorageContainer" . -}}
+{{- end -}}
+{{- end }}
+
 {{- define "clincot.judgeName" -}}
 {{- printf "%s-judge-%s" (include "clincot.fullname" .root) .judge.name -}}
 {{- end }}
@@ -300,7 +328,7 @@ kserve_namespace: {{ .kserveNamespace }}
 image: {{ include "clincot.image" (dict "root" $ "image" $.Values.image.serve) }}
 runtime: {{ include "clincot.runtime" (dict "root" $ "engine" .engine) }}
 service_account: {{ include "clincot.account" (dict "root" $ "which" "server") }}
-{{- with .storageContainer }}
+{{- with (include "clincot.storageContainer" $) }}
 storage_container: {{ . }}
 {{- end }}
 replicas: {{ .replicas }}
@@ -459,6 +487,7 @@ gpu:
 stages: {{ include "clincot.stages" . }}
 cache:
   claim: {{ include "clincot.cacheClaim" . | quote }}
+  access_mode: {{ .Values.pipeline.cache.accessMode }}
 env:
   AWS_ENDPOINT_URL_S3: {{ include "clincot.storeEndpoint" . | quote }}
   AWS_REGION: {{ .Values.store.region | quote }}
@@ -488,7 +517,7 @@ secrets:
   {{- if .apiKeySecret }}
   - name: {{ .apiKeySecret }}
     env: {key: {{ include "clincot.judgeKeyEnv" . }}}
-    stages: [preflight, judge]
+    stages: [preflight, generate]
   {{- end }}
   {{- end }}
   {{- with .Values.server.smokeKeySecret }}
@@ -503,6 +532,17 @@ queue: {{ .Values.pipeline.queue | quote }}
 parallel_shards: {{ int .Values.pipeline.parallelShards }}
 deadline_s: {{ int .Values.pipeline.deadlineSeconds }}
 keep_s: {{ int .Values.pipeline.keepSeconds }}
+{{- end }}
+
+{{/* What becomes of a hook's Job. Helm 3.18 and later print the log of a failed hook, so the Job can be deleted;
+earlier versions do not, so it is kept for a day. */}}
+{{- define "clincot.hookPolicy" -}}
+{{- if semverCompare ">=3.18.0-0" .Capabilities.HelmVersion.Version -}}
+helm.sh/hook-delete-policy: before-hook-creation,hook-succeeded,hook-failed
+helm.sh/hook-output-log-policy: hook-failed
+{{- else -}}
+helm.sh/hook-delete-policy: before-hook-creation,hook-succeeded
+{{- end -}}
 {{- end }}
 
 {{/* A container that runs `clincot` with access to the store. {root, name, args, resources, smoke, git} */}}

@@ -21,7 +21,8 @@ ClinCoT {{ .Chart.AppVersion }} is installed in the namespace {{ .Release.Namesp
   judges      {{ if $judges }}The panel consists of {{ join ", " $judges }}.{{ else }}No judges are configured, but a round needs at least two; set judges or pipeline.recipe.{{ end }}
   pipeline    {{ if .Values.pipeline.enabled }}{{ .Values.pipeline.name }} is uploaded to {{ include "clincot.kfpEndpoint" . }}{{ if .Values.pipeline.schedule.enabled }} and runs on the schedule "{{ .Values.pipeline.schedule.cron }}" (with seconds).{{ else }}; no recurring run is scheduled (pipeline.schedule.enabled).{{ end }}{{ else }}No pipeline is uploaded (pipeline.enabled is false).{{ end }}
   endpoint    The model {{ .Values.server.name }} is served by {{ .Values.server.replicas }} replica{{ if gt (int .Values.server.replicas) 1 }}s{{ end }} with the engine {{ .Values.server.engine }}, after its first rollout.
-{{- if .Values.store.existingSecret }}
+{{- $ownContainer := eq (include "clincot.storageContainer" .) (include "clincot.ownStorageContainer" .) }}
+{{- if and .Values.store.existingSecret (or .Values.customCA.configMap (not $ownContainer)) }}
 
 KServe reads the address of the store from annotations of the Secret in {{ .Release.Namespace }}. Add them once:
 
@@ -35,7 +36,15 @@ Next steps:
 {{- if .Values.tests.enabled }}
 
   # check everything that a round needs; each failed check is printed with its remedy
+  {{- if eq .Release.Namespace .Values.kfp.runNamespace }}
   helm test {{ .Release.Name }} -n {{ .Release.Namespace }} --logs
+  {{- else }}
+  helm test {{ .Release.Name }} -n {{ .Release.Namespace }}
+  kubectl -n {{ .Values.kfp.runNamespace }} logs {{ $name }}-preflight
+  {{- if .Values.tests.endpoint }}
+  kubectl -n {{ .Release.Namespace }} logs {{ $name }}-ask
+  {{- end }}
+  {{- end }}
 {{- end }}
 {{- if .Values.server.first.enabled }}
 

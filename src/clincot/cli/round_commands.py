@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
@@ -38,6 +39,7 @@ def add_round_commands(commands: Commands) -> None:
     add_command(commands, "show", show_record, ShowArguments, panel=ROUND_PANEL)
     add_command(commands, "page", rewrite_page, PageArguments, panel=ROUND_PANEL)
     add_command(commands, "power", print_power, PowerArguments, panel=ROUND_PANEL)
+    add_command(commands, "figures", write_figures, FiguresArguments, panel=ROUND_PANEL)
     add_command(commands, "blind", score_blind, BlindArguments, panel=ROUND_PANEL)
 
 
@@ -274,6 +276,40 @@ def print_power(args: PowerArguments) -> int:
     if not 0 < args.power < 1:
         raise InvalidInput(f"--power must be in (0, 1), got {args.power}")
     print(render_power_table(decision, questions=args.questions or used, gain=args.gain, power=args.power))
+    return 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class FiguresArguments(ParamsArguments):
+    """The reports of a round. The parameters name the arm of the decision and the judges' calibration."""
+
+    before: Annotated[
+        Path, typer.Option("--before", metavar="PATH", help="Benchmark report of the policy before the round.")
+    ]
+    after: Annotated[Path, typer.Option("--after", metavar="PATH", help="Benchmark report of the policy after it.")]
+    decision: Annotated[Path, typer.Option("--decision", metavar="PATH", help="The decision of the round.")]
+    panel_report: Annotated[Path, typer.Option("--panel-report", metavar="PATH", help="Report of the judges.")]
+    pair_report: Annotated[Path, typer.Option("--pair-report", metavar="PATH", help="Report of the pairs.")]
+    out: Annotated[
+        Path, typer.Option("--out", metavar="DIR", help="Folder for metrics.json and the data of the plots (CSV).")
+    ]
+
+
+def write_figures(args: FiguresArguments) -> int:
+    """Write a dozen figures of a round and the data of its plots, for DVC and other trackers."""
+    from clincot.reporting.round_figures import collect_round_metrics, read_round_reports, write_round_figures
+
+    params = read_params(args)
+    paths = {
+        "before": args.before,
+        "after": args.after,
+        "decision": args.decision,
+        "panel": args.panel_report,
+        "pairs": args.pair_report,
+    }
+    reports = read_round_reports(paths, params.judge.calibration_path, params.decide.arm)
+    write_round_figures(reports, args.out)
+    print(json.dumps(collect_round_metrics(reports), indent=2))
     return 0
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Annotated
 
@@ -33,6 +34,14 @@ class CreateArguments:
             "--wait", metavar="SECONDS", help="How long to retry while the server is not up yet (default: no retry)."
         ),
     ] = 0
+    pod: Annotated[
+        str,
+        typer.Option(
+            "--pod",
+            metavar="NAMESPACE/POD",
+            help="Pod of the server. If it cannot start, waiting ends at once with the reason that Kubernetes gives.",
+        ),
+    ] = ""
 
 
 def create_bucket(args: CreateArguments) -> int:
@@ -45,14 +54,33 @@ def create_bucket(args: CreateArguments) -> int:
     store = open_store(args.url)
     if not isinstance(store, S3Store):
         raise InvalidInput(f"{args.url}: expected s3://bucket/prefix; a folder needs no bucket")
+    is_transient = _build_pod_check(args.pod) if args.pod else lambda error: isinstance(error, StoreFailed)
     created = retry_call(
         store.create_bucket,
-        is_transient=lambda error: isinstance(error, StoreFailed),
+        is_transient=is_transient,
         wait_s=lambda failures: PAUSE_S,
         timeout_s=args.wait,
     )
     print(f"{store.bucket}: {'made' if created else 'there already'}")
     return 0
+
+
+def _build_pod_check(pod: str) -> Callable[[BaseException], bool]:
+    """Return a function that says whether waiting may help; it raises PodCannotStart if it cannot."""
+    from clincot.clients.kubernetes import connect_cluster
+    from clincot.clients.pod_status import refuse_failing_pod
+    from clincot.storage.store import StoreFailed
+
+    namespace, _, name = pod.partition("/")
+    if not (namespace and name):
+        raise InvalidInput(f"--pod: expected NAMESPACE/POD, got {pod!r}")
+    cluster = connect_cluster()
+
+    def may_pass(error: BaseException) -> bool:
+        refuse_failing_pod(cluster, namespace, name)
+        return isinstance(error, StoreFailed)
+
+    return may_pass
 
 
 @dataclass(frozen=True, kw_only=True)

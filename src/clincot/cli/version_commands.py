@@ -116,7 +116,7 @@ def render_version_log(versions: list[DataVersion]) -> str:
     """One line for each version, the newest last."""
     if not versions:
         return "no version yet"
-    rows = [("version", "commit", "pairs", "questions", "size", "agreement", "judges", "policy", "sha256")]
+    rows = [("version", "commit", "run", "pairs", "questions", "size", "agreement", "judges", "policy", "sha256")]
     for version in versions:
         alpha = "–" if version.alpha is None else f"{version.alpha:.3f}"
         judges = ", ".join(f"{name} {digest[:8]}" for name, digest in sorted(version.judges.items()))
@@ -125,6 +125,7 @@ def render_version_log(versions: list[DataVersion]) -> str:
             (
                 version.tag,
                 version.revision[:10],
+                version.run or "–",
                 f"{version.pairs}",
                 f"{version.questions}",
                 f"{version.size / 1e6:.2f} MB",
@@ -161,7 +162,7 @@ def render_version_diff(a: DataVersion, b: DataVersion, between: PairDiff) -> st
     for name, change in moved.items():
         if change is not None and between.rescored:
             lines.append(f"  {name}: {_describe_change(change)}")
-    judges = [f"{side.tag.rpartition('/')[2]} {', '.join(sorted(side.judges))}" for side in (a, b)]
+    judges = [f"{side.tag.removeprefix('preferences/')} {', '.join(sorted(side.judges))}" for side in (a, b)]
     if a.judges != b.judges:
         lines.append(f"  other judges: {judges[0]}; {judges[1]}")
     if a.policies != b.policies:

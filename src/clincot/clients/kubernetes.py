@@ -130,6 +130,18 @@ class Cluster:
         answer = self.request("POST", "/apis/authorization.k8s.io/v1/selfsubjectaccessreviews", review)
         return answer.get("status", {}).get("allowed") is True
 
+    def get_user_name(self) -> str:
+        """Return the name of this account as the API server knows it; "" if the server does not say.
+
+        Uses SelfSubjectReview, which every account may create for itself (Kubernetes 1.28 or later).
+        """
+        review = {"apiVersion": "authentication.k8s.io/v1", "kind": "SelfSubjectReview"}
+        try:
+            answer = self.request("POST", "/apis/authentication.k8s.io/v1/selfsubjectreviews", review)
+        except ClusterFailed:
+            return ""
+        return str(answer.get("status", {}).get("userInfo", {}).get("username", ""))
+
     def create(self, path: str, manifest: Json) -> Json:
         """Create the object. Raises Conflict if it exists."""
         return self.request("POST", path.rpartition("/")[0], manifest)

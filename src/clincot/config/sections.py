@@ -268,7 +268,7 @@ class PairConfig(FrozenConfig):
         default=0.05,
         ge=0,
         le=0.5,
-        description="'Longer is rejected' may tell the sides apart with an AUC of 0.5 ± this.",
+        description="'Longer is rejected' may tell the sides apart with an AUC of 0.5 ± this; outside it blocks.",
     )
     seed: int = Field(default=0, description="Seed of the random choice.")
 
@@ -280,7 +280,9 @@ class VersionConfig(FrozenConfig):
         default="", description="Git address of the data repository; empty: no version is kept."
     )
     branch: OptionalText = Field(default="", description="Branch; empty: the repository's default branch.")
-    round: int = Field(default=0, ge=0, description="Number of the tag preferences/round-NNNN; 0: the next free one.")
+    round: int = Field(
+        default=0, ge=0, description="Number in the tag of the version; 0: that of the round, or the next free one."
+    )
     attempts: PositiveInt = Field(default=8, description="Attempts to push while others push at the same time.")
     timeout_s: float = Field(default=1800.0, gt=0, description="Deadline of one git or dvc command, in seconds.")
 
@@ -443,9 +445,6 @@ class DecideConfig(FrozenConfig):
     max_shift: float = Field(
         default=0.25, gt=0, description="Population stability index of the scores against the last round; more warns."
     )
-    length_auc_tolerance: float = Field(
-        default=0.05, ge=0, le=0.5, description="'Longer is rejected' may have an AUC of 0.5 ± this; outside it blocks."
-    )
     resamples: PositiveInt = Field(default=2000, description="Resamples of the intervals' cluster bootstrap.")
     seed: int = Field(default=0, description="Seed of the bootstrap.")
 
@@ -515,14 +514,22 @@ class DeployConfig(FrozenConfig):
 class PreflightConfig(FrozenConfig):
     """What is checked before a round requests a GPU.
 
-    The round's own judges, store and data repository are checked, and whether the starting policy can propose regions
-    and be trained: Params.get_stage_config fills in these sections, so they cannot be set here.
+    The round's own judges, store, data repository and benchmark are checked, and whether the starting policy can
+    propose regions and be trained: Params.get_stage_config fills in these sections, so they cannot be set here. A
+    pipeline fills in the addresses of its own data sets.
     """
 
     base: OptionalText = Field(
         default="",
         description="Starting policy, as round 0, of a model without a champion: a checkpoint's folder, shipped:NAME, "
         "or the beginning of a published checkpoint's digest.",
+    )
+    data: OptionalText = Field(default="", description="Address of the data set to check; empty: it is not checked.")
+    benchmark: OptionalText = Field(
+        default="", description="Address of the benchmark to check; empty: it is not checked."
+    )
+    calibration: OptionalText = Field(
+        default="", description="Address of the judges' calibration data, for the leak check; empty: it is not checked."
     )
     cluster: Annotated[
         Literal["auto", "yes", "no"],
@@ -544,11 +551,14 @@ class PreflightConfig(FrozenConfig):
     judge: JudgeConfig = JudgeConfig()
     publish: PublishConfig = PublishConfig()
     version: VersionConfig = VersionConfig()
+    prepare: PrepareConfig = PrepareConfig()
     propose: ProposeConfig = ProposeConfig()
     train: TrainConfig = TrainConfig()
+    evaluate: EvaluateConfig = EvaluateConfig()
+    decide: DecideConfig = DecideConfig()
 
 
-INHERITED_BY_PREFLIGHT = ("judge", "publish", "version", "propose", "train")
+INHERITED_BY_PREFLIGHT = ("judge", "publish", "version", "prepare", "propose", "train", "evaluate", "decide")
 SERVE_INHERITORS = ("evaluate", "publish")  # sections that take `serve` from the parameters of the round
 
 

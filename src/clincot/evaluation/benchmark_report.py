@@ -1,8 +1,8 @@
 """Benchmark reports: metrics with intervals computed from outcomes, and their table.
 
-Both protocols of clincot.evaluation.vqa are reported by name. Every metric of an arm counts each question that it
-applies to either as scored (n) or as unscored (n_unscored). A question that an arm did not answer at all is unscored,
-so a run that stopped half way cannot look complete.
+All protocols are reported by name: both of vqa.py and the one of parsed_answers.py. Every metric of an arm counts each
+question that it applies to either as scored (n) or as unscored (n_unscored). A question that an arm did not answer at
+all is unscored, so a run that stopped half way cannot look complete.
 """
 
 from __future__ import annotations
@@ -13,13 +13,14 @@ from dataclasses import dataclass, field
 from clincot.evaluation import blind_baseline
 from clincot.evaluation.benchmark import BadBenchmark, Benchmark
 from clincot.evaluation.intervals import MIN_RELIABLE_CLUSTERS, MetricSums, add_mean
+from clincot.evaluation.parsed_answers import can_parse, grade_parsed
 from clincot.evaluation.report_text.report_scorer import REPORT_METRIC_HEADINGS as REPORT_HEADINGS
 from clincot.evaluation.report_text.report_scorer import ReportMetrics
 from clincot.evaluation.vqa import answer_length, says_yes, score_llava_med_closed, score_llava_med_open, token_set_f1
 from clincot.records import BenchmarkReport, Interval, Outcome, Question, Reference
 from clincot.text import format_interval, markdown_table, normalize_text
 
-VQA_PROTOCOL = "strict and llava-med"
+VQA_PROTOCOL = "strict, llava-med and parsed"
 PRESENCE_TOPICS = frozenset({"presence", "pres"})  # our topic, and VQA-RAD's question type
 # Columns of the table in this order; the heading names the protocol.
 METRIC_HEADINGS = {
@@ -29,6 +30,7 @@ METRIC_HEADINGS = {
     "token_f1": "token F1 (strict)",
     "llava_med_closed_accuracy": "closed (llava-med)",
     "llava_med_open_recall": "open recall (llava-med)",
+    "parsed_accuracy": "accuracy (parsed)",
     "hit_rate": "region hit-rate",
     "iou": "region IoU",
     "hallucination": "hallucination",
@@ -36,6 +38,9 @@ METRIC_HEADINGS = {
     "answer_length": "answer words",
     **REPORT_HEADINGS,
 }
+
+# Metrics that stand for a whole report in one line of figures: {metric: its name there}.
+_HEADLINE_METRICS = {"accuracy": "accuracy", "raw/rouge_l": "rouge_l", "finding_f1": "finding_f1"}
 
 _ALL_QUESTION_METRICS = ("accuracy", "report_words")  # one of these counts every question of an arm
 
@@ -63,6 +68,7 @@ def build_benchmark_reports(
 
     - accuracy, accuracy/<topic>, closed_accuracy, open_accuracy, token_f1 (strict protocol);
     - llava_med_closed_accuracy, llava_med_open_recall (llava-med protocol);
+    - parsed_accuracy (parsed protocol): questions whose reference it reads; an answer without a commitment is unscored;
     - hit_rate, iou: questions with reference boxes, in every arm but the blind one;
     - hallucination: share of "yes" among presence questions about an absent finding;
     - off_format, answer_length (words).
@@ -159,6 +165,8 @@ def _iter_metric_values(
     else:
         recall = None if answer is None else score_llava_med_open(answer, reference.answer).recall
         yield "llava_med_open_recall", recall
+    if can_parse(question.text, reference.answer):
+        yield "parsed_accuracy", None if answer is None else grade_parsed(answer, question.text, reference.answer)
     if asks_about_absent_finding(question, reference):
         yield "hallucination", None if answer is None else says_yes(answer)
     yield "answer_length", None if answer is None else answer_length(answer)
@@ -230,3 +238,13 @@ def _format_footnote(reports: Sequence[BenchmarkReport]) -> str:
     if not any(blind_baseline.BLIND_ARM in report.metrics for report in reports):
         note += " The blind baseline is not in this table."
     return note
+
+
+def list_headline_figures(report: BenchmarkReport) -> dict[str, float]:
+    """Return the main figures of a report: {<metric>_<arm>: value}."""
+    figures = {}
+    for arm, intervals in report.metrics.items():
+        for name, label in _HEADLINE_METRICS.items():
+            if name in intervals and (value := intervals[name].value) is not None:
+                figures[f"{label}_{arm}"] = value
+    return figures

@@ -18,6 +18,7 @@ from PIL import Image
 from transformers import AutoConfig, AutoModelForImageTextToText, GenerationConfig
 
 from clincot.models.checkpoint import UnsupportedCheckpoint, check_no_adapter
+from clincot.models.quiet_loading import quiet_transformers
 
 PREFIX_FAMILIES = frozenset({"paligemma"})  # no chat template: ConversationEncoder lays the prompt out
 TESTED_FAMILIES = "Llava, LlavaNext, LlavaOnevision, Qwen2/2.5/3-VL, InternVL, Gemma3, PaliGemma, Idefics3 and SmolVLM"
@@ -49,6 +50,7 @@ def read_model_config(path: str) -> Any:
             f"{path}: config.json has the layout of the original LLaVA repository (mm_vision_tower)",
             "use the model's Hugging Face version, whose name mostly ends in -hf",
         )
+    quiet_transformers()
     try:
         config = AutoConfig.from_pretrained(path, trust_remote_code=False)
         is_known = type(config) in AutoModelForImageTextToText._model_mapping

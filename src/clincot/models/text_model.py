@@ -13,6 +13,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from clincot.models.checkpoint import UnsupportedCheckpoint, check_no_adapter, hash_checkpoint
 from clincot.models.inspection import first_line
 from clincot.models.protocols import MIN_YES_NO_MASS
+from clincot.models.quiet_loading import quiet_transformers
 from clincot.models.weight_shapes import (
     LOADING_ERRORS,
     WEIGHTS_REMEDY,
@@ -33,6 +34,7 @@ def read_text_config(path: str) -> Any:
     Raises UnsupportedCheckpoint for any other, and for an adapter.
     """
     check_no_adapter(Path(path))
+    quiet_transformers()
     try:
         config = AutoConfig.from_pretrained(path, trust_remote_code=False)
     except LOADING_ERRORS as error:

@@ -269,7 +269,10 @@ class VisionLanguageModel:
     def _iter_batches(self, items: Sequence[T], what: str) -> Iterator[Sequence[T]]:
         starts = range(0, len(items), self.batch_size)
         for start in tqdm(
-            starts, desc=f"{self.name}: {what}", disable=not self.progress or len(starts) < 4, leave=False
+            starts,
+            desc=f"{self.name}: {what}",
+            disable=None if self.progress and len(starts) >= 4 else True,
+            leave=False,
         ):
             yield items[start : start + self.batch_size]
 

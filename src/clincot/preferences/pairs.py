@@ -47,6 +47,7 @@ class PairReport(FrozenModel):
     written: Count  # pairs whose regions the policy wrote
     longer_rejected_auc_before: UnitFloat | None  # P(rejected text longer) + P(equal)/2, in characters; None: no pairs
     longer_rejected_auc: UnitFloat | None  # the same after balancing
+    length_auc_tolerance: UnitFloat = 0.05  # the balanced one may be 0.5 ± this (pair.length_auc_tolerance)
     longer_rejected_auc_tokens: UnitFloat | None  # after balancing, in answer tokens; reported, not balanced
     mean_chosen_chars: float | None
     mean_rejected_chars: float | None
@@ -135,7 +136,7 @@ def make_pairs(
                 picked += 1
     auc_before = _compute_length_auc([pair.chars for pair in selected])
     balanced = _balance_pairs(selected, config, tally)
-    report = tally.build_report(balanced, auc_before=auc_before)
+    report = tally.build_report(balanced, auc_before=auc_before, tolerance=config.length_auc_tolerance)
     if not balanced:
         raise NoPairs(report)
     return [pair.pair for pair in balanced], report
@@ -356,7 +357,7 @@ class _PairTally:
         self.dropped: Counter[str] = Counter()
         self.gaps: Counter[str] = Counter()
 
-    def build_report(self, pairs: Sequence[_EligiblePair], *, auc_before: float | None) -> PairReport:
+    def build_report(self, pairs: Sequence[_EligiblePair], *, auc_before: float | None, tolerance: float) -> PairReport:
         """The report on the final pairs; `auc_before` is the length AUC before balancing."""
         gaps_kept = Counter(_bin_gap(_round_gap(pair.pair.gap)) for pair in pairs)
         return PairReport(
@@ -373,6 +374,7 @@ class _PairTally:
             written=sum(pair.written for pair in pairs),
             longer_rejected_auc_before=auc_before,
             longer_rejected_auc=_compute_length_auc([pair.chars for pair in pairs]),
+            length_auc_tolerance=tolerance,
             longer_rejected_auc_tokens=_compute_length_auc([pair.tokens for pair in pairs]),
             mean_chosen_chars=sum(pair.chars[0] for pair in pairs) / len(pairs) if pairs else None,
             mean_rejected_chars=sum(pair.chars[1] for pair in pairs) / len(pairs) if pairs else None,

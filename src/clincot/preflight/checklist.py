@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from clincot.config import PreflightConfig
@@ -32,20 +32,32 @@ def run_preflight(config: PreflightConfig, inputs: Mapping[str, Path], outputs: 
     outputs["champion"].unlink(missing_ok=True)  # left by an earlier run that passed
     outputs["report"].parent.mkdir(parents=True, exist_ok=True)
     start: list[StartingPolicy] = []
-    checks = run_probes(build_probes(config, inputs, outputs["report"].parent, start))
+    checks = [check_decision_arm(config), *run_probes(build_probes(config, inputs, outputs["report"].parent, start))]
+    write_checks(checks, outputs)
+    write_records(outputs["champion"], start)
+    states = [check.state for check in checks]
+    return {"passed": states.count("pass"), "skipped": states.count("skipped"), "round": start[0].round}
+
+
+def write_checks(checks: Sequence[PreflightCheck], outputs: Mapping[str, Path]) -> None:
+    """Write the report and the table. Raises PreflightFailed, which names every failed check with its result."""
     report = PreflightReport(checks=tuple(checks))
     write_json(outputs["report"], report.model_dump(mode="json"))
     with atomic_write(outputs["table"]) as file:
         file.write(render_check_table(report.checks))
     if report.failed:
-        raise PreflightFailed(
-            f"{len(report.failed)} of {len(report.checks)} checks failed: "
-            + ", ".join(check.name for check in report.failed)
-            + f" ({outputs['table']})"
-        )
-    write_records(outputs["champion"], start)
-    states = [check.state for check in report.checks]
-    return {"passed": states.count("pass"), "skipped": states.count("skipped"), "round": start[0].round}
+        results = "; ".join(f"{check.name}: {check.result}" for check in report.failed)
+        raise PreflightFailed(f"{len(report.failed)} of {len(report.checks)} checks failed: {results}")
+
+
+def check_decision_arm(config: PreflightConfig) -> PreflightCheck:
+    """Check that the benchmark is answered in the way on which the decision rests."""
+    arm, arms = config.decide.arm, config.evaluate.arms
+    probe = "evaluate.arms has the arm of the decision (decide.arm)"
+    if arm in arms:
+        return pass_check("settings: decide.arm", probe, arm)
+    result = f"decide.arm is {arm!r}, and evaluate.arms has {', '.join(arms)}"
+    return fail_check("settings: decide.arm", probe, result, f"add {arm} to evaluate.arms, or set decide.arm")
 
 
 def build_probes(
@@ -55,10 +67,11 @@ def build_probes(
 
     work: the folder whose disk has to have space. start: the champion's probe appends the starting policy to it.
     """
-    from clincot.preflight import cluster, judges, repository, starting_policy, stores
+    from clincot.preflight import cluster, data_sets, judges, repository, starting_policy, stores
 
     return [
         *stores.build_store_probes(config),
+        *data_sets.build_data_set_probes(config),
         *repository.build_repository_probes(config),
         *judges.build_judge_probes(config),
         *starting_policy.build_champion_probes(config, start),

@@ -181,7 +181,18 @@ def check_permissions(name: str, cluster: Cluster, needed: Sequence[Permission])
     probe = f"SelfSubjectAccessReview of {len(needed)} permissions in {needed[0].namespace}"
     if not refused:
         return pass_check(name, probe, "all allowed")
-    missing = ", ".join(map(str, refused))
-    return fail_check(
-        name, probe, f"not allowed: {missing}", "add these to the Role of the account that runs the round"
+    account = _describe_account(cluster.get_user_name())
+    remedy = (
+        "in a run from the Kubeflow UI type the account of the release (NAME-runner, as in `kubectl get "
+        f"serviceaccounts`) in the field Service Account; else add these to the Role of {account}"
     )
+    return fail_check(name, probe, f"{account} may not: {', '.join(map(str, refused))}", remedy)
+
+
+def _describe_account(user: str) -> str:
+    """The account of the run in words. user: such as system:serviceaccount:NAMESPACE:NAME; "" if it is unknown."""
+    if not user:
+        return "the account of the run"
+    prefix, _, rest = user.partition("system:serviceaccount:")
+    namespace, _, name = rest.partition(":")
+    return user if prefix or not name else f"the account {name} of {namespace}"

@@ -5,10 +5,16 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from clincot.config import PreflightConfig
+from clincot.jsonl import InvalidRecord
 from clincot.preflight.preflight_report import PreflightCheck, fail_check, pass_check, skip_check
 from clincot.preflight.probe import Probe
+from clincot.text import format_count
+
+if TYPE_CHECKING:
+    from clincot.preferences.versions.git import Git
 
 _DRY_RUN_TAG = "refs/tags/preferences/preflight"  # never actually pushed
 
@@ -52,5 +58,18 @@ def check_data_repository(address: str, branch: str, scratch: Path, timeout_s: f
         yield fail_check("data repository: push", probe, error, remedy)
     else:
         yield pass_check("data repository: push", probe, "allowed")
+    yield _check_versions(git, address)
     dvc.write_local_config(git.folder)
     yield pass_check("DVC remote", "write, read and delete a small object", dvc.try_remote(git.folder))
+
+
+def _check_versions(git: Git, address: str) -> PreflightCheck:
+    """Check that every tag of a version is where it was made, since the version of a round is read from them."""
+    from clincot.preferences.versions.commit import read_versions
+
+    name, probe = "data repository: versions", "every tag preferences/* holds its own version"
+    try:
+        versions = read_versions(git, address)
+    except InvalidRecord as error:
+        return fail_check(name, probe, str(error), "put the tag back, or remove it, with the command named here")
+    return pass_check(name, probe, format_count(len(versions), "version"))

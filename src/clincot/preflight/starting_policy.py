@@ -24,6 +24,7 @@ from clincot.registry.manifest import (
     read_manifest,
     verify_checkpoint,
 )
+from clincot.storage.artifacts import download_folder
 from clincot.storage.open import open_store
 from clincot.storage.store import Store
 
@@ -54,11 +55,12 @@ def _check_champion(config: PreflightConfig, start: list[StartingPolicy], probe:
         return
     start.append(policy)
     yield pass_check("champion", probe, f"{origin}: {policy.sha256[:12]}, round {policy.round}, {policy.uri}")
-    if not policy.published:  # a published checkpoint is in the store, and was examined before its round
+    if policy.round == 0:  # what a round trained was examined when it was evaluated
         from clincot.preflight.doctor import DoctorOptions, examine_in_preflight  # imports torch
 
+        folder = download_folder(policy.uri)  # the tasks of the round find it in the cache
         options = DoctorOptions(role="policy", train=config.train, propose=config.propose)
-        yield from examine_in_preflight("starting policy", Path(policy.uri), options)
+        yield from examine_in_preflight("starting policy", folder, options)
 
 
 def resolve_starting_policy(config: PreflightConfig) -> tuple[StartingPolicy, str]:

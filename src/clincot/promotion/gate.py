@@ -71,7 +71,7 @@ def run_gate(case: Comparison, benchmark: Benchmark, config: DecideConfig) -> Ga
         return GateResult(_build_blocked_decision(case, benchmark, config, problems), None, None, None)
     evidence_digest = _hash_comparison(case, benchmark, given, config)
     ledger = case.ledger.rewind_ledger(evidence_digest)
-    questions, reuse, problems = _select_questions(case, ledger, benchmark, config)
+    questions, reuse, problems = select_questions((case.champion, case.challenger), ledger, benchmark, config)
     if not questions and not problems:
         reason = (
             "The challenger was already compared with this champion on these questions; asking them again tells "
@@ -231,12 +231,13 @@ def _list_serve_settings(given: Mapping[str, Side]) -> list[str]:
     return sorted({outcome.settings for outcome in outcomes})
 
 
-def _select_questions(
-    case: Comparison, ledger: Ledger, benchmark: Benchmark, config: DecideConfig
+def select_questions(
+    pair: tuple[str, str], ledger: Ledger, benchmark: Benchmark, config: DecideConfig
 ) -> tuple[list[str], BenchmarkReuse, list[str]]:
     """Select this decision's slice of questions, without overused ones and patients of earlier looks at the pair.
 
-    Returns the questions, the statistics of their use, and the problems that block the decision.
+    pair: digests of champion and challenger. Returns the questions, the statistics of their use, and the problems that
+    block the decision.
     """
     changed = [entry.budget.lifetime for entry in ledger.spent if entry.budget.lifetime != config.lifetime_error]
     if changed:
@@ -244,7 +245,7 @@ def _select_questions(
         problem = f"{now}, but the ledger was begun with {changed[0]:g}; a pipeline has one budget for its lifetime."
         return [], _count_reuse(ledger, 1, [], [], config), [problem]
     number = 1 + len(ledger.spent) % config.slices
-    uses, seen = ledger.count_uses(), ledger.find_used_questions((case.champion, case.challenger))
+    uses, seen = ledger.count_uses(), ledger.find_used_questions(pair)
     patients = {benchmark.clusters[question] for question in seen if question in benchmark.clusters}
     in_slice = [q for q, patient in benchmark.clusters.items() if assign_slice(patient, config.slices) == number]
     new = [q for q in in_slice if q not in seen and benchmark.clusters[q] not in patients]

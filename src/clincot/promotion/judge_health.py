@@ -34,7 +34,7 @@ def check_judge_health(
             findings.append(_check_score_shift(report, read_json_model(before, PanelReport), config))
     if pairs is not None:
         pair_report = read_json_model(pairs, PairReport)
-        findings += [_check_length_bias(pair_report, config), _check_contradictions(pair_report)]
+        findings += [_check_length_bias(pair_report), _check_contradictions(pair_report)]
     return findings
 
 
@@ -139,8 +139,9 @@ def _smoothed_shares(counts: Mapping[str, int]) -> list[float]:
     return [count / total for count in smoothed]
 
 
-def _check_length_bias(report: PairReport, config: DecideConfig) -> GateFinding:
-    auc, allowed = report.longer_rejected_auc, config.length_auc_tolerance
+def _check_length_bias(report: PairReport) -> GateFinding:
+    """Check the pairs by the tolerance with which they were made, which their report repeats."""
+    auc, allowed = report.longer_rejected_auc, report.length_auc_tolerance
     if auc is None:
         return GateFinding(
             name="length AUC",

@@ -23,10 +23,13 @@ SPLIT_HINT = "For VQA-RAD `clincot ingest vqa-rad --split image-disjoint` makes 
 _MAX_NAMED = 3  # items that a reason names; the rest are counted
 
 
-def find_leakage(benchmark: Benchmark, folder: Path, data: Path, config: DecideConfig) -> list[GateFinding]:
+def find_leakage(
+    benchmark: Benchmark, folder: Path, data: Path, config: DecideConfig, *, near_duplicates: bool = True
+) -> list[GateFinding]:
     """Find what the benchmark in `folder` shares with the training data in `data`, whose answer key stays closed.
 
-    Returns three findings: equal images, equal patients, near-duplicate images. Raises InvalidRecord if a folder is
+    Returns three findings: equal images, equal patients, near-duplicate images. near_duplicates: False leaves out the
+    last one, which opens every image. Raises InvalidRecord if a folder is
     not a data folder, InvalidImage if an image cannot be read.
     """
     tested, training_index = _find_tested_studies(benchmark, folder), StudyIndex(data)
@@ -36,8 +39,7 @@ def find_leakage(benchmark: Benchmark, folder: Path, data: Path, config: DecideC
     trained_patients = {study.patient for study in trained if study.patient}
     both = sorted({study.patient for study in tested if study.patient in trained_patients})
     other = [study for study in tested if study.sha256 not in trained_digests]
-    near_duplicates = _find_near_duplicates(other, folder, trained, training_index)
-    return [
+    findings = [
         _build_finding(
             "images in training",
             len(shared),
@@ -53,8 +55,11 @@ def find_leakage(benchmark: Benchmark, folder: Path, data: Path, config: DecideC
             len({study.patient for study in tested}),
             f"{len(both)} of the benchmark's patients are among the training data's{_format_names(both)}.",
         ),
-        _build_near_duplicate_finding(near_duplicates, len(tested), config),
     ]
+    if near_duplicates:
+        names = _find_near_duplicates(other, folder, trained, training_index)
+        findings.append(_build_near_duplicate_finding(names, len(tested), config))
+    return findings
 
 
 def find_calibration_leakage(benchmark: Benchmark, folder: Path, calibration: Path) -> GateFinding:

@@ -16,7 +16,7 @@ from prometheus_client.registry import Collector
 
 from clincot.errors import InvalidInput
 from clincot.registry.champion import NoChampion, read_champion
-from clincot.runs import history
+from clincot.runs import round_records
 from clincot.storage.store import Store, StoreFailed
 
 
@@ -38,10 +38,10 @@ def read_line_state(store: Store, line: str) -> LineState:
     with_outputs = {int(number) for number, name in keys if name == "made.json"}
     unpromoted = 0
     for number in reversed(ended):
-        if number in with_outputs and history.read_round_outputs(store, line, number).verdict == "promote":
+        if number in with_outputs and round_records.read_round_outputs(store, line, number).verdict == "promote":
             break
         unpromoted += 1
-    current = f"{history.next_round_number(store, line):04d}"
+    current = round_records.next_round_number(store, line)
     try:
         champion = read_champion(store, line).now.round
     except NoChampion:
@@ -49,10 +49,19 @@ def read_line_state(store: Store, line: str) -> LineState:
     return LineState(
         ended=len(ended),
         since_promotion=unpromoted,
-        failed=(current, "failed.json") in keys or history.failed_before_start(store, line),
-        agreement=history.read_round_outputs(store, line, max(with_outputs)).agreement if with_outputs else None,
+        failed=_has_latest_run_failed(store, line, current) or round_records.failed_before_start(store, line),
+        agreement=round_records.read_round_outputs(store, line, max(with_outputs)).agreement if with_outputs else None,
         champion_round=champion,
     )
+
+
+def _has_latest_run_failed(store: Store, line: str, number: int) -> bool:
+    """Whether the run that has the round failed. A failure of an earlier run does not count once another resumed."""
+    failure = round_records.find_round_failure(store, line, number)
+    begun = round_records.find_round_start(store, line, number)
+    if failure is None or begun is None:
+        return False
+    return failure.state == "FAILED" and begun.run in ("", failure.run)
 
 
 class LineStateCollector(Collector):

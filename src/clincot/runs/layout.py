@@ -26,7 +26,7 @@ CHECKPOINT_FILE, TRAIN_LOG_FILE, DECISION_FILE, BENCHMARK_REPORT_FILE = (
     "decision.json",
     "report.json",
 )
-EVIDENCE_FILE, VERSION_FILE = "evidence.jsonl", "version.json"
+EVIDENCE_FILE, VERSION_FILE, ORIGIN_FILE = "evidence.jsonl", "version.json", "origin.json"
 PANEL_REPORT_FILE, PAIRS_REPORT_FILE = "panel.report.json", "pairs.report.json"
 # {output of a task: name of its file in the folder of a round}; the checkpoint is the folder policy/.
 ROUND_FILES = {

@@ -72,6 +72,7 @@ ARTIFACTS: dict[str, str] = {
     "report": "JSON report of the stage: all checks from `preflight`, the benchmark's metrics from `evaluate`.",
     "scores": "JSON Lines of the panel's calibrated score of every candidate, which `judge` writes.",
     "scores_before": "JSON Lines of the scores of a chain's earlier steps, which `judge` writes.",
+    "origin": "JSON with the line, the round and the run that made the data, for its version.",
     "service": "YAML or JSON settings of the service to deploy to (service.yaml), which an operator writes.",
     "steps": "JSON list of the chain's questions (answer.steps), which the loop of rounds writes.",
     "summary": "Markdown text of the decision and its reasons, which `decide` writes.",

@@ -11,7 +11,7 @@ from clincot.stages.base import Metrics, Paths, Stage, show_progress
 
 def evaluate(config: EvaluateConfig, inputs: Paths, outputs: Paths) -> Metrics:
     from clincot.datasets.folder import StudyIndex
-    from clincot.evaluation.benchmark_report import build_benchmark_reports
+    from clincot.evaluation.benchmark_report import build_benchmark_reports, list_headline_figures
     from clincot.evaluation.evaluator import evaluate_policy as answer_benchmark
     from clincot.evaluation.served_sample import collect_served_sample
     from clincot.models.load import load_policy
@@ -33,12 +33,7 @@ def evaluate(config: EvaluateConfig, inputs: Paths, outputs: Paths) -> Metrics:
     if sample is not None:
         report = BenchmarkReport.model_validate(report.model_dump(exclude={"id"}) | {"served": sample})
     write_json(outputs["report"], report.model_dump(mode="json"))
-    metrics = {}
-    for arm, intervals in report.metrics.items():
-        for name, label in (("accuracy", "accuracy"), ("raw/rouge_l", "rouge_l"), ("finding_f1", "finding_f1")):
-            if name in intervals and (value := intervals[name].value) is not None:
-                metrics[f"{label}_{arm}"] = value
-    return metrics
+    return list_headline_figures(report)
 
 
 STAGE = Stage(

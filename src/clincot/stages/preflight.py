@@ -19,8 +19,8 @@ STAGE = Stage(
     inputs=(),
     outputs=("report", "table", "champion"),
     device="cpu",
-    about="Check stores, judges, champion, cluster and disk, and report all failures at once.",
+    about="Check stores, data sets, judges, champion, cluster and disk, and report all failures at once.",
     optional=("service", "launch"),
     never_cached=True,
-    flags=("base",),
+    flags=("base", "data", "benchmark", "calibration"),
 )

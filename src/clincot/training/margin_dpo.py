@@ -220,7 +220,7 @@ class MarginDPOTrainer(DPOTrainer):  # type: ignore[misc]
                 shuffle=False,
             )
         )
-        batches = tqdm(loader, desc="reference log-probabilities", disable=not self.progress)
+        batches = tqdm(loader, desc="reference log-probabilities", disable=None if self.progress else True)
         ref_BS = torch.cat(
             [self.accelerator.gather_for_metrics(self.compute_reference_logps(batch)).cpu() for batch in batches]
         )
@@ -425,7 +425,11 @@ class _ProgressBar(TrainerCallback):  # type: ignore[misc]
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         self.bar = tqdm(
-            total=state.max_steps, initial=state.global_step, desc="margin-DPO", unit="step", disable=not self.shown
+            total=state.max_steps,
+            initial=state.global_step,
+            desc="margin-DPO",
+            unit="step",
+            disable=None if self.shown else True,
         )
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Mapping[str, float], **_: Any) -> None:

@@ -136,6 +136,9 @@ def count_checkpoint_parameters(path: Path) -> int:
     """
     from transformers import AutoConfig, AutoModelForImageTextToText
 
+    from clincot.models.quiet_loading import quiet_transformers
+
+    quiet_transformers()
     try:
         config = AutoConfig.from_pretrained(path, trust_remote_code=False)
         with torch.device("meta"):

@@ -144,14 +144,16 @@ class _SftLoop:
         config = self.config
         encoded = [
             self.collator.encode_conversation(row.conversation, row.name)
-            for row in tqdm(rows, desc="encoding", unit="row", disable=not progress)
+            for row in tqdm(rows, desc="encoding", unit="row", disable=None if progress else True)
         ]
         steps = max(1, round(config.epochs * len(plan_epoch_steps(encoded, config, 0))))
         schedule = build_cosine_schedule(self.optimiser, config.warmup_ratio, steps)
         if resume.is_file():
             self._load_state(resume, schedule)
         self.model.train()
-        bar = tqdm(total=steps, initial=self.step, desc="SFT", unit="step", mininterval=1, disable=not progress)
+        bar = tqdm(
+            total=steps, initial=self.step, desc="SFT", unit="step", mininterval=1, disable=None if progress else True
+        )
         for micro_batches in iter_steps(encoded, config, start=self.step, stop=steps):
             rate = schedule.get_last_lr()[0]
             loss = self._train_step(micro_batches, encoded, rows)

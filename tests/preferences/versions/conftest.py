@@ -12,8 +12,9 @@ from typing import Any
 import pytest
 
 from clincot.config import VersionConfig
-from clincot.jsonl import read_records
+from clincot.jsonl import read_records, write_json
 from clincot.preferences.versions.init import init_repository
+from clincot.preferences.versions.tags import DataOrigin
 from clincot.records import DataVersion
 from clincot.stages.base import Metrics
 from clincot.stages.runner import run_stage
@@ -30,9 +31,13 @@ class Round:
     at: dict[str, Path]
     output: Path
 
-    def keep(self, repository: Path | str, **config: Any) -> Metrics:
+    def keep(self, repository: Path | str, *, origin: DataOrigin | None = None, **config: Any) -> Metrics:
         config = {"repository": str(repository), **config}
-        return run_stage("version", VersionConfig.model_validate(config), self.at, {"version": self.output})
+        inputs = dict(self.at)
+        if origin is not None:
+            inputs["origin"] = self.output.with_name("origin.json")
+            write_json(inputs["origin"], origin.model_dump(mode="json"))
+        return run_stage("version", VersionConfig.model_validate(config), inputs, {"version": self.output})
 
     @property
     def kept(self) -> DataVersion:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -16,10 +17,12 @@ from clincot.jsonl import InvalidRecord, hash_files
 from clincot.preferences.versions import commit as keeping
 from clincot.preferences.versions.commit import RoundAlreadyVersioned
 from clincot.preferences.versions.describe import FILE_NAMES
+from clincot.preferences.versions.tags import DataOrigin
 from clincot.records import DataVersion
 from tests.preferences.versions.conftest import BUCKET, git, key_of, make_round, references
 
 pytestmark = pytest.mark.slow
+COMMITTER = {"GIT_COMMITTER_NAME": "test", "GIT_COMMITTER_EMAIL": "test@localhost"}
 
 
 def test_a_clone_gets_the_same_bytes_and_reruns_change_nothing(repository: Path, objects: Any, tmp_path: Path) -> None:
@@ -77,6 +80,57 @@ def test_a_version_is_what_it_is_wherever_it_is_kept(tmp_path: Path) -> None:
     other = make_round(tmp_path / "other", seed=1)
     other.keep("")
     assert other.kept.id != here.id
+
+
+def test_lines_and_runs_do_not_share_a_counter(repository: Path, tmp_path: Path) -> None:
+    """Round 1 of two lines, after a version without a line. Each has a number 1, and says which run made it."""
+    make_round(tmp_path / "old", seed=60).keep(repository)  # as a release before there were lines
+    for seed, line in ((61, "nodules"), (62, "effusions")):
+        made = make_round(tmp_path / line, seed=seed)
+        made.keep(repository, origin=DataOrigin(line=line, round=1, run=f"night-{seed}"))
+        assert (made.kept.tag, made.kept.round) == (f"preferences/{line}/round-0001", 1)
+        assert (made.kept.line, made.kept.run) == (line, f"night-{seed}")
+    tags = git(repository, "tag").splitlines()
+    assert tags == ["preferences/effusions/round-0001", "preferences/nodules/round-0001", "preferences/round-0001"]
+    message = git(repository, "log", "-1", "--format=%B", "preferences/nodules/round-0001")
+    assert message.splitlines()[0] == "Round 1 of nodules: 6 preference pairs"
+    assert message.splitlines()[-1] == "run night-61"
+
+
+def test_a_round_that_was_begun_again_has_a_second_version(repository: Path, tmp_path: Path) -> None:
+    """A later run of the round with the same data finds the version that is there, of the run that made it."""
+    first, second = make_round(tmp_path / "a", seed=63), make_round(tmp_path / "b", seed=64)
+    first.keep(repository, origin=DataOrigin(line="nodules", round=3, run="one"))
+    record = first.output.read_bytes()
+    first.keep(repository, origin=DataOrigin(line="nodules", round=3, run="two"))
+    assert first.output.read_bytes() == record
+    second.keep(repository, origin=DataOrigin(line="nodules", round=3, run="three"))
+    assert [first.kept.tag, second.kept.tag] == ["preferences/nodules/round-0003", "preferences/nodules/round-0003-2"]
+    assert second.kept.round == 3
+    made = make_round(tmp_path / "c", seed=65)
+    made.keep(repository, origin=DataOrigin(line="nodules", run="by-hand"))
+    assert made.kept.tag == "preferences/nodules/round-0004"  # no round is known: the next of the line
+
+
+def test_a_tag_that_was_moved_is_told_with_its_repair(repository: Path, tmp_path: Path) -> None:
+    """The commands in the message put the tag back; they are run here as they stand there."""
+    rounds = [make_round(tmp_path / f"{number}", seed=66 + number) for number in (1, 2)]
+    for number, made in enumerate(rounds, start=1):
+        made.keep(repository, origin=DataOrigin(line="nodules", round=number))
+    name, clone = "preferences/nodules/round-0001", tmp_path / "clone"
+    git(tmp_path, "clone", "--quiet", str(repository), "clone")
+    git(clone, "tag", "--force", name, "main")
+    git(clone, "push", "--quiet", "--force", "origin", f"refs/tags/{name}")
+    with pytest.raises(InvalidRecord, match=f"the tag {name} holds the version of .*round-0002, so it was") as refused:
+        rounds[1].keep(repository)
+    commands = str(refused.value).partition("put it back: ")[2]
+    assert rounds[0].kept.revision in commands
+    subprocess.run(commands, shell=True, cwd=clone, check=True, capture_output=True, env={**os.environ, **COMMITTER})
+    rounds[1].keep(repository, origin=DataOrigin(line="nodules", round=2))
+    git(clone, "tag", "preferences/nodules/round-0009", "HEAD~2")
+    git(clone, "push", "--quiet", "origin", "preferences/nodules/round-0009")
+    with pytest.raises(InvalidRecord, match="remove it: git push --delete origin preferences/nodules/round-0009"):
+        rounds[1].keep(repository)
 
 
 def test_two_that_push_at_once_both_get_their_version(repository: Path, tmp_path: Path) -> None:

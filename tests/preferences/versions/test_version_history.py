@@ -92,11 +92,31 @@ def test_a_version_is_named_by_round_tag_or_commit() -> None:
     known = [version(1, "aaaaaa1" + "0" * 33), version(2, "aaaaaa2" + "0" * 33)]
     for given, number in (("1", 1), ("preferences/round-0002", 2), ("0002", 2), ("aaaaaa2", 2)):
         assert find_version(known, given, "repo").round == number
-    for given in ("3", "aaaaaa", "round"):
+    with pytest.raises(
+        InvalidInput, match=r"'aaaaaa' names 2 versions: preferences/round-0001, .*; name one by its tag"
+    ):
+        find_version(known, "aaaaaa", "repo")
+    for given in ("3", "round"):
         with pytest.raises(
             InvalidInput, match=r"no version is called .*there are: preferences/round-0001, preferences/round-"
         ):
             find_version(known, given, "repo")
+
+
+def test_a_round_of_several_lines_is_named_with_its_line() -> None:
+    known = [
+        version(1, "aaaaaa1" + "0" * 33),
+        version(1, "aaaaaa2" + "0" * 33).model_copy(
+            update={"line": "nodules", "tag": "preferences/nodules/round-0001"}
+        ),
+        version(2, "aaaaaa3" + "0" * 33).model_copy(
+            update={"line": "nodules", "tag": "preferences/nodules/round-0002"}
+        ),
+    ]
+    for given, expected in (("nodules/1", known[1]), ("nodules/round-0001", known[1]), ("2", known[2])):
+        assert find_version(known, given, "repo") == expected
+    with pytest.raises(InvalidInput, match=r"'1' names 2 versions: preferences/round-0001, preferences/nodules/round-"):
+        find_version(known, "1", "repo")
 
 
 def test_log_and_diff_of_a_repository(repository: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -112,6 +132,7 @@ def test_log_and_diff_of_a_repository(repository: Path, tmp_path: Path, capsys: 
     assert head.split() == [
         "version",
         "commit",
+        "run",
         "pairs",
         "questions",
         "size",

@@ -38,10 +38,11 @@ def test_a_checkpoint_names_the_revision_of_its_preference_data(repository: Path
     (kept,) = read_records(folder / "version.json", DataVersion)
     (record,) = read_records(folder / "policy" / "record.json", Checkpoint)
     assert (record.data, record.data_revision) == (kept.sha256, kept.revision)
-    assert kept.revision == git(repository, "rev-parse", "preferences/round-0001^{commit}")
+    assert kept.revision == git(repository, "rev-parse", "preferences/clincot/round-0001^{commit}")
+    assert (kept.line, kept.round, kept.run) == ("clincot", 1, "run")
     assert record.pairs == hash_files(folder / "pairs.jsonl") == {f.name: f.sha256 for f in kept.files}["pairs.jsonl"]
     assert f"revision {kept.revision}" in render_lineage(plan.run, find_record(plan.run, record.id))
-    assert f"preferences/round-0001 of {repository}" in render_lineage(plan.run, find_record(plan.run, kept.id))
+    assert f"preferences/clincot/round-0001 of {repository}" in render_lineage(plan.run, find_record(plan.run, kept.id))
     config = PublishConfig(name="tiny", round=1)
     manifest = register_checkpoint(FolderStore(tmp_path / "store"), folder / "policy", config, PublicationEvidence())
     assert (manifest.data, manifest.data_revision) == (kept.sha256, kept.revision)

@@ -2,7 +2,7 @@
 
     preferences/           the files, tracked by DVC as one folder (preferences.dvc)
     preferences.json       the DataVersion, so that `clincot data log` needs none of the files
-    tag preferences/round-0001    one commit, one tag, one round
+    tag preferences/nodules/round-0001    one commit, one tag, one round of one model line
 
 The order of the steps makes an interruption harmless: push the files to the DVC remote, verify that every object
 arrived, then push the commit and its tag to git. After an interruption the call is simply repeated: objects that are in
@@ -13,6 +13,8 @@ merged line by line would not match any data.
 
 from __future__ import annotations
 
+import itertools
+import json
 import logging
 import random
 import shutil
@@ -22,7 +24,7 @@ from pathlib import Path
 
 from clincot.config import VersionConfig
 from clincot.errors import InvalidInput
-from clincot.jsonl import InvalidRecord, parse_record
+from clincot.jsonl import InvalidRecord, parse_record, read_json_model
 from clincot.preferences.versions.describe import FILE_NAMES, describe_version
 from clincot.preferences.versions.dvc import (
     DATA_FOLDER,
@@ -35,11 +37,17 @@ from clincot.preferences.versions.dvc import (
     write_local_config,
 )
 from clincot.preferences.versions.git import Git, GitFailed, clone_repository
+from clincot.preferences.versions.tags import (
+    TAG_NAMESPACE,
+    DataOrigin,
+    build_version_tag,
+    is_version_tag,
+    sort_versions,
+)
 from clincot.processes import retry_call
 from clincot.records import DataVersion
 
 DATA_VERSION_FILE = "preferences.json"
-TAG_PREFIX = "preferences/round-"
 _log = logging.getLogger(__name__)
 
 
@@ -48,21 +56,29 @@ class RoundAlreadyVersioned(InvalidInput):
 
 
 def commit_version(config: VersionConfig, inputs: Mapping[str, Path], output: Path) -> DataVersion:
-    """Commit the files as the version `preferences/round-NNNN`.
+    """Commit the files as the version of a round (see tags.py).
 
-    inputs: those of the version stage. The temporary clone is next to `output`. Without a configured repository nothing
-    is committed and the returned version says so (`unversioned`). Raises InvalidRecord (files that do not belong
-    together), DvcFailed, GitFailed, RoundAlreadyVersioned.
+    inputs: those of the version stage; `origin` says whose round the data is. The temporary clone is next to `output`.
+    Without a configured repository nothing is committed and the returned version says so (`unversioned`). Raises
+    InvalidRecord (files that do not belong together, a tag that was moved), DvcFailed, GitFailed,
+    RoundAlreadyVersioned.
     """
-    described = describe_version(inputs)
+    origin = read_json_model(inputs["origin"], DataOrigin) if "origin" in inputs else DataOrigin()
+    files = {name: path for name, path in inputs.items() if name != "origin"}
+    described = describe_version(files)
     if not config.repository:
         why = "no data repository is named (version.repository); the files are where the round left them"
         _log.warning("the preference data is not versioned: %s", why)
         return DataVersion.model_validate({**described.model_dump(), "unversioned": why})
+    # The run stays out of a version that is not committed: its record is an input of the training, whose cached result
+    # a later run of the same round uses.
+    described = described.model_copy(
+        update={"line": origin.line, "run": origin.run, "round": config.round or origin.round}
+    )
     with open_temporary_clone(config, output.with_name(f"{output.name}.clone")) as git:
         existing = _find_existing_version(git, config, described, read_versions(git, config.repository))
         if existing is None or missing_objects(git, existing):
-            _push_files(git, config, described, inputs)
+            _push_files(git, config, described, files)
         return existing or _push_version(git, config, described)
 
 
@@ -81,30 +97,58 @@ def open_temporary_clone(config: VersionConfig, folder: Path) -> Iterator[Git]:
 
 
 def read_versions(git: Git, repository: str) -> list[DataVersion]:
-    """All versions of a clone, by round. Raises InvalidRecord for a tag without a version."""
+    """All versions of a clone, by line and round. Raises InvalidRecord for a tag without its own version."""
     # %(*objectname) is the commit of an annotated tag, and empty for a lightweight one, whose objectname is the commit
-    rows = git("for-each-ref", "--format=%(refname:strip=2) %(objectname) %(*objectname)", f"refs/tags/{TAG_PREFIX}*")
-    tags = [row.split() for row in rows.splitlines()]
-    if not tags:
-        return []
-    blobs = git("cat-file", "--batch", stdin="".join(f"{tag[-1]}:{DATA_VERSION_FILE}\n" for tag in tags)).encode()
-    versions, offset = [], 0
-    for name, *_, commit in tags:  # `cat-file --batch` prints "<id> blob <bytes>", the content and a newline for each
-        head, _, _ = blobs[offset:].partition(b"\n")
-        if not head.split()[-1].isdigit():
+    rows = git("for-each-ref", "--format=%(refname:strip=2) %(objectname) %(*objectname)", f"refs/tags/{TAG_NAMESPACE}")
+    tags = [row.split() for row in rows.splitlines() if is_version_tag(row.split()[0])]
+    contents = _read_version_files(git, [tag[-1] for tag in tags])
+    versions = []
+    for (name, *_, commit), content in zip(tags, contents, strict=True):
+        if content is None:
             raise InvalidRecord(
                 f"{repository}: the tag {name} holds no {DATA_VERSION_FILE}; tags of this name are reserved for "
-                "versions"
+                f"versions. {_suggest_tag_repair(git, name)}"
             )
-        start, size = offset + len(head) + 1, int(head.split()[-1])
-        version = parse_record(
-            blobs[start : start + size].decode(), DataVersion, where=f"{repository} {name}:{DATA_VERSION_FILE}"
-        )
+        version = parse_record(content, DataVersion, where=f"{repository} {name}:{DATA_VERSION_FILE}")
         if version.tag != name:
-            raise InvalidRecord(f"{repository}: the tag {name} holds the version of {version.tag}")
+            raise InvalidRecord(
+                f"{repository}: the tag {name} holds the version of {version.tag}, so it was moved. "
+                f"{_suggest_tag_repair(git, name)}"
+            )
         versions.append(version.model_copy(update={"revision": commit, "repository": repository}))
+    return sort_versions(versions)
+
+
+def _read_version_files(git: Git, commits: Sequence[str]) -> list[str | None]:
+    """The content of preferences.json in every commit; None where there is none."""
+    if not commits:
+        return []
+    blobs = git("cat-file", "--batch", stdin="".join(f"{commit}:{DATA_VERSION_FILE}\n" for commit in commits)).encode()
+    contents: list[str | None] = []
+    offset = 0
+    for _ in commits:  # `cat-file --batch` prints "<id> blob <bytes>", the content and a newline, or "<name> missing"
+        head, _, _ = blobs[offset:].partition(b"\n")
+        start = offset + len(head) + 1
+        if not head.split()[-1].isdigit():
+            contents.append(None)
+            offset = start
+            continue
+        size = int(head.split()[-1])
+        contents.append(blobs[start : start + size].decode())
         offset = start + size + 1
-    return sorted(versions, key=lambda version: version.round)
+    return contents
+
+
+def _suggest_tag_repair(git: Git, name: str) -> str:
+    """The commands that put a tag back where it was, or remove it if no commit of the branch was made for it."""
+    commits = git("log", "--format=%H", "--", DATA_VERSION_FILE).split()
+    for commit, content in zip(commits, _read_version_files(git, commits), strict=True):
+        if content is not None and json.loads(content).get("tag") == name:
+            return (
+                f"In a clone of the repository, put it back: git tag --force --annotate {name} {commit} -m restored && "
+                f"git push --force origin refs/tags/{name}"
+            )
+    return f"No commit of the branch was made for it; remove it: git push --delete origin {name}"
 
 
 def missing_objects(git: Git, version: DataVersion) -> list[str]:
@@ -123,12 +167,14 @@ def _list_objects(version: DataVersion, listing: str) -> dict[str, int | None]:
 def _find_existing_version(
     git: Git, config: VersionConfig, described: DataVersion, versions: Sequence[DataVersion]
 ) -> DataVersion | None:
-    """The version that these files already have, if any.
+    """The version that these files already have in their line, if any.
 
     Raises RoundAlreadyVersioned if the configured round has a version of other files.
     """
     same = None
     for version in versions:
+        if version.line != described.line:
+            continue
         if config.round and version.round == config.round and version.sha256 != described.sha256:
             when = git("log", "-1", "--format=%an, %ai", version.revision).strip()
             raise RoundAlreadyVersioned(
@@ -136,9 +182,18 @@ def _find_existing_version(
                 f"{version.sha256[:12]}, of {when}); this round's is {described.sha256[:12]}. Choose another "
                 "version.round, or 0 for the next free one"
             )
-        if version.sha256 == described.sha256 and config.round in (0, version.round) and same is None:
+        if version.sha256 == described.sha256 and described.round in (0, version.round) and same is None:
             same = version
     return same
+
+
+def _choose_tag(described: DataVersion, versions: Sequence[DataVersion]) -> tuple[int, str]:
+    """The round of the data, or the next one of its line, and the first tag of that round that is free."""
+    rounds = [version.round for version in versions if version.line == described.line]
+    number = described.round or max(rounds, default=0) + 1
+    taken = {version.tag for version in versions}
+    tags = (build_version_tag(described.line, number, again) for again in itertools.count(1))
+    return number, next(tag for tag in tags if tag not in taken)
 
 
 def _push_files(git: Git, config: VersionConfig, described: DataVersion, inputs: Mapping[str, Path]) -> None:
@@ -177,8 +232,8 @@ def _push_version(git: Git, config: VersionConfig, described: DataVersion) -> Da
         existing = _find_existing_version(git, config, described, versions)
         if existing is not None:  # another run of this round has pushed the same files in the meantime
             return existing
-        number = config.round or max((version.round for version in versions), default=0) + 1
-        version = described.model_copy(update={"round": number, "tag": f"{TAG_PREFIX}{number:04d}"})
+        number, tag = _choose_tag(described, versions)
+        version = described.model_copy(update={"round": number, "tag": tag})
         before = _read_remote_head(git, branch)
         _commit_and_tag(git, version, pointer, before)
         refs = (f"HEAD:refs/heads/{branch}", f"refs/tags/{version.tag}")
@@ -229,6 +284,8 @@ def _commit_and_tag(git: Git, version: DataVersion, pointer: bytes, onto: str) -
     if f"/{DATA_FOLDER}" not in lines:
         ignored.write_text("\n".join([*lines, f"/{DATA_FOLDER}", ""]), encoding="utf-8")
     git("add", "--", POINTER_FILE, DATA_VERSION_FILE, ".gitignore")
-    message = f"Round {version.round}: {version.pairs} preference pairs\n\nsha256 {version.sha256}\n"
+    whose = f"Round {version.round} of {version.line}" if version.line else f"Round {version.round}"
+    by = f"run {version.run}\n" if version.run else ""
+    message = f"{whose}: {version.pairs} preference pairs\n\nsha256 {version.sha256}\n{by}"
     git("commit", "--quiet", "--no-gpg-sign", "--file=-", stdin=message)
     git("tag", "--annotate", "--no-sign", "--file=-", version.tag, stdin=message)

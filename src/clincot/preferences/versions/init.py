@@ -20,10 +20,10 @@ from clincot.preferences.versions.git import (
 README_TEXT = """\
 # Preference data
 
-Every tag `preferences/round-NNNN` is the preference data of one round: `preferences.json` says what it is, and DVC
-holds the files.
+Every tag `preferences/LINE/round-NNNN` is the preference data of one round of a model line: `preferences.json` says
+what it is, and DVC holds the files.
 
-    git checkout preferences/round-0001 && dvc pull
+    git checkout preferences/LINE/round-0001 && dvc pull
 
 Written by `clincot version`; read by `clincot data log` and `clincot data diff`.
 """

@@ -14,9 +14,10 @@ from clincot.config import VersionConfig
 from clincot.errors import InvalidInput
 from clincot.fields import FiniteFloat, FrozenModel
 from clincot.jsonl import InvalidRecord, hash_files, read_records
-from clincot.preferences.versions.commit import TAG_PREFIX, open_temporary_clone, read_versions
+from clincot.preferences.versions.commit import open_temporary_clone, read_versions
 from clincot.preferences.versions.dvc import DATA_FOLDER, download_from_dvc
 from clincot.preferences.versions.git import Git
+from clincot.preferences.versions.tags import list_version_names
 from clincot.records import DataVersion, PreferencePair
 
 Count = Annotated[int, Field(ge=0)]
@@ -57,7 +58,7 @@ class PairDiff(FrozenModel):
 
 
 def list_versions(config: VersionConfig, scratch: Path) -> list[DataVersion]:
-    """All versions of the data repository, by round; `scratch` is a folder for a temporary clone."""
+    """All versions of the data repository, by line and round; `scratch` is a folder for a temporary clone."""
     with open_temporary_clone(_require_repository(config), scratch / "clone") as git:
         return read_versions(git, config.repository)
 
@@ -78,17 +79,19 @@ def diff_versions(config: VersionConfig, a: str, b: str, scratch: Path) -> tuple
 
 
 def find_version(versions: Sequence[DataVersion], name: str, repository: str) -> DataVersion:
-    """Find a version by its round, its tag or (at least 6 characters of) its commit. Raises InvalidInput."""
-    for version in versions:
-        if name in (str(version.round), version.tag, version.tag.removeprefix(TAG_PREFIX)):
-            return version
-    matches = [version for version in versions if len(name) >= 6 and version.revision.startswith(name)]
-    if len(matches) != 1:
-        tags = ", ".join(version.tag for version in versions) or "none"
-        raise InvalidInput(
-            f"{repository}: no version is called {name!r} (a round, a tag or a commit); there are: {tags}"
-        )
-    return matches[0]
+    """Find a version by its round (3, or nodules/3 where several lines have one), its tag, or its commit.
+
+    Of a commit at least 6 characters are needed. Raises InvalidInput if there is none, or more than one.
+    """
+    matches = [version for version in versions if name in list_version_names(version)]
+    if not matches and len(name) >= 6:
+        matches = [version for version in versions if version.revision.startswith(name)]
+    if len(matches) == 1:
+        return matches[0]
+    tags = ", ".join(version.tag for version in matches or versions) or "none"
+    if matches:
+        raise InvalidInput(f"{repository}: {name!r} names {len(matches)} versions: {tags}; name one by its tag")
+    raise InvalidInput(f"{repository}: no version is called {name!r} (a round, a tag or a commit); there are: {tags}")
 
 
 def compare_pairs(a: Iterable[PreferencePair], b: Iterable[PreferencePair]) -> PairDiff:

@@ -1,0 +1,152 @@
+"""Evaluate rendered network policies as a network plugin does, and list who reaches whom in each profile."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import yaml
+
+from tests.chart.rendering import PROFILES, Json, of_kind, rendered, settings_of
+
+Workload = tuple[str, dict[str, str]]
+
+
+def selects(selector: Json, labels: dict[str, str]) -> bool:
+    assert set(selector) <= {"matchLabels"}, selector
+    return all(labels.get(key) == value for key, value in selector.get("matchLabels", {}).items())
+
+
+def allowed(policies: list[Json], source: Workload, target: Workload | None, port: int) -> bool:
+    """Return whether both ends allow the traffic; a pod without a policy allows all.
+
+    Without a target, the traffic leaves the cluster.
+    """
+    out = _allows(policies, "egress", source, target, port)
+    return out and (target is None or _allows(policies, "ingress", target, source, port))
+
+
+def _allows(policies: list[Json], direction: str, pod: Workload, other: Workload | None, port: int) -> bool:
+    mine = [
+        one["spec"]
+        for one in policies
+        if one["metadata"]["namespace"] == pod[0]
+        and selects(one["spec"]["podSelector"], pod[1])
+        and direction.capitalize() in one["spec"]["policyTypes"]
+    ]
+    if not mine:
+        return True
+    rules = [rule for spec in mine for rule in spec.get(direction) or ()]
+    return any(_rule_allows(rule, direction, pod, other, port) for rule in rules)
+
+
+def _rule_allows(rule: Json, direction: str, pod: Workload, other: Workload | None, port: int) -> bool:
+    """Return whether one rule allows the traffic; an empty or missing list of ports or peers means all of them.
+
+    "If this field is empty or missing, this rule matches all sources": NetworkPolicyIngressRule and
+    NetworkPolicyEgressRule in staging/src/k8s.io/api/networking/v1/types.go of kubernetes/kubernetes v1.34.4.
+    """
+    ports = rule.get("ports")
+    assert all(set(one) == {"port", "protocol"} for one in ports or ()), ports  # no ranges, no names
+    if ports and port not in [one["port"] for one in ports if one["protocol"] == "TCP"]:
+        return False
+    peers = rule.get("to" if direction == "egress" else "from")
+    return not peers or any(_is(peer, pod, other) for peer in peers)
+
+
+def _is(peer: Json, pod: Workload, other: Workload | None) -> bool:
+    """Return whether a peer selects a pod; None is an address outside the cluster, which every ipBlock here contains.
+
+    A podSelector alone selects pods of the policy's own namespace, an empty selector everything of its kind.
+    """
+    assert peer, "a peer without selector and ipBlock is invalid"
+    assert set(peer) <= {"ipBlock", "namespaceSelector", "podSelector"}, peer
+    if "ipBlock" in peer or other is None:
+        return "ipBlock" in peer and other is None
+    names = {"kubernetes.io/metadata.name": other[0]}
+    near = selects(peer["namespaceSelector"], names) if "namespaceSelector" in peer else other[0] == pod[0]
+    return near and selects(peer.get("podSelector", {}), other[1])
+
+
+COMPONENTS = {  # component: what its pods are called in the table
+    "run": "tasks of a run",
+    "trainer": "nodes of a TrainJob",
+    "deployer": "rollout",
+    "hook": "pipeline hooks",
+    "bucket": "bucket hook",
+    "monitor": "monitor",
+    "server": "endpoint",
+    "judge": "judges",
+    "seaweedfs": "the trial's store",
+}
+OTHERS: dict[str, Workload | None] = {
+    "Kubeflow Pipelines": ("kubeflow", {"app": "ml-pipeline"}),
+    "gateways": ("istio-system", {"app": "gateway"}),
+    "Prometheus": ("monitoring", {"app": "prometheus"}),
+    "any other pod": ("elsewhere", {"app": "other"}),
+    "addresses outside the cluster": None,
+}
+
+
+def list_traffic(profile: str, *flags: str) -> Iterator[tuple[str, str, list[int]]]:
+    """Yield (from, to, TCP ports) of the traffic that a profile's policies allow, except DNS.
+
+    Ports that a component reaches everywhere, inside the cluster and outside, are listed once, as `any address`.
+    """
+    objects = rendered(profile, *flags)
+    policies = of_kind(objects, "NetworkPolicy")
+    ports = _list_ports(policies)
+    located = {name: _locate(objects, component) for component, name in COMPONENTS.items()}
+    ours = {name: one for name, one in located.items() if _has_pods(objects, one)}
+
+    def find_ports(source: Workload, target: Workload | None) -> set[int]:
+        return {port for port in ports if allowed(policies, source, target, port)}
+
+    for source, here in ours.items():
+        everywhere = find_ports(here, OTHERS["any other pod"]) & find_ports(here, None)
+        for target, there in {**ours, **OTHERS}.items():
+            yield source, target, sorted(find_ports(here, there) - everywhere)
+        yield source, "any address", sorted(everywhere)
+    for source, here in OTHERS.items():
+        for target, there in ours.items():
+            if here is not None:
+                yield source, target, sorted(find_ports(here, there))
+
+
+def _locate(objects: tuple[Json, ...], component: str) -> Workload:
+    """Return namespace and labels of a component's pods."""
+    run = str(yaml.safe_load(settings_of(objects)["cluster.yaml"])["namespace"])
+    labels = {"app.kubernetes.io/part-of": "clincot", "app.kubernetes.io/component": component}
+    return (run if component in ("run", "trainer") else "clincot", labels)
+
+
+def _has_pods(objects: tuple[Json, ...], workload: Workload) -> bool:
+    """Return whether the profile has pods of the component, or makes them later (runs, the endpoint)."""
+    component = workload[1]["app.kubernetes.io/component"]
+    if component in ("run", "server"):
+        return True
+    if component == "trainer":
+        return "how: train-job" in settings_of(objects)["launch.yaml"]
+    label = f"app.kubernetes.io/component: {component}"
+    kinds = ("Job", "Pod", "Deployment", "StatefulSet", "InferenceService")
+    return any(label in yaml.safe_dump(one) for one in objects if one["kind"] in kinds)
+
+
+def _list_ports(policies: list[Json]) -> set[int]:
+    rules = [rule for one in policies for kind in ("ingress", "egress") for rule in one["spec"].get(kind) or ()]
+    return {
+        8085,
+        *(int(port["port"]) for rule in rules for port in rule.get("ports", ()) if port["protocol"] == "TCP"),
+    } - {53}
+
+
+def render_traffic_tables() -> str:
+    """Return one table for each profile, in Markdown."""
+    out = []
+    for profile in PROFILES:
+        rows = [
+            f"| {source} | {target} | {', '.join(map(str, ports))} |"
+            for source, target, ports in list_traffic(profile)
+            if ports
+        ]
+        out += [f"## `values-{profile}.yaml`", "", "| from | to | TCP ports |", "|---|---|---|", *rows, ""]
+    return "\n".join(out)

@@ -1,0 +1,131 @@
+"""No missing, misspelt or mistyped value reaches a template: the schema refuses it by its name.
+
+The schema is validated here as Helm does, so that thousands of values take seconds; a sample goes through Helm itself.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import random
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import yaml
+from jsonschema import Draft7Validator
+
+from clincot.config import Params
+from tests.chart.params_schema import SCHEMA, render_schema
+from tests.chart.rendering import CHART, template
+
+Json = dict[str, Any]
+Path = tuple[str, ...]
+VALUES: Json = yaml.safe_load((CHART / "values.yaml").read_text())
+VALIDATOR = Draft7Validator(json.loads(SCHEMA.read_text()))
+# Lists that may be missing, which means that nothing is allowed; their keys in values.yaml are free in maps below.
+NOTHING_ALLOWED = {
+    ("kfp", "ports"),
+    *(("networkPolicy", name) for name in ("gateway", "prometheus", "store", "git", "apiServer", "apiServerPorts")),
+}
+# Maps whose keys are names: a parameter, a task, a setting of launch.yaml, a resource, a label.
+FREE = ("pipeline.params", "pipeline.stages", "pipeline.launch", "pipeline.retries", "quota.hard")
+
+
+def list_paths(part: Json, above: Path = ()) -> Iterator[Path]:
+    for key, value in part.items():
+        yield (*above, key)
+        if isinstance(value, dict):
+            yield from list_paths(value, (*above, key))
+
+
+PATHS = [path for path in list_paths(VALUES) if not ".".join(path[:-1]).startswith(FREE)]
+
+
+def change(path: Path, value: Any = None) -> Json:
+    """Return the default values with one value set; None removes it, as null does in Helm."""
+    values = copy.deepcopy(VALUES)
+    values["store"]["existingSecret"] = "s3"
+    part = values
+    for key in path[:-1]:
+        part = part[key]
+    if value is None:
+        del part[path[-1]]
+    else:
+        part[path[-1]] = value
+    return values
+
+
+def list_errors(values: Json) -> list[str]:
+    return [f"{'.'.join(map(str, error.path))}: {error.message}" for error in VALIDATOR.iter_errors(values)]
+
+
+def test_the_defaults_are_valid() -> None:
+    assert len(PATHS) > 200
+    assert list_errors(change(("store", "existingSecret"), "s3")) == []
+
+
+def test_null_is_refused_by_name() -> None:
+    """In Helm, null removes the default, so a required key is missing."""
+    accepted = []
+    for path in PATHS:
+        parent, errors = ".".join(path[:-1]), list_errors(change(path))
+        if f"{parent}: {path[-1]!r} is a required property" not in errors:
+            accepted.append(path)
+    assert set(accepted) == NOTHING_ALLOWED
+
+
+def test_another_type_is_refused_by_name() -> None:
+    """An object in place of a scalar or a list, and a string in place of an object, a number or a switch."""
+    accepted = []
+    for path in PATHS:
+        old = VALUES
+        for key in path:
+            old = old[key]
+        wrong: Any = {"x": {"y": 1}} if isinstance(old, str | list) else "surely not"
+        if not any(error.startswith(".".join(path)) for error in list_errors(change(path, wrong))):
+            accepted.append(path)
+    assert accepted == []
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "refused"),
+    [
+        (("train", "lrr"), 1e-5, "'lrr' was unexpected"),
+        (("train", "lr"), "fast", "'fast' is not of type 'number'"),
+        (("decide", "floors", "closed_acuracy"), 0.1, "'closed_acuracy' was unexpected"),
+        (("decide", "lifetime_error"), 0.999, "0.999 is greater than or equal to the maximum of 0.5"),
+        (("trian",), {}, "'trian' was unexpected"),
+        (("train", "lr"), 1e-5, ""),
+        (("decide", "floors"), {"closed_accuracy": None}, ""),
+    ],
+)
+def test_parameters_are_checked_before_the_installation(path: Path, value: Any, refused: str) -> None:
+    params: Any = value
+    for key in reversed(path):
+        params = {key: params}
+    errors = list_errors(change(("pipeline", "params"), params))
+    assert any(refused in error for error in errors) if refused else errors == []
+
+
+def test_every_recipe_is_valid_as_parameters() -> None:
+    for recipe in (CHART / "recipes").glob("*.yaml"):
+        content = {name: one for name, one in yaml.safe_load(recipe.read_text()).items() if name != "recipe"}
+        assert list_errors(change(("pipeline", "params"), content)) == [], recipe
+    everything = Params().model_dump(mode="json", exclude={"recipe"})
+    assert list_errors(change(("pipeline", "params"), everything)) == []
+
+
+def test_the_schema_of_parameters_is_up_to_date() -> None:
+    assert SCHEMA.read_text(encoding="utf-8") == render_schema(), "run python -m tests.chart.readme --write"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("helm", ["3", "4"])
+def test_helm_says_the_same(helm: str) -> None:
+    """No answer is an error of a template."""
+    for path in random.Random(7).sample(PATHS, 12):
+        done = template("--set", "store.existingSecret=s3", "--set-json", f"{'.'.join(path)}=null", version=helm)
+        assert (done.returncode == 0) is (path in NOTHING_ALLOWED), path
+        assert "nil pointer" not in done.stderr
+        assert path in NOTHING_ALLOWED or f"{path[-1]}" in done.stderr
