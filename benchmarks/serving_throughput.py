@@ -1,9 +1,6 @@
-"""Throughput and latency of `clincot serve`, and a soak test.
+"""Throughput and latency of `clincot serve`, compared with the forward passes of its model.
 
-    python -m benchmarks.serving_throughput                1, 4, 16 and 64 clients, batched and unbatched servers
-    python -m benchmarks.serving_throughput --soak 600     16 clients for ten minutes: errors, and RSS at both ends
-
-    (make bench-serving, make bench-serving SOAK=600)
+    python -m benchmarks.serving_throughput          (make bench-serving)
 
 For each number of clients, the same requests go to three servers of the same checkpoint, one server after the other:
 
@@ -13,12 +10,16 @@ For each number of clients, the same requests go to three servers of the same ch
 
 Clients are closed loops: each sends its next request when its last one has been answered. They ask three questions
 about every film (with --questions 1, one). Two of them look for the same finding, so their windows are scored once if
-they are in one batch. There are more requests than clients, so no request is in flight twice. Every film is in the
-servers' image caches before the measurement. Every answer must equal the first answer of any server to that request,
-or the run fails; if the likelihoods of two answers are within 1e-4, either is accepted.
+they are in one batch. There are more requests than clients, so no request is in flight twice. Every answer must equal
+the first answer of any server to that request, or the run fails; if the likelihoods of two answers are within 1e-4,
+either is accepted.
 
-`cpu` is the processor time of server and clients per answer. It does not depend on the machine's other load, so on a
-busy machine compare this column.
+`cpu` is the processor time per answer of the server and its decode workers, and `client` that of the clients. It
+depends less than the rate on the machine's other load, so on a busy machine compare these columns.
+
+The floor is the processor time per answer of the model's own forward passes, and of nothing else: the chains of as many
+requests as there are clients run in this process on the same checkpoint, batched as in the server, and only the time
+within the model's modules counts. Reading images, tokenizing, choosing regions, HTTP and JSON are above the floor.
 """
 
 from __future__ import annotations
@@ -27,27 +28,45 @@ import argparse
 import asyncio
 import base64
 import contextlib
+import hashlib
 import itertools
-import json
-import os
-import socket
-import subprocess
-import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import httpx
 import numpy as np
 import psutil
+import torch
 from PIL import Image
 from tqdm import tqdm
 
-ROOT = Path(__file__).resolve().parents[1]
+from benchmarks.server_process import ROOT, ServerProcess, start_server
+from clincot.generation.visual_cot import ImageQuestion, VisualAnswer, answer_question
+from clincot.models.vlm import VisionLanguageModel
+from clincot.records import Study
+from clincot.serving.request_batching import Batcher
+from clincot.serving.request_context import RequestContext
+from clincot.config.server_settings import ServeSettings
+
 SERVER_VARIANTS = {"batched": (), "one by one": ("running=1", "waiting=64"), "unbatched": ("max_batch=1",)}
 QUESTIONS = ("Is there a nodule?", "Is there an effusion?", "Is there a nodule in the left lung?")
+
+
+@dataclass(frozen=True)
+class BenchRow:
+    """One server at one number of clients."""
+
+    done: list[tuple[float, int, Any]]  # latency in s, request, prediction
+    rate: float  # answers a second
+    cpu_ms: float  # of server and workers, per answer
+    client_ms: float
+    p50_ms: float
+    p99_ms: float
 
 
 def build_requests(films: int, questions: int = 3, seed: int = 0) -> list[dict[str, Any]]:
@@ -64,37 +83,6 @@ def build_requests(films: int, questions: int = 3, seed: int = 0) -> list[dict[s
             image = "data:image/png;base64," + base64.b64encode(path.read_bytes()).decode()
             out += [{"instances": [{"question": question, "image": image}]} for question in QUESTIONS[:questions]]
     return out
-
-
-@contextlib.contextmanager
-def start_server(checkpoint: Path, overrides: Sequence[str]) -> Iterator[tuple[str, int]]:
-    """Start a server and yield (address, process id) when it is ready."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    command = [sys.executable, "-m", "clincot.cli.app", "serve", "--checkpoint", str(checkpoint), "--port", str(port)]
-    command += [
-        "--model-name",
-        "policy",
-        "--set",
-        "deadline_s=600",
-        *itertools.chain.from_iterable(("--set", override) for override in overrides),
-    ]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT / "src"), "TQDM_DISABLE": "1"}
-    process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    try:
-        url = f"http://127.0.0.1:{port}"
-        for _ in range(1200):
-            with contextlib.suppress(httpx.HTTPError):
-                if httpx.get(f"{url}/v2/health/ready").status_code == 200:
-                    break
-            if process.poll() is not None:
-                raise RuntimeError(f"the server exited with code {process.returncode}: {' '.join(command)}")
-            time.sleep(0.1)
-        yield url, process.pid
-    finally:
-        process.terminate()
-        process.wait(timeout=120)
 
 
 async def run_clients(
@@ -120,20 +108,10 @@ async def run_clients(
     return done
 
 
-async def warm_image_cache(url: str, requests: Sequence[dict[str, Any]]) -> None:
-    """Send every request once, so that the server has all images in its cache."""
-    async with httpx.AsyncClient(timeout=600) as http:
-        for request in requests:
-            (await http.post(f"{url}/v1/models/policy:predict", json=request)).raise_for_status()
-
-
-def measure_cpu_time(process: psutil.Process) -> float:
-    """Return the seconds of processor time of a server and this process together."""
-    total = 0.0
-    for measured in (process, psutil.Process()):
-        times = measured.cpu_times()
-        total += times.user + times.system
-    return total
+def measure_cpu_time(processes: Sequence[psutil.Process]) -> float:
+    """Return the seconds of processor time of processes together."""
+    times = [process.cpu_times() for process in processes]
+    return sum(one.user + one.system for one in times)
 
 
 def answers_match(one: dict[str, Any], other: dict[str, Any]) -> bool:
@@ -145,54 +123,82 @@ def answers_match(one: dict[str, Any], other: dict[str, Any]) -> bool:
     return same_confidence and min(abs(a - b) for a, b in itertools.combinations(likelihoods, 2)) < 1e-4
 
 
+def measure_row(server: ServerProcess, requests: Sequence[dict[str, Any]], clients: int, seconds: float) -> BenchRow:
+    """Measure one server at one number of clients."""
+    processes = server.list_processes()
+    started, cpu, own = time.monotonic(), measure_cpu_time(processes), measure_cpu_time([psutil.Process()])
+    done = asyncio.run(run_clients(server.url, requests, clients=clients, seconds=seconds))
+    elapsed = time.monotonic() - started
+    cpu, own = measure_cpu_time(processes) - cpu, measure_cpu_time([psutil.Process()]) - own
+    p50, p99 = np.percentile([latency for latency, _, _ in done], [50, 99]) * 1000
+    return BenchRow(done, len(done) / elapsed, 1000 * cpu / len(done), 1000 * own / len(done), float(p50), float(p99))
+
+
 def compare_servers(
-    checkpoint: Path, clients: Sequence[int], seconds: float, films: int, questions: int
-) -> dict[str, Any]:
-    """Measure all servers at each number of clients; returns {"server/clients": rate, cpu, p50, p99 and count}."""
-    requests = build_requests(films, questions)
-    if len(requests) < max(clients):
-        raise SystemExit(
-            f"{len(requests)} requests for {max(clients)} clients: expected at least one per client; raise --films"
-        )
+    checkpoint: Path, clients: Sequence[int], seconds: float, requests: Sequence[dict[str, Any]]
+) -> dict[str, BenchRow]:
+    """Measure all servers at each number of clients; returns {"server/clients": row}."""
     first: dict[int, Any] = {}
-    table: dict[str, Any] = {}
+    table: dict[str, BenchRow] = {}
     with contextlib.ExitStack() as stack:
-        running = {name: stack.enter_context(start_server(checkpoint, o)) for name, o in SERVER_VARIANTS.items()}
-        for url, _ in running.values():
-            asyncio.run(warm_image_cache(url, requests[::questions]))
+        running = {}
+        for name, overrides in SERVER_VARIANTS.items():
+            running[name] = stack.enter_context(start_server(checkpoint, overrides=("deadline_s=600", *overrides)))
+        for server in running.values():
+            asyncio.run(run_clients(server.url, requests, clients=4, seconds=seconds / 4))  # warm
         for count in tqdm(clients, desc="clients"):
-            for name, (url, pid) in running.items():
-                started, cpu = time.monotonic(), measure_cpu_time(psutil.Process(pid))
-                done = asyncio.run(run_clients(url, requests, clients=count, seconds=seconds))
-                elapsed, cpu = time.monotonic() - started, measure_cpu_time(psutil.Process(pid)) - cpu
-                for _, which, answer in done:
+            for name, server in running.items():
+                row = table[f"{name}/{count}"] = measure_row(server, requests, count, seconds)
+                for _, which, answer in row.done:
                     if not answers_match(first.setdefault(which, answer), answer):
                         raise SystemExit(f"{name}, {count} clients: request {which} got another answer than before")
-                latency = np.array([seconds for seconds, _, _ in done])
-                p50, p99 = np.percentile(latency, [50, 99]) * 1000
-                table[f"{name}/{count}"] = {
-                    "rate": len(done) / elapsed,
-                    "cpu_ms": cpu / len(done) * 1000,
-                    "p50_ms": p50,
-                    "p99_ms": p99,
-                    "n": len(done),
-                }
     return table
 
 
-def run_soak(checkpoint: Path, seconds: float, clients: int, films: int) -> dict[str, Any]:
-    """Run clients for a while; returns RSS after a tenth of the time, when caches are warm, and at the end.
+def measure_floor(checkpoint: Path, requests: Sequence[dict[str, Any]], clients: int, repeats: int = 4) -> float:
+    """Processor time in ms per answer of the model's forward passes, with the chains of `clients` requests together."""
+    settings = ServeSettings()
+    model = VisionLanguageModel(checkpoint, batch_size=settings.max_batch)
+    timer = ForwardTimer(model.model)
+    batcher = Batcher(model, max_batch=settings.max_batch, gather_s=settings.gather_s)
+    with tempfile.TemporaryDirectory() as name, ThreadPoolExecutor(clients) as threads:
+        asked = [save_question(request, Path(name), n) for n, request in enumerate(requests)]
 
-    Raises httpx.HTTPStatusError at the first reply that is an error.
-    """
-    requests = build_requests(films)
-    with start_server(checkpoint, ()) as (url, pid):
-        process = psutil.Process(pid)
-        warm = asyncio.run(run_clients(url, requests, clients=clients, seconds=seconds / 10))
-        begin = process.memory_info().rss
-        done = asyncio.run(run_clients(url, requests, clients=clients, seconds=seconds * 9 / 10))
-        end = process.memory_info().rss
-    return {"answers": len(warm) + len(done), "errors": 0, "rss_mb": [begin / 2**20, end / 2**20]}
+        def answer(question: ImageQuestion) -> VisualAnswer:
+            with batcher.open_policy(RequestContext(600)) as policy:
+                return answer_question(question, policy, settings)
+
+        list(threads.map(answer, asked[:clients]))  # warm
+        timer.seconds, answers = 0.0, asked * repeats
+        list(threads.map(answer, answers))
+    batcher.close()
+    return 1000 * timer.seconds / len(answers)
+
+
+class ForwardTimer:
+    """Adds up the processor time within a module's forward passes, of all threads of torch."""
+
+    def __init__(self, module: torch.nn.Module) -> None:
+        self.seconds = 0.0
+        self._began = 0.0
+        module.register_forward_pre_hook(self._begin)
+        module.register_forward_hook(self._end)
+
+    def _begin(self, *_: object) -> None:
+        self._began = time.thread_time()
+
+    def _end(self, *_: object) -> None:
+        self.seconds += time.thread_time() - self._began
+
+
+def save_question(request: dict[str, Any], folder: Path, number: int) -> ImageQuestion:
+    """Write a request's image into the folder, for a chain without a server."""
+    instance = request["instances"][0]
+    encoded = base64.b64decode(instance["image"].partition(",")[2])
+    (folder / f"{number}.png").write_bytes(encoded)
+    width, height = Image.open(folder / f"{number}.png").size
+    study = Study(image=f"{number}.png", sha256=hashlib.sha256(encoded).hexdigest(), width=width, height=height)
+    return ImageQuestion(study, folder, instance["question"])
 
 
 def main() -> None:
@@ -202,25 +208,26 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=10.0, help="Duration of each measurement.")
     parser.add_argument("--films", type=int, default=32, help="Number of images.")
     parser.add_argument("--questions", type=int, choices=[1, 2, 3], default=3, help="Questions per image.")
-    parser.add_argument("--soak", type=float, metavar="SECONDS", help="Run the soak test for this time instead.")
     args = parser.parse_args()
-    if args.soak:
-        print(json.dumps(run_soak(args.checkpoint, args.soak, 16, args.films), indent=2))
-        return
-    table = compare_servers(args.checkpoint, args.clients, args.seconds, args.films, args.questions)
+    requests = build_requests(args.films, args.questions)
+    if len(requests) < max(args.clients):
+        raise SystemExit(f"{len(requests)} requests for {max(args.clients)} clients: expected more; raise --films")
+    table = compare_servers(args.checkpoint, args.clients, args.seconds, requests)
     print(
-        f"{'clients':>7}  {'server':<11} {'answers/s':>9} {'p50 ms':>8} {'p99 ms':>8} {'cpu ms':>7}  "
+        f"{'clients':>7}  {'server':<11} {'answers/s':>9} {'p50 ms':>8} {'p99 ms':>8} {'cpu ms':>7} {'client':>6}  "
         "speed-up of batched (in cpu)"
     )
     for count in args.clients:
         batched = table[f"batched/{count}"]
         for name in SERVER_VARIANTS:
             row = table[f"{name}/{count}"]
-            faster, cheaper = batched["rate"] / row["rate"], row["cpu_ms"] / batched["cpu_ms"]
+            faster, cheaper = batched.rate / row.rate, row.cpu_ms / batched.cpu_ms
             print(
-                f"{count:>7}  {name:<11} {row['rate']:>9.1f} {row['p50_ms']:>8.0f} {row['p99_ms']:>8.0f} "
-                f"{row['cpu_ms']:>7.1f}  {faster:.2f}x ({cheaper:.2f}x)"
+                f"{count:>7}  {name:<11} {row.rate:>9.1f} {row.p50_ms:>8.0f} {row.p99_ms:>8.0f} {row.cpu_ms:>7.1f} "
+                f"{row.client_ms:>6.1f}  {faster:.2f}x ({cheaper:.2f}x)"
             )
+        floor = measure_floor(args.checkpoint, requests, count)
+        print(f"{count:>7}  {'floor':<11} {floor:>44.1f}         the server takes {batched.cpu_ms / floor:.2f}x of it")
 
 
 if __name__ == "__main__":

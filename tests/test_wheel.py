@@ -24,7 +24,7 @@ SOURCES = {  # folder of the checkout -> folder in the wheel
     "assets": "clincot/assets",
     "recipes": "clincot/recipes",
 }
-DATA_SUFFIXES = {".html", ".yaml", ".jsonl", ".json", ".png", ".safetensors", ".jinja", ".typed"}
+DATA_SUFFIXES = {".html", ".css", ".js", ".yaml", ".jsonl", ".json", ".png", ".safetensors", ".jinja", ".typed"}
 
 
 def list_source_files() -> dict[str, Path]:

@@ -41,6 +41,7 @@ class ImageLimits:
 
     max_bytes: int = 128 << 20
     max_pixels: int = 50_000_000
+    max_side: int = 65_535  # the most that a JPEG file can have
 
 
 DEFAULT_LIMITS = ImageLimits()
@@ -76,6 +77,19 @@ def open_image(path: Path, *, limits: ImageLimits = DEFAULT_LIMITS) -> Image.Ima
             f"{path}: expected a whole PNG or JPEG file, but it is damaged or cut off ({error})"
         ) from error
     return rgb if upright is None else rgb.transpose(upright)
+
+
+def measure_image(path: Path, *, limits: ImageLimits = DEFAULT_LIMITS) -> tuple[int, int]:
+    """Width and height of a PNG or JPEG file as its header states them, without decoding. Raises InvalidImage."""
+    try:
+        with _open_checked(path, _read_encoded(path, limits), limits) as image:
+            return image.size
+    except InvalidImage:
+        raise
+    except _DECODE_ERRORS as error:
+        raise InvalidImage(
+            f"{path}: expected a whole PNG or JPEG file, but it is damaged or cut off ({error})"
+        ) from error
 
 
 def render_view(image: Image.Image, box: Box | None, side_px: int | None) -> Image.Image:
@@ -180,6 +194,8 @@ def _check_size(path: Path, width: int, height: int, limits: ImageLimits) -> Non
         raise InvalidImage(f"{path}: expected at least one pixel, got {width} x {height}")
     if width * height > limits.max_pixels:
         raise InvalidImage(f"{path}: expected at most {limits.max_pixels} pixels, got {width} x {height}")
+    if max(width, height) > limits.max_side:
+        raise InvalidImage(f"{path}: expected sides of at most {limits.max_side} pixels, got {width} x {height}")
 
 
 def _open_encoded(path: Path, encoded: bytes, limits: ImageLimits) -> Image.Image:

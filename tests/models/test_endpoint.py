@@ -102,6 +102,19 @@ def test_a_judge_requests_one_token_with_log_probabilities(study: Study, tmp_pat
     assert sorted(texts) == sorted(about(box)[0].text for box in (LEFT, RIGHT))
 
 
+@pytest.mark.parametrize(
+    ("usage", "expected"), [({"prompt_tokens": 812}, 812), ({}, None), (None, None), ("812 tokens", None)]
+)
+def test_a_generation_says_how_long_its_prompt_was(usage: Any, expected: int | None) -> None:
+    """As far as the endpoint counts; a usage of another shape does not fail the request."""
+    reply = completion("no", None, tokens=[-0.1, -0.2]) | {"usage": usage}
+    with serving(chat(reply)) as server:
+        (generation,) = EndpointModel(f"{server.url}/v1", model="med-vlm").generate(
+            [asked("Is it?")], max_new_tokens=4, temperature=0.0, seeds=[0]
+        )
+    assert (generation.text, generation.prompt_tokens) == ("no", expected)
+
+
 def test_known_yes_no_tokens_are_requested_by_id() -> None:
     """P(yes) = 0.001 / (0.001 + 0.004): neither is among the 20 likeliest."""
     with serving(chat(completion("?", {"yes": math.log(0.001), "no": math.log(0.004)}))) as server:

@@ -55,6 +55,15 @@ def write(
     return [reply.text for reply in replies]
 
 
+def test_a_generation_says_how_long_its_prompt_was(small: VisionLanguageModel, shown: list[Study], films: Path) -> None:
+    """The encoded conversation without padding, pictures included."""
+    asked = openings(small, shown, films)
+    replies = small.generate(asked, max_new_tokens=2, temperature=0.0, seeds=[0] * len(asked))
+    lengths = [len(small.encoder.encode(conversation, reply=True).ids) for conversation in asked]
+    assert [reply.prompt_tokens for reply in replies] == lengths
+    assert len(set(lengths)) > 2
+
+
 def test_a_seed_says_the_same_alone_and_in_any_batch(
     small: VisionLanguageModel, small_dir: Path, shown: list[Study], films: Path
 ) -> None:

@@ -61,6 +61,16 @@ def bomb() -> bytes:
     )
 
 
+def blank(kind: str, level: int, *, mode: str = "L", specks: int = 0) -> bytes:
+    """An image of one gray level, with some pixels (of 4,096) of another."""
+    image = Image.new("L", (64, 64), level)
+    for position in range(specks):
+        image.putpixel((position, 0), 255 - level)
+    buffer = io.BytesIO()
+    image.convert(mode).save(buffer, kind)
+    return buffer.getvalue()
+
+
 def dicom(side: int = 64) -> bytes:
     """A computed radiograph of noise, uncompressed."""
     file = pydicom.Dataset()
@@ -104,6 +114,9 @@ IMAGES = {
     ),
     "more DICOM pixels than allowed": (uri(dicom(200), "application/dicom"), 413, "image_too_large"),
     "nothing": ("", 415, "unsupported_image"),
+    "a black image": (uri(blank("PNG", 0)), 400, "blank_image"),
+    "a gray image with four specks": (uri(blank("PNG", 100, specks=4)), 400, "blank_image"),
+    "a white JPEG in colour": (uri(blank("JPEG", 255, mode="RGB"), "image/jpeg"), 400, "blank_image"),
     "an address over http": ("http://localhost/a.png", 403, "scheme_not_allowed"),
     "a file": ("file:///etc/passwd", 403, "scheme_not_allowed"),
     "a host that is not listed": ("https://example.org/a.png", 403, "host_not_allowed"),
@@ -191,16 +204,23 @@ def test_valid_requests_are_answered(url: str, path: str, ask: Any, image: str) 
         (INFER, {"inputs": [i | {"data": [7]} for i in v2("a", GOOD)["inputs"]]}, 422, "invalid_request"),
         (INFER.replace("policy", "other"), v2("a", GOOD), 404, "model_not_found"),
         (CHAT, b"{", 400, "invalid_request"),
-        (CHAT, chat("a", GOOD, temperature=0.7), 400, "invalid_request"),
-        (CHAT, chat("a", GOOD, n=2), 400, "invalid_request"),
+        (CHAT, chat("a", GOOD, temperature=2.1), 400, "invalid_request"),
+        (CHAT, chat("a", GOOD, top_k=5), 400, "invalid_request"),
+        (CHAT, chat("a", GOOD, n=5), 400, "unsupported_value"),
+        (CHAT, chat("a", GOOD, n=2, stream=True), 400, "unsupported_value"),
+        (CHAT, chat("a", GOOD, temperature=0.7, top_p=0.9), 400, "unsupported_value"),
+        (CHAT, chat("a", GOOD, max_tokens=3, max_completion_tokens=4), 400, "unsupported_value"),
+        (CHAT, chat("a", GOOD, stop=["x", ""]), 400, "unsupported_value"),
+        (CHAT, chat("a", GOOD, stream_options={"include_usage": True}), 400, "unsupported_value"),
         (CHAT, chat("a", GOOD, tools=[{}]), 400, "invalid_request"),
         (CHAT, chat("a", GOOD, logprobs=True), 400, "invalid_request"),
         (CHAT, chat("a", GOOD, presence_penalty=0.5), 400, "invalid_request"),
-        (CHAT, chat("a", GOOD, response_format={"type": "json_object"}), 400, "invalid_request"),
+        (CHAT, chat("a", GOOD, top_logprobs=2), 400, "invalid_request"),
+        (CHAT, chat("a", GOOD, response_format={"type": "grammar"}), 400, "invalid_request"),
         (CHAT, {"model": "policy", "messages": [{"role": "user", "content": "a"}]}, 400, "one_image"),
         (CHAT, chat("a", GOOD) | {"model": "other"}, 404, "model_not_found"),
-        (CHAT, {"model": "policy", "messages": [{"role": "system", "content": "Be brief"}]}, 400, "invalid_request"),
-        (CHAT, {"model": "policy", "messages": chat("a", GOOD)["messages"] * 2}, 400, "invalid_request"),
+        (CHAT, {"model": "policy", "messages": [{"role": "system", "content": "Be brief"}]}, 400, "invalid_history"),
+        (CHAT, {"model": "policy", "messages": [{"role": "tool", "content": "7"}]}, 400, "invalid_request"),
         (
             CHAT,
             {"model": "policy", "messages": [{"role": "user", "content": [{"type": "text", "text": "a"}]}]},

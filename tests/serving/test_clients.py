@@ -13,7 +13,8 @@ from typing import Any
 import httpx
 import pytest
 from kserve import InferenceRESTClient, InferInput, InferRequest, RESTConfig
-from openai import AuthenticationError, BadRequestError, OpenAI
+from openai import AsyncOpenAI, AuthenticationError, BadRequestError, OpenAI
+from openai.types.chat import ChatCompletion, ChatCompletionChunk
 from PIL import Image
 
 from tests.serving.conftest import KEY
@@ -55,6 +56,25 @@ def test_openai(served: Served, film: str, prediction: dict[str, Any]) -> None:
     assert near(completion.model_extra["clincot"], prediction)
 
 
+def test_openai_asynchronous(served: Served, film: str, prediction: dict[str, Any]) -> None:
+    """The answer and the stream of two clients at once, under /v1; usage is the same in both."""
+
+    async def ask() -> tuple[ChatCompletion, list[ChatCompletionChunk]]:
+        async with AsyncOpenAI(base_url=f"{served.url}/v1", api_key=KEY, max_retries=0, timeout=600) as client:
+            options = {"include_usage": True}
+            streamed = client.chat.completions.create(**chat(QUESTION, film), stream=True, stream_options=options)
+            whole, stream = await asyncio.gather(client.chat.completions.create(**chat(QUESTION, film)), streamed)
+            return whole, [chunk async for chunk in stream]
+
+    completion, chunks = asyncio.run(ask())
+    assert completion.choices[0].message.content == prediction["answer"]
+    assert "".join(chunk.choices[0].delta.content or "" for chunk in chunks[:-1]) == prediction["answer"]
+    assert completion.usage is not None
+    assert completion.usage == chunks[-1].usage
+    assert completion.usage.prompt_tokens > 100  # of each region's conversation
+    assert completion.usage.completion_tokens >= 2 * len(prediction["regions"])  # a word and the end, each
+
+
 def test_openai_streaming(served: Served, film: str, prediction: dict[str, Any]) -> None:
     client = OpenAI(base_url=f"{served.url}/openai/v1", api_key=KEY, max_retries=0, timeout=600)
     chunks = list(client.chat.completions.create(**chat(QUESTION, film), stream=True))
@@ -71,7 +91,7 @@ def test_openai_streaming(served: Served, film: str, prediction: dict[str, Any])
 def test_openai_refusals(served: Served, film: str) -> None:
     client = OpenAI(base_url=f"{served.url}/openai/v1", api_key=KEY, max_retries=0, timeout=600)
     with pytest.raises(BadRequestError, match="temperature"):
-        client.chat.completions.create(**chat(QUESTION, film), temperature=1.0)
+        client.chat.completions.create(**chat(QUESTION, film), temperature=2.5)
     with pytest.raises(AuthenticationError):
         client.with_options(api_key="sk-other").chat.completions.create(**chat(QUESTION, film))
 

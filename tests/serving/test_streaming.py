@@ -68,7 +68,8 @@ def test_an_error_before_the_first_chunk_has_its_status(url: str, film: str) -> 
 @pytest.mark.parametrize(
     ("settings", "content", "refusal"),
     [
-        ({}, None, "The model abstains: its confidence in an answer is too low."),
+        ({}, "The model abstains: {why}.", "The model abstains: {why}."),
+        ({"abstain_content": ""}, None, "The model abstains: {why}."),
         ({"abstain_content": "not sure: {answer}", "abstain_refusal": ""}, "not sure: 3 turns: Is it?", None),
     ],
 )
@@ -87,6 +88,10 @@ def test_abstention_is_visible_to_openai_clients(
     parrot.go.set()
     given = {"propose": {"grounders": {"random": 1}}, "abstain_below": 0.0 if cut_off else 0.9, **settings}
     finish = "length" if cut_off else "stop"
+    why = "its confidence in an answer is too low"
+    if cut_off:
+        why = "the answer reached the token limit before its end"
+    content, refusal = (text and text.replace("{why}", why) for text in (content, refusal))
     with serving_here(parrot, ServeSettings.model_validate(given)) as url:
         completion = client(url).chat.completions.create(**chat("Is it?", film))
         chunks = list(client(url).chat.completions.create(**chat("Is it?", film), stream=True))

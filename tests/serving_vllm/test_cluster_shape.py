@@ -20,7 +20,7 @@ from clincot.prompts import ChainStep, Conversation, chain_prompt, finding_promp
 from tests.serving.conftest import POLICY
 from tests.serving_vllm.conftest import BLOCK, Vllm
 from tests.support import tiny
-from tests.support.model_servers import PREDICT, Served, data_uri, v1
+from tests.support.model_servers import CHAT, PREDICT, Served, chat, data_uri, v1
 
 QUESTIONS = ("Is there a nodule in the left lung?", "Is there an effusion?", "Which zone is the nodule in?")
 TIE = 1e-4  # nats: two tokens, or two places, that are nearer to each other may come in either order
@@ -58,6 +58,18 @@ def test_both_shapes_answer_alike(transformer: Served, embedded: Served, films: 
             odd.append(f"film {number}, {question!r}: {why}")
     assert odd == []
     assert len(answers) > 1
+
+
+def test_both_shapes_count_the_same_tokens(transformer: Served, embedded: Served, films: Path) -> None:
+    """Those of vLLM's usage, and those of the encoder here; the greedy answers are the same."""
+    image = data_uri(films / "images" / "0.png")
+    used = []
+    for server in (embedded, transformer):
+        reply = httpx.post(server.url + CHAT, json=chat(QUESTIONS[0], image), timeout=900).json()
+        used.append(reply["usage"])
+    assert used[0] == used[1]
+    assert used[0]["prompt_tokens"] > 100
+    assert used[0]["completion_tokens"] >= 2
 
 
 def conversations(films: Path) -> list[Conversation]:

@@ -25,11 +25,18 @@ from clincot.prompts import Conversation, PromptFormat
 from clincot.serving.auth import ApiKeys
 from clincot.serving.backend import is_device_error
 from clincot.serving.fetch import ImageFetcher
+from clincot.serving.grpc_server import JointServer
 from clincot.serving.metrics import observe_batch
 from clincot.serving.middleware import RequestMiddleware
 from clincot.serving.request_batching import Batcher
 from clincot.serving.request_context import RequestContext
-from clincot.serving.server import QUIET_LOGGERS, build_application, quiet_library_loggers
+from clincot.serving.server import (
+    QUIET_LOGGERS,
+    build_application,
+    build_data_plane,
+    build_uvicorn_config,
+    quiet_library_loggers,
+)
 from clincot.serving.service import AnswerService
 from tests.support.http_server import free_port
 
@@ -90,21 +97,32 @@ class PolicyBackend:
 
 @contextlib.contextmanager
 def serving_here(
-    policy: Policy, settings: ServeSettings, *, keys: ApiKeys | None = None, fetcher: ImageFetcher | None = None
+    policy: Policy,
+    settings: ServeSettings,
+    *,
+    keys: ApiKeys | None = None,
+    fetcher: ImageFetcher | None = None,
+    grpc_ports: list[int] | None = None,
 ) -> Iterator[str]:
-    """Run a server in this process; yields its address, and stops it after the accepted requests."""
+    """Run a server in this process; yields its address, and stops it after the accepted requests.
+
+    grpc_ports: a list to which the port of a gRPC server is added; None: without one.
+    """
     levels = {name: logging.getLogger(name).level for name in QUIET_LOGGERS}  # other tests use these loggers
     quiet_library_loggers()
     service = AnswerService(PolicyBackend(policy, settings), settings, fetcher)
-    app = RequestMiddleware(build_application("policy", service), settings, keys)
+    plane = build_data_plane("policy", service)
+    app = RequestMiddleware(build_application(plane, service), settings, keys)
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
-        config = uvicorn.Config(app, log_config=None, access_log=False, timeout_graceful_shutdown=300)
-        server = uvicorn.Server(config)
+        config = build_uvicorn_config(app, settings)
+        server = JointServer(config, plane, app, "127.0.0.1:0") if grpc_ports is not None else uvicorn.Server(config)
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
         thread.start()
         try:
             until(lambda: server.started)
+            if grpc_ports is not None:
+                grpc_ports.append(server.grpc_port)
             yield f"http://127.0.0.1:{listener.getsockname()[1]}"
         finally:
             server.should_exit = True

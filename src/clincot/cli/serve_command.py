@@ -14,13 +14,13 @@ from clincot.errors import require_extra
 
 SERVING_PANEL = "Serving and deployment"
 AFTERWARDS = """\
-Then, from another shell:
+Then open http://localhost:8080 in a browser, or from another shell:
 
   curl -s localhost:8080/v1/models/policy:predict -H 'Content-Type: application/json' -d '{"instances": [
     {"question": "Is there a nodule?", "image": "data:image/png;base64,'$(base64 -w0 film.png)'"}]}'
 
-The settings are in src/clincot/config/server_settings.py, the request formats in serving/kserve_model.py and
-serving/chat.py.
+The settings are in src/clincot/config/server_settings.py, the request formats in docs/guides/querying.md and in the
+server's /openapi.json.
 """
 
 
@@ -43,6 +43,16 @@ class ServeArguments:
     ]
     host: Annotated[str, typer.Option("--host", help="Address to listen on.")] = "127.0.0.1"
     port: Annotated[int, typer.Option("--port", "--http_port", min=0, max=65535, help="Port to listen on.")] = 8080
+    grpc_port: Annotated[
+        int,
+        typer.Option(
+            "--grpc-port",
+            "--grpc_port",
+            min=0,
+            max=65535,
+            help="Port for the V2 protocol over gRPC, for instance 8081 (default: no gRPC).",
+        ),
+    ] = 0
     model_name: Annotated[
         str,
         typer.Option(
@@ -85,6 +95,9 @@ class ServeArguments:
             "--predictor-key-env", metavar="NAME", help="Environment variable that holds the predictor's API key."
         ),
     ] = ""
+    page: Annotated[
+        bool, typer.Option("--page/--no-page", help="Whether browsers get a page at / to try the model.")
+    ] = True
     overrides: Annotated[
         list[str],
         typer.Option(
@@ -100,6 +113,8 @@ def serve_checkpoint(args: ServeArguments) -> int:
     from clincot.config.server_settings import load_serve_settings
 
     overrides = tuple(args.overrides)
+    if not args.page:
+        overrides = (*overrides, "page=false")
     if args.abstain_below is not None:
         overrides = (*overrides, f"abstain_below={args.abstain_below}")
     run_server(
@@ -109,6 +124,7 @@ def serve_checkpoint(args: ServeArguments) -> int:
             name=args.model_name,
             host=args.host,
             port=args.port,
+            grpc_port=args.grpc_port,
             api_keys=args.api_keys,
             predictor_host=args.predictor_host,
             predictor_path=args.predictor_path,

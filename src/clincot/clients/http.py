@@ -10,11 +10,14 @@ from __future__ import annotations
 import base64
 import io
 import json
+import math
 import os
 import random
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from contextvars import ContextVar, copy_context
 from dataclasses import dataclass, field
 from datetime import UTC
 from email.utils import parsedate_to_datetime
@@ -36,6 +39,9 @@ _TRANSIENT_STATUSES = frozenset({408, 409, 425, 429})
 # Statuses that say that this client will not be served at all: no credit, a wrong key, a wrong address or model.
 _FATAL_STATUSES = frozenset({401, 402, 403, 404})
 _NO_CREDIT = "insufficient_quota"  # the code of OpenAI's 429 for an account without credit, which does not pass
+
+# (time.monotonic() at which requests are given up, headers that are added to them) of the current context
+_REQUEST_LIMITS: ContextVar[tuple[float, Mapping[str, str]]] = ContextVar("request_limits", default=(math.inf, {}))
 
 KeyHeader = Literal["authorization", "api-key"]
 
@@ -178,6 +184,16 @@ def read_api_key(*, env: str = "", file: Path | None = None, what: str) -> str:
     return key
 
 
+@contextmanager
+def limit_requests(deadline: float, headers: Mapping[str, str]) -> Iterator[None]:
+    """Give up requests of this block at a time of time.monotonic(), and add headers to them."""
+    token = _REQUEST_LIMITS.set((deadline, headers))
+    try:
+        yield
+    finally:
+        _REQUEST_LIMITS.reset(token)
+
+
 class JsonClient:
     """An HTTP client for JSON, to be used as a context manager. Threads may share it.
 
@@ -269,9 +285,10 @@ class JsonClient:
 
     def _send_request(self, method: str, url: str, payload: Any) -> tuple[int, httpx.Headers, bytes]:
         """Return status, headers and body. The timeout covers the whole reply; httpx's own covers each read."""
-        deadline = time.monotonic() + self._timeout_s
-        body = bytearray()
-        with self._http.stream(method, url, json=payload) as response:
+        given_up_at, headers = _REQUEST_LIMITS.get()
+        deadline = min(time.monotonic() + self._timeout_s, given_up_at)
+        timeout, body = max(0.001, deadline - time.monotonic()), bytearray()
+        with self._http.stream(method, url, json=payload, headers=headers, timeout=timeout) as response:
             for chunk in response.iter_bytes():
                 body += chunk
                 if len(body) > MAX_REPLY_BYTES:
@@ -293,7 +310,7 @@ def map_in_threads(call: Callable[[A], B], items: Sequence[A], *, workers: int) 
     cancelled.
     """
     with ThreadPoolExecutor(max_workers=workers) as pool:
-        futures = [pool.submit(call, item) for item in items]
+        futures = [pool.submit(copy_context().run, call, item) for item in items]
         try:
             return [future.result() for future in futures]
         except BaseException:

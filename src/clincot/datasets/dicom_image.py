@@ -16,6 +16,7 @@ import hmac
 import logging
 import struct
 import warnings
+import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,7 +29,7 @@ from PIL import Image
 from pydicom.errors import InvalidDicomError
 from pydicom.pixels.decoders.base import get_decoder
 from pydicom.pixels.processing import apply_color_lut, apply_modality_lut, apply_voi
-from pydicom.uid import UID, MediaStorageDirectoryStorage
+from pydicom.uid import UID, DeflatedExplicitVRLittleEndian, MediaStorageDirectoryStorage
 
 from clincot.errors import InvalidInput
 from clincot.images import DEFAULT_LIMITS, ImageLimits
@@ -87,9 +88,13 @@ _DAMAGED_FILE_ERRORS = (
     TypeError,
     ValueError,
     struct.error,
+    zlib.error,
 )
 
 PixelValues = npt.NDArray[Any]
+_META_START = 128 + 4 + 12  # preamble, "DICM" and the element with the length of the file meta information
+_ROWS = 256  # of an image that are computed at once
+_PIECE = 1 << 20  # bytes that are inflated at once
 
 
 class UnusableDicom(InvalidInput):
@@ -124,7 +129,7 @@ def render_dicom(path: Path, salt: bytes, limits: ImageLimits = DEFAULT_LIMITS) 
         try:
             _check_image(header, limits)
             pixels, shown = _render_pixels(header)
-            image = _make_pixels_square(Image.fromarray(pixels), header)
+            image = _make_pixels_square(Image.fromarray(pixels), header, limits)
             return RenderedDicom(
                 image=image,
                 patient=_hash_patient(header, salt),
@@ -144,6 +149,19 @@ def render_dicom(path: Path, salt: bytes, limits: ImageLimits = DEFAULT_LIMITS) 
             ) from None
 
 
+def measure_dicom(path: Path, limits: ImageLimits = DEFAULT_LIMITS) -> tuple[int, int]:
+    """Width and height of the picture as the header states them, without decoding. Raises UnusableDicom."""
+    with _silence_pydicom():
+        header = _read_dataset(path, limits)
+        try:
+            _check_image(header, limits)
+            return int(header.Columns), int(header.Rows)
+        except UnusableDicom:
+            raise
+        except _DAMAGED_FILE_ERRORS as error:
+            raise UnusableDicom(f"the header contradicts itself ({type(error).__name__})") from None
+
+
 @contextlib.contextmanager
 def _silence_pydicom() -> Iterator[None]:
     logger = logging.getLogger("pydicom")
@@ -161,6 +179,7 @@ def _read_dataset(path: Path, limits: ImageLimits) -> pydicom.Dataset:
         size = path.stat().st_size
         if size > limits.max_bytes:
             raise UnusableDicom(f"expected at most {limits.max_bytes} bytes, got {size}. Export single images")
+        _check_inflated_size(path, limits)
         return pydicom.dcmread(path)
     except UnusableDicom:
         raise
@@ -173,6 +192,28 @@ def _read_dataset(path: Path, limits: ImageLimits) -> pydicom.Dataset:
         raise UnusableDicom(
             f"the header cannot be read ({type(error).__name__}). Download the file again, or remove it"
         ) from None
+
+
+def _check_inflated_size(path: Path, limits: ImageLimits) -> None:
+    """Refuse a deflated data set that would be larger than the limit, which pydicom inflates without one.
+
+    The data set follows the file meta information, whose length is the value of its first element [DICOM PS3.10 7.1].
+    """
+    meta = pydicom.filereader.read_file_meta_info(path)
+    if meta.get("TransferSyntaxUID") != DeflatedExplicitVRLittleEndian:
+        return
+    with path.open("rb") as file:
+        file.seek(_META_START + int(meta.FileMetaInformationGroupLength))
+        inflater, size = zlib.decompressobj(-zlib.MAX_WBITS), 0
+        while not inflater.eof:
+            piece = inflater.decompress(inflater.unconsumed_tail or file.read(_PIECE), _PIECE)
+            size += len(piece)
+            if size > limits.max_bytes:
+                raise UnusableDicom(
+                    f"expected at most {limits.max_bytes} bytes after inflation. Export it uncompressed"
+                )
+            if not piece and not inflater.unconsumed_tail and file.tell() >= path.stat().st_size:
+                break  # cut off; pydicom says so
 
 
 def _check_image(header: pydicom.Dataset, limits: ImageLimits) -> None:
@@ -281,18 +322,22 @@ def apply_window(values: PixelValues, centre: float, width: float, function: str
     `function`: LINEAR, LINEAR_EXACT or SIGMOID; raises UnusableDicom for any other. `centre` and `width` are in the
     units of `values`.
     """
-    x = values.astype(np.float64)
+    levels = np.empty(values.shape, dtype=np.uint8)
+    for start in range(0, len(values), _ROWS):  # in blocks, because the steps between are 8 times as large
+        rows = slice(start, start + _ROWS)
+        x = values[rows].astype(np.float64)
+        levels[rows] = np.rint(np.clip(_apply_voi_function(x, centre, width, function), 0, 1) * 255)
+    return levels
+
+
+def _apply_voi_function(x: npt.NDArray[np.float64], centre: float, width: float, function: str) -> PixelValues:
     if function == "LINEAR":
-        level = (x - (centre - 0.5)) / max(width - 1, 1e-9) + 0.5
-    elif function == "LINEAR_EXACT":
-        level = (x - centre) / width + 0.5
-    elif function == "SIGMOID":
-        level = 1 / (1 + np.exp(np.clip(-4 * (x - centre) / width, -700, 700)))
-    else:
-        raise UnusableDicom(
-            f"its VOI LUT function {_redact_code(function)} is not in the DICOM standard. Export it again"
-        )
-    return np.asarray(np.rint(np.clip(level, 0, 1) * 255), dtype=np.uint8)
+        return np.asarray((x - (centre - 0.5)) / max(width - 1, 1e-9) + 0.5)
+    if function == "LINEAR_EXACT":
+        return np.asarray((x - centre) / width + 0.5)
+    if function == "SIGMOID":
+        return np.asarray(1 / (1 + np.exp(np.clip(-4 * (x - centre) / width, -700, 700))))
+    raise UnusableDicom(f"its VOI LUT function {_redact_code(function)} is not in the DICOM standard. Export it again")
 
 
 def _read_window(header: pydicom.Dataset) -> tuple[float, float] | None:
@@ -324,7 +369,7 @@ def _scale_to_8_bits(values: PixelValues, bits: int) -> npt.NDArray[np.uint8]:
     return np.asarray(np.rint(np.clip(level, 0, 1) * 255), dtype=np.uint8)
 
 
-def _make_pixels_square(image: Image.Image, header: pydicom.Dataset) -> Image.Image:
+def _make_pixels_square(image: Image.Image, header: pydicom.Dataset, limits: ImageLimits) -> Image.Image:
     """Stretch the image along the longer side of its pixels, so that they become square."""
     pair = header.get("PixelAspectRatio") or header.get("PixelSpacing") or (1, 1)
     vertical, horizontal = (float(value) for value in pair)
@@ -334,6 +379,8 @@ def _make_pixels_square(image: Image.Image, header: pydicom.Dataset) -> Image.Im
         size = (image.width, round(image.height * vertical / horizontal))
     else:
         size = (round(image.width * horizontal / vertical), image.height)
+    if size[0] * size[1] > limits.max_pixels:
+        raise UnusableDicom(f"expected 1 to {limits.max_pixels} pixels, got {size[0]} x {size[1]} with square pixels")
     return image.resize(size, Image.Resampling.BICUBIC)
 
 

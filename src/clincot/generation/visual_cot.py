@@ -10,19 +10,22 @@ The answer from each region is greedy. Answers that are equal after normalisatio
 If each of the n regions were equally likely to be the right place to look, the policy's probability of `a` would be
 1/n · Σ_r p(a | r). The confidence keeps the terms of that sum that were measured, so it never exceeds that probability:
 it is 1 only if all regions agree and each answer has probability 1. An answer that was cut off was not
-measured to its end, so it adds nothing; if all were cut off, the confidence is 0 and the answer abstains. An empty
-answer is off format (as in evaluation/evaluator.py) and abstains as well. The grounders' confidences do not enter,
-because they cannot be compared across grounders (generation/masks.py). `agreement` is the share of regions with that
-answer.
+measured to its end, and an empty one is off format (as in evaluation/evaluator.py), so both add nothing; if no region
+gave another answer, the confidence is 0 and the answer abstains. The grounders' confidences do not enter, because they
+cannot be compared across grounders (generation/masks.py). `agreement` is the share of regions with that answer.
+
+A request may change the decoding (`AnswerDecoding`) and may add instructions and earlier questions to the prompt
+(`ImageQuestion`). The confidence remains a lower bound then: a sampled answer counts with its own probability, and one
+that ends at a stop sequence with that of all tokens that were written.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import ConfigDict, Field
 
@@ -31,20 +34,46 @@ from clincot.fields import FrozenModel, UnitFloat
 from clincot.generation.candidates import is_written
 from clincot.generation.hypotheses import choose_hypotheses
 from clincot.generation.regions import build_grounder, propose_regions
-from clincot.geometry import Box
+from clincot.geometry import WHOLE_IMAGE, Box
 from clincot.models.protocols import Generation, Policy
-from clincot.prompts import ChainStep, chain_prompt, hash_prompt
+from clincot.prompts import ChainStep, Conversation, PromptFormat, chain_prompt, hash_prompt
 from clincot.records import Question, Region, Study
 from clincot.text import normalize_text
 
 
 @dataclass(frozen=True)
 class ImageQuestion:
-    """A question about an image; the study's paths are relative to `folder`."""
+    """A question about an image; the study's paths are relative to `folder`.
+
+    instructions: text before the first turn (a system message). history: earlier questions about the image with their
+    answers, as steps of the chain that looked at the whole image.
+    """
 
     study: Study
     folder: Path
     text: str
+    instructions: str = ""
+    history: tuple[tuple[str, str], ...] = ()
+
+
+@dataclass(frozen=True)
+class AnswerDecoding:
+    """How the answers from the regions are decoded; the regions themselves are chosen as the settings say.
+
+    max_new_tokens: a lower limit than that of the settings. temperature: 0 is greedy. stop: an answer ends before the
+    first of these texts in it.
+    """
+
+    max_new_tokens: int | None = None
+    temperature: float = 0.0
+    seed: int = 0
+    stop: tuple[str, ...] = ()
+
+
+GREEDY = AnswerDecoding()
+
+
+AbstainReason = Literal["low_confidence", "cut_off", "off_format"]
 
 
 class _VisualAnswerPart(FrozenModel):
@@ -86,6 +115,14 @@ class VisualAnswer(_VisualAnswerPart):
     confidence: UnitFloat
     agreement: Annotated[UnitFloat, Field(description="share of the regions that gave this answer")]
     abstained: bool
+    abstain_reason: Annotated[
+        AbstainReason | None,
+        Field(
+            description="why the answer was withheld: its confidence is below the threshold, it was cut off at the "
+            "token limit, or it is empty; absent if it was not withheld",
+            exclude_if=lambda reason: reason is None,
+        ),
+    ] = None
     hypotheses: tuple[str, ...]
     regions: tuple[RegionAnswer, ...]  # the whole image last
     winner: Annotated[
@@ -95,11 +132,18 @@ class VisualAnswer(_VisualAnswerPart):
     prompt: str  # digest of the prompt template
     settings: str = ""  # digest of the settings that decide the answer (config.ServeConfig.answer_digest)
     overlay: str | None = None  # data URI of a PNG: the image with the winning region drawn on it
+    image: Annotated[
+        str | None,
+        Field(
+            description="data URI of a PNG: the upright image to which the boxes refer; absent unless asked for",
+            exclude_if=lambda image: image is None,
+        ),
+    ] = None
 
     @property
     def cut_off(self) -> bool:
-        """Whether the answers from all regions were cut off."""
-        return all(region.cut_off for region in self.regions)
+        """Whether the answer was cut off; then no region gave a usable one."""
+        return self.regions[self.winner].cut_off
 
     @property
     def box(self) -> Box:
@@ -119,16 +163,18 @@ def answer_question(
     policy: Policy,
     settings: ServeConfig,
     *,
+    decoding: AnswerDecoding = GREEDY,
     tell: Callable[[RegionsProposed], None] = lambda _: None,
 ) -> VisualAnswer:
     """Run the whole chain for one question.
 
     `tell` is called with the proposed regions before the policy answers from them. Raises what the policy raises.
     """
+    policy = _ContextPolicy(policy, asked) if asked.instructions or asked.history else policy
     chain = _propose_chains([asked], policy, settings)[0]
     proposed = tuple(ProposedRegion(**_describe_region(region)) for region in chain.regions)
     tell(RegionsProposed(hypotheses=chain.hypotheses, regions=proposed))
-    return next(_answer_chains([chain], policy, settings))
+    return next(_answer_chains([chain], policy, settings, decoding))
 
 
 def answer_questions(asked: Sequence[ImageQuestion], policy: Policy, settings: ServeConfig) -> Iterator[VisualAnswer]:
@@ -136,7 +182,7 @@ def answer_questions(asked: Sequence[ImageQuestion], policy: Policy, settings: S
 
     The answers are those of answer_question, in order, up to the rounding of larger batches.
     """
-    yield from _answer_chains(_propose_chains(asked, policy, settings), policy, settings)
+    yield from _answer_chains(_propose_chains(asked, policy, settings), policy, settings, GREEDY)
 
 
 @dataclass(frozen=True)
@@ -164,15 +210,21 @@ def _propose_chains(asked: Sequence[ImageQuestion], policy: Policy, settings: Se
     return chains
 
 
-def _answer_chains(chains: Sequence[_Chain], policy: Policy, settings: ServeConfig) -> Iterator[VisualAnswer]:
+def _answer_chains(
+    chains: Sequence[_Chain], policy: Policy, settings: ServeConfig, decoding: AnswerDecoding
+) -> Iterator[VisualAnswer]:
     prompts = []
     for chain in chains:
         for region in chain.regions:
             step = ChainStep(chain.asked.text, region.box, is_written(region))
             prompts.append(chain_prompt(chain.asked.study, chain.asked.folder, policy.views, [step]))
-    replies = iter(
-        policy.generate(prompts, max_new_tokens=settings.max_new_tokens, temperature=0.0, seeds=[0] * len(prompts))
+    generated = policy.generate(
+        prompts,
+        max_new_tokens=min(settings.max_new_tokens, decoding.max_new_tokens or settings.max_new_tokens),
+        temperature=decoding.temperature,
+        seeds=[decoding.seed + position for position in range(len(prompts))],
     )
+    replies = iter([_apply_stop(reply, decoding.stop) for reply in generated])
     for chain in chains:
         answers = [_build_region_answer(region, next(replies)) for region in chain.regions]
         yield _join_answers(chain, answers, policy, settings)
@@ -182,13 +234,13 @@ def _join_answers(
     chain: _Chain, region_answers: Sequence[RegionAnswer], policy: Policy, settings: ServeConfig
 ) -> VisualAnswer:
     answer, winner, confidence, agreement = combine_region_answers(region_answers)
+    reason = _find_abstain_reason(region_answers[winner], confidence, settings.abstain_below)
     return VisualAnswer(
         answer=answer,
         confidence=confidence,
         agreement=agreement,
-        abstained=confidence < settings.abstain_below
-        or not normalize_text(answer)
-        or all(region.cut_off for region in region_answers),
+        abstained=reason is not None,
+        abstain_reason=reason,
         hypotheses=chain.hypotheses,
         regions=tuple(region_answers),
         winner=winner,
@@ -201,13 +253,13 @@ def _join_answers(
 def combine_region_answers(regions: Sequence[RegionAnswer]) -> tuple[str, int, float, float]:
     """Combine the answers of all regions to (answer, position of the winning region, confidence, agreement).
 
-    Answers that were cut off do not take part. If all were, all of them do, and the confidence is 0. Of equally
-    confident answers the first one wins. The answer is worded as in its winning region, the one with the highest
-    likelihood (the first of equals). Raises ValueError without regions.
+    Answers that were cut off or are empty do not take part. If all are, all of them do, and the confidence is 0. Of
+    equally confident answers the first one wins. The answer is worded as in its winning region, the one with the
+    highest likelihood (the first of equals). Raises ValueError without regions.
     """
     if not regions:
         raise ValueError("no region was looked at; expected at least the whole image")
-    complete = not all(region.cut_off for region in regions)
+    usable = any(_is_usable(region) for region in regions)
     groups: dict[str, list[int]] = {}
     for position in _list_counted_positions(regions):
         groups.setdefault(normalize_text(regions[position].answer), []).append(position)
@@ -217,14 +269,28 @@ def combine_region_answers(regions: Sequence[RegionAnswer]) -> tuple[str, int, f
     best = max(groups, key=lambda answer: confidences[answer])
     winner = max(groups[best], key=lambda i: regions[i].likelihood)
     agreement = round(len(groups[best]) / len(regions), 6)
-    confidence = min(1.0, round(confidences[best], 6)) if complete else 0.0
+    confidence = min(1.0, round(confidences[best], 6)) if usable else 0.0
     return regions[winner].answer, winner, confidence, agreement
 
 
 def _list_counted_positions(regions: Sequence[RegionAnswer]) -> list[int]:
-    """The positions of the complete answers; of all answers if none is complete."""
-    complete = [position for position, region in enumerate(regions) if not region.cut_off]
-    return complete or list(range(len(regions)))
+    """The positions of the usable answers; of all answers if none is usable."""
+    usable = [position for position, region in enumerate(regions) if _is_usable(region)]
+    return usable or list(range(len(regions)))
+
+
+def _is_usable(region: RegionAnswer) -> bool:
+    """Whether the answer is complete and not empty."""
+    return not region.cut_off and bool(normalize_text(region.answer))
+
+
+def _find_abstain_reason(winner: RegionAnswer, confidence: float, threshold: float) -> AbstainReason | None:
+    """Why the winning region's answer is withheld; None if it is given."""
+    if winner.cut_off:
+        return "cut_off"
+    if not _is_usable(winner):
+        return "off_format"
+    return "low_confidence" if confidence < threshold else None
 
 
 def measure_leads(answer: VisualAnswer) -> tuple[float, float]:
@@ -243,6 +309,51 @@ def measure_leads(answer: VisualAnswer) -> tuple[float, float]:
             agreeing.append(region.likelihood)
     next_answer = max((value for text, value in confidences.items() if text != best), default=0.0)
     return confidences[best] - next_answer, answer.regions[answer.winner].likelihood - max(agreeing, default=0.0)
+
+
+def _apply_stop(reply: Generation, stop: Sequence[str]) -> Generation:
+    """End a reply before the first stop sequence; such a reply is complete, whatever followed."""
+    starts = [start for word in stop if (start := reply.text.find(word)) >= 0]
+    return replace(reply, text=reply.text[: min(starts)].strip(), cut_off=False) if starts else reply
+
+
+class _ContextPolicy:
+    """A policy that reads the instructions and the history of a question before everything that it writes.
+
+    Ratings of windows (`p_yes`) have their own prompts, which stay as they are.
+    """
+
+    def __init__(self, policy: Policy, asked: ImageQuestion) -> None:
+        self._policy, self._asked = policy, asked
+
+    @property
+    def digest(self) -> str:
+        return self._policy.digest
+
+    @property
+    def views(self) -> PromptFormat:
+        return self._policy.views
+
+    def generate(
+        self, conversations: Sequence[Conversation], *, max_new_tokens: int, temperature: float, seeds: Sequence[int]
+    ) -> list[Generation]:
+        prompts = [self._add_context(conversation) for conversation in conversations]
+        return self._policy.generate(prompts, max_new_tokens=max_new_tokens, temperature=temperature, seeds=seeds)
+
+    def p_yes(self, conversations: Sequence[Conversation]) -> list[float | None]:
+        return self._policy.p_yes(conversations)
+
+    def _add_context(self, conversation: Conversation) -> Conversation:
+        asked = self._asked
+        steps = [ChainStep(question, WHOLE_IMAGE, False, answer) for question, answer in asked.history]
+        if steps:  # the image is in the first turn of the history
+            earlier = chain_prompt(asked.study, asked.folder, self.views, steps)
+            known = tuple(replace(turn, action=False) for turn in earlier)  # the policy writes none of it now
+            conversation = (*known, replace(conversation[0], pictures=()), *conversation[1:])
+        if asked.instructions:
+            first = replace(conversation[0], text=f"{asked.instructions}\n\n{conversation[0].text}")
+            conversation = (first, *conversation[1:])
+        return conversation
 
 
 def _build_region_answer(region: Region, reply: Generation) -> RegionAnswer:

@@ -10,7 +10,8 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Sequence
-from typing import Annotated
+from dataclasses import replace
+from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -69,6 +70,7 @@ class EndpointCompletion(_EndpointReply):
     """A chat completion."""
 
     choices: Annotated[list[EndpointChoice], Field(min_length=1)]
+    usage: Any = None  # only its prompt_tokens are read, so whatever else it is must not fail a request
 
 
 class UnusableCompletion(Exception):
@@ -87,6 +89,14 @@ def read_generation(choice: EndpointChoice) -> Generation:
     if not all(map(math.isfinite, logps)):
         raise UnusableCompletion("a written token with probability 0")
     return Generation(choice.message.content.strip(), logps, cut_off=choice.finish_reason == "length")
+
+
+def read_completion(completion: EndpointCompletion) -> Generation:
+    """The first choice as read_generation reads it, with the length of the prompt if the endpoint counts tokens."""
+    usage = completion.usage if isinstance(completion.usage, dict) else {}
+    counted = usage.get("prompt_tokens")
+    prompt_tokens = counted if isinstance(counted, int) else None
+    return replace(read_generation(completion.choices[0]), prompt_tokens=prompt_tokens)
 
 
 def read_yes_probability(choice: EndpointChoice, *, after_thinking: bool = False) -> JudgeReply:

@@ -37,7 +37,7 @@ from clincot.models.chat_replies import (
     EndpointChoice,
     EndpointCompletion,
     UnusableCompletion,
-    read_generation,
+    read_completion,
     read_rating,
     read_rubric,
     read_yes_probability,
@@ -211,7 +211,7 @@ class EndpointModel:
         _ = self.model  # before the threads, so that it is requested once
         workers = min(self._concurrency, len(requests))
         with self._open_client(connections=workers) as client:
-            ask = partial(self._request_one, client, _EXPECTED_LOGPROBS, read_generation)
+            ask = partial(self._request_one, client, _EXPECTED_LOGPROBS, read_completion)
             return map_in_threads(ask, requests, workers=workers)
 
     def p_yes(self, conversations: Sequence[Conversation]) -> list[float | None]:
@@ -282,19 +282,20 @@ class EndpointModel:
         if options.thinking == "off":  # vLLM and SGLang pass these on to the template; Qwen3's knows enable_thinking
             request["chat_template_kwargs"] = {"enable_thinking": False}
         if form == "rating":
-            return self._request_one(client, "a chat completion", read_rating, (rating_prompt(conversation), request))
+            read = _read_first_choice(read_rating)
+            return self._request_one(client, "a chat completion", read, (rating_prompt(conversation), request))
         request |= {"logprobs": True, "top_logprobs": TOP_LOGPROBS}
         if form == "rubric":
             asked = rating_prompt(conversation, RUBRIC_INSTRUCTION)
-            return self._request_one(client, "a chat completion", read_rubric, (asked, request))
-        read = partial(read_yes_probability, after_thinking=skip)
+            return self._request_one(client, "a chat completion", _read_first_choice(read_rubric), (asked, request))
+        read = _read_first_choice(partial(read_yes_probability, after_thinking=skip))
         return self._request_one(client, _EXPECTED_LOGPROBS, read, (conversation, {**request, **self._named}))
 
     def _request_one(
         self,
         client: JsonClient,
         expected: str,
-        read: Callable[[EndpointChoice], T],
+        read: Callable[[EndpointCompletion], T],
         conversation_and_options: _ConversationWithOptions,
     ) -> T:
         """Send one conversation with its options; return the reply as parsed by `read`. Raises HttpFailure."""
@@ -312,7 +313,7 @@ class EndpointModel:
                 if not self._adapt_to_refusal(error, content):
                     raise self._explain_unlisted(error) from None
         try:
-            return read(completion.choices[0])
+            return read(completion)
         except UnusableCompletion as error:
             raise client.build_error(f"POST {address} (model {model!r})", expected, str(error)) from None
 
@@ -357,6 +358,10 @@ class EndpointModel:
             key_header=self.options.key_header,
             query={"api-version": version} if version else None,
         )
+
+
+def _read_first_choice(read: Callable[[EndpointChoice], T]) -> Callable[[EndpointCompletion], T]:
+    return lambda completion: read(completion.choices[0])
 
 
 def build_endpoint_judge(spec: JudgeSpec, *, views: PromptFormat | None = None) -> EndpointModel:

@@ -29,6 +29,7 @@ class Generation:
     text: str  # decoded without the end-of-turn token, stripped
     token_logprobs: tuple[float, ...]  # nats, at temperature 1, of every generated token including the end of turn
     cut_off: bool = False  # max_new_tokens was reached before the end of turn
+    prompt_tokens: int | None = None  # length of the encoded conversation, pictures included; None: unknown
 
 
 NO_PROBABILITY = "neither yes nor no has a probability to speak of"

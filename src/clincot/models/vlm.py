@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import cached_property
 from itertools import chain
 from pathlib import Path
@@ -223,8 +224,10 @@ class VisionLanguageModel:
             ],
             dim=1,
         )
+        replies = zip(encoded, new_BT.tolist(), logp_BT.tolist(), strict=True)
         return [
-            self._decode_generation(ids, logps) for ids, logps in zip(new_BT.tolist(), logp_BT.tolist(), strict=True)
+            replace(self._decode_generation(ids, logps), prompt_tokens=len(prompt.ids))
+            for prompt, ids, logps in replies
         ]
 
     def _encode_prompts(self, conversations: Sequence[Conversation], *, new_tokens: int) -> list[EncodedConversation]:

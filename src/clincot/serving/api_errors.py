@@ -5,6 +5,8 @@ A message says what the server expects. It never quotes the request, because it 
 
 from __future__ import annotations
 
+OPENAI_PREFIXES = ("/openai/", "/v1/chat/")
+
 
 class ApiError(Exception):
     """The error response to a request that is not answered.
@@ -15,12 +17,17 @@ class ApiError(Exception):
 
     def __init__(self, status: int, code: str, message: str, *, param: str = "", retry_after_s: int = 0) -> None:
         super().__init__(message)
+        self.challenge = "Bearer"  # how a client may authenticate (401)
         self.status, self.code, self.message, self.param = status, code, message, param
         self.retry_after_s = retry_after_s
 
+    def with_message(self, message: str) -> ApiError:
+        """The same error with another message."""
+        return ApiError(self.status, self.code, message, param=self.param, retry_after_s=self.retry_after_s)
+
     def build_body(self, path: str) -> dict[str, object]:
         """Build the body in the format of the path's protocol."""
-        if not path.startswith("/openai/"):
+        if not path.startswith(OPENAI_PREFIXES):
             return {"error": self.message, "code": self.code}
         kind = "server_error" if self.status >= 500 else "invalid_request_error"
         error = {"message": self.message, "type": kind, "param": self.param or None, "code": self.code}
@@ -30,7 +37,7 @@ class ApiError(Exception):
     def headers(self) -> dict[str, str]:
         """Headers that the status requires: WWW-Authenticate or Retry-After."""
         if self.status == 401:
-            return {"WWW-Authenticate": "Bearer"}
+            return {"WWW-Authenticate": self.challenge}
         return {"Retry-After": str(self.retry_after_s)} if self.retry_after_s else {}
 
 

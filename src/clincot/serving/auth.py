@@ -5,6 +5,8 @@ They are read again when the secret changes, compared in constant time, and neve
 
 from __future__ import annotations
 
+import base64
+import binascii
 import hashlib
 import hmac
 import logging
@@ -38,13 +40,15 @@ class ApiKeys:
             )
 
     def check_authorization(self, authorization: str | None) -> None:
-        """Raise ApiError (401) unless the header is `Bearer KEY` with a valid key."""
+        """Raise ApiError (401) unless the header is `Bearer KEY`, or a browser's `Basic` with the key as password."""
         self._reload_keys()
         scheme, _, key = (authorization or "").partition(" ")
+        if scheme.lower() == "basic":
+            key = _read_password(key)
         offered = hashlib.sha256(key.strip().encode()).digest()
         # compare with every key, even after a match, so that the response time reveals nothing
         matches = [hmac.compare_digest(offered, digest) for digest in self._digests]
-        if scheme.lower() != "bearer" or not any(matches):
+        if scheme.lower() not in ("bearer", "basic") or not any(matches):
             raise ApiError(401, "invalid_api_key", "expected the header 'Authorization: Bearer KEY' with a valid key")
 
     def _reload_keys(self) -> None:
@@ -68,6 +72,14 @@ class ApiKeys:
             # Kubernetes keeps its own links in a mounted Secret; their names start with two dots
             return sorted(path for path in self.path.iterdir() if path.is_file() and not path.name.startswith(".."))
         return [self.path]
+
+
+def _read_password(credentials: str) -> str:
+    """The password of RFC 7617's user:password in base64; "" if there is none, which is no key."""
+    try:
+        return base64.b64decode(credentials.strip(), validate=True).decode("utf-8").partition(":")[2]
+    except (binascii.Error, UnicodeDecodeError):
+        return ""
 
 
 def _stamp_file(path: Path) -> tuple[str, int, int, int]:

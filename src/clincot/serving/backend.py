@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import re
-import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
@@ -18,8 +17,9 @@ from pathlib import Path
 from typing import Protocol
 
 import httpx
+from opentelemetry.trace import SpanKind
 
-from clincot.clients.http import HttpFailure
+from clincot.clients.http import HttpFailure, limit_requests
 from clincot.config.server_settings import ServeSettings
 from clincot.errors import ModelFailed, PromptTooLong
 from clincot.jsonl import InvalidRecord
@@ -29,6 +29,8 @@ from clincot.models.protocols import Generation, Policy
 from clincot.prompts import Conversation, PromptFormat, load_prompt_format
 from clincot.serving.request_batching import Batcher
 from clincot.serving.request_context import RequestContext
+from clincot.serving.spool import open_spool
+from clincot.serving.tracing import build_trace_headers, measure_stage
 from clincot.storage.artifacts import ChecksumMismatch, download_files, verify_files
 from clincot.storage.open import open_store
 from clincot.storage.store import KeyNotFound
@@ -70,10 +72,10 @@ class Backend(Protocol):
 class LocalBackend:
     """The checkpoint in this process; concurrent requests share forward passes.
 
-    observe: called with the kind of call and the size of each batch. Raises UnsupportedCheckpoint.
+    observe: called with the kind of call, the size and the seconds of each batch. Raises UnsupportedCheckpoint.
     """
 
-    def __init__(self, checkpoint: Path, settings: ServeSettings, observe: Callable[[str, int], None]) -> None:
+    def __init__(self, checkpoint: Path, settings: ServeSettings, observe: Callable[[str, int, float], None]) -> None:
         from clincot.models.precision import choose_device, choose_dtype
         from clincot.models.vlm import VisionLanguageModel
 
@@ -138,7 +140,7 @@ class RemoteBackend:
         views: PromptFormat,
         timeout_s: float = 60.0,
         yes_no: Sequence[int] = (),
-        observe: Callable[[str, int], None],
+        observe: Callable[[str, int, float], None],
     ) -> None:
         self.url, self._health_url = predictor.url, f"{predictor.base}/health"
         self._model = EndpointModel(
@@ -186,7 +188,7 @@ class RemoteBackend:
 class _CancellablePolicy:
     """A policy that is called only while its request is alive."""
 
-    def __init__(self, model: Policy, context: RequestContext, observe: Callable[[str, int], None]) -> None:
+    def __init__(self, model: Policy, context: RequestContext, observe: Callable[[str, int, float], None]) -> None:
         self._model, self._context, self._observe = model, context, observe
 
     @property
@@ -200,25 +202,37 @@ class _CancellablePolicy:
     def generate(
         self, conversations: Sequence[Conversation], *, max_new_tokens: int, temperature: float, seeds: Sequence[int]
     ) -> list[Generation]:
-        self._context.check_alive()
-        self._observe("write", len(conversations))
         try:
-            replies = self._model.generate(
-                conversations, max_new_tokens=max_new_tokens, temperature=temperature, seeds=seeds
-            )
+            with self._call_predictor("write", len(conversations)):
+                return self._model.generate(
+                    conversations, max_new_tokens=max_new_tokens, temperature=temperature, seeds=seeds
+                )
         except HttpFailure as error:
             if too_long := _read_prompt_too_long(error):
                 raise too_long from None
             raise
-        self._context.check_alive()
-        return replies
 
     def p_yes(self, conversations: Sequence[Conversation]) -> list[float | None]:
+        with self._call_predictor("p_yes", len(conversations)):
+            return self._model.p_yes(conversations)
+
+    @contextmanager
+    def _call_predictor(self, call: str, size: int) -> Iterator[None]:
+        """A call that ends at the request's deadline and belongs to its trace."""
         self._context.check_alive()
-        self._observe("p_yes", len(conversations))
-        odds = self._model.p_yes(conversations)
+        began = time.monotonic()
+        try:
+            with (
+                measure_stage(f"predictor {call}", SpanKind.CLIENT),
+                limit_requests(self._context.deadline, build_trace_headers()),
+            ):
+                yield
+        except HttpFailure:
+            self._context.check_alive()  # at the deadline, the request gets 504 and not the predictor's failure
+            raise
+        finally:
+            self._observe(call, size, time.monotonic() - began)
         self._context.check_alive()
-        return odds
 
 
 def is_device_error(error: Exception) -> bool:
@@ -318,8 +332,8 @@ def open_checkpoint_folder(given: str, *, views_only: bool = False) -> Iterator[
         names = [name for name in names if name.endswith((".json", ".jinja")) and name != WEIGHTS_INDEX]
     if not names:
         raise UnsupportedCheckpoint(f"{given}: nothing is stored there; expected a checkpoint's files")
-    with tempfile.TemporaryDirectory(prefix="clincot-checkpoint-") as temporary:
-        folder = Path(temporary) / digest
+    with open_spool() as spool:
+        folder = spool.folder / digest
         try:
             download_files(store, dict.fromkeys(names), folder, prefix=prefix)
         except KeyNotFound as error:

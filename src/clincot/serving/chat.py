@@ -1,11 +1,10 @@
-"""OpenAI chat completions, each with one question, one image and one answer.
+"""OpenAI chat completions, each with one question about one image, under /openai/v1 and /v1.
 
-Unsupported options that would change an answer (sampling, tools, several choices) are refused rather than ignored; the
-same options with their neutral values are accepted, because clients send them. An answer that abstains has a `refusal`,
-as in OpenAI's protocol (openai-python 3.57.0, types/chat/chat_completion_message.py and chat_completion_chunk.py), and
-the finish reason is "length" if the answers from all regions were cut off. The
-chain is in the extension `clincot` of the completion, or of the last chunk of a stream. The first chunk of a stream
-contains the hypotheses and regions; it is sent before the policy answers.
+What cannot be honoured is refused by its name (chat_schema, conversation, structured_output). An answer that abstains
+has a `refusal`, as in OpenAI's protocol (openai-python 3.57.0, types/chat/chat_completion_message.py and
+chat_completion_chunk.py), and the same text as content, because many clients show only that. The finish reason is
+"length" if the answer was cut off. The chain is in the extension `clincot` of the completion, or of the last chunk of a
+stream. The first chunk of a stream contains the hypotheses and regions; it is sent before the policy answers.
 """
 
 from __future__ import annotations
@@ -15,182 +14,203 @@ import json
 import time
 import uuid
 from collections.abc import AsyncIterator
-from typing import Annotated, Any, Literal
+from dataclasses import dataclass, replace
+from typing import Any, Literal
 
 from fastapi import APIRouter
 from fastapi.responses import JSONResponse, Response, StreamingResponse
-from pydantic import BaseModel, ConfigDict, Field
 
 from clincot.config.server_settings import ServeSettings
 from clincot.errors import ModelFailed
-from clincot.generation.visual_cot import RegionsProposed, VisualAnswer
+from clincot.generation.visual_cot import AbstainReason, AnswerDecoding, RegionsProposed, VisualAnswer
 from clincot.serving import metrics
 from clincot.serving.api_errors import ApiError, RequestCancelled
+from clincot.serving.chat_schema import (
+    ChatRequest,
+    Choice,
+    Completion,
+    JsonFormat,
+    ModelList,
+    ModelStatus,
+    ReplyMessage,
+    SchemaFormat,
+    ServedModel,
+    ServedModels,
+    Usage,
+)
+from clincot.serving.conversation import read_conversation
 from clincot.serving.middleware import CHAT_PATH, log_unexpected_error
-from clincot.serving.service import AnswerRequest, AnswerService
+from clincot.serving.service import AnswerRequest, AnswerService, ServedAnswer, TokenCount
+from clincot.serving.structured_output import ChainLayout, render_chain
+
+_ABSTAIN_REASONS: dict[AbstainReason | Literal["schema"], str] = {
+    "low_confidence": "its confidence in an answer is too low",
+    "cut_off": "the answer reached the token limit before its end",
+    "off_format": "it wrote nothing that can be read as an answer",
+    "schema": "its answer does not satisfy the requested schema",
+}
 
 
-class _StrictModel(BaseModel):
-    model_config = ConfigDict(extra="forbid", strict=True)
+def build_models_router(service: AnswerService, name: str) -> APIRouter:
+    """Build the routes that list the model `name`.
 
+    GET /v1/models and /v1/models/NAME are routes of KServe's V1 protocol as well, so they reply with the fields of both
+    protocols; this router has to be added before the SDK's.
+    """
+    router = APIRouter()
+    model = ServedModel(id=name, created=int(time.time()))
 
-class TextPart(_StrictModel):
-    type: Literal["text"]
-    text: str
+    @router.get("/openai/v1/models", tags=["OpenAI"])
+    async def list_models() -> ServedModels:
+        return ServedModels(data=[model])
 
+    @router.get("/openai/v1/models/{model_name}", tags=["OpenAI"])
+    async def get_model(model_name: str) -> ServedModel:
+        _check_model(model_name, name)
+        return model
 
-class ImageUrl(_StrictModel):
-    url: Annotated[
-        str, Field(description="A data URI (data:image/png;base64,…), or an https URL if the operator allows its host.")
-    ]
-    detail: Literal["auto", "low", "high"] = "auto"  # ignored: the checkpoint determines the image's resolution
+    @router.get("/v1/models", tags=["OpenAI", "V1"])
+    async def list_models_v1() -> ModelList:
+        return ModelList(data=[model], models=[name])
 
-
-class ImagePart(_StrictModel):
-    type: Literal["image_url"]
-    image_url: ImageUrl
-
-
-class UserMessage(_StrictModel):
-    role: Literal["user"]
-    content: str | Annotated[list[TextPart | ImagePart], Field(min_length=1, max_length=16)]
-    name: str | None = None
-
-
-class StreamOptions(_StrictModel):
-    include_usage: bool = False
-
-
-class TextFormat(_StrictModel):
-    type: Literal["text"]
-
-
-class Extension(_StrictModel):
-    """Options beyond OpenAI's protocol (`extra_body={"clincot": …}`)."""
-
-    return_overlay: bool = False
-
-
-class ChatRequest(_StrictModel):
-    """A request for a chat completion. Decoding is greedy."""
-
-    model: str
-    messages: Annotated[
-        list[UserMessage],
-        Field(min_length=1, max_length=1, description="One user message: a question without history."),
-    ]
-    stream: bool | None = False
-    stream_options: StreamOptions | None = None
-    temperature: Annotated[
-        float | None, Field(ge=0, le=0, description="Only 0 or null, which mean greedy decoding, are supported.")
-    ] = 0.0
-    top_p: Annotated[float | None, Field(ge=0, le=1)] = 1.0  # has no effect on greedy decoding
-    n: Annotated[int | None, Field(ge=1, le=1)] = 1
-    max_tokens: Annotated[
-        int | None, Field(ge=1, description="Accepted and not applied: the server's own limit holds.")
-    ] = None
-    max_completion_tokens: Annotated[int | None, Field(ge=1)] = None
-    seed: int | None = None  # has no effect on greedy decoding
-    user: str | None = None
-    # Neutral values of unsupported options (openai-python 3.57.0, types/chat/completion_create_params.py)
-    tools: Annotated[list[Any] | None, Field(max_length=0, description="Only an empty list or null.")] = None
-    logprobs: Literal[False] | None = None
-    presence_penalty: Annotated[float | None, Field(ge=0, le=0)] = None
-    frequency_penalty: Annotated[float | None, Field(ge=0, le=0)] = None
-    response_format: TextFormat | None = None
-    clincot: Extension = Extension()
-
-    @property
-    def answer_request(self) -> AnswerRequest:
-        """The question and the image.
-
-        Raises ApiError (400) unless the message has exactly one image.
-        """
-        content = self.messages[0].content
-        parts = [TextPart(type="text", text=content)] if isinstance(content, str) else content
-        images = [part.image_url.url for part in parts if isinstance(part, ImagePart)]
-        if len(images) != 1:
-            raise ApiError(400, "one_image", f"expected exactly one image, got {len(images)}", param="messages")
-        question = "\n".join(part.text for part in parts if isinstance(part, TextPart))
-        return AnswerRequest(question, images[0], self.clincot.return_overlay)
-
-
-class Message(BaseModel):
-    role: Literal["assistant"] = "assistant"
-    content: str | None
-    refusal: Annotated[str | None, Field(exclude_if=lambda refusal: refusal is None)] = None
-
-
-class Choice(BaseModel):
-    index: int = 0
-    message: Message
-    finish_reason: Literal["stop", "length"] = "stop"
-    logprobs: None = None
-
-
-class Completion(BaseModel):
-    """A chat completion, with its chain in the extension `clincot`."""
-
-    id: str
-    object: Literal["chat.completion"] = "chat.completion"
-    created: int
-    model: str
-    choices: list[Choice]
-    clincot: VisualAnswer
-
-
-class ServedModel(BaseModel):
-    id: str
-    object: Literal["model"] = "model"
-    created: int
-    owned_by: str = "clincot"
-
-
-class ServedModels(BaseModel):
-    object: Literal["list"] = "list"
-    data: list[ServedModel]
-
-
-def build_chat_router(service: AnswerService, name: str) -> APIRouter:
-    """Build the routes under /openai/v1 for the model `name`."""
-    router = APIRouter(prefix="/openai/v1", tags=["OpenAI"])
-    started = int(time.time())
-
-    @router.get("/models")
-    async def models() -> ServedModels:
-        return ServedModels(data=[ServedModel(id=name, created=started)])
-
-    @router.post("/chat/completions", response_model=Completion)
-    async def chat(request: ChatRequest) -> Response:
-        if request.model != name:
-            raise ApiError(404, "model_not_found", f"this server serves only the model {name!r}", param="model")
-        head: dict[str, Any] = {"id": f"chatcmpl-{uuid.uuid4().hex}", "created": int(time.time()), "model": name}
-        if request.stream:
-            usage = bool(request.stream_options and request.stream_options.include_usage)
-            return await _stream_answer(service, request.answer_request, head, usage=usage)
-        answer = await service.handle_request(request.answer_request)
-        choice = Choice(message=_build_message(answer, service.settings), finish_reason=_find_finish_reason(answer))
-        completion = Completion(**head, choices=[choice], clincot=answer)
-        return JSONResponse(completion.model_dump(mode="json", by_alias=True))
+    @router.get("/v1/models/{model_name}", tags=["OpenAI", "V1"])
+    async def get_model_v1(model_name: str) -> ModelStatus:
+        _check_model(model_name, name)
+        if not await asyncio.to_thread(service.backend.check_health):
+            raise ApiError(503, "not_ready", "the model is not ready")
+        return ModelStatus(**model.model_dump(), name=name, ready=True)
 
     return router
 
 
-def _build_message(answer: VisualAnswer, settings: ServeSettings) -> Message:
-    """The assistant's message; one that abstains refuses, with the content that the operator has set."""
-    if not answer.abstained:
-        return Message(content=answer.answer)
-    content = settings.abstain_content.replace("{answer}", answer.answer)
-    return Message(content=content or None, refusal=settings.abstain_refusal or None)
+def build_chat_router(service: AnswerService, name: str) -> APIRouter:
+    """Build the routes of chat completions for the model `name`."""
+    router = APIRouter()
+
+    async def complete_chat(request: ChatRequest) -> Response:
+        _check_model(request.model, name)
+        plan = _plan_completion(request, service.settings)
+        head = {"id": f"chatcmpl-{uuid.uuid4().hex}", "created": int(time.time()), "model": name}
+        if request.stream:
+            return await _stream_answer(service, plan, head)
+        answers = await _answer_choices(service, plan)
+        return JSONResponse(_build_completion(answers, plan, head).model_dump(mode="json", by_alias=True))
+
+    for path in (CHAT_PATH, "/v1/chat/completions"):
+        router.add_api_route(path, complete_chat, methods=["POST"], response_model=Completion, tags=["OpenAI"])
+    return router
 
 
-def _find_finish_reason(answer: VisualAnswer) -> Literal["stop", "length"]:
-    return "length" if answer.cut_off else "stop"
+def _check_model(given: str, name: str) -> None:
+    if given != name:
+        raise ApiError(404, "model_not_found", f"this server serves only the model {name!r}", param="model")
 
 
-async def _stream_answer(
-    service: AnswerService, request: AnswerRequest, head: dict[str, Any], *, usage: bool
-) -> Response:
+@dataclass(frozen=True)
+class _CompletionPlan:
+    """A checked chat request."""
+
+    request: AnswerRequest
+    settings: ServeSettings
+    choices: int
+    as_json: bool
+    layout: ChainLayout | None  # None with as_json: the whole chain
+    stream_usage: bool
+
+    def build_choice(self, answer: VisualAnswer, index: int = 0) -> Choice:
+        """A choice with the answer, or with a refusal if the answer abstains or does not satisfy the schema."""
+        finish: Literal["stop", "length"] = "length" if answer.cut_off else "stop"
+        if answer.abstain_reason is not None:
+            message = self._refuse(answer, _ABSTAIN_REASONS[answer.abstain_reason])
+        elif not self.as_json:
+            message = ReplyMessage(content=answer.answer)
+        else:
+            content = render_chain(answer) if self.layout is None else self.layout.render_answer(answer)
+            message = self._refuse(answer, _ABSTAIN_REASONS["schema"])
+            if content is not None:
+                message = ReplyMessage(content=content)
+        return Choice(index=index, message=message, finish_reason=finish)
+
+    def _refuse(self, answer: VisualAnswer, reason: str) -> ReplyMessage:
+        refusal = self.settings.abstain_refusal.replace("{reason}", reason)
+        content = self.settings.abstain_content.replace("{refusal}", refusal).replace("{answer}", answer.answer)
+        return ReplyMessage(content=content or None, refusal=refusal or None)
+
+
+def _plan_completion(request: ChatRequest, settings: ServeSettings) -> _CompletionPlan:
+    """Check what the schema of requests cannot. Raises ApiError (400)."""
+    given = request.response_format
+    choices = request.n or 1
+    if choices > settings.max_choices:
+        raise _refuse_option("n", f"expected at most {settings.max_choices} choices")
+    if request.stream and choices > 1:
+        raise _refuse_option("n", "expected one choice in a stream")
+    if request.stream_options is not None and not request.stream:
+        raise _refuse_option("stream_options", "expected stream options only with stream: true")
+    return _CompletionPlan(
+        request=replace(read_conversation(request, settings), decoding=_read_decoding(request)),
+        settings=settings,
+        choices=choices,
+        as_json=isinstance(given, JsonFormat | SchemaFormat),
+        layout=ChainLayout(given.json_schema.definition) if isinstance(given, SchemaFormat) else None,
+        stream_usage=bool(request.stream_options and request.stream_options.include_usage),
+    )
+
+
+def _read_decoding(request: ChatRequest) -> AnswerDecoding:
+    limits = {limit for limit in (request.max_tokens, request.max_completion_tokens) if limit is not None}
+    if len(limits) > 1:
+        raise _refuse_option("max_tokens", "max_tokens and max_completion_tokens are the same limit; expected one")
+    if request.temperature and request.top_p not in (None, 1):
+        raise _refuse_option("top_p", "top_p is not supported with a temperature above 0; expected 1 or null")
+    stop = [request.stop] if isinstance(request.stop, str) else request.stop or []
+    if not all(stop):
+        raise _refuse_option("stop", "expected stop sequences that are not empty")
+    return AnswerDecoding(
+        max_new_tokens=min(limits, default=None),
+        temperature=request.temperature or 0.0,
+        seed=(request.seed or 0) % 2**62,  # numpy's generators and vLLM take no negative ones
+        stop=tuple(stop),
+    )
+
+
+def _refuse_option(name: str, message: str) -> ApiError:
+    return ApiError(400, "unsupported_value", message, param=name)
+
+
+async def _answer_choices(service: AnswerService, plan: _CompletionPlan) -> list[ServedAnswer]:
+    """One answer for each choice. Greedy choices are all the same, so only one is computed."""
+    decoding = plan.request.decoding
+    if not decoding.temperature:
+        return [await service.handle_request(plan.request)] * plan.choices
+    # a choice takes the seeds after those of the choice before it, one for each region; no answer has 1,000 regions
+    seeds = [decoding.seed + 1000 * choice for choice in range(plan.choices)]
+    requests = [replace(plan.request, decoding=replace(decoding, seed=seed)) for seed in seeds]
+    return list(await asyncio.gather(*map(service.handle_request, requests)))
+
+
+def _build_completion(answers: list[ServedAnswer], plan: _CompletionPlan, head: dict[str, Any]) -> Completion:
+    chains = [answered.answer for answered in answers]
+    computed = answers if plan.request.decoding.temperature else answers[:1]
+    return Completion(
+        **head,
+        choices=[plan.build_choice(chain, index) for index, chain in enumerate(chains)],
+        usage=_build_usage([answered.tokens for answered in computed]),
+        clincot=chains[0],
+        clincot_choices=chains if len(chains) > 1 else None,
+    )
+
+
+def _build_usage(counts: list[TokenCount]) -> Usage | None:
+    """The tokens of a completion; None if the predictor does not report those of the prompts."""
+    prompts = [count.prompt for count in counts if count.prompt is not None]
+    if len(prompts) < len(counts):
+        return None
+    prompt, written = sum(prompts), sum(count.written for count in counts)
+    return Usage(prompt_tokens=prompt, completion_tokens=written, total_tokens=prompt + written)
+
+
+async def _stream_answer(service: AnswerService, plan: _CompletionPlan, head: dict[str, Any]) -> Response:
     """Start a stream when the regions are known.
 
     Errors until then are returned with their HTTP status.
@@ -201,7 +221,7 @@ async def _stream_answer(
     def on_regions(proposed: RegionsProposed) -> None:  # called in the chain's thread
         loop.call_soon_threadsafe(regions.set_result, proposed)
 
-    work = asyncio.create_task(service.handle_request(request, on_regions))
+    work = asyncio.create_task(service.handle_request(plan.request, on_regions))
     either: set[asyncio.Future[Any]] = {work, regions}
     try:
         await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
@@ -210,24 +230,18 @@ async def _stream_answer(
         raise
     if not regions.done():
         work.result()  # raises the error that ended the work early
-    chunks = _iter_chunks(head, regions.result(), work, service.settings, usage=usage)
-    return StreamingResponse(chunks, media_type="text/event-stream")
+    return StreamingResponse(_iter_chunks(head, regions.result(), work, plan), media_type="text/event-stream")
 
 
 async def _iter_chunks(
-    head: dict[str, Any],
-    proposed: RegionsProposed,
-    work: asyncio.Task[VisualAnswer],
-    settings: ServeSettings,
-    *,
-    usage: bool,
+    head: dict[str, Any], proposed: RegionsProposed, work: asyncio.Task[ServedAnswer], plan: _CompletionPlan
 ) -> AsyncIterator[str]:
     """Yield the regions first and the answer, word by word, when it is known.
 
     The answer is known as a whole only after the policy has answered from all regions. An error after the first chunk
     is sent as an event with `error`, which OpenAI's clients understand.
     """
-    head = {**head, "object": "chat.completion.chunk"}
+    head = {**head, "object": "chat.completion.chunk", **({"usage": None} if plan.stream_usage else {})}
 
     def event(delta: dict[str, str], finish: str | None = None, **extra: Any) -> str:
         choice = {"index": 0, "delta": delta, "finish_reason": finish, "logprobs": None}
@@ -236,7 +250,7 @@ async def _iter_chunks(
     try:
         yield event({"role": "assistant", "content": ""}, clincot=proposed.model_dump(mode="json", by_alias=True))
         try:
-            answer = await work
+            answered = await work
         except RequestCancelled:
             return
         except Exception as error:  # the HTTP status has been sent already
@@ -244,15 +258,17 @@ async def _iter_chunks(
             metrics.REFUSED.labels(refused.code).inc()
             yield f"data: {json.dumps(refused.build_body(CHAT_PATH))}\n\n"
             return
-        message = _build_message(answer, settings)
-        if message.content is not None:
-            for position, word in enumerate(message.content.split(" ")):
+        choice = plan.build_choice(answered.answer)
+        if choice.message.content is not None:
+            for position, word in enumerate(choice.message.content.split(" ")):
                 yield event({"content": word if position == 0 else f" {word}"})
-        if message.refusal is not None:
-            yield event({"refusal": message.refusal})
-        yield event({}, _find_finish_reason(answer), clincot=answer.model_dump(mode="json", by_alias=True))
-        if usage:  # the protocol requires the chunk; only the predictor can count tokens
-            yield f"data: {json.dumps({**head, 'choices': [], 'usage': None})}\n\n"
+        if choice.message.refusal is not None:
+            yield event({"refusal": choice.message.refusal})
+        yield event({}, choice.finish_reason, clincot=answered.answer.model_dump(mode="json", by_alias=True))
+        if plan.stream_usage:
+            usage = _build_usage([answered.tokens])
+            counted = None if usage is None else usage.model_dump()
+            yield f"data: {json.dumps({**head, 'choices': [], 'usage': counted})}\n\n"
         yield "data: [DONE]\n\n"
     finally:
         work.cancel()

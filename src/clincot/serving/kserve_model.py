@@ -5,9 +5,7 @@ V1, POST /v1/models/NAME:predict
     {"instances": [{"question": "Is there a nodule?", "image": "data:image/png;base64,…", "return_overlay": false}]}
     {"predictions": [{"answer": "yes", "confidence": 0.91, "abstained": false, "regions": […], …}]}
 
-V2, POST /v2/models/NAME/infer: BYTES tensors `question` and `image` of shape [n]; BOOL parameter `return_overlay`.
-The reply has the outputs `answer` and `chain` (JSON of the whole prediction) as BYTES, `confidence` as FP64 and
-`abstained` as BOOL.
+V2, POST /v2/models/NAME/infer and gRPC: see tensors.py.
 """
 
 from __future__ import annotations
@@ -18,13 +16,13 @@ from typing import Annotated, Any
 
 from fastapi.exceptions import RequestValidationError
 from kserve import InferRequest, InferResponse, Model
-from kserve.protocol.infer_type import InferInput, InferOutput
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from clincot.generation.visual_cot import VisualAnswer
 from clincot.jsonl import strip_prefix
 from clincot.serving.api_errors import ApiError
 from clincot.serving.service import AnswerRequest, AnswerService
+from clincot.serving.tensors import INPUT_TYPES, OUTPUT_TYPES, build_response, read_questions
 
 
 class Image64(BaseModel):
@@ -42,12 +40,15 @@ class Instance(BaseModel):
 
     question: str
     image: str | Image64
-    return_overlay: bool = False
+    return_overlay: bool | None = False
+    return_image: bool | None = False
 
     @property
     def answer_request(self) -> AnswerRequest:
         image = self.image if isinstance(self.image, str) else self.image.b64
-        return AnswerRequest(self.question, image, self.return_overlay)
+        return AnswerRequest(
+            self.question, image, overlay=bool(self.return_overlay), with_image=bool(self.return_image)
+        )
 
 
 class V1Request(BaseModel):
@@ -72,11 +73,10 @@ class VisualCotModel(Model):  # type: ignore[misc]
         return bool(self.ready) and await asyncio.to_thread(self.service.backend.check_health)
 
     def get_input_types(self) -> list[dict[str, Any]]:
-        return [{"name": name, "datatype": "BYTES", "shape": [-1]} for name in ("question", "image")]
+        return [{"name": name, "datatype": kind, "shape": [-1]} for name, kind in INPUT_TYPES.items()]
 
     def get_output_types(self) -> list[dict[str, Any]]:
-        kinds = {"answer": "BYTES", "confidence": "FP64", "abstained": "BOOL", "chain": "BYTES"}
-        return [{"name": name, "datatype": kind, "shape": [-1]} for name, kind in kinds.items()]
+        return [{"name": name, "datatype": kind, "shape": [-1]} for name, kind in OUTPUT_TYPES.items()]
 
     async def predict(
         self, payload: dict[str, Any] | InferRequest, headers: dict[str, str] | None = None
@@ -86,8 +86,8 @@ class VisualCotModel(Model):  # type: ignore[misc]
         Raises ApiError (422) if it is not a request of this model.
         """
         if isinstance(payload, InferRequest):
-            answers = await self._answer_all(_parse_infer_request(payload))
-            return _build_infer_response(payload, self.name, answers)
+            answers = await self._answer_all(read_questions(payload))
+            return build_response(payload, self.name, answers)
         try:
             request = V1Request.model_validate(payload)
         except ValidationError as error:
@@ -101,7 +101,17 @@ class VisualCotModel(Model):  # type: ignore[misc]
             message = f"expected at most {limit} questions in one request, got {len(requests)}"
             raise ApiError(413, "too_many_instances", message)
         # the first error fails the whole request; RequestMiddleware then cancels the other questions
-        return list(await asyncio.gather(*(self.service.handle_request(request) for request in requests)))
+        numbered = enumerate(requests) if len(requests) > 1 else [(None, requests[0])]
+        return list(await asyncio.gather(*(self._answer_one(request, number) for number, request in numbered)))
+
+    async def _answer_one(self, request: AnswerRequest, number: int | None) -> VisualAnswer:
+        """Answer one question; an error names its number, unless it is the only one."""
+        try:
+            return (await self.service.handle_request(request)).answer
+        except ApiError as error:
+            if number is None:
+                raise
+            raise error.with_message(f"instance {number}: {error.message}") from None
 
 
 def describe_validation_error(error: ValidationError | RequestValidationError) -> str:
@@ -111,36 +121,3 @@ def describe_validation_error(error: ValidationError | RequestValidationError) -
         field = ".".join(map(str, problem["loc"])) or "body"
         problems.append(f"{field}: {strip_prefix(problem['msg'])}")
     return "; ".join(problems)
-
-
-def _parse_infer_request(request: InferRequest) -> list[AnswerRequest]:
-    tensors = {tensor.name: _read_strings(tensor) for tensor in request.inputs}
-    if set(tensors) != {"question", "image"} or len(request.inputs) != 2:
-        raise ApiError(422, "invalid_request", "expected exactly two inputs, 'question' and 'image'")
-    overlay = (request.parameters or {}).get("return_overlay", False)
-    if not isinstance(overlay, bool):
-        raise ApiError(422, "invalid_request", "expected a boolean return_overlay", param="return_overlay")
-    if len(tensors["question"]) != len(tensors["image"]) or not tensors["question"]:
-        raise ApiError(422, "invalid_request", "expected as many questions as images, and at least one")
-    pairs = zip(tensors["question"], tensors["image"], strict=True)
-    return [AnswerRequest(question, image, overlay) for question, image in pairs]
-
-
-def _read_strings(tensor: InferInput) -> list[str]:
-    values = tensor.data
-    if tensor.datatype != "BYTES" or not isinstance(values, list) or list(tensor.shape) != [len(values)]:
-        raise ApiError(422, "invalid_request", "expected inputs of type BYTES and shape [n] with n strings")
-    if not all(isinstance(value, str) for value in values):
-        raise ApiError(422, "invalid_request", "expected inputs of strings (images as data URI or base64)")
-    return list(values)
-
-
-def _build_infer_response(request: InferRequest, name: str, answers: Sequence[VisualAnswer]) -> InferResponse:
-    columns: dict[str, tuple[str, list[Any]]] = {
-        "answer": ("BYTES", [answer.answer for answer in answers]),
-        "confidence": ("FP64", [answer.confidence for answer in answers]),
-        "abstained": ("BOOL", [answer.abstained for answer in answers]),
-        "chain": ("BYTES", [answer.model_dump_json(by_alias=True) for answer in answers]),
-    }
-    outputs = [InferOutput(column, [len(answers)], kind, data) for column, (kind, data) in columns.items()]
-    return InferResponse(response_id=request.id or "", model_name=name, infer_outputs=outputs)

@@ -17,6 +17,15 @@ LATENCY = Histogram(
 REFUSED = Counter("clincot_refused", "Counts requests that got an error instead of an answer, by error code.", ["code"])
 WAITING = Gauge("clincot_queue_length", "Shows how many requests wait for a free slot.")
 RUNNING = Gauge("clincot_running", "Shows how many requests are being answered.")
+STAGES = Histogram(
+    "clincot_stage_seconds",
+    "Measures the seconds of each stage of a request: body, queue, measure, decode, regions, answers, overlay; and of "
+    "each call of the model: write, p_yes.",
+    ["stage"],
+    buckets=(0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30, 60),
+)
+HELD_BYTES = Gauge("clincot_body_bytes", "Shows how many bytes of request bodies are held.")
+DECODERS_LOST = Counter("clincot_decoders_lost", "Counts image decoding processes that reached a limit or crashed.")
 BATCH = Histogram(
     "clincot_batch_size",
     "Measures how many conversations share a forward pass or a call to the predictor.",
@@ -32,6 +41,12 @@ CONFIDENCE = Histogram(
 ABSTENTIONS = Counter("clincot_abstentions", "Counts answers whose confidence was below the threshold.")
 
 
-def observe_batch(call: str, size: int) -> None:
-    """Record a batch of `size` conversations."""
+def observe_batch(call: str, size: int, seconds: float) -> None:
+    """Record a batch of `size` conversations, and how long the model took for it."""
     BATCH.labels(call).observe(size)
+    observe_stage(call, seconds)
+
+
+def observe_stage(stage: str, seconds: float) -> None:
+    """Record the duration of one stage of a request."""
+    STAGES.labels(stage).observe(seconds)

@@ -12,15 +12,20 @@ import logging
 import re
 import time
 import traceback
-from collections.abc import Awaitable, Callable, Iterator, MutableMapping
-from contextlib import contextmanager
+import uuid
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, MutableMapping
+from contextlib import asynccontextmanager, contextmanager
 from typing import Any
 
 from clincot.config.server_settings import ServeSettings
 from clincot.serving import metrics
 from clincot.serving.api_errors import ApiError, RequestCancelled
 from clincot.serving.auth import ApiKeys
+from clincot.serving.budgets import BodyBudget, BodyLease
+from clincot.serving.content_types import choose_content_type
+from clincot.serving.page_routes import PAGE_CHALLENGE, is_page_request
 from clincot.serving.request_context import RequestContext, current_request
+from clincot.serving.tracing import end_request, trace_request
 
 _LOG = logging.getLogger("clincot.serve")
 Scope = MutableMapping[str, Any]
@@ -35,7 +40,8 @@ _V2_PATH = re.compile(r"/v2/models/[^/]+(/versions/[^/]+)?/infer")
 _PUBLIC_PATHS = re.compile(r"/|/metrics|/v2/health/(live|ready)|/v1/models/[^/:]+|/v2/models/[^/]+/ready")
 # routes of the SDK that would let a client unload the model, or that are not implemented here
 CLOSED_PATHS = re.compile(r"/v2/repository/.*|/v1/models/.*:explain")
-_JSON_TYPE = re.compile(r"application/json\s*(;.*)?", re.IGNORECASE)
+MAX_JSON_VALUES = 200_000  # of a body; 16 questions of 2,000 commas each have fewer
+_OWN_ID = re.compile(r"[A-Za-z0-9._:/+=-]{1,128}")  # a client's request id that is safe in a header
 _UNSAFE_CHARS = re.compile(r"[^A-Za-z0-9/_.:-]")
 
 
@@ -43,7 +49,9 @@ class RequestMiddleware:
     """The ASGI application that the server runs, around the one with the routes."""
 
     def __init__(self, app: App, settings: ServeSettings, keys: ApiKeys | None) -> None:
-        self._app, self._settings, self._keys = app, settings, keys
+        self._app, self.settings, self._keys = app, settings, keys
+        self._bodies = BodyBudget(settings.max_held_bytes, settings.max_body_bytes)
+        metrics.HELD_BYTES.set_function(lambda: self._bodies.used)
         self._accepted = 0
         self._pace_s = 1.0  # exponential moving average of the time of an answer, for Retry-After
 
@@ -51,9 +59,22 @@ class RequestMiddleware:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        path, began, sent = str(scope["path"]), time.monotonic(), _StatusRecorder(send)
+        path, sent = str(scope["path"]), _StatusRecorder(send, _find_request_id(scope))
+        headers = {name.decode("latin-1").lower(): value.decode("latin-1") for name, value in scope["headers"]}
+        if detect_protocol(path) == "other":
+            await self._answer_request(scope, headers, receive, sent)
+            return
+        with trace_request(f"{detect_protocol(path)} answer", headers) as span:
+            await self._answer_request(scope, headers, receive, sent)
+            end_request(span, sent.status or 499)
+
+    async def _answer_request(
+        self, scope: Scope, headers: Mapping[str, str], receive: Receive, sent: _StatusRecorder
+    ) -> None:
+        """Handle a request, answer its errors, and record its end."""
+        path, began = str(scope["path"]), time.monotonic()
         try:
-            await self._handle_request(scope, receive, sent)
+            await self._handle_request(scope, headers, receive, sent)
         except ApiError as refused:
             await _send_error(refused, path, sent)
         except RequestCancelled:
@@ -63,64 +84,121 @@ class RequestMiddleware:
             if not sent.status:
                 await _send_error(ApiError(500, "internal_error", "the server failed; its log says where"), path, sent)
         finally:
-            protocol = detect_protocol(path)
-            metrics.REQUESTS.labels(protocol, str(sent.status or 499)).inc()
-            metrics.LATENCY.labels(protocol).observe(time.monotonic() - began)
-            _LOG.log(
-                logging.DEBUG if protocol == "other" else logging.INFO,
-                "%s %s %d %.0f ms",
-                _UNSAFE_CHARS.sub("?", scope["method"][:10]),
-                _UNSAFE_CHARS.sub("?", path[:100]),
-                sent.status or 499,
-                1000 * (time.monotonic() - began),
-            )
+            _record_request(scope["method"], path, sent, time.monotonic() - began)
 
-    async def _handle_request(self, scope: Scope, receive: Receive, send: _StatusRecorder) -> None:
+    async def _handle_request(
+        self, scope: Scope, headers: Mapping[str, str], receive: Receive, send: _StatusRecorder
+    ) -> None:
         path = scope["path"]
-        headers = {name.decode("latin-1").lower(): value.decode("latin-1") for name, value in scope["headers"]}
         if CLOSED_PATHS.fullmatch(path):
             raise ApiError(404, "not_found", "the route does not exist")
-        if self._keys is not None and not (scope["method"] in ("GET", "HEAD") and _PUBLIC_PATHS.fullmatch(path)):
-            self._keys.check_authorization(headers.get("authorization"))
+        reads = scope["method"] in ("GET", "HEAD")
+        if reads and self.settings.page and is_page_request(path, headers):
+            self._check_browser_key(headers.get("authorization"))
+        elif not (reads and _PUBLIC_PATHS.fullmatch(path)):
+            self.check_key(headers.get("authorization"))
         if scope["method"] != "POST":
             await self._app(scope, receive, send)
             return
-        _check_headers(headers, self._settings)
-        scope = _normalize_content_type(scope)
-        with self._reserve_slot():
-            body = await _read_body(receive, self._settings)
-            began = time.monotonic()
-            await self._run_app(scope, body, receive, send)
-            self._pace_s += 0.1 * (time.monotonic() - began - self._pace_s)
+        _check_headers(headers, self.settings)
+        scope = _replace_content_type(scope, choose_content_type(path, headers))
+        self._check_queue()  # before the body, so that a full server does not read it
+        async with self._bodies.open_lease() as lease:
+            body = await self._read_body(receive, lease)
+            check_json_size(body, headers)
+            with self.reserve_slot():  # after the body: a slow client must not take a slot
+                began = time.monotonic()
+                await self._run_app(scope, body, receive, send)
+                self._pace_s += 0.1 * (time.monotonic() - began - self._pace_s)
+
+    async def _read_body(self, receive: Receive, lease: BodyLease) -> bytes:
+        """Read the body as far as the budget of all bodies allows.
+
+        Raises ApiError: 408 if the client is too slow, 413 if the body is too large, 429 if there was no room in time.
+        """
+        settings, body, began = self.settings, bytearray(), time.monotonic()
+        try:
+            async with asyncio.timeout(settings.body_s):
+                while True:
+                    message = await receive()
+                    if message["type"] == "http.disconnect":
+                        raise RequestCancelled
+                    body += message.get("body", b"")
+                    if len(body) > settings.max_body_bytes:
+                        raise _build_size_error(settings)
+                    await lease.grow_to(len(body))
+                    if not message.get("more_body", False):
+                        break
+        except TimeoutError:
+            if lease.waiting:
+                raise self._build_queue_error() from None
+            raise ApiError(408, "body_too_slow", f"the body did not arrive within {settings.body_s:g} s") from None
+        self._bodies.complete(lease)
+        metrics.observe_stage("body", time.monotonic() - began)
+        return bytes(body)
+
+    @asynccontextmanager
+    async def hold_bytes(self, size: int) -> AsyncIterator[None]:
+        """Count a message that is in memory already, such as gRPC's, in the budget of all bodies.
+
+        Raises ApiError (429) if there was no room in time.
+        """
+        async with self._bodies.open_lease() as lease:
+            try:
+                async with asyncio.timeout(self.settings.body_s):
+                    await lease.grow_to(size)
+            except TimeoutError:
+                raise self._build_queue_error() from None
+            self._bodies.complete(lease)
+            yield
+
+    def _check_queue(self) -> None:
+        if self._accepted >= self.settings.running + self.settings.waiting:
+            raise self._build_queue_error()
+
+    def _build_queue_error(self) -> ApiError:
+        settings = self.settings
+        wait = min(30, max(1, round(self._pace_s * settings.waiting / settings.running)))
+        return ApiError(429, "queue_full", "the server's queue is full; try again later", retry_after_s=wait)
+
+    def check_key(self, authorization: str | None) -> None:
+        """Raise ApiError (401) unless the server needs no keys or the header has a valid one."""
+        if self._keys is not None:
+            self._keys.check_authorization(authorization)
+
+    def _check_browser_key(self, authorization: str | None) -> None:
+        """Like check_key, but a browser asks its user for the key."""
+        try:
+            self.check_key(authorization)
+        except ApiError as error:
+            error.challenge = PAGE_CHALLENGE
+            raise
 
     @contextmanager
-    def _reserve_slot(self) -> Iterator[None]:
+    def reserve_slot(self) -> Iterator[None]:
         """Reserve one of the slots for running and waiting requests.
 
         Raises ApiError (429) if none is free.
         """
-        settings = self._settings
-        if self._accepted >= settings.running + settings.waiting:
-            wait = min(30, max(1, round(self._pace_s * settings.waiting / settings.running)))
-            raise ApiError(429, "queue_full", "the server's queue is full; try again later", retry_after_s=wait)
+        self._check_queue()
         self._accepted += 1
         try:
             yield
         finally:
             self._accepted -= 1
 
-    async def _run_app(self, scope: Scope, body: bytes, receive: Receive, send: Send) -> None:
+    async def _run_app(self, scope: Scope, body: bytes | None, receive: Receive, send: Send) -> None:
         """Run the application, and cancel it and its work if the client disconnects."""
-        context = RequestContext(self._settings.deadline_s)
+        context = RequestContext(self.settings.deadline_s)
         current_request.set(context)
         gone = asyncio.Event()
-        replayed = False
 
         async def replay() -> MutableMapping[str, Any]:
-            nonlocal replayed
-            if not replayed:
-                replayed = True
-                return {"type": "http.request", "body": body, "more_body": False}
+            nonlocal body
+            if body is not None:
+                message = {"type": "http.request", "body": body, "more_body": False}
+                body = None  # the application keeps what it needs
+                return message
             await gone.wait()
             return {"type": "http.disconnect"}
 
@@ -150,25 +228,48 @@ async def _call_app(app: App, scope: Scope, receive: Receive, send: Send) -> Non
 
 
 class _StatusRecorder:
-    """Wraps `send` and records the status that was sent."""
+    """Wraps `send`, adds the request's id to the reply and records the status that was sent.
 
-    def __init__(self, send: Send) -> None:
+    given: the client's own id. It is returned, but never logged, because a client may write anything into it; the log
+    has an id of the server's own, which is returned if the client has sent none.
+    """
+
+    def __init__(self, send: Send, given: str) -> None:
         self._send = send
         self.status = 0
+        self.logged_id = f"req_{uuid.uuid4().hex}"
+        self._returned_id = given or self.logged_id
 
     async def __call__(self, message: MutableMapping[str, Any]) -> None:
         if message["type"] == "http.response.start":
             self.status = int(message["status"])
+            added = [(b"x-request-id", self._returned_id.encode("ascii"))]
+            if self._returned_id != self.logged_id:
+                added.append((b"x-clincot-request-id", self.logged_id.encode("ascii")))
+            message = {**message, "headers": [*message.get("headers", ()), *added]}
         await self._send(message)
 
 
 def detect_protocol(path: str) -> str:
     """The protocol of a path: openai, v1, v2 or other."""
-    if path == CHAT_PATH:
+    if path in (CHAT_PATH, "/v1/chat/completions"):
         return "openai"
     if _V1_PATH.fullmatch(path):
         return "v1"
     return "v2" if _V2_PATH.fullmatch(path) else "other"
+
+
+def _record_request(method: str, path: str, sent: _StatusRecorder, seconds: float) -> None:
+    """Count a request and log one line about it, without its query, which may contain anything."""
+    protocol, status = detect_protocol(path), sent.status or 499
+    metrics.REQUESTS.labels(protocol, str(status)).inc()
+    metrics.LATENCY.labels(protocol).observe(seconds)
+    method, path = _UNSAFE_CHARS.sub("?", method[:10]), _UNSAFE_CHARS.sub("?", path[:100])
+    fields = {"protocol": protocol, "method": method, "path": path, "status": status, "ms": round(1000 * seconds)}
+    level = logging.DEBUG if protocol == "other" else logging.INFO
+    text = "%s %s %d %.0f ms %s"
+    extra = {"fields": {**fields, "request": sent.logged_id}}
+    _LOG.log(level, text, method, path, status, 1000 * seconds, sent.logged_id, extra=extra)
 
 
 def log_unexpected_error(error: BaseException) -> None:
@@ -181,9 +282,14 @@ def log_unexpected_error(error: BaseException) -> None:
     _LOG.error("unexpected %s at %s", type(error).__name__, " < ".join(places))
 
 
-def _check_headers(headers: dict[str, str], settings: ServeSettings) -> None:
-    if not _JSON_TYPE.fullmatch(headers.get("content-type", "")):
-        raise ApiError(415, "unsupported_media_type", "expected a request with Content-Type: application/json")
+def _find_request_id(scope: Scope) -> str:
+    """The client's X-Request-ID, which Istio sets as well; "" without a usable one."""
+    given = next((value for name, value in scope["headers"] if name.lower() == b"x-request-id"), b"")
+    text: str = given.decode("latin-1")
+    return text if _OWN_ID.fullmatch(text) else ""
+
+
+def _check_headers(headers: Mapping[str, str], settings: ServeSettings) -> None:
     if headers.get("content-encoding", "identity") != "identity":
         raise ApiError(415, "unsupported_encoding", "expected a body without compression")
     if any(name.startswith("ce-") for name in headers):
@@ -193,31 +299,21 @@ def _check_headers(headers: dict[str, str], settings: ServeSettings) -> None:
         raise _build_size_error(settings)
 
 
-def _normalize_content_type(scope: Scope) -> Scope:
-    """Drop parameters and case of the media type, which the gate has accepted as JSON.
-
-    KServe's DataPlane.decode (kserve 0.21.0, protocol/dataplane.py) compares the header with JSON_HEADERS letter by
-    letter. RFC 8259 section 11 defines no parameters, and RFC 9110 section 8.3.1 ignores case.
-    """
+def _replace_content_type(scope: Scope, media_type: str) -> Scope:
     others = [(name, value) for name, value in scope["headers"] if name.lower() != b"content-type"]
-    return {**scope, "headers": [*others, (b"content-type", b"application/json")]}
+    return {**scope, "headers": [*others, (b"content-type", media_type.encode("ascii"))]}
 
 
-async def _read_body(receive: Receive, settings: ServeSettings) -> bytes:
-    body = bytearray()
-    try:
-        async with asyncio.timeout(settings.body_s):
-            while True:
-                message = await receive()
-                if message["type"] == "http.disconnect":
-                    raise RequestCancelled
-                body += message.get("body", b"")
-                if len(body) > settings.max_body_bytes:
-                    raise _build_size_error(settings)
-                if not message.get("more_body", False):
-                    return bytes(body)
-    except TimeoutError:
-        raise ApiError(408, "body_too_slow", f"the body did not arrive within {settings.body_s:g} s") from None
+def check_json_size(body: bytes, headers: Mapping[str, str]) -> None:
+    """Refuse JSON of too many values, before it is parsed.
+
+    An empty list takes three bytes of a body and 64 of memory, so the limit of bytes does not limit the memory. Of a
+    body with binary tensors, only the first bytes are JSON (KServe's Binary Tensor Data Extension). Raises ApiError.
+    """
+    length = headers.get("inference-header-content-length", "")
+    text = body[: int(length[:18])] if length.isdigit() else body
+    if text.count(b",") + text.count(b"[") + text.count(b"{") > MAX_JSON_VALUES:
+        raise ApiError(413, "body_too_large", f"expected a body of at most {MAX_JSON_VALUES} JSON values")
 
 
 def _build_size_error(settings: ServeSettings) -> ApiError:

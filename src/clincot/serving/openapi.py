@@ -9,6 +9,7 @@ from typing import Any
 
 from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
+from kserve.protocol.rest.v2_datamodels import InferenceRequest, InferenceResponse
 
 from clincot.serving.kserve_model import V1Request, V1Response
 from clincot.serving.middleware import CLOSED_PATHS
@@ -28,19 +29,21 @@ _ERROR_RESPONSES = {
     "503": "The model is not ready.",
     "504": "The answer was not ready before the deadline.",
 }
+_V2_PATH = "/v2/models/{model_name}/infer"
 _V1_PATH = "/v1/models/{model_name}:predict"
 
 
 def build_openapi_document(app: FastAPI) -> dict[str, Any]:
     """Build the OpenAPI 3.1 document of the application."""
-    content = get_openapi(title=app.title, version=app.version, routes=app.routes)
+    # of two routes with one path, the first answers requests, but the last would be described
+    content = get_openapi(title=app.title, version=app.version, routes=app.routes[::-1])
     content["paths"] = {
         path: item
         for path, item in content["paths"].items()
         if not CLOSED_PATHS.fullmatch(path.replace("{model_name}", "m"))
     }
     schemas = content.setdefault("components", {}).setdefault("schemas", {})
-    for model in (V1Request, V1Response):
+    for model in (V1Request, V1Response, InferenceRequest, InferenceResponse):
         schema = model.model_json_schema(ref_template=_SCHEMA_REF)
         schemas.update(schema.pop("$defs", {}))
         schemas[model.__name__] = schema
@@ -51,6 +54,10 @@ def build_openapi_document(app: FastAPI) -> dict[str, Any]:
             responses = operation.setdefault("responses", {})
             for status, description in _ERROR_RESPONSES.items():
                 responses[status] = {"description": description, "content": error}
+    infer = content["paths"][_V2_PATH]["post"]
+    binary = {"schema": {"type": "string", "format": "binary"}}
+    for part, model in ((infer["requestBody"], "InferenceRequest"), (infer["responses"]["200"], "InferenceResponse")):
+        part["content"] = {**_build_json_content(model), "application/octet-stream": binary}
     predict = content["paths"][_V1_PATH]["post"]
     predict["requestBody"] = {"required": True, "content": _build_json_content("V1Request")}
     predict["responses"]["200"] = {

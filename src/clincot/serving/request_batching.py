@@ -58,7 +58,8 @@ class Batcher:
     """The worker thread in front of a model in this process.
 
     max_batch: most conversations in one batch. gather_s: seconds to wait for further calls. observe: called with the
-    kind and the size of each batch. is_fatal: whether an error of the model means that all later calls fail as well.
+    kind, the size and the seconds of each batch. is_fatal: whether an error of the model means that all later calls
+    fail as well.
     """
 
     def __init__(
@@ -67,7 +68,7 @@ class Batcher:
         *,
         max_batch: int,
         gather_s: float,
-        observe: Callable[[str, int], None] = lambda *_: None,
+        observe: Callable[[str, int, float], None] = lambda *_: None,
         is_fatal: Callable[[Exception], bool] = lambda _: False,
     ) -> None:
         self.model = model
@@ -136,7 +137,7 @@ class Batcher:
         while (batch := self._wait_for_batch()) is not None:
             if not batch:
                 continue
-            self._observe(batch[0][0].call[0], sum(count for _, count in batch))
+            began = time.monotonic()
             try:
                 self._run_batch(batch)
             except Exception as error:  # it belongs to the requests, and must not end the worker
@@ -149,6 +150,9 @@ class Batcher:
                         self._run_batch([part])
                     except Exception as own:
                         part[0].set_error(own)
+            finally:
+                seconds = time.monotonic() - began
+                self._observe(batch[0][0].call[0], sum(count for _, count in batch), seconds)
 
     def _run_batch(self, batch: Sequence[tuple[_PendingCall, int]]) -> None:
         items: list[tuple[Conversation, int]] = []

@@ -5,8 +5,10 @@ It is KServe's application with our routes, behind RequestMiddleware, served by 
 
 from __future__ import annotations
 
+import ctypes
 import logging
 import signal
+import warnings
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,7 +19,6 @@ from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, Response
 from kserve import ModelRepository, errors, model_server
-from kserve.protocol.dataplane import DataPlane
 from kserve.protocol.model_repository_extension import ModelRepositoryExtension
 from kserve.protocol.rest.server import RESTServer
 from starlette.exceptions import HTTPException
@@ -27,7 +28,7 @@ from clincot.config.server_settings import ServeSettings
 from clincot.errors import ModelFailed
 from clincot.models.yes_no import read_yes_no_ids
 from clincot.serving import metrics
-from clincot.serving.api_errors import ApiError, RequestCancelled
+from clincot.serving.api_errors import OPENAI_PREFIXES, ApiError, RequestCancelled
 from clincot.serving.auth import ApiKeys
 from clincot.serving.backend import (
     Backend,
@@ -38,14 +39,21 @@ from clincot.serving.backend import (
     open_checkpoint_folder,
     redact_failure,
 )
-from clincot.serving.chat import build_chat_router
+from clincot.serving.chat import build_chat_router, build_models_router
+from clincot.serving.connections import MAX_HEADER_BYTES, build_protocol_class
+from clincot.serving.data_plane import VisualCotDataPlane
+from clincot.serving.grpc_server import JointServer
 from clincot.serving.kserve_model import VisualCotModel, describe_validation_error
+from clincot.serving.log_format import configure_logging
 from clincot.serving.metrics import observe_batch
 from clincot.serving.middleware import RequestMiddleware
 from clincot.serving.openapi import build_openapi_document
+from clincot.serving.page_routes import build_page_router
 from clincot.serving.service import AnswerService
+from clincot.serving.tracing import start_exporter
 
 _LOG = logging.getLogger("clincot.serve")
+_M_MMAP_THRESHOLD, _M_ARENA_MAX = -3, -8  # of glibc's malloc.h
 QUIET_LOGGERS = ("uvicorn.access", "uvicorn.error", "httpx", "httpcore", "kserve", "kserve.trace")
 
 
@@ -58,6 +66,7 @@ class ServePlan:
     name: str = ""  # name of the model; default: name of the checkpoint's folder
     host: str = "127.0.0.1"
     port: int = 8080
+    grpc_port: int = 0  # 0: no gRPC
     api_keys: Path | None = None
     predictor_host: str = ""  # on a cluster; "": the model runs in this process
     predictor_path: str = "/v1"
@@ -70,39 +79,71 @@ def run_server(plan: ServePlan) -> None:
 
     Raises UnsupportedCheckpoint, InvalidInput or InvalidRecord before it starts if checkpoint or keys cannot be used.
     """
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    configure_logging(plan.settings.log_format)
     quiet_library_loggers()
+    limit_allocator()
     keys = None if plan.api_keys is None else ApiKeys(plan.api_keys)
     with ExitStack() as stack:
         folder = stack.enter_context(open_checkpoint_folder(plan.checkpoint, views_only=bool(plan.predictor_host)))
+        name = plan.name or folder.resolve().name
+        if plan.settings.traces_endpoint:
+            stack.callback(start_exporter(plan.settings.traces_endpoint, name))
         service = AnswerService(open_backend(plan, folder), plan.settings)
         stack.callback(service.close)
-        app = RequestMiddleware(build_application(plan.name or folder.resolve().name, service), plan.settings, keys)
-        config = uvicorn.Config(
-            app,
-            host=plan.host,
-            port=plan.port,
-            log_config=None,
-            access_log=False,
-            server_header=False,
-            timeout_graceful_shutdown=round(plan.settings.grace_s),
-            timeout_keep_alive=65,
-        )
+        service.decoder.start()
+        plane = build_data_plane(name, service)
+        app = RequestMiddleware(build_application(plane, service), plan.settings, keys)
+        config = build_uvicorn_config(app, plan.settings, host=plan.host, port=plan.port)
         # The predictor may still be starting; its digest is read with the first question.
         backend = f"the predictor {plan.predictor_host}" if plan.predictor_host else "this process"
         _LOG.info("http://%s:%d serves %s from %s", plan.host, plan.port, plan.checkpoint, backend)
         # uvicorn raises these signals again when it ends, which would end the process before the cleanup
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, lambda *_: None)
-        uvicorn.Server(config).run()
+        server = uvicorn.Server(config)
+        if plan.grpc_port:
+            server = JointServer(config, plane, app, f"{plan.host}:{plan.grpc_port}")
+            _LOG.info("gRPC listens on %s:%d", plan.host, plan.grpc_port)
+        server.run()
         _LOG.info("stopped; all accepted requests are answered")
+
+
+def build_uvicorn_config(app: RequestMiddleware, settings: ServeSettings, **address: Any) -> uvicorn.Config:
+    """The configuration of uvicorn, with the limits of connections. address: host and port."""
+    return uvicorn.Config(
+        app,
+        http=build_protocol_class(settings),
+        ws="none",
+        h11_max_incomplete_event_size=MAX_HEADER_BYTES,
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        backlog=settings.max_connections,
+        timeout_graceful_shutdown=round(settings.grace_s),
+        timeout_keep_alive=round(settings.idle_s),
+        **address,
+    )
+
+
+def limit_allocator() -> None:
+    """Let glibc return the memory of large buffers at once, and share arenas between threads.
+
+    By default it keeps up to 32 MiB of each freed buffer, and has eight arenas for each core, so that a server's memory
+    stays at its peak. Elsewhere than on glibc this does nothing.
+    """
+    libc = ctypes.CDLL(None)
+    if hasattr(libc, "mallopt"):
+        libc.mallopt(_M_MMAP_THRESHOLD, 4 << 20)
+        libc.mallopt(_M_ARENA_MAX, 4)
 
 
 def quiet_library_loggers() -> None:
     """Turn off access logs of libraries, which quote URLs with their queries.
 
-    RequestMiddleware logs one line for each request instead.
+    RequestMiddleware logs one line for each request instead. FastAPI's warning about the SDK's V1 routes (kserve
+    0.21.0, protocol/rest/v1_endpoints.py) would come with requests.
     """
+    warnings.filterwarnings("ignore", message="ORJSONResponse is deprecated")
     for name in QUIET_LOGGERS:
         logging.getLogger(name).setLevel(logging.WARNING)
 
@@ -120,32 +161,30 @@ def open_backend(plan: ServePlan, folder: Path) -> Backend:
     return LocalBackend(folder, plan.settings, observe_batch)
 
 
-def build_application(name: str, service: AnswerService) -> FastAPI:
-    """Build KServe's application for one model, with OpenAI routes of our own.
+def build_data_plane(name: str, service: AnswerService) -> VisualCotDataPlane:
+    """Build KServe's data plane with one model; its HTTP and gRPC servers share it."""
+    repository = ModelRepository()
+    repository.update(VisualCotModel(name, service))
+    return VisualCotDataPlane(repository)
+
+
+def build_application(plane: VisualCotDataPlane, service: AnswerService) -> FastAPI:
+    """Build KServe's application for the data plane's model, with OpenAI routes of our own.
 
     KServe's OpenAI routes need vLLM in the process.
     """
-    repository = ModelRepository()
-    repository.update(VisualCotModel(name, service))
-    plane = _ReadinessDataPlane(repository)
+    (name,) = plane.model_registry.get_models()
     # the SDK adds its routes to a module-level application, so each server replaces it by one of its own
     app = model_server.app = FastAPI(title="ClinCoT", version=__version__, docs_url=None, redoc_url=None)
-    RESTServer("", plane, ModelRepositoryExtension(repository), http_port=0).create_application()
+    if service.settings.page:
+        app.include_router(build_page_router())
+    app.include_router(build_models_router(service, name))  # before the SDK's routes, two of which it replaces
     app.include_router(build_chat_router(service, name))
+    repository = ModelRepositoryExtension(plane.model_registry)
+    RESTServer("", plane, repository, http_port=0).create_application()
     _add_error_handlers(app)
     app.openapi = lambda: build_openapi_document(app)  # type: ignore[method-assign]
     return app
-
-
-class _ReadinessDataPlane(DataPlane):  # type: ignore[misc]
-    """A server is ready if its model is ready.
-
-    A transformer's model is ready if its predictor answers.
-    """
-
-    async def ready(self) -> bool:
-        models = self.model_registry.get_models()
-        return all([await self.model_registry.is_model_ready(name) for name in models])
 
 
 def _add_error_handlers(app: FastAPI) -> None:
@@ -161,7 +200,7 @@ def _add_error_handlers(app: FastAPI) -> None:
         return _build_error_response(request, error)
 
     async def invalid(request: Request, error: RequestValidationError) -> Response:
-        status = 400 if request.url.path.startswith("/openai/") else 422
+        status = 400 if request.url.path.startswith(OPENAI_PREFIXES) else 422
         return _build_error_response(request, ApiError(status, "invalid_request", describe_validation_error(error)))
 
     async def predictor(request: Request, error: ModelFailed) -> Response:

@@ -1,0 +1,76 @@
+"""Soak test of `clincot serve`: errors and memory over a long time with many different pictures.
+
+    python -m benchmarks.serving_soak --seconds 600      (make soak, SOAK=seconds)
+
+16 clients ask about 2,000 different pictures in turn. Memory is that of the server and its decode workers together. The
+run fails if a request is not answered, or if the memory at the end is more than a tenth above the memory after the
+first tenth of the time, when buffers and caches have their size.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+from benchmarks.server_process import ROOT, ServerProcess, start_server
+from benchmarks.serving_throughput import build_requests, run_clients
+
+MAX_GROWTH = 0.10
+PARTS = 10
+
+
+def run_soak(checkpoint: Path, seconds: float, clients: int, films: int, log: Path | None = None) -> dict[str, Any]:
+    """Run clients for a while; returns the number of answers and the memory in MiB after each tenth of the time.
+
+    Raises httpx.HTTPStatusError at the first reply that is an error.
+    """
+    requests = build_requests(films, questions=1)
+    with start_server(checkpoint, log=log) as server:
+        memory, answers = asyncio.run(_ask_in_parts(server, requests, clients, seconds))
+        peak = server.peak
+    return {
+        "seconds": seconds,
+        "pictures": films,
+        "answers": answers,
+        "errors": 0,
+        "memory_mib": [size >> 20 for size in memory],
+        "peak_mib": peak >> 20,
+        "growth": round(memory[-1] / memory[0] - 1, 3),
+        "load_average": os.getloadavg(),
+    }
+
+
+async def _ask_in_parts(
+    server: ServerProcess, requests: list[dict[str, Any]], clients: int, seconds: float
+) -> tuple[list[int], int]:
+    memory, answers = [], 0
+    for _ in range(PARTS):
+        start = answers % len(requests)  # go on with the next picture
+        rotated = requests[start:] + requests[:start]
+        answers += len(await run_clients(server.url, rotated, clients=clients, seconds=seconds / PARTS))
+        memory.append(server.measure_memory())
+        print(f"{answers} answers, {memory[-1] >> 20} MiB", file=sys.stderr)
+    return memory, answers
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--checkpoint", type=Path, default=ROOT / "assets" / "policy", help="Checkpoint to serve.")
+    parser.add_argument("--seconds", type=float, default=600.0, help="Duration.")
+    parser.add_argument("--clients", type=int, default=16, help="Number of clients.")
+    parser.add_argument("--films", type=int, default=2000, help="Number of different pictures.")
+    parser.add_argument("--log", type=Path, help="File for the server's log.")
+    args = parser.parse_args()
+    report = run_soak(args.checkpoint, args.seconds, args.clients, args.films, args.log)
+    print(json.dumps(report, indent=2))
+    if report["growth"] > MAX_GROWTH:
+        sys.exit(f"the memory grew by {report['growth']:.0%}: expected at most {MAX_GROWTH:.0%}")
+
+
+if __name__ == "__main__":
+    main()

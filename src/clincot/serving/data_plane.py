@@ -1,0 +1,33 @@
+"""KServe's data plane, which its HTTP and gRPC servers share, with the parts that differ here."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from kserve import InferRequest
+from kserve.protocol.dataplane import DataPlane
+
+from clincot.serving.tensors import read_binary_request
+
+BINARY_LENGTH_HEADER = "inference-header-content-length"
+
+
+class VisualCotDataPlane(DataPlane):  # type: ignore[misc]
+    """A server is ready if its model is ready.
+
+    A transformer's model is ready if its predictor answers.
+    """
+
+    async def ready(self) -> bool:
+        models = self.model_registry.get_models()
+        return all([await self.model_registry.is_model_ready(name) for name in models])
+
+    def metadata(self) -> dict[str, Any]:
+        """The server's metadata; its extension is binary tensors, while models cannot be loaded or unloaded."""
+        return {**super().metadata(), "extensions": ["binary_tensor_data"]}
+
+    def decode_inference_request(self, body: Any, headers: dict[str, str], model_name: str) -> InferRequest:
+        """Read a V2 request: JSON that FastAPI has parsed, or JSON with binary tensors."""
+        if isinstance(body, bytes):
+            return read_binary_request(body, headers.get(BINARY_LENGTH_HEADER, ""), model_name)
+        return super().decode_inference_request(body, headers, model_name)

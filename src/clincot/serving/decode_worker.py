@@ -1,0 +1,154 @@
+"""The process that decodes clients' images: `python -m clincot.serving.decode_worker LIMITS`.
+
+It is the only code that parses the bytes of an image from a client. Its memory and its processor time for one image are
+limited by the kernel (setrlimit), so whatever an image does, at most this process ends. It has no environment variables
+of the server, and so no credentials.
+
+It reads one JSON task a line from standard input and writes one JSON reply a line, until an empty line. If standard
+input ends without one, the server was killed; the process then removes the server's temporary folder.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import math
+import os
+import resource
+import shutil
+import sys
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+from PIL import Image
+
+from clincot.datasets.dicom_image import UnusableDicom, measure_dicom, render_dicom
+from clincot.images import ImageLimits, InvalidImage, measure_image, open_image
+
+UPLOAD, PICTURE = "upload", "picture.png"  # file names in a request's folder
+_DICOM_MAGIC, _PNG_MAGIC, _JPEG_MAGIC = b"DICM", b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff"
+
+
+@dataclass(frozen=True)
+class DecodeLimits:
+    """Limits of a decode worker; memory and processor time are the kernel's."""
+
+    max_file_bytes: int  # also of the data set that a deflated DICOM file contains
+    max_pixels: int
+    max_side: int
+    memory_bytes: int  # private writable memory of the process
+    cpu_s: float  # processor time for one image
+    folder: str  # of the server, removed after its end
+
+    @property
+    def image_limits(self) -> ImageLimits:
+        """The limits that the readers of images check."""
+        return ImageLimits(self.max_file_bytes, self.max_pixels, self.max_side)
+
+
+def run_worker(limits: DecodeLimits, tasks: BinaryIO, replies: BinaryIO) -> None:
+    """Work until the server says that it needs no more, or has ended."""
+    os.nice(5)  # forward passes and the event loop come first
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    resource.setrlimit(resource.RLIMIT_DATA, (limits.memory_bytes, limits.memory_bytes))
+    for line in tasks:
+        if line == b"\n":
+            return
+        _limit_cpu_time(limits.cpu_s)
+        task = json.loads(line)
+        replies.write(json.dumps(run_task(task["call"], Path(task["folder"]), limits)).encode() + b"\n")
+        replies.flush()
+    shutil.rmtree(limits.folder, ignore_errors=True)
+
+
+def run_task(call: str, folder: Path, limits: DecodeLimits) -> dict[str, Any]:
+    """Run one task on the upload in `folder`; a refused image is a reply with `status`, `code` and `message`.
+
+    measure: {"width", "height"} as the header says. decode: writes PICTURE, 8-bit grey or RGB without metadata, and
+    returns {"width", "height", "sha256"}; the digest is that of the upload, or of the picture of a DICOM file.
+    """
+    try:
+        return _measure_upload(folder, limits) if call == "measure" else _decode_upload(folder, limits)
+    except UnusableDicom as error:
+        if str(error).startswith("expected 1 to "):
+            return _build_refusal(413, "image_too_large", f"expected at most {limits.max_pixels} pixels")
+        if str(error).startswith("expected at most "):
+            message = f"expected a DICOM data set of at most {limits.max_file_bytes} bytes"
+            return _build_refusal(413, "image_too_large", message)
+        return _build_refusal(400, "invalid_image", "expected a DICOM file with one readable picture")
+    except InvalidImage as error:
+        reason = str(error).removeprefix(f"{folder / UPLOAD}: ")
+        if "at most" in reason and "pixels" in reason:
+            return _build_refusal(413, "image_too_large", reason)
+        return _build_refusal(400, "invalid_image", reason.partition(" (")[0])
+    except MemoryError:
+        return _build_refusal(413, "image_too_large", "expected an image that can be decoded in less memory")
+
+
+def _build_refusal(status: int, code: str, message: str) -> dict[str, Any]:
+    return {"status": status, "code": code, "message": message}
+
+
+def _measure_upload(folder: Path, limits: DecodeLimits) -> dict[str, Any]:
+    path = folder / UPLOAD
+    with path.open("rb") as file:
+        start = file.read(132)
+    if start[128:132] == _DICOM_MAGIC:
+        width, height = measure_dicom(path, limits.image_limits)
+    elif start.startswith((_PNG_MAGIC, _JPEG_MAGIC)):
+        width, height = measure_image(path, limits=limits.image_limits)
+    else:
+        return _build_refusal(415, "unsupported_image", "expected a PNG, JPEG or DICOM file")
+    return {"width": width, "height": height}
+
+
+def _decode_upload(folder: Path, limits: DecodeLimits) -> dict[str, Any]:
+    path, picture = folder / UPLOAD, folder / PICTURE
+    with path.open("rb") as file:
+        is_dicom = file.read(132)[128:] == _DICOM_MAGIC
+    if is_dicom:
+        image = render_dicom(path, b"", limits.image_limits).image
+        buffer = io.BytesIO()
+        image.save(buffer, "PNG", compress_level=1)
+        encoded = buffer.getvalue()
+        picture.write_bytes(encoded)
+    else:
+        encoded = path.read_bytes()
+        image = _drop_equal_channels(open_image(path, limits=limits.image_limits))
+        image.save(picture, "PNG", compress_level=0)  # read again soon, so that speed matters and size does not
+    return {"width": image.width, "height": image.height, "sha256": hashlib.sha256(encoded).hexdigest()}
+
+
+def _drop_equal_channels(image: Image.Image) -> Image.Image:
+    """A grey image as mode L, a third of its size; its pixels become the same RGB values when it is opened."""
+    rgb_HWC = np.asarray(image)
+    red_HW = rgb_HWC[..., 0]
+    if np.array_equal(red_HW, rgb_HWC[..., 1]) and np.array_equal(red_HW, rgb_HWC[..., 2]):
+        return image.getchannel(0)
+    return image
+
+
+def _limit_cpu_time(seconds: float) -> None:
+    """End this process (SIGXCPU) once it has used `seconds` more of processor time."""
+    used = resource.getrusage(resource.RUSAGE_SELF)
+    soft = math.ceil(used.ru_utime + used.ru_stime + seconds)
+    resource.setrlimit(resource.RLIMIT_CPU, (soft, resource.getrlimit(resource.RLIMIT_CPU)[1]))
+
+
+def build_command(limits: DecodeLimits) -> list[str]:
+    """The command line of a worker."""
+    return [sys.executable, "-m", __spec__.name, json.dumps(asdict(limits))]
+
+
+def main() -> None:
+    # Libraries may write to standard output, which carries the replies.
+    with os.fdopen(os.dup(1), "wb") as replies:
+        os.dup2(2, 1)
+        run_worker(DecodeLimits(**json.loads(sys.argv[1])), sys.stdin.buffer, replies)
+
+
+if __name__ == "__main__":
+    main()

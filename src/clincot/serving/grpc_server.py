@@ -1,0 +1,164 @@
+"""KServe's V2 protocol over gRPC, with the servicer of its SDK.
+
+The SDK's own GRPCServer (kserve 0.21.0, protocol/grpc/server.py) listens on all addresses, takes messages of 4 MiB and
+has no place for keys, so this one is started here. It has the limits of RequestMiddleware: keys, slots, deadlines and
+disconnections.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import time
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import grpc
+import uvicorn
+from kserve import errors
+from kserve.protocol.dataplane import DataPlane
+from kserve.protocol.grpc import grpc_predict_v2_pb2_grpc as services
+from kserve.protocol.grpc.servicer import InferenceServicer
+from kserve.protocol.model_repository_extension import ModelRepositoryExtension
+
+from clincot.errors import ModelFailed
+from clincot.serving import metrics
+from clincot.serving.api_errors import ApiError, RequestCancelled
+from clincot.serving.middleware import RequestMiddleware, log_unexpected_error
+from clincot.serving.request_context import RequestContext, current_request
+
+_MAX_MESSAGE_BYTES = 16 << 20  # a message is in memory before it is seen, and up to `running` of them are at once
+_PUBLIC_METHODS = {"ServerLive", "ServerReady", "ModelReady"}  # probes need no key, as over HTTP
+_CLOSED_METHODS = {"RepositoryModelLoad", "RepositoryModelUnload"}
+_STATUS_CODES = {
+    401: grpc.StatusCode.UNAUTHENTICATED,
+    403: grpc.StatusCode.PERMISSION_DENIED,
+    404: grpc.StatusCode.NOT_FOUND,
+    413: grpc.StatusCode.RESOURCE_EXHAUSTED,
+    429: grpc.StatusCode.RESOURCE_EXHAUSTED,
+    500: grpc.StatusCode.INTERNAL,
+    502: grpc.StatusCode.UNAVAILABLE,
+    503: grpc.StatusCode.UNAVAILABLE,
+    504: grpc.StatusCode.DEADLINE_EXCEEDED,
+}
+
+
+async def start_grpc_server(plane: DataPlane, gate: RequestMiddleware, address: str) -> tuple[grpc.aio.Server, int]:
+    """Start the server on `address` (HOST:PORT; port 0: a free one) and return it with its port.
+
+    gate: the HTTP server's middleware, with which it shares keys and slots. Raises RuntimeError if the port is taken.
+    """
+    settings = gate.settings
+    server = grpc.aio.server(
+        interceptors=(_GateInterceptor(gate),),
+        options=[
+            ("grpc.max_receive_message_length", min(settings.max_body_bytes, _MAX_MESSAGE_BYTES)),
+            ("grpc.max_send_message_length", -1),
+            ("grpc.so_reuseport", 0),  # otherwise a second server would take half of the requests
+        ],
+        maximum_concurrent_rpcs=settings.running,
+    )
+    repository = ModelRepositoryExtension(plane.model_registry)
+    services.add_GRPCInferenceServiceServicer_to_server(InferenceServicer(plane, repository), server)
+    port = server.add_insecure_port(address)
+    await server.start()
+    return server, port
+
+
+class _GateInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[misc]
+    """Applies keys and limits to every call, and converts errors to statuses."""
+
+    def __init__(self, gate: RequestMiddleware) -> None:
+        self._gate = gate
+
+    async def intercept_service(
+        self,
+        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[grpc.RpcMethodHandler]],
+        details: grpc.HandlerCallDetails,
+    ) -> grpc.RpcMethodHandler:
+        handler = await continuation(details)
+        if handler is None or handler.unary_unary is None:
+            return handler
+        method = details.method.rpartition("/")[2]
+
+        async def handle(request: Any, context: grpc.aio.ServicerContext) -> Any:
+            began, status = time.monotonic(), "OK"
+            try:
+                return await self._run_method(method, handler.unary_unary, request, context)
+            except Exception as error:
+                refused = _convert_to_api_error(error)
+                status = _STATUS_CODES.get(refused.status, grpc.StatusCode.INVALID_ARGUMENT).name
+                metrics.REFUSED.labels(refused.code).inc()
+                await context.abort(grpc.StatusCode[status], f"{refused.message} ({refused.code})")
+            finally:
+                metrics.REQUESTS.labels("grpc", status).inc()
+                metrics.LATENCY.labels("grpc").observe(time.monotonic() - began)
+
+        return grpc.unary_unary_rpc_method_handler(
+            handle,
+            request_deserializer=handler.request_deserializer,
+            response_serializer=handler.response_serializer,
+        )
+
+    async def _run_method(
+        self,
+        method: str,
+        run: Callable[[Any, grpc.aio.ServicerContext], Awaitable[Any]],
+        request: Any,
+        context: grpc.aio.ServicerContext,
+    ) -> Any:
+        if method in _CLOSED_METHODS:
+            raise ApiError(404, "not_found", "the method is not available")
+        if method not in _PUBLIC_METHODS:
+            given = dict(context.invocation_metadata() or ())
+            self._gate.check_key(given.get("authorization"))
+        if method != "ModelInfer":
+            return await run(request, context)
+        async with self._gate.hold_bytes(request.ByteSize()):
+            with self._gate.reserve_slot():
+                deadline_s = self._gate.settings.deadline_s
+                life = RequestContext(min(deadline_s, context.time_remaining() or deadline_s))
+                current_request.set(life)
+                try:
+                    return await run(request, context)
+                finally:  # also if the client has cancelled the call
+                    life.cancel()
+
+
+def _convert_to_api_error(error: Exception) -> ApiError:
+    """The error that the HTTP routes would have returned."""
+    if isinstance(error, ApiError):
+        return error
+    if isinstance(error, RequestCancelled):
+        return ApiError(503, "cancelled", "the request was cancelled")
+    if isinstance(error, ModelFailed):
+        return ApiError(502, "model_failed", "the model behind this server gave no usable answer")
+    if isinstance(error, errors.ModelNotFound):
+        return ApiError(404, "model_not_found", "this server does not serve the model")
+    if isinstance(error, errors.InvalidInput):
+        return ApiError(400, "invalid_request", "expected tensors that follow the protocol")
+    log_unexpected_error(error)
+    return ApiError(500, "internal_error", "the server failed; its log says where")
+
+
+class JointServer(uvicorn.Server):
+    """An HTTP server with a gRPC server beside it, which starts before it and drains with it.
+
+    address: HOST:PORT of the gRPC server.
+    """
+
+    def __init__(self, config: uvicorn.Config, plane: DataPlane, gate: RequestMiddleware, address: str) -> None:
+        super().__init__(config)
+        self._plane, self._gate, self._address = plane, gate, address
+        self._grpc: grpc.aio.Server | None = None
+        self.grpc_port = 0  # 0: not started
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        self._grpc, self.grpc_port = await start_grpc_server(self._plane, self._gate, self._address)
+        await super().startup(sockets)
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        grpc_server = self._grpc
+        grace_s = self._gate.settings.grace_s
+        stops = [] if grpc_server is None else [grpc_server.stop(grace_s)]
+        await asyncio.gather(super().shutdown(sockets), *stops)

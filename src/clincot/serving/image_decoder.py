@@ -1,0 +1,165 @@
+"""Decoding of clients' images in processes of their own, within limits that all requests share.
+
+An image is measured first. It waits for room among the pixels that are in memory at the same time, and is decoded then.
+There are two workers: one for large images with most of the memory, one that measures all images and decodes the small
+ones, so that small images never wait for the decoding of a large one. Each takes the smallest waiting image next. A
+worker that fails, or needs too long, is killed and started again; that costs the request of its image only.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import select
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from clincot.config.server_settings import ServeSettings
+from clincot.records import Study
+from clincot.serving import metrics
+from clincot.serving.api_errors import ApiError
+from clincot.serving.budgets import PixelBudget
+from clincot.serving.decode_worker import PICTURE, UPLOAD, DecodeLimits, build_command
+from clincot.serving.request_context import RequestContext
+from clincot.serving.spool import Spool
+from clincot.serving.tracing import measure_stage
+
+MAX_SIDE = 20_000  # pixels; the longest radiographs, of a whole spine, have about 12,000
+SMALL_PIXELS = 2 << 20
+_SMALL_MEMORY = 256 << 20  # bytes of the worker for small images, of which its libraries take about 60 MB
+_POLL_S = 0.05  # how often a waiting thread looks whether its client is still there
+
+
+class ImageDecoder:
+    """The decode workers of a server, and its budget of pixels."""
+
+    def __init__(self, settings: ServeSettings, spool: Spool) -> None:
+        self._settings = settings
+        self._pixels = PixelBudget(settings.max_pixels_held)
+        self._small = _Worker(_build_limits(settings, spool.folder, min(_SMALL_MEMORY, settings.decode_bytes)))
+        self._large = _Worker(_build_limits(settings, spool.folder, settings.decode_bytes))
+
+    def start(self) -> None:
+        """Start the worker that every image needs, so that the first request does not wait for it."""
+        self._small.start()
+
+    @contextlib.contextmanager
+    def open_picture(self, encoded: bytes, folder: Path, context: RequestContext) -> Iterator[Study]:
+        """Decode an image into a file in `folder`; its pixels count as held until the block ends.
+
+        Of a DICOM file only the picture is kept, rendered with the file's own window; the header is dropped. Raises
+        ApiError: 400, 413 or 415 if the image cannot be used, 504 at the deadline; RequestCancelled.
+        """
+        if len(encoded) > self._settings.max_image_bytes:
+            raise build_size_error(self._settings)
+        upload = folder / UPLOAD
+        upload.write_bytes(encoded)
+        length = len(encoded)
+        del encoded  # the workers read the file
+        size = self._small.run_task("measure", folder, context, size=length)
+        pixels = int(size["width"]) * int(size["height"])
+        with self._pixels.hold(pixels, context):
+            worker = self._small if pixels <= SMALL_PIXELS else self._large
+            result = worker.run_task("decode", folder, context, size=pixels)
+            upload.unlink()
+            yield Study(
+                image=PICTURE, sha256=result["sha256"], width=int(result["width"]), height=int(result["height"])
+            )
+
+    def close(self) -> None:
+        """End the workers."""
+        self._small.close()
+        self._large.close()
+
+
+class _Worker:
+    """One decode worker, which runs one task at a time."""
+
+    def __init__(self, limits: DecodeLimits) -> None:
+        self._limits = limits
+        self._turn = PixelBudget(1)  # every image takes all of it
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> subprocess.Popen[bytes]:
+        """Start the process unless it runs."""
+        if self._process is None or self._process.poll() is not None:
+            self.close()
+            environment = {name: os.environ[name] for name in ("PATH", "PYTHONPATH", "LANG") if name in os.environ}
+            self._process = subprocess.Popen(
+                build_command(self._limits),
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.DEVNULL,  # a library's messages could quote a header
+                env={**environment, "OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1", "MALLOC_ARENA_MAX": "1"},
+            )
+        return self._process
+
+    def run_task(self, call: str, folder: Path, context: RequestContext, *, size: int) -> dict[str, Any]:
+        """Run one task. Raises ApiError, RequestCancelled."""
+        with self._turn.hold(max(1, size), context), measure_stage(call):
+            process = self.start()
+            assert process.stdin is not None
+            try:
+                process.stdin.write(json.dumps({"call": call, "folder": str(folder)}).encode() + b"\n")
+                process.stdin.flush()
+                line = self._read_reply(process, context)
+            except BrokenPipeError:
+                line = b""
+            except BaseException:  # the deadline, or the client is gone; the worker is in the middle of the task
+                self._kill()
+                raise
+            if not line.endswith(b"\n"):  # the process ended: the kernel's limits, or a crash of a library
+                self._kill()
+                metrics.DECODERS_LOST.inc()
+                limit = f"expected an image that can be decoded within {self._limits.cpu_s:g} s"
+                raise ApiError(400, "invalid_image", limit, param="image")
+        reply: dict[str, Any] = json.loads(line)
+        if "status" in reply:
+            raise ApiError(int(reply["status"]), str(reply["code"]), str(reply["message"]), param="image")
+        return reply
+
+    def _read_reply(self, process: subprocess.Popen[bytes], context: RequestContext) -> bytes:
+        assert process.stdout is not None
+        while not select.select([process.stdout], [], [], _POLL_S)[0]:
+            context.check_alive()
+            if process.poll() is not None:
+                return b""
+        return process.stdout.readline()
+
+    def _kill(self) -> None:
+        if self._process is not None:
+            self._process.kill()
+            self.close()
+
+    def close(self) -> None:
+        """End the process and wait for it."""
+        process, self._process = self._process, None
+        if process is None:
+            return
+        try:
+            process.communicate(b"\n", timeout=10)  # also if the process has ended already
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.communicate()
+
+
+def build_size_error(settings: ServeSettings) -> ApiError:
+    """The error of an image file that is too large (413)."""
+    return ApiError(
+        413, "image_too_large", f"expected an image of at most {settings.max_image_bytes} bytes", param="image"
+    )
+
+
+def _build_limits(settings: ServeSettings, folder: Path, memory_bytes: int) -> DecodeLimits:
+    # A DICOM file is larger after inflation, so bytes are limited loosely here; the limit of pixels holds for both.
+    return DecodeLimits(
+        max_file_bytes=4 * settings.max_image_bytes,
+        max_pixels=settings.max_pixels,
+        max_side=MAX_SIDE,
+        memory_bytes=memory_bytes,
+        cpu_s=settings.decode_s,
+        folder=str(folder),
+    )

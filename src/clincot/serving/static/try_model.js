@@ -1,0 +1,171 @@
+// The page at /: one question about one image, answered by a streamed chat completion of the same server.
+"use strict";
+
+const COLOURS = ["#62c3ff", "#ffb454", "#7ee787", "#ff7b9c", "#c9a5ff", "#f2e55c", "#5fe3d0", "#ff9d7a"];
+const WHY = {
+  low_confidence: "its confidence in an answer is too low",
+  cut_off: "the answer reached the token limit before its end",
+  off_format: "it wrote nothing that can be read as an answer",
+};
+const get = (id) => document.getElementById(id);
+let chosen = null; // the file
+let preview = ""; // object URL of the file, if the browser can show it
+
+function choose(file) {
+  if (!file) return;
+  chosen = file;
+  URL.revokeObjectURL(preview);
+  preview = URL.createObjectURL(file);
+  get("name").textContent = file.name;
+  get("result").hidden = true;
+  get("boxes").replaceChildren();
+  get("image").onload = () => showPicture(true);
+  get("image").onerror = () => showPicture(false); // a DICOM file; the server returns its picture
+  get("image").src = preview;
+}
+
+function showPicture(shown) {
+  get("picture").hidden = !shown;
+  get("hint").hidden = shown;
+  if (!shown) get("hint").textContent = "The picture is shown with the answer.";
+}
+
+function encode(file) {
+  return new Promise((resolve, reject) => {
+    const reader = new FileReader();
+    reader.onload = () => resolve("data:application/octet-stream;base64," + reader.result.split(",")[1]);
+    reader.onerror = () => reject(new Error("The file cannot be read."));
+    reader.readAsDataURL(file);
+  });
+}
+
+async function* readEvents(body) {
+  const reader = body.pipeThrough(new TextDecoderStream()).getReader();
+  let text = "";
+  for (;;) {
+    const { done, value } = await reader.read();
+    if (done) return;
+    const events = (text + value).split("\n\n");
+    text = events.pop();
+    for (const event of events) if (event !== "data: [DONE]") yield JSON.parse(event.slice("data: ".length));
+  }
+}
+
+function describeError(body, status) {
+  const error = body?.error;
+  return error?.message ?? error ?? `The server replied with status ${status}.`;
+}
+
+async function ask(event) {
+  event.preventDefault();
+  if (!chosen) return showStatus("Choose an image first.", true);
+  get("ask").disabled = true;
+  get("answer").hidden = true;
+  get("hypotheses").replaceChildren();
+  drawRegions([], -1);
+  showStatus("The model looks for regions …");
+  try {
+    const image = { type: "image_url", image_url: { url: await encode(chosen) } };
+    const content = [image, { type: "text", text: get("question").value }];
+    const reply = await fetch("v1/chat/completions", {
+      method: "POST",
+      headers: { "Content-Type": "application/json" },
+      body: JSON.stringify({
+        model: get("model").textContent,
+        messages: [{ role: "user", content }],
+        stream: true,
+        clincot: { return_image: true },
+      }),
+    });
+    if (!reply.ok) throw new Error(describeError(await reply.json().catch(() => null), reply.status));
+    for await (const chunk of readEvents(reply.body)) {
+      if (chunk.error) throw new Error(describeError(chunk, 200));
+      if (chunk.clincot) showChain(chunk.clincot);
+    }
+  } catch (error) {
+    showStatus(error.message, true);
+  } finally {
+    get("ask").disabled = false;
+  }
+}
+
+function showStatus(text, failed = false) {
+  get("result").hidden = false;
+  get("status").textContent = text;
+  get("status").hidden = !text;
+  get("status").classList.toggle("error", failed);
+}
+
+// The first chunk has hypotheses and regions, the last one the answers as well.
+function showChain(chain) {
+  const answered = chain.answer !== undefined;
+  const items = chain.hypotheses.map((text) => Object.assign(document.createElement("li"), { textContent: text }));
+  get("hypotheses").replaceChildren(...items);
+  if (chain.image) get("image").src = chain.image;
+  drawRegions(chain.regions, answered ? chain.winner : -1);
+  if (!answered) return showStatus("The model answers from each region …");
+  showStatus("");
+  get("answer").hidden = false;
+  get("text").textContent = chain.abstained ? "The model abstains" : chain.answer;
+  get("reason").hidden = !chain.abstained;
+  get("reason").textContent = chain.abstained ? `No answer is given: ${WHY[chain.abstain_reason]}.` : "";
+  get("confidence").value = chain.confidence;
+  get("percent").textContent = formatPercent(chain.confidence);
+  const agreeing = Math.round(chain.agreement * chain.regions.length);
+  get("agreement").textContent = `${agreeing} of ${chain.regions.length} regions gave this answer.`;
+}
+
+function drawRegions(regions, winner) {
+  const boxes = regions.map((region, position) => {
+    const rect = document.createElementNS("http://www.w3.org/2000/svg", "rect");
+    const { x0, y0, x1, y1 } = region.box;
+    const shape = { x: x0, y: y0, width: x1 - x0, height: y1 - y0 };
+    for (const [name, value] of Object.entries(shape)) rect.setAttribute(name, 100 * value);
+    rect.setAttribute("stroke", COLOURS[position % COLOURS.length]);
+    rect.setAttribute("color", COLOURS[position % COLOURS.length]);
+    rect.classList.toggle("winner", position === winner);
+    return rect;
+  });
+  get("boxes").replaceChildren(...boxes);
+  get("regions").replaceChildren(...regions.map((region, position) => describeRegion(region, position, winner)));
+}
+
+function describeRegion(region, position, winner) {
+  const item = document.createElement("li");
+  item.style.color = COLOURS[position % COLOURS.length];
+  item.tabIndex = 0;
+  item.classList.toggle("winner", position === winner);
+  const answer = document.createElement("b");
+  answer.textContent = region.answer === undefined ? "…" : region.answer || "(no answer)";
+  const place = document.createElement("small");
+  const source = region.grounder === "whole" ? "the whole image" : `${region.hypothesis}, by ${region.grounder}`;
+  const likelihood = region.likelihood === undefined ? "" : ` · probability ${formatPercent(region.likelihood)}`;
+  place.textContent = source + likelihood + (region.cut_off ? " · cut off" : "");
+  item.append(answer, place);
+  for (const name of ["mouseenter", "focus", "click"]) item.addEventListener(name, () => pickRegion(position));
+  for (const name of ["mouseleave", "blur"]) item.addEventListener(name, () => pickRegion(-1));
+  return item;
+}
+
+function pickRegion(picked) {
+  get("boxes").classList.toggle("picked", picked >= 0);
+  [...get("boxes").children].forEach((rect, position) => rect.classList.toggle("picked", position === picked));
+}
+
+const formatPercent = (share) => `${(100 * share).toFixed(1)}\u00a0%`;
+
+async function start() {
+  get("form").addEventListener("submit", ask);
+  get("file").addEventListener("change", () => choose(get("file").files[0]));
+  for (const name of ["dragover", "dragleave", "drop"]) {
+    get("drop").addEventListener(name, (event) => {
+      event.preventDefault();
+      get("drop").classList.toggle("over", name === "dragover");
+      if (name === "drop") choose(event.dataTransfer.files[0]);
+    });
+  }
+  const models = await fetch("v1/models").then((reply) => reply.json());
+  get("model").textContent = models.data[0].id;
+}
+
+start().catch(() => showStatus("The server does not reply.", true));

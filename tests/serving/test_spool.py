@@ -1,0 +1,67 @@
+"""Temporary files never outlive a server, however it ends."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import httpx
+import pytest
+
+from clincot.serving.spool import open_spool
+from tests.serving.conftest import POLICY
+from tests.support.model_servers import PREDICT, serving, until, v1
+
+CRASH = """
+import os, pathlib, sys
+from clincot.serving.spool import open_spool
+with open_spool(pathlib.Path(sys.argv[1])) as spool:
+    (spool.folder / "film.png").write_bytes(b"a patient's film")
+    print(spool.folder, flush=True)
+    {end}
+"""
+
+
+def run_until(end: str, place: Path) -> Path:
+    """Run a server's spool in a process of its own that ends by `end`; returns the spool's folder."""
+    done = subprocess.run([sys.executable, "-c", CRASH.format(end=end), str(place)], capture_output=True, text=True)
+    return Path(done.stdout.strip())
+
+
+def test_a_folder_is_removed_at_the_end(tmp_path: Path) -> None:
+    with open_spool(tmp_path) as spool, spool.open_folder() as folder:
+        (folder / "upload").write_bytes(b"x")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_next_server_removes_what_a_killed_one_left(tmp_path: Path) -> None:
+    left = run_until("os.kill(os.getpid(), 9)", tmp_path)
+    assert (left / "film.png").exists()
+    with open_spool(tmp_path):
+        assert not left.exists()
+
+
+def test_the_folder_of_a_living_server_is_kept(tmp_path: Path) -> None:
+    with open_spool(tmp_path) as first, open_spool(tmp_path) as second:
+        assert first.folder.is_dir()
+        assert first.folder != second.folder
+
+
+@pytest.mark.slow
+def test_a_decoder_removes_the_files_of_its_killed_server(
+    film: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A server is killed while requests are in progress; no second server starts."""
+    place = tmp_path / "tmp"
+    place.mkdir()
+    monkeypatch.setenv("TMPDIR", str(place))
+    with serving(tmp_path / "log", "--checkpoint", str(POLICY)) as server:
+        server.wait_ready()
+        assert httpx.post(server.url + PREDICT, json=v1("Is there a nodule?", film), timeout=600).status_code == 200
+        (folder,) = [path for path in place.iterdir() if path.is_dir() and path.name.startswith("clincot-serve-")]
+        (folder / "film.png").write_bytes(b"of a request in progress")
+        os.kill(server.process.pid, signal.SIGKILL)
+        until(lambda: not folder.exists(), timeout_s=30)
