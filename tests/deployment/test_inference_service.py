@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import copy
+import json
+import socket
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -12,6 +15,7 @@ from clincot.config import load_params
 from clincot.config.server_settings import ServeSettings, load_serve_settings
 from clincot.deployment.crd import InvalidResource, build_validator, forbid_unknown_fields, validate_manifest
 from clincot.deployment.inference_service import (
+    WAIT_FOR_CALLS,
     build_canary,
     build_inference_service,
     build_revision_name,
@@ -204,3 +208,50 @@ def test_wrong_settings_are_named(tmp_path: Path) -> None:
     with pytest.raises(InvalidRecord, match="contains credentials") as refused:
         load_service_settings(path)
     assert "hunter2" not in str(refused.value)
+
+
+def test_a_pod_has_the_time_that_its_server_needs_to_end() -> None:
+    """5 s until no new request comes, 75 s of the server for those that it has, and 10 s: KServe's default is 30 s."""
+    settings = FULL.model_copy(update={"drain_s": 5, "grace_s": 75})
+    predictor = build_inference_service(settings, DIGEST, URI, mode="Standard")["spec"]["predictor"]
+    assert predictor["terminationGracePeriodSeconds"] == 5 + 75 + 10
+    (transformer,) = predictor["containers"]
+    assert transformer["lifecycle"]["preStop"]["exec"]["command"] == ["/bin/sh", "-c", "sleep 5"]
+    assert "--set=grace_s=75" in transformer["args"]
+    assert load_serve_settings(("grace_s=75",)).grace_s == 75  # the server takes the argument
+    separate = settings.model_copy(update={"transformer": "separate"})
+    spec = build_inference_service(separate, DIGEST, URI, mode="Standard")["spec"]
+    assert spec["transformer"]["terminationGracePeriodSeconds"] == 90
+    assert spec["transformer"]["containers"][0]["lifecycle"] == transformer["lifecycle"]
+
+
+def test_knative_gets_no_fields_that_its_webhook_refuses() -> None:
+    """knative/serving (main), pkg/apis/serving/fieldmask.go: PodSpecMask and ContainerMask do not have them."""
+    text = json.dumps(build_inference_service(FULL, DIGEST, URI, mode="Knative"))
+    assert "terminationGracePeriodSeconds" not in text
+    assert "lifecycle" not in text
+
+
+def test_every_container_has_a_liveness_probe() -> None:
+    small = FULL.model_copy(update={"engine": "clincot", "runtime": "clincot-serve"})
+    separate = FULL.model_copy(update={"transformer": "separate"})
+    for settings in (FULL, separate, small):
+        spec = build_inference_service(settings, DIGEST, URI, mode="Standard")["spec"]
+        parts = [spec["predictor"], spec.get("transformer", {})]
+        containers = [container for part in parts for container in part.get("containers", [])]
+        for container in (spec["predictor"]["model"], *containers):
+            assert container["livenessProbe"]["httpGet"]["path"] in ("/health", "/v2/health/live")
+
+
+def test_vllm_waits_for_the_calls_of_its_transformer() -> None:
+    """The very command of the preStop hook, with an open connection in place of a call, on a port of this machine."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        listener.listen()
+        port = listener.getsockname()[1]
+        command = WAIT_FOR_CALLS.format(drain=0, port=port)
+        with socket.create_connection(("127.0.0.1", port)):
+            hook = subprocess.Popen(["/bin/sh", "-c", command])
+            with pytest.raises(subprocess.TimeoutExpired):
+                hook.wait(timeout=5)  # longer than the three quiet seconds
+        assert hook.wait(timeout=60) == 0

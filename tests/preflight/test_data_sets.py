@@ -8,10 +8,11 @@ from typing import Any
 
 import pytest
 
-from clincot.config import Params, PreflightConfig
+from clincot.config import PreflightConfig
 from clincot.pipelines import tasks
 from clincot.pipelines.params import encode_params
 from clincot.pipelines.round_plan import RoundPlan
+from clincot.pipelines.run_form import RunForm
 from clincot.preflight.data_sets import build_data_set_probes, count_needed_patients
 from clincot.preflight.preflight_report import PreflightCheck, PreflightReport
 from clincot.preflight.probe import run_probes
@@ -212,18 +213,13 @@ def test_a_cache_of_another_user_is_told_with_the_user(cache: Path, monkeypatch:
 
 def run_preflight_task(tmp_path: Path, data: str, benchmark: str, **changed: dict[str, Any]) -> tuple[str, Path]:
     """The task with the sections of a plan, of which some are changed; what it says, and its report."""
-    arguments = RoundPlan(params=Params()).arguments
-    sections = {name: value for name, value in arguments.items() if isinstance(value, dict)}
-    service, launch = sections.pop("service"), sections.pop("launch")
+    sections = {name: value for name, value in RoundPlan().arguments.items() if isinstance(value, dict)}
     for name, values in changed.items():
-        if name == "launch":
-            launch = {**launch, **values}
-        else:
-            sections[name] = {**sections[name], **encode_params(values)}
+        sections[name] = {**sections[name], **encode_params(values)}
     outputs = {name: str(tmp_path / name) for name in ("report", "table", "champion")}
-    addresses = {"data": data, "benchmark": benchmark, "calibration": ""}
+    form = RunForm(data, benchmark, store=str(tmp_path / "store"), model="nodules", base="", questions=0)
     with pytest.raises(SystemExit) as ended:
-        tasks.preflight(sections, service, launch, outputs, addresses=addresses)
+        tasks.preflight(form, sections, outputs)
     return str(ended.value), tmp_path / "report"
 
 

@@ -185,6 +185,12 @@ def test_valid_requests_are_answered(url: str, path: str, ask: Any, image: str) 
     assert post(url, path, ask("Is there a nodule?", image)).status_code == 200
 
 
+def test_an_operator_can_accept_blank_images(parrot: Parrot) -> None:
+    settings = SETTINGS.model_copy(update={"min_contrast": 0})
+    with serving_here(parrot, settings) as own:
+        assert post(own, PREDICT, v1("Is there a nodule?", uri(blank("PNG", 0)))).status_code == 200
+
+
 @pytest.mark.parametrize(
     ("path", "body", "status", "code"),
     [
@@ -266,6 +272,7 @@ def test_invalid_headers_are_refused(url: str, path: str) -> None:
     check(post(url, path, b"{}", **{"Content-Type": "text/plain"}), 415, "unsupported_media_type", path)
     check(post(url, path, b"{}", **{"Content-Type": "application/octet-stream"}), 415, "unsupported_media_type", path)
     check(post(url, path, b"{}", **{"Content-Encoding": "gzip"}), 415, "unsupported_encoding", path)
+    check(post(url, path, b"{}", **{"Sec-Fetch-Site": "cross-site"}), 403, "cross_site", path)
     check(post(url, path, b"{}", **{"ce-id": "1", "ce-specversion": "1.0"}), 415, "unsupported_media_type", path)
     check(post(url, path, b"{}", Authorization="Bearer sk-wrong"), 401, "invalid_api_key", path)
     assert post(url, path, b"{}", Authorization="").headers["WWW-Authenticate"] == "Bearer"

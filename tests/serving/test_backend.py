@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 import httpx
 import pytest
 import torch
@@ -9,6 +11,7 @@ import torch
 from clincot.config.server_settings import ServeSettings
 from clincot.errors import PromptTooLong
 from clincot.prompts import PromptFormat, Turn
+from clincot.serving.api_errors import ApiError
 from clincot.serving.backend import PredictorAddress, RemoteBackend
 from clincot.serving.request_context import RequestContext
 from tests.support.chat_endpoint import MODELS
@@ -77,3 +80,42 @@ def test_a_predictors_token_limit_is_reported_with_its_numbers() -> None:
         pytest.raises(PromptTooLong, match="limit is 2048 tokens, and the request needs 2049"),
     ):
         policy.generate([(Turn("user", "Is it?"),)], max_new_tokens=16, temperature=0.0, seeds=[0])
+
+
+VLLM_METRICS = """# HELP python_info Python platform information
+# TYPE python_info gauge
+python_info{version="3.12"} 1.0
+# HELP vllm:num_requests_waiting Number of requests waiting to be processed.
+# TYPE vllm:num_requests_waiting gauge
+vllm:num_requests_waiting{engine="0",model_name="clincot"} 3.0
+process_open_fds 20.0
+"""
+
+
+def test_metrics_contain_those_of_vllm_in_the_same_pod() -> None:
+    """vLLM's own, without those of its Python process, which would be there twice."""
+    with serving(lambda request: (200, VLLM_METRICS.encode())) as endpoint:
+        address = PredictorAddress(endpoint.url)
+        backend = RemoteBackend(address, views=PromptFormat(), observe=lambda *_: None)
+        lines = backend.read_metrics().splitlines()
+    assert lines == [line for line in VLLM_METRICS.splitlines() if "vllm:" in line]
+    assert backend.read_metrics() == ""  # vLLM is away: the server's own metrics are still there
+    elsewhere = RemoteBackend(PredictorAddress("clincot-predictor.ns"), views=PromptFormat(), observe=lambda *_: None)
+    assert elsewhere.read_metrics() == ""  # it is scraped itself, each of its pods
+
+
+def test_a_predictor_that_hangs_costs_the_deadline_and_not_more() -> None:
+    """0.5 s for the request: 504 after about that time, although the predictor's own timeout is 60 s."""
+
+    def reply(request: Request) -> Reply:
+        if request.method == "POST":
+            endpoint.hang()
+        return 200, MODELS
+
+    with serving(reply) as endpoint:
+        backend = RemoteBackend(PredictorAddress(endpoint.url), views=PromptFormat(), observe=lambda *_: None)
+        began = time.monotonic()
+        with pytest.raises(ApiError) as late, backend.open_policy(RequestContext(0.5)) as policy:
+            policy.generate([(Turn("user", "Is there a nodule?"),)], max_new_tokens=2, temperature=0.0, seeds=[0])
+        assert late.value.status == 504
+        assert time.monotonic() - began < 20

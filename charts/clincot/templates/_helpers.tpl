@@ -342,6 +342,8 @@ transformer_resources:
   {{- toYaml .frontResources | nindent 2 }}
 shm: {{ $.Values.servingRuntime.shm }}
 startup_s: {{ $.Values.servingRuntime.startupSeconds }}
+drain_s: {{ .drainSeconds }}
+grace_s: {{ .graceSeconds }}
 node_selector: {{ toJson .nodeSelector }}
 tolerations: {{ toJson (ternary .tolerations list (eq .engine "vllm")) }}
 {{- with $.Values.customCA.configMap }}

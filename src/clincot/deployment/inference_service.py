@@ -29,6 +29,17 @@ DIGEST_ANNOTATION = "clincot/checkpoint"  # annotation: the checkpoint of the la
 MODELS_PATH = "/mnt/models"  # where KServe's storage initializer downloads the checkpoint to
 PORT, VLLM_PORT = 8080, 8085
 _PERIOD_S = 10
+_END_S = 10  # for a container to end after its last request
+
+# The kubelet ends the containers of a pod at the same time, and vLLM aborts its requests on SIGTERM. So vLLM waits
+# until the transformer has had no open call for three seconds. The rows of /proc/net/tcp are: number, local address,
+# remote address, state (01: established), in hexadecimal digits; only the pod's own calls come to a loopback address.
+WAIT_FOR_CALLS = """sleep {drain}; quiet=0
+while [ "$quiet" -lt 3 ]; do
+  if grep -Eqs ': (0100007F|0{{24}}01000000|0{{16}}FFFF00000100007F):{port:04X} [0-9A-F]+:[0-9A-F]+ 01 ' \
+    /proc/net/tcp /proc/net/tcp6; then quiet=0; else quiet=$((quiet + 1)); fi
+  sleep 1
+done"""
 
 Json = dict[str, Any]
 
@@ -55,11 +66,15 @@ def build_inference_service(settings: ServiceSettings, digest: str, uri: str, *,
         annotations[TAG_ROUTING_ANNOTATION] = "true"
     spec: Json = {"predictor": build_predictor(settings, digest, uri, mode=mode)}
     if settings.transformer == "separate":
+        transformer = _build_transformer(settings, name="kserve-container")
         spec["transformer"] = {
             "minReplicas": settings.replicas,
-            "containers": [_build_transformer(settings, name="kserve-container")],
+            "containers": [transformer],
             **_build_pod_fields(settings),
         }
+        if mode == "Standard":
+            spec["transformer"] |= _build_grace_period(settings)
+            _add_pre_stop(transformer, f"sleep {settings.drain_s}")
     return {
         "apiVersion": f"{GROUP}/{VERSION}",
         "kind": "InferenceService",
@@ -116,6 +131,12 @@ def build_predictor(settings: ServiceSettings, digest: str, uri: str, *, mode: s
     if settings.runtime:
         model["runtime"] = settings.runtime
     out: Json = {"minReplicas": settings.replicas, "model": model, **_build_pod_fields(settings)}
+    if mode == "Standard":  # Knative drains by itself, and its webhook refuses these fields
+        out |= _build_grace_period(settings)
+        _add_pre_stop(model, f"sleep {settings.drain_s}")
+        if transformers:
+            _add_pre_stop(model, WAIT_FOR_CALLS.format(drain=settings.drain_s, port=VLLM_PORT))
+            _add_pre_stop(transformers[0], f"sleep {settings.drain_s}")
     out["volumes"] = [
         {"name": "devshm", "emptyDir": {"medium": "Memory", "sizeLimit": settings.shm}},
         *out.get("volumes", ()),
@@ -155,7 +176,7 @@ def _build_embedded_model(settings: ServiceSettings, uri: str) -> Json:
     KServe appends these arguments to those of the runtime, which has only the subcommand.
     """
     container = _build_transformer(settings, name="")
-    shared = ("resources", "readinessProbe", "startupProbe", "securityContext", "env", "volumeMounts")
+    shared = ("resources", "readinessProbe", "livenessProbe", "startupProbe", "securityContext", "env", "volumeMounts")
     out = {"modelFormat": {"name": "clincot"}, "storageUri": uri, **{key: container[key] for key in shared}}
     out["resources"] = {kind: dict(sizes) for kind, sizes in settings.resources.items()}
     out["args"] = container["args"][1:]  # without the subcommand, which the runtime contains
@@ -179,6 +200,7 @@ def _build_transformer(settings: ServiceSettings, *args: str, name: str) -> Json
             "--host=0.0.0.0",
             f"--port={PORT}",
             f"--model_name={settings.name}",
+            f"--set=grace_s={settings.grace_s}",
             *args,
             *keys,
             *settings.list_serve_arguments(),
@@ -186,6 +208,7 @@ def _build_transformer(settings: ServiceSettings, *args: str, name: str) -> Json
         "ports": [{"containerPort": PORT, "protocol": "TCP"}],
         "resources": {kind: dict(sizes) for kind, sizes in settings.transformer_resources.items()},
         "readinessProbe": _build_probe("/v2/health/ready", PORT, failures=3),
+        "livenessProbe": _build_probe("/v2/health/live", PORT, failures=6),
         "startupProbe": _build_probe("/v2/health/ready", PORT, failures=-(-settings.startup_s // _PERIOD_S)),
         "securityContext": {
             "allowPrivilegeEscalation": False,
@@ -214,6 +237,16 @@ def _build_pod_fields(settings: ServiceSettings) -> Json:
     if settings.tolerations:
         pod["tolerations"] = [dict(toleration) for toleration in settings.tolerations]
     return pod
+
+
+def _build_grace_period(settings: ServiceSettings) -> Json:
+    """The time from a pod's deletion until its containers are killed: the preStop hook, and the server's own time."""
+    return {"terminationGracePeriodSeconds": settings.drain_s + settings.grace_s + _END_S}
+
+
+def _add_pre_stop(container: Json, command: str) -> None:
+    """Run a command before SIGTERM; meanwhile the pod's address leaves the Services, so that no new request comes."""
+    container["lifecycle"] = {"preStop": {"exec": {"command": ["/bin/sh", "-c", command]}}}
 
 
 def _build_environment(settings: ServiceSettings) -> list[Json]:

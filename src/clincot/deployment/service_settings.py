@@ -75,6 +75,12 @@ class ServiceSettings(FrozenConfig):
     )
     shm: Annotated[str, Field(description="Size of /dev/shm.")] = "8Gi"
     startup_s: Annotated[int, Field(ge=60, description="Seconds within which vLLM must answer /v1/models.")] = 1800
+    drain_s: Annotated[
+        int, Field(ge=0, description="Seconds that a pod still answers new requests after its deletion has begun.")
+    ] = 5
+    grace_s: Annotated[
+        int, Field(ge=1, description="Seconds for accepted requests to finish after that; at least deadline_s.")
+    ] = 75
     node_selector: dict[str, str] = Field(default={})
     tolerations: tuple[dict[str, str | int], ...] = ()
     ca_config_map: Annotated[

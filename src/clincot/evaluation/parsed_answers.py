@@ -148,7 +148,8 @@ def parse_alternative(answer: str, alternatives: Sequence[str]) -> str | None:
     distinct = list(dict.fromkeys(alternatives))
     named = [word for word in distinct if word and _find_asserted(text, re.compile(rf"(?<!\w){re.escape(word)}(?!\w)"))]
     # "upper lobe" names "lobe" too: what is part of another named alternative was not meant
-    whole = [word for word in named if not any(word != other and word in other for other in named)]
+    listed = "\n".join(named)
+    whole = [word for word in named if listed.count(word) == 1]
     return whole[0] if len(whole) == 1 and len(distinct) > 1 else None
 
 
@@ -265,11 +266,11 @@ def _is_negated(clause: str, start: int, end: int) -> bool:
 
 def _find_asserted(text: str, pattern: re.Pattern[str]) -> bool:
     """Whether some clause names the pattern without negating it."""
-    return any(
-        not _is_negated(clause, match.start(), match.end())
-        for clause in _iter_clauses(text)
-        for match in pattern.finditer(clause)
-    )
+    for clause in _iter_clauses(text):
+        for match in pattern.finditer(clause):
+            if not _is_negated(clause, match.start(), match.end()):
+                return True
+    return False
 
 
 def _list_alternatives(question: str) -> list[str]:

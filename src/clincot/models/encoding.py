@@ -39,6 +39,7 @@ _TEXT_KEYS = {
     "text_replacement_offsets",
 }
 _TYPE_KEYS = ("mm_token_type_ids", "token_type_ids")
+_TEXTS_KEPT = 4096  # texts of pictures
 _FIRST_HIDDEN = 0xF0000  # private characters that stand for control words while a text is rendered and cut
 
 
@@ -143,6 +144,8 @@ class ConversationEncoder:
             return tuple(self._read_picture_texts((picture,))[0] for picture in pictures)
         key = () if self._one_frame else pictures
         if key not in self._picture_texts:
+            if len(self._picture_texts) >= _TEXTS_KEPT:  # a server sees pictures without end
+                self._picture_texts.clear()
             self._picture_texts[key] = self._pictures(pictures).texts
         return self._picture_texts[key]
 

@@ -41,6 +41,7 @@ _VLLM_TOO_LONG = re.compile(
     r"You passed (\d+) input tokens and requested (\d+) output tokens\. "
     r"However, the model's context length is only (\d+)"
 )
+_VLLM_METRIC = re.compile(r"(# (HELP|TYPE) )?vllm:")
 _PICKLE_MAGIC = (b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")  # protocols 2 to 5
 _ZIP_MAGIC = b"PK\x03\x04"  # torch.save writes pickles into a zip archive
 
@@ -62,6 +63,10 @@ class Backend(Protocol):
 
     def check_health(self) -> bool:
         """Whether the policy can answer."""
+        ...
+
+    def read_metrics(self) -> str:
+        """Metrics of a predictor beside this server, in Prometheus' text format."""
         ...
 
     def close(self) -> None:
@@ -100,6 +105,9 @@ class LocalBackend:
     def check_health(self) -> bool:
         return self._batcher.check_health()
 
+    def read_metrics(self) -> str:
+        return ""
+
     def close(self) -> None:
         self._batcher.close()
 
@@ -120,6 +128,11 @@ class PredictorAddress:
     def base(self) -> str:
         """The predictor's URL without `path`."""
         return (self.host if "://" in self.host else f"http://{self.host}").rstrip("/")
+
+    @property
+    def is_local(self) -> bool:
+        """Whether the predictor runs beside this server, as the vLLM of a collocated transformer does."""
+        return httpx.URL(self.base).host in ("localhost", "127.0.0.1", "::1")
 
     @property
     def url(self) -> str:
@@ -154,6 +167,7 @@ class RemoteBackend:
             yes_no=yes_no,
         )
         self._observe = observe
+        self._metrics_url = f"{predictor.base}/metrics" if predictor.is_local else ""
         self._health: tuple[float, bool] = (-_HEALTH_CACHE_S, False)
 
     @property
@@ -180,6 +194,22 @@ class RemoteBackend:
             return httpx.get(self._health_url, timeout=3.0).status_code != 503
         except httpx.HTTPError:
             return False
+
+    def read_metrics(self) -> str:
+        """vLLM's metrics, if vLLM runs beside this server.
+
+        In the pod of a service, vLLM's port is closed to all others, because vLLM checks no key. Its metrics of Python
+        and of the process are left out, because this server has the same ones. A predictor in pods of its own is
+        scraped itself.
+        """
+        if not self._metrics_url:
+            return ""
+        try:
+            reply = httpx.get(self._metrics_url, timeout=3.0, headers={"Accept": "text/plain"})
+        except httpx.HTTPError:
+            return ""
+        lines = reply.text.splitlines() if reply.status_code == 200 else []
+        return "".join(f"{line}\n" for line in lines if _VLLM_METRIC.match(line))
 
     def close(self) -> None:
         pass

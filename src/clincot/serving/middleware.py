@@ -290,6 +290,8 @@ def _find_request_id(scope: Scope) -> str:
 
 
 def _check_headers(headers: Mapping[str, str], settings: ServeSettings) -> None:
+    if headers.get("sec-fetch-site") == "cross-site":  # another site's page, with the key that the browser remembers
+        raise ApiError(403, "cross_site", "expected a browser's request to come from this server's own page")
     if headers.get("content-encoding", "identity") != "identity":
         raise ApiError(415, "unsupported_encoding", "expected a body without compression")
     if any(name.startswith("ce-") for name in headers):
@@ -326,8 +328,6 @@ async def _send_error(refused: ApiError, path: str, send: _StatusRecorder) -> No
     metrics.REFUSED.labels(refused.code).inc()
     body = json.dumps(refused.build_body(path)).encode()
     headers = {"Content-Type": "application/json", "Content-Length": str(len(body)), **refused.headers}
-    if refused.status in (408, 413, 429):  # the rest of the body is not read
-        headers["Connection"] = "close"
     await send(
         {
             "type": "http.response.start",

@@ -18,7 +18,7 @@ _SCHEMA_REF = "#/components/schemas/{model}"
 _ERROR_RESPONSES = {
     "400": "The request is malformed, or this server does not support it.",
     "401": "The request has no valid API key.",
-    "403": "The image's URL is not allowed.",
+    "403": "The image's URL is not allowed, or the page of another site sent the request.",
     "404": "The model or route does not exist.",
     "408": "The request body arrived too slowly.",
     "413": "The request, its image or its number of questions is too large.",

@@ -5,6 +5,7 @@ It is KServe's application with our routes, behind RequestMiddleware, served by 
 
 from __future__ import annotations
 
+import asyncio
 import ctypes
 import logging
 import signal
@@ -15,12 +16,13 @@ from pathlib import Path
 from typing import Any
 
 import uvicorn
-from fastapi import FastAPI, Request
+from fastapi import APIRouter, FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, Response
 from kserve import ModelRepository, errors, model_server
 from kserve.protocol.model_repository_extension import ModelRepositoryExtension
 from kserve.protocol.rest.server import RESTServer
+from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from starlette.exceptions import HTTPException
 
 from clincot import __version__
@@ -54,6 +56,8 @@ from clincot.serving.tracing import start_exporter
 
 _LOG = logging.getLogger("clincot.serve")
 _M_MMAP_THRESHOLD, _M_ARENA_MAX = -3, -8  # of glibc's malloc.h
+# FastAPI's own spans and logs quote the messages of exceptions and failed validations (0.165, telemetry/_api.py)
+_NO_TELEMETRY: Any = {"tracing": False, "metrics": False, "logs": False}
 QUIET_LOGGERS = ("uvicorn.access", "uvicorn.error", "httpx", "httpcore", "kserve", "kserve.trace")
 
 
@@ -175,9 +179,12 @@ def build_application(plane: VisualCotDataPlane, service: AnswerService) -> Fast
     """
     (name,) = plane.model_registry.get_models()
     # the SDK adds its routes to a module-level application, so each server replaces it by one of its own
-    app = model_server.app = FastAPI(title="ClinCoT", version=__version__, docs_url=None, redoc_url=None)
+    app = model_server.app = FastAPI(
+        title="ClinCoT", version=__version__, docs_url=None, redoc_url=None, telemetry=_NO_TELEMETRY
+    )
     if service.settings.page:
         app.include_router(build_page_router())
+    app.include_router(build_metrics_router(service))
     app.include_router(build_models_router(service, name))  # before the SDK's routes, two of which it replaces
     app.include_router(build_chat_router(service, name))
     repository = ModelRepositoryExtension(plane.model_registry)
@@ -185,6 +192,18 @@ def build_application(plane: VisualCotDataPlane, service: AnswerService) -> Fast
     _add_error_handlers(app)
     app.openapi = lambda: build_openapi_document(app)  # type: ignore[method-assign]
     return app
+
+
+def build_metrics_router(service: AnswerService) -> APIRouter:
+    """Build `/metrics`, the SDK's with the metrics of a predictor beside this server."""
+    router = APIRouter()
+
+    @router.get("/metrics")
+    async def metrics_of_server_and_predictor() -> Response:
+        predictor = await asyncio.to_thread(service.backend.read_metrics)
+        return Response(generate_latest() + predictor.encode(), media_type=CONTENT_TYPE_LATEST)
+
+    return router
 
 
 def _add_error_handlers(app: FastAPI) -> None:

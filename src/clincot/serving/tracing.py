@@ -10,6 +10,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from types import TracebackType
 
 from opentelemetry import propagate, trace
 from opentelemetry.trace import Span, SpanKind, Status, StatusCode
@@ -33,7 +34,7 @@ def start_exporter(endpoint: str, service: str) -> Callable[[], None]:
         from opentelemetry.sdk.trace import TracerProvider
         from opentelemetry.sdk.trace.export import BatchSpanProcessor
     except ImportError:
-        message = "traces_endpoint is set, but OpenTelemetry's SDK is not installed: pip install 'clincot[traces]'"
+        message = "traces_endpoint is set, but OpenTelemetry's SDK is not installed: pip install 'clincot[serve]'"
         raise InvalidInput(message) from None
     provider = TracerProvider(resource=Resource.create({SERVICE_NAME: service}))
     exporter = OTLPSpanExporter(endpoint=endpoint.rstrip("/") + TRACES_PATH)
@@ -96,8 +97,8 @@ class StageSequence:
     def __enter__(self) -> StageSequence:
         return self
 
-    def __exit__(self, *_: object) -> None:
-        self._stack.close()
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self._stack.__exit__(kind, error, at)
 
     def enter(self, stage: str) -> None:
         """End the last stage and begin this one."""

@@ -2,11 +2,6 @@
 "use strict";
 
 const COLOURS = ["#62c3ff", "#ffb454", "#7ee787", "#ff7b9c", "#c9a5ff", "#f2e55c", "#5fe3d0", "#ff9d7a"];
-const WHY = {
-  low_confidence: "its confidence in an answer is too low",
-  cut_off: "the answer reached the token limit before its end",
-  off_format: "it wrote nothing that can be read as an answer",
-};
 const get = (id) => document.getElementById(id);
 let chosen = null; // the file
 let preview = ""; // object URL of the file, if the browser can show it
@@ -78,9 +73,11 @@ async function ask(event) {
       }),
     });
     if (!reply.ok) throw new Error(describeError(await reply.json().catch(() => null), reply.status));
+    let refusal = "";
     for await (const chunk of readEvents(reply.body)) {
       if (chunk.error) throw new Error(describeError(chunk, 200));
-      if (chunk.clincot) showChain(chunk.clincot);
+      refusal += chunk.choices[0]?.delta.refusal ?? "";
+      if (chunk.clincot) showChain(chunk.clincot, refusal);
     }
   } catch (error) {
     showStatus(error.message, true);
@@ -97,7 +94,7 @@ function showStatus(text, failed = false) {
 }
 
 // The first chunk has hypotheses and regions, the last one the answers as well.
-function showChain(chain) {
+function showChain(chain, refusal) {
   const answered = chain.answer !== undefined;
   const items = chain.hypotheses.map((text) => Object.assign(document.createElement("li"), { textContent: text }));
   get("hypotheses").replaceChildren(...items);
@@ -106,13 +103,14 @@ function showChain(chain) {
   if (!answered) return showStatus("The model answers from each region …");
   showStatus("");
   get("answer").hidden = false;
-  get("text").textContent = chain.abstained ? "The model abstains" : chain.answer;
-  get("reason").hidden = !chain.abstained;
-  get("reason").textContent = chain.abstained ? `No answer is given: ${WHY[chain.abstain_reason]}.` : "";
+  get("text").textContent = chain.abstained ? "No answer" : chain.answer;
+  get("reason").hidden = !refusal;
+  get("reason").textContent = refusal;
   get("confidence").value = chain.confidence;
   get("percent").textContent = formatPercent(chain.confidence);
   const agreeing = Math.round(chain.agreement * chain.regions.length);
-  get("agreement").textContent = `${agreeing} of ${chain.regions.length} regions gave this answer.`;
+  const which = chain.abstained ? "the answer that is withheld" : "this answer";
+  get("agreement").textContent = `${agreeing} of ${chain.regions.length} regions gave ${which}.`;
 }
 
 function drawRegions(regions, winner) {

@@ -1,0 +1,171 @@
+"""A trace shows where a request spent its time, goes on through the predictor, and contains no content."""
+
+from __future__ import annotations
+
+import json
+import logging
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import httpx
+import pytest
+from opentelemetry import trace
+from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+
+from clincot.config.server_settings import ServeSettings
+from clincot.errors import InvalidInput
+from clincot.models.protocols import Generation
+from clincot.prompts import PromptFormat
+from clincot.serving.backend import PredictorAddress, RemoteBackend
+from clincot.serving.log_format import JsonFormatter
+from clincot.serving.request_context import RequestContext
+from clincot.serving.tracing import measure_stage, start_exporter, trace_request
+from tests.support.http_server import Reply, Request, serving
+from tests.support.model_servers import LOOK_ONCE, PREDICT, Parrot, serving_here, v1
+
+QUESTION = "Has Jane Roe a nodule?"
+PARENT = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"  # the example of the specification of traceparent
+
+
+@pytest.fixture(scope="module")
+def exporter() -> InMemorySpanExporter:
+    """All spans of this process from now on; a process can set its provider only once."""
+    spans, provider = InMemorySpanExporter(), TracerProvider()
+    provider.add_span_processor(SimpleSpanProcessor(spans))
+    trace.set_tracer_provider(provider)
+    return spans
+
+
+@pytest.fixture
+def spans(exporter: InMemorySpanExporter) -> InMemorySpanExporter:
+    exporter.clear()
+    return exporter
+
+
+def find_span(spans: InMemorySpanExporter, name: str) -> ReadableSpan:
+    (found,) = [span for span in spans.get_finished_spans() if span.name == name]
+    return found
+
+
+def ask(film: str, headers: dict[str, str] | None = None, question: str = QUESTION) -> httpx.Response:
+    parrot = Parrot()
+    parrot.go.set()
+    with serving_here(parrot, ServeSettings.model_validate({"propose": LOOK_ONCE})) as url:
+        return httpx.post(url + PREDICT, json=v1(question, film), headers=headers, timeout=60)
+
+
+def test_a_request_has_a_span_for_each_stage(spans: InMemorySpanExporter, film: str) -> None:
+    assert ask(film, {"traceparent": PARENT}).status_code == 200
+    request = find_span(spans, "v1 answer")
+    stages = [span for span in spans.get_finished_spans() if span is not request]
+    assert {span.name for span in stages} == {"queue", "measure", "decode", "regions", "answers"}
+    assert {trace.format_trace_id(span.context.trace_id) for span in [request, *stages]} == {PARENT.split("-")[1]}
+    assert request.parent is not None
+    assert trace.format_span_id(request.parent.span_id) == PARENT.split("-")[2]
+    assert all(span.parent is not None and span.parent.span_id == request.context.span_id for span in stages)
+    assert dict(request.attributes or {}) == {"http.response.status_code": 200}
+
+
+def test_spans_contain_no_content(spans: InMemorySpanExporter, film: str) -> None:
+    """A policy that fails with a message that quotes the question."""
+    assert ask(film, question=QUESTION + " bad").status_code == 500
+    written = "".join(span.to_json() for span in spans.get_finished_spans())
+    assert "regions" in written  # where it failed
+    assert "ValueError" in written
+    for content in ("Jane", "nodule", "cannot encode", film[40:80]):
+        assert content not in written
+    assert find_span(spans, "v1 answer").status.status_code is trace.StatusCode.ERROR
+
+
+def test_stages_are_measured(film: str) -> None:
+    """Each stage of a request appears in the histogram, whether spans are exported or not."""
+    parrot = Parrot()
+    parrot.go.set()
+    with serving_here(parrot, ServeSettings.model_validate({"propose": LOOK_ONCE})) as url:
+        before = read_stages(url)
+        body = v1("Is there a nodule?", film, return_overlay=True)
+        assert httpx.post(url + PREDICT, json=body, timeout=60).status_code == 200
+        after = read_stages(url)
+    counted = {stage: after[stage] - before.get(stage, 0) for stage in after}
+    expected = ("body", "queue", "measure", "decode", "regions", "answers", "overlay")
+    assert {stage: counted[stage] for stage in expected} == dict.fromkeys(expected, 1)
+    assert counted["write"] >= 1  # calls of the model
+
+
+def read_stages(url: str) -> dict[str, float]:
+    name = "clincot_stage_seconds_count"
+    lines = [line for line in httpx.get(f"{url}/metrics", timeout=60).text.splitlines() if line.startswith(name)]
+    return {line.split('"')[1]: float(line.rsplit(" ", 1)[1]) for line in lines}
+
+
+def test_the_predictor_continues_the_trace(spans: InMemorySpanExporter) -> None:
+    """Each of the two concurrent calls carries the trace's id and the span of the call as its parent."""
+
+    def reply(request: Request) -> Reply:
+        if request.method == "GET":
+            return 200, {"object": "list", "data": [{"id": "m", "object": "model"}]}
+        token = {"token": "yes", "logprob": -0.1, "top_logprobs": []}
+        choice = {"message": {"content": "yes"}, "finish_reason": "stop", "logprobs": {"content": [token]}}
+        return 200, {"choices": [choice]}
+
+    with serving(reply) as server:
+        backend = RemoteBackend(PredictorAddress(server.url), views=PromptFormat(), observe=lambda *_: None)
+        with trace_request("v1 answer", {"traceparent": PARENT}), backend.open_policy(RequestContext(60)) as policy:
+            replies: list[Generation] = policy.generate([(), ()], max_new_tokens=2, temperature=0.0, seeds=[0, 0])
+    assert [reply.text for reply in replies] == ["yes", "yes"]
+    call = find_span(spans, "predictor write")
+    expected = f"00-{PARENT.split('-')[1]}-{trace.format_span_id(call.context.span_id)}-01"
+    posts = [request.headers["traceparent"] for request in server.requests if request.method == "POST"]
+    assert posts == [expected, expected]
+
+
+def test_a_log_line_is_one_json_object_with_the_trace(exporter: InMemorySpanExporter) -> None:
+    record = logging.LogRecord("clincot.serve", logging.INFO, "", 0, "%s %d", ("POST", 200), None)
+    record.fields = {"status": 200}
+    with trace_request("v1 answer", {"traceparent": PARENT}):
+        entry = json.loads(JsonFormatter().format(record))
+    assert entry.pop("time").endswith("+00:00")
+    assert entry == {
+        "level": "INFO",
+        "logger": "clincot.serve",
+        "message": "POST 200",
+        "trace": PARENT.split("-")[1],
+        "status": 200,
+    }
+
+
+def test_a_stage_that_fails_is_measured_and_raises() -> None:
+    with pytest.raises(InvalidInput), measure_stage("queue"):
+        raise InvalidInput("the message")
+
+
+def test_spans_arrive_at_a_collector(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The exporter posts to /v1/traces of the endpoint; the collector gets the service's name and the span's."""
+    received: list[tuple[str, bytes]] = []
+
+    class Collector(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            body = self.rfile.read(int(self.headers["Content-Length"]))
+            received.append((self.path, body))
+            self.send_response(200)
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    providers: list[TracerProvider] = []
+    monkeypatch.setattr(trace, "set_tracer_provider", providers.append)  # the fixture has set this process's one
+    with ThreadingHTTPServer(("127.0.0.1", 0), Collector) as server:
+        threading.Thread(target=server.serve_forever).start()
+        shutdown = start_exporter(f"http://127.0.0.1:{server.server_port}", "thorax")
+        with providers[0].get_tracer("test").start_as_current_span("v1 answer"):
+            pass
+        shutdown()
+        server.shutdown()
+    ((path, body),) = received
+    assert path == "/v1/traces"
+    assert b"thorax" in body
+    assert b"v1 answer" in body
