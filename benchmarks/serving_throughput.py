@@ -51,7 +51,7 @@ from clincot.models.vlm import VisionLanguageModel
 from clincot.records import Study
 from clincot.serving.request_batching import Batcher
 from clincot.serving.request_context import RequestContext
-from clincot.serving.server_settings import ServeSettings
+from clincot.config.server_settings import ServeSettings
 
 SERVER_VARIANTS = {"batched": (), "one by one": ("running=1", "waiting=64"), "unbatched": ("max_batch=1",)}
 QUESTIONS = ("Is there a nodule?", "Is there an effusion?", "Is there a nodule in the left lung?")

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from clincot.config import SECTION_NAMES, Params, load_params, resolve_path
-from clincot.config.sections import INHERITED_BY_PREFLIGHT
+from clincot.config.params_yaml import is_inherited
 from clincot.errors import InvalidInput
 from clincot.jsonl import InvalidRecord
 
@@ -121,7 +121,7 @@ def test_a_file_that_is_no_text_is_named(tmp_path: Path) -> None:
         load_params(tmp_path)
 
 
-def test_the_recipe_changes_eleven_neutral_defaults() -> None:
+def test_the_recipe_changes_twelve_neutral_defaults() -> None:
     """On purpose: the shipped judges, one finding list, the controls that the results table shows, the benchmark's
     grounders set like the round's, and a training for models a thousandth of the usual size."""
     params = load_params(None, recipe="small-model")
@@ -137,6 +137,7 @@ def test_the_recipe_changes_eleven_neutral_defaults() -> None:
         "train.dtype",
         "evaluate.arms",
         "evaluate.propose",
+        "serve.propose",
     )
 
 
@@ -185,7 +186,7 @@ def test_every_field_is_described_by_a_sentence(section: str) -> None:
     """The descriptions are the comments of params.yaml and the text of --help."""
     config = getattr(Params(), section)
     for name, field in type(config).model_fields.items():
-        if section == "preflight" and name in INHERITED_BY_PREFLIGHT:
+        if is_inherited(section, name):
             continue
         assert field.description, f"{section}.{name}"
         assert field.description.endswith("."), f"{section}.{name}"
@@ -202,3 +203,19 @@ def test_shipped_names_are_resolved() -> None:
 def test_an_unknown_shipped_name_is_refused(name: str) -> None:
     with pytest.raises(InvalidInput, match=r"it ships shipped:calibration\.jsonl, shipped:golden, shipped:judge-a, "):
         resolve_path(f"shipped:{name}")
+
+
+def test_one_section_decides_how_answers_are_served() -> None:
+    """evaluate and publish take `serve`, so that the gate, the golden questions and the server answer alike.
+
+    What withholds an answer (abstain_below) does not decide it, so it does not change the digest.
+    """
+    params = load_params(None, ("serve.max_new_tokens=40", "serve.abstain_below=0.3"))
+    for stage in ("evaluate", "publish"):
+        assert params.get_stage_config(stage).serve == params.serve  # type: ignore[attr-defined]
+    preflight = params.get_stage_config("preflight")
+    assert preflight.publish == params.get_stage_config("publish")  # type: ignore[attr-defined]
+    patient = params.serve.model_copy(update={"abstain_below": 0.0})
+    assert patient.answer_digest == params.serve.answer_digest != Params().serve.answer_digest
+    with pytest.raises(InvalidRecord, match=r"publish\.serve differs from serve; set serve alone"):
+        load_params(None, ("serve.max_new_tokens=40", "publish.serve.max_new_tokens=41"))

@@ -18,8 +18,8 @@ from clincot.config import (
     load_params,
     render_params,
 )
+from clincot.config.params_yaml import is_inherited
 from clincot.config.recipes import Recipe
-from clincot.config.sections import INHERITED_BY_PREFLIGHT
 from clincot.errors import InvalidInput
 from clincot.jsonl import InvalidRecord
 
@@ -38,7 +38,7 @@ def find_missing_fields(config: FrozenConfig, values: Mapping[str, Any], where: 
     """Fields of a section that a recipe's file does not name, those of nested sections too."""
     for name in type(config).model_fields:
         value = getattr(config, name)
-        if where == "preflight" and name in INHERITED_BY_PREFLIGHT:
+        if is_inherited(where, name):
             continue
         if name not in values:
             yield f"{where}.{name}"

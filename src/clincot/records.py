@@ -256,6 +256,26 @@ class Outcome(Record):
     hit: bool | None = None  # None: the question has no reference box
     iou: UnitFloat | None = None
     off_format: bool = False
+    # Only in the arm `served`, and absent elsewhere: a hash of the settings that decide the answer, and by how much the
+    # answer and its region lead the next best ones (0 to 1).
+    settings: Annotated[str, Field(exclude_if=lambda value: not value)] = ""
+    lead: Annotated[float | None, Field(exclude_if=lambda value: value is None)] = None
+    region_lead: Annotated[float | None, Field(exclude_if=lambda value: value is None)] = None
+
+
+class MeasuredAnswer(FrozenModel):
+    """An answer of the arm `served` that leads clearly, so that any machine with the checkpoint gives it."""
+
+    question: NonEmptyStr
+    answer: str
+    box: Box | None  # the region that it came from; None if no region leads clearly
+
+
+class ServedSample(FrozenModel):
+    """Benchmark questions that a rollout asks the deployed server, with the answers that the gate measured."""
+
+    settings: NonEmptyStr  # hash of the settings that decide the answers
+    answers: tuple[MeasuredAnswer, ...]
 
 
 class Interval(FrozenModel):
@@ -278,6 +298,7 @@ class BenchmarkReport(Record):
     policy: NonEmptyStr
     protocol: NonEmptyStr
     metrics: dict[str, dict[str, Interval]]
+    served: Annotated[ServedSample | None, Field(exclude_if=lambda value: value is None)] = None
 
 
 class Totals(FrozenModel):
@@ -375,6 +396,9 @@ class Decision(Record):
     inputs: dict[str, str] = Field(default_factory=dict)  # {input: sha256}
     settings: dict[str, Any] = Field(default_factory=dict)  # the decide configuration
     evidence: str = ""  # digest of the compared outcomes; the same evidence is decided on only once
+    # Hash of the settings with which the arm `served` answered, if the decision rests on it; only a server with these
+    # settings gives the answers that were decided on. Absent for another arm.
+    served: Annotated[str, Field(exclude_if=lambda value: not value)] = ""
 
 
 class StartingPolicy(Record):

@@ -415,6 +415,7 @@ def render_results_table(
 
 
 _ARM_LABELS = {
+    "served": "as served",
     "written": "own region",
     "windows": "grounder",
     "random": "random region",

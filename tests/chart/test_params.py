@@ -69,7 +69,6 @@ def test_profiles_of_small_models_use_their_recipe(profile: str, version: str, t
         "preflight.base",
         "publish.store",
         "publish.golden",
-        "deploy.smoke_misses",
     )
 
 

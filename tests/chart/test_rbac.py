@@ -22,6 +22,7 @@ from clincot.deployment.rollout import RolledBack
 from clincot.deployment.service_settings import ServiceSettings, load_service_settings
 from clincot.deployment.targets.kserve import KServeTarget
 from clincot.deployment.targets.select import TrafficMode, build_kserve_target, choose_traffic_mode
+from clincot.preflight.cluster import check_serving_namespace
 from clincot.registry import champion
 from clincot.registry.manifest import Manifest
 from clincot.storage.folder_store import FolderStore
@@ -30,7 +31,7 @@ from clincot.training.launch_settings import TrainJobSettings
 from tests.chart.rendering import PROFILES, Json, of_kind, rendered, settings_of
 from tests.deployment.test_rollout_kserve import FAST, answering
 from tests.support.deployment_builders import published
-from tests.support.kube_api_server import ApiServer, Script, api_server
+from tests.support.kube_api_server import RESTRICTED, ApiServer, Script, api_server
 
 # argo-workflows docs/workflow-rbac.md; kubeflow/pipelines backend/src/v2: config/env.go, objectstore/object_store.go,
 # component/launcher_v2.go and driver/k8s.go
@@ -40,6 +41,7 @@ DOCUMENTED = {
     Permission("get", "", "pods", "kubeflow"),
     Permission("get", "", "configmaps", "kubeflow", "kfp-launcher"),
     Permission("get", "", "secrets", "kubeflow", "mlpipeline-minio-artifact"),
+    Permission("get", "", "namespaces", "kubeflow", "kubeflow"),  # check_run_namespace of preflight
 }
 VERBS = {"GET": "get", "POST": "create", "PUT": "update", "DELETE": "delete"}
 PATH = re.compile(
@@ -55,6 +57,9 @@ def permission_of(method: str, path: str) -> Permission | None:
     found = PATH.fullmatch(path)
     assert found is not None, path
     verb = "list" if method == "GET" and not found["name"] else VERBS[method]
+    if path.startswith("/api/v1/namespaces/") and path.count("/") == 4:
+        # kubernetes 1.34, apiserver/pkg/endpoints/request/requestinfo.go: a namespace is an object within itself
+        return Permission(VERBS[method], "", "namespaces", path.rpartition("/")[2], path.rpartition("/")[2])
     resource = found["resource"] + (f"/{found['sub']}" if found["sub"] else "")
     return Permission(verb, found["group"] or "", resource, found["namespace"] or "", found["name"] or "")
 
@@ -104,11 +109,16 @@ def record_permissions(folder: Path, service: ServiceSettings, mode: TrafficMode
     server.objects[config] = {"metadata": {"name": "inferenceservice-config"}, "data": CONFIG[mode]}
     server.objects[f"/apis/apiextensions.k8s.io/v1/customresourcedefinitions/{CRD_NAME}"] = copy.deepcopy(OPEN_CRD)
     with api_server(server) as cluster:
-        reached = service.model_copy(update={"service_url": server.url + "/own/{service}"})
+        reached = service.model_copy(
+            update={
+                "service_url": server.url + "/own/{service}",
+                "pod_metrics_url": server.url + "/pods/{pod}/metrics",
+            }
+        )
 
         def start(manifest: Manifest, **script: Any) -> tuple[RolloutJournal, KServeTarget]:
             script.setdefault("chat", answering(manifest.golden))
-            server.scripts[manifest.sha256] = Script(metrics=lambda: "", **script)
+            server.scripts[manifest.sha256] = Script(metrics=lambda pod: "", **script)
             target = build_kserve_target(cluster, reached, in_s3(manifest), FAST.steps)
             target.validate_manifest()
             return start_rollout(store, manifest, FAST, target="kserve", service=reached, by="ann"), target
@@ -119,11 +129,16 @@ def record_permissions(folder: Path, service: ServiceSettings, mode: TrafficMode
                 resume_rollout(store, journal, target, wait=lambda _: None)
 
         assert choose_traffic_mode(cluster, reached)[0] == mode
+        check_serving_namespace(cluster, reached)
         rolled_back(base, gone_after=2)  # gets all traffic at once, because nothing was served before
         for manifest in (base, better):
             journal, target = start(manifest)
             resume_rollout(store, journal, target, wait=lambda _: None)
         third = published(store, folder, 3.0, over=better)
+        ended = {"exitCode": 1, "reason": "Error"}  # without a message, so that its log is read
+        status = {"name": "kserve-container", "restartCount": 4, "state": {"terminated": ended}}
+        rolled_back(third, pod_status={"containerStatuses": [status]})
+        rolled_back(third, create_error=RESTRICTED)
         rolled_back(third, chat=answering(third.golden, wrong=2))
         journal, target = start(published(store, folder, 4.0, over=better))
         journal.add_event("started", target.start_revision())
@@ -160,7 +175,7 @@ def drop_free_names(permissions: set[Permission]) -> set[Permission]:
     A rule without names holds for all objects.
     """
     kept = {"inferenceservice-config", CRD_NAME}
-    return {one if one.name in kept else one._replace(name="") for one in permissions}
+    return {one if one.name in kept or one.resource == "namespaces" else one._replace(name="") for one in permissions}
 
 
 def test_the_deployer_may_do_what_rollouts_request(tmp_path: Path, service: ServiceSettings) -> None:

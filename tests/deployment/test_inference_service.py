@@ -11,6 +11,8 @@ from pathlib import Path
 import pytest
 from jsonschema import Draft202012Validator
 
+from clincot.config import load_params
+from clincot.config.server_settings import ServeSettings, load_serve_settings
 from clincot.deployment.crd import InvalidResource, build_validator, forbid_unknown_fields, validate_manifest
 from clincot.deployment.inference_service import (
     WAIT_FOR_CALLS,
@@ -21,7 +23,6 @@ from clincot.deployment.inference_service import (
 )
 from clincot.deployment.service_settings import ServiceSettings, load_service_settings
 from clincot.jsonl import InvalidRecord
-from clincot.serving.server_settings import load_serve_settings
 from tests.support.crds import load_validator
 
 DIGEST = "4f" * 32
@@ -159,6 +160,43 @@ def test_engine_clincot_needs_no_vllm_container(kserve: Draft202012Validator) ->
         ServiceSettings(engine="clincot")
     with pytest.raises(ValueError, match="no separate transformer"):
         ServiceSettings(engine="clincot", runtime="clincot-serve", transformer="separate")
+
+
+@pytest.mark.parametrize("engine", ["vllm", "clincot"])
+def test_measured_settings_reach_the_server(kserve: Draft202012Validator, engine: str) -> None:
+    """The server reads from its arguments exactly what the gate measured, and what the deployment adds.
+
+    Recipe (section serve) -> manifest of the checkpoint -> InferenceService -> arguments -> settings of the server.
+    """
+    measured = load_params(None, ("serve.max_new_tokens=40", 'serve.propose.grounders={"windows": 3}')).serve
+    own = {"abstain_below": 0.4, "running": 16, "abstain_refusal": "{{.Name}} é: $(HOME)"}
+    settings = FULL.model_copy(update={"engine": engine, "runtime": "clincot-serve", "serve": own})
+    manifest = build_inference_service(settings.with_measured(measured), DIGEST, URI, mode="Standard")
+    validate_manifest(manifest, kserve)
+    predictor = manifest["spec"]["predictor"]
+    container = predictor["model"] if engine == "clincot" else predictor["containers"][0]
+    overrides = tuple(arg.removeprefix("--set=") for arg in container["args"] if arg.startswith("--set="))
+    server = load_serve_settings(overrides)
+    assert server == ServeSettings.model_validate(measured.model_dump() | own)
+    assert server.answer_digest == measured.answer_digest
+    assert not [arg for arg in container["args"] if "{{" in arg or "$(" in arg]  # KServe and Kubernetes fill these in
+    assert len({arg.partition("=")[0] + arg.split("=")[1] for arg in container["args"] if "=" in arg}) == len(
+        [arg for arg in container["args"] if "=" in arg]
+    )  # no argument twice: KServe appends them to the runtime's
+
+
+@pytest.mark.parametrize(
+    ("serve", "why"),
+    [
+        ({"max_new_tokens": 160}, r"serve\.max_new_tokens decides the answers, so a deployment cannot change it"),
+        ({"propose": {"grounders": {"windows": 9}}}, r"serve\.propose decides the answers"),
+        ({"abstain_under": 0.4}, "abstain_under"),
+        ({"running": 0}, "running"),
+    ],
+)
+def test_settings_of_the_server_are_checked_with_the_service(serve: dict[str, object], why: str) -> None:
+    with pytest.raises(ValueError, match=why):
+        ServiceSettings(serve=serve)
 
 
 def test_wrong_settings_are_named(tmp_path: Path) -> None:

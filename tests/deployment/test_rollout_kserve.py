@@ -18,8 +18,8 @@ from clincot.config import DeployConfig
 from clincot.deployment import crd, deployment
 from clincot.deployment.deployment import DeploymentRefused, approve_rollout, resume_rollout, start_rollout
 from clincot.deployment.inference_service import CRD_NAME, DIGEST_ANNOTATION
-from clincot.deployment.journal import RolloutConflict, RolloutJournal, read_journal, read_last_journal
-from clincot.deployment.rollout import RolledBack, TargetFailed
+from clincot.deployment.journal import RolloutConflict, RolloutEvent, RolloutJournal, read_journal, read_last_journal
+from clincot.deployment.rollout import RolledBack, RolloutInterrupted, RolloutSteps, TargetFailed, roll_out
 from clincot.deployment.service_settings import ServiceSettings
 from clincot.deployment.smoke import read_golden_images, run_smoke_test
 from clincot.deployment.targets.kserve import KServeTarget
@@ -27,8 +27,9 @@ from clincot.deployment.targets.select import TARGET_CLASSES, TrafficMode
 from clincot.registry import champion
 from clincot.registry.manifest import GoldenQuestion, Manifest
 from clincot.storage.folder_store import FolderStore
+from clincot.storage.store import StoreFailed
 from tests.support.deployment_builders import LINE, published
-from tests.support.kube_api_server import ApiServer, Script, api_server
+from tests.support.kube_api_server import RESTRICTED, ApiServer, Script, api_server
 
 FAST = DeployConfig(steps=(10, 50, 100), step_s=0, poll_s=0.001, ready_s=20, request_s=10)
 SERVICE = ServiceSettings(name=LINE, namespace="serving")
@@ -45,13 +46,27 @@ class World:
     server: ApiServer
     cluster: Cluster
 
+    service_settings: ServiceSettings = SERVICE
+
     def target(self, manifest: Manifest, mode: TrafficMode = "canary", settings: DeployConfig = FAST) -> KServeTarget:
-        return TARGET_CLASSES[mode](self.cluster, SERVICE, manifest.sha256, manifest.uri, settings.steps)
+        service = self.service_settings
+        if mode == "knative":  # Knative refuses the two containers of the engine vllm
+            service = service.model_copy(update={"engine": "clincot", "runtime": "clincot-serve"})
+        service = service.with_measured(manifest.serve)
+        return TARGET_CLASSES[mode](self.cluster, service, manifest.sha256, manifest.uri, settings.steps)
+
+    def start(self, manifest: Manifest, settings: DeployConfig = FAST) -> RolloutJournal:
+        service = self.service_settings
+        return start_rollout(self.store, manifest, settings, target="kserve", service=service, by="ann")
 
     def deploy(self, manifest: Manifest, mode: TrafficMode = "canary", settings: DeployConfig = FAST) -> RolloutJournal:
-        journal = start_rollout(self.store, manifest, settings, target="kserve", service=SERVICE, by="ann")
+        journal = self.start(manifest, settings)
         resume_rollout(self.store, journal, self.target(manifest, mode, settings), wait=lambda _: None)
         return journal
+
+    @property
+    def challenger_script(self) -> Script:
+        return self.server.scripts[self.challenger.sha256]
 
     @property
     def champion(self) -> str:
@@ -132,13 +147,14 @@ def test_a_challenger_gets_traffic_in_steps_and_is_promoted(world: World) -> Non
     ("script", "why"),
     [
         (Script(ready_after=0), "was not ready within 0.3 s"),
-        (Script(failure="CUDA out of memory"), "BlockedByFailedLoad: CUDA out of memory"),
+        (Script(failure="CUDA out of memory"), "CUDA out of memory"),
+        (Script(create_error=RESTRICTED), 'is forbidden: violates PodSecurity "restricted:latest"'),
         (Script(gone_after=2), "no longer"),
         (Script(chat=lambda _: (200, {"choices": []})), "2 of 2 golden questions missed"),
         (Script(chat=lambda _: (503, {"error": "overloaded"})), "2 of 2 golden questions missed"),
         (Script(), "2 of 2 golden questions missed"),
     ],
-    ids=["never ready", "cannot load", "ready then crash", "no answer", "503", "500"],
+    ids=["never ready", "cannot load", "forbidden", "ready then crash", "no answer", "503", "500"],
 )
 def test_a_failed_rollout_is_rolled_back(world: World, mode: TrafficMode, script: Script, why: str) -> None:
     """The traffic is where it was, the pointer has not moved, and the journal says why."""
@@ -156,6 +172,8 @@ def test_a_failed_rollout_is_rolled_back(world: World, mode: TrafficMode, script
     assert journal is not None
     assert kinds(journal)[-2:] == ["failed", "rolled back"]
     assert why in journal.events[-2].detail
+    assert "traffic goes to" in journal.last.detail
+    assert "this rollout's revision" not in journal.last.detail.replace("0 % of the traffic goes to this rollout's", "")
     world.server.scripts[world.challenger.sha256] = Script(chat=answering(world.challenger.golden))
     assert kinds(world.deploy(world.challenger, mode))[-1] == "finished"  # after a fix the next rollout succeeds
 
@@ -189,23 +207,205 @@ def front_of(world: World, mode: TrafficMode) -> object:
     return world.base.uri if pinned else spec["predictor"]["model"]["storageUri"]
 
 
-def test_a_high_error_rate_under_traffic_is_rolled_back(world: World) -> None:
-    """Golden answers match, but 3 of the users' 20 requests failed: 15 % > 2 %."""
-    world.deploy(world.base)
-    counted = iter([(0, 0), (20, 3)])
+def count_requests(world: World, answered: dict[str, int], failed: dict[str, int]) -> None:
+    """Let the challenger's pods count, by the last digit of their names, what users asked in each interval.
 
-    def metrics() -> str:
-        good, bad = next(counted)
+    They count the rollout's own questions, too: of 2 golden ones in each interval, pod 0 answers both.
+    """
+    script, intervals = world.challenger_script, {"0": 0, "1": 0}
+
+    def read_metrics(pod: str) -> str:
+        number = pod[-1]
+        past = intervals[number]
+        intervals[number] += 1
+        good, bad = answered.get(number, 0) * past + (2 * past if number == "0" else 0), failed.get(number, 0) * past
         return (
             "# TYPE clincot_requests counter\n"
-            f'clincot_requests_total{{protocol="openai",status="200"}} {good - bad}\n'
-            f'clincot_requests_total{{protocol="openai",status="500"}} {bad}\n'
+            f'clincot_requests_total{{protocol="openai",status="200"}} {good}\n'
+            f'clincot_requests_total{{protocol="v2",status="500"}} {bad}\n'
+            f'clincot_requests_total{{protocol="other",status="200"}} {1000 * past}\n'
         )
 
-    world.server.scripts[world.challenger.sha256].metrics = metrics
-    with pytest.raises(RolledBack, match=r"3 of 20 requests failed while the revision was watched \(2\.0% allowed\)"):
+    script.metrics = read_metrics
+
+
+def test_a_high_error_rate_under_traffic_is_rolled_back(world: World) -> None:
+    """Golden answers match, but 3 of the users' 20 requests failed: 15 % > 2 %.
+
+    With the 2 golden questions, and 1000 probes and scrapes, it would be 3 of 1022: less than 1 %.
+    """
+    world.deploy(world.base)
+    count_requests(world, {"0": 17}, {"0": 3})
+    with pytest.raises(RolledBack, match=r"3 of 20 users' requests failed while the revision was watched \(2\.0%"):
         world.deploy(world.challenger)
     assert world.shares()[-2:] == [10, None]
+
+
+@pytest.mark.parametrize("mode", ["canary", "knative", "blue-green"])
+def test_the_errors_of_every_replica_count(world: World, mode: TrafficMode) -> None:
+    """Two replicas: the first answers 18 users, the second fails 2 of 2; 2 of 20 are 10 %."""
+    world.service_settings = SERVICE.model_copy(update={"replicas": 2})
+    world.deploy(world.base, mode)
+    count_requests(world, {"0": 18}, {"1": 2})
+    with pytest.raises(RolledBack, match="2 of 20 users' requests failed"):
+        world.deploy(world.challenger, mode, FAST.model_copy(update={"steps": (100,)}))
+
+
+def test_the_journal_says_how_many_users_were_watched(world: World) -> None:
+    world.deploy(world.base)
+    count_requests(world, {"0": 5}, {})
+    watched = [event.detail for event in world.deploy(world.challenger).events if event.kind == "watched"]
+    assert watched == ["2 golden questions, 0 failed; 5 users' requests to 1 server, 0 failed"] * 3
+
+
+def test_the_journal_says_why_users_are_not_counted(world: World) -> None:
+    world.server.forbidden.add(("GET", "/pods"))
+    watched = [event.detail for event in world.deploy(world.base).events if event.kind == "watched"]
+    assert "the users' requests are not counted here: its pods cannot be listed (GET" in watched[0]
+    assert "HTTP 403" in watched[0]
+
+
+@pytest.mark.parametrize("replicas", [1, 2, 3])
+def test_a_canary_never_takes_the_stables_pods(world: World, replicas: int) -> None:
+    """KServe takes a ready canary's replicas off the stable predictor; the rollout asks for as many more.
+
+    The canary has ceil(share * replicas) of them, at least one: of 3, 1 at 10 %, 2 at 50 % and 3 at 100 %.
+    """
+    world.service_settings = SERVICE.model_copy(update={"replicas": replicas})
+    world.deploy(world.base)
+    world.server.scales.clear()
+    world.server.history.clear()
+    world.deploy(world.challenger)
+    stable, canary = (f"chest-r{manifest.sha256[:10]}-predictor" for manifest in (world.base, world.challenger))
+    while_shared = [scale for scale in world.server.scales if stable in scale]
+    assert min(scale[stable] for scale in while_shared) == replicas
+    last = world.service()
+    assert last["spec"]["predictor"]["minReplicas"] == replicas
+    assert "clincot/replicas" not in last["metadata"]["annotations"]
+    needed = {0: 1, 10: 1, 50: -(-replicas // 2), 100: replicas}
+    for written in world.server.history:
+        for entry in written["spec"].get("canary", ()):
+            assert entry["predictor"]["minReplicas"] >= needed[entry["trafficPercent"]]
+    assert while_shared[-1][canary] == replicas
+
+
+def test_replicas_can_be_raised_by_a_rollout(world: World) -> None:
+    """KServe refuses a canary with more replicas than the stable predictor has in its spec."""
+    world.deploy(world.base)
+    world.service_settings = SERVICE.model_copy(update={"replicas": 4})
+    world.deploy(world.challenger)
+    assert world.service()["spec"]["predictor"]["minReplicas"] == 4
+
+
+def test_a_share_waits_for_its_replicas(world: World) -> None:
+    """The cluster has room for one pod of the canary, and 100 % need two: half of the traffic is as far as it goes."""
+    world.service_settings = SERVICE.model_copy(update={"replicas": 2})
+    world.deploy(world.base)
+    world.challenger_script.available = 1
+    with pytest.raises(RolledBack, match=r"not ready within 0\.3 s; Unschedulable: 0/3 nodes.*Insufficient cpu"):
+        world.deploy(world.challenger, settings=FAST.model_copy(update={"ready_s": 0.3}))
+    assert 100 not in world.shares()
+    assert world.service()["spec"]["predictor"]["minReplicas"] == 2
+
+
+@pytest.mark.parametrize("mode", ["canary", "knative", "blue-green"])
+def test_a_rollout_tells_why_it_waits(world: World, mode: TrafficMode) -> None:
+    """Each reason once, when it appears; a node that is added later mends this one."""
+    world.deploy(world.base, mode)
+    script = world.challenger_script
+    unscheduled = {"type": "PodScheduled", "status": "False", "reason": "Unschedulable", "message": "Insufficient cpu."}
+    script.pod_status = {"phase": "Pending", "conditions": [unscheduled]}
+    journal, waits = world.start(world.challenger), iter(range(100))
+
+    def wait(_: float) -> None:
+        if next(waits) == 5:
+            script.pod_status = None
+
+    told: list[str] = []
+    journal.tell = lambda event: told.append(f"{event.kind}: {event.detail}")
+    resume_rollout(world.store, journal, world.target(world.challenger, mode), wait=wait)
+    assert [text for text in told if text.startswith("waiting")] == ["waiting: Unschedulable: Insufficient cpu."]
+    assert kinds(journal)[-1] == "finished"
+
+
+def container_status(name: str, **state: Any) -> dict[str, Any]:
+    kind = "initContainerStatuses" if name == "storage-initializer" else "containerStatuses"
+    return {kind: [{"name": name, "state": {}, "restartCount": 0} | state]}
+
+
+def waiting_for(reason: str, message: str) -> dict[str, Any]:
+    return {"state": {"waiting": {"reason": reason, "message": message}}}
+
+
+@pytest.mark.parametrize(
+    ("status", "why", "permanent"),
+    [
+        (
+            container_status("kserve-container", lastState={"terminated": {"exitCode": 137, "reason": "OOMKilled"}}),
+            "container kserve-container: OOMKilled",
+            True,
+        ),
+        (
+            container_status(
+                "storage-initializer",
+                restartCount=3,
+                lastState={"terminated": {"exitCode": 1, "message": "botocore: 403 when calling HeadObject"}},
+            ),
+            "container storage-initializer: exit code 1: botocore: 403 when calling HeadObject",
+            True,
+        ),
+        (
+            container_status("storage-initializer", restartCount=1, lastState={"terminated": {"exitCode": 1}}),
+            "container storage-initializer: exit code 1: Could not connect to the store",
+            False,
+        ),
+        (
+            container_status("kserve-container", **waiting_for("ImagePullBackOff", "clincot:2: not found")),
+            "ImagePullBackOff: clincot:2: not found",
+            True,
+        ),
+        (
+            container_status("kserve-container", **waiting_for("ErrImagePull", "dial tcp: i/o timeout")),
+            "ErrImagePull: dial tcp: i/o timeout",
+            False,
+        ),
+        (
+            container_status(
+                "kserve-container", **waiting_for("CreateContainerConfigError", 'secret "keys" not found')
+            ),
+            'CreateContainerConfigError: secret "keys" not found',
+            False,
+        ),
+    ],
+    ids=["memory", "initializer", "initializer once", "no image", "registry away", "no secret"],
+)
+def test_what_waiting_cannot_mend_ends_the_wait(
+    world: World, status: dict[str, Any], why: str, permanent: bool
+) -> None:
+    """The others are told and waited for until ready_s."""
+    world.deploy(world.base)
+    world.challenger_script.pod_status, world.challenger_script.log = status, "Could not connect to the store\n"
+    with pytest.raises(RolledBack) as ended:
+        world.deploy(world.challenger, settings=FAST.model_copy(update={"ready_s": 0.3}))
+    assert why in str(ended.value)
+    assert ("cannot become ready" in str(ended.value)) == permanent
+    assert ("not ready within 0.3 s" in str(ended.value)) != permanent
+
+
+def test_the_reasons_need_permissions(world: World) -> None:
+    """An older Role does not stop a rollout: what is missing is told."""
+    world.deploy(world.base)
+    world.server.forbidden.add(("GET", "/events"))
+    world.challenger_script.ready_after = 3
+    world.challenger_script.create_error = ""
+    journal = world.deploy(world.challenger)
+    assert kinds(journal)[-1] == "finished"
+    world.server.forbidden.add(("GET", "/pods"))
+    world.server.scripts[world.base.sha256].looks = 0
+    world.server.scripts[world.base.sha256].ready_after = 3
+    world.service_settings = SERVICE.model_copy(update={"name": "other"})
+    first = [event.detail for event in world.deploy(world.challenger).events if event.kind == "waiting"]
+    assert first == [] or "Kubernetes' reasons cannot be read" in first[0]
 
 
 def test_one_wrong_answer_under_traffic_is_too_many(world: World) -> None:
@@ -245,7 +445,7 @@ def test_persistent_conflicts_leave_the_rollout_open(world: World) -> None:
         return right(body)
 
     world.server.scripts[world.challenger.sha256].chat = chat
-    with pytest.raises(TargetFailed, match="HTTP 409"):
+    with pytest.raises(RolloutInterrupted, match=r"HTTP 409.*100 % of the traffic goes to r.*, 0 % to r.* \(this roll"):
         world.deploy(world.challenger)
     journal = read_last_journal(world.store, LINE)
     assert journal is not None
@@ -287,8 +487,12 @@ def test_an_interrupted_rollout_is_resumed(world: World) -> None:
         if raise_in_main:
             raise KeyboardInterrupt
 
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(KeyboardInterrupt) as interrupted:
         resume_rollout(world.store, journal, world.target(world.challenger), wait=wait)
+    (note,) = interrupted.value.__notes__
+    stable, ours = world.base.sha256[:10], world.challenger.sha256[:10]
+    assert f"90 % of the traffic goes to r{stable}, 10 % to r{ours} (this rollout's revision)" in note
+    assert "`clincot deploy --abandon REASON` sends the traffic back" in note
     assert world.shares()[-1] == 10
     with pytest.raises(ValueError, match=r"rollout 2 of .* is open"):
         start_rollout(world.store, world.base, FAST, target="kserve", service=SERVICE, by="bo")
@@ -306,15 +510,110 @@ def test_two_processes_never_drive_one_rollout(world: World) -> None:
         resume_rollout(world.store, mine, world.target(world.base), wait=lambda _: None)
 
 
+@pytest.mark.parametrize("mode", ["canary", "knative", "blue-green"])
+def test_a_refused_store_says_where_the_traffic_is(world: World, mode: TrafficMode) -> None:
+    """The store refuses access when all traffic has moved: nothing can be recorded, so nothing more is done."""
+    world.deploy(world.base, mode)
+    journal = world.start(world.challenger)
+
+    def refuse(event: RolloutEvent) -> None:
+        if event.kind == "shifted" and event.percent == 100:
+            raise StoreFailed("could not write rollouts/chest/000002.jsonl: HTTP 403")
+
+    journal.tell = refuse
+    with pytest.raises(RolloutInterrupted) as interrupted:
+        resume_rollout(world.store, journal, world.target(world.challenger, mode), wait=lambda _: None)
+    assert "HTTP 403; " in str(interrupted.value)
+    assert "100 % " in str(interrupted.value)
+    assert "(this rollout's revision)" in str(interrupted.value) or "to this rollout's revision" in str(
+        interrupted.value
+    )
+    journal = world.deploy(world.challenger, mode)
+    assert (journal.plan.number, kinds(journal)[-1]) == (2, "finished")
+
+
 def test_a_moved_champion_stops_the_rollout(world: World, tmp_path: Path) -> None:
     world.deploy(world.base)
     rival = published(world.store, tmp_path, 3.0, over=world.base)
-    journal = start_rollout(world.store, world.challenger, FAST, target="kserve", service=SERVICE, by="ann")
+    journal = world.start(world.challenger)
     champion.promote_champion(world.store, rival, over=world.base.sha256, by="bo", reason="faster")
+    world.server.history.clear()
     with pytest.raises(RolledBack, match=f"it is {rival.sha256[:12]}"):
         resume_rollout(world.store, journal, world.target(world.challenger), wait=lambda _: None)
+    assert world.shares() == []  # the challenger was never started
     with pytest.raises(DeploymentRefused, match=f"the champion is now {rival.sha256[:12]}; decide again"):
         world.deploy(world.challenger)
+
+
+def test_a_rollback_during_a_rollout_stops_it_at_the_next_step(world: World, tmp_path: Path) -> None:
+    """At 10 % of the traffic an operator rolls the champion back: the challenger never gets 50 %."""
+    world.deploy(world.base)
+    world.deploy(world.challenger)
+    third = published(world.store, tmp_path, 3.0, over=world.challenger)
+    world.server.scripts[third.sha256] = Script(chat=answering(third.golden))
+    journal = world.start(third)
+
+    def roll_back_at_ten(event: RolloutEvent) -> None:
+        if event.kind == "shifted" and event.percent == 10:
+            over = world.challenger.sha256
+            champion.roll_back_champion(world.store, world.base, over=over, by="bo", reason="misses effusions")
+
+    journal.tell = roll_back_at_ten
+    with pytest.raises(RolledBack, match=r"was moved while the rollout was open.*by bo: misses effusions"):
+        resume_rollout(world.store, journal, world.target(third), wait=lambda _: None)
+    assert world.shares()[-3:] == [0, 10, None]
+
+
+def test_one_command_returns_to_the_champion_before(world: World) -> None:
+    """The pointer moves back, and all traffic moves at once after the smoke test: no shares in between."""
+    world.deploy(world.base)
+    world.deploy(world.challenger)
+    world.server.history.clear()
+    back = deployment.roll_back_line(world.store, LINE, to="", by="bo", reason="misses effusions")
+    assert back.sha256 == world.champion == world.base.sha256
+    journal = world.deploy(back, settings=FAST.model_copy(update={"steps": (100,), "step_s": 0.0}))
+    assert world.shares() == [0, 100, None]
+    assert kinds(journal)[-1] == "finished"
+    with pytest.raises(ValueError, match="is the first champion; there is none to roll back to"):
+        deployment.roll_back_line(world.store, LINE, to="", by="bo", reason="again")
+    world.start(world.base)
+    with pytest.raises(ValueError, match="is open; --abandon REASON ends it and sends the traffic back"):
+        deployment.roll_back_line(world.store, LINE, to="", by="bo", reason="again")
+
+
+def with_served(manifest: Manifest, **changes: object) -> Manifest:
+    """The manifest with its golden questions as the benchmark's served ones."""
+    return Manifest.model_validate(manifest.model_dump(exclude={"id"}) | {"served": manifest.golden} | changes)
+
+
+@pytest.mark.parametrize("mode", ["canary", "knative", "blue-green"])
+def test_the_benchmark_is_asked_through_the_endpoint(world: World, mode: TrafficMode) -> None:
+    """After all traffic has moved, before the champion pointer does; a different answer rolls back."""
+    world.deploy(world.base, mode)
+    steps = RolloutSteps(lambda: None, lambda: "in the place of the base", lambda _: None)
+    challenger = with_served(world.challenger)
+    images = read_golden_images(world.store, challenger)
+    journal = world.start(world.challenger)
+    right, wrong = answering(challenger.golden), answering(challenger.golden, wrong=1)
+    world.challenger_script.chat = lambda body: (wrong if kinds(journal)[-1] == "watched" else right)(body)
+    settings = FAST.model_copy(update={"steps": (100,)})
+    with pytest.raises(RolledBack, match="1 of 2 benchmark questions were not answered as the gate measured: golden-"):
+        roll_out(journal, world.target(challenger, mode, settings), challenger, images, steps)
+    world.challenger_script.chat = right
+    journal = world.start(world.challenger)
+    roll_out(journal, world.target(challenger, mode), challenger, images, steps)
+    detail = next(event.detail for event in journal.events if event.kind == "served")
+    assert detail == "2 benchmark questions answered through the endpoint as the gate measured"
+    assert kinds(journal)[-3:] == ["served", "champion", "finished"]
+
+
+def test_a_decision_on_other_settings_is_not_deployed(world: World) -> None:
+    """The gate measured other regions than those with which the checkpoint was published."""
+    assert world.challenger.decision is not None
+    decision = world.challenger.decision.model_dump(exclude={"id"}) | {"served": "0" * 20}
+    other = with_served(world.challenger, decision=decision)
+    with pytest.raises(DeploymentRefused, match="rests on answers with the serve settings 00000000000000000000"):
+        world.start(other)
 
 
 def test_a_checkpoint_without_promotion_is_not_deployed(world: World, tmp_path: Path) -> None:
@@ -336,16 +635,32 @@ def test_a_rollout_waits_for_approval(world: World) -> None:
     assert world.server.history == []
     decision = world.challenger.decision
     assert decision is not None
-    with pytest.raises(ValueError, match="needs a name and a reason"):
-        approve_rollout(world.store, decision.id, by="", reason="")
+    for by, reason in (("", ""), ("dr. who", " "), ("unknown", "seen the page")):
+        with pytest.raises(ValueError, match="needs a person's name and a reason"):
+            approve_rollout(world.store, decision.id, by=by, reason=reason)
     with pytest.raises(ValueError, match=f"waiting: {decision.id}"):
-        approve_rollout(world.store, "decision-0000", by="dr", reason="seen the page")
-    approved = approve_rollout(world.store, decision.id[:14], by="dr. who", reason="seen the page")
+        approve_rollout(world.store, "decision-00000000", by="dr", reason="seen the page")
+    for short in ("decision", "decision-", decision.id[:16]):
+        with pytest.raises(ValueError, match="could name several decisions; expected an id with at least 8"):
+            approve_rollout(world.store, short, by="dr. who", reason="seen the page")
+    with pytest.raises(ValueError, match="was begun by ann; another person must approve it"):
+        approve_rollout(world.store, decision.id, by="ann", reason="seen the page")
+    approved = approve_rollout(world.store, decision.id[:17], by="dr. who", reason="seen the page")
     assert resume_rollout(world.store, approved, world.target(world.challenger), wait=lambda _: None) == "finished"
     assert approved.events[2].detail == "dr. who: seen the page"
     assert world.champion == world.challenger.sha256
     with pytest.raises(ValueError, match="names 0 rollouts"):
         approve_rollout(world.store, decision.id, by="dr. who", reason="again")
+
+
+def test_an_approval_of_an_outdated_decision_is_refused(world: World, tmp_path: Path) -> None:
+    world.deploy(world.base)
+    rival = published(world.store, tmp_path, 3.0, over=world.base)
+    journal = world.start(world.challenger, FAST.model_copy(update={"approval": True}))
+    resume_rollout(world.store, journal, world.target(world.challenger))
+    champion.promote_champion(world.store, rival, over=world.base.sha256, by="bo", reason="faster")
+    with pytest.raises(champion.ChampionMoved, match="was moved while the rollout was open"):
+        approve_rollout(world.store, journal.plan.decision, by="dr. who", reason="seen the page")
 
 
 def test_blue_green_keeps_only_the_previous_service(world: World, tmp_path: Path) -> None:
@@ -394,17 +709,17 @@ def test_creating_an_existing_object_is_a_conflict(world: World) -> None:
 
 def test_service_url_bypasses_the_api_servers_proxy(world: World) -> None:
     """With service_url no request uses the API server's proxy, so the account needs no permission for it."""
-    settings = SERVICE.model_copy(update={"service_url": world.server.url + "/own/{service}"})
-    world.server.scripts[world.base.sha256].metrics = lambda: 'clincot_requests_total{status="200"} 7\n'
+    url = world.server.url
+    settings = SERVICE.model_copy(
+        update={"service_url": url + "/own/{service}", "pod_metrics_url": url + "/pods/{pod}/metrics", "replicas": 2}
+    )
+    counted = 'clincot_requests_total{protocol="v1",status="200"} 7\n'
+    world.server.scripts[world.base.sha256].metrics = lambda pod: counted
     target = TARGET_CLASSES["canary"](world.cluster, settings, world.base.sha256, world.base.uri, FAST.steps)
     target.start_revision()
-    assert target.read_request_counts() == (7, 0)
+    assert list(target.read_request_counts().servers.values()) == [(7, 0), (7, 0)]
     assert "2 golden questions" in run_smoke_test(target, world.base, read_golden_images(world.store, world.base), FAST)
     assert not [path for _, path in world.server.requests if "/proxy/" in path]
-    away = settings.model_copy(update={"service_url": "http://127.0.0.1:9/{service}"})
-    assert (
-        TARGET_CLASSES["canary"](
-            world.cluster, away, world.base.sha256, world.base.uri, FAST.steps
-        ).read_request_counts()
-        is None
-    )
+    away = settings.model_copy(update={"pod_metrics_url": "http://127.0.0.1:9/{pod}"})
+    target = TARGET_CLASSES["canary"](world.cluster, away, world.base.sha256, world.base.uri, FAST.steps)
+    assert "cannot be read (GET" in target.read_request_counts().missing

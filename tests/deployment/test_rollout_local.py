@@ -118,7 +118,7 @@ def test_traffic_shares_and_abandoning_an_open_rollout(world: World) -> None:
     target.shift_traffic(20)
     assert world.asked(10) == {world.base.sha256: 8, world.challenger.sha256: 2}
     counts = target.read_request_counts()
-    assert counts == (2, 0)
+    assert list(counts.servers.values()) == [(2, 0)]  # the smoke test's questions go past the splitter
     abandon_rollout(journal, world.target(world.challenger), "changed our minds")
     assert world.asked(5) == {world.base.sha256: 5}
     assert world.servers() == [world.base.sha256]

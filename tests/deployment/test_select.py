@@ -7,12 +7,14 @@ from typing import Any
 
 import pytest
 
+from clincot.deployment.inference_service import build_inference_service
 from clincot.deployment.rollout import TargetFailed
 from clincot.deployment.service_settings import ServiceSettings
 from clincot.deployment.targets.select import choose_traffic_mode
-from tests.support.kube_api_server import ApiServer, api_server
+from tests.support.kube_api_server import ApiServer, api_server, find_knative_refusal
 
 SERVICE = ServiceSettings(name="chest", namespace="serving")
+SMALL = {"engine": "clincot", "runtime": "clincot-serve"}  # one container
 CONFIG = "/api/v1/namespaces/kserve/configmaps/inferenceservice-config"
 
 
@@ -28,7 +30,9 @@ CONFIG = "/api/v1/namespaces/kserve/configmaps/inferenceservice-config"
             "enableGatewayApi is not true",
         ),
         (set(), {}, {}, "blue-green", "the cluster has no Gateway API"),
-        ({"serving.knative.dev/v1"}, {}, {}, "knative", "Knative mode"),
+        ({"serving.knative.dev/v1"}, {}, SMALL, "knative", "Knative mode"),
+        # Knative would refuse vLLM's pod, so the service runs in Standard mode beside it
+        ({"serving.knative.dev/v1"}, {}, {}, "blue-green", "the cluster has no Gateway API"),
         (set(), {}, {"gateway_api": "yes"}, "canary", "gateway_api is set to yes"),
         (set(), {}, {"gateway_api": "yes", "transformer": "separate"}, "blue-green", "past a transformer of its own"),
     ],
@@ -55,6 +59,27 @@ def test_the_mode_is_chosen_by_what_the_cluster_has(
 def test_an_unsupported_mode_is_refused(mode: str, why: str) -> None:
     with api_server(ApiServer()) as cluster, pytest.raises(TargetFailed, match=why):
         choose_traffic_mode(cluster, SERVICE.model_copy(update={"mode": mode}))
+
+
+@pytest.mark.parametrize(
+    ("settings", "why"),
+    [
+        ({}, r"Knative allows one port in a pod.*set mode: standard or blue-green, or engine: clincot"),
+        ({"transformer": "separate"}, "may reach another revision of the predictor; set mode: standard or blue-green"),
+    ],
+)
+def test_pods_that_knative_refuses_are_refused_before(settings: dict[str, Any], why: str) -> None:
+    """The stub, like Knative, refuses such a pod, which KServe only tells while the rollout waits."""
+    service = SERVICE.model_copy(update={"mode": "knative"} | settings)
+    predictor = build_inference_service(SERVICE, "4f" * 32, "s3://b/m", mode="Knative")["spec"]["predictor"]
+    assert find_knative_refusal(predictor).startswith("more than one container port is set")
+    small = build_inference_service(SERVICE.model_copy(update=SMALL), "4f" * 32, "s3://b/m", mode="Knative")
+    assert find_knative_refusal(small["spec"]["predictor"]) == ""
+    with (
+        api_server(ApiServer(groups={"serving.knative.dev/v1"})) as cluster,
+        pytest.raises(TargetFailed, match=why),
+    ):
+        choose_traffic_mode(cluster, service)
 
 
 def test_settings_replace_a_config_map_that_cannot_be_read() -> None:

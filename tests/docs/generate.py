@@ -26,7 +26,8 @@ from pydantic import BaseModel
 from clincot import records
 from clincot.cli.reference import render_cli_reference
 from clincot.config import FrozenConfig, Params, load_params
-from clincot.config.sections import INHERITED_BY_PREFLIGHT, SECTION_NAMES
+from clincot.config.params_yaml import is_inherited
+from clincot.config.sections import SECTION_NAMES
 from clincot.fields import FrozenModel
 from clincot.records import Record
 from clincot.registry.champion import Champion, ChampionMove, build_champion_key
@@ -144,7 +145,7 @@ def _render_section(
     rows = []
     before, after = neutral.model_dump(mode="json"), recipe.model_dump(mode="json")
     for field, about in kind.model_fields.items():
-        if name == "preflight" and field in INHERITED_BY_PREFLIGHT:
+        if is_inherited(name, field):
             continue
         _collect_nested(about.annotation, nested)
         shown = _value(before[field])

@@ -8,11 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from clincot.config import EvaluateConfig, ProposeConfig
+from clincot.config import EvaluateConfig, ProposeConfig, ServeConfig
 from clincot.datasets.folder import StudyIndex
 from clincot.evaluation.benchmark import Benchmark
 from clincot.evaluation.evaluator import collect_answer_spaces, evaluate_policy
 from clincot.evaluation.read_benchmark import read_benchmark
+from clincot.generation.visual_cot import ImageQuestion, answer_question, measure_leads
 from clincot.geometry import WHOLE_IMAGE, choose_view_square, compute_coverage
 from clincot.jsonl import write_records
 from clincot.models.protocols import Generation
@@ -231,3 +232,32 @@ def test_controls_of_an_absent_finding_have_its_usual_size(benchmark: Benchmark,
     for o in (o for o in made if o.question == first):
         assert (o.hit, o.iou) == (None, None)
         assert o.box.x1 - o.box.x0 == pytest.approx(0.25, abs=2e-4)
+
+
+def test_served_is_what_the_server_answers(folder: Path) -> None:
+    """The arm `served` and a server with the same settings give one answer, from one region, with one digest.
+
+    The answers leave through generation.visual_cot in both; here the arm answers all questions in one batch and the
+    server one by one.
+    """
+    grounders = {"windows": 1, "written": 1}
+    serve = ServeConfig(propose=ProposeConfig.model_validate({"grounders": grounders, "temperature": 0.0}))
+    config = EvaluateConfig(arms=("served",), serve=serve)
+    benchmark, studies = read_benchmark(folder), StudyIndex(folder)
+    outcomes = list(evaluate_policy(Reader(), benchmark, studies, folder, config))
+    assert [outcome.question for outcome in outcomes] == list(benchmark.questions)
+    for outcome in outcomes:
+        question = benchmark.questions[outcome.question]
+        asked = ImageQuestion(studies[question.study], folder, question.text)
+        answer = answer_question(asked, Reader(), serve)
+        assert (outcome.answer, outcome.box, outcome.settings) == (answer.answer, answer.box, answer.settings)
+        assert outcome.settings == serve.answer_digest
+        lead, region_lead = measure_leads(answer)
+        assert (outcome.lead, outcome.region_lead) == (round(lead, 6), round(region_lead, 6))
+
+
+def test_other_arms_are_recorded_as_before(folder: Path) -> None:
+    """Settings of a server and leads belong to the arm `served`; elsewhere they are absent, so ids stay the same."""
+    config = EvaluateConfig(arms=("whole",), propose=PROPOSE)
+    (outcome, *_) = evaluate_policy(Reader(), read_benchmark(folder), StudyIndex(folder), folder, config)
+    assert not {"settings", "lead", "region_lead"} & set(outcome.model_dump(mode="json"))

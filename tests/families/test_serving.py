@@ -8,12 +8,12 @@ import pytest
 from starlette.testclient import TestClient
 
 from clincot.config import ProposeConfig
+from clincot.config.server_settings import ServeSettings
 from clincot.generation.visual_cot import ImageQuestion, VisualAnswer, answer_question
 from clincot.models.vlm import VisionLanguageModel
 from clincot.records import Study
 from clincot.serving.middleware import RequestMiddleware
 from clincot.serving.server import ServePlan, build_application, build_data_plane, open_backend
-from clincot.serving.server_settings import ServeSettings
 from clincot.serving.service import AnswerService
 from tests.support.model_servers import CHAT, PREDICT, chat, data_uri, v1
 

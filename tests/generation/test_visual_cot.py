@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from clincot.config.server_settings import ServeSettings
 from clincot.datasets.folder import StudyIndex
 from clincot.generation.visual_cot import (
     ImageQuestion,
@@ -21,7 +22,6 @@ from clincot.generation.visual_cot import (
 )
 from clincot.geometry import WHOLE_IMAGE, box_from_xyxy
 from clincot.models.vlm import VisionLanguageModel
-from clincot.serving.server_settings import ServeSettings
 from tests.serving.conftest import POLICY
 from tests.support.model_servers import Parrot
 

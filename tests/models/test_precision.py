@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from clincot.config import JudgeSpec, load_params
+from clincot.config.server_settings import load_serve_settings
 from clincot.errors import InvalidInput
 from clincot.jsonl import InvalidRecord
 from clincot.models.load import load_judge, load_policy, unload_models
@@ -15,7 +16,6 @@ from clincot.models.precision import choose_dtype
 from clincot.models.vlm import VisionLanguageModel
 from clincot.pipelines.round_plan import RoundPlan
 from clincot.serving.backend import LocalBackend
-from clincot.serving.server_settings import load_serve_settings
 
 
 def test_inference_is_float32_on_a_processor(small_dir: Path) -> None:

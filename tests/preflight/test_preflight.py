@@ -416,13 +416,60 @@ def test_a_repository_without_a_first_commit_and_none_at_all(tmp_path: Path) -> 
 # --- the cluster
 
 
+@pytest.mark.parametrize(
+    ("labels", "container", "security", "state", "result"),
+    [
+        ({}, "", {}, "pass", "none, so all pods are admitted"),
+        ({"pod-security.kubernetes.io/enforce": "baseline"}, "", {}, "pass", "baseline"),
+        ({"pod-security.kubernetes.io/enforce": "restricted"}, "", {}, "fail", "has no securityContext"),
+        (
+            {"pod-security.kubernetes.io/enforce": "restricted"},
+            "large",
+            {"runAsNonRoot": True},
+            "fail",
+            "large lacks allowPrivilegeEscalation: false, capabilities.drop [ALL]",
+        ),
+        (
+            {"pod-security.kubernetes.io/enforce": "restricted"},
+            "large",
+            {"runAsNonRoot": True, "allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}},
+            "pass",
+            "the storage-initializer is that of large",
+        ),
+    ],
+)
+def test_pod_security_is_checked_before_a_rollout_waits(
+    labels: dict[str, str], container: str, security: dict[str, Any], state: str, result: str
+) -> None:
+    """The label of the namespace, against what KServe's own container lacks (seen: its pods are forbidden)."""
+    spec = {"container": {"name": "storage-initializer", "securityContext": security}}
+    objects = {
+        "/api/v1/namespaces/clinic": {"metadata": {"name": "clinic", "labels": labels}},
+        "/apis/serving.kserve.io/v1alpha1/clusterstoragecontainers/large": {
+            "metadata": {"name": "large"},
+            "spec": spec,
+        },
+    }
+    server = ApiServer(objects=objects)
+    settings = ServiceSettings(namespace="clinic", storage_container=container)
+    with api_server(server) as cluster:
+        check = cluster_checks.check_serving_namespace(cluster, settings)
+        assert (check.state, result in check.result) == (state, True), check.result
+        runs = cluster_checks.check_run_namespace(cluster, "clinic")
+        assert runs.state == "pass"
+        server.forbidden.add(("GET", "/namespaces/"))
+        assert cluster_checks.check_serving_namespace(cluster, settings).state == "skipped"
+        assert "HTTP 403" in cluster_checks.check_run_namespace(cluster, "clinic").result
+
+
 def test_kserve_and_the_permissions_of_a_rollout() -> None:
     server = ApiServer(groups={"serving.kserve.io/v1beta1"})
     with api_server(server) as cluster:
         found = list(cluster_checks.check_kserve(cluster, ServiceSettings(namespace="clinic")))
     assert states(found) == {"cluster: KServe": "pass", "cluster: permissions": "pass"}
-    # 5 of InferenceServices, 4 of Services, 2 of their proxies, KServe's ConfigMap, the CRD that manifests are held to
-    assert "13 permissions in clinic" in found[1].probe
+    # 5 of InferenceServices, 4 of Services, 2 of their proxies, KServe's ConfigMap, the CRD that manifests are held to;
+    # and the namespace, the lists of pods and events, logs and proxies of pods
+    assert "18 permissions in clinic" in found[1].probe
 
 
 def test_what_is_not_allowed_is_named_all_of_it() -> None:

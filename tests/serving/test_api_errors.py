@@ -19,8 +19,8 @@ import pydicom
 import pytest
 from PIL import Image
 
+from clincot.config.server_settings import ServeSettings
 from clincot.serving.auth import ApiKeys
-from clincot.serving.server_settings import ServeSettings
 from tests.support.model_servers import CHAT, INFER, LOOK_ONCE, PREDICT, Parrot, chat, serving_here, until, v1, v2
 
 KEY = "sk-limits"

@@ -8,12 +8,12 @@ import httpx
 import pytest
 import torch
 
+from clincot.config.server_settings import ServeSettings
 from clincot.errors import PromptTooLong
 from clincot.prompts import PromptFormat, Turn
 from clincot.serving.api_errors import ApiError
 from clincot.serving.backend import PredictorAddress, RemoteBackend
 from clincot.serving.request_context import RequestContext
-from clincot.serving.server_settings import ServeSettings
 from tests.support.chat_endpoint import MODELS
 from tests.support.http_server import Reply, Request, serving
 from tests.support.model_servers import LOOK_ONCE, PREDICT, Parrot, serving_here, v1

@@ -12,10 +12,10 @@ import pytest
 from openai import BadRequestError, OpenAI
 from pydantic import BaseModel
 
+from clincot.config.server_settings import ServeSettings
 from clincot.generation.visual_cot import VisualAnswer
 from clincot.models.protocols import Generation
 from clincot.prompts import Conversation, PromptFormat
-from clincot.serving.server_settings import ServeSettings
 from tests.support.model_servers import CHAT, chat, serving_here, until
 
 QUESTION = "Is there a nodule?"

@@ -13,9 +13,9 @@ import httpx
 import pytest
 import uvicorn
 
+from clincot.config.server_settings import ServeSettings
 from clincot.serving.auth import ApiKeys
 from clincot.serving.connections import MAX_HEADER_BYTES, build_protocol_class
-from clincot.serving.server_settings import ServeSettings
 from tests.support.model_servers import LOOK_ONCE, PREDICT, Parrot, serving_here, until, v1
 
 SHORT = {"propose": LOOK_ONCE, "header_s": 0.5, "body_s": 0.5, "reply_s": 0.5, "idle_s": 1.0}

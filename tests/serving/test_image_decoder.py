@@ -15,11 +15,11 @@ import pytest
 from PIL import Image
 
 from benchmarks.attack_images import build_deflated_bomb, build_dicom, iter_image_attacks, save_flat_png
+from clincot.config.server_settings import ServeSettings
 from clincot.images import open_image
 from clincot.serving.api_errors import ApiError
 from clincot.serving.image_decoder import ImageDecoder
 from clincot.serving.request_context import RequestContext
-from clincot.serving.server_settings import ServeSettings
 from clincot.serving.spool import Spool, open_spool
 
 SLOW_TO_BUILD = {"deflated DICOM of 800 MB", "deflated DICOM of 400 MB"}  # test_a_deflated_bomb_... has a smaller one

@@ -15,7 +15,7 @@ from schemathesis.specs.openapi.checks import (
     status_code_conformance,
 )
 
-from clincot.serving.server_settings import ServeSettings
+from clincot.config.server_settings import ServeSettings
 from tests.support.model_servers import CHAT, INFER, LOOK_ONCE, PREDICT, Parrot, serving_here
 
 CHECKS = [not_a_server_error, status_code_conformance, content_type_conformance, response_schema_conformance]

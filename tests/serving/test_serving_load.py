@@ -13,10 +13,10 @@ import httpx
 import pytest
 from safetensors.torch import load_file, save_file
 
+from clincot.config.server_settings import ServeSettings
 from clincot.models.protocols import Generation
 from clincot.models.vlm import VisionLanguageModel
 from clincot.prompts import Conversation
-from clincot.serving.server_settings import ServeSettings
 from tests.support import tiny
 from tests.support.model_servers import LOOK_ONCE, PREDICT, Parrot, data_uri, serving_here, until, v1
 

@@ -8,8 +8,8 @@ import httpx
 import pytest
 from openai import APIError, BadRequestError, OpenAI
 
+from clincot.config.server_settings import ServeSettings
 from clincot.models.protocols import Generation
-from clincot.serving.server_settings import ServeSettings
 from tests.support.model_servers import CHAT, Parrot, chat, serving_here, until
 
 # the region is random rather than written by the policy, so the policy is called only for the answers

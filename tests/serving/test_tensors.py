@@ -20,8 +20,8 @@ from kserve.protocol.grpc import grpc_predict_v2_pb2 as pb
 from kserve.protocol.grpc.grpc_predict_v2_pb2_grpc import GRPCInferenceServiceStub
 from kserve.protocol.infer_type import RequestedOutput
 
+from clincot.config.server_settings import ServeSettings
 from clincot.serving.auth import ApiKeys
-from clincot.serving.server_settings import ServeSettings
 from tests.serving.conftest import KEY
 from tests.support.model_servers import INFER, PREDICT, Parrot, serving_here, until, v1, v2
 

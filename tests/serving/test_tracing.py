@@ -14,13 +14,13 @@ from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
+from clincot.config.server_settings import ServeSettings
 from clincot.errors import InvalidInput
 from clincot.models.protocols import Generation
 from clincot.prompts import PromptFormat
 from clincot.serving.backend import PredictorAddress, RemoteBackend
 from clincot.serving.log_format import JsonFormatter
 from clincot.serving.request_context import RequestContext
-from clincot.serving.server_settings import ServeSettings
 from clincot.serving.tracing import measure_stage, start_exporter, trace_request
 from tests.support.http_server import Reply, Request, serving
 from tests.support.model_servers import LOOK_ONCE, PREDICT, Parrot, serving_here, v1

@@ -13,8 +13,8 @@ from typing import Any
 
 import pytest
 
+from clincot.config.server_settings import ServeSettings
 from clincot.serving.auth import ApiKeys
-from clincot.serving.server_settings import ServeSettings
 from tests.serving.conftest import KEY
 from tests.support import tiny
 from tests.support.model_servers import ROOT, Parrot, serving_here

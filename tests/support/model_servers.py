@@ -19,6 +19,7 @@ from typing import Any
 import httpx
 import uvicorn
 
+from clincot.config.server_settings import ServeSettings
 from clincot.models.protocols import Generation, Policy
 from clincot.prompts import Conversation, PromptFormat
 from clincot.serving.auth import ApiKeys
@@ -36,7 +37,6 @@ from clincot.serving.server import (
     build_uvicorn_config,
     quiet_library_loggers,
 )
-from clincot.serving.server_settings import ServeSettings
 from clincot.serving.service import AnswerService
 from tests.support.http_server import free_port
 

@@ -364,6 +364,13 @@ proxies:
 api_keys_secret: {{ . }}
 {{- end }}
 service_url: "http://{service}.{namespace}.svc.cluster.local"
+{{- with .endpointUrl }}
+endpoint_url: {{ . | quote }}
+{{- end }}
+{{- with .settings }}
+serve:
+  {{- toYaml . | nindent 2 }}
+{{- end }}
 {{- end }}
 {{- end }}
 

@@ -18,9 +18,10 @@ from clincot.config import DeployConfig, Params
 from clincot.errors import InvalidInput, require_extra
 
 if TYPE_CHECKING:
-    from clincot.deployment.journal import RolloutJournal
+    from clincot.deployment.journal import RolloutEvent, RolloutJournal
     from clincot.deployment.rollout import RolloutTarget
     from clincot.deployment.service_settings import ServiceSettings
+    from clincot.deployment.unattended import TargetKind
     from clincot.registry.manifest import Manifest
     from clincot.storage.store import Store
 
@@ -107,6 +108,22 @@ class DeployArguments(TargetArguments):
     approval: Annotated[
         bool, typer.Option("--approval", help="Wait for `clincot approve` before anything is started.")
     ] = False
+    now: Annotated[
+        bool,
+        typer.Option(
+            "--now",
+            help="Move all traffic at once after the smoke test, without steps and without watching them.",
+        ),
+    ] = False
+    rollback: Annotated[
+        str,
+        typer.Option(
+            "--rollback",
+            metavar="REASON",
+            help="Make an earlier champion the champion again (--checkpoint; default: the one before) and roll it out "
+            "as with --now.",
+        ),
+    ] = ""
     show_manifests: Annotated[
         bool, typer.Option("--show-manifests", help="kserve: print what would be applied, and stop.")
     ] = False
@@ -163,9 +180,9 @@ def deploy_checkpoint(args: DeployArguments) -> int:
         return _abandon(args, store, line, by)
     if args.base:
         _start_line(args, params, store, line, by)
-    manifest = _find_checkpoint(args, store, line)
-    settings = params.deploy.model_copy(update={"approval": params.deploy.approval or args.approval})
+    settings = _read_deploy_config(args, params)
     service = _load_service(args)
+    manifest = _roll_back_line(args, store, line, by) if args.rollback else _find_checkpoint(args, store, line)
     if args.show_manifests:
         return _show_manifests(args, manifest, service)
     if args.ask:
@@ -178,11 +195,30 @@ def deploy_checkpoint(args: DeployArguments) -> int:
     return _resume(args, store, journal, target)
 
 
+def _read_deploy_config(args: DeployArguments, params: Params) -> DeployConfig:
+    """The settings of the rollout. An emergency rollback waits for nobody's approval."""
+    approval = (params.deploy.approval or args.approval) and not args.rollback
+    changes: dict[str, object] = {"approval": approval}
+    if args.now or args.rollback:
+        changes |= {"steps": (100,), "step_s": 0.0}
+    return params.deploy.model_copy(update=changes)
+
+
+def _roll_back_line(args: DeployArguments, store: Store, line: str, by: str) -> Manifest:
+    from clincot.deployment.deployment import roll_back_line
+    from clincot.registry.manifest import find_manifest
+
+    to = find_manifest(store, line, args.checkpoint).sha256 if args.checkpoint else ""
+    manifest = roll_back_line(store, line, to=to, by=by, reason=args.rollback)
+    print(f"{line}: champion {manifest.sha256[:12]} again: {args.rollback}")
+    return manifest
+
+
 def _start_line(args: DeployArguments, params: Params, store: Store, line: str, by: str) -> None:
     from clincot.registry.golden import start_model_line
     from clincot.serving.reference_answers import answer_as_served
 
-    config = params.publish.model_copy(update={"store": store.url, "name": line})
+    config = params.publish.model_copy(update={"store": store.url, "name": line, "serve": params.serve})
     print(start_model_line(config, store, args.base, golden=args.golden, by=by, load_look=answer_as_served))
 
 
@@ -221,6 +257,7 @@ def _show_manifests(args: DeployArguments, manifest: Manifest, service: ServiceS
     if service is None:
         raise InvalidInput("--show-manifests needs --target kserve")
     mode = "Knative" if service.mode == "knative" else "Standard"
+    service = service.with_measured(manifest.serve)
     shown = [build_inference_service(service, manifest.sha256, manifest.uri, mode=mode)]
     if args.crd:
         validate_manifest(shown[0], build_validator(read_crd(args.crd), VERSION))
@@ -250,7 +287,8 @@ def _abandon(args: DeployArguments, store: Store, line: str, by: str) -> int:
     manifest = read_manifest(store, line, plan.sha256)
     target = _build_target(args, store, manifest, plan.target, plan.service, plan.settings.steps, checked=False)
     abandon_rollout(journal, target, args.abandon)
-    _print_events(journal, args)
+    for event in journal.events:
+        print(describe_event(event))
     return 0
 
 
@@ -269,12 +307,19 @@ def approve_rollout(args: ApproveArguments) -> int:
 
 def _resume(args: TargetArguments, store: Store, journal: RolloutJournal, target: RolloutTarget) -> int:
     from clincot.deployment.deployment import resume_rollout
+    from clincot.processes import exit_on_sigterm
 
     print(f"{journal.plan.id}: {journal.plan.line} {journal.plan.sha256[:12]} to {journal.plan.target}")
+    for event in journal.events:
+        print(describe_event(event))
+    journal.tell = lambda event: print(describe_event(event), flush=True)
     try:
-        resume_rollout(store, journal, target)
-    finally:
-        _print_events(journal, args)
+        with exit_on_sigterm():
+            resume_rollout(store, journal, target)
+    except (KeyboardInterrupt, SystemExit) as error:
+        print("\n".join(getattr(error, "__notes__", ())), flush=True)
+        raise
+    _print_endpoint(journal, args)
     return 0
 
 
@@ -282,39 +327,38 @@ def _build_target(
     args: TargetArguments,
     store: Store,
     manifest: Manifest,
-    kind: str,
+    kind: TargetKind,
     service: ServiceSettings | None,
     steps: tuple[int, ...],
     *,
     checked: bool = True,
 ) -> RolloutTarget:
     """Build the target on which a checkpoint is rolled out; checked: validate its manifests against the CRD."""
-    if kind == "local":
-        from clincot.deployment.targets.local import SERVE_COMMAND, LocalTarget
+    from clincot.deployment.targets.local import SERVE_COMMAND
+    from clincot.deployment.unattended import TargetOptions, build_target
 
-        command = shlex.split(args.serve_command) if args.serve_command else SERVE_COMMAND
-        return LocalTarget(args.state, store, manifest, steps, command=command, port=args.port)
-    with require_extra("cluster", "a rollout to kserve"):
-        from clincot.clients.kubernetes import connect_cluster
-        from clincot.deployment.crd import build_validator, read_crd
-        from clincot.deployment.inference_service import VERSION
-        from clincot.deployment.targets.select import build_kserve_target
-    if service is None:
-        raise InvalidInput("a rollout to kserve needs the settings of its service")
-    validator = build_validator(read_crd(args.crd), VERSION) if args.crd else None
-    target = build_kserve_target(connect_cluster(args.context), service, manifest, steps, validator)
-    if checked:
-        target.validate_manifest()
-    return target
+    options = TargetOptions(
+        state=args.state,
+        serve_command=shlex.split(args.serve_command) if args.serve_command else SERVE_COMMAND,
+        port=args.port,
+        service=service,
+        context=args.context,
+        crd=args.crd,
+        validate=checked,
+    )
+    return build_target(store, manifest, kind, steps=steps, options=options)
 
 
-def _print_events(journal: RolloutJournal, args: TargetArguments) -> None:
-    """Print the rollout event by event, and the address of a local endpoint."""
+def describe_event(event: RolloutEvent) -> str:
+    """One line that tells an event of a rollout."""
+    share = "" if event.percent is None else f" {event.percent} %"
+    return f"  {event.at} {event.kind}{share}" + (f": {event.detail}" if event.detail else "")
+
+
+def _print_endpoint(journal: RolloutJournal, args: TargetArguments) -> None:
+    """Print the address of a local endpoint."""
     from clincot.deployment.targets.local import ServerProcess
 
-    for event in journal.events:
-        share = "" if event.percent is None else f" {event.percent} %"
-        print(f"  {event.at} {event.kind}{share}" + (f": {event.detail}" if event.detail else ""))
     front = args.state / "front.json"
     if journal.plan.target == "local" and journal.last.kind == "finished" and front.is_file():
         url = ServerProcess.model_validate_json(front.read_bytes()).url

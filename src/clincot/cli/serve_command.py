@@ -19,7 +19,7 @@ Then open http://localhost:8080 in a browser, or from another shell:
   curl -s localhost:8080/v1/models/policy:predict -H 'Content-Type: application/json' -d '{"instances": [
     {"question": "Is there a nodule?", "image": "data:image/png;base64,'$(base64 -w0 film.png)'"}]}'
 
-The settings are in src/clincot/serving/server_settings.py, the request formats in docs/guides/querying.md and in the
+The settings are in src/clincot/config/server_settings.py, the request formats in docs/guides/querying.md and in the
 server's /openapi.json.
 """
 
@@ -110,7 +110,7 @@ def serve_checkpoint(args: ServeArguments) -> int:
     """Serve a checkpoint over HTTP, with the OpenAI and the KServe V1 and V2 protocols."""
     with require_extra("serve", "serving"):
         from clincot.serving.server import ServePlan, run_server
-    from clincot.serving.server_settings import load_serve_settings
+    from clincot.config.server_settings import load_serve_settings
 
     overrides = tuple(args.overrides)
     if not args.page:

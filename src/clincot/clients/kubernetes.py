@@ -279,6 +279,11 @@ def _contains(existing: Any, wanted: Any) -> bool:
     return bool(existing == wanted)
 
 
+def pod_proxy_path(namespace: str, pod: str, path: str, port: int) -> str:
+    """Return the path that reaches one pod through the API server's proxy."""
+    return f"/api/v1/namespaces/{namespace}/pods/http:{pod}:{port}/proxy/{path.lstrip('/')}"
+
+
 def _parse_api_error(method: str, path: str, error: ApiException) -> ClusterFailed:
     try:
         reply = json.loads(error.body).get("message", "") if error.body else ""

@@ -6,6 +6,7 @@ loading.py        neutral defaults < recipe < params file < --set
 params_yaml.py    parameters as YAML with the descriptions as comments
 shipped.py        files that come with the package: `shipped:policy`
 settings_file.py  reading any settings file, with errors that name the key
+server_settings.py  settings of `clincot serve`, which a deployment passes to its servers
 
 The public names are those below: import them from `clincot.config`.
 """
@@ -31,6 +32,7 @@ from clincot.config.sections import (
     ProposeConfig,
     PublishConfig,
     RecipeReference,
+    ServeConfig,
     Share,
     TrainConfig,
     VersionConfig,
@@ -57,6 +59,7 @@ __all__ = [
     "PublishConfig",
     "Recipe",
     "RecipeReference",
+    "ServeConfig",
     "Share",
     "TrainConfig",
     "VersionConfig",

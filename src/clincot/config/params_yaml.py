@@ -9,7 +9,14 @@ from typing import Any
 import yaml
 
 from clincot.config.recipes import list_recipes
-from clincot.config.sections import INHERITED_BY_PREFLIGHT, SECTION_NAMES, FrozenConfig, Params, RecipeReference
+from clincot.config.sections import (
+    INHERITED_BY_PREFLIGHT,
+    SECTION_NAMES,
+    SERVE_INHERITORS,
+    FrozenConfig,
+    Params,
+    RecipeReference,
+)
 
 _WIDTH = 120  # columns; a comment that would reach further goes above its key
 _HEAD = (
@@ -23,7 +30,7 @@ def render_params(params: Params) -> str:
     """Render every section and field as YAML that load_params reads back to the same parameters.
 
     `evaluate.propose` is an alias of `propose` if both are equal. Judges are written without the fields that have their
-    defaults. `preflight` is written without the sections that it takes from the round.
+    defaults. Sections are written without what they take from others.
     """
     lines = [f"# Parameters of a round: {_describe_source(params.recipe)}."]
     for sentence in _HEAD:
@@ -54,7 +61,7 @@ def _trim_reference(reference: RecipeReference) -> dict[str, Any]:
 
 def _render_fields(config: FrozenConfig, params: Params, path: str, *, indent: str) -> Iterator[str]:
     for name, field in type(config).model_fields.items():
-        if path == "preflight" and name in INHERITED_BY_PREFLIGHT:
+        if is_inherited(path, name):
             continue
         value = getattr(config, name)
         description = field.description or ""
@@ -71,6 +78,13 @@ def _render_fields(config: FrozenConfig, params: Params, path: str, *, indent: s
             yield from (f"{indent}  - {_dump(item.model_dump(mode='json', exclude_defaults=True))}" for item in value)
         else:
             yield from _describe_line(f"{indent}{name}: {_dump(_to_json(config, name))}", description, indent)
+
+
+def is_inherited(section: str, field: str) -> bool:
+    """Whether a section takes this field from others of the round's parameters, so that nobody sets it there."""
+    return (section == "preflight" and field in INHERITED_BY_PREFLIGHT) or (
+        section in SERVE_INHERITORS and field == "serve"
+    )
 
 
 def render_value(config: FrozenConfig, name: str) -> str:

@@ -133,6 +133,29 @@ class AnswerConfig(FrozenConfig):
         return self.report_max_new_tokens if kind == "report" else self.max_new_tokens
 
 
+class ServeConfig(FrozenConfig):
+    """How a server answers: the regions that it looks at, the length of an answer, when it abstains.
+
+    The benchmark's arm `served`, the golden questions and the deployed server all take these settings, so that the gate
+    measures what clients get.
+    """
+
+    propose: ProposeConfig = Field(
+        default=ProposeConfig(grounders={"windows": 2, "written": 1}, temperature=0.0),
+        description="The regions that an answer is derived from; the whole image is always added.",
+    )
+    max_new_tokens: PositiveInt = Field(default=16, description="Longest answer from one region, in tokens.")
+    abstain_below: Share = Field(
+        default=0.0,
+        description="Confidence below which an answer abstains; 0: never. It depends on the checkpoint.",
+    )
+
+    @property
+    def answer_digest(self) -> str:
+        """Hash of what decides the answer; abstaining withholds an answer and does not change it."""
+        return hash_json({"propose": self.propose.model_dump(mode="json"), "max_new_tokens": self.max_new_tokens})[:20]
+
+
 class JudgeSpec(FrozenConfig):
     """One judge: a checkpoint in this process, or an OpenAI-compatible endpoint that returns log-probabilities."""
 
@@ -341,14 +364,17 @@ class EvaluateConfig(FrozenConfig):
     """How a policy is measured on the benchmark, and how intervals are computed."""
 
     arms: tuple[
-        Literal["written", "windows", "relevance", "http", "random", "wrong", "oracle", "shuffled", "whole"], ...
+        Literal["served", "written", "windows", "relevance", "http", "random", "wrong", "oracle", "shuffled", "whole"],
+        ...,
     ] = Field(
         default=("written", "windows", "random", "oracle", "whole"),
-        description="Kinds of regions that the policy answers from; random, wrong, shuffled and whole are controls.",
+        description="Kinds of regions that the policy answers from; served answers as a server does; random, wrong, "
+        "shuffled and whole are controls.",
     )
     propose: ProposeConfig = Field(
         default=ProposeConfig(), description="Settings of the grounders; `clincot rounds` takes those of the round."
     )
+    serve: ServeConfig = Field(default=ServeConfig(), description="Settings of the arm served; those of `serve`.")
     limit: int = Field(default=0, ge=0, description="Maximum number of questions; 0: all.")
     max_new_tokens: PositiveInt = Field(default=16, description="Maximum length of an answer.")
     report_max_new_tokens: PositiveInt = Field(default=160, description="Maximum length of a report.")
@@ -382,7 +408,11 @@ class Floors(FrozenConfig):
 class DecideConfig(FrozenConfig):
     """When the challenger replaces the champion."""
 
-    arm: str = Field(default="written", description="Kind of regions on which the decision rests: the policy's own.")
+    arm: str = Field(
+        default="written",
+        description="Kind of regions on which the decision rests: written, the policy's own, or served, the answers of "
+        "the deployed server; evaluate.arms must contain it.",
+    )
     lifetime_error: float = Field(
         default=0.05,
         gt=0,
@@ -440,6 +470,14 @@ class PublishConfig(FrozenConfig):
     golden: int = Field(
         default=8, ge=0, description="Questions stored with their answers and regions, for smoke tests."
     )
+    served: int = Field(
+        default=32,
+        ge=0,
+        description="Benchmark questions stored with the answers of the arm served, which a rollout asks at its end.",
+    )
+    serve: ServeConfig = Field(
+        default=ServeConfig(), description="How the checkpoint is to be served; the settings of `serve`."
+    )
     licence: str = Field(
         default="Apache-2.0", min_length=1, description="SPDX name; a derived model carries the licence of its base."
     )
@@ -459,11 +497,12 @@ class DeployConfig(FrozenConfig):
     )
     poll_s: float = Field(default=2.0, gt=0, description="Seconds between two reads of the cluster's state.")
     request_s: float = Field(default=60.0, gt=0, description="Deadline of one smoke request, in seconds.")
-    max_error_rate: Share = Field(default=0.02, description="Share of the new revision's requests that may fail.")
+    max_error_rate: Share = Field(
+        default=0.02, description="Share of users' requests to the new revision that may fail, of golden questions too."
+    )
     smoke_iou: Share = Field(
         default=0.5, description="Smallest IoU at which an answer's region matches the golden one."
     )
-    smoke_misses: int = Field(default=0, ge=0, description="Golden questions that may be answered differently.")
     approval: bool = Field(default=False, description="Wait for `clincot approve` before the rollout starts.")
 
     @model_validator(mode="after")
@@ -521,6 +560,7 @@ class PreflightConfig(FrozenConfig):
 
 
 INHERITED_BY_PREFLIGHT = ("judge", "publish", "version", "prepare", "propose", "train", "evaluate", "decide")
+SERVE_INHERITORS = ("evaluate", "publish")  # sections that take `serve` from the parameters of the round
 
 
 class ModelsConfig(FrozenConfig):
@@ -556,6 +596,7 @@ class Params(FrozenConfig):
     decide: DecideConfig = DecideConfig()
     publish: PublishConfig = PublishConfig()
     deploy: DeployConfig = DeployConfig()
+    serve: ServeConfig = ServeConfig()
     models: ModelsConfig = ModelsConfig()
     recipe: RecipeReference = RecipeReference()
 
@@ -564,6 +605,15 @@ class Params(FrozenConfig):
         for name in INHERITED_BY_PREFLIGHT:
             if getattr(self.preflight, name) != getattr(PreflightConfig(), name):
                 raise ValueError(f"preflight.{name} is the round's own; set {name} instead")
+        return self
+
+    @model_validator(mode="after")
+    def _check_one_way_to_serve(self) -> Params:
+        """A section that is given alone, as to a task of a pipeline, may hold its copy of `serve`."""
+        for name in SERVE_INHERITORS:
+            copy = getattr(self, name).serve
+            if copy != ServeConfig() and self.serve not in (copy, ServeConfig()):
+                raise ValueError(f"{name}.serve differs from serve; set serve alone, which holds for both")
         return self
 
     @property
@@ -592,11 +642,15 @@ class Params(FrozenConfig):
         """Return the stage's section with what it takes from others.
 
         Preflight takes the judges, the store and the data repository to check; a stage that loads models takes
-        `models.dtype`, unless it has a type of its own.
+        `models.dtype`, unless it has a type of its own; evaluate and publish take `serve`.
         """
         config: FrozenConfig = getattr(self, stage)
         if isinstance(config, PreflightConfig):
-            return config.model_copy(update={name: getattr(self, name) for name in INHERITED_BY_PREFLIGHT})
+            sections = {name: getattr(self, name) for name in INHERITED_BY_PREFLIGHT if name not in SERVE_INHERITORS}
+            inherited = {name: self.get_stage_config(name) for name in INHERITED_BY_PREFLIGHT if name not in sections}
+            return config.model_copy(update=sections | inherited)
+        if isinstance(config, EvaluateConfig | PublishConfig) and config.serve == ServeConfig():
+            config = config.model_copy(update={"serve": self.serve})
         if getattr(config, "dtype", "") == "inherit":
             return config.model_copy(update={"dtype": self.models.dtype})
         return config

@@ -123,9 +123,7 @@ def _build_deploy_command(plan: Plan, state: Path, port: int, *, checkpoint: str
     command = _build_command("deploy", "--target", "local", "--store", str(plan.run / "store"), "--name", MODEL_NAME)
     if checkpoint:
         command += ["--checkpoint", checkpoint]
-    command += ["--state", str(state), "--port", str(port), "--set", "deploy.step_s=0"]
-    # A small policy has near ties between windows, which may come out differently.
-    return [*command, "--set", "deploy.smoke_misses=1"]
+    return [*command, "--state", str(state), "--port", str(port), "--set", "deploy.step_s=0"]
 
 
 def _list_promoted_rounds(plan: Plan) -> list[int]:
@@ -136,7 +134,7 @@ def _list_promoted_rounds(plan: Plan) -> list[int]:
 
 def _publish_round(plan: Plan, store: FolderStore, number: int) -> Manifest:
     """Publish the base (0), or a promoted round's policy with its evidence. Publishing twice changes nothing."""
-    config = PublishConfig(store=str(store.root), name=MODEL_NAME, round=number)
+    config = PublishConfig(store=str(store.root), name=MODEL_NAME, round=number, serve=plan.params.serve)
     if number == 0:
         base = {
             "checkpoint": resolve_path(plan.policy),

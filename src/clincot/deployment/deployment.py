@@ -12,8 +12,8 @@ from typing import ClassVar, Literal
 
 from clincot.config import DeployConfig
 from clincot.deployment.journal import RolloutJournal, RolloutPlan, iter_journals, read_last_journal
-from clincot.deployment.rollout import RolloutTarget, roll_out
-from clincot.deployment.service_settings import ServiceSettings
+from clincot.deployment.rollout import RolloutSteps, RolloutTarget, roll_out
+from clincot.deployment.service_settings import UNKNOWN_USER, ServiceSettings
 from clincot.deployment.smoke import read_golden_images
 from clincot.errors import InvalidInput
 from clincot.fields import NonEmptyStr
@@ -21,6 +21,8 @@ from clincot.records import Record
 from clincot.registry import champion
 from clincot.registry.manifest import Manifest, list_model_names, read_manifest
 from clincot.storage.store import KeyExists, Store
+
+MIN_ID_DIGITS = 8  # of an id that an approval names, so that it means one decision
 
 
 class Approval(Record):
@@ -66,11 +68,13 @@ def start_rollout(
     read_golden_images(store, manifest)  # raises if there are none: the rollout could not be checked
     now = champion.read_champion(store, manifest.line).now
     decision = _check_decision(store, manifest, now.sha256)
+    _check_measured_settings(manifest)
     plan = RolloutPlan(
         line=manifest.line,
         number=1 if last is None else last.plan.number + 1,
         sha256=manifest.sha256,
         previous="" if now.sha256 == manifest.sha256 else now.sha256,
+        move=now.number,
         decision=decision,
         target=target,
         settings=settings,
@@ -105,6 +109,30 @@ def _check_decision(store: Store, manifest: Manifest, now: str) -> str:
     return decision.id
 
 
+def _check_measured_settings(manifest: Manifest) -> None:
+    """Raise DeploymentRefused if the decision rests on answers with other settings than those of the server."""
+    decision, serve = manifest.decision, manifest.serve
+    if decision is not None and decision.served and (serve is None or serve.answer_digest != decision.served):
+        deployed = "none are recorded" if serve is None else f"it would be served with {serve.answer_digest}"
+        raise DeploymentRefused(
+            f"{manifest.line} {manifest.sha256[:12]}: {decision.id} rests on answers with the serve settings "
+            f"{decision.served}, but {deployed}; publish it again with the section serve that was evaluated"
+        )
+
+
+def check_pointer(store: Store, plan: RolloutPlan) -> None:
+    """Raise ChampionMoved if the champion pointer was moved since the rollout was planned, except by the rollout."""
+    now = champion.read_champion(store, plan.line).now
+    if now.sha256 == plan.sha256 and (plan.move is None or now.number <= plan.move + 1):
+        return
+    if now.sha256 == (plan.previous or plan.sha256) and plan.move in (None, now.number):
+        return
+    raise champion.ChampionMoved(
+        f"{plan.line}: the champion was moved while the rollout was open: it is {now.sha256[:12]} ({now.kind}, moved "
+        f"{now.at} by {now.by or 'unknown'}: {now.reason}); decide against the current champion"
+    )
+
+
 def resume_rollout(
     store: Store, journal: RolloutJournal, target: RolloutTarget, *, wait: Callable[[float], None] = time.sleep
 ) -> Literal["awaiting approval", "finished"]:
@@ -113,7 +141,7 @@ def resume_rollout(
     Raises what roll_out raises.
     wait: sleeps for a number of seconds.
     """
-    if journal.plan.settings.approval and not any(event.kind == "approved" for event in journal.events):
+    if journal.plan.settings.approval and not _is_approved(store, journal):
         if not journal.awaits_approval:
             journal.add_event("awaiting approval", f"clincot approve {journal.plan.decision or journal.plan.id}")
         return "awaiting approval"
@@ -129,24 +157,46 @@ def resume_rollout(
         )
         return f"{plan.sha256[:12]} in the place of {plan.previous[:12]}"
 
-    roll_out(journal, target, manifest, read_golden_images(store, manifest), promote=promote, wait=wait)
+    steps = RolloutSteps(lambda: check_pointer(store, plan), promote, wait)
+    roll_out(journal, target, manifest, read_golden_images(store, manifest), steps)
     return "finished"
+
+
+def _is_approved(store: Store, journal: RolloutJournal) -> bool:
+    """Whether the store has an approval of this rollout and of its decision, and the journal names it."""
+    if not any(event.kind == "approved" for event in journal.events):
+        return False
+    approval = Approval.model_validate_json(store.read(_build_approval_key(journal.plan)).content)
+    return (approval.rollout, approval.decision) == (journal.plan.id, journal.plan.decision)
+
+
+def _build_approval_key(plan: RolloutPlan) -> str:
+    return f"approvals/{plan.line}/{plan.id}.json"
 
 
 def approve_rollout(store: Store, id_prefix: str, *, by: str, reason: str) -> RolloutJournal:
     """Approve the rollout that awaits it, and return its journal.
 
-    id_prefix: the id of the rollout or of its decision, or the beginning of one. Raises InvalidInput unless it names
-    exactly one rollout, and `by` and `reason` are set.
+    id_prefix: the id of the rollout or of its decision, or its beginning with at least MIN_ID_DIGITS digits. by: the
+    person, who must not be the one that began the rollout. Raises InvalidInput unless the id names exactly one rollout,
+    a person and a reason are given, and nobody else has approved it; and ChampionMoved if the rollout is out of date.
     """
-    if not by.strip() or not reason.strip():
-        raise InvalidInput("an approval needs a name and a reason (--by, --reason)")
+    if by.strip() in ("", UNKNOWN_USER) or not reason.strip():
+        raise InvalidInput("an approval needs a person's name and a reason (--by, --reason)")
+    if len(id_prefix.partition("-")[2]) < MIN_ID_DIGITS:
+        raise InvalidInput(
+            f"{id_prefix!r} could name several decisions; expected an id with at least {MIN_ID_DIGITS} of its digits, "
+            "as in decision-12ab34cd"
+        )
     waiting = [journal for journal in _iter_open_rollouts(store, by) if journal.awaits_approval]
     matches = [journal for journal in waiting if _has_id(journal.plan, id_prefix)]
     if len(matches) != 1:
         ids = ", ".join(f"{journal.plan.decision or journal.plan.id} ({journal.plan.line})" for journal in waiting)
         raise InvalidInput(f"{id_prefix} names {len(matches)} rollouts that await approval; waiting: {ids or 'none'}")
     journal = matches[0]
+    if by == journal.events[0].by:
+        raise InvalidInput(f"{journal.plan.id} was begun by {by}; another person must approve it")
+    check_pointer(store, journal.plan)
     approval = Approval(
         rollout=journal.plan.id,
         decision=journal.plan.decision,
@@ -154,7 +204,7 @@ def approve_rollout(store: Store, id_prefix: str, *, by: str, reason: str) -> Ro
         reason=reason,
         at=datetime.now(UTC).isoformat(timespec="seconds"),
     )
-    key = f"approvals/{journal.plan.line}/{journal.plan.id}.json"
+    key = _build_approval_key(journal.plan)
     try:
         store.write_new(key, (approval.model_dump_json(indent=1) + "\n").encode())
     except KeyExists:
@@ -168,7 +218,28 @@ def approve_rollout(store: Store, id_prefix: str, *, by: str, reason: str) -> Ro
 def abandon_rollout(journal: RolloutJournal, target: RolloutTarget, reason: str) -> None:
     """Abandon an open rollout: move the traffic back and stop the new revision."""
     target.roll_back()
-    journal.add_event("abandoned", reason, percent=0)
+    journal.add_event("abandoned", f"{reason}; {target.describe_traffic()}", percent=0)
+
+
+def roll_back_line(store: Store, line: str, *, to: str, by: str, reason: str) -> Manifest:
+    """Move the champion pointer back to an earlier champion and return its manifest, ready for a rollout without steps.
+
+    to: digest of the earlier champion; "": the one before the current. Raises InvalidInput without a reason, without an
+    earlier champion, or if a rollout is open (it would go on with the model that is rolled back).
+    """
+    last = read_last_journal(store, line, by=by)
+    if last is not None and not last.ended:
+        raise InvalidInput(
+            f"{line}: rollout {last.plan.number} of {last.plan.sha256[:12]} is open; --abandon REASON ends it and "
+            "sends the traffic back to the champion; roll back after that if the champion itself is bad"
+        )
+    now = champion.read_champion(store, line)
+    earlier = [move.sha256 for move in now.promotion_stack[:-1]]
+    if not to and not earlier:
+        raise InvalidInput(f"{line}: {now.now.sha256[:12]} is the first champion; there is none to roll back to")
+    manifest = read_manifest(store, line, to or earlier[-1])
+    champion.roll_back_champion(store, manifest, over=now.now.sha256, by=by, reason=reason)
+    return manifest
 
 
 def _has_id(plan: RolloutPlan, prefix: str) -> bool:

@@ -21,6 +21,9 @@ CRD_NAME = f"{PLURAL}.{GROUP}"
 MODE_ANNOTATION = "serving.kserve.io/deploymentMode"
 AUTOSCALER_ANNOTATION = "serving.kserve.io/autoscalerClass"
 TAG_ROUTING_ANNOTATION = "serving.kserve.io/enable-tag-routing"
+REPLICAS_ANNOTATION = (
+    "clincot/replicas"  # annotation, while a canary exists: replicas of the stable predictor without it
+)
 SERVICE_LABEL = "clincot/service"  # label of all objects of a service, including its pods
 DIGEST_ANNOTATION = "clincot/checkpoint"  # annotation: the checkpoint of the last finished rollout
 MODELS_PATH = "/mnt/models"  # where KServe's storage initializer downloads the checkpoint to
@@ -98,7 +101,12 @@ def build_labels(settings: ServiceSettings) -> dict[str, str]:
     }
 
 
-def build_canary(settings: ServiceSettings, digest: str, uri: str, percent: int) -> Json:
+def count_canary_replicas(replicas: int, percent: int) -> int:
+    """The replicas that a share of the traffic needs, at least one."""
+    return max(1, -(-replicas * percent // 100))
+
+
+def build_canary(settings: ServiceSettings, digest: str, uri: str, percent: int, *, replicas: int = 1) -> Json:
     """Build one entry of spec.canary[], a second predictor with a traffic share.
 
     minReplicas is set explicitly, because KServe's default is ceil(stable * percent / 100), which is 0 at 0 %. The
@@ -107,6 +115,7 @@ def build_canary(settings: ServiceSettings, digest: str, uri: str, percent: int)
     """
     predictor = build_predictor(settings, digest, uri, mode="Standard")
     predictor["model"]["name"] = ""
+    predictor["minReplicas"] = replicas
     return {"trafficPercent": percent, "predictor": predictor}
 
 
@@ -194,6 +203,7 @@ def _build_transformer(settings: ServiceSettings, *args: str, name: str) -> Json
             f"--set=grace_s={settings.grace_s}",
             *args,
             *keys,
+            *settings.list_serve_arguments(),
         ],
         "ports": [{"containerPort": PORT, "protocol": "TCP"}],
         "resources": {kind: dict(sizes) for kind, sizes in settings.transformer_resources.items()},

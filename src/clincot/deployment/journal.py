@@ -7,7 +7,7 @@ last. So two processes cannot drive the same rollout: the second one to write ge
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from typing import Annotated, ClassVar, Literal
 
@@ -27,10 +27,12 @@ EventKind = Literal[
     "approved",
     "started",
     "resumed",
+    "waiting",
     "ready",
     "smoke",
     "shifted",
     "watched",
+    "served",
     "champion",
     "finished",
     "failed",
@@ -50,6 +52,8 @@ class RolloutPlan(FrozenModel):
     number: Annotated[int, Field(ge=1)]  # counts the rollouts of the model line
     sha256: Sha256
     previous: str = ""  # "" if this checkpoint is the champion already
+    # Number of the champion pointer's last move when the rollout was planned: a later move ends the rollout.
+    move: Annotated[int | None, Field(exclude_if=lambda value: value is None)] = None
     decision: str = ""
     target: Literal["kserve", "local"]
     settings: DeployConfig
@@ -85,6 +89,7 @@ class RolloutJournal:
 
     def __init__(self, store: Store, plan: RolloutPlan, events: list[RolloutEvent], tag: str, by: str) -> None:
         self.store, self.plan, self.events, self.by = store, plan, events, by
+        self.tell: Callable[[RolloutEvent], None] = lambda _: None  # called with each event that is added
         self._tag = tag
 
     @classmethod
@@ -143,6 +148,7 @@ class RolloutJournal:
         except VersionConflict:
             raise RolloutConflict(f"{self.store.url}/{self.key}: another process has continued this rollout") from None
         self.events.append(event)
+        self.tell(event)
         return event
 
 

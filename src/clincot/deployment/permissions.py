@@ -17,6 +17,12 @@ def list_rollout_permissions(settings: ServiceSettings) -> list[Permission]:
     needed += [Permission(verb, "", "services", namespace) for verb in ("get", "create", "update", "delete")]
     if not settings.service_url:  # smoke requests and counters go through the API server
         needed += [Permission(verb, "", "services/proxy", namespace) for verb in ("get", "create")]
+    needed.append(Permission("get", "", "namespaces", namespace, namespace))  # Pod Security
+    # why a revision waits: events of its ReplicaSet, state and logs of its pods
+    needed += [Permission("list", "", resource, namespace) for resource in ("pods", "events")]
+    needed.append(Permission("get", "", "pods/log", namespace))
+    if not settings.service_url and not settings.pod_metrics_url:  # the watch reads the pods' metrics
+        needed.append(Permission("get", "", "pods/proxy", namespace))
     # manifests are validated against the cluster's CRD
     needed.append(Permission("get", "apiextensions.k8s.io", "customresourcedefinitions", "", CRD_NAME))
     if settings.mode == "auto" or settings.gateway_api == "auto":

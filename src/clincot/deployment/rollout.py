@@ -1,10 +1,14 @@
 """The steps of a rollout on any target.
 
-    planned → [awaiting approval → approved] → started → ready → smoke → shifted, watched, … → champion → finished
-                                                   └───────── failed → rolled back ─────────┘
+    planned → [awaiting approval → approved] → started → [waiting, …] → ready → smoke → shifted, watched, …
+            → served → champion → finished
+    from any step on: failed → rolled back
 
 A target (deployment/targets/kserve.py, deployment/targets/local.py) starts revisions and moves traffic. An interrupted
 rollout is resumed from its first step, so every operation of a target must be repeatable.
+
+Before each step that gives the revision more traffic, the champion pointer is read again: if somebody has moved it
+since the rollout was planned, the rollout ends and the traffic goes back.
 """
 
 from __future__ import annotations
@@ -12,15 +16,16 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping
 from itertools import cycle
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from clincot.config import DeployConfig
-from clincot.deployment.journal import RolloutJournal
+from clincot.deployment.journal import RolloutConflict, RolloutJournal
 from clincot.deployment.smoke import (
     RequestFailed,
     RevisionClient,
     SmokeFailed,
     ask_golden_question,
+    check_served_answers,
     describe_mismatch,
     run_smoke_test,
 )
@@ -45,17 +50,29 @@ class RolledBack(UserError, RuntimeError):
     """The rollout failed, and all traffic is back on the old revision."""
 
 
+class RolloutInterrupted(UserError, RuntimeError):
+    """The rollout stopped and could not be rolled back; the message says where the traffic is."""
+
+
 class RequestCounts(NamedTuple):
-    """How many requests the new revision has served, and how many of them failed."""
+    """How many questions were asked, and how many of them failed."""
 
     requests: int
     failed: int
 
 
-def parse_request_counts(metrics: str) -> RequestCounts | None:
-    """Parse the request counts from a server's Prometheus metrics.
+class CountedRequests(NamedTuple):
+    """The questions that each server of the revision has answered since it started."""
 
-    Returns None if clincot_requests_total is missing. Requests with a 5xx status count as failed.
+    servers: Mapping[str, RequestCounts]  # by the name of the pod or process
+    missing: str = ""  # why they are not counted, or which servers' counts are missing
+
+
+def parse_request_counts(metrics: str) -> RequestCounts | None:
+    """Parse the numbers of questions from a server's Prometheus metrics.
+
+    Probes, scrapes and other requests that ask nothing have the protocol "other" and do not count. Requests with a 5xx
+    status count as failed. Returns None if clincot_requests_total is missing.
     """
     from prometheus_client.parser import text_string_to_metric_families
 
@@ -64,6 +81,7 @@ def parse_request_counts(metrics: str) -> RequestCounts | None:
         samples += [sample for sample in family.samples if sample.name == "clincot_requests_total"]
     if not samples:
         return None
+    samples = [sample for sample in samples if sample.labels.get("protocol") != "other"]
     failed = sum(sample.value for sample in samples if sample.labels.get("status", "").startswith("5"))
     return RequestCounts(int(sum(sample.value for sample in samples)), int(failed))
 
@@ -84,6 +102,11 @@ class RolloutTarget(RevisionClient, Protocol):
         """The traffic shares of the new revision, in percent; the last one is 100."""
         ...
 
+    @property
+    def counts_smoke_requests(self) -> bool:
+        """Whether read_request_counts counts the rollout's own questions, too."""
+        ...
+
     def start_revision(self) -> str:
         """Start the new revision next to the old one, without traffic.
 
@@ -92,18 +115,34 @@ class RolloutTarget(RevisionClient, Protocol):
         ...
 
     def check_ready(self) -> bool:
-        """Whether the new revision is ready.
+        """Whether the new revision is ready, with as many replicas as its share needs.
 
         Raises NotReady if it never will be, or is no longer ready.
         """
         ...
 
-    def read_request_counts(self) -> RequestCounts | None:
-        """The new revision's counters; None if requests are not counted."""
+    def explain_waiting(self) -> str:
+        """Why the new revision is not ready yet; "" if nothing is known."""
+        ...
+
+    def read_request_counts(self) -> CountedRequests:
+        """The questions that the new revision's servers have answered."""
+        ...
+
+    def scale_revision(self, percent: int) -> None:
+        """Give the new revision the replicas for `percent` of the traffic; check_ready says when they are ready."""
         ...
 
     def shift_traffic(self, percent: int) -> None:
         """Send `percent` of the traffic to the new revision."""
+        ...
+
+    def describe_traffic(self) -> str:
+        """A clause that says where users' requests go now."""
+        ...
+
+    def post_to_endpoint(self, path: str, payload: Mapping[str, Any], timeout_s: float) -> Any:
+        """POST to the address that clients use and return the reply's JSON. Raises RequestFailed."""
         ...
 
     def finish_rollout(self) -> None:
@@ -118,49 +157,102 @@ class RolloutTarget(RevisionClient, Protocol):
         ...
 
 
+class RolloutSteps(NamedTuple):
+    """What a rollout does outside of its target."""
+
+    check_pointer: Callable[[], None]  # raises ChampionMoved if the pointer was moved since the rollout was planned
+    promote: Callable[[], str]  # moves the champion pointer after the last traffic step; returns a description
+    wait: Callable[[float], None] = time.sleep  # sleeps for a number of seconds
+
+
 def roll_out(
     journal: RolloutJournal,
     target: RolloutTarget,
     manifest: Manifest,
     images: Mapping[str, bytes],
-    *,
-    promote: Callable[[], str],
-    wait: Callable[[float], None] = time.sleep,
+    steps: RolloutSteps,
 ) -> None:
     """Drive the rollout to its end, recording each step in the journal.
 
-    images: image file of each golden question, by its id. promote: moves the champion pointer after the last traffic
-    step and returns a description. wait: sleeps for a number of seconds.
-    Raises RolledBack; RolloutConflict if another process continues the rollout (nothing is undone here); TargetFailed
-    if rolling back failed, too: the rollout then stays open, and the next `clincot deploy` resumes it.
+    images: image file of each golden and served question, by its id.
+    Raises RolledBack; RolloutConflict if another process continues the rollout (nothing is undone here); and
+    RolloutInterrupted if neither going on nor rolling back was possible, for instance because the store or the cluster
+    refuses access: the rollout then stays open, and the next `clincot deploy` resumes it. An interruption from outside
+    (KeyboardInterrupt, SystemExit) gets a note that says where the traffic is.
     """
-    started = any(event.kind == "started" for event in journal.events)
     try:
+        _take_steps(journal, target, manifest, images, steps)
+    except (RolledBack, RolloutConflict):
+        raise
+    except (UserError, OSError) as error:
+        raise RolloutInterrupted(f"{error}; {_describe_open_rollout(target)}") from error
+    except (KeyboardInterrupt, SystemExit) as error:
+        error.add_note(f"interrupted; {_describe_open_rollout(target)}")
+        raise
+
+
+def _take_steps(
+    journal: RolloutJournal,
+    target: RolloutTarget,
+    manifest: Manifest,
+    images: Mapping[str, bytes],
+    steps: RolloutSteps,
+) -> None:
+    started = any(event.kind == "started" for event in journal.events)
+    settings = journal.plan.settings
+    try:
+        steps.check_pointer()
         journal.add_event("resumed" if started else "started", f"{target.how}; {target.start_revision()}")
-        _wait_until_ready(target, journal.plan.settings, wait)
+        _wait_until_ready(journal, target, steps.wait)
         journal.add_event("ready")
-        journal.add_event("smoke", run_smoke_test(target, manifest, images, journal.plan.settings))
+        journal.add_event("smoke", run_smoke_test(target, manifest, images, settings))
         for percent in target.steps:
+            steps.check_pointer()
+            target.scale_revision(percent)
+            _wait_until_ready(journal, target, steps.wait)
             target.shift_traffic(percent)
             journal.add_event("shifted", percent=percent)
             journal.add_event(
-                "watched", _watch_traffic(target, manifest, images, journal.plan.settings, wait), percent=percent
+                "watched", _watch_traffic(target, manifest, images, settings, steps.wait), percent=percent
             )
-        journal.add_event("champion", promote())
+        if manifest.served:
+            journal.add_event("served", check_served_answers(target, manifest, images, settings), percent=100)
+        journal.add_event("champion", steps.promote())
     except (NotReady, SmokeFailed, TooManyErrors, TargetFailed, ChampionMoved) as error:
         journal.add_event("failed", f"{type(error).__name__}: {error}")
         target.roll_back()
-        journal.add_event("rolled back", percent=0)
-        raise RolledBack(f"{journal.plan.id} was rolled back: {error}") from error
+        traffic = target.describe_traffic()
+        journal.add_event("rolled back", traffic, percent=0)
+        raise RolledBack(f"{journal.plan.id} was rolled back: {error}; {traffic}") from error
     target.finish_rollout()
     journal.add_event("finished", percent=100)
 
 
-def _wait_until_ready(target: RolloutTarget, settings: DeployConfig, wait: Callable[[float], None]) -> None:
+def _describe_open_rollout(target: RolloutTarget) -> str:
+    """Where the traffic is, and how an open rollout is ended."""
+    try:
+        traffic = target.describe_traffic()
+    except (UserError, OSError) as error:
+        traffic = f"where the traffic goes cannot be read ({error})"
+    return (
+        f"{traffic}; the rollout is open: `clincot deploy` goes on from its first step, and "
+        "`clincot deploy --abandon REASON` sends the traffic back"
+    )
+
+
+def _wait_until_ready(journal: RolloutJournal, target: RolloutTarget, wait: Callable[[float], None]) -> None:
+    """Wait for the revision, and record every new reason for which Kubernetes makes it wait."""
+    settings = journal.plan.settings
     deadline = time.monotonic() + settings.ready_s
+    told = ""
     while not target.check_ready():
+        reason = target.explain_waiting()
+        if reason and reason != told:
+            told = reason
+            journal.add_event("waiting", reason)
         if time.monotonic() >= deadline:
-            raise NotReady(f"the new revision was not ready within {settings.ready_s:g} s")
+            cause = f"; {told}" if told else ""
+            raise NotReady(f"the new revision was not ready within {settings.ready_s:g} s{cause}")
         wait(settings.poll_s)
 
 
@@ -178,7 +270,7 @@ def _watch_traffic(
     """
     before = target.read_request_counts()
     until = time.monotonic() + settings.step_s
-    asked = failed = 0
+    asked = failed = server_errors = 0
     reason = ""
     for golden in cycle(manifest.golden):
         if asked >= len(manifest.golden) and time.monotonic() >= until:
@@ -190,29 +282,42 @@ def _watch_traffic(
             problem = describe_mismatch(golden, reply, settings)
         except RequestFailed as error:
             problem = f"{golden.id}: {error}"
+            server_errors += error.status >= 500
         asked += 1
         failed += bool(problem)
         reason = problem or reason
         if asked >= len(manifest.golden):
             wait(min(settings.poll_s, max(0.0, until - time.monotonic())))
-    allowed = max(settings.max_error_rate, settings.smoke_misses / len(manifest.golden))
-    if failed / asked > allowed:
+    if failed / asked > settings.max_error_rate:
         raise TooManyErrors(
-            f"{failed} of {asked} golden questions failed ({allowed:.1%} allowed); the last failure: {reason}"
+            f"{failed} of {asked} golden questions failed ({settings.max_error_rate:.1%} allowed); the last failure: "
+            f"{reason}"
         )
-    return f"{asked} golden questions, {failed} failed; {_check_served_requests(target, before, settings)}"
+    own = RequestCounts(asked, server_errors) if target.counts_smoke_requests else RequestCounts(0, 0)
+    served = _check_served_requests(before, target.read_request_counts(), own, settings)
+    return f"{asked} golden questions, {failed} failed; {served}"
 
 
-def _check_served_requests(target: RolloutTarget, before: RequestCounts | None, settings: DeployConfig) -> str:
-    """Summarize the users' requests since `before`, if they are counted.
+def _check_served_requests(
+    before: CountedRequests, after: CountedRequests, own: RequestCounts, settings: DeployConfig
+) -> str:
+    """Summarize the users' requests between two counts, without the rollout's own.
 
     Raises TooManyErrors.
     """
-    after = target.read_request_counts()
-    if before is None or after is None or after.requests < before.requests:  # a restarted server starts at 0
-        return "the users' requests are not counted here"
-    requests, failed = after.requests - before.requests, after.failed - before.failed
+    if not after.servers:
+        return f"the users' requests are not counted here: {after.missing}"
+    requests = failed = 0
+    for name, counts in after.servers.items():
+        earlier = before.servers.get(name, RequestCounts(0, 0))
+        if counts.requests < earlier.requests:  # the server was restarted, and counts from 0 again
+            earlier = RequestCounts(0, 0)
+        requests += counts.requests - earlier.requests
+        failed += counts.failed - earlier.failed
+    requests, failed = max(0, requests - own.requests), max(0, failed - own.failed)
     if requests and failed / requests > settings.max_error_rate:
         allowed = f"{settings.max_error_rate:.1%} allowed"
-        raise TooManyErrors(f"{failed} of {requests} requests failed while the revision was watched ({allowed})")
-    return f"{requests} requests served, {failed} failed"
+        raise TooManyErrors(f"{failed} of {requests} users' requests failed while the revision was watched ({allowed})")
+    servers = f"{len(after.servers)} server" + "s" * (len(after.servers) != 1)
+    missing = f"; {after.missing}" if after.missing else ""
+    return f"{requests} users' requests to {servers}, {failed} failed{missing}"

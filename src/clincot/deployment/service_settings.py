@@ -5,16 +5,20 @@ They name Secrets and never contain credentials.
 
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from clincot.config import FrozenConfig, parse_config, read_settings
+from clincot.config import FrozenConfig, ServeConfig, parse_config, read_settings
+from clincot.config.server_settings import ServeSettings
 from clincot.jsonl import InvalidRecord
 
 ResourceRequirements = dict[Literal["requests", "limits"], dict[str, str]]
+UNKNOWN_USER = "unknown"
+MEASURED_SETTINGS = ("propose", "max_new_tokens")  # of the server; they decide the answers that the gate measured
 Name = Annotated[str, Field(pattern=r"^[a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?$")]
 
 
@@ -98,6 +102,53 @@ class ServiceSettings(FrozenConfig):
         ),
     ] = ""
 
+    pod_metrics_url: Annotated[
+        str,
+        Field(
+            description="Address of one pod's metrics, which the watch of a rollout reads, with {pod_ip}, {pod} and "
+            "{namespace} in it. If empty: http://{pod_ip}:8080/metrics with service_url, else through the API server."
+        ),
+    ] = ""
+    endpoint_url: Annotated[
+        str,
+        Field(
+            description="Address that users' clients call, such as https://clincot.hospital.example, through which a "
+            "rollout asks its last questions. If empty: the Service that gets the traffic."
+        ),
+    ] = ""
+    serve: dict[str, Any] = Field(
+        default={},
+        description="Settings of the server (config/server_settings.py), such as abstain_below or running. What "
+        "decides the answers (propose, max_new_tokens) is taken from the published checkpoint, as it was measured.",
+    )
+
+    def with_measured(self, serve: ServeConfig | None) -> ServiceSettings:
+        """The settings with those that a checkpoint was measured with; None: it was published without any."""
+        measured = {} if serve is None else serve.model_dump(mode="json")
+        return self.model_copy(update={"serve": measured | self.serve})
+
+    def list_serve_arguments(self) -> list[str]:
+        """`serve` as arguments of `clincot serve`; JSON is also YAML, which --set reads.
+
+        KServe fills in `{{…}}` and Kubernetes `$(…)` in arguments, so texts with these are written with escapes.
+        """
+        arguments = []
+        for name, value in self.serve.items():
+            text = json.dumps(value).replace("{{", "{\\u007b").replace("$(", "\\u0024(")
+            arguments.append(f"--set={name}={text}")
+        return arguments
+
+    @model_validator(mode="after")
+    def _check_serve_settings(self) -> ServiceSettings:
+        measured = [name for name in MEASURED_SETTINGS if name in self.serve]
+        if measured:
+            raise ValueError(
+                f"serve.{measured[0]} decides the answers, so a deployment cannot change it; set it in the section "
+                "serve of the round's parameters, where the gate measures it"
+            )
+        ServeSettings.model_validate(self.serve)
+        return self
+
     @model_validator(mode="after")
     def _check_combination(self) -> ServiceSettings:
         if self.engine == "clincot" and not self.runtime:
@@ -129,4 +180,4 @@ def load_service_settings(path: Path | None) -> ServiceSettings:
 
 def get_user_name() -> str:
     """The user name for records: $CLINCOT_USER, or $USER."""
-    return os.environ.get("CLINCOT_USER") or os.environ.get("USER") or "unknown"
+    return os.environ.get("CLINCOT_USER") or os.environ.get("USER") or UNKNOWN_USER

@@ -28,11 +28,28 @@ CHAT_PATH = "/openai/v1/chat/completions"
 
 
 class RequestFailed(UserError, RuntimeError):
-    """A request was refused, timed out, failed, or returned something unusable."""
+    """A request was refused, timed out, failed, or returned something unusable. `status` is HTTP's, or 0."""
+
+    def __init__(self, message: str, status: int = 0) -> None:
+        super().__init__(message)
+        self.status = status
 
 
 class SmokeFailed(UserError, RuntimeError):
     """The new revision answers golden questions differently; the message names them."""
+
+
+class EndpointClient(Protocol):
+    """A client that sends requests to the address that users' clients use."""
+
+    def post_to_endpoint(self, path: str, payload: Mapping[str, Any], timeout_s: float) -> Any:
+        """POST the payload and return the reply's JSON. Raises RequestFailed."""
+        ...
+
+    @property
+    def model(self) -> str:
+        """The model's name at the server."""
+        ...
 
 
 class RevisionClient(Protocol):
@@ -62,6 +79,8 @@ class _SmokeChain(BaseModel):
     abstained: bool = False
     regions: tuple[_SmokeRegion, ...] = ()
     winner: int = 0
+    settings: str = ""
+    policy: str = ""
 
 
 class _SmokeMessage(BaseModel):
@@ -83,6 +102,8 @@ class SmokeReply:
 
     answer: str
     box: Box | None  # of the winning region; None if the server reports none
+    settings: str = ""  # digest of the settings that decided the answer; "" if the server reports none
+    policy: str = ""  # digest of the checkpoint; "" if the server reports none
 
 
 def build_smoke_headers() -> dict[str, str]:
@@ -100,6 +121,8 @@ def post_json(url: str, path: str, payload: Mapping[str, Any], timeout_s: float)
         reply = httpx.post(url.rstrip("/") + path, json=dict(payload), headers=build_smoke_headers(), timeout=timeout_s)
         reply.raise_for_status()
         return reply.json()
+    except httpx.HTTPStatusError as error:
+        raise RequestFailed(f"POST {path}: {error}", error.response.status_code) from None
     except (httpx.HTTPError, ValueError) as error:
         raise RequestFailed(f"POST {path}: {type(error).__name__}: {error}") from None
 
@@ -117,10 +140,14 @@ def get_text(url: str, path: str, timeout_s: float) -> str:
 def ask_golden_question(
     server: RevisionClient, golden: GoldenQuestion, image: bytes, settings: DeployConfig
 ) -> SmokeReply:
-    """Ask one golden question with greedy decoding. Raises RequestFailed."""
+    """Ask a revision one golden question with greedy decoding. Raises RequestFailed."""
+    return _read_reply(server.post_request(CHAT_PATH, _build_request(server.model, golden, image), settings.request_s))
+
+
+def _build_request(model: str, golden: GoldenQuestion, image: bytes) -> dict[str, Any]:
     url = "data:image/png;base64," + base64.b64encode(image).decode("ascii")
-    payload = {
-        "model": server.model,
+    return {
+        "model": model,
         "temperature": 0,
         "messages": [
             {
@@ -132,7 +159,9 @@ def ask_golden_question(
             }
         ],
     }
-    body = server.post_request(CHAT_PATH, payload, settings.request_s)
+
+
+def _read_reply(body: Any) -> SmokeReply:
     try:
         completion = _SmokeCompletion.model_validate(body)
     except ValidationError as error:
@@ -144,7 +173,7 @@ def ask_golden_question(
     if content is None:
         raise RequestFailed(f"POST {CHAT_PATH}: expected a completion with an answer, got one without")
     box = chain.regions[chain.winner].box if 0 <= chain.winner < len(chain.regions) else None
-    return SmokeReply(content, box)
+    return SmokeReply(content, box, chain.settings, chain.policy)
 
 
 def describe_mismatch(golden: GoldenQuestion, reply: SmokeReply, settings: DeployConfig) -> str:
@@ -165,17 +194,18 @@ def describe_mismatch(golden: GoldenQuestion, reply: SmokeReply, settings: Deplo
 
 
 def read_golden_images(store: Store, manifest: Manifest) -> dict[str, bytes]:
-    """Read the images of the golden questions, by the question's id.
+    """Read the images of the golden and the served questions, by the question's id.
 
     Raises InvalidInput if the checkpoint was published without golden questions.
     """
     if not manifest.golden:
         raise InvalidInput(
             f"{manifest.line} {manifest.sha256[:12]} was published without golden questions, so a rollout cannot be "
-            "checked; publish with questions (--golden-data, publish.golden above 0)"
+            "checked; publish with questions that it answers clearly (--golden, publish.golden above 0)"
         )
     folder = build_checkpoint_key(manifest.line, manifest.sha256)
-    return {golden.id: store.read(f"{folder}/{golden.image}").content for golden in manifest.golden}
+    questions = (*manifest.golden, *manifest.served)
+    return {golden.id: store.read(f"{folder}/{golden.image}").content for golden in questions}
 
 
 def run_smoke_test(
@@ -183,7 +213,7 @@ def run_smoke_test(
 ) -> str:
     """Ask all golden questions and return a summary.
 
-    Raises SmokeFailed if more than smoke_misses answers differ.
+    Every answer must match: golden questions are chosen among those whose answer leads clearly. Raises SmokeFailed.
     """
     misses = []
     for golden in manifest.golden:
@@ -194,9 +224,35 @@ def run_smoke_test(
             problem = f"{golden.id}: {error}"
         if problem:
             misses.append(problem)
-    if len(misses) > settings.smoke_misses:
+    if misses:
+        raise SmokeFailed(f"{len(misses)} of {len(manifest.golden)} golden questions missed: " + "; ".join(misses[:3]))
+    return f"{len(manifest.golden)} of {len(manifest.golden)} golden questions met"
+
+
+def check_served_answers(
+    endpoint: EndpointClient, manifest: Manifest, images: Mapping[str, bytes], settings: DeployConfig
+) -> str:
+    """Ask the benchmark's served questions through the clients' address and return a summary.
+
+    Answers, regions, checkpoint and serve settings must be those that the gate measured. Raises SmokeFailed.
+    """
+    expected = "" if manifest.serve is None else manifest.serve.answer_digest
+    problems = []
+    for question in manifest.served:
+        payload = _build_request(endpoint.model, question, images[question.id])
+        try:
+            reply = _read_reply(endpoint.post_to_endpoint(CHAT_PATH, payload, settings.request_s))
+        except RequestFailed as error:
+            problems.append(f"{question.id}: {error}")
+            continue
+        problem = describe_mismatch(question, reply, settings)
+        if not problem and expected and reply.settings not in ("", expected):
+            problem = f"{question.id}: expected the serve settings {expected}, got {reply.settings}"
+        if problem:
+            problems.append(problem)
+    if problems:
         raise SmokeFailed(
-            f"{len(misses)} of {len(manifest.golden)} golden questions missed ({settings.smoke_misses} allowed): "
-            + "; ".join(misses[:3])
+            f"{len(problems)} of {len(manifest.served)} benchmark questions were not answered as the gate measured: "
+            + "; ".join(problems[:3])
         )
-    return f"{len(manifest.golden) - len(misses)} of {len(manifest.golden)} golden questions met"
+    return f"{len(manifest.served)} benchmark questions answered through the endpoint as the gate measured"

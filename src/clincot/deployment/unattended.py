@@ -16,6 +16,7 @@ from clincot.deployment.rollout import RolloutTarget
 from clincot.deployment.service_settings import ServiceSettings, get_user_name
 from clincot.deployment.targets.local import SERVE_COMMAND, LocalTarget
 from clincot.errors import InvalidInput, require_extra
+from clincot.processes import exit_on_sigterm
 from clincot.registry.manifest import Manifest, read_manifest
 from clincot.storage.open import open_store
 from clincot.storage.store import Store
@@ -60,11 +61,9 @@ def deploy_checkpoint(
     rollout_target = build_target(store, manifest, target, steps=settings.steps, options=options)
     used_service = service if target == "kserve" else None
     journal = start_rollout(store, manifest, settings, target=target, service=used_service, by=get_user_name())
-    try:
+    journal.tell = lambda event: print(f"{event.at} {event.kind} {event.detail}".rstrip(), flush=True)
+    with exit_on_sigterm():
         return resume_rollout(store, journal, rollout_target)
-    finally:
-        for event in journal.events:
-            print(f"{event.at} {event.kind} {event.detail}".rstrip())
 
 
 def build_target(

@@ -2,6 +2,8 @@
 
 An arm is the source of the region that the policy looks at:
 
+- `served`: what a server of the policy answers: several regions, one combined answer, with the code and the settings
+  that are deployed (generation/visual_cot.py, config.ServeConfig); the region is that of the combined answer;
 - `written`: the policy's own region; `windows`, `relevance`, `http`: the region of that grounder;
 - controls: `whole` (the whole image), `random` (a random square of equal area), `wrong` (a square that does not show
   the finding), `oracle` (the answer key's box), `shuffled` (the oracle's region on another patient's image).
@@ -24,8 +26,9 @@ from clincot.evaluation.grounding import best_iou, hits_reference
 from clincot.evaluation.vqa import grade_answer
 from clincot.generation.grounders import WrittenGrounder, derive_seed, draw_random_square
 from clincot.generation.regions import build_grounder, build_grounding_query
+from clincot.generation.visual_cot import ImageQuestion, answer_questions, measure_leads
 from clincot.geometry import WHOLE_IMAGE, Box, choose_view_side, choose_view_square, compute_coverage, crop_square
-from clincot.models.protocols import Generation, Grounder, RelevancePolicy
+from clincot.models.protocols import Grounder, RelevancePolicy
 from clincot.prompts import ChainStep, chain_prompt
 from clincot.records import Outcome, Question, Reference, Study
 from clincot.text import normalize_text
@@ -33,6 +36,7 @@ from clincot.text import normalize_text
 GROUNDER_ARMS = ("windows", "relevance", "http")
 MAX_ANSWER_SPACE = 20  # a topic with at most this many distinct answers expects one of them
 _BATCH_SIZE = 128
+_SERVED_BATCH_SIZE = 32  # questions; each has a few regions
 
 
 @dataclass(frozen=True)
@@ -55,6 +59,9 @@ def evaluate_policy(
     questions = list(islice(benchmark.questions.values(), config.limit or None))
     spaces = collect_answer_spaces(benchmark)
     for arm in config.arms:
+        if arm == "served":
+            yield from _answer_as_served(policy, questions, benchmark, studies, folder, config)
+            continue
         region_inputs = _choose_regions(arm, questions, benchmark, policy, studies, folder, config)
         for batch in _iter_batches(region_inputs):
             kind = batch[0].question.kind
@@ -69,8 +76,35 @@ def evaluate_policy(
             for item, reply in zip(batch, replies, strict=True):
                 reference = benchmark.references[item.question.id]
                 space = spaces.get(item.question.topic, frozenset())
-                off = reply.cut_off or not _is_in_format(reply, item.question, space) or item.box is None
+                off = reply.cut_off or not _is_in_format(reply.text, item.question, space) or item.box is None
                 yield _score_outcome(item, arm, reply.text, reference, policy, off_format=off)
+
+
+def _answer_as_served(
+    policy: RelevancePolicy,
+    questions: Sequence[Question],
+    benchmark: Benchmark,
+    studies: Mapping[str, Study],
+    folder: Path,
+    config: EvaluateConfig,
+) -> Iterator[Outcome]:
+    """Yield the outcomes of the arm `served`: the answers that clients of a server get, withheld ones included.
+
+    A server does not know the kind of a question, so it cuts off a report at serve.max_new_tokens like any answer.
+    """
+    spaces = collect_answer_spaces(benchmark)
+    for at in range(0, len(questions), _SERVED_BATCH_SIZE):
+        batch = questions[at : at + _SERVED_BATCH_SIZE]
+        asked = [ImageQuestion(studies[question.study], folder, question.text) for question in batch]
+        for question, reply in zip(batch, answer_questions(asked, policy, config.serve), strict=True):
+            space = spaces.get(question.topic, frozenset())
+            off = reply.cut_off or not _is_in_format(reply.answer, question, space)
+            item = _RegionInput(question, studies[question.study], reply.box)
+            reference = benchmark.references[question.id]
+            outcome = _score_outcome(item, "served", reply.answer, reference, policy, off_format=off)
+            lead, region_lead = measure_leads(reply)
+            served = {"settings": reply.settings, "lead": round(lead, 6), "region_lead": round(region_lead, 6)}
+            yield Outcome.model_validate(outcome.model_dump(exclude={"id"}) | served)
 
 
 def _iter_batches(region_inputs: Iterable[_RegionInput]) -> Iterator[list[_RegionInput]]:
@@ -89,9 +123,9 @@ def collect_answer_spaces(benchmark: Benchmark) -> dict[str, frozenset[str]]:
     return {topic: frozenset(a) for topic, a in answers.items() if topic and len(a) <= MAX_ANSWER_SPACE}
 
 
-def _is_in_format(reply: Generation, question: Question, space: frozenset[str]) -> bool:
+def _is_in_format(text: str, question: Question, space: frozenset[str]) -> bool:
     """Whether a reply is one of its topic's few answers, else yes or no if closed, else not empty."""
-    answer = normalize_text(reply.text)
+    answer = normalize_text(text)
     if space and question.kind != "report":
         return answer in space
     if question.kind == "closed":

@@ -1,6 +1,7 @@
 """The visual chain of thought at inference: hypotheses, regions, an answer from each region, one final answer.
 
-It needs only `models.protocols.Policy`, so the policy may run in this process or behind an endpoint.
+It needs only `models.protocols.Policy`, so the policy may run in this process or behind an endpoint. The server answers
+with it, and the benchmark's arm `served` calls the same code with the same settings (config.ServeConfig).
 
 The answer from each region is greedy. Answers that are equal after normalisation count as one answer, and
 
@@ -21,14 +22,14 @@ that ends at a stop sequence with that of all tokens that were written.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any, Literal, Protocol
+from typing import Annotated, Any, Literal
 
 from pydantic import ConfigDict, Field
 
-from clincot.config import ProposeConfig
+from clincot.config import ServeConfig
 from clincot.fields import FrozenModel, UnitFloat
 from clincot.generation.candidates import is_written
 from clincot.generation.hypotheses import choose_hypotheses
@@ -38,25 +39,6 @@ from clincot.models.protocols import Generation, Policy
 from clincot.prompts import ChainStep, Conversation, PromptFormat, chain_prompt, hash_prompt
 from clincot.records import Question, Region, Study
 from clincot.text import normalize_text
-
-
-class AnswerSettings(Protocol):
-    """The settings that shape an answer; the server's settings contain them."""
-
-    @property
-    def propose(self) -> ProposeConfig:
-        """Which regions an answer looks at."""
-        ...
-
-    @property
-    def max_new_tokens(self) -> int:
-        """Longest answer from one region, in tokens."""
-        ...
-
-    @property
-    def abstain_below(self) -> float:
-        """Confidence under which an answer abstains."""
-        ...
 
 
 @dataclass(frozen=True)
@@ -148,6 +130,7 @@ class VisualAnswer(_VisualAnswerPart):
     ]
     policy: str  # digest of the checkpoint
     prompt: str  # digest of the prompt template
+    settings: str = ""  # digest of the settings that decide the answer (config.ServeConfig.answer_digest)
     overlay: str | None = None  # data URI of a PNG: the image with the winning region drawn on it
     image: Annotated[
         str | None,
@@ -178,7 +161,7 @@ class RegionsProposed(_VisualAnswerPart):
 def answer_question(
     asked: ImageQuestion,
     policy: Policy,
-    settings: AnswerSettings,
+    settings: ServeConfig,
     *,
     decoding: AnswerDecoding = GREEDY,
     tell: Callable[[RegionsProposed], None] = lambda _: None,
@@ -187,23 +170,69 @@ def answer_question(
 
     `tell` is called with the proposed regions before the policy answers from them. Raises what the policy raises.
     """
-    question = Question(study=asked.study.id, text=asked.text, kind="open")
-    config = settings.propose
     policy = _ContextPolicy(policy, asked) if asked.instructions or asked.history else policy
+    chain = _propose_chains([asked], policy, settings)[0]
+    proposed = tuple(ProposedRegion(**_describe_region(region)) for region in chain.regions)
+    tell(RegionsProposed(hypotheses=chain.hypotheses, regions=proposed))
+    return next(_answer_chains([chain], policy, settings, decoding))
+
+
+def answer_questions(asked: Sequence[ImageQuestion], policy: Policy, settings: ServeConfig) -> Iterator[VisualAnswer]:
+    """Run the chains of several questions about images of one folder, with forward passes in common.
+
+    The answers are those of answer_question, in order, up to the rounding of larger batches.
+    """
+    yield from _answer_chains(_propose_chains(asked, policy, settings), policy, settings, GREEDY)
+
+
+@dataclass(frozen=True)
+class _Chain:
+    """A question with the regions that its answer looks at."""
+
+    asked: ImageQuestion
+    hypotheses: tuple[str, ...]
+    regions: tuple[Region, ...]
+
+
+def _propose_chains(asked: Sequence[ImageQuestion], policy: Policy, settings: ServeConfig) -> list[_Chain]:
+    config = settings.propose
     grounders = [(build_grounder(name, config, policy, count), count) for name, count in config.grounders.items()]
-    regions = list(propose_regions([question], {asked.study.id: asked.study}, asked.folder, grounders, config))
-    hypotheses = choose_hypotheses(asked.text, modality=asked.study.modality, limit=config.hypotheses)
-    proposed = tuple(ProposedRegion(**_describe_region(region)) for region in regions)
-    tell(RegionsProposed(hypotheses=hypotheses, regions=proposed))
-    steps = [ChainStep(asked.text, region.box, is_written(region)) for region in regions]
-    replies = policy.generate(
-        [chain_prompt(asked.study, asked.folder, policy.views, [step]) for step in steps],
+    questions = [Question(study=item.study.id, text=item.text, kind="open") for item in asked]
+    studies = {item.study.id: item.study for item in asked}
+    regions: dict[str, list[Region]] = {question.id: [] for question in questions}
+    distinct = {question.id: question for question in questions}
+    for region in propose_regions(distinct.values(), studies, asked[0].folder, grounders, config):
+        regions[region.question].append(region)
+    chains = []
+    for item, question in zip(asked, questions, strict=True):
+        hypotheses = choose_hypotheses(item.text, modality=item.study.modality, limit=config.hypotheses)
+        chains.append(_Chain(item, hypotheses, tuple(regions[question.id])))
+    return chains
+
+
+def _answer_chains(
+    chains: Sequence[_Chain], policy: Policy, settings: ServeConfig, decoding: AnswerDecoding
+) -> Iterator[VisualAnswer]:
+    prompts = []
+    for chain in chains:
+        for region in chain.regions:
+            step = ChainStep(chain.asked.text, region.box, is_written(region))
+            prompts.append(chain_prompt(chain.asked.study, chain.asked.folder, policy.views, [step]))
+    generated = policy.generate(
+        prompts,
         max_new_tokens=min(settings.max_new_tokens, decoding.max_new_tokens or settings.max_new_tokens),
         temperature=decoding.temperature,
-        seeds=[decoding.seed + position for position in range(len(regions))],
+        seeds=[decoding.seed + position for position in range(len(prompts))],
     )
-    replies = [_apply_stop(reply, decoding.stop) for reply in replies]
-    region_answers = [_build_region_answer(region, reply) for region, reply in zip(regions, replies, strict=True)]
+    replies = iter([_apply_stop(reply, decoding.stop) for reply in generated])
+    for chain in chains:
+        answers = [_build_region_answer(region, next(replies)) for region in chain.regions]
+        yield _join_answers(chain, answers, policy, settings)
+
+
+def _join_answers(
+    chain: _Chain, region_answers: Sequence[RegionAnswer], policy: Policy, settings: ServeConfig
+) -> VisualAnswer:
     answer, winner, confidence, agreement = combine_region_answers(region_answers)
     reason = _find_abstain_reason(region_answers[winner], confidence, settings.abstain_below)
     return VisualAnswer(
@@ -212,11 +241,12 @@ def answer_question(
         agreement=agreement,
         abstained=reason is not None,
         abstain_reason=reason,
-        hypotheses=hypotheses,
+        hypotheses=chain.hypotheses,
         regions=tuple(region_answers),
         winner=winner,
         policy=policy.digest,
         prompt=hash_prompt(policy.views),
+        settings=settings.answer_digest,
     )
 
 

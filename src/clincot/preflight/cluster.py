@@ -20,6 +20,9 @@ if TYPE_CHECKING:
     from clincot.training.launch_settings import TrainJobSettings
 
 ACCOUNT_VARIABLE = "CLINCOT_RUN_ACCOUNT"  # the account for which a pipeline was compiled
+# https://kubernetes.io/docs/concepts/security/pod-security-admission/
+_ENFORCE_LABEL = "pod-security.kubernetes.io/enforce"
+_ACCOUNT_NAMESPACE = Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace")  # of this pod
 _CLUSTER_PROBE = "KServe's InferenceService, and the account's permissions"
 
 
@@ -41,6 +44,9 @@ def build_cluster_probes(config: PreflightConfig, inputs: Mapping[str, Path]) ->
             service = service.model_copy(update={"namespace": config.namespace})
         cluster = connect_cluster()
         yield from check_kserve(cluster, service)
+        yield check_serving_namespace(cluster, service)
+        if _ACCOUNT_NAMESPACE.is_file():
+            yield check_run_namespace(cluster, _ACCOUNT_NAMESPACE.read_text(encoding="utf-8").strip())
         if job is None:
             yield skip_check(
                 "cluster: TrainJob", "Kubeflow Trainer", "training is not launched as a TrainJob (`launch`)"
@@ -69,6 +75,69 @@ def check_kserve(cluster: Cluster, service: ServiceSettings) -> Iterator[Preflig
         result = "no: its CustomResourceDefinitions are not installed"
         yield fail_check(name, probe, result, "install KServe 0.20 or later")
     yield check_permissions("cluster: permissions", cluster, list_rollout_permissions(service))
+
+
+def check_serving_namespace(cluster: Cluster, service: ServiceSettings) -> PreflightCheck:
+    """Check that Pod Security admits the server's pods; otherwise a rollout would wait for pods that are forbidden.
+
+    KServe's own storage-initializer has no securityContext, which the level `restricted` demands of every container.
+    """
+    from clincot.clients.kubernetes import ClusterFailed
+
+    name, probe = "cluster: Pod Security", f"the label {_ENFORCE_LABEL} of the namespace {service.namespace}"
+    try:
+        level = _read_enforced_level(cluster, service.namespace)
+        if level != "restricted":
+            return pass_check(name, probe, level or "none, so all pods are admitted")
+        container = service.storage_container
+        remedy = (
+            "set storage_container (server.storageContainer of the chart) to a ClusterStorageContainer whose container "
+            "has runAsNonRoot, allowPrivilegeEscalation: false and capabilities.drop [ALL]"
+        )
+        if not container:
+            result = "restricted, and KServe's storage-initializer has no securityContext: its pods would be forbidden"
+            return fail_check(name, probe, result, remedy)
+        missing = _find_missing_security(cluster, container)
+    except ClusterFailed as error:
+        return skip_check(name, probe, f"cannot be read: {error}")
+    if missing:
+        return fail_check(name, probe, f"restricted, and {container} lacks {', '.join(missing)}", remedy)
+    return pass_check(name, probe, f"restricted; the storage-initializer is that of {container}")
+
+
+def check_run_namespace(cluster: Cluster, namespace: str) -> PreflightCheck:
+    """Report which pods the namespace of the run admits."""
+    from clincot.clients.kubernetes import ClusterFailed
+
+    name, probe = "cluster: Pod Security of runs", f"the label {_ENFORCE_LABEL} of the namespace {namespace}"
+    try:
+        level = _read_enforced_level(cluster, namespace)
+    except ClusterFailed as error:
+        return skip_check(name, probe, f"cannot be read: {error}")
+    return pass_check(name, probe, f"{level}; this pod was admitted" if level else "none, so all pods are admitted")
+
+
+def _read_enforced_level(cluster: Cluster, namespace: str) -> str:
+    labels: Mapping[str, str] = cluster.get(f"/api/v1/namespaces/{namespace}")["metadata"].get("labels") or {}
+    return labels.get(_ENFORCE_LABEL, "")
+
+
+def _find_missing_security(cluster: Cluster, name: str) -> list[str]:
+    """What a ClusterStorageContainer lacks for `restricted`; empty also if it may not be read."""
+    from clincot.clients.kubernetes import Forbidden
+    from clincot.deployment.inference_service import GROUP
+
+    try:
+        container = cluster.get(f"/apis/{GROUP}/v1alpha1/clusterstoragecontainers/{name}")["spec"]["container"]
+    except Forbidden:
+        return []
+    security = container.get("securityContext") or {}
+    found = {
+        "runAsNonRoot": security.get("runAsNonRoot") is True,
+        "allowPrivilegeEscalation: false": security.get("allowPrivilegeEscalation") is False,
+        "capabilities.drop [ALL]": "ALL" in (security.get("capabilities") or {}).get("drop", ()),
+    }
+    return [name for name, holds in found.items() if not holds]
 
 
 def check_trainjob(cluster: Cluster, job: TrainJobSettings) -> Iterator[PreflightCheck]:

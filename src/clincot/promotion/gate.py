@@ -144,6 +144,7 @@ def _test_challenger(case: Comparison, config: DecideConfig, look: _Look) -> Gat
             "difference": checks[0].difference,
             "base": bootstrap_difference(sides, GAIN_METRIC, config, other="base") if "base" in sides.sides else None,
             "evidence": look.evidence_digest,
+            "served": next(iter(_list_serve_settings(sides.sides)), ""),
         }
     )
     decision = Decision.model_validate(decision.model_dump())  # computes the id of the complete content
@@ -210,12 +211,24 @@ def _find_problems(given: Mapping[str, Side], benchmark: Benchmark, config: Deci
         problems.append(f"{len(unclustered)} questions belong to no patient, first {unclustered[0]}.")
     for side in given.values():
         problems += side.problems
+    served = _list_serve_settings(given)
+    if len(served) > 1:
+        problems.append(
+            f"The arm {config.arm} was answered with {len(served)} settings of the server ({', '.join(served)}); "
+            "evaluate champion and challenger with one section serve."
+        )
     mismatches = find_key_mismatches(given, list(benchmark.questions))
     if mismatches:
         problems.append(
             f"The answer key differs between the sides for {len(mismatches)} questions, first {mismatches[0]}."
         )
     return problems
+
+
+def _list_serve_settings(given: Mapping[str, Side]) -> list[str]:
+    """The settings of the server that champion and challenger answered with; [""] if no server's code answered."""
+    outcomes = [*given["champion"].outcomes.values(), *given["challenger"].outcomes.values()]
+    return sorted({outcome.settings for outcome in outcomes})
 
 
 def select_questions(

@@ -15,6 +15,7 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, ValidationError
 
+from clincot.config import ServeConfig
 from clincot.errors import InvalidInput
 from clincot.fields import FrozenModel, NonEmptyStr, Sha256
 from clincot.geometry import Box
@@ -72,6 +73,10 @@ class Manifest(Record):
     decision: Decision | None = None
     licence: NonEmptyStr
     golden: tuple[GoldenQuestion, ...] = ()
+    # How it is to be served, and what a server must answer to benchmark questions, as the gate measured it. Absent from
+    # checkpoints that were published without.
+    serve: Annotated[ServeConfig | None, Field(exclude_if=lambda value: value is None)] = None
+    served: Annotated[tuple[GoldenQuestion, ...], Field(exclude_if=lambda value: not value)] = ()
     files: tuple[ArtifactFile, ...]
     uri: str = ""
     data: str = ""  # digest of the preference data's version

@@ -63,6 +63,7 @@ class PublicationEvidence:
     judges: tuple[JudgeSummary, ...] = ()
     agreement: float | None = None
     golden: Sequence[GoldenQuestion] = ()
+    served: Sequence[GoldenQuestion] = ()  # benchmark questions with the answers that the gate measured
     images: Path | None = None  # folder that contains the golden questions' images
     git: str = ""
 
@@ -165,6 +166,8 @@ def _build_manifest(
         decision=evidence.decision,
         licence=config.licence,
         golden=tuple(evidence.golden),
+        serve=config.serve,
+        served=tuple(evidence.served),
         files=(),
         uri=build_checkpoint_uri(store, config.name, digest),
         git=evidence.git,
@@ -203,7 +206,7 @@ def _collect_files(folder: Path, evidence: PublicationEvidence) -> dict[str, Pat
     if unknown:
         raise UnsupportedCheckpoint(f"{folder}: {', '.join(unknown)} belongs to no checkpoint; move it elsewhere")
     sources = {name: folder / name for name in names}
-    for golden in evidence.golden:
+    for golden in (*evidence.golden, *evidence.served):
         if evidence.images is None:
             raise InvalidInput("golden questions need the folder of their images (PublicationEvidence.images)")
         sources[golden.image] = evidence.images / golden.image

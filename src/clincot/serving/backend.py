@@ -20,6 +20,7 @@ import httpx
 from opentelemetry.trace import SpanKind
 
 from clincot.clients.http import FAIL_AT_ONCE, HttpFailure, limit_requests
+from clincot.config.server_settings import ServeSettings
 from clincot.errors import ModelFailed, PromptTooLong
 from clincot.jsonl import InvalidRecord
 from clincot.models.checkpoint import MANIFEST, WEIGHTS_INDEX, UnsupportedCheckpoint, check_weight_files
@@ -28,7 +29,6 @@ from clincot.models.protocols import Generation, Policy
 from clincot.prompts import Conversation, PromptFormat, load_prompt_format
 from clincot.serving.request_batching import Batcher
 from clincot.serving.request_context import RequestContext
-from clincot.serving.server_settings import ServeSettings
 from clincot.serving.spool import open_spool
 from clincot.serving.tracing import build_trace_headers, measure_stage
 from clincot.storage.artifacts import ChecksumMismatch, download_files, verify_files

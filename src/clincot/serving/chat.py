@@ -20,6 +20,7 @@ from typing import Any, Literal
 from fastapi import APIRouter
 from fastapi.responses import JSONResponse, Response, StreamingResponse
 
+from clincot.config.server_settings import ServeSettings
 from clincot.errors import ModelFailed
 from clincot.generation.visual_cot import AbstainReason, AnswerDecoding, RegionsProposed, VisualAnswer
 from clincot.serving import metrics
@@ -39,7 +40,6 @@ from clincot.serving.chat_schema import (
 )
 from clincot.serving.conversation import read_conversation
 from clincot.serving.middleware import CHAT_PATH, log_unexpected_error
-from clincot.serving.server_settings import ServeSettings
 from clincot.serving.service import AnswerRequest, AnswerService, ServedAnswer, TokenCount
 from clincot.serving.structured_output import ChainLayout, render_chain
 

@@ -15,7 +15,7 @@ from typing import Any, ClassVar
 import h11
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from clincot.serving.server_settings import ServeSettings
+from clincot.config.server_settings import ServeSettings
 
 MAX_HEADER_BYTES = 32 << 10  # request line and headers together
 

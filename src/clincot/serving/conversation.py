@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from clincot.config.server_settings import ServeSettings
 from clincot.serving.api_errors import ApiError
 from clincot.serving.chat_schema import (
     AssistantMessage,
@@ -18,7 +19,6 @@ from clincot.serving.chat_schema import (
     TextPart,
     UserMessage,
 )
-from clincot.serving.server_settings import ServeSettings
 from clincot.serving.service import AnswerRequest
 
 

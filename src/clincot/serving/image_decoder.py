@@ -17,13 +17,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from clincot.config.server_settings import ServeSettings
 from clincot.records import Study
 from clincot.serving import metrics
 from clincot.serving.api_errors import ApiError
 from clincot.serving.budgets import PixelBudget
 from clincot.serving.decode_worker import PICTURE, UPLOAD, DecodeLimits, build_command
 from clincot.serving.request_context import RequestContext
-from clincot.serving.server_settings import ServeSettings
 from clincot.serving.spool import Spool
 from clincot.serving.tracing import measure_stage
 

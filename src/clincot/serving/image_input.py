@@ -6,10 +6,10 @@ import base64
 import binascii
 import re
 
+from clincot.config.server_settings import ServeSettings
 from clincot.serving.api_errors import ApiError
 from clincot.serving.fetch import ImageFetcher
 from clincot.serving.image_decoder import build_size_error
-from clincot.serving.server_settings import ServeSettings
 
 _MEDIA_TYPES = ("image/png", "image/jpeg", "image/jpg", "application/dicom", "application/octet-stream")
 _DATA_URI = re.compile(r"(?i:data):([a-zA-Z0-9.+/-]{0,80})((?:;[a-zA-Z0-9=._-]{1,80}){0,4}),")

@@ -10,7 +10,7 @@ import logging
 import sys
 from datetime import UTC, datetime
 
-from clincot.serving.server_settings import LogFormat
+from clincot.config.server_settings import LogFormat
 from clincot.serving.tracing import read_trace_id
 
 

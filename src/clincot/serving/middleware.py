@@ -17,6 +17,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mappin
 from contextlib import asynccontextmanager, contextmanager
 from typing import Any
 
+from clincot.config.server_settings import ServeSettings
 from clincot.serving import metrics
 from clincot.serving.api_errors import ApiError, RequestCancelled
 from clincot.serving.auth import ApiKeys
@@ -24,7 +25,6 @@ from clincot.serving.budgets import BodyBudget, BodyLease
 from clincot.serving.content_types import choose_content_type
 from clincot.serving.page_routes import PAGE_CHALLENGE, is_page_request
 from clincot.serving.request_context import RequestContext, current_request
-from clincot.serving.server_settings import ServeSettings
 from clincot.serving.tracing import end_request, trace_request
 
 _LOG = logging.getLogger("clincot.serve")

@@ -26,6 +26,7 @@ from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from starlette.exceptions import HTTPException
 
 from clincot import __version__
+from clincot.config.server_settings import ServeSettings
 from clincot.errors import ModelFailed
 from clincot.models.yes_no import read_yes_no_ids
 from clincot.serving import metrics
@@ -50,7 +51,6 @@ from clincot.serving.metrics import observe_batch
 from clincot.serving.middleware import RequestMiddleware
 from clincot.serving.openapi import build_openapi_document
 from clincot.serving.page_routes import build_page_router
-from clincot.serving.server_settings import ServeSettings
 from clincot.serving.service import AnswerService
 from clincot.serving.tracing import start_exporter
 

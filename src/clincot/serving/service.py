@@ -19,6 +19,7 @@ from pathlib import Path
 
 from PIL import Image
 
+from clincot.config.server_settings import ServeSettings
 from clincot.drawing import BLUE, BoxAnnotation, ImagePanel, render_panels
 from clincot.errors import PromptTooLong
 from clincot.generation.visual_cot import (
@@ -40,7 +41,6 @@ from clincot.serving.fetch import ImageFetcher
 from clincot.serving.image_decoder import ImageDecoder
 from clincot.serving.image_input import check_question, is_url, read_image
 from clincot.serving.request_context import RequestContext, current_request
-from clincot.serving.server_settings import ServeSettings
 from clincot.serving.spool import Spool, open_spool
 from clincot.serving.tracing import StageSequence, measure_stage
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from clincot.config import EvaluateConfig
 from clincot.evaluation.read_benchmark import read_benchmark, select_report_metrics
 from clincot.jsonl import read_records, write_json, write_records
-from clincot.records import Outcome
+from clincot.records import BenchmarkReport, Outcome
 from clincot.stages.base import Metrics, Paths, Stage, show_progress
 
 
@@ -13,6 +13,7 @@ def evaluate(config: EvaluateConfig, inputs: Paths, outputs: Paths) -> Metrics:
     from clincot.datasets.folder import StudyIndex
     from clincot.evaluation.benchmark_report import build_benchmark_reports, list_headline_figures
     from clincot.evaluation.evaluator import evaluate_policy as answer_benchmark
+    from clincot.evaluation.served_sample import collect_served_sample
     from clincot.models.load import load_policy
 
     benchmark = read_benchmark(inputs["benchmark"], limit=config.limit)
@@ -28,6 +29,9 @@ def evaluate(config: EvaluateConfig, inputs: Paths, outputs: Paths) -> Metrics:
         resamples=config.resamples,
         reports=select_report_metrics(benchmark, inputs.get("train_reports")),
     )
+    sample = collect_served_sample(read_records(outputs["outcomes"], Outcome))
+    if sample is not None:
+        report = BenchmarkReport.model_validate(report.model_dump(exclude={"id"}) | {"served": sample})
     write_json(outputs["report"], report.model_dump(mode="json"))
     return list_headline_figures(report)
 

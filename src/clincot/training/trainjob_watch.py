@@ -5,18 +5,15 @@ Kubeflow Trainer v2 reports Complete or Failed in the job's conditions, and in `
 
 from __future__ import annotations
 
-import signal
-import threading
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from types import FrameType
+from collections.abc import Sequence
 from typing import Any
 
 from tqdm import tqdm
 
 from clincot.clients import kubernetes
 from clincot.clients.kubernetes import Cluster, ClusterFailed, Conflict, ObjectNotFound, get_conditions
+from clincot.processes import exit_on_sigterm
 from clincot.training.job import TrainingFailed
 from clincot.training.launch_settings import TrainJobSettings
 
@@ -38,7 +35,7 @@ def run_train_job(cluster: Cluster, manifest: Json, settings: TrainJobSettings) 
         group, version, manifest["metadata"]["namespace"], "trainjobs", manifest["metadata"]["name"]
     )
     _create_job(cluster, path, manifest, settings.poll_s)
-    with _raise_on_sigterm():
+    with exit_on_sigterm():  # a pod's end, so that the job is deleted
         try:
             failure = _watch_job(cluster, path, settings)
         except ClusterFailed:  # the job may be running well, and deleting it would fail in the same way
@@ -158,20 +155,3 @@ def _list_pods(cluster: Cluster, namespace: str, job: str) -> Sequence[Json]:
     reply = cluster.get(f"{path}?labelSelector=jobset.sigs.k8s.io%2Fjobset-name%3D{job}")
     pods: Sequence[Json] = reply.get("items", ())
     return pods
-
-
-@contextmanager
-def _raise_on_sigterm() -> Iterator[None]:
-    """Raise SystemExit on SIGTERM (the end of a pod), so that the job is deleted; only in the main thread."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-
-    def stop(number: int, frame: FrameType | None) -> None:
-        raise SystemExit(128 + number)
-
-    before = signal.signal(signal.SIGTERM, stop)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)

@@ -21,7 +21,7 @@ from clincot.deployment.inference_service import (
     build_inference_service,
     build_labels,
 )
-from clincot.deployment.rollout import NotReady, RequestCounts, TargetFailed
+from clincot.deployment.rollout import NotReady, TargetFailed
 from clincot.deployment.targets.kserve import KServeTarget, is_ready, kserve_errors, read_served_digest
 
 PREVIOUS_SELECTOR_ANNOTATION = "clincot/before"  # annotation of the front Service: its previous selector
@@ -55,6 +55,7 @@ class BlueGreenTarget(KServeTarget):
 
     def start_revision(self) -> str:
         with kserve_errors():
+            self._note_old_events()
             front = self._read_front()
             try:
                 self.cluster.create(self.build_path(self.service_name), self.build_manifest())
@@ -68,13 +69,33 @@ class BlueGreenTarget(KServeTarget):
             now = self._read_inference_service(self.service_name)
         if now is None:
             raise NotReady(f"InferenceService {self.service_name} does not exist any more")
-        return self._update_readiness(is_ready(now), now.get("status", {}).get("modelStatus", {}), self.service_name)
+        ready = is_ready(now)
+        self._update_readiness(ready, now.get("status", {}).get("modelStatus", {}), self.service_name)
+        self._note_conditions(now)
+        return ready
+
+    @property
+    def deployment_name(self) -> str:
+        return f"{self.service_name}-predictor"
+
+    @property
+    def pod_selector(self) -> str:
+        return f"app=isvc.{self.backend_service}"
 
     def post_request(self, path: str, payload: Mapping[str, Any], timeout_s: float) -> Any:
         return self._post_to_service(self.backend_service, path, payload, timeout_s)
 
-    def read_request_counts(self) -> RequestCounts | None:
-        return self._read_service_counts(self.backend_service)
+    def post_to_endpoint(self, path: str, payload: Mapping[str, Any], timeout_s: float) -> Any:
+        return self._post_to_url(path, payload, timeout_s, self.settings.name)
+
+    def describe_traffic(self) -> str:
+        with kserve_errors():
+            front = self._read_front()
+        if front is None:
+            return f"no Service {self.settings.name} exists, so nothing gets traffic"
+        app = front["spec"]["selector"].get("app", "").removeprefix("isvc.")
+        ours = " (this rollout's revision)" if app == self.backend_service else ""
+        return f"100 % of the traffic goes to {app}{ours}"
 
     def shift_traffic(self, percent: int) -> None:
         if percent != 100:

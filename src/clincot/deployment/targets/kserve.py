@@ -14,13 +14,15 @@ from typing import Any
 from jsonschema import Draft202012Validator
 
 from clincot.clients import kubernetes
-from clincot.clients.kubernetes import Cluster, ClusterFailed, ObjectNotFound
+from clincot.clients.kubernetes import Cluster, ClusterFailed, Forbidden, ObjectNotFound
+from clincot.clients.pod_problems import count_ready_pods, find_pod_problems, list_creation_events, list_pods
 from clincot.deployment import crd
 from clincot.deployment.inference_service import (
     CRD_NAME,
     DIGEST_ANNOTATION,
     GROUP,
     PLURAL,
+    REPLICAS_ANNOTATION,
     TAG_ROUTING_ANNOTATION,
     VERSION,
     Json,
@@ -28,12 +30,15 @@ from clincot.deployment.inference_service import (
     build_inference_service,
     build_predictor,
     build_revision_name,
+    count_canary_replicas,
 )
-from clincot.deployment.rollout import NotReady, RequestCounts, TargetFailed, parse_request_counts
+from clincot.deployment.rollout import CountedRequests, NotReady, RequestCounts, TargetFailed, parse_request_counts
 from clincot.deployment.service_settings import ServiceSettings
 from clincot.deployment.smoke import RequestFailed, get_text, post_json
 
-_METRICS_TIMEOUT_S = 10.0
+_METRICS_TIMEOUT_S = 5.0
+_METRICS_PORT = 8080
+_MAX_REASONS = 3
 _FAILED_TRANSITIONS = {"BlockedByFailedLoad", "InvalidSpec"}
 
 
@@ -59,6 +64,8 @@ class KServeTarget(ABC):
         self.revision = build_revision_name(digest)
         self._steps, self._validator = steps, validator
         self._ready = False
+        self._old_events: frozenset[str] = frozenset()  # of an earlier attempt, before this one wrote anything
+        self._reasons = ""  # why the revision is not ready, as Kubernetes said it at the last look
         self._alone = False  # True if no other revision shares the traffic
 
     @property
@@ -80,6 +87,21 @@ class KServeTarget(ABC):
     @abstractmethod
     def start_revision(self) -> str: ...
 
+    @property
+    def counts_smoke_requests(self) -> bool:
+        """The servers' own metrics count every question, those of the rollout, too."""
+        return True
+
+    @property
+    @abstractmethod
+    def pod_selector(self) -> str:
+        """Labels of the pods that answer questions; "" as long as they are unknown."""
+
+    @property
+    @abstractmethod
+    def deployment_name(self) -> str:
+        """Name of the Deployment behind the revision; its ReplicaSets' and pods' names begin with it."""
+
     @abstractmethod
     def check_ready(self) -> bool: ...
 
@@ -88,6 +110,12 @@ class KServeTarget(ABC):
 
     @abstractmethod
     def shift_traffic(self, percent: int) -> None: ...
+
+    @abstractmethod
+    def describe_traffic(self) -> str: ...
+
+    @abstractmethod
+    def post_to_endpoint(self, path: str, payload: Mapping[str, Any], timeout_s: float) -> Any: ...
 
     @abstractmethod
     def finish_rollout(self) -> None: ...
@@ -111,22 +139,71 @@ class KServeTarget(ABC):
             raise AssertionError("call validate_manifest() first, which sets the validator")
         crd.validate_manifest(manifest, self._validator)
 
-    def read_request_counts(self) -> RequestCounts | None:
-        return None
+    def scale_revision(self, percent: int) -> None:
+        """Does nothing here: the revision has all its replicas from the start."""
+        return
 
-    def _read_service_counts(self, service: str) -> RequestCounts | None:
-        """Read the server's own metrics; None if they cannot be read.
+    def explain_waiting(self) -> str:
+        return self._reasons
 
-        With several replicas, the Service would return the metrics of an arbitrary one, so they are not used.
+    def read_request_counts(self) -> CountedRequests:
+        """Read the metrics of every pod of the revision.
+
+        A Service would return those of an arbitrary pod, so they are read pod by pod.
         """
-        if self.settings.replicas > 1:
-            return None
+        selector = self.pod_selector
+        if not selector:
+            return CountedRequests({}, "the revision's pods are not known")
         try:
-            if self.settings.service_url:
-                return parse_request_counts(get_text(self._build_service_url(service), "/metrics", _METRICS_TIMEOUT_S))
-            return parse_request_counts(self.cluster.request_text("GET", self._build_proxy_path(service, "/metrics")))
-        except (ClusterFailed, RequestFailed):
-            return None  # metrics are optional: treat the server as one without metrics
+            pods = list_pods(self.cluster, self.settings.namespace, selector)
+        except ClusterFailed as error:
+            return CountedRequests({}, f"its pods cannot be listed ({error})")
+        counted: dict[str, RequestCounts] = {}
+        missing = "" if pods else "it has no pods"
+        for pod in pods:
+            name = pod["metadata"]["name"]
+            try:
+                counts = parse_request_counts(self._read_pod_metrics(pod))
+            except (ClusterFailed, RequestFailed, ValueError) as error:
+                missing = f"the metrics of {name} cannot be read ({error})"
+                continue
+            counted[name] = counts or RequestCounts(0, 0)  # a server counts from its first question on
+        return CountedRequests(counted, missing)
+
+    def _read_pod_metrics(self, pod: Json) -> str:
+        name, namespace = pod["metadata"]["name"], self.settings.namespace
+        url = self.settings.pod_metrics_url
+        if not url and not self.settings.service_url:
+            path = kubernetes.pod_proxy_path(namespace, name, "/metrics", _METRICS_PORT)
+            return self.cluster.request_text("GET", path, timeout_s=_METRICS_TIMEOUT_S)
+        url = url or f"http://{{pod_ip}}:{_METRICS_PORT}/metrics"
+        address = pod.get("status", {}).get("podIP", "")
+        return get_text(url.format(pod_ip=address, pod=name, namespace=namespace), "", _METRICS_TIMEOUT_S)
+
+    def _look_at_pods(self) -> None:
+        """Note why the revision's pods are not ready. Raises NotReady for a reason that waiting cannot mend."""
+        selector = self.pod_selector
+        if not selector:
+            return
+        problems = find_pod_problems(
+            self.cluster, self.settings.namespace, selector, self.deployment_name, old_events=self._old_events
+        )
+        self._reasons = "; ".join(problem.text for problem in problems[:_MAX_REASONS])
+        if problems and problems[0].permanent:
+            raise NotReady(f"{self.deployment_name} cannot become ready: {problems[0].text}")
+
+    def _note_old_events(self) -> None:
+        with contextlib.suppress(Forbidden):  # then the wait tells that events cannot be read
+            events = list_creation_events(self.cluster, self.settings.namespace, self.deployment_name)
+            self._old_events = frozenset(events)
+
+    def _note_conditions(self, now: Json) -> None:
+        """Note what KServe says about the object, where its pods tell nothing."""
+        texts = []
+        for kind, condition in kubernetes.get_conditions(now).items():
+            if kind != "Ready" and condition.get("status") == "False" and condition.get("message"):
+                texts.append(f"{kind}: {condition.get('reason', '')}: {condition['message']}")
+        self._reasons = self._reasons or "; ".join(texts[:_MAX_REASONS])
 
     def _build_proxy_path(self, service: str, path: str) -> str:
         return kubernetes.service_proxy_path(self.settings.namespace, service, path)
@@ -141,7 +218,7 @@ class KServeTarget(ABC):
             return None
 
     def _update_readiness(self, ready: bool, model_status: Mapping[str, Any], what: str) -> bool:
-        """Record the readiness and return it.
+        """Record the readiness and return it; if it is not reached yet, note why.
 
         Raises NotReady if it is lost, or can never be reached.
         """
@@ -150,8 +227,12 @@ class KServeTarget(ABC):
             raise NotReady(
                 f"{what}: {model_status['transitionStatus']}: {failure.get('message') or failure.get('reason')}"
             )
+        self._reasons = ""
+        if not ready:
+            with kserve_errors():
+                self._look_at_pods()
         if self._ready and not ready:
-            cause = failure.get("message") or "the logs of its pods may say why"
+            cause = failure.get("message") or self._reasons or "the logs of its pods may say why"
             raise NotReady(f"{what} was ready and is no longer ready; {cause}")
         self._ready = self._ready or ready
         return ready
@@ -164,7 +245,13 @@ class KServeTarget(ABC):
                 "POST", self._build_proxy_path(service, path), dict(payload), timeout_s=timeout_s
             )
         except ClusterFailed as error:
-            raise RequestFailed(str(error)) from None
+            raise RequestFailed(str(error), error.status) from None
+
+    def _post_to_url(self, path: str, payload: Mapping[str, Any], timeout_s: float, service: str) -> Any:
+        """POST to endpoint_url, or to the Service that gets the traffic if there is none."""
+        if self.settings.endpoint_url:
+            return post_json(self.settings.endpoint_url, path, payload, timeout_s)
+        return self._post_to_service(service, path, payload, timeout_s)
 
 
 class CanaryTarget(KServeTarget):
@@ -172,6 +259,12 @@ class CanaryTarget(KServeTarget):
 
     The new revision is a second predictor, named after its checkpoint. Promotion makes it the stable predictor under
     the same name, so its pods keep running.
+
+    KServe takes the replicas of ready canaries off the stable predictor (adjustStableMinReplicasForCanaries in
+    pkg/controller/v1beta1/inferenceservice/components/predictor.go of kserve/kserve@aaac4e2). So while the canary
+    exists, the stable predictor asks for its own replicas plus the canary's: it keeps all of its pods until the end,
+    also for a return of the traffic. The canary has as many replicas as its share needs, and they are ready before it
+    gets the share.
     """
 
     def build_manifest(self) -> Json:
@@ -179,19 +272,19 @@ class CanaryTarget(KServeTarget):
 
     def validate_manifest(self) -> None:
         super().validate_manifest()
-        self._validate_object(
-            self.build_manifest() | {"spec": self.build_manifest()["spec"] | {"canary": [self._build_canary_entry(0)]}}
-        )
+        canary = build_canary(self.settings, self.digest, self.uri, 0)
+        self._validate_object(self.build_manifest() | {"spec": self.build_manifest()["spec"] | {"canary": [canary]}})
 
     def start_revision(self) -> str:
         with kserve_errors():
+            self._note_old_events()
             now = self._read_inference_service()
             if now is None:
                 now = self.cluster.create(self.build_path(), self.build_manifest())
             self._alone = _read_stable_name(now) == self.revision
             if self._alone:
                 return f"InferenceService {self.settings.name} with {self.revision} alone{_describe_unchanged(now)}"
-            self._set_canary_share(0)
+            self._update_canary(percent=0, replicas=1)
         return (
             f"{self.revision} beside {_read_stable_name(now)} of InferenceService {self.settings.name}, as spec.canary"
         )
@@ -202,36 +295,84 @@ class CanaryTarget(KServeTarget):
         if now is None:
             raise NotReady(f"InferenceService {self.settings.name} does not exist any more")
         if self._alone:
-            return self._update_readiness(
-                is_ready(now), now.get("status", {}).get("modelStatus", {}), self.settings.name
-            )
-        statuses = now.get("status", {}).get("canaryStatuses", ())
-        canary: Json = next((status for status in statuses if status["name"] == self.revision), {})
-        return self._update_readiness(
-            bool(canary.get("ready")), canary.get("modelStatus", {}), f"canary {self.revision}"
-        )
+            ready = is_ready(now)
+            self._update_readiness(ready, now.get("status", {}).get("modelStatus", {}), self.settings.name)
+            self._note_conditions(now)
+            return ready
+        canary = self._find_canary(now)
+        if canary is None:
+            raise NotReady(f"InferenceService {self.settings.name} has no canary {self.revision} any more")
+        # KServe sets only name, ready (one available pod) and trafficPercent of a canary's status, never modelStatus
+        # (reconcileCanaryDeployments, same file), so its pods say the rest.
+        statuses = now.get("status", {}).get("canaryStatuses") or ()
+        ready = any(status["name"] == self.revision and status.get("ready") for status in statuses)
+        self._update_readiness(ready, {}, f"canary {self.revision}")
+        with kserve_errors():
+            return ready and self._has_replicas(canary["predictor"]["minReplicas"])
+
+    def _has_replicas(self, wanted: int) -> bool:
+        if wanted == 1:
+            return True
+        pods = list_pods(self.cluster, self.settings.namespace, self.pod_selector)
+        if count_ready_pods(pods) >= wanted:
+            return True
+        self._look_at_pods()
+        self._reasons = self._reasons or f"{count_ready_pods(pods)} of {wanted} replicas are ready"
+        return False
 
     @property
     def backend_service(self) -> str:
         return f"{self.settings.name}-{self.revision}-predictor"
 
+    @property
+    def deployment_name(self) -> str:
+        return self.backend_service
+
+    @property
+    def pod_selector(self) -> str:
+        return f"app=isvc.{self.backend_service}"  # constants.GetRawServiceLabel of KServe
+
     def post_request(self, path: str, payload: Mapping[str, Any], timeout_s: float) -> Any:
         return self._post_to_service(self.backend_service, path, payload, timeout_s)
 
-    def read_request_counts(self) -> RequestCounts | None:
-        return self._read_service_counts(self.backend_service)
+    def post_to_endpoint(self, path: str, payload: Mapping[str, Any], timeout_s: float) -> Any:
+        return self._post_to_url(path, payload, timeout_s, self.backend_service)
+
+    def scale_revision(self, percent: int) -> None:
+        if self._alone:
+            return
+        with kserve_errors():
+            now = self._read_inference_service() or {"spec": {}}
+            canary = self._find_canary(now)
+            share = 0 if canary is None else canary["trafficPercent"]
+            self._update_canary(percent=share, replicas=count_canary_replicas(self.settings.replicas, percent))
 
     def shift_traffic(self, percent: int) -> None:
         if not self._alone:
             with kserve_errors():
-                self._set_canary_share(percent)
+                self._update_canary(percent, count_canary_replicas(self.settings.replicas, percent))
+
+    def describe_traffic(self) -> str:
+        with kserve_errors():
+            now = self._read_inference_service()
+        if now is None:
+            return f"no InferenceService {self.settings.name} exists, so nothing gets traffic"
+        shares = {entry["predictor"]["name"]: entry["trafficPercent"] for entry in now["spec"].get("canary") or ()}
+        stable = _read_stable_name(now)
+        parts = [f"{100 - sum(shares.values())} % of the traffic goes to {self._describe_revision(stable)}"]
+        parts += [f"{percent} % to {self._describe_revision(name)}" for name, percent in shares.items()]
+        return ", ".join(parts)
+
+    def _describe_revision(self, name: str) -> str:
+        return f"{name} (this rollout's revision)" if name == self.revision else name
 
     def finish_rollout(self) -> None:
         def promote(now: Json) -> Json:
             if not self._alone:
                 now["spec"]["predictor"] = build_predictor(self.settings, self.digest, self.uri, mode="Standard")
                 now["spec"].pop("canary", None)
-            now["metadata"].setdefault("annotations", {})[DIGEST_ANNOTATION] = self.digest
+            now["metadata"].setdefault("annotations", {}).pop(REPLICAS_ANNOTATION, None)
+            now["metadata"]["annotations"][DIGEST_ANNOTATION] = self.digest
             return now
 
         with kserve_errors():
@@ -243,6 +384,10 @@ class CanaryTarget(KServeTarget):
             others = [canary for canary in canaries if canary["predictor"]["name"] != self.revision]
             if others:
                 now["spec"]["canary"] = others
+            else:
+                replicas = now["metadata"].get("annotations", {}).pop(REPLICAS_ANNOTATION, None)
+                if replicas is not None:
+                    now["spec"]["predictor"]["minReplicas"] = int(replicas)
             return now
 
         with kserve_errors():
@@ -252,20 +397,25 @@ class CanaryTarget(KServeTarget):
             elif now is not None and read_served_digest(now) is None:  # created by this rollout
                 self.cluster.delete(self.build_path())
 
-    def _build_canary_entry(self, percent: int) -> Json:
-        return build_canary(self.settings, self.digest, self.uri, percent)
+    def _find_canary(self, now: Json) -> Json | None:
+        canaries = now["spec"].get("canary") or ()
+        return next((canary for canary in canaries if canary["predictor"]["name"] == self.revision), None)
 
-    def _set_canary_share(self, percent: int) -> None:
-        def set_share(now: Json) -> Json:
-            others = [canary["predictor"]["name"] for canary in now["spec"].get("canary", ())]
+    def _update_canary(self, percent: int, replicas: int) -> None:
+        def update(now: Json) -> Json:
+            others = [canary["predictor"]["name"] for canary in now["spec"].get("canary") or ()]
             if any(name != self.revision for name in others):
                 raise TargetFailed(
                     f"InferenceService {self.settings.name} has the canary {others[0]} of another rollout"
                 )
-            now["spec"]["canary"] = [self._build_canary_entry(percent)]
+            annotations, stable = now["metadata"].setdefault("annotations", {}), now["spec"]["predictor"]
+            own = int(annotations.setdefault(REPLICAS_ANNOTATION, str(stable.get("minReplicas", 1))))
+            stable["minReplicas"] = own + replicas
+            canary = build_canary(self.settings, self.digest, self.uri, percent, replicas=replicas)
+            now["spec"]["canary"] = [canary]
             return now
 
-        self.cluster.update_with_retry(self.build_path(), set_share)
+        self.cluster.update_with_retry(self.build_path(), update)
 
 
 class KnativeTarget(KServeTarget):
@@ -273,6 +423,8 @@ class KnativeTarget(KServeTarget):
 
     KServe leaves the rest of the traffic on the revision that last had all of it.
     """
+
+    _knative_revision = ""  # Knative's name of the new revision, once it is known
 
     def build_manifest(self) -> Json:
         return build_inference_service(self.settings, self.digest, self.uri, mode="Knative")
@@ -305,8 +457,38 @@ class KnativeTarget(KServeTarget):
         newest = predictor.get("latestCreatedRevision", "")
         # The status lags behind: at first it still names the old revision, which has all traffic, as the newest.
         is_new = self._alone or self._ready or newest != predictor.get("latestRolledoutRevision")
+        self._knative_revision = newest if is_new else ""
         ready = bool(newest and is_new and newest == predictor.get("latestReadyRevision") and is_ready(now))
-        return self._update_readiness(ready, status.get("modelStatus", {}), self.settings.name)
+        self._update_readiness(ready, status.get("modelStatus", {}) if is_new else {}, self.settings.name)
+        self._note_conditions(now)
+        return ready
+
+    @property
+    def deployment_name(self) -> str:
+        return f"{self._knative_revision}-deployment"  # how Knative names it
+
+    @property
+    def pod_selector(self) -> str:
+        revision = self._knative_revision
+        return f"serving.knative.dev/revision={revision}" if revision else ""
+
+    def post_to_endpoint(self, path: str, payload: Mapping[str, Any], timeout_s: float) -> Any:
+        with kserve_errors():
+            url = self.settings.endpoint_url or (self._read_inference_service() or {}).get("status", {}).get("url", "")
+        if not url:
+            raise RequestFailed(f"InferenceService {self.settings.name} has no address; set endpoint_url")
+        return post_json(url, path, payload, timeout_s)
+
+    def describe_traffic(self) -> str:
+        with kserve_errors():
+            now = self._read_inference_service()
+        if now is None:
+            return f"no InferenceService {self.settings.name} exists, so nothing gets traffic"
+        if _read_storage_uri(now) != self.uri:
+            return f"all traffic goes to revisions of {_read_storage_uri(now)}"
+        percent = now["spec"]["predictor"].get("canaryTrafficPercent", 100)
+        rest = f", {100 - percent} % to the previous revision" if percent < 100 else ""
+        return f"{percent} % of the traffic goes to this rollout's revision{rest}"
 
     def post_request(self, path: str, payload: Mapping[str, Any], timeout_s: float) -> Any:
         with kserve_errors():

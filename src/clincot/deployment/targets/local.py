@@ -29,7 +29,8 @@ import httpx
 import psutil
 from pydantic import BaseModel
 
-from clincot.deployment.rollout import NotReady, RequestCounts, TargetFailed
+from clincot.deployment.rollout import CountedRequests, NotReady, RequestCounts, TargetFailed
+from clincot.deployment.service_settings import ServiceSettings
 from clincot.deployment.smoke import RequestFailed, build_smoke_headers, post_json
 from clincot.deployment.targets.traffic_route import (
     COUNTS_PATH,
@@ -137,6 +138,8 @@ class LocalTarget:
                 )
             port = _find_free_port()
             command = [part.format(checkpoint=folder, port=port, name=self.manifest.line) for part in self.command]
+            if self.command == SERVE_COMMAND:  # another server has arguments of its own
+                command += ServiceSettings().with_measured(self.manifest.serve).list_serve_arguments()
             running = _spawn_process(command, self.state / "logs" / f"{self.digest[:12]}.log", port, self.digest)
             _write_state(self._build_server_path(self.digest), running)
         others = self._read_other_backends()
@@ -161,12 +164,40 @@ class LocalTarget:
     def post_request(self, path: str, payload: Mapping[str, Any], timeout_s: float) -> Any:
         return post_json(self._read_server().url, path, payload, timeout_s)
 
-    def read_request_counts(self) -> RequestCounts | None:
+    @property
+    def counts_smoke_requests(self) -> bool:
+        """The splitter counts what users ask; the rollout's own questions go past it."""
+        return False
+
+    def read_request_counts(self) -> CountedRequests:
         front = _read_state(self.state / "front.json", ServerProcess)
         if front is None or front.process is None:
-            return None
+            return CountedRequests({}, "the splitter does not run")
         counts = httpx.get(front.url + COUNTS_PATH, timeout=10).json().get(self.digest, {"requests": 0, "failed": 0})
-        return RequestCounts(counts["requests"], counts["failed"])
+        return CountedRequests({self.digest[:12]: RequestCounts(counts["requests"], counts["failed"])})
+
+    def explain_waiting(self) -> str:
+        """Nothing: a server that ends is reported with its log by check_ready."""
+        return ""
+
+    def scale_revision(self, percent: int) -> None:
+        """A local revision is one process."""
+
+    def describe_traffic(self) -> str:
+        backends = read_route(self.state).backends
+        if not backends:
+            return "nothing gets traffic"
+        parts = []
+        for backend in backends:
+            ours = " (this rollout's revision)" if backend.digest == self.digest else ""
+            parts.append(f"{backend.percent} % of the traffic goes to {backend.digest[:12]}{ours}")
+        return ", ".join(parts)
+
+    def post_to_endpoint(self, path: str, payload: Mapping[str, Any], timeout_s: float) -> Any:
+        front = _read_state(self.state / "front.json", ServerProcess)
+        if front is None:
+            raise RequestFailed(f"POST {path}: the splitter was never started")
+        return post_json(front.url, path, payload, timeout_s)
 
     def shift_traffic(self, percent: int) -> None:
         self.ensure_front()

@@ -44,7 +44,13 @@ def build_kserve_target(
         )
     mode, why = choose_traffic_mode(cluster, settings)
     return TARGET_CLASSES[mode](
-        cluster, settings, manifest.sha256, manifest.uri, steps, validator=validator, how=f"{mode}, {why}"
+        cluster,
+        settings.with_measured(manifest.serve),
+        manifest.sha256,
+        manifest.uri,
+        steps,
+        validator=validator,
+        how=f"{mode}, {why}",
     )
 
 
@@ -56,16 +62,14 @@ def choose_traffic_mode(cluster: Cluster, settings: ServiceSettings) -> tuple[Tr
     with kserve_errors():
         knative = cluster.has_api("serving.knative.dev", "v1")
     separate = settings.transformer == "separate"
+    refused = explain_knative_rules(settings)
     if settings.mode == "knative" or (
-        settings.mode == "auto" and knative and _read_default_mode(cluster, settings) == "Knative"
+        settings.mode == "auto" and not refused and knative and _read_default_mode(cluster, settings) == "Knative"
     ):
         if not knative:
             raise TargetFailed("mode knative was requested, but the cluster does not serve serving.knative.dev/v1")
-        if separate:
-            raise TargetFailed(
-                "in Knative mode each request of a separate transformer may reach another revision of the predictor; "
-                "set transformer: collocated"
-            )
+        if refused:
+            raise TargetFailed(refused)
         return "knative", "KServe runs in Knative mode: canaryTrafficPercent"
     if settings.mode == "blue-green":
         return "blue-green", "as asked for"
@@ -77,6 +81,27 @@ def choose_traffic_mode(cluster: Cluster, settings: ServiceSettings) -> tuple[Tr
     if settings.mode == "standard":
         raise TargetFailed(f"mode standard was requested, but spec.canary[] would have no effect here: {why}")
     return "blue-green", f"{why}; all of the traffic moves at once"
+
+
+def explain_knative_rules(settings: ServiceSettings) -> str:
+    """Why Knative would refuse the service's pods, or route them wrongly; "" if it accepts them.
+
+    Knative's webhook allows one port in all containers of a pod (validateContainersPorts in
+    pkg/apis/serving/k8s_validation.go of knative/serving@98e5ef9), and probes of a container without a port only if its
+    feature multi-container-probing is on, which it is not by default (validateSidecarContainer, same file). vLLM has
+    probes, and KServe merges the ports of its ServingRuntime into the predictor.
+    """
+    if settings.engine != "vllm":
+        return ""
+    if settings.transformer == "separate":
+        return (
+            "in Knative mode each request of a separate transformer may reach another revision of the predictor; set "
+            "mode: standard or blue-green"
+        )
+    return (
+        "Knative allows one port in a pod, and no probes of a container without a port, so it refuses vLLM with "
+        "`clincot serve` in front of it; set mode: standard or blue-green, or engine: clincot"
+    )
 
 
 def _read_default_mode(cluster: Cluster, settings: ServiceSettings) -> str:

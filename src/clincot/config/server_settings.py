@@ -9,8 +9,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from clincot.config import FrozenConfig, ProposeConfig, Share, parse_config, parse_override_value
-from clincot.config.sections import InferenceDtype
+from clincot.config.sections import InferenceDtype, ServeConfig
+from clincot.config.settings_file import parse_config, parse_override_value
 from clincot.fields import PositiveInt
 from clincot.jsonl import InvalidRecord
 
@@ -18,17 +18,13 @@ LogFormat = Literal["auto", "text", "json"]
 Seconds = Annotated[float, Field(gt=0)]
 
 
-class ServeSettings(FrozenConfig):
-    """How a server answers, how many requests it accepts, and what it refuses."""
+class ServeSettings(ServeConfig):
+    """How a server answers, how many requests it accepts, and what it refuses.
 
-    propose: Annotated[
-        ProposeConfig,
-        Field(description="The regions that an answer is derived from; the whole image is always added."),
-    ] = ProposeConfig(grounders={"windows": 2, "written": 1}, temperature=0.0)
-    max_new_tokens: Annotated[PositiveInt, Field(description="Longest answer from one region, in tokens.")] = 16
-    abstain_below: Annotated[
-        Share, Field(description="Confidence below which an answer abstains; 0: never. It depends on the checkpoint.")
-    ] = 0.0
+    The first settings, those of ServeConfig, are what the gate measured; a deployment takes them from the published
+    checkpoint.
+    """
+
     abstain_refusal: Annotated[
         str,
         Field(
