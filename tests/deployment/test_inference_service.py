@@ -189,6 +189,7 @@ def test_measured_settings_reach_the_server(kserve: Draft202012Validator, engine
     ("serve", "why"),
     [
         ({"max_new_tokens": 160}, r"serve\.max_new_tokens decides the answers, so a deployment cannot change it"),
+        ({"grace_s": 20}, r"serve\.grace_s has to fit the time that Kubernetes gives the pod; set grace_s"),
         ({"propose": {"grounders": {"windows": 9}}}, r"serve\.propose decides the answers"),
         ({"abstain_under": 0.4}, "abstain_under"),
         ({"running": 0}, "running"),

@@ -146,6 +146,10 @@ class ServiceSettings(FrozenConfig):
                 f"serve.{measured[0]} decides the answers, so a deployment cannot change it; set it in the section "
                 "serve of the round's parameters, where the gate measures it"
             )
+        if "grace_s" in self.serve:
+            raise ValueError(
+                "serve.grace_s has to fit the time that Kubernetes gives the pod; set grace_s, which sets both"
+            )
         ServeSettings.model_validate(self.serve)
         return self
 
