@@ -16,7 +16,7 @@ export OMP_NUM_THREADS ?= 2
 export TOKENIZERS_PARALLELISM := false
 export HF_HUB_OFFLINE ?= 1
 
-.PHONY: help setup demo check docs docs-reference test test-fast test-vllm test-clients test-families lint results small-models vqa-rad bench bench-serving attack soak bench-gate bench-ingest bench-processes bench-version bench-pipeline bench-kills pipelines test-image e2e-kind lint-workflows manifests clean
+.PHONY: help setup demo check docs docs-reference test test-fast test-vllm test-clients test-families test-faults lint results small-models vqa-rad bench bench-serving attack soak bench-gate bench-ingest bench-processes bench-version bench-pipeline bench-kills pipelines test-image e2e-kind lint-workflows manifests clean
 
 help:  ## list the targets
 	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -43,11 +43,14 @@ demo: $(READY)  ## run two rounds on rendered radiographs, up to a results table
 # One thread per process. All tests of a module run in the same process, because module fixtures are expensive.
 PYTEST := OMP_NUM_THREADS=1 CLINCOT_CHECKOV=$(CURDIR)/$(CHECKOV)/bin/checkov $(BIN)/python -m pytest -n $(or $(JOBS),2) --dist loadscope
 
+# Tests that need another environment or many minutes; each has a target of its own.
+APART := --ignore=tests/serving_vllm --ignore=tests/serving_clients --ignore=tests/faults
+
 test: $(FULL) $(CHECKOV)/.ready  ## run the whole test suite (JOBS=2 processes)
-	$(PYTEST) tests --ignore=tests/serving_vllm --ignore=tests/serving_clients
+	$(PYTEST) tests $(APART)
 
 test-fast: $(FULL)  ## run the tests that need no server and no training, in under 90 seconds
-	$(PYTEST) tests --ignore=tests/serving_vllm --ignore=tests/serving_clients -m "not slow and not s3 and not kube and not kfp"
+	$(PYTEST) tests $(APART) -m "not slow and not s3 and not kube and not kfp"
 
 check: $(FULL)  ## run what a commit has to pass: ruff, ruff format, mypy, codespell
 	$(BIN)/ruff check $(PYTHON_FOLDERS)
@@ -61,6 +64,9 @@ docs: $(FULL)  ## build the documentation into site/, and fail on a warning
 docs-reference: $(FULL)  ## write the generated reference pages in docs/reference/ again
 	$(BIN)/python -m tests.docs.generate --write
 	$(BIN)/python -m tests.families.model_table --write
+
+test-faults: $(FULL)  ## let every task of a round meet every fault, and compare with docs/kubeflow/faults.md (about 20 minutes)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/faults
 
 test-vllm: $(FULL) $(VLLM)/.ready  ## run the tests of the serving pods on vLLM (in its own environment of about 2 GB)
 	OMP_NUM_THREADS=1 CLINCOT_VLLM=$(CURDIR)/$(VLLM)/bin/python $(BIN)/python -m pytest tests/serving_vllm -s
