@@ -32,6 +32,7 @@ TASK_STAGES: Mapping[str, tuple[str, ...]] = {
     "evaluate_champion": ("evaluate",),
     "prepare": ("prepare",),
     "generate": ("propose", "answer", "judge"),
+    "judge": (),  # the stage judge where all judges are endpoints, which need no accelerator here
     "pair": ("pair",),
     "version": ("version",),
     "train": ("train",),
@@ -55,7 +56,7 @@ PROFILE_NAMES: Mapping[str, str] = {task: "evaluate" if task.startswith("evaluat
 # tasks takes some 40 kB of the Workflow object, 4 kB when compressed. Within these bounds a run of three rounds takes
 # less than half of what Argo allows, however many shards there are (workflow_size.py).
 MAX_SHARD_TASKS, MAX_RUN_SHARD_TASKS = 8, 16
-_SHARD_STAGES = ("propose", "answer", "judge")
+_SHARD_STAGES = ("propose", "answer")
 _HOST_LABEL = "kubernetes.io/hostname"
 _SECRET_NAME = re.compile(r"(?i)(secret|token|passw|_key$|credential)")
 

@@ -26,6 +26,7 @@ _INDENT = "    "
 _TYPE_NAMES = {
     "String": "text",
     "Integer": "integer",
+    "Boolean": "true or false",
     "Dict": "JSON object",
     "List": "JSON list",
     "PipelineTaskFinalStatus": "status",

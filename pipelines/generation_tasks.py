@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 from kfp import dsl
 
 from clincot.components.generate.component import generate
+from clincot.components.judge.component import judge
 from clincot.components.pair.component import pair
 from clincot.pipelines.pipeline_builder import build_pipeline
 from clincot.pipelines.placement import apply_placement
@@ -59,19 +60,29 @@ def _add_generation(plan: RoundPlan, inputs: GenerationInputs) -> GenerationOutp
 
     A group hands on the digest of the list of its shards, not files: kfp passes everything that a task receives as one
     argument, and the descriptions of the files of 58 shards did not fit into one (MAX_ARG_STRLEN of Linux, 128 KiB).
+    Judges that are all endpoints have a task of their own, so that no accelerator waits for their replies.
     """
     with dsl.ParallelFor(inputs.shard_groups, name="each group of shards") as group:
-        generated = apply_placement(
-            generate(work=inputs.work, group=group, **optional_artifact("trained", inputs.trained)),
+        scored = apply_placement(
+            generate(
+                work=inputs.work,
+                group=group,
+                judges=not plan.judges_apart,
+                **optional_artifact("trained", inputs.trained),
+            ),
             "generate",
             plan.cluster,
         )
+        if plan.judges_apart:
+            scored = apply_placement(
+                judge(work=inputs.work, group=group, answered=scored.output), "judge", plan.cluster
+            )
     paired = apply_placement(
         pair(
             settings=inputs.pair_settings,
             lap=inputs.lap,
             questions=inputs.questions,
-            shards=dsl.Collected(generated.output),
+            shards=dsl.Collected(scored.output),
         ),
         "pair",
         plan.cluster,

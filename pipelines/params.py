@@ -87,7 +87,9 @@ DESCRIPTIONS: Mapping[str, str] = {
     "shard_groups": "Shards of each task, such as 1-4/8 and 5-8/8.",
     "group": "Shards of this task, such as 1-4/8.",
     "groups": "Largest number of tasks that process shards.",
-    "pair.shards": "What generate returned for each group.",
+    "pair.shards": "What generate or judge returned for each group.",
+    "generate.judges": "Whether the judges score the answers too; otherwise judge does.",
+    "judge.answered": "What generate returned for this group.",
     "lap": "How often earlier rounds used the questions.",
     "run": "Identifier of the pipeline run.",
     "status": "Final status of the run, from Kubeflow Pipelines.",
@@ -115,6 +117,7 @@ DESCRIPTIONS: Mapping[str, str] = {
     "benchmark_table": "Benchmark table of the round (Markdown).",
     # values that a component returns
     "generate.Output": "sha256 of the list of the shards' files.",
+    "judge.Output": "sha256 of the list of the shards' files, with scores.",
     "version.Output": "sha256 of the record of the data version.",
     "train.data_version": "sha256 of the record of the data version.",
     "train.Output": "sha256 of the challenger.",

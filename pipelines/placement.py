@@ -19,6 +19,7 @@ DISPLAY_NAMES = {
     "evaluate_champion": "evaluate: champion",
     "prepare": "prepare questions",
     "generate": "generate candidates",
+    "judge": "judge candidates",
     "pair": "pair candidates",
     "version": "version data",
     "train": "train challenger",

@@ -33,6 +33,12 @@ class RoundPlan:
     code: str = ""  # stands for the source in cache keys; empty: the image, which Kubeflow's own key contains
 
     @property
+    def judges_apart(self) -> bool:
+        """Whether judging is a task without an accelerator: all judges are endpoints, and no chain waits for them."""
+        judges = self.params.judge.judges
+        return bool(judges) and all(one.url for one in judges) and len(self.params.answer.steps) == 1
+
+    @property
     def arguments(self) -> dict[str, Any]:
         """The parameters of the pipeline with their defaults. A required one has none unless the plan sets it."""
         fields, sections = split_sections(self.params)

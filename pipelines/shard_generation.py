@@ -3,6 +3,8 @@
 The stages are those of the command line and write the same bytes. They run in one task, because each task of Kubeflow
 Pipelines costs some 40 kB of the Workflow object (workflow_size.py), and a shard's policy is downloaded once.
 
+Where all judges are endpoints, a second task judges the answers, without an accelerator (generation_tasks.py).
+
 After each stage the files of the shard are stored, so that a task whose pod was lost goes on after the last finished
 stage:
 
@@ -37,7 +39,8 @@ VERSIONS_FOLDER = "versions"
 UNFINISHED_FOLDER = f"{SHARDS_FOLDER}/unfinished"
 GROUPS_FOLDER = f"{SHARDS_FOLDER}/groups"
 # Files of a shard that are merged. The scores are computed from the judgements of all shards.
-SHARD_FILES = ("regions", "candidates", "judgements", "panel_report")
+ANSWER_FILES = ("regions", "candidates")
+SHARD_FILES = (*ANSWER_FILES, "judgements", "panel_report")
 
 # Runs a stage: name, input paths or addresses by name, output paths by name.
 StageRunner = Callable[[str, Mapping[str, str], Mapping[str, str]], object]
@@ -55,31 +58,60 @@ class ShardInputs:
     key: str
 
 
-def generate_shard(inputs: ShardInputs, store: Store, run: StageRunner) -> str:
+def generate_shard(inputs: ShardInputs, store: Store, run: StageRunner, *, judges: bool = True) -> str:
     """Run the stages of a shard, or those that an interrupted task left; return the sha256 of the shard's files.
 
-    They are stored as the folder `<store>/shards/<sha256>`.
+    They are stored as the folder `<store>/shards/<sha256>`. Without `judges`, a shard of a chain with one step ends
+    with its answers, which judge_shard goes on from; a longer chain needs the scores of each step for the next one.
     """
     with tempfile.TemporaryDirectory() as temporary:
         work = Path(temporary) / "work"
         _restore_progress(store, inputs.key, work)
-        names = {name: str(work / ROUND_FILES[name]) for name in SHARD_FILES}
 
         def run_and_keep(stage: str, read: Mapping[str, str], written: Mapping[str, str]) -> None:
             print(f"generate, {inputs.shard}: {stage}", flush=True)
             run(stage, read, written)
             _keep_progress(store, inputs.key, work)
 
-        questions = {"data": inputs.data, "questions": inputs.questions}
-        run_and_keep("propose", {**questions, "policy": inputs.policy}, {"regions": names["regions"]})
-        _answer_and_judge(inputs, {**questions, "regions": names["regions"]}, work, run_and_keep)
-        finished = Path(temporary) / "finished"
-        finished.mkdir()
-        for name in SHARD_FILES:
-            shutil.copyfile(names[name], finished / ROUND_FILES[name])
-        address = upload_folder(finished, f"{store.url}/{SHARDS_FOLDER}")
+        regions = {"regions": str(work / ROUND_FILES["regions"])}
+        read = {"data": inputs.data, "questions": inputs.questions}
+        run_and_keep("propose", {**read, "policy": inputs.policy}, regions)
+        if judges or inputs.steps > 1:
+            _answer_and_judge(inputs, {**read, **regions}, work, run_and_keep)
+            digest = _store_shard(work, SHARD_FILES, store)
+        else:
+            candidates = {"candidates": str(work / ROUND_FILES["candidates"])}
+            run_and_keep("answer", {**read, **regions, "policy": inputs.policy}, candidates)
+            digest = _store_shard(work, ANSWER_FILES, store)
     store.delete(_progress_key(inputs.key))
-    return address.rpartition("/")[2]
+    return digest
+
+
+def judge_shard(inputs: ShardInputs, store: Store, run: StageRunner, *, answered: str) -> str:
+    """Judge the answers of a shard, which generate_shard has stored; return the sha256 of the shard's files.
+
+    answered: what generate_shard returned. A shard that is judged already stays as it is.
+    """
+    with tempfile.TemporaryDirectory() as temporary:
+        work = Path(temporary) / "work"
+        folder = download_folder(f"{store.url}/{SHARDS_FOLDER}/{answered}")
+        shutil.copytree(folder, work, ignore=shutil.ignore_patterns(*MANIFEST_NAMES))
+        if (work / ROUND_FILES["judgements"]).is_file():
+            return answered
+        print(f"judge, {inputs.shard}", flush=True)
+        read = {name: str(work / ROUND_FILES[name]) for name in ANSWER_FILES}
+        written = {name: str(work / ROUND_FILES[name]) for name in ("judgements", "scores", "panel_report")}
+        run("judge", {"data": inputs.data, "questions": inputs.questions, **read}, written)
+        return _store_shard(work, SHARD_FILES, store)
+
+
+def read_group_manifest(store: Store, group: str) -> list[str]:
+    """The digests of the shards in a list that write_group_manifest has stored. Raises ChecksumMismatch."""
+    content = store.read(f"{GROUPS_FOLDER}/{group}.json").content
+    if hashlib.sha256(content).hexdigest() != group:
+        raise ChecksumMismatch(f"{store.url}/{GROUPS_FOLDER}/{group}.json", "somebody has changed the list of shards")
+    digests: list[str] = json.loads(content)["shards"]
+    return digests
 
 
 def write_group_manifest(store: Store, digests: Sequence[str]) -> str:
@@ -98,14 +130,8 @@ def download_shards(store: Store, groups: Sequence[str]) -> dict[str, list[Path]
     """
     folders = []
     for group in groups:
-        content = store.read(f"{GROUPS_FOLDER}/{group}.json").content
-        if hashlib.sha256(content).hexdigest() != group:
-            raise ChecksumMismatch(
-                f"{store.url}/{GROUPS_FOLDER}/{group}.json", "somebody has changed the list of shards"
-            )
-        folders += [
-            download_folder(f"{store.url}/{SHARDS_FOLDER}/{digest}") for digest in json.loads(content)["shards"]
-        ]
+        digests = read_group_manifest(store, group)
+        folders += [download_folder(f"{store.url}/{SHARDS_FOLDER}/{digest}") for digest in digests]
     files = {}
     for name in SHARD_FILES:
         files[name] = [folder / ROUND_FILES[name] for folder in folders]
@@ -140,6 +166,16 @@ def _answer_and_judge(inputs: ShardInputs, read: Mapping[str, str], work: Path, 
         run("answer", {**read, "policy": inputs.policy, **before}, candidates)
         run("judge", {**read, **candidates}, written)
         before = {"candidates_before": candidates["candidates"], "scores_before": written["scores"]}
+
+
+def _store_shard(work: Path, names: Sequence[str], store: Store) -> str:
+    """Store files of the work folder as those of the shard; return the sha256 of the folder."""
+    with tempfile.TemporaryDirectory() as temporary:
+        finished = Path(temporary) / "finished"
+        finished.mkdir()
+        for name in names:
+            shutil.copyfile(work / ROUND_FILES[name], finished / ROUND_FILES[name])
+        return upload_folder(finished, f"{store.url}/{SHARDS_FOLDER}").rpartition("/")[2]
 
 
 def _progress_key(key: str) -> str:

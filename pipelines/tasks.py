@@ -46,6 +46,8 @@ from clincot.pipelines.shard_generation import (
     download_shards,
     fetch_file,
     generate_shard,
+    judge_shard,
+    read_group_manifest,
     store_file,
     write_group_manifest,
 )
@@ -306,30 +308,55 @@ def prepare(
         return PreparedRound(work, questions, group_shards(names, groups), lap)
 
 
-def generate(work: str, group: str, *, trained: str = "") -> str:
+def generate(work: str, group: str, *, trained: str = "", judges: bool = True) -> str:
     """Generate and score the candidates of a group of shards, one after the other.
 
-    work: address that `prepare` returned. trained: folder of a policy that replaces that of the settings. Returns the
-    sha256 of the list of the shards' files, which are stored.
+    work: address that `prepare` returned. trained: folder of a policy that replaces that of the settings. judges: False
+    leaves the scores to the task `judge`. Returns the sha256 of the list of the shards' files, which are stored.
     """
-    from clincot.pipelines.sharding import parse_shard_group
-
     with user_errors("generate"), tempfile.TemporaryDirectory() as temporary:
         given = read_task_settings(work)
         store, lap = open_store(given.store), int(given.inputs["lap"])
-        questions = fetch_file(store, QUESTIONS_FOLDER, given.inputs["questions"], Path(temporary))
         digests = []
-        for shard in parse_shard_group(group):
-            inputs = ShardInputs(
-                shard=shard,
-                data=given.inputs["data"],
-                questions=str(questions),
-                policy=trained or given.inputs["policy"],
-                steps=len(_read_chain(given.get_section("answer"))),
-                key=hash_json([work.rpartition("/")[2], shard]),
-            )
-            digests.append(generate_shard(inputs, store, partial(_run_shard_stage, given, shard, lap)))
+        for one in _list_shard_inputs(work, given, group, Path(temporary), trained):
+            run = partial(_run_shard_stage, given, one.shard, lap)
+            digests.append(generate_shard(one, store, run, judges=judges))
         return write_group_manifest(store, digests)
+
+
+def judge(work: str, group: str, answered: str) -> str:
+    """Score the candidates of a group of shards.
+
+    work, group: as for `generate`, which returned `answered` without judges. Returns what `generate` returns with them.
+    """
+    with user_errors("judge"), tempfile.TemporaryDirectory() as temporary:
+        given = read_task_settings(work)
+        store, lap = open_store(given.store), int(given.inputs["lap"])
+        shards, digests = _list_shard_inputs(work, given, group, Path(temporary)), []
+        for one, digest in zip(shards, read_group_manifest(store, answered), strict=True):
+            run = partial(_run_shard_stage, given, one.shard, lap)
+            digests.append(judge_shard(one, store, run, answered=digest))
+        return write_group_manifest(store, digests)
+
+
+def _list_shard_inputs(
+    work: str, given: TaskSettings, group: str, folder: Path, trained: str = ""
+) -> list[ShardInputs]:
+    """What the stages of each shard of a group read; the questions are downloaded into `folder`."""
+    from clincot.pipelines.sharding import parse_shard_group
+
+    questions = fetch_file(open_store(given.store), QUESTIONS_FOLDER, given.inputs["questions"], folder)
+    return [
+        ShardInputs(
+            shard=shard,
+            data=given.inputs["data"],
+            questions=str(questions),
+            policy=trained or given.inputs["policy"],
+            steps=len(_read_chain(given.get_section("answer"))),
+            key=hash_json([work.rpartition("/")[2], shard]),
+        )
+        for shard in parse_shard_group(group)
+    ]
 
 
 def _run_shard_stage(

@@ -19,7 +19,7 @@ def pair(
         settings: Address of the task's settings, which ends in their sha256.
         lap: How often earlier rounds used the questions.
         questions: sha256 of the questions of the round.
-        shards: What generate returned for each group.
+        shards: What generate or judge returned for each group.
 
     Returns:
         preferences: Folder: regions, candidates, judgements, scores, pairs.

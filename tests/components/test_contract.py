@@ -42,6 +42,7 @@ CALLED = {
     "start_round": ("policy", "digest", 1, 2),
     "prepare": ("work", "questions", ["1-1/1"], 0),
     "generate": "digests",
+    "judge": "digests",
     "pair": {"pairs": 3.0},
     "version": tasks.VersionedData({"tag": "preferences/m/round-0001"}, "digest"),
     "train": "digest",
@@ -92,14 +93,14 @@ def test_only_the_first_task_receives_sections() -> None:
         *Params.model_fields,
         "service",
         "launch",
-    } - {"models", "recipe"}  # the sections carry what `models` says
+    } - {"models", "recipe", "serve"}  # the sections carry what `models` and `serve` say
 
 
 def test_every_other_task_of_a_round_gets_the_address_of_its_settings() -> None:
     """Its digest is the key by which Kubeflow recognizes the same work."""
     without = {"preflight", "select_champion", "record_run_status"}
     for name in {*TASK_NAMES} - without:
-        assert interface(name)[0].get("work" if name == "generate" else "settings") == "String", name
+        assert interface(name)[0].get("work" if name in ("generate", "judge") else "settings") == "String", name
 
 
 def test_settings_contain_the_sections_of_the_stages() -> None:
@@ -207,6 +208,7 @@ def sample_parameter(name: str, kind: str) -> Any:
         "List": [f"{name} as text"],
         "Integer": {"number": 3.0, "ahead": 2.0, "policy_round": 0.0}.get(name, 17.0),  # as Kubeflow passes them
         "String": f"{name} as text",
+        "Boolean": True,
         "PipelineTaskFinalStatus": SimpleNamespace(state="SUCCEEDED", error_message=None),
     }
     return samples[kind]

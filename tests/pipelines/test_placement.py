@@ -12,7 +12,7 @@ import pytest
 import yaml
 
 import clincot.pipelines
-from clincot.config import load_params, parse_config
+from clincot.config import Params, load_params, parse_config
 from clincot.jsonl import InvalidRecord
 from clincot.pipelines.cluster_settings import TASK_NAMES, ClusterSettings, load_cluster_settings
 from clincot.pipelines.params import decode_params
@@ -76,7 +76,10 @@ def _task(name: str) -> str:
 
 def test_every_task_is_placed(compiled: Any) -> None:
     containers, settings, _ = compiled
-    assert {_task(name) for name in containers} == {*TASK_NAMES} - {"select_champion"}  # of several rounds
+    assert {_task(name) for name in containers} == {*TASK_NAMES} - {
+        "select_champion",  # of several rounds
+        "judge",  # where all judges are endpoints
+    }
     assert set(settings) == set(containers)
 
 
@@ -97,6 +100,38 @@ def test_only_gpu_stages_ask_for_gpus_and_training_for_its_own_number(compiled: 
             {"key": "nvidia.com/gpu", "operator": "Exists", "effect": "NoSchedule"}
         ]
         assert container["image"].startswith("registry.example/gpu@sha256:")
+
+
+@pytest.mark.parametrize(
+    ("judges", "steps", "apart"),
+    [
+        (["url", "url"], 1, True),
+        (["url", "path"], 1, False),
+        (["url", "url"], 2, False),  # the second step of a chain needs the scores of the first
+    ],
+)
+def test_no_accelerator_waits_for_the_replies_of_endpoints(
+    judges: list[str], steps: int, apart: bool, tmp_path: Path
+) -> None:
+    address = {"url": "http://judge.example/v1", "path": "shipped:judge-a"}
+    panel = [{"name": f"judge {n}", kind: address[kind]} for n, kind in enumerate(judges)]
+    params = parse_config(
+        Params, {"judge": {"judges": panel}, "answer": {"steps": ["{question}"] * steps}}, where="the test"
+    )
+    (tmp_path / "cluster.yaml").write_text(CLUSTER)
+    plan = RoundPlan(params=params, cluster=load_cluster_settings(tmp_path / "cluster.yaml"))
+    compile_round(plan, tmp_path / "round.yaml")
+    spec, _ = yaml.safe_load_all((tmp_path / "round.yaml").read_text(encoding="utf-8"))
+    executors = spec["deploymentSpec"]["executors"]
+    assert "accelerator" in executors["exec-generate"]["container"]["resources"]
+    assert ("exec-judge" in executors) is apart
+    if apart:
+        assert "accelerator" not in executors["exec-judge"]["container"]["resources"]
+        assert executors["exec-judge"]["container"]["image"] == "registry.example/cpu:1"
+    (loop,) = [one for name, one in spec["components"].items() if name.startswith("comp-for-loop")]
+    assert loop["dag"]["tasks"]["generate"]["inputs"]["parameters"]["judges"] == {
+        "runtimeValue": {"constant": not apart}
+    }
 
 
 def test_resources_and_shared_memory(compiled: Any) -> None:

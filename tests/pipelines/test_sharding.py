@@ -15,7 +15,13 @@ from clincot.geometry import WHOLE_IMAGE
 from clincot.jsonl import read_records, write_json, write_records
 from clincot.judging.calibration import make_identity_calibration
 from clincot.judging.combination import PanelMember, QuorumLost, ScoreCombiner
-from clincot.pipelines.shard_generation import ShardInputs, download_shards, generate_shard, write_group_manifest
+from clincot.pipelines.shard_generation import (
+    ShardInputs,
+    download_shards,
+    generate_shard,
+    judge_shard,
+    write_group_manifest,
+)
 from clincot.pipelines.sharding import group_shards, list_shard_names, merge_shards, parse_shard_group, write_shard
 from clincot.records import Candidate, Judgement, Question, Region
 from clincot.runs.layout import ROUND_FILES
@@ -250,3 +256,28 @@ def test_the_steps_of_a_chain_build_on_one_another(tmp_path: Path) -> None:
     finished = tmp_path / "store" / "shards" / digest
     assert (finished / "candidates.jsonl").read_text() == "candidates of answer candidates.jsonl"
     assert {path.name for path in finished.iterdir()} == {ROUND_FILES[name] for name in FILES} | {"folder.json"}
+
+
+def test_judges_apart_make_the_same_files(tmp_path: Path) -> None:
+    """One task proposes and answers, another one judges what it has stored: the files of a single task."""
+    inputs = ShardInputs(shard="1/2", data="data", questions="questions", policy="policy", steps=1, key="k" * 64)
+    expected = generate_shard(inputs, FolderStore(tmp_path / "other"), Stages().run)
+    store, first, second = FolderStore(tmp_path / "store"), Stages(), Stages()
+    answered = generate_shard(inputs, store, first.run, judges=False)
+    assert first.worked == ["propose", "answer"]
+    assert {path.name for path in (tmp_path / "store" / "shards" / answered).glob("*.jsonl")} == {
+        "regions.jsonl",
+        "candidates.jsonl",
+    }
+    assert judge_shard(inputs, store, second.run, answered=answered) == expected
+    assert second.worked == ["judge"]
+    assert second.inputs == [("judge", ["candidates", "data", "questions", "regions"])]  # no policy to download
+
+
+def test_a_chain_is_judged_where_it_is_answered(tmp_path: Path) -> None:
+    """A run may ask for two steps although the pipeline was compiled for one: the second needs scores of the first."""
+    inputs = ShardInputs(shard="1/1", data="data", questions="questions", policy="policy", steps=2, key="k" * 64)
+    store, stages = FolderStore(tmp_path / "store"), Stages()
+    judged = generate_shard(inputs, store, stages.run, judges=False)
+    assert stages.worked == ["propose", "answer", "judge", "answer", "judge"]
+    assert judge_shard(inputs, store, Stages(dies_in="judge").run, answered=judged) == judged

@@ -520,7 +520,7 @@ secrets:
   {{- if .apiKeySecret }}
   - name: {{ .apiKeySecret }}
     env: {key: {{ include "clincot.judgeKeyEnv" . }}}
-    stages: [preflight, generate]
+    stages: [preflight, generate, judge]
   {{- end }}
   {{- end }}
   {{- with .Values.server.smokeKeySecret }}
