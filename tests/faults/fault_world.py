@@ -17,6 +17,7 @@ from typing import Any, TypeVar
 
 import pytest
 import yaml
+from safetensors.torch import load_file, save_file
 
 from clincot.clients.kubernetes import crd_path
 from clincot.deployment.inference_service import CRD_NAME
@@ -48,6 +49,7 @@ OPEN_CRD = {
     "metadata": {"name": CRD_NAME, "generation": 1},
     "spec": {"versions": [{"name": "v1beta1", "schema": {"openAPIV3Schema": OPEN_SCHEMA}}]},
 }
+SHARPNESS = 30.0  # factor of the logits of the policy; the temperature makes up for it where answers are sampled
 QUICK_ROLLOUT = {"steps": [100], "step_s": 0, "poll_s": 0.01, "ready_s": 60, "request_s": 10}
 
 
@@ -218,11 +220,21 @@ def build_fault_world(folder: Path) -> Iterator[FaultWorld]:
         s3.bucket("preferences")
         init_repository(settings["CLINCOT_TEST_REPOSITORY"], "s3://preferences/rounds")
         world = build_world(folder, s3, settings["CLINCOT_TEST_REPOSITORY"])
+        _sharpen(folder / "policy")
         _add_settings(folder / "params.yaml", judge.url)
         environment = {**world.environment, **settings}
         tasks = _record(world, environment)
         python = stack.enter_context(preloaded_python())
         yield FaultWorld(folder, plan, python, environment, tasks, kube)
+
+
+def _sharpen(policy: Path) -> None:
+    """Make the answers of an untrained policy sure: without clear answers a checkpoint has no golden questions."""
+    path = policy / "model.safetensors"
+    weights = load_file(path)
+    (name,) = [name for name in weights if name.endswith("text_model.norm.weight")]
+    weights[name] *= SHARPNESS
+    save_file(weights, path, metadata={"format": "pt"})
 
 
 def _record(world: World, environment: Mapping[str, str]) -> dict[str, RecordedTask]:
@@ -253,10 +265,11 @@ def _roll_out_to_cluster(task: RecordedTask) -> RecordedTask:
 
 
 def _add_settings(path: Path, judge_url: str) -> None:
-    """A third judge behind a URL, and a rollout without pauses."""
+    """A third judge behind a URL, answers as varied as those of an untrained policy, and a rollout without pauses."""
     sections = yaml.safe_load(path.read_text(encoding="utf-8"))
     sections["judge"]["judges"].append({"name": "remote", "url": judge_url, "concurrency": 2})
     sections["judge"]["quorum"] = 3
+    sections["answer"]["temperature"] = SHARPNESS
     sections["deploy"] = QUICK_ROLLOUT
     path.write_text(yaml.safe_dump(sections), encoding="utf-8")
 
