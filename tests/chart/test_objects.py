@@ -166,7 +166,8 @@ def test_the_policys_container_gets_every_argument_once(profile: str, tmp_path: 
     repeated = {one for one in arguments if arguments.count(one) > 1}
     assert repeated == ({"--port"} if service.engine == "vllm" else set())
     if service.engine == "clincot":
-        assert arguments == ["serve", "--checkpoint", "--host", "--port", "--model_name"]
+        # one --set: the time in which the server ends, which fits the pod's
+        assert arguments == ["serve", "--checkpoint", "--host", "--port", "--model_name", "--set"]
 
 
 def test_the_logs_of_hooks_and_jobs_are_kept() -> None:

@@ -72,7 +72,8 @@ class Platform:
         (recurring,) = self.stub.recurring
         named = recurring["pipeline_version_reference"]["pipeline_version_id"]
         (version,) = [one for one in self.stub.versions if one["pipeline_version_id"] == named]
-        inputs = version["spec"]["root"]["inputDefinitions"]["parameters"]
+        stored = version["pipeline_spec"]  # with a platform spec, both are below it
+        inputs = stored.get("pipeline_spec", stored)["root"]["inputDefinitions"]["parameters"]
         return {name: given.get("defaultValue") for name, given in inputs.items()}
 
     def write_outcomes(self, path: Path, policy: str, *, right: bool) -> str:

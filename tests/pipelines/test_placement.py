@@ -168,7 +168,12 @@ def test_cache_labels_queue_account_and_time(compiled: Any) -> None:
         assert one["securityContext"] == {"runAsUser": "1234", "runAsGroup": "1234", "runAsNonRoot": True}
         assert one["activeDeadlineSeconds"] == ("7200" if name in GPU else "3600")
         env = {variable["name"]: variable["value"] for variable in containers[name]["env"]}
-        assert env == {"AWS_ENDPOINT_URL": "https://s3.example", "CLINCOT_CACHE": "/cache"}
+        assert env == {
+            "AWS_ENDPOINT_URL": "https://s3.example",
+            "CLINCOT_CACHE": "/cache",
+            "CLINCOT_TASK_TIMEOUT_S": one["activeDeadlineSeconds"],
+            "CLINCOT_WAIT_S": "600",
+        }
     assert tasks["train"]["retryPolicy"] == {
         "maxRetryCount": 5,
         "backoffDuration": "60s",
@@ -249,7 +254,7 @@ def test_what_looks_outside_is_never_cached(compiled: Any) -> None:
     [
         ("gpus: {count: 1}", "gpus"),
         ("stages: {training: {count: 1}}", "no task is called training"),
-        ("stages: {judge: {count: 0}}", "no task is called judge; .*; judge: part of the task generate"),
+        ("stages: {answer: {count: 0}}", "no task is called answer; .*; answer: part of the task generate"),
         ("{parallel_shards: 2, cache: {claim: cache, access_mode: ReadWriteOnce}}", "use a ReadWriteMany claim"),
         ("stages: {train: {gpu: 1}}", "stages.train.gpu"),
         ("env: {AWS_SECRET_ACCESS_KEY: hidden}", "name a Secret instead"),
