@@ -46,12 +46,12 @@ from PIL import Image
 from tqdm import tqdm
 
 from benchmarks.server_process import ROOT, ServerProcess, start_server
+from clincot.config.server_settings import ServeSettings
 from clincot.generation.visual_cot import ImageQuestion, VisualAnswer, answer_question
 from clincot.models.vlm import VisionLanguageModel
 from clincot.records import Study
 from clincot.serving.request_batching import Batcher
 from clincot.serving.request_context import RequestContext
-from clincot.config.server_settings import ServeSettings
 
 SERVER_VARIANTS = {"batched": (), "one by one": ("running=1", "waiting=64"), "unbatched": ("max_batch=1",)}
 QUESTIONS = ("Is there a nodule?", "Is there an effusion?", "Is there a nodule in the left lung?")

@@ -10,6 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
+from clincot.text import format_count
 from tests.faults.fault_world import ROOT, Attempt, FaultWorld, build_fault_world
 from tests.support.recorded_round import RecordedTask
 
@@ -231,7 +232,7 @@ def describe_keys(world: FaultWorld, before: set[str]) -> str:
     ]
     others = len(new) - len(records)
     text = ", ".join(f"`{record.replace(world.run_id, 'RUN').replace(NEXT_RUN, 'RUN')}`" for record in records)
-    return ", ".join(filter(None, [text, f"{others} other objects" if others else ""])) or "nothing"
+    return ", ".join(filter(None, [text, format_count(others, "other object") if others else ""])) or "nothing"
 
 
 def start_next_run(world: FaultWorld) -> str:
