@@ -224,3 +224,18 @@ def test_the_shipped_policy_answers_the_same_twice(films: Path) -> None:
     first, second = (answer_question(asked, model, ServeSettings()) for _ in range(2))
     assert first == second
     assert first.policy == model.digest
+
+
+@pytest.mark.parametrize("question", ["What is the finding?", "Is there a nodule?"])
+def test_the_modality_of_a_data_set_does_not_change_what_is_served(films: Path, question: str) -> None:
+    """A server is sent an image and nothing about it; with a modality other findings would be looked for."""
+    study = next(iter(StudyIndex(films).values()))
+    policy = Parrot()
+    policy.go.set()
+    plain, known = (
+        answer_question(
+            ImageQuestion(study.model_copy(update={"modality": modality}), films, question), policy, ServeSettings()
+        )
+        for modality in ("", "brain MRI")
+    )
+    assert known == plain

@@ -195,7 +195,14 @@ class _Chain:
 
 
 def _propose_chains(asked: Sequence[ImageQuestion], policy: Policy, settings: ServeConfig) -> list[_Chain]:
+    """The regions of each question.
+
+    Clients send an image without saying of what kind it is. The modality of a data set's image, which chooses the
+    hypotheses, is therefore ignored: what is measured and stored as a golden answer would else differ from what a
+    server answers.
+    """
     config = settings.propose
+    asked = [replace(item, study=item.study.model_copy(update={"modality": ""})) for item in asked]
     grounders = [(build_grounder(name, config, policy, count), count) for name, count in config.grounders.items()]
     questions = [Question(study=item.study.id, text=item.text, kind="open") for item in asked]
     studies = {item.study.id: item.study for item in asked}
