@@ -32,7 +32,7 @@ const clincot = (() => {
     rows = content.map((values, number) => {
       const row = Object.fromEntries(facts.columns.map((name, column) => [name, values[column]]));
       row.number = number;
-      row.words = [row.id, row.text, row.topic, ...row.answers].join("\n").toLowerCase();
+      row.words = [row.text, row.topic, ...row.answers].join("\n").toLowerCase();
       return row;
     });
     document.title = facts.title;
@@ -93,12 +93,12 @@ const clincot = (() => {
   }
 
   function select() {
-    const words = at("search").value.toLowerCase().split(/\s+/).filter(Boolean);
+    const words = (at("search").value.toLowerCase().match(/"[^"]+"|\S+/g) || []).map((word) => word.replaceAll('"', ""));
     const gap = at("gap").value === "" ? null : Number(at("gap").value);
     const agreement = at("agreement").value, result = at("result").value;
     const exact = ["source", "topic", "modality"].filter((name) => at(name).value !== "");
     found = rows.filter((row) =>
-      words.every((word) => row.words.includes(word)) &&
+      words.every((word) => (word.startsWith("question-") ? row.id.startsWith(word) : row.words.includes(word))) &&
       exact.every((name) => row[name] === at(name).value) &&
       (gap === null || (row.gap !== null && row.gap >= gap)) &&
       (!agreement || (row.spread !== null && (agreement === "agree" ? row.spread < 0.1 : row.spread >= 0.2))) &&
