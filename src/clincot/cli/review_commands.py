@@ -103,18 +103,22 @@ def _build_tasks(args: ReviewExportArguments, folder: Path, items: list[ReviewIt
     from clincot.runs.lookup import grep_records
 
     data = resolve_run_path(args.run, read_run(args.run).data)
-    questions = {q.id: q for q in grep_records(folder / "questions.jsonl", Question, {i.question for i in items})}
-    studies = {s.id: s for s in grep_records(data / "studies.jsonl", Study, {q.study for q in questions.values()})}
+    asked = {item.question for item in items}
+    questions = {one.id: one for one in grep_records(folder / "questions.jsonl", Question, asked)}
+    shown = {question.study for question in questions.values()}
+    studies = {one.id: one for one in grep_records(data / "studies.jsonl", Study, shown)}
     wanted = {item.answer_a for item in items} | {item.answer_b for item in items}
-    candidates = {c.id: c for c in grep_records(folder / "candidates.jsonl", Candidate, wanted) if c.id in wanted}
-    regions = {r.id: r for r in grep_records(folder / "regions.jsonl", Region, {c.region for c in candidates.values()})}
+    found = grep_records(folder / "candidates.jsonl", Candidate, wanted)
+    candidates = {one.id: one for one in found if one.id in wanted}  # not the later steps that continue them
+    seen = {candidate.region for candidate in candidates.values()}
+    regions = {one.id: one for one in grep_records(folder / "regions.jsonl", Region, seen)}
     tasks = []
     for item in items:
         study = studies[questions[item.question].study]
         picture = f"{args.image_url.rstrip('/')}/{study.image}" if args.image_url else encode_picture(study, data)
-        shown = (item.answer_a, item.answer_b)
-        answers = {one: candidates[one].text for one in shown}
-        boxes = {one: regions[candidates[one].region].box for one in shown}
+        pair = (item.answer_a, item.answer_b)
+        answers = {one: candidates[one].text for one in pair}
+        boxes = {one: regions[candidates[one].region].box for one in pair}
         tasks.append(build_task(item, questions[item.question].text, picture, answers, boxes))
     return tasks
 

@@ -157,7 +157,7 @@ class PeopleJudge:
     ) -> ReviewReport:
         """The report. panel: {candidate: score}; judges: {name: {candidate: raw score}}."""
         people = {judgement.candidate: judgement.score for judgement in self.build_judgements()}
-        readers = [[_as_score(opinions.get(reader)) for reader in self.readers] for opinions in self._opinions.values()]
+        readers = [self._list_scores(opinions) for opinions in self._opinions.values()]
         return ReviewReport(
             judge=self.digest,
             readers=len(self.readers),
@@ -169,6 +169,11 @@ class PeopleJudge:
             vetoes=dict(Counter(pair.veto for pair in reviewed if pair.veto)),
         )
 
+    def _list_scores(self, opinions: Mapping[str, bool | None]) -> list[float | None]:
+        """The readers' scores of one candidate: 1 for right, 0 for wrong."""
+        given = [opinions.get(reader) for reader in self.readers]
+        return [None if right is None else float(right) for right in given]
+
     def fit_calibrations(
         self, judges: Mapping[str, Mapping[str, float]], method: CalibrationMethod
     ) -> list[Calibration]:
@@ -178,14 +183,12 @@ class PeopleJudge:
         """
         people = {judgement.candidate: judgement.score for judgement in self.build_judgements()}
         labels = {candidate: score > 0.5 for candidate, score in people.items() if score not in (None, 0.5)}
-        return [
-            fit_calibration(digest, [scores.get(one) for one in labels], list(labels.values()), method=method)
-            for digest, scores in judges.items()
-        ]
-
-
-def _as_score(right: bool | None) -> float | None:
-    return None if right is None else float(right)
+        right = list(labels.values())
+        calibrations = []
+        for digest, scores in judges.items():
+            given = [scores.get(candidate) for candidate in labels]
+            calibrations.append(fit_calibration(digest, given, right, method=method))
+        return calibrations
 
 
 def _share_right(opinions: Iterable[bool | None]) -> float | None:

@@ -168,7 +168,7 @@ def _add_round(files: _BrowserFiles, folder: Path, data: Path) -> None:
         by_id = {region.id: region for region in regions.take(question.id)}
         answers, spreads = [], []
         for candidate in candidates.take(question.id):
-            (score,) = scores.take(candidate.id) or [None]
+            score = next(iter(scores.take(candidate.id)), None)
             if score is not None and score.score is not None:
                 spreads.append(score.spread)
             if candidate.region not in by_id:
@@ -218,15 +218,13 @@ def _list_outcomes(run: Path, arm: str) -> dict[str, dict[str, Outcome]]:
     """{policy: {question: outcome in the arm of decisions}}: the base policy and that of every round."""
     folders = [("base", run / "base")]
     folders += [(f"round {layout.parse_round_number(path)}", path) for path in layout.list_round_folders(run)]
-    return {
-        name: {
-            outcome.question: outcome
-            for outcome in read_records(folder / layout.ROUND_FILES["outcomes"], Outcome)
-            if outcome.arm == arm
-        }
-        for name, folder in folders
-        if (folder / layout.ROUND_FILES["outcomes"]).is_file()
-    }
+    policies = {}
+    for name, folder in folders:
+        path = folder / layout.ROUND_FILES["outcomes"]
+        if path.is_file():
+            outcomes = (outcome for outcome in read_records(path, Outcome) if outcome.arm == arm)
+            policies[name] = {outcome.question: outcome for outcome in outcomes}
+    return policies
 
 
 def _add_benchmark(files: _BrowserFiles, folder: Path, policies: dict[str, dict[str, Outcome]]) -> None:
