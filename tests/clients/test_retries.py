@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from clincot.clients.http import HttpFailure, RequestRetries, parse_retry_after
+from clincot.clients.http import HttpFailure, RequestRetries
+from clincot.waiting import parse_retry_after
 from tests.support.fast_clock import FastClock
 
 URL = "http://judge/v1"
