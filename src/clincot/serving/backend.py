@@ -21,7 +21,7 @@ from opentelemetry.trace import SpanKind
 
 from clincot.clients.http import FAIL_AT_ONCE, HttpFailure, limit_requests
 from clincot.config.server_settings import ServeSettings
-from clincot.errors import ModelFailed, PromptTooLong
+from clincot.errors import PromptTooLong
 from clincot.jsonl import InvalidRecord
 from clincot.models.checkpoint import MANIFEST, WEIGHTS_INDEX, UnsupportedCheckpoint, check_weight_files
 from clincot.models.endpoint import EndpointModel
@@ -377,11 +377,3 @@ def load_served_prompt_format(folder: Path) -> PromptFormat:
     if (folder / MANIFEST).is_file():
         check_manifest_files(folder, folder / MANIFEST, only=frozenset({"clincot.json"}))
     return load_prompt_format(folder)
-
-
-def redact_failure(error: ModelFailed) -> str:
-    """The part of a failure's message that may be logged.
-
-    It says what was expected. The part after ", got " is dropped, because a reply may quote the request.
-    """
-    return str(error).partition(", got ")[0]

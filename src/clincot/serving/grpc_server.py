@@ -21,10 +21,9 @@ from kserve.protocol.grpc import grpc_predict_v2_pb2_grpc as services
 from kserve.protocol.grpc.servicer import InferenceServicer
 from kserve.protocol.model_repository_extension import ModelRepositoryExtension
 
-from clincot.errors import ModelFailed
 from clincot.serving import metrics
-from clincot.serving.api_errors import ApiError, RequestCancelled
-from clincot.serving.middleware import RequestMiddleware, log_unexpected_error
+from clincot.serving.api_errors import ApiError, convert_error
+from clincot.serving.middleware import RequestMiddleware
 from clincot.serving.request_context import RequestContext, current_request
 
 _MAX_MESSAGE_BYTES = 16 << 20  # a message is in memory before it is seen, and up to `running` of them are at once
@@ -127,18 +126,11 @@ class _GateInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[misc]
 
 def _convert_to_api_error(error: Exception) -> ApiError:
     """The error that the HTTP routes would have returned."""
-    if isinstance(error, ApiError):
-        return error
-    if isinstance(error, RequestCancelled):
-        return ApiError(503, "cancelled", "the request was cancelled")
-    if isinstance(error, ModelFailed):
-        return ApiError(502, "model_failed", "the model behind this server gave no usable answer")
     if isinstance(error, errors.ModelNotFound):
         return ApiError(404, "model_not_found", "this server does not serve the model")
     if isinstance(error, errors.InvalidInput):
         return ApiError(400, "invalid_request", "expected tensors that follow the protocol")
-    log_unexpected_error(error)
-    return ApiError(500, "internal_error", "the server failed; its log says where")
+    return convert_error(error)
 
 
 class JointServer(uvicorn.Server):

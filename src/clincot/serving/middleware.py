@@ -11,7 +11,6 @@ import json
 import logging
 import re
 import time
-import traceback
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, MutableMapping
 from contextlib import asynccontextmanager, contextmanager
@@ -19,7 +18,7 @@ from typing import Any
 
 from clincot.config.server_settings import ServeSettings
 from clincot.serving import metrics
-from clincot.serving.api_errors import ApiError, RequestCancelled
+from clincot.serving.api_errors import ApiError, RequestCancelled, build_internal_error, log_unexpected_error
 from clincot.serving.auth import ApiKeys
 from clincot.serving.budgets import BodyBudget, BodyLease
 from clincot.serving.content_types import choose_content_type
@@ -82,7 +81,7 @@ class RequestMiddleware:
         except Exception as error:  # a bug: log where it happened, but not its message, which may quote the request
             log_unexpected_error(error)
             if not sent.status:
-                await _send_error(ApiError(500, "internal_error", "the server failed; its log says where"), path, sent)
+                await _send_error(build_internal_error(), path, sent)
         finally:
             _record_request(scope["method"], path, sent, time.monotonic() - began)
 
@@ -270,16 +269,6 @@ def _record_request(method: str, path: str, sent: _StatusRecorder, seconds: floa
     text = "%s %s %d %.0f ms %s"
     extra = {"fields": {**fields, "request": sent.logged_id}}
     _LOG.log(level, text, method, path, status, 1000 * seconds, sent.logged_id, extra=extra)
-
-
-def log_unexpected_error(error: BaseException) -> None:
-    """Log the type and the place of an unexpected error, without its message.
-
-    The message may quote the request.
-    """
-    frames = traceback.extract_tb(error.__traceback__)[-6:]
-    places = [f"{frame.filename.rpartition('/')[2]}:{frame.lineno}" for frame in frames]
-    _LOG.error("unexpected %s at %s", type(error).__name__, " < ".join(places))
 
 
 def _find_request_id(scope: Scope) -> str:
