@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import os
 import resource
-import socket
 import subprocess
 import sys
 import threading
@@ -18,6 +17,8 @@ import httpx
 import psutil
 import yaml
 from kubernetes.utils.quantity import parse_quantity
+
+from tests.support.http_server import free_port
 
 ROOT = Path(__file__).resolve().parents[1]
 CHART_VALUES = ROOT / "charts" / "clincot" / "values-cpu.yaml"
@@ -69,7 +70,7 @@ def start_server(
     process (RLIMIT_DATA). The sum over all its processes is measured 20 times a second; above the limit the server is
     killed, as a container would be.
     """
-    port = _find_free_port()
+    port = free_port()
     command = [sys.executable, "-m", "clincot.cli.app", "serve", "--checkpoint", str(checkpoint)]
     command += ["--port", str(port), "--model-name", "policy"]
     command += [word for override in overrides for word in ("--set", override)]
@@ -102,12 +103,6 @@ def start_server(
 def _limit_process(limit: int) -> None:
     if limit:
         resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
-
-
-def _find_free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def _wait_until_ready(server: ServerProcess) -> None:

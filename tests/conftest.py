@@ -14,6 +14,7 @@ from clincot.storage.store import Store
 from clincot.waiting import WAIT_ENV, ServiceWaiting, use_waiting
 from tests.support import tiny
 from tests.support.fast_clock import FastClock
+from tests.support.fault_servers import FaultPlan
 from tests.support.s3_server import S3Server, s3_server
 
 TESTS = Path(__file__).parent
@@ -57,6 +58,15 @@ def fast_clock() -> Iterator[FastClock]:
     clock = FastClock()
     with use_waiting(ServiceWaiting(600.0, clock=clock.read, sleep=clock.sleep, draw=lambda: 0.0)):
         yield clock
+
+
+@pytest.fixture
+def fault_plan(tmp_path: Path, fast_clock: FastClock) -> FaultPlan:
+    """A plan by which no service is away; a wait moves its clock too."""
+    plan = FaultPlan(tmp_path / "plan.json")
+    plan.begin({})
+    fast_clock.on_sleep = lambda: plan.move(sum(fast_clock.slept))
+    return plan
 
 
 @pytest.fixture(params=["folder", "s3"])

@@ -10,7 +10,6 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
 
 import pytest
 
@@ -27,7 +26,7 @@ from clincot.waiting import (
     is_unknown_host,
     use_waiting,
 )
-from tests.support.fast_clock import FastClock
+from tests.support.fast_clock import FastClock, failing
 
 
 class Away(Exception):
@@ -37,18 +36,6 @@ class Away(Exception):
 def find_outage(error: BaseException) -> Outage | None:
     asked = error.args[1] if len(error.args) > 1 else None
     return Outage(str(error.args[0]), asked) if isinstance(error, Away) else None
-
-
-def failing(*errors: Exception) -> Callable[[], str]:
-    """A call that raises the errors in turn and then returns "done"."""
-    left = list(errors)
-
-    def call() -> str:
-        if left:
-            raise left.pop(0)
-        return "done"
-
-    return call
 
 
 def waiting_on(clock: FastClock, **options: float) -> ServiceWaiting:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import socket
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 
 import pytest
 from kubernetes import client
@@ -33,12 +32,9 @@ class Remote:
 
 
 @pytest.fixture
-def remote(tmp_path: Path, fast_clock: FastClock) -> Iterator[Remote]:
-    plan = FaultPlan(tmp_path / "plan.json")
-    plan.begin({})
-    fast_clock.on_sleep = lambda: plan.move(sum(fast_clock.slept))
+def remote(fault_plan: FaultPlan, fast_clock: FastClock) -> Iterator[Remote]:
     server = ApiServer()
-    with api_server(server), gate_before("cluster", server.url, plan) as gate:
+    with api_server(server), gate_before("cluster", server.url, fault_plan) as gate:
         configuration = client.Configuration(host=gate.url)
         configuration.retries = False
         yield Remote(server, Cluster(client.ApiClient(configuration)), gate, fast_clock)

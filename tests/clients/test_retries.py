@@ -2,28 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import pytest
 
 from clincot.clients.http import HttpFailure, RequestRetries
 from clincot.waiting import parse_retry_after
-from tests.support.fast_clock import FastClock
+from tests.support.fast_clock import FastClock, failing
 
 URL = "http://judge/v1"
-
-
-def failing(*failures: HttpFailure) -> Callable[[], str]:
-    """A call that raises the failures in turn and then returns "done"."""
-    left = list(failures)
-
-    def call() -> str:
-        if left:
-            raise left.pop(0)
-        return "done"
-
-    return call
 
 
 def policy(slept: list[float], **options: Any) -> RequestRetries:

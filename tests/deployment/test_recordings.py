@@ -1,9 +1,7 @@
-"""The stub of the Kubernetes API against what a real cluster answered (tests/deployment/recordings)."""
+"""The stub of the Kubernetes API against what a real cluster answered (tests/support/recordings)."""
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,18 +12,14 @@ from clincot.deployment.rollout import NotReady
 from clincot.deployment.service_settings import ServiceSettings
 from clincot.deployment.targets.blue_green import BlueGreenTarget
 from tests.support.kube_api_server import RESTRICTED, ApiServer, Script, api_server
+from tests.support.recordings import read_recording
 
-RECORDINGS = Path(__file__).parent / "recordings"
 DIGEST = "21b15888f2211d133b8d3a986e8ab4e239b8fc23cef2bc3d7418a9c025b97f52"
 URI = f"s3://clincot/platform/models/clincot/{DIGEST}"
 SETTINGS = ServiceSettings(
     namespace="clincot", engine="clincot", runtime="clincot-serve", service_account="clincot-server"
 )
 SELECTOR, OWNER = "app=isvc.clincot-r21b15888f2-predictor", "clincot-r21b15888f2-predictor"
-
-
-def read_recording(name: str) -> Any:
-    return json.loads((RECORDINGS / f"{name}.json").read_text())
 
 
 def start(cluster: Cluster) -> BlueGreenTarget:

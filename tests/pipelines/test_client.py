@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -31,19 +30,6 @@ NIGHTLY = RunSchedule(cron="0 0 2 * * *")
 
 
 pytestmark = pytest.mark.usefixtures("compiled_once")
-
-
-@pytest.fixture
-def stub(monkeypatch: pytest.MonkeyPatch) -> Iterator[PipelinesStub]:
-    for name in ("KFP_ENDPOINT", "KFP_TOKEN", "KFP_TOKEN_FILE"):
-        monkeypatch.delenv(name, raising=False)
-    with serving(PipelinesStub()) as running:
-        yield running
-
-
-@pytest.fixture
-def connection(stub: PipelinesStub) -> Connection:
-    return connect_pipelines(stub.url)
 
 
 def test_a_run_is_submitted_and_its_address_printed(stub: PipelinesStub, connection: Connection) -> None:

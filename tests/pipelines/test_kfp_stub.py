@@ -81,12 +81,6 @@ class Api:
 
 
 @pytest.fixture
-def stub() -> Iterator[PipelinesStub]:
-    with serving(PipelinesStub()) as running:
-        yield running
-
-
-@pytest.fixture
 def profiles() -> Iterator[PipelinesStub]:
     with serving(PipelinesStub(multi_user=True)) as running:
         yield running

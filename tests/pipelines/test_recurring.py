@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import replace
 
 import pytest
@@ -15,17 +14,11 @@ from clincot.pipelines.recurring import RunSchedule, delete_recurring_runs, reco
 from clincot.pipelines.round_plan import RoundPlan
 from clincot.pipelines.status import format_schedule_status
 from clincot.pipelines.submit import submit_run, upload_pipeline
-from tests.support.kfp_stub import PipelinesStub, name_next_run, name_scheduled_workflow, serving
+from tests.support.kfp_stub import PipelinesStub, name_next_run, name_scheduled_workflow
 
 pytestmark = pytest.mark.usefixtures("compiled_once")
 NIGHTLY, HOURLY = RunSchedule(cron="0 0 2 * * *"), RunSchedule(interval_s=3600)
 STORE, OTHER_STORE = "s3://models/platform", "s3://elsewhere/platform"
-
-
-@pytest.fixture
-def stub() -> Iterator[PipelinesStub]:
-    with serving(PipelinesStub()) as running:
-        yield running
 
 
 def plan_of(line: str = "clincot", store: str = STORE) -> RoundPlan:

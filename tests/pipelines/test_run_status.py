@@ -6,7 +6,6 @@ The recorded pipeline is of an earlier release, so its tasks have plain names.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +20,7 @@ from clincot.records import StartingPolicy
 from clincot.runs.history import begin_round, record_round_outputs
 from clincot.runs.round_records import RoundOutputs
 from clincot.storage.folder_store import FolderStore
-from tests.support.kfp_stub import Json, PipelinesStub, load_recording, serving
+from tests.support.kfp_stub import Json, PipelinesStub, load_recording
 
 A = "a" * 64
 RECORDED_RUNS = (
@@ -33,19 +32,6 @@ RECORDED_RUNS = (
 )
 # Names of Argo's nodes that stand for no task
 INTERNALS = re.compile(r"executor$|driver|root|exit-handler|onExit|iteration|for-loop|condition-|None|\(0\)")
-
-
-@pytest.fixture
-def stub(monkeypatch: pytest.MonkeyPatch) -> Iterator[PipelinesStub]:
-    for name in ("KFP_ENDPOINT", "KFP_TOKEN", "KFP_TOKEN_FILE"):
-        monkeypatch.delenv(name, raising=False)
-    with serving(PipelinesStub()) as running:
-        yield running
-
-
-@pytest.fixture
-def connection(stub: PipelinesStub) -> Connection:
-    return connect_pipelines(stub.url)
 
 
 def add_run(stub: PipelinesStub, recording: str, store: str = "", *, from_version: bool = False) -> str:

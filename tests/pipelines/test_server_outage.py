@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 
 import pytest
 
@@ -24,11 +23,8 @@ class Remote:
 
 
 @pytest.fixture
-def remote(tmp_path: Path, fast_clock: FastClock) -> Iterator[Remote]:
-    plan = FaultPlan(tmp_path / "plan.json")
-    plan.begin({})
-    fast_clock.on_sleep = lambda: plan.move(sum(fast_clock.slept))
-    with serving(PipelinesStub()) as stub, gate_before("kfp", stub.url, plan) as gate:
+def remote(fault_plan: FaultPlan, fast_clock: FastClock) -> Iterator[Remote]:
+    with serving(PipelinesStub()) as stub, gate_before("kfp", stub.url, fault_plan) as gate:
         yield Remote(stub, gate, fast_clock)
 
 

@@ -16,7 +16,6 @@ import pytest
 from clincot.config.server_settings import ServeSettings
 from clincot.serving.auth import ApiKeys
 from tests.serving.conftest import KEY
-from tests.support import tiny
 from tests.support.model_servers import ROOT, Parrot, serving_here
 
 PYTHON = Path(os.environ.get("CLINCOT_CLIENTS", ROOT / ".venv-clients" / "bin" / "python"))
@@ -51,11 +50,6 @@ class CountingParrot(Parrot):
 
     def generate(self, conversations, **options):  # type: ignore[no-untyped-def]
         return [replace(reply, prompt_tokens=100) for reply in super().generate(conversations, **options)]
-
-
-@pytest.fixture(scope="session")
-def films(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny.write_set(tmp_path_factory.mktemp("films") / "data")
 
 
 @pytest.fixture(scope="session")

@@ -33,11 +33,10 @@ class Remote:
 
 
 @pytest.fixture
-def remote(s3: S3Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fast_clock: FastClock) -> Iterator[Remote]:
-    plan = FaultPlan(tmp_path / "plan.json")
-    plan.begin({})
-    fast_clock.on_sleep = lambda: plan.move(sum(fast_clock.slept))
-    with gate_before("store", s3.url, plan) as gate:
+def remote(
+    s3: S3Server, fault_plan: FaultPlan, monkeypatch: pytest.MonkeyPatch, fast_clock: FastClock
+) -> Iterator[Remote]:
+    with gate_before("store", s3.url, fault_plan) as gate:
         for name, value in (s3.environment | {"AWS_ENDPOINT_URL_S3": gate.url}).items():
             monkeypatch.setenv(name, value)
         bucket = f"b-{uuid.uuid4().hex[:12]}"

@@ -1,4 +1,4 @@
-"""A clock that does not wait: a sleep moves it on at once."""
+"""For tests of waits: a clock that a sleep moves on at once, and a call that fails a few times."""
 
 from __future__ import annotations
 
@@ -31,3 +31,15 @@ class FastClock:
             event()
         if self.on_sleep is not None:
             self.on_sleep()
+
+
+def failing(*errors: Exception) -> Callable[[], str]:
+    """A call that raises the errors in turn and then returns "done"."""
+    left = list(errors)
+
+    def call() -> str:
+        if left:
+            raise left.pop(0)
+        return "done"
+
+    return call

@@ -48,25 +48,22 @@ def test_a_refusal_does_not_pass(said: str) -> None:
     assert find_git_outage(said) is None
 
 
-def test_a_host_away_for_a_minute_is_cloned_from(tmp_path: Path, fast_clock: FastClock) -> None:
-    plan = FaultPlan(tmp_path / "plan.json")
-    plan.begin({"git": 60.0})
-    fast_clock.on_sleep = lambda: plan.move(sum(fast_clock.slept))
+def test_a_host_away_for_a_minute_is_cloned_from(tmp_path: Path, fault_plan: FaultPlan, fast_clock: FastClock) -> None:
+    fault_plan.begin({"git": 60.0})
     subprocess.run(["git", "init", "-q", "--bare", str(tmp_path / "served" / "data.git")], check=True)
     with (
         git_server(tmp_path / "served", "git", "token") as url,
-        gate_before("git", url, plan) as gate,
+        gate_before("git", url, fault_plan) as gate,
         pytest.raises(GitFailed, match="could not be cloned"),  # it answers after 61 s, and wants the token
     ):
         clone_repository(f"{gate.url}/data.git", tmp_path / "clone", branch="", timeout_s=30)
     assert fast_clock.slept == [1.0, 2.0, 4.0, 8.0, 16.0, 30.0]
 
 
-def test_a_host_that_stays_away_is_told_with_the_wait(tmp_path: Path, fast_clock: FastClock) -> None:
-    plan = FaultPlan(tmp_path / "plan.json")
-    plan.begin({"git": 1e9})
+def test_a_host_that_stays_away_is_told_with_the_wait(tmp_path: Path, fault_plan: FaultPlan) -> None:
+    fault_plan.begin({"git": 1e9})
     with (
-        gate_before("git", "http://127.0.0.1:9", plan) as gate,
+        gate_before("git", "http://127.0.0.1:9", fault_plan) as gate,
         pytest.raises(GitFailed, match=r"could not be cloned: .*still away after 10 min \(CLINCOT_WAIT_S=600\)"),
     ):
         clone_repository(f"{gate.url}/data.git", tmp_path / "clone", branch="", timeout_s=30)
