@@ -101,7 +101,7 @@ class RequestMiddleware:
             return
         _check_headers(headers, self.settings)
         scope = _replace_content_type(scope, choose_content_type(path, headers))
-        self._check_queue()  # before the body, so that a full server does not read it
+        self.check_queue()  # before the body, so that a full server does not read it
         async with self._bodies.open_lease() as lease:
             body = await self._read_body(receive, lease)
             check_json_size(body, headers)
@@ -131,10 +131,23 @@ class RequestMiddleware:
         except TimeoutError:
             if lease.waiting:
                 raise self._build_queue_error() from None
-            raise ApiError(408, "body_too_slow", f"the body did not arrive within {settings.body_s:g} s") from None
+            raise build_slow_body_error(settings) from None
         self._bodies.complete(lease)
         metrics.observe_stage("body", time.monotonic() - began)
         return bytes(body)
+
+    @asynccontextmanager
+    async def wait_for_room(self, turns: asyncio.Semaphore) -> AsyncIterator[None]:
+        """Hold one of the turns. Raises ApiError (429) if none is free in time."""
+        try:
+            async with asyncio.timeout(self.settings.body_s):
+                await turns.acquire()
+        except TimeoutError:
+            raise self._build_queue_error() from None
+        try:
+            yield
+        finally:
+            turns.release()
 
     @asynccontextmanager
     async def hold_bytes(self, size: int) -> AsyncIterator[None]:
@@ -151,7 +164,8 @@ class RequestMiddleware:
             self._bodies.complete(lease)
             yield
 
-    def _check_queue(self) -> None:
+    def check_queue(self) -> None:
+        """Raise ApiError (429) if no slot is free, for running or waiting."""
         if self._accepted >= self.settings.running + self.settings.waiting:
             raise self._build_queue_error()
 
@@ -179,7 +193,7 @@ class RequestMiddleware:
 
         Raises ApiError (429) if none is free.
         """
-        self._check_queue()
+        self.check_queue()
         self._accepted += 1
         try:
             yield
@@ -305,6 +319,11 @@ def check_json_size(body: bytes, headers: Mapping[str, str]) -> None:
     text = body[: int(length[:18])] if length.isdigit() else body
     if text.count(b",") + text.count(b"[") + text.count(b"{") > MAX_JSON_VALUES:
         raise ApiError(413, "body_too_large", f"expected a body of at most {MAX_JSON_VALUES} JSON values")
+
+
+def build_slow_body_error(settings: ServeSettings) -> ApiError:
+    """The error of a body that arrives too slowly (408)."""
+    return ApiError(408, "body_too_slow", f"the body did not arrive within {settings.body_s:g} s")
 
 
 def _build_size_error(settings: ServeSettings) -> ApiError:
