@@ -147,7 +147,7 @@ def _plan_completion(request: ChatRequest, settings: ServeSettings) -> _Completi
     if request.stream_options is not None and not request.stream:
         raise _refuse_option("stream_options", "expected stream options only with stream: true")
     return _CompletionPlan(
-        request=replace(read_conversation(request, settings), decoding=_read_decoding(request)),
+        request=replace(read_conversation(request, settings), decoding=_read_decoding(request, settings)),
         settings=settings,
         choices=choices,
         as_json=isinstance(given, JsonFormat | SchemaFormat),
@@ -156,10 +156,12 @@ def _plan_completion(request: ChatRequest, settings: ServeSettings) -> _Completi
     )
 
 
-def _read_decoding(request: ChatRequest) -> AnswerDecoding:
+def _read_decoding(request: ChatRequest, settings: ServeSettings) -> AnswerDecoding:
     limits = {limit for limit in (request.max_tokens, request.max_completion_tokens) if limit is not None}
     if len(limits) > 1:
         raise _refuse_option("max_tokens", "max_tokens and max_completion_tokens are the same limit; expected one")
+    if request.temperature and not settings.sampling:
+        raise _refuse_option("temperature", "this server decodes greedily; expected a temperature of 0 or null")
     if request.temperature and request.top_p not in (None, 1):
         raise _refuse_option("top_p", "top_p is not supported with a temperature above 0; expected 1 or null")
     stop = [request.stop] if isinstance(request.stop, str) else request.stop or []
