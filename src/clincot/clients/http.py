@@ -20,8 +20,6 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from contextvars import ContextVar, copy_context
 from dataclasses import dataclass, field
-from datetime import UTC
-from email.utils import parsedate_to_datetime
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, Self, TypeVar
@@ -32,7 +30,14 @@ from pydantic import BaseModel, ValidationError
 
 from clincot.errors import InvalidInput, ModelFailed
 from clincot.processes import retry_call
-from clincot.waiting import Outage, end_waits_on_interrupt, get_waiting, is_unknown_host, is_wrong_certificate
+from clincot.waiting import (
+    Outage,
+    end_waits_on_interrupt,
+    get_waiting,
+    is_unknown_host,
+    is_wrong_certificate,
+    parse_retry_after,
+)
 
 MAX_REPLY_BYTES = 64 << 20  # fits masks of a few large images; far above any chat completion
 _QUOTED_CHARS = 300  # characters of a reply that a message quotes
@@ -134,22 +139,6 @@ def _find_outage(error: BaseException) -> Outage | None:
 
 NO_RETRIES = RequestRetries()
 FAIL_AT_ONCE = RequestRetries(waits=False)
-
-
-def parse_retry_after(value: str, *, now: float | None = None) -> float | None:
-    """The seconds of a Retry-After header (RFC 9110, section 10.2.3): a number or an HTTP date; None if it is neither.
-
-    now: seconds since the epoch, for a date.
-    """
-    text = value.strip()
-    if text.replace(".", "", 1).isascii() and text.replace(".", "", 1).isdigit():
-        return float(text)
-    try:
-        date = parsedate_to_datetime(text)
-    except (TypeError, ValueError):
-        return None
-    date = date if date.tzinfo is not None else date.replace(tzinfo=UTC)
-    return max(0.0, date.timestamp() - (time.time() if now is None else now))
 
 
 def validate_url(url: str, *, what: str) -> str:

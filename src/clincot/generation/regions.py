@@ -76,8 +76,8 @@ def _merge_regions(
     for name, count, candidates in grounded:
         group = from_policy if name == "written" else from_tools
         earlier = [region for _, region in group]  # distinct already, so they survive and come first
-        new = deduplicate_regions([*earlier, *candidates], config.merge_iou)[len(earlier) :]
-        group += [(name, region) for region in new[:count]]
+        kept = deduplicate_regions([*earlier, *candidates], config.merge_iou, limit=len(earlier) + count)
+        group += [(name, region) for region in kept[len(earlier) :]]
     for name, region in (*from_tools, *from_policy):
         yield Region(
             question=question.id,
