@@ -194,6 +194,10 @@ class ConversationEncoder:
         types = self._find_types(ids, actions) if self.type_key else ()
         return EncodedConversation(ids, actions, pictures, types, self._count_picture_tokens(texts))
 
+    def has_control_words(self, conversation: Conversation) -> bool:
+        """Whether a turn contains a control word of the tokenizer as text, which is spelled out here."""
+        return any(self._hide_control_words(turn.text) != turn.text for turn in conversation)
+
     def _count_picture_tokens(self, texts: Sequence[str]) -> tuple[int, ...]:
         return tuple(map(self._count_text_tokens, texts))
 
