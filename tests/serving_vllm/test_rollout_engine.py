@@ -179,7 +179,7 @@ def test_a_killed_server_ends_the_stage_and_a_rerun_goes_on(place: Workplace, mo
                 process.send_signal(signal.SIGKILL)
 
     monkeypatch.setattr(ReplyLog, "add", kill_after_20)
-    with pytest.raises(EngineFailed, match="ended .*Replies so far are kept"):
+    with pytest.raises(EngineFailed, match=r"ended .*Replies so far are kept"):
         place.run("answer", "vllm", folder="killed")
     log = place.root / "killed" / ".candidates.jsonl.progress"
     kept = len(log.read_bytes().splitlines()) - 1

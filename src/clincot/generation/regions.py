@@ -33,8 +33,8 @@ def build_grounder(name: str, config: ProposeConfig, policy: Policy, count: int)
     if name == "relevance":
         if not has_gradients(policy):
             raise InvalidInput(
-                "the relevance grounder reads gradients, which a policy behind a server does not give; set models.engine "
-                "to transformers for this stage (models.engines), or take another grounder"
+                "the relevance grounder reads gradients, which a policy behind a server does not give; set "
+                "models.engine to transformers for this stage (models.engines), or take another grounder"
             )
         return RelevanceGrounder(policy, quantile=config.relevance_quantile)
     if name == "written":

@@ -31,6 +31,8 @@ from clincot.config import VllmConfig
 from clincot.errors import EngineFailed, InvalidInput
 from clincot.models.checkpoint import ADAPTER_CONFIG, UnsupportedCheckpoint
 
+_log = logging.getLogger(__name__)
+
 VLLM_ENV = "CLINCOT_VLLM"
 GRACE_S = 20.0  # from SIGTERM to SIGKILL
 _POLL_S = 0.5
@@ -160,12 +162,12 @@ class VllmServer:
         while True:
             if self._process.poll() is not None:
                 raise EngineFailed(self.describe_end() or "")
-            if self._answers("/health"):
+            if self._probe_health() == 200:
                 _log.info("vLLM serves %s after %.0f s", self.name, time.monotonic() - began)
                 return
             waited = time.monotonic() - began
             if waited > self._settings.start_s:
-                last = self._read_tail().strip().rpartition("\n")[2]
+                last = self._last_line
                 self.stop()
                 raise EngineFailed(
                     f"vLLM did not become ready within {self._settings.start_s:g} s (models.vllm.start_s); it was "
@@ -181,15 +183,19 @@ class VllmServer:
         return self._process.poll() is None
 
     def find_failure(self) -> str:
-        """Why the server no longer serves, or "" if it does. A server that is about to end is waited for."""
-        deadline = time.monotonic() + _END_WAIT_S
-        while self._process.poll() is None and time.monotonic() < deadline:
-            if self._answers("/health"):
+        """Why the server no longer serves, or "" if it does or is merely busy.
+
+        A server that is about to end is waited for: vLLM ends some seconds after its engine.
+        """
+        deadline, status = time.monotonic() + _END_WAIT_S, None
+        while self.is_running and time.monotonic() < deadline:
+            status = self._probe_health()
+            if status == 200:
                 return ""
             time.sleep(_POLL_S)
-        if self._process.poll() is None and self._answers("/ping"):
-            return ""  # an engine that is busy, not dead
-        return self.describe_end() or f"vLLM no longer answers; its last lines: {self._read_tail()[-1500:]}"
+        if self.is_running and status is None:
+            return ""  # it may be too busy to answer; if it is away, the request is repeated
+        return self.describe_end() or f"vLLM's engine has died (/health: {status}); its last line: {self._last_line!r}"
 
     def describe_end(self) -> str | None:
         """In one line why the process ended, with a remedy; None while it runs."""
@@ -204,7 +210,7 @@ class VllmServer:
             found = memory[0].strip() if memory else "it was killed (SIGKILL), as by the memory limit of a pod"
             return f"{start}: out of memory: {found}; {_MEMORY_REMEDY}. {kept}"
         errors = [match[0].strip() for match in _ERROR_LINE.finditer(tail)]
-        cause = errors[-1] if errors else tail.strip().rpartition("\n")[2]
+        cause = errors[-1] if errors else self._last_line
         return f"{start}: {cause or 'it wrote nothing'}. {kept}"
 
     def take_cache_use(self) -> CacheUse:
@@ -236,15 +242,20 @@ class VllmServer:
             "DO_NOT_TRACK": "1",
         }
 
-    def _answers(self, path: str) -> bool:
+    def _probe_health(self) -> int | None:
+        """The status of /health: 200, or 503 after the engine has died; None without a reply."""
         try:
-            return self._get(path).status_code == 200
+            return self._get("/health").status_code
         except httpx.HTTPError:
-            return False
+            return None
 
     def _get(self, path: str) -> httpx.Response:
         with httpx.Client(trust_env=False, timeout=5.0) as client:  # a proxy cannot reach this pod's 127.0.0.1
             return client.get(self.url + path)
+
+    @property
+    def _last_line(self) -> str:
+        return self._read_tail().strip().rpartition("\n")[2]
 
     def _read_tail(self) -> str:
         try:
@@ -253,8 +264,6 @@ class VllmServer:
             return ""
         return content[-_TAIL_BYTES:].decode("utf-8", errors="replace")
 
-
-_log = logging.getLogger(__name__)
 
 
 def start_vllm(
