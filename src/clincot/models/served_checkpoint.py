@@ -24,7 +24,7 @@ from clincot.config import EngineConfig
 from clincot.errors import EngineFailed
 from clincot.models.chat_replies import EndpointCompletion
 from clincot.models.checked_encoder import build_checked_encoder
-from clincot.models.checkpoint import hash_checkpoint
+from clincot.models.checkpoint import UnsupportedCheckpoint, hash_checkpoint
 from clincot.models.encoding import ConversationEncoder
 from clincot.models.endpoint import EndpointModel
 from clincot.models.inspection import list_ids, read_model_config, read_processor
@@ -60,9 +60,13 @@ class ServedCheckpoint(EndpointModel):
     ) -> None:
         weights = find_served_weights(checkpoint)
         self._checkpoint, self.server = checkpoint, server
+        self._unreadable: UnsupportedCheckpoint | None = None  # why P(yes) cannot be read
         self.log = log if log is not None else ReplyLog()
         self.encoder = load_encoder(weights.base)
-        yes, no = find_yes_no_ids(self.encoder.tokenizer, checkpoint)
+        try:
+            yes, no = find_yes_no_ids(self.encoder.tokenizer, checkpoint)
+        except UnsupportedCheckpoint as error:
+            yes, no, self._unreadable = [], [], error  # a policy may do without
         super().__init__(
             engine.url if server is None else f"{server.url}/v1",
             name=name or checkpoint.name,
@@ -131,6 +135,8 @@ class ServedCheckpoint(EndpointModel):
         return reply
 
     def _rate_one(self, client: JsonClient, conversation: Conversation) -> JudgeReply:
+        if self._unreadable is not None:
+            raise self._unreadable
         request = hash_request(conversation, ["rate", self.digest])
         logged = self.log.get(request)
         if logged is not None:

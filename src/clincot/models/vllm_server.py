@@ -265,7 +265,6 @@ class VllmServer:
         return content[-_TAIL_BYTES:].decode("utf-8", errors="replace")
 
 
-
 def start_vllm(
     weights: ServedWeights, name: str, *, dtype: str, device: str, share: float, settings: VllmConfig
 ) -> VllmServer:
