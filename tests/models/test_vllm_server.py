@@ -67,7 +67,7 @@ def test_the_command_is_the_variables_then_the_neighbour_then_the_paths(tmp_path
     command.chmod(0o755)
     assert find_vllm({"PATH": str(tmp_path)}) == [str(command), "serve"]
     assert find_vllm({"PATH": "", "CLINCOT_VLLM": str(command)}) == [str(command), "serve"]
-    python = [sys.executable, "-m", "vllm.entrypoints.cli.main", "serve"]
+    python = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model"]
     assert find_vllm({"PATH": str(tmp_path), "CLINCOT_VLLM": sys.executable}) == python
     with pytest.raises(
         InvalidInput, match="run the stage in the image clincot-cuda, install vllm, or set CLINCOT_VLLM"

@@ -22,7 +22,9 @@ from clincot.records import hash_json
 
 def hash_request(conversation: Conversation, options: Sequence[object]) -> str:
     """Identify a request by the content of its conversation, and by its options."""
-    turns = [[turn.role, turn.text, [picture.key for picture in turn.pictures]] for turn in conversation]
+    turns = []
+    for turn in conversation:
+        turns.append([turn.role, turn.text, [picture.key for picture in turn.pictures]])
     return hash_json([turns, *options])
 
 

