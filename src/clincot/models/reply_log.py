@@ -16,16 +16,19 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import IO, Any
 
-from clincot.prompts import Conversation
+from clincot.prompts import Conversation, Turn
 from clincot.records import hash_json
 
 
 def hash_request(conversation: Conversation, options: Sequence[object]) -> str:
     """Identify a request by the content of its conversation, and by its options."""
-    turns = []
-    for turn in conversation:
-        turns.append([turn.role, turn.text, [picture.key for picture in turn.pictures]])
+    turns = [[turn.role, turn.text, list_picture_keys(turn)] for turn in conversation]
     return hash_json([turns, *options])
+
+
+def list_picture_keys(turn: Turn) -> list[str]:
+    """What identifies the content of a turn's pictures."""
+    return [picture.key for picture in turn.pictures]
 
 
 class ReplyLog:

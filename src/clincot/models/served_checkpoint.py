@@ -29,7 +29,7 @@ from clincot.models.encoding import ConversationEncoder
 from clincot.models.endpoint import EndpointModel
 from clincot.models.inspection import list_ids, read_model_config, read_processor
 from clincot.models.protocols import Generation, JudgeReply
-from clincot.models.reply_log import ReplyLog, hash_request
+from clincot.models.reply_log import ReplyLog, hash_request, list_picture_keys
 from clincot.models.vllm_server import CacheUse, ServedWeights, VllmServer, find_served_weights
 from clincot.models.yes_no import find_yes_no_ids
 from clincot.prompts import PROMPT_FORMAT_FILE, Conversation, PromptFormat, load_prompt_format
@@ -224,10 +224,7 @@ def sort_by_prefix(conversations: Sequence[Conversation]) -> list[int]:
     """
 
     def spell(position: int) -> list[tuple[list[str], str]]:
-        turns = []
-        for turn in conversations[position]:
-            turns.append(([picture.key for picture in turn.pictures], turn.text))
-        return turns
+        return [(list_picture_keys(turn), turn.text) for turn in conversations[position]]
 
     return sorted(range(len(conversations)), key=spell)
 
