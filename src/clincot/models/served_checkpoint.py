@@ -134,14 +134,14 @@ class ServedCheckpoint(EndpointModel):
         self.log.add(request, astuple(reply))
         return reply
 
-    def _rate_one(self, client: JsonClient, conversation: Conversation) -> JudgeReply:
+    def _rate_one(self, client: JsonClient, conversation: Conversation, timeout_s: float | None = None) -> JudgeReply:
         if self._unreadable is not None:
             raise self._unreadable
         request = hash_request(conversation, ["rate", self.digest])
         logged = self.log.get(request)
         if logged is not None:
             return JudgeReply(*logged)
-        reply = super()._rate_one(client, conversation)
+        reply = super()._rate_one(client, conversation, timeout_s)
         self.log.add(request, astuple(reply))
         return reply
 
@@ -151,6 +151,8 @@ class ServedCheckpoint(EndpointModel):
         expected: str,
         read: Callable[[EndpointCompletion], T],
         conversation_and_options: tuple[Conversation, dict[str, Any]],
+        *,
+        timeout_s: float | None = None,
     ) -> T:
         conversation, options = conversation_and_options
         ids = self._choose_expected_ids(conversation)
@@ -164,7 +166,8 @@ class ServedCheckpoint(EndpointModel):
             return read(completion)
 
         try:
-            return super()._request_one(client, expected, read_checked, (conversation, {**options, **added}))
+            request = (conversation, {**options, **added})
+            return super()._request_one(client, expected, read_checked, request, timeout_s=timeout_s)
         except HttpFailure as error:
             if self.server is None or not (error.status is None or error.status >= 500):
                 raise
