@@ -226,9 +226,7 @@ class EndpointModel:
         with self._open_client(connections=workers) as client:
 
             def ask(request: _ConversationWithOptions) -> Generation:
-                return self._retry.call(
-                    self.url, lambda: self._request_one(client, _EXPECTED_LOGPROBS, read_completion, request)
-                )
+                return self._retry.call(self.url, lambda: self._generate_one(client, *request))
 
             return map_in_threads(ask, requests, workers=workers)
 
@@ -310,6 +308,9 @@ class EndpointModel:
         workers = min(_THREADS_PER_REQUEST * self._concurrency, len(conversations))
         with self._open_client(connections=workers) as client:
             return map_in_threads(rate_one, list(enumerate(conversations)), workers=workers)
+
+    def _generate_one(self, client: JsonClient, conversation: Conversation, options: dict[str, Any]) -> Generation:
+        return self._request_one(client, _EXPECTED_LOGPROBS, read_completion, (conversation, options))
 
     def _time_request(self, client: JsonClient, conversation: Conversation, timeout_s: float) -> JudgeReply:
         """Rate one conversation, and let the limits of this endpoint learn from the reply."""
