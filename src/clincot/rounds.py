@@ -112,7 +112,13 @@ def _run_round(plan: Plan, number: int, folder: Path, start: Path) -> dict[str, 
     run_stage(
         "pair",
         params.pair,
-        {"candidates": files["candidates"], "scores": scores},
+        {
+            "questions": files["questions"],
+            "regions": files["regions"],
+            "candidates": files["candidates"],
+            "judgements": folder / "judgements.jsonl",
+            "scores": scores,
+        },
         {"pairs": files["pairs"], "pair_report": folder / PAIRS_REPORT_FILE},
     )
     files |= steps

@@ -246,14 +246,19 @@ def test_served_is_what_the_server_answers(folder: Path) -> None:
     benchmark, studies = read_benchmark(folder), StudyIndex(folder)
     outcomes = list(evaluate_policy(Reader(), benchmark, studies, folder, config))
     assert [outcome.question for outcome in outcomes] == list(benchmark.questions)
+    pointed_nowhere = 0
     for outcome in outcomes:
         question = benchmark.questions[outcome.question]
         asked = ImageQuestion(studies[question.study], folder, question.text)
         answer = answer_question(asked, Reader(), serve)
         assert (outcome.answer, outcome.box, outcome.settings) == (answer.answer, answer.box, answer.settings)
         assert outcome.settings == serve.answer_digest
+        if answer.box == WHOLE_IMAGE and benchmark.references[question.id].boxes:
+            assert (outcome.hit, outcome.iou) == (False, 0.0)  # it contains the finding, but points nowhere
+            pointed_nowhere += 1
         lead, region_lead = measure_leads(answer)
         assert (outcome.lead, outcome.region_lead) == (round(lead, 6), round(region_lead, 6))
+    assert pointed_nowhere > 0
 
 
 def test_other_arms_are_recorded_as_before(folder: Path) -> None:

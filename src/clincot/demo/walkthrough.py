@@ -44,7 +44,7 @@ class DemoSize:
     rounds: int
 
 
-FULL_SIZE = DemoSize(images=720, benchmark_images=160, rounds=2)
+FULL_SIZE = DemoSize(images=400, benchmark_images=240, rounds=2)
 SHORT_SIZE = DemoSize(images=80, benchmark_images=48, rounds=2)
 DATA_WARPS, BENCHMARK_WARPS = range(24), range(100, 124)
 
