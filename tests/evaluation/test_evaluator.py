@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -246,19 +247,43 @@ def test_served_is_what_the_server_answers(folder: Path) -> None:
     benchmark, studies = read_benchmark(folder), StudyIndex(folder)
     outcomes = list(evaluate_policy(Reader(), benchmark, studies, folder, config))
     assert [outcome.question for outcome in outcomes] == list(benchmark.questions)
-    pointed_nowhere = 0
     for outcome in outcomes:
         question = benchmark.questions[outcome.question]
         asked = ImageQuestion(studies[question.study], folder, question.text)
         answer = answer_question(asked, Reader(), serve)
         assert (outcome.answer, outcome.box, outcome.settings) == (answer.answer, answer.box, answer.settings)
         assert outcome.settings == serve.answer_digest
-        if answer.box == WHOLE_IMAGE and benchmark.references[question.id].boxes:
-            assert (outcome.hit, outcome.iou) == (False, 0.0)  # it contains the finding, but points nowhere
-            pointed_nowhere += 1
         lead, region_lead = measure_leads(answer)
         assert (outcome.lead, outcome.region_lead) == (round(lead, 6), round(region_lead, 6))
-    assert pointed_nowhere > 0
+
+
+def _shows_a_crop(conversation: Conversation) -> bool:
+    boxes = [picture.box for turn in conversation for picture in turn.pictures]
+    return any(box is not None and box.area < 0.9 for box in boxes[1:])
+
+
+class Overlooking(Reader):
+    """Sure of its answers from the whole image alone."""
+
+    def generate(
+        self, conversations: Sequence[Conversation], *, max_new_tokens: int, temperature: float, seeds: Sequence[int]
+    ) -> list[Generation]:
+        replies = super().generate(conversations, max_new_tokens=max_new_tokens, temperature=temperature, seeds=seeds)
+        return [
+            reply if _shows_a_crop(conversation) else replace(reply, token_logprobs=(-0.001,))
+            for conversation, reply in zip(conversations, replies, strict=True)
+        ]
+
+
+def test_an_answer_from_the_whole_image_points_nowhere(folder: Path) -> None:
+    """The whole image contains every finding, but nobody is shown where to look: a miss, with IoU 0."""
+    propose = ProposeConfig.model_validate({"grounders": {"windows": 1}, "temperature": 0.0})
+    config = EvaluateConfig(arms=("served",), serve=ServeConfig(propose=propose))
+    benchmark = read_benchmark(folder)
+    outcomes = list(evaluate_policy(Overlooking(), benchmark, StudyIndex(folder), folder, config))
+    with_boxes = [outcome for outcome in outcomes if benchmark.references[outcome.question].boxes]
+    assert with_boxes
+    assert {(outcome.box, outcome.hit, outcome.iou) for outcome in with_boxes} == {(WHOLE_IMAGE, False, 0.0)}
 
 
 def test_other_arms_are_recorded_as_before(folder: Path) -> None:
