@@ -394,13 +394,14 @@ def _describe_change(key: str) -> str:
 
 
 def render_results_table(
-    results: dict[str, Any], *, arms: Sequence[str] = ("written", "windows", "random", "oracle", "whole")
+    results: dict[str, Any], *, arms: Sequence[str] = ("served", "written", "windows", "random", "oracle", "whole")
 ) -> str:
     """Render the results as a Markdown table, a row per policy and one for the blind baseline.
 
-    The columns are the accuracy of every arm (ROUGE-L if all questions ask for reports), and hit rate, IoU and share
-    of malformed replies of the policy's own regions.
+    The columns are the accuracy of every measured arm (ROUGE-L if all questions ask for reports), and hit rate, IoU and
+    share of malformed replies of the policy's own regions.
     """
+    arms = [arm for arm in arms if any(arm in row["arms"] for row in results["rows"])]
     blind = results["blind"]["arms"]["blind"]
     metric, label = ("accuracy", "accuracy") if "accuracy" in blind else ("raw/rouge_l", "ROUGE-L")
     header = [
@@ -418,6 +419,17 @@ def render_results_table(
     rows.append(["blind (no image)", format_interval(blind.get(metric)), *["–"] * (len(arms) + 2)])
     lines = [header, ["---"] * len(header), *rows]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def render_decisions(results: dict[str, Any]) -> str:
+    """Say in a line for each round what the gate decided, and for a champion that stays, why."""
+    lines = []
+    for number, dumped in enumerate(results["decisions"], start=1):
+        decision = Decision.model_validate(dumped)
+        failed = [check.reason for check in decision.checks if not check.passed]
+        why = "" if decision.verdict == "promote" else f": {' '.join(failed or decision.reasons[:1])}"
+        lines.append(f"round {number}: {decision.verdict}{why}")
+    return "\n".join(lines)
 
 
 _ARM_LABELS = {

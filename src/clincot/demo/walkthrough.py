@@ -20,7 +20,7 @@ from clincot.errors import UserError
 from clincot.jsonl import InvalidRecord, read_records
 from clincot.records import PreferencePair
 from clincot.reporting.page import write_page
-from clincot.rounds import Plan, render_results_table, run_rounds
+from clincot.rounds import Plan, render_decisions, render_results_table, run_rounds
 from clincot.synthetic.build import build_synthetic_dataset
 
 RECIPE = "small-model"
@@ -74,7 +74,8 @@ def _run_demo(args: argparse.Namespace) -> None:
     results = run_rounds(plan)
     page = args.run / "page.html"
     write_page(args.run, page, title="ClinCoT on VQA-RAD" if args.vqa_rad else "ClinCoT on rendered radiographs")
-    print(f"\n{render_results_table(results)}\n\ntable  {args.run / 'results.json'}\npage   {page}")
+    print(f"\n{render_results_table(results)}\n\n{render_decisions(results)}")
+    print(f"\ntable  {args.run / 'results.json'}\npage   {page}")
     print("\npublishing the champion, rolling it out and asking it a question …", flush=True)
     print(run_endpoint_demo(plan).render_text())
     pair = next(read_records(args.run / "round-01" / "pairs.jsonl", PreferencePair))
