@@ -6,8 +6,8 @@ Every seed renders its own questions (for rounds and benchmark), draws its own r
 its own policies; the base policy and the judges are the shipped ones. Seeds run in parallel, one thread each. Intervals
 are clustered by patient (warp) over all seeds together.
 
-Writes results.json and results.md to the run folder. The last table lists what must hold, and whether it does; it does
-not affect the exit code.
+Writes results.json, results.md and results.svg to the run folder. The last table lists what must hold, and whether it
+does; it does not affect the exit code.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks.results_chart import render_results_chart
 from clincot.datasets.folder import StudyIndex, load_questions, load_references
 from clincot.demo.walkthrough import plan_radiograph_rounds
 from clincot.evaluation.intervals import cluster_wilson_interval, paired_difference
@@ -92,6 +93,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     text = render_learning_results(report)
     with atomic_write(args.run / "results.md") as file:
         file.write(text)
+    with atomic_write(args.run / "results.svg") as file:
+        file.write(render_results_chart(report["rows"], report["rounds"]))
     print(text)
     return 0
 
@@ -125,6 +128,7 @@ def collect_report(run: Path, seeds: Sequence[int]) -> dict[str, Any]:
     blind, chance = _measure_blind_baseline(run, seeds)
     return {
         "seeds": list(seeds),
+        "rounds": plan.count,
         "questions": len(base.outcomes["served"]),
         "patients": len({base.patients[o.question] for o in base.outcomes["served"]}),
         "rows": [_summarize_policy(row, policy, base) for row, policy in policies.items()],
