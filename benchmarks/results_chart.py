@@ -15,8 +15,8 @@ LOW, HIGH = 0.3, 0.9  # range of the accuracy axis
 def render_results_chart(rows: Sequence[Mapping[str, Any]], rounds: int) -> str:
     """Render the rows of learning_results.collect_report as an SVG file of fixed size.
 
-    Every series starts at the base policy. Bars are the rows' 95 % intervals; the series are a little apart, so that their
-    bars do not cover each other.
+    Every series starts at the base policy. Bars are the rows' 95 % intervals; the series stand a little apart, so that
+    their bars do not cover each other.
     """
     by_name = {row["row"]: row for row in rows}
     width = LEFT + len(PANELS) * (PANEL_W + GAP)

@@ -6,7 +6,7 @@ from benchmarks.results_chart import HIGH, LOW, PANEL_H, PANELS, SERIES, TOP, re
 
 
 def test_every_series_has_a_point_for_each_round_at_its_height() -> None:
-    """Axis .3 to .9 over 220 pixels from y = 58: .3 is at 278, .6 at 168, .9 at 58. Values outside stay on the border."""
+    """Axis .3 to .9 over 220 pixels from y = 58: .3 is at 278, .6 at 168, .9 at 58; other values are on the border."""
     assert (LOW, HIGH, TOP, PANEL_H) == (0.3, 0.9, 58, 220)
     interval = {"value": 0.6, "low": 0.1, "high": 0.9}
     names = ["base", *(f"{series}, round 1" for series in SERIES)]
