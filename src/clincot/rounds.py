@@ -21,6 +21,7 @@ import json
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any, Literal
 
@@ -401,7 +402,8 @@ def render_results_table(
     The columns are the accuracy of every measured arm (ROUGE-L if all questions ask for reports), and hit rate, IoU and
     share of malformed replies of the policy's own regions.
     """
-    arms = [arm for arm in arms if any(arm in row["arms"] for row in results["rows"])]
+    measured = set(chain.from_iterable(row["arms"] for row in results["rows"]))
+    arms = [arm for arm in arms if arm in measured]
     blind = results["blind"]["arms"]["blind"]
     metric, label = ("accuracy", "accuracy") if "accuracy" in blind else ("raw/rouge_l", "ROUGE-L")
     header = [
