@@ -184,7 +184,9 @@ class JudgeSpec(FrozenConfig):
         default=0.0, ge=0, description="0, or 1 for an endpoint that scales its log-probabilities by the temperature."
     )
     timeout_s: float = Field(default=60.0, gt=0, description="Deadline of one request, in seconds.")
-    concurrency: PositiveInt = Field(default=8, description="Requests in flight at the same time.")
+    concurrency: PositiveInt = Field(
+        default=8, description="Most requests in flight; fewer while many are answered with 429 (endpoints)."
+    )
     weight: float = Field(default=1.0, gt=0, description="Weight in the panel's mean.")
 
     @property
