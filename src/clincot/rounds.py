@@ -399,11 +399,11 @@ def render_results_table(
 ) -> str:
     """Render the results as a Markdown table, a row per policy and one for the blind baseline.
 
-    The columns are the accuracy of every measured arm (ROUGE-L if all questions ask for reports), and hit rate, IoU and
-    share of malformed replies of the policy's own regions.
+    The columns are the accuracy of every arm, `served` only if it was measured (ROUGE-L if all questions ask for
+    reports), and hit rate, IoU and share of malformed replies of the policy's own regions.
     """
     measured = set(chain.from_iterable(row["arms"] for row in results["rows"]))
-    arms = [arm for arm in arms if arm in measured]
+    arms = [arm for arm in arms if arm != "served" or arm in measured]
     blind = results["blind"]["arms"]["blind"]
     metric, label = ("accuracy", "accuracy") if "accuracy" in blind else ("raw/rouge_l", "ROUGE-L")
     header = [

@@ -48,6 +48,7 @@ def test_round(tmp_path: Path) -> None:
         "prepare.rounds=1",
         "propose.grounders={windows: 1, random: 2}",
         "evaluate.arms=[written, whole]",
+        "decide.arm=written",
         "evaluate.resamples=20",
         "decide.resamples=20",
         "pair.min_gap=0.001",

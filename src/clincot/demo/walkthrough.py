@@ -119,7 +119,7 @@ def plan_vqa_rad_round(run: Path, release: Path) -> Plan:
         raise InvalidRecord(f"{release}: no such folder; expected the VQA-RAD release (JSON and images/)")
     if not (run / "vqa-rad").is_dir():
         print(ingest_vqa_rad(release, run / "vqa-rad", split="image-disjoint").format_summary())
-    overrides = ("prepare.rounds=4", "evaluate.arms=[written, windows, random, whole]")
+    overrides = ("prepare.rounds=4", "evaluate.arms=[served, written, windows, random, whole]")
     params = load_params(None, overrides, recipe=RECIPE)
     return Plan(
         run,
