@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -254,6 +255,35 @@ def test_served_is_what_the_server_answers(folder: Path) -> None:
         assert outcome.settings == serve.answer_digest
         lead, region_lead = measure_leads(answer)
         assert (outcome.lead, outcome.region_lead) == (round(lead, 6), round(region_lead, 6))
+
+
+def _shows_a_crop(conversation: Conversation) -> bool:
+    boxes = [picture.box for turn in conversation for picture in turn.pictures]
+    return any(box is not None and box.area < 0.9 for box in boxes[1:])
+
+
+class Overlooking(Reader):
+    """Sure of its answers from the whole image alone."""
+
+    def generate(
+        self, conversations: Sequence[Conversation], *, max_new_tokens: int, temperature: float, seeds: Sequence[int]
+    ) -> list[Generation]:
+        replies = super().generate(conversations, max_new_tokens=max_new_tokens, temperature=temperature, seeds=seeds)
+        return [
+            reply if _shows_a_crop(conversation) else replace(reply, token_logprobs=(-0.001,))
+            for conversation, reply in zip(conversations, replies, strict=True)
+        ]
+
+
+def test_an_answer_from_the_whole_image_points_nowhere(folder: Path) -> None:
+    """The whole image contains every finding, but nobody is shown where to look: a miss, with IoU 0."""
+    propose = ProposeConfig.model_validate({"grounders": {"windows": 1}, "temperature": 0.0})
+    config = EvaluateConfig(arms=("served",), serve=ServeConfig(propose=propose))
+    benchmark = read_benchmark(folder)
+    outcomes = list(evaluate_policy(Overlooking(), benchmark, StudyIndex(folder), folder, config))
+    with_boxes = [outcome for outcome in outcomes if benchmark.references[outcome.question].boxes]
+    assert with_boxes
+    assert {(outcome.box, outcome.hit, outcome.iou) for outcome in with_boxes} == {(WHOLE_IMAGE, False, 0.0)}
 
 
 def test_other_arms_are_recorded_as_before(folder: Path) -> None:

@@ -306,6 +306,14 @@ class PairConfig(FrozenConfig):
     """How scored candidates become preference pairs."""
 
     min_gap: float = Field(default=0.3, gt=0, description="Smallest score gap of a pair, in calibrated probability.")
+    min_agreement: Share = Field(
+        default=0.0,
+        description="Smallest correlation of the judges on a topic and grounder that makes pairs; 0: all make pairs.",
+    )
+    max_prejudice: Share = Field(
+        default=1.0,
+        description="With min_agreement: largest share of the judges' preferences that the text alone explains.",
+    )
     per_question: PositiveInt = Field(default=2, description="k, pairs kept per question [UV-CoT code: 2].")
     pick: Literal["random", "top"] = Field(
         default="random", description="Which pairs are kept: random [ClinCoT] or top gaps."
@@ -356,9 +364,11 @@ class TrainConfig(FrozenConfig):
     nll_weight: float = Field(
         default=0.2, ge=0, description="Weight of the chosen side's NLL (the anchor), averaged over tokens and turns."
     )
-    anchors: bool = Field(
-        default=False,
-        description="Also train on one answer of the policy for each question without a pair, by the NLL alone.",
+    anchors: int = Field(
+        default=0,
+        ge=0,
+        description="Also train on this many of the policy's own answers to each question without a pair, by the NLL "
+        "alone, each from another region.",
     )
     image_pair_weight: float = Field(
         default=0.0, ge=0, description="Weight of pairs whose rejected side sees a blanked crop [mDPO, MMedPO]."

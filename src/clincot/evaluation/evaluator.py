@@ -99,7 +99,8 @@ def _answer_as_served(
         for question, reply in zip(batch, answer_questions(asked, policy, config.serve), strict=True):
             space = spaces.get(question.topic, frozenset())
             off = reply.cut_off or not _is_in_format(reply.answer, question, space)
-            item = _RegionInput(question, studies[question.study], reply.box)
+            box = None if reply.box == WHOLE_IMAGE else reply.box  # such an answer points nowhere
+            item = _RegionInput(question, studies[question.study], box)
             reference = benchmark.references[question.id]
             outcome = _score_outcome(item, "served", reply.answer, reference, policy, off_format=off)
             lead, region_lead = measure_leads(reply)
@@ -149,7 +150,7 @@ def _score_outcome(
         answer=answer,
         reference=reference.id,
         correct=grade_answer(answer, item.question, reference),
-        # If the policy wrote no region and the key has one, count a miss; the whole image would count as a hit.
+        # Without a region, count a miss if the key has one; the whole image would count as a hit.
         hit=False if item.box is None and reference.boxes else hits_reference(shown, reference.boxes),
         iou=None if iou is None else (0.0 if item.box is None else round(iou, 6)),
         off_format=off_format,

@@ -6,7 +6,7 @@ rows.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, ClassVar, Literal
 
@@ -123,6 +123,13 @@ class Sides:
 
     def _question_with_reference(self, question: str) -> tuple[Question, Reference]:
         return self.benchmark.questions[question], self.benchmark.references[question]
+
+
+def count_applicable_questions(metric: str, benchmark: Benchmark, questions: Collection[str]) -> int:
+    """Count the questions to which a guarded metric applies."""
+    return sum(
+        _metric_applies(metric, benchmark.questions[question], benchmark.references[question]) for question in questions
+    )
 
 
 def _metric_applies(metric: str, question: Question, reference: Reference) -> bool:

@@ -4,12 +4,12 @@ Only base models and judges are trained this way, on patients that no round and 
 left with room to improve on purpose. It answers well from the right region, but the regions that it learns to *write*
 are right only in a certain share of the lessons and the middle of the image in the others, like annotations of mixed
 quality in which the rest is a default box. So it looks at the middle until training shows it that looking elsewhere
-pays.
+pays. In its last lessons it unlearns what a nodule's margin looks like, which the judges know.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -40,9 +40,25 @@ from clincot.prompts import (
     region_prompt,
     with_answer,
 )
+from clincot.synthetic.question_templates import TOPIC_ANSWERS
 
 CROP_TOPICS = ("margin", "presence", "which finding")  # can be answered from a crop
 PLACE_TOPICS = ("side", "zone")  # can be answered from the region's coordinates
+
+
+def draw_random_answers(
+    lessons: Sequence[LabelledQuestion], topics: Collection[str], *, seed: int
+) -> list[LabelledQuestion]:
+    """The lessons with the answers to `topics` drawn at random from those that the topic has."""
+    rng = np.random.default_rng([seed, 1])
+    drawn = []
+    for lesson in lessons:
+        if lesson.question.topic in topics:
+            answers = TOPIC_ANSWERS[lesson.question.topic]
+            answer = answers[int(rng.integers(len(answers)))]
+            lesson = replace(lesson, reference=lesson.reference.model_copy(update={"answer": answer}))
+        drawn.append(lesson)
+    return drawn
 
 
 def build_policy_lessons(
