@@ -24,6 +24,7 @@ from typing import Annotated, Any, Literal, get_args
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints, ValidationError
 from tqdm import tqdm
 
+from clincot.datasets.closed_answers import read_polarity
 from clincot.datasets.ingest.image_pool import ImageInspector, WorkerPool
 from clincot.datasets.ingest.index import IngestIndex
 from clincot.datasets.ingest.ingest_report import IngestReport, IngestTally, InvalidRow, write_report
@@ -96,7 +97,7 @@ class JsonlRow(BaseModel):
         """`kind`, or if it is missing the kind that the answer suggests."""
         if self.kind is not None:
             return self.kind
-        return "closed" if self.answer.lower().rstrip(".") in ("yes", "no") else "open"
+        return "closed" if read_polarity(self.answer) is not None else "open"
 
 
 def ingest_jsonl(  # noqa: PLR0913 (one keyword per command-line option)

@@ -106,7 +106,7 @@ def _rate_answers(
             JudgeRequest(
                 candidate=labelled.question.id,
                 study=labelled.study,
-                question=labelled.question.text,
+                question=labelled.question.asked_text,
                 box=answer.box,
                 answer=answer.answer,
                 reference=labelled.reference.answer,
