@@ -13,7 +13,8 @@ from PIL import Image
 
 from clincot.datasets.folder import StudyIndex, load_questions, load_references
 from clincot.datasets.ingest.ingest_report import IngestReport, TooManyRefused
-from clincot.datasets.jsonl_vqa import Split, ingest_jsonl
+from clincot.datasets.ingest.row_pipeline import RowSplit as Split
+from clincot.datasets.jsonl_vqa import ingest_jsonl
 from clincot.errors import InvalidInput
 from clincot.images import ImageLimits, open_image
 from clincot.jsonl import InvalidRecord
@@ -229,7 +230,7 @@ def test_a_report_that_does_not_add_up_is_refused(source: Path, tmp_path: Path) 
         ({"answer": ["yes"]}, "answer: Input should be a valid string (got ['yes'])"),
         (
             {"kind": "multiple"},
-            """kind: Input should be 'closed', 'open' or 'report' (got 'multiple'). Write """,
+            """kind: Input should be 'closed', 'open', 'report' or 'choice' (got 'multiple'). Write """,
         ),
         (
             {"colour": "red"},

@@ -261,12 +261,13 @@ def _add_questions(
                 SourceQuestion(
                     picture,
                     row.question,
-                    row.answer,
+                    row.answer_text,
                     row.question_kind,
                     boxes=row.boxes,
                     topic=row.topic,
                     finding=row.finding,
                     source_id=f"row {number}",
+                    options=row.options,
                 )
             )
 
@@ -301,6 +302,9 @@ def _read_question_rows(path: Path, tally: IngestTally) -> Iterator[tuple[int, J
                 tally.refuse_row(
                     ROWS_LABEL, number, "patient and modality come from the DICOM file. Leave these fields out"
                 )
+            elif row.others:
+                reason = "others: further images cannot be named here. Ingest the images first, then use `ingest jsonl`"
+                tally.refuse_row(ROWS_LABEL, number, reason)
             elif row.id and first.setdefault(row.id, number) != number:
                 tally.refuse_row(
                     ROWS_LABEL, number, f"id: the same as in row {first[row.id]}. Give every row its own id"
@@ -315,7 +319,7 @@ def _describe_error(item: ErrorDetails) -> str:
     return f"{'.'.join(map(str, item['loc']))}: {strip_prefix(item['msg'])}"
 
 
-_ALLOWED_FIELDS = tuple(name for name in JsonlRow.model_fields if name not in ("patient", "modality"))
+_ALLOWED_FIELDS = tuple(name for name in JsonlRow.model_fields if name not in ("patient", "modality", "others"))
 
 
 def _list_file_notes(chosen: dict[str, int], converted: dict[str, ConvertedDicom | UnusableDicom]) -> Iterator[str]:
