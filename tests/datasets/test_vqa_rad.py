@@ -114,7 +114,7 @@ def test_corrupt_image(tmp_path: Path) -> None:
     (source / "images" / "a.jpg").write_bytes((source / "images" / "a.jpg").read_bytes()[:100])
     with pytest.raises(
         InvalidRecord,
-        match=r"expected rows for train \(official split\), but none of the 2 read belongs there\n.*json:1: image: .*a\.jpg",
+        match=r"rows for train \(official split\), but none of the 2 read belongs there\n.*json:1: image: .*a\.jpg",
     ):
         ingest_vqa_rad(source, tmp_path / "out")
 

@@ -148,6 +148,41 @@ class JsonlArguments(IngestArguments):
     )
 
 
+@dataclass(frozen=True, kw_only=True)
+class HubArguments(IngestArguments):
+    """Tables as they are published."""
+
+    source: Annotated[
+        Path,
+        typer.Argument(
+            help="Folder of a Hugging Face data set, or a file: Parquet, Arrow, JSON, JSON lines, CSV, TSV or ZIP."
+        ),
+    ]
+    column: Annotated[
+        list[str],
+        typer.Option(
+            "--column",
+            metavar="FIELD=COLUMN",
+            help="Read a field from this column instead of the guessed one; may be repeated. The report shows guesses.",
+        ),
+    ] = field(default_factory=list)
+    where: Annotated[
+        list[str],
+        typer.Option("--where", metavar="COLUMN=VALUE", help="Keep only rows with this value; may be repeated."),
+    ] = field(default_factory=list)
+    modality: Annotated[
+        str, typer.Option("--modality", metavar="TEXT", help="What the images are, if no column states it.")
+    ] = ""
+    split: Annotated[
+        Literal["given", "by-row", "patient-disjoint"] | None,
+        typer.Option("--split", help="How train and test are separated (default: as the source does, if it does)."),
+    ] = None
+    further_images: Annotated[
+        Literal["keep", "drop"],
+        typer.Option("--further-images", help="Whether to keep the second and later images of a question."),
+    ] = "keep"
+
+
 def ingest_vqa_rad(args: VqaRadArguments) -> int:
     """Ingest VQA-RAD from the folder of its release."""
     from clincot.datasets import vqa_rad
@@ -183,6 +218,13 @@ def ingest_jsonl(args: JsonlArguments) -> int:
     return _run_ingest(jsonl_vqa.ingest_jsonl, args)
 
 
+def ingest_hf(args: HubArguments) -> int:
+    """Ingest a table as it is published: a Hugging Face folder, Parquet, Arrow, JSON, CSV, LLaVA or ZIP."""
+    from clincot.datasets import hub_vqa
+
+    return _run_ingest(hub_vqa.ingest_hf, args)
+
+
 # {format: (function, its arguments)}
 INGEST_FORMATS: dict[str, tuple[Callable[[Any], int], type[Any]]] = {
     "vqa-rad": (ingest_vqa_rad, VqaRadArguments),
@@ -190,6 +232,7 @@ INGEST_FORMATS: dict[str, tuple[Callable[[Any], int], type[Any]]] = {
     "iu-xray": (ingest_iu_xray, IuXrayArguments),
     "dicom": (ingest_dicom, DicomArguments),
     "jsonl": (ingest_jsonl, JsonlArguments),
+    "hf": (ingest_hf, HubArguments),
 }
 
 

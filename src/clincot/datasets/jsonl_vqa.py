@@ -13,6 +13,7 @@ question, whose `answer` is the letter or the text of one of them. `others` are 
 
 from __future__ import annotations
 
+import codecs
 import hashlib
 from collections.abc import Iterator
 from functools import partial
@@ -215,8 +216,8 @@ def _suggest_remedy(field: str) -> str:
 def _read_lines(source: Path) -> Iterator[tuple[int, bytes]]:
     """Yield (line number, line) of lines that are not blank.
 
-    The last line may lack its newline only if it is valid JSON. If it is not, the file was cut off, other lines may be
-    missing as well, and InvalidRecord is raised.
+    The last line may lack its newline. If it begins an object and does not end it, the file was cut off, other lines
+    may be missing as well, and InvalidRecord is raised.
     """
     size = source.stat().st_size
     with (
@@ -227,7 +228,7 @@ def _read_lines(source: Path) -> Iterator[tuple[int, bytes]]:
             progress.update(len(line))
             if not line.strip():
                 continue
-            if not line.endswith(b"\n"):
+            if not line.endswith(b"\n") and line.lstrip(codecs.BOM_UTF8 + b" \t").startswith(b"{"):
                 try:
                     parse_row(line, where=f"{source}:{number}")
                 except InvalidRecord as error:

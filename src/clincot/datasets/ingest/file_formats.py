@@ -71,6 +71,9 @@ def identify_format(path: Path) -> FileFormat:
 
 
 def _identify_text(head: bytes) -> FileFormat:
+    if b"\0" in head:  # UTF-16 without its mark: every other byte of plain text is zero
+        zeros = max(head[0::2].count(0), head[1::2].count(0))
+        return FileFormat.UTF16 if zeros > len(head) // 4 else FileFormat.UNKNOWN
     text = head.removeprefix(codecs.BOM_UTF8).lstrip()
     if text.startswith(b"["):
         return FileFormat.JSON_ARRAY
@@ -86,8 +89,6 @@ def _identify_text(head: bytes) -> FileFormat:
                 FileFormat.JSON_OBJECT if first.rstrip() in (b"{",) or first.endswith(b",") else FileFormat.JSON_LINES
             )
         return FileFormat.JSON_LINES
-    if b"\0" in head:
-        return FileFormat.UTF16 if head[1::2].count(0) > len(head) // 4 else FileFormat.UNKNOWN
     decoder = codecs.getincrementaldecoder("utf-8")()  # incremental: the last character of the head may be cut
     try:
         decoder.decode(head)
@@ -107,8 +108,8 @@ def find_delimiter(header: str) -> str:
 def check_json_lines(source: Path) -> None:
     """Raise InvalidRecord if a file that should be JSON lines is of another format that can be named."""
     found = identify_format(source)
-    if found in (FileFormat.JSON_LINES, FileFormat.UNKNOWN, FileFormat.DELIMITED, FileFormat.EMPTY):
-        return  # each bad line is refused by number; a line of prose has commas too
+    if found in (FileFormat.JSON_LINES, FileFormat.UNKNOWN, FileFormat.EMPTY):
+        return  # each bad line is refused by its number
     remedy = {
         FileFormat.UTF16: "Save it as UTF-8",
         FileFormat.DICOM: "Read DICOM files with `clincot ingest dicom`",
