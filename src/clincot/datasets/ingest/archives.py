@@ -6,8 +6,10 @@ believed: inflation stops at a limit of its own, so that a small archive cannot 
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import stat
+import tempfile
 import zipfile
 import zlib
 from collections.abc import Iterator
@@ -61,6 +63,43 @@ class ArchiveMember:
 
     archive: Archive
     name: str
+
+
+@contextlib.contextmanager
+def unpack_release(source: Path, scratch: Path) -> Iterator[Path]:
+    """Yield a folder with the files of a release that was downloaded packed; `source` itself if nothing is packed.
+
+    `source` is a ZIP archive, or a folder that has one where the release has a folder (imgs.zip for imgs/). What is
+    inflated is below `scratch`, and is removed at the end.
+    """
+    packed = [source] if source.is_file() else sorted(source.glob("*.zip")) if source.is_dir() else []
+    packed = [path for path in packed if not (path.parent / path.stem).is_dir()]
+    if not packed:
+        yield source
+        return
+    scratch.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".unpacked-", suffix=".partial", dir=scratch) as folder:
+        root = Path(folder)
+        for path in sorted(source.iterdir()) if source.is_dir() else ():
+            if path not in packed:
+                (root / path.name).symlink_to(path.resolve())
+        for path in packed:
+            _unpack(open_zip(path), root, unless=path.stem if source.is_dir() else "")
+        inner = [path for path in root.iterdir() if not path.name.startswith(".")]
+        yield inner[0] if source.is_file() and len(inner) == 1 and inner[0].is_dir() else root
+
+
+def _unpack(archive: Archive, root: Path, *, unless: str) -> None:
+    """Inflate all members below `root`, in the folder `unless` if they are not in it already."""
+    inside = all(PurePosixPath(name).parts[0] == unless for name in archive.members)
+    base = root if inside or not unless else root / unless
+    for name in archive.members:
+        parts = PurePosixPath(name).parts
+        if ".." in parts:
+            continue
+        target = base.joinpath(*parts)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        archive.inflate(name, target)
 
 
 def open_zip(path: Path) -> Archive:
