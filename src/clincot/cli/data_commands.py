@@ -112,12 +112,30 @@ class IuXrayArguments(IngestArguments):
 GivenSplitHelp = "How train and test are separated; given: not at all, everything goes into one folder."
 
 
+def parse_frames(text: str) -> int | Literal["all"]:
+    """A frame's number from 1, or "all". Raises BadParameter, which is wrong usage."""
+    if text == "all":
+        return "all"
+    if not text.isdigit() or int(text) < 1:
+        raise typer.BadParameter(f"expected a number from 1, or all, got {text!r}")
+    return int(text)
+
+
 @dataclass(frozen=True, kw_only=True)
 class DicomArguments(IngestArguments):
     """DICOM files."""
 
-    source: Annotated[Path, typer.Argument(help="Folder of DICOM files, at any depth.")]
+    source: Annotated[Path, typer.Argument(help="Folder of DICOM files, at any depth, or a DICOMDIR.")]
     split: Annotated[Literal["given", "patient-disjoint"], typer.Option("--split", help=GivenSplitHelp)] = "given"
+    frames: Annotated[
+        Any,
+        typer.Option(
+            "--frames",
+            metavar="N|all",
+            parser=parse_frames,
+            help="Frame that is taken of files with several, or all of them; a question names one as PATH#N.",
+        ),
+    ] = None
     questions: Annotated[
         Path | None,
         typer.Option(
