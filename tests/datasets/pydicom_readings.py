@@ -1,4 +1,4 @@
-"""Independent readings of all files of pydicom's own test set, by pydicom and by GDCM; the test compares ours with them.
+"""Independent readings of all files of pydicom's own test set, by pydicom and by GDCM, which a test compares with ours.
 
     python -m tests.datasets.pydicom_readings --write
 
@@ -65,7 +65,7 @@ def read_with_gdcm(path: Path) -> str:
 
 
 def read_all_with_gdcm(paths: list[Path]) -> list[str]:
-    """Read the files in child processes; a file on which the child dies is a crash, and the next child goes on after it."""
+    """Read the files in child processes. A file on which the child dies is a crash, and the next child goes on."""
     results: list[str] = []
     while len(results) < len(paths):
         rest = [str(path) for path in paths[len(results) :]]

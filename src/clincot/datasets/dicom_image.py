@@ -143,6 +143,7 @@ def render_dicom(
         header = _read_dataset(path, limits)
         try:
             frames = _check_image(header, limits)
+            _drop_empty_elements(header)
             number = _choose_frame(frames, frame)
             stored = _decode_pixels(header, number if frames > 1 else None)
             header = _flatten_frame(header, number)
@@ -206,6 +207,8 @@ def read_dicomdir(path: Path) -> list[str]:
             listed = [
                 record.ReferencedFileID for record in index.DirectoryRecordSequence if "ReferencedFileID" in record
             ]
+        except UnusableDicom:
+            raise
         except InvalidDicomError:
             raise UnusableDicom(
                 "expected a folder of DICOM files or a DICOMDIR, got a file of another format"
@@ -330,10 +333,18 @@ _MAY_BE_EMPTY = (
 )
 
 
+def _drop_empty_elements(header: pydicom.Dataset) -> None:
+    """Remove elements that are there without a value, so that they count as missing."""
+    for name in _MAY_BE_EMPTY:
+        if name in header and header[name].is_empty:
+            del header[name]
+    header.setdefault("SamplesPerPixel", 1)
+
+
 def _flatten_frame(header: pydicom.Dataset, number: int) -> pydicom.Dataset:
     """The header of one frame: what its functional groups state is where a single-frame object states it.
 
-    The shared groups hold for all frames; those of the frame win. Empty elements are left out. The pixels are too.
+    The shared groups hold for all frames; those of the frame win. The pixels are left out.
     """
     flat = copy.copy(header)
     for name in _PIXEL_ELEMENTS:
@@ -344,9 +355,6 @@ def _flatten_frame(header: pydicom.Dataset, number: int) -> pydicom.Dataset:
         for sequence, names in _FRAME_MACROS.items():
             for item in (group.get(sequence) or [])[:1]:
                 flat.update({item[name].tag: item[name] for name in names if name in item and not item[name].is_empty})
-    for name in _MAY_BE_EMPTY:
-        if name in flat and flat[name].is_empty:
-            del flat[name]
     if ("RescaleSlope" in flat) != ("RescaleIntercept" in flat):  # both or none [DICOM PS3.3 C.11.1]
         flat.RescaleSlope, flat.RescaleIntercept = flat.get("RescaleSlope", 1), flat.get("RescaleIntercept", 0)
     return flat
@@ -369,8 +377,6 @@ def _check_decoder(syntax: UID) -> None:
 
 def _decode_pixels(header: pydicom.Dataset, number: int | None) -> PixelValues:
     """Decode a frame, numbered from 1, or the only one (None): (H, W) or (H, W, 3)."""
-    if "SamplesPerPixel" in header and header["SamplesPerPixel"].is_empty:
-        header.SamplesPerPixel = 1
     try:
         if number is None:
             return np.asarray(header.pixel_array)
@@ -389,9 +395,9 @@ def _decode_pixels(header: pydicom.Dataset, number: int | None) -> PixelValues:
 def _decode_extended_jpeg(header: pydicom.Dataset, number: int) -> PixelValues | None:
     """Decode 12-bit grey JPEG Extended with GDCM; None if the file is another one or GDCM cannot.
 
-    GDCM reads it, but pydicom 3.0.2 does not ask it to (pixels/decoders/gdcm.py refuses more than 8 bits), and the other
-    plugins of pydicom that could are under the GPL. GDCM gets a file with nothing but the frame, as it ends the process
-    on some elements that contradict themselves.
+    GDCM reads it, but pydicom 3.0.2 does not ask it to (pixels/decoders/gdcm.py refuses more than 8 bits), and the
+    plugin of pydicom that could is under the GPL. GDCM gets a file with nothing but the frame, as it ends the process on
+    some elements that contradict themselves.
     """
     grey = int(header.get("SamplesPerPixel") or 1) == 1
     if header.file_meta.TransferSyntaxUID != JPEGExtended12Bit or not grey or int(header.BitsAllocated) != 16:
