@@ -396,8 +396,8 @@ def _decode_extended_jpeg(header: pydicom.Dataset, number: int) -> PixelValues |
     """Decode 12-bit grey JPEG Extended with GDCM; None if the file is another one or GDCM cannot.
 
     GDCM reads it, but pydicom 3.0.2 does not ask it to (pixels/decoders/gdcm.py refuses more than 8 bits), and the
-    plugin of pydicom that could is under the GPL. GDCM gets a file with nothing but the frame, as it ends the process on
-    some elements that contradict themselves.
+    plugin of pydicom that could is under the GPL. GDCM gets a file with nothing but the frame, as it ends the process
+    on some elements that contradict themselves.
     """
     grey = int(header.get("SamplesPerPixel") or 1) == 1
     if header.file_meta.TransferSyntaxUID != JPEGExtended12Bit or not grey or int(header.BitsAllocated) != 16:
