@@ -101,7 +101,8 @@ _PRE_NEGATION = re.compile(
 _POST_NEGATION = re.compile(
     rf"\b(?:(?:is|are|was|were|be) {_FILL}(?:absent|negative|excluded|ruled out|unlikely|gone|no longer {_FILL}{_SEEN}|"
     rf"not {_FILL}{_SEEN})|can(?:not| not) be {_FILL}{_SEEN}|"
-    rf"(?:has|have) been {_FILL}(?:excluded|ruled out)|(?:has|have) (?:(?!{_UNFINISHED}\b)\w+ )?(?:resolved|cleared|disappeared)|no longer {_FILL}{_SEEN}|"
+    rf"(?:has|have) been {_FILL}(?:excluded|ruled out)|no longer {_FILL}{_SEEN}|"
+    rf"(?:has|have) (?:(?!{_UNFINISHED}\b)\w+ )?(?:resolved|cleared|disappeared)|"
     rf"not {_FILL}{_SEEN})\b|^(?:none|nil|no|negative|absent|not {_SEEN}|(?:now |since |completely |fully )?resolved)\b"
 )
 _UNCERTAINTY = re.compile(
