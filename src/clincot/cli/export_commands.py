@@ -54,14 +54,12 @@ class ExportPairsArguments:
     data: Annotated[Path, typer.Option("--data", metavar="DIR", help="Data-set folder of the round.")]
     policy: Annotated[
         Path,
-        typer.Option("--policy", metavar="DIR", help="Checkpoint that wrote the candidates; its prompts are used."),
+        typer.Option("--policy", metavar="DIR", help="Checkpoint that wrote the candidates, for its prompts."),
     ]
     out: ExportOutOption
     steps: Annotated[
         Path | None,
-        typer.Option(
-            "--steps", metavar="JSON", help="JSON list of the chain's questions (answer.steps), if it had any."
-        ),
+        typer.Option("--steps", metavar="JSON", help="JSON list of the questions of a chain (answer.steps)."),
     ] = None
     licence: LicenceOption = ""
 

@@ -20,6 +20,7 @@ COLUMN_NAMES: dict[str, tuple[str, ...]] = {
         *("image", "images", "imagepath", "imagepaths", "figurepath", "imgname", "img", "imagename", "imagefile"),
         *("filename", "picture", "path"),
     ),
+    "others": ("otherimages",),
     "question": ("question", "query", "problem", "prompt", "instruction", "input"),
     "answer": ("answer", "anwser", "gtanswer", "answers", "response", "solution", "output"),
     "label": ("answerlabel", "anwserlabel", "answeridx", "answerletter", "label", "correctoption"),

@@ -226,7 +226,7 @@ def read_dicomdir(path: Path) -> list[str]:
 
 def _find_on_disk(folder: Path, pieces: list[str]) -> str:
     """The path as it is written on disk; as the DICOMDIR writes it if there is no such file."""
-    found = []
+    found: list[str] = []
     for piece in pieces:
         here = folder.joinpath(*found)
         names = os.listdir(here) if here.is_dir() else []

@@ -272,13 +272,15 @@ class _Cells:
         value = self.get("image")
         if isinstance(value, str) and value.strip().startswith("["):
             value = _parse_list(value)
-        values = value if isinstance(value, list) else [value]
+        values = [*(value if isinstance(value, list) else [value]), *(self.get("others") or ())]
         return [one for one in values if one is not None and one != ""]
 
     def list_roles(self, count: int) -> list[str]:
         value = self.get("roles")
         if value is None:
             return [f"image {at + 1}" for at in range(count)]
+        if isinstance(value, list) and len(value) == count - 1:  # of the further images only
+            return ["", *map(str, value)]
         if not isinstance(value, list) or len(value) != count or not all(isinstance(v, str) and v for v in value):
             raise InvalidRow(f"roles: expected a list of {count} texts, one for each image, got {value!r}")
         return value

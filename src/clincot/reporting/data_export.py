@@ -1,12 +1,12 @@
 """Export of data sets and preference pairs in the formats of other trainers, with a data set card.
 
-OUT/README.md                       the card, whose header tells the Hub where the tables are
-OUT/data/SPLIT-00000-of-00001.parquet  a data set: image, question, answer, kind, options … (Hugging Face `datasets`)
-OUT/llava.json, OUT/images/         a data set as LLaVA's conversations
-OUT/answers/train-….parquet         pairs that differ in the answer: prompt, chosen, rejected, images, as TRL 1.16
-                                    reads vision preference data (docs/source/dataset_formats.md)
-OUT/regions/train-….parquet         pairs that differ in the region too. Their sides show different crops, for which
-                                    TRL's format has no place: images_chosen and images_rejected hold them
+OUT/README.md                  the card, whose header tells the Hub where the tables are
+OUT/data/SPLIT-….parquet       a data set: image, question, answer, kind, options … (Hugging Face `datasets`)
+OUT/llava.json, OUT/images/    a data set as LLaVA's conversations
+OUT/answers/train-….parquet    pairs that differ in the answer: prompt, chosen, rejected, images, as TRL 1.16 reads
+                               vision preference data (docs/source/dataset_formats.md)
+OUT/regions/train-….parquet    pairs that differ in the region too. Their sides show different crops, for which
+                               TRL's format has no place: images_chosen and images_rejected hold them
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from clincot.datasets.folder import StudyIndex, load_questions, load_references
 from clincot.errors import InvalidInput
 from clincot.images import load_cached_view
 from clincot.jsonl import atomic_write
-from clincot.prompts import Conversation, ImageView, PromptFormat, Turn
+from clincot.prompts import Conversation, ImageView, PromptFormat, Turn, collect_views
 from clincot.records import Question
 from clincot.text import format_count
 from clincot.training.rows import PairFiles, TrainingRow, read_training_rows
@@ -179,10 +179,10 @@ def export_pairs(
     if answers + regions == 0:
         raise InvalidInput(f"{files.pairs}: no pairs to export")
     about = (
-        f"{format_count(answers, 'preference pair')} whose sides differ in the answer (config `answers`: columns prompt,"
-        f" chosen, rejected, images, as TRL reads them) and {regions} that look at different regions (config `regions`:"
-        " the crops of a side are in images_chosen and images_rejected). `margin` is the difference of the judges'"
-        " scores, `spread` their standard deviation."
+        f"{format_count(answers, 'preference pair')} whose sides differ in the answer (config `answers`: columns"
+        f" prompt, chosen, rejected, images, as TRL reads them) and {regions} that look at different regions (config"
+        " `regions`: the crops of a side are in images_chosen and images_rejected). `margin` is the difference of the"
+        " judges' scores, `spread` their standard deviation."
     )
     configs = {"answers": {"train": "answers/*"}} if answers else {}
     configs |= {"regions": {"train": "regions/*"}} if regions else {}
@@ -222,7 +222,7 @@ def _list_parts(turn: Turn) -> list[dict[str, str | None]]:
 
 
 def _list_images(turns: Conversation) -> list[dict[str, Any]]:
-    return [_encode_view(view) for turn in turns for view in turn.pictures]
+    return [_encode_view(view) for view in collect_views(turns)]
 
 
 def _encode_view(view: ImageView) -> dict[str, Any]:

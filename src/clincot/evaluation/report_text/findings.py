@@ -8,8 +8,8 @@ weights have to be downloaded; rules need no weights, so they work in any instal
   them;
 - negation: "no", "without", "free of" … extend to the end of the sentence, to a "but" or to an "and" that begins a
   statement of its own ("no pneumothorax and a small effusion"); "is not seen", "has resolved", ": none" extend
-  backwards, "has not resolved" does not. "No change" and similar phrases negate nothing. A possible finding is `uncertain` and counts as not
-  stated;
+  backwards, "has not resolved" does not. "No change" and similar phrases negate nothing. A possible finding is
+  `uncertain` and counts as not stated;
 - side: left, right or both, from the finding's own part of the sentence, otherwise from the only side that the
   sentence names. "Bilateral" means both sides. Midline findings have no side.
 
