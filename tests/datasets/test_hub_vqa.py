@@ -335,7 +335,7 @@ def test_unknown_columns_are_listed_with_the_remedy() -> None:
         guess_columns(["image", "text"], {}, where="t.csv")
     with pytest.raises(InvalidRecord, match="--column answer: no column 'reply'"):
         guess_columns(["image", "question"], {"answer": "reply"}, where="t.csv")
-    with pytest.raises(InvalidInput, match="expected FIELD=COLUMN with a FIELD of image, question"):
+    with pytest.raises(InvalidInput, match="expected FIELD=COLUMN with a FIELD of image, others, question"):
         ingest_hf(Path("x"), Path("y"), column=["text=a"])
 
 

@@ -201,6 +201,19 @@ class HubArguments(IngestArguments):
     ] = "keep"
 
 
+@dataclass(frozen=True, kw_only=True)
+class BoxesArguments(IngestArguments):
+    """Boxes of findings."""
+
+    source: Annotated[Path, typer.Argument(help="Table of VinDr-CXR or MS-CXR (CSV), with its images next to it.")]
+    absent: Annotated[
+        int, typer.Option("--absent", metavar="N", help="Questions about absent findings for each image of VinDr-CXR.")
+    ] = 1
+    split: Annotated[Literal["given", "by-row", "patient-disjoint"], typer.Option("--split", help=GivenSplitHelp)] = (
+        "given"
+    )
+
+
 def ingest_vqa_rad(args: VqaRadArguments) -> int:
     """Ingest VQA-RAD from the folder of its release."""
     from clincot.datasets import vqa_rad
@@ -243,6 +256,13 @@ def ingest_hf(args: HubArguments) -> int:
     return _run_ingest(hub_vqa.ingest_hf, args)
 
 
+def ingest_boxes(args: BoxesArguments) -> int:
+    """Ingest the boxes of VinDr-CXR or MS-CXR as questions whether a finding is there."""
+    from clincot.datasets import finding_boxes
+
+    return _run_ingest(finding_boxes.ingest_boxes, args)
+
+
 # {format: (function, its arguments)}
 INGEST_FORMATS: dict[str, tuple[Callable[[Any], int], type[Any]]] = {
     "vqa-rad": (ingest_vqa_rad, VqaRadArguments),
@@ -251,6 +271,7 @@ INGEST_FORMATS: dict[str, tuple[Callable[[Any], int], type[Any]]] = {
     "dicom": (ingest_dicom, DicomArguments),
     "jsonl": (ingest_jsonl, JsonlArguments),
     "hf": (ingest_hf, HubArguments),
+    "boxes": (ingest_boxes, BoxesArguments),
 }
 
 
