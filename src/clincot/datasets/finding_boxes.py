@@ -81,7 +81,7 @@ def ingest_boxes(  # noqa: PLR0913 (one keyword per command-line option)
     with tempfile.TemporaryDirectory(prefix=".boxes-", suffix=".partial", dir=out) as scratch:
         tree = SourceTree.open_source(source, Path(scratch))
         images, all_read = _read_marks(source)
-        classes = sorted({finding for image in images.values() for finding in image.marks}) if all_read else []
+        classes = sorted(set().union(*(image.marks for image in images.values()))) if all_read else []
 
         def read_rows(index: IngestIndex) -> Iterator[ParsedRow]:
             for image_id, image in images.items():
