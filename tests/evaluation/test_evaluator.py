@@ -218,10 +218,13 @@ def test_topics_with_many_answers_have_no_answer_space() -> None:
         references = {q.id: Reference(question=q.id, answer=a) for q, a in zip(questions, answers, strict=True)}
         return Benchmark({q.id: q for q in questions}, references, {q.id: "p" for q in questions}, "d")
 
-    assert collect_answer_spaces(bench("size", [f"answer {n}" for n in range(20)])).keys() == {"size"}
-    assert collect_answer_spaces(bench("size", [f"answer {n}" for n in range(21)])) == {}
-    assert collect_answer_spaces(bench("", ["yes"])) == {}
-    assert collect_answer_spaces(bench("side", ["Left.", "left", "right"])) == {"side": frozenset({"left", "right"})}
+    def by_topic(topic: str, answers: list[str]) -> dict[str, frozenset[str]]:
+        return dict(collect_answer_spaces(bench(topic, answers)).by_topic)
+
+    assert by_topic("size", [f"answer {n}" for n in range(20)]).keys() == {"size"}
+    assert by_topic("size", [f"answer {n}" for n in range(21)]) == {}
+    assert by_topic("", ["yes"]) == {}
+    assert by_topic("side", ["Left.", "left", "right"]) == {"side": frozenset({"left", "right"})}
 
 
 def test_controls_of_an_absent_finding_have_its_usual_size(benchmark: Benchmark, folder: Path) -> None:

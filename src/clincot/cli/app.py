@@ -21,6 +21,7 @@ from clincot.cli.convert_commands import add_convert_commands
 from clincot.cli.data_commands import add_data_commands
 from clincot.cli.deploy_commands import add_deploy_commands
 from clincot.cli.doctor_command import add_doctor_command
+from clincot.cli.export_commands import add_export_commands
 from clincot.cli.framework import Commands, Invocation, build_group, parse_command_line
 from clincot.cli.model_commands import add_model_commands
 from clincot.cli.pipeline_commands import add_pipeline_commands
@@ -111,6 +112,7 @@ def get_command() -> Any:
     add_stage_commands(commands)
     add_round_commands(commands)
     add_data_commands(commands)
+    add_export_commands(commands)
     add_version_commands(commands)
     add_review_commands(commands)
     add_model_commands(commands)

@@ -83,7 +83,7 @@ def build_policy_lessons(
     rng = np.random.default_rng([seed, part])
     sides = measure_finding_sides(lessons)
     for lesson in lessons:
-        study, text, answer = lesson.study, lesson.question.text, lesson.reference.answer
+        study, text, answer = lesson.study, lesson.question.asked_text, lesson.reference.answer
         if part == 1:
             yield from _build_crop_lessons(lesson, folder, views, rng, sides)
             yield from _build_place_lessons(lesson, rng)
@@ -113,7 +113,7 @@ def _build_crop_lessons(
         for _ in range(2):
             box = _sample_region(lesson, rng, sides, truth=1.0, whole=0.0)
             crop = build_crop_view(lesson.study, folder, views, box)
-            yield with_answer((Turn("user", lesson.question.text, (crop,)),), lesson.reference.answer)
+            yield with_answer((Turn("user", lesson.question.asked_text, (crop,)),), lesson.reference.answer)
     yield from _build_finding_lessons(lesson, folder, views, rng, sides)
 
 
@@ -166,7 +166,7 @@ def _build_judgement(
     """Ask the judge about a proposal and answer with the truth; `near`: show only the crop."""
     lesson = proposal.labelled_question
     (turn,) = judge_prompt(
-        lesson.study, folder, views, question=lesson.question.text, answer=proposal.answer, box=proposal.box
+        lesson.study, folder, views, question=lesson.question.asked_text, answer=proposal.answer, box=proposal.box
     )
     if near:
         turn = replace(turn, pictures=turn.pictures[-1:])
@@ -178,7 +178,9 @@ def _build_place_lessons(lesson: LabelledQuestion, rng: np.random.Generator) -> 
     if lesson.question.topic in PLACE_TOPICS and lesson.reference.boxes:
         for _ in range(4):
             region = Turn("assistant", box_to_text(_sample_true_region(lesson.reference.boxes, rng)))
-            yield with_answer((Turn("user", lesson.question.text), region, Turn("user", "")), lesson.reference.answer)
+            yield with_answer(
+                (Turn("user", lesson.question.asked_text), region, Turn("user", "")), lesson.reference.answer
+            )
 
 
 def _build_finding_lessons(

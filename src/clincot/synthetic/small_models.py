@@ -274,7 +274,7 @@ def _stream_dense_frames(recipe: ModelRecipe) -> Iterator[DenseFrames]:
 def read_corpus(folder: Path) -> Iterator[str]:
     """Stream the texts that the tokenizer learns from: questions, answers, reports, findings and prompts."""
     for question in load_questions(folder):
-        yield question.text
+        yield question.asked_text
     for reference in load_references(folder):
         yield reference.answer
         yield f" {reference.answer}?"

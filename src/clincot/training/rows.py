@@ -90,7 +90,7 @@ def rebuild_conversation(
         if step.step >= len(steps):
             raise InvalidRecord(f"candidate {step.id} is of step {step.step}, but the chain has {len(steps)} steps")
         box = _find_record(sources.regions, step.region, "region", step.id).box
-        step_question = steps[step.step].replace("{question}", question.text)
+        step_question = steps[step.step].replace("{question}", question.asked_text)
         chain.append(ChainStep(step_question, box, step.region_written, step.text, report=report))
     return chain_prompt(study, folder, views, chain)
 
