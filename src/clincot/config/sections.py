@@ -419,6 +419,11 @@ class DecideConfig(FrozenConfig):
         lt=0.5,
         description="Probability of ever promoting wrongly, over all rounds (promotion/error_budget.py).",
     )
+    protocol: Literal["strict", "llava-med", "parsed"] = Field(
+        default="strict",
+        description="How answers are graded, in the gain and all guards: strict, exact match; parsed, what an answer "
+        "in sentences commits itself to, open ones by evaluate.open_judges; llava-med, substrings and recall.",
+    )
     min_gain: float = Field(default=0.0, description="A promotion must show a gain in accuracy above this.")
     floors: Floors = Field(
         default=Floors(),

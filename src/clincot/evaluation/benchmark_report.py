@@ -13,12 +13,12 @@ from dataclasses import dataclass, field
 from clincot.evaluation import blind_baseline
 from clincot.evaluation.benchmark import BadBenchmark, Benchmark
 from clincot.evaluation.intervals import MIN_RELIABLE_CLUSTERS, MetricSums, add_mean
-from clincot.evaluation.parsed_answers import can_parse, grade_parsed
+from clincot.evaluation.parsed_answers import can_parse, grade_parsed, read_yes_no
 from clincot.evaluation.report_text.report_scorer import REPORT_METRIC_HEADINGS as REPORT_HEADINGS
 from clincot.evaluation.report_text.report_scorer import ReportMetrics
 from clincot.evaluation.vqa import answer_length, says_yes, score_llava_med_closed, score_llava_med_open, token_set_f1
 from clincot.records import BenchmarkReport, Interval, Outcome, Question, Reference
-from clincot.text import format_interval, markdown_table, normalize_text
+from clincot.text import format_interval, markdown_table
 
 VQA_PROTOCOL = "strict, llava-med and parsed"
 PRESENCE_TOPICS = frozenset({"presence", "pres"})  # our topic, and VQA-RAD's question type
@@ -177,7 +177,7 @@ def asks_about_absent_finding(question: Question, reference: Reference) -> bool:
     return (
         question.kind == "closed"
         and question.topic.lower() in PRESENCE_TOPICS
-        and normalize_text(reference.answer) == "no"
+        and read_yes_no(reference.answer) == "no"
     )
 
 
