@@ -375,6 +375,10 @@ class EvaluateConfig(FrozenConfig):
         default=ProposeConfig(), description="Settings of the grounders; `clincot rounds` takes those of the round."
     )
     serve: ServeConfig = Field(default=ServeConfig(), description="Settings of the arm served; those of `serve`.")
+    open_judges: tuple[JudgeSpec, ...] = Field(
+        default=(),
+        description="text_only judges that grade open answers with the reference at hand; never those of the round.",
+    )
     limit: int = Field(default=0, ge=0, description="Maximum number of questions; 0: all.")
     max_new_tokens: PositiveInt = Field(default=16, description="Maximum length of an answer.")
     report_max_new_tokens: PositiveInt = Field(default=160, description="Maximum length of a report.")
@@ -385,6 +389,20 @@ class EvaluateConfig(FrozenConfig):
     def get_max_tokens(self, kind: str) -> int:
         """Maximum number of tokens of an answer to a question of that kind."""
         return self.report_max_new_tokens if kind == "report" else self.max_new_tokens
+
+    @property
+    def named_paths(self) -> tuple[str, ...]:
+        return tuple(spec.path for spec in self.open_judges if spec.path)
+
+    @model_validator(mode="after")
+    def _check_open_judges(self) -> EvaluateConfig:
+        for spec in self.open_judges:
+            if not spec.text_only:
+                raise ValueError(
+                    f"open_judges: {spec.name!r} compares an answer with the reference, which only the prompt of "
+                    "text_only judges shows; set text_only: true"
+                )
+        return self
 
 
 Floor = Annotated[float, Field(gt=0)] | None
@@ -619,6 +637,18 @@ class Params(FrozenConfig):
             copy = getattr(self, name).serve
             if copy != ServeConfig() and self.serve not in (copy, ServeConfig()):
                 raise ValueError(f"{name}.serve differs from serve; set serve alone, which holds for both")
+        return self
+
+    @model_validator(mode="after")
+    def _check_independent_graders(self) -> Params:
+        """Whoever made the pairs does not grade the policy trained on them, under whatever name or address."""
+        panel = {spec.path or spec.model for spec in self.judge.judges}
+        for spec in self.evaluate.open_judges:
+            if (spec.path or spec.model) in panel and (spec.path or spec.model):
+                raise ValueError(
+                    f"evaluate.open_judges: {spec.path or spec.model} is also a judge of judge.judges; a policy is not "
+                    "graded by the judges that made its preference pairs"
+                )
         return self
 
     @property
