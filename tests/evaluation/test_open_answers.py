@@ -12,6 +12,7 @@ from clincot.config import EvaluateConfig, JudgeConfig, JudgeSpec, Params
 from clincot.evaluation.benchmark_report import build_benchmark_reports
 from clincot.evaluation.open_answers import grade_open_answers
 from clincot.evaluation.read_benchmark import read_benchmark
+from clincot.models.load import load_judge
 from clincot.records import Outcome
 from tests.support import tiny
 from tests.support.benchmark_builders import outcome_of
@@ -48,7 +49,8 @@ def test_open_answers_are_graded_once_each_and_compared_with_exact_match(tmp_pat
 
     with serving(read_reference) as server:
         judges = tuple(JudgeSpec(name=name, url=f"{server.url}/v1", text_only=True) for name in ("one", "two"))
-        grades = grade_open_answers(outcomes, benchmark, folder, EvaluateConfig(open_judges=judges))
+        loaded = [load_judge(spec) for spec in judges]
+        grades = grade_open_answers(outcomes, benchmark, folder, EvaluateConfig(open_judges=judges), loaded)
         posts = [request for request in server.requests if request.method == "POST"]
     graded = [grades.grade_outcome(outcome, benchmark) for outcome in outcomes]
 

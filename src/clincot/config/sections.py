@@ -348,6 +348,10 @@ class TrainConfig(FrozenConfig):
         description="Type of weights and activations; auto: bfloat16 on a GPU that has it, float32 elsewhere.",
     )
     save_steps: int = Field(default=0, ge=0, description="Steps between resumable checkpoints; 0: only at the end.")
+    report_to: tuple[Literal["mlflow", "tensorboard", "wandb"], ...] = Field(
+        default=(),
+        description="Trackers that get the metrics of every step; their packages and environment variables say where.",
+    )
     seed: int = Field(default=0, description="Seed of the order of pairs.")
 
     @model_validator(mode="after")
@@ -490,6 +494,10 @@ class PublishConfig(FrozenConfig):
     round: int = Field(
         default=0, ge=0, description="Round of the checkpoint; 0: as recorded, or one after its parent's."
     )
+    model_registry: OptionalText = Field(
+        default="",
+        description="Address of a Kubeflow Model Registry in which the checkpoint is registered too; empty: none.",
+    )
     golden: int = Field(
         default=8, ge=0, description="Questions stored with their answers and regions, for smoke tests."
     )
@@ -527,6 +535,10 @@ class DeployConfig(FrozenConfig):
         default=0.5, description="Smallest IoU at which an answer's region matches the golden one."
     )
     approval: bool = Field(default=False, description="Wait for `clincot approve` before the rollout starts.")
+    model_registry: OptionalText = Field(
+        default="",
+        description="Address of a Kubeflow Model Registry whose property `champion` follows a rollout; empty: none.",
+    )
 
     @model_validator(mode="after")
     def _check_traffic_steps(self) -> DeployConfig:

@@ -11,7 +11,7 @@ Each distinct (question, answer) is asked once, whatever arms gave it.
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,7 +22,7 @@ from clincot.geometry import WHOLE_IMAGE
 from clincot.jsonl import read_records
 from clincot.judging.asking import JudgeRequest
 from clincot.judging.panel import judge_candidates
-from clincot.models.load import load_judge
+from clincot.models.protocols import Judge
 from clincot.records import Outcome, PanelScore, hash_json
 from clincot.text import normalize_text
 
@@ -43,9 +43,9 @@ class OpenGrades:
 
 
 def grade_open_answers(
-    outcomes: Iterable[Outcome], benchmark: Benchmark, folder: Path, config: EvaluateConfig
+    outcomes: Iterable[Outcome], benchmark: Benchmark, folder: Path, config: EvaluateConfig, judges: Sequence[Judge]
 ) -> OpenGrades:
-    """Ask the panel about every distinct open answer. folder: the benchmark.
+    """Ask the panel about every distinct open answer. folder: the benchmark. judges: those of config.open_judges.
 
     An answer that too few judges score has no grade. Raises QuorumLost if a judge fails as a whole, since an answer
     must not be graded by fewer judges than another.
@@ -63,7 +63,7 @@ def grade_open_answers(
     with tempfile.TemporaryDirectory() as temporary:
         scores_path = Path(temporary) / "scores.jsonl"
         report = judge_candidates(
-            [load_judge(spec, dtype=config.dtype) for spec in config.open_judges],
+            judges,
             requests,
             panel,
             folder=folder,

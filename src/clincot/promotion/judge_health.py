@@ -43,7 +43,9 @@ def check_graders(outcomes: Iterable[Outcome], reports: Iterable[Path | None]) -
 
     reports: the panel reports of this round and of the one before; None if there is none. Raises InvalidRecord.
     """
-    graders = {digest for outcome in outcomes for digest in outcome.graders}
+    graders: set[str] = set()
+    for outcome in outcomes:
+        graders.update(outcome.graders)
     if not graders:
         return []
     made_pairs: dict[str, str] = {}

@@ -15,7 +15,7 @@ def evaluate(config: EvaluateConfig, inputs: Paths, outputs: Paths) -> Metrics:
     from clincot.evaluation.evaluator import evaluate_policy as answer_benchmark
     from clincot.evaluation.open_answers import grade_open_answers
     from clincot.evaluation.served_sample import collect_served_sample
-    from clincot.models.load import load_policy, unload_models
+    from clincot.models.load import load_judge, load_policy, unload_models
 
     benchmark = read_benchmark(inputs["benchmark"], limit=config.limit)
     studies = StudyIndex(inputs["benchmark"])
@@ -26,7 +26,8 @@ def evaluate(config: EvaluateConfig, inputs: Paths, outputs: Paths) -> Metrics:
     if config.open_judges:
         unload_models()  # the judges may need the memory
         answered = list(read_records(outputs["outcomes"], Outcome))
-        grades = grade_open_answers(answered, benchmark, inputs["benchmark"], config)
+        judges = [load_judge(spec, dtype=config.dtype) for spec in config.open_judges]
+        grades = grade_open_answers(answered, benchmark, inputs["benchmark"], config, judges)
         write_records(outputs["outcomes"], (grades.grade_outcome(outcome, benchmark) for outcome in answered))
     (report,) = build_benchmark_reports(
         read_records(outputs["outcomes"], Outcome),
