@@ -282,6 +282,11 @@ class Outcome(Record):
     hit: bool | None = None  # None: the question has no reference box
     iou: UnitFloat | None = None
     off_format: bool = False
+    # Only where they hold, and absent elsewhere: the policy wrote no readable region; the mean P(right) of a panel that
+    # saw the reference (open answers only), and the digests of its judges.
+    no_region: Annotated[bool, Field(exclude_if=lambda value: not value)] = False
+    panel_score: Annotated[UnitFloat | None, Field(exclude_if=lambda value: value is None)] = None
+    graders: Annotated[tuple[NonEmptyStr, ...], Field(exclude_if=lambda value: not value)] = ()
     # Only in the arm `served`, and absent elsewhere: a hash of the settings that decide the answer, and by how much the
     # answer and its region lead the next best ones (0 to 1).
     settings: Annotated[str, Field(exclude_if=lambda value: not value)] = ""

@@ -260,12 +260,12 @@ class JsonClient:
             raise self.build_error(
                 request, expected, actual, transient=passes, away=cut and passes, fatal=unconnected
             ) from None
-        if status != 200:
+        if status not in (200, 201):
             raise self._build_status_error(request, expected, status, headers, body)
         try:
             content = json.loads(body)
         except (ValueError, RecursionError):  # not JSON or not UTF-8, a number of 5000 digits; nested too deeply
-            actual = "HTTP 200 with a body that is not JSON"  # perhaps the page of a proxy
+            actual = f"HTTP {status} with a body that is not JSON"  # perhaps the page of a proxy
             raise self.build_error(request, expected, actual, body, transient=True) from None
         try:
             return reply.model_validate(content)

@@ -408,6 +408,10 @@ class TrainConfig(FrozenConfig):
         description="Type of weights and activations; auto: bfloat16 on a GPU that has it, float32 elsewhere.",
     )
     save_steps: int = Field(default=0, ge=0, description="Steps between resumable checkpoints; 0: only at the end.")
+    report_to: tuple[Literal["mlflow", "tensorboard", "wandb"], ...] = Field(
+        default=(),
+        description="Trackers that get the metrics of every step; their packages and environment variables say where.",
+    )
     seed: int = Field(default=0, description="Seed of the order of pairs.")
 
     @model_validator(mode="after")
@@ -435,6 +439,10 @@ class EvaluateConfig(FrozenConfig):
         default=ProposeConfig(), description="Settings of the grounders; `clincot rounds` takes those of the round."
     )
     serve: ServeConfig = Field(default=ServeConfig(), description="Settings of the arm served; those of `serve`.")
+    open_judges: tuple[JudgeSpec, ...] = Field(
+        default=(),
+        description="text_only judges that grade open answers with the reference at hand; never those of the round.",
+    )
     limit: int = Field(default=0, ge=0, description="Maximum number of questions; 0: all.")
     max_new_tokens: PositiveInt = Field(default=16, description="Maximum length of an answer.")
     report_max_new_tokens: PositiveInt = Field(default=160, description="Maximum length of a report.")
@@ -446,6 +454,20 @@ class EvaluateConfig(FrozenConfig):
     def get_max_tokens(self, kind: str) -> int:
         """Maximum number of tokens of an answer to a question of that kind."""
         return self.report_max_new_tokens if kind == "report" else self.max_new_tokens
+
+    @property
+    def named_paths(self) -> tuple[str, ...]:
+        return tuple(spec.path for spec in self.open_judges if spec.path)
+
+    @model_validator(mode="after")
+    def _check_open_judges(self) -> EvaluateConfig:
+        for spec in self.open_judges:
+            if not spec.text_only:
+                raise ValueError(
+                    f"open_judges: {spec.name!r} compares an answer with the reference, which only the prompt of "
+                    "text_only judges shows; set text_only: true"
+                )
+        return self
 
 
 Floor = Annotated[float, Field(gt=0)] | None
@@ -479,6 +501,11 @@ class DecideConfig(FrozenConfig):
         gt=0,
         lt=0.5,
         description="Probability of ever promoting wrongly, over all rounds (promotion/error_budget.py).",
+    )
+    protocol: Literal["strict", "llava-med", "parsed"] = Field(
+        default="strict",
+        description="How answers are graded, in the gain and all guards: strict, exact match; parsed, what an answer "
+        "in sentences commits itself to, open ones by evaluate.open_judges; llava-med, substrings and recall.",
     )
     min_gain: float = Field(default=0.0, description="A promotion must show a gain in accuracy above this.")
     floors: Floors = Field(
@@ -528,6 +555,10 @@ class PublishConfig(FrozenConfig):
     round: int = Field(
         default=0, ge=0, description="Round of the checkpoint; 0: as recorded, or one after its parent's."
     )
+    model_registry: OptionalText = Field(
+        default="",
+        description="Address of a Kubeflow Model Registry in which the checkpoint is registered too; empty: none.",
+    )
     golden: int = Field(
         default=8, ge=0, description="Questions stored with their answers and regions, for smoke tests."
     )
@@ -565,6 +596,10 @@ class DeployConfig(FrozenConfig):
         default=0.5, description="Smallest IoU at which an answer's region matches the golden one."
     )
     approval: bool = Field(default=False, description="Wait for `clincot approve` before the rollout starts.")
+    model_registry: OptionalText = Field(
+        default="",
+        description="Address of a Kubeflow Model Registry whose property `champion` follows a rollout; empty: none.",
+    )
 
     @model_validator(mode="after")
     def _check_traffic_steps(self) -> DeployConfig:
@@ -702,6 +737,18 @@ class Params(FrozenConfig):
             copy = getattr(self, name).serve
             if copy != ServeConfig() and self.serve not in (copy, ServeConfig()):
                 raise ValueError(f"{name}.serve differs from serve; set serve alone, which holds for both")
+        return self
+
+    @model_validator(mode="after")
+    def _check_independent_graders(self) -> Params:
+        """Whoever made the pairs does not grade the policy trained on them, under whatever name or address."""
+        panel = {spec.path or spec.model for spec in self.judge.judges}
+        for spec in self.evaluate.open_judges:
+            if (spec.path or spec.model) in panel and (spec.path or spec.model):
+                raise ValueError(
+                    f"evaluate.open_judges: {spec.path or spec.model} is also a judge of judge.judges; a policy is not "
+                    "graded by the judges that made its preference pairs"
+                )
         return self
 
     @property

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 
 from clincot.datasets.closed_answers import read_polarity
 from clincot.evaluation import blind_baseline
+from clincot.evaluation.answer_protocols import grade_by_panel
 from clincot.evaluation.benchmark import BadBenchmark, Benchmark
 from clincot.evaluation.intervals import MIN_RELIABLE_CLUSTERS, MetricSums, add_mean
 from clincot.evaluation.parsed_answers import can_parse, grade_parsed
@@ -33,6 +34,8 @@ METRIC_HEADINGS = {
     "llava_med_closed_accuracy": "closed (llava-med)",
     "llava_med_open_recall": "open recall (llava-med)",
     "parsed_accuracy": "accuracy (parsed)",
+    "panel_open_accuracy": "open (panel)",
+    "panel_agreement": "panel agrees with exact match",
     "hit_rate": "region hit-rate",
     "iou": "region IoU",
     "hallucination": "hallucination",
@@ -71,6 +74,8 @@ def build_benchmark_reports(
     - accuracy, accuracy/<topic>, closed_accuracy, open_accuracy, choice_accuracy, token_f1 (strict protocol);
     - llava_med_closed_accuracy, llava_med_open_recall (llava-med protocol);
     - parsed_accuracy (parsed protocol): questions whose reference it reads; an answer without a commitment is unscored;
+    - panel_open_accuracy: open answers that a panel with the reference at hand calls right; panel_agreement: the share
+      of them on which it agrees with exact match;
     - hit_rate, iou: questions with reference boxes, in every arm but the blind one;
     - hallucination: share of "yes" among presence questions about an absent finding;
     - off_format, answer_length (words).
@@ -170,6 +175,10 @@ def _iter_metric_values(
         yield "llava_med_open_recall", recall
     if question.kind != "choice" and can_parse(question.text, reference.answer):
         yield "parsed_accuracy", None if answer is None else grade_parsed(answer, question.text, reference.answer)
+    if outcome is not None and outcome.graders:
+        right = grade_by_panel(outcome)
+        yield "panel_open_accuracy", right
+        yield "panel_agreement", None if right is None else right == float(outcome.correct or False)
     if asks_about_absent_finding(question, reference):
         yield "hallucination", None if answer is None else says_yes(answer)
     yield "answer_length", None if answer is None else answer_length(answer)

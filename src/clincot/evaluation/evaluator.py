@@ -176,6 +176,7 @@ def _score_outcome(
         hit=False if item.box is None and reference.boxes else hits_reference(shown, reference.boxes),
         iou=None if iou is None else (0.0 if item.box is None else round(iou, 6)),
         off_format=off_format,
+        no_region=item.box is None,
     )
 
 

@@ -120,6 +120,12 @@ def _grade(answer: str, question: str, reference: str) -> bool | None:
     return None if said is None else said == expected
 
 
+def read_yes_no(reference: str) -> str:
+    """ "yes" or "no" if an answer key says so, in English or Chinese; "" for a reference of another kind."""
+    word = _read_reference(reference)
+    return word if word in ("yes", "no") else ""
+
+
 def parse_yes_no(answer: str, question: str) -> str | None:
     """Read "yes" or "no" from an answer; None if it says neither, both, or hedges."""
     text = _prepare(answer)

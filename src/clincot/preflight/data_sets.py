@@ -14,7 +14,7 @@ from collections import Counter
 from collections.abc import Collection, Generator, Iterator, Sequence
 from pathlib import Path
 
-from clincot.config import Floors, PreflightConfig
+from clincot.config import DecideConfig, PreflightConfig
 from clincot.datasets.folder import StudyIndex, load_questions, split_rounds
 from clincot.errors import UserError
 from clincot.evaluation.benchmark import Benchmark
@@ -140,10 +140,12 @@ def check_benchmark_size(config: PreflightConfig, benchmark: Benchmark) -> Itera
         yield fail_check(name, probe, result, remedy)
     else:
         yield pass_check(name, probe, f"{have}; level {level:.5f} needs at least {needed}")
-        yield _check_floors(decide.floors, benchmark, questions, level)
+        yield _check_floors(decide, benchmark, questions, level)
 
 
-def _check_floors(floors: Floors, benchmark: Benchmark, questions: Collection[str], level: float) -> PreflightCheck:
+def _check_floors(
+    decide: DecideConfig, benchmark: Benchmark, questions: Collection[str], level: float
+) -> PreflightCheck:
     """Say which guarded metrics have too few questions to show their floor, even if no answer changes.
 
     It does not fail: a challenger that improves such a metric may still be promoted. Answer lengths are no shares, so
@@ -151,8 +153,8 @@ def _check_floors(floors: Floors, benchmark: Benchmark, questions: Collection[st
     """
     name, probe = "benchmark: floors", f"questions of each guarded metric at level {level:.5f}"
     short = []
-    for metric, floor in floors.enabled.items():
-        count = count_applicable_questions(metric, benchmark, questions)
+    for metric, floor in decide.floors.enabled.items():
+        count = count_applicable_questions(metric, benchmark, questions, decide.protocol)
         needed = count_floor_questions(floor, level) if metric != "answer_length" else 0
         if 0 < count < needed:
             short.append(f"{metric} ({count} of {needed} questions for a floor of {floor:g})")

@@ -24,6 +24,7 @@ from clincot.judging.combination import PanelReport
 from clincot.records import BenchmarkReport, Decision, Question, ServedSample, Study
 from clincot.registry import champion
 from clincot.registry.manifest import GoldenQuestion, JudgeSummary, Manifest
+from clincot.registry.model_registry import register_externally
 from clincot.registry.publication import PublicationEvidence, copy_golden_image, register_checkpoint
 from clincot.storage.artifacts import download_folder
 from clincot.storage.open import open_store
@@ -45,8 +46,9 @@ def publish_checkpoint(config: PublishConfig, inputs: Mapping[str, Path], *, loa
 
     inputs: `checkpoint`, and optionally `report`, `decision`, `panel_report` and `golden` (a data-set folder).
     load_look: loads the checkpoint that answers the golden questions; it is called only if there are any.
-    Raises what register_checkpoint, select_golden_questions and select_served_questions raise, and InvalidInput if the
-    decision rests on answers with other settings than `config.serve`.
+    With config.model_registry, the checkpoint is registered there too, once it is in the store.
+    Raises what register_checkpoint, register_externally, select_golden_questions and select_served_questions raise, and
+    InvalidInput if the decision rests on answers with other settings than `config.serve`.
     """
     store = open_store(config.store)
     judges, agreement = _read_panel(inputs.get("panel_report"))
@@ -69,7 +71,10 @@ def publish_checkpoint(config: PublishConfig, inputs: Mapping[str, Path], *, loa
             served=served,
             images=Path(images),
         )
-        return register_checkpoint(store, inputs["checkpoint"], config, evidence)
+        manifest = register_checkpoint(store, inputs["checkpoint"], config, evidence)
+    if config.model_registry:
+        register_externally(config.model_registry, store, manifest)
+    return manifest
 
 
 def start_model_line(
