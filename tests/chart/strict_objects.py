@@ -24,7 +24,7 @@ LABEL = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?")
 SUBDOMAIN = re.compile(r"[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*")
 NAME_PART = re.compile(r"[A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?")
 ENV_NAME = re.compile(r"[ -<>-~]+")
-QUANTITY = re.compile(r"\d+(\.\d+)?(m|[kMGTPE]i?)?")
+QUANTITY = re.compile(r"\d+(\.\d+)?(m|[kMGTPE]|[KMGTPE]i)?")
 # names of these become a DNS label or a label's value
 SHORT_NAMES = ("Service", "Job", "StatefulSet", "InferenceService", "Namespace")
 

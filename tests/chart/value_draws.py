@@ -76,10 +76,12 @@ class ValueDraws:
     def draw_value(self, schema: Json) -> Any:
         """Draw a value that the schema allows, as far as its combinations can be satisfied one by one."""
         schema = _resolve(self.schema, schema)
+        if isinstance(schema.get("not"), dict) and "enum" in schema["not"]:
+            return self._avoid(schema)
         for key in ("oneOf", "anyOf"):
             if key in schema and "properties" not in schema:
                 return self.draw_value(self.random.choice(schema[key]))
-        if "allOf" in schema:
+        if "allOf" in schema and "properties" not in schema:
             return self.draw_value(_merge_all(self.schema, schema["allOf"]))
         if "const" in schema:
             return schema["const"]
@@ -98,6 +100,12 @@ class ValueDraws:
             "null": lambda _: None,
         }
         return draws[kind](schema)
+
+    def _avoid(self, schema: Json) -> Any:
+        rest = {key: value for key, value in schema.items() if key != "not"}
+        while (drawn := self.draw_value(rest)) in schema["not"]["enum"]:
+            pass
+        return drawn
 
     def _draw_object(self, schema: Json) -> Json:
         properties = schema.get("properties", {})

@@ -492,6 +492,13 @@ without a GPU. JSON. */}}
 {{- $waiting = set $waiting "tolerations" (include "clincot.clusterTolerations" $cpu.tolerations | fromJsonArray) -}}
 {{- $stages = set $stages "train" (merge $waiting (pick (default dict (get $stages "train")) "timeout_s" "retries")) -}}
 {{- end -}}
+{{- range $name, $stage := $stages -}}
+{{- if and (gt (int $stage.count) 0) (not $stage.accelerator) -}}
+{{- $stages = set $stages $name (set $stage "accelerator" $.Values.pipeline.gpu.type) -}}
+{{- else if and (not (hasKey $stage "count")) (not $stage.accelerator) -}}
+{{- $stages = set $stages $name (omit $stage "accelerator") -}}
+{{- end -}}
+{{- end -}}
 {{- toJson $stages -}}
 {{- end }}
 
