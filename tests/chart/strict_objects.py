@@ -10,10 +10,13 @@ import json
 import re
 from collections.abc import Iterator
 from functools import cache
+from importlib.resources import files
 from ipaddress import ip_network
 from typing import Any
 
 import kubernetes_validate
+from jsonschema import Draft202012Validator, ValidationError
+from referencing import Registry, Resource
 
 from clincot.deployment.crd import InvalidResource, validate_manifest
 from tests.chart.demand import parse_quantity
@@ -45,9 +48,39 @@ def _check_schema(one: Json) -> Iterator[str]:
         if one["kind"] in KINDS:
             validate_manifest(one, load_validator(one["kind"]))
         else:
-            kubernetes_validate.validate(one, "1.33", strict=True)
-    except (InvalidResource, kubernetes_validate.ValidationError) as error:
+            validate_strictly(one, "1.33")
+    except (InvalidResource, ValidationError) as error:
         yield str(error)[:500]
+
+
+def validate_strictly(one: Json, version: str) -> None:
+    """Check an object of Kubernetes against the schemas of kubernetes-validate. Raises ValidationError.
+
+    As kubernetes_validate.validate(strict=True), which reads all definitions for every object.
+    """
+    _load_schema(version, f"{one['kind'].lower()}-{_shorten_group(one['apiVersion'])}").validate(one)
+
+
+def _shorten_group(version: str) -> str:
+    """rbac.authorization.k8s.io/v1 -> rbac-v1"""
+    group, slash, number = version.rpartition("/")
+    return f"{group.partition('.')[0]}-{number}" if slash else number
+
+
+@cache
+def _load_schema(version: str, name: str) -> Draft202012Validator:
+    (release,) = [one for one in kubernetes_validate.utils.all_versions() if one.startswith(f"{version}.")]
+    schema, definitions = (_read_schema(release, file) for file in (name, "_definitions"))
+    registry: Registry[Any] = Registry()
+    registry = Resource.from_contents(schema) @ (Resource.from_contents(definitions) @ registry)
+    return Draft202012Validator(schema, registry=registry)
+
+
+@cache
+def _read_schema(release: str, name: str) -> Json:
+    folder = files("kubernetes_validate") / "kubernetes-json-schema" / f"v{release}-local-strict"
+    found: Json = json.loads((folder / f"{name}.json").read_text())
+    return found
 
 
 def _check_metadata(one: Json) -> Iterator[str]:
