@@ -119,11 +119,9 @@ imagePullSecrets:
 {{- compact (list .Values.proxy.noProxy "localhost" "127.0.0.1" ".svc" ".svc.cluster.local") | join "," -}}
 {{- end }}
 
+{{/* Of every pod; "clincot.shapedSpec" adds the user and the group. */}}
 {{- define "clincot.podSecurity" -}}
 runAsNonRoot: true
-runAsUser: 10001
-runAsGroup: 10001
-fsGroup: 10001
 seccompProfile: {type: RuntimeDefault}
 {{- end }}
 
@@ -166,28 +164,25 @@ seccompProfile: {type: RuntimeDefault}
 - {name: CLINCOT_WAIT_S, value: {{ int .Values.pipeline.waitSeconds | quote }}}
 {{- end }}
 
-{{/* Account, security context and placement of the chart's own pods. {root, account, token} */}}
+{{/* Account and security context of the chart's own pods. {root, account, token} */}}
 {{- define "clincot.pod" -}}
-{{- $root := .root -}}
-serviceAccountName: {{ include "clincot.account" (dict "root" $root "which" .account) }}
+serviceAccountName: {{ include "clincot.account" (dict "root" .root "which" .account) }}
 automountServiceAccountToken: {{ .token }}
 securityContext:
-  {{- include "clincot.podSecurity" $root | nindent 2 }}
-{{- include "clincot.pullSecrets" $root }}
-{{- with $root.Values.podDefaults }}
-{{- with .priorityClassName }}
-priorityClassName: {{ . }}
+  {{- include "clincot.podSecurity" .root | nindent 2 }}
 {{- end }}
-{{- with .nodeSelector }}
-nodeSelector: {{ toJson . }}
+
+{{/* Labels of the chart's own pods. {root, component}
+Istio: without a sidecar, a pod of a Job ends, and servers are reached by run pods, which have none either. */}}
+{{- define "clincot.podLabels" -}}
+{{ include "clincot.labels" .root }}
+app.kubernetes.io/component: {{ .component }}
+sidecar.istio.io/inject: "false"
 {{- end }}
-{{- with .tolerations }}
-tolerations: {{ toJson . }}
-{{- end }}
-{{- with .affinity }}
-affinity: {{ toJson . }}
-{{- end }}
-{{- end }}
+
+{{/* Settings of one of the chart's own pods: podDefaults, and the workload's own. {root, own}. JSON. */}}
+{{- define "clincot.ownPod" -}}
+{{- include "clincot.podSettings" (dict "below" .root.Values.podDefaults "own" .own) -}}
 {{- end }}
 
 {{- define "clincot.mounts" -}}
@@ -198,14 +193,15 @@ affinity: {{ toJson . }}
 {{- end }}
 {{- end }}
 
+{{/* Volumes of the chart's own pods. {root, tmp: size of /tmp} */}}
 {{- define "clincot.volumes" -}}
 - name: tmp
-  emptyDir: {sizeLimit: 4Gi}
+  emptyDir: {sizeLimit: {{ default "4Gi" .tmp }}}
 - name: settings
-  configMap: {name: {{ include "clincot.fullname" . }}}
-{{- if .Values.customCA.configMap }}
+  configMap: {name: {{ include "clincot.fullname" .root }}}
+{{- with .root.Values.customCA.configMap }}
 - name: ca
-  configMap: {name: {{ .Values.customCA.configMap }}}
+  configMap: {name: {{ . }}}
 {{- end }}
 {{- end }}
 
@@ -345,8 +341,10 @@ shm: {{ $.Values.servingRuntime.shm }}
 startup_s: {{ $.Values.servingRuntime.startupSeconds }}
 drain_s: {{ .drainSeconds }}
 grace_s: {{ .graceSeconds }}
-node_selector: {{ toJson .nodeSelector }}
-tolerations: {{ toJson (ternary .tolerations list (eq .engine "vllm")) }}
+pod: {{ include "clincot.serverPod" $ }}
+{{- if eq .engine "vllm" }}
+vllm_args: {{ include "clincot.vllmArguments" (dict "gpus" .gpus "args" .args) }}
+{{- end }}
 {{- with $.Values.customCA.configMap }}
 ca_config_map: {{ . }}
 {{- end }}
@@ -528,7 +526,7 @@ secrets:
     env: {key: CLINCOT_SMOKE_KEY}
     stages: [deploy]
   {{- end }}
-security: {user: 10001, group: 10001}
+security: {user: {{ int .Values.podSecurity.user }}, group: {{ int .Values.podSecurity.group }}}
 labels: {{ toJson (merge (dict "app.kubernetes.io/part-of" "clincot" "app.kubernetes.io/instance" .Release.Name "app.kubernetes.io/component" "run") .Values.pipeline.podLabels) }}
 annotations: {{ toJson .Values.pipeline.podAnnotations }}
 queue: {{ .Values.pipeline.queue | quote }}
@@ -584,18 +582,29 @@ helm.sh/hook-delete-policy: before-hook-creation,hook-succeeded
     {{- include "clincot.mounts" .root | nindent 4 }}
 {{- end }}
 
-{{/* Affinity of the policy's pods. The ServingRuntime has it, because a rollout's InferenceService does not set one. YAML. */}}
-{{- define "clincot.serverAffinity" -}}
-{{- if .Values.server.affinity -}}
-{{- toYaml .Values.server.affinity -}}
-{{- else if gt (int .Values.server.replicas) 1 -}}
-podAntiAffinity:
-  preferredDuringSchedulingIgnoredDuringExecution:
-    - weight: 100
-      podAffinityTerm:
-        topologyKey: kubernetes.io/hostname
-        labelSelector:
-          matchLabels:
-            clincot/service: {{ .Values.server.name }}
+{{/* Names of Jobs end with a digest of their pods, because the pods of a Job cannot be changed. */}}
+{{- define "clincot.rolloutName" -}}
+{{- printf "%s-rollout-%s" (include "clincot.fullname" .) (include "clincot.rolloutPod" . | sha256sum | trunc 10) -}}
+{{- end }}
+
+{{/* The settings of the policy's pods: server.pod, and the chart's own defaults. JSON. */}}
+{{- define "clincot.serverPod" -}}
+{{- $pod := deepCopy .Values.server.pod -}}
+{{- if and (not $pod.affinity) (gt (int .Values.server.replicas) 1) -}}
+{{- $term := dict "topologyKey" "kubernetes.io/hostname" "labelSelector" (dict "matchLabels" (dict "clincot/service" .Values.server.name)) -}}
+{{- $preferred := list (dict "weight" 100 "podAffinityTerm" $term) -}}
+{{- $pod = set $pod "affinity" (dict "podAntiAffinity" (dict "preferredDuringSchedulingIgnoredDuringExecution" $preferred)) -}}
 {{- end -}}
+{{- if ne .Values.server.engine "vllm" -}}{{- $pod = omit $pod "tolerations" -}}{{- end -}}
+{{- $pod = set $pod "labels" (merge (dict) (default dict $pod.labels) (dict "sidecar.istio.io/inject" "false")) -}}
+{{- toJson $pod -}}
+{{- end }}
+
+{{/* Arguments of vLLM: the own ones, and tensor parallelism over the replica's GPUs unless they set it. {gpus, args}. JSON. */}}
+{{- define "clincot.vllmArguments" -}}
+{{- $args := default list .args -}}
+{{- if and (gt (int .gpus) 1) (not (regexMatch "--(tensor|pipeline|data)-parallel-size" (join " " $args))) -}}
+{{- $args = prepend $args (printf "--tensor-parallel-size=%d" (int .gpus)) -}}
+{{- end -}}
+{{- toJson $args -}}
 {{- end }}

@@ -49,7 +49,7 @@ Next steps:
 {{- if .Values.server.first.enabled }}
 
   # follow the rollout of the champion to the endpoint
-  kubectl -n {{ .Release.Namespace }} logs -f job/{{ $name }}-rollout-{{ .Release.Revision }}
+  kubectl -n {{ .Release.Namespace }} logs -f job/{{ include "clincot.rolloutName" . }}
 {{- else }}
 
   # upload a base model with `clincot pipeline put FOLDER s3://{{ .Values.store.bucket }}/models`, then serve the printed ADDRESS
