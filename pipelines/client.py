@@ -56,6 +56,10 @@ class PipelinesUnavailable(PipelinesFailed):
     """Kubeflow Pipelines did not answer or reported an error of its own; the same request may succeed later."""
 
 
+class PipelinesAbsent(PipelinesFailed):
+    """The host of the endpoint does not exist."""
+
+
 @dataclass(frozen=True)
 class Connection:
     """A client, and the names of our pipeline and experiment on the server."""
@@ -288,7 +292,8 @@ def _probe_endpoint(endpoint: str, source: TokenSource, ca_cert: Path | None) ->
     try:
         reply = _get_health(endpoint, url, token, ca_cert)
     except (httpx.HTTPError, OSError) as error:
-        raise PipelinesFailed(
+        kind = PipelinesAbsent if is_unknown_host(error) else PipelinesFailed
+        raise kind(
             f"{url}: no answer ({type(error).__name__}: {error}); is --endpoint (KFP_ENDPOINT) right?"
         ) from None
     status = reply.status_code

@@ -1,4 +1,5 @@
-{{/* Fail if the cluster lacks an API or if values contradict each other, with all errors in one message. */}}
+{{/* Fail if the cluster lacks an API or if values contradict each other, with all errors in one message. Helm renders
+the deepest templates first, so templates/validation/checks.yaml comes before any template that relies on it. */}}
 
 {{- define "clincot.needs" -}}
 {{- $root := .root -}}
@@ -8,6 +9,13 @@
 {{- end }}
 
 {{- define "clincot.checks" -}}
+{{- with (include "clincot.problems" .) -}}
+{{- fail (printf "\nclincot cannot be installed with these values on this cluster:%s" .) -}}
+{{- end -}}
+{{- end }}
+
+{{/* One line for each error, empty if there is none. */}}
+{{- define "clincot.problems" -}}
 {{- $errors := "" -}}
 {{- $need := dict "root" . -}}
 {{- $errors = printf "%s%s" $errors (include "clincot.needs" (merge (dict "kind" "serving.kserve.io/v1beta1/InferenceService" "remedy" "install KServe 0.20 or later") $need)) -}}
@@ -69,7 +77,14 @@
 {{- if and .Values.quota.enabled (eq .Values.kfp.runNamespace .Values.kfp.namespace) -}}
 {{- $errors = printf "%s\n- quota.enabled would also limit Kubeflow Pipelines in the namespace %s: set kfp.runNamespace to a namespace for runs only" $errors .Values.kfp.namespace -}}
 {{- end -}}
-{{- if $errors -}}
-{{- fail (printf "\nclincot cannot be installed with these values on this cluster:%s" $errors) -}}
+{{- with .Values.pipeline.recipe -}}
+{{- if not ($.Files.Get (printf "recipes/%s.yaml" .)) -}}
+{{- $names := list -}}
+{{- range $path, $_ := $.Files.Glob "recipes/*.yaml" -}}
+{{- $names = append $names (trimSuffix ".yaml" (base $path)) -}}
 {{- end -}}
+{{- $errors = printf "%s\n- pipeline.recipe: no recipe is called %q; the chart has: %s" $errors . (join ", " $names) -}}
+{{- end -}}
+{{- end -}}
+{{- $errors -}}
 {{- end }}

@@ -1,13 +1,51 @@
 {{/* Names, labels, settings files, and the parts that all pods share. */}}
 
-{{- define "clincot.fullname" -}}
-{{- if .Values.fullnameOverride -}}
-{{- .Values.fullnameOverride | trunc 40 | trimSuffix "-" -}}
-{{- else if contains .Chart.Name .Release.Name -}}
-{{- .Release.Name | trunc 40 | trimSuffix "-" -}}
+{{/* A name of at most `length` characters; a longer one ends in a digest, so that two of them never become one.
+{name, length} */}}
+{{- define "clincot.shorten" -}}
+{{- if gt (len .name) (int .length) -}}
+{{- printf "%s-%s" (trunc (int (sub .length 7)) .name | trimSuffix "-") (sha256sum .name | trunc 6) -}}
 {{- else -}}
-{{- printf "%s-%s" .Release.Name .Chart.Name | trunc 40 | trimSuffix "-" -}}
+{{- .name -}}
 {{- end -}}
+{{- end }}
+
+{{- define "clincot.fullname" -}}
+{{- $name := printf "%s-%s" .Release.Name .Chart.Name -}}
+{{- if .Values.fullnameOverride -}}
+{{- $name = .Values.fullnameOverride -}}
+{{- else if contains .Chart.Name .Release.Name -}}
+{{- $name = .Release.Name -}}
+{{- end -}}
+{{- include "clincot.shorten" (dict "name" $name "length" 40) -}}
+{{- end }}
+
+{{/* Name of pipeline and experiment without a suffix. It is unique among the releases that share a Kubeflow Pipelines. */}}
+{{- define "clincot.scope" -}}
+{{- $name := uniq (list .Release.Namespace .Release.Name .Values.line) | join "-" -}}
+{{- include "clincot.shorten" (dict "name" $name "length" 50) -}}
+{{- end }}
+
+{{- define "clincot.pipelineName" -}}
+{{- default (printf "%s-round" (include "clincot.scope" .)) .Values.pipeline.name -}}
+{{- end }}
+
+{{/* Whether hooks keep or remove the recurring run; not empty if they do. They also do if the pipeline is switched off,
+as long as Kubeflow Pipelines is there. */}}
+{{- define "clincot.reconcilesRuns" -}}
+{{- if or .Values.pipeline.enabled (.Capabilities.APIVersions.Has "argoproj.io/v1alpha1/Workflow") -}}
+true
+{{- end -}}
+{{- end }}
+
+{{- define "clincot.experiment" -}}
+{{- default (include "clincot.scope" .) .Values.pipeline.experiment -}}
+{{- end }}
+
+{{/* Name of the policy's InferenceService. It is unique among the releases of a namespace. */}}
+{{- define "clincot.serverName" -}}
+{{- $name := uniq (list .Release.Name .Values.line) | join "-" -}}
+{{- default (include "clincot.shorten" (dict "name" $name "length" 38)) .Values.server.name -}}
 {{- end }}
 
 {{- define "clincot.selector" -}}
@@ -220,7 +258,7 @@ serving.kserve.io/s3-cabundle: /etc/ssl/custom-certs/cabundle.crt
 
 {{/* The ClusterStorageContainer that the chart creates; its name is unique in the cluster. */}}
 {{- define "clincot.ownStorageContainer" -}}
-{{- printf "%s-%s" (include "clincot.fullname" .) .Release.Namespace | trunc 63 | trimSuffix "-" -}}
+{{- include "clincot.shorten" (dict "name" (printf "%s-%s" (include "clincot.fullname" .) .Release.Namespace) "length" 63) -}}
 {{- end }}
 
 {{/* The ClusterStorageContainer of server and judges; empty if KServe chooses one. */}}
@@ -232,8 +270,10 @@ serving.kserve.io/s3-cabundle: /etc/ssl/custom-certs/cabundle.crt
 {{- end -}}
 {{- end }}
 
+{{/* Name of a judge's InferenceService. KServe appends -predictor, and the label of a pod has at most 63 characters. */}}
 {{- define "clincot.judgeName" -}}
-{{- printf "%s-judge-%s" (include "clincot.fullname" .root) .judge.name -}}
+{{- $name := printf "%s-judge-%s" (include "clincot.fullname" .root) .judge.name -}}
+{{- include "clincot.shorten" (dict "name" $name "length" 53) -}}
 {{- end }}
 
 {{/* judge.judges of params.yaml: the address of each judge. JSON. */}}
@@ -276,19 +316,14 @@ JSON. */}}
 {{- toJson $out -}}
 {{- end }}
 
-{{/* The values of pipeline.recipe, from the chart's copy of recipes/. Empty without a recipe. JSON. */}}
+{{/* The values of pipeline.recipe, from the chart's copy of recipes/. Empty without a recipe ("clincot.problems" refuses
+an unknown one). JSON. */}}
 {{- define "clincot.recipe" -}}
 {{- $recipe := dict -}}
 {{- with .Values.pipeline.recipe -}}
-{{- $file := printf "recipes/%s.yaml" . -}}
-{{- if not ($.Files.Get $file) -}}
-{{- $names := list -}}
-{{- range $path, $_ := $.Files.Glob "recipes/*.yaml" -}}
-{{- $names = append $names (trimSuffix ".yaml" (base $path)) -}}
+{{- with $.Files.Get (printf "recipes/%s.yaml" .) -}}
+{{- $recipe = set (fromYaml .) "recipe" (dict "name" $.Values.pipeline.recipe) -}}
 {{- end -}}
-{{- fail (printf "pipeline.recipe: no recipe is called %q; the chart has: %s" . (join ", " $names)) -}}
-{{- end -}}
-{{- $recipe = set ($.Files.Get $file | fromYaml) "recipe" (dict "name" .) -}}
 {{- end -}}
 {{- toJson $recipe -}}
 {{- end }}
@@ -316,8 +351,9 @@ JSON. */}}
 {{/* service.yaml, which src/clincot/deployment/service_settings.py reads. YAML. */}}
 {{- define "clincot.service" -}}
 {{- with .Values.server -}}
-name: {{ .name }}
+name: {{ include "clincot.serverName" $ }}
 namespace: {{ $.Release.Namespace }}
+instance: {{ $.Release.Name | quote }}
 engine: {{ .engine }}
 mode: {{ .mode }}
 gateway_api: {{ .gatewayApi | quote }}
@@ -591,7 +627,7 @@ helm.sh/hook-delete-policy: before-hook-creation,hook-succeeded
 {{- define "clincot.serverPod" -}}
 {{- $pod := deepCopy .Values.server.pod -}}
 {{- if and (not $pod.affinity) (gt (int .Values.server.replicas) 1) -}}
-{{- $term := dict "topologyKey" "kubernetes.io/hostname" "labelSelector" (dict "matchLabels" (dict "clincot/service" .Values.server.name)) -}}
+{{- $term := dict "topologyKey" "kubernetes.io/hostname" "labelSelector" (dict "matchLabels" (dict "clincot/service" (include "clincot.serverName" .))) -}}
 {{- $preferred := list (dict "weight" 100 "podAffinityTerm" $term) -}}
 {{- $pod = set $pod "affinity" (dict "podAntiAffinity" (dict "preferredDuringSchedulingIgnoredDuringExecution" $preferred)) -}}
 {{- end -}}

@@ -19,8 +19,8 @@ ClinCoT {{ .Chart.AppVersion }} is installed in the namespace {{ .Release.Namesp
   keys        {{ if .Values.store.existingSecret }}The store's keys are read from the Secret {{ .Values.store.existingSecret }}, which must exist in {{ $namespaces }}.{{ else }}The chart created the Secret {{ include "clincot.storeSecret" . }} with the store's keys in {{ $namespaces }}.{{ end }}
   data        {{ if .Values.git.url }}Each round commits its preference data to {{ .Values.git.url }}.{{ else }}Rounds keep no version of their preference data; set git.url to a data repository to change this.{{ end }}
   judges      {{ if $judges }}The panel consists of {{ join ", " $judges }}.{{ else }}No judges are configured, but a round needs at least two; set judges or pipeline.recipe.{{ end }}
-  pipeline    {{ if .Values.pipeline.enabled }}{{ default (printf "%s-round" .Values.line) .Values.pipeline.name }} is uploaded to {{ include "clincot.kfpEndpoint" . }}{{ if .Values.pipeline.schedule.enabled }} and runs on the schedule "{{ .Values.pipeline.schedule.cron }}" (with seconds).{{ else }}; no recurring run is scheduled (pipeline.schedule.enabled).{{ end }}{{ else }}No pipeline is uploaded (pipeline.enabled is false).{{ end }}
-  endpoint    The model {{ .Values.server.name }} is served by {{ .Values.server.replicas }} replica{{ if gt (int .Values.server.replicas) 1 }}s{{ end }} with the engine {{ .Values.server.engine }}, after its first rollout.
+  pipeline    {{ if .Values.pipeline.enabled }}{{ include "clincot.pipelineName" . }} is uploaded to {{ include "clincot.kfpEndpoint" . }}{{ if .Values.pipeline.schedule.enabled }} and runs on the schedule "{{ .Values.pipeline.schedule.cron }}" (with seconds).{{ else }}; no recurring run is scheduled (pipeline.schedule.enabled).{{ end }}{{ else }}No pipeline is uploaded (pipeline.enabled is false).{{ end }}
+  endpoint    The model {{ include "clincot.serverName" . }} is served by {{ .Values.server.replicas }} replica{{ if gt (int .Values.server.replicas) 1 }}s{{ end }} with the engine {{ .Values.server.engine }}, after its first rollout.
 {{- $ownContainer := eq (include "clincot.storageContainer" .) (include "clincot.ownStorageContainer" .) }}
 {{- if and .Values.store.existingSecret (or .Values.customCA.configMap (not $ownContainer)) }}
 
@@ -66,5 +66,5 @@ and set the printed address, or enter an address in the Kubeflow UI for each run
 {{- end }}
 
 `helm uninstall` removes the recurring run, but models that rounds deployed keep serving. Delete them with
-  kubectl -n {{ .Release.Namespace }} delete inferenceservice,service -l clincot/service={{ .Values.server.name }}
+  kubectl -n {{ .Release.Namespace }} delete inferenceservice,service -l clincot/service={{ include "clincot.serverName" . }}
 {{- end }}

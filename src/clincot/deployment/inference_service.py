@@ -24,6 +24,7 @@ TAG_ROUTING_ANNOTATION = "serving.kserve.io/enable-tag-routing"
 REPLICAS_ANNOTATION = (
     "clincot/replicas"  # annotation, while a canary exists: replicas of the stable predictor without it
 )
+INSTANCE_LABEL = "app.kubernetes.io/instance"
 SERVICE_LABEL = "clincot/service"  # label of all objects of a service, including its pods
 DIGEST_ANNOTATION = "clincot/checkpoint"  # annotation: the checkpoint of the last finished rollout
 MODELS_PATH = "/mnt/models"  # where KServe's storage initializer downloads the checkpoint to
@@ -94,12 +95,13 @@ def build_labels(settings: ServiceSettings) -> dict[str, str]:
 
     The chart's network policies, disruption budgets and monitors select by them.
     """
-    return {
+    labels = {
         "app.kubernetes.io/managed-by": "clincot",
         "app.kubernetes.io/part-of": "clincot",
         "app.kubernetes.io/component": "server",
         SERVICE_LABEL: settings.name,
     }
+    return labels | ({INSTANCE_LABEL: settings.instance} if settings.instance else {})
 
 
 def count_canary_replicas(replicas: int, percent: int) -> int:

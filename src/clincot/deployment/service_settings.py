@@ -30,6 +30,10 @@ class ServiceSettings(FrozenConfig):
         str, Field(pattern=r"^[a-z]([-a-z0-9]{0,36}[a-z0-9])?$", description="Name of the InferenceService.")
     ] = "clincot"
     namespace: Name = "default"
+    instance: Annotated[
+        str,
+        Field(description="Release whose network policies and monitors select the service; empty: none."),
+    ] = ""
     mode: Annotated[
         Literal["auto", "standard", "knative", "blue-green"],
         Field(description="How traffic is moved; auto chooses by what the cluster supports."),
