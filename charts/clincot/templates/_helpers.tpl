@@ -96,6 +96,19 @@ imagePullSecrets:
 {{- printf "s3://%s/%s" .Values.store.bucket .Values.store.prefix -}}
 {{- end }}
 
+{{/* {key of the store's Secret: environment variable}; empty with a workload identity, which needs no keys. JSON. */}}
+{{- define "clincot.storeKeys" -}}
+{{- with .Values.store -}}
+{{- if .workloadIdentity -}}
+{}
+{{- else if .existingSecret -}}
+{{- toJson (dict .secretKeys.accessKey "AWS_ACCESS_KEY_ID" .secretKeys.secretKey "AWS_SECRET_ACCESS_KEY") -}}
+{{- else -}}
+{{- toJson (dict "AWS_ACCESS_KEY_ID" "AWS_ACCESS_KEY_ID" "AWS_SECRET_ACCESS_KEY" "AWS_SECRET_ACCESS_KEY") -}}
+{{- end -}}
+{{- end -}}
+{{- end }}
+
 {{- define "clincot.storeSecret" -}}
 {{- default (printf "%s-store" (include "clincot.fullname" .)) .Values.store.existingSecret -}}
 {{- end }}
@@ -104,7 +117,7 @@ imagePullSecrets:
 {{- if .Values.store.endpoint -}}
 {{- .Values.store.endpoint -}}
 {{- else if .Values.seaweedfs.enabled -}}
-{{- printf "http://%s-seaweedfs.%s.svc.cluster.local:8333" (include "clincot.fullname" .) .Release.Namespace -}}
+{{- printf "http://%s-seaweedfs.%s.svc.%s:8333" (include "clincot.fullname" .) .Release.Namespace .Values.clusterDomain -}}
 {{- else -}}
 {{- printf "https://s3.%s.amazonaws.com" .Values.store.region -}}
 {{- end -}}
@@ -119,7 +132,7 @@ imagePullSecrets:
 {{- end }}
 
 {{- define "clincot.kfpEndpoint" -}}
-{{- default (printf "http://ml-pipeline.%s.svc.cluster.local:8888" .Values.kfp.namespace) .Values.kfp.endpoint -}}
+{{- default (printf "http://ml-pipeline.%s.svc.%s:8888" .Values.kfp.namespace .Values.clusterDomain) .Values.kfp.endpoint -}}
 {{- end }}
 
 {{- define "clincot.account" -}}
@@ -154,7 +167,7 @@ imagePullSecrets:
 {{- end }}
 
 {{- define "clincot.noProxy" -}}
-{{- compact (list .Values.proxy.noProxy "localhost" "127.0.0.1" ".svc" ".svc.cluster.local") | join "," -}}
+{{- compact (list .Values.proxy.noProxy "localhost" "127.0.0.1" "::1" ".svc" (printf ".svc.%s" .Values.clusterDomain) (printf ".%s" .Release.Namespace) (printf ".%s" .Values.kfp.runNamespace) (printf ".%s" .Values.kfp.namespace) "$(KUBERNETES_SERVICE_HOST)") | uniq | join "," -}}
 {{- end }}
 
 {{/* Of every pod; "clincot.shapedSpec" adds the user and the group. */}}
@@ -177,9 +190,9 @@ seccompProfile: {type: RuntimeDefault}
 - {name: AWS_ENDPOINT_URL_S3, value: {{ include "clincot.storeEndpoint" . | quote }}}
 - {name: AWS_REGION, value: {{ .Values.store.region | quote }}}
 - {name: AWS_DEFAULT_REGION, value: {{ .Values.store.region | quote }}}
-{{- range $name := list "AWS_ACCESS_KEY_ID" "AWS_SECRET_ACCESS_KEY" }}
+{{- range $key, $name := include "clincot.storeKeys" . | fromJson }}
 - name: {{ $name }}
-  valueFrom: {secretKeyRef: {name: {{ include "clincot.storeSecret" $ }}, key: {{ $name }}}}
+  valueFrom: {secretKeyRef: {name: {{ include "clincot.storeSecret" $ }}, key: {{ $key }}}}
 {{- end }}
 {{- include "clincot.surroundings" . }}
 {{- end }}
@@ -249,7 +262,7 @@ sidecar.istio.io/inject: "false"
 serving.kserve.io/s3-endpoint: {{ include "clincot.hostOf" $endpoint | quote }}
 serving.kserve.io/s3-usehttps: {{ ternary "1" "0" (hasPrefix "https://" $endpoint) | quote }}
 serving.kserve.io/s3-region: {{ .Values.store.region | quote }}
-serving.kserve.io/s3-verifyssl: {{ ternary "1" "0" .Values.store.verifyTLS | quote }}
+serving.kserve.io/s3-verifyssl: "1"
 {{- if .Values.customCA.configMap }}
 serving.kserve.io/s3-cabundle-configmap: {{ .Values.customCA.configMap | quote }}
 serving.kserve.io/s3-cabundle: /etc/ssl/custom-certs/cabundle.crt
@@ -283,7 +296,7 @@ serving.kserve.io/s3-cabundle: /etc/ssl/custom-certs/cabundle.crt
 {{- $spec := dict "name" $judge.name "weight" (default 1.0 $judge.weight | float64) -}}
 {{- if $judge.modelUri -}}
 {{- $service := include "clincot.judgeName" (dict "root" $ "judge" $judge) -}}
-{{- $spec = merge $spec (dict "url" (printf "http://%s-predictor.%s.svc.cluster.local/v1" $service $.Release.Namespace) "model" $service) -}}
+{{- $spec = merge $spec (dict "url" (printf "http://%s-predictor.%s.svc.%s/v1" $service $.Release.Namespace $.Values.clusterDomain) "model" $service) -}}
 {{- else if $judge.url -}}
 {{- $spec = merge $spec (dict "url" $judge.url "model" (default "" $judge.model)) -}}
 {{- if $judge.apiKeySecret -}}
@@ -397,7 +410,8 @@ proxies:
 {{- with .apiKeysSecret }}
 api_keys_secret: {{ . }}
 {{- end }}
-service_url: "http://{service}.{namespace}.svc.cluster.local"
+listen: {{ $.Values.listen | quote }}
+service_url: "http://{service}.{namespace}.svc.{{ $.Values.clusterDomain }}"
 {{- with .endpointUrl }}
 endpoint_url: {{ . | quote }}
 {{- end }}
@@ -493,6 +507,31 @@ without a GPU. JSON. */}}
 {{- toJson $stages -}}
 {{- end }}
 
+{{/* Secrets of the run pods, as in cluster.yaml. YAML. */}}
+{{- define "clincot.runSecrets" -}}
+{{- with include "clincot.storeKeys" . | fromJson }}
+- name: {{ include "clincot.storeSecret" $ }}
+  env: {{ toJson . }}
+{{- end }}
+{{- with include "clincot.gitSecret" . }}
+- name: {{ . }}
+  env: {username: CLINCOT_GIT_USER, password: CLINCOT_GIT_TOKEN}
+  stages: [preflight, version]
+{{- end }}
+{{- range .Values.judges }}
+{{- if .apiKeySecret }}
+- name: {{ .apiKeySecret }}
+  env: {key: {{ include "clincot.judgeKeyEnv" . }}}
+  stages: [preflight, generate, judge]
+{{- end }}
+{{- end }}
+{{- with .Values.server.smokeKeySecret }}
+- name: {{ . }}
+  env: {key: CLINCOT_SMOKE_KEY}
+  stages: [deploy]
+{{- end }}
+{{- end }}
+
 {{/* cluster.yaml, which pipelines/cluster_settings.py reads. YAML. */}}
 {{- define "clincot.cluster" -}}
 {{- $cpu := .Values.pipeline.cpu -}}
@@ -542,26 +581,7 @@ env:
   {{ $name }}: {{ $value | quote }}
   {{- end }}
 ca_config_map: {{ .Values.customCA.configMap | quote }}
-secrets:
-  - name: {{ include "clincot.storeSecret" . }}
-    env: {AWS_ACCESS_KEY_ID: AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY: AWS_SECRET_ACCESS_KEY}
-  {{- with include "clincot.gitSecret" . }}
-  - name: {{ . }}
-    env: {username: CLINCOT_GIT_USER, password: CLINCOT_GIT_TOKEN}
-    stages: [preflight, version]
-  {{- end }}
-  {{- range .Values.judges }}
-  {{- if .apiKeySecret }}
-  - name: {{ .apiKeySecret }}
-    env: {key: {{ include "clincot.judgeKeyEnv" . }}}
-    stages: [preflight, generate, judge]
-  {{- end }}
-  {{- end }}
-  {{- with .Values.server.smokeKeySecret }}
-  - name: {{ . }}
-    env: {key: CLINCOT_SMOKE_KEY}
-    stages: [deploy]
-  {{- end }}
+secrets: {{ include "clincot.runSecrets" . | fromYamlArray | toJson }}
 security: {user: {{ int .Values.podSecurity.user }}, group: {{ int .Values.podSecurity.group }}}
 labels: {{ toJson (merge (dict "app.kubernetes.io/part-of" "clincot" "app.kubernetes.io/instance" .Release.Name "app.kubernetes.io/component" "run") .Values.pipeline.podLabels) }}
 annotations: {{ toJson .Values.pipeline.podAnnotations }}

@@ -204,7 +204,7 @@ def _build_transformer(settings: ServiceSettings, *args: str, name: str) -> Json
         "args": [
             "serve",
             f"--checkpoint={MODELS_PATH}",
-            "--host=0.0.0.0",
+            f"--host={settings.listen}",
             f"--port={PORT}",
             f"--model_name={settings.name}",
             f"--set=grace_s={settings.grace_s}",

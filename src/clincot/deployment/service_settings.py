@@ -71,6 +71,9 @@ class ServiceSettings(FrozenConfig):
             description="A ClusterStorageContainer with enough memory for the checkpoint; KServe's default has 1 Gi."
         ),
     ] = ""
+    listen: Annotated[
+        Literal["0.0.0.0", "::"], Field(description="Address on which servers listen; :: in clusters with IPv6 only.")
+    ] = "0.0.0.0"
     replicas: Annotated[int, Field(ge=1)] = 1
     resources: ResourceRequirements = Field(
         default={"requests": {"cpu": "4", "memory": "32Gi"}, "limits": {"memory": "32Gi", "nvidia.com/gpu": "1"}}
