@@ -101,9 +101,8 @@ $(CHECKOV)/.ready: requirements-checkov.txt
 	$(CHECKOV)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps -r requirements-checkov.txt
 	touch $@
 
-manifests: $(FULL)  ## write manifests/, the table in charts/clincot/README.md and the schema of parameters again
+manifests: $(FULL)  ## write the table in charts/clincot/README.md and the schema of parameters again
 	$(BIN)/python -m tests.chart.readme --write
-	$(BIN)/python -m tests.chart.manifests --write
 
 test-image:  ## build and run the images cpu and serve (CONFIRM=yes; needs root and installs Debian packages)
 	@PYTHON=$(PYTHON) scripts/test-image.sh

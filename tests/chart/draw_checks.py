@@ -42,7 +42,7 @@ LOADERS: dict[str, Callable[[Path], Any]] = {
 def list_defects(values: Json, rendering: Rendering) -> list[str]:
     """Return all that is wrong with what the chart renders for the values."""
     texts = [*rendering.documents, rendering.notes]
-    found = [f"Go's mark of a missing value: {text[:200]}" for text in texts if re.search(r"%!\w?\(|<nil>|<no value>", text)]
+    found: list[str] = [f"Go's mark of a missing value: {text[:200]}" for text in texts if re.search(r"%!\w?\(|<nil>|<no value>", text)]
     try:
         objects = [one for text in rendering.documents for one in parse_documents(text)]
     except (yaml.YAMLError, TypeError) as error:
@@ -123,6 +123,7 @@ def list_pods(objects: Sequence[Json]) -> Iterator[tuple[str, str, Json]]:
 
 
 def _check_pods(values: Json, objects: Sequence[Json]) -> Iterator[str]:
+    writable = '"readOnlyRootFilesystem": false' in json.dumps(values)  # which a person may ask for
     for key, kind, pod in list_pods(objects):
         own = [one for one in containers(pod) if one["name"] not in ("storage-initializer", "change-owner")]
         checked = {**pod, "initContainers": [], "containers": own}
@@ -132,7 +133,7 @@ def _check_pods(values: Json, objects: Sequence[Json]) -> Iterator[str]:
         if token and not account.endswith(TOKENS):
             yield f"{key}: {account} has a token"
         for one in own:
-            if one["securityContext"]["readOnlyRootFilesystem"] is not True:
+            if not (writable or one["securityContext"]["readOnlyRootFilesystem"]):
                 yield f"{key}: {one['name']} may write to its root"
         if kind == "InferenceService" and values["server"]["storageInitializer"]["create"]:
             denial = explain_denial(pod)

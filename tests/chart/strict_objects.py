@@ -69,7 +69,7 @@ def _shorten_group(version: str) -> str:
 
 @cache
 def _load_schema(version: str, name: str) -> Draft202012Validator:
-    (release,) = [one for one in kubernetes_validate.utils.all_versions() if one.startswith(f"{version}.")]
+    release = [one for one in kubernetes_validate.utils.all_versions() if one.startswith(f"{version}.")][-1]
     schema, definitions = (_read_schema(release, file) for file in (name, "_definitions"))
     registry: Registry[Any] = Registry()
     registry = Resource.from_contents(schema) @ (Resource.from_contents(definitions) @ registry)

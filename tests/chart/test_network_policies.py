@@ -135,7 +135,10 @@ def test_peers_are_selected_as_in_kubernetes(peer: Json, source: Workload, selec
 @pytest.mark.parametrize(
     ("rule", "reached"),
     [
-        ({"to": [{"ipBlock": {"cidr": "10.1.0.0/16", "except": ["10.1.2.0/24"]}}]}, {"10.1.0.1": True, "10.1.2.3": False}),
+        (
+            {"to": [{"ipBlock": {"cidr": "10.1.0.0/16", "except": ["10.1.2.0/24"]}}]},
+            {"10.1.0.1": True, "10.1.2.3": False},
+        ),
         ({"to": [{"ipBlock": {"cidr": "fd00::/8"}}]}, {"fd00::1": True, "10.1.0.1": False}),
         ({"to": [{"namespaceSelector": {}}]}, {"10.1.0.1": False}),
         ({"ports": [{"port": 8000, "endPort": 8999}]}, {"10.1.0.1": True}),
@@ -166,9 +169,7 @@ def test_addresses_and_ports_are_matched_as_in_kubernetes(rule: Json, reached: d
         ("kfp.ports", HOOK, KFP, 25),
     ],
 )
-def test_an_empty_list_allows_nothing(
-    value: str, source: Workload, target: Target, port: int, empty: str
-) -> None:
+def test_an_empty_list_allows_nothing(value: str, source: Workload, target: Target, port: int, empty: str) -> None:
     """A rule with an empty list would allow everything, so the chart renders no rule."""
     judges = 'judges=[{"name":"med","modelUri":"s3://m/med"}]'
     flags = ("--set", "monitoring.serviceMonitor=true", "--set-json", judges, "--set-json", f"{value}={empty}")

@@ -25,6 +25,8 @@ Path = tuple[str | int, ...]
 HIDDEN = "hunter2-never-shown"
 # Not drawn: credentials, for which the security test searches, and objects that are not the chart's.
 KEPT = (("store", "accessKey"), ("store", "secretKey"), ("git", "password"), ("extraObjects",))
+# Nor are parts whose form only Kubernetes knows.
+FREE = ("volumes", "volumeMounts", "affinity")
 _ASCII = [chr(code) for code in range(33, 127)]
 _WORDS = ["a", "B", "0", "yes", "null", "1e3", "123", "x-y", "two words", "é", "{{ .Release.Name }}", "a: b", "#", "%s", '"']
 _CATEGORIES = {
@@ -35,6 +37,10 @@ _CATEGORIES = {
     op.CATEGORY_WORD: lambda char: char.isalnum() or char == "_",
     op.CATEGORY_NOT_WORD: lambda char: not (char.isalnum() or char == "_"),
 }
+
+
+def _is_kept(path: Path) -> bool:
+    return path in KEPT or any(name in FREE for name in path)
 
 
 class Change(NamedTuple):
@@ -51,7 +57,7 @@ class ValueDraws:
     def __init__(self, seed: int) -> None:
         self.random = random.Random(seed)
         self.schema: Json = json.loads(SCHEMA.read_text(encoding="utf-8"))
-        self.paths = [path for path in _list_places(self.schema, self.schema) if path not in KEPT]
+        self.paths = [path for path in _list_places(self.schema, self.schema) if not _is_kept(path)]
 
     def draw_changes(self) -> list[Change]:
         """Draw one to six valid changes."""
@@ -60,7 +66,7 @@ class ValueDraws:
 
     def draw_mistake(self, values: Json) -> Change:
         """Draw a removed value, one of another type, or a misspelt name, somewhere in the values."""
-        path = self.random.choice([one for one in _list_values(values) if one not in KEPT])
+        path = self.random.choice([one for one in _list_values(values) if not _is_kept(one)])
         kind = self.random.choice(["null", "type", "name"])
         if kind == "null":
             return Change(path, removed=True)
@@ -113,7 +119,7 @@ class ValueDraws:
         if "oneOf" in schema:
             needed |= set(self.random.choice(schema["oneOf"]).get("required", ()))
         few = self.random.sample(sorted(properties), min(len(properties), self.random.randint(0, 4)))
-        chosen = needed | set(few)
+        chosen = {name for name in needed | set(few) if name not in FREE}
         if not chosen and schema.get("minProperties"):
             chosen = {self.random.choice(sorted(properties))}
         out = {name: self.draw_value(properties[name]) for name in sorted(chosen)}

@@ -53,7 +53,13 @@ the deepest templates first, so templates/validation/checks.yaml comes before an
 {{- if and .Values.store.existingSecret (or .Values.store.accessKey .Values.store.secretKey) -}}
 {{- $errors = printf "%s\n- store.existingSecret and store.accessKey/secretKey are both set; set only one of them" $errors -}}
 {{- end -}}
-{{- if not (or .Values.store.existingSecret (and .Values.store.accessKey .Values.store.secretKey)) -}}
+{{- if and .Values.store.workloadIdentity (or .Values.store.existingSecret .Values.store.accessKey .Values.store.secretKey) -}}
+{{- $errors = printf "%s\n- store.workloadIdentity needs no keys, but store.existingSecret or store.accessKey is set; set only one of them" $errors -}}
+{{- end -}}
+{{- if and .Values.seaweedfs.changeOwner (not .Values.podSecurity.user) -}}
+{{- $errors = printf "%s\n- seaweedfs.changeOwner needs a user: set podSecurity.user" $errors -}}
+{{- end -}}
+{{- if not (or .Values.store.workloadIdentity .Values.store.existingSecret (and .Values.store.accessKey .Values.store.secretKey)) -}}
 {{- $errors = printf "%s\n- the object store's keys are missing: set store.existingSecret (a Secret with AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY) or, for a trial, store.accessKey and store.secretKey" $errors -}}
 {{- end -}}
 {{- if and .Values.git.existingSecret .Values.git.password -}}

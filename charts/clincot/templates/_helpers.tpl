@@ -96,6 +96,19 @@ imagePullSecrets:
 {{- printf "s3://%s/%s" .Values.store.bucket .Values.store.prefix -}}
 {{- end }}
 
+{{/* {key of the store's Secret: environment variable}; empty with a workload identity, which needs no keys. JSON. */}}
+{{- define "clincot.storeKeys" -}}
+{{- with .Values.store -}}
+{{- if .workloadIdentity -}}
+{}
+{{- else if .existingSecret -}}
+{{- toJson (dict .secretKeys.accessKey "AWS_ACCESS_KEY_ID" .secretKeys.secretKey "AWS_SECRET_ACCESS_KEY") -}}
+{{- else -}}
+{{- toJson (dict "AWS_ACCESS_KEY_ID" "AWS_ACCESS_KEY_ID" "AWS_SECRET_ACCESS_KEY" "AWS_SECRET_ACCESS_KEY") -}}
+{{- end -}}
+{{- end -}}
+{{- end }}
+
 {{- define "clincot.storeSecret" -}}
 {{- default (printf "%s-store" (include "clincot.fullname" .)) .Values.store.existingSecret -}}
 {{- end }}
@@ -104,7 +117,7 @@ imagePullSecrets:
 {{- if .Values.store.endpoint -}}
 {{- .Values.store.endpoint -}}
 {{- else if .Values.seaweedfs.enabled -}}
-{{- printf "http://%s-seaweedfs.%s.svc.cluster.local:8333" (include "clincot.fullname" .) .Release.Namespace -}}
+{{- printf "http://%s-seaweedfs.%s.svc.%s:8333" (include "clincot.fullname" .) .Release.Namespace .Values.clusterDomain -}}
 {{- else -}}
 {{- printf "https://s3.%s.amazonaws.com" .Values.store.region -}}
 {{- end -}}
@@ -119,7 +132,7 @@ imagePullSecrets:
 {{- end }}
 
 {{- define "clincot.kfpEndpoint" -}}
-{{- default (printf "http://ml-pipeline.%s.svc.cluster.local:8888" .Values.kfp.namespace) .Values.kfp.endpoint -}}
+{{- default (printf "http://ml-pipeline.%s.svc.%s:8888" .Values.kfp.namespace .Values.clusterDomain) .Values.kfp.endpoint -}}
 {{- end }}
 
 {{- define "clincot.account" -}}
@@ -154,14 +167,12 @@ imagePullSecrets:
 {{- end }}
 
 {{- define "clincot.noProxy" -}}
-{{- compact (list .Values.proxy.noProxy "localhost" "127.0.0.1" ".svc" ".svc.cluster.local") | join "," -}}
+{{- compact (list .Values.proxy.noProxy "localhost" "127.0.0.1" "::1" ".svc" (printf ".svc.%s" .Values.clusterDomain) (printf ".%s" .Release.Namespace) (printf ".%s" .Values.kfp.runNamespace) (printf ".%s" .Values.kfp.namespace) "$(KUBERNETES_SERVICE_HOST)") | uniq | join "," -}}
 {{- end }}
 
+{{/* Of every pod; "clincot.shapedSpec" adds the user and the group. */}}
 {{- define "clincot.podSecurity" -}}
 runAsNonRoot: true
-runAsUser: 10001
-runAsGroup: 10001
-fsGroup: 10001
 seccompProfile: {type: RuntimeDefault}
 {{- end }}
 
@@ -179,9 +190,9 @@ seccompProfile: {type: RuntimeDefault}
 - {name: AWS_ENDPOINT_URL_S3, value: {{ include "clincot.storeEndpoint" . | quote }}}
 - {name: AWS_REGION, value: {{ .Values.store.region | quote }}}
 - {name: AWS_DEFAULT_REGION, value: {{ .Values.store.region | quote }}}
-{{- range $name := list "AWS_ACCESS_KEY_ID" "AWS_SECRET_ACCESS_KEY" }}
+{{- range $key, $name := include "clincot.storeKeys" . | fromJson }}
 - name: {{ $name }}
-  valueFrom: {secretKeyRef: {name: {{ include "clincot.storeSecret" $ }}, key: {{ $name }}}}
+  valueFrom: {secretKeyRef: {name: {{ include "clincot.storeSecret" $ }}, key: {{ $key }}}}
 {{- end }}
 {{- include "clincot.surroundings" . }}
 {{- end }}
@@ -204,28 +215,25 @@ seccompProfile: {type: RuntimeDefault}
 - {name: CLINCOT_WAIT_S, value: {{ int .Values.pipeline.waitSeconds | quote }}}
 {{- end }}
 
-{{/* Account, security context and placement of the chart's own pods. {root, account, token} */}}
+{{/* Account and security context of the chart's own pods. {root, account, token} */}}
 {{- define "clincot.pod" -}}
-{{- $root := .root -}}
-serviceAccountName: {{ include "clincot.account" (dict "root" $root "which" .account) }}
+serviceAccountName: {{ include "clincot.account" (dict "root" .root "which" .account) }}
 automountServiceAccountToken: {{ .token }}
 securityContext:
-  {{- include "clincot.podSecurity" $root | nindent 2 }}
-{{- include "clincot.pullSecrets" $root }}
-{{- with $root.Values.podDefaults }}
-{{- with .priorityClassName }}
-priorityClassName: {{ . }}
+  {{- include "clincot.podSecurity" .root | nindent 2 }}
 {{- end }}
-{{- with .nodeSelector }}
-nodeSelector: {{ toJson . }}
+
+{{/* Labels of the chart's own pods. {root, component}
+Istio: without a sidecar, a pod of a Job ends, and servers are reached by run pods, which have none either. */}}
+{{- define "clincot.podLabels" -}}
+{{ include "clincot.labels" .root }}
+app.kubernetes.io/component: {{ .component }}
+sidecar.istio.io/inject: "false"
 {{- end }}
-{{- with .tolerations }}
-tolerations: {{ toJson . }}
-{{- end }}
-{{- with .affinity }}
-affinity: {{ toJson . }}
-{{- end }}
-{{- end }}
+
+{{/* Settings of one of the chart's own pods: podDefaults, and the workload's own. {root, own}. JSON. */}}
+{{- define "clincot.ownPod" -}}
+{{- include "clincot.podSettings" (dict "below" .root.Values.podDefaults "own" .own) -}}
 {{- end }}
 
 {{- define "clincot.mounts" -}}
@@ -236,14 +244,15 @@ affinity: {{ toJson . }}
 {{- end }}
 {{- end }}
 
+{{/* Volumes of the chart's own pods. {root, tmp: size of /tmp} */}}
 {{- define "clincot.volumes" -}}
 - name: tmp
-  emptyDir: {sizeLimit: 4Gi}
+  emptyDir: {sizeLimit: {{ default "4Gi" .tmp }}}
 - name: settings
-  configMap: {name: {{ include "clincot.fullname" . }}}
-{{- if .Values.customCA.configMap }}
+  configMap: {name: {{ include "clincot.fullname" .root }}}
+{{- with .root.Values.customCA.configMap }}
 - name: ca
-  configMap: {name: {{ .Values.customCA.configMap }}}
+  configMap: {name: {{ . }}}
 {{- end }}
 {{- end }}
 
@@ -253,7 +262,7 @@ affinity: {{ toJson . }}
 serving.kserve.io/s3-endpoint: {{ include "clincot.hostOf" $endpoint | quote }}
 serving.kserve.io/s3-usehttps: {{ ternary "1" "0" (hasPrefix "https://" $endpoint) | quote }}
 serving.kserve.io/s3-region: {{ .Values.store.region | quote }}
-serving.kserve.io/s3-verifyssl: {{ ternary "1" "0" .Values.store.verifyTLS | quote }}
+serving.kserve.io/s3-verifyssl: "1"
 {{- if .Values.customCA.configMap }}
 serving.kserve.io/s3-cabundle-configmap: {{ .Values.customCA.configMap | quote }}
 serving.kserve.io/s3-cabundle: /etc/ssl/custom-certs/cabundle.crt
@@ -287,7 +296,7 @@ serving.kserve.io/s3-cabundle: /etc/ssl/custom-certs/cabundle.crt
 {{- $spec := dict "name" $judge.name "weight" (default 1.0 $judge.weight | float64) -}}
 {{- if $judge.modelUri -}}
 {{- $service := include "clincot.judgeName" (dict "root" $ "judge" $judge) -}}
-{{- $spec = merge $spec (dict "url" (printf "http://%s-predictor.%s.svc.cluster.local/v1" $service $.Release.Namespace) "model" $service) -}}
+{{- $spec = merge $spec (dict "url" (printf "http://%s-predictor.%s.svc.%s/v1" $service $.Release.Namespace $.Values.clusterDomain) "model" $service) -}}
 {{- else if $judge.url -}}
 {{- $spec = merge $spec (dict "url" $judge.url "model" (default "" $judge.model)) -}}
 {{- if $judge.apiKeySecret -}}
@@ -368,7 +377,7 @@ service_account: {{ include "clincot.account" (dict "root" $ "which" "server") }
 {{- with (include "clincot.storageContainer" $) }}
 storage_container: {{ . }}
 {{- end }}
-replicas: {{ .replicas }}
+replicas: {{ int .replicas }}
 resources:
   {{- if eq .engine "vllm" }}
   {{- include "clincot.withGpus" (dict "resources" .resources "type" $.Values.pipeline.gpu.type "gpus" .gpus) | nindent 2 }}
@@ -378,11 +387,13 @@ resources:
 transformer_resources:
   {{- toYaml .frontResources | nindent 2 }}
 shm: {{ $.Values.servingRuntime.shm }}
-startup_s: {{ $.Values.servingRuntime.startupSeconds }}
-drain_s: {{ .drainSeconds }}
-grace_s: {{ .graceSeconds }}
-node_selector: {{ toJson .nodeSelector }}
-tolerations: {{ toJson (ternary .tolerations list (eq .engine "vllm")) }}
+startup_s: {{ int $.Values.servingRuntime.startupSeconds }}
+drain_s: {{ int .drainSeconds }}
+grace_s: {{ int .graceSeconds }}
+pod: {{ include "clincot.serverPod" $ }}
+{{- if eq .engine "vllm" }}
+vllm_args: {{ include "clincot.vllmArguments" (dict "gpus" .gpus "args" .args) }}
+{{- end }}
 {{- with $.Values.customCA.configMap }}
 ca_config_map: {{ . }}
 {{- end }}
@@ -399,7 +410,8 @@ proxies:
 {{- with .apiKeysSecret }}
 api_keys_secret: {{ . }}
 {{- end }}
-service_url: "http://{service}.{namespace}.svc.cluster.local"
+listen: {{ $.Values.listen | quote }}
+service_url: "http://{service}.{namespace}.svc.{{ $.Values.clusterDomain }}"
 {{- with .endpointUrl }}
 endpoint_url: {{ . | quote }}
 {{- end }}
@@ -502,6 +514,31 @@ without a GPU. JSON. */}}
 {{- toJson $stages -}}
 {{- end }}
 
+{{/* Secrets of the run pods, as in cluster.yaml. YAML. */}}
+{{- define "clincot.runSecrets" -}}
+{{- with include "clincot.storeKeys" . | fromJson }}
+- name: {{ include "clincot.storeSecret" $ }}
+  env: {{ toJson . }}
+{{- end }}
+{{- with include "clincot.gitSecret" . }}
+- name: {{ . }}
+  env: {username: CLINCOT_GIT_USER, password: CLINCOT_GIT_TOKEN}
+  stages: [preflight, version]
+{{- end }}
+{{- range .Values.judges }}
+{{- if .apiKeySecret }}
+- name: {{ .apiKeySecret }}
+  env: {key: {{ include "clincot.judgeKeyEnv" . }}}
+  stages: [preflight, generate, judge]
+{{- end }}
+{{- end }}
+{{- with .Values.server.smokeKeySecret }}
+- name: {{ . }}
+  env: {key: CLINCOT_SMOKE_KEY}
+  stages: [deploy]
+{{- end }}
+{{- end }}
+
 {{/* cluster.yaml, which pipelines/cluster_settings.py reads. YAML. */}}
 {{- define "clincot.cluster" -}}
 {{- $cpu := .Values.pipeline.cpu -}}
@@ -551,27 +588,8 @@ env:
   {{ $name }}: {{ $value | quote }}
   {{- end }}
 ca_config_map: {{ .Values.customCA.configMap | quote }}
-secrets:
-  - name: {{ include "clincot.storeSecret" . }}
-    env: {AWS_ACCESS_KEY_ID: AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY: AWS_SECRET_ACCESS_KEY}
-  {{- with include "clincot.gitSecret" . }}
-  - name: {{ . }}
-    env: {username: CLINCOT_GIT_USER, password: CLINCOT_GIT_TOKEN}
-    stages: [preflight, version]
-  {{- end }}
-  {{- range .Values.judges }}
-  {{- if .apiKeySecret }}
-  - name: {{ .apiKeySecret }}
-    env: {key: {{ include "clincot.judgeKeyEnv" . }}}
-    stages: [preflight, generate, judge]
-  {{- end }}
-  {{- end }}
-  {{- with .Values.server.smokeKeySecret }}
-  - name: {{ . }}
-    env: {key: CLINCOT_SMOKE_KEY}
-    stages: [deploy]
-  {{- end }}
-security: {user: 10001, group: 10001}
+secrets: {{ include "clincot.runSecrets" . | fromYamlArray | toJson }}
+security: {user: {{ int .Values.podSecurity.user }}, group: {{ int .Values.podSecurity.group }}}
 labels: {{ toJson (merge (dict "app.kubernetes.io/part-of" "clincot" "app.kubernetes.io/instance" .Release.Name "app.kubernetes.io/component" "run") .Values.pipeline.podLabels) }}
 annotations: {{ toJson .Values.pipeline.podAnnotations }}
 queue: {{ .Values.pipeline.queue | quote }}
@@ -627,18 +645,29 @@ helm.sh/hook-delete-policy: before-hook-creation,hook-succeeded
     {{- include "clincot.mounts" .root | nindent 4 }}
 {{- end }}
 
-{{/* Affinity of the policy's pods. The ServingRuntime has it, because a rollout's InferenceService does not set one. YAML. */}}
-{{- define "clincot.serverAffinity" -}}
-{{- if .Values.server.affinity -}}
-{{- toYaml .Values.server.affinity -}}
-{{- else if gt (int .Values.server.replicas) 1 -}}
-podAntiAffinity:
-  preferredDuringSchedulingIgnoredDuringExecution:
-    - weight: 100
-      podAffinityTerm:
-        topologyKey: kubernetes.io/hostname
-        labelSelector:
-          matchLabels:
-            clincot/service: {{ include "clincot.serverName" . }}
+{{/* Names of Jobs end with a digest of their pods, because the pods of a Job cannot be changed. */}}
+{{- define "clincot.rolloutName" -}}
+{{- printf "%s-rollout-%s" (include "clincot.fullname" .) (include "clincot.rolloutPod" . | sha256sum | trunc 10) -}}
+{{- end }}
+
+{{/* The settings of the policy's pods: server.pod, and the chart's own defaults. JSON. */}}
+{{- define "clincot.serverPod" -}}
+{{- $pod := deepCopy .Values.server.pod -}}
+{{- if and (not $pod.affinity) (gt (int .Values.server.replicas) 1) -}}
+{{- $term := dict "topologyKey" "kubernetes.io/hostname" "labelSelector" (dict "matchLabels" (dict "clincot/service" (include "clincot.serverName" .))) -}}
+{{- $preferred := list (dict "weight" 100 "podAffinityTerm" $term) -}}
+{{- $pod = set $pod "affinity" (dict "podAntiAffinity" (dict "preferredDuringSchedulingIgnoredDuringExecution" $preferred)) -}}
 {{- end -}}
+{{- if ne .Values.server.engine "vllm" -}}{{- $pod = omit $pod "tolerations" -}}{{- end -}}
+{{- $pod = set $pod "labels" (merge (dict) (default dict $pod.labels) (dict "sidecar.istio.io/inject" "false")) -}}
+{{- toJson $pod -}}
+{{- end }}
+
+{{/* Arguments of vLLM: the own ones, and tensor parallelism over the replica's GPUs unless they set it. {gpus, args}. JSON. */}}
+{{- define "clincot.vllmArguments" -}}
+{{- $args := default list .args -}}
+{{- if and (gt (int .gpus) 1) (not (regexMatch "--(tensor|pipeline|data)-parallel-size" (join " " $args))) -}}
+{{- $args = prepend $args (printf "--tensor-parallel-size=%d" (int .gpus)) -}}
+{{- end -}}
+{{- toJson $args -}}
 {{- end }}
