@@ -26,9 +26,25 @@ HIDDEN = "hunter2-never-shown"
 # Not drawn: credentials, for which the security test searches, and objects that are not the chart's.
 KEPT = (("store", "accessKey"), ("store", "secretKey"), ("git", "password"), ("extraObjects",))
 # Nor are parts whose form only Kubernetes knows.
-FREE = ("volumes", "volumeMounts", "affinity")
+FREE = ("volumes", "volumeMounts", "affinity", "valueFrom")
 _ASCII = [chr(code) for code in range(33, 127)]
-_WORDS = ["a", "B", "0", "yes", "null", "1e3", "123", "x-y", "two words", "é", "{{ .Release.Name }}", "a: b", "#", "%s", '"']
+_WORDS = [
+    "a",
+    "B",
+    "0",
+    "yes",
+    "null",
+    "1e3",
+    "123",
+    "x-y",
+    "two words",
+    "é",
+    "{{ .Release.Name }}",
+    "a: b",
+    "#",
+    "%s",
+    '"',
+]
 _CATEGORIES = {
     op.CATEGORY_DIGIT: str.isdigit,
     op.CATEGORY_NOT_DIGIT: lambda char: not char.isdigit(),
