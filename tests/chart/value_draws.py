@@ -1,7 +1,7 @@
 """Draw values of the chart from its schema: valid ones at random places, and wrong ones of every kind.
 
-A draw changes the values of a profile at a few places. Texts are generated from the schema's patterns, so a pattern that
-is too wide shows up as an object that Kubernetes refuses.
+A draw changes the values of a profile at a few places. Texts are generated from the schema's patterns, so a pattern
+that is too wide shows up as an object that Kubernetes refuses.
 """
 
 from __future__ import annotations
