@@ -16,7 +16,7 @@ export OMP_NUM_THREADS ?= 2
 export TOKENIZERS_PARALLELISM := false
 export HF_HUB_OFFLINE ?= 1
 
-.PHONY: help setup demo check docs docs-reference test test-fast test-vllm test-clients test-families test-faults lint results small-models vqa-rad bench bench-serving attack soak bench-gate bench-ingest bench-processes bench-version bench-pipeline bench-kills pipelines test-image e2e-kind lint-workflows locks manifests release-dry-run clean
+.PHONY: help setup demo check docs docs-reference test test-fast test-vllm test-clients test-families test-faults lint results small-models vqa-rad bench bench-serving attack soak bench-gate bench-ingest bench-processes bench-version bench-pipeline bench-kills pipelines test-image e2e-kind lint-workflows locks manifests release-dry-run fuzz-chart clean
 
 help:  ## list the targets
 	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -106,6 +106,9 @@ $(CHECKOV)/.ready: locks/checkov.txt
 
 manifests: $(FULL)  ## write the table in charts/clincot/README.md and the schema of parameters again
 	$(BIN)/python -m tests.chart.readme --write
+
+fuzz-chart: $(FULL)  ## draw values of the chart (DRAWS=20000, SEED=1): refused with a sentence, or valid and closed objects
+	CLINCOT_DRAWS=$(or $(DRAWS),20000) CLINCOT_SEED=$(or $(SEED),1) OMP_NUM_THREADS=1 $(BIN)/python -m pytest -s tests/chart/test_fuzzing.py
 
 locks:  ## write locks/ (pins with hashes) again from requirements-*.txt (needs uv)
 	scripts/locks.sh

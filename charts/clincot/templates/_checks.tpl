@@ -35,7 +35,7 @@ the deepest templates first, so templates/validation/checks.yaml comes before an
 {{- else if and (not .Values.pipeline.cache.existingClaim) (ne .Values.pipeline.cache.accessMode "ReadWriteMany") -}}
 {{- $errors = printf "%s\n- pipeline.trainJobs mounts the cache on several nodes: expected pipeline.cache.accessMode ReadWriteMany, got %s" $errors .Values.pipeline.cache.accessMode -}}
 {{- end -}}
-{{- else if or (eq (default "" .Values.pipeline.launch.how) "train-job") .Values.pipeline.launch.job -}}
+{{- else if or (eq (default "" .Values.pipeline.launch.how) "train-job") (hasKey .Values.pipeline.launch "job") -}}
 {{- $errors = printf "%s\n- pipeline.launch configures a TrainJob: set pipeline.trainJobs, which gives the runner the permissions for it" $errors -}}
 {{- end -}}
 {{- if .Values.monitoring.serviceMonitor -}}
@@ -92,5 +92,6 @@ the deepest templates first, so templates/validation/checks.yaml comes before an
 {{- $errors = printf "%s\n- pipeline.recipe: no recipe is called %q; the chart has: %s" $errors . (join ", " $names) -}}
 {{- end -}}
 {{- end -}}
+{{- $errors = printf "%s%s" $errors (include "clincot.limitProblems" .) -}}
 {{- $errors -}}
 {{- end }}

@@ -377,7 +377,7 @@ service_account: {{ include "clincot.account" (dict "root" $ "which" "server") }
 {{- with (include "clincot.storageContainer" $) }}
 storage_container: {{ . }}
 {{- end }}
-replicas: {{ .replicas }}
+replicas: {{ int .replicas }}
 resources:
   {{- if eq .engine "vllm" }}
   {{- include "clincot.withGpus" (dict "resources" .resources "type" $.Values.pipeline.gpu.type "gpus" .gpus) | nindent 2 }}
@@ -387,9 +387,9 @@ resources:
 transformer_resources:
   {{- toYaml .frontResources | nindent 2 }}
 shm: {{ $.Values.servingRuntime.shm }}
-startup_s: {{ $.Values.servingRuntime.startupSeconds }}
-drain_s: {{ .drainSeconds }}
-grace_s: {{ .graceSeconds }}
+startup_s: {{ int $.Values.servingRuntime.startupSeconds }}
+drain_s: {{ int .drainSeconds }}
+grace_s: {{ int .graceSeconds }}
 pod: {{ include "clincot.serverPod" $ }}
 {{- if eq .engine "vllm" }}
 vllm_args: {{ include "clincot.vllmArguments" (dict "gpus" .gpus "args" .args) }}
@@ -505,6 +505,13 @@ without a GPU. JSON. */}}
 {{- $waiting = set $waiting "node_selector" $cpu.nodeSelector -}}
 {{- $waiting = set $waiting "tolerations" (include "clincot.clusterTolerations" $cpu.tolerations | fromJsonArray) -}}
 {{- $stages = set $stages "train" (merge $waiting (pick (default dict (get $stages "train")) "timeout_s" "retries")) -}}
+{{- end -}}
+{{- range $name, $stage := $stages -}}
+{{- if and (gt (int $stage.count) 0) (not $stage.accelerator) -}}
+{{- $stages = set $stages $name (set $stage "accelerator" $.Values.pipeline.gpu.type) -}}
+{{- else if and (not (hasKey $stage "count")) (not $stage.accelerator) -}}
+{{- $stages = set $stages $name (omit $stage "accelerator") -}}
+{{- end -}}
 {{- end -}}
 {{- toJson $stages -}}
 {{- end }}
