@@ -177,8 +177,11 @@ class PodSecurity(FrozenConfig):
     can set a read-only root; the images run with one if an admission policy adds it.
     """
 
-    user: Annotated[int, Field(ge=1, description="the default is the user of the images (Dockerfile)")] = 10001
-    group: Annotated[int, Field(ge=1)] = 10001
+    user: Annotated[
+        int,
+        Field(ge=0, description="the default is the user of the images (Dockerfile); 0: the platform assigns one"),
+    ] = 10001
+    group: Annotated[int, Field(ge=0, description="unused if user is 0")] = 10001
     non_root: Literal[True] = True
 
 

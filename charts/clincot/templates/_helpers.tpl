@@ -485,6 +485,8 @@ task `train` would get without one. YAML. */}}
 {{- $job = set $job "service_account" (include "clincot.account" (dict "root" . "which" "trainer")) -}}
 {{- $labels := merge (dict "app.kubernetes.io/component" "trainer" "sidecar.istio.io/inject" "false") (include "clincot.labels" . | fromYaml) -}}
 {{- $job = set $job "pod_labels" (merge $labels .Values.pipeline.podLabels) -}}
+{{- $job = set $job "user" (int .Values.podSecurity.user) -}}
+{{- $job = set $job "group" (int .Values.podSecurity.group) -}}
 {{- $job = set $job "queue" .Values.pipeline.queue -}}
 {{- $job = set $job "timeout_s" (int (default $gpu.timeoutSeconds $node.timeout_s)) -}}
 {{- with (default $gpu.shm $node.shm) }}{{- $job = set $job "shm" . -}}{{- end -}}
