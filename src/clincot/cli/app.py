@@ -33,6 +33,7 @@ from clincot.cli.stage_commands import add_stage_commands
 from clincot.cli.store_commands import add_store_commands
 from clincot.cli.version_commands import add_version_commands
 from clincot.errors import UserError
+from clincot.processes import heed_sigterm
 from clincot.stages.catalog import STAGES
 from clincot.waiting import WAIT_ENV, ServiceWaiting, use_waiting
 
@@ -62,7 +63,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run a command line and return its exit code. Raises SystemExit after --help and after wrong usage."""
     invocation = parse(argv)
     try:
-        with _limit_waiting(invocation.command):
+        with _limit_waiting(invocation.command), heed_sigterm():
             code = invocation.run()
         sys.stdout.flush()
         return code
