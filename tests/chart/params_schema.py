@@ -61,8 +61,6 @@ def build_params_schema() -> tuple[Json, Json]:
     """Return (schema of pipeline.params, definitions that it refers to)."""
     whole = Params.model_json_schema()
     definitions = {f"{PREFIX}{name}": _simplify(one) for name, one in whole["$defs"].items()}
-    for name in SECTION_NAMES:  # the round's own sections, which preflight reads
-        definitions[f"{PREFIX}PreflightConfig"]["properties"].pop(name, None)
     sections = {name: _simplify(whole["properties"][name]) for name in SECTION_NAMES}
     return {"type": "object", "additionalProperties": False, "properties": sections}, definitions
 

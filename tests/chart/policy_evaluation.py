@@ -83,9 +83,9 @@ def _rule_allows(rule: Json, direction: str, pod: Workload, other: Target, port:
 def _is_port(one: Json, port: int) -> bool:
     """Return whether a NetworkPolicyPort contains a TCP port; the default protocol is TCP, no port means all."""
     assert set(one) <= {"port", "protocol", "endPort"}, one
-    first = one.get("port", 0)
-    last = one.get("endPort", first or 65535)
-    return one.get("protocol", "TCP") == "TCP" and first <= port <= last
+    first: int = one.get("port", 0)
+    last: int = one.get("endPort", first or 65535)
+    return bool(one.get("protocol", "TCP") == "TCP") and first <= port <= last
 
 
 def is_peer(peer: Json, pod: Workload, other: Target) -> bool:

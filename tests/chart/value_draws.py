@@ -10,9 +10,9 @@ import copy
 import json
 import random
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from re import _constants as op  # type: ignore[attr-defined]  # the standard library's own parser of patterns
-from re import _parser
+from re import _parser  # type: ignore[attr-defined]
 from typing import Any, NamedTuple
 
 import yaml
@@ -45,7 +45,7 @@ _WORDS = [
     "%s",
     '"',
 ]
-_CATEGORIES = {
+_CATEGORIES: dict[Any, Callable[[str], bool]] = {
     op.CATEGORY_DIGIT: str.isdigit,
     op.CATEGORY_NOT_DIGIT: lambda char: not char.isdigit(),
     op.CATEGORY_SPACE: str.isspace,
@@ -158,13 +158,13 @@ class ValueDraws:
         return word if schema.get("minLength") or self.random.random() < 0.8 else ""
 
     def _draw_integer(self, schema: Json) -> int:
-        low = schema.get("minimum", schema.get("exclusiveMinimum", -1) + 1)
-        high = schema.get("maximum", low + 2_000_000)
+        low: int = schema.get("minimum", schema.get("exclusiveMinimum", -1) + 1)
+        high: int = schema.get("maximum", low + 2_000_000)
         return self.random.choice([low, high, self.random.randint(low, min(high, low + 5))])
 
     def _draw_number(self, schema: Json) -> float:
-        low = schema.get("minimum", schema.get("exclusiveMinimum", 0))
-        high = schema.get("maximum", schema.get("exclusiveMaximum", low + 1))
+        low: float = schema.get("minimum", schema.get("exclusiveMinimum", 0))
+        high: float = schema.get("maximum", schema.get("exclusiveMaximum", low + 1))
         return float(low + (high - low) * self.random.uniform(0.1, 0.9))
 
     def draw_matching(self, pattern: str) -> str:
@@ -196,17 +196,17 @@ def _matches(kind: Any, content: Any, char: str) -> bool:
     if kind is op.ANY:
         return True
     if kind is op.NOT_LITERAL:
-        return ord(char) != content
+        return bool(ord(char) != content)
     negated = content[0][0] is op.NEGATE
-    return negated != any(_is_in(part, inner, char) for part, inner in content[negated:])
+    return bool(negated) != any(_is_in(part, inner, char) for part, inner in content[negated:])
 
 
 def _is_in(kind: Any, content: Any, char: str) -> bool:
     if kind is op.LITERAL:
-        return ord(char) == content
+        return bool(ord(char) == content)
     if kind is op.RANGE:
         return bool(content[0] <= ord(char) <= content[1])
-    return bool(_CATEGORIES[content](char))
+    return _CATEGORIES[content](char)
 
 
 def read_bases() -> list[Json]:
