@@ -42,7 +42,9 @@ LOADERS: dict[str, Callable[[Path], Any]] = {
 def list_defects(values: Json, rendering: Rendering) -> list[str]:
     """Return all that is wrong with what the chart renders for the values."""
     texts = [*rendering.documents, rendering.notes]
-    found: list[str] = [f"Go's mark of a missing value: {text[:200]}" for text in texts if re.search(r"%!\w?\(|<nil>|<no value>", text)]
+    found: list[str] = [
+        f"Go's mark of a missing value: {text[:200]}" for text in texts if re.search(r"%!\w?\(|<nil>|<no value>", text)
+    ]
     try:
         objects = [one for text in rendering.documents for one in parse_documents(text)]
     except (yaml.YAMLError, TypeError) as error:
@@ -233,7 +235,11 @@ def find_open_ports(values: Json, params: Json) -> dict[str, set[int]]:
     urls = [*judges, *_find_urls(params, {"http_url"}), *values["pipeline"]["env"].values()]
     far = {_find_port(one) for one in urls if one.startswith("http") and _is_far(one)}
     repository = (params.get("version") or {}).get("repository") or ""
-    git = {policy["gitPort"] or _find_port(repository)} if repository and _is_open(policy.get("git"), repository) else set()
+    git = (
+        {policy["gitPort"] or _find_port(repository)}
+        if repository and _is_open(policy.get("git"), repository)
+        else set()
+    )
     more = {port["port"] for rule in policy["extraEgress"] for port in rule["ports"]}
     blocks = {port["port"] for rule in policy["extraEgress"] for port in rule["ports"]}
     return {

@@ -18,7 +18,6 @@ from jsonschema import Draft7Validator
 
 from tests.chart.batch_rendering import Rendering, render_batch
 from tests.chart.draw_checks import list_defects
-from tests.chart.rendering import template
 from tests.chart.value_draws import Change, ValueDraws, apply_changes, read_bases
 
 Json = dict[str, Any]
@@ -82,7 +81,10 @@ def test_any_values_are_refused_or_valid_and_closed() -> None:
     validator = Draft7Validator(ValueDraws(0).schema)
     refused = [(draw, refuse_values(validator, draw.values)) for draw in draws]
     accepted = [draw for draw, errors in refused if not errors]
-    results = [(draw, result.problems, [] if result.problems else list_defects(draw.values, result)) for draw, result in render_all(accepted)]
+    results = [
+        (draw, result.problems, [] if result.problems else list_defects(draw.values, result))
+        for draw, result in render_all(accepted)
+    ]
     failures = [f"{explain_draw(draw)}\n    " + "\n    ".join(defects[:3]) for draw, _, defects in results if defects]
     assert not failures, f"{len(failures)} of {len(results)}:\n" + "\n".join(sorted(failures, key=len)[:20])
     rendered = sum(not problems for _, problems, _ in results)

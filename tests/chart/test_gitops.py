@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 from pathlib import Path
 
 import pytest
@@ -102,7 +103,7 @@ def parent(folder: Path) -> Path:
         "clincot": {"enabled": True, "store": {"existingSecret": "s3"}},
     }
     (chart / "values.yaml").write_text(yaml.safe_dump(values))
-    (chart / "charts" / "clincot").symlink_to(CHART)
+    shutil.copytree(CHART, chart / "charts" / "clincot")
     return chart
 
 

@@ -232,7 +232,12 @@ def test_two_releases_live_beside_each_other(helm: Helm, server: KubeServer, hoo
     done = helm("uninstall", "second")
     assert done.returncode == 0, done.stderr
     (words,) = server.ran
-    assert main([*(word.replace("/etc/clincot/settings", str(settings)) for word in words), f"--endpoint={hooks.stub.url}"]) == 0
+    assert (
+        main(
+            [*(word.replace("/etc/clincot/settings", str(settings)) for word in words), f"--endpoint={hooks.stub.url}"]
+        )
+        == 0
+    )
     assert hooks.stub.recurring == []
     assert list_owners(server) == set()
 

@@ -28,7 +28,23 @@ KEPT = (("store", "accessKey"), ("store", "secretKey"), ("git", "password"), ("e
 # Nor are parts whose form only Kubernetes knows.
 FREE = ("volumes", "volumeMounts", "affinity")
 _ASCII = [chr(code) for code in range(33, 127)]
-_WORDS = ["a", "B", "0", "yes", "null", "1e3", "123", "x-y", "two words", "é", "{{ .Release.Name }}", "a: b", "#", "%s", '"']
+_WORDS = [
+    "a",
+    "B",
+    "0",
+    "yes",
+    "null",
+    "1e3",
+    "123",
+    "x-y",
+    "two words",
+    "é",
+    "{{ .Release.Name }}",
+    "a: b",
+    "#",
+    "%s",
+    '"',
+]
 _CATEGORIES = {
     op.CATEGORY_DIGIT: str.isdigit,
     op.CATEGORY_NOT_DIGIT: lambda char: not char.isdigit(),
