@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 from pathlib import Path
 
 import pytest
@@ -46,16 +47,15 @@ def test_templates_call_no_impure_function() -> None:
 
 def immutable_part(one: Json) -> object:
     """What Kubernetes refuses to change in an object of this kind (validation in pkg/apis of kubernetes v1.34)."""
-    spec = one.get("spec", {})
-    return {
-        "Job": lambda: spec["template"],
-        "Deployment": lambda: spec["selector"],
-        "StatefulSet": lambda: (spec["selector"], spec["serviceName"], spec["volumeClaimTemplates"]),
-        "RoleBinding": lambda: one["roleRef"],
-        "ClusterRoleBinding": lambda: one["roleRef"],
-        "PersistentVolumeClaim": lambda: (spec["accessModes"], spec.get("storageClassName")),
-        "Secret": lambda: one["type"],
-    }.get(one["kind"], lambda: None)()
+    spec, kind = one.get("spec", {}), one["kind"]
+    if kind in ("RoleBinding", "ClusterRoleBinding"):
+        return one["roleRef"]
+    if kind == "PersistentVolumeClaim":
+        return spec["accessModes"], spec.get("storageClassName")
+    if kind == "StatefulSet":
+        return spec["selector"], spec["serviceName"], spec["volumeClaimTemplates"]
+    fields = {"Job": "template", "Deployment": "selector"}
+    return spec[fields[kind]] if kind in fields else None
 
 
 def is_hook(one: Json) -> bool:
@@ -102,7 +102,7 @@ def parent(folder: Path) -> Path:
         "clincot": {"enabled": True, "store": {"existingSecret": "s3"}},
     }
     (chart / "values.yaml").write_text(yaml.safe_dump(values))
-    (chart / "charts" / "clincot").symlink_to(CHART)
+    shutil.copytree(CHART, chart / "charts" / "clincot")
     return chart
 
 

@@ -649,7 +649,7 @@ helm.sh/hook-delete-policy: before-hook-creation,hook-succeeded
 
 {{/* Names of Jobs end with a digest of their pods, because the pods of a Job cannot be changed. */}}
 {{- define "clincot.rolloutName" -}}
-{{- printf "%s-rollout-%s" (include "clincot.fullname" .) (include "clincot.rolloutPod" . | sha256sum | trunc 10) -}}
+{{- printf "%s-rollout-%s" (include "clincot.fullname" .) (include "clincot.shapedRollout" . | sha256sum | trunc 10) -}}
 {{- end }}
 
 {{/* The settings of the policy's pods: server.pod, and the chart's own defaults. JSON. */}}
