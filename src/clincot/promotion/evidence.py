@@ -6,7 +6,7 @@ rows.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, ClassVar, Literal
 
@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
+from clincot.datasets.closed_answers import is_abstention
 from clincot.evaluation.answer_protocols import (
     AnswerProtocol,
     claims_presence,
@@ -37,9 +38,6 @@ from clincot.text import normalize_text
 GAIN_METRIC = "accuracy"
 LOWER_IS_BETTER = frozenset({"hallucination", "abstention", "answer_length"})
 GUARD_METRICS = ("closed_accuracy", "open_f1", "hit_rate", "hallucination", "abstention", "answer_length")
-ABSTENTION_PHRASES = frozenset(
-    {"unknown", "unsure", "not sure", "i do not know", "i dont know", "cannot tell", "cannot say"}
-)
 _MIN_CLOSED_QUESTIONS = 20  # from this many closed questions on, always giving the same answer is a fault
 
 
@@ -143,17 +141,7 @@ class Sides:
 
     def _metric_applies(self, metric: str, question_id: str) -> bool:
         question, reference = self._question_with_reference(question_id)
-        match metric:
-            case "open_f1":
-                return question.kind == "open"
-            case "hit_rate":
-                return bool(reference.boxes)
-            case "hallucination":
-                return asks_about_absent_finding(question, reference)
-            case "abstention" | "answer_length":
-                return True
-        counted = metric == GAIN_METRIC or question.kind == "closed"  # closed_accuracy
-        return counted and is_gradable(self.protocol, question, reference, paneled=self._is_paneled(question_id))
+        return _metric_applies(metric, question, reference, self.protocol, paneled=self._is_paneled(question_id))
 
     def _is_paneled(self, question_id: str) -> bool:
         """Whether a panel graded the answers that are compared, so that the question counts for both or for neither."""
@@ -181,12 +169,37 @@ class Sides:
 
     def _is_abstention(self, outcome: Outcome) -> bool:
         """Whether an answer is unreadable, empty, says that the policy does not know, or commits itself to nothing."""
-        answer = normalize_text(outcome.answer)
-        if outcome.correct is None or not answer or answer in ABSTENTION_PHRASES:
+        if outcome.correct is None or is_abstention(outcome.answer):
             return True
         question, reference = self._question_with_reference(outcome.question)
         gradable = is_gradable(self.protocol, question, reference, paneled=bool(outcome.graders))
         return gradable and grade_by_protocol(self.protocol, outcome, question, reference) is None
+
+
+def count_applicable_questions(
+    metric: str, benchmark: Benchmark, questions: Collection[str], protocol: AnswerProtocol
+) -> int:
+    """Count the questions to which a guarded metric applies, without a panel for open answers."""
+    return sum(
+        _metric_applies(metric, benchmark.questions[question], benchmark.references[question], protocol)
+        for question in questions
+    )
+
+
+def _metric_applies(
+    metric: str, question: Question, reference: Reference, protocol: AnswerProtocol, *, paneled: bool = False
+) -> bool:
+    match metric:
+        case "open_f1":
+            return question.kind == "open"
+        case "hit_rate":
+            return bool(reference.boxes)
+        case "hallucination":
+            return asks_about_absent_finding(question, reference)
+        case "abstention" | "answer_length":
+            return True
+    counted = metric == GAIN_METRIC or question.kind == "closed"  # closed_accuracy
+    return counted and is_gradable(protocol, question, reference, paneled=paneled)
 
 
 def _build_side_answer(outcome: Outcome, question: Question, reference: Reference) -> SideAnswer:
