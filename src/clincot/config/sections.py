@@ -441,7 +441,7 @@ class EvaluateConfig(FrozenConfig):
     serve: ServeConfig = Field(default=ServeConfig(), description="Settings of the arm served; those of `serve`.")
     open_judges: tuple[JudgeSpec, ...] = Field(
         default=(),
-        description="text_only judges that grade open answers with the reference at hand; never those of the round.",
+        description="Judges (text_only) that grade open answers with the reference at hand; never those of the round.",
     )
     limit: int = Field(default=0, ge=0, description="Maximum number of questions; 0: all.")
     max_new_tokens: PositiveInt = Field(default=16, description="Maximum length of an answer.")
