@@ -261,3 +261,18 @@ def test_a_decision_on_an_arm_that_is_not_evaluated(tmp_path: Path, data: Path, 
     sections: dict[str, Any] = {"evaluate": {"arms": ["oracle"]}, "preflight": {"cluster": "no", "free_gb": 0.0}}
     said, _ = run_preflight_task(tmp_path, str(data), str(benchmark), **sections)
     assert "settings: decide.arm: decide.arm is 'written', and evaluate.arms has oracle" in said
+
+
+def test_a_deployment_whose_answers_are_measured_is_decided_by_them(
+    tmp_path: Path, data: Path, benchmark: Path
+) -> None:
+    """The task has service settings, so a promoted checkpoint is rolled out; it then answers as the arm served."""
+    sections: dict[str, Any] = {
+        "evaluate": {"arms": ["served", "written"]},
+        "preflight": {"cluster": "no", "free_gb": 0.0},
+    }
+    said, path = run_preflight_task(tmp_path, str(data), str(benchmark), **sections)
+    report = PreflightReport.model_validate_json(path.read_text(encoding="utf-8"))
+    (check,) = [check for check in report.failed if check.name == "settings: decide.arm"]
+    assert check.remedy == "set decide.arm to served"
+    assert "decide.arm is 'written', but evaluate.arms has served" in said

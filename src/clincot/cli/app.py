@@ -26,6 +26,7 @@ from clincot.cli.framework import Commands, Invocation, build_group, parse_comma
 from clincot.cli.model_commands import add_model_commands
 from clincot.cli.pipeline_commands import add_pipeline_commands
 from clincot.cli.registry_commands import add_registry_commands
+from clincot.cli.review_commands import add_review_commands
 from clincot.cli.round_commands import add_round_commands
 from clincot.cli.serve_command import add_serve_command
 from clincot.cli.stage_commands import add_stage_commands
@@ -113,6 +114,7 @@ def get_command() -> Any:
     add_data_commands(commands)
     add_export_commands(commands)
     add_version_commands(commands)
+    add_review_commands(commands)
     add_model_commands(commands)
     add_convert_commands(commands)
     add_doctor_command(commands)

@@ -19,7 +19,7 @@ from clincot.demo.demo_endpoint import check_serving, run_endpoint_demo
 from clincot.errors import UserError
 from clincot.jsonl import InvalidRecord, read_records
 from clincot.records import PreferencePair
-from clincot.reporting.page import write_page
+from clincot.reporting.question_browser import write_pages
 from clincot.rounds import Plan, render_results_table, run_rounds
 from clincot.synthetic.build import build_synthetic_dataset
 
@@ -72,8 +72,7 @@ def _run_demo(args: argparse.Namespace) -> None:
         else plan_radiograph_rounds(args.run, short=args.short, beside=True)
     )
     results = run_rounds(plan)
-    page = args.run / "page.html"
-    write_page(args.run, page, title="ClinCoT on VQA-RAD" if args.vqa_rad else "ClinCoT on rendered radiographs")
+    page = write_pages(args.run, title="ClinCoT on VQA-RAD" if args.vqa_rad else "ClinCoT on rendered radiographs")
     print(f"\n{render_results_table(results)}\n\ntable  {args.run / 'results.json'}\npage   {page}")
     print("\npublishing the champion, rolling it out and asking it a question …", flush=True)
     print(run_endpoint_demo(plan).render_text())

@@ -29,7 +29,7 @@ from clincot.generation.grounders import WrittenGrounder, derive_seed, draw_rand
 from clincot.generation.regions import build_grounder, build_grounding_query
 from clincot.generation.visual_cot import ImageQuestion, answer_questions, measure_leads
 from clincot.geometry import WHOLE_IMAGE, Box, choose_view_side, choose_view_square, compute_coverage, crop_square
-from clincot.models.protocols import Grounder, RelevancePolicy
+from clincot.models.protocols import Grounder, Policy
 from clincot.prompts import ChainStep, chain_prompt
 from clincot.records import Outcome, Question, Reference, Study
 from clincot.text import normalize_text
@@ -50,7 +50,7 @@ class _RegionInput:
 
 
 def evaluate_policy(
-    policy: RelevancePolicy, benchmark: Benchmark, studies: Mapping[str, Study], folder: Path, config: EvaluateConfig
+    policy: Policy, benchmark: Benchmark, studies: Mapping[str, Study], folder: Path, config: EvaluateConfig
 ) -> Iterator[Outcome]:
     """Yield outcomes arm by arm, each arm in the benchmark's order.
 
@@ -81,7 +81,7 @@ def evaluate_policy(
 
 
 def _answer_as_served(
-    policy: RelevancePolicy,
+    policy: Policy,
     questions: Sequence[Question],
     benchmark: Benchmark,
     studies: Mapping[str, Study],
@@ -156,7 +156,7 @@ def _is_in_format(text: str, question: Question, spaces: AnswerSpaces) -> bool:
 
 
 def _score_outcome(
-    item: _RegionInput, arm: str, answer: str, reference: Reference, policy: RelevancePolicy, *, off_format: bool
+    item: _RegionInput, arm: str, answer: str, reference: Reference, policy: Policy, *, off_format: bool
 ) -> Outcome:
     box = item.box or WHOLE_IMAGE
     aspect = item.shown.width / item.shown.height
@@ -182,7 +182,7 @@ def _choose_regions(
     arm: str,
     questions: Sequence[Question],
     benchmark: Benchmark,
-    policy: RelevancePolicy,
+    policy: Policy,
     studies: Mapping[str, Study],
     folder: Path,
     config: EvaluateConfig,
