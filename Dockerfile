@@ -73,12 +73,13 @@ RUN --mount=type=secret,id=pip_conf,target=/etc/pip.conf \
     ./dependencies.sh serve
 
 FROM tools AS cuda-dependencies
-COPY requirements-cuda.txt scripts/image/bytecode.sh scripts/image/torch_build.py ./
-# requirements-cuda.txt is a complete lock with torch's CUDA build from PyPI, hence --no-deps.
+COPY requirements-cuda.txt locks/cuda.txt scripts/image/bytecode.sh scripts/image/torch_build.py ./
+# The lock is complete, with torch's CUDA build from PyPI, hence --no-deps. This torch needs a driver for CUDA 13: 580 or
+# later.
 RUN --mount=type=secret,id=pip_conf,target=/etc/pip.conf \
     --mount=type=secret,id=pip_cert,target=/run/secrets/pip_cert \
     PIP_CONSTRAINT=/build/requirements-cuda.txt /opt/tools/bin/pip --python /opt/venv/bin/python install --quiet \
-      --no-compile --no-deps --requirement requirements-cuda.txt \
+      --no-compile --no-deps --require-hashes --requirement cuda.txt \
  && /opt/venv/bin/python torch_build.py cuda \
  && ./bytecode.sh /opt/venv
 
@@ -171,7 +172,6 @@ COPY params.yaml /app/
 COPY assets /app/assets
 COPY --from=cuda-project /project /
 ENV VLLM_NO_USAGE_STATS=1 \
-    NVIDIA_VISIBLE_DEVICES=all \
     NVIDIA_DRIVER_CAPABILITIES=compute,utility
 ARG VERSION=0.1.0
 ARG REVISION=unknown

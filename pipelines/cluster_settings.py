@@ -21,7 +21,7 @@ from clincot.waiting import DEFAULT_BUDGET_S
 
 Name = Annotated[str, Field(pattern=r"^[a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?$")]
 ImageReference = Annotated[str, Field(pattern=r"^[a-z0-9][-\w./:]*(@sha256:[0-9a-f]{64})?$")]
-Quantity = Annotated[str, Field(pattern=r"^\d+(\.\d+)?(m|[kMGTPE]i?)?$")]
+Quantity = Annotated[str, Field(pattern=r"^\d+(\.\d+)?(m|[kMGTPE]|[KMGTPE]i)?$")]
 VariableName = Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")]
 Seconds = Annotated[int, Field(ge=1)]
 # Tasks of the pipeline, each of which is a folder of components/: {task: stages that it runs}. A task needs an
@@ -177,8 +177,11 @@ class PodSecurity(FrozenConfig):
     can set a read-only root; the images run with one if an admission policy adds it.
     """
 
-    user: Annotated[int, Field(ge=1, description="the default is the user of the images (Dockerfile)")] = 10001
-    group: Annotated[int, Field(ge=1)] = 10001
+    user: Annotated[
+        int,
+        Field(ge=0, description="the default is the user of the images (Dockerfile); 0: the platform assigns one"),
+    ] = 10001
+    group: Annotated[int, Field(ge=0, description="unused if user is 0")] = 10001
     non_root: Literal[True] = True
 
 

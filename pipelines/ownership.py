@@ -45,11 +45,13 @@ class Owner:
     def replaces(self, other: Owner) -> bool:
         """Return whether a recurring run of `other` is replaced by one of this owner.
 
-        It is if both keep the same model line of the same store, or if the same installation made it under the name
-        that its line had before.
+        An installation replaces its own, also those of the name that its line had before. Otherwise, both have to keep
+        the same model line of the same store. Two installations may have stores of the same address behind different
+        endpoints.
         """
-        same_line = (self.line, self.store) == (other.line, other.store)
-        return same_line or bool(self.installation and self.installation == other.installation)
+        if self.installation and other.installation:
+            return self.installation == other.installation
+        return (self.line, self.store) == (other.line, other.store)
 
     def shares_pipeline(self, other: Owner) -> bool:
         """Return whether this owner may add versions to a pipeline of `other`."""

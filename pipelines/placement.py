@@ -88,7 +88,10 @@ def _configure_pod(task: dsl.PipelineTask, name: str, cluster: ClusterSettings) 
     if images.pull_secrets:
         kubernetes.set_image_pull_secrets(task, list(images.pull_secrets))
     kubernetes.set_security_context(
-        task, run_as_user=security.user, run_as_group=security.group, run_as_non_root=security.non_root
+        task,
+        run_as_user=security.user or None,
+        run_as_group=security.group if security.user else None,
+        run_as_non_root=security.non_root,
     )
     for secret in cluster.secrets:
         if not secret.stages or PROFILE_NAMES[name] in secret.stages:

@@ -49,6 +49,20 @@ def _poll_parent(parent: int, how: signal.Signals) -> None:
 
 
 @contextmanager
+def heed_sigterm() -> Iterator[None]:
+    """Let a process end on SIGTERM that would not: the first of a container, or one that was started to ignore it.
+
+    The kernel drops a signal to process 1 of a container unless the process has a handler for it. Everywhere else the
+    signal keeps its usual effect.
+    """
+    if os.getpid() != 1 and signal.getsignal(signal.SIGTERM) is not signal.SIG_IGN:
+        yield
+        return
+    with exit_on_sigterm():
+        yield
+
+
+@contextmanager
 def exit_on_sigterm() -> Iterator[None]:
     """Raise SystemExit on SIGTERM (the end of a pod), so that the block can clean up; only in the main thread."""
     if threading.current_thread() is not threading.main_thread():

@@ -13,8 +13,8 @@ from typing import Any
 
 Json = dict[str, Any]
 Demand = Mapping[str, float]  # {"cpu": cores, "memory": bytes, "gpu": accelerators}
-UNITS = {"": 1.0, "m": 1e-3, "k": 1e3, "M": 1e6, "G": 1e9, "T": 1e12}
-UNITS |= {"Ki": 2.0**10, "Mi": 2.0**20, "Gi": 2.0**30, "Ti": 2.0**40}
+UNITS = {"": 1.0, "m": 1e-3, "k": 1e3, "M": 1e6, "G": 1e9, "T": 1e12, "P": 1e15, "E": 1e18}
+UNITS |= {"Ki": 2.0**10, "Mi": 2.0**20, "Gi": 2.0**30, "Ti": 2.0**40, "Pi": 2.0**50, "Ei": 2.0**60}
 CLUSTER = re.compile(r"^# cluster: (\d+) CPUs, (\S+) of memory(?:, (\d+) GPUs?)?$", re.MULTILINE)
 
 

@@ -18,8 +18,39 @@ from tests.chart.rendering import CHART
 Json = dict[str, Any]
 SCHEMA = CHART / "values.schema.json"
 PREFIX = "params"  # of the names of the generated definitions
-# Lists that may be missing, which means that nothing is allowed.
+POD_KEYS = (
+    "annotations",
+    "labels",
+    "nodeSelector",
+    "tolerations",
+    "affinity",
+    "topologySpreadConstraints",
+    "priorityClassName",
+    "runtimeClassName",
+    "imagePullSecrets",
+    "env",
+    "volumes",
+    "volumeMounts",
+    "securityContext",
+    "containerSecurityContext",
+)
+_POD_RESOURCES = (
+    ("pipeline", "hook"),
+    ("judgeDefaults",),
+    ("server",),
+    ("server", "storageInitializer"),
+    ("server", "first"),
+    ("monitoring",),
+    ("seaweedfs",),
+    ("tests",),
+)
+# Lists that may be missing, which means that nothing is allowed, and settings of pods that are not set then. A limit of
+# CPU is optional.
 MAY_BE_MISSING = {
+    *(("podDefaults", name) for name in POD_KEYS),
+    *((*path, "resources", "limits", "cpu") for path in _POD_RESOURCES),
+    ("server", "frontResources", "limits", "cpu"),
+    *((workload, "pod", "tolerations") for workload in ("judgeDefaults", "server")),
     ("kfp", "ports"),
     *(("networkPolicy", name) for name in ("gateway", "prometheus", "store", "git", "apiServer", "apiServerPorts")),
 }
@@ -30,6 +61,8 @@ def build_params_schema() -> tuple[Json, Json]:
     """Return (schema of pipeline.params, definitions that it refers to)."""
     whole = Params.model_json_schema()
     definitions = {f"{PREFIX}{name}": _simplify(one) for name, one in whole["$defs"].items()}
+    for name in SECTION_NAMES:  # the round's own sections, which preflight reads
+        definitions[f"{PREFIX}PreflightConfig"]["properties"].pop(name, None)
     sections = {name: _simplify(whole["properties"][name]) for name in SECTION_NAMES}
     return {"type": "object", "additionalProperties": False, "properties": sections}, definitions
 

@@ -3,29 +3,57 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from ipaddress import ip_address, ip_network
 
 import yaml
 
 from tests.chart.rendering import PROFILES, Json, of_kind, rendered, settings_of
 
 Workload = tuple[str, dict[str, str]]
+Target = Workload | str | None  # a pod, an address outside the cluster, or one that is in every ipBlock
+
+
+def label_pods(component: str, release: str = "clincot") -> dict[str, str]:
+    """Return the labels of a component's pods by which policies select them."""
+    return {
+        "app.kubernetes.io/part-of": "clincot",
+        "app.kubernetes.io/instance": release,
+        "app.kubernetes.io/component": component,
+    }
 
 
 def selects(selector: Json, labels: dict[str, str]) -> bool:
-    assert set(selector) <= {"matchLabels"}, selector
-    return all(labels.get(key) == value for key, value in selector.get("matchLabels", {}).items())
+    """Return whether a LabelSelector matches; all of its requirements have to hold, an empty one matches everything.
+
+    LabelSelector in staging/src/k8s.io/apimachinery/pkg/apis/meta/v1/types.go of kubernetes/kubernetes v1.34.4; NotIn
+    also matches without the key (labels/selector.go).
+    """
+    assert set(selector) <= {"matchLabels", "matchExpressions"}, selector
+    same = all(labels.get(key) == value for key, value in selector.get("matchLabels", {}).items())
+    return same and all(_holds(one, labels) for one in selector.get("matchExpressions", ()))
 
 
-def allowed(policies: list[Json], source: Workload, target: Workload | None, port: int) -> bool:
-    """Return whether both ends allow the traffic; a pod without a policy allows all.
+def _holds(requirement: Json, labels: dict[str, str]) -> bool:
+    key, values = requirement["key"], requirement.get("values", ())
+    results = {
+        "In": key in labels and labels[key] in values,
+        "NotIn": key not in labels or labels[key] not in values,
+        "Exists": key in labels,
+        "DoesNotExist": key not in labels,
+    }
+    return results[requirement["operator"]]
 
-    Without a target, the traffic leaves the cluster.
+
+def allowed(policies: list[Json], source: Workload, target: Target, port: int) -> bool:
+    """Return whether both ends allow TCP traffic; a pod without a policy allows all.
+
+    target: a pod, the address of something outside the cluster, or None for one that is in every ipBlock.
     """
     out = _allows(policies, "egress", source, target, port)
-    return out and (target is None or _allows(policies, "ingress", target, source, port))
+    return out and (not isinstance(target, tuple) or _allows(policies, "ingress", target, source, port))
 
 
-def _allows(policies: list[Json], direction: str, pod: Workload, other: Workload | None, port: int) -> bool:
+def _allows(policies: list[Json], direction: str, pod: Workload, other: Target, port: int) -> bool:
     mine = [
         one["spec"]
         for one in policies
@@ -39,32 +67,47 @@ def _allows(policies: list[Json], direction: str, pod: Workload, other: Workload
     return any(_rule_allows(rule, direction, pod, other, port) for rule in rules)
 
 
-def _rule_allows(rule: Json, direction: str, pod: Workload, other: Workload | None, port: int) -> bool:
+def _rule_allows(rule: Json, direction: str, pod: Workload, other: Target, port: int) -> bool:
     """Return whether one rule allows the traffic; an empty or missing list of ports or peers means all of them.
 
     "If this field is empty or missing, this rule matches all sources": NetworkPolicyIngressRule and
     NetworkPolicyEgressRule in staging/src/k8s.io/api/networking/v1/types.go of kubernetes/kubernetes v1.34.4.
     """
     ports = rule.get("ports")
-    assert all(set(one) == {"port", "protocol"} for one in ports or ()), ports  # no ranges, no names
-    if ports and port not in [one["port"] for one in ports if one["protocol"] == "TCP"]:
+    if ports and not any(_is_port(one, port) for one in ports):
         return False
     peers = rule.get("to" if direction == "egress" else "from")
-    return not peers or any(_is(peer, pod, other) for peer in peers)
+    return not peers or any(is_peer(peer, pod, other) for peer in peers)
 
 
-def _is(peer: Json, pod: Workload, other: Workload | None) -> bool:
-    """Return whether a peer selects a pod; None is an address outside the cluster, which every ipBlock here contains.
+def _is_port(one: Json, port: int) -> bool:
+    """Return whether a NetworkPolicyPort contains a TCP port; the default protocol is TCP, no port means all."""
+    assert set(one) <= {"port", "protocol", "endPort"}, one
+    first = one.get("port", 0)
+    last = one.get("endPort", first or 65535)
+    return one.get("protocol", "TCP") == "TCP" and first <= port <= last
+
+
+def is_peer(peer: Json, pod: Workload, other: Target) -> bool:
+    """Return whether a peer selects a pod or an address; None is an address that every ipBlock contains.
 
     A podSelector alone selects pods of the policy's own namespace, an empty selector everything of its kind.
     """
     assert peer, "a peer without selector and ipBlock is invalid"
     assert set(peer) <= {"ipBlock", "namespaceSelector", "podSelector"}, peer
-    if "ipBlock" in peer or other is None:
-        return "ipBlock" in peer and other is None
+    if "ipBlock" in peer or not isinstance(other, tuple):
+        return "ipBlock" in peer and not isinstance(other, tuple) and _is_in_block(peer["ipBlock"], other)
     names = {"kubernetes.io/metadata.name": other[0]}
     near = selects(peer["namespaceSelector"], names) if "namespaceSelector" in peer else other[0] == pod[0]
     return near and selects(peer.get("podSelector", {}), other[1])
+
+
+def _is_in_block(block: Json, address: str | None) -> bool:
+    if address is None:
+        return True
+    own = ip_address(address)
+    left_out = any(own in ip_network(one, strict=False) for one in block.get("except", ()))
+    return own in ip_network(block["cidr"], strict=False) and not left_out
 
 
 COMPONENTS = {  # component: what its pods are called in the table
@@ -115,8 +158,7 @@ def list_traffic(profile: str, *flags: str) -> Iterator[tuple[str, str, list[int
 def _locate(objects: tuple[Json, ...], component: str) -> Workload:
     """Return namespace and labels of a component's pods."""
     run = str(yaml.safe_load(settings_of(objects)["cluster.yaml"])["namespace"])
-    labels = {"app.kubernetes.io/part-of": "clincot", "app.kubernetes.io/component": component}
-    return (run if component in ("run", "trainer") else "clincot", labels)
+    return (run if component in ("run", "trainer") else "clincot", label_pods(component))
 
 
 def _has_pods(objects: tuple[Json, ...], workload: Workload) -> bool:
@@ -135,7 +177,7 @@ def _list_ports(policies: list[Json]) -> set[int]:
     rules = [rule for one in policies for kind in ("ingress", "egress") for rule in one["spec"].get(kind) or ()]
     return {
         8085,
-        *(int(port["port"]) for rule in rules for port in rule.get("ports", ()) if port["protocol"] == "TCP"),
+        *(int(port["port"]) for rule in rules for port in rule.get("ports", ()) if port.get("protocol") != "UDP"),
     } - {53}
 
 

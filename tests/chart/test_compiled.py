@@ -104,5 +104,5 @@ def test_the_hooks_say_whose_the_recurring_run_is(profile: str) -> None:
             assert "--line=nodules" in words
             assert f"--installation={job['metadata']['namespace']}/clincot" in words
             assert "--experiment=ward" in words
-            assert not [word for word in words if word.startswith("--pipeline=")]
+            assert "--pipeline=clincot-nodules-round" in words
             parse(words)

@@ -12,10 +12,16 @@ from pathlib import Path
 
 import pytest
 
+from clincot.cli.app import main
 from clincot.deployment.inference_service import build_inference_service
 from clincot.deployment.service_settings import ServiceSettings
+from clincot.pipelines import submit
+from clincot.pipelines.ownership import read_owner
+from clincot.pipelines.round import compile_round
+from clincot.pipelines.round_plan import RoundPlan
 from tests.chart.rendering import CHART, GIVEN, HELMS, run
 from tests.support.chart_kube_server import KubeServer, kube_server
+from tests.support.kfp_stub import PipelinesStub, serving
 
 Helm = Callable[..., subprocess.CompletedProcess[str]]
 TRIAL = ("--values", str(CHART / "values-trial.yaml"), *GIVEN["trial"])
@@ -48,6 +54,8 @@ def test_from_install_to_uninstall(helm: Helm, server: KubeServer) -> None:
     assert done.returncode == 0, done.stderr
     assert list_commands(server) == [BUCKET, "deploy", BUCKET, "pipeline upload", "pipeline schedule --remove"]
 
+    first = server.names("jobs")
+
     # a round deploys: it owns the InferenceService, which has a canary in progress
     server.objects[POLICY] = build_inference_service(
         ServiceSettings(namespace="clincot"), "4f" * 32, "s3://b/x", mode="Standard"
@@ -68,7 +76,10 @@ def test_from_install_to_uninstall(helm: Helm, server: KubeServer) -> None:
     assert list_commands(server) == [BUCKET, "deploy", BUCKET, "pipeline upload", "pipeline schedule"]
     assert server.objects[POLICY] == before
     assert not [path for _, path in server.written if path.startswith(POLICY)]
-    assert server.names("jobs") == {"clincot-rollout-2"}  # Jobs of hooks and of the first revision are deleted
+    # Jobs of hooks and of the first revision, whose settings were others, are deleted
+    (rollout,) = server.names("jobs")
+    assert rollout.startswith("clincot-rollout-")
+    assert rollout not in first
 
     server.ran.clear()
     assert helm("test", "clincot").returncode == 0
@@ -137,6 +148,123 @@ def test_rollback_and_upgrade_run_the_hooks(helm: Helm, server: KubeServer) -> N
     done = helm("rollback", "clincot", "1")
     assert done.returncode == 0, done.stderr
     assert list_commands(server)[-3:] == [BUCKET, "pipeline upload", "pipeline schedule --remove"]
+
+
+SCHEDULED = "pipeline.schedule.enabled=true,pipeline.data=s3://data/train,pipeline.benchmark=s3://data/test"
+
+
+class Hooks:
+    """Runs the commands of hooks on a stub of Kubeflow Pipelines, with the settings that their pods mount."""
+
+    def __init__(self, server: KubeServer, stub: PipelinesStub, folder: Path) -> None:
+        self.server, self.stub, self.folder = server, stub, folder
+
+    def mount_settings(self, release: str) -> Path:
+        path = "/api/v1/namespaces/clincot/configmaps/" + (release if "clincot" in release else f"{release}-clincot")
+        folder = self.folder / release
+        folder.mkdir(exist_ok=True)
+        for name, content in self.server.objects[path]["data"].items():
+            (folder / name).write_text(content)
+        return folder
+
+    def run(self, release: str) -> list[tuple[str, str]]:
+        """Run what the hooks of a release have run since the last call; return whose recurring runs there are."""
+        folder = self.mount_settings(release)
+        commands = [words for words in self.server.ran if words[:2] == ["pipeline", "schedule"]]
+        self.server.ran.clear()
+        for words in commands:
+            mounted = [word.replace("/etc/clincot/settings", str(folder)) for word in words]
+            assert main([*mounted, f"--endpoint={self.stub.url}"]) == 0, words
+        owners = [read_owner(one["description"]) for one in self.stub.recurring]
+        return sorted((owner.installation, owner.line) for owner in owners if owner is not None)
+
+
+@pytest.fixture
+def hooks(server: KubeServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hooks]:
+    """The pipeline is compiled once for all releases, since only its owner matters here."""
+    compiled: list[bytes] = []
+
+    def compile_any(plan: RoundPlan, out: Path) -> None:
+        if not compiled:
+            compile_round(plan, out)
+            compiled.append(out.read_bytes())
+        out.write_bytes(compiled[0])
+
+    monkeypatch.setattr(submit, "compile_round", compile_any)
+    with serving(PipelinesStub()) as stub:
+        yield Hooks(server, stub, tmp_path)
+
+
+def list_owners(server: KubeServer) -> set[str]:
+    """Return the releases whose objects are there, except pods of tests, from the labels."""
+    kept = [one for one in server.objects.values() if one["kind"] not in ("Namespace", "Pod", "Secret")]
+    return {one["metadata"]["labels"]["app.kubernetes.io/instance"] for one in kept}
+
+
+@pytest.mark.slow
+def test_two_releases_live_beside_each_other(helm: Helm, server: KubeServer, hooks: Hooks) -> None:
+    """Each keeps and removes its own: install, rename of the line, rollback, disabled pipeline, uninstall."""
+    first, second = ("clincot/clincot", "clincot"), ("clincot/second", "clincot")
+    for release in ("clincot", "second"):
+        done = helm("install", release, str(CHART), "--create-namespace", *TRIAL, "--set", SCHEDULED)
+        assert done.returncode == 0, done.stderr
+        found = hooks.run(release)
+    assert found == [first, second]
+    assert [one["name"] for one in hooks.stub.pipelines] == ["clincot-round", "clincot-second-round"]
+
+    done = helm("upgrade", "clincot", str(CHART), *TRIAL, "--set", f"{SCHEDULED},line=nodules")
+    assert done.returncode == 0, done.stderr
+    assert hooks.run("clincot") == [("clincot/clincot", "nodules"), second]
+    done = helm("rollback", "clincot", "1")
+    assert done.returncode == 0, done.stderr
+    assert hooks.run("clincot") == [first, second]
+
+    done = helm("upgrade", "clincot", str(CHART), *TRIAL, "--set", "pipeline.enabled=false")
+    assert done.returncode == 0, done.stderr
+    assert hooks.run("clincot") == [second]
+    assert "clincot-cache" not in server.names("persistentvolumeclaims")
+
+    done = helm("uninstall", "clincot")
+    assert done.returncode == 0, done.stderr
+    assert list_owners(server) == {"second"}
+    server.ran.clear()
+    settings = hooks.mount_settings("second")
+    done = helm("uninstall", "second")
+    assert done.returncode == 0, done.stderr
+    (words,) = server.ran
+    assert (
+        main(
+            [*(word.replace("/etc/clincot/settings", str(settings)) for word in words), f"--endpoint={hooks.stub.url}"]
+        )
+        == 0
+    )
+    assert hooks.stub.recurring == []
+    assert list_owners(server) == set()
+
+
+@pytest.mark.slow
+def test_a_renamed_release_removes_what_had_the_old_name(helm: Helm, server: KubeServer) -> None:
+    """Objects of the old name go with the upgrade, and no object is left after the release."""
+    helm("install", "clincot", str(CHART), "--create-namespace", *TRIAL)
+    before = {path for path, one in server.objects.items() if one["kind"] not in ("Namespace", "Secret")}
+    done = helm("upgrade", "clincot", str(CHART), *TRIAL, "--set", "fullnameOverride=renamed")
+    assert done.returncode == 0, done.stderr
+    assert not before & set(server.objects)
+    assert helm("uninstall", "clincot").returncode == 0
+    assert list_owners(server) == set()
+
+
+def test_the_hook_of_a_disabled_pipeline_needs_kubeflow_pipelines(helm: Helm, server: KubeServer) -> None:
+    """Without it, nothing can be scheduled, so that no hook runs; its removal later is no error."""
+    server.absent = frozenset({"argoproj.io"})
+    done = helm("install", "clincot", str(CHART), "--create-namespace", *TRIAL, "--set", "pipeline.enabled=false")
+    assert done.returncode == 0, done.stderr
+    server.ran.clear()
+    assert helm("uninstall", "clincot").returncode == 0
+    assert server.ran == []
+    gone = ["pipeline", "schedule", "--remove", "--missing-ok", "--endpoint=http://ml-pipeline.gone.invalid:8888"]
+    assert main(gone) == 0
+    assert main([word for word in gone if word != "--missing-ok"]) == 1
 
 
 def test_nothing_is_installed_without_kserve_and_pipelines(helm: Helm, server: KubeServer) -> None:

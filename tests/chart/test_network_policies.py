@@ -8,17 +8,17 @@ from __future__ import annotations
 import pytest
 import yaml
 
-from tests.chart.policy_evaluation import Workload, allowed, list_traffic
+from tests.chart.policy_evaluation import Target, Workload, allowed, label_pods, list_traffic
 from tests.chart.rendering import Json, of_kind, rendered, settings_of
 
-RUN = ("kubeflow", {"app.kubernetes.io/part-of": "clincot", "app.kubernetes.io/component": "run"})
-DEPLOYER = ("clincot", {"app.kubernetes.io/part-of": "clincot", "app.kubernetes.io/component": "deployer"})
-BUCKET = ("clincot", {"app.kubernetes.io/part-of": "clincot", "app.kubernetes.io/component": "bucket"})
-HOOK = ("clincot", {"app.kubernetes.io/part-of": "clincot", "app.kubernetes.io/component": "hook"})
-SERVER = ("clincot", {"app.kubernetes.io/part-of": "clincot", "app.kubernetes.io/component": "server"})
-JUDGE = ("clincot", {"app.kubernetes.io/part-of": "clincot", "app.kubernetes.io/component": "judge"})
-STORE = ("clincot", {"app.kubernetes.io/part-of": "clincot", "app.kubernetes.io/component": "seaweedfs"})
-MONITOR = ("clincot", {"app.kubernetes.io/part-of": "clincot", "app.kubernetes.io/component": "monitor"})
+RUN = ("kubeflow", label_pods("run"))
+DEPLOYER = ("clincot", label_pods("deployer"))
+BUCKET = ("clincot", label_pods("bucket"))
+HOOK = ("clincot", label_pods("hook"))
+SERVER = ("clincot", label_pods("server"))
+JUDGE = ("clincot", label_pods("judge"))
+STORE = ("clincot", label_pods("seaweedfs"))
+MONITOR = ("clincot", label_pods("monitor"))
 GATEWAY, PROMETHEUS = ("istio-system", {"app": "gateway"}), ("monitoring", {"app": "prometheus"})
 KFP, STRANGER = ("kubeflow", {"app": "ml-pipeline"}), ("elsewhere", {"app": "x"})
 
@@ -55,7 +55,7 @@ def trial() -> list[Json]:
         (PROMETHEUS, MONITOR, 8080),
     ],
 )
-def test_needed_traffic_is_allowed(trial: list[Json], source: Workload, target: Workload | None, port: int) -> None:
+def test_needed_traffic_is_allowed(trial: list[Json], source: Workload, target: Target, port: int) -> None:
     assert allowed(trial, source, target, port)
 
 
@@ -90,7 +90,7 @@ def test_needed_traffic_is_allowed(trial: list[Json], source: Workload, target: 
         (RUN, None, 25),
     ],
 )
-def test_other_traffic_is_denied(trial: list[Json], source: Workload, target: Workload | None, port: int) -> None:
+def test_other_traffic_is_denied(trial: list[Json], source: Workload, target: Target, port: int) -> None:
     assert not allowed(trial, source, target, port)
 
 
@@ -107,6 +107,9 @@ def test_an_empty_list_in_a_rule_means_everyone(rule: Json) -> None:
     assert allowed([policy], STRANGER, SERVER, 8085)
 
 
+NOT_X = {"key": "app", "operator": "NotIn", "values": ["x"]}
+
+
 @pytest.mark.parametrize(
     ("peer", "source", "selected"),
     [
@@ -117,6 +120,9 @@ def test_an_empty_list_in_a_rule_means_everyone(rule: Json) -> None:
         ({"namespaceSelector": {}, "podSelector": {"matchLabels": {"app": "y"}}}, STRANGER, False),
         ({"namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": "elsewhere"}}}, JUDGE, False),
         ({"ipBlock": {"cidr": "0.0.0.0/0"}}, STRANGER, False),
+        ({"podSelector": {"matchExpressions": [{"key": "app", "operator": "Exists"}]}}, ("clincot", {}), False),
+        ({"namespaceSelector": {}, "podSelector": {"matchExpressions": [NOT_X]}}, STRANGER, False),
+        ({"namespaceSelector": {}, "podSelector": {"matchExpressions": [NOT_X]}}, ("elsewhere", {}), True),
     ],
 )
 def test_peers_are_selected_as_in_kubernetes(peer: Json, source: Workload, selected: bool) -> None:
@@ -124,6 +130,27 @@ def test_peers_are_selected_as_in_kubernetes(peer: Json, source: Workload, selec
     spec = {"podSelector": {}, "policyTypes": ["Ingress"], "ingress": [{"from": [peer]}]}
     policy = {"metadata": {"namespace": "clincot"}, "spec": spec}
     assert allowed([policy], source, SERVER, 8080) is selected
+
+
+@pytest.mark.parametrize(
+    ("rule", "reached"),
+    [
+        (
+            {"to": [{"ipBlock": {"cidr": "10.1.0.0/16", "except": ["10.1.2.0/24"]}}]},
+            {"10.1.0.1": True, "10.1.2.3": False},
+        ),
+        ({"to": [{"ipBlock": {"cidr": "fd00::/8"}}]}, {"fd00::1": True, "10.1.0.1": False}),
+        ({"to": [{"namespaceSelector": {}}]}, {"10.1.0.1": False}),
+        ({"ports": [{"port": 8000, "endPort": 8999}]}, {"10.1.0.1": True}),
+        ({"ports": [{"port": 443}]}, {"10.1.0.1": False}),
+        ({"ports": [{"port": 8085, "protocol": "UDP"}]}, {"10.1.0.1": False}),
+        ({"ports": [{"protocol": "TCP"}]}, {"10.1.0.1": True}),
+    ],
+)
+def test_addresses_and_ports_are_matched_as_in_kubernetes(rule: Json, reached: dict[str, bool]) -> None:
+    spec = {"podSelector": {}, "policyTypes": ["Egress"], "egress": [rule]}
+    policy = {"metadata": {"namespace": "clincot"}, "spec": spec}
+    assert {address: allowed([policy], SERVER, address, 8085) for address in reached} == reached
 
 
 @pytest.mark.parametrize("empty", ["[]", "null"])
@@ -136,18 +163,27 @@ def test_peers_are_selected_as_in_kubernetes(peer: Json, source: Workload, selec
         ("networkPolicy.prometheus", STRANGER, MONITOR, 8080),
         ("networkPolicy.apiServerPorts", RUN, None, 6443),
         ("networkPolicy.apiServerPorts", DEPLOYER, None, 25),
+        ("networkPolicy.apiServer", RUN, None, 6443),
+        ("networkPolicy.apiServer", DEPLOYER, None, 443),
         ("kfp.ports", RUN, KFP, 8888),
         ("kfp.ports", HOOK, KFP, 25),
     ],
 )
-def test_an_empty_list_allows_nothing(
-    value: str, source: Workload, target: Workload | None, port: int, empty: str
-) -> None:
+def test_an_empty_list_allows_nothing(value: str, source: Workload, target: Target, port: int, empty: str) -> None:
     """A rule with an empty list would allow everything, so the chart renders no rule."""
     judges = 'judges=[{"name":"med","modelUri":"s3://m/med"}]'
     flags = ("--set", "monitoring.serviceMonitor=true", "--set-json", judges, "--set-json", f"{value}={empty}")
     policies = of_kind(rendered("trial", *flags), "NetworkPolicy")
     assert not allowed(policies, source, target, port)
+
+
+@pytest.mark.parametrize("empty", ["[]", "null"])
+@pytest.mark.parametrize(("value", "port"), [("networkPolicy.store", 9443), ("networkPolicy.git", 8443)])
+def test_an_empty_list_of_peers_closes_the_port(value: str, port: int, empty: str) -> None:
+    addresses = "store.endpoint=https://s3.example:9443,git.url=https://git.example:8443/d.git,git.existingSecret=g"
+    opened = of_kind(rendered("default", "--set", addresses), "NetworkPolicy")
+    closed = of_kind(rendered("default", "--set", addresses, "--set-json", f"{value}={empty}"), "NetworkPolicy")
+    assert (allowed(opened, RUN, None, port), allowed(closed, RUN, None, port)) == (True, False)
 
 
 def test_git_has_a_rule_only_if_there_is_a_repository() -> None:
@@ -175,28 +211,75 @@ def test_the_nodes_of_a_train_job_reach_only_each_other() -> None:
     assert not of_kind(rendered("trial"), "ServiceAccount", job["service_account"])
 
 
+MINIO, OUTSIDE = ("minio", {"app": "minio"}), "203.0.113.7"
+JUDGES = "pipeline.params.judge.judges[0].name=far,pipeline.params.judge.judges[0].url"
+
+
 @pytest.mark.parametrize(
-    ("values", "source", "port"),
+    ("values", "source", "target", "port"),
     [
-        ("store.endpoint=http://minio.minio.svc:9000", SERVER, 9000),
-        ("store.endpoint=http://minio.minio.svc:9000", RUN, 9000),
-        ("store.endpoint=http://minio.minio.svc", RUN, 80),
-        ("store.endpoint=https://[fd00::1]:9443", RUN, 9443),
-        ("store.endpoint=https://[fd00::1]", JUDGE, 443),
-        ("git.url=https://git.hospital.example:8443/data.git", RUN, 8443),
-        ("pipeline.params.version.repository=ssh://git.hospital.example/data.git", RUN, 22),
-        ("proxy.https=http://proxy:3129,proxy.http=http://proxy:3128", RUN, 3129),
-        ("proxy.https=http://proxy:3129,proxy.http=http://proxy:3128", HOOK, 3128),
-        ("kfp.endpoint=https://kubeflow.hospital.example:8443", HOOK, 8443),
-        ("judges[0].name=far,judges[0].url=http://judge.example:8000/v1", RUN, 8000),
+        ("store.endpoint=http://minio.minio.svc:9000", SERVER, MINIO, 9000),
+        ("store.endpoint=http://minio.minio.svc:9000", RUN, MINIO, 9000),
+        ("store.endpoint=http://minio.minio.svc.cluster.local", RUN, MINIO, 80),
+        ("store.endpoint=https://s3.example:9443", RUN, OUTSIDE, 9443),
+        ("store.endpoint=http://10.1.2.3:9000", RUN, "10.1.2.3", 9000),
+        ("store.endpoint=https://[fd00::1]:9443", RUN, "fd00::1", 9443),
+        ("store.endpoint=https://[fd00::1]", JUDGE, "fd00::1", 443),
+        ("git.url=https://git.hospital.example:8443/data.git", RUN, OUTSIDE, 8443),
+        ("git.url=git@git.hospital.example:data.git", RUN, OUTSIDE, 22),
+        ("pipeline.params.version.repository=ssh://git.hospital.example/data.git", RUN, OUTSIDE, 22),
+        ("proxy.https=http://proxy:3129,proxy.http=http://proxy:3128", RUN, OUTSIDE, 3129),
+        ("proxy.https=http://proxy:3129,proxy.http=http://proxy:3128", HOOK, OUTSIDE, 3128),
+        ("proxy.https=http://squid.egress.svc:3128", JUDGE, ("egress", {}), 3128),
+        ("kfp.endpoint=https://kubeflow.hospital.example:8443", HOOK, OUTSIDE, 8443),
+        ("judges[0].name=far,judges[0].url=http://judge.example:8000/v1", RUN, OUTSIDE, 8000),
+        ("judges[0].name=far,judges[0].url=http://tgi.models.svc:8000/v1", RUN, ("models", {}), 8000),
+        (f"{JUDGES}=http://judge.example:8001/v1", RUN, OUTSIDE, 8001),
+        ("pipeline.params.propose.http_url=http://grounder.tools.svc:8002", RUN, ("tools", {}), 8002),
+        ("pipeline.params.evaluate.serve.propose.http_url=http://grounder:8002", SERVER, OUTSIDE, 8002),
+        ("pipeline.params.evaluate.serve.propose.http_url=http://grounder:8002", DEPLOYER, OUTSIDE, 8002),
+        ("pipeline.env.MLFLOW_TRACKING_URI=http://mlflow.tools.svc:5000", RUN, ("tools", {}), 5000),
+        ("server.endpointUrl=https://clincot.hospital.example", DEPLOYER, OUTSIDE, 443),
+        ("server.endpointUrl=https://clincot.hospital.example:444", RUN, OUTSIDE, 444),
+        ("server.settings.traces_endpoint=http://otel.tools.svc:4318", SERVER, ("tools", {}), 4318),
+        ("server.settings.url_hosts[0]=images.hospital.example", SERVER, OUTSIDE, 443),
     ],
 )
-def test_ports_follow_from_the_addresses(values: str, source: Workload, port: int) -> None:
-    """Without the address, the port is closed; networkPolicy needs no value for it."""
+def test_ports_follow_from_the_addresses(values: str, source: Workload, target: Target, port: int) -> None:
+    """Without the address, the port is closed; networkPolicy needs no value for it.
+
+    An address in the cluster or an IP opens the way to itself only, which a host outside cannot.
+    """
     closed = ("--set-json", 'networkPolicy.apiServer=["10.0.0.1/32"]', "--set", "networkPolicy.apiServerPorts={6443}")
     flags = ("--set", "store.endpoint=http://s3.example:81", *closed, "--set", "git.existingSecret=g")
-    assert not allowed(of_kind(rendered("default", *flags), "NetworkPolicy"), source, None, port)
-    assert allowed(of_kind(rendered("default", *flags, "--set", values), "NetworkPolicy"), source, None, port)
+    assert not allowed(of_kind(rendered("default", *flags), "NetworkPolicy"), source, target, port)
+    policies = of_kind(rendered("default", *flags, "--set", values), "NetworkPolicy")
+    assert allowed(policies, source, target, port)
+    for other in (STRANGER, "198.51.100.9"):
+        assert allowed(policies, source, other, port) is (target == OUTSIDE), other
+    assert not allowed(policies, STRANGER, SERVER, 8080)
+
+
+def test_further_egress_is_for_runs_only() -> None:
+    rule = '[{"to":[{"ipBlock":{"cidr":"10.9.0.0/16"}}],"ports":[{"protocol":"TCP","port":8444}]}]'
+    policies = of_kind(rendered("trial", "--set-json", f"networkPolicy.extraEgress={rule}"), "NetworkPolicy")
+    reached = {pod[1]["app.kubernetes.io/component"] for pod in PODS if allowed(policies, pod, "10.9.0.1", 8444)}
+    assert reached == {"run"}
+    assert not allowed(policies, RUN, "10.8.0.1", 8444)
+
+
+PODS = (RUN, DEPLOYER, BUCKET, HOOK, SERVER, JUDGE, STORE)
+
+
+def test_two_releases_in_a_namespace_open_nothing_for_each_other() -> None:
+    """The first closes its endpoint to gateways and has a store of its own; the second has neither closed."""
+    policies = of_kind(rendered("trial", "--set-json", "networkPolicy.gateway=[]"), "NetworkPolicy")
+    policies += of_kind(rendered("trial", release="second"), "NetworkPolicy")
+    first, second = (("clincot", label_pods("server", release)) for release in ("clincot", "second"))
+    store = ("clincot", label_pods("seaweedfs", "second"))
+    assert (allowed(policies, GATEWAY, first, 8080), allowed(policies, GATEWAY, second, 8080)) == (False, True)
+    assert (allowed(policies, first, store, 8333), allowed(policies, second, store, 8333)) == (False, True)
+    assert not allowed(policies, second, first, 8080)
 
 
 def test_knatives_proxy_is_reached_in_its_modes() -> None:

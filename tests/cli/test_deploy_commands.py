@@ -275,3 +275,21 @@ clusters: [{name: it, cluster: {server: "URL"}}]
 contexts: [{name: it, context: {cluster: it, user: it}}]
 users: [{name: it, user: {}}]
 """
+
+
+def test_showing_manifests_writes_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """With --base, a line without a champion is not started; what would change the line is refused."""
+    store = FolderStore(tmp_path / "store")
+    service = tmp_path / "service.yaml"
+    service.write_text("name: chest\n")
+    base = tmp_path / "base"
+    base.mkdir()
+    at = ("--store", store.url, "--name", LINE, "--by", "ann", "--service", str(service), "--show-manifests")
+    for more, message in (
+        (("--base", str(base)), "has no champion yet"),
+        (("--rollback", "too slow"), "cannot be combined with --rollback"),
+        (("--abandon", "too slow"), "cannot be combined with --rollback or --abandon"),
+    ):
+        assert main(["deploy", *at, *more]) == 1
+        assert message in capsys.readouterr().err
+    assert [path for path in (tmp_path / "store").rglob("*") if path.is_file()] == []

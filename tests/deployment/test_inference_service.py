@@ -21,6 +21,7 @@ from clincot.deployment.inference_service import (
     build_revision_name,
     build_storage_secret,
 )
+from clincot.deployment.pod_settings import PodSettings
 from clincot.deployment.service_settings import ServiceSettings, load_service_settings
 from clincot.jsonl import InvalidRecord
 from tests.support.crds import load_validator
@@ -34,8 +35,7 @@ FULL = ServiceSettings(
     storage_container="large",
     replicas=2,
     runtime="kserve-vllmserver",
-    node_selector={"pool": "gpu"},
-    tolerations=({"key": "gpu", "operator": "Exists"},),
+    pod=PodSettings(node_selector={"pool": "gpu"}, tolerations=({"key": "gpu", "operator": "Exists"},)),
     ca_config_map="corporate-ca",
     proxies={"HTTPS_PROXY": "http://proxy:3128"},
     api_keys_secret="clincot-keys",

@@ -120,7 +120,7 @@ def test_an_image_has_labels_including_its_sbom(image: str) -> None:
 
 def test_dependencies_come_before_source() -> None:
     """A dependency layer is copied before anything that depends on the source."""
-    about_dependencies = {"constraints.txt", "pyproject.toml", "requirements-cuda.txt"}
+    about_dependencies = {"constraints.txt", "pyproject.toml", "requirements-cuda.txt", "locks/cuda.txt"}
     for name in ("cluster-dependencies", "serve-dependencies", "cuda-dependencies"):
         copied = {word for words in of(lineage(name), "COPY") for word in words.split()[:-1]}
         assert {path for path in copied if not path.startswith("scripts/image/")} <= about_dependencies

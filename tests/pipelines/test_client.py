@@ -19,6 +19,7 @@ from clincot.pipelines.recurring import RunSchedule, delete_recurring_runs, list
 from clincot.pipelines.round_plan import RoundPlan
 from clincot.pipelines.status import format_run_status, format_schedule_status
 from clincot.pipelines.submit import submit_run, upload_pipeline
+from tests.support.certificates import write_certificate
 from tests.support.kfp_stub import RECORDED, PipelinesStub, serving
 
 PLAN = RoundPlan(
@@ -483,3 +484,26 @@ def test_a_conflict_that_cannot_be_found_names_the_pipeline(
     with pytest.raises(PipelinesFailed, match="HTTP 409, a pipeline named clincot-round exists already") as caught:
         upload_pipeline(connection, PLAN)
     assert "github.com" not in str(caught.value)
+
+
+def test_the_cas_of_the_environment_are_trusted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A hook gets SSL_CERT_FILE, as every pod of the chart does; kfp's own client would read only certifi's CAs."""
+    bundle = write_certificate(tmp_path / "cabundle.crt", "127.0.0.1")
+    with serving(PipelinesStub(), bundle) as stub:
+        with pytest.raises(PipelinesFailed, match="CERTIFICATE_VERIFY_FAILED"):
+            connect_pipelines(stub.url)
+        monkeypatch.setenv("SSL_CERT_FILE", str(bundle))
+        assert upload_pipeline(connect_pipelines(stub.url), PLAN).pipeline_id
+
+
+def test_the_proxy_of_the_environment_is_used(stub: PipelinesStub, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The stub is the proxy: it gets the request for another host, whose name has no address."""
+    monkeypatch.setenv("HTTP_PROXY", stub.url)
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1,.svc")
+    for url, proxy in (
+        ("http://kfp.example:8888", stub.url),
+        ("http://ml-pipeline.kubeflow.svc:8888", None),
+        (stub.url, None),
+        ("https://kfp.example", None),
+    ):
+        assert client_module._find_proxy(url) == proxy, url

@@ -76,6 +76,15 @@ def test_two_installations_of_a_line_do_not_touch_each_other(stub: PipelinesStub
     assert list_kept(stub) == [("clincot", STORE)]
 
 
+def test_two_installations_with_stores_of_the_same_address_do_not_touch_each_other(stub: PipelinesStub) -> None:
+    """Two trials, each with a store of its own: the addresses are equal, the endpoints are not."""
+    for release, pipeline in (("ward-1/clincot", "ward-1"), ("ward-2/clincot", "ward-2")):
+        reconcile_recurring_run(connect(stub, installation=release, pipeline=pipeline), plan_of(), NIGHTLY)
+    assert len(stub.recurring) == 2
+    assert len(delete_recurring_runs(connect(stub, installation="ward-2/clincot"))) == 1
+    assert len(stub.recurring) == 1
+
+
 def test_a_renamed_line_leaves_no_recurring_run_behind(stub: PipelinesStub) -> None:
     """The same release, after helm upgrade --set line=nodules: pipeline and experiment have other names, too."""
     release = "ward-1/clincot"

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import re
+import ssl
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -578,11 +579,15 @@ class _Handler(BaseHTTPRequestHandler):
 
 
 @contextmanager
-def serving(stub: PipelinesStub) -> Iterator[PipelinesStub]:
-    """The stub on a free port of 127.0.0.1."""
+def serving(stub: PipelinesStub, tls: Path | None = None) -> Iterator[PipelinesStub]:
+    """The stub on a free port of 127.0.0.1. tls: a certificate with its key, for https."""
     server = ThreadingHTTPServer(("127.0.0.1", 0), type("Handler", (_Handler,), {"stub": stub}))
+    if tls is not None:
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.load_cert_chain(tls)
+        server.socket = context.wrap_socket(server.socket, server_side=True)
     threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
-    stub.url = f"http://127.0.0.1:{server.server_address[1]}"
+    stub.url = f"{'https' if tls else 'http'}://127.0.0.1:{server.server_address[1]}"
     try:
         yield stub
     finally:

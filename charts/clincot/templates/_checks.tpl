@@ -1,4 +1,5 @@
-{{/* Fail if the cluster lacks an API or if values contradict each other, with all errors in one message. */}}
+{{/* Fail if the cluster lacks an API or if values contradict each other, with all errors in one message. Helm renders
+the deepest templates first, so templates/validation/checks.yaml comes before any template that relies on it. */}}
 
 {{- define "clincot.needs" -}}
 {{- $root := .root -}}
@@ -8,6 +9,13 @@
 {{- end }}
 
 {{- define "clincot.checks" -}}
+{{- with (include "clincot.problems" .) -}}
+{{- fail (printf "\nclincot cannot be installed with these values on this cluster:%s" .) -}}
+{{- end -}}
+{{- end }}
+
+{{/* One line for each error, empty if there is none. */}}
+{{- define "clincot.problems" -}}
 {{- $errors := "" -}}
 {{- $need := dict "root" . -}}
 {{- $errors = printf "%s%s" $errors (include "clincot.needs" (merge (dict "kind" "serving.kserve.io/v1beta1/InferenceService" "remedy" "install KServe 0.20 or later") $need)) -}}
@@ -27,7 +35,7 @@
 {{- else if and (not .Values.pipeline.cache.existingClaim) (ne .Values.pipeline.cache.accessMode "ReadWriteMany") -}}
 {{- $errors = printf "%s\n- pipeline.trainJobs mounts the cache on several nodes: expected pipeline.cache.accessMode ReadWriteMany, got %s" $errors .Values.pipeline.cache.accessMode -}}
 {{- end -}}
-{{- else if or (eq (default "" .Values.pipeline.launch.how) "train-job") .Values.pipeline.launch.job -}}
+{{- else if or (eq (default "" .Values.pipeline.launch.how) "train-job") (hasKey .Values.pipeline.launch "job") -}}
 {{- $errors = printf "%s\n- pipeline.launch configures a TrainJob: set pipeline.trainJobs, which gives the runner the permissions for it" $errors -}}
 {{- end -}}
 {{- if .Values.monitoring.serviceMonitor -}}
@@ -45,7 +53,13 @@
 {{- if and .Values.store.existingSecret (or .Values.store.accessKey .Values.store.secretKey) -}}
 {{- $errors = printf "%s\n- store.existingSecret and store.accessKey/secretKey are both set; set only one of them" $errors -}}
 {{- end -}}
-{{- if not (or .Values.store.existingSecret (and .Values.store.accessKey .Values.store.secretKey)) -}}
+{{- if and .Values.store.workloadIdentity (or .Values.store.existingSecret .Values.store.accessKey .Values.store.secretKey) -}}
+{{- $errors = printf "%s\n- store.workloadIdentity needs no keys, but store.existingSecret or store.accessKey is set; set only one of them" $errors -}}
+{{- end -}}
+{{- if and .Values.seaweedfs.changeOwner (not .Values.podSecurity.user) -}}
+{{- $errors = printf "%s\n- seaweedfs.changeOwner needs a user: set podSecurity.user" $errors -}}
+{{- end -}}
+{{- if not (or .Values.store.workloadIdentity .Values.store.existingSecret (and .Values.store.accessKey .Values.store.secretKey)) -}}
 {{- $errors = printf "%s\n- the object store's keys are missing: set store.existingSecret (a Secret with AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY) or, for a trial, store.accessKey and store.secretKey" $errors -}}
 {{- end -}}
 {{- if and .Values.git.existingSecret .Values.git.password -}}
@@ -69,7 +83,15 @@
 {{- if and .Values.quota.enabled (eq .Values.kfp.runNamespace .Values.kfp.namespace) -}}
 {{- $errors = printf "%s\n- quota.enabled would also limit Kubeflow Pipelines in the namespace %s: set kfp.runNamespace to a namespace for runs only" $errors .Values.kfp.namespace -}}
 {{- end -}}
-{{- if $errors -}}
-{{- fail (printf "\nclincot cannot be installed with these values on this cluster:%s" $errors) -}}
+{{- with .Values.pipeline.recipe -}}
+{{- if not ($.Files.Get (printf "recipes/%s.yaml" .)) -}}
+{{- $names := list -}}
+{{- range $path, $_ := $.Files.Glob "recipes/*.yaml" -}}
+{{- $names = append $names (trimSuffix ".yaml" (base $path)) -}}
 {{- end -}}
+{{- $errors = printf "%s\n- pipeline.recipe: no recipe is called %q; the chart has: %s" $errors . (join ", " $names) -}}
+{{- end -}}
+{{- end -}}
+{{- $errors = printf "%s%s" $errors (include "clincot.limitProblems" .) -}}
+{{- $errors -}}
 {{- end }}

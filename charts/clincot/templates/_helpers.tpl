@@ -1,13 +1,51 @@
 {{/* Names, labels, settings files, and the parts that all pods share. */}}
 
-{{- define "clincot.fullname" -}}
-{{- if .Values.fullnameOverride -}}
-{{- .Values.fullnameOverride | trunc 40 | trimSuffix "-" -}}
-{{- else if contains .Chart.Name .Release.Name -}}
-{{- .Release.Name | trunc 40 | trimSuffix "-" -}}
+{{/* A name of at most `length` characters; a longer one ends in a digest, so that two of them never become one.
+{name, length} */}}
+{{- define "clincot.shorten" -}}
+{{- if gt (len .name) (int .length) -}}
+{{- printf "%s-%s" (trunc (int (sub .length 7)) .name | trimSuffix "-") (sha256sum .name | trunc 6) -}}
 {{- else -}}
-{{- printf "%s-%s" .Release.Name .Chart.Name | trunc 40 | trimSuffix "-" -}}
+{{- .name -}}
 {{- end -}}
+{{- end }}
+
+{{- define "clincot.fullname" -}}
+{{- $name := printf "%s-%s" .Release.Name .Chart.Name -}}
+{{- if .Values.fullnameOverride -}}
+{{- $name = .Values.fullnameOverride -}}
+{{- else if contains .Chart.Name .Release.Name -}}
+{{- $name = .Release.Name -}}
+{{- end -}}
+{{- include "clincot.shorten" (dict "name" $name "length" 40) -}}
+{{- end }}
+
+{{/* Name of pipeline and experiment without a suffix. It is unique among the releases that share a Kubeflow Pipelines. */}}
+{{- define "clincot.scope" -}}
+{{- $name := uniq (list .Release.Namespace .Release.Name .Values.line) | join "-" -}}
+{{- include "clincot.shorten" (dict "name" $name "length" 50) -}}
+{{- end }}
+
+{{- define "clincot.pipelineName" -}}
+{{- default (printf "%s-round" (include "clincot.scope" .)) .Values.pipeline.name -}}
+{{- end }}
+
+{{/* Whether hooks keep or remove the recurring run; not empty if they do. They also do if the pipeline is switched off,
+as long as Kubeflow Pipelines is there. */}}
+{{- define "clincot.reconcilesRuns" -}}
+{{- if or .Values.pipeline.enabled (.Capabilities.APIVersions.Has "argoproj.io/v1alpha1/Workflow") -}}
+true
+{{- end -}}
+{{- end }}
+
+{{- define "clincot.experiment" -}}
+{{- default (include "clincot.scope" .) .Values.pipeline.experiment -}}
+{{- end }}
+
+{{/* Name of the policy's InferenceService. It is unique among the releases of a namespace. */}}
+{{- define "clincot.serverName" -}}
+{{- $name := uniq (list .Release.Name .Values.line) | join "-" -}}
+{{- default (include "clincot.shorten" (dict "name" $name "length" 38)) .Values.server.name -}}
 {{- end }}
 
 {{- define "clincot.selector" -}}
@@ -58,6 +96,19 @@ imagePullSecrets:
 {{- printf "s3://%s/%s" .Values.store.bucket .Values.store.prefix -}}
 {{- end }}
 
+{{/* {key of the store's Secret: environment variable}; empty with a workload identity, which needs no keys. JSON. */}}
+{{- define "clincot.storeKeys" -}}
+{{- with .Values.store -}}
+{{- if .workloadIdentity -}}
+{}
+{{- else if .existingSecret -}}
+{{- toJson (dict .secretKeys.accessKey "AWS_ACCESS_KEY_ID" .secretKeys.secretKey "AWS_SECRET_ACCESS_KEY") -}}
+{{- else -}}
+{{- toJson (dict "AWS_ACCESS_KEY_ID" "AWS_ACCESS_KEY_ID" "AWS_SECRET_ACCESS_KEY" "AWS_SECRET_ACCESS_KEY") -}}
+{{- end -}}
+{{- end -}}
+{{- end }}
+
 {{- define "clincot.storeSecret" -}}
 {{- default (printf "%s-store" (include "clincot.fullname" .)) .Values.store.existingSecret -}}
 {{- end }}
@@ -66,7 +117,7 @@ imagePullSecrets:
 {{- if .Values.store.endpoint -}}
 {{- .Values.store.endpoint -}}
 {{- else if .Values.seaweedfs.enabled -}}
-{{- printf "http://%s-seaweedfs.%s.svc.cluster.local:8333" (include "clincot.fullname" .) .Release.Namespace -}}
+{{- printf "http://%s-seaweedfs.%s.svc.%s:8333" (include "clincot.fullname" .) .Release.Namespace .Values.clusterDomain -}}
 {{- else -}}
 {{- printf "https://s3.%s.amazonaws.com" .Values.store.region -}}
 {{- end -}}
@@ -81,7 +132,7 @@ imagePullSecrets:
 {{- end }}
 
 {{- define "clincot.kfpEndpoint" -}}
-{{- default (printf "http://ml-pipeline.%s.svc.cluster.local:8888" .Values.kfp.namespace) .Values.kfp.endpoint -}}
+{{- default (printf "http://ml-pipeline.%s.svc.%s:8888" .Values.kfp.namespace .Values.clusterDomain) .Values.kfp.endpoint -}}
 {{- end }}
 
 {{- define "clincot.account" -}}
@@ -116,14 +167,12 @@ imagePullSecrets:
 {{- end }}
 
 {{- define "clincot.noProxy" -}}
-{{- compact (list .Values.proxy.noProxy "localhost" "127.0.0.1" ".svc" ".svc.cluster.local") | join "," -}}
+{{- compact (list .Values.proxy.noProxy "localhost" "127.0.0.1" "::1" ".svc" (printf ".svc.%s" .Values.clusterDomain) (printf ".%s" .Release.Namespace) (printf ".%s" .Values.kfp.runNamespace) (printf ".%s" .Values.kfp.namespace) "$(KUBERNETES_SERVICE_HOST)") | uniq | join "," -}}
 {{- end }}
 
+{{/* Of every pod; "clincot.shapedSpec" adds the user and the group. */}}
 {{- define "clincot.podSecurity" -}}
 runAsNonRoot: true
-runAsUser: 10001
-runAsGroup: 10001
-fsGroup: 10001
 seccompProfile: {type: RuntimeDefault}
 {{- end }}
 
@@ -141,9 +190,9 @@ seccompProfile: {type: RuntimeDefault}
 - {name: AWS_ENDPOINT_URL_S3, value: {{ include "clincot.storeEndpoint" . | quote }}}
 - {name: AWS_REGION, value: {{ .Values.store.region | quote }}}
 - {name: AWS_DEFAULT_REGION, value: {{ .Values.store.region | quote }}}
-{{- range $name := list "AWS_ACCESS_KEY_ID" "AWS_SECRET_ACCESS_KEY" }}
+{{- range $key, $name := include "clincot.storeKeys" . | fromJson }}
 - name: {{ $name }}
-  valueFrom: {secretKeyRef: {name: {{ include "clincot.storeSecret" $ }}, key: {{ $name }}}}
+  valueFrom: {secretKeyRef: {name: {{ include "clincot.storeSecret" $ }}, key: {{ $key | quote }}}}
 {{- end }}
 {{- include "clincot.surroundings" . }}
 {{- end }}
@@ -166,28 +215,25 @@ seccompProfile: {type: RuntimeDefault}
 - {name: CLINCOT_WAIT_S, value: {{ int .Values.pipeline.waitSeconds | quote }}}
 {{- end }}
 
-{{/* Account, security context and placement of the chart's own pods. {root, account, token} */}}
+{{/* Account and security context of the chart's own pods. {root, account, token} */}}
 {{- define "clincot.pod" -}}
-{{- $root := .root -}}
-serviceAccountName: {{ include "clincot.account" (dict "root" $root "which" .account) }}
+serviceAccountName: {{ include "clincot.account" (dict "root" .root "which" .account) }}
 automountServiceAccountToken: {{ .token }}
 securityContext:
-  {{- include "clincot.podSecurity" $root | nindent 2 }}
-{{- include "clincot.pullSecrets" $root }}
-{{- with $root.Values.podDefaults }}
-{{- with .priorityClassName }}
-priorityClassName: {{ . }}
+  {{- include "clincot.podSecurity" .root | nindent 2 }}
 {{- end }}
-{{- with .nodeSelector }}
-nodeSelector: {{ toJson . }}
+
+{{/* Labels of the chart's own pods. {root, component}
+Istio: without a sidecar, a pod of a Job ends, and servers are reached by run pods, which have none either. */}}
+{{- define "clincot.podLabels" -}}
+{{ include "clincot.labels" .root }}
+app.kubernetes.io/component: {{ .component }}
+sidecar.istio.io/inject: "false"
 {{- end }}
-{{- with .tolerations }}
-tolerations: {{ toJson . }}
-{{- end }}
-{{- with .affinity }}
-affinity: {{ toJson . }}
-{{- end }}
-{{- end }}
+
+{{/* Settings of one of the chart's own pods: podDefaults, and the workload's own. {root, own}. JSON. */}}
+{{- define "clincot.ownPod" -}}
+{{- include "clincot.podSettings" (dict "below" .root.Values.podDefaults "own" .own) -}}
 {{- end }}
 
 {{- define "clincot.mounts" -}}
@@ -198,14 +244,15 @@ affinity: {{ toJson . }}
 {{- end }}
 {{- end }}
 
+{{/* Volumes of the chart's own pods. {root, tmp: size of /tmp} */}}
 {{- define "clincot.volumes" -}}
 - name: tmp
-  emptyDir: {sizeLimit: 4Gi}
+  emptyDir: {sizeLimit: {{ default "4Gi" .tmp }}}
 - name: settings
-  configMap: {name: {{ include "clincot.fullname" . }}}
-{{- if .Values.customCA.configMap }}
+  configMap: {name: {{ include "clincot.fullname" .root }}}
+{{- with .root.Values.customCA.configMap }}
 - name: ca
-  configMap: {name: {{ .Values.customCA.configMap }}}
+  configMap: {name: {{ . }}}
 {{- end }}
 {{- end }}
 
@@ -215,7 +262,7 @@ affinity: {{ toJson . }}
 serving.kserve.io/s3-endpoint: {{ include "clincot.hostOf" $endpoint | quote }}
 serving.kserve.io/s3-usehttps: {{ ternary "1" "0" (hasPrefix "https://" $endpoint) | quote }}
 serving.kserve.io/s3-region: {{ .Values.store.region | quote }}
-serving.kserve.io/s3-verifyssl: {{ ternary "1" "0" .Values.store.verifyTLS | quote }}
+serving.kserve.io/s3-verifyssl: "1"
 {{- if .Values.customCA.configMap }}
 serving.kserve.io/s3-cabundle-configmap: {{ .Values.customCA.configMap | quote }}
 serving.kserve.io/s3-cabundle: /etc/ssl/custom-certs/cabundle.crt
@@ -224,7 +271,7 @@ serving.kserve.io/s3-cabundle: /etc/ssl/custom-certs/cabundle.crt
 
 {{/* The ClusterStorageContainer that the chart creates; its name is unique in the cluster. */}}
 {{- define "clincot.ownStorageContainer" -}}
-{{- printf "%s-%s" (include "clincot.fullname" .) .Release.Namespace | trunc 63 | trimSuffix "-" -}}
+{{- include "clincot.shorten" (dict "name" (printf "%s-%s" (include "clincot.fullname" .) .Release.Namespace) "length" 63) -}}
 {{- end }}
 
 {{/* The ClusterStorageContainer of server and judges; empty if KServe chooses one. */}}
@@ -236,8 +283,10 @@ serving.kserve.io/s3-cabundle: /etc/ssl/custom-certs/cabundle.crt
 {{- end -}}
 {{- end }}
 
+{{/* Name of a judge's InferenceService. KServe appends -predictor, and the label of a pod has at most 63 characters. */}}
 {{- define "clincot.judgeName" -}}
-{{- printf "%s-judge-%s" (include "clincot.fullname" .root) .judge.name -}}
+{{- $name := printf "%s-judge-%s" (include "clincot.fullname" .root) .judge.name -}}
+{{- include "clincot.shorten" (dict "name" $name "length" 53) -}}
 {{- end }}
 
 {{/* judge.judges of params.yaml: the address of each judge. JSON. */}}
@@ -247,7 +296,7 @@ serving.kserve.io/s3-cabundle: /etc/ssl/custom-certs/cabundle.crt
 {{- $spec := dict "name" $judge.name "weight" (default 1.0 $judge.weight | float64) -}}
 {{- if $judge.modelUri -}}
 {{- $service := include "clincot.judgeName" (dict "root" $ "judge" $judge) -}}
-{{- $spec = merge $spec (dict "url" (printf "http://%s-predictor.%s.svc.cluster.local/v1" $service $.Release.Namespace) "model" $service) -}}
+{{- $spec = merge $spec (dict "url" (printf "http://%s-predictor.%s.svc.%s/v1" $service $.Release.Namespace $.Values.clusterDomain) "model" $service) -}}
 {{- else if $judge.url -}}
 {{- $spec = merge $spec (dict "url" $judge.url "model" (default "" $judge.model)) -}}
 {{- if $judge.apiKeySecret -}}
@@ -280,19 +329,14 @@ JSON. */}}
 {{- toJson $out -}}
 {{- end }}
 
-{{/* The values of pipeline.recipe, from the chart's copy of recipes/. Empty without a recipe. JSON. */}}
+{{/* The values of pipeline.recipe, from the chart's copy of recipes/. Empty without a recipe ("clincot.problems" refuses
+an unknown one). JSON. */}}
 {{- define "clincot.recipe" -}}
 {{- $recipe := dict -}}
 {{- with .Values.pipeline.recipe -}}
-{{- $file := printf "recipes/%s.yaml" . -}}
-{{- if not ($.Files.Get $file) -}}
-{{- $names := list -}}
-{{- range $path, $_ := $.Files.Glob "recipes/*.yaml" -}}
-{{- $names = append $names (trimSuffix ".yaml" (base $path)) -}}
+{{- with $.Files.Get (printf "recipes/%s.yaml" .) -}}
+{{- $recipe = set (fromYaml .) "recipe" (dict "name" $.Values.pipeline.recipe) -}}
 {{- end -}}
-{{- fail (printf "pipeline.recipe: no recipe is called %q; the chart has: %s" . (join ", " $names)) -}}
-{{- end -}}
-{{- $recipe = set ($.Files.Get $file | fromYaml) "recipe" (dict "name" .) -}}
 {{- end -}}
 {{- toJson $recipe -}}
 {{- end }}
@@ -320,8 +364,9 @@ JSON. */}}
 {{/* service.yaml, which src/clincot/deployment/service_settings.py reads. YAML. */}}
 {{- define "clincot.service" -}}
 {{- with .Values.server -}}
-name: {{ .name }}
+name: {{ include "clincot.serverName" $ }}
 namespace: {{ $.Release.Namespace }}
+instance: {{ $.Release.Name | quote }}
 engine: {{ .engine }}
 mode: {{ .mode }}
 gateway_api: {{ .gatewayApi | quote }}
@@ -332,7 +377,7 @@ service_account: {{ include "clincot.account" (dict "root" $ "which" "server") }
 {{- with (include "clincot.storageContainer" $) }}
 storage_container: {{ . }}
 {{- end }}
-replicas: {{ .replicas }}
+replicas: {{ int .replicas }}
 resources:
   {{- if eq .engine "vllm" }}
   {{- include "clincot.withGpus" (dict "resources" .resources "type" $.Values.pipeline.gpu.type "gpus" .gpus) | nindent 2 }}
@@ -342,11 +387,13 @@ resources:
 transformer_resources:
   {{- toYaml .frontResources | nindent 2 }}
 shm: {{ $.Values.servingRuntime.shm }}
-startup_s: {{ $.Values.servingRuntime.startupSeconds }}
-drain_s: {{ .drainSeconds }}
-grace_s: {{ .graceSeconds }}
-node_selector: {{ toJson .nodeSelector }}
-tolerations: {{ toJson (ternary .tolerations list (eq .engine "vllm")) }}
+startup_s: {{ int $.Values.servingRuntime.startupSeconds }}
+drain_s: {{ int .drainSeconds }}
+grace_s: {{ int .graceSeconds }}
+pod: {{ include "clincot.serverPod" $ }}
+{{- if eq .engine "vllm" }}
+vllm_args: {{ include "clincot.vllmArguments" (dict "gpus" .gpus "args" .args) }}
+{{- end }}
 {{- with $.Values.customCA.configMap }}
 ca_config_map: {{ . }}
 {{- end }}
@@ -363,7 +410,8 @@ proxies:
 {{- with .apiKeysSecret }}
 api_keys_secret: {{ . }}
 {{- end }}
-service_url: "http://{service}.{namespace}.svc.cluster.local"
+listen: {{ $.Values.listen | quote }}
+service_url: "http://{service}.{namespace}.svc.{{ $.Values.clusterDomain }}"
 {{- with .endpointUrl }}
 endpoint_url: {{ . | quote }}
 {{- end }}
@@ -437,6 +485,8 @@ task `train` would get without one. YAML. */}}
 {{- $job = set $job "service_account" (include "clincot.account" (dict "root" . "which" "trainer")) -}}
 {{- $labels := merge (dict "app.kubernetes.io/component" "trainer" "sidecar.istio.io/inject" "false") (include "clincot.labels" . | fromYaml) -}}
 {{- $job = set $job "pod_labels" (merge $labels .Values.pipeline.podLabels) -}}
+{{- $job = set $job "user" (int .Values.podSecurity.user) -}}
+{{- $job = set $job "group" (int .Values.podSecurity.group) -}}
 {{- $job = set $job "queue" .Values.pipeline.queue -}}
 {{- $job = set $job "timeout_s" (int (default $gpu.timeoutSeconds $node.timeout_s)) -}}
 {{- with (default $gpu.shm $node.shm) }}{{- $job = set $job "shm" . -}}{{- end -}}
@@ -456,7 +506,39 @@ without a GPU. JSON. */}}
 {{- $waiting = set $waiting "tolerations" (include "clincot.clusterTolerations" $cpu.tolerations | fromJsonArray) -}}
 {{- $stages = set $stages "train" (merge $waiting (pick (default dict (get $stages "train")) "timeout_s" "retries")) -}}
 {{- end -}}
+{{- range $name, $stage := $stages -}}
+{{- if and (gt (int $stage.count) 0) (not $stage.accelerator) -}}
+{{- $stages = set $stages $name (set $stage "accelerator" $.Values.pipeline.gpu.type) -}}
+{{- else if and (not (hasKey $stage "count")) (not $stage.accelerator) -}}
+{{- $stages = set $stages $name (omit $stage "accelerator") -}}
+{{- end -}}
+{{- end -}}
 {{- toJson $stages -}}
+{{- end }}
+
+{{/* Secrets of the run pods, as in cluster.yaml. YAML. */}}
+{{- define "clincot.runSecrets" -}}
+{{- with include "clincot.storeKeys" . | fromJson }}
+- name: {{ include "clincot.storeSecret" $ }}
+  env: {{ toJson . }}
+{{- end }}
+{{- with include "clincot.gitSecret" . }}
+- name: {{ . }}
+  env: {username: CLINCOT_GIT_USER, password: CLINCOT_GIT_TOKEN}
+  stages: [preflight, version]
+{{- end }}
+{{- range .Values.judges }}
+{{- if .apiKeySecret }}
+- name: {{ .apiKeySecret }}
+  env: {key: {{ include "clincot.judgeKeyEnv" . }}}
+  stages: [preflight, generate, judge]
+{{- end }}
+{{- end }}
+{{- with .Values.server.smokeKeySecret }}
+- name: {{ . }}
+  env: {key: CLINCOT_SMOKE_KEY}
+  stages: [deploy]
+{{- end }}
 {{- end }}
 
 {{/* cluster.yaml, which pipelines/cluster_settings.py reads. YAML. */}}
@@ -508,27 +590,8 @@ env:
   {{ $name }}: {{ $value | quote }}
   {{- end }}
 ca_config_map: {{ .Values.customCA.configMap | quote }}
-secrets:
-  - name: {{ include "clincot.storeSecret" . }}
-    env: {AWS_ACCESS_KEY_ID: AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY: AWS_SECRET_ACCESS_KEY}
-  {{- with include "clincot.gitSecret" . }}
-  - name: {{ . }}
-    env: {username: CLINCOT_GIT_USER, password: CLINCOT_GIT_TOKEN}
-    stages: [preflight, version]
-  {{- end }}
-  {{- range .Values.judges }}
-  {{- if .apiKeySecret }}
-  - name: {{ .apiKeySecret }}
-    env: {key: {{ include "clincot.judgeKeyEnv" . }}}
-    stages: [preflight, generate, judge]
-  {{- end }}
-  {{- end }}
-  {{- with .Values.server.smokeKeySecret }}
-  - name: {{ . }}
-    env: {key: CLINCOT_SMOKE_KEY}
-    stages: [deploy]
-  {{- end }}
-security: {user: 10001, group: 10001}
+secrets: {{ include "clincot.runSecrets" . | fromYamlArray | toJson }}
+security: {user: {{ int .Values.podSecurity.user }}, group: {{ int .Values.podSecurity.group }}}
 labels: {{ toJson (merge (dict "app.kubernetes.io/part-of" "clincot" "app.kubernetes.io/instance" .Release.Name "app.kubernetes.io/component" "run") .Values.pipeline.podLabels) }}
 annotations: {{ toJson .Values.pipeline.podAnnotations }}
 queue: {{ .Values.pipeline.queue | quote }}
@@ -584,18 +647,29 @@ helm.sh/hook-delete-policy: before-hook-creation,hook-succeeded
     {{- include "clincot.mounts" .root | nindent 4 }}
 {{- end }}
 
-{{/* Affinity of the policy's pods. The ServingRuntime has it, because a rollout's InferenceService does not set one. YAML. */}}
-{{- define "clincot.serverAffinity" -}}
-{{- if .Values.server.affinity -}}
-{{- toYaml .Values.server.affinity -}}
-{{- else if gt (int .Values.server.replicas) 1 -}}
-podAntiAffinity:
-  preferredDuringSchedulingIgnoredDuringExecution:
-    - weight: 100
-      podAffinityTerm:
-        topologyKey: kubernetes.io/hostname
-        labelSelector:
-          matchLabels:
-            clincot/service: {{ .Values.server.name }}
+{{/* Names of Jobs end with a digest of their pods, because the pods of a Job cannot be changed. */}}
+{{- define "clincot.rolloutName" -}}
+{{- printf "%s-rollout-%s" (include "clincot.fullname" .) (include "clincot.rolloutPod" . | sha256sum | trunc 10) -}}
+{{- end }}
+
+{{/* The settings of the policy's pods: server.pod, and the chart's own defaults. JSON. */}}
+{{- define "clincot.serverPod" -}}
+{{- $pod := deepCopy .Values.server.pod -}}
+{{- if and (not $pod.affinity) (gt (int .Values.server.replicas) 1) -}}
+{{- $term := dict "topologyKey" "kubernetes.io/hostname" "labelSelector" (dict "matchLabels" (dict "clincot/service" (include "clincot.serverName" .))) -}}
+{{- $preferred := list (dict "weight" 100 "podAffinityTerm" $term) -}}
+{{- $pod = set $pod "affinity" (dict "podAntiAffinity" (dict "preferredDuringSchedulingIgnoredDuringExecution" $preferred)) -}}
 {{- end -}}
+{{- if ne .Values.server.engine "vllm" -}}{{- $pod = omit $pod "tolerations" -}}{{- end -}}
+{{- $pod = set $pod "labels" (merge (dict) (default dict $pod.labels) (dict "sidecar.istio.io/inject" "false")) -}}
+{{- toJson $pod -}}
+{{- end }}
+
+{{/* Arguments of vLLM: the own ones, and tensor parallelism over the replica's GPUs unless they set it. {gpus, args}. JSON. */}}
+{{- define "clincot.vllmArguments" -}}
+{{- $args := default list .args -}}
+{{- if and (gt (int .gpus) 1) (not (regexMatch "--(tensor|pipeline|data)-parallel-size" (join " " $args))) -}}
+{{- $args = prepend $args (printf "--tensor-parallel-size=%d" (int .gpus)) -}}
+{{- end -}}
+{{- toJson $args -}}
 {{- end }}

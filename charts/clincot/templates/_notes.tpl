@@ -16,11 +16,11 @@ ClinCoT {{ .Chart.AppVersion }} is installed in the namespace {{ .Release.Namesp
               {{- if .Values.seaweedfs.enabled }}
               This is the SeaweedFS server of this release, which is for trials, not for production.
               {{- end }}
-  keys        {{ if .Values.store.existingSecret }}The store's keys are read from the Secret {{ .Values.store.existingSecret }}, which must exist in {{ $namespaces }}.{{ else }}The chart created the Secret {{ include "clincot.storeSecret" . }} with the store's keys in {{ $namespaces }}.{{ end }}
+  keys        {{ if .Values.store.workloadIdentity }}The pods read the store with the identities of their service accounts.{{ else if .Values.store.existingSecret }}The store's keys are read from the Secret {{ .Values.store.existingSecret }}, which must exist in {{ $namespaces }}.{{ else }}The chart created the Secret {{ include "clincot.storeSecret" . }} with the store's keys in {{ $namespaces }}.{{ end }}
   data        {{ if .Values.git.url }}Each round commits its preference data to {{ .Values.git.url }}.{{ else }}Rounds keep no version of their preference data; set git.url to a data repository to change this.{{ end }}
   judges      {{ if $judges }}The panel consists of {{ join ", " $judges }}.{{ else }}No judges are configured, but a round needs at least two; set judges or pipeline.recipe.{{ end }}
-  pipeline    {{ if .Values.pipeline.enabled }}{{ default (printf "%s-round" .Values.line) .Values.pipeline.name }} is uploaded to {{ include "clincot.kfpEndpoint" . }}{{ if .Values.pipeline.schedule.enabled }} and runs on the schedule "{{ .Values.pipeline.schedule.cron }}" (with seconds).{{ else }}; no recurring run is scheduled (pipeline.schedule.enabled).{{ end }}{{ else }}No pipeline is uploaded (pipeline.enabled is false).{{ end }}
-  endpoint    The model {{ .Values.server.name }} is served by {{ .Values.server.replicas }} replica{{ if gt (int .Values.server.replicas) 1 }}s{{ end }} with the engine {{ .Values.server.engine }}, after its first rollout.
+  pipeline    {{ if .Values.pipeline.enabled }}{{ include "clincot.pipelineName" . }} is uploaded to {{ include "clincot.kfpEndpoint" . }}{{ if .Values.pipeline.schedule.enabled }} and runs on the schedule "{{ .Values.pipeline.schedule.cron }}" (with seconds).{{ else }}; no recurring run is scheduled (pipeline.schedule.enabled).{{ end }}{{ else }}No pipeline is uploaded (pipeline.enabled is false).{{ end }}
+  endpoint    The model {{ include "clincot.serverName" . }} is served by {{ .Values.server.replicas }} replica{{ if gt (int .Values.server.replicas) 1 }}s{{ end }} with the engine {{ .Values.server.engine }}, after its first rollout.
 {{- $ownContainer := eq (include "clincot.storageContainer" .) (include "clincot.ownStorageContainer" .) }}
 {{- if and .Values.store.existingSecret (or .Values.customCA.configMap (not $ownContainer)) }}
 
@@ -49,7 +49,7 @@ Next steps:
 {{- if .Values.server.first.enabled }}
 
   # follow the rollout of the champion to the endpoint
-  kubectl -n {{ .Release.Namespace }} logs -f job/{{ $name }}-rollout-{{ .Release.Revision }}
+  kubectl -n {{ .Release.Namespace }} logs -f job/{{ include "clincot.rolloutName" . }}
 {{- else }}
 
   # upload a base model with `clincot pipeline put FOLDER s3://{{ .Values.store.bucket }}/models`, then serve the printed ADDRESS
@@ -66,5 +66,5 @@ and set the printed address, or enter an address in the Kubeflow UI for each run
 {{- end }}
 
 `helm uninstall` removes the recurring run, but models that rounds deployed keep serving. Delete them with
-  kubectl -n {{ .Release.Namespace }} delete inferenceservice,service -l clincot/service={{ .Values.server.name }}
+  kubectl -n {{ .Release.Namespace }} delete inferenceservice,service -l clincot/service={{ include "clincot.serverName" . }}
 {{- end }}

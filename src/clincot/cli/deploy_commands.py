@@ -175,10 +175,12 @@ def deploy_checkpoint(args: DeployArguments) -> int:
     if args.stop:
         print("\n".join(stop_all_servers(args.state)) or "nothing runs")
         return 0
+    if args.show_manifests and (args.abandon or args.rollback):
+        raise InvalidInput("--show-manifests changes nothing, so it cannot be combined with --rollback or --abandon")
     store, line, by = open_line(args, params)
     if args.abandon:
         return _abandon(args, store, line, by)
-    if args.base:
+    if args.base and not args.show_manifests:
         _start_line(args, params, store, line, by)
     settings = _read_deploy_config(args, params)
     service = _load_service(args)

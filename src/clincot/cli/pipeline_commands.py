@@ -281,6 +281,13 @@ class ScheduleArguments(PlanArguments, ConnectionArguments):
     remove: Annotated[bool, typer.Option("--remove", help="Remove the recurring run instead, and every older one.")] = (
         False
     )
+    missing_ok: Annotated[
+        bool,
+        typer.Option(
+            "--missing-ok",
+            help="With --remove: succeed if the host of Kubeflow Pipelines does not exist, as after its removal.",
+        ),
+    ] = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -399,9 +406,17 @@ def submit(args: SubmitArguments) -> int:
 
 def schedule(args: ScheduleArguments) -> int:
     """Keep exactly one recurring run, with the settings given here."""
-    connection = _connect(args)
+    _require_kfp()
+    from clincot.pipelines.client import PipelinesAbsent
     from clincot.pipelines.recurring import RunSchedule, delete_recurring_runs, reconcile_recurring_run
 
+    try:
+        connection = _connect(args)
+    except PipelinesAbsent as error:
+        if not (args.remove and args.missing_ok):
+            raise
+        print(f"no recurring run: {error}")
+        return 0
     if args.remove:
         print("\n".join(delete_recurring_runs(connection)) or "no recurring run")
         return 0

@@ -229,16 +229,26 @@ class JsonClient:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         self._http.close()
 
-    def request_json(self, method: str, url: str, reply: type[M], *, expected: str, payload: Any = None) -> M:
+    def request_json(
+        self,
+        method: str,
+        url: str,
+        reply: type[M],
+        *,
+        expected: str,
+        payload: Any = None,
+        timeout_s: float | None = None,
+    ) -> M:
         """Send one request and parse its reply as `reply`. Raises HttpFailure.
 
-        expected: a description of the expected reply, for the message.
+        expected: a description of the expected reply, for the message. timeout_s: instead of the client's.
         """
         request = f"{method} {url}"
+        timeout_s = self._timeout_s if timeout_s is None else timeout_s
         try:
-            status, headers, body = self._send_request(method, url, payload)
+            status, headers, body = self._send_request(method, url, payload, timeout_s)
         except httpx.TimeoutException as error:
-            actual = f"no complete reply within {self._timeout_s:g} s"
+            actual = f"no complete reply within {timeout_s:.3g} s"
             unconnected = isinstance(error, httpx.ConnectTimeout)
             raise self.build_error(
                 request, expected, actual, transient=True, away=unconnected, fatal=unconnected
@@ -250,12 +260,12 @@ class JsonClient:
             raise self.build_error(
                 request, expected, actual, transient=passes, away=cut and passes, fatal=unconnected
             ) from None
-        if status != 200:
+        if status not in (200, 201):
             raise self._build_status_error(request, expected, status, headers, body)
         try:
             content = json.loads(body)
         except (ValueError, RecursionError):  # not JSON or not UTF-8, a number of 5000 digits; nested too deeply
-            actual = "HTTP 200 with a body that is not JSON"  # perhaps the page of a proxy
+            actual = f"HTTP {status} with a body that is not JSON"  # perhaps the page of a proxy
             raise self.build_error(request, expected, actual, body, transient=True) from None
         try:
             return reply.model_validate(content)
@@ -295,10 +305,10 @@ class JsonClient:
             return self.build_error(request, expected, f"HTTP {status}: {reason}", **facts)
         return self.build_error(request, expected, f"HTTP {status}", body, **facts)
 
-    def _send_request(self, method: str, url: str, payload: Any) -> tuple[int, httpx.Headers, bytes]:
+    def _send_request(self, method: str, url: str, payload: Any, timeout_s: float) -> tuple[int, httpx.Headers, bytes]:
         """Return status, headers and body. The timeout covers the whole reply; httpx's own covers each read."""
         given_up_at, headers = _REQUEST_LIMITS.get()
-        deadline = min(time.monotonic() + self._timeout_s, given_up_at)
+        deadline = min(time.monotonic() + timeout_s, given_up_at)
         timeout, body = max(0.001, deadline - time.monotonic()), bytearray()
         with self._http.stream(method, url, json=payload, headers=headers, timeout=timeout) as response:
             for chunk in response.iter_bytes():

@@ -24,6 +24,7 @@ TAG_ROUTING_ANNOTATION = "serving.kserve.io/enable-tag-routing"
 REPLICAS_ANNOTATION = (
     "clincot/replicas"  # annotation, while a canary exists: replicas of the stable predictor without it
 )
+INSTANCE_LABEL = "app.kubernetes.io/instance"
 SERVICE_LABEL = "clincot/service"  # label of all objects of a service, including its pods
 DIGEST_ANNOTATION = "clincot/checkpoint"  # annotation: the checkpoint of the last finished rollout
 MODELS_PATH = "/mnt/models"  # where KServe's storage initializer downloads the checkpoint to
@@ -75,6 +76,7 @@ def build_inference_service(settings: ServiceSettings, digest: str, uri: str, *,
         if mode == "Standard":
             spec["transformer"] |= _build_grace_period(settings)
             _add_pre_stop(transformer, f"sleep {settings.drain_s}")
+        spec["transformer"] = _apply_pod_settings(settings, spec["transformer"])
     return {
         "apiVersion": f"{GROUP}/{VERSION}",
         "kind": "InferenceService",
@@ -93,12 +95,13 @@ def build_labels(settings: ServiceSettings) -> dict[str, str]:
 
     The chart's network policies, disruption budgets and monitors select by them.
     """
-    return {
+    labels = {
         "app.kubernetes.io/managed-by": "clincot",
         "app.kubernetes.io/part-of": "clincot",
         "app.kubernetes.io/component": "server",
         SERVICE_LABEL: settings.name,
     }
+    return labels | ({INSTANCE_LABEL: settings.instance} if settings.instance else {})
 
 
 def count_canary_replicas(replicas: int, percent: int) -> int:
@@ -149,7 +152,11 @@ def build_predictor(settings: ServiceSettings, digest: str, uri: str, *, mode: s
         out["containers"] = transformers
     if settings.storage_container:
         out["storageContainerName"] = settings.storage_container
-    return out
+    return _apply_pod_settings(settings, out)
+
+
+def _apply_pod_settings(settings: ServiceSettings, component: Json) -> Json:
+    return settings.pod.apply_to_spec(component, {SERVICE_LABEL: settings.name})
 
 
 def _build_vllm_model(settings: ServiceSettings, uri: str, port: int) -> Json:
@@ -197,7 +204,7 @@ def _build_transformer(settings: ServiceSettings, *args: str, name: str) -> Json
         "args": [
             "serve",
             f"--checkpoint={MODELS_PATH}",
-            "--host=0.0.0.0",
+            f"--host={settings.listen}",
             f"--port={PORT}",
             f"--model_name={settings.name}",
             f"--set=grace_s={settings.grace_s}",
@@ -232,10 +239,6 @@ def _build_pod_fields(settings: ServiceSettings) -> Json:
     pod: Json = {"volumes": volumes, "automountServiceAccountToken": False}  # servers do not use the Kubernetes API
     if settings.service_account:
         pod["serviceAccountName"] = settings.service_account
-    if settings.node_selector:
-        pod["nodeSelector"] = dict(settings.node_selector)
-    if settings.tolerations:
-        pod["tolerations"] = [dict(toleration) for toleration in settings.tolerations]
     return pod
 
 

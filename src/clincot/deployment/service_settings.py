@@ -14,6 +14,7 @@ from pydantic import Field, model_validator
 
 from clincot.config import FrozenConfig, ServeConfig, parse_config, read_settings
 from clincot.config.server_settings import ServeSettings
+from clincot.deployment.pod_settings import PodSettings
 from clincot.jsonl import InvalidRecord
 
 ResourceRequirements = dict[Literal["requests", "limits"], dict[str, str]]
@@ -29,6 +30,10 @@ class ServiceSettings(FrozenConfig):
         str, Field(pattern=r"^[a-z]([-a-z0-9]{0,36}[a-z0-9])?$", description="Name of the InferenceService.")
     ] = "clincot"
     namespace: Name = "default"
+    instance: Annotated[
+        str,
+        Field(description="Release whose network policies and monitors select the service; empty: none."),
+    ] = ""
     mode: Annotated[
         Literal["auto", "standard", "knative", "blue-green"],
         Field(description="How traffic is moved; auto chooses by what the cluster supports."),
@@ -66,6 +71,9 @@ class ServiceSettings(FrozenConfig):
             description="A ClusterStorageContainer with enough memory for the checkpoint; KServe's default has 1 Gi."
         ),
     ] = ""
+    listen: Annotated[
+        Literal["0.0.0.0", "::"], Field(description="Address on which servers listen; :: in clusters with IPv6 only.")
+    ] = "0.0.0.0"
     replicas: Annotated[int, Field(ge=1)] = 1
     resources: ResourceRequirements = Field(
         default={"requests": {"cpu": "4", "memory": "32Gi"}, "limits": {"memory": "32Gi", "nvidia.com/gpu": "1"}}
@@ -81,8 +89,9 @@ class ServiceSettings(FrozenConfig):
     grace_s: Annotated[
         int, Field(ge=1, description="Seconds for accepted requests to finish after that; at least deadline_s.")
     ] = 75
-    node_selector: dict[str, str] = Field(default={})
-    tolerations: tuple[dict[str, str | int], ...] = ()
+    pod: Annotated[PodSettings, Field(description="Placement, environment, volumes and security of the pods.")] = (
+        PodSettings()
+    )
     ca_config_map: Annotated[
         str, Field(description="ConfigMap with all trusted CAs in cabundle.crt (KServe's file name).")
     ] = ""

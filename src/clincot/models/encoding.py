@@ -212,6 +212,10 @@ class ConversationEncoder:
         types = self._find_types(ids, actions) if self.type_key else ()
         return _EncodedText(ids, actions, types)
 
+    def has_control_words(self, conversation: Conversation) -> bool:
+        """Whether a turn contains a control word of the tokenizer as text, which is spelled out here."""
+        return any(self._hide_control_words(turn.text) != turn.text for turn in conversation)
+
     def _count_image_ids(self, text: str) -> int:
         """How many image tokens the text of a picture has."""
         return sum(token in self.image_ids for token in self._tokenize_text(text)[0])

@@ -188,3 +188,8 @@ class RelevancePolicy(Policy, Protocol):
         looks like the mean of the last pictures of all conversations.
         """
         ...
+
+
+def has_gradients(policy: Policy) -> TypeGuard[RelevancePolicy]:
+    """Whether a policy computes relevance maps; one behind a server does not."""
+    return hasattr(policy, "compute_relevance")

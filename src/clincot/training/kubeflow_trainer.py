@@ -25,7 +25,6 @@ from clincot.training.trainjob_watch import run_train_job
 TRAINJOB_GROUP, TRAINJOB_VERSION, TRAINJOB_PLURAL = "trainer.kubeflow.org", "v1alpha1", "trainjobs"
 NODE_NAME = "node"  # replicated job and container of the runtime torch-distributed
 _PATCH_MANAGER = "clincot.io/training"  # Trainer's webhook requires a domain-prefixed path
-RUN_AS_USER = 10001  # the user of the container images
 
 Json = dict[str, Any]
 
@@ -145,13 +144,7 @@ def _build_runtime_patch(settings: TrainJobSettings) -> Json:
             }
         ],
         # required by Pod Security "restricted"; the user is that of the images (Dockerfile), the group owns the volume
-        "securityContext": {
-            "runAsNonRoot": True,
-            "runAsUser": RUN_AS_USER,
-            "runAsGroup": RUN_AS_USER,
-            "fsGroup": RUN_AS_USER,
-            "seccompProfile": {"type": "RuntimeDefault"},
-        },
+        "securityContext": {"runAsNonRoot": True, "seccompProfile": {"type": "RuntimeDefault"}, **_build_user(settings)},
     }
     # `automountServiceAccountToken` is no field of a patch; the account decides whether its token is mounted.
     optional = {
@@ -169,6 +162,12 @@ def _build_runtime_patch(settings: TrainJobSettings) -> Json:
         "manager": _PATCH_MANAGER,
         "trainingRuntimeSpec": {"template": {"spec": {"replicatedJobs": [replicated]}}},
     }
+
+
+def _build_user(settings: TrainJobSettings) -> Json:
+    if not settings.user:
+        return {}
+    return {"runAsUser": settings.user, "runAsGroup": settings.group, "fsGroup": settings.group}
 
 
 def list_job_permissions(settings: TrainJobSettings) -> list[Permission]:

@@ -57,6 +57,8 @@ class TrainJobSettings(FrozenConfig):
     node_selector: dict[str, str] = Field(default={})
     tolerations: tuple[dict[str, str | int], ...] = ()
     service_account: str = ""
+    user: Annotated[int, Field(ge=0, description="User of the pods; 0: the platform assigns one.")] = 10001
+    group: Annotated[int, Field(ge=0, description="Group of the pods, which owns the volume.")] = 10001
     pod_labels: Annotated[
         dict[str, str], Field(description="Labels of the job and its pods, which network policies select.")
     ] = Field(default={})

@@ -16,6 +16,7 @@ _FILES = {  # kind: (file, version)
     "TrainJob": ("trainer.kubeflow.org_trainjobs", "v1alpha1"),
     "ScaledObject": ("keda.sh_scaledobjects", "v1alpha1"),
     "ServiceMonitor": ("monitoring.coreos.com_servicemonitors", "v1"),
+    "HTTPRoute": ("gateway.networking.k8s.io_httproutes", "v1"),
     "PrometheusRule": ("monitoring.coreos.com_prometheusrules", "v1"),
 }
 KINDS = frozenset(_FILES)

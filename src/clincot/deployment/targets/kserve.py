@@ -178,6 +178,7 @@ class KServeTarget(ABC):
             return self.cluster.request_text("GET", path, timeout_s=_METRICS_TIMEOUT_S)
         url = url or f"http://{{pod_ip}}:{_METRICS_PORT}/metrics"
         address = pod.get("status", {}).get("podIP", "")
+        address = f"[{address}]" if ":" in address else address  # IPv6
         return get_text(url.format(pod_ip=address, pod=name, namespace=namespace), "", _METRICS_TIMEOUT_S)
 
     def _look_at_pods(self) -> None:

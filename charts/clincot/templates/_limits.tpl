@@ -1,0 +1,59 @@
+{{/* Numbers that contradict each other: requests above limits, waits that outlast tasks, tasks that share a disk. */}}
+
+{{/* A Kubernetes quantity as a number: "500m" is 0.5. */}}
+{{- define "clincot.quantity" -}}
+{{- $number := regexFind "^[0-9.]+" (toString .) -}}
+{{- $factors := dict "" 1.0 "m" 0.001 "k" 1e3 "M" 1e6 "G" 1e9 "T" 1e12 "P" 1e15 "E" 1e18 "Ki" 1024.0 "Mi" 1048576.0 "Gi" 1073741824.0 "Ti" 1099511627776.0 "Pi" 1125899906842624.0 "Ei" 1152921504606846976.0 -}}
+{{- mulf (float64 $number) (get $factors (trimPrefix $number (toString .))) -}}
+{{- end }}
+
+{{/* A line for each request above its limit, anywhere in the values. {in, path} */}}
+{{- define "clincot.requestsAboveLimits" -}}
+{{- $path := .path -}}
+{{- if kindIs "map" .in -}}
+{{- $requests := get .in "requests" -}}
+{{- $limits := get .in "limits" -}}
+{{- if and (kindIs "map" $requests) (kindIs "map" $limits) -}}
+{{- range $name, $request := $requests -}}
+{{- $limit := get $limits $name -}}
+{{- if $limit -}}
+{{- if gt (include "clincot.quantity" $request | float64) (include "clincot.quantity" $limit | float64) -}}
+{{- printf "\n- %s: the request of %s, %v, is above its limit, %v" $path $name $request $limit -}}
+{{- end -}}
+{{- end -}}
+{{- end -}}
+{{- end -}}
+{{- range $key, $value := .in -}}
+{{- include "clincot.requestsAboveLimits" (dict "in" $value "path" (trimPrefix "." (printf "%s.%s" $path $key))) -}}
+{{- end -}}
+{{- else if kindIs "slice" .in -}}
+{{- range $index, $value := .in -}}
+{{- include "clincot.requestsAboveLimits" (dict "in" $value "path" (printf "%s[%d]" $path $index)) -}}
+{{- end -}}
+{{- end -}}
+{{- end }}
+
+{{/* A line for each contradiction. */}}
+{{- define "clincot.limitProblems" -}}
+{{- $values := omit (deepCopy .Values) "extraObjects" -}}
+{{- include "clincot.requestsAboveLimits" (dict "in" $values "path" "") -}}
+{{- $pipeline := .Values.pipeline -}}
+{{- $timeouts := dict "pipeline.cpu.timeoutSeconds" $pipeline.cpu.timeoutSeconds "pipeline.gpu.timeoutSeconds" $pipeline.gpu.timeoutSeconds -}}
+{{- range $name, $stage := $pipeline.stages -}}
+{{- if hasKey $stage "timeout_s" -}}{{- $timeouts = set $timeouts (printf "pipeline.stages.%s.timeout_s" $name) $stage.timeout_s -}}{{- end -}}
+{{- end -}}
+{{- range $name, $seconds := $timeouts -}}
+{{- if ge (int $pipeline.waitSeconds) (int $seconds) -}}
+{{- printf "\n- %s is %d, so the task would be stopped before it could say what it waits for; expected more than pipeline.waitSeconds, %d" $name (int $seconds) (int $pipeline.waitSeconds) -}}
+{{- end -}}
+{{- end -}}
+{{- $pinned := and (hasKey $pipeline.cpu.nodeSelector "kubernetes.io/hostname") (hasKey $pipeline.gpu.nodeSelector "kubernetes.io/hostname") -}}
+{{- if and (include "clincot.cacheClaim" .) (ne $pipeline.cache.accessMode "ReadWriteMany") (not $pinned) (gt (int $pipeline.parallelShards) 1) -}}
+{{- printf "\n- pipeline.parallelShards is %d, but only one node can mount the cache with access mode %s; expected ReadWriteMany, at most 1, or node selectors of one host (kubernetes.io/hostname)" (int $pipeline.parallelShards) $pipeline.cache.accessMode -}}
+{{- end -}}
+{{- $judges := list -}}
+{{- range .Values.judges -}}
+{{- if has .name $judges -}}{{- printf "\n- judges: the name %s is there twice" .name -}}{{- end -}}
+{{- $judges = append $judges .name -}}
+{{- end -}}
+{{- end }}

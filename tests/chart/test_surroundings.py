@@ -1,0 +1,90 @@
+"""Stores without keys, proxies, cluster domains, IPv6 and addresses of models, in every object of a release."""
+
+from __future__ import annotations
+
+import json
+
+import yaml
+
+from tests.chart.rendering import containers, of_kind, pods, rendered, settings_of, template
+
+IDENTITY = ("--set", "store.existingSecret=,store.workloadIdentity=true")
+ROLE = "eks\\.amazonaws\\.com/role-arn"
+ACCOUNTS = ("runner", "deployer", "server", "scheduler", "store")
+
+
+def test_identities_replace_keys() -> None:
+    """No pod, run or account refers to a Secret with keys; every account takes the cloud's annotation."""
+    roles = ",".join(f"serviceAccounts.annotations.{name}.{ROLE}=arn:{name}" for name in ACCOUNTS)
+    objects = rendered("production", *IDENTITY, "--set", roles)
+    assert "AWS_ACCESS_KEY_ID" not in yaml.safe_dump_all(objects)
+    assert not of_kind(objects, "Secret", "clincot-store")
+    accounts = {one["metadata"]["name"]: one for one in of_kind(objects, "ServiceAccount")}
+    for name in ACCOUNTS:
+        account = accounts[f"clincot-{name}"]
+        assert account["metadata"]["annotations"]["eks.amazonaws.com/role-arn"] == f"arn:{name}"
+        assert "secrets" not in account
+    both = template("--set", "store.existingSecret=s3,store.workloadIdentity=true")
+    assert "store.workloadIdentity needs no keys" in both.stderr
+
+
+def test_keys_of_an_existing_secret_have_any_name() -> None:
+    names = "store.secretKeys.accessKey=username,store.secretKeys.secretKey=password"
+    objects = rendered("production", "--set", names)
+    (secret, *_) = yaml.safe_load(settings_of(objects)["cluster.yaml"])["secrets"]
+    assert secret["env"] == {"username": "AWS_ACCESS_KEY_ID", "password": "AWS_SECRET_ACCESS_KEY"}
+    for name, pod in pods(objects):
+        for container in containers(pod):
+            keys = [one for one in container.get("env", ()) if "ACCESS_KEY" in one["name"]]
+            if container["name"] != "storage-initializer":  # KServe's
+                assert {one["valueFrom"]["secretKeyRef"]["key"] for one in keys} <= {"username", "password"}, name
+
+
+def test_the_proxy_is_not_asked_for_the_clusters_own_names() -> None:
+    """Short names of Services and the API server's address, which Kubernetes fills in, are excepted everywhere."""
+    objects = rendered("production", "--set", "proxy.https=http://proxy.hospital.example:3128")
+    settings = settings_of(objects)
+    excepted = {yaml.safe_load(settings["cluster.yaml"])["env"]["NO_PROXY"]}
+    excepted.add(yaml.safe_load(settings["service.yaml"])["proxies"]["NO_PROXY"])
+    for name, pod in pods(objects):
+        own = [one for one in containers(pod) if one["name"] != "storage-initializer"]
+        variables = [{one["name"]: one.get("value") for one in container["env"]} for container in own]
+        assert all(one["HTTPS_PROXY"] == "http://proxy.hospital.example:3128" for one in variables), name
+        excepted |= {str(one["NO_PROXY"]) for one in variables}
+    (only,) = excepted
+    assert {".svc", ".kubeflow", ".clincot", ".clincot-runs", "$(KUBERNETES_SERVICE_HOST)"} <= set(only.split(","))
+
+
+def test_the_domain_of_the_cluster_is_a_value() -> None:
+    domain = ("--set", "clusterDomain=corp.internal", "--set", "proxy.https=http://proxy:3128")
+    for profile in ("trial", "production"):
+        text = yaml.safe_dump_all(rendered(profile, *domain))
+        assert "svc.corp.internal" in text
+        assert "cluster.local" not in text
+
+
+def test_servers_listen_on_ipv6() -> None:
+    flags = ("--set", "listen=::", "--set", "monitoring.serviceMonitor=true")
+    judge = ("--set-json", 'judges=[{"name":"med","modelUri":"s3://m/med"}]')
+    for engine in ("vllm", "clincot"):
+        text = yaml.safe_dump_all(rendered("trial", *flags, *judge, "--set", f"server.engine={engine}"))
+        assert "0.0.0.0" not in text.replace("0.0.0.0/0", "")
+        assert text.count("--host=::") >= 2
+
+
+def test_models_come_from_every_kind_of_address() -> None:
+    """KServe's storage initializer downloads s3, gs and hf; oci is an image and pvc a volume."""
+    uris = {name: f"{name}://models/med" for name in ("s3", "gs", "hf", "oci", "pvc")}
+    judges = [{"name": name, "modelUri": uri} for name, uri in uris.items()]
+    objects = rendered("default", "--set-json", f"judges={json.dumps(judges)}")
+    (container,) = of_kind(objects, "ClusterStorageContainer")
+    prefixes = {one["prefix"] for one in container["spec"]["supportedUriFormats"]}
+    for one in of_kind(objects, "InferenceService"):
+        predictor = one["spec"]["predictor"]
+        uri = predictor["model"]["storageUri"]
+        downloaded = uri.partition("://")[0] in ("s3", "gs", "hf")
+        assert ("storageContainerName" in predictor) is (uri in prefixes) is downloaded, uri
+    assert len(of_kind(objects, "InferenceService")) == len(uris)
+    assert template(
+        "--set", "store.existingSecret=s3", "--set-json", 'judges=[{"name":"a","modelUri":"ftp://x"}]'
+    ).stderr

@@ -1,0 +1,147 @@
+"""The release workflow's own steps run here; what needs a registry is checked as text."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tarfile
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from tests.chart.binaries import binary
+from tests.chart.rendering import run
+
+ROOT = Path(__file__).parents[2]
+SCRIPT = ROOT / "scripts" / "release.sh"
+WORKFLOWS = ROOT / ".github" / "workflows"
+DIGESTS = {"cpu": "sha256:" + "1" * 64, "serve": "sha256:" + "2" * 64, "cuda": "sha256:" + "3" * 64}
+LOCKED = ("checkov", "clients", "cuda")
+
+
+def release(*words: str, cwd: Path = ROOT, **environment: str) -> subprocess.CompletedProcess[str]:
+    found = os.environ | {"PYTHON": sys.executable} | environment
+    return subprocess.run(
+        [str(cwd / "scripts" / "release.sh"), *words], cwd=cwd, env=found, capture_output=True, text=True, check=False
+    )
+
+
+def read_workflow(name: str) -> Any:
+    return yaml.safe_load((WORKFLOWS / name).read_text())
+
+
+def list_steps(workflow: Any) -> list[Any]:
+    return [step for job in workflow["jobs"].values() for step in job["steps"]]
+
+
+@pytest.mark.slow
+def test_the_wheel_is_built_and_runs(tmp_path: Path) -> None:
+    done = release("wheel", str(tmp_path))
+    assert done.returncode == 0, done.stderr
+    (wheel,) = tmp_path.glob("*.whl")
+    assert done.stdout == f"wheel: {wheel}\n"
+
+
+@pytest.mark.parametrize("helm", ["3", "4"])
+def test_the_packaged_chart_names_images_by_digest(helm: str, tmp_path: Path) -> None:
+    run("helm", helm, "version")  # skips the test if there is no Helm
+    given = [f"{name}={digest}" for name, digest in DIGESTS.items()]
+    done = release("chart", str(tmp_path), "ghcr.io/acme", *given, HELM=str(binary("helm", helm)))
+    assert done.returncode == 0, done.stderr
+    (package,) = tmp_path.glob("clincot-*.tgz")
+    with tarfile.open(package) as archive:
+        member = archive.extractfile("clincot/values.yaml")
+        assert member is not None
+        images = yaml.safe_load(member.read())["image"]
+    for name, digest in DIGESTS.items():
+        assert images[name] == {"repository": f"ghcr.io/acme/clincot-{name}", "tag": "", "digest": digest}
+
+
+def test_a_digest_has_64_digits(tmp_path: Path) -> None:
+    done = release("chart", str(tmp_path), "ghcr.io/acme", "cpu=sha256:12", HELM="false")
+    assert done.returncode == 1
+    assert "cpu: expected sha256: and 64 hexadecimal digits, got sha256:12" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("file", "old", "new", "message"),
+    [
+        ("charts/clincot/Chart.yaml", "version: 0.1.0", "version: 0.2.0", "Chart.yaml has the version 0.2.0"),
+        ("Dockerfile", "ARG VERSION=0.1.0", "ARG VERSION=0.0.9", "ARG VERSION=0.0.9"),
+        ("Dockerfile", "FROM base AS cuda\n", "FROM base AS gpu\n", "the Dockerfile has no target cuda"),
+    ],
+)
+def test_versions_that_disagree_stop_a_release(file: str, old: str, new: str, message: str, tmp_path: Path) -> None:
+    for name in ("pyproject.toml", "Dockerfile", "CHANGELOG.md", "charts/clincot/Chart.yaml", "scripts/release.sh"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(ROOT / name, tmp_path / name)
+    assert release("check", cwd=tmp_path).stdout == "check: 0.1.0\n"
+    text = (tmp_path / file).read_text()
+    assert old in text
+    (tmp_path / file).write_text(text.replace(old, new))
+    done = release("check", cwd=tmp_path)
+    assert done.returncode == 1
+    assert message in done.stderr
+
+
+def test_a_tag_is_that_of_the_version_and_has_notes() -> None:
+    assert "the tag is v9.9, but pyproject.toml has the version" in release("check", "v9.9").stderr
+    assert "CHANGELOG.md has no section 0.1.0" in release("check", "v0.1.0").stderr  # still under Unreleased
+
+
+def test_the_workflow_runs_the_steps_of_the_script() -> None:
+    workflow = read_workflow("release.yaml")
+    commands = re.findall(r"scripts/release\.sh (\w+)", " ".join(step.get("run", "") for step in list_steps(workflow)))
+    assert commands == ["check", "wheel", "chart"]
+    dry = (ROOT / "Makefile").read_text().partition("release-dry-run: ")[2].partition("\n\n")[0]
+    assert re.findall(r"scripts/release\.sh (\w+)", dry) == commands
+    targets = release("targets").stdout.split()
+    assert workflow["jobs"]["image"]["strategy"]["matrix"]["target"] == targets
+    assert set(targets) == set(DIGESTS)
+
+
+def test_everything_that_is_released_is_signed() -> None:
+    """Wheel, images and chart, by the identity of the workflow; images have SBOM and provenance."""
+    jobs = read_workflow("release.yaml")["jobs"]
+    for name, job in jobs.items():
+        assert job["permissions"]["id-token"] == "write", name
+        assert any("cosign sign" in step.get("run", "") for step in job["steps"]), name
+    (build,) = [step["run"] for step in jobs["image"]["steps"] if "buildx build" in step.get("run", "")]
+    assert "--provenance mode=max --sbom true" in build
+    assert 'BASE_IMAGE=$base@$digest"' in build  # the base by digest
+    names = [step.get("uses", "").partition("@")[0] for step in jobs["image"]["steps"]]
+    assert "aquasecurity/trivy-action" in names
+
+
+@pytest.mark.parametrize("path", sorted(WORKFLOWS.glob("*.yaml")), ids=lambda path: path.name)
+def test_workflows_pin_actions_and_ask_for_little(path: Path) -> None:
+    workflow = yaml.safe_load(path.read_text())
+    assert workflow["permissions"] == {"contents": "read"}
+    for step in list_steps(workflow):
+        if "uses" in step:
+            assert re.fullmatch(r"[\w.-]+/[\w.-]+@[0-9a-f]{40}", step["uses"]), step["uses"]
+        assert "${{" not in step.get("run", ""), "expressions reach scripts through env only"
+
+
+def list_pins(path: Path) -> dict[str, str]:
+    lines = [line for line in path.read_text().splitlines() if "==" in line and not line.startswith(("#", " "))]
+    pins = (line.partition(";")[0].split()[0].split("==") for line in lines)
+    return {re.sub(r"[-_.]+", "-", name).lower(): version for name, version in pins}
+
+
+@pytest.mark.parametrize("name", LOCKED)
+def test_locks_have_a_hash_for_every_pin(name: str) -> None:
+    lock = ROOT / "locks" / f"{name}.txt"
+    assert list_pins(lock) == list_pins(ROOT / f"requirements-{name}.txt"), "run make locks"
+    blocks = re.split(r"\n(?=\S)", lock.read_text())
+    assert all("--hash=sha256:" in block for block in blocks if not block.startswith("#"))
+
+
+def test_dependabot_watches_packages_actions_and_images() -> None:
+    updates = yaml.safe_load((ROOT / ".github" / "dependabot.yml").read_text())["updates"]
+    assert {one["package-ecosystem"] for one in updates} == {"pip", "github-actions", "docker"}
