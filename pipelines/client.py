@@ -179,7 +179,8 @@ def connect_pipelines(  # noqa: PLR0913 (one keyword per command-line option)
 def _find_proxy(endpoint: str) -> str | None:
     """Return the proxy that HTTPS_PROXY, HTTP_PROXY and NO_PROXY name for the endpoint; kfp's client reads none."""
     url = httpx.URL(endpoint)
-    if urllib.request.proxy_bypass_environment(url.netloc.decode("ascii")):
+    # documented in urllib.request, but absent from typeshed
+    if urllib.request.proxy_bypass_environment(url.netloc.decode("ascii")):  # type: ignore[attr-defined]
         return None
     return urllib.request.getproxies_environment().get(url.scheme)
 

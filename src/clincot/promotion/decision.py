@@ -68,6 +68,7 @@ def decide_from_files(config: DecideConfig, inputs: Mapping[str, Path], digests:
     ledger = Ledger()
     if "ledger" in inputs:
         ledger = problems.read_or_note("ledger", lambda: read_ledger(inputs["ledger"]), ledger)
+    no_findings: list[GateFinding] = []
     case = gate.Comparison(
         champion=_first_policy(outcomes["champion"], "champion"),
         challenger=_first_policy(outcomes["challenger"], "challenger"),
@@ -79,7 +80,7 @@ def decide_from_files(config: DecideConfig, inputs: Mapping[str, Path], digests:
         ledger=ledger,
         findings=[
             *_collect_findings(config, inputs, benchmark, problems),
-            *problems.read_or_note("judges' reports", partial(_check_graders, inputs, outcomes), []),
+            *problems.read_or_note("judges' reports", partial(_check_graders, inputs, outcomes), no_findings),
         ],
         problems=problems.problems,
         inputs={name: digest for name, digest in digests.items() if name != "ledger"},

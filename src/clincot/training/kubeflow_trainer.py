@@ -144,7 +144,11 @@ def _build_runtime_patch(settings: TrainJobSettings) -> Json:
             }
         ],
         # required by Pod Security "restricted"; the user is that of the images (Dockerfile), the group owns the volume
-        "securityContext": {"runAsNonRoot": True, "seccompProfile": {"type": "RuntimeDefault"}, **_build_user(settings)},
+        "securityContext": {
+            "runAsNonRoot": True,
+            "seccompProfile": {"type": "RuntimeDefault"},
+            **_build_user(settings),
+        },
     }
     # `automountServiceAccountToken` is no field of a patch; the account decides whether its token is mounted.
     optional = {
