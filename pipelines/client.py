@@ -21,7 +21,6 @@ import urllib3
 from kfp_server_api import ApiException
 from kfp_server_api.rest import RESTClientObject
 
-from clincot.clients.http import parse_retry_after
 from clincot.errors import InvalidInput, UserError
 from clincot.pipelines.ownership import Owner
 from clincot.waiting import (
@@ -31,6 +30,7 @@ from clincot.waiting import (
     is_unknown_host,
     is_wrong_certificate,
     iter_causes,
+    parse_retry_after,
 )
 
 POD_TOKEN = Path("/var/run/secrets/kubeflow/pipelines/token")  # where Kubeflow's documentation mounts it
@@ -179,7 +179,8 @@ def connect_pipelines(  # noqa: PLR0913 (one keyword per command-line option)
 def _find_proxy(endpoint: str) -> str | None:
     """Return the proxy that HTTPS_PROXY, HTTP_PROXY and NO_PROXY name for the endpoint; kfp's client reads none."""
     url = httpx.URL(endpoint)
-    if urllib.request.proxy_bypass(url.netloc.decode("ascii")):
+    # documented in urllib.request, but absent from typeshed
+    if urllib.request.proxy_bypass_environment(url.netloc.decode("ascii")):  # type: ignore[attr-defined]
         return None
     return urllib.request.getproxies_environment().get(url.scheme)
 
@@ -243,9 +244,9 @@ def _name_service(endpoint: str) -> str:
 def _find_outage(error: BaseException, *, repeatable: bool = True) -> Outage | None:
     """Return why a request failed, if the server is away."""
     if isinstance(error, ApiException):
-        asked = str((error.headers or {}).get("Retry-After", ""))
+        asked_s = parse_retry_after((error.headers or {}).get("Retry-After", ""))
         passes = is_passing_status(error.status) if repeatable else error.status in (429, 502, 503)
-        return Outage(f"HTTP {error.status}", float(asked) if asked.isdigit() else None) if passes else None
+        return Outage(f"HTTP {error.status}", asked_s) if passes else None
     if isinstance(error, _ServerError):
         return Outage(str(error), parse_retry_after(error.reply.headers.get("Retry-After", "")))
     if not isinstance(error, (urllib3.exceptions.HTTPError, httpx.HTTPError, ConnectionError)):

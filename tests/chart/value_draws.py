@@ -1,7 +1,7 @@
 """Draw values of the chart from its schema: valid ones at random places, and wrong ones of every kind.
 
-A draw changes the values of a profile at a few places. Texts are generated from the schema's patterns, so a pattern that
-is too wide shows up as an object that Kubernetes refuses.
+A draw changes the values of a profile at a few places. Texts are generated from the schema's patterns, so a pattern
+that is too wide shows up as an object that Kubernetes refuses.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ HIDDEN = "hunter2-never-shown"
 # Not drawn: credentials, for which the security test searches, and objects that are not the chart's.
 KEPT = (("store", "accessKey"), ("store", "secretKey"), ("git", "password"), ("extraObjects",))
 # Nor are parts whose form only Kubernetes knows.
-FREE = ("volumes", "volumeMounts", "affinity")
+FREE = ("volumes", "volumeMounts", "affinity", "valueFrom")
 _ASCII = [chr(code) for code in range(33, 127)]
 _WORDS = [
     "a",

@@ -59,6 +59,7 @@ def serving(reply: Callable[[Request], Reply]) -> Iterator[Server]:
                 self.wfile.write(encoded)
 
         do_GET = do_POST
+        do_PATCH = do_POST
 
         def log_message(self, format: str, *args: object) -> None:
             pass

@@ -192,7 +192,7 @@ seccompProfile: {type: RuntimeDefault}
 - {name: AWS_DEFAULT_REGION, value: {{ .Values.store.region | quote }}}
 {{- range $key, $name := include "clincot.storeKeys" . | fromJson }}
 - name: {{ $name }}
-  valueFrom: {secretKeyRef: {name: {{ include "clincot.storeSecret" $ }}, key: {{ $key }}}}
+  valueFrom: {secretKeyRef: {name: {{ include "clincot.storeSecret" $ }}, key: {{ $key | quote }}}}
 {{- end }}
 {{- include "clincot.surroundings" . }}
 {{- end }}

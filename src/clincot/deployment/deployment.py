@@ -20,6 +20,7 @@ from clincot.fields import NonEmptyStr
 from clincot.records import Record
 from clincot.registry import champion
 from clincot.registry.manifest import Manifest, list_model_names, read_manifest
+from clincot.registry.model_registry import follow_champion
 from clincot.storage.store import KeyExists, Store
 
 MIN_ID_DIGITS = 8  # of an id that an approval names, so that it means one decision
@@ -155,6 +156,8 @@ def resume_rollout(
         champion.promote_champion(
             store, manifest, over=plan.previous, by=journal.by, decision=plan.decision, reason=f"rolled out: {plan.id}"
         )
+        if plan.settings.model_registry:
+            follow_champion(plan.settings.model_registry, manifest)
         return f"{plan.sha256[:12]} in the place of {plan.previous[:12]}"
 
     steps = RolloutSteps(lambda: check_pointer(store, plan), promote, wait)

@@ -19,7 +19,7 @@ from clincot.evaluation.blind_baseline import BlindBaseline
 from clincot.images import InvalidImage
 from clincot.jsonl import InvalidRecord, read_records
 from clincot.promotion import gate
-from clincot.promotion.judge_health import check_judge_health
+from clincot.promotion.judge_health import check_graders, check_judge_health
 from clincot.promotion.leakage import find_calibration_leakage, find_leakage
 from clincot.promotion.ledger import Ledger, read_ledger
 from clincot.records import GateFinding, Outcome, hash_json
@@ -68,6 +68,7 @@ def decide_from_files(config: DecideConfig, inputs: Mapping[str, Path], digests:
     ledger = Ledger()
     if "ledger" in inputs:
         ledger = problems.read_or_note("ledger", lambda: read_ledger(inputs["ledger"]), ledger)
+    no_findings: list[GateFinding] = []
     case = gate.Comparison(
         champion=_first_policy(outcomes["champion"], "champion"),
         challenger=_first_policy(outcomes["challenger"], "challenger"),
@@ -77,7 +78,10 @@ def decide_from_files(config: DecideConfig, inputs: Mapping[str, Path], digests:
         base=_first_policy(outcomes["base"], "base") if "base" in outcomes else "",
         base_outcomes=outcomes.get("base", []),
         ledger=ledger,
-        findings=_collect_findings(config, inputs, benchmark, problems),
+        findings=[
+            *_collect_findings(config, inputs, benchmark, problems),
+            *problems.read_or_note("judges' reports", partial(_check_graders, inputs, outcomes), no_findings),
+        ],
         problems=problems.problems,
         inputs={name: digest for name, digest in digests.items() if name != "ledger"},
     )
@@ -109,6 +113,11 @@ def _collect_findings(
             [],
         )
     return findings
+
+
+def _check_graders(inputs: Mapping[str, Path], outcomes: Mapping[str, Sequence[Outcome]]) -> list[GateFinding]:
+    compared = [*outcomes["champion"], *outcomes["challenger"]]
+    return check_graders(compared, [inputs.get("panel_report"), inputs.get("panel_report_before")])
 
 
 def _read_outcomes(path: Path) -> list[Outcome]:

@@ -6,7 +6,7 @@ rows.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, ClassVar, Literal
 
@@ -14,10 +14,20 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
+from clincot.datasets.closed_answers import is_abstention
+from clincot.evaluation.answer_protocols import (
+    AnswerProtocol,
+    claims_presence,
+    grade_by_protocol,
+    is_gradable,
+    is_off_format,
+    measure_open_answer,
+    read_commitment,
+)
 from clincot.evaluation.benchmark import Benchmark
 from clincot.evaluation.benchmark_report import asks_about_absent_finding
 from clincot.evaluation.paired import Side
-from clincot.evaluation.vqa import answer_length, says_yes, token_set_f1
+from clincot.evaluation.vqa import answer_length, token_set_f1
 from clincot.fields import FrozenModel, NonEmptyStr, UnitFloat
 from clincot.geometry import Box
 from clincot.promotion.cluster_tests import FloatArray, compute_totals, tabulate_clusters
@@ -28,9 +38,6 @@ from clincot.text import normalize_text
 GAIN_METRIC = "accuracy"
 LOWER_IS_BETTER = frozenset({"hallucination", "abstention", "answer_length"})
 GUARD_METRICS = ("closed_accuracy", "open_f1", "hit_rate", "hallucination", "abstention", "answer_length")
-ABSTENTION_PHRASES = frozenset(
-    {"unknown", "unsure", "not sure", "i do not know", "i dont know", "cannot tell", "cannot say"}
-)
 _MIN_CLOSED_QUESTIONS = 20  # from this many closed questions on, always giving the same answer is a fault
 
 
@@ -64,6 +71,7 @@ class Sides:
     benchmark: Benchmark
     questions: tuple[str, ...]  # ids
     sides: Mapping[str, Side]  # by name: "champion", "challenger" and "blind" always, "base" if it is shown
+    protocol: AnswerProtocol = "strict"  # by which answers are graded, in every metric
 
     def iter_rows(self) -> Iterator[EvidenceRow]:
         """Yield the row of every question."""
@@ -86,15 +94,22 @@ class Sides:
         """Return the side's metric for every question (N,); NaN if it is unscored or does not apply."""
         outcomes = self.sides[side].outcomes
         return np.array(
-            [_metric_value(metric, outcomes[q], *self._question_with_reference(q)) for q in self.questions],
+            [self._measure_outcome(metric, outcomes[q]) for q in self.questions],
             dtype=np.float64,
         )
 
     def applicable_mask(self, metric: str) -> NDArray[np.bool_]:
         """Return for every question whether the metric applies to it (N,)."""
-        return np.array(
-            [_metric_applies(metric, *self._question_with_reference(q)) for q in self.questions], dtype=np.bool_
-        )
+        return np.array([self._metric_applies(metric, q) for q in self.questions], dtype=np.bool_)
+
+    def list_gradable(self) -> list[str]:
+        """List the questions that the accuracy counts."""
+        return [question for question in self.questions if self._metric_applies(GAIN_METRIC, question)]
+
+    def grade_answer(self, side: str, question_id: str) -> float | None:
+        """The grade of a side's answer by the protocol, in [0, 1]; None if it is unscored."""
+        question, reference = self._question_with_reference(question_id)
+        return grade_by_protocol(self.protocol, self.sides[side].outcomes[question_id], question, reference)
 
     def cluster_indices(self) -> NDArray[np.intp]:
         """Return the index of every question's patient (N,), from 0."""
@@ -124,42 +139,67 @@ class Sides:
     def _question_with_reference(self, question: str) -> tuple[Question, Reference]:
         return self.benchmark.questions[question], self.benchmark.references[question]
 
+    def _metric_applies(self, metric: str, question_id: str) -> bool:
+        question, reference = self._question_with_reference(question_id)
+        return _metric_applies(metric, question, reference, self.protocol, paneled=self._is_paneled(question_id))
 
-def _metric_applies(metric: str, question: Question, reference: Reference) -> bool:
+    def _is_paneled(self, question_id: str) -> bool:
+        """Whether a panel graded the answers that are compared, so that the question counts for both or for neither."""
+        return all(self.sides[name].outcomes[question_id].graders for name in ("champion", "challenger"))
+
+    def _measure_outcome(self, metric: str, outcome: Outcome) -> float:
+        """An outcome's metric, NaN if it is unscored; abstention always has a value, as unscored counts as one."""
+        question, reference = self._question_with_reference(outcome.question)
+        if metric == "abstention":
+            return float(self._is_abstention(outcome))
+        if metric == "hit_rate":
+            return float("nan") if outcome.hit is None else float(outcome.hit)
+        if outcome.correct is None:
+            return float("nan")
+        match metric:
+            case "open_f1":
+                value = measure_open_answer(self.protocol, outcome, question, reference)
+            case "hallucination":
+                value = float(claims_presence(self.protocol, outcome.answer, question))
+            case "answer_length":
+                value = float(answer_length(outcome.answer))
+            case _:
+                value = grade_by_protocol(self.protocol, outcome, question, reference)
+        return float("nan") if value is None else value
+
+    def _is_abstention(self, outcome: Outcome) -> bool:
+        """Whether an answer is unreadable, empty, says that the policy does not know, or commits itself to nothing."""
+        if outcome.correct is None or is_abstention(outcome.answer):
+            return True
+        question, reference = self._question_with_reference(outcome.question)
+        gradable = is_gradable(self.protocol, question, reference, paneled=bool(outcome.graders))
+        return gradable and grade_by_protocol(self.protocol, outcome, question, reference) is None
+
+
+def count_applicable_questions(
+    metric: str, benchmark: Benchmark, questions: Collection[str], protocol: AnswerProtocol
+) -> int:
+    """Count the questions to which a guarded metric applies, without a panel for open answers."""
+    return sum(
+        _metric_applies(metric, benchmark.questions[question], benchmark.references[question], protocol)
+        for question in questions
+    )
+
+
+def _metric_applies(
+    metric: str, question: Question, reference: Reference, protocol: AnswerProtocol, *, paneled: bool = False
+) -> bool:
     match metric:
-        case "closed_accuracy":
-            return question.kind == "closed"
         case "open_f1":
             return question.kind == "open"
         case "hit_rate":
             return bool(reference.boxes)
         case "hallucination":
             return asks_about_absent_finding(question, reference)
-    return True
-
-
-def _metric_value(metric: str, outcome: Outcome, question: Question, reference: Reference) -> float:
-    """Return an outcome's metric, NaN if it is unscored; abstention always has a value, as unscored counts as one."""
-    if metric == "abstention":
-        return float(_is_abstention(outcome))
-    if metric == "hit_rate":
-        return float("nan") if outcome.hit is None else float(outcome.hit)
-    if outcome.correct is None:
-        return float("nan")
-    match metric:
-        case "open_f1":
-            return token_set_f1(outcome.answer, reference.answer)
-        case "hallucination":
-            return float(says_yes(outcome.answer))
-        case "answer_length":
-            return float(answer_length(outcome.answer))
-    return float(outcome.correct)
-
-
-def _is_abstention(outcome: Outcome) -> bool:
-    """Whether an answer is unreadable, empty or says that the policy does not know."""
-    answer = normalize_text(outcome.answer)
-    return outcome.correct is None or not answer or answer in ABSTENTION_PHRASES
+        case "abstention" | "answer_length":
+            return True
+    counted = metric == GAIN_METRIC or question.kind == "closed"  # closed_accuracy
+    return counted and is_gradable(protocol, question, reference, paneled=paneled)
 
 
 def _build_side_answer(outcome: Outcome, question: Question, reference: Reference) -> SideAnswer:
@@ -180,8 +220,8 @@ def check_answers(sides: Sides, *, max_unscored: float, max_off_format: float) -
     """
     findings = []
     for name in ("champion", "challenger"):
-        outcomes = [sides.sides[name].outcomes[question] for question in sides.questions]
-        unscored = sum(outcome.correct is None for outcome in outcomes) / len(outcomes)
+        grades = [sides.grade_answer(name, question) for question in sides.list_gradable()]
+        unscored = sum(grade is None for grade in grades) / len(grades) if grades else 1.0
         severity: Literal["block", "ok"] = "block" if unscored > max_unscored else "ok"
         findings.append(
             GateFinding(
@@ -199,7 +239,10 @@ def check_answers(sides: Sides, *, max_unscored: float, max_off_format: float) -
 def _check_off_format(sides: Sides, allowed: float) -> GateFinding:
     """Warn about too many off-format answers; gate.py then keeps the champion but does not block."""
     outcomes = [sides.sides["challenger"].outcomes[question] for question in sides.questions]
-    off = sum(outcome.off_format or outcome.correct is None for outcome in outcomes)
+    off = 0
+    for outcome in outcomes:
+        question, reference = sides.benchmark.questions[outcome.question], sides.benchmark.references[outcome.question]
+        off += outcome.correct is None or is_off_format(sides.protocol, outcome, question, reference)
     share = off / len(outcomes)
     return GateFinding(
         name="off format",
@@ -214,8 +257,12 @@ def _check_off_format(sides: Sides, allowed: float) -> GateFinding:
 def _check_one_answer(name: str, sides: Sides) -> GateFinding:
     """Check for a constant answer: "yes" to everything scores the share of the key that is "yes"."""
     closed = [question for question in sides.questions if sides.benchmark.questions[question].kind == "closed"]
-    answers = {normalize_text(sides.sides[name].outcomes[question].answer) for question in closed}
-    expected = {normalize_text(sides.benchmark.references[question].answer) for question in closed}
+    answers, expected = set(), set()
+    for question_id in closed:
+        question, reference = sides.benchmark.questions[question_id], sides.benchmark.references[question_id]
+        answer = sides.sides[name].outcomes[question_id].answer
+        answers.add(read_commitment(sides.protocol, answer, question, reference))
+        expected.add(read_commitment(sides.protocol, reference.answer, question, reference))
     constant = len(closed) >= _MIN_CLOSED_QUESTIONS and len(answers) == 1 and len(expected) > 1
     severity = "ok" if not constant else ("block" if name == "challenger" else "warn")
     reason = f"The {name} gives {len(answers)} different answers to {len(closed)} closed questions."

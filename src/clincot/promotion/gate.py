@@ -29,7 +29,6 @@ from clincot.promotion.ledger import BudgetEntry, Ledger, QuestionsUsed
 from clincot.promotion.verdict import CheckResult, EvidenceSums, PromotionCriteria, run_checks, should_promote
 from clincot.records import BenchmarkReuse, Budget, Decision, GateFinding, Interval, Outcome, hash_json
 
-GATE_METRIC = "accuracy (strict)"
 NO_INTERVAL = Interval(value=None, n=0)
 _NO_LEDGER_CAUTION = (
     "No ledger was given, so this is taken for the pipeline's first test; a recurring pipeline has to keep one."
@@ -80,7 +79,7 @@ def run_gate(case: Comparison, benchmark: Benchmark, config: DecideConfig) -> Ga
         return GateResult(_build_decision(case, benchmark, config, "keep", [reason], reuse=reuse), None, None, None)
     if problems:
         return GateResult(_build_blocked_decision(case, benchmark, config, problems, reuse=reuse), None, None, None)
-    sides = Sides(benchmark, tuple(questions), given)
+    sides = Sides(benchmark, tuple(questions), given, config.protocol)
     answer_findings = check_answers(sides, max_unscored=config.max_unscored, max_off_format=config.max_off_format)
     findings = [*case.findings, *answer_findings]
     look = sides.sum_evidence()
@@ -343,7 +342,7 @@ def _build_decision(
         champion=case.champion,
         challenger=case.challenger,
         benchmark=benchmark.digest,
-        metric=f"{GATE_METRIC}, arm {config.arm}",
+        metric=f"accuracy ({config.protocol}), arm {config.arm}",
         difference=NO_INTERVAL,
         verdict=verdict,
         reasons=tuple(reasons),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Literal
 
@@ -11,7 +11,7 @@ from clincot.config import DecideConfig
 from clincot.jsonl import read_json_model
 from clincot.judging.combination import PanelReport
 from clincot.preferences.pairs import PairReport
-from clincot.records import GateFinding
+from clincot.records import GateFinding, Outcome
 
 GOOD_ALPHA = 0.667  # smallest agreement that allows tentative conclusions (Krippendorff 2004)
 CONSTANT_SD = 1e-4  # below this standard deviation a judge gives the same score to everything
@@ -36,6 +36,29 @@ def check_judge_health(
         pair_report = read_json_model(pairs, PairReport)
         findings += [_check_length_bias(pair_report), _check_contradictions(pair_report)]
     return findings
+
+
+def check_graders(outcomes: Iterable[Outcome], reports: Iterable[Path | None]) -> list[GateFinding]:
+    """Block if a judge that made preference pairs also graded the answers; no finding if no panel graded any.
+
+    reports: the panel reports of this round and of the one before; None if there is none. Raises InvalidRecord.
+    """
+    graders: set[str] = set()
+    for outcome in outcomes:
+        graders.update(outcome.graders)
+    if not graders:
+        return []
+    made_pairs: dict[str, str] = {}
+    for path in reports:
+        if path is not None:
+            made_pairs |= {judge.digest: judge.name for judge in read_json_model(path, PanelReport).judges}
+    both = sorted(made_pairs[digest] for digest in graders & set(made_pairs))
+    reason = f"{len(graders)} judges graded the open answers; none of them made preference pairs."
+    if both:
+        reason = f"Open answers were graded by {', '.join(both)}, which made the preference pairs too."
+    return [
+        GateFinding(name="open judges", severity="block" if both else "ok", value=len(both), threshold=0, reason=reason)
+    ]
 
 
 def _check_agreement(report: PanelReport, config: DecideConfig) -> GateFinding:

@@ -24,6 +24,7 @@ from clincot.judging.combination import PanelReport
 from clincot.records import BenchmarkReport, Decision, Question, ServedSample, Study
 from clincot.registry import champion
 from clincot.registry.manifest import GoldenQuestion, JudgeSummary, Manifest
+from clincot.registry.model_registry import register_externally
 from clincot.registry.publication import PublicationEvidence, copy_golden_image, register_checkpoint
 from clincot.storage.artifacts import download_folder
 from clincot.storage.open import open_store
@@ -45,8 +46,9 @@ def publish_checkpoint(config: PublishConfig, inputs: Mapping[str, Path], *, loa
 
     inputs: `checkpoint`, and optionally `report`, `decision`, `panel_report` and `golden` (a data-set folder).
     load_look: loads the checkpoint that answers the golden questions; it is called only if there are any.
-    Raises what register_checkpoint, select_golden_questions and select_served_questions raise, and InvalidInput if the
-    decision rests on answers with other settings than `config.serve`.
+    With config.model_registry, the checkpoint is registered there too, once it is in the store.
+    Raises what register_checkpoint, register_externally, select_golden_questions and select_served_questions raise, and
+    InvalidInput if the decision rests on answers with other settings than `config.serve`.
     """
     store = open_store(config.store)
     judges, agreement = _read_panel(inputs.get("panel_report"))
@@ -69,7 +71,10 @@ def publish_checkpoint(config: PublishConfig, inputs: Mapping[str, Path], *, loa
             served=served,
             images=Path(images),
         )
-        return register_checkpoint(store, inputs["checkpoint"], config, evidence)
+        manifest = register_checkpoint(store, inputs["checkpoint"], config, evidence)
+    if config.model_registry:
+        register_externally(config.model_registry, store, manifest)
+    return manifest
 
 
 def start_model_line(
@@ -122,12 +127,12 @@ def select_golden_questions(answer_fn: AnswerFn, data: Path, out: Path, count: i
         raise InvalidInput(f"{data}: contains no question; golden questions need at least one")
     answered = []
     for position, question in enumerate(candidates):
-        answer, box, lead = answer_fn(studies[question.study], data, question.text)
+        answer, box, lead = answer_fn(studies[question.study], data, question.asked_text)
         if lead >= CLEAR_LEAD:
             answered.append((-lead, position, question, answer, box))
     golden: list[GoldenQuestion] = []
     for _, _, question, answer, box in sorted(answered, key=lambda entry: entry[:2]):
-        kept = _confirm_answer(answer_fn, studies[question.study], data, question.text, (answer, box))
+        kept = _confirm_answer(answer_fn, studies[question.study], data, question.asked_text, (answer, box))
         if kept is not None:
             golden.append(_store_question(question, studies, data, out, kept))
         if len(golden) == count:
@@ -154,14 +159,14 @@ def select_served_questions(
     served = []
     for question in spread_evenly(known, config.served):
         expected = measured[question.id]
-        answer, box, _ = answer_fn(studies[question.study], data, question.text)
+        answer, box, _ = answer_fn(studies[question.study], data, question.asked_text)
         if normalize_text(answer) != normalize_text(expected.answer):
             raise InvalidInput(
                 f"question {question.id}: the gate measured the answer {expected.answer!r}, but the checkpoint now "
                 f"answers {answer[:80]!r}; is this the evaluated checkpoint, and the code that evaluated it?"
             )
         region = box if expected.box is not None else None
-        kept = _confirm_answer(answer_fn, studies[question.study], data, question.text, (expected.answer, region))
+        kept = _confirm_answer(answer_fn, studies[question.study], data, question.asked_text, (expected.answer, region))
         if kept is not None:
             served.append(_store_question(question, studies, data, out, kept))
     return served
@@ -198,7 +203,7 @@ def _store_question(
     question: Question, studies: Mapping[str, Study], data: Path, out: Path, given: tuple[str, Box | None]
 ) -> GoldenQuestion:
     image, digest = copy_golden_image(data / studies[question.study].image, out)
-    return GoldenQuestion(question=question.text, image=image, sha256=digest, answer=given[0], box=given[1])
+    return GoldenQuestion(question=question.asked_text, image=image, sha256=digest, answer=given[0], box=given[1])
 
 
 def _read_report(path: Path | None) -> BenchmarkReport | None:

@@ -471,7 +471,7 @@ def _build_arguments(config: TrainConfig, settings: ResolvedSettings, folder: Pa
         save_strategy="steps" if config.save_steps else "no",
         save_steps=config.save_steps or 500,
         save_total_limit=2,
-        report_to="none",
+        report_to=list(config.report_to) or "none",
         disable_tqdm=True,
     )
 
