@@ -30,7 +30,7 @@ from clincot.evaluation.intervals import cluster_wilson_interval, paired_differe
 from clincot.evaluation.paired import PairedMetric
 from clincot.jsonl import atomic_write, read_records, write_json
 from clincot.records import Interval, Outcome
-from clincot.reporting.results_table import ResultsTable, TableRow, read_interval, render_table
+from clincot.reporting.results_table import ResultsRow, ResultsTable, read_interval, render_table
 from clincot.rounds import COMPARISON_LABELS, run_rounds
 from clincot.text import format_interval
 
@@ -270,7 +270,7 @@ def render_learning_results(report: Mapping[str, Any]) -> str:
 
 def _render_accuracies(report: Mapping[str, Any]) -> str:
     accuracies = {row["row"]: row["accuracy"] for row in report["rows"]}
-    rows = [TableRow(name, {arm: read_interval(values[arm]) for arm in ARMS}) for name, values in accuracies.items()]
+    rows = [ResultsRow(name, {arm: read_interval(values[arm]) for arm in ARMS}) for name, values in accuracies.items()]
     return render_table(ResultsTable("accuracy", ARMS, rows, read_interval(report["blind"])))
 
 

@@ -35,7 +35,7 @@ from clincot.jsonl import InvalidRecord, atomic_write, read_records, write_json
 from clincot.preferences.versions.tags import DataOrigin
 from clincot.processes import BackgroundWorker, background_worker
 from clincot.records import BenchmarkReport, Decision, Outcome
-from clincot.reporting.results_table import ResultsTable, TableRow, read_interval, render_table
+from clincot.reporting.results_table import ResultsRow, ResultsTable, read_interval, render_table
 from clincot.runs.layout import ORIGIN_FILE, PAIRS_REPORT_FILE, PANEL_REPORT_FILE, VERSION_FILE
 from clincot.stages.base import Metrics
 from clincot.stages.runner import run_stage
@@ -403,6 +403,6 @@ def render_results_table(
         values = {arm: read_interval(metrics.get(metric)) for arm, metrics in row["arms"].items()}
         own = row["arms"].get("written", {})
         further = [format_interval(read_interval(own.get(name))) for name in ("hit_rate", "iou", "off_format")]
-        rows.append(TableRow(row["row"], values, further))
+        rows.append(ResultsRow(row["row"], values, further))
     columns = ("own region: hit-rate", "IoU", "off format")
     return render_table(ResultsTable(label, arms, rows, read_interval(blind.get(metric)), columns))

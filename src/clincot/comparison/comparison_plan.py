@@ -97,11 +97,15 @@ def recognize_data_set(data: Path) -> str:
     return ""
 
 
+def _count_questions(folder: Path) -> int:
+    return sum(1 for _ in load_questions(folder))
+
+
 def estimate_plan(plan: ComparisonPlan) -> list[StageCost] | None:
     """The cost of the plan's stages; None without facts about the policy."""
     if plan.facts is None:
         return None
-    questions, benchmark = (sum(1 for _ in load_questions(folder)) for folder in (plan.data, plan.benchmark))
+    questions, benchmark = _count_questions(plan.data), _count_questions(plan.benchmark)
     work = Workload(questions, benchmark, plan.rounds, len(plan.seeds), trained=1 + len(COMPARISON_LABELS))
     return estimate_costs(plan.params, plan.facts, work)
 
@@ -110,13 +114,14 @@ def describe_plan(plan: ComparisonPlan) -> str:
     """What would run, with GPU-hours, as text."""
     train = plan.params.train
     recipe = plan.params.recipe.name or "neutral defaults"
+    changed = ", ".join(plan.params.recipe.changed)
     judges = ", ".join(f"{spec.name} ({spec.url or spec.path})" for spec in plan.params.judge.judges) or "none"
     lines = [
-        f"recipe       {recipe}" + (f", changed: {', '.join(plan.params.recipe.changed)}" if recipe else ""),
+        f"recipe       {recipe}" + (f", changed: {changed}" if changed else ""),
         f"policy       {plan.policy}" + (f" ({plan.facts.title})" if plan.facts else ""),
         f"judges       {judges}",
-        f"data         {plan.data}: {sum(1 for _ in load_questions(plan.data))} questions",
-        f"benchmark    {plan.benchmark}: {sum(1 for _ in load_questions(plan.benchmark))} questions",
+        f"data         {plan.data}: {_count_questions(plan.data)} questions",
+        f"benchmark    {plan.benchmark}: {_count_questions(plan.benchmark)} questions",
         f"rounds       {plan.rounds}, seeds {', '.join(map(str, plan.seeds))}",
         f"training     {name_method(plan.params)}: β {train.beta:g}, λ {train.margin_lambda:g}, "
         f"NLL {train.nll_weight:g}, lr {train.lr:g}, {train.epochs:g} epochs",

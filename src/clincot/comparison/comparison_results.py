@@ -22,7 +22,7 @@ from clincot.evaluation.parsed_answers import can_parse, grade_parsed
 from clincot.evaluation.read_benchmark import read_benchmark, select_report_metrics
 from clincot.jsonl import atomic_write, read_records, write_json
 from clincot.records import Interval, Outcome
-from clincot.reporting.results_table import ARM_LABELS, ResultsTable, TableRow, render_table
+from clincot.reporting.results_table import ARM_LABELS, ResultsRow, ResultsTable, render_table
 from clincot.rounds import run_rounds
 from clincot.text import format_count, format_interval
 
@@ -144,15 +144,11 @@ def _describe_results(
     blind: Mapping[str, Interval],
 ) -> dict[str, Any]:
     """The content of comparison.json."""
-    rows = [
-        {
-            "row": policy.row,
-            "missing": list(policy.missing),
-            "arms": {arm: _dump_intervals(metrics) for arm, metrics in policy.metrics.items()},
-            "gain": _dump_intervals(policy.gain),
-        }
-        for policy in policies
-    ]
+    rows = []
+    for policy in policies:
+        arms = {arm: _dump_intervals(metrics) for arm, metrics in policy.metrics.items()}
+        row = {"row": policy.row, "missing": list(policy.missing), "arms": arms, "gain": _dump_intervals(policy.gain)}
+        rows.append(row)
     published = find_published_rows(plan.facts.title if plan.facts else "", plan.set_name)
     return {
         "recipe": plan.params.describe_recipe(),
@@ -197,12 +193,10 @@ def _render_comparison(
     rows = []
     for policy in policies:
         own = policy.metrics.get(decided, {})
-        cells = [
-            format_interval(policy.gain.get(decided), signed=True),
-            *(format_interval(own.get(m)) for m in _FURTHER),
-        ]
+        cells = [format_interval(policy.gain.get(decided), signed=True)]
+        cells += [format_interval(own.get(name)) for name in _FURTHER]
         values = {arm: metrics.get(metric) for arm, metrics in policy.metrics.items()}
-        rows.append(TableRow(policy.row, values, cells, missing=not policy.metrics))
+        rows.append(ResultsRow(policy.row, values, cells, missing=not policy.metrics))
     table = render_table(ResultsTable(label, arms, rows, blind.get(metric), further))
     parts = [table, _describe_measurement(plan, policies), *[f"**Missing.** {line}" for line in results["missing"]]]
     published = find_published_rows(plan.facts.title if plan.facts else "", plan.set_name)
@@ -216,8 +210,10 @@ def _render_comparison(
 def _describe_measurement(plan: ComparisonPlan, policies: Sequence[MeasuredPolicy]) -> str:
     """One paragraph on seeds, questions, patients and intervals."""
     seeds = f"{format_count(len(plan.seeds), 'seed')} ({', '.join(map(str, plan.seeds))})"
-    intervals = [metric for policy in policies for arm in policy.metrics.values() for metric in arm.values()]
-    patients = max((interval.clusters for interval in intervals), default=0)
+    patients = 0
+    for policy in policies:
+        for metrics in policy.metrics.values():
+            patients = max(patients, *(interval.clusters for interval in metrics.values()))
     note = f"{seeds}, {format_count(plan.rounds, 'round')}; 95 % intervals clustered by patient ({patients} patients)."
     if patients < MIN_RELIABLE_CLUSTERS:
         note += f" Below {MIN_RELIABLE_CLUSTERS} patients they are approximate."

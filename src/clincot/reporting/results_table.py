@@ -27,7 +27,7 @@ MISSING = "missing"
 
 
 @dataclass(frozen=True)
-class TableRow:
+class ResultsRow:
     """A policy's cells: the metric of each arm, and the further columns."""
 
     name: str
@@ -42,7 +42,7 @@ class ResultsTable:
 
     label: str  # of the metric, such as "accuracy"
     arms: Sequence[str]
-    rows: Sequence[TableRow]
+    rows: Sequence[ResultsRow]
     blind: Interval | None
     further: Sequence[str] = field(default_factory=tuple)
 
