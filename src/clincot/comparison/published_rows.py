@@ -89,7 +89,8 @@ PUBLISHED_ROWS: tuple[PublishedRow, ...] = (
 def find_published_rows(policy: str, benchmark: str) -> list[PublishedRow]:
     """The rows of a policy on a benchmark, then those of other policies on it."""
     of_benchmark = [row for row in PUBLISHED_ROWS if row.benchmark == benchmark]
-    return [row for row in of_benchmark if row.policy == policy] + [row for row in of_benchmark if not row.policy]
+    ours = [row for row in of_benchmark if policy and row.policy == policy]
+    return ours + [row for row in of_benchmark if not row.policy]
 
 
 def render_published_rows(rows: Iterable[PublishedRow]) -> str:
