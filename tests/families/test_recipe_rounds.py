@@ -1,8 +1,8 @@
 """Every recipe runs `clincot rounds` from the first question to the decision, on 24 questions of VQA-RAD.
 
 VQA-RAD is the release if it lies beside the repository, else a stand-in in its layout. The policy and the judges are
-tiny checkpoints of the recipe's own families with random weights, in the folders that the recipe names; clincot-paper and
-clincot-code ask a real HTTP server for their regions. Changed are the amounts, and what depends on scores that mean
+tiny checkpoints of the recipe's own families with random weights, in the folders that the recipe names; clincot-paper
+and clincot-code ask a real HTTP server for their regions. Changed are the amounts, and what depends on scores that mean
 something: random judges give nearly equal scores.
 """
 
