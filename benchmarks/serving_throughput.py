@@ -20,6 +20,10 @@ depends less than the rate on the machine's other load, so on a busy machine com
 The floor is the processor time per answer of the model's own forward passes, and of nothing else: the chains of as many
 requests as there are clients run in this process on the same checkpoint, batched as in the server, and only the time
 within the model's modules counts. Reading images, tokenizing, choosing regions, HTTP and JSON are above the floor.
+
+`scored` and `written` are the conversations per answer that the model scored (p_yes) and replied to, and `batch` the
+conversations in one call of the model; they show that server and floor do the same work. All of them compute with one
+thread (THREADS): more threads would also wait for each other, which is no work.
 """
 
 from __future__ import annotations
@@ -32,7 +36,7 @@ import hashlib
 import itertools
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -43,6 +47,7 @@ import numpy as np
 import psutil
 import torch
 from PIL import Image
+from prometheus_client.parser import text_string_to_metric_families
 from tqdm import tqdm
 
 from benchmarks.server_process import ROOT, ServerProcess, start_server
@@ -53,7 +58,9 @@ from clincot.records import Study
 from clincot.serving.request_batching import Batcher
 from clincot.serving.request_context import RequestContext
 
+THREADS = 1
 SERVER_VARIANTS = {"batched": (), "one by one": ("running=1", "waiting=64"), "unbatched": ("max_batch=1",)}
+BATCH_SAMPLES = ("clincot_batch_size_count", "clincot_batch_size_sum")
 QUESTIONS = ("Is there a nodule?", "Is there an effusion?", "Is there a nodule in the left lung?")
 
 
@@ -67,6 +74,25 @@ class BenchRow:
     client_ms: float
     p50_ms: float
     p99_ms: float
+    work: ModelWork
+
+
+@dataclass(frozen=True)
+class ModelWork:
+    """What the model was asked for, per answer."""
+
+    scored: float  # conversations
+    written: float
+    batch: float  # conversations in one call
+
+    @classmethod
+    def from_counts(cls, counts: Mapping[str, Sequence[float]], answers: int) -> ModelWork:
+        """counts: (calls, conversations) of each kind of call."""
+        calls, conversations = (sum(column) for column in zip(*counts.values(), strict=True))
+        return cls(counts["p_yes"][1] / answers, counts["write"][1] / answers, conversations / calls)
+
+    def __str__(self) -> str:
+        return f"{self.scored:>6.1f} {self.written:>7.2f} {self.batch:>5.0f}"
 
 
 def build_requests(films: int, questions: int = 3, seed: int = 0) -> list[dict[str, Any]]:
@@ -125,13 +151,32 @@ def answers_match(one: dict[str, Any], other: dict[str, Any]) -> bool:
 
 def measure_row(server: ServerProcess, requests: Sequence[dict[str, Any]], clients: int, seconds: float) -> BenchRow:
     """Measure one server at one number of clients."""
-    processes = server.list_processes()
+    processes, before = server.list_processes(), read_batch_counts(server.url)
     started, cpu, own = time.monotonic(), measure_cpu_time(processes), measure_cpu_time([psutil.Process()])
     done = asyncio.run(run_clients(server.url, requests, clients=clients, seconds=seconds))
     elapsed = time.monotonic() - started
     cpu, own = measure_cpu_time(processes) - cpu, measure_cpu_time([psutil.Process()]) - own
+    counts = {call: np.subtract(count, before[call]) for call, count in read_batch_counts(server.url).items()}
     p50, p99 = np.percentile([latency for latency, _, _ in done], [50, 99]) * 1000
-    return BenchRow(done, len(done) / elapsed, 1000 * cpu / len(done), 1000 * own / len(done), float(p50), float(p99))
+    return BenchRow(
+        done=done,
+        rate=len(done) / elapsed,
+        cpu_ms=1000 * cpu / len(done),
+        client_ms=1000 * own / len(done),
+        p50_ms=float(p50),
+        p99_ms=float(p99),
+        work=ModelWork.from_counts(counts, len(done)),
+    )
+
+
+def read_batch_counts(url: str) -> dict[str, tuple[float, float]]:
+    """(calls of the model, conversations in them) so far, by the kind of call, from a server's metrics."""
+    counts = {"p_yes": [0.0, 0.0], "write": [0.0, 0.0]}
+    for family in text_string_to_metric_families(httpx.get(f"{url}/metrics", timeout=60).text):
+        for sample in family.samples:
+            if sample.name in BATCH_SAMPLES:
+                counts[sample.labels["call"]][BATCH_SAMPLES.index(sample.name)] = sample.value
+    return {call: (calls, conversations) for call, (calls, conversations) in counts.items()}
 
 
 def compare_servers(
@@ -143,7 +188,9 @@ def compare_servers(
     with contextlib.ExitStack() as stack:
         running = {}
         for name, overrides in SERVER_VARIANTS.items():
-            running[name] = stack.enter_context(start_server(checkpoint, overrides=("deadline_s=600", *overrides)))
+            running[name] = stack.enter_context(
+                start_server(checkpoint, overrides=("deadline_s=600", *overrides), threads=THREADS)
+            )
         for server in running.values():
             asyncio.run(run_clients(server.url, requests, clients=4, seconds=seconds / 4))  # warm
         for count in tqdm(clients, desc="clients"):
@@ -155,12 +202,21 @@ def compare_servers(
     return table
 
 
-def measure_floor(checkpoint: Path, requests: Sequence[dict[str, Any]], clients: int, repeats: int = 4) -> float:
+def measure_floor(
+    checkpoint: Path, requests: Sequence[dict[str, Any]], clients: int, repeats: int = 4
+) -> tuple[float, ModelWork]:
     """Processor time in ms per answer of the model's forward passes, with the chains of `clients` requests together."""
+    torch.set_num_threads(THREADS)
     settings = ServeSettings()
+    counts = {"p_yes": [0, 0], "write": [0, 0]}
+
+    def count_batch(call: str, size: int, _: float) -> None:
+        counts[call][0] += 1
+        counts[call][1] += size
+
     model = VisionLanguageModel(checkpoint, batch_size=settings.max_batch)
     timer = ForwardTimer(model.model)
-    batcher = Batcher(model, max_batch=settings.max_batch, gather_s=settings.gather_s)
+    batcher = Batcher(model, max_batch=settings.max_batch, gather_s=settings.gather_s, observe=count_batch)
     with tempfile.TemporaryDirectory() as name, ThreadPoolExecutor(clients) as threads:
         asked = [save_question(request, Path(name), n) for n, request in enumerate(requests)]
 
@@ -168,15 +224,17 @@ def measure_floor(checkpoint: Path, requests: Sequence[dict[str, Any]], clients:
             with batcher.open_policy(RequestContext(600)) as policy:
                 return answer_question(question, policy, settings)
 
-        list(threads.map(answer, asked[:clients]))  # warm
+        list(threads.map(answer, asked))  # warm: the server has encoded every image before it is measured as well
         timer.seconds, answers = 0.0, asked * repeats
+        for count in counts.values():
+            count[:] = [0, 0]
         list(threads.map(answer, answers))
-    batcher.close()
-    return 1000 * timer.seconds / len(answers)
+        batcher.close()
+    return 1000 * timer.seconds / len(answers), ModelWork.from_counts(counts, len(answers))
 
 
 class ForwardTimer:
-    """Adds up the processor time within a module's forward passes, of all threads of torch."""
+    """Adds up the processor time within a module's forward passes, which run in one thread."""
 
     def __init__(self, module: torch.nn.Module) -> None:
         self.seconds = 0.0
@@ -214,8 +272,8 @@ def main() -> None:
         raise SystemExit(f"{len(requests)} requests for {max(args.clients)} clients: expected more; raise --films")
     table = compare_servers(args.checkpoint, args.clients, args.seconds, requests)
     print(
-        f"{'clients':>7}  {'server':<11} {'answers/s':>9} {'p50 ms':>8} {'p99 ms':>8} {'cpu ms':>7} {'client':>6}  "
-        "speed-up of batched (in cpu)"
+        f"{'clients':>7}  {'server':<11} {'answers/s':>9} {'p50 ms':>8} {'p99 ms':>8} {'cpu ms':>7} {'client':>6} "
+        f"{'scored':>6} {'written':>7} {'batch':>5}  speed-up of batched (in cpu)"
     )
     for count in args.clients:
         batched = table[f"batched/{count}"]
@@ -224,10 +282,11 @@ def main() -> None:
             faster, cheaper = batched.rate / row.rate, row.cpu_ms / batched.cpu_ms
             print(
                 f"{count:>7}  {name:<11} {row.rate:>9.1f} {row.p50_ms:>8.0f} {row.p99_ms:>8.0f} {row.cpu_ms:>7.1f} "
-                f"{row.client_ms:>6.1f}  {faster:.2f}x ({cheaper:.2f}x)"
+                f"{row.client_ms:>6.1f} {row.work}  {faster:.2f}x ({cheaper:.2f}x)"
             )
-        floor = measure_floor(args.checkpoint, requests, count)
-        print(f"{count:>7}  {'floor':<11} {floor:>44.1f}         the server takes {batched.cpu_ms / floor:.2f}x of it")
+        floor, work = measure_floor(args.checkpoint, requests, count)
+        took = f"the server takes {batched.cpu_ms / floor:.2f}x of it"
+        print(f"{count:>7}  {'floor':<11} {floor:>35.1f} {'':>6} {work}  {took}")
 
 
 if __name__ == "__main__":

@@ -20,7 +20,6 @@ import urllib3
 from kfp_server_api import ApiException
 from kfp_server_api.rest import RESTClientObject
 
-from clincot.clients.http import parse_retry_after
 from clincot.errors import InvalidInput, UserError
 from clincot.pipelines.ownership import Owner
 from clincot.waiting import (
@@ -30,6 +29,7 @@ from clincot.waiting import (
     is_unknown_host,
     is_wrong_certificate,
     iter_causes,
+    parse_retry_after,
 )
 
 POD_TOKEN = Path("/var/run/secrets/kubeflow/pipelines/token")  # where Kubeflow's documentation mounts it
@@ -227,9 +227,9 @@ def _name_service(endpoint: str) -> str:
 def _find_outage(error: BaseException, *, repeatable: bool = True) -> Outage | None:
     """Return why a request failed, if the server is away."""
     if isinstance(error, ApiException):
-        asked = str((error.headers or {}).get("Retry-After", ""))
+        asked_s = parse_retry_after((error.headers or {}).get("Retry-After", ""))
         passes = is_passing_status(error.status) if repeatable else error.status in (429, 502, 503)
-        return Outage(f"HTTP {error.status}", float(asked) if asked.isdigit() else None) if passes else None
+        return Outage(f"HTTP {error.status}", asked_s) if passes else None
     if isinstance(error, _ServerError):
         return Outage(str(error), parse_retry_after(error.reply.headers.get("Retry-After", "")))
     if not isinstance(error, (urllib3.exceptions.HTTPError, httpx.HTTPError, ConnectionError)):

@@ -395,7 +395,7 @@ def pair(settings: str, questions: str, shards: Sequence[str], preferences: str,
         run_stage_task(
             "pair",
             given.get_section("pair"),
-            {name: files[name] for name in ("candidates", "scores")},
+            {name: files[name] for name in ("questions", "regions", "candidates", "judgements", "scores")},
             {name: files[name] for name in ("pairs", "pair_report")},
             lap=lap,
         )

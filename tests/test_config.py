@@ -121,22 +121,36 @@ def test_a_file_that_is_no_text_is_named(tmp_path: Path) -> None:
         load_params(tmp_path)
 
 
-def test_the_recipe_changes_twelve_neutral_defaults() -> None:
-    """On purpose: the shipped judges, one finding list, the controls that the results table shows, the benchmark's
-    grounders set like the round's, and a training for models a thousandth of the usual size."""
+def test_the_recipe_changes_these_neutral_defaults() -> None:
+    """On purpose: the shipped judges and what they know, one finding list, the controls that the results table shows,
+    a gate on what is served, and a training for models a thousandth of the usual size."""
     params = load_params(None, recipe="small-model")
     assert params.list_changes(Params()) == (
+        "propose.grounders",
         "propose.hypotheses",
+        "answer.per_region",
+        "answer.temperature",
         "judge.judges",
         "judge.calibration_file",
         "pair.min_gap",
+        "pair.min_agreement",
+        "pair.max_prejudice",
+        "pair.per_question",
+        "pair.pick",
+        "pair.same_region_share",
+        "train.beta",
+        "train.margin_lambda",
         "train.nll_weight",
+        "train.anchors",
         "train.lr",
+        "train.epochs",
         "train.batch_size",
         "train.train_projector",
         "train.dtype",
         "evaluate.arms",
         "evaluate.propose",
+        "decide.arm",
+        "decide.floors",
         "serve.propose",
     )
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from clincot.processes import background_worker, end_with_parent, retry_call
+from clincot.processes import background_worker, count_cores, end_with_parent, retry_call, share_cores
 
 pytestmark = pytest.mark.slow
 
@@ -162,3 +162,38 @@ def test_an_error_after_the_timeout_is_the_last(timeout_s: float, calls: int) ->
     with pytest.raises(OSError, match="down"):
         retry_call(call, is_transient=is_os_error, wait_s=lambda failures: 0.2, timeout_s=timeout_s)
     assert call.calls == calls
+
+
+@pytest.mark.parametrize(("quota", "cores"), [("150000 100000", 2), ("50000 100000", 1), ("900000 100000", 4)])
+def test_cores_are_those_of_the_container(
+    quota: str, cores: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """1.5 cores can keep two threads busy, half a core one; nine are allowed, but the affinity has four."""
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1, 2, 3}, raising=False)
+    (tmp_path / "cpu.max").write_text(f"{quota}\n", encoding="ascii")
+    assert count_cores(tmp_path / "cpu.max") == cores
+
+
+@pytest.mark.parametrize("content", ["max 100000\n", None])
+def test_without_a_quota_cores_are_those_of_the_affinity(
+    content: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 5}, raising=False)
+    if content:
+        (tmp_path / "cpu.max").write_text(content, encoding="ascii")
+    assert count_cores(tmp_path / "cpu.max") == 2
+
+
+def test_cores_are_shared_as_the_environment_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "cpu.max").write_text("100000 100000", encoding="ascii")
+    monkeypatch.setenv("OMP_NUM_THREADS", "7")  # so that the end of the test restores it
+    monkeypatch.delenv("OMP_NUM_THREADS")
+    monkeypatch.setenv("OMP_WAIT_POLICY", "active")
+    share_cores(tmp_path / "cpu.max")
+    assert (os.environ["OMP_NUM_THREADS"], os.environ["OMP_WAIT_POLICY"]) == ("1", "active")
+
+
+def test_the_server_shares_cores_before_torch_is_loaded() -> None:
+    """torch reads the environment when it is imported, and the command line does not import it."""
+    code = "import sys; import clincot.cli.app, clincot.serving.server; sys.exit('torch' in sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True)

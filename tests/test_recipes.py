@@ -70,7 +70,7 @@ def test_a_shipped_recipe_is_complete_and_described(recipe: Recipe) -> None:
 
 def test_an_incomplete_recipe_would_be_found(tmp_path: Path) -> None:
     text = (ROOT / "recipes" / "small-model.yaml").read_text()
-    path = written(tmp_path, text.replace("  min_gap: 0.02", "  # min_gap: 0.02").replace("    open_f1: 0.05\n", ""))
+    path = written(tmp_path, text.replace("  min_gap: 0.2", "  # min_gap: 0.2").replace("    open_f1: 0.05\n", ""))
     assert find_missing_of_recipe(find_recipe(path)) == ["pair.min_gap", "decide.floors.open_f1"]
 
 
@@ -109,8 +109,8 @@ def test_later_sources_win(tmp_path: Path) -> None:
     """Neutral defaults < recipe < params file < --set, field by field."""
     path = written(tmp_path, "recipe: {name: small-model}\ntrain: {lr: 0.5, beta: 0.2}")
     params = load_params(path, ("train.beta=0.3",))
-    assert params.train.epochs == Params().train.epochs  # neutral
-    assert params.train.nll_weight == 5.0  # the recipe's
+    assert params.train.warmup_ratio == Params().train.warmup_ratio  # neutral
+    assert params.train.nll_weight == 2.0  # the recipe's
     assert params.train.lr == 0.5  # the file's
     assert params.train.beta == 0.3
     assert params.recipe.name == "small-model"
@@ -202,5 +202,5 @@ def test_the_recipe_enters_no_digest() -> None:
 def test_dvc_sees_the_values_of_the_sections() -> None:
     """`params: [train]` of dvc.yaml is plain YAML to DVC."""
     content = yaml.safe_load((ROOT / "params.yaml").read_text())
-    assert content["train"]["nll_weight"] == 5.0
+    assert content["train"]["nll_weight"] == 2.0
     assert list(content) == ["recipe", *SECTION_NAMES]

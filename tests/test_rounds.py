@@ -19,7 +19,7 @@ from clincot.models.checkpoint import UnsupportedCheckpoint
 from clincot.models.vlm import VisionLanguageModel
 from clincot.prompts import judge_prompt
 from clincot.records import Candidate, Checkpoint, Judgement, PanelScore, PreferencePair, Question, Region, Study
-from clincot.rounds import Plan, render_results_table, run_rounds
+from clincot.rounds import Plan, render_decisions, render_results_table, run_rounds
 from tests.support import tiny
 
 pytestmark = pytest.mark.slow
@@ -100,6 +100,18 @@ def test_the_champion_stays_if_the_gate_keeps_it(one: Finished) -> None:
     assert champion["round"] == 0
     assert champion["policy"] == str(one.plan.policy)
     assert champion["promotions"] == []
+
+
+def test_a_round_that_keeps_the_champion_says_why(one: Finished) -> None:
+    """The line names the verdict, and every check that was not passed."""
+    (decision,) = one.results["decisions"]
+    failed = [check["reason"] for check in decision["checks"] if not check["passed"]]
+    assert decision["verdict"] != "promote"
+    why = " ".join(failed or decision["reasons"][:1])
+    assert why
+    assert render_decisions(one.results) == f"round 1: {decision['verdict']}: {why}"
+    promoted = {name: value for name, value in decision.items() if name != "id"} | {"verdict": "promote"}
+    assert render_decisions({"decisions": [promoted]}) == "round 1: promote"
 
 
 def test_the_table_has_every_row_and_dashes_for_missing_values(one: Finished) -> None:

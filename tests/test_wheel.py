@@ -92,6 +92,7 @@ def test_the_tree_has_what_is_looked_for() -> None:
     assert {
         "clincot/py.typed",
         "clincot/reporting/page.html",
+        "clincot/reporting/static/question_browser.js",
         "clincot/pipelines/cluster.yaml",
         "clincot/pipelines/compiled/round.yaml",
         "clincot/components/train/component.py",

@@ -39,3 +39,10 @@ class PromptTooLong(UserError, ValueError):
 
 class ModelFailed(UserError, RuntimeError):
     """A model or endpoint gave no usable reply: unreachable, timeout, HTTP error, or no log-probabilities."""
+
+
+class EngineFailed(UserError, RuntimeError):
+    """The server that runs a stage's models has ended, or does not serve what it should.
+
+    It is no ModelFailed: a panel would go on without the judge, and its scores would be those of another panel.
+    """

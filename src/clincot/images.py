@@ -16,6 +16,8 @@ import io
 import struct
 import warnings
 import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -64,32 +66,17 @@ _DECODE_ERRORS = (OSError, SyntaxError, ValueError, EOFError, IndexError, struct
 
 def open_image(path: Path, *, limits: ImageLimits = DEFAULT_LIMITS) -> Image.Image:
     """Decode a whole PNG or JPEG file to an upright 8-bit RGB image. Raises InvalidImage."""
-    encoded = _read_encoded(path, limits)
-    try:
-        with _open_checked(path, encoded, limits) as image:
-            image.load()
-            upright = _EXIF_TRANSPOSE.get(image.getexif().get(0x0112, 1))
-            rgb = _to_rgb(image)
-    except InvalidImage:
-        raise
-    except _DECODE_ERRORS as error:
-        raise InvalidImage(
-            f"{path}: expected a whole PNG or JPEG file, but it is damaged or cut off ({error})"
-        ) from error
+    with _refuse_damaged(path), _open_checked(path, _read_encoded(path, limits), limits) as image:
+        image.load()
+        upright = _EXIF_TRANSPOSE.get(image.getexif().get(0x0112, 1))
+        rgb = _to_rgb(image)
     return rgb if upright is None else rgb.transpose(upright)
 
 
 def measure_image(path: Path, *, limits: ImageLimits = DEFAULT_LIMITS) -> tuple[int, int]:
     """Width and height of a PNG or JPEG file as its header states them, without decoding. Raises InvalidImage."""
-    try:
-        with _open_checked(path, _read_encoded(path, limits), limits) as image:
-            return image.size
-    except InvalidImage:
-        raise
-    except _DECODE_ERRORS as error:
-        raise InvalidImage(
-            f"{path}: expected a whole PNG or JPEG file, but it is damaged or cut off ({error})"
-        ) from error
+    with _refuse_damaged(path), _open_checked(path, _read_encoded(path, limits), limits) as image:
+        return image.size
 
 
 def render_view(image: Image.Image, box: Box | None, side_px: int | None) -> Image.Image:
@@ -139,6 +126,19 @@ def _load_cached_image(version: tuple[str, int, int]) -> Image.Image:
 @lru_cache(maxsize=256)
 def _render_cached_view(version: tuple[str, int, int], box: Box | None, side_px: int) -> Image.Image:
     return render_view(_load_cached_image(version), box, side_px)
+
+
+@contextmanager
+def _refuse_damaged(path: Path) -> Iterator[None]:
+    """Raise InvalidImage for what Pillow raises on damaged files."""
+    try:
+        yield
+    except InvalidImage:
+        raise
+    except _DECODE_ERRORS as error:
+        raise InvalidImage(
+            f"{path}: expected a whole PNG or JPEG file, but it is damaged or cut off ({error})"
+        ) from error
 
 
 def _read_encoded(path: Path, limits: ImageLimits) -> bytes:

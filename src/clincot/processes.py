@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import math
 import os
 import signal
 import sys
@@ -20,6 +21,7 @@ import tenacity
 
 T = TypeVar("T")
 
+CPU_QUOTA = Path("/sys/fs/cgroup/cpu.max")  # of cgroup v2: "QUOTA PERIOD" in microseconds; QUOTA may be "max"
 _PR_SET_PDEATHSIG = 1  # from <linux/prctl.h>
 _PARENT_POLL_S = 0.2
 
@@ -142,6 +144,28 @@ def background_worker(log: Path) -> Iterator[BackgroundWorker]:
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             raise
+
+
+def share_cores(quota: Path = CPU_QUOTA) -> None:
+    """Let the libraries that are loaded later compute with as many threads as this process has cores, without spinning.
+
+    By default OpenMP starts a thread for each core of the machine, whatever the container's limit is, and threads that
+    wait for each other spin. Where other threads need the cores, the waiting ones then use up the time of those that
+    they wait for. What the environment says already is kept. Call it before torch is imported, which reads the
+    environment once.
+    """
+    os.environ.setdefault("OMP_NUM_THREADS", str(count_cores(quota)))
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+
+
+def count_cores(quota: Path = CPU_QUOTA) -> int:
+    """The number of cores that this process may use: its affinity, or the quota of its container if that is less."""
+    available = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    try:
+        allowed, period = quota.read_text(encoding="ascii").split()
+    except (OSError, ValueError):  # no cgroup v2
+        return available
+    return available if allowed == "max" else max(1, min(available, math.ceil(int(allowed) / int(period))))
 
 
 @contextmanager

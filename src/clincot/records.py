@@ -22,6 +22,8 @@ from pydantic import Field, model_validator
 from clincot.fields import FiniteFloat, FrozenModel, NonEmptyStr, Sha256, UnitFloat
 from clincot.geometry import Box
 
+OPTION_LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"  # the names of a multiple-choice question's options, in their order
+
 
 def hash_json(content: Any) -> str:
     """Compute the sha256 (hex) of canonical JSON: sorted keys, no spaces. Raises ValueError for NaN and infinity."""
@@ -65,6 +67,13 @@ class Study(Record):
     source_id: str = ""
 
 
+class OtherImage(FrozenModel):
+    """A further image that a question is about, such as an earlier examination."""
+
+    study: NonEmptyStr
+    role: NonEmptyStr  # "prior", "lateral", … or "image 2"
+
+
 class Question(Record):
     """A question about a study, without its answer (which is a Reference)."""
 
@@ -73,9 +82,26 @@ class Question(Record):
 
     study: NonEmptyStr
     text: Annotated[str, Field(min_length=1, pattern=r"\S")]
-    kind: Literal["closed", "open", "report"]  # report: the answer is a whole report
+    kind: Literal["closed", "open", "report", "choice"]  # report: the answer is a whole report; choice: an option
     topic: str = ""
     source_id: str = ""
+    # Absent where empty, so that questions without options or further images keep their ids.
+    options: Annotated[
+        tuple[NonEmptyStr, ...], Field(max_length=len(OPTION_LETTERS), exclude_if=lambda value: not value)
+    ] = ()  # of a choice, in order
+    others: Annotated[tuple[OtherImage, ...], Field(exclude_if=lambda value: not value)] = ()  # in order, after `study`
+
+    @model_validator(mode="after")
+    def _check_options(self) -> Self:
+        if (self.kind == "choice") != bool(self.options):
+            raise ValueError(f"a question has options if it is a choice, got kind {self.kind!r} and {self.options}")
+        return self
+
+    @property
+    def asked_text(self) -> str:
+        """The question as a policy or judge is asked it: the text, and the options with their letters."""
+        lines = [f"{letter}. {option}" for letter, option in zip(OPTION_LETTERS, self.options, strict=False)]
+        return "\n".join([self.text, *lines])
 
 
 class Reference(Record):

@@ -21,6 +21,7 @@ import json
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any, Literal
 
@@ -113,7 +114,13 @@ def _run_round(plan: Plan, number: int, folder: Path, start: Path) -> dict[str, 
     run_stage(
         "pair",
         params.pair,
-        {"candidates": files["candidates"], "scores": scores},
+        {
+            "questions": files["questions"],
+            "regions": files["regions"],
+            "candidates": files["candidates"],
+            "judgements": folder / "judgements.jsonl",
+            "scores": scores,
+        },
         {"pairs": files["pairs"], "pair_report": folder / PAIRS_REPORT_FILE},
     )
     files |= steps
@@ -389,13 +396,15 @@ def _describe_change(key: str) -> str:
 
 
 def render_results_table(
-    results: dict[str, Any], *, arms: Sequence[str] = ("written", "windows", "random", "oracle", "whole")
+    results: dict[str, Any], *, arms: Sequence[str] = ("served", "written", "windows", "random", "oracle", "whole")
 ) -> str:
     """Render the results as a Markdown table, a row per policy and one for the blind baseline.
 
-    The columns are the accuracy of every arm (ROUGE-L if all questions ask for reports), and hit rate, IoU and share
-    of malformed replies of the policy's own regions.
+    The columns are the accuracy of every arm, `served` only if it was measured (ROUGE-L if all questions ask for
+    reports), and hit rate, IoU and share of malformed replies of the policy's own regions.
     """
+    measured = set(chain.from_iterable(row["arms"] for row in results["rows"]))
+    arms = [arm for arm in arms if arm != "served" or arm in measured]
     blind = results["blind"]["arms"]["blind"]
     metric, label = ("accuracy", "accuracy") if "accuracy" in blind else ("raw/rouge_l", "ROUGE-L")
     rows = []
@@ -406,3 +415,14 @@ def render_results_table(
         rows.append(ResultsRow(row["row"], values, further))
     columns = ("own region: hit-rate", "IoU", "off format")
     return render_table(ResultsTable(label, arms, rows, read_interval(blind.get(metric)), columns))
+
+
+def render_decisions(results: dict[str, Any]) -> str:
+    """Say in a line for each round what the gate decided, and for a champion that stays, why."""
+    lines = []
+    for number, dumped in enumerate(results["decisions"], start=1):
+        decision = Decision.model_validate(dumped)
+        failed = [check.reason for check in decision.checks if not check.passed]
+        why = "" if decision.verdict == "promote" else f": {' '.join(failed or decision.reasons[:1])}"
+        lines.append(f"round {number}: {decision.verdict}{why}")
+    return "\n".join(lines)

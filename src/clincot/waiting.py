@@ -23,6 +23,8 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from datetime import UTC
+from email.utils import parsedate_to_datetime
 from random import random
 from typing import TypeVar
 
@@ -228,6 +230,22 @@ def is_passing_status(status: int) -> bool:
     400, 401, 403, 404 and other refusals do not pass: the same request would be refused again.
     """
     return status == 429 or status >= 500
+
+
+def parse_retry_after(value: str, *, now: float | None = None) -> float | None:
+    """The seconds of a Retry-After header (RFC 9110, section 10.2.3): a number or an HTTP date; None if it is neither.
+
+    now: seconds since the epoch, for a date.
+    """
+    text = value.strip()
+    if text.replace(".", "", 1).isascii() and text.replace(".", "", 1).isdigit():
+        return float(text)
+    try:
+        date = parsedate_to_datetime(text)
+    except (TypeError, ValueError):
+        return None
+    date = date if date.tzinfo is not None else date.replace(tzinfo=UTC)
+    return max(0.0, date.timestamp() - (time.time() if now is None else now))
 
 
 def is_unknown_host(error: BaseException) -> bool:

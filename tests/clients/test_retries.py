@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 
-from clincot.clients.http import HttpFailure, RequestRetries, parse_retry_after
+from clincot.clients.http import HttpFailure, RequestRetries
+from clincot.waiting import parse_retry_after
 from tests.support.fast_clock import FastClock, failing
 
 URL = "http://judge/v1"

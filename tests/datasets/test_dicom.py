@@ -434,7 +434,7 @@ def test_files_are_listed_as_the_shell_sorts_them(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("tags", "reason"),
     [
-        ({"NumberOfFrames": 2}, "it has 2 frames, but a question is about one picture. Export the frame that you need"),
+        ({"NumberOfFrames": 2}, "it has 2 frames, but a question is about one picture. Name the frame with --frames N"),
         ({"PixelData": None}, "it contains no image (modality CR). Remove it"),
         ({"Modality": "SEG"}, "it contains no image (modality SEG). Remove it"),
         ({"Rows": 0}, "expected 1 to 50000000 pixels, got 6 x 0. Export a smaller image"),

@@ -2,6 +2,7 @@ import contextlib
 import hashlib
 import json
 import os
+import re
 import struct
 import zlib
 from pathlib import Path
@@ -11,12 +12,17 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from clincot.datasets.folder import StudyIndex, load_questions, load_references
+from clincot.config import PrepareConfig
+from clincot.datasets.folder import SeveralImages, StudyIndex, load_questions, load_references
 from clincot.datasets.ingest.ingest_report import IngestReport, TooManyRefused
-from clincot.datasets.jsonl_vqa import Split, ingest_jsonl
+from clincot.datasets.ingest.row_pipeline import RowSplit as Split
+from clincot.datasets.jsonl_vqa import ingest_jsonl
 from clincot.errors import InvalidInput
+from clincot.evaluation.read_benchmark import read_benchmark
 from clincot.images import ImageLimits, open_image
 from clincot.jsonl import InvalidRecord
+from clincot.records import Question, hash_json
+from clincot.stages.prepare import prepare
 
 ROW = {"image": "a.png", "question": "Is there an effusion?", "answer": "yes"}
 
@@ -229,7 +235,7 @@ def test_a_report_that_does_not_add_up_is_refused(source: Path, tmp_path: Path) 
         ({"answer": ["yes"]}, "answer: Input should be a valid string (got ['yes'])"),
         (
             {"kind": "multiple"},
-            """kind: Input should be 'closed', 'open' or 'report' (got 'multiple'). Write """,
+            """kind: Input should be 'closed', 'open', 'report' or 'choice' (got 'multiple'). Write """,
         ),
         (
             {"colour": "red"},
@@ -520,3 +526,71 @@ def test_what_an_interrupted_ingest_left_is_replaced(split: Split, source: Path,
 def test_missing_source(tmp_path: Path) -> None:
     with pytest.raises(InvalidRecord, match=r"rows\.jsonl: expected a JSONL file, but the file does not exist"):
         ingest_jsonl(tmp_path / "rows.jsonl", tmp_path / "out")
+
+
+# Multiple choice and several images
+
+
+def write_rows(folder: Path, rows: list[dict[str, Any]]) -> Path:
+    for number in range(3):
+        noise = np.random.default_rng(number).integers(0, 256, (12, 16), dtype=np.uint8)
+        Image.fromarray(noise).save(folder / f"{number}.png")
+    (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return folder / "rows.jsonl"
+
+
+@pytest.mark.parametrize("answer", ["B", "b", "(B)", "B. cyst", "cyst", "Cyst."])
+def test_the_answer_of_a_choice_is_a_letter_or_a_text(answer: str, tmp_path: Path) -> None:
+    row = {"image": "0.png", "question": "What is it?", "answer": answer, "options": ["mass", "cyst"]}
+    ingest_jsonl(write_rows(tmp_path, [row]), tmp_path / "out")
+    (question,) = load_questions(tmp_path / "out")
+    (reference,) = load_references(tmp_path / "out")
+    assert (question.kind, question.asked_text) == ("choice", "What is it?\nA. mass\nB. cyst")
+    assert reference.answer == "cyst"
+
+
+@pytest.mark.parametrize(
+    ("options", "answer", "kind", "message"),
+    [
+        (["mass", "cyst"], "C", None, "the answer 'C' is none of the options 'mass', 'cyst', nor the letter of one"),
+        (["mass", "cyst"], "B. mass", None, "the answer 'B. mass' is none of the options"),
+        (["mass", "Mass."], "A", None, "2 options read 'mass'"),
+        ([], "A", "choice", "expected 2 to 26 options, got 0"),
+        (["mass", "cyst"], "A", "open", "a question with options is a choice, got the kind 'open'"),
+    ],
+)
+def test_a_choice_that_cannot_be_scored(
+    options: list[str], answer: str, kind: str | None, message: str, tmp_path: Path
+) -> None:
+    good = {"image": "0.png", "question": "What is it?", "answer": "A", "options": ["mass", "cyst"]}
+    bad = good | {"question": "And?", "options": options, "answer": answer} | ({"kind": kind} if kind else {})
+    with pytest.raises(TooManyRefused, match=re.escape(message)):
+        ingest_jsonl(write_rows(tmp_path, [good, bad]), tmp_path / "out")
+
+
+def test_questions_without_options_keep_their_ids() -> None:
+    """The new fields are absent where they are empty; the id was computed before they existed."""
+    question = Question(study="study-1", text="Is it?", kind="closed")
+    assert "options" not in question.model_dump()
+    assert "others" not in question.model_dump()
+    content = {"kind": "closed", "study": "study-1", "text": "Is it?", "topic": "", "version": 1}
+    assert question.id == "question-" + hash_json(content)[:20]
+
+
+def test_further_images_are_kept_in_order_and_refused_by_name_where_one_is_shown(tmp_path: Path) -> None:
+    others = [{"image": "1.png", "role": "lateral"}, {"image": "2.png", "role": "prior"}]
+    row = {"image": "0.png", "question": "Any change?", "answer": "no", "others": others, "id": "follow-up"}
+    report = ingest_jsonl(write_rows(tmp_path, [row]), tmp_path / "out")
+    (question,) = load_questions(tmp_path / "out")
+    studies = StudyIndex(tmp_path / "out")
+    assert [(other.role, studies[other.study].source_id) for other in question.others] == [
+        ("lateral", "1.png"),
+        ("prior", "2.png"),
+    ]
+    assert (report.images, report.rows_kept) == (3, 1)
+    message = r"question-\w+ \(follow-up\) is about 3 images \(further ones: lateral, prior\)"
+    with pytest.raises(SeveralImages, match=message):
+        read_benchmark(tmp_path / "out")
+    with pytest.raises(SeveralImages, match=message):
+        prepare(PrepareConfig(), {"data": tmp_path / "out"}, {"questions": tmp_path / "questions.jsonl"})
+    assert not (tmp_path / "questions.jsonl").exists()

@@ -1,6 +1,8 @@
 """SLAKE on small folders written in exactly the official layout: the parts, the languages, and the boxes."""
 
 import json
+import shutil
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -96,6 +98,26 @@ def test_official_parts_stay_what_they_are(tmp_path: Path) -> None:
         ("validate", "test", 0),
     ]
     assert "train.json has 1 questions in 'en'; the published release has 4919" in report.notes
+
+
+def test_the_layout_of_the_hub_and_an_archive_of_it(tmp_path: Path) -> None:
+    """BoKelvin/SLAKE has validation.json and imgs.zip; the records are those of the release, byte by byte."""
+    source = release(tmp_path / "slake")
+    ingest_slake(source, tmp_path / "a")
+    (source / "validate.json").rename(source / "validation.json")
+    shutil.make_archive(str(source / "imgs"), "zip", source, "imgs")
+    shutil.rmtree(source / "imgs")
+    ingest_slake(source, tmp_path / "b")
+    shutil.make_archive(str(tmp_path / "hub"), "zip", tmp_path, "slake")
+    with zipfile.ZipFile(tmp_path / "hub.zip", "a") as archive, zipfile.ZipFile(source / "imgs.zip") as images:
+        for name in images.namelist():
+            archive.writestr(f"slake/{name}", images.read(name))
+    ingest_slake(tmp_path / "hub.zip", tmp_path / "c")
+    for part in ("train", "validate", "test"):
+        for name in ("studies.jsonl", "questions.jsonl", "references.jsonl"):
+            written = {(tmp_path / out / part / name).read_bytes() for out in "abc"}
+            assert len(written) == 1, (part, name)
+    assert not list(tmp_path.glob(".unpacked-*"))
 
 
 def test_one_language_at_a_time(tmp_path: Path) -> None:

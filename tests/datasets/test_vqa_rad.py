@@ -113,7 +113,8 @@ def test_corrupt_image(tmp_path: Path) -> None:
     source = release(tmp_path / "rad", [TRAIN, TEST])
     (source / "images" / "a.jpg").write_bytes((source / "images" / "a.jpg").read_bytes()[:100])
     with pytest.raises(
-        InvalidRecord, match=r"no row for .*train in the official split of 2 rows\n.*json:1: image: .*a\.jpg"
+        InvalidRecord,
+        match=r"rows for train \(official split\), but none of the 2 read belongs there\n.*json:1: image: .*a\.jpg",
     ):
         ingest_vqa_rad(source, tmp_path / "out")
 
@@ -231,7 +232,9 @@ def test_a_broken_questions_file(tmp_path: Path, text: str, message: str) -> Non
 
 
 def test_an_empty_side_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(InvalidRecord, match=r"no row for .*test in the official split of 1 rows"):
+    with pytest.raises(
+        InvalidRecord, match=r"expected rows for test \(official split\), but none of the 1 read belongs there"
+    ):
         ingest_vqa_rad(release(tmp_path / "rad", [TRAIN]), tmp_path / "out")
     assert not list((tmp_path / "out").rglob("*.jsonl"))
 

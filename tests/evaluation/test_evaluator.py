@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -217,10 +218,13 @@ def test_topics_with_many_answers_have_no_answer_space() -> None:
         references = {q.id: Reference(question=q.id, answer=a) for q, a in zip(questions, answers, strict=True)}
         return Benchmark({q.id: q for q in questions}, references, {q.id: "p" for q in questions}, "d")
 
-    assert collect_answer_spaces(bench("size", [f"answer {n}" for n in range(20)])).keys() == {"size"}
-    assert collect_answer_spaces(bench("size", [f"answer {n}" for n in range(21)])) == {}
-    assert collect_answer_spaces(bench("", ["yes"])) == {}
-    assert collect_answer_spaces(bench("side", ["Left.", "left", "right"])) == {"side": frozenset({"left", "right"})}
+    def by_topic(topic: str, answers: list[str]) -> dict[str, frozenset[str]]:
+        return dict(collect_answer_spaces(bench(topic, answers)).by_topic)
+
+    assert by_topic("size", [f"answer {n}" for n in range(20)]).keys() == {"size"}
+    assert by_topic("size", [f"answer {n}" for n in range(21)]) == {}
+    assert by_topic("", ["yes"]) == {}
+    assert by_topic("side", ["Left.", "left", "right"]) == {"side": frozenset({"left", "right"})}
 
 
 def test_controls_of_an_absent_finding_have_its_usual_size(benchmark: Benchmark, folder: Path) -> None:
@@ -254,6 +258,35 @@ def test_served_is_what_the_server_answers(folder: Path) -> None:
         assert outcome.settings == serve.answer_digest
         lead, region_lead = measure_leads(answer)
         assert (outcome.lead, outcome.region_lead) == (round(lead, 6), round(region_lead, 6))
+
+
+def _shows_a_crop(conversation: Conversation) -> bool:
+    boxes = [picture.box for turn in conversation for picture in turn.pictures]
+    return any(box is not None and box.area < 0.9 for box in boxes[1:])
+
+
+class Overlooking(Reader):
+    """Sure of its answers from the whole image alone."""
+
+    def generate(
+        self, conversations: Sequence[Conversation], *, max_new_tokens: int, temperature: float, seeds: Sequence[int]
+    ) -> list[Generation]:
+        replies = super().generate(conversations, max_new_tokens=max_new_tokens, temperature=temperature, seeds=seeds)
+        return [
+            reply if _shows_a_crop(conversation) else replace(reply, token_logprobs=(-0.001,))
+            for conversation, reply in zip(conversations, replies, strict=True)
+        ]
+
+
+def test_an_answer_from_the_whole_image_points_nowhere(folder: Path) -> None:
+    """The whole image contains every finding, but nobody is shown where to look: a miss, with IoU 0."""
+    propose = ProposeConfig.model_validate({"grounders": {"windows": 1}, "temperature": 0.0})
+    config = EvaluateConfig(arms=("served",), serve=ServeConfig(propose=propose))
+    benchmark = read_benchmark(folder)
+    outcomes = list(evaluate_policy(Overlooking(), benchmark, StudyIndex(folder), folder, config))
+    with_boxes = [outcome for outcome in outcomes if benchmark.references[outcome.question].boxes]
+    assert with_boxes
+    assert {(outcome.box, outcome.hit, outcome.iou) for outcome in with_boxes} == {(WHOLE_IMAGE, False, 0.0)}
 
 
 def test_other_arms_are_recorded_as_before(folder: Path) -> None:

@@ -153,6 +153,12 @@ def test_no_regions_and_a_wrong_overlap() -> None:
         deduplicate_regions([], 1.5)
 
 
+def test_no_more_regions_are_kept_than_the_limit() -> None:
+    """The second region duplicates the first, so the third is the second one kept."""
+    corner = found(box_from_xyxy((0.8, 0.0, 1.0, 0.2)))
+    assert deduplicate_regions([found(A), found(NEAR_A), found(FAR), corner], 0.7, limit=2) == [found(A), found(FAR)]
+
+
 def test_best_first_does_not_depend_on_the_order_given() -> None:
     """By confidence, then the leftmost, then by name."""
     ranked = [found(FAR, 0.9), found(A, 0.5, "mass"), found(A, 0.5, "nodule"), found(NEAR_A, 0.5), found(A, 0.1)]

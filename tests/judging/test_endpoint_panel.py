@@ -198,6 +198,83 @@ def test_judges_are_asked_at_the_same_time(requests: list[JudgeRequest], tmp_pat
     assert [judgement.judge for judgement in judgements[:2]] == [judge.digest for judge in report.judges]
 
 
+def test_a_request_that_hangs_is_sent_again_before_its_timeout(
+    requests: list[JudgeRequest], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Replies take milliseconds, so an attempt of the later batches is given up after 0.2 s instead of a minute."""
+    monkeypatch.setattr("clincot.clients.adaptive_limit._SHORTEST_PATIENCE_S", 0.2)
+    once = {"number 25.", "number 30."}
+
+    class Hanging(StandIn):
+        def _handle(self, request: Any) -> Any:
+            found = next((name for name in once if request.body and name in text_of(request.body)), "")
+            if found:
+                once.remove(found)
+                self.posts.append(request.body)
+                self._server.hang()
+                return 200, b""
+            return super()._handle(request)
+
+    server, start = Hanging(), time.monotonic()
+    with server.serve():
+        report, _, _ = judge_with([spec_of(server, timeout_s=60.0)], requests, tmp_path)
+        assert time.monotonic() - start < 20
+    assert (report.judges[0].scored, len(server.posts)) == (36, 38)
+
+
+def test_the_next_batch_is_asked_while_a_request_is_open(requests: list[JudgeRequest], tmp_path: Path) -> None:
+    """The first candidate's reply comes after a request of the second batch (12 to 23) has arrived."""
+    second = threading.Event()
+
+    def reply(body: Any) -> Any:
+        text = text_of(body)
+        if "number 15." in text:
+            second.set()
+        if "number 0." in text:
+            assert second.wait(timeout=20)
+        return written([("yes", {"yes": 0.7, "no": 0.3})])
+
+    server = StandIn(reply=reply)
+    with server.serve():
+        report, judgements, _ = judge_with([spec_of(server, concurrency=2)], requests, tmp_path)
+    assert report.judges[0].scored == 36
+    assert [judgement.candidate for judgement in judgements] == [request.candidate for request in requests]
+
+
+def test_an_endpoint_that_refuses_many_gets_fewer_at_a_time(
+    requests: list[JudgeRequest], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A server for 2 requests at a time, asked with 16: 429 for the others, until the limit has fallen."""
+    many = [
+        JudgeRequest(f"candidate-{n}", requests[0].study, f"Is number {n}. bright?", BRIGHT, "yes") for n in range(200)
+    ]
+
+    class Small(StandIn):
+        busy, refused = 0, 0
+
+        def _handle(self, request: Any) -> Any:
+            if request.method == "GET":
+                return super()._handle(request)
+            with self._lock:
+                full = self.busy >= 2
+                self.refused += full
+                self.busy += not full
+            if full:
+                return 429, b'{"error": {"code": "rate_limit_exceeded"}}', {"Retry-After": "0"}
+            time.sleep(0.005)
+            reply = super()._handle(request)
+            with self._lock:
+                self.busy -= 1
+            return reply
+
+    server = Small()
+    with server.serve():
+        report, _, _ = judge_with([spec_of(server, concurrency=16)], many, tmp_path)
+    assert report.judges[0].scored == 200
+    assert "endpoint 'remote' refuses" in caplog.text
+    assert " 11 instead of 16 are sent at a time" in caplog.text  # 16 x 0.7 = 11.2
+
+
 # Progress
 
 

@@ -17,6 +17,7 @@ from clincot.preflight.data_sets import build_data_set_probes, count_needed_pati
 from clincot.preflight.preflight_report import PreflightCheck, PreflightReport
 from clincot.preflight.probe import run_probes
 from clincot.promotion.ledger import BudgetEntry, QuestionsUsed
+from clincot.promotion.power import count_floor_questions
 from clincot.records import Budget, Totals
 from clincot.storage.folder_store import FolderStore
 from tests.support import tiny
@@ -60,6 +61,7 @@ def test_data_sets_of_a_good_round(data: Path, benchmark: Path) -> None:
             "data set",
             "benchmark: answer key",
             "benchmark: size",
+            "benchmark: floors",
             "leak: images in training",
             "leak: patients in training",
             "leak: near-duplicates in training",
@@ -261,3 +263,33 @@ def test_a_decision_on_an_arm_that_is_not_evaluated(tmp_path: Path, data: Path, 
     sections: dict[str, Any] = {"evaluate": {"arms": ["oracle"]}, "preflight": {"cluster": "no", "free_gb": 0.0}}
     said, _ = run_preflight_task(tmp_path, str(data), str(benchmark), **sections)
     assert "settings: decide.arm: decide.arm is 'written', and evaluate.arms has oracle" in said
+
+
+def test_a_deployment_whose_answers_are_measured_is_decided_by_them(
+    tmp_path: Path, data: Path, benchmark: Path
+) -> None:
+    """The task has service settings, so a promoted checkpoint is rolled out; it then answers as the arm served."""
+    sections: dict[str, Any] = {
+        "evaluate": {"arms": ["served", "written"]},
+        "preflight": {"cluster": "no", "free_gb": 0.0},
+    }
+    said, path = run_preflight_task(tmp_path, str(data), str(benchmark), **sections)
+    report = PreflightReport.model_validate_json(path.read_text(encoding="utf-8"))
+    (check,) = [check for check in report.failed if check.name == "settings: decide.arm"]
+    assert check.remedy == "set decide.arm to served"
+    assert "decide.arm is 'written', but evaluate.arms has served" in said
+
+
+def test_floors_that_a_benchmark_cannot_show_are_named(data: Path, benchmark: Path) -> None:
+    """Level .0131: z = 2.22. A floor of .05 needs more than z^2 * .95 / .05 = 93.8 questions, one of .1 more than 44.4.
+
+    At exactly the bound the t of "nothing changed" is z: sqrt(93.8 * .05 / .95) = 2.22.
+    """
+    level = 0.013125
+    assert count_floor_questions(0.05, level) == 94
+    assert count_floor_questions(0.1, level) == 45
+    found = checks_of(data=data, benchmark=benchmark)
+    assert "abstention (16 of 94 questions for a floor of 0.05)" in found["benchmark: floors"].result
+    wide = dict.fromkeys(("closed_accuracy", "open_f1", "hit_rate", "hallucination", "abstention"), 0.5)
+    found = checks_of(data=data, benchmark=benchmark, decide={"floors": wide})
+    assert found["benchmark: floors"].result == "enough to show every floor if no answer changes"

@@ -98,6 +98,18 @@ def test_the_temperature_and_the_seed_reach_the_policy(client: OpenAI, policy: S
     assert policy.calls[-1]["seeds"] == [2**62 - 1, 2**62]
 
 
+def test_a_server_without_sampling_refuses_a_temperature(policy: Scripted, film: str) -> None:
+    """0 and null are greedy, so they are accepted."""
+    settings = ServeSettings.model_validate({**SETTINGS.model_dump(), "sampling": False})
+    with serving_here(policy, settings) as url:
+        client = OpenAI(base_url=f"{url}/openai/v1", api_key="none", max_retries=0)
+        with pytest.raises(BadRequestError, match="greedily") as refused:
+            client.chat.completions.create(**chat(QUESTION, film), temperature=0.1)
+        assert refused.value.param == "temperature"
+        client.chat.completions.create(**chat(QUESTION, film), temperature=0)
+    assert [call["temperature"] for call in policy.calls] == [0.0]
+
+
 def test_several_choices_are_sampled_separately(client: OpenAI, policy: Scripted, film: str) -> None:
     """Each choice has seeds of its own; usage is the sum over the choices: 2 regions of 100 + 6 tokens, three times."""
     completion = client.chat.completions.create(**chat(QUESTION, film), temperature=0.5, n=3)

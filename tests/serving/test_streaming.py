@@ -9,6 +9,7 @@ import pytest
 from openai import APIError, BadRequestError, OpenAI
 
 from clincot.config.server_settings import ServeSettings
+from clincot.errors import ModelFailed
 from clincot.models.protocols import Generation
 from tests.support.model_servers import CHAT, Parrot, chat, serving_here, until
 
@@ -58,6 +59,25 @@ def test_an_error_after_the_first_chunk_is_an_event(url: str, parrot: Parrot, fi
     parrot.go.set()
     with pytest.raises(APIError, match="the server failed; its log says where"):
         list(stream)
+
+
+def test_a_model_that_fails_after_the_first_chunk_is_logged_without_its_reply(
+    url: str, parrot: Parrot, film: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The part of a failure after ", got " may quote the request."""
+
+    def fail(*_: object, **__: object) -> list[Generation]:
+        parrot.go.wait(timeout=300)
+        raise ModelFailed("POST http://vllm/v1: expected a chat completion, got Is there a nodule?")
+
+    monkeypatch.setattr(parrot, "generate", fail)
+    stream = iter(client(url).chat.completions.create(**chat("Is there a nodule?", film), stream=True))
+    next(stream)
+    parrot.go.set()
+    with pytest.raises(APIError, match="the model behind this server gave no usable answer"):
+        list(stream)
+    assert "no usable answer: POST http://vllm/v1: expected a chat completion" in caplog.text
+    assert "nodule" not in caplog.text
 
 
 def test_an_error_before_the_first_chunk_has_its_status(url: str, film: str) -> None:

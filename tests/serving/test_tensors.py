@@ -6,7 +6,7 @@ import asyncio
 import base64
 import json
 import struct
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,7 +27,9 @@ from tests.support.model_servers import INFER, PREDICT, Parrot, serving_here, un
 
 QUESTION = "Is there a nodule?"
 HEADERS = {"Authorization": f"Bearer {KEY}"}
-SETTINGS = ServeSettings.model_validate({"propose": {"grounders": {"random": 1}}, "running": 1, "waiting": 0})
+SETTINGS = ServeSettings.model_validate(
+    {"propose": {"grounders": {"random": 1}}, "running": 1, "waiting": 0, "body_s": 5}
+)
 
 
 @dataclass(frozen=True)
@@ -275,6 +277,36 @@ def test_grpc_refusals(server: Addresses, method: str, request_: Any, key: str, 
     with pytest.raises(grpc.aio.AioRpcError, match=match) as refused:
         asyncio.run(call_grpc(server, method, request_, key=key))
     assert refused.value.code() == code
+
+
+async def call_without_message(server: Addresses, key: str) -> Any:
+    """A call whose client sends its header and never the message."""
+    never = asyncio.Event()
+
+    async def wait() -> AsyncIterator[bytes]:
+        await never.wait()
+        yield b""
+
+    async with grpc.aio.insecure_channel(server.grpc) as channel:
+        method = channel.stream_unary("/inference.GRPCInferenceService/ModelInfer")
+        return await method(wait(), metadata=(("authorization", f"Bearer {key}"),), timeout=300)
+
+
+def test_grpc_checks_the_key_before_the_message(server: Addresses) -> None:
+    with pytest.raises(grpc.aio.AioRpcError, match="invalid_api_key"):
+        asyncio.run(call_without_message(server, "sk-wrong"))
+
+
+def test_grpc_waits_for_a_message_as_long_as_http_for_a_body(server: Addresses) -> None:
+    """More clients than may send at the same time: a client's turn ends after body_s, so that the next gets one."""
+
+    async def call_slowly() -> list[str]:
+        calls = [call_without_message(server, KEY) for _ in range(6)]
+        return [error.details() for error in await asyncio.gather(*calls, return_exceptions=True)]  # type: ignore[union-attr]
+
+    details = asyncio.run(call_slowly())
+    assert sum("body_too_slow" in text for text in details) >= 4
+    assert all("body_too_slow" in text or "queue_full" in text for text in details)
 
 
 def test_grpc_shares_the_slots_of_http(server: Addresses, parrot: Parrot, film: str, image_file: bytes) -> None:

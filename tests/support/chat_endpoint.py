@@ -11,6 +11,7 @@ import json
 import math
 import random
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -92,7 +93,8 @@ class StandIn:
     that every item can be scored. 503 is what a proxy sends while a pod restarts (Envoy's text); 429 with Retry-After
     is OpenAI's rate limit (API reference, "Rate limits") and RFC 9110, section 10.2.3; a hanging request is one to a
     pod that is killed behind a load balancer (NVIDIA/NeMo-Agent-Toolkit#842).
-    retry_after: the header's value. always_failing: every request whose text contains it gets 500.
+    latency_s: the time that an answer takes. retry_after: the header's value.
+    always_failing: every request whose text contains it gets 500.
     dies_after: so many answered posts, then 503 for ever.
     scaled: log-probabilities are divided by the temperature (vLLM, --logprobs-mode processed_logprobs; for temperature
     0 every probability is 0 or 1: standardcompletions/rfcs#11).
@@ -103,6 +105,7 @@ class StandIn:
     busy_503: float = 0.0
     limited_429: float = 0.0
     hanging: float = 0.0
+    latency_s: float = 0.0
     retry_after: str = "0"
     always_failing: str = ""
     dies_after: int = 10**9
@@ -156,6 +159,7 @@ class StandIn:
             return 500, b'{"error": "CUDA error: device-side assert triggered"}'
         if fails:
             return self._fail(draw)
+        time.sleep(self.latency_s)
         return 200, self.reply(body) if self.reply else self._answer(body, text)
 
     def _fail(self, draw: float) -> Reply:

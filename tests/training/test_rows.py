@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
 
 import pytest
 
 from clincot.generation.candidates import GenerationRequest
-from clincot.geometry import Box, box_to_text
+from clincot.geometry import WHOLE_IMAGE, Box, box_to_text
 from clincot.jsonl import InvalidRecord, write_records
 from clincot.prompts import Conversation, PromptFormat, Turn, hash_prompt
 from clincot.records import Candidate, PreferencePair, Question, Region, Study
@@ -160,16 +161,23 @@ def test_rows_read_from_files_are_the_rows_of_the_records(
     assert [(r.name, r.conversation) for r in select_chosen_rows([row])] == [(pair.id, row.chosen)]
 
 
-def test_every_question_without_a_pair_gets_one_anchor(
+def test_questions_without_a_pair_get_anchors(
     studies: list[Study], folder: Path, views: PromptFormat, tmp_path: Path
 ) -> None:
-    """Three questions: one has a pair, one has two candidates and no pair, one has only an empty answer."""
+    """Three questions: one has a pair, one has two regions and no pair, one has only an empty answer.
+
+    Of a region's answers the likeliest one is the anchor: "right" at log-probability -.1 and not "left" at -.5.
+    """
     paired, unpaired, silent = (
         Question(study=studies[0].id, text=text, kind="closed") for text in ("a nodule?", "an effusion?", "a mass?")
     )
-    of_pair, of_other, of_silent = (_region(question, LEFT, "written") for question in (paired, unpaired, silent))
+    of_pair, of_silent = (_region(question, LEFT, "written") for question in (paired, silent))
+    near, far = (_region(unpaired, box, "written") for box in (LEFT, WHOLE_IMAGE))
     good, bad = (_candidate(of_pair, text, views) for text in ("yes", "no"))
-    samples = [_candidate(of_other, text, views) for text in ("left", "right")]
+    left, right, whole = (
+        _candidate(region, text, views) for region, text in ((near, "left"), (near, "right"), (far, "right"))
+    )
+    right = Candidate.model_validate(right.model_dump(exclude={"id"}) | {"token_logprobs": (-0.1,)})
     pair = PreferencePair(
         question=paired.id,
         chosen=good.id,
@@ -182,20 +190,42 @@ def test_every_question_without_a_pair_gets_one_anchor(
     )
     files = {name: tmp_path / f"{name}.jsonl" for name in ("pairs", "candidates", "regions", "questions")}
     write_records(files["pairs"], [pair])
-    write_records(files["candidates"], [good, bad, *samples, _candidate(of_silent, " ", views)])
-    write_records(files["regions"], [of_pair, of_other, of_silent])
+    write_records(files["candidates"], [good, bad, left, right, whole, _candidate(of_silent, " ", views)])
+    write_records(files["regions"], [of_pair, near, far, of_silent])
     write_records(files["questions"], [paired, unpaired, silent])
     write_records(folder / "studies.jsonl", studies)
 
-    def read(seed: int | None) -> list[TrainingRow]:
-        return list(read_training_rows(PairFiles(**files), folder, views, anchor_seed=seed))
+    def read(per_question: int, seed: int = 0) -> list[TrainingRow]:
+        return list(read_training_rows(PairFiles(**files), folder, views, anchors_per_question=per_question, seed=seed))
 
-    first, anchor = read(0)
-    assert [first] == read(None)
+    (first,) = read(0)
     assert not first.anchor
+    assert [row.pair for row in read(2)] == [pair.id, f"anchor {right.id}", f"anchor {whole.id}"]
+    assert read(9) == read(2)  # there are only two regions
+    assert {read(1, seed)[1].pair for seed in range(8)} == {f"anchor {right.id}", f"anchor {whole.id}"}
+    anchor = read(1)[1]
     assert anchor.anchor
     assert anchor.chosen == anchor.rejected
-    assert anchor.pair in {f"anchor {sample.id}" for sample in samples}
-    drawn = {read(seed)[1].chosen[-1].text for seed in range(8)}
-    assert drawn == {"left", "right"}  # the seed chooses, not a score
     assert [row.conversation for row in select_chosen_rows([first, anchor])] == [first.chosen, anchor.chosen]
+
+
+def test_no_answer_dominates_the_anchors_of_a_topic(
+    studies: list[Study], folder: Path, views: PromptFormat, tmp_path: Path
+) -> None:
+    """Ten questions of one topic: the policy says "yes" to eight and "no" to two.
+
+    With two possible answers each may have half of the ten anchors: five times "yes", and all two "no".
+    """
+    questions = [
+        Question(study=studies[0].id, text=f"a nodule {number}?", kind="closed", topic="presence")
+        for number in range(10)
+    ]
+    regions = [_region(question, LEFT, "windows") for question in questions]
+    answers = [_candidate(region, "no" if n < 2 else "yes", views) for n, region in enumerate(regions)]
+    files = {name: tmp_path / f"{name}.jsonl" for name in ("pairs", "candidates", "regions", "questions")}
+    write_records(files["pairs"], [])
+    for name, records in (("candidates", answers), ("regions", regions), ("questions", questions)):
+        write_records(files[name], records)
+    write_records(folder / "studies.jsonl", studies)
+    rows = list(read_training_rows(PairFiles(**files), folder, views, anchors_per_question=1))
+    assert Counter(row.chosen[-1].text for row in rows) == {"yes": 5, "no": 2}

@@ -22,10 +22,12 @@ from clincot.cli.convert_commands import add_convert_commands
 from clincot.cli.data_commands import add_data_commands
 from clincot.cli.deploy_commands import add_deploy_commands
 from clincot.cli.doctor_command import add_doctor_command
+from clincot.cli.export_commands import add_export_commands
 from clincot.cli.framework import Commands, Invocation, build_group, parse_command_line
 from clincot.cli.model_commands import add_model_commands
 from clincot.cli.pipeline_commands import add_pipeline_commands
 from clincot.cli.registry_commands import add_registry_commands
+from clincot.cli.review_commands import add_review_commands
 from clincot.cli.round_commands import add_round_commands
 from clincot.cli.serve_command import add_serve_command
 from clincot.cli.stage_commands import add_stage_commands
@@ -114,7 +116,9 @@ def get_command() -> Any:
     add_round_commands(commands)
     add_compare_command(commands)
     add_data_commands(commands)
+    add_export_commands(commands)
     add_version_commands(commands)
+    add_review_commands(commands)
     add_model_commands(commands)
     add_convert_commands(commands)
     add_doctor_command(commands)

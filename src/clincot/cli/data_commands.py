@@ -112,12 +112,30 @@ class IuXrayArguments(IngestArguments):
 GivenSplitHelp = "How train and test are separated; given: not at all, everything goes into one folder."
 
 
+def parse_frames(text: str) -> int | Literal["all"]:
+    """A frame's number from 1, or "all". Raises BadParameter, which is wrong usage."""
+    if text == "all":
+        return "all"
+    if not text.isdigit() or int(text) < 1:
+        raise typer.BadParameter(f"expected a number from 1, or all, got {text!r}")
+    return int(text)
+
+
 @dataclass(frozen=True, kw_only=True)
 class DicomArguments(IngestArguments):
     """DICOM files."""
 
-    source: Annotated[Path, typer.Argument(help="Folder of DICOM files, at any depth.")]
+    source: Annotated[Path, typer.Argument(help="Folder of DICOM files, at any depth, or a DICOMDIR.")]
     split: Annotated[Literal["given", "patient-disjoint"], typer.Option("--split", help=GivenSplitHelp)] = "given"
+    frames: Annotated[
+        Any,
+        typer.Option(
+            "--frames",
+            metavar="N|all",
+            parser=parse_frames,
+            help="Frame that is taken of files with several, or all of them; a question names one as PATH#N.",
+        ),
+    ] = None
     questions: Annotated[
         Path | None,
         typer.Option(
@@ -143,6 +161,54 @@ class JsonlArguments(IngestArguments):
     source: Annotated[
         Path, typer.Argument(help="File with one question on each line (JSONL), in the same folder as its images.")
     ]
+    split: Annotated[Literal["given", "by-row", "patient-disjoint"], typer.Option("--split", help=GivenSplitHelp)] = (
+        "given"
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class HubArguments(IngestArguments):
+    """Tables as they are published."""
+
+    source: Annotated[
+        Path,
+        typer.Argument(
+            help="Folder of a Hugging Face data set, or a file: Parquet, Arrow, JSON, JSON lines, CSV, TSV or ZIP."
+        ),
+    ]
+    column: Annotated[
+        list[str],
+        typer.Option(
+            "--column",
+            metavar="FIELD=COLUMN",
+            help="Read a field from this column instead of the guessed one; may be repeated. The report shows guesses.",
+        ),
+    ] = field(default_factory=list)
+    where: Annotated[
+        list[str],
+        typer.Option("--where", metavar="COLUMN=VALUE", help="Keep only rows with this value; may be repeated."),
+    ] = field(default_factory=list)
+    modality: Annotated[
+        str, typer.Option("--modality", metavar="TEXT", help="What the images are, if no column states it.")
+    ] = ""
+    split: Annotated[
+        Literal["given", "by-row", "patient-disjoint"] | None,
+        typer.Option("--split", help="How train and test are separated (default: as the source does, if it does)."),
+    ] = None
+    further_images: Annotated[
+        Literal["keep", "drop"],
+        typer.Option("--further-images", help="Whether to keep the second and later images of a question."),
+    ] = "keep"
+
+
+@dataclass(frozen=True, kw_only=True)
+class BoxesArguments(IngestArguments):
+    """Boxes of findings."""
+
+    source: Annotated[Path, typer.Argument(help="Table of VinDr-CXR or MS-CXR (CSV), with its images next to it.")]
+    absent: Annotated[
+        int, typer.Option("--absent", metavar="N", help="Questions about absent findings for each image of VinDr-CXR.")
+    ] = 1
     split: Annotated[Literal["given", "by-row", "patient-disjoint"], typer.Option("--split", help=GivenSplitHelp)] = (
         "given"
     )
@@ -183,6 +249,20 @@ def ingest_jsonl(args: JsonlArguments) -> int:
     return _run_ingest(jsonl_vqa.ingest_jsonl, args)
 
 
+def ingest_hf(args: HubArguments) -> int:
+    """Ingest a table as it is published: a Hugging Face folder, Parquet, Arrow, JSON, CSV, LLaVA or ZIP."""
+    from clincot.datasets import hub_vqa
+
+    return _run_ingest(hub_vqa.ingest_hf, args)
+
+
+def ingest_boxes(args: BoxesArguments) -> int:
+    """Ingest the boxes of VinDr-CXR or MS-CXR as questions whether a finding is there."""
+    from clincot.datasets import finding_boxes
+
+    return _run_ingest(finding_boxes.ingest_boxes, args)
+
+
 # {format: (function, its arguments)}
 INGEST_FORMATS: dict[str, tuple[Callable[[Any], int], type[Any]]] = {
     "vqa-rad": (ingest_vqa_rad, VqaRadArguments),
@@ -190,6 +270,8 @@ INGEST_FORMATS: dict[str, tuple[Callable[[Any], int], type[Any]]] = {
     "iu-xray": (ingest_iu_xray, IuXrayArguments),
     "dicom": (ingest_dicom, DicomArguments),
     "jsonl": (ingest_jsonl, JsonlArguments),
+    "hf": (ingest_hf, HubArguments),
+    "boxes": (ingest_boxes, BoxesArguments),
 }
 
 

@@ -85,13 +85,13 @@ class RoundsArguments(ParamsArguments):
             help="Data-set folder on which the judges were calibrated, to detect overlap with the benchmark.",
         ),
     ] = None
-    no_page: Annotated[bool, typer.Option("--no-page", help="Do not write page.html.")] = False
+    no_page: Annotated[bool, typer.Option("--no-page", help="Do not write page.html and questions/.")] = False
 
 
 def run_rounds(args: RoundsArguments) -> int:
     """Run whole rounds one after another; an interrupted run resumes where it stopped."""
     from clincot import rounds
-    from clincot.reporting.page import write_page
+    from clincot.reporting.question_browser import write_pages
 
     if args.count < 1:
         raise InvalidInput(f"--count must be at least 1, got {args.count}")
@@ -111,8 +111,7 @@ def run_rounds(args: RoundsArguments) -> int:
     print(rounds.render_results_table(results))
     print(f"\n{args.run / 'results.json'}")
     if not args.no_page:
-        write_page(args.run, args.run / "page.html", title=f"ClinCoT: {args.run.name}")
-        print(args.run / "page.html")
+        print(write_pages(args.run, title=f"ClinCoT: {args.run.name}"))
     return 0
 
 
@@ -230,11 +229,10 @@ class PageArguments:
 
 
 def rewrite_page(args: PageArguments) -> int:
-    """Write the HTML page of a run again."""
-    from clincot.reporting.page import write_page
+    """Write the HTML page of a run again, and all its questions beside it."""
+    from clincot.reporting.question_browser import write_pages
 
-    write_page(args.run, args.run / "page.html", title=f"ClinCoT: {args.run.name}")
-    print(args.run / "page.html")
+    print(write_pages(args.run, title=f"ClinCoT: {args.run.name}"))
     return 0
 
 

@@ -11,6 +11,7 @@ import typer
 from clincot.cli.framework import Commands, add_command
 from clincot.config import is_shipped, resolve_path
 from clincot.errors import require_extra
+from clincot.processes import share_cores
 
 SERVING_PANEL = "Serving and deployment"
 AFTERWARDS = """\
@@ -108,6 +109,7 @@ class ServeArguments:
 
 def serve_checkpoint(args: ServeArguments) -> int:
     """Serve a checkpoint over HTTP, with the OpenAI and the KServe V1 and V2 protocols."""
+    share_cores()  # before anything imports torch
     with require_extra("serve", "serving"):
         from clincot.serving.server import ServePlan, run_server
     from clincot.config.server_settings import load_serve_settings

@@ -20,8 +20,6 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from contextvars import ContextVar, copy_context
 from dataclasses import dataclass, field
-from datetime import UTC
-from email.utils import parsedate_to_datetime
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, Self, TypeVar
@@ -32,7 +30,14 @@ from pydantic import BaseModel, ValidationError
 
 from clincot.errors import InvalidInput, ModelFailed
 from clincot.processes import retry_call
-from clincot.waiting import Outage, end_waits_on_interrupt, get_waiting, is_unknown_host, is_wrong_certificate
+from clincot.waiting import (
+    Outage,
+    end_waits_on_interrupt,
+    get_waiting,
+    is_unknown_host,
+    is_wrong_certificate,
+    parse_retry_after,
+)
 
 MAX_REPLY_BYTES = 64 << 20  # fits masks of a few large images; far above any chat completion
 _QUOTED_CHARS = 300  # characters of a reply that a message quotes
@@ -136,22 +141,6 @@ NO_RETRIES = RequestRetries()
 FAIL_AT_ONCE = RequestRetries(waits=False)
 
 
-def parse_retry_after(value: str, *, now: float | None = None) -> float | None:
-    """The seconds of a Retry-After header (RFC 9110, section 10.2.3): a number or an HTTP date; None if it is neither.
-
-    now: seconds since the epoch, for a date.
-    """
-    text = value.strip()
-    if text.replace(".", "", 1).isascii() and text.replace(".", "", 1).isdigit():
-        return float(text)
-    try:
-        date = parsedate_to_datetime(text)
-    except (TypeError, ValueError):
-        return None
-    date = date if date.tzinfo is not None else date.replace(tzinfo=UTC)
-    return max(0.0, date.timestamp() - (time.time() if now is None else now))
-
-
 def validate_url(url: str, *, what: str) -> str:
     """Return `url` without a trailing slash. Raises InvalidInput unless it is http(s) and holds no credentials.
 
@@ -240,16 +229,26 @@ class JsonClient:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         self._http.close()
 
-    def request_json(self, method: str, url: str, reply: type[M], *, expected: str, payload: Any = None) -> M:
+    def request_json(
+        self,
+        method: str,
+        url: str,
+        reply: type[M],
+        *,
+        expected: str,
+        payload: Any = None,
+        timeout_s: float | None = None,
+    ) -> M:
         """Send one request and parse its reply as `reply`. Raises HttpFailure.
 
-        expected: a description of the expected reply, for the message.
+        expected: a description of the expected reply, for the message. timeout_s: instead of the client's.
         """
         request = f"{method} {url}"
+        timeout_s = self._timeout_s if timeout_s is None else timeout_s
         try:
-            status, headers, body = self._send_request(method, url, payload)
+            status, headers, body = self._send_request(method, url, payload, timeout_s)
         except httpx.TimeoutException as error:
-            actual = f"no complete reply within {self._timeout_s:g} s"
+            actual = f"no complete reply within {timeout_s:.3g} s"
             unconnected = isinstance(error, httpx.ConnectTimeout)
             raise self.build_error(
                 request, expected, actual, transient=True, away=unconnected, fatal=unconnected
@@ -306,10 +305,10 @@ class JsonClient:
             return self.build_error(request, expected, f"HTTP {status}: {reason}", **facts)
         return self.build_error(request, expected, f"HTTP {status}", body, **facts)
 
-    def _send_request(self, method: str, url: str, payload: Any) -> tuple[int, httpx.Headers, bytes]:
+    def _send_request(self, method: str, url: str, payload: Any, timeout_s: float) -> tuple[int, httpx.Headers, bytes]:
         """Return status, headers and body. The timeout covers the whole reply; httpx's own covers each read."""
         given_up_at, headers = _REQUEST_LIMITS.get()
-        deadline = min(time.monotonic() + self._timeout_s, given_up_at)
+        deadline = min(time.monotonic() + timeout_s, given_up_at)
         timeout, body = max(0.001, deadline - time.monotonic()), bytearray()
         with self._http.stream(method, url, json=payload, headers=headers, timeout=timeout) as response:
             for chunk in response.iter_bytes():

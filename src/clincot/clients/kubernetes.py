@@ -18,7 +18,14 @@ from urllib3.exceptions import HTTPError
 
 from clincot.errors import UserError
 from clincot.processes import retry_call
-from clincot.waiting import Outage, get_waiting, is_passing_status, is_unknown_host, is_wrong_certificate
+from clincot.waiting import (
+    Outage,
+    get_waiting,
+    is_passing_status,
+    is_unknown_host,
+    is_wrong_certificate,
+    parse_retry_after,
+)
 
 Json = dict[str, Any]
 T = TypeVar("T")
@@ -265,8 +272,7 @@ def _find_outage(path: str, error: ApiException) -> Outage | None:
     """Return why a refusal passes. An error that the proxied Service answers says nothing about the API server."""
     if not is_passing_status(error.status or 0) or "/proxy/" in path:
         return None
-    asked = str((error.headers or {}).get("Retry-After", ""))
-    return Outage(f"HTTP {error.status}", float(asked) if asked.isdigit() else None)
+    return Outage(f"HTTP {error.status}", parse_retry_after((error.headers or {}).get("Retry-After", "")))
 
 
 def _contains(existing: Any, wanted: Any) -> bool:

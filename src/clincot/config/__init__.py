@@ -19,6 +19,7 @@ from clincot.config.sections import (
     AnswerConfig,
     DecideConfig,
     DeployConfig,
+    EngineConfig,
     EvaluateConfig,
     Floors,
     FrozenConfig,
@@ -36,6 +37,7 @@ from clincot.config.sections import (
     Share,
     TrainConfig,
     VersionConfig,
+    VllmConfig,
 )
 from clincot.config.settings_file import parse_config, parse_override_value, read_settings
 from clincot.config.shipped import is_shipped, resolve_path
@@ -45,6 +47,7 @@ __all__ = [
     "AnswerConfig",
     "DecideConfig",
     "DeployConfig",
+    "EngineConfig",
     "EvaluateConfig",
     "Floors",
     "FrozenConfig",
@@ -64,6 +67,7 @@ __all__ = [
     "Share",
     "TrainConfig",
     "VersionConfig",
+    "VllmConfig",
     "find_recipe",
     "is_shipped",
     "list_recipes",

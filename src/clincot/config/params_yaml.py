@@ -82,6 +82,8 @@ def _render_fields(config: FrozenConfig, params: Params, path: str, *, indent: s
 
 def is_inherited(section: str, field: str) -> bool:
     """Whether a section takes this field from others of the round's parameters, so that nobody sets it there."""
+    if field == "engine":
+        return section != "models"
     return (section == "preflight" and field in INHERITED_BY_PREFLIGHT) or (
         section in SERVE_INHERITORS and field == "serve"
     )

@@ -14,6 +14,7 @@ from typing import Annotated, Any, Literal, get_args
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from clincot.config.shipped import resolve_path
+from clincot.errors import InvalidInput
 from clincot.fields import FrozenModel, PositiveInt
 from clincot.records import hash_json
 
@@ -24,6 +25,8 @@ _MODEL_NAME_PATTERN = r"^[a-z]([-a-z0-9]{0,38}[a-z0-9])?$"  # also the name of a
 GrounderName = Literal["windows", "relevance", "written", "http", "random"]
 InferenceDtype = Literal["auto", "float32", "bfloat16", "float16"]
 StageDtype = Literal["inherit", "auto", "float32", "bfloat16", "float16"]
+EngineName = Literal["transformers", "vllm", "url"]
+RolloutStage = Literal["propose", "answer", "judge", "evaluate"]
 
 
 def _sort_grounders(grounders: dict[GrounderName, int]) -> dict[GrounderName, int]:
@@ -61,6 +64,48 @@ class FrozenConfig(BaseModel):
         return tuple(resolve_path(path) for path in self.named_paths)
 
 
+class VllmConfig(FrozenConfig):
+    """The vLLM server that a stage starts in its own pod, on 127.0.0.1."""
+
+    gpu_memory_utilization: float = Field(
+        default=0.85, gt=0, le=1, description="Share of a GPU's memory; judges that run at the same time divide it."
+    )
+    cpu_kv_gb: PositiveInt = Field(default=2, description="Memory for keys and values on a CPU, in GiB.")
+    max_model_len: int = Field(
+        default=0, ge=0, description="Longest prompt with its answer, in tokens; 0: what the checkpoint was made for."
+    )
+    max_images: PositiveInt = Field(default=8, description="Most pictures in one prompt.")
+    concurrency: PositiveInt = Field(default=32, description="Requests in flight at the same time.")
+    start_s: float = Field(default=1800.0, gt=0, description="Seconds until the server must be ready.")
+    request_s: float = Field(default=600.0, gt=0, description="Deadline of one request, in seconds.")
+
+
+class EngineConfig(FrozenConfig):
+    """What runs the models of one stage; Params.get_stage_config fills it in from `models`."""
+
+    kind: EngineName = Field(default="transformers", description="In this process, a vLLM server here, or a URL.")
+    url: OptionalText = Field(default="", description="Base URL of the policy's endpoint, ending in /v1.")
+    model: OptionalText = Field(default="", description="Name of the policy at the endpoint.")
+    api_key_env: OptionalText = Field(default="", description="Environment variable that holds the endpoint's key.")
+    vllm: VllmConfig = Field(default=VllmConfig(), description="Settings of the vLLM server.")
+
+    @model_validator(mode="after")
+    def _check_url(self) -> EngineConfig:
+        if self.kind == "url" and not self.url:
+            raise ValueError("the engine url needs an address: set models.url to the endpoint's base URL (…/v1)")
+        return self
+
+
+def _is_default_engine(engine: EngineConfig) -> bool:
+    """The engine `transformers` is left out of a section's content, so that its digests are those of earlier runs."""
+    return engine == EngineConfig()
+
+
+StageEngine = Annotated[
+    EngineConfig, Field(description="Engine of the stage, from models.", exclude_if=_is_default_engine)
+]
+
+
 class PrepareConfig(FrozenConfig):
     """Which questions a round asks: disjoint subsets X_1 … X_m, split by image [ClinCoT]."""
 
@@ -95,6 +140,7 @@ class ProposeConfig(FrozenConfig):
     http_url: OptionalText = Field(default="", description="Endpoint of the 'http' grounder.")
     seed: int = Field(default=0, description="Seed of sampled and random regions.")
     dtype: StageDtype = Field(default="inherit", description="Number type of the policy; inherit: models.dtype.")
+    engine: StageEngine = EngineConfig()
 
 
 class AnswerConfig(FrozenConfig):
@@ -118,6 +164,7 @@ class AnswerConfig(FrozenConfig):
     batch_size: PositiveInt = Field(default=128, description="Answers generated in one batch.")
     seed: int = Field(default=0, description="Seed of sampled answers.")
     dtype: StageDtype = Field(default="inherit", description="Number type of the policy; inherit: models.dtype.")
+    engine: StageEngine = EngineConfig()
 
     @model_validator(mode="after")
     def _check_samples(self) -> AnswerConfig:
@@ -184,7 +231,9 @@ class JudgeSpec(FrozenConfig):
         default=0.0, ge=0, description="0, or 1 for an endpoint that scales its log-probabilities by the temperature."
     )
     timeout_s: float = Field(default=60.0, gt=0, description="Deadline of one request, in seconds.")
-    concurrency: PositiveInt = Field(default=8, description="Requests in flight at the same time.")
+    concurrency: PositiveInt = Field(
+        default=8, description="Most requests in flight; fewer while many are answered with 429 (endpoints)."
+    )
     weight: float = Field(default=1.0, gt=0, description="Weight in the panel's mean.")
 
     @property
@@ -240,6 +289,7 @@ class JudgeConfig(FrozenConfig):
     dtype: StageDtype = Field(
         default="inherit", description="Number type of judges in this process; inherit: models.dtype."
     )
+    engine: StageEngine = EngineConfig()
 
     @property
     def named_paths(self) -> tuple[str, ...]:
@@ -256,6 +306,14 @@ class PairConfig(FrozenConfig):
     """How scored candidates become preference pairs."""
 
     min_gap: float = Field(default=0.3, gt=0, description="Smallest score gap of a pair, in calibrated probability.")
+    min_agreement: Share = Field(
+        default=0.0,
+        description="Smallest correlation of the judges on a topic and grounder that makes pairs; 0: all make pairs.",
+    )
+    max_prejudice: Share = Field(
+        default=1.0,
+        description="With min_agreement: largest share of the judges' preferences that the text alone explains.",
+    )
     per_question: PositiveInt = Field(default=2, description="k, pairs kept per question [UV-CoT code: 2].")
     pick: Literal["random", "top"] = Field(
         default="random", description="Which pairs are kept: random [ClinCoT] or top gaps."
@@ -306,9 +364,11 @@ class TrainConfig(FrozenConfig):
     nll_weight: float = Field(
         default=0.2, ge=0, description="Weight of the chosen side's NLL (the anchor), averaged over tokens and turns."
     )
-    anchors: bool = Field(
-        default=False,
-        description="Also train on one answer of the policy for each question without a pair, by the NLL alone.",
+    anchors: int = Field(
+        default=0,
+        ge=0,
+        description="Also train on this many of the policy's own answers to each question without a pair, by the NLL "
+        "alone, each from another region.",
     )
     image_pair_weight: float = Field(
         default=0.0, ge=0, description="Weight of pairs whose rejected side sees a blanked crop [mDPO, MMedPO]."
@@ -381,6 +441,7 @@ class EvaluateConfig(FrozenConfig):
     resamples: PositiveInt = Field(default=2000, description="Resamples of the cluster bootstrap.")
     seed: int = Field(default=0, description="Seed of the bootstrap and of random regions.")
     dtype: StageDtype = Field(default="inherit", description="Number type of the policy; inherit: models.dtype.")
+    engine: StageEngine = EngineConfig()
 
     def get_max_tokens(self, kind: str) -> int:
         """Maximum number of tokens of an answer to a question of that kind."""
@@ -571,6 +632,33 @@ class ModelsConfig(FrozenConfig):
         description="Number type; auto: bfloat16 on a GPU that computes in it, else float32. The environment variable "
         "CLINCOT_DTYPE overrides it, also that of a stage.",
     )
+    engine: EngineName = Field(
+        default="transformers",
+        description="What runs the models of propose, answer, judge and evaluate: transformers in this process, vllm "
+        "(a server that the stage starts and stops), or url (an endpoint that serves the policy).",
+    )
+    engines: dict[RolloutStage, EngineName] = Field(
+        default={}, description="Engines of single stages that differ from `engine`, such as {judge: transformers}."
+    )
+    url: OptionalText = Field(default="", description="Base URL of the engine url, ending in /v1.")
+    model: OptionalText = Field(
+        default="",
+        description="Name of the policy at that URL; empty: the first 12 digits of its digest, which tells rounds "
+        "apart.",
+    )
+    api_key_env: OptionalText = Field(default="", description="Environment variable that holds the key of that URL.")
+    vllm: VllmConfig = Field(default=VllmConfig(), description="Settings of the engine vllm.")
+
+    def get_engine(self, stage: RolloutStage) -> EngineConfig:
+        """The engine of a stage. Raises InvalidInput for the engine url without an address."""
+        kind = self.engines.get(stage, self.engine)
+        if kind == "transformers" or (stage == "judge" and kind == "url"):  # each judge has a url of its own
+            return EngineConfig()
+        if kind == "vllm":
+            return EngineConfig(kind=kind, vllm=self.vllm)
+        if not self.url:
+            raise InvalidInput(f"the engine of {stage} is url, but models.url is empty; set it to the base URL (…/v1)")
+        return EngineConfig(kind=kind, url=self.url, model=self.model, api_key_env=self.api_key_env, vllm=self.vllm)
 
 
 class RecipeReference(FrozenModel):
@@ -642,7 +730,7 @@ class Params(FrozenConfig):
         """Return the stage's section with what it takes from others.
 
         Preflight takes the judges, the store and the data repository to check; a stage that loads models takes
-        `models.dtype`, unless it has a type of its own; evaluate and publish take `serve`.
+        `models.dtype`, unless it has a type of its own, and its engine; evaluate and publish take `serve`.
         """
         config: FrozenConfig = getattr(self, stage)
         if isinstance(config, PreflightConfig):
@@ -652,7 +740,9 @@ class Params(FrozenConfig):
         if isinstance(config, EvaluateConfig | PublishConfig) and config.serve == ServeConfig():
             config = config.model_copy(update={"serve": self.serve})
         if getattr(config, "dtype", "") == "inherit":
-            return config.model_copy(update={"dtype": self.models.dtype})
+            config = config.model_copy(update={"dtype": self.models.dtype})
+        if stage in get_args(RolloutStage) and _is_default_engine(getattr(config, "engine", EngineConfig())):
+            return config.model_copy(update={"engine": self.models.get_engine(stage)})  # type: ignore[arg-type]
         return config
 
 

@@ -63,6 +63,13 @@ class ServeSettings(ServeConfig):
             "messages, they are no part of the evaluation.",
         ),
     ] = 8
+    sampling: Annotated[
+        bool,
+        Field(
+            description="Whether a chat may ask for a temperature above 0. Evaluation decodes greedily, so its results "
+            "do not hold for sampled answers; false: such a request is refused."
+        ),
+    ] = True
     max_choices: Annotated[PositiveInt, Field(description="Most choices (`n`) of a chat completion.")] = 4
     page: Annotated[bool, Field(description="Whether browsers get a page at / to try the model.")] = True
     dtype: Annotated[

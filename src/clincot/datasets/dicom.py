@@ -31,7 +31,7 @@ from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 from tqdm import tqdm
 
-from clincot.datasets.dicom_image import NotAnImage, UnusableDicom, render_dicom
+from clincot.datasets.dicom_image import NotAnImage, UnusableDicom, count_frames, read_dicomdir, render_dicom
 from clincot.datasets.ingest.image_pool import ImageInspector, WorkerPool
 from clincot.datasets.ingest.index import IngestIndex
 from clincot.datasets.ingest.ingest_report import IngestReport, IngestTally, InvalidRow, write_report
@@ -74,6 +74,7 @@ def ingest_dicom(  # noqa: PLR0913 (one keyword per command-line option)
     *,
     questions: Path | None = None,
     salt_file: Path,
+    frames: int | Literal["all"] | None = None,
     split: Split = "given",
     allow_refused: int = 0,
     test_share: float = 0.2,
@@ -85,6 +86,8 @@ def ingest_dicom(  # noqa: PLR0913 (one keyword per command-line option)
     Without `questions`, every file is a row and the result has images only. With `questions`, a row is a line of that
     JSONL file, in the format of jsonl_vqa without patient and modality, which come from the DICOM files; `image` is a
     path inside `source`, and files that no line names are not read. `salt_file` is created if it does not exist.
+    `frames`: the frame that is taken of a file with several, from 1, or "all": every frame is an image, and a question
+    names one as PATH#N. None refuses such files. `source` may be a DICOMDIR: the files that it lists are then read.
     `test_share` (expected share of patients in test) and `seed` apply to the patient-disjoint split only.
 
     Raises InvalidRecord if there is nothing to read or a split stays empty; TooManyRefused if more rows are refused
@@ -96,8 +99,9 @@ def ingest_dicom(  # noqa: PLR0913 (one keyword per command-line option)
     check_output_folder(out, source, *([questions] if questions is not None else []))
     tally, notes = IngestTally(allow_refused), Counter[str]()
     salt, listing = read_salt(salt_file, out), list_dicom_files(source)
+    source = source.parent if source.is_file() else source
     rows = list(_read_question_rows(questions, tally)) if questions is not None else []
-    wanted = {row.image for _, row in rows} if questions is not None else set(listing)
+    wanted = {_split_frame(row.image)[0] for _, row in rows} if questions is not None else set(listing)
     chosen = {name: number for number, name in enumerate(listing, start=1) if name in wanted}
     out.mkdir(parents=True, exist_ok=True)
     with (
@@ -105,7 +109,10 @@ def ingest_dicom(  # noqa: PLR0913 (one keyword per command-line option)
         IngestIndex() as index,
         WorkerPool(workers) as pool,
     ):
-        converted = dict(zip(chosen, _convert_files(source, chosen, Path(scratch), salt, pool), strict=True))
+        named = {row.image for _, row in rows} if questions is not None else None
+        jobs = list(_plan_frames(source, chosen, frames, named, Path(scratch)))
+        converted = dict(zip((job.name for job in jobs), _convert_files(jobs, salt, pool), strict=True))
+        numbers = {job.name: chosen[_split_frame(job.name)[0]] for job in jobs}
         images = ImageInspector(index, pool)
         images.inspect_all(file.png for file in converted.values() if isinstance(file, ConvertedDicom))
         with contextlib.ExitStack() as stack:
@@ -122,7 +129,7 @@ def ingest_dicom(  # noqa: PLR0913 (one keyword per command-line option)
                 return folders[side], replace(picture, split=side)
 
             if questions is None:
-                _add_images(chosen, converted, assign_folder, tally, notes)
+                _add_images(numbers, converted, assign_folder, tally, notes)
             else:
                 _add_questions(rows, converted, assign_folder, tally)
                 notes["files without a question, not read"] = len(listing) - len(chosen)
@@ -143,13 +150,18 @@ def ingest_dicom(  # noqa: PLR0913 (one keyword per command-line option)
             leaks=find_pairwise_leakage(splits if split == "patient-disjoint" else {}, index),
             notes=[
                 *(f"{note}: {count}" for note, count in sorted(notes.items()) if count),
-                *_list_file_notes(chosen, converted),
+                *_list_file_notes(numbers, converted),
             ],
         )
 
 
 def list_dicom_files(source: Path) -> list[str]:
-    """List the files at any depth as paths relative to the folder, sorted by bytes; hidden files are left out."""
+    """List the files at any depth as paths relative to the folder, sorted by bytes; hidden files are left out.
+
+    If `source` is a DICOMDIR, list the files that it names.
+    """
+    if source.is_file():
+        return sorted(read_dicomdir(source), key=os.fsencode)
     if not source.is_dir():
         raise InvalidRecord(f"{source}: expected a folder of DICOM files, but the folder does not exist")
     files: list[str] = []
@@ -186,20 +198,55 @@ def read_salt(path: Path, out: Path) -> bytes:
     return salt
 
 
+@dataclass(frozen=True)
+class _FrameJob:
+    """One picture to render: its name (PATH, or PATH#N for a frame), its file and where the PNG goes."""
+
+    name: str
+    path: Path
+    frame: int | None
+    png: Path
+
+
+def _split_frame(name: str) -> tuple[str, int | None]:
+    """(path, frame) of PATH#N; (name, None) of any other name."""
+    path, mark, number = name.rpartition("#")
+    return (path, int(number)) if mark and number.isdigit() else (name, None)
+
+
+def _plan_frames(
+    source: Path,
+    chosen: dict[str, int],
+    frames: int | Literal["all"] | None,
+    named: set[str] | None,
+    scratch: Path,
+) -> Iterator[_FrameJob]:
+    """Yield a job for each file, or for each frame of it; with `named`, only for those that a question names."""
+    for name, number in chosen.items():
+        count = count_frames(source / name) if frames is not None else 1
+        if frames != "all":
+            frame = frames if count > 1 else None
+            yield _FrameJob(name, source / name, frame, scratch / f"{number}.png")
+            continue
+        listed = [(name, None)] if count == 1 else [(f"{name}#{at}", at) for at in range(1, count + 1)]
+        for frame_name, at in listed:
+            if named is None or frame_name in named:
+                yield _FrameJob(frame_name, source / name, at, scratch / f"{number}-{at or 1}.png")
+
+
 def _convert_files(
-    source: Path, chosen: dict[str, int], scratch: Path, salt: bytes, workers: WorkerPool
+    jobs: Sequence[_FrameJob], salt: bytes, workers: WorkerPool
 ) -> Iterator[ConvertedDicom | UnusableDicom]:
-    jobs = [(source / name, scratch / f"{number}.png") for name, number in chosen.items()]
     pool = workers.start_pool(len(jobs))
     convert = partial(_convert_to_png, salt=salt)
     results = map(convert, jobs) if pool is None else pool.map(convert, jobs, chunksize=4)
     yield from tqdm(results, total=len(jobs), desc="DICOM files", unit="file", disable=None)
 
 
-def _convert_to_png(job: tuple[Path, Path], salt: bytes) -> ConvertedDicom | UnusableDicom:
-    path, png = job
+def _convert_to_png(job: _FrameJob, salt: bytes) -> ConvertedDicom | UnusableDicom:
+    png = job.png
     try:
-        rendered = render_dicom(path, salt)
+        rendered = render_dicom(job.path, salt, frame=job.frame)
     except UnusableDicom as error:
         return error  # returned, not raised: one bad file must not end the pool's map
     rendered.image.save(png, format="PNG", compress_level=2)
@@ -261,12 +308,13 @@ def _add_questions(
                 SourceQuestion(
                     picture,
                     row.question,
-                    row.answer,
+                    row.answer_text,
                     row.question_kind,
                     boxes=row.boxes,
                     topic=row.topic,
                     finding=row.finding,
                     source_id=f"row {number}",
+                    options=row.options,
                 )
             )
 
@@ -301,6 +349,9 @@ def _read_question_rows(path: Path, tally: IngestTally) -> Iterator[tuple[int, J
                 tally.refuse_row(
                     ROWS_LABEL, number, "patient and modality come from the DICOM file. Leave these fields out"
                 )
+            elif row.others:
+                reason = "others: further images cannot be named here. Ingest the images first, then use `ingest jsonl`"
+                tally.refuse_row(ROWS_LABEL, number, reason)
             elif row.id and first.setdefault(row.id, number) != number:
                 tally.refuse_row(
                     ROWS_LABEL, number, f"id: the same as in row {first[row.id]}. Give every row its own id"
@@ -315,7 +366,7 @@ def _describe_error(item: ErrorDetails) -> str:
     return f"{'.'.join(map(str, item['loc']))}: {strip_prefix(item['msg'])}"
 
 
-_ALLOWED_FIELDS = tuple(name for name in JsonlRow.model_fields if name not in ("patient", "modality"))
+_ALLOWED_FIELDS = tuple(name for name in JsonlRow.model_fields if name not in ("patient", "modality", "others"))
 
 
 def _list_file_notes(chosen: dict[str, int], converted: dict[str, ConvertedDicom | UnusableDicom]) -> Iterator[str]:

@@ -12,9 +12,12 @@ and pydicom's own log messages and warnings are suppressed because they quote he
 from __future__ import annotations
 
 import contextlib
+import copy
 import hmac
 import logging
+import os
 import struct
+import tempfile
 import warnings
 import zlib
 from collections.abc import Iterator
@@ -26,13 +29,22 @@ import numpy as np
 import numpy.typing as npt
 import pydicom
 from PIL import Image
+from pydicom.encaps import encapsulate, generate_frames
 from pydicom.errors import InvalidDicomError
 from pydicom.pixels.decoders.base import get_decoder
 from pydicom.pixels.processing import apply_color_lut, apply_modality_lut, apply_voi
-from pydicom.uid import UID, DeflatedExplicitVRLittleEndian, MediaStorageDirectoryStorage
+from pydicom.uid import (
+    UID,
+    DeflatedExplicitVRLittleEndian,
+    JPEGExtended12Bit,
+    MediaStorageDirectoryStorage,
+    SecondaryCaptureImageStorage,
+    generate_uid,
+)
 
 from clincot.errors import InvalidInput
 from clincot.images import DEFAULT_LIMITS, ImageLimits
+from clincot.text import format_count
 
 SOFT_TISSUE_WINDOW = (40.0, 400.0)  # centre and width in Hounsfield units
 _NON_IMAGE_MODALITIES = ("SEG", "RTDOSE", "RTSTRUCT", "RTPLAN", "SR", "PR", "KO", "REG", "FID")
@@ -91,6 +103,7 @@ _DAMAGED_FILE_ERRORS = (
     zlib.error,
 )
 
+_PIXEL_ELEMENTS = ("PixelData", "FloatPixelData", "DoubleFloatPixelData")
 PixelValues = npt.NDArray[Any]
 _META_START = 128 + 4 + 12  # preamble, "DICM" and the element with the length of the file meta information
 _ROWS = 256  # of an image that are computed at once
@@ -119,21 +132,29 @@ class RenderedDicom:
     no_patient_id: bool  # there is no patient number, and `patient` identifies the study
 
 
-def render_dicom(path: Path, salt: bytes, limits: ImageLimits = DEFAULT_LIMITS) -> RenderedDicom:
+def render_dicom(
+    path: Path, salt: bytes, limits: ImageLimits = DEFAULT_LIMITS, *, frame: int | None = None
+) -> RenderedDicom:
     """Read and render one file; raises UnusableDicom, or NotAnImage for a DICOMDIR.
 
-    `salt`: key of the hashes.
+    `salt`: key of the hashes. `frame`: the number of the frame, from 1; None: the file must have one only.
     """
     with _silence_pydicom():
         header = _read_dataset(path, limits)
         try:
-            _check_image(header, limits)
-            pixels, shown = _render_pixels(header)
+            frames = _check_image(header, limits)
+            _drop_empty_elements(header)
+            number = _choose_frame(frames, frame)
+            stored = _decode_pixels(header, number if frames > 1 else None)
+            header = _flatten_frame(header, number)
+            pixels, shown = _render_pixels(stored, header)
             image = _make_pixels_square(Image.fromarray(pixels), header, limits)
             return RenderedDicom(
                 image=image,
                 patient=_hash_patient(header, salt),
-                source_id="dicom-" + _hash_parts(salt, "instance", str(header.get("SOPInstanceUID", path))),
+                source_id="dicom-"
+                + _hash_parts(salt, "instance", str(header.get("SOPInstanceUID", path)))
+                + f"-{number}" * (frames > 1),
                 modality=_describe_modality(header),
                 burned_in=_read_code(header, "BurnedInAnnotation"),
                 recognizable=_read_code(header, "RecognizableVisualFeatures") == "YES",
@@ -160,6 +181,57 @@ def measure_dicom(path: Path, limits: ImageLimits = DEFAULT_LIMITS) -> tuple[int
             raise
         except _DAMAGED_FILE_ERRORS as error:
             raise UnusableDicom(f"the header contradicts itself ({type(error).__name__})") from None
+
+
+def count_frames(path: Path, limits: ImageLimits = DEFAULT_LIMITS) -> int:
+    """Number of frames that the header states; 1 for a file that is no usable image, which rendering refuses."""
+    with _silence_pydicom():
+        try:
+            return _check_image(_read_dataset(path, limits), limits)
+        except UnusableDicom:
+            return 1
+        except _DAMAGED_FILE_ERRORS:
+            return 1
+
+
+def read_dicomdir(path: Path) -> list[str]:
+    """List the files that a DICOMDIR names, relative to its folder; raises UnusableDicom if it is none.
+
+    Names on media are in capitals and often are not on the copy; a file is found whatever the case of its name.
+    """
+    with _silence_pydicom():
+        try:
+            index = pydicom.dcmread(path)
+            if index.file_meta.MediaStorageSOPClassUID != MediaStorageDirectoryStorage:
+                raise UnusableDicom("expected a folder of DICOM files or a DICOMDIR, got another DICOM file")
+            listed = [
+                record.ReferencedFileID for record in index.DirectoryRecordSequence if "ReferencedFileID" in record
+            ]
+        except UnusableDicom:
+            raise
+        except InvalidDicomError:
+            raise UnusableDicom(
+                "expected a folder of DICOM files or a DICOMDIR, got a file of another format"
+            ) from None
+        except _DAMAGED_FILE_ERRORS as error:
+            raise UnusableDicom(f"the DICOMDIR cannot be read ({type(error).__name__}). Copy it again") from None
+    names = []
+    for parts in listed:
+        pieces = [parts] if isinstance(parts, str) else [str(part) for part in parts]
+        if any(piece in ("", ".", "..") or "/" in piece for piece in pieces):
+            raise UnusableDicom("the DICOMDIR names a file outside its folder")
+        names.append(_find_on_disk(path.parent, pieces))
+    return list(dict.fromkeys(names))
+
+
+def _find_on_disk(folder: Path, pieces: list[str]) -> str:
+    """The path as it is written on disk; as the DICOMDIR writes it if there is no such file."""
+    found: list[str] = []
+    for piece in pieces:
+        here = folder.joinpath(*found)
+        names = os.listdir(here) if here.is_dir() else []
+        found.append(next((name for name in names if name.upper() == piece.upper()), piece))
+    return "/".join(found)
 
 
 @contextlib.contextmanager
@@ -216,21 +288,15 @@ def _check_inflated_size(path: Path, limits: ImageLimits) -> None:
                 break  # cut off; pydicom says so
 
 
-def _check_image(header: pydicom.Dataset, limits: ImageLimits) -> None:
+def _check_image(header: pydicom.Dataset, limits: ImageLimits) -> int:
+    """Check that a file has a picture that can be decoded, and return its number of frames."""
     meta = getattr(header, "file_meta", None)
     if meta is not None and meta.get("MediaStorageSOPClassUID") == MediaStorageDirectoryStorage:
         raise NotAnImage("an index of other files (DICOMDIR)")
     modality = _read_code(header, "Modality")
-    if modality in _NON_IMAGE_MODALITIES or not any(
-        name in header for name in ("PixelData", "FloatPixelData", "DoubleFloatPixelData")
-    ):
+    if modality in _NON_IMAGE_MODALITIES or not any(name in header for name in _PIXEL_ELEMENTS):
         raise UnusableDicom(f"it contains no image (modality {_redact_code(modality)}). Remove it from the folder")
     frames = int(header.get("NumberOfFrames", 1) or 1)
-    if frames > 1:
-        raise UnusableDicom(
-            f"it has {frames} frames, but a question is about one picture. Export the frame that you need to a file"
-            " of its own (dcmtk: dcm2img +F N; dcm4che: dcmframe)"
-        )
     rows, columns = int(header.Rows), int(header.Columns)
     if rows < 1 or columns < 1 or rows * columns > limits.max_pixels:
         raise UnusableDicom(f"expected 1 to {limits.max_pixels} pixels, got {columns} x {rows}. Export a smaller image")
@@ -238,6 +304,60 @@ def _check_image(header: pydicom.Dataset, limits: ImageLimits) -> None:
     if not syntax:
         raise UnusableDicom("its header does not state how the pixels are encoded (TransferSyntaxUID). Export it again")
     _check_decoder(syntax)
+    return frames
+
+
+def _choose_frame(frames: int, frame: int | None) -> int:
+    """The number of the frame to show, from 1; raises UnusableDicom if none was named or the file ends before it."""
+    if frame is None and frames > 1:
+        raise UnusableDicom(
+            f"it has {frames} frames, but a question is about one picture. Name the frame with --frames N, or read all"
+            " of them with --frames all"
+        )
+    if frame is not None and not 1 <= frame <= frames:
+        raise UnusableDicom(f"it has {format_count(frames, 'frame')}, so there is no frame {frame}")
+    return frame or 1
+
+
+# What a frame of an enhanced object states about itself, and where [DICOM PS3.3 C.7.6.16.2]: sequence -> elements.
+_FRAME_MACROS = {
+    "FrameVOILUTSequence": ("WindowCenter", "WindowWidth", "VOILUTFunction"),
+    "PixelValueTransformationSequence": ("RescaleSlope", "RescaleIntercept", "RescaleType"),
+    "PixelMeasuresSequence": ("PixelSpacing",),
+}
+# Elements that count as missing if they are empty, as type 2 and 3 elements may be.
+_MAY_BE_EMPTY = (
+    *("WindowCenter", "WindowWidth", "VOILUTFunction", "VOILUTSequence", "ModalityLUTSequence", "PresentationLUTShape"),
+    *("RescaleSlope", "RescaleIntercept", "PixelSpacing", "PixelAspectRatio", "PixelPaddingValue"),
+    *("PixelPaddingRangeLimit", "SamplesPerPixel", "NumberOfFrames", "PatientID", "IssuerOfPatientID"),
+)
+
+
+def _drop_empty_elements(header: pydicom.Dataset) -> None:
+    """Remove elements that are there without a value, so that they count as missing."""
+    for name in _MAY_BE_EMPTY:
+        if name in header and header[name].is_empty:
+            del header[name]
+    header.setdefault("SamplesPerPixel", 1)
+
+
+def _flatten_frame(header: pydicom.Dataset, number: int) -> pydicom.Dataset:
+    """The header of one frame: what its functional groups state is where a single-frame object states it.
+
+    The shared groups hold for all frames; those of the frame win. The pixels are left out.
+    """
+    flat = copy.copy(header)
+    for name in _PIXEL_ELEMENTS:
+        flat.pop(name, None)
+    per_frame = header.get("PerFrameFunctionalGroupsSequence") or []
+    groups = [*(header.get("SharedFunctionalGroupsSequence") or [])[:1], *per_frame[number - 1 : number]]
+    for group in groups:
+        for sequence, names in _FRAME_MACROS.items():
+            for item in (group.get(sequence) or [])[:1]:
+                flat.update({item[name].tag: item[name] for name in names if name in item and not item[name].is_empty})
+    if ("RescaleSlope" in flat) != ("RescaleIntercept" in flat):  # both or none [DICOM PS3.3 C.11.1]
+        flat.RescaleSlope, flat.RescaleIntercept = flat.get("RescaleSlope", 1), flat.get("RescaleIntercept", 0)
+    return flat
 
 
 def _check_decoder(syntax: UID) -> None:
@@ -250,14 +370,20 @@ def _check_decoder(syntax: UID) -> None:
     if not decoder.is_available:
         raise UnusableDicom(
             f"its compression ({syntax.name}) needs a plugin of pydicom: {_list_missing_plugins(syntax)}."
-            " Install one with pip, or export the file uncompressed"
+            " Use the dependencies of pyproject.toml, or export"
+            " the file uncompressed (dcmtk: dcmdjpeg, dcmdjpls or gdcmconv --raw)"
         )
 
 
-def _decode_pixels(header: pydicom.Dataset) -> PixelValues:
+def _decode_pixels(header: pydicom.Dataset, number: int | None) -> PixelValues:
+    """Decode a frame, numbered from 1, or the only one (None): (H, W) or (H, W, 3)."""
     try:
-        return np.asarray(header.pixel_array)
+        if number is None:
+            return np.asarray(header.pixel_array)
+        return np.asarray(pydicom.pixels.pixel_array(header, index=number - 1))
     except RuntimeError:  # every installed decoder failed
+        if (decoded := _decode_extended_jpeg(header, number or 1)) is not None:
+            return decoded
         syntax = UID(header.file_meta.TransferSyntaxUID)
         more = _list_missing_plugins(syntax) or "another decoder"
         raise UnusableDicom(
@@ -266,14 +392,47 @@ def _decode_pixels(header: pydicom.Dataset) -> PixelValues:
         ) from None
 
 
+def _decode_extended_jpeg(header: pydicom.Dataset, number: int) -> PixelValues | None:
+    """Decode 12-bit grey JPEG Extended with GDCM; None if the file is another one or GDCM cannot.
+
+    GDCM reads it, but pydicom 3.0.2 does not ask it to (pixels/decoders/gdcm.py refuses more than 8 bits), and the
+    plugin of pydicom that could is under the GPL. GDCM gets a file with nothing but the frame, as it ends the process
+    on some elements that contradict themselves.
+    """
+    grey = int(header.get("SamplesPerPixel") or 1) == 1
+    if header.file_meta.TransferSyntaxUID != JPEGExtended12Bit or not grey or int(header.BitsAllocated) != 16:
+        return None
+    import gdcm
+
+    frames = list(generate_frames(header.PixelData, number_of_frames=int(header.get("NumberOfFrames") or 1)))
+    frame = pydicom.Dataset()
+    frame.file_meta = pydicom.dataset.FileMetaDataset()
+    frame.file_meta.TransferSyntaxUID = JPEGExtended12Bit
+    frame.file_meta.MediaStorageSOPClassUID = frame.SOPClassUID = SecondaryCaptureImageStorage
+    frame.file_meta.MediaStorageSOPInstanceUID = frame.SOPInstanceUID = generate_uid()
+    for name in ("Rows", "Columns", "BitsAllocated", "BitsStored", "HighBit", "PixelRepresentation"):
+        setattr(frame, name, header[name].value)
+    frame.SamplesPerPixel, frame.PhotometricInterpretation = 1, "MONOCHROME2"
+    frame.PixelData = encapsulate([frames[number - 1]])
+    with tempfile.NamedTemporaryFile(suffix=".dcm") as file:
+        pydicom.dcmwrite(file.name, frame, enforce_file_format=True)
+        reader = gdcm.ImageReader()
+        reader.SetFileName(file.name)
+        if not reader.Read():
+            return None
+        content = reader.GetImage().GetBuffer().encode("utf-8", errors="surrogateescape")
+    values = np.frombuffer(content, dtype=np.int16 if header.PixelRepresentation else np.uint16)
+    size = int(header.Rows) * int(header.Columns)
+    return values.reshape(int(header.Rows), int(header.Columns)) if values.size == size else None
+
+
 def _list_missing_plugins(syntax: UID) -> str:
     """List the plugins that can read a compression but are not installed."""
     return "; or ".join(plugin.split(" - requires ")[-1] for plugin in get_decoder(syntax).missing_dependencies)
 
 
-def _render_pixels(header: pydicom.Dataset) -> tuple[npt.NDArray[np.uint8], str]:
+def _render_pixels(stored: PixelValues, header: pydicom.Dataset) -> tuple[npt.NDArray[np.uint8], str]:
     """Return 8-bit pixels, (H, W) or (H, W, 3), and where their values come from."""
-    stored = _decode_pixels(header)
     kind = str(header.PhotometricInterpretation)
     if kind == "PALETTE COLOR":
         colours = apply_color_lut(stored, header)

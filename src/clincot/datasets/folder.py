@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 
 from clincot.datasets.near_duplicates import find_near_pairs
-from clincot.errors import UserError
+from clincot.errors import InvalidInput, UserError
 from clincot.fields import FrozenModel
 from clincot.jsonl import InvalidRecord, parse_record, read_records
 from clincot.records import Question, Reference, Study
@@ -31,6 +31,26 @@ STUDIES, QUESTIONS, REFERENCES, IMAGES = "studies.jsonl", "questions.jsonl", "re
 def load_questions(folder: Path) -> Iterator[Question]:
     """Stream the folder's questions in file order; raises InvalidRecord naming the first bad line."""
     return read_records(_require_file(folder, QUESTIONS), Question)
+
+
+class SeveralImages(InvalidInput):
+    """A question is about several images, where only one can be shown."""
+
+
+def iter_single_image(questions: Iterable[Question]) -> Iterator[Question]:
+    """Pass questions on; raises SeveralImages at the first that is about more than one image.
+
+    Policies, judges and servers are shown one image. A question about several must not be asked with one of them only.
+    """
+    for question in questions:
+        if question.others:
+            roles = ", ".join(other.role for other in question.others)
+            raise SeveralImages(
+                f"question {question.id} ({question.source_id}) is about {len(question.others) + 1}"
+                f" images (further ones: {roles}), and rounds and benchmarks show one. Ingest the data with"
+                " --further-images drop, or leave such questions out"
+            )
+        yield question
 
 
 def load_references(folder: Path) -> Iterator[Reference]:

@@ -6,51 +6,51 @@
 
 Only the first three fields are required. `image` is relative to the JSONL file. `boxes` are normalised xyxy corners in
 the image as it is displayed (after its EXIF rotation). Without `kind`, a question with the answer yes or no is closed
-and any other question is open; kind "report" asks for a whole report.
+and any other question is open; kind "report" asks for a whole report. A row with `options` is a multiple-choice
+question, whose `answer` is the letter or the text of one of them. `others` are further images, in order, as
+{"image": "scans/16.png", "role": "prior"}.
 """
 
 from __future__ import annotations
 
-import contextlib
+import codecs
 import hashlib
-import re
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterator
 from functools import partial
-from itertools import islice
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal, Self, get_args
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints, ValidationError
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    StringConstraints,
+    ValidationError,
+    model_validator,
+)
 from tqdm import tqdm
 
-from clincot.datasets.ingest.image_pool import ImageInspector, WorkerPool
+from clincot.datasets.closed_answers import find_choice_fault, read_choice, read_polarity
+from clincot.datasets.ingest.file_formats import check_json_lines
 from clincot.datasets.ingest.index import IngestIndex
-from clincot.datasets.ingest.ingest_report import IngestReport, IngestTally, InvalidRow, write_report
+from clincot.datasets.ingest.ingest_report import IngestReport, IngestTally, InvalidRow
 from clincot.datasets.ingest.output_folder import check_output_folder
-from clincot.datasets.ingest.writer import (
-    FolderWriter,
-    SourceImage,
-    SourceQuestion,
-    find_pairwise_leakage,
-    open_dataset_folder,
-    read_studies,
-)
-from clincot.datasets.splits import assign_split, check_test_share
+from clincot.datasets.ingest.row_pipeline import ParsedRow, RowPlan, RowSplit, ingest_rows, make_other_images
+from clincot.datasets.ingest.writer import SourceImage, SourceQuestion
+from clincot.datasets.splits import check_test_share
 from clincot.errors import InvalidInput
 from clincot.geometry import Box
 from clincot.images import DEFAULT_LIMITS, ImageLimits
 from clincot.jsonl import InvalidRecord, format_validation_error, parse_row
-from clincot.records import Study
-
-Split = Literal["given", "by-row", "patient-disjoint"]
-_BATCH_SIZE = 512  # rows parsed at a time, so that their images can be decoded in parallel
 
 _REMEDIES = {
     "image": "Name a PNG or JPEG file, relative to the JSONL file",
+    "others": 'Write a list of {"image": PATH, "role": TEXT}, for instance with the role "prior" or "lateral"',
+    "options": "Write a list of texts, in their order",
     "question": "Write the question as text",
     "answer": "Write the answer as text or a whole number",
-    "kind": 'Write "closed", "open" or "report", or leave it out',
+    "kind": 'Write "closed", "open", "choice" or "report", or leave it out',
     "boxes": "Write a list of [x0, y0, x1, y1], each from 0 to 1: pixels divided by the image's width or height",
 }
 
@@ -70,8 +70,18 @@ def _parse_corners(value: Any) -> Any:
     raise ValueError("expected a box of four numbers [x0, y0, x1, y1]")
 
 
+_AS_LIST = Field(strict=False)  # JSON has lists, the model tuples
 OptionalText = Annotated[str, StringConstraints(strip_whitespace=True)]
 RequiredText = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1)]
+
+
+class JsonlOtherImage(BaseModel):
+    """A further image of a question, in `others`."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+    image: RequiredText
+    role: RequiredText
 
 
 class JsonlRow(BaseModel):
@@ -82,7 +92,7 @@ class JsonlRow(BaseModel):
     image: RequiredText
     question: RequiredText
     answer: Annotated[RequiredText, BeforeValidator(_convert_number_to_text)]
-    kind: Annotated[Literal["closed", "open", "report"] | None, BeforeValidator(_normalize_kind)] = None
+    kind: Annotated[Literal["closed", "open", "report", "choice"] | None, BeforeValidator(_normalize_kind)] = None
     boxes: Annotated[tuple[Annotated[Box, BeforeValidator(_parse_corners)], ...], Field(strict=False)] = ()
     modality: OptionalText = ""
     patient: Annotated[OptionalText, BeforeValidator(_convert_number_to_text)] = ""
@@ -90,20 +100,38 @@ class JsonlRow(BaseModel):
     topic: OptionalText = ""
     finding: OptionalText = ""
     id: Annotated[OptionalText, BeforeValidator(_convert_number_to_text)] = ""
+    options: Annotated[tuple[Annotated[RequiredText, BeforeValidator(_convert_number_to_text)], ...], _AS_LIST] = ()
+    others: Annotated[tuple[JsonlOtherImage, ...], _AS_LIST] = ()
+
+    @model_validator(mode="after")
+    def _check_choice(self) -> Self:
+        if self.options and self.kind not in (None, "choice"):
+            raise ValueError(f"a question with options is a choice, got the kind {self.kind!r}")
+        if (self.options or self.kind == "choice") and (fault := find_choice_fault(self.options, self.answer)):
+            raise ValueError(f"options: {fault}")
+        return self
 
     @property
-    def question_kind(self) -> Literal["closed", "open", "report"]:
-        """`kind`, or if it is missing the kind that the answer suggests."""
+    def answer_text(self) -> str:
+        """The answer; that of a multiple-choice question as the option's text, whether it was a letter or the text."""
+        at = read_choice(self.answer, self.options) if self.options else None
+        return self.answer if at is None else self.options[at]
+
+    @property
+    def question_kind(self) -> Literal["closed", "open", "report", "choice"]:
+        """`kind`, or if it is missing the kind that the options or the answer suggest."""
         if self.kind is not None:
             return self.kind
-        return "closed" if self.answer.lower().rstrip(".") in ("yes", "no") else "open"
+        if self.options:
+            return "choice"
+        return "closed" if read_polarity(self.answer) is not None else "open"
 
 
 def ingest_jsonl(  # noqa: PLR0913 (one keyword per command-line option)
     source: Path,
     out: Path,
     *,
-    split: Split = "given",
+    split: RowSplit = "given",
     allow_refused: int = 0,
     test_share: float = 0.2,
     seed: int = 0,
@@ -113,109 +141,26 @@ def ingest_jsonl(  # noqa: PLR0913 (one keyword per command-line option)
 ) -> IngestReport:
     """Read the JSONL file `source` into the dataset folder `out`. Rows are streamed, so memory stays constant.
 
-    `split`: "given" writes one folder and keeps the rows' own `split`. "by-row" writes a folder per split that the
-    rows name, such as out/train. "patient-disjoint" writes out/train and out/test and ignores the rows' own `split`:
-    all images of a patient are in one of them, and an image without a patient counts as a patient of its own.
-    `test_share` (expected share of patients in test) and `seed` apply to this split only.
-
-    `link_images`: hard-link images where the file system can, otherwise copy them.
+    The keyword arguments are those of `RowPlan`.
 
     Refused rows are listed in the report. Raises TooManyRefused if there are more of them than `allow_refused`; the
     other rows have been written by then. Raises InvalidRecord if the file is missing, cut off or without a usable row,
     or if a split stays empty; `out` is then unchanged.
     """
-    if split not in get_args(Split):
-        raise InvalidInput(f"split: expected one of {', '.join(get_args(Split))}, got {split!r}")
+    if split not in get_args(RowSplit):
+        raise InvalidInput(f"split: expected one of {', '.join(get_args(RowSplit))}, got {split!r}")
     check_test_share(test_share)
     if not source.is_file():
         raise InvalidRecord(f"{source}: expected a JSONL file, but the file does not exist")
+    check_json_lines(source)
     check_output_folder(out, source)
-    tally = IngestTally(allow_refused)
-    with IngestIndex() as index, WorkerPool(workers) as pool:
-        images = ImageInspector(index, pool, limits)
-        with contextlib.ExitStack() as stack:
-
-            def open_folder(name: str) -> FolderWriter:
-                return stack.enter_context(open_dataset_folder(out / name, images, index, link_images=link_images))
-
-            router = _FolderRouter(split, test_share, seed, images, open_folder)
-            for batch in _iter_batches(_read_lines(source), _BATCH_SIZE):
-                parsed = [(number, _try_parse_row(line, number, source, index)) for number, line in batch]
-                images.inspect_all(row.picture.image for _, row in parsed if isinstance(row, SourceQuestion))
-                for number, row in parsed:
-                    if isinstance(row, InvalidRow):
-                        tally.refuse_row(str(source), number, str(row))
-                    else:
-                        tally.take_row(str(source), number, partial(router.add_question, row))
-            if tally.kept == 0:
-                raise tally.build_no_rows_error(source)
-            router.check_no_split_is_empty(source)
-            for folder in router.folders.values():
-                folder.flush()
-        names = sorted(router.folders, key=_rank_split)
-        return write_report(
-            out,
-            tally,
-            index,
-            source=source,
-            split=split,
-            folders=[router.folders[name].count_records(name) for name in names],
-            leaks=find_pairwise_leakage(_list_splits(out, split, names), index),
-        )
+    plan = RowPlan(split, test_share, seed, link_images=link_images, limits=limits, workers=workers)
+    return ingest_rows(partial(_read_rows, source), source=source, out=out, tally=IngestTally(allow_refused), plan=plan)
 
 
-@dataclass(frozen=True)
-class _FolderRouter:
-    """Adds each question to the folder of its split; a folder is opened when its first question arrives."""
-
-    split: Split
-    test_share: float
-    seed: int
-    images: ImageInspector
-    open_folder: Callable[[str], FolderWriter]
-    folders: dict[str, FolderWriter] = field(default_factory=dict)  # by name, relative to the output
-
-    def add_question(self, row: SourceQuestion) -> str | None:
-        """Add a question as `FolderWriter.add_question` does; raises InvalidRow if it names no valid split."""
-        name = "."
-        if self.split == "by-row":
-            name = row.picture.split
-            if not re.fullmatch(r"\w[\w-]*", name):  # it becomes the name of a folder
-                raise InvalidRow(f"split: expected a name such as train or test, got {name!r}. Give the row one")
-        elif self.split == "patient-disjoint":
-            group = row.picture.patient or self.images.read_facts(row.picture.image).sha256
-            name = assign_split(group, salt="jsonl", seed=self.seed, test_share=self.test_share)
-            row = replace(row, picture=replace(row.picture, split=name))
-        if name not in self.folders:
-            self.folders[name] = self.open_folder(name)
-        return self.folders[name].add_question(row)
-
-    def check_no_split_is_empty(self, source: Path) -> None:
-        """Raise InvalidRecord if a folder got no question, or a side of the patient-disjoint split has no folder."""
-        empty = {"train", "test"} - set(self.folders) if self.split == "patient-disjoint" else set()
-        empty |= {name for name, folder in self.folders.items() if folder.kinds.total() == 0}
-        if empty:
-            raise InvalidRecord(
-                f"{source}: no row for {', '.join(sorted(empty))} in the {self.split} split; try another seed"
-            )
-
-
-def _list_splits(out: Path, split: Split, folders: Iterable[str]) -> dict[str, Callable[[], Iterable[Study]]]:
-    """Map every split that was written to a function that reads its studies."""
-    if split != "given":
-        return {name: partial(read_studies, out / name) for name in folders}
-    named = {study.split for study in read_studies(out)} - {""}
-    return {name: partial(read_studies, out, name) for name in sorted(named, key=_rank_split)}
-
-
-def _rank_split(split: str) -> tuple[bool, bool, str]:
-    """Sort key of a split's name: train first, test last."""
-    return (split.lower().startswith("test"), not split.lower().startswith("train"), split)
-
-
-def _iter_batches(lines: Iterator[tuple[int, bytes]], size: int) -> Iterator[list[tuple[int, bytes]]]:
-    while batch := list(islice(lines, size)):
-        yield batch
+def _read_rows(source: Path, index: IngestIndex) -> Iterator[ParsedRow]:
+    for number, line in _read_lines(source):
+        yield ParsedRow(str(source), number, _try_parse_row(line, number, source, index))
 
 
 def _try_parse_row(line: bytes, number: int, source: Path, index: IngestIndex) -> SourceQuestion | InvalidRow:
@@ -239,22 +184,26 @@ def _parse_row(line: bytes, number: int, source: Path, index: IngestIndex) -> So
         first = index.register_id(hashlib.blake2b(row.id.encode(), digest_size=8).digest(), location)
         if first != location:
             raise InvalidRow(f"id: duplicate id {row.id!r}, first at {first}. Give every row its own id")
+    picture = SourceImage(
+        location=location,
+        image=source.parent / row.image,
+        image_name=row.image,
+        modality=row.modality,
+        patient=row.patient,
+        split=row.split,
+    )
+    others = ((source.parent / other.image, other.image, other.role) for other in row.others)
     return SourceQuestion(
-        picture=SourceImage(
-            location=location,
-            image=source.parent / row.image,
-            image_name=row.image,
-            modality=row.modality,
-            patient=row.patient,
-            split=row.split,
-        ),
+        picture=picture,
         question=row.question,
-        answer=row.answer,
+        answer=row.answer_text,
         kind=row.question_kind,
         boxes=row.boxes,
         topic=row.topic,
         finding=row.finding,
         source_id=row.id or f"{source.name}:{number}",
+        options=row.options,
+        others=make_other_images(picture, others),
     )
 
 
@@ -267,8 +216,8 @@ def _suggest_remedy(field: str) -> str:
 def _read_lines(source: Path) -> Iterator[tuple[int, bytes]]:
     """Yield (line number, line) of lines that are not blank.
 
-    The last line may lack its newline only if it is valid JSON. If it is not, the file was cut off, other lines may be
-    missing as well, and InvalidRecord is raised.
+    The last line may lack its newline. If it begins an object and does not end it, the file was cut off, other lines
+    may be missing as well, and InvalidRecord is raised.
     """
     size = source.stat().st_size
     with (
@@ -279,7 +228,7 @@ def _read_lines(source: Path) -> Iterator[tuple[int, bytes]]:
             progress.update(len(line))
             if not line.strip():
                 continue
-            if not line.endswith(b"\n"):
+            if not line.endswith(b"\n") and line.lstrip(codecs.BOM_UTF8 + b" \t").startswith(b"{"):
                 try:
                     parse_row(line, where=f"{source}:{number}")
                 except InvalidRecord as error:

@@ -1,5 +1,7 @@
 """Ingest of SLAKE in its official layout: train.json, validate.json, test.json, mask.txt and imgs/xmlabN/.
 
+The layout of the Hub is read too (validation.json, imgs.zip), and so is a ZIP archive of either.
+
     Liu, Zhan, Xu, Ma, Yang and Wu: SLAKE: A semantically-labeled knowledge-enhanced dataset for medical visual
     question answering. ISBI 2021, arXiv 2102.09542. CC BY 4.0. https://www.med-vqa.com/slake/
 
@@ -22,6 +24,7 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 from tqdm import tqdm
 
+from clincot.datasets.ingest.archives import unpack_release
 from clincot.datasets.ingest.image_pool import ImageInspector, WorkerPool
 from clincot.datasets.ingest.index import ImageFacts, IngestIndex
 from clincot.datasets.ingest.ingest_report import (
@@ -131,10 +134,37 @@ def ingest_slake(  # noqa: PLR0913 (one keyword per command-line option)
         raise InvalidInput(f'split is "official" or "image-disjoint", got {split!r}')
     check_test_share(test_share)
     check_output_folder(out, source)
-    tally, notes = IngestTally(allow_refused), Counter[str]()
+    plan = _SlakePlan(language, split, box_format, allow_refused, test_share, seed, workers)
+    with unpack_release(source, out.parent) as folder:
+        return _ingest_folder(folder, source, out, plan)
+
+
+@dataclass(frozen=True)
+class _SlakePlan:
+    """The keyword arguments of `ingest_slake`."""
+
+    language: Language
+    split: Split
+    box_format: BoxFormat
+    allow_refused: int
+    test_share: float
+    seed: int
+    workers: int | None
+
+
+def _ingest_folder(source: Path, shown: Path, out: Path, plan: _SlakePlan) -> IngestReport:
+    """Read an unpacked release; `shown` is how the report calls it."""
+    language, split, box_format, seed, test_share = (
+        plan.language,
+        plan.split,
+        plan.box_format,
+        plan.seed,
+        plan.test_share,
+    )
+    tally, notes = IngestTally(plan.allow_refused), Counter[str]()
     rows = dict(_read_rows(source, language, tally, notes))
     names = list(dict.fromkeys(row.img_name for row in rows.values()))
-    with IngestIndex() as index, WorkerPool(workers) as pool:
+    with IngestIndex() as index, WorkerPool(plan.workers) as pool:
         images = ImageInspector(index, pool)
         images.inspect_all((source / "imgs" / name for name in names), label="SLAKE images")
         detections = _read_all_detections(source, names, pool)
@@ -174,7 +204,7 @@ def ingest_slake(  # noqa: PLR0913 (one keyword per command-line option)
             out,
             tally,
             index,
-            source=source,
+            source=shown,
             split=split,
             published=ATTRIBUTION,
             folders=[folders[part].count_records(part) for part in parts],
@@ -195,7 +225,11 @@ def _read_rows(
             " download SLAKE from https://www.med-vqa.com/slake/ and name the folder that it unpacks to"
         )
     for part in PARTS:
-        for number, fields in enumerate(_load_json(source / f"{part}.json"), start=1):
+        file = source / f"{part}.json"
+        on_the_hub = source / "validation.json"  # BoKelvin/SLAKE
+        if part == "validate" and not file.exists() and on_the_hub.exists():
+            file = on_the_hub
+        for number, fields in enumerate(_load_json(file), start=1):
             position = _RowPosition(part, number)
             try:
                 row = SlakeRow.model_validate(fields)

@@ -133,10 +133,7 @@ def ingest_vqa_rad(
                 tally.take_row(questions.name, number, partial(folders[side].add_question, question))
             for folder in (train, test):
                 if folder.kinds.total() == 0:
-                    raise InvalidRecord(
-                        f"{questions}: no row for {folder.folder} in the {split} split of {len(raw)} rows"
-                        + tally.format_refusals()
-                    )
+                    raise tally.build_no_rows_error(questions, f"rows for {folder.folder.name} ({split} split)")
             test.flush()  # train is renamed first; by then both should be on disk
         return write_report(
             out,

@@ -19,8 +19,8 @@ from clincot.demo.demo_endpoint import check_serving, run_endpoint_demo
 from clincot.errors import UserError
 from clincot.jsonl import InvalidRecord, read_records
 from clincot.records import PreferencePair
-from clincot.reporting.page import write_page
-from clincot.rounds import Plan, render_results_table, run_rounds
+from clincot.reporting.question_browser import write_pages
+from clincot.rounds import Plan, render_decisions, render_results_table, run_rounds
 from clincot.synthetic.build import build_synthetic_dataset
 
 RECIPE = "small-model"
@@ -44,7 +44,7 @@ class DemoSize:
     rounds: int
 
 
-FULL_SIZE = DemoSize(images=720, benchmark_images=160, rounds=2)
+FULL_SIZE = DemoSize(images=400, benchmark_images=240, rounds=2)
 SHORT_SIZE = DemoSize(images=80, benchmark_images=48, rounds=2)
 DATA_WARPS, BENCHMARK_WARPS = range(24), range(100, 124)
 
@@ -72,9 +72,9 @@ def _run_demo(args: argparse.Namespace) -> None:
         else plan_radiograph_rounds(args.run, short=args.short, beside=True)
     )
     results = run_rounds(plan)
-    page = args.run / "page.html"
-    write_page(args.run, page, title="ClinCoT on VQA-RAD" if args.vqa_rad else "ClinCoT on rendered radiographs")
-    print(f"\n{render_results_table(results)}\n\ntable  {args.run / 'results.json'}\npage   {page}")
+    page = write_pages(args.run, title="ClinCoT on VQA-RAD" if args.vqa_rad else "ClinCoT on rendered radiographs")
+    print(f"\n{render_results_table(results)}\n\n{render_decisions(results)}")
+    print(f"\ntable  {args.run / 'results.json'}\npage   {page}")
     print("\npublishing the champion, rolling it out and asking it a question …", flush=True)
     print(run_endpoint_demo(plan).render_text())
     pair = next(read_records(args.run / "round-01" / "pairs.jsonl", PreferencePair))
@@ -119,7 +119,7 @@ def plan_vqa_rad_round(run: Path, release: Path) -> Plan:
         raise InvalidRecord(f"{release}: no such folder; expected the VQA-RAD release (JSON and images/)")
     if not (run / "vqa-rad").is_dir():
         print(ingest_vqa_rad(release, run / "vqa-rad", split="image-disjoint").format_summary())
-    overrides = ("prepare.rounds=4", "evaluate.arms=[written, windows, random, whole]")
+    overrides = ("prepare.rounds=4", "evaluate.arms=[served, written, windows, random, whole]")
     params = load_params(None, overrides, recipe=RECIPE)
     return Plan(
         run,

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
+from clincot.datasets.closed_answers import read_polarity
 from clincot.evaluation import blind_baseline
 from clincot.evaluation.benchmark import BadBenchmark, Benchmark
 from clincot.evaluation.intervals import MIN_RELIABLE_CLUSTERS, MetricSums, add_mean
@@ -18,7 +19,7 @@ from clincot.evaluation.report_text.report_scorer import REPORT_METRIC_HEADINGS 
 from clincot.evaluation.report_text.report_scorer import ReportMetrics
 from clincot.evaluation.vqa import answer_length, says_yes, score_llava_med_closed, score_llava_med_open, token_set_f1
 from clincot.records import BenchmarkReport, Interval, Outcome, Question, Reference
-from clincot.text import format_interval, markdown_table, normalize_text
+from clincot.text import format_interval, markdown_table
 
 VQA_PROTOCOL = "strict, llava-med and parsed"
 PRESENCE_TOPICS = frozenset({"presence", "pres"})  # our topic, and VQA-RAD's question type
@@ -27,6 +28,7 @@ METRIC_HEADINGS = {
     "accuracy": "accuracy (strict)",
     "closed_accuracy": "closed (strict)",
     "open_accuracy": "open (strict)",
+    "choice_accuracy": "choice",
     "token_f1": "token F1 (strict)",
     "llava_med_closed_accuracy": "closed (llava-med)",
     "llava_med_open_recall": "open recall (llava-med)",
@@ -66,7 +68,7 @@ def build_benchmark_reports(
     The outcomes are streamed and not kept in memory. Each metric of an arm is a mean over questions with its 95 %
     interval, clustered by patient:
 
-    - accuracy, accuracy/<topic>, closed_accuracy, open_accuracy, token_f1 (strict protocol);
+    - accuracy, accuracy/<topic>, closed_accuracy, open_accuracy, choice_accuracy, token_f1 (strict protocol);
     - llava_med_closed_accuracy, llava_med_open_recall (llava-med protocol);
     - parsed_accuracy (parsed protocol): questions whose reference it reads; an answer without a commitment is unscored;
     - hit_rate, iou: questions with reference boxes, in every arm but the blind one;
@@ -188,14 +190,15 @@ def _iter_metric_values(
     yield f"{question.kind}_accuracy", correct
     if question.topic:
         yield f"accuracy/{question.topic}", correct
-    yield "token_f1", None if answer is None else token_set_f1(answer, reference.answer)
+    if question.kind != "choice":  # which may be answered by a letter
+        yield "token_f1", None if answer is None else token_set_f1(answer, reference.answer)
     if question.kind == "closed":
         hit = None if answer is None else score_llava_med_closed(answer, reference.answer)
         yield "llava_med_closed_accuracy", hit
-    else:
+    elif question.kind == "open":
         recall = None if answer is None else score_llava_med_open(answer, reference.answer).recall
         yield "llava_med_open_recall", recall
-    if can_parse(question.text, reference.answer):
+    if question.kind != "choice" and can_parse(question.text, reference.answer):
         yield "parsed_accuracy", None if answer is None else grade_parsed(answer, question.text, reference.answer)
     if asks_about_absent_finding(question, reference):
         yield "hallucination", None if answer is None else says_yes(answer)
@@ -207,7 +210,7 @@ def asks_about_absent_finding(question: Question, reference: Reference) -> bool:
     return (
         question.kind == "closed"
         and question.topic.lower() in PRESENCE_TOPICS
-        and normalize_text(reference.answer) == "no"
+        and read_polarity(reference.answer) == "no"
     )
 
 

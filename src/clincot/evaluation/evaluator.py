@@ -20,6 +20,7 @@ from pathlib import Path
 
 from clincot.batching import BLOCK_SIZE
 from clincot.config import EvaluateConfig
+from clincot.datasets.closed_answers import is_same_closed_word, list_closed_words, read_choice
 from clincot.errors import InvalidInput
 from clincot.evaluation.benchmark import Benchmark
 from clincot.evaluation.grounding import best_iou, hits_reference
@@ -28,7 +29,7 @@ from clincot.generation.grounders import WrittenGrounder, derive_seed, draw_rand
 from clincot.generation.regions import build_grounder, build_grounding_query
 from clincot.generation.visual_cot import ImageQuestion, answer_questions, measure_leads
 from clincot.geometry import WHOLE_IMAGE, Box, choose_view_side, choose_view_square, compute_coverage, crop_square
-from clincot.models.protocols import Grounder, RelevancePolicy
+from clincot.models.protocols import Grounder, Policy
 from clincot.prompts import ChainStep, chain_prompt
 from clincot.records import Outcome, Question, Reference, Study
 from clincot.text import normalize_text
@@ -49,7 +50,7 @@ class _RegionInput:
 
 
 def evaluate_policy(
-    policy: RelevancePolicy, benchmark: Benchmark, studies: Mapping[str, Study], folder: Path, config: EvaluateConfig
+    policy: Policy, benchmark: Benchmark, studies: Mapping[str, Study], folder: Path, config: EvaluateConfig
 ) -> Iterator[Outcome]:
     """Yield outcomes arm by arm, each arm in the benchmark's order.
 
@@ -68,20 +69,19 @@ def evaluate_policy(
             prompts = []
             for item in batch:
                 box = item.box or WHOLE_IMAGE
-                step = ChainStep(item.question.text, box, written=arm == "written", report=kind == "report")
+                step = ChainStep(item.question.asked_text, box, written=arm == "written", report=kind == "report")
                 prompts.append(chain_prompt(item.shown, folder, policy.views, [step]))
             replies = policy.generate(
                 prompts, max_new_tokens=config.get_max_tokens(kind), temperature=0.0, seeds=[0] * len(batch)
             )
             for item, reply in zip(batch, replies, strict=True):
                 reference = benchmark.references[item.question.id]
-                space = spaces.get(item.question.topic, frozenset())
-                off = reply.cut_off or not _is_in_format(reply.text, item.question, space) or item.box is None
+                off = reply.cut_off or not _is_in_format(reply.text, item.question, spaces) or item.box is None
                 yield _score_outcome(item, arm, reply.text, reference, policy, off_format=off)
 
 
 def _answer_as_served(
-    policy: RelevancePolicy,
+    policy: Policy,
     questions: Sequence[Question],
     benchmark: Benchmark,
     studies: Mapping[str, Study],
@@ -95,11 +95,11 @@ def _answer_as_served(
     spaces = collect_answer_spaces(benchmark)
     for at in range(0, len(questions), _SERVED_BATCH_SIZE):
         batch = questions[at : at + _SERVED_BATCH_SIZE]
-        asked = [ImageQuestion(studies[question.study], folder, question.text) for question in batch]
+        asked = [ImageQuestion(studies[question.study], folder, question.asked_text) for question in batch]
         for question, reply in zip(batch, answer_questions(asked, policy, config.serve), strict=True):
-            space = spaces.get(question.topic, frozenset())
-            off = reply.cut_off or not _is_in_format(reply.answer, question, space)
-            item = _RegionInput(question, studies[question.study], reply.box)
+            off = reply.cut_off or not _is_in_format(reply.answer, question, spaces)
+            box = None if reply.box == WHOLE_IMAGE else reply.box  # such an answer points nowhere
+            item = _RegionInput(question, studies[question.study], box)
             reference = benchmark.references[question.id]
             outcome = _score_outcome(item, "served", reply.answer, reference, policy, off_format=off)
             lead, region_lead = measure_leads(reply)
@@ -114,27 +114,50 @@ def _iter_batches(region_inputs: Iterable[_RegionInput]) -> Iterator[list[_Regio
             yield batch
 
 
-def collect_answer_spaces(benchmark: Benchmark) -> dict[str, frozenset[str]]:
-    """Collect the normalised answers of every topic with few of them; any other answer is off format."""
+@dataclass(frozen=True)
+class AnswerSpaces:
+    """The answers that are in format: normalised texts of the answer key and words for yes and no."""
+
+    by_topic: Mapping[str, frozenset[str]]  # topics with few answers
+    closed: frozenset[str]  # of closed questions; of a language that occurs in the key, all its words for yes and no
+
+
+def collect_answer_spaces(benchmark: Benchmark) -> AnswerSpaces:
+    """Collect the answers of every topic with few of them and those of all closed questions.
+
+    The latter are more than yes and no: "Is it on the left or the right?" is closed too, and the key may be in another
+    language. An answer that is right is thus always in format.
+    """
     answers: dict[str, set[str]] = {}
+    closed = {"yes", "no"}
     for question in benchmark.questions.values():
-        if question.kind != "report":
-            answers.setdefault(question.topic, set()).add(normalize_text(benchmark.references[question.id].answer))
-    return {topic: frozenset(a) for topic, a in answers.items() if topic and len(a) <= MAX_ANSWER_SPACE}
+        answer = benchmark.references[question.id].answer
+        if question.kind in ("closed", "open"):
+            answers.setdefault(question.topic, set()).add(normalize_text(answer))
+        if question.kind == "closed":
+            closed |= {normalize_text(answer), *list_closed_words(answer)}
+    by_topic = {topic: frozenset(a) for topic, a in answers.items() if topic and len(a) <= MAX_ANSWER_SPACE}
+    return AnswerSpaces(by_topic, frozenset(closed))
 
 
-def _is_in_format(text: str, question: Question, space: frozenset[str]) -> bool:
-    """Whether a reply is one of its topic's few answers, else yes or no if closed, else not empty."""
+def _is_in_format(text: str, question: Question, spaces: AnswerSpaces) -> bool:
+    """Whether a reply has the form that its question asks for.
+
+    A choice names one of its options. Any other answer is one of its topic's few answers; else, if the question is
+    closed, it is one of the benchmark's answers to closed questions or yes or no; else it is not empty.
+    """
     answer = normalize_text(text)
-    if space and question.kind != "report":
-        return answer in space
-    if question.kind == "closed":
-        return answer in {"yes", "no"}
-    return bool(answer)
+    if question.kind == "choice":
+        return read_choice(text, question.options) is not None
+    if question.kind == "report":
+        return bool(answer)
+    if space := spaces.by_topic.get(question.topic, frozenset()):
+        return answer in space or (question.kind == "closed" and any(is_same_closed_word(answer, a) for a in space))
+    return answer in spaces.closed if question.kind == "closed" else bool(answer)
 
 
 def _score_outcome(
-    item: _RegionInput, arm: str, answer: str, reference: Reference, policy: RelevancePolicy, *, off_format: bool
+    item: _RegionInput, arm: str, answer: str, reference: Reference, policy: Policy, *, off_format: bool
 ) -> Outcome:
     box = item.box or WHOLE_IMAGE
     aspect = item.shown.width / item.shown.height
@@ -149,7 +172,7 @@ def _score_outcome(
         answer=answer,
         reference=reference.id,
         correct=grade_answer(answer, item.question, reference),
-        # If the policy wrote no region and the key has one, count a miss; the whole image would count as a hit.
+        # Without a region, count a miss if the key has one; the whole image would count as a hit.
         hit=False if item.box is None and reference.boxes else hits_reference(shown, reference.boxes),
         iou=None if iou is None else (0.0 if item.box is None else round(iou, 6)),
         off_format=off_format,
@@ -160,7 +183,7 @@ def _choose_regions(
     arm: str,
     questions: Sequence[Question],
     benchmark: Benchmark,
-    policy: RelevancePolicy,
+    policy: Policy,
     studies: Mapping[str, Study],
     folder: Path,
     config: EvaluateConfig,

@@ -21,14 +21,17 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Sequence
 
+from clincot.datasets.closed_answers import read_polarity
 from clincot.text import normalize_text
 
 # A word of an answer is its yes or no if the sentence ends or goes on after it: "no effusion" is a statement.
 _ALONE = r"(?=\s*(?:$|[,.;:!，。；：！—-])|\s+(?:there|it|this|the|that|i|we)\b)"
 _YES = re.compile(
-    rf"^(?:yes|yeah|yep|correct|affirmative|indeed|true|certainly|definitely|是的?|对|有|存在|可见){_ALONE}"
+    rf"^(?:yes|yeah|yep|correct|affirmative|indeed|true|certainly|definitely|是的?|对|有|存在|可见|包含|包括|可以|能){_ALONE}"
 )
-_NO = re.compile(rf"^(?:no|nope|incorrect|negative|false|否|不是?|没有?|无|未见){_ALONE}")
+_NO = re.compile(
+    rf"^(?:no|nope|incorrect|negative|false|否|不是?|没有?|无|未见|不存在|不包含|不包括|不可以|不能){_ALONE}"
+)
 _BOTH_WORDS = re.compile(r"\b(?:yes (?:and|or) no|no (?:and|or) yes|yes / no|yes/no)\b")
 _HEDGES = re.compile(
     r"\b(?:may|might|could|possib\w+|perhaps|maybe|questionable|equivocal|indeterminate|uncertain|unclear|unsure|"
@@ -172,12 +175,11 @@ def _prepare(text: str, *, spell_numbers: bool = False) -> str:
 
 
 def _read_reference(reference: str) -> str:
+    if (polarity := read_polarity(reference)) is not None:
+        return polarity
     word = normalize_text(reference)
-    return {"是": "yes", "是的": "yes", "有": "yes", "否": "no", "不是": "no", "没有": "no", "无": "no"}.get(
-        word,
-        {"左": "left", "左侧": "left", "右": "right", "右侧": "right", "双侧": "bilateral", "both": "bilateral"}.get(
-            word, word
-        ),
+    return {"左": "left", "左侧": "left", "右": "right", "右侧": "right", "双侧": "bilateral", "both": "bilateral"}.get(
+        word, word
     )
 
 

@@ -18,13 +18,14 @@ def read_benchmark(folder: Path, *, limit: int = 0, only: Iterable[str] | None =
 
     Raises InvalidRecord on a malformed file and BadBenchmark on files that do not match.
     """
-    from clincot.datasets.folder import StudyIndex, load_questions, load_references
+    from clincot.datasets.folder import StudyIndex, iter_single_image, load_questions, load_references
     from clincot.evaluation.benchmark import Benchmark
 
     wanted = None if only is None else set(only)
     questions = [q for q in load_questions(folder) if wanted is None or q.id in wanted]
     questions = questions[: limit or None]
     ids = {q.id for q in questions}
+    questions = list(iter_single_image(questions))
     references = [r for r in load_references(folder) if r.question in ids]
     return Benchmark.from_records(questions, references, StudyIndex(folder).values())
 

@@ -62,7 +62,7 @@ class GenerationRequest:
 
 def render_step_question(step: str, question: Question) -> str:
     """The question of a chain step, with {question} replaced by the data set's question."""
-    return step.replace("{question}", question.text)
+    return step.replace("{question}", question.asked_text)
 
 
 def is_written(region: Region) -> bool:

@@ -167,7 +167,7 @@ class WrittenGrounder:
         views = self.policy.views
         for query in queries:
             finding = next((name for name in query.hypotheses if name != NORMAL), UNNAMED_FINDING)
-            prompt = region_prompt(query.study, folder, views, query.question.text, finding=finding)
+            prompt = region_prompt(query.study, folder, views, query.question.asked_text, finding=finding)
             for sample in range(self.samples):
                 prompts.append(prompt)
                 seeds.append(derive_seed(self.seed, query.question.id, sample))

@@ -69,8 +69,10 @@ def sort_by_confidence(regions: Iterable[GroundedRegion]) -> list[GroundedRegion
     return sorted(regions, key=lambda region: (-region.confidence, region.box.xyxy, region.hypothesis))
 
 
-def deduplicate_regions(regions: Sequence[GroundedRegion], iou: float) -> list[GroundedRegion]:
-    """Greedily drop every region that overlaps an earlier kept one by more than `iou`.
+def deduplicate_regions(
+    regions: Sequence[GroundedRegion], iou: float, *, limit: int | None = None
+) -> list[GroundedRegion]:
+    """Greedily drop every region that overlaps an earlier kept one by more than `iou`, until `limit` are kept.
 
     Put the best regions first: the order is the caller's, because confidences of different grounders cannot be
     compared. Equal boxes are duplicates whatever `iou` is.
@@ -79,6 +81,8 @@ def deduplicate_regions(regions: Sequence[GroundedRegion], iou: float) -> list[G
         raise ValueError(f"expected an overlap threshold (IoU) in [0, 1], got {iou}")
     unique: list[GroundedRegion] = []
     for region in regions:
-        if all(region.box != other.box and compute_iou(region.box, other.box) <= iou for other in unique):
+        if len(unique) == limit:
+            break
+        if all(compute_iou(region.box, other.box) <= iou and region.box != other.box for other in unique):
             unique.append(region)
     return unique

@@ -8,26 +8,35 @@ from pathlib import Path
 
 from clincot.batching import BLOCK_SIZE
 from clincot.config import ProposeConfig
+from clincot.errors import InvalidInput
 from clincot.generation.grounders import RandomGrounder, RelevanceGrounder, WindowGrounder, WrittenGrounder
 from clincot.generation.http_grounder import HttpGrounder
 from clincot.generation.hypotheses import choose_hypotheses
 from clincot.generation.masks import deduplicate_regions
 from clincot.geometry import WHOLE_IMAGE
-from clincot.models.protocols import GroundedRegion, Grounder, GroundingQuery, Policy, RelevancePolicy
+from clincot.models.protocols import GroundedRegion, Grounder, GroundingQuery, Policy, has_gradients
 from clincot.records import Question, Region, Study
 
 
-def build_grounders(config: ProposeConfig, policy: RelevancePolicy) -> list[tuple[Grounder, int]]:
+def build_grounders(config: ProposeConfig, policy: Policy) -> list[tuple[Grounder, int]]:
     """Build the grounders of the configuration, each with the number of regions that it contributes to a question."""
     return [(build_grounder(name, config, policy, count), count) for name, count in config.grounders.items()]
 
 
 def build_grounder(name: str, config: ProposeConfig, policy: Policy, count: int) -> Grounder:
-    """Build a grounder by its name in propose.grounders; raises ValueError for an unknown name."""
+    """Build a grounder by its name in propose.grounders.
+
+    Raises ValueError for an unknown name, and InvalidInput for a relevance grounder whose policy has no gradients.
+    """
     if name == "windows":
         return WindowGrounder(policy, sides=config.window_sides, stride=config.window_stride)
     if name == "relevance":
-        return RelevanceGrounder(policy, quantile=config.relevance_quantile)  # type: ignore[arg-type]
+        if not has_gradients(policy):
+            raise InvalidInput(
+                "the relevance grounder reads gradients, which a policy behind a server does not give; set "
+                "models.engine to transformers for this stage (models.engines), or take another grounder"
+            )
+        return RelevanceGrounder(policy, quantile=config.relevance_quantile)
     if name == "written":
         return WrittenGrounder(policy, samples=count, temperature=config.temperature, seed=config.seed)
     if name == "random":
@@ -76,8 +85,8 @@ def _merge_regions(
     for name, count, candidates in grounded:
         group = from_policy if name == "written" else from_tools
         earlier = [region for _, region in group]  # distinct already, so they survive and come first
-        new = deduplicate_regions([*earlier, *candidates], config.merge_iou)[len(earlier) :]
-        group += [(name, region) for region in new[:count]]
+        kept = deduplicate_regions([*earlier, *candidates], config.merge_iou, limit=len(earlier) + count)
+        group += [(name, region) for region in kept[len(earlier) :]]
     for name, region in (*from_tools, *from_policy):
         yield Region(
             question=question.id,

@@ -35,8 +35,8 @@ from clincot.generation.candidates import is_written
 from clincot.generation.hypotheses import choose_hypotheses
 from clincot.generation.regions import build_grounder, propose_regions
 from clincot.geometry import WHOLE_IMAGE, Box
-from clincot.models.protocols import Generation, Policy
-from clincot.prompts import ChainStep, Conversation, PromptFormat, chain_prompt, hash_prompt
+from clincot.models.protocols import Generation, Policy, PolicyWrapper
+from clincot.prompts import ChainStep, Conversation, chain_prompt, hash_prompt
 from clincot.records import Question, Region, Study
 from clincot.text import normalize_text
 
@@ -324,31 +324,21 @@ def _apply_stop(reply: Generation, stop: Sequence[str]) -> Generation:
     return replace(reply, text=reply.text[: min(starts)].strip(), cut_off=False) if starts else reply
 
 
-class _ContextPolicy:
+class _ContextPolicy(PolicyWrapper):
     """A policy that reads the instructions and the history of a question before everything that it writes.
 
     Ratings of windows (`p_yes`) have their own prompts, which stay as they are.
     """
 
     def __init__(self, policy: Policy, asked: ImageQuestion) -> None:
-        self._policy, self._asked = policy, asked
-
-    @property
-    def digest(self) -> str:
-        return self._policy.digest
-
-    @property
-    def views(self) -> PromptFormat:
-        return self._policy.views
+        super().__init__(policy)
+        self._asked = asked
 
     def generate(
         self, conversations: Sequence[Conversation], *, max_new_tokens: int, temperature: float, seeds: Sequence[int]
     ) -> list[Generation]:
         prompts = [self._add_context(conversation) for conversation in conversations]
-        return self._policy.generate(prompts, max_new_tokens=max_new_tokens, temperature=temperature, seeds=seeds)
-
-    def p_yes(self, conversations: Sequence[Conversation]) -> list[float | None]:
-        return self._policy.p_yes(conversations)
+        return super().generate(prompts, max_new_tokens=max_new_tokens, temperature=temperature, seeds=seeds)
 
     def _add_context(self, conversation: Conversation) -> Conversation:
         asked = self._asked

@@ -54,8 +54,9 @@ def draw_labelled_answers(
     """Yield the right and a wrong answer to every question, both seen from one region; only one of them if not `both`.
 
     Wrong answers are other questions' answers to the same topic, except that a share `off_topic` of them comes from any
-    topic. They are taken from the questions `among` (default: `questions`). `region_truth` is the share of regions that
-    show the finding, `whole` the share that are the whole image; the others are random squares.
+    topic. They are taken from the questions `among` (default: `questions`); those of a multiple-choice question are its
+    other options. `region_truth` is the share of regions that show the finding, `whole` the share that are the whole
+    image; the others are random squares.
     """
     rng = np.random.default_rng([seed, 2])
     sides = measure_finding_sides(among or questions)
@@ -64,6 +65,8 @@ def draw_labelled_answers(
     for question in questions:
         truth = question.reference.answer
         pool = answers_by_topic[question.question.topic] if rng.random() >= off_topic else all_answers
+        if question.question.options:
+            pool = list(question.question.options)
         wrong = [answer for answer in pool if answer != truth]
         choices = [truth, *([str(rng.choice(wrong))] if wrong else [])]
         box = _sample_region(question, rng, sides, truth=region_truth, whole=whole)

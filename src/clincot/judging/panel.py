@@ -6,7 +6,8 @@ for instance with another calibration:
     JudgePanel.collect_judgements   -> judgements.jsonl   one Judgement for each candidate and judge, in that order
     ScoreCombiner.score_candidates  -> scores.jsonl       one PanelScore for each candidate, in the same order
 
-Endpoints are asked at the same time, each with several requests in flight; judges in this process take turns. A failed
+Endpoints are asked at the same time, each with several requests in flight, and the next batch is asked while the last
+requests of a batch are retried; judges in this process take turns. A failed
 request to an endpoint is retried on its own and costs, if it keeps failing, the score of its candidate. For a judge in
 this process the whole call is retried. A judge is excluded if it fails as a whole: an endpoint that refuses
 connections, the key or the model, one whose failed requests exceed judge.max_failures, one that returns no real
@@ -25,6 +26,7 @@ import contextlib
 import logging
 import random
 import time
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -59,6 +61,7 @@ from clincot.waiting import end_waits_on_interrupt
 _log = logging.getLogger(__name__)
 T = TypeVar("T")
 
+_BATCHES_AHEAD = 1  # batches that endpoints are asked about while an earlier one is not complete
 _SMALL_MASS = 0.5  # mean P(yes) + P(no) below which a judge is warned about
 
 
@@ -74,6 +77,16 @@ class ExcludedJudge:
     def __str__(self) -> str:
         when = "when asked for its digest" if self.at is None else f"at candidate {self.at}"
         return f"{self.name} {when}{f' after {self.calls} calls' if self.calls else ''}: {self.error}"
+
+
+@dataclass(frozen=True)
+class _AskedBatch:
+    """A batch that the endpoints are being asked about, with the replies of the judges in this process."""
+
+    requests: list[JudgeRequest]
+    at: int  # index of its first candidate
+    futures: dict[str, Future[list[JudgeReply]]]
+    replies: dict[str, Sequence[JudgeReply]]
 
 
 class JudgePanel:
@@ -127,41 +140,57 @@ class JudgePanel:
         Raises QuorumLost as soon as too few judges are left, and InvalidInput if there are no requests.
         """
         judged = 0
-        for _, block in groupby(requests, key=lambda request: request.unit):
-            while batch := list(islice(block, self._config.batch_size)):
-                for row in zip(*self._judge_batch(batch, folder, at=judged), strict=True):
-                    yield from row
+        asked: deque[_AskedBatch] = deque()
+        ahead = _BATCHES_AHEAD if self._tallies else 0
+        workers = max(1, len(self._tallies) * (ahead + 1))
+        with ThreadPoolExecutor(max_workers=workers) as pool, end_waits_on_interrupt():
+            for batch in self._iter_batches(requests):
+                asked.append(self._ask_batch(pool, batch, folder, at=judged))
                 judged += len(batch)
+                if len(asked) > ahead:
+                    yield from self._collect_batch(asked.popleft())
+            while asked:
+                yield from self._collect_batch(asked.popleft())
         if judged == 0:
             raise InvalidInput("no candidates to judge: the candidates file is empty")
         self._exclude_faulty(at=judged - 1, last=True)
 
+    def _iter_batches(self, requests: Iterable[JudgeRequest]) -> Iterator[list[JudgeRequest]]:
+        for _, block in groupby(requests, key=lambda request: request.unit):
+            while batch := list(islice(block, self._config.batch_size)):
+                yield batch
+
     def _identify_judge(self, judge: Judge) -> bool:
         return self._call_with_retries(judge, lambda: judge.digest, at=None) is not None
 
-    def _judge_batch(self, batch: Sequence[JudgeRequest], folder: Path, *, at: int) -> list[list[Judgement]]:
-        """The judgements of a batch, a column for each judge; of an excluded judge, judgements without a score."""
+    def _ask_batch(self, pool: ThreadPoolExecutor, batch: list[JudgeRequest], folder: Path, *, at: int) -> _AskedBatch:
+        """Send a batch to the endpoints, and ask the judges in this process about it."""
         asked = [judge for judge in self.judges if judge.name not in self.excluded]
-        remote = [judge for judge in asked if is_remote(judge)]
+        futures = {
+            judge.name: pool.submit(self._ask_endpoint, judge, batch, folder) for judge in asked if is_remote(judge)
+        }
         replies: dict[str, Sequence[JudgeReply]] = {}
-        with ThreadPoolExecutor(max_workers=max(1, len(remote))) as pool, end_waits_on_interrupt():
-            futures: dict[str, Future[list[JudgeReply]]] = {
-                judge.name: pool.submit(self._ask_endpoint, judge, batch, folder) for judge in remote
-            }
-            for judge in asked:
-                if judge.name not in futures:
-                    local = self._ask_local(judge, batch, folder, at=at)
-                    if local is not None:
-                        replies[judge.name] = local
-        for judge in remote:
-            try:
-                replies[judge.name] = futures[judge.name].result()
-            except ModelFailed as error:
-                self._exclude_judge(ExcludedJudge(judge.name, at=at, error=describe_failure(error)))
+        for judge in asked:
+            if judge.name not in futures:
+                local = self._ask_local(judge, batch, folder, at=at)
+                if local is not None:
+                    replies[judge.name] = local
+        return _AskedBatch(batch, at, futures, replies)
+
+    def _collect_batch(self, asked: _AskedBatch) -> Iterator[Judgement]:
+        """Wait for the endpoints; yield the judgements of each candidate, without a score for an excluded judge."""
+        batch, replies = asked.requests, dict(asked.replies)
+        for name, future in asked.futures.items():
+            if name in self.excluded:  # at an earlier batch
                 continue
-            for request, reply in zip(batch, replies[judge.name], strict=True):
-                self._tallies[judge.name].add(request, reply)
-        self._exclude_faulty(at=at)
+            try:
+                replies[name] = future.result()
+            except ModelFailed as error:
+                self._exclude_judge(ExcludedJudge(name, at=asked.at, error=describe_failure(error)))
+                continue
+            for request, reply in zip(batch, replies[name], strict=True):
+                self._tallies[name].add(request, reply)
+        self._exclude_faulty(at=asked.at)
         columns = []
         for judge in self.judges:
             if judge.name in replies:
@@ -170,7 +199,8 @@ class JudgePanel:
                 reason = f"judge left out: {self.excluded[judge.name].error}"
                 column = [JudgeReply(None, reason=reason)] * len(batch)
             columns.append(self._build_judgements(judge, batch, column))
-        return columns
+        for row in zip(*columns, strict=True):
+            yield from row
 
     def _build_judgements(
         self, judge: Judge, batch: Sequence[JudgeRequest], replies: Sequence[JudgeReply]

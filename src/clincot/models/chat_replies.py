@@ -70,6 +70,7 @@ class EndpointCompletion(_EndpointReply):
     """A chat completion."""
 
     choices: Annotated[list[EndpointChoice], Field(min_length=1)]
+    prompt_token_ids: Any = None  # of vLLM, where `return_token_ids` asks for them
     usage: Any = None  # only its prompt_tokens are read, so whatever else it is must not fail a request
 
 

@@ -40,6 +40,7 @@ _TEXT_KEYS = {
 }
 _TYPE_KEYS = ("mm_token_type_ids", "token_type_ids")
 _TEXTS_KEPT = 4096  # texts of pictures
+_ROWS_KEPT = 1024  # encoded texts, of some 50 bytes a token; a server has new ones with every region
 _FIRST_HIDDEN = 0xF0000  # private characters that stand for control words while a text is rendered and cut
 
 
@@ -70,9 +71,9 @@ def read_picture(picture: ImageView) -> Image.Image:
     return render_view(_open_cached(picture.path), picture.box, picture.side_px)
 
 
-@lru_cache(maxsize=16)
+@lru_cache(maxsize=4)  # a question's crops all come from the same file; one of 16 megapixels takes 48 MB
 def _open_cached(path: str) -> Image.Image:
-    return open_image(Path(path))  # a question's crops all come from the same file
+    return open_image(Path(path))
 
 
 @dataclass(frozen=True)
@@ -81,6 +82,15 @@ class _RenderedTurns:
 
     text: str
     actions: tuple[tuple[int, int], ...]
+
+
+@dataclass(frozen=True)
+class _EncodedText:
+    """The tokens of a conversation's text, as in EncodedConversation."""
+
+    ids: tuple[int, ...]
+    actions: tuple[bool, ...]
+    types: tuple[int, ...]
 
 
 class ConversationEncoder:
@@ -102,8 +112,10 @@ class ConversationEncoder:
         # The markers of a region are tokens, as the policy writes them: a whole region is left as it is.
         self._control = re.compile("|".join([REGION_MARKUP, *map(re.escape, self._hidden)]))
         self._spelled = re.compile(f"([{''.join(self._words)}])")
-        self._template = lru_cache(maxsize=16384)(self._apply_template)
-        self._tokenize = lru_cache(maxsize=16384)(self._tokenize_text)
+        self._template = lru_cache(maxsize=_ROWS_KEPT)(self._apply_template)
+        self._count_text_tokens = lru_cache(maxsize=_TEXTS_KEPT)(self._count_image_ids)
+        # One finding is looked for in many windows, whose conversations differ in the picture only.
+        self._encode_row = lru_cache(maxsize=_ROWS_KEPT)(self._encode_text)
         # Pixels are large and needed once; texts are small and needed by every conversation.
         self._pictures: Callable[[tuple[ImageView, ...]], EncodedPictures]
         self._pictures = lru_cache(maxsize=pictures_kept)(self._process_pictures)
@@ -189,17 +201,24 @@ class ConversationEncoder:
             )
         texts = self._read_picture_texts(pictures) if pictures else ()
         text, spans = _expand_placeholders(parts, texts, len(self.placeholder), rendered.actions)
-        ids, offsets = self._tokenize(text)
+        row = self._encode_row(text, tuple(spans))
+        tokens = tuple(map(self._count_text_tokens, texts))
+        return EncodedConversation(row.ids, row.actions, pictures, row.types, tokens)
+
+    def _encode_text(self, text: str, spans: tuple[tuple[int, int], ...]) -> _EncodedText:
+        """Tokens of a whole text; spans: the characters that the policy wrote."""
+        ids, offsets = self._tokenize_text(text)
         actions = tuple(_is_inside(offset, spans) for offset in offsets)
         types = self._find_types(ids, actions) if self.type_key else ()
-        return EncodedConversation(ids, actions, pictures, types, self._count_picture_tokens(texts))
+        return _EncodedText(ids, actions, types)
 
-    def _count_picture_tokens(self, texts: Sequence[str]) -> tuple[int, ...]:
-        return tuple(map(self._count_text_tokens, texts))
+    def has_control_words(self, conversation: Conversation) -> bool:
+        """Whether a turn contains a control word of the tokenizer as text, which is spelled out here."""
+        return any(self._hide_control_words(turn.text) != turn.text for turn in conversation)
 
-    def _count_text_tokens(self, text: str) -> int:
+    def _count_image_ids(self, text: str) -> int:
         """How many image tokens the text of a picture has."""
-        return sum(token in self.image_ids for token in self._tokenize(text)[0])
+        return sum(token in self.image_ids for token in self._tokenize_text(text)[0])
 
     def _find_types(self, ids: Sequence[int], actions: Sequence[bool]) -> tuple[int, ...]:
         if self.processor.chat_template is None:  # PaliGemma: 0 for the prompt, 1 for the answer

@@ -10,7 +10,9 @@ same name.
 
 from __future__ import annotations
 
+import itertools
 import threading
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property, lru_cache, partial
@@ -20,6 +22,7 @@ from typing import Annotated, Any, Literal, TypeVar
 import httpx
 from pydantic import BaseModel, ConfigDict, Field
 
+from clincot.clients.adaptive_limit import AdaptiveLimit, ReplyPatience
 from clincot.clients.http import (
     NO_RETRIES,
     HttpFailure,
@@ -58,6 +61,8 @@ from clincot.records import hash_json
 TOP_LOGPROBS = 20  # the most that the OpenAI API gives, and vLLM's default limit
 _MAX_RATING_TOKENS = 16  # "10/10" in any tokenizer, and room to see that more was written
 _EXPECTED_LOGPROBS = "a chat completion with log-probabilities"
+_THREADS_PER_REQUEST = 2
+_TOO_MANY_REQUESTS = 429
 _MAX_STREAK = 16  # failed requests in a row, each after its retries, after which an endpoint is given up
 
 # A list of models is not needed if the model is named. Azure lists base models and no deployments, LiteLLM's wildcard
@@ -112,10 +117,11 @@ class EndpointModel:
 
     url: base address, …/v1. model: name of the served model; "" takes the only one served. The key comes from the
     environment variable `api_key_env` or the file `api_key_file`. timeout_s: limit of each request, including the
-    connection. concurrency: most requests in flight. rating: ask for "n/10" instead of reading log-probabilities, the
-    same as the form `rating` of `options`. yes_no: ids of the tokens that mean yes or no (models/yes_no.py). vLLM
-    returns the log-probabilities of these (`logprob_token_ids`) however unlikely they are; an endpoint without that
-    option returns the 20 likeliest tokens. retry: for all requests but those of `rate`.
+    connection. concurrency: most requests in flight; `rate` sends fewer at a time if the endpoint refuses many. rating:
+    ask for "n/10" instead of reading log-probabilities, the same as the form `rating` of `options`. yes_no: ids of the
+    tokens that mean yes or no (models/yes_no.py). vLLM returns the log-probabilities of these (`logprob_token_ids`)
+    however unlikely they are; an endpoint without that option returns the 20 likeliest tokens. retry: for all requests
+    but those of `rate`.
     """
 
     def __init__(  # noqa: PLR0913 (the fields of a judge's specification)
@@ -150,6 +156,9 @@ class EndpointModel:
         self._served: list[str] | None = None  # as listed; None: not listed, or not asked yet
         self._streak = 0  # failed requests in a row
         self._lock = threading.Lock()
+        self._limit = AdaptiveLimit(concurrency, f"endpoint {self.name!r}")
+        self._patience = ReplyPatience(timeout_s)
+        self._calls = itertools.count()  # of rate
         self._renamed: dict[str, str] = {}  # option -> the name that this server wants; "": it refuses the option
 
     @property
@@ -217,9 +226,7 @@ class EndpointModel:
         with self._open_client(connections=workers) as client:
 
             def ask(request: _ConversationWithOptions) -> Generation:
-                return self._retry.call(
-                    self.url, lambda: self._request_one(client, _EXPECTED_LOGPROBS, read_completion, request)
-                )
+                return self._retry.call(self.url, lambda: self._generate_one(client, *request))
 
             return map_in_threads(ask, requests, workers=workers)
 
@@ -254,22 +261,36 @@ class EndpointModel:
     ) -> list[JudgeReply]:
         """Rate each conversation on its own: a request that fails costs its own score only.
 
-        on_reply: called with the position of each reply as it comes, from several threads at once. Raises ModelFailed
-        if further requests would fail as well: the endpoint refuses connections, the key, the address or the model, or
-        _MAX_STREAK requests in a row have failed, those of earlier calls included.
+        on_reply: called with the position of each reply as it comes, from several threads at once. Several calls may
+        run at the same time; they share the limit of requests in flight, and the earlier call's requests go first.
+        Raises ModelFailed if further requests would fail as well: the endpoint refuses connections, the key, the
+        address or the model, or _MAX_STREAK requests in a row have failed, those of earlier calls included.
         """
         if not conversations:
             return []
         retry.call(self.url, lambda: self.model, on_retry)
 
         given_up: list[HttpFailure] = []
+        call = next(self._calls)
 
         def rate_one(numbered: tuple[int, Conversation]) -> JudgeReply:
             position, conversation = numbered
-            if given_up:  # not sent: the caller learns of the failure when its turn comes
-                raise given_up[0]
+            failures = 0
+
+            def attempt() -> JudgeReply:
+                nonlocal failures
+                with self._limit.hold((call, position)):
+                    if given_up:  # not sent: the caller learns of the failure when its turn comes
+                        raise given_up[0]
+                    timeout_s = self._patience.choose_timeout(failures, last=failures >= retry.retries)
+                    try:
+                        return self._time_request(client, conversation, timeout_s)
+                    except HttpFailure as error:
+                        failures += not error.away  # waits for an endpoint that is away are not counted as retries
+                        raise
+
             try:
-                reply = retry.call(self.url, lambda: self._rate_one(client, conversation), on_retry)
+                reply = retry.call(self.url, attempt, on_retry)
                 with self._lock:
                     self._streak = 0
             except HttpFailure as error:
@@ -283,11 +304,29 @@ class EndpointModel:
                 on_reply(position, reply)
             return reply
 
-        workers = min(self._concurrency, len(conversations))
+        # A thread that waits before another attempt is not in flight, so there are more threads than requests.
+        workers = min(_THREADS_PER_REQUEST * self._concurrency, len(conversations))
         with self._open_client(connections=workers) as client:
             return map_in_threads(rate_one, list(enumerate(conversations)), workers=workers)
 
-    def _rate_one(self, client: JsonClient, conversation: Conversation) -> JudgeReply:
+    def _generate_one(self, client: JsonClient, conversation: Conversation, options: dict[str, Any]) -> Generation:
+        return self._request_one(client, _EXPECTED_LOGPROBS, read_completion, (conversation, options))
+
+    def _time_request(self, client: JsonClient, conversation: Conversation, timeout_s: float) -> JudgeReply:
+        """Rate one conversation, and let the limits of this endpoint learn from the reply."""
+        start = time.monotonic()
+        try:
+            reply = self._rate_one(client, conversation, timeout_s)
+        except HttpFailure as error:
+            self._limit.record_reply(refused=error.status == _TOO_MANY_REQUESTS)
+            raise
+        self._patience.add(time.monotonic() - start)
+        self._limit.record_reply(refused=False)
+        return reply
+
+    def _rate_one(self, client: JsonClient, conversation: Conversation, timeout_s: float | None = None) -> JudgeReply:
+        """Ask for the score of one conversation; timeout_s: instead of the endpoint's."""
+        send = partial(self._request_one, client, timeout_s=timeout_s)
         options, form = self.options, self.options.form
         skip = options.thinking == "skip"
         tokens = (1 if form == "yes_no" else _MAX_RATING_TOKENS) + skip * options.max_thinking_tokens
@@ -296,13 +335,13 @@ class EndpointModel:
             request["chat_template_kwargs"] = {"enable_thinking": False}
         if form == "rating":
             read = _read_first_choice(read_rating)
-            return self._request_one(client, "a chat completion", read, (rating_prompt(conversation), request))
+            return send("a chat completion", read, (rating_prompt(conversation), request))
         request |= {"logprobs": True, "top_logprobs": TOP_LOGPROBS}
         if form == "rubric":
             asked = rating_prompt(conversation, RUBRIC_INSTRUCTION)
-            return self._request_one(client, "a chat completion", _read_first_choice(read_rubric), (asked, request))
+            return send("a chat completion", _read_first_choice(read_rubric), (asked, request))
         read = _read_first_choice(partial(read_yes_probability, after_thinking=skip))
-        return self._request_one(client, _EXPECTED_LOGPROBS, read, (conversation, {**request, **self._named}))
+        return send(_EXPECTED_LOGPROBS, read, (conversation, {**request, **self._named}))
 
     def _request_one(
         self,
@@ -310,6 +349,8 @@ class EndpointModel:
         expected: str,
         read: Callable[[EndpointCompletion], T],
         conversation_and_options: _ConversationWithOptions,
+        *,
+        timeout_s: float | None = None,
     ) -> T:
         """Send one conversation with its options; return the reply as parsed by `read`. Raises HttpFailure."""
         conversation, options = conversation_and_options
@@ -319,7 +360,7 @@ class EndpointModel:
             content = payload | self._rename_options(options)
             try:
                 completion = client.request_json(
-                    "POST", address, EndpointCompletion, expected=expected, payload=content
+                    "POST", address, EndpointCompletion, expected=expected, payload=content, timeout_s=timeout_s
                 )
                 break
             except HttpFailure as error:

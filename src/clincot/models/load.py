@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import gc
 from functools import lru_cache
 from pathlib import Path
+
+import torch
 
 from clincot.config import JudgeSpec
 from clincot.models.checkpoint import UnsupportedCheckpoint, check_no_adapter
@@ -65,8 +68,11 @@ def check_checkpoint_exists(path: str, *, what: str) -> None:
 
 
 def unload_models() -> None:
-    """Unload all models, so that training can use the memory."""
+    """Unload all models, so that training or a server can use the memory."""
     _load_model.cache_clear()
+    if choose_device() == "cuda":
+        gc.collect()
+        torch.cuda.empty_cache()  # torch would keep the memory for itself
 
 
 def _load_in_process(path: str, name: str, dtype: str) -> VisionLanguageModel:

@@ -69,6 +69,29 @@ class Policy(Protocol):
         ...
 
 
+class PolicyWrapper:
+    """A policy that passes everything on to another one; a subclass changes the calls that differ."""
+
+    def __init__(self, policy: Policy) -> None:
+        self._policy = policy
+
+    @property
+    def digest(self) -> str:
+        return self._policy.digest
+
+    @property
+    def views(self) -> PromptFormat:
+        return self._policy.views
+
+    def generate(
+        self, conversations: Sequence[Conversation], *, max_new_tokens: int, temperature: float, seeds: Sequence[int]
+    ) -> list[Generation]:
+        return self._policy.generate(conversations, max_new_tokens=max_new_tokens, temperature=temperature, seeds=seeds)
+
+    def p_yes(self, conversations: Sequence[Conversation]) -> list[float | None]:
+        return self._policy.p_yes(conversations)
+
+
 class Judge(Protocol):
     """A model that rates how likely a candidate is right. Raises ModelFailed if a whole call fails."""
 
@@ -165,3 +188,8 @@ class RelevancePolicy(Policy, Protocol):
         looks like the mean of the last pictures of all conversations.
         """
         ...
+
+
+def has_gradients(policy: Policy) -> TypeGuard[RelevancePolicy]:
+    """Whether a policy computes relevance maps; one behind a server does not."""
+    return hasattr(policy, "compute_relevance")

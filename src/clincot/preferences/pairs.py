@@ -22,6 +22,7 @@ from pydantic import Field
 from clincot.config import PairConfig
 from clincot.errors import InvalidInput
 from clincot.fields import FrozenModel, UnitFloat
+from clincot.judging.topic_agreement import GroupAgreement, PanelKnowledge
 from clincot.records import Candidate, PanelScore, PreferencePair, hash_json
 
 Count = Annotated[int, Field(ge=0)]
@@ -54,6 +55,9 @@ class PairReport(FrozenModel):
     contradictions: Count = 0  # pairs of texts that another pair of the question has the other way round
     gaps_considered: dict[str, int]  # lower edge of a bin 0.1 wide -> combinations of comparable candidates
     gaps_kept: dict[str, int]
+    # "TOPIC, GROUNDER" -> agreement of the judges; only with pair.min_agreement
+    agreement: dict[str, GroupAgreement] = Field(default_factory=dict, exclude_if=lambda groups: not groups)
+    left_out: tuple[str, ...] = Field(default=(), exclude_if=lambda groups: not groups)  # groups below min_agreement
 
 
 class NoPairs(InvalidInput):
@@ -108,18 +112,24 @@ _PairPools = dict[tuple[int, bool], list[int]]  # (longer, same region) -> ranks
 
 
 def make_pairs(
-    candidates: Iterable[Candidate], scores: Iterable[PanelScore], config: PairConfig
+    candidates: Iterable[Candidate],
+    scores: Iterable[PanelScore],
+    config: PairConfig,
+    *,
+    knowledge: PanelKnowledge | None = None,
 ) -> tuple[list[PreferencePair], PairReport]:
     """Make the pairs, in question order, and the report.
 
     candidates: in question order. scores: one for each candidate, in the same order, as judge_candidates writes them.
+    knowledge: candidates of groups of which the panel knows too little make no pair; None: all are compared.
     Raises BadPairInput if they do not match, and NoPairs (with the report) if no pair is left.
     """
     tally = _PairTally()
     selected: list[_EligiblePair] = []
     same_region = 0
     for question, scored in _group_by_question(candidates, scores):
-        eligible = _find_eligible_pairs(_score_chains(question, scored, config.gamma, tally), config.min_gap, tally)
+        chains = _score_chains(question, scored, config.gamma, tally)
+        eligible = _find_eligible_pairs(chains, config.min_gap, tally, knowledge)
         if config.pick == "top":
             eligible.sort(key=lambda pair: -_round_gap(pair.pair.gap))  # stable: equal gaps stay in file order
         else:
@@ -137,6 +147,9 @@ def make_pairs(
     auc_before = _compute_length_auc([pair.chars for pair in selected])
     balanced = _balance_pairs(selected, config, tally)
     report = tally.build_report(balanced, auc_before=auc_before, tolerance=config.length_auc_tolerance)
+    if knowledge is not None:
+        known = {"agreement": knowledge.agreement, "left_out": knowledge.left_out}
+        report = report.model_copy(update=known)
     if not balanced:
         raise NoPairs(report)
     return [pair.pair for pair in balanced], report
@@ -216,11 +229,15 @@ def _make_sibling_key(candidate: Candidate) -> tuple[object, ...]:
 
 
 def _find_eligible_pairs(
-    candidates: Sequence[_ScoredCandidate], min_gap: float, tally: _PairTally
+    candidates: Sequence[_ScoredCandidate],
+    min_gap: float,
+    tally: _PairTally,
+    knowledge: PanelKnowledge | None,
 ) -> list[_EligiblePair]:
     """Every pair that the candidates of one question allow, in file order; dropped combinations are counted."""
     eligible = []
     used_actions: set[frozenset[tuple[str, str]]] = set()
+    trusted = {c.candidate.id: knowledge is None or knowledge.is_trusted(c.candidate) for c in candidates}
     for a, b in combinations(candidates, 2):
         if a.candidate.step != b.candidate.step:
             continue
@@ -230,6 +247,9 @@ def _find_eligible_pairs(
             continue
         if a.score is None or b.score is None:
             tally.dropped["unscored"] += 1
+            continue
+        if not (trusted[a.candidate.id] and trusted[b.candidate.id]):
+            tally.dropped["judges know too little"] += 1
             continue
         gap = _round_gap(abs(a.score - b.score))
         tally.gaps[_bin_gap(gap)] += 1

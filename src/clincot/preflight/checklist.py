@@ -36,7 +36,8 @@ def run_preflight(config: PreflightConfig, inputs: Mapping[str, Path], outputs: 
     outputs["champion"].unlink(missing_ok=True)  # left by an earlier run that passed
     outputs["report"].parent.mkdir(parents=True, exist_ok=True)
     start: list[StartingPolicy] = []
-    checks = [check_decision_arm(config), *run_probes(build_probes(config, inputs, outputs["report"].parent, start))]
+    probes = build_probes(config, inputs, outputs["report"].parent, start)
+    checks = [check_decision_arm(config, deploys="service" in inputs), *run_probes(probes)]
     write_checks(checks, outputs, config.publish)
     write_records(outputs["champion"], start)
     states = [check.state for check in checks]
@@ -63,10 +64,17 @@ def write_checks(
         )
 
 
-def check_decision_arm(config: PreflightConfig) -> PreflightCheck:
-    """Check that the benchmark is answered in the way on which the decision rests."""
+def check_decision_arm(config: PreflightConfig, *, deploys: bool) -> PreflightCheck:
+    """Check that the benchmark is answered in the way on which the decision rests.
+
+    deploys: whether a promoted checkpoint is rolled out. If the benchmark measures the answers that clients then get,
+    the decision has to rest on them.
+    """
     arm, arms = config.decide.arm, config.evaluate.arms
     probe = "evaluate.arms has the arm of the decision (decide.arm)"
+    if deploys and arm != "served" and "served" in arms:
+        result = f"decide.arm is {arm!r}, but evaluate.arms has served, the answers that clients get after a promotion"
+        return fail_check("settings: decide.arm", probe, result, "set decide.arm to served")
     if arm in arms:
         return pass_check("settings: decide.arm", probe, arm)
     result = f"decide.arm is {arm!r}, and evaluate.arms has {', '.join(arms)}"

@@ -11,10 +11,10 @@ import math
 import os
 import tempfile
 from collections import Counter
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Collection, Generator, Iterator, Sequence
 from pathlib import Path
 
-from clincot.config import PreflightConfig
+from clincot.config import Floors, PreflightConfig
 from clincot.datasets.folder import StudyIndex, load_questions, split_rounds
 from clincot.errors import UserError
 from clincot.evaluation.benchmark import Benchmark
@@ -23,9 +23,11 @@ from clincot.preflight.preflight_report import PreflightCheck, fail_check, pass_
 from clincot.preflight.probe import Probe
 from clincot.promotion.cluster_tests import MIN_CLUSTERS
 from clincot.promotion.error_budget import next_level
+from clincot.promotion.evidence import count_applicable_questions
 from clincot.promotion.gate import select_questions
 from clincot.promotion.leakage import find_calibration_leakage, find_leakage
 from clincot.promotion.ledger import Ledger, read_ledger, sync_ledger
+from clincot.promotion.power import count_floor_questions
 from clincot.records import GateFinding
 from clincot.storage.artifacts import download_folder, get_cache_folder
 from clincot.storage.open import open_store
@@ -138,6 +140,29 @@ def check_benchmark_size(config: PreflightConfig, benchmark: Benchmark) -> Itera
         yield fail_check(name, probe, result, remedy)
     else:
         yield pass_check(name, probe, f"{have}; level {level:.5f} needs at least {needed}")
+        yield _check_floors(decide.floors, benchmark, questions, level)
+
+
+def _check_floors(floors: Floors, benchmark: Benchmark, questions: Collection[str], level: float) -> PreflightCheck:
+    """Say which guarded metrics have too few questions to show their floor, even if no answer changes.
+
+    It does not fail: a challenger that improves such a metric may still be promoted. Answer lengths are no shares, so
+    nothing is known of them before a decision.
+    """
+    name, probe = "benchmark: floors", f"questions of each guarded metric at level {level:.5f}"
+    short = []
+    for metric, floor in floors.enabled.items():
+        count = count_applicable_questions(metric, benchmark, questions)
+        needed = count_floor_questions(floor, level) if metric != "answer_length" else 0
+        if 0 < count < needed:
+            short.append(f"{metric} ({count} of {needed} questions for a floor of {floor:g})")
+    if short:
+        result = (
+            f"too few to show that an unchanged {', '.join(short)} keeps its floor; unless the challenger improves it, "
+            "the champion stays. Use a larger benchmark, or a wider floor (decide.floors)"
+        )
+        return pass_check(name, probe, result)
+    return pass_check(name, probe, "enough to show every floor if no answer changes")
 
 
 def count_needed_patients(level: float) -> int:

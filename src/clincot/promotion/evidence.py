@@ -6,7 +6,7 @@ rows.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, ClassVar, Literal
 
@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
+from clincot.datasets.closed_answers import is_abstention
 from clincot.evaluation.benchmark import Benchmark
 from clincot.evaluation.benchmark_report import asks_about_absent_finding
 from clincot.evaluation.paired import Side
@@ -28,9 +29,6 @@ from clincot.text import normalize_text
 GAIN_METRIC = "accuracy"
 LOWER_IS_BETTER = frozenset({"hallucination", "abstention", "answer_length"})
 GUARD_METRICS = ("closed_accuracy", "open_f1", "hit_rate", "hallucination", "abstention", "answer_length")
-ABSTENTION_PHRASES = frozenset(
-    {"unknown", "unsure", "not sure", "i do not know", "i dont know", "cannot tell", "cannot say"}
-)
 _MIN_CLOSED_QUESTIONS = 20  # from this many closed questions on, always giving the same answer is a fault
 
 
@@ -125,6 +123,13 @@ class Sides:
         return self.benchmark.questions[question], self.benchmark.references[question]
 
 
+def count_applicable_questions(metric: str, benchmark: Benchmark, questions: Collection[str]) -> int:
+    """Count the questions to which a guarded metric applies."""
+    return sum(
+        _metric_applies(metric, benchmark.questions[question], benchmark.references[question]) for question in questions
+    )
+
+
 def _metric_applies(metric: str, question: Question, reference: Reference) -> bool:
     match metric:
         case "closed_accuracy":
@@ -158,8 +163,7 @@ def _metric_value(metric: str, outcome: Outcome, question: Question, reference: 
 
 def _is_abstention(outcome: Outcome) -> bool:
     """Whether an answer is unreadable, empty or says that the policy does not know."""
-    answer = normalize_text(outcome.answer)
-    return outcome.correct is None or not answer or answer in ABSTENTION_PHRASES
+    return outcome.correct is None or is_abstention(outcome.answer)
 
 
 def _build_side_answer(outcome: Outcome, question: Question, reference: Reference) -> SideAnswer:

@@ -60,6 +60,17 @@ def compute_power(check: PromotionCheck, level: float, questions: int, gain: flo
     return float(ndtr(ahead / error + ndtri(level))) if error > 0 else float(ahead > 0)
 
 
+def count_floor_questions(floor: float, level: float) -> int:
+    """Return the number of questions below which even an unchanged share cannot be shown to keep its floor.
+
+    At the floor at least a share `floor` of the questions differs, so that error² is at least floor·(1 - floor) / N
+    (cluster_tests.py). No difference at all is therefore a t of floor / error <= √(N · floor / (1 - floor)), which
+    exceeds z_{1-level} if N > z² · (1 - floor) / floor. How many questions a real policy needs is more, and depends on
+    how much its answers vary (required_sample_size).
+    """
+    return math.floor(float(ndtri(level)) ** 2 * (1 - floor) / floor) + 1
+
+
 def render_power_table(decision: Decision, *, questions: int, gain: float, power: float = DEFAULT_POWER) -> str:
     """Render a Markdown table of what each check can show with a benchmark of `questions`, and what it needs.
 

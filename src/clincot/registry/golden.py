@@ -122,12 +122,12 @@ def select_golden_questions(answer_fn: AnswerFn, data: Path, out: Path, count: i
         raise InvalidInput(f"{data}: contains no question; golden questions need at least one")
     answered = []
     for position, question in enumerate(candidates):
-        answer, box, lead = answer_fn(studies[question.study], data, question.text)
+        answer, box, lead = answer_fn(studies[question.study], data, question.asked_text)
         if lead >= CLEAR_LEAD:
             answered.append((-lead, position, question, answer, box))
     golden: list[GoldenQuestion] = []
     for _, _, question, answer, box in sorted(answered, key=lambda entry: entry[:2]):
-        kept = _confirm_answer(answer_fn, studies[question.study], data, question.text, (answer, box))
+        kept = _confirm_answer(answer_fn, studies[question.study], data, question.asked_text, (answer, box))
         if kept is not None:
             golden.append(_store_question(question, studies, data, out, kept))
         if len(golden) == count:
@@ -154,14 +154,14 @@ def select_served_questions(
     served = []
     for question in spread_evenly(known, config.served):
         expected = measured[question.id]
-        answer, box, _ = answer_fn(studies[question.study], data, question.text)
+        answer, box, _ = answer_fn(studies[question.study], data, question.asked_text)
         if normalize_text(answer) != normalize_text(expected.answer):
             raise InvalidInput(
                 f"question {question.id}: the gate measured the answer {expected.answer!r}, but the checkpoint now "
                 f"answers {answer[:80]!r}; is this the evaluated checkpoint, and the code that evaluated it?"
             )
         region = box if expected.box is not None else None
-        kept = _confirm_answer(answer_fn, studies[question.study], data, question.text, (expected.answer, region))
+        kept = _confirm_answer(answer_fn, studies[question.study], data, question.asked_text, (expected.answer, region))
         if kept is not None:
             served.append(_store_question(question, studies, data, out, kept))
     return served
@@ -198,7 +198,7 @@ def _store_question(
     question: Question, studies: Mapping[str, Study], data: Path, out: Path, given: tuple[str, Box | None]
 ) -> GoldenQuestion:
     image, digest = copy_golden_image(data / studies[question.study].image, out)
-    return GoldenQuestion(question=question.text, image=image, sha256=digest, answer=given[0], box=given[1])
+    return GoldenQuestion(question=question.asked_text, image=image, sha256=digest, answer=given[0], box=given[1])
 
 
 def _read_report(path: Path | None) -> BenchmarkReport | None:

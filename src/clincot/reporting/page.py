@@ -107,8 +107,8 @@ class RoundSummary:
     explanation: str = ""  # what would have to change for a promotion
 
 
-def write_page(run_dir: Path, out: Path, *, title: str) -> None:
-    """Write the page of a run to `out`, atomically.
+def write_page(run_dir: Path, out: Path, *, title: str, browser: str = "") -> None:
+    """Write the page of a run to `out`, atomically. browser: address of all questions (question_browser.py).
 
     Raises InvalidRecord if a file of the run is missing or malformed, InvalidImage if an image is.
     """
@@ -118,7 +118,7 @@ def write_page(run_dir: Path, out: Path, *, title: str) -> None:
     environment.filters["score"] = lambda value: f"{value:.2f}"
     environment.filters["metric"] = lambda value: f"{value:.3f}"
     environment.filters["signed"] = lambda value: f"{value:+.3f}".replace("-", "−")
-    text = environment.get_template("page.html").render(_build_context(run_dir, title))
+    text = environment.get_template("page.html").render(_build_context(run_dir, title), browser=browser)
     with jsonl.atomic_write(out) as file:
         file.write(text)
 

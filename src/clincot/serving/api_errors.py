@@ -5,6 +5,12 @@ A message says what the server expects. It never quotes the request, because it 
 
 from __future__ import annotations
 
+import logging
+import traceback
+
+from clincot.errors import ModelFailed
+
+_LOG = logging.getLogger("clincot.serve")
 OPENAI_PREFIXES = ("/openai/", "/v1/chat/")
 
 
@@ -48,3 +54,39 @@ class RequestCancelled(Exception):
 def build_deadline_error() -> ApiError:
     """The error of a request that passed its deadline (504)."""
     return ApiError(504, "deadline_exceeded", "the answer was not ready before the server's deadline")
+
+
+def build_internal_error() -> ApiError:
+    """The error of a request that met a bug of the server (500)."""
+    return ApiError(500, "internal_error", "the server failed; its log says where")
+
+
+def convert_error(error: Exception) -> ApiError:
+    """The error that a client sees for any exception; an error of the server or its model is logged."""
+    if isinstance(error, ApiError):
+        return error
+    if isinstance(error, RequestCancelled):  # the client is gone
+        return ApiError(503, "cancelled", "the request was cancelled")
+    if isinstance(error, ModelFailed):
+        _LOG.error("the model gave no usable answer: %s", _redact_failure(error))
+        return ApiError(502, "model_failed", "the model behind this server gave no usable answer")
+    log_unexpected_error(error)
+    return build_internal_error()
+
+
+def log_unexpected_error(error: BaseException) -> None:
+    """Log the type and the place of an unexpected error, without its message.
+
+    The message may quote the request.
+    """
+    frames = traceback.extract_tb(error.__traceback__)[-6:]
+    places = [f"{frame.filename.rpartition('/')[2]}:{frame.lineno}" for frame in frames]
+    _LOG.error("unexpected %s at %s", type(error).__name__, " < ".join(places))
+
+
+def _redact_failure(error: ModelFailed) -> str:
+    """The part of a failure's message that may be logged.
+
+    It says what was expected. The part after ", got " is dropped, because a reply may quote the request.
+    """
+    return str(error).partition(", got ")[0]

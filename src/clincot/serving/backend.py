@@ -21,11 +21,11 @@ from opentelemetry.trace import SpanKind
 
 from clincot.clients.http import FAIL_AT_ONCE, HttpFailure, limit_requests
 from clincot.config.server_settings import ServeSettings
-from clincot.errors import ModelFailed, PromptTooLong
+from clincot.errors import PromptTooLong
 from clincot.jsonl import InvalidRecord
 from clincot.models.checkpoint import MANIFEST, WEIGHTS_INDEX, UnsupportedCheckpoint, check_weight_files
 from clincot.models.endpoint import EndpointModel
-from clincot.models.protocols import Generation, Policy
+from clincot.models.protocols import Generation, Policy, PolicyWrapper
 from clincot.prompts import Conversation, PromptFormat, load_prompt_format
 from clincot.serving.request_batching import Batcher
 from clincot.serving.request_context import RequestContext
@@ -216,26 +216,19 @@ class RemoteBackend:
         pass
 
 
-class _CancellablePolicy:
+class _CancellablePolicy(PolicyWrapper):
     """A policy that is called only while its request is alive."""
 
-    def __init__(self, model: Policy, context: RequestContext, observe: Callable[[str, int, float], None]) -> None:
-        self._model, self._context, self._observe = model, context, observe
-
-    @property
-    def digest(self) -> str:
-        return self._model.digest
-
-    @property
-    def views(self) -> PromptFormat:
-        return self._model.views
+    def __init__(self, policy: Policy, context: RequestContext, observe: Callable[[str, int, float], None]) -> None:
+        super().__init__(policy)
+        self._context, self._observe = context, observe
 
     def generate(
         self, conversations: Sequence[Conversation], *, max_new_tokens: int, temperature: float, seeds: Sequence[int]
     ) -> list[Generation]:
         try:
             with self._call_predictor("write", len(conversations)):
-                return self._model.generate(
+                return super().generate(
                     conversations, max_new_tokens=max_new_tokens, temperature=temperature, seeds=seeds
                 )
         except HttpFailure as error:
@@ -245,7 +238,7 @@ class _CancellablePolicy:
 
     def p_yes(self, conversations: Sequence[Conversation]) -> list[float | None]:
         with self._call_predictor("p_yes", len(conversations)):
-            return self._model.p_yes(conversations)
+            return super().p_yes(conversations)
 
     @contextmanager
     def _call_predictor(self, call: str, size: int) -> Iterator[None]:
@@ -384,11 +377,3 @@ def load_served_prompt_format(folder: Path) -> PromptFormat:
     if (folder / MANIFEST).is_file():
         check_manifest_files(folder, folder / MANIFEST, only=frozenset({"clincot.json"}))
     return load_prompt_format(folder)
-
-
-def redact_failure(error: ModelFailed) -> str:
-    """The part of a failure's message that may be logged.
-
-    It says what was expected. The part after ", got " is dropped, because a reply may quote the request.
-    """
-    return str(error).partition(", got ")[0]

@@ -21,10 +21,9 @@ from fastapi import APIRouter
 from fastapi.responses import JSONResponse, Response, StreamingResponse
 
 from clincot.config.server_settings import ServeSettings
-from clincot.errors import ModelFailed
 from clincot.generation.visual_cot import AbstainReason, AnswerDecoding, RegionsProposed, VisualAnswer
 from clincot.serving import metrics
-from clincot.serving.api_errors import ApiError, RequestCancelled
+from clincot.serving.api_errors import ApiError, RequestCancelled, convert_error
 from clincot.serving.chat_schema import (
     ChatRequest,
     Choice,
@@ -39,7 +38,7 @@ from clincot.serving.chat_schema import (
     Usage,
 )
 from clincot.serving.conversation import read_conversation
-from clincot.serving.middleware import CHAT_PATH, log_unexpected_error
+from clincot.serving.middleware import CHAT_PATH
 from clincot.serving.service import AnswerRequest, AnswerService, ServedAnswer, TokenCount
 from clincot.serving.structured_output import ChainLayout, render_chain
 
@@ -148,7 +147,7 @@ def _plan_completion(request: ChatRequest, settings: ServeSettings) -> _Completi
     if request.stream_options is not None and not request.stream:
         raise _refuse_option("stream_options", "expected stream options only with stream: true")
     return _CompletionPlan(
-        request=replace(read_conversation(request, settings), decoding=_read_decoding(request)),
+        request=replace(read_conversation(request, settings), decoding=_read_decoding(request, settings)),
         settings=settings,
         choices=choices,
         as_json=isinstance(given, JsonFormat | SchemaFormat),
@@ -157,10 +156,12 @@ def _plan_completion(request: ChatRequest, settings: ServeSettings) -> _Completi
     )
 
 
-def _read_decoding(request: ChatRequest) -> AnswerDecoding:
+def _read_decoding(request: ChatRequest, settings: ServeSettings) -> AnswerDecoding:
     limits = {limit for limit in (request.max_tokens, request.max_completion_tokens) if limit is not None}
     if len(limits) > 1:
         raise _refuse_option("max_tokens", "max_tokens and max_completion_tokens are the same limit; expected one")
+    if request.temperature and not settings.sampling:
+        raise _refuse_option("temperature", "this server decodes greedily; expected a temperature of 0 or null")
     if request.temperature and request.top_p not in (None, 1):
         raise _refuse_option("top_p", "top_p is not supported with a temperature above 0; expected 1 or null")
     stop = [request.stop] if isinstance(request.stop, str) else request.stop or []
@@ -254,7 +255,7 @@ async def _iter_chunks(
         except RequestCancelled:
             return
         except Exception as error:  # the HTTP status has been sent already
-            refused = _convert_error(error)
+            refused = convert_error(error)
             metrics.REFUSED.labels(refused.code).inc()
             yield f"data: {json.dumps(refused.build_body(CHAT_PATH))}\n\n"
             return
@@ -272,13 +273,3 @@ async def _iter_chunks(
         yield "data: [DONE]\n\n"
     finally:
         work.cancel()
-
-
-def _convert_error(error: Exception) -> ApiError:
-    """Convert an error to the one that would have been returned with its HTTP status."""
-    if isinstance(error, ApiError):
-        return error
-    if isinstance(error, ModelFailed):
-        return ApiError(502, "model_failed", "the model behind this server gave no usable answer")
-    log_unexpected_error(error)
-    return ApiError(500, "internal_error", "the server failed; its log says where")

@@ -1,8 +1,12 @@
 """KServe's V2 protocol over gRPC, with the servicer of its SDK.
 
 The SDK's own GRPCServer (kserve 0.21.0, protocol/grpc/server.py) listens on all addresses, takes messages of 4 MiB and
-has no place for keys, so this one is started here. It has the limits of RequestMiddleware: keys, slots, deadlines and
-disconnections.
+has no place for keys, so this one is started here. It has the limits of RequestMiddleware: keys, slots, the bytes of
+all bodies together, deadlines and disconnections.
+
+A handler of a single request gets it when all of it is in memory (grpcio 1.85.3, grpc/_cython/_cygrpc/aio/
+server.pyx.pxi, _handle_unary_unary_rpc). The calls are therefore handled as streams of one request, which are the same
+on the wire: the key is checked before the message is read, and only a few messages are read at the same time.
 """
 
 from __future__ import annotations
@@ -10,7 +14,8 @@ from __future__ import annotations
 import asyncio
 import socket
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any
 
 import grpc
@@ -21,19 +26,21 @@ from kserve.protocol.grpc import grpc_predict_v2_pb2_grpc as services
 from kserve.protocol.grpc.servicer import InferenceServicer
 from kserve.protocol.model_repository_extension import ModelRepositoryExtension
 
-from clincot.errors import ModelFailed
 from clincot.serving import metrics
-from clincot.serving.api_errors import ApiError, RequestCancelled
-from clincot.serving.middleware import RequestMiddleware, log_unexpected_error
+from clincot.serving.api_errors import ApiError, convert_error
+from clincot.serving.middleware import RequestMiddleware, build_slow_body_error
 from clincot.serving.request_context import RequestContext, current_request
 
-_MAX_MESSAGE_BYTES = 16 << 20  # a message is in memory before it is seen, and up to `running` of them are at once
+_MAX_MESSAGE_BYTES = 16 << 20  # its size is known when it is in memory, so that of every message read counts as this
+_MESSAGES_READ = 4  # at the same time, of clients with a key
+_PROBES_READ = 2  # at the same time; of any client, so they have a limit of their own
 _PUBLIC_METHODS = {"ServerLive", "ServerReady", "ModelReady"}  # probes need no key, as over HTTP
 _CLOSED_METHODS = {"RepositoryModelLoad", "RepositoryModelUnload"}
 _STATUS_CODES = {
     401: grpc.StatusCode.UNAUTHENTICATED,
     403: grpc.StatusCode.PERMISSION_DENIED,
     404: grpc.StatusCode.NOT_FOUND,
+    408: grpc.StatusCode.DEADLINE_EXCEEDED,
     413: grpc.StatusCode.RESOURCE_EXHAUSTED,
     429: grpc.StatusCode.RESOURCE_EXHAUSTED,
     500: grpc.StatusCode.INTERNAL,
@@ -54,9 +61,10 @@ async def start_grpc_server(plane: DataPlane, gate: RequestMiddleware, address: 
         options=[
             ("grpc.max_receive_message_length", min(settings.max_body_bytes, _MAX_MESSAGE_BYTES)),
             ("grpc.max_send_message_length", -1),
+            ("grpc.http2.bdp_probe", 0),  # a fast client's unread message would else fill a window of megabytes
             ("grpc.so_reuseport", 0),  # otherwise a second server would take half of the requests
         ],
-        maximum_concurrent_rpcs=settings.running,
+        maximum_concurrent_rpcs=settings.max_connections,
     )
     repository = ModelRepositoryExtension(plane.model_registry)
     services.add_GRPCInferenceServiceServicer_to_server(InferenceServicer(plane, repository), server)
@@ -70,6 +78,7 @@ class _GateInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[misc]
 
     def __init__(self, gate: RequestMiddleware) -> None:
         self._gate = gate
+        self._messages, self._probes = asyncio.Semaphore(_MESSAGES_READ), asyncio.Semaphore(_PROBES_READ)
 
     async def intercept_service(
         self,
@@ -81,10 +90,10 @@ class _GateInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[misc]
             return handler
         method = details.method.rpartition("/")[2]
 
-        async def handle(request: Any, context: grpc.aio.ServicerContext) -> Any:
+        async def handle(requests: AsyncIterator[Any], context: grpc.aio.ServicerContext) -> Any:
             began, status = time.monotonic(), "OK"
             try:
-                return await self._run_method(method, handler.unary_unary, request, context)
+                return await self._run_method(method, handler.unary_unary, requests, context)
             except Exception as error:
                 refused = _convert_to_api_error(error)
                 status = _STATUS_CODES.get(refused.status, grpc.StatusCode.INVALID_ARGUMENT).name
@@ -94,7 +103,7 @@ class _GateInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[misc]
                 metrics.REQUESTS.labels("grpc", status).inc()
                 metrics.LATENCY.labels("grpc").observe(time.monotonic() - began)
 
-        return grpc.unary_unary_rpc_method_handler(
+        return grpc.stream_unary_rpc_method_handler(
             handle,
             request_deserializer=handler.request_deserializer,
             response_serializer=handler.response_serializer,
@@ -104,7 +113,7 @@ class _GateInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[misc]
         self,
         method: str,
         run: Callable[[Any, grpc.aio.ServicerContext], Awaitable[Any]],
-        request: Any,
+        requests: AsyncIterator[Any],
         context: grpc.aio.ServicerContext,
     ) -> Any:
         if method in _CLOSED_METHODS:
@@ -112,9 +121,13 @@ class _GateInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[misc]
         if method not in _PUBLIC_METHODS:
             given = dict(context.invocation_metadata() or ())
             self._gate.check_key(given.get("authorization"))
-        if method != "ModelInfer":
-            return await run(request, context)
-        async with self._gate.hold_bytes(request.ByteSize()):
+        if method == "ModelInfer":
+            self._gate.check_queue()  # before the message, so that a full server does not read it
+        async with self._read_message(
+            requests, self._probes if method in _PUBLIC_METHODS else self._messages
+        ) as request:
+            if method != "ModelInfer":
+                return await run(request, context)
             with self._gate.reserve_slot():
                 deadline_s = self._gate.settings.deadline_s
                 life = RequestContext(min(deadline_s, context.time_remaining() or deadline_s))
@@ -124,21 +137,32 @@ class _GateInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[misc]
                 finally:  # also if the client has cancelled the call
                     life.cancel()
 
+    @asynccontextmanager
+    async def _read_message(self, requests: AsyncIterator[Any], turns: asyncio.Semaphore) -> AsyncIterator[Any]:
+        """The only message of a call, whose bytes count as held until the block ends; few are read at a time.
+
+        Raises ApiError: 408 if the client is too slow, 429 if there was no room in time.
+        """
+        async with AsyncExitStack() as stack:
+            async with self._gate.wait_for_room(turns):
+                try:
+                    async with asyncio.timeout(self._gate.settings.body_s):
+                        message = await anext(requests)
+                except TimeoutError:
+                    raise build_slow_body_error(self._gate.settings) from None
+                except StopAsyncIteration:
+                    raise ApiError(400, "invalid_request", "expected one message") from None
+                await stack.enter_async_context(self._gate.hold_bytes(message.ByteSize()))
+            yield message
+
 
 def _convert_to_api_error(error: Exception) -> ApiError:
     """The error that the HTTP routes would have returned."""
-    if isinstance(error, ApiError):
-        return error
-    if isinstance(error, RequestCancelled):
-        return ApiError(503, "cancelled", "the request was cancelled")
-    if isinstance(error, ModelFailed):
-        return ApiError(502, "model_failed", "the model behind this server gave no usable answer")
     if isinstance(error, errors.ModelNotFound):
         return ApiError(404, "model_not_found", "this server does not serve the model")
     if isinstance(error, errors.InvalidInput):
         return ApiError(400, "invalid_request", "expected tensors that follow the protocol")
-    log_unexpected_error(error)
-    return ApiError(500, "internal_error", "the server failed; its log says where")
+    return convert_error(error)
 
 
 class JointServer(uvicorn.Server):

@@ -11,7 +11,6 @@ import json
 import logging
 import re
 import time
-import traceback
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, MutableMapping
 from contextlib import asynccontextmanager, contextmanager
@@ -19,7 +18,7 @@ from typing import Any
 
 from clincot.config.server_settings import ServeSettings
 from clincot.serving import metrics
-from clincot.serving.api_errors import ApiError, RequestCancelled
+from clincot.serving.api_errors import ApiError, RequestCancelled, build_internal_error, log_unexpected_error
 from clincot.serving.auth import ApiKeys
 from clincot.serving.budgets import BodyBudget, BodyLease
 from clincot.serving.content_types import choose_content_type
@@ -82,7 +81,7 @@ class RequestMiddleware:
         except Exception as error:  # a bug: log where it happened, but not its message, which may quote the request
             log_unexpected_error(error)
             if not sent.status:
-                await _send_error(ApiError(500, "internal_error", "the server failed; its log says where"), path, sent)
+                await _send_error(build_internal_error(), path, sent)
         finally:
             _record_request(scope["method"], path, sent, time.monotonic() - began)
 
@@ -102,7 +101,7 @@ class RequestMiddleware:
             return
         _check_headers(headers, self.settings)
         scope = _replace_content_type(scope, choose_content_type(path, headers))
-        self._check_queue()  # before the body, so that a full server does not read it
+        self.check_queue()  # before the body, so that a full server does not read it
         async with self._bodies.open_lease() as lease:
             body = await self._read_body(receive, lease)
             check_json_size(body, headers)
@@ -132,10 +131,23 @@ class RequestMiddleware:
         except TimeoutError:
             if lease.waiting:
                 raise self._build_queue_error() from None
-            raise ApiError(408, "body_too_slow", f"the body did not arrive within {settings.body_s:g} s") from None
+            raise build_slow_body_error(settings) from None
         self._bodies.complete(lease)
         metrics.observe_stage("body", time.monotonic() - began)
         return bytes(body)
+
+    @asynccontextmanager
+    async def wait_for_room(self, turns: asyncio.Semaphore) -> AsyncIterator[None]:
+        """Hold one of the turns. Raises ApiError (429) if none is free in time."""
+        try:
+            async with asyncio.timeout(self.settings.body_s):
+                await turns.acquire()
+        except TimeoutError:
+            raise self._build_queue_error() from None
+        try:
+            yield
+        finally:
+            turns.release()
 
     @asynccontextmanager
     async def hold_bytes(self, size: int) -> AsyncIterator[None]:
@@ -152,7 +164,8 @@ class RequestMiddleware:
             self._bodies.complete(lease)
             yield
 
-    def _check_queue(self) -> None:
+    def check_queue(self) -> None:
+        """Raise ApiError (429) if no slot is free, for running or waiting."""
         if self._accepted >= self.settings.running + self.settings.waiting:
             raise self._build_queue_error()
 
@@ -180,7 +193,7 @@ class RequestMiddleware:
 
         Raises ApiError (429) if none is free.
         """
-        self._check_queue()
+        self.check_queue()
         self._accepted += 1
         try:
             yield
@@ -272,16 +285,6 @@ def _record_request(method: str, path: str, sent: _StatusRecorder, seconds: floa
     _LOG.log(level, text, method, path, status, 1000 * seconds, sent.logged_id, extra=extra)
 
 
-def log_unexpected_error(error: BaseException) -> None:
-    """Log the type and the place of an unexpected error, without its message.
-
-    The message may quote the request.
-    """
-    frames = traceback.extract_tb(error.__traceback__)[-6:]
-    places = [f"{frame.filename.rpartition('/')[2]}:{frame.lineno}" for frame in frames]
-    _LOG.error("unexpected %s at %s", type(error).__name__, " < ".join(places))
-
-
 def _find_request_id(scope: Scope) -> str:
     """The client's X-Request-ID, which Istio sets as well; "" without a usable one."""
     given = next((value for name, value in scope["headers"] if name.lower() == b"x-request-id"), b"")
@@ -316,6 +319,11 @@ def check_json_size(body: bytes, headers: Mapping[str, str]) -> None:
     text = body[: int(length[:18])] if length.isdigit() else body
     if text.count(b",") + text.count(b"[") + text.count(b"{") > MAX_JSON_VALUES:
         raise ApiError(413, "body_too_large", f"expected a body of at most {MAX_JSON_VALUES} JSON values")
+
+
+def build_slow_body_error(settings: ServeSettings) -> ApiError:
+    """The error of a body that arrives too slowly (408)."""
+    return ApiError(408, "body_too_slow", f"the body did not arrive within {settings.body_s:g} s")
 
 
 def _build_size_error(settings: ServeSettings) -> ApiError:

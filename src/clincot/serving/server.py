@@ -30,7 +30,13 @@ from clincot.config.server_settings import ServeSettings
 from clincot.errors import ModelFailed
 from clincot.models.yes_no import read_yes_no_ids
 from clincot.serving import metrics
-from clincot.serving.api_errors import OPENAI_PREFIXES, ApiError, RequestCancelled
+from clincot.serving.api_errors import (
+    OPENAI_PREFIXES,
+    ApiError,
+    RequestCancelled,
+    build_internal_error,
+    convert_error,
+)
 from clincot.serving.auth import ApiKeys
 from clincot.serving.backend import (
     Backend,
@@ -39,7 +45,6 @@ from clincot.serving.backend import (
     RemoteBackend,
     load_served_prompt_format,
     open_checkpoint_folder,
-    redact_failure,
 )
 from clincot.serving.chat import build_chat_router, build_models_router
 from clincot.serving.connections import MAX_HEADER_BYTES, build_protocol_class
@@ -215,33 +220,27 @@ def _add_error_handlers(app: FastAPI) -> None:
     def respond(status: int, code: str, message: str) -> Any:
         return lambda request, error: _build_error_response(request, ApiError(status, code, message))
 
-    async def refused(request: Request, error: ApiError) -> Response:
-        return _build_error_response(request, error)
+    async def failed(request: Request, error: Exception) -> Response:
+        return _build_error_response(request, convert_error(error))
 
     async def invalid(request: Request, error: RequestValidationError) -> Response:
         status = 400 if request.url.path.startswith(OPENAI_PREFIXES) else 422
         return _build_error_response(request, ApiError(status, "invalid_request", describe_validation_error(error)))
 
-    async def predictor(request: Request, error: ModelFailed) -> Response:
-        _LOG.error("the model gave no usable answer: %s", redact_failure(error))
-        return _build_error_response(
-            request, ApiError(502, "model_failed", "the model behind this server gave no usable answer")
-        )
-
     async def http(request: Request, error: HTTPException) -> Response:
         return _build_error_response(request, ApiError(error.status_code, "http_error", str(error.detail)))
 
     async def bug(request: Request, error: Exception) -> Response:
-        return _build_error_response(request, ApiError(500, "internal_error", "the server failed; its log says where"))
+        return _build_error_response(request, build_internal_error())
 
     not_ready = respond(503, "not_ready", "the model is not ready")
     unknown = respond(404, "model_not_found", "this server does not serve the model or the version of it")
     handlers: dict[Any, Any] = {
-        ApiError: refused,
-        RequestCancelled: respond(503, "cancelled", "the request was cancelled"),  # the client is gone
+        ApiError: failed,
+        RequestCancelled: failed,
         RequestValidationError: invalid,
         HTTPException: http,
-        ModelFailed: predictor,
+        ModelFailed: failed,
         errors.InvalidInput: respond(400, "invalid_request", "expected a JSON body that follows the protocol"),
         errors.ModelNotFound: unknown,
         errors.ModelNotReady: not_ready,

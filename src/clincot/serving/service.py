@@ -31,8 +31,8 @@ from clincot.generation.visual_cot import (
     answer_question,
 )
 from clincot.images import open_image
-from clincot.models.protocols import Generation, Policy
-from clincot.prompts import Conversation, PromptFormat
+from clincot.models.protocols import Generation, Policy, PolicyWrapper
+from clincot.prompts import Conversation
 from clincot.serving import metrics
 from clincot.serving.api_errors import ApiError, build_deadline_error
 from clincot.serving.backend import Backend
@@ -205,31 +205,19 @@ class AnswerService:
                 raise ApiError(400, "context_length_exceeded", str(error), param="question") from None
 
 
-class _CountingPolicy:
+class _CountingPolicy(PolicyWrapper):
     """A policy whose tokens are counted."""
 
     def __init__(self, policy: Policy, tokens: TokenCount) -> None:
-        self._policy, self._tokens = policy, tokens
-
-    @property
-    def digest(self) -> str:
-        return self._policy.digest
-
-    @property
-    def views(self) -> PromptFormat:
-        return self._policy.views
+        super().__init__(policy)
+        self._tokens = tokens
 
     def generate(
         self, conversations: Sequence[Conversation], *, max_new_tokens: int, temperature: float, seeds: Sequence[int]
     ) -> list[Generation]:
-        replies = self._policy.generate(
-            conversations, max_new_tokens=max_new_tokens, temperature=temperature, seeds=seeds
-        )
+        replies = super().generate(conversations, max_new_tokens=max_new_tokens, temperature=temperature, seeds=seeds)
         self._tokens.add_replies(replies)
         return replies
-
-    def p_yes(self, conversations: Sequence[Conversation]) -> list[float | None]:
-        return self._policy.p_yes(conversations)
 
 
 def _check_texts(request: AnswerRequest, settings: ServeSettings) -> AnswerRequest:

@@ -44,3 +44,8 @@ class Stage:
 def show_progress(items: Iterable[T], what: str, unit: str, total: int | None = None) -> Iterator[T]:
     """Iterate over the items with a progress bar, if standard error is a terminal."""
     return iter(tqdm(items, desc=what, unit=f" {unit}", total=total, mininterval=2.0, disable=None))
+
+
+def build_progress_path(output: Path) -> Path:
+    """Where a stage keeps the replies of its models until the output is complete."""
+    return output.with_name(f".{output.name}.progress")

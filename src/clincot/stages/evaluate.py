@@ -6,7 +6,7 @@ from clincot.config import EvaluateConfig
 from clincot.evaluation.read_benchmark import read_benchmark, select_report_metrics
 from clincot.jsonl import read_records, write_json, write_records
 from clincot.records import BenchmarkReport, Outcome
-from clincot.stages.base import Metrics, Paths, Stage, show_progress
+from clincot.stages.base import Metrics, Paths, Stage, build_progress_path, show_progress
 
 
 def evaluate(config: EvaluateConfig, inputs: Paths, outputs: Paths) -> Metrics:
@@ -14,14 +14,17 @@ def evaluate(config: EvaluateConfig, inputs: Paths, outputs: Paths) -> Metrics:
     from clincot.evaluation.benchmark_report import build_benchmark_reports, list_headline_figures
     from clincot.evaluation.evaluator import evaluate_policy as answer_benchmark
     from clincot.evaluation.served_sample import collect_served_sample
-    from clincot.models.load import load_policy
+    from clincot.models.rollout_engines import open_policy
 
     benchmark = read_benchmark(inputs["benchmark"], limit=config.limit)
     studies = StudyIndex(inputs["benchmark"])
-    policy = load_policy(inputs["policy"], dtype=config.dtype)
-    outcomes = answer_benchmark(policy, benchmark, studies, inputs["benchmark"], config)
     total = len(config.arms) * len(benchmark.questions)
-    write_records(outputs["outcomes"], show_progress(outcomes, "benchmark", "answers", total))
+    log = build_progress_path(outputs["outcomes"])
+    with open_policy(
+        inputs["policy"], config.engine, dtype=config.dtype, log=log, inputs=inputs, config=config
+    ) as policy:
+        outcomes = answer_benchmark(policy, benchmark, studies, inputs["benchmark"], config)
+        write_records(outputs["outcomes"], show_progress(outcomes, "benchmark", "answers", total))
     (report,) = build_benchmark_reports(
         read_records(outputs["outcomes"], Outcome),
         benchmark,

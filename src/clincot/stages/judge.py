@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-from clincot import __version__
 from clincot.batching import iter_blocks
 from clincot.config import JudgeConfig
 from clincot.errors import InvalidInput
 from clincot.generation.requests import join_candidates, read_steps, resolve_step_question
 from clincot.geometry import WHOLE_IMAGE
-from clincot.jsonl import hash_files, write_json
-from clincot.records import hash_json
+from clincot.jsonl import write_json
 from clincot.stages.base import Metrics, Paths, Stage, show_progress
 
 
 def judge(config: JudgeConfig, inputs: Paths, outputs: Paths) -> Metrics:
     from clincot.judging.asking import JudgeRequest
     from clincot.judging.panel import judge_candidates
-    from clincot.models.load import load_judge
+    from clincot.models.rollout_engines import build_progress_key, measure_cache_use, open_judges
 
     if config.show_reference:
         raise InvalidInput(
@@ -36,27 +34,19 @@ def judge(config: JudgeConfig, inputs: Paths, outputs: Paths) -> Metrics:
         )
         for block, (request, candidate) in iter_blocks(join_candidates(inputs), lambda pair: pair[1].question)
     )
+    judges = open_judges(config.judges, config.engine, dtype=config.dtype)
     report = judge_candidates(
-        [load_judge(spec, dtype=config.dtype) for spec in config.judges],
+        judges,
         show_progress(requests, "judgements", "candidates"),
         config,
         folder=inputs["data"],
         judgements_path=outputs["judgements"],
         scores_path=outputs["scores"],
-        progress_key=_build_progress_key(config, inputs),
+        progress_key=build_progress_key(config, inputs),
     )
     write_json(outputs["panel_report"], report.model_dump(mode="json"))
     alpha = {} if report.alpha_calibrated.value is None else {"alpha": report.alpha_calibrated.value}
-    return {"candidates": report.candidates, "scored": report.scored, **alpha}
-
-
-def _build_progress_key(config: JudgeConfig, inputs: Paths) -> str:
-    """Changes with everything that the stage's key covers: code version, config and inputs.
-
-    The questions name their images by sha256, so the images need not be read again.
-    """
-    files = {name: hash_files(path) for name, path in sorted(inputs.items()) if path.is_file()}
-    return hash_json([__version__, config.model_dump(mode="json"), files])
+    return {"candidates": report.candidates, "scored": report.scored, **alpha, **measure_cache_use(judges)}
 
 
 STAGE = Stage(

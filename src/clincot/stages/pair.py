@@ -2,20 +2,47 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from clincot.config import PairConfig
+from clincot.errors import InvalidInput
 from clincot.jsonl import read_records, write_json, write_records
-from clincot.records import Candidate, PanelScore
+from clincot.records import Candidate, Judgement, PanelScore, Question, Region
 from clincot.stages.base import Metrics, Paths, Stage
+
+if TYPE_CHECKING:
+    from clincot.judging.topic_agreement import PanelKnowledge
+
+_AGREEMENT_INPUTS = ("questions", "regions", "judgements")
 
 
 def pair(config: PairConfig, inputs: Paths, outputs: Paths) -> Metrics:
     from clincot.preferences.pairs import make_pairs
 
     candidates = read_records(inputs["candidates"], Candidate)
-    pairs, report = make_pairs(candidates, read_records(inputs["scores"], PanelScore), config)
+    scores = read_records(inputs["scores"], PanelScore)
+    knowledge = _measure_knowledge(config, inputs) if config.min_agreement > 0 else None
+    pairs, report = make_pairs(candidates, scores, config, knowledge=knowledge)
     write_records(outputs["pairs"], pairs)
     write_json(outputs["pair_report"], report.model_dump(mode="json"))
     return {"pairs": len(pairs)}
+
+
+def _measure_knowledge(config: PairConfig, inputs: Paths) -> PanelKnowledge:
+    from clincot.judging.topic_agreement import CandidateGroups, PanelKnowledge, measure_group_agreement
+
+    if missing := [name for name in _AGREEMENT_INPUTS if name not in inputs]:
+        raise InvalidInput(
+            f"pair.min_agreement needs the inputs {', '.join(_AGREEMENT_INPUTS)}, got none for {', '.join(missing)}"
+        )
+    groups = CandidateGroups(
+        topics={q.id: q.topic or q.kind for q in read_records(inputs["questions"], Question)},
+        grounders={region.id: region.grounder for region in read_records(inputs["regions"], Region)},
+    )
+    agreement = measure_group_agreement(
+        read_records(inputs["candidates"], Candidate), read_records(inputs["judgements"], Judgement), groups
+    )
+    return PanelKnowledge(groups, agreement, config.min_agreement, config.max_prejudice)
 
 
 STAGE = Stage(
@@ -26,4 +53,5 @@ STAGE = Stage(
     outputs=("pairs", "pair_report"),
     device="cpu",
     about="Make preference pairs, with their score gaps, from the scored candidates.",
+    optional=_AGREEMENT_INPUTS,
 )

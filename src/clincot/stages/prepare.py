@@ -11,9 +11,9 @@ from clincot.stages.base import Metrics, Paths, Stage
 
 
 def prepare(config: PrepareConfig, inputs: Paths, outputs: Paths) -> Metrics:
-    from clincot.datasets.folder import load_questions, split_rounds
+    from clincot.datasets.folder import iter_single_image, load_questions, split_rounds
 
-    numbered = split_rounds(load_questions(inputs["data"]), rounds=config.rounds, seed=config.seed)
+    numbered = split_rounds(iter_single_image(load_questions(inputs["data"])), rounds=config.rounds, seed=config.seed)
     subset = (question for number, question in numbered if number == config.round)
     count = write_records(outputs["questions"], islice(subset, config.limit or None))
     if count == 0:

@@ -5,20 +5,25 @@ from __future__ import annotations
 from clincot.config import ProposeConfig
 from clincot.jsonl import read_records, write_records
 from clincot.records import Question
-from clincot.stages.base import Metrics, Paths, Stage, show_progress
+from clincot.stages.base import Metrics, Paths, Stage, build_progress_path, show_progress
 
 
 def propose(config: ProposeConfig, inputs: Paths, outputs: Paths) -> Metrics:
     from clincot.datasets.folder import StudyIndex
     from clincot.generation.grounders import WrittenGrounder
     from clincot.generation.regions import build_grounders, propose_regions
-    from clincot.models.load import load_policy
+    from clincot.models.rollout_engines import measure_cache_use, open_policy
 
-    grounders = build_grounders(config, load_policy(inputs["policy"], dtype=config.dtype))
     questions = show_progress(read_records(inputs["questions"], Question), "regions", "questions")
-    regions = propose_regions(questions, StudyIndex(inputs["data"]), inputs["data"], grounders, config)
-    count = write_records(outputs["regions"], regions)
-    return {"regions": count, "off_format": sum(g.off_format for g, _ in grounders if isinstance(g, WrittenGrounder))}
+    log = build_progress_path(outputs["regions"])
+    with open_policy(
+        inputs["policy"], config.engine, dtype=config.dtype, log=log, inputs=inputs, config=config
+    ) as policy:
+        grounders = build_grounders(config, policy)
+        regions = propose_regions(questions, StudyIndex(inputs["data"]), inputs["data"], grounders, config)
+        count = write_records(outputs["regions"], regions)
+        off_format = sum(g.off_format for g, _ in grounders if isinstance(g, WrittenGrounder))
+        return {"regions": count, "off_format": off_format, **measure_cache_use([policy])}
 
 
 STAGE = Stage(

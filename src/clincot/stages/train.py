@@ -11,7 +11,7 @@ from clincot.stages.base import Metrics, Paths, Stage
 
 def train(config: TrainConfig, inputs: Paths, outputs: Paths) -> Metrics:
     from clincot.models.checkpoint import hash_checkpoint
-    from clincot.models.load import unload_models
+    from clincot.models.rollout_engines import free_models
     from clincot.training.job import TrainingJob
     from clincot.training.launch import run_training
     from clincot.training.launch_settings import load_launch_settings
@@ -29,7 +29,7 @@ def train(config: TrainConfig, inputs: Paths, outputs: Paths) -> Metrics:
         steps=read_steps(inputs),
         checkpoint=outputs["checkpoint"],
     )
-    unload_models()  # a policy kept in memory for answering would double what a large model needs
+    free_models()  # a policy kept in memory for answering would double what a large model needs
     metrics = run_training(job, launch)
     record = Checkpoint(
         uri=str(outputs["checkpoint"]),

@@ -10,7 +10,14 @@ from botocore.exceptions import (
     ResponseStreamingError,
 )
 
-from clincot.waiting import Outage, is_passing_status, is_unknown_host, is_wrong_certificate, iter_causes
+from clincot.waiting import (
+    Outage,
+    is_passing_status,
+    is_unknown_host,
+    is_wrong_certificate,
+    iter_causes,
+    parse_retry_after,
+)
 
 # Refusals that ask for another attempt with a status of 4xx (botocore 1.43, data/_retry.json, and S3's error codes).
 _PASSING_CODES = {"RequestTimeout", "SlowDown", "Throttling", "ThrottlingException", "TooManyRequestsException"}
@@ -37,4 +44,4 @@ def _find_refusal(error: ClientError) -> Outage | None:
     if not (is_passing_status(status) or code in _PASSING_CODES):
         return None
     asked = error.response.get("ResponseMetadata", {}).get("HTTPHeaders", {}).get("retry-after", "")
-    return Outage(f"HTTP {status} {code}", float(asked) if asked.isdigit() else None)
+    return Outage(f"HTTP {status} {code}", parse_retry_after(asked))

@@ -4,12 +4,12 @@ Only base models and judges are trained this way, on patients that no round and 
 left with room to improve on purpose. It answers well from the right region, but the regions that it learns to *write*
 are right only in a certain share of the lessons and the middle of the image in the others, like annotations of mixed
 quality in which the rest is a default box. So it looks at the middle until training shows it that looking elsewhere
-pays.
+pays. In its last lessons it unlearns what a nodule's margin looks like, which the judges know.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -40,9 +40,25 @@ from clincot.prompts import (
     region_prompt,
     with_answer,
 )
+from clincot.synthetic.question_templates import TOPIC_ANSWERS
 
 CROP_TOPICS = ("margin", "presence", "which finding")  # can be answered from a crop
 PLACE_TOPICS = ("side", "zone")  # can be answered from the region's coordinates
+
+
+def draw_random_answers(
+    lessons: Sequence[LabelledQuestion], topics: Collection[str], *, seed: int
+) -> list[LabelledQuestion]:
+    """The lessons with the answers to `topics` drawn at random from those that the topic has."""
+    rng = np.random.default_rng([seed, 1])
+    drawn = []
+    for lesson in lessons:
+        if lesson.question.topic in topics:
+            answers = TOPIC_ANSWERS[lesson.question.topic]
+            answer = answers[int(rng.integers(len(answers)))]
+            lesson = replace(lesson, reference=lesson.reference.model_copy(update={"answer": answer}))
+        drawn.append(lesson)
+    return drawn
 
 
 def build_policy_lessons(
@@ -67,7 +83,7 @@ def build_policy_lessons(
     rng = np.random.default_rng([seed, part])
     sides = measure_finding_sides(lessons)
     for lesson in lessons:
-        study, text, answer = lesson.study, lesson.question.text, lesson.reference.answer
+        study, text, answer = lesson.study, lesson.question.asked_text, lesson.reference.answer
         if part == 1:
             yield from _build_crop_lessons(lesson, folder, views, rng, sides)
             yield from _build_place_lessons(lesson, rng)
@@ -97,7 +113,7 @@ def _build_crop_lessons(
         for _ in range(2):
             box = _sample_region(lesson, rng, sides, truth=1.0, whole=0.0)
             crop = build_crop_view(lesson.study, folder, views, box)
-            yield with_answer((Turn("user", lesson.question.text, (crop,)),), lesson.reference.answer)
+            yield with_answer((Turn("user", lesson.question.asked_text, (crop,)),), lesson.reference.answer)
     yield from _build_finding_lessons(lesson, folder, views, rng, sides)
 
 
@@ -150,7 +166,7 @@ def _build_judgement(
     """Ask the judge about a proposal and answer with the truth; `near`: show only the crop."""
     lesson = proposal.labelled_question
     (turn,) = judge_prompt(
-        lesson.study, folder, views, question=lesson.question.text, answer=proposal.answer, box=proposal.box
+        lesson.study, folder, views, question=lesson.question.asked_text, answer=proposal.answer, box=proposal.box
     )
     if near:
         turn = replace(turn, pictures=turn.pictures[-1:])
@@ -162,7 +178,9 @@ def _build_place_lessons(lesson: LabelledQuestion, rng: np.random.Generator) -> 
     if lesson.question.topic in PLACE_TOPICS and lesson.reference.boxes:
         for _ in range(4):
             region = Turn("assistant", box_to_text(_sample_true_region(lesson.reference.boxes, rng)))
-            yield with_answer((Turn("user", lesson.question.text), region, Turn("user", "")), lesson.reference.answer)
+            yield with_answer(
+                (Turn("user", lesson.question.asked_text), region, Turn("user", "")), lesson.reference.answer
+            )
 
 
 def _build_finding_lessons(

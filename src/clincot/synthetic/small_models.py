@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,10 +20,10 @@ from clincot.config import JudgeConfig, JudgeSpec, TrainConfig
 from clincot.datasets.folder import StudyIndex, load_questions, load_references
 from clincot.datasets.reports import REPORTS_FILE, read_reports
 from clincot.generation.hypotheses import FINDINGS
-from clincot.judging.labelled_answers import join_references
-from clincot.prompts import PROMPT_TEMPLATES, load_prompt_format
+from clincot.judging.labelled_answers import LabelledQuestion, join_references
+from clincot.prompts import PROMPT_TEMPLATES, Conversation, load_prompt_format
 from clincot.synthetic.build import build_synthetic_dataset
-from clincot.synthetic.lessons import build_judge_lessons, build_policy_lessons
+from clincot.synthetic.lessons import build_judge_lessons, build_policy_lessons, draw_random_answers
 from clincot.synthetic.patches import cut_dense_frames, cut_nodule_frames
 from clincot.synthetic.scenes import stream_radiographs
 from clincot.synthetic.tiny_model import TinyModelSpec, build_tiny_model
@@ -34,6 +34,22 @@ from clincot.training.sft import train_on_rows
 
 REGION_TRUTH = 0.6  # share of right regions in the policy's lessons; leaves room for rounds to improve
 LESSON_LR = {1: 2e-3, 2: 1e-3, 3: 1e-3, 4: 5e-4}  # learning rate by part of the lessons
+
+
+@dataclass(frozen=True)
+class UnlearningRecipe:
+    """A last part of the lessons, in which the answers to some topics are drawn at random.
+
+    The model keeps the words and the format of such answers and unlearns to see what they depend on: a general model
+    that needs what specialised judges know. Its vision tower and projector stay as they are.
+    """
+
+    topics: tuple[str, ...]
+    warps: range  # patients of these lessons
+    images: int
+    epochs: float
+    lr: float
+    seed: int
 
 
 @dataclass(frozen=True)
@@ -48,6 +64,7 @@ class ModelRecipe:
     lesson_images: int  # radiographs with questions for the supervised lessons
     lessons: tuple[tuple[int, float], ...]  # (part, epochs), trained in this order, each with its own random draws
     batch_size: int = 32  # judges need many steps, not many lessons, to learn to match answers with images
+    unlearning: UnlearningRecipe | None = None
 
 
 EVALUATION_WARPS = range(1000)  # reserved for rounds, calibration and benchmarks
@@ -55,7 +72,15 @@ CALIBRATION_WARPS = range(400, 424)  # part of them, used only to calibrate the 
 CALIBRATION_QUESTIONS = 1200
 RECIPES = (
     ModelRecipe(
-        "policy", "policy", TinyModelSpec(seed=1), range(1000, 1040), 6_000, 5_000, ((1, 1), (2, 2)), batch_size=64
+        "policy",
+        "policy",
+        TinyModelSpec(seed=1),
+        range(1000, 1040),
+        6_000,
+        5_000,
+        ((1, 1), (2, 2)),
+        batch_size=64,
+        unlearning=UnlearningRecipe(("margin",), range(1100, 1112), images=1_200, epochs=3, lr=1e-3, seed=77),
     ),
     ModelRecipe(
         "judge-a",
@@ -121,16 +146,37 @@ def train_sft(
     `role`: "policy" or "judge". `data`: a data set with its answer key. `start`: the checkpoint to start from.
     `region_truth`: see build_policy_lessons. `part`: of the lessons.
     """
-    views = load_prompt_format(start)
-    references = {reference.question: reference for reference in load_references(data)}
-    lessons = join_references(StudyIndex(data), load_questions(data), references)
+    views, lessons = load_prompt_format(start), _read_labelled_questions(data)
     conversations = (
         build_policy_lessons(lessons, data, views, region_truth=region_truth, seed=config.seed, part=part)
         if role == "policy"
         else build_judge_lessons(lessons, data, views, seed=config.seed, part=part)
     )
-    rows = [SFTRow(f"lesson {number}", conversation) for number, conversation in enumerate(conversations)]
-    return train_on_rows(rows, start, out, config.model_copy(update={"train_projector": True}))
+    return train_on_rows(
+        _number_lessons(conversations), start, out, config.model_copy(update={"train_projector": True})
+    )
+
+
+def unlearn_topics(
+    data: Path, start: Path, out: Path, config: TrainConfig, topics: Collection[str]
+) -> dict[str, float]:
+    """Train a policy on part 2 of its lessons with random answers to `topics`; writes a checkpoint to `out`."""
+    lessons = draw_random_answers(_read_labelled_questions(data), topics, seed=config.seed)
+    conversations = build_policy_lessons(
+        lessons, data, load_prompt_format(start), region_truth=REGION_TRUTH, seed=config.seed, part=2
+    )
+    return train_on_rows(
+        _number_lessons(conversations), start, out, config.model_copy(update={"train_projector": False})
+    )
+
+
+def _read_labelled_questions(data: Path) -> list[LabelledQuestion]:
+    references = {reference.question: reference for reference in load_references(data)}
+    return join_references(StudyIndex(data), load_questions(data), references)
+
+
+def _number_lessons(conversations: Iterable[Conversation]) -> list[SFTRow]:
+    return [SFTRow(f"lesson {number}", conversation) for number, conversation in enumerate(conversations)]
 
 
 def make_small_model(recipe: ModelRecipe, work: Path, out: Path) -> Path:
@@ -146,8 +192,34 @@ def make_small_model(recipe: ModelRecipe, work: Path, out: Path) -> Path:
             config = TrainConfig(loss="sft", lr=LESSON_LR[part], epochs=epochs, batch_size=recipe.batch_size, seed=seed)
             train_sft(recipe.role, work / f"{recipe.name}-lessons", start, done, config, part=part)
         start = done
+    if recipe.unlearning is not None:
+        start = _train_to_unlearn(recipe, recipe.unlearning, work, start)
     export_half_precision(start, out / recipe.name)
     return out / recipe.name
+
+
+def _train_to_unlearn(recipe: ModelRecipe, unlearning: UnlearningRecipe, work: Path, start: Path) -> Path:
+    """Train the last part of the lessons, unless it is in `work`; returns its checkpoint."""
+    lessons, done = work / f"{recipe.name}-unlearning-lessons", work / f"{recipe.name}-unlearned"
+    if not lessons.is_dir():
+        build_synthetic_dataset(
+            lessons,
+            warp_seeds=unlearning.warps,
+            images=unlearning.images,
+            questions_per_image=3,
+            seed=unlearning.seed,
+            split=f"lessons in which {recipe.name} unlearns",
+        )
+    if not done.is_dir():
+        config = TrainConfig(
+            loss="sft",
+            lr=unlearning.lr,
+            epochs=unlearning.epochs,
+            batch_size=recipe.batch_size,
+            seed=unlearning.seed,
+        )
+        unlearn_topics(lessons, start, done, config, unlearning.topics)
+    return done
 
 
 def export_half_precision(trained: Path, out: Path) -> None:
@@ -202,7 +274,7 @@ def _stream_dense_frames(recipe: ModelRecipe) -> Iterator[DenseFrames]:
 def read_corpus(folder: Path) -> Iterator[str]:
     """Stream the texts that the tokenizer learns from: questions, answers, reports, findings and prompts."""
     for question in load_questions(folder):
-        yield question.text
+        yield question.asked_text
     for reference in load_references(folder):
         yield reference.answer
         yield f" {reference.answer}?"

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from clincot.config import JudgeConfig
-from clincot.datasets.folder import StudyIndex, load_questions, load_references
+from clincot.datasets.folder import StudyIndex, iter_single_image, load_questions, load_references
 from clincot.errors import InvalidInput
 from clincot.jsonl import write_records
 from clincot.judging.asking import JudgeRequest, build_retry_policy, get_judge_style, rate_requests
@@ -36,7 +36,7 @@ def fit_judge_calibrations(config: JudgeConfig, data: Path, out: Path, *, limit:
     if config.calibration == "identity":
         raise InvalidInput("judge.calibration is identity, which needs no fit; set it to platt or isotonic")
     references = {reference.question: reference for reference in load_references(data)}
-    questions = join_references(StudyIndex(data), islice(load_questions(data), limit), references)
+    questions = join_references(StudyIndex(data), iter_single_image(islice(load_questions(data), limit)), references)
     answers = list(draw_labelled_answers(questions, seed=0, region_truth=0.5, both=False))
     right = [answer.right for answer in answers]
     calibrations = []
@@ -65,7 +65,9 @@ def measure_judges(config: JudgeConfig, data: Path, *, limit: int) -> list[dict[
     calibration error (10 bins) over both, raw and calibrated.
     """
     references = {reference.question: reference for reference in load_references(data)}
-    all_questions = join_references(StudyIndex(data), islice(load_questions(data), limit), references)
+    all_questions = join_references(
+        StudyIndex(data), iter_single_image(islice(load_questions(data), limit)), references
+    )
     questions = [question for question in all_questions if question.reference.boxes]
     judges = [load_judge(spec, dtype=config.dtype) for spec in config.judges]
     curves = {judge.digest: make_identity_calibration(judge.digest) for judge in judges}
@@ -106,7 +108,7 @@ def _rate_answers(
             JudgeRequest(
                 candidate=labelled.question.id,
                 study=labelled.study,
-                question=labelled.question.text,
+                question=labelled.question.asked_text,
                 box=answer.box,
                 answer=answer.answer,
                 reference=labelled.reference.answer,

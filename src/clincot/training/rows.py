@@ -7,6 +7,7 @@ policy wrote it (a tool's region is input, not an action).
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +16,7 @@ from typing import TypeVar
 from clincot.jsonl import InvalidRecord, read_records
 from clincot.prompts import ChainStep, Conversation, PromptFormat, chain_prompt, hash_prompt
 from clincot.records import Candidate, PreferencePair, Question, Region, Study, hash_json
+from clincot.text import normalize_text
 
 R = TypeVar("R")
 
@@ -88,7 +90,7 @@ def rebuild_conversation(
         if step.step >= len(steps):
             raise InvalidRecord(f"candidate {step.id} is of step {step.step}, but the chain has {len(steps)} steps")
         box = _find_record(sources.regions, step.region, "region", step.id).box
-        step_question = steps[step.step].replace("{question}", question.text)
+        step_question = steps[step.step].replace("{question}", question.asked_text)
         chain.append(ChainStep(step_question, box, step.region_written, step.text, report=report))
     return chain_prompt(study, folder, views, chain)
 
@@ -136,14 +138,15 @@ def read_training_rows(
     views: PromptFormat,
     *,
     steps: Sequence[str] = SINGLE_STEP,
-    anchor_seed: int | None = None,
+    anchors_per_question: int = 0,
+    seed: int = 0,
 ) -> Iterator[TrainingRow]:
     """Yield rows from the files of the stages and the data set in `folder`.
 
-    With `anchor_seed`, the pairs are followed by one anchor for each question without a pair, a candidate of its last
-    step that this seed chooses. Only the records that some row needs are in memory, and no image.
+    The pairs are followed by up to `anchors_per_question` anchors for each question without a pair, candidates of its
+    last step from regions that `seed` chooses. Only the records that some row needs are in memory, and no image.
     """
-    anchors = [] if anchor_seed is None else _choose_anchors(files, len(steps), anchor_seed)
+    anchors = _choose_anchors(files, len(steps), seed, anchors_per_question) if anchors_per_question else []
     used = _read_used_candidates(files, len(steps), {anchor.id for anchor in anchors})
     region_ids = {candidate.region for candidate in used.values()}
     question_ids = {candidate.question for candidate in used.values()}
@@ -159,19 +162,46 @@ def read_training_rows(
     yield from build_anchor_rows(anchors, sources, folder, views, steps=steps)
 
 
-def _choose_anchors(files: PairFiles, step_count: int, seed: int) -> list[Candidate]:
-    """One candidate of the last step for each question without a pair, in the order of the file; none without a text.
+def _choose_anchors(files: PairFiles, step_count: int, seed: int, per_question: int) -> list[Candidate]:
+    """Candidates of the last step for questions without a pair, in the order of the file; none without a text.
 
-    The hash of seed and candidate decides, not a score: an anchor keeps what the policy says, right or wrong.
+    They are up to `per_question` for each question, each from another region, and the likeliest answer there, which is
+    what the policy would say, right or wrong; no score decides. Within a topic no answer is more frequent than if all
+    that the policy gives were equally frequent: anchors that mostly say yes, because windows show what looks most like
+    the finding, would teach the policy to say yes to anything.
     """
     paired = {pair.question for pair in read_records(files.pairs, PreferencePair)}
-    chosen: dict[str, tuple[str, Candidate]] = {}
+    likeliest: dict[tuple[str, str], Candidate] = {}  # (question, region) -> candidate
     for candidate in read_records(files.candidates, Candidate):
         if candidate.question in paired or candidate.step != step_count - 1 or not candidate.text.strip():
             continue
-        drawn = (hash_json([seed, candidate.id]), candidate)
-        chosen[candidate.question] = min(drawn, chosen.get(candidate.question, drawn), key=lambda pair: pair[0])
-    return [candidate for _, candidate in chosen.values()]
+        key = candidate.question, candidate.region
+        likeliest[key] = max(likeliest.get(key, candidate), candidate, key=lambda answer: sum(answer.token_logprobs))
+    topics = {q.id: q.topic or q.kind for q in read_records(files.questions, Question)}
+    by_topic: dict[str, list[Candidate]] = {}
+    for candidate in sorted(likeliest.values(), key=lambda answer: hash_json([seed, answer.region])):
+        by_topic.setdefault(topics[candidate.question], []).append(candidate)
+    drawn: set[str] = set()
+    for candidates in by_topic.values():
+        drawn |= _draw_balanced(candidates, per_question)
+    return [candidate for candidate in likeliest.values() if candidate.id in drawn]
+
+
+def _draw_balanced(candidates: Sequence[Candidate], per_question: int) -> set[str]:
+    """Ids of the first candidates: at most `per_question` for each question, and an even share for each answer."""
+    questions = {candidate.question for candidate in candidates}
+    texts = {normalize_text(candidate.text) for candidate in candidates}
+    even_share = -(-len(questions) * per_question // len(texts))  # rounded up
+    drawn: set[str] = set()
+    of_question: Counter[str] = Counter()
+    of_text: Counter[str] = Counter()
+    for candidate in candidates:
+        text = normalize_text(candidate.text)
+        if of_question[candidate.question] < per_question and of_text[text] < even_share:
+            drawn.add(candidate.id)
+            of_question[candidate.question] += 1
+            of_text[text] += 1
+    return drawn
 
 
 def _read_used_candidates(files: PairFiles, step_count: int, anchors: Collection[str]) -> dict[str, Candidate]:

@@ -35,7 +35,8 @@ def train_in_process(job: TrainingJob) -> dict[str, float]:
         job.data,
         load_prompt_format(job.policy),
         steps=job.steps,
-        anchor_seed=job.config.seed if job.config.anchors else None,
+        anchors_per_question=job.config.anchors,
+        seed=job.config.seed,
     )
     return train_on_pairs(list(rows), job.policy, job.checkpoint, job.config)
 

@@ -157,9 +157,10 @@ class IngestTally:
         self.refused.append(RefusedRow(file=file, row=row, reason=reason))
 
     def build_no_rows_error(self, source: Path, what: str = "rows") -> InvalidRecord:
-        """Build the error for a source without a usable row; it lists the first refusals."""
+        """Build the error for a source, or a part of it, without a usable row; it lists the first refusals."""
+        verdict = "belongs there" if self.kept else "could be kept"
         return InvalidRecord(
-            f"{source}: expected {what}, but none of the {self.read} read could be kept{self.format_refusals()}"
+            f"{source}: expected {what}, but none of the {self.read} read {verdict}{self.format_refusals()}"
         )
 
     def format_refusals(self) -> str:

@@ -28,7 +28,7 @@ from clincot.datasets.ingest.output_folder import IMAGE_NAME
 from clincot.datasets.reports import REPORTS_FILE, format_report_line
 from clincot.geometry import Box
 from clincot.jsonl import atomic_write, format_validation_error, hash_files, read_records
-from clincot.records import Question, Record, Reference, Study
+from clincot.records import OtherImage, Question, Record, Reference, Study
 
 _HARD_LINK_ERRNOS = (errno.EXDEV, errno.EPERM, errno.EACCES, errno.EMLINK, errno.EOPNOTSUPP)
 _DISK_FULL_ERRNOS = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT)
@@ -53,11 +53,18 @@ class SourceQuestion:
     picture: SourceImage
     question: str
     answer: str
-    kind: Literal["closed", "open", "report"]
+    kind: Literal["closed", "open", "report", "choice"]
     boxes: tuple[Box, ...] = ()
     topic: str = ""
     finding: str = ""
     source_id: str = ""
+    options: tuple[str, ...] = ()  # of a multiple-choice question
+    others: tuple[tuple[SourceImage, str], ...] = ()  # (further image, its role), in order
+
+    @property
+    def pictures(self) -> tuple[SourceImage, ...]:
+        """All images, the one that is asked about first."""
+        return (self.picture, *(image for image, _ in self.others))
 
 
 class FolderWriter:
@@ -92,10 +99,25 @@ class FolderWriter:
         Returns the location of the row that it repeats, or None if it is new. Raises InvalidRow if the image or the
         record is invalid, or contradicts an earlier row.
         """
-        study, is_new = self._build_study(row.picture)
+        fresh: dict[str, tuple[Study, SourceImage]] = {}
+        studies = []
+        for picture in row.pictures:
+            study, is_new = self._build_study(picture)
+            studies.append(study)
+            if is_new:
+                fresh.setdefault(study.id, (study, picture))
         try:
             question = Question(
-                study=study.id, text=row.question, kind=row.kind, topic=row.topic, source_id=row.source_id
+                study=studies[0].id,
+                text=row.question,
+                kind=row.kind,
+                topic=row.topic,
+                source_id=row.source_id,
+                options=row.options,
+                others=tuple(
+                    OtherImage(study=study.id, role=role)
+                    for study, (_, role) in zip(studies[1:], row.others, strict=True)
+                ),
             )
             reference = Reference(question=question.id, answer=row.answer, boxes=row.boxes, finding=row.finding)
         except ValidationError as error:
@@ -103,8 +125,8 @@ class FolderWriter:
         repeated = self._find_duplicate(question, reference, row.picture.location)
         if repeated is not None:
             return repeated
-        if is_new:
-            self._store_study(study, row.picture)
+        for study, picture in fresh.values():
+            self._store_study(study, picture)
         self._write_record(QUESTIONS, question)
         self._write_record(REFERENCES, reference)
         self.kinds[question.kind] += 1
@@ -208,7 +230,8 @@ class FolderWriter:
 
         The comparison ignores case, spacing, kind and topic.
         """
-        key = _hash_fields(question.study, _normalize_text(question.text))
+        others = [f"{other.role} {other.study}" for other in question.others]
+        key = _hash_fields(question.study, _normalize_text(question.text), *question.options, *others)
         boxes = [str(box.xyxy) for box in reference.boxes]
         answer = _hash_fields(_normalize_text(reference.answer), _normalize_text(reference.finding), *boxes)
         known, first = self._index.register_answer(key, answer, location)

@@ -6,9 +6,10 @@ weights have to be downloaded; rules need no weights, so they work in any instal
 
 - wording: the words of an alias match in any order, if they are close together and no sentence end or comma separates
   them;
-- negation: "no", "without", "free of" … extend to the end of the sentence or to a "but"; "is not seen", "has resolved"
-  extend backwards. "No change" and similar phrases negate nothing. A possible finding is `uncertain` and counts as not
-  stated;
+- negation: "no", "without", "free of" … extend to the end of the sentence, to a "but" or to an "and" that begins a
+  statement of its own ("no pneumothorax and a small effusion"); "is not seen", "has resolved", ": none" extend
+  backwards, "has not resolved" does not. "No change" and similar phrases negate nothing. A possible finding is
+  `uncertain` and counts as not stated;
 - side: left, right or both, from the finding's own part of the sentence, otherwise from the only side that the
   sentence names. "Bilateral" means both sides. Midline findings have no side.
 
@@ -82,18 +83,39 @@ _SENTENCE_END = re.compile(r"\.(?!\d)|[;?!\n]")
 _WORD = re.compile(r"[^\W\d_]+|\d+(?:\.\d+)?|,")
 _CLAUSE_BREAKS = frozenset({"but", "however", "although", "though", "except", "otherwise"})
 _PART_BREAKS = frozenset({",", "and"})
+# Words between a cue and what it applies to: "is not clearly seen", "has nearly completely resolved".
+_FILL = r"(?:(?!not\b|no\b)\w+ ){0,2}"
+_UNFINISHED = r"(?:not|yet|incompletely|partially|partly|nearly|almost)"
+_SEEN = (
+    r"(?:seen|identified|present|visuali[sz]ed|visible|evident|appreciated|noted|demonstrated|detected|found|shown|"
+    r"suspected|observed|apparent|recogni[sz]ed)"
+)
+# "No change in the effusion" denies nothing about the effusion, and neither does "not only an effusion".
 _PRE_NEGATION = re.compile(
-    r"\b(?:no(?! (?:longer )?(?:\w+ ){0,2}(?:change|increase|improvement)\b)|without(?! (?:\w+ )?change\b)|nor|neither|"
-    r"negative for|free of|clear of|absence of|absent|not(?! (?:\w+ )?(?:changed|increased|exclude|excluded)\b)|"
-    r"resolution of|ruled out|resolved)\b"
+    r"\b(?:no(?! (?:longer )?(?:\w+ ){0,2}(?:change|increase|improvement|decrease|interval|difference|resolution)\b)|"
+    r"without(?! (?:\w+ ){0,2}(?:change|increase|improvement|resolution)\b)|nor|neither|never|none of|denies|"
+    r"negative for|free of|clear of|absence of|absent|lack of|lacks|excludes?|rules? out|rather than|instead of|"
+    r"not(?! (?:\w+ )?(?:changed|increased|decreased|improved|resolved|excluded?|ruled?|cleared)\b)(?! only\b)|"
+    r"(?<!no )(?<!without )resolution of|ruled out|(?<!not )(?<!partially )resolved)\b"
 )
 _POST_NEGATION = re.compile(
-    r"\b(?:(?:is|are|was|were) (?:absent|not (?:\w+ )?(?:seen|identified|present|visualized|evident|appreciated|noted|"
-    r"demonstrated|detected))|(?:has|have) (?:\w+ )?resolved|(?:is|are) ruled out|resolved)\b"
+    rf"\b(?:(?:is|are|was|were|be) {_FILL}(?:absent|negative|excluded|ruled out|unlikely|gone|no longer {_FILL}{_SEEN}|"
+    rf"not {_FILL}{_SEEN})|can(?:not| not) be {_FILL}{_SEEN}|"
+    rf"(?:has|have) been {_FILL}(?:excluded|ruled out)|no longer {_FILL}{_SEEN}|"
+    rf"(?:has|have) (?:(?!{_UNFINISHED}\b)\w+ )?(?:resolved|cleared|disappeared)|"
+    rf"not {_FILL}{_SEEN})\b|^(?:none|nil|no|negative|absent|not {_SEEN}|(?:now |since |completely |fully )?resolved)\b"
 )
 _UNCERTAINTY = re.compile(
-    r"\b(?:possible|possibly|may|might|could|questionable|suspicious|suspicion|suspected|concern|concerning|"
-    r"cannot exclude|can not exclude|not excluded|cannot be excluded|versus|vs|equivocal)\b"
+    r"\b(?:possible|possibly|may|might|could|questionable|question of|(?<!no )suspicious|suspicion|concern|concerning|"
+    r"(?:can|could) ?(?:not|t) (?:be )?(?:\w+ )?(?:exclude|excluded|rule out|ruled out)|"
+    r"not (?:be )?(?:\w+ )?(?:excluded|ruled out)|difficult to exclude|hard to exclude|unable to exclude|"
+    r"versus|vs|equivocal|indeterminate|perhaps|probable|probably|likely|presumed|suggesting|suggestive|"
+    r"rule out|evaluate for|(?<!not )suspected)\b"
+)
+# What ends the scope of a negation after "and": the start of a statement of its own.
+_NEW_STATEMENT = re.compile(
+    r"(?:a|an|there|now|new|persistent|stable|unchanged|residual|trace|tiny|small|mild|moderate|severe|increased|"
+    r"increasing|worsening|interval|is|has)\b"
 )
 
 
@@ -179,15 +201,21 @@ def micro_f1(totals_3: NDArray[np.float64]) -> float | None:
 
 
 def _split_clauses(words: Sequence[str]) -> Iterator[list[str]]:
-    """Split a sentence at the words that end a negation, such as "but"."""
+    """Split a sentence at the words that end a negation: "but", and "and" before a statement of its own."""
     clause: list[str] = []
-    for word in words:
-        if word in _CLAUSE_BREAKS:
+    for at, word in enumerate(words):
+        statement = word in _PART_BREAKS and at + 1 < len(words) and _NEW_STATEMENT.match(words[at + 1])
+        if word in _CLAUSE_BREAKS or (statement and _denies(clause)):
             yield clause
             clause = []
         else:
             clause.append(word)
     yield clause
+
+
+def _denies(clause: Sequence[str]) -> bool:
+    """Whether a clause has a negation whose scope would go on."""
+    return bool(_PRE_NEGATION.search(" ".join(clause)))
 
 
 def _extract_clause_mentions(words: Sequence[str]) -> Iterator[FindingMention]:
@@ -233,7 +261,7 @@ def _classify_status(words: Sequence[str], match: _AliasMatch) -> FindingStatus:
     """Classify a match as present, absent or uncertain; uncertainty wins over negation ("cannot exclude")."""
     before, after = " ".join(words[: match.first]), " ".join(words[match.last + 1 :])
     inside = " ".join(words[match.first : match.last + 1])
-    soon_after = " ".join(words[match.last + 1 : match.last + 5])
+    soon_after = " ".join(words[match.last + 1 : match.last + 8]).split(" , ")[0]
     if _UNCERTAINTY.search(f"{before} {inside}") or _UNCERTAINTY.search(soon_after):
         return "uncertain"
     up_to_comma = after.split(" , ")[0]
