@@ -17,7 +17,7 @@ export OMP_NUM_THREADS ?= 2
 export TOKENIZERS_PARALLELISM := false
 export HF_HUB_OFFLINE ?= 1
 
-.PHONY: help setup demo check docs docs-reference test test-fast test-vllm test-clients test-label-studio test-families test-faults lint results small-models vqa-rad bench bench-serving attack soak bench-judges bench-gate bench-ingest bench-processes bench-version bench-pipeline bench-kills pipelines test-image e2e-kind lint-workflows manifests locks release-dry-run fuzz-chart clean
+.PHONY: help setup demo check docs docs-reference test test-fast test-vllm test-clients test-label-studio test-families test-faults lint results small-models vqa-rad bench bench-serving attack soak bench-judges bench-gate bench-ingest bench-processes bench-version bench-pipeline bench-kills pipelines test-image e2e-kind lint-workflows manifests locks release-dry-run fuzz-chart recipes clean
 
 help:  ## list the targets
 	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -102,6 +102,9 @@ $(LABEL_STUDIO)/.ready: requirements-label-studio.txt
 
 test-families: $(FULL) $(FAMILIES)/.ready  ## test every model family on its real processor (torchvision in its own environment)
 	OMP_NUM_THREADS=1 $(FAMILIES)/bin/python -m pytest tests/families $(TESTS)
+
+recipes: $(FULL) $(FAMILIES)/.ready  ## run every recipe end to end on tiny checkpoints of its models, and compile and examine it
+	OMP_NUM_THREADS=1 CLINCOT_ALL_RECIPES=1 $(FAMILIES)/bin/python -m pytest tests/families/test_recipe_rounds.py tests/test_published_recipes.py
 
 $(FAMILIES)/.ready: requirements-families.txt tests/support/torchvision_operators.py $(FULL)
 	$(PYTHON) -m venv $(FAMILIES)

@@ -31,7 +31,9 @@ from clincot.evaluation.intervals import cluster_wilson_interval, paired_differe
 from clincot.evaluation.paired import PairedMetric
 from clincot.jsonl import atomic_write, read_json_model, read_records, write_json
 from clincot.records import Decision, Interval, Outcome
-from clincot.rounds import COMPARISON_LABELS, format_interval, run_rounds
+from clincot.reporting.results_table import ResultsRow, ResultsTable, read_interval, render_table
+from clincot.rounds import COMPARISON_LABELS, run_rounds
+from clincot.text import format_interval
 
 ARMS = ("served", "written", "windows", "random", "wrong", "oracle", "shuffled", "whole")
 AUC_QUESTIONS = 400
@@ -254,7 +256,7 @@ def _run_checks(
         ),
         {
             "check": "blind baseline at chance (interval contains chance, or is below it)",
-            "value": f"{format_interval(_dump_interval(blind))}, chance {chance:.3f}",
+            "value": f"{format_interval(blind)}, chance {chance:.3f}",
             "holds": blind.low <= chance,
         },
     ]
@@ -262,7 +264,7 @@ def _run_checks(
 
 def _check_interval(name: str, interval: Interval, holds: Callable[[Any], bool]) -> dict[str, Any]:
     known = interval.value is not None and interval.low is not None
-    return {"check": name, "value": format_interval(_dump_interval(interval)), "holds": known and holds(interval)}
+    return {"check": name, "value": format_interval(interval), "holds": known and holds(interval)}
 
 
 def measure_judge_quality(run: Path) -> list[dict[str, Any]]:
@@ -322,10 +324,7 @@ def render_learning_results(report: Mapping[str, Any]) -> str:
         f"{len(report['seeds'])} seeds, {report['questions']} questions about {report['patients']} unseen patients "
         "(warps of one CT); 95 % intervals clustered by patient. One anatomy, controlled: not clinical evidence.",
         "",
-        "| policy | " + " | ".join(f"accuracy, {arm}" for arm in ARMS) + " |",
-        "|---" * (len(ARMS) + 1) + "|",
-        *(_format_row(row["row"], *(row["accuracy"][arm] for arm in ARMS)) for row in report["rows"]),
-        _format_row("blind", report["blind"]) + " – |" * (len(ARMS) - 1),
+        _render_accuracies(report),
         "",
         "| policy | served, minus base | hit-rate of the region behind the answer | minus base | off format, served | "
         "off format, own region |",
@@ -369,8 +368,14 @@ def render_learning_results(report: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def _render_accuracies(report: Mapping[str, Any]) -> str:
+    accuracies = {row["row"]: row["accuracy"] for row in report["rows"]}
+    rows = [ResultsRow(name, {arm: read_interval(values[arm]) for arm in ARMS}) for name, values in accuracies.items()]
+    return render_table(ResultsTable("accuracy", ARMS, rows, read_interval(report["blind"])))
+
+
 def _format_row(label: str, *intervals: Mapping[str, Any]) -> str:
-    return f"| {label} | {' | '.join(format_interval(interval) for interval in intervals)} |"
+    return f"| {label} | {' | '.join(format_interval(read_interval(interval)) for interval in intervals)} |"
 
 
 def _read_metric(outcome: Outcome, metric: PairedMetric) -> float | None:

@@ -35,6 +35,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("preflight", "reporting"),
     ("stages",),
     ("rounds",),
+    ("comparison",),
     ("pipelines+components", "demo"),
     ("cli",),
     ("__main__",),

@@ -53,8 +53,11 @@ def find_missing_of_recipe(recipe: Recipe) -> list[str]:
     return missing
 
 
-def test_the_small_models_recipe_is_shipped() -> None:
-    assert [recipe.name for recipe in RECIPES] == ["small-model"]
+def test_the_shipped_recipes() -> None:
+    """One for the demo, five for published models, four for the settings of papers."""
+    models = ["huatuogpt-vision-7b", "lingshu-7b", "llava-med-1.5-7b", "medgemma-4b", "qwen2.5-vl-7b"]
+    papers = ["clincot-code", "clincot-paper", "mmedpo", "uv-cot"]
+    assert [recipe.name for recipe in RECIPES] == sorted(["small-model", *models, *papers])
 
 
 @pytest.mark.parametrize("recipe", RECIPES, ids=lambda recipe: recipe.name)
@@ -146,7 +149,9 @@ def test_a_recipes_digest_follows_its_values_only(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["smal-model", "", "../recipes/small-model", "__init__"])
 def test_an_unknown_recipe_is_refused_with_the_known_ones(name: str) -> None:
-    with pytest.raises(InvalidInput, match=r"no recipe is called .* the shipped recipes are: small-model\."):
+    with pytest.raises(
+        InvalidInput, match=r"no recipe is called .* the shipped recipes are: clincot-code, .*, small-model, uv-cot\."
+    ):
         find_recipe(name)
 
 

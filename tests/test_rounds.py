@@ -19,7 +19,7 @@ from clincot.models.checkpoint import UnsupportedCheckpoint
 from clincot.models.vlm import VisionLanguageModel
 from clincot.prompts import judge_prompt
 from clincot.records import Candidate, Checkpoint, Judgement, PanelScore, PreferencePair, Question, Region, Study
-from clincot.rounds import Plan, format_interval, render_decisions, render_results_table, run_rounds
+from clincot.rounds import Plan, render_decisions, render_results_table, run_rounds
 from tests.support import tiny
 
 pytestmark = pytest.mark.slow
@@ -120,8 +120,6 @@ def test_the_table_has_every_row_and_dashes_for_missing_values(one: Finished) ->
     assert len({line.count("|") for line in lines}) == 1
     assert lines[2].startswith("| base | ")
     assert " – " in lines[2]  # the random arm was not evaluated
-    assert format_interval({"value": 0.25, "low": None, "high": None}) == "0.250"
-    assert format_interval({"value": 0.25, "low": 0.1, "high": 0.5}) == "0.250 [0.100, 0.500]"
 
 
 @pytest.mark.parametrize(

@@ -36,10 +36,11 @@ from clincot.jsonl import InvalidRecord, atomic_write, read_records, write_json
 from clincot.preferences.versions.tags import DataOrigin
 from clincot.processes import BackgroundWorker, background_worker
 from clincot.records import BenchmarkReport, Decision, Outcome
+from clincot.reporting.results_table import ResultsRow, ResultsTable, read_interval, render_table
 from clincot.runs.layout import ORIGIN_FILE, PAIRS_REPORT_FILE, PANEL_REPORT_FILE, VERSION_FILE
 from clincot.stages.base import Metrics
 from clincot.stages.runner import run_stage
-from clincot.text import format_count
+from clincot.text import format_count, format_interval
 
 
 @dataclass(frozen=True)
@@ -406,21 +407,14 @@ def render_results_table(
     arms = [arm for arm in arms if arm != "served" or arm in measured]
     blind = results["blind"]["arms"]["blind"]
     metric, label = ("accuracy", "accuracy") if "accuracy" in blind else ("raw/rouge_l", "ROUGE-L")
-    header = [
-        "policy",
-        *(f"{label}: {_ARM_LABELS.get(arm, arm)}" for arm in arms),
-        "own region: hit-rate",
-        "IoU",
-        "off format",
-    ]
     rows = []
     for row in results["rows"]:
-        cells = [format_interval(row["arms"].get(arm, {}).get(metric)) for arm in arms]
+        values = {arm: read_interval(metrics.get(metric)) for arm, metrics in row["arms"].items()}
         own = row["arms"].get("written", {})
-        rows.append([row["row"], *cells, *(format_interval(own.get(m)) for m in ("hit_rate", "iou", "off_format"))])
-    rows.append(["blind (no image)", format_interval(blind.get(metric)), *["–"] * (len(arms) + 2)])
-    lines = [header, ["---"] * len(header), *rows]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+        further = [format_interval(read_interval(own.get(name))) for name in ("hit_rate", "iou", "off_format")]
+        rows.append(ResultsRow(row["row"], values, further))
+    columns = ("own region: hit-rate", "IoU", "off format")
+    return render_table(ResultsTable(label, arms, rows, read_interval(blind.get(metric)), columns))
 
 
 def render_decisions(results: dict[str, Any]) -> str:
@@ -432,22 +426,3 @@ def render_decisions(results: dict[str, Any]) -> str:
         why = "" if decision.verdict == "promote" else f": {' '.join(failed or decision.reasons[:1])}"
         lines.append(f"round {number}: {decision.verdict}{why}")
     return "\n".join(lines)
-
-
-_ARM_LABELS = {
-    "served": "as served",
-    "written": "own region",
-    "windows": "grounder",
-    "random": "random region",
-    "oracle": "oracle region",
-    "whole": "whole image",
-}
-
-
-def format_interval(interval: dict[str, Any] | None) -> str:
-    """Format an interval as "value [low, high]"; a dash if there is no value."""
-    if interval is None or interval["value"] is None:
-        return "–"
-    if interval["low"] is None:
-        return f"{interval['value']:.3f}"
-    return f"{interval['value']:.3f} [{interval['low']:.3f}, {interval['high']:.3f}]"

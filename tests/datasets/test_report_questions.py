@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from clincot.cli.app import main
@@ -12,6 +13,7 @@ from clincot.datasets.folder import StudyIndex, load_questions, load_references
 from clincot.datasets.ingest.ingest_report import IngestReport, TooManyRefused
 from clincot.datasets.report_questions import make_report_questions
 from clincot.datasets.reports import ReportRow, format_report_line, read_reports
+from clincot.images import open_image
 from clincot.jsonl import InvalidRecord
 from tests.support import tiny
 
@@ -51,13 +53,52 @@ def test_without_an_answer_key_there_are_no_boxes(tmp_path: Path) -> None:
     assert {q.text for q in load_questions(tmp_path / "out")} == {"Write a report."}
 
 
-def test_a_report_on_several_images_is_asked_about_its_first(tmp_path: Path) -> None:
+def test_a_report_on_several_images_shows_them_side_by_side(tmp_path: Path) -> None:
+    """Films of 96 x 128 and 160 x 100 pixels make one of 256 x 128; the second begins at 96 / 256 = .375."""
+    source = tiny.write_set(tmp_path / "source", studies=3, shapes=((96, 128), (160, 100)))
+    one, two, three = (studies := StudyIndex(source))
+    text = format_report_line([one, two], "Clear.") + format_report_line([three], "A nodule.")
+    (source / "reports.jsonl").write_text(text)
+    made = make_report_questions(source, tmp_path / "out")
+    assert "reports on several images, shown side by side: 1" in made.notes
+    assert not any("left out" in note for note in made.notes)
+    shown = StudyIndex(tmp_path / "out")
+    (pair, alone) = (shown[question.study] for question in load_questions(tmp_path / "out"))
+    assert alone.id == three
+    assert (pair.width, pair.height, pair.patient) == (256, 128, studies[one].patient)
+    picture = np.asarray(open_image(shown.resolve_image_path(pair.id)))
+    views = [np.asarray(open_image(studies.resolve_image_path(study))) for study in (one, two)]
+    assert (picture[:, :96] == views[0]).all()
+    assert (picture[:100, 96:] == views[1]).all()
+    assert not picture[100:, 96:].any()
+    key = {question.id: question.study for question in load_questions(source)}
+    boxes = {key[reference.question]: reference.boxes[0] for reference in load_references(source)}
+    first, second = boxes[one], boxes[two]
+    reference = next(load_references(tmp_path / "out"))
+    left, right = reference.boxes
+    assert left.xyxy == pytest.approx((first.x0 * 0.375, first.y0, first.x1 * 0.375, first.y1), abs=1e-4)
+    moved = (0.375 + second.x0 * 0.625, second.y0 * 100 / 128, 0.375 + second.x1 * 0.625, second.y1 * 100 / 128)
+    assert right.xyxy == pytest.approx(moved, abs=1e-4)
+
+
+def test_a_broken_second_view_refuses_its_report(tmp_path: Path) -> None:
+    source = tiny.write_set(tmp_path / "source", studies=3)
+    one, two, three = (studies := StudyIndex(source))
+    text = format_report_line([one, two], "Clear.") + format_report_line([three], "A nodule.")
+    (source / "reports.jsonl").write_text(text)
+    studies.resolve_image_path(two).write_bytes(b"no picture")
+    made = make_report_questions(source, tmp_path / "out", allow_refused=1)
+    assert [row.row for row in made.refused] == [1]
+    assert [reference.answer for reference in load_references(tmp_path / "out")] == ["A nodule."]
+
+
+def test_a_report_on_several_images_can_be_asked_about_its_first(tmp_path: Path) -> None:
     source = tiny.write_set(tmp_path / "source", studies=3)
     one, two, three = StudyIndex(source)
     (source / "reports.jsonl").write_text(
         format_report_line([two, one], "Clear.") + format_report_line([three], "A nodule.")
     )
-    made = make_report_questions(source, tmp_path / "out")
+    made = make_report_questions(source, tmp_path / "out", views="first")
     assert [question.study for question in load_questions(tmp_path / "out")] == [two, three]
     assert list(StudyIndex(tmp_path / "out")) == [two, three]
     assert list(read_reports(tmp_path / "out" / "reports.jsonl")) == [

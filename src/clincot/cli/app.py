@@ -17,6 +17,7 @@ from typing import Annotated, Any
 import typer
 
 from clincot import __version__
+from clincot.cli.compare_command import add_compare_command
 from clincot.cli.convert_commands import add_convert_commands
 from clincot.cli.data_commands import add_data_commands
 from clincot.cli.deploy_commands import add_deploy_commands
@@ -40,7 +41,9 @@ from clincot.waiting import WAIT_ENV, ServiceWaiting, use_waiting
 PROGRAM = "clincot"
 # Somebody waits for the answer of a short command, and its address may be mistyped. These commands work for hours, so
 # they wait as long as the tasks of a pipeline.
-LONG_COMMANDS = frozenset({stage.name for stage in STAGES if stage.name != "preflight"} | {"rounds", "serve", "deploy"})
+LONG_COMMANDS = frozenset(
+    {stage.name for stage in STAGES if stage.name != "preflight"} | {"rounds", "compare", "serve", "deploy"}
+)
 COMMAND_WAIT_S = 30.0
 BROKEN_PIPE_CODE = 141  # what a shell reports for a program that SIGPIPE ended: 128 + 13
 ABOUT = "Teach medical vision-language models to look before they answer."
@@ -112,6 +115,7 @@ def get_command() -> Any:
     commands = Commands()
     add_stage_commands(commands)
     add_round_commands(commands)
+    add_compare_command(commands)
     add_data_commands(commands)
     add_export_commands(commands)
     add_version_commands(commands)

@@ -360,6 +360,12 @@ class ReportQuestionsArguments:
     question: Annotated[
         str, typer.Option("--question", metavar="TEXT", help="The question that every study is asked.")
     ] = "Describe the findings."
+    views: Annotated[
+        Literal["all", "first"],
+        typer.Option(
+            "--views", help="Images of a report that are shown: all of them side by side in one picture, or the first."
+        ),
+    ] = "all"
     workers: WorkersOption = None
     allow_refused: AllowRefusedOption = 0
 
@@ -371,7 +377,12 @@ def make_questions(args: ReportQuestionsArguments) -> int:
     return _print_report(
         "report-questions",
         lambda: make_report_questions(
-            args.source, args.out, question=args.question, allow_refused=args.allow_refused, workers=args.workers
+            args.source,
+            args.out,
+            question=args.question,
+            views=args.views,
+            allow_refused=args.allow_refused,
+            workers=args.workers,
         ),
     )
 

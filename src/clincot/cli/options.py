@@ -10,6 +10,7 @@ from typing import Annotated
 import typer
 
 from clincot.config import Params, find_recipe, list_recipes, load_params
+from clincot.errors import InvalidInput
 
 CONFIGURATION = "Configuration"
 PARAMS_FILE = Path("params.yaml")
@@ -90,3 +91,19 @@ def describe_sources(params: Params, path: Path | None, recipe: str, overrides: 
     if overrides:
         sources.append("--set")
     return ", then ".join(sources)
+
+
+def find_split_folders(data: Path | None, train: Path | None, test: Path | None) -> tuple[Path, Path]:
+    """The training and the test folder: both inside `data`, or named one by one. Raises InvalidInput."""
+    if data is None:
+        if train is not None and test is not None:
+            return train, test
+    elif train is None and test is None:
+        train, test = data / "train", data / "test"
+        if train.is_dir() and test.is_dir():
+            return train, test
+        raise InvalidInput(
+            f"{data}: expected the folders train and test in it. Ingest it with a split (--split by-row or"
+            " patient-disjoint), or name --train and --test"
+        )
+    raise InvalidInput("expected either --data or both --train and --test")

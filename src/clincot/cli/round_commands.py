@@ -12,7 +12,7 @@ import typer
 
 from clincot.cli.framework import Commands, Entry, add_command, build_group, record_invocation
 from clincot.cli.help_text import wrap_text
-from clincot.cli.options import ParamsArguments, read_params
+from clincot.cli.options import ParamsArguments, find_split_folders, read_params
 from clincot.config import find_recipe, list_recipes, render_params
 from clincot.errors import InvalidInput
 from clincot.records import Decision
@@ -336,24 +336,9 @@ def score_blind(args: BlindArguments) -> int:
     from clincot.evaluation.blind_baseline import BlindBaseline
     from clincot.evaluation.read_benchmark import read_benchmark
 
-    train, test = _find_blind_folders(args)
+    train, test = find_split_folders(args.data, args.train, args.test)
     benchmark = read_benchmark(test)
     blind = BlindBaseline.fit(load_questions(train), load_references(train))
     reports = build_benchmark_reports(blind.iter_outcomes(benchmark), benchmark)
     print(render_metrics_table(reports, names={blind.digest: "blind"}))
     return 0
-
-
-def _find_blind_folders(args: BlindArguments) -> tuple[Path, Path]:
-    if args.data is None:
-        if args.train is not None and args.test is not None:
-            return args.train, args.test
-    elif args.train is None and args.test is None:
-        train, test = args.data / "train", args.data / "test"
-        if train.is_dir() and test.is_dir():
-            return train, test
-        raise InvalidInput(
-            f"{args.data}: expected the folders train and test in it. Ingest it with a split (--split by-row or"
-            " patient-disjoint), or name --train and --test"
-        )
-    raise InvalidInput("expected either --data or both --train and --test")

@@ -13,7 +13,7 @@ The public names are those below: import them from `clincot.config`.
 
 from clincot.config.loading import load_params
 from clincot.config.params_yaml import render_params
-from clincot.config.recipes import Recipe, find_recipe, list_recipes
+from clincot.config.recipes import PolicyFacts, Recipe, find_recipe, list_recipes
 from clincot.config.sections import (
     SECTION_NAMES,
     AnswerConfig,
@@ -56,6 +56,7 @@ __all__ = [
     "JudgeSpec",
     "PairConfig",
     "Params",
+    "PolicyFacts",
     "PreflightConfig",
     "PrepareConfig",
     "ProposeConfig",

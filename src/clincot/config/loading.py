@@ -86,11 +86,14 @@ def _set_value(values: dict[str, Any], keys: Sequence[str], value: Any, override
 
 
 def _take_reference(content: dict[str, Any], where: str) -> RecipeReference:
-    """Remove `recipe` from a params file's content and parse it. A recipe file, given as a params file, has `about`."""
+    """Remove `recipe` from a params file's content and parse it.
+
+    A recipe file, given as a params file, says more about itself: `about` and `policy`.
+    """
     head = content.pop("recipe", None) or {}
     if not isinstance(head, dict):
         raise InvalidRecord(f"{where}: recipe: expected {{name: …}}, got {head!r}")
-    head = {key: value for key, value in head.items() if key != "about"}
+    head = {key: value for key, value in head.items() if key not in ("about", "policy")}
     return parse_config(RecipeReference, head, where=f"{where}: recipe")
 
 

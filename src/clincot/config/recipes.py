@@ -1,6 +1,7 @@
 """Recipes: complete sets of parameters for a kind of model and data, each with a name and what it is for.
 
-The shipped ones are `recipes/*.yaml`. A recipe is a YAML file with `recipe: {name, about}` and the sections of Params.
+The shipped ones are `recipes/*.yaml`. A recipe is a YAML file with `recipe: {name, about, policy}` and the
+sections of Params.
 """
 
 from __future__ import annotations
@@ -15,8 +16,19 @@ from clincot.config.sections import SECTION_NAMES, FrozenConfig, Params
 from clincot.config.settings_file import parse_config, parse_parameters, read_settings
 from clincot.config.shipped import find_data_folder
 from clincot.errors import InvalidInput
-from clincot.fields import NonEmptyStr
+from clincot.fields import NonEmptyStr, PositiveInt
 from clincot.jsonl import InvalidRecord
+
+
+class PolicyFacts(FrozenConfig):
+    """The policy that a recipe was written for: how it is had, and the sizes that its costs depend on."""
+
+    title: NonEmptyStr = Field(description="Name of the model, as tables of results have it.")
+    family: NonEmptyStr = Field(description="Its family in docs/reference/models.md.")
+    obtain: NonEmptyStr = Field(description="Command that puts the checkpoint into the folder preflight.base.")
+    parameters: PositiveInt = Field(description="Number of weights, tied ones once.")
+    image_tokens: PositiveInt = Field(description="Tokens of a whole film of 1024 x 1024 pixels.")
+    crop_tokens: PositiveInt = Field(description="Tokens of a crop of 512 x 512 pixels.")
 
 
 class RecipeHead(FrozenConfig):
@@ -24,6 +36,7 @@ class RecipeHead(FrozenConfig):
 
     name: NonEmptyStr = Field(description="Name, as given to --recipe.")
     about: NonEmptyStr = Field(description="What the recipe is for: models, data and hardware.")
+    policy: PolicyFacts | None = Field(default=None, description="The policy that the recipe was written for.")
 
 
 @dataclass(frozen=True)
@@ -35,6 +48,7 @@ class Recipe:
     path: Path
     values: dict[str, Any]  # the sections as the file has them
     params: Params  # the same, validated over the neutral defaults
+    policy: PolicyFacts | None = None  # the model that the recipe was written for
 
     @property
     def digest(self) -> str:
@@ -77,7 +91,7 @@ def read_recipe(path: Path) -> Recipe:
         raise InvalidRecord(f"{path}: recipe: expected {{name: …, about: …}}, got {head!r}")
     parsed = parse_config(RecipeHead, head, where=f"{path}: recipe")
     params = parse_parameters(Params, content, where=str(path))
-    return Recipe(name=parsed.name, about=parsed.about, path=path, values=content, params=params)
+    return Recipe(name=parsed.name, about=parsed.about, path=path, values=content, params=params, policy=parsed.policy)
 
 
 def _is_params_file(content: dict[str, Any]) -> bool:

@@ -114,6 +114,36 @@ def build_benchmark_reports(
     return built
 
 
+def pool_metrics(
+    runs: Sequence[tuple[Iterable[Outcome], Benchmark]],
+    *,
+    reports: ReportMetrics | None = None,
+    seed: int = 0,
+    resamples: int = 2000,
+) -> dict[str, dict[str, Interval]]:
+    """The metrics of a report over several runs of one method together: {arm: {metric: interval}}.
+
+    runs: the outcomes of each run's policy and the benchmark that it answered. A patient is one cluster in all runs.
+    Raises BadBenchmark as `build_benchmark_reports` does.
+    """
+    arms: dict[str, MetricSums] = {}
+    for outcomes, benchmark in runs:
+        answered: dict[str, set[str]] = {}
+        for outcome in outcomes:
+            _check_outcome(outcome, benchmark)
+            answered.setdefault(outcome.arm, set()).add(outcome.question)
+            sums = arms.setdefault(outcome.arm, {})
+            _count_outcome(sums, outcome.question, outcome, benchmark, reports, arm=outcome.arm)
+        for arm, questions in answered.items():
+            for question in benchmark.questions:
+                if question not in questions:
+                    _count_outcome(arms[arm], question, None, benchmark, reports, arm=arm)
+    pooled = {}
+    for arm, sums in arms.items():
+        pooled[arm] = {name: metric.compute_interval(seed=seed, resamples=resamples) for name, metric in sums.items()}
+    return pooled
+
+
 def _describe_protocol(kinds: set[str], reports: ReportMetrics | None) -> str:
     """Name the protocols of the benchmark's kinds of questions; for reports, what computes each metric."""
     parts = [VQA_PROTOCOL] if kinds - {"report"} else []

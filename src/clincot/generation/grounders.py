@@ -65,7 +65,7 @@ class WindowGrounder:
         self.policy = policy
         self.boxes: list[Box] = []
         for side in sides:
-            self.boxes += _list_windows(side, stride)
+            self.boxes += list_windows(side, stride)
 
     def ground(self, queries: Sequence[GroundingQuery], folder: Path) -> list[list[GroundedRegion]]:
         """Every window of every hypothesis, best first; windows without a readable P(yes) are left out."""
@@ -104,7 +104,7 @@ class RelevanceGrounder:
     def __init__(self, policy: RelevancePolicy, *, quantile: float) -> None:
         self.policy = policy
         self.quantile = quantile
-        self.tiles = _list_windows(policy.views.min_crop, 1.0)
+        self.tiles = list_windows(policy.views.min_crop, 1.0)
 
     def ground(self, queries: Sequence[GroundingQuery], folder: Path) -> list[list[GroundedRegion]]:
         """The regions of every hypothesis, best first."""
@@ -236,7 +236,7 @@ def _rank_regions(query: GroundingQuery, regions: _RegionsByFinding) -> list[Gro
     return sorted(candidates, key=lambda region: (-region.confidence, region.box.xyxy))
 
 
-def _list_windows(side: float, stride: float) -> list[Box]:
+def list_windows(side: float, stride: float) -> list[Box]:
     """Squares of one side in reading order that touch every border.
 
     They are at most `stride` (a share of the side) apart, or closer, so that the last one ends at the border.

@@ -55,6 +55,7 @@ from clincot.preflight.gpu_memory import (
     ModelSize,
     TrainingMethod,
     choose_method,
+    count_pairs_in_pass,
     estimate_serving,
     estimate_training,
     format_count,
@@ -73,6 +74,7 @@ from clincot.prompts import (
     text_judge_prompt,
 )
 from clincot.records import Study
+from clincot.text import format_count as format_text_count
 from clincot.training.resolved_settings import LARGE_MODEL_LORA_R
 
 _FILM_SIDE, _SMALL_SIDE = 1024, 32  # pixels of the picture that tokens are counted on, and of the one that is shown
@@ -503,7 +505,8 @@ def _check_training_memory(checkup: _Checkup) -> PreflightCheck:
     assert train is not None
     tokens, method = _count_tokens(checkup), choose_method(size, train)
     estimate = estimate_training(size, train, tokens=tokens, method=method)
-    about = f"{method}, {train.batch_size} pairs in a pass of {tokens} tokens each"
+    pairs = format_text_count(count_pairs_in_pass(train), "pair")
+    about = f"{method}, {pairs} in a pass of {tokens} tokens each"
     return _compare_memory(checkup, f"{estimate}: {about}", estimate, _suggest_training(checkup, size, train, tokens))
 
 

@@ -177,7 +177,7 @@ def estimate_training(
     else:
         base = size.total * 4 + (0 if wide else trained * 2)
     sides = 1 if train.loss == "sft" else 3 if train.image_pair_weight else 2
-    rows = sides * train.batch_size * tokens * size.hidden
+    rows = sides * count_pairs_in_pass(train) * tokens * size.hidden
     activations = rows * (2 if method.bfloat16 else 4) * (size.layers + _LAYER_BYTES / 2)
     return MemoryEstimate(
         (
@@ -188,6 +188,11 @@ def estimate_training(
             ("activations", activations),
         )
     )
+
+
+def count_pairs_in_pass(train: TrainConfig) -> int:
+    """Pairs that are in memory at once: a step's batch is split into `grad_accumulation` parts."""
+    return -(-train.batch_size // train.grad_accumulation)
 
 
 def format_gib(gib: float) -> str:
