@@ -60,6 +60,8 @@ def decide(made: Path, out: Path, *more: str, challenger: str = "new", champion:
             f"{out}/decision.md",
             "--set",
             "decide.resamples=50",
+            "--set",
+            "decide.arm=written",
             *more,
         ]
     )

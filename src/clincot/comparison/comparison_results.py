@@ -81,10 +81,10 @@ def collect_comparison(plan: ComparisonPlan) -> dict[str, Any]:
 
 
 def choose_metric(plan: ComparisonPlan, benchmark: Benchmark) -> str:
-    """The metric of the table's arms: ROUGE-L for a benchmark of reports, else accuracy."""
+    """The metric of the table's arms: ROUGE-L for a benchmark of reports, else accuracy by the gate's protocol."""
     if all(question.kind == "report" for question in benchmark.questions.values()):
         return "raw/rouge_l"
-    return "accuracy"
+    return "parsed_accuracy" if plan.params.decide.protocol == "parsed" else "accuracy"
 
 
 def _read_seeds(plan: ComparisonPlan, folder: str) -> list[tuple[Path, list[Outcome]]]:
