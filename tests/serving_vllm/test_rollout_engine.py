@@ -35,6 +35,7 @@ SETTINGS = (
     "propose.merge_iou=1.0",
     "propose.temperature=0",
     "answer.temperature=0",
+    "answer.per_region=1",
     "evaluate.arms=[whole, written]",
     "judge.judges=[{name: a, path: 'shipped:judge-a'}, {name: b, path: 'shipped:judge-b'}]",
     "models.dtype=float32",

@@ -32,6 +32,7 @@ from tests.support.vllm_command import install_stand_in
 SETTINGS = (
     "propose.grounders={random: 2}",
     "answer.temperature=0",
+    "answer.per_region=1",
     "answer.batch_size=8",
     "models.engine=vllm",
     "models.vllm.concurrency=2",

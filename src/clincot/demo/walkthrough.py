@@ -119,7 +119,8 @@ def plan_vqa_rad_round(run: Path, release: Path) -> Plan:
         raise InvalidRecord(f"{release}: no such folder; expected the VQA-RAD release (JSON and images/)")
     if not (run / "vqa-rad").is_dir():
         print(ingest_vqa_rad(release, run / "vqa-rad", split="image-disjoint").format_summary())
-    overrides = ("prepare.rounds=4", "evaluate.arms=[served, written, windows, random, whole]")
+    # the small judges agree on nothing in real radiology, so that no pair would be left of those they know
+    overrides = ("prepare.rounds=4", "evaluate.arms=[served, written, windows, random, whole]", "pair.min_agreement=0")
     params = load_params(None, overrides, recipe=RECIPE)
     return Plan(
         run,
