@@ -167,7 +167,9 @@ def test_prompts_come_from_the_prefix_cache(place: Workplace) -> None:
 
 
 def find_vllm_processes() -> list[psutil.Process]:
-    return [one for one in psutil.Process().children(recursive=True) if "process_guard" not in " ".join(one.cmdline())]
+    """Running children other than the guard; a zombie has ended and waits to be reaped."""
+    children = [one for one in psutil.Process().children(recursive=True) if one.status() != psutil.STATUS_ZOMBIE]
+    return [one for one in children if "process_guard" not in " ".join(one.cmdline())]
 
 
 def test_a_killed_server_ends_the_stage_and_a_rerun_goes_on(place: Workplace, monkeypatch: pytest.MonkeyPatch) -> None:
