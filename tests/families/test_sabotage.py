@@ -106,7 +106,6 @@ def flatten_positions(model: VisionLanguageModel, patch: pytest.MonkeyPatch) -> 
 def drop_bos(model: VisionLanguageModel, patch: pytest.MonkeyPatch) -> None:
     """Ids as by add_special_tokens=False."""
     patch.setattr(model.encoder, "_adds_special", False)
-    patch.setattr(model.encoder, "_tokenize", model.encoder._tokenize_text)
 
 
 def keep_eos_only(model: VisionLanguageModel, patch: pytest.MonkeyPatch) -> None:
@@ -158,6 +157,7 @@ def test_what_is_taken_away_is_missed(
     sabotage = SABOTAGES[name]
     subject = Subject(family, model, conversations, studies, films)
     sabotage.compare(subject)
+    monkeypatch.setattr(model.encoder, "_encode_row", model.encoder._encode_text)  # without what it remembers
     sabotage.apply(model, monkeypatch)
     if sabotage.families & {family.name, "*"}:
         with pytest.raises(FAILURES):
