@@ -130,7 +130,7 @@ print(render_params(load_params(None, recipe="small-model")))
 """
     module, recipes, judge, digests, *rendered = run_installed(installed, elsewhere, "-c", code).splitlines()
     assert module == str(installed / "clincot" / "__init__.py")
-    assert recipes == "small-model"
+    assert recipes.split() == sorted(path.stem for path in (ROOT / "recipes").glob("*.yaml"))
     assert judge == str(installed / "clincot" / "assets" / "judge-b")
     from clincot.models.checkpoint import hash_checkpoint
 

@@ -126,7 +126,8 @@ def test_the_schema_of_parameters_is_up_to_date() -> None:
 @pytest.mark.parametrize("helm", ["3", "4"])
 def test_helm_says_the_same(helm: str) -> None:
     """No answer is an error of a template."""
-    for path in random.Random(7).sample(PATHS, 12):
+    others = [path for path in PATHS if path != ("store", "existingSecret")]  # which is set here
+    for path in random.Random(7).sample(others, 12):
         done = template("--set", "store.existingSecret=s3", "--set-json", f"{'.'.join(path)}=null", version=helm)
         assert (done.returncode == 0) is (path in MAY_BE_MISSING), path
         assert "nil pointer" not in done.stderr

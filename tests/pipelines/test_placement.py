@@ -261,7 +261,7 @@ def test_what_looks_outside_is_never_cached(compiled: Any) -> None:
         ("env: {HTTPS_PROXY: 'http://me:word@proxy'}", "env.HTTPS_PROXY looks like a secret"),
         ("cpu: {requests: {cpu: two, memory: 1Gi}, limits: {cpu: '2', memory: 1Gi}}", "cpu.requests.cpu"),
         ("gpu: {requests: {cpu: '1', memory: 1Gi}, limits: {cpu: '1', memory: 1Gi}, count: 1}", "names no resource"),
-        ("security: {user: 0}", "security.user"),
+        ("security: {user: -1}", "security.user"),
         ("- a list", "expected settings by name"),
     ],
 )

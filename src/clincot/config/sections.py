@@ -84,7 +84,9 @@ class EngineConfig(FrozenConfig):
     """What runs the models of one stage; Params.get_stage_config fills it in from `models`."""
 
     kind: EngineName = Field(default="transformers", description="In this process, a vLLM server here, or a URL.")
-    url: OptionalText = Field(default="", description="Base URL of the policy's endpoint, ending in /v1.")
+    url: OptionalText = Field(
+        default="", pattern=r"^(https?://\S+)?$", description="Base URL of the policy's endpoint, ending in /v1."
+    )
     model: OptionalText = Field(default="", description="Name of the policy at the endpoint.")
     api_key_env: OptionalText = Field(default="", description="Environment variable that holds the endpoint's key.")
     vllm: VllmConfig = Field(default=VllmConfig(), description="Settings of the vLLM server.")
@@ -675,7 +677,9 @@ class ModelsConfig(FrozenConfig):
     engines: dict[RolloutStage, EngineName] = Field(
         default={}, description="Engines of single stages that differ from `engine`, such as {judge: transformers}."
     )
-    url: OptionalText = Field(default="", description="Base URL of the engine url, ending in /v1.")
+    url: OptionalText = Field(
+        default="", pattern=r"^(https?://\S+)?$", description="Base URL of the engine url, ending in /v1."
+    )
     model: OptionalText = Field(
         default="",
         description="Name of the policy at that URL; empty: the first 12 digits of its digest, which tells rounds "
