@@ -233,3 +233,9 @@ def test_one_section_decides_how_answers_are_served() -> None:
     assert patient.answer_digest == params.serve.answer_digest != Params().serve.answer_digest
     with pytest.raises(InvalidRecord, match=r"publish\.serve differs from serve; set serve alone"):
         load_params(None, ("serve.max_new_tokens=40", "publish.serve.max_new_tokens=41"))
+
+
+def test_an_engine_of_one_stage_is_a_change() -> None:
+    """The default engine is not dumped, so that digests stay; another one is a change like any other."""
+    params = load_params(None, ("answer.engine={kind: url, url: 'http://vllm.team:8000/v1'}",))
+    assert params.list_changes(Params()) == ("answer.engine",)

@@ -773,7 +773,7 @@ class Params(FrozenConfig):
         for section in SECTION_NAMES:
             before = getattr(base, section).model_dump(mode="json")
             for name, value in getattr(self, section).model_dump(mode="json").items():
-                if before[name] != value:
+                if before.get(name) != value:  # a default engine is not dumped
                     changed.append(f"{section}.{name}")
         return tuple(changed)
 
