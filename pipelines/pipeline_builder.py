@@ -14,6 +14,7 @@ from typing import Any
 
 from kfp import dsl
 
+from clincot.pipelines.argo_workflow import read_kubernetes_configs
 from clincot.pipelines.params import describe
 from clincot.records import hash_json
 
@@ -91,7 +92,7 @@ def share_components(spec: dict[str, Any], platform: dict[str, Any]) -> None:
     copies of a run of several rounds would fill a third of the Workflow object (workflow_size.py).
     """
     executors, components = spec["deploymentSpec"]["executors"], spec["components"]
-    placed = platform["platforms"]["kubernetes"]["deploymentSpec"]["executors"]
+    placed = read_kubernetes_configs(platform)
     labels = _name_equal_ones({name: [one, placed.get(name)] for name, one in executors.items()})
     for component in components.values():
         if "executorLabel" in component:

@@ -17,6 +17,8 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any, NamedTuple
 
+from clincot.pipelines.argo_workflow import name_executor_template, read_kubernetes_configs
+
 TERMINAL_STATES = ("SUCCEEDED", "FAILED", "SKIPPED", "CANCELED", "CANCELLED")
 _ROUND_KEY = re.compile(r"round-\d+")
 _ORDER = ("failed", "stopped", "running", "waiting", "not recorded", "succeeded", "cached", "skipped", "not reached")
@@ -115,9 +117,8 @@ def list_planned_tasks(spec: Any) -> list[PlannedTask]:
     """Return the tasks of a compiled pipeline that run in pods, each after those it depends on."""
     if not isinstance(spec, Mapping):
         return []
-    platform = spec.get("platform_spec") or {}
     pipeline = spec.get("pipeline_spec", spec)
-    executors = platform.get("platforms", {}).get("kubernetes", {}).get("deploymentSpec", {}).get("executors", {})
+    executors = read_kubernetes_configs(spec.get("platform_spec") or {})
     return list(_iter_tasks(pipeline, executors, pipeline.get("root", {}), (), iterated=False))
 
 
@@ -139,7 +140,7 @@ def _iter_tasks(
             yield from _iter_tasks(pipeline, executors, inside, (*around, key), iterated=repeated)
         else:
             settings = executors.get(inside.get("executorLabel", ""), {})
-            yield PlannedTask(key, label, around, iterated, _name_template(task, settings))
+            yield PlannedTask(key, label, around, iterated, name_executor_template(task, settings))
 
 
 def _order_tasks(tasks: Mapping[str, Any]) -> list[str]:
@@ -151,18 +152,6 @@ def _order_tasks(tasks: Mapping[str, Any]) -> list[str]:
         ordered += ready
         left = [key for key in left if key not in ready]
     return ordered
-
-
-def _name_template(task: Mapping[str, Any], settings: Mapping[str, Any]) -> str:
-    """Return the name of Argo's template, which is part of a pod's name.
-
-    kubeflow/pipelines 2.17.0, backend/src/v2/compiler/argocompiler/container.go: addContainerExecutorTemplate.
-    """
-    name = "retry-system-container-impl" if "retryPolicy" in task else "system-container-impl"
-    metadata = settings.get("podMetadata")
-    if metadata is None:
-        return name
-    return f"metadata-{len(metadata.get('annotations', {}))}-{len(metadata.get('labels', {}))}-{name}"
 
 
 def _build_row(task: PlannedTask, entries: _Entries, run: _RunFacts) -> TaskRow:

@@ -33,6 +33,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from clincot.errors import InvalidInput
+from clincot.pipelines.argo_workflow import name_executor_template, read_kubernetes_configs
 from clincot.text import format_count
 
 Json = dict[str, Any]
@@ -81,7 +82,7 @@ def estimate_workflow_size(spec: Json, platform: Json, *, groups: int, promoted:
     spec, platform: the documents of a compiled pipeline. groups: tasks that process shards at the same time, in every
     round; the number of shards does not matter. promoted: every round promotes its challenger.
     """
-    builder = _WorkflowBuilder(spec, _read_kubernetes_configs(platform), groups, promoted)
+    builder = _WorkflowBuilder(spec, read_kubernetes_configs(platform), groups, promoted)
     nodes = builder.build_status()
     status = _encode(nodes)
     compressed = base64.b64encode(gzip.compress(status.encode(), 6, mtime=0))
@@ -98,11 +99,6 @@ def check_workflow_size(size: WorkflowSize, *, groups: int, rounds: int) -> None
             f"and {allowed / 1e6:.2f} MB of it may be planned. Let fewer tasks process shards (parallel_shards in "
             "cluster.yaml), or do fewer rounds in one run (--rounds)"
         )
-
-
-def _read_kubernetes_configs(platform: Json) -> dict[str, Json]:
-    executors = platform.get("platforms", {}).get("kubernetes", {}).get("deploymentSpec", {}).get("executors", {})
-    return {name: dict(config) for name, config in executors.items()}
 
 
 def _encode(content: object) -> str:
@@ -129,7 +125,7 @@ class _WorkflowBuilder:
         """Return {id: node} of all nodes at the end of a run in which a challenger was promoted."""
         root = {"component": _encode(self.spec["root"]), "driver-type": "ROOT_DAG", "runtime-config": self._form()}
         self._add_pair("", "entrypoint")
-        self._add_driver("(0).root-driver", root, "system-dag-driver", _DAG_OUTPUTS)
+        self._add_pod("(0).root-driver", root, "system-dag-driver", _DAG_OUTPUTS)
         self._add_pair("(0).root", "root")
         self._add_dag("(0).root(0)", self.spec["root"])
         return self.nodes
@@ -168,7 +164,7 @@ class _WorkflowBuilder:
 
     def _add_subpipeline(self, path: str, name: str, task: Json, component: Json) -> None:
         inputs = {"component": _encode(component), "task": _encode(task), **self._driver_ids(name)}
-        self._add_driver(f"{path}-driver", inputs, "system-dag-driver", _DAG_OUTPUTS)
+        self._add_pod(f"{path}-driver", inputs, "system-dag-driver", _DAG_OUTPUTS)
         if not self.promoted and "condition" in task.get("triggerPolicy", {}):
             self._add_node(path, "Skipped", task["componentRef"]["name"], {}, {})
             return
@@ -179,13 +175,13 @@ class _WorkflowBuilder:
         template = task["componentRef"]["name"]
         inputs = {"component": _encode(component), "task": _encode(task), **self._driver_ids(name)}
         self._add_pair(path, f"{template}-{name}-iterator")
-        self._add_driver(f"{path}(0).iteration-driver", inputs, "system-dag-driver", _DAG_OUTPUTS)
+        self._add_pod(f"{path}(0).iteration-driver", inputs, "system-dag-driver", _DAG_OUTPUTS)
         self._add_node(f"{path}(0).iteration-iterations", "TaskGroup", f"{template}-iteration", {}, {})
         for number in range(self.groups):
             item = f"{path}(0).iteration-iterations({number}:{number})"
             index = {"iteration-index": str(number), "parent-dag-id": self._digits(3)}
             self._add_pair(item, f"{template}-iteration", index)
-            self._add_driver(f"{item}(0).iteration-item-driver", {**inputs, **index}, "system-dag-driver", _DAG_OUTPUTS)
+            self._add_pod(f"{item}(0).iteration-item-driver", {**inputs, **index}, "system-dag-driver", _DAG_OUTPUTS)
             self._add_pair(f"{item}(0).iteration-item", template)
             self._add_dag(f"{item}(0).iteration-item(0)", component)
 
@@ -201,20 +197,18 @@ class _WorkflowBuilder:
             "kubernetes-config": _encode(kubernetes),
         }
         outputs = {"pod-spec-patch": patch, "cached-decision": "false", "condition": "nil"}
-        self._add_driver(f"{path}-driver", inputs, "system-container-driver", outputs)
-        passed = {"pod-spec-patch": patch, **_pod_metadata(kubernetes), **_retry_parameters(task)}
-        kind = f"{'retry-' if 'retryPolicy' in task else ''}system-container"
-        labels = kubernetes.get("podMetadata", {})
-        if labels:
-            kind = f"metadata-{len(labels.get('annotations', {}))}-{len(labels.get('labels', {}))}-{kind}"
-        self._add_pair(path, f"{kind}-executor", {**passed, "cached-decision": "false"})
-        logs = f"private-artifacts/kubeflow/{self.workflow}/2026/11/29/{self.workflow}-{kind}-impl-0/main.log"
-        finished = {"exitCode": "0", "artifacts": [{"name": "main-logs", "s3": {"key": logs}}]}
-        for attempt, node in (("", "Retry"), ("(0)", "Pod")):
-            self._add_node(f"{path}(0).executor{attempt}", node, f"{kind}-impl", passed, finished)
+        self._add_pod(f"{path}-driver", inputs, "system-container-driver", outputs)
+        metadata = dict(_iter_pod_metadata(kubernetes.get("podMetadata", {})))
+        passed = {"pod-spec-patch": patch, **metadata, **_retry_parameters(task)}
+        template = name_executor_template(task, kubernetes)
+        executor = f"{template.removesuffix('-impl')}-executor"
+        self._add_pair(path, executor, {**passed, "cached-decision": "false"})
+        self._add_pod(f"{path}(0).executor", passed, template, {})
 
-    def _add_driver(self, path: str, inputs: Mapping[str, str], template: str, outputs: Mapping[str, str]) -> None:
-        results = {"parameters": [_output_parameter(name, value) for name, value in outputs.items()]}
+    def _add_pod(self, path: str, inputs: Mapping[str, str], template: str, outputs: Mapping[str, str]) -> None:
+        """Add the Retry node of a driver or an executor and its only attempt."""
+        parameters = [_output_parameter(name, value) for name, value in outputs.items()]
+        results = {"parameters": parameters} if parameters else {}
         for attempt, node in (("", "Retry"), ("(0)", "Pod")):
             logs = f"private-artifacts/kubeflow/{self.workflow}/2026/11/29/{self.workflow}-{template}-0/main.log"
             artifacts = {"artifacts": [{"name": "main-logs", "s3": {"key": logs}}], "exitCode": "0"}
@@ -374,10 +368,6 @@ _LAUNCHER_ARGUMENTS = (
 
 def _output_parameter(name: str, value: str) -> Json:
     return {"name": name, "value": value, "valueFrom": {"path": f"/tmp/outputs/{name}", "default": "true"}}
-
-
-def _pod_metadata(kubernetes: Json) -> dict[str, str]:
-    return dict(_iter_pod_metadata(kubernetes.get("podMetadata", {})))
 
 
 def _iter_pod_metadata(metadata: Json) -> Iterator[tuple[str, str]]:
