@@ -9,7 +9,7 @@ import re
 import sys
 import urllib.request
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -101,6 +101,16 @@ class Connection:
                     raise
                 return found
         return str(created.experiment_id)
+
+    def find_version(self, source: Any) -> Any | None:
+        """Return the version of a pipeline that a run or recurring run refers to; None if it has been deleted."""
+        with kfp_errors(self.endpoint):
+            try:
+                return self.client.get_pipeline_version(source.pipeline_id, source.pipeline_version_id)
+            except ApiException as error:
+                if error.status == 404:
+                    return None
+                raise
 
     def link_run(self, run_id: str) -> str:
         """Return the address of a run in the UI."""
@@ -256,6 +266,17 @@ def _find_outage(error: BaseException, *, repeatable: bool = True) -> Outage | N
     if not repeatable and not any(isinstance(one, unreached) for one in iter_causes(error)):
         return None
     return Outage(type(error).__name__)
+
+
+def iter_pages(list_page: Callable[..., Any], items: str) -> Iterator[Any]:
+    """Yield the entries of all pages. list_page: takes page_token and page_size. items: name of a page's entries."""
+    token = ""
+    while True:
+        page = list_page(page_token=token, page_size=100)
+        yield from getattr(page, items) or []
+        token = page.next_page_token
+        if not token:
+            return
 
 
 @contextlib.contextmanager

@@ -12,14 +12,13 @@ behind. Those of other model lines and installations, and those that people made
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
-from kfp_server_api import ApiException
-
 from clincot.errors import InvalidInput
-from clincot.pipelines.client import Connection, kfp_errors
+from clincot.pipelines.client import Connection, iter_pages, kfp_errors
 from clincot.pipelines.ownership import Owner, find_owner, read_description, read_owner, write_description
 from clincot.pipelines.round_plan import RoundPlan
 from clincot.pipelines.submit import check_run_inputs, upload_pipeline
@@ -116,7 +115,9 @@ def delete_recurring_runs(connection: Connection) -> list[str]:
 
 def list_recurring_runs(connection: Connection) -> list[Any]:
     """List the recurring runs of the namespace that this module made, for whichever model line."""
-    return [one for one in _iter_recurring_runs(connection) if _is_kept(one)]
+    list_page = partial(connection.client.list_recurring_runs, namespace=connection.namespace or None)
+    with kfp_errors(connection.endpoint):
+        return [one for one in iter_pages(list_page, "recurring_runs") if _is_kept(one)]
 
 
 def list_line_runs(connection: Connection) -> list[Any]:
@@ -127,19 +128,6 @@ def list_line_runs(connection: Connection) -> list[Any]:
         if other is not None and (other.line == owner.line or owner.replaces(other)):
             found.append(one)
     return found
-
-
-def _iter_recurring_runs(connection: Connection) -> Iterator[Any]:
-    token = ""
-    while True:
-        with kfp_errors(connection.endpoint):
-            page = connection.client.list_recurring_runs(
-                page_token=token, page_size=100, namespace=connection.namespace or None
-            )
-        yield from page.recurring_runs or []
-        token = page.next_page_token
-        if not token:
-            return
 
 
 def _is_kept(one: Any) -> bool:
@@ -157,13 +145,9 @@ def _find_owner(connection: Connection, one: Any) -> Owner | None:
     source = one.pipeline_version_reference
     if owner is not None or source is None or not source.pipeline_version_id:
         return owner
-    with kfp_errors(connection.endpoint):
-        try:
-            version = connection.client.get_pipeline_version(source.pipeline_id, source.pipeline_version_id)
-        except ApiException as error:
-            if error.status == 404:
-                return None
-            raise
+    version = connection.find_version(source)
+    if version is None:
+        return None
     return find_owner(version.pipeline_spec, one.runtime_config.parameters if one.runtime_config else None)
 
 

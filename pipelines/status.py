@@ -7,8 +7,6 @@ from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from typing import Any
 
-from kfp_server_api import ApiException
-
 from clincot.pipelines.client import Connection, PipelinesFailed, PipelinesUnavailable, kfp_errors
 from clincot.pipelines.recurring import describe_trigger, list_line_runs
 from clincot.pipelines.run_record import TERMINAL_STATES, RunRecord, TaskRow, read_run_record
@@ -68,13 +66,8 @@ def find_run_spec(connection: Connection, run: Any) -> Any:
     source = run.pipeline_version_reference
     if source is None or not source.pipeline_version_id:
         return run.pipeline_spec
-    with kfp_errors(connection.endpoint):
-        try:
-            return connection.client.get_pipeline_version(source.pipeline_id, source.pipeline_version_id).pipeline_spec
-        except ApiException as error:
-            if error.status == 404:
-                return None
-            raise
+    version = connection.find_version(source)
+    return None if version is None else version.pipeline_spec
 
 
 def format_schedule_status(connection: Connection) -> str:

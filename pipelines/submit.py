@@ -12,13 +12,21 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from kfp_server_api import ApiException
 
 from clincot.errors import InvalidInput
-from clincot.pipelines.client import Connection, PipelinesFailed, PipelinesUnavailable, kfp_errors, read_reason
+from clincot.pipelines.client import (
+    Connection,
+    PipelinesFailed,
+    PipelinesUnavailable,
+    iter_pages,
+    kfp_errors,
+    read_reason,
+)
 from clincot.pipelines.ownership import read_owner, write_description
 from clincot.pipelines.round import compile_round
 from clincot.pipelines.round_plan import RoundPlan
@@ -262,17 +270,7 @@ def _ensure_version(connection: Connection, path: Path, pipeline: str, name: str
 
 
 def _find_version(connection: Connection, pipeline: str, name: str) -> str | None:
-    for version in _iter_versions(connection, pipeline):
+    for version in iter_pages(partial(connection.client.list_pipeline_versions, pipeline), "pipeline_versions"):
         if version.display_name == name:
             return str(version.pipeline_version_id)
     return None
-
-
-def _iter_versions(connection: Connection, pipeline: str) -> Iterator[Any]:
-    token = ""
-    while True:
-        page = connection.client.list_pipeline_versions(pipeline, page_token=token, page_size=100)
-        yield from page.pipeline_versions or []
-        token = page.next_page_token
-        if not token:
-            return
