@@ -16,7 +16,8 @@ from clincot.serving.api_errors import ApiError
 _JSON, _BINARY = "application/json", "application/octet-stream"
 _JSON_TYPE = re.compile(r"(application|text)/json|application/(?!cloudevents)[a-z0-9.!#$&^_-]+\+json")
 _CHARSET = re.compile(r';\s*charset\s*=\s*"?([^";\s]+)', re.IGNORECASE)
-_V2_INFER = re.compile(r"/v2/models/[^/]+(/versions/[^/]+)?/infer")
+V2_INFER_PATH = re.compile(r"/v2/models/[^/]+(/versions/[^/]+)?/infer")
+BINARY_LENGTH_HEADER = "inference-header-content-length"  # of requests with binary tensors: the bytes of their JSON
 
 
 def choose_content_type(path: str, headers: Mapping[str, str]) -> str:
@@ -25,10 +26,10 @@ def choose_content_type(path: str, headers: Mapping[str, str]) -> str:
     headers: with names in lower case. tritonclient 2.73 sends no Content-Type, neither with JSON nor with binary
     tensors (http/_client.py). Raises ApiError (415) for other types.
     """
-    given, infers = headers.get("content-type", ""), bool(_V2_INFER.fullmatch(path))
+    given, infers = headers.get("content-type", ""), bool(V2_INFER_PATH.fullmatch(path))
     media_type = given.partition(";")[0].strip().lower()
     charset = _CHARSET.search(given)
-    if infers and "inference-header-content-length" in headers:
+    if infers and BINARY_LENGTH_HEADER in headers:
         return _BINARY
     if not (_JSON_TYPE.fullmatch(media_type) or (infers and not media_type)):
         expected = "expected a request with Content-Type: application/json"

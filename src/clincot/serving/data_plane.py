@@ -7,9 +7,8 @@ from typing import Any
 from kserve import InferRequest
 from kserve.protocol.dataplane import DataPlane
 
+from clincot.serving.content_types import BINARY_LENGTH_HEADER
 from clincot.serving.tensors import read_binary_request
-
-BINARY_LENGTH_HEADER = "inference-header-content-length"
 
 
 class VisualCotDataPlane(DataPlane):  # type: ignore[misc]

@@ -21,7 +21,7 @@ from clincot.serving import metrics
 from clincot.serving.api_errors import ApiError, RequestCancelled, build_internal_error, log_unexpected_error
 from clincot.serving.auth import ApiKeys
 from clincot.serving.budgets import BodyBudget, BodyLease
-from clincot.serving.content_types import choose_content_type
+from clincot.serving.content_types import BINARY_LENGTH_HEADER, V2_INFER_PATH, choose_content_type
 from clincot.serving.page_routes import PAGE_CHALLENGE, is_page_request
 from clincot.serving.request_context import RequestContext, current_request
 from clincot.serving.tracing import end_request, trace_request
@@ -34,7 +34,6 @@ App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 CHAT_PATH = "/openai/v1/chat/completions"
 _V1_PATH = re.compile(r"/v1/models/[^/]+:predict")
-_V2_PATH = re.compile(r"/v2/models/[^/]+(/versions/[^/]+)?/infer")
 # paths of probes and Prometheus, which need no key
 _PUBLIC_PATHS = re.compile(r"/|/metrics|/v2/health/(live|ready)|/v1/models/[^/:]+|/v2/models/[^/]+/ready")
 # routes of the SDK that would let a client unload the model, or that are not implemented here
@@ -269,7 +268,7 @@ def detect_protocol(path: str) -> str:
         return "openai"
     if _V1_PATH.fullmatch(path):
         return "v1"
-    return "v2" if _V2_PATH.fullmatch(path) else "other"
+    return "v2" if V2_INFER_PATH.fullmatch(path) else "other"
 
 
 def _record_request(method: str, path: str, sent: _StatusRecorder, seconds: float) -> None:
@@ -315,7 +314,7 @@ def check_json_size(body: bytes, headers: Mapping[str, str]) -> None:
     An empty list takes three bytes of a body and 64 of memory, so the limit of bytes does not limit the memory. Of a
     body with binary tensors, only the first bytes are JSON (KServe's Binary Tensor Data Extension). Raises ApiError.
     """
-    length = headers.get("inference-header-content-length", "")
+    length = headers.get(BINARY_LENGTH_HEADER, "")
     text = body[: int(length[:18])] if length.isdigit() else body
     if text.count(b",") + text.count(b"[") + text.count(b"{") > MAX_JSON_VALUES:
         raise ApiError(413, "body_too_large", f"expected a body of at most {MAX_JSON_VALUES} JSON values")
