@@ -21,7 +21,9 @@ from kserve.protocol.grpc.grpc_predict_v2_pb2_grpc import GRPCInferenceServiceSt
 from kserve.protocol.infer_type import RequestedOutput
 
 from clincot.config.server_settings import ServeSettings
+from clincot.serving.api_errors import ApiError
 from clincot.serving.auth import ApiKeys
+from clincot.serving.tensors import read_binary_request
 from tests.serving.conftest import KEY
 from tests.support.model_servers import INFER, PREDICT, Parrot, serving_here, until, v1, v2
 
@@ -179,6 +181,20 @@ def test_binary_requests_that_do_not_add_up_are_refused(
     reply = httpx.post(server.http + INFER, content=body, headers={**HEADERS, **headers}, timeout=300)
     assert reply.status_code == 422
     assert match in reply.json()["error"]
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (json.dumps({"inputs": [{"name": "question", "datatype": "BYTES", "shape": [1], "data": QUESTION}]}), "0.data"),
+        (f'{{"inputs": "{QUESTION}', "Invalid JSON"),
+    ],
+)
+def test_a_refusal_of_binary_json_does_not_quote_it(content: str, said: str) -> None:
+    with pytest.raises(ApiError) as refused:
+        read_binary_request(content.encode(), str(len(content)), "policy")
+    assert said in refused.value.message
+    assert QUESTION not in refused.value.message
 
 
 @pytest.mark.parametrize("raw", [b"\x00", pack(b"x")[:-1], struct.pack("<I", 2**31) + b"x"])

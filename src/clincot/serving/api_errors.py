@@ -7,8 +7,14 @@ from __future__ import annotations
 
 import logging
 import traceback
+from typing import TYPE_CHECKING
 
 from clincot.errors import ModelFailed
+from clincot.jsonl import strip_prefix
+
+if TYPE_CHECKING:
+    from fastapi.exceptions import RequestValidationError
+    from pydantic import ValidationError
 
 _LOG = logging.getLogger("clincot.serve")
 OPENAI_PREFIXES = ("/openai/", "/v1/chat/")
@@ -72,6 +78,15 @@ def convert_error(error: Exception) -> ApiError:
         return ApiError(502, "model_failed", "the model behind this server gave no usable answer")
     log_unexpected_error(error)
     return build_internal_error()
+
+
+def describe_validation_error(error: ValidationError | RequestValidationError) -> str:
+    """Name the wrong fields (at most five), without quoting their values."""
+    problems = []
+    for problem in error.errors()[:5]:
+        field = ".".join(map(str, problem["loc"])) or "body"
+        problems.append(f"{field}: {strip_prefix(problem['msg'])}")
+    return "; ".join(problems)
 
 
 def log_unexpected_error(error: BaseException) -> None:

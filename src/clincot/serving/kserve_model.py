@@ -14,13 +14,11 @@ import asyncio
 from collections.abc import Sequence
 from typing import Annotated, Any
 
-from fastapi.exceptions import RequestValidationError
 from kserve import InferRequest, InferResponse, Model
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from clincot.generation.visual_cot import VisualAnswer
-from clincot.jsonl import strip_prefix
-from clincot.serving.api_errors import ApiError
+from clincot.serving.api_errors import ApiError, describe_validation_error
 from clincot.serving.service import AnswerRequest, AnswerService
 from clincot.serving.tensors import INPUT_TYPES, OUTPUT_TYPES, build_response, read_questions
 
@@ -112,12 +110,3 @@ class VisualCotModel(Model):  # type: ignore[misc]
             if number is None:
                 raise
             raise error.with_message(f"instance {number}: {error.message}") from None
-
-
-def describe_validation_error(error: ValidationError | RequestValidationError) -> str:
-    """Name the wrong fields (at most five), without quoting their values."""
-    problems = []
-    for problem in error.errors()[:5]:
-        field = ".".join(map(str, problem["loc"])) or "body"
-        problems.append(f"{field}: {strip_prefix(problem['msg'])}")
-    return "; ".join(problems)

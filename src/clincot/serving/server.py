@@ -36,6 +36,7 @@ from clincot.serving.api_errors import (
     RequestCancelled,
     build_internal_error,
     convert_error,
+    describe_validation_error,
 )
 from clincot.serving.auth import ApiKeys
 from clincot.serving.backend import (
@@ -50,7 +51,7 @@ from clincot.serving.chat import build_chat_router, build_models_router
 from clincot.serving.connections import MAX_HEADER_BYTES, build_protocol_class
 from clincot.serving.data_plane import VisualCotDataPlane
 from clincot.serving.grpc_server import JointServer
-from clincot.serving.kserve_model import VisualCotModel, describe_validation_error
+from clincot.serving.kserve_model import VisualCotModel
 from clincot.serving.log_format import configure_logging
 from clincot.serving.metrics import observe_batch
 from clincot.serving.middleware import RequestMiddleware

@@ -28,8 +28,7 @@ from kserve.protocol.infer_type import (
 from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictFloat, StrictInt, StrictStr, ValidationError
 
 from clincot.generation.visual_cot import VisualAnswer
-from clincot.jsonl import format_validation_error
-from clincot.serving.api_errors import ApiError
+from clincot.serving.api_errors import ApiError, describe_validation_error
 from clincot.serving.service import AnswerRequest
 
 INPUT_TYPES = {"question": "BYTES", "image": "BYTES"}
@@ -79,7 +78,7 @@ def read_binary_request(body: bytes, json_length: str, model_name: str) -> Infer
     try:
         request = BinaryRequest.model_validate_json(body[:position])
     except ValidationError as error:
-        raise _refuse_tensor(format_validation_error(error)) from None
+        raise _refuse_tensor(describe_validation_error(error)) from None
     inputs = []
     for tensor in request.inputs:
         data = tensor.data
