@@ -52,7 +52,7 @@ class ShardInputs:
 
     shard: str  # its name, such as 2/8
     data: str
-    questions: str
+    questions: str  # of this shard
     policy: str
     steps: int  # of the chain
     key: str

@@ -145,7 +145,6 @@ def run_stage_task(  # noqa: PLR0913 (components call it with what their artifac
     outputs: Mapping[str, str],
     *,
     metrics: MetricsArtifact | None = None,
-    shard: str = "",
     answer: JsonObject | None = None,
     documents: Mapping[str, Any] | None = None,
     lap: int = 0,
@@ -153,7 +152,6 @@ def run_stage_task(  # noqa: PLR0913 (components call it with what their artifac
     """Run a stage and return the digest of its first output.
 
     inputs: paths or addresses by input name; empty ones are left out.
-    shard: which share of the questions to process, such as 1/2; empty: all of them.
     answer: the section, for stages that need the questions of a chain.
     documents: inputs by content, written to JSON files.
     lap: see `params.parse_stage_config`.
@@ -162,11 +160,6 @@ def run_stage_task(  # noqa: PLR0913 (components call it with what their artifac
         folder = Path(temporary)
         parsed = config if isinstance(config, FrozenConfig) else parse_stage_config(stage, config, lap=lap)
         paths = {name: _resolve_path(location) for name, location in inputs.items() if location}
-        if shard:
-            from clincot.pipelines.sharding import write_shard
-
-            write_shard(paths["questions"], shard, folder / "questions.jsonl")
-            paths["questions"] = folder / "questions.jsonl"
         steps = [] if answer is None else _read_chain(answer)
         contents = {**(documents or {}), **({"steps": steps} if len(steps) > 1 else {})}
         for name, content in contents.items():
@@ -317,11 +310,9 @@ def generate(work: str, group: str, *, trained: str = "", judges: bool = True) -
     with user_errors("generate"), tempfile.TemporaryDirectory() as temporary:
         given = read_task_settings(work)
         store, lap = open_store(given.store), int(given.inputs["lap"])
-        digests = []
-        for one in _list_shard_inputs(work, given, group, Path(temporary), trained):
-            run = partial(_run_shard_stage, given, one.shard, lap)
-            digests.append(generate_shard(one, store, run, judges=judges))
-        return write_group_manifest(store, digests)
+        run = partial(_run_shard_stage, given, lap)
+        shards = _list_shard_inputs(work, given, group, Path(temporary), trained)
+        return write_group_manifest(store, [generate_shard(one, store, run, judges=judges) for one in shards])
 
 
 def judge(work: str, group: str, answered: str) -> str:
@@ -332,9 +323,9 @@ def judge(work: str, group: str, answered: str) -> str:
     with user_errors("judge"), tempfile.TemporaryDirectory() as temporary:
         given = read_task_settings(work)
         store, lap = open_store(given.store), int(given.inputs["lap"])
-        shards, digests = _list_shard_inputs(work, given, group, Path(temporary)), []
+        run, digests = partial(_run_shard_stage, given, lap), []
+        shards = _list_shard_inputs(work, given, group, Path(temporary))
         for one, digest in zip(shards, read_group_manifest(store, answered), strict=True):
-            run = partial(_run_shard_stage, given, one.shard, lap)
             digests.append(judge_shard(one, store, run, answered=digest))
         return write_group_manifest(store, digests)
 
@@ -342,25 +333,29 @@ def judge(work: str, group: str, answered: str) -> str:
 def _list_shard_inputs(
     work: str, given: TaskSettings, group: str, folder: Path, trained: str = ""
 ) -> list[ShardInputs]:
-    """What the stages of each shard of a group read; the questions are downloaded into `folder`."""
-    from clincot.pipelines.sharding import parse_shard_group
+    """What the stages of each shard of a group read; the questions of each shard are written into `folder`."""
+    from clincot.pipelines.sharding import parse_shard_group, write_shard
 
     questions = fetch_file(open_store(given.store), QUESTIONS_FOLDER, given.inputs["questions"], folder)
-    return [
-        ShardInputs(
-            shard=shard,
-            data=given.inputs["data"],
-            questions=str(questions),
-            policy=trained or given.inputs["policy"],
-            steps=len(_read_chain(given.get_section("answer"))),
-            key=hash_json([work.rpartition("/")[2], shard]),
+    shards = []
+    for shard in parse_shard_group(group):
+        path = folder / f"{shard.replace('/', '-of-')}.jsonl"
+        write_shard(questions, shard, path)
+        shards.append(
+            ShardInputs(
+                shard=shard,
+                data=given.inputs["data"],
+                questions=str(path),
+                policy=trained or given.inputs["policy"],
+                steps=len(_read_chain(given.get_section("answer"))),
+                key=hash_json([work.rpartition("/")[2], shard]),
+            )
         )
-        for shard in parse_shard_group(group)
-    ]
+    return shards
 
 
 def _run_shard_stage(
-    given: TaskSettings, shard: str, lap: int, stage: str, inputs: Mapping[str, str], outputs: Mapping[str, str]
+    given: TaskSettings, lap: int, stage: str, inputs: Mapping[str, str], outputs: Mapping[str, str]
 ) -> None:
     """Run propose, answer or judge for one shard. The judges do not sample, so their seed is that of every lap."""
     judges = stage == "judge"
@@ -369,7 +364,6 @@ def _run_shard_stage(
         given.get_section(stage),
         inputs,
         outputs,
-        shard=shard,
         answer=given.get_section("answer") if judges else None,
         lap=0 if judges else lap,
     )

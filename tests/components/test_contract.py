@@ -381,7 +381,6 @@ def test_a_shard_calls_its_stages_with_the_stages_names(
         with pytest.raises(StopStageError):
             tasks._run_shard_stage(
                 given,
-                "1/1",
                 0,
                 stage,
                 {name: str(path) for name in taken},
