@@ -9,19 +9,16 @@ and the cache of Kubeflow Pipelines recognizes the same work.
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Mapping
-from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
 from clincot.errors import InvalidInput
 from clincot.jsonl import InvalidRecord
 from clincot.pipelines.params import JsonObject
-from clincot.storage.artifacts import ChecksumMismatch
+from clincot.storage.artifacts import read_content, store_content
 from clincot.storage.open import open_store
-from clincot.storage.store import KeyExists
 
 SETTINGS_FOLDER = "settings"
 # {task, or tasks that share their settings: sections that it uses}
@@ -94,11 +91,8 @@ def write_task_settings(store: str, sections: Mapping[str, JsonObject], inputs: 
 
 def write_settings(store: str, sections: Mapping[str, JsonObject], inputs: Mapping[str, str]) -> str:
     """Store settings under the hash of their content; return their address."""
-    content = encode_settings(sections, inputs)
-    key = f"{SETTINGS_FOLDER}/{hashlib.sha256(content).hexdigest()}.json"
-    with suppress(KeyExists):  # its name is its hash, so the content is the same
-        open_store(store).write_new(key, content)
-    return f"{store.rstrip('/')}/{key}"
+    digest = store_content(open_store(store), SETTINGS_FOLDER, encode_settings(sections, inputs))
+    return f"{store.rstrip('/')}/{SETTINGS_FOLDER}/{digest}.json"
 
 
 def encode_settings(sections: Mapping[str, JsonObject], inputs: Mapping[str, str]) -> bytes:
@@ -118,9 +112,7 @@ def read_task_settings(address: str) -> TaskSettings:
         raise InvalidInput(
             f"expected the address of settings, <store>/{SETTINGS_FOLDER}/<sha256>.json, got {address!r}"
         )
-    content = open_store(store).read(f"{SETTINGS_FOLDER}/{name}").content
-    digest = hashlib.sha256(content).hexdigest()
-    if digest != name.removesuffix(".json"):
-        raise ChecksumMismatch(address, f"the content has the sha256 {digest}; somebody has changed the settings")
+    digest = name.removesuffix(".json")
+    content = read_content(open_store(store), SETTINGS_FOLDER, digest, what="the settings")
     decoded: dict[str, Any] = json.loads(content)
     return TaskSettings(decoded["sections"], decoded["inputs"], store)

@@ -19,7 +19,6 @@ The next task gets the digest of the list of a task's shards, so an argument hol
 
 from __future__ import annotations
 
-import hashlib
 import json
 import shutil
 import tempfile
@@ -30,7 +29,14 @@ from pathlib import Path
 
 from clincot.jsonl import hash_files
 from clincot.runs.layout import ROUND_FILES
-from clincot.storage.artifacts import MANIFEST_NAMES, ChecksumMismatch, download_files, download_folder, upload_folder
+from clincot.storage.artifacts import (
+    MANIFEST_NAMES,
+    download_files,
+    download_folder,
+    read_content,
+    store_content,
+    upload_folder,
+)
 from clincot.storage.store import KeyExists, KeyNotFound, Store, VersionConflict
 
 SHARDS_FOLDER = "shards"
@@ -107,20 +113,14 @@ def judge_shard(inputs: ShardInputs, store: Store, run: StageRunner, *, answered
 
 def read_group_manifest(store: Store, group: str) -> list[str]:
     """The digests of the shards in a list that write_group_manifest has stored. Raises ChecksumMismatch."""
-    content = store.read(f"{GROUPS_FOLDER}/{group}.json").content
-    if hashlib.sha256(content).hexdigest() != group:
-        raise ChecksumMismatch(f"{store.url}/{GROUPS_FOLDER}/{group}.json", "somebody has changed the list of shards")
+    content = read_content(store, GROUPS_FOLDER, group, what="the list of shards")
     digests: list[str] = json.loads(content)["shards"]
     return digests
 
 
 def write_group_manifest(store: Store, digests: Sequence[str]) -> str:
     """Store which shards a task has finished; return the sha256 of the list, which is all that the next task gets."""
-    content = json.dumps({"shards": list(digests)}).encode()
-    digest = hashlib.sha256(content).hexdigest()
-    with suppress(KeyExists):
-        store.write_new(f"{GROUPS_FOLDER}/{digest}.json", content)
-    return digest
+    return store_content(store, GROUPS_FOLDER, json.dumps({"shards": list(digests)}).encode())
 
 
 def download_shards(store: Store, groups: Sequence[str]) -> dict[str, list[Path]]:

@@ -13,6 +13,7 @@ next upload of the same folder continues it.
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import os
 import shutil
 import socket
@@ -172,6 +173,25 @@ def download_files(store: Store, digests: Mapping[str, str | None], folder: Path
             raise ChecksumMismatch(
                 f"{store.url}/{prefix}{name}", f"downloaded with sha256 {actual}, the manifest lists {expected}"
             )
+
+
+def store_content(store: Store, folder: str, content: bytes) -> str:
+    """Store JSON as `folder`/<its sha256>.json, unless it is stored already; return the sha256."""
+    digest = hashlib.sha256(content).hexdigest()
+    with contextlib.suppress(KeyExists):  # its name is its hash, so the content is the same
+        store.write_new(f"{folder}/{digest}.json", content)
+    return digest
+
+
+def read_content(store: Store, folder: str, digest: str, *, what: str) -> bytes:
+    """Return what store_content has stored. what: it, in words. Raises KeyNotFound, ChecksumMismatch."""
+    key = f"{folder}/{digest}.json"
+    content = store.read(key).content
+    if (actual := hashlib.sha256(content).hexdigest()) != digest:
+        raise ChecksumMismatch(
+            f"{store.url}/{key}", f"the content has the sha256 {actual}; somebody has changed {what}"
+        )
+    return content
 
 
 def verify_files(folder: Path, digests: Mapping[str, str]) -> None:
