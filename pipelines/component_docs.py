@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import ast
-import importlib
 import textwrap
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ import clincot.components
 from clincot.pipelines.cluster_settings import GPU_TASKS, TASK_NAMES, TASK_STAGES
 from clincot.pipelines.params import describe
 from clincot.pipelines.pipeline_builder import build_docstring
+from clincot.pipelines.run_component import load_component
 
 FOLDER = Path(clincot.components.__file__).resolve().parent
 _LINE_WIDTH = 120
@@ -31,11 +31,6 @@ _TYPE_NAMES = {
     "List": "JSON list",
     "PipelineTaskFinalStatus": "status",
 }
-
-
-def load_component(name: str) -> Any:
-    """Return the kfp component of a task."""
-    return getattr(importlib.import_module(f"clincot.components.{name}.component"), name)
 
 
 def expected_docstring(name: str) -> str:

@@ -14,14 +14,20 @@ import argparse
 import importlib
 import json
 from collections.abc import Sequence
+from typing import Any
 
 from kfp.dsl.executor import Executor
 
 
+def load_component(name: str) -> Any:
+    """Return the kfp component of a task."""
+    return getattr(importlib.import_module(f"clincot.components.{name}.component"), name)
+
+
 def run_component(name: str, executor_input: str) -> None:
     """Run the body of a component. executor_input: JSON of an ExecutorInput, with the paths of its artifacts."""
-    component = getattr(importlib.import_module(f"clincot.components.{name}.component"), name)
-    Executor(executor_input=json.loads(executor_input), function_to_execute=component.python_func).execute()
+    body = load_component(name).python_func
+    Executor(executor_input=json.loads(executor_input), function_to_execute=body).execute()
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

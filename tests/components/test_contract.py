@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ast
-import importlib
 import inspect
 import json
 from collections.abc import Iterator, Mapping
@@ -24,6 +23,7 @@ from clincot.pipelines import tasks
 from clincot.pipelines.cluster_settings import GPU_TASKS, TASK_NAMES, TASK_STAGES
 from clincot.pipelines.round_files import PREFERENCE_FILES, RESULT_FILES, DecisionFiles, RoundOrder, name_files
 from clincot.pipelines.round_plan import RoundPlan
+from clincot.pipelines.run_component import load_component
 from clincot.pipelines.run_form import RunForm, parse_run
 from clincot.pipelines.run_settings import TASK_INPUTS, TASK_SECTIONS, write_settings, write_task_settings
 from clincot.pipelines.shard_generation import QUESTIONS_FOLDER, VERSIONS_FOLDER, store_file
@@ -61,13 +61,9 @@ CALLED = {
 COMBINED = {"number", "ahead"}
 
 
-def component(name: str) -> Any:
-    return getattr(importlib.import_module(f"clincot.components.{name}.component"), name)
-
-
 def interface(name: str) -> tuple[dict[str, str], dict[str, str]]:
     """({input: type}, {output: type}) of the component as compiled; the type of an artifact contains an @."""
-    spec = component(name).component_spec
+    spec = load_component(name).component_spec
     inputs = {one: about.type for one, about in (spec.inputs or {}).items()}
     return inputs, {one: about.type for one, about in (spec.outputs or {}).items()}
 
@@ -187,7 +183,7 @@ def recorder(monkeypatch: pytest.MonkeyPatch) -> Recorder:
 
 def run_body(name: str, folder: Path, *, optional: bool) -> tuple[Any, dict[str, Any]]:
     """Run a body as kfp.local runs it, from a copy of its source; returns its result and its arguments."""
-    spec = component(name).component_spec
+    spec = load_component(name).component_spec
     arguments: dict[str, Any] = {}
     for one, about in (spec.inputs or {}).items():
         if "@" not in about.type:
@@ -398,7 +394,7 @@ def test_deploy_is_the_librarys_function() -> None:
 
 @pytest.mark.parametrize("name", ["train", "end_round", "record_run_status"])
 def test_a_component_installs_nothing_when_it_runs(name: str, tmp_path: Path) -> None:
-    compiler.Compiler().compile(component(name), str(tmp_path / "one.yaml"))
+    compiler.Compiler().compile(load_component(name), str(tmp_path / "one.yaml"))
     spec = yaml.safe_load((tmp_path / "one.yaml").read_text(encoding="utf-8"))
     (executor,) = spec["deploymentSpec"]["executors"].values()
     assert executor["container"]["image"] == IMAGE

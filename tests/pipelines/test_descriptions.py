@@ -11,11 +11,12 @@ import yaml
 
 from clincot.config import Params
 from clincot.pipelines.cluster_settings import TASK_NAMES
-from clincot.pipelines.component_docs import FOLDER, expected_docstring, load_component, render_readme
+from clincot.pipelines.component_docs import FOLDER, expected_docstring, render_readme
 from clincot.pipelines.params import DESCRIPTIONS, describe
 from clincot.pipelines.placement import DISPLAY_NAMES, NEVER_CACHED_TASKS
 from clincot.pipelines.round import compile_round
 from clincot.pipelines.round_plan import RoundPlan
+from clincot.pipelines.run_component import load_component
 from clincot.pipelines.run_form import FIELD_KEYS, REQUIRED_FIELDS
 
 
