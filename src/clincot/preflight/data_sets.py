@@ -11,7 +11,7 @@ import math
 import os
 import tempfile
 from collections import Counter
-from collections.abc import Collection, Generator, Iterator, Sequence
+from collections.abc import Collection, Generator, Iterable, Iterator, Sequence
 from pathlib import Path
 
 from clincot.config import DecideConfig, PreflightConfig
@@ -28,7 +28,7 @@ from clincot.promotion.gate import select_questions
 from clincot.promotion.leakage import find_calibration_leakage, find_leakage
 from clincot.promotion.ledger import Ledger, read_ledger, sync_ledger
 from clincot.promotion.power import count_floor_questions
-from clincot.records import GateFinding
+from clincot.records import GateFinding, Question
 from clincot.storage.artifacts import download_folder, get_cache_folder
 from clincot.storage.open import open_store
 from clincot.text import format_count
@@ -96,20 +96,19 @@ def check_training_data(config: PreflightConfig, folder: Path) -> Iterator[Prefl
     """Check that every subset of the data set has questions, and that every image is there."""
     name, rounds = "data set", config.prepare.rounds
     probe = f"{config.data}: questions of every round, and their images"
-    questions, index = list(load_questions(folder)), StudyIndex(folder)
+    questions = list(load_questions(folder))
     counts = Counter(number for number, _ in split_rounds(questions, rounds=rounds, seed=config.prepare.seed))
     empty = [str(number) for number in range(rounds) if not counts[number]]
-    studies = sorted({question.study for question in questions})
-    missing = [index[study].image for study in studies if not index.resolve_image_path(study).is_file()]
+    images, missing = _check_images(folder, questions)
     if empty:
         result = f"{format_count(len(questions), 'question')}, and none in subset {', '.join(empty)} of {rounds}"
         yield fail_check(name, probe, result, "choose fewer subsets (prepare.rounds), or add images to the data set")
     elif missing:
-        result = f"{len(missing)} of {len(studies)} images are missing, first {missing[0]}"
+        result = f"{len(missing)} of {images} images are missing, first {missing[0]}"
         yield fail_check(name, probe, result, "ingest the data set again, and upload it whole (`clincot pipeline put`)")
     else:
         sizes = f"subsets of {min(counts.values())} to {max(counts.values())}" if rounds > 1 else "one subset"
-        yield pass_check(name, probe, f"{len(questions)} questions about {len(studies)} images; {sizes}")
+        yield pass_check(name, probe, f"{len(questions)} questions about {images} images; {sizes}")
 
 
 def check_benchmark_size(config: PreflightConfig, benchmark: Benchmark) -> Iterator[PreflightCheck]:
@@ -189,9 +188,7 @@ def _read_key(config: PreflightConfig, folder: Path) -> Generator[PreflightCheck
     name, probe = "benchmark: answer key", f"{config.benchmark}: every question with its reference"
     try:
         benchmark = read_benchmark(folder, limit=config.evaluate.limit)
-        index = StudyIndex(folder)
-        studies = sorted({question.study for question in benchmark.questions.values()})
-        missing = [index[study].image for study in studies if not index.resolve_image_path(study).is_file()]
+        images, missing = _check_images(folder, benchmark.questions.values())
     except (UserError, OSError) as error:
         remedy = "name a held-out data set with its answer key (references.jsonl); `clincot ingest` writes one"
         yield fail_check(name, probe, str(error), remedy)
@@ -200,8 +197,15 @@ def _read_key(config: PreflightConfig, folder: Path) -> Generator[PreflightCheck
         result = f"{len(missing)} images are missing, first {missing[0]}" if missing else "it has no question"
         yield fail_check(name, probe, result, "ingest the benchmark again, and upload it whole")
         return None
-    yield pass_check(name, probe, f"{len(benchmark.questions)} questions about {len(studies)} images")
+    yield pass_check(name, probe, f"{len(benchmark.questions)} questions about {images} images")
     return benchmark
+
+
+def _check_images(folder: Path, questions: Iterable[Question]) -> tuple[int, list[str]]:
+    """Return how many images the questions are about, and those of them that do not exist."""
+    index, studies = StudyIndex(folder), sorted({question.study for question in questions})
+    missing = [index[study].image for study in studies if not index.resolve_image_path(study).is_file()]
+    return len(studies), missing
 
 
 def _read_stored_ledger(config: PreflightConfig) -> Ledger:
