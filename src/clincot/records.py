@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from datetime import UTC, datetime
 from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
@@ -23,6 +24,11 @@ from clincot.fields import FiniteFloat, FrozenModel, NonEmptyStr, Sha256, UnitFl
 from clincot.geometry import Box
 
 OPTION_LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"  # the names of a multiple-choice question's options, in their order
+
+
+def format_time_now() -> str:
+    """The time for a record: UTC, ISO 8601."""
+    return datetime.now(UTC).isoformat(timespec="seconds")
 
 
 def hash_json(content: Any) -> str:

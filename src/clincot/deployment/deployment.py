@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
-from datetime import UTC, datetime
 from typing import ClassVar, Literal
 
 from clincot.config import DeployConfig
@@ -17,7 +16,7 @@ from clincot.deployment.service_settings import UNKNOWN_USER, ServiceSettings
 from clincot.deployment.smoke import read_golden_images
 from clincot.errors import InvalidInput
 from clincot.fields import NonEmptyStr
-from clincot.records import Record
+from clincot.records import Record, format_time_now
 from clincot.registry import champion
 from clincot.registry.manifest import Manifest, list_model_names, read_manifest
 from clincot.registry.model_registry import follow_champion
@@ -205,7 +204,7 @@ def approve_rollout(store: Store, id_prefix: str, *, by: str, reason: str) -> Ro
         decision=journal.plan.decision,
         by=by,
         reason=reason,
-        at=datetime.now(UTC).isoformat(timespec="seconds"),
+        at=format_time_now(),
     )
     key = _build_approval_key(journal.plan)
     try:

@@ -8,7 +8,6 @@ last. So two processes cannot drive the same rollout: the second one to write ge
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from datetime import UTC, datetime
 from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
@@ -18,7 +17,7 @@ from clincot.deployment.service_settings import ServiceSettings
 from clincot.errors import InvalidInput
 from clincot.fields import FrozenModel, NonEmptyStr, Sha256
 from clincot.jsonl import InvalidRecord, parse_record
-from clincot.records import Record, hash_json
+from clincot.records import Record, format_time_now, hash_json
 from clincot.storage.store import KeyExists, Store, VersionConflict
 
 EventKind = Literal[
@@ -98,7 +97,7 @@ class RolloutJournal:
 
         Raises RolloutConflict if another process has created it.
         """
-        event = RolloutEvent(rollout=plan.id, number=0, kind="planned", plan=plan, at=_format_now(), by=by)
+        event = RolloutEvent(rollout=plan.id, number=0, kind="planned", plan=plan, at=format_time_now(), by=by)
         try:
             tag = store.write_new(build_journal_key(plan.line, plan.number), _encode_event(event))
         except KeyExists:
@@ -139,7 +138,7 @@ class RolloutJournal:
             kind=kind,
             detail=detail,
             percent=percent,
-            at=_format_now(),
+            at=format_time_now(),
             by=self.by,
         )
         content = b"".join(_encode_event(before) for before in self.events) + _encode_event(event)
@@ -189,7 +188,3 @@ def read_last_journal(store: Store, line: str, *, by: str = "") -> RolloutJourna
 
 def _encode_event(event: RolloutEvent) -> bytes:
     return (event.model_dump_json(exclude_none=True) + "\n").encode()
-
-
-def _format_now() -> str:
-    return datetime.now(UTC).isoformat(timespec="seconds")

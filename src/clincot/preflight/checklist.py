@@ -5,7 +5,6 @@ from __future__ import annotations
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from datetime import UTC, datetime
 from pathlib import Path
 
 from clincot.config import PreflightConfig, PublishConfig
@@ -20,9 +19,9 @@ from clincot.preflight.preflight_report import (
     render_check_table,
 )
 from clincot.preflight.probe import Probe, run_probes
-from clincot.records import StartingPolicy
+from clincot.records import StartingPolicy, format_time_now
 from clincot.storage.open import open_store
-from clincot.storage.store import KeyExists
+from clincot.storage.store import write_latest
 
 PreflightMetrics = dict[str, float]
 
@@ -89,20 +88,14 @@ def _store_failed_table(publish: PublishConfig, table: Path) -> str:
     """
     if not publish.store:
         return ""
-    key, content = f"preflight/{publish.name}/failed.md", f"{_now()}\n\n{table.read_text(encoding='utf-8')}".encode()
+    key = f"preflight/{publish.name}/failed.md"
+    content = f"{format_time_now()}\n\n{table.read_text(encoding='utf-8')}"
     try:
         store = open_store(publish.store)
-        try:
-            store.write_new(key, content)
-        except KeyExists:
-            store.replace(key, content, store.read(key).tag)
+        write_latest(store, key, content.encode())
     except (UserError, OSError):  # the store is what preflight complains about; the table has it
         return ""
     return f"{store.url}/{key}"
-
-
-def _now() -> str:
-    return datetime.now(UTC).isoformat(timespec="seconds")
 
 
 def build_probes(

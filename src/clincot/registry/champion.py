@@ -8,7 +8,6 @@ error that names the winner.
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
 from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, ValidationError, model_validator
@@ -16,7 +15,7 @@ from pydantic import Field, ValidationError, model_validator
 from clincot.errors import InvalidInput
 from clincot.fields import FrozenModel, NonEmptyStr, Sha256
 from clincot.jsonl import InvalidRecord, format_validation_error
-from clincot.records import Record
+from clincot.records import Record, format_time_now
 from clincot.registry.manifest import Manifest
 from clincot.storage.store import KeyExists, KeyNotFound, Store, VersionConflict
 
@@ -108,7 +107,7 @@ def create_champion_pointer(
         reason=reason,
         uri=base.uri,
         by=by,
-        at=_format_now(),
+        at=format_time_now(),
     )
     champion = Champion(line=base.line, moves=(move,))
     try:
@@ -160,7 +159,7 @@ def _append_move(
         reason=reason,
         uri=to.uri,
         by=by,
-        at=_format_now(),
+        at=format_time_now(),
     )
     moved = Champion(line=to.line, moves=(*champion.moves, move))
     try:
@@ -200,7 +199,3 @@ def _describe_move(move: ChampionMove) -> str:
 
 def _encode_champion(champion: Champion) -> bytes:
     return (champion.model_dump_json(indent=1) + "\n").encode()
-
-
-def _format_now() -> str:
-    return datetime.now(UTC).isoformat(timespec="seconds")

@@ -12,7 +12,6 @@ import shutil
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 
 from clincot.config import PublishConfig
@@ -26,7 +25,7 @@ from clincot.models.checkpoint import (
     hash_checkpoint,
     list_digested_files,
 )
-from clincot.records import BenchmarkReport, Checkpoint, Decision
+from clincot.records import BenchmarkReport, Checkpoint, Decision, format_time_now
 from clincot.registry.manifest import (
     MODEL_CARD_FILE,
     CorruptCheckpoint,
@@ -173,7 +172,7 @@ def _build_manifest(
         git=evidence.git,
         data=record.data if record else "",
         data_revision=record.data_revision if record else "",
-        created=datetime.now(UTC).isoformat(timespec="seconds"),
+        created=format_time_now(),
     )
 
 

@@ -23,7 +23,7 @@ from collections.abc import Iterable
 from typing import NamedTuple
 
 from clincot.errors import InvalidInput
-from clincot.records import StartingPolicy
+from clincot.records import StartingPolicy, format_time_now
 from clincot.registry.champion import Champion, NoChampion, read_champion
 from clincot.registry.manifest import NotPublished, read_manifest
 from clincot.runs.round_records import (
@@ -40,7 +40,6 @@ from clincot.runs.round_records import (
     find_round_outputs,
     find_round_start,
     find_run_round,
-    format_time_now,
     next_round_number,
     parse_stored_record,
     read_round_outputs,

@@ -13,7 +13,6 @@ The times in the records inform people. No decision rests on them.
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
 from typing import Annotated, Literal, TypeVar
 
 from pydantic import BaseModel, Field, ValidationError
@@ -22,7 +21,7 @@ from clincot.errors import InvalidInput
 from clincot.fields import FrozenModel
 from clincot.jsonl import InvalidRecord, format_validation_error
 from clincot.records import StartingPolicy
-from clincot.storage.store import KeyExists, KeyNotFound, Store
+from clincot.storage.store import KeyNotFound, Store, write_latest
 
 M = TypeVar("M", bound=BaseModel)
 RoundNumber = Annotated[int, Field(ge=1)]
@@ -131,12 +130,7 @@ def next_round_number(store: Store, line: str) -> int:
 
 def write_record(store: Store, key: str, record: BaseModel) -> None:
     """Write a record, in place of the one under this key."""
-    try:
-        store.write_new(key, encode_record(record))
-    except KeyExists:
-        content, tag = store.read(key)
-        if content != encode_record(record):
-            store.replace(key, encode_record(record), tag)
+    write_latest(store, key, encode_record(record))
 
 
 def write_round_record(store: Store, line: str, number: int, name: RecordName, record: BaseModel) -> None:
@@ -170,11 +164,6 @@ def build_run_key(line: str, run: str) -> str:
 def build_unbegun_key(line: str) -> str:
     """The key of the latest run that failed before its round began."""
     return f"unbegun/{line}/failed.json"
-
-
-def format_time_now() -> str:
-    """The time for a record: UTC, ISO 8601."""
-    return datetime.now(UTC).isoformat(timespec="seconds")
 
 
 def _find_record(kind: type[M], store: Store, key: str) -> M | None:

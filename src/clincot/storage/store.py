@@ -109,6 +109,16 @@ def validate_key(key: str) -> str:
     return key
 
 
+def write_latest(store: Store, key: str, content: bytes) -> None:
+    """Store an object, in place of the one under this key. Raises VersionConflict if another client replaces it too."""
+    try:
+        store.write_new(key, content)
+    except KeyExists:
+        stored = store.read(key)
+        if stored.content != content:
+            store.replace(key, content, stored.tag)
+
+
 def hash_object(store: Store, key: str) -> str:
     """Compute the sha256 of a stored object by reading it. Raises KeyNotFound."""
     total = hashlib.sha256()
