@@ -20,7 +20,7 @@ from clincot.pipelines.cluster_settings import load_cluster_settings
 from clincot.training.launch_settings import load_launch_settings
 from tests.chart.batch_rendering import Rendering
 from tests.chart.policy_evaluation import Workload, allowed, is_peer, label_pods
-from tests.chart.rendering import containers, joined, of_kind
+from tests.chart.rendering import containers, find_pod, of_kind
 from tests.chart.strict_objects import list_refusals
 from tests.chart.value_draws import HIDDEN
 from tests.support.pod_security import explain_denial
@@ -111,17 +111,16 @@ def _load_settings(name: str, text: str) -> str:
 def list_pods(objects: Sequence[Json]) -> Iterator[tuple[str, str, Json]]:
     """Yield (name, kind, pod spec) of every workload whose runtime is known."""
     for key, one in _name_objects(objects):
-        if one["kind"] == "Pod":
-            yield key, "Pod", one["spec"]
-        elif one["kind"] in ("Job", "StatefulSet", "Deployment"):
-            yield key, one["kind"], one["spec"]["template"]["spec"]
-        elif one["kind"] == "InferenceService":
-            predictor = one["spec"]["predictor"]
-            known = not predictor.get("storageContainerName") or of_kind(
-                objects, "ClusterStorageContainer", predictor["storageContainerName"]
-            )
-            if known and of_kind(objects, "ServingRuntime", predictor["model"]["runtime"]):
-                yield key, one["kind"], joined(predictor, objects)
+        known = one["kind"] != "InferenceService" or _has_runtime(one["spec"]["predictor"], objects)
+        if known and (pod := find_pod(one, objects)) is not None:
+            yield key, one["kind"], pod
+
+
+def _has_runtime(predictor: Json, objects: Sequence[Json]) -> bool:
+    """Return whether the chart renders what KServe merges into a predictor's pod."""
+    storage = predictor.get("storageContainerName")
+    known = not storage or of_kind(objects, "ClusterStorageContainer", storage)
+    return bool(known and of_kind(objects, "ServingRuntime", predictor["model"]["runtime"]))
 
 
 def _check_pods(values: Json, objects: Sequence[Json]) -> Iterator[str]:
@@ -241,9 +240,8 @@ def find_open_ports(values: Json, params: Json) -> dict[str, set[int]]:
         else set()
     )
     more = {port["port"] for rule in policy["extraEgress"] for port in rule["ports"]}
-    blocks = {port["port"] for rule in policy["extraEgress"] for port in rule["ports"]}
     return {
-        "run": store | git | api | far | serving | endpoint | proxy | more | blocks,
+        "run": store | git | api | far | serving | endpoint | proxy | more,
         "deployer": store | api | serving | endpoint | proxy,
         "hook": proxy | {_find_port(one) for one in [values["kfp"]["endpoint"]] if _is_far(one)},
         "server": store | serving | proxy,

@@ -91,13 +91,17 @@ def pods(objects: Sequence[Json]) -> Iterator[tuple[str, Json]]:
     InferenceServices are merged with their runtimes.
     """
     for one in objects:
-        name = f"{one['kind']} {one['metadata']['name']}"
-        if one["kind"] == "Pod":
-            yield name, one["spec"]
-        elif one["kind"] in ("Job", "StatefulSet", "Deployment"):
-            yield name, one["spec"]["template"]["spec"]
-        elif one["kind"] == "InferenceService":
-            yield name, joined(one["spec"]["predictor"], objects)
+        if (pod := find_pod(one, objects)) is not None:
+            yield f"{one['kind']} {one['metadata']['name']}", pod
+
+
+def find_pod(one: Json, objects: Sequence[Json]) -> Json | None:
+    """Return the pod spec of a workload; None if the object is no workload."""
+    if one["kind"] == "Pod":
+        return one["spec"]
+    if one["kind"] in ("Job", "StatefulSet", "Deployment"):
+        return one["spec"]["template"]["spec"]
+    return joined(one["spec"]["predictor"], objects) if one["kind"] == "InferenceService" else None
 
 
 def joined(predictor: Json, objects: Sequence[Json]) -> Json:
