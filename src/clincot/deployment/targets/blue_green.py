@@ -21,8 +21,8 @@ from clincot.deployment.inference_service import (
     build_inference_service,
     build_labels,
 )
-from clincot.deployment.rollout import NotReady, TargetFailed
-from clincot.deployment.targets.kserve import KServeTarget, is_ready, kserve_errors, read_served_digest
+from clincot.deployment.rollout import TargetFailed
+from clincot.deployment.targets.kserve import KServeTarget, kserve_errors, read_served_digest
 
 PREVIOUS_SELECTOR_ANNOTATION = "clincot/before"  # annotation of the front Service: its previous selector
 
@@ -65,14 +65,7 @@ class BlueGreenTarget(KServeTarget):
         return f"InferenceService {self.service_name}{previous}"
 
     def check_ready(self) -> bool:
-        with kserve_errors():
-            now = self._read_inference_service(self.service_name)
-        if now is None:
-            raise NotReady(f"InferenceService {self.service_name} does not exist any more")
-        ready = is_ready(now)
-        self._update_readiness(ready, now.get("status", {}).get("modelStatus", {}), self.service_name)
-        self._note_conditions(now)
-        return ready
+        return self._check_whole_service(self._read_existing_service(self.service_name))
 
     @property
     def deployment_name(self) -> str:

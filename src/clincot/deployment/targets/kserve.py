@@ -218,6 +218,21 @@ class KServeTarget(ABC):
         except ObjectNotFound:
             return None
 
+    def _read_existing_service(self, name: str) -> Json:
+        """Return an InferenceService that this rollout has started. Raises NotReady if it does not exist."""
+        with kserve_errors():
+            now = self._read_inference_service(name)
+        if now is None:
+            raise NotReady(f"InferenceService {name} does not exist any more")
+        return now
+
+    def _check_whole_service(self, now: Json) -> bool:
+        """Whether an InferenceService without a canary is ready; if not, note why. Raises NotReady."""
+        ready = is_ready(now)
+        self._update_readiness(ready, now.get("status", {}).get("modelStatus", {}), now["metadata"]["name"])
+        self._note_conditions(now)
+        return ready
+
     def _update_readiness(self, ready: bool, model_status: Mapping[str, Any], what: str) -> bool:
         """Record the readiness and return it; if it is not reached yet, note why.
 
@@ -291,15 +306,9 @@ class CanaryTarget(KServeTarget):
         )
 
     def check_ready(self) -> bool:
-        with kserve_errors():
-            now = self._read_inference_service()
-        if now is None:
-            raise NotReady(f"InferenceService {self.settings.name} does not exist any more")
+        now = self._read_existing_service(self.settings.name)
         if self._alone:
-            ready = is_ready(now)
-            self._update_readiness(ready, now.get("status", {}).get("modelStatus", {}), self.settings.name)
-            self._note_conditions(now)
-            return ready
+            return self._check_whole_service(now)
         canary = self._find_canary(now)
         if canary is None:
             raise NotReady(f"InferenceService {self.settings.name} has no canary {self.revision} any more")
@@ -449,10 +458,7 @@ class KnativeTarget(KServeTarget):
         return f"a revision of InferenceService {self.settings.name}{how}"
 
     def check_ready(self) -> bool:
-        with kserve_errors():
-            now = self._read_inference_service()
-        if now is None:
-            raise NotReady(f"InferenceService {self.settings.name} does not exist any more")
+        now = self._read_existing_service(self.settings.name)
         status = now.get("status", {})
         predictor = status.get("components", {}).get("predictor", {})
         newest = predictor.get("latestCreatedRevision", "")
