@@ -18,8 +18,7 @@ from clincot.jsonl import read_json_model, read_records, write_json, write_recor
 from clincot.judging.combination import PanelReport
 from clincot.judging.panel import combine_panel
 from clincot.records import Candidate, Judgement, Question, Region
-
-Metrics = dict[str, float]
+from clincot.stages.base import Metrics
 
 
 def list_shard_names(questions: Path, shards: int) -> list[str]:

@@ -36,7 +36,16 @@ from clincot.pipelines.params import (
     decode_params,
     parse_stage_config,
 )
-from clincot.pipelines.round_files import PREFERENCE_FILES, RESULT_FILES, DecisionFiles, RoundFiles, name_files
+from clincot.pipelines.round_files import (
+    PREFERENCE_FILES,
+    RESULT_FILES,
+    DecisionFiles,
+    RoundContext,
+    RoundFiles,
+    RoundOrder,
+    name_files,
+    summarize_round,
+)
 from clincot.pipelines.run_form import REQUIRED_FIELDS, SECTIONS, RunForm, parse_run, parse_section
 from clincot.pipelines.run_settings import TaskSettings, read_task_settings, write_settings, write_task_settings
 from clincot.pipelines.shard_generation import (
@@ -62,7 +71,6 @@ from clincot.storage.digests import hash_path
 from clincot.storage.open import open_store
 
 if TYPE_CHECKING:
-    from clincot.pipelines.round_files import RoundContext, RoundOrder
     from clincot.preflight.preflight_report import PreflightCheck
     from clincot.runs.round_records import RunEnd
 
@@ -518,8 +526,6 @@ def record_round(publish: JsonObject, files: RoundFiles, *, number: int, checkpo
     round from one that somebody else made. The task fails if another run has decided the round (`history.RoundTaken`).
     Without a store nothing is recorded.
     """
-    from clincot.pipelines.round_files import summarize_round
-
     with user_errors("record_round"):
         config = _parse_publish(publish)
         outputs = summarize_round(files, number=number, checkpoint_digest=checkpoint_digest)
