@@ -51,11 +51,39 @@ _ALL_QUESTION_METRICS = ("accuracy", "report_words")  # one of these counts ever
 
 
 @dataclass
-class _PolicySums:
-    """The sums over one policy's outcomes, by arm."""
+class _ArmSums:
+    """The sums over one policy's outcomes, by arm. `reports`: needed if questions ask for reports."""
 
+    reports: ReportMetrics | None
     arms: dict[str, MetricSums] = field(default_factory=dict)
-    answered: dict[str, set[str]] = field(default_factory=dict)  # {arm: ids of the questions with an outcome}
+    answered: dict[str, set[str]] = field(default_factory=dict)  # {arm: questions of this run with an outcome}
+
+    def add_outcome(self, outcome: Outcome, benchmark: Benchmark) -> None:
+        """Count an outcome; raises BadBenchmark if it is not one of the benchmark's, or repeated."""
+        _check_outcome(outcome, benchmark)
+        answered = self.answered.setdefault(outcome.arm, set())
+        if outcome.question in answered:
+            raise BadBenchmark(
+                f"question {outcome.question} has two outcomes of policy {outcome.policy} in arm {outcome.arm!r}"
+            )
+        answered.add(outcome.question)
+        sums = self.arms.setdefault(outcome.arm, {})
+        _count_outcome(sums, outcome.question, outcome, benchmark, self.reports, arm=outcome.arm)
+
+    def end_run(self, benchmark: Benchmark) -> None:
+        """Count as unscored every question that an arm of this run did not answer; another run may follow."""
+        for arm, answered in self.answered.items():
+            for question in benchmark.questions:
+                if question not in answered:
+                    _count_outcome(self.arms[arm], question, None, benchmark, self.reports, arm=arm)
+        self.answered = {}
+
+    def compute_intervals(self, *, seed: int, resamples: int) -> dict[str, dict[str, Interval]]:
+        """{arm: {metric: mean with its interval}}."""
+        intervals = {}
+        for arm, sums in self.arms.items():
+            intervals[arm] = {n: metric.compute_interval(seed=seed, resamples=resamples) for n, metric in sums.items()}
+        return intervals
 
 
 def build_benchmark_reports(
@@ -89,26 +117,13 @@ def build_benchmark_reports(
     kinds: set[str] = {question.kind for question in benchmark.questions.values()}
     if "report" in kinds and reports is None:
         raise BadBenchmark("questions of the benchmark ask for reports, but no report metrics were passed")
-    policies: dict[str, _PolicySums] = {}
+    policies: dict[str, _ArmSums] = {}
     for outcome in outcomes:
-        _check_outcome(outcome, benchmark)
-        policy_sums = policies.setdefault(outcome.policy, _PolicySums())
-        answered = policy_sums.answered.setdefault(outcome.arm, set())
-        if outcome.question in answered:
-            raise BadBenchmark(
-                f"question {outcome.question} has two outcomes of policy {outcome.policy} in arm {outcome.arm!r}"
-            )
-        answered.add(outcome.question)
-        sums = policy_sums.arms.setdefault(outcome.arm, {})
-        _count_outcome(sums, outcome.question, outcome, benchmark, reports, arm=outcome.arm)
+        policies.setdefault(outcome.policy, _ArmSums(reports)).add_outcome(outcome, benchmark)
     built = []
-    for policy, policy_sums in policies.items():
-        metrics = {}
-        for arm, sums in policy_sums.arms.items():
-            for question in benchmark.questions:
-                if question not in policy_sums.answered[arm]:
-                    _count_outcome(sums, question, None, benchmark, reports, arm=arm)
-            metrics[arm] = {n: metric.compute_interval(seed=seed, resamples=resamples) for n, metric in sums.items()}
+    for policy, sums in policies.items():
+        sums.end_run(benchmark)
+        metrics = sums.compute_intervals(seed=seed, resamples=resamples)
         protocol = _describe_protocol(kinds, reports)
         built.append(BenchmarkReport(benchmark=benchmark.digest, policy=policy, protocol=protocol, metrics=metrics))
     return built
@@ -126,22 +141,12 @@ def pool_metrics(
     runs: the outcomes of each run's policy and the benchmark that it answered. A patient is one cluster in all runs.
     Raises BadBenchmark as `build_benchmark_reports` does.
     """
-    arms: dict[str, MetricSums] = {}
+    sums = _ArmSums(reports)
     for outcomes, benchmark in runs:
-        answered: dict[str, set[str]] = {}
         for outcome in outcomes:
-            _check_outcome(outcome, benchmark)
-            answered.setdefault(outcome.arm, set()).add(outcome.question)
-            sums = arms.setdefault(outcome.arm, {})
-            _count_outcome(sums, outcome.question, outcome, benchmark, reports, arm=outcome.arm)
-        for arm, questions in answered.items():
-            for question in benchmark.questions:
-                if question not in questions:
-                    _count_outcome(arms[arm], question, None, benchmark, reports, arm=arm)
-    pooled = {}
-    for arm, sums in arms.items():
-        pooled[arm] = {name: metric.compute_interval(seed=seed, resamples=resamples) for name, metric in sums.items()}
-    return pooled
+            sums.add_outcome(outcome, benchmark)
+        sums.end_run(benchmark)
+    return sums.compute_intervals(seed=seed, resamples=resamples)
 
 
 def _describe_protocol(kinds: set[str], reports: ReportMetrics | None) -> str:
