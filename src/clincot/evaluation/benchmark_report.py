@@ -180,7 +180,7 @@ def _count_outcome(
         assert reports is not None
         reports.add_report(sums, None if outcome is None else outcome.answer, reference.answer, cluster)
     else:
-        for name, value in _iter_metric_values(question, reference, outcome):
+        for name, value in iter_answer_metrics(question, reference, outcome):
             add_mean(sums, name, value, cluster, share=name != "answer_length")
     if reference.boxes and arm != blind_baseline.BLIND_ARM:
         add_mean(sums, "hit_rate", None if outcome is None else outcome.hit, cluster, share=True)
@@ -188,7 +188,7 @@ def _count_outcome(
     add_mean(sums, "off_format", None if outcome is None else outcome.off_format, cluster, share=True)
 
 
-def _iter_metric_values(
+def iter_answer_metrics(
     question: Question, reference: Reference, outcome: Outcome | None
 ) -> Iterator[tuple[str, float | None]]:
     """Yield every answer metric that applies to the question with its value; None without a readable outcome."""
