@@ -32,7 +32,7 @@ from clincot.evaluation.paired import PairedMetric
 from clincot.jsonl import atomic_write, read_json_model, read_records, write_json
 from clincot.records import Decision, Interval, Outcome
 from clincot.reporting.results_table import ResultsRow, ResultsTable, read_interval, render_table
-from clincot.rounds import COMPARISON_LABELS, run_rounds
+from clincot.rounds import COMPARISON_LABELS, list_policy_folders, run_rounds
 from clincot.text import format_interval, markdown_table
 
 ARMS = ("served", "written", "windows", "random", "wrong", "oracle", "shuffled", "whole")
@@ -119,11 +119,7 @@ def _run_seed(run: Path, seed: int) -> None:
 def collect_report(run: Path, seeds: Sequence[int]) -> dict[str, Any]:
     """Collect the contents of the tables and the checks from the seeds' run folders, as JSON."""
     plan = plan_radiograph_rounds(run / f"seed-{seeds[0]}", seed=seeds[0])
-    folders = {"base": "base"}
-    for number in range(1, plan.count + 1):
-        for name in plan.comparisons:
-            folders[f"{COMPARISON_LABELS[name]}, round {number}"] = f"round-{number:02d}/{name}"
-        folders[f"margin-DPO, round {number}"] = f"round-{number:02d}"
+    folders = list_policy_folders(plan.count, plan.comparisons, "margin-DPO")
     policies = {row: _read_outcomes(run, seeds, folder) for row, folder in folders.items()}
     base = policies["base"]
     judges = measure_judge_quality(run)

@@ -15,9 +15,9 @@ from clincot.comparison.published_rows import WARNING, find_published_rows, rend
 from clincot.datasets.folder import load_questions, load_references
 from clincot.datasets.reports import REPORTS_FILE
 from clincot.evaluation.benchmark import Benchmark
-from clincot.evaluation.benchmark_report import METRIC_HEADINGS, iter_answer_metrics, pool_metrics
+from clincot.evaluation.benchmark_report import METRIC_HEADINGS, describe_clusters, iter_answer_metrics, pool_metrics
 from clincot.evaluation.blind_baseline import BLIND_ARM, BlindBaseline
-from clincot.evaluation.intervals import MIN_RELIABLE_CLUSTERS, paired_difference
+from clincot.evaluation.intervals import paired_difference
 from clincot.evaluation.read_benchmark import read_benchmark, select_report_metrics
 from clincot.jsonl import atomic_write, read_records, write_json
 from clincot.records import Interval, Outcome
@@ -211,9 +211,7 @@ def _describe_measurement(plan: ComparisonPlan, policies: Sequence[MeasuredPolic
     for policy in policies:
         for metrics in policy.metrics.values():
             patients = max(patients, *(interval.clusters for interval in metrics.values()))
-    note = f"{seeds}, {format_count(plan.rounds, 'round')}; 95 % intervals clustered by patient ({patients} patients)."
-    if patients < MIN_RELIABLE_CLUSTERS:
-        note += f" Below {MIN_RELIABLE_CLUSTERS} patients they are approximate."
+    note = f"{seeds}, {format_count(plan.rounds, 'round')}; {describe_clusters(patients, patients)}"
     return note + " The blind baseline knows the answers of the training questions and sees no image."
 
 

@@ -278,13 +278,17 @@ def _format_footnote(reports: Sequence[BenchmarkReport]) -> str:
         for metrics in report.metrics.values():
             clusters.update(metric.clusters for metric in metrics.values() if metric.n)
     fewest, most = min(clusters, default=0), max(clusters, default=0)
-    patients = f"{fewest}" if fewest == most else f"{fewest} to {most}"
-    note = f"95 % intervals clustered by patient ({patients} patients)."
-    if fewest < MIN_RELIABLE_CLUSTERS:
-        note += f" Below {MIN_RELIABLE_CLUSTERS} patients they are approximate."
+    note = describe_clusters(fewest, most)
     if not any(blind_baseline.BLIND_ARM in report.metrics for report in reports):
         note += " The blind baseline is not in this table."
     return note
+
+
+def describe_clusters(fewest: int, most: int) -> str:
+    """Say on how many patients the intervals of a table rest, and whether these are few."""
+    patients = f"{fewest}" if fewest == most else f"{fewest} to {most}"
+    note = f"95 % intervals clustered by patient ({patients} patients)."
+    return note + (f" Below {MIN_RELIABLE_CLUSTERS} patients they are approximate." * (fewest < MIN_RELIABLE_CLUSTERS))
 
 
 def list_headline_figures(report: BenchmarkReport) -> dict[str, float]:
