@@ -1,4 +1,4 @@
-"""Child processes, retries, and a background worker for calls that need no result at once."""
+"""Child processes and their ports, retries, and a background worker for calls that need no result at once."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import ctypes
 import math
 import os
 import signal
+import socket
 import sys
 import threading
 import time
@@ -116,6 +117,13 @@ def retry_call(
         reraise=True,
     )
     return retrying(call)
+
+
+def find_free_port() -> int:
+    """A port of 127.0.0.1 that nobody listens on now, for a server that is started next."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
 
 
 class BackgroundWorker:

@@ -15,7 +15,6 @@ import logging
 import os
 import re
 import shutil
-import socket
 import subprocess
 import sys
 import tempfile
@@ -30,6 +29,7 @@ import httpx
 from clincot.config import VllmConfig
 from clincot.errors import EngineFailed, InvalidInput
 from clincot.models.checkpoint import ADAPTER_CONFIG, UnsupportedCheckpoint
+from clincot.processes import find_free_port
 
 _log = logging.getLogger(__name__)
 
@@ -270,7 +270,7 @@ def start_vllm(
     weights: ServedWeights, name: str, *, dtype: str, device: str, share: float, settings: VllmConfig
 ) -> VllmServer:
     """Start a server and wait until it is ready. Raises InvalidInput without vLLM, and EngineFailed."""
-    command, port = find_vllm(), _find_free_port()
+    command, port = find_vllm(), find_free_port()
     arguments = build_arguments(weights, name, port, dtype=dtype, device=device, share=share, settings=settings)
     server = VllmServer(command, arguments, name=name, port=port, settings=settings)
     try:
@@ -279,13 +279,6 @@ def start_vllm(
         server.stop()
         raise
     return server
-
-
-def _find_free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-    return port
 
 
 def _sum_metric(text: str, name: str) -> float:

@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import json
 import os
-import socket
 import subprocess
 import sys
 import time
@@ -42,6 +41,7 @@ from clincot.deployment.targets.traffic_route import (
 from clincot.fields import FrozenModel
 from clincot.jsonl import atomic_write
 from clincot.models.checkpoint import hash_checkpoint
+from clincot.processes import find_free_port
 from clincot.registry.manifest import Manifest, download_checkpoint
 from clincot.storage.store import Store
 
@@ -136,7 +136,7 @@ class LocalTarget:
                     f"{folder}: expected the checkpoint {self.digest[:12]}, got other files; remove the folder, and it "
                     "is downloaded again"
                 )
-            port = _find_free_port()
+            port = find_free_port()
             command = [part.format(checkpoint=folder, port=port, name=self.manifest.line) for part in self.command]
             if self.command == SERVE_COMMAND:  # another server has arguments of its own
                 command += ServiceSettings().with_measured(self.manifest.serve).list_serve_arguments()
@@ -230,7 +230,7 @@ class LocalTarget:
         front = _read_state(path, ServerProcess)
         if front is not None and front.process is not None:
             return front
-        port = self.port or (int(front.url.rpartition(":")[2]) if front is not None else _find_free_port())
+        port = self.port or (int(front.url.rpartition(":")[2]) if front is not None else find_free_port())
         command = [
             sys.executable,
             "-m",
@@ -332,12 +332,6 @@ def _wait_listening(running: ServerProcess, within_s: float = 60.0) -> None:
         except httpx.HTTPError:
             time.sleep(0.05)
     raise TargetFailed(f"the splitter does not listen on {running.url} after {within_s:g} s")
-
-
-def _find_free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def _read_state(path: Path, kind: type[M]) -> M | None:
