@@ -101,7 +101,7 @@ def _build_candidate(request: GenerationRequest, text: str) -> Candidate:
         text=text,
         token_logprobs=(-0.1,),
         step=len(request.before),
-        parent=request.before[-1][1].id if request.before else "",
+        parent=request.parent,
         policy="simulated",
         prompt="simulated",
         seed=0,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from clincot.config import EvaluateConfig
 from clincot.evaluation.read_benchmark import read_benchmark, select_report_metrics
 from clincot.jsonl import read_records, write_json, write_records
-from clincot.records import BenchmarkReport, Outcome
+from clincot.records import Outcome
 from clincot.stages.base import Metrics, Paths, Stage, build_progress_path, show_progress
 
 
@@ -41,7 +41,7 @@ def evaluate(config: EvaluateConfig, inputs: Paths, outputs: Paths) -> Metrics:
     )
     sample = collect_served_sample(read_records(outputs["outcomes"], Outcome))
     if sample is not None:
-        report = BenchmarkReport.model_validate(report.model_dump(exclude={"id"}) | {"served": sample})
+        report = report.replace_fields(served=sample)
     write_json(outputs["report"], report.model_dump(mode="json"))
     return list_headline_figures(report)
 
