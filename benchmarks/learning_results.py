@@ -18,7 +18,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +32,7 @@ from clincot.evaluation.paired import PairedMetric
 from clincot.jsonl import atomic_write, read_json_model, read_records, write_json
 from clincot.records import Decision, Interval, Outcome
 from clincot.reporting.results_table import ResultsRow, ResultsTable, read_interval, render_table
-from clincot.rounds import COMPARISON_LABELS, run_rounds
+from clincot.rounds import COMPARISON_LABELS, Plan, run_rounds
 from clincot.text import format_interval
 
 ARMS = ("served", "written", "windows", "random", "wrong", "oracle", "shuffled", "whole")
@@ -86,7 +86,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--one", action="store_true", help=argparse.SUPPRESS)
     args = parser.parse_args(argv)
     if args.one:
-        run_rounds(plan_radiograph_rounds(args.run / f"seed-{args.seeds[0]}", seed=args.seeds[0]))
+        run_rounds(_plan_seed(args.run, args.seeds[0]))
         return 0
     with ThreadPoolExecutor(args.jobs) as pool:
         list(pool.map(lambda seed: _run_seed(args.run, seed), args.seeds))
@@ -99,6 +99,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         file.write(render_results_chart(report["rows"], report["rounds"]))
     print(text)
     return 0
+
+
+def _plan_seed(run: Path, seed: int) -> Plan:
+    """The demo's rounds with two more controls on the benchmark."""
+    plan = plan_radiograph_rounds(run / f"seed-{seed}", seed=seed)
+    evaluate = plan.params.evaluate.model_copy(update={"arms": ARMS})
+    return replace(plan, params=plan.params.model_copy(update={"evaluate": evaluate}))
 
 
 def _run_seed(run: Path, seed: int) -> None:
@@ -118,7 +125,7 @@ def _run_seed(run: Path, seed: int) -> None:
 
 def collect_report(run: Path, seeds: Sequence[int]) -> dict[str, Any]:
     """Collect the contents of the tables and the checks from the seeds' run folders, as JSON."""
-    plan = plan_radiograph_rounds(run / f"seed-{seeds[0]}", seed=seeds[0])
+    plan = _plan_seed(run, seeds[0])
     folders = {"base": "base"}
     for number in range(1, plan.count + 1):
         for name in plan.comparisons:
