@@ -18,7 +18,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +32,7 @@ from clincot.evaluation.paired import PairedMetric
 from clincot.jsonl import atomic_write, read_json_model, read_records, write_json
 from clincot.records import Decision, Interval, Outcome
 from clincot.reporting.results_table import ResultsRow, ResultsTable, read_interval, render_table
-from clincot.rounds import COMPARISON_LABELS, list_policy_folders, run_rounds
+from clincot.rounds import COMPARISON_LABELS, Plan, list_policy_folders, run_rounds
 from clincot.text import format_interval, markdown_table
 
 ARMS = ("served", "written", "windows", "random", "wrong", "oracle", "shuffled", "whole")
@@ -86,7 +86,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--one", action="store_true", help=argparse.SUPPRESS)
     args = parser.parse_args(argv)
     if args.one:
-        run_rounds(plan_radiograph_rounds(args.run / f"seed-{args.seeds[0]}", seed=args.seeds[0]))
+        run_rounds(_plan_seed(args.run, args.seeds[0]))
         return 0
     with ThreadPoolExecutor(args.jobs) as pool:
         list(pool.map(lambda seed: _run_seed(args.run, seed), args.seeds))
@@ -99,6 +99,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         file.write(render_results_chart(report["rows"], report["rounds"]))
     print(text)
     return 0
+
+
+def _plan_seed(run: Path, seed: int) -> Plan:
+    """The demo's rounds with two more controls on the benchmark."""
+    plan = plan_radiograph_rounds(run / f"seed-{seed}", seed=seed)
+    evaluate = plan.params.evaluate.model_copy(update={"arms": ARMS})
+    return replace(plan, params=plan.params.model_copy(update={"evaluate": evaluate}))
 
 
 def _run_seed(run: Path, seed: int) -> None:
@@ -118,24 +125,25 @@ def _run_seed(run: Path, seed: int) -> None:
 
 def collect_report(run: Path, seeds: Sequence[int]) -> dict[str, Any]:
     """Collect the contents of the tables and the checks from the seeds' run folders, as JSON."""
-    plan = plan_radiograph_rounds(run / f"seed-{seeds[0]}", seed=seeds[0])
+    plan = _plan_seed(run, seeds[0])
     folders = list_policy_folders(plan.count, plan.comparisons, "margin-DPO")
     policies = {row: _read_outcomes(run, seeds, folder) for row, folder in folders.items()}
     base = policies["base"]
     judges = measure_judge_quality(run)
     blind, chance = _measure_blind_baseline(run, seeds)
+    topics = _compare_topics(policies)
     return {
         "seeds": list(seeds),
         "rounds": plan.count,
         "questions": len(base.outcomes["served"]),
         "patients": len({base.patients[o.question] for o in base.outcomes["served"]}),
         "rows": [_summarize_policy(row, policy, base) for row, policy in policies.items()],
-        "topics": _compare_topics(policies),
-        "promotions": {str(seed): _count_promotions(run / f"seed-{seed}", plan.count) for seed in seeds},
+        "topics": {topic: {row: _dump_interval(i) for row, i in rows.items()} for topic, rows in topics.items()},
+        "promotions": {str(seed): _read_verdicts(run / f"seed-{seed}", plan.count) for seed in seeds},
         "blind": _dump_interval(blind),
         "chance": chance,
         "judges": judges,
-        "checks": _run_checks(policies, judges, blind, chance),
+        "checks": _run_checks(policies, topics, judges, blind, chance),
     }
 
 
@@ -154,77 +162,74 @@ def _summarize_policy(row: str, policy: PolicyOutcomes, base: PolicyOutcomes) ->
     }
 
 
-def _compare_topics(policies: Mapping[str, PolicyOutcomes]) -> dict[str, dict[str, Any]]:
+def _compare_topics(policies: Mapping[str, PolicyOutcomes]) -> dict[str, dict[str, Interval]]:
     """{topic: {row: served accuracy minus the base's}}, without the base."""
-    base = policies["base"]
-    topics = sorted(set(base.topics.values()))
-    return {
-        topic: {
-            row: _dump_interval(
-                policy.select_topic(topic).estimate_difference(base.select_topic(topic), "served", "correct")
-            )
+    compared: dict[str, dict[str, Interval]] = {}
+    for topic in sorted(set(policies["base"].topics.values())):
+        base = policies["base"].select_topic(topic)
+        compared[topic] = {
+            row: policy.select_topic(topic).estimate_difference(base, "served", "correct")
             for row, policy in policies.items()
             if row != "base"
         }
-        for topic in topics
-    }
+    return compared
 
 
-def _count_promotions(run: Path, rounds: int) -> list[str]:
+def _read_verdicts(run: Path, rounds: int) -> list[str]:
     """The verdicts of a seed's rounds, in order."""
     decisions = [read_json_model(run / f"round-{n:02d}" / "decision.json", Decision) for n in range(1, rounds + 1)]
     return [decision.verdict for decision in decisions]
 
 
 def _run_checks(
-    policies: Mapping[str, PolicyOutcomes], judges: list[dict[str, Any]], blind: Interval, chance: float
+    policies: Mapping[str, PolicyOutcomes],
+    topics: Mapping[str, Mapping[str, Interval]],
+    judges: list[dict[str, Any]],
+    blind: Interval,
+    chance: float,
 ) -> list[dict[str, Any]]:
     """Check what must hold; each check has its measured value and whether it holds."""
-    names = list(policies)
-    base, first, last = policies["base"], policies["margin-DPO, round 1"], policies[names[-1]]
-    number = names[-1].rpartition(" ")[2]
+    last_row = list(policies)[-1]
+    base, first, last = policies["base"], policies["margin-DPO, round 1"], policies[last_row]
+    number = last_row.rpartition(" ")[2]
     dpo, sft = (policies[f"{COMPARISON_LABELS[name]}, round {number}"] for name in ("dpo", "sft"))
-    topics = {
-        topic: last.select_topic(topic).estimate_difference(base.select_topic(topic), "served", "correct")
-        for topic in sorted(set(base.topics.values()))
-    }
-    worst_topic = min(topics, key=lambda topic: topics[topic].value or 0.0)
+    worst_topic = min(topics, key=lambda topic: topics[topic][last_row].value or 0.0)
     worst = max(policy.estimate_mean("served", "off_format").value or 0.0 for policy in policies.values())
     assert blind.low is not None and blind.high is not None  # noqa: PT018
-
-    def compare(one: PolicyOutcomes, other: PolicyOutcomes, arm: str, metric: PairedMetric = "correct") -> Interval:
-        return one.estimate_difference(other, arm, metric)
-
     return [
         _check_interval(
             "served accuracy, last round - base: at least .08, interval above 0",
-            compare(last, base, "served"),
+            last.estimate_difference(base, "served", "correct"),
             lambda i: i.value >= 0.08 and i.low > 0,
         ),
         _check_interval(
             f"worst topic ({worst_topic}), served, last round - base: at least -.03",
-            topics[worst_topic],
+            topics[worst_topic][last_row],
             lambda i: i.value >= -0.03,
         ),
         _check_interval(
             "hit-rate of the region behind the served answer, last round - base: interval above 0",
-            compare(last, base, "served", "hit"),
+            last.estimate_difference(base, "served", "hit"),
             lambda i: i.low > 0,
         ),
         _check_interval(
-            "oracle region, last round - base: interval above 0", compare(last, base, "oracle"), lambda i: i.low > 0
+            "oracle region, last round - base: interval above 0",
+            last.estimate_difference(base, "oracle", "correct"),
+            lambda i: i.low > 0,
         ),
         _check_interval(
-            "served accuracy, round 2 - round 1: interval above 0", compare(last, first, "served"), lambda i: i.low > 0
+            "served accuracy, round 2 - round 1: interval above 0",
+            last.estimate_difference(first, "served", "correct"),
+            lambda i: i.low > 0,
         ),
         _check_interval(
             "margin-DPO - plain DPO, served, last round: at least .03, interval above 0",
-            compare(last, dpo, "served"),
+            last.estimate_difference(dpo, "served", "correct"),
             lambda i: i.value >= 0.03 and i.low > 0,
         ),
         _check_interval(
             "margin-DPO - SFT on chosen, served, last round: at least .03, interval above 0",
-            compare(last, sft, "served"),
+            last.estimate_difference(sft, "served", "correct"),
             lambda i: i.value >= 0.03 and i.low > 0,
         ),
         _check_interval(

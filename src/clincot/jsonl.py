@@ -6,9 +6,10 @@ import contextlib
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Iterator
+import threading
+from collections.abc import Callable, Hashable, Iterable, Iterator
 from pathlib import Path
-from typing import IO, Any, TypeVar
+from typing import IO, Any, Generic, TypeVar
 
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
@@ -18,6 +19,8 @@ from clincot.records import Record
 
 R = TypeVar("R", bound=Record)
 M = TypeVar("M", bound=BaseModel)
+K = TypeVar("K", bound=Hashable)
+V = TypeVar("V")
 
 
 class InvalidRecord(InvalidInput):
@@ -190,3 +193,75 @@ def read_json(path: Path) -> Any:
         raise InvalidRecord(f"{path}: not UTF-8 ({error.reason} at byte {error.start})") from None
     except json.JSONDecodeError as error:
         raise InvalidRecord(f"{path}:{error.lineno}: not JSON ({error.msg})") from None
+
+
+class KeyedLog(Generic[K, V]):
+    """Entries that are appended as they come, and from which an interrupted run goes on. Threads may share it.
+
+    The first line, {"key": …}, says what the entries belong to. A file with another key is started anew, and a last
+    line that was cut off is dropped. path: None keeps no file. dump: an entry as the JSON content of its line. load:
+    the reverse; it raises ValueError for anything else.
+    """
+
+    def __init__(
+        self, path: Path | None, key: str, *, dump: Callable[[K, V], object], load: Callable[[Any], tuple[K, V]]
+    ) -> None:
+        self.entries: dict[K, V] = {}
+        self._path = path
+        self._dump, self._load = dump, load
+        self._lock = threading.Lock()
+        self._file: IO[bytes] | None = None
+        if path is None:
+            return
+        path.parent.mkdir(parents=True, exist_ok=True)
+        end = self._read_entries(path, key) if path.is_file() else 0
+        self._file = path.open("ab" if end else "wb")
+        if end:
+            self._file.truncate(end)
+        else:
+            self._write_line({"key": key})
+
+    def add(self, name: K, entry: V) -> None:
+        """Append an entry, unless there is one of that name."""
+        with self._lock:
+            if name not in self.entries:
+                self.entries[name] = entry
+                if self._file is not None:
+                    self._write_line(self._dump(name, entry))
+
+    def close(self) -> None:
+        """Close the file, and delete it if it has no entry."""
+        if self._file is not None:
+            with contextlib.suppress(OSError):  # a full disk has been reported by the write that failed
+                self._file.close()
+            self._file = None
+        if not self.entries:
+            self.remove()
+
+    def remove(self) -> None:
+        """Delete the file: what the entries were for is complete."""
+        if self._path is not None:
+            self._path.unlink(missing_ok=True)
+
+    def _write_line(self, content: object) -> None:
+        assert self._file is not None
+        self._file.write(json.dumps(content, ensure_ascii=False).encode() + b"\n")
+        self._file.flush()
+
+    def _read_entries(self, path: Path, key: str) -> int:
+        """Read the entries; return the length of the readable part, 0 if the file has another key."""
+        end = 0
+        with path.open("rb") as file:
+            for number, line in enumerate(file):
+                try:
+                    content = json.loads(line) if line.endswith(b"\n") else None
+                    if number == 0:
+                        if content != {"key": key}:
+                            return 0
+                    else:
+                        name, entry = self._load(content or [])
+                        self.entries[name] = entry
+                except ValueError:  # not JSON, or no entry
+                    break
+                end += len(line)
+        return end

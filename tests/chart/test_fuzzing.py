@@ -21,7 +21,7 @@ from tests.chart.draw_checks import list_defects
 from tests.chart.value_draws import Change, ValueDraws, apply_changes, read_bases
 
 Json = dict[str, Any]
-DRAWS = int(os.environ.get("CLINCOT_DRAWS", "1400"))
+DRAWS = int(os.environ.get("CLINCOT_DRAWS", "2000"))
 SEED = int(os.environ.get("CLINCOT_SEED", "16"))
 BATCH = 200
 

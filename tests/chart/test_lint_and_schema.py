@@ -263,6 +263,11 @@ def test_all_missing_apis_are_named_at_once() -> None:
             "through the cache, but there is no cache volume",
         ),
         ("store.existingSecret=s3,pipeline.launch.job.nodes=2", "set pipeline.trainJobs"),
+        (
+            "store.existingSecret=s3,networkPolicy.extraEgress[0].to[0].ipBlock.cidr=10.9.0.0/16,"
+            "networkPolicy.extraEgress[0].ports[0].port=9000,networkPolicy.extraEgress[0].ports[0].endPort=8000",
+            "networkPolicy.extraEgress[0]: endPort 8000 is below port 9000",
+        ),
     ],
 )
 def test_contradictory_values_are_refused(values: str, message: str) -> None:

@@ -62,6 +62,13 @@ the deepest templates first, so templates/validation/checks.yaml comes before an
 {{- if not (or .Values.store.workloadIdentity .Values.store.existingSecret (and .Values.store.accessKey .Values.store.secretKey)) -}}
 {{- $errors = printf "%s\n- the object store's keys are missing: set store.existingSecret (a Secret with AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY) or, for a trial, store.accessKey and store.secretKey" $errors -}}
 {{- end -}}
+{{- range $rule, $egress := .Values.networkPolicy.extraEgress -}}
+{{- range $egress.ports -}}
+{{- if and .endPort (lt (int .endPort) (int .port)) -}}
+{{- $errors = printf "%s\n- networkPolicy.extraEgress[%d]: endPort %d is below port %d; a range goes from port to endPort" $errors $rule (int .endPort) (int .port) -}}
+{{- end -}}
+{{- end -}}
+{{- end -}}
 {{- if and .Values.git.existingSecret .Values.git.password -}}
 {{- $errors = printf "%s\n- git.existingSecret and git.password are both set; set only one of them" $errors -}}
 {{- end -}}

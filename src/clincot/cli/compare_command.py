@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from clincot.cli.framework import Commands, add_command
-from clincot.cli.options import ParamsArguments, find_split_folders, read_params
+from clincot.cli.options import ParamsArguments, SplitFoldersOption, find_split_folders, read_params
 from clincot.cli.round_commands import ROUND_PANEL
 from clincot.config import PolicyFacts, find_recipe
 from clincot.errors import InvalidInput
@@ -27,10 +27,7 @@ def add_compare_command(commands: Commands) -> None:
 class CompareArguments(ParamsArguments):
     """What is compared, and on what."""
 
-    data: Annotated[
-        Path | None,
-        typer.Option("--data", metavar="DIR", help="Folder written by `clincot ingest`, with train/ and test/ in it."),
-    ] = None
+    data: SplitFoldersOption = None
     train: Annotated[
         Path | None,
         typer.Option("--train", metavar="DIR", help="Instead of --data: data-set folder with the rounds' questions."),

@@ -93,6 +93,12 @@ def describe_sources(params: Params, path: Path | None, recipe: str, overrides: 
     return ", then ".join(sources)
 
 
+SplitFoldersOption = Annotated[
+    Path | None,
+    typer.Option("--data", metavar="DIR", help="Folder written by `clincot ingest`, with train/ and test/ in it."),
+]
+
+
 def find_split_folders(data: Path | None, train: Path | None, test: Path | None) -> tuple[Path, Path]:
     """The training and the test folder: both inside `data`, or named one by one. Raises InvalidInput."""
     if data is None:

@@ -12,7 +12,7 @@ import typer
 
 from clincot.cli.framework import Commands, Entry, add_command, build_group, record_invocation
 from clincot.cli.help_text import wrap_text
-from clincot.cli.options import ParamsArguments, find_split_folders, read_params
+from clincot.cli.options import ParamsArguments, SplitFoldersOption, find_split_folders, read_params
 from clincot.config import find_recipe, list_recipes, render_params
 from clincot.errors import InvalidInput
 from clincot.records import Decision
@@ -315,10 +315,7 @@ def write_figures(args: FiguresArguments) -> int:
 class BlindArguments:
     """Data sets of the baseline."""
 
-    data: Annotated[
-        Path | None,
-        typer.Option("--data", metavar="DIR", help="Folder written by `clincot ingest`, with train/ and test/ in it."),
-    ] = None
+    data: SplitFoldersOption = None
     train: Annotated[
         Path | None,
         typer.Option("--train", metavar="DIR", help="Instead of --data: data-set folder whose answers it knows."),

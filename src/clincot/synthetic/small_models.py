@@ -103,21 +103,19 @@ RECIPES = (
 )
 
 
+def _render_lessons(folder: Path, warps: range, images: int, seed: int, *, split: str) -> None:
+    """Render a data set for lessons, unless the folder exists."""
+    if not folder.is_dir():
+        build_synthetic_dataset(folder, warp_seeds=warps, images=images, questions_per_image=3, seed=seed, split=split)
+
+
 def pretrain_tower(recipe: ModelRecipe, work: Path) -> Path:
     """Render the lessons' data set, build an untrained checkpoint and pre-train its vision tower.
 
     Returns the checkpoint's folder below `work`.
     """
     lessons = work / f"{recipe.name}-lessons"
-    if not lessons.is_dir():
-        build_synthetic_dataset(
-            lessons,
-            warp_seeds=recipe.warps,
-            images=recipe.lesson_images,
-            questions_per_image=3,
-            seed=recipe.spec.seed,
-            split=f"lessons of {recipe.name}",
-        )
+    _render_lessons(lessons, recipe.warps, recipe.lesson_images, recipe.spec.seed, split=f"lessons of {recipe.name}")
     checkpoint = work / f"{recipe.name}-tower"
     build_tiny_model(checkpoint, recipe.spec, read_corpus(lessons))
     losses = pretrain_vision(
@@ -201,15 +199,8 @@ def make_small_model(recipe: ModelRecipe, work: Path, out: Path) -> Path:
 def _train_to_unlearn(recipe: ModelRecipe, unlearning: UnlearningRecipe, work: Path, start: Path) -> Path:
     """Train the last part of the lessons, unless it is in `work`; returns its checkpoint."""
     lessons, done = work / f"{recipe.name}-unlearning-lessons", work / f"{recipe.name}-unlearned"
-    if not lessons.is_dir():
-        build_synthetic_dataset(
-            lessons,
-            warp_seeds=unlearning.warps,
-            images=unlearning.images,
-            questions_per_image=3,
-            seed=unlearning.seed,
-            split=f"lessons in which {recipe.name} unlearns",
-        )
+    split = f"lessons in which {recipe.name} unlearns"
+    _render_lessons(lessons, unlearning.warps, unlearning.images, unlearning.seed, split=split)
     if not done.is_dir():
         config = TrainConfig(
             loss="sft",
