@@ -9,7 +9,6 @@ from typing import NamedTuple
 
 import pytest
 
-from clincot.datasets.closed_answers import LANGUAGES
 from clincot.evaluation.parsed_answers import (
     can_parse,
     grade_parsed,
@@ -85,15 +84,6 @@ def test_an_answer_is_graded_by_what_it_commits_itself_to(
     answer: str, question: str, reference: str, right: bool | None
 ) -> None:
     assert grade_parsed(answer, question, reference) is right
-
-
-@pytest.mark.parametrize("language", ["en", "zh"])
-def test_every_word_for_yes_and_no_is_read(language: str) -> None:
-    """So a key that says 会, or 對 in traditional characters, is not left out of the accuracy."""
-    words, question = LANGUAGES[language], "会引起疼痛吗？"
-    for side, of_side in (("yes", words.yes), ("no", words.no)):
-        assert {parse_yes_no(f"{word}.", question) for word in of_side} == {side}
-        assert all(can_parse(question, word) for word in of_side)
 
 
 @pytest.mark.parametrize(

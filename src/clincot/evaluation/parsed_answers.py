@@ -19,26 +19,19 @@ sentences with the reading that a person gave them.
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 
-from clincot.datasets.closed_answers import LANGUAGES, read_polarity
+from clincot.datasets.closed_answers import read_polarity
 from clincot.text import normalize_text
 
 # A word of an answer is its yes or no if the sentence ends or goes on after it: "no effusion" is a statement.
 _ALONE = r"(?=\s*(?:$|[,.;:!，。；：！—-])|\s+(?:there|it|this|the|that|i|we)\b)"
-
-
-def _compile_first_word(words: Collection[str], *more: str) -> re.Pattern[str]:
-    """Match the words of a closed answer, and more that begin one, at the start of an answer."""
-    return re.compile(rf"^(?:{'|'.join([*map(re.escape, sorted(words)), *more])}){_ALONE}")
-
-
-_ENGLISH, _CHINESE = LANGUAGES["en"], LANGUAGES["zh"]
-_YES = _compile_first_word(
-    _ENGLISH.yes | _CHINESE.yes,
-    *("yeah", "yep", "correct", "affirmative", "indeed", "true", "certainly", "definitely", "可见"),
+_YES = re.compile(
+    rf"^(?:yes|yeah|yep|correct|affirmative|indeed|true|certainly|definitely|是的?|对|有|存在|可见|包含|包括|可以|能){_ALONE}"
 )
-_NO = _compile_first_word(_ENGLISH.no | _CHINESE.no, *("nope", "incorrect", "negative", "false", "没", "未见"))
+_NO = re.compile(
+    rf"^(?:no|nope|incorrect|negative|false|否|不是?|没有?|无|未见|不存在|不包含|不包括|不可以|不能){_ALONE}"
+)
 _BOTH_WORDS = re.compile(r"\b(?:yes (?:and|or) no|no (?:and|or) yes|yes / no|yes/no)\b")
 _HEDGES = re.compile(
     r"\b(?:may|might|could|possib\w+|perhaps|maybe|questionable|equivocal|indeterminate|uncertain|unclear|unsure|"
