@@ -16,9 +16,9 @@ import argparse
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -32,8 +32,8 @@ from clincot.evaluation.paired import PairedMetric
 from clincot.jsonl import atomic_write, read_json_model, read_records, write_json
 from clincot.records import Decision, Interval, Outcome
 from clincot.reporting.results_table import ResultsRow, ResultsTable, read_interval, render_table
-from clincot.rounds import COMPARISON_LABELS, run_rounds
-from clincot.text import format_interval
+from clincot.rounds import COMPARISON_LABELS, Plan, list_policy_folders, run_rounds
+from clincot.text import format_interval, markdown_table
 
 ARMS = ("served", "written", "windows", "random", "wrong", "oracle", "shuffled", "whole")
 AUC_QUESTIONS = 400
@@ -86,7 +86,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--one", action="store_true", help=argparse.SUPPRESS)
     args = parser.parse_args(argv)
     if args.one:
-        run_rounds(plan_radiograph_rounds(args.run / f"seed-{args.seeds[0]}", seed=args.seeds[0]))
+        run_rounds(_plan_seed(args.run, args.seeds[0]))
         return 0
     with ThreadPoolExecutor(args.jobs) as pool:
         list(pool.map(lambda seed: _run_seed(args.run, seed), args.seeds))
@@ -99,6 +99,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         file.write(render_results_chart(report["rows"], report["rounds"]))
     print(text)
     return 0
+
+
+def _plan_seed(run: Path, seed: int) -> Plan:
+    """The demo's rounds with two more controls on the benchmark."""
+    plan = plan_radiograph_rounds(run / f"seed-{seed}", seed=seed)
+    evaluate = plan.params.evaluate.model_copy(update={"arms": ARMS})
+    return replace(plan, params=plan.params.model_copy(update={"evaluate": evaluate}))
 
 
 def _run_seed(run: Path, seed: int) -> None:
@@ -118,12 +125,8 @@ def _run_seed(run: Path, seed: int) -> None:
 
 def collect_report(run: Path, seeds: Sequence[int]) -> dict[str, Any]:
     """Collect the contents of the tables and the checks from the seeds' run folders, as JSON."""
-    plan = plan_radiograph_rounds(run / f"seed-{seeds[0]}", seed=seeds[0])
-    folders = {"base": "base"}
-    for number in range(1, plan.count + 1):
-        for name in plan.comparisons:
-            folders[f"{COMPARISON_LABELS[name]}, round {number}"] = f"round-{number:02d}/{name}"
-        folders[f"margin-DPO, round {number}"] = f"round-{number:02d}"
+    plan = _plan_seed(run, seeds[0])
+    folders = list_policy_folders(plan.count, plan.comparisons, "margin-DPO")
     policies = {row: _read_outcomes(run, seeds, folder) for row, folder in folders.items()}
     base = policies["base"]
     judges = measure_judge_quality(run)
@@ -324,46 +327,48 @@ def render_learning_results(report: Mapping[str, Any]) -> str:
         "",
         _render_accuracies(report),
         "",
-        "| policy | served, minus base | hit-rate of the region behind the answer | minus base | off format, served | "
-        "off format, own region |",
-        "|---|---|---|---|---|---|",
-        *(
-            _format_row(
-                row["row"],
-                row["gain"],
-                row["served_hit_rate"],
-                row["hit_gain"],
-                row["served_off_format"],
-                row["off_format"],
-            )
-            for row in report["rows"]
+        _render_gains(report["rows"]),
+        "",
+        _render_topics(report["topics"]),
+        "",
+        markdown_table(
+            ("seed", "the gate's decisions"),
+            [(seed, ", ".join(verdicts)) for seed, verdicts in report["promotions"].items()],
         ),
         "",
-        f"| served, minus base | {' | '.join(report['topics'])} |",
-        "|---" * (len(report["topics"]) + 1) + "|",
-        *(
-            _format_row(row["row"], *(by_row[row["row"]] for by_row in report["topics"].values()))
-            for row in report["rows"]
-            if row["row"] != "base"
+        _render_judges(report["judges"]),
+        "",
+        markdown_table(
+            ("what must hold", "measured", ""),
+            [(c["check"], c["value"], "yes" if c["holds"] else "**no**") for c in report["checks"]],
         ),
-        "",
-        "| seed | the gate's decisions |",
-        "|---|---|",
-        *(f"| {seed} | {', '.join(verdicts)} |" for seed, verdicts in report["promotions"].items()),
-        "",
-        "| judge | AUC, oracle crops | AUC, random crops | ECE raw | ECE calibrated |",
-        "|---|---|---|---|---|",
-        *(
-            f"| {j['name']} | {j['auc_oracle']:.3f} | {j['auc_random']:.3f} | {j['ece_raw']:.3f} | {j['ece']:.3f} |"
-            for j in report["judges"]
-        ),
-        "",
-        "| what must hold | measured | |",
-        "|---|---|---|",
-        *(f"| {c['check']} | {c['value']} | {'yes' if c['holds'] else '**no**'} |" for c in report["checks"]),
         "",
     ]
     return "\n".join(lines)
+
+
+def _render_gains(rows: Sequence[Mapping[str, Any]]) -> str:
+    columns = {
+        "served, minus base": "gain",
+        "hit-rate of the region behind the answer": "served_hit_rate",
+        "minus base": "hit_gain",
+        "off format, served": "served_off_format",
+        "off format, own region": "off_format",
+    }
+    cells = [(row["row"], *_format_intervals(row[name] for name in columns.values())) for row in rows]
+    return markdown_table(("policy", *columns), cells)
+
+
+def _render_topics(topics: Mapping[str, Mapping[str, Any]]) -> str:
+    policies = next(iter(topics.values()), {})
+    cells = [(policy, *_format_intervals(gains[policy] for gains in topics.values())) for policy in policies]
+    return markdown_table(("served, minus base", *topics), cells)
+
+
+def _render_judges(judges: Sequence[Mapping[str, Any]]) -> str:
+    head = ("judge", "AUC, oracle crops", "AUC, random crops", "ECE raw", "ECE calibrated")
+    names = ("auc_oracle", "auc_random", "ece_raw", "ece")
+    return markdown_table(head, [(judge["name"], *(f"{judge[name]:.3f}" for name in names)) for judge in judges])
 
 
 def _render_accuracies(report: Mapping[str, Any]) -> str:
@@ -372,8 +377,8 @@ def _render_accuracies(report: Mapping[str, Any]) -> str:
     return render_table(ResultsTable("accuracy", ARMS, rows, read_interval(report["blind"])))
 
 
-def _format_row(label: str, *intervals: Mapping[str, Any]) -> str:
-    return f"| {label} | {' | '.join(format_interval(read_interval(interval)) for interval in intervals)} |"
+def _format_intervals(intervals: Iterable[Mapping[str, Any]]) -> list[str]:
+    return [format_interval(read_interval(interval)) for interval in intervals]
 
 
 def _read_metric(outcome: Outcome, metric: PairedMetric) -> float | None:

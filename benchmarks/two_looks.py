@@ -27,6 +27,7 @@ from clincot.generation.candidates import GenerationRequest, plan_next_step
 from clincot.geometry import Box
 from clincot.preferences.pairs import make_pairs
 from clincot.records import Candidate, PanelScore, PreferencePair, Question, Region, Study
+from clincot.text import markdown_table
 
 REGIONS = 4
 RIGHT_AFTER_KEY, RIGHT_OTHERWISE = 0.9, 0.5
@@ -100,7 +101,7 @@ def _build_candidate(request: GenerationRequest, text: str) -> Candidate:
         text=text,
         token_logprobs=(-0.1,),
         step=len(request.before),
-        parent=request.before[-1][1].id if request.before else "",
+        parent=request.parent,
         policy="simulated",
         prompt="simulated",
         seed=0,
@@ -118,11 +119,11 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--questions", type=int, default=200)
     arguments = parser.parse_args()
-    print("| | key looked at first | P(right answer) | pairs of the first step |\n|---|---|---|---|")
-    print(f"| one look | – | {RIGHT_OTHERWISE:.3f} | – |")
+    rows = [("one look", "–", f"{RIGHT_OTHERWISE:.3f}", "–")]
     for gamma in (0.0, 0.5, 1.0, 2.0):
         result = simulate_rounds(gamma, questions=arguments.questions, seed=arguments.seed)
-        print(f"| two looks, γ {gamma:g} | {result.key_share:.3f} | {result.right:.3f} | {result.pairs} |")
+        rows.append((f"two looks, γ {gamma:g}", f"{result.key_share:.3f}", f"{result.right:.3f}", str(result.pairs)))
+    print(markdown_table(("", "key looked at first", "P(right answer)", "pairs of the first step"), rows))
 
 
 if __name__ == "__main__":

@@ -80,6 +80,15 @@ def box_from_pixels(x0: float, y0: float, x1: float, y1: float, *, width: int, h
     return box_from_xyxy((x0 / width, y0 / height, x1 / width, y1 / height))
 
 
+def clip_pixel_box(x0: float, y0: float, x1: float, y1: float, *, width: int, height: int) -> Box | None:
+    """Convert pixel edges to a normalised box, cut at the image's edges; None if nothing of it is inside."""
+    x0, x1 = (min(max(x, 0.0), float(width)) for x in (x0, x1))
+    y0, y1 = (min(max(y, 0.0), float(height)) for y in (y0, y1))
+    if round(x1 / width, 4) <= round(x0 / width, 4) or round(y1 / height, 4) <= round(y0 / height, 4):
+        return None
+    return box_from_pixels(x0, y0, x1, y1, width=width, height=height)
+
+
 def box_to_pixels(box: Box, *, width: int, height: int) -> tuple[int, int, int, int]:
     """Convert a box to the nearest whole-pixel edges (x1, y1 exclusive) inside the image, at least one pixel apart.
 

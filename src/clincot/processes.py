@@ -1,4 +1,4 @@
-"""Child processes, their ports, retries, and a background worker for calls that need no result at once."""
+"""Child processes and their ports, retries, and a background worker for calls that need no result at once."""
 
 from __future__ import annotations
 
@@ -47,13 +47,6 @@ def _poll_parent(parent: int, how: signal.Signals) -> None:
     while os.getppid() == parent:
         time.sleep(_PARENT_POLL_S)
     os.kill(os.getpid(), how)
-
-
-def find_free_port() -> int:
-    """Return a port of 127.0.0.1 on which nothing listens. Another process may take it before it is used."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 @contextmanager
@@ -124,6 +117,13 @@ def retry_call(
         reraise=True,
     )
     return retrying(call)
+
+
+def find_free_port() -> int:
+    """A port of 127.0.0.1 that nobody listens on now, for a server that is started next."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
 
 
 class BackgroundWorker:

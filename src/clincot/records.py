@@ -56,6 +56,10 @@ class Record(FrozenModel):
             raise ValueError(f"id {self.id!r} does not match the record's content ({expected!r})")
         return self
 
+    def replace_fields(self, **fields: Any) -> Self:
+        """A validated copy with other values in some fields, and with the id of its own content."""
+        return self.model_validate(self.model_dump(exclude={"id"}) | fields)
+
 
 class Study(Record):
     """One image. `image` is its path relative to the data set folder."""

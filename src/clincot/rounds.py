@@ -18,7 +18,7 @@ outputs are complete and whose inputs have not changed:
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from itertools import chain
@@ -283,6 +283,16 @@ def collect_results(plan: Plan) -> dict[str, Any]:
 
 _GAIN_METRICS: tuple[Literal["correct", "hit"], ...] = ("correct", "hit")
 COMPARISON_LABELS = {"sft": "SFT on chosen", "dpo": "plain DPO"}
+
+
+def list_policy_folders(rounds: int, comparisons: Iterable[str], method: str) -> dict[str, str]:
+    """Every policy of a run: {row of a table: its folder in the run}. method: what the rows call the run's own."""
+    folders = {"base": "base"}
+    for number in range(1, rounds + 1):
+        for name in comparisons:
+            folders[f"{COMPARISON_LABELS[name]}, round {number}"] = f"round-{number:02d}/{name}"
+        folders[f"{method}, round {number}"] = f"round-{number:02d}"
+    return folders
 
 
 def _read_metrics(path: Path) -> dict[str, Any]:

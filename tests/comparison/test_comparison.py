@@ -14,20 +14,22 @@ import pytest
 
 from clincot.cli.app import main
 from clincot.comparison.comparison_plan import ComparisonPlan, estimate_plan, name_method, recognize_data_set
-from clincot.comparison.comparison_results import TABLE_FILE, collect_comparison
+from clincot.comparison.comparison_results import TABLE_FILE, collect_comparison, grade_arm
 from clincot.comparison.published_rows import PUBLISHED_ROWS, WARNING, find_published_rows
 from clincot.config import Params, find_recipe
 from clincot.datasets.folder import StudyIndex, load_questions, load_references
 from clincot.datasets.ingest.ingest_report import REPORT_FILE
 from clincot.datasets.vqa_rad import ATTRIBUTION
 from clincot.errors import InvalidInput
+from clincot.evaluation.benchmark import Benchmark
 from clincot.evaluation.benchmark_report import pool_metrics
 from clincot.evaluation.read_benchmark import read_benchmark
 from clincot.geometry import WHOLE_IMAGE
 from clincot.jsonl import read_records
 from clincot.preflight.gpu_hours import sum_hours
-from clincot.records import Outcome
+from clincot.records import Outcome, Question, Reference
 from tests.support import tiny
+from tests.support.benchmark_builders import asked, outcome_of, study_of
 
 POLICIES = ["base", "SFT on chosen, round 1", "plain DPO, round 1", "margin-DPO, round 1"]
 
@@ -259,6 +261,33 @@ def test_metrics_of_runs_are_pooled_question_by_question(world: World) -> None:
     pooled = pool_metrics([(first, benchmark), (second, benchmark)])["whole"]["accuracy"]
     assert (pooled.n, pooled.n_unscored) == (9, 3)
     assert pooled.value == pytest.approx(6 / 9, abs=1e-6)
+
+
+def test_the_gain_counts_the_questions_of_its_metric() -> None:
+    """A choice is answered by a letter, so the protocol `parsed` does not count it, though it could read "left"."""
+    study = study_of("film")
+    choice = Question(study=study.id, text="Which side?", kind="choice", options=("left", "right"))
+    yes, of_yes = asked(study, "Is there a nodule?", "yes")
+    references = [Reference(question=choice.id, answer="left"), of_yes]
+    benchmark = Benchmark.from_records([choice, yes], references, [study])
+    outcomes = [
+        outcome_of(benchmark, yes.id, "Yes, there is one."),
+        Outcome(
+            question=choice.id,
+            policy="policy",
+            arm="written",
+            box=WHOLE_IMAGE,
+            answer="A",
+            reference=references[0].id,
+            correct=True,
+            hit=None,
+            iou=None,
+        ),
+    ]
+    assert grade_arm(outcomes, "written", "parsed_accuracy", benchmark) == {yes.id: 1.0}
+    assert grade_arm(outcomes, "written", "accuracy", benchmark) == {yes.id: 0.0, choice.id: 1.0}
+    pooled = pool_metrics([(outcomes, benchmark)])["written"]
+    assert (pooled["parsed_accuracy"].n, pooled["accuracy"].n) == (1, 2)
 
 
 def test_every_published_row_has_a_source() -> None:

@@ -74,3 +74,12 @@ def test_bad_tables_and_images(tmp_path: Path) -> None:
     table.write_text(HEAD + "a,R1,Nodule,90,90,99,99\n")
     with pytest.raises(InvalidRecord, match="outside the image of 16 x 12 pixels"):
         ingest_boxes(table, tmp_path / "out" / "y", workers=1)
+
+
+def test_a_box_of_no_size_costs_its_image_only(tmp_path: Path) -> None:
+    """A box 0.0001 pixels wide is 0.00001 of the image, and nothing with 4 decimals."""
+    write_images(tmp_path, ["a.png", "b.png"])
+    (tmp_path / "t.csv").write_text(HEAD + "a,R1,Nodule,4,3,4.0001,9\nb,R1,Nodule,4,3,12,9\n")
+    report = ingest_boxes(tmp_path / "t.csv", tmp_path / "out" / "x", allow_refused=1, workers=1)
+    assert report.rows_refused == 1
+    assert read_back(tmp_path / "out" / "x") == {"Is there nodule?": ("yes", [(0.25, 0.25, 0.75, 0.75)])}

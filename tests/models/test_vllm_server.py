@@ -14,7 +14,6 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-import psutil
 import pytest
 
 from clincot.config import VllmConfig
@@ -29,7 +28,7 @@ from clincot.models.vllm_server import (
     find_vllm,
     start_vllm,
 )
-from tests.support.vllm_command import install_stand_in
+from tests.support.vllm_command import install_stand_in, is_gone, read_pids
 
 SETTINGS = VllmConfig(start_s=60.0)
 
@@ -46,19 +45,11 @@ def start(settings: VllmConfig = SETTINGS) -> VllmServer:
     return start_vllm(ServedWeights("model"), "p", dtype="float32", device="cpu", share=1.0, settings=settings)
 
 
-def read_pids(path: Path) -> list[int]:
-    return [int(word) for word in path.read_text().split()]
-
-
 def wait_until(condition: Callable[[], bool], seconds: float = 30.0) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, "the condition did not come true"
         time.sleep(0.05)
-
-
-def is_gone(pid: int) -> bool:
-    return not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
 
 
 def test_the_command_is_the_variables_then_the_neighbour_then_the_paths(tmp_path: Path) -> None:

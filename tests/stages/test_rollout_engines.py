@@ -22,12 +22,12 @@ from clincot.models.reply_log import ReplyLog, hash_request
 from clincot.models.rollout_engines import free_models
 from clincot.models.served_checkpoint import ServedCheckpoint, sort_by_prefix
 from clincot.prompts import Conversation, ImageView, Turn
-from clincot.records import Candidate, Judgement
+from clincot.records import Candidate, Judgement, Outcome
 from clincot.stages.runner import run_stage
 from tests.support import tiny
-from tests.support.chat_endpoint import asked
+from tests.support.chat_endpoint import asked, chat, completion
 from tests.support.http_server import Reply, Request, serving
-from tests.support.vllm_command import install_stand_in
+from tests.support.vllm_command import install_stand_in, is_gone, read_pids
 
 SETTINGS = (
     "propose.grounders={random: 2}",
@@ -137,6 +137,28 @@ def test_a_judge_whose_server_dies_ends_the_stage(
     assert metrics["prompt_tokens"] == 100 * (72 - kept)  # two judges, 36 candidates
     judges_found = {judgement.judge for judgement in read_records(outputs["judgements"], Judgement)}
     assert judges_found == {hash_checkpoint(policy), hash_checkpoint(other)}
+
+
+def test_open_answers_are_graded_after_the_policys_server_has_ended(
+    tmp_path: Path, policy: Path, vllm: Path, unchecked: None
+) -> None:
+    """The judges may be large. Six questions of the benchmark are open."""
+    benchmark = tiny.write_set(tmp_path / "benchmark")
+    judge, servers_gone = chat(completion("Yes", {"Yes": -0.1, "No": -2.4})), []
+
+    def grade(request: Request) -> Reply:
+        servers_gone.append(all(map(is_gone, read_pids(vllm))))
+        return judge(request)
+
+    outputs = {"outcomes": tmp_path / "outcomes.jsonl", "report": tmp_path / "report.json"}
+    with serving(grade) as server:
+        grader = f"evaluate.open_judges=[{{name: g, url: '{server.url}/v1', text_only: true}}]"
+        config = configure("evaluate", grader, "evaluate.arms=[whole]", "decide.arm=whole", "evaluate.resamples=20")
+        run_stage("evaluate", config, {"benchmark": benchmark, "policy": policy}, outputs)
+    assert servers_gone
+    assert all(servers_gone)
+    graded = [outcome for outcome in read_records(outputs["outcomes"], Outcome) if outcome.graders]
+    assert len(graded) == 6
 
 
 def test_a_server_with_other_token_ids_is_refused(

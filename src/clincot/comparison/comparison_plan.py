@@ -18,7 +18,7 @@ from clincot.datasets.ingest.ingest_report import REPORT_FILE
 from clincot.errors import InvalidInput
 from clincot.jsonl import read_json
 from clincot.preflight.gpu_hours import GPU, StageCost, Workload, estimate_costs, sum_hours
-from clincot.rounds import COMPARISON_LABELS, Plan
+from clincot.rounds import COMPARISON_LABELS, Plan, list_policy_folders
 from clincot.text import markdown_table
 
 _SEEDED_SECTIONS = ("propose", "answer", "pair", "train")
@@ -64,13 +64,7 @@ class ComparisonPlan:
 
     def list_policies(self) -> dict[str, str]:
         """Every policy that is measured: {row of the table: its folder in a seed's run}."""
-        main = name_method(self.params)
-        folders = {"base": "base"}
-        for number in range(1, self.rounds + 1):
-            for name, label in COMPARISON_LABELS.items():
-                folders[f"{label}, round {number}"] = f"round-{number:02d}/{name}"
-            folders[f"{main}, round {number}"] = f"round-{number:02d}"
-        return folders
+        return list_policy_folders(self.rounds, COMPARISON_LABELS, name_method(self.params))
 
     def check(self) -> None:
         """Raise InvalidInput for a plan that cannot work."""

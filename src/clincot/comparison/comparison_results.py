@@ -15,10 +15,9 @@ from clincot.comparison.published_rows import WARNING, find_published_rows, rend
 from clincot.datasets.folder import load_questions, load_references
 from clincot.datasets.reports import REPORTS_FILE
 from clincot.evaluation.benchmark import Benchmark
-from clincot.evaluation.benchmark_report import METRIC_HEADINGS, pool_metrics
+from clincot.evaluation.benchmark_report import METRIC_HEADINGS, describe_clusters, iter_answer_metrics, pool_metrics
 from clincot.evaluation.blind_baseline import BLIND_ARM, BlindBaseline
-from clincot.evaluation.intervals import MIN_RELIABLE_CLUSTERS, paired_difference
-from clincot.evaluation.parsed_answers import can_parse, grade_parsed
+from clincot.evaluation.intervals import paired_difference
 from clincot.evaluation.read_benchmark import read_benchmark, select_report_metrics
 from clincot.jsonl import atomic_write, read_records, write_json
 from clincot.records import Interval, Outcome
@@ -107,7 +106,7 @@ def _iter_gains(
         theirs: list[float | None] = []
         clusters: list[str] = []
         for mine, other in zip(runs, base, strict=True):
-            scored, before = _grade_arm(mine, arm, metric, benchmark), _grade_arm(other, arm, metric, benchmark)
+            scored, before = grade_arm(mine, arm, metric, benchmark), grade_arm(other, arm, metric, benchmark)
             for question, cluster in benchmark.clusters.items():
                 if question in scored and question in before:
                     ours.append(scored[question])
@@ -120,19 +119,17 @@ def _iter_gains(
             )
 
 
-def _grade_arm(outcomes: Sequence[Outcome], arm: str, metric: str, benchmark: Benchmark) -> dict[str, float | None]:
-    """{question: grade} of an arm's answers, for questions to which the metric applies."""
+def grade_arm(outcomes: Sequence[Outcome], arm: str, metric: str, benchmark: Benchmark) -> dict[str, float | None]:
+    """{question: metric} of an arm's answers, for the questions to which the metric of the table applies."""
     grades: dict[str, float | None] = {}
     for outcome in outcomes:
-        if outcome.arm != arm:
+        question, reference = benchmark.questions[outcome.question], benchmark.references[outcome.question]
+        if outcome.arm != arm or question.kind == "report":
             continue
-        if metric == "accuracy":
-            grades[outcome.question] = None if outcome.correct is None else float(outcome.correct)
-        elif metric == "parsed_accuracy":
-            question, reference = benchmark.questions[outcome.question], benchmark.references[outcome.question]
-            if can_parse(question.text, reference.answer):
-                right = grade_parsed(outcome.answer, question.text, reference.answer)
-                grades[outcome.question] = None if right is None else float(right)
+        values = dict(iter_answer_metrics(question, reference, outcome))
+        if metric in values:
+            value = values[metric]
+            grades[outcome.question] = None if value is None else float(value)
     return grades
 
 
@@ -214,9 +211,7 @@ def _describe_measurement(plan: ComparisonPlan, policies: Sequence[MeasuredPolic
     for policy in policies:
         for metrics in policy.metrics.values():
             patients = max(patients, *(interval.clusters for interval in metrics.values()))
-    note = f"{seeds}, {format_count(plan.rounds, 'round')}; 95 % intervals clustered by patient ({patients} patients)."
-    if patients < MIN_RELIABLE_CLUSTERS:
-        note += f" Below {MIN_RELIABLE_CLUSTERS} patients they are approximate."
+    note = f"{seeds}, {format_count(plan.rounds, 'round')}; {describe_clusters(patients, patients)}"
     return note + " The blind baseline knows the answers of the training questions and sees no image."
 
 

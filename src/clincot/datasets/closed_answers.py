@@ -81,6 +81,11 @@ def read_polarity(text: str) -> Polarity | None:
     return next((polarity for _, polarity in read_closed_words(text)), None)
 
 
+def guess_kind(answer: str) -> Literal["closed", "open"]:
+    """The kind of a question whose source does not state it: closed if its answer is yes or no, else open."""
+    return "closed" if read_polarity(answer) is not None else "open"
+
+
 def is_same_closed_word(one: str, other: str) -> bool:
     """Whether two answers are words of one language for the same side of a yes-or-no question, as 是 and 是的 are."""
     return bool(read_closed_words(one) & read_closed_words(other))

@@ -30,7 +30,7 @@ from clincot.datasets.ingest.row_pipeline import ParsedRow, RowPlan, RowSplit, i
 from clincot.datasets.ingest.writer import SourceImage, SourceQuestion
 from clincot.datasets.splits import check_test_share
 from clincot.datasets.tables import Row, iter_table_rows
-from clincot.geometry import Box, box_from_pixels
+from clincot.geometry import Box, clip_pixel_box
 from clincot.images import InvalidImage, measure_image
 from clincot.jsonl import InvalidRecord
 
@@ -192,11 +192,11 @@ def _convert_boxes(
     """Normalise boxes, cut at the image's edges; raises InvalidRow for a box outside it."""
     width, height = size
     boxes = []
-    for _, (x0, y0, x1, y1) in marks:
-        x0, y0, x1, y1 = max(x0, 0.0), max(y0, 0.0), min(x1, width), min(y1, height)
-        if x1 <= x0 or y1 <= y0:
-            raise InvalidRow(f"boxes: {(x0, y0, x1, y1)} is outside the image of {width} x {height} pixels")
-        boxes.append(box_from_pixels(x0, y0, x1, y1, width=width, height=height))
+    for _, edges in marks:
+        box = clip_pixel_box(*edges, width=width, height=height)
+        if box is None:
+            raise InvalidRow(f"boxes: {edges} is outside the image of {width} x {height} pixels")
+        boxes.append(box)
     return tuple(dict.fromkeys(boxes))
 
 

@@ -23,14 +23,21 @@ from typing import Any, Literal
 from pydantic import ValidationError
 from tqdm import tqdm
 
-from clincot.datasets.closed_answers import find_choice_fault, read_choice, read_polarity
+from clincot.datasets.closed_answers import find_choice_fault, guess_kind, read_choice
 from clincot.datasets.columns import ColumnMapping, guess_columns, parse_overrides
 from clincot.datasets.hub_layout import TableFile, find_tables, read_attribution
 from clincot.datasets.ingest.archives import SourceTree
 from clincot.datasets.ingest.index import IngestIndex
 from clincot.datasets.ingest.ingest_report import IngestReport, IngestTally, InvalidRow
 from clincot.datasets.ingest.output_folder import check_output_folder
-from clincot.datasets.ingest.row_pipeline import ParsedRow, RowPlan, RowSplit, ingest_rows, make_other_images
+from clincot.datasets.ingest.row_pipeline import (
+    ParsedRow,
+    RowPlan,
+    RowSplit,
+    ingest_rows,
+    make_other_images,
+    register_row_id,
+)
 from clincot.datasets.ingest.writer import SourceImage, SourceQuestion
 from clincot.datasets.splits import check_test_share
 from clincot.datasets.tables import Row, iter_table_rows
@@ -158,7 +165,7 @@ class _TableReader:
     def _parse_row(self, row: Row, position: _Position, index: IngestIndex) -> Iterator[ParsedRow]:
         try:
             cells = _Cells(row, position.mapping)
-            _register_id(cells.read_text("id"), position, index)
+            register_row_id(index, cells.read_text("id"), str(position), table=position.table.name)
             picture, others = self._find_images(cells, position)
             turns = _pair_turns(cells.get("conversations")) if "conversations" in position.mapping.columns else []
             if not turns:
@@ -169,11 +176,17 @@ class _TableReader:
             return
         self.notes["questions that follow another one of their conversation"] += len(turns) - 1
         for at, (question, answer) in enumerate(turns):
-            kind: Kind = "closed" if read_polarity(answer) is not None else "open"
             name = f"{position}" if len(turns) == 1 else f"{position} turn {at + 1}"
             own = replace(picture, location=name)
             yield position.parse(
-                SourceQuestion(own, question, answer, kind, source_id=position.name_row(cells, at), others=others)
+                SourceQuestion(
+                    own,
+                    question,
+                    answer,
+                    guess_kind(answer),
+                    source_id=position.name_row(cells, at),
+                    others=others,
+                )
             )
 
     def _find_images(
@@ -234,15 +247,6 @@ class _Position:
     def name_row(self, cells: _Cells, turn: int = 0) -> str:
         name = cells.read_text("id") or str(self)
         return name if turn == 0 else f"{name}#{turn + 1}"
-
-
-def _register_id(row_id: str, position: _Position, index: IngestIndex) -> None:
-    """Raise InvalidRow if another row of the same table has this id."""
-    if row_id:
-        digest = hashlib.blake2b(f"{position.table.name}\0{row_id}".encode(), digest_size=8).digest()
-        first = index.register_id(digest, str(position))
-        if first != str(position):
-            raise InvalidRow(f"id: duplicate id {row_id!r}, first at {first}. Give every row its own id")
 
 
 @dataclass(frozen=True)
@@ -381,9 +385,7 @@ def _choose_kind(cells: _Cells, answer: str, options: tuple[str, ...]) -> Kind:
     if options:
         return "choice"
     stated = cells.read_text("kind").lower()
-    if stated in _KINDS:
-        return _KINDS[stated]
-    return "closed" if read_polarity(answer) is not None else "open"
+    return _KINDS[stated] if stated in _KINDS else guess_kind(answer)
 
 
 def _pair_turns(turns: Any) -> list[tuple[str, str]]:

@@ -14,7 +14,6 @@ question, whose `answer` is the letter or the text of one of them. `others` are 
 from __future__ import annotations
 
 import codecs
-import hashlib
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -31,12 +30,19 @@ from pydantic import (
 )
 from tqdm import tqdm
 
-from clincot.datasets.closed_answers import find_choice_fault, read_choice, read_polarity
+from clincot.datasets.closed_answers import find_choice_fault, guess_kind, read_choice
 from clincot.datasets.ingest.file_formats import check_json_lines
 from clincot.datasets.ingest.index import IngestIndex
 from clincot.datasets.ingest.ingest_report import IngestReport, IngestTally, InvalidRow
 from clincot.datasets.ingest.output_folder import check_output_folder
-from clincot.datasets.ingest.row_pipeline import ParsedRow, RowPlan, RowSplit, ingest_rows, make_other_images
+from clincot.datasets.ingest.row_pipeline import (
+    ParsedRow,
+    RowPlan,
+    RowSplit,
+    ingest_rows,
+    make_other_images,
+    register_row_id,
+)
 from clincot.datasets.ingest.writer import SourceImage, SourceQuestion
 from clincot.datasets.splits import check_test_share
 from clincot.errors import InvalidInput
@@ -124,7 +130,7 @@ class JsonlRow(BaseModel):
             return self.kind
         if self.options:
             return "choice"
-        return "closed" if read_polarity(self.answer) is not None else "open"
+        return guess_kind(self.answer)
 
 
 def ingest_jsonl(  # noqa: PLR0913 (one keyword per command-line option)
@@ -180,10 +186,7 @@ def _parse_row(line: bytes, number: int, source: Path, index: IngestIndex) -> So
         raise InvalidRow(". ".join((format_validation_error(error), *remedies))) from None
     except InvalidRecord as error:
         raise InvalidRow(f"{error}. Write one JSON object per line") from None
-    if row.id:
-        first = index.register_id(hashlib.blake2b(row.id.encode(), digest_size=8).digest(), location)
-        if first != location:
-            raise InvalidRow(f"id: duplicate id {row.id!r}, first at {first}. Give every row its own id")
+    register_row_id(index, row.id, location)
     picture = SourceImage(
         location=location,
         image=source.parent / row.image,

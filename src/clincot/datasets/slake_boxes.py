@@ -20,7 +20,7 @@ import numpy.typing as npt
 from PIL import Image
 from scipy import ndimage
 
-from clincot.geometry import Box, box_from_pixels, compute_iou
+from clincot.geometry import Box, box_from_pixels, clip_pixel_box, compute_iou
 from clincot.jsonl import InvalidRecord
 
 BoxFormat = Literal["xywh", "xyxy"]
@@ -138,11 +138,7 @@ def normalize_box(numbers: tuple[float, float, float, float], how: BoxFormat, *,
     """Normalised and cut to the image; None where nothing of it lies inside."""
     x0, y0, a, b = numbers
     x1, y1 = (x0 + a, y0 + b) if how == "xywh" else (a, b)
-    x0, x1 = (min(max(x, 0.0), float(width)) for x in (x0, x1))
-    y0, y1 = (min(max(y, 0.0), float(height)) for y in (y0, y1))
-    if round(x1 / width, 4) <= round(x0 / width, 4) or round(y1 / height, 4) <= round(y0 / height, 4):
-        return None
-    return box_from_pixels(x0, y0, x1, y1, width=width, height=height)
+    return clip_pixel_box(x0, y0, x1, y1, width=width, height=height)
 
 
 def _parse_boxes(raw: object) -> Iterable[tuple[str, tuple[float, float, float, float]]]:

@@ -51,11 +51,39 @@ _ALL_QUESTION_METRICS = ("accuracy", "report_words")  # one of these counts ever
 
 
 @dataclass
-class _PolicySums:
-    """The sums over one policy's outcomes, by arm."""
+class _ArmSums:
+    """The sums over one policy's outcomes, by arm. `reports`: needed if questions ask for reports."""
 
+    reports: ReportMetrics | None
     arms: dict[str, MetricSums] = field(default_factory=dict)
-    answered: dict[str, set[str]] = field(default_factory=dict)  # {arm: ids of the questions with an outcome}
+    answered: dict[str, set[str]] = field(default_factory=dict)  # {arm: questions of this run with an outcome}
+
+    def add_outcome(self, outcome: Outcome, benchmark: Benchmark) -> None:
+        """Count an outcome; raises BadBenchmark if it is not one of the benchmark's, or repeated."""
+        _check_outcome(outcome, benchmark)
+        answered = self.answered.setdefault(outcome.arm, set())
+        if outcome.question in answered:
+            raise BadBenchmark(
+                f"question {outcome.question} has two outcomes of policy {outcome.policy} in arm {outcome.arm!r}"
+            )
+        answered.add(outcome.question)
+        sums = self.arms.setdefault(outcome.arm, {})
+        _count_outcome(sums, outcome.question, outcome, benchmark, self.reports, arm=outcome.arm)
+
+    def end_run(self, benchmark: Benchmark) -> None:
+        """Count as unscored every question that an arm of this run did not answer; another run may follow."""
+        for arm, answered in self.answered.items():
+            for question in benchmark.questions:
+                if question not in answered:
+                    _count_outcome(self.arms[arm], question, None, benchmark, self.reports, arm=arm)
+        self.answered = {}
+
+    def compute_intervals(self, *, seed: int, resamples: int) -> dict[str, dict[str, Interval]]:
+        """{arm: {metric: mean with its interval}}."""
+        intervals = {}
+        for arm, sums in self.arms.items():
+            intervals[arm] = {n: metric.compute_interval(seed=seed, resamples=resamples) for n, metric in sums.items()}
+        return intervals
 
 
 def build_benchmark_reports(
@@ -89,26 +117,13 @@ def build_benchmark_reports(
     kinds: set[str] = {question.kind for question in benchmark.questions.values()}
     if "report" in kinds and reports is None:
         raise BadBenchmark("questions of the benchmark ask for reports, but no report metrics were passed")
-    policies: dict[str, _PolicySums] = {}
+    policies: dict[str, _ArmSums] = {}
     for outcome in outcomes:
-        _check_outcome(outcome, benchmark)
-        policy_sums = policies.setdefault(outcome.policy, _PolicySums())
-        answered = policy_sums.answered.setdefault(outcome.arm, set())
-        if outcome.question in answered:
-            raise BadBenchmark(
-                f"question {outcome.question} has two outcomes of policy {outcome.policy} in arm {outcome.arm!r}"
-            )
-        answered.add(outcome.question)
-        sums = policy_sums.arms.setdefault(outcome.arm, {})
-        _count_outcome(sums, outcome.question, outcome, benchmark, reports, arm=outcome.arm)
+        policies.setdefault(outcome.policy, _ArmSums(reports)).add_outcome(outcome, benchmark)
     built = []
-    for policy, policy_sums in policies.items():
-        metrics = {}
-        for arm, sums in policy_sums.arms.items():
-            for question in benchmark.questions:
-                if question not in policy_sums.answered[arm]:
-                    _count_outcome(sums, question, None, benchmark, reports, arm=arm)
-            metrics[arm] = {n: metric.compute_interval(seed=seed, resamples=resamples) for n, metric in sums.items()}
+    for policy, sums in policies.items():
+        sums.end_run(benchmark)
+        metrics = sums.compute_intervals(seed=seed, resamples=resamples)
         protocol = _describe_protocol(kinds, reports)
         built.append(BenchmarkReport(benchmark=benchmark.digest, policy=policy, protocol=protocol, metrics=metrics))
     return built
@@ -126,22 +141,12 @@ def pool_metrics(
     runs: the outcomes of each run's policy and the benchmark that it answered. A patient is one cluster in all runs.
     Raises BadBenchmark as `build_benchmark_reports` does.
     """
-    arms: dict[str, MetricSums] = {}
+    sums = _ArmSums(reports)
     for outcomes, benchmark in runs:
-        answered: dict[str, set[str]] = {}
         for outcome in outcomes:
-            _check_outcome(outcome, benchmark)
-            answered.setdefault(outcome.arm, set()).add(outcome.question)
-            sums = arms.setdefault(outcome.arm, {})
-            _count_outcome(sums, outcome.question, outcome, benchmark, reports, arm=outcome.arm)
-        for arm, questions in answered.items():
-            for question in benchmark.questions:
-                if question not in questions:
-                    _count_outcome(arms[arm], question, None, benchmark, reports, arm=arm)
-    pooled = {}
-    for arm, sums in arms.items():
-        pooled[arm] = {name: metric.compute_interval(seed=seed, resamples=resamples) for name, metric in sums.items()}
-    return pooled
+            sums.add_outcome(outcome, benchmark)
+        sums.end_run(benchmark)
+    return sums.compute_intervals(seed=seed, resamples=resamples)
 
 
 def _describe_protocol(kinds: set[str], reports: ReportMetrics | None) -> str:
@@ -175,7 +180,7 @@ def _count_outcome(
         assert reports is not None
         reports.add_report(sums, None if outcome is None else outcome.answer, reference.answer, cluster)
     else:
-        for name, value in _iter_metric_values(question, reference, outcome):
+        for name, value in iter_answer_metrics(question, reference, outcome):
             add_mean(sums, name, value, cluster, share=name != "answer_length")
     if reference.boxes and arm != blind_baseline.BLIND_ARM:
         add_mean(sums, "hit_rate", None if outcome is None else outcome.hit, cluster, share=True)
@@ -183,7 +188,7 @@ def _count_outcome(
     add_mean(sums, "off_format", None if outcome is None else outcome.off_format, cluster, share=True)
 
 
-def _iter_metric_values(
+def iter_answer_metrics(
     question: Question, reference: Reference, outcome: Outcome | None
 ) -> Iterator[tuple[str, float | None]]:
     """Yield every answer metric that applies to the question with its value; None without a readable outcome."""
@@ -273,13 +278,17 @@ def _format_footnote(reports: Sequence[BenchmarkReport]) -> str:
         for metrics in report.metrics.values():
             clusters.update(metric.clusters for metric in metrics.values() if metric.n)
     fewest, most = min(clusters, default=0), max(clusters, default=0)
-    patients = f"{fewest}" if fewest == most else f"{fewest} to {most}"
-    note = f"95 % intervals clustered by patient ({patients} patients)."
-    if fewest < MIN_RELIABLE_CLUSTERS:
-        note += f" Below {MIN_RELIABLE_CLUSTERS} patients they are approximate."
+    note = describe_clusters(fewest, most)
     if not any(blind_baseline.BLIND_ARM in report.metrics for report in reports):
         note += " The blind baseline is not in this table."
     return note
+
+
+def describe_clusters(fewest: int, most: int) -> str:
+    """Say on how many patients the intervals of a table rest, and whether these are few."""
+    patients = f"{fewest}" if fewest == most else f"{fewest} to {most}"
+    note = f"95 % intervals clustered by patient ({patients} patients)."
+    return note + (f" Below {MIN_RELIABLE_CLUSTERS} patients they are approximate." * (fewest < MIN_RELIABLE_CLUSTERS))
 
 
 def list_headline_figures(report: BenchmarkReport) -> dict[str, float]:

@@ -103,8 +103,9 @@ def _answer_as_served(
             reference = benchmark.references[question.id]
             outcome = _score_outcome(item, "served", reply.answer, reference, policy, off_format=off)
             lead, region_lead = measure_leads(reply)
-            served = {"settings": reply.settings, "lead": round(lead, 6), "region_lead": round(region_lead, 6)}
-            yield Outcome.model_validate(outcome.model_dump(exclude={"id"}) | served)
+            yield outcome.replace_fields(
+                settings=reply.settings, lead=round(lead, 6), region_lead=round(region_lead, 6)
+            )
 
 
 def _iter_batches(region_inputs: Iterable[_RegionInput]) -> Iterator[list[_RegionInput]]:

@@ -38,8 +38,7 @@ class OpenGrades:
         """Return the outcome with its panel score; unchanged unless its question is open and the answer readable."""
         if benchmark.questions[outcome.question].kind != "open" or outcome.correct is None or not self.graders:
             return outcome
-        graded = {"panel_score": self.scores[_build_answer_key(outcome)], "graders": self.graders}
-        return Outcome.model_validate(outcome.model_dump(exclude={"id"}) | graded)
+        return outcome.replace_fields(panel_score=self.scores[_build_answer_key(outcome)], graders=self.graders)
 
 
 def grade_open_answers(

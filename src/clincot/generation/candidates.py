@@ -32,11 +32,15 @@ class GenerationRequest:
     before: tuple[tuple[Region, Candidate], ...] = ()
     sample: int = 0  # number of this answer among those sampled from the region
 
+    @property
+    def parent(self) -> str:
+        """The id of the candidate that this one continues; "" in the first step."""
+        return self.before[-1][1].id if self.before else ""
+
     def derive_seed(self, seed: int) -> int:
         """The seed of this answer, from the stage's own and the content of the request."""
-        parent = self.before[-1][1].id if self.before else ""
         repetition = [self.sample] if self.sample else []  # so that the first answer is the one of per_region: 1
-        return derive_seed(seed, self.region.id, parent, *repetition)
+        return derive_seed(seed, self.region.id, self.parent, *repetition)
 
     def build_conversation(self, folder: Path, policy: Policy, steps: Sequence[str]) -> Conversation:
         """The conversation that asks for this candidate; images are below `folder`."""
@@ -91,7 +95,7 @@ def answer_regions(
                 token_logprobs=reply.token_logprobs,
                 region_written=is_written(request.region),
                 step=len(request.before),
-                parent=request.before[-1][1].id if request.before else "",
+                parent=request.parent,
                 policy=policy.digest,
                 prompt=prompt,
                 seed=seed,

@@ -126,8 +126,7 @@ def fit_calibration(
     after = before
     if method != "identity":
         after = measure_reliability(_calibrate_out_of_fold(judge, p_N, y_N, method), y_N)
-    content = curve.model_dump(exclude={"id"}) | {"before": before, "after": after}
-    return Calibration(**content | {"n_unscored": unscored})
+    return curve.replace_fields(before=before, after=after, n_unscored=unscored)
 
 
 def measure_reliability(p_N: Floats, y_N: Floats) -> Reliability:

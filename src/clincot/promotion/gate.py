@@ -135,18 +135,14 @@ def _test_challenger(case: Comparison, config: DecideConfig, look: _Look) -> Gat
     reasons.insert(1, off_format.reason)
     reasons += [f"Warning: {f.reason}" for f in findings if f.severity == "warn" and f is not off_format]
     reasons += [_explain_budget(budget), *_list_cautions(results, case.ledger, look.reuse)]
-    decision = _build_decision(case, sides.benchmark, config, verdict, reasons, findings, look.reuse).model_copy(
-        update={
-            "id": "",
-            "checks": tuple(checks),
-            "budget": budget,
-            "difference": checks[0].difference,
-            "base": bootstrap_difference(sides, GAIN_METRIC, config, other="base") if "base" in sides.sides else None,
-            "evidence": look.evidence_digest,
-            "served": next(iter(_list_serve_settings(sides.sides)), ""),
-        }
+    decision = _build_decision(case, sides.benchmark, config, verdict, reasons, findings, look.reuse).replace_fields(
+        checks=tuple(checks),
+        budget=budget,
+        difference=checks[0].difference,
+        base=bootstrap_difference(sides, GAIN_METRIC, config, other="base") if "base" in sides.sides else None,
+        evidence=look.evidence_digest,
+        served=next(iter(_list_serve_settings(sides.sides)), ""),
     )
-    decision = Decision.model_validate(decision.model_dump())  # computes the id of the complete content
     spending = BudgetEntry(
         evidence=look.evidence_digest,
         champion=case.champion,

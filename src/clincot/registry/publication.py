@@ -88,7 +88,7 @@ def register_checkpoint(
         card.write_text(render_model_card(manifest), encoding="utf-8")
         sources = _collect_files(checkpoint, evidence) | {MODEL_CARD_FILE: card}
         files = list_artifact_files(dict(sorted(sources.items())))
-        manifest = Manifest.model_validate(manifest.model_dump(exclude={"id"}) | {"files": files})
+        manifest = manifest.replace_fields(files=files)
         published = _find_published(store, manifest)
         if published is not None:
             return published

@@ -5,7 +5,7 @@ from __future__ import annotations
 from clincot.config import EvaluateConfig
 from clincot.evaluation.read_benchmark import read_benchmark, select_report_metrics
 from clincot.jsonl import read_records, write_json, write_records
-from clincot.records import BenchmarkReport, Outcome
+from clincot.records import Outcome
 from clincot.stages.base import Metrics, Paths, Stage, build_progress_path, show_progress
 
 
@@ -15,8 +15,7 @@ def evaluate(config: EvaluateConfig, inputs: Paths, outputs: Paths) -> Metrics:
     from clincot.evaluation.evaluator import evaluate_policy as answer_benchmark
     from clincot.evaluation.open_answers import grade_open_answers
     from clincot.evaluation.served_sample import collect_served_sample
-    from clincot.models.load import load_judge, unload_models
-    from clincot.models.rollout_engines import open_policy
+    from clincot.models.rollout_engines import free_models, open_judges, open_policy
 
     benchmark = read_benchmark(inputs["benchmark"], limit=config.limit)
     studies = StudyIndex(inputs["benchmark"])
@@ -28,9 +27,9 @@ def evaluate(config: EvaluateConfig, inputs: Paths, outputs: Paths) -> Metrics:
         outcomes = answer_benchmark(policy, benchmark, studies, inputs["benchmark"], config)
         write_records(outputs["outcomes"], show_progress(outcomes, "benchmark", "answers", total))
     if config.open_judges:
-        unload_models()  # the judges may need the memory
+        free_models()  # the judges may need the memory, which a server would keep
         answered = list(read_records(outputs["outcomes"], Outcome))
-        judges = [load_judge(spec, dtype=config.dtype) for spec in config.open_judges]
+        judges = open_judges(config.open_judges, config.engine, dtype=config.dtype)
         grades = grade_open_answers(answered, benchmark, inputs["benchmark"], config, judges)
         write_records(outputs["outcomes"], (grades.grade_outcome(outcome, benchmark) for outcome in answered))
     (report,) = build_benchmark_reports(
@@ -42,7 +41,7 @@ def evaluate(config: EvaluateConfig, inputs: Paths, outputs: Paths) -> Metrics:
     )
     sample = collect_served_sample(read_records(outputs["outcomes"], Outcome))
     if sample is not None:
-        report = BenchmarkReport.model_validate(report.model_dump(exclude={"id"}) | {"served": sample})
+        report = report.replace_fields(served=sample)
     write_json(outputs["report"], report.model_dump(mode="json"))
     return list_headline_figures(report)
 

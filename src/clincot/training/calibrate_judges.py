@@ -20,6 +20,7 @@ from clincot.judging.labelled_answers import LabelledAnswer, draw_labelled_answe
 from clincot.judging.panel import read_calibrations
 from clincot.models.load import load_judge
 from clincot.models.protocols import Judge
+from clincot.text import markdown_table
 
 # Shape suffixes: N labelled answers.
 
@@ -40,7 +41,7 @@ def fit_judge_calibrations(config: JudgeConfig, data: Path, out: Path, *, limit:
     answers = list(draw_labelled_answers(questions, seed=0, region_truth=0.5, both=False))
     right = [answer.right for answer in answers]
     calibrations = []
-    lines = ["| judge | n | AUC | ECE before | after | Brier before | after |", "|---|---|---|---|---|---|---|"]
+    rows = []
     for spec in config.judges:
         judge = load_judge(spec, dtype=config.dtype)
         # A judge that sees the reference is another judge: its calibration must not be applied in a round.
@@ -50,12 +51,10 @@ def fit_judge_calibrations(config: JudgeConfig, data: Path, out: Path, *, limit:
         before, after = fitted.before, fitted.after
         assert before is not None  # both are measured on the labelled set
         assert after is not None
-        lines.append(
-            f"| {judge.name} | {before.n} | {before.auc:.3f} | {before.ece:.3f} | {after.ece:.3f} "
-            f"| {before.brier:.3f} | {after.brier:.3f} |"
-        )
+        numbers = (before.auc, before.ece, after.ece, before.brier, after.brier)
+        rows.append((judge.name, str(before.n), *(f"{number:.3f}" for number in numbers)))
     write_records(out, calibrations)
-    return "\n".join(lines)
+    return markdown_table(("judge", "n", "AUC", "ECE before", "after", "Brier before", "after"), rows)
 
 
 def measure_judges(config: JudgeConfig, data: Path, *, limit: int) -> list[dict[str, Any]]:

@@ -7,6 +7,7 @@ that is the same for all readers of rows is here.
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import re
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
@@ -189,3 +190,13 @@ def iter_batches(rows: Iterator[ParsedRow], size: int) -> Iterator[list[ParsedRo
 def make_other_images(row: SourceImage, images: Iterable[tuple[Path, str, str]]) -> tuple[tuple[SourceImage, str], ...]:
     """Build the further images of a row from (path, name, role); they share its location, patient and split."""
     return tuple((replace(row, image=path, image_name=name), role) for path, name, role in images)
+
+
+def register_row_id(index: IngestIndex, row_id: str, location: str, *, table: str = "") -> None:
+    """Raise InvalidRow if another row of the table has this id; "" is none. table: its name, if there are several."""
+    if not row_id:
+        return
+    digest = hashlib.blake2b(f"{table}\0{row_id}".encode(), digest_size=8).digest()
+    first = index.register_id(digest, location)
+    if first != location:
+        raise InvalidRow(f"id: duplicate id {row_id!r}, first at {first}. Give every row its own id")
