@@ -13,7 +13,7 @@ from clincot.pipelines.run_record import TERMINAL_STATES, RunRecord, TaskRow, re
 from clincot.pipelines.submit import get_run
 from clincot.pipelines.task_logs import read_log_tail
 from clincot.pipelines.verdict_lookup import describe_decision
-from clincot.text import format_count
+from clincot.text import align_columns, format_count
 
 LOG_LINES = 12
 WATCH_S = 10.0
@@ -110,12 +110,7 @@ def _format_rows(rows: tuple[TaskRow, ...]) -> list[str]:
         ended = row.ended or (now if row.state == "running" else None)
         took = _format_seconds((ended - row.started).total_seconds()) if row.started and ended and started else ""
         cells.append((started, label, row.state, "" if row.state in ("cached", "skipped") else took))
-    lengths = [tuple(map(len, line)) for line in cells]
-    wide, wider, widest = (max(column) for column in list(zip(*lengths, strict=True))[:3])
-    lines = []
-    for started, label, state, took in cells:
-        lines.append(f"{started:{wide}}  {label:{wider}}  {state:{widest}}  {took}".rstrip())
-    return lines
+    return align_columns(cells)
 
 
 def _describe_failure(connection: Connection, run_id: str, row: TaskRow) -> list[str]:

@@ -1,4 +1,4 @@
-"""Normalisation of answers as the VQA protocols define it, and the layout of Markdown tables and intervals."""
+"""Normalisation of answers as the VQA protocols define it, and the layout of tables and intervals."""
 
 from __future__ import annotations
 
@@ -71,6 +71,16 @@ def markdown_table(
         rule = "|" + f"{dashes}|" * len(head)
     heading = "|" + "|".join(f" {cell} " if cell else " " for cell in escaped[0]) + "|"
     return "\n".join([heading, rule, *("| " + " | ".join(row) + " |" for row in escaped[1:])])
+
+
+def align_columns(rows: Sequence[Sequence[str]]) -> list[str]:
+    """Return one line for each row, its cells two spaces apart and as wide as the widest of their column."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = []
+    for row in rows:
+        cells = [cell.ljust(width) for cell, width in zip(row, widths, strict=True)]
+        lines.append("  ".join(cells).rstrip())
+    return lines
 
 
 def format_interval(interval: Interval | None, *, decimals: int = 3, signed: bool = False, missing: str = "–") -> str:

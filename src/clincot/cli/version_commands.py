@@ -14,6 +14,7 @@ from clincot.cli.data_commands import DATA_PANEL
 from clincot.cli.framework import Commands, Entry, add_command, build_group
 from clincot.cli.options import ParamsArguments, read_params
 from clincot.config import VersionConfig
+from clincot.text import align_columns
 
 if TYPE_CHECKING:
     from clincot.preferences.versions.version_history import ChangeSummary, PairDiff
@@ -135,12 +136,7 @@ def render_version_log(versions: list[DataVersion]) -> str:
                 version.sha256[:12],
             )
         )
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = []
-    for row in rows:
-        cells = [cell.ljust(width) for cell, width in zip(row, widths, strict=True)]
-        lines.append("  ".join(cells).rstrip())
-    return "\n".join(lines)
+    return "\n".join(align_columns(rows))
 
 
 def render_version_diff(a: DataVersion, b: DataVersion, between: PairDiff) -> str:
