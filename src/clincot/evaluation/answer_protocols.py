@@ -26,7 +26,7 @@ PANEL_RIGHT = 0.5  # the mean P(right) from which a panel calls an open answer r
 
 def is_gradable(protocol: AnswerProtocol, question: Question, reference: Reference, *, paneled: bool) -> bool:
     """Whether a question belongs to the accuracy of a protocol. paneled: a panel graded its answers."""
-    if protocol != "parsed" or question.kind == "report":
+    if protocol != "parsed" or question.kind in ("report", "choice"):
         return True
     return can_parse(question.text, reference.answer) or (question.kind == "open" and paneled)
 
@@ -37,7 +37,7 @@ def grade_by_protocol(
     """The grade of an answer in [0, 1]; None if it is unscored."""
     if outcome.correct is None:
         return None
-    if protocol == "strict":
+    if protocol == "strict" or question.kind == "choice":  # a letter or an option has one reading
         return float(outcome.correct)
     if protocol == "llava-med":
         if question.kind == "closed":

@@ -80,7 +80,10 @@ def check_data_sets(config: PreflightConfig) -> Iterator[PreflightCheck]:
         return
     yield from check_benchmark_size(config, benchmark)
     if data is not None:
-        hashed = len(StudyIndex(data)) + len(set(benchmark.clusters)) <= MAX_HASHED_IMAGES
+        hashed = (
+            len(StudyIndex(data)) + len({question.study for question in benchmark.questions.values()})
+            <= MAX_HASHED_IMAGES
+        )
         findings = find_leakage(benchmark, folder, data, config.decide, near_duplicates=hashed)
         yield from _check_findings(findings, "the benchmark against the data set")
         if not hashed:
