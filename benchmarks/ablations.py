@@ -100,7 +100,7 @@ def _list_strengths() -> list[Ablation]:
         Ablation("β 0.1, plain DPO", "strength", ("train.beta=0.1", "train.margin_lambda=0")),
         Ablation("no NLL, no anchors", "strength", ("train.nll_weight=0", "train.anchors=0")),
         Ablation("no anchors", "strength", ("train.anchors=0",)),
-        Ablation("4 anchors", "strength", ("train.anchors=4",)),
+        Ablation("2 anchors", "strength", ("train.anchors=2",)),
         Ablation("1 epoch", "strength", ("train.epochs=1",)),
         Ablation("4 epochs", "strength", ("train.epochs=4",)),
     ]
