@@ -325,6 +325,10 @@ class PairConfig(FrozenConfig):
         default=0.5,
         description="Maximum share of pairs whose sides come from the same region and differ in the answer only.",
     )
+    max_answer_bias: Share = Field(
+        default=1.0,
+        description="Largest (chosen - rejected) / (chosen + rejected) of an answer in a topic's pairs; 1: any.",
+    )
     length_auc_tolerance: float = Field(
         default=0.05,
         ge=0,
