@@ -70,6 +70,10 @@ class VisualCotModel(Model):  # type: ignore[misc]
     async def healthy(self) -> bool:
         return bool(self.ready) and await asyncio.to_thread(self.service.backend.check_health)
 
+    def check_alive(self) -> bool:
+        """False if the model cannot answer until the server is restarted."""
+        return self.service.backend.check_alive()
+
     def get_input_types(self) -> list[dict[str, Any]]:
         return [{"name": name, "datatype": kind, "shape": [-1]} for name, kind in INPUT_TYPES.items()]
 
