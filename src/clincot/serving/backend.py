@@ -30,7 +30,7 @@ from clincot.prompts import Conversation, PromptFormat, Turn, load_prompt_format
 from clincot.serving.request_batching import Batcher
 from clincot.serving.request_context import RequestContext
 from clincot.serving.spool import open_spool
-from clincot.serving.tracing import build_trace_headers, measure_stage
+from clincot.serving.tracing import build_trace_headers, trace_call
 from clincot.storage.artifacts import ChecksumMismatch, download_files, verify_files
 from clincot.storage.open import open_store
 from clincot.storage.store import KeyNotFound
@@ -300,7 +300,7 @@ class _CancellablePolicy(PolicyWrapper):
         began = time.monotonic()
         try:
             with (
-                measure_stage(f"predictor {call}", SpanKind.CLIENT),
+                trace_call(f"predictor {call}", SpanKind.CLIENT),  # `observe` has the metric
                 limit_requests(self._context.deadline, build_trace_headers()),
             ):
                 yield
