@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,7 @@ from clincot.records import Study
 from clincot.serving.middleware import RequestMiddleware
 from clincot.serving.server import ServePlan, build_application, build_data_plane, open_backend
 from clincot.serving.service import AnswerService
+from tests.support.decode_workers import expect_no_new_workers
 from tests.support.model_servers import CHAT, PREDICT, chat, data_uri, v1
 
 QUESTION = "Is there a nodule in the left lung?"
@@ -26,12 +28,13 @@ SETTINGS = ServeSettings(
 
 
 @pytest.fixture
-def client(checkpoint: Path) -> TestClient:
+def client(checkpoint: Path) -> Iterator[TestClient]:
     """The application of `clincot serve --checkpoint …`, without a port."""
-    service = AnswerService(open_backend(ServePlan(str(checkpoint), settings=SETTINGS), checkpoint), SETTINGS)
-    return TestClient(
-        RequestMiddleware(build_application(build_data_plane("policy", service), service), SETTINGS, None)
-    )
+    with expect_no_new_workers():
+        service = AnswerService(open_backend(ServePlan(str(checkpoint), settings=SETTINGS), checkpoint), SETTINGS)
+        application = build_application(build_data_plane("policy", service), service)
+        yield TestClient(RequestMiddleware(application, SETTINGS, None))
+        service.close()
 
 
 def describe(answer: VisualAnswer) -> list[tuple[str, str, str, str]]:
