@@ -168,7 +168,9 @@ def test_measured_settings_reach_the_server(kserve: Draft202012Validator, engine
 
     Recipe (section serve) -> manifest of the checkpoint -> InferenceService -> arguments -> settings of the server.
     """
-    measured = load_params(None, ("serve.max_new_tokens=40", 'serve.propose.grounders={"windows": 3}')).serve
+    measured = load_params(
+        None, ("serve.max_new_tokens=40", "serve.max_images=2", 'serve.propose.grounders={"windows": 3}')
+    ).serve
     own = {"abstain_below": 0.4, "running": 16, "abstain_refusal": "{{.Name}} é: $(HOME)"}
     settings = FULL.model_copy(update={"engine": engine, "runtime": "clincot-serve", "serve": own})
     manifest = build_inference_service(settings.with_measured(measured), DIGEST, URI, mode="Standard")
@@ -179,6 +181,7 @@ def test_measured_settings_reach_the_server(kserve: Draft202012Validator, engine
     server = load_serve_settings(overrides)
     assert server == ServeSettings.model_validate(measured.model_dump() | own)
     assert server.answer_digest == measured.answer_digest
+    assert server.max_images == 2
     assert not [arg for arg in container["args"] if "{{" in arg or "$(" in arg]  # KServe and Kubernetes fill these in
     assert len({arg.partition("=")[0] + arg.split("=")[1] for arg in container["args"] if "=" in arg}) == len(
         [arg for arg in container["args"] if "=" in arg]

@@ -198,6 +198,12 @@ class ServeConfig(FrozenConfig):
         default=0.0,
         description="Confidence below which an answer abstains; 0: never. It depends on the checkpoint.",
     )
+    max_images: PositiveInt = Field(
+        default=1,
+        description="Most images of a served question: the one that it is about, and others as context, such as a "
+        "prior. Rounds and benchmarks show one, so their results hold for one.",
+        exclude_if=lambda value: value == 1,
+    )
 
     @property
     def answer_digest(self) -> str:

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import logging
 import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from clincot.errors import ModelFailed
@@ -51,6 +53,17 @@ class ApiError(Exception):
         if self.status == 401:
             return {"WWW-Authenticate": self.challenge}
         return {"Retry-After": str(self.retry_after_s)} if self.retry_after_s else {}
+
+
+@contextmanager
+def number_errors(what: str, number: int, count: int) -> Iterator[None]:
+    """Begin the message of an ApiError with the number of the item that it is about, unless that is the only one."""
+    try:
+        yield
+    except ApiError as error:
+        if count == 1:
+            raise
+        raise error.with_message(f"{what} {number}: {error.message}") from None
 
 
 class RequestCancelled(Exception):

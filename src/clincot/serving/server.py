@@ -28,6 +28,7 @@ from starlette.exceptions import HTTPException
 from clincot import __version__
 from clincot.config.server_settings import ServeSettings
 from clincot.errors import ModelFailed
+from clincot.generation.visual_cot import check_max_images
 from clincot.models.yes_no import read_yes_no_ids
 from clincot.serving import metrics
 from clincot.serving.api_errors import (
@@ -159,7 +160,11 @@ def quiet_library_loggers() -> None:
 
 
 def open_backend(plan: ServePlan, folder: Path) -> Backend:
-    """Open the backend of the plan: the checkpoint in this process, or a predictor."""
+    """Open the backend of the plan: the checkpoint in this process, or a predictor.
+
+    Raises InvalidInput if questions may have several images, and the checkpoint takes one.
+    """
+    check_max_images(plan.settings, load_served_prompt_format(folder))
     if plan.predictor_host:
         return RemoteBackend(
             PredictorAddress(plan.predictor_host, plan.predictor_path, plan.predictor_model, plan.predictor_key_env),
