@@ -590,6 +590,29 @@ def test_knative_shifts_traffic_by_percent(world: World) -> None:
     assert shares == [0, 10, 50, 100, None]
 
 
+@pytest.mark.parametrize(
+    ("first", "then", "needed"), [("canary", "knative", "Knative"), ("knative", "canary", "Standard")]
+)
+def test_a_service_does_not_change_its_mode(world: World, first: TrafficMode, then: TrafficMode, needed: str) -> None:
+    """In Standard mode KServe ignores canaryTrafficPercent: a revision with 0 % would get all users, unwatched."""
+    world.deploy(world.base, first)
+    before = json.dumps(front_of(world, first))
+    with pytest.raises(RolledBack, match=f"and this rollout needs {needed}, which KServe does not change; set `mode`"):
+        world.deploy(world.challenger, then)
+    assert json.dumps(front_of(world, first)) == before
+
+
+def test_an_older_kserves_names_of_modes_are_known(world: World) -> None:
+    world.deploy(world.base)
+    for written in world.server.objects.values():
+        if written["kind"] == "InferenceService":
+            written["metadata"]["annotations"]["serving.kserve.io/deploymentMode"] = "RawDeployment"
+            written["status"]["deploymentMode"] = "RawDeployment"
+    target = world.target(world.challenger, "knative")
+    with pytest.raises(TargetFailed, match="is in KServe's mode Standard, and this rollout needs Knative"):
+        target.start_revision()
+
+
 def test_the_manifest_is_validated_by_the_clusters_crd(world: World) -> None:
     target = world.target(world.base)
     with pytest.raises(TargetFailed, match="HTTP 404"):

@@ -21,6 +21,7 @@ from clincot.deployment.inference_service import (
     CRD_NAME,
     DIGEST_ANNOTATION,
     GROUP,
+    MODE_ANNOTATION,
     PLURAL,
     REPLICAS_ANNOTATION,
     TAG_ROUTING_ANNOTATION,
@@ -39,6 +40,7 @@ from clincot.deployment.smoke import RequestFailed, get_text, post_json
 _METRICS_TIMEOUT_S = 5.0
 _METRICS_PORT = 8080
 _MAX_REASONS = 3
+_LEGACY_MODES = {"RawDeployment": "Standard", "Serverless": "Knative"}  # names of older versions of KServe
 _FAILED_TRANSITIONS = {"BlockedByFailedLoad", "InvalidSpec"}
 
 
@@ -297,6 +299,7 @@ class CanaryTarget(KServeTarget):
             now = self._read_inference_service()
             if now is None:
                 now = self.cluster.create(self.build_path(), self.build_manifest())
+            check_deployment_mode(now, "Standard")
             self._alone = _read_stable_name(now) == self.revision
             if self._alone:
                 return f"InferenceService {self.settings.name} with {self.revision} alone{_describe_unchanged(now)}"
@@ -449,6 +452,7 @@ class KnativeTarget(KServeTarget):
             now = self._read_inference_service()
             if now is None:
                 now = self.cluster.create(self.build_path(), self.build_manifest())
+            check_deployment_mode(now, "Knative")
             self._alone = read_served_digest(now) is None or (
                 read_served_digest(now) == self.digest and _read_storage_uri(now) == self.uri
             )
@@ -548,6 +552,23 @@ def read_served_digest(now: Json) -> str | None:
     """The checkpoint of the last finished rollout; None if no rollout has finished."""
     digest: str | None = now["metadata"].get("annotations", {}).get(DIGEST_ANNOTATION)
     return digest
+
+
+def check_deployment_mode(now: Json, wanted: str) -> None:
+    """Raise TargetFailed if an InferenceService is in another of KServe's modes.
+
+    KServe refuses a change of the mode (validateDeploymentMode, inference_service_validation.go). In Standard mode it
+    ignores canaryTrafficPercent, so that a revision "with 0 %" would get all users at once.
+    """
+    annotations = now["metadata"].get("annotations", {})
+    mode = now.get("status", {}).get("deploymentMode") or annotations.get(MODE_ANNOTATION, wanted)
+    mode = _LEGACY_MODES.get(mode, mode)
+    if mode != wanted:
+        name = now["metadata"]["name"]
+        raise TargetFailed(
+            f"InferenceService {name} is in KServe's mode {mode}, and this rollout needs {wanted}, which KServe does "
+            f"not change; set `mode` of the service's settings to a {mode} one, or give the service another name"
+        )
 
 
 def _describe_unchanged(now: Json) -> str:
