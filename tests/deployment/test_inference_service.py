@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import copy
 import json
+import os
 import socket
 import subprocess
 from pathlib import Path
 
+import httpx
 import pytest
 from jsonschema import Draft202012Validator
 
@@ -25,6 +27,7 @@ from clincot.deployment.pod_settings import PodSettings
 from clincot.deployment.service_settings import ServiceSettings, load_service_settings
 from clincot.jsonl import InvalidRecord
 from tests.support.crds import load_validator
+from tests.support.http_server import serving
 
 DIGEST = "4f" * 32
 URI = f"s3://models/clincot/models/chest/{DIGEST}"
@@ -117,6 +120,25 @@ def test_the_predictor_has_vllm_and_a_collocated_transformer() -> None:
     assert "--predictor_host=localhost:8085" in container["args"]
     assert spec["name"] == build_revision_name(DIGEST) == "r" + DIGEST[:10]
     assert spec["serviceAccountName"] == "clincot-models"
+
+
+@pytest.mark.parametrize("given", ["", "store.example", "store.example,localhost"])
+def test_a_proxy_is_never_between_transformer_and_vllm(given: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both are in one pod, and images go from one to the other; httpx, the server's client, reads the variables."""
+    with serving(lambda request: (502, b"proxy")) as proxy, serving(lambda request: (200, b"vLLM")) as vllm:
+        proxies = {"HTTP_PROXY": proxy.url} | ({"NO_PROXY": given} if given else {})
+        settings = FULL.model_copy(update={"proxies": proxies})
+        spec = build_inference_service(settings, DIGEST, URI, mode="Standard")["spec"]["predictor"]
+        for container in (spec["model"], *spec["containers"]):
+            for one in container["env"]:
+                if one["name"].endswith("_PROXY"):
+                    monkeypatch.setenv(one["name"], one["value"])
+            assert os.environ["NO_PROXY"].startswith(given)
+            for host in ("localhost", "127.0.0.1"):
+                assert httpx.get(vllm.url.replace("127.0.0.1", host)).text == "vLLM"
+            assert httpx.get("http://elsewhere.example").text == "proxy"
+    without = build_inference_service(FULL.model_copy(update={"proxies": {}}), DIGEST, URI, mode="Standard")
+    assert "NO_PROXY" not in json.dumps(without)
 
 
 @pytest.mark.parametrize("mode", ["Standard", "Knative"])

@@ -417,6 +417,16 @@ def test_two_processes_never_drive_one_rollout(world: World) -> None:
         resume_rollout(world.store, mine, world.target(world.base), wait=lambda _: None)
 
 
+def test_an_open_rollout_is_not_continued_with_other_settings(world: World) -> None:
+    """They would be ignored: the journal has its own. An approval may be asked for in addition."""
+    world.deploy(world.base)
+    journal = world.start(world.challenger)
+    with pytest.raises(ValueError, match=r"is open with other settings \(step_s 0\.0, steps \(10, 50, 100\)\); go on"):
+        world.start(world.challenger, FAST.model_copy(update={"steps": (100,), "step_s": 5.0}))
+    again = world.start(world.challenger, FAST.model_copy(update={"approval": True}))
+    assert again.plan == journal.plan
+
+
 @pytest.mark.parametrize("mode", ["canary", "knative", "blue-green"])
 def test_a_refused_store_says_where_the_traffic_is(world: World, mode: TrafficMode) -> None:
     """The store refuses access when all traffic has moved: nothing can be recorded, so nothing more is done."""

@@ -185,6 +185,20 @@ def test_valid_requests_are_answered(url: str, path: str, ask: Any, image: str) 
     assert post(url, path, ask("Is there a nodule?", image)).status_code == 200
 
 
+@pytest.mark.parametrize(
+    "question", ["Is there a <b>nodule</b>?", "What is SpO<sub>2</sub>?<br/>In words.", "Is a < b?"]
+)
+def test_formatted_text_is_no_control_word(url: str, question: str) -> None:
+    assert post(url, PREDICT, v1(question, GOOD)).status_code == 200
+
+
+@pytest.mark.parametrize("path", ["/health", "/metrics"])
+def test_operators_can_look_without_a_key(url: str, path: str) -> None:
+    """Load balancers ask with HEAD, and those of vLLM's users for /health."""
+    got, headed = httpx.get(url + path, timeout=60), httpx.head(url + path, timeout=60)
+    assert (got.status_code, headed.status_code, headed.content) == (200, 200, b"")
+
+
 def test_an_operator_can_accept_blank_images(parrot: Parrot) -> None:
     settings = SETTINGS.model_copy(update={"min_contrast": 0})
     with serving_here(parrot, settings) as own:

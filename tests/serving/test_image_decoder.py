@@ -11,8 +11,10 @@ from pathlib import Path
 
 import numpy as np
 import psutil
+import pydicom
 import pytest
 from PIL import Image
+from pydicom.data import get_testdata_file
 
 from benchmarks.attack_images import build_deflated_bomb, build_dicom, iter_image_attacks, save_flat_png
 from clincot.config.server_settings import ServeSettings
@@ -188,3 +190,15 @@ def test_a_decoder_has_no_credentials(spool: Spool, decoder: ImageDecoder, monke
         other.start()
         (started,) = [worker for worker in list_decode_workers() if worker.pid not in known]
         assert "AWS_SECRET_ACCESS_KEY" not in started.environ()
+
+
+@pytest.mark.parametrize("name", ["JPEG-LL.dcm", "JPGExtended.dcm", "emri_small_jpeg_ls_lossless.dcm", "JPEG2000.dcm"])
+def test_compressions_of_archives_are_decoded(decoder: ImageDecoder, spool: Spool, name: str) -> None:
+    """JPEG Lossless, 12-bit JPEG, JPEG-LS and JPEG 2000, by their plugins, within the memory of a decoder."""
+    path = get_testdata_file(name)
+    assert path is not None
+    header = pydicom.dcmread(path)
+    if int(header.get("NumberOfFrames", 1)) > 1:  # a film of several frames is refused, and not for its compression
+        assert find_status(decoder, spool, Path(path).read_bytes()) == 400
+        return
+    assert decode(decoder, spool, Path(path).read_bytes()).size == (header.Columns, header.Rows)

@@ -55,6 +55,7 @@ def start_rollout(
     if last is not None and not last.ended:
         plan = last.plan
         if (plan.sha256, plan.target, plan.service) == (manifest.sha256, target, service):
+            _check_same_settings(plan, settings)
             return last
         raise InvalidInput(
             f"{plan.line}: rollout {plan.number} of {plan.sha256[:12]} to {plan.target} is open "
@@ -76,6 +77,21 @@ def start_rollout(
         service=service,
     )
     return RolloutJournal.create(store, plan, by=by)
+
+
+def _check_same_settings(plan: RolloutPlan, settings: DeployConfig) -> None:
+    """Raise InvalidInput if an open rollout has other settings, which would hold without being asked for.
+
+    Whether and whose approval is needed may differ: resume_rollout takes the stricter.
+    """
+    names = set(DeployConfig.model_fields) - {"approval", "approvers"}
+    changed = sorted(name for name in names if getattr(plan.settings, name) != getattr(settings, name))
+    if changed:
+        own = ", ".join(f"{name} {getattr(plan.settings, name)}" for name in changed)
+        raise InvalidInput(
+            f"{plan.line}: rollout {plan.number} of {plan.sha256[:12]} is open with other settings ({own}); go on with "
+            "these, or end it with --abandon and begin again"
+        )
 
 
 def _check_decision(store: Store, manifest: Manifest, now: str) -> str:

@@ -15,7 +15,11 @@ _ROLE_CHARS = 40
 _ROLE = re.compile(rf"\w[\w -]{{0,{_ROLE_CHARS - 1}}}")
 _MEDIA_TYPES = ("image/png", "image/jpeg", "image/jpg", "application/dicom", "application/octet-stream")
 _DATA_URI = re.compile(r"(?i:data):([a-zA-Z0-9.+/-]{0,80})((?:;[a-zA-Z0-9=._-]{1,80}){0,4}),")
-_CONTROL_WORD = re.compile(r"<[|/]{0,2}[A-Za-z_][A-Za-z0-9_/ -]{0,40}\|?>|\[/?(INST|IMG|SYSTEM_PROMPT)\]")
+# <image>, <|im_end|>, </s>, [INST], …; not <b>, </sub>, <br/> and other tags of formatted text, which are no tokens
+_FORMATTING = r"/?(?:b|i|u|em|strong|br|sub|sup) ?/?>"
+_CONTROL_WORD = re.compile(
+    rf"<(?!{_FORMATTING})[|/]{{0,2}}[A-Za-z_][A-Za-z0-9_/ -]{{0,40}}\|?>|\[/?(INST|IMG|SYSTEM_PROMPT)\]"
+)
 
 
 def read_image(image: str | bytes, settings: ServeSettings, fetcher: ImageFetcher) -> bytes:

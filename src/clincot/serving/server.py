@@ -195,7 +195,7 @@ def build_application(plane: VisualCotDataPlane, service: AnswerService) -> Fast
     )
     if service.settings.page:
         app.include_router(build_page_router())
-    app.include_router(build_metrics_router(service))
+    app.include_router(build_operator_router(service))
     app.include_router(build_models_router(service, name))  # before the SDK's routes, two of which it replaces
     app.include_router(build_chat_router(service, name))
     repository = ModelRepositoryExtension(plane.model_registry)
@@ -205,14 +205,22 @@ def build_application(plane: VisualCotDataPlane, service: AnswerService) -> Fast
     return app
 
 
-def build_metrics_router(service: AnswerService) -> APIRouter:
-    """Build `/metrics`, the SDK's with the metrics of a predictor beside this server."""
+def build_operator_router(service: AnswerService) -> APIRouter:
+    """Build `/metrics`, the SDK's with the metrics of a predictor beside this server, and `/health`, as vLLM has it."""
     router = APIRouter()
 
     @router.get("/metrics")
+    @router.head("/metrics", include_in_schema=False)
     async def metrics_of_server_and_predictor() -> Response:
         predictor = await asyncio.to_thread(service.backend.read_metrics)
         return Response(generate_latest() + predictor.encode(), media_type=CONTENT_TYPE_LATEST)
+
+    @router.get("/health", response_class=Response)
+    @router.head("/health", include_in_schema=False)
+    async def health_of_the_model() -> Response:
+        if not await asyncio.to_thread(service.backend.check_health):
+            raise ApiError(503, "not_ready", "the model is not ready")
+        return Response()
 
     return router
 
