@@ -327,9 +327,11 @@ def add_context_images(
     if not others:
         return conversation
     first, *rest = conversation
-    pictures = [view for study, _ in others for view in build_whole_views(study, folder, views)]
+    pictures = list(first.pictures)
+    for study, _ in others:
+        pictures += build_whole_views(study, folder, views)
     text = OTHER_IMAGES.format(roles=", ".join(role for _, role in others))
-    return (replace(first, text=f"{text}\n{first.text}", pictures=(*first.pictures, *pictures)), *rest)
+    return (replace(first, text=f"{text}\n{first.text}", pictures=tuple(pictures)), *rest)
 
 
 def region_prompt(study: Study, folder: Path, views: PromptFormat, question: str, *, finding: str = "") -> Conversation:

@@ -106,7 +106,7 @@ def _find_images(turns: Sequence[UserMessage | AssistantMessage], settings: Serv
     given = [list(images) for images in sent if images]
     if not given:
         raise _refuse_messages("no_image", "expected an image in a user message")
-    check_image_count(len({image for images in given for image in images}), settings, "messages")
+    check_image_count(len(set().union(*given)), settings, "messages")
     if any(images != given[0] for images in given):
         expected = "expected every question that sends images to send the same ones in the same order"
         raise _refuse_messages("different_images", expected)

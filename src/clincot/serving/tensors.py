@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Mapping, Sequence
+from itertools import chain
 from typing import Annotated, Any
 
 from kserve import InferRequest, InferResponse
@@ -222,7 +223,7 @@ def _read_rows(tensor: InferInput) -> list[list[str | bytes]]:
             raise _refuse_tensor(expected) from None
     count, width = shape[0], shape[1] if len(shape) == 2 else 1
     if len(shape) == 2 and len(values) == count and all(isinstance(value, list) for value in values):
-        values = [element for value in values for element in value]  # JSON may nest the rows
+        values = list(chain.from_iterable(values))  # JSON may nest the rows
     if len(values) != count * width or not all(isinstance(value, str | bytes) for value in values):
         raise _refuse_tensor(expected)
     return [list(values[start : start + width]) for start in range(0, count * width, width or 1)]
