@@ -134,3 +134,22 @@ def test_the_controller_reports_canaries() -> None:
     conditions = [{one["type"]: one for one in status["conditions"]}["CanaryPredictorReady"] for status in seen]
     assert [one["reason"] for one in conditions] == ["CanariesNotReady", "AllCanariesReady", "AllCanariesReady"]
     assert {scale[f"chest-r{STABLE[:10]}-predictor"] for scale in server.scales} == {2, 1}
+
+
+def test_a_canary_inherits_from_the_stable_predictor() -> None:
+    """buildCanaryPredictor (components/predictor.go): a toleration that it no longer has is in its pods."""
+    service = with_canary({})
+    service["spec"]["predictor"]["tolerations"] = [{"key": "gpu", "operator": "Exists"}]
+    service["spec"]["predictor"]["model"]["runtime"] = "vllm-old"
+    server = ApiServer(scripts={STABLE: Script(), OTHER: Script()})
+    with api_server(server) as cluster:
+        cluster.create(PATH, service)
+        for _ in range(2):
+            cluster.get(PATH)
+        deployments = server._list_deployments(server.objects[PATH])
+    predictors = {name: predictor for name, _, predictor in deployments}
+    canary = predictors[f"chest-r{OTHER[:10]}-predictor"]
+    assert canary["tolerations"] == [{"key": "gpu", "operator": "Exists"}]
+    assert canary["model"]["runtime"] == "vllm-old"
+    assert canary["model"]["storageUri"].endswith(OTHER)
+    assert (canary["name"], canary["minReplicas"]) == (f"r{OTHER[:10]}", 1)

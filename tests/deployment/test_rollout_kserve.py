@@ -13,6 +13,7 @@ from clincot.deployment import crd, deployment
 from clincot.deployment.deployment import DeploymentRefused, approve_rollout, resume_rollout, start_rollout
 from clincot.deployment.inference_service import CRD_NAME, DIGEST_ANNOTATION
 from clincot.deployment.journal import RolloutConflict, RolloutEvent, read_journal, read_last_journal
+from clincot.deployment.pod_settings import PodSettings
 from clincot.deployment.rollout import RolledBack, RolloutInterrupted, RolloutSteps, TargetFailed, roll_out
 from clincot.deployment.smoke import read_golden_images, run_smoke_test
 from clincot.deployment.targets.select import TARGET_CLASSES, TrafficMode
@@ -610,6 +611,23 @@ def test_a_service_does_not_change_its_mode(world: World, first: TrafficMode, th
     with pytest.raises(RolledBack, match=f"and this rollout needs {needed}, which KServe does not change; set `mode`"):
         world.deploy(world.challenger, then)
     assert json.dumps(front_of(world, first)) == before
+
+
+def test_a_rollout_tells_what_a_canary_inherits(world: World, tmp_path: Path) -> None:
+    """KServe merges a canary over the stable predictor, so removed settings stay in its pods until the promotion."""
+    world.service_settings = SERVICE.model_copy(
+        update={"pod": PodSettings(tolerations=({"key": "gpu", "operator": "Exists"},)), "runtime": "vllm-old"}
+    )
+    world.deploy(world.base)
+    world.service_settings = SERVICE
+    (started,) = [event.detail for event in world.deploy(world.challenger).events if event.kind == "started"]
+    assert (
+        "it inherits model.runtime, tolerations from there, and gets new pods without them at the promotion" in started
+    )
+    third = published(world.store, tmp_path, 3.0, over=world.challenger)
+    world.server.scripts[third.sha256] = Script(chat=answering(third.golden))
+    (started,) = [event.detail for event in world.deploy(third).events if event.kind == "started"]
+    assert "inherits" not in started  # the same settings as before
 
 
 def test_an_older_kserves_names_of_modes_are_known(world: World) -> None:

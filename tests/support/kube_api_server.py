@@ -16,6 +16,8 @@ What KServe does, read in kserve/kserve@aaac4e2 and, where it says so, seen on a
   pkg/apis/serving/v1beta1/inference_service_validation.go);
 - CanaryPredictorReady has a reason and no message, and is no part of Ready (reconcileCanaryDeployments, and
   conditionSet in pkg/apis/serving/v1beta1/inference_service_status.go);
+- a canary is merged over the stable predictor, so it inherits what its own spec does not have (buildCanaryPredictor in
+  components/predictor.go);
 - `modelStatus` is the stable predictor's, and BlockedByFailedLoad if a container of its first pod ended with an error
   (PropagateModelStatus in pkg/apis/serving/v1beta1/inference_service_status.go);
 - PredictorReady has reason and message of the Deployment's condition (PropagateRawStatus, same file; seen: FailedCreate
@@ -267,7 +269,10 @@ class ApiServer:
         """(name, replicas, predictor) of the stable predictor and of each canary."""
         spec, statuses = thing["spec"], thing["status"].get("canaryStatuses", ())
         ready = {status["name"] for status in statuses if status["ready"]}
-        canaries = [(one["predictor"], one["predictor"]["minReplicas"]) for one in spec.get("canary", ())]
+        canaries = []
+        for one in spec.get("canary", ()):
+            merged = merge_over(spec["predictor"], one["predictor"])
+            canaries.append((merged, one["predictor"]["minReplicas"]))
         taken = sum(replicas for predictor, replicas in canaries if predictor["name"] in ready)
         stable = spec["predictor"].get("minReplicas", 1)
         stable = max(stable - taken, 1) if taken else stable
@@ -385,6 +390,20 @@ def find_invalid_canary(service: Json) -> str:
             )
     total = sum(canary["trafficPercent"] for canary in canaries)
     return f"sum of canary trafficPercent values ({total}) must be <= 100" if total > 100 else ""
+
+
+def merge_over(stable: Json, canary: Json) -> Json:
+    """buildCanaryPredictor of KServe: mergo.Merge with override, which merges maps and replaces lists; nothing empty
+
+    of the canary replaces a value.
+    """
+    merged = copy.deepcopy(stable)
+    for key, value in canary.items():
+        if isinstance(value, dict) and isinstance(merged.get(key), dict):
+            merged[key] = merge_over(merged[key], value)
+        elif value or value == 0:
+            merged[key] = copy.deepcopy(value)
+    return merged
 
 
 def find_mode_change(before: Json | None, after: Json) -> str:
