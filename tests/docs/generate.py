@@ -22,6 +22,7 @@ from typing import Any
 
 from prometheus_client.metrics import Counter, Histogram, MetricWrapperBase
 from pydantic import BaseModel
+from pydantic_core import to_jsonable_python
 
 from clincot import records
 from clincot.cli.reference import render_cli_reference
@@ -143,7 +144,8 @@ def _render_section(
     kind = type(neutral)
     properties = kind.model_json_schema()["properties"]
     rows = []
-    before, after = neutral.model_dump(mode="json"), recipe.model_dump(mode="json")
+    # not model_dump, which leaves some fields out at their defaults
+    before, after = ({name: to_jsonable_python(value) for name, value in section} for section in (neutral, recipe))
     for field, about in kind.model_fields.items():
         if is_inherited(name, field):
             continue
