@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import itertools
 import json
-import re
 from pathlib import Path
 
 import kubernetes_validate
@@ -20,7 +19,6 @@ from clincot.deployment.crd import validate_manifest
 from clincot.deployment.inference_service import build_canary, build_inference_service
 from clincot.deployment.service_settings import ServiceSettings, load_service_settings
 from clincot.pipelines.cluster_settings import PROFILE_NAMES, ClusterSettings, load_cluster_settings
-from clincot.serving.metrics import REQUESTS
 from clincot.training.launch_settings import LaunchSettings, TrainJobSettings
 from tests.chart.rendering import CHART, PROFILES, Json, joined, of_kind, rendered, settings_of
 from tests.support.crds import KINDS, load_validator
@@ -216,19 +214,6 @@ def test_the_schema_has_all_keys_of_launch_yaml() -> None:
     launch = schema["properties"]["pipeline"]["properties"]["launch"]["properties"]
     assert set(launch) == set(LaunchSettings.model_fields)
     assert set(launch["job"]["properties"]) == set(TrainJobSettings.model_fields)
-
-
-def test_alerts_use_existing_metrics() -> None:
-    (rule,) = of_kind(rendered("production"), "PrometheusRule")
-    expressions = " ".join(one["expr"] for group in rule["spec"]["groups"] for one in group["rules"])
-    server = {family.name + "_total" for family in REQUESTS.collect()}
-    used = set(re.findall(r"clincot_\w+", expressions))
-    assert used == server | {
-        "clincot_round_failed",
-        "clincot_rounds_since_promotion",
-        "clincot_judge_agreement",
-        "clincot_store_readable",
-    }
 
 
 def test_references_match_created_objects() -> None:
