@@ -19,6 +19,7 @@ from clincot.errors import UserError
 from clincot.pipelines.cluster_settings import load_cluster_settings
 from clincot.training.launch_settings import load_launch_settings
 from tests.chart.batch_rendering import Rendering
+from tests.chart.permissions import RBAC_KINDS
 from tests.chart.policy_evaluation import Workload, allowed, is_peer, label_pods
 from tests.chart.rendering import containers, find_pod, of_kind
 from tests.chart.strict_objects import list_refusals
@@ -60,6 +61,7 @@ def list_defects(values: Json, rendering: Rendering) -> list[str]:
         *_check_settings(objects),
         *_check_pods(values, objects),
         *_check_rights(objects),
+        *_check_accounts(values, objects),
         *_check_credentials(objects),
         *_check_traffic(values, objects),
     ]
@@ -131,7 +133,8 @@ def _check_pods(values: Json, objects: Sequence[Json]) -> Iterator[str]:
         if denial := explain_denial(checked):
             yield f"{key}: {denial}"
         token, account = pod["automountServiceAccountToken"], pod["serviceAccountName"]
-        if token and not account.endswith(TOKENS):
+        callers = {values["serviceAccounts"]["names"][which] for which in TOKENS}
+        if token and not (account.endswith(TOKENS) or account in callers):
             yield f"{key}: {account} has a token"
         for one in own:
             if not (writable or one["securityContext"]["readOnlyRootFilesystem"]):
@@ -150,6 +153,26 @@ def _check_rights(objects: Sequence[Json]) -> Iterator[str]:
             open_names = not rule.get("resourceNames", ["any"]) or not all(rule.get("resourceNames", ["any"]))
             if open_names or (NAMED & set(rule["resources"]) and "resourceNames" not in rule):
                 yield f"{key}: every object of {rule['resources']}"
+
+
+def _check_accounts(values: Json, objects: Sequence[Json]) -> Iterator[str]:
+    """Every pod's account is created or named as an existing one; what is not to be created is not."""
+    wanted = values["serviceAccounts"]
+    created = {one["metadata"]["name"] for one in of_kind(objects, "ServiceAccount")}
+    named = {name for name in wanted["names"].values() if name}
+    if created and not wanted["create"]:
+        yield f"accounts are created: {created}"
+    for key, _, pod in list_pods(objects):
+        account = pod["serviceAccountName"]
+        if account not in (created if wanted["create"] else named) or account == "default":
+            yield f"{key}: the account {account} is neither created nor named"
+    for key, one in _name_objects([one for kind in RBAC_KINDS for one in of_kind(objects, kind)]):
+        if not values["rbac"]["create"]:
+            yield f"{key}: is created"
+        for subject in one.get("subjects", ()):
+            default = values["kfp"]["defaultAccount"]["name"] or "pipeline-runner default-editor"
+            if subject["name"] not in created | named | set(default.split()):
+                yield f"{key}: nobody is called {subject['name']}"
 
 
 def _check_credentials(objects: Sequence[Json]) -> Iterator[str]:

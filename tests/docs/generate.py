@@ -37,6 +37,7 @@ from clincot.serving import metrics as server_metrics
 from clincot.stages.catalog import ARTIFACTS, STAGES
 from clincot.storage.folder_store import FolderStore
 from clincot.text import markdown_table
+from tests.chart.permissions import render_permission_tables
 from tests.chart.policy_evaluation import render_traffic_tables
 from tests.chart.readme import table as chart_values_table
 from tests.docs.pipeline_graph import render_graph_page
@@ -321,6 +322,35 @@ def render_network_policies() -> str:
     return "\n".join(lines)
 
 
+def render_permissions() -> str:
+    """The chart's service accounts and the permissions that its Roles grant them."""
+    lines = [
+        "# Accounts and permissions",
+        "",
+        REGENERATE,
+        "",
+        "The chart creates these service accounts and grants them what the tables list. `serviceAccounts.names` gives "
+        "them other names. With `serviceAccounts.create=false` the chart creates none: `serviceAccounts.names` then "
+        "names existing accounts, and one account may have several entries. With `rbac.create=false` the chart creates "
+        "no Role, ClusterRole or binding, and somebody else grants the same. Preflight names each permission of "
+        "rollouts and TrainJobs that is missing.",
+        "",
+        "The chart prints the Roles and bindings for your values (with Helm 4, `--dry-run=server` instead of "
+        "`--validate`):",
+        "",
+        "```sh",
+        "helm template clincot charts/clincot -n clincot -f my-values.yaml --set rbac.create=true --validate \\",
+        "  --show-only templates/rbac.yaml",
+        "```",
+        "",
+        "Give the runner's permissions also to the account of runs that are started in the UI with an empty field "
+        "Service Account (`kfp.defaultAccount`).",
+        "",
+        render_permission_tables(),
+    ]
+    return "\n".join(lines)
+
+
 # ------------------------------------------------------------------------------------------------ records
 
 
@@ -454,6 +484,7 @@ PAGES: dict[str, Callable[[], str]] = {
     "reference/metrics.md": render_metrics_reference,
     "reference/values.md": render_values_reference,
     "reference/network-policies.md": render_network_policies,
+    "reference/permissions.md": render_permissions,
 }
 
 

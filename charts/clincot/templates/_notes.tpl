@@ -31,6 +31,19 @@ KServe reads the address of the store from annotations of the Secret in {{ .Rele
     {{ $key }}={{ $value }}
   {{- end }}
 {{- end }}
+{{- if not .Values.rbac.create }}
+
+The chart created no Roles (rbac.create is false). Give the service accounts those that it would create. To print them:
+
+  helm template {{ .Release.Name }} charts/clincot -n {{ .Release.Namespace }} -f YOUR-VALUES --set rbac.create=true \
+    --show-only templates/rbac.yaml {{ ternary "--dry-run=server" "--validate" (semverCompare ">=4.0.0-0" .Capabilities.HelmVersion.Version) }}
+{{- end }}
+{{- if and (not .Values.serviceAccounts.create) (not .Values.store.workloadIdentity) }}
+
+KServe reads the store with the keys in {{ include "clincot.storeSecret" . }}, which the account {{ include "clincot.account" (dict "root" . "which" "server") }} must name:
+
+  kubectl -n {{ .Release.Namespace }} patch serviceaccount {{ include "clincot.account" (dict "root" . "which" "server") }} --patch '{"secrets": [{"name": "{{ include "clincot.storeSecret" . }}"}]}'
+{{- end }}
 
 Next steps:
 {{- if .Values.tests.enabled }}
