@@ -64,6 +64,7 @@ def list_defects(values: Json, rendering: Rendering) -> list[str]:
         *_check_accounts(values, objects),
         *_check_credentials(objects),
         *_check_traffic(values, objects),
+        *_check_route(values, objects),
     ]
 
 
@@ -192,7 +193,7 @@ def _check_traffic(values: Json, objects: Sequence[Json]) -> Iterator[str]:
         component: (run if component in ("run", "trainer") else "clincot", label_pods(component))
         for component in ("run", "trainer", "deployer", "hook", "bucket", "monitor", "server", "judge", "seaweedfs")
     }
-    yield from _check_ingress(policy, policies, places)
+    yield from _check_ingress(values, policies, places)
     expected = find_open_ports(values, _read_params(objects))
     for component, pod in places.items():
         reached = {port for port in _list_ports(policies) if allowed(policies, pod, OUTSIDE, port)}
@@ -209,9 +210,18 @@ def _check_rules(policies: Sequence[Json]) -> Iterator[str]:
                     yield f"{one['metadata']['name']}: {direction} {rule} means everyone"
 
 
-def _check_ingress(policy: Json, policies: list[Json], places: dict[str, Workload]) -> Iterator[str]:
+def leads_to_endpoint(values: Json) -> bool:
+    """Return whether an Ingress or HTTPRoute forwards requests to the endpoint itself."""
+    server = values["server"]
+    return bool(server["route"]["kind"] != "none" and server["mode"] == "blue-green")
+
+
+def _check_ingress(values: Json, policies: list[Json], places: dict[str, Workload]) -> Iterator[str]:
     """Only configured peers, runs and the release's own pods reach a server, and nobody reaches vLLM's port."""
+    policy = values["networkPolicy"]
     gateways, scrapers = policy.get("gateway") or [], policy.get("prometheus") or []
+    if leads_to_endpoint(values):
+        gateways = [*gateways, *(policy.get("ingressController") or [])]
     for component, port in (("server", 8080), ("judge", 8080), ("monitor", 8080), ("seaweedfs", 8333)):
         pod = places[component]
         opened = {"server": [*gateways, *scrapers], "judge": scrapers, "monitor": scrapers}.get(component, [])
@@ -220,6 +230,33 @@ def _check_ingress(policy: Json, policies: list[Json], places: dict[str, Workloa
     for source in (STRANGER, ("istio-system", {"app": "gateway"}), ("monitoring", {}), *places.values()):
         if allowed(policies, source, places["server"], 8085):
             yield f"{source} reaches vLLM"
+
+
+def _check_route(values: Json, objects: Sequence[Json]) -> Iterator[str]:
+    """A route is there if it is asked for, has the hosts that were given and leads to no path that asks for no key."""
+    route = values["server"]["route"]
+    found = [one for kind in ("Ingress", "HTTPRoute") for one in of_kind(objects, kind)]
+    if [one["kind"] for one in found] != ([] if route["kind"] == "none" else [route["kind"]]):
+        yield f"routes: {[one['kind'] for one in found]}"
+    for one in found:
+        hosts = one["spec"].get("hostnames") or [rule["host"] for rule in one["spec"]["rules"]]
+        if not hosts or set(hosts) != set(route["hosts"]):
+            yield f"{one['kind']} for {hosts}"
+        if reached := [path for path in ("/metrics", "/v3", "/other") if routes_path(one, path)]:
+            yield f"{one['kind']} leads to {reached}"
+
+
+def routes_path(route: Json, path: str) -> bool:
+    """Return whether an Ingress or HTTPRoute has a rule for a path; a prefix ends at a slash."""
+    if route["kind"] == "Ingress":
+        entries = [
+            (entry["pathType"], entry["path"]) for rule in route["spec"]["rules"] for entry in rule["http"]["paths"]
+        ]
+    else:
+        matches = [match["path"] for rule in route["spec"]["rules"] for match in rule.get("matches", ())]
+        entries = [(match["type"].removeprefix("Path"), match["value"]) for match in matches]
+    assert entries, "a rule without a path matches every path"
+    return any(path == own or (kind == "Prefix" and path.startswith(f"{own.rstrip('/')}/")) for kind, own in entries)
 
 
 def _list_ports(policies: Sequence[Json]) -> set[int]:

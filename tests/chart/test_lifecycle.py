@@ -23,6 +23,7 @@ from clincot.pipelines.round import compile_round
 from clincot.pipelines.round_plan import RoundPlan
 from tests.chart.permissions import ACCOUNTS, RBAC_KINDS, granted
 from tests.chart.rendering import CHART, GIVEN, HELMS, rendered, run
+from tests.chart.test_route import DIRECT, INGRESS, THROUGH
 from tests.support.chart_kube_server import KubeServer, kube_server
 from tests.support.kfp_stub import PipelinesStub, serving
 
@@ -138,6 +139,16 @@ def test_without_rbac_the_notes_show_how_to_print_the_roles(helm: Helm, server: 
     objects = [one for one in yaml.safe_load_all(printed.stdout) if one]
     assert {one["kind"] for one in objects} == set(RBAC_KINDS)
     assert granted(objects, "team") > granted(rendered("trial"), "clincot-deployer")
+
+
+def test_a_route_of_another_kind_replaces_the_first(helm: Helm, server: KubeServer) -> None:
+    """Ingress, then HTTPRoute to the endpoint, then to KServe's gateway with a grant, then none."""
+    steps = {INGRESS: {"ingresses"}, DIRECT: {"httproutes"}, THROUGH: {"httproutes", "referencegrants"}, (): set()}
+    for flags, expected in steps.items():
+        done = helm("upgrade", "--install", "clincot", str(CHART), "--create-namespace", *TRIAL, *flags)
+        assert done.returncode == 0, done.stderr
+        assert ("Users reach it at https://clincot.hospital.example" in done.stdout) is bool(flags)
+        assert {plural for plural in ("ingresses", "httproutes", "referencegrants") if server.names(plural)} == expected
 
 
 def test_a_failed_hook_shows_its_log_and_leaves_nothing(

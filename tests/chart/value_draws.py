@@ -209,10 +209,32 @@ def _is_in(kind: Any, content: Any, char: str) -> bool:
     return _CATEGORIES[content](char)
 
 
+_INGRESS = {"kind": "Ingress", "hosts": ["a.example", "*.b.example"], "tlsSecret": "tls", "className": "nginx"}
+_KSERVE_GATEWAY = {"service": "gateway", "namespace": "kserve", "host": "clincot.example.com"}
+_PARENTS = [{"name": "public", "namespace": "gateways", "sectionName": "https"}]
+_HTTP_ROUTE = {"kind": "HTTPRoute", "hosts": ["a.example"], "parentRefs": _PARENTS}
+_ACCOUNTS = ("runner", "deployer", "server", "scheduler", "store", "bucket", "trainer")
+_INGRESS_PODS = [{"namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": "ingress-nginx"}}}]
+# Sets of values that only work together, which single draws would hardly meet.
+TOGETHER: list[Json] = [
+    {
+        "server": {"mode": "blue-green", "route": _INGRESS},
+        "networkPolicy": {"ingressController": _INGRESS_PODS},
+    },
+    {"server": {"mode": "blue-green", "route": _HTTP_ROUTE}, "networkPolicy": {"ingressController": _INGRESS_PODS}},
+    {"server": {"route": {**_HTTP_ROUTE, "gateway": _KSERVE_GATEWAY}}},
+    {
+        "serviceAccounts": {"create": False, "names": {name: f"team-{name}" for name in _ACCOUNTS}},
+        "rbac": {"create": False},
+    },
+]
+
+
 def read_bases() -> list[Json]:
-    """Return complete values to start from: the defaults and the profiles, with credentials."""
+    """Return complete values to start from: the defaults and the profiles, with credentials, also with TOGETHER."""
     defaults: Json = yaml.safe_load((CHART / "values.yaml").read_text())
     bases = [merge(defaults, {"store": {"existingSecret": "s3"}})]
+    bases += [merge(bases[0], more) for more in TOGETHER]
     for profile in PROFILES:
         values = yaml.safe_load((CHART / f"values-{profile}.yaml").read_text())
         keys = {} if values["store"].get("existingSecret") else {"accessKey": HIDDEN, "secretKey": HIDDEN}

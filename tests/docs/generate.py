@@ -308,9 +308,10 @@ def render_network_policies() -> str:
         "",
         "What the chart's network policies allow in each profile. Everything else is denied for the pods of the "
         "release and of its runs, except DNS (port 53). Gateways and Prometheus are the namespaces in "
-        "`networkPolicy.gateway` and `networkPolicy.prometheus`. *Any address* is inside and outside the cluster: a "
-        "network policy cannot name a host, so an address outside the cluster opens its port to all of them. A "
-        "Service (`http://minio.minio.svc:9000`) opens it to its namespace only, and an IP address to itself; "
+        "`networkPolicy.gateway` and `networkPolicy.prometheus`; those of an ingress controller or of a Gateway for "
+        "`server.route` are in `networkPolicy.ingressController`, which is empty. *Any address* is inside and outside "
+        "the cluster: a network policy cannot name a host, so an address outside the cluster opens its port to all of "
+        "them. A Service (`http://minio.minio.svc:9000`) opens it to its namespace only, and an IP address to itself; "
         "otherwise, restrict it with `networkPolicy.apiServer`, `networkPolicy.store` and `networkPolicy.git`. An "
         "empty list there closes the way. Ports 443 and 6443 are the API server's (`networkPolicy.apiServerPorts`); "
         "those of store, data repository, proxy, judges, grounders, endpoint and Kubeflow follow from their "

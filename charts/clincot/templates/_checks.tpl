@@ -18,6 +18,7 @@ the deepest templates first, so templates/validation/checks.yaml comes before an
 {{- define "clincot.problems" -}}
 {{- $errors := "" -}}
 {{- $need := dict "root" . -}}
+{{- $target := include "clincot.routeTarget" . | fromJson -}}
 {{- $errors = printf "%s%s" $errors (include "clincot.needs" (merge (dict "kind" "serving.kserve.io/v1beta1/InferenceService" "remedy" "install KServe 0.20 or later") $need)) -}}
 {{- if .Values.servingRuntime.create -}}
 {{- $errors = printf "%s%s" $errors (include "clincot.needs" (merge (dict "kind" "serving.kserve.io/v1alpha1/ServingRuntime" "remedy" "install KServe, or set servingRuntime.create=false") $need)) -}}
@@ -88,6 +89,13 @@ the deepest templates first, so templates/validation/checks.yaml comes before an
 {{- $errors = printf "%s\n- pipeline.schedule.enabled: a recurring run needs pipeline.data and pipeline.benchmark; set both to addresses that `clincot pipeline put` printed" $errors -}}
 {{- end -}}
 {{- $errors = printf "%s%s" $errors (include "clincot.accountProblems" .) -}}
+{{- if eq .Values.server.route.kind "HTTPRoute" -}}
+{{- $errors = printf "%s%s" $errors (include "clincot.needs" (merge (dict "kind" "gateway.networking.k8s.io/v1/HTTPRoute" "remedy" "install the Gateway API 1.2 or later, or set another server.route.kind") $need)) -}}
+{{- if and $target.kind (ne $target.namespace .Release.Namespace) -}}
+{{- $errors = printf "%s%s" $errors (include "clincot.needs" (merge (dict "kind" "gateway.networking.k8s.io/v1beta1/ReferenceGrant" "remedy" "install the Gateway API 1.2 or later") $need)) -}}
+{{- end -}}
+{{- end -}}
+{{- $errors = printf "%s%s" $errors (include "clincot.routeProblems" .) -}}
 {{- if and .Values.quota.enabled (eq .Values.kfp.runNamespace .Values.kfp.namespace) -}}
 {{- $errors = printf "%s\n- quota.enabled would also limit Kubeflow Pipelines in the namespace %s: set kfp.runNamespace to a namespace for runs only" $errors .Values.kfp.namespace -}}
 {{- end -}}

@@ -21,6 +21,13 @@ ClinCoT {{ .Chart.AppVersion }} is installed in the namespace {{ .Release.Namesp
   judges      {{ if $judges }}The panel consists of {{ join ", " $judges }}.{{ else }}No judges are configured, but a round needs at least two; set judges or pipeline.recipe.{{ end }}
   pipeline    {{ if .Values.pipeline.enabled }}{{ include "clincot.pipelineName" . }} is uploaded to {{ include "clincot.kfpEndpoint" . }}{{ if .Values.pipeline.schedule.enabled }} and runs on the schedule "{{ .Values.pipeline.schedule.cron }}" (with seconds).{{ else }}; no recurring run is scheduled (pipeline.schedule.enabled).{{ end }}{{ else }}No pipeline is uploaded (pipeline.enabled is false).{{ end }}
   endpoint    The model {{ include "clincot.serverName" . }} is served by {{ .Values.server.replicas }} replica{{ if gt (int .Values.server.replicas) 1 }}s{{ end }} with the engine {{ .Values.server.engine }}, after its first rollout.
+{{- $target := include "clincot.routeTarget" . | fromJson }}
+{{- if $target.kind }}
+  route       Users reach it at https://{{ join " and https://" .Values.server.route.hosts }}{{ if not .Values.server.apiKeysSecret }}, and need no key (server.apiKeysSecret is empty){{ end }}.
+{{- if and .Values.networkPolicy.enabled (eq $target.kind "endpoint") (not .Values.networkPolicy.ingressController) }}
+              Only the peers of networkPolicy.gateway can forward requests, because networkPolicy.ingressController is empty.
+{{- end }}
+{{- end }}
 {{- $ownContainer := eq (include "clincot.storageContainer" .) (include "clincot.ownStorageContainer" .) }}
 {{- if and .Values.store.existingSecret (or .Values.customCA.configMap (not $ownContainer)) }}
 
