@@ -14,8 +14,11 @@ from pathlib import Path
 import pytest
 import yaml
 
+from tests.chart.batch_rendering import render_batch
 from tests.chart.binaries import NoBinaries, find_promtool
+from tests.chart.draw_checks import parse_documents
 from tests.chart.rendering import ROOT, Json, of_kind, rendered
+from tests.chart.value_draws import Change, ValueDraws, apply_changes, find_schema, merge, read_bases
 
 CASES = Path(__file__).with_name("alert_cases.yaml")
 MINUTE = re.compile(r"(\d+)m")
@@ -63,6 +66,26 @@ def test_prometheus_accepts_the_rules(flags: tuple[str, ...], tmp_path: Path) ->
     done = run_promtool("check", "rules", "--lint=all", "--lint-fatal", "rules.yaml", folder=tmp_path)
     assert done.returncode == 0, done.stdout + done.stderr
     assert f"SUCCESS: {len(list_alerts(rules))} rules found" in done.stdout
+
+
+def test_prometheus_accepts_the_rules_of_any_values(tmp_path: Path) -> None:
+    """A hundred draws of the values that are in the rules, each as two groups of one file."""
+    draws = ValueDraws(7)
+    places = [("monitoring", "rules"), ("line",), ("server", "name"), ("fullnameOverride",)]
+    on = {"monitoring": {"rules": {"enabled": True}}}
+    values = []
+    for _ in range(100):
+        changes = [Change(path, draws.draw_value(find_schema(draws.schema, path))) for path in places]
+        values.append(merge(apply_changes(read_bases()[0], changes), on))
+    groups: list[Json] = []
+    for number, rendering in enumerate(render_batch(values)):
+        assert rendering.problems == ""
+        (rule,) = of_kind([one for text in rendering.documents for one in parse_documents(text)], "PrometheusRule")
+        groups += [{**group, "name": f"{group['name']}-{number}"} for group in rule["spec"]["groups"]]
+    (tmp_path / "rules.yaml").write_text(yaml.safe_dump({"groups": groups}))
+    done = run_promtool("check", "rules", "--lint=none", "rules.yaml", folder=tmp_path)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "SUCCESS: 500 rules found" in done.stdout
 
 
 def test_alerts_fire_to_the_minute(tmp_path: Path) -> None:

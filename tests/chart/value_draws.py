@@ -78,7 +78,7 @@ class ValueDraws:
     def draw_changes(self) -> list[Change]:
         """Draw one to six valid changes."""
         paths = self.random.sample(self.paths, self.random.randint(1, 6))
-        return [Change(path, self.draw_value(_find_schema(self.schema, path))) for path in paths]
+        return [Change(path, self.draw_value(find_schema(self.schema, path))) for path in paths]
 
     def draw_mistake(self, values: Json) -> Change:
         """Draw a removed value, one of another type, or a misspelt name, somewhere in the values."""
@@ -293,7 +293,8 @@ def _list_places(root: Json, schema: Json, path: tuple[str, ...] = ()) -> list[P
     return found
 
 
-def _find_schema(root: Json, path: Path) -> Json:
+def find_schema(root: Json, path: Path) -> Json:
+    """Return the schema of a place in the values."""
     schema = root
     for name in path:
         schema = _resolve(root, schema)["properties"][name]

@@ -11,8 +11,6 @@ import re
 import httpx
 import pytest
 from prometheus_client import CollectorRegistry, generate_latest
-from prometheus_client.metrics_core import Metric
-from prometheus_client.parser import text_string_to_metric_families
 
 from clincot.registry import champion
 from clincot.runs.exporter import LineStateCollector
@@ -22,26 +20,11 @@ from tests.chart.metric_queries import TARGET_LABELS, Query, Selected, list_quer
 from tests.runs.test_exporter import play
 from tests.serving.conftest import KEY
 from tests.support.deployment_builders import LINE, published
+from tests.support.exported_samples import Samples, read_samples
 from tests.support.model_servers import PREDICT, Served, v1
 from tests.support.vllm_metrics import VLLM_SAMPLES
 
-Samples = dict[str, frozenset[str]]  # name of a sample: its labels
 QUERIES = list(list_queries())
-
-
-def read_samples(text: str) -> Samples:
-    """Return the samples in Prometheus' text format, also those of metrics without a value yet."""
-    found: Samples = {}
-    for family in text_string_to_metric_families(text):
-        found |= {name: frozenset() for name in _list_names(family)}
-        for sample in family.samples:
-            found[sample.name] = found.get(sample.name, frozenset()) | set(sample.labels)
-    return found
-
-
-def _list_names(family: Metric) -> list[str]:
-    suffixes = {"counter": ("_total",), "histogram": ("_bucket", "_sum", "_count")}
-    return [family.name + suffix for suffix in suffixes.get(family.type, ("",))]
 
 
 @pytest.fixture(scope="module")
