@@ -126,8 +126,8 @@ WRONG = [
     (
         "--set",
         "monitoring.rules.errorRate=5",
-        "monitoring.rules.errorRate: Must be less than or equal to 1",
-        "at '/monitoring/rules/errorRate': maximum",
+        "monitoring.rules.errorRate: Must be less than 1",
+        "at '/monitoring/rules/errorRate': exclusiveMaximum",
     ),
     ("--set", "kfp.runNamespace=Team_A", "kfp.runNamespace: Does not match pattern", "at '/kfp/runNamespace'"),
 ]

@@ -33,7 +33,7 @@ def scrape(served: Served, film: str) -> str:
     headers = {"Authorization": f"Bearer {KEY}"}
     body = v1("Is there a nodule?", film, return_overlay=True)
     assert httpx.post(served.url + PREDICT, json=body, headers=headers, timeout=600).status_code == 200
-    assert httpx.post(served.url + PREDICT, json={"instances": []}, headers=headers, timeout=60).status_code == 400
+    assert httpx.post(served.url + PREDICT, json={"instances": []}, headers=headers, timeout=60).status_code == 422
     assert httpx.post(served.url + PREDICT, json=body, timeout=60).status_code == 401
     return httpx.get(f"{served.url}/metrics", timeout=60).text
 
