@@ -129,7 +129,7 @@ def _check_parts(part: Any, where: str) -> Iterator[str]:
 def _check_labels(labels: Any) -> Iterator[str]:
     for key, value in (labels or {}).items():
         yield from _check_key(key)
-        if value and not NAME_PART.fullmatch(value):
+        if not isinstance(value, str) or (value and not NAME_PART.fullmatch(value)):
             yield f"value {value!r}"
 
 

@@ -87,7 +87,7 @@ class ValueDraws:
         if kind == "null":
             return Change(path, removed=True)
         if kind == "type":
-            return Change(path, self._draw_other_type(_read(values, path)))
+            return Change(path, self._draw_other_type(read_value(values, path)))
         return Change((*path[:-1], f"{path[-1]}x") if isinstance(path[-1], str) else path, {"no": 1})
 
     def _draw_other_type(self, old: Any) -> Any:
@@ -255,7 +255,7 @@ def apply_changes(values: Json, changes: Sequence[Change]) -> Json:
     """Return a copy of the values with the changes; one whose place is gone has no effect."""
     out = copy.deepcopy(values)
     for change in changes:
-        part = _read(out, change.path[:-1])
+        part = read_value(out, change.path[:-1])
         last = change.path[-1]
         if isinstance(part, list) and not (isinstance(last, int) and last < len(part)):
             continue
@@ -267,7 +267,8 @@ def apply_changes(values: Json, changes: Sequence[Change]) -> Json:
     return out
 
 
-def _read(values: Any, path: Path) -> Any:
+def read_value(values: Any, path: Path) -> Any:
+    """Return the value at a place; None if there is none."""
     for key in path:
         present = isinstance(values, dict) and key in values
         if not present and not (isinstance(values, list) and isinstance(key, int) and key < len(values)):
