@@ -215,6 +215,7 @@ _PARENTS = [{"name": "public", "namespace": "gateways", "sectionName": "https"}]
 _HTTP_ROUTE = {"kind": "HTTPRoute", "hosts": ["a.example"], "parentRefs": _PARENTS}
 _ACCOUNTS = ("runner", "deployer", "server", "scheduler", "store", "bucket", "trainer")
 _INGRESS_PODS = [{"namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": "ingress-nginx"}}}]
+KSERVE_ROUTE: Json = {"server": {"route": {**_HTTP_ROUTE, "gateway": _KSERVE_GATEWAY}}}
 # Sets of values that only work together, which single draws would hardly meet.
 TOGETHER: list[Json] = [
     {
@@ -222,7 +223,7 @@ TOGETHER: list[Json] = [
         "networkPolicy": {"ingressController": _INGRESS_PODS},
     },
     {"server": {"mode": "blue-green", "route": _HTTP_ROUTE}, "networkPolicy": {"ingressController": _INGRESS_PODS}},
-    {"server": {"route": {**_HTTP_ROUTE, "gateway": _KSERVE_GATEWAY}}},
+    KSERVE_ROUTE,
     {
         "serviceAccounts": {"create": False, "names": {name: f"team-{name}" for name in _ACCOUNTS}},
         "rbac": {"create": False},
