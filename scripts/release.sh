@@ -58,7 +58,7 @@ wheel() { # wheel FOLDER
   trap 'rm -rf "$work"' RETURN
   # From tracked files alone: setuptools would also pack what an earlier build has left in build/.
   mkdir "$work/source"
-  git ls-files -z | tar --create --null --files-from - | tar --extract --directory "$work/source"
+  git ls-files -z | tar --create --null --files-from - | tar --extract --touch --directory "$work/source"
   "$PYTHON" -m pip wheel --quiet --disable-pip-version-check --no-deps --no-index --no-build-isolation \
     --wheel-dir "$folder" "$work/source"
   wheel=$folder/clincot-$VERSION-py3-none-any.whl
@@ -72,7 +72,7 @@ installed = pathlib.Path(clincot.__file__).parent
 assert (installed / "assets/policy").is_dir() and list((installed / "recipes").glob("*.yaml"))')
   (cd "$work" && new/bin/clincot --version && new/bin/clincot --help && new/bin/clincot recipes) > "$work/said"
   [ "$(head -1 "$work/said")" = "clincot $VERSION" ] || fail "clincot --version says $(head -1 "$work/said")"
-  grep -q 'Usage: clincot' "$work/said" || fail "clincot --help has no usage"
+  grep -qi 'usage: clincot' "$work/said" || fail "clincot --help has no usage"
   echo "wheel: $wheel"
 }
 
@@ -114,7 +114,7 @@ try-chart() { # try-chart FOLDER
   local package=$1/clincot-$VERSION.tgz work values profile given
   work=$(mktemp -d)
   trap 'rm -rf "$work"' RETURN
-  tar --extract --gzip --file "$package" --directory "$work"
+  tar --extract --touch --gzip --file "$package" --directory "$work"
   for values in "$work"/clincot/values-*.yaml; do
     profile=$(basename "$values" .yaml)
     case $profile in # what a profile leaves to the person who installs it
