@@ -7,7 +7,7 @@ from ipaddress import ip_address, ip_network
 
 import yaml
 
-from tests.chart.rendering import PROFILES, Json, of_kind, rendered, settings_of
+from tests.chart.rendering import SHIPPED, Json, of_kind, rendered, settings_of
 
 Workload = tuple[str, dict[str, str]]
 Target = Workload | str | None  # a pod, an address outside the cluster, or one that is in every ipBlock
@@ -184,7 +184,7 @@ def _list_ports(policies: list[Json]) -> set[int]:
 def render_traffic_tables() -> str:
     """Return one table for each profile, in Markdown."""
     out = []
-    for profile in PROFILES:
+    for profile in SHIPPED:
         rows = [
             f"| {source} | {target} | {', '.join(map(str, ports))} |"
             for source, target, ports in list_traffic(profile)

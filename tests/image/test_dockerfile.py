@@ -96,6 +96,12 @@ def test_an_image_only_writes_below_tmp(image: str) -> None:
 
 
 @pytest.mark.parametrize("image", IMAGES)
+def test_an_image_asks_for_no_gpu(image: str) -> None:
+    """NVIDIA_VISIBLE_DEVICES=all would give every container all GPUs of its node, whatever it requests."""
+    assert "NVIDIA_VISIBLE_DEVICES" not in " ".join(of(lineage(image), "ENV"))
+
+
+@pytest.mark.parametrize("image", IMAGES)
 def test_an_image_contains_no_build_tools(image: str) -> None:
     """pip and its caches are in other stages, and apt leaves no lists."""
     runs = of(lineage(image), "RUN")
