@@ -54,7 +54,7 @@ def check_cases(rules: Json, folder: Path) -> subprocess.CompletedProcess[str]:
     "flags",
     [
         (),
-        ("--set", "line=x,server.name=y"),
+        ("--set", "line=x,server.name=policy"),
         ("--set", "monitoring.rules.roundsWithoutPromotion=2000001"),
         ("--set-json", "monitoring.rules.judgeAgreement=-0.99,monitoring.rules.errorRate=1e-7"),
         ("--set-json", "monitoring.rules.judgeAgreement=1,monitoring.rules.errorRate=0.999"),
