@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, kw_only=True)
-class PlanArguments(ParamsArguments):
+class CostPlanArguments(ParamsArguments):
     """What is planned, for which GPU and under which assumptions."""
 
     gpu: Annotated[
@@ -90,10 +90,10 @@ class PlanArguments(ParamsArguments):
 
 def add_plan_command(commands: Commands) -> None:
     """Add `plan`."""
-    add_command(commands, "plan", plan_rounds, PlanArguments, panel=ROUND_PANEL)
+    add_command(commands, "plan", plan_rounds, CostPlanArguments, panel=ROUND_PANEL)
 
 
-def plan_rounds(args: PlanArguments) -> int:
+def plan_rounds(args: CostPlanArguments) -> int:
     """Estimate what rounds need: requests, tokens, GPU-hours, memory, storage and cost of each stage.
 
     The round's own code is run on a sample of the questions with models that only count. Nothing is loaded and no GPU
@@ -110,7 +110,7 @@ def plan_rounds(args: PlanArguments) -> int:
     return 0
 
 
-def _build_request(args: PlanArguments) -> PlanRequest:
+def _build_request(args: CostPlanArguments) -> PlanRequest:
     from clincot.planning.assumptions import parse_assumptions
     from clincot.planning.cost_plan import PlanRequest
 
@@ -136,7 +136,7 @@ def _build_request(args: PlanArguments) -> PlanRequest:
     )
 
 
-def _read_gpu(args: PlanArguments) -> tuple[Gpu, tuple[Gpu, ...]]:
+def _read_gpu(args: CostPlanArguments) -> tuple[Gpu, tuple[Gpu, ...]]:
     """(the GPU of the plan, all of the table). Raises InvalidInput."""
     from clincot.planning.gpu_table import GPU_FILE, find_gpu, read_gpus
 
@@ -149,7 +149,7 @@ def _read_gpu(args: PlanArguments) -> tuple[Gpu, tuple[Gpu, ...]]:
     return gpu, tuple(gpus.values())
 
 
-def _find_data(args: PlanArguments) -> tuple[Path | DataSize, Path | DataSize]:
+def _find_data(args: CostPlanArguments) -> tuple[Path | DataSize, Path | DataSize]:
     from clincot.planning.sampled_data import DataSize
 
     if (args.data is None) == (args.questions == 0):

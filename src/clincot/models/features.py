@@ -76,6 +76,12 @@ class PictureFeatures:
 _FEATURE_CACHES: dict[str, OrderedDict[str, torch.Tensor]] = {}
 
 
+def clear_feature_caches() -> None:
+    """Forget all features, as a new process would; the models of this one stay loaded."""
+    for cache in _FEATURE_CACHES.values():
+        cache.clear()
+
+
 def _hash_vision_weights(model: Any, output: FeatureOutput, processing: str) -> str:
     """Digest of the weights, dtype, device and image processor (`processing`) that features depend on."""
     total = hashlib.sha256(f"{model.dtype} {model.device} {output} {processing}".encode())

@@ -10,6 +10,7 @@ import math
 import random
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
+from itertools import chain
 from typing import TypeVar
 
 import numpy as np
@@ -174,12 +175,11 @@ class CountingModel:
         counted = [self.counter.count_row(row, packed=packed) for row in rows]
         calls, seen = ModelCalls(), set[str]()
         for start in range(0, len(counted), batch_size):
-            sequences = [sequence for row in counted[start : start + batch_size] for sequence in row]
+            sequences = list(chain.from_iterable(counted[start : start + batch_size]))
             longest = max(sequence.tokens for sequence in sequences)
             calls.add(_count_prefill(sequences, longest))
             calls.longest = max(calls.longest, longest)
-            pictures = [picture for sequence in sequences for picture in sequence.pictures]
-            for picture in pictures:
+            for picture in chain.from_iterable(sequence.pictures for sequence in sequences):
                 if not (self.shares_features and picture.key in seen):
                     seen.add(picture.key)
                     _add_encode(calls, picture)
