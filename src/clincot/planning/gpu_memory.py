@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from clincot.config import TrainConfig
 from clincot.planning.model_sizes import ModelSize
-from clincot.training.resolved_settings import choose_lora_rank
+from clincot.training.resolved_settings import choose_lora_rank, count_step_parts
 
 GIB = 1 << 30
 SHARE_USED = 0.9  # of a GPU's memory; the rest is for the CUDA context and for fragments between allocations
@@ -116,8 +116,8 @@ def estimate_training(
 
 
 def count_pairs_in_pass(train: TrainConfig) -> int:
-    """Pairs that are in memory at once: a step's batch is split into `grad_accumulation` parts."""
-    return -(-train.batch_size // train.grad_accumulation)
+    """Pairs that are in memory at once: a part of a step's batch."""
+    return train.batch_size // count_step_parts(train)
 
 
 def format_gib(gib: float) -> str:

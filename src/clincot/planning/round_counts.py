@@ -33,6 +33,7 @@ from clincot.geometry import WHOLE_IMAGE
 from clincot.judging.asking import JudgeRequest
 from clincot.judging.panel import JudgePanel
 from clincot.planning.counting_models import CountingModel, ModelCalls
+from clincot.planning.gpu_memory import count_pairs_in_pass
 from clincot.planning.sampled_data import SampledData
 from clincot.preferences.pairs import NoPairs, make_pairs
 from clincot.records import Candidate, PanelScore, PreferencePair, Record, Region
@@ -247,8 +248,7 @@ class RoundCounter:
         sides = count_sides(config)
         conversations = [[row.chosen, row.rejected, row.chosen][:sides] for row in rows]
         packed = self.policy.shares_features and config.freeze_vision and config.loss != "sft"
-        batch = max(1, -(-config.batch_size // config.grad_accumulation))
-        return self.policy.count_rows(conversations, batch_size=batch, packed=packed)
+        return self.policy.count_rows(conversations, batch_size=count_pairs_in_pass(config), packed=packed)
 
 
 def count_sides(config: TrainConfig) -> int:
