@@ -206,5 +206,5 @@ def test_full_finetuning_needs_shards_where_a_lora_does_not() -> None:
             PlanRequest(recipe.params, DataSize(40, 10), DataSize(20, 5), read_gpus()[DEFAULT_GPU])
         ).fits
     }
-    assert fits["train: full fine-tuning"].gpus == 2
+    assert fits["train: full fine-tuning, bfloat16 (the recipe)"].gpus == 2
     assert fits["train: LoRA of rank 128, bfloat16"].gpus == 1

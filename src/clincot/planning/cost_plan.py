@@ -297,11 +297,13 @@ def _list_fits(request: PlanRequest, size: ModelSize, counts: RoundCounts, rows:
     train, tokens = request.params.train, max(1, round(counts.training[0].epoch.longest))
     rank = train.lora_r or LARGE_MODEL_LORA_R
     wide = train.dtype == "float32"
-    methods = {
-        f"train: {choose_method(size, train)} (the recipe)": choose_method(size, train),
-        f"train: LoRA of rank {rank}, bfloat16": TrainingMethod(rank, bfloat16=True, four_bit=False),
-        "train: full fine-tuning": TrainingMethod(0, bfloat16=not wide, four_bit=False),
-    }
+    own = choose_method(size, train)
+    others = (
+        TrainingMethod(rank, bfloat16=True, four_bit=False),
+        TrainingMethod(0, bfloat16=not wide, four_bit=False),
+    )
+    methods = {f"train: {own} (the recipe)": own}
+    methods |= {f"train: {method}": method for method in others if method != own}
     inference = max((row.memory for row in rows if row.stage != "train"), default=0.0) / GIB
     fits = []
     for gpu in request.gpus or (request.gpu,):
