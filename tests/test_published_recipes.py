@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from clincot.cli.app import main
-from clincot.config import Params, Recipe, find_recipe, list_recipes, load_params, parse_config, render_params
+from clincot.config import Recipe, list_recipes, load_params, parse_config, render_params
 from clincot.config.recipes import PolicyFacts
 from clincot.config.sections import JudgeConfig
 from clincot.models.load import unload_models
